@@ -1,0 +1,1 @@
+"""Takes deliveries in and answers questions over HTTP."""

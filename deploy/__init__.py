@@ -1,0 +1,1 @@
+"""How Payfold is run: the command, the processes, embedded servers and the Stripe sandbox."""

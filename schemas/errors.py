@@ -1,0 +1,127 @@
+"""Every error that Payfold raises on purpose.
+
+The docstring of an error is its message to the person who meets it::
+
+    PayfoldError
+    ├── ConfigurationError          the process does not start (exit 2)
+    ├── MigrationsPendingError      the schema is behind the code (exit 4)
+    ├── NotFoundError               what a command was asked for is not there (exit 1)
+    ├── ConflictError               the thing is there, but not in the state that the act needs (exit 1)
+    ├── Permanent                   trying again gives the same answer
+    │   ├── Refused                 not recorded: the sender is told why
+    │   │   ├── SignatureMissing, SignatureMalformed, SignatureMismatch, SignatureExpired
+    │   │   ├── BodyEmpty, BodyTooLarge, BodyTooSlow, BodyNotText, BodyNotJson, NotAnEvent
+    │   └── Unfoldable              recorded, then parked with this reason
+    └── Transient                   try again: nothing is lost, nothing is acknowledged
+        └── DatabaseAway
+"""
+
+from typing import ClassVar
+
+
+class PayfoldError(Exception):
+    """Something went wrong inside Payfold."""
+
+    def __init__(self, detail: str | None = None) -> None:
+        super().__init__(detail or (type(self).__doc__ or "").strip())
+
+
+class ConfigurationError(PayfoldError):
+    """A setting is missing or cannot be used."""
+
+
+class MigrationsPendingError(PayfoldError):
+    """The database schema is behind this release: run `payfold migrate up`."""
+
+
+class NotFoundError(PayfoldError):
+    """There is nothing of that name here."""
+
+
+class ConflictError(PayfoldError):
+    """It is not in a state that allows this."""
+
+
+class Permanent(PayfoldError):
+    """Trying again gives the same answer."""
+
+
+class Refused(Permanent):
+    """The delivery is not recorded."""
+
+    status: ClassVar[int] = 400
+    reason: ClassVar[str] = "refused"
+
+
+class SignatureMissing(Refused):
+    """The Stripe-Signature header is missing or empty."""
+
+    reason = "signature_missing"
+
+
+class SignatureMalformed(Refused):
+    """The Stripe-Signature header cannot be read: it wants t=<unix seconds>,v1=<64 hexadecimal digits>."""
+
+    reason = "signature_malformed"
+
+
+class SignatureMismatch(Refused):
+    """No v1 signature matches the body: check which endpoint's signing secret is configured."""
+
+    reason = "signature_mismatch"
+
+
+class SignatureExpired(Refused):
+    """The signature's timestamp is too far from this server's clock."""
+
+    reason = "signature_expired"
+
+
+class BodyEmpty(Refused):
+    """The request has no body."""
+
+    reason = "body_empty"
+
+
+class BodyTooLarge(Refused):
+    """The body is larger than this endpoint reads."""
+
+    status = 413
+    reason = "body_too_large"
+
+
+class BodyTooSlow(Refused):
+    """The body did not arrive in time."""
+
+    status = 408
+    reason = "body_too_slow"
+
+
+class BodyNotText(Refused):
+    """The body is not UTF-8."""
+
+    reason = "body_not_utf8"
+
+
+class BodyNotJson(Refused):
+    """The body is not JSON."""
+
+    reason = "body_not_json"
+
+
+class NotAnEvent(Refused):
+    """The body is not an event: it wants an object with a text id and type and a created time."""
+
+    reason = "not_an_event"
+
+
+class Unfoldable(Permanent):
+    """The event is kept, and cannot be folded."""
+
+
+class Transient(PayfoldError):
+    """Try again later."""
+
+
+class DatabaseAway(Transient):
+    """PostgreSQL does not answer: the delivery is not recorded, send it again."""

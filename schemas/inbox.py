@@ -1,0 +1,131 @@
+"""The inbox: the only door by which anything that Payfold comes to know enters its tables."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from enum import Enum
+from typing import Any, Final
+
+import psycopg
+
+from schemas.database import Cursor
+from schemas.events import Envelope
+
+RECORD_ROWS_MAX = 1000
+"""Deliveries in one statement: more bytes at once gain nothing and hold locks for longer."""
+
+
+class Recorded(Enum):
+    """What recording a delivery did."""
+
+    NEW = "new"
+    NEWER_RENDERING = "newer rendering"
+    DUPLICATE = "duplicate"
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """An event on its way into the inbox.
+
+    ``account`` is the event's own or the label of the secret that verified it; ``sha256`` is of the body as
+    it came; ``signature`` is the header that vouched for it, None where none did.
+    """
+
+    envelope: Envelope
+    account: str
+    sha256: bytes
+    signature: str | None
+    source: str
+    received_at: datetime
+
+    @property
+    def key(self) -> tuple[str, bool, str]:
+        """What makes two deliveries the same event."""
+        return (self.account, self.envelope.livemode, self.envelope.id)
+
+    @property
+    def rendering(self) -> str:
+        """The date of the API version that shaped the payload; versions sort by it alone."""
+        return (self.envelope.api_version or "")[:10]
+
+
+# Two statements that record the same events in another order would wait for each other for ever, hence the
+# ORDER BY. Rows that were there come back from neither branch: that is how a duplicate is told.
+RECORD: Final = """
+WITH given AS (
+    SELECT * FROM unnest(
+        %b::text[], %b::boolean[], %b::text[], %b::text[], %b::text[], %b::bigint[], %b::text[], %b::text[],
+        %b::bytea[], %b::text[], %b::bytea[], %b::text[], %b::text[], %b::timestamptz[]
+    ) AS t (account, livemode, id, type, api_version, created, object_type, object_id, payload, redacted,
+        payload_sha256, signature, source, received_at)
+), recorded AS (
+    INSERT INTO inbox AS known (account, livemode, id, type, api_version, created, object_type, object_id, payload,
+        redacted, payload_sha256, signature, source, received_at)
+    SELECT account, livemode, id, type, api_version, to_timestamp(created), object_type, object_id, payload,
+        string_to_array(redacted, ' '), payload_sha256, signature, source, received_at
+    FROM given ORDER BY account, livemode, id
+    ON CONFLICT (account, livemode, id) DO UPDATE SET
+        api_version = excluded.api_version, object_type = excluded.object_type, object_id = excluded.object_id,
+        payload = excluded.payload, redacted = excluded.redacted, payload_sha256 = excluded.payload_sha256,
+        signature = excluded.signature
+    WHERE left(excluded.api_version, 10) > left(coalesce(known.api_version, ''), 10)
+    RETURNING known.seq, known.account, known.livemode, known.id, known.xmax = 0 AS is_new
+), queued AS (
+    INSERT INTO pending (seq, again) SELECT seq, NOT is_new FROM recorded ORDER BY seq
+    ON CONFLICT (seq) DO UPDATE SET again = true
+)
+SELECT account, livemode, id, is_new FROM recorded
+"""
+
+
+def arguments(deliveries: Sequence[Delivery]) -> list[list[Any]]:
+    """Return *deliveries* as the columns that ``RECORD`` takes."""
+    envelopes = [delivery.envelope for delivery in deliveries]
+    return [
+        [delivery.account for delivery in deliveries],
+        [envelope.livemode for envelope in envelopes],
+        [envelope.id for envelope in envelopes],
+        [envelope.type for envelope in envelopes],
+        [envelope.api_version for envelope in envelopes],
+        [envelope.created for envelope in envelopes],
+        [envelope.object_type for envelope in envelopes],
+        [envelope.object_id for envelope in envelopes],
+        [envelope.payload for envelope in envelopes],
+        [" ".join(envelope.redacted) for envelope in envelopes],
+        [delivery.sha256 for delivery in deliveries],
+        [delivery.signature for delivery in deliveries],
+        [delivery.source for delivery in deliveries],
+        [delivery.received_at for delivery in deliveries],
+    ]
+
+
+def newest_of_each(deliveries: Sequence[Delivery]) -> list[Delivery]:
+    """Return one delivery per event: the first of the newest rendering."""
+    newest: dict[tuple[str, bool, str], Delivery] = {}
+    for delivery in deliveries:
+        known = newest.get(delivery.key)
+        if known is None or delivery.rendering > known.rendering:
+            newest[delivery.key] = delivery
+    return list(newest.values())
+
+
+def results(deliveries: Sequence[Delivery], rows: Sequence[tuple[str, bool, str, bool]]) -> list[Recorded]:
+    """Return what became of each delivery, from the rows that ``RECORD`` answered."""
+    fresh = {(account, livemode, event): is_new for account, livemode, event, is_new in rows}
+    said = []
+    for delivery in deliveries:
+        is_new = fresh.pop(delivery.key, None)
+        said.append(Recorded.DUPLICATE if is_new is None else Recorded.NEW if is_new else Recorded.NEWER_RENDERING)
+    return said
+
+
+def record(cursor: Cursor, deliveries: Sequence[Delivery]) -> list[Recorded]:
+    """Record *deliveries* with one statement and return what became of each; the caller commits."""
+    cursor.execute(RECORD, arguments(newest_of_each(deliveries)))
+    return results(deliveries, cursor.fetchall())
+
+
+async def record_async(connection: psycopg.AsyncConnection[Any], deliveries: Sequence[Delivery]) -> list[Recorded]:
+    """Do as ``record`` does, on asyncio's connection."""
+    cursor = await connection.execute(RECORD, arguments(newest_of_each(deliveries)))
+    return results(deliveries, await cursor.fetchall())

@@ -1,0 +1,45 @@
+"""Brings the schema to this release, and says whether it is there.
+
+Old code runs on the new schema: a migration adds, and what is no longer used goes in a later release.
+"""
+
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection
+
+from schemas import database
+
+# Two releases that migrate at once take turns. The number is ours to choose and means nothing else.
+_TURN = 7_041_776_001
+
+
+def _config() -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    return config
+
+
+def pending(connection: Connection) -> list[str]:
+    """Return the revisions that *connection*'s schema lacks, oldest first."""
+    script = ScriptDirectory.from_config(_config())
+    current = MigrationContext.configure(connection).get_current_heads()
+    return [revision.revision for revision in reversed(list(script.iterate_revisions("heads", current or "base")))]
+
+
+def upgrade(database_url: str) -> list[str]:
+    """Apply what is pending at *database_url* and return the revisions applied, oldest first."""
+    engine = database.engine(database_url)
+    try:
+        with engine.begin() as connection:
+            connection.exec_driver_sql("SELECT pg_advisory_xact_lock(%s)", (_TURN,))
+            applied = pending(connection)
+            config = _config()
+            config.attributes["connection"] = connection
+            command.upgrade(config, "heads")
+            return applied
+    finally:
+        engine.dispose()

@@ -1,0 +1,259 @@
+"""Settings from the environment, checked once at start.
+
+A value that cannot be used stops the process with its name, its fault and an example, and never with the
+value itself where it may hold a secret. A secret may come from a file: ``STRIPE_WEBHOOK_SECRETS_FILE`` names
+a file that holds ``STRIPE_WEBHOOK_SECRETS``.
+"""
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from schemas.errors import ConfigurationError
+
+Scope = Literal["read", "register", "admin"]
+SCOPES: tuple[Scope, ...] = ("read", "register", "admin")
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_LABEL = re.compile(r"[A-Za-z0-9_]{1,255}")
+
+
+@dataclass(frozen=True, slots=True)
+class SigningSecret:
+    """An endpoint's signing secret; ``account`` labels deliveries that name no account themselves."""
+
+    account: str
+    secret: bytes
+
+    def __repr__(self) -> str:
+        return f"SigningSecret(account={self.account!r}, secret=hidden)"
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """A bearer token: who holds it, what it may do, and the SHA-256 of it in hexadecimal."""
+
+    name: str
+    scope: Scope
+    sha256: str
+
+    def __repr__(self) -> str:
+        return f"Token(name={self.name!r}, scope={self.scope!r}, sha256=hidden)"
+
+
+class Settings(BaseSettings):
+    """What the environment says. Names here are the variables' names in lower case."""
+
+    model_config = SettingsConfigDict(frozen=True, extra="ignore", case_sensitive=False, hide_input_in_errors=True)
+
+    database_url: SecretStr | None = Field(
+        None, description="PostgreSQL 15 to 18", examples=["postgres://user:password@host:5432/name"]
+    )
+    redis_url: SecretStr | None = Field(
+        None, description="Redis 7 or Valkey 8, or newer", examples=["rediss://:password@host:6379/0"]
+    )
+    redis_tls_verify: bool = Field(
+        default=True,
+        description="false where the certificate is self-signed, as on Heroku",
+        examples=["false"],
+    )
+    port: int = Field(8000, ge=1, le=65535, description="port of the web process", examples=["8000"])
+    web_concurrency: int = Field(1, ge=1, le=64, description="web processes on that port", examples=["2"])
+    stripe_webhook_secrets: SecretStr = Field(
+        SecretStr(""),
+        description="signing secrets of the endpoints, comma separated, each with an optional account label",
+        examples=["whsec_a,acct_1=whsec_b"],
+    )
+    payfold_tokens: SecretStr = Field(
+        SecretStr(""),
+        description="bearer tokens as name:scope:sha256, comma separated, made by `payfold tokens new`",
+        examples=["shop:read:" + "0" * 64],
+    )
+    payfold_host: str = Field(
+        "0.0.0.0",  # noqa: S104 - a dyno's router comes from outside
+        description="address that the web process binds",
+        examples=["127.0.0.1"],
+    )
+    payfold_data_dir: Path = Field(
+        Path(".payfold"), description="where `up` and `demo` keep embedded servers", examples=["/srv/payfold"]
+    )
+    payfold_log_format: Literal["json", "console"] = Field(
+        "json", description="how logs are written", examples=["json"]
+    )
+    payfold_log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="the least severe line that is logged", examples=["info"]
+    )
+    payfold_sweep_seconds: int = Field(
+        5,
+        ge=1,
+        le=3600,
+        description="how often the clock looks for events that the broker forgot",
+        examples=["5"],
+    )
+
+    @field_validator("database_url")
+    @classmethod
+    def _names_postgresql(cls, value: SecretStr | None) -> SecretStr | None:
+        return _url_of(value, {"postgres", "postgresql", "postgresql+psycopg"})
+
+    @field_validator("redis_url")
+    @classmethod
+    def _names_redis(cls, value: SecretStr | None) -> SecretStr | None:
+        return _url_of(value, {"redis", "rediss"})
+
+    @field_validator("stripe_webhook_secrets")
+    @classmethod
+    def _reads_secrets(cls, value: SecretStr) -> SecretStr:
+        _signing_secrets(value.get_secret_value())
+        return value
+
+    @field_validator("payfold_tokens")
+    @classmethod
+    def _reads_tokens(cls, value: SecretStr) -> SecretStr:
+        _tokens(value.get_secret_value())
+        return value
+
+    @cached_property
+    def signing_secrets(self) -> tuple[SigningSecret, ...]:
+        """The endpoints' secrets, in the order in which they are tried."""
+        return _signing_secrets(self.stripe_webhook_secrets.get_secret_value())
+
+    @cached_property
+    def tokens(self) -> tuple[Token, ...]:
+        """The bearer tokens that open the read routes."""
+        return _tokens(self.payfold_tokens.get_secret_value())
+
+    @property
+    def postgresql(self) -> str:
+        """The database's address in SQLAlchemy's form.
+
+        Raises:
+            ConfigurationError: when none is set.
+        """
+        if self.database_url is None:
+            raise ConfigurationError(
+                "DATABASE_URL is not set and no embedded database is running here: set it "
+                "(postgres://user:password@host:5432/name) or start one with `payfold up`."
+            )
+        scheme, rest = self.database_url.get_secret_value().split("://", 1)
+        del scheme
+        return f"postgresql+psycopg://{rest}"
+
+    @property
+    def libpq(self) -> str:
+        """The database's address in libpq's form, for the driver without SQLAlchemy."""
+        return self.postgresql.replace("postgresql+psycopg://", "postgresql://", 1)
+
+    @property
+    def broker(self) -> str:
+        """The broker's address.
+
+        Raises:
+            ConfigurationError: when none is set.
+        """
+        if self.redis_url is None:
+            raise ConfigurationError(
+                "REDIS_URL is not set and no embedded broker is running here: set it "
+                "(redis://:password@host:6379/0) or start one with `payfold up`."
+            )
+        return self.redis_url.get_secret_value()
+
+    @classmethod
+    def load(cls, environment: Mapping[str, str] | None = None) -> Self:
+        """Read the settings, from ``*_FILE`` where the environment names one.
+
+        Raises:
+            ConfigurationError: with the name, the fault and an example of each bad value.
+        """
+        given = _with_files(os.environ if environment is None else environment, set(cls.model_fields))
+        try:
+            return cls.model_validate(given)
+        except ValidationError as error:
+            raise ConfigurationError("\n".join(_faults(error, cls))) from None
+
+    def shown(self) -> dict[str, str]:
+        """Return each setting by its variable's name; a secret says only that it is set."""
+        return {name.upper(): _shown(getattr(self, name)) for name in type(self).model_fields}
+
+
+def _with_files(environment: Mapping[str, str], names: set[str]) -> dict[str, str]:
+    lowered = {key.lower(): value for key, value in environment.items() if value != ""}
+    given = {name: lowered[name] for name in names if name in lowered}
+    for name in names - set(given):
+        path = lowered.get(f"{name}_file")
+        if path is None:
+            continue
+        try:
+            given[name] = Path(path).read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            fault = error.strerror if isinstance(error, OSError) else "it is not text"
+            raise ConfigurationError(f"{name.upper()}_FILE: cannot read the file that it names: {fault}.") from None
+    return given
+
+
+def _faults(error: ValidationError, settings: type[Settings]) -> list[str]:
+    faults = []
+    for fault in error.errors(include_url=False, include_input=False, include_context=False):
+        name = str(fault["loc"][0])
+        examples: Any = settings.model_fields[name].examples or [""]
+        message = fault["msg"].removeprefix("Value error, ")
+        faults.append(f"{name.upper()}: {message}. Example: {name.upper()}={examples[0]}")
+    return faults
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, SecretStr):
+        return "set, hidden" if value.get_secret_value() else "not set"
+    return "not set" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _url_of(value: SecretStr | None, schemes: set[str]) -> SecretStr | None:
+    if value is None:
+        return None
+    try:
+        parts = urlsplit(value.get_secret_value())
+        usable = parts.scheme in schemes and (parts.port is None or parts.port > 0)
+    except ValueError:
+        usable = False
+    if not usable:
+        raise ValueError(f"it is not an address that begins with {' or '.join(sorted(f'{s}://' for s in schemes))}")
+    return value
+
+
+def _signing_secrets(text: str) -> tuple[SigningSecret, ...]:
+    return tuple(_signing_secret(part.strip()) for part in text.split(",") if part.strip())
+
+
+def _signing_secret(part: str) -> SigningSecret:
+    account, equals, secret = part.rpartition("=")
+    if equals and not _LABEL.fullmatch(account):
+        raise ValueError("an account label may hold letters, digits and _ only")
+    if not secret.startswith("whsec_") or len(secret) <= len("whsec_") or not secret.isascii():
+        raise ValueError("each signing secret begins with whsec_ and goes on")
+    return SigningSecret(account=account, secret=secret.encode())
+
+
+def _tokens(text: str) -> tuple[Token, ...]:
+    tokens = tuple(_token(part.strip()) for part in text.split(",") if part.strip())
+    if len({token.name for token in tokens}) != len(tokens):
+        raise ValueError("each token wants a name of its own")
+    return tokens
+
+
+def _token(part: str) -> Token:
+    name, _, rest = part.partition(":")
+    scope, _, sha256 = rest.partition(":")
+    for known in SCOPES:
+        if scope == known and _LABEL.fullmatch(name) and _SHA256.fullmatch(sha256):
+            return Token(name, known, sha256)
+    raise ValueError(
+        f"each token reads name:scope:sha256, with a scope of {', '.join(SCOPES)} and 64 hexadecimal digits"
+    )

@@ -1,0 +1,332 @@
+"""What Checkout Session events say of an order.
+
+Source: facts of Stripe's Checkout Session object and its events, https://docs.stripe.com/api/checkout/sessions/object.
+
+Note [Failed looks like an unpaid completion]
+    A session whose delayed payment failed stays complete and unpaid, and its snapshot is the one that
+    ``checkout.session.completed`` told before. Only the event's type carries the failure.
+
+Note [An older API version says the same in other places]
+    Columns are read by the presence of fields, never by the version's name. Before basil the address stood in
+    ``shipping_details``. Before presentment details, Stripe's currency conversion put the buyer's currency
+    into ``currency`` and ``amount_total`` and the shop's into ``currency_conversion``; the parts that it did
+    not convert back are unknown in the shop's currency, so they are null and not wrong.
+"""
+
+from datetime import datetime
+from typing import Final
+
+import msgspec
+from msgspec import UNSET, Struct, UnsetType
+
+from worker.folds.facts import Anomaly, Change, Event, Facts, Row, Subject, Value
+from worker.folds.join import Shape
+from worker.folds.reading import Metadata, Name, Reader, Reference, Seconds, Whole, carried, moment, references
+
+CLOCK_EXPIRED: Final = "payfold.checkout.session.clock_expired"
+ASYNC_PAYMENT_FAILED: Final = "checkout.session.async_payment_failed"
+TYPES: Final = (
+    "checkout.session.completed",
+    "checkout.session.async_payment_succeeded",
+    ASYNC_PAYMENT_FAILED,
+    "checkout.session.expired",
+    "payfold.checkout.session.observed",
+    "payfold.checkout.session.registered",
+    CLOCK_EXPIRED,
+)
+
+# What the type alone says, for API versions older than the session's own status.
+_STATUS_OF_TYPE: Final = {
+    "checkout.session.completed": "complete",
+    "checkout.session.async_payment_succeeded": "complete",
+    ASYNC_PAYMENT_FAILED: "complete",
+    "checkout.session.expired": "expired",
+}
+
+
+class _TotalDetails(Struct):
+    amount_discount: Whole | UnsetType | None = UNSET
+    amount_shipping: Whole | UnsetType | None = UNSET
+    amount_tax: Whole | UnsetType | None = UNSET
+
+
+class _PresentmentDetails(Struct):
+    presentment_amount: Whole | UnsetType | None = UNSET
+    presentment_currency: str | UnsetType | None = UNSET
+
+
+class _CurrencyConversion(Struct):
+    amount_subtotal: Whole
+    amount_total: Whole
+    source_currency: str
+
+
+class _CustomerDetails(Struct):
+    email: str | None = None
+
+
+class _Recovery(Struct):
+    url: str | UnsetType | None = UNSET
+
+
+class _AfterExpiration(Struct):
+    recovery: _Recovery | UnsetType | None = UNSET
+
+
+class _Address(Struct):
+    city: str | None = None
+    country: str | None = None
+    line1: str | None = None
+    line2: str | None = None
+    postal_code: str | None = None
+    state: str | None = None
+
+
+class _Shipping(Struct):
+    name: str | None = None
+    address: _Address | None = None
+
+
+class _CollectedInformation(Struct):
+    shipping_details: _Shipping | UnsetType | None = UNSET
+
+
+class CheckoutSession(Struct):
+    """The fields of a Checkout Session that an order keeps."""
+
+    id: Name
+    after_expiration: _AfterExpiration | UnsetType | None = UNSET
+    amount_subtotal: Whole | UnsetType | None = UNSET
+    amount_total: Whole | UnsetType | None = UNSET
+    client_reference_id: str | UnsetType | None = UNSET
+    collected_information: _CollectedInformation | UnsetType | None = UNSET
+    created: Seconds | UnsetType | None = UNSET
+    currency: str | UnsetType | None = UNSET
+    currency_conversion: _CurrencyConversion | UnsetType | None = UNSET
+    customer: Reference | UnsetType = UNSET
+    customer_details: _CustomerDetails | UnsetType | None = UNSET
+    customer_email: str | UnsetType | None = UNSET
+    expires_at: Seconds | UnsetType | None = UNSET
+    invoice: Reference | UnsetType = UNSET
+    metadata: Metadata | UnsetType | None = UNSET
+    mode: str | UnsetType | None = UNSET
+    payment_intent: Reference | UnsetType = UNSET
+    payment_link: Reference | UnsetType = UNSET
+    payment_status: str | UnsetType | None = UNSET
+    presentment_details: _PresentmentDetails | UnsetType | None = UNSET
+    recovered_from: Reference | UnsetType = UNSET
+    shipping_details: _Shipping | UnsetType | None = UNSET
+    status: str | UnsetType | None = UNSET
+    subscription: Reference | UnsetType = UNSET
+    total_details: _TotalDetails | UnsetType | None = UNSET
+
+
+_reader = Reader(CheckoutSession)
+
+
+def fold(event: Event) -> tuple[Facts, ...]:
+    """Return what *event*, of one of ``TYPES``, says of its order.
+
+    Raises:
+        Unfoldable: when the session in it cannot be read.
+    """
+    session, before = _reader.read(event.payload)
+    status = session.status if isinstance(session.status, str) else _STATUS_OF_TYPE.get(event.type, session.status)
+    columns = _columns(session)
+    # The clock knows that the time is up, and nothing new of the session itself.
+    by_clock = event.type == CLOCK_EXPIRED
+    if status is not UNSET and not by_clock:
+        columns["session_status"] = status
+    failed = event.type == ASYNC_PAYMENT_FAILED
+    facts = Facts(
+        subject=Subject("orders", event.account, event.livemode, session.id),
+        event_id=event.id,
+        source=event.source,
+        created=event.created,
+        rank=_CLOCK_EXPIRED if by_clock else _rank(status, session.payment_status, failed=failed),
+        stamp=(event.created,),
+        columns=columns,
+        references=_references(session),
+        moments=_moments(event, status, session),
+        before=None if before is None else {**_columns(before), **_references(before)},
+        by_clock=by_clock,
+    )
+    return (facts,)
+
+
+# An unknown status ranks lowest, so that it undoes nothing that is known.
+_OPEN, _CLOCK_EXPIRED, _EXPIRED, _PROCESSING, _FAILED, _PAID = range(6)
+_SETTLED: Final = ("paid", "no_payment_required")
+
+
+def _rank(status: object, payment_status: object, *, failed: bool) -> int:
+    if status == "expired":
+        return _EXPIRED
+    if status == "complete" and payment_status in _SETTLED:
+        return _PAID
+    if status == "complete" and payment_status == "unpaid":
+        return _FAILED if failed else _PROCESSING
+    return _OPEN
+
+
+def _columns(session: CheckoutSession) -> dict[str, Value]:
+    totals = session.total_details if isinstance(session.total_details, _TotalDetails) else _TotalDetails()
+    recovery = session.after_expiration.recovery if isinstance(session.after_expiration, _AfterExpiration) else UNSET
+    columns = carried(
+        payment_status=session.payment_status,
+        mode=session.mode,
+        currency=session.currency,
+        amount_subtotal=session.amount_subtotal,
+        amount_discount=totals.amount_discount,
+        amount_shipping=totals.amount_shipping,
+        amount_tax=totals.amount_tax,
+        amount_total=session.amount_total,
+        customer_email=_email(session),
+        client_reference_id=session.client_reference_id,
+        recovery_url=recovery.url if isinstance(recovery, _Recovery) else UNSET,
+        shipping=_shipping(session),
+        metadata=session.metadata,
+        created=moment(session.created),
+        expires_at=moment(session.expires_at),
+    )
+    return columns | _presentment(session)
+
+
+def _presentment(session: CheckoutSession) -> dict[str, Value]:
+    """Return the buyer's currency and, where it displaced the shop's, the shop's amounts in their place."""
+    details, conversion = session.presentment_details, session.currency_conversion
+    if isinstance(details, _PresentmentDetails):
+        return carried(presentment_currency=details.presentment_currency, presentment_amount=details.presentment_amount)
+    if isinstance(conversion, _CurrencyConversion):
+        return carried(
+            presentment_currency=session.currency,
+            presentment_amount=session.amount_total,
+            currency=conversion.source_currency,
+            amount_subtotal=conversion.amount_subtotal,
+            amount_discount=None,
+            amount_shipping=None,
+            amount_tax=None,
+            amount_total=conversion.amount_total,
+        )
+    return {}
+
+
+def _email(session: CheckoutSession) -> str | UnsetType | None:
+    """The address that the buyer typed; until then, the one that the shop passed."""
+    if isinstance(session.customer_details, _CustomerDetails) and session.customer_details.email:
+        return session.customer_details.email
+    return session.customer_email
+
+
+def _shipping(session: CheckoutSession) -> Value | UnsetType:
+    collected = session.collected_information
+    newer = collected.shipping_details if isinstance(collected, _CollectedInformation) else UNSET
+    # The newer place is null while the older one is filled in some versions that have both.
+    told = newer if isinstance(newer, _Shipping) or session.shipping_details is UNSET else session.shipping_details
+    return msgspec.to_builtins(told) if isinstance(told, _Shipping) else told
+
+
+def _references(session: CheckoutSession) -> dict[str, str | None]:
+    return references(
+        customer=session.customer,
+        payment_link=session.payment_link,
+        payment_intent=session.payment_intent,
+        subscription=session.subscription,
+        invoice=session.invoice,
+        recovered_from=session.recovered_from,
+    )
+
+
+def _moments(event: Event, status: object, session: CheckoutSession) -> dict[str, datetime]:
+    complete = status == "complete"
+    told = {
+        "completed_at": complete,
+        "paid_at": complete and session.payment_status in _SETTLED and session.mode != "setup",
+        "failed_at": event.type == ASYNC_PAYMENT_FAILED,
+        "expired_at": status == "expired" or event.type == CLOCK_EXPIRED,
+    }
+    return {name: event.created for name, is_so in told.items() if is_so}
+
+
+# From here on: what follows from the joined row.
+
+
+def _rank_of(row: Row) -> int:
+    rank = _rank(row["session_status"], row["payment_status"], failed=row["failed_at"] is not None)
+    return _CLOCK_EXPIRED if rank == _OPEN and row["expired_at"] is not None else rank
+
+
+def _status(row: Row) -> str | None:
+    """Return the order's status; None where Stripe said something that we do not know."""
+    rank = _rank_of(row)
+    if rank == _OPEN:
+        return "open" if row["session_status"] == "open" else None
+    if rank == _PAID and row["mode"] == "setup":
+        return "complete"
+    return {
+        _CLOCK_EXPIRED: "expired",
+        _EXPIRED: "expired",
+        _PROCESSING: "processing",
+        _FAILED: "failed",
+        _PAID: "paid",
+    }[rank]
+
+
+def _infer(row: Row) -> None:
+    row["status"] = _status(row)
+
+
+def _anomalies(row: Row) -> list[Anomaly]:
+    found = []
+    if row["status"] is None:
+        unknown = {name: row[name] for name in ("session_status", "payment_status", "mode")}
+        found.append(Anomaly("unknown_status", unknown))
+    if row["completed_at"] is not None and row["expired_at"] is not None:
+        found.append(Anomaly("expired_and_complete", {}))
+    return found
+
+
+_KIND_OF_STATUS: Final = {
+    "open": "order.opened",
+    "processing": "order.processing",
+    "paid": "order.paid",
+    "complete": "order.completed",
+    "failed": "order.failed",
+    "expired": "order.expired",
+}
+_TOLD: Final = ("status", "session_status", "payment_status", "currency", "amount_total")
+
+
+def _changes(before: Row | None, after: Row) -> list[Change]:
+    status = after["status"]
+    if not isinstance(status, str) or (before is not None and before["status"] == status):
+        return []
+    return [
+        Change(
+            _KIND_OF_STATUS[status],
+            None if before is None else {name: before[name] for name in _TOLD},
+            {name: after[name] for name in _TOLD},
+        )
+    ]
+
+
+_COLUMNS: Final = (
+    *("status", "session_status", "payment_status", "mode"),
+    *("currency", "amount_subtotal", "amount_discount", "amount_shipping", "amount_tax", "amount_total"),
+    *("presentment_currency", "presentment_amount"),
+    *("customer", "customer_email", "client_reference_id"),
+    *("payment_link", "payment_intent", "subscription", "invoice", "recovered_from", "recovery_url"),
+    *("shipping", "metadata", "created", "expires_at", "completed_at", "paid_at", "failed_at", "expired_at"),
+)
+
+SHAPE: Final = Shape(
+    table="orders",
+    empty={**dict.fromkeys(_COLUMNS), "lines_complete": False},
+    rank_of=_rank_of,
+    stamp_of=lambda row: (row["as_of"],),
+    infer=_infer,
+    anomalies=_anomalies,
+    changes=_changes,
+    clock_rank=_CLOCK_EXPIRED,
+    clock_moment="expired_at",
+)

@@ -1,0 +1,98 @@
+"""What a fold is given, and what it says.
+
+Note [A fold infers nothing]
+    A fold reads one event and reports what that event carries: an absent key says nothing, a null says null.
+    What several events mean together is the join's to find, and what can be inferred is inferred from the
+    joined row, so that no rule depends on which event was read first.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, TypeAlias
+
+Value: TypeAlias = bool | int | str | datetime | Mapping[str, Any] | None
+Row: TypeAlias = dict[str, Value]
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """An event out of the inbox. ``created`` is aware and UTC; ``payload`` is the body, credentials blanked."""
+
+    seq: int
+    account: str
+    livemode: bool
+    id: str
+    type: str
+    created: datetime
+    object_type: str | None
+    object_id: str | None
+    payload: bytes
+    source: str
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Subject:
+    """What one row is about: its table and its key."""
+
+    table: str
+    account: str
+    livemode: bool
+    id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What one event says of one row.
+
+    ``stamp`` orders events of one rank, as a tuple of times of which the first differing one decides.
+    ``columns`` and ``references`` hold the keys that the event carries; ``before`` holds the values that both
+    had before the event, where it tells, by the same names. ``moments`` are the times at which what the event
+    says came true. ``is_first`` is said by a ``.created`` event, which nothing comes before; ``by_clock`` by
+    our clock, which any real event outranks.
+    """
+
+    subject: Subject
+    event_id: str
+    source: str
+    created: datetime
+    rank: int
+    stamp: tuple[datetime, ...]
+    columns: Mapping[str, Value]
+    references: Mapping[str, str | None] = field(default_factory=dict)
+    moments: Mapping[str, datetime] = field(default_factory=dict)
+    before: Mapping[str, Value] | None = None
+    is_first: bool = False
+    by_clock: bool = False
+
+    @property
+    def position(self) -> tuple[int, tuple[datetime, ...]]:
+        """Where the event stands among those of its row, but for the chain."""
+        return (self.rank, self.stamp)
+
+    @property
+    def after(self) -> dict[str, Value]:
+        """The state that the event tells, under the names of ``before``."""
+        return {**self.columns, **self.references}
+
+
+@dataclass(frozen=True, slots=True)
+class Anomaly:
+    """Something about a row that should not be. ``detail`` holds no personal data."""
+
+    kind: str
+    detail: Mapping[str, Value | list[str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A step that a consumer of the change feed wants to hear of, with the columns that it moved."""
+
+    kind: str
+    before: Mapping[str, Value] | None
+    after: Mapping[str, Value]
+
+
+def utc(seconds: int) -> datetime:
+    """Return the aware time of *seconds*, in Unix time."""
+    return datetime.fromtimestamp(seconds, UTC)

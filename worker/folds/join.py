@@ -1,0 +1,284 @@
+"""How the events of one object become its row.
+
+Note [The row depends on the set alone]
+    The events of an object have one order, computed from the events: rank, then stamp, then the chain of
+    states that they tell. Its row is the left fold of them in that order. Arrival, batching and duplication
+    do not enter into it. An event strictly above the row by rank and stamp is the last in that order
+    whatever came before, so it may be laid over the row as it stands (``advance``); for any other the row is
+    folded anew from all the object's events (``fold_all``). Both take the same step, ``_lay``.
+
+Note [The chain is an Eulerian path]
+    Several events may share a rank and a second. Each tells a state after it and, through its previous
+    attributes, the state before it: states are nodes and events are edges, and an order without a gap is a
+    path that takes every edge once. Whether there is one, and where it ends, follows from the nodes' degrees,
+    so nothing is searched. Where there is none, the fewest gaps are counted from the degrees as well.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Final
+
+from worker.folds.facts import Anomaly, Change, Facts, Row, Subject, Value
+
+AMBIGUOUS_ORDER: Final = "ambiguous_order"
+TWO_REFERENCES: Final = "two_references"
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What the join has to know of one kind of row.
+
+    ``empty`` is the row that no event has touched. ``rank_of`` tells the rank of a row's deciding event from
+    the row, never below the true one, and ``stamp_of`` its stamp. ``infer`` returns the row with what follows
+    from its own columns; ``anomalies`` and ``changes`` report on it. ``clock_rank`` is the rank of what our
+    clock says, and ``clock_moment`` the moment that only counts while the clock decides. ``prefer`` ranks
+    last states where the events leave several possible.
+    """
+
+    table: str
+    empty: Mapping[str, Value]
+    rank_of: Callable[[Row], int]
+    stamp_of: Callable[[Row], tuple[Value, ...]]
+    infer: Callable[[Row], None]
+    anomalies: Callable[[Row], list[Anomaly]]
+    changes: Callable[[Row | None, Row], list[Change]]
+    clock_rank: int | None = None
+    clock_moment: str = ""
+    prefer: Callable[[Facts], int] = lambda _: 0
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """A row, what is wrong with it, and by which source its deciding event came.
+
+    ``is_whole`` tells that the anomalies are all there are; a row that was only advanced does not know of
+    the references that earlier events disagreed on.
+    """
+
+    row: Row
+    anomalies: tuple[Anomaly, ...]
+    source: str
+    is_whole: bool
+
+
+def advance(shape: Shape, row: Row, facts: Sequence[Facts]) -> Joined | None:
+    """Return *row* with *facts* laid over it; None where only all the object's events can tell."""
+    position = (shape.rank_of(row), shape.stamp_of(row))
+    advanced, source = row, ""
+    for step in sorted(facts, key=lambda each: each.position):
+        if step.position <= position or _disagreements(advanced, step):
+            return None
+        advanced, position, source = _lay(shape, advanced, step), step.position, step.source
+    shape.infer(advanced)
+    return Joined(advanced, tuple(shape.anomalies(advanced)), source, is_whole=False)
+
+
+def fold_all(shape: Shape, facts: Iterable[Facts]) -> Joined:
+    """Return the row of the object whose events are *facts*, at least one, in any order and each once."""
+    known = list(facts)
+    row = _empty(shape, known[0].subject)
+    anomalies: list[Anomaly] = []
+    carried: dict[str, Value] | None = None
+    ambiguous, source = False, ""
+    for _, group in groupby(sorted(known, key=lambda each: (each.position, each.event_id)), lambda each: each.position):
+        steps, ambiguous = _in_order(shape, list(group), carried)
+        for step in steps:
+            anomalies += [_two_references(step, name, row) for name in _disagreements(row, step)]
+            row = _lay(shape, row, step)
+            carried, source = {**(carried or {}), **step.after}, step.source
+    shape.infer(row)
+    anomalies += shape.anomalies(row)
+    if ambiguous:
+        anomalies.append(Anomaly(AMBIGUOUS_ORDER, {"as_of": row["as_of"]}))
+    return Joined(row, tuple(anomalies), source, is_whole=True)
+
+
+def _empty(shape: Shape, subject: Subject) -> Row:
+    return {**shape.empty, "account": subject.account, "livemode": subject.livemode, "id": subject.id}
+
+
+def _lay(shape: Shape, row: Row, step: Facts) -> Row:
+    """Return *row* with *step*, which comes after all that made it, laid over it."""
+    laid = {**row, **step.columns, "event_id": step.event_id, "as_of": step.created}
+    if shape.clock_rank is not None and "as_of" in row and shape.rank_of(row) == shape.clock_rank:
+        laid[shape.clock_moment] = None
+    laid |= {name: reference for name, reference in step.references.items() if reference is not None}
+    for name, moment in step.moments.items():
+        known = laid[name]
+        laid[name] = moment if known is None else min(known, moment)  # type: ignore[type-var]  # moments hold times only
+    return laid
+
+
+def _disagreements(row: Row, step: Facts) -> list[str]:
+    """Return the names of the references on which *step* and *row* both speak and differ."""
+    return [
+        name
+        for name, reference in step.references.items()
+        if reference is not None and row[name] is not None and row[name] != reference
+    ]
+
+
+def _two_references(step: Facts, name: str, row: Row) -> Anomaly:
+    return Anomaly(TWO_REFERENCES, {"column": name, "values": sorted([str(row[name]), str(step.references[name])])})
+
+
+# Below: the order of events that share a rank and a stamp.
+
+_NOTHING: Final = "nothing comes before a .created event"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Edge:
+    """An event between two states, each reduced to what all events of its group carry."""
+
+    before: Hashable
+    after: Hashable
+    facts: Facts
+
+
+def _in_order(shape: Shape, group: list[Facts], carried: Mapping[str, Value] | None) -> tuple[list[Facts], bool]:
+    """Return *group* in its order, and whether its last state is a choice between several."""
+    if len(group) == 1:
+        return group, False
+    edges = _edges(group)
+    start = _start(group, carried)
+    if _gaps(edges, start):
+        edges, twins = _without_twins(edges)
+    else:
+        twins = {}
+    ordered, ambiguous = _path(shape, edges, start)
+    return [facts for edge in ordered for facts in (*twins.get(edge, ()), edge.facts)], ambiguous
+
+
+def _edges(group: Sequence[Facts]) -> list[_Edge]:
+    names = _common_names(group)
+    return [
+        _Edge(_NOTHING if facts.is_first else _state(_before(facts), names), _state(facts.after, names), facts)
+        for facts in group
+    ]
+
+
+def _before(facts: Facts) -> Mapping[str, Value]:
+    return facts.after if facts.before is None else facts.before
+
+
+def _common_names(group: Sequence[Facts]) -> list[str]:
+    common = set(group[0].after)
+    for facts in group:
+        common &= set(facts.after) & set(_before(facts))
+    return sorted(common)
+
+
+def _start(group: Sequence[Facts], carried: Mapping[str, Value] | None) -> Hashable | None:
+    """Return the state in which the chain begins, None where nothing tells."""
+    if carried is None:
+        return _NOTHING if any(facts.is_first for facts in group) else None
+    names = _common_names(group)
+    return _state(carried, names) if set(names) <= set(carried) else None
+
+
+def _state(values: Mapping[str, Value], names: Sequence[str]) -> Hashable:
+    return tuple(_hashable(values[name]) for name in names)
+
+
+def _hashable(value: object) -> Hashable:
+    if isinstance(value, Mapping):
+        return tuple(sorted((key, _hashable(item)) for key, item in value.items()))
+    # True and 1 are the same key to Python, and not the same state.
+    return (type(value).__name__, value)
+
+
+def _without_twins(edges: Sequence[_Edge]) -> tuple[list[_Edge], dict[_Edge, list[Facts]]]:
+    """Return one edge for each step told, the one with the greatest id, and the others of it."""
+    told: dict[tuple[Hashable, Hashable], list[_Edge]] = defaultdict(list)
+    for edge in edges:
+        told[edge.before, edge.after].append(edge)
+    kept = [max(same, key=lambda edge: _seniority(edge.facts)) for same in told.values()]
+    return kept, {edge: [other.facts for other in told[edge.before, edge.after] if other is not edge] for edge in kept}
+
+
+def _seniority(facts: Facts) -> tuple[bool, str]:
+    """Where nothing else decides: an event over an observation, then the greatest id."""
+    return (facts.source != "observation", facts.event_id)
+
+
+def _gaps(edges: Sequence[_Edge], start: Hashable | None) -> int:
+    return _survey(edges, start)[0]
+
+
+CHAIN_STEPS_MAX: Final = 64
+"""How many steps from the end a chain is put in order: earlier ones of the same second cannot reach the row,
+unless sixty-four later ones all leave out a key that they carry."""
+
+
+def _path(shape: Shape, edges: Sequence[_Edge], start: Hashable | None) -> tuple[list[_Edge], bool]:
+    """Return *edges* in the order with the fewest gaps, and whether their last state is a choice.
+
+    The order is found from its end: a step may be the last if what is left can be ordered up to it without a
+    gap more. Where several may, the shape's preference and then seniority decide.
+    """
+    left = sorted(edges, key=lambda edge: (shape.prefer(edge.facts), _seniority(edge.facts)), reverse=True)
+    gaps, lasts = _survey(left, start)
+    is_choice = len(lasts) > 1
+    backwards: list[_Edge] = []
+    while left and len(backwards) < CHAIN_STEPS_MAX:
+        last = next(index for index in range(len(left)) if _may_be_last(left, index, gaps, start))
+        backwards.append(left.pop(last))
+        gaps = _gaps(left, start)
+    return [*reversed(left), *reversed(backwards)], is_choice
+
+
+def _may_be_last(edges: Sequence[_Edge], index: int, gaps: int, start: Hashable | None) -> bool:
+    last = edges[index]
+    rest = [*edges[:index], *edges[index + 1 :]]
+    gaps_of_rest, ends_of_rest = _survey(rest, start)
+    follows = last.before in ends_of_rest or (not rest and start is None)
+    return gaps_of_rest + 1 == gaps or (gaps_of_rest == gaps and follows)
+
+
+def _survey(edges: Sequence[_Edge], start: Hashable | None) -> tuple[int, set[Hashable]]:
+    """Return the fewest gaps of any order of *edges* from *start*, and the states in which such an order may end.
+
+    A connected part whose every state is entered as often as it is left is one closed walk, which may end
+    wherever it begins. Any other takes as many walks as its states are entered in excess, and they end there.
+    A walk needs no gap before it if it is the first and begins in *start*, or anywhere where that is unknown.
+    """
+    if not edges:
+        return 0, {start}
+    excess: Counter[Hashable] = Counter()
+    for edge in edges:
+        excess[edge.after] += 1
+        excess[edge.before] -= 1
+    walks, lasts, is_free, ends_at_start = 0, set[Hashable](), start is None, False
+    parts = _parts(edges)
+    for part in parts:
+        ends = {state for state in part if excess[state] > 0}
+        needed = sum(excess[state] for state in ends) or 1
+        walks += needed
+        if start in part and (not ends or excess[start] < 0):
+            is_free = True
+            # Its one walk is the first of all, so it is the last only where it is alone.
+            if needed == 1:
+                lasts |= (ends or {start}) if len(parts) == 1 else set()
+                continue
+        elif start in part:
+            # As few gaps are left by beginning in the middle, and coming back to it from the part's true start.
+            ends_at_start = any(edge.before == start for edge in edges)
+        lasts |= ends or part
+    if ends_at_start:
+        lasts.add(start)
+    return walks - is_free, lasts
+
+
+def _parts(edges: Sequence[_Edge]) -> list[set[Hashable]]:
+    """Return the states of each connected part."""
+    part_of: dict[Hashable, set[Hashable]] = {}
+    for edge in edges:
+        one, other = (part_of.setdefault(state, {state}) for state in (edge.before, edge.after))
+        if one is not other:
+            small, large = sorted((one, other), key=len)
+            large |= small
+            part_of.update(dict.fromkeys(small, large))
+    return list({id(part): part for part in part_of.values()}.values())

@@ -1,0 +1,135 @@
+"""Reading an event's payload into a typed object: only the fields that a fold keeps.
+
+Every field of a Stripe object may be absent, from an older API version or a partial rendering, so each has
+``UNSET`` as its default. A value of another type, a number beyond 64 bits or a text that PostgreSQL cannot
+hold makes the event unfoldable.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Generic, TypeAlias, TypeVar, cast
+
+import msgspec
+from msgspec import UNSET, Meta, Struct, UnsetType
+
+from schemas.errors import Unfoldable
+from schemas.events import CREATED_MAX, TEXT_CHARACTERS_MAX
+from worker.folds.facts import Value, utc
+
+Whole: TypeAlias = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
+"""An amount in the currency's smallest unit: what a BIGINT holds."""
+Seconds: TypeAlias = Annotated[int, Meta(ge=0, le=CREATED_MAX)]
+"""A time in Unix seconds."""
+Name: TypeAlias = Annotated[str, Meta(min_length=1, max_length=TEXT_CHARACTERS_MAX)]
+"""An id or a code of Stripe's."""
+
+
+class Expanded(Struct):
+    """An object that stands where its id may stand too."""
+
+    id: Name
+
+
+Reference: TypeAlias = Name | Expanded | None
+Metadata: TypeAlias = dict[str, str]
+
+ObjectType = TypeVar("ObjectType", bound=Struct)
+
+
+class Data(Struct, Generic[ObjectType]):
+    """What happened: the object after it, and what its changed keys held before."""
+
+    object: ObjectType
+    previous_attributes: dict[str, Any] | None = None
+
+
+class Snapshot(Struct, Generic[ObjectType]):
+    """An event with its object. The envelope is read again, so that an odd one is parked and not believed."""
+
+    id: Name
+    type: Name
+    created: Seconds
+    data: Data[ObjectType]
+    livemode: bool = False
+    account: Name | None = None
+    api_version: str | None = None
+
+
+class _Untyped(Struct):
+    object: dict[str, Any]
+
+
+class _UntypedSnapshot(Struct):
+    data: _Untyped
+
+
+_decode_untyped = msgspec.json.Decoder(_UntypedSnapshot).decode
+
+
+class Reader(Generic[ObjectType]):
+    """Reads the payloads of events whose object is of one type."""
+
+    def __init__(self, object_type: type[ObjectType]) -> None:
+        self._type = object_type
+        self._decode = msgspec.json.Decoder(cast("type[Snapshot[ObjectType]]", Snapshot[object_type])).decode  # type: ignore[valid-type]  # a type made at run time
+
+    def read(self, payload: bytes) -> tuple[ObjectType, ObjectType | None]:
+        """Return the object after the event and, where the event tells, before it.
+
+        Raises:
+            Unfoldable: with the place and the kind of the fault, never the value.
+        """
+        try:
+            data = self._decode(payload).data
+            if b"\\u0000" in payload:
+                _require_storable(msgspec.to_builtins(data.object))
+            return data.object, self._before(payload, data.previous_attributes)
+        except RecursionError:
+            raise Unfoldable("The event is nested too deeply to be read.") from None
+        except msgspec.DecodeError as error:
+            raise Unfoldable(f"The event cannot be read: {error}") from None
+
+    def _before(self, payload: bytes, previous: dict[str, Any] | None) -> ObjectType | None:
+        if previous is None:
+            return None
+        return msgspec.convert(overlay(_decode_untyped(payload).data.object, previous), self._type)
+
+
+def _require_storable(value: object) -> None:
+    if isinstance(value, dict):
+        for each in (*value, *value.values()):
+            _require_storable(each)
+    elif isinstance(value, str) and "\0" in value:
+        raise Unfoldable("A field that is kept holds a NUL character, which PostgreSQL's text cannot.")
+
+
+def overlay(after: Mapping[str, Any], previous: Mapping[str, Any]) -> dict[str, Any]:
+    """Return *after* as it was before: nested objects are told in part, and an absent metadata key as null."""
+    before = dict(after)
+    for key, value in previous.items():
+        known = before.get(key)
+        if isinstance(known, Mapping) and isinstance(value, Mapping):
+            before[key] = overlay(known, value)
+        else:
+            before[key] = value
+        if key == "metadata" and isinstance(before[key], dict):
+            before[key] = {name: text for name, text in before[key].items() if text is not None}
+    return before
+
+
+def carried(**fields: object) -> dict[str, Value]:
+    """Return those of *fields* that the object carries."""
+    return {name: cast("Value", value) for name, value in fields.items() if value is not UNSET}
+
+
+def references(**fields: Reference | UnsetType) -> dict[str, str | None]:
+    """Return the ids of those of *fields* that the object carries, from wherever an object is given in whole."""
+    return {
+        name: value.id if isinstance(value, Expanded) else value
+        for name, value in fields.items()
+        if not isinstance(value, UnsetType)
+    }
+
+
+def moment(value: int | UnsetType | None) -> Value | UnsetType:
+    """Return the aware time of *value*, in Unix seconds."""
+    return utc(value) if isinstance(value, int) else value

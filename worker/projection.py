@@ -1,0 +1,447 @@
+"""The one writer of the tables: takes what is pending, joins it with what is known, saves the difference.
+
+Note [Folding one object is exclusive]
+    Two workers may claim events of one object. Each takes an advisory lock on every object of its batch, in
+    one order, and only then loads the rows, so that the second sees what the first saved. The locks end with
+    the transaction.
+
+Note [Changes come in commit order]
+    A reader of ``changes`` keeps the last number it saw. Numbers are drawn before the commit, so a slower
+    transaction could bring a smaller one to light later. Hence one lock, taken directly before the numbers
+    are drawn and held to the commit that follows at once.
+"""
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+
+import msgspec
+import structlog
+from psycopg import sql
+from psycopg.rows import dict_row
+from sqlalchemy import Engine
+from sqlalchemy.exc import DBAPIError
+
+from schemas import database, tables
+from schemas.database import Cursor
+from worker import folds
+from worker.folds import join
+from worker.folds.facts import Anomaly, Event, Facts, Row, Subject
+from worker.folds.join import Joined
+
+FOLD_BATCH_MAX: Final = 500
+"""Events folded in one transaction."""
+REFOLD_EVENTS_MAX: Final = 5000
+"""Events of an older fold version that are queued at once."""
+REASON_CHARACTERS_MAX: Final = 500
+
+_log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """An event taken for folding; ``again`` where it had an outcome before, ``set_aside`` by an operator's word."""
+
+    event: Event
+    again: bool
+    set_aside: str | None
+
+
+@dataclass(slots=True)
+class _Outcome:
+    seq: int
+    state: str
+    reason: str | None
+
+
+@dataclass(slots=True)
+class _Saved:
+    """What one batch came to."""
+
+    rows: dict[Subject, Joined]
+    known: dict[Subject, Row]
+    gone: list[Subject]
+
+
+def run_once(engine: Engine, *, now: datetime, limit: int = FOLD_BATCH_MAX) -> int:
+    """Fold up to *limit* pending events in one transaction and return how many had been pending.
+
+    When PostgreSQL refuses what the batch would save, its events are folded one by one, and the one at fault
+    is parked.
+
+    Raises:
+        DatabaseAway: when PostgreSQL does not answer; nothing is lost, since nothing was taken away.
+    """
+    claimed: list[Claimed] = []
+    try:
+        with database.transaction(engine) as connection, database.cursor(connection) as cursor:
+            claimed = claim(cursor, limit=limit)
+            project(cursor, claimed, now=now)
+    except DBAPIError as error:
+        return _one_by_one(engine, claimed, now, _refusal(error))
+    except database.DriverError as error:
+        return _one_by_one(engine, claimed, now, _refusal(error))
+    return len(claimed)
+
+
+def _refusal(error: Exception) -> str:
+    """Return why PostgreSQL refused the data; an error that is no fault of the data is raised again."""
+    if not database.is_fault_of_data(error):
+        raise error
+    return f"PostgreSQL refused its row: {database.condition(error)}"
+
+
+def _one_by_one(engine: Engine, claimed: Sequence[Claimed], now: datetime, reason: str) -> int:
+    if len(claimed) <= 1:
+        _park(engine, claimed, now, reason)
+        return len(claimed)
+    for each in claimed:
+        run_one(engine, each.event.seq, now=now)
+    return len(claimed)
+
+
+def run_one(engine: Engine, seq: int, *, now: datetime) -> int:
+    """Fold the pending event *seq* by itself and return whether it had been pending."""
+    claimed: list[Claimed] = []
+    try:
+        with database.transaction(engine) as connection, database.cursor(connection) as cursor:
+            claimed = claim(cursor, limit=1, only=seq)
+            project(cursor, claimed, now=now)
+    except (DBAPIError, database.DriverError) as error:
+        _park(engine, claimed, now, _refusal(error))
+    return len(claimed)
+
+
+def _park(engine: Engine, claimed: Sequence[Claimed], now: datetime, reason: str) -> None:
+    with database.transaction(engine) as connection, database.cursor(connection) as cursor:
+        for each in claimed:
+            _conclude(cursor, [_Outcome(each.event.seq, "parked", reason)], now, folds.FOLD_VERSION)
+            _log.warning("event.parked", event_id=each.event.id, reason=reason)
+
+
+_COLUMNS_OF_EVENT: Final = (
+    "i.seq, i.account, i.livemode, i.id, i.type, i.created, i.object_type, i.object_id, i.payload, i.source"
+)
+_SET_ASIDE: Final = """(
+    SELECT a.payload FROM inbox AS a
+    WHERE a.type = 'payfold.event.ignored'
+        AND (a.account, a.livemode, a.object_id) = (i.account, i.livemode, i.id)
+    ORDER BY a.seq LIMIT 1
+)"""
+
+
+def claim(cursor: Cursor, *, limit: int, only: int | None = None) -> list[Claimed]:
+    """Take up to *limit* pending events, oldest first, that no other worker has taken."""
+    cursor.execute(
+        f"""
+        WITH taken AS MATERIALIZED (
+            SELECT seq, again FROM pending WHERE %(only)s::bigint IS NULL OR seq = %(only)s
+            ORDER BY seq LIMIT %(limit)s FOR UPDATE SKIP LOCKED
+        )
+        SELECT {_COLUMNS_OF_EVENT}, taken.again, {_SET_ASIDE}
+        FROM taken JOIN inbox AS i USING (seq) ORDER BY i.seq
+        """,
+        {"only": only, "limit": limit},
+        binary=True,
+    )
+    return [Claimed(Event(*row[:10]), row[10], _reason_of(row[11])) for row in cursor.fetchall()]
+
+
+def _reason_of(observation: bytes | None) -> str | None:
+    if observation is None:
+        return None
+    reason = msgspec.json.decode(observation)["data"]["object"].get("reason")
+    return f"set aside by an operator: {reason}" if reason else "set aside by an operator"
+
+
+def project(
+    cursor: Cursor, claimed: Sequence[Claimed], *, now: datetime, fold_version: int = folds.FOLD_VERSION
+) -> None:
+    """Fold *claimed* into the tables, in the cursor's transaction; the caller commits at once."""
+    if not claimed:
+        return
+    outcomes: list[_Outcome] = []
+    facts: dict[Subject, list[Facts]] = defaultdict(list)
+    anew: set[Subject] = set()
+    for each in claimed:
+        verdict = _judge(each)
+        reason = verdict.reason[:REASON_CHARACTERS_MAX] if verdict.reason else None
+        outcomes.append(_Outcome(each.event.seq, verdict.state, reason))
+        for one in verdict.facts:
+            facts[one.subject].append(one)
+        if each.again:
+            anew.update(_own_subjects(each.event))
+    subjects = facts.keys() | anew
+    _lock(cursor, subjects)
+    saved = _join(cursor, facts, anew)
+    _save(cursor, saved)
+    _note_anomalies(cursor, saved, now)
+    _conclude(cursor, outcomes, now, fold_version)
+    _set_aside(cursor, [each.event for each in claimed if each.event.type == folds.EVENT_IGNORED])
+    _append_changes(cursor, saved)
+
+
+def _judge(claimed: Claimed) -> folds.Verdict:
+    if claimed.set_aside is not None:
+        return folds.Verdict("ignored", claimed.set_aside)
+    return folds.judge(claimed.event)
+
+
+def _own_subjects(event: Event) -> list[Subject]:
+    """Return the rows that *event* may have made before, whatever it says now."""
+    if event.object_type is None or event.object_id is None:
+        return []
+    names = folds.TABLES_OF_OBJECT.get(event.object_type, ())
+    return [Subject(table, event.account, event.livemode, event.object_id) for table in names]
+
+
+def _lock(cursor: Cursor, subjects: Iterable[Subject]) -> None:
+    keys = [f"{each.table} {each.account} {each.livemode} {each.id}" for each in subjects]
+    cursor.execute(
+        """
+        SELECT pg_advisory_xact_lock(number) FROM (
+            SELECT DISTINCT hashtextextended(current_schema() || key, 0) AS number FROM unnest(%s::text[]) AS key
+            ORDER BY number
+        ) AS sorted
+        """,
+        (keys,),
+    )
+
+
+def _join(cursor: Cursor, facts: dict[Subject, list[Facts]], anew: set[Subject]) -> _Saved:
+    known = _load(cursor, facts.keys() | anew)
+    joined: dict[Subject, Joined] = {}
+    refold = set(anew)
+    for subject in facts.keys() - anew:
+        shape, row = folds.SHAPES[subject.table], known.get(subject)
+        # Without a row nothing of the object has been folded, so what is at hand is all there is.
+        result = join.fold_all(shape, facts[subject]) if row is None else join.advance(shape, row, facts[subject])
+        if result is None:
+            refold.add(subject)
+        else:
+            joined[subject] = result
+    gone = []
+    for subject, all_facts in _facts_of(cursor, refold, facts).items():
+        if all_facts:
+            joined[subject] = join.fold_all(folds.SHAPES[subject.table], all_facts)
+        elif subject in known:
+            gone.append(subject)
+    return _Saved(joined, known, gone)
+
+
+def _load(cursor: Cursor, subjects: Iterable[Subject]) -> dict[Subject, Row]:
+    """Return the rows at rest, without those that are not there."""
+    found: dict[Subject, Row] = {}
+    for table, keys in _by_table(subjects).items():
+        with cursor.connection.cursor(row_factory=dict_row, binary=True) as rows:
+            rows.execute(
+                sql.SQL(
+                    "SELECT t.* FROM unnest(%s::text[], %s::boolean[], %s::text[]) AS k (account, livemode, id)"
+                    " JOIN {} AS t USING (account, livemode, id)"
+                ).format(sql.Identifier(table)),
+                _columns_of(keys),
+            )
+            for row in rows:
+                found[Subject(table, row["account"], row["livemode"], row["id"])] = row
+    return found
+
+
+def _by_table(subjects: Iterable[Subject]) -> dict[str, list[Subject]]:
+    grouped: dict[str, list[Subject]] = defaultdict(list)
+    for subject in subjects:
+        grouped[subject.table].append(subject)
+    return grouped
+
+
+def _columns_of(keys: Sequence[Subject]) -> tuple[list[str], list[bool], list[str]]:
+    return [key.account for key in keys], [key.livemode for key in keys], [key.id for key in keys]
+
+
+def _facts_of(
+    cursor: Cursor, subjects: set[Subject], at_hand: dict[Subject, list[Facts]]
+) -> dict[Subject, list[Facts]]:
+    """Return all that the inbox says of *subjects*, but for what is parked or set aside."""
+    found: dict[Subject, list[Facts]] = {subject: [] for subject in subjects}
+    if not subjects:
+        return found
+    cursor.execute(
+        f"""
+        SELECT {_COLUMNS_OF_EVENT}
+        FROM (SELECT DISTINCT * FROM unnest(%s::text[], %s::boolean[], %s::text[])) AS k (account, livemode, object_id)
+        JOIN inbox AS i USING (account, livemode, object_id) LEFT JOIN outcomes AS o USING (seq)
+        WHERE {_SET_ASIDE} IS NULL AND (o.state IS DISTINCT FROM 'parked' OR i.id = ANY(%s))
+        """,
+        (
+            *_columns_of(list(subjects)),
+            # What was parked may fold now: the batch has judged it already.
+            [one.event_id for several in at_hand.values() for one in several],
+        ),
+        binary=True,
+    )
+    for row in cursor.fetchall():
+        for one in folds.judge(Event(*row)).facts:
+            if one.subject in found:
+                found[one.subject].append(one)
+    return found
+
+
+def _save(cursor: Cursor, saved: _Saved) -> None:
+    moved = [subject for subject, joined in saved.rows.items() if joined.row != saved.known.get(subject)]
+    for table, keys in _by_table(moved).items():
+        cursor.execute(_merge(table), (msgspec.json.encode([saved.rows[key].row for key in keys]).decode(),))
+    for table, keys in _by_table(saved.gone).items():
+        cursor.execute(
+            sql.SQL(
+                "DELETE FROM {} WHERE (account, livemode, id) IN"
+                " (SELECT * FROM unnest(%s::text[], %s::boolean[], %s::text[]))"
+            ).format(sql.Identifier(table)),
+            _columns_of(keys),
+        )
+
+
+def _merge(table: str) -> sql.Composed:
+    columns = [column.name for column in tables.metadata.tables[table].columns if not column.primary_key]
+    return sql.SQL(
+        "INSERT INTO {table} SELECT * FROM json_populate_recordset(NULL::{table}, %s)"
+        " ON CONFLICT (account, livemode, id) DO UPDATE SET ({columns}) = ROW ({values})"
+    ).format(
+        table=sql.Identifier(table),
+        columns=sql.SQL(", ").join(map(sql.Identifier, columns)),
+        values=sql.SQL(", ").join(sql.Identifier("excluded", column) for column in columns),
+    )
+
+
+def _conclude(cursor: Cursor, outcomes: Sequence[_Outcome], now: datetime, fold_version: int) -> None:
+    """Write what became of the events and take them off what is pending."""
+    seqs = [outcome.seq for outcome in outcomes]
+    cursor.execute(
+        """
+        INSERT INTO outcomes AS known (seq, state, reason, attempts, folded_at, fold_version)
+        SELECT seq, state, reason, 1, %s, %s FROM unnest(%s::bigint[], %s::text[], %s::text[]) AS t (seq, state, reason)
+        ON CONFLICT (seq) DO UPDATE SET
+            state = excluded.state, reason = excluded.reason, attempts = least(known.attempts + 1, 32767),
+            folded_at = excluded.folded_at, fold_version = excluded.fold_version
+        """,
+        (now, fold_version, seqs, [outcome.state for outcome in outcomes], [outcome.reason for outcome in outcomes]),
+    )
+    cursor.execute("DELETE FROM pending WHERE seq = ANY(%s)", (seqs,))
+
+
+def _set_aside(cursor: Cursor, words: Sequence[Event]) -> None:
+    """Queue the events that an operator has set aside, so that they and their rows are judged anew."""
+    for word in words:
+        cursor.execute(
+            """
+            INSERT INTO pending (seq, again) SELECT seq, true FROM inbox WHERE (account, livemode, id) = (%s, %s, %s)
+            ON CONFLICT (seq) DO UPDATE SET again = true
+            """,
+            (word.account, word.livemode, word.object_id),
+        )
+
+
+def _note_anomalies(cursor: Cursor, saved: _Saved, now: datetime) -> None:
+    touched = [*saved.rows, *saved.gone]
+    cursor.execute(
+        """
+        SELECT a.account, a.livemode, a.id, a.subject, a.subject_id, a.kind
+        FROM (SELECT DISTINCT * FROM unnest(%s::text[], %s::boolean[], %s::text[])) AS k (account, livemode, subject_id)
+        JOIN anomalies AS a USING (account, livemode, subject_id) WHERE a.resolved_at IS NULL
+        """,
+        _columns_of(touched),
+    )
+    in_force = cursor.fetchall()
+    found = [
+        _anomaly_row(subject, joined.row, anomaly, now)
+        for subject, joined in saved.rows.items()
+        for anomaly in joined.anomalies
+    ]
+    held = {row["id"] for row in found}
+    # A row that was only advanced says nothing of the references that its earlier events disagreed on.
+    silent = {(key.table, key.id) for key, joined in saved.rows.items() if not joined.is_whole}
+    over = [
+        (account, livemode, anomaly)
+        for account, livemode, anomaly, subject, subject_id, kind in in_force
+        if anomaly not in held and not (kind == join.TWO_REFERENCES and (subject, subject_id) in silent)
+    ]
+    if over:
+        cursor.execute(
+            """
+            UPDATE anomalies SET resolved_at = %s WHERE (account, livemode, id) IN
+                (SELECT * FROM unnest(%s::text[], %s::boolean[], %s::text[]))
+            """,
+            (now, *map(list, zip(*over, strict=True))),
+        )
+    if found:
+        cursor.execute(
+            """
+            INSERT INTO anomalies SELECT * FROM json_populate_recordset(NULL::anomalies, %s)
+            ON CONFLICT (account, livemode, id) DO UPDATE SET resolved_at = NULL
+            """,
+            (msgspec.json.encode(found).decode(),),
+        )
+
+
+def _anomaly_row(subject: Subject, row: Row, anomaly: Anomaly, now: datetime) -> dict[str, Any]:
+    identity = msgspec.json.encode([subject.table, subject.id, anomaly.kind, anomaly.detail], order="sorted")
+    return {
+        "account": subject.account,
+        "livemode": subject.livemode,
+        "id": f"anm_{hashlib.blake2b(identity, digest_size=12).hexdigest()}",
+        "kind": anomaly.kind,
+        "subject": subject.table,
+        "subject_id": subject.id,
+        "detail": anomaly.detail,
+        "event_id": row["event_id"],
+        "as_of": row["as_of"],
+        "seen_at": now,
+    }
+
+
+def _append_changes(cursor: Cursor, saved: _Saved) -> None:
+    found = [
+        {
+            "account": subject.account,
+            "livemode": subject.livemode,
+            "subject": subject.table,
+            "subject_id": subject.id,
+            "kind": change.kind,
+            "event_id": joined.row["event_id"],
+            "source": joined.source,
+            "at": joined.row["as_of"],
+            "before": change.before,
+            "after": change.after,
+        }
+        for subject, joined in saved.rows.items()
+        for change in folds.SHAPES[subject.table].changes(saved.known.get(subject), joined.row)
+    ]
+    if not found:
+        return
+    found.sort(key=lambda row: (row["at"], row["subject"], row["subject_id"]))
+    cursor.execute("SELECT pg_advisory_xact_lock(hashtextextended(current_schema() || ' changes', 0))")
+    cursor.execute(
+        """
+        INSERT INTO changes (account, livemode, subject, subject_id, kind, event_id, source, at, before, after)
+        SELECT account, livemode, subject, subject_id, kind, event_id, source, at, before, after
+        FROM json_populate_recordset(NULL::changes, %s)
+        ON CONFLICT DO NOTHING
+        """,
+        (msgspec.json.encode(found).decode(),),
+    )
+
+
+def queue_outdated(cursor: Cursor, *, limit: int = REFOLD_EVENTS_MAX, fold_version: int = folds.FOLD_VERSION) -> int:
+    """Queue up to *limit* events that an older fold version gave their outcome, and return how many."""
+    cursor.execute(
+        """
+        INSERT INTO pending (seq, again)
+        SELECT o.seq, true FROM outcomes AS o
+        WHERE o.fold_version < %s AND NOT EXISTS (SELECT FROM pending AS p WHERE p.seq = o.seq)
+        ORDER BY o.fold_version, o.seq LIMIT %s
+        ON CONFLICT (seq) DO NOTHING
+        """,
+        (fold_version, limit),
+    )
+    return cursor.rowcount

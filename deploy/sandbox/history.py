@@ -22,8 +22,13 @@ _PRICES: Final = (
     ("huf", 790_000),
 )
 _USUAL_CURRENCIES: Final = (70, 15, 6, 4, 1, 2, 2)
-_ORDER_SECONDS_MEAN: Final = 4.0
+_VISIT_SECONDS_MEAN: Final = 4.0
 _VISITS_PER_LINK_CHANGE: Final = 150
+
+# What a shop sees, each with its weight.
+_VISITS: Final = {"cart": 50, "link": 41, "setup": 3, "subscription": 3, "nothing due": 3}
+_DECISIONS: Final = {"pay": 72, "leave": 16, "pay by a delayed method": 10, "called off": 2}
+_CLEARINGS: Final = {"clears": 75, "fails": 17, "clears at once": 5, "takes longer": 3}
 
 TANGLE_EVENTS_MIN: Final = 3
 TANGLE_EVENTS_MAX: Final = 12
@@ -50,6 +55,14 @@ def stream_shop(shop: Account, seed: int, orders: int) -> Iterator[Event]:
         yield from shop.take_events()
 
 
+def _flip(rng: random.Random, probability: float) -> bool:
+    return rng.random() < probability
+
+
+def _pick(rng: random.Random, weights: dict[str, int]) -> str:
+    return rng.choices(tuple(weights), tuple(weights.values()))[0]
+
+
 class _Shop:
     """Drives an account through time: an agenda of what is to happen when, begun by visits."""
 
@@ -60,7 +73,7 @@ class _Shop:
         self._visits = 0
         self._agenda: list[tuple[int, int, Callable[[str], object], str]] = []
         self._entries = 0
-        # Currency and price of each link, and the links that are switched on.
+        # The price of each link, and the links that are switched on.
         self._links: dict[str, int] = {}
         self._active: list[str] = []
         # Sales follow each other by a random time; this is when the next one falls.
@@ -98,31 +111,34 @@ class _Shop:
     def _visit(self) -> None:
         self._visits_left -= 1
         self._visits += 1
-        self._next_visit += self._random.expovariate(1 / _ORDER_SECONDS_MEAN)
+        self._next_visit += self._random.expovariate(1 / _VISIT_SECONDS_MEAN)
         if self._visits % _VISITS_PER_LINK_CHANGE == 0:
             self._change_links()
-        share = self._random.random()
-        if share < 0.03:
-            session = self._account.open_session(mode="setup", customer=self._customer())
-            self._after(self._hesitation(), self._account.complete, session)
-        elif share < 0.06:
-            self._subscribe()
-        elif share < 0.09:
-            session = self._account.open_session(amount=2_000, discount=2_000, metadata={"code": "FREE"})
-            self._after(self._hesitation(), self._account.complete, session)
-        else:
-            recoverable = self._random.random() < 0.3
-            self._decide(self._buy_by_link() if share < 0.5 else self._buy_in_cart(recoverable=recoverable))
+        match _pick(self._random, _VISITS):
+            case "setup":
+                session = self._account.open_session(mode="setup", customer=self._customer())
+                self._after(self._hesitation(), self._account.complete, session)
+            case "subscription":
+                amount = 0 if _flip(self._random, 0.3) else 1_200  # a trial owes nothing
+                session = self._account.open_session(mode="subscription", amount=amount)
+                self._after(self._hesitation(), self._account.complete, session)
+            case "nothing due":
+                session = self._account.open_session(amount=2_000, discount=2_000, metadata={"code": "FREE"})
+                self._after(self._hesitation(), self._account.complete, session)
+            case "link":
+                self._decide(self._buy_by_link())
+            case _:
+                self._decide(self._buy_in_cart())
 
     def _change_links(self) -> None:
-        """Switch a link off and often on again, with a note of it, at times within one second."""
+        """Switch a link off and on again, with a note of it, often within one second."""
         link = self._random.choice(list(self._links))
         switched_off = link in self._active and len(self._active) > 1
         if switched_off:
             self._account.update_payment_link(link, active=False)
             self._active.remove(link)
         self._account.update_payment_link(link, metadata={"changed": str(self._visits)})
-        if not switched_off or self._random.random() < 0.5:
+        if not switched_off or _flip(self._random, 0.5):
             self._switch_on(link)
         else:
             self._after(self._random.uniform(0, 900), self._switch_on, link)
@@ -132,22 +148,15 @@ class _Shop:
         if link not in self._active:
             self._active.append(link)
 
-    def _subscribe(self) -> None:
-        trial = self._random.random() < 0.3
-        session = self._account.open_session(mode="subscription", amount=0 if trial else 1_200)
-        self._after(self._hesitation(), self._account.complete, session)
-
     def _buy_by_link(self) -> str:
         """Open a session of a payment link; one in ten buyers brings a reference from the url's query."""
         link = self._random.choice(self._active)
-        reference = f"mail-{self._visits}" if self._random.random() < 0.1 else None
-        abroad = self._random.random() < 0.05
+        reference = f"mail-{self._visits}" if _flip(self._random, 0.1) else None
+        abroad = _flip(self._random, 0.05)
         presentment = ("sek", self._links[link] * 11) if abroad else None
-        return self._account.open_session(
-            payment_link=link, client_reference_id=reference, presentment=presentment
-        )
+        return self._account.open_session(payment_link=link, client_reference_id=reference, presentment=presentment)
 
-    def _buy_in_cart(self, *, recoverable: bool) -> str:
+    def _buy_in_cart(self) -> str:
         """Open a session of the shop's own cart, with the extras of one."""
         currency, price = self._random.choices(_PRICES, _USUAL_CURRENCIES)[0]
         amount = price * self._random.randint(1, 5)
@@ -161,36 +170,36 @@ class _Shop:
             discount=amount // 100 * 10 if extras & 2 else 0,
             shipping=price // 100 * 20 if extras & 4 else 0,
             tax=amount // 100 * 10 if extras & 8 else 0,
-            recoverable=recoverable,
+            recoverable=_flip(self._random, 0.3),
         )
 
     def _decide(self, session: str) -> None:
-        """Let a buyer pay at once (most), pay by a delayed method, stay on the page, or leave."""
-        share = self._random.random()
-        if share < 0.72:
-            self._after(self._hesitation(), self._account.complete, session)
-        elif share < 0.82:
-            self._after(self._hesitation(), self._pay_delayed, session)
-        elif share < 0.84:
-            self._after(self._random.uniform(60, 7_200), self._account.expire, session)  # called by the shop
-        elif share < 0.99 or self._visits_left > 0:
-            self._after(DAY_SECONDS + self._random.uniform(0, 60), self._leave, session)
+        """Let a buyer pay at once or by a delayed method, or leave; a few of the last stay on the page."""
+        match _pick(self._random, _DECISIONS):
+            case "pay":
+                self._after(self._hesitation(), self._account.complete, session)
+            case "pay by a delayed method":
+                self._after(self._hesitation(), self._pay_delayed, session)
+            case "called off":
+                self._after(self._random.uniform(60, 7_200), self._account.expire, session)
+            case _ if self._visits_left or _flip(self._random, 0.9):
+                self._after(DAY_SECONDS + self._random.uniform(0, 60), self._leave, session)
 
     def _pay_delayed(self, session: str) -> None:
         self._account.complete(session, payment_status="unpaid")
-        share = self._random.random()
-        if share < 0.8:
-            # At times within the same second.
-            wait = 0 if share < 0.05 else self._random.uniform(60, 5 * DAY_SECONDS)
-            self._after(wait, self._account.async_payment_succeeded, session)
-        elif share < 0.97:
-            self._after(
-                self._random.uniform(60, 5 * DAY_SECONDS), self._account.async_payment_failed, session
-            )
+        days = self._random.uniform(60, 5 * DAY_SECONDS)
+        match _pick(self._random, _CLEARINGS):
+            case "clears at once":
+                self._account.async_payment_succeeded(session)
+            case "clears":
+                self._after(days, self._account.async_payment_succeeded, session)
+            case "fails":
+                self._after(days, self._account.async_payment_failed, session)
 
     def _leave(self, session: str) -> None:
         self._account.expire(session)
-        if self._account.is_recoverable(session) and self._random.random() < 0.4:
+        recoverable = self._account.session(session)["after_expiration"] is not None
+        if recoverable and _flip(self._random, 0.4):
             self._after(self._random.uniform(600, 3 * DAY_SECONDS), self._come_back, session)
 
     def _come_back(self, session: str) -> None:
@@ -204,49 +213,123 @@ class _Shop:
         return f"cus_{self._random.getrandbits(56):014x}"
 
 
+# One object's way through its states; it yields after each step.
+Life = Iterator[None]
+
+
 def tangle(seed: int, *, contradictory: bool | None = None) -> Account:
     """Return a small account: 1 to 4 links and sessions, 3 to 12 events, most of them within the same seconds.
 
     The links change 2 to 5 times within one second. A *contradictory* tangle (by default one in eight) also has
-    an event that says expired of a session that was completed; that session's true status is the completed one.
+    an event that says expired of a session that completes; the true status of that session is the completed one.
     """
     rng = random.Random(f"tangle {seed}")
-    if contradictory is None:
-        contradictory = rng.random() < 0.125
     account = Account(seed=seed)
-    lives = [rng.choice(_LIVES)(account, rng) for _ in range(rng.randint(1, 4))]
-    if contradictory:
-        lives[0] = _contradicted_session(account, rng)
-    # A step emits at most a burst, so that the last one ends within the maximum.
-    while lives and len(account.events) <= TANGLE_EVENTS_MAX - _BURST_MAX - 1:
-        life = lives[0] if contradictory and rng.random() < 0.5 else rng.choice(lives)
-        if next(life, None) is None:
+    if contradictory is None:
+        contradictory = _flip(rng, 0.125)
+    contradiction = _contradiction(account, rng) if contradictory else iter(())
+    lives = [rng.choice(_LIVES)(account, rng) for _ in range(rng.randint(1, 4 - contradictory))]
+    lives.append(contradiction)
+    # What is kept free: a burst in the last step, and a contradiction that has not begun.
+    events_max = TANGLE_EVENTS_MAX - _BURST_MAX - (2 if contradictory else 0)
+    while lives and len(account.events) <= events_max:
+        life = rng.choice(lives)
+        if next(life, _OVER) is _OVER:
             lives.remove(life)
-            contradictory = contradictory and any(life is other for other in lives[:1])
         account.advance(rng.choice((0, 0, 0, 0, 0, 1, 1, 30, 600)))
-    while len(account.events) < TANGLE_EVENTS_MIN:
-        next(_link(account, rng))
+    for _ in contradiction:
+        pass
+    if len(account.events) < TANGLE_EVENTS_MIN:
+        _burst(account, rng, account.create_payment_link())
     return account
 
 
-# A life is one object's way through its states; it yields after each step.
-Life = Iterator[bool]
+_OVER: Final = object()
 
 
 def _link(account: Account, rng: random.Random) -> Life:
-    link = account.create_payment_link(metadata={"note": "first"} if rng.random() < 0.5 else None)
-    yield True
+    link = account.create_payment_link(metadata={"note": "first"} if _flip(rng, 0.5) else None)
+    yield
     for _ in range(rng.randint(1, 2)):
         _burst(account, rng, link)
-        yield True
+        yield
 
 
 def _burst(account: Account, rng: random.Random, link: str) -> None:
-    """Change a link 2 to 5 times within one second, at times back to what it was."""
+    """Change a link 2 to 5 times within one second, sometimes back to what it was."""
     wanted = len(account.events) + rng.randint(2, _BURST_MAX)
     while len(account.events) < wanted:
-        notes = {rng.choice(("note", "season")): rng.choice((None, "first", "second"))}
-        if rng.random() < 0.5:
+        if _flip(rng, 0.5):
             account.update_payment_link(link, active=not account.payment_link(link)["active"])
         else:
-            account.update_payment_link(link, metadata=notes)
+            note, text = rng.choice(("note", "season")), rng.choice((None, "first", "second"))
+            account.update_payment_link(link, metadata={note: text})
+
+
+def _open(account: Account, rng: random.Random, *, recoverable: bool = False) -> str:
+    """Open a session, of a link where one is active."""
+    links = [link for link in account.payment_link_ids() if account.payment_link(link)["active"]]
+    link = rng.choice(links) if links and _flip(rng, 0.5) else None
+    return account.open_session(payment_link=link, tax=rng.choice((0, 380)), recoverable=recoverable)
+
+
+def _paid(account: Account, rng: random.Random) -> Life:
+    session = _open(account, rng)
+    yield
+    account.complete(session)
+
+
+def _delayed(account: Account, rng: random.Random) -> Life:
+    session = _open(account, rng)
+    yield
+    account.complete(session, payment_status="unpaid")
+    yield
+    if _flip(rng, 0.5):
+        account.async_payment_succeeded(session)
+    else:
+        account.async_payment_failed(session)
+
+
+def _nothing_due(account: Account, rng: random.Random) -> Life:
+    setup = _flip(rng, 0.5)
+    session = account.open_session(mode="setup") if setup else account.open_session(amount=0)
+    yield
+    account.complete(session)
+
+
+def _expired(account: Account, rng: random.Random) -> Life:
+    session = _open(account, rng)
+    yield
+    account.expire(session)
+
+
+def _recovered(account: Account, rng: random.Random) -> Life:
+    original = _open(account, rng, recoverable=True)
+    yield
+    account.expire(original)
+    yield
+    again = account.recover(original)
+    yield
+    if _flip(rng, 0.7):
+        account.complete(again)
+    else:
+        account.expire(again)
+
+
+def _contradiction(account: Account, rng: random.Random) -> Life:
+    """Say expired and completed of one session, in either order. It emits 2 events."""
+    session = account.open_session()
+    expired = account.session(session) | {"status": "expired", "url": None}
+    expired_first = _flip(rng, 0.5)
+    yield
+    if expired_first:
+        account.emit("checkout.session.expired", expired)
+        yield
+    account.complete(session, payment_status=rng.choice(("paid", "unpaid")))
+    if not expired_first:
+        yield
+        account.emit("checkout.session.expired", expired)
+
+
+# Links are the nastiest, since their order is in previous_attributes alone.
+_LIVES: Final = (_link, _link, _link, _paid, _delayed, _delayed, _nothing_due, _expired, _recovered)

@@ -1,0 +1,180 @@
+"""What every test may ask for: real servers, a fresh migrated database, and a seed that repeats the run.
+
+The servers are those that `DATABASE_URL` and `REDIS_URL` name (a role that may create databases; logical databases from
+number 1 on are flushed), else embedded ones, started at first use and once for all of xdist's processes.
+`PAYFOLD_TEST_POSTGRES_BIN` (a folder) and `PAYFOLD_TEST_VALKEY_BIN` (a file) name other binaries for the embedded ones.
+"""
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Protocol
+from urllib.parse import urlsplit
+
+import psycopg
+import pytest
+import redis
+from hypothesis import settings
+from psycopg.sql import SQL, Identifier
+
+from deploy.services import Postgres, Services, Valkey
+
+SERVICES = pytest.StashKey[Services]()
+SEED_OPTION = "hypothesis_seed"
+
+
+class Node(Protocol):
+    """One process of xdist's, as its untyped controller knows it."""
+
+    config: pytest.Config
+    workerinput: dict[str, object]
+
+
+# ---- The run ----
+
+
+@pytest.hookimpl(tryfirst=True)  # before hypothesis reads its option
+def pytest_configure(config: pytest.Config) -> None:
+    """Choose the seed of the property tests, where the command line does not."""
+    settings.register_profile("payfold", print_blob=True, derandomize=False, deadline=None)
+    settings.load_profile("payfold")
+    if config.getoption(SEED_OPTION) is None:
+        setattr(config.option, SEED_OPTION, str(secrets.randbelow(2**32)))
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    """Print the seed, so that a failure can be had again."""
+    return f"repeat this run's random choices with --hypothesis-seed={config.getoption(SEED_OPTION)}"
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m chooses
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what uses a server, so that it can be run against another one."""
+    for item in items:
+        if {"services", "postgres_bin", "valkey_bin"} & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.integration)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Node) -> None:
+    """Hand the servers of the whole run to one of its processes."""
+    services = _services_of(node.config)
+    node.workerinput["services"] = (services.database_url, services.redis_url)
+
+
+def _services_of(config: pytest.Config) -> Services:
+    """Return the run's servers, started now if nobody has asked yet and stopped when the run ends."""
+    if SERVICES not in config.stash:
+        running = ExitStack()
+        config.add_cleanup(running.close)
+        config.stash[SERVICES] = _start(running)
+    return config.stash[SERVICES]
+
+
+def _start(running: ExitStack) -> Services:
+    folder = Path(running.enter_context(TemporaryDirectory(prefix="payfold-tests-")))
+    return Services(
+        os.environ.get("DATABASE_URL") or running.enter_context(_postgres_in(folder)).url,
+        os.environ.get("REDIS_URL") or running.enter_context(_valkey_in(folder)).url,
+    )
+
+
+def _postgres_in(folder: Path) -> Postgres:
+    return Postgres(folder / "postgres", durable=False, postgres_bin=_path_in("PAYFOLD_TEST_POSTGRES_BIN"))
+
+
+def _valkey_in(folder: Path) -> Valkey:
+    return Valkey(folder / "valkey", valkey_bin=_path_in("PAYFOLD_TEST_VALKEY_BIN"))
+
+
+def _path_in(variable: str) -> Path | None:
+    value = os.environ.get(variable)
+    return Path(value) if value else None
+
+
+# ---- What is shared ----
+
+
+@pytest.fixture(scope="session")
+def services(request: pytest.FixtureRequest) -> Services:
+    """Where the run's servers are."""
+    handed_down = getattr(request.config, "workerinput", {}).get("services")
+    return Services(*handed_down) if handed_down else _services_of(request.config)
+
+
+@pytest.fixture(scope="session")
+def template_database(services: Services) -> Iterator[str]:
+    """Return the name of a migrated database with nothing in it, from which others are copied."""
+    from schemas.migrate import upgrade  # noqa: PLC0415 - the tests of the servers themselves need no schema
+
+    name = f"payfold_template_{secrets.token_hex(4)}"
+    with _database(services.database_url, name):
+        upgrade(_at_database(services.database_url, name))
+        yield name
+
+
+# ---- A test's own ----
+
+
+@pytest.fixture
+def database_url(services: Services, template_database: str) -> Iterator[str]:
+    """Return the URL of a migrated database that no other test has seen."""
+    name = f"payfold_test_{secrets.token_hex(4)}"
+    with _database(services.database_url, name, template_database):
+        yield _at_database(services.database_url, name)
+
+
+@pytest.fixture
+def redis_url(services: Services, worker_id: str) -> str:
+    """Return the URL of an empty logical database that no other process of the run uses."""
+    number = 1 if worker_id == "master" else int(worker_id.removeprefix("gw")) + 2
+    url = _at_database(services.redis_url, str(number))
+    with redis.Redis.from_url(url) as client:
+        client.flushdb()
+    return url
+
+
+@pytest.fixture
+def postgres_bin() -> Path | None:
+    """Return the folder of PostgreSQL's binaries to test with, None for the ones that are found."""
+    return _path_in("PAYFOLD_TEST_POSTGRES_BIN")
+
+
+@pytest.fixture
+def valkey_bin() -> Path | None:
+    """Return the server to test with, None for the one that is found."""
+    return _path_in("PAYFOLD_TEST_VALKEY_BIN")
+
+
+@pytest.fixture
+def own_postgres(tmp_path: Path, postgres_bin: Path | None) -> Iterator[Postgres]:
+    """Return a running PostgreSQL that the test may stop, kill and restart."""
+    with Postgres(tmp_path / "postgres", durable=False, postgres_bin=postgres_bin) as server:
+        yield server
+
+
+@pytest.fixture
+def own_valkey(tmp_path: Path, valkey_bin: Path | None) -> Iterator[Valkey]:
+    """Return a running Redis-protocol server that the test may stop, kill and flush."""
+    with Valkey(tmp_path / "valkey", valkey_bin=valkey_bin) as server:
+        yield server
+
+
+@contextmanager
+def _database(server_url: str, name: str, template: str = "template1") -> Iterator[None]:
+    # Copying files beats copying through the log where nothing is forced to disk.
+    create = SQL("CREATE DATABASE {} TEMPLATE {} STRATEGY file_copy").format(Identifier(name), Identifier(template))
+    with psycopg.connect(server_url, autocommit=True) as connection:
+        connection.execute(create)
+    try:
+        yield
+    finally:
+        with psycopg.connect(server_url, autocommit=True) as connection:
+            connection.execute(SQL("DROP DATABASE {} WITH (FORCE)").format(Identifier(name)))
+
+
+def _at_database(url: str, database: str) -> str:
+    return urlsplit(url)._replace(path=f"/{database}").geturl()

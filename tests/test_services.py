@@ -1,0 +1,335 @@
+"""The embedded servers keep what they are given, end with their owner, and let nobody else in."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import psycopg
+import pytest
+import redis
+
+from deploy.services import (
+    WAYS_FROM_ROOT,
+    FolderInUse,
+    Postgres,
+    RootRefused,
+    ServerMissing,
+    Services,
+    Valkey,
+    embedded_services,
+    first_binary,
+    processes_in,
+    running_services,
+)
+
+pytestmark = pytest.mark.integration
+
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+on_linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+
+OWNER = """
+import sys, pathlib
+from deploy.services import embedded_services
+with embedded_services(pathlib.Path(sys.argv[1]), durable=False) as services:
+    print(services.database_url, services.redis_url, flush=True)
+    sys.stdin.read()
+"""
+
+
+@contextmanager
+def owner_of(folder: Path, prefix: Sequence[str] = ()) -> Iterator[tuple[subprocess.Popen[str], Services]]:
+    """Run another process that owns *folder* until its stdin closes."""
+    command = [*prefix, sys.executable, "-c", OWNER, str(folder)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        yield process, Services(*process.stdout.readline().split())
+
+
+def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+    """Return once *condition* holds, and fail when it does not in time."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come to pass"
+        time.sleep(0.01)
+
+
+def is_listening(url: str) -> bool:
+    """Say whether anything takes connections there."""
+    parts = urlsplit(url)
+    with socket.socket() as client:
+        return client.connect_ex((parts.hostname, parts.port)) == 0
+
+
+def write_row(database_url: str, value: int) -> None:
+    """Commit one more row to a table of our own."""
+    with psycopg.connect(database_url) as connection:
+        connection.execute("CREATE TABLE IF NOT EXISTS kept (value bigint)")
+        connection.execute("INSERT INTO kept VALUES (%s)", (value,))
+
+
+def rows(database_url: str) -> list[int]:
+    """Return what `write_row` has committed."""
+    with psycopg.connect(database_url) as connection:
+        return [value for (value,) in connection.execute("SELECT value FROM kept ORDER BY value")]
+
+
+def server_processes(folder: Path) -> list[int]:
+    """Return every process of both servers in a data folder."""
+    places = [(folder / "postgres/cluster", "postgres"), (folder / "valkey", "valkey-server")]
+    places += [(folder / "valkey", "redis-server")]
+    return [process for place, program in places for process in processes_in(place, program)]
+
+
+# ---- Life and death ----
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    [pytest.param((), id="this user"), pytest.param(WAYS_FROM_ROOT[0].prefix, marks=as_root, id="ordinary user")],
+)
+def test_owner_killed(tmp_path: Path, prefix: Sequence[str]) -> None:
+    """A kill -9 of the owner ends both servers, and the next start has every row."""
+    with owner_of(tmp_path / "data", prefix) as (process, services):
+        write_row(services.database_url, 1)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        until(lambda: not is_listening(services.database_url) and not is_listening(services.redis_url))
+
+    with owner_of(tmp_path / "data", prefix) as (_, again):
+        assert rows(again.database_url) == [1]
+
+
+@on_linux
+def test_everything_killed(tmp_path: Path) -> None:
+    """A kill -9 of the owner and of every server process costs no row."""
+    with owner_of(tmp_path) as (process, services):
+        write_row(services.database_url, 1)
+        for process_id in [process.pid, *server_processes(tmp_path)]:
+            os.kill(process_id, signal.SIGKILL)
+
+    with embedded_services(tmp_path, durable=False) as again:
+        assert rows(again.database_url) == [1]
+
+
+def test_next_start_at_once(tmp_path: Path) -> None:
+    """A start does not wait for what a killed owner left behind to go away by itself."""
+    with owner_of(tmp_path) as (process, services):
+        write_row(services.database_url, 1)
+        process.send_signal(signal.SIGKILL)
+        with embedded_services(tmp_path, durable=False) as again:
+            assert rows(again.database_url) == [1]
+            assert redis.Redis.from_url(again.redis_url).ping()
+
+
+def test_leftover_server(tmp_path: Path, own_postgres: Postgres, postgres_bin: Path | None) -> None:
+    """A server that runs on without its owner is ended, and its rows are found."""
+    write_row(own_postgres.url, 1)
+
+    with Postgres(own_postgres.folder, durable=False, postgres_bin=postgres_bin) as next_one:
+        assert rows(next_one.url) == [1]
+        assert not is_listening(own_postgres.url)
+
+
+def test_stale_process_file(own_postgres: Postgres) -> None:
+    """A process file that names a living program which is no server does not stop a start."""
+    write_row(own_postgres.url, 1)
+    own_postgres.kill()
+    process_file = own_postgres.folder / "cluster/postmaster.pid"
+    lines = process_file.read_text().splitlines(keepends=True)
+    process_file.write_text("".join([f"{os.getpid()}\n", *lines[1:]]))
+
+    own_postgres.start()
+
+    assert rows(own_postgres.url) == [1]
+
+
+def test_half_made_cluster(tmp_path: Path, postgres_bin: Path | None) -> None:
+    """What a first start left when it was killed is made again."""
+    (tmp_path / "postgres/cluster.new/base").mkdir(parents=True)
+
+    with Postgres(tmp_path / "postgres", durable=False, postgres_bin=postgres_bin) as server:
+        write_row(server.url, 1)
+
+
+def test_restart_keeps_port(own_postgres: Postgres, own_valkey: Valkey) -> None:
+    """Clients find a restarted server where it was, with its rows."""
+    before = own_postgres.url, own_valkey.url
+    write_row(own_postgres.url, 1)
+
+    own_postgres.restart()
+    own_valkey.restart()
+
+    assert (own_postgres.url, own_valkey.url) == before
+    assert rows(own_postgres.url) == [1]
+    with redis.Redis.from_url(own_valkey.url) as client:
+        assert client.ping()
+
+
+def test_killed_and_started(own_postgres: Postgres) -> None:
+    """A commit is kept when the server is killed right after it."""
+    write_row(own_postgres.url, 1)
+    own_postgres.kill()
+    own_postgres.start()
+    write_row(own_postgres.url, 2)
+
+    assert rows(own_postgres.url) == [1, 2]
+
+
+def test_flushed(own_valkey: Valkey) -> None:
+    """A client may wipe the broker, which then serves on."""
+    with redis.Redis.from_url(own_valkey.url) as client:
+        client.set("key", "value")
+        client.flushall()
+
+        assert client.get("key") is None
+
+
+def test_stopped(tmp_path: Path) -> None:
+    """Nothing listens and nothing is announced after the block."""
+    with embedded_services(tmp_path, durable=False) as services:
+        assert is_listening(services.database_url)
+        assert is_listening(services.redis_url)
+
+    assert not is_listening(services.database_url)
+    assert not is_listening(services.redis_url)
+    assert running_services(tmp_path) is None
+
+
+@as_root
+@on_linux
+def test_root_without_namespaces(tmp_path: Path, postgres_bin: Path | None) -> None:
+    """Where root cannot have a user namespace it becomes nobody, and the same data serves either way."""
+    folder = tmp_path / "postgres"
+    with Postgres(folder, durable=False, postgres_bin=postgres_bin, ways_from_root=WAYS_FROM_ROOT[1:]) as as_nobody:
+        write_row(as_nobody.url, 1)
+        (postmaster, *_) = processes_in(folder / "cluster", "postgres")
+        assert Path(f"/proc/{postmaster}").stat().st_uid != 0
+
+    with Postgres(folder, durable=False, postgres_bin=postgres_bin) as in_a_namespace:
+        assert rows(in_a_namespace.url) == [1]
+
+
+# ---- Who gets in ----
+
+
+def test_no_password(own_postgres: Postgres, own_valkey: Valkey) -> None:
+    """Neither server lets anyone in without the password, the database's superuser least of all."""
+    address = f"127.0.0.1:{own_postgres.port}"
+    for stranger in ("payfold@", "payfold:guess@", "postgres@", "postgres:guess@"):
+        for database in ("payfold", "postgres"):
+            with pytest.raises(psycopg.OperationalError):
+                psycopg.connect(f"postgresql://{stranger}{address}/{database}")
+    with redis.Redis(port=own_valkey.port) as client, pytest.raises(redis.AuthenticationError):
+        client.ping()
+
+
+@on_linux
+def test_loopback_only(tmp_path: Path) -> None:
+    """Every socket that a server listens on is at 127.0.0.1."""
+    with embedded_services(tmp_path, durable=False):
+        addresses = listening_addresses(server_processes(tmp_path))
+
+    assert addresses == ["0100007F", "0100007F"]  # as /proc writes 127.0.0.1
+
+
+def listening_addresses(process_ids: Sequence[int]) -> list[str]:
+    """Return the local address of every TCP socket on which the processes listen, in hexadecimal."""
+    links = [link for process in process_ids for link in Path(f"/proc/{process}/fd").iterdir()]
+    ours = {str(link.readlink()) for link in links if link.is_symlink()}
+    lines = [line.split() for table in ("tcp", "tcp6") for line in Path(f"/proc/net/{table}").read_text().splitlines()]
+    return [line[1].split(":")[0] for line in lines if line[3] == "0A" and f"socket:[{line[9]}]" in ours]
+
+
+@on_linux
+def test_secrets_stay_secret(tmp_path: Path) -> None:
+    """No password is on a command line, in a server's environment, in a log or in what Python prints of it."""
+    with embedded_services(tmp_path, durable=False) as services:
+        passwords = [urlsplit(url).password or "" for url in (services.database_url, services.redis_url)]
+        processes = [Path(f"/proc/{process}") for process in server_processes(tmp_path)]
+        readable = [(process / name).read_text() for process in processes for name in ("cmdline", "environ")]
+        readable += [log.read_text() for log in tmp_path.rglob("*.log")]
+        readable += [repr(services), str(services)]
+
+    assert all(passwords)
+    assert not [text for text in readable for password in passwords if password in text]
+
+
+def test_files_are_private(tmp_path: Path) -> None:
+    """Nobody else can look into the data folder, nor read a file with a password in it."""
+    with embedded_services(tmp_path / "data", durable=False):
+        assert (tmp_path / "data").stat().st_mode & 0o777 == 0o700
+        for name in ("services.json", "postgres/password", "valkey/password", "valkey/valkey.conf"):
+            assert (tmp_path / "data" / name).stat().st_mode & 0o777 == 0o600
+
+
+# ---- One owner ----
+
+
+def test_second_owner(tmp_path: Path) -> None:
+    """A second owner is told which folder is taken, by whom, and what to do."""
+    with (
+        owner_of(tmp_path) as (process, _),
+        pytest.raises(FolderInUse, match=f"{tmp_path} is in use by process {process.pid}: .* name another"),
+        embedded_services(tmp_path, durable=False),
+    ):
+        pass
+
+
+def test_two_folders(tmp_path: Path) -> None:
+    """Two data folders run beside each other."""
+    with embedded_services(tmp_path / "a", durable=False) as a, embedded_services(tmp_path / "b", durable=False) as b:
+        write_row(a.database_url, 1)
+        write_row(b.database_url, 2)
+
+        assert (rows(a.database_url), rows(b.database_url)) == ([1], [2])
+
+
+def test_found_by_others(tmp_path: Path) -> None:
+    """Other processes find the running servers, until their owner is killed."""
+    assert running_services(tmp_path) is None
+    with owner_of(tmp_path) as (process, services):
+        assert running_services(tmp_path) == services
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert running_services(tmp_path) is None
+
+
+def test_given_server(tmp_path: Path, own_valkey: Valkey) -> None:
+    """A URL that is given stands in for its server."""
+    with embedded_services(tmp_path / "data", durable=False, redis_url=own_valkey.url) as services:
+        assert services.redis_url == own_valkey.url
+
+    assert is_listening(own_valkey.url)
+
+
+# ---- What cannot be had ----
+
+
+def test_no_binary() -> None:
+    """Without a binary the message names the setting that makes one unnecessary."""
+    with pytest.raises(ServerMissing, match=r"no PostgreSQL on this machine.*set DATABASE_URL"):
+        first_binary([], "PostgreSQL", "DATABASE_URL")
+
+
+def test_chosen_binaries_missing(tmp_path: Path) -> None:
+    """A folder that was named and has no server in it is an error, not a reason to take another."""
+    with pytest.raises(ServerMissing, match=str(tmp_path)):
+        Postgres(tmp_path / "data", postgres_bin=tmp_path)
+    with pytest.raises(ServerMissing, match="REDIS_URL"):
+        Valkey(tmp_path / "data", valkey_bin=tmp_path / "valkey-server")
+
+
+@as_root
+def test_root_refused(tmp_path: Path, postgres_bin: Path | None) -> None:
+    """Where root cannot become somebody else the message says what to do instead."""
+    server = Postgres(tmp_path / "postgres", postgres_bin=postgres_bin, ways_from_root=())
+
+    with pytest.raises(RootRefused, match="ordinary user, or set DATABASE_URL"):
+        server.start()

@@ -212,8 +212,9 @@ class _Running:
 
 
 def _popen(command: str, env: Mapping[str, str], procfile: Path) -> "subprocess.Popen[bytes]":
+    # The shell gives way to the one simple command, so that a signal reaches that and not a shell around it.
     process: subprocess.Popen[bytes] = Popen(
-        leashed(["/bin/sh", "-c", command], signal.SIGTERM),
+        leashed(["/bin/sh", "-c", f"exec {command}"], signal.SIGTERM),
         shell=False,
         cwd=procfile.parent,
         env=_with_our_python(env),

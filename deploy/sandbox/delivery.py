@@ -7,6 +7,7 @@ any 2xx for success, follows no redirect, and tries the rest again. See https://
 
 import asyncio
 import itertools
+import math
 import random
 import ssl
 import time
@@ -70,7 +71,7 @@ class Retries:
 
     def wait_seconds(self, tries: int, elapsed_seconds: float) -> float | None:
         """Return how long to wait after *tries* failed ones, or null to give up."""
-        wait = min(self.first_seconds * 2 ** (tries - 1), self.longest_seconds)
+        wait = min(math.ldexp(self.first_seconds, tries - 1), self.longest_seconds)
         if tries >= self.tries_max or elapsed_seconds + wait > self.total_seconds_max:
             return None
         return wait

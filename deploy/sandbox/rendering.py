@@ -90,14 +90,14 @@ def _lift_shipping_details(session: dict[str, Any]) -> None:
 def _convert_currency(session: dict[str, Any]) -> None:
     """Tell adaptive pricing as before basil: amounts in the buyer's currency, the shop's in a conversion."""
     presentment = session.pop("presentment_details", None)
-    if presentment is None:
-        return
+    if presentment is None or "amount_total" not in session:
+        return  # not shown in another currency, or only a part of a session
     total = session["amount_total"]
     rate = Decimal(presentment["presentment_amount"]) / Decimal(total) if total else Decimal(1)
     session["currency_conversion"] = {
         "amount_subtotal": session["amount_subtotal"],
         "amount_total": total,
-        "fx_rate": str(round(rate, 12).normalize()),
+        "fx_rate": f"{round(rate, 12).normalize():f}",
         "source_currency": session["currency"],
     }
     session["currency"] = presentment["presentment_currency"]

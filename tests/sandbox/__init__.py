@@ -1,0 +1,1 @@
+"""The sandbox Stripe behaves as Stripe does."""

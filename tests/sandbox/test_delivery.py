@@ -4,7 +4,8 @@ import asyncio
 import itertools
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import pytest
 import stripe
@@ -21,8 +22,9 @@ SHARES = st.floats(min_value=0, max_value=1)
 DISTORTIONS = st.builds(Distortions, late=SHARES, twice=SHARES, twins=SHARES, out_of_order=SHARES, bursts=SHARES)
 AT_ONCE = Retries(tries_max=4, first_seconds=0.0)
 
-# What a receiver does with the number-th post of an event (from 1): answer with a status, or hang up.
+# What a receiver does with the number-th post of an event (from 1): answer with a status, hang up, or say nothing.
 HANG_UP = 0
+SILENCE = -1
 Answer = Callable[[str, int], int]
 
 
@@ -54,7 +56,9 @@ class Receiver:
         event = body.split('"', 4)[3]
         self.posts.append(event)
         status = self.answer(event, self.posts.count(event))
-        if status == HANG_UP:
+        if status == SILENCE:
+            await reader.read()  # until the client gives up
+        if status in {HANG_UP, SILENCE}:
             return False
         writer.write(b"HTTP/1.1 %d Whatever\r\nlocation: /elsewhere\r\ncontent-length: 0\r\n\r\n" % status)
         await writer.drain()
@@ -66,6 +70,7 @@ def run(
     answer: Answer,
     *,
     concurrency: int = 4,
+    timeout_seconds: float = 20.0,
     on_progress: Callable[[DeliveryReport], None] | None = None,
 ) -> tuple[DeliveryReport, Receiver]:
     """Deliver *attempts* to a receiver that answers by *answer*; a second passes at every look at the clock."""
@@ -81,6 +86,7 @@ def run(
                 secret=SECRET,
                 concurrency=concurrency,
                 retries=AT_ONCE,
+                timeout_seconds=timeout_seconds,
                 clock=itertools.count(1_700_000_000).__next__,
                 on_progress=on_progress,
             )
@@ -200,6 +206,37 @@ def test_dropped_connection(events: list[Event]) -> None:
     assert Counter(receiver.posts) == {event.id: 2 for event in events}
     assert report.connection_errors == report.retries == len(events)
     assert report.never_accepted == []
+
+
+def test_silence(events: list[Event]) -> None:
+    """A receiver that does not answer in time counts as an error, and the event is sent again."""
+    attempts = plan(events[:4], seed=1, distortions=PERFECT)
+
+    report, receiver = run(attempts, lambda _, number: SILENCE if number == 1 else 200, timeout_seconds=0.05)
+
+    assert Counter(receiver.posts) == {event.id: 2 for event in events[:4]}
+    assert report.connection_errors == 4
+    assert report.never_accepted == []
+
+
+@pytest.mark.parametrize("pace", [{"rate": 100.0}, {"timed": True}])
+def test_pace(events: list[Event], pace: dict[str, Any]) -> None:
+    """Posts are held back to the rate, or to their due times."""
+    attempts = plan(events[:6], seed=1, distortions=replace(PERFECT, events_per_second=100.0))
+
+    async def main() -> tuple[float, DeliveryReport]:
+        receiver = Receiver(always(200))
+        server = await asyncio.start_server(receiver.serve, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        begun = asyncio.get_running_loop().time()
+        async with server:
+            report = await deliver(attempts, url=f"http://127.0.0.1:{port}/", secret=SECRET, **pace)
+        return asyncio.get_running_loop().time() - begun, report
+
+    seconds, report = asyncio.run(main())
+
+    assert report.accepted == 6
+    assert seconds >= 0.05
 
 
 def test_gives_up(events: list[Event]) -> None:

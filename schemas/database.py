@@ -79,6 +79,8 @@ _CLASSES_OF_DATA = ("22", "23", "54")
 def is_fault_of_data(error: BaseException) -> bool:
     """Tell whether the same data would fail again."""
     cause = _cause(error)
+    if isinstance(cause, psycopg.DataError):
+        return True
     return isinstance(cause, psycopg.Error) and (cause.sqlstate or "").startswith(_CLASSES_OF_DATA)
 
 

@@ -37,6 +37,10 @@ STATES: Final = ("pending", *OUTCOMES)
 ORDER_STATUSES: Final = ("open", "processing", "paid", "failed", "expired", "complete")
 
 
+NEWEST: Final = "(COALESCE(created, '-infinity'::timestamp with time zone))"
+"""By which lists are sorted; an object that does not say when it was created comes last."""
+
+
 def _one_of(column: str, values: tuple[str, ...]) -> CheckConstraint:
     listed = ", ".join(f"'{value}'" for value in values)
     return CheckConstraint(f"{column} IN ({listed})", name=f"{column}_is_known")
@@ -153,7 +157,8 @@ orders = _projection(
     _moment("expired_at"),
     Column("lines_complete", Boolean, nullable=False, server_default=false()),
     _one_of("status", ORDER_STATUSES),
-    Index("orders_created", text("created DESC"), "id"),
+    # Lists page by it, newest first.
+    Index("orders_newest", text(f"{NEWEST} DESC"), text("id DESC")),
     Index(
         "orders_payment_link",
         "account",

@@ -85,7 +85,7 @@ CREATE TABLE orders (
     as_of timestamptz NOT NULL,
     PRIMARY KEY (account, livemode, id)
 );
-CREATE INDEX orders_created ON orders (created DESC, id);
+CREATE INDEX orders_newest ON orders ((coalesce(created, '-infinity'::timestamptz)) DESC, id DESC);
 CREATE INDEX orders_payment_link ON orders (account, livemode, payment_link) WHERE payment_link IS NOT NULL;
 CREATE INDEX orders_customer ON orders (account, livemode, customer) WHERE customer IS NOT NULL;
 

@@ -1,0 +1,134 @@
+"""The HTTP application: deliveries in, answers out."""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any, Final
+
+import structlog
+from fastapi import APIRouter, Depends, FastAPI, Request, Response
+from fastapi_offline import FastAPIOffline
+from prometheus_client import CONTENT_TYPE_LATEST
+from redis.exceptions import RedisError
+from sqlalchemy import Engine
+from sqlalchemy.exc import SQLAlchemyError
+
+from api import changes, metrics, problems, reads, webhook
+from api.recorder import Recorder
+from api.tokens import require
+from api.webhook import Receive, Scope, Send, Webhook
+from schemas import broker, database, logs, migrate
+from schemas.answers import Health
+from schemas.errors import DatabaseAway
+from schemas.settings import Settings
+
+DATABASE_CONNECTIONS_MAX: Final = 8
+
+_log = structlog.get_logger()
+_health: Final = APIRouter(prefix="/health", tags=["health"])
+_operations: Final = APIRouter(tags=["operations"])
+
+
+def create(settings: Settings | None = None) -> "Application":
+    """Return the application; settings come from the environment unless given."""
+    settings = settings or Settings.load()
+    logs.configure(settings)
+    return Application(settings)
+
+
+class Application:
+    """FastAPI for everything but deliveries, which go straight to their endpoint."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.fastapi: FastAPI = FastAPIOffline(
+            title="Payfold",
+            summary="Stripe's checkout events, folded into order tables that can be proven right.",
+            version="1",
+            docs_url="/docs",
+            redoc_url=None,
+            lifespan=self._lifespan,
+        )
+        self.fastapi.state.settings = settings
+        for router in (reads.router, changes.router, _health, _operations):
+            self.fastapi.include_router(router)
+        problems.install(self.fastapi)
+        _document_webhook(self.fastapi)
+        self._webhook: Webhook | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request, or run the application's life."""
+        if self._webhook is not None and scope["type"] == "http" and scope["path"] == webhook.PATH:
+            await self._webhook(scope, receive, send)
+        else:
+            await self.fastapi(scope, receive, send)
+
+    @asynccontextmanager
+    async def _lifespan(self, app: FastAPI) -> AsyncIterator[None]:
+        settings = self.settings
+        app.state.engine = database.engine(settings.postgresql, connections_max=DATABASE_CONNECTIONS_MAX)
+        app.state.redis = broker.redis(settings)
+        app.state.lookout = changes.Lookout(app.state.engine)
+        waker = broker.Waker(settings)
+        recorder = Recorder(settings.libpq)
+        self._webhook = Webhook(settings.signing_secrets, recorder, waker.wake)
+        if not settings.signing_secrets:
+            _log.warning("webhook.closed", reason="STRIPE_WEBHOOK_SECRETS is not set, so every delivery is refused")
+        try:
+            yield
+        finally:
+            await recorder.stop()
+            await app.state.lookout.stop()
+            waker.stop()
+            app.state.redis.close()
+            app.state.engine.dispose()
+
+
+def _document_webhook(app: FastAPI) -> None:
+    """Put the webhook onto the OpenAPI page, where FastAPI does not look for it."""
+    generate: Callable[[], dict[str, Any]] = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        schema = generate()
+        schema["paths"].setdefault(webhook.PATH, webhook.OPERATION)
+        return schema
+
+    app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way to extend the page
+
+
+@_health.get("/live")
+def live() -> dict[str, str]:
+    """Say that the process runs."""
+    return {"status": "alive"}
+
+
+@_health.get("/ready", responses={503: {"model": Health}})
+def ready(request: Request, response: Response) -> Health:
+    """Say whether deliveries can be taken: PostgreSQL answers and the schema is not behind."""
+    database_is, migrations_are = _database_health(request.app.state.engine)
+    is_ready = (database_is, migrations_are) == ("ok", "ok")
+    response.status_code = 200 if is_ready else 503
+    return Health(
+        ready=is_ready, database=database_is, migrations=migrations_are, broker=_broker_health(request.app.state.redis)
+    )
+
+
+def _database_health(engine: Engine) -> tuple[str, str]:
+    try:
+        with database.transaction(engine) as connection:
+            return "ok", "pending" if migrate.pending(connection) else "ok"
+    except (DatabaseAway, SQLAlchemyError):
+        return "away", "unknown"
+
+
+def _broker_health(redis: Any) -> str:  # noqa: ANN401 - the client's type takes no part
+    try:
+        redis.ping()
+    except (RedisError, OSError):
+        return "away"
+    return "ok"
+
+
+@_operations.get("/metrics", dependencies=[Depends(require("read"))], response_class=Response)
+def show_metrics() -> Response:
+    """Return this process's counters in Prometheus's text format."""
+    return Response(metrics.exposition(), media_type=CONTENT_TYPE_LATEST)

@@ -1,0 +1,66 @@
+"""Errors as RFC 9457 problem documents: what is wrong and what to do, and nothing about us."""
+
+from http import HTTPStatus
+from typing import Any, Final
+
+import msgspec
+import structlog
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+
+from schemas.errors import NotFoundError, Refused, Transient
+
+MEDIA_TYPE: Final = "application/problem+json"
+RETRY_AFTER_SECONDS: Final = 5
+
+_log = structlog.get_logger()
+
+
+class Unauthorized(HTTPException):
+    """The request has no token that is known here."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(401, detail, headers={"WWW-Authenticate": "Bearer"})
+
+
+def document(status: int, detail: str, *, reason: str | None = None, **more: Any) -> bytes:  # noqa: ANN401 - further members, as the standard allows
+    """Return the problem document of *status*; *reason* names the problem for programs."""
+    kind = f"urn:payfold:problem:{reason}" if reason else "about:blank"
+    return msgspec.json.encode(
+        {"type": kind, "title": HTTPStatus(status).phrase, "status": status, "detail": detail, **more}
+    )
+
+
+def _response(status: int, detail: str, headers: dict[str, str] | None = None, **more: Any) -> Response:  # noqa: ANN401 - as above
+    return Response(document(status, detail, **more), status, headers=headers, media_type=MEDIA_TYPE)
+
+
+def install(app: FastAPI) -> None:
+    """Answer every error of *app* with a problem document."""
+
+    @app.exception_handler(HTTPException)
+    def http(_: Request, error: HTTPException) -> Response:
+        return _response(error.status_code, str(error.detail), dict(error.headers or {}))
+
+    @app.exception_handler(RequestValidationError)
+    def invalid(_: Request, error: RequestValidationError) -> Response:
+        faults = [{"place": ".".join(map(str, each["loc"])), "fault": each["msg"]} for each in error.errors()]
+        return _response(422, "The request has values that cannot be used.", errors=faults)
+
+    @app.exception_handler(NotFoundError)
+    def missing(_: Request, error: NotFoundError) -> Response:
+        return _response(404, str(error))
+
+    @app.exception_handler(Refused)
+    def refused(_: Request, error: Refused) -> Response:
+        return _response(error.status, str(error), reason=error.reason)
+
+    @app.exception_handler(Transient)
+    def transient(_: Request, error: Transient) -> Response:
+        return _response(503, str(error), {"Retry-After": str(RETRY_AFTER_SECONDS)})
+
+    @app.exception_handler(Exception)
+    def unexpected(_: Request, error: Exception) -> Response:
+        _log.error("request.failed", kind=type(error).__name__)
+        return _response(500, "Something went wrong here; it is logged.")

@@ -1,0 +1,41 @@
+"""Bearer tokens: who may ask."""
+
+import hashlib
+import hmac
+from collections.abc import Callable
+from typing import Annotated, Final
+
+from fastapi import Depends, Request
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from starlette.exceptions import HTTPException
+
+from api.problems import Unauthorized
+from schemas.settings import SCOPES, Scope, Token
+
+_bearer: Final = HTTPBearer(auto_error=False, description="A token made by `payfold tokens new`.")
+
+Credentials = Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
+
+
+def require(scope: Scope) -> Callable[[Request, HTTPAuthorizationCredentials | None], Token]:
+    """Return a dependency that lets a request pass whose token has *scope* or one that includes it."""
+
+    def check(request: Request, credentials: Credentials) -> Token:
+        token = _holder(request.app.state.settings.tokens, credentials)
+        if SCOPES.index(token.scope) < SCOPES.index(scope):
+            raise HTTPException(403, f"This wants a token of the scope {scope}.")
+        return token
+
+    return check
+
+
+def _holder(tokens: tuple[Token, ...], credentials: HTTPAuthorizationCredentials | None) -> Token:
+    if not tokens:
+        raise Unauthorized("No token is configured here: make one with `payfold tokens new` and set PAYFOLD_TOKENS.")
+    if credentials is None:
+        raise Unauthorized("This wants a bearer token.")
+    given = hashlib.sha256(credentials.credentials.encode()).hexdigest()
+    found = [token for token in tokens if hmac.compare_digest(token.sha256, given)]
+    if not found:
+        raise Unauthorized("This bearer token is not known here.")
+    return found[0]

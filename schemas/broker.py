@@ -1,0 +1,115 @@
+"""The door to the broker, and the messages that go through it.
+
+Note [The broker is a hint]
+    A message says that there may be work and carries none: what is to be done is in PostgreSQL. So a message
+    may be lost, sent twice or arrive late, and losing all of them costs only the time to the next sweep.
+"""
+
+import ssl
+import threading
+from typing import Any, Final
+
+import structlog
+from celery import Celery
+from celery.exceptions import CeleryError
+from kombu.exceptions import KombuError
+from redis import Redis
+from redis.exceptions import RedisError
+
+from schemas.settings import Settings
+
+FOLD: Final = "payfold.fold"
+SWEEP: Final = "payfold.sweep"
+FOLD_QUEUE: Final = "fold"
+STRIPE_QUEUE: Final = "stripe"
+
+SOCKET_SECONDS_MAX: Final = 2
+RETRY_SECONDS: Final = 1.0
+_AWAY = (RedisError, KombuError, CeleryError, OSError)
+
+_log = structlog.get_logger()
+
+
+def celery(settings: Settings) -> Celery:
+    """Return the Celery application on the broker that *settings* name."""
+    app = Celery("payfold", broker=settings.broker, set_as_current=True)
+    app.conf.update(
+        task_default_queue=FOLD_QUEUE,
+        task_ignore_result=True,
+        task_acks_late=True,
+        worker_prefetch_multiplier=1,
+        broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,
+        broker_transport_options={
+            "socket_timeout": SOCKET_SECONDS_MAX * 5,
+            "socket_connect_timeout": SOCKET_SECONDS_MAX,
+            # A message of a killed worker comes back after this; the sweep is there long before.
+            "visibility_timeout": 60,
+        },
+        worker_hijack_root_logger=False,
+        worker_enable_remote_control=False,
+        worker_send_task_events=False,
+        enable_utc=True,
+    )
+    if settings.broker.startswith("rediss://"):
+        app.conf.broker_use_ssl = {"ssl_cert_reqs": _certificate_check(settings)}
+    app.set_default()
+    return app
+
+
+def _certificate_check(settings: Settings) -> ssl.VerifyMode:
+    return ssl.CERT_REQUIRED if settings.redis_tls_verify else ssl.CERT_NONE
+
+
+def redis(settings: Settings) -> Redis:
+    """Return a client of the broker's server."""
+    options: dict[str, Any] = {}
+    if settings.broker.startswith("rediss://"):
+        options["ssl_cert_reqs"] = "required" if settings.redis_tls_verify else "none"
+    return Redis.from_url(
+        settings.broker, socket_timeout=SOCKET_SECONDS_MAX, socket_connect_timeout=SOCKET_SECONDS_MAX, **options
+    )
+
+
+class Waker:
+    """Tells the workers that there is work, from a thread of its own, so that no request waits for the broker.
+
+    However often it is asked, one message waits at most: a worker that takes it sees all that was committed
+    before.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._app = celery(settings)
+        self._redis = redis(settings)
+        self._asked = threading.Event()
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="waker", daemon=True)
+        self._thread.start()
+
+    def wake(self) -> None:
+        """Ask for a message to be sent, soon; never waits and never fails."""
+        self._asked.set()
+
+    def stop(self) -> None:
+        """Send what is asked for and end the thread."""
+        self._stopping = True
+        self._asked.set()
+        self._thread.join(timeout=SOCKET_SECONDS_MAX * 2)
+
+    def _run(self) -> None:
+        is_away = False
+        while not self._stopping:
+            # While the broker is away it is asked again without being woken, so that its return is noticed.
+            self._asked.wait(RETRY_SECONDS if is_away else None)
+            self._asked.clear()
+            was_away, is_away = is_away, not self._send()
+            if is_away != was_away:
+                _log.warning("broker.away") if is_away else _log.info("broker.back")
+
+    def _send(self) -> bool:
+        try:
+            if self._redis.llen(FOLD_QUEUE) == 0:
+                self._app.send_task(FOLD, queue=FOLD_QUEUE, retry=False)
+        except _AWAY:
+            return False
+        return True

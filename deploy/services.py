@@ -16,7 +16,7 @@ running in a folder just taken is what a dead owner left behind, and is ended.
     ├── ServerMissing      no binary on this machine
     ├── ServerFailed       a server did not start
     │   └── PortTaken      another program was quicker to take the port
-    ├── RootRefused        PostgreSQL cannot be run by root here
+    ├── UserRefused        PostgreSQL cannot be run by this user
     ├── FolderInUse        another process owns the data folder
     └── FolderNotOurs      the data folder belongs to another user
 """
@@ -26,6 +26,7 @@ import contextlib
 import importlib.util
 import json
 import os
+import pwd
 import secrets
 import shutil
 import signal
@@ -73,8 +74,8 @@ class PortTaken(ServerFailed):
     """Another program took the port first."""
 
 
-class RootRefused(ServicesError):
-    """PostgreSQL does not run as root, and there is no way here to run it as somebody else."""
+class UserRefused(ServicesError):
+    """PostgreSQL does not run as this user, and there is no way here to run it as somebody else."""
 
 
 class FolderInUse(ServicesError):
@@ -388,18 +389,18 @@ def _plain_environment() -> dict[str, str]:
 
 
 @dataclass(frozen=True, slots=True)
-class WayFromRoot:
-    """How root runs PostgreSQL, which refuses root: a command to put in front, and who then owns the data outside."""
+class Disguise:
+    """How PostgreSQL is run by a user it refuses: a command to put in front, and who then owns the data (None: we)."""
 
-    prefix: tuple[str, ...]
-    owner: int
+    prefix: tuple[str, ...] = ()
+    owner: int | None = None
 
 
-# In a user namespace root's own files stay within reach, so nothing changes hands. Where namespaces are not to be had
-# (a chroot, many a container) it becomes nobody, and keeps the one right to pass through folders closed to nobody.
-WAYS_FROM_ROOT: Final = (
-    WayFromRoot(("unshare", "--user", f"--map-user={NOBODY}", f"--map-group={NOBODY}"), owner=0),
-    WayFromRoot(
+# In a user namespace our own files stay within reach, so nothing changes hands. Where namespaces are not to be had (a
+# chroot, many a container) root becomes nobody, and keeps the one right to pass through folders closed to nobody.
+DISGUISES: Final = (
+    Disguise(("unshare", "--user", f"--map-user={NOBODY}", f"--map-group={NOBODY}")),
+    Disguise(
         (
             *("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"),
             *("--inh-caps=+dac_override", "--ambient-caps=+dac_override"),
@@ -409,9 +410,17 @@ WAYS_FROM_ROOT: Final = (
 )
 
 
-def _works(way: WayFromRoot, folder: Path, binary: Path) -> bool:
+def _is_refused() -> bool:
+    """Say whether PostgreSQL refuses this user: root, or a number without a name, as containers have them."""
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_uid == 0
+    except KeyError:
+        return True
+
+
+def _works(disguise: Disguise, folder: Path, binary: Path) -> bool:
     script = 'test -w "$1" && exec "$2" --version'
-    command = [*way.prefix, "sh", "-c", script, "sh", str(folder), str(binary)]
+    command = [*disguise.prefix, "sh", "-c", script, "sh", str(folder), str(binary)]
     try:
         return subprocess.run(command, capture_output=True, check=False).returncode == 0  # noqa: S603 - our own command
     except FileNotFoundError:
@@ -441,7 +450,7 @@ class Postgres(_Server):
         *,
         durable: bool = True,
         postgres_bin: Path | None = None,
-        ways_from_root: Sequence[WayFromRoot] = WAYS_FROM_ROOT,
+        disguises: Sequence[Disguise] = DISGUISES,
     ) -> None:
         chosen = (
             first_binary([postgres_bin / "postgres"], f"PostgreSQL in {postgres_bin}", "DATABASE_URL")
@@ -450,7 +459,7 @@ class Postgres(_Server):
         )
         super().__init__(folder, chosen or _find_postgres())
         self._durable = durable
-        self._ways_from_root = ways_from_root
+        self._disguises = disguises
         self._prefix: tuple[str, ...] = ()
 
     @property
@@ -467,21 +476,21 @@ class Postgres(_Server):
         return self.folder / "cluster"
 
     def _prepare(self) -> None:
-        way = self._way_from_root() if os.geteuid() == 0 else WayFromRoot((), os.geteuid())
-        self._prefix = way.prefix
+        disguise = self._disguise() if _is_refused() else Disguise()
+        self._prefix = disguise.prefix
         if not self._working_folder.exists():
             self._make_cluster()
-        _hand_over(self._working_folder, way.owner)
+        _hand_over(self._working_folder, os.geteuid() if disguise.owner is None else disguise.owner)
         # It names a process of the past, and PostgreSQL will not start if that number is another program's by now.
         (self._working_folder / "postmaster.pid").unlink(missing_ok=True)
 
-    def _way_from_root(self) -> WayFromRoot:
-        for way in self._ways_from_root:
-            if _works(way, self.folder, self.binary):
-                return way
-        raise RootRefused(
-            "PostgreSQL does not run as root, and neither unshare nor setpriv can make it somebody else here. "
-            "Run payfold as an ordinary user, or set DATABASE_URL to a server of your own."
+    def _disguise(self) -> Disguise:
+        for disguise in self._disguises:
+            if _works(disguise, self.folder, self.binary):
+                return disguise
+        raise UserRefused(
+            "PostgreSQL runs neither as root nor as a user without a name, and neither unshare nor setpriv can make it "
+            "somebody else here. Run payfold as an ordinary user, or set DATABASE_URL to a server of your own."
         )
 
     def _make_cluster(self) -> None:

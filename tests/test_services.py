@@ -16,12 +16,12 @@ import pytest
 import redis
 
 from deploy.services import (
-    WAYS_FROM_ROOT,
+    DISGUISES,
     FolderInUse,
     Postgres,
-    RootRefused,
     ServerMissing,
     Services,
+    UserRefused,
     Valkey,
     embedded_services,
     first_binary,
@@ -92,7 +92,13 @@ def server_processes(folder: Path) -> list[int]:
 
 @pytest.mark.parametrize(
     "prefix",
-    [pytest.param((), id="this user"), pytest.param(WAYS_FROM_ROOT[0].prefix, marks=as_root, id="ordinary user")],
+    [
+        pytest.param((), id="this user"),
+        pytest.param(DISGUISES[0].prefix, marks=as_root, id="ordinary user"),
+        pytest.param(
+            ("unshare", "--user", "--map-user=4242", "--map-group=4242"), marks=as_root, id="user without a name"
+        ),
+    ],
 )
 def test_owner_killed(tmp_path: Path, prefix: Sequence[str]) -> None:
     """A kill -9 of the owner ends both servers, and the next start has every row."""
@@ -208,7 +214,7 @@ def test_stopped(tmp_path: Path) -> None:
 def test_root_without_namespaces(tmp_path: Path, postgres_bin: Path | None) -> None:
     """Where root cannot have a user namespace it becomes nobody, and the same data serves either way."""
     folder = tmp_path / "postgres"
-    with Postgres(folder, durable=False, postgres_bin=postgres_bin, ways_from_root=WAYS_FROM_ROOT[1:]) as as_nobody:
+    with Postgres(folder, durable=False, postgres_bin=postgres_bin, disguises=DISGUISES[1:]) as as_nobody:
         write_row(as_nobody.url, 1)
         (postmaster, *_) = processes_in(folder / "cluster", "postgres")
         assert Path(f"/proc/{postmaster}").stat().st_uid != 0
@@ -328,9 +334,9 @@ def test_chosen_binaries_missing(tmp_path: Path) -> None:
 
 
 @as_root
-def test_root_refused(tmp_path: Path, postgres_bin: Path | None) -> None:
-    """Where root cannot become somebody else the message says what to do instead."""
-    server = Postgres(tmp_path / "postgres", postgres_bin=postgres_bin, ways_from_root=())
+def test_user_refused(tmp_path: Path, postgres_bin: Path | None) -> None:
+    """Where root cannot be made somebody else the message says what to do instead."""
+    server = Postgres(tmp_path / "postgres", postgres_bin=postgres_bin, disguises=())
 
-    with pytest.raises(RootRefused, match="ordinary user, or set DATABASE_URL"):
+    with pytest.raises(UserRefused, match="ordinary user, or set DATABASE_URL"):
         server.start()

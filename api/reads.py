@@ -73,7 +73,7 @@ def show_order(request: Request, order_id: str, account: Account = None, livemod
 
 
 @router.get("/payment-links", tags=["payment links"])
-def list_payment_links(  # noqa: PLR0913 - one parameter a filter
+def list_payment_links(
     request: Request,
     *,
     limit: Limit = ROWS_DEFAULT,
@@ -102,7 +102,7 @@ _ENVELOPE: Final = [column for column in tables.events.c if column.name not in (
 
 
 @router.get("/events", tags=["events"])
-def list_events(  # noqa: PLR0913 - one parameter a filter
+def list_events(
     request: Request,
     *,
     limit: Limit = ROWS_DEFAULT,

@@ -16,7 +16,7 @@ import structlog
 
 from schemas import database, inbox
 from schemas.errors import DatabaseAway, Transient
-from schemas.inbox import Delivery, Recorded
+from schemas.inbox import Delivery, Receipt
 
 SHARED_ROWS_MAX: Final = 256
 """Deliveries in one statement."""
@@ -38,7 +38,7 @@ class RowRefused(Transient):
 @dataclass(slots=True)
 class _Waiting:
     delivery: Delivery
-    done: "asyncio.Future[Recorded]"
+    done: "asyncio.Future[Receipt]"
 
 
 class Recorder:
@@ -52,7 +52,7 @@ class Recorder:
         self._something_waits = asyncio.Event()
         self._task = asyncio.create_task(self._run(), name="recorder")
 
-    async def record(self, delivery: Delivery) -> Recorded:
+    async def record(self, delivery: Delivery) -> Receipt:
         """Return what recording *delivery* did, once it is committed.
 
         Raises:
@@ -104,7 +104,7 @@ class Recorder:
                 if not each.done.done():
                     each.done.set_result(result)
 
-    async def _execute(self, deliveries: Sequence[Delivery]) -> list[Recorded]:
+    async def _execute(self, deliveries: Sequence[Delivery]) -> list[Receipt]:
         async with asyncio.timeout(STATEMENT_SECONDS_MAX):
             if self._connection is None or self._connection.closed:
                 self._connection = await psycopg.AsyncConnection.connect(

@@ -82,7 +82,8 @@ class Webhook:
             source="webhook",
             received_at=datetime.fromtimestamp(now, UTC),
         )
-        _OUTCOMES[await self._recorder.record(delivery)].inc()
+        receipt = await self._recorder.record(delivery)
+        _OUTCOMES[receipt.recorded].inc()
         # Duplicates wake as well: the first delivery's wake-up may be what was lost.
         self._wake()
 

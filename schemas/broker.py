@@ -11,8 +11,7 @@ from typing import Any, Final
 
 import structlog
 from celery import Celery
-from celery.exceptions import CeleryError
-from kombu.exceptions import KombuError
+from celery.exceptions import CeleryError, OperationalError
 from redis import Redis
 from redis.exceptions import RedisError
 
@@ -25,7 +24,7 @@ STRIPE_QUEUE: Final = "stripe"
 
 SOCKET_SECONDS_MAX: Final = 2
 RETRY_SECONDS: Final = 1.0
-_AWAY = (RedisError, KombuError, CeleryError, OSError)
+_AWAY = (RedisError, OperationalError, CeleryError, OSError)
 
 _log = structlog.get_logger()
 

@@ -24,6 +24,17 @@ class Recorded(Enum):
 
 
 @dataclass(frozen=True, slots=True)
+class Receipt:
+    """What recording a delivery did, and the event's number in the inbox; None for a duplicate."""
+
+    recorded: Recorded
+    seq: int | None
+
+
+_DUPLICATE: Final = Receipt(Recorded.DUPLICATE, None)
+
+
+@dataclass(frozen=True, slots=True)
 class Delivery:
     """An event on its way into the inbox.
 
@@ -74,7 +85,7 @@ WITH given AS (
     INSERT INTO pending (seq, again) SELECT seq, NOT is_new FROM recorded ORDER BY seq
     ON CONFLICT (seq) DO UPDATE SET again = true
 )
-SELECT account, livemode, id, is_new FROM recorded
+SELECT account, livemode, id, is_new, seq FROM recorded
 """
 
 
@@ -109,23 +120,22 @@ def newest_of_each(deliveries: Sequence[Delivery]) -> list[Delivery]:
     return list(newest.values())
 
 
-def results(deliveries: Sequence[Delivery], rows: Sequence[tuple[str, bool, str, bool]]) -> list[Recorded]:
+def receipts(deliveries: Sequence[Delivery], rows: Sequence[tuple[str, bool, str, bool, int]]) -> list[Receipt]:
     """Return what became of each delivery, from the rows that ``RECORD`` answered."""
-    fresh = {(account, livemode, event): is_new for account, livemode, event, is_new in rows}
-    said = []
-    for delivery in deliveries:
-        is_new = fresh.pop(delivery.key, None)
-        said.append(Recorded.DUPLICATE if is_new is None else Recorded.NEW if is_new else Recorded.NEWER_RENDERING)
-    return said
+    fresh = {
+        (account, livemode, event): Receipt(Recorded.NEW if is_new else Recorded.NEWER_RENDERING, seq)
+        for account, livemode, event, is_new, seq in rows
+    }
+    return [fresh.pop(delivery.key, _DUPLICATE) for delivery in deliveries]
 
 
-def record(cursor: Cursor, deliveries: Sequence[Delivery]) -> list[Recorded]:
+def record(cursor: Cursor, deliveries: Sequence[Delivery]) -> list[Receipt]:
     """Record *deliveries* with one statement and return what became of each; the caller commits."""
     cursor.execute(RECORD, arguments(newest_of_each(deliveries)))
-    return results(deliveries, cursor.fetchall())
+    return receipts(deliveries, cursor.fetchall())
 
 
-async def record_async(connection: psycopg.AsyncConnection[Any], deliveries: Sequence[Delivery]) -> list[Recorded]:
+async def record_async(connection: psycopg.AsyncConnection[Any], deliveries: Sequence[Delivery]) -> list[Receipt]:
     """Do as ``record`` does, on asyncio's connection."""
     cursor = await connection.execute(RECORD, arguments(newest_of_each(deliveries)))
-    return results(deliveries, await cursor.fetchall())
+    return receipts(deliveries, await cursor.fetchall())

@@ -360,7 +360,7 @@ def _note_anomalies(cursor: Cursor, saved: _Saved, now: datetime) -> None:
     ]
     held = {row["id"] for row in found}
     # A row that was only advanced says nothing of the references that its earlier events disagreed on.
-    silent = {(key.table, key.id) for key, joined in saved.rows.items() if not joined.is_whole}
+    silent = {(folds.SHAPES[key.table].subject, key.id) for key, joined in saved.rows.items() if not joined.is_whole}
     over = [
         (account, livemode, anomaly)
         for account, livemode, anomaly, subject, subject_id, kind in in_force
@@ -391,7 +391,7 @@ def _anomaly_row(subject: Subject, row: Row, anomaly: Anomaly, now: datetime) ->
         "livemode": subject.livemode,
         "id": f"anm_{hashlib.blake2b(identity, digest_size=12).hexdigest()}",
         "kind": anomaly.kind,
-        "subject": subject.table,
+        "subject": folds.SHAPES[subject.table].subject,
         "subject_id": subject.id,
         "detail": anomaly.detail,
         "event_id": row["event_id"],
@@ -405,7 +405,7 @@ def _append_changes(cursor: Cursor, saved: _Saved) -> None:
         {
             "account": subject.account,
             "livemode": subject.livemode,
-            "subject": subject.table,
+            "subject": folds.SHAPES[subject.table].subject,
             "subject_id": subject.id,
             "kind": change.kind,
             "event_id": joined.row["event_id"],

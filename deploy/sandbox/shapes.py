@@ -189,7 +189,7 @@ def recovery(url: str | None, expires_at: int | None) -> dict[str, Any]:
     return {"recovery": {"allow_promotion_codes": False, "enabled": True, "expires_at": expires_at, "url": url}}
 
 
-def envelope(  # noqa: PLR0913 (the keys of an event, no more)
+def envelope(
     *,
     account: str | None,
     api_version: str,

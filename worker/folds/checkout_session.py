@@ -321,6 +321,7 @@ _COLUMNS: Final = (
 
 SHAPE: Final = Shape(
     table="orders",
+    subject="order",
     empty={**dict.fromkeys(_COLUMNS), "lines_complete": False},
     rank_of=_rank_of,
     stamp_of=lambda row: (row["as_of"],),

@@ -30,14 +30,16 @@ TWO_REFERENCES: Final = "two_references"
 class Shape:
     """What the join has to know of one kind of row.
 
-    ``empty`` is the row that no event has touched. ``rank_of`` tells the rank of a row's deciding event from
-    the row, never below the true one, and ``stamp_of`` its stamp. ``infer`` returns the row with what follows
-    from its own columns; ``anomalies`` and ``changes`` report on it. ``clock_rank`` is the rank of what our
-    clock says, and ``clock_moment`` the moment that only counts while the clock decides. ``prefer`` ranks
-    last states where the events leave several possible.
+    ``subject`` names what a row is about, in changes and anomalies. ``empty`` is the row that no event has
+    touched. ``rank_of`` tells the rank of a row's deciding event from the row, never below the true one, and
+    ``stamp_of`` its stamp. ``infer`` sets what follows from the row's own columns; ``anomalies`` and
+    ``changes`` report on it. ``clock_rank`` is the rank of what our clock says, and ``clock_moment`` the
+    moment that only counts while the clock decides. ``prefer`` ranks last states where the events leave
+    several possible.
     """
 
     table: str
+    subject: str
     empty: Mapping[str, Value]
     rank_of: Callable[[Row], int]
     stamp_of: Callable[[Row], tuple[Value, ...]]

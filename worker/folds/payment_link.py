@@ -66,6 +66,7 @@ def _changes(before: Row | None, after: Row) -> list[Change]:
 
 SHAPE: Final = Shape(
     table="payment_links",
+    subject="payment_link",
     empty=dict.fromkeys(("active", "url", "currency", "metadata", "created")),
     rank_of=lambda _: 0,
     stamp_of=lambda row: (row["as_of"],),

@@ -1,0 +1,201 @@
+"""``payfold demo``: a shop's worth of deliveries, late, twice and out of order, and the proof that the tables hold."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
+
+import uvloop
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from sqlalchemy import Engine, text
+
+from deploy.local import Running
+from deploy.output import money
+from deploy.sandbox.account import Account
+from deploy.sandbox.delivery import DeliveryReport, Distortions, deliver, plan
+from deploy.sandbox.history import shop_history
+from schemas import database
+from schemas.errors import ConflictError
+from worker.digest import Digest, digests
+from worker.rebuild import rebuilt
+
+ACCOUNT: Final = "acct_demo"
+EVENTS_PER_SECOND: Final = 400
+FOLD_SECONDS_MAX: Final = 60
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """What was proven, and what was not: orders that differ from the shop's own books, and the two digests."""
+
+    differing: int
+    pending: int
+    live: list[Digest]
+    again: list[Digest]
+
+    @property
+    def holds(self) -> bool:
+        """Whether everything was."""
+        return self.differing == 0 and self.pending == 0 and self.live == self.again
+
+
+def run(running: Running, *, orders: int, seed: int, progress_to: Console, summary_to: Console) -> bool:
+    """Sell, deliver, fold, print what happened, and return whether the proof holds."""
+    engine = database.engine(running.settings.postgresql)
+    _require_demo_only(engine)
+    with _bars(progress_to) as bars:
+        shop = _step(bars, f"The sandbox shop sells {orders:,} orders", lambda: _sell(seed, orders))
+        report = _deliver(running, bars, shop, seed)
+        pending = _step(bars, "The worker folds the last of them", lambda: _wait_until_folded(engine))
+        proof = _prove(bars, engine, shop, seed, pending)
+    _summarize(summary_to, engine, shop, report, proof)
+    engine.dispose()
+    return proof.holds and not report.never_accepted
+
+
+def _require_demo_only(engine: Engine) -> None:
+    """Made-up orders have no place among real ones."""
+    others = _rows(engine, "SELECT account FROM inbox WHERE account <> :account LIMIT 1", account=ACCOUNT)
+    if others:
+        raise ConflictError("The inbox at DATABASE_URL holds events that no demo made: name an empty database.")
+
+
+def _bars(console: Console) -> Progress:
+    return Progress(
+        SpinnerColumn(finished_text="✓"),
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=30),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=console,
+    )
+
+
+def _step(bars: Progress, words: str, work: Callable[[], Result]) -> Result:
+    task = bars.add_task(words, total=1)
+    result = work()
+    bars.advance(task)
+    return result
+
+
+def _sell(seed: int, orders: int) -> Account:
+    return shop_history(seed, orders, account=ACCOUNT)
+
+
+def _deliver(running: Running, bars: Progress, shop: Account, seed: int) -> DeliveryReport:
+    attempts = plan(shop.events, seed=seed, distortions=Distortions(events_per_second=EVENTS_PER_SECOND))
+    task = bars.add_task("Deliveries, late, twice and out of order", total=len(attempts))
+    return uvloop.run(
+        deliver(
+            attempts,
+            url=f"{running.address}/webhooks/stripe",
+            secret=running.secret,
+            timed=True,
+            on_progress=lambda report: bars.update(task, completed=report.planned),
+        )
+    )
+
+
+def _wait_until_folded(engine: Engine) -> int:
+    """Return how many events are still pending when nothing is, or when the time is up."""
+    deadline = time.monotonic() + FOLD_SECONDS_MAX
+    while (pending := int(_rows(engine, "SELECT count(*) AS events FROM pending")[0]["events"])) > 0:
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.05)
+    return pending
+
+
+def _prove(bars: Progress, engine: Engine, shop: Account, seed: int, pending: int) -> Proof:
+    known = {event.object_id for event in shop.events if event.type.startswith("checkout.session.")}
+    held = {row["id"]: row["status"] for row in _rows(engine, "SELECT id, status FROM orders")}
+    differing = sum(held.get(session) != shop.expected_status(session) for session in known)
+    live = digests(engine)
+    recorded = int(_rows(engine, "SELECT count(*) AS events FROM inbox")[0]["events"])
+    task = bars.add_task("The inbox folded again, in another order", total=recorded)
+    with rebuilt(engine, seed=seed, progress=lambda folded: bars.advance(task, folded)) as schema:
+        return Proof(differing, pending, live, digests(engine, schema=schema))
+
+
+def _rows(engine: Engine, statement: str, **values: object) -> list[dict[str, Any]]:
+    with database.transaction(engine) as connection:
+        return [dict(row) for row in connection.execute(text(statement), values).mappings()]
+
+
+def _summarize(console: Console, engine: Engine, shop: Account, report: DeliveryReport, proof: Proof) -> None:
+    answers = ", ".join(f"{count:,} of {status}" for status, count in sorted(report.refused.items()))
+    latency = _rows(engine, _LATENCY)[0]
+    _lines(
+        console,
+        "Deliveries",
+        {
+            "events that happened": f"{len(shop.events):,}",
+            "posts sent": f"{report.sent:,}",
+            "answered 200": f"{report.accepted:,}",
+            "sent twice": f"{report.duplicates:,}",
+            "twins (another id, same content)": f"{report.twins:,}",
+            "retries": f"{report.retries:,}",
+            "refused": answers or "none",
+            "never accepted": f"{len(report.never_accepted):,}",
+            "recorded to folded": f"p50 {latency['p50']:,.0f} ms, p99 {latency['p99']:,.0f} ms",
+        },
+    )
+    counted = _rows(engine, "SELECT status, count(*) AS orders FROM orders GROUP BY status ORDER BY orders DESC")
+    _lines(console, "Orders", {str(row["status"]): f"{row['orders']:,}" for row in counted})
+    taken = _rows(engine, _MONEY)
+    _lines(
+        console, "Money of paid orders", {row["currency"]: money(int(row["amount"]), row["currency"]) for row in taken}
+    )
+    _funnel(console, _rows(engine, "SELECT * FROM payment_link_funnel ORDER BY opened DESC, payment_link"))
+    _proof(console, proof)
+
+
+_LATENCY: Final = """
+SELECT coalesce(percentile_cont(0.5) WITHIN GROUP (ORDER BY taken), 0) AS p50,
+    coalesce(percentile_cont(0.99) WITHIN GROUP (ORDER BY taken), 0) AS p99
+FROM (SELECT extract(epoch FROM folded_at - received_at) * 1000 AS taken FROM events) AS each_event
+"""
+_MONEY: Final = """
+SELECT currency, sum(amount_total) AS amount FROM orders
+WHERE status = 'paid' AND currency IS NOT NULL GROUP BY currency ORDER BY currency
+"""
+
+
+def _lines(console: Console, title: str, lines: dict[str, str]) -> None:
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, show_header=False, pad_edge=False)
+    table.add_column(min_width=34)
+    table.add_column(justify="right")
+    for name, value in lines.items():
+        table.add_row(name, value)
+    console.print(table)
+    console.print()
+
+
+def _funnel(console: Console, found: list[dict[str, Any]]) -> None:
+    table = Table(title="Payment links", title_justify="left", title_style="bold", box=None, pad_edge=False)
+    for name in ("payment link", "opened", "completed", "paid", "expired", "amount paid"):
+        table.add_column(name, justify="left" if name == "payment link" else "right", header_style="")
+    for row in found:
+        counts = (f"{row[name]:,}" for name in ("opened", "completed", "paid", "expired"))
+        table.add_row(row["payment_link"], *counts, money(int(row["amount_paid"]), row["currency"] or ""))
+    console.print(table)
+    console.print()
+
+
+def _proof(console: Console, proof: Proof) -> None:
+    live, again = proof.live[-1].sha256, proof.again[-1].sha256
+    _lines(
+        console,
+        "Proof",
+        {
+            "orders unlike the shop's own books": f"{proof.differing:,}",
+            "events left pending": f"{proof.pending:,}",
+            "digest of the live tables": live[:32],
+            "digest of a rebuild in another order": again[:32],
+        },
+    )
+    console.print("The tables are what the events say." if proof.holds else "The proof does NOT hold.", style="bold")

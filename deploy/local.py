@@ -1,0 +1,132 @@
+"""Payfold on one machine: the Procfile's processes on embedded servers, for `payfold up` and `payfold demo`."""
+
+import hashlib
+import os
+import secrets
+import shutil
+import socket
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, TextIO
+
+import httpx
+
+from deploy import services
+from deploy.processes import Processes, run_release
+from schemas.errors import PayfoldError
+from schemas.settings import Settings
+
+LOOPBACK: Final = "127.0.0.1"
+READY_SECONDS_MAX: Final = 60
+UP_FOLDER: Final = "up"
+DEMO_PREFIX: Final = "demo-"
+
+
+class StartError(PayfoldError):
+    """Payfold did not start."""
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """Payfold as it runs here; *token* and *secret* are None where the environment configured them."""
+
+    address: str
+    environment: Mapping[str, str]
+    settings: Settings
+    processes: Processes
+    token: str | None
+    secret: str
+
+
+def here(settings: Settings) -> Settings:
+    """Return *settings*, completed with the embedded servers that run in the data folder, where none are named."""
+    if settings.database_url is not None:
+        return settings
+    folders = [settings.payfold_data_dir / UP_FOLDER, *sorted(settings.payfold_data_dir.glob(f"{DEMO_PREFIX}*"))]
+    for folder in folders:
+        found = services.running_services(folder)
+        if found is not None:
+            return Settings.load({**os.environ, "DATABASE_URL": found.database_url, "REDIS_URL": found.redis_url})
+    return settings
+
+
+@contextmanager
+def temporary_folder(settings: Settings) -> Iterator[Path]:
+    """Make a data folder for one demo, and remove it and what killed demos left behind."""
+    parent = settings.payfold_data_dir.absolute()
+    parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for left in parent.glob(f"{DEMO_PREFIX}*"):
+        if services.running_services(left) is None and _is_old(left):
+            shutil.rmtree(left, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(prefix=DEMO_PREFIX, dir=parent))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_old(folder: Path) -> bool:
+    """A folder may belong to a demo that is just starting."""
+    return time.time() - folder.stat().st_mtime > services.START_SECONDS_MAX
+
+
+@contextmanager
+def running(settings: Settings, folder: Path, *, output: TextIO | None = None) -> Iterator[Running]:
+    """Run the servers that the environment does not name, the release phase, and every process, until the block ends.
+
+    Raises:
+        StartError, ServicesError: with what to do.
+    """
+    named = services.embedded_services(
+        folder,
+        database_url=settings.database_url.get_secret_value() if settings.database_url else None,
+        redis_url=settings.redis_url.get_secret_value() if settings.redis_url else None,
+    )
+    with named as found:
+        token = None if settings.tokens else f"pf_{secrets.token_urlsafe(24)}"
+        environment = {**os.environ, "DATABASE_URL": found.database_url, "REDIS_URL": found.redis_url}
+        environment |= {"PORT": str(_port(settings)), "PAYFOLD_HOST": LOOPBACK}
+        if not settings.signing_secrets:
+            environment["STRIPE_WEBHOOK_SECRETS"] = f"whsec_{secrets.token_urlsafe(24)}"
+        if token is not None:
+            environment["PAYFOLD_TOKENS"] = f"local:admin:{hashlib.sha256(token.encode()).hexdigest()}"
+        environment.setdefault("PAYFOLD_LOG_FORMAT", "console")
+        complete = Settings.load(environment)
+        if run_release(environment, output=output) != 0:
+            raise StartError("The database could not be migrated; its own words are above.")
+        with Processes(environment, output=output) as processes:
+            address = f"http://{LOOPBACK}:{complete.port}"
+            _wait_until_ready(address, processes)
+            secret = complete.signing_secrets[0].secret.decode()
+            yield Running(address, environment, complete, processes, token, secret)
+
+
+def _port(settings: Settings) -> int:
+    """Return the configured port, or a free one where nobody asked for it by name."""
+    if "PORT" in os.environ:
+        return settings.port
+    with socket.socket() as probe:
+        try:
+            probe.bind((LOOPBACK, settings.port))
+        except OSError:
+            probe.bind((LOOPBACK, 0))
+        return int(probe.getsockname()[1])
+
+
+def _wait_until_ready(address: str, processes: Processes) -> None:
+    deadline = time.monotonic() + READY_SECONDS_MAX
+    with httpx.Client(base_url=address, timeout=2) as client:
+        while time.monotonic() < deadline:
+            ended = [name for name in processes.names if processes.returncode(name) is not None]
+            if ended:
+                raise StartError(f"The {ended[0]} process ended at once; its own words are above.")
+            try:
+                if client.get("/health/ready").is_success:
+                    return
+            except httpx.TransportError:
+                time.sleep(0.05)
+    raise StartError(f"The web process did not become ready within {READY_SECONDS_MAX} seconds.")

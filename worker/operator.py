@@ -1,0 +1,80 @@
+"""What an operator does with single events: try one again, or set one aside."""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import Engine
+
+from schemas import database, inbox, observations
+from schemas.database import Cursor
+from schemas.errors import ConflictError, NotFoundError
+from worker import folds, projection
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """An event in the inbox, and what has become of it."""
+
+    seq: int
+    account: str
+    livemode: bool
+    id: str
+    state: str
+
+
+def find(cursor: Cursor, event_id: str, *, account: str | None = None) -> Found:
+    """Return the event *event_id*.
+
+    Raises:
+        NotFoundError: the inbox has none of that id.
+        ConflictError: several accounts or modes have one.
+    """
+    cursor.execute(
+        "SELECT seq, account, livemode, id, state FROM events"
+        " WHERE id = %s AND (%s::text IS NULL OR account = %s) LIMIT 2",
+        (event_id, account, account),
+    )
+    rows = cursor.fetchall()
+    if not rows:
+        raise NotFoundError(f"The inbox has no event {event_id}.")
+    if len(rows) > 1:
+        raise ConflictError(f"Several accounts or modes have an event {event_id}: say which with --account.")
+    return Found(*rows[0])
+
+
+def retry(engine: Engine, event_id: str, *, now: datetime, account: str | None = None) -> Found:
+    """Fold the event *event_id* again, in this process, and return what became of it."""
+    with database.transaction(engine) as connection, database.cursor(connection) as cursor:
+        found = find(cursor, event_id, account=account)
+        cursor.execute(
+            "INSERT INTO pending (seq, again) VALUES (%s, true) ON CONFLICT (seq) DO UPDATE SET again = true",
+            (found.seq,),
+        )
+    projection.run_one(engine, found.seq, now=now)
+    with database.transaction(engine) as connection, database.cursor(connection) as cursor:
+        return find(cursor, event_id, account=found.account)
+
+
+def ignore(engine: Engine, event_id: str, *, reason: str, now: datetime, account: str | None = None) -> Found:
+    """Set the parked event *event_id* aside, and return what became of it.
+
+    Raises:
+        ConflictError: it is not parked, so its tables rest on it or it may still be folded.
+    """
+    with database.transaction(engine) as connection, database.cursor(connection) as cursor:
+        found = find(cursor, event_id, account=account)
+        if found.state != "parked":
+            raise ConflictError(f"Only a parked event can be set aside, and {event_id} is {found.state}.")
+        word = observations.observe(
+            folds.EVENT_IGNORED,
+            {"object": "event", "id": found.id, "reason": reason},
+            account=found.account,
+            livemode=found.livemode,
+            created=int(now.timestamp()),
+            now=now,
+        )
+        inbox.record(cursor, [word])
+    while projection.run_once(engine, now=now):
+        pass
+    with database.transaction(engine) as connection, database.cursor(connection) as cursor:
+        return find(cursor, event_id, account=found.account)

@@ -147,8 +147,8 @@ orders = _projection(
     Column("invoice", Text),
     Column("recovered_from", Text),
     Column("recovery_url", Text),
-    Column("shipping", JSONB),
-    Column("metadata", JSONB),
+    Column("shipping", JSONB(none_as_null=True)),
+    Column("metadata", JSONB(none_as_null=True)),
     _moment("created"),
     _moment("expires_at"),
     _moment("completed_at"),
@@ -174,7 +174,7 @@ payment_links = _projection(
     Column("active", Boolean),
     Column("url", Text),
     Column("currency", Text),
-    Column("metadata", JSONB),
+    Column("metadata", JSONB(none_as_null=True)),
     _moment("created"),
 )
 
@@ -189,8 +189,8 @@ changes = Table(
     Column("event_id", Text, nullable=False),
     Column("source", Text, nullable=False),
     _moment("at", nullable=False),
-    Column("before", JSONB),
-    Column("after", JSONB),
+    Column("before", JSONB(none_as_null=True)),
+    Column("after", JSONB(none_as_null=True)),
     _one_of("source", SOURCES),
 )
 
@@ -223,7 +223,7 @@ anomalies = Table(
     Column("kind", Text, nullable=False),
     Column("subject", Text, nullable=False),
     Column("subject_id", Text, nullable=False),
-    Column("detail", JSONB, nullable=False),
+    Column("detail", JSONB(none_as_null=True), nullable=False),
     Column("event_id", Text, nullable=False),
     _moment("as_of", nullable=False),
     _moment("seen_at", nullable=False),

@@ -1,0 +1,136 @@
+"""The nine rules of joining, written plainly and slowly, to hold the quick ones against.
+
+Orders within a second are found by trying every permutation. Nothing of ``worker.folds.join`` is used; what a
+single event says, and what follows from a joined row, is.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import groupby, permutations
+from typing import Any
+
+from schemas import events
+from worker import folds
+from worker.folds.facts import Event, Facts, Row, Subject, utc
+
+NOTHING = object()
+SECOND_EVENTS_MAX = 7
+"""Of one object in one second: more would take too many permutations."""
+
+
+class TooMany(Exception):
+    """A second holds more events of one object than every order of can be tried."""
+
+
+def event_of(body: bytes, *, account: str = "", source: str = "webhook") -> Event:
+    """Return the event in *body* as it comes out of the inbox."""
+    envelope = events.read(body)
+    return Event(
+        seq=0,
+        account=envelope.account or account,
+        livemode=envelope.livemode,
+        id=envelope.id,
+        type=envelope.type,
+        created=utc(envelope.created),
+        object_type=envelope.object_type,
+        object_id=envelope.object_id,
+        payload=envelope.payload,
+        source=source,
+    )
+
+
+def tables_of(bodies: Iterable[bytes], *, account: str = "") -> dict[Subject, Row]:
+    """Return the rows that the events in *bodies* come to; the first rendering of each id counts."""
+    known: dict[tuple[str, bool, str], Event] = {}
+    for body in bodies:
+        event = event_of(body, account=account)
+        known.setdefault((event.account, event.livemode, event.id), event)
+    facts = [each for event in known.values() for each in folds.judge(event).facts]
+    facts.sort(key=lambda each: each.subject)
+    return {subject: row_of(list(group)) for subject, group in groupby(facts, lambda each: each.subject)}
+
+
+def row_of(facts: Sequence[Facts]) -> Row:
+    """Return the row of the object that *facts* are all about."""
+    ordered: list[Facts] = []
+    in_groups = sorted(facts, key=lambda each: each.position)
+    for _, group in groupby(in_groups, lambda each: each.position):
+        ordered += order_of(list(group), ordered)
+    return joined(ordered)
+
+
+def joined(ordered: Sequence[Facts]) -> Row:
+    """Return the row of events that are in their order: rule 5, one column after the other."""
+    subject, last = ordered[0].subject, ordered[-1]
+    shape = folds.SHAPES[subject.table]
+    row: Row = {**shape.empty, "account": subject.account, "livemode": subject.livemode, "id": subject.id}
+    for facts in ordered:
+        row.update(facts.columns)
+        row.update({name: value for name, value in facts.references.items() if value is not None})
+    told = [(name, at) for facts in ordered if not facts.by_clock for name, at in facts.moments.items()]
+    told += last.moments.items() if last.by_clock else ()
+    for name in {name for name, _ in told}:
+        row[name] = min(at for other, at in told if other == name)
+    row |= {"event_id": last.event_id, "as_of": last.created}
+    shape.infer(row)
+    return row
+
+
+def order_of(group: list[Facts], earlier: Sequence[Facts]) -> list[Facts]:
+    """Return events of one rank and stamp in the order with the fewest gaps, given those before them."""
+    if len(group) == 1:
+        return group
+    if len(group) > SECOND_EVENTS_MAX:
+        raise TooMany
+    common = set.intersection(*({*each.after} & {*(each.before or each.after)} for each in group))
+
+    def state(values: Mapping[str, Any]) -> str:
+        return json.dumps({name: values[name] for name in common}, sort_keys=True, default=str)
+
+    carried: dict[str, Any] = {}
+    for each in earlier:
+        carried |= each.after
+    if earlier:
+        start: object = state(carried) if common <= carried.keys() else None
+    else:
+        start = NOTHING if any(each.is_first for each in group) else None
+    before = {
+        each.event_id: NOTHING if each.is_first else state(each.after if each.before is None else each.before)
+        for each in group
+    }
+    after = {each.event_id: state(each.after) for each in group}
+    best = _best(group, before, after, start)
+    if _gaps(best, before, after, start) == 0:
+        return best
+    twins: dict[tuple[object, object], list[Facts]] = {}
+    for each in sorted(group, key=_seniority):
+        twins.setdefault((before[each.event_id], after[each.event_id]), []).append(each)
+    once = _best([same[-1] for same in twins.values()], before, after, start)
+    return [each for kept in once for each in twins[before[kept.event_id], after[kept.event_id]]]
+
+
+def _best(
+    group: Sequence[Facts], before: Mapping[str, object], after: Mapping[str, object], start: object
+) -> list[Facts]:
+    """Of all orders with the fewest gaps, the one that ends with the most senior event, and so on backwards."""
+    # From the end: the first of the best, where the most preferred come first, is the one that is wanted.
+    backwards = permutations(sorted(group, key=_preference, reverse=True))
+    return list(min(backwards, key=lambda order: _gaps(order[::-1], before, after, start))[::-1])
+
+
+def _gaps(order: Sequence[Facts], before: Mapping[str, object], after: Mapping[str, object], start: object) -> int:
+    gaps, state = 0, start
+    for index, each in enumerate(order):
+        if before[each.event_id] != state and not (index == 0 and start is None):
+            gaps += 1
+        state = after[each.event_id]
+    return gaps
+
+
+def _seniority(facts: Facts) -> tuple[bool, str]:
+    return (facts.source != "observation", facts.event_id)
+
+
+def _preference(facts: Facts) -> tuple[int, bool, str]:
+    prefer: Callable[[Facts], int] = folds.SHAPES[facts.subject.table].prefer
+    return (prefer(facts), *_seniority(facts))

@@ -1,0 +1,231 @@
+"""Rules of joining: the row of an object depends on the set of its events alone."""
+
+import random
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from itertools import permutations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deploy.sandbox.account import Account
+from deploy.sandbox.history import tangle
+from deploy.sandbox.rendering import twin
+from tests import reference
+from worker import folds
+from worker.folds import join, payment_link
+from worker.folds.facts import Facts, Row, Subject
+
+LINK = Subject("payment_links", "", False, "plink_1")  # noqa: FBT003 - test mode
+SECOND = datetime(2026, 11, 1, tzinfo=UTC)
+
+seeds = st.integers(0, 2**32)
+
+
+def step(
+    name: str, before: object, after: object, *, second: int = 0, source: str = "webhook", first: bool = False
+) -> Facts:
+    """Return an event that takes a link's metadata from *before* to *after*."""
+    at = SECOND + timedelta(seconds=second)
+    return Facts(
+        subject=LINK,
+        event_id=name,
+        source=source,
+        created=at,
+        rank=0,
+        stamp=(at,),
+        columns={"metadata": {"step": after}},
+        before=None if first else {"metadata": {"step": before}},
+        moments={"created": at} if first else {},
+        is_first=first,
+    )
+
+
+def arrive(batches: Sequence[Sequence[Facts]]) -> Row:
+    """Return the row after *batches* arrived one after the other, joined as the projection joins."""
+    known: list[Facts] = []
+    row: Row | None = None
+    for batch in batches:
+        known += batch
+        shape = folds.SHAPES[batch[0].subject.table]
+        result = join.fold_all(shape, batch) if row is None else join.advance(shape, row, batch)
+        row = (result or join.fold_all(shape, known)).row
+    assert row is not None
+    return row
+
+
+def split(items: Sequence[Facts], rng: random.Random) -> list[list[Facts]]:
+    """Return *items* in batches of random sizes."""
+    batches: list[list[Facts]] = []
+    for item in items:
+        if not batches or rng.random() < 0.5:
+            batches.append([])
+        batches[-1].append(item)
+    return batches
+
+
+@given(seeds)
+def test_any_arrival_gives_the_reference_row(seed: int) -> None:
+    """Whatever the order and the batches, a tangle's rows are those of the plain reference, twins included."""
+    rng = random.Random(seed)
+    events = list(tangle(seed).events)
+    events += [twin(event, seed=seed) for event in rng.sample(events, rng.randint(0, 2))]
+    by_subject: dict[Subject, list[Facts]] = {}
+    for event in events:
+        for facts in folds.judge(reference.event_of(event.body)).facts:
+            by_subject.setdefault(facts.subject, []).append(facts)
+    for facts_of_one in by_subject.values():
+        try:
+            expected = reference.row_of(facts_of_one)
+        except reference.TooMany:
+            continue
+        for _ in range(8):
+            rng.shuffle(facts_of_one)
+            assert arrive(split(facts_of_one, rng)) == expected
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_every_permutation_one_by_one(seed: int) -> None:
+    """Every permutation of a small history, one event at a time, gives one row."""
+    account = tangle(seed)
+    by_object: dict[str, list[Facts]] = {}
+    for event in account.events:
+        for facts in folds.judge(reference.event_of(event.body)).facts:
+            by_object.setdefault(facts.subject.id, []).append(facts)
+    for facts_of_one in by_object.values():
+        few = facts_of_one[:6]
+        expected = reference.row_of(few)
+        for order in permutations(few):
+            assert arrive([[facts] for facts in order]) == expected
+
+
+@given(seeds, st.integers(2, 5))
+def test_changes_within_a_second_end_as_they_ended(seed: int, count: int) -> None:
+    """Two to five changes of a link in one second, told in any order, end where the link ended."""
+    rng = random.Random(seed)
+    account = Account(seed=seed)
+    link = account.create_payment_link()
+    account.advance(rng.choice((0, 1)))
+    for _ in range(count):
+        account.update_payment_link(link, active=rng.random() < 0.5, metadata={"step": str(rng.randrange(3))})
+    told = [facts for event in account.events for facts in folds.judge(reference.event_of(event.body)).facts]
+    rng.shuffle(told)
+
+    row = arrive(split(told, rng))
+
+    truth = account.payment_link(link)
+    assert (row["active"], row["metadata"]) == (truth["active"], truth["metadata"])
+
+
+def test_the_survey_of_a_chain_is_exact() -> None:
+    """The fewest gaps and the possible last states, from degrees alone, are those of trying every order."""
+    rng = random.Random(20_261_122)
+    for _ in range(3_000):
+        states = rng.randint(1, 5)
+        edges = [
+            join._Edge(rng.randrange(states), rng.randrange(states), step(f"evt_{index}", 0, 0))
+            for index in range(rng.randint(1, 5))
+        ]
+        start = rng.choice([None, *range(states)])
+        fewest: int | None = None
+        lasts: set[object] = set()
+        for order in permutations(edges):
+            gaps, state = 0, start
+            for index, edge in enumerate(order):
+                gaps += edge.before != state and not (index == 0 and start is None)
+                state = edge.after
+            if fewest is None or gaps < fewest:
+                fewest, lasts = gaps, set()
+            if gaps == fewest:
+                lasts.add(state)
+        assert join._survey(edges, start) == (fewest, lasts)
+
+
+def test_an_honest_repeat_is_no_duplicate() -> None:
+    """On, off, on, off within a second is off: the second switching off is not taken for the first's twin."""
+    steps = [step("evt_1", 1, 0), step("evt_2", 0, 1), step("evt_3", 1, 0)]
+    earlier = step("evt_0", 0, 1, second=-1)
+
+    for order in permutations([earlier, *steps]):
+        assert arrive([[facts] for facts in order])["metadata"] == {"step": 0}
+
+
+def test_a_twin_does_not_break_the_chain() -> None:
+    """A change told twice, under two ids, does not hide the change that follows it."""
+    told = [step("evt_9", 0, 1), step("evt_2", 0, 1), step("evt_3", 1, 2)]
+    earlier = step("evt_0", 5, 0, second=-1)
+
+    for order in permutations([earlier, *told]):
+        row = arrive([[facts] for facts in order])
+        assert (row["metadata"], row["event_id"]) == ({"step": 2}, "evt_3")
+
+
+def test_the_chain_begins_where_the_second_before_ended() -> None:
+    """A circle of changes ends where the earlier second left off, and nothing about it is a choice."""
+    circle = [step("evt_1", 0, 1), step("evt_2", 1, 2), step("evt_3", 2, 0)]
+    earlier = step("evt_0", 7, 1, second=-1)
+
+    result = join.fold_all(payment_link.SHAPE, [*circle, earlier])
+
+    assert result.row["metadata"] == {"step": 1}
+    assert result.anomalies == ()
+
+
+def test_a_choice_is_said_to_be_one() -> None:
+    """Where the events leave two last states possible, a real event beats an observation, and it is noted."""
+    told = [step("evt_1", 1, 2), step("obs_9", 1, 3, source="observation"), step("evt_0", 0, 1, second=-1)]
+
+    result = join.fold_all(payment_link.SHAPE, told)
+
+    assert result.row["event_id"] == "evt_1"
+    assert [anomaly.kind for anomaly in result.anomalies] == [join.AMBIGUOUS_ORDER]
+
+
+def test_a_later_second_ends_the_choice() -> None:
+    """Once a later event decides, an ambiguous second no longer matters, by either way of joining."""
+    told = [step("evt_1", 1, 2), step("evt_2", 1, 3)]
+    later = step("evt_3", 3, 4, second=1)
+
+    folded = join.fold_all(payment_link.SHAPE, [*told, later])
+    advanced = join.advance(payment_link.SHAPE, join.fold_all(payment_link.SHAPE, told).row, [later])
+
+    assert folded.anomalies == ()
+    assert advanced is not None
+    assert (advanced.row, advanced.anomalies) == (folded.row, ())
+
+
+def test_nothing_comes_before_the_created_event() -> None:
+    """An update of the second in which a link was created comes after its creation, whatever its state."""
+    told = [step("evt_9", None, 0, first=True), step("evt_1", 0, 1), step("evt_2", 1, 0)]
+
+    for order in permutations(told):
+        row = arrive([[facts] for facts in order])
+        assert (row["metadata"], row["event_id"], row["created"]) == ({"step": 0}, "evt_2", SECOND)
+
+
+def test_a_long_second_is_put_in_order() -> None:
+    """Two hundred changes in one second, shuffled, end where they ended: no search grows with them."""
+    told = [step(f"evt_{index:03}", index, index + 1) for index in range(200)]
+    random.Random(7).shuffle(told)
+
+    assert join.fold_all(payment_link.SHAPE, told).row["metadata"] == {"step": 200}
+
+
+def test_what_is_not_strictly_above_is_folded_anew() -> None:
+    """An older event, an equal one, and one that names another reference are never laid over a row."""
+    row = join.fold_all(payment_link.SHAPE, [step("evt_5", 0, 1, second=5)]).row
+
+    assert join.advance(payment_link.SHAPE, row, [step("evt_4", 0, 1, second=4)]) is None
+    assert join.advance(payment_link.SHAPE, row, [step("evt_6", 0, 1, second=5)]) is None
+    assert join.advance(payment_link.SHAPE, row, [step("evt_6", 0, 1, second=6)]) is not None
+
+
+def test_shapes_fit_their_tables() -> None:
+    """The columns that a shape fills are those of its table, no more and no fewer."""
+    from schemas import tables  # noqa: PLC0415 - only this test wants the tables
+
+    assert set(folds.SHAPES) == {table.name for table in tables.PROJECTIONS}
+    for name, shape in folds.SHAPES.items():
+        beyond = {"account", "livemode", "id", "event_id", "as_of"}
+        assert {*shape.empty} | beyond == {column.name for column in tables.metadata.tables[name].columns}

@@ -1,0 +1,328 @@
+"""From the inbox to the tables: whatever the arrival, the same set of events gives the same digest."""
+
+import random
+import threading
+from collections.abc import Iterator
+from itertools import permutations
+
+import pytest
+from hypothesis import HealthCheck, given, reject, settings
+from hypothesis import strategies as st
+from sqlalchemy import Engine, text
+
+from deploy.sandbox.account import Account
+from deploy.sandbox.history import shop_history, tangle
+from deploy.sandbox.rendering import render, twin
+from schemas import database
+from tests import ledger, reference
+from worker import folds, projection
+from worker.rebuild import rebuilt
+
+ONE_SHOT = {"order.opened", "order.processing", "order.paid", "order.completed", "order.failed", "order.expired"}
+KIND_OF_STATUS = {
+    "open": "order.opened",
+    "processing": "order.processing",
+    "paid": "order.paid",
+    "complete": "order.completed",
+    "failed": "order.failed",
+    "expired": "order.expired",
+}
+WORKERS_MAX = 3
+
+seeds = st.integers(0, 2**32)
+
+
+@pytest.fixture
+def engine(database_url: str) -> Iterator[Engine]:
+    """Return an engine on an empty, migrated database."""
+    made = database.engine(database_url)
+    yield made
+    made.dispose()
+
+
+def bodies_of(seed: int) -> list[bytes]:
+    """Return a tangle's events, some of them told twice under two ids."""
+    rng = random.Random(seed)
+    events = list(tangle(seed).events)
+    events += [twin(event, seed=seed) for event in rng.sample(events, rng.randint(0, 1))]
+    return [event.body for event in events]
+
+
+def assert_changes_keep_their_promise(engine: Engine) -> None:
+    """One-shot kinds come once, and the kind of the final state is there, once."""
+    told = [(row["subject_id"], row["kind"]) for row in ledger.rows(engine, "SELECT subject_id, kind FROM changes")]
+    once = [each for each in told if each[1] in ONE_SHOT]
+    assert len(once) == len(set(once))
+    for order in ledger.rows(engine, "SELECT id, status FROM orders WHERE status IS NOT NULL"):
+        assert told.count((order["id"], KIND_OF_STATUS[order["status"]])) == 1
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(seed=seeds, workers=st.integers(1, WORKERS_MAX), limit=st.sampled_from([1, 2, 3, 500]), chance=st.randoms())
+def test_any_delivery_gives_the_reference_digest(
+    engine: Engine, seed: int, workers: int, limit: int, chance: random.Random
+) -> None:
+    """Permuted, duplicated, redelivered after folding, split at will, by any number of workers: one digest."""
+    ledger.clear(engine)
+    bodies = bodies_of(seed)
+    try:
+        expected = ledger.digest_of_reference(engine, reference.tables_of(bodies))
+    except reference.TooMany:
+        reject()
+    deliveries = [ledger.delivery(body) for body in bodies]
+    deliveries += chance.sample(deliveries, chance.randint(0, len(deliveries)))
+    chance.shuffle(deliveries)
+
+    for batch in ledger.batches(deliveries, iter(lambda: chance.randint(1, 6), 0)):
+        ledger.record(engine, batch)
+        if chance.random() < 0.6:
+            ledger.fold_with_workers(engine, workers, limit=limit)
+    ledger.fold_with_workers(engine, workers, limit=limit)
+
+    assert ledger.digest_of(engine) == expected
+    assert_changes_keep_their_promise(engine)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_every_permutation_one_by_one(engine: Engine, seed: int) -> None:
+    """Every order of a link's busy second, one event a batch, gives the reference's digest."""
+    account = Account(seed=seed)
+    link = account.create_payment_link()
+    for index in range(3):
+        account.update_payment_link(link, active=bool(index % 2), metadata={"step": str(index)})
+    bodies = [event.body for event in account.events]
+    expected = ledger.digest_of_reference(engine, reference.tables_of(bodies))
+
+    for order in permutations(bodies):
+        ledger.clear(engine)
+        ledger.take_in(engine, *order)
+        assert ledger.digest_of(engine) == expected
+
+
+def test_a_rebuild_in_another_order_is_the_same(engine: Engine) -> None:
+    """Folding a shop's inbox anew, shuffled, leaves what the workers left, anomalies included."""
+    events = shop_history(seed=3, orders=150).events
+    for batch in ledger.batches([ledger.delivery(event.body) for event in events], iter(lambda: 64, 0)):
+        ledger.record(engine, batch)
+        ledger.fold(engine)
+
+    with rebuilt(engine, seed=4) as schema:
+        again = ledger.digest_of(engine, schema)
+        in_force = "SELECT account, livemode, id FROM {} WHERE resolved_at IS NULL ORDER BY 1, 2, 3"
+        assert ledger.rows(engine, in_force.format(f"{schema}.anomalies")) == ledger.rows(
+            engine, in_force.format("anomalies")
+        )
+    assert again == ledger.digest_of(engine)
+
+
+def test_the_tables_show_what_happened_at_the_shop(engine: Engine) -> None:
+    """Every order that Stripe told of has the status that the shop's own books give it."""
+    account = shop_history(seed=5, orders=200)
+    deliveries = [ledger.delivery(event.body) for event in account.events]
+    random.Random(5).shuffle(deliveries)
+    ledger.record(engine, deliveries)
+    ledger.fold(engine)
+
+    held = {row["id"]: row["status"] for row in ledger.rows(engine, "SELECT id, status FROM orders")}
+    assert held == {session: account.expected_status(session) for session in held}
+    assert len(held) > 150
+
+
+def test_never_two_workers_on_one_object(engine: Engine) -> None:
+    """While one worker has not committed its object, a second one that claims an event of it waits, then sees it."""
+    account = Account(seed=1)
+    session = account.open_session()
+    account.complete(session, payment_status="unpaid")
+    account.advance(60)
+    account.async_payment_succeeded(session)
+    ledger.record(engine, [ledger.delivery(event.body) for event in account.events])
+    second_has_claimed = threading.Event()
+
+    def second() -> None:
+        with database.transaction(engine) as connection, database.cursor(connection) as cursor:
+            claimed = projection.claim(cursor, limit=1)
+            second_has_claimed.set()
+            projection.project(cursor, claimed, now=ledger.NOW)
+
+    with database.transaction(engine) as connection, database.cursor(connection) as cursor:
+        projection.project(cursor, projection.claim(cursor, limit=1), now=ledger.NOW)
+        thread = threading.Thread(target=second)
+        thread.start()
+        assert second_has_claimed.wait(timeout=30)
+        wait_for_a_lock(engine)
+    thread.join(timeout=30)
+
+    assert ledger.rows(engine, "SELECT status FROM orders") == [{"status": "paid"}]
+    assert ledger.kinds(engine, session) == ["order.processing", "order.paid"]
+
+
+def test_a_reader_with_a_cursor_misses_no_change(engine: Engine) -> None:
+    """While one worker stands between its append and its commit, no other change gets a number that could pass it."""
+    account = Account(seed=2)
+    first, other = account.create_payment_link(), account.create_payment_link()
+    ledger.record(engine, [ledger.delivery(account.events[0].body)])
+
+    with database.transaction(engine) as connection, database.cursor(connection) as cursor:
+        projection.project(cursor, projection.claim(cursor, limit=1), now=ledger.NOW)
+        # The first worker has appended and not committed. The second folds another object, and has to wait.
+        ledger.record(engine, [ledger.delivery(account.events[1].body)])
+        thread = threading.Thread(target=ledger.fold, args=[engine])
+        thread.start()
+        wait_for_a_lock(engine)
+        assert ledger.rows(engine, "SELECT seq FROM changes") == []
+    thread.join(timeout=30)
+
+    told = ledger.rows(engine, "SELECT seq, subject_id FROM changes ORDER BY seq")
+    assert [row["subject_id"] for row in told] == [first, other]
+
+
+def wait_for_a_lock(engine: Engine) -> None:
+    """Return once some connection waits for an advisory lock."""
+    waiting = "SELECT count(*) AS waiting FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+    for _ in range(100_000):
+        if ledger.rows(engine, waiting)[0]["waiting"]:
+            return
+    pytest.fail("nobody ever waited")
+
+
+def test_one_poisonous_event_is_parked_and_hurts_nobody(engine: Engine) -> None:
+    """An event that PostgreSQL refuses to save is parked with the reason; its batch is folded."""
+    account = shop_history(seed=6, orders=20)
+    ledger.record(engine, [ledger.delivery(event.body) for event in account.events])
+    (victim,) = ledger.rows(engine, "SELECT object_id FROM inbox WHERE object_type = 'checkout.session' LIMIT 1")
+    with database.transaction(engine) as connection:
+        refusal = f"ALTER TABLE orders ADD CONSTRAINT poison CHECK (id <> '{victim['object_id']}')"
+        connection.execute(text(refusal))
+
+    ledger.fold(engine)
+
+    states = {row["object_id"]: row for row in ledger.rows(engine, "SELECT object_id, state, reason FROM events")}
+    poisoned = states.pop(victim["object_id"])
+    assert poisoned["state"] == "parked"
+    assert poisoned["reason"] == "PostgreSQL refused its row: CheckViolation"
+    assert {row["state"] for row in states.values()} == {"folded"}
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "reason"),
+    [
+        ("amount_total", "a lot", "Expected `int | null`, got `str` - at `$.data.object.amount_total`"),
+        ("amount_total", 2**80, "Expected `int` <= 9223372036854775807"),
+        ("expires_at", 10**15, "Expected `int` <= 253402300799"),
+        ("metadata", {"nested": {"too": "deep"}}, "Expected `str`, got `object`"),
+        ("client_reference_id", "NUL \0", "NUL"),
+        ("customer", ["a list"], "at `$.data.object.customer`"),
+    ],
+)
+def test_what_cannot_be_read_is_parked_with_the_place(engine: Engine, field: str, value: object, reason: str) -> None:
+    """An odd field parks its event: the reason names the place and the kind of the fault, never the value."""
+    account = Account(seed=7)
+    session = account.open_session()
+    account.complete(session)
+    about = {**account.session(session), field: value}
+
+    ledger.take_in(engine, account.emit("checkout.session.completed", about).body)
+
+    (event,) = ledger.rows(engine, "SELECT state, reason FROM events")
+    assert event["state"] == "parked"
+    assert reason in event["reason"]
+    assert ledger.rows(engine, "SELECT FROM orders") == []
+
+
+def test_a_nul_that_no_column_keeps_is_no_obstacle(engine: Engine) -> None:
+    """A NUL in the buyer's name, which an order does not keep, does not park the order."""
+    account = Account(seed=8)
+    session = account.open_session()
+    account.complete(session)
+    about = account.session(session)
+    about["customer_details"] = {"name": "NUL \0", "email": "buyer@example.com"}
+
+    ledger.take_in(engine, account.emit("checkout.session.completed", about).body)
+
+    assert ledger.rows(engine, "SELECT status, customer_email FROM orders") == [
+        {"status": "paid", "customer_email": "buyer@example.com"}
+    ]
+
+
+def test_ten_thousand_levels_are_parked(engine: Engine) -> None:
+    """An event nested beyond reading is kept, and parked with that reason."""
+    body = Account(seed=9)
+    link = body.create_payment_link()
+    deep = b"[" * 10_000 + b"]" * 10_000
+    odd = body.events[0].body.replace(b'"currency": "usd"', b'"currency": "usd", "deep": ' + deep, 1)
+    assert deep in odd
+
+    ledger.take_in(engine, odd)
+
+    assert ledger.rows(engine, "SELECT object_id, state, reason FROM events") == [
+        {"object_id": link, "state": "parked", "reason": "The event is nested too deeply to be read."}
+    ]
+
+
+def test_what_no_fold_wants_is_ignored_with_the_reason(engine: Engine) -> None:
+    """An event of a type that nobody folds is kept and says so; it changes nothing."""
+    account = Account(seed=10)
+    event = account.emit("product.created", {"id": "prod_1", "object": "product"})
+
+    ledger.take_in(engine, event.body)
+
+    assert ledger.rows(engine, "SELECT state, reason FROM events") == [
+        {"state": "ignored", "reason": "no fold wants the type product.created"}
+    ]
+
+
+def test_an_older_fold_version_is_folded_again(engine: Engine) -> None:
+    """What an older release folded, ignored ones included, is queued by the clock and folded by this one."""
+    account = Account(seed=11)
+    session = account.open_session()
+    account.complete(session)
+    account.emit("product.created", {"id": "prod_1", "object": "product"})
+    ledger.record(engine, [ledger.delivery(event.body) for event in account.events])
+    with database.transaction(engine) as connection, database.cursor(connection) as cursor:
+        projection.project(cursor, projection.claim(cursor, limit=9), now=ledger.NOW, fold_version=0)
+    with database.transaction(engine) as connection:
+        connection.execute(text("UPDATE orders SET amount_total = 1, currency = 'old'"))
+
+    with database.transaction(engine) as connection, database.cursor(connection) as cursor:
+        assert projection.queue_outdated(cursor) == 2
+    assert ledger.fold(engine) == 2
+
+    assert ledger.rows(engine, "SELECT DISTINCT fold_version FROM events") == [{"fold_version": folds.FOLD_VERSION}]
+    expected = reference.tables_of(event.body for event in account.events)
+    assert ledger.digest_of(engine) == ledger.digest_of_reference(engine, expected)
+    assert ledger.kinds(engine, session) == ["order.paid"]
+
+
+def test_the_newer_rendering_decides(engine: Engine) -> None:
+    """Of two renderings of one event the newer API version's stays, in whichever order they come."""
+    account = Account(seed=12)
+    session = account.open_session(presentment=("sek", 22_000))
+    account.complete(session)
+    newer = account.events[-1]
+    older = render(newer, "2024-06-20")
+
+    digests = set()
+    for order in ([newer, older], [older, newer]):
+        ledger.clear(engine)
+        ledger.take_in(engine, *(event.body for event in order))
+        digests.add(ledger.digest_of(engine))
+        (event,) = ledger.rows(engine, "SELECT api_version, state FROM events")
+        assert event == {"api_version": newer.api_version, "state": "folded"}
+
+    assert digests == {ledger.digest_of_reference(engine, reference.tables_of([newer.body]))}
+
+
+def test_two_worlds_never_meet(engine: Engine) -> None:
+    """Test beside live and two accounts, with the same object ids, have rows of their own."""
+    for livemode, account in ((False, None), (True, None), (False, "acct_1"), (False, "acct_2")):
+        shop = Account(seed=13, livemode=livemode, account=account)
+        about = {**shop.payment_link(shop.create_payment_link()), "id": "plink_same"}
+        ledger.take_in(engine, shop.emit("payment_link.created", about).body)
+
+    found = ledger.rows(engine, "SELECT account, livemode FROM payment_links WHERE id = 'plink_same' ORDER BY 1, 2")
+    assert [(row["account"], row["livemode"]) for row in found] == [
+        ("", False),
+        ("", True),
+        ("acct_1", False),
+        ("acct_2", False),
+    ]

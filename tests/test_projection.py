@@ -312,6 +312,24 @@ def test_the_newer_rendering_decides(engine: Engine) -> None:
     assert digests == {ledger.digest_of_reference(engine, reference.tables_of([newer.body]))}
 
 
+def test_a_newer_rendering_that_cannot_be_read_takes_its_row_along(engine: Engine) -> None:
+    """When the rendering that made a row is replaced by one that parks, nothing is left of the row."""
+    account = Account(seed=14, api_version="2025-09-30.clover")
+    session = account.open_session()
+    account.complete(session)
+    (told,) = account.events
+    odd = told.body.replace(b"2025-09-30.clover", b"2026-10-28.endive")
+    odd = odd.replace(b'"amount_total": 2000', b'"amount_total": "2000"')
+    assert odd.count(b'"2000"') == 1
+    ledger.take_in(engine, told.body)
+    assert ledger.rows(engine, "SELECT id FROM orders") == [{"id": session}]
+
+    ledger.take_in(engine, odd)
+
+    assert ledger.rows(engine, "SELECT id FROM orders") == []
+    assert ledger.rows(engine, "SELECT state FROM events") == [{"state": "parked"}]
+
+
 def test_two_worlds_never_meet(engine: Engine) -> None:
     """Test beside live and two accounts, with the same object ids, have rows of their own."""
     for livemode, account in ((False, None), (True, None), (False, "acct_1"), (False, "acct_2")):

@@ -1,0 +1,179 @@
+"""The Procfile's own processes against real servers over HTTP: killed, flushed, restarted, and nothing is lost."""
+
+import asyncio
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import psycopg
+import pytest
+import redis
+from sqlalchemy import Engine
+
+from deploy.local import _port, _wait_until_ready
+from deploy.processes import Processes
+from deploy.sandbox.account import Account
+from deploy.sandbox.delivery import DeliveryReport, Distortions, Retries, deliver, plan
+from deploy.sandbox.history import shop_history
+from deploy.services import Postgres, Valkey
+from schemas import broker, database
+from schemas.migrate import upgrade
+from schemas.settings import Settings
+from tests import ledger
+from worker.rebuild import rebuilt
+
+SECRET = "whsec_acceptance"
+DEADLINE_SECONDS = 60
+
+
+class Payfold:
+    """Payfold as it runs in production, on servers that a test may harm."""
+
+    def __init__(self, postgres: Postgres, valkey: Valkey, processes: Processes, address: str) -> None:
+        self.postgres = postgres
+        self.valkey = valkey
+        self.processes = processes
+        self.address = address
+        self.engine: Engine = database.engine(postgres.url)
+
+    def deliver(self, account: Account, *, seed: int = 1, rate: float | None = None) -> DeliveryReport:
+        """Send what happened at *account*, late, twice and out of order, until everything is accepted."""
+        attempts = plan(account.events, seed=seed, distortions=Distortions(events_per_second=2_000))
+        retries = Retries(longest_seconds=1.0, tries_max=100)
+        return asyncio.run(
+            deliver(attempts, url=f"{self.address}/webhooks/stripe", secret=SECRET, rate=rate, retries=retries)
+        )
+
+    def count(self, table: str) -> int:
+        """Return how many rows *table* has."""
+        return int(ledger.rows(self.engine, f"SELECT count(*) AS n FROM {table}")[0]["n"])  # noqa: S608 - a test's own word
+
+    def assert_nothing_is_lost(self, account: Account) -> None:
+        """Everything that was accepted is in the inbox, folded, and the tables are what a rebuild gives."""
+        until(lambda: self.count("pending") == 0)
+        recorded = {row["id"] for row in ledger.rows(self.engine, "SELECT id FROM events WHERE state = 'folded'")}
+        assert {event.id for event in account.events} <= recorded
+        held = {row["id"]: row["status"] for row in ledger.rows(self.engine, "SELECT id, status FROM orders")}
+        assert held == {session: account.expected_status(session) for session in held}
+        assert held
+        with rebuilt(self.engine, seed=1) as schema:
+            assert ledger.digest_of(self.engine, schema) == ledger.digest_of(self.engine)
+
+
+def until(holds: Callable[[], bool]) -> None:
+    """Return once *holds* does."""
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    while not holds():
+        assert time.monotonic() < deadline, "it never came true"
+
+
+@pytest.fixture
+def payfold(own_postgres: Postgres, own_valkey: Valkey, tmp_path: Path) -> Iterator[Payfold]:
+    """Return Payfold, running."""
+    upgrade(own_postgres.url)
+    environment = {
+        **{name: value for name, value in os.environ.items() if not name.startswith(("PAYFOLD_", "STRIPE_"))},
+        "DATABASE_URL": own_postgres.url,
+        "REDIS_URL": own_valkey.url,
+        "STRIPE_WEBHOOK_SECRETS": SECRET,
+        "PAYFOLD_HOST": "127.0.0.1",
+        "PAYFOLD_SWEEP_SECONDS": "1",
+        "PORT": str(_port(Settings.load({}))),
+    }
+    with (tmp_path / "log").open("w") as log, Processes(environment, output=log) as processes:
+        address = f"http://127.0.0.1:{environment['PORT']}"
+        _wait_until_ready(address, processes)
+        running = Payfold(own_postgres, own_valkey, processes, address)
+        yield running
+        running.engine.dispose()
+
+
+@contextmanager
+def nobody_may_append(payfold: Payfold) -> Iterator[None]:
+    """Hold the lock before the change feed, so that a worker stands in the middle of its transaction."""
+    with psycopg.connect(payfold.postgres.url) as connection:
+        connection.execute("SELECT pg_advisory_xact_lock(hashtextextended(current_schema() || ' changes', 0))")
+        yield
+
+
+def test_a_worker_killed_in_mid_batch_loses_nothing(payfold: Payfold) -> None:
+    """Killed with -9 between its writes and its commit, a worker leaves its batch to the next one."""
+    account = shop_history(seed=21, orders=300)
+    waiting = "SELECT count(*) AS n FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+    with nobody_may_append(payfold):
+        payfold.deliver(account)
+        until(lambda: ledger.rows(payfold.engine, waiting)[0]["n"] > 0)
+        payfold.processes.kill("worker")
+    assert payfold.count("orders") == 0
+
+    payfold.processes.start_one("worker")
+
+    payfold.assert_nothing_is_lost(account)
+
+
+def test_a_flushed_broker_loses_nothing(payfold: Payfold) -> None:
+    """What the broker forgot between the record and the wake, the sweep finds."""
+    account = shop_history(seed=22, orders=100)
+    payfold.processes.kill("worker")
+    payfold.processes.kill("clock")
+    payfold.deliver(account)
+    with redis.Redis.from_url(payfold.valkey.url) as client:
+        until(lambda: client.llen(broker.FOLD_QUEUE) > 0)
+        client.flushall()
+    payfold.processes.start_one("worker")
+    assert payfold.count("pending") > 0
+
+    payfold.processes.start_one("clock")
+
+    payfold.assert_nothing_is_lost(account)
+
+
+def test_a_restarted_database_loses_nothing(payfold: Payfold) -> None:
+    """Deliveries that meet a PostgreSQL that is away are not acknowledged, come again, and are all there at last."""
+    account = shop_history(seed=23, orders=600)
+    reports: list[DeliveryReport] = []
+    sender = threading.Thread(target=lambda: reports.append(payfold.deliver(account, rate=400)))
+    sender.start()
+    until(lambda: payfold.count("inbox") > 100)
+
+    payfold.postgres.kill()
+    with httpx.Client() as client:
+        until(lambda: client.get(f"{payfold.address}/health/ready").status_code == 503)
+    payfold.postgres.start()
+    sender.join()
+
+    (report,) = reports
+    assert report.never_accepted == []
+    assert report.refused[503] > 0
+    payfold.assert_nothing_is_lost(account)
+
+
+def test_a_broker_that_is_away_holds_nobody_up(payfold: Payfold) -> None:
+    """With Redis killed every delivery is still answered 200, and folded once Redis is back."""
+    account = shop_history(seed=24, orders=100)
+    payfold.valkey.kill()
+
+    report = payfold.deliver(account)
+
+    assert (report.refused, report.connection_errors) == ({}, 0)
+    payfold.valkey.start()
+    payfold.assert_nothing_is_lost(account)
+
+
+def test_asked_to_stop_every_process_ends_by_itself(payfold: Payfold) -> None:
+    """After SIGTERM the processes end within the 30 seconds that a dyno has, with nobody killed."""
+    account = shop_history(seed=25, orders=100)
+    payfold.deliver(account)
+
+    payfold.processes.stop()
+
+    assert {name: payfold.processes.returncode(name) for name in payfold.processes.names} == {
+        # uvicorn ends in good order and then by the signal that asked for it.
+        "web": -15,
+        "worker": 0,
+        "clock": 0,
+    }

@@ -131,7 +131,7 @@ def fold(event: Event) -> tuple[Facts, ...]:
         Unfoldable: when the session in it cannot be read.
     """
     session, before = _reader.read(event.payload)
-    status = session.status if isinstance(session.status, str) else _STATUS_OF_TYPE.get(event.type, session.status)
+    status = _STATUS_OF_TYPE.get(event.type, UNSET) if session.status is UNSET else session.status
     columns = _columns(session)
     # The clock knows that the time is up, and nothing new of the session itself.
     by_clock = event.type == CLOCK_EXPIRED

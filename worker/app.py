@@ -8,7 +8,7 @@ import structlog
 from celery import Celery
 from sqlalchemy import Engine
 
-from schemas import broker, database
+from schemas import broker
 from schemas.database import cursor, transaction
 from schemas.errors import DatabaseAway
 from schemas.settings import Settings
@@ -20,17 +20,16 @@ FOLD_SECONDS_MAX: Final = 5.0
 _log = structlog.get_logger()
 
 
-def create(settings: Settings) -> Celery:
-    """Return the application with its tasks and its timetable."""
+def create(settings: Settings, engine: Engine) -> Celery:
+    """Return the application with its tasks, which work on the database of *engine*, and its timetable."""
     app = broker.celery(settings)
-    engine = database.engine(settings.postgresql, connections_max=2)
 
-    @app.task(name=broker.FOLD)
+    @app.task(name=broker.FOLD, shared=False)
     def fold(**_: object) -> int:
         """Fold what is pending and return how many events that was."""
-        return _until_done(app, engine)
+        return fold_until_done(app, engine)
 
-    @app.task(name=broker.SWEEP)
+    @app.task(name=broker.SWEEP, shared=False)
     def sweep(**_: object) -> int:
         """Queue what an older fold version folded, then fold what is pending."""
         try:
@@ -41,7 +40,7 @@ def create(settings: Settings) -> Celery:
             return 0
         if queued:
             _log.info("events.queued_anew", events=queued)
-        return _until_done(app, engine)
+        return fold_until_done(app, engine)
 
     every = settings.payfold_sweep_seconds
     app.conf.beat_schedule = {
@@ -50,13 +49,16 @@ def create(settings: Settings) -> Celery:
     return app
 
 
-def _until_done(app: Celery, engine: Engine) -> int:
-    """Fold batches until nothing is pending or the time is up, and return how many events that was."""
+def fold_until_done(app: Celery, engine: Engine, *, seconds_max: float = FOLD_SECONDS_MAX) -> int:
+    """Fold batches until nothing is pending or the time is up, and return how many events that was.
+
+    When the time is up, a successor is woken: it takes its turn behind other messages, or in another worker.
+    """
     started, folded = time.monotonic(), 0
     try:
         while batch := projection.run_once(engine, now=datetime.now(UTC)):
             folded += batch
-            if time.monotonic() - started > FOLD_SECONDS_MAX:
+            if time.monotonic() - started > seconds_max:
                 app.send_task(broker.FOLD, queue=broker.FOLD_QUEUE)
                 break
     except DatabaseAway:

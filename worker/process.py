@@ -7,7 +7,7 @@ from typing import NoReturn
 from celery import Celery
 from celery.signals import setup_logging
 
-from schemas import logs
+from schemas import database, logs
 from schemas.errors import ConfigurationError
 from schemas.settings import Settings
 from worker import app
@@ -18,7 +18,8 @@ def run(start: Callable[[Celery, Settings], object]) -> NoReturn:
     try:
         settings = Settings.load()
         logs.configure(settings)
-        application = app.create(settings)
+        engine = database.engine(settings.postgresql, connections_max=2)
+        application = app.create(settings, engine)
     except ConfigurationError as error:
         sys.stderr.write(f"{error}\n")
         sys.exit(2)
@@ -27,5 +28,8 @@ def run(start: Callable[[Celery, Settings], object]) -> NoReturn:
     def _keep_ours(**_: object) -> None:
         """Celery sets up logging of its own unless somebody else does."""
 
-    start(application, settings)
+    try:
+        start(application, settings)
+    finally:
+        engine.dispose()
     sys.exit(0)

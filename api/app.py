@@ -13,9 +13,9 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from api import changes, metrics, problems, reads, webhook
-from api.recorder import Recorder
+from api.recorder import ANSWER_SECONDS_MAX, Recorder
 from api.tokens import require
-from api.webhook import Receive, Scope, Send, Webhook
+from api.webhook import BODY_SECONDS_MAX, Receive, Scope, Send, Webhook
 from schemas import broker, database, logs, migrate
 from schemas.answers import Health
 from schemas.errors import DatabaseAway
@@ -28,18 +28,28 @@ _health: Final = APIRouter(prefix="/health", tags=["health"])
 _operations: Final = APIRouter(tags=["operations"])
 
 
-def create(settings: Settings | None = None) -> "Application":
-    """Return the application; settings come from the environment unless given."""
+def create(
+    settings: Settings | None = None,
+    *,
+    body_seconds_max: float = BODY_SECONDS_MAX,
+    answer_seconds_max: float = ANSWER_SECONDS_MAX,
+) -> "Application":
+    """Return the application; settings come from the environment unless given.
+
+    A delivery has *body_seconds_max* to arrive, and then *answer_seconds_max* to be committed.
+    """
     settings = settings or Settings.load()
     logs.configure(settings)
-    return Application(settings)
+    return Application(settings, body_seconds_max=body_seconds_max, answer_seconds_max=answer_seconds_max)
 
 
 class Application:
     """FastAPI for everything but deliveries, which go straight to their endpoint."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, body_seconds_max: float, answer_seconds_max: float) -> None:
         self.settings = settings
+        self._body_seconds_max = body_seconds_max
+        self._answer_seconds_max = answer_seconds_max
         self.fastapi: FastAPI = FastAPIOffline(
             title="Payfold",
             summary="Stripe's checkout events, folded into order tables that can be proven right.",
@@ -69,8 +79,8 @@ class Application:
         app.state.redis = broker.redis(settings)
         app.state.lookout = changes.Lookout(app.state.engine)
         waker = broker.Waker(settings)
-        recorder = Recorder(settings.libpq)
-        self._webhook = Webhook(settings.signing_secrets, recorder, waker.wake)
+        recorder = Recorder(settings.libpq, answer_seconds_max=self._answer_seconds_max)
+        self._webhook = Webhook(settings.signing_secrets, recorder, waker.wake, body_seconds_max=self._body_seconds_max)
         if not settings.signing_secrets:
             _log.warning("webhook.closed", reason="STRIPE_WEBHOOK_SECRETS is not set, so every delivery is refused")
         try:
@@ -114,7 +124,7 @@ def ready(request: Request, response: Response) -> Health:
 
 def _database_health(engine: Engine) -> tuple[str, str]:
     try:
-        with database.transaction(engine) as connection:
+        with reads.reading(engine) as connection:
             return "ok", "pending" if migrate.pending(connection) else "ok"
     except (DatabaseAway, SQLAlchemyError):
         return "away", "unknown"

@@ -5,19 +5,20 @@ import contextlib
 from collections.abc import Sequence
 from typing import Annotated, Any, Final
 
+import structlog
 from fastapi import APIRouter, Depends, Query, Request
 from sqlalchemy import Engine, func, select
 from starlette.concurrency import run_in_threadpool
 
-from api.reads import ROWS_MAX
+from api.reads import ROWS_MAX, reading
 from api.tokens import require
 from schemas import tables
 from schemas.answers import Change, Changes
-from schemas.database import transaction
-from schemas.errors import DatabaseAway
 
 WAIT_SECONDS_MAX: Final = 25
 LOOK_SECONDS: Final = 0.2
+
+_log = structlog.get_logger()
 
 router: Final = APIRouter(prefix="/v1", dependencies=[Depends(require("read"))])
 
@@ -57,8 +58,10 @@ class Lookout:
     async def _run(self) -> None:
         while True:
             await self._somebody_waits.wait()
-            with contextlib.suppress(DatabaseAway):
+            try:
                 self._latest = await run_in_threadpool(self._look)
+            except Exception as error:  # noqa: BLE001 - whatever it is, who waits now and later wants the next look
+                _log.warning("changes.not_looked_at", kind=type(error).__name__)
             async with self._news:
                 self._news.notify_all()
             if self._waiters == 0:
@@ -66,7 +69,7 @@ class Lookout:
             await asyncio.sleep(LOOK_SECONDS)
 
     def _look(self) -> int:
-        with transaction(self._engine) as connection:
+        with reading(self._engine) as connection:
             return connection.execute(select(func.max(tables.changes.c.seq))).scalar() or 0
 
 
@@ -90,5 +93,5 @@ async def list_changes(
 def _after(engine: Engine, after: int, limit: int) -> Sequence[Any]:
     changes = tables.changes
     query = select(changes).where(changes.c.seq > after).order_by(changes.c.seq).limit(limit + 1)
-    with transaction(engine) as connection:
+    with reading(engine) as connection:
         return connection.execute(query).mappings().all()

@@ -13,6 +13,7 @@ from schemas.errors import NotFoundError, Refused, Transient
 
 MEDIA_TYPE: Final = "application/problem+json"
 RETRY_AFTER_SECONDS: Final = 5
+UNEXPECTED: Final = "Something went wrong here; it is logged."
 
 _log = structlog.get_logger()
 
@@ -63,4 +64,4 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(Exception)
     def unexpected(_: Request, error: Exception) -> Response:
         _log.error("request.failed", kind=type(error).__name__)
-        return _response(500, "Something went wrong here; it is logged.")
+        return _response(500, UNEXPECTED)

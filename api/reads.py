@@ -2,32 +2,62 @@
 
 import base64
 import binascii
-from collections.abc import Sequence
-from datetime import datetime
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Annotated, Any, Final
 
 import msgspec
-from fastapi import APIRouter, Depends, Query, Request
+import psycopg
+from fastapi import APIRouter, Depends, Path, Query, Request
 from fastapi.exceptions import RequestValidationError
-from sqlalchemy import ColumnElement, Table, and_, func, literal_column, select, text, tuple_
+from pydantic import AwareDatetime
+from sqlalchemy import ColumnElement, Connection, Engine, Table, and_, func, literal_column, select, text, tuple_
+from sqlalchemy import exc as sqlalchemy_errors
 from starlette.exceptions import HTTPException
 
 from api.tokens import require
 from schemas import answers, tables
 from schemas.answers import Page
 from schemas.database import transaction
-from schemas.errors import NotFoundError
+from schemas.errors import DatabaseAway, NotFoundError
+from schemas.events import CREATED_MAX
 
 ROWS_MAX: Final = 100
 ROWS_DEFAULT: Final = 20
+READ_SECONDS_MAX: Final = 5
+# PostgreSQL's texts hold any character but this one.
+_NO_NUL: Final = r"^[^\x00]*$"
 
 router: Final = APIRouter(prefix="/v1", dependencies=[Depends(require("read"))])
 
 Limit = Annotated[int, Query(ge=1, le=ROWS_MAX, description="rows on a page")]
 Cursor = Annotated[str | None, Query(max_length=1024, description="`next_cursor` of the page before")]
-Account = Annotated[str | None, Query(max_length=255, description="only rows of this account")]
+Account = Annotated[str | None, Query(max_length=255, pattern=_NO_NUL, description="only rows of this account")]
 Livemode = Annotated[bool | None, Query(description="only live rows, or only test rows")]
-Text = Annotated[str | None, Query(max_length=255)]
+Text = Annotated[str | None, Query(max_length=255, pattern=_NO_NUL)]
+Moment = Annotated[AwareDatetime | None, Query(description="a time with its offset, as 2026-11-01T00:00:00Z")]
+Id = Annotated[str, Path(max_length=255, pattern=_NO_NUL)]
+
+
+@contextmanager
+def reading(engine: Engine) -> Iterator[Connection]:
+    """Open a transaction that ends soon, whatever another session holds.
+
+    Raises:
+        DatabaseAway: PostgreSQL does not answer, or not in time.
+    """
+    try:
+        with transaction(engine) as connection:
+            # For this transaction only, so that a pooler may stand between.
+            connection.execute(text(f"SET LOCAL statement_timeout = '{READ_SECONDS_MAX}s'"))
+            yield connection
+    except sqlalchemy_errors.TimeoutError as error:
+        raise DatabaseAway from error
+    except sqlalchemy_errors.DBAPIError as error:
+        if isinstance(error.orig, psycopg.errors.QueryCanceled):
+            raise DatabaseAway from error
+        raise
 
 
 @router.get("/orders", tags=["orders"])
@@ -43,8 +73,8 @@ def list_orders(  # noqa: PLR0913 - one parameter a filter
     customer_email: Text = None,
     payment_link: Text = None,
     client_reference_id: Text = None,
-    created_from: datetime | None = None,
-    created_before: datetime | None = None,
+    created_from: Moment = None,
+    created_before: Moment = None,
 ) -> Page[answers.Order]:
     """List orders, newest first."""
     orders = tables.orders
@@ -67,7 +97,7 @@ def list_orders(  # noqa: PLR0913 - one parameter a filter
 
 
 @router.get("/orders/{order_id}", tags=["orders"])
-def show_order(request: Request, order_id: str, account: Account = None, livemode: Livemode = None) -> answers.Order:
+def show_order(request: Request, order_id: Id, account: Account = None, livemode: Livemode = None) -> answers.Order:
     """Show one order."""
     return answers.Order.model_validate(_one(request, tables.orders, order_id, account, livemode))
 
@@ -92,7 +122,7 @@ def list_payment_links(
 
 @router.get("/payment-links/{link_id}", tags=["payment links"])
 def show_payment_link(
-    request: Request, link_id: str, account: Account = None, livemode: Livemode = None
+    request: Request, link_id: Id, account: Account = None, livemode: Livemode = None
 ) -> answers.PaymentLink:
     """Show one payment link."""
     return answers.PaymentLink.model_validate(_one(request, tables.payment_links, link_id, account, livemode))
@@ -120,7 +150,7 @@ def list_events(
     if cursor is not None:
         wanted.append(events.c.seq < _read_cursor(cursor, int, 1)[0])
     query = select(*_ENVELOPE).where(*wanted).order_by(events.c.seq.desc()).limit(limit + 1)
-    with transaction(request.app.state.engine) as connection:
+    with reading(request.app.state.engine) as connection:
         rows = connection.execute(query).mappings().all()
     following = _cursor(rows[limit - 1]["seq"]) if len(rows) > limit else None
     return Page(data=[answers.Event.model_validate(row) for row in rows[:limit]], next_cursor=following)
@@ -128,7 +158,7 @@ def list_events(
 
 @router.get("/events/{event_id}", tags=["events"], dependencies=[Depends(require("admin"))])
 def show_event(
-    request: Request, event_id: str, account: Account = None, livemode: Livemode = None
+    request: Request, event_id: Id, account: Account = None, livemode: Livemode = None
 ) -> answers.EventWithPayload:
     """Show one event with its payload, which holds personal data and so wants the scope admin."""
     row = dict(_one(request, tables.events, event_id, account, livemode))
@@ -141,7 +171,7 @@ def _one(request: Request, table: Table, key: str, account: str | None, livemode
         wanted.append(table.c.account == account)
     if livemode is not None:
         wanted.append(table.c.livemode == livemode)
-    with transaction(request.app.state.engine) as connection:
+    with reading(request.app.state.engine) as connection:
         rows = connection.execute(select(table).where(*wanted).limit(2)).mappings().all()
     if not rows:
         raise NotFoundError("There is no such row here.")
@@ -154,18 +184,18 @@ def _page_of(
     request: Request, table: Table, wanted: list[ColumnElement[bool]], limit: int, cursor: str | None
 ) -> tuple[Sequence[Any], str | None]:
     """Return up to *limit* rows after *cursor*, newest first, and the cursor that follows them."""
-    newest: ColumnElement[datetime] = literal_column(tables.NEWEST)
+    newest: ColumnElement[Any] = literal_column(tables.NEWEST)
     order = (newest, table.c.id, table.c.account, table.c.livemode)
     if cursor is not None:
         at, *key = _read_cursor(cursor, str, 4)
-        wanted = [*wanted, tuple_(*order) < tuple_(func.to_timestamp(float(at)), *key[:2], key[2] == "true")]
+        wanted = [*wanted, tuple_(*order) < tuple_(func.to_timestamp(_seconds(at)), *key[:2], key[2] == "true")]
     query = (
         select(table, func.extract("epoch", newest).label("newest"))
         .where(and_(*wanted) if wanted else text("true"))
         .order_by(*(column.desc() for column in order))
         .limit(limit + 1)
     )
-    with transaction(request.app.state.engine) as connection:
+    with reading(request.app.state.engine) as connection:
         rows = connection.execute(query).mappings().all()
     if len(rows) <= limit:
         return rows, None
@@ -180,9 +210,24 @@ def _cursor(*parts: object) -> str:
 def _read_cursor(cursor: str, kind: type[Any], length: int) -> list[Any]:
     try:
         parts = msgspec.json.decode(base64.urlsafe_b64decode(cursor.encode()), type=list[Any])
-        if len(parts) == length and all(type(part) is kind for part in parts):
+        if len(parts) == length and all(type(part) is kind and "\0" not in str(part) for part in parts):
             return parts
-    except (binascii.Error, msgspec.DecodeError, UnicodeEncodeError):
+    except (binascii.Error, msgspec.DecodeError, UnicodeError):
         pass
+    raise _no_cursor()
+
+
+def _seconds(at: str) -> float:
+    """Return the time of a cursor, in Unix seconds; those that do not say when they were created have -Infinity."""
+    try:
+        seconds = float(at)
+    except ValueError:
+        raise _no_cursor() from None
+    if seconds != -math.inf and not 0 <= seconds <= CREATED_MAX:
+        raise _no_cursor()
+    return seconds
+
+
+def _no_cursor() -> RequestValidationError:
     fault = {"type": "value_error", "loc": ("query", "cursor"), "msg": "it is no cursor of this list", "input": None}
-    raise RequestValidationError([fault])
+    return RequestValidationError([fault])

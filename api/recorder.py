@@ -22,7 +22,8 @@ SHARED_ROWS_MAX: Final = 256
 """Deliveries in one statement."""
 WAITING_BYTES_MAX: Final = 64 * 1024 * 1024
 """Bodies held in memory while they wait for their commit; more are turned away and come back."""
-STATEMENT_SECONDS_MAX: Final = 10
+ANSWER_SECONDS_MAX: Final = 10
+"""After this a delivery is answered, whatever PostgreSQL does."""
 
 _log = structlog.get_logger()
 
@@ -44,10 +45,12 @@ class _Waiting:
 class Recorder:
     """One task on one connection that records whatever waits, as often as there is something."""
 
-    def __init__(self, database_url: str) -> None:
+    def __init__(self, database_url: str, *, answer_seconds_max: float = ANSWER_SECONDS_MAX) -> None:
         self._url = database_url
+        self._answer_seconds_max = answer_seconds_max
         self._connection: psycopg.AsyncConnection[Any] | None = None
         self._waiting: list[_Waiting] = []
+        self._recording: list[_Waiting] = []
         self._waiting_bytes = 0
         self._something_waits = asyncio.Event()
         self._task = asyncio.create_task(self._run(), name="recorder")
@@ -66,14 +69,17 @@ class Recorder:
         self._waiting_bytes += size
         self._something_waits.set()
         try:
-            return await waiting.done
+            async with asyncio.timeout(self._answer_seconds_max):
+                return await waiting.done
+        except TimeoutError:
+            raise DatabaseAway from None
         finally:
             self._waiting_bytes -= size
 
     async def stop(self) -> None:
         """Record what waits, then close."""
-        while self._waiting:
-            await asyncio.wait([each.done for each in self._waiting])
+        while unanswered := [each.done for each in (*self._recording, *self._waiting) if not each.done.done()]:
+            await asyncio.wait(unanswered)
         self._task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await self._task
@@ -85,27 +91,28 @@ class Recorder:
             batch, self._waiting = self._waiting[:SHARED_ROWS_MAX], self._waiting[SHARED_ROWS_MAX:]
             if not self._waiting:
                 self._something_waits.clear()
-            await self._record_together(batch)
+            # Who was answered meanwhile was told to send again.
+            self._recording = [each for each in batch if not each.done.done()]
+            if self._recording:
+                await self._record_together(self._recording)
 
     async def _record_together(self, batch: Sequence[_Waiting]) -> None:
         try:
             results = await self._execute([each.delivery for each in batch])
-        except psycopg.Error as error:
-            if len(batch) == 1 or database.is_away(error):
+        except Exception as error:  # noqa: BLE001 - whatever it is, nothing is recorded and the next batch must go on
+            if len(batch) == 1 or isinstance(error, TimeoutError) or database.is_away(error):
                 await self._fail(batch, error)
             else:
                 # One of them is at fault, and the others must not pay for it.
                 for each in batch:
                     await self._record_together([each])
-        except Exception as error:  # noqa: BLE001 - whatever it is, nothing is recorded and the next batch must go on
-            await self._fail(batch, error)
         else:
             for each, result in zip(batch, results, strict=True):
                 if not each.done.done():
                     each.done.set_result(result)
 
     async def _execute(self, deliveries: Sequence[Delivery]) -> list[Receipt]:
-        async with asyncio.timeout(STATEMENT_SECONDS_MAX):
+        async with asyncio.timeout(self._answer_seconds_max):
             if self._connection is None or self._connection.closed:
                 self._connection = await psycopg.AsyncConnection.connect(
                     self._url,

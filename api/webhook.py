@@ -34,6 +34,7 @@ _RETRY_AFTER: Final = str(problems.RETRY_AFTER_SECONDS).encode()
 # Looked up once: finding a labelled counter takes longer than raising it.
 _OUTCOMES: Final = {recorded: metrics.DELIVERIES.labels(recorded.name.lower()) for recorded in Recorded}
 _POSTPONED: Final = metrics.DELIVERIES.labels("postponed")
+_FAILED: Final = metrics.DELIVERIES.labels("failed")
 
 _log = structlog.get_logger()
 
@@ -41,10 +42,18 @@ _log = structlog.get_logger()
 class Webhook:
     """The endpoint as an ASGI application."""
 
-    def __init__(self, secrets: tuple[SigningSecret, ...], recorder: Recorder, wake: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        secrets: tuple[SigningSecret, ...],
+        recorder: Recorder,
+        wake: Callable[[], None],
+        *,
+        body_seconds_max: float = BODY_SECONDS_MAX,
+    ) -> None:
         self._secrets = secrets
         self._recorder = recorder
         self._wake = wake
+        self._body_seconds_max = body_seconds_max
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -64,12 +73,16 @@ class Webhook:
             _POSTPONED.inc()
             body = problems.document(503, str(postponed))
             await _answer(send, 503, body, _PROBLEM, (b"retry-after", _RETRY_AFTER))
+        except Exception as error:  # noqa: BLE001 - the sender learns nothing of us, and comes again
+            _FAILED.inc()
+            _log.error("delivery.failed", kind=type(error).__name__)
+            await _answer(send, 500, problems.document(500, problems.UNEXPECTED), _PROBLEM)
         else:
             await _answer(send, 200, _RECEIVED, _JSON)
 
     async def _take(self, scope: Scope, receive: Receive) -> None:
         headers = dict(scope["headers"])
-        body = await _read(headers, receive)
+        body = await _read(headers, receive, seconds_max=self._body_seconds_max)
         header = headers.get(b"stripe-signature")
         now = time.time()
         signer = signature.verify(header, body, self._secrets, now=now)
@@ -95,7 +108,7 @@ def _count_refusal(refusal: Refused) -> None:
     log("delivery.refused", reason=refusal.reason)
 
 
-async def _read(headers: dict[bytes, bytes], receive: Receive) -> bytes:
+async def _read(headers: dict[bytes, bytes], receive: Receive, *, seconds_max: float) -> bytes:
     """Return the request's body.
 
     Raises:
@@ -106,7 +119,7 @@ async def _read(headers: dict[bytes, bytes], receive: Receive) -> bytes:
         raise _too_large()
     chunks, size = [], 0
     try:
-        async with asyncio.timeout(BODY_SECONDS_MAX):
+        async with asyncio.timeout(seconds_max):
             while True:
                 message = await receive()
                 if message["type"] == "http.disconnect":
@@ -118,7 +131,7 @@ async def _read(headers: dict[bytes, bytes], receive: Receive) -> bytes:
                 if not message.get("more_body", False):
                     return b"".join(chunks)
     except TimeoutError:
-        raise BodyTooSlow(f"The body did not arrive within {BODY_SECONDS_MAX} seconds.") from None
+        raise BodyTooSlow(f"The body did not arrive within {seconds_max:g} seconds.") from None
 
 
 def _too_large() -> BodyTooLarge:

@@ -1,0 +1,285 @@
+"""What the tables say over HTTP: pages, filters, single rows, and the documentation of it all."""
+
+import base64
+import random
+import re
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+from urllib.parse import quote
+
+import msgspec
+import psycopg
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from deploy.services import Services
+from tests.web import OPERATOR, Web, event, serving, serving_many, settings_of
+
+ORDER = """INSERT INTO orders (account, livemode, id, created, event_id, as_of, status, customer)
+    VALUES (%s, %s, %s, to_timestamp(%s), 'evt_1', now(), %s, %s)"""
+LINK = """INSERT INTO payment_links (account, livemode, id, created, event_id, as_of, active)
+    VALUES ('', false, %s, to_timestamp(%s), 'evt_1', now(), true)"""
+LISTS = ["/v1/orders", "/v1/payment-links", "/v1/events"]
+SINGLES = ["/v1/orders/{}", "/v1/payment-links/{}", "/v1/events/{}"]
+
+
+@pytest.fixture
+def web(database_url: str, redis_url: str) -> Iterator[Web]:
+    """Return a running web process."""
+    with serving(settings_of(database_url, redis_url)) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def shared(services: Services) -> Iterator[Web]:
+    """Return a running web process for the tests that leave nothing behind."""
+    with serving_many(services) as running:
+        yield running
+
+
+def order(web: Web, number: object, *, created: float | None = 1000, **more: Any) -> None:  # noqa: ANN401 - a column's
+    """Put an order into the table, as the worker would."""
+    row = {"account": "", "livemode": False, "status": "paid", "customer": None} | more
+    web.query(ORDER, row["account"], row["livemode"], f"cs_{number}", created, row["status"], row["customer"])
+
+
+def page(web: Web, path: str, **parameters: object) -> tuple[list[str], str | None]:
+    """Return the ids on a page and the cursor of the next."""
+    query = "&".join(f"{name}={quote(str(value))}" for name, value in parameters.items() if value is not None)
+    response = web.get(f"{path}?{query}")
+    assert response.status_code == 200, response.text
+    answer = response.json()
+    return [row["id"] for row in answer["data"]], answer["next_cursor"]
+
+
+def walk(web: Web, path: str, limit: int) -> Iterator[list[str]]:
+    """Yield the ids of each page."""
+    cursor = None
+    while True:
+        ids, cursor = page(web, path, limit=limit, cursor=cursor)
+        yield ids
+        if cursor is None:
+            return
+
+
+def is_problem(response: Any, status: int) -> bool:  # noqa: ANN401 - the client's answer
+    """Say whether the answer is a problem document of *status*."""
+    told = (response.status_code, response.headers["content-type"], response.json()["status"])
+    return told == (status, "application/problem+json", status)
+
+
+@pytest.mark.parametrize("limit", [1, 3, 20])
+def test_order_pages(web: Web, limit: int) -> None:
+    """The cursor visits every order once, newest first: same times by id, worlds apart, those without a time last.
+
+    Orders that are made meanwhile are newer, and disturb nothing.
+    """
+    seed = random.randrange(2**32)
+    print(f"seed {seed}")  # noqa: T201 - repeats the run
+    rows = [(created, f"cs_{number}") for number, created in enumerate([None, None, 5, 5, 5, 7.123457, 7.123456, 9, 0])]
+    for created, key in random.Random(seed).sample(rows, len(rows)):
+        order(web, key.removeprefix("cs_"), created=created)
+    order(web, "4", created=5, account="acct_1")
+    order(web, "4", created=5, livemode=True)
+    seen = []
+    for number, ids in enumerate(walk(web, "/v1/orders", limit)):
+        seen += ids
+        order(web, f"new_{number}", created=100 + number)
+
+    assert seen == ["cs_7", "cs_5", "cs_6", "cs_4", "cs_4", "cs_4", "cs_3", "cs_2", "cs_8", "cs_1", "cs_0"]
+
+
+def test_link_pages(web: Web) -> None:
+    """Links whose creation was not seen come last, and are all visited."""
+    for number, created in enumerate([None, 1, None, 2, None]):
+        web.query(LINK, f"plink_{number}", created)
+
+    assert list(walk(web, "/v1/payment-links", 2)) == [["plink_3", "plink_1"], ["plink_4", "plink_2"], ["plink_0"]]
+
+
+def test_event_pages(web: Web) -> None:
+    """The inbox is visited once, last recorded first, while more is recorded."""
+    for number in range(5):
+        web.deliver(event(number))
+    seen = []
+    for number, ids in enumerate(walk(web, "/v1/events", 2)):
+        seen += ids
+        web.deliver(event(f"later_{number}"))
+
+    assert seen == [f"evt_{number}" for number in (4, 3, 2, 1, 0)]
+
+
+def test_filters(web: Web) -> None:
+    """Filters leave what they say, alone and together, and go with the cursor."""
+    order(web, 1, created=1000, customer="cus_1")
+    order(web, 2, created=2000, customer="cus_1", status="open")
+    order(web, 3, created=3000, customer="cus_2", livemode=True)
+    order(web, 4, created=4000, account="acct_1", customer="cus_1")
+    orders = "/v1/orders"
+
+    assert page(web, orders, status="open")[0] == ["cs_2"]
+    assert page(web, orders, customer="cus_1", status="paid")[0] == ["cs_4", "cs_1"]
+    assert page(web, orders, account="acct_1")[0] == ["cs_4"]
+    assert page(web, orders, account="")[0] == ["cs_3", "cs_2", "cs_1"]
+    assert page(web, orders, livemode="true")[0] == ["cs_3"]
+    first, cursor = page(web, orders, customer="cus_1", limit=2)
+    assert first == ["cs_4", "cs_2"]
+    assert page(web, orders, customer="cus_1", limit=2, cursor=cursor) == (["cs_1"], None)
+    half = {"created_from": "1970-01-01T00:33:20Z", "created_before": "1970-01-01T02:06:40+01:00"}
+    assert page(web, orders, **half)[0] == ["cs_3", "cs_2"]
+    assert page(web, orders, status="nonsense' OR true --")[0] == []
+
+
+def test_event_filters(web: Web) -> None:
+    """The inbox can be asked by type, state and object."""
+    web.deliver(event(1, type="a.b", data={"object": {"object": "a", "id": "a_1"}}))
+    web.deliver(event(2))
+    web.query("UPDATE pending SET again = false")
+
+    assert page(web, "/v1/events", type="a.b")[0] == ["evt_1"]
+    assert page(web, "/v1/events", object_id="a_1", state="pending")[0] == ["evt_1"]
+    assert page(web, "/v1/events", state="parked")[0] == []
+
+
+CURSORS = {
+    "words": "hello",
+    "not base64": "%%%",
+    "not ASCII": "é",
+    "empty": "",
+    "other JSON": base64.urlsafe_b64encode(b"{}").decode(),
+    "short": base64.urlsafe_b64encode(b'["1"]').decode(),
+    "of other types": base64.urlsafe_b64encode(b"[1,2,3,4]").decode(),
+    "no time": base64.urlsafe_b64encode(b'["now","a","b","true"]').decode(),
+    "not a time": base64.urlsafe_b64encode(b'["nan","a","b","true"]').decode(),
+    "end of time": base64.urlsafe_b64encode(b'["1e300","a","b","true"]').decode(),
+    "infinite": base64.urlsafe_b64encode(b'["Infinity","a","b","true"]').decode(),
+    "NUL": base64.urlsafe_b64encode(b'["1","a\\u0000","b","true"]').decode(),
+    "true": base64.urlsafe_b64encode(b"[true]").decode(),
+    "fraction": base64.urlsafe_b64encode(b"[1.5]").decode(),
+    "too long": "A" * 1025,
+}
+
+
+@pytest.mark.parametrize("cursor", CURSORS.values(), ids=CURSORS.keys())
+def test_bad_cursors(shared: Web, cursor: str) -> None:
+    """A cursor that is not of this list is told so."""
+    for path in LISTS:
+        response = shared.get(f"{path}?cursor={quote(cursor)}")
+        assert is_problem(response, 422)
+        assert response.json()["errors"][0]["place"] == "query.cursor"
+
+
+part = st.text(max_size=5) | st.integers() | st.floats() | st.none() | st.booleans()
+
+
+@given(parts=st.lists(part, max_size=5) | st.tuples(st.text(max_size=5), st.text(), st.text(), st.text()))
+@settings(max_examples=40)
+def test_any_cursor(shared: Web, parts: list[object]) -> None:
+    """Whatever a cursor holds, the answer is a page or that it is none."""
+    cursor = base64.urlsafe_b64encode(msgspec.json.encode(parts)).decode()
+
+    assert {shared.get(f"{path}?cursor={cursor}").status_code for path in LISTS} <= {200, 422}
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "limit=0",
+        "limit=101",
+        "limit=x",
+        "livemode=maybe",
+        "account=%00",
+        "status=a%00b",
+        f"customer={'x' * 256}",
+        "created_from=yesterday",
+        "created_from=2026-11-01T00:00:00",
+    ],
+)
+def test_bad_values(shared: Web, query: str) -> None:
+    """A value that cannot be meant is told so by its name."""
+    response = shared.get(f"/v1/orders?{query}")
+
+    assert is_problem(response, 422)
+    assert response.json()["errors"][0]["place"] == f"query.{query.partition('=')[0]}"
+
+
+@pytest.mark.parametrize("path", SINGLES)
+def test_not_there(shared: Web, path: str) -> None:
+    """What is not there is a 404, and what cannot be an id is told so."""
+    assert is_problem(shared.get(path.format("x_1"), OPERATOR), 404)
+    assert is_problem(shared.get(path.format("a%FFb"), OPERATOR), 404)
+    assert is_problem(shared.get(path.format("a%00b"), OPERATOR), 422)
+    assert is_problem(shared.get(path.format("x" * 300), OPERATOR), 422)
+
+
+def test_single(web: Web) -> None:
+    """One order is shown by its id; where two accounts know it the question has to say which."""
+    order(web, 1)
+    assert web.get("/v1/orders/cs_1").json()["status"] == "paid"
+
+    order(web, 1, account="acct_1", status="open")
+    order(web, 1, livemode=True, status="expired")
+    refused = web.get("/v1/orders/cs_1")
+    assert is_problem(refused, 409)
+    assert "account=" in refused.json()["detail"]
+    assert web.get("/v1/orders/cs_1?account=acct_1").json()["status"] == "open"
+    assert web.get("/v1/orders/cs_1?account=&livemode=true").json()["status"] == "expired"
+
+
+def test_payload(web: Web) -> None:
+    """An operator is shown an event with its payload as it was sent, whatever it is."""
+    body = event(name="a\0b").replace(b"a\\u0000b", b"\\ud800 \xc3\xa9")
+    web.deliver(body)
+    shown = web.get("/v1/events/evt_1", OPERATOR).json()
+
+    assert shown["payload"].encode() == body
+    assert shown["state"] == "pending"
+    assert "payload" not in web.get("/v1/events").json()["data"][0]
+
+
+@pytest.mark.parametrize("path", ["/v1/nothing", "/nothing", "/v1/orders/", "/v1", "/.env", "//"])
+def test_unknown_route(shared: Web, path: str) -> None:
+    """A path that is none is a problem document."""
+    response = shared.client.get(path, follow_redirects=True)
+
+    assert response.status_code in {404, 401}
+    assert response.headers["content-type"] == "application/problem+json"
+
+
+def test_wrong_method(shared: Web) -> None:
+    """A method that a path does not know is a problem document that names the right one."""
+    response = shared.client.post("/v1/orders")
+
+    assert is_problem(response, 405)
+    assert response.headers["allow"] == "GET"
+
+
+def test_documentation(shared: Web) -> None:
+    """The page of the API and all that it loads come from us, and from nobody else."""
+    html = shared.client.get("/docs").text
+    loaded = re.findall(r'(?:src|href)="([^"]+)"', html)
+
+    assert len(loaded) >= 3
+    assert "//" not in "".join(loaded)
+    assert not re.search(r"https?://|//[a-z]", html.replace("window.location.protocol + '//'", ""))
+    assert {shared.client.get(path).status_code for path in loaded} == {200}
+
+
+def test_openapi(shared: Web) -> None:
+    """The description of the API has the webhook, with each of its answers."""
+    operation = shared.client.get("/openapi.json").json()["paths"]["/webhooks/stripe"]["post"]
+
+    assert set(operation["responses"]) == {"200", "400", "408", "413", "503"}
+
+
+def test_hanging(web: Web) -> None:
+    """Behind a lock that is not released, questions are answered in time, the one for readiness among them."""
+    with psycopg.connect(web.settings.libpq) as blocker, ThreadPoolExecutor(20) as readers:
+        blocker.execute("LOCK TABLE orders, alembic_version IN ACCESS EXCLUSIVE MODE")
+        paths = [*["/v1/orders"] * 4, "/health/ready"]
+
+        assert [response.status_code for response in readers.map(web.get, paths)] == [503] * 5
+        blocker.rollback()
+    assert web.get("/v1/orders").status_code == 200

@@ -1,0 +1,188 @@
+"""The real application on a real server, for the tests that speak HTTP."""
+
+import hashlib
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Final, LiteralString
+from urllib.parse import urlsplit
+
+import httpx
+import msgspec
+import psycopg
+import redis
+import uvicorn
+from prometheus_client.parser import text_string_to_metric_families
+from psycopg.sql import SQL, Identifier
+
+from api import app
+from api.__main__ import BoundedHttp, server_options
+from deploy.sandbox.signing import sign
+from deploy.services import Services
+from schemas.broker import FOLD_QUEUE
+from schemas.migrate import upgrade
+from schemas.settings import Settings
+
+SECRET: Final = "whsec_test"
+TOKENS: Final = {"read": "a-reader", "register": "a-shop", "admin": "an-operator"}
+PATH: Final = "/webhooks/stripe"
+
+
+def bearer(token: str) -> dict[str, str]:
+    """Return the header that shows *token*."""
+    return {"Authorization": f"Bearer {token}"}
+
+
+READER: Final = bearer(TOKENS["read"])
+OPERATOR: Final = bearer(TOKENS["admin"])
+
+
+def environment_of(database_url: str, redis_url: str) -> dict[str, str]:
+    """Return an environment with one signing secret and a token of each scope."""
+    hashed = (f"{scope}:{scope}:{hashlib.sha256(token.encode()).hexdigest()}" for scope, token in TOKENS.items())
+    return {
+        "DATABASE_URL": database_url,
+        "REDIS_URL": redis_url,
+        "STRIPE_WEBHOOK_SECRETS": SECRET,
+        "PAYFOLD_TOKENS": ",".join(hashed),
+    }
+
+
+def settings_of(database_url: str, redis_url: str, **more: str) -> Settings:
+    """Return the settings of that environment with *more* laid over it."""
+    return Settings.load(environment_of(database_url, redis_url) | more)
+
+
+def until(condition: Callable[[], object], seconds: float = 20.0) -> None:
+    """Return once *condition* holds, and fail when it does not in time."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come to pass"
+        time.sleep(0.005)
+
+
+def signed(body: bytes, *, secret: str = SECRET, age: int = 0) -> dict[str, str]:
+    """Return the header that Stripe would have sent with *body*, *age* seconds ago."""
+    return {"Stripe-Signature": sign(body, secret, int(time.time()) - age)}
+
+
+def event(number: object = 1, **fields: Any) -> bytes:  # noqa: ANN401 - whatever JSON holds
+    """Return the smallest event that the inbox keeps, with *fields* laid over it."""
+    least = {"id": f"evt_{number}", "type": "test.event", "created": 1_793_491_200, "data": {"object": {}}}
+    return msgspec.json.encode(least | fields)
+
+
+@dataclass(frozen=True)
+class Web:
+    """A running web process: where it is and what it stands on."""
+
+    port: int
+    settings: Settings
+    client: httpx.Client
+
+    def deliver(self, body: bytes, **headers: str) -> httpx.Response:
+        """Post *body*, signed now unless *headers* say otherwise."""
+        return self.client.post(PATH, content=body, headers=signed(body) | headers)
+
+    def get(self, path: str, headers: Mapping[str, str] = READER) -> httpx.Response:
+        """Ask for *path* as a reader."""
+        return self.client.get(path, headers=headers)
+
+    def query(self, query: LiteralString, *values: object) -> list[tuple[Any, ...]]:
+        """Return the rows that the database answers to *query*, on a connection of its own."""
+        with psycopg.connect(self.settings.libpq, autocommit=True) as connection:
+            cursor = connection.execute(query, values)
+            return cursor.fetchall() if cursor.description else []
+
+    def inbox(self) -> list[str]:
+        """Return the ids in the inbox, sorted."""
+        return [row[0] for row in self.query("SELECT id FROM inbox ORDER BY id")]
+
+    def fold_messages(self) -> int:
+        """Return how many wake-ups wait for a worker."""
+        with redis.Redis.from_url(self.settings.broker) as client:
+            return int(client.llen(FOLD_QUEUE))
+
+    def forget_messages(self) -> None:
+        """Empty the broker, as its restart without a disk would."""
+        with redis.Redis.from_url(self.settings.broker) as client:
+            client.flushdb()
+
+    def counters(self) -> dict[str, float]:
+        """Return the counters at /metrics, by the value of their label."""
+        families = text_string_to_metric_families(self.get("/metrics").text)
+        samples = [sample for family in families for sample in family.samples if sample.name.endswith("_total")]
+        return {next(iter(sample.labels.values())): sample.value for sample in samples}
+
+    def send_raw(self, *parts: bytes) -> "Raw":
+        """Open a connection and send *parts* over it."""
+        raw = Raw(socket.create_connection(("127.0.0.1", self.port), timeout=20))
+        for part in parts:
+            raw.connection.sendall(part)
+        return raw
+
+
+@dataclass(frozen=True)
+class Raw:
+    """A connection on which nobody but the test decides what is sent."""
+
+    connection: socket.socket
+
+    def answer(self) -> bytes:
+        """Return all that the server says until it closes the connection, and close it here."""
+        answer = b""
+        with self.connection:
+            while True:
+                try:
+                    received = self.connection.recv(65_536)
+                except ConnectionResetError:
+                    return answer
+                if not received:
+                    return answer
+                answer += received
+
+
+@contextmanager
+def serving_many(services: Services) -> Iterator[Web]:
+    """Serve for all tests of a file that leave nothing behind, on a database of their own."""
+    name = f"payfold_web_{secrets.token_hex(4)}"
+    with psycopg.connect(services.database_url, autocommit=True) as connection:
+        connection.execute(SQL("CREATE DATABASE {}").format(Identifier(name)))
+    database_url = urlsplit(services.database_url)._replace(path=f"/{name}").geturl()
+    try:
+        upgrade(database_url)
+        with serving(settings_of(database_url, services.redis_url)) as web:
+            yield web
+    finally:
+        with psycopg.connect(services.database_url, autocommit=True) as connection:
+            connection.execute(SQL("DROP DATABASE {} WITH (FORCE)").format(Identifier(name)))
+
+
+@contextmanager
+def serving(
+    settings: Settings,
+    *,
+    http: type[BoundedHttp] = BoundedHttp,
+    body_seconds_max: float = 10,
+    answer_seconds_max: float = 10,
+) -> Iterator[Web]:
+    """Serve the application as its own process would, in a thread and on a free port."""
+    application = app.create(settings, body_seconds_max=body_seconds_max, answer_seconds_max=answer_seconds_max)
+    options = server_options(settings) | {"http": http}
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        server = uvicorn.Server(uvicorn.Config(application, **options))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+        thread.start()
+        port = listening.getsockname()[1]
+        try:
+            until(lambda: server.started or not thread.is_alive())
+            assert server.started
+            with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+                yield Web(port, settings, client)
+        finally:
+            server.should_exit = True
+            thread.join()

@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 
 import msgspec
 from msgspec import Raw, Struct
@@ -33,9 +33,9 @@ CREDENTIALS: dict[str, tuple[str, ...]] = {
 """Keys of an object whose value lets its bearer act or read: they never reach a table, a log or an answer."""
 
 BLANK = b'""'
-_NULL = Raw(b"null")
+_ABSENT = Raw(b"")
 _PLACES = ("data.object", "data.previous_attributes")
-# A shorter value could stand elsewhere in the payload by accident, so its place is looked up instead.
+# A shorter value could stand elsewhere in the payload by accident, so only its place is blanked.
 _UNMISTAKABLE_BYTES = 16
 
 
@@ -44,8 +44,8 @@ class Envelope:
     """What the inbox keys and lists an event by.
 
     ``account`` is None where the event names none; ``created`` is in Unix seconds; ``object_type`` and
-    ``object_id`` are None where the payload does not say. ``payload`` is the body with credentials blanked,
-    and ``redacted`` names the places, as ``data.object.url``.
+    ``object_id`` are None where the payload does not say. ``payload`` is the body with credentials blanked, at
+    their places and wherever else the same text stands, and ``redacted`` names the places, as ``data.object.url``.
     """
 
     id: str
@@ -61,11 +61,11 @@ class Envelope:
 
 
 class _Credentials(Struct):
-    client_secret: Raw = _NULL
-    hosted_invoice_url: Raw = _NULL
-    invoice_pdf: Raw = _NULL
-    pdf: Raw = _NULL
-    url: Raw = _NULL
+    client_secret: Raw = _ABSENT
+    hosted_invoice_url: Raw = _ABSENT
+    invoice_pdf: Raw = _ABSENT
+    pdf: Raw = _ABSENT
+    url: Raw = _ABSENT
 
 
 class _Object(_Credentials):
@@ -145,36 +145,53 @@ def _require_created(created: object) -> int:
 
 
 def _blank(body: bytes, data: _Data) -> tuple[bytes, tuple[str, ...]]:
-    keys = CREDENTIALS.get(data.object.object or "", ())
+    kind = data.object.object or ""
+    if not _says_once(body, kind):
+        return _Parts(body).blanked()
     payload, redacted = body, []
-    for place, holder in zip(_PLACES, (data.object, data.previous_attributes), strict=True):
-        for key in keys:
-            value = bytes(getattr(holder, key, _NULL))
-            if value in (b"null", BLANK):
+    for key in CREDENTIALS.get(kind, ()):
+        values = [bytes(getattr(holder, key, _ABSENT)) for holder in (data.object, data.previous_attributes)]
+        if body.count(b'"%b"' % key.encode()) != sum(value != b"" for value in values):
+            return _Parts(body).blanked()
+        for place, value in zip(_PLACES, values, strict=True):
+            if value in _NOTHING:
                 continue
-            if len(value) < _UNMISTAKABLE_BYTES or value[:1] != b'"':
-                return _Parts(body).blanked(keys)
+            if not _is_unmistakable(value):
+                return _Parts(body).blanked()
             payload = payload.replace(value, BLANK)
             redacted.append(f"{place}.{key}")
-    return payload, tuple(redacted)
+    return payload, tuple(sorted(redacted))
+
+
+# The decoder keeps the last of two values under one key, and reads a key through its escapes.
+_NOTHING = (b"", b"null", BLANK)
+_ESCAPED_NAME = re.compile(rb"\\u00(?:[4-7]|2[eE])")
+_NAMES = [(kind, kind.encode()) for kind in CREDENTIALS]
+_AS_VALUE = {kind: re.compile(b'"%b"\\s*[,}\\]]' % re.escape(name)) for kind, name in _NAMES}
+
+
+def _says_once(body: bytes, kind: str) -> bool:
+    """Tell whether nothing in *body* but an object of the type *kind* can hold what is to be blanked."""
+    if b"\\u00" in body and _ESCAPED_NAME.search(body):
+        return False
+    return not any(name in body and _AS_VALUE[other].search(body) for other, name in _NAMES if other != kind)
+
+
+def _is_unmistakable(value: bytes) -> bool:
+    return len(value) >= _UNMISTAKABLE_BYTES and value[:1] == b'"'
 
 
 # What follows reads the events that the quick way cannot: slowly, part by part, and without recursion.
 
 
 def _read_odd(body: bytes) -> Envelope:
-    try:
-        msgspec.json.decode(body, type=Raw)
-    except RecursionError:
-        pass  # Too deep for the decoder; the parts below still have to balance.
-    except msgspec.DecodeError:
-        raise BodyNotJson from None
+    _require_json(body)
     parts = _Parts(body)
     thin = parts.value("object") == THIN_EVENT
     kind, place = ("related_object.type", "related_object.id") if thin else ("data.object.object", "data.object.id")
     object_type = parts.text(kind)
     created = parts.value("created")
-    payload, redacted = parts.blanked(CREDENTIALS.get(object_type or "", ()))
+    payload, redacted = parts.blanked()
     return Envelope(
         id=_require_name("id", parts.text("id")),
         type=_require_name("type", parts.text("type")),
@@ -189,6 +206,21 @@ def _read_odd(body: bytes) -> Envelope:
     )
 
 
+def _require_json(body: bytes) -> None:
+    # The standard library takes what the quick decoder does not, and JSON allows: half of a surrogate pair.
+    # A number is not read, since it may have more digits than Python converts.
+    try:
+        json.loads(body.decode(), parse_int=len, parse_float=len, parse_constant=_refuse_constant)
+    except RecursionError:
+        pass  # Too deep to be decoded; the parts still have to balance.
+    except ValueError:
+        raise BodyNotJson from None
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(name)
+
+
 def _require_name(key: str, value: str | None) -> str:
     if value is None:
         raise NotAnEvent(f"The event has no {key} that is a text of 1 to {TEXT_CHARACTERS_MAX} characters.")
@@ -196,9 +228,10 @@ def _require_name(key: str, value: str | None) -> str:
 
 
 def _from_iso(created: object) -> int | None:
-    """Thin events tell the time in ISO 8601, to the millisecond."""
+    """Thin events tell the time in ISO 8601, in UTC and to the millisecond."""
     try:
-        return int(datetime.fromisoformat(str(created)).replace(microsecond=0).timestamp())
+        moment = datetime.fromisoformat(str(created)).replace(microsecond=0)
+        return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
     except (ValueError, OverflowError):
         return None
 
@@ -217,9 +250,9 @@ class _Parts:
 
     def value(self, path: str) -> object:
         """Return the last value at *path*, None where there is none or it is a container or unreadable."""
-        for known, start, end in reversed(self._spans):
-            if known == path and self._body[start : start + 1] not in (b"{", b"["):
-                return _scalar(self._body[start:end])
+        for span in reversed(self._spans):
+            if span[0] == path and self._body[span[1] : span[1] + 1] not in (b"{", b"["):
+                return self._scalar(span)
         return None
 
     def text(self, path: str) -> str | None:
@@ -228,14 +261,25 @@ class _Parts:
         usable = isinstance(value, str) and 0 < len(value) <= TEXT_CHARACTERS_MAX and _is_storable(value)
         return value if usable and isinstance(value, str) else None
 
-    def blanked(self, keys: tuple[str, ...]) -> tuple[bytes, tuple[str, ...]]:
-        """Return the text with the values of *keys* blanked, and the paths of those."""
-        wanted = {f"{place}.{key}" for place in _PLACES for key in keys}
-        found = [span for span in self._spans if span[0] in wanted and self._body[span[1] : span[2]] != b"null"]
+    def blanked(self) -> tuple[bytes, tuple[str, ...]]:
+        """Return the text with its object's credentials blanked, and the paths of those.
+
+        Where a key is there twice, all its values count: as an object's type, and as a credential.
+        """
+        kinds = {self._scalar(span) for span in self._spans if span[0] == "data.object.object"}
+        wanted = {f"{place}.{key}" for kind in kinds for key in CREDENTIALS.get(str(kind), ()) for place in _PLACES}
+        found = [span for span in self._spans if span[0] in wanted and self._body[span[1] : span[2]] not in _NOTHING]
         payload = self._body
         for _, start, end in sorted(found, key=lambda span: span[1], reverse=True):
             payload = payload[:start] + BLANK + payload[end:]
-        return payload, tuple(dict.fromkeys(path for path, _, _ in found))
+        for value in {self._body[start:end] for _, start, end in found}:
+            if _is_unmistakable(value):
+                payload = payload.replace(value, BLANK)
+        return payload, tuple(sorted({path for path, _, _ in found}))
+
+    def _scalar(self, span: tuple[str, int, int]) -> object:
+        _, start, end = span
+        return None if self._body[start : start + 1] in (b"{", b"[") else _scalar(self._body[start:end])
 
 
 def _spans(body: bytes) -> Iterator[tuple[str, int, int]]:  # noqa: C901 - one automaton reads better in one piece

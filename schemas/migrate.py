@@ -24,22 +24,33 @@ def _config() -> Config:
 
 
 def pending(connection: Connection) -> list[str]:
-    """Return the revisions that *connection*'s schema lacks, oldest first."""
+    """Return the revisions that *connection*'s schema lacks, oldest first.
+
+    Nothing is lacking where a newer release has migrated: old code runs on the new schema.
+    """
     script = ScriptDirectory.from_config(_config())
     current = MigrationContext.configure(connection).get_current_heads()
+    known = {revision.revision for revision in script.walk_revisions()}
+    if not known.issuperset(current):
+        return []
     return [revision.revision for revision in reversed(list(script.iterate_revisions("heads", current or "base")))]
 
 
 def upgrade(database_url: str) -> list[str]:
-    """Apply what is pending at *database_url* and return the revisions applied, oldest first."""
+    """Apply what is pending at *database_url* and return the revisions applied, oldest first.
+
+    Raises:
+        DatabaseAway: PostgreSQL does not answer.
+    """
     engine = database.engine(database_url)
     try:
-        with engine.begin() as connection:
+        with database.transaction(engine) as connection:
             connection.exec_driver_sql("SELECT pg_advisory_xact_lock(%s)", (_TURN,))
             applied = pending(connection)
-            config = _config()
-            config.attributes["connection"] = connection
-            command.upgrade(config, "heads")
+            if applied:
+                config = _config()
+                config.attributes["connection"] = connection
+                command.upgrade(config, "heads")
             return applied
     finally:
         engine.dispose()

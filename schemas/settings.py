@@ -24,6 +24,8 @@ SCOPES: tuple[Scope, ...] = ("read", "register", "admin")
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _LABEL = re.compile(r"[A-Za-z0-9_]{1,255}")
+_SECRET = re.compile(r"whsec_[!-~]+")
+_HOST = re.compile(r"[A-Za-z0-9._:%-]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +109,14 @@ class Settings(BaseSettings):
     @field_validator("redis_url")
     @classmethod
     def _names_redis(cls, value: SecretStr | None) -> SecretStr | None:
-        return _url_of(value, {"redis", "rediss"})
+        return _with_numbered_database(_url_of(value, {"redis", "rediss"}))
+
+    @field_validator("payfold_host")
+    @classmethod
+    def _names_host(cls, value: str) -> str:
+        if not _HOST.fullmatch(value):
+            raise ValueError("it is not an address or a host's name")
+        return value
 
     @field_validator("stripe_webhook_secrets")
     @classmethod
@@ -192,10 +201,13 @@ def _with_files(environment: Mapping[str, str], names: set[str]) -> dict[str, st
         if path is None:
             continue
         try:
-            given[name] = Path(path).read_text(encoding="utf-8").strip()
+            given[name] = Path(path).read_text(encoding="utf-8-sig").strip()
         except (OSError, UnicodeDecodeError) as error:
             fault = error.strerror if isinstance(error, OSError) else "it is not text"
-            raise ConfigurationError(f"{name.upper()}_FILE: cannot read the file that it names: {fault}.") from None
+            example = f"Example: {name.upper()}_FILE=/run/secrets/{name}"
+            raise ConfigurationError(
+                f"{name.upper()}_FILE: the file that it names cannot be read: {fault}. {example}"
+            ) from None
     return given
 
 
@@ -218,13 +230,22 @@ def _shown(value: object) -> str:
 def _url_of(value: SecretStr | None, schemes: set[str]) -> SecretStr | None:
     if value is None:
         return None
-    try:
-        parts = urlsplit(value.get_secret_value())
-        usable = parts.scheme in schemes and (parts.port is None or parts.port > 0)
-    except ValueError:
-        usable = False
-    if not usable:
+    url = value.get_secret_value()
+    if url.partition("://")[0] not in schemes or "://" not in url:
         raise ValueError(f"it is not an address that begins with {' or '.join(sorted(f'{s}://' for s in schemes))}")
+    try:
+        _ = urlsplit(url).port
+    except ValueError:
+        raise ValueError(
+            "its port is no number, or its password holds a character that is written otherwise (/ is %2F, # is %23)"
+        ) from None
+    return value
+
+
+def _with_numbered_database(value: SecretStr | None) -> SecretStr | None:
+    path = urlsplit(value.get_secret_value()).path if value is not None else ""
+    if path.strip("/") and not path.strip("/").isdecimal():
+        raise ValueError("what follows the port is not the number of a database")
     return value
 
 
@@ -233,11 +254,12 @@ def _signing_secrets(text: str) -> tuple[SigningSecret, ...]:
 
 
 def _signing_secret(part: str) -> SigningSecret:
-    account, equals, secret = part.rpartition("=")
+    # A secret may end with an equals sign itself.
+    account, equals, secret = ("", "", part) if part.startswith("whsec_") else part.partition("=")
     if equals and not _LABEL.fullmatch(account):
         raise ValueError("an account label may hold letters, digits and _ only")
-    if not secret.startswith("whsec_") or len(secret) <= len("whsec_") or not secret.isascii():
-        raise ValueError("each signing secret begins with whsec_ and goes on")
+    if not _SECRET.fullmatch(secret or account):
+        raise ValueError("each signing secret begins with whsec_ and goes on without a space")
     return SigningSecret(account=account, secret=secret.encode())
 
 

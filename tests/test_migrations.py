@@ -1,0 +1,180 @@
+"""The migrations make what the models declare, once, and say whether they have."""
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+from alembic import command
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import Connection, Engine, Table, inspect, text
+from sqlalchemy.dialects import postgresql
+
+from schemas import database, migrate, tables
+from tests.command import payfold
+
+
+@pytest.fixture
+def engine(database_url: str) -> Iterator[Engine]:
+    """Return an engine on a migrated database."""
+    opened = database.engine(database_url)
+    yield opened
+    opened.dispose()
+
+
+@pytest.fixture
+def empty_url(engine: Engine, database_url: str) -> str:
+    """Return the URL of a database with nothing in it."""
+    with database.transaction(engine) as connection:
+        connection.execute(text("DROP SCHEMA public CASCADE; CREATE SCHEMA public"))
+    return database_url
+
+
+CATALOGUE = """
+SELECT 'column', c.relname, a.attname, format_type(a.atttypid, a.atttypmod), a.attnotnull::text,
+    coalesce(pg_get_expr(d.adbin, d.adrelid), a.attidentity::text)
+FROM pg_class AS c JOIN pg_attribute AS a ON a.attrelid = c.oid
+LEFT JOIN pg_attrdef AS d ON d.adrelid = c.oid AND d.adnum = a.attnum
+WHERE c.relnamespace = to_regnamespace(:schema) AND c.relkind = 'r' AND a.attnum > 0
+UNION ALL
+SELECT 'constraint', conrelid::regclass::text, '', contype::text, '', pg_get_constraintdef(oid) FROM pg_constraint
+WHERE connamespace = to_regnamespace(:schema) AND contype <> 'n'
+UNION ALL
+SELECT 'index', tablename, '', '', '', substr(indexdef, strpos(indexdef, ' USING ')) FROM pg_indexes
+WHERE schemaname = CAST(:schema AS text)
+"""
+
+
+def catalogue(connection: Connection, schema: str) -> set[str]:
+    """Return what PostgreSQL knows of the tables in *schema*, a line for each column, constraint and index."""
+    rows = connection.execute(text(CATALOGUE), {"schema": schema})
+    lines = {" ".join(map(str, row)).replace(f"{schema}.", "") for row in rows}
+    return {line for line in lines if "alembic_version" not in line}
+
+
+def test_models_are_migrations(engine: Engine) -> None:
+    """What PostgreSQL makes of the models is what it makes of the migrations, to the last default and index."""
+    with engine.begin() as connection:
+        migrated = catalogue(connection, "public")
+        connection.execute(text("CREATE SCHEMA declared; SET LOCAL search_path = declared"))
+        tables.metadata.create_all(connection, checkfirst=False)
+
+        declared = catalogue(connection, "declared")
+
+    assert len(migrated) > 100
+    assert declared == migrated
+
+
+def test_nothing_to_generate(engine: Engine) -> None:
+    """Alembic finds nothing that a migration would be missing."""
+    options = {
+        "compare_type": True,
+        "compare_server_default": True,
+        # It takes one spelling of an expression for another; the test above holds the index.
+        "include_object": lambda _, name, *__: name != "orders_newest",
+    }
+    with engine.connect() as connection:
+        difference = compare_metadata(MigrationContext.configure(connection, opts=options), tables.metadata)
+
+    assert difference == []
+
+
+@pytest.mark.parametrize("view", [tables.events, tables.payment_link_funnel], ids=lambda view: view.name)
+def test_views_are_declared(engine: Engine, view: Table) -> None:
+    """A declared view has the columns and types of the real one, in its order."""
+    dialect = postgresql.dialect()  # type: ignore[no-untyped-call]  # SQLAlchemy's own
+    real = inspect(engine).get_columns(view.name)
+
+    told = [(column["name"], column["type"].compile(dialect)) for column in real]
+    declared = [(column.name, column.type.compile(dialect)) for column in view.columns]
+    assert sorted(told) == sorted(declared)
+
+
+def test_up_and_status(empty_url: str) -> None:
+    """`status` lists what is pending with exit 4, `up` applies it once, and then nothing is pending."""
+    behind = payfold("migrate", "status", "--format", "json", DATABASE_URL=empty_url)
+    applied = payfold("migrate", "up", DATABASE_URL=empty_url)
+    again = payfold("migrate", DATABASE_URL=empty_url)
+    level = payfold("migrate", "status", "--format", "json", DATABASE_URL=empty_url)
+
+    assert (behind.code, behind.json[0]) == (4, {"pending": "0001"})
+    assert (applied.code, applied.out) == (0, "")
+    assert applied.err.startswith("Applied 0001")
+    assert (again.code, again.err) == (0, "The schema is up to date.\n")
+    assert (level.code, level.json) == (0, [])
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("digest",),
+        ("events", "list"),
+        ("events", "show", "evt_1"),
+        ("events", "retry", "evt_1"),
+        ("events", "ignore", "evt_1"),
+        ("events", "export"),
+        ("orders", "show", "cs_1"),
+        ("replay", "-"),
+        ("status",),
+    ],
+    ids=" ".join,
+)
+def test_pending_stops_commands(empty_url: str, arguments: tuple[str, ...]) -> None:
+    """A command on a schema that is behind ends with 4 and says what to run."""
+    ran = payfold(*arguments, DATABASE_URL=empty_url)
+
+    assert ran.code == 4
+    assert "payfold migrate up" in ran.err + ran.out
+    assert "Traceback" not in ran.err
+
+
+def test_two_at_once(empty_url: str) -> None:
+    """Of several that migrate at once one applies everything, and the others find nothing to do."""
+    applied: list[list[str]] = []
+    barrier = threading.Barrier(4)
+
+    def up() -> None:
+        barrier.wait()
+        applied.append(migrate.upgrade(empty_url))
+
+    threads = [threading.Thread(target=up) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert sorted(map(len, applied)) == [0, 0, 0, len(max(applied))]
+
+
+def test_newer_schema(engine: Engine, database_url: str) -> None:
+    """Old code runs on a schema that a newer release has migrated, and leaves it as it is."""
+    with database.transaction(engine) as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+
+    assert migrate.upgrade(database_url) == []
+    assert payfold("digest", DATABASE_URL=database_url).code == 0
+    assert payfold("migrate", "status", DATABASE_URL=database_url).code == 0
+
+
+def test_down_and_up(engine: Engine, database_url: str) -> None:
+    """Without an event, the way down leaves nothing and the way up makes everything again."""
+    config = migrate._config()
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.downgrade(config, "base")
+    inspector = inspect(engine)
+    assert (inspector.get_table_names(), inspector.get_view_names()) == (["alembic_version"], [])
+
+    migrate.upgrade(database_url)
+
+    test_models_are_migrations(engine)
+
+
+def test_no_database() -> None:
+    """Where PostgreSQL does not answer, `migrate up` says so in one line, without the password, and exits 1."""
+    ran = payfold("migrate", "up", DATABASE_URL="postgres://u:hunter2@127.0.0.1:1/d")
+
+    assert ran.code == 1
+    assert ran.err.startswith("PostgreSQL does not answer, so check DATABASE_URL: ")
+    assert len(ran.err.splitlines()) == 1
+    assert "hunter2" not in ran.err

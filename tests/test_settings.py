@@ -1,0 +1,214 @@
+"""A setting that cannot be used stops every process at start, by its name and without the secret."""
+
+import dataclasses
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from schemas.errors import ConfigurationError
+from schemas.settings import Settings, SigningSecret
+from tests.command import payfold, python
+
+SHA256 = hashlib.sha256(b"token").hexdigest()
+
+BAD_VALUES = [
+    ("DATABASE_URL", "mysql://u:hunter2@host/db"),
+    ("DATABASE_URL", "hunter2"),
+    ("DATABASE_URL", "postgres:hunter2@host/db"),
+    ("DATABASE_URL", "postgres://u:hunter2/x@host/db"),
+    ("DATABASE_URL", "postgres://u:hunter2@host:port/db"),
+    ("REDIS_URL", "http://:hunter2@host"),
+    ("REDIS_URL", "redis://:hunter2@host:70000"),
+    ("REDIS_URL", "redis://:hunter2@host/name"),
+    ("REDIS_TLS_VERIFY", "perhaps"),
+    ("PORT", "eight"),
+    ("PORT", "0"),
+    ("PORT", "65536"),
+    ("WEB_CONCURRENCY", "0"),
+    ("STRIPE_WEBHOOK_SECRETS", "hunter2"),
+    ("STRIPE_WEBHOOK_SECRETS", "whsec_"),
+    ("STRIPE_WEBHOOK_SECRETS", "whsec_a,hunter2"),
+    ("STRIPE_WEBHOOK_SECRETS", "whsec_a whsec_hunter2"),
+    ("STRIPE_WEBHOOK_SECRETS", "an account=whsec_hunter2"),
+    ("STRIPE_WEBHOOK_SECRETS", "acct_1=hunter2"),
+    ("STRIPE_WEBHOOK_SECRETS", "whsec_hünter2"),
+    ("PAYFOLD_TOKENS", "hunter2"),
+    ("PAYFOLD_TOKENS", "shop:read:hunter2"),
+    ("PAYFOLD_TOKENS", f"shop:write:{SHA256}"),
+    ("PAYFOLD_TOKENS", f"a b:read:{SHA256}"),
+    ("PAYFOLD_TOKENS", f"shop:read:{SHA256},shop:admin:{SHA256}"),
+    ("PAYFOLD_HOST", "two words"),
+    ("PAYFOLD_LOG_FORMAT", "xml"),
+    ("PAYFOLD_LOG_LEVEL", "loud"),
+    ("PAYFOLD_SWEEP_SECONDS", "0"),
+    ("PAYFOLD_SWEEP_SECONDS", "soon"),
+]
+
+
+def fault_of(**environment: str) -> str:
+    """Return what is said of an environment that cannot be used."""
+    with pytest.raises(ConfigurationError) as raised:
+        Settings.load(environment)
+    return str(raised.value)
+
+
+@pytest.mark.parametrize(("name", "value"), BAD_VALUES)
+def test_bad_value(name: str, value: str) -> None:
+    """The fault of a bad value comes with the variable's name and an example that works, and without the value."""
+    said = fault_of(**{name: value})
+
+    assert said.startswith(f"{name}: ")
+    assert "hunter2" not in said
+    assert SHA256 not in said
+    _, _, example = said.partition(f". Example: {name}=")
+    assert Settings.load({name: example})
+
+
+def test_all_at_once() -> None:
+    """Every bad value is told at once, a line each."""
+    said = fault_of(PORT="x", DATABASE_URL="x", PAYFOLD_LOG_LEVEL="x").splitlines()
+
+    assert sorted(line.partition(":")[0] for line in said) == ["DATABASE_URL", "PAYFOLD_LOG_LEVEL", "PORT"]
+
+
+def test_secret_in_a_file(tmp_path: Path) -> None:
+    """A setting may stand in a file, with a line break at its end and an editor's byte order mark at its beginning."""
+    (tmp_path / "secret").write_text("whsec_kept\n", encoding="utf-8-sig")
+
+    settings = Settings.load({"STRIPE_WEBHOOK_SECRETS_FILE": str(tmp_path / "secret")})
+
+    assert settings.signing_secrets == (SigningSecret("", b"whsec_kept"),)
+
+
+def test_bad_secret_in_a_file(tmp_path: Path) -> None:
+    """A bad value in a file is told as one of the variable's own."""
+    (tmp_path / "secret").write_text("hunter2\n")
+
+    said = fault_of(STRIPE_WEBHOOK_SECRETS_FILE=str(tmp_path / "secret"))
+
+    assert said.startswith("STRIPE_WEBHOOK_SECRETS: ")
+    assert "hunter2" not in said
+
+
+@pytest.mark.parametrize("kind", ["missing", "folder", "bytes"])
+def test_unreadable_file(tmp_path: Path, kind: str) -> None:
+    """A file that cannot be read is told by the variable that names it."""
+    path = tmp_path / "secret"
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "bytes":
+        path.write_bytes(b"hunter2 \xff\xfe")
+
+    said = fault_of(DATABASE_URL_FILE=str(path))
+
+    assert said.startswith("DATABASE_URL_FILE: the file that it names cannot be read: ")
+    assert "Example: DATABASE_URL_FILE=/" in said
+    assert "hunter2" not in said
+
+
+def test_variable_before_file(tmp_path: Path) -> None:
+    """A variable that is set decides, and its file is not opened."""
+    assert Settings.load({"PORT": "81", "PORT_FILE": str(tmp_path / "missing")}).port == 81
+
+
+def test_empty_is_not_set() -> None:
+    """A variable that is set to nothing counts as not set."""
+    assert Settings.load({"DATABASE_URL": "", "PORT": "", "STRIPE_WEBHOOK_SECRETS": ""}) == Settings.load({})
+
+
+def test_defaults() -> None:
+    """Without an environment there is no server, no secret and no token, and the port is 8000."""
+    settings = Settings.load({})
+
+    assert (settings.database_url, settings.redis_url) == (None, None)
+    assert (settings.signing_secrets, settings.tokens) == ((), ())
+    assert (settings.port, settings.web_concurrency, settings.redis_tls_verify) == (8000, 1, True)
+
+
+@pytest.mark.parametrize("scheme", ["postgres", "postgresql", "postgresql+psycopg"])
+def test_spellings_of_postgresql(scheme: str) -> None:
+    """Heroku's form of the database's address is as good as any."""
+    settings = Settings.load({"DATABASE_URL": f"{scheme}://u:p@host:5432/name?sslmode=require"})
+
+    assert settings.postgresql == "postgresql+psycopg://u:p@host:5432/name?sslmode=require"
+    assert settings.libpq == "postgresql://u:p@host:5432/name?sslmode=require"
+
+
+def test_labelled_secrets() -> None:
+    """Signing secrets are tried in the order given, each with its account's label or none."""
+    settings = Settings.load({"STRIPE_WEBHOOK_SECRETS": " whsec_a, acct_1=whsec_b,shop_2=whsec_c= ,"})
+
+    told = [dataclasses.astuple(secret) for secret in settings.signing_secrets]
+    assert told == [("", b"whsec_a"), ("acct_1", b"whsec_b"), ("shop_2", b"whsec_c=")]
+
+
+def test_no_secret_in_a_representation() -> None:
+    """Printed by accident, settings show no secret."""
+    given = {"DATABASE_URL": "postgres://u:hunter2@h/d", "STRIPE_WEBHOOK_SECRETS": "whsec_hunter2"}
+    settings = Settings.load({**given, "PAYFOLD_TOKENS": f"shop:read:{SHA256}"})
+
+    told = repr(settings) + repr(settings.signing_secrets) + repr(settings.tokens)
+    assert "hunter2" not in told
+    assert SHA256 not in told
+
+
+@pytest.mark.parametrize("name", ["DATABASE_URL", "REDIS_URL"])
+def test_missing_server(name: str) -> None:
+    """A server that is needed and not named is asked for by its variable, with an example."""
+    settings = Settings.load({})
+
+    with pytest.raises(ConfigurationError, match=f"{name} is not set .*://.*@host"):
+        _ = settings.postgresql if name == "DATABASE_URL" else settings.broker
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments"),
+    [
+        pytest.param("api", (), id="web"),
+        pytest.param("worker", (), id="worker"),
+        pytest.param("worker.clock", (), id="clock"),
+        pytest.param("deploy", ("migrate", "up"), id="release"),
+        pytest.param("deploy", ("config",), id="command"),
+        pytest.param("deploy", ("up",), id="up"),
+    ],
+)
+def test_process_stops(module: str, arguments: tuple[str, ...]) -> None:
+    """Each process of the Procfile, and the command, ends with 2 and one line on stderr."""
+    servers = {"DATABASE_URL": "postgres://u:p@h/d", "REDIS_URL": "redis://h"}
+
+    ran = python(module, *arguments, settings={**servers, "STRIPE_WEBHOOK_SECRETS": "hunter2"})
+
+    assert (ran.code, ran.out) == (2, "")
+    assert ran.err.startswith("STRIPE_WEBHOOK_SECRETS: ")
+    assert len(ran.err.splitlines()) == 1
+    assert "hunter2" not in ran.err
+
+
+@pytest.mark.parametrize("module", ["api", "worker", "worker.clock"])
+def test_process_without_servers(module: str) -> None:
+    """A process that is told no server ends with 2 and says which variable it misses."""
+    ran = python(module)
+
+    assert (ran.code, ran.out) == (2, "")
+    assert "_URL is not set" in ran.err
+    assert "Traceback" not in ran.err
+
+
+def test_config() -> None:
+    """`config` shows each setting with its meaning, and of a secret only that it is set."""
+    ran = payfold(
+        "config",
+        "--format",
+        "json",
+        DATABASE_URL="postgres://u:hunter2@h/d",
+        STRIPE_WEBHOOK_SECRETS="whsec_hunter2",
+        PORT="81",
+    )
+
+    shown = {row["setting"]: row["value"] for row in ran.json}
+    assert (ran.code, ran.err) == (0, "")
+    assert "hunter2" not in ran.out
+    assert list(shown) == [name.upper() for name in Settings.model_fields]
+    assert (shown["DATABASE_URL"], shown["REDIS_URL"], shown["PORT"]) == ("set, hidden", "not set", "81")
+    assert all(row["meaning"] for row in ran.json)

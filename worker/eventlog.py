@@ -1,39 +1,48 @@
 """Event logs as files: what others write of Stripe's events, and what we write of our inbox.
 
-Read are NDJSON with an event, a Stripe list page or a line of our own on each line, and one JSON text that is
-an event, an array or a list page; plain, gzip or Zstandard. Written is NDJSON, a line an event, with the
-payload as the text that was delivered, so that the very bytes are kept::
+Read is JSON, however it is laid out: events, arrays of them, Stripe's list pages and lines of our own, each on a
+line of its own (NDJSON), spread over many lines, or one after the other; plain, gzip or Zstandard. Written is NDJSON,
+a line an event, with the payload as the text that was recorded, so that the very bytes are kept::
 
     {"object": "payfold.delivery", "account": "", "source": "webhook", "received_at": "…", "signature": "…",
-     "payload_sha256": "…", "payload": "{…}"}
+     "payload_sha256": "…", "redacted": [], "payload": "{…}"}
+
+Note [A fault costs one entry]
+    A line that cannot be read is told with its number, and reading goes on with the next. JSON that is spread
+    over many lines has no such border, so what follows a broken item is looked for at the next line that
+    begins as the broken one did.
 """
 
 import gzip
 import hashlib
 import io
+import json
+import re
 import sys
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import BinaryIO, Final, Literal
+from typing import IO, Final, Literal
 
 import msgspec
 import zstandard
 from msgspec import Raw, Struct
 
 from schemas import events
-from schemas.errors import BodyNotJson, ConfigurationError, NotAnEvent, Refused
+from schemas.errors import BodyNotJson, BodyNotText, ConfigurationError, NotAnEvent, Refused
 from schemas.inbox import Delivery
 
 OWN_LINE: Final = "payfold.delivery"
 LINE_BYTES_MAX: Final = 16 * 1024 * 1024
+CHUNK_BYTES: Final = 64 * 1024
 STANDARD_INPUT: Final = "-"
 
 
 class OwnLine(Struct, kw_only=True):
-    """A line of our own log."""
+    """A line of our own log; ``payload_sha256`` is of the body before credentials were blanked."""
 
     object: Literal["payfold.delivery"] = OWN_LINE
     account: str
@@ -41,93 +50,183 @@ class OwnLine(Struct, kw_only=True):
     received_at: datetime
     signature: str | None
     payload_sha256: str
+    redacted: list[str]
     payload: str
 
 
 class _Kind(Struct):
-    object: object = None
+    name: object = msgspec.field(name="object", default=None)
     data: Raw = Raw(b"null")
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One event of a log, or why it cannot be read; ``place`` is the file and the line or item, from 1."""
+    """One event of a log, or why it cannot be read; ``place`` is the file and the line, from 1."""
 
     place: str
     delivery: Delivery | None
     fault: str | None = None
 
 
+# ---- Reading ----
+
+
 def read(path: str, *, account: str, now: datetime) -> Iterator[Entry]:
     """Yield what the log at *path* holds, one by one; ``-`` is standard input.
 
-    *account* stands for events that name none; *now* is when they are received, unless the log tells.
-
-    Raises:
-        ConfigurationError: when the file cannot be opened.
+    *account* stands for events that name none; *now* is when they are received, unless the log tells. A file that
+    breaks off, or cannot be opened, is an entry with a fault after all that was read of it.
     """
-    with _opened(path) as stream:
-        yield from _entries(stream, "standard input" if path == STANDARD_INPUT else path, account, now)
+    name = "standard input" if path == STANDARD_INPUT else path
+    with ExitStack() as opened:
+        try:
+            lines = _Lines(opened.enter_context(_opened(path)))
+        except OSError as error:
+            yield Entry(name, None, f"it cannot be read: {_words(error)}")
+            return
+        for number, item, fault in _items(lines):
+            place = f"{name}: line {number}"
+            yield Entry(place, None, fault) if item is None else _entry(item, place, account, now)
+        if lines.damage is not None:
+            yield Entry(f"{name}: line {lines.number + 1}", None, f"the file breaks off: {_words(lines.damage)}")
+
+
+_DAMAGED: Final = (EOFError, OSError, zlib.error, zstandard.ZstdError)
+
+
+def _words(error: BaseException) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 
 @contextmanager
-def _opened(path: str) -> Iterator[BinaryIO]:
-    if path == STANDARD_INPUT:
-        yield _decompressed(sys.stdin.buffer)
-        return
+def _opened(path: str) -> Iterator[io.BufferedIOBase]:
     with ExitStack() as opened:
-        try:
-            file = opened.enter_context(Path(path).open("rb"))
-        except OSError as error:
-            raise ConfigurationError(f"Cannot read {path}: {error.strerror}.") from None
+        file = sys.stdin.buffer if path == STANDARD_INPUT else opened.enter_context(Path(path).open("rb"))
         yield _decompressed(file)
 
 
 _GZIP: Final = b"\x1f\x8b"
-_ZSTANDARD: Final = b"\x28\xb5\x2f\xfd"
+_ZSTANDARD: Final = re.compile(rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18")  # a frame, or one to be skipped
+_NOT_READ: Final[Mapping[bytes, str]] = {
+    b"BZh": "it is compressed by bzip2, and only gzip and Zstandard are read",
+    b"\xfd7zX": "it is compressed by xz, and only gzip and Zstandard are read",
+    b"PK\x03\x04": "it is a zip archive, and only gzip and Zstandard are read",
+    b"\xff\xfe": "it is UTF-16, as PowerShell writes, and only UTF-8 is read",
+    b"\xfe\xff": "it is UTF-16, and only UTF-8 is read",
+}
+_BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 
 
-def _decompressed(stream: BinaryIO) -> BinaryIO:
+def _decompressed(stream: IO[bytes]) -> io.BufferedIOBase:
     """Return the plain bytes of *stream*, by what it begins with rather than by its name."""
     buffered = io.BufferedReader(stream, 1024 * 1024)  # type: ignore[type-var]  # any binary stream will do
     start = buffered.peek(4)[:4]
     if start.startswith(_GZIP):
-        return gzip.open(buffered)  # type: ignore[return-value]  # a binary stream by another name
-    if start.startswith(_ZSTANDARD):
-        reader = zstandard.ZstdDecompressor().stream_reader(buffered, read_across_frames=True)
-        return io.BufferedReader(reader, 1024 * 1024)
+        return gzip.GzipFile(fileobj=buffered)
+    if _ZSTANDARD.match(start):
+        return io.BufferedReader(_Zstandard(buffered), 1024 * 1024)
     return buffered
 
 
-def _entries(stream: BinaryIO, name: str, account: str, now: datetime) -> Iterator[Entry]:
-    first = stream.readline(LINE_BYTES_MAX)
-    while first and not first.strip():
-        first = stream.readline(LINE_BYTES_MAX)
-    if _is_json(first):
-        yield from _of_lines(first, stream, name, account, now)
-        return
-    # One text over many lines, or lines of which the first is broken.
-    rest = stream.read()
-    if _is_json(first + rest):
-        for number, item in enumerate(_items(first + rest), 1):
-            yield _entry(item, f"{name}: item {number}", account, now)
-    else:
-        yield from _of_lines(first, io.BytesIO(rest), name, account, now)
+class _Zstandard(io.RawIOBase):
+    """The plain bytes of Zstandard frames. The library's own reader takes a cut frame for the end of the file."""
+
+    def __init__(self, compressed: io.BufferedIOBase) -> None:
+        self._compressed = compressed
+        self._library = zstandard.ZstdDecompressor(max_window_size=2**31)
+        self._frame = self._library.decompressobj()
+        self._is_inside = False
+        self._plain = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]  # what BufferedReader gives
+        while not self._plain:
+            compressed = self._frame.unused_data if self._frame.eof else b""
+            if self._frame.eof:
+                self._frame, self._is_inside = self._library.decompressobj(), False
+            compressed = compressed or self._compressed.read(CHUNK_BYTES)
+            if not compressed:
+                if self._is_inside:
+                    raise EOFError("a Zstandard frame has no end")
+                return 0
+            self._is_inside = True
+            self._plain = memoryview(self._frame.decompress(compressed))
+        size = min(len(buffer), len(self._plain))
+        buffer[:size], self._plain = self._plain[:size], self._plain[size:]
+        return size
 
 
-def _of_lines(first: bytes, stream: BinaryIO, name: str, account: str, now: datetime) -> Iterator[Entry]:
-    number, line = 1, first
+class _Lines:
+    """The lines of a log. What was read too far can be given back; ``number`` is that of the last one taken.
+
+    Where the file is damaged it ends, and ``damage`` says why.
+    """
+
+    def __init__(self, stream: io.BufferedIOBase) -> None:
+        self._stream = stream
+        self._back = io.BytesIO()
+        self.number = 0
+        self.damage: BaseException | None = None
+
+    def take(self) -> bytes:
+        """Return the next line, or as much of it as a line may have; nothing at the end."""
+        line = self._back.readline()
+        if not line.endswith(b"\n"):
+            line += self._or_damage(lambda: self._stream.readline(LINE_BYTES_MAX - len(line)))
+        self.number += bool(line)
+        return line
+
+    def take_more(self) -> bytes:
+        """Return some bytes from where the last line ended; nothing at the end."""
+        # At most one read of the file beneath, so that damage further on takes nothing along.
+        return self._back.read(CHUNK_BYTES) or self._or_damage(lambda: self._stream.read1(CHUNK_BYTES))
+
+    def skip_rest(self, line: bytes) -> None:
+        """Go on to the end of a line of which *line* is the beginning."""
+        while line and not line.endswith(b"\n"):
+            line = self._or_damage(lambda: self._stream.readline(CHUNK_BYTES))
+
+    def give_back(self, rest: bytes, number: int) -> None:
+        """Take *rest*, which begins in line *number*, as what comes next."""
+        self._back = io.BytesIO(rest + self._back.read())
+        self.number = number - 1
+
+    def _or_damage(self, read: Callable[[], bytes]) -> bytes:
+        if self.damage is None:
+            try:
+                return read()
+            except _DAMAGED as error:
+                self.damage = error
+        return b""
+
+
+Item = tuple[int, bytes | None, str | None]
+"""A line's number, and the text of an event that begins there or why there is none."""
+
+
+def _items(lines: _Lines) -> Iterator[Item]:
+    line = lines.take()
+    for start, fault in _NOT_READ.items():
+        if line.startswith(start):
+            yield 1, None, fault
+            return
+    line = line.removeprefix(_BYTE_ORDER_MARK)
     while line:
-        place = f"{name}: line {number}"
-        if len(line) >= LINE_BYTES_MAX and not line.endswith(b"\n"):
-            yield Entry(place, None, f"the line is longer than {LINE_BYTES_MAX} bytes")
-            while line and not line.endswith(b"\n"):
-                line = stream.readline(LINE_BYTES_MAX)
-        elif text := line.strip():
-            items = list(_items(text)) if _is_json(text) else [text]
-            for index, item in enumerate(items, 1):
-                yield _entry(item, place if len(items) == 1 else f"{place}, item {index}", account, now)
-        number, line = number + 1, stream.readline(LINE_BYTES_MAX)
+        text = line.strip()
+        if not text:
+            pass
+        elif len(line) < LINE_BYTES_MAX and _is_json(text):
+            for item in _in_one_text(text):
+                yield lines.number, item, None
+        elif text[:1] in (b"{", b"["):
+            yield from _Spread(lines, line).items()
+        else:
+            number = lines.number
+            lines.skip_rest(line)
+            yield number, None, _fault_of(text)
+        line = lines.take()
 
 
 def _is_json(text: bytes) -> bool:
@@ -140,35 +239,258 @@ def _is_json(text: bytes) -> bool:
     return True
 
 
-def _items(text: bytes) -> Iterator[bytes]:
-    """Yield the events in a JSON text: itself, the elements of an array, or the data of a list page."""
-    text = text.strip()
-    if text.startswith(b"["):
-        yield from map(bytes, msgspec.json.decode(text, type=list[Raw]))
-        return
+def _fault_of(text: bytes) -> str:
+    if len(text) >= LINE_BYTES_MAX:
+        return _TOO_LONG
     try:
+        msgspec.json.decode(text, type=Raw)
+    except (msgspec.DecodeError, RecursionError) as error:
+        return f"it is not JSON: {error}"
+    return "it is not an event"
+
+
+_TOO_LONG: Final = f"it is longer than {LINE_BYTES_MAX // 1024**2} MiB"
+
+
+def _in_one_text(text: bytes) -> Iterator[bytes]:
+    """Yield the events in a JSON text: itself, the elements of an array, or the data of a list page."""
+    try:
+        if text.startswith(b"["):
+            yield from map(bytes, msgspec.json.decode(text, type=list[Raw]))
+            return
         kind = msgspec.json.decode(text, type=_Kind)
+        data = bytes(kind.data)
+        if kind.name in (None, "list") and data.startswith(b"["):
+            yield from map(bytes, msgspec.json.decode(data, type=list[Raw]))
+            return
     except (msgspec.DecodeError, RecursionError):
-        yield text
-        return
-    data = bytes(kind.data)
-    if kind.object in (None, "list") and data.startswith(b"["):
-        yield from map(bytes, msgspec.json.decode(data, type=list[Raw]))
-    else:
-        yield text
+        pass
+    yield text
+
+
+class _Broken(Exception):
+    """What was read is not JSON, and no more of it would make it so."""
+
+
+class _CutOff(_Broken):
+    """The file ends first."""
+
+    def __str__(self) -> str:
+        return "the file ends before the JSON that begins here does"
+
+
+class _Over(Exception):
+    """Nothing more of this can be read, and that has been told."""
+
+
+# Latin-1 shows each byte as one character, so a text can be cut anywhere and be turned back into its bytes; what is
+# outside of ASCII stands inside of strings only, which nobody here reads.
+_CODE: Final = "latin-1"
+_SPACE: Final = re.compile(r"[ \t\r\n]*")
+_LITERAL_CHARACTERS_MAX: Final = 5
+_decode_value: Final = json.JSONDecoder().raw_decode
+
+
+class _Spread:
+    """One JSON value that does not end with its first line: an event, an array or a list page, however long."""
+
+    def __init__(self, lines: _Lines, first: bytes) -> None:
+        self._lines = lines
+        self._number = lines.number
+        self._text = first.decode(_CODE)
+        self._at = 0
+        self._has_elements = False
+        # True for what JSON's printers make; else a line without an end is just a broken line.
+        self._is_laid_out = first.endswith(b"\n") and first.rstrip().endswith((b"{", b"[", b",", b":"))
+
+    def items(self) -> Iterator[Item]:
+        """Yield what the value holds, leaving the lines at what follows."""
+        number = self._number
+        try:
+            if self._next() == "[":
+                yield from self._elements()
+            else:
+                yield from self._of_object()
+        except _Over:
+            pass
+        except _Broken as fault:
+            yield from self._told(number, fault)
+            if self._is_laid_out:
+                # Nothing has been taken from an event, so what was tried as a part of it is read for itself.
+                self._at = len(self._text[: self._at].rstrip()) if self._has_elements else self._text.find("\n")
+                self._find_next_like("")
+            else:
+                self._at = 0
+                self._leave_line()
+        rest = self._text[self._at :]
+        self._lines.give_back(rest.encode(_CODE), self._number_at(self._at))
+
+    def _told(self, number: int, fault: _Broken, more: str = "") -> Iterator[Item]:
+        # A file that breaks off says so itself.
+        if self._lines.damage is None or not isinstance(fault, _CutOff):
+            yield number, None, f"{fault}{more}"
+
+    def _of_object(self) -> Iterator[Item]:
+        start, kind, is_page, is_first = self._at, None, False, True
+        self._at += 1
+        while self._next() != "}":
+            if not is_first:
+                self._pass(",")
+            is_first = False
+            key = self._key()
+            self._pass(":")
+            if key == "data" and self._next() == "[" and kind in (None, "list"):
+                is_page = True
+                yield from self._elements()
+            elif key == "object":
+                kind = self._value()
+            else:
+                self._value()
+        self._at += 1
+        if not is_page:
+            yield self._number_at(start), self._text[start : self._at].encode(_CODE), None
+
+    def _elements(self) -> Iterator[Item]:
+        self._has_elements = True
+        self._at += 1
+        while (mark := self._next()) != "]":
+            if mark == ",":
+                self._at += 1
+                continue
+            start = self._at
+            number = self._number_at(start)
+            try:
+                self._value()
+            except _CutOff:
+                raise
+            except _Broken as fault:
+                before = self._text[self._text.rfind("\n", 0, start) + 1 : start]
+                self._at += 1
+                if before.strip():
+                    self._leave_line()
+                elif self._find_next_like(before):
+                    yield from self._told(number, fault)
+                    continue
+                yield from self._told(number, fault, ", and what follows it in the array was skipped")
+                raise _Over from None
+            else:
+                yield number, self._text[start : self._at].encode(_CODE), None
+            self._forget()
+        self._at += 1
+
+    def _pass(self, mark: str) -> None:
+        if self._next() != mark:
+            raise _Broken(f"it is not JSON: {mark} is missing in line {self._number_at(self._at)}")
+        self._at += 1
+
+    def _key(self) -> str:
+        if self._next() != '"':
+            raise _Broken(f"it is not JSON: a key is missing in line {self._number_at(self._at)}")
+        return str(self._value())
+
+    def _next(self) -> str:
+        """Return the next character that is no space, without passing it."""
+        while True:
+            space = _SPACE.match(self._text, self._at)
+            self._at = space.end() if space else self._at
+            if self._at < len(self._text):
+                return self._text[self._at]
+            if not self._grow():
+                raise _CutOff
+
+    def _value(self) -> object:
+        """Pass one value, and return it."""
+        self._next()
+        # A value that ends with the text may be the beginning of a longer number.
+        while (found := self._decoded()) is None or found[1] == len(self._text):
+            if len(self._text) - self._at >= LINE_BYTES_MAX - CHUNK_BYTES:
+                raise _Broken(_TOO_LONG)
+            if not self._grow():
+                break
+        if found is None:
+            raise _CutOff
+        value, end = found
+        if end - self._at > LINE_BYTES_MAX:
+            raise _Broken(_TOO_LONG)
+        self._at = end
+        return value
+
+    def _decoded(self) -> tuple[object, int] | None:
+        """Return the value here and where it ends, None where the text ends first."""
+        try:
+            value, end = _decode_value(self._text, self._at)
+        except json.JSONDecodeError as error:
+            if self._may_go_on(error):
+                return None
+            raise _Broken(f"it is not JSON: {error.msg} in line {self._number_at(error.pos)}") from None
+        except RecursionError:
+            raise _Broken("it is nested too deeply") from None
+        return value, end
+
+    def _may_go_on(self, error: json.JSONDecodeError) -> bool:
+        """Tell whether the text is right as far as it was read."""
+        if error.msg.startswith("Unterminated string"):
+            return True
+        rest = self._text[error.pos :].strip()
+        return len(rest) < _LITERAL_CHARACTERS_MAX and not error.msg.startswith("Invalid control character")
+
+    def _grow(self) -> bool:
+        wanted, more = max(CHUNK_BYTES, len(self._text) - self._at), []
+        while wanted > 0 and (chunk := self._lines.take_more()):
+            more.append(chunk)
+            wanted -= len(chunk)
+        self._text += b"".join(more).decode(_CODE)
+        return bool(more)
+
+    def _forget(self) -> None:
+        """Let go of what has been passed."""
+        if self._at > CHUNK_BYTES:
+            self._number = self._number_at(self._at)
+            self._text, self._at = self._text[self._at :], 0
+
+    def _number_at(self, position: int) -> int:
+        return self._number + self._text.count("\n", 0, position)
+
+    def _leave_line(self) -> None:
+        """Go to where the next line begins."""
+        while (end := self._text.find("\n", self._at)) < 0:
+            self._number, self._text, self._at = self._number_at(self._at), "", 0
+            if not self._grow():
+                return
+        self._at = end + 1
+
+    def _find_next_like(self, indentation: str) -> bool:
+        """Go to the next line that begins with an object at *indentation*; False where there is none."""
+        begins = re.compile(rf"\n{indentation}(?={{)")
+        while (found := begins.search(self._text, self._at)) is None:
+            # What stands at the end may be the beginning of it.
+            self._at = max(self._at, len(self._text) - len(indentation) - 1)
+            self._forget()
+            if not self._grow():
+                self._at = len(self._text)
+                return False
+        self._at = found.end()
+        return True
 
 
 def _entry(item: bytes, place: str, account: str, now: datetime) -> Entry:
     try:
         return Entry(place, _delivery(item, account, now))
     except Refused as refusal:
-        return Entry(place, None, str(refusal))
+        return Entry(place, None, _FAULTS.get(type(refusal)) or str(refusal))
+
+
+_FAULTS: Final[Mapping[type[Refused], str]] = {
+    BodyNotJson: "it is not JSON",
+    BodyNotText: "it is not UTF-8",
+}
 
 
 def _delivery(item: bytes, account: str, now: datetime) -> Delivery:
-    if OWN_LINE.encode() in item[:64]:
+    if OWN_LINE.encode() in item and _kind(item) == OWN_LINE:
         return _own(item)
     envelope = events.read(item)
+    _require_single_keys(item)
     return Delivery(
         envelope=envelope,
         account=envelope.account or account,
@@ -180,16 +502,43 @@ def _delivery(item: bytes, account: str, now: datetime) -> Delivery:
     )
 
 
+def _kind(item: bytes) -> object:
+    try:
+        return msgspec.json.decode(item, type=_Kind).name
+    except (msgspec.DecodeError, RecursionError):
+        return None
+
+
+def _require_single_keys(item: bytes) -> None:
+    """Raise NotAnEvent where an object has a key twice: what a log was made to say is then anybody's guess."""
+    try:
+        # Cheap, and right but for a quotation mark written as \u0022: each key is followed by one such pair.
+        again = msgspec.json.encode(msgspec.json.decode(item))
+        if msgspec.json.format(item, indent=-1).count(b'":') != again.count(b'":'):
+            json.loads(item, object_pairs_hook=_unique)
+    except (msgspec.DecodeError, RecursionError, ValueError):
+        return  # odd, and for the fold to judge
+
+
+def _unique(pairs: list[tuple[str, object]]) -> None:
+    keys = [key for key, _ in pairs]
+    for key in keys:
+        if keys.count(key) > 1:
+            raise NotAnEvent(f"it has the key {key[:40]!r} twice")
+
+
 def _own(item: bytes) -> Delivery:
     try:
         line = msgspec.json.decode(item, type=OwnLine)
         sha256 = bytes.fromhex(line.payload_sha256)
-    except msgspec.ValidationError as error:
-        raise NotAnEvent(f"The line is no event of our log: {error}") from None
-    except (msgspec.DecodeError, ValueError):
-        raise BodyNotJson from None
+    except (msgspec.DecodeError, ValueError) as error:
+        raise NotAnEvent(f"it is no line of our log: {error}") from None
+    payload = line.payload.encode()
+    if not line.redacted and hashlib.sha256(payload).digest() != sha256:
+        raise NotAnEvent("its payload is not the one that was exported: the hash differs")
+    envelope = events.read(payload)
     return Delivery(
-        envelope=events.read(line.payload.encode()),
+        envelope=replace(envelope, redacted=tuple(dict.fromkeys((*line.redacted, *envelope.redacted)))),
         account=line.account,
         sha256=sha256,
         signature=line.signature,
@@ -198,9 +547,41 @@ def _own(item: bytes) -> Delivery:
     )
 
 
+# ---- Writing ----
+
 _encode_line = msgspec.json.Encoder().encode
 
 
 def write(line: OwnLine) -> bytes:
     """Return *line* as it stands in a log, with its line break."""
     return _encode_line(line) + b"\n"
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[IO[bytes]]:
+    """Open a new log at *path*, compressed as its name's ending says; it appears there when it is whole.
+
+    Raises:
+        ConfigurationError: when it cannot be written there.
+    """
+    draft = path.with_name(f"{path.name}.part")
+    try:
+        with draft.open("wb") as file, _compressed(file, path.suffix) as stream:
+            yield stream
+        draft.replace(path)
+    except OSError as error:
+        raise ConfigurationError(f"Cannot write {path}: {error.strerror}.") from None
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+@contextmanager
+def _compressed(file: IO[bytes], ending: str) -> Iterator[IO[bytes]]:
+    if ending == ".zst":
+        with zstandard.ZstdCompressor(level=10).stream_writer(file, closefd=False) as stream:
+            yield stream
+    elif ending == ".gz":
+        with gzip.GzipFile(fileobj=file, mode="wb") as stream:
+            yield stream  # type: ignore[misc]  # it is one in all but name
+    else:
+        yield file

@@ -1,0 +1,404 @@
+"""A log of any layout gives the same events, and a fault in it costs one entry and no more."""
+
+import gzip
+import hashlib
+import io
+import os
+import threading
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import zstandard
+
+from deploy.sandbox.account import Account
+from deploy.sandbox.history import tangle
+from worker import eventlog
+
+NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
+EVENTS = [event.payload() for event in tangle(1, contradictory=False).events][:3]
+IDS = [event["id"] for event in EVENTS]
+COMPACT = [msgspec.json.encode(event) for event in EVENTS]
+NDJSON = b"".join(line + b"\n" for line in COMPACT)
+
+
+def pretty(value: object, indent: int = 2) -> bytes:
+    """Return *value* as JSON over many lines."""
+    return msgspec.json.format(msgspec.json.encode(value), indent=indent)
+
+
+def page(events: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return a page of Stripe's list of events."""
+    return {"object": "list", "data": events, "has_more": False, "url": "/v1/events"}
+
+
+@pytest.fixture
+def read(tmp_path: Path) -> Callable[[bytes], list[str]]:
+    """Return what reads a log: of each entry the event's id, or the line and the fault."""
+
+    def entries(log: bytes) -> list[str]:
+        path = tmp_path / "log"
+        path.write_bytes(log)
+        return [
+            entry.delivery.envelope.id if entry.delivery else f"{entry.place.removeprefix(str(path))} {entry.fault}"
+            for entry in eventlog.read(str(path), account="", now=NOW)
+        ]
+
+    return entries
+
+
+LAYOUTS = {
+    "NDJSON": NDJSON,
+    "no line break at the end": NDJSON.rstrip(),
+    "blank lines": b"\n  \n" + NDJSON.replace(b"\n", b"\n\n"),
+    "CRLF": NDJSON.replace(b"\n", b"\r\n"),
+    "byte order mark": b"\xef\xbb\xbf" + NDJSON,
+    "array": msgspec.json.encode(EVENTS),
+    "pretty array": pretty(EVENTS),
+    "array, an element a line": b"[\n" + b",\n".join(COMPACT) + b"\n]\n",
+    "array, commas first": b"[" + b"\n,".join(COMPACT) + b"]",
+    "array with a byte order mark": b"\xef\xbb\xbf" + pretty(EVENTS),
+    "list page": msgspec.json.encode(page(EVENTS)),
+    "pretty list page": pretty(page(EVENTS)),
+    "pages, one a line": b"".join(msgspec.json.encode(page([event])) + b"\n" for event in EVENTS),
+    "pretty pages, one after the other": b"".join(pretty(page([event])) for event in EVENTS),
+    "data": msgspec.json.encode({"data": EVENTS}),
+    "pretty data": pretty({"data": EVENTS}, indent=4),
+    "pretty events, one after the other": b"\n".join(pretty(event) for event in EVENTS),
+    "one after the other, no line break": b"".join(COMPACT),
+    "all of it": COMPACT[0] + b"\n" + pretty(EVENTS[1]) + b"\n[" + COMPACT[2] + b"]\n",
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layout(read: Callable[[bytes], list[str]], layout: str) -> None:
+    """Every layout gives the same events, in its order."""
+    assert read(LAYOUTS[layout]) == IDS
+
+
+def test_one_pretty_event(read: Callable[[bytes], list[str]]) -> None:
+    """A file may be one event over many lines."""
+    assert read(pretty(EVENTS[0])) == IDS[:1]
+
+
+COMPRESSED = {
+    "gzip": gzip.compress(NDJSON),
+    "gzip, several members": b"".join(gzip.compress(line + b"\n") for line in COMPACT),
+    "Zstandard": zstandard.compress(NDJSON),
+    "Zstandard, several frames": b"".join(zstandard.compress(line + b"\n") for line in COMPACT),
+    "Zstandard, a frame cut within a line": zstandard.compress(NDJSON[:99]) + zstandard.compress(NDJSON[99:]),
+    "Zstandard, a frame to be skipped": b"\x50\x2a\x4d\x18\x04\x00\x00\x00note" + zstandard.compress(NDJSON),
+    "Zstandard, pretty": zstandard.compress(pretty(page(EVENTS))),
+}
+
+
+@pytest.mark.parametrize("kind", COMPRESSED)
+def test_compressed(read: Callable[[bytes], list[str]], kind: str) -> None:
+    """A compressed log is told by its content and gives the same events."""
+    assert read(COMPRESSED[kind]) == IDS
+
+
+@pytest.mark.parametrize("log", [b"", b"\n \r\n", gzip.compress(b""), zstandard.compress(b""), b"[]", b"[\n]\n"])
+def test_empty(read: Callable[[bytes], list[str]], log: bytes) -> None:
+    """A log of nothing holds no event and no fault."""
+    assert read(log) == []
+
+
+def test_bytes_are_kept(tmp_path: Path) -> None:
+    """Each event's payload is the very bytes that the log has, whatever the layout around it."""
+    body = '{ "id":"evt_1" ,"type":"x","created":1, "data":{"object":{"name":"Zoë \\u00e9","price":1.50}}}'.encode()
+    for log in (body, b"[" + body + b"]", b"[\n\n" + body + b"\n]", b'{"object":"list",\n"data": [' + body + b"]}"):
+        (tmp_path / "log").write_bytes(log)
+        (entry,) = eventlog.read(str(tmp_path / "log"), account="", now=NOW)
+        assert entry.delivery is not None
+        assert entry.delivery.envelope.payload == body
+
+
+# A line at fault, and a word of what is said of it.
+BROKEN_LINES = {
+    "garbage": (b"garbage", "not JSON"),
+    "cut in a key": (b'{"id": "evt_9", "ty', "not JSON"),
+    "cut in a text": (b'{"id": "evt_', "not JSON"),
+    "cut after a colon": (b'{"id":', "not JSON"),
+    "cut after a comma": (b'{"id": "evt_9",', "not JSON"),
+    "cut in nested objects": (b'{"id": "evt_9", "data": {"object": {', "not JSON"),
+    "wrong encoding": ('{"id":"evt_9","type":"é","created":1}'.encode("latin-1"), "not UTF-8"),
+    "key twice": (b'{"id":"evt_9","id":"evt_8","type":"x","created":1}', "'id' twice"),
+    "nested key twice": (b'{"id":"evt_9","type":"x","created":1,"data":{"object":{"a":1,"a":2}}}', "'a' twice"),
+    "no event": (b'{"object":"customer","id":"cus_1"}', "no type"),
+    "a number": (b"42", "no id"),
+    "null": (b"null", "no id"),
+    "an empty object": (b"{}", "no id"),
+    "no time": (b'{"id":"evt_9","type":"x","created":"noon"}', "created"),
+    "deep brackets": (b"[" * 10_000 + b"]" * 10_000, "no id"),
+    "our own, without its payload": (b'{"object":"payfold.delivery","account":""}', "no line of our log"),
+}
+
+
+@pytest.mark.parametrize("place", ["first", "middle", "last"])
+@pytest.mark.parametrize("kind", BROKEN_LINES)
+def test_broken_line(read: Callable[[bytes], list[str]], kind: str, place: str) -> None:
+    """A line that cannot be read is told with its number and its fault, and every other line is read."""
+    line, words = BROKEN_LINES[kind]
+    at = {"first": 0, "middle": 1, "last": 3}[place]
+    lines = [*COMPACT[:at], line, *COMPACT[at:]]
+
+    entries = read(b"\n".join(lines) + b"\n")
+
+    told = entries.pop(at)
+    assert told.startswith(f": line {at + 1} ")
+    assert words in told or "ends before" in told
+    assert entries == IDS
+
+
+def test_bracket_too_many(read: Callable[[bytes], list[str]]) -> None:
+    """What follows a whole event in its line and is none is told, and the event is read."""
+    entries = read(COMPACT[0] + b"}\n" + COMPACT[1] + b"\n")
+
+    assert (entries[0], entries[2]) == (IDS[0], IDS[1])
+    assert entries[1].startswith(": line 1 it is not JSON")
+
+
+def test_broken_lines_in_a_row(read: Callable[[bytes], list[str]]) -> None:
+    """Each broken line is told, also where one follows the other, behind blank ones and a byte order mark."""
+    entries = read(b"\xef\xbb\xbf\n{broken\ngarbage\n\n[broken too\n" + NDJSON)
+
+    assert [entry.partition(" it")[0] for entry in entries] == [": line 2", ": line 3", ": line 5", *IDS]
+
+
+def test_cut_last_line(read: Callable[[bytes], list[str]]) -> None:
+    """A log that was cut in its last line gives all the others and says where it ends."""
+    assert read(NDJSON[:-100]) == [*IDS[:2], ": line 3 the file ends before the JSON that begins here does"]
+
+
+@pytest.mark.parametrize("value", [EVENTS, page(EVENTS), {"data": EVENTS}], ids=["array", "page", "data"])
+def test_cut_text(read: Callable[[bytes], list[str]], value: object) -> None:
+    """A cut array or page over many lines gives the events before the cut, and one fault."""
+    text = pretty(value)
+
+    entries = read(text[: text.index(IDS[2].encode()) + 10])
+
+    assert entries[:2] == IDS[:2]
+    assert [": line 1 the file ends" in entry for entry in entries[2:]] == [True]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [pretty(EVENTS), pretty(page(EVENTS), indent=4), LAYOUTS["array, an element a line"]],
+    ids=["array", "page", "an element a line"],
+)
+def test_broken_element(read: Callable[[bytes], list[str]], text: bytes) -> None:
+    """A broken element of an array over many lines costs that element."""
+    mark = f'"{IDS[1]}"'.encode()
+    line = text[: text.rindex(b"{", 0, text.index(mark))].count(b"\n") + 1
+
+    first, fault, last = read(text.replace(mark, mark[1:]))
+
+    assert (first, last) == (IDS[0], IDS[2])
+    assert fault.startswith(f": line {line} it is not JSON: ")
+
+
+def test_broken_element_in_one_line(read: Callable[[bytes], list[str]]) -> None:
+    """Where an array's broken line says no more, that is told, and the lines after it are read."""
+    mark = f'"{IDS[1]}"'.encode()
+    array = b"[" + b",".join(COMPACT).replace(mark, mark[1:]) + b"]\n"
+
+    entries = read(array + NDJSON)
+
+    assert entries[0] == IDS[0]
+    assert entries[1].endswith("and what follows it in the array was skipped")
+    assert entries[2:] == IDS
+
+
+def many(layout: Callable[[list[dict[str, Any]]], bytes]) -> tuple[bytes, list[str]]:
+    """Return a log that is hard to compress, and the ids in it."""
+    account = Account(seed=1)
+    for _ in range(300):
+        account.create_payment_link(metadata={"noise": os.urandom(150).hex()})
+    return layout([event.payload() for event in account.events]), [event.id for event in account.events]
+
+
+def lines_of(events: list[dict[str, Any]]) -> bytes:
+    """Return *events* as NDJSON."""
+    return b"".join(msgspec.json.encode(event) + b"\n" for event in events)
+
+
+@pytest.mark.parametrize("layout", [lines_of, pretty], ids=["lines", "pretty"])
+@pytest.mark.parametrize("compress", [gzip.compress, zstandard.compress], ids=["gzip", "Zstandard"])
+def test_cut_compressed_log(
+    read: Callable[[bytes], list[str]],
+    compress: Callable[[bytes], bytes],
+    layout: Callable[[list[dict[str, Any]]], bytes],
+) -> None:
+    """A compressed log that was cut gives what is whole before the cut, and one fault that says so."""
+    log, ids = many(layout)
+
+    *whole, fault = read(compress(log)[:-2000])
+
+    assert len(whole) > 100
+    assert whole == ids[: len(whole)]
+    assert "the file breaks off: " in fault
+
+
+@pytest.mark.parametrize("compress", [gzip.compress, zstandard.compress], ids=["gzip", "Zstandard"])
+def test_junk_after_compressed_log(read: Callable[[bytes], list[str]], compress: Callable[[bytes], bytes]) -> None:
+    """What follows a compressed log and is none is told, after all that was read."""
+    *whole, fault = read(compress(NDJSON) + b"junk, and more of it")
+
+    assert whole == IDS
+    assert fault.startswith(": line 4 the file breaks off: ")
+
+
+@pytest.mark.parametrize("start", [b'{"id": "', b"x", b"[1, "], ids=["object", "garbage", "array"])
+def test_line_over_the_limit(read: Callable[[bytes], list[str]], start: bytes) -> None:
+    """A line without an end is told as too long, in bounded memory, and the next one is read."""
+    entries = read(COMPACT[0] + b"\n" + start + b"x" * (eventlog.LINE_BYTES_MAX + 5) + b"\n" + COMPACT[1] + b"\n")
+
+    assert (entries[0], entries[-1]) == (IDS[0], IDS[1])
+    assert len(entries) == 3 + (start == b"[1, ")
+    assert all(entry.startswith(": line 2 ") for entry in entries[1:-1])
+
+
+def test_array_over_the_limit_of_a_line(read: Callable[[bytes], list[str]]) -> None:
+    """An array in one line may be longer than a line of single events: its elements are read one by one."""
+    account = Account(seed=1)
+    for _ in range(40):
+        account.create_payment_link(metadata={"noise": "x" * (eventlog.LINE_BYTES_MAX // 32)})
+
+    assert read(b"[" + b",".join(event.body for event in account.events) + b"]") == [
+        event.id for event in account.events
+    ]
+
+
+@pytest.mark.parametrize(
+    ("log", "words"),
+    [
+        pytest.param(NDJSON.decode().encode("utf-16"), "UTF-16", id="UTF-16"),
+        pytest.param(b"BZh91AY&SY...", "bzip2", id="bzip2"),
+        pytest.param(b"PK\x03\x04...", "zip", id="zip"),
+    ],
+)
+def test_another_kind_of_file(read: Callable[[bytes], list[str]], log: bytes, words: str) -> None:
+    """A file of a known kind that is not read is told as such, once."""
+    (fault,) = read(log)
+
+    assert words in fault
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    """A file that cannot be opened is an entry with a fault, so that the others are read."""
+    (entry,) = eventlog.read(str(tmp_path / "missing"), account="", now=NOW)
+
+    assert (entry.delivery, entry.fault) == (None, "it cannot be read: No such file or directory")
+
+
+def test_pipe(tmp_path: Path) -> None:
+    """A log may come through a pipe that ends when it ends."""
+    os.mkfifo(tmp_path / "pipe")
+    writer = threading.Thread(target=(tmp_path / "pipe").write_bytes, args=(COMPRESSED["gzip"],))
+    writer.start()
+    entries = list(eventlog.read(str(tmp_path / "pipe"), account="", now=NOW))
+    writer.join()
+
+    assert [entry.delivery and entry.delivery.envelope.id for entry in entries] == IDS
+
+
+def test_account_of_a_log(tmp_path: Path) -> None:
+    """An event that names its account keeps it, and the others get the log's."""
+    named = tangle(1).events[0].payload() | {"account": "acct_own"}
+    (tmp_path / "log").write_bytes(COMPACT[0] + b"\n" + msgspec.json.encode(named))
+
+    entries = eventlog.read(str(tmp_path / "log"), account="acct_log", now=NOW)
+
+    assert [entry.delivery and entry.delivery.account for entry in entries] == ["acct_log", "acct_own"]
+
+
+def own_line(**changed: object) -> bytes:
+    """Return a line of our own log."""
+    payload = COMPACT[0].decode()
+    fields = {
+        "account": "acct_1",
+        "source": "webhook",
+        "received_at": NOW,
+        "signature": "t=1,v1=abc",
+        "payload_sha256": hashlib.sha256(payload.encode()).hexdigest(),
+        "redacted": [],
+        "payload": payload,
+    }
+    return eventlog.write(msgspec.convert(fields | changed, eventlog.OwnLine))
+
+
+def test_own_line(tmp_path: Path) -> None:
+    """A line of our own log keeps account, signature, hash, what was blanked and when it was received."""
+    (tmp_path / "log").write_bytes(own_line(redacted=["data.object.url"], payload_sha256="ab" * 32))
+
+    (entry,) = eventlog.read(str(tmp_path / "log"), account="acct_log", now=datetime.now(UTC))
+
+    assert entry.delivery is not None
+    assert (entry.delivery.account, entry.delivery.signature) == ("acct_1", "t=1,v1=abc")
+    assert (entry.delivery.sha256, entry.delivery.received_at) == (b"\xab" * 32, NOW)
+    assert entry.delivery.envelope.redacted == ("data.object.url",)
+    assert entry.delivery.envelope.payload == COMPACT[0]
+
+
+def test_own_line_altered(read: Callable[[bytes], list[str]]) -> None:
+    """A payload that was altered after the export is told by its hash."""
+    altered = own_line().replace(b"livemode", b"livem0de")
+
+    assert read(own_line() + altered) == [
+        IDS[0],
+        ": line 2 its payload is not the one that was exported: the hash differs",
+    ]
+
+
+@pytest.mark.parametrize("ending", ["ndjson", "gz", "zst"])
+def test_writing(tmp_path: Path, read: Callable[[bytes], list[str]], ending: str) -> None:
+    """A log is compressed as its name says, and is there only once it is whole."""
+    path = tmp_path / f"events.{ending}"
+    with eventlog.writing(path) as stream:
+        stream.write(NDJSON)
+        assert not path.exists()
+
+    assert read(path.read_bytes()) == IDS
+    assert (path.read_bytes() == NDJSON) == (ending == "ndjson")
+    assert list(tmp_path.glob("*.part")) == []
+
+
+def test_writing_broken_off(tmp_path: Path) -> None:
+    """What is not written to its end leaves the log that was there before, and nothing else."""
+    (tmp_path / "events.zst").write_bytes(b"before")
+
+    def write() -> None:
+        with eventlog.writing(tmp_path / "events.zst") as stream:
+            stream.write(b"half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        write()
+
+    assert [path.name for path in tmp_path.iterdir()] == ["events.zst"]
+    assert (tmp_path / "events.zst").read_bytes() == b"before"
+
+
+def test_reading_is_lazy(tmp_path: Path) -> None:
+    """A log that is longer than memory would like is read as it goes, however it is laid out."""
+    element = pretty(EVENTS[0])
+
+    class Endless(io.RawIOBase):
+        """An array that never ends."""
+
+        def readable(self) -> bool:
+            return True
+
+        def readinto(self, buffer: bytearray) -> int:  # type: ignore[override]  # what BufferedReader gives
+            text = (b"[" if not hasattr(self, "begun") else b",") + element
+            self.begun = True
+            buffer[: len(text)] = text
+            return len(text)
+
+    items = eventlog._items(eventlog._Lines(io.BufferedReader(Endless())))  # type: ignore[type-var]  # any raw stream will do
+
+    assert [next(items)[1] for _ in range(200)] == [element] * 200

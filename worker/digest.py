@@ -30,8 +30,8 @@ def digests(engine: Engine, *, schema: str | None = None) -> list[Digest]:
     """
     with database.transaction(engine) as connection, database.cursor(connection) as cursor:
         cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
-        # Times are written in the session's zone, and it is not ours to rely on.
-        cursor.execute("SET LOCAL timezone = 'UTC'")
+        # How times are written is the server's to configure, and not ours to rely on.
+        cursor.execute("SET LOCAL timezone = 'UTC'; SET LOCAL datestyle = 'ISO, YMD'")
         if schema is not None:
             cursor.execute(sql.SQL("SET LOCAL search_path = {}").format(sql.Identifier(schema)))
         each = [_digest(cursor, table) for table in sorted(tables.PROJECTIONS, key=lambda table: table.name)]

@@ -20,49 +20,68 @@ class Found:
     livemode: bool
     id: str
     state: str
+    reason: str | None
 
 
-def find(cursor: Cursor, event_id: str, *, account: str | None = None) -> Found:
-    """Return the event *event_id*.
+def find(cursor: Cursor, event_id: str, *, account: str | None = None, livemode: bool | None = None) -> Found:
+    """Return the event *event_id*, of any *account* and mode where none is given.
 
     Raises:
         NotFoundError: the inbox has none of that id.
         ConflictError: several accounts or modes have one.
     """
     cursor.execute(
-        "SELECT seq, account, livemode, id, state FROM events"
-        " WHERE id = %s AND (%s::text IS NULL OR account = %s) LIMIT 2",
-        (event_id, account, account),
+        "SELECT seq, account, livemode, id, state, reason FROM events WHERE id = %(id)s"
+        " AND (%(account)s::text IS NULL OR account = %(account)s)"
+        " AND (%(livemode)s::boolean IS NULL OR livemode = %(livemode)s) LIMIT 2",
+        {"id": event_id, "account": account, "livemode": livemode},
     )
     rows = cursor.fetchall()
     if not rows:
         raise NotFoundError(f"The inbox has no event {event_id}.")
     if len(rows) > 1:
-        raise ConflictError(f"Several accounts or modes have an event {event_id}: say which with --account.")
+        raise ConflictError(
+            f"Several accounts or modes have an event {event_id}: say which (--account, --live, --test)."
+        )
     return Found(*rows[0])
 
 
-def retry(engine: Engine, event_id: str, *, now: datetime, account: str | None = None) -> Found:
+def _at(engine: Engine, seq: int) -> Found:
+    with database.transaction(engine) as connection, database.cursor(connection) as cursor:
+        cursor.execute("SELECT seq, account, livemode, id, state, reason FROM events WHERE seq = %s", (seq,))
+        return Found(*cursor.fetchall()[0])
+
+
+def retry(
+    engine: Engine, event_id: str, *, now: datetime, account: str | None = None, livemode: bool | None = None
+) -> Found:
     """Fold the event *event_id* again, in this process, and return what became of it."""
     with database.transaction(engine) as connection, database.cursor(connection) as cursor:
-        found = find(cursor, event_id, account=account)
+        found = find(cursor, event_id, account=account, livemode=livemode)
         cursor.execute(
             "INSERT INTO pending (seq, again) VALUES (%s, true) ON CONFLICT (seq) DO UPDATE SET again = true",
             (found.seq,),
         )
     projection.run_one(engine, found.seq, now=now)
-    with database.transaction(engine) as connection, database.cursor(connection) as cursor:
-        return find(cursor, event_id, account=found.account)
+    return _at(engine, found.seq)
 
 
-def ignore(engine: Engine, event_id: str, *, reason: str, now: datetime, account: str | None = None) -> Found:
+def ignore(
+    engine: Engine,
+    event_id: str,
+    *,
+    reason: str,
+    now: datetime,
+    account: str | None = None,
+    livemode: bool | None = None,
+) -> Found:
     """Set the parked event *event_id* aside, and return what became of it.
 
     Raises:
         ConflictError: it is not parked, so its tables rest on it or it may still be folded.
     """
     with database.transaction(engine) as connection, database.cursor(connection) as cursor:
-        found = find(cursor, event_id, account=account)
+        found = find(cursor, event_id, account=account, livemode=livemode)
         if found.state != "parked":
             raise ConflictError(f"Only a parked event can be set aside, and {event_id} is {found.state}.")
         word = observations.observe(
@@ -76,5 +95,4 @@ def ignore(engine: Engine, event_id: str, *, reason: str, now: datetime, account
         inbox.record(cursor, [word])
     while projection.run_once(engine, now=now):
         pass
-    with database.transaction(engine) as connection, database.cursor(connection) as cursor:
-        return find(cursor, event_id, account=found.account)
+    return _at(engine, found.seq)

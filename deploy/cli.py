@@ -2,26 +2,38 @@
 
 import hashlib
 import os
+import re
 import secrets as random_secrets
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final, TextIO
 
 import msgspec
 import typer
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from sqlalchemy import Engine, func, select
+from sqlalchemy import Engine, Select, Table, func, select
+from sqlalchemy.exc import DBAPIError
 
 from deploy import local, output
 from deploy.output import Format, err
 from deploy.services import ServicesError
 from schemas import database, logs, migrate, tables
-from schemas.errors import ConfigurationError, ConflictError, MigrationsPendingError, NotFoundError, PayfoldError
+from schemas.errors import (
+    ConfigurationError,
+    ConflictError,
+    DatabaseAway,
+    MigrationsPendingError,
+    NotFoundError,
+    PayfoldError,
+)
 from schemas.settings import SCOPES, Settings
+
+if TYPE_CHECKING:
+    from worker.operator import Found
 
 FAILED: Final = 1
 USAGE: Final = 2
@@ -43,13 +55,15 @@ for name, group in {"migrate": migrate_app, "events": events_app, "orders": orde
 
 FormatOption = Annotated[Format, typer.Option("--format", help="How rows are printed.")]
 AccountOption = Annotated[str | None, typer.Option("--account", help="Only this Stripe account.")]
+ModeOption = Annotated[bool | None, typer.Option("--live/--test", help="Only this mode.", show_default=False)]
+_TIMES: Final = ["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M:%S%z"]
 Since = Annotated[
     datetime | None,
-    typer.Option(formats=["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"], help="Only events created from then on, in UTC."),
+    typer.Option(formats=_TIMES, metavar="TIME", help="Only events created from then on: 2026-01-31T12:00:00, UTC."),
 ]
 Until = Annotated[
     datetime | None,
-    typer.Option(formats=["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"], help="Only events created before then, in UTC."),
+    typer.Option(formats=_TIMES, metavar="TIME", help="Only events created before then: 2026-02-01, UTC."),
 ]
 
 
@@ -61,13 +75,27 @@ def main() -> None:
         _fail(error, USAGE)
     except MigrationsPendingError as error:
         _fail(error, MIGRATIONS_PENDING)
+    except DatabaseAway as error:
+        _fail(f"PostgreSQL does not answer, so check DATABASE_URL: {_first_line(error.__cause__)}", FAILED)
+    except (DBAPIError, database.DriverError) as error:
+        _fail(f"PostgreSQL refused this: {_refusal(error)}", FAILED)
     except (PayfoldError, ServicesError) as error:
         _fail(error, FAILED)
 
 
-def _fail(error: Exception, code: int) -> None:
-    err.print(str(error), style="red", markup=False)
+def _fail(words: object, code: int) -> None:
+    err.print(str(words), style="red")
     sys.exit(code)
+
+
+def _first_line(error: BaseException | None) -> str:
+    cause = error.orig if isinstance(error, DBAPIError) else error
+    return str(cause).partition("\n")[0]
+
+
+def _refusal(error: DBAPIError | database.DriverError) -> str:
+    # What it says of data may quote the data.
+    return database.condition(error) if database.is_fault_of_data(error) else _first_line(error)
 
 
 def _settings() -> Settings:
@@ -135,6 +163,10 @@ def tokens_new(
     scope: Annotated[str, typer.Option(help=f"What it may do: {', '.join(SCOPES)}.")] = "read",
 ) -> None:
     """Make a bearer token: show it once, and the entry for PAYFOLD_TOKENS, which holds only its hash."""
+    if scope not in SCOPES:
+        raise ConfigurationError(f"--scope is one of {', '.join(SCOPES)}.")
+    if not re.fullmatch("[A-Za-z0-9_]{1,255}", name):
+        raise ConfigurationError("NAME holds letters, digits and _ only. Example: payfold tokens new shop")
     token = f"pf_{random_secrets.token_urlsafe(24)}"
     entry = f"{name}:{scope}:{hashlib.sha256(token.encode()).hexdigest()}"
     Settings.load({"PAYFOLD_TOKENS": entry})
@@ -149,9 +181,14 @@ def up() -> None:
     """Run everything on this machine, with embedded servers where no URL is given, until Ctrl-C."""
     settings = Settings.load()
     folder = settings.payfold_data_dir.absolute() / local.UP_FOLDER
-    with local.running(settings, folder) as running:
-        _introduce(running)
-        ended = _until_interrupted(running)
+    ended = None
+    with local.stop_when_told():
+        try:
+            with local.running(settings, folder) as running:
+                _introduce(running)
+                ended = running.processes.wait()
+        except KeyboardInterrupt:
+            err.print("Stopped.")
     if ended:
         raise ConflictError(f"The {ended} process ended by itself, so the others were stopped.")
 
@@ -163,16 +200,8 @@ def _introduce(running: local.Running) -> None:
     told["signing secret"] = "as configured" if "STRIPE_WEBHOOK_SECRETS" in os.environ else running.secret
     err.print("\nPayfold runs here until Ctrl-C:\n", style="bold")
     for label, value in told.items():
-        err.print(f"  {label:<16}{value}", markup=False, soft_wrap=True)
+        err.print(f"  {label:<16}{value}", soft_wrap=True)
     err.print()
-
-
-def _until_interrupted(running: local.Running) -> str | None:
-    try:
-        return running.processes.wait()
-    except KeyboardInterrupt:
-        err.print("Stopping.")
-        return None
 
 
 @app.command()
@@ -185,21 +214,37 @@ def demo(
     from deploy import demo as show
 
     settings = Settings.load()
+    show.refuse_the_orders_of_others(settings)
     seed = random_secrets.randbelow(10**6) if seed is None else seed
-    with local.temporary_folder(settings) as folder, (folder / "processes.log").open("w") as log:
-        os.environ.setdefault("PAYFOLD_LOG_LEVEL", "warning")
+    holds = False
+    with local.stop_when_told():
         try:
-            with local.running(settings, folder, output=log) as running:
-                err.print(f"Payfold runs at {running.address}, with a sandbox Stripe of seed {seed}.\n")
-                holds = show.run(running, orders=orders, seed=seed, progress_to=err, summary_to=output.out)
-                if not leave:
-                    _introduce(running)
-                    _until_interrupted(running)
-        except PayfoldError:
-            err.print((folder / "processes.log").read_text(), markup=False, soft_wrap=True)
-            raise
+            with local.temporary_folder(settings) as folder:
+                os.environ.setdefault("PAYFOLD_LOG_LEVEL", "warning")
+                with (
+                    _shown_on_failure(folder / "processes.log") as log,
+                    local.running(settings, folder, output=log) as running,
+                ):
+                    err.print(f"Payfold runs at {running.address}, with a sandbox Stripe of seed {seed}.\n")
+                    holds = show.run(running, orders=orders, seed=seed, progress_to=err, summary_to=output.out)
+                    if not leave:
+                        _introduce(running)
+                        running.processes.wait()
+        except KeyboardInterrupt:
+            err.print("Stopped.")
     if not holds:
         raise typer.Exit(FAILED)
+
+
+@contextmanager
+def _shown_on_failure(path: Path) -> Iterator[TextIO]:
+    """Yield a file for what the processes say, which is only worth reading when something goes wrong."""
+    with path.open("w") as log:
+        try:
+            yield log
+        except (PayfoldError, ServicesError):
+            err.print(path.read_text())
+            raise
 
 
 @app.command()
@@ -208,19 +253,25 @@ def status(form: FormatOption = Format.TABLE) -> None:
     from worker import folds
 
     settings = _settings()
-    with _database(behind_is_fine=True) as engine, database.transaction(engine) as connection:
-        behind = migrate.pending(connection)
-        found: dict[str, Any] = {"database": "ok", "migrations": "pending" if behind else "ok"}
-        if not behind:
-            row = connection.execute(_status_query(folds.FOLD_VERSION)).mappings().one()
-            found |= dict(row)
+    found: dict[str, Any] = {"database": "ok"}
+    behind: list[str] = []
+    try:
+        with _database(behind_is_fine=True) as engine, database.transaction(engine) as connection:
+            behind = migrate.pending(connection)
+            found["migrations"] = f"{len(behind)} pending: run `payfold migrate up`" if behind else "ok"
+            if not behind:
+                found |= dict(connection.execute(_status_query(folds.FOLD_VERSION)).mappings().one())
+    except DatabaseAway as error:
+        found["database"] = f"away: {_first_line(error.__cause__)}"
     found["broker"] = _broker_status(settings)
     output.one(found, form)
     if behind:
         raise typer.Exit(MIGRATIONS_PENDING)
+    if found["database"] != "ok":
+        raise typer.Exit(FAILED)
 
 
-def _status_query(fold_version: int) -> Any:  # noqa: ANN401 - a select of many columns
+def _status_query(fold_version: int) -> Select[Any]:
     inbox, pending, outcomes = tables.inbox, tables.pending, tables.outcomes
     waiting = select(inbox.c.received_at).join(pending, pending.c.seq == inbox.c.seq).order_by(pending.c.seq).limit(1)
     return select(
@@ -248,7 +299,7 @@ def _broker_status(settings: Settings) -> str:
     from schemas import broker
 
     if settings.redis_url is None:
-        return "REDIS_URL is not set"
+        return "not set: REDIS_URL"
     try:
         waiting = broker.redis(settings).llen(broker.FOLD_QUEUE)
     except (RedisError, OSError):
@@ -258,6 +309,7 @@ def _broker_status(settings: Settings) -> str:
 
 # The inbox.
 
+EventId = Annotated[str, typer.Argument(metavar="EVENT", help="Its id, as evt_1….")]
 _EVENT_COLUMNS: Final = ("seq", "id", "type", "object_id", "created", "state", "reason")
 
 
@@ -267,13 +319,14 @@ def events_list(
     kind: Annotated[str | None, typer.Option("--type", help="Only this type.")] = None,
     object_id: Annotated[str | None, typer.Option("--object", help="Only those of this object.")] = None,
     account: AccountOption = None,
-    limit: Annotated[int, typer.Option(min=1, max=10_000)] = 50,
+    livemode: ModeOption = None,
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="How many.")] = 50,
     form: FormatOption = Format.TABLE,
 ) -> None:
     """List events, last recorded first."""
     if state is not None and state not in tables.STATES:
         raise ConfigurationError(f"--state is one of {', '.join(tables.STATES)}.")
-    given = {"state": state, "type": kind, "object_id": object_id, "account": account}
+    given = {"state": state, "type": kind, "object_id": object_id, "account": account, "livemode": livemode}
     wanted = [tables.events.c[column] == value for column, value in given.items() if value is not None]
     columns = [tables.events.c[column] for column in (*_EVENT_COLUMNS, "account", "livemode", "source", "received_at")]
     query = select(*columns).where(*wanted).order_by(tables.events.c.seq.desc()).limit(limit)
@@ -284,65 +337,86 @@ def events_list(
 
 
 @events_app.command("show")
-def events_show(event_id: str, account: AccountOption = None, form: FormatOption = Format.TABLE) -> None:
+def events_show(
+    event_id: EventId, account: AccountOption = None, livemode: ModeOption = None, form: FormatOption = Format.TABLE
+) -> None:
     """Show one event with its payload, which holds personal data."""
     with _database() as engine:
-        row = _one(engine, tables.events, event_id, account)
+        row = _one(engine, tables.events, event_id, account=account, livemode=livemode)
     output.one({**row, "payload": row["payload"].decode(errors="replace")}, form)
 
 
 @events_app.command("retry")
-def events_retry(event_id: str, account: AccountOption = None) -> None:
+def events_retry(event_id: EventId, account: AccountOption = None, livemode: ModeOption = None) -> None:
     """Fold an event again, now and in this process; exit 1 if it is parked again."""
     from worker import operator
 
     with _database() as engine:
-        found = operator.retry(engine, event_id, now=datetime.now(UTC), account=account)
-        row = _one(engine, tables.events, event_id, found.account)
-    err.print(f"{event_id} is {row['state']}" + (f": {row['reason']}" if row["reason"] else "."), markup=False)
-    if row["state"] == "parked":
+        found = operator.retry(engine, event_id, now=datetime.now(UTC), account=account, livemode=livemode)
+    _tell(found)
+    if found.state == "parked":
         raise typer.Exit(FAILED)
 
 
 @events_app.command("ignore")
 def events_ignore(
-    event_id: str,
+    event_id: EventId,
     reason: Annotated[str, typer.Option(help="Why, for whoever looks later.")] = "",
     account: AccountOption = None,
+    livemode: ModeOption = None,
 ) -> None:
     """Set a parked event aside, as an observation that replays like everything else."""
     from worker import operator
 
     with _database() as engine:
-        found = operator.ignore(engine, event_id, reason=reason, now=datetime.now(UTC), account=account)
-    err.print(f"{event_id} is {found.state}.", markup=False)
+        now = datetime.now(UTC)
+        _tell(operator.ignore(engine, event_id, reason=reason, now=now, account=account, livemode=livemode))
+
+
+def _tell(found: "Found") -> None:
+    err.print(f"{found.id} is {found.state}" + (f": {output.shown(found.reason)}" if found.reason else "."))
 
 
 @events_app.command("export")
-def events_export(since: Since = None, until: Until = None) -> None:
-    """Write the inbox to stdout as a log that `replay` reads: NDJSON, an event a line."""
+def events_export(
+    to: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="A file, compressed as its ending says: events.zst, .gz, or plain."),
+    ] = None,
+    since: Since = None,
+    until: Until = None,
+) -> None:
+    """Write the inbox as a log that `replay` reads, an event a line: to stdout, or better to a .zst file."""
+    from worker.eventlog import writing
     from worker.replay import Filters, export
 
-    with _database() as engine:
-        for line in export(engine, filters=Filters(since=_utc(since), until=_utc(until))):
-            sys.stdout.buffer.write(line)
-    sys.stdout.buffer.flush()
+    filters = Filters(since=_utc(since), until=_utc(until))
+    written = 0
+    with _database() as engine, nullcontext(sys.stdout.buffer) if to is None else writing(to) as stream:
+        for line in export(engine, filters=filters):
+            stream.write(line)
+            written += 1
+        stream.flush()
+    if to is not None:
+        err.print(f"Wrote {written:,} events to {to}.")
 
 
 def _utc(moment: datetime | None) -> datetime | None:
-    return None if moment is None else moment.replace(tzinfo=UTC)
+    return moment if moment is None or moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
-def _one(engine: Engine, table: Any, key: str, account: str | None) -> dict[str, Any]:  # noqa: ANN401 - a table or a view
+def _one(engine: Engine, table: Table, key: str, *, account: str | None, livemode: bool | None) -> dict[str, Any]:
     query = select(table).where(table.c.id == key).limit(2)
     if account is not None:
         query = query.where(table.c.account == account)
+    if livemode is not None:
+        query = query.where(table.c.livemode == livemode)
     with database.transaction(engine) as connection:
         found = connection.execute(query).mappings().all()
     if not found:
         raise NotFoundError(f"There is no {key} here.")
     if len(found) > 1:
-        raise ConflictError(f"Several accounts or modes have {key}: say which with --account.")
+        raise ConflictError(f"Several accounts or modes have {key}: say which (--account, --live, --test).")
     return dict(found[0])
 
 
@@ -375,27 +449,38 @@ def replay(
     """Record what the inbox lacks of the logs, then fold it; exit 1 if a line could not be read."""
     from worker import replay as logs_of_events
 
-    missing = [file for file in files if file != "-" and not Path(file).is_file()]
-    if missing:
-        raise ConfigurationError(f"There is no file {missing[0]}.")
+    for file in files:
+        _require_readable(file)
     filters = logs_of_events.Filters(since=_utc(since), until=_utc(until), type=kind)
     columns = (SpinnerColumn(), TextColumn("{task.completed:,} events"), TimeElapsedColumn())
-    with _database() as engine, Progress(*columns, console=err, transient=True) as bar:
+    with _database() as engine, Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
         task = bar.add_task("", total=None)
-        report = logs_of_events.replay(
+        counts = logs_of_events.replay(
             engine,
             files,
             filters=filters,
             account=account,
             now=datetime.now(UTC),
             dry_run=dry_run,
+            refuse=lambda entry: bar.console.print(f"{entry.place}: {entry.fault}"),
             progress=lambda entries: bar.advance(task, entries),
         )
-    for entry in report.refused:
-        err.print(f"{entry.place}: {entry.fault}", markup=False, soft_wrap=True)
-    output.one({count: report.counts[count] for count in _COUNTS}, form)
-    if report.refused:
+    output.one({count: counts[count] for count in _COUNTS}, form)
+    if counts["refused"]:
         raise typer.Exit(FAILED)
+
+
+def _require_readable(file: str) -> None:
+    """Find out before anything is recorded; a pipe is as good as a file."""
+    path = Path(file)
+    if file == "-":
+        return
+    if not path.exists():
+        raise ConfigurationError(f"There is no file {file}.")
+    if path.is_dir():
+        raise ConfigurationError(f"{file} is a folder: name the files in it, as {file}/*.")
+    if not os.access(path, os.R_OK):
+        raise ConfigurationError(f"{file} may not be read by this user.")
 
 
 @app.command()
@@ -419,10 +504,15 @@ def digest(
 
 
 @orders_app.command("show")
-def orders_show(order_id: str, account: AccountOption = None, form: FormatOption = Format.TABLE) -> None:
+def orders_show(
+    order_id: Annotated[str, typer.Argument(metavar="ORDER", help="The id of its Checkout Session, as cs_live_1….")],
+    account: AccountOption = None,
+    livemode: ModeOption = None,
+    form: FormatOption = Format.TABLE,
+) -> None:
     """Show one order."""
     with _database() as engine:
-        output.one(_one(engine, tables.orders, order_id, account), form)
+        output.one(_one(engine, tables.orders, order_id, account=account, livemode=livemode), form)
 
 
 @app.command()
@@ -436,22 +526,33 @@ def emit(
     """Send a signed sample delivery; exit 1 unless it is accepted."""
     import httpx
 
+    from deploy.sandbox import SandboxError
     from deploy.sandbox.samples import sample
     from deploy.sandbox.signing import sign
 
     settings = _settings()
     if not settings.signing_secrets:
-        raise ConfigurationError("STRIPE_WEBHOOK_SECRETS: it is not set, so nothing can be signed. Example: whsec_a")
-    event = sample(kind, dict(_override(each) for each in override or []), now=int(time.time()))
+        raise ConfigurationError(
+            "STRIPE_WEBHOOK_SECRETS: it is not set, so nothing can be signed. Set it to the endpoint's signing secret, "
+            "which `payfold up` prints. Example: STRIPE_WEBHOOK_SECRETS=whsec_a"
+        )
+    try:
+        event = sample(kind, dict(_override(each) for each in override or []), now=int(time.time()))
+    except SandboxError as error:
+        raise ConfigurationError(str(error)) from None
     url = to or f"http://127.0.0.1:{settings.port}/webhooks/stripe"
     header = sign(event.body, settings.signing_secrets[0].secret.decode(), int(time.time()))
     try:
         answer = httpx.post(url, content=event.body, headers={"Stripe-Signature": header}, timeout=20)
+    except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
+        raise ConfigurationError(f"--to is no address to post to: {error} Example: http://127.0.0.1:8000") from None
     except httpx.HTTPError as error:
-        raise ConflictError(f"{url} does not answer: {type(error).__name__}.") from None
+        raise ConflictError(
+            f"{url} does not answer ({type(error).__name__}): does the web process run there?"
+        ) from None
     output.one({"id": event.id, "type": event.type, "sent_to": url, "status": answer.status_code}, Format.TABLE)
     if not answer.is_success:
-        err.print(answer.text, markup=False)
+        err.print(answer.text)
         raise typer.Exit(FAILED)
 
 

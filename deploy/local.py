@@ -4,6 +4,7 @@ import hashlib
 import os
 import secrets
 import shutil
+import signal
 import socket
 import tempfile
 import time
@@ -52,6 +53,24 @@ def here(settings: Settings) -> Settings:
         if found is not None:
             return Settings.load({**os.environ, "DATABASE_URL": found.database_url, "REDIS_URL": found.redis_url})
     return settings
+
+
+@contextmanager
+def stop_when_told() -> Iterator[None]:
+    """Raise KeyboardInterrupt here at the first SIGINT, SIGTERM or SIGHUP, and leave what then ends in peace."""
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+    def stop(*_: object) -> None:
+        for each in signals:
+            signal.signal(each, lambda *_: None)
+        raise KeyboardInterrupt
+
+    before = [signal.signal(each, stop) for each in signals]
+    try:
+        yield
+    finally:
+        for each, handler in zip(signals, before, strict=True):
+            signal.signal(each, handler)
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """How the command shows rows: a table to read, or JSON to pass on."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from decimal import Decimal
 from enum import StrEnum
 from typing import Any, Final
@@ -9,15 +9,21 @@ from typing import Any, Final
 import msgspec
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-out: Final = Console(highlight=False, soft_wrap=True)
-err: Final = Console(stderr=True, highlight=False)
+# What is shown may come from a stranger: a payload's brackets are no markup, and its colons no pictures.
+out: Final = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
+err: Final = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 # Source: https://docs.stripe.com/currencies#zero-decimal and #three-decimal.
 _ZERO_DECIMAL: Final = frozenset(
     ("bif", "clp", "djf", "gnf", "jpy", "kmf", "krw", "mga", "pyg", "rwf", "vnd", "vuv", "xaf", "xof", "xpf")
 )
 _THREE_DECIMAL: Final = frozenset(("bhd", "jod", "kwd", "omr", "tnd"))
+
+
+PIPE_COLUMNS: Final = 1000
+"""A table's width where no terminal says one."""
 
 
 class Format(StrEnum):
@@ -32,9 +38,9 @@ def rows(found: Iterable[Mapping[str, Any]], columns: Sequence[str], form: Forma
     """Print *columns* of the rows *found*; *empty* is said where a table would have none."""
     if form is Format.NDJSON:
         for row in found:
-            print(msgspec.json.encode({name: row[name] for name in columns}).decode())  # noqa: T201 - data goes to stdout
+            print(_json({name: row[name] for name in columns}))  # noqa: T201 - data goes to stdout
     elif form is Format.JSON:
-        print(msgspec.json.encode([{name: row[name] for name in columns} for row in found]).decode())  # noqa: T201 - as above
+        print(_json([{name: row[name] for name in columns} for row in found]))  # noqa: T201 - as above
     else:
         _table(list(found), columns, empty)
 
@@ -45,25 +51,46 @@ def _table(found: Sequence[Mapping[str, Any]], columns: Sequence[str], empty: st
         return
     table = Table(box=None, header_style="bold", pad_edge=False)
     for name in columns:
-        table.add_column(name, overflow="fold", justify="right" if _is_number(found[0][name]) else "left")
+        is_number = any(_is_number(row[name]) for row in found)
+        table.add_column(name, overflow="fold", justify="right" if is_number else "left")
     for row in found:
         table.add_row(*(shown(row[name]) for name in columns))
-    out.print(table)
+    _print(table)
+
+
+def _print(table: Table) -> None:
+    """Print *table* in the width that the terminal has; a file, a pipe or a copied line is not to be broken."""
+    out.print(table, width=None if out.is_terminal else PIPE_COLUMNS, no_wrap=None if out.is_terminal else True)
 
 
 def one(row: Mapping[str, Any], form: Format) -> None:
     """Print one row, a column a line where it is a table."""
     if form is not Format.TABLE:
-        print(msgspec.json.encode(dict(row)).decode())  # noqa: T201 - data goes to stdout
+        print(_json(dict(row)))  # noqa: T201 - data goes to stdout
         return
-    table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_column(style="bold")
-    table.add_column(overflow="fold")
-    currency = row.get("currency")
+    width = max(map(len, row), default=0)
     for name, value in row.items():
-        is_money = name.startswith("amount") and isinstance(value, int) and currency
-        table.add_row(name, money(value, str(currency)) if is_money else shown(value))
-    out.print(table)
+        currency = row.get("presentment_currency" if name == "presentment_amount" else "currency")
+        is_money = name.startswith(("amount", "presentment_amount")) and isinstance(value, int) and currency
+        # Not a table: a long value is to be copied, and so is never broken.
+        out.print(
+            Text(f"{name:<{width}}  ", "bold").append(
+                money(value, str(currency)) if is_money else shown(value), "not bold"
+            )
+        )
+
+
+def _json(value: object) -> str:
+    return msgspec.json.encode(_in_utc(value)).decode()
+
+
+def _in_utc(value: object) -> object:
+    """Return *value* with its times in UTC, whatever zone the database's session is in."""
+    if isinstance(value, datetime):
+        return value.astimezone(UTC)
+    if isinstance(value, dict):
+        return {key: _in_utc(each) for key, each in value.items()}
+    return [_in_utc(each) for each in value] if isinstance(value, list) else value
 
 
 def _is_number(value: object) -> bool:
@@ -77,10 +104,10 @@ def shown(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, datetime):
-        return f"{value:%Y-%m-%d %H:%M:%S}"
-    if isinstance(value, (dict, list)):
-        return msgspec.json.encode(value).decode()
-    return str(value)
+        return f"{value.astimezone(UTC):%Y-%m-%d %H:%M:%S}"
+    text = msgspec.json.encode(value).decode() if isinstance(value, (dict, list)) else str(value)
+    # A buyer's name could otherwise speak to the terminal.
+    return "".join(each if each.isprintable() or each == "\n" else repr(each)[1:-1] for each in text)
 
 
 def money(amount: int, currency: str) -> str:

@@ -89,7 +89,8 @@ def server_options(settings: Settings) -> dict[str, Any]:
         "host": settings.payfold_host,
         "port": settings.port,
         "workers": settings.web_concurrency,
-        "http": BoundedHttp,
+        # By name, since several web processes are started apart and import it each.
+        "http": "api.__main__:BoundedHttp",
         "log_config": None,
         "access_log": False,
         "server_header": False,

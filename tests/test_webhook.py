@@ -531,6 +531,15 @@ def test_credentials_go_nowhere(database_url: str, redis_url: str, tmp_path: Pat
     assert [mark for mark in marks[:3] if mark in str(kept)] == []
 
 
+def test_several_processes(database_url: str, redis_url: str, tmp_path: Path) -> None:
+    """Several web processes share the port, and each is bounded as one is."""
+    environment = environment_of(database_url, redis_url) | {"WEB_CONCURRENCY": "2"}
+    with process(environment, tmp_path / "log") as base_url, httpx.Client(base_url=base_url) as client:
+        assert client.post(PATH, content=BODY, headers=signed(BODY)).status_code == 200
+        refused = client.post(PATH, headers={"X-More": "x" * 4 * HEAD_BYTES_MAX})
+        assert is_problem(refused, 431, "head_too_large")
+
+
 @contextmanager
 def process(environment: Mapping[str, str], log: Path) -> Iterator[str]:
     """Run the web process itself, with every line it logs in *log*, and return where it is."""

@@ -50,6 +50,16 @@ def _moment(name: str, *, nullable: bool = True) -> Column[object]:
     return Column(name, DateTime(timezone=True), nullable=nullable)
 
 
+def _of_one(table: str, column: str) -> Index:
+    """Return the index that finds the rows of one other object."""
+    return Index(f"{table}_{column}", "account", "livemode", column, postgresql_where=text(f"{column} IS NOT NULL"))
+
+
+def _newest(table: str) -> Index:
+    """Return the index by which lists page, newest first."""
+    return Index(f"{table}_newest", text(f"{NEWEST} DESC"), text("id DESC"))
+
+
 def _world() -> list[Column[object]]:
     """Test and live, and two accounts, never meet: every key begins with both."""
     return [Column("account", Text, nullable=False), Column("livemode", Boolean, nullable=False)]
@@ -108,6 +118,16 @@ pending = Table(
     Column("again", Boolean, nullable=False, server_default=false()),
 )
 
+mentions = Table(
+    "mentions",
+    metadata,
+    *_world(),
+    # The object whose row an event of another object speaks of, as a balance transaction does of its customer's.
+    Column("object_id", Text, nullable=False),
+    Column("seq", BigInteger, nullable=False),
+    PrimaryKeyConstraint("account", "livemode", "object_id", "seq"),
+)
+
 outcomes = Table(
     "outcomes",
     metadata,
@@ -157,16 +177,11 @@ orders = _projection(
     _moment("expired_at"),
     Column("lines_complete", Boolean, nullable=False, server_default=false()),
     _one_of("status", ORDER_STATUSES),
-    # Lists page by it, newest first.
-    Index("orders_newest", text(f"{NEWEST} DESC"), text("id DESC")),
-    Index(
-        "orders_payment_link",
-        "account",
-        "livemode",
-        "payment_link",
-        postgresql_where=text("payment_link IS NOT NULL"),
-    ),
-    Index("orders_customer", "account", "livemode", "customer", postgresql_where=text("customer IS NOT NULL")),
+    _newest("orders"),
+    _of_one("orders", "payment_link"),
+    _of_one("orders", "customer"),
+    _of_one("orders", "payment_intent"),
+    _of_one("orders", "invoice"),
 )
 
 payment_links = _projection(
@@ -176,6 +191,203 @@ payment_links = _projection(
     Column("currency", Text),
     Column("metadata", JSONB(none_as_null=True)),
     _moment("created"),
+)
+
+order_lines = _projection(
+    "order_lines",
+    Column("order_id", Text),
+    Column("description", Text),
+    Column("price", Text),
+    Column("product", Text),
+    Column("quantity", BigInteger),
+    Column("currency", Text),
+    Column("amount_subtotal", BigInteger),
+    Column("amount_discount", BigInteger),
+    Column("amount_tax", BigInteger),
+    Column("amount_total", BigInteger),
+    _of_one("order_lines", "order_id"),
+)
+
+customers = _projection(
+    "customers",
+    Column("email", Text),
+    Column("name", Text),
+    Column("currency", Text),
+    Column("delinquent", Boolean),
+    Column("deleted", Boolean, nullable=False, server_default=false()),
+    Column("test_clock", Text),
+    Column("metadata", JSONB(none_as_null=True)),
+    _moment("created"),
+)
+
+balances = Table(
+    "balances",
+    metadata,
+    *_world(),
+    Column("customer", Text, nullable=False),
+    Column("currency", Text, nullable=False),
+    Column("amount", BigInteger),
+    Column("event_id", Text, nullable=False),
+    _moment("as_of", nullable=False),
+    PrimaryKeyConstraint("account", "livemode", "customer", "currency"),
+)
+
+balance_changes = _projection(
+    "balance_changes",
+    Column("customer", Text, nullable=False),
+    Column("currency", Text, nullable=False),
+    Column("amount", BigInteger, nullable=False),
+    Column("ending_balance", BigInteger, nullable=False),
+    _of_one("balance_changes", "customer"),
+)
+
+balance_transactions = _projection(
+    "balance_transactions",
+    Column("customer", Text),
+    Column("currency", Text),
+    Column("type", Text),
+    Column("amount", BigInteger),
+    Column("ending_balance", BigInteger),
+    Column("invoice", Text),
+    Column("credit_note", Text),
+    Column("order_id", Text),
+    Column("description", Text),
+    _moment("created"),
+    _of_one("balance_transactions", "customer"),
+)
+
+invoices = _projection(
+    "invoices",
+    Column("number", Text),
+    Column("status", Text),
+    Column("currency", Text),
+    Column("total", BigInteger),
+    Column("amount_due", BigInteger),
+    Column("amount_paid", BigInteger),
+    Column("amount_remaining", BigInteger),
+    Column("amount_overpaid", BigInteger),
+    Column("starting_balance", BigInteger),
+    Column("ending_balance", BigInteger),
+    Column("pre_payment_credit_notes_amount", BigInteger),
+    Column("post_payment_credit_notes_amount", BigInteger),
+    Column("customer", Text),
+    Column("subscription", Text),
+    _moment("created"),
+    _moment("finalized_at"),
+    _moment("paid_at"),
+    _moment("voided_at"),
+    _of_one("invoices", "customer"),
+    _newest("invoices"),
+)
+
+credit_notes = _projection(
+    "credit_notes",
+    Column("number", Text),
+    Column("status", Text),
+    Column("type", Text),
+    Column("reason", Text),
+    Column("currency", Text),
+    Column("amount", BigInteger),
+    Column("pre_payment_amount", BigInteger),
+    Column("post_payment_amount", BigInteger),
+    Column("refunded_amount", BigInteger),
+    Column("out_of_band_amount", BigInteger),
+    Column("to_balance_amount", BigInteger),
+    Column("customer", Text),
+    Column("invoice", Text),
+    Column("customer_balance_transaction", Text),
+    Column("memo", Text),
+    _moment("created"),
+    _moment("effective_at"),
+    _moment("voided_at"),
+    Column("lines_complete", Boolean, nullable=False, server_default=false()),
+    _of_one("credit_notes", "invoice"),
+    _of_one("credit_notes", "customer"),
+    _newest("credit_notes"),
+)
+
+credit_note_lines = _projection(
+    "credit_note_lines",
+    Column("credit_note", Text),
+    Column("type", Text),
+    Column("invoice_line_item", Text),
+    Column("description", Text),
+    Column("quantity", BigInteger),
+    Column("amount", BigInteger),
+    Column("discount_amount", BigInteger),
+    _of_one("credit_note_lines", "credit_note"),
+)
+
+invoice_payments = _projection(
+    "invoice_payments",
+    Column("invoice", Text),
+    Column("payment_intent", Text),
+    Column("charge", Text),
+    Column("status", Text),
+    Column("currency", Text),
+    Column("amount_paid", BigInteger),
+    _moment("paid_at"),
+    _of_one("invoice_payments", "invoice"),
+)
+
+refunds = _projection(
+    "refunds",
+    Column("status", Text),
+    Column("currency", Text),
+    Column("amount", BigInteger),
+    Column("charge", Text),
+    Column("payment_intent", Text),
+    Column("reason", Text),
+    Column("failure_reason", Text),
+    _moment("created"),
+    _of_one("refunds", "payment_intent"),
+    _of_one("refunds", "charge"),
+    _newest("refunds"),
+)
+
+charges = _projection(
+    "charges",
+    Column("payment_intent", Text),
+    Column("status", Text),
+    Column("currency", Text),
+    Column("amount", BigInteger),
+    Column("amount_refunded", BigInteger),
+    Column("refunded", Boolean),
+    Column("disputed", Boolean),
+    _of_one("charges", "payment_intent"),
+)
+
+disputes = _projection(
+    "disputes",
+    Column("charge", Text),
+    Column("payment_intent", Text),
+    Column("status", Text),
+    Column("reason", Text),
+    Column("currency", Text),
+    Column("amount", BigInteger),
+    _of_one("disputes", "payment_intent"),
+)
+
+portal_configurations = _projection(
+    "portal_configurations",
+    Column("active", Boolean),
+    Column("is_default", Boolean),
+    Column("name", Text),
+    Column("features", JSONB(none_as_null=True)),
+    Column("login_page_url", Text),
+    _moment("created"),
+    _moment("updated"),
+)
+
+portal_sessions = _projection(
+    "portal_sessions",
+    Column("configuration", Text),
+    Column("customer", Text),
+    Column("flow_type", Text),
+    Column("return_url", Text),
+    _moment("created"),
+    _moment("expired_at"),
+    _newest("portal_sessions"),
 )
 
 changes = Table(
@@ -201,6 +413,10 @@ ONE_SHOT_KINDS: Final = (
     "order.completed",
     "order.failed",
     "order.expired",
+    "credit_note.issued",
+    "credit_note.voided",
+    "dispute.opened",
+    "dispute.closed",
 )
 """Kinds of change that a subject sees once at most; the unique index holds it."""
 
@@ -267,8 +483,35 @@ payment_link_funnel = Table(
     Column("amount_paid", BigInteger),
 )
 
-PROJECTIONS: Final = (orders, payment_links)
+order_book = Table(
+    "order_book",
+    _views,
+    *(Column(column.name, column.type) for column in orders.c),
+    Column("refunded_amount", BigInteger),
+    Column("credited_amount", BigInteger),
+    Column("disputed_amount", BigInteger),
+    Column("refund_status", Text),
+)
+
+PROJECTIONS: Final = (
+    balance_changes,
+    balance_transactions,
+    balances,
+    charges,
+    credit_note_lines,
+    credit_notes,
+    customers,
+    disputes,
+    invoice_payments,
+    invoices,
+    order_lines,
+    orders,
+    payment_links,
+    portal_configurations,
+    portal_sessions,
+    refunds,
+)
 """The tables that are a function of the inbox: what the digest covers and a rebuild rebuilds."""
 
-REBUILT: Final = (pending, outcomes, *PROJECTIONS, changes, anomalies)
+REBUILT: Final = (pending, mentions, outcomes, *PROJECTIONS, changes, anomalies)
 """What a rebuild needs a second one of, to fold the same inbox beside the live tables."""

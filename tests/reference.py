@@ -47,23 +47,41 @@ def tables_of(bodies: Iterable[bytes], *, account: str = "") -> dict[Subject, Ro
         known.setdefault((event.account, event.livemode, event.id), event)
     facts = [each for event in known.values() for each in folds.judge(event).facts]
     facts.sort(key=lambda each: each.subject)
-    return {subject: row_of(list(group)) for subject, group in groupby(facts, lambda each: each.subject)}
+    found: dict[Subject, Row] = {}
+    for subject, group in groupby(facts, lambda each: each.subject):
+        ordered, twins = ordered_with_twins(list(group))
+        found[subject] = joined(ordered)
+        shape = folds.SHAPES[subject.table]
+        for step in ordered:
+            child = shape.child_of(step)
+            if child is not None and step.event_id not in twins:
+                found[Subject(shape.child, subject.account, subject.livemode, step.event_id)] = child
+    return found
 
 
 def row_of(facts: Sequence[Facts]) -> Row:
     """Return the row of the object that *facts* are all about."""
+    return joined(ordered_with_twins(facts)[0])
+
+
+def ordered_with_twins(facts: Sequence[Facts]) -> tuple[list[Facts], set[str]]:
+    """Return *facts* in their order, and the ids of those that tell again what another tells."""
     ordered: list[Facts] = []
+    twins: set[str] = set()
     in_groups = sorted(facts, key=lambda each: each.position)
     for _, group in groupby(in_groups, lambda each: each.position):
-        ordered += order_of(list(group), ordered)
-    return joined(ordered)
+        steps, doubles = order_of(list(group), ordered)
+        ordered += steps
+        twins |= doubles
+    return ordered, twins
 
 
 def joined(ordered: Sequence[Facts]) -> Row:
     """Return the row of events that are in their order: rule 5, one column after the other."""
     subject, last = ordered[0].subject, ordered[-1]
     shape = folds.SHAPES[subject.table]
-    row: Row = {**shape.empty, "account": subject.account, "livemode": subject.livemode, "id": subject.id}
+    key = dict(zip(shape.key, subject.id.split(" ") if len(shape.key) > 1 else [subject.id], strict=True))
+    row: Row = {**shape.empty, "account": subject.account, "livemode": subject.livemode, **key}
     for facts in ordered:
         row.update(facts.columns)
         row.update({name: value for name, value in facts.references.items() if value is not None})
@@ -73,13 +91,13 @@ def joined(ordered: Sequence[Facts]) -> Row:
         row[name] = min(at for other, at in told if other == name)
     row |= {"event_id": last.event_id, "as_of": last.created}
     shape.infer(row)
-    return row
+    return {name: value for name, value in row.items() if not name.startswith("_")}
 
 
-def order_of(group: list[Facts], earlier: Sequence[Facts]) -> list[Facts]:
-    """Return events of one rank and stamp in the order with the fewest gaps, given those before them."""
+def order_of(group: list[Facts], earlier: Sequence[Facts]) -> tuple[list[Facts], set[str]]:
+    """Return events of one rank and stamp in the order with the fewest gaps, given those before them, and the twins."""
     if len(group) == 1:
-        return group
+        return group, set()
     if len(group) > SECOND_EVENTS_MAX:
         raise TooMany
     common = set.intersection(*({*each.after} & {*(each.before or each.after)} for each in group))
@@ -101,12 +119,13 @@ def order_of(group: list[Facts], earlier: Sequence[Facts]) -> list[Facts]:
     after = {each.event_id: state(each.after) for each in group}
     best = _best(group, before, after, start)
     if _gaps(best, before, after, start) == 0:
-        return best
+        return best, set()
     twins: dict[tuple[object, object], list[Facts]] = {}
     for each in sorted(group, key=_seniority):
         twins.setdefault((before[each.event_id], after[each.event_id]), []).append(each)
     once = _best([same[-1] for same in twins.values()], before, after, start)
-    return [each for kept in once for each in twins[before[kept.event_id], after[kept.event_id]]]
+    doubles = {each.event_id for same in twins.values() for each in same[:-1]}
+    return [each for kept in once for each in twins[before[kept.event_id], after[kept.event_id]]], doubles
 
 
 def _best(

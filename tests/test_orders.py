@@ -398,7 +398,7 @@ def test_changes_hold_no_personal_data(engine: Engine, account: Account) -> None
 def test_every_type_that_is_folded_has_an_outcome() -> None:
     """Each type that a fold is registered for names its object, and a payload that fits nothing parks it."""
     for kind, (object_type, _) in folds.FOLDS.items():
-        event = Account(seed=1).emit(kind, {"id": "x_1", "object": object_type, "metadata": 5})
+        event = Account(seed=1).emit(kind, {"id": 7, "object": object_type})
         assert folds.judge(reference.event_of(event.body)).state == "parked"
         wrong = Account(seed=1).emit(kind, {"id": "x_1", "object": "something_else"})
         verdict = folds.judge(reference.event_of(wrong.body))

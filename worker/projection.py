@@ -173,9 +173,9 @@ def project(
         for one in verdict.facts:
             facts[one.subject].append(one)
         if each.again:
-            anew.update(_own_subjects(each.event))
-    subjects = facts.keys() | anew
-    _lock(cursor, subjects)
+            anew.update(_own_subjects(each.event), (one.subject for one in verdict.facts))
+    _lock(cursor, facts.keys() | anew)
+    _mention(cursor, [each.event for each in claimed], facts)
     saved = _join(cursor, facts, anew)
     _save(cursor, saved)
     _note_anomalies(cursor, saved, now)
@@ -199,7 +199,8 @@ def _own_subjects(event: Event) -> list[Subject]:
 
 
 def _lock(cursor: Cursor, subjects: Iterable[Subject]) -> None:
-    keys = [f"{each.table} {each.account} {each.livemode} {each.id}" for each in subjects]
+    # By the object whose events they come from, so that a row and its children are one.
+    keys = list({f"{each.account} {each.livemode} {each.source}" for each in subjects})
     cursor.execute(
         """
         SELECT pg_advisory_xact_lock(number) FROM (
@@ -209,6 +210,30 @@ def _lock(cursor: Cursor, subjects: Iterable[Subject]) -> None:
         """,
         (keys,),
     )
+
+
+def _mention(cursor: Cursor, events: Sequence[Event], facts: dict[Subject, list[Facts]]) -> None:
+    """Note which events speak of another object's rows, so that those rows can be folded from all that is said."""
+    told = {
+        (one.event_id, subject.account, subject.livemode, subject.source)
+        for subject, ones in facts.items()
+        for one in ones
+    }
+    by_event: dict[tuple[str, str, bool], set[str]] = defaultdict(set)
+    for event_id, account, livemode, source in told:
+        by_event[event_id, account, livemode].add(source)
+    found = [
+        (event.account, event.livemode, source, event.seq)
+        for event in events
+        for source in by_event.get((event.id, event.account, event.livemode), ())
+        if source != event.object_id
+    ]
+    if found:
+        cursor.execute(
+            "INSERT INTO mentions (account, livemode, object_id, seq)"
+            " SELECT * FROM unnest(%s::text[], %s::boolean[], %s::text[], %s::bigint[]) ON CONFLICT DO NOTHING",
+            tuple(map(list, zip(*found, strict=True))),
+        )
 
 
 def _join(cursor: Cursor, facts: dict[Subject, list[Facts]], anew: set[Subject]) -> _Saved:
@@ -236,17 +261,39 @@ def _load(cursor: Cursor, subjects: Iterable[Subject]) -> dict[Subject, Row]:
     """Return the rows at rest, without those that are not there."""
     found: dict[Subject, Row] = {}
     for table, keys in _by_table(subjects).items():
+        names = _key_names(table)
+        wanted = dict(zip(zip(*_key_columns(table, keys), strict=True), keys, strict=True))
         with cursor.connection.cursor(row_factory=dict_row, binary=True) as rows:
             rows.execute(
-                sql.SQL(
-                    "SELECT t.* FROM unnest(%s::text[], %s::boolean[], %s::text[]) AS k (account, livemode, id)"
-                    " JOIN {} AS t USING (account, livemode, id)"
-                ).format(sql.Identifier(table)),
-                _columns_of(keys),
+                sql.SQL("SELECT t.* FROM {keys} JOIN {table} AS t USING ({names})").format(
+                    keys=_key_rows(names), table=sql.Identifier(table), names=_listed(names)
+                ),
+                _key_columns(table, keys),
             )
             for row in rows:
-                found[Subject(table, row["account"], row["livemode"], row["id"])] = row
+                found[wanted[tuple(row[name] for name in names)]] = row
     return found
+
+
+def _key_names(table: str) -> tuple[str, ...]:
+    return ("account", "livemode", *folds.SHAPES[table].key)
+
+
+def _key_columns(table: str, keys: Sequence[Subject]) -> list[list[Any]]:
+    """Return the values of *keys*, a list for each column."""
+    several = len(folds.SHAPES[table].key) > 1
+    parts = [key.id.split(" ") if several else [key.id] for key in keys]
+    return [[key.account for key in keys], [key.livemode for key in keys], *map(list, zip(*parts, strict=True))]
+
+
+def _key_rows(names: Sequence[str]) -> sql.Composed:
+    """Return keys given as arrays, as rows that can be joined with."""
+    arrays = sql.SQL(", ").join(sql.SQL("%s::boolean[]" if name == "livemode" else "%s::text[]") for name in names)
+    return sql.SQL("unnest({arrays}) AS k ({names})").format(arrays=arrays, names=_listed(names))
+
+
+def _listed(names: Sequence[str]) -> sql.Composed:
+    return sql.SQL(", ").join(map(sql.Identifier, names))
 
 
 def _by_table(subjects: Iterable[Subject]) -> dict[str, list[Subject]]:
@@ -256,8 +303,10 @@ def _by_table(subjects: Iterable[Subject]) -> dict[str, list[Subject]]:
     return grouped
 
 
-def _columns_of(keys: Sequence[Subject]) -> tuple[list[str], list[bool], list[str]]:
-    return [key.account for key in keys], [key.livemode for key in keys], [key.id for key in keys]
+def _columns_of(subjects: Iterable[Subject]) -> tuple[list[str], list[bool], list[str]]:
+    """Return the objects that *subjects* come from, a list for each column."""
+    keys = list(subjects)
+    return [key.account for key in keys], [key.livemode for key in keys], [key.source for key in keys]
 
 
 def _facts_of(
@@ -269,13 +318,19 @@ def _facts_of(
         return found
     cursor.execute(
         f"""
+        WITH k AS (
+            SELECT DISTINCT * FROM unnest(%s::text[], %s::boolean[], %s::text[]) AS k (account, livemode, object_id)
+        ), wanted AS (
+            SELECT i.seq FROM k JOIN inbox AS i USING (account, livemode, object_id)
+            UNION
+            SELECT m.seq FROM k JOIN mentions AS m USING (account, livemode, object_id)
+        )
         SELECT {_COLUMNS_OF_EVENT}
-        FROM (SELECT DISTINCT * FROM unnest(%s::text[], %s::boolean[], %s::text[])) AS k (account, livemode, object_id)
-        JOIN inbox AS i USING (account, livemode, object_id) LEFT JOIN outcomes AS o USING (seq)
+        FROM wanted JOIN inbox AS i USING (seq) LEFT JOIN outcomes AS o USING (seq)
         WHERE {_SET_ASIDE} IS NULL AND (o.state IS DISTINCT FROM 'parked' OR i.id = ANY(%s))
         """,
         (
-            *_columns_of(list(subjects)),
+            *_columns_of(subjects),
             # What was parked may fold now: the batch has judged it already.
             [one.event_id for several in at_hand.values() for one in several],
         ),
@@ -289,28 +344,56 @@ def _facts_of(
 
 
 def _save(cursor: Cursor, saved: _Saved) -> None:
-    moved = [subject for subject, joined in saved.rows.items() if joined.row != saved.known.get(subject)]
-    for table, keys in _by_table(moved).items():
-        cursor.execute(_merge(table), (msgspec.json.encode([saved.rows[key].row for key in keys]).decode(),))
+    moved: dict[str, list[Row]] = defaultdict(list)
+    for subject, joined in saved.rows.items():
+        if joined.row != saved.known.get(subject):
+            moved[subject.table].append(joined.row)
+        if joined.children:
+            moved[folds.SHAPES[subject.table].child] += joined.children
+    for table, rows in moved.items():
+        cursor.execute(_merge(table), (msgspec.json.encode(rows).decode(),))
     for table, keys in _by_table(saved.gone).items():
+        names = _key_names(table)
         cursor.execute(
-            sql.SQL(
-                "DELETE FROM {} WHERE (account, livemode, id) IN"
-                " (SELECT * FROM unnest(%s::text[], %s::boolean[], %s::text[]))"
-            ).format(sql.Identifier(table)),
-            _columns_of(keys),
+            sql.SQL("DELETE FROM {table} AS t USING {keys} WHERE {same}").format(
+                table=sql.Identifier(table), keys=_key_rows(names), same=_same(names)
+            ),
+            _key_columns(table, keys),
         )
+    _drop_strayed_children(cursor, saved)
+
+
+def _drop_strayed_children(cursor: Cursor, saved: _Saved) -> None:
+    """Delete the steps of rows that were folded anew, or are gone, which are no longer theirs."""
+    whole = [subject for subject, joined in saved.rows.items() if joined.is_whole and subject in saved.known]
+    for table, keys in _by_table([*whole, *saved.gone]).items():
+        shape = folds.SHAPES[table]
+        if shape.child:
+            names = _key_names(table)
+            kept = [str(child["id"]) for key in keys if key in saved.rows for child in saved.rows[key].children]
+            cursor.execute(
+                sql.SQL("DELETE FROM {table} AS t USING {keys} WHERE {same} AND NOT (t.id = ANY (%s))").format(
+                    table=sql.Identifier(shape.child), keys=_key_rows(names), same=_same(names)
+                ),
+                [*_key_columns(table, keys), kept],
+            )
+
+
+def _same(names: Sequence[str]) -> sql.Composed:
+    return sql.SQL(" AND ").join(sql.SQL("t.{0} = k.{0}").format(sql.Identifier(name)) for name in names)
 
 
 def _merge(table: str) -> sql.Composed:
-    columns = [column.name for column in tables.metadata.tables[table].columns if not column.primary_key]
+    columns = tables.metadata.tables[table].columns
+    values = [column.name for column in columns if not column.primary_key]
     return sql.SQL(
         "INSERT INTO {table} SELECT * FROM json_populate_recordset(NULL::{table}, %s)"
-        " ON CONFLICT (account, livemode, id) DO UPDATE SET ({columns}) = ROW ({values})"
+        " ON CONFLICT ({key}) DO UPDATE SET ({columns}) = ROW ({values})"
     ).format(
         table=sql.Identifier(table),
-        columns=sql.SQL(", ").join(map(sql.Identifier, columns)),
-        values=sql.SQL(", ").join(sql.Identifier("excluded", column) for column in columns),
+        key=_listed([column.name for column in columns if column.primary_key]),
+        columns=_listed(values),
+        values=sql.SQL(", ").join(sql.Identifier("excluded", name) for name in values),
     )
 
 
@@ -350,7 +433,7 @@ def _note_anomalies(cursor: Cursor, saved: _Saved, now: datetime) -> None:
         FROM (SELECT DISTINCT * FROM unnest(%s::text[], %s::boolean[], %s::text[])) AS k (account, livemode, subject_id)
         JOIN anomalies AS a USING (account, livemode, subject_id) WHERE a.resolved_at IS NULL
         """,
-        _columns_of(touched),
+        ([each.account for each in touched], [each.livemode for each in touched], [each.id for each in touched]),
     )
     in_force = cursor.fetchall()
     found = [
@@ -359,12 +442,12 @@ def _note_anomalies(cursor: Cursor, saved: _Saved, now: datetime) -> None:
         for anomaly in joined.anomalies
     ]
     held = {row["id"] for row in found}
-    # A row that was only advanced says nothing of the references that its earlier events disagreed on.
+    # A row that was only advanced says nothing of what only all its events show.
     silent = {(folds.SHAPES[key.table].subject, key.id) for key, joined in saved.rows.items() if not joined.is_whole}
     over = [
         (account, livemode, anomaly)
         for account, livemode, anomaly, subject, subject_id, kind in in_force
-        if anomaly not in held and not (kind == join.TWO_REFERENCES and (subject, subject_id) in silent)
+        if anomaly not in held and not (kind in join.SEEN_IN_ALL and (subject, subject_id) in silent)
     ]
     if over:
         cursor.execute(
@@ -406,7 +489,7 @@ def _append_changes(cursor: Cursor, saved: _Saved) -> None:
             "account": subject.account,
             "livemode": subject.livemode,
             "subject": folds.SHAPES[subject.table].subject,
-            "subject_id": subject.id,
+            "subject_id": subject.id.split(" ")[0],
             "kind": change.kind,
             "event_id": joined.row["event_id"],
             "source": joined.source,

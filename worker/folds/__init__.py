@@ -9,11 +9,22 @@ from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 from schemas.errors import Unfoldable
-from worker.folds import checkout_session, payment_link
+from worker.folds import (
+    balance,
+    charge,
+    checkout_session,
+    credit_note,
+    customer,
+    dispute,
+    invoice,
+    payment_link,
+    portal,
+    refund,
+)
 from worker.folds.facts import Event, Facts
 from worker.folds.join import Shape
 
-FOLD_VERSION: Final = 1
+FOLD_VERSION: Final = 2
 
 EVENT_IGNORED: Final = "payfold.event.ignored"
 """An operator's word that an event is to be left aside; it is about an event, and has no row of its own."""
@@ -21,17 +32,55 @@ EVENT_IGNORED: Final = "payfold.event.ignored"
 Fold: TypeAlias = Callable[[Event], tuple[Facts, ...]]
 
 FOLDS: Final[Mapping[str, tuple[str, Fold]]] = {
+    **dict.fromkeys(balance.TRANSACTION_TYPES, ("customer_balance_transaction", balance.fold_transaction)),
+    **dict.fromkeys(charge.TYPES, ("charge", charge.fold)),
     **dict.fromkeys(checkout_session.TYPES, ("checkout.session", checkout_session.fold)),
+    **dict.fromkeys(credit_note.TYPES, ("credit_note", credit_note.fold)),
+    **dict.fromkeys(customer.TYPES, ("customer", customer.fold)),
+    **dict.fromkeys(dispute.TYPES, ("dispute", dispute.fold)),
+    **dict.fromkeys(invoice.TYPES, ("invoice", invoice.fold)),
+    **dict.fromkeys(invoice.PAYMENT_TYPES, ("invoice_payment", invoice.fold_payment)),
     **dict.fromkeys(payment_link.TYPES, ("payment_link", payment_link.fold)),
+    **dict.fromkeys(portal.CONFIGURATION_TYPES, ("billing_portal.configuration", portal.fold_configuration)),
+    **dict.fromkeys(portal.SESSION_TYPES, ("billing_portal.session", portal.fold_session)),
+    **dict.fromkeys(refund.TYPES, ("refund", refund.fold)),
 }
 """By event type: the type of object that it must carry, and the fold that reads it."""
 
-SHAPES: Final[Mapping[str, Shape]] = {shape.table: shape for shape in (checkout_session.SHAPE, payment_link.SHAPE)}
+SHAPES: Final[Mapping[str, Shape]] = {
+    shape.table: shape
+    for shape in (
+        balance.SHAPE,
+        balance.TRANSACTION_SHAPE,
+        charge.SHAPE,
+        checkout_session.SHAPE,
+        credit_note.LINE_SHAPE,
+        credit_note.SHAPE,
+        customer.SHAPE,
+        dispute.SHAPE,
+        invoice.PAYMENT_SHAPE,
+        invoice.SHAPE,
+        payment_link.SHAPE,
+        portal.CONFIGURATION_SHAPE,
+        portal.SESSION_SHAPE,
+        refund.SHAPE,
+    )
+}
 """By table, how its rows are joined."""
 
 TABLES_OF_OBJECT: Final[Mapping[str, tuple[str, ...]]] = {
+    "billing_portal.configuration": ("portal_configurations",),
+    "billing_portal.session": ("portal_sessions",),
+    "charge": ("charges",),
     "checkout.session": ("orders",),
+    "credit_note": ("credit_notes",),
+    "customer": ("customers",),
+    "customer_balance_transaction": ("balance_transactions",),
+    "dispute": ("disputes",),
+    "invoice": ("invoices",),
+    "invoice_payment": ("invoice_payments",),
     "payment_link": ("payment_links",),
+    "refund": ("refunds",),
 }
 """By type of object, the tables in which the object's own id is the key of a row."""
 

@@ -33,12 +33,22 @@ class Event:
 
 @dataclass(frozen=True, slots=True, order=True)
 class Subject:
-    """What one row is about: its table and its key."""
+    """What one row is about: its table and its key.
+
+    Where a key has several columns, *id* holds their values with a space between. *root* names the object whose
+    events the row is folded from, where that is another than *id*.
+    """
 
     table: str
     account: str
     livemode: bool
     id: str
+    root: str = ""
+
+    @property
+    def source(self) -> str:
+        """The object whose events the row is folded from."""
+        return self.root or self.id
 
 
 @dataclass(frozen=True, slots=True)

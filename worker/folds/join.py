@@ -24,6 +24,11 @@ from worker.folds.facts import Anomaly, Change, Facts, Row, Subject, Value
 
 AMBIGUOUS_ORDER: Final = "ambiguous_order"
 TWO_REFERENCES: Final = "two_references"
+BROKEN_CHAIN: Final = "broken_chain"
+SEEN_IN_ALL: Final = (TWO_REFERENCES, BROKEN_CHAIN)
+"""Kinds of anomaly that only all of an object's events show."""
+BEYOND: Final = "_"
+"""How the name of what a fold carries begins that no column keeps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,38 +40,49 @@ class Shape:
     ``stamp_of`` its stamp. ``infer`` sets what follows from the row's own columns; ``anomalies`` and
     ``changes`` report on it. ``clock_rank`` is the rank of what our clock says, and ``clock_moment`` the
     moment that only counts while the clock decides. ``prefer`` ranks last states where the events leave
-    several possible.
+    several possible. Where the row does not keep all that the inference needs, ``keeps_all`` is false: such a
+    row is always folded anew, and what it carries beyond its columns is dropped at the end. ``key`` names the
+    columns of the row's key beyond its world. ``child`` is a table that has a row for each step of this one's,
+    ``child_of`` that row, twins left out. ``review`` reports on the whole of the events, in their order.
     """
 
     table: str
     subject: str
     empty: Mapping[str, Value]
-    rank_of: Callable[[Row], int]
-    stamp_of: Callable[[Row], tuple[Value, ...]]
-    infer: Callable[[Row], None]
-    anomalies: Callable[[Row], list[Anomaly]]
-    changes: Callable[[Row | None, Row], list[Change]]
+    rank_of: Callable[[Row], int] = lambda _: 0
+    stamp_of: Callable[[Row], tuple[Value, ...]] = lambda row: (row["as_of"],)
+    infer: Callable[[Row], None] = lambda _: None
+    anomalies: Callable[[Row], list[Anomaly]] = lambda _: []
+    changes: Callable[[Row | None, Row], list[Change]] = lambda _before, _after: []
     clock_rank: int | None = None
     clock_moment: str = ""
     prefer: Callable[[Facts], int] = lambda _: 0
+    keeps_all: bool = True
+    key: tuple[str, ...] = ("id",)
+    child: str = ""
+    child_of: Callable[[Facts], Row | None] = lambda _: None
+    review: Callable[[Sequence[Facts]], list[Anomaly]] = lambda _: []
 
 
 @dataclass(frozen=True, slots=True)
 class Joined:
     """A row, what is wrong with it, and by which source its deciding event came.
 
-    ``is_whole`` tells that the anomalies are all there are; a row that was only advanced does not know of
-    the references that earlier events disagreed on.
+    ``children`` are the rows of its steps. ``is_whole`` tells that anomalies and children are all there are; a
+    row that was only advanced does not know of those that only all its events show.
     """
 
     row: Row
     anomalies: tuple[Anomaly, ...]
+    children: tuple[Row, ...]
     source: str
     is_whole: bool
 
 
 def advance(shape: Shape, row: Row, facts: Sequence[Facts]) -> Joined | None:
     """Return *row* with *facts* laid over it; None where only all the object's events can tell."""
+    if not shape.keeps_all:
+        return None
     position = (shape.rank_of(row), shape.stamp_of(row))
     advanced, source = row, ""
     for step in sorted(facts, key=lambda each: each.position):
@@ -74,7 +90,7 @@ def advance(shape: Shape, row: Row, facts: Sequence[Facts]) -> Joined | None:
             return None
         advanced, position, source = _lay(shape, advanced, step), step.position, step.source
     shape.infer(advanced)
-    return Joined(advanced, tuple(shape.anomalies(advanced)), source, is_whole=False)
+    return Joined(advanced, tuple(shape.anomalies(advanced)), _children(shape, facts), source, is_whole=False)
 
 
 def fold_all(shape: Shape, facts: Iterable[Facts]) -> Joined:
@@ -84,21 +100,32 @@ def fold_all(shape: Shape, facts: Iterable[Facts]) -> Joined:
     anomalies: list[Anomaly] = []
     carried: dict[str, Value] | None = None
     ambiguous, source = False, ""
+    path: list[Facts] = []
+    twins: set[str] = set()
     for _, group in groupby(sorted(known, key=lambda each: (each.position, each.event_id)), lambda each: each.position):
-        steps, ambiguous = _in_order(shape, list(group), carried)
+        steps, ambiguous, doubles = _in_order(shape, list(group), carried)
+        path += steps
+        twins |= doubles
         for step in steps:
             anomalies += [_two_references(step, name, row) for name in _disagreements(row, step)]
             row = _lay(shape, row, step)
             carried, source = {**(carried or {}), **step.after}, step.source
     shape.infer(row)
-    anomalies += shape.anomalies(row)
+    real = [step for step in path if step.event_id not in twins]
+    anomalies += shape.anomalies(row) + shape.review(real)
+    row = {name: value for name, value in row.items() if not name.startswith(BEYOND)}
     if ambiguous:
         anomalies.append(Anomaly(AMBIGUOUS_ORDER, {"as_of": row["as_of"]}))
-    return Joined(row, tuple(anomalies), source, is_whole=True)
+    return Joined(row, tuple(anomalies), _children(shape, real), source, is_whole=True)
+
+
+def _children(shape: Shape, steps: Iterable[Facts]) -> tuple[Row, ...]:
+    return tuple(child for child in map(shape.child_of, steps) if child is not None)
 
 
 def _empty(shape: Shape, subject: Subject) -> Row:
-    return {**shape.empty, "account": subject.account, "livemode": subject.livemode, "id": subject.id}
+    key = zip(shape.key, subject.id.split(" ") if len(shape.key) > 1 else (subject.id,), strict=True)
+    return {**shape.empty, "account": subject.account, "livemode": subject.livemode, **dict(key)}
 
 
 def _lay(shape: Shape, row: Row, step: Facts) -> Row:
@@ -140,10 +167,12 @@ class _Edge:
     facts: Facts
 
 
-def _in_order(shape: Shape, group: list[Facts], carried: Mapping[str, Value] | None) -> tuple[list[Facts], bool]:
-    """Return *group* in its order, and whether its last state is a choice between several."""
+def _in_order(
+    shape: Shape, group: list[Facts], carried: Mapping[str, Value] | None
+) -> tuple[list[Facts], bool, set[str]]:
+    """Return *group* in its order, whether its last state is a choice between several, and the ids of its twins."""
     if len(group) == 1:
-        return group, False
+        return group, False, set()
     edges = _edges(group)
     start = _start(group, carried)
     if _gaps(edges, start):
@@ -151,7 +180,8 @@ def _in_order(shape: Shape, group: list[Facts], carried: Mapping[str, Value] | N
     else:
         twins = {}
     ordered, ambiguous = _path(shape, edges, start)
-    return [facts for edge in ordered for facts in (*twins.get(edge, ()), edge.facts)], ambiguous
+    doubles = {facts.event_id for others in twins.values() for facts in others}
+    return [facts for edge in ordered for facts in (*twins.get(edge, ()), edge.facts)], ambiguous, doubles
 
 
 def _edges(group: Sequence[Facts]) -> list[_Edge]:

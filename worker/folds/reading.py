@@ -6,6 +6,8 @@ hold makes the event unfoldable.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Annotated, Any, Generic, TypeAlias, TypeVar, cast
 
 import msgspec
@@ -13,7 +15,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 
 from schemas.errors import Unfoldable
 from schemas.events import CREATED_MAX, TEXT_CHARACTERS_MAX
-from worker.folds.facts import Value, utc
+from worker.folds.facts import Event, Facts, Subject, Value, utc
 
 Whole: TypeAlias = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 """An amount in the currency's smallest unit: what a BIGINT holds."""
@@ -33,6 +35,14 @@ Reference: TypeAlias = Name | Expanded | None
 Metadata: TypeAlias = dict[str, str]
 
 ObjectType = TypeVar("ObjectType", bound=Struct)
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What an object tells: the columns and the references that it carries."""
+
+    columns: dict[str, Value]
+    references: dict[str, str | None] = field(default_factory=dict)
 
 
 class Data(Struct, Generic[ObjectType]):
@@ -98,6 +108,9 @@ def _require_storable(value: object) -> None:
     if isinstance(value, dict):
         for each in (*value, *value.values()):
             _require_storable(each)
+    elif isinstance(value, list):
+        for each in value:
+            _require_storable(each)
     elif isinstance(value, str) and "\0" in value:
         raise Unfoldable("A field that is kept holds a NUL character, which PostgreSQL's text cannot.")
 
@@ -133,3 +146,31 @@ def references(**fields: Reference | UnsetType) -> dict[str, str | None]:
 def moment(value: int | UnsetType | None) -> Value | UnsetType:
     """Return the aware time of *value*, in Unix seconds."""
     return utc(value) if isinstance(value, int) else value
+
+
+def say(
+    event: Event,
+    table: str,
+    key: str,
+    *,
+    after: Told,
+    before: Told | None,
+    root: str = "",
+    rank: int = 0,
+    stamp: tuple[datetime, ...] | None = None,
+    moments: Mapping[str, datetime] | None = None,
+) -> Facts:
+    """Return the facts of *event* about the row *key* of *table*, ordered by the event's time unless told otherwise."""
+    return Facts(
+        subject=Subject(table, event.account, event.livemode, key, root),
+        event_id=event.id,
+        source=event.source,
+        created=event.created,
+        rank=rank,
+        stamp=stamp or (event.created,),
+        columns=after.columns,
+        references=after.references,
+        moments=moments or {},
+        before=None if before is None else {**before.columns, **before.references},
+        is_first=event.type.endswith(".created"),
+    )

@@ -1,0 +1,96 @@
+"""What customer events say of a customer, and of its balance in the default currency.
+
+Source: https://docs.stripe.com/api/customers/object. ``customer.subscription.*`` and their like are not
+customers: events are routed by their exact type and the object that they carry.
+"""
+
+from typing import Final
+
+from msgspec import UNSET, Struct, UnsetType
+
+from worker.folds import balance
+from worker.folds.facts import Event, Facts
+from worker.folds.join import Shape
+from worker.folds.reading import (
+    Metadata,
+    Name,
+    Reader,
+    Reference,
+    Seconds,
+    Told,
+    Whole,
+    carried,
+    moment,
+    references,
+    say,
+)
+
+DELETED: Final = "customer.deleted"
+TYPES: Final = ("customer.created", "customer.updated", DELETED, "payfold.customer.observed")
+
+
+class Customer(Struct):
+    """The fields of a customer that are kept."""
+
+    id: Name
+    balance: Whole | UnsetType | None = UNSET
+    created: Seconds | UnsetType | None = UNSET
+    currency: str | UnsetType | None = UNSET
+    deleted: bool = False
+    delinquent: bool | UnsetType | None = UNSET
+    email: str | UnsetType | None = UNSET
+    metadata: Metadata | UnsetType | None = UNSET
+    name: str | UnsetType | None = UNSET
+    test_clock: Reference | UnsetType = UNSET
+
+
+_reader = Reader(Customer)
+
+
+def fold(event: Event) -> tuple[Facts, ...]:
+    """Return what *event*, of one of ``TYPES``, says of its customer.
+
+    Raises:
+        Unfoldable: when the customer in it cannot be read.
+    """
+    customer, before = _reader.read(event.payload)
+    is_deleted = customer.deleted or event.type == DELETED
+    after = _told(customer)
+    after.columns["deleted"] = is_deleted
+    told = None if before is None else _told(before)
+    facts = say(event, "customers", customer.id, after=after, before=told, rank=int(is_deleted))
+    return (facts, *_balance(event, customer, before))
+
+
+def _balance(event: Event, customer: Customer, before: Customer | None) -> tuple[Facts, ...]:
+    """Return the balance that *event* tells, which is in the customer's own currency and in no other."""
+    if not isinstance(customer.currency, str) or not isinstance(customer.balance, int):
+        return ()
+    known = None if before is None or not isinstance(before.balance, int) else before.balance
+    return (balance.by_customer(event, customer.id, customer.currency, amount=customer.balance, before=known),)
+
+
+def _told(customer: Customer) -> Told:
+    return Told(
+        carried(
+            email=customer.email,
+            name=customer.name,
+            currency=customer.currency,
+            delinquent=customer.delinquent,
+            deleted=customer.deleted,
+            metadata=customer.metadata,
+            created=moment(customer.created),
+        ),
+        references(test_clock=customer.test_clock),
+    )
+
+
+SHAPE: Final = Shape(
+    table="customers",
+    subject="customer",
+    empty={
+        **dict.fromkeys(("email", "name", "currency", "delinquent", "test_clock", "metadata", "created")),
+        "deleted": False,
+    },
+    rank_of=lambda row: int(row["deleted"] is True),
+)

@@ -1,0 +1,132 @@
+"""What billing portal events say of its configurations and sessions.
+
+Source: https://docs.stripe.com/api/customer_portal/configurations/object and
+https://docs.stripe.com/api/customer_portal/sessions/object. A configuration has a time of its own at which it
+was updated. A session's url is a credential, so it is never read; a session has no event of its end.
+"""
+
+from typing import Any, Final
+
+from msgspec import UNSET, Struct, UnsetType
+
+from worker.folds.facts import Event, Facts, Row, Value
+from worker.folds.join import Shape
+from worker.folds.reading import Name, Reader, Reference, Seconds, Told, carried, moment, references, say
+
+CONFIGURATION_TYPES: Final = (
+    "billing_portal.configuration.created",
+    "billing_portal.configuration.updated",
+    "payfold.billing_portal.configuration.observed",
+)
+SESSION_CLOCK_EXPIRED: Final = "payfold.billing_portal.session.clock_expired"
+SESSION_TYPES: Final = (
+    "billing_portal.session.created",
+    "payfold.billing_portal.session.observed",
+    SESSION_CLOCK_EXPIRED,
+)
+
+
+class _LoginPage(Struct):
+    url: str | UnsetType | None = UNSET
+
+
+class Configuration(Struct):
+    """The fields of a portal configuration that are kept."""
+
+    id: Name
+    active: bool | UnsetType | None = UNSET
+    created: Seconds | UnsetType | None = UNSET
+    features: dict[str, Any] | UnsetType | None = UNSET
+    is_default: bool | UnsetType | None = UNSET
+    login_page: _LoginPage | UnsetType | None = UNSET
+    name: str | UnsetType | None = UNSET
+    updated: Seconds | UnsetType | None = UNSET
+
+
+class _Flow(Struct):
+    type: str | None = None
+
+
+class Session(Struct):
+    """The fields of a portal session that are kept."""
+
+    id: Name
+    configuration: Reference | UnsetType = UNSET
+    created: Seconds | UnsetType | None = UNSET
+    customer: Reference | UnsetType = UNSET
+    flow: _Flow | UnsetType | None = UNSET
+    return_url: str | UnsetType | None = UNSET
+
+
+_configurations = Reader(Configuration)
+_sessions = Reader(Session)
+
+
+def fold_configuration(event: Event) -> tuple[Facts, ...]:
+    """Return what *event*, of one of ``CONFIGURATION_TYPES``, says of its configuration.
+
+    Raises:
+        Unfoldable: when the configuration in it cannot be read.
+    """
+    configuration, before = _configurations.read(event.payload)
+    updated = moment(configuration.updated)
+    stamp = (updated if isinstance(updated, type(event.created)) else event.created, event.created)
+    told = None if before is None else _configuration_told(before)
+    after = _configuration_told(configuration)
+    return (say(event, "portal_configurations", configuration.id, after=after, before=told, stamp=stamp),)
+
+
+def _configuration_told(configuration: Configuration) -> Told:
+    page = configuration.login_page
+    return Told(
+        carried(
+            active=configuration.active,
+            is_default=configuration.is_default,
+            name=configuration.name,
+            features=configuration.features,
+            login_page_url=page.url if isinstance(page, _LoginPage) else page,
+            created=moment(configuration.created),
+            updated=moment(configuration.updated),
+        )
+    )
+
+
+def _stamp_of(row: Row) -> tuple[Value, ...]:
+    # An event without the key is stamped with its own time, which the row cannot tell from the configuration's: the
+    # later of the two is never below the true stamp.
+    updated, as_of = row["updated"], row["as_of"]
+    return (max(updated, as_of) if updated is not None else as_of, as_of)  # type: ignore[type-var]  # both are times
+
+
+CONFIGURATION_SHAPE: Final = Shape(
+    table="portal_configurations",
+    subject="portal_configuration",
+    empty=dict.fromkeys(("active", "is_default", "name", "features", "login_page_url", "created", "updated")),
+    stamp_of=_stamp_of,
+)
+
+
+def fold_session(event: Event) -> tuple[Facts, ...]:
+    """Return what *event*, of one of ``SESSION_TYPES``, says of its portal session.
+
+    Raises:
+        Unfoldable: when the session in it cannot be read.
+    """
+    session, _ = _sessions.read(event.payload)
+    by_clock = event.type == SESSION_CLOCK_EXPIRED
+    flow = session.flow.type if isinstance(session.flow, _Flow) else session.flow
+    told = Told(
+        carried(flow_type=flow, return_url=session.return_url, created=moment(session.created)),
+        references(configuration=session.configuration, customer=session.customer),
+    )
+    # Only our clock ever tells of a portal session's end, so the moment stands once it is told.
+    moments = {"expired_at": event.created} if by_clock else {}
+    return (say(event, "portal_sessions", session.id, after=told, before=None, rank=int(by_clock), moments=moments),)
+
+
+SESSION_SHAPE: Final = Shape(
+    table="portal_sessions",
+    subject="portal_session",
+    empty=dict.fromkeys(("configuration", "customer", "flow_type", "return_url", "created", "expired_at")),
+    rank_of=lambda row: int(row["expired_at"] is not None),
+)

@@ -1,0 +1,83 @@
+"""What refund events say. ``charge.refund.updated`` carries a refund, and is one thing with ``refund.updated``.
+
+Source: https://docs.stripe.com/api/refunds/object. A refund may fail after it succeeded, and has no mode of
+its own: the event's counts.
+"""
+
+from typing import Final
+
+from msgspec import UNSET, Struct, UnsetType
+
+from worker.folds.facts import Event, Facts, Row
+from worker.folds.join import Shape
+from worker.folds.reading import Name, Reader, Reference, Seconds, Told, Whole, carried, moment, references, say
+
+TYPES: Final = (
+    "refund.created",
+    "refund.updated",
+    "refund.failed",
+    "charge.refund.updated",
+    "payfold.refund.observed",
+)
+
+
+class Refund(Struct):
+    """The fields of a refund that are kept."""
+
+    id: Name
+    amount: Whole | UnsetType | None = UNSET
+    charge: Reference | UnsetType = UNSET
+    created: Seconds | UnsetType | None = UNSET
+    currency: str | UnsetType | None = UNSET
+    failure_reason: str | UnsetType | None = UNSET
+    payment_intent: Reference | UnsetType = UNSET
+    reason: str | UnsetType | None = UNSET
+    status: str | UnsetType | None = UNSET
+
+
+_reader = Reader(Refund)
+_RANKS: Final = {"succeeded": 1, "failed": 2, "canceled": 2}
+
+
+def fold(event: Event) -> tuple[Facts, ...]:
+    """Return what *event*, of one of ``TYPES``, says of its refund.
+
+    Raises:
+        Unfoldable: when the refund in it cannot be read.
+    """
+    refund, before = _reader.read(event.payload)
+    rank = _rank(refund.status)
+    told = None if before is None else _told(before)
+    return (say(event, "refunds", refund.id, after=_told(refund), before=told, rank=rank),)
+
+
+def _rank(status: object) -> int:
+    return _RANKS.get(str(status), 0)
+
+
+def _told(refund: Refund) -> Told:
+    return Told(
+        carried(
+            status=refund.status,
+            currency=refund.currency,
+            amount=refund.amount,
+            reason=refund.reason,
+            failure_reason=refund.failure_reason,
+            created=moment(refund.created),
+        ),
+        references(charge=refund.charge, payment_intent=refund.payment_intent),
+    )
+
+
+def _rank_of(row: Row) -> int:
+    return _rank(row["status"])
+
+
+SHAPE: Final = Shape(
+    table="refunds",
+    subject="refund",
+    empty=dict.fromkeys(
+        ("status", "currency", "amount", "charge", "payment_intent", "reason", "failure_reason", "created")
+    ),
+    rank_of=_rank_of,
+)

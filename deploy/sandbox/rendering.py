@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any, Final
 
-from deploy.sandbox.account import Event, body_of
 from deploy.sandbox.chance import Chance
+from deploy.sandbox.journal import Event, body_of
 
 _UI_MODES_BEFORE_DAHLIA: Final = {"hosted_page": "hosted", "embedded_page": "embedded", "elements": "custom"}
 

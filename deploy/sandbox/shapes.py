@@ -156,6 +156,7 @@ _PAYMENT_LINK: Final[dict[str, Any]] = {
     "url": None,
 }
 
+INVOICE_CREATION: Final[dict[str, Any]] = {**_CHECKOUT_SESSION["invoice_creation"], "enabled": True}
 SHIPPING_COUNTRIES: Final[dict[str, Any]] = {"allowed_countries": ["DE", "GB", "JP", "KW", "US"]}
 ANONYMOUS_ADDRESS: Final[dict[str, Any]] = dict.fromkeys(("city", "country", "line1", "line2", "postal_code", "state"))
 

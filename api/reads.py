@@ -5,13 +5,13 @@ import binascii
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
 import psycopg
 from fastapi import APIRouter, Depends, Path, Query, Request
 from fastapi.exceptions import RequestValidationError
-from pydantic import AwareDatetime
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints
 from sqlalchemy import ColumnElement, Connection, Engine, Table, and_, func, literal_column, select, text, tuple_
 from sqlalchemy import exc as sqlalchemy_errors
 from starlette.exceptions import HTTPException
@@ -36,7 +36,10 @@ Cursor = Annotated[str | None, Query(max_length=1024, description="`next_cursor`
 Account = Annotated[str | None, Query(max_length=255, pattern=_NO_NUL, description="only rows of this account")]
 Livemode = Annotated[bool | None, Query(description="only live rows, or only test rows")]
 Text = Annotated[str | None, Query(max_length=255, pattern=_NO_NUL)]
-Moment = Annotated[AwareDatetime | None, Query(description="a time with its offset, as 2026-11-01T00:00:00Z")]
+FilterText = Annotated[str | None, StringConstraints(max_length=255, pattern=_NO_NUL)]
+FilterMoment = AwareDatetime | None
+Row = TypeVar("Row", bound=answers.Answer)
+_NEWEST: Final[ColumnElement[Any]] = literal_column(tables.NEWEST)
 Id = Annotated[str, Path(max_length=255, pattern=_NO_NUL)]
 
 
@@ -60,64 +63,109 @@ def reading(engine: Engine) -> Iterator[Connection]:
         raise
 
 
+class Filters(BaseModel):
+    """What every list can be asked. Whatever else a list takes is the name of a column, and its value."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    limit: int = Field(ROWS_DEFAULT, ge=1, le=ROWS_MAX, description="rows on a page")
+    cursor: str | None = Field(None, max_length=1024, description="`next_cursor` of the page before")
+    account: FilterText = Field(None, description="only rows of this account")
+    livemode: bool | None = Field(None, description="only live rows, or only test rows")
+
+    def wanted(self, table: Table) -> list[ColumnElement[bool]]:
+        """Return the conditions on *table* that were asked for."""
+        given = self.model_dump(exclude={"limit", "cursor", "created_from", "created_before"}, exclude_none=True)
+        return [table.c[name] == value for name, value in given.items()]
+
+
+class DatedFilters(Filters):
+    """Filters of rows that say when they were created."""
+
+    created_from: FilterMoment = Field(None, description="a time with its offset, as 2026-11-01T00:00:00Z")
+    created_before: FilterMoment = None
+
+    def wanted(self, table: Table) -> list[ColumnElement[bool]]:
+        """Return the conditions on *table* that were asked for."""
+        found = super().wanted(table)
+        if self.created_from is not None:
+            found.append(table.c.created >= self.created_from)
+        if self.created_before is not None:
+            found.append(table.c.created < self.created_before)
+        return found
+
+
+class OrderFilters(DatedFilters):
+    """Filters of orders."""
+
+    status: FilterText = None
+    customer: FilterText = None
+    customer_email: FilterText = None
+    payment_link: FilterText = None
+    client_reference_id: FilterText = None
+    invoice: FilterText = None
+
+
+class PaymentLinkFilters(Filters):
+    """Filters of payment links."""
+
+    active: bool | None = None
+
+
+class InvoiceFilters(DatedFilters):
+    """Filters of invoices."""
+
+    status: FilterText = None
+    customer: FilterText = None
+    subscription: FilterText = None
+
+
+class CreditNoteFilters(DatedFilters):
+    """Filters of credit notes."""
+
+    status: FilterText = None
+    customer: FilterText = None
+    invoice: FilterText = None
+
+
+class RefundFilters(DatedFilters):
+    """Filters of refunds."""
+
+    status: FilterText = None
+    charge: FilterText = None
+    payment_intent: FilterText = None
+
+
+class PortalConfigurationFilters(DatedFilters):
+    """Filters of portal configurations."""
+
+    active: bool | None = None
+    is_default: bool | None = None
+
+
+class PortalSessionFilters(DatedFilters):
+    """Filters of portal sessions."""
+
+    customer: FilterText = None
+    configuration: FilterText = None
+
+
 @router.get("/orders", tags=["orders"])
-def list_orders(  # noqa: PLR0913 - one parameter a filter
-    request: Request,
-    *,
-    limit: Limit = ROWS_DEFAULT,
-    cursor: Cursor = None,
-    account: Account = None,
-    livemode: Livemode = None,
-    status: Text = None,
-    customer: Text = None,
-    customer_email: Text = None,
-    payment_link: Text = None,
-    client_reference_id: Text = None,
-    created_from: Moment = None,
-    created_before: Moment = None,
-) -> Page[answers.Order]:
+def list_orders(request: Request, filters: Annotated[OrderFilters, Query()]) -> Page[answers.Order]:
     """List orders, newest first."""
-    orders = tables.orders
-    given = {
-        "account": account,
-        "livemode": livemode,
-        "status": status,
-        "customer": customer,
-        "customer_email": customer_email,
-        "payment_link": payment_link,
-        "client_reference_id": client_reference_id,
-    }
-    wanted = [orders.c[name] == value for name, value in given.items() if value is not None]
-    if created_from is not None:
-        wanted.append(orders.c.created >= created_from)
-    if created_before is not None:
-        wanted.append(orders.c.created < created_before)
-    rows, following = _page_of(request, orders, wanted, limit, cursor)
-    return Page(data=[answers.Order.model_validate(row) for row in rows], next_cursor=following)
+    return _page(request, tables.order_book, filters, answers.Order)
 
 
 @router.get("/orders/{order_id}", tags=["orders"])
 def show_order(request: Request, order_id: Id, account: Account = None, livemode: Livemode = None) -> answers.Order:
     """Show one order."""
-    return answers.Order.model_validate(_one(request, tables.orders, order_id, account, livemode))
+    return answers.Order.model_validate(_one(request, tables.order_book, order_id, account, livemode))
 
 
 @router.get("/payment-links", tags=["payment links"])
-def list_payment_links(
-    request: Request,
-    *,
-    limit: Limit = ROWS_DEFAULT,
-    cursor: Cursor = None,
-    account: Account = None,
-    livemode: Livemode = None,
-    active: bool | None = None,
-) -> Page[answers.PaymentLink]:
+def list_payment_links(request: Request, filters: Annotated[PaymentLinkFilters, Query()]) -> Page[answers.PaymentLink]:
     """List payment links, newest first; those whose creation was not seen come last."""
-    links = tables.payment_links
-    given = {"account": account, "livemode": livemode, "active": active}
-    wanted = [links.c[name] == value for name, value in given.items() if value is not None]
-    rows, following = _page_of(request, links, wanted, limit, cursor)
-    return Page(data=[answers.PaymentLink.model_validate(row) for row in rows], next_cursor=following)
+    return _page(request, tables.payment_links, filters, answers.PaymentLink)
 
 
 @router.get("/payment-links/{link_id}", tags=["payment links"])
@@ -128,27 +176,148 @@ def show_payment_link(
     return answers.PaymentLink.model_validate(_one(request, tables.payment_links, link_id, account, livemode))
 
 
+@router.get("/invoices", tags=["invoices"])
+def list_invoices(request: Request, filters: Annotated[InvoiceFilters, Query()]) -> Page[answers.Invoice]:
+    """List invoices, newest first."""
+    return _page(request, tables.invoices, filters, answers.Invoice)
+
+
+@router.get("/credit-notes", tags=["credit notes"])
+def list_credit_notes(request: Request, filters: Annotated[CreditNoteFilters, Query()]) -> Page[answers.CreditNote]:
+    """List credit notes, newest first."""
+    return _page(request, tables.credit_notes, filters, answers.CreditNote)
+
+
+@router.get("/credit-notes/{note_id}", tags=["credit notes"])
+def show_credit_note(
+    request: Request, note_id: Id, account: Account = None, livemode: Livemode = None
+) -> answers.CreditNoteWithLines:
+    """Show one credit note with its lines."""
+    note = _one(request, tables.credit_notes, note_id, account, livemode)
+    lines = tables.credit_note_lines
+    world = (lines.c.account == note["account"], lines.c.livemode == note["livemode"])
+    query = select(lines).where(*world, lines.c.credit_note == note_id).order_by(lines.c.id)
+    with reading(request.app.state.engine) as connection:
+        found = connection.execute(query).mappings().all()
+    return answers.CreditNoteWithLines.model_validate({**note, "lines": found})
+
+
+@router.get("/refunds", tags=["refunds"])
+def list_refunds(request: Request, filters: Annotated[RefundFilters, Query()]) -> Page[answers.Refund]:
+    """List refunds, newest first."""
+    return _page(request, tables.refunds, filters, answers.Refund)
+
+
+@router.get("/portal/configurations", tags=["portal"])
+def list_portal_configurations(
+    request: Request, filters: Annotated[PortalConfigurationFilters, Query()]
+) -> Page[answers.PortalConfiguration]:
+    """List portal configurations, newest first."""
+    return _page(request, tables.portal_configurations, filters, answers.PortalConfiguration)
+
+
+@router.get("/portal/sessions", tags=["portal"])
+def list_portal_sessions(
+    request: Request, filters: Annotated[PortalSessionFilters, Query()]
+) -> Page[answers.PortalSession]:
+    """List portal sessions, newest first."""
+    return _page(request, tables.portal_sessions, filters, answers.PortalSession)
+
+
+BALANCE_ROWS_MAX: Final = 100
+
+
+@router.get("/customers/{customer_id}/balance", tags=["customers"])
+def show_balance(
+    request: Request, customer_id: Id, account: Account = None, livemode: Livemode = None
+) -> answers.CustomerBalance:
+    """Show a customer's balance in each currency, with its latest changes and whether its ledger has no gap."""
+    with reading(request.app.state.engine) as connection:
+
+        def of(table: Table, *order: ColumnElement[Any]) -> Sequence[Any]:
+            wanted = [table.c.customer == customer_id]
+            wanted += [table.c.account == account] if account is not None else []
+            wanted += [table.c.livemode == livemode] if livemode is not None else []
+            query = select(table).where(*wanted).order_by(*order).limit(BALANCE_ROWS_MAX)
+            return connection.execute(query).mappings().all()
+
+        balances = of(tables.balances, tables.balances.c.currency)
+        changes = of(tables.balance_changes, tables.balance_changes.c.as_of.desc(), tables.balance_changes.c.id)
+        ledger = tables.balance_transactions
+        transactions = of(ledger, ledger.c.created.desc(), ledger.c.as_of.desc(), ledger.c.id)
+        broken = _broken_chains(connection, customer_id)
+    if not balances:
+        raise NotFoundError("No balance of this customer is known here.")
+    found = []
+    for row in balances:
+        world = (row["account"], row["livemode"], row["currency"])
+        listed = [each for each in transactions if _world(each) == world]
+        found.append(
+            answers.Balance(
+                **row,
+                changes=[answers.BalanceChange.model_validate(each) for each in changes if _world(each) == world],
+                transactions=[answers.BalanceTransaction.model_validate(each) for each in listed],
+                chain_is_unbroken=(world not in broken) if listed else None,
+            )
+        )
+    return answers.CustomerBalance(customer=customer_id, balances=found)
+
+
+def _world(row: Any) -> tuple[str, bool, str]:  # noqa: ANN401 - a row's mapping
+    return (row["account"], row["livemode"], row["currency"])
+
+
+def _broken_chains(connection: Connection, customer: str) -> set[tuple[str, bool, str]]:
+    anomalies = tables.anomalies
+    query = select(anomalies.c.account, anomalies.c.livemode, anomalies.c.subject_id).where(
+        anomalies.c.kind == "broken_chain",
+        anomalies.c.resolved_at.is_(None),
+        anomalies.c.subject_id.startswith(f"{customer} ", autoescape=True),
+    )
+    return {(row[0], row[1], row[2].split(" ")[1]) for row in connection.execute(query)}
+
+
+class AnomalyFilters(Filters):
+    """Filters of anomalies."""
+
+    kind: FilterText = None
+    subject: FilterText = None
+    subject_id: FilterText = None
+    resolved: bool | None = Field(None, description="only those that are over, or only those in force")
+
+    def wanted(self, table: Table) -> list[ColumnElement[bool]]:
+        """Return the conditions on *table* that were asked for."""
+        given = self.model_dump(exclude={"limit", "cursor", "resolved"}, exclude_none=True)
+        found = [table.c[name] == value for name, value in given.items()]
+        if self.resolved is not None:
+            found.append(table.c.resolved_at.is_not(None) if self.resolved else table.c.resolved_at.is_(None))
+        return found
+
+
+@router.get("/anomalies", tags=["anomalies"])
+def list_anomalies(request: Request, filters: Annotated[AnomalyFilters, Query()]) -> Page[answers.Anomaly]:
+    """List anomalies, last seen first."""
+    return _page(request, tables.anomalies, filters, answers.Anomaly, newest=tables.anomalies.c.seen_at)
+
+
 _ENVELOPE: Final = [column for column in tables.events.c if column.name not in ("payload", "signature")]
 
 
+class EventFilters(Filters):
+    """Filters of the inbox."""
+
+    state: FilterText = None
+    type: FilterText = None
+    object_id: FilterText = None
+
+
 @router.get("/events", tags=["events"])
-def list_events(
-    request: Request,
-    *,
-    limit: Limit = ROWS_DEFAULT,
-    cursor: Cursor = None,
-    account: Account = None,
-    livemode: Livemode = None,
-    state: Text = None,
-    type: Text = None,  # noqa: A002 - Stripe's name for it
-    object_id: Text = None,
-) -> Page[answers.Event]:
+def list_events(request: Request, filters: Annotated[EventFilters, Query()]) -> Page[answers.Event]:
     """List the inbox, last recorded first, without payloads."""
-    events = tables.events
-    given = {"account": account, "livemode": livemode, "state": state, "type": type, "object_id": object_id}
-    wanted = [events.c[name] == value for name, value in given.items() if value is not None]
-    if cursor is not None:
-        wanted.append(events.c.seq < _read_cursor(cursor, int, 1)[0])
+    events, limit = tables.events, filters.limit
+    wanted = filters.wanted(events)
+    if filters.cursor is not None:
+        wanted.append(events.c.seq < _read_cursor(filters.cursor, int, 1)[0])
     query = select(*_ENVELOPE).where(*wanted).order_by(events.c.seq.desc()).limit(limit + 1)
     with reading(request.app.state.engine) as connection:
         rows = connection.execute(query).mappings().all()
@@ -180,27 +349,35 @@ def _one(request: Request, table: Table, key: str, account: str | None, livemode
     return rows[0]
 
 
-def _page_of(
-    request: Request, table: Table, wanted: list[ColumnElement[bool]], limit: int, cursor: str | None
-) -> tuple[Sequence[Any], str | None]:
-    """Return up to *limit* rows after *cursor*, newest first, and the cursor that follows them."""
-    newest: ColumnElement[Any] = literal_column(tables.NEWEST)
+def _page(
+    request: Request,
+    table: Table,
+    filters: Filters,
+    answer: type[Row],
+    *,
+    newest: ColumnElement[Any] = _NEWEST,
+) -> Page[Row]:
+    """Return the page of *table* that *filters* ask for, newest first, with the cursor of the next."""
+    wanted = filters.wanted(table)
     order = (newest, table.c.id, table.c.account, table.c.livemode)
-    if cursor is not None:
-        at, *key = _read_cursor(cursor, str, 4)
-        wanted = [*wanted, tuple_(*order) < tuple_(func.to_timestamp(_seconds(at)), *key[:2], key[2] == "true")]
+    if filters.cursor is not None:
+        at, *key = _read_cursor(filters.cursor, str, 4)
+        wanted.append(tuple_(*order) < tuple_(func.to_timestamp(_seconds(at)), *key[:2], key[2] == "true"))
     query = (
         select(table, func.extract("epoch", newest).label("newest"))
         .where(and_(*wanted) if wanted else text("true"))
         .order_by(*(column.desc() for column in order))
-        .limit(limit + 1)
+        .limit(filters.limit + 1)
     )
     with reading(request.app.state.engine) as connection:
         rows = connection.execute(query).mappings().all()
-    if len(rows) <= limit:
-        return rows, None
-    last = rows[limit - 1]
-    return rows[:limit], _cursor(str(last["newest"]), last["id"], last["account"], str(last["livemode"]).lower())
+    shown = rows[: filters.limit]
+    following = _key_of(shown[-1]) if len(rows) > filters.limit else None
+    return Page(data=[answer.model_validate(row) for row in shown], next_cursor=following)
+
+
+def _key_of(row: Any) -> str:  # noqa: ANN401 - a row's mapping
+    return _cursor(str(row["newest"]), row["id"], row["account"], str(row["livemode"]).lower())
 
 
 def _cursor(*parts: object) -> str:

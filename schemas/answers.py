@@ -57,6 +57,10 @@ class Order(Shown):
     failed_at: datetime | None
     expired_at: datetime | None
     lines_complete: bool
+    refunded_amount: int | None = Field(description="null where the way from the order to its payment is not known")
+    credited_amount: int | None = Field(description="by credit notes on the order's own invoice that are not void")
+    disputed_amount: int | None
+    refund_status: str | None = Field(description="none, partial or full; null as refunded_amount is")
 
 
 class PaymentLink(Shown):
@@ -67,6 +71,166 @@ class PaymentLink(Shown):
     currency: str | None
     metadata: dict[str, Any] | None
     created: datetime | None = Field(description="null until the created event is seen: the object does not say")
+
+
+class Invoice(Shown):
+    """An invoice as the events tell it."""
+
+    number: str | None
+    status: str | None
+    currency: str | None
+    total: int | None
+    amount_due: int | None
+    amount_paid: int | None
+    amount_remaining: int | None
+    amount_overpaid: int | None
+    starting_balance: int | None
+    ending_balance: int | None
+    pre_payment_credit_notes_amount: int | None
+    post_payment_credit_notes_amount: int | None
+    customer: str | None
+    subscription: str | None
+    created: datetime | None
+    finalized_at: datetime | None
+    paid_at: datetime | None
+    voided_at: datetime | None
+
+
+class CreditNote(Shown):
+    """A credit note: amount = pre + post, and post = refunded + out of band + to the balance."""
+
+    number: str | None
+    status: str | None
+    type: str | None
+    reason: str | None
+    currency: str | None
+    amount: int | None
+    pre_payment_amount: int | None
+    post_payment_amount: int | None
+    refunded_amount: int | None = Field(description="null where the note names a refund without its amount")
+    out_of_band_amount: int | None
+    to_balance_amount: int | None = Field(description="what is left of post; null where that is not known")
+    customer: str | None
+    invoice: str | None
+    customer_balance_transaction: str | None
+    memo: str | None
+    created: datetime | None
+    effective_at: datetime | None
+    voided_at: datetime | None
+    lines_complete: bool
+
+
+class CreditNoteLine(Shown):
+    """A line of a credit note, of those that were seen."""
+
+    credit_note: str | None
+    type: str | None
+    invoice_line_item: str | None
+    description: str | None
+    quantity: int | None
+    amount: int | None
+    discount_amount: int | None
+
+
+class CreditNoteWithLines(CreditNote):
+    """A credit note with the lines that were seen; `lines_complete` says whether those are all."""
+
+    lines: list[CreditNoteLine]
+
+
+class Refund(Shown):
+    """A refund as its own events tell it."""
+
+    status: str | None
+    currency: str | None
+    amount: int | None
+    charge: str | None
+    payment_intent: str | None
+    reason: str | None
+    failure_reason: str | None
+    created: datetime | None
+
+
+class PortalConfiguration(Shown):
+    """A configuration of the billing portal."""
+
+    active: bool | None
+    is_default: bool | None
+    name: str | None
+    features: dict[str, Any] | None
+    login_page_url: str | None
+    created: datetime | None
+    updated: datetime | None
+
+
+class PortalSession(Shown):
+    """A session of the billing portal; its url is a credential and is kept nowhere."""
+
+    configuration: str | None
+    customer: str | None
+    flow_type: str | None
+    return_url: str | None
+    created: datetime | None
+    expired_at: datetime | None
+
+
+class BalanceChange(Shown):
+    """A change of a balance, as an event of its customer told it."""
+
+    amount: int
+    ending_balance: int
+
+
+class BalanceTransaction(Shown):
+    """A transaction of a balance, as Stripe's ledger lists it."""
+
+    type: str | None
+    amount: int | None
+    ending_balance: int | None
+    invoice: str | None
+    credit_note: str | None
+    order_id: str | None
+    description: str | None
+    created: datetime | None
+
+
+class Balance(Answer):
+    """A customer's balance in one currency. Negative is credit."""
+
+    account: str
+    livemode: bool
+    currency: str
+    amount: int | None
+    event_id: str
+    as_of: datetime
+    changes: list[BalanceChange] = Field(description="newest first")
+    transactions: list[BalanceTransaction] = Field(description="newest first; empty where the ledger was not read")
+    chain_is_unbroken: bool | None = Field(
+        description="whether each transaction begins where the one before ended; null where the ledger was not read"
+    )
+
+
+class CustomerBalance(Answer):
+    """A customer's balances, one for each currency; they are never added."""
+
+    customer: str
+    balances: list[Balance]
+
+
+class Anomaly(Answer):
+    """Something about a row that should not be."""
+
+    account: str
+    livemode: bool
+    id: str
+    kind: str
+    subject: str
+    subject_id: str
+    detail: dict[str, Any]
+    event_id: str
+    as_of: datetime
+    seen_at: datetime
+    resolved_at: datetime | None
 
 
 class Event(Answer):

@@ -328,6 +328,8 @@ invoice_payments = _projection(
     Column("amount_paid", BigInteger),
     _moment("paid_at"),
     _of_one("invoice_payments", "invoice"),
+    _of_one("invoice_payments", "payment_intent"),
+    _of_one("invoice_payments", "charge"),
 )
 
 refunds = _projection(
@@ -429,6 +431,16 @@ Index(
     changes.c.kind,
     unique=True,
     postgresql_where=changes.c.kind.in_(ONE_SHOT_KINDS),
+)
+
+# What was last told of an order's refunds.
+Index(
+    "changes_refund",
+    changes.c.account,
+    changes.c.livemode,
+    changes.c.subject_id,
+    changes.c.seq,
+    postgresql_where=changes.c.kind == "order.refund_changed",
 )
 
 anomalies = Table(

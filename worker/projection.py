@@ -27,7 +27,7 @@ from sqlalchemy.exc import DBAPIError
 
 from schemas import database, tables
 from schemas.database import Cursor
-from worker import folds
+from worker import folds, refunding
 from worker.folds import join
 from worker.folds.facts import Anomaly, Event, Facts, Row, Subject
 from worker.folds.join import Joined
@@ -174,7 +174,7 @@ def project(
             facts[one.subject].append(one)
         if each.again:
             anew.update(_own_subjects(each.event), (one.subject for one in verdict.facts))
-    _lock(cursor, facts.keys() | anew)
+    _lock(cursor, facts.keys() | anew, refunding.shared(facts))
     _mention(cursor, [each.event for each in claimed], facts)
     saved = _join(cursor, facts, anew)
     _save(cursor, saved)
@@ -198,9 +198,10 @@ def _own_subjects(event: Event) -> list[Subject]:
     return [Subject(table, event.account, event.livemode, event.object_id) for table in names]
 
 
-def _lock(cursor: Cursor, subjects: Iterable[Subject]) -> None:
+def _lock(cursor: Cursor, subjects: Iterable[Subject], ways: Iterable[tuple[str, bool, str]]) -> None:
     # By the object whose events they come from, so that a row and its children are one.
-    keys = list({f"{each.account} {each.livemode} {each.source}" for each in subjects})
+    keys = [f"{each.account} {each.livemode} {each.source}" for each in subjects]
+    keys += [f"{account} {livemode} {shared}" for account, livemode, shared in ways]
     cursor.execute(
         """
         SELECT pg_advisory_xact_lock(number) FROM (
@@ -208,7 +209,7 @@ def _lock(cursor: Cursor, subjects: Iterable[Subject]) -> None:
             ORDER BY number
         ) AS sorted
         """,
-        (keys,),
+        (list(set(keys)),),
     )
 
 
@@ -500,6 +501,7 @@ def _append_changes(cursor: Cursor, saved: _Saved) -> None:
         for subject, joined in saved.rows.items()
         for change in folds.SHAPES[subject.table].changes(saved.known.get(subject), joined.row)
     ]
+    found += refunding.changes(cursor, saved.rows, saved.known)
     if not found:
         return
     found.sort(key=lambda row: (row["at"], row["subject"], row["subject_id"]))

@@ -194,6 +194,9 @@ CREATE TABLE invoice_payments (
     as_of timestamptz NOT NULL,
     PRIMARY KEY (account, livemode, id)
 );
+CREATE INDEX invoice_payments_charge ON invoice_payments (account, livemode, charge) WHERE charge IS NOT NULL;
+CREATE INDEX invoice_payments_payment_intent ON invoice_payments (account, livemode, payment_intent)
+    WHERE payment_intent IS NOT NULL;
 CREATE INDEX invoice_payments_invoice ON invoice_payments (account, livemode, invoice)
     WHERE invoice IS NOT NULL;
 
@@ -296,6 +299,8 @@ CREATE UNIQUE INDEX changes_one_shot ON changes (account, livemode, subject, sub
         'order.opened', 'order.processing', 'order.paid', 'order.completed', 'order.failed', 'order.expired',
         'credit_note.issued', 'credit_note.voided', 'dispute.opened', 'dispute.closed'
     );
+
+CREATE INDEX changes_refund ON changes (account, livemode, subject_id, seq) WHERE kind = 'order.refund_changed';
 
 -- What became of an order's money. The way from an order to its payments is its payment intent or, where an invoice
 -- stands between, the payments of that one invoice; where neither is known, neither is what was refunded.

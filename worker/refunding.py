@@ -1,0 +1,141 @@
+"""What an order's refunds come to, as a change: a truth that spans several objects.
+
+Note [A shared key is locked from both sides]
+    A refund knows its payment intent, and so does the order, or the payment of the order's invoice. Whichever
+    is folded last has to notice the other. So every batch locks the payment intents, charges and invoices
+    that its orders, refunds, charges and invoice payments name, before it loads anything: of two batches that
+    meet in one of them the second sees what the first saved.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
+
+from psycopg.rows import dict_row
+
+from schemas.database import Cursor
+from worker.folds.facts import Facts, Row, Subject
+from worker.folds.join import Joined
+
+KIND: Final = "order.refund_changed"
+_WAYS: Final = ("payment_intent", "charge", "invoice")
+_TABLES: Final = ("charges", "invoice_payments", "orders", "refunds")
+
+
+def shared(facts: Mapping[Subject, Sequence[Facts]]) -> set[tuple[str, bool, str]]:
+    """Return the keys, each in its world, by which the orders and the refunds in *facts* can find each other."""
+    return {
+        (subject.account, subject.livemode, reference)
+        for subject, several in facts.items()
+        if subject.table in _TABLES
+        for one in several
+        for name in _WAYS
+        if (reference := one.references.get(name)) is not None
+    }
+
+
+def changes(cursor: Cursor, rows: Mapping[Subject, Joined], known: Mapping[Subject, Row]) -> list[dict[str, Any]]:
+    """Return a change for each order whose refunded amount is another than was last told, once *rows* are saved."""
+    moved = {
+        subject: joined
+        for subject, joined in rows.items()
+        if subject.table in _TABLES and _moves_money(subject, joined.row, known.get(subject))
+    }
+    if not moved:
+        return []
+    with cursor.connection.cursor(row_factory=dict_row) as found:
+        found.execute(_AFFECTED, _columns(moved))
+        return [_change(row) for row in found]
+
+
+def _moves_money(subject: Subject, row: Row, known: Row | None) -> bool:
+    """Tell whether *row* may change what an order's refunds come to; most orders only ever tell of themselves."""
+    if subject.table == "charges":
+        return known is None or row["payment_intent"] != known["payment_intent"]
+    if subject.table == "orders":
+        names = ("payment_intent", "invoice")
+        return any(row[name] is not None and (known is None or row[name] != known[name]) for name in names)
+    return row != known
+
+
+def _columns(moved: Mapping[Subject, Joined]) -> list[list[Any]]:
+    """Return, a list for each column: the world, the ways, what moved, and by which event."""
+    columns: list[list[Any]] = [[] for _ in range(9)]
+    for subject, joined in moved.items():
+        row = joined.row
+        charge = subject.id if subject.table == "charges" else row.get("charge")
+        values: Iterable[object] = (
+            subject.account,
+            subject.livemode,
+            subject.table == "orders",
+            row.get("payment_intent"),
+            charge,
+            row.get("invoice"),
+            row["event_id"],
+            row["as_of"],
+            joined.source,
+        )
+        for column, value in zip(columns, values, strict=True):
+            column.append(value)
+    return columns
+
+
+# An order is looked at when a refund or a way to it moved, and when it appears where refunds are known already: the
+# joins with refunds and invoice payments drop the many orders that nobody refunded, by an index probe each.
+_AFFECTED: Final = """
+WITH moved AS (
+    SELECT * FROM unnest(
+        %s::text[], %s::boolean[], %s::boolean[], %s::text[], %s::text[], %s::text[], %s::text[], %s::timestamptz[],
+        %s::text[]
+    ) AS t (account, livemode, is_order, intent, charge, invoice, event_id, as_of, source)
+), ways AS (
+    SELECT m.*, r.payment_intent AS way FROM moved AS m
+    JOIN refunds AS r ON (r.account, r.livemode, r.payment_intent) = (m.account, m.livemode, m.intent)
+    UNION
+    SELECT m.*, c.payment_intent FROM moved AS m
+    JOIN charges AS c ON (c.account, c.livemode, c.id) = (m.account, m.livemode, m.charge)
+    JOIN refunds AS r ON (r.account, r.livemode, r.charge) = (c.account, c.livemode, c.id)
+), affected AS (
+    SELECT o.account, o.livemode, o.id, w.event_id, w.as_of, w.source FROM ways AS w
+    JOIN orders AS o ON (o.account, o.livemode, o.payment_intent) = (w.account, w.livemode, w.way)
+    UNION ALL
+    SELECT o.account, o.livemode, o.id, w.event_id, w.as_of, w.source FROM ways AS w
+    JOIN invoice_payments AS p ON (p.account, p.livemode, p.payment_intent) = (w.account, w.livemode, w.way)
+    JOIN orders AS o ON (o.account, o.livemode, o.invoice) = (p.account, p.livemode, p.invoice)
+    UNION ALL
+    SELECT o.account, o.livemode, o.id, m.event_id, m.as_of, m.source FROM moved AS m
+    JOIN invoice_payments AS p ON (p.account, p.livemode, p.charge) = (m.account, m.livemode, m.charge)
+    JOIN orders AS o ON (o.account, o.livemode, o.invoice) = (p.account, p.livemode, p.invoice)
+    UNION ALL
+    SELECT o.account, o.livemode, o.id, m.event_id, m.as_of, m.source FROM moved AS m
+    JOIN invoice_payments AS p ON (p.account, p.livemode, p.invoice) = (m.account, m.livemode, m.invoice)
+    JOIN orders AS o ON (o.account, o.livemode, o.invoice) = (m.account, m.livemode, m.invoice)
+), last AS (
+    SELECT DISTINCT ON (account, livemode, id) * FROM affected ORDER BY account, livemode, id, as_of DESC, event_id DESC
+)
+SELECT
+    l.account, l.livemode, l.id, l.event_id, l.as_of, l.source, b.currency, b.refunded_amount, b.refund_status, t.told
+FROM last AS l JOIN order_book AS b USING (account, livemode, id)
+LEFT JOIN LATERAL (
+    SELECT c.after AS told FROM changes AS c
+    WHERE (c.account, c.livemode, c.subject_id) = (l.account, l.livemode, l.id) AND c.kind = 'order.refund_changed'
+    ORDER BY c.seq DESC LIMIT 1
+) AS t ON true
+WHERE b.refunded_amount IS DISTINCT FROM coalesce((t.told ->> 'refunded_amount')::bigint, 0)
+    AND b.refunded_amount IS NOT NULL
+"""
+
+
+def _change(row: Mapping[str, Any]) -> dict[str, Any]:
+    nothing = {"currency": row["currency"], "refunded_amount": 0, "refund_status": "none"}
+    return {
+        "account": row["account"],
+        "livemode": row["livemode"],
+        "subject": "order",
+        "subject_id": row["id"],
+        "kind": KIND,
+        "event_id": row["event_id"],
+        "source": row["source"],
+        "at": row["as_of"],
+        "before": row["told"] or nothing,
+        "after": {name: row[name] for name in nothing},
+    }

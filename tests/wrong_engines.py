@@ -1,0 +1,221 @@
+"""Breaks the engine on purpose, one way at a time, and shows that the tests notice.
+
+    deploy/dev run python -m tests.wrong_engines [WORD…]
+
+Each break is made in a copy of the tree, and has to turn the tests red; with words, only breaks whose name holds
+one of them. Ends with 1 if a broken engine passes.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from deploy.services import embedded_services
+
+ROOT = Path(__file__).parent.parent
+TESTS = ("tests/test_join.py", "tests/test_orders.py", "tests/test_money.py", "tests/test_projection.py")
+JOIN = "worker/folds/join.py"
+SESSION = "worker/folds/checkout_session.py"
+PROJECTION = "worker/projection.py"
+
+
+@dataclass(frozen=True)
+class Break:
+    """One way to be wrong: in *file*, *right* becomes *wrong*."""
+
+    name: str
+    file: str
+    right: str
+    wrong: str
+
+
+BREAKS = (
+    Break(
+        "arrival order",
+        PROJECTION,
+        "result = join.fold_all(shape, facts[subject]) if row is None else",
+        "result = join.fold_all(shape, facts[subject]) if row is None or True else",
+    ),
+    Break("an equal event is laid over", JOIN, "if step.position <= position", "if step.position < position"),
+    Break(
+        "stamp before rank", "worker/folds/facts.py", "return (self.rank, self.stamp)", "return (self.stamp, self.rank)"
+    ),
+    Break(
+        "no rank",
+        SESSION,
+        "rank=_CLOCK_EXPIRED if by_clock else _rank(status, session.payment_status, failed=failed),",
+        "rank=0,",
+    ),
+    Break(
+        "failure is an unpaid completion", SESSION, "return _FAILED if failed else _PROCESSING", "return _PROCESSING"
+    ),
+    Break(
+        "an unknown value ranks highest",
+        SESSION,
+        "    return _OPEN\n\n\ndef _columns",
+        "    return _PAID\n\n\ndef _columns",
+    ),
+    Break(
+        "greatest id decides a second",
+        JOIN,
+        "    ordered, ambiguous = _path(shape, edges, start)\n",
+        "    ordered, ambiguous = sorted(edges, key=lambda edge: edge.facts.event_id), False\n",
+    ),
+    Break(
+        "no anchor",
+        JOIN,
+        "    return _state(carried, names) if set(names) <= set(carried) else None",
+        "    return None",
+    ),
+    Break("twins are always dropped", JOIN, "    if _gaps(edges, start):\n", "    if True:\n"),
+    Break("twins are never dropped", JOIN, "    if _gaps(edges, start):\n", "    if False:\n"),
+    Break(
+        "something comes before created",
+        JOIN,
+        "_NOTHING if facts.is_first else _state(_before(facts), names)",
+        "_state(_before(facts), names)",
+    ),
+    Break(
+        "no state before", JOIN, "return facts.after if facts.before is None else facts.before", "return facts.after"
+    ),
+    Break(
+        "null does not count as carried",
+        JOIN,
+        "laid = {**row, **step.columns,",
+        "laid = {**row, **{k: v for k, v in step.columns.items() if v is not None},",
+    ),
+    Break(
+        "a null reference erases",
+        JOIN,
+        "for name, reference in step.references.items() if reference is not None}\n    for",
+        "for name, reference in step.references.items()}\n    for",
+    ),
+    Break("the last moment counts", JOIN, "moment if known is None else min(known, moment)", "moment"),
+    Break("the largest moment counts", JOIN, "min(known, moment)", "max(known, moment)"),
+    Break("our clock's moment stays", JOIN, "laid[shape.clock_moment] = None", "pass"),
+    Break(
+        "absent keys erase",
+        "worker/folds/reading.py",
+        "for name, value in fields.items() if value is not UNSET}\n\n\ndef references",
+        "for name, value in ((n, None if v is UNSET else v) for n, v in fields.items())}\n\n\ndef references",
+    ),
+    Break(
+        "nested previous attributes replace",
+        "worker/folds/reading.py",
+        "before[key] = overlay(known, value)",
+        "before[key] = value",
+    ),
+    Break("a null metadata value is kept", "worker/folds/reading.py", "if text is not None}", "}"),
+    Break(
+        "inbox keyed by id alone",
+        "schemas/inbox.py",
+        "ON CONFLICT (account, livemode, id) DO UPDATE SET",
+        "ON CONFLICT (seq) DO UPDATE SET",
+    ),
+    Break(
+        "modes share a row",
+        SESSION,
+        'Subject("orders", event.account, event.livemode, session.id)',
+        'Subject("orders", event.account, False, session.id)',
+    ),
+    Break(
+        "accounts share a row",
+        "worker/folds/payment_link.py",
+        'Subject("payment_links", event.account, event.livemode, link.id)',
+        'Subject("payment_links", "", event.livemode, link.id)',
+    ),
+    Break(
+        "the first rendering stays",
+        "schemas/inbox.py",
+        "WHERE left(excluded.api_version, 10) >",
+        "WHERE false AND '' >",
+    ),
+    Break("no lock on the object", PROJECTION, "SELECT pg_advisory_xact_lock(number) FROM (", "SELECT number FROM ("),
+    Break(
+        "no lock on the change feed",
+        PROJECTION,
+        "SELECT pg_advisory_xact_lock(hashtextextended(current_schema() || ' changes', 0))",
+        "SELECT 1",
+    ),
+    Break(
+        "refold from the batch alone",
+        PROJECTION,
+        "if one.subject in found:\n",
+        "if one.subject in found and one.event_id in {e.event_id for s in at_hand.values() for e in s}:\n",
+    ),
+    Break(
+        "parked events are folded along",
+        PROJECTION,
+        "(o.state IS DISTINCT FROM 'parked' OR i.id = ANY(%s))",
+        "(true OR i.id = ANY(%s))",
+    ),
+    Break("the old row is trusted", PROJECTION, "        if each.again:\n", "        if False:\n"),
+    Break("changes at every event", SESSION, '(before is not None and before["status"] == status)', "False"),
+    Break(
+        "no changes after the first",
+        SESSION,
+        '(before is not None and before["status"] == status)',
+        "before is not None",
+    ),
+)
+
+
+def main(words: list[str]) -> int:
+    """Try every break and print what became of it; return how many were not noticed."""
+    chosen = [each for each in BREAKS if not words or any(word in each.name for word in words)]
+    survivors = 0
+    with (
+        tempfile.TemporaryDirectory(prefix="payfold-wrong-") as folder,
+        embedded_services(Path(folder) / "services", durable=False) as services,
+    ):
+        environment = {**os.environ, "DATABASE_URL": services.database_url, "REDIS_URL": services.redis_url}
+        for each in chosen:
+            started = time.monotonic()
+            noticed = _is_noticed(each, Path(folder) / "tree", environment)
+            survivors += not noticed
+            verdict = "noticed" if noticed else "NOT NOTICED"
+            print(f"{verdict:<12}{time.monotonic() - started:>5.0f} s  {each.name}", flush=True)  # noqa: T201 - its output
+    print(f"{len(chosen) - survivors} of {len(chosen)} wrong engines were noticed")  # noqa: T201 - as above
+    return survivors
+
+
+def _is_noticed(each: Break, tree: Path, environment: dict[str, str]) -> bool:
+    shutil.rmtree(tree, ignore_errors=True)
+    for part in ("api", "deploy", "schemas", "tests", "worker"):
+        shutil.copytree(ROOT / part, tree / part, ignore=shutil.ignore_patterns("__pycache__"))
+    for file in ("pyproject.toml", "Procfile"):
+        shutil.copy(ROOT / file, tree / file)
+    path = tree / each.file
+    text = path.read_text()
+    if text.count(each.right) != 1:
+        raise SystemExit(f"{each.name}: {each.file} does not hold once what is to be broken")
+    path.write_text(text.replace(each.right, each.wrong))
+    present = [test for test in TESTS if (tree / test).exists()]
+    run = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-x",
+        "-n",
+        "0",
+        "-p",
+        "no:cacheprovider",
+        "--hypothesis-seed=1",
+        *present,
+    ]
+    result = subprocess.run(
+        run, cwd=tree, env={**environment, "PYTHONPATH": str(tree)}, capture_output=True, check=False
+    )
+    if result.returncode not in (0, 1):
+        raise SystemExit(f"{each.name}: the tests did not run\n{result.stdout.decode()[-2000:]}")
+    return result.returncode == 1
+
+
+if __name__ == "__main__":
+    sys.exit(min(main(sys.argv[1:]), 1))

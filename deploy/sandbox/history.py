@@ -8,6 +8,7 @@ import random
 from collections.abc import Callable, Iterator
 from typing import Final
 
+from deploy.sandbox import lives
 from deploy.sandbox.account import DAY_SECONDS, START, Account, Event
 
 # Currency, and a usual price in its smallest unit: without decimals, with two, and with three, where the last
@@ -30,28 +31,46 @@ _VISITS: Final = {"cart": 50, "link": 41, "setup": 3, "subscription": 3, "nothin
 _DECISIONS: Final = {"pay": 72, "leave": 16, "pay by a delayed method": 10, "called off": 2}
 _CLEARINGS: Final = {"clears": 78, "fails": 17, "clears at once": 5}
 
+_MONTH_SECONDS: Final = 30 * DAY_SECONDS
+# What becomes of a sale, each with its weight; and what an office does beside selling.
+_FATES: Final = {"nothing": 89, "refunds": 9, "dispute": 2}
+_OFFICE: Final = (lives.invoice, lives.invoice, lives.invoice, lives.balance, lives.portal, lives.deletion)
+
 TANGLE_EVENTS_MIN: Final = 3
 TANGLE_EVENTS_MAX: Final = 12
 _BURST_MAX: Final = 5
+MONEY_EVENTS_BEGUN_MAX: Final = 24
+"""How many events a tangle of money has before its last step."""
+_OVER: Final = object()
 
 
 def shop_history(
-    seed: int, orders: int, *, livemode: bool = False, account: str | None = None, start: int = START
+    seed: int,
+    orders: int,
+    *,
+    livemode: bool = False,
+    account: str | None = None,
+    start: int = START,
+    money: bool = False,
 ) -> Account:
     """Return a shop that *orders* buyers visited, each opening a session; a recovered one opens another.
 
     All has come to its end but for the last hundredth of the visits, which are open or processing. For 100,000
-    orders and more, :func:`stream_shop` needs less memory.
+    orders and more, :func:`stream_shop` needs less memory. With *money* the shop also has what comes after a sale:
+    customers and their balances, invoices, credit notes, refunds, disputes and the billing portal.
     """
-    shop = Account(seed=seed, livemode=livemode, account=account, start=start)
-    for _ in _Shop(shop, seed, orders).run():
+    shop = Account(seed=seed, livemode=livemode, account=account, start=start, payments=money)
+    for _ in _shop(shop, seed, orders).run():
         pass
     return shop
 
 
 def stream_shop(shop: Account, seed: int, orders: int) -> Iterator[Event]:
-    """Yield the events of :func:`shop_history` as they happen at *shop*, a new account, which keeps none."""
-    for _ in _Shop(shop, seed, orders).run():
+    """Yield the events of :func:`shop_history` as they happen at *shop*, a new account, which keeps none.
+
+    A shop that makes payments (``Account(payments=True)``) has all that comes after a sale.
+    """
+    for _ in _shop(shop, seed, orders).run():
         yield from shop.take_events()
 
 
@@ -123,14 +142,14 @@ class _Shop:
         match _pick(self._random, _VISITS):
             case "setup":
                 session = self._account.open_session(mode="setup", customer=self._customer())
-                self._after(self._hesitation(), self._account.complete, session)
+                self._after(self._hesitation(), self._pay, session)
             case "subscription":
                 amount = 0 if _flip(self._random, 0.3) else 1_200  # a trial owes nothing
                 session = self._account.open_session(mode="subscription", amount=amount)
-                self._after(self._hesitation(), self._account.complete, session)
+                self._after(self._hesitation(), self._pay, session)
             case "nothing due":
                 session = self._account.open_session(amount=2_000, discount=2_000, metadata={"code": "FREE"})
-                self._after(self._hesitation(), self._account.complete, session)
+                self._after(self._hesitation(), self._pay, session)
             case "link":
                 self._decide(self._buy_by_link())
             case _:
@@ -177,13 +196,14 @@ class _Shop:
             shipping=price // 100 * 20 if extras & 4 else 0,
             tax=amount // 100 * 10 if extras & 8 else 0,
             recoverable=_flip(self._random, 0.3),
+            invoice_creation=self._wants_invoice(),
         )
 
     def _decide(self, session: str) -> None:
         """Let a buyer pay at once or by a delayed method, or leave the page."""
         match _pick(self._random, _DECISIONS):
             case "pay":
-                self._after(self._hesitation(), self._account.complete, session)
+                self._after(self._hesitation(), self._pay, session)
             case "pay by a delayed method":
                 self._after(self._hesitation(), self._pay_delayed, session)
             case "called off":
@@ -191,14 +211,20 @@ class _Shop:
             case _:
                 self._after(DAY_SECONDS + self._random.uniform(0, 60), self._leave, session)
 
+    def _pay(self, session: str) -> None:
+        self._account.complete(session)
+
+    def _clear(self, session: str) -> None:
+        self._account.async_payment_succeeded(session)
+
     def _pay_delayed(self, session: str) -> None:
         self._account.complete(session, payment_status="unpaid")
         seconds = self._random.uniform(60, 5 * DAY_SECONDS)
         match _pick(self._random, _CLEARINGS):
             case "clears at once":
-                self._account.async_payment_succeeded(session)
+                self._clear(session)
             case "clears":
-                self._after(seconds, self._account.async_payment_succeeded, session)
+                self._after(seconds, self._clear, session)
             case _:
                 self._after(seconds, self._account.async_payment_failed, session)
 
@@ -218,30 +244,101 @@ class _Shop:
     def _customer(self) -> str:
         return f"cus_{self._random.getrandbits(56):014x}"
 
+    def _wants_invoice(self) -> bool:
+        return False
 
-# One object's way through its states; it yields after each step.
-Life = Iterator[None]
+
+class _MoneyShop(_Shop):
+    """A shop that also has what comes after a sale, and an office that writes invoices."""
+
+    def __init__(self, account: Account, seed: int, orders: int) -> None:
+        super().__init__(account, seed, orders)
+        self._customers: list[str] = []
+        self._living: dict[str, lives.Life] = {}
+
+    def _visit(self) -> None:
+        super()._visit()
+        if _flip(self._random, 0.06):
+            self._begin(self._random.choice(_OFFICE)(self._account, self._random))
+
+    def _pay(self, session: str) -> None:
+        super()._pay(session)
+        self._sold(session)
+
+    def _clear(self, session: str) -> None:
+        super()._clear(session)
+        self._sold(session)
+
+    def _sold(self, session: str) -> None:
+        """Decide what becomes of a sale: most often nothing any more."""
+        current = self._account.session(session)
+        paid = bool(self._account.order_intents(session))
+        fate = _pick(self._random, _FATES)
+        if current["subscription"] is not None and _flip(self._random, 0.5):
+            self._after(_MONTH_SECONDS, self._renew, current["subscription"])
+        if current["invoice"] is not None and paid and fate != "nothing":
+            self._begin(lives.notes(self._account, self._random, current["invoice"]))
+        elif paid and fate == "refunds":
+            self._begin(lives.refunds(self._account, self._random, session))
+        elif paid and fate == "dispute":
+            self._begin(lives.dispute(self._account, self._random, session))
+
+    def _renew(self, subscription: str) -> None:
+        """Bill a subscription for its month, and some of them for another one."""
+        invoice = self._account.renew(subscription, 1_200)
+        self._account.finalize_invoice(invoice)
+        self._account.pay_invoice(invoice)
+        if _flip(self._random, 0.3):
+            self._after(_MONTH_SECONDS, self._renew, subscription)
+
+    def _begin(self, life: lives.Life) -> None:
+        name = f"life {self._entries}"
+        self._living[name] = life
+        self._after(self._random.expovariate(1 / (2 * DAY_SECONDS)), self._go_on, name)
+
+    def _go_on(self, name: str) -> None:
+        if next(self._living[name], _OVER) is _OVER:
+            del self._living[name]
+        else:
+            self._after(self._random.expovariate(1 / DAY_SECONDS), self._go_on, name)
+
+    def _customer(self) -> str:
+        """Return a buyer who has an account at the shop, half of them for the first time."""
+        if self._customers and _flip(self._random, 0.5):
+            return self._random.choice(self._customers)
+        customer = self._account.create_customer(email=f"buyer-{len(self._customers)}@example.com")
+        self._customers.append(customer)
+        return customer
+
+    def _wants_invoice(self) -> bool:
+        return _flip(self._random, 0.15)
 
 
-def tangle(seed: int, *, contradictory: bool | None = None) -> Account:
+def _shop(account: Account, seed: int, orders: int) -> _Shop:
+    return (_MoneyShop if account.payments else _Shop)(account, seed, orders)
+
+
+def tangle(seed: int, *, contradictory: bool | None = None, money: bool = False) -> Account:
     """Return a small account: 1 to 4 links and sessions, 3 to 12 events, most of them within the same seconds.
 
     The links change 2 to 5 times within one second. A *contradictory* tangle (by default one in eight) also has
     an event that says expired of a session that completes; the true status of that session is the completed one.
+    With *money* there are all other objects too, and up to 60 events, since one payment is told by many.
     """
     rng = random.Random(f"tangle {seed}")
-    account = Account(seed=seed)
+    account = Account(seed=seed, payments=money)
     if contradictory is None:
         contradictory = _flip(rng, 0.125)
     contradiction = _contradiction(account, rng) if contradictory else iter(())
-    lives = [rng.choice(_LIVES)(account, rng) for _ in range(rng.randint(1, 4 - contradictory))]
-    lives.append(contradiction)
+    kinds = _LIVES if not money else _LIVES[::3] + lives.BEGINNINGS
+    living = [rng.choice(kinds)(account, rng) for _ in range(rng.randint(1, 4 - contradictory))]
+    living.append(contradiction)
     # What is kept free: a burst in the last step, and a contradiction that has not begun.
-    events_max = TANGLE_EVENTS_MAX - _BURST_MAX - (2 if contradictory else 0)
-    while lives and len(account.events) <= events_max:
-        life = rng.choice(lives)
+    events_max = MONEY_EVENTS_BEGUN_MAX if money else TANGLE_EVENTS_MAX - _BURST_MAX - (2 if contradictory else 0)
+    while living and len(account.events) <= events_max:
+        life = rng.choice(living)
         if next(life, _OVER) is _OVER:
-            lives.remove(life)
+            living.remove(life)
         account.advance(rng.choice((0, 0, 0, 0, 0, 1, 1, 30, 600)))
     for _ in contradiction:
         pass
@@ -250,10 +347,7 @@ def tangle(seed: int, *, contradictory: bool | None = None) -> Account:
     return account
 
 
-_OVER: Final = object()
-
-
-def _link(account: Account, rng: random.Random) -> Life:
+def _link(account: Account, rng: random.Random) -> lives.Life:
     link = account.create_payment_link(metadata={"note": "first"} if _flip(rng, 0.5) else None)
     yield
     for _ in range(rng.randint(1, 2)):
@@ -279,13 +373,13 @@ def _open(account: Account, rng: random.Random, *, recoverable: bool = False) ->
     return account.open_session(payment_link=link, tax=rng.choice((0, 380)), recoverable=recoverable)
 
 
-def _paid(account: Account, rng: random.Random) -> Life:
+def _paid(account: Account, rng: random.Random) -> lives.Life:
     session = _open(account, rng)
     yield
     account.complete(session)
 
 
-def _delayed(account: Account, rng: random.Random) -> Life:
+def _delayed(account: Account, rng: random.Random) -> lives.Life:
     session = _open(account, rng)
     yield
     account.complete(session, payment_status="unpaid")
@@ -296,20 +390,20 @@ def _delayed(account: Account, rng: random.Random) -> Life:
         account.async_payment_failed(session)
 
 
-def _nothing_due(account: Account, rng: random.Random) -> Life:
+def _nothing_due(account: Account, rng: random.Random) -> lives.Life:
     setup = _flip(rng, 0.5)
     session = account.open_session(mode="setup") if setup else account.open_session(amount=0)
     yield
     account.complete(session)
 
 
-def _expired(account: Account, rng: random.Random) -> Life:
+def _expired(account: Account, rng: random.Random) -> lives.Life:
     session = _open(account, rng)
     yield
     account.expire(session)
 
 
-def _recovered(account: Account, rng: random.Random) -> Life:
+def _recovered(account: Account, rng: random.Random) -> lives.Life:
     original = _open(account, rng, recoverable=True)
     yield
     account.expire(original)
@@ -322,7 +416,7 @@ def _recovered(account: Account, rng: random.Random) -> Life:
         account.expire(again)
 
 
-def _contradiction(account: Account, rng: random.Random) -> Life:
+def _contradiction(account: Account, rng: random.Random) -> lives.Life:
     """Say expired and completed of one session, in either order. It emits 2 events."""
     session = account.open_session()
     expired = account.session(session) | {"status": "expired", "url": None}
@@ -338,4 +432,14 @@ def _contradiction(account: Account, rng: random.Random) -> Life:
 
 
 # Links are the nastiest, since their order is in previous_attributes alone.
-_LIVES: Final = (_link, _link, _link, _paid, _delayed, _delayed, _nothing_due, _expired, _recovered)
+_LIVES: Final[tuple[Callable[[Account, random.Random], lives.Life], ...]] = (
+    _link,
+    _link,
+    _link,
+    _paid,
+    _delayed,
+    _delayed,
+    _nothing_due,
+    _expired,
+    _recovered,
+)

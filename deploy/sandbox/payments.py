@@ -9,7 +9,7 @@ from typing import Any, Final, Literal
 
 from deploy.sandbox import billing_shapes
 from deploy.sandbox.customers import Customers
-from deploy.sandbox.journal import DAY_SECONDS, Object, ParameterError, TransitionError, api_call
+from deploy.sandbox.journal import DAY_SECONDS, Object, ParameterError, TransitionError, api_call, copy_of
 
 RefundStatus = Literal["pending", "requires_action", "succeeded"]
 DisputeEnd = Literal["won", "lost", "warning_closed"]
@@ -121,6 +121,10 @@ class Payments(Customers):
         self._emit("charge.failed", failed)
         wanting, _ = self._change(asked, status="requires_payment_method")
         self._emit("payment_intent.payment_failed", wanting)
+
+    def charge_of(self, payment: str) -> Object:
+        """Return a copy of a charge, by its own id or as the latest of a payment intent's."""
+        return copy_of(self._charge_of(payment))
 
     def _charge_of(self, payment: str) -> Object:
         """Return a charge by its own id, or as the latest of a payment intent's."""

@@ -6,9 +6,6 @@ from typing import Any, Final
 from deploy.sandbox.account import Account, Event, ParameterError
 
 
-# Of some objects, who or what there must be first.
-
-
 def _paid(account: Account) -> str:
     """Return a session that has been paid."""
     session = account.open_session(shipping=500)
@@ -136,11 +133,12 @@ def sample(kind: str, overrides: Mapping[str, Any], *, now: int) -> Event:
     event = [event for event in account.events if event.type == kind][-1]
     if not overrides:
         return event
-    about = event.payload()["data"]["object"]
+    data = event.payload()["data"]
+    about = data["object"]
     for path, value in overrides.items():
         holder = about
         *parents, key = path.split(".")
         for parent in parents:
             holder = holder.setdefault(parent, {})
         holder[key] = value
-    return account.emit(kind, about)
+    return account.emit(kind, about, data.get("previous_attributes"))

@@ -142,17 +142,12 @@ def _anomalies(row: Row) -> list[Anomaly]:
 
 
 def _changes(before: Row | None, after: Row) -> list[Change]:
-    known = None if before is None else before["amount"]
+    # A customer begins with nothing, which is nothing to tell.
+    known = 0 if before is None else before["amount"]
     if known == after["amount"]:
         return []
     told = {"currency": after["currency"]}
-    return [
-        Change(
-            "balance.changed",
-            None if before is None else {**told, "amount": known},
-            {**told, "amount": after["amount"]},
-        )
-    ]
+    return [Change("balance.changed", {**told, "amount": known}, {**told, "amount": after["amount"]})]
 
 
 TRANSACTION_SHAPE: Final = Shape(

@@ -105,6 +105,8 @@ def _told(note: CreditNote) -> Told:
             memo=note.memo,
             created=moment(note.created),
             effective_at=moment(note.effective_at),
+            # A first page says nothing of whether the lines that were seen before were all.
+            lines_complete=True if isinstance(note.lines, _Lines) and not note.lines.has_more else UNSET,
             _refund=note.refund if note.refund is UNSET else note.refund is not None,
             _balance=UNSET
             if note.customer_balance_transaction is UNSET

@@ -334,12 +334,14 @@ LEFT JOIN LATERAL (
             SELECT coalesce(sum(r.amount), 0)::bigint FROM refunds AS r
             WHERE (r.account, r.livemode, r.currency) = (o.account, o.livemode, o.currency)
                 AND (r.payment_intent = ANY (paid_by.intents) OR r.charge = ANY (known.charges))
-                AND r.status NOT IN ('failed', 'canceled')
+                AND coalesce(r.status, '') NOT IN ('failed', 'canceled')
         ) AS refunded_amount,
         (
             SELECT coalesce(sum(d.amount), 0)::bigint FROM disputes AS d
             WHERE (d.account, d.livemode, d.currency) = (o.account, o.livemode, o.currency)
                 AND (d.payment_intent = ANY (paid_by.intents) OR d.charge = ANY (known.charges))
+                -- Of these the money stayed with the shop, or came back.
+                AND coalesce(d.status, '') NOT IN ('won', 'prevented', 'warning_closed')
         ) AS disputed_amount
     FROM (
         SELECT paid_by.charges || ARRAY(

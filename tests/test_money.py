@@ -1,0 +1,631 @@
+"""What the tables show of the money behind an order: history in, table out, in any order of arrival."""
+
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine
+
+from deploy.sandbox.account import Account
+from deploy.sandbox.rendering import render, twin
+from schemas import database, observations
+from tests import ledger
+from worker.folds.portal import SESSION_CLOCK_EXPIRED
+
+VERSIONS = ("2024-06-20", "2025-03-31.basil", "2025-09-30.clover", "2026-03-25.dahlia")
+ARRIVALS = 4
+
+
+@pytest.fixture
+def engine(database_url: str) -> Iterator[Engine]:
+    """Return an engine on an empty, migrated database."""
+    made = database.engine(database_url)
+    yield made
+    made.dispose()
+
+
+@pytest.fixture
+def account() -> Account:
+    """Return a shop's account whose sessions have their payments told too."""
+    return Account(seed=51, payments=True)
+
+
+def show(engine: Engine, account: Account, table: str, *, order_by: str = "id") -> list[dict[str, Any]]:
+    """Return the rows of *table* after what happened at *account*, which are the same however it arrives."""
+    bodies = [event.body for event in account.events]
+    chance = random.Random(5)
+    shown = []
+    for arrival in range(ARRIVALS):
+        ledger.clear(engine)
+        if arrival % 2:
+            ledger.take_in(engine, *bodies)
+        else:
+            ledger.record(engine, [ledger.delivery(body) for body in bodies])
+            ledger.fold(engine, limit=chance.randint(1, 9))
+        shown.append(ledger.rows(engine, f"SELECT * FROM {table} ORDER BY {order_by}"))  # noqa: S608 - a test's own words
+        chance.shuffle(bodies)
+    assert all(rows == shown[0] for rows in shown)
+    assert ledger.rows(engine, "SELECT id, reason FROM events WHERE state = 'parked'") == []
+    return shown[0]
+
+
+def listed(engine: Engine, account: Account, customer: str) -> None:
+    """Let Payfold have read the ledger of *customer*, as an observation of each transaction."""
+    found = [
+        observations.observe(
+            "payfold.customer_balance_transaction.observed",
+            transaction,
+            account="",
+            livemode=False,
+            created=account.now + 1,
+            now=ledger.NOW,
+        )
+        for transaction in account.balance_transactions(customer)
+    ]
+    random.Random(6).shuffle(found)
+    ledger.record(engine, found)
+    ledger.fold(engine)
+
+
+def part(row: dict[str, Any], *names: str) -> tuple[Any, ...]:
+    """Return the columns *names* of *row*."""
+    return tuple(row[name] for name in names)
+
+
+# Customers and their balances.
+
+
+def test_a_customer(engine: Engine, account: Account) -> None:
+    """A customer shows what its last event says."""
+    customer = account.create_customer(email="first@example.com", name="First")
+    account.update_customer(customer, email="second@example.com")
+
+    (row,) = show(engine, account, "customers")
+
+    assert part(row, "id", "email", "name", "deleted") == (customer, "second@example.com", "First", False)
+
+
+def test_a_deleted_customer_stays_deleted(engine: Engine, account: Account) -> None:
+    """A late update of a deleted customer does not bring it back."""
+    customer = account.create_customer(email="gone@example.com")
+    account.update_customer(customer, name="Late")
+    account.delete_customer(customer)
+
+    (row,) = show(engine, account, "customers")
+
+    assert part(row, "deleted", "name") == (True, "Late")
+
+
+def test_a_subscription_is_no_customer(engine: Engine, account: Account) -> None:
+    """What begins with customer. is not thereby a customer: events go by exact type and object."""
+    account.emit("customer.subscription.created", {"id": "sub_1", "object": "subscription"})
+
+    ledger.take_in(engine, *(event.body for event in account.events))
+
+    assert ledger.rows(engine, "SELECT id FROM customers") == []
+    assert ledger.rows(engine, "SELECT state FROM events") == [{"state": "ignored"}]
+
+
+def test_a_balance_is_what_the_customer_last_told(engine: Engine, account: Account) -> None:
+    """Credit is negative; each real change is a row, with what it was and what it came to."""
+    customer = account.create_customer(currency="usd")
+    for amount in (-500, 200, -100):
+        account.advance(60)
+        account.adjust_balance(customer, amount)
+
+    (balance,) = show(engine, account, "balances", order_by="customer")
+
+    assert part(balance, "customer", "currency", "amount") == (customer, "usd", -400)
+    changes = ledger.rows(engine, "SELECT amount, ending_balance FROM balance_changes ORDER BY as_of")
+    assert [part(row, "amount", "ending_balance") for row in changes] == [(-500, -500), (200, -300), (-100, -400)]
+
+
+@pytest.mark.parametrize("amounts", [(-500, 500, -500), (-500, 500), (-1, -1, -1, -1, -1), (100, -300, 200)])
+def test_changes_within_a_second_are_all_there(engine: Engine, account: Account, amounts: tuple[int, ...]) -> None:
+    """Honest repeats and circles within one second end where they ended, and none of them is dropped."""
+    customer = account.create_customer(currency="usd")
+    account.advance(1)
+    for amount in amounts:
+        account.adjust_balance(customer, amount)
+
+    (balance,) = show(engine, account, "balances", order_by="customer")
+
+    assert balance["amount"] == sum(amounts)
+    changes = ledger.rows(engine, "SELECT amount FROM balance_changes")
+    assert sorted(row["amount"] for row in changes) == sorted(amounts)
+
+
+def test_a_twin_of_a_change_is_no_second_change(engine: Engine, account: Account) -> None:
+    """One change that is told under two ids is one row and one word in the feed."""
+    customer = account.create_customer(currency="usd")
+    account.advance(1)
+    account.adjust_balance(customer, -500)
+    bodies = [event.body for event in account.events] + [twin(account.events[-1], seed=1).body]
+
+    for order in (bodies, bodies[::-1]):
+        ledger.clear(engine)
+        ledger.take_in(engine, *order)
+        assert ledger.rows(engine, "SELECT amount FROM balance_changes") == [{"amount": -500}]
+        assert ledger.rows(engine, "SELECT amount FROM balances") == [{"amount": -500}]
+        assert ledger.kinds(engine, customer) == ["balance.changed"]
+
+
+def test_every_currency_has_its_own_balance(engine: Engine, account: Account) -> None:
+    """The customer's events tell one currency; the ledger tells the others, and its chain is whole."""
+    customer = account.create_customer(currency="usd")
+    account.adjust_balance(customer, -500)
+    for amount in (-700, 300):
+        account.adjust_balance(customer, amount, currency="eur")
+    ledger.take_in(engine, *(event.body for event in account.events))
+    listed(engine, account, customer)
+
+    found = ledger.rows(engine, "SELECT currency, amount FROM balances ORDER BY currency")
+
+    assert [part(row, "currency", "amount") for row in found] == [("eur", -400), ("usd", -500)]
+    assert ledger.anomalies(engine) == []
+    assert len(ledger.rows(engine, "SELECT id FROM balance_transactions")) == 3
+
+
+def test_a_missing_transaction_is_an_anomaly(engine: Engine, account: Account) -> None:
+    """A gap in the ledger is told with the exact difference, no row is made up, and finding the row resolves it."""
+    customer = account.create_customer(currency="usd")
+    account.adjust_balance(customer, -100, currency="eur")
+    account.advance(60)
+    missing = account.adjust_balance(customer, -30, currency="eur")
+    account.advance(60)
+    account.adjust_balance(customer, -5, currency="eur")
+    listed(engine, account, customer)
+    found = ledger.rows(engine, "SELECT seq FROM inbox WHERE object_id = :id", id=missing)
+    assert ledger.anomalies(engine) == []
+
+    ledger.clear(engine)
+    transactions = [row for row in account.balance_transactions(customer) if row["id"] != missing]
+    for transaction in transactions:
+        word = observations.observe(
+            "payfold.customer_balance_transaction.observed",
+            transaction,
+            account="",
+            livemode=False,
+            created=account.now + 1,
+            now=ledger.NOW,
+        )
+        ledger.record(engine, [word])
+        ledger.fold(engine)
+
+    assert len(found) == 1
+    (anomaly,) = ledger.rows(engine, "SELECT kind, detail FROM anomalies WHERE resolved_at IS NULL")
+    assert anomaly == {
+        "kind": "broken_chain",
+        "detail": {"expected": -100, "found": -130, "difference": -30},
+    }
+    assert len(ledger.rows(engine, "SELECT id FROM balance_transactions")) == 2
+    listed(engine, account, customer)
+    assert ledger.anomalies(engine) == []
+
+
+def test_the_two_witnesses_of_a_balance_differ(engine: Engine, account: Account) -> None:
+    """Where the ledger, read later, ends elsewhere than the customer says, the customer stands and it is noted."""
+    customer = account.create_customer(currency="usd")
+    account.adjust_balance(customer, -500)
+    (transaction,) = account.balance_transactions(customer)
+    ledger.take_in(engine, *(event.body for event in account.events))
+    word = observations.observe(
+        "payfold.customer_balance_transaction.observed",
+        {**transaction, "amount": -400, "ending_balance": -400},
+        account="",
+        livemode=False,
+        created=account.now + 60,
+        now=ledger.NOW,
+    )
+    ledger.record(engine, [word])
+    ledger.fold(engine)
+
+    assert ledger.rows(engine, "SELECT amount FROM balances") == [{"amount": -500}]
+    assert ledger.anomalies(engine) == ["balance_differs"]
+
+
+# Invoices.
+
+
+def test_an_invoice_is_paid(engine: Engine, account: Account) -> None:
+    """Created, finalised and paid within a second: paid, with its money, and a payment that leads to it."""
+    customer = account.create_customer(currency="usd")
+    invoice = account.create_invoice(customer, 2_000)
+    account.finalize_invoice(invoice)
+    account.pay_invoice(invoice)
+
+    (row,) = show(engine, account, "invoices")
+
+    assert part(row, "id", "status", "total", "amount_paid", "amount_remaining") == (invoice, "paid", 2_000, 2_000, 0)
+    assert row["paid_at"] is not None
+    (payment,) = ledger.rows(engine, "SELECT * FROM invoice_payments")
+    assert part(payment, "invoice", "status", "amount_paid") == (invoice, "paid", 2_000)
+    assert payment["payment_intent"] in account.invoice_intents(invoice)
+
+
+def test_a_paid_invoice_does_not_reopen(engine: Engine, account: Account) -> None:
+    """Marked uncollectible and then paid: what arrives late does not undo the payment."""
+    customer = account.create_customer(currency="usd")
+    invoice = account.create_invoice(customer, 900)
+    account.finalize_invoice(invoice)
+    account.mark_uncollectible(invoice)
+    account.pay_invoice(invoice)
+
+    (row,) = show(engine, account, "invoices")
+
+    assert part(row, "status", "voided_at") == ("paid", None)
+    assert ledger.anomalies(engine) == []
+
+
+def test_credit_is_used_by_an_invoice_and_returned_by_its_void(engine: Engine, account: Account) -> None:
+    """The balance pays what it can; voiding gives it back."""
+    customer = account.create_customer(currency="usd")
+    account.adjust_balance(customer, -300)
+    invoice = account.create_invoice(customer, 1_000)
+    account.finalize_invoice(invoice)
+    account.advance(5)
+    account.void_invoice(invoice)
+
+    (row,) = show(engine, account, "invoices")
+
+    assert part(row, "status", "amount_due", "starting_balance", "ending_balance") == ("void", 700, -300, 0)
+    assert ledger.rows(engine, "SELECT amount FROM balances") == [{"amount": -300}]
+
+
+def test_a_preview_is_no_invoice(engine: Engine, account: Account) -> None:
+    """invoice.upcoming tells of an invoice that does not exist: it is ignored, with the reason."""
+    account.emit("invoice.upcoming", {"id": "upcoming_in_1", "object": "invoice", "status": "draft"})
+
+    ledger.take_in(engine, account.events[-1].body)
+
+    assert ledger.rows(engine, "SELECT state, reason FROM events") == [
+        {"state": "ignored", "reason": "no fold wants the type invoice.upcoming"}
+    ]
+
+
+# Credit notes.
+
+
+def paid_invoice(account: Account, amount: int = 2_000) -> str:
+    """Return a paid invoice of a new customer."""
+    invoice = account.create_invoice(account.create_customer(currency="usd"), amount)
+    account.finalize_invoice(invoice)
+    account.pay_invoice(invoice)
+    return invoice
+
+
+@pytest.mark.parametrize(
+    ("split", "shown"),
+    [
+        ({"refund": 600}, (600, 0, 0)),
+        ({"credit": 600}, (0, 0, 600)),
+        ({"out_of_band": 600}, (0, 600, 0)),
+        ({"refund": 300, "credit": 200, "out_of_band": 100}, (300, 100, 200)),
+    ],
+)
+def test_where_a_credit_note_goes(
+    engine: Engine, account: Account, split: dict[str, Any], shown: tuple[int, int, int]
+) -> None:
+    """After the payment a note goes to refunds, out of band and to the balance, which is what is left."""
+    note = account.issue_credit_note(paid_invoice(account), 600, **split)
+
+    (row,) = show(engine, account, "credit_notes")
+
+    assert part(row, "id", "status", "amount", "pre_payment_amount", "post_payment_amount") == (
+        note,
+        "issued",
+        600,
+        0,
+        600,
+    )
+    refunded, out_of_band, to_balance = shown
+    assert part(row, "refunded_amount", "to_balance_amount") == (refunded, to_balance)
+    assert (row["out_of_band_amount"] or 0) == out_of_band
+    assert ledger.anomalies(engine) == []
+
+
+def test_a_note_before_the_payment(engine: Engine, account: Account) -> None:
+    """A note on an open invoice lowers what is due; nothing of it goes anywhere else."""
+    invoice = account.create_invoice(account.create_customer(currency="usd"), 2_000)
+    account.finalize_invoice(invoice)
+    account.advance(5)
+    account.issue_credit_note(invoice, 500)
+
+    (row,) = show(engine, account, "credit_notes")
+
+    assert part(row, "pre_payment_amount", "post_payment_amount", "to_balance_amount") == (500, 0, 0)
+    assert ledger.rows(engine, "SELECT amount_due, amount_remaining FROM invoices")[0]["amount_remaining"] == 1_500
+
+
+def test_a_void_note_stays_void(engine: Engine, account: Account) -> None:
+    """An update that arrives after the void does not issue the note again, and what it alone carried is kept."""
+    invoice = account.create_invoice(account.create_customer(currency="usd"), 2_000)
+    account.finalize_invoice(invoice)
+    note = account.issue_credit_note(invoice, 500)
+    account.update_credit_note(note, memo="as agreed")
+    account.void_credit_note(note)
+
+    (row,) = show(engine, account, "credit_notes")
+
+    assert part(row, "status", "memo") == ("void", "as agreed")
+    assert row["voided_at"] is not None
+    assert "credit_note.voided" in ledger.kinds(engine, note)
+
+
+def test_lines_that_were_seen(engine: Engine, account: Account) -> None:
+    """A first page of lines is kept, and the note says that there may be more."""
+    account.issue_credit_note(paid_invoice(account, 6_000), 1_200, credit=1_200, lines=[100] * 12)
+
+    (row,) = show(engine, account, "credit_notes")
+
+    assert row["lines_complete"] is False
+    lines = ledger.rows(engine, "SELECT credit_note, amount FROM credit_note_lines")
+    assert lines == [{"credit_note": row["id"], "amount": 100}] * 10
+
+
+def test_a_note_whose_lines_are_all_there(engine: Engine, account: Account) -> None:
+    """A page that has no more is all."""
+    account.issue_credit_note(paid_invoice(account), 300, credit=300, lines=[100, 200])
+
+    (row,) = show(engine, account, "credit_notes")
+
+    assert row["lines_complete"] is True
+
+
+def test_a_split_that_does_not_add_up(engine: Engine, account: Account) -> None:
+    """A note whose parts do not add up is an anomaly, and its unknown part is null, not a guess."""
+    note = account.issue_credit_note(paid_invoice(account), 600, refund=600)
+    wrong = {**account.object("credit_note", note), "refunds": [{"amount_refunded": 100, "refund": "re_1"}]}
+    event = account.emit("credit_note.updated", wrong, created=account.now + 5)
+
+    ledger.take_in(engine, event.body)
+
+    (row,) = ledger.rows(engine, "SELECT refunded_amount, to_balance_amount FROM credit_notes")
+    assert part(row, "refunded_amount", "to_balance_amount") == (100, None)
+    assert ledger.anomalies(engine) == ["credit_note_split"]
+
+
+@pytest.mark.parametrize("split", [{"refund": 600}, {"credit": 600}])
+def test_the_old_shape_of_a_note(engine: Engine, account: Account, split: dict[str, Any]) -> None:
+    """Before basil a note told its type and one refund's id: where that is enough, the row is the same."""
+    account.issue_credit_note(paid_invoice(account), 600, **split)
+    (event,) = [event for event in account.events if event.type == "credit_note.created"]
+    rows = []
+    for version in (event.api_version, "2024-06-20"):
+        ledger.clear(engine)
+        ledger.take_in(engine, render(event, version).body)
+        rows.append(ledger.rows(engine, "SELECT * FROM credit_notes"))
+
+    assert rows[0] == rows[1]
+    assert ledger.anomalies(engine) == []
+
+
+def test_what_the_old_shape_cannot_tell_is_null(engine: Engine, account: Account) -> None:
+    """A note of before basil that was refunded in part and credited in part does not say how much of each."""
+    account.issue_credit_note(paid_invoice(account), 600, refund=400, credit=200)
+    (event,) = [event for event in account.events if event.type == "credit_note.created"]
+
+    ledger.take_in(engine, render(event, "2024-06-20").body)
+
+    (row,) = ledger.rows(engine, "SELECT * FROM credit_notes")
+    assert part(row, "post_payment_amount", "refunded_amount", "to_balance_amount") == (600, None, None)
+    assert ledger.anomalies(engine) == []
+
+
+# Refunds, charges, disputes.
+
+
+def paid_order(account: Account, **options: Any) -> tuple[str, str]:  # noqa: ANN401 - the session's own
+    """Return a paid session and its payment intent."""
+    session = account.open_session(**options)
+    account.complete(session)
+    intents = account.order_intents(session)
+    assert intents
+    return session, intents[0]
+
+
+def book(engine: Engine, order: str) -> tuple[Any, ...]:
+    """Return what the order book says of *order*'s money."""
+    (row,) = ledger.rows(engine, "SELECT * FROM order_book WHERE id = :id", id=order)
+    return part(row, "refund_status", "refunded_amount", "disputed_amount")
+
+
+def test_a_refund_counts_once(engine: Engine, account: Account) -> None:
+    """refund.* and charge.refund.updated tell of one refund; the order is refunded in part."""
+    order, intent = paid_order(account, amount=2_000)
+    account.advance(5)
+    refund = account.refund(intent, 500)
+
+    (row,) = show(engine, account, "refunds")
+
+    assert part(row, "id", "status", "amount", "payment_intent") == (refund, "succeeded", 500, intent)
+    assert book(engine, order) == ("partial", 500, 0)
+    assert account.expected_refunded(order) == 500
+
+
+def test_a_refund_that_fails_after_it_succeeded(engine: Engine, account: Account) -> None:
+    """The bank sends it back: the money is the shop's again, and the feed tells both."""
+    order, intent = paid_order(account, amount=2_000)
+    account.advance(5)
+    refund = account.refund(intent)
+    account.advance(5)
+    account.fail_refund(refund)
+
+    ledger.take_in(engine, *(event.body for event in account.events))
+
+    assert book(engine, order) == ("none", 0, 0)
+    told = ledger.rows(engine, "SELECT before, after FROM changes WHERE kind = 'order.refund_changed' ORDER BY seq")
+    assert [(row["before"]["refunded_amount"], row["after"]["refunded_amount"]) for row in told] == [
+        (0, 2_000),
+        (2_000, 0),
+    ]
+    assert part(show(engine, account, "refunds")[0], "status") == ("failed",)
+
+
+def test_a_refund_before_its_order(engine: Engine, account: Account) -> None:
+    """A refund that arrives first waits for its order; the order's coming tells it, once."""
+    order, intent = paid_order(account, amount=2_000)
+    account.advance(5)
+    account.refund(intent)
+
+    ledger.take_in(engine, *(event.body for event in reversed(account.events)))
+
+    assert book(engine, order) == ("full", 2_000, 0)
+    assert ledger.kinds(engine, order).count("order.refund_changed") == 1
+
+
+def test_a_dispute_that_is_won(engine: Engine, account: Account) -> None:
+    """Once it is won nothing of the order is disputed any more."""
+    order, intent = paid_order(account, amount=2_000)
+    dispute = account.open_dispute(intent)
+    account.advance(5)
+    account.close_dispute(dispute, "won")
+
+    ledger.take_in(engine, *(event.body for event in account.events))
+
+    assert book(engine, order)[2] == account.expected_disputed(order) == 0
+
+
+def test_a_dispute(engine: Engine, account: Account) -> None:
+    """Money at risk shows beside the order; opened and closed are told once each."""
+    order, intent = paid_order(account, amount=2_000)
+    account.advance(5)
+    dispute = account.open_dispute(intent)
+    account.advance(5)
+    account.close_dispute(dispute, "lost")
+
+    ledger.take_in(engine, *(event.body for event in account.events))
+
+    assert book(engine, order)[2] == 2_000
+    assert ledger.kinds(engine, dispute) == ["dispute.opened", "dispute.closed"]
+    (row,) = show(engine, account, "disputes")
+    assert part(row, "status", "amount", "payment_intent") == ("lost", 2_000, intent)
+
+
+def test_a_charge_adds_up_its_refunds(engine: Engine, account: Account) -> None:
+    """The charge's own sum is the last that it told, however its events arrive."""
+    _, intent = paid_order(account, amount=2_000)
+    for amount in (300, 400):
+        account.refund(intent, amount)
+
+    (row,) = show(engine, account, "charges")
+
+    assert part(row, "payment_intent", "amount", "amount_refunded", "refunded") == (intent, 2_000, 700, False)
+
+
+# From an order through its invoice.
+
+
+def test_an_order_with_an_invoice(engine: Engine, account: Account) -> None:
+    """Refunds and credit notes of an order's own invoice are the order's, by the invoice's payments."""
+    order, intent = paid_order(account, amount=2_000, invoice_creation=True)
+    account.advance(5)
+    account.refund(intent, 700)
+
+    ledger.take_in(engine, *(event.body for event in account.events))
+
+    assert book(engine, order)[:2] == ("partial", account.expected_refunded(order))
+    (row,) = ledger.rows(engine, "SELECT credited_amount FROM order_book WHERE id = :id", id=order)
+    assert row["credited_amount"] == account.expected_credited(order)
+
+
+def test_later_invoices_are_not_the_orders(engine: Engine, account: Account) -> None:
+    """What is refunded of a subscription's next invoice does not touch the order that began it."""
+    customer = account.create_customer()
+    session = account.open_session(mode="subscription", amount=1_500, customer=customer)
+    account.complete(session)
+    account.advance(86_400)
+    renewal = account.renew(account.session(session)["subscription"])
+    account.finalize_invoice(renewal)
+    account.pay_invoice(renewal)
+    account.refund(account.invoice_intents(renewal)[0])
+
+    ledger.take_in(engine, *(event.body for event in account.events))
+
+    assert book(engine, session)[:2] == ("none", 0)
+
+
+def test_what_cannot_be_linked_is_null(engine: Engine, account: Account) -> None:
+    """An order of a subscription whose invoice payments were never told has no refunded amount, not even zero."""
+    session = account.open_session(mode="subscription", amount=1_500, customer=account.create_customer())
+    account.complete(session)
+    known = [event.body for event in account.events if not event.type.startswith("invoice_payment")]
+
+    ledger.take_in(engine, *known)
+
+    assert book(engine, session) == (None, None, None)
+
+
+# The billing portal.
+
+
+def test_a_portal_configuration(engine: Engine, account: Account) -> None:
+    """Its own time of update decides, then the event's."""
+    configuration = account.create_portal_configuration()
+    account.advance(5)
+    account.update_portal_configuration(configuration, name="Self service")
+
+    (row,) = show(engine, account, "portal_configurations")
+
+    assert part(row, "id", "active", "name") == (configuration, True, "Self service")
+    assert row["updated"] > row["created"]
+
+
+def test_a_portal_session_has_no_url(engine: Engine, account: Account) -> None:
+    """A portal session's url is a credential: it is in no table and in no payload, and the inbox says so."""
+    customer = account.create_customer()
+    session = account.create_portal_session(customer)
+    url = account.object("billing_portal.session", session)["url"]
+
+    (row,) = show(engine, account, "portal_sessions")
+
+    assert part(row, "id", "customer", "expired_at") == (session, customer, None)
+    (event,) = ledger.rows(engine, "SELECT payload, redacted FROM events WHERE object_id = :id", id=session)
+    assert event["redacted"] == ["data.object.url"]
+    assert url.encode() not in event["payload"]
+
+
+def test_our_clock_ends_a_portal_session(engine: Engine, account: Account) -> None:
+    """Stripe tells of no end, so the clock's observation is the end."""
+    session = account.create_portal_session(account.create_customer())
+    word = observations.observe(
+        SESSION_CLOCK_EXPIRED,
+        {"object": "billing_portal.session", "id": session},
+        account="",
+        livemode=False,
+        created=account.now + 3_600,
+        now=ledger.NOW,
+    )
+    ledger.record(engine, [word])
+    ledger.take_in(engine, *(event.body for event in account.events))
+
+    (row,) = ledger.rows(engine, "SELECT expired_at FROM portal_sessions")
+    assert row["expired_at"].timestamp() == account.now + 3_600
+
+
+# Every object, every version.
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_every_version_is_the_same_to_the_tables(engine: Engine, account: Account, version: str) -> None:
+    """Invoices, refunds, charges, disputes, customers and the portal are the same rows at an older version."""
+    order, intent = paid_order(account, amount=2_000, invoice_creation=True)
+    account.refund(intent, 100)
+    account.open_dispute(paid_order(account)[1])
+    account.create_portal_session(account.create_customer(email="a@example.com"))
+    tables = ("customers", "refunds", "charges", "disputes", "portal_sessions", "orders")
+    # A configuration's features are what the version knew of.
+    configurations = "SELECT id, active, is_default, login_page_url, updated, event_id FROM portal_configurations"
+
+    def shown(bodies: list[bytes]) -> dict[str, list[dict[str, Any]]]:
+        ledger.clear(engine)
+        ledger.take_in(engine, *bodies)
+        found = {table: ledger.rows(engine, f"SELECT * FROM {table} ORDER BY id") for table in tables}  # noqa: S608 - ours
+        return {**found, "portal_configurations": ledger.rows(engine, configurations)}
+
+    newest = shown([event.body for event in account.events])
+    older = shown([render(event, version).body for event in account.events])
+
+    assert older == newest
+    assert order in {row["id"] for row in newest["orders"]}

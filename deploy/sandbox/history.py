@@ -330,7 +330,7 @@ def tangle(seed: int, *, contradictory: bool | None = None, money: bool = False)
     if contradictory is None:
         contradictory = _flip(rng, 0.125)
     contradiction = _contradiction(account, rng) if contradictory else iter(())
-    kinds = _LIVES if not money else _LIVES[::3] + lives.BEGINNINGS
+    kinds = (_link, _delayed, _expired, *lives.BEGINNINGS) if money else _LIVES
     living = [rng.choice(kinds)(account, rng) for _ in range(rng.randint(1, 4 - contradictory))]
     living.append(contradiction)
     # What is kept free: a burst in the last step, and a contradiction that has not begun.

@@ -105,10 +105,10 @@ def running(settings: Settings, folder: Path, *, output: TextIO | None = None) -
         database_url=settings.database_url.get_secret_value() if settings.database_url else None,
         redis_url=settings.redis_url.get_secret_value() if settings.redis_url else None,
     )
-    with named as found:
+    with named as found, _claimed_port(settings) as port:
         token = None if settings.tokens else f"pf_{secrets.token_urlsafe(24)}"
         environment = {**os.environ, "DATABASE_URL": found.database_url, "REDIS_URL": found.redis_url}
-        environment |= {"PORT": str(_port(settings)), "PAYFOLD_HOST": LOOPBACK}
+        environment |= {"PORT": str(port), "PAYFOLD_HOST": LOOPBACK}
         if not settings.signing_secrets:
             environment["STRIPE_WEBHOOK_SECRETS"] = f"whsec_{secrets.token_urlsafe(24)}"
         if token is not None:
@@ -124,13 +124,27 @@ def running(settings: Settings, folder: Path, *, output: TextIO | None = None) -
             yield Running(address, environment, complete, processes, token, secret)
 
 
-def _port(settings: Settings) -> int:
+@contextmanager
+def _claimed_port(settings: Settings) -> Iterator[int]:
+    """Yield a port for the web process, and keep other Payfolds on this machine from taking it too."""
+    # The web process binds it seconds from now. Until the end, the datagram port of the same number tells another
+    # Payfold, which may be starting just now, that this one is spoken for.
+    with socket.socket(type=socket.SOCK_DGRAM) as claim:
+        try:
+            claim.bind((LOOPBACK, settings.port))
+        except OSError:
+            yield _port(settings, is_spoken_for=True)
+        else:
+            yield _port(settings)
+
+
+def _port(settings: Settings, *, is_spoken_for: bool = False) -> int:
     """Return the configured port, or a free one where nobody asked for it by name."""
     if "PORT" in os.environ:
         return settings.port
     with socket.socket() as probe:
         try:
-            probe.bind((LOOPBACK, settings.port))
+            probe.bind((LOOPBACK, 0 if is_spoken_for else settings.port))
         except OSError:
             probe.bind((LOOPBACK, 0))
         return int(probe.getsockname()[1])

@@ -1,5 +1,6 @@
 """How the command shows rows: a table to read, or JSON to pass on."""
 
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -11,8 +12,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+PIPE_COLUMNS: Final = 1000
+"""A table's width where no terminal says one: a file, a pipe or a copied line is not to be broken."""
+
 # What is shown may come from a stranger: a payload's brackets are no markup, and its colons no pictures.
-out: Final = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
+out: Final = Console(
+    highlight=False, soft_wrap=True, markup=False, emoji=False, width=None if sys.stdout.isatty() else PIPE_COLUMNS
+)
 err: Final = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 # Source: https://docs.stripe.com/currencies#zero-decimal and #three-decimal.
@@ -20,10 +26,6 @@ _ZERO_DECIMAL: Final = frozenset(
     ("bif", "clp", "djf", "gnf", "jpy", "kmf", "krw", "mga", "pyg", "rwf", "vnd", "vuv", "xaf", "xof", "xpf")
 )
 _THREE_DECIMAL: Final = frozenset(("bhd", "jod", "kwd", "omr", "tnd"))
-
-
-PIPE_COLUMNS: Final = 1000
-"""A table's width where no terminal says one."""
 
 
 class Format(StrEnum):
@@ -55,12 +57,7 @@ def _table(found: Sequence[Mapping[str, Any]], columns: Sequence[str], empty: st
         table.add_column(name, overflow="fold", justify="right" if is_number else "left")
     for row in found:
         table.add_row(*(shown(row[name]) for name in columns))
-    _print(table)
-
-
-def _print(table: Table) -> None:
-    """Print *table* in the width that the terminal has; a file, a pipe or a copied line is not to be broken."""
-    out.print(table, width=None if out.is_terminal else PIPE_COLUMNS, no_wrap=None if out.is_terminal else True)
+    out.print(table)
 
 
 def one(row: Mapping[str, Any], form: Format) -> None:

@@ -44,7 +44,7 @@ def _digest(cursor: Cursor, table: Table) -> Digest:
     for line in _lines(cursor, table):
         hashed.update(line)
         rows += 1
-    return Digest(table.name, rows, hashed.hexdigest())
+    return Digest(str(table.name), rows, hashed.hexdigest())  # a str, where SQLAlchemy has a kind of one
 
 
 def _lines(cursor: Cursor, table: Table) -> Iterator[bytes]:

@@ -1,0 +1,330 @@
+"""`payfold up` and `payfold demo` run the whole of it on one machine, prove it, and leave nothing behind."""
+
+import os
+import re
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import httpx
+import pytest
+from sqlalchemy import text
+
+from deploy.sandbox.account import Account
+from deploy.sandbox.history import shop_history
+from deploy.sandbox.samples import sample
+from deploy.sandbox.signing import sign
+from schemas import database
+from tests import ledger
+from tests.command import payfold, started
+
+if TYPE_CHECKING:
+    import subprocess
+
+pytestmark = [pytest.mark.integration, pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")]
+
+STOP_SECONDS_MAX = 20
+ORDERS = 30
+SEED = 5
+
+
+def until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
+    """Return once *condition* holds, and fail when it does not in time."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come to pass"
+        time.sleep(0.02)
+
+
+@dataclass(frozen=True)
+class Command:
+    """A running `payfold up` or `demo`, with what it has said so far and the folder that is its own."""
+
+    process: "subprocess.Popen[bytes]"
+    folder: Path
+
+    @property
+    def out(self) -> str:
+        """What it printed."""
+        return self.folder.with_suffix(".out").read_text()
+
+    @property
+    def err(self) -> str:
+        """What it said."""
+        return self.folder.with_suffix(".err").read_text()
+
+    def told(self, label: str) -> str:
+        """Return what it says under *label*, once it does."""
+        pattern = re.compile(rf"^  {label} +(\S.*)\n", re.MULTILINE)
+        until(lambda: pattern.search(self.err) is not None or self.process.poll() is not None)
+        found = pattern.search(self.err)
+        assert found is not None, self.err
+        return found[1].strip()
+
+    def stop(self, by: signal.Signals) -> int:
+        """Send a signal and return the exit code, which is there within seconds."""
+        self.process.send_signal(by)
+        return self.process.wait(STOP_SECONDS_MAX)
+
+    def everyone(self) -> list[int]:
+        """Return the processes that were started for this folder, the command itself among them."""
+        return [int(each.name) for each in Path("/proc").glob("[0-9]*") if str(self.folder) in _traces(each)]
+
+
+def _traces(process: Path) -> str:
+    """Return what tells whose a process is: its environment, and where it works; nothing of one that has ended."""
+    try:
+        if "\nState:\tZ" in (process / "status").read_text():
+            return ""
+        return f"{(process / 'environ').read_bytes()!r} {(process / 'cwd').readlink()}"
+    except OSError:
+        return ""
+
+
+@contextmanager
+def running(folder: Path, *arguments: str, **settings: str) -> Iterator[Command]:
+    """Run the command with a data folder of its own."""
+    files = {"stdout": folder.with_suffix(".out"), "stderr": folder.with_suffix(".err")}
+    with started(*arguments, **files, PAYFOLD_DATA_DIR=str(folder), **settings) as process:  # type: ignore[arg-type]  # files are no settings
+        yield Command(process, folder)
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture
+def up(tmp_path: Path) -> Iterator[Command]:
+    """Return a running `payfold up`, past its introduction."""
+    with running(tmp_path / "data", "up", PORT=str(free_port())) as command:
+        command.told("signing secret")
+        yield command
+        if command.process.poll() is None:
+            command.stop(signal.SIGTERM)
+
+
+def deliver(command: Command, orders: int = 1) -> list[str]:
+    """Deliver a paid order or several, signed with the secret that was printed, and return their ids."""
+    shop = Account(seed=orders)
+    for _ in range(orders):
+        shop.complete(shop.open_session())
+    for event in shop.events:
+        signature = sign(event.body, command.told("signing secret"), int(time.time()))
+        answer = httpx.post(command.told("webhook"), content=event.body, headers={"Stripe-Signature": signature})
+        assert answer.status_code == 200
+    return shop.session_ids()
+
+
+def asked(command: Command, path: str) -> httpx.Response:
+    """Ask the API with the token that was printed, at the address that was printed."""
+    address = command.told("API").removesuffix("/docs")
+    return httpx.get(f"{address}{path}", headers={"Authorization": f"Bearer {command.told('bearer token')}"})
+
+
+def is_listening(url: str) -> bool:
+    """Say whether anything takes connections there."""
+    with socket.socket() as client:
+        return client.connect_ex((httpx.URL(url).host, httpx.URL(url).port or 0)) == 0
+
+
+def assert_nothing_is_left(command: Command, url: str) -> None:
+    """Show that no process of the command is there, and nobody listens where it did."""
+    assert command.everyone() == []
+    assert not is_listening(url)
+
+
+# ---- up ----
+
+
+def test_up(up: Command) -> None:
+    """What `up` prints is enough to deliver an order, to read it, and to ask about it from another process."""
+    (session,) = deliver(up)
+    until(lambda: asked(up, f"/v1/orders/{session}").status_code == 200)
+    assert asked(up, f"/v1/orders/{session}").json()["status"] == "paid"
+
+    status = payfold("status", "--format", "json", PAYFOLD_DATA_DIR=str(up.folder))
+    digest = payfold("digest", PAYFOLD_DATA_DIR=str(up.folder))
+    emitted = payfold(
+        "emit",
+        "payment_link.created",
+        "--to",
+        up.told("webhook"),
+        STRIPE_WEBHOOK_SECRETS=up.told("signing secret"),
+    )
+
+    assert (status.code, status.json["database"], status.json["broker"][:2]) == (0, "ok", "ok")
+    assert status.json["parked"] == 0
+    assert digest.code == 0
+    assert "orders                             1  " in digest.out
+    assert emitted.code == 0
+    assert up.out == ""
+    assert "hidden" not in up.err
+
+
+@pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGTERM], ids=lambda by: by.name)
+def test_up_stops(up: Command, by: signal.Signals) -> None:
+    """Ctrl-C and a supervisor's SIGTERM end everything within seconds, and that is no failure."""
+    url = up.told("API")
+    assert len(up.everyone()) > 6  # itself, three processes, two servers and those of PostgreSQL's own
+
+    assert up.stop(by) == 0
+
+    assert_nothing_is_left(up, url)
+    assert "Traceback" not in up.err
+    assert up.err.endswith("Stopped.\n")
+
+
+def test_up_after_a_kill(up: Command) -> None:
+    """After a kill -9 nothing goes on running, and the next `up` has what was recorded, and folds it."""
+    sessions = deliver(up, orders=3)
+    os.kill(up.process.pid, signal.SIGKILL)
+    up.process.wait()
+    until(lambda: up.everyone() == [])
+
+    with running(up.folder, "up") as again:
+        until(lambda: all(asked(again, f"/v1/orders/{session}").status_code == 200 for session in sessions))
+        assert again.stop(signal.SIGTERM) == 0
+
+
+def test_up_twice(up: Command) -> None:
+    """A second `up` in the same folder says who has it, with exit 1, and leaves that one alone."""
+    ran = payfold("up", PAYFOLD_DATA_DIR=str(up.folder))
+
+    assert (ran.code, ran.out) == (1, "")
+    assert f"is in use by process {up.process.pid}" in ran.err
+    assert "Traceback" not in ran.err
+    assert asked(up, "/v1/orders").status_code == 200
+
+
+def test_up_on_a_port_that_is_taken(tmp_path: Path) -> None:
+    """A port that was asked for by name and is taken is told by who wanted it, and nothing is left running."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with running(tmp_path / "data", "up", PORT=str(taken.getsockname()[1])) as command:
+            assert command.process.wait(60) == 1
+
+    assert "The web process ended at once; its own words are above." in command.err
+    assert "address already in use" in command.err
+    assert command.everyone() == []
+
+
+# ---- demo ----
+
+PARTS = (
+    "Deliveries",
+    "events that happened",
+    "posts sent",
+    "answered 200",
+    "sent twice",
+    "twins",
+    "refused",
+    "delivery to folded +p50 [0-9,]+ ms, p99 [0-9,]+ ms",
+    "Orders",
+    "paid +[0-9]+",
+    "expired +[0-9]+",
+    "Money of paid orders",
+    r"usd +[0-9,.]+ USD",
+    "Payment links",
+    "plink_",
+    "Proof",
+    "events left pending +0",
+    "digest of the live tables",
+    "digest of a rebuild in another order",
+    "The tables are what the events say.",
+)
+
+
+def test_demos_beside_up(up: Command, tmp_path: Path) -> None:
+    """Two demos that start at once beside an `up`, and want the same port, prove their tables and leave nothing behind.
+
+    Of one seed, both sell the same.
+    """
+    deliver(up)
+    arguments = ("demo", "--exit", "--orders", str(ORDERS), "--seed", str(SEED))
+    with running(tmp_path / "one", *arguments) as one, running(tmp_path / "two", *arguments) as two:
+        demos: Sequence[Command] = (one, two)
+        assert [demo.process.wait(120) for demo in demos] == [0, 0], one.err + two.err
+
+    for demo in demos:
+        assert [part for part in PARTS if not re.search(part, demo.out)] == []
+        assert demo.everyone() == []
+        assert list(demo.folder.iterdir()) == []
+        assert "Traceback" not in demo.err
+    assert address(one) != address(two)
+    assert sold(one) == sold(two)
+    statuses = [
+        shop.expected_status(session) for shop in (shop_history(SEED, ORDERS),) for session in shop.session_ids()
+    ]
+    assert f"paid{statuses.count('paid'):>30}".split() in [line.split() for line in one.out.splitlines()]
+    assert asked(up, "/v1/orders").status_code == 200
+
+
+def address(demo: Command) -> str:
+    """Return where a demo said that it runs."""
+    (url,) = re.findall(r"Payfold runs at (http://\S+?),", demo.err)
+    return str(url)
+
+
+def sold(demo: Command) -> list[str]:
+    """Return what a demo says of its shop, which follows from the seed: orders, money, funnel and digest."""
+    _, _, after = demo.out.partition("Orders\n")
+    return after.splitlines()
+
+
+def test_demo_to_look_around(tmp_path: Path) -> None:
+    """Without --exit a demo goes on: its token opens its orders at its address, until its terminal is closed."""
+    with running(
+        tmp_path / "data", "demo", "--orders", str(ORDERS), "--seed", str(SEED), PORT=str(free_port())
+    ) as demo:
+        orders = asked(demo, "/v1/orders?limit=100").json()
+        url = demo.told("API")
+
+        assert len(next(iter(orders.values()))) >= ORDERS
+        assert payfold("digest", PAYFOLD_DATA_DIR=str(demo.folder)).code == 0
+        assert "The tables are what the events say." in demo.out
+
+        assert demo.stop(signal.SIGHUP) == 0
+
+    assert_nothing_is_left(demo, url)
+    assert list(demo.folder.iterdir()) == []
+
+
+def test_demo_interrupted(tmp_path: Path) -> None:
+    """A demo that is stopped before its proof is no success, and leaves nothing behind either."""
+    with running(tmp_path / "data", "demo", "--orders", "20000", PORT=str(free_port())) as demo:
+        until(lambda: "Payfold runs at" in demo.err or demo.process.poll() is not None)
+        url = address(demo)
+
+        assert demo.stop(signal.SIGINT) == 1
+
+    assert_nothing_is_left(demo, url)
+    assert list(demo.folder.iterdir()) == []
+    assert "Traceback" not in demo.err
+    assert demo.out == ""
+
+
+def test_demo_among_others(database_url: str, tmp_path: Path) -> None:
+    """A demo refuses a database with events of others before it changes anything there."""
+    engine = database.engine(database_url)
+    ledger.record(engine, [ledger.delivery(sample("payment_link.created", {}, now=1).body)])
+    with database.transaction(engine) as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '0001'"))
+    before = payfold("events", "list", "--format", "json", DATABASE_URL=database_url)
+
+    ran = payfold("demo", "--exit", "--orders", "1", DATABASE_URL=database_url, PAYFOLD_DATA_DIR=str(tmp_path))
+
+    assert (ran.code, ran.out) == (1, "")
+    assert "holds events that no demo made" in ran.err
+    assert payfold("events", "list", "--format", "json", DATABASE_URL=database_url) == before
+    assert list(tmp_path.iterdir()) == []
+    engine.dispose()

@@ -35,7 +35,7 @@ def environment(settings: Mapping[str, str]) -> dict[str, str]:
     return {**kept, "PYTHONPATH": str(ROOT), "PAYFOLD_DATA_DIR": "no-such-folder", **settings}
 
 
-def python(module: str, *arguments: str, stdin: bytes = b"", settings: Mapping[str, str] = {}) -> Ran:  # noqa: B006 - only read
+def python(module: str, *arguments: str, stdin: bytes = b"", settings: Mapping[str, str] = {}) -> Ran:
     """Run a module to its end, with *settings* as its environment."""
     command = [sys.executable, "-m", module, *arguments]
     done = subprocess.run(

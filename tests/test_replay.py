@@ -81,7 +81,7 @@ def odd(**changed: object) -> bytes:
 
 
 MIXED = [
-    odd(id="evt_unknown", type="customer.created"),
+    odd(id="evt_unknown", type="topup.created"),
     odd(id="evt_parked", data={"object": {"id": "plink_1", "object": "payment_link", "active": "maybe"}}),
     b"garbage",
     odd(id="evt_again"),

@@ -1,0 +1,479 @@
+"""Each command prints data to stdout in the form asked for, speaks on stderr, and ends with the code it promises."""
+
+import hashlib
+import http.server
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import msgspec
+import pytest
+from sqlalchemy import Engine, text
+
+from deploy import output
+from deploy.output import money, shown
+from deploy.sandbox.account import Account
+from deploy.sandbox.samples import _STORIES, sample
+from deploy.sandbox.signing import signature
+from schemas import database
+from schemas.settings import Settings
+from tests import ledger
+from tests.command import Ran, environment, payfold
+
+SECRET = "whsec_of_the_tests"
+
+
+@pytest.fixture
+def engine(database_url: str) -> Iterator[Engine]:
+    """Return an engine on a database without an event."""
+    opened = database.engine(database_url)
+    yield opened
+    opened.dispose()
+
+
+def taken(engine: Engine, *bodies: bytes) -> None:
+    """Record and fold deliveries."""
+    for body in bodies:
+        ledger.record(engine, [ledger.delivery(body)])
+    ledger.fold(engine)
+
+
+@pytest.fixture
+def order(engine: Engine) -> str:
+    """Return the id of a paid order of 20.00 USD that its buyer saw in kronor, with a name that is not harmless."""
+    account = Account(seed=1)
+    account.open_session(amount=2_000, presentment=("sek", 22_000), metadata={"note": "[red]:smile: \x1b[2Jé"})
+    (session,) = account.session_ids()
+    account.complete(session)
+    taken(engine, account.events[-1].body)
+    return session
+
+
+def in_another_zone(engine: Engine) -> None:
+    """Configure the database to speak of times in Kathmandu's."""
+    with database.transaction(engine) as connection:
+        name = connection.execute(text("SELECT current_database()")).scalar_one()
+        connection.execute(text(f"ALTER DATABASE {name} SET timezone = 'Asia/Kathmandu'"))
+
+
+# ---- orders show ----
+
+
+def test_order(engine: Engine, database_url: str, order: str) -> None:
+    """`orders show` shows money as people write it and times in UTC, wherever PostgreSQL thinks it is."""
+    in_another_zone(engine)
+
+    ran = payfold("orders", "show", order, DATABASE_URL=database_url)
+
+    told = {line.split()[0]: line.partition(" ")[2].strip() for line in ran.out.splitlines()}
+    paid = datetime.fromtimestamp(Account(seed=1).now, UTC)
+    assert (ran.code, ran.err) == (0, "")
+    assert (told["id"], told["status"], told["amount_total"]) == (order, "paid", "20.00 USD")
+    assert told["presentment_amount"] == "220.00 SEK"
+    assert told["paid_at"] == f"{paid:%Y-%m-%d %H:%M:%S}"
+    assert told["livemode"] == "no"
+    assert told["failed_at"] == "-"
+
+
+def test_order_is_shown_as_it_is(database_url: str, order: str) -> None:
+    """What a buyer or a shop wrote is neither markup nor a picture, and says nothing to the terminal."""
+    ran = payfold("orders", "show", order, DATABASE_URL=database_url)
+
+    (line,) = (line for line in ran.out.splitlines() if line.startswith("metadata"))
+    assert "[red]:smile: " in line
+    assert "é" in line
+    assert "\x1b" not in ran.out
+
+
+@pytest.mark.parametrize("form", ["json", "ndjson"])
+def test_order_as_json(engine: Engine, database_url: str, order: str, form: str) -> None:
+    """As JSON, an order is one object in one line, with money in minor units and times in UTC."""
+    in_another_zone(engine)
+
+    ran = payfold("orders", "show", order, "--format", form, DATABASE_URL=database_url)
+
+    assert ran.out.count("\n") == 1
+    assert (ran.json["id"], ran.json["amount_total"], ran.json["currency"]) == (order, 2_000, "usd")
+    assert ran.json["paid_at"].endswith(("Z", "+00:00"))
+    assert ran.json["metadata"]["note"] == "[red]:smile: \x1b[2Jé"
+
+
+def test_no_such_order(database_url: str) -> None:
+    """An order that is not there is told with exit 1."""
+    ran = payfold("orders", "show", "cs_none", DATABASE_URL=database_url)
+
+    assert (ran.code, ran.out, ran.err) == (1, "", "There is no cs_none here.\n")
+
+
+def test_order_of_two_accounts(engine: Engine, database_url: str, order: str) -> None:
+    """An id that several accounts have is shown only where it is said whose."""
+    account = Account(seed=1)
+    account.complete(account.open_session())
+    ledger.record(engine, [ledger.delivery(account.events[-1].body, account="acct_1")])
+    ledger.fold(engine)
+
+    unsaid = payfold("orders", "show", order, DATABASE_URL=database_url)
+    said = payfold("orders", "show", order, "--account", "", "--test", "--format=json", DATABASE_URL=database_url)
+
+    assert (unsaid.code, unsaid.out) == (1, "")
+    assert "--account" in unsaid.err
+    assert (said.code, said.json["account"]) == (0, "")
+
+
+# ---- events list and show ----
+
+
+@pytest.fixture
+def events(engine: Engine) -> Account:
+    """Return an account whose three events and a parked one are in the inbox, in a database of another zone."""
+    account = Account(seed=4)
+    link = account.create_payment_link()
+    account.complete(account.open_session(payment_link=link))
+    account.emit("topup.created", {"object": "topup", "id": "tu_1"})
+    account.emit("payment_link.updated", account.payment_link(link) | {"active": "[/] maybe"})
+    taken(engine, *(event.body for event in account.events))
+    in_another_zone(engine)
+    return account
+
+
+def test_list(events: Account, database_url: str) -> None:
+    """`events list` is a line for each event, last recorded first, unbroken where no terminal has a width."""
+    ran = payfold("events", "list", DATABASE_URL=database_url)
+
+    heads, *lines = ran.out.splitlines()
+    assert heads.split() == ["seq", "id", "type", "object_id", "created", "state", "reason"]
+    assert [line.split()[1] for line in lines] == [event.id for event in reversed(events.events)]
+    assert "no fold wants the type topup.created" in lines[1]
+    created = datetime.fromtimestamp(events.events[0].created, UTC)
+    assert f"{created:%Y-%m-%d %H:%M:%S}" in lines[-1]
+
+
+@pytest.mark.parametrize("form", ["json", "ndjson"])
+def test_list_as_json(events: Account, database_url: str, form: str) -> None:
+    """As JSON, events come with account, mode and source; NDJSON is an object a line."""
+    ran = payfold("events", "list", "--format", form, "--limit", "2", DATABASE_URL=database_url)
+
+    rows = ran.json if form == "json" else [msgspec.json.decode(line) for line in ran.out.splitlines()]
+    assert [row["id"] for row in rows] == [event.id for event in events.events[:-3:-1]]
+    assert [row["state"] for row in rows] == ["parked", "ignored"]
+    assert datetime.fromisoformat(rows[0]["created"]) == datetime.fromtimestamp(events.events[-1].created, UTC)
+    assert datetime.fromisoformat(rows[0]["created"]).utcoffset() == timedelta(0)
+    assert (rows[0]["account"], rows[0]["livemode"], rows[0]["source"]) == ("", False, "webhook")
+
+
+@pytest.mark.parametrize(
+    ("options", "wanted"),
+    [
+        (("--state", "folded", "--account", ""), {0, 1}),
+        (("--type", "topup.created", "--object", "tu_1", "--test"), {2}),
+        (("--live",), set()),
+    ],
+    ids=str,
+)
+def test_list_of_some(events: Account, database_url: str, options: tuple[str, ...], wanted: set[int]) -> None:
+    """Events are listed by state, type, object, account and mode."""
+    ran = payfold("events", "list", *options, "--format", "json", DATABASE_URL=database_url)
+
+    assert {row["id"] for row in ran.json} == {events.events[number].id for number in wanted}
+
+
+def test_list_of_none(database_url: str) -> None:
+    """Where there is nothing to list, stdout stays empty and stderr says so."""
+    ran = payfold("events", "list", DATABASE_URL=database_url)
+
+    assert (ran.code, ran.out, ran.err) == (0, "", "No such event.\n")
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [(("--state", "lost"), "pending, folded, ignored, parked"), (("--limit", "0"), "limit"), (("--colour",), "colour")],
+)
+def test_list_refuses(database_url: str, options: tuple[str, ...], word: str) -> None:
+    """An option that cannot be meant is told with exit 2."""
+    ran = payfold("events", "list", *options, DATABASE_URL=database_url)
+
+    assert (ran.code, ran.out) == (2, "")
+    assert word in ran.err
+
+
+def test_show(events: Account, database_url: str) -> None:
+    """`events show` shows an event with its payload as delivered."""
+    event = events.events[-1]
+
+    table = payfold("events", "show", event.id, DATABASE_URL=database_url)
+    row = payfold("events", "show", event.id, "--format", "json", DATABASE_URL=database_url)
+
+    assert (table.code, table.err, row.code, row.err) == (0, "", 0, "")
+    assert '"active": "[/] maybe"' in table.out
+    assert row.json["payload"] == event.body.decode()
+    assert row.json["payload_sha256"] == hashlib.sha256(event.body).hexdigest()
+    assert (row.json["state"], row.json["attempts"]) == ("parked", 1)
+
+
+def test_closed_pipe(events: Account, database_url: str) -> None:
+    """A reader that has enough, as `head`, is no reason for a traceback."""
+    command = [sys.executable, "-m", "deploy", "events", "export"]
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        command, stdout=write, stderr=subprocess.PIPE, env=environment({"DATABASE_URL": database_url}), check=False
+    )
+    os.close(write)
+
+    assert b"Traceback" not in done.stderr
+
+
+# ---- status ----
+
+
+def test_status(events: Account, database_url: str, redis_url: str) -> None:
+    """`status` counts what is pending and parked, and says how the broker is."""
+    ran = payfold("status", "--format", "json", DATABASE_URL=database_url, REDIS_URL=redis_url)
+
+    assert ran.code == 0
+    assert (ran.json["database"], ran.json["migrations"]) == ("ok", "ok")
+    assert (ran.json["pending"], ran.json["parked"], ran.json["to_fold_anew"]) == (0, 1, 0)
+    assert ran.json["broker"].startswith("ok")
+
+
+@pytest.mark.parametrize("url", [None, "redis://127.0.0.1:1"])
+def test_status_without_broker(database_url: str, url: str | None) -> None:
+    """A broker that is away is told and is no failure: what is recorded waits."""
+    given = {"DATABASE_URL": database_url} | ({"REDIS_URL": url} if url else {})
+    ran = payfold("status", "--format", "json", **given)  # type: ignore[arg-type]  # settings only
+
+    assert ran.code == 0
+    assert ran.json["broker"].startswith("away" if url else "not set")
+
+
+def test_status_without_database() -> None:
+    """A database that is away is told on the screen, without the password, with exit 1."""
+    ran = payfold("status", DATABASE_URL="postgres://u:hunter2@127.0.0.1:1/d")
+
+    assert ran.code == 1
+    assert ran.out.startswith("database  away: ")
+    assert "hunter2" not in ran.out + ran.err
+
+
+@pytest.mark.parametrize("arguments", [("digest",), ("replay", "-")])
+def test_no_database(arguments: tuple[str, ...]) -> None:
+    """A command that needs the database says that none is named (exit 2) or that it does not answer (exit 1)."""
+    unnamed, away = payfold(*arguments), payfold(*arguments, DATABASE_URL="postgres://u:hunter2@127.0.0.1:1/d")
+
+    assert (unnamed.code, away.code, unnamed.out, away.out) == (2, 1, "", "")
+    assert unnamed.err.startswith("DATABASE_URL is not set")
+    assert away.err.startswith("PostgreSQL does not answer, so check DATABASE_URL: ")
+    assert "hunter2" not in away.err
+    assert "Traceback" not in unnamed.err + away.err
+
+
+def test_not_allowed(engine: Engine, database_url: str) -> None:
+    """What PostgreSQL refuses is told in its own words, in one line."""
+    with database.transaction(engine) as connection:
+        connection.execute(text("DROP TABLE orders CASCADE"))
+
+    ran = payfold("orders", "show", "cs_1", DATABASE_URL=database_url)
+
+    assert (ran.code, ran.out) == (1, "")
+    assert ran.err == 'PostgreSQL refused this: relation "orders" does not exist\n'
+
+
+# ---- tokens new ----
+
+
+@pytest.mark.parametrize("scope", ["read", "admin"])
+def test_token(scope: str) -> None:
+    """A new token's entry, copied as printed, is one that the settings take, and holds only the token's hash."""
+    ran = payfold("tokens", "new", "shop", "--scope", scope)
+
+    told = dict(line.split(maxsplit=1) for line in ran.out.splitlines())
+    (token,) = Settings.load({"PAYFOLD_TOKENS": told["PAYFOLD_TOKENS"]}).tokens
+    assert (ran.code, ran.err) == (0, "")
+    assert (token.name, token.scope) == ("shop", scope)
+    assert token.sha256 == hashlib.sha256(told["token"].encode()).hexdigest()
+    assert told["token"] not in told["PAYFOLD_TOKENS"]
+
+
+@pytest.mark.parametrize(("arguments", "word"), [(("a b",), "NAME"), (("shop", "--scope", "write"), "--scope")])
+def test_no_such_token(arguments: tuple[str, ...], word: str) -> None:
+    """A name or a scope that cannot be is told by its own name with exit 2."""
+    ran = payfold("tokens", "new", *arguments)
+
+    assert (ran.code, ran.out) == (2, "")
+    assert word in ran.err
+
+
+# ---- emit ----
+
+
+class Endpoint(http.server.BaseHTTPRequestHandler):
+    """An endpoint that keeps what it is sent and answers what it is told to."""
+
+    server: "EndpointServer"
+
+    def do_POST(self) -> None:  # noqa: D102 - the library says what it is for
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.taken.append((body, self.headers["Stripe-Signature"]))
+        self.send_response(self.server.status)
+        self.end_headers()
+        self.wfile.write(b"the endpoint's own words")
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002, D102 - as above
+        pass
+
+
+class EndpointServer(http.server.ThreadingHTTPServer):
+    """Where it listens, and what it was sent."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Endpoint)
+        self.taken: list[tuple[bytes, str]] = []
+        self.status = 200
+
+
+@pytest.fixture
+def endpoint() -> Iterator[EndpointServer]:
+    """Return an endpoint that takes anything."""
+    with EndpointServer() as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def emit(endpoint: EndpointServer, kind: str, *options: str) -> tuple[Ran, dict[str, Any]]:
+    """Emit to *endpoint* and return how that ended and what arrived."""
+    url = f"http://127.0.0.1:{endpoint.server_port}/"
+    ran = payfold("emit", kind, "--to", url, *options, STRIPE_WEBHOOK_SECRETS=f"{SECRET},whsec_other")
+    return ran, msgspec.json.decode(endpoint.taken[-1][0])
+
+
+@pytest.mark.parametrize("kind", _STORIES)
+def test_sample(kind: str) -> None:
+    """The sandbox has a sample of every type that it says it knows."""
+    assert sample(kind, {}, now=1_800_000_000).type == kind
+
+
+@pytest.mark.parametrize("kind", ["checkout.session.completed", "payment_link.updated"])
+def test_emit(endpoint: EndpointServer, kind: str) -> None:
+    """A sample is sent as Stripe would send it, signed with the first secret."""
+    ran, event = emit(endpoint, kind)
+
+    body, header = endpoint.taken[-1]
+    moment, mac = (part.partition("=")[2] for part in header.split(","))
+    assert (ran.code, ran.err) == (0, "")
+    assert (event["type"], event["object"]) == (kind, "event")
+    assert event["id"] in ran.out
+    assert mac == signature(body, SECRET, int(moment))
+    assert SECRET not in ran.out
+
+
+def test_emit_with_overrides(endpoint: EndpointServer) -> None:
+    """An override sets a key of the object by its path, as JSON where it is JSON and else as text."""
+    overrides = ("amount_total=500", "metadata.cart=a b", "customer=null", 'payment_intent="pi_1"', "total_details={}")
+    _, event = emit(
+        endpoint, "checkout.session.completed", *(word for each in overrides for word in ("--override", each))
+    )
+
+    about = event["data"]["object"]
+    assert (about["amount_total"], about["metadata"], about["customer"]) == (500, {"cart": "a b"}, None)
+    assert (about["payment_intent"], about["total_details"]) == ("pi_1", {})
+
+
+def test_emit_refused(endpoint: EndpointServer) -> None:
+    """An endpoint that refuses is told with its status and its words, and exit 1."""
+    endpoint.status = 400
+
+    ran, _ = emit(endpoint, "payment_link.created")
+
+    assert ran.code == 1
+    assert "400" in ran.out
+    assert "the endpoint's own words" in ran.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (("nothing.at_all",), 2, "knows no type nothing.at_all, but "),
+        (("payment_link.created", "--override", "active"), 2, "KEY=VALUE"),
+        (("payment_link.created", "--override", "=1"), 2, "KEY=VALUE"),
+        (("payment_link.created", "--to", "http://127.0.0.1:1/"), 1, "does not answer"),
+        (("payment_link.created", "--to", "ftp://host/"), 2, "--to"),
+        (("payment_link.created", "--to", "somewhere"), 2, "--to"),
+        (("payment_link.created", "--to", "http://[::/"), 2, "--to"),
+    ],
+)
+def test_emit_refuses(arguments: tuple[str, ...], code: int, words: str) -> None:
+    """What cannot be sent is told in one line, with what would do."""
+    ran = payfold("emit", *arguments, STRIPE_WEBHOOK_SECRETS=SECRET)
+
+    assert (ran.code, ran.out) == (code, "")
+    assert words in ran.err
+    assert len(ran.err.splitlines()) == 1
+
+
+def test_emit_unsigned() -> None:
+    """Without a secret nothing can be signed, and the setting is named."""
+    ran = payfold("emit", "payment_link.created")
+
+    assert (ran.code, ran.out) == (2, "")
+    assert ran.err.startswith("STRIPE_WEBHOOK_SECRETS: ")
+
+
+# ---- How values are shown ----
+
+
+@pytest.mark.parametrize(
+    ("amount", "currency", "written"),
+    [
+        (2_000, "usd", "20.00 USD"),
+        (-5, "eur", "-0.05 EUR"),
+        (0, "usd", "0.00 USD"),
+        (84_000, "krw", "84,000 KRW"),
+        (6_150, "kwd", "6.150 KWD"),
+        (2**63 - 1, "usd", "92,233,720,368,547,758.07 USD"),
+    ],
+)
+def test_money(amount: int, currency: str, written: str) -> None:
+    """Money is written with as many decimals as its currency has, to the last unit."""
+    assert money(amount, currency) == written
+
+
+@pytest.mark.parametrize(
+    ("value", "written"),
+    [
+        (None, "-"),
+        (True, "yes"),
+        (7, "7"),
+        ({"a": [1]}, '{"a":[1]}'),
+        (datetime.fromisoformat("2026-01-31T12:00:00+05:45"), "2026-01-31 06:15:00"),
+        ("a\x1b[2J\x07b\nc", "a\\x1b[2J\\x07b\nc"),
+    ],
+)
+def test_shown(value: object, written: str) -> None:
+    """A value is shown in one way, whatever it holds."""
+    assert shown(value) == written
+
+
+def test_every_command_has_help() -> None:
+    """Each command and each of its options says what it does."""
+    from typer.main import get_command  # noqa: PLC0415
+
+    from deploy.cli import app  # noqa: PLC0415
+
+    def silent(command: Any, name: str) -> list[str]:  # noqa: ANN401 - of an untyped tree
+        found = [] if command.help else [name]
+        found += [
+            f"{name} {option.name}"
+            for option in command.params
+            if option.param_type_name == "option" and not option.help
+        ]
+        return found + [one for key, each in getattr(command, "commands", {}).items() for one in silent(each, key)]
+
+    assert silent(get_command(app), "payfold") == []
+    assert output.Format("json") is output.Format.JSON

@@ -572,6 +572,20 @@ def test_a_portal_configuration(engine: Engine, account: Account) -> None:
     assert row["updated"] > row["created"]
 
 
+def test_a_portal_configuration_changed_twice_in_a_second(engine: Engine, account: Account) -> None:
+    """Two changes within its own second of update, features with lists included, end where they ended."""
+    configuration = account.create_portal_configuration()
+    account.advance(5)
+    for allowed in (["email"], ["email", "phone"]):
+        account.update_portal_configuration(
+            configuration, features={"customer_update": {"enabled": True, "allowed_updates": allowed}}
+        )
+
+    (row,) = show(engine, account, "portal_configurations")
+
+    assert row["features"]["customer_update"]["allowed_updates"] == ["email", "phone"]
+
+
 def test_a_portal_session_has_no_url(engine: Engine, account: Account) -> None:
     """A portal session's url is a credential: it is in no table and in no payload, and the inbox says so."""
     customer = account.create_customer()

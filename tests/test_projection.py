@@ -5,17 +5,20 @@ import threading
 from collections.abc import Iterator
 from itertools import permutations
 
+import psycopg
 import pytest
 from hypothesis import HealthCheck, given, reject, settings
 from hypothesis import strategies as st
 from sqlalchemy import Engine, text
 
-from deploy.sandbox.account import Account
+from deploy.sandbox.account import LATEST, Account
 from deploy.sandbox.history import shop_history, tangle
 from deploy.sandbox.rendering import render, twin
 from schemas import database
+from schemas.errors import DatabaseAway
 from tests import ledger, reference
 from worker import folds, projection
+from worker.projection import Claimed
 from worker.rebuild import rebuilt
 
 ONE_SHOT = {"order.opened", "order.processing", "order.paid", "order.completed", "order.failed", "order.expired"}
@@ -40,12 +43,16 @@ def engine(database_url: str) -> Iterator[Engine]:
     made.dispose()
 
 
+VERSIONS = ("2024-06-20", "2025-03-31.basil", "2025-09-30.clover", "2026-03-25.dahlia", LATEST)
+
+
 def bodies_of(seed: int) -> list[bytes]:
-    """Return a tangle's events, some of them told twice under two ids."""
+    """Return the events of a small account, at various API versions and some of them told twice under two ids."""
     rng = random.Random(seed)
-    events = list(tangle(seed).events)
+    events = list(tangle(seed, money=rng.random() < 0.7).events)
     events += [twin(event, seed=seed) for event in rng.sample(events, rng.randint(0, 1))]
-    return [event.body for event in events]
+    version = rng.choice(VERSIONS)
+    return [render(event, rng.choice((version, LATEST))).body for event in events]
 
 
 def assert_changes_keep_their_promise(engine: Engine) -> None:
@@ -57,7 +64,7 @@ def assert_changes_keep_their_promise(engine: Engine) -> None:
         assert told.count((order["id"], KIND_OF_STATUS[order["status"]])) == 1
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=seeds, workers=st.integers(1, WORKERS_MAX), limit=st.sampled_from([1, 2, 3, 500]), chance=st.randoms())
 def test_any_delivery_gives_the_reference_digest(
     engine: Engine, seed: int, workers: int, limit: int, chance: random.Random
@@ -201,6 +208,20 @@ def test_one_poisonous_event_is_parked_and_hurts_nobody(engine: Engine) -> None:
     assert poisoned["state"] == "parked"
     assert poisoned["reason"] == "PostgreSQL refused its row: CheckViolation"
     assert {row["state"] for row in states.values()} == {"folded"}
+
+
+def test_a_fault_that_is_nobodys_is_raised() -> None:
+    """A deadlock and an absent server are tried again; data that is refused and a join that fails park their event."""
+    event = Claimed(reference.event_of(Account(seed=1).emit("x", {"object": "x", "id": "x_1"}).body), False, None)  # noqa: FBT003 - a row's columns
+
+    for error in (DatabaseAway(), psycopg.errors.DeadlockDetected("by another")):
+        with pytest.raises(type(error)):
+            projection.reason_to_park(error, [event])
+    assert projection.reason_to_park(psycopg.errors.NumericValueOutOfRange("12"), [event]).endswith("OutOfRange")
+    reason = projection.reason_to_park(TypeError("of a buyer's name"), [event])
+    assert reason == "the join failed with TypeError"
+    with pytest.raises(TypeError):
+        projection.reason_to_park(TypeError("before anything was claimed"), [])
 
 
 @pytest.mark.parametrize(

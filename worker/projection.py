@@ -27,6 +27,7 @@ from sqlalchemy.exc import DBAPIError
 
 from schemas import database, tables
 from schemas.database import Cursor
+from schemas.errors import PayfoldError
 from worker import folds, refunding
 from worker.folds import join
 from worker.folds.facts import Anomaly, Event, Facts, Row, Subject
@@ -69,8 +70,8 @@ class _Saved:
 def run_once(engine: Engine, *, now: datetime, limit: int = FOLD_BATCH_MAX) -> int:
     """Fold up to *limit* pending events in one transaction and return how many had been pending.
 
-    When PostgreSQL refuses what the batch would save, its events are folded one by one, and the one at fault
-    is parked.
+    When PostgreSQL refuses what the batch would save, or a join fails, the batch's events are folded one by one,
+    and the one at fault is parked.
 
     Raises:
         DatabaseAway: when PostgreSQL does not answer; nothing is lost, since nothing was taken away.
@@ -80,18 +81,20 @@ def run_once(engine: Engine, *, now: datetime, limit: int = FOLD_BATCH_MAX) -> i
         with database.transaction(engine) as connection, database.cursor(connection) as cursor:
             claimed = claim(cursor, limit=limit)
             project(cursor, claimed, now=now)
-    except DBAPIError as error:
-        return _one_by_one(engine, claimed, now, _refusal(error))
-    except database.DriverError as error:
-        return _one_by_one(engine, claimed, now, _refusal(error))
+    except Exception as error:  # noqa: BLE001 - a fault of a join is one event's, and holds up no other
+        return _one_by_one(engine, claimed, now, reason_to_park(error, claimed))
     return len(claimed)
 
 
-def _refusal(error: Exception) -> str:
-    """Return why PostgreSQL refused the data; an error that is no fault of the data is raised again."""
-    if not database.is_fault_of_data(error):
+def reason_to_park(error: Exception, claimed: Sequence[Claimed]) -> str:
+    """Return why *claimed* cannot be folded; an error that is no fault of theirs is raised again."""
+    is_of_database = isinstance(error, (DBAPIError, database.DriverError))
+    if not claimed or isinstance(error, PayfoldError) or (is_of_database and not database.is_fault_of_data(error)):
         raise error
-    return f"PostgreSQL refused its row: {database.condition(error)}"
+    if is_of_database:
+        return f"PostgreSQL refused its row: {database.condition(error)}"
+    # Its own words could quote the event, so only its kind is kept.
+    return f"the join failed with {type(error).__name__}"
 
 
 def _one_by_one(engine: Engine, claimed: Sequence[Claimed], now: datetime, reason: str) -> int:
@@ -110,8 +113,8 @@ def run_one(engine: Engine, seq: int, *, now: datetime) -> int:
         with database.transaction(engine) as connection, database.cursor(connection) as cursor:
             claimed = claim(cursor, limit=1, only=seq)
             project(cursor, claimed, now=now)
-    except (DBAPIError, database.DriverError) as error:
-        _park(engine, claimed, now, _refusal(error))
+    except Exception as error:  # noqa: BLE001 - as above
+        _park(engine, claimed, now, reason_to_park(error, claimed))
     return len(claimed)
 
 

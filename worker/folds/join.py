@@ -218,6 +218,8 @@ def _state(values: Mapping[str, Value], names: Sequence[str]) -> Hashable:
 def _hashable(value: object) -> Hashable:
     if isinstance(value, Mapping):
         return tuple(sorted((key, _hashable(item)) for key, item in value.items()))
+    if isinstance(value, (list, tuple)):
+        return tuple(map(_hashable, value))
     # True and 1 are the same key to Python, and not the same state.
     return (type(value).__name__, value)
 

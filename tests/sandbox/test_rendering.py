@@ -1,5 +1,7 @@
 """One event in the shapes of several API versions, and its twin."""
 
+from typing import Any
+
 import pytest
 
 from deploy.sandbox import Account, Event
@@ -68,6 +70,104 @@ def test_context_of_connected_accounts() -> None:
 
     assert event.payload()["context"] == "acct_1connected"
     assert "context" not in render(event, "2025-03-31.basil").payload()
+
+
+def told(shop: Account, kind: str, version: str) -> dict[str, Any]:
+    """Return the object of the last event of a type at *version*."""
+    event = [event for event in shop.events if event.type == kind][-1]
+    data: dict[str, Any] = render(event, version).payload()["data"]
+    return data
+
+
+def test_invoices_before_basil() -> None:
+    """Before basil an invoice said itself whether it was paid, by which payment, and for which subscription."""
+    shop = Account(seed=1, payments=True)
+    session = shop.open_session(mode="subscription")
+    shop.complete(session)
+    (intent,) = shop.order_intents(session) or []
+
+    new, old = (told(shop, "invoice.paid", version)["object"] for version in ("2026-10-28.endive", "2024-06-20"))
+
+    assert not new.keys() & {"payment_intent", "charge", "paid", "subscription", "total_tax_amounts", "quote"}
+    assert not old.keys() & {"parent", "total_taxes", "amount_overpaid", "status_details", "amount_paid_off_stripe"}
+    assert (old["paid"], old["payment_intent"], old["charge"]) == (True, intent, shop.charge_of(intent)["id"])
+    assert old["subscription"] == shop.session(session)["subscription"]
+    updates = [event for event in shop.events if event.type == "invoice.updated"]
+    changes = [render(event, "2024-06-20").payload()["data"]["previous_attributes"] for event in updates]
+    assert [change.get("payment_intent", "unchanged") for change in changes] == [None, "unchanged"]
+    assert [change.get("paid", "unchanged") for change in changes] == ["unchanged", False]
+    line = old["lines"]["data"][0]
+    assert (line["type"], line["price"]["object"], line["tax_amounts"]) == ("subscription", "price", [])
+
+
+def test_invoice_tax_before_basil() -> None:
+    """The tax of an invoice was a sum, and each of it an amount."""
+    shop = Account(seed=1, payments=True)
+    shop.create_invoice(shop.create_customer(), 2_000, tax=380)
+
+    old = told(shop, "invoice.created", "2024-06-20")["object"]
+
+    assert (old["tax"], old["total"]) == (380, 2_380)
+    assert [(tax["amount"], tax["inclusive"]) for tax in old["total_tax_amounts"]] == [(380, False)]
+
+
+def test_charges_before_basil() -> None:
+    """Before basil charge and payment intent named their invoice, where they had one."""
+    shop = Account(seed=1, payments=True)
+    session = shop.open_session(invoice_creation=True)
+    shop.complete(session)
+    invoice = shop.session(session)["invoice"]
+
+    for kind in ("charge.succeeded", "payment_intent.succeeded"):
+        assert told(shop, kind, "2025-02-24.acacia")["object"]["invoice"] == invoice
+        assert "invoice" not in told(shop, kind, "2025-03-31.basil")["object"]
+    shop.complete(shop.open_session())
+    assert told(shop, "charge.succeeded", "2024-06-20")["object"]["invoice"] is None
+
+
+def test_credit_notes_of_old() -> None:
+    """A note told its one refund before basil, its two parts since May 2025, and kinds of refund since October."""
+    shop = Account(seed=1, payments=True)
+    invoice = shop.create_invoice(shop.create_customer(currency="usd", balance=-500), 2_000)
+    shop.finalize_invoice(invoice)
+    shop.issue_credit_note(invoice, 2_000, credit=500)
+    mixed = told(shop, "credit_note.created", "2025-04-30.basil")["object"]
+    assert mixed["type"] == "pre_payment"
+    assert not mixed.keys() & {"pre_payment_amount", "post_payment_amount", "customer_account"}
+
+    session = shop.open_session(invoice_creation=True)
+    shop.complete(session)
+    note = shop.issue_credit_note(shop.session(session)["invoice"], 700, refund=700)
+    refund = shop.object("credit_note", note)["refunds"][0]["refund"]
+
+    clover, basil, old = (
+        told(shop, "credit_note.created", version)["object"]
+        for version in ("2025-09-30.clover", "2025-03-31.basil", "2024-06-20")
+    )
+    assert clover["refunds"] == basil["refunds"] == [{"amount_refunded": 700, "refund": refund}]
+    assert clover["post_payment_amount"] == 700
+    assert "metadata" not in clover["lines"]["data"][0]
+    assert (old["refund"], old["tax_amounts"]) == (refund, [])
+    assert not old.keys() & {"refunds", "total_taxes"}
+    assert "taxes" not in old["lines"]["data"][0]
+
+
+def test_what_came_later() -> None:
+    """Keys that later versions added to refunds and portal objects are not there before."""
+    shop = Account(seed=1, payments=True)
+    session = shop.open_session()
+    shop.complete(session)
+    shop.refund(shop.session(session)["payment_intent"], status="pending")
+    shop.create_portal_session(shop.create_customer(), flow="subscription_pause")
+
+    basil = "2025-03-31.basil"
+    assert not told(shop, "refund.created", basil)["object"].keys() & {"pending_reason", "customer", "payment_method"}
+    configuration = told(shop, "billing_portal.configuration.created", basil)["object"]
+    assert "name" not in configuration
+    assert "subscription_pause" not in configuration["features"]
+    portal = told(shop, "billing_portal.session.created", basil)["object"]
+    assert "after_expiration" not in portal
+    assert not portal["flow"].keys() & {"subscription_pause", "customer_update"}
 
 
 def test_newer_is_unknown() -> None:

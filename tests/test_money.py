@@ -5,13 +5,14 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Engine, text
 
 from deploy.sandbox.account import Account
 from deploy.sandbox.rendering import render, twin
 from schemas import database, observations
 from tests import ledger
 from worker.folds.portal import SESSION_CLOCK_EXPIRED
+from worker.rebuild import rebuilt
 
 VERSIONS = ("2024-06-20", "2025-03-31.basil", "2025-09-30.clover", "2026-03-25.dahlia")
 ARRIVALS = 4
@@ -512,6 +513,22 @@ def test_a_charge_adds_up_its_refunds(engine: Engine, account: Account) -> None:
     (row,) = show(engine, account, "charges")
 
     assert part(row, "payment_intent", "amount", "amount_refunded", "refunded") == (intent, 2_000, 700, False)
+
+
+def test_a_rebuild_tells_the_same_of_refunds(engine: Engine, account: Account) -> None:
+    """A rebuild finds an order's refunds in its own tables, and not in the live ones beside it."""
+    order, intent = paid_order(account, amount=2_000)
+    account.advance(5)
+    account.refund(intent, 500)
+    ledger.take_in(engine, *(event.body for event in account.events))
+    with database.transaction(engine) as connection:
+        connection.execute(text("UPDATE refunds SET amount = 1"))
+
+    with rebuilt(engine, seed=1) as schema:
+        told = f"SELECT after FROM {schema}.changes WHERE kind = 'order.refund_changed' AND subject_id = :id"  # noqa: S608 - ours
+        changes = ledger.rows(engine, told, id=order)
+
+    assert [change["after"]["refunded_amount"] for change in changes] == [500]
 
 
 # From an order through its invoice.

@@ -55,7 +55,17 @@ def _make(engine: Engine) -> tuple[str, str]:
                     sql.Identifier(schema, table.name), sql.Identifier(live, table.name)
                 )
             )
+        _copy_view(cursor, "order_book", schema, str(live))
     return schema, str(live)
+
+
+def _copy_view(cursor: Cursor, view: str, schema: str, live: str) -> None:
+    """Make *view*, by which the projection finds an order's refunds, over the tables of *schema*."""
+    cursor.execute("SELECT pg_get_viewdef(%s::regclass)", (view,))
+    (definition,) = cursor.fetchone() or ("",)
+    # The definition names its tables as the path finds them, so the path decides which they are.
+    cursor.execute(sql.SQL("SET LOCAL search_path = {}, {}").format(sql.Identifier(schema), sql.Identifier(live)))
+    cursor.execute(sql.SQL("CREATE VIEW {} AS {}").format(sql.Identifier(schema, view), sql.SQL(definition)))
 
 
 def _schemas(cursor: Cursor) -> list[str]:

@@ -171,6 +171,8 @@ def test_portal_session() -> None:
     second = account.create_portal_session(customer)
 
     types = [event.type for event in account.events]
+    requests = [event.payload()["request"]["id"] for event in account.events]
+    assert requests[0] == requests[1] != requests[2]
     assert types == ["billing_portal.configuration.created", *["billing_portal.session.created"] * 2]
     told, other = (account.object("billing_portal.session", each) for each in (first, second))
     assert told["configuration"] == other["configuration"]

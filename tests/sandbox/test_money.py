@@ -274,6 +274,23 @@ def test_shop_keeps_its_proportions(shop: Account) -> None:
     assert renewed
 
 
+def test_shops_come_to_their_end() -> None:
+    """Nothing of a shop's money is left undecided, and every renewal is paid, by card or by the balance alone."""
+    shops = [shop_history(seed, 500, money=True) for seed in (36, 61, 67)]
+
+    for shop in shops:
+        assert {refund["status"] for refund in objects(shop, "refund")} <= {"succeeded", "failed", "canceled"}
+        assert {dispute["status"] for dispute in objects(shop, "dispute")} <= {"won", "lost", "warning_closed"}
+        assert {invoice["status"] for invoice in objects(shop, "invoice")} <= {"paid", "void"}
+    renewed = [
+        each
+        for shop in shops
+        for each in objects(shop, "invoice")
+        if each["billing_reason"] == "subscription_cycle" and each["total"]
+    ]
+    assert {bool(invoice["amount_paid"]) for invoice in renewed} == {True, False}
+
+
 def test_shop_is_deterministic(shop: Account) -> None:
     """The same seed gives the same shop, streamed or whole, and no object twice."""
     streamed = list(stream_shop(Account(seed=5, payments=True), 5, 1_000))

@@ -24,7 +24,7 @@ from worker.digest import Digest, digests
 from worker.rebuild import rebuilt
 
 ACCOUNT: Final = "acct_demo"
-EVENTS_PER_SECOND: Final = 400
+EVENTS_PER_SECOND: Final = 500
 FOLD_SECONDS_MAX: Final = 60
 
 Result = TypeVar("Result")
@@ -32,9 +32,10 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """What was proven, and what was not: orders that differ from the shop's own books, and the two digests."""
+    """What was proven, and what was not: orders and balances unlike the shop's own books, and the two digests."""
 
     differing: int
+    unbalanced: int
     pending: int
     live: list[Digest]
     again: list[Digest]
@@ -42,7 +43,7 @@ class Proof:
     @property
     def holds(self) -> bool:
         """Whether everything was."""
-        return self.differing == 0 and self.pending == 0 and self.live == self.again
+        return self.differing == self.unbalanced == self.pending == 0 and self.live == self.again
 
 
 def run(running: Running, *, orders: int, seed: int, progress_to: Console, summary_to: Console) -> bool:
@@ -90,7 +91,7 @@ def _step(bars: Progress, words: str, work: Callable[[], Result]) -> Result:
 
 
 def _sell(seed: int, orders: int) -> Account:
-    return shop_history(seed, orders, account=ACCOUNT)
+    return shop_history(seed, orders, account=ACCOUNT, money=True)
 
 
 def _deliver(running: Running, bars: Progress, shop: Account, seed: int) -> DeliveryReport:
@@ -119,13 +120,28 @@ def _wait_until_folded(engine: Engine) -> int:
 
 def _prove(bars: Progress, engine: Engine, shop: Account, seed: int, pending: int) -> Proof:
     known = {event.object_id for event in shop.events if event.type.startswith("checkout.session.")}
-    held = {row["id"]: row["status"] for row in _rows(engine, "SELECT id, status FROM orders")}
-    differing = sum(held.get(session) != shop.expected_status(session) for session in known)
+    held = {row["id"]: tuple(row.values())[1:] for row in _rows(engine, _HELD)}
+    differing = sum(held.get(session) != _expected(shop, session) for session in known)
+    balances = _rows(engine, "SELECT customer, currency, amount FROM balances")
+    unbalanced = sum(row["amount"] != shop.expected_balance(row["customer"], row["currency"]) for row in balances)
     live = digests(engine)
     recorded = int(_rows(engine, "SELECT count(*) AS events FROM inbox")[0]["events"])
     task = bars.add_task("The inbox folded again, in another order", total=recorded)
     with rebuilt(engine, seed=seed, progress=lambda folded: bars.advance(task, folded)) as schema:
-        return Proof(differing, pending, live, digests(engine, schema=schema))
+        return Proof(differing, unbalanced, pending, live, digests(engine, schema=schema))
+
+
+_HELD: Final = "SELECT id, status, refunded_amount, credited_amount, disputed_amount FROM order_book"
+
+
+def _expected(shop: Account, session: str) -> tuple[str | int | None, ...]:
+    """Return what the shop's own books say of an order, in the columns of ``_HELD``."""
+    return (
+        shop.expected_status(session),
+        shop.expected_refunded(session),
+        shop.expected_credited(session),
+        shop.expected_disputed(session),
+    )
 
 
 def _rows(engine: Engine, statement: str, **values: object) -> list[dict[str, Any]]:
@@ -157,6 +173,7 @@ def _summarize(console: Console, engine: Engine, shop: Account, report: Delivery
     _lines(
         console, "Money of paid orders", {row["currency"]: money(int(row["amount"]), row["currency"]) for row in taken}
     )
+    _after_the_sale(console, _rows(engine, _AFTER))
     _funnel(console, _rows(engine, "SELECT * FROM payment_link_funnel ORDER BY opened DESC, payment_link"))
     _proof(console, proof)
 
@@ -173,6 +190,19 @@ def _latency(engine: Engine, report: DeliveryReport) -> list[float]:
     return quantiles(taken, n=100, method="inclusive") if len(taken) > 1 else [0.0] * 99
 
 
+_AFTER: Final = """
+SELECT 1 AS place, 'refunds' AS what, status, currency, count(*) AS found, sum(amount) AS amount
+FROM refunds GROUP BY status, currency
+UNION ALL SELECT 2, 'disputes', status, currency, count(*), sum(amount) FROM disputes GROUP BY status, currency
+UNION ALL SELECT 3, 'invoices', status, currency, count(*), sum(total) FROM invoices GROUP BY status, currency
+UNION ALL SELECT 4, 'credit notes', status, currency, count(*), sum(amount) FROM credit_notes GROUP BY status, currency
+UNION ALL SELECT 5, 'customer balances', CASE WHEN amount < 0 THEN 'credit' WHEN amount > 0 THEN 'owed' ELSE 'even' END,
+    currency, count(*), sum(amount) FROM balances GROUP BY 3, currency
+UNION ALL SELECT 6, 'portal configurations', CASE WHEN active THEN 'active' ELSE 'inactive' END, NULL, count(*), NULL
+FROM portal_configurations GROUP BY 3
+UNION ALL SELECT 7, 'portal sessions', 'created', NULL, count(*), NULL FROM portal_sessions HAVING count(*) > 0
+ORDER BY place, status, currency
+"""
 _MONEY: Final = """
 SELECT currency, sum(amount_total) AS amount FROM orders
 WHERE status = 'paid' AND currency IS NOT NULL GROUP BY currency ORDER BY currency
@@ -185,6 +215,21 @@ def _lines(console: Console, title: str, lines: dict[str, str]) -> None:
     table.add_column(justify="right")
     for name, value in lines.items():
         table.add_row(name, value)
+    console.print(table)
+    console.print()
+
+
+def _after_the_sale(console: Console, found: list[dict[str, Any]]) -> None:
+    """Print what came of the money, a line for each kind and state: how many, and how much in each currency."""
+    lines: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in found:
+        lines.setdefault((row["what"], row["status"]), []).append(row)
+    table = Table(title="After the sale", title_justify="left", title_style="bold", box=None, pad_edge=False)
+    for name in ("", "state", "count", "amounts"):
+        table.add_column(name, justify="right" if name == "count" else "left", header_style="", overflow="fold")
+    for (what, status), rows in lines.items():
+        amounts = [money(int(row["amount"]), row["currency"]) for row in rows if row["amount"] is not None]
+        table.add_row(what, status, f"{sum(row['found'] for row in rows):,}", ", ".join(amounts))
     console.print(table)
     console.print()
 
@@ -207,6 +252,7 @@ def _proof(console: Console, proof: Proof) -> None:
         "Proof",
         {
             "orders unlike the shop's own books": f"{proof.differing:,}",
+            "balances unlike the shop's own books": f"{proof.unbalanced:,}",
             "events left pending": f"{proof.pending:,}",
             "digest of the live tables": live[:32],
             "digest of a rebuild in another order": again[:32],

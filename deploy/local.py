@@ -119,7 +119,7 @@ def running(settings: Settings, folder: Path, *, output: TextIO | None = None) -
             raise StartError("The database could not be migrated; its own words are above.")
         with Processes(environment, output=output) as processes:
             address = f"http://{LOOPBACK}:{complete.port}"
-            _wait_until_ready(address, processes)
+            wait_until_ready(address, processes)
             secret = complete.signing_secrets[0].secret.decode()
             yield Running(address, environment, complete, processes, token, secret)
 
@@ -133,12 +133,12 @@ def _claimed_port(settings: Settings) -> Iterator[int]:
         try:
             claim.bind((LOOPBACK, settings.port))
         except OSError:
-            yield _port(settings, is_spoken_for=True)
+            yield free_port(settings, is_spoken_for=True)
         else:
-            yield _port(settings)
+            yield free_port(settings)
 
 
-def _port(settings: Settings, *, is_spoken_for: bool = False) -> int:
+def free_port(settings: Settings, *, is_spoken_for: bool = False) -> int:
     """Return the configured port, or a free one where nobody asked for it by name."""
     if "PORT" in os.environ:
         return settings.port
@@ -150,7 +150,12 @@ def _port(settings: Settings, *, is_spoken_for: bool = False) -> int:
         return int(probe.getsockname()[1])
 
 
-def _wait_until_ready(address: str, processes: Processes) -> None:
+def wait_until_ready(address: str, processes: Processes) -> None:
+    """Return once the web process at *address* is ready.
+
+    Raises:
+        StartError: a process has ended, or the time is up.
+    """
     deadline = time.monotonic() + READY_SECONDS_MAX
     with httpx.Client(base_url=address, timeout=2) as client:
         while time.monotonic() < deadline:

@@ -50,10 +50,17 @@ def pytest_report_header(config: pytest.Config) -> str:
     return f"repeat this run's random choices with --hypothesis-seed={config.getoption(SEED_OPTION)}"
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let the long tests be asked for."""
+    parser.addoption("--long", action="store_true", help="run the tests that take minutes too")
+
+
 @pytest.hookimpl(tryfirst=True)  # before -m chooses
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what uses a server, so that it can be run against another one."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark what uses a server, so that it can be run against another one, and skip what was not asked for."""
     for item in items:
+        if item.get_closest_marker("long") and not config.getoption("--long"):
+            item.add_marker(pytest.mark.skip(reason="takes minutes: ask for it with --long"))
         if {"services", "postgres_bin", "valkey_bin"} & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.integration)
 

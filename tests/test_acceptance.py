@@ -14,7 +14,7 @@ import pytest
 import redis
 from sqlalchemy import Engine
 
-from deploy.local import _port, _wait_until_ready
+from deploy.local import free_port, wait_until_ready
 from deploy.processes import Processes
 from deploy.sandbox.account import Account
 from deploy.sandbox.delivery import DeliveryReport, Distortions, Retries, deliver, plan
@@ -82,11 +82,11 @@ def payfold(own_postgres: Postgres, own_valkey: Valkey, tmp_path: Path) -> Itera
         "STRIPE_WEBHOOK_SECRETS": SECRET,
         "PAYFOLD_HOST": "127.0.0.1",
         "PAYFOLD_SWEEP_SECONDS": "1",
-        "PORT": str(_port(Settings.load({}))),
+        "PORT": str(free_port(Settings.load({}))),
     }
     with (tmp_path / "log").open("w") as log, Processes(environment, output=log) as processes:
         address = f"http://127.0.0.1:{environment['PORT']}"
-        _wait_until_ready(address, processes)
+        wait_until_ready(address, processes)
         running = Payfold(own_postgres, own_valkey, processes, address)
         yield running
         running.engine.dispose()

@@ -11,12 +11,12 @@ from hypothesis import HealthCheck, given, reject, settings
 from hypothesis import strategies as st
 from sqlalchemy import Engine, text
 
-from deploy.sandbox.account import LATEST, Account
-from deploy.sandbox.history import shop_history, tangle
-from deploy.sandbox.rendering import render, twin
+from deploy.sandbox.account import Account
+from deploy.sandbox.history import shop_history
+from deploy.sandbox.rendering import render
 from schemas import database
 from schemas.errors import DatabaseAway
-from tests import ledger, reference
+from tests import histories, ledger, reference
 from worker import folds, projection
 from worker.projection import Claimed
 from worker.rebuild import rebuilt
@@ -43,18 +43,6 @@ def engine(database_url: str) -> Iterator[Engine]:
     made.dispose()
 
 
-VERSIONS = ("2024-06-20", "2025-03-31.basil", "2025-09-30.clover", "2026-03-25.dahlia", LATEST)
-
-
-def bodies_of(seed: int) -> list[bytes]:
-    """Return the events of a small account, at various API versions and some of them told twice under two ids."""
-    rng = random.Random(seed)
-    events = list(tangle(seed, money=rng.random() < 0.7).events)
-    events += [twin(event, seed=seed) for event in rng.sample(events, rng.randint(0, 1))]
-    version = rng.choice(VERSIONS)
-    return [render(event, rng.choice((version, LATEST))).body for event in events]
-
-
 def assert_changes_keep_their_promise(engine: Engine) -> None:
     """One-shot kinds come once, and the kind of the final state is there, once."""
     told = [(row["subject_id"], row["kind"]) for row in ledger.rows(engine, "SELECT subject_id, kind FROM changes")]
@@ -64,14 +52,14 @@ def assert_changes_keep_their_promise(engine: Engine) -> None:
         assert told.count((order["id"], KIND_OF_STATUS[order["status"]])) == 1
 
 
-@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=seeds, workers=st.integers(1, WORKERS_MAX), limit=st.sampled_from([1, 2, 3, 500]), chance=st.randoms())
 def test_any_delivery_gives_the_reference_digest(
     engine: Engine, seed: int, workers: int, limit: int, chance: random.Random
 ) -> None:
     """Permuted, duplicated, redelivered after folding, split at will, by any number of workers: one digest."""
     ledger.clear(engine)
-    bodies = bodies_of(seed)
+    bodies = histories.bodies_of(seed)
     try:
         expected = ledger.digest_of_reference(engine, reference.tables_of(bodies))
     except reference.TooMany:

@@ -137,6 +137,20 @@ def test_changes_within_a_second_are_all_there(engine: Engine, account: Account,
     assert sorted(row["amount"] for row in changes) == sorted(amounts)
 
 
+def test_the_first_change_of_a_balance_is_the_first(engine: Engine, account: Account) -> None:
+    """The change that gives a customer its currency comes before the one that, in the same second, undoes it."""
+    for _ in range(8):
+        customer = account.create_customer()
+        account.advance(60)
+        account.adjust_balance(customer, -500, currency="usd")
+        account.adjust_balance(customer, 500)
+
+    balances = show(engine, account, "balances", order_by="customer")
+
+    assert [row["amount"] for row in balances] == [0] * 8
+    assert ledger.anomalies(engine) == []
+
+
 def test_a_twin_of_a_change_is_no_second_change(engine: Engine, account: Account) -> None:
     """One change that is told under two ids is one row and one word in the feed."""
     customer = account.create_customer(currency="usd")

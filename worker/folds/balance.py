@@ -83,8 +83,13 @@ def _by_ledger(event: Event, transaction: Transaction, customer: str) -> Facts:
     )
 
 
-def by_customer(event: Event, customer: str, currency: str, *, amount: int, before: int | None) -> Facts:
-    """Return what a customer's *event* says of the balance in its default *currency*."""
+def by_customer(
+    event: Event, customer: str, currency: str, *, amount: int, before: int | None, is_first: bool
+) -> Facts:
+    """Return what a customer's *event* says of the balance in its default *currency*.
+
+    It *is_first* where it gave the customer its currency: before that there was no balance in it.
+    """
     return say(
         event,
         "balances",
@@ -93,6 +98,7 @@ def by_customer(event: Event, customer: str, currency: str, *, amount: int, befo
         before=None if before is None else Told({"amount": before}),
         root=customer,
         rank=_BY_CUSTOMER,
+        is_first=is_first,
     )
 
 

@@ -67,7 +67,11 @@ def _balance(event: Event, customer: Customer, before: Customer | None) -> tuple
     if not isinstance(customer.currency, str) or not isinstance(customer.balance, int):
         return ()
     known = None if before is None or not isinstance(before.balance, int) else before.balance
-    return (balance.by_customer(event, customer.id, customer.currency, amount=customer.balance, before=known),)
+    is_first = before is not None and before.currency is None
+    facts = balance.by_customer(
+        event, customer.id, customer.currency, amount=customer.balance, before=known, is_first=is_first
+    )
+    return (facts,)
 
 
 def _told(customer: Customer) -> Told:

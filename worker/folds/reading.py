@@ -159,6 +159,7 @@ def say(
     rank: int = 0,
     stamp: tuple[datetime, ...] | None = None,
     moments: Mapping[str, datetime] | None = None,
+    is_first: bool = False,
 ) -> Facts:
     """Return the facts of *event* about the row *key* of *table*, ordered by the event's time unless told otherwise."""
     return Facts(
@@ -172,5 +173,5 @@ def say(
         references=after.references,
         moments=moments or {},
         before=None if before is None else {**before.columns, **before.references},
-        is_first=event.type.endswith(".created"),
+        is_first=is_first or event.type.endswith(".created"),
     )

@@ -140,7 +140,7 @@ def _moments(count: int, rng: random.Random, distortions: Distortions) -> Iterab
         yield from itertools.repeat((sent - 1) / distortions.events_per_second, size)
 
 
-async def deliver(  # noqa: PLR0913 (the plan, the endpoint, and how to deliver, each by name)
+async def deliver(
     attempts: Iterable[Attempt],
     *,
     url: str,

@@ -324,7 +324,6 @@ SHAPE: Final = Shape(
     subject="order",
     empty={**dict.fromkeys(_COLUMNS), "lines_complete": False},
     rank_of=_rank_of,
-    stamp_of=lambda row: (row["as_of"],),
     infer=_infer,
     anomalies=_anomalies,
     changes=_changes,

@@ -8,9 +8,9 @@ from typing import Final
 
 from msgspec import UNSET, Struct, UnsetType
 
-from worker.folds.facts import Change, Event, Facts, Row, Subject, Value
+from worker.folds.facts import Change, Event, Facts, Row
 from worker.folds.join import Shape
-from worker.folds.reading import Metadata, Name, Reader, carried
+from worker.folds.reading import Metadata, Name, Reader, Told, carried, say
 
 CREATED: Final = "payment_link.created"
 TYPES: Final = (CREATED, "payment_link.updated", "payfold.payment_link.observed")
@@ -36,24 +36,14 @@ def fold(event: Event) -> tuple[Facts, ...]:
         Unfoldable: when the link in it cannot be read.
     """
     link, before = _reader.read(event.payload)
-    is_first = event.type == CREATED
-    facts = Facts(
-        subject=Subject("payment_links", event.account, event.livemode, link.id),
-        event_id=event.id,
-        source=event.source,
-        created=event.created,
-        rank=0,
-        stamp=(event.created,),
-        columns=_columns(link),
-        moments={"created": event.created} if is_first else {},
-        before=None if before is None else _columns(before),
-        is_first=is_first,
-    )
-    return (facts,)
+    told = None if before is None else _told(before)
+    # The object does not say when it was created; the event of its creation does.
+    moments = {"created": event.created} if event.type == CREATED else {}
+    return (say(event, "payment_links", link.id, after=_told(link), before=told, moments=moments),)
 
 
-def _columns(link: PaymentLink) -> dict[str, Value]:
-    return carried(active=link.active, url=link.url, currency=link.currency, metadata=link.metadata)
+def _told(link: PaymentLink) -> Told:
+    return Told(carried(active=link.active, url=link.url, currency=link.currency, metadata=link.metadata))
 
 
 def _changes(before: Row | None, after: Row) -> list[Change]:
@@ -68,9 +58,5 @@ SHAPE: Final = Shape(
     table="payment_links",
     subject="payment_link",
     empty=dict.fromkeys(("active", "url", "currency", "metadata", "created")),
-    rank_of=lambda _: 0,
-    stamp_of=lambda row: (row["as_of"],),
-    infer=lambda _: None,
-    anomalies=lambda _: [],
     changes=_changes,
 )

@@ -402,6 +402,7 @@ def test_emit_refused(endpoint: EndpointServer) -> None:
         (("nothing.at_all",), 2, "knows no type nothing.at_all, but "),
         (("payment_link.created", "--override", "active"), 2, "KEY=VALUE"),
         (("payment_link.created", "--override", "=1"), 2, "KEY=VALUE"),
+        (("payment_link.created", "--override", "url.x=1"), 2, "url of url.x is no object"),
         (("payment_link.created", "--to", "http://127.0.0.1:1/"), 1, "does not answer"),
         (("payment_link.created", "--to", "ftp://host/"), 2, "--to"),
         (("payment_link.created", "--to", "somewhere"), 2, "--to"),

@@ -249,6 +249,17 @@ def test_a_partial_object_erases_nothing(account: Account, show_all: ShowAll) ->
     assert part(order, "client_reference_id", "metadata", "status") == ("cart-9", None, "paid")
 
 
+def test_a_reference_that_is_null_again(account: Account, show_all: ShowAll) -> None:
+    """A reference, once told, stays: a later null is no other customer."""
+    session = account.open_session(customer="cus_1")
+    account.complete(session, payment_status="unpaid")
+    account.advance(5)
+    without = {**account.session(session), "payment_status": "paid", "customer": None}
+    account.emit("checkout.session.async_payment_succeeded", without)
+
+    assert part(show_all(*account.events), "customer", "status") == ("cus_1", "paid")
+
+
 def test_a_reference_given_in_whole(account: Account, show_all: ShowAll) -> None:
     """Where an object stands in place of its id, the id is kept."""
     session = account.open_session(customer="cus_1")

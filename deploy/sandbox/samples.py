@@ -140,5 +140,7 @@ def sample(kind: str, overrides: Mapping[str, Any], *, now: int) -> Event:
         *parents, key = path.split(".")
         for parent in parents:
             holder = holder.setdefault(parent, {})
+            if not isinstance(holder, dict):
+                raise ParameterError(f"{parent} of {path} is no object that has keys.")
         holder[key] = value
     return account.emit(kind, about, data.get("previous_attributes"))

@@ -93,6 +93,9 @@ class Settings(BaseSettings):
     payfold_log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="the least severe line that is logged", examples=["info"]
     )
+    payfold_portal_session_minutes: int = Field(
+        60, ge=1, le=525_600, description="after which a billing portal session counts as over", examples=["60"]
+    )
     payfold_sweep_seconds: int = Field(
         5,
         ge=1,

@@ -390,6 +390,8 @@ portal_sessions = _projection(
     _moment("created"),
     _moment("expired_at"),
     _newest("portal_sessions"),
+    # The clock looks for those whose time is up.
+    Index("portal_sessions_open", "created", postgresql_where=text("expired_at IS NULL")),
 )
 
 changes = Table(

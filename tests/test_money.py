@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from deploy.sandbox.account import Account
 from deploy.sandbox.rendering import render, twin
 from schemas import database, observations
 from tests import ledger
+from worker import timekeeping
 from worker.folds.portal import SESSION_CLOCK_EXPIRED
 from worker.rebuild import rebuilt
 
@@ -647,6 +649,23 @@ def test_our_clock_ends_a_portal_session(engine: Engine, account: Account) -> No
 
     (row,) = ledger.rows(engine, "SELECT expired_at FROM portal_sessions")
     assert row["expired_at"].timestamp() == account.now + 3_600
+
+
+def test_the_clock_finds_the_sessions_whose_time_is_up(engine: Engine, account: Account) -> None:
+    """A pass ends the portal sessions that are old enough, once, at the time at which they were over."""
+    old = account.create_portal_session(account.create_customer())
+    account.advance(3_600)
+    account.create_portal_session(account.create_customer())
+    ledger.take_in(engine, *(event.body for event in account.events))
+    now = datetime.fromtimestamp(account.now + 60, UTC)
+
+    for expected in (1, 0):
+        with database.transaction(engine) as connection, database.cursor(connection) as cursor:
+            assert timekeeping.end_portal_sessions(cursor, now=now, after=timedelta(hours=1)) == expected
+        ledger.fold(engine)
+
+    (ended,) = ledger.rows(engine, "SELECT id, created, expired_at FROM portal_sessions WHERE expired_at IS NOT NULL")
+    assert (ended["id"], ended["expired_at"] - ended["created"]) == (old, timedelta(hours=1))
 
 
 # Every object, every version.

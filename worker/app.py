@@ -1,7 +1,7 @@
 """The Celery application: the tasks, each of which only opens the edges and calls what does the work."""
 
 import time
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Final
 
 import structlog
@@ -12,7 +12,7 @@ from schemas import broker
 from schemas.database import cursor, transaction
 from schemas.errors import DatabaseAway
 from schemas.settings import Settings
-from worker import projection
+from worker import projection, timekeeping
 
 FOLD_SECONDS_MAX: Final = 5.0
 """A fold task ends after this and wakes its successor, so that a worker asked to stop never takes long."""
@@ -23,6 +23,7 @@ _log = structlog.get_logger()
 def create(settings: Settings, engine: Engine) -> Celery:
     """Return the application with its tasks, which work on the database of *engine*, and its timetable."""
     app = broker.celery(settings)
+    portal_session = timedelta(minutes=settings.payfold_portal_session_minutes)
 
     @app.task(name=broker.FOLD, shared=False)
     def fold(**_: object) -> int:
@@ -31,10 +32,11 @@ def create(settings: Settings, engine: Engine) -> Celery:
 
     @app.task(name=broker.SWEEP, shared=False)
     def sweep(**_: object) -> int:
-        """Queue what an older fold version folded, then fold what is pending."""
+        """Queue what an older fold version folded and what the time has ended, then fold what is pending."""
         try:
             with transaction(engine) as connection, cursor(connection) as opened:
                 queued = projection.queue_outdated(opened)
+                timekeeping.end_portal_sessions(opened, now=datetime.now(UTC), after=portal_session)
         except DatabaseAway:
             _log.warning("events.fold_postponed", reason="PostgreSQL is away")
             return 0

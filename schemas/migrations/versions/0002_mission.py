@@ -286,6 +286,7 @@ CREATE TABLE portal_sessions (
     as_of timestamptz NOT NULL,
     PRIMARY KEY (account, livemode, id)
 );
+CREATE INDEX portal_sessions_open ON portal_sessions (created) WHERE expired_at IS NULL;
 CREATE INDEX portal_sessions_newest
     ON portal_sessions ((COALESCE(created, '-infinity'::timestamp with time zone)) DESC, id DESC);
 

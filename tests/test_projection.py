@@ -341,15 +341,22 @@ def test_a_newer_rendering_that_cannot_be_read_takes_its_row_along(engine: Engin
 
 def test_two_worlds_never_meet(engine: Engine) -> None:
     """Test beside live and two accounts, with the same object ids, have rows of their own."""
-    for livemode, account in ((False, None), (True, None), (False, "acct_1"), (False, "acct_2")):
+    worlds: list[tuple[str | None, bool]] = [(None, False), (None, True), ("acct_1", False), ("acct_2", False)]
+    for account, livemode in worlds:
         shop = Account(seed=13, livemode=livemode, account=account)
-        about = {**shop.payment_link(shop.create_payment_link()), "id": "plink_same"}
-        ledger.take_in(engine, shop.emit("payment_link.created", about).body)
+        link = {**shop.payment_link(shop.create_payment_link()), "id": "plink_same"}
+        session = shop.open_session()
+        shop.complete(session)
+        order = {**shop.session(session), "id": "cs_same"}
+        ledger.take_in(
+            engine,
+            shop.emit("payment_link.created", link).body,
+            shop.emit("checkout.session.completed", order).body,
+        )
 
-    found = ledger.rows(engine, "SELECT account, livemode FROM payment_links WHERE id = 'plink_same' ORDER BY 1, 2")
-    assert [(row["account"], row["livemode"]) for row in found] == [
-        ("", False),
-        ("", True),
-        ("acct_1", False),
-        ("acct_2", False),
-    ]
+    for query in (
+        "SELECT account, livemode FROM payment_links WHERE id = 'plink_same' ORDER BY 1, 2",
+        "SELECT account, livemode FROM orders WHERE id = 'cs_same' ORDER BY 1, 2",
+    ):
+        found = [(row["account"], row["livemode"]) for row in ledger.rows(engine, query)]
+        assert found == [(account or "", livemode) for account, livemode in worlds]

@@ -125,9 +125,9 @@ BREAKS = (
     ),
     Break(
         "accounts share a row",
-        "worker/folds/payment_link.py",
-        'Subject("payment_links", event.account, event.livemode, link.id)',
-        'Subject("payment_links", "", event.livemode, link.id)',
+        "worker/folds/reading.py",
+        "Subject(table, event.account, event.livemode, key, root)",
+        'Subject(table, "", event.livemode, key, root)',
     ),
     Break(
         "the first rendering stays",

@@ -49,7 +49,10 @@ def tables_of(bodies: Iterable[bytes], *, account: str = "") -> dict[Subject, Ro
     facts.sort(key=lambda each: each.subject)
     found: dict[Subject, Row] = {}
     for subject, group in groupby(facts, lambda each: each.subject):
-        ordered, twins = ordered_with_twins(list(group))
+        several = list(group)
+        if all(each.is_witness for each in several):
+            continue
+        ordered, twins = ordered_with_twins(several)
         found[subject] = joined(ordered)
         shape = folds.SHAPES[subject.table]
         for step in ordered:

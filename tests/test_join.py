@@ -50,9 +50,17 @@ def arrive(batches: Sequence[Sequence[Facts]]) -> Row:
         known += batch
         shape = folds.SHAPES[batch[0].subject.table]
         result = join.fold_all(shape, batch) if row is None else join.advance(shape, row, batch)
-        row = (result or join.fold_all(shape, known)).row
+        result = result or join.fold_all(shape, known)
+        row = row if result is None else result.row
     assert row is not None
     return row
+
+
+def folded(*told: Facts) -> join.Joined:
+    """Return what a link's events come to when all are there."""
+    result = join.fold_all(payment_link.SHAPE, told)
+    assert result is not None
+    return result
 
 
 def split(items: Sequence[Facts], rng: random.Random) -> list[list[Facts]]:
@@ -166,7 +174,7 @@ def test_the_chain_begins_where_the_second_before_ended() -> None:
     circle = [step("evt_1", 0, 1), step("evt_2", 1, 2), step("evt_3", 2, 0)]
     earlier = step("evt_0", 7, 1, second=-1)
 
-    result = join.fold_all(payment_link.SHAPE, [*circle, earlier])
+    result = folded(*circle, earlier)
 
     assert result.row["metadata"] == {"step": 1}
     assert result.anomalies == ()
@@ -176,7 +184,7 @@ def test_a_choice_is_said_to_be_one() -> None:
     """Where the events leave two last states possible, a real event beats an observation, and it is noted."""
     told = [step("evt_1", 1, 2), step("obs_9", 1, 3, source="observation"), step("evt_0", 0, 1, second=-1)]
 
-    result = join.fold_all(payment_link.SHAPE, told)
+    result = folded(*told)
 
     assert result.row["event_id"] == "evt_1"
     assert [anomaly.kind for anomaly in result.anomalies] == [join.AMBIGUOUS_ORDER]
@@ -187,12 +195,12 @@ def test_a_later_second_ends_the_choice() -> None:
     told = [step("evt_1", 1, 2), step("evt_2", 1, 3)]
     later = step("evt_3", 3, 4, second=1)
 
-    folded = join.fold_all(payment_link.SHAPE, [*told, later])
-    advanced = join.advance(payment_link.SHAPE, join.fold_all(payment_link.SHAPE, told).row, [later])
+    whole = folded(*told, later)
+    advanced = join.advance(payment_link.SHAPE, folded(*told).row, [later])
 
-    assert folded.anomalies == ()
+    assert whole.anomalies == ()
     assert advanced is not None
-    assert (advanced.row, advanced.anomalies) == (folded.row, ())
+    assert (advanced.row, advanced.anomalies) == (whole.row, ())
 
 
 def test_nothing_comes_before_the_created_event() -> None:
@@ -209,12 +217,12 @@ def test_a_long_second_is_put_in_order() -> None:
     told = [step(f"evt_{index:03}", index, index + 1) for index in range(200)]
     random.Random(7).shuffle(told)
 
-    assert join.fold_all(payment_link.SHAPE, told).row["metadata"] == {"step": 200}
+    assert folded(*told).row["metadata"] == {"step": 200}
 
 
 def test_what_is_not_strictly_above_is_folded_anew() -> None:
     """An older event, an equal one, and one that names another reference are never laid over a row."""
-    row = join.fold_all(payment_link.SHAPE, [step("evt_5", 0, 1, second=5)]).row
+    row = folded(step("evt_5", 0, 1, second=5)).row
 
     assert join.advance(payment_link.SHAPE, row, [step("evt_4", 0, 1, second=4)]) is None
     assert join.advance(payment_link.SHAPE, row, [step("evt_6", 0, 1, second=5)]) is None

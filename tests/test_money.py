@@ -430,6 +430,30 @@ def test_what_the_old_shape_cannot_tell_is_null(engine: Engine, account: Account
     assert ledger.anomalies(engine) == []
 
 
+def test_what_the_balance_transaction_tells_of_a_note(engine: Engine, account: Account) -> None:
+    """Once it is seen, before the note or after, the transaction completes the split; alone it makes no note."""
+    invoice = paid_invoice(account)
+    note = account.issue_credit_note(invoice, 600, refund=400, credit=200)
+    (event,) = [event for event in account.events if event.type == "credit_note.created"]
+    told = ledger.delivery(render(event, "2024-06-20").body)
+    customer = account.object("invoice", invoice)["customer"]
+    split = "SELECT refunded_amount, to_balance_amount FROM credit_notes"
+
+    listed(engine, account, customer)
+    assert ledger.rows(engine, split) == []
+    ledger.record(engine, [told])
+    ledger.fold(engine)
+    before = ledger.rows(engine, split)
+    ledger.clear(engine)
+    ledger.record(engine, [told])
+    ledger.fold(engine)
+    listed(engine, account, customer)
+
+    assert before == ledger.rows(engine, split) == [{"refunded_amount": 400, "to_balance_amount": 200}]
+    assert ledger.rows(engine, "SELECT event_id FROM credit_notes WHERE id = :id", id=note) == [{"event_id": event.id}]
+    assert ledger.anomalies(engine) == []
+
+
 # Refunds, charges, disputes.
 
 

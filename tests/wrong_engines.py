@@ -38,8 +38,8 @@ BREAKS = (
     Break(
         "arrival order",
         PROJECTION,
-        "result = join.fold_all(shape, facts[subject]) if row is None else",
-        "result = join.fold_all(shape, facts[subject]) if row is None or True else",
+        "result = join.advance(shape, row, facts[subject]) if row is not None else result",
+        "result = result or join.fold_all(shape, facts[subject])",
     ),
     Break("an equal event is laid over", JOIN, "if step.position <= position", "if step.position < position"),
     Break(

@@ -246,16 +246,19 @@ def _join(cursor: Cursor, facts: dict[Subject, list[Facts]], anew: set[Subject])
     refold = set(anew)
     for subject in facts.keys() - anew:
         shape, row = folds.SHAPES[subject.table], known.get(subject)
-        # Without a row nothing of the object has been folded, so what is at hand is all there is.
-        result = join.fold_all(shape, facts[subject]) if row is None else join.advance(shape, row, facts[subject])
+        # Without a row nothing of the object has been folded, so what is at hand is all there is; unless others
+        # speak of it too.
+        result = join.fold_all(shape, facts[subject]) if row is None and shape.keeps_all else None
+        result = join.advance(shape, row, facts[subject]) if row is not None else result
         if result is None:
             refold.add(subject)
         else:
             joined[subject] = result
     gone = []
     for subject, all_facts in _facts_of(cursor, refold, facts).items():
-        if all_facts:
-            joined[subject] = join.fold_all(folds.SHAPES[subject.table], all_facts)
+        result = join.fold_all(folds.SHAPES[subject.table], all_facts)
+        if result is not None:
+            joined[subject] = result
         elif subject in known:
             gone.append(subject)
     return _Saved(joined, known, gone)

@@ -22,6 +22,8 @@ from worker.folds.reading import Name, Reader, Reference, Seconds, Told, Whole, 
 
 TRANSACTION_TYPES: Final = ("payfold.customer_balance_transaction.observed",)
 _BY_LEDGER, _BY_CUSTOMER = range(2)
+# Before anything that a credit note itself says, so that it decides nothing.
+_WITNESS: Final = -1
 
 
 class Transaction(Struct):
@@ -65,8 +67,19 @@ def fold_transaction(event: Event) -> tuple[Facts, ...]:
         created=moment(transaction.created),
     )
     row = say(event, "balance_transactions", transaction.id, after=Told(columns, told), before=None)
-    customer = told["customer"]
-    return (row,) if customer is None else (row, _by_ledger(event, transaction, customer))
+    customer, note = told["customer"], told.get("credit_note")
+    found = [row]
+    if customer is not None:
+        found.append(_by_ledger(event, transaction, customer))
+    if note is not None:
+        found.append(_of_note(event, transaction, note))
+    return tuple(found)
+
+
+def _of_note(event: Event, transaction: Transaction, note: str) -> Facts:
+    """Return what a transaction knows of the credit note that made it: how much of the note went to the balance."""
+    told = Told({"_to_balance": -transaction.amount})
+    return say(event, "credit_notes", note, after=told, before=None, rank=_WITNESS, is_witness=True)
 
 
 def _by_ledger(event: Event, transaction: Transaction, customer: str) -> Facts:

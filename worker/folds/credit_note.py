@@ -6,7 +6,7 @@ Note [Where a credit note's money goes]
     ``amount = pre + post`` and ``post = refunds + out of band + to the balance``. Since basil a note tells all
     but the last; before, it named one refund without its amount, and no pre and post. What the note cannot
     tell is null until something else tells it, and that is no anomaly; what it tells and does not add up is
-    one, and nothing is guessed.
+    one, and nothing is guessed. The balance transaction that a note made, once it is seen, tells its part.
 """
 
 from typing import Final
@@ -171,6 +171,10 @@ def _infer(row: Row) -> None:
         rest = post - refunded - _whole(out_of_band)
         adds_up = rest > 0 if has_balance else rest == 0
         row["to_balance_amount"] = rest if adds_up else None
+    elif isinstance(post, int) and isinstance(listed := row.get("_to_balance"), int):
+        # The balance transaction tells what the note could not, and with it what is left for the refund.
+        row["to_balance_amount"] = listed
+        row["refunded_amount"] = post - listed - _whole(out_of_band)
 
 
 def _whole(value: Value) -> int:

@@ -59,7 +59,8 @@ class Facts:
     ``columns`` and ``references`` hold the keys that the event carries; ``before`` holds the values that both
     had before the event, where it tells, by the same names. ``moments`` are the times at which what the event
     says came true. ``is_first`` is said by a ``.created`` event, which nothing comes before; ``by_clock`` by
-    our clock, which any real event outranks.
+    our clock, which any real event outranks. ``is_witness`` is said by an event of another object, which knows
+    something of the row and does not make one.
     """
 
     subject: Subject
@@ -74,6 +75,7 @@ class Facts:
     before: Mapping[str, Value] | None = None
     is_first: bool = False
     by_clock: bool = False
+    is_witness: bool = False
 
     @property
     def position(self) -> tuple[int, tuple[datetime, ...]]:

@@ -93,9 +93,14 @@ def advance(shape: Shape, row: Row, facts: Sequence[Facts]) -> Joined | None:
     return Joined(advanced, tuple(shape.anomalies(advanced)), _children(shape, facts), source, is_whole=False)
 
 
-def fold_all(shape: Shape, facts: Iterable[Facts]) -> Joined:
-    """Return the row of the object whose events are *facts*, at least one, in any order and each once."""
+def fold_all(shape: Shape, facts: Iterable[Facts]) -> Joined | None:
+    """Return the row of the object whose events are *facts*, in any order and each once.
+
+    None where there is no event of the object itself: a row is never made up.
+    """
     known = list(facts)
+    if all(each.is_witness for each in known):
+        return None
     row = _empty(shape, known[0].subject)
     anomalies: list[Anomaly] = []
     carried: dict[str, Value] | None = None

@@ -160,6 +160,7 @@ def say(
     stamp: tuple[datetime, ...] | None = None,
     moments: Mapping[str, datetime] | None = None,
     is_first: bool = False,
+    is_witness: bool = False,
 ) -> Facts:
     """Return the facts of *event* about the row *key* of *table*, ordered by the event's time unless told otherwise."""
     return Facts(
@@ -174,4 +175,5 @@ def say(
         moments=moments or {},
         before=None if before is None else {**before.columns, **before.references},
         is_first=is_first or event.type.endswith(".created"),
+        is_witness=is_witness,
     )

@@ -137,6 +137,12 @@ BREAKS = (
     ),
     Break("no lock on the object", PROJECTION, "SELECT pg_advisory_xact_lock(number) FROM (", "SELECT number FROM ("),
     Break(
+        "no lock on what an order and its refund share",
+        PROJECTION,
+        'keys += [f"{account} {livemode} {shared}" for account, livemode, shared in ways]',
+        "pass",
+    ),
+    Break(
         "no lock on the change feed",
         PROJECTION,
         "SELECT pg_advisory_xact_lock(hashtextextended(current_schema() || ' changes', 0))",

@@ -702,15 +702,26 @@ def test_every_version_is_the_same_to_the_tables(engine: Engine, account: Accoun
     account.refund(intent, 100)
     account.open_dispute(paid_order(account)[1])
     account.create_portal_session(account.create_customer(email="a@example.com"))
+    account.complete(account.open_session(mode="subscription", amount=700, customer=account.create_customer()))
     tables = ("customers", "refunds", "charges", "disputes", "portal_sessions", "orders")
     # A configuration's features are what the version knew of.
     configurations = "SELECT id, active, is_default, login_page_url, updated, event_id FROM portal_configurations"
+
+    # What was overpaid is told since basil, and is not to be known before.
+    invoices = (
+        "SELECT id, number, status, currency, total, amount_due, amount_paid, amount_remaining, starting_balance,"
+        " ending_balance, customer, subscription, created, finalized_at, paid_at, voided_at, event_id FROM invoices"
+    )
 
     def shown(bodies: list[bytes]) -> dict[str, list[dict[str, Any]]]:
         ledger.clear(engine)
         ledger.take_in(engine, *bodies)
         found = {table: ledger.rows(engine, f"SELECT * FROM {table} ORDER BY id") for table in tables}  # noqa: S608 - ours
-        return {**found, "portal_configurations": ledger.rows(engine, configurations)}
+        return {
+            **found,
+            "portal_configurations": ledger.rows(engine, configurations),
+            "invoices": ledger.rows(engine, invoices),
+        }
 
     newest = shown([event.body for event in account.events])
     older = shown([render(event, version).body for event in account.events])

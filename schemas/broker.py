@@ -19,6 +19,10 @@ from schemas.settings import Settings
 
 FOLD: Final = "payfold.fold"
 SWEEP: Final = "payfold.sweep"
+EXPIRE_SESSIONS: Final = "payfold.expire_sessions"
+POLL_SESSIONS: Final = "payfold.poll_sessions"
+FETCH: Final = "payfold.fetch"
+FILL_GAPS: Final = "payfold.fill_gaps"
 FOLD_QUEUE: Final = "fold"
 STRIPE_QUEUE: Final = "stripe"
 

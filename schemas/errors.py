@@ -7,13 +7,20 @@ The docstring of an error is its message to the person who meets it::
     ├── MigrationsPendingError      the schema is behind the code (exit 4)
     ├── NotFoundError               what a command was asked for is not there (exit 1)
     ├── ConflictError               the thing is there, but not in the state that the act needs (exit 1)
+    ├── KeyRefused                  Stripe takes none of our calls with this key: the job stops, and says so
     ├── Permanent                   trying again gives the same answer
     │   ├── Refused                 not recorded: the sender is told why
     │   │   ├── SignatureMissing, SignatureMalformed, SignatureMismatch, SignatureExpired
     │   │   ├── BodyEmpty, BodyTooLarge, BodyTooSlow, BodyNotText, BodyNotJson, NotAnEvent
-    │   └── Unfoldable              recorded, then parked with this reason
+    │   ├── Unfoldable              recorded, then parked with this reason
+    │   ├── NotServed               no key of ours serves that account and mode, so Stripe is not called
+    │   ├── MissingAtStripe         Stripe knows no such object
+    │   └── CallDeclined            Stripe understood the call and did not do it
     └── Transient                   try again: nothing is lost, nothing is acknowledged
-        └── DatabaseAway
+        ├── DatabaseAway
+        ├── BrokerAway
+        ├── BudgetSpent
+        └── StripeAway              whether the call did anything is not known
 """
 
 from typing import ClassVar
@@ -125,3 +132,31 @@ class Transient(PayfoldError):
 
 class DatabaseAway(Transient):
     """PostgreSQL does not answer: the delivery is not recorded, send it again."""
+
+
+class BrokerAway(Transient):
+    """Redis does not answer, and with it the budget of calls to Stripe: try again."""
+
+
+class BudgetSpent(Transient):
+    """The budget of calls to Stripe is spent for now: try again in a while."""
+
+
+class StripeAway(Transient):
+    """Stripe does not answer, or not now: try again."""
+
+
+class KeyRefused(PayfoldError):
+    """Stripe refuses the API key: check STRIPE_API_KEY, and what a restricted key may do."""
+
+
+class NotServed(Permanent):
+    """No key in STRIPE_API_KEY serves this account and mode, so Stripe is not called."""
+
+
+class MissingAtStripe(Permanent):
+    """Stripe knows no such object in this account and mode."""
+
+
+class CallDeclined(Permanent):
+    """Stripe declined the call."""

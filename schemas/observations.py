@@ -6,16 +6,44 @@ Note [Whatever is known came through the inbox]
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
 import msgspec
 
 from schemas import events
+from schemas.database import Cursor
 from schemas.inbox import Delivery
 
 ID_PREFIX: Final = "obs_"
+
+Object = dict[str, Any]
+"""One of Stripe's objects, as its JSON says it."""
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """An account and a mode: rows of two never meet."""
+
+    account: str
+    livemode: bool
+
+    def __str__(self) -> str:
+        return f"{self.account or 'default'} {'live' if self.livemode else 'test'}"
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What Stripe answered, and a time (Unix seconds, Stripe's clock) at which it was surely so.
+
+    That time is the answer's ``Date`` less the duration of the call, so it never claims to have seen what
+    happened while the call was on its way.
+    """
+
+    body: Object
+    at: int
 
 
 def observe(
@@ -45,3 +73,59 @@ def observe(
         source="observation",
         received_at=now.astimezone(UTC),
     )
+
+
+def of_answer(kind: str, answer: Answer, world: World, *, now: datetime) -> Delivery:
+    """Return the observation of the type *kind* that Stripe answered so."""
+    return observe(kind, answer.body, account=world.account, livemode=world.livemode, created=answer.at, now=now)
+
+
+# The newest is the one of the latest second, and of those the one that came last.
+_LAST_RENDERINGS: Final = """
+SELECT k.number, last.payload
+FROM unnest(%s::int[], %s::text[], %s::boolean[], %s::text[], %s::text[])
+    AS k (number, account, livemode, object_type, object_id)
+CROSS JOIN LATERAL (
+    SELECT i.payload FROM inbox AS i
+    WHERE (i.account, i.livemode, i.object_id) = (k.account, k.livemode, k.object_id)
+        AND i.object_type = k.object_type
+    ORDER BY i.created DESC, i.seq DESC LIMIT 1
+) AS last
+"""
+
+
+def news(cursor: Cursor, deliveries: Sequence[Delivery]) -> list[Delivery]:
+    """Return those of *deliveries* that tell something else of their object than its last rendering in the inbox.
+
+    So an object that is looked at every minute, and stays as it is, is recorded once. A key that the last
+    rendering does not have (line items, which no webhook carries) is news; one that only it has is not.
+    """
+    envelopes = [delivery.envelope for delivery in deliveries]
+    cursor.execute(
+        _LAST_RENDERINGS,
+        (
+            list(range(len(deliveries))),
+            [delivery.account for delivery in deliveries],
+            [envelope.livemode for envelope in envelopes],
+            [envelope.object_type for envelope in envelopes],
+            [envelope.object_id for envelope in envelopes],
+        ),
+    )
+    known = {number: _object(payload) for number, payload in cursor.fetchall()}
+    return [
+        delivery
+        for number, delivery in enumerate(deliveries)
+        if number not in known or not _tells_all(known[number], _object(delivery.envelope.payload))
+    ]
+
+
+def _tells_all(known: Mapping[str, Any], told: Mapping[str, Any]) -> bool:
+    return all(key in known and known[key] == value for key, value in told.items())
+
+
+def _object(payload: bytes) -> Mapping[str, Any]:
+    try:
+        found: Mapping[str, Any] = msgspec.json.decode(payload)["data"]["object"]
+    except (msgspec.DecodeError, KeyError, TypeError):
+        return {}
+    return found

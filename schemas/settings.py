@@ -7,7 +7,7 @@ a file that holds ``STRIPE_WEBHOOK_SECRETS``.
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +26,13 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 _LABEL = re.compile(r"[A-Za-z0-9_]{1,255}")
 _SECRET = re.compile(r"whsec_[!-~]+")
 _HOST = re.compile(r"[A-Za-z0-9._:%-]+")
+_API_KEY = re.compile(r"(?:sk|rk)_(?P<mode>live|test)_[!-~]+")
+
+SESSION_MODES: tuple[str, ...] = ("payment", "subscription", "setup", "link")
+"""What has a time to live of its own: the modes of a Checkout Session, and any session of a payment link."""
+SESSION_MINUTES_MAX = 24 * 60
+"""Stripe itself expires a session after this."""
+_TTL_DEFAULT = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +44,23 @@ class SigningSecret:
 
     def __repr__(self) -> str:
         return f"SigningSecret(account={self.account!r}, secret=hidden)"
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKey:
+    """A secret key of Stripe's API and the rows that it serves.
+
+    ``account`` labels them, as a signing secret's label does. ``acts_for`` is the connected account that calls
+    name, where the key is another account's; None where the rows are of the key's own account.
+    """
+
+    account: str
+    livemode: bool
+    secret: str
+    acts_for: str | None = None
+
+    def __repr__(self) -> str:
+        return f"ApiKey(account={self.account!r}, livemode={self.livemode}, secret=hidden, acts_for={self.acts_for!r})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +98,15 @@ class Settings(BaseSettings):
         description="signing secrets of the endpoints, comma separated, each with an optional account label",
         examples=["whsec_a,acct_1=whsec_b"],
     )
+    stripe_api_key: SecretStr = Field(
+        SecretStr(""),
+        description="secret keys of Stripe's API, comma separated, each with an optional account label; without one"
+        " nothing calls Stripe",
+        examples=["sk_test_a,acct_1=sk_live_b"],
+    )
+    stripe_api_base: str = Field(
+        "https://api.stripe.com", description="where Stripe's API answers", examples=["http://127.0.0.1:4010"]
+    )
     payfold_tokens: SecretStr = Field(
         SecretStr(""),
         description="bearer tokens as name:scope:sha256, comma separated, made by `payfold tokens new`",
@@ -95,6 +128,44 @@ class Settings(BaseSettings):
     )
     payfold_portal_session_minutes: int = Field(
         60, ge=1, le=525_600, description="after which a billing portal session counts as over", examples=["60"]
+    )
+    payfold_stripe_calls_per_second: int | None = Field(
+        None,
+        ge=1,
+        le=1000,
+        description="calls to Stripe of all processes together; 20 in live mode and 5 in test mode unless set",
+        examples=["20"],
+    )
+    payfold_session_ttl_minutes: str = Field(
+        str(_TTL_DEFAULT),
+        description="after which an open session is expired at Stripe: minutes or off, and the same for"
+        f" {', '.join(SESSION_MODES)} where they differ; off for payment links unless set",
+        examples=["60,setup=off,link=720"],
+    )
+    payfold_expiry_grace_minutes: int = Field(
+        60,
+        ge=0,
+        le=10_080,
+        description="after a session's own end, before our clock says that it is expired where Stripe cannot be asked",
+        examples=["60"],
+    )
+    payfold_open_session_lines: Literal["off", "shop", "all"] = Field(
+        "shop",
+        description="whose line items are kept while the session is open: nobody's, the shop's own, or payment"
+        " links' too",
+        examples=["all"],
+    )
+    payfold_expire_seconds: int = Field(
+        30, ge=1, le=3600, description="how often the clock looks for stale sessions", examples=["30"]
+    )
+    payfold_fetch_seconds: int = Field(
+        10, ge=1, le=3600, description="how often the clock looks for what is to be read from Stripe", examples=["10"]
+    )
+    payfold_poll_seconds: int = Field(
+        120, ge=1, le=3600, description="how often Stripe is asked for open sessions", examples=["120"]
+    )
+    payfold_gap_seconds: int = Field(
+        600, ge=1, le=86_400, description="how often Stripe is asked for events that never came", examples=["600"]
     )
     payfold_sweep_seconds: int = Field(
         5,
@@ -127,6 +198,26 @@ class Settings(BaseSettings):
         _signing_secrets(value.get_secret_value())
         return value
 
+    @field_validator("stripe_api_key")
+    @classmethod
+    def _reads_keys(cls, value: SecretStr) -> SecretStr:
+        _api_keys(value.get_secret_value())
+        return value
+
+    @field_validator("stripe_api_base")
+    @classmethod
+    def _names_stripe(cls, value: str) -> str:
+        parts = urlsplit(value)
+        if parts.scheme not in {"http", "https"} or not parts.hostname or parts.query or parts.username:
+            raise ValueError("it is not an address that begins with http:// or https://")
+        return value.rstrip("/")
+
+    @field_validator("payfold_session_ttl_minutes")
+    @classmethod
+    def _reads_ttl(cls, value: str) -> str:
+        _session_ttl(value)
+        return value
+
     @field_validator("payfold_tokens")
     @classmethod
     def _reads_tokens(cls, value: SecretStr) -> SecretStr:
@@ -137,6 +228,20 @@ class Settings(BaseSettings):
     def signing_secrets(self) -> tuple[SigningSecret, ...]:
         """The endpoints' secrets, in the order in which they are tried."""
         return _signing_secrets(self.stripe_webhook_secrets.get_secret_value())
+
+    @cached_property
+    def api_keys(self) -> tuple[ApiKey, ...]:
+        """Stripe's API keys, one for each account and mode."""
+        return _api_keys(self.stripe_api_key.get_secret_value())
+
+    @cached_property
+    def session_ttl_minutes(self) -> dict[str, int | None]:
+        """By session mode, and for payment links, after how many minutes an open session is stale; None for never."""
+        return _session_ttl(self.payfold_session_ttl_minutes)
+
+    def calls_per_second(self, *, livemode: bool) -> int:
+        """Return how many calls to Stripe all processes may make together, for one account."""
+        return self.payfold_stripe_calls_per_second or (20 if livemode else 5)
 
     @cached_property
     def tokens(self) -> tuple[Token, ...]:
@@ -264,6 +369,51 @@ def _signing_secret(part: str) -> SigningSecret:
     if not _SECRET.fullmatch(secret or account):
         raise ValueError("each signing secret begins with whsec_ and goes on without a space")
     return SigningSecret(account=account, secret=secret.encode())
+
+
+def _api_keys(text: str) -> tuple[ApiKey, ...]:
+    keys: list[ApiKey] = []
+    for part in filter(None, map(str.strip, text.split(","))):
+        key = _api_key(part, keys)
+        if any((known.account, known.livemode) == (key.account, key.livemode) for known in keys):
+            raise ValueError("two keys serve the same account and mode: give each a label, as in acct_1=sk_live_b")
+        keys.append(key)
+    return tuple(keys)
+
+
+def _api_key(part: str, before: Sequence[ApiKey]) -> ApiKey:
+    account, equals, secret = ("", "", part) if part.startswith(("sk_", "rk_")) else part.partition("=")
+    if equals and not _LABEL.fullmatch(account):
+        raise ValueError("an account label may hold letters, digits and _ only")
+    read = _API_KEY.fullmatch(secret)
+    if read is None:
+        raise ValueError("each key begins with sk_live_, sk_test_, rk_live_ or rk_test_ and goes on without a space")
+    # A key that is given again, under another label, serves that account as one that is connected to its own.
+    is_again = any(known.secret == secret for known in before)
+    return ApiKey(account, read["mode"] == "live", secret, acts_for=account if is_again and account else None)
+
+
+def _session_ttl(text: str) -> dict[str, int | None]:
+    found: dict[str, int | None] = {**dict.fromkeys(SESSION_MODES, _TTL_DEFAULT), "link": None}
+    for number, part in enumerate(filter(None, map(str.strip, text.split(",")))):
+        mode, equals, minutes = part.partition("=")
+        if equals and mode.strip() in SESSION_MODES:
+            found[mode.strip()] = _minutes(minutes.strip())
+        elif not equals and number == 0:
+            found |= dict.fromkeys(("payment", "subscription", "setup"), _minutes(part))
+        else:
+            raise ValueError(
+                f"it reads minutes or off, and then NAME=minutes or NAME=off for {', '.join(SESSION_MODES)}"
+            )
+    return found
+
+
+def _minutes(text: str) -> int | None:
+    if text == "off":
+        return None
+    if not text.isascii() or not text.isdecimal() or not 1 <= int(text) <= SESSION_MINUTES_MAX:
+        raise ValueError(f"a time to live is off, or 1 to {SESSION_MINUTES_MAX} minutes")
+    return int(text)
 
 
 def _tokens(text: str) -> tuple[Token, ...]:

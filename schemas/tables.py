@@ -35,6 +35,8 @@ SOURCES: Final = ("webhook", "replay", "gap", "observation")
 OUTCOMES: Final = ("folded", "ignored", "parked")
 STATES: Final = ("pending", *OUTCOMES)
 ORDER_STATUSES: Final = ("open", "processing", "paid", "failed", "expired", "complete")
+CALL_PURPOSES: Final = ("expire", "session", "ledger", "credit_note", "object", "event")
+STRIPE_JOBS: Final = ("expire_sessions", "poll_sessions", "fetch", "fill_gaps")
 
 
 NEWEST: Final = "(COALESCE(created, '-infinity'::timestamp with time zone))"
@@ -100,6 +102,8 @@ inbox = Table(
     PrimaryKeyConstraint("account", "livemode", "id"),
     # Refolding an object reads all its events.
     Index("inbox_object", "account", "livemode", "object_id", postgresql_where=text("object_id IS NOT NULL")),
+    # The clock looks for events that only name their object.
+    Index("inbox_thin", "received_at", postgresql_where=text("type LIKE 'v_.%'")),
     # A claim asks of each event whether an operator has set it aside.
     Index(
         "inbox_set_aside",
@@ -144,6 +148,48 @@ outcomes = Table(
     Index("outcomes_parked", "seq", postgresql_where=text("state = 'parked'")),
 )
 
+stripe_calls = Table(
+    "stripe_calls",
+    metadata,
+    *_world(),
+    # What is to be done at Stripe, and with which object.
+    Column("purpose", Text, nullable=False),
+    Column("object_id", Text, nullable=False),
+    Column("object_type", Text, nullable=False),
+    Column("lane", SmallInteger, nullable=False),
+    _moment("asked_at", nullable=False),
+    _moment("due_at", nullable=False),
+    # Attempts of which the outcome is not known, or was no answer.
+    Column("attempts", SmallInteger, nullable=False, server_default=text("0")),
+    # Until then one worker has it, and whoever comes after that must find out what the worker did.
+    _moment("leased_until"),
+    # Why it is not tried again.
+    Column("given_up", Text),
+    _one_of("purpose", CALL_PURPOSES),
+    PrimaryKeyConstraint("account", "livemode", "purpose", "object_id"),
+    # A worker takes what is due, by lane.
+    Index("stripe_calls_due", "lane", "due_at", postgresql_where=text("given_up IS NULL")),
+)
+
+stripe_jobs = Table(
+    "stripe_jobs",
+    metadata,
+    *_world(),
+    Column("job", Text, nullable=False),
+    # How far the job has come: a time at Stripe, or a number of the change feed.
+    _moment("reached_at"),
+    Column("reached_seq", BigInteger),
+    _moment("leased_until"),
+    _moment("done_at"),
+    # Why Stripe refused it, and when it is tried again.
+    Column("stopped", Text),
+    _moment("stopped_until"),
+    # What it found that had not come by itself.
+    Column("found", BigInteger, nullable=False, server_default=text("0")),
+    _one_of("job", STRIPE_JOBS),
+    PrimaryKeyConstraint("account", "livemode", "job"),
+)
+
 orders = _projection(
     "orders",
     Column("status", Text),
@@ -178,6 +224,8 @@ orders = _projection(
     Column("lines_complete", Boolean, nullable=False, server_default=false()),
     _one_of("status", ORDER_STATUSES),
     _newest("orders"),
+    # The clock looks for sessions that have been open for too long.
+    Index("orders_open", "account", "livemode", "created", postgresql_where=text("status = 'open'")),
     _of_one("orders", "payment_link"),
     _of_one("orders", "customer"),
     _of_one("orders", "payment_intent"),

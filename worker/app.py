@@ -1,6 +1,7 @@
 """The Celery application: the tasks, each of which only opens the edges and calls what does the work."""
 
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
@@ -12,10 +13,14 @@ from schemas import broker
 from schemas.database import cursor, transaction
 from schemas.errors import DatabaseAway
 from schemas.settings import Settings
-from worker import projection, timekeeping
+from schemas.stripe_api import StripeApi
+from worker import discovery, expiry, fetches, gaps, projection, timekeeping
+from worker.acting import THREADS, Desk, Round
 
 FOLD_SECONDS_MAX: Final = 5.0
 """A fold task ends after this and wakes its successor, so that a worker asked to stop never takes long."""
+
+DATABASE_CONNECTIONS_MAX: Final = THREADS + 1
 
 _log = structlog.get_logger()
 
@@ -44,11 +49,53 @@ def create(settings: Settings, engine: Engine) -> Celery:
             _log.info("events.queued_anew", events=queued)
         return fold_until_done(app, engine)
 
-    every = settings.payfold_sweep_seconds
-    app.conf.beat_schedule = {
-        "sweep": {"task": broker.SWEEP, "schedule": every, "options": {"queue": broker.FOLD_QUEUE, "expires": every}}
-    }
+    desk = Desk(engine, StripeApi(settings, broker.redis(settings)), settings)
+    for name, run_once in _STRIPE_TASKS.items():
+        _add_stripe_task(app, name, run_once, desk)
+    app.conf.beat_schedule = _timetable(settings)
     return app
+
+
+_STRIPE_TASKS: Final[dict[str, Callable[[Desk], Round]]] = {
+    broker.EXPIRE_SESSIONS: expiry.run_once,
+    broker.POLL_SESSIONS: discovery.run_once,
+    broker.FETCH: fetches.run_once,
+    broker.FILL_GAPS: gaps.run_once,
+}
+
+
+def _add_stripe_task(app: Celery, name: str, run_once: Callable[[Desk], Round], desk: Desk) -> None:
+    @app.task(name=name, shared=False)
+    def act(**_: object) -> int:
+        """Do one slice of the job, wake whoever folds what it recorded, and leave the rest to a successor."""
+        try:
+            found = run_once(desk)
+        except DatabaseAway:
+            _log.warning("stripe.postponed", job=name, reason="PostgreSQL is away")
+            return 0
+        if found.recorded:
+            app.send_task(broker.FOLD, queue=broker.FOLD_QUEUE)
+        if found.is_more:
+            app.send_task(name, queue=broker.STRIPE_QUEUE)
+        return found.recorded
+
+
+def _timetable(settings: Settings) -> dict[str, dict[str, object]]:
+    """Return what the clock sends, and how often; a message that nobody took until the next one is void."""
+
+    def entry(task: str, every: int, queue: str) -> dict[str, object]:
+        return {"task": task, "schedule": every, "options": {"queue": queue, "expires": every}}
+
+    found = {
+        "sweep": entry(broker.SWEEP, settings.payfold_sweep_seconds, broker.FOLD_QUEUE),
+        # Without a key it is our clock that says what has expired.
+        "expire": entry(broker.EXPIRE_SESSIONS, settings.payfold_expire_seconds, broker.STRIPE_QUEUE),
+    }
+    if settings.api_keys:
+        found["fetch"] = entry(broker.FETCH, settings.payfold_fetch_seconds, broker.STRIPE_QUEUE)
+        found["poll"] = entry(broker.POLL_SESSIONS, settings.payfold_poll_seconds, broker.STRIPE_QUEUE)
+        found["gaps"] = entry(broker.FILL_GAPS, settings.payfold_gap_seconds, broker.STRIPE_QUEUE)
+    return found
 
 
 def fold_until_done(app: Celery, engine: Engine, *, seconds_max: float = FOLD_SECONDS_MAX) -> int:

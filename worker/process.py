@@ -18,7 +18,7 @@ def run(start: Callable[[Celery, Settings], object]) -> NoReturn:
     try:
         settings = Settings.load()
         logs.configure(settings)
-        engine = database.engine(settings.postgresql, connections_max=2)
+        engine = database.engine(settings.postgresql, connections_max=app.DATABASE_CONNECTIONS_MAX)
         application = app.create(settings, engine)
     except ConfigurationError as error:
         sys.stderr.write(f"{error}\n")

@@ -1,0 +1,215 @@
+"""What every job at Stripe has in common: a round through the worlds that a key serves, in slices of time.
+
+A round of a job is leased for one world, so that two clocks, or two workers, never do it at once. What stops it
+is kept with the job: a refused key loudly and for a while, anything transient until the next round.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import partial
+from typing import Final, TypeVar
+
+import structlog
+from sqlalchemy import Engine
+
+from schemas import inbox, observations
+from schemas.database import Cursor, cursor, transaction
+from schemas.errors import KeyRefused, NotServed, StripeAway, Transient
+from schemas.inbox import Delivery, Recorded
+from schemas.observations import World
+from schemas.settings import Settings
+from schemas.stripe_api import StripeApi
+from worker import calls
+from worker.calls import Call, Progress
+
+SLICE_SECONDS_MAX: Final = 5.0
+"""A job ends after this and leaves the rest to its successor, so that more urgent ones get their turn."""
+THREADS: Final = 4
+"""Calls to Stripe that one worker makes at once: an answer takes a quarter of a second or more."""
+
+Result = TypeVar("Result")
+
+_log = structlog.get_logger()
+
+
+def _utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class Desk:
+    """Where the jobs work: the database, Stripe, the settings and the clock."""
+
+    engine: Engine
+    api: StripeApi
+    settings: Settings
+    now: Callable[[], datetime] = _utc_now
+    threads: int = THREADS
+    slice_seconds_max: float = SLICE_SECONDS_MAX
+
+    def within(self, work: Callable[[Cursor], Result]) -> Result:
+        """Return what *work* returns, done in one transaction."""
+        with transaction(self.engine) as connection, cursor(connection) as opened:
+            return work(opened)
+
+    def record(self, opened: Cursor, deliveries: Sequence[Delivery], *, all_of_them: bool = False) -> int:
+        """Record what of *deliveries* is news, or *all_of_them*, and return how many events the inbox did not have."""
+        fresh = deliveries if all_of_them or not deliveries else observations.news(opened, deliveries)
+        return sum(receipt.recorded is Recorded.NEW for receipt in inbox.record(opened, fresh)) if fresh else 0
+
+
+@dataclass(slots=True)
+class Round:
+    """What one round of a job came to, in all worlds."""
+
+    recorded: int = 0
+    is_more: bool = False
+    counted: dict[str, int] = field(default_factory=dict)
+
+    def count(self, what: str, times: int = 1) -> None:
+        """Count *what*."""
+        self.counted[what] = self.counted.get(what, 0) + times
+
+
+class Slice:
+    """A job's share of time."""
+
+    def __init__(self, seconds_max: float) -> None:
+        self._ends = time.monotonic() + seconds_max
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it is somebody else's turn."""
+        return time.monotonic() > self._ends
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What a call brought: observations, what to count it as, and whether it is to be made again or given up."""
+
+    deliveries: tuple[Delivery, ...] = ()
+    counted: str = ""
+    again: bool = False
+    given_up: str = ""
+    is_news: bool = False
+    """Whether what it brought is recorded however well it is known: the order of events was in doubt."""
+
+
+Step = Callable[[World, Progress, Round, Slice], None]
+
+
+def go_round(desk: Desk, job: str, step: Step, *, worlds: Sequence[World] | None = None) -> Round:
+    """Take *step* in each world that a key serves, and return what came of it."""
+    found, share = Round(), Slice(desk.slice_seconds_max)
+    for world in served(desk) if worlds is None else worlds:
+        progress = desk.within(partial(calls.begin, world=world, job=job, now=desk.now()))
+        if progress is not None:
+            _step(desk, job, step, world, progress, found, share)
+    if found.counted or found.recorded:
+        _log.info(f"stripe.{job}", recorded=found.recorded, **found.counted)
+    return found
+
+
+def _step(
+    desk: Desk, job: str, step: Step, world: World, progress: Progress, found: Round, share: Slice
+) -> None:  # fmt: skip
+    before = found.is_more
+    found.is_more = False
+    try:
+        step(world, progress, found, share)
+    except (KeyRefused, NotServed) as error:
+        reason = str(error)
+        desk.within(lambda opened: calls.stop(opened, world, job, reason, now=desk.now()))
+        _log.error("stripe.stopped", job=job, account=world.account, livemode=world.livemode, reason=reason)
+    except Transient as error:
+        desk.within(lambda opened: calls.release(opened, world, job))
+        _log.warning("stripe.postponed", job=job, account=world.account, reason=str(error))
+    else:
+        if found.is_more:
+            desk.within(lambda opened: calls.release(opened, world, job))
+        else:
+            desk.within(lambda opened: calls.end(opened, world, job, now=desk.now()))
+    found.is_more = found.is_more or before
+
+
+def served(desk: Desk) -> list[World]:
+    """Return the worlds that a key serves: those of the keys themselves, and connected accounts that are known."""
+    if desk.api.is_idle:
+        return []
+    known = desk.within(calls.worlds)
+    return sorted({*desk.api.own_worlds(), *(world for world in known if desk.api.serves(world))}, key=str)
+
+
+def unserved(desk: Desk) -> list[World]:
+    """Return the worlds of the inbox that no key serves."""
+    return [world for world in desk.within(calls.worlds) if not desk.api.serves(world)]
+
+
+def work_off(
+    desk: Desk,
+    world: World,
+    purposes: Sequence[str],
+    make: Callable[[Call], Made],
+    found: Round,
+    share: Slice,
+) -> None:
+    """Make the calls of *purposes* that are due, several at once, until none is left or the slice is over.
+
+    What a call brought is recorded, and the call forgotten, in one transaction.
+
+    Raises:
+        KeyRefused, NotServed, Transient: the first that a call met; it and what was not begun is done later.
+    """
+    faults: list[Exception] = []
+
+    def work() -> None:
+        while not faults:
+            taken = desk.within(lambda opened: calls.lease(opened, world, purposes, limit=1, now=desk.now()))
+            if not taken:
+                return
+            try:
+                _make(desk, taken[0], make, found)
+            except Exception as error:  # noqa: BLE001 - told to whoever asked for the work
+                faults.append(error)
+            if share.is_over:
+                found.is_more = True
+                return
+
+    if desk.threads == 1:
+        work()
+    else:
+        with ThreadPoolExecutor(desk.threads, thread_name_prefix="stripe") as pool:
+            for future in [pool.submit(work) for _ in range(desk.threads)]:
+                future.result()
+    if faults:
+        raise faults[0]
+
+
+def _make(desk: Desk, call: Call, make: Callable[[Call], Made], found: Round) -> None:
+    try:
+        made = make(call)
+    except StripeAway as error:
+        _log.warning("stripe.call_postponed", purpose=call.purpose, object_id=call.object_id, reason=str(error))
+        found.count("postponed")
+        desk.within(lambda opened: calls.put_off(opened, call, now=desk.now(), is_known=False))
+        return
+    except (KeyRefused, NotServed, Transient):
+        desk.within(lambda opened: calls.put_off(opened, call, now=desk.now(), is_known=True))
+        raise
+
+    def conclude(opened: Cursor) -> int:
+        recorded = desk.record(opened, made.deliveries, all_of_them=made.is_news)
+        if made.given_up:
+            calls.give_up(opened, call, made.given_up)
+        elif made.again:
+            calls.put_off(opened, call, now=desk.now(), is_known=False)
+        else:
+            calls.done(opened, call)
+        return recorded
+
+    found.recorded += desk.within(conclude)
+    if made.counted:
+        found.count(made.counted)

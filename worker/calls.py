@@ -1,0 +1,229 @@
+"""What is to be done at Stripe, who is doing it, and how far each job has come. Nothing here calls Stripe.
+
+Note [A lease, not a lock]
+    A call to Stripe takes as long as it takes, so no transaction is held open for it. A worker leases what it
+    is about to do; nobody else takes it meanwhile. If the worker dies the lease runs out, and whoever comes
+    next sees by the attempts that something may have been done, and reads before doing it again.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Final
+
+from schemas.database import Cursor
+from schemas.observations import World
+from schemas.stripe_api import Lane
+
+LEASE: Final = timedelta(minutes=5)
+"""Longer than one call with all its tries and reads can take."""
+RETRY_SECONDS_MIN: Final = 2
+RETRY_SECONDS_MAX: Final = 900
+STOPPED: Final = timedelta(minutes=10)
+"""After this a job that Stripe refused is tried again, with one call."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """Something to be done at Stripe; *attempts* are those of which the outcome is not known."""
+
+    world: World
+    purpose: str
+    object_id: str
+    object_type: str
+    lane: Lane
+    asked_at: datetime
+    attempts: int
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """An object with which something is to be done at Stripe, at once or, in its turn, as if since *due_at*."""
+
+    purpose: str
+    object_id: str
+    object_type: str
+    lane: Lane
+    due_at: datetime | None = None
+
+
+def worlds(cursor: Cursor) -> list[World]:
+    """Return every account and mode that the inbox holds, without reading all of it."""
+    cursor.execute(
+        """
+        WITH RECURSIVE each AS (
+            (SELECT account, livemode FROM inbox ORDER BY account, livemode LIMIT 1)
+            UNION ALL
+            SELECT following.* FROM each CROSS JOIN LATERAL (
+                SELECT i.account, i.livemode FROM inbox AS i
+                WHERE (i.account, i.livemode) > (each.account, each.livemode)
+                ORDER BY i.account, i.livemode LIMIT 1
+            ) AS following
+        )
+        SELECT * FROM each
+        """
+    )
+    return [World(*row) for row in cursor.fetchall()]
+
+
+def want(cursor: Cursor, world: World, wanted: Sequence[Wanted], *, now: datetime) -> int:
+    """Ask for what is *wanted*, once each however often it is asked for, and return how many were new.
+
+    What is leased at the time is done once more afterwards, since it may have been too early; what was given up
+    stays so.
+    """
+    cursor.execute(
+        """
+        INSERT INTO stripe_calls AS known
+            (account, livemode, purpose, object_id, object_type, lane, asked_at, due_at)
+        SELECT %s, %s, purpose, object_id, object_type, min(lane), %s, min(due_at)
+        FROM unnest(%s::text[], %s::text[], %s::text[], %s::smallint[], %s::timestamptz[])
+            AS t (purpose, object_id, object_type, lane, due_at)
+        GROUP BY purpose, object_id, object_type ORDER BY purpose, object_id
+        ON CONFLICT (account, livemode, purpose, object_id) DO UPDATE SET
+            asked_at = excluded.asked_at, lane = least(known.lane, excluded.lane)
+            WHERE known.given_up IS NULL
+        RETURNING known.xmax = 0
+        """,
+        (
+            world.account,
+            world.livemode,
+            now,
+            [each.purpose for each in wanted],
+            [each.object_id for each in wanted],
+            [each.object_type for each in wanted],
+            [int(each.lane) for each in wanted],
+            [each.due_at or now for each in wanted],
+        ),
+    )
+    return sum(is_new for (is_new,) in cursor.fetchall())
+
+
+def lease(
+    cursor: Cursor, world: World, purposes: Sequence[str], *, limit: int, now: datetime
+) -> list[Call]:  # fmt: skip
+    """Take up to *limit* calls that are due, the most urgent first, for this worker alone.
+
+    The attempt is counted here, before it is made: whoever finds it counted, and not done, knows nothing of it.
+    """
+    cursor.execute(
+        """
+        WITH taken AS MATERIALIZED (
+            SELECT account, livemode, purpose, object_id, attempts FROM stripe_calls
+            WHERE (account, livemode) = (%(account)s, %(livemode)s) AND purpose = ANY (%(purposes)s)
+                AND given_up IS NULL AND due_at <= %(now)s AND coalesce(leased_until, '-infinity') <= %(now)s
+            ORDER BY lane, due_at, asked_at, object_id LIMIT %(limit)s FOR UPDATE SKIP LOCKED
+        )
+        UPDATE stripe_calls AS c SET leased_until = %(until)s, attempts = least(c.attempts + 1, 32767)
+        FROM taken WHERE (c.account, c.livemode, c.purpose, c.object_id)
+            = (taken.account, taken.livemode, taken.purpose, taken.object_id)
+        RETURNING c.purpose, c.object_id, c.object_type, c.lane, c.asked_at, taken.attempts, c.due_at
+        """,
+        {
+            "account": world.account,
+            "livemode": world.livemode,
+            "purposes": list(purposes),
+            "limit": limit,
+            "now": now,
+            "until": now + LEASE,
+        },
+    )
+    found = sorted(cursor.fetchall(), key=lambda row: (row[3], row[6], row[4], row[1]))
+    return [Call(world, row[0], row[1], row[2], Lane(row[3]), row[4], row[5]) for row in found]
+
+
+_ONE: Final = "(account, livemode, purpose, object_id) = (%s, %s, %s, %s)"
+
+
+def _key(call: Call) -> tuple[str, bool, str, str]:
+    return (call.world.account, call.world.livemode, call.purpose, call.object_id)
+
+
+def done(cursor: Cursor, call: Call) -> None:
+    """Forget *call*, unless it was asked for again while it was made."""
+    cursor.execute(f"DELETE FROM stripe_calls WHERE {_ONE} AND asked_at <= %s", (*_key(call), call.asked_at))
+    if not cursor.rowcount:
+        cursor.execute(f"UPDATE stripe_calls SET leased_until = NULL, attempts = 0 WHERE {_ONE}", _key(call))
+
+
+def put_off(cursor: Cursor, call: Call, *, now: datetime, is_known: bool) -> None:
+    """Let *call* be made again later, the later the more often that was needed.
+
+    *is_known* says that nothing was done at Stripe, so that the attempt does not count.
+    """
+    delay = min(RETRY_SECONDS_MAX, RETRY_SECONDS_MIN * 2 ** min(call.attempts, 10)) * random.uniform(0.75, 1.25)  # noqa: S311 - jitter
+    cursor.execute(
+        f"UPDATE stripe_calls SET leased_until = NULL, due_at = %s, attempts = %s WHERE {_ONE}",
+        (
+            now + (timedelta(0) if is_known else timedelta(seconds=delay)),
+            call.attempts if is_known else min(call.attempts + 1, 32767),
+            *_key(call),
+        ),
+    )
+
+
+def give_up(cursor: Cursor, call: Call, reason: str) -> None:
+    """Never make *call* again."""
+    cursor.execute(f"UPDATE stripe_calls SET leased_until = NULL, given_up = %s WHERE {_ONE}", (reason, *_key(call)))
+
+
+# Jobs: what goes round by the clock, once for each world.
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a job has come, None where it has never run."""
+
+    reached_at: datetime | None
+    reached_seq: int | None
+
+
+def begin(cursor: Cursor, world: World, job: str, *, now: datetime) -> Progress | None:
+    """Lease a round of *job* to this worker; None where another has it, or Stripe has refused it for now."""
+    cursor.execute(
+        """
+        INSERT INTO stripe_jobs AS known (account, livemode, job, leased_until) VALUES (%s, %s, %s, %s)
+        ON CONFLICT (account, livemode, job) DO UPDATE SET leased_until = excluded.leased_until
+            WHERE coalesce(known.leased_until, '-infinity') <= %s AND coalesce(known.stopped_until, '-infinity') <= %s
+        RETURNING known.reached_at, known.reached_seq
+        """,
+        (world.account, world.livemode, job, now + LEASE, now, now),
+    )
+    row = cursor.fetchone()
+    return None if row is None else Progress(*row)
+
+
+_JOB: Final = "(account, livemode, job) = (%s, %s, %s)"
+
+
+def reach(
+    cursor: Cursor, world: World, job: str, *, at: datetime | None = None, seq: int | None = None, found: int = 0
+) -> None:
+    """Note how far *job* has come, and what it *found* on the way."""
+    cursor.execute(
+        f"UPDATE stripe_jobs SET reached_at = coalesce(%s, reached_at), reached_seq = coalesce(%s, reached_seq),"
+        f" found = found + %s WHERE {_JOB}",
+        (at, seq, found, world.account, world.livemode, job),
+    )
+
+
+def end(cursor: Cursor, world: World, job: str, *, now: datetime) -> None:
+    """Give the lease of *job* back: the round is done, and nothing is wrong with it."""
+    cursor.execute(
+        f"UPDATE stripe_jobs SET leased_until = NULL, done_at = %s, stopped = NULL, stopped_until = NULL WHERE {_JOB}",
+        (now, world.account, world.livemode, job),
+    )
+
+
+def release(cursor: Cursor, world: World, job: str) -> None:
+    """Give the lease of *job* back: the round is not done, and goes on next time."""
+    cursor.execute(f"UPDATE stripe_jobs SET leased_until = NULL WHERE {_JOB}", (world.account, world.livemode, job))
+
+
+def stop(cursor: Cursor, world: World, job: str, reason: str, *, now: datetime) -> None:
+    """Stop *job*, since Stripe refuses the key: nothing of it is tried for a while."""
+    cursor.execute(
+        f"UPDATE stripe_jobs SET leased_until = NULL, stopped = %s, stopped_until = %s WHERE {_JOB}",
+        (reason, now + STOPPED, world.account, world.livemode, job),
+    )

@@ -1,0 +1,58 @@
+"""Finds open sessions: Stripe sends no event when one opens, so it is asked for those that are.
+
+Each round asks for what was created since the round before, and somewhat earlier, so that what Stripe lists a
+little late is not missed. A session that closes in between tells of itself by an event.
+"""
+
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from typing import Final
+
+from schemas import checkout
+from schemas.inbox import Delivery
+from schemas.observations import Answer, Object, World
+from schemas.stripe_api import Lane
+from worker import acting, calls
+from worker.acting import Desk, Round, Slice
+from worker.calls import Progress
+
+JOB: Final = "poll_sessions"
+OVERLAP: Final = timedelta(minutes=5)
+LIFE_MAX: Final = timedelta(hours=24)
+"""No session stays open for longer, so the first round asks for no older ones."""
+
+
+def run_once(desk: Desk) -> Round:
+    """Ask for the open sessions of every world that a key serves, and record those that are not known."""
+    return acting.go_round(desk, JOB, lambda *step: _poll(desk, *step))
+
+
+def _poll(desk: Desk, world: World, progress: Progress, found: Round, _: Slice) -> None:
+    since = (progress.reached_at or desk.now() - LIFE_MAX) - OVERLAP
+    wants_lines = desk.settings.payfold_open_session_lines != "off"
+    expand = {"expand": ["data.line_items"]} if wants_lines else {}
+    first: Answer | None = None
+    pages = desk.api.pages(
+        world,
+        *("checkout", "sessions"),
+        lane=Lane.DISCOVERY,
+        status="open",
+        created={"gte": int(since.timestamp())},
+        **expand,
+    )
+    for page in pages:
+        first = first or page
+        seen = [_seen(desk, world, each, page.at) for each in page.body["data"]]
+        found.recorded += desk.within(partial(desk.record, deliveries=seen))
+    if first is not None:
+        at = datetime.fromtimestamp(first.at, UTC)
+        desk.within(lambda opened: calls.reach(opened, world, JOB, at=at))
+
+
+def _seen(desk: Desk, world: World, session: Object, at: int) -> Delivery:
+    lines = session.get("line_items")
+    is_wanted = desk.settings.payfold_open_session_lines == "all" or session.get("payment_link") is None
+    if lines is not None and (lines["has_more"] or not is_wanted):
+        # A part of the lines says nothing; all of them are read once the order is known.
+        session = {key: value for key, value in session.items() if key != "line_items"}
+    return checkout.observed(Answer(session, at), world, now=desk.now())

@@ -1,0 +1,178 @@
+"""Expires what has been open for too long: at Stripe where a key serves it, by our clock where none does.
+
+An open session holds the shop's stock. Which are stale follows from the orders alone; that one of them is
+expired is Stripe's to say, and only its answer is recorded.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Final
+
+import structlog
+
+from schemas import checkout, inbox, observations
+from schemas.checkout import Ending
+from schemas.database import Cursor
+from schemas.observations import World
+from schemas.settings import Settings
+from schemas.stripe_api import Lane
+from worker import acting, calls
+from worker.acting import Desk, Made, Round, Slice
+from worker.calls import Call, Progress, Wanted
+from worker.folds.checkout_session import CLOCK_EXPIRED
+
+JOB: Final = "expire_sessions"
+TTL_METADATA_KEY: Final = "payfold_session_ttl_minutes"
+"""In a payment link's metadata: minutes, or off, for the sessions of this link."""
+BATCH_MAX: Final = 200
+ATTEMPTS_MAX: Final = 12
+"""After so many answers that left a session open, a person has to look."""
+EXPIRE: Final = "expire"
+READ: Final = "session"
+
+_log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Stale:
+    """An open session that is to go, and why. *purpose* is to expire it, or to read it where its own end has passed."""
+
+    world: World
+    id: str
+    purpose: str
+    created: datetime | None
+    expires_at: datetime | None
+    minutes_allowed: int | None
+
+    def reason(self, now: datetime) -> str:
+        """Say why it is to go."""
+        if self.purpose == READ:
+            return f"its own end, {self.expires_at:%Y-%m-%d %H:%M:%S} UTC, has passed: read what became of it"
+        minutes = (now - self.created).total_seconds() / 60 if self.created else 0
+        return f"open for {minutes:,.0f} minutes, of {self.minutes_allowed} allowed"
+
+
+_STALE: Final = """
+SELECT o.id, o.created, o.expires_at, allowed.minutes, o.expires_at <= %(now)s - %(grace)s AS has_ended
+FROM orders AS o
+LEFT JOIN payment_links AS l ON (l.account, l.livemode, l.id) = (o.account, o.livemode, o.payment_link)
+CROSS JOIN LATERAL (SELECT coalesce(l.metadata ->> %(key)s, o.metadata ->> %(key)s) AS told) AS link
+CROSS JOIN LATERAL (
+    SELECT CASE
+        WHEN o.payment_link IS NULL THEN (%(ttl)s::jsonb ->> coalesce(o.mode, 'payment'))::int
+        WHEN link.told ~ '^[1-9][0-9]{0,3}$' THEN link.told::int
+        WHEN link.told = 'off' THEN NULL
+        ELSE (%(ttl)s::jsonb ->> 'link')::int
+    END AS minutes
+) AS allowed
+WHERE (o.account, o.livemode, o.status) = (%(account)s, %(livemode)s, 'open')
+    AND (o.created <= %(now)s - make_interval(mins => allowed.minutes) OR o.expires_at <= %(now)s - %(grace)s)
+    AND NOT EXISTS (
+        SELECT FROM stripe_calls AS c
+        WHERE (c.account, c.livemode, c.object_id) = (o.account, o.livemode, o.id)
+            AND c.purpose IN ('expire', 'session') AND (c.purpose = 'expire' OR c.attempts > 0)
+    )
+ORDER BY o.created LIMIT %(limit)s
+"""
+
+
+def stale(cursor: Cursor, world: World, settings: Settings, *, now: datetime, limit: int = BATCH_MAX) -> list[Stale]:
+    """Return up to *limit* open sessions of *world* that are to go and are not being dealt with, oldest first."""
+    cursor.execute(
+        _STALE,
+        {
+            "account": world.account,
+            "livemode": world.livemode,
+            "now": now,
+            "grace": timedelta(minutes=settings.payfold_expiry_grace_minutes),
+            "ttl": _ttl(settings),
+            "key": TTL_METADATA_KEY,
+            "limit": limit,
+        },
+    )
+    return [
+        Stale(world, row[0], READ if row[4] else EXPIRE, created=row[1], expires_at=row[2], minutes_allowed=row[3])
+        for row in cursor.fetchall()
+    ]
+
+
+def _ttl(settings: Settings) -> str:
+    minutes = settings.session_ttl_minutes
+    told = ", ".join(f'"{mode}": {"null" if allowed is None else allowed}' for mode, allowed in minutes.items())
+    return f"{{{told}}}"
+
+
+def run_once(desk: Desk) -> Round:
+    """Expire what is stale, in every world, and return what came of it."""
+    found = acting.go_round(desk, JOB, lambda *step: _expire(desk, *step))
+    for world in acting.unserved(desk):
+        found.recorded += _expire_by_clock(desk, world, found)
+    return found
+
+
+def _expire(desk: Desk, world: World, _: Progress, found: Round, share: Slice) -> None:
+    while not share.is_over:
+        asked = desk.within(lambda opened: _ask(opened, desk, world))
+        acting.work_off(desk, world, (EXPIRE,), lambda call: _end(desk, call), found, share)
+        if asked < BATCH_MAX:
+            return
+    found.is_more = True
+
+
+def _ask(cursor: Cursor, desk: Desk, world: World) -> int:
+    found = stale(cursor, world, desk.settings, now=desk.now())
+    # Those that have ended are read by the job that reads, which is as urgent.
+    wanted = [Wanted(each.purpose, each.id, "checkout.session", Lane.EXPIRY, each.created) for each in found]
+    return calls.want(cursor, world, wanted, now=desk.now()) if wanted else 0
+
+
+def _end(desk: Desk, call: Call) -> Made:
+    outcome = checkout.expire(desk.api, call.world, call.object_id, read_first=call.attempts > 0, now=desk.now())
+    if outcome.ending is Ending.MISSING:
+        return Made(outcome.deliveries, "missing", given_up="Stripe knows no such session")
+    if outcome.ending is Ending.STILL_OPEN:
+        given_up = "Stripe leaves it open" if call.attempts + 1 >= ATTEMPTS_MAX else ""
+        return Made(outcome.deliveries, "left_open", again=True, given_up=given_up)
+    return Made(outcome.deliveries, "expired" if outcome.ending is Ending.EXPIRED else "was_over")
+
+
+_ENDED: Final = """
+SELECT id, expires_at FROM orders
+WHERE (account, livemode, status) = (%s, %s, 'open') AND expires_at <= %s ORDER BY created LIMIT %s
+"""
+
+
+def _expire_by_clock(desk: Desk, world: World, found: Round) -> int:
+    """Record that sessions have ended by our clock, where nobody can be asked; whatever Stripe says outranks it."""
+    grace = timedelta(minutes=desk.settings.payfold_expiry_grace_minutes)
+
+    def expire(cursor: Cursor) -> int:
+        cursor.execute(_ENDED, (world.account, world.livemode, desk.now() - grace, BATCH_MAX))
+        ended = [
+            observations.observe(
+                CLOCK_EXPIRED,
+                {"object": "checkout.session", "id": session},
+                account=world.account,
+                livemode=world.livemode,
+                # The time at which it was over, and not the one at which anybody looked, so that looking twice is one.
+                created=int((expires_at + grace).timestamp()),
+                now=desk.now(),
+            )
+            for session, expires_at in cursor.fetchall()
+        ]
+        if ended:
+            inbox.record(cursor, ended)
+        return len(ended)
+
+    times = desk.within(expire)
+    if times:
+        found.count("expired_by_clock", times)
+        _log.info("sessions.expired_by_clock", sessions=times, account=world.account, livemode=world.livemode)
+    found.is_more = found.is_more or times == BATCH_MAX
+    return times
+
+
+def not_served(desk: Desk) -> Sequence[World]:
+    """Return the worlds whose sessions are never expired at Stripe, since no key serves them."""
+    return acting.unserved(desk)

@@ -1,0 +1,234 @@
+"""Reads from Stripe what its events leave out, and records it as observations.
+
+What is to be read follows from what became known: the change feed says which order was completed and whose
+balance moved, an anomaly that the order of events was in doubt, a thin event which object it speaks of. The
+change feed is read by its number, so that the cost is that of what is new and never of what there is.
+"""
+
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+from schemas import checkout, observations
+from schemas.database import Cursor
+from schemas.errors import CallDeclined, MissingAtStripe
+from schemas.inbox import Delivery
+from schemas.observations import Answer, Object, World
+from schemas.stripe_api import Lane
+from worker import acting, calls, gaps
+from worker.acting import Desk, Made, Round, Slice
+from worker.calls import Call, Progress, Wanted
+
+JOB: Final = "fetch"
+PURPOSES: Final = ("session", "ledger", "credit_note", "object", "event")
+CHANGES_MAX: Final = 5_000
+"""Changes looked at in one round."""
+AGE_MAX: Final = timedelta(days=30)
+"""What happened longer ago (a replayed log) is not read from Stripe, where it may be gone."""
+RECENT: Final = timedelta(hours=1)
+"""What happened longer ago waits for its turn behind everything else."""
+OVERLAP: Final = timedelta(minutes=1)
+
+_PATHS: Final = {
+    "billing_portal.configuration": ("billing_portal", "configurations"),
+    "charge": ("charges",),
+    "checkout.session": ("checkout", "sessions"),
+    "credit_note": ("credit_notes",),
+    "customer": ("customers",),
+    "dispute": ("disputes",),
+    "invoice": ("invoices",),
+    "invoice_payment": ("invoice_payments",),
+    "payment_link": ("payment_links",),
+    "refund": ("refunds",),
+}
+"""By type of object, where Stripe answers for one."""
+
+
+def run_once(desk: Desk) -> Round:
+    """Read what is to be read, in every world that a key serves."""
+    return acting.go_round(desk, JOB, lambda *step: _fetch(desk, *step))
+
+
+def _fetch(desk: Desk, world: World, progress: Progress, found: Round, share: Slice) -> None:
+    started = desk.now()
+    reached = progress.reached_seq or 0
+    newest = desk.within(lambda opened: plan(opened, desk, world, progress))
+    desk.within(lambda opened: calls.reach(opened, world, JOB, at=started, seq=newest))
+    found.is_more = found.is_more or newest >= reached + CHANGES_MAX
+    acting.work_off(desk, world, PURPOSES, lambda call: _make(desk, call), found, share)
+
+
+def plan(cursor: Cursor, desk: Desk, world: World, progress: Progress) -> int:
+    """Ask for what is to be read of *world*, and return the number of the last change that was looked at."""
+    values = {
+        "account": world.account,
+        "livemode": world.livemode,
+        "seq": progress.reached_seq or 0,
+        "limit": CHANGES_MAX,
+        "oldest": desk.now() - AGE_MAX,
+        "recent": desk.now() - RECENT,
+        "refetch": int(Lane.REFETCH),
+        "backfill": int(Lane.BACKFILL),
+        "open_lines": desk.settings.payfold_open_session_lines,
+        "thin_since": (progress.reached_at or desk.now() - AGE_MAX) - OVERLAP,
+        "types": list(_PATHS),
+    }
+    wanted: dict[tuple[str, str], Wanted] = {}
+    for statement in (_FROM_CHANGES, _FROM_ANOMALIES, _FROM_THIN_EVENTS):
+        cursor.execute(statement, values)
+        for purpose, object_id, object_type, lane in cursor.fetchall():
+            wanted[purpose, object_id] = Wanted(purpose, object_id, object_type, Lane(lane))
+    if wanted:
+        calls.want(cursor, world, list(wanted.values()), now=desk.now())
+    cursor.execute(
+        "SELECT coalesce(max(seq), %(seq)s)"
+        " FROM (SELECT seq FROM changes WHERE seq > %(seq)s ORDER BY seq LIMIT %(limit)s) AS looked_at",
+        values,
+    )
+    (newest,) = cursor.fetchone() or (0,)
+    return int(newest)
+
+
+_LANE: Final = "CASE WHEN c.at < %(recent)s THEN %(backfill)s ELSE %(refetch)s END"
+_FROM_CHANGES: Final = f"""
+WITH c AS MATERIALIZED (
+    SELECT * FROM (SELECT * FROM changes WHERE seq > %(seq)s ORDER BY seq LIMIT %(limit)s) AS looked_at
+    WHERE (account, livemode) = (%(account)s, %(livemode)s) AND at >= %(oldest)s
+)
+-- The lines of an order that was completed, or has expired, or is open and of interest.
+SELECT 'session', o.id, 'checkout.session', {_LANE}
+FROM c JOIN orders AS o ON (o.account, o.livemode, o.id) = (c.account, c.livemode, c.subject_id)
+WHERE c.subject = 'order' AND NOT o.lines_complete AND o.mode IS DISTINCT FROM 'setup'
+    AND (o.status <> 'open' OR %(open_lines)s = 'all' OR (%(open_lines)s = 'shop' AND o.payment_link IS NULL))
+UNION ALL
+-- Why a balance moved, which only the ledger tells. What the ledger itself told needs no reading.
+SELECT 'ledger', c.subject_id, 'customer', {_LANE}
+FROM c WHERE c.kind = 'balance.changed' AND c.source <> 'observation'
+UNION ALL
+SELECT 'ledger', n.customer, 'customer', {_LANE}
+FROM c JOIN credit_notes AS n ON (n.account, n.livemode, n.id) = (c.account, c.livemode, c.subject_id)
+WHERE c.subject = 'credit_note' AND n.customer IS NOT NULL AND n.customer_balance_transaction IS NOT NULL
+UNION ALL
+SELECT 'ledger', i.customer, 'customer', {_LANE}
+FROM c JOIN invoices AS i ON (i.account, i.livemode, i.id) = (c.account, c.livemode, c.subject_id)
+WHERE c.subject = 'invoice' AND i.customer IS NOT NULL AND i.ending_balance <> i.starting_balance
+UNION ALL
+SELECT 'credit_note', n.id, 'credit_note', {_LANE}
+FROM c JOIN credit_notes AS n ON (n.account, n.livemode, n.id) = (c.account, c.livemode, c.subject_id)
+WHERE c.subject = 'credit_note' AND NOT n.lines_complete
+"""
+
+# The object's type is that of its latest event; a balance is its customer's to tell.
+_FROM_ANOMALIES: Final = """
+SELECT 'object', split_part(a.subject_id, ' ', 1), i.object_type, %(refetch)s
+FROM anomalies AS a
+JOIN inbox AS i ON (i.account, i.livemode, i.id) = (a.account, a.livemode, a.event_id)
+WHERE (a.account, a.livemode) = (%(account)s, %(livemode)s) AND a.resolved_at IS NULL
+    AND a.kind IN ('ambiguous_order', 'expired_and_complete') AND a.seen_at >= %(thin_since)s
+    AND i.object_type = ANY (%(types)s) AND i.object_id = split_part(a.subject_id, ' ', 1)
+    AND NOT EXISTS (
+        SELECT FROM inbox AS o WHERE (o.account, o.livemode, o.object_id) = (i.account, i.livemode, i.object_id)
+            AND o.source = 'observation' AND o.received_at >= a.seen_at
+    )
+"""
+
+# A thin event names its twin, if it has one; without it the object that it speaks of is read.
+_FROM_THIN_EVENTS: Final = """
+SELECT CASE WHEN twin.id IS NULL THEN 'object' ELSE 'event' END,
+    coalesce(twin.id, t.object_id), CASE WHEN twin.id IS NULL THEN t.object_type ELSE 'event' END, %(refetch)s
+FROM inbox AS t
+CROSS JOIN LATERAL (SELECT convert_from(t.payload, 'UTF8')::jsonb ->> 'snapshot_event' AS id) AS twin
+WHERE t.type LIKE 'v_.%%' AND t.received_at >= %(thin_since)s
+    AND (t.account, t.livemode) = (%(account)s, %(livemode)s)
+    AND (twin.id IS NOT NULL OR t.object_type = ANY (%(types)s))
+    AND NOT EXISTS (SELECT FROM inbox AS i WHERE (i.account, i.livemode, i.id) = (t.account, t.livemode, twin.id))
+    AND NOT EXISTS (
+        SELECT FROM inbox AS o WHERE (o.account, o.livemode, o.object_id) = (t.account, t.livemode, t.object_id)
+            AND o.source = 'observation' AND o.received_at >= t.received_at AND twin.id IS NULL
+    )
+"""
+
+
+def _make(desk: Desk, call: Call) -> Made:
+    try:
+        return _MAKE[call.purpose](desk, call)
+    except MissingAtStripe:
+        return Made(counted="missing", given_up="Stripe knows no such object")
+    except CallDeclined as error:
+        return Made(counted="declined", given_up=str(error))
+
+
+def _read_session(desk: Desk, call: Call) -> Made:
+    answer = checkout.read(desk.api, call.world, call.object_id, lane=call.lane)
+    # Past its own end Stripe's timer is only late: it is looked at again, and not at once.
+    is_late = answer.body.get("status") == "open" and answer.body.get("expires_at", answer.at) < answer.at
+    return Made((checkout.observed(answer, call.world, now=desk.now()),), "sessions", again=is_late)
+
+
+def _read_ledger(desk: Desk, call: Call) -> Made:
+    """List the customer's balance transactions, down to those that are known; all are recorded or none."""
+    known = desk.within(lambda opened: _known_transactions(opened, call))
+    found: list[Delivery] = []
+    path = ("customers", call.object_id, "balance_transactions")
+    for page in desk.api.pages(call.world, *path, lane=call.lane):
+        listed = [_observed(each, call, page.at, desk.now()) for each in page.body["data"]]
+        found += listed
+        if any(each["id"] in known for each in page.body["data"]):
+            break
+    return Made(tuple(found), "ledgers")
+
+
+def _known_transactions(cursor: Cursor, call: Call) -> set[str]:
+    """Return the transactions that are known, none of them where the ledger's chain has a gap."""
+    values = {"account": call.world.account, "livemode": call.world.livemode, "customer": call.object_id}
+    cursor.execute(
+        """
+        SELECT t.id FROM balance_transactions AS t
+        WHERE (t.account, t.livemode, t.customer) = (%(account)s, %(livemode)s, %(customer)s)
+            AND NOT EXISTS (
+                SELECT FROM anomalies AS a WHERE (a.account, a.livemode) = (%(account)s, %(livemode)s)
+                    AND a.kind = 'broken_chain' AND a.resolved_at IS NULL
+                    AND split_part(a.subject_id, ' ', 1) = %(customer)s
+            )
+        """,
+        values,
+    )
+    return {row[0] for row in cursor.fetchall()}
+
+
+def _read_credit_note(desk: Desk, call: Call) -> Made:
+    answer = desk.api.call(call.world, "get", "credit_notes", call.object_id, lane=call.lane)
+    lines = answer.body.get("lines")
+    if isinstance(lines, dict) and lines.get("has_more"):
+        data: list[Any] = []
+        for page in desk.api.pages(call.world, "credit_notes", call.object_id, "lines", lane=call.lane):
+            data += page.body["data"]
+        answer = Answer({**answer.body, "lines": {**lines, "data": data, "has_more": False}}, answer.at)
+    return Made((_observed(answer.body, call, answer.at, desk.now()),), "credit_notes")
+
+
+def _read_object(desk: Desk, call: Call) -> Made:
+    if call.object_type == "checkout.session":
+        answer = checkout.read(desk.api, call.world, call.object_id, lane=call.lane)
+    else:
+        answer = desk.api.call(call.world, "get", *_PATHS[call.object_type], call.object_id, lane=call.lane)
+    # However well it is known: what it says now is what the events left in doubt.
+    return Made((_observed(answer.body, call, answer.at, desk.now()),), "objects", is_news=True)
+
+
+def _read_event(desk: Desk, call: Call) -> Made:
+    answer = desk.api.call(call.world, "get", "events", call.object_id, lane=call.lane)
+    return Made((gaps.event_of(answer.body, call.world, now=desk.now()),), "events", is_news=True)
+
+
+_MAKE: Final = {
+    "session": _read_session,
+    "ledger": _read_ledger,
+    "credit_note": _read_credit_note,
+    "object": _read_object,
+    "event": _read_event,
+}
+
+
+def _observed(body: Object, call: Call, at: int, now: datetime) -> Delivery:
+    kind = f"payfold.{body['object']}.observed"
+    return observations.of_answer(kind, Answer(body, at), call.world, now=now)

@@ -1,0 +1,125 @@
+"""Fetches events that never came, from the list that Stripe keeps for 30 days.
+
+Each account and mode has a checkpoint: everything before it is in the inbox. A round lists what the folds want
+from somewhat before the checkpoint to a minute ago, since Stripe may list the newest late, and records what the
+inbox lacks. Source: https://docs.stripe.com/api/events/list.
+"""
+
+import hashlib
+from datetime import datetime, timedelta
+from functools import partial
+from typing import Final
+
+import msgspec
+import structlog
+
+from schemas import events, inbox
+from schemas.database import Cursor
+from schemas.inbox import Delivery, Recorded
+from schemas.observations import Object, World
+from schemas.stripe_api import Lane
+from worker import acting, calls, folds
+from worker.acting import Desk, Round, Slice
+from worker.calls import Progress
+
+JOB: Final = "fill_gaps"
+TYPES_MAX: Final = 20
+"""Event types that Stripe takes in one request."""
+OVERLAP: Final = timedelta(minutes=5)
+SETTLED: Final = timedelta(minutes=1)
+WINDOW_MAX: Final = timedelta(hours=6)
+"""Listed in one go, so that a long gap is filled in steps of which each is kept."""
+KEPT: Final = timedelta(days=30)
+"""Stripe lists no older events."""
+CLIFF: Final = timedelta(days=25)
+"""A checkpoint older than this is soon out of Stripe's reach."""
+
+_log = structlog.get_logger()
+
+
+def wanted_types() -> list[str]:
+    """Return the event types that the folds want of Stripe."""
+    return sorted(kind for kind in folds.FOLDS if not kind.startswith("payfold."))
+
+
+def run_once(desk: Desk, *, since: datetime | None = None) -> Round:
+    """Fill the gaps of every world that a key serves, from *since* where it is given, else from its checkpoint."""
+    return acting.go_round(desk, JOB, lambda *step: _fill(desk, since, *step))
+
+
+def _fill(desk: Desk, since: datetime | None, world: World, progress: Progress, found: Round, share: Slice) -> None:
+    start = _start(desk, world, progress, since)
+    until = desk.now() - SETTLED
+    while start < until:
+        end = min(start + WINDOW_MAX, until)
+        new = _fill_window(desk, world, start, end)
+        found.recorded += new
+        if new:
+            found.count("events_that_never_came", new)
+        # A round over another time does not move the checkpoint, unless it reaches beyond it.
+        reached = max(end, progress.reached_at) if progress.reached_at else end
+        desk.within(partial(calls.reach, world=world, job=JOB, at=reached, found=new))
+        start = end
+        if share.is_over and start < until and since is None:
+            found.is_more = True
+            return
+
+
+def _start(desk: Desk, world: World, progress: Progress, since: datetime | None) -> datetime:
+    oldest = desk.now() - KEPT
+    if since is not None:
+        return max(since, oldest)
+    if progress.reached_at is None:
+        return max(desk.within(lambda opened: _first_received(opened, world)) or desk.now() - SETTLED, oldest) - OVERLAP
+    if progress.reached_at < desk.now() - CLIFF:
+        _log.warning(
+            "stripe.checkpoint_is_old",
+            account=world.account,
+            livemode=world.livemode,
+            checkpoint=progress.reached_at.isoformat(),
+            reason="Stripe lists events of the last 30 days only: what is older is lost to this job",
+        )
+    return max(progress.reached_at, oldest) - OVERLAP
+
+
+def _first_received(cursor: Cursor, world: World) -> datetime | None:
+    """Return since when deliveries are recorded: what came by webhooks then began to be complete."""
+    cursor.execute(
+        "SELECT received_at FROM inbox WHERE (account, livemode) = (%s, %s) AND source = 'webhook'"
+        " ORDER BY seq LIMIT 1",
+        (world.account, world.livemode),
+    )
+    row = cursor.fetchone()
+    return row[0] if row else None
+
+
+def _fill_window(desk: Desk, world: World, start: datetime, end: datetime) -> int:
+    types = wanted_types()
+    created = {"gte": int(start.timestamp()), "lte": int(end.timestamp())}
+    new = 0
+    for first in range(0, len(types), TYPES_MAX):
+        asked = types[first : first + TYPES_MAX]
+        for page in desk.api.pages(world, "events", lane=Lane.BACKFILL, types=asked, created=created):
+            listed = [event_of(each, world, now=desk.now()) for each in page.body["data"]]
+            new += desk.within(partial(_record, listed=listed))
+    return new
+
+
+def _record(cursor: Cursor, listed: list[Delivery]) -> int:
+    if not listed:
+        return 0
+    return sum(receipt.recorded is Recorded.NEW for receipt in inbox.record(cursor, listed))
+
+
+def event_of(event: Object, world: World, *, now: datetime) -> Delivery:
+    """Return the delivery of an event that Stripe listed, as the inbox takes it."""
+    body = msgspec.json.encode(event)
+    return Delivery(
+        envelope=events.read(body),
+        # A connected account's own list does not name the account.
+        account=world.account,
+        sha256=hashlib.sha256(body).digest(),
+        signature=None,
+        source="gap",
+        received_at=now,
+    )

@@ -12,7 +12,7 @@ from redis.exceptions import RedisError
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
-from api import changes, metrics, problems, reads, webhook
+from api import acts, changes, metrics, problems, reads, webhook
 from api.recorder import ANSWER_SECONDS_MAX, Recorder
 from api.tokens import require
 from api.webhook import BODY_SECONDS_MAX, Receive, Scope, Send, Webhook
@@ -20,6 +20,7 @@ from schemas import broker, database, logs, migrate
 from schemas.answers import Health
 from schemas.errors import DatabaseAway
 from schemas.settings import Settings
+from schemas.stripe_api import StripeApi
 
 DATABASE_CONNECTIONS_MAX: Final = 8
 
@@ -59,7 +60,7 @@ class Application:
             lifespan=self._lifespan,
         )
         self.fastapi.state.settings = settings
-        for router in (reads.router, changes.router, _health, _operations):
+        for router in (reads.router, acts.router, changes.router, _health, _operations):
             self.fastapi.include_router(router)
         problems.install(self.fastapi)
         _document_webhook(self.fastapi)
@@ -78,7 +79,8 @@ class Application:
         app.state.engine = database.engine(settings.postgresql, connections_max=DATABASE_CONNECTIONS_MAX)
         app.state.redis = broker.redis(settings)
         app.state.lookout = changes.Lookout(app.state.engine)
-        waker = broker.Waker(settings)
+        app.state.stripe = StripeApi(settings, app.state.redis)
+        app.state.waker = waker = broker.Waker(settings)
         recorder = Recorder(settings.libpq, answer_seconds_max=self._answer_seconds_max)
         self._webhook = Webhook(settings.signing_secrets, recorder, waker.wake, body_seconds_max=self._body_seconds_max)
         if not settings.signing_secrets:

@@ -9,7 +9,16 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
-from schemas.errors import NotFoundError, Refused, Transient
+from schemas.errors import (
+    CallDeclined,
+    KeyRefused,
+    MissingAtStripe,
+    NotFoundError,
+    NotServed,
+    PayfoldError,
+    Refused,
+    Transient,
+)
 
 MEDIA_TYPE: Final = "application/problem+json"
 RETRY_AFTER_SECONDS: Final = 5
@@ -37,6 +46,15 @@ def _response(status: int, detail: str, headers: dict[str, str] | None = None, *
     return Response(document(status, detail, **more), status, headers=headers, media_type=MEDIA_TYPE)
 
 
+_AT_STRIPE: Final = {
+    NotServed: (409, "not_served"),
+    CallDeclined: (422, "declined_by_stripe"),
+    MissingAtStripe: (404, "missing_at_stripe"),
+    # Our own credentials are wrong, and not those of whoever asks.
+    KeyRefused: (502, "key_refused"),
+}
+
+
 def install(app: FastAPI) -> None:
     """Answer every error of *app* with a problem document."""
 
@@ -52,6 +70,14 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(NotFoundError)
     def missing(_: Request, error: NotFoundError) -> Response:
         return _response(404, str(error))
+
+    @app.exception_handler(NotServed)
+    @app.exception_handler(CallDeclined)
+    @app.exception_handler(MissingAtStripe)
+    @app.exception_handler(KeyRefused)
+    def at_stripe(_: Request, error: PayfoldError) -> Response:
+        status, reason = _AT_STRIPE[type(error)]
+        return _response(status, str(error), reason=reason)
 
     @app.exception_handler(Refused)
     def refused(_: Request, error: Refused) -> Response:

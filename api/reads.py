@@ -159,7 +159,7 @@ def list_orders(request: Request, filters: Annotated[OrderFilters, Query()]) -> 
 @router.get("/orders/{order_id}", tags=["orders"])
 def show_order(request: Request, order_id: Id, account: Account = None, livemode: Livemode = None) -> answers.Order:
     """Show one order."""
-    return answers.Order.model_validate(_one(request, tables.order_book, order_id, account, livemode))
+    return answers.Order.model_validate(one(request, tables.order_book, order_id, account, livemode))
 
 
 @router.get("/payment-links", tags=["payment links"])
@@ -173,7 +173,7 @@ def show_payment_link(
     request: Request, link_id: Id, account: Account = None, livemode: Livemode = None
 ) -> answers.PaymentLink:
     """Show one payment link."""
-    return answers.PaymentLink.model_validate(_one(request, tables.payment_links, link_id, account, livemode))
+    return answers.PaymentLink.model_validate(one(request, tables.payment_links, link_id, account, livemode))
 
 
 @router.get("/invoices", tags=["invoices"])
@@ -193,7 +193,7 @@ def show_credit_note(
     request: Request, note_id: Id, account: Account = None, livemode: Livemode = None
 ) -> answers.CreditNoteWithLines:
     """Show one credit note with its lines."""
-    note = _one(request, tables.credit_notes, note_id, account, livemode)
+    note = one(request, tables.credit_notes, note_id, account, livemode)
     lines = tables.credit_note_lines
     world = (lines.c.account == note["account"], lines.c.livemode == note["livemode"])
     query = select(lines).where(*world, lines.c.credit_note == note_id).order_by(lines.c.id)
@@ -330,11 +330,12 @@ def show_event(
     request: Request, event_id: Id, account: Account = None, livemode: Livemode = None
 ) -> answers.EventWithPayload:
     """Show one event with its payload, which holds personal data and so wants the scope admin."""
-    row = dict(_one(request, tables.events, event_id, account, livemode))
+    row = dict(one(request, tables.events, event_id, account, livemode))
     return answers.EventWithPayload.model_validate({**row, "payload": row["payload"].decode(errors="replace")})
 
 
-def _one(request: Request, table: Table, key: str, account: str | None, livemode: bool | None) -> Any:  # noqa: ANN401, FBT001 - a row's mapping
+def one(request: Request, table: Table, key: str, account: str | None, livemode: bool | None) -> Any:  # noqa: ANN401, FBT001 - a row's mapping, and what the address says
+    """Return the row of *table* with the id *key*, in the world that was asked for."""
     wanted = [table.c.id == key]
     if account is not None:
         wanted.append(table.c.account == account)

@@ -6,7 +6,8 @@ import re
 import secrets as random_secrets
 import sys
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, TextIO
 import msgspec
 import typer
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from sqlalchemy import Engine, Select, Table, func, select
+from sqlalchemy import Connection, Engine, Select, Table, func, select
 from sqlalchemy.exc import DBAPIError
 
 from deploy import local, output
@@ -33,6 +34,7 @@ from schemas.errors import (
 from schemas.settings import SCOPES, Settings
 
 if TYPE_CHECKING:
+    from worker.acting import Desk, Round
     from worker.operator import Found
 
 FAILED: Final = 1
@@ -49,8 +51,18 @@ app: Final = typer.Typer(
 migrate_app: Final = typer.Typer(help="Bring the schema to this release.", invoke_without_command=True)
 events_app: Final = typer.Typer(help="The inbox.", no_args_is_help=True)
 orders_app: Final = typer.Typer(help="The order table.", no_args_is_help=True)
+sessions_app: Final = typer.Typer(help="Open sessions at Stripe: find them, expire them.", no_args_is_help=True)
+gaps_app: Final = typer.Typer(help="Events that never came.", no_args_is_help=True)
 tokens_app: Final = typer.Typer(help="Bearer tokens of the API.", no_args_is_help=True)
-for name, group in {"migrate": migrate_app, "events": events_app, "orders": orders_app, "tokens": tokens_app}.items():
+_GROUPS: Final = {
+    "migrate": migrate_app,
+    "events": events_app,
+    "orders": orders_app,
+    "sessions": sessions_app,
+    "gaps": gaps_app,
+    "tokens": tokens_app,
+}
+for name, group in _GROUPS.items():
     app.add_typer(group, name=name)
 
 FormatOption = Annotated[Format, typer.Option("--format", help="How rows are printed.")]
@@ -105,9 +117,9 @@ def _settings() -> Settings:
 
 
 @contextmanager
-def _database(*, behind_is_fine: bool = False) -> Iterator[Engine]:
+def _database(*, behind_is_fine: bool = False, connections_max: int = 5) -> Iterator[Engine]:
     """Yield an engine on the database, whose schema is this release's."""
-    engine = database.engine(_settings().postgresql)
+    engine = database.engine(_settings().postgresql, connections_max=connections_max)
     try:
         if not behind_is_fine:
             with database.transaction(engine) as connection:
@@ -255,15 +267,18 @@ def status(form: FormatOption = Format.TABLE) -> None:
     settings = _settings()
     found: dict[str, Any] = {"database": "ok"}
     behind: list[str] = []
+    stripe = ""
     try:
         with _database(behind_is_fine=True) as engine, database.transaction(engine) as connection:
             behind = migrate.pending(connection)
             found["migrations"] = f"{len(behind)} pending: run `payfold migrate up`" if behind else "ok"
             if not behind:
                 found |= dict(connection.execute(_status_query(folds.FOLD_VERSION)).mappings().one())
+                stripe = _stripe_status(connection)
     except DatabaseAway as error:
         found["database"] = f"away: {_first_line(error.__cause__)}"
     found["broker"] = _broker_status(settings)
+    found["stripe"] = stripe or ("no job has run yet" if settings.api_keys else "not set: STRIPE_API_KEY")
     output.one(found, form)
     if behind:
         raise typer.Exit(MIGRATIONS_PENDING)
@@ -291,6 +306,29 @@ def _status_query(fold_version: int) -> Select[Any]:
         .label("last_event_received_at"),
         select(func.max(tables.changes.c.seq)).scalar_subquery().label("last_change_seq"),
     )
+
+
+def _stripe_status(connection: Connection) -> str:
+    """Say what the jobs at Stripe have come to: the refused first."""
+    jobs, calls = tables.stripe_jobs, tables.stripe_calls
+    now = datetime.now(UTC)
+    stopped = connection.execute(
+        select(jobs.c.job, jobs.c.account, jobs.c.stopped).where(jobs.c.stopped_until > now).order_by(jobs.c.job)
+    ).all()
+    if stopped:
+        return "; ".join(
+            f"STOPPED {row.job} of {row.account or 'the default account'}: {row.stopped}" for row in stopped
+        )
+    ran = connection.execute(select(func.max(jobs.c.done_at), func.sum(jobs.c.found))).one()
+    if ran[0] is None:
+        return ""
+    waiting, given_up = connection.execute(
+        select(
+            func.count().filter(calls.c.given_up.is_(None)), func.count().filter(calls.c.given_up.is_not(None))
+        ).select_from(calls)
+    ).one()
+    told = f"ok, last job at {output.shown(ran[0])}, {waiting} calls waiting, {given_up} given up"
+    return f"{told}, {ran[1]} events fetched that never came"
 
 
 def _broker_status(settings: Settings) -> str:
@@ -513,6 +551,94 @@ def orders_show(
     """Show one order."""
     with _database() as engine:
         output.one(_one(engine, tables.orders, order_id, account=account, livemode=livemode), form)
+
+
+# What is done at Stripe.
+
+
+@sessions_app.command("expire")
+def sessions_expire(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Expire nothing; say what would go, and why.")] = False,
+    form: FormatOption = Format.TABLE,
+) -> None:
+    """Expire the open sessions that are stale, now; by our clock where no key serves them."""
+    from worker import expiry
+
+    with _desk(wants_key=False) as desk:
+        if dry_run:
+            found = expiry.listed(desk)
+            output.rows(found, expiry.LISTED, form, empty="No open session is stale.")
+            return
+        _act(desk, expiry.run_once, form, "Expiring stale sessions")
+
+
+@sessions_app.command("poll")
+def sessions_poll(form: FormatOption = Format.TABLE) -> None:
+    """Ask Stripe for its open sessions, now, and record those that are not known."""
+    from worker import discovery
+
+    with _desk() as desk:
+        _act(desk, discovery.run_once, form, "Asking for open sessions")
+
+
+@gaps_app.command("fill")
+def gaps_fill(
+    since: Annotated[
+        datetime | None,
+        typer.Option(formats=_TIMES, metavar="TIME", help="From then on, 30 days ago at most; else the checkpoint."),
+    ] = None,
+    form: FormatOption = Format.TABLE,
+) -> None:
+    """Ask Stripe for the events of the last while, now, and record those that never came."""
+    from worker import gaps
+
+    start = _utc(since)
+    with _desk() as desk:
+        _act(desk, lambda desk: gaps.run_once(desk, since=start), form, "Asking for events that never came")
+
+
+@contextmanager
+def _desk(*, wants_key: bool = True) -> Iterator["Desk"]:
+    """Yield what the jobs at Stripe need, with a key."""
+    from schemas import broker
+    from schemas.stripe_api import StripeApi
+    from worker.acting import THREADS, Desk
+
+    settings = _settings()
+    if wants_key and not settings.api_keys:
+        raise ConfigurationError(
+            "STRIPE_API_KEY: it is not set, so Stripe cannot be asked. Set it to a secret or restricted key. "
+            "Example: STRIPE_API_KEY=sk_test_a"
+        )
+    # All processes draw calls from one budget, which Redis keeps.
+    redis = broker.redis(settings) if settings.api_keys else None
+    with _database(connections_max=THREADS + 1) as engine:
+        yield Desk(engine, StripeApi(settings, redis), settings)
+
+
+def _act(desk: "Desk", run_once: "Callable[[Desk], Round]", form: Format, words: str) -> None:
+    """Do a job to its end, fold what it recorded, and say what came of it; exit 1 if Stripe did not let us."""
+    from worker import projection
+
+    recorded, counted, failed = 0, Counter[str](), list[str]()
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TextColumn("{task.completed:,}"), TimeElapsedColumn())
+    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
+        task = bar.add_task(words, total=None)
+        while True:
+            found = run_once(desk)
+            recorded += found.recorded
+            counted.update(found.counted)
+            failed += found.failed
+            bar.advance(task, sum(found.counted.values()) or found.recorded)
+            while projection.run_once(desk.engine, now=datetime.now(UTC)):
+                pass
+            if failed or not found.is_more:
+                break
+    output.one({"recorded": recorded, **counted}, form)
+    for reason in failed:
+        err.print(reason, style="red")
+    if failed:
+        raise typer.Exit(FAILED)
 
 
 @app.command()

@@ -296,6 +296,39 @@ class Changes(Answer):
     has_more: bool
 
 
+class Registered(Answer):
+    """The session is kept; *recorded* is false where it was already. The order follows once it is folded."""
+
+    id: str
+    account: str
+    livemode: bool
+    event_id: str
+    recorded: bool
+
+
+class Expired(Answer):
+    """What the session of an order now is at Stripe. The order follows once it is folded."""
+
+    id: str
+    account: str
+    livemode: bool
+    session_status: str
+    payment_status: str | None
+
+
+class NewPortalSession(Answer):
+    """A billing portal session. The url is a credential, and answered this once."""
+
+    id: str
+    account: str
+    livemode: bool
+    url: str
+    customer: str | None
+    configuration: str | None
+    return_url: str | None = None
+    created: int = Field(description="Unix seconds")
+
+
 class Health(Answer):
     """Whether this process can take deliveries, and how its neighbours are."""
 

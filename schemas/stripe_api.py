@@ -57,9 +57,9 @@ class Lane(IntEnum):
 
 
 class StripeApi:
-    """Calls Stripe with the keys that *settings* hold, within the budget that *redis* keeps."""
+    """Calls Stripe with the keys that *settings* hold, within the budget that *redis* keeps; without keys, never."""
 
-    def __init__(self, settings: Settings, redis: Redis, *, retries_max: int = NETWORK_RETRIES_MAX) -> None:
+    def __init__(self, settings: Settings, redis: Redis | None, *, retries_max: int = NETWORK_RETRIES_MAX) -> None:
         self._settings = settings
         self._redis = redis
         self._retries_max = retries_max
@@ -139,6 +139,8 @@ class StripeApi:
 
     def _client(self, key: ApiKey, lane: Lane) -> "tuple[stripe.StripeClient, _PacedClient]":
         # Calls for connected accounts are counted with those of the account whose key makes them.
+        if self._redis is None:
+            raise BrokerAway
         if (key.secret, lane) not in self._clients:
             label = next(known.account for known in self._settings.api_keys if known.secret == key.secret)
             name = f"payfold:stripe:{label}:{'live' if key.livemode else 'test'}"

@@ -66,6 +66,8 @@ class Round:
     """What one round of a job came to, in all worlds."""
 
     recorded: int = 0
+    failed: list[str] = field(default_factory=list)
+    """Why it was stopped or put off, where it was."""
     is_more: bool = False
     counted: dict[str, int] = field(default_factory=dict)
 
@@ -123,9 +125,11 @@ def _step(
     except (KeyRefused, NotServed) as error:
         reason = str(error)
         desk.within(lambda opened: calls.stop(opened, world, job, reason, now=desk.now()))
+        found.failed.append(reason)
         _log.error("stripe.stopped", job=job, account=world.account, livemode=world.livemode, reason=reason)
     except Transient as error:
         desk.within(lambda opened: calls.release(opened, world, job))
+        found.failed.append(str(error))
         _log.warning("stripe.postponed", job=job, account=world.account, reason=str(error))
     else:
         if found.is_more:

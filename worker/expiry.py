@@ -4,10 +4,10 @@ An open session holds the shop's stock. Which are stale follows from the orders 
 expired is Stripe's to say, and only its answer is recorded.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Final
+from functools import partial
+from typing import Any, Final
 
 import structlog
 
@@ -26,6 +26,7 @@ JOB: Final = "expire_sessions"
 TTL_METADATA_KEY: Final = "payfold_session_ttl_minutes"
 """In a payment link's metadata: minutes, or off, for the sessions of this link."""
 BATCH_MAX: Final = 200
+LISTED_MAX: Final = 10_000
 ATTEMPTS_MAX: Final = 12
 """After so many answers that left a session open, a person has to look."""
 EXPIRE: Final = "expire"
@@ -108,6 +109,9 @@ def run_once(desk: Desk) -> Round:
     found = acting.go_round(desk, JOB, lambda *step: _expire(desk, *step))
     for world in acting.unserved(desk):
         found.recorded += _expire_by_clock(desk, world, found)
+        if not desk.api.is_idle:
+            left = desk.within(partial(stale, world=world, settings=desk.settings, now=desk.now(), limit=LISTED_MAX))
+            found.count("not_served", len(left))
     return found
 
 
@@ -173,6 +177,25 @@ def _expire_by_clock(desk: Desk, world: World, found: Round) -> int:
     return times
 
 
-def not_served(desk: Desk) -> Sequence[World]:
-    """Return the worlds whose sessions are never expired at Stripe, since no key serves them."""
-    return acting.unserved(desk)
+LISTED: Final = ("account", "livemode", "id", "created", "expires_at", "action", "why")
+
+
+def listed(desk: Desk) -> list[dict[str, Any]]:
+    """Return what a pass would do now, and why, oldest first in each world; nothing is done."""
+    now = desk.now()
+    found = []
+    for world in desk.within(calls.worlds):
+        is_served = desk.api.serves(world)
+        for each in desk.within(partial(stale, world=world, settings=desk.settings, now=now, limit=LISTED_MAX)):
+            action = _ACTIONS[is_served, each.purpose]
+            values = (world.account, world.livemode, each.id, each.created, each.expires_at, action, each.reason(now))
+            found.append(dict(zip(LISTED, values, strict=True)))
+    return found
+
+
+_ACTIONS: Final = {
+    (True, EXPIRE): "expire at Stripe",
+    (True, READ): "read from Stripe",
+    (False, EXPIRE): "none: no key serves it",
+    (False, READ): "expire by our clock",
+}

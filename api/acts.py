@@ -1,0 +1,242 @@
+"""What the shop may ask us to do: keep the session that it opened, expire one, open the billing portal.
+
+Whatever comes of it is recorded in the inbox like everything else; nothing here writes a table.
+"""
+
+import uuid
+from datetime import UTC, datetime
+from typing import Annotated, Any, Final, Literal
+
+import msgspec
+from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, ValidationError
+from sqlalchemy import select
+from starlette.exceptions import HTTPException
+
+from api import reads
+from api.reads import Account, Id, Livemode
+from api.tokens import require
+from schemas import answers, checkout, inbox, observations, tables
+from schemas.broker import Waker
+from schemas.checkout import Ending
+from schemas.database import cursor, transaction
+from schemas.errors import NotFoundError
+from schemas.events import CREATED_MAX, TEXT_CHARACTERS_MAX
+from schemas.inbox import Delivery, Receipt, Recorded
+from schemas.observations import World
+from schemas.settings import Settings
+from schemas.stripe_api import Lane, StripeApi
+
+SESSION_BYTES_MAX: Final = 256 * 1024
+PORTAL_SESSION_OBSERVED: Final = "payfold.billing_portal.session.observed"
+
+router: Final = APIRouter(prefix="/v1")
+
+Seconds = Annotated[StrictInt, Field(ge=0, le=CREATED_MAX)]
+Name = Annotated[StrictStr, Field(min_length=1, max_length=TEXT_CHARACTERS_MAX)]
+
+
+class OpenSession(BaseModel):
+    """A Checkout Session as Stripe returned it, as far as it is looked at here; all of it is kept."""
+
+    model_config = ConfigDict(extra="allow")
+
+    object: Literal["checkout.session"]
+    id: Name
+    status: StrictStr
+    payment_status: StrictStr
+    mode: StrictStr
+    livemode: StrictBool
+    created: Seconds
+    expires_at: Seconds
+    currency: StrictStr | None = None
+    amount_total: StrictInt | None = None
+
+
+async def _body(request: Request) -> bytes:
+    body = b""
+    async for part in request.stream():
+        body += part
+        if len(body) > SESSION_BYTES_MAX:
+            raise HTTPException(413, f"A session of more than {SESSION_BYTES_MAX:,} bytes is not read.")
+    return body
+
+
+@router.put(
+    "/orders/{order_id}",
+    tags=["orders"],
+    dependencies=[Depends(require("register"))],
+    responses={201: {"model": answers.Registered}},
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "description": "The Checkout Session as Stripe returned it; its url and client_secret are not kept.",
+            "content": {"application/json": {"schema": {"type": "object"}}},
+        }
+    },
+)
+def register_order(
+    request: Request,
+    response: Response,
+    order_id: Id,
+    body: Annotated[bytes, Depends(_body)],
+    account: Account = None,
+) -> answers.Registered:
+    """Register the session that the shop has just opened: Stripe sends no event of it."""
+    about = _object_in(body)
+    session = _open_session(about, order_id)
+    world = World(_label(request.app.state.settings) if account is None else account, session.livemode)
+    delivery = observations.observe(
+        checkout.REGISTERED,
+        about,
+        account=world.account,
+        livemode=world.livemode,
+        # It was so when Stripe made it. Whatever happened since is Stripe's to tell.
+        created=session.created,
+        now=datetime.now(UTC),
+    )
+    is_new = _record(request, [delivery])[0].recorded is Recorded.NEW
+    response.status_code = 201 if is_new else 200
+    return answers.Registered(
+        id=order_id, account=world.account, livemode=world.livemode, event_id=delivery.envelope.id, recorded=is_new
+    )
+
+
+def _object_in(body: bytes) -> dict[str, Any]:
+    if b"\\u0000" in body:
+        raise _fault((), "it holds a NUL character, which is not kept")
+    try:
+        found = msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        raise _fault((), "it is not JSON") from None
+    if not isinstance(found, dict):
+        raise _fault((), "it is not a Checkout Session")
+    return found
+
+
+def _open_session(body: dict[str, Any], order_id: str) -> OpenSession:
+    try:
+        session = OpenSession.model_validate(body)
+    except ValidationError as error:
+        faults = error.errors(include_url=False, include_input=False, include_context=False)
+        raise RequestValidationError([{**fault, "loc": ("body", *fault["loc"])} for fault in faults]) from None
+    if session.id != order_id:
+        raise _fault(("id",), "it is not the id in the address")
+    if session.status != "open" or session.payment_status == "paid":
+        told = f"this one is {session.status} and {session.payment_status}: wait for its webhook"
+        raise _fault(("status",), f"only an open, unpaid session is registered; {told}")
+    return session
+
+
+def _fault(place: tuple[str, ...], fault: str) -> RequestValidationError:
+    return RequestValidationError([{"type": "value_error", "loc": ("body", *place), "msg": fault, "input": None}])
+
+
+def _label(settings: Settings) -> str:
+    """Return the account that deliveries are labelled with, where all of them are labelled alike."""
+    labels = {secret.account for secret in settings.signing_secrets}
+    return labels.pop() if len(labels) == 1 else ""
+
+
+def _record(request: Request, deliveries: list[Delivery]) -> list[Receipt]:
+    """Record *deliveries* and, once they are committed, wake the worker."""
+    with transaction(request.app.state.engine) as connection, cursor(connection) as opened:
+        receipts = inbox.record(opened, deliveries)
+    waker: Waker = request.app.state.waker
+    waker.wake()
+    return receipts
+
+
+@router.post("/orders/{order_id}/expire", tags=["orders"], dependencies=[Depends(require("admin"))])
+def expire_order(request: Request, order_id: Id, account: Account = None, livemode: Livemode = None) -> answers.Expired:
+    """Expire an open order's session at Stripe, now. Where the buyer was faster, that is what is recorded."""
+    order = reads.one(request, tables.orders, order_id, account, livemode)
+    if order["status"] != "open":
+        raise HTTPException(409, f"Only an open order can be expired; this one is {order['status'] or 'unclear'}.")
+    world = World(order["account"], order["livemode"])
+    outcome = checkout.expire(request.app.state.stripe, world, order_id, read_first=False, now=datetime.now(UTC))
+    _record(request, list(outcome.deliveries))
+    session = outcome.session or {}
+    if outcome.ending is Ending.MISSING:
+        raise NotFoundError("Stripe knows no such session in this account and mode; that is recorded.")
+    if session.get("status") == "complete":
+        raise HTTPException(409, "The buyer has completed it meanwhile, so it is not expired; that is recorded.")
+    if outcome.ending is Ending.STILL_OPEN:
+        raise HTTPException(409, "Stripe declined to expire it, and it is still open.")
+    return answers.Expired(
+        id=order_id,
+        account=world.account,
+        livemode=world.livemode,
+        session_status=session["status"],
+        payment_status=session.get("payment_status"),
+    )
+
+
+class PortalSessionWanted(BaseModel):
+    """Which billing portal the customer is to see, and where it leads back to."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    configuration: Name | None = Field(None, description="a portal configuration; Stripe's default one if absent")
+    return_url: Annotated[StrictStr, Field(max_length=5000)] | None = None
+    locale: Name | None = None
+    flow_type: Name | None = Field(None, description="a flow that needs no more than its name")
+
+
+@router.post(
+    "/customers/{customer_id}/portal-sessions",
+    tags=["customers"],
+    status_code=201,
+    dependencies=[Depends(require("admin"))],
+)
+def create_portal_session(
+    request: Request,
+    response: Response,
+    customer_id: Id,
+    wanted: PortalSessionWanted,
+    account: Annotated[str | None, Query(max_length=TEXT_CHARACTERS_MAX)] = None,
+    livemode: Livemode = None,
+) -> answers.NewPortalSession:
+    """Open a billing portal session. Its url lets its bearer in: it is answered once, and kept nowhere."""
+    world = _world_of(request, customer_id, account, livemode)
+    given = wanted.model_dump(exclude_none=True, exclude={"flow_type"})
+    if wanted.flow_type is not None:
+        given["flow_data"] = {"type": wanted.flow_type}
+    api: StripeApi = request.app.state.stripe
+    answer = api.call(
+        world,
+        "post",
+        *("billing_portal", "sessions"),
+        lane=Lane.EXPIRY,
+        idempotency_key=f"payfold-portal-{uuid.uuid4()}",
+        customer=customer_id,
+        **given,
+    )
+    now = datetime.now(UTC)
+    _record(request, [observations.of_answer(PORTAL_SESSION_OBSERVED, answer, world, now=now)])
+    response.headers["Cache-Control"] = "no-store"
+    return answers.NewPortalSession.model_validate({**answer.body, "account": world.account})
+
+
+def _world_of(request: Request, customer: str, account: str | None, livemode: bool | None) -> World:  # noqa: FBT001 - as asked
+    """Return where *customer* is: as it is known, else what was asked for, else the only world that has a key."""
+    customers = tables.customers
+    wanted = [customers.c.id == customer]
+    wanted += [customers.c.account == account] if account is not None else []
+    wanted += [customers.c.livemode == livemode] if livemode is not None else []
+    with reads.reading(request.app.state.engine) as connection:
+        query = select(customers.c.account, customers.c.livemode).where(*wanted).limit(2)
+        known = [World(*row) for row in connection.execute(query)]
+    api: StripeApi = request.app.state.stripe
+    own = [
+        world
+        for world in api.own_worlds()
+        if account in {None, world.account} and livemode in {None, world.livemode}
+    ]  # fmt: skip
+    found = known or own
+    if len(found) > 1:
+        raise HTTPException(409, "Several accounts or modes may be meant: add account= or livemode= to the address.")
+    if not found:
+        raise NotFoundError("This customer is not known here, and no key in STRIPE_API_KEY says where to look.")
+    return found[0]

@@ -19,6 +19,7 @@ from api.reads import Account, Id, Livemode
 from api.tokens import require
 from schemas import answers, checkout, inbox, observations, tables
 from schemas.broker import Waker
+from schemas.budget import Lane
 from schemas.checkout import Ending
 from schemas.database import cursor, transaction
 from schemas.errors import NotFoundError
@@ -26,7 +27,7 @@ from schemas.events import CREATED_MAX, TEXT_CHARACTERS_MAX
 from schemas.inbox import Delivery, Receipt, Recorded
 from schemas.observations import World
 from schemas.settings import Settings
-from schemas.stripe_api import Lane, StripeApi
+from schemas.stripe_api import StripeApi
 
 SESSION_BYTES_MAX: Final = 256 * 1024
 PORTAL_SESSION_OBSERVED: Final = "payfold.billing_portal.session.observed"

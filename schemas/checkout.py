@@ -14,10 +14,11 @@ from enum import Enum
 from typing import Any, Final
 
 from schemas import observations
+from schemas.budget import Lane
 from schemas.errors import CallDeclined, MissingAtStripe
 from schemas.inbox import Delivery
 from schemas.observations import Answer, Object, World
-from schemas.stripe_api import Lane, StripeApi
+from schemas.stripe_api import StripeApi
 
 OBSERVED: Final = "payfold.checkout.session.observed"
 REGISTERED: Final = "payfold.checkout.session.registered"

@@ -1,29 +1,19 @@
-"""The door to Stripe's API: which key serves which rows, how often it may be called, and what its answers mean.
-
-Note [One budget for all calls]
-    Stripe counts calls per account and mode, whoever makes them. So every process draws from one bucket in
-    Redis before each try of a call. Lanes leave each other room: a lane draws only while the bucket holds more
-    than those before it keep back, so that expiring a session never waits for a backfill. A 429 pauses what
-    Stripe's header names: everything for a global limit, one endpoint for its own, and nothing where only an
-    object was locked. Source: https://docs.stripe.com/rate-limits.
-"""
+"""The door to Stripe's API: which key serves which rows, and what Stripe's answers mean."""
 
 import math
-import random
 import re
 import threading
 import time
 from collections.abc import Iterator, Mapping
 from email.utils import parsedate_to_datetime
-from enum import IntEnum
 from typing import Any, Final
 from urllib.parse import quote, urlsplit
 
 import msgspec
 import stripe
 from redis import Redis
-from redis.exceptions import RedisError
 
+from schemas.budget import Budget, Lane
 from schemas.errors import (
     BrokerAway,
     BudgetSpent,
@@ -40,20 +30,8 @@ CONNECT_SECONDS_MAX: Final = 3.0
 ANSWER_SECONDS_MAX: Final = 10.0
 NETWORK_RETRIES_MAX: Final = 2
 """The SDK tries again by itself, with jitter and the same idempotency key, when a connection or Stripe fails."""
-BUDGET_SECONDS_MAX: Final = 4.0
-"""How long a call waits for its turn before it is put off."""
-PAUSE_SECONDS_MAX: Final = 30.0
 PAGE_ROWS: Final = 100
 """The most that Stripe lists on a page."""
-
-
-class Lane(IntEnum):
-    """What a call is for, the most urgent first."""
-
-    EXPIRY = 0
-    REFETCH = 1
-    DISCOVERY = 2
-    BACKFILL = 3
 
 
 class StripeApi:
@@ -145,7 +123,7 @@ class StripeApi:
             label = next(known.account for known in self._settings.api_keys if known.secret == key.secret)
             name = f"payfold:stripe:{label}:{'live' if key.livemode else 'test'}"
             paced = _PacedClient(
-                _Budget(self._redis, name, lane, self._settings.calls_per_second(livemode=key.livemode))
+                Budget(self._redis, name, lane, self._settings.calls_per_second(livemode=key.livemode))
             )
             client = stripe.StripeClient(
                 key.secret,
@@ -190,7 +168,7 @@ def _meaning(error: stripe.StripeError, key: ApiKey) -> Exception:
 class _PacedClient(stripe.RequestsClient):
     """The SDK's HTTP client, which draws from the budget before each try, and counts the tries of a thread's call."""
 
-    def __init__(self, budget: "_Budget") -> None:
+    def __init__(self, budget: Budget) -> None:
         super().__init__(timeout=(CONNECT_SECONDS_MAX, ANSWER_SECONDS_MAX))
         self._budget = budget
         self._tried = threading.local()
@@ -229,65 +207,3 @@ def _endpoint(method: str, url: str) -> str:
 
 
 _ID: Final = re.compile(r"[^a-z_]")
-
-
-# A bucket that fills at the rate, up to one second's worth. Times are Redis's own, so that clocks need not agree.
-_DRAW: Final = """
-local now = redis.call('TIME')
-now = now[1] + now[2] / 1000000
-local paused = math.max(redis.call('PTTL', KEYS[2]), redis.call('PTTL', KEYS[3]))
-if paused > 0 then return paused end
-local rate, kept = tonumber(ARGV[1]), tonumber(ARGV[2])
-local known = redis.call('HMGET', KEYS[1], 'level', 'at')
-local level = rate
-if known[1] then level = math.min(rate, known[1] + math.max(0, now - known[2]) * rate) end
-if level - 1 < kept then return math.ceil((1 + kept - level) / rate * 1000) end
-redis.call('HSET', KEYS[1], 'level', tostring(level - 1), 'at', string.format('%.6f', now))
-redis.call('PEXPIRE', KEYS[1], 5000)
-return 0
-"""
-_KEPT_SHARES: Final = {Lane.EXPIRY: 0.0, Lane.REFETCH: 0.2, Lane.DISCOVERY: 0.4, Lane.BACKFILL: 0.6}
-
-
-class _Budget:
-    """The calls that one lane may make with one key, as Redis counts them for all processes."""
-
-    def __init__(self, redis: Redis, name: str, lane: Lane, rate: int) -> None:
-        self._redis = redis
-        self._name = name
-        self._rate = rate
-        # Whatever the lanes before it keep back, a full bucket always holds one call more.
-        self._kept = (rate - 1) * _KEPT_SHARES[lane]
-
-    def draw(self, endpoint: str) -> None:
-        """Wait for a call's turn.
-
-        Raises:
-            BudgetSpent: it does not come soon.
-            BrokerAway: Redis does not answer.
-        """
-        keys = [self._name, f"{self._name}:pause", f"{self._name}:pause:{endpoint}"]
-        deadline = time.monotonic() + BUDGET_SECONDS_MAX
-        while True:
-            try:
-                wait = int(self._redis.eval(_DRAW, len(keys), *keys, str(self._rate), str(self._kept)))
-            except (RedisError, OSError):
-                raise BrokerAway from None
-            if wait <= 0:
-                return
-            if time.monotonic() + wait / 1000 > deadline:
-                raise BudgetSpent
-            time.sleep(wait / 1000)
-
-    def pause(self, endpoint: str, reason: str) -> None:
-        """Let nobody call what Stripe said is called too often, for longer each time in a row."""
-        if not reason:
-            return  # An object was locked, by another call: that is no matter of how often.
-        name = f"{self._name}:pause" if reason.startswith("global") else f"{self._name}:pause:{endpoint}"
-        try:
-            times = int(self._redis.incr(f"{name}:times"))
-            seconds = min(PAUSE_SECONDS_MAX, 2 ** (times - 1)) * random.uniform(0.75, 1.25)  # noqa: S311 - jitter
-            self._redis.pexpire(f"{name}:times", int(PAUSE_SECONDS_MAX * 2000))
-            self._redis.set(name, reason, px=int(seconds * 1000))
-        except (RedisError, OSError):
-            return  # Then nothing draws either.

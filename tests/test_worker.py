@@ -85,7 +85,7 @@ def test_a_sweep_finds_what_nobody_woke_for(celery: Celery, engine: Engine) -> N
 
 def test_the_sweep_comes_as_often_as_it_is_set(celery: Celery) -> None:
     """The timetable follows the setting, and a message that nobody took in time expires."""
-    (entry,) = celery.conf.beat_schedule.values()
+    entry = celery.conf.beat_schedule["sweep"]
 
     assert (entry["task"], entry["schedule"], entry["options"]["expires"]) == (broker.SWEEP, 3, 3)
 

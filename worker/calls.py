@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
 
+from schemas.budget import Lane
 from schemas.database import Cursor
 from schemas.observations import World
-from schemas.stripe_api import Lane
 
 LEASE: Final = timedelta(minutes=5)
 """Longer than one call with all its tries and reads can take."""

@@ -9,9 +9,9 @@ from functools import partial
 from typing import Final
 
 from schemas import checkout
+from schemas.budget import Lane
 from schemas.inbox import Delivery
 from schemas.observations import Answer, Object, World
-from schemas.stripe_api import Lane
 from worker import acting, calls
 from worker.acting import Desk, Round, Slice
 from worker.calls import Progress

@@ -12,11 +12,11 @@ from typing import Any, Final
 import structlog
 
 from schemas import checkout, inbox, observations
+from schemas.budget import Lane
 from schemas.checkout import Ending
 from schemas.database import Cursor
 from schemas.observations import World
 from schemas.settings import Settings
-from schemas.stripe_api import Lane
 from worker import acting, calls
 from worker.acting import Desk, Made, Round, Slice
 from worker.calls import Call, Progress, Wanted

@@ -9,11 +9,11 @@ from datetime import datetime, timedelta
 from typing import Any, Final
 
 from schemas import checkout, observations
+from schemas.budget import Lane
 from schemas.database import Cursor
 from schemas.errors import CallDeclined, MissingAtStripe
 from schemas.inbox import Delivery
 from schemas.observations import Answer, Object, World
-from schemas.stripe_api import Lane
 from worker import acting, calls, gaps
 from worker.acting import Desk, Made, Round, Slice
 from worker.calls import Call, Progress, Wanted

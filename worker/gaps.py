@@ -14,10 +14,10 @@ import msgspec
 import structlog
 
 from schemas import events, inbox
+from schemas.budget import Lane
 from schemas.database import Cursor
 from schemas.inbox import Delivery, Recorded
 from schemas.observations import Object, World
-from schemas.stripe_api import Lane
 from worker import acting, calls, folds
 from worker.acting import Desk, Round, Slice
 from worker.calls import Progress

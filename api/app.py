@@ -1,6 +1,6 @@
 """The HTTP application: deliveries in, answers out."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
@@ -9,14 +9,14 @@ from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST
 from redis.exceptions import RedisError
-from sqlalchemy import Engine
+from sqlalchemy import Engine, func, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from api import acts, changes, metrics, problems, reads, webhook
 from api.recorder import ANSWER_SECONDS_MAX, Recorder
 from api.tokens import require
 from api.webhook import BODY_SECONDS_MAX, Receive, Scope, Send, Webhook
-from schemas import broker, database, logs, migrate
+from schemas import broker, database, logs, migrate, tables
 from schemas.answers import Health
 from schemas.errors import DatabaseAway
 from schemas.settings import Settings
@@ -116,20 +116,35 @@ def live() -> dict[str, str]:
 @_health.get("/ready", responses={503: {"model": Health}})
 def ready(request: Request, response: Response) -> Health:
     """Say whether deliveries can be taken: PostgreSQL answers and the schema is not behind."""
-    database_is, migrations_are = _database_health(request.app.state.engine)
+    database_is, migrations_are, stopped = _database_health(request.app.state.engine)
     is_ready = (database_is, migrations_are) == ("ok", "ok")
     response.status_code = 200 if is_ready else 503
     return Health(
-        ready=is_ready, database=database_is, migrations=migrations_are, broker=_broker_health(request.app.state.redis)
+        ready=is_ready,
+        database=database_is,
+        migrations=migrations_are,
+        broker=_broker_health(request.app.state.redis),
+        stripe=_stripe_health(request.app.state.settings, stopped),
     )
 
 
-def _database_health(engine: Engine) -> tuple[str, str]:
+def _database_health(engine: Engine) -> tuple[str, str, Sequence[str]]:
+    """Return how the database and its schema are, and which jobs Stripe refuses."""
+    jobs = tables.stripe_jobs
+    refused = select(jobs.c.job).where(jobs.c.stopped_until > func.now()).distinct().order_by(jobs.c.job)
     try:
         with reads.reading(engine) as connection:
-            return "ok", "pending" if migrate.pending(connection) else "ok"
+            if migrate.pending(connection):
+                return "ok", "pending", ()
+            return "ok", "ok", connection.execute(refused).scalars().all()
     except (DatabaseAway, SQLAlchemyError):
-        return "away", "unknown"
+        return "away", "unknown", ()
+
+
+def _stripe_health(settings: Settings, stopped: Sequence[str]) -> str:
+    if not settings.api_keys:
+        return "no key"
+    return f"stopped: {', '.join(stopped)}" if stopped else "ok"
 
 
 def _broker_health(redis: Any) -> str:  # noqa: ANN401 - the client's type takes no part

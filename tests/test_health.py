@@ -9,7 +9,7 @@ from deploy.services import Postgres, Valkey
 from schemas.migrate import upgrade
 from tests.web import Web, serving, settings_of, until
 
-WELL = {"ready": True, "database": "ok", "migrations": "ok", "broker": "ok"}
+WELL = {"ready": True, "database": "ok", "migrations": "ok", "broker": "ok", "stripe": "no key"}
 
 
 @pytest.fixture

@@ -33,6 +33,20 @@ BAD_VALUES = [
     ("STRIPE_WEBHOOK_SECRETS", "an account=whsec_hunter2"),
     ("STRIPE_WEBHOOK_SECRETS", "acct_1=hunter2"),
     ("STRIPE_WEBHOOK_SECRETS", "whsec_hünter2"),
+    ("STRIPE_API_KEY", "hunter2"),
+    ("STRIPE_API_KEY", "pk_test_hunter2"),
+    ("STRIPE_API_KEY", "sk_test_hunter2 sk_live_b"),
+    ("STRIPE_API_KEY", "an account=sk_test_hunter2"),
+    ("STRIPE_API_KEY", "sk_test_a,rk_test_hunter2"),
+    ("STRIPE_API_BASE", "api.stripe.com"),
+    ("STRIPE_API_BASE", "https://u:hunter2@api.stripe.com"),
+    ("PAYFOLD_STRIPE_CALLS_PER_SECOND", "0"),
+    ("PAYFOLD_SESSION_TTL_MINUTES", "an hour"),
+    ("PAYFOLD_SESSION_TTL_MINUTES", "0"),
+    ("PAYFOLD_SESSION_TTL_MINUTES", "1441"),
+    ("PAYFOLD_SESSION_TTL_MINUTES", "60,cart=5"),
+    ("PAYFOLD_SESSION_TTL_MINUTES", "60,60"),
+    ("PAYFOLD_OPEN_SESSION_LINES", "some"),
     ("PAYFOLD_TOKENS", "hunter2"),
     ("PAYFOLD_TOKENS", "shop:read:hunter2"),
     ("PAYFOLD_TOKENS", f"shop:write:{SHA256}"),
@@ -141,6 +155,41 @@ def test_labelled_secrets() -> None:
 
     told = [dataclasses.astuple(secret) for secret in settings.signing_secrets]
     assert told == [("", b"whsec_a"), ("acct_1", b"whsec_b"), ("shop_2", b"whsec_c=")]
+
+
+def test_keys_serve_their_own_accounts() -> None:
+    """Each key says its mode by its name and its account by its label; given again, it serves a connected one."""
+    settings = Settings.load({"STRIPE_API_KEY": "rk_live_a, acct_1=sk_test_b , acct_9=sk_test_b,acct_1=sk_live_c"})
+
+    assert [(key.account, key.livemode, key.secret, key.acts_for) for key in settings.api_keys] == [
+        ("", True, "rk_live_a", None),
+        ("acct_1", False, "sk_test_b", None),
+        ("acct_9", False, "sk_test_b", "acct_9"),
+        ("acct_1", True, "sk_live_c", None),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "minutes"),
+    [
+        ("", {"payment": 60, "subscription": 60, "setup": 60, "link": None}),
+        ("30", {"payment": 30, "subscription": 30, "setup": 30, "link": None}),
+        ("off", {"payment": None, "subscription": None, "setup": None, "link": None}),
+        ("90, setup=off, link=720", {"payment": 90, "subscription": 90, "setup": None, "link": 720}),
+        ("subscription=1440", {"payment": 60, "subscription": 1440, "setup": 60, "link": None}),
+    ],
+)
+def test_times_to_live(text: str, minutes: dict[str, int | None]) -> None:
+    """One number holds for the shop's own sessions, and names tell where it differs; links are off unless named."""
+    assert Settings.load({"PAYFOLD_SESSION_TTL_MINUTES": text}).session_ttl_minutes == minutes
+
+
+def test_the_budget_follows_the_mode() -> None:
+    """Live mode allows more calls than test mode, unless one number is set for both."""
+    usual, told = Settings.load({}), Settings.load({"PAYFOLD_STRIPE_CALLS_PER_SECOND": "1000"})
+
+    assert (usual.calls_per_second(livemode=True), usual.calls_per_second(livemode=False)) == (20, 5)
+    assert (told.calls_per_second(livemode=True), told.calls_per_second(livemode=False)) == (1000, 1000)
 
 
 def test_no_secret_in_a_representation() -> None:

@@ -3,7 +3,7 @@
 The subjects (customers, payments, invoices …) are layers above it, each knowing only those below.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import wraps
 from typing import Any, Concatenate, Final, ParamSpec, TypeVar
@@ -150,6 +150,18 @@ class Journal:
     def object_ids(self, kind: str) -> list[str]:
         """Return the ids of all objects of a *kind*, in the order of their creation."""
         return list(self._objects.get(kind, {}))
+
+    def peek(self, kind: str, object_id: str) -> Object:
+        """Return any object as ``object`` does, but the account's own: look at it, and change nothing."""
+        return self._find(kind, object_id)
+
+    def newest(self, kind: str) -> Iterator[Object]:
+        """Return all objects of a *kind*, newest first, to be looked at only."""
+        return reversed(self._objects.get(kind, {}).values())
+
+    def knows(self, kind: str, object_id: str) -> bool:
+        """Say whether there is such an object."""
+        return self._knows(kind, object_id)
 
     def _find(self, kind: str, object_id: str) -> Object:
         try:

@@ -157,9 +157,13 @@ def list_orders(request: Request, filters: Annotated[OrderFilters, Query()]) -> 
 
 
 @router.get("/orders/{order_id}", tags=["orders"])
-def show_order(request: Request, order_id: Id, account: Account = None, livemode: Livemode = None) -> answers.Order:
-    """Show one order."""
-    return answers.Order.model_validate(one(request, tables.order_book, order_id, account, livemode))
+def show_order(
+    request: Request, order_id: Id, account: Account = None, livemode: Livemode = None
+) -> answers.OrderWithLines:
+    """Show one order with its lines."""
+    order = one(request, tables.order_book, order_id, account, livemode)
+    lines = _lines(request, tables.order_lines, tables.order_lines.c.order_id, order)
+    return answers.OrderWithLines.model_validate({**order, "lines": lines})
 
 
 @router.get("/payment-links", tags=["payment links"])
@@ -194,12 +198,16 @@ def show_credit_note(
 ) -> answers.CreditNoteWithLines:
     """Show one credit note with its lines."""
     note = one(request, tables.credit_notes, note_id, account, livemode)
-    lines = tables.credit_note_lines
-    world = (lines.c.account == note["account"], lines.c.livemode == note["livemode"])
-    query = select(lines).where(*world, lines.c.credit_note == note_id).order_by(lines.c.id)
+    lines = _lines(request, tables.credit_note_lines, tables.credit_note_lines.c.credit_note, note)
+    return answers.CreditNoteWithLines.model_validate({**note, "lines": lines})
+
+
+def _lines(request: Request, table: Table, owner: ColumnElement[Any], row: Any) -> Sequence[Any]:  # noqa: ANN401 - a row's mapping
+    """Return the rows of *table* whose *owner* is *row*."""
+    world = (table.c.account == row["account"], table.c.livemode == row["livemode"])
+    query = select(table).where(*world, owner == row["id"]).order_by(table.c.id)
     with reading(request.app.state.engine) as connection:
-        found = connection.execute(query).mappings().all()
-    return answers.CreditNoteWithLines.model_validate({**note, "lines": found})
+        return connection.execute(query).mappings().all()
 
 
 @router.get("/refunds", tags=["refunds"])

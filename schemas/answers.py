@@ -63,6 +63,27 @@ class Order(Shown):
     refund_status: str | None = Field(description="none, partial or full; null as refunded_amount is")
 
 
+class OrderLine(Shown):
+    """A line of an order. Its amounts are those of the whole quantity."""
+
+    order_id: str | None
+    description: str | None
+    price: str | None
+    product: str | None
+    quantity: int | None
+    currency: str | None
+    amount_subtotal: int | None
+    amount_discount: int | None
+    amount_tax: int | None
+    amount_total: int | None
+
+
+class OrderWithLines(Order):
+    """An order with its lines: none until all of them were read from Stripe, as `lines_complete` says."""
+
+    lines: list[OrderLine]
+
+
 class PaymentLink(Shown):
     """A payment link as the events tell it."""
 

@@ -1,25 +1,63 @@
-"""Small, nasty histories for the property tests: every object, several API versions, twins."""
+"""Small, nasty histories for the property tests: every object, several API versions, twins, and observations."""
 
 import random
 from collections import defaultdict
+from datetime import UTC, datetime
+from typing import Any
 
-from deploy.sandbox.account import LATEST
+from deploy.sandbox.account import LATEST, Account
 from deploy.sandbox.history import tangle
+from deploy.sandbox.line_items import line_items
 from deploy.sandbox.rendering import render, twin
+from schemas import checkout, observations
 from tests import reference
 from worker import folds
 from worker.folds.facts import Facts, Subject
 
 VERSIONS = ("2024-06-20", "2025-03-31.basil", "2025-09-30.clover", "2026-03-25.dahlia", LATEST)
+NOW = datetime(2026, 11, 22, tzinfo=UTC)
 
 
 def bodies_of(seed: int) -> list[bytes]:
-    """Return the events of a small account, at various API versions and some of them told twice under two ids."""
+    """Return the events of a small account, at various API versions and some of them told twice under two ids.
+
+    In some, what was asked of Stripe meanwhile is among them.
+    """
     rng = random.Random(seed)
-    events = list(tangle(seed, money=rng.random() < 0.7).events)
+    account = tangle(seed, money=rng.random() < 0.7)
+    events = list(account.events)
     events += [twin(event, seed=seed) for event in rng.sample(events, rng.randint(0, 1))]
     version = rng.choice(VERSIONS)
-    return [render(event, rng.choice((version, LATEST))).body for event in events]
+    told = [render(event, rng.choice((version, LATEST))).body for event in events]
+    return told + (observed(account, rng) if rng.random() < 0.5 else [])
+
+
+def observed(account: Account, rng: random.Random) -> list[bytes]:
+    """Return observations of *account*: sessions with all or some of their lines, missing ones, tombstones."""
+    found = []
+    for _ in range(rng.randint(1, 3)):
+        event = rng.choice(account.events).payload()
+        told: dict[str, Any] = event["data"]["object"]
+        created = event["created"] + rng.choice((-1, 0, 0, 1))
+        if told["object"] == "checkout.session":
+            kind = rng.choice((checkout.OBSERVED, checkout.OBSERVED, checkout.REGISTERED, checkout.MISSING))
+            found.append(_observation(kind, _with_lines(told, rng), created))
+        elif told["object"] == "customer":
+            tombstone = {"id": told["id"], "object": "customer", "deleted": True}
+            found.append(_observation("payfold.customer.observed", rng.choice((told, tombstone)), created))
+        else:
+            found.append(_observation(f"payfold.{told['object']}.observed", told, created))
+    return found
+
+
+def _with_lines(session: dict[str, Any], rng: random.Random) -> dict[str, Any]:
+    lines = rng.choice((line_items(session), line_items(session)[:1], []))
+    return {**session, "line_items": {"object": "list", "data": lines, "has_more": rng.random() < 0.3}}
+
+
+def _observation(kind: str, about: dict[str, Any], created: int) -> bytes:
+    seen = observations.observe(kind, about, account="", livemode=False, created=created, now=NOW)
+    return seen.envelope.payload
 
 
 def facts_of(bodies: list[bytes]) -> dict[Subject, list[Facts]]:

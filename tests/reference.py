@@ -12,6 +12,7 @@ from typing import Any
 from schemas import events
 from worker import folds
 from worker.folds.facts import Event, Facts, Row, Subject, utc
+from worker.folds.join import Shape
 
 NOTHING = object()
 SECOND_EVENTS_MAX = 7
@@ -55,11 +56,17 @@ def tables_of(bodies: Iterable[bytes], *, account: str = "") -> dict[Subject, Ro
         ordered, twins = ordered_with_twins(several)
         found[subject] = joined(ordered)
         shape = folds.SHAPES[subject.table]
-        for step in ordered:
-            child = shape.child_of(step)
-            if child is not None and step.event_id not in twins:
-                found[Subject(shape.child, subject.account, subject.livemode, step.event_id)] = child
+        for child in children(shape, [step for step in ordered if step.event_id not in twins]):
+            found[Subject(shape.child, subject.account, subject.livemode, str(child["id"]))] = child
     return found
+
+
+def children(shape: Shape, steps: Sequence[Facts]) -> list[Row]:
+    """Return the rows that belong to a row: one for each step, or the parts that were listed last."""
+    if shape.child_of is not None:
+        return [child for child in map(shape.child_of, steps) if child is not None]
+    listings = [step.parts for step in steps if step.parts is not None]
+    return list(listings[-1]) if listings else []
 
 
 def row_of(facts: Sequence[Facts]) -> Row:

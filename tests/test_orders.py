@@ -9,7 +9,7 @@ from sqlalchemy import Engine
 
 from deploy.sandbox.account import Account, Event
 from deploy.sandbox.rendering import render, twin
-from schemas import database, observations
+from schemas import checkout, database, observations
 from tests import ledger, reference
 from worker import folds
 from worker.folds.checkout_session import CLOCK_EXPIRED
@@ -417,3 +417,125 @@ def test_every_type_that_is_folded_has_an_outcome() -> None:
             "parked",
             f"its object is something_else, where {object_type} is wanted",
         )
+
+
+# What was read from Stripe.
+
+
+def seen(account: Account, session: str, kind: str = checkout.OBSERVED, **fields: Any) -> bytes:  # noqa: ANN401 - JSON values
+    """Return the observation that *session* was as it is now, with *fields* laid over it."""
+    told = account.session(session) | fields
+    observed = observations.observe(kind, told, account="", livemode=False, created=account.now, now=ledger.NOW)
+    return observed.envelope.payload
+
+
+def listed(lines: list[dict[str, Any]], *, has_more: bool = False) -> dict[str, Any]:
+    """Return *lines* as a session lists them."""
+    return {"object": "list", "data": lines, "has_more": has_more}
+
+
+def item(number: int, **fields: Any) -> dict[str, Any]:  # noqa: ANN401 - JSON values
+    """Return a line item."""
+    price = {"id": f"price_{number}", "object": "price", "product": f"prod_{number}"}
+    amounts = {"amount_subtotal": 500, "amount_discount": 0, "amount_tax": 0, "amount_total": 500, "currency": "usd"}
+    return {
+        "id": f"li_{number}",
+        "object": "item",
+        "description": "Mug",
+        "quantity": 1,
+        "price": price,
+        **amounts,
+    } | fields
+
+
+def lines_of(engine: Engine) -> list[tuple[Any, ...]]:
+    """Return the lines at rest."""
+    found = ledger.rows(engine, "SELECT id, price, product, quantity, amount_total FROM order_lines ORDER BY id")
+    return [tuple(row.values()) for row in found]
+
+
+def test_lines_are_those_that_were_listed_last(engine: Engine, account: Account) -> None:
+    """A newer listing replaces an older one whole, in whichever order they arrive and whatever comes between."""
+    session = account.open_session(amount=1_500)
+    older = seen(account, session, line_items=listed([item(1), item(2)]))
+    account.advance(60)
+    newer = seen(account, session, line_items=listed([item(2, quantity=3), item(3, price=None)]))
+    account.advance(60)
+    account.complete(session)
+    for order in permutations((older, newer, account.events[-1].body)):
+        ledger.clear(engine)
+        ledger.take_in(engine, *order)
+
+        assert lines_of(engine) == [("li_2", "price_2", "prod_2", 3, 500), ("li_3", None, None, 1, 500)]
+        assert ledger.rows(engine, "SELECT status, lines_complete FROM orders") == [
+            {"status": "paid", "lines_complete": True}
+        ]
+
+
+def test_a_first_page_of_lines_says_nothing(engine: Engine, account: Account) -> None:
+    """Lines that are not all are not kept, and do not undo those that were."""
+    session = account.open_session()
+    ledger.take_in(engine, seen(account, session, line_items=listed([item(1)], has_more=True)))
+    assert lines_of(engine) == []
+    assert ledger.rows(engine, "SELECT lines_complete FROM orders") == [{"lines_complete": False}]
+    account.advance(1)
+    ledger.take_in(engine, seen(account, session, line_items=listed([item(1), item(2)])))
+    account.advance(1)
+    ledger.take_in(engine, seen(account, session, line_items=listed([item(1)], has_more=True)))
+
+    assert [line[0] for line in lines_of(engine)] == ["li_1", "li_2"]
+
+
+def test_two_orders_that_claim_one_line_do_not_stop_the_batch(engine: Engine, account: Account) -> None:
+    """What Stripe never sends must still be folded, or nothing after it would be."""
+    bodies = [seen(account, account.open_session(), line_items=listed([item(1)])) for _ in range(2)]
+    ledger.record(engine, map(ledger.delivery, bodies))
+
+    assert ledger.fold(engine) == 2
+    assert ledger.rows(engine, "SELECT count(*) AS orders FROM orders") == [{"orders": 2}]
+
+
+def test_an_expired_order_tells_its_items(engine: Engine, account: Account) -> None:
+    """The change carries price, product and quantity of what is known in whole, and null where it is not."""
+    known, unknown = account.open_session(), account.open_session()
+    ledger.take_in(engine, seen(account, known, line_items=listed([item(1, quantity=2)])), seen(account, unknown))
+    account.advance(3_600)
+    account.expire(known)
+    account.expire(unknown)
+    ledger.take_in(engine, *(event.body for event in account.events))
+
+    told = ledger.rows(engine, "SELECT subject_id, after FROM changes WHERE kind = 'order.expired'")
+    assert {row["subject_id"]: row["after"]["lines"] for row in told} == {
+        known: [{"price": "price_1", "product": "prod_1", "quantity": 2}],
+        unknown: None,
+    }
+
+
+def test_a_session_that_stripe_does_not_know(engine: Engine, account: Account) -> None:
+    """It changes no column, and is an anomaly from then on, also after what is heard of it later."""
+    session = account.open_session()
+    ledger.take_in(engine, seen(account, session))
+    (before,) = ledger.rows(engine, "SELECT * FROM orders")
+    account.advance(5)
+    ledger.take_in(engine, seen(account, session, kind=checkout.MISSING))
+    (after,) = ledger.rows(engine, "SELECT * FROM orders")
+
+    assert after == before
+    assert ledger.anomalies(engine) == ["missing_at_stripe"]
+    account.advance(5)
+    account.complete(session)
+    ledger.take_in(engine, account.events[-1].body)
+    assert ledger.anomalies(engine) == ["missing_at_stripe"]
+
+
+def test_a_thin_event_says_why_it_is_ignored(engine: Engine) -> None:
+    """It is kept and listed, and its reason says what becomes of it."""
+    thin = (
+        b'{"id":"evt_thin","object":"v2.core.event","type":"v1.checkout.session.completed","livemode":false,'
+        b'"created":"2026-11-20T10:00:00.000Z","related_object":{"id":"cs_1","type":"checkout.session","url":"/v1/x"}}'
+    )
+    ledger.take_in(engine, thin)
+
+    ((row,)) = ledger.rows(engine, "SELECT state, reason, object_id FROM events")
+    assert (row["state"], row["object_id"]) == ("ignored", "cs_1")
+    assert "read from Stripe" in row["reason"]

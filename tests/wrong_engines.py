@@ -45,10 +45,18 @@ BREAKS = (
     Break(
         "stamp before rank", "worker/folds/facts.py", "return (self.rank, self.stamp)", "return (self.stamp, self.rank)"
     ),
+    Break("a first page is all", SESSION, "or session.line_items.has_more:", "or False:"),
+    Break(
+        "lines that are gone stay",
+        PROJECTION,
+        "if joined.replace_all and subject in saved.known]",
+        "if joined.is_whole and subject in saved.known and not folds.SHAPES[subject.table].child_key == ('order_id',)]",
+    ),
+    Break("a missing session decides", SESSION, "MISSING: _OPEN - 1}", "MISSING: _EXPIRED}"),
     Break(
         "no rank",
         SESSION,
-        "rank=_CLOCK_EXPIRED if by_clock else _rank(status, session.payment_status, failed=failed),",
+        "rank=_RANK_OF_TYPE.get(event.type, _rank(status, session.payment_status, failed=failed)),",
         "rank=0,",
     ),
     Break(

@@ -28,9 +28,9 @@ from sqlalchemy.exc import DBAPIError
 from schemas import database, tables
 from schemas.database import Cursor
 from schemas.errors import PayfoldError
-from worker import folds, refunding
+from worker import folds, refunding, stock
 from worker.folds import join
-from worker.folds.facts import Anomaly, Event, Facts, Row, Subject
+from worker.folds.facts import Anomaly, Event, Facts, Row, Subject, Value
 from worker.folds.join import Joined
 
 FOLD_BATCH_MAX: Final = 500
@@ -357,8 +357,11 @@ def _save(cursor: Cursor, saved: _Saved) -> None:
             moved[subject.table].append(joined.row)
         if joined.children:
             moved[folds.SHAPES[subject.table].child] += joined.children
+    _drop_strayed_children(cursor, saved)
     for table, rows in moved.items():
-        cursor.execute(_merge(table), (msgspec.json.encode(rows).decode(),))
+        # Two objects that claim one child would otherwise stop the batch; Stripe's ids are one object's.
+        distinct = {_identity(table, row): row for row in rows}
+        cursor.execute(_merge(table), (msgspec.json.encode(list(distinct.values())).decode(),))
     for table, keys in _by_table(saved.gone).items():
         names = _key_names(table)
         cursor.execute(
@@ -367,27 +370,33 @@ def _save(cursor: Cursor, saved: _Saved) -> None:
             ),
             _key_columns(table, keys),
         )
-    _drop_strayed_children(cursor, saved)
 
 
 def _drop_strayed_children(cursor: Cursor, saved: _Saved) -> None:
-    """Delete the steps of rows that were folded anew, or are gone, which are no longer theirs."""
-    whole = [subject for subject, joined in saved.rows.items() if joined.is_whole and subject in saved.known]
+    """Delete the children of rows that are gone, or have other ones now, which are no longer theirs."""
+    whole = [subject for subject, joined in saved.rows.items() if joined.replace_all and subject in saved.known]
     for table, keys in _by_table([*whole, *saved.gone]).items():
         shape = folds.SHAPES[table]
         if shape.child:
             names = _key_names(table)
+            child_names = ("account", "livemode", *shape.child_key)
             kept = [str(child["id"]) for key in keys if key in saved.rows for child in saved.rows[key].children]
             cursor.execute(
                 sql.SQL("DELETE FROM {table} AS t USING {keys} WHERE {same} AND NOT (t.id = ANY (%s))").format(
-                    table=sql.Identifier(shape.child), keys=_key_rows(names), same=_same(names)
+                    table=sql.Identifier(shape.child), keys=_key_rows(names), same=_same(names, child_names)
                 ),
                 [*_key_columns(table, keys), kept],
             )
 
 
-def _same(names: Sequence[str]) -> sql.Composed:
-    return sql.SQL(" AND ").join(sql.SQL("t.{0} = k.{0}").format(sql.Identifier(name)) for name in names)
+def _same(names: Sequence[str], of_table: Sequence[str] = ()) -> sql.Composed:
+    """Return the condition that a row's key is one of those given, where the table may name its columns otherwise."""
+    pairs = zip(of_table or names, names, strict=True)
+    return sql.SQL(" AND ").join(sql.SQL("t.{} = k.{}").format(*map(sql.Identifier, pair)) for pair in pairs)
+
+
+def _identity(table: str, row: Row) -> tuple[Value, ...]:
+    return tuple(row[column.name] for column in tables.metadata.tables[table].primary_key)
 
 
 def _merge(table: str) -> sql.Composed:
@@ -507,6 +516,7 @@ def _append_changes(cursor: Cursor, saved: _Saved) -> None:
         for subject, joined in saved.rows.items()
         for change in folds.SHAPES[subject.table].changes(saved.known.get(subject), joined.row)
     ]
+    stock.add_lines(cursor, found)
     found += refunding.changes(cursor, saved.rows, saved.known)
     if not found:
         return

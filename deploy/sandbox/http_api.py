@@ -470,7 +470,7 @@ def _list_events(account: Account, params: Params) -> Object:
     oldest = account.now - EVENTS_KEPT_SECONDS
     matching = (
         {"id": event.id, "event": event}
-        for event in reversed(sorted(account.events, key=lambda event: event.created))
+        for _, event in sorted(enumerate(account.events), key=lambda each: (each[1].created, each[0]), reverse=True)
         if event.created >= oldest
         and _is_within(event.created, params.get("created"))
         and (wanted is None or fnmatchcase(event.type, wanted))

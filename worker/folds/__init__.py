@@ -24,7 +24,7 @@ from worker.folds import (
 from worker.folds.facts import Event, Facts
 from worker.folds.join import Shape
 
-FOLD_VERSION: Final = 2
+FOLD_VERSION: Final = 3
 
 EVENT_IGNORED: Final = "payfold.event.ignored"
 """An operator's word that an event is to be left aside; it is about an event, and has no row of its own."""
@@ -94,13 +94,19 @@ class Verdict:
     facts: tuple[Facts, ...] = ()
 
 
+def _why_unwanted(kind: str) -> str:
+    if kind.startswith(("v1.", "v2.")):
+        return "a thin event carries no object: it is read from Stripe where a key is configured"
+    return f"no fold wants the type {kind}"
+
+
 def judge(event: Event) -> Verdict:
     """Return what *event* says, or why it says nothing."""
     if event.type == EVENT_IGNORED:
         return Verdict("folded")
     wanted = FOLDS.get(event.type)
     if wanted is None:
-        return Verdict("ignored", f"no fold wants the type {event.type}")
+        return Verdict("ignored", _why_unwanted(event.type))
     object_type, fold = wanted
     if event.object_type != object_type:
         return Verdict("parked", f"its object is {event.object_type or 'unnamed'}, where {object_type} is wanted")

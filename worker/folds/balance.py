@@ -190,6 +190,7 @@ SHAPE: Final = Shape(
     anomalies=_anomalies,
     changes=_changes,
     child="balance_changes",
+    child_key=("customer", "currency"),
     child_of=_change_of,
     review=_review,
 )

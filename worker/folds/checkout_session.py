@@ -20,10 +20,11 @@ import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
 from worker.folds.facts import Anomaly, Change, Event, Facts, Row, Subject, Value
-from worker.folds.join import Shape
+from worker.folds.join import MISSING_AT_STRIPE, Shape
 from worker.folds.reading import Metadata, Name, Reader, Reference, Seconds, Whole, carried, moment, references
 
 CLOCK_EXPIRED: Final = "payfold.checkout.session.clock_expired"
+MISSING: Final = "payfold.checkout.session.missing"
 ASYNC_PAYMENT_FAILED: Final = "checkout.session.async_payment_failed"
 TYPES: Final = (
     "checkout.session.completed",
@@ -33,6 +34,7 @@ TYPES: Final = (
     "payfold.checkout.session.observed",
     "payfold.checkout.session.registered",
     CLOCK_EXPIRED,
+    MISSING,
 )
 
 # What the type alone says, for API versions older than the session's own status.
@@ -91,6 +93,28 @@ class _CollectedInformation(Struct):
     shipping_details: _Shipping | UnsetType | None = UNSET
 
 
+class _Price(Struct):
+    id: Name
+    product: Reference | UnsetType = UNSET
+
+
+class _LineItem(Struct):
+    id: Name
+    amount_discount: Whole | UnsetType | None = UNSET
+    amount_subtotal: Whole | UnsetType | None = UNSET
+    amount_tax: Whole | UnsetType | None = UNSET
+    amount_total: Whole | UnsetType | None = UNSET
+    currency: str | UnsetType | None = UNSET
+    description: str | UnsetType | None = UNSET
+    price: _Price | UnsetType | None = UNSET
+    quantity: Whole | UnsetType | None = UNSET
+
+
+class _LineItems(Struct):
+    data: list[_LineItem]
+    has_more: bool = False
+
+
 class CheckoutSession(Struct):
     """The fields of a Checkout Session that an order keeps."""
 
@@ -108,6 +132,7 @@ class CheckoutSession(Struct):
     customer_email: str | UnsetType | None = UNSET
     expires_at: Seconds | UnsetType | None = UNSET
     invoice: Reference | UnsetType = UNSET
+    line_items: _LineItems | UnsetType | None = UNSET
     metadata: Metadata | UnsetType | None = UNSET
     mode: str | UnsetType | None = UNSET
     payment_intent: Reference | UnsetType = UNSET
@@ -137,25 +162,66 @@ def fold(event: Event) -> tuple[Facts, ...]:
     by_clock = event.type == CLOCK_EXPIRED
     if status is not UNSET and not by_clock:
         columns["session_status"] = status
+    lines = _lines(event, session)
+    if lines is not None:
+        columns["lines_complete"] = True
+    if event.type == MISSING:
+        columns["_missing"] = True
     failed = event.type == ASYNC_PAYMENT_FAILED
     facts = Facts(
         subject=Subject("orders", event.account, event.livemode, session.id),
         event_id=event.id,
         source=event.source,
         created=event.created,
-        rank=_CLOCK_EXPIRED if by_clock else _rank(status, session.payment_status, failed=failed),
+        rank=_RANK_OF_TYPE.get(event.type, _rank(status, session.payment_status, failed=failed)),
         stamp=(event.created,),
         columns=columns,
         references=_references(session),
         moments=_moments(event, status, session),
         before=None if before is None else {**_columns(before), **_references(before)},
         by_clock=by_clock,
+        parts=lines,
     )
     return (facts,)
 
 
+def _lines(event: Event, session: CheckoutSession) -> tuple[Row, ...] | None:
+    """Return the order's lines where the session lists them in whole; the first page of them says nothing."""
+    if not isinstance(session.line_items, _LineItems) or session.line_items.has_more:
+        return None
+    return tuple({line.id: _line(event, session, line) for line in session.line_items.data}.values())
+
+
+def _line(event: Event, session: CheckoutSession, line: _LineItem) -> Row:
+    price = line.price if isinstance(line.price, _Price) else None
+    told = carried(
+        description=line.description,
+        quantity=line.quantity,
+        currency=line.currency,
+        amount_subtotal=line.amount_subtotal,
+        amount_discount=line.amount_discount,
+        amount_tax=line.amount_tax,
+        amount_total=line.amount_total,
+    )
+    product = None if price is None else references(product=price.product).get("product")
+    return {
+        **dict.fromkeys(_LINE_COLUMNS),
+        **told,
+        "account": event.account,
+        "livemode": event.livemode,
+        "id": line.id,
+        "order_id": session.id,
+        "price": None if price is None else price.id,
+        "product": product,
+        "event_id": event.id,
+        "as_of": event.created,
+    }
+
+
 # An unknown status ranks lowest, so that it undoes nothing that is known.
 _OPEN, _CLOCK_EXPIRED, _EXPIRED, _PROCESSING, _FAILED, _PAID = range(6)
+# That Stripe does not know a session says nothing of what it was, so it decides nothing.
+_RANK_OF_TYPE: Final = {CLOCK_EXPIRED: _CLOCK_EXPIRED, MISSING: _OPEN - 1}
 _SETTLED: Final = ("paid", "no_payment_required")
 
 
@@ -283,6 +349,8 @@ def _anomalies(row: Row) -> list[Anomaly]:
         found.append(Anomaly("unknown_status", unknown))
     if row["completed_at"] is not None and row["expired_at"] is not None:
         found.append(Anomaly("expired_and_complete", {}))
+    if row.get("_missing"):
+        found.append(Anomaly(MISSING_AT_STRIPE, {}))
     return found
 
 
@@ -319,6 +387,11 @@ _COLUMNS: Final = (
     *("shipping", "metadata", "created", "expires_at", "completed_at", "paid_at", "failed_at", "expired_at"),
 )
 
+_LINE_COLUMNS: Final = (
+    *("description", "quantity", "currency"),
+    *("amount_subtotal", "amount_discount", "amount_tax", "amount_total"),
+)
+
 SHAPE: Final = Shape(
     table="orders",
     subject="order",
@@ -329,4 +402,6 @@ SHAPE: Final = Shape(
     changes=_changes,
     clock_rank=_CLOCK_EXPIRED,
     clock_moment="expired_at",
+    child="order_lines",
+    child_key=("order_id",),
 )

@@ -60,7 +60,8 @@ class Facts:
     had before the event, where it tells, by the same names. ``moments`` are the times at which what the event
     says came true. ``is_first`` is said by a ``.created`` event, which nothing comes before; ``by_clock`` by
     our clock, which any real event outranks. ``is_witness`` is said by an event of another object, which knows
-    something of the row and does not make one.
+    something of the row and does not make one. ``parts`` are rows of another table that belong to this one, where
+    the event lists them in whole; None where it does not.
     """
 
     subject: Subject
@@ -76,6 +77,7 @@ class Facts:
     is_first: bool = False
     by_clock: bool = False
     is_witness: bool = False
+    parts: tuple[Row, ...] | None = None
 
     @property
     def position(self) -> tuple[int, tuple[datetime, ...]]:

@@ -25,7 +25,8 @@ from worker.folds.facts import Anomaly, Change, Facts, Row, Subject, Value
 AMBIGUOUS_ORDER: Final = "ambiguous_order"
 TWO_REFERENCES: Final = "two_references"
 BROKEN_CHAIN: Final = "broken_chain"
-SEEN_IN_ALL: Final = (TWO_REFERENCES, BROKEN_CHAIN)
+MISSING_AT_STRIPE: Final = "missing_at_stripe"
+SEEN_IN_ALL: Final = (TWO_REFERENCES, BROKEN_CHAIN, MISSING_AT_STRIPE)
 """Kinds of anomaly that only all of an object's events show."""
 BEYOND: Final = "_"
 """How the name of what a fold carries begins that no column keeps."""
@@ -42,8 +43,9 @@ class Shape:
     moment that only counts while the clock decides. ``prefer`` ranks last states where the events leave
     several possible. Where the row does not keep all that the inference needs, ``keeps_all`` is false: such a
     row is always folded anew, and what it carries beyond its columns is dropped at the end. ``key`` names the
-    columns of the row's key beyond its world. ``child`` is a table that has a row for each step of this one's,
-    ``child_of`` that row, twins left out. ``review`` reports on the whole of the events, in their order.
+    columns of the row's key beyond its world. ``child`` is a table whose rows belong to this one's, by the columns
+    ``child_key``: a row for each step, which ``child_of`` tells, twins left out; or where that is None, the parts
+    that the last step told that lists them. ``review`` reports on the whole of the events, in their order.
     """
 
     table: str
@@ -60,7 +62,8 @@ class Shape:
     keeps_all: bool = True
     key: tuple[str, ...] = ("id",)
     child: str = ""
-    child_of: Callable[[Facts], Row | None] = lambda _: None
+    child_key: tuple[str, ...] = ()
+    child_of: Callable[[Facts], Row | None] | None = None
     review: Callable[[Sequence[Facts]], list[Anomaly]] = lambda _: []
 
 
@@ -68,8 +71,8 @@ class Shape:
 class Joined:
     """A row, what is wrong with it, and by which source its deciding event came.
 
-    ``children`` are the rows of its steps. ``is_whole`` tells that anomalies and children are all there are; a
-    row that was only advanced does not know of those that only all its events show.
+    ``children`` are the rows that belong to it, all there are of them where they ``replace_all``. ``is_whole`` tells
+    that all its events were read; a row that was only advanced does not know of the anomalies that only they show.
     """
 
     row: Row
@@ -77,6 +80,7 @@ class Joined:
     children: tuple[Row, ...]
     source: str
     is_whole: bool
+    replace_all: bool
 
 
 def advance(shape: Shape, row: Row, facts: Sequence[Facts]) -> Joined | None:
@@ -90,7 +94,10 @@ def advance(shape: Shape, row: Row, facts: Sequence[Facts]) -> Joined | None:
             return None
         advanced, position, source = _lay(shape, advanced, step), step.position, step.source
     shape.infer(advanced)
-    return Joined(advanced, tuple(shape.anomalies(advanced)), _children(shape, facts), source, is_whole=False)
+    children = _children(shape, sorted(facts, key=lambda each: each.position))
+    has_parts = shape.child_of is None and any(step.parts is not None for step in facts)
+    anomalies = tuple(shape.anomalies(advanced))
+    return Joined(advanced, anomalies, children, source, is_whole=False, replace_all=has_parts)
 
 
 def fold_all(shape: Shape, facts: Iterable[Facts]) -> Joined | None:
@@ -121,10 +128,12 @@ def fold_all(shape: Shape, facts: Iterable[Facts]) -> Joined | None:
     row = {name: value for name, value in row.items() if not name.startswith(BEYOND)}
     if ambiguous:
         anomalies.append(Anomaly(AMBIGUOUS_ORDER, {"as_of": row["as_of"]}))
-    return Joined(row, tuple(anomalies), _children(shape, real), source, is_whole=True)
+    return Joined(row, tuple(anomalies), _children(shape, real), source, is_whole=True, replace_all=True)
 
 
-def _children(shape: Shape, steps: Iterable[Facts]) -> tuple[Row, ...]:
+def _children(shape: Shape, steps: Sequence[Facts]) -> tuple[Row, ...]:
+    if shape.child_of is None:
+        return next((step.parts for step in reversed(steps) if step.parts is not None), ())
     return tuple(child for child in map(shape.child_of, steps) if child is not None)
 
 

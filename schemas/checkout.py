@@ -72,7 +72,6 @@ def _expire_open(api: StripeApi, world: World, session_id: str, now: datetime) -
     except CallDeclined:
         known = read(api, world, session_id, lane=Lane.EXPIRY)
         return _over(known, world, now)
-    answer = with_all_lines(api, world, answer, lane=Lane.EXPIRY)
     return Outcome(Ending.EXPIRED, answer.body, (observed(answer, world, now=now),))
 
 
@@ -85,6 +84,14 @@ def read(api: StripeApi, world: World, session_id: str, *, lane: Lane) -> Answer
     """Return a session with all its line items; raises as ``StripeApi.call`` does."""
     answer = api.call(world, "get", "checkout", "sessions", session_id, lane=lane, expand=["line_items"])
     return with_all_lines(api, world, answer, lane=lane)
+
+
+def with_whole_lines_or_none(answer: Answer) -> Answer:
+    """Return *answer*, of one session, without line items that are only a first page: a part of them says nothing."""
+    lines = answer.body.get("line_items")
+    if not isinstance(lines, dict) or not lines.get("has_more"):
+        return answer
+    return Answer({key: value for key, value in answer.body.items() if key != "line_items"}, answer.at)
 
 
 def with_all_lines(api: StripeApi, world: World, answer: Answer, *, lane: Lane) -> Answer:
@@ -101,7 +108,7 @@ def with_all_lines(api: StripeApi, world: World, answer: Answer, *, lane: Lane) 
 
 def observed(answer: Answer, world: World, *, now: datetime) -> Delivery:
     """Return the observation that a session was as Stripe answered."""
-    return observations.of_answer(OBSERVED, answer, world, now=now)
+    return observations.of_answer(OBSERVED, with_whole_lines_or_none(answer), world, now=now)
 
 
 def missing(world: World, session_id: str, *, now: datetime) -> Delivery:

@@ -4,6 +4,7 @@ A round of a job is leased for one world, so that two clocks, or two workers, ne
 is kept with the job: a refused key loudly and for a while, anything transient until the next round.
 """
 
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -70,10 +71,14 @@ class Round:
     """Why it was stopped or put off, where it was."""
     is_more: bool = False
     counted: dict[str, int] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
-    def count(self, what: str, times: int = 1) -> None:
-        """Count *what*."""
-        self.counted[what] = self.counted.get(what, 0) + times
+    def count(self, what: str, times: int = 1, *, recorded: int = 0) -> None:
+        """Count *what*, and the events that were recorded with it; several threads may."""
+        with self._lock:
+            self.recorded += recorded
+            if what:
+                self.counted[what] = self.counted.get(what, 0) + times
 
 
 class Slice:
@@ -214,6 +219,4 @@ def _make(desk: Desk, call: Call, make: Callable[[Call], Made], found: Round) ->
             calls.done(opened, call)
         return recorded
 
-    found.recorded += desk.within(conclude)
-    if made.counted:
-        found.count(made.counted)
+    found.count(made.counted, recorded=desk.within(conclude))

@@ -50,9 +50,7 @@ def _poll(desk: Desk, world: World, progress: Progress, found: Round, _: Slice) 
 
 
 def _seen(desk: Desk, world: World, session: Object, at: int) -> Delivery:
-    lines = session.get("line_items")
     is_wanted = desk.settings.payfold_open_session_lines == "all" or session.get("payment_link") is None
-    if lines is not None and (lines["has_more"] or not is_wanted):
-        # A part of the lines says nothing; all of them are read once the order is known.
+    if not is_wanted:
         session = {key: value for key, value in session.items() if key != "line_items"}
     return checkout.observed(Answer(session, at), world, now=desk.now())

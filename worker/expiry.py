@@ -74,6 +74,11 @@ WHERE (o.account, o.livemode, o.status) = (%(account)s, %(livemode)s, 'open')
         WHERE (c.account, c.livemode, c.object_id) = (o.account, o.livemode, o.id)
             AND c.purpose IN ('expire', 'session') AND (c.purpose = 'expire' OR c.attempts > 0)
     )
+    -- What is recorded of it, and not yet folded, may be its end.
+    AND NOT EXISTS (
+        SELECT FROM inbox AS i JOIN pending AS p USING (seq)
+        WHERE (i.account, i.livemode, i.object_id) = (o.account, o.livemode, o.id)
+    )
 ORDER BY o.created LIMIT %(limit)s
 """
 
@@ -116,12 +121,14 @@ def run_once(desk: Desk) -> Round:
 
 
 def _expire(desk: Desk, world: World, _: Progress, found: Round, share: Slice) -> None:
-    while not share.is_over:
+    while True:
         asked = desk.within(lambda opened: _ask(opened, desk, world))
         acting.work_off(desk, world, (EXPIRE,), lambda call: _end(desk, call), found, share)
+        if share.is_over and (asked == BATCH_MAX or found.is_more):
+            found.is_more = True
+            return
         if asked < BATCH_MAX:
             return
-    found.is_more = True
 
 
 def _ask(cursor: Cursor, desk: Desk, world: World) -> int:
@@ -134,7 +141,7 @@ def _ask(cursor: Cursor, desk: Desk, world: World) -> int:
 def _end(desk: Desk, call: Call) -> Made:
     outcome = checkout.expire(desk.api, call.world, call.object_id, read_first=call.attempts > 0, now=desk.now())
     if outcome.ending is Ending.MISSING:
-        return Made(outcome.deliveries, "missing", given_up="Stripe knows no such session")
+        return Made(outcome.deliveries, "missing", given_up="Stripe knows no such session", is_news=True)
     if outcome.ending is Ending.STILL_OPEN:
         given_up = "Stripe leaves it open" if call.attempts + 1 >= ATTEMPTS_MAX else ""
         return Made(outcome.deliveries, "left_open", again=True, given_up=given_up)

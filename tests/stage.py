@@ -1,0 +1,120 @@
+"""The sandbox Stripe on a port, and the jobs that call it, for the tests of what Payfold does there."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from redis import Redis
+from sqlalchemy import Engine
+
+from deploy.sandbox.account import Account
+from deploy.sandbox.http_api import StripeApi as SandboxApi
+from deploy.sandbox.server import Faults, serving
+from schemas import checkout, database, inbox, observations
+from schemas.settings import Settings
+from schemas.stripe_api import StripeApi
+from tests import ledger
+from worker import expiry
+from worker.acting import Desk, Round
+
+KEY = "sk_test_sandbox_key_that_nobody_may_see"
+HOUR = 3_600
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A shop's account at the sandbox, its API on a port, and a desk whose clock is the account's."""
+
+    account: Account
+    api: SandboxApi
+    faults: Faults
+    engine: Engine
+    settings: Settings
+    redis: Redis
+
+    def desk(self, *, threads: int = 1, later: timedelta = timedelta(0), retries_max: int = 0, **more: Any) -> Desk:  # noqa: ANN401 - a desk's own
+        """Return a worker's desk, whose clock is *later* than Stripe's; the SDK does not try again by itself."""
+        api = StripeApi(self.settings, self.redis, retries_max=retries_max)
+        return Desk(self.engine, api, self.settings, now=lambda: self.now + later, threads=threads, **more)
+
+    @property
+    def now(self) -> datetime:
+        """The account's time."""
+        return datetime.fromtimestamp(self.account.now, UTC)
+
+    def open(self, count: int = 1, *, ago: int = 2 * HOUR, **fields: Any) -> list[str]:  # noqa: ANN401 - a session's own
+        """Return sessions that were opened *ago* seconds before now, and registered."""
+        sessions = [self.account.open_session(**fields) for _ in range(count)]
+        self.register(sessions)
+        self.account.advance(ago)
+        return sessions
+
+    def register(self, sessions: list[str]) -> None:
+        """Record *sessions* as the shop does when it has opened them, and fold that."""
+        told = [
+            observations.observe(
+                checkout.REGISTERED,
+                self.account.session(session),
+                account="",
+                livemode=False,
+                created=self.account.now,
+                now=self.now,
+            )
+            for session in sessions
+        ]
+        with database.transaction(self.engine) as connection, database.cursor(connection) as cursor:
+            inbox.record(cursor, told)
+        self.fold()
+
+    def fold(self) -> None:
+        """Fold what is pending."""
+        ledger.fold(self.engine)
+
+    def deliver(self) -> None:
+        """Take in every event of the account."""
+        ledger.record(self.engine, [ledger.delivery(event.body) for event in self.account.events])
+        self.fold()
+
+    def expire(self, desk: Desk | None = None) -> Round:
+        """Let the clock's job expire what is stale, and fold what it brought."""
+        found = expiry.run_once(desk or self.desk())
+        self.fold()
+        return found
+
+    def status(self, session: str) -> str | None:
+        """Return the status of an order."""
+        (row,) = self.rows("SELECT status FROM orders WHERE id = :id", id=session)
+        status: str | None = row["status"]
+        return status
+
+    def rows(self, statement: str, **values: object) -> list[dict[str, Any]]:
+        """Return what *statement* selects."""
+        return ledger.rows(self.engine, statement, **values)
+
+    def kinds(self, session: str) -> list[str]:
+        """Return the kinds of an order's changes."""
+        return ledger.kinds(self.engine, session)
+
+    def statuses(self) -> list[tuple[str, int | None]]:
+        """Return what was called and answered, in its order: the last word of the path, and the status."""
+        return [(f"{made.method} {made.path.rsplit('/', 1)[-1][:6]}", made.status) for made in self.api.calls]
+
+
+@contextmanager
+def stage(database_url: str, redis_url: str, *, seed: int = 8, **settings: str) -> Iterator[Stage]:
+    """Serve an account of *seed* and yield it with what calls it; *settings* are laid over the usual ones."""
+    account = Account(seed=seed, payments=True)
+    api, faults = SandboxApi({KEY: account}), Faults()
+    engine = database.engine(database_url, connections_max=9)
+    with serving(api, faults) as address, Redis.from_url(redis_url) as redis:
+        environment = {
+            "DATABASE_URL": database_url,
+            "REDIS_URL": redis_url,
+            "STRIPE_API_KEY": KEY,
+            "STRIPE_API_BASE": address,
+            "PAYFOLD_STRIPE_CALLS_PER_SECOND": "1000",
+        }
+        yield Stage(account, api, faults, engine, Settings.load(environment | settings), redis)
+    engine.dispose()

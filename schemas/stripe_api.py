@@ -150,7 +150,8 @@ def _surely_at(headers: Mapping[str, str], duration: float) -> int:
 
 def _meaning(error: stripe.StripeError, key: ApiKey) -> Exception:
     """Return our error for the SDK's; its message may quote the key, so only its status and code are kept."""
-    status, code = error.http_status, error.code
+    # The SDK gives some kinds of error their code, and others only the body.
+    status, code = error.http_status, error.code or getattr(error.error, "code", None)
     detail = f"Stripe answered {status}" + (f" ({code})" if code else "") + "."
     if status == 403 and code == "account_invalid" and key.acts_for:  # noqa: PLR2004 - HTTP's number
         return NotServed(f"{NotServed.__doc__} The unlabelled key has no access to {key.acts_for}.")

@@ -1,0 +1,536 @@
+"""What Payfold reads from Stripe: open sessions, what events leave out, events that never came; and its secrets."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+
+import msgspec
+import pytest
+
+from deploy.sandbox.account import Account
+from deploy.sandbox.line_items import MANY, line_items
+from deploy.sandbox.server import Fault
+from schemas import database, inbox, observations
+from schemas.budget import Lane
+from schemas.errors import NotServed
+from schemas.observations import World
+from schemas.stripe_api import StripeApi
+from tests import ledger
+from tests.stage import HOUR, KEY, Stage, stage
+from tests.web import OPERATOR, READER, serving, settings_of
+from worker import discovery, expiry, fetches, gaps
+from worker.acting import Desk, Round
+
+HERE = World("", livemode=False)
+
+
+@pytest.fixture
+def at(database_url: str, redis_url: str) -> Iterator[Stage]:
+    """Return a shop at the sandbox with nothing in it."""
+    with stage(database_url, redis_url) as made:
+        yield made
+
+
+def poll(at: Stage, desk: Desk | None = None) -> Round:
+    """Let the clock's job ask for open sessions, and fold what it brought."""
+    found = discovery.run_once(desk or at.desk())
+    at.fold()
+    return found
+
+
+def fetch(at: Stage, desk: Desk | None = None) -> Round:
+    """Let the clock's job read what is to be read, and fold what it brought."""
+    found = fetches.run_once(desk or at.desk())
+    at.fold()
+    return found
+
+
+def fill(at: Stage, desk: Desk | None = None, **more: Any) -> Round:  # noqa: ANN401 - the job's own
+    """Let the clock's job fetch events that never came, and fold them."""
+    found = gaps.run_once(desk or at.desk(), **more)
+    at.fold()
+    return found
+
+
+def paths(at: Stage) -> list[str]:
+    """Return what was called, ids left out."""
+    words = (made.path.removeprefix("/v1/").split("/") for made in at.api.calls)
+    return ["/".join(word for word in parts if word.islower() and not any(map(str.isdigit, word))) for parts in words]
+
+
+# Open sessions.
+
+
+def test_sessions_of_visitors_are_found(at: Stage) -> None:
+    """A visitor of a payment link has an open session that only asking shows; found once, it is an open order."""
+    link = at.account.create_payment_link()
+    visitor, cart = at.account.open_session(payment_link=link), at.account.open_session()
+    at.account.complete(at.account.open_session())
+
+    assert poll(at).recorded == 2
+    assert (at.status(visitor), at.status(cart)) == ("open", "open")
+    assert at.kinds(visitor) == ["order.opened"]
+    assert poll(at).recorded == 0
+    at.account.advance(120)
+    assert poll(at).recorded == 0
+
+
+def test_all_pages_are_asked_for(at: Stage) -> None:
+    """Hundreds of open sessions are found by one call for each hundred of them."""
+    for _ in range(250):
+        at.account.open_session()
+
+    assert poll(at).recorded == 250
+    assert len(at.api.calls) == 3
+
+
+def test_windows_overlap(at: Stage) -> None:
+    """A session that Stripe lists some minutes late is found by a later round."""
+    poll(at)
+    at.account.advance(200)
+    late = at.account.open_session()
+    at.account.advance(120)
+    poll(at)
+    at.account.peek("checkout.session", late)["created"] -= 260
+    again = at.account.open_session()
+    at.account.peek("checkout.session", again)["created"] -= 260
+
+    poll(at)
+
+    assert {at.status(late), at.status(again)} == {"open"}
+
+
+def test_open_sessions_bring_their_lines(at: Stage) -> None:
+    """The shop's own carts are found with their lines by the same call; those of links are left out by default."""
+    cart = next(s for s in (at.account.open_session(amount=900) for _ in range(50)) if len(lines(at, s)) < MANY)
+    visitor = at.account.open_session(payment_link=at.account.create_payment_link())
+    poll(at)
+
+    held = at.rows("SELECT id, lines_complete FROM orders WHERE id = ANY (:ids) ORDER BY 2", ids=[cart, visitor])
+    assert held == [{"id": visitor, "lines_complete": False}, {"id": cart, "lines_complete": True}]
+
+
+def lines(at: Stage, session: str) -> list[dict[str, Any]]:
+    """Return a session's true lines."""
+    return line_items(at.account.session(session))
+
+
+@pytest.mark.parametrize(("setting", "expected"), [("off", [False, False]), ("all", [True, True])])
+def test_whose_lines_are_kept_is_a_setting(
+    database_url: str, redis_url: str, setting: str, expected: list[bool]
+) -> None:
+    """Nobody's lines are asked for, or everybody's."""
+    with stage(database_url, redis_url, PAYFOLD_OPEN_SESSION_LINES=setting) as at:
+        for link in (None, at.account.create_payment_link()):
+            at.account.open_session(payment_link=link)
+        poll(at)
+        fetch(at)
+        assert [row["lines_complete"] for row in at.rows("SELECT lines_complete FROM orders")] == expected
+
+
+# What events leave out.
+
+
+def long_session(at: Stage) -> str:
+    """Return a session with more lines than a first page shows."""
+    while True:
+        session = at.account.open_session(amount=5_000)
+        if len(lines(at, session)) == MANY:
+            return session
+
+
+def test_the_lines_of_a_completed_order_are_read_in_whole(at: Stage) -> None:
+    """All pages of them are read, and add up to the order."""
+    session = long_session(at)
+    at.account.complete(session)
+    at.deliver()
+
+    assert fetch(at).counted == {"sessions": 1}
+    found = at.rows("SELECT id, amount_total FROM order_lines WHERE order_id = :id", id=session)
+    assert {row["id"] for row in found} == {line["id"] for line in lines(at, session)}
+    assert sum(row["amount_total"] for row in found) == 5_000
+    assert fetch(at).counted == {}
+
+
+def test_the_lines_of_a_registered_session_are_read(at: Stage) -> None:
+    """What the shop registers has no lines; they are read, so that its expiry can tell them."""
+    (session,) = at.open(ago=HOUR)
+    fetch(at)
+    at.expire()
+
+    ((change,)) = at.rows("SELECT after FROM changes WHERE kind = 'order.expired'")
+    assert len(change["after"]["lines"]) == len(lines(at, session))
+
+
+def test_a_setup_session_sells_nothing(at: Stage) -> None:
+    """No lines are asked for of a session that only keeps a card."""
+    at.account.complete(at.account.open_session(mode="setup"))
+    at.deliver()
+
+    assert fetch(at).counted == {}
+    assert at.api.calls == []
+
+
+def test_a_moved_balance_is_explained_by_its_ledger(at: Stage) -> None:
+    """All transactions of the customer are listed once, in every currency, and later only what is new."""
+    customer = at.account.create_customer(currency="usd")
+    for amount in (-300, 100, -50):
+        at.account.adjust_balance(customer, amount)
+    at.account.adjust_balance(customer, -700, currency="eur")
+    at.deliver()
+
+    assert fetch(at).counted == {"ledgers": 1}
+    expected = [("eur", -700), ("usd", -250)]
+    held = at.rows("SELECT currency, amount FROM balances ORDER BY currency")
+    assert [tuple(row.values()) for row in held] == expected
+    assert at.rows("SELECT count(*) AS rows FROM balance_transactions") == [{"rows": 4}]
+    assert fetch(at).counted == {}
+    at.account.advance(5)
+    at.account.adjust_balance(customer, 25)
+    at.deliver()
+    assert fetch(at).recorded == 1
+    assert ledger.anomalies(at.engine) == []
+
+
+def test_a_long_ledger_is_listed_whole_or_not_at_all(at: Stage) -> None:
+    """When a page fails nothing of it is recorded, so that the next time does not stop at what it knows."""
+    customer = at.account.create_customer(currency="usd")
+    for amount in range(1, 251):
+        at.account.adjust_balance(customer, amount)
+    at.deliver()
+    at.faults.add(None, "*/balance_transactions", times=1)
+    at.faults.add(Fault.FAILED, "*/balance_transactions")
+
+    assert fetch(at).counted == {"postponed": 1}
+    assert at.rows("SELECT FROM balance_transactions") == []
+    fetch(at, at.desk(later=timedelta(minutes=1)))
+    assert at.rows("SELECT count(*) AS rows FROM balance_transactions") == [{"rows": 250}]
+
+
+def test_all_lines_of_a_long_credit_note(at: Stage) -> None:
+    """A note whose event shows a first page of its lines is completed."""
+    customer = at.account.create_customer(currency="usd")
+    invoice = at.account.create_invoice(customer, 5_000)
+    at.account.finalize_invoice(invoice)
+    note = at.account.issue_credit_note(invoice, 2_300, lines=[100] * 23)
+    at.deliver()
+    assert at.rows("SELECT lines_complete FROM credit_notes") == [{"lines_complete": False}]
+
+    fetch(at)
+
+    assert at.rows("SELECT lines_complete FROM credit_notes") == [{"lines_complete": True}]
+    assert at.rows("SELECT count(*) AS lines FROM credit_note_lines WHERE credit_note = :id", id=note) == [
+        {"lines": 23}
+    ]
+
+
+def test_an_object_whose_order_is_in_doubt_is_read(at: Stage) -> None:
+    """Where several last states are possible, what Stripe says now decides, and the doubt is over."""
+    link = at.account.create_payment_link()
+    at.deliver()
+    at.account.advance(5)
+    for campaign in ("spring", "autumn"):
+        told = at.account.payment_link(link) | {"metadata": {"campaign": campaign}}
+        at.account.emit("payment_link.updated", told)
+    at.deliver()
+    assert ledger.anomalies(at.engine) == ["ambiguous_order"]
+    at.account.advance(30)
+
+    assert fetch(at, at.desk(later=timedelta(days=30))).counted == {"objects": 1}
+    assert ledger.anomalies(at.engine) == []
+    assert at.rows("SELECT metadata FROM payment_links") == [{"metadata": {}}]
+
+
+def thin(number: int, kind: str, **fields: Any) -> bytes:  # noqa: ANN401 - JSON values
+    """Return a thin event."""
+    least = {"id": f"evt_thin_{number}", "object": "v2.core.event", "livemode": False, "type": kind}
+    return msgspec.json.encode(least | {"created": "2026-11-01T00:00:01.000Z"} | fields)
+
+
+def test_a_thin_event_brings_its_twin(at: Stage) -> None:
+    """Its snapshot is fetched once, unless the webhook brought it already; both are one event."""
+    first, second = at.account.open_session(), at.account.open_session()
+    at.account.complete(first)
+    at.account.complete(second)
+    twins = [event for event in at.account.events if event.type == "checkout.session.completed"]
+    ledger.record(at.engine, [ledger.delivery(twins[0].body)])
+    for number, (twin, session) in enumerate(zip(twins, (first, second), strict=True)):
+        about = {"id": session, "type": "checkout.session", "url": "/v1/x"}
+        body = thin(number, "v1.checkout.session.completed", snapshot_event=twin.id, related_object=about)
+        ledger.record(at.engine, [ledger.delivery(body)])
+    at.fold()
+
+    fetch(at, at.desk(later=timedelta(days=20)))
+
+    assert at.api.count("/v1/events/*") == 1
+    assert (at.status(first), at.status(second)) == ("paid", "paid")
+    assert at.rows("SELECT source FROM inbox WHERE id = :id", id=twins[1].id) == [{"source": "gap"}]
+
+
+def test_an_event_that_was_never_generated(at: Stage) -> None:
+    """Stripe admits it by a thin event that names the object, which is read once."""
+    customer = at.account.create_customer(currency="usd", email="buyer@example.com")
+    about = {"id": customer, "type": "customer", "url": "/v1/customers/x"}
+    kind = "v2.core.health.event_generation_failure.resolved"
+    ledger.record(at.engine, [ledger.delivery(thin(1, kind, related_object=about))])
+    at.fold()
+
+    assert fetch(at, at.desk(later=timedelta(days=22))).counted == {"objects": 1}
+    assert fetch(at, at.desk(later=timedelta(days=22))).counted == {}
+    assert at.rows("SELECT email FROM customers") == [{"email": "buyer@example.com"}]
+
+
+def test_what_lags_behind_a_newer_event_changes_nothing(at: Stage) -> None:
+    """An answer is dated before its call, so an event that was not seen in it stays the last word."""
+    session = at.account.open_session()
+    api = at.desk().api
+    answer = api.call(HERE, "get", "checkout", "sessions", session, lane=Lane.REFETCH)
+    assert answer.at <= at.account.now
+    at.account.complete(session)
+    at.deliver()
+    lagging = observations.of_answer("payfold.checkout.session.observed", answer, HERE, now=at.now)
+    with database.transaction(at.engine) as connection, database.cursor(connection) as cursor:
+        inbox.record(cursor, [lagging])
+    at.fold()
+
+    assert at.status(session) == "paid"
+    assert at.kinds(session) == ["order.paid"]
+
+
+def test_what_happened_long_ago_is_not_read(at: Stage) -> None:
+    """A log of last year is folded, and asks Stripe nothing."""
+    at.account.complete(at.account.open_session())
+    at.deliver()
+
+    assert fetch(at, at.desk(later=timedelta(days=31))).counted == {}
+
+
+# Events that never came.
+
+
+def test_gaps_are_filled(at: Stage) -> None:
+    """What the inbox lacks of the events that Stripe lists is recorded, once, and counted; the tables are whole."""
+    for _ in range(30):
+        at.account.complete(at.account.open_session())
+        at.account.advance(60)
+    told = [event for event in at.account.events if event.type.startswith("checkout.")]
+    ledger.record(at.engine, [ledger.delivery(event.body) for event in told[::3]])
+    at.account.advance(120)
+
+    filled = fill(at, since=at.now - timedelta(days=1))
+
+    wanted = {event.id for event in at.account.events if event.type in gaps.wanted_types()}
+    assert {row["id"] for row in at.rows("SELECT id FROM inbox")} == wanted
+    assert filled.recorded == len(wanted) - 10
+    assert at.rows("SELECT DISTINCT source FROM inbox ORDER BY 1") == [{"source": "gap"}, {"source": "webhook"}]
+    assert at.rows("SELECT count(*) AS paid FROM orders WHERE status = 'paid'") == [{"paid": 30}]
+    assert fill(at).recorded == 0
+    assert at.rows("SELECT found FROM stripe_jobs") == [{"found": filled.recorded}]
+
+
+def test_types_are_asked_for_by_the_twenty(at: Stage) -> None:
+    """Every type that a fold wants is asked for, in as few calls as Stripe allows."""
+    fill(at, since=at.now - timedelta(hours=1))
+
+    asked = [set(made.params["types"].values()) for made in at.api.calls]
+    assert set().union(*asked) == set(gaps.wanted_types())
+    assert len(asked) == -(-len(gaps.wanted_types()) // gaps.TYPES_MAX)
+
+
+def test_a_long_gap_is_filled_in_steps(at: Stage) -> None:
+    """When its time is over the job leaves a checkpoint, from which its successor goes on."""
+    at.account.advance(3 * 24 * HOUR)
+    at.account.complete(at.account.open_session())
+    at.account.advance(300)
+    first = at.account.open_session()
+    ledger.record(
+        at.engine, [ledger.delivery(at.account.emit("checkout.session.expired", at.account.session(first)).body)]
+    )
+    with database.transaction(at.engine) as connection, database.cursor(connection) as cursor:
+        cursor.execute("UPDATE inbox SET received_at = %s", (at.now - timedelta(days=3),))
+    rounds = 0
+    while fill(at, at.desk(slice_seconds_max=0.0)).is_more:
+        rounds += 1
+
+    assert rounds == 12
+    assert at.rows("SELECT count(*) AS paid FROM orders WHERE status = 'paid'") == [{"paid": 1}]
+
+
+def test_a_checkpoint_near_the_cliff_is_told(at: Stage, capsys: pytest.CaptureFixture[str]) -> None:
+    """Stripe lists thirty days: a job that has not run for twenty-six warns before it goes on."""
+    fill(at)
+    at.account.advance(26 * 24 * HOUR)
+
+    fill(at)
+
+    assert "stripe.checkpoint_is_old" in capsys.readouterr().out
+    assert not fill(at).is_more
+
+
+def test_a_quiet_hour_costs_less_than_a_hundred_calls(at: Stage) -> None:
+    """An hour of the clock's usual rounds in which nothing happens."""
+    settings = at.settings
+    jobs = {
+        settings.payfold_expire_seconds: expiry.run_once,
+        settings.payfold_fetch_seconds: fetches.run_once,
+        settings.payfold_poll_seconds: discovery.run_once,
+        settings.payfold_gap_seconds: gaps.run_once,
+    }
+    assert len(jobs) == 4
+    for second in range(HOUR):
+        for every, run_once in jobs.items():
+            if second % every == 0:
+                run_once(at.desk())
+        at.account.advance(1)
+
+    assert 0 < len(at.api.calls) < 100
+
+
+# Whose keys, and what is never told.
+
+
+def test_a_connected_account_is_called_in_its_own_name(database_url: str, redis_url: str) -> None:
+    """Its sessions are expired with the platform's key and its own id in the header."""
+    with stage(database_url, redis_url) as at:
+        theirs = Account(seed=9, account="acct_9")
+        at.api._connected = {(KEY, "acct_9"): theirs}
+        session = theirs.open_session()
+        theirs.complete(theirs.open_session())
+        ledger.record(at.engine, [ledger.delivery(event.body) for event in theirs.events])
+        at.fold()
+        poll(at)
+        theirs.advance(2 * HOUR)
+        at.account.advance(2 * HOUR)
+        at.expire()
+
+        assert theirs.expected_status(session) == "expired"
+        assert at.rows("SELECT account, status FROM orders WHERE id = :id", id=session) == [
+            {"account": "acct_9", "status": "expired"}
+        ]
+        assert {made.stripe_account for made in at.api.calls} == {None, "acct_9"}
+
+
+def test_an_account_that_is_not_connected_stops_nothing(at: Stage) -> None:
+    """Stripe gives no access to it: that account's jobs rest, and the shop's own go on."""
+    stranger = Account(seed=10, account="acct_stranger")
+    stranger.complete(stranger.open_session())
+    ledger.record(at.engine, [ledger.delivery(event.body) for event in stranger.events])
+    at.fold()
+    mine = at.account.open_session()
+
+    found = poll(at)
+
+    assert any("acct_stranger" in reason for reason in found.failed)
+    assert at.status(mine) == "open"
+
+
+def test_no_key_serves_the_other_mode(at: Stage) -> None:
+    """A test key is never used for a live row."""
+    with pytest.raises(NotServed):
+        at.desk().api.call(World("", livemode=True), "get", "events", lane=Lane.REFETCH)
+    assert at.api.calls == []
+
+
+def test_an_id_is_never_a_path(at: Stage) -> None:
+    """An id out of an event that holds slashes and question marks asks for an object of that name, and no other."""
+    api = at.desk().api
+    with pytest.raises(Exception, match="no such object"):
+        api.call(HERE, "get", "checkout", "sessions", "../events?limit=1", lane=Lane.REFETCH)
+
+
+def test_the_shop_expires_one_now(at: Stage, database_url: str, redis_url: str) -> None:
+    """The route expires an open order at Stripe and says so; where the buyer was faster it says that."""
+    first, second = at.open(2, ago=60)
+    at.account.complete(second)
+    with serving(_web_settings(at, database_url, redis_url)) as web:
+        done = web.client.post(f"/v1/orders/{first}/expire", headers=OPERATOR)
+        late = web.client.post(f"/v1/orders/{second}/expire", headers=OPERATOR)
+        none = web.client.post("/v1/orders/cs_none/expire", headers=OPERATOR)
+        reader = web.client.post(f"/v1/orders/{first}/expire", headers=READER)
+
+    assert (done.status_code, done.json()["session_status"]) == (200, "expired")
+    assert (late.status_code, none.status_code, reader.status_code) == (409, 404, 403)
+    assert "buyer has completed it" in late.text
+    at.fold()
+    assert (at.status(first), at.status(second)) == ("expired", "paid")
+
+
+def _web_settings(at: Stage, database_url: str, redis_url: str) -> Any:  # noqa: ANN401 - settings
+    return settings_of(
+        database_url,
+        redis_url,
+        STRIPE_API_KEY=KEY,
+        STRIPE_API_BASE=at.settings.stripe_api_base,
+        PAYFOLD_STRIPE_CALLS_PER_SECOND="1000",
+    )
+
+
+def test_a_portal_url_is_answered_once_and_kept_nowhere(
+    at: Stage, database_url: str, redis_url: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The route answers it, and neither a log, nor the inbox, nor a table, nor Redis holds it; nor any API key."""
+    customer = at.account.create_customer(email="buyer@example.com")
+    at.deliver()
+    with serving(_web_settings(at, database_url, redis_url)) as web:
+        made = web.client.post(
+            f"/v1/customers/{customer}/portal-sessions",
+            headers=OPERATOR,
+            json={"return_url": "https://shop.example.com"},
+        )
+        wrong = web.client.post(
+            f"/v1/customers/{customer}/portal-sessions", headers=OPERATOR, json={"configuration": "bpc_0"}
+        )
+    assert made.status_code == 201, made.text
+    url = made.json()["url"]
+    assert url.startswith("https://billing.stripe.com/")
+    assert made.headers["cache-control"] == "no-store"
+    assert wrong.status_code in {404, 422}
+    at.deliver()
+    at.open()
+    at.faults.add(Fault.FAILED, "*/expire")
+    at.expire()
+    poll(at)
+    fetch(at)
+    fill(at)
+
+    logged = "".join(capfd.readouterr())
+    dumped = subprocess.run(
+        [sys.executable, "-c", _DUMP, database_url, redis_url],
+        capture_output=True,
+        check=True,
+        text=True,
+    ).stdout
+    assert customer in dumped
+    for place in (logged, dumped):
+        assert KEY not in place
+        assert url not in place
+        assert url.rsplit("/", 1)[-1] not in place
+    assert at.rows("SELECT customer, return_url FROM portal_sessions") == [
+        {"customer": customer, "return_url": "https://shop.example.com"}
+    ]
+
+
+# Everything that PostgreSQL and Redis hold, as text.
+_DUMP = """
+import sys, psycopg, redis
+with psycopg.connect(sys.argv[1]) as connection:
+    names = connection.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public'").fetchall()
+    for (name,) in names:
+        for row in connection.execute(f"SELECT * FROM {name}").fetchall():
+            print(name, row)
+with redis.Redis.from_url(sys.argv[2]) as client:
+    for key in client.keys("*"):
+        print(key, client.dump(key))
+"""
+
+
+def test_without_a_key_nothing_is_read(database_url: str, redis_url: str) -> None:
+    """The jobs that ask Stripe have nothing to do."""
+    with stage(database_url, redis_url, STRIPE_API_KEY="") as at:
+        at.account.complete(at.account.open_session())
+        at.deliver()
+        for run_once in (discovery.run_once, fetches.run_once, gaps.run_once):
+            assert run_once(Desk(at.engine, StripeApi(at.settings, None), at.settings)).counted == {}
+        assert at.api.calls == []

@@ -224,6 +224,7 @@ def demo(
 ) -> None:
     """Run everything beside a sandbox Stripe that sells, and prove the tables; exit 0 only if the proof holds."""
     from deploy import demo as show
+    from deploy.sandbox_shop import open_shop
 
     settings = Settings.load()
     show.refuse_the_orders_of_others(settings)
@@ -233,12 +234,14 @@ def demo(
         try:
             with local.temporary_folder(settings) as folder:
                 os.environ.setdefault("PAYFOLD_LOG_LEVEL", "warning")
+                err.print(f"A sandbox shop of seed {seed} sells {orders:,} orders.")
                 with (
                     _shown_on_failure(folder / "processes.log") as log,
-                    local.running(settings, folder, output=log) as running,
+                    open_shop(seed, orders) as shop,
+                    local.running(settings, folder, environment=shop.environment, output=log) as running,
                 ):
-                    err.print(f"Payfold runs at {running.address}, with a sandbox Stripe of seed {seed}.\n")
-                    holds = show.run(running, orders=orders, seed=seed, progress_to=err, summary_to=output.out)
+                    err.print(f"Payfold runs at {running.address}, beside a sandbox Stripe.\n")
+                    holds = show.run(running, shop, seed=seed, progress_to=err, summary_to=output.out)
                     if not leave:
                         _introduce(running)
                         running.processes.wait()

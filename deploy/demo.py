@@ -1,5 +1,7 @@
 """``payfold demo``: a shop's worth of deliveries, late, twice and out of order, and the proof that the tables hold.
 
+Meanwhile Payfold finds the carts that were left behind and expires them; some buyers come back.
+
 Note [A twin can look like an honest repeat]
     Stripe rarely tells one change under two ids. Where a balance goes down, up and down again within a second, a
     twin of the first step is exactly what a fourth step would look like, and only the ledger, which has to be
@@ -21,17 +23,16 @@ from sqlalchemy import Engine, text
 from deploy.local import Running
 from deploy.output import money
 from deploy.sandbox.account import Account
-from deploy.sandbox.delivery import Attempt, DeliveryReport, Distortions, deliver, plan
-from deploy.sandbox.history import shop_history
+from deploy.sandbox.delivery import PERFECT, Attempt, DeliveryReport, Distortions, deliver, plan
+from deploy.sandbox_shop import ACCOUNT, SandboxShop
 from schemas import database
 from schemas.errors import ConflictError
 from schemas.settings import Settings
 from worker.digest import Digest, digests
 from worker.rebuild import rebuilt
 
-ACCOUNT: Final = "acct_demo"
 EVENTS_PER_SECOND: Final = 500
-FOLD_SECONDS_MAX: Final = 60
+STEP_SECONDS_MAX: Final = 60
 
 Result = TypeVar("Result")
 
@@ -40,6 +41,8 @@ Result = TypeVar("Result")
 class Proof:
     """What was proven, and what was not: orders and balances unlike the shop's own books, and the two digests."""
 
+    forgotten: int
+    """Carts that were left behind and are not expired."""
     differing: int
     unbalanced: int
     pending: int
@@ -49,22 +52,30 @@ class Proof:
     @property
     def holds(self) -> bool:
         """Whether everything was."""
-        return self.differing == self.unbalanced == self.pending == 0 and self.live == self.again
+        wrong = self.forgotten + self.differing + self.unbalanced + self.pending
+        return wrong == 0 and self.live == self.again
 
 
-def run(running: Running, *, orders: int, seed: int, progress_to: Console, summary_to: Console) -> bool:
-    """Sell, deliver, fold, print what happened, and return whether the proof holds."""
+def run(
+    running: Running, shop: SandboxShop, *, seed: int, progress_to: Console, summary_to: Console
+) -> bool:  # fmt: skip
+    """Deliver what *shop* sold, fold, recover carts, print what happened, and return whether the proof holds."""
     engine = database.engine(running.settings.postgresql)
     with _bars(progress_to) as bars:
-        shop = _step(bars, f"The sandbox shop sells {orders:,} orders", lambda: _sell(seed, orders))
-        attempts = plan(shop.events, seed=seed, distortions=Distortions(events_per_second=EVENTS_PER_SECOND))
-        report = _deliver(running, bars, attempts)
-        pending = _step(bars, "The worker folds the last of them", lambda: _wait_until_folded(engine))
+        with shop.stripe.lock:
+            sold = list(shop.account.events)
+        attempts = plan(sold, seed=seed, distortions=Distortions(events_per_second=EVENTS_PER_SECOND))
+        report = _deliver(running, bars, "Deliveries, late, twice and out of order", attempts)
+        expired = _step(bars, "Carts left behind are expired at Stripe", lambda: _wait_until_expired(engine, shop))
+        # The sandbox's Stripe told of those by webhooks too, and tells of the buyers who came back.
+        later = shop.recover(expired[::2])[len(sold) :]
+        back = _deliver(running, bars, "Some of their buyers come back", plan(later, seed=seed, distortions=PERFECT))
+        pending = _step(bars, "The worker folds and reads the last of them", lambda: _wait_until_folded(engine))
         twinned = {attempt.event.object_id for attempt in attempts if attempt.kind == "twin"}
         proof = _prove(bars, engine, shop, seed, pending=pending, twinned=twinned)
     _summarize(summary_to, engine, shop, report, proof)
     engine.dispose()
-    return proof.holds and not report.never_accepted
+    return proof.holds and not report.never_accepted and not back.never_accepted
 
 
 def refuse_the_orders_of_others(settings: Settings) -> None:
@@ -98,12 +109,8 @@ def _step(bars: Progress, words: str, work: Callable[[], Result]) -> Result:
     return result
 
 
-def _sell(seed: int, orders: int) -> Account:
-    return shop_history(seed, orders, account=ACCOUNT, money=True)
-
-
-def _deliver(running: Running, bars: Progress, attempts: Sequence[Attempt]) -> DeliveryReport:
-    task = bars.add_task("Deliveries, late, twice and out of order", total=len(attempts))
+def _deliver(running: Running, bars: Progress, words: str, attempts: Sequence[Attempt]) -> DeliveryReport:
+    task = bars.add_task(words, total=len(attempts))
     return uvloop.run(
         deliver(
             attempts,
@@ -115,25 +122,49 @@ def _deliver(running: Running, bars: Progress, attempts: Sequence[Attempt]) -> D
     )
 
 
+def _wait_until_expired(engine: Engine, shop: SandboxShop) -> list[str]:
+    """Return the carts left behind of which the change feed says that they have expired: all, if there is time."""
+    deadline = time.monotonic() + STEP_SECONDS_MAX
+    while len(expired := _rows(engine, _EXPIRED, left=shop.left)) < len(shop.left) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return [row["id"] for row in expired if row["recovery_url"] is not None]
+
+
+_EXPIRED: Final = """
+SELECT o.id, o.recovery_url FROM changes AS c JOIN orders AS o ON (o.account, o.livemode, o.id) =
+    (c.account, c.livemode, c.subject_id)
+WHERE c.kind = 'order.expired' AND o.id = ANY (:left) ORDER BY c.seq
+"""
+
+
 def _wait_until_folded(engine: Engine) -> int:
-    """Return how many events are still pending when nothing is, or when the time is up."""
-    deadline = time.monotonic() + FOLD_SECONDS_MAX
-    while (pending := int(_rows(engine, "SELECT count(*) AS events FROM pending")[0]["events"])) > 0:
-        if time.monotonic() > deadline:
-            break
+    """Return what is still to be folded or to be read from Stripe: nothing, if there is time."""
+    deadline = time.monotonic() + STEP_SECONDS_MAX
+    while (pending := int(_rows(engine, _TO_DO)[0]["found"])) > 0 and time.monotonic() < deadline:
         time.sleep(0.05)
     return pending
 
 
+_TO_DO: Final = """
+SELECT (SELECT count(*) FROM pending)
+    + (SELECT count(*) FROM stripe_calls WHERE given_up IS NULL)
+    + (SELECT count(*) FROM changes WHERE seq >
+        (SELECT coalesce(max(reached_seq), 0) FROM stripe_jobs WHERE job = 'fetch'))
+    AS found
+"""
+
+
 def _prove(
-    bars: Progress, engine: Engine, shop: Account, seed: int, *, pending: int, twinned: Collection[str]
+    bars: Progress, engine: Engine, shop: SandboxShop, seed: int, *, pending: int, twinned: Collection[str]
 ) -> Proof:
-    known = {event.object_id for event in shop.events if event.type.startswith("checkout.session.")}
+    told = {event.object_id for event in shop.account.events if event.type.startswith("checkout.session.")}
+    known = told.union(shop.left, shop.young)
+    forgotten = len(shop.left) - len(_rows(engine, _EXPIRED, left=shop.left))
     held = {row["id"]: tuple(row.values())[1:] for row in _rows(engine, _HELD)}
-    differing = sum(held.get(session) != _expected(shop, session) for session in known)
+    differing = sum(held.get(session) != _expected(shop.account, session) for session in known)
     balances = _rows(engine, "SELECT customer, currency, amount FROM balances")
     unbalanced = sum(
-        row["amount"] != shop.expected_balance(row["customer"], row["currency"])
+        row["amount"] != shop.account.expected_balance(row["customer"], row["currency"])
         for row in balances
         if row["customer"] not in twinned
     )
@@ -141,7 +172,7 @@ def _prove(
     recorded = int(_rows(engine, "SELECT count(*) AS events FROM inbox")[0]["events"])
     task = bars.add_task("The inbox folded again, in another order", total=recorded)
     with rebuilt(engine, seed=seed, progress=lambda folded: bars.advance(task, folded)) as schema:
-        return Proof(differing, unbalanced, pending, live, digests(engine, schema=schema))
+        return Proof(forgotten, differing, unbalanced, pending, live, digests(engine, schema=schema))
 
 
 _HELD: Final = "SELECT id, status, refunded_amount, credited_amount, disputed_amount FROM order_book"
@@ -162,14 +193,14 @@ def _rows(engine: Engine, statement: str, **values: object) -> list[dict[str, An
         return [dict(row) for row in connection.execute(text(statement), values).mappings()]
 
 
-def _summarize(console: Console, engine: Engine, shop: Account, report: DeliveryReport, proof: Proof) -> None:
+def _summarize(console: Console, engine: Engine, shop: SandboxShop, report: DeliveryReport, proof: Proof) -> None:
     answers = ", ".join(f"{count:,} of {status}" for status, count in sorted(report.refused.items()))
     latency = _latency(engine, report)
     _lines(
         console,
         "Deliveries",
         {
-            "events that happened": f"{len(shop.events):,}",
+            "events that happened": f"{len(shop.account.events):,}",
             "posts sent": f"{report.sent:,}",
             "answered 200": f"{report.accepted:,}",
             "sent twice": f"{report.duplicates:,}",
@@ -186,6 +217,7 @@ def _summarize(console: Console, engine: Engine, shop: Account, report: Delivery
     _lines(
         console, "Money of paid orders", {row["currency"]: money(int(row["amount"]), row["currency"]) for row in taken}
     )
+    _carts(console, engine, shop)
     _after_the_sale(console, _rows(engine, _AFTER))
     _funnel(console, _rows(engine, "SELECT * FROM payment_link_funnel ORDER BY opened DESC, payment_link"))
     _proof(console, proof)
@@ -232,6 +264,34 @@ def _lines(console: Console, title: str, lines: dict[str, str]) -> None:
     console.print()
 
 
+def _carts(console: Console, engine: Engine, shop: SandboxShop) -> None:
+    (found,) = _rows(engine, _FOUND, left=shop.left, open=shop.left + shop.young)
+    _lines(
+        console,
+        "Carts left behind",
+        {
+            "open sessions found by asking Stripe": f"{found['found']:,} of {len(shop.left) + len(shop.young):,}",
+            "expired at Stripe, being too old": f"{found['expired']:,} of {len(shop.left):,}",
+            "still open, being young": f"{found['open']:,} of {len(shop.young):,}",
+            "items given back to the stock": f"{found['items']:,}",
+            "recovered by their buyers, and paid": f"{found['recovered']:,}",
+            "calls to Stripe": f"{len(shop.stripe.calls):,}",
+        },
+    )
+
+
+_FOUND: Final = """
+SELECT
+    (SELECT count(DISTINCT object_id) FROM inbox WHERE source = 'observation' AND object_id = ANY (:open)) AS found,
+    (SELECT count(*) FROM changes WHERE kind = 'order.expired' AND subject_id = ANY (:left)) AS expired,
+    (SELECT count(*) FROM orders WHERE status = 'open' AND id = ANY (:open)) AS open,
+    (SELECT coalesce(sum(quantity::bigint), 0)
+        FROM changes CROSS JOIN LATERAL jsonb_path_query(after, '$.lines[*].quantity') AS quantity
+        WHERE kind = 'order.expired' AND subject_id = ANY (:left)) AS items,
+    (SELECT count(*) FROM orders WHERE status = 'paid' AND recovered_from = ANY (:left)) AS recovered
+"""
+
+
 def _after_the_sale(console: Console, found: list[dict[str, Any]]) -> None:
     """Print what came of the money, a line for each kind and state: how many, and how much in each currency."""
     lines: dict[tuple[str, str], list[dict[str, Any]]] = {}
@@ -264,9 +324,10 @@ def _proof(console: Console, proof: Proof) -> None:
         console,
         "Proof",
         {
+            "carts left behind that are not expired": f"{proof.forgotten:,}",
             "orders unlike the shop's own books": f"{proof.differing:,}",
             "balances unlike the shop's own books": f"{proof.unbalanced:,}",
-            "events left pending": f"{proof.pending:,}",
+            "events left pending, calls left to make": f"{proof.pending:,}",
             "digest of the live tables": live[:32],
             "digest of a rebuild in another order": again[:32],
         },

@@ -94,8 +94,12 @@ def _is_old(folder: Path) -> bool:
 
 
 @contextmanager
-def running(settings: Settings, folder: Path, *, output: TextIO | None = None) -> Iterator[Running]:
+def running(
+    settings: Settings, folder: Path, *, environment: Mapping[str, str] | None = None, output: TextIO | None = None
+) -> Iterator[Running]:
     """Run the servers that the environment does not name, the release phase, and every process, until the block ends.
+
+    *environment* is laid over the one here, for the processes alone.
 
     Raises:
         StartError, ServicesError: with what to do.
@@ -107,7 +111,8 @@ def running(settings: Settings, folder: Path, *, output: TextIO | None = None) -
     )
     with named as found, _claimed_port(settings) as port:
         token = None if settings.tokens else f"pf_{secrets.token_urlsafe(24)}"
-        environment = {**os.environ, "DATABASE_URL": found.database_url, "REDIS_URL": found.redis_url}
+        environment = {**os.environ, **(environment or {})}
+        environment |= {"DATABASE_URL": found.database_url, "REDIS_URL": found.redis_url}
         environment |= {"PORT": str(port), "PAYFOLD_HOST": LOOPBACK}
         if not settings.signing_secrets:
             environment["STRIPE_WEBHOOK_SECRETS"] = f"whsec_{secrets.token_urlsafe(24)}"

@@ -17,11 +17,18 @@ def shared(services: Services) -> Iterator[Web]:
         yield running
 
 
-def closed_paths(web: Web) -> list[str]:
-    """Return every path that wants a token."""
-    paths = set(web.client.get("/openapi.json").json()["paths"])
-    assert paths >= OPEN
-    return sorted(path.replace("{", "").replace("}", "") for path in paths - OPEN)
+def closed_routes(web: Web) -> list[tuple[str, str]]:
+    """Return the method and the path of every route that wants a token."""
+    paths = web.client.get("/openapi.json").json()["paths"]
+    assert paths.keys() >= OPEN
+    routes = [
+        (method.upper(), path.replace("{", "").replace("}", ""))
+        for path, methods in paths.items()
+        for method in methods
+        if path not in OPEN
+    ]
+    assert {method for method, _ in routes} == {"GET", "POST", "PUT"}
+    return sorted(routes)
 
 
 @pytest.mark.parametrize(
@@ -39,9 +46,9 @@ def closed_paths(web: Web) -> list[str]:
 )
 def test_no_token(shared: Web, headers: dict[str, str]) -> None:
     """Without a known token everything is closed but the webhook and the health routes, and says how to ask."""
-    for path in closed_paths(shared):
-        response = shared.client.get(path, headers=headers)
-        assert (path, response.status_code) == (path, 401)
+    for method, path in closed_routes(shared):
+        response = shared.client.request(method, path, headers=headers)
+        assert (method, path, response.status_code) == (method, path, 401)
         assert response.headers["www-authenticate"] == "Bearer"
         assert response.headers["content-type"] == "application/problem+json"
 
@@ -49,18 +56,24 @@ def test_no_token(shared: Web, headers: dict[str, str]) -> None:
 def test_none_configured(database_url: str, redis_url: str) -> None:
     """Where no token is configured nobody is let in, not even with an empty one."""
     with serving(settings_of(database_url, redis_url, PAYFOLD_TOKENS="")) as web:
-        for path in closed_paths(web):
+        for method, path in closed_routes(web):
             for headers in ({}, {"Authorization": "Bearer"}, bearer(TOKENS["admin"])):
-                assert web.client.get(path, headers=headers).status_code == 401
+                assert web.client.request(method, path, headers=headers).status_code == 401
         assert "payfold tokens new" in web.client.get("/v1/orders").json()["detail"]
 
 
 @pytest.mark.parametrize("scope", ["read", "register", "admin"])
 def test_scopes(shared: Web, scope: str) -> None:
-    """Every scope reads; only an operator sees payloads."""
+    """Every scope reads, a shop's backend registers, and only an operator sees payloads and acts at Stripe."""
     headers = bearer(TOKENS[scope])
 
     assert shared.get("/v1/orders", headers).status_code == 200
     assert shared.get("/v1/changes", headers).status_code == 200
     assert shared.get("/metrics", headers).status_code == 200
     assert shared.get("/v1/events/evt_1", headers).status_code == (404 if scope == "admin" else 403)
+
+    registers, acts = (422 if scope != "read" else 403), (404 if scope == "admin" else 403)
+    assert shared.client.put("/v1/orders/cs_test_none", headers=headers, json={}).status_code == registers
+    assert shared.client.post("/v1/orders/cs_test_none/expire", headers=headers).status_code == acts
+    portal = shared.client.post("/v1/customers/cus_none/portal-sessions", headers=headers, json={})
+    assert (portal.status_code == 403) == (scope != "admin")

@@ -9,7 +9,7 @@ from typing import Any
 from redis import Redis
 from sqlalchemy import Engine
 
-from deploy.sandbox.account import Account
+from deploy.sandbox.account import START, Account
 from deploy.sandbox.http_api import StripeApi as SandboxApi
 from deploy.sandbox.server import Faults, serving
 from schemas import checkout, database, inbox, observations
@@ -33,6 +33,8 @@ class Stage:
     engine: Engine
     settings: Settings
     redis: Redis
+    environment: dict[str, str]
+    """The settings, for a process of its own."""
 
     def desk(self, *, threads: int = 1, later: timedelta = timedelta(0), retries_max: int = 0, **more: Any) -> Desk:  # noqa: ANN401 - a desk's own
         """Return a worker's desk, whose clock is *later* than Stripe's; the SDK does not try again by itself."""
@@ -103,9 +105,11 @@ class Stage:
 
 
 @contextmanager
-def stage(database_url: str, redis_url: str, *, seed: int = 8, **settings: str) -> Iterator[Stage]:
+def stage(
+    database_url: str, redis_url: str, *, seed: int = 8, start: int = START, **settings: str
+) -> Iterator[Stage]:  # fmt: skip
     """Serve an account of *seed* and yield it with what calls it; *settings* are laid over the usual ones."""
-    account = Account(seed=seed, payments=True)
+    account = Account(seed=seed, payments=True, start=start)
     api, faults = SandboxApi({KEY: account}), Faults()
     engine = database.engine(database_url, connections_max=9)
     with serving(api, faults) as address, Redis.from_url(redis_url) as redis:
@@ -115,6 +119,7 @@ def stage(database_url: str, redis_url: str, *, seed: int = 8, **settings: str) 
             "STRIPE_API_KEY": KEY,
             "STRIPE_API_BASE": address,
             "PAYFOLD_STRIPE_CALLS_PER_SECOND": "1000",
+            **settings,
         }
-        yield Stage(account, api, faults, engine, Settings.load(environment | settings), redis)
+        yield Stage(account, api, faults, engine, Settings.load(environment), redis, environment)
     engine.dispose()

@@ -8,6 +8,7 @@ Note [Two slots are two processes]
 
 import os
 import signal
+import sys
 import threading
 import time
 
@@ -38,13 +39,15 @@ def start(app: Celery, settings: Settings) -> None:
         threading.Thread(target=_stop_with_parent, args=(parent,), name="parent", daemon=True).start()
         _take(app, STRIPE_QUEUE)
         return
-    is_ending = threading.Event()
+    is_ending, is_alone = threading.Event(), threading.Event()
     worker_shutting_down.connect(lambda **_: is_ending.set(), weak=False)
-    threading.Thread(target=_stop_with_slot, args=(slot, is_ending), name="slot", daemon=True).start()
+    threading.Thread(target=_stop_with_slot, args=(slot, is_ending, is_alone), name="slot", daemon=True).start()
     try:
         _take(app, FOLD_QUEUE)
     finally:
         _end(slot)
+    if is_alone.is_set():
+        sys.exit(1)
 
 
 def _take(app: Celery, *queues: str) -> None:
@@ -61,11 +64,12 @@ def _stop_with_parent(parent: int) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _stop_with_slot(slot: int, is_ending: threading.Event) -> None:
-    """Stop the worker when its slot for Stripe has ended, unless it is ending anyway."""
+def _stop_with_slot(slot: int, is_ending: threading.Event, is_alone: threading.Event) -> None:
+    """Stop the worker, which is then *alone*, when its slot for Stripe has ended, unless it is ending anyway."""
     while not is_ending.wait(WATCH_SECONDS):
         if os.waitid(os.P_PID, slot, os.WEXITED | os.WNOWAIT | os.WNOHANG) is not None:
             _log.error("worker.slot_ended", queue=STRIPE_QUEUE)
+            is_alone.set()
             os.kill(os.getpid(), signal.SIGTERM)
             return
 

@@ -1,0 +1,158 @@
+"""The worker's process as it runs: folding and calls to Stripe have a slot each, and neither outlives the other."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from deploy.sandbox.server import Fault
+from schemas import broker
+from tests import command, ledger
+from tests.stage import HOUR, Stage, stage
+
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.skipif(sys.platform != "linux", reason="reads /proc"),
+]
+
+SECONDS_MAX = 30
+
+
+@pytest.fixture
+def at(database_url: str, redis_url: str) -> Iterator[Stage]:
+    """Return a shop at the sandbox's Stripe whose clock is about that of the processes."""
+    with stage(database_url, redis_url, start=int(time.time()) - 2 * HOUR) as made:
+        yield made
+
+
+@contextmanager
+def worker(at: Stage, **settings: str) -> Iterator["subprocess.Popen[bytes]"]:
+    """Run ``python -m worker`` beside the test, and kill it at the end if it is still there."""
+    environment = command.environment(at.environment | settings)
+    process = subprocess.Popen([sys.executable, "-m", "worker"], env=environment, stderr=subprocess.PIPE)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Return once *condition* holds, and fail when it does not in time."""
+    deadline = time.monotonic() + SECONDS_MAX
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come to pass"
+        time.sleep(0.02)
+
+
+def slot_of(process: "subprocess.Popen[bytes]") -> int:
+    """Return the process that the worker forked, once it has."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    until(lambda: len(children.read_text().split()) == 1)
+    return int(children.read_text())
+
+
+def is_gone(process_id: int) -> bool:
+    """Say whether a process has ended."""
+    try:
+        return "State:\tZ" in Path(f"/proc/{process_id}/status").read_text()
+    except FileNotFoundError:
+        return True
+
+
+def send(at: Stage, task: str, queue: str) -> None:
+    """Send a message as the clock does."""
+    broker.celery(at.settings).send_task(task, queue=queue)
+
+
+def test_folding_goes_on_while_stripe_is_silent(at: Stage) -> None:
+    """A call that Stripe does not answer holds up no event: the slot for calls waits for it alone."""
+    (session,) = at.open()
+    called = threading.Event()
+    at.faults.add(Fault.TIMED_OUT, "*/expire", before=called.set)
+    link = at.account.create_payment_link()
+    with worker(at):
+        send(at, broker.EXPIRE_SESSIONS, broker.STRIPE_QUEUE)
+        assert called.wait(SECONDS_MAX)
+
+        ledger.record(
+            at.engine, [ledger.delivery(event.body) for event in at.account.events if event.object_id == link]
+        )
+        send(at, broker.FOLD, broker.FOLD_QUEUE)
+        until(lambda: at.rows("SELECT FROM payment_links WHERE id = :id", id=link) != [])
+
+        assert at.status(session) == "open"
+        assert at.rows("SELECT FROM stripe_calls WHERE leased_until IS NOT NULL") != []
+
+
+def test_a_worker_with_a_key_expires_and_folds(at: Stage) -> None:
+    """The slot for calls records what Stripe answered and wakes the other, which folds it."""
+    sessions = at.open(3)
+    with worker(at):
+        send(at, broker.EXPIRE_SESSIONS, broker.STRIPE_QUEUE)
+
+        until(lambda: {at.status(session) for session in sessions} == {"expired"})
+
+    assert at.api.count("*/expire", "POST") == len(sessions)
+
+
+def test_a_worker_without_a_key_says_so_once_and_takes_both_queues(at: Stage) -> None:
+    """Without a key one slot does all there is to do: it folds, and its clock expires what must have ended."""
+    (session,) = at.open(ago=0)
+    at.account.advance(HOUR)
+    with worker(at, STRIPE_API_KEY="", PAYFOLD_EXPIRY_GRACE_MINUTES="0") as process:
+        for _ in range(2):
+            send(at, broker.EXPIRE_SESSIONS, broker.STRIPE_QUEUE)
+        link = at.account.create_payment_link()
+        ledger.record(at.engine, [ledger.delivery(event.body) for event in at.account.events])
+        send(at, broker.FOLD, broker.FOLD_QUEUE)
+        until(lambda: at.rows("SELECT FROM payment_links WHERE id = :id", id=link) != [])
+        assert process.poll() is None
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=SECONDS_MAX)
+
+    assert said.count(b"stripe.idle") == 1
+    assert at.status(session) == "open"  # for a day
+    assert at.api.calls == []
+
+
+def test_a_worker_that_is_told_to_stop_takes_its_slot_along(at: Stage) -> None:
+    """SIGTERM ends both, and that is no failure."""
+    with worker(at) as process:
+        slot = slot_of(process)
+        send(at, broker.POLL_SESSIONS, broker.STRIPE_QUEUE)
+        until(lambda: at.api.calls != [])
+
+        process.send_signal(signal.SIGTERM)
+
+        assert process.wait(SECONDS_MAX) == 0
+        assert is_gone(slot)
+
+
+def test_a_killed_worker_leaves_no_slot_behind(at: Stage) -> None:
+    """After a kill -9 of the worker its slot ends by itself."""
+    with worker(at) as process:
+        slot = slot_of(process)
+        send(at, broker.POLL_SESSIONS, broker.STRIPE_QUEUE)
+        until(lambda: at.api.calls != [])
+
+        process.kill()
+
+        until(lambda: is_gone(slot))
+
+
+def test_a_worker_whose_slot_is_gone_ends(at: Stage) -> None:
+    """A worker without its slot would look well and never call Stripe: it ends, and is started again by whoever did."""
+    with worker(at) as process:
+        os.kill(slot_of(process), signal.SIGKILL)
+
+        assert process.wait(SECONDS_MAX) == 1
+        assert process.stderr is not None
+        assert b"worker.slot_ended" in process.stderr.read()

@@ -1,0 +1,1 @@
+"""The commands of ``payfold``, by what they are about."""

@@ -1,0 +1,109 @@
+"""What is done at Stripe, by hand."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from deploy import output
+from deploy.commands.base import FAILED, TIMES, FormatOption, opened_database, settings_here, utc
+from deploy.output import Format, err
+from schemas.errors import (
+    ConfigurationError,
+)
+
+if TYPE_CHECKING:
+    from worker.acting import Desk, Round
+
+
+sessions_app: Final = typer.Typer(help="Open sessions at Stripe: find them, expire them.", no_args_is_help=True)
+gaps_app: Final = typer.Typer(help="Events that never came.", no_args_is_help=True)
+
+
+@sessions_app.command("expire")
+def sessions_expire(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Expire nothing; say what would go, and why.")] = False,
+    form: FormatOption = Format.TABLE,
+) -> None:
+    """Expire the open sessions that are stale, now; by our clock where no key serves them."""
+    from worker import expiry
+
+    with _desk(wants_key=False) as desk:
+        if dry_run:
+            found = expiry.listed(desk)
+            output.rows(found, expiry.LISTED, form, empty="No open session is stale.")
+            return
+        _act(desk, expiry.run_once, form, "Expiring stale sessions")
+
+
+@sessions_app.command("poll")
+def sessions_poll(form: FormatOption = Format.TABLE) -> None:
+    """Ask Stripe for its open sessions, now, and record those that are not known."""
+    from worker import discovery
+
+    with _desk() as desk:
+        _act(desk, discovery.run_once, form, "Asking for open sessions")
+
+
+@gaps_app.command("fill")
+def gaps_fill(
+    since: Annotated[
+        datetime | None,
+        typer.Option(formats=TIMES, metavar="TIME", help="From then on, 30 days ago at most; else the checkpoint."),
+    ] = None,
+    form: FormatOption = Format.TABLE,
+) -> None:
+    """Ask Stripe for the events of the last while, now, and record those that never came."""
+    from worker import gaps
+
+    start = utc(since)
+    with _desk() as desk:
+        _act(desk, lambda desk: gaps.run_once(desk, since=start), form, "Asking for events that never came")
+
+
+@contextmanager
+def _desk(*, wants_key: bool = True) -> Iterator["Desk"]:
+    """Yield what the jobs at Stripe need, with a key."""
+    from schemas import broker
+    from schemas.stripe_api import StripeApi
+    from worker.acting import THREADS, Desk
+
+    settings = settings_here()
+    if wants_key and not settings.api_keys:
+        raise ConfigurationError(
+            "STRIPE_API_KEY: it is not set, so Stripe cannot be asked. Set it to a secret or restricted key. "
+            "Example: STRIPE_API_KEY=sk_test_a"
+        )
+    # All processes draw calls from one budget, which Redis keeps.
+    redis = broker.redis(settings) if settings.api_keys else None
+    with opened_database(connections_max=THREADS + 1) as engine:
+        yield Desk(engine, StripeApi(settings, redis), settings)
+
+
+def _act(desk: "Desk", run_once: "Callable[[Desk], Round]", form: Format, words: str) -> None:
+    """Do a job to its end, fold what it recorded, and say what came of it; exit 1 if Stripe did not let us."""
+    from worker import projection
+
+    recorded, counted, failed = 0, Counter[str](), list[str]()
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TextColumn("{task.completed:,}"), TimeElapsedColumn())
+    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
+        task = bar.add_task(words, total=None)
+        while True:
+            found = run_once(desk)
+            recorded += found.recorded
+            counted.update(found.counted)
+            failed += found.failed
+            bar.advance(task, sum(found.counted.values()) or found.recorded)
+            while projection.run_once(desk.engine, now=datetime.now(UTC)):
+                pass
+            if failed or not found.is_more:
+                break
+    output.one({"recorded": recorded, **counted}, form)
+    for reason in failed:
+        err.print(reason, style="red")
+    if failed:
+        raise typer.Exit(FAILED)

@@ -1,0 +1,87 @@
+"""What the commands have in common: their options, the database with this release's schema, and exit codes."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Annotated, Any, Final
+
+import typer
+from sqlalchemy import Engine, Table, select
+from sqlalchemy.exc import DBAPIError
+
+from deploy import local
+from deploy.output import Format
+from schemas import database, logs, migrate
+from schemas.errors import ConflictError, MigrationsPendingError, NotFoundError
+from schemas.settings import Settings
+
+FAILED: Final = 1
+USAGE: Final = 2
+DRIFT: Final = 3
+MIGRATIONS_PENDING: Final = 4
+
+FormatOption = Annotated[Format, typer.Option("--format", help="How rows are printed.")]
+AccountOption = Annotated[str | None, typer.Option("--account", help="Only this Stripe account.")]
+ModeOption = Annotated[bool | None, typer.Option("--live/--test", help="Only this mode.", show_default=False)]
+TIMES: Final = ["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M:%S%z"]
+Since = Annotated[
+    datetime | None,
+    typer.Option(formats=TIMES, metavar="TIME", help="Only events created from then on: 2026-01-31T12:00:00, UTC."),
+]
+Until = Annotated[
+    datetime | None,
+    typer.Option(formats=TIMES, metavar="TIME", help="Only events created before then: 2026-02-01, UTC."),
+]
+
+
+def settings_here() -> Settings:
+    """Return the settings, with the embedded servers that run here where none are named; logs follow them."""
+    settings = local.here(Settings.load())
+    logs.configure(settings)
+    return settings
+
+
+@contextmanager
+def opened_database(*, behind_is_fine: bool = False, connections_max: int = 5) -> Iterator[Engine]:
+    """Yield an engine on the database, whose schema is this release's."""
+    engine = database.engine(settings_here().postgresql, connections_max=connections_max)
+    try:
+        if not behind_is_fine:
+            with database.transaction(engine) as connection:
+                if migrate.pending(connection):
+                    raise MigrationsPendingError
+        yield engine
+    finally:
+        engine.dispose()
+
+
+def utc(moment: datetime | None) -> datetime | None:
+    """Return *moment* as aware, in UTC where it names no zone."""
+    return moment if moment is None or moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+def one_row(engine: Engine, table: Table, key: str, *, account: str | None, livemode: bool | None) -> dict[str, Any]:
+    """Return the row of *table* whose id is *key*.
+
+    Raises:
+        NotFoundError: there is none.
+        ConflictError: several accounts or modes have one.
+    """
+    query = select(table).where(table.c.id == key).limit(2)
+    if account is not None:
+        query = query.where(table.c.account == account)
+    if livemode is not None:
+        query = query.where(table.c.livemode == livemode)
+    with database.transaction(engine) as connection:
+        found = connection.execute(query).mappings().all()
+    if not found:
+        raise NotFoundError(f"There is no {key} here.")
+    if len(found) > 1:
+        raise ConflictError(f"Several accounts or modes have {key}: say which (--account, --live, --test).")
+    return dict(found[0])
+
+
+def first_line(error: BaseException | None) -> str:
+    """Return the first line of what *error* says; what follows may quote data."""
+    cause = error.orig if isinstance(error, DBAPIError) else error
+    return str(cause).partition("\n")[0]

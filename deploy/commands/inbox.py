@@ -1,0 +1,247 @@
+"""The inbox: events, logs in, logs out."""
+
+import os
+import sys
+import time
+from contextlib import nullcontext
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import msgspec
+import typer
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from sqlalchemy import select
+
+from deploy import output
+from deploy.commands.base import (
+    FAILED,
+    AccountOption,
+    FormatOption,
+    ModeOption,
+    Since,
+    Until,
+    one_row,
+    opened_database,
+    settings_here,
+    utc,
+)
+from deploy.output import Format, err
+from schemas import database, tables
+from schemas.errors import (
+    ConfigurationError,
+    ConflictError,
+)
+
+if TYPE_CHECKING:
+    from worker.operator import Found
+
+
+app: Final = typer.Typer()
+events_app: Final = typer.Typer(help="The inbox.", no_args_is_help=True)
+
+EventId = Annotated[str, typer.Argument(metavar="EVENT", help="Its id, as evt_1….")]
+_EVENT_COLUMNS: Final = ("seq", "id", "type", "object_id", "created", "state", "reason")
+
+
+@events_app.command("list")
+def events_list(
+    state: Annotated[str | None, typer.Option(help=f"Only those {', '.join(tables.STATES)}.")] = None,
+    kind: Annotated[str | None, typer.Option("--type", help="Only this type.")] = None,
+    object_id: Annotated[str | None, typer.Option("--object", help="Only those of this object.")] = None,
+    account: AccountOption = None,
+    livemode: ModeOption = None,
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="How many.")] = 50,
+    form: FormatOption = Format.TABLE,
+) -> None:
+    """List events, last recorded first."""
+    if state is not None and state not in tables.STATES:
+        raise ConfigurationError(f"--state is one of {', '.join(tables.STATES)}.")
+    given = {"state": state, "type": kind, "object_id": object_id, "account": account, "livemode": livemode}
+    wanted = [tables.events.c[column] == value for column, value in given.items() if value is not None]
+    columns = [tables.events.c[column] for column in (*_EVENT_COLUMNS, "account", "livemode", "source", "received_at")]
+    query = select(*columns).where(*wanted).order_by(tables.events.c.seq.desc()).limit(limit)
+    with opened_database() as engine, database.transaction(engine) as connection:
+        found = connection.execute(query).mappings().all()
+    shown = _EVENT_COLUMNS if form is Format.TABLE else [column.name for column in columns]
+    output.rows([dict(row) for row in found], shown, form, empty="No such event.")
+
+
+@events_app.command("show")
+def events_show(
+    event_id: EventId, account: AccountOption = None, livemode: ModeOption = None, form: FormatOption = Format.TABLE
+) -> None:
+    """Show one event with its payload, which holds personal data."""
+    with opened_database() as engine:
+        row = one_row(engine, tables.events, event_id, account=account, livemode=livemode)
+    output.one({**row, "payload": row["payload"].decode(errors="replace")}, form)
+
+
+@events_app.command("retry")
+def events_retry(event_id: EventId, account: AccountOption = None, livemode: ModeOption = None) -> None:
+    """Fold an event again, now and in this process; exit 1 if it is parked again."""
+    from worker import operator
+
+    with opened_database() as engine:
+        found = operator.retry(engine, event_id, now=datetime.now(UTC), account=account, livemode=livemode)
+    _tell(found)
+    if found.state == "parked":
+        raise typer.Exit(FAILED)
+
+
+@events_app.command("ignore")
+def events_ignore(
+    event_id: EventId,
+    reason: Annotated[str, typer.Option(help="Why, for whoever looks later.")] = "",
+    account: AccountOption = None,
+    livemode: ModeOption = None,
+) -> None:
+    """Set a parked event aside, as an observation that replays like everything else."""
+    from worker import operator
+
+    with opened_database() as engine:
+        now = datetime.now(UTC)
+        _tell(operator.ignore(engine, event_id, reason=reason, now=now, account=account, livemode=livemode))
+
+
+def _tell(found: "Found") -> None:
+    err.print(f"{found.id} is {found.state}" + (f": {output.shown(found.reason)}" if found.reason else "."))
+
+
+@events_app.command("export")
+def events_export(
+    to: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="A file, compressed as its ending says: events.zst, .gz, or plain."),
+    ] = None,
+    since: Since = None,
+    until: Until = None,
+) -> None:
+    """Write the inbox as a log that `replay` reads, an event a line: to stdout, or better to a .zst file."""
+    from worker.eventlog import writing
+    from worker.replay import Filters, export
+
+    filters = Filters(since=utc(since), until=utc(until))
+    written = 0
+    with opened_database() as engine, nullcontext(sys.stdout.buffer) if to is None else writing(to) as stream:
+        for line in export(engine, filters=filters):
+            stream.write(line)
+            written += 1
+        stream.flush()
+    if to is not None:
+        err.print(f"Wrote {written:,} events to {to}.")
+
+
+_COUNTS: Final = (
+    "seen",
+    "filtered",
+    "new",
+    "newer rendering",
+    "duplicate",
+    "folded",
+    "ignored",
+    "parked",
+    "pending",
+    "refused",
+)
+
+
+@app.command()
+def replay(
+    files: Annotated[list[str], typer.Argument(help="Logs: NDJSON, an array, list pages; .gz, .zst; - is stdin.")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Write nothing; say what would be new.")] = False,
+    since: Since = None,
+    until: Until = None,
+    kind: Annotated[str | None, typer.Option("--type", help="Only this type; * stands for anything.")] = None,
+    account: Annotated[str, typer.Option(help="The account of events that name none.")] = "",
+    form: FormatOption = Format.TABLE,
+) -> None:
+    """Record what the inbox lacks of the logs, then fold it; exit 1 if a line could not be read."""
+    from worker import replay as logs_of_events
+
+    for file in files:
+        _require_readable(file)
+    filters = logs_of_events.Filters(since=utc(since), until=utc(until), type=kind)
+    columns = (SpinnerColumn(), TextColumn("{task.completed:,} events"), TimeElapsedColumn())
+    with (
+        opened_database() as engine,
+        Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar,
+    ):
+        task = bar.add_task("", total=None)
+        counts = logs_of_events.replay(
+            engine,
+            files,
+            filters=filters,
+            account=account,
+            now=datetime.now(UTC),
+            dry_run=dry_run,
+            refuse=lambda entry: bar.console.print(f"{entry.place}: {entry.fault}"),
+            progress=lambda entries: bar.advance(task, entries),
+        )
+    output.one({count: counts[count] for count in _COUNTS}, form)
+    if counts["refused"]:
+        raise typer.Exit(FAILED)
+
+
+def _require_readable(file: str) -> None:
+    """Find out before anything is recorded; a pipe is as good as a file."""
+    path = Path(file)
+    if file == "-":
+        return
+    if not path.exists():
+        raise ConfigurationError(f"There is no file {file}.")
+    if path.is_dir():
+        raise ConfigurationError(f"{file} is a folder: name the files in it, as {file}/*.")
+    if not os.access(path, os.R_OK):
+        raise ConfigurationError(f"{file} may not be read by this user.")
+
+
+@app.command()
+def emit(
+    kind: Annotated[str, typer.Argument(metavar="TYPE", help="The event's type, as checkout.session.completed.")],
+    override: Annotated[
+        list[str] | None, typer.Option(help="KEY=VALUE of the object; the value as JSON or text.")
+    ] = None,
+    to: Annotated[str | None, typer.Option(help="Where to send it; the webhook here by default.")] = None,
+) -> None:
+    """Send a signed sample delivery; exit 1 unless it is accepted."""
+    import httpx
+
+    from deploy.sandbox import SandboxError
+    from deploy.sandbox.samples import sample
+    from deploy.sandbox.signing import sign
+
+    settings = settings_here()
+    if not settings.signing_secrets:
+        raise ConfigurationError(
+            "STRIPE_WEBHOOK_SECRETS: it is not set, so nothing can be signed. Set it to the endpoint's signing secret, "
+            "which `payfold up` prints. Example: STRIPE_WEBHOOK_SECRETS=whsec_a"
+        )
+    try:
+        event = sample(kind, dict(_override(each) for each in override or []), now=int(time.time()))
+    except SandboxError as error:
+        raise ConfigurationError(str(error)) from None
+    url = to or f"http://127.0.0.1:{settings.port}/webhooks/stripe"
+    header = sign(event.body, settings.signing_secrets[0].secret.decode(), int(time.time()))
+    try:
+        answer = httpx.post(url, content=event.body, headers={"Stripe-Signature": header}, timeout=20)
+    except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
+        raise ConfigurationError(f"--to is no address to post to: {error} Example: http://127.0.0.1:8000") from None
+    except httpx.HTTPError as error:
+        raise ConflictError(
+            f"{url} does not answer ({type(error).__name__}): does the web process run there?"
+        ) from None
+    output.one({"id": event.id, "type": event.type, "sent_to": url, "status": answer.status_code}, Format.TABLE)
+    if not answer.is_success:
+        err.print(answer.text)
+        raise typer.Exit(FAILED)
+
+
+def _override(given: str) -> tuple[str, Any]:
+    key, equals, value = given.partition("=")
+    if not equals or not key:
+        raise ConfigurationError(f"--override wants KEY=VALUE, as amount_total=500; {given} is not that.")
+    try:
+        return key, msgspec.json.decode(value)
+    except msgspec.DecodeError:
+        return key, value

@@ -1,0 +1,243 @@
+"""The schema, the settings, the tokens, and running it all."""
+
+import hashlib
+import os
+import re
+import secrets as random_secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any, Final, TextIO
+
+import typer
+from sqlalchemy import Connection, Select, func, select
+
+from deploy import local, output
+from deploy.commands.base import FAILED, MIGRATIONS_PENDING, FormatOption, first_line, opened_database, settings_here
+from deploy.output import Format, err
+from deploy.services import ServicesError
+from schemas import database, migrate, tables
+from schemas.errors import (
+    ConfigurationError,
+    ConflictError,
+    DatabaseAway,
+    PayfoldError,
+)
+from schemas.settings import SCOPES, Settings
+
+app: Final = typer.Typer()
+migrate_app: Final = typer.Typer(help="Bring the schema to this release.", invoke_without_command=True)
+tokens_app: Final = typer.Typer(help="Bearer tokens of the API.", no_args_is_help=True)
+
+
+@migrate_app.callback()
+def migrate_default(context: typer.Context) -> None:
+    """Bring the schema to this release; `status` only tells."""
+    if context.invoked_subcommand is None:
+        migrate_up()
+
+
+@migrate_app.command("up")
+def migrate_up() -> None:
+    """Apply the migrations that are pending."""
+    applied = migrate.upgrade(settings_here().postgresql)
+    err.print(f"Applied {', '.join(applied)}." if applied else "The schema is up to date.")
+
+
+@migrate_app.command("status")
+def migrate_status(form: FormatOption = Format.TABLE) -> None:
+    """List the migrations that are pending; exit 4 if there are any."""
+    with opened_database(behind_is_fine=True) as engine:
+        with database.transaction(engine) as connection:
+            pending = migrate.pending(connection)
+        output.rows(
+            [{"pending": revision} for revision in pending], ["pending"], form, empty="The schema is up to date."
+        )
+    if pending:
+        raise typer.Exit(MIGRATIONS_PENDING)
+
+
+@app.command()
+def config(form: FormatOption = Format.TABLE) -> None:
+    """Show the effective settings; secrets only say that they are set."""
+    shown = local.here(Settings.load()).shown()
+    about = {key.upper(): field.description for key, field in Settings.model_fields.items()}
+    found = [{"setting": key, "value": value, "meaning": about[key]} for key, value in shown.items()]
+    output.rows(found, ["setting", "value", "meaning"], form, empty="")
+
+
+@tokens_app.command("new")
+def tokens_new(
+    name: Annotated[str, typer.Argument(help="Who holds it: letters, digits and _.")],
+    scope: Annotated[str, typer.Option(help=f"What it may do: {', '.join(SCOPES)}.")] = "read",
+) -> None:
+    """Make a bearer token: show it once, and the entry for PAYFOLD_TOKENS, which holds only its hash."""
+    if scope not in SCOPES:
+        raise ConfigurationError(f"--scope is one of {', '.join(SCOPES)}.")
+    if not re.fullmatch("[A-Za-z0-9_]{1,255}", name):
+        raise ConfigurationError("NAME holds letters, digits and _ only. Example: payfold tokens new shop")
+    token = f"pf_{random_secrets.token_urlsafe(24)}"
+    entry = f"{name}:{scope}:{hashlib.sha256(token.encode()).hexdigest()}"
+    Settings.load({"PAYFOLD_TOKENS": entry})
+    output.one({"token": token, "PAYFOLD_TOKENS": entry}, Format.TABLE)
+
+
+@app.command()
+def up() -> None:
+    """Run everything on this machine, with embedded servers where no URL is given, until Ctrl-C."""
+    settings = Settings.load()
+    folder = settings.payfold_data_dir.absolute() / local.UP_FOLDER
+    ended = None
+    with local.stop_when_told():
+        try:
+            with local.running(settings, folder) as running:
+                _introduce(running)
+                ended = running.processes.wait()
+        except KeyboardInterrupt:
+            err.print("Stopped.")
+    if ended:
+        raise ConflictError(f"The {ended} process ended by itself, so the others were stopped.")
+
+
+def _introduce(running: local.Running) -> None:
+    told = {"webhook": f"{running.address}/webhooks/stripe", "API": f"{running.address}/docs"}
+    if running.token is not None:
+        told["bearer token"] = running.token
+    told["signing secret"] = "as configured" if "STRIPE_WEBHOOK_SECRETS" in os.environ else running.secret
+    err.print("\nPayfold runs here until Ctrl-C:\n", style="bold")
+    for label, value in told.items():
+        err.print(f"  {label:<16}{value}", soft_wrap=True)
+    err.print()
+
+
+@app.command()
+def demo(
+    orders: Annotated[int, typer.Option(min=1, max=1_000_000, help="How many orders the sandbox shop sells.")] = 1000,
+    leave: Annotated[bool, typer.Option("--exit", help="End after the summary.")] = False,
+    seed: Annotated[int | None, typer.Option(help="Repeats an earlier demo.")] = None,
+) -> None:
+    """Run everything beside a sandbox Stripe that sells, and prove the tables; exit 0 only if the proof holds."""
+    from deploy import demo as show
+    from deploy.sandbox_shop import open_shop
+
+    settings = Settings.load()
+    show.refuse_the_orders_of_others(settings)
+    seed = random_secrets.randbelow(10**6) if seed is None else seed
+    holds = False
+    with local.stop_when_told():
+        try:
+            with local.temporary_folder(settings) as folder:
+                os.environ.setdefault("PAYFOLD_LOG_LEVEL", "warning")
+                err.print(f"A sandbox shop of seed {seed} sells {orders:,} orders.")
+                with (
+                    _shown_on_failure(folder / "processes.log") as log,
+                    open_shop(seed, orders) as shop,
+                    local.running(settings, folder, environment=shop.environment, output=log) as running,
+                ):
+                    err.print(f"Payfold runs at {running.address}, beside a sandbox Stripe.\n")
+                    holds = show.run(running, shop, seed=seed, progress_to=err, summary_to=output.out)
+                    if not leave:
+                        _introduce(running)
+                        running.processes.wait()
+        except KeyboardInterrupt:
+            err.print("Stopped.")
+    if not holds:
+        raise typer.Exit(FAILED)
+
+
+@contextmanager
+def _shown_on_failure(path: Path) -> Iterator[TextIO]:
+    """Yield a file for what the processes say, which is only worth reading when something goes wrong."""
+    with path.open("w") as log:
+        try:
+            yield log
+        except (PayfoldError, ServicesError):
+            err.print(path.read_text())
+            raise
+
+
+@app.command()
+def status(form: FormatOption = Format.TABLE) -> None:
+    """Show the health of the inbox and the tables on one screen."""
+    from worker import folds
+
+    settings = settings_here()
+    found: dict[str, Any] = {"database": "ok"}
+    behind: list[str] = []
+    stripe = ""
+    try:
+        with opened_database(behind_is_fine=True) as engine, database.transaction(engine) as connection:
+            behind = migrate.pending(connection)
+            found["migrations"] = f"{len(behind)} pending: run `payfold migrate up`" if behind else "ok"
+            if not behind:
+                found |= dict(connection.execute(_status_query(folds.FOLD_VERSION)).mappings().one())
+                stripe = _stripe_status(connection)
+    except DatabaseAway as error:
+        found["database"] = f"away: {first_line(error.__cause__)}"
+    found["broker"] = _broker_status(settings)
+    found["stripe"] = stripe or ("no job has run yet" if settings.api_keys else "not set: STRIPE_API_KEY")
+    output.one(found, form)
+    if behind:
+        raise typer.Exit(MIGRATIONS_PENDING)
+    if found["database"] != "ok":
+        raise typer.Exit(FAILED)
+
+
+def _status_query(fold_version: int) -> Select[Any]:
+    inbox, pending, outcomes = tables.inbox, tables.pending, tables.outcomes
+    waiting = select(inbox.c.received_at).join(pending, pending.c.seq == inbox.c.seq).order_by(pending.c.seq).limit(1)
+    return select(
+        select(func.count()).select_from(pending).scalar_subquery().label("pending"),
+        waiting.scalar_subquery().label("oldest_pending_received_at"),
+        select(func.count()).where(outcomes.c.state == "parked").scalar_subquery().label("parked"),
+        select(func.count()).where(outcomes.c.fold_version < fold_version).scalar_subquery().label("to_fold_anew"),
+        select(func.count())
+        .where(tables.anomalies.c.resolved_at.is_(None))
+        .scalar_subquery()
+        .label("anomalies_in_force"),
+        select(func.max(inbox.c.seq)).scalar_subquery().label("last_event_seq"),
+        select(inbox.c.received_at)
+        .order_by(inbox.c.seq.desc())
+        .limit(1)
+        .scalar_subquery()
+        .label("last_event_received_at"),
+        select(func.max(tables.changes.c.seq)).scalar_subquery().label("last_change_seq"),
+    )
+
+
+def _stripe_status(connection: Connection) -> str:
+    """Say what the jobs at Stripe have come to: the refused first."""
+    jobs, calls = tables.stripe_jobs, tables.stripe_calls
+    now = datetime.now(UTC)
+    stopped = connection.execute(
+        select(jobs.c.job, jobs.c.account, jobs.c.stopped).where(jobs.c.stopped_until > now).order_by(jobs.c.job)
+    ).all()
+    if stopped:
+        return "; ".join(
+            f"STOPPED {row.job} of {row.account or 'the default account'}: {row.stopped}" for row in stopped
+        )
+    ran = connection.execute(select(func.max(jobs.c.done_at), func.sum(jobs.c.found))).one()
+    if ran[0] is None:
+        return ""
+    waiting, given_up = connection.execute(
+        select(
+            func.count().filter(calls.c.given_up.is_(None)), func.count().filter(calls.c.given_up.is_not(None))
+        ).select_from(calls)
+    ).one()
+    told = f"ok, last job at {output.shown(ran[0])}, {waiting} calls waiting, {given_up} given up"
+    return f"{told}, {ran[1]} events fetched that never came"
+
+
+def _broker_status(settings: Settings) -> str:
+    from redis.exceptions import RedisError
+
+    from schemas import broker
+
+    if settings.redis_url is None:
+        return "not set: REDIS_URL"
+    try:
+        waiting = broker.redis(settings).llen(broker.FOLD_QUEUE)
+    except (RedisError, OSError):
+        return "away: events are recorded, and folded once it is back"
+    return f"ok, {waiting} messages waiting"

@@ -29,7 +29,7 @@ from schemas import database
 from schemas.errors import ConflictError
 from schemas.settings import Settings
 from worker.digest import Digest, digests
-from worker.rebuild import rebuilt
+from worker.rebuild import refolded
 
 EVENTS_PER_SECOND: Final = 500
 STEP_SECONDS_MAX: Final = 60
@@ -171,7 +171,7 @@ def _prove(
     live = digests(engine)
     recorded = int(_rows(engine, "SELECT count(*) AS events FROM inbox")[0]["events"])
     task = bars.add_task("The inbox folded again, in another order", total=recorded)
-    with rebuilt(engine, seed=seed, progress=lambda folded: bars.advance(task, folded)) as schema:
+    with refolded(engine, seed=seed, progress=lambda _, done, __: bars.update(task, completed=done)) as schema:
         return Proof(forgotten, differing, unbalanced, pending, live, digests(engine, schema=schema))
 
 

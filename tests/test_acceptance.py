@@ -24,7 +24,7 @@ from schemas import broker, database
 from schemas.migrate import upgrade
 from schemas.settings import Settings
 from tests import ledger
-from worker.rebuild import rebuilt
+from worker.rebuild import refolded
 
 SECRET = "whsec_acceptance"
 DEADLINE_SECONDS = 60
@@ -60,7 +60,7 @@ class Payfold:
         held = {row["id"]: row["status"] for row in ledger.rows(self.engine, "SELECT id, status FROM orders")}
         assert held == {session: account.expected_status(session) for session in held}
         assert held
-        with rebuilt(self.engine, seed=1) as schema:
+        with refolded(self.engine, seed=1) as schema:
             assert ledger.digest_of(self.engine, schema) == ledger.digest_of(self.engine)
 
 

@@ -13,7 +13,8 @@ from schemas import database, tables
 from tests import ledger
 from tests.command import payfold
 from worker.digest import ALL, Digest, digests
-from worker.rebuild import SCHEMA_HOURS_MAX, SCHEMA_PREFIX, rebuilt
+from worker.rebuild import refolded
+from worker.shadow import SCHEMA_HOURS_MAX, SCHEMA_PREFIX
 
 SHOP = shop_history(3, 60)
 COLUMNS = [column for table in tables.PROJECTIONS for column in table.columns]
@@ -136,7 +137,7 @@ def test_order_of_folding(engine: Engine) -> None:
     live = digests(engine)
 
     for seed in (1, 2):
-        with rebuilt(engine, seed=seed) as schema:
+        with refolded(engine, seed=seed) as schema:
             assert digests(engine, schema=schema) == live
 
 
@@ -167,7 +168,7 @@ def test_rebuild_leaves_nothing(engine: Engine) -> None:
     names = ("inbox", "pending", "outcomes", "orders", "payment_links", "changes", "anomalies")
     before = [run(engine, f"SELECT ctid::text, xmin::text, * FROM {name}") for name in names]  # noqa: S608 - our own
 
-    with rebuilt(engine, seed=1) as schema:
+    with refolded(engine, seed=1) as schema:
         assert schemas(engine) == [schema]
 
     assert [run(engine, f"SELECT ctid::text, xmin::text, * FROM {name}") for name in names] == before  # noqa: S608
@@ -178,7 +179,7 @@ def test_rebuild_after_an_exception(engine: Engine) -> None:
     """A rebuild whose result nobody could use leaves no schema either."""
 
     def use() -> None:
-        with rebuilt(engine, seed=1):
+        with refolded(engine, seed=1):
             raise RuntimeError
 
     with pytest.raises(RuntimeError):
@@ -193,7 +194,7 @@ def test_two_rebuilds_at_once(engine: Engine) -> None:
 
     def rebuild(seed: int) -> None:
         barrier.wait()
-        with rebuilt(engine, seed=seed) as schema:
+        with refolded(engine, seed=seed) as schema:
             barrier.wait()
             found.append(digests(engine, schema=schema))
             barrier.wait()
@@ -214,7 +215,7 @@ def test_rebuild_left_behind(engine: Engine) -> None:
     old, young = (f"{SCHEMA_PREFIX}{now - age}_ab" for age in (SCHEMA_HOURS_MAX * 3600 + 60, 60))
     run(engine, f"CREATE SCHEMA {old}; CREATE TABLE {old}.orders (); CREATE SCHEMA {young}")
 
-    with rebuilt(engine, seed=1):
+    with refolded(engine, seed=1):
         pass
 
     assert schemas(engine) == [young]
@@ -228,5 +229,5 @@ def test_rebuild_of_what_postgresql_refuses(engine: Engine) -> None:
     live = digests(engine)
     assert 0 < run(engine, "SELECT count(*) FROM events WHERE state = 'parked'")[0][0] < len(SHOP.events)
 
-    with rebuilt(engine, seed=1) as schema:
+    with refolded(engine, seed=1) as schema:
         assert digests(engine, schema=schema) == live

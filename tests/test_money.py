@@ -14,7 +14,7 @@ from schemas import database, observations
 from tests import ledger
 from worker import timekeeping
 from worker.folds.portal import SESSION_CLOCK_EXPIRED
-from worker.rebuild import rebuilt
+from worker.rebuild import refolded
 
 VERSIONS = ("2024-06-20", "2025-03-31.basil", "2025-09-30.clover", "2026-03-25.dahlia")
 ARRIVALS = 4
@@ -564,7 +564,7 @@ def test_a_rebuild_tells_the_same_of_refunds(engine: Engine, account: Account) -
     with database.transaction(engine) as connection:
         connection.execute(text("UPDATE refunds SET amount = 1"))
 
-    with rebuilt(engine, seed=1) as schema:
+    with refolded(engine, seed=1) as schema:
         told = f"SELECT after FROM {schema}.changes WHERE kind = 'order.refund_changed' AND subject_id = :id"  # noqa: S608 - ours
         changes = ledger.rows(engine, told, id=order)
 

@@ -15,7 +15,7 @@ from tests import ledger
 from tests.command import payfold
 from worker import operator
 from worker.digest import digests
-from worker.rebuild import rebuilt
+from worker.rebuild import refolded
 
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
 
@@ -115,7 +115,7 @@ def test_ignored_in_a_rebuild(engine: Engine) -> None:
     live = digests(engine)
 
     for seed in range(6):
-        with rebuilt(engine, seed=seed) as schema:
+        with refolded(engine, seed=seed) as schema:
             assert digests(engine, schema=schema) == live
             states = run(engine, f"SELECT state, count(*) FROM {schema}.outcomes GROUP BY 1 ORDER BY 1")  # noqa: S608
             assert states == [("folded", 2), ("ignored", 1)]

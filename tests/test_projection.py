@@ -19,7 +19,7 @@ from schemas.errors import DatabaseAway
 from tests import histories, ledger, reference
 from worker import folds, projection
 from worker.projection import Claimed
-from worker.rebuild import rebuilt
+from worker.rebuild import refolded
 
 ONE_SHOT = {"order.opened", "order.processing", "order.paid", "order.completed", "order.failed", "order.expired"}
 KIND_OF_STATUS = {
@@ -101,7 +101,7 @@ def test_a_rebuild_in_another_order_is_the_same(engine: Engine) -> None:
         ledger.record(engine, batch)
         ledger.fold(engine)
 
-    with rebuilt(engine, seed=4) as schema:
+    with refolded(engine, seed=4) as schema:
         again = ledger.digest_of(engine, schema)
         in_force = "SELECT account, livemode, id FROM {} WHERE resolved_at IS NULL ORDER BY 1, 2, 3"
         assert ledger.rows(engine, in_force.format(f"{schema}.anomalies")) == ledger.rows(

@@ -150,10 +150,11 @@ def claim(cursor: Cursor, *, limit: int, only: int | None = None) -> list[Claime
         {"only": only, "limit": limit},
         binary=True,
     )
-    return [Claimed(Event(*row[:10]), row[10], _reason_of(row[11])) for row in cursor.fetchall()]
+    return [Claimed(Event(*row[:10]), row[10], reason_of(row[11])) for row in cursor.fetchall()]
 
 
-def _reason_of(observation: bytes | None) -> str | None:
+def reason_of(observation: bytes | None) -> str | None:
+    """Return why an operator has set an event aside, by the *observation* that says so; None without one."""
     if observation is None:
         return None
     reason = msgspec.json.decode(observation)["data"]["object"].get("reason")
@@ -171,8 +172,7 @@ def project(
     anew: set[Subject] = set()
     for each in claimed:
         verdict = _judge(each)
-        reason = verdict.reason[:REASON_CHARACTERS_MAX] if verdict.reason else None
-        outcomes.append(_Outcome(each.event.seq, verdict.state, reason))
+        outcomes.append(_Outcome(each.event.seq, verdict.state, shortened(verdict.reason)))
         for one in verdict.facts:
             facts[one.subject].append(one)
         if each.again:
@@ -185,6 +185,11 @@ def project(
     _conclude(cursor, outcomes, now, fold_version)
     _set_aside(cursor, [each.event for each in claimed if each.event.type == folds.EVENT_IGNORED])
     _append_changes(cursor, saved)
+
+
+def shortened(reason: str | None) -> str | None:
+    """Return *reason* as it is kept."""
+    return reason[:REASON_CHARACTERS_MAX] if reason else None
 
 
 def _judge(claimed: Claimed) -> folds.Verdict:
@@ -452,11 +457,7 @@ def _note_anomalies(cursor: Cursor, saved: _Saved, now: datetime) -> None:
         ([each.account for each in touched], [each.livemode for each in touched], [each.id for each in touched]),
     )
     in_force = cursor.fetchall()
-    found = [
-        _anomaly_row(subject, joined.row, anomaly, now)
-        for subject, joined in saved.rows.items()
-        for anomaly in joined.anomalies
-    ]
+    found = [row for subject, joined in saved.rows.items() for row in anomaly_rows(subject, joined, now)]
     held = {row["id"] for row in found}
     # A row that was only advanced says nothing of what only all its events show.
     silent = {(folds.SHAPES[key.table].subject, key.id) for key, joined in saved.rows.items() if not joined.is_whole}
@@ -481,6 +482,11 @@ def _note_anomalies(cursor: Cursor, saved: _Saved, now: datetime) -> None:
             """,
             (msgspec.json.encode(found).decode(),),
         )
+
+
+def anomaly_rows(subject: Subject, joined: Joined, now: datetime) -> list[dict[str, Any]]:
+    """Return the rows by which the table tells what is wrong with a row; *now* is when that was seen."""
+    return [_anomaly_row(subject, joined.row, anomaly, now) for anomaly in joined.anomalies]
 
 
 def _anomaly_row(subject: Subject, row: Row, anomaly: Anomaly, now: datetime) -> dict[str, Any]:

@@ -1,108 +1,459 @@
-"""Folds the whole inbox anew, beside the live tables, in an order of its own.
+"""Folds the whole inbox anew, beside the live tables.
 
-The tables are a function of the events, so what comes out has to be the same; that is the proof.
+The tables are a function of the events, so what comes out has to be the same; that is the proof. Two ways lead
+there, and share nothing but the folds and the join: ``rebuilt`` reads every event once and writes every row once;
+``refolded`` lets the projection fold them step by step, in an order of its own.
+
+Note [Every event is read once, every row is written once]
+    What an event says is kept in a file for its object, among some hundred of such files by the hash of the
+    object's id. Each file then holds all that is said of its objects and fits into memory, however long the
+    history is: they are joined there, and the rows go into empty tables by COPY, before these have an index.
+    Reading and joining are divided among processes; the tables are filled in the one transaction that makes
+    them, so that no row has to be visited again to be known as committed.
 """
 
+import multiprocessing
+import os
+import pickle
 import random
-import secrets
-import time
-from collections.abc import Callable, Iterator
+import tempfile
+import threading
+import zlib
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime
-from typing import Final
+from operator import attrgetter
+from pathlib import Path
+from typing import Any, Final
 
+import msgspec
+import structlog
 from psycopg import sql
-from sqlalchemy import Connection, Engine, event
+from sqlalchemy import Engine, Table
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.exc import DBAPIError
 
 from schemas import database, tables
 from schemas.database import Cursor
-from worker import projection
+from schemas.errors import DatabaseAway
+from worker import folds, projection, shadow
+from worker.folds import join
+from worker.folds.facts import Event, Facts, Subject
+from worker.shadow import Shadow
 
-SCHEMA_PREFIX: Final = "payfold_rebuild_"
-SCHEMA_HOURS_MAX: Final = 24
-"""Each rebuild has a schema of its own, so that two may run at once; an older one was left by a killed process."""
+PROCESSES_MAX: Final = 4
+EVENTS_PER_FILE: Final = 25_000
+"""Events whose facts share a file, on average: what is in memory at once."""
+FILES_MAX: Final = 512
+EVENTS_PER_TASK: Final = 20_000
+EVENTS_ALONE_MAX: Final = 30_000
+"""Up to so many are not worth another process."""
+FACTS_BUFFERED_MAX: Final = 20_000
+ROWS_READ: Final = 1_000
+CATCH_UP_EVENTS: Final = 500
+
+Progress = Callable[[str, int, int], None]
+"""Is told what is being done, how much of it is, and how much there is to do."""
+
+_log = structlog.get_logger()
+
+
+def _nobody(_: str, __: int, ___: int) -> None:
+    pass
 
 
 @contextmanager
-def rebuilt(engine: Engine, *, seed: int, progress: Callable[[int], None] = lambda _: None) -> Iterator[str]:
-    """Fold the inbox in an order drawn from *seed* and yield the schema that holds the result, then drop it.
+def rebuilt(engine: Engine, *, progress: Progress = _nobody) -> Iterator[Shadow]:
+    """Fold every event that has an outcome into a schema of its own, yield that, then drop it."""
+    with shadow.shadow(engine) as made:
+        rebuild(made, progress=progress)
+        yield made
 
-    *progress* is told how many events each step folded.
-    """
-    schema, live = _make(engine)
+
+def rebuild(made: Shadow, *, progress: Progress = _nobody) -> None:
+    """Fill *made* from its own inbox, or from the events of the live one that have an outcome."""
     try:
-        _fold_all(engine, _within(engine, schema, live), random.Random(seed), progress)  # noqa: S311 - an order to be repeated, not a secret
-        yield schema
-    finally:
-        with database.transaction(engine) as connection, database.cursor(connection) as cursor:
-            _drop(cursor, schema)
+        _rebuild_at_once(made, progress)
+    except DatabaseAway:
+        raise
+    except Exception as error:  # whatever a row is at fault for, the projection parks its event alone
+        if isinstance(error, (DBAPIError, database.DriverError)) and not database.is_fault_of_data(error):
+            raise
+        _log.warning("rebuild.step_by_step", reason=type(error).__name__)
+        _make_empty(made)
+        seqs = _seqs(made)
+        _fold_in_steps(made, [seqs[at : at + CATCH_UP_EVENTS] for at in range(0, len(seqs), CATCH_UP_EVENTS)], progress)
+        _take_over_attempts(made)
 
 
-def _make(engine: Engine) -> tuple[str, str]:
-    """Make a schema with empty copies of the tables, and return its name and that of the live one."""
-    now = int(time.time())
-    schema = f"{SCHEMA_PREFIX}{now}_{secrets.token_hex(4)}"
-    with database.transaction(engine) as connection, database.cursor(connection) as cursor:
-        for old in _schemas(cursor):
-            if now - _made_at(old) > SCHEMA_HOURS_MAX * 3600:
-                _drop(cursor, old)
-        cursor.execute("SELECT current_schema()")
-        (live,) = cursor.fetchone() or ("public",)
-        cursor.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(schema)))
-        for table in tables.REBUILT:
-            cursor.execute(
-                sql.SQL("CREATE TABLE {} (LIKE {} INCLUDING ALL)").format(
-                    sql.Identifier(schema, table.name), sql.Identifier(live, table.name)
-                )
+@contextmanager
+def refolded(engine: Engine, *, seed: int, progress: Progress = _nobody) -> Iterator[str]:
+    """Let the projection fold the inbox in an order drawn from *seed*, yield the schema of it, then drop that."""
+    chance = random.Random(seed)  # noqa: S311 - an order to be repeated, not a secret
+    with shadow.shadow(engine) as made:
+        _make_empty(made)
+        seqs = _seqs(made)
+        chance.shuffle(seqs)
+        batches = []
+        while seqs:
+            batches.append([seqs.pop() for _ in range(min(len(seqs), chance.randint(1, projection.FOLD_BATCH_MAX)))])
+        _fold_in_steps(made, batches, progress)
+        yield made.schema
+
+
+def catch_up(made: Shadow) -> int:
+    """Fold what the live tables have folded since *made* was filled, and return how many events that was."""
+    with database.transaction(made.engine) as connection, database.cursor(connection) as cursor:
+        seqs = lacking(cursor, made)
+    _fold_in_steps(made, [seqs[at : at + CATCH_UP_EVENTS] for at in range(0, len(seqs), CATCH_UP_EVENTS)], _nobody)
+    _take_over_attempts(made)
+    return len(seqs)
+
+
+def lacking(cursor: Cursor, made: Shadow) -> list[int]:
+    """Return the events to which the live tables gave an outcome that *made* does not have."""
+    cursor.execute(
+        sql.SQL(
+            "SELECT o.seq FROM {live} AS o LEFT JOIN {made} AS m USING (seq)"
+            " WHERE m.seq IS NULL OR m.attempts <> o.attempts ORDER BY o.seq"
+        ).format(live=sql.Identifier(made.live, "outcomes"), made=sql.Identifier(made.schema, "outcomes"))
+    )
+    return [seq for (seq,) in cursor.fetchall()]
+
+
+def _take_over_attempts(made: Shadow) -> None:
+    with database.transaction(made.engine) as connection, database.cursor(connection) as cursor:
+        take_over_attempts(cursor, made)
+
+
+def take_over_attempts(cursor: Cursor, made: Shadow) -> None:
+    """Let the outcomes of *made* tell when and how often the live tables folded their events."""
+    cursor.execute(
+        sql.SQL(
+            "UPDATE {made} AS m SET attempts = o.attempts, folded_at = o.folded_at FROM {live} AS o"
+            " WHERE o.seq = m.seq AND (m.attempts, m.folded_at) IS DISTINCT FROM (o.attempts, o.folded_at)"
+        ).format(live=sql.Identifier(made.live, "outcomes"), made=sql.Identifier(made.schema, "outcomes"))
+    )
+
+
+def _make_empty(made: Shadow) -> None:
+    with database.transaction(made.engine) as connection, database.cursor(connection) as cursor:
+        shadow.make_tables(cursor, made)
+        shadow.make_indexes(cursor, made)
+
+
+def _seqs(made: Shadow) -> list[int]:
+    with database.transaction(made.within) as connection, database.cursor(connection) as cursor:
+        # What is pending the live tables do not tell.
+        cursor.execute(
+            sql.SQL("SELECT seq FROM inbox WHERE {} ORDER BY seq").format(
+                sql.SQL("true")
+                if made.has_inbox
+                else sql.SQL("seq IN (SELECT seq FROM {})").format(sql.Identifier(made.live, "outcomes"))
             )
-        _copy_view(cursor, "order_book", schema, str(live))
-    return schema, str(live)
+        )
+        return [seq for (seq,) in cursor.fetchall()]
 
 
-def _copy_view(cursor: Cursor, view: str, schema: str, live: str) -> None:
-    """Make *view*, by which the projection finds an order's refunds, over the tables of *schema*."""
-    cursor.execute("SELECT pg_get_viewdef(%s::regclass)", (view,))
-    (definition,) = cursor.fetchone() or ("",)
-    # The definition names its tables as the path finds them, so the path decides which they are.
-    cursor.execute(sql.SQL("SET LOCAL search_path = {}, {}").format(sql.Identifier(schema), sql.Identifier(live)))
-    cursor.execute(sql.SQL("CREATE VIEW {} AS {}").format(sql.Identifier(schema, view), sql.SQL(definition)))
-
-
-def _schemas(cursor: Cursor) -> list[str]:
-    cursor.execute("SELECT nspname FROM pg_namespace WHERE starts_with(nspname, %s)", (SCHEMA_PREFIX,))
-    return [name for (name,) in cursor.fetchall()]
-
-
-def _made_at(schema: str) -> int:
-    return int(schema.removeprefix(SCHEMA_PREFIX).partition("_")[0])
-
-
-def _drop(cursor: Cursor, schema: str) -> None:
-    cursor.execute(sql.SQL("DROP SCHEMA IF EXISTS {} CASCADE").format(sql.Identifier(schema)))
-
-
-def _within(engine: Engine, schema: str, live: str) -> Engine:
-    """Return *engine* with *schema* before the *live* one, in which only the inbox is then found."""
-    path = sql.SQL("SET LOCAL search_path = {}, {}").format(sql.Identifier(schema), sql.Identifier(live)).as_string()
-    within = engine.execution_options()
-
-    @event.listens_for(within, "begin")
-    def _enter(connection: Connection) -> None:
-        connection.exec_driver_sql(path)
-
-    return within
-
-
-def _fold_all(engine: Engine, within: Engine, chance: random.Random, progress: Callable[[int], None]) -> None:
-    with database.transaction(engine) as connection, database.cursor(connection) as cursor:
-        cursor.execute("SELECT seq FROM inbox ORDER BY seq")
-        seqs = [row[0] for row in cursor.fetchall()]
-    chance.shuffle(seqs)
-    while seqs:
-        batch = [seqs.pop() for _ in range(min(len(seqs), chance.randint(1, projection.FOLD_BATCH_MAX)))]
-        with database.transaction(within) as connection, database.cursor(connection) as cursor:
-            # An operator's word queues its event, which may be in this batch too.
-            cursor.execute("INSERT INTO pending (seq) SELECT unnest(%s::bigint[]) ON CONFLICT DO NOTHING", (batch,))
-        while projection.run_once(within, now=datetime.now(UTC)):
+def _fold_in_steps(made: Shadow, batches: Sequence[Sequence[int]], progress: Progress) -> None:
+    total, folded = sum(map(len, batches)), 0
+    for batch in batches:
+        with database.transaction(made.within) as connection, database.cursor(connection) as cursor:
+            queue(cursor, batch)
+        while projection.run_once(made.within, now=datetime.now(UTC)):
             pass
-        progress(len(batch))
+        folded += len(batch)
+        progress("Folding", folded, total)
+
+
+def queue(cursor: Cursor, seqs: Sequence[int]) -> None:
+    """Let the projection fold *seqs* anew where *cursor* looks first."""
+    # An operator's word queues its event, which may be among them.
+    cursor.execute(
+        "INSERT INTO pending (seq, again) SELECT unnest(%s::bigint[]), true ON CONFLICT DO NOTHING", (list(seqs),)
+    )
+
+
+# ---- At once ----
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """What every process has to know: *set_aside* tells the events that an operator has set aside, and why."""
+
+    url: str
+    path: tuple[str, ...]
+    live: str
+    snapshot: str
+    has_inbox: bool
+    set_aside: Mapping[tuple[str, bool, str], str]
+    folder: Path
+    files: int
+    now: datetime
+
+
+def _rebuild_at_once(made: Shadow, progress: Progress) -> None:
+    with (
+        tempfile.TemporaryDirectory(prefix="payfold-rebuild-") as folder,
+        database.transaction(made.within) as reading,
+        database.cursor(reading) as reader,
+        database.transaction(made.engine) as writing,
+        database.cursor(writing) as writer,
+    ):
+        reader.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        ranges, job = _planned(reader, made, Path(folder))
+        shadow.make_tables(writer, made)
+        with _processes(job, is_alone=len(ranges) * EVENTS_PER_TASK <= EVENTS_ALONE_MAX) as pool:
+            for at, written in enumerate(_each(pool, _judge_range, ranges), 1):
+                _copy(writer, made, written)
+                progress("Reading events", at, len(ranges))
+            for at, written in enumerate(_each(pool, _join_file, range(job.files)), 1):
+                _copy(writer, made, written)
+                progress("Joining", at, job.files)
+        progress("Making indexes", 0, 1)
+        shadow.make_indexes(writer, made)
+        progress("Making indexes", 1, 1)
+
+
+def _planned(reader: Cursor, made: Shadow, folder: Path) -> tuple[list[tuple[int, int]], _Job]:
+    reader.execute("SELECT pg_export_snapshot(), min(seq), max(seq), count(*) FROM inbox")
+    snapshot, first, last, count = reader.fetchone() or ("", None, None, 0)
+    reader.execute(
+        "SELECT DISTINCT ON (account, livemode, object_id) account, livemode, object_id, payload"
+        " FROM inbox WHERE type = %s ORDER BY account, livemode, object_id, seq",
+        (folds.EVENT_IGNORED,),
+    )
+    set_aside = {(row[0], row[1], row[2]): projection.reason_of(bytes(row[3])) for row in reader.fetchall()}
+    job = _Job(
+        url=made.engine.url.render_as_string(hide_password=False),
+        path=(made.schema, made.live) if made.has_inbox else (made.live,),
+        live=made.live,
+        snapshot=snapshot,
+        has_inbox=made.has_inbox,
+        set_aside={key: reason for key, reason in set_aside.items() if reason is not None},
+        folder=folder,
+        files=max(1, min(FILES_MAX, count // EVENTS_PER_FILE + 1)),
+        now=datetime.now(UTC),
+    )
+    if first is None:
+        return [], job
+    # Numbers have gaps, where a duplicate drew one.
+    width = max(1, (last - first + 1) * EVENTS_PER_TASK // max(count, 1))
+    return [(at, min(at + width, last + 1)) for at in range(first, last + 1, width)], job
+
+
+class _Here(Executor):
+    """Runs everything at once, in this process."""
+
+    def submit(self, work: Callable[..., Any], /, *arguments: Any, **named: Any) -> "Future[Any]":  # noqa: ANN401 - as its parent
+        done: Future[Any] = Future()
+        done.set_result(work(*arguments, **named))
+        return done
+
+
+@contextmanager
+def _processes(job: _Job, *, is_alone: bool) -> Iterator[Executor]:
+    count = min(PROCESSES_MAX, os.cpu_count() or 1)
+    if is_alone or count == 1:
+        _begin(job)
+        yield _Here()
+        return
+    with ProcessPoolExecutor(
+        count, mp_context=multiprocessing.get_context("spawn"), initializer=_begin, initargs=(job,)
+    ) as pool:
+        try:
+            yield pool
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+
+
+def _each(pool: Executor, work: Callable[[Any], dict[str, Path]], parts: Iterable[Any]) -> Iterator[dict[str, Path]]:
+    """Yield what *work* makes of each part; no more are begun than are soon wanted, since each leaves files."""
+    waiting: list[Future[dict[str, Path]]] = []
+    for part in parts:
+        waiting.append(pool.submit(work, part))
+        if len(waiting) > PROCESSES_MAX + 1:
+            yield waiting.pop(0).result()
+    for each in waiting:
+        yield each.result()
+
+
+def _copy(writer: Cursor, made: Shadow, written: Mapping[str, Path]) -> None:
+    """Fill tables with what was *written* for them, and remove the files."""
+    for name, path in written.items():
+        table = sql.Identifier(made.schema, name)
+        # Rows of a table that this very transaction made may be known as committed to all from the beginning.
+        frozen = sql.SQL("" if name == tables.anomalies.name else "(FREEZE)")
+        columns = sql.SQL(", ").join(sql.Identifier(column.name) for column in tables.metadata.tables[name].columns)
+        statement = sql.SQL("COPY {} ({}) FROM STDIN {}").format(table, columns, frozen)
+        with path.open("rb") as file, writer.copy(statement) as copy:
+            while block := file.read(1024 * 1024):
+                copy.write(block)
+        path.unlink()
+
+
+# ---- In each process ----
+
+_JOB: _Job
+
+
+def _begin(job: _Job) -> None:
+    global _JOB  # noqa: PLW0603 - what a process begins with is the one thing its tasks share
+    _JOB = job
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()  # type: ignore[func-returns-value]  # it ends
+
+
+_FACTS_OF: Final = attrgetter(*(field.name for field in fields(Facts)))
+
+
+def _judge_range(bounds: tuple[int, int]) -> dict[str, Path]:
+    """Judge the events numbered within *bounds*, keep what they say, and write what became of them."""
+    job = _JOB
+    outcomes, mentions = _Rows(tables.outcomes, job.folder), _Rows(tables.mentions, job.folder)
+    spill = _Spill(job)
+    engine = database.engine(job.url, connections_max=1)
+    try:
+        with database.transaction(engine) as connection:
+            with database.cursor(connection) as cursor:
+                cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
+                cursor.execute(sql.SQL("SET TRANSACTION SNAPSHOT {}").format(sql.Literal(job.snapshot)))
+                path = sql.SQL(", ").join(map(sql.Identifier, job.path))
+                cursor.execute(sql.SQL("SET LOCAL search_path = {}").format(path))
+            driver = connection.connection.driver_connection
+            with driver.cursor("events", binary=True) as rows:  # type: ignore[union-attr]  # the pool does not know the driver's type
+                rows.itersize = ROWS_READ
+                statement = sql.SQL(_EVENTS if not job.has_inbox else _OWN_EVENTS).format(
+                    columns=sql.SQL(_COLUMNS), outcomes=sql.Identifier(job.live, "outcomes")
+                )
+                rows.execute(statement, bounds)
+                for row in rows:
+                    event = Event(*row[:10])
+                    verdict = _verdict(job, event)
+                    reason = projection.shortened(verdict.reason)
+                    outcomes.add((event.seq, verdict.state, reason, row[10], row[11] or job.now, folds.FOLD_VERSION))
+                    spill.add(verdict.facts)
+                    others = {one.subject.source for one in verdict.facts} - {event.object_id}
+                    for other in others:
+                        mentions.add((event.account, event.livemode, other, event.seq))
+    finally:
+        engine.dispose()
+    spill.flush()
+    return {**outcomes.written(), **mentions.written()}
+
+
+_COLUMNS: Final = (
+    "i.seq, i.account, i.livemode, i.id, i.type, i.created, i.object_type, i.object_id, i.payload, i.source"
+)
+_EVENTS: Final = """
+SELECT {columns}, o.attempts, o.folded_at FROM inbox AS i JOIN {outcomes} AS o USING (seq)
+WHERE i.seq >= %s AND i.seq < %s ORDER BY i.seq
+"""
+_OWN_EVENTS: Final = """
+SELECT {columns}, 1::smallint, NULL::timestamptz FROM inbox AS i WHERE i.seq >= %s AND i.seq < %s ORDER BY i.seq
+"""
+
+
+def _verdict(job: _Job, event: Event) -> folds.Verdict:
+    reason = job.set_aside.get((event.account, event.livemode, event.id))
+    return folds.judge(event) if reason is None else folds.Verdict("ignored", reason)
+
+
+class _Spill:
+    """Keeps facts in the file of their object."""
+
+    def __init__(self, job: _Job) -> None:
+        self._job = job
+        self._buffered: dict[int, list[tuple[Any, ...]]] = defaultdict(list)
+        self._count = 0
+
+    def add(self, facts: Iterable[Facts]) -> None:
+        for one in facts:
+            subject = one.subject
+            key = f"{subject.account} {subject.livemode} {subject.source}".encode(errors="surrogatepass")
+            self._buffered[zlib.crc32(key) % self._job.files].append(_FACTS_OF(one))
+            self._count += 1
+        if self._count >= FACTS_BUFFERED_MAX:
+            self.flush()
+
+    def flush(self) -> None:
+        for number, facts in self._buffered.items():
+            with (self._job.folder / f"{number}.{os.getpid()}.facts").open("ab") as file:
+                pickle.dump(facts, file, protocol=5)
+        self._buffered.clear()
+        self._count = 0
+
+
+def _join_file(number: int) -> dict[str, Path]:
+    """Join all that is said of the objects of one file, and write their rows."""
+    job = _JOB
+    told: dict[Subject, list[Facts]] = defaultdict(list)
+    for path in job.folder.glob(f"{number}.*.facts"):
+        with path.open("rb") as file:
+            while file.peek(1):
+                for values in pickle.load(file):  # noqa: S301 - our own file, in a folder of our own
+                    facts = Facts(*values)
+                    told[facts.subject].append(facts)
+        path.unlink()
+    rows = {table.name: _Rows(table, job.folder) for table in (*tables.PROJECTIONS, tables.anomalies)}
+    while told:
+        subject, several = told.popitem()
+        joined = join.fold_all(folds.SHAPES[subject.table], several)
+        if joined is None:
+            continue
+        rows[subject.table].add_row(joined.row)
+        for child in joined.children:
+            rows[folds.SHAPES[subject.table].child].add_row(child)
+        found = {row["id"]: row for row in projection.anomaly_rows(subject, joined, job.now)}
+        for anomaly in found.values():
+            rows[tables.anomalies.name].add_row(anomaly)
+    return {name: path for each in rows.values() for name, path in each.written().items()}
+
+
+class _Rows:
+    """Rows of one table on their way into a file, in the text form of COPY."""
+
+    def __init__(self, table: Table, folder: Path) -> None:
+        self._table = table
+        self._folder = folder
+        self._names = [column.name for column in table.columns]
+        self._json = [isinstance(column.type, JSONB) for column in table.columns]
+        self._lines: list[str] = []
+
+    def add_row(self, row: Mapping[str, Any]) -> None:
+        self.add([row.get(name) for name in self._names])
+
+    def add(self, values: Sequence[Any]) -> None:
+        self._lines.append("\t".join(map(_text, values, self._json)))
+
+    def written(self) -> dict[str, Path]:
+        """Write the rows, and return the file by the table's name; nothing where there are none."""
+        if not self._lines:
+            return {}
+        handle, name = tempfile.mkstemp(suffix=f".{self._table.name}", dir=self._folder)
+        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
+            file.write("\n".join(self._lines))
+            file.write("\n")
+        self._lines.clear()
+        return {self._table.name: Path(name)}
+
+
+_ESCAPES: Final = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
+
+
+def _text(value: object, is_json: bool) -> str:  # noqa: FBT001 - mapped over columns
+    """Return *value* as COPY reads it. Source: https://www.postgresql.org/docs/current/sql-copy.html."""
+    if value is None:
+        return "\\N"
+    if is_json:
+        return msgspec.json.encode(value).decode().translate(_ESCAPES)
+    if isinstance(value, str):
+        return value.translate(_ESCAPES)
+    if isinstance(value, datetime):
+        return value.isoformat()
+    return str(value)

@@ -1,0 +1,143 @@
+"""A second set of the tables, in a schema of its own beside the live one, to be filled and compared, then dropped."""
+
+import secrets
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Final
+
+from psycopg import sql
+from sqlalchemy import Connection, Engine, Table, event
+
+from schemas import database, tables
+from schemas.database import Cursor
+
+SCHEMA_PREFIX: Final = "payfold_rebuild_"
+SCHEMA_HOURS_MAX: Final = 24
+"""Each rebuild has a schema of its own, so that two may run at once; an older one was left by a killed process."""
+
+REPLACED: Final = (tables.mentions, tables.outcomes, *tables.PROJECTIONS)
+"""What a rebuild fills, and a swap puts in the place of the live ones."""
+_BESIDE: Final = (tables.pending, tables.changes, tables.anomalies)
+"""What else the projection writes; empty here, and never swapped."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shadow:
+    """The *schema* beside the *live* one; ``within`` finds a table here first, and else, as the inbox, there."""
+
+    engine: Engine
+    within: Engine
+    schema: str
+    live: str
+    has_inbox: bool
+
+    def path(self) -> sql.Composed:
+        """Return the statement that lets a transaction look here first, and then in the live schema."""
+        return sql.SQL("SET LOCAL search_path = {}, {}").format(sql.Identifier(self.schema), sql.Identifier(self.live))
+
+
+@contextmanager
+def shadow(engine: Engine, *, has_inbox: bool = False) -> Iterator[Shadow]:
+    """Make a schema, yield it, and drop it with all that is left in it.
+
+    With *has_inbox* it has an inbox of its own, to be filled from logs.
+    """
+    made = _make(engine, has_inbox=has_inbox)
+    try:
+        yield made
+    finally:
+        with database.transaction(engine) as connection, database.cursor(connection) as cursor:
+            _drop(cursor, made.schema)
+
+
+def _make(engine: Engine, *, has_inbox: bool) -> Shadow:
+    now = int(time.time())
+    schema = f"{SCHEMA_PREFIX}{now}_{secrets.token_hex(4)}"
+    with database.transaction(engine) as connection, database.cursor(connection) as cursor:
+        for old in _schemas(cursor):
+            if now - _made_at(old) > SCHEMA_HOURS_MAX * 3600:
+                _drop(cursor, old)
+        cursor.execute("SELECT current_schema()")
+        (live,) = cursor.fetchone() or ("public",)
+        cursor.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(schema)))
+        for table in (*_BESIDE, *([tables.inbox] if has_inbox else [])):
+            _copy_table(cursor, table, schema, live, parts="INCLUDING ALL")
+    return Shadow(engine, _within(engine, schema, str(live)), schema, str(live), has_inbox)
+
+
+def make_tables(cursor: Cursor, made: Shadow) -> None:
+    """Make the tables that a rebuild fills, without their indexes, in the caller's transaction."""
+    for table in REPLACED:
+        _copy_table(cursor, table, made.schema, made.live, parts="INCLUDING ALL EXCLUDING INDEXES")
+
+
+def make_indexes(cursor: Cursor, made: Shadow) -> None:
+    """Give the filled tables the keys and indexes of the live ones, by the same names, and tell the planner of them."""
+    names = [table.name for table in REPLACED]
+    cursor.execute(
+        """
+        SELECT format('ALTER TABLE %%I.%%I ADD CONSTRAINT %%I %%s', %(schema)s::text, t.relname, c.conname,
+            pg_get_constraintdef(c.oid))
+        FROM pg_constraint AS c JOIN pg_class AS t ON t.oid = c.conrelid
+        WHERE t.relnamespace = %(live)s::regnamespace AND t.relname = ANY (%(names)s) AND c.contype IN ('p', 'u')
+        UNION ALL
+        SELECT replace(pg_get_indexdef(i.indexrelid), format(' ON %%I.%%I USING ', %(live)s::text, t.relname),
+            format(' ON %%I.%%I USING ', %(schema)s::text, t.relname))
+        FROM pg_index AS i JOIN pg_class AS t ON t.oid = i.indrelid
+        WHERE t.relnamespace = %(live)s::regnamespace AND t.relname = ANY (%(names)s)
+            AND NOT EXISTS (SELECT FROM pg_constraint AS c WHERE c.conindid = i.indexrelid)
+        """,
+        {"schema": made.schema, "live": made.live, "names": names},
+    )
+    for (statement,) in cursor.fetchall():
+        cursor.execute(statement)
+    for table in REPLACED:
+        cursor.execute(sql.SQL("ANALYZE {}").format(sql.Identifier(made.schema, table.name)))
+    _copy_view(cursor, "order_book", made.schema, made.live)
+
+
+def _copy_table(cursor: Cursor, table: Table, schema: str, live: str, *, parts: str) -> None:
+    cursor.execute(
+        sql.SQL("CREATE TABLE {} (LIKE {} {})").format(
+            sql.Identifier(schema, table.name), sql.Identifier(live, table.name), sql.SQL(parts)
+        )
+    )
+
+
+def _copy_view(cursor: Cursor, view: str, schema: str, live: str) -> None:
+    """Make *view*, by which the projection finds an order's refunds, over the tables of *schema*."""
+    cursor.execute("SELECT pg_get_viewdef(%s::regclass)", (view,))
+    (definition,) = cursor.fetchone() or ("",)
+    # The definition names its tables as the path finds them, so the path decides which they are.
+    cursor.execute("SELECT current_setting('search_path')")
+    (before,) = cursor.fetchone() or ("",)
+    cursor.execute(sql.SQL("SET LOCAL search_path = {}, {}").format(sql.Identifier(schema), sql.Identifier(live)))
+    cursor.execute(sql.SQL("CREATE VIEW {} AS {}").format(sql.Identifier(schema, view), sql.SQL(definition)))
+    cursor.execute("SELECT set_config('search_path', %s, true)", (before,))
+
+
+def _schemas(cursor: Cursor) -> list[str]:
+    cursor.execute("SELECT nspname FROM pg_namespace WHERE starts_with(nspname, %s)", (SCHEMA_PREFIX,))
+    return [name for (name,) in cursor.fetchall()]
+
+
+def _made_at(schema: str) -> int:
+    return int(schema.removeprefix(SCHEMA_PREFIX).partition("_")[0])
+
+
+def _drop(cursor: Cursor, schema: str) -> None:
+    cursor.execute(sql.SQL("DROP SCHEMA IF EXISTS {} CASCADE").format(sql.Identifier(schema)))
+
+
+def _within(engine: Engine, schema: str, live: str) -> Engine:
+    """Return *engine* with *schema* before the *live* one, in which only what is missing there is then found."""
+    path = sql.SQL("SET LOCAL search_path = {}, {}").format(sql.Identifier(schema), sql.Identifier(live)).as_string()
+    within = engine.execution_options()
+
+    @event.listens_for(within, "begin")
+    def _enter(connection: Connection) -> None:
+        connection.exec_driver_sql(path)
+
+    return within

@@ -136,8 +136,20 @@ _SET_ASIDE: Final = """(
 )"""
 
 
+def keep_others_from_folding(cursor: Cursor) -> None:
+    """Let nobody else fold until the transaction ends, as soon as those who do have ended theirs."""
+    cursor.execute("SELECT pg_advisory_xact_lock(hashtextextended(current_schema() || ' fold', 0))")
+
+
+def keep_others_from_appending(cursor: Cursor) -> None:
+    """Let nobody else append to ``changes`` until the transaction ends."""
+    cursor.execute("SELECT pg_advisory_xact_lock(hashtextextended(current_schema() || ' changes', 0))")
+
+
 def claim(cursor: Cursor, *, limit: int, only: int | None = None) -> list[Claimed]:
     """Take up to *limit* pending events, oldest first, that no other worker has taken."""
+    # Shared by all who fold; whoever compares or swaps the tables holds it alone.
+    cursor.execute("SELECT pg_advisory_xact_lock_shared(hashtextextended(current_schema() || ' fold', 0))")
     cursor.execute(
         f"""
         WITH taken AS MATERIALIZED (
@@ -527,7 +539,7 @@ def _append_changes(cursor: Cursor, saved: _Saved) -> None:
     if not found:
         return
     found.sort(key=lambda row: (row["at"], row["subject"], row["subject_id"]))
-    cursor.execute("SELECT pg_advisory_xact_lock(hashtextextended(current_schema() || ' changes', 0))")
+    keep_others_from_appending(cursor)
     cursor.execute(
         """
         INSERT INTO changes (account, livemode, subject, subject_id, kind, event_id, source, at, before, after)

@@ -25,6 +25,7 @@ from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
+from itertools import islice
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, Final
@@ -36,21 +37,18 @@ from sqlalchemy import Engine, Table
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.exc import DBAPIError
 
-from schemas import database, tables
+from schemas import database, inbox, tables
 from schemas.database import Cursor
 from schemas.errors import DatabaseAway
-from worker import folds, projection, shadow
+from schemas.inbox import RECORD_ROWS_MAX
+from worker import eventlog, folds, projection, shadow
+from worker.eventlog import Entry
 from worker.folds import join
 from worker.folds.facts import Event, Facts, Subject
 from worker.shadow import Shadow
 
 PROCESSES_MAX: Final = 4
-EVENTS_PER_FILE: Final = 25_000
-"""Events whose facts share a file, on average: what is in memory at once."""
 FILES_MAX: Final = 512
-EVENTS_PER_TASK: Final = 20_000
-EVENTS_ALONE_MAX: Final = 30_000
-"""Up to so many are not worth another process."""
 FACTS_BUFFERED_MAX: Final = 20_000
 ROWS_READ: Final = 1_000
 CATCH_UP_EVENTS: Final = 500
@@ -59,6 +57,19 @@ Progress = Callable[[str, int, int], None]
 """Is told what is being done, how much of it is, and how much there is to do."""
 
 _log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """How the work is divided, in events.
+
+    The facts of *per_file* events are in memory at once, in each process; one reads *per_task* events at a time; up to
+    *alone_max* are not worth another process.
+    """
+
+    per_file: int = 25_000
+    per_task: int = 20_000
+    alone_max: int = 30_000
 
 
 def _nobody(_: str, __: int, ___: int) -> None:
@@ -73,10 +84,10 @@ def rebuilt(engine: Engine, *, progress: Progress = _nobody) -> Iterator[Shadow]
         yield made
 
 
-def rebuild(made: Shadow, *, progress: Progress = _nobody) -> None:
+def rebuild(made: Shadow, *, progress: Progress = _nobody, sizes: Sizes = Sizes()) -> None:
     """Fill *made* from its own inbox, or from the events of the live one that have an outcome."""
     try:
-        _rebuild_at_once(made, progress)
+        _rebuild_at_once(made, progress, sizes)
     except DatabaseAway:
         raise
     except Exception as error:  # whatever a row is at fault for, the projection parks its event alone
@@ -102,6 +113,27 @@ def refolded(engine: Engine, *, seed: int, progress: Progress = _nobody) -> Iter
             batches.append([seqs.pop() for _ in range(min(len(seqs), chance.randint(1, projection.FOLD_BATCH_MAX)))])
         _fold_in_steps(made, batches, progress)
         yield made.schema
+
+
+def record(
+    made: Shadow, paths: Sequence[str], *, account: str, now: datetime, refuse: Callable[[Entry], None]
+) -> int:  # fmt: skip
+    """Record the logs at *paths* in the inbox of *made*, and return how many of their entries could not be read.
+
+    *account* stands for events that name none, and *refuse* is told each entry that cannot be read.
+    """
+    refused = 0
+    for path in paths:
+        entries = eventlog.read(path, account=account, now=now)
+        while chunk := list(islice(entries, RECORD_ROWS_MAX)):
+            deliveries = [entry.delivery for entry in chunk if entry.delivery is not None]
+            with database.transaction(made.within) as connection, database.cursor(connection) as cursor:
+                inbox.record(cursor, deliveries)
+            for entry in chunk:
+                if entry.delivery is None:
+                    refused += 1
+                    refuse(entry)
+    return refused
 
 
 def catch_up(made: Shadow) -> int:
@@ -195,7 +227,7 @@ class _Job:
     now: datetime
 
 
-def _rebuild_at_once(made: Shadow, progress: Progress) -> None:
+def _rebuild_at_once(made: Shadow, progress: Progress, sizes: Sizes) -> None:
     with (
         tempfile.TemporaryDirectory(prefix="payfold-rebuild-") as folder,
         database.transaction(made.within) as reading,
@@ -204,9 +236,9 @@ def _rebuild_at_once(made: Shadow, progress: Progress) -> None:
         database.cursor(writing) as writer,
     ):
         reader.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
-        ranges, job = _planned(reader, made, Path(folder))
+        ranges, job = _planned(reader, made, Path(folder), sizes)
         shadow.make_tables(writer, made)
-        with _processes(job, is_alone=len(ranges) * EVENTS_PER_TASK <= EVENTS_ALONE_MAX) as pool:
+        with _processes(job, is_alone=len(ranges) * sizes.per_task <= sizes.alone_max) as pool:
             for at, written in enumerate(_each(pool, _judge_range, ranges), 1):
                 _copy(writer, made, written)
                 progress("Reading events", at, len(ranges))
@@ -218,7 +250,7 @@ def _rebuild_at_once(made: Shadow, progress: Progress) -> None:
         progress("Making indexes", 1, 1)
 
 
-def _planned(reader: Cursor, made: Shadow, folder: Path) -> tuple[list[tuple[int, int]], _Job]:
+def _planned(reader: Cursor, made: Shadow, folder: Path, sizes: Sizes) -> tuple[list[tuple[int, int]], _Job]:
     reader.execute("SELECT pg_export_snapshot(), min(seq), max(seq), count(*) FROM inbox")
     snapshot, first, last, count = reader.fetchone() or ("", None, None, 0)
     reader.execute(
@@ -235,13 +267,13 @@ def _planned(reader: Cursor, made: Shadow, folder: Path) -> tuple[list[tuple[int
         has_inbox=made.has_inbox,
         set_aside={key: reason for key, reason in set_aside.items() if reason is not None},
         folder=folder,
-        files=max(1, min(FILES_MAX, count // EVENTS_PER_FILE + 1)),
+        files=max(1, min(FILES_MAX, count // sizes.per_file + 1)),
         now=datetime.now(UTC),
     )
     if first is None:
         return [], job
     # Numbers have gaps, where a duplicate drew one.
-    width = max(1, (last - first + 1) * EVENTS_PER_TASK // max(count, 1))
+    width = max(1, (last - first + 1) * sizes.per_task // max(count, 1))
     return [(at, min(at + width, last + 1)) for at in range(first, last + 1, width)], job
 
 

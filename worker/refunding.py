@@ -10,6 +10,7 @@ Note [A shared key is locked from both sides]
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
+from psycopg import sql
 from psycopg.rows import dict_row
 
 from schemas.database import Cursor
@@ -44,6 +45,16 @@ def changes(cursor: Cursor, rows: Mapping[Subject, Joined], known: Mapping[Subje
         return []
     with cursor.connection.cursor(row_factory=dict_row) as found:
         found.execute(_AFFECTED, _columns(moved))
+        return [_change(row) for row in found]
+
+
+def untold(cursor: Cursor, *, told_in: str) -> list[dict[str, Any]]:
+    """Return a change for each order whose refunded amount is another than the feed of the schema *told_in* last told.
+
+    It is by the event of the order's row, since no one event is behind it.
+    """
+    with cursor.connection.cursor(row_factory=dict_row) as found:
+        found.execute(sql.SQL(_UNTOLD).format(changes=sql.Identifier(told_in, "changes")))
         return [_change(row) for row in found]
 
 
@@ -118,6 +129,21 @@ FROM last AS l JOIN order_book AS b USING (account, livemode, id)
 LEFT JOIN LATERAL (
     SELECT c.after AS told FROM changes AS c
     WHERE (c.account, c.livemode, c.subject_id) = (l.account, l.livemode, l.id) AND c.kind = 'order.refund_changed'
+    ORDER BY c.seq DESC LIMIT 1
+) AS t ON true
+WHERE b.refunded_amount IS DISTINCT FROM coalesce((t.told ->> 'refunded_amount')::bigint, 0)
+    AND b.refunded_amount IS NOT NULL
+"""
+
+
+_UNTOLD: Final = """
+SELECT
+    b.account, b.livemode, b.id, b.event_id, b.as_of, i.source, b.currency, b.refunded_amount, b.refund_status, t.told
+FROM order_book AS b
+JOIN inbox AS i ON (i.account, i.livemode, i.id) = (b.account, b.livemode, b.event_id)
+LEFT JOIN LATERAL (
+    SELECT c.after AS told FROM {changes} AS c
+    WHERE (c.account, c.livemode, c.subject_id) = (b.account, b.livemode, b.id) AND c.kind = 'order.refund_changed'
     ORDER BY c.seq DESC LIMIT 1
 ) AS t ON true
 WHERE b.refunded_amount IS DISTINCT FROM coalesce((t.told ->> 'refunded_amount')::bigint, 0)

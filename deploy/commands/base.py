@@ -1,18 +1,30 @@
 """What the commands have in common: their options, the database with this release's schema, and exit codes."""
 
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
+from rich.progress import (
+    BarColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from sqlalchemy import Engine, Table, select
 from sqlalchemy.exc import DBAPIError
 
 from deploy import local
-from deploy.output import Format
+from deploy.output import Format, err
 from schemas import database, logs, migrate
-from schemas.errors import ConflictError, MigrationsPendingError, NotFoundError
+from schemas.errors import ConfigurationError, ConflictError, MigrationsPendingError, NotFoundError
 from schemas.settings import Settings
 
 FAILED: Final = 1
@@ -39,6 +51,50 @@ def settings_here() -> Settings:
     settings = local.here(Settings.load())
     logs.configure(settings)
     return settings
+
+
+def bars() -> Progress:
+    """Return the progress of long work, shown in a terminal and nowhere else."""
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=30),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=err,
+        transient=True,
+        disable=not err.is_terminal,
+    )
+
+
+def shown_on(bar: Progress) -> Callable[[str, int, int], None]:
+    """Return what shows each step of long work as a line of *bar*."""
+    tasks: dict[str, TaskID] = {}
+
+    def show(step: str, done: int, total: int) -> None:
+        if step not in tasks:
+            tasks[step] = bar.add_task(step, total=total)
+        bar.update(tasks[step], completed=done, total=total)
+
+    return show
+
+
+def require_readable(file: str) -> None:
+    """Find out before anything is recorded whether a log can be read; a pipe is as good as a file.
+
+    Raises:
+        ConfigurationError: it cannot.
+    """
+    path = Path(file)
+    if file == "-":
+        return
+    if not path.exists():
+        raise ConfigurationError(f"There is no file {file}.")
+    if path.is_dir():
+        raise ConfigurationError(f"{file} is a folder: name the files in it, as {file}/*.")
+    if not os.access(path, os.R_OK):
+        raise ConfigurationError(f"{file} may not be read by this user.")
 
 
 @contextmanager

@@ -1,0 +1,153 @@
+"""``payfold rebuild``: the tables again, from the events alone, and every difference."""
+
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+from rich.progress import Progress
+
+from deploy import output
+from deploy.commands.base import DRIFT, FAILED, FormatOption, bars, opened_database, require_readable, shown_on
+from deploy.output import Format, err
+from schemas.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from worker.difference import Comparison, Difference
+    from worker.eventlog import Entry
+
+DIFFERENCES_SHOWN: Final = 100
+
+app: Final = typer.Typer()
+
+
+@app.command()
+def rebuild(
+    logs: Annotated[
+        list[str] | None,
+        typer.Option("--from", metavar="FILE", help="Fold this log instead of the inbox; may be given several times."),
+    ] = None,
+    swap: Annotated[bool, typer.Option("--swap", help="Bring the live tables to what the rebuild says.")] = False,
+    account: Annotated[str, typer.Option(help="The account of events of the logs that name none.")] = "",
+    limit: Annotated[int, typer.Option(min=0, help="How many differences are listed.")] = DIFFERENCES_SHOWN,
+    form: FormatOption = Format.TABLE,
+) -> None:
+    """Fold the inbox beside the live tables and print every difference; exit 3 if there is one and no --swap."""
+    from worker import rebuild as rebuilding
+    from worker import shadow
+    from worker import swap as swapping
+
+    for file in logs or []:
+        require_readable(file)
+    if logs and swap:
+        raise ConfigurationError(
+            "--swap is for a rebuild of the inbox, since the tables have to be what the inbox says. Bring the logs in"
+            " first, with `payfold replay`."
+        )
+    refused, changes, listed = 0, 0, list["Difference"]()
+    with opened_database() as engine, bars() as bar, shadow.shadow(engine, has_inbox=bool(logs)) as made:
+        if logs:
+            refused = rebuilding.record(made, logs, account=account, now=datetime.now(UTC), refuse=_told_on(bar))
+        rebuilding.rebuild(made, progress=shown_on(bar))
+        if swap:
+            found, changes = swapping.swap(made, tell=at_most(listed, limit))
+        else:
+            found = swapping.compare(made, tell=at_most(listed, limit))
+    _print(found, listed, form, changes=changes if swap else None)
+    if refused:
+        raise typer.Exit(FAILED)
+    if found.drift and not swap:
+        raise typer.Exit(DRIFT)
+
+
+def _told_on(bar: Progress) -> "Callable[[Entry], None]":
+    return lambda entry: bar.console.print(f"{entry.place}: {entry.fault}")
+
+
+def at_most(kept: "list[Difference]", limit: int) -> "Callable[[Difference], None]":
+    """Return what keeps the first *limit* differences that it is told."""
+
+    def keep(difference: "Difference") -> None:
+        if len(kept) < limit:
+            kept.append(difference)
+
+    return keep
+
+
+TALLY: Final = ("table", "live", "rebuilt", "missing", "extra", "different")
+
+
+def tallied(found: "Comparison") -> list[dict[str, Any]]:
+    """Return a row for each table: its rows on both sides, and those that differ."""
+    return [
+        {
+            "table": tally.table,
+            "live": tally.held,
+            "rebuilt": tally.expected,
+            "missing": tally.missing,
+            "extra": tally.extra,
+            "different": tally.different,
+        }
+        for tally in found.tallies
+    ]
+
+
+def money_of(found: "Comparison") -> list[dict[str, Any]]:
+    """Return by how much the live tables hold too much, by table, column and currency."""
+    return [
+        {"table": table, "column": column, "currency": currency, "amount": amount}
+        for (table, column, currency), amount in sorted(found.money.items())
+    ]
+
+
+def _print(found: "Comparison", listed: "Sequence[Difference]", form: Format, *, changes: int | None) -> None:
+    rows = [row_of(difference) for difference in listed]
+    if form is not Format.TABLE:
+        told = {"tables": tallied(found), "money": money_of(found), "differences": rows, "drift": found.drift}
+        output.one(told if changes is None else told | {"swapped": True, "changes": changes}, form)
+        return
+    output.rows(tallied(found), TALLY, form, empty="")
+    if found.drift:
+        output.out.print()
+        output.rows([shown_difference(row) for row in rows], SHOWN, form, empty="")
+    if found.money:
+        output.out.print()
+        output.rows(
+            [{**row, "too much": output.money(row["amount"], row["currency"])} for row in money_of(found)],
+            ("table", "column", "too much"),
+            form,
+            empty="",
+        )
+    if changes is not None:
+        err.print(f"Swapped: {found.drift:,} rows are now what the events say, and {changes:,} changes tell of it.")
+    elif found.drift:
+        err.print(f"{found.drift:,} rows are not what the events say. `payfold rebuild --swap` puts them right.")
+    else:
+        err.print("The tables are what the events say.")
+
+
+SHOWN: Final = ("table", "id", "kind", "column", "live", "rebuilt", "too much")
+
+
+def row_of(difference: "Difference") -> dict[str, Any]:
+    """Return *difference* as it is passed on."""
+    return {
+        "account": difference.account,
+        "livemode": difference.livemode,
+        "table": difference.table,
+        "id": difference.id,
+        "kind": difference.kind,
+        "column": difference.column,
+        "held": difference.held,
+        "expected": difference.expected,
+        "currency": difference.currency,
+        "amount": difference.amount,
+        "at": difference.at,
+    }
+
+
+def shown_difference(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a difference as a person reads it."""
+    amount, currency = row["amount"], row["currency"]
+    too_much = output.money(amount, currency) if amount is not None and currency is not None else None
+    return {**row, "live": row["held"], "rebuilt": row["expected"], "too much": too_much}

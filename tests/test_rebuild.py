@@ -1,0 +1,365 @@
+"""A rebuild says what the live tables say, every edit of them is found and named, and a swap undoes it."""
+
+import random
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from sqlalchemy import BigInteger, Engine, Table, text
+
+from deploy.sandbox.account import Account
+from deploy.sandbox.history import shop_history, tangle
+from schemas import database, observations, tables
+from tests import histories, ledger
+from worker import difference, folds, rebuild, shadow, swap
+from worker.difference import Difference
+from worker.digest import digests
+from worker.rebuild import Sizes
+from worker.shadow import Shadow
+
+SHOP = shop_history(12, 300, money=True)
+EDITS = 500
+MANY_PROCESSES = Sizes(per_file=100, per_task=150, alone_max=0)
+
+
+@pytest.fixture
+def engine(database_url: str) -> Iterator[Engine]:
+    """Return an engine on the empty database."""
+    made = database.engine(database_url, connections_max=9)
+    yield made
+    made.dispose()
+
+
+@pytest.fixture
+def shop(engine: Engine) -> Engine:
+    """Return an engine on the tables of a shop."""
+    ledger.record(engine, [ledger.delivery(event.body) for event in SHOP.events])
+    ledger.fold(engine)
+    return engine
+
+
+def run(engine: Engine, statement: str, **values: object) -> list[tuple[Any, ...]]:
+    """Execute a statement and return what it selects."""
+    with database.transaction(engine) as connection:
+        found = connection.execute(text(statement), values)
+        return [tuple(row) for row in found] if found.returns_rows else []
+
+
+def found_in(made: Shadow) -> list[Difference]:
+    """Return every difference between the live tables and *made*."""
+    told: list[Difference] = []
+    compared = swap.compare(made, tell=told.append)
+    assert bool(told) == bool(compared.drift)
+    return told
+
+
+def set_aside(engine: Engine, event: str) -> None:
+    """Record an operator's word that *event* is to be left aside."""
+    about = {"object": "event", "id": event, "reason": "a test"}
+    word = observations.observe(
+        folds.EVENT_IGNORED, about, account="", livemode=False, created=int(ledger.NOW.timestamp()), now=ledger.NOW
+    )
+    ledger.record(engine, [word])
+
+
+# ---- The same ----
+
+
+@pytest.mark.parametrize("sizes", [Sizes(), MANY_PROCESSES], ids=["one process", "many processes"])
+def test_a_rebuild_is_what_is_there(shop: Engine, sizes: Sizes) -> None:
+    """However the work is divided, every row, every anomaly, every outcome and every mention is the same."""
+    with shadow.shadow(shop) as made:
+        rebuild.rebuild(made, sizes=sizes)
+
+        assert digests(shop, schema=made.schema) == digests(shop)
+        assert found_in(made) == []
+        for name in ("mentions", "outcomes"):
+            assert run(shop, f"SELECT * FROM {made.schema}.{name} EXCEPT SELECT * FROM public.{name}") == []  # noqa: S608
+            assert run(shop, f"SELECT * FROM public.{name} EXCEPT SELECT * FROM {made.schema}.{name}") == []  # noqa: S608
+
+
+def test_tangled_histories(engine: Engine, request: pytest.FixtureRequest) -> None:
+    """What was folded step by step, in whatever order, is what is folded at once, oddities included."""
+    first = random.Random(request.node.nodeid).randrange(10**6)
+    print(f"seeds from {first}")  # noqa: T201 - repeats a failure
+    for seed in range(first, first + 60):
+        bodies = histories.bodies_of(seed)
+        random.Random(seed).shuffle(bodies)
+        ledger.record(engine, [ledger.delivery(body, account=f"acct_{seed}") for body in bodies])
+        ledger.fold(engine, limit=random.Random(seed).randint(1, 40))
+
+    with rebuild.rebuilt(engine) as made:
+        assert digests(engine, schema=made.schema) == digests(engine)
+        assert found_in(made) == []
+
+
+def test_what_is_parked_and_set_aside(shop: Engine) -> None:
+    """An event that is parked or set aside is so in a rebuild too, and one that is pending is left to the workers."""
+    paid = next(event for event in SHOP.events if event.type == "checkout.session.completed")
+    set_aside(shop, paid.id)
+    odd = Account(seed=1).emit("refund.created", {"object": "charge", "id": "ch_odd"})
+    ledger.record(shop, [ledger.delivery(odd.body)])
+    ledger.fold(shop)
+    ledger.record(shop, [ledger.delivery(tangle(3).events[0].body, account="acct_pending")])
+
+    with rebuild.rebuilt(shop) as made:
+        assert found_in(made) == []
+        assert run(shop, f"SELECT count(*) FROM {made.schema}.outcomes WHERE state = 'parked'") == [(1,)]  # noqa: S608
+    assert run(shop, "SELECT count(*) FROM pending") == [(1,)]
+
+
+def test_a_row_that_postgresql_refuses(engine: Engine) -> None:
+    """An event whose row PostgreSQL refuses is parked as it was live; a rebuild then goes step by step."""
+    run(engine, "ALTER TABLE orders ADD CHECK (amount_total < 9000)")
+    ledger.record(engine, [ledger.delivery(event.body) for event in SHOP.events])
+    ledger.fold(engine)
+    assert run(engine, "SELECT count(*) > 0 FROM events WHERE state = 'parked'") == [(True,)]
+
+    with rebuild.rebuilt(engine) as made:
+        assert digests(engine, schema=made.schema) == digests(engine)
+        assert found_in(made) == []
+
+
+def test_what_is_folded_meanwhile(shop: Engine) -> None:
+    """What workers fold while a rebuild runs, and after it, is no difference."""
+    with rebuild.rebuilt(shop) as made:
+        ledger.record(shop, [ledger.delivery(event.body, account="acct_2") for event in tangle(8, money=True).events])
+        ledger.fold(shop)
+        paid = next(event for event in SHOP.events if event.type == "checkout.session.completed")
+        set_aside(shop, paid.id)
+        ledger.fold(shop)
+
+        assert found_in(made) == []
+        assert digests(shop, schema=made.schema) == digests(shop)
+
+
+# ---- Edits ----
+
+
+class Edits:
+    """Random edits of the live tables, each of another row, and what is to be said of them."""
+
+    def __init__(self, engine: Engine, seed: int) -> None:
+        self._engine = engine
+        self._random = random.Random(seed)
+        self.expected: list[tuple[str, str, str, str | None]] = []
+        self._rows: dict[str, list[dict[str, Any]]] = {}
+        for table in tables.PROJECTIONS:
+            rows = ledger.rows(engine, f"SELECT ctid::text AS place, * FROM {table.name}")  # noqa: S608 - our own name
+            self._random.shuffle(rows)
+            self._rows[table.name] = rows
+        self._edits: list[Callable[[Table, dict[str, Any]], bool]] = [
+            self._a_cent,
+            self._a_status,
+            self._a_missing_row,
+            self._an_extra_row,
+            self._a_currency,
+        ]
+
+    def make(self, count: int) -> None:
+        """Make *count* edits."""
+        while len(self.expected) < count:
+            table = self._random.choice([each for each in tables.PROJECTIONS if self._rows[each.name]])
+            row = self._rows[table.name].pop()
+            for edit in self._random.sample(self._edits, len(self._edits)):
+                if edit(table, row):
+                    break
+
+    def _a_cent(self, table: Table, row: dict[str, Any]) -> bool:
+        return self._change(table, row, lambda column: isinstance(column.type, BigInteger), lambda value: value + 1)
+
+    def _a_status(self, table: Table, row: dict[str, Any]) -> bool:
+        return self._change(
+            table, row, lambda column: column.name == "status", lambda value: "open" if value != "open" else "paid"
+        )
+
+    def _a_currency(self, table: Table, row: dict[str, Any]) -> bool:
+        if table.name == "balances":
+            return False  # part of its key: that is a row less and a row more
+        return self._change(
+            table, row, lambda column: column.name == "currency", lambda value: "eur" if value != "eur" else "usd"
+        )
+
+    def _change(
+        self, table: Table, row: dict[str, Any], wanted: Callable[[Any], bool], other: Callable[[Any], Any]
+    ) -> bool:
+        columns = [each.name for each in table.columns if wanted(each) and row[each.name] is not None]
+        if not columns:
+            return False
+        name = self._random.choice(columns)
+        run(
+            self._engine,
+            f"UPDATE {table.name} SET {name} = :value WHERE ctid = CAST(:place AS tid)",  # noqa: S608 - our own names
+            value=other(row[name]),
+            place=row["place"],
+        )
+        self.expected.append((table.name, difference.identity(table, row), "different", name))
+        return True
+
+    def _a_missing_row(self, table: Table, row: dict[str, Any]) -> bool:
+        run(self._engine, f"DELETE FROM {table.name} WHERE ctid = CAST(:place AS tid)", place=row["place"])  # noqa: S608
+        self.expected.append((table.name, difference.identity(table, row), "missing", None))
+        return True
+
+    def _an_extra_row(self, table: Table, row: dict[str, Any]) -> bool:
+        if table.name == "balances":
+            return False
+        names = ", ".join(column.name for column in table.columns)
+        values = names.replace(" id,", f" '{row['id']}_2',").replace("id,", "id,")
+        run(
+            self._engine,
+            f"INSERT INTO {table.name} ({names}) SELECT {values} FROM {table.name} WHERE ctid = CAST(:place AS tid)",  # noqa: S608
+            place=row["place"],
+        )
+        self.expected.append((table.name, f"{row['id']}_2", "extra", None))
+        return True
+
+
+def test_every_edit_is_named(shop: Engine, request: pytest.FixtureRequest) -> None:
+    """Of five hundred random edits each is found and named, a cent or a currency or a row, and nothing else is."""
+    seed = random.Random(request.node.nodeid).randrange(10**6)
+    print(f"seed {seed}")  # noqa: T201 - repeats a failure
+    edits = Edits(shop, seed)
+    edits.make(EDITS)
+
+    with rebuild.rebuilt(shop) as made:
+        named = [(each.table, each.id, each.kind, each.column) for each in found_in(made)]
+
+    assert sorted(map(str, named)) == sorted(map(str, edits.expected))
+    assert len(named) == EDITS
+
+
+def test_money_is_told_by_currency(shop: Engine) -> None:
+    """Differences of money are summed for each currency, a row that changed its currency counting in both."""
+    (one, held), (other, amount) = run(
+        shop, "SELECT id, amount_total FROM orders WHERE currency = 'usd' AND amount_total > 0 ORDER BY id LIMIT 2"
+    )
+    run(shop, "UPDATE orders SET amount_total = amount_total - 7 WHERE id = :id", id=one)
+    run(shop, "UPDATE orders SET currency = 'gbp' WHERE id = :id", id=other)
+
+    told: list[Difference] = []
+    with rebuild.rebuilt(shop) as made:
+        compared = swap.compare(made, tell=told.append)
+
+    assert held > 7
+    assert compared.money["orders", "amount_total", "usd"] == -7 - amount
+    assert compared.money["orders", "amount_total", "gbp"] == amount
+    assert {(each.id, each.column, each.currency, each.amount) for each in told} == {
+        (one, "amount_total", "usd", -7),
+        (other, "currency", None, None),
+    }
+
+
+# ---- Swaps ----
+
+
+def test_a_swap_undoes_every_edit(shop: Engine) -> None:
+    """After a swap the tables are what they were, and so are their places for others: grants, views and indexes."""
+    run(shop, "GRANT SELECT ON orders, order_book TO pg_monitor")
+    run(shop, "CREATE VIEW of_the_shop AS SELECT id, amount_total FROM orders")
+    before = digests(shop)
+    indexes = run(shop, "SELECT indexname, indexdef FROM pg_indexes WHERE schemaname = 'public' ORDER BY 1")
+    changes = run(shop, "SELECT count(*) FROM changes")
+    Edits(shop, 5).make(200)
+    run(shop, "UPDATE anomalies SET resolved_at = now()")
+    assert digests(shop) != before
+
+    with rebuild.rebuilt(shop) as made:
+        found, appended = swap.swap(made)
+        assert found.drift >= 200
+
+    assert digests(shop) == before
+    with rebuild.rebuilt(shop) as made:
+        assert found_in(made) == []
+    assert run(shop, "SELECT indexname, indexdef FROM pg_indexes WHERE schemaname = 'public' ORDER BY 1") == indexes
+    assert run(shop, "SELECT has_table_privilege('pg_monitor', 'orders', 'SELECT')") == [(True,)]
+    assert run(shop, "SELECT sum(amount_total) FROM of_the_shop") == run(shop, "SELECT sum(amount_total) FROM orders")
+    assert run(shop, "SELECT count(*) FROM changes") == [(changes[0][0] + appended,)]
+
+
+def test_a_swap_tells_what_it_moves(shop: Engine) -> None:
+    """The feed hears what a swap brings forward, as a fold would have told it, and each one-shot kind once."""
+    paid = [id_ for (id_,) in run(shop, "SELECT id FROM orders WHERE status = 'paid' ORDER BY id LIMIT 2")]
+    refunded = run(
+        shop,
+        "SELECT id, refunded_amount FROM order_book WHERE refunded_amount > 0 AND status = 'paid' ORDER BY id LIMIT 1",
+    )
+    run(shop, "DELETE FROM changes WHERE subject_id = :id", id=paid[0])
+    run(shop, "UPDATE orders SET status = 'open', paid_at = NULL WHERE id = ANY (:ids)", ids=paid)
+    run(shop, "DELETE FROM changes WHERE subject_id = :id AND kind = 'order.refund_changed'", id=refunded[0][0])
+    (last,) = run(shop, "SELECT coalesce(max(seq), 0) FROM changes")[0]
+
+    with rebuild.rebuilt(shop) as made:
+        swap.swap(made)
+
+    told = ledger.rows(shop, "SELECT * FROM changes WHERE seq > :last ORDER BY seq", last=last)
+    kinds = [(row["subject_id"], row["kind"]) for row in told]
+    assert (paid[0], "order.paid") in kinds
+    assert (paid[1], "order.paid") not in kinds  # told before
+    assert (refunded[0][0], "order.refund_changed") in kinds
+    assert {row["source"] for row in told} <= {"webhook", "replay"}
+    (again,) = (row for row in told if row["kind"] == "order.refund_changed" and row["subject_id"] == refunded[0][0])
+    assert again["after"]["refunded_amount"] == refunded[0][1]
+
+
+@contextmanager
+def going_on(*works: Callable[[], None]) -> Iterator[None]:
+    """Do each of *works* again and again, in a thread of its own, until the block ends; none of them may fail."""
+    is_over, faults = threading.Event(), list[BaseException]()
+
+    def loop(work: Callable[[], None]) -> None:
+        try:
+            while not is_over.is_set():
+                work()
+        except BaseException as fault:  # noqa: BLE001 - raised again below
+            faults.append(fault)
+
+    threads = [threading.Thread(target=loop, args=(work,)) for work in works]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        for thread in threads:
+            thread.join()
+    assert faults == []
+
+
+def test_a_swap_under_load(shop: Engine) -> None:
+    """While deliveries, workers and readers go on, no read fails or sees half a state, and no event is lost."""
+    right = run(shop, "SELECT count(*), sum(amount_total), count(*) FROM orders")[0]
+    run(shop, "UPDATE orders SET amount_total = amount_total + 1")
+    wrong = run(shop, "SELECT count(*), sum(amount_total), count(*) FROM orders")[0]
+    extra = [event for seed in range(20) for event in tangle(seed, money=True).events]
+    seen: list[tuple[Any, ...]] = []
+
+    def read() -> None:
+        seen.extend(
+            run(
+                shop,
+                "SELECT count(*), sum(o.amount_total), count(b.id) FROM orders AS o"
+                " LEFT JOIN order_book AS b USING (account, livemode, id) WHERE o.account = ''",
+            )
+        )
+
+    def record() -> None:
+        if extra:
+            ledger.record(shop, [ledger.delivery(extra.pop().body, account="acct_2")])
+
+    def fold() -> None:
+        ledger.fold(shop, limit=5)
+
+    with going_on(read, read, record, fold, fold):
+        for _ in range(4):
+            with rebuild.rebuilt(shop) as made:
+                swap.swap(made)
+    ledger.fold(shop)
+
+    assert right != wrong
+    assert set(seen) == {wrong, right}
+    assert run(shop, "SELECT count(*) FROM events WHERE state = 'pending'") == [(0,)]
+    with rebuild.rebuilt(shop) as made:
+        assert found_in(made) == []

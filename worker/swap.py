@@ -1,0 +1,240 @@
+"""Brings the live tables to what a rebuild says, and tells the change feed what that moved.
+
+Note [A swap writes the difference]
+    To rename the rebuilt tables into the live ones' place would lock out every reader for a moment, and would
+    show a reader whose transaction is older an empty table, or one half of the old state and one of the new:
+    PostgreSQL does not undo a renaming for whoever looks at an earlier moment. So the rows that differ are
+    written, in one transaction: no reader waits, or sees anything but the one state or the other; and indexes,
+    views and grants, those of others among them, are what they were. Folding waits meanwhile, recording does not.
+"""
+
+import random
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import msgspec
+import psycopg
+from psycopg import sql
+from sqlalchemy import Table
+
+from schemas import database, tables
+from schemas.database import Cursor
+from schemas.errors import ConflictError
+from worker import difference, folds, projection, rebuild, refunding, stock
+from worker.difference import Comparison, Difference, Pair
+from worker.shadow import REPLACED, Shadow
+
+LOCK_SECONDS_MAX: Final = 5
+"""So long one try waits for folding to pause: longer than a batch takes."""
+TRIES_MAX: Final = 12
+CHANGES_AT_ONCE: Final = 500
+
+
+def compare(made: Shadow, *, tell: Callable[[Difference], None]) -> Comparison:
+    """Compare the live tables with *made* as of one moment, at which both have folded the same events.
+
+    What *made* has from an inbox of its own is compared as it is.
+    """
+    with _held(made) as cursor:
+        return difference.compare(cursor, made, tell=tell)
+
+
+def swap(made: Shadow, *, tell: Callable[[Difference], None] = lambda _: None) -> tuple[Comparison, int]:
+    """Bring the live tables to *made*, in one transaction; return what differed, and how many changes tell of it.
+
+    *tell* is told each difference that there was.
+
+    Raises:
+        ConflictError: when folding does not pause in time; nothing has changed then.
+    """
+    with _held(made) as cursor:
+        implied = _Implied(cursor, made)
+        found = difference.compare(cursor, made, tell=tell, pair=implied.add)
+        implied.flush()
+        implied.add_refunds()
+        for table in REPLACED:
+            _write(cursor, made, table)
+        _settle_anomalies(cursor, made)
+        return found, _append(cursor, made)
+
+
+@contextmanager
+def _held(made: Shadow) -> Iterator[Cursor]:
+    """Let folding pause, and *made* catch up with what was folded, for as long as the block takes."""
+    for last in range(TRIES_MAX, 0, -1):
+        if not made.has_inbox:
+            rebuild.catch_up(made)
+        with database.transaction(made.engine) as connection, database.cursor(connection) as cursor:
+            if not _pause(cursor, is_last=last == 1):
+                continue
+            seqs = [] if made.has_inbox else rebuild.lacking(cursor, made)
+            if len(seqs) > rebuild.CATCH_UP_EVENTS and last > 1:
+                continue
+            _catch_up_here(cursor, made, seqs)
+            yield cursor
+            return
+    raise ConflictError("Folding is too busy to be compared with: try again, or at a quieter time.")
+
+
+def _pause(cursor: Cursor, *, is_last: bool) -> bool:
+    """Keep others from folding until the transaction ends; False where they did not let us in time."""
+    cursor.execute(sql.SQL("SET LOCAL lock_timeout = {}").format(sql.Literal(f"{LOCK_SECONDS_MAX}s")))
+    try:
+        with cursor.connection.transaction():
+            projection.keep_others_from_folding(cursor)
+    except psycopg.errors.LockNotAvailable:
+        if is_last:
+            raise ConflictError(
+                "Folding did not pause in time: is a transaction left open? Nothing has changed; try again."
+            ) from None
+        time.sleep(random.uniform(0.05, 0.5))  # noqa: S311 - jitter
+        return False
+    return True
+
+
+def _catch_up_here(cursor: Cursor, made: Shadow, seqs: list[int]) -> None:
+    """Fold *seqs* in *made* within the transaction that keeps others from folding."""
+    if not seqs:
+        return
+    cursor.execute(made.path())
+    rebuild.queue(cursor, seqs)
+    while claimed := projection.claim(cursor, limit=projection.FOLD_BATCH_MAX):
+        projection.project(cursor, claimed, now=datetime.now(UTC))
+    cursor.execute(sql.SQL("SET LOCAL search_path = {}").format(sql.Identifier(made.live)))
+    rebuild.take_over_attempts(cursor, made)
+
+
+class _Implied:
+    """The changes that follow from the rows that differ; they are gathered beside the live ones."""
+
+    def __init__(self, cursor: Cursor, made: Shadow) -> None:
+        self._cursor = cursor
+        self._made = made
+        self._found: list[dict[str, Any]] = []
+        cursor.execute(sql.SQL("TRUNCATE {}").format(sql.Identifier(made.schema, "changes")))
+
+    def add(self, pair: Pair) -> None:
+        """Note what a consumer wants to hear of a row that appears or changes."""
+        shape = folds.SHAPES.get(pair.table.name)
+        if shape is None or pair.expected is None:
+            return
+        self._found += [
+            {
+                "account": pair.expected["account"],
+                "livemode": pair.expected["livemode"],
+                "subject": shape.subject,
+                "subject_id": difference.identity(pair.table, pair.expected).split(" ")[0],
+                "kind": change.kind,
+                "event_id": pair.expected["event_id"],
+                "at": pair.expected["as_of"],
+                "before": change.before,
+                "after": change.after,
+            }
+            for change in shape.changes(pair.held, pair.expected)
+        ]
+        if len(self._found) >= CHANGES_AT_ONCE:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what was gathered."""
+        if not self._found:
+            return
+        self._within(lambda: stock.add_lines(self._cursor, self._found))
+        self._cursor.execute(
+            sql.SQL(
+                """
+                INSERT INTO {made} (account, livemode, subject, subject_id, kind, event_id, source, at, before, after)
+                SELECT c.account, c.livemode, c.subject, c.subject_id, c.kind, c.event_id, i.source, c.at, c.before,
+                    c.after
+                FROM json_populate_recordset(NULL::{made}, %s) AS c
+                JOIN {inbox} AS i ON (i.account, i.livemode, i.id) = (c.account, c.livemode, c.event_id)
+                ON CONFLICT DO NOTHING
+                """
+            ).format(made=sql.Identifier(self._made.schema, "changes"), inbox=sql.Identifier(self._made.live, "inbox")),
+            (msgspec.json.encode(self._found).decode(),),
+        )
+        self._found.clear()
+
+    def add_refunds(self) -> None:
+        """Note the orders whose refunded amount is then another than was last told."""
+        self._within(lambda: self._found.extend(refunding.untold(self._cursor, told_in=self._made.live)))
+        self.flush()
+
+    def _within(self, work: Callable[[], None]) -> None:
+        self._cursor.execute(self._made.path())
+        work()
+        self._cursor.execute(sql.SQL("SET LOCAL search_path = {}").format(sql.Identifier(self._made.live)))
+
+
+def _write(cursor: Cursor, made: Shadow, table: Table) -> None:
+    """Write the rows of *table* that differ, and delete those that are not expected."""
+    key = difference.key_of(table)
+    names = [column.name for column in table.columns]
+    others = [name for name in names if name not in key]
+    held, expected = sql.Identifier(made.live, table.name), sql.Identifier(made.schema, table.name)
+    keys = sql.SQL(", ").join(map(sql.Identifier, key))
+    same = sql.SQL(" AND ").join(sql.SQL("h.{0} = e.{0}").format(sql.Identifier(name)) for name in key)
+    cursor.execute(
+        sql.SQL("DELETE FROM {held} AS h WHERE NOT EXISTS (SELECT FROM {expected} AS e WHERE {same})").format(
+            held=held, expected=expected, same=same
+        )
+    )
+    update = (
+        sql.SQL("UPDATE SET ({}) = ROW ({})").format(
+            sql.SQL(", ").join(map(sql.Identifier, others)),
+            sql.SQL(", ").join(sql.Identifier("excluded", name) for name in others),
+        )
+        if others
+        else sql.SQL("NOTHING")
+    )
+    cursor.execute(
+        sql.SQL(
+            "INSERT INTO {held} ({names}) SELECT {values} FROM {expected} AS e LEFT JOIN {held} AS h USING ({keys})"
+            " WHERE {distinct} ON CONFLICT ({keys}) DO {update}"
+        ).format(
+            held=held,
+            expected=expected,
+            names=sql.SQL(", ").join(map(sql.Identifier, names)),
+            values=sql.SQL(", ").join(sql.Identifier("e", name) for name in names),
+            keys=keys,
+            distinct=difference.distinct(table),
+            update=update,
+        )
+    )
+
+
+def _settle_anomalies(cursor: Cursor, made: Shadow) -> None:
+    """Put in force the anomalies that *made* has, and resolve the others."""
+    held, expected = sql.Identifier(made.live, "anomalies"), sql.Identifier(made.schema, "anomalies")
+    cursor.execute(
+        sql.SQL(
+            "UPDATE {held} AS h SET resolved_at = now() WHERE resolved_at IS NULL AND NOT EXISTS"
+            " (SELECT FROM {expected} AS e WHERE (e.account, e.livemode, e.id) = (h.account, h.livemode, h.id)"
+            " AND e.resolved_at IS NULL)"
+        ).format(held=held, expected=expected)
+    )
+    names = sql.SQL(", ").join(sql.Identifier(column.name) for column in tables.anomalies.columns)
+    cursor.execute(
+        sql.SQL(
+            "INSERT INTO {held} AS h ({names}) SELECT {names} FROM {expected} WHERE resolved_at IS NULL"
+            " ON CONFLICT (account, livemode, id) DO UPDATE SET resolved_at = NULL WHERE h.resolved_at IS NOT NULL"
+        ).format(held=held, expected=expected, names=names)
+    )
+
+
+def _append(cursor: Cursor, made: Shadow) -> int:
+    """Append the changes that were gathered, in the order of their times, and return how many."""
+    projection.keep_others_from_appending(cursor)
+    columns = sql.SQL("account, livemode, subject, subject_id, kind, event_id, source, at, before, after")
+    cursor.execute(
+        sql.SQL(
+            "INSERT INTO {live} ({columns}) SELECT {columns} FROM {made} ORDER BY at, subject, subject_id, seq"
+            " ON CONFLICT DO NOTHING"
+        ).format(
+            live=sql.Identifier(made.live, "changes"), made=sql.Identifier(made.schema, "changes"), columns=columns
+        )
+    )
+    return cursor.rowcount

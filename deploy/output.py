@@ -77,6 +77,11 @@ def one(row: Mapping[str, Any], form: Format) -> None:
         )
 
 
+def plain(value: object) -> Any:  # noqa: ANN401 - JSON values
+    """Return *value* as whoever reads its JSON gets it."""
+    return msgspec.json.decode(_json(value))
+
+
 def _json(value: object) -> str:
     return msgspec.json.encode(_in_utc(value)).decode()
 

@@ -23,6 +23,7 @@ EXPIRE_SESSIONS: Final = "payfold.expire_sessions"
 POLL_SESSIONS: Final = "payfold.poll_sessions"
 FETCH: Final = "payfold.fetch"
 FILL_GAPS: Final = "payfold.fill_gaps"
+RECONCILE: Final = "payfold.reconcile"
 FOLD_QUEUE: Final = "fold"
 STRIPE_QUEUE: Final = "stripe"
 

@@ -167,6 +167,12 @@ class Settings(BaseSettings):
     payfold_gap_seconds: int = Field(
         600, ge=1, le=86_400, description="how often Stripe is asked for events that never came", examples=["600"]
     )
+    payfold_reconcile_at: str | None = Field(
+        None,
+        pattern="^([01][0-9]|2[0-3]):[0-5][0-9]$",
+        description="when the tables are reconciled each day, as HH:MM in UTC; never unless set",
+        examples=["03:30"],
+    )
     payfold_sweep_seconds: int = Field(
         5,
         ge=1,

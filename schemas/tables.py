@@ -36,6 +36,7 @@ OUTCOMES: Final = ("folded", "ignored", "parked")
 STATES: Final = ("pending", *OUTCOMES)
 ORDER_STATUSES: Final = ("open", "processing", "paid", "failed", "expired", "complete")
 CALL_PURPOSES: Final = ("expire", "session", "ledger", "credit_note", "object", "event")
+RECONCILED: Final = ("ok", "drift")
 STRIPE_JOBS: Final = ("expire_sessions", "poll_sessions", "fetch", "fill_gaps")
 
 
@@ -553,6 +554,20 @@ order_book = Table(
     Column("credited_amount", BigInteger),
     Column("disputed_amount", BigInteger),
     Column("refund_status", Text),
+)
+
+reconciliations = Table(
+    "reconciliations",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    _moment("started_at", nullable=False),
+    _moment("finished_at", nullable=False),
+    Column("outcome", Text, nullable=False),
+    Column("checks", ARRAY(Text), nullable=False),
+    # How many differences there were; which they were is not kept.
+    Column("drift", BigInteger, nullable=False),
+    Column("result", JSONB, nullable=False),
+    _one_of("outcome", RECONCILED),
 )
 
 PROJECTIONS: Final = (

@@ -137,6 +137,14 @@ def database_url(services: Services, template_database: str) -> Iterator[str]:
 
 
 @pytest.fixture
+def another_database_url(services: Services, template_database: str) -> Iterator[str]:
+    """Return the URL of a second one, for the tests that compare two."""
+    name = f"payfold_test_{secrets.token_hex(4)}"
+    with _database(services.database_url, name, template_database):
+        yield _at_database(services.database_url, name)
+
+
+@pytest.fixture
 def redis_url(services: Services, worker_id: str) -> str:
     """Return the URL of an empty logical database that no other process of the run uses."""
     number = 1 if worker_id == "master" else int(worker_id.removeprefix("gw")) + 2

@@ -28,7 +28,7 @@ _MONEY: Final = {
 }
 _CURRENCY_OF: Final = {"presentment_amount": "presentment_currency"}
 """Where an amount's currency is not the row's own."""
-_MAIN_AMOUNTS: Final = ("amount_total", "total", "amount")
+MAIN_AMOUNTS: Final = ("amount_total", "total", "amount")
 """What a row that is missing or extra is worth, by the first of these that it has."""
 
 
@@ -177,7 +177,7 @@ def differences(pair: Pair) -> list[Difference]:
         "at": row.get("created") or row["as_of"],
     }
     if pair.held is None or pair.expected is None:
-        worth = next((row[name] for name in _MAIN_AMOUNTS if row.get(name) is not None), None)
+        worth = next((row[name] for name in MAIN_AMOUNTS if row.get(name) is not None), None)
         sign = 1 if pair.expected is None else -1
         return [
             Difference(**world, currency=row.get("currency"), amount=sign * worth if isinstance(worth, int) else None)

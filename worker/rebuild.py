@@ -72,19 +72,24 @@ class Sizes:
     alone_max: int = 30_000
 
 
-def _nobody(_: str, __: int, ___: int) -> None:
-    pass
+USUAL: Final = Sizes()
+IN_ONE_PROCESS: Final = Sizes(alone_max=2**63)
+"""For a worker, which is not to take every core from those who fold."""
+
+
+def nobody(_step: str, _done: int, _total: int) -> None:
+    """Be told of progress, and tell nobody."""
 
 
 @contextmanager
-def rebuilt(engine: Engine, *, progress: Progress = _nobody) -> Iterator[Shadow]:
+def rebuilt(engine: Engine, *, progress: Progress = nobody) -> Iterator[Shadow]:
     """Fold every event that has an outcome into a schema of its own, yield that, then drop it."""
     with shadow.shadow(engine) as made:
         rebuild(made, progress=progress)
         yield made
 
 
-def rebuild(made: Shadow, *, progress: Progress = _nobody, sizes: Sizes = Sizes()) -> None:
+def rebuild(made: Shadow, *, progress: Progress = nobody, sizes: Sizes = USUAL) -> None:
     """Fill *made* from its own inbox, or from the events of the live one that have an outcome."""
     try:
         _rebuild_at_once(made, progress, sizes)
@@ -101,7 +106,7 @@ def rebuild(made: Shadow, *, progress: Progress = _nobody, sizes: Sizes = Sizes(
 
 
 @contextmanager
-def refolded(engine: Engine, *, seed: int, progress: Progress = _nobody) -> Iterator[str]:
+def refolded(engine: Engine, *, seed: int, progress: Progress = nobody) -> Iterator[str]:
     """Let the projection fold the inbox in an order drawn from *seed*, yield the schema of it, then drop that."""
     chance = random.Random(seed)  # noqa: S311 - an order to be repeated, not a secret
     with shadow.shadow(engine) as made:
@@ -140,7 +145,7 @@ def catch_up(made: Shadow) -> int:
     """Fold what the live tables have folded since *made* was filled, and return how many events that was."""
     with database.transaction(made.engine) as connection, database.cursor(connection) as cursor:
         seqs = lacking(cursor, made)
-    _fold_in_steps(made, [seqs[at : at + CATCH_UP_EVENTS] for at in range(0, len(seqs), CATCH_UP_EVENTS)], _nobody)
+    _fold_in_steps(made, [seqs[at : at + CATCH_UP_EVENTS] for at in range(0, len(seqs), CATCH_UP_EVENTS)], nobody)
     _take_over_attempts(made)
     return len(seqs)
 

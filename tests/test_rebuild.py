@@ -13,6 +13,7 @@ from deploy.sandbox.account import Account
 from deploy.sandbox.history import shop_history, tangle
 from schemas import database, observations, tables
 from tests import histories, ledger
+from tests.command import payfold
 from worker import difference, folds, rebuild, shadow, swap
 from worker.difference import Difference
 from worker.digest import digests
@@ -363,3 +364,24 @@ def test_a_swap_under_load(shop: Engine) -> None:
     assert run(shop, "SELECT count(*) FROM events WHERE state = 'pending'") == [(0,)]
     with rebuild.rebuilt(shop) as made:
         assert found_in(made) == []
+
+
+# ---- The command ----
+
+
+def test_the_command(shop: Engine, database_url: str) -> None:
+    """It lists as many differences as are asked for, counts all, hides what is personal, and ends with 3 on any."""
+    run(shop, "UPDATE orders SET amount_total = amount_total + 1, customer_email = 'someone@example.com'")
+    (orders,) = run(shop, "SELECT count(*) FROM orders")[0]
+
+    ran = payfold("rebuild", "--limit", "2", "--format", "json", DATABASE_URL=database_url)
+    table = payfold("rebuild", DATABASE_URL=database_url)
+    swapped = payfold("rebuild", "--swap", "--format", "json", DATABASE_URL=database_url)
+
+    assert (ran.code, ran.json["drift"], len(ran.json["differences"])) == (3, orders, 2)
+    assert {each["column"] for each in ran.json["differences"]} == {"amount_total", "customer_email"}
+    assert {(each["table"], each["column"]) for each in ran.json["money"]} == {("orders", "amount_total")}
+    assert (table.code, "payfold rebuild --swap" in table.err) == (3, True)
+    assert "someone@example.com" not in ran.out + table.out + table.err
+    assert (swapped.code, swapped.json["swapped"], swapped.json["drift"]) == (0, True, orders)
+    assert payfold("rebuild", DATABASE_URL=database_url).code == 0

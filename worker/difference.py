@@ -21,8 +21,10 @@ EXTRA: Final = "extra"
 DIFFERENT: Final = "different"
 
 _MONEY: Final = {
-    table.name: tuple(
-        column.name for column in table.columns if isinstance(column.type, BigInteger) and column.name != "quantity"
+    str(table.name): tuple(
+        str(column.name)
+        for column in table.columns
+        if isinstance(column.type, BigInteger) and column.name != "quantity"
     )
     for table in tables.PROJECTIONS
 }
@@ -30,6 +32,13 @@ _CURRENCY_OF: Final = {"presentment_amount": "presentment_currency"}
 """Where an amount's currency is not the row's own."""
 MAIN_AMOUNTS: Final = ("amount_total", "total", "amount")
 """What a row that is missing or extra is worth, by the first of these that it has."""
+
+
+PERSONAL: Final = frozenset(
+    ("customer_email", "description", "email", "memo", "metadata", "name", "recovery_url", "shipping")
+)
+"""Columns of which only that they differ is told: what a comparison comes to is kept, and goes from hand to hand."""
+HIDDEN: Final = "(hidden)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +113,7 @@ def compare(
     """Compare the live tables with those of *made*; *tell* is told each difference, *pair* each pair of rows."""
     found = Comparison()
     for table in sorted(tables.PROJECTIONS, key=lambda each: each.name):
-        tally = Tally(table.name, _count(cursor, made.live, table), _count(cursor, made.schema, table))
+        tally = Tally(str(table.name), _count(cursor, made.live, table), _count(cursor, made.schema, table))
         for each in _pairs(cursor, made, table):
             pair(each)
             setattr(tally, each.kind, getattr(tally, each.kind) + 1)
@@ -147,7 +156,7 @@ def _pairs(cursor: Cursor, made: Shadow, table: Table) -> Iterator[Pair]:
             sql.SQL("coalesce(h.{0}, e.{0})").format(sql.Identifier(name)) for name in key_of(table)
         ),
     )
-    names = [column.name for column in table.columns]
+    names = [str(column.name) for column in table.columns]
     with cursor.connection.cursor("differences", binary=True) as rows:
         rows.itersize = ROWS_READ
         rows.execute(statement)
@@ -169,7 +178,7 @@ def differences(pair: Pair) -> list[Difference]:
     """Return each way in which the two rows differ: one where there is only one of them, else one for each column."""
     row = pair.held or pair.expected or {}
     world: dict[str, Any] = {
-        "table": pair.table.name,
+        "table": str(pair.table.name),
         "kind": pair.kind,
         "account": row["account"],
         "livemode": row["livemode"],
@@ -183,10 +192,21 @@ def differences(pair: Pair) -> list[Difference]:
             Difference(**world, currency=row.get("currency"), amount=sign * worth if isinstance(worth, int) else None)
         ]
     return [
-        Difference(**world, column=name, held=pair.held[name], expected=pair.expected[name], **_by_how_much(pair, name))
+        Difference(
+            **world,
+            column=name,
+            held=told(name, pair.held[name]),
+            expected=told(name, pair.expected[name]),
+            **_by_how_much(pair, name),
+        )
         for name in pair.held
         if pair.held[name] != pair.expected[name]
     ]
+
+
+def told(column: str | None, value: object) -> object:
+    """Return *value* as it may be told of a column."""
+    return HIDDEN if column in PERSONAL and value is not None else value
 
 
 def _by_how_much(pair: Pair, name: str) -> dict[str, Any]:
@@ -205,7 +225,7 @@ def _add_money(money: Counter[tuple[str, str, str]], pair: Pair) -> None:
         for row, sign in ((pair.held, 1), (pair.expected, -1)):
             currency = row.get(_CURRENCY_OF.get(name, "currency")) if row is not None else None
             if row is not None and currency is not None and row[name]:
-                money[pair.table.name, name, currency] += sign * row[name]
+                money[str(pair.table.name), str(name), currency] += sign * row[name]
 
 
 def _compare_anomalies(cursor: Cursor, made: Shadow, tell: Callable[[Difference], None]) -> Tally:

@@ -56,7 +56,9 @@ def tables_of(bodies: Iterable[bytes], *, account: str = "") -> dict[Subject, Ro
         ordered, twins = ordered_with_twins(several)
         found[subject] = joined(ordered)
         shape = folds.SHAPES[subject.table]
-        for child in children(shape, [step for step in ordered if step.event_id not in twins]):
+        real = [step for step in ordered if step.event_id not in twins]
+        # One alone of two that tell one state may list the parts.
+        for child in children(shape, ordered if shape.child_of is None else real):
             found[Subject(shape.child, subject.account, subject.livemode, str(child["id"]))] = child
     return found
 

@@ -472,6 +472,20 @@ def test_lines_are_those_that_were_listed_last(engine: Engine, account: Account)
         ]
 
 
+def test_lines_that_are_read_in_the_second_of_an_event(engine: Engine, account: Account) -> None:
+    """An observation that tells the state of an event in its very second, and the lines beside, is heard."""
+    session = account.open_session(amount=500)
+    account.advance(60)
+    account.complete(session)
+    same = seen(account, session, line_items=listed([item(1)]))
+    for order in permutations((account.events[-1].body, same)):
+        ledger.clear(engine)
+        ledger.take_in(engine, *order)
+
+        assert lines_of(engine) == [("li_1", "price_1", "prod_1", 1, 500)]
+        assert ledger.rows(engine, "SELECT lines_complete FROM orders") == [{"lines_complete": True}]
+
+
 def test_a_first_page_of_lines_says_nothing(engine: Engine, account: Account) -> None:
     """Lines that are not all are not kept, and do not undo those that were."""
     session = account.open_session()

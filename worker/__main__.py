@@ -31,6 +31,7 @@ def start(app: Celery, settings: Settings) -> None:
         _log.info(
             "stripe.idle", reason="STRIPE_API_KEY is not set, so nothing is asked of Stripe and nothing expired there"
         )
+    if not settings.api_keys and settings.payfold_reconcile_at is None:
         _take(app, FOLD_QUEUE, STRIPE_QUEUE)
         return
     parent = os.getpid()

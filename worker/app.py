@@ -7,15 +7,18 @@ from typing import Final
 
 import structlog
 from celery import Celery
+from celery.schedules import crontab
 from sqlalchemy import Engine
 
 from schemas import broker
 from schemas.database import cursor, transaction
-from schemas.errors import DatabaseAway
+from schemas.errors import ConflictError, DatabaseAway
 from schemas.settings import Settings
 from schemas.stripe_api import StripeApi
 from worker import discovery, expiry, fetches, gaps, projection, timekeeping
+from worker import reconcile as reconciling
 from worker.acting import THREADS, Desk, Round
+from worker.rebuild import IN_ONE_PROCESS
 
 FOLD_SECONDS_MAX: Final = 5.0
 """A fold task ends after this and wakes its successor, so that a worker asked to stop never takes long."""
@@ -52,6 +55,21 @@ def create(settings: Settings, engine: Engine) -> Celery:
     desk = Desk(engine, StripeApi(settings, broker.redis(settings)), settings)
     for name, run_once in _STRIPE_TASKS.items():
         _add_stripe_task(app, name, run_once, desk)
+
+    @app.task(name=broker.RECONCILE, shared=False)
+    def reconcile(**_: object) -> int:
+        """Hold the tables against money's rules and a rebuild, keep what came of it, and say so loudly on drift."""
+        try:
+            result = reconciling.run(
+                engine, (reconciling.RULES, reconciling.REBUILD), reconciling.Wanted(sizes=IN_ONE_PROCESS)
+            )
+        except (DatabaseAway, ConflictError) as error:
+            _log.warning("reconcile.postponed", reason=str(error) or "PostgreSQL is away")
+            return 0
+        drift = int(result["drift_total"])
+        (_log.error if drift else _log.info)("reconcile.done", run=result["run"]["id"], drift=drift)
+        return drift
+
     app.conf.beat_schedule = _timetable(settings)
     return app
 
@@ -95,6 +113,14 @@ def _timetable(settings: Settings) -> dict[str, dict[str, object]]:
         found["fetch"] = entry(broker.FETCH, settings.payfold_fetch_seconds, broker.STRIPE_QUEUE)
         found["poll"] = entry(broker.POLL_SESSIONS, settings.payfold_poll_seconds, broker.STRIPE_QUEUE)
         found["gaps"] = entry(broker.FILL_GAPS, settings.payfold_gap_seconds, broker.STRIPE_QUEUE)
+    if settings.payfold_reconcile_at is not None:
+        hour, minute = settings.payfold_reconcile_at.split(":")
+        # Not among what is folded, which it would hold up.
+        found["reconcile"] = {
+            "task": broker.RECONCILE,
+            "schedule": crontab(hour=hour, minute=minute),
+            "options": {"queue": broker.STRIPE_QUEUE, "expires": 3600},
+        }
     return found
 
 

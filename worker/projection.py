@@ -258,7 +258,7 @@ def _mention(cursor: Cursor, events: Sequence[Event], facts: dict[Subject, list[
 
 
 def _join(cursor: Cursor, facts: dict[Subject, list[Facts]], anew: set[Subject]) -> _Saved:
-    known = _load(cursor, facts.keys() | anew)
+    known = load(cursor, facts.keys() | anew)
     joined: dict[Subject, Joined] = {}
     refold = set(anew)
     for subject in facts.keys() - anew:
@@ -272,7 +272,7 @@ def _join(cursor: Cursor, facts: dict[Subject, list[Facts]], anew: set[Subject])
         else:
             joined[subject] = result
     gone = []
-    for subject, all_facts in _facts_of(cursor, refold, facts).items():
+    for subject, all_facts in facts_of(cursor, refold, facts).items():
         result = join.fold_all(folds.SHAPES[subject.table], all_facts)
         if result is not None:
             joined[subject] = result
@@ -281,7 +281,7 @@ def _join(cursor: Cursor, facts: dict[Subject, list[Facts]], anew: set[Subject])
     return _Saved(joined, known, gone)
 
 
-def _load(cursor: Cursor, subjects: Iterable[Subject]) -> dict[Subject, Row]:
+def load(cursor: Cursor, subjects: Iterable[Subject]) -> dict[Subject, Row]:
     """Return the rows at rest, without those that are not there."""
     found: dict[Subject, Row] = {}
     for table, keys in _by_table(subjects).items():
@@ -333,9 +333,7 @@ def _columns_of(subjects: Iterable[Subject]) -> tuple[list[str], list[bool], lis
     return [key.account for key in keys], [key.livemode for key in keys], [key.source for key in keys]
 
 
-def _facts_of(
-    cursor: Cursor, subjects: set[Subject], at_hand: dict[Subject, list[Facts]]
-) -> dict[Subject, list[Facts]]:
+def facts_of(cursor: Cursor, subjects: set[Subject], at_hand: dict[Subject, list[Facts]]) -> dict[Subject, list[Facts]]:
     """Return all that the inbox says of *subjects*, but for what is parked or set aside."""
     found: dict[Subject, list[Facts]] = {subject: [] for subject in subjects}
     if not subjects:
@@ -498,7 +496,9 @@ def _note_anomalies(cursor: Cursor, saved: _Saved, now: datetime) -> None:
 
 def anomaly_rows(subject: Subject, joined: Joined, now: datetime) -> list[dict[str, Any]]:
     """Return the rows by which the table tells what is wrong with a row; *now* is when that was seen."""
-    return [_anomaly_row(subject, joined.row, anomaly, now) for anomaly in joined.anomalies]
+    rows = [_anomaly_row(subject, joined.row, anomaly, now) for anomaly in joined.anomalies]
+    # The same may be wrong twice, as a ledger's chain may be broken by the same amount in two places.
+    return list({row["id"]: row for row in rows}.values())
 
 
 def _anomaly_row(subject: Subject, row: Row, anomaly: Anomaly, now: datetime) -> dict[str, Any]:

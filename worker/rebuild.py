@@ -446,8 +446,7 @@ def _join_file(number: int) -> dict[str, Path]:
         rows[subject.table].add_row(joined.row)
         for child in joined.children:
             rows[folds.SHAPES[subject.table].child].add_row(child)
-        found = {row["id"]: row for row in projection.anomaly_rows(subject, joined, job.now)}
-        for anomaly in found.values():
+        for anomaly in projection.anomaly_rows(subject, joined, job.now):
             rows[tables.anomalies.name].add_row(anomaly)
     return {name: path for each in rows.values() for name, path in each.written().items()}
 

@@ -32,7 +32,7 @@ def sessions_expire(
     """Expire the open sessions that are stale, now; by our clock where no key serves them."""
     from worker import expiry
 
-    with _desk(wants_key=False) as desk:
+    with opened_desk(wants_key=False) as desk:
         if dry_run:
             found = expiry.listed(desk)
             output.rows(found, expiry.LISTED, form, empty="No open session is stale.")
@@ -45,7 +45,7 @@ def sessions_poll(form: FormatOption = Format.TABLE) -> None:
     """Ask Stripe for its open sessions, now, and record those that are not known."""
     from worker import discovery
 
-    with _desk() as desk:
+    with opened_desk() as desk:
         _act(desk, discovery.run_once, form, "Asking for open sessions")
 
 
@@ -61,12 +61,12 @@ def gaps_fill(
     from worker import gaps
 
     start = utc(since)
-    with _desk() as desk:
+    with opened_desk() as desk:
         _act(desk, lambda desk: gaps.run_once(desk, since=start), form, "Asking for events that never came")
 
 
 @contextmanager
-def _desk(*, wants_key: bool = True) -> Iterator["Desk"]:
+def opened_desk(*, wants_key: bool = True) -> Iterator["Desk"]:
     """Yield what the jobs at Stripe need, with a key."""
     from schemas import broker
     from schemas.stripe_api import StripeApi

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Final, TextIO
 
 import typer
-from sqlalchemy import Connection, Select, func, select
+from sqlalchemy import Connection, ScalarSelect, Select, func, select
 
 from deploy import local, output
 from deploy.commands.base import FAILED, MIGRATIONS_PENDING, FormatOption, first_line, opened_database, settings_here
@@ -203,7 +203,19 @@ def _status_query(fold_version: int) -> Select[Any]:
         .scalar_subquery()
         .label("last_event_received_at"),
         select(func.max(tables.changes.c.seq)).scalar_subquery().label("last_change_seq"),
+        _last_reconciliation().label("reconciled"),
     )
+
+
+def _last_reconciliation() -> ScalarSelect[Any]:
+    runs = tables.reconciliations
+    told = func.format(
+        "%s: %s, %s differences",
+        func.to_char(runs.c.finished_at.op("AT TIME ZONE")("UTC"), "YYYY-MM-DD HH24:MI"),
+        runs.c.outcome,
+        runs.c.drift,
+    )
+    return select(told).order_by(runs.c.id.desc()).limit(1).scalar_subquery()
 
 
 def _stripe_status(connection: Connection) -> str:

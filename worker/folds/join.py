@@ -128,7 +128,9 @@ def fold_all(shape: Shape, facts: Iterable[Facts]) -> Joined | None:
     row = {name: value for name, value in row.items() if not name.startswith(BEYOND)}
     if ambiguous:
         anomalies.append(Anomaly(AMBIGUOUS_ORDER, {"as_of": row["as_of"]}))
-    return Joined(row, tuple(anomalies), _children(shape, real), source, is_whole=True, replace_all=True)
+    # Twins tell one step, and so one child of it; but of two that tell one state, one alone may list the parts.
+    children = _children(shape, path if shape.child_of is None else real)
+    return Joined(row, tuple(anomalies), children, source, is_whole=True, replace_all=True)
 
 
 def _children(shape: Shape, steps: Sequence[Facts]) -> tuple[Row, ...]:

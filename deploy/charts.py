@@ -1,0 +1,183 @@
+"""Charts drawn into a page as SVG, without a script: amounts by period and status, and counts by name."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import date, timedelta
+from typing import Final
+
+from deploy.markup import Html, amount, figure, listed, tag
+
+STATUSES: Final = ("paid", "processing", "open", "failed", "expired", "complete")
+"""From the axis up; each has its colour, and any other status has one together."""
+PERIODS_MAX: Final = 36
+"""More bars than this are drawn by week, then by month, then by year."""
+
+_LONGEST_DAYS: Final = {"day": 1, "week": 7, "month": 31, "year": 366}
+_TOP: Final = 12
+_HEIGHT: Final = 200
+_BOTTOM: Final = _TOP + _HEIGHT
+_TICKS_MAX: Final = 4
+_PERIOD_NAMES_MAX: Final = 6
+_MIDDLE_PERCENT_MAX: Final = 92
+_BAR_PERCENT_MAX: Final = 8
+"""Few bars are not to be as broad as the page."""
+_COUNT_PERCENT_MAX: Final = 84
+"""The longest bar leaves room for its number."""
+_COUNT_HEIGHT: Final = 44
+
+
+# ---- Amounts ----
+
+
+def stacked(
+    title: str, currency: str, unit: str, statuses: Sequence[str], amounts: Mapping[tuple[date, str], int]
+) -> Html:
+    """Draw a bar for each period, of a piece for each status; what is below zero hangs from the axis.
+
+    *amounts* are in the smallest unit of *currency*, by the start of the period and the status.
+    """
+    days = [start for start, _ in amounts]
+    starts = starts_of(min(days), max(days), unit)
+    columns = [[amounts.get((start, status), 0) for status in statuses] for start in starts]
+    ticks = _ticks(
+        min(sum(min(each, 0) for each in column) for column in columns),
+        max(sum(max(each, 0) for each in column) for column in columns),
+    )
+    names = _tick_names(ticks, currency)
+    drawn = [_grid_line(_y(tick, ticks), name, is_zero=tick == 0) for tick, name in zip(ticks, names, strict=True)]
+    slot = 100 / len(starts)
+    for place, (start, column) in enumerate(zip(starts, columns, strict=True)):
+        middle, pieces = slot * (place + 0.5), dict(zip(statuses, column, strict=True))
+        drawn += _bar(period(start, unit), currency, pieces, ticks, middle, min(slot * 0.72, _BAR_PERCENT_MAX))
+        if place % -(-len(starts) // _PERIOD_NAMES_MAX) == 0:
+            # A name that begins this near the edge would run over it.
+            x, anchor = (f"{middle:.3f}%", "middle") if middle <= _MIDDLE_PERCENT_MAX else ("100%", "end")
+            drawn.append(tag("text", _short(start, unit), x=x, y=_BOTTOM + 20, text_anchor=anchor))
+    words = (
+        f"Bars by {unit} from {period(starts[0], unit)} to {period(starts[-1], unit)}, stacked by status "
+        f"({listed(statuses)}), in {currency.upper()}. The table below has the figures."
+    )
+    return tag(
+        "div",
+        tag("span", currency.upper(), class_="unit", aria_hidden="true"),
+        _picture(title, words, _BOTTOM + 28, drawn),
+        class_="plot",
+        style=f"padding-left:{max(map(len, names)) + 2}ch",
+    )
+
+
+def _bar(
+    name: str, currency: str, pieces: Mapping[str, int], ticks: Sequence[int], middle: float, width: float
+) -> list[Html]:
+    drawn = []
+    up = down = 0
+    for status, piece in pieces.items():
+        base = up if piece > 0 else down
+        top, bottom = _y(max(base, base + piece), ticks), _y(min(base, base + piece), ticks)
+        up, down = up + max(piece, 0), down + min(piece, 0)
+        if piece:
+            drawn.append(
+                tag(
+                    "rect",
+                    tag("title", f"{name}, {status}: {amount(piece, currency)}"),
+                    class_=colour(status),
+                    x=f"{middle - width / 2:.3f}%",
+                    y=f"{top:.2f}",
+                    width=f"{width:.3f}%",
+                    height=f"{bottom - top:.2f}",
+                )
+            )
+    return drawn
+
+
+def _y(minor: int, ticks: Sequence[int]) -> float:
+    return _TOP + _HEIGHT * (ticks[-1] - minor) / (ticks[-1] - ticks[0])
+
+
+def _grid_line(y: float, name: str, *, is_zero: bool) -> Html:
+    line = tag("line", x1=0, x2="100%", y1=f"{y:.2f}", y2=f"{y:.2f}", class_="axis" if is_zero else "grid")
+    return Html(line + tag("text", name, x=-8, y=f"{y:.2f}", dy="0.35em", text_anchor="end"))
+
+
+def _ticks(low: int, high: int) -> list[int]:
+    """Return round amounts, evenly apart, from *low* or below to *high* or above; zero is one of them."""
+    power = 1
+    while True:
+        for step in (power, 2 * power, 5 * power):
+            if high - low <= step * _TICKS_MAX:
+                first = low // step * step
+                return list(range(first, max(-(-high // step) * step, first + step) + 1, step))
+        power *= 10
+
+
+def _tick_names(ticks: Sequence[int], currency: str) -> list[str]:
+    names = [figure(tick, currency) for tick in ticks]
+    is_whole = not any(name.partition(".")[2].strip("0") for name in names)
+    return [name.partition(".")[0] for name in names] if is_whole else names
+
+
+def colour(status: str) -> str:
+    """Return the class that gives *status* its colour."""
+    return f"is-{status}" if status in STATUSES else "is-other"
+
+
+# ---- Counts ----
+
+
+def counts(title: str, numbers: Mapping[str, int]) -> Html:
+    """Draw a lying bar for each number, its name above it and the number at its end."""
+    most = max(numbers.values(), default=0) or 1
+    drawn = []
+    for place, (name, number) in enumerate(numbers.items()):
+        y, share = _COUNT_HEIGHT * place, f"{_COUNT_PERCENT_MAX * number / most:.3f}%"
+        drawn += [
+            tag("text", name, x=0, y=y + 14),
+            tag("rect", x=0, y=y + 21, width=share, height=12, class_="count"),
+            tag("text", f"{number:,}", x=share, dx=8 if number else 0, y=y + 31, class_="number"),
+        ]
+    words = listed(f"{name} {number:,}" for name, number in numbers.items())
+    return tag(
+        "figure",
+        tag("figcaption", tag("h3", title)),
+        tag("div", _picture(title, words, _COUNT_HEIGHT * len(numbers), drawn), class_="plot"),
+    )
+
+
+def _picture(title: str, words: str, height: int, drawn: Iterable[str]) -> Html:
+    """Return an image as wide as there is room, whose text keeps its size: what lies across is measured in percent."""
+    return tag("svg", *drawn, role="img", aria_label=f"{title}. {words}", width="100%", height=height)
+
+
+# ---- Periods ----
+
+
+def unit_of(first: date, last: date) -> str:
+    """Return the shortest period that does not make too many bars: day, week, month or year."""
+    return next((unit for unit in _LONGEST_DAYS if len(starts_of(first, last, unit)) <= PERIODS_MAX), "year")
+
+
+def start_of(day: date, unit: str) -> date:
+    """Return the first day of the period that *day* is in; a week starts on Monday."""
+    if unit == "week":
+        return day - timedelta(days=day.weekday())
+    return day if unit == "day" else day.replace(day=1) if unit == "month" else day.replace(month=1, day=1)
+
+
+def starts_of(first: date, last: date, unit: str) -> list[date]:
+    """Return the starts of all periods from *first* to *last*, those in which nothing happened too."""
+    starts = [start_of(first, unit)]
+    while (following := start_of(starts[-1] + timedelta(days=_LONGEST_DAYS[unit]), unit)) <= last:
+        starts.append(following)
+    return starts
+
+
+def period(start: date, unit: str) -> str:
+    """Return the name of the period that begins at *start*."""
+    if unit in ("day", "week"):
+        return f"{start.day} {start:%b %Y}"
+    return f"{start:%B %Y}" if unit == "month" else f"{start.year}"
+
+
+def _short(start: date, unit: str) -> str:
+    if unit in ("day", "week"):
+        return f"{start.day} {start:%b}"
+    return f"{start:%b %Y}" if unit == "month" else f"{start.year}"

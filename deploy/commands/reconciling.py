@@ -1,0 +1,190 @@
+"""``payfold reconcile``: are the tables right? By money's rules, by a rebuild, by a log, and by Stripe."""
+
+import csv
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+from rich.progress import Progress
+
+from deploy import output
+from deploy.commands.at_stripe import opened_desk
+from deploy.commands.base import (
+    DRIFT,
+    FAILED,
+    FormatOption,
+    Since,
+    bars,
+    opened_database,
+    require_readable,
+    shown_on,
+    utc,
+)
+from deploy.output import Format, err
+from schemas.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from worker.eventlog import Entry
+
+SHOWN_MAX: Final = 50
+"""So many differences a table shows; JSON has a thousand, and the CSV file all."""
+CSV_COLUMNS: Final = (
+    "check",
+    "kind",
+    "account",
+    "livemode",
+    "table",
+    "id",
+    "column",
+    "held",
+    "expected",
+    "currency",
+    "amount",
+    "at",
+)
+
+app: Final = typer.Typer(help="Are the tables right?", invoke_without_command=True)
+
+
+@app.callback()
+def reconcile(
+    context: typer.Context,
+    logs: Annotated[
+        list[str] | None,
+        typer.Option("--log", metavar="FILE", help="Hold the inbox against this log too; may be given several times."),
+    ] = None,
+    stripe: Annotated[bool, typer.Option("--stripe", help="Ask Stripe too, within the budget of calls.")] = False,
+    since: Since = None,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Record what is missing, put the tables right, and look again.")
+    ] = False,
+    report: Annotated[Path | None, typer.Option(metavar="FILE.html", help="Write a page to read and to print.")] = None,
+    differences: Annotated[
+        Path | None, typer.Option("--csv", metavar="FILE.csv", help="Write every difference, a line each.")
+    ] = None,
+    account: Annotated[str, typer.Option(help="The account of events of the logs that name none.")] = "",
+    form: FormatOption = Format.TABLE,
+) -> None:
+    """Check the tables by money's rules and by a rebuild, on request by logs and by Stripe; exit 3 on a difference."""
+    if context.invoked_subcommand is not None:
+        return
+    from worker import reconcile as reconciling
+
+    for file in logs or []:
+        require_readable(file)
+    checks = [reconciling.RULES, reconciling.REBUILD]
+    checks += [reconciling.LOG] if logs else []
+    checks += [reconciling.STRIPE] if stripe else []
+    with ExitStack() as opened:
+        each = opened.enter_context(_csv(differences)) if differences is not None else lambda _: None
+        desk = opened.enter_context(opened_desk()) if stripe else None
+        engine = desk.engine if desk is not None else opened.enter_context(opened_database())
+        bar = opened.enter_context(bars())
+        wanted = reconciling.Wanted(
+            logs=logs or (),
+            account=account,
+            desk=desk,
+            since=utc(since),
+            repair=repair,
+            each=each,
+            refuse=_told_on(bar),
+            progress=shown_on(bar),
+        )
+        result = reconciling.run(engine, checks, wanted)
+    if report is not None:
+        _write_report(report, result)
+    _print(result, form)
+    if result["drift_total"]:
+        raise typer.Exit(DRIFT)
+    if result.get("logs", {}).get("refused"):
+        raise typer.Exit(FAILED)
+
+
+@app.command("history")
+def reconcile_history(
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="How many.")] = 20, form: FormatOption = Format.TABLE
+) -> None:
+    """List the last reconciliations, newest first."""
+    from worker import reconcile as reconciling
+
+    with opened_database() as engine:
+        found = reconciling.history(engine, limit=limit)
+    columns = ("id", "started_at", "finished_at", "outcome", "checks", "drift")
+    output.rows(found, columns, form, empty="Nothing has been reconciled yet.")
+
+
+def _told_on(bar: Progress) -> "Callable[[Entry], None]":
+    return lambda entry: bar.console.print(f"{entry.place}: {entry.fault}")
+
+
+@contextmanager
+def _csv(path: Path) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Yield what writes a difference as a line of *path*."""
+    try:
+        file = path.open("w", newline="", encoding="utf-8")
+    except OSError as error:
+        raise ConfigurationError(f"Cannot write {path}: {error.strerror}.") from None
+    with file:
+        writer = csv.writer(file)
+        writer.writerow(CSV_COLUMNS)
+        yield lambda row: writer.writerow(_plain(row[name]) for name in CSV_COLUMNS)
+
+
+def _plain(value: object) -> str:
+    """Return *value* as a spreadsheet may hold it: what begins like a formula is no formula."""
+    if value is None:
+        return ""
+    text = output.shown(value)
+    return f"'{text}" if isinstance(value, str) and text[:1] in ("=", "+", "-", "@") else text
+
+
+def _write_report(path: Path, result: dict[str, Any]) -> None:
+    from deploy.report import html
+
+    try:
+        path.write_text(html(output.plain(result)), encoding="utf-8")
+    except OSError as error:
+        raise ConfigurationError(f"Cannot write {path}: {error.strerror}.") from None
+    err.print(f"Wrote {path}.")
+
+
+def _print(result: dict[str, Any], form: Format) -> None:
+    if form is not Format.TABLE:
+        output.one(result, form)
+        return
+    _section("Money rules", result.get("rules"), ("rule", "checked", "holds", "broken", "not_provable"))
+    _section("Rebuild", result.get("tables"), ("table", "live", "rebuilt", "missing", "extra", "different"))
+    if "logs" in result:
+        _section("Logs", [result["logs"]], ("events", "missing_here", "missing_there", "different", "refused"))
+    columns = ("account", "livemode", "object", "listed", "missing_here", "missing_there", "different")
+    _section("Stripe", result.get("stripe"), columns)
+    shown = [_shown(row) for row in result["drift"][:SHOWN_MAX]]
+    _section("Differences", shown, ("check", "kind", "table", "id", "column", "held", "expected", "too much"))
+    if result["drift_total"] > len(shown):
+        err.print(f"… and {result['drift_total'] - len(shown):,} more: --csv FILE.csv has them all.")
+    if "repaired" in result:
+        there_were = result["repaired"]["drift_total"]
+        err.print(f"There were {there_were:,} differences before the repair, and {result['drift_total']:,} are left.")
+    err.print(verdict(result))
+
+
+def verdict(result: dict[str, Any]) -> str:
+    """Return in a sentence what a run came to."""
+    if not result["drift_total"]:
+        return "The tables are what the events say."
+    money = ", ".join(output.money(each["amount"], each["currency"]) for each in result["drift_money"])
+    return f"{result['drift_total']:,} differences" + (f", in total {money} too much." if money else ".")
+
+
+def _section(title: str, rows: list[dict[str, Any]] | None, columns: tuple[str, ...]) -> None:
+    if rows:
+        output.out.print(title, style="bold")
+        output.rows(rows, columns, Format.TABLE, empty="")
+        output.out.print()
+
+
+def _shown(row: dict[str, Any]) -> dict[str, Any]:
+    has_money = row["amount"] is not None and row["currency"] is not None
+    return {**row, "too much": output.money(row["amount"], row["currency"]) if has_money else None}

@@ -1,0 +1,690 @@
+"""The report says what the result says, to the unit; no text of a stranger is markup; in a browser it is whole."""
+
+import itertools
+import random
+import shutil
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from datetime import date, timedelta
+from decimal import Decimal
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deploy import charts, report
+from deploy.output import money
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>&\"'\x1b[2J\u202e"
+DECIMALS = {"usd": 2, "eur": 2, "gbp": 2, "jpy": 0, "krw": 0, "kwd": 3, "bhd": 3}
+VOID = {"meta", "link"}
+
+Result = dict[str, Any]
+Table = list[dict[str, str]]
+
+
+# ---- What is reported ----
+
+
+def result(drift: list[dict[str, Any]] | None = None, **changes: object) -> Result:
+    """Return a result in which all is well and nothing is recorded, but for *changes*."""
+    return {
+        "run": {
+            "id": 7,
+            "started_at": "2026-01-31T12:00:00Z",
+            "finished_at": "2026-01-31T12:03:04Z",
+            "outcome": "drift" if changes.get("drift_total") else "ok",
+            "version": "0.1.0",
+            "checks": ["rules", "rebuild"],
+        },
+        "events": {"recorded": 0, "first_created": None, "last_created": None, "parked": 0, "pending": 0},
+        "rules": [],
+        "money": [],
+        "drift": drift or [],
+        "drift_total": 0,
+        "drift_kinds": kinds_of(drift or []),
+        "drift_money": [],
+        "not_provable": [],
+        **changes,
+    }
+
+
+def difference(**changes: object) -> dict[str, Any]:
+    """Return an order that a cent is missing from, but for *changes*."""
+    return {
+        "check": "rebuild",
+        "kind": "different",
+        "account": "",
+        "livemode": True,
+        "table": "orders",
+        "id": "cs_live_1",
+        "column": "amount_total",
+        "held": 1999,
+        "expected": 2000,
+        "currency": "usd",
+        "amount": -1,
+        "at": "2026-01-30T10:00:00Z",
+        **changes,
+    }
+
+
+def kinds_of(drift: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return how many differences there are of each kind."""
+    kinds = Counter((each["check"], each["kind"]) for each in drift)
+    return [{"check": check, "kind": kind, "count": count} for (check, kind), count in sorted(kinds.items())]
+
+
+def sold(chance: random.Random, days: int, currencies: list[str]) -> list[dict[str, Any]]:
+    """Return what orders of *days*, some without any, came to."""
+    return [
+        {
+            "day": str(date(2026, 1, 31) - timedelta(days=back)),
+            "status": status,
+            "currency": currency,
+            "orders": chance.randint(1, 40),
+            "amount": chance.randint(0, 10 ** chance.randint(1, 12)),
+        }
+        for back in {0, days - 1, *chance.sample(range(days), days * 3 // 4)}
+        for currency in currencies
+        for status in chance.sample([*charts.STATUSES, "novel"], chance.randint(1, 7))
+    ]
+
+
+def busy() -> Result:
+    """Return a result that fills every part of the page."""
+    chance = random.Random(8)
+    drift = [
+        difference(id=f"cs_live_{number:058}", at=f"2026-01-{1 + number % 30:02}T00:00:00Z", livemode=number % 2 > 0)
+        for number in range(40)
+    ]
+    drift += [
+        difference(check="rules", kind="order-total", held=None, account="acct_1"),
+        difference(
+            check="log", kind="missing", table=None, column=None, held=None, expected=None, amount=None, at=None
+        ),
+        difference(
+            check="stripe", kind="different", column="metadata", held={"note": "x" * 900}, expected=[], amount=None
+        ),
+    ]
+    full = result(
+        events={
+            "recorded": 123_456,
+            "first_created": "2025-01-02T00:00:00Z",
+            "last_created": "2026-01-31T11:00:00+02:00",
+            "parked": 2,
+            "pending": 1,
+        },
+        rules=[
+            {
+                "rule": "order-total",
+                "title": "Lines come to totals",
+                "checked": 10,
+                "holds": 8,
+                "broken": 1,
+                "not_provable": 1,
+            }
+        ],
+        tables=[{"table": "orders", "live": 1100, "rebuilt": 1101, "missing": 1, "extra": 0, "different": 41}],
+        logs={"events": 10, "missing_here": 1, "missing_there": 2, "different": 0, "refused": 0},
+        stripe=[
+            {
+                "account": "acct_1",
+                "livemode": False,
+                "object": "checkout.session",
+                "listed": 5,
+                "missing_here": 0,
+                "missing_there": 0,
+                "different": 1,
+            }
+        ],
+        money=sold(chance, 370, ["usd", "jpy", "kwd"]),
+        drift=drift,
+        drift_total=43,
+        drift_money=[{"currency": "usd", "amount": -41, "count": 41}],
+        not_provable=[
+            {
+                "rule": "order-total",
+                "account": "",
+                "livemode": True,
+                "table": "orders",
+                "id": "cs_2",
+                "detail": "Its lines were never told.",
+                "at": None,
+            }
+        ],
+    )
+    full["run"]["checks"] = ["rules", "rebuild", "log", "stripe"]
+    return full
+
+
+# ---- How the page is read ----
+
+
+class Reader(HTMLParser):
+    """Reads a page into its elements, text and tables, and fails where an element is not closed by its own end."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str]]] = []
+        self.text_of: defaultdict[str, list[str]] = defaultdict(list)
+        self.rows: defaultdict[str, list[list[str]]] = defaultdict(list)
+        self._open: list[str] = []
+        self.feed(page)
+        self.close()
+        assert self._open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Begin an element, and with it a row, a cell or what stands in one."""
+        self.elements.append((tag, {name: value or "" for name, value in attrs}))
+        if tag not in VOID:
+            self._open.append(tag)
+        if tag in {"h1", "p", "caption", "text", "title", "script", "style", "li"}:
+            self.text_of[tag].append("")
+        elif tag == "tr":
+            self.rows[self.text_of["caption"][-1]].append([])
+        elif tag in {"th", "td"}:
+            self.rows[self.text_of["caption"][-1]][-1].append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        """End the innermost element, which has to be this one."""
+        assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        """Add to what is open."""
+        for tag in self._open:
+            if tag in {"th", "td"}:
+                self.rows[self.text_of["caption"][-1]][-1][-1] += data
+            elif tag in self.text_of:
+                self.text_of[tag][-1] += data
+
+    def table(self, caption: str) -> Table:
+        """Return the lines under the one table whose caption begins so, each by its columns."""
+        (name,) = (each for each in self.rows if each.startswith(caption))
+        heads, *lines = self.rows[name]
+        return [dict(zip(heads, line, strict=True)) for line in lines]
+
+    def all(self, tag: str, **attributes: str) -> list[dict[str, str]]:
+        """Return the attributes of each element *tag* that has these."""
+        return [held for name, held in self.elements if name == tag and attributes.items() <= held.items()]
+
+    def embedded(self) -> Result:
+        """Return the result that the page was made from."""
+        (script,) = self.text_of["script"]
+        decoded: Result = msgspec.json.decode(script)
+        return decoded
+
+
+def read(of: Result) -> Reader:
+    """Return the page of a result."""
+    return Reader(report.html(of))
+
+
+def minor(shown: str, currency: str) -> int:
+    """Return an amount as a page shows it in the smallest unit."""
+    number = shown.removesuffix(f" {currency.upper()}").replace(",", "").replace("−", "-") or "0"  # noqa: RUF001
+    scaled = Decimal(number).scaleb(DECIMALS[currency])
+    assert scaled == int(scaled)
+    return int(scaled)
+
+
+# ---- The verdict ----
+
+
+def test_no_drift() -> None:
+    """Where a rebuild found nothing, the page says in a sentence what that proves, and what was not checked."""
+    page = read(result())
+
+    assert page.text_of["h1"] == ["The tables are what the events say."]
+    assert "Not checked: Event logs and Stripe." in page.text_of["p"]
+
+
+def test_no_rebuild() -> None:
+    """Without a rebuild the page claims no more than that nothing was found."""
+    found = result(logs={"events": 9, "missing_here": 0, "missing_there": 0, "different": 0, "refused": 0})
+    found["run"]["checks"] = ["log"]
+    for name in ("rules", "not_provable"):
+        del found[name]
+
+    assert read(found).text_of["h1"] == ["No difference was found."]
+
+
+@pytest.mark.parametrize(
+    ("total", "money", "said"),
+    [
+        (1, [("usd", -1)], "1 difference, in total −0.01 USD."),  # noqa: RUF001
+        (1200, [("usd", 250), ("jpy", -5)], "1,200 differences, in total +2.50 USD and −5 JPY."),  # noqa: RUF001
+        (9, [("usd", 1), ("kwd", -1500), ("eur", 0)], "9 differences, in total +0.01 USD, −1.500 KWD and 0.00 EUR."),  # noqa: RUF001
+        (2, [], "2 differences, none of them in money."),
+    ],
+)
+def test_drift(total: int, money: list[tuple[str, int]], said: str) -> None:
+    """The verdict counts the differences and gives each currency's sum by itself, in that currency's units."""
+    sums = [{"currency": currency, "amount": amount, "count": 1} for currency, amount in money]
+
+    page = read(result(drift_total=total, drift_money=sums, drift=[difference()]))
+
+    assert page.text_of["h1"] == [said]
+    assert page.text_of["title"][0].endswith(said)
+
+
+def test_caveats() -> None:
+    """Events in no table and results that prove nothing are said beside the verdict, whatever it is."""
+    page = read({**busy(), "repaired": {"drift_total": 50}})
+
+    assert (
+        "Everything was checked. 1 result of the rules could not be proven either way. "
+        "Before this run's repair there were 50 differences. 3 recorded events are in no table yet."
+        in page.text_of["p"]
+    )
+
+
+# ---- What is whose ----
+
+
+def hostile(value: object, name: str = "") -> object:
+    """Return *value* with every text in it that a stranger could have chosen begun by a hostile one."""
+    if isinstance(value, dict):
+        return {key: hostile(each, key) for key, each in value.items()}
+    if isinstance(value, list):
+        return [hostile(each, name) for each in value]
+    ours = name in {"day", "currency", "outcome", "checks"} or name.endswith(("at", "created"))
+    return f"{HOSTILE}{value}" if isinstance(value, str) and not ours else value
+
+
+def test_nothing_of_a_stranger_is_markup() -> None:
+    """Whatever text the result holds, and wherever, the page has the same elements as without it."""
+    (tame, wild) = (read(each) for each in (busy(), hostile(busy())) if isinstance(each, dict))
+
+    assert [name for name, _ in wild.elements] == [name for name, _ in tame.elements]
+    assert {name for _, held in wild.elements for name in held} == {name for _, held in tame.elements for name in held}
+    assert wild.embedded() == hostile(busy())
+    assert "\\x1b[2J\\u202e" in wild.table("1 result that could not be proven")[0]["Why not"]
+
+
+def test_the_result_comes_out_again() -> None:
+    """The page holds the result as it was given."""
+    assert read(busy()).embedded() == busy()
+
+
+def test_it_names_no_other_place() -> None:
+    """Nothing on the page is to be fetched from anywhere, and the browser is told to refuse it."""
+    page = report.html(busy())
+    reader = Reader(page)
+
+    assert not any(each in page for each in ("http:", "https:", "//", "url(", "@import", "javascript:"))
+    assert {held["href"] for held in reader.all("a")} <= {f"#{held['id']}" for held in reader.all("section")}
+    assert reader.all("script") == [{"type": "application/json", "id": "result"}]
+    (policy,) = reader.all("meta", **{"http-equiv": "Content-Security-Policy"})
+    assert policy["content"].startswith("default-src 'none'")
+
+
+# ---- Money ----
+
+
+@given(seed=st.integers(0, 2**32), days=st.sampled_from([1, 2, 36, 37, 200, 366, 1_200, 9_000]))
+def test_money_is_the_results(seed: int, days: int) -> None:
+    """Each cell is the sum of the result's rows of that period, status and currency, and the last line of all."""
+    rows = sold(random.Random(seed), days, list(DECIMALS)) if days < 400 else sold(random.Random(seed), days, ["kwd"])
+    page = read(result(money=rows))
+
+    for currency in {row["currency"] for row in rows}:
+        own = [row for row in rows if row["currency"] == currency]
+        of_days = [date.fromisoformat(row["day"]) for row in own]
+        unit = charts.unit_of(min(of_days), max(of_days))
+        (caption,) = (name for name in page.rows if name.endswith(f"amounts in {currency.upper()}"))
+        *lines, together = page.table(caption)
+        wanted: Counter[tuple[str, str]] = Counter()
+        for day, row in zip(of_days, own, strict=True):
+            start = charts.period(charts.start_of(day, unit), unit)
+            for period in (start, "Together"):
+                wanted[period, row["status"].capitalize()] += row["amount"]
+                wanted[period, "Orders"] += row["orders"]
+        shown = {
+            (line[unit.capitalize()], column): int(cell.replace(",", ""))
+            if column == "Orders"
+            else minor(cell, currency)
+            for line in (*lines, together)
+            for column, cell in line.items()
+            if column != unit.capitalize()
+        }
+        assert {key: amount for key, amount in shown.items() if amount} == {
+            key: amount for key, amount in wanted.items() if amount
+        }
+
+
+@pytest.mark.parametrize(
+    ("days", "unit", "bars"), [(1, "day", 1), (36, "day", 36), (37, "week", 6), (366, "month", 13), (4_000, "year", 12)]
+)
+def test_many_days_are_grouped(days: int, unit: str, bars: int) -> None:
+    """A year of days is drawn by month, and no length of time has more bars than can be told apart."""
+    last = date(2026, 1, 31)
+    money = [
+        {"day": str(last - timedelta(days=back)), "status": "paid", "currency": "usd", "orders": 1, "amount": 100}
+        for back in range(days)
+    ]
+    page = read(result(money=money))
+
+    assert len(page.all("rect")) == bars <= charts.PERIODS_MAX
+    assert len(page.table(f"Orders by {unit}")) == bars + 1
+
+
+def test_a_bar_is_as_high_as_its_amount() -> None:
+    """Heights are in proportion, pieces stand on each other, and a day without orders keeps its place."""
+    amounts = [("2026-01-01", "paid", 3000), ("2026-01-01", "open", 1500), ("2026-01-05", "paid", 4500)]
+    money = [
+        {"day": day, "status": status, "currency": "usd", "orders": 1, "amount": amount}
+        for day, status, amount in amounts
+    ]
+    paid, still_open, later = read(result(money=money)).all("rect")
+
+    heights = [float(each["height"]) for each in (paid, still_open, later)]
+    assert heights == pytest.approx([heights[2] * 2 / 3, heights[2] / 3, heights[2]], abs=0.02)
+    assert float(still_open["y"]) + heights[1] == pytest.approx(float(paid["y"]), abs=0.02)
+    assert float(later["x"].rstrip("%")) - float(paid["x"].rstrip("%")) == pytest.approx(80, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("currency", "amount", "ticks"),
+    [
+        ("usd", 1_999_00, ["0", "500", "1,000", "1,500", "2,000"]),
+        ("usd", 3, ["0.00", "0.01", "0.02", "0.03"]),
+        ("jpy", 3, ["0", "1", "2", "3"]),
+        ("kwd", 900, ["0.000", "0.500", "1.000"]),
+        ("krw", 8_100_000_000_000, ["0", "5,000,000,000,000", "10,000,000,000,000"]),
+    ],
+)
+def test_an_axis_speaks_in_its_currency(currency: str, amount: int, ticks: list[str]) -> None:
+    """An axis has round amounts in units of its currency, as many decimals as it has, and none where all are whole."""
+    row = {"day": "2026-01-31", "status": "paid", "currency": currency, "orders": 1, "amount": amount}
+
+    assert read(result(money=[row])).text_of["text"] == [*ticks, "31 Jan"]
+
+
+@given(low=st.integers(-(10**15), 0), high=st.integers(0, 10**15))
+def test_an_axis_holds_what_is_drawn(low: int, high: int) -> None:
+    """Any amounts find an axis of a few round steps that holds them, and zero."""
+    ticks = charts._ticks(low, high)
+
+    steps = {after - before for before, after in itertools.pairwise(ticks)}
+    assert len(steps) == 1
+    assert str(steps.pop()).rstrip("0") in {"1", "2", "5"}
+    assert ticks[0] <= low <= 0 <= high <= ticks[-1]
+    assert 0 in ticks
+    assert len(ticks) <= charts._TICKS_MAX + 2
+
+
+def test_what_has_no_day_or_currency_is_said() -> None:
+    """An order that cannot be drawn is counted in words, and one without an amount counts as an order."""
+    row = {"day": "2026-01-31", "status": "complete", "currency": "usd", "orders": 3, "amount": None}
+    page = read(result(money=[row, {**row, "currency": None}, {**row, "day": None, "orders": 1, "amount": 5}]))
+
+    assert "4 orders without a day or a currency are not shown here." in page.text_of["p"]
+    assert page.table("Orders by day, amounts in USD") == [
+        {"Day": "31 Jan 2026", "Orders": "3", "Complete": "0.00"},
+        {"Day": "Together", "Orders": "3", "Complete": "0.00"},
+    ]
+    assert page.all("svg") == []
+
+
+# ---- What was checked ----
+
+
+def test_each_check_is_shown() -> None:
+    """Every number of every check stands in its table, and the overview sums them up."""
+    found = busy()
+    page = read(found)
+
+    assert [line["Result"] for line in page.table("The checks of this run")] == [
+        "1 broken, 1 not provable",
+        "1 missing, 41 different",
+        "1 missing here, 2 missing there",
+        "1 different",
+    ]
+    assert page.table("Money rules and how often") == [
+        {"Rule": "Lines come to totalsorder-total", "Checked": "10", "Holds": "8", "Broken": "1", "Not provable": "1"}
+    ]
+    assert page.table("Rows of each table") == [
+        {"Table": "orders", "Live": "1,100", "Rebuilt": "1,101", "Missing": "1", "Extra": "0", "Different": "41"}
+    ]
+    assert page.table("Events in the logs") == [
+        {"Events in the logs": "10", "Missing here": "1", "Missing there": "2", "Different": "0", "Refused": "0"}
+    ]
+    (stripe,) = page.table("Objects that Stripe lists")
+    assert (stripe["Object"], stripe["Account"], stripe["Listed"], stripe["Different"]) == (
+        "checkout.session",
+        "acct_1, test",
+        "5",
+        "1",
+    )
+
+
+def test_what_was_not_checked() -> None:
+    """A check that did not run has no table, and the overview says that it did not."""
+    page = read(result(tables=[]))
+
+    assert [line["Result"] for line in page.table("The checks of this run")] == [
+        "no difference",
+        "no difference",
+        "not checked",
+        "not checked",
+    ]
+    assert not any(caption.startswith(("Events in", "Objects that")) for caption in page.rows)
+
+
+def test_nothing_at_all() -> None:
+    """An empty inbox has a page too."""
+    page = read(result())
+
+    assert "The tables hold no order with an amount." in page.text_of["p"]
+    assert page.all("svg") == []
+
+
+# ---- The differences ----
+
+
+def test_a_difference() -> None:
+    """Money is shown as money, other values as they are, nothing as nothing, and a long one is cut with its length."""
+    drift = [
+        difference(),
+        difference(held=None, amount=2000, currency="jpy"),
+        difference(column="quantity", held=2, expected=3, amount=None, currency="usd"),
+        difference(
+            column="metadata", held={"a": "x" * 400}, expected=True, amount=None, account="acct_1", livemode=False
+        ),
+    ]
+    lines = read(result(drift=drift, drift_total=4)).table("4 differences")
+
+    assert [(line["Held"], line["Expected"], line["Difference"]) for line in lines] == [
+        ("19.99 USD", "20.00 USD", "−0.01 USD"),  # noqa: RUF001
+        ("–", "2,000 JPY", "+2,000 JPY"),  # noqa: RUF001
+        ("2", "3", ""),
+        (f'{{"a":"{"x" * 294}… (of 408 characters)', "yes", ""),
+    ]
+    assert lines[0]["Where"] == "orders.amount_totalcs_live_1live"
+    assert lines[3]["Where"].endswith("acct_1, test")
+    assert lines[0]["At"] == "2026-01-30 10:00:00"
+
+
+def test_more_differences_than_are_shown() -> None:
+    """The first thousand are shown; how many more there are, and where the whole list is, is said."""
+    kinds = [{"check": "rebuild", "kind": "different", "count": 5_000}]
+    page = read(result(drift=[difference()] * 1_200, drift_total=5_000, drift_kinds=kinds))
+
+    assert len(page.table("1,000 differences")) == report.DIFFERENCES_MAX
+    assert (
+        "4,000 more differences are not shown: the whole list is in the CSV, which the option --csv FILE.csv writes."
+        in page.text_of["p"]
+    )
+    assert page.all("svg")[0]["aria-label"] == "By kind. Rebuild: different 5,000"
+    assert page.all("svg")[1]["aria-label"].startswith("By age (of the first 1,200). ")
+
+
+def test_drift_by_kind_and_by_age() -> None:
+    """Both charts count every difference of the result once, and say in words what they draw."""
+    ages = ["2026-01-31T12:00:00Z", "2026-01-30T12:03:04Z", "2026-01-24T13:00:00Z", "2026-01-01T00:00:00Z", None]
+    ages += ["2025-12-01T00:00:00Z", "2020-01-01T00:00:00Z"]
+    drift = [difference(at=at) for at in ages]
+    drift[0] |= {"check": "rules", "kind": "order-total"}
+    found = result(drift=drift, drift_total=7)
+
+    kinds, by_age = (each["aria-label"] for each in read(found).all("svg", role="img"))
+
+    assert kinds == "By kind. Rebuild: different 6 and Money rules: order-total 1"
+    assert by_age == (
+        "By age. less than a day 1, 1 to 6 days 2, 7 to 29 days 0, 30 to 89 days 2, 90 days or more 1 and no date 1"
+    )
+
+
+# ---- In a browser ----
+
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+]
+A4_PIXELS = round((210 - 2 * 16) / 25.4 * 96)
+
+# The words of charts that run over the page's sides.
+CUT_OFF = """() => [...document.querySelectorAll("svg text")].filter(each => {
+    const box = each.getBoundingClientRect();
+    return box.left < 0 || box.right > innerWidth;
+}).map(each => each.textContent)"""
+
+# The contrast of each text and each bar with the page, as WCAG 2 computes it.
+FAINT = """() => {
+    const light = colour => {
+        const [r, g, b] = colour.match(/[0-9.]+/g).slice(0, 3).map(Number).map(each => each / 255)
+            .map(each => each <= 0.04045 ? each / 12.92 : ((each + 0.055) / 1.055) ** 2.4);
+        return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+    };
+    const paper = light(getComputedStyle(document.body).backgroundColor);
+    const contrast = colour => {
+        const [low, high] = [light(colour), paper].sort((a, b) => a - b);
+        return (high + 0.05) / (low + 0.05);
+    };
+    const found = [];
+    for (const each of document.querySelectorAll("body *:not(script)")) {
+        const style = getComputedStyle(each), isDrawn = each.closest("svg") !== null;
+        const [colour, least] = each.matches("rect") ? [style.fill, 3] : [isDrawn ? style.fill : style.color, 4.5];
+        const speaks = [...each.childNodes].some(node => node.nodeType === 3 && node.data.trim());
+        if ((each.matches("rect") || (speaks && !each.matches("title"))) && contrast(colour) < least)
+            found.push([each.outerHTML.slice(0, 90), colour, contrast(colour)]);
+    }
+    return found;
+}"""
+
+
+@pytest.fixture(scope="module")
+def browser() -> "Iterator[Browser]":
+    """Return a running Chromium, the machine's own; without one the test is skipped."""
+    api = pytest.importorskip("playwright.sync_api", reason="no playwright")
+    binary = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if binary is None:
+        pytest.skip("no Chromium on this machine")
+    with api.sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=binary, args=FLAGS)
+        yield running
+        running.close()
+
+
+@pytest.fixture(params=["light", "dark"])
+def scheme(request: pytest.FixtureRequest) -> str:
+    """Return what the reader's screen prefers."""
+    return str(request.param)
+
+
+@pytest.fixture(params=[1280, 400])
+def page(request: pytest.FixtureRequest, browser: "Browser", scheme: str, tmp_path: Path) -> "Iterator[Page]":
+    """Return the busy report with hostile texts, opened as a file; it says, fetches and runs nothing."""
+    where = tmp_path / "report.html"
+    found = busy()
+    found["drift"].append(difference(id=HOSTILE, held=HOSTILE, expected=None, amount=None))
+    where.write_text(report.html(found), encoding="utf-8")
+    said: list[str] = []
+    fetched: list[str] = []
+    opened = browser.new_page(viewport={"width": request.param, "height": 900}, color_scheme=scheme)  # type: ignore[arg-type]  # a literal of the fixture's
+    opened.on("console", lambda message: said.append(message.text))
+    opened.on("pageerror", lambda error: said.append(str(error)))
+    opened.on("dialog", lambda dialog: said.append(dialog.message))
+    opened.on("request", lambda request: fetched.append(request.url))
+    opened.goto(where.as_uri())
+    yield opened
+    opened.close()
+    assert said == []
+    assert [each for each in fetched if not each.startswith("data:")] == [where.as_uri()]
+
+
+@pytest.mark.browser
+def test_bars_are_drawn(page: "Page") -> None:
+    """Every bar has a size on the screen and lies inside its chart, and every chart has one and words."""
+    sizes = page.evaluate(
+        """() => [...document.querySelectorAll("svg")].map(svg => {
+            const whole = svg.getBoundingClientRect();
+            const bars = [...svg.querySelectorAll("rect")].map(bar => bar.getBoundingClientRect());
+            return {
+                drawn: bars.filter(bar => bar.width > 1 && bar.height > 0).length,
+                outside: bars.filter(bar => bar.left < whole.left - 1 || bar.right > whole.right + 1
+                    || bar.top < whole.top - 1 || bar.bottom > whole.bottom + 1).length,
+                words: svg.getAttribute("aria-label").length,
+            };
+        })"""
+    )
+
+    assert len(sizes) == 5  # three currencies, kind, age
+    assert all(each["drawn"] and each["words"] and not each["outside"] for each in sizes)
+
+
+@pytest.mark.browser
+def test_what_is_on_the_screen_is_the_result(page: "Page") -> None:
+    """The figures that a reader sees are those of the JSON that the same page holds."""
+    held = page.evaluate("() => JSON.parse(document.getElementById('result').textContent)")
+    seen = page.locator("#money tfoot tr").evaluate_all(
+        "rows => rows.map(row => [...row.cells].map(cell => cell.innerText))"
+    )
+
+    currencies = sorted({row["currency"] for row in held["money"]})
+    assert len(seen) == len(currencies) == 3
+    for currency, (_, orders, *sums) in zip(currencies, seen, strict=True):
+        own = [row for row in held["money"] if row["currency"] == currency]
+        assert int(orders.replace(",", "")) == sum(row["orders"] for row in own)
+        assert sum(minor(each, currency) for each in sums) == sum(row["amount"] for row in own)
+    of_lines = page.locator("#differences tbody tr")
+    assert of_lines.count() == len(held["drift"])
+    assert money(held["drift"][0]["held"], "usd") in of_lines.first.inner_text()
+    assert page.locator("h1").inner_text() == "43 differences, in total −0.41 USD."  # noqa: RUF001
+
+
+@pytest.mark.browser
+def test_it_fits(page: "Page") -> None:
+    """The page never scrolls sideways; a table that is too wide does so by itself, and can be reached by keyboard."""
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert page.evaluate(CUT_OFF) == []
+    assert page.locator(".wide:not([tabindex='0'])").count() == 0
+
+
+@pytest.mark.browser
+def test_it_can_be_read(page: "Page") -> None:
+    """Text stands out from the page by 4.5 to 1, and bars by 3 to 1, in light and in dark."""
+    assert page.evaluate(FAINT) == []
+
+
+@pytest.mark.browser
+def test_it_prints(page: "Page") -> None:
+    """On A4 nothing is cut off at the side, and ink is dark on white whatever the screen prefers."""
+    page.emulate_media(media="print")
+    page.set_viewport_size({"width": A4_PIXELS, "height": 900})
+
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert page.evaluate(CUT_OFF) == []
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    assert page.evaluate(FAINT) == []
+    assert page.pdf(prefer_css_page_size=True).startswith(b"%PDF")

@@ -1,0 +1,303 @@
+"""Holds the tables against Stripe itself: lists its objects, and says which rows they would change.
+
+Note [An object differs when it would change its row]
+    Nothing is compared field by field. An object as Stripe lists it is turned into the observation that would be
+    recorded of it, and joined with all that the inbox says of the object: where that comes to another row than the
+    one that is there, the row is wrong. So what an event told after the list was made is no difference, nor is what
+    a list does not show.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+from psycopg import sql
+from sqlalchemy import Engine
+
+from schemas import checkout, database, inbox, observations, tables
+from schemas.budget import Lane
+from schemas.database import Cursor
+from schemas.errors import MissingAtStripe
+from schemas.inbox import Delivery
+from schemas.observations import Answer, Object, World
+from worker import acting, difference, folds, projection
+from worker.acting import Desk
+from worker.difference import EXTRA, Difference, Pair
+from worker.folds import join
+from worker.folds.facts import Event, Facts, Subject, utc
+from worker.rebuild import Progress, nobody
+
+NOT_ASKED: Final = "not asked, since no key serves it"
+CUSTOMERS: Final = 500
+"""Customers whose ledgers are looked up at once."""
+DECIDED_BY: Final = ("event_id", "as_of")
+"""Columns that say who decided, and not what."""
+SETTLED: Final = timedelta(minutes=1)
+"""What is younger may be on its way."""
+
+
+@dataclass(slots=True)
+class Listed:
+    """What came of the objects of one kind in one world: how many Stripe listed, and how many rows differ."""
+
+    account: str
+    livemode: bool
+    object: str
+    listed: int = 0
+    missing: int = 0
+    extra: int = 0
+    different: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """A kind of object: its *name*, the *table* of its rows, the *path* of its list, and whether that asks by age."""
+
+    name: str
+    table: str
+    path: tuple[str, ...]
+    by_age: bool = True
+
+
+_KINDS: Final = (
+    _Kind("checkout.session", "orders", ("checkout", "sessions")),
+    _Kind("payment_link", "payment_links", ("payment_links",), by_age=False),
+    _Kind("invoice", "invoices", ("invoices",)),
+    _Kind("credit_note", "credit_notes", ("credit_notes",)),
+    _Kind("refund", "refunds", ("refunds",)),
+)
+_LEDGER: Final = "customer_balance_transaction"
+
+
+def audit(
+    desk: Desk, *, since: datetime | None = None, progress: Progress = nobody, repair: bool = False
+) -> Iterator[Listed | Difference]:
+    """List what Stripe has that was created *since*, and yield each difference, and a tally of each kind of object.
+
+    With *repair* what differs is recorded as it was listed, its rows are folded anew, and sessions that Stripe does
+    not know are recorded as missing.
+
+    Raises:
+        KeyRefused, NotServed, Transient: Stripe does not let us look; what was found until then stands.
+    """
+    _fold(desk.engine)
+    for world in acting.unserved(desk):
+        yield Listed(world.account, world.livemode, NOT_ASKED)
+    worlds = acting.served(desk)
+    for number, world in enumerate(worlds):
+        progress("Asking Stripe", number, len(worlds))
+        for kind in _KINDS:
+            yield from _audit_kind(desk, world, kind, since, repair=repair)
+        yield from _audit_ledgers(desk, world, repair=repair)
+    progress("Asking Stripe", len(worlds), len(worlds))
+
+
+def repair(desk: Desk, *, since: datetime | None = None, progress: Progress = nobody) -> int:
+    """Put right what an audit finds, and return how many differences that were."""
+    return sum(isinstance(each, Difference) for each in audit(desk, since=since, progress=progress, repair=True))
+
+
+def _fold(engine: Engine) -> None:
+    while projection.run_once(engine, now=datetime.now(UTC)):
+        pass
+
+
+def _audit_kind(
+    desk: Desk, world: World, kind: _Kind, since: datetime | None, *, repair: bool
+) -> Iterator[Listed | Difference]:
+    tally = Listed(world.account, world.livemode, kind.name)
+    params = {"created": {"gte": int(since.timestamp())}} if since is not None and kind.by_age else {}
+    started = desk.now() - SETTLED
+    seen: set[str] = set()
+    above: datetime | None = None
+    for page in desk.api.pages(world, *kind.path, lane=Lane.BACKFILL, **params):
+        objects: list[Object] = page.body["data"]
+        tally.listed += len(objects)
+        yield from _counted(tally, _compare(desk, world, objects, page.at, repair=repair))
+        if objects:
+            ids = {each["id"] for each in objects}
+            lowest = utc(min(each["created"] for each in objects))
+            rows = _between(desk, world, kind, lowest, above or started) - ids - seen
+            yield from _counted(tally, _unlisted(desk, world, kind, rows, repair=repair))
+            seen, above = ids, lowest
+    # What is older than the last, or everything where nothing was listed.
+    rows = _between(desk, world, kind, since, above or started, is_last=True) - seen
+    yield from _counted(tally, _unlisted(desk, world, kind, rows, repair=repair))
+    yield tally
+
+
+def _counted(tally: Listed, found: Sequence[Difference]) -> Sequence[Difference]:
+    for kind, _, __ in {(each.kind, each.table, each.id) for each in found}:
+        setattr(tally, kind, getattr(tally, kind) + 1)
+    return found
+
+
+def _audit_ledgers(desk: Desk, world: World, *, repair: bool) -> Iterator[Listed | Difference]:
+    """List the ledger of every customer who has a balance."""
+    tally = Listed(world.account, world.livemode, _LEDGER)
+    last = ""
+    while customers := desk.within(lambda opened: _customers(opened, world, after=last)):  # noqa: B023 - called at once
+        for customer in customers:
+            objects: list[Object] = []
+            at = 0
+            try:
+                for page in desk.api.pages(world, "customers", customer, "balance_transactions", lane=Lane.BACKFILL):
+                    objects += page.body["data"]
+                    at = at or page.at
+            except MissingAtStripe:
+                continue
+            tally.listed += len(objects)
+            yield from _counted(tally, _compare(desk, world, objects, at, repair=repair))
+        last = customers[-1]
+    yield tally
+
+
+def _customers(cursor: Cursor, world: World, *, after: str) -> list[str]:
+    cursor.execute(
+        "SELECT DISTINCT customer FROM balances WHERE (account, livemode) = (%s, %s) AND customer > %s"
+        " ORDER BY customer LIMIT %s",
+        (world.account, world.livemode, after, CUSTOMERS),
+    )
+    return [customer for (customer,) in cursor.fetchall()]
+
+
+# ---- What Stripe has ----
+
+
+def _compare(desk: Desk, world: World, objects: Sequence[Object], at: int, *, repair: bool) -> list[Difference]:
+    told = {each["id"]: _observed(each, world, at, desk.now()) for each in objects}
+    found = desk.within(lambda opened: _differing(opened, list(told.values())))
+    if found and repair:
+        wrong = {subject.id: subject.source for subject, _ in found}
+        desk.within(lambda opened: _put_right(opened, desk, world, told, wrong))
+        _fold(desk.engine)
+    return [one for _, pair in found for one in _differences(pair)]
+
+
+def _observed(body: Object, world: World, at: int, now: datetime) -> Delivery:
+    if body["object"] == "checkout.session":
+        return checkout.observed(Answer(body, at), world, now=now)
+    return observations.of_answer(f"payfold.{body['object']}.observed", Answer(body, at), world, now=now)
+
+
+def _differing(cursor: Cursor, told: Sequence[Delivery]) -> list[tuple[Subject, Pair]]:
+    """Return the rows that what was *told* would change, beside what they would be."""
+    at_hand: dict[Subject, list[Facts]] = defaultdict(list)
+    for delivery in told:
+        for one in folds.judge(_event(delivery)).facts:
+            at_hand[one.subject].append(one)
+    known = projection.load(cursor, at_hand)
+    on_the_way = _on_the_way(cursor, at_hand)
+    found = []
+    for subject, facts in projection.facts_of(cursor, set(at_hand), {}).items():
+        joined = join.fold_all(folds.SHAPES[subject.table], [*facts, *at_hand[subject]])
+        if joined is None or subject.source in on_the_way:
+            continue
+        pair = Pair(tables.metadata.tables[subject.table], known.get(subject), joined.row)
+        if _differences(pair):
+            found.append((subject, pair))
+    return found
+
+
+def _event(delivery: Delivery) -> Event:
+    envelope = delivery.envelope
+    return Event(
+        seq=0,
+        account=delivery.account,
+        livemode=envelope.livemode,
+        id=envelope.id,
+        type=envelope.type,
+        created=utc(envelope.created),
+        object_type=envelope.object_type,
+        object_id=envelope.object_id,
+        payload=envelope.payload,
+        source=delivery.source,
+    )
+
+
+def _on_the_way(cursor: Cursor, subjects: dict[Subject, list[Facts]]) -> set[str]:
+    """Return the objects of which an event is not folded yet: what their rows will say is not known."""
+    cursor.execute(
+        "SELECT DISTINCT i.object_id FROM pending JOIN inbox AS i USING (seq) WHERE i.object_id = ANY (%s)",
+        (list({subject.source for subject in subjects}),),
+    )
+    return {object_id for (object_id,) in cursor.fetchall()}
+
+
+def _differences(pair: Pair) -> list[Difference]:
+    return [each for each in difference.differences(pair) if each.column not in DECIDED_BY]
+
+
+def _put_right(cursor: Cursor, desk: Desk, world: World, told: dict[str, Delivery], wrong: dict[str, str]) -> None:
+    """Record what is news of the *wrong* rows' objects, and let all that the inbox says of them be folded anew."""
+    sources = set(wrong.values()) | set(wrong)
+    desk.record(
+        cursor,
+        [delivery for id_, delivery in told.items() if id_ in sources or _customer_of(delivery) in sources],
+    )
+    cursor.execute(
+        sql.SQL(
+            """
+            INSERT INTO pending (seq, again)
+            SELECT seq, true FROM inbox WHERE (account, livemode) = (%(account)s, %(livemode)s)
+                AND object_id = ANY (%(objects)s)
+            UNION
+            SELECT seq, true FROM mentions WHERE (account, livemode) = (%(account)s, %(livemode)s)
+                AND object_id = ANY (%(objects)s)
+            ON CONFLICT (seq) DO UPDATE SET again = true
+            """
+        ),
+        {"account": world.account, "livemode": world.livemode, "objects": sorted(sources)},
+    )
+
+
+def _customer_of(delivery: Delivery) -> str | None:
+    """Return whose ledger a balance transaction is of: its rows are folded from the customer's events."""
+    for one in folds.judge(_event(delivery)).facts:
+        if one.subject.table == "balances":
+            return one.subject.source
+    return None
+
+
+# ---- What Stripe does not list ----
+
+
+def _between(
+    desk: Desk, world: World, kind: _Kind, low: datetime | None, high: datetime, *, is_last: bool = False
+) -> set[str]:
+    """Return the rows created after *low*, or at it if that *is_last*, and until *high*."""
+    table = tables.metadata.tables[kind.table]
+    statement = sql.SQL(
+        "SELECT id FROM {} WHERE (account, livemode) = (%s, %s) AND created <= %s AND created {} %s"
+    ).format(sql.Identifier(table.name), sql.SQL(">=" if is_last else ">"))
+    bounds: tuple[Any, ...] = (world.account, world.livemode, high, low or datetime(1970, 1, 1, tzinfo=UTC))
+
+    def read(cursor: Cursor) -> set[str]:
+        cursor.execute(statement, bounds)
+        return {id_ for (id_,) in cursor.fetchall()}
+
+    return desk.within(read)
+
+
+def _unlisted(desk: Desk, world: World, kind: _Kind, rows: set[str], *, repair: bool) -> list[Difference]:
+    """Ask for each of *rows*, which a list did not have, and return what differs."""
+    found: list[Difference] = []
+    for id_ in sorted(rows):
+        try:
+            answer = desk.api.call(world, "get", *kind.path, id_, lane=Lane.BACKFILL)
+        except MissingAtStripe:
+            found.append(Difference(kind.table, EXTRA, world.account, world.livemode, id_))
+            if repair and kind.name == "checkout.session":
+                _record(desk, checkout.missing(world, id_, now=desk.now()))
+        else:
+            if not answer.body.get("deleted"):
+                found += _compare(desk, world, [answer.body], answer.at, repair=repair)
+    return found
+
+
+def _record(desk: Desk, delivery: Delivery) -> None:
+    with database.transaction(desk.engine) as connection, database.cursor(connection) as cursor:
+        inbox.record(cursor, [delivery])
+    _fold(desk.engine)

@@ -78,6 +78,12 @@ def rows(engine: Engine, statement: str, **values: object) -> list[dict[str, Any
         return [dict(row) for row in connection.execute(text(statement), values).mappings()]
 
 
+def execute(engine: Engine, statement: str, **values: object) -> None:
+    """Execute a statement."""
+    with database.transaction(engine) as connection:
+        connection.execute(text(statement), values)
+
+
 def kinds(engine: Engine, subject_id: str) -> list[str]:
     """Return the kinds of the changes of one subject, in their order."""
     return [

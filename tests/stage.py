@@ -1,6 +1,6 @@
 """The sandbox Stripe on a port, and the jobs that call it, for the tests of what Payfold does there."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -106,10 +106,19 @@ class Stage:
 
 @contextmanager
 def stage(
-    database_url: str, redis_url: str, *, seed: int = 8, start: int = START, **settings: str
-) -> Iterator[Stage]:  # fmt: skip
-    """Serve an account of *seed* and yield it with what calls it; *settings* are laid over the usual ones."""
-    account = Account(seed=seed, payments=True, start=start)
+    database_url: str,
+    redis_url: str,
+    *,
+    seed: int = 8,
+    start: int = START,
+    history: Callable[[], Account] | None = None,
+    **settings: str,
+) -> Iterator[Stage]:
+    """Serve an account of *seed*, or one with a *history*, and yield it with what calls it.
+
+    *settings* are laid over the usual ones.
+    """
+    account = Account(seed=seed, payments=True, start=start) if history is None else history()
     api, faults = SandboxApi({KEY: account}), Faults()
     engine = database.engine(database_url, connections_max=9)
     with serving(api, faults) as address, Redis.from_url(redis_url) as redis:

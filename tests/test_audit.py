@@ -1,0 +1,180 @@
+"""Stripe is asked for all that it has, through its own SDK, and every row that is not what it lists is found."""
+
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from deploy.sandbox.history import shop_history
+from schemas.errors import KeyRefused
+from schemas.inbox import Delivery
+from tests import command, ledger
+from tests.stage import KEY, Stage, stage
+from worker import audit
+from worker.audit import Listed
+from worker.difference import Difference
+
+ORDERS = 60
+
+
+@pytest.fixture
+def at(database_url: str, redis_url: str) -> Iterator[Stage]:
+    """Return a shop at the sandbox's Stripe, none of whose events was delivered yet."""
+    with stage(database_url, redis_url, history=lambda: shop_history(17, ORDERS, money=True)) as made:
+        yield made
+
+
+def deliver(at: Stage, lost: set[str] = frozenset()) -> None:  # type: ignore[assignment]  # an empty one is a set
+    """Take in every event of the account but the *lost*."""
+    told: list[Delivery] = [ledger.delivery(event.body) for event in at.account.events if event.id not in lost]
+    ledger.record(at.engine, told)
+    at.fold()
+
+
+def audited(at: Stage, **arguments: Any) -> tuple[dict[str, Listed], list[Difference]]:  # noqa: ANN401 - as audit's own
+    """Return what an audit listed, by the kind of object, and what it found."""
+    told = list(audit.audit(at.desk(), **arguments))
+    listed = {each.object: each for each in told if isinstance(each, Listed)}
+    found = [each for each in told if isinstance(each, Difference)]
+    for tally in listed.values():
+        assert min(tally.missing, tally.extra, tally.different) >= 0
+    return listed, found
+
+
+def test_a_shop_that_is_told_of_everything(at: Stage) -> None:
+    """Nothing differs but what no event tells: sessions that are open, and the ledger."""
+    deliver(at)
+    audit.repair(at.desk())
+
+    listed, found = audited(at)
+
+    assert found == []
+    assert listed["checkout.session"].listed == len(at.account.session_ids())
+    assert listed["payment_link"].listed == len(at.account.payment_link_ids())
+    for kind in ("invoice", "credit_note", "refund"):
+        assert listed[kind].listed == len(at.account.object_ids(kind)) > 0
+    assert listed["customer_balance_transaction"].listed > 0
+
+
+def test_pages_are_what_it_costs(at: Stage) -> None:
+    """An audit costs a call for each hundred objects of a kind, and one for each customer with a balance."""
+    deliver(at)
+    audit.repair(at.desk())
+    at.api.calls.clear()
+
+    audited(at)
+
+    (row,) = at.rows("SELECT count(DISTINCT customer) AS customers FROM balances")
+    kinds = ("checkout.session", "payment_link", "invoice", "credit_note", "refund")
+    pages = sum(len(at.account.object_ids(kind)) // 100 + 1 for kind in kinds)
+    assert len(at.api.calls) <= pages + row["customers"]
+    assert {made.method for made in at.api.calls} == {"GET"}
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_events_that_never_came(at: Stage, seed: int) -> None:
+    """Whatever was lost of sessions, links, invoices, notes and refunds is found, put right, and then gone."""
+    chance = random.Random(seed)
+    asked = ("checkout.session.", "payment_link.", "invoice.", "credit_note.", "refund.")
+    candidates = [event.id for event in at.account.events if event.type.startswith(asked)]
+    deliver(at, set(chance.sample(candidates, 25)))
+
+    _, found = audited(at)
+    repaired = audit.repair(at.desk())
+    _, left = audited(at)
+
+    assert len(found) > 5
+    assert repaired >= len(found) > 0
+    assert left == []
+    for session in at.account.session_ids():
+        expected = at.account.expected_status(session)
+        # That a delayed payment has failed is told by an event alone, and by nothing that can be listed.
+        assert at.status(session) in ({"failed", "processing"} if expected == "failed" else {expected})
+
+
+EDITS = {
+    "a cent": "UPDATE orders SET amount_total = amount_total + 1 WHERE id = :id",
+    "a status": "UPDATE orders SET status = 'open', session_status = 'open' WHERE id = :id",
+    "a currency": "UPDATE orders SET currency = 'xaf' WHERE id = :id",
+    "a row less": "DELETE FROM orders WHERE id = :id",
+}
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_a_row_that_somebody_edited(at: Stage, edit: str) -> None:
+    """What was changed by hand is found though its events are all there, and a repair folds them anew."""
+    deliver(at)
+    audit.repair(at.desk())
+    paid = next(session for session in at.account.session_ids() if at.account.expected_status(session) == "paid")
+    before = at.rows("SELECT * FROM orders WHERE id = :id", id=paid)
+    ledger.execute(at.engine, EDITS[edit], id=paid)
+
+    _, found = audited(at)
+    assert {each.id for each in found} == {paid}
+    assert {each.kind for each in found} == {"missing" if edit == "a row less" else "different"}
+
+    audit.repair(at.desk())
+    assert audited(at)[1] == []
+    assert at.rows("SELECT * FROM orders WHERE id = :id", id=paid) == before
+
+
+def test_a_row_that_stripe_does_not_know(at: Stage) -> None:
+    """A row that Stripe neither lists nor knows is extra; a repair notes that it is missing there."""
+    deliver(at)
+    audit.repair(at.desk())
+    other = shop_history(18, 3)
+    paid = next(event for event in other.events if event.type == "checkout.session.completed")
+    ledger.record(at.engine, [ledger.delivery(paid.body)])
+    at.fold()
+
+    listed, found = audited(at, repair=True)
+
+    assert [(each.kind, each.table, each.id) for each in found] == [("extra", "orders", paid.object_id)]
+    assert listed["checkout.session"].extra == 1
+    assert [row["kind"] for row in at.rows("SELECT kind FROM anomalies WHERE resolved_at IS NULL")] == [
+        "missing_at_stripe"
+    ]
+
+
+def test_what_no_key_serves(at: Stage) -> None:
+    """Rows of another mode or account are told, and never called for."""
+    deliver(at)
+    audit.repair(at.desk())
+    live = shop_history(19, 5, livemode=True)
+    ledger.record(at.engine, [ledger.delivery(event.body) for event in live.events])
+    at.fold()
+
+    listed, found = audited(at)
+
+    assert found == []
+    assert listed[audit.NOT_ASKED].livemode
+    assert not any(session in made.path for made in at.api.calls for session in live.session_ids())
+
+
+def test_a_key_that_stripe_refuses(database_url: str, redis_url: str) -> None:
+    """A refused key stops the audit with what Stripe said, and changes nothing."""
+    with stage(database_url, redis_url, STRIPE_API_KEY="sk_test_unknown") as at:
+        at.account.create_payment_link()
+        deliver(at)
+        with pytest.raises(KeyRefused, match="401"):
+            list(audit.audit(at.desk(), repair=True))
+        assert at.rows("SELECT FROM inbox WHERE source = 'observation'") == []
+
+
+def test_the_command(at: Stage) -> None:
+    """`reconcile --stripe --repair` finds it, puts it right, proves that it is gone, and shows no key."""
+    lost = {event.id for event in at.account.events if event.type.startswith("checkout.session.")}
+    deliver(at, set(sorted(lost)[:10]))
+    arguments = ("deploy", "reconcile", "--stripe", "--format", "json")
+
+    found = command.python(*arguments, settings=at.environment)
+    repaired = command.python(*arguments, "--repair", settings=at.environment)
+
+    assert found.code == 3
+    assert {each["check"] for each in found.json["drift"]} == {"stripe"}
+    assert repaired.code == 0, repaired.err
+    assert repaired.json["repaired"]["drift_total"] == found.json["drift_total"]
+    sessions = next(each for each in repaired.json["stripe"] if each["object"] == "checkout.session")
+    assert (sessions["listed"], sessions["missing_here"]) == (len(at.account.session_ids()), 0)
+    assert KEY not in found.out + found.err + repaired.out + repaired.err

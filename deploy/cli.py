@@ -6,7 +6,7 @@ from typing import Final
 import typer
 from sqlalchemy.exc import DBAPIError
 
-from deploy.commands import at_stripe, inbox, proof, rebuilding, reconciling, running
+from deploy.commands import at_stripe, inbox, objects, proof, rebuilding, reconciling, running
 from deploy.commands.base import FAILED, MIGRATIONS_PENDING, USAGE, first_line
 from deploy.output import err
 from deploy.services import ServicesError
@@ -23,7 +23,10 @@ app: Final = typer.Typer(
 _GROUPS: Final = {
     "migrate": running.migrate_app,
     "events": inbox.events_app,
-    "orders": proof.orders_app,
+    "orders": objects.orders_app,
+    "credit-notes": objects.credit_notes_app,
+    "payment-links": objects.payment_links_app,
+    "customers": objects.customers_app,
     "reconcile": reconciling.app,
     "sessions": at_stripe.sessions_app,
     "gaps": at_stripe.gaps_app,

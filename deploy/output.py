@@ -68,13 +68,14 @@ def one(row: Mapping[str, Any], form: Format) -> None:
     width = max(map(len, row), default=0)
     for name, value in row.items():
         currency = row.get("presentment_currency" if name == "presentment_amount" else "currency")
-        is_money = name.startswith(("amount", "presentment_amount")) and isinstance(value, int) and currency
         # Not a table: a long value is to be copied, and so is never broken.
-        out.print(
-            Text(f"{name:<{width}}  ", "bold").append(
-                money(value, str(currency)) if is_money else shown(value), "not bold"
-            )
-        )
+        out.print(Text(f"{name:<{width}}  ", "bold").append(amount(name, value, currency), "not bold"))
+
+
+def amount(column: str, value: object, currency: object) -> str:
+    """Return *value* as a table shows it, as money where *column* is an amount."""
+    is_money = column.startswith(("amount", "presentment_amount")) and isinstance(value, int) and currency
+    return money(value, str(currency)) if is_money and isinstance(value, int) else shown(value)
 
 
 def plain(value: object) -> Any:  # noqa: ANN401 - JSON values

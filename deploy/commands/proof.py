@@ -5,13 +5,12 @@ from typing import Annotated, Final
 import typer
 
 from deploy import output
-from deploy.commands.base import AccountOption, FormatOption, ModeOption, one_row, opened_database
+from deploy.commands.base import FormatOption, opened_database
 from deploy.output import Format
 from schemas import tables
 from schemas.errors import ConfigurationError
 
 app: Final = typer.Typer()
-orders_app: Final = typer.Typer(help="The order table.", no_args_is_help=True)
 
 
 @app.command()
@@ -32,15 +31,3 @@ def digest(
     else:
         rows = [{"table": each.table, "rows": each.rows, "sha256": each.sha256} for each in found]
         output.rows(rows, ["table", "rows", "sha256"], form, empty="")
-
-
-@orders_app.command("show")
-def orders_show(
-    order_id: Annotated[str, typer.Argument(metavar="ORDER", help="The id of its Checkout Session, as cs_live_1….")],
-    account: AccountOption = None,
-    livemode: ModeOption = None,
-    form: FormatOption = Format.TABLE,
-) -> None:
-    """Show one order."""
-    with opened_database() as engine:
-        output.one(one_row(engine, tables.orders, order_id, account=account, livemode=livemode), form)

@@ -83,6 +83,15 @@ class Joined:
     replace_all: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Path:
+    """Events in their order, the ids of those that tell again what another tells, and whether the end is a choice."""
+
+    steps: list[Facts]
+    twins: set[str]
+    is_ambiguous: bool
+
+
 def advance(shape: Shape, row: Row, facts: Sequence[Facts]) -> Joined | None:
     """Return *row* with *facts* laid over it; None where only all the object's events can tell."""
     if not shape.keeps_all:
@@ -108,29 +117,36 @@ def fold_all(shape: Shape, facts: Iterable[Facts]) -> Joined | None:
     known = list(facts)
     if all(each.is_witness for each in known):
         return None
+    path = in_order(shape, known)
     row = _empty(shape, known[0].subject)
     anomalies: list[Anomaly] = []
-    carried: dict[str, Value] | None = None
-    ambiguous, source = False, ""
-    path: list[Facts] = []
-    twins: set[str] = set()
-    for _, group in groupby(sorted(known, key=lambda each: (each.position, each.event_id)), lambda each: each.position):
-        steps, ambiguous, doubles = _in_order(shape, list(group), carried)
-        path += steps
-        twins |= doubles
-        for step in steps:
-            anomalies += [_two_references(step, name, row) for name in _disagreements(row, step)]
-            row = _lay(shape, row, step)
-            carried, source = {**(carried or {}), **step.after}, step.source
+    for step in path.steps:
+        anomalies += [_two_references(step, name, row) for name in _disagreements(row, step)]
+        row = _lay(shape, row, step)
     shape.infer(row)
-    real = [step for step in path if step.event_id not in twins]
+    real = [step for step in path.steps if step.event_id not in path.twins]
     anomalies += shape.anomalies(row) + shape.review(real)
     row = {name: value for name, value in row.items() if not name.startswith(BEYOND)}
-    if ambiguous:
+    if path.is_ambiguous:
         anomalies.append(Anomaly(AMBIGUOUS_ORDER, {"as_of": row["as_of"]}))
     # Twins tell one step, and so one child of it; but of two that tell one state, one alone may list the parts.
-    children = _children(shape, path if shape.child_of is None else real)
-    return Joined(row, tuple(anomalies), children, source, is_whole=True, replace_all=True)
+    children = _children(shape, path.steps if shape.child_of is None else real)
+    return Joined(row, tuple(anomalies), children, path.steps[-1].source, is_whole=True, replace_all=True)
+
+
+def in_order(shape: Shape, facts: Iterable[Facts]) -> Path:
+    """Return *facts*, all about one row, in the one order in which they are laid over each other."""
+    carried: dict[str, Value] | None = None
+    steps: list[Facts] = []
+    twins: set[str] = set()
+    is_ambiguous = False
+    for _, group in groupby(sorted(facts, key=lambda each: (each.position, each.event_id)), lambda each: each.position):
+        ordered, is_ambiguous, doubles = _in_order(shape, list(group), carried)
+        steps += ordered
+        twins |= doubles
+        for step in ordered:
+            carried = {**(carried or {}), **step.after}
+    return Path(steps, twins, is_ambiguous)
 
 
 def _children(shape: Shape, steps: Sequence[Facts]) -> tuple[Row, ...]:

@@ -1,0 +1,221 @@
+"""Says of one row which event set each of its columns, and what became of every other event that speaks of it.
+
+The order of events is the join's own (``join.in_order``), and the row is its result: nothing is decided here a
+second time.
+"""
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Final
+
+from psycopg.rows import dict_row
+from sqlalchemy import Engine
+
+from schemas import database
+from schemas.database import Cursor
+from schemas.errors import NotFoundError
+from worker import folds
+from worker.folds import join
+from worker.folds.facts import Event, Facts, Row, Subject
+from worker.folds.join import Path, Shape
+
+_KEY: Final = ("account", "livemode", "event_id", "as_of")
+
+
+_NO_PATH: Final = Path([], set(), is_ambiguous=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """A row of *table* as its events make it, None where they make none; what set each column; and its *timeline*.
+
+    *columns* are dicts of column, value, event_id, type, created and how; *timeline* dicts of event_id, type, created,
+    received_at, source, api_version, state, verdict and sets. *anomalies* are those in force.
+    """
+
+    table: str
+    id: str
+    account: str
+    livemode: bool
+    row: Row | None
+    columns: list[dict[str, Any]]
+    timeline: list[dict[str, Any]]
+    anomalies: list[dict[str, Any]] = field(default_factory=list)
+    dashboard: str | None = None
+
+
+def explain(engine: Engine, subject: Subject, *, as_of: datetime | None = None) -> Explanation:
+    """Explain the row *subject*, as it was known at *as_of* by what had been received, else as it is.
+
+    Raises:
+        NotFoundError: no event speaks of it, or none had by then.
+    """
+    with database.transaction(engine) as connection, database.cursor(connection) as cursor:
+        cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        told = _told(cursor, subject, as_of)
+        anomalies = [] if as_of is not None else _anomalies(cursor, subject)
+    if not told:
+        raise NotFoundError(
+            f"No event speaks of {subject.id}" + ("." if as_of is None else f", or none had been received by {as_of}.")
+        )
+    shape = folds.SHAPES[subject.table]
+    facts = {
+        one.event_id: one
+        for each in told
+        if each["state"] == "folded"
+        for one in folds.judge(_event(each)).facts
+        if one.subject == subject
+    }
+    joined = join.fold_all(shape, facts.values()) if facts else None
+    path = join.in_order(shape, facts.values()) if joined is not None else _NO_PATH
+    row = None if joined is None else joined.row
+    setters = {} if row is None else _setters(path, row)
+    by_id = {each["id"]: each for each in told}
+    return Explanation(
+        subject.table,
+        subject.id,
+        subject.account,
+        subject.livemode,
+        row,
+        [] if row is None else [_column(shape, name, row, setters, by_id) for name in row if name not in _KEY],
+        _timeline(told, path, setters),
+        anomalies,
+        None if row is None else _dashboard(subject, row),
+    )
+
+
+_TOLD: Final = """
+WITH spoken AS (
+    SELECT seq FROM inbox WHERE (account, livemode, object_id) = (%(account)s, %(livemode)s, %(source)s)
+    UNION
+    SELECT seq FROM mentions WHERE (account, livemode, object_id) = (%(account)s, %(livemode)s, %(source)s)
+)
+SELECT e.* FROM spoken JOIN events AS e USING (seq)
+WHERE %(as_of)s::timestamptz IS NULL OR e.received_at <= %(as_of)s ORDER BY e.created, e.seq
+"""
+
+
+def _told(cursor: Cursor, subject: Subject, as_of: datetime | None) -> list[dict[str, Any]]:
+    wanted = {"account": subject.account, "livemode": subject.livemode, "source": subject.source, "as_of": as_of}
+    with cursor.connection.cursor(row_factory=dict_row, binary=True) as rows:
+        return rows.execute(_TOLD, wanted).fetchall()
+
+
+def _anomalies(cursor: Cursor, subject: Subject) -> list[dict[str, Any]]:
+    with cursor.connection.cursor(row_factory=dict_row) as rows:
+        rows.execute(
+            "SELECT kind, detail, seen_at FROM anomalies"
+            " WHERE (account, livemode, subject, subject_id) = (%s, %s, %s, %s) AND resolved_at IS NULL"
+            " ORDER BY kind, id",
+            (subject.account, subject.livemode, folds.SHAPES[subject.table].subject, subject.id),
+        )
+        return rows.fetchall()
+
+
+def _event(told: dict[str, Any]) -> Event:
+    names = ("seq", "account", "livemode", "id", "type", "created", "object_type", "object_id", "payload", "source")
+    return Event(*(told[name] for name in names))
+
+
+def _setters(path: Path, row: Row) -> dict[str, Facts]:
+    """Return, by column, the step whose word stands: the last that carries it, or the first of a moment."""
+    found: dict[str, Facts] = {}
+    for step in path.steps:
+        found |= dict.fromkeys(step.columns, step)
+        found |= {name: step for name, value in step.references.items() if value is not None}
+    # What was inferred since is no event's word.
+    found = {name: step for name, step in found.items() if name in row and row[name] == step.after[name]}
+    for step in reversed(path.steps):
+        found |= {name: step for name, at in step.moments.items() if row.get(name) == at}
+    return found
+
+
+def _column(
+    shape: Shape, name: str, row: Row, setters: dict[str, Facts], by_id: dict[str, dict[str, Any]]
+) -> dict[str, Any]:
+    step = setters.get(name)
+    told = None if step is None else by_id[step.event_id]
+    is_empty = row[name] == shape.empty.get(name)
+    how = "told" if told is not None else "not told by any event" if is_empty else "inferred from the other columns"
+    if name in shape.key and told is None:
+        how = "the key"
+    return {
+        "column": name,
+        "value": row[name],
+        "how": how,
+        "event_id": None if told is None else told["id"],
+        "type": None if told is None else told["type"],
+        "created": None if told is None else told["created"],
+    }
+
+
+def _timeline(told: list[dict[str, Any]], path: Path, setters: dict[str, Facts]) -> list[dict[str, Any]]:
+    """Return the events in the order of the join, those that are no part of it at their own time."""
+    place = {step.event_id: number for number, step in enumerate(path.steps)}
+    steps = {step.event_id: step for step in path.steps}
+    last_place, keys = -1, {}
+    for each in told:
+        last_place = max(last_place, place.get(each["id"], last_place))
+        keys[each["id"]] = (place.get(each["id"], last_place), each["id"] not in place)
+    return [
+        {
+            "event_id": each["id"],
+            "type": each["type"],
+            "created": each["created"],
+            "received_at": each["received_at"],
+            "source": each["source"],
+            "api_version": each["api_version"],
+            "state": each["state"],
+            "sets": sorted(name for name, step in setters.items() if step.event_id == each["id"]),
+            "verdict": _verdict(each, steps.get(each["id"]), path, setters),
+        }
+        for each in sorted(told, key=lambda each: keys[each["id"]])
+    ]
+
+
+def _verdict(told: dict[str, Any], step: Facts | None, path: Path, setters: dict[str, Facts]) -> str:
+    if told["state"] != "folded":
+        return f"{told['state']}: {told['reason']}" if told["reason"] else str(told["state"])
+    if step is None:
+        return "it says nothing of this row"
+    if step is path.steps[-1]:
+        return "it decides" + (", by a choice between several that may be the last" if path.is_ambiguous else "")
+    if any(each is step for each in setters.values()):
+        return "it still stands, in part"
+    return _why_it_lost(step, path)
+
+
+def _why_it_lost(step: Facts, path: Path) -> str:
+    last = path.steps[-1]
+    if step.event_id in path.twins:
+        twin = next(each for each in path.steps if each.event_id not in path.twins and _tells_the_same(each, step))
+        return f"a duplicate: {twin.event_id} tells the same step"
+    if step.rank < last.rank:
+        return f"an older state, which {last.event_id} has left behind"
+    overtaking = path.steps[path.steps.index(step) + 1]
+    return f"overtaken by {overtaking.event_id}"
+
+
+def _tells_the_same(one: Facts, other: Facts) -> bool:
+    shared = one.after.keys() & other.after.keys()
+    return one.position == other.position and all(one.after[name] == other.after[name] for name in shared)
+
+
+# Source: what the address line shows in Stripe's Dashboard for an object of each kind.
+_PLACES: Final = {
+    "orders": ("payments", "payment_intent"),
+    "payment_links": ("payment-links", "id"),
+    "customers": ("customers", "id"),
+    "balances": ("customers", "customer"),
+    "invoices": ("invoices", "id"),
+    "credit_notes": ("invoices", "invoice"),
+}
+
+
+def _dashboard(subject: Subject, row: Row) -> str | None:
+    """Return where Stripe's Dashboard shows the object; it is only told, and nothing is asked of it."""
+    place, name = _PLACES.get(subject.table, ("", ""))
+    if not place or row.get(name) is None:
+        return None
+    parts = ["https://dashboard.stripe.com", subject.account, "" if subject.livemode else "test", place, str(row[name])]
+    return "/".join(part for part in parts if part)

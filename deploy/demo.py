@@ -14,13 +14,12 @@ from dataclasses import dataclass
 from statistics import quantiles
 from typing import Any, Final, TypeVar
 
-import uvloop
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from sqlalchemy import Engine, text
 
-from deploy.local import Running
+from deploy.local import Running, run_until_told
 from deploy.output import money
 from deploy.sandbox.account import Account
 from deploy.sandbox.delivery import PERFECT, Attempt, DeliveryReport, Distortions, deliver, plan
@@ -111,7 +110,7 @@ def _step(bars: Progress, words: str, work: Callable[[], Result]) -> Result:
 
 def _deliver(running: Running, bars: Progress, words: str, attempts: Sequence[Attempt]) -> DeliveryReport:
     task = bars.add_task(words, total=len(attempts))
-    return uvloop.run(
+    return run_until_told(
         deliver(
             attempts,
             url=f"{running.address}/webhooks/stripe",

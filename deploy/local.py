@@ -1,5 +1,6 @@
 """Payfold on one machine: the Procfile's processes on embedded servers, for `payfold up` and `payfold demo`."""
 
+import asyncio
 import hashlib
 import os
 import secrets
@@ -8,13 +9,14 @@ import signal
 import socket
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Coroutine, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, TextIO
+from typing import Any, Final, TextIO, TypeVar
 
 import httpx
+import uvloop
 
 from deploy import services
 from deploy.processes import Processes, run_release
@@ -25,6 +27,9 @@ LOOPBACK: Final = "127.0.0.1"
 READY_SECONDS_MAX: Final = 60
 UP_FOLDER: Final = "up"
 DEMO_PREFIX: Final = "demo-"
+STOP_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+Result = TypeVar("Result")
 
 
 class StartError(PayfoldError):
@@ -58,18 +63,45 @@ def here(settings: Settings) -> Settings:
 @contextmanager
 def stop_when_told() -> Iterator[None]:
     """Raise KeyboardInterrupt here at the first SIGINT, SIGTERM or SIGHUP, and leave what then ends in peace."""
-    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
     def stop(*_: object) -> None:
-        for each in signals:
+        for each in STOP_SIGNALS:
             signal.signal(each, lambda *_: None)
         raise KeyboardInterrupt
 
-    before = [signal.signal(each, stop) for each in signals]
+    with _handlers_restored():
+        for each in STOP_SIGNALS:
+            signal.signal(each, stop)
+        yield
+
+
+def run_until_told(work: Coroutine[Any, Any, Result]) -> Result:
+    """Run *work* in an event loop of its own and return its result; ``stop_when_told`` ends it too.
+
+    Raises:
+        KeyboardInterrupt: it was told to stop, and is cancelled.
+    """
+
+    async def cancellable() -> Result:
+        loop, task = asyncio.get_running_loop(), asyncio.create_task(work)  # type: ignore[arg-type]  # mypy does not see the result's type through it
+        for each in STOP_SIGNALS:
+            loop.add_signal_handler(each, task.cancel)
+        return await task
+
+    # A handler that raises may do so within a callback of a transport, and there the loop swallows it.
+    with suppress(asyncio.CancelledError), _handlers_restored():
+        return uvloop.run(cancellable())
+    signal.raise_signal(signal.SIGINT)
+    raise KeyboardInterrupt
+
+
+@contextmanager
+def _handlers_restored() -> Iterator[None]:
+    before = [signal.getsignal(each) for each in STOP_SIGNALS]
     try:
         yield
     finally:
-        for each, handler in zip(signals, before, strict=True):
+        for each, handler in zip(STOP_SIGNALS, before, strict=True):
             signal.signal(each, handler)
 
 

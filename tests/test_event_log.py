@@ -101,7 +101,17 @@ def test_compressed(read: Callable[[bytes], list[str]], kind: str) -> None:
     assert read(COMPRESSED[kind]) == IDS
 
 
-@pytest.mark.parametrize("log", [b"", b"\n \r\n", gzip.compress(b""), zstandard.compress(b""), b"[]", b"[\n]\n"])
+EMPTY = {
+    "nothing": b"",
+    "white space": b"\n \r\n",
+    "gzip": gzip.compress(b""),
+    "Zstandard": zstandard.compress(b""),
+    "array": b"[]",
+    "array, pretty": b"[\n]\n",
+}
+
+
+@pytest.mark.parametrize("log", EMPTY.values(), ids=EMPTY.keys())
 def test_empty(read: Callable[[bytes], list[str]], log: bytes) -> None:
     """A log of nothing holds no event and no fault."""
     assert read(log) == []

@@ -1,5 +1,6 @@
 """`payfold up` and `payfold demo` run the whole of it on one machine, prove it, and leave nothing behind."""
 
+import asyncio
 import os
 import re
 import signal
@@ -16,6 +17,7 @@ import httpx
 import pytest
 from sqlalchemy import text
 
+from deploy import local
 from deploy.sandbox.account import Account
 from deploy.sandbox.history import shop_history
 from deploy.sandbox.samples import sample
@@ -319,6 +321,27 @@ def test_demo_interrupted(tmp_path: Path) -> None:
     assert list(demo.folder.iterdir()) == []
     assert "Traceback" not in demo.err
     assert demo.out == ""
+
+
+def test_told_to_stop_within_a_callback() -> None:
+    """A signal stops what runs in an event loop even where it arrives while a transport calls back."""
+
+    class _Told(asyncio.Protocol):
+        def data_received(self, _: bytes) -> None:
+            signal.raise_signal(signal.SIGTERM)
+
+    async def wait_for_ever() -> None:
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            await asyncio.get_running_loop().create_connection(_Told, sock=ours)
+            theirs.send(b"x")
+            await asyncio.Event().wait()
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt), local.stop_when_told():
+        local.run_until_told(wait_for_ever())
+
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_demo_among_others(database_url: str, tmp_path: Path) -> None:

@@ -83,7 +83,7 @@ def run_until_told(work: Coroutine[Any, Any, Result]) -> Result:
     """
 
     async def cancellable() -> Result:
-        loop, task = asyncio.get_running_loop(), asyncio.create_task(work)  # type: ignore[arg-type]  # mypy does not see the result's type through it
+        loop, task = asyncio.get_running_loop(), asyncio.create_task(work)
         for each in STOP_SIGNALS:
             loop.add_signal_handler(each, task.cancel)
         return await task

@@ -171,8 +171,8 @@ BAD_HEADERS = {
     "not ASCII": ({"Stripe-Signature": b"t=1,v1=\xe9"}, "signature_malformed"),
     "another secret": (swapped(BODY), "signature_mismatch"),
     "another body": (signed(BODY + b" "), "signature_mismatch"),
-    "too old": (signed(BODY, age=400), "signature_expired"),
-    "in the future": (signed(BODY, age=-600), "signature_expired"),
+    "too old": (signed(BODY, age=86_400), "signature_expired"),
+    "in the future": (signed(BODY, age=-86_400), "signature_expired"),
 }
 
 

@@ -1,5 +1,6 @@
 """What the worker's and the clock's process have in common: settings, logs, and a schema to work on."""
 
+import signal
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -15,6 +16,8 @@ from worker import app
 
 def run(start: Callable[[Celery, Settings], object]) -> NoReturn:
     """Make the application and hand it to *start*; a setting that cannot be used ends the process with 2."""
+    # Whoever is asked to stop before Celery listens has nothing to finish.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
         settings = Settings.load()
         logs.configure(settings)

@@ -13,6 +13,7 @@ The docstring of an error is its message to the person who meets it::
     │   │   ├── SignatureMissing, SignatureMalformed, SignatureMismatch, SignatureExpired
     │   │   ├── BodyEmpty, BodyTooLarge, BodyTooSlow, BodyNotText, BodyNotJson, NotAnEvent
     │   ├── Unfoldable              recorded, then parked with this reason
+    │   │   └── Archived
     │   ├── NotServed               no key of ours serves that account and mode, so Stripe is not called
     │   ├── MissingAtStripe         Stripe knows no such object
     │   └── CallDeclined            Stripe understood the call and did not do it
@@ -124,6 +125,10 @@ class NotAnEvent(Refused):
 
 class Unfoldable(Permanent):
     """The event is kept, and cannot be folded."""
+
+
+class Archived(Unfoldable):
+    """The payload of an event of this object is archived: fold it with the archive at hand."""
 
 
 class Transient(PayfoldError):

@@ -7,12 +7,17 @@ from enum import Enum
 from typing import Any, Final
 
 import psycopg
+from psycopg import sql
 
 from schemas.database import Cursor
 from schemas.events import Envelope
 
 RECORD_ROWS_MAX = 1000
 """Deliveries in one statement: more bytes at once gain nothing and hold locks for longer."""
+
+
+PARTITION_EVENTS: Final = 1_000_000
+"""Numbers for which a partition keeps the payloads."""
 
 
 class Recorded(Enum):
@@ -70,17 +75,20 @@ WITH given AS (
     ) AS t (account, livemode, id, type, api_version, created, object_type, object_id, payload, redacted,
         payload_sha256, signature, source, received_at)
 ), recorded AS (
-    INSERT INTO inbox AS known (account, livemode, id, type, api_version, created, object_type, object_id, payload,
+    INSERT INTO inbox AS known (account, livemode, id, type, api_version, created, object_type, object_id,
         redacted, payload_sha256, signature, source, received_at)
-    SELECT account, livemode, id, type, api_version, to_timestamp(created), object_type, object_id, payload,
+    SELECT account, livemode, id, type, api_version, to_timestamp(created), object_type, object_id,
         string_to_array(redacted, ' '), payload_sha256, signature, source, received_at
     FROM given ORDER BY account, livemode, id
     ON CONFLICT (account, livemode, id) DO UPDATE SET
         api_version = excluded.api_version, object_type = excluded.object_type, object_id = excluded.object_id,
-        payload = excluded.payload, redacted = excluded.redacted, payload_sha256 = excluded.payload_sha256,
-        signature = excluded.signature
+        redacted = excluded.redacted, payload_sha256 = excluded.payload_sha256, signature = excluded.signature
     WHERE left(excluded.api_version, 10) > left(coalesce(known.api_version, ''), 10)
     RETURNING known.seq, known.account, known.livemode, known.id, known.xmax = 0 AS is_new
+), kept AS (
+    INSERT INTO payloads (seq, payload)
+    SELECT seq, payload FROM recorded JOIN given USING (account, livemode, id) ORDER BY seq
+    ON CONFLICT (seq) DO UPDATE SET payload = excluded.payload
 ), queued AS (
     INSERT INTO pending (seq, again) SELECT seq, NOT is_new FROM recorded ORDER BY seq
     ON CONFLICT (seq) DO UPDATE SET again = true
@@ -139,3 +147,48 @@ async def record_async(connection: psycopg.AsyncConnection[Any], deliveries: Seq
     """Do as ``record`` does, on asyncio's connection."""
     cursor = await connection.execute(RECORD, arguments(newest_of_each(deliveries)))
     return receipts(deliveries, await cursor.fetchall())
+
+
+def payloads_of(cursor: Cursor, seqs: Sequence[int]) -> dict[int, bytes]:
+    """Return the payloads of the events numbered *seqs*, by number, without those that are archived."""
+    # By a list of numbers, and not by a join, so that the planner looks at no partition but theirs.
+    cursor.execute("SELECT seq, payload FROM payloads WHERE seq = ANY (%s)", (list(seqs),), binary=True)
+    return dict(cursor.fetchall())
+
+
+def make_room(cursor: Cursor) -> int:
+    """Make the partitions that the next payloads will need, and return how many those are.
+
+    What comes before one is made is kept with the rest, so being late loses nothing.
+    """
+    cursor.execute("SELECT pg_advisory_xact_lock(hashtextextended(current_schema() || ' payloads', 0))")
+    cursor.execute(_NEXT_PARTITION, {"size": PARTITION_EVENTS})
+    last, begins = cursor.fetchone() or (0, 0)
+    made = 0
+    while begins <= last + PARTITION_EVENTS:
+        name = sql.Identifier(f"payloads_from_{begins}")
+        bounds = {"name": name, "begins": sql.Literal(begins), "ends": sql.Literal(begins + PARTITION_EVENTS)}
+        # Made and then attached, which leaves those alone who record meanwhile.
+        cursor.execute(
+            sql.SQL(
+                "CREATE TABLE {name} (LIKE payloads INCLUDING ALL) WITH (toast_tuple_target = 8160);"
+                " ALTER TABLE payloads ATTACH PARTITION {name} FOR VALUES FROM ({begins}) TO ({ends})"
+            ).format(**bounds)
+        )
+        begins += PARTITION_EVENTS
+        made += 1
+    return made
+
+
+# Begins after all that is, whether it has a partition or is kept with the rest.
+_NEXT_PARTITION: Final = """
+SELECT last, greatest(
+    (
+        SELECT coalesce(max(substr(c.relname, 15)::bigint + %(size)s), 0) FROM pg_inherits AS p
+        JOIN pg_class AS c ON c.oid = p.inhrelid
+        WHERE p.inhparent = 'payloads'::regclass AND c.relname ~ '^payloads_from_[0-9]+$'
+    ),
+    CASE WHEN EXISTS (SELECT FROM payloads_rest) THEN (last / %(size)s + 1) * %(size)s ELSE 0 END
+)
+FROM (SELECT coalesce(max(seq), 0) AS last FROM inbox) AS known
+"""

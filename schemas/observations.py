@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import msgspec
 
-from schemas import events
+from schemas import events, inbox
 from schemas.database import Cursor
 from schemas.inbox import Delivery
 
@@ -82,11 +82,11 @@ def of_answer(kind: str, answer: Answer, world: World, *, now: datetime) -> Deli
 
 # The newest is the one of the latest second, and of those the one that came last.
 _LAST_RENDERINGS: Final = """
-SELECT k.number, last.payload
+SELECT k.number, last.seq
 FROM unnest(%s::int[], %s::text[], %s::boolean[], %s::text[], %s::text[])
     AS k (number, account, livemode, object_type, object_id)
 CROSS JOIN LATERAL (
-    SELECT i.payload FROM inbox AS i
+    SELECT i.seq FROM inbox AS i
     WHERE (i.account, i.livemode, i.object_id) = (k.account, k.livemode, k.object_id)
         AND i.object_type = k.object_type
     ORDER BY i.created DESC, i.seq DESC LIMIT 1
@@ -111,7 +111,10 @@ def news(cursor: Cursor, deliveries: Sequence[Delivery]) -> list[Delivery]:
             [envelope.object_id for envelope in envelopes],
         ),
     )
-    known = {number: _object(payload) for number, payload in cursor.fetchall()}
+    last: dict[int, int] = dict(cursor.fetchall())
+    payloads = inbox.payloads_of(cursor, list(last.values()))
+    # Of an archived one nobody can tell, so what is told now counts as news.
+    known = {number: _object(payloads[seq]) for number, seq in last.items() if seq in payloads}
     return [
         delivery
         for number, delivery in enumerate(deliveries)

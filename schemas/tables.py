@@ -1,10 +1,10 @@
 """Every table and view at rest. The migrations make them; a test holds the two against each other.
 
 Note [The inbox is append-only]
-    An event's bytes are written once, into ``inbox``, and the wide row is not updated when the event is
-    folded: what is waiting is a narrow row in ``pending`` that is deleted, what became of it a narrow row in
-    ``outcomes``. ``events`` is the view over the three that people and commands read. The one exception is a
-    second rendering of the same event by a newer API version, which takes the first one's place.
+    What an event is known by is written once, into ``inbox``, and its bytes once, into ``payloads``; neither is updated
+    when the event is folded: what is waiting is a narrow row in ``pending`` that is deleted, what became of it a
+    narrow row in ``outcomes``. ``events`` is the view over the four that people and commands read. The one exception
+    is a second rendering of the same event by a newer API version, which takes the first one's place.
 """
 
 from typing import Final
@@ -93,7 +93,6 @@ inbox = Table(
     _moment("created", nullable=False),
     Column("object_type", Text),
     Column("object_id", Text),
-    Column("payload", LargeBinary, nullable=False),
     Column("redacted", ARRAY(Text), nullable=False),
     Column("payload_sha256", LargeBinary, nullable=False),
     Column("signature", Text),
@@ -115,6 +114,15 @@ inbox = Table(
     ),
 )
 
+# Apart from what an event is known by, and in partitions by number, which `schemas.inbox` makes: what was said long ago
+# may be archived.
+payloads = Table(
+    "payloads",
+    metadata,
+    Column("seq", BigInteger, primary_key=True, autoincrement=False),
+    Column("payload", LargeBinary, nullable=False),
+    postgresql_partition_by="RANGE (seq)",
+)
 pending = Table(
     "pending",
     metadata,
@@ -525,6 +533,8 @@ events = Table(
     "events",
     _views,
     *(Column(column.name, column.type) for column in inbox.c if column.name != "payload_sha256"),
+    # Null where it is archived.
+    Column("payload", LargeBinary),
     Column("payload_sha256", Text),
     Column("state", Text),
     Column("reason", Text),

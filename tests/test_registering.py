@@ -40,7 +40,7 @@ def test_an_open_session_is_kept_once(web: Web) -> None:
 
     assert (first.status_code, second.status_code) == (201, 200)
     assert (first.json()["recorded"], second.json()["recorded"]) == (True, False)
-    query = "SELECT type, source, extract(epoch FROM created)::bigint FROM inbox WHERE object_id = %s"
+    query = "SELECT type, source, extract(epoch FROM created)::bigint FROM events WHERE object_id = %s"
     assert web.query(query, session["id"]) == [
         ("payfold.checkout.session.registered", "observation", session["created"])
     ]
@@ -53,7 +53,7 @@ def test_its_credentials_are_not_kept(web: Web) -> None:
 
     put(web, session)
 
-    ((payload, redacted),) = web.query("SELECT payload, redacted FROM inbox WHERE object_id = %s", session["id"])
+    ((payload, redacted),) = web.query("SELECT payload, redacted FROM events WHERE object_id = %s", session["id"])
     assert secret.encode() not in payload
     assert session["url"].encode() not in payload
     assert redacted == ["data.object.client_secret", "data.object.url"]
@@ -82,7 +82,7 @@ def test_anything_more_is_refused(web: Web, change: dict[str, Any], words: str) 
 
     assert answer.status_code == 422
     assert words in answer.text
-    assert web.query("SELECT FROM inbox WHERE object_id = %s", session["id"]) == []
+    assert web.query("SELECT FROM events WHERE object_id = %s", session["id"]) == []
 
 
 def test_a_session_in_setup_mode_owes_nothing_and_is_open(web: Web) -> None:

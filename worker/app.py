@@ -10,7 +10,7 @@ from celery import Celery
 from celery.schedules import crontab
 from sqlalchemy import Engine
 
-from schemas import broker
+from schemas import broker, inbox
 from schemas.database import cursor, transaction
 from schemas.errors import ConflictError, DatabaseAway
 from schemas.settings import Settings
@@ -40,9 +40,10 @@ def create(settings: Settings, engine: Engine) -> Celery:
 
     @app.task(name=broker.SWEEP, shared=False)
     def sweep(**_: object) -> int:
-        """Queue what an older fold version folded and what the time has ended, then fold what is pending."""
+        """Make room, queue what an older fold version folded and what the time has ended, then fold what is pending."""
         try:
             with transaction(engine) as connection, cursor(connection) as opened:
+                inbox.make_room(opened)
                 queued = projection.queue_outdated(opened)
                 timekeeping.end_portal_sessions(opened, now=datetime.now(UTC), after=portal_session)
         except DatabaseAway:

@@ -136,7 +136,8 @@ _FROM_THIN_EVENTS: Final = """
 SELECT CASE WHEN twin.id IS NULL THEN 'object' ELSE 'event' END,
     coalesce(twin.id, t.object_id), CASE WHEN twin.id IS NULL THEN t.object_type ELSE 'event' END, %(refetch)s
 FROM inbox AS t
-CROSS JOIN LATERAL (SELECT convert_from(t.payload, 'UTF8')::jsonb ->> 'snapshot_event' AS id) AS twin
+JOIN payloads AS b USING (seq)
+CROSS JOIN LATERAL (SELECT convert_from(b.payload, 'UTF8')::jsonb ->> 'snapshot_event' AS id) AS twin
 WHERE t.type LIKE 'v_.%%' AND t.received_at >= %(thin_since)s
     AND (t.account, t.livemode) = (%(account)s, %(livemode)s)
     AND (twin.id IS NOT NULL OR t.object_type = ANY (%(types)s))

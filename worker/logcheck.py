@@ -28,10 +28,11 @@ WITH covered AS (
 SELECT h.id IS NOT NULL, e.id IS NOT NULL, account, livemode, id, coalesce(h.created, e.created),
     CASE WHEN h.payload <> e.payload THEN h.payload END, CASE WHEN h.payload <> e.payload THEN e.payload END
 FROM (
-    SELECT i.* FROM {inbox} AS i JOIN covered AS c USING (account, livemode)
+    SELECT i.*, b.payload FROM {inbox} AS i LEFT JOIN {payloads} AS b USING (seq)
+    JOIN covered AS c USING (account, livemode)
     WHERE i.created BETWEEN c.first AND c.last AND (c.has_ours OR i.source <> 'observation')
 ) AS h
-FULL JOIN {log} AS e USING (account, livemode, id)
+FULL JOIN (SELECT * FROM {log} JOIN {log_payloads} USING (seq)) AS e USING (account, livemode, id)
 WHERE h.id IS NULL OR e.id IS NULL OR h.payload <> e.payload
 ORDER BY 6, account, livemode, id
 """
@@ -39,15 +40,20 @@ ORDER BY 6, account, livemode, id
 
 def compare(made: Shadow, *, tell: Callable[[Difference], None]) -> dict[str, int]:
     """Compare the live inbox with that of *made*, tell each difference, and return how many there are of each kind."""
-    log = sql.Identifier(made.schema, "inbox")
+    names = {
+        "log": sql.Identifier(made.schema, "inbox"),
+        "log_payloads": sql.Identifier(made.schema, "payloads"),
+        "inbox": sql.Identifier(made.live, "inbox"),
+        "payloads": sql.Identifier(made.live, "payloads"),
+    }
     counts = {"events": 0, "missing_here": 0, "missing_there": 0, "different": 0}
     with database.transaction(made.engine) as connection, database.cursor(connection) as cursor:
         cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
-        cursor.execute(sql.SQL("SELECT count(*) FROM {}").format(log))
+        cursor.execute(sql.SQL("SELECT count(*) FROM {log}").format(**names))
         (counts["events"],) = cursor.fetchone() or (0,)
         with cursor.connection.cursor("compared", binary=True) as rows:
             rows.itersize = ROWS_READ
-            rows.execute(sql.SQL(_COMPARED).format(log=log, inbox=sql.Identifier(made.live, "inbox")))
+            rows.execute(sql.SQL(_COMPARED).format(**names))
             for is_held, is_expected, account, livemode, event, created, held, expected in rows:
                 if is_held and is_expected and not _differs(bytes(held), bytes(expected)):
                     continue

@@ -13,7 +13,7 @@ Note [Changes come in commit order]
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
@@ -25,9 +25,9 @@ from psycopg.rows import dict_row
 from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
-from schemas import database, tables
+from schemas import database, inbox, tables
 from schemas.database import Cursor
-from schemas.errors import PayfoldError
+from schemas.errors import Archived, PayfoldError
 from worker import folds, refunding, stock
 from worker.folds import join
 from worker.folds.facts import Anomaly, Event, Facts, Row, Subject, Value
@@ -88,6 +88,8 @@ def run_once(engine: Engine, *, now: datetime, limit: int = FOLD_BATCH_MAX) -> i
 
 def reason_to_park(error: Exception, claimed: Sequence[Claimed]) -> str:
     """Return why *claimed* cannot be folded; an error that is no fault of theirs is raised again."""
+    if claimed and isinstance(error, Archived):
+        return str(error)
     is_of_database = isinstance(error, (DBAPIError, database.DriverError))
     if not claimed or isinstance(error, PayfoldError) or (is_of_database and not database.is_fault_of_data(error)):
         raise error
@@ -125,11 +127,9 @@ def _park(engine: Engine, claimed: Sequence[Claimed], now: datetime, reason: str
             _log.warning("event.parked", event_id=each.event.id, reason=reason)
 
 
-_COLUMNS_OF_EVENT: Final = (
-    "i.seq, i.account, i.livemode, i.id, i.type, i.created, i.object_type, i.object_id, i.payload, i.source"
-)
+_ENVELOPE: Final = "i.seq, i.account, i.livemode, i.id, i.type, i.created, i.object_type, i.object_id, i.source"
 _SET_ASIDE: Final = """(
-    SELECT a.payload FROM inbox AS a
+    SELECT a.seq FROM inbox AS a
     WHERE a.type = 'payfold.event.ignored'
         AND (a.account, a.livemode, a.object_id) = (i.account, i.livemode, i.id)
     ORDER BY a.seq LIMIT 1
@@ -156,20 +156,38 @@ def claim(cursor: Cursor, *, limit: int, only: int | None = None) -> list[Claime
             SELECT seq, again FROM pending WHERE %(only)s::bigint IS NULL OR seq = %(only)s
             ORDER BY seq LIMIT %(limit)s FOR UPDATE SKIP LOCKED
         )
-        SELECT {_COLUMNS_OF_EVENT}, taken.again, {_SET_ASIDE}
+        SELECT {_ENVELOPE}, taken.again, {_SET_ASIDE}
         FROM taken JOIN inbox AS i USING (seq) ORDER BY i.seq
         """,
         {"only": only, "limit": limit},
         binary=True,
     )
-    return [Claimed(Event(*row[:10]), row[10], reason_of(row[11])) for row in cursor.fetchall()]
+    rows = cursor.fetchall()
+    payloads = inbox.payloads_of(cursor, [seq for row in rows for seq in (row[0], row[10]) if seq is not None])
+    return [
+        Claimed(_event(row, payloads), row[9], None if row[10] is None else reason_of(payloads.get(row[10])))
+        for row in rows
+    ]
 
 
-def reason_of(observation: bytes | None) -> str | None:
-    """Return why an operator has set an event aside, by the *observation* that says so; None without one."""
-    if observation is None:
-        return None
-    reason = msgspec.json.decode(observation)["data"]["object"].get("reason")
+def _event(row: Sequence[Any], payloads: Mapping[int, bytes]) -> Event:
+    """Return the event of a row of ``_ENVELOPE``.
+
+    Raises:
+        Archived: when its payload is not at hand.
+    """
+    payload = payloads.get(row[0])
+    if payload is None:
+        raise Archived(
+            f"The payload of {row[3]} is archived: "
+            "`payfold rebuild --archive DIR --swap` folds its object from the archive."
+        )
+    return Event(*(*row[:8], payload, row[8]))
+
+
+def reason_of(observation: bytes | None) -> str:
+    """Return why an operator has set an event aside, by the *observation* that says so, None where that is archived."""
+    reason = None if observation is None else msgspec.json.decode(observation)["data"]["object"].get("reason")
     return f"set aside by an operator: {reason}" if reason else "set aside by an operator"
 
 
@@ -347,7 +365,7 @@ def facts_of(cursor: Cursor, subjects: set[Subject], at_hand: dict[Subject, list
             UNION
             SELECT m.seq FROM k JOIN mentions AS m USING (account, livemode, object_id)
         )
-        SELECT {_COLUMNS_OF_EVENT}
+        SELECT {_ENVELOPE}
         FROM wanted JOIN inbox AS i USING (seq) LEFT JOIN outcomes AS o USING (seq)
         WHERE {_SET_ASIDE} IS NULL AND (o.state IS DISTINCT FROM 'parked' OR i.id = ANY(%s))
         """,
@@ -358,8 +376,10 @@ def facts_of(cursor: Cursor, subjects: set[Subject], at_hand: dict[Subject, list
         ),
         binary=True,
     )
-    for row in cursor.fetchall():
-        for one in folds.judge(Event(*row)).facts:
+    rows = cursor.fetchall()
+    payloads = inbox.payloads_of(cursor, [row[0] for row in rows])
+    for row in rows:
+        for one in folds.judge(_event(row, payloads)).facts:
             if one.subject in found:
                 found[one.subject].append(one)
     return found

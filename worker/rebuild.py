@@ -260,17 +260,17 @@ def _planned(reader: Cursor, made: Shadow, folder: Path, sizes: Sizes) -> tuple[
     snapshot, first, last, count = reader.fetchone() or ("", None, None, 0)
     reader.execute(
         "SELECT DISTINCT ON (account, livemode, object_id) account, livemode, object_id, payload"
-        " FROM inbox WHERE type = %s ORDER BY account, livemode, object_id, seq",
+        " FROM inbox LEFT JOIN payloads USING (seq) WHERE type = %s ORDER BY account, livemode, object_id, seq",
         (folds.EVENT_IGNORED,),
     )
-    set_aside = {(row[0], row[1], row[2]): projection.reason_of(bytes(row[3])) for row in reader.fetchall()}
+    set_aside = {(row[0], row[1], row[2]): projection.reason_of(row[3]) for row in reader.fetchall()}
     job = _Job(
         url=made.engine.url.render_as_string(hide_password=False),
         path=(made.schema, made.live) if made.has_inbox else (made.live,),
         live=made.live,
         snapshot=snapshot,
         has_inbox=made.has_inbox,
-        set_aside={key: reason for key, reason in set_aside.items() if reason is not None},
+        set_aside=set_aside,
         folder=folder,
         files=max(1, min(FILES_MAX, count // sizes.per_file + 1)),
         now=datetime.now(UTC),
@@ -385,14 +385,16 @@ def _judge_range(bounds: tuple[int, int]) -> dict[str, Path]:
 
 
 _COLUMNS: Final = (
-    "i.seq, i.account, i.livemode, i.id, i.type, i.created, i.object_type, i.object_id, i.payload, i.source"
+    "i.seq, i.account, i.livemode, i.id, i.type, i.created, i.object_type, i.object_id, b.payload, i.source"
 )
 _EVENTS: Final = """
-SELECT {columns}, o.attempts, o.folded_at FROM inbox AS i JOIN {outcomes} AS o USING (seq)
+SELECT {columns}, o.attempts, o.folded_at
+FROM inbox AS i JOIN payloads AS b USING (seq) JOIN {outcomes} AS o USING (seq)
 WHERE i.seq >= %s AND i.seq < %s ORDER BY i.seq
 """
 _OWN_EVENTS: Final = """
-SELECT {columns}, 1::smallint, NULL::timestamptz FROM inbox AS i WHERE i.seq >= %s AND i.seq < %s ORDER BY i.seq
+SELECT {columns}, 1::smallint, NULL::timestamptz FROM inbox AS i JOIN payloads AS b USING (seq)
+WHERE i.seq >= %s AND i.seq < %s ORDER BY i.seq
 """
 
 

@@ -236,7 +236,8 @@ def export(engine: Engine, *, filters: Filters) -> Iterator[bytes]:
 
 
 _EXPORTED: Final = """
-SELECT account, source, received_at, signature, encode(payload_sha256, 'hex'), redacted, payload FROM inbox
+SELECT account, source, received_at, signature, encode(payload_sha256, 'hex'), redacted, payload
+FROM inbox JOIN payloads USING (seq)
 WHERE (%(since)s::timestamptz IS NULL OR created >= %(since)s)
     AND (%(until)s::timestamptz IS NULL OR created < %(until)s)
 ORDER BY seq

@@ -62,7 +62,7 @@ def _make(engine: Engine, *, has_inbox: bool) -> Shadow:
         cursor.execute("SELECT current_schema()")
         (live,) = cursor.fetchone() or ("public",)
         cursor.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(schema)))
-        for table in (*_BESIDE, *([tables.inbox] if has_inbox else [])):
+        for table in (*_BESIDE, *([tables.inbox, tables.payloads] if has_inbox else [])):
             _copy_table(cursor, table, schema, live, parts="INCLUDING ALL")
     return Shadow(engine, _within(engine, schema, str(live)), schema, str(live), has_inbox)
 

@@ -330,6 +330,17 @@ def test_gaps_are_filled(at: Stage) -> None:
     assert at.rows("SELECT found FROM stripe_jobs") == [{"found": filled.recorded}]
 
 
+def test_a_look_at_the_last_hour_leaves_no_hole(at: Stage) -> None:
+    """Asked for from later than its checkpoint, the job fills that and goes on from the checkpoint afterwards."""
+    fill(at)
+    at.account.complete(at.account.open_session())
+    at.account.advance(3 * HOUR)
+
+    assert fill(at, since=at.now - timedelta(hours=1)).recorded == 0
+    assert fill(at).recorded > 0
+    assert at.rows("SELECT count(*) AS paid FROM orders WHERE status = 'paid'") == [{"paid": 1}]
+
+
 def test_types_are_asked_for_by_the_twenty(at: Stage) -> None:
     """Every type that a fold wants is asked for, in as few calls as Stripe allows."""
     fill(at, since=at.now - timedelta(hours=1))

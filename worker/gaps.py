@@ -48,7 +48,11 @@ def run_once(desk: Desk, *, since: datetime | None = None) -> Round:
 
 
 def _fill(desk: Desk, since: datetime | None, world: World, progress: Progress, found: Round, share: Slice) -> None:
-    start = _start(desk, world, progress, since)
+    oldest = desk.now() - KEPT
+    checkpoint = _checkpoint(desk, world, progress)
+    start = max(checkpoint if since is None else since, oldest)
+    # What begins after the checkpoint leaves a hole before it, which is still to be filled.
+    moves_checkpoint = start <= max(checkpoint, oldest)
     until = desk.now() - SETTLED
     while start < until:
         end = min(start + WINDOW_MAX, until)
@@ -56,8 +60,7 @@ def _fill(desk: Desk, since: datetime | None, world: World, progress: Progress, 
         found.recorded += new
         if new:
             found.count("events_that_never_came", new)
-        # A round over another time does not move the checkpoint, unless it reaches beyond it.
-        reached = max(end, progress.reached_at) if progress.reached_at else end
+        reached = max(end, progress.reached_at or end) if moves_checkpoint else None
         desk.within(partial(calls.reach, world=world, job=JOB, at=reached, found=new))
         start = end
         if share.is_over and start < until and since is None:
@@ -65,12 +68,10 @@ def _fill(desk: Desk, since: datetime | None, world: World, progress: Progress, 
             return
 
 
-def _start(desk: Desk, world: World, progress: Progress, since: datetime | None) -> datetime:
-    oldest = desk.now() - KEPT
-    if since is not None:
-        return max(since, oldest)
+def _checkpoint(desk: Desk, world: World, progress: Progress) -> datetime:
+    """Return up to when, less the overlap, nothing is missing."""
     if progress.reached_at is None:
-        return max(desk.within(lambda opened: _first_received(opened, world)) or desk.now() - SETTLED, oldest) - OVERLAP
+        return (desk.within(lambda opened: _first_received(opened, world)) or desk.now() - SETTLED) - OVERLAP
     if progress.reached_at < desk.now() - CLIFF:
         _log.warning(
             "stripe.checkpoint_is_old",
@@ -79,7 +80,7 @@ def _start(desk: Desk, world: World, progress: Progress, since: datetime | None)
             checkpoint=progress.reached_at.isoformat(),
             reason="Stripe lists events of the last 30 days only: what is older is lost to this job",
         )
-    return max(progress.reached_at, oldest) - OVERLAP
+    return progress.reached_at - OVERLAP
 
 
 def _first_received(cursor: Cursor, world: World) -> datetime | None:

@@ -6,8 +6,13 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from schemas.observations import World
 from tests import command
 from tests.stage import HOUR, KEY, Stage, stage
+from tests.web import serving
+from worker import calls, expiry
+
+HERE = World("", livemode=False)
 
 
 @pytest.fixture
@@ -46,13 +51,34 @@ def test_what_would_expire(at: Stage) -> None:
 
 
 def test_a_key_that_stripe_refuses(at: Stage) -> None:
-    """What Stripe refuses is told, with exit 1, and no row has changed."""
+    """What Stripe refuses is told each time, with exit 1, and no row has changed; with a good key it goes on at once."""
     (session,) = at.open()
 
-    refused = payfold(at, "sessions", "expire", STRIPE_API_KEY="sk_test_unknown")
+    for _ in range(2):
+        refused = payfold(at, "sessions", "expire", STRIPE_API_KEY="sk_test_unknown")
+        assert refused.code == 1
+        assert "401" in refused.err
+    assert at.status(session) == "open"
+    assert payfold(at, "status").json["stripe"].startswith("STOPPED expire_sessions")
+    with serving(at.settings) as web:
+        ready = web.get("/health/ready", {})
+        assert (ready.status_code, ready.json()["stripe"]) == (200, "stopped: expire_sessions")
 
-    assert refused.code == 1
-    assert "401" in refused.err
+    assert payfold(at, "sessions", "expire").json == {"recorded": 1, "expired": 1}
+    assert at.status(session) == "expired"
+
+
+def test_what_another_worker_has_in_hand(at: Stage) -> None:
+    """The command does not do it a second time, and says so with exit 1."""
+    (session,) = at.open()
+    desk = at.desk()
+    desk.within(lambda opened: calls.begin(opened, HERE, expiry.JOB, now=datetime.now(UTC)))
+
+    ran = payfold(at, "sessions", "expire")
+
+    assert (ran.code, ran.json) == (1, {"recorded": 0})
+    assert "Another worker" in ran.err
+    assert at.api.calls == []
     assert at.status(session) == "open"
 
 

@@ -50,6 +50,8 @@ class Desk:
     now: Callable[[], datetime] = _utc_now
     threads: int = THREADS
     slice_seconds_max: float = SLICE_SECONDS_MAX
+    is_by_hand: bool = False
+    """Whether a person asked for it: then it is tried although Stripe has refused it, or it is said why it was not."""
 
     def within(self, work: Callable[[Cursor], Result]) -> Result:
         """Return what *work* returns, done in one transaction."""
@@ -112,9 +114,13 @@ def go_round(desk: Desk, job: str, step: Step, *, worlds: Sequence[World] | None
     """Take *step* in each world that a key serves, and return what came of it."""
     found, share = Round(), Slice(desk.slice_seconds_max)
     for world in served(desk) if worlds is None else worlds:
-        progress = desk.within(partial(calls.begin, world=world, job=job, now=desk.now()))
+        progress = desk.within(
+            partial(calls.begin, world=world, job=job, now=desk.now(), though_stopped=desk.is_by_hand)
+        )
         if progress is not None:
             _step(desk, job, step, world, progress, found, share)
+        elif desk.is_by_hand:
+            found.failed.append(f"Another worker is doing this for {world}, or ended in the midst: try again later.")
     if found.counted or found.recorded:
         _log.info(f"stripe.{job}", recorded=found.recorded, **found.counted)
     return found

@@ -179,16 +179,22 @@ class Progress:
     reached_seq: int | None
 
 
-def begin(cursor: Cursor, world: World, job: str, *, now: datetime) -> Progress | None:
-    """Lease a round of *job* to this worker; None where another has it, or Stripe has refused it for now."""
+def begin(
+    cursor: Cursor, world: World, job: str, *, now: datetime, though_stopped: bool = False
+) -> Progress | None:  # fmt: skip
+    """Lease a round of *job* to this worker; None where another has it, or Stripe has refused it for now.
+
+    With *though_stopped* it is tried again although Stripe has refused it.
+    """
     cursor.execute(
         """
         INSERT INTO stripe_jobs AS known (account, livemode, job, leased_until) VALUES (%s, %s, %s, %s)
         ON CONFLICT (account, livemode, job) DO UPDATE SET leased_until = excluded.leased_until
-            WHERE coalesce(known.leased_until, '-infinity') <= %s AND coalesce(known.stopped_until, '-infinity') <= %s
+            WHERE coalesce(known.leased_until, '-infinity') <= %s
+                AND (%s OR coalesce(known.stopped_until, '-infinity') <= %s)
         RETURNING known.reached_at, known.reached_seq
         """,
-        (world.account, world.livemode, job, now + LEASE, now, now),
+        (world.account, world.livemode, job, now + LEASE, now, though_stopped, now),
     )
     row = cursor.fetchone()
     return None if row is None else Progress(*row)

@@ -81,7 +81,7 @@ def opened_desk(*, wants_key: bool = True) -> Iterator["Desk"]:
     # All processes draw calls from one budget, which Redis keeps.
     redis = broker.redis(settings) if settings.api_keys else None
     with opened_database(connections_max=THREADS + 1) as engine:
-        yield Desk(engine, StripeApi(settings, redis), settings)
+        yield Desk(engine, StripeApi(settings, redis), settings, is_by_hand=True)
 
 
 def _act(desk: "Desk", run_once: "Callable[[Desk], Round]", form: Format, words: str) -> None:

@@ -37,10 +37,18 @@ PAGE_ROWS: Final = 100
 class StripeApi:
     """Calls Stripe with the keys that *settings* hold, within the budget that *redis* keeps; without keys, never."""
 
-    def __init__(self, settings: Settings, redis: Redis | None, *, retries_max: int = NETWORK_RETRIES_MAX) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        redis: Redis | None,
+        *,
+        retries_max: int = NETWORK_RETRIES_MAX,
+        answer_seconds_max: float = ANSWER_SECONDS_MAX,
+    ) -> None:
         self._settings = settings
         self._redis = redis
         self._retries_max = retries_max
+        self._answer_seconds_max = answer_seconds_max
         self._clients: dict[tuple[str, Lane], tuple[stripe.StripeClient, _PacedClient]] = {}
 
     @property
@@ -123,7 +131,8 @@ class StripeApi:
             label = next(known.account for known in self._settings.api_keys if known.secret == key.secret)
             name = f"payfold:stripe:{label}:{'live' if key.livemode else 'test'}"
             paced = _PacedClient(
-                Budget(self._redis, name, lane, self._settings.calls_per_second(livemode=key.livemode))
+                Budget(self._redis, name, lane, self._settings.calls_per_second(livemode=key.livemode)),
+                answer_seconds_max=self._answer_seconds_max,
             )
             client = stripe.StripeClient(
                 key.secret,
@@ -169,8 +178,8 @@ def _meaning(error: stripe.StripeError, key: ApiKey) -> Exception:
 class _PacedClient(stripe.RequestsClient):
     """The SDK's HTTP client, which draws from the budget before each try, and counts the tries of a thread's call."""
 
-    def __init__(self, budget: Budget) -> None:
-        super().__init__(timeout=(CONNECT_SECONDS_MAX, ANSWER_SECONDS_MAX))
+    def __init__(self, budget: Budget, *, answer_seconds_max: float) -> None:
+        super().__init__(timeout=(CONNECT_SECONDS_MAX, answer_seconds_max))
         self._budget = budget
         self._tried = threading.local()
 

@@ -14,7 +14,7 @@ from deploy.sandbox.http_api import StripeApi as SandboxApi
 from deploy.sandbox.server import Faults, serving
 from schemas import checkout, database, inbox, observations
 from schemas.settings import Settings
-from schemas.stripe_api import StripeApi
+from schemas.stripe_api import ANSWER_SECONDS_MAX, StripeApi
 from tests import ledger
 from worker import expiry
 from worker.acting import Desk, Round
@@ -36,9 +36,17 @@ class Stage:
     environment: dict[str, str]
     """The settings, for a process of its own."""
 
-    def desk(self, *, threads: int = 1, later: timedelta = timedelta(0), retries_max: int = 0, **more: Any) -> Desk:  # noqa: ANN401 - a desk's own
+    def desk(
+        self,
+        *,
+        threads: int = 1,
+        later: timedelta = timedelta(0),
+        retries_max: int = 0,
+        answer_seconds_max: float = ANSWER_SECONDS_MAX,
+        **more: Any,  # noqa: ANN401 - a desk's own
+    ) -> Desk:
         """Return a worker's desk, whose clock is *later* than Stripe's; the SDK does not try again by itself."""
-        api = StripeApi(self.settings, self.redis, retries_max=retries_max)
+        api = StripeApi(self.settings, self.redis, retries_max=retries_max, answer_seconds_max=answer_seconds_max)
         return Desk(self.engine, api, self.settings, now=lambda: self.now + later, threads=threads, **more)
 
     @property

@@ -16,7 +16,7 @@ from schemas.observations import World
 from schemas.stripe_api import StripeApi
 from tests.conftest import SEED_OPTION
 from tests.stage import HOUR, KEY, Stage, stage
-from worker import calls, expiry
+from worker import calls, discovery, expiry
 from worker.acting import Desk
 
 HERE = World("", livemode=False)
@@ -146,6 +146,64 @@ def test_a_session_that_stripe_does_not_know(at: Stage) -> None:
     assert at.rows("SELECT kind, subject_id FROM anomalies") == [{"kind": "missing_at_stripe", "subject_id": session}]
 
 
+def test_an_end_that_has_passed_is_read(at: Stage) -> None:
+    """A session whose own end has passed needs no expiring: one call reads what became of it."""
+    (session,) = at.open(ago=26 * HOUR)
+    assert [row["action"] for row in expiry.listed(at.desk())] == ["read from Stripe"]
+
+    assert at.expire().counted == {"sessions": 1}
+
+    assert at.status(session) == "expired"
+    assert [(made.method, made.status) for made in at.api.calls] == [("GET", 200)]
+    assert at.kinds(session) == ["order.opened", "order.expired"]
+
+
+def test_stripes_timer_may_be_late(database_url: str, redis_url: str) -> None:
+    """While Stripe says that it is open it stays so, and where it is not to be expired it is only read again."""
+    with stage(database_url, redis_url, PAYFOLD_SESSION_TTL_MINUTES="off") as at:
+        at.api._has_timer = False
+        (session,) = at.open(ago=26 * HOUR)
+        at.expire()
+        assert at.expire().counted == {}
+        assert at.status(session) == "open"
+
+        at.account.expire(session)
+        at.expire(at.desk(later=timedelta(minutes=1)))
+        assert at.status(session) == "expired"
+        assert [made.method for made in at.api.calls] == ["GET", "GET"]
+
+
+def test_what_has_ended_holds_up_nothing(at: Stage) -> None:
+    """However many have ended and cannot be read, the one that is stale is expired in the same round."""
+    at.open(expiry.BATCH_MAX, ago=25 * HOUR)
+    (session,) = at.open()
+    at.faults.add(Fault.FAILED, method="GET", times=expiry.BATCH_MAX)
+
+    assert at.expire().counted == {"postponed": expiry.BATCH_MAX, "expired": 1}
+    assert at.status(session) == "expired"
+
+
+def test_an_ended_session_that_stripe_does_not_know(at: Stage) -> None:
+    """A 404 is an anomaly when it is read, too, and it is not read again."""
+    (session,) = at.open(ago=26 * HOUR)
+    del at.account._objects["checkout.session"][session]
+
+    assert at.expire().counted == {"missing": 1}
+    assert at.expire(at.desk(later=timedelta(hours=1))).counted == {}
+    assert at.rows("SELECT kind, subject_id FROM anomalies") == [{"kind": "missing_at_stripe", "subject_id": session}]
+
+
+def test_a_session_that_can_neither_be_expired_nor_read(at: Stage) -> None:
+    """What Stripe declines is given up with the reason, and holds up no other."""
+    first, second = at.open(2)
+    at.faults.add(Fault.DECLINED, f"*/{first}*", times=2)
+
+    assert at.expire().counted == {"declined": 1, "expired": 1}
+    assert (at.status(first), at.status(second)) == ("open", "expired")
+    ((call,)) = at.rows("SELECT given_up FROM stripe_calls")
+    assert "Stripe answered 400" in call["given_up"]
+
+
 @pytest.mark.parametrize("status", [401, 403])
 def test_a_refused_key_stops_the_job_loudly(
     at: Stage, redis_url: str, capsys: pytest.CaptureFixture[str], status: int
@@ -193,13 +251,13 @@ def test_what_stripe_cannot_do_now_is_tried_again(at: Stage, fault: Fault) -> No
     assert first != last
 
 
-@pytest.mark.parametrize("fault", [Fault.DROP_AFTER, Fault.FAILED_AFTER])
+@pytest.mark.parametrize("fault", [Fault.DROP_AFTER, Fault.FAILED_AFTER, Fault.TIMED_OUT])
 def test_an_answer_that_was_lost_is_found_by_reading(at: Stage, fault: Fault) -> None:
     """Stripe has acted and nobody knows: the session is read, and not expired a second time."""
     (session,) = at.open()
     at.faults.add(fault, EXPIRE)
 
-    at.expire()
+    at.expire(at.desk(answer_seconds_max=0.5))
     at.expire(at.desk(later=timedelta(minutes=1)))
     at.deliver()
 
@@ -273,13 +331,18 @@ def test_two_clocks_and_four_workers(at: Stage) -> None:
 
 
 def test_a_thousand_sessions_cost_a_thousand_calls(at: Stage) -> None:
-    """Expiring costs one call each, and nothing beside it."""
-    at.open(1_000)
+    """Expiring costs one call each, and finding them one for every fifty at the most."""
+    for _ in range(1_000):
+        at.account.open_session()
+    assert discovery.run_once(at.desk()).recorded == 1_000
+    at.fold()
+    at.account.advance(2 * HOUR)
 
     found = at.expire(at.desk(threads=4, slice_seconds_max=600.0))
 
     assert found.counted == {"expired": 1_000}
-    assert len(at.api.calls) == 1_000
+    assert at.api.count(EXPIRE) == 1_000
+    assert len(at.api.calls) - 1_000 <= 1_000 // 50
 
 
 def test_a_slice_leaves_the_rest_to_its_successor(at: Stage) -> None:

@@ -15,6 +15,8 @@ from schemas import checkout, inbox, observations
 from schemas.budget import Lane
 from schemas.checkout import Ending
 from schemas.database import Cursor
+from schemas.errors import CallDeclined, MissingAtStripe
+from schemas.inbox import Delivery
 from schemas.observations import World
 from schemas.settings import Settings
 from worker import acting, calls
@@ -72,7 +74,10 @@ WHERE (o.account, o.livemode, o.status) = (%(account)s, %(livemode)s, 'open')
     AND NOT EXISTS (
         SELECT FROM stripe_calls AS c
         WHERE (c.account, c.livemode, c.object_id) = (o.account, o.livemode, o.id)
-            AND c.purpose IN ('expire', 'session') AND (c.purpose = 'expire' OR c.attempts > 0)
+            AND c.purpose IN ('expire', 'session')
+            -- The lines of one that is to be expired may be asked for too, and of one that has ended less urgently.
+            AND (c.purpose = 'expire' OR o.expires_at <= %(now)s - %(grace)s
+                AND (c.lane = %(lane)s OR c.given_up IS NOT NULL))
     )
     -- What is recorded of it, and not yet folded, may be its end.
     AND NOT EXISTS (
@@ -94,6 +99,7 @@ def stale(cursor: Cursor, world: World, settings: Settings, *, now: datetime, li
             "grace": timedelta(minutes=settings.payfold_expiry_grace_minutes),
             "ttl": _ttl(settings),
             "key": TTL_METADATA_KEY,
+            "lane": int(Lane.EXPIRY),
             "limit": limit,
         },
     )
@@ -117,13 +123,15 @@ def run_once(desk: Desk) -> Round:
         if not desk.api.is_idle:
             left = desk.within(partial(stale, world=world, settings=desk.settings, now=desk.now(), limit=LISTED_MAX))
             found.count("not_served", len(left))
+            if left:
+                _log.info("sessions.not_served", sessions=len(left), account=world.account, livemode=world.livemode)
     return found
 
 
 def _expire(desk: Desk, world: World, _: Progress, found: Round, share: Slice) -> None:
     while True:
         asked = desk.within(lambda opened: _ask(opened, desk, world))
-        acting.work_off(desk, world, (EXPIRE,), lambda call: _end(desk, call), found, share)
+        acting.work_off(desk, world, (EXPIRE, READ), lambda call: _make(desk, call), found, share)
         if share.is_over and (asked == BATCH_MAX or found.is_more):
             found.is_more = True
             return
@@ -133,19 +141,40 @@ def _expire(desk: Desk, world: World, _: Progress, found: Round, share: Slice) -
 
 def _ask(cursor: Cursor, desk: Desk, world: World) -> int:
     found = stale(cursor, world, desk.settings, now=desk.now())
-    # Those that have ended are read by the job that reads, which is as urgent.
     wanted = [Wanted(each.purpose, each.id, "checkout.session", Lane.EXPIRY, each.created) for each in found]
     return calls.want(cursor, world, wanted, now=desk.now()) if wanted else 0
+
+
+def _make(desk: Desk, call: Call) -> Made:
+    try:
+        return _end(desk, call) if call.purpose == EXPIRE else read(desk, call)
+    except CallDeclined as error:
+        return Made(counted="declined", given_up=str(error))
 
 
 def _end(desk: Desk, call: Call) -> Made:
     outcome = checkout.expire(desk.api, call.world, call.object_id, read_first=call.attempts > 0, now=desk.now())
     if outcome.ending is Ending.MISSING:
-        return Made(outcome.deliveries, "missing", given_up="Stripe knows no such session", is_news=True)
+        return _missing(outcome.deliveries)
     if outcome.ending is Ending.STILL_OPEN:
         given_up = "Stripe leaves it open" if call.attempts + 1 >= ATTEMPTS_MAX else ""
         return Made(outcome.deliveries, "left_open", again=True, given_up=given_up)
     return Made(outcome.deliveries, "expired" if outcome.ending is Ending.EXPIRED else "was_over")
+
+
+def read(desk: Desk, call: Call) -> Made:
+    """Read what a session is by now, with all its lines."""
+    try:
+        answer = checkout.read(desk.api, call.world, call.object_id, lane=call.lane)
+    except MissingAtStripe:
+        return _missing((checkout.missing(call.world, call.object_id, now=desk.now()),))
+    # Past its own end Stripe's timer is only late: it is looked at again, and not at once.
+    is_late = answer.body.get("status") == "open" and answer.body.get("expires_at", answer.at) < answer.at
+    return Made((checkout.observed(answer, call.world, now=desk.now()),), "sessions", again=is_late)
+
+
+def _missing(deliveries: tuple[Delivery, ...]) -> Made:
+    return Made(deliveries, "missing", given_up="Stripe knows no such session", is_news=True)
 
 
 _ENDED: Final = """

@@ -14,7 +14,7 @@ from schemas.database import Cursor
 from schemas.errors import CallDeclined, MissingAtStripe
 from schemas.inbox import Delivery
 from schemas.observations import Answer, Object, World
-from worker import acting, calls, gaps
+from worker import acting, calls, expiry, gaps
 from worker.acting import Desk, Made, Round, Slice
 from worker.calls import Call, Progress, Wanted
 
@@ -158,13 +158,6 @@ def _make(desk: Desk, call: Call) -> Made:
         return Made(counted="declined", given_up=str(error))
 
 
-def _read_session(desk: Desk, call: Call) -> Made:
-    answer = checkout.read(desk.api, call.world, call.object_id, lane=call.lane)
-    # Past its own end Stripe's timer is only late: it is looked at again, and not at once.
-    is_late = answer.body.get("status") == "open" and answer.body.get("expires_at", answer.at) < answer.at
-    return Made((checkout.observed(answer, call.world, now=desk.now()),), "sessions", again=is_late)
-
-
 def _read_ledger(desk: Desk, call: Call) -> Made:
     """List the customer's balance transactions, down to those that are known; all are recorded or none."""
     known = desk.within(lambda opened: _known_transactions(opened, call))
@@ -222,7 +215,7 @@ def _read_event(desk: Desk, call: Call) -> Made:
 
 
 _MAKE: Final = {
-    "session": _read_session,
+    "session": expiry.read,
     "ledger": _read_ledger,
     "credit_note": _read_credit_note,
     "object": _read_object,

@@ -36,6 +36,7 @@ class Fault(Enum):
     RATE_LIMITED = "global-rate"
     ENDPOINT_LIMITED = "endpoint-rate"
     LOCKED = "lock_timeout"
+    DECLINED = "400"
     CONFLICT = "409"
     FAILED = "500"
     FAILED_AFTER = "500, having acted"
@@ -64,6 +65,7 @@ _ANSWERS: Final = {
         429, "invalid_request_error", _LIMITED, "rate_limit", Stripe_Rate_Limited_Reason="endpoint-rate"
     ),
     Fault.LOCKED: _error(429, "invalid_request_error", "This object cannot be accessed right now.", "lock_timeout"),
+    Fault.DECLINED: _error(400, "invalid_request_error", "This cannot be done."),
     Fault.CONFLICT: _error(409, "idempotency_error", "There is currently another in-progress request."),
     Fault.FAILED: _error(500, "api_error", "An unknown error occurred."),
     Fault.FAILED_AFTER: _error(500, "api_error", "An unknown error occurred."),

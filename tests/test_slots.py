@@ -16,6 +16,7 @@ from deploy.sandbox.server import Fault
 from schemas import broker
 from tests import command, ledger
 from tests.stage import HOUR, Stage, stage
+from worker import calls
 
 pytestmark = [
     pytest.mark.integration,
@@ -101,6 +102,24 @@ def test_a_worker_with_a_key_expires_and_folds(at: Stage) -> None:
         until(lambda: {at.status(session) for session in sessions} == {"expired"})
 
     assert at.api.count("*/expire", "POST") == len(sessions)
+
+
+def test_a_worker_that_dies_between_an_answer_and_its_commit(at: Stage) -> None:
+    """Stripe has expired the session and the worker is killed: when its lease is over another reads it, once."""
+    (session,) = at.open()
+    with worker(at) as process:
+        slot = slot_of(process)
+        at.faults.add(None, "*/expire", after=lambda: os.kill(slot, signal.SIGKILL))
+        send(at, broker.EXPIRE_SESSIONS, broker.STRIPE_QUEUE)
+        assert process.wait(SECONDS_MAX) == 1
+    at.deliver()
+    at.account.advance(2 * int(calls.LEASE.total_seconds()))
+    while at.rows("SELECT FROM stripe_calls"):
+        at.expire(at.desk())
+
+    assert [made.method for made in at.api.calls] == ["POST", "GET"]
+    assert at.status(session) == "expired"
+    assert at.kinds(session) == ["order.opened", "order.expired"]
 
 
 def test_a_worker_without_a_key_says_so_once_and_takes_both_queues(at: Stage) -> None:

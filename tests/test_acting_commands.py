@@ -51,7 +51,7 @@ def test_what_would_expire(at: Stage) -> None:
 
 
 def test_a_key_that_stripe_refuses(at: Stage) -> None:
-    """What Stripe refuses is told each time, with exit 1, and no row has changed; with a good key it goes on at once."""
+    """What Stripe refuses is told each time, with exit 1, and no row changes; with a good key it goes on at once."""
     (session,) = at.open()
 
     for _ in range(2):

@@ -468,6 +468,30 @@ def test_the_shop_expires_one_now(at: Stage, database_url: str, redis_url: str) 
     assert (at.status(first), at.status(second)) == ("expired", "paid")
 
 
+def test_what_stripe_cannot_do_now_is_told_to_the_shop(at: Stage, database_url: str, redis_url: str) -> None:
+    """A lost answer is asked for again; what cannot be done is a 503, 502 or 404, and the order stays what it is."""
+    lost, open_one, gone = at.open(3, ago=60)
+    del at.account._objects["checkout.session"][gone]
+    with serving(_web_settings(at, database_url, redis_url)) as web:
+
+        def expire(session: str) -> tuple[int, dict[str, Any]]:
+            answer = web.client.post(f"/v1/orders/{session}/expire", headers=OPERATOR)
+            return answer.status_code, answer.json()
+
+        at.faults.add(Fault.DROP_AFTER, f"*/{lost}/expire")
+        assert expire(lost)[0] == 200
+        assert len({made.idempotency_key for made in at.api.calls}) == 1
+        assert expire(gone)[0] == 404
+        at.faults.add(Fault.UNAVAILABLE, "*/expire")
+        assert expire(open_one)[0] == 503
+        at.api._forbidden = {KEY: ("/v1/checkout",)}
+        refused = expire(open_one)
+    assert (refused[0], refused[1]["type"]) == (502, "urn:payfold:problem:key_refused")
+    at.fold()
+    assert [at.status(session) for session in (lost, open_one, gone)] == ["expired", "open", "open"]
+    assert ledger.anomalies(at.engine) == ["missing_at_stripe"]
+
+
 def _web_settings(at: Stage, database_url: str, redis_url: str) -> Any:  # noqa: ANN401 - settings
     return settings_of(
         database_url,
@@ -518,6 +542,9 @@ def test_a_portal_url_is_answered_once_and_kept_nowhere(
         assert KEY not in place
         assert url not in place
         assert url.rsplit("/", 1)[-1] not in place
+    # These two are all that is ever written at Stripe.
+    written = {made.path.rsplit("/", 1)[-1] for made in at.api.calls if made.method != "GET"}
+    assert written == {"sessions", "expire"}
     assert at.rows("SELECT customer, return_url FROM portal_sessions") == [
         {"customer": customer, "return_url": "https://shop.example.com"}
     ]

@@ -282,14 +282,21 @@ def test_the_network_is_tried_again_with_the_same_key(at: Stage, fault: Fault) -
 
 @pytest.mark.parametrize(("fault", "is_global"), [(Fault.RATE_LIMITED, True), (Fault.ENDPOINT_LIMITED, False)])
 def test_a_rate_limit_pauses_what_stripe_names(at: Stage, fault: Fault, *, is_global: bool) -> None:
-    """After a 429 the account, or only the endpoint, is left alone for a while, by every process."""
-    at.open(2)
+    """After a 429 the account, or only the endpoint, is left alone for a while, by every process, and then tried."""
+    sessions = at.open(2)
     at.faults.add(fault, EXPIRE)
 
     at.expire(at.desk(slice_seconds_max=0.0))
 
     paused = sorted(name.decode().rsplit(":", 1)[-1] for name in at.redis.keys("*:pause*") if b":times" not in name)  # type: ignore[union-attr]  # names
     assert paused == (["pause"] if is_global else ["post checkout/sessions/expire"])
+
+    at.redis.flushdb()  # the pause is over
+    at.expire(at.desk(later=timedelta(minutes=1)))
+    assert sorted((made.method, made.status) for made in at.api.calls) == [
+        *(("GET", 200), ("POST", 200), ("POST", 200), ("POST", 429)),
+    ]
+    assert {at.status(session) for session in sessions} == {"expired"}
 
 
 def test_a_dead_worker_leaves_its_session_to_another(at: Stage) -> None:

@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -34,10 +34,10 @@ def at(database_url: str, redis_url: str) -> Iterator[Stage]:
 
 
 @contextmanager
-def worker(at: Stage, **settings: str) -> Iterator["subprocess.Popen[bytes]"]:
+def worker(at: Stage, module: str = "worker", **settings: str) -> Iterator["subprocess.Popen[bytes]"]:
     """Run ``python -m worker`` beside the test, and kill it at the end if it is still there."""
     environment = command.environment(at.environment | settings)
-    process = subprocess.Popen([sys.executable, "-m", "worker"], env=environment, stderr=subprocess.PIPE)
+    process = subprocess.Popen([sys.executable, "-m", module], env=environment, stderr=subprocess.PIPE)
     try:
         yield process
     finally:
@@ -45,9 +45,9 @@ def worker(at: Stage, **settings: str) -> Iterator["subprocess.Popen[bytes]"]:
         process.communicate()
 
 
-def until(condition: Callable[[], bool]) -> None:
+def until(condition: Callable[[], bool], seconds: float = SECONDS_MAX) -> None:
     """Return once *condition* holds, and fail when it does not in time."""
-    deadline = time.monotonic() + SECONDS_MAX
+    deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not come to pass"
         time.sleep(0.02)
@@ -102,6 +102,21 @@ def test_a_worker_with_a_key_expires_and_folds(at: Stage) -> None:
         until(lambda: {at.status(session) for session in sessions} == {"expired"})
 
     assert at.api.count("*/expire", "POST") == len(sessions)
+
+
+def test_two_clocks_and_four_workers(at: Stage) -> None:
+    """However many clocks and workers are there, each session is expired by one call, and changes once."""
+    sessions = at.open(40)
+    with ExitStack() as running:
+        for _ in range(4):
+            running.enter_context(worker(at))
+        for _ in range(2):
+            running.enter_context(worker(at, "worker.clock", PAYFOLD_EXPIRE_SECONDS="1", PAYFOLD_SWEEP_SECONDS="1"))
+        # Ten processes take their time to start.
+        until(lambda: at.rows("SELECT FROM orders WHERE status = 'open'") == [], seconds=4 * SECONDS_MAX)
+
+    assert sorted(made.path.split("/")[-2] for made in at.api.calls if made.method == "POST") == sorted(sessions)
+    assert at.rows("SELECT count(*) AS changes FROM changes WHERE kind = 'order.expired'") == [{"changes": 40}]
 
 
 def test_a_worker_that_dies_between_an_answer_and_its_commit(at: Stage) -> None:

@@ -9,7 +9,7 @@ from typing import Any, Final
 import psycopg
 from psycopg import sql
 
-from schemas.database import Cursor
+from schemas.database import Cursor, integer_array
 from schemas.events import Envelope
 
 RECORD_ROWS_MAX = 1000
@@ -152,7 +152,9 @@ async def record_async(connection: psycopg.AsyncConnection[Any], deliveries: Seq
 def payloads_of(cursor: Cursor, seqs: Sequence[int]) -> dict[int, bytes]:
     """Return the payloads of the events numbered *seqs*, by number, without those that are archived."""
     # By a list of numbers, and not by a join, so that the planner looks at no partition but theirs.
-    cursor.execute("SELECT seq, payload FROM payloads WHERE seq = ANY (%s)", (list(seqs),), binary=True)
+    cursor.execute(
+        "SELECT seq, payload FROM payloads WHERE seq = ANY (%s::bigint[])", (integer_array(seqs),), binary=True
+    )
     return dict(cursor.fetchall())
 
 

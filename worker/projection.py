@@ -26,9 +26,9 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
 from schemas import database, inbox, tables
-from schemas.database import Cursor
+from schemas.database import Cursor, boolean_array, integer_array, text_array
 from schemas.errors import Archived, PayfoldError
-from worker import folds, refunding, stock
+from worker import copying, folds, refunding, stock
 from worker.folds import join
 from worker.folds.facts import Anomaly, Event, Facts, Row, Subject, Value
 from worker.folds.join import Joined
@@ -238,8 +238,8 @@ def _own_subjects(event: Event) -> list[Subject]:
 
 def _lock(cursor: Cursor, subjects: Iterable[Subject], ways: Iterable[tuple[str, bool, str]]) -> None:
     # By the object whose events they come from, so that a row and its children are one.
-    keys = [f"{each.account} {each.livemode} {each.source}" for each in subjects]
-    keys += [f"{account} {livemode} {shared}" for account, livemode, shared in ways]
+    keys = {f"{each.account} {each.livemode} {each.source}" for each in subjects}
+    keys |= {f"{account} {livemode} {shared}" for account, livemode, shared in ways}
     cursor.execute(
         """
         SELECT pg_advisory_xact_lock(number) FROM (
@@ -247,7 +247,7 @@ def _lock(cursor: Cursor, subjects: Iterable[Subject], ways: Iterable[tuple[str,
             ORDER BY number
         ) AS sorted
         """,
-        (list(set(keys)),),
+        (text_array([*keys]),),
     )
 
 
@@ -271,7 +271,12 @@ def _mention(cursor: Cursor, events: Sequence[Event], facts: dict[Subject, list[
         cursor.execute(
             "INSERT INTO mentions (account, livemode, object_id, seq)"
             " SELECT * FROM unnest(%s::text[], %s::boolean[], %s::text[], %s::bigint[]) ON CONFLICT DO NOTHING",
-            tuple(map(list, zip(*found, strict=True))),
+            (
+                text_array([account for account, _, _, _ in found]),
+                boolean_array(livemode for _, livemode, _, _ in found),
+                text_array([source for _, _, source, _ in found]),
+                integer_array(seq for _, _, _, seq in found),
+            ),
         )
 
 
@@ -304,13 +309,13 @@ def load(cursor: Cursor, subjects: Iterable[Subject]) -> dict[Subject, Row]:
     found: dict[Subject, Row] = {}
     for table, keys in _by_table(subjects).items():
         names = _key_names(table)
-        wanted = dict(zip(zip(*_key_columns(table, keys), strict=True), keys, strict=True))
+        wanted = {(key.account, key.livemode, *_parts(table, key)): key for key in keys}
         with cursor.connection.cursor(row_factory=dict_row, binary=True) as rows:
             rows.execute(
                 sql.SQL("SELECT t.* FROM {keys} JOIN {table} AS t USING ({names})").format(
                     keys=_key_rows(names), table=sql.Identifier(table), names=_listed(names)
                 ),
-                _key_columns(table, keys),
+                _key_arrays(table, keys),
             )
             for row in rows:
                 found[wanted[tuple(row[name] for name in names)]] = row
@@ -321,11 +326,19 @@ def _key_names(table: str) -> tuple[str, ...]:
     return ("account", "livemode", *folds.SHAPES[table].key)
 
 
-def _key_columns(table: str, keys: Sequence[Subject]) -> list[list[Any]]:
-    """Return the values of *keys*, a list for each column."""
-    several = len(folds.SHAPES[table].key) > 1
-    parts = [key.id.split(" ") if several else [key.id] for key in keys]
-    return [[key.account for key in keys], [key.livemode for key in keys], *map(list, zip(*parts, strict=True))]
+def _parts(table: str, key: Subject) -> Sequence[str]:
+    """Return the values of *key* beyond its world."""
+    return key.id.split(" ") if len(folds.SHAPES[table].key) > 1 else (key.id,)
+
+
+def _key_arrays(table: str, keys: Sequence[Subject]) -> list[str]:
+    """Return the values of *keys*, an array for each column."""
+    columns = zip(*(_parts(table, key) for key in keys), strict=True)
+    return [*_world_arrays(keys), *map(text_array, columns)]
+
+
+def _world_arrays(keys: Sequence[Subject]) -> tuple[str, str]:
+    return text_array([key.account for key in keys]), boolean_array(key.livemode for key in keys)
 
 
 def _key_rows(names: Sequence[str]) -> sql.Composed:
@@ -345,12 +358,6 @@ def _by_table(subjects: Iterable[Subject]) -> dict[str, list[Subject]]:
     return grouped
 
 
-def _columns_of(subjects: Iterable[Subject]) -> tuple[list[str], list[bool], list[str]]:
-    """Return the objects that *subjects* come from, a list for each column."""
-    keys = list(subjects)
-    return [key.account for key in keys], [key.livemode for key in keys], [key.source for key in keys]
-
-
 def facts_of(cursor: Cursor, subjects: set[Subject], at_hand: dict[Subject, list[Facts]]) -> dict[Subject, list[Facts]]:
     """Return all that the inbox says of *subjects*, but for what is parked or set aside."""
     found: dict[Subject, list[Facts]] = {subject: [] for subject in subjects}
@@ -367,12 +374,13 @@ def facts_of(cursor: Cursor, subjects: set[Subject], at_hand: dict[Subject, list
         )
         SELECT {_ENVELOPE}
         FROM wanted JOIN inbox AS i USING (seq) LEFT JOIN outcomes AS o USING (seq)
-        WHERE {_SET_ASIDE} IS NULL AND (o.state IS DISTINCT FROM 'parked' OR i.id = ANY(%s))
+        WHERE {_SET_ASIDE} IS NULL AND (o.state IS DISTINCT FROM 'parked' OR i.id = ANY(%s::text[]))
         """,
         (
-            *_columns_of(subjects),
+            *_world_arrays(keys := list(subjects)),
+            text_array([key.source for key in keys]),
             # What was parked may fold now: the batch has judged it already.
-            [one.event_id for several in at_hand.values() for one in several],
+            text_array([one.event_id for several in at_hand.values() for one in several]),
         ),
         binary=True,
     )
@@ -387,12 +395,20 @@ def facts_of(cursor: Cursor, subjects: set[Subject], at_hand: dict[Subject, list
 
 def _save(cursor: Cursor, saved: _Saved) -> None:
     moved: dict[str, list[Row]] = defaultdict(list)
+    new: dict[str, list[Row]] = defaultdict(list)
     for subject, joined in saved.rows.items():
-        if joined.row != saved.known.get(subject):
+        known = saved.known.get(subject)
+        # What has no row is locked and not there, so it is appended; what has one is merged.
+        if known is None:
+            new[subject.table].append(joined.row)
+        elif joined.row != known:
             moved[subject.table].append(joined.row)
         if joined.children:
             moved[folds.SHAPES[subject.table].child] += joined.children
     _drop_strayed_children(cursor, saved)
+    for table, rows in new.items():
+        form = _FORMS[table]
+        copying.into(cursor, sql.Identifier(table), form.columns, map(form.line, rows))
     for table, rows in moved.items():
         # Two objects that claim one child would otherwise stop the batch; Stripe's ids are one object's.
         distinct = {_identity(table, row): row for row in rows}
@@ -403,8 +419,11 @@ def _save(cursor: Cursor, saved: _Saved) -> None:
             sql.SQL("DELETE FROM {table} AS t USING {keys} WHERE {same}").format(
                 table=sql.Identifier(table), keys=_key_rows(names), same=_same(names)
             ),
-            _key_columns(table, keys),
+            _key_arrays(table, keys),
         )
+
+
+_FORMS: Final = {table.name: copying.Form(table) for table in tables.PROJECTIONS}
 
 
 def _drop_strayed_children(cursor: Cursor, saved: _Saved) -> None:
@@ -417,10 +436,10 @@ def _drop_strayed_children(cursor: Cursor, saved: _Saved) -> None:
             child_names = ("account", "livemode", *shape.child_key)
             kept = [str(child["id"]) for key in keys if key in saved.rows for child in saved.rows[key].children]
             cursor.execute(
-                sql.SQL("DELETE FROM {table} AS t USING {keys} WHERE {same} AND NOT (t.id = ANY (%s))").format(
+                sql.SQL("DELETE FROM {table} AS t USING {keys} WHERE {same} AND NOT (t.id = ANY (%s::text[]))").format(
                     table=sql.Identifier(shape.child), keys=_key_rows(names), same=_same(names, child_names)
                 ),
-                [*_key_columns(table, keys), kept],
+                [*_key_arrays(table, keys), text_array(kept)],
             )
 
 
@@ -450,18 +469,25 @@ def _merge(table: str) -> sql.Composed:
 
 def _conclude(cursor: Cursor, outcomes: Sequence[_Outcome], now: datetime, fold_version: int) -> None:
     """Write what became of the events and take them off what is pending."""
-    seqs = [outcome.seq for outcome in outcomes]
+    seqs = integer_array(outcome.seq for outcome in outcomes)
     cursor.execute(
         """
         INSERT INTO outcomes AS known (seq, state, reason, attempts, folded_at, fold_version)
-        SELECT seq, state, reason, 1, %s, %s FROM unnest(%s::bigint[], %s::text[], %s::text[]) AS t (seq, state, reason)
+        SELECT seq, state, nullif(reason, ''), 1, %s, %s
+        FROM unnest(%s::bigint[], %s::text[], %s::text[]) AS t (seq, state, reason)
         ON CONFLICT (seq) DO UPDATE SET
             state = excluded.state, reason = excluded.reason, attempts = least(known.attempts + 1, 32767),
             folded_at = excluded.folded_at, fold_version = excluded.fold_version
         """,
-        (now, fold_version, seqs, [outcome.state for outcome in outcomes], [outcome.reason for outcome in outcomes]),
+        (
+            now,
+            fold_version,
+            seqs,
+            text_array([outcome.state for outcome in outcomes]),
+            text_array([outcome.reason or "" for outcome in outcomes]),
+        ),
     )
-    cursor.execute("DELETE FROM pending WHERE seq = ANY(%s)", (seqs,))
+    cursor.execute("DELETE FROM pending WHERE seq = ANY(%s::bigint[])", (seqs,))
 
 
 def _set_aside(cursor: Cursor, words: Sequence[Event]) -> None:
@@ -484,7 +510,7 @@ def _note_anomalies(cursor: Cursor, saved: _Saved, now: datetime) -> None:
         FROM (SELECT DISTINCT * FROM unnest(%s::text[], %s::boolean[], %s::text[])) AS k (account, livemode, subject_id)
         JOIN anomalies AS a USING (account, livemode, subject_id) WHERE a.resolved_at IS NULL
         """,
-        ([each.account for each in touched], [each.livemode for each in touched], [each.id for each in touched]),
+        (*_world_arrays(touched), text_array([each.id for each in touched])),
     )
     in_force = cursor.fetchall()
     found = [row for subject, joined in saved.rows.items() for row in anomaly_rows(subject, joined, now)]

@@ -23,6 +23,7 @@ FORMAT: Final = sql.SQL("FORMAT csv, NULL 'null', ESCAPE '\\'")
 
 _encode = msgspec.json.Encoder().encode
 _ESCAPED: Final = re.compile(rb"\\(?:u([0-9a-f]{4})|(.))")
+_CONTROL: Final = re.compile(rb"\\[bfnrtu]")
 _CONTROLS: Final = {b"b": b"\b", b"f": b"\f", b"n": b"\n", b"r": b"\r", b"t": b"\t"}
 
 
@@ -51,7 +52,9 @@ class Form:
 def line(values: Sequence[Any]) -> bytes:
     """Return *values*, none of which is JSON, as a line, its end included."""
     written = _encode(values)[1:-1] + b"\n"
-    return _ESCAPED.sub(_unescaped, written) if b"\\" in written else written
+    if b"\\" in written and _CONTROL.search(written.replace(b"\\\\", b"")):
+        return _ESCAPED.sub(_unescaped, written)
+    return written
 
 
 def _unescaped(match: re.Match[bytes]) -> bytes:

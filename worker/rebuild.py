@@ -23,7 +23,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
 from operator import attrgetter
@@ -346,7 +346,7 @@ def _begin(job: _Job) -> None:
         threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()  # type: ignore[func-returns-value]  # it ends
 
 
-_FACTS_OF: Final = attrgetter(*(field.name for field in fields(Facts)))
+_FACTS_OF: Final = attrgetter(*Facts.__struct_fields__)
 
 
 def _judge_range(bounds: tuple[int, int]) -> dict[str, Path]:

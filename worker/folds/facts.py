@@ -4,19 +4,22 @@ Note [A fold infers nothing]
     A fold reads one event and reports what that event carries: an absent key says nothing, a null says null.
     What several events mean together is the join's to find, and what can be inferred is inferred from the
     joined row, so that no rule depends on which event was read first.
+
+They are msgspec's structs, which are made, hashed and compared several times as fast as dataclasses: one is made for
+every event that is folded.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, TypeAlias
+
+from msgspec import Struct
 
 Value: TypeAlias = bool | int | str | datetime | Mapping[str, Any] | None
 Row: TypeAlias = dict[str, Value]
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(Struct, frozen=True):
     """An event out of the inbox. ``created`` is aware and UTC; ``payload`` is the body, credentials blanked."""
 
     seq: int
@@ -31,8 +34,7 @@ class Event:
     source: str
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Subject:
+class Subject(Struct, frozen=True, order=True, cache_hash=True):
     """What one row is about: its table and its key.
 
     Where a key has several columns, *id* holds their values with a space between. *root* names the object whose
@@ -51,8 +53,7 @@ class Subject:
         return self.root or self.id
 
 
-@dataclass(frozen=True, slots=True)
-class Facts:
+class Facts(Struct, frozen=True):
     """What one event says of one row.
 
     ``stamp`` orders events of one rank, as a tuple of times of which the first differing one decides.
@@ -71,8 +72,8 @@ class Facts:
     rank: int
     stamp: tuple[datetime, ...]
     columns: Mapping[str, Value]
-    references: Mapping[str, str | None] = field(default_factory=dict)
-    moments: Mapping[str, datetime] = field(default_factory=dict)
+    references: Mapping[str, str | None] = {}
+    moments: Mapping[str, datetime] = {}
     before: Mapping[str, Value] | None = None
     is_first: bool = False
     by_clock: bool = False
@@ -90,16 +91,14 @@ class Facts:
         return {**self.columns, **self.references}
 
 
-@dataclass(frozen=True, slots=True)
-class Anomaly:
+class Anomaly(Struct, frozen=True):
     """Something about a row that should not be. ``detail`` holds no personal data."""
 
     kind: str
     detail: Mapping[str, Value | list[str]]
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(Struct, frozen=True):
     """A step that a consumer of the change feed wants to hear of, with the columns that it moved."""
 
     kind: str

@@ -17,6 +17,7 @@ Note [The chain is an Eulerian path]
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import groupby
 from typing import Final
 
@@ -28,11 +29,9 @@ BROKEN_CHAIN: Final = "broken_chain"
 MISSING_AT_STRIPE: Final = "missing_at_stripe"
 SEEN_IN_ALL: Final = (TWO_REFERENCES, BROKEN_CHAIN, MISSING_AT_STRIPE)
 """Kinds of anomaly that only all of an object's events show."""
-BEYOND: Final = "_"
-"""How the name of what a fold carries begins that no column keeps."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Shape:
     """What the join has to know of one kind of row.
 
@@ -65,6 +64,11 @@ class Shape:
     child_key: tuple[str, ...] = ()
     child_of: Callable[[Facts], Row | None] | None = None
     review: Callable[[Sequence[Facts]], list[Anomaly]] = lambda _: []
+
+    @cached_property
+    def names(self) -> frozenset[str]:
+        """The columns of a row: what else a step carries is dropped at the end."""
+        return frozenset(self.empty) | {"account", "livemode", *self.key, "event_id", "as_of"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +130,8 @@ def fold_all(shape: Shape, facts: Iterable[Facts]) -> Joined | None:
     shape.infer(row)
     real = [step for step in path.steps if step.event_id not in path.twins]
     anomalies += shape.anomalies(row) + shape.review(real)
-    row = {name: value for name, value in row.items() if not name.startswith(BEYOND)}
+    for name in row.keys() - shape.names:
+        del row[name]
     if path.is_ambiguous:
         anomalies.append(Anomaly(AMBIGUOUS_ORDER, {"as_of": row["as_of"]}))
     # Twins tell one step, and so one child of it; but of two that tell one state, one alone may list the parts.
@@ -136,11 +141,13 @@ def fold_all(shape: Shape, facts: Iterable[Facts]) -> Joined | None:
 
 def in_order(shape: Shape, facts: Iterable[Facts]) -> Path:
     """Return *facts*, all about one row, in the one order in which they are laid over each other."""
+    if len(known := list(facts)) == 1:
+        return Path(known, set(), is_ambiguous=False)
     carried: dict[str, Value] | None = None
     steps: list[Facts] = []
     twins: set[str] = set()
     is_ambiguous = False
-    for _, group in groupby(sorted(facts, key=lambda each: (each.position, each.event_id)), lambda each: each.position):
+    for _, group in groupby(sorted(known, key=lambda each: (each.position, each.event_id)), lambda each: each.position):
         ordered, is_ambiguous, doubles = _in_order(shape, list(group), carried)
         steps += ordered
         twins |= doubles

@@ -6,7 +6,6 @@ hold makes the event unfoldable.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Annotated, Any, Generic, TypeAlias, TypeVar, cast
 
@@ -37,12 +36,11 @@ Metadata: TypeAlias = dict[str, str]
 ObjectType = TypeVar("ObjectType", bound=Struct)
 
 
-@dataclass(frozen=True, slots=True)
-class Told:
+class Told(Struct, frozen=True):
     """What an object tells: the columns and the references that it carries."""
 
     columns: dict[str, Value]
-    references: dict[str, str | None] = field(default_factory=dict)
+    references: dict[str, str | None] = {}
 
 
 class Data(Struct, Generic[ObjectType]):

@@ -4,12 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
+from itertools import accumulate
 from typing import Any, Final
 
 import psycopg
 from psycopg import sql
 
-from schemas.database import Cursor, integer_array
+from schemas.database import Cursor, boolean_array, integer_array, text_array
 from schemas.events import Envelope
 
 RECORD_ROWS_MAX = 1000
@@ -70,15 +71,19 @@ class Delivery:
 RECORD: Final = """
 WITH given AS (
     SELECT * FROM unnest(
-        %b::text[], %b::boolean[], %b::text[], %b::text[], %b::text[], %b::bigint[], %b::text[], %b::text[],
-        %b::bytea[], %b::text[], %b::bytea[], %b::text[], %b::text[], %b::timestamptz[]
-    ) AS t (account, livemode, id, type, api_version, created, object_type, object_id, payload, redacted,
+        %(account)s::text[], %(livemode)s::boolean[], %(id)s::text[], %(type)s::text[], %(api_version)s::text[],
+        %(created)s::bigint[], %(object_type)s::text[], %(object_id)s::text[],
+        %(begins)s::integer[], %(size)s::integer[],
+        %(redacted)s::text[], %(payload_sha256)s::text[], %(signature)s::text[], %(source)s::text[],
+        %(received_at)s::timestamptz[]
+    ) AS t (account, livemode, id, type, api_version, created, object_type, object_id, begins, size, redacted,
         payload_sha256, signature, source, received_at)
 ), recorded AS (
     INSERT INTO inbox AS known (account, livemode, id, type, api_version, created, object_type, object_id,
         redacted, payload_sha256, signature, source, received_at)
-    SELECT account, livemode, id, type, api_version, to_timestamp(created), object_type, object_id,
-        string_to_array(redacted, ' '), payload_sha256, signature, source, received_at
+    SELECT account, livemode, id, type, nullif(api_version, ''), to_timestamp(created), nullif(object_type, ''),
+        nullif(object_id, ''), string_to_array(redacted, ' '), decode(payload_sha256, 'hex'), nullif(signature, ''),
+        source, received_at
     FROM given ORDER BY account, livemode, id
     ON CONFLICT (account, livemode, id) DO UPDATE SET
         api_version = excluded.api_version, object_type = excluded.object_type, object_id = excluded.object_id,
@@ -87,7 +92,8 @@ WITH given AS (
     RETURNING known.seq, known.account, known.livemode, known.id, known.xmax = 0 AS is_new
 ), kept AS (
     INSERT INTO payloads (seq, payload)
-    SELECT seq, payload FROM recorded JOIN given USING (account, livemode, id) ORDER BY seq
+    SELECT seq, substring(%(payloads)b::bytea FROM begins FOR size)
+    FROM recorded JOIN given USING (account, livemode, id) ORDER BY seq
     ON CONFLICT (seq) DO UPDATE SET payload = excluded.payload
 ), queued AS (
     INSERT INTO pending (seq, again) SELECT seq, NOT is_new FROM recorded ORDER BY seq
@@ -97,25 +103,31 @@ SELECT account, livemode, id, is_new, seq FROM recorded
 """
 
 
-def arguments(deliveries: Sequence[Delivery]) -> list[list[Any]]:
-    """Return *deliveries* as the columns that ``RECORD`` takes."""
+def arguments(deliveries: Sequence[Delivery]) -> dict[str, str | bytes]:
+    """Return *deliveries* as the columns that ``RECORD`` takes, and their payloads one behind the other.
+
+    An empty text stands for null: where one may be missing, none is ever empty.
+    """
     envelopes = [delivery.envelope for delivery in deliveries]
-    return [
-        [delivery.account for delivery in deliveries],
-        [envelope.livemode for envelope in envelopes],
-        [envelope.id for envelope in envelopes],
-        [envelope.type for envelope in envelopes],
-        [envelope.api_version for envelope in envelopes],
-        [envelope.created for envelope in envelopes],
-        [envelope.object_type for envelope in envelopes],
-        [envelope.object_id for envelope in envelopes],
-        [envelope.payload for envelope in envelopes],
-        [" ".join(envelope.redacted) for envelope in envelopes],
-        [delivery.sha256 for delivery in deliveries],
-        [delivery.signature for delivery in deliveries],
-        [delivery.source for delivery in deliveries],
-        [delivery.received_at for delivery in deliveries],
-    ]
+    sizes = [len(envelope.payload) for envelope in envelopes]
+    return {
+        "account": text_array([delivery.account for delivery in deliveries]),
+        "livemode": boolean_array(envelope.livemode for envelope in envelopes),
+        "id": text_array([envelope.id for envelope in envelopes]),
+        "type": text_array([envelope.type for envelope in envelopes]),
+        "api_version": text_array([envelope.api_version or "" for envelope in envelopes]),
+        "created": integer_array(envelope.created for envelope in envelopes),
+        "object_type": text_array([envelope.object_type or "" for envelope in envelopes]),
+        "object_id": text_array([envelope.object_id or "" for envelope in envelopes]),
+        "begins": integer_array(accumulate(sizes[:-1], initial=1)),
+        "size": integer_array(sizes),
+        "payloads": b"".join([envelope.payload for envelope in envelopes]),
+        "redacted": text_array([" ".join(envelope.redacted) for envelope in envelopes]),
+        "payload_sha256": text_array([delivery.sha256.hex() for delivery in deliveries]),
+        "signature": text_array([delivery.signature or "" for delivery in deliveries]),
+        "source": text_array([delivery.source for delivery in deliveries]),
+        "received_at": text_array([delivery.received_at.isoformat() for delivery in deliveries]),
+    }
 
 
 def newest_of_each(deliveries: Sequence[Delivery]) -> list[Delivery]:

@@ -340,7 +340,7 @@ def test_newer_rendering(web: Web) -> None:
     newer = sample("checkout.session.completed", {}, now=int(time.time()))
     older = render(newer, "2024-06-20")
     for bodies in ([older, newer], [newer, older]):
-        web.query("TRUNCATE inbox, pending, outcomes")
+        web.query("TRUNCATE inbox, payloads, pending, outcomes")
         for number, each in enumerate(bodies):
             assert web.deliver(each.body).status_code == 200
             if number == 0:

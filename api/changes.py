@@ -70,7 +70,8 @@ class Lookout:
 
     def _look(self) -> int:
         with reading(self._engine) as connection:
-            return connection.execute(select(func.max(tables.changes.c.seq))).scalar() or 0
+            latest = select(func.max(tables.changes.c.seq)).where(~tables.changes.c.withheld)
+            return connection.execute(latest).scalar() or 0
 
 
 @router.get("/changes", tags=["changes"])
@@ -92,6 +93,6 @@ async def list_changes(
 
 def _after(engine: Engine, after: int, limit: int) -> Sequence[Any]:
     changes = tables.changes
-    query = select(changes).where(changes.c.seq > after).order_by(changes.c.seq).limit(limit + 1)
+    query = select(changes).where(changes.c.seq > after, ~changes.c.withheld).order_by(changes.c.seq).limit(limit + 1)
     with reading(engine) as connection:
         return connection.execute(query).mappings().all()

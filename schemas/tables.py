@@ -464,6 +464,8 @@ changes = Table(
     _moment("at", nullable=False),
     Column("before", JSONB(none_as_null=True)),
     Column("after", JSONB(none_as_null=True)),
+    # Of a first import that was not to be announced: kept for the record, and hidden from the feed.
+    Column("withheld", Boolean, nullable=False, server_default=false()),
     _one_of("source", SOURCES),
 )
 
@@ -491,6 +493,9 @@ Index(
     unique=True,
     postgresql_where=changes.c.kind.in_(ONE_SHOT_KINDS),
 )
+
+# The feed, which may have a long history of what was withheld before it.
+Index("changes_told", changes.c.seq, postgresql_where=~changes.c.withheld)
 
 # What was last told of an order's refunds.
 Index(

@@ -223,6 +223,71 @@ def test_broken_element_in_one_line(read: Callable[[bytes], list[str]]) -> None:
     assert entries[2:] == IDS
 
 
+def put_aside(path: Path) -> bytes:
+    """Return a log of what cannot be read in the one at *path*, each text below a remark."""
+    return b"".join(
+        eventlog.remark(entry) + b"".join(entry.text).rstrip(b"\r\n") + b"\n"
+        for entry in eventlog.read(str(path), account="", now=NOW)
+        if entry.fault is not None
+    )
+
+
+SPOILT = {
+    "NDJSON": NDJSON,
+    "CRLF": NDJSON.replace(b"\n", b"\r\n"),
+    "pretty array": pretty(EVENTS),
+    "pretty page": pretty(page(EVENTS), indent=4),
+    "array, an element a line": LAYOUTS["array, an element a line"],
+}
+
+
+@pytest.mark.parametrize("broken", IDS)
+@pytest.mark.parametrize("layout", SPOILT)
+def test_put_right(read: Callable[[bytes], list[str]], tmp_path: Path, layout: str, broken: str) -> None:
+    """What could not be read comes with the whole of its text, which can be put right and then be read."""
+    mark = f'"{broken}"'.encode()
+    read(SPOILT[layout].replace(mark, mark[1:]))
+
+    aside = put_aside(tmp_path / "log")
+
+    (told,) = read(aside)
+    assert told.startswith(": line 2 it is not JSON: ")
+    assert read(aside.replace(mark[1:], mark)) == [broken]
+
+
+def test_put_right_where_it_was_cut(read: Callable[[bytes], list[str]], tmp_path: Path) -> None:
+    """Of a line or an element that was cut the rest can be given back."""
+    for log in (NDJSON.rstrip(), pretty(EVENTS)[:-2].rstrip()):
+        read(log[:-7])
+        aside = put_aside(tmp_path / "log")
+        assert read(aside.rstrip() + log[-7:]) == IDS[2:]
+
+
+def test_a_long_line_is_put_aside_in_pieces(read: Callable[[bytes], list[str]], tmp_path: Path) -> None:
+    """The text of a line of 50 MB is handed on as it is read, and all of it is."""
+    line = b'{"id": "' + b"x" * 50 * 1024**2 + b'"}'
+    (tmp_path / "log").write_bytes(line + b"\n" + NDJSON)
+
+    entries = eventlog.read(str(tmp_path / "log"), account="", now=NOW)
+    long = next(entries)
+    sizes = [len(piece) for piece in long.text]
+
+    assert long.fault is not None
+    assert sum(sizes) in (len(line), len(line) + 1)
+    assert max(sizes) <= eventlog.LINE_BYTES_MAX
+    assert [entry.delivery.envelope.id for entry in entries if entry.delivery] == IDS
+
+
+def test_progress_in_bytes(tmp_path: Path) -> None:
+    """Whoever waits is told of every byte of the file, compressed as it is."""
+    path = tmp_path / "log"
+    path.write_bytes(zstandard.compress(NDJSON * 1000))
+    told: list[int] = []
+
+    assert len(list(eventlog.read(str(path), account="", now=NOW, progress=told.append))) == 3000
+    assert sum(told) == path.stat().st_size
+
+
 def many(layout: Callable[[list[dict[str, Any]]], bytes]) -> tuple[bytes, list[str]]:
     """Return a log that is hard to compress, and the ids in it."""
     account = Account(seed=1)
@@ -364,16 +429,16 @@ def test_own_line_altered(read: Callable[[bytes], list[str]]) -> None:
     ]
 
 
-@pytest.mark.parametrize("ending", ["ndjson", "gz", "zst"])
-def test_writing(tmp_path: Path, read: Callable[[bytes], list[str]], ending: str) -> None:
-    """A log is compressed as its name says, and is there only once it is whole."""
-    path = tmp_path / f"events.{ending}"
-    with eventlog.writing(path) as stream:
+@pytest.mark.parametrize("form", ["plain", "gzip", "Zstandard"])
+def test_writing(tmp_path: Path, read: Callable[[bytes], list[str]], form: eventlog.Compression) -> None:
+    """A log is compressed as it is asked for, and is there only once it is whole."""
+    path = tmp_path / "events"
+    with eventlog.writing(path, form) as stream:
         stream.write(NDJSON)
         assert not path.exists()
 
     assert read(path.read_bytes()) == IDS
-    assert (path.read_bytes() == NDJSON) == (ending == "ndjson")
+    assert (path.read_bytes() == NDJSON) == (form == "plain")
     assert list(tmp_path.glob("*.part")) == []
 
 
@@ -382,7 +447,7 @@ def test_writing_broken_off(tmp_path: Path) -> None:
     (tmp_path / "events.zst").write_bytes(b"before")
 
     def write() -> None:
-        with eventlog.writing(tmp_path / "events.zst") as stream:
+        with eventlog.writing(tmp_path / "events.zst", "Zstandard") as stream:
             stream.write(b"half")
             raise RuntimeError
 
@@ -411,4 +476,4 @@ def test_reading_is_lazy(tmp_path: Path) -> None:
 
     items = eventlog._items(eventlog._Lines(io.BufferedReader(Endless())))  # type: ignore[type-var]  # any raw stream will do
 
-    assert [next(items)[1] for _ in range(200)] == [element] * 200
+    assert [next(items).text for _ in range(200)] == [element] * 200

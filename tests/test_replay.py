@@ -21,7 +21,8 @@ from tests import ledger
 from tests.command import payfold
 from worker import operator
 from worker.digest import digests
-from worker.replay import Counts, Filters, export, replay
+from worker.plan import plan
+from worker.replay import Counts, Filters, Reading, export, follow, replay
 
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
 SHOP = shop_history(3, 20)
@@ -58,7 +59,8 @@ def log(path: Path, events: Iterable[Event], *more: bytes) -> str:
 
 def met(engine: Engine, *paths: str, filters: Filters = NOTHING, account: str = "", dry_run: bool = False) -> Counts:
     """Replay logs and return the counts that are not zero, which add up."""
-    counts = +replay(engine, paths, filters=filters, account=account, now=NOW, dry_run=dry_run)
+    logs = Reading(paths, NOW, filters, account)
+    counts = +(plan(engine, logs).counts if dry_run else replay(engine, logs).counts)
     assert counts["seen"] == sum(
         counts[each] for each in ("filtered", "new", "newer rendering", "duplicate", "refused")
     )
@@ -282,7 +284,7 @@ def test_hash_of_the_original(engine: Engine, tmp_path: Path) -> None:
 def test_export_through_pipes(database_url: str, engine: Engine, other_url: str) -> None:
     """An export to stdout is a log that can be compressed on the way and replayed from stdin."""
     lived_in(engine)
-    exported = payfold("events", "export", DATABASE_URL=database_url).out.encode()
+    exported = payfold("events", "export", "--plain", DATABASE_URL=database_url).out.encode()
 
     first = payfold("replay", "-", "--format", "json", stdin=gzip.compress(exported), DATABASE_URL=other_url)
     second = payfold("replay", "-", "--format", "json", stdin=zstandard.compress(exported), DATABASE_URL=other_url)
@@ -297,7 +299,7 @@ def test_export_of_a_span(database_url: str, engine: Engine) -> None:
     times = sorted({event.created for event in SHOP.events})
     since, until = (f"{datetime.fromtimestamp(times[at], UTC):%Y-%m-%dT%H:%M:%S}" for at in (2, -2))
 
-    ran = payfold("events", "export", "--since", f"{since}+00:00", "--until", until, DATABASE_URL=database_url)
+    ran = payfold("events", "export", "--plain", "--since", f"{since}+00:00", "--until", until, DATABASE_URL=database_url)
 
     ids = [msgspec.json.decode(msgspec.json.decode(line)["payload"])["id"] for line in ran.out.splitlines()]
     span = f"created >= '{since}Z' AND created < '{until}Z'"
@@ -313,7 +315,7 @@ def test_command(database_url: str, engine: Engine, tmp_path: Path) -> None:
     """The command tells each fault with file and line on stderr, the counts on stdout, and exits 1; the rest is in."""
     good, bad = log(tmp_path / "good", SHOP.events[:4]), log(tmp_path / "bad", SHOP.events[4:8], b"{cut", b"42")
 
-    ran = payfold("replay", bad, good, DATABASE_URL=database_url)
+    ran = payfold("replay", bad, good, "--rejects", str(tmp_path / "rejects"), DATABASE_URL=database_url)
 
     assert ran.code == 1
     told = [line for line in ran.err.splitlines() if line.startswith(bad)]

@@ -11,6 +11,11 @@ Note [A fault costs one entry]
     A line that cannot be read is told with its number, and reading goes on with the next. JSON that is spread
     over many lines has no such border, so what follows a broken item is looked for at the next line that
     begins as the broken one did.
+
+Note [What cannot be read can be put right and read again]
+    An entry with a fault carries the text that it stands for, which may be long and so comes in pieces. In a file
+    of such texts, each below a remark that says where it was and what is wrong (``remark``), only the remarks are
+    passed over: whoever puts a text right there can read the file like any other log.
 """
 
 import gzip
@@ -20,12 +25,13 @@ import json
 import re
 import sys
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
+from itertools import chain
 from pathlib import Path
-from typing import IO, Final, Literal
+from typing import IO, Final, Literal, TypeAlias
 
 import msgspec
 import zstandard
@@ -39,6 +45,7 @@ OWN_LINE: Final = "payfold.delivery"
 LINE_BYTES_MAX: Final = 16 * 1024 * 1024
 CHUNK_BYTES: Final = 64 * 1024
 STANDARD_INPUT: Final = "-"
+_REMARK: Final = b"# payfold: "
 
 
 class OwnLine(Struct, kw_only=True):
@@ -61,32 +68,44 @@ class _Kind(Struct):
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One event of a log, or why it cannot be read; ``place`` is the file and the line, from 1."""
+    """One event of a log, or why it cannot be read; ``place`` is the file and the line, from 1.
+
+    ``text`` is what cannot be read, in pieces, which are there until the next entry is asked for.
+    """
 
     place: str
     delivery: Delivery | None
     fault: str | None = None
+    text: Iterable[bytes] = ()
 
 
 # ---- Reading ----
 
 
-def read(path: str, *, account: str, now: datetime) -> Iterator[Entry]:
+def nobody(_: int) -> None:
+    """Be told how many bytes were read, and tell nobody."""
+
+
+def read(path: str, *, account: str, now: datetime, progress: Callable[[int], None] = nobody) -> Iterator[Entry]:
     """Yield what the log at *path* holds, one by one; ``-`` is standard input.
 
     *account* stands for events that name none; *now* is when they are received, unless the log tells. A file that
-    breaks off, or cannot be opened, is an entry with a fault after all that was read of it.
+    breaks off, or cannot be opened, is an entry with a fault after all that was read of it. *progress* is told how many
+    bytes of the file, compressed as it is, each step read.
     """
     name = "standard input" if path == STANDARD_INPUT else path
     with ExitStack() as opened:
         try:
-            lines = _Lines(opened.enter_context(_opened(path)))
+            lines = _Lines(opened.enter_context(_opened(path, progress)))
         except OSError as error:
             yield Entry(name, None, f"it cannot be read: {_words(error)}")
             return
-        for number, item, fault in _items(lines):
-            place = f"{name}: line {number}"
-            yield Entry(place, None, fault) if item is None else _entry(item, place, account, now)
+        for item in _items(lines):
+            place = f"{name}: line {item.number}"
+            if item.fault is None:
+                yield _entry(item.text, place, account, now)
+            else:
+                yield Entry(place, None, item.fault, chain((item.text,), item.rest))
         if lines.damage is not None:
             yield Entry(f"{name}: line {lines.number + 1}", None, f"the file breaks off: {_words(lines.damage)}")
 
@@ -99,10 +118,28 @@ def _words(error: BaseException) -> str:
 
 
 @contextmanager
-def _opened(path: str) -> Iterator[io.BufferedIOBase]:
+def _opened(path: str, progress: Callable[[int], None]) -> Iterator[io.BufferedIOBase]:
     with ExitStack() as opened:
-        file = sys.stdin.buffer if path == STANDARD_INPUT else opened.enter_context(Path(path).open("rb"))
-        yield _decompressed(file)
+        file = (
+            sys.stdin.buffer.raw if path == STANDARD_INPUT else opened.enter_context(Path(path).open("rb", buffering=0))
+        )
+        yield _decompressed(_Counted(file, progress))
+
+
+class _Counted(io.RawIOBase):
+    """A file that tells how many bytes of it each step read."""
+
+    def __init__(self, file: io.RawIOBase, progress: Callable[[int], None]) -> None:
+        self._file = file
+        self._progress = progress
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]  # what BufferedReader gives
+        size = self._file.readinto(buffer) or 0
+        self._progress(size)
+        return size
 
 
 _GZIP: Final = b"\x1f\x8b"
@@ -117,9 +154,9 @@ _NOT_READ: Final[Mapping[bytes, str]] = {
 _BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 
 
-def _decompressed(stream: IO[bytes]) -> io.BufferedIOBase:
+def _decompressed(stream: io.RawIOBase) -> io.BufferedIOBase:
     """Return the plain bytes of *stream*, by what it begins with rather than by its name."""
-    buffered = io.BufferedReader(stream, 1024 * 1024)  # type: ignore[type-var]  # any binary stream will do
+    buffered = io.BufferedReader(stream, 1024 * 1024)
     start = buffered.peek(4)[:4]
     if start.startswith(_GZIP):
         return gzip.GzipFile(fileobj=buffered)
@@ -183,10 +220,11 @@ class _Lines:
         # At most one read of the file beneath, so that damage further on takes nothing along.
         return self._back.read(CHUNK_BYTES) or self._or_damage(lambda: self._stream.read1(CHUNK_BYTES))
 
-    def skip_rest(self, line: bytes) -> None:
-        """Go on to the end of a line of which *line* is the beginning."""
+    def rest_of(self, line: bytes) -> Iterator[bytes]:
+        """Yield what follows in a line of which *line* is the beginning, in pieces."""
         while line and not line.endswith(b"\n"):
             line = self._or_damage(lambda: self._stream.readline(CHUNK_BYTES))
+            yield line
 
     def give_back(self, rest: bytes, number: int) -> None:
         """Take *rest*, which begins in line *number*, as what comes next."""
@@ -202,30 +240,37 @@ class _Lines:
         return b""
 
 
-Item = tuple[int, bytes | None, str | None]
-"""A line's number, and the text of an event that begins there or why there is none."""
+@dataclass(frozen=True, slots=True)
+class _Item:
+    """The *text* that begins in line *number*, of an event; or with a *fault*, and then *rest* is what follows it."""
+
+    number: int
+    text: bytes
+    fault: str | None = None
+    rest: Iterable[bytes] = ()
 
 
-def _items(lines: _Lines) -> Iterator[Item]:
+def _items(lines: _Lines) -> Iterator[_Item]:
     line = lines.take()
     for start, fault in _NOT_READ.items():
         if line.startswith(start):
-            yield 1, None, fault
+            yield _Item(1, b"", fault)
             return
     line = line.removeprefix(_BYTE_ORDER_MARK)
     while line:
         text = line.strip()
-        if not text:
+        if not text or text.startswith(_REMARK):
             pass
         elif len(line) < LINE_BYTES_MAX and _is_json(text):
             for item in _in_one_text(text):
-                yield lines.number, item, None
+                yield _Item(lines.number, item)
         elif text[:1] in (b"{", b"["):
             yield from _Spread(lines, line).items()
         else:
-            number = lines.number
-            lines.skip_rest(line)
-            yield number, None, _fault_of(text)
+            rest = lines.rest_of(line)
+            yield _Item(lines.number, line, _fault_of(text), rest)
+            for _ in rest:  # which nobody wanted
+                pass
         line = lines.take()
 
 
@@ -299,11 +344,14 @@ class _Spread:
         self._number = lines.number
         self._text = first.decode(_CODE)
         self._at = 0
+        # What is passed, and was not yielded: it began here, before which some may have been let go of.
+        self._from = 0
+        self._passed = ""
         self._has_elements = False
         # True for what JSON's printers make; else a line without an end is just a broken line.
         self._is_laid_out = first.endswith(b"\n") and first.rstrip().endswith((b"{", b"[", b",", b":"))
 
-    def items(self) -> Iterator[Item]:
+    def items(self) -> Iterator[_Item]:
         """Yield what the value holds, leaving the lines at what follows."""
         number = self._number
         try:
@@ -314,23 +362,31 @@ class _Spread:
         except _Over:
             pass
         except _Broken as fault:
-            yield from self._told(number, fault)
             if self._is_laid_out:
                 # Nothing has been taken from an event, so what was tried as a part of it is read for itself.
                 self._at = len(self._text[: self._at].rstrip()) if self._has_elements else self._text.find("\n")
                 self._find_next_like("")
+                yield from self._told(number, fault)
             else:
-                self._at = 0
-                self._leave_line()
+                self._at = self._from
+                yield from self._told(number, fault, self._rest_of_line())
         rest = self._text[self._at :]
         self._lines.give_back(rest.encode(_CODE), self._number_at(self._at))
 
-    def _told(self, number: int, fault: _Broken, more: str = "") -> Iterator[Item]:
+    def _told(self, number: int, fault: _Broken | str, rest: Iterable[bytes] = (), end: str = "") -> Iterator[_Item]:
         # A file that breaks off says so itself.
         if self._lines.damage is None or not isinstance(fault, _CutOff):
-            yield number, None, f"{fault}{more}"
+            yield _Item(number, self._unread(end), str(fault), rest)
+        for _ in rest:  # which nobody wanted
+            pass
 
-    def _of_object(self) -> Iterator[Item]:
+    def _unread(self, end: str) -> bytes:
+        """Return what was passed and not yielded, until *end*, without what stands between the elements of an array."""
+        text = (self._passed + self._text[self._from : self._at]).strip(" \t\r\n,")
+        self._from, self._passed = self._at, ""
+        return (re.split(end, text, maxsplit=1)[0] if end else text).encode(_CODE)
+
+    def _of_object(self) -> Iterator[_Item]:
         start, kind, is_page, is_first = self._at, None, False, True
         self._at += 1
         while self._next() != "}":
@@ -348,11 +404,12 @@ class _Spread:
                 self._value()
         self._at += 1
         if not is_page:
-            yield self._number_at(start), self._text[start : self._at].encode(_CODE), None
+            yield _Item(self._number_at(start), self._text[start : self._at].encode(_CODE))
 
-    def _elements(self) -> Iterator[Item]:
+    def _elements(self) -> Iterator[_Item]:
         self._has_elements = True
         self._at += 1
+        self._from = self._at
         while (mark := self._next()) != "]":
             if mark == ",":
                 self._at += 1
@@ -366,15 +423,18 @@ class _Spread:
             except _Broken as fault:
                 before = self._text[self._text.rfind("\n", 0, start) + 1 : start]
                 self._at += 1
+                skipped = f"{fault}, and what follows it in the array was skipped"
                 if before.strip():
-                    self._leave_line()
+                    yield from self._told(number, skipped, self._rest_of_line())
                 elif self._find_next_like(before):
                     yield from self._told(number, fault)
                     continue
-                yield from self._told(number, fault, ", and what follows it in the array was skipped")
+                else:
+                    yield from self._told(number, skipped, end=rf"\n {{0,{max(len(before) - 1, 0)}}}\]")
                 raise _Over from None
             else:
-                yield number, self._text[start : self._at].encode(_CODE), None
+                yield _Item(number, self._text[start : self._at].encode(_CODE))
+                self._from = self._at
             self._forget()
         self._at += 1
 
@@ -445,19 +505,26 @@ class _Spread:
     def _forget(self) -> None:
         """Let go of what has been passed."""
         if self._at > CHUNK_BYTES:
-            self._number = self._number_at(self._at)
-            self._text, self._at = self._text[self._at :], 0
+            self._let_go()
+
+    def _let_go(self) -> None:
+        if len(self._passed) < LINE_BYTES_MAX:
+            self._passed += self._text[self._from : self._at]
+        self._number = self._number_at(self._at)
+        self._text, self._at, self._from = self._text[self._at :], 0, 0
 
     def _number_at(self, position: int) -> int:
         return self._number + self._text.count("\n", 0, position)
 
-    def _leave_line(self) -> None:
-        """Go to where the next line begins."""
+    def _rest_of_line(self) -> Iterator[bytes]:
+        """Go to where the next line begins, yielding what is passed."""
         while (end := self._text.find("\n", self._at)) < 0:
-            self._number, self._text, self._at = self._number_at(self._at), "", 0
+            yield self._text[self._at :].encode(_CODE)
+            self._number, self._text, self._at, self._from = self._number_at(self._at), "", 0, 0
             if not self._grow():
                 return
-        self._at = end + 1
+        yield self._text[self._at : end + 1].encode(_CODE)
+        self._at = self._from = end + 1
 
     def _find_next_like(self, indentation: str) -> bool:
         """Go to the next line that begins with an object at *indentation*; False where there is none."""
@@ -477,7 +544,7 @@ def _entry(item: bytes, place: str, account: str, now: datetime) -> Entry:
     try:
         return Entry(place, _delivery(item, account, now))
     except Refused as refusal:
-        return Entry(place, None, _FAULTS.get(type(refusal)) or str(refusal))
+        return Entry(place, None, _FAULTS.get(type(refusal)) or str(refusal), (item,))
 
 
 _FAULTS: Final[Mapping[type[Refused], str]] = {
@@ -552,21 +619,30 @@ def _own(item: bytes) -> Delivery:
 _encode_line = msgspec.json.Encoder().encode
 
 
+def remark(entry: Entry) -> bytes:
+    """Return a line that says where *entry* was and what is wrong with it, and that is passed over when read."""
+    told = f"{entry.place}: {entry.fault}".replace("\n", " ")
+    return _REMARK + told.encode(errors="surrogateescape") + b"\n"
+
+
 def write(line: OwnLine) -> bytes:
     """Return *line* as it stands in a log, with its line break."""
     return _encode_line(line) + b"\n"
 
 
+Compression: TypeAlias = Literal["plain", "gzip", "Zstandard"]
+
+
 @contextmanager
-def writing(path: Path) -> Iterator[IO[bytes]]:
-    """Open a new log at *path*, compressed as its name's ending says; it appears there when it is whole.
+def writing(path: Path, form: Compression) -> Iterator[IO[bytes]]:
+    """Open a new log at *path*; it appears there when it is whole.
 
     Raises:
         ConfigurationError: when it cannot be written there.
     """
     draft = path.with_name(f"{path.name}.part")
     try:
-        with draft.open("wb") as file, _compressed(file, path.suffix) as stream:
+        with draft.open("wb") as file, compressed(file, form) as stream:
             yield stream
         draft.replace(path)
     except OSError as error:
@@ -576,11 +652,12 @@ def writing(path: Path) -> Iterator[IO[bytes]]:
 
 
 @contextmanager
-def _compressed(file: IO[bytes], ending: str) -> Iterator[IO[bytes]]:
-    if ending == ".zst":
+def compressed(file: IO[bytes], form: Compression) -> Iterator[IO[bytes]]:
+    """Yield what writes a log into *file*, in the given form."""
+    if form == "Zstandard":
         with zstandard.ZstdCompressor(level=10).stream_writer(file, closefd=False) as stream:
             yield stream
-    elif ending == ".gz":
+    elif form == "gzip":
         with gzip.GzipFile(fileobj=file, mode="wb") as stream:
             yield stream  # type: ignore[misc]  # it is one in all but name
     else:

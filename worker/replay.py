@@ -1,8 +1,16 @@
-"""Brings event logs into the inbox and out of it."""
+"""Brings event logs into the inbox and out of it.
 
+Note [What is withheld was never to be seen]
+    The first import of an old shop's history would tell its consumers of every order they ever had. With *withhold*
+    the changes that it makes are kept for the record, and hidden from the feed. So each step records and folds in one
+    transaction, with others kept from folding: no worker finds an event pending that it would then announce. What
+    came by webhook meanwhile, and is folded along, is told as ever.
+"""
+
+import time
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
@@ -11,21 +19,32 @@ from typing import Final, TypeAlias
 from sqlalchemy import Engine
 
 from schemas import database, inbox
-from schemas.inbox import RECORD_ROWS_MAX, Delivery, Recorded
-from worker import eventlog, folds, projection
+from schemas.database import Cursor
+from schemas.errors import ConflictError
+from schemas.inbox import RECORD_ROWS_MAX, Delivery, Receipt, Recorded
+from worker import eventlog, projection
 from worker.eventlog import Entry, OwnLine
-from worker.folds.facts import Event, utc
+from worker.folds.facts import utc
+from worker.projection import Claimed
 
 EXPORT_ROWS: Final = 500
+OUTCOMES_READ: Final = 100_000
+LOOK_SECONDS: Final = 0.5
+PATIENCE_SECONDS: Final = 60.0
 
 
 @dataclass(frozen=True, slots=True)
 class Filters:
-    """Which events of a log are wanted: created from *since* up to but not at *until*, of a type like *type*."""
+    """Which events of a log are wanted.
+
+    Created from *since* up to but not at *until*, of a type like *type*, of one *account*, of one mode.
+    """
 
     since: datetime | None = None
     until: datetime | None = None
     type: str | None = None
+    account: str | None = None
+    livemode: bool | None = None
 
     def wants(self, delivery: Delivery) -> bool:
         """Tell whether *delivery* passes."""
@@ -34,185 +53,232 @@ class Filters:
             (self.since is None or created >= self.since)
             and (self.until is None or created < self.until)
             and (self.type is None or fnmatchcase(delivery.envelope.type, self.type))
+            and (self.account is None or delivery.account == self.account)
+            and (self.livemode is None or delivery.envelope.livemode == self.livemode)
         )
 
 
+NO_FILTERS: Final = Filters()
+
+Key: TypeAlias = tuple[str, bool, str]
+"""Account, mode and id of an event."""
 Counts: TypeAlias = Counter[str]
 """What a replay met.
 
 ``seen`` is the sum of ``filtered``, ``new``, ``newer rendering``, ``duplicate`` and ``refused``; what became of the
 new and the newer is the sum of ``folded``, ``ignored``, ``parked`` and ``pending``.
 """
-Key: TypeAlias = tuple[str, bool, str]
-"""Account, mode and id of an event."""
-
-
-def replay(
-    engine: Engine,
-    paths: Sequence[str],
-    *,
-    filters: Filters,
-    account: str,
-    now: datetime,
-    dry_run: bool = False,
-    refuse: Callable[[Entry], None] = lambda _: None,
-    progress: Callable[[int], None] = lambda _: None,
-) -> Counts:
-    """Record what the inbox lacks of the logs at *paths*, fold it, and return what was met.
-
-    A *dry_run* writes nothing and counts what would happen. *refuse* is told each entry that cannot be read, and
-    *progress* how many entries each step took.
-    """
-    counts: Counts = Counter()
-    taken = _Foresight(engine) if dry_run else _Recording(engine, now)
-    for chunk in _chunks(_read(paths, account, now), RECORD_ROWS_MAX):
-        wanted = _sorted_out(chunk, filters, counts, refuse)
-        if wanted:
-            counts.update(taken.take(wanted))
-        progress(len(chunk))
-    counts.update(taken.outcomes())
-    return counts
-
-
-def _read(paths: Sequence[str], account: str, now: datetime) -> Iterator[Entry]:
-    for path in paths:
-        yield from eventlog.read(path, account=account, now=now)
-
-
-def _chunks(entries: Iterable[Entry], size: int) -> Iterator[list[Entry]]:
-    chunk: list[Entry] = []
-    for entry in entries:
-        chunk.append(entry)
-        if len(chunk) == size:
-            yield chunk
-            chunk = []
-    if chunk:
-        yield chunk
-
-
-def _sorted_out(
-    chunk: Sequence[Entry], filters: Filters, counts: Counts, refuse: Callable[[Entry], None]
-) -> list[Delivery]:
-    wanted = []
-    for entry in chunk:
-        counts["seen"] += 1
-        if entry.delivery is None:
-            counts["refused"] += 1
-            refuse(entry)
-        elif filters.wants(entry.delivery):
-            wanted.append(entry.delivery)
-        else:
-            counts["filtered"] += 1
-    return wanted
-
-
-class _Recording:
-    """Brings deliveries in, and folds them at once."""
-
-    def __init__(self, engine: Engine, now: datetime) -> None:
-        self._engine = engine
-        self._now = now
-        self._fresh = array("q")
-
-    def take(self, deliveries: Sequence[Delivery]) -> Iterable[str]:
-        """Record *deliveries* and fold what is pending; return what became of each."""
-        with database.transaction(self._engine) as connection, database.cursor(connection) as cursor:
-            receipts = inbox.record(cursor, deliveries)
-        while projection.run_once(self._engine, now=self._now):
-            pass
-        self._fresh.extend(receipt.seq for receipt in receipts if receipt.seq is not None)
-        return [receipt.recorded.value for receipt in receipts]
-
-    def outcomes(self) -> Mapping[str, int]:
-        """Return how many of what was new have which state."""
-        with database.transaction(self._engine) as connection, database.cursor(connection) as cursor:
-            cursor.execute(
-                "SELECT state, count(*) FROM unnest(%b::bigint[]) AS k (seq) JOIN events USING (seq) GROUP BY state",
-                (list(self._fresh),),
-            )
-            return dict(cursor.fetchall())
 
 
 @dataclass(slots=True)
-class _Foreseen:
-    """What an event that is not in the inbox, or not in this rendering, would come to."""
+class Replayed:
+    """What a replay came to: its counts, and how many changes of each kind it withheld from the feed."""
 
-    rendering: str
-    state: str
-    times: int = 1
-    """How often it would be recorded: once, and once more for each newer rendering."""
+    counts: Counts
+    withheld: Counts
 
 
-class _Foresight:
-    """Tells what a recording would do, by the inbox and the folds alone."""
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """Which logs are read, and who hears of it.
 
-    def __init__(self, engine: Engine) -> None:
+    *filters* say what is wanted, *account* stands for events that name none, and *now* is when they are received.
+    *refuse* is told each entry that cannot be read; *progress* how many entries were read until then, and how many
+    bytes of the files since it was last told.
+    """
+
+    paths: Sequence[str]
+    now: datetime
+    filters: Filters = NO_FILTERS
+    account: str = ""
+    refuse: Callable[[Entry], None] = lambda _: None
+    progress: Callable[[int, int], None] = lambda _, __: None
+
+    def chunks(self, counts: Counts) -> Iterator[list[Delivery]]:
+        """Yield what is wanted of the logs, some at once, and count what is met."""
+        wanted: list[Delivery] = []
+        for entry in self._entries(counts):
+            counts["seen"] += 1
+            if entry.delivery is None:
+                counts["refused"] += 1
+                self.refuse(entry)
+            elif self.filters.wants(entry.delivery):
+                wanted.append(entry.delivery)
+            else:
+                counts["filtered"] += 1
+            if len(wanted) == RECORD_ROWS_MAX:
+                yield wanted
+                self.progress(counts["seen"], 0)
+                wanted = []
+        if wanted:
+            yield wanted
+
+    def _entries(self, counts: Counts) -> Iterator[Entry]:
+        for path in self.paths:
+            yield from eventlog.read(
+                path, account=self.account, now=self.now, progress=lambda read: self.progress(counts["seen"], read)
+            )
+
+
+def replay(
+    engine: Engine, logs: Reading, *, others: Callable[[], object] | None = None, withhold: bool = False
+) -> Replayed:
+    """Record what the inbox lacks of *logs*, fold it, and return what was met.
+
+    Where *others* are given the folding is left to them, and they are waited for. With *withhold* the changes that this makes are kept from the
+    feed, which is for a first import: see Note [What is withheld was never to be seen].
+
+    Raises:
+        ConflictError: changes have been announced here, so this is no first import.
+    """
+    counts: Counts = Counter()
+    taken = _Withholding(engine, logs.now) if withhold else _Recording(engine, logs.now, fold=others is None)
+    for wanted in logs.chunks(counts):
+        counts.update(taken.take(wanted))
+    if others is not None:
+        others()
+    counts.update(taken.outcomes())
+    return Replayed(counts, taken.withheld)
+
+
+class _Recording:
+    """Brings deliveries in, and folds them at once, if it is to *fold*."""
+
+    def __init__(self, engine: Engine, now: datetime, *, fold: bool = True) -> None:
         self._engine = engine
-        self._foreseen: dict[Key, _Foreseen] = {}
-        self._set_aside: set[Key] = set()
+        self._now = now
+        self._fold = fold
+        self._fresh = array("q")
+        self._is_known = True
+        self.withheld: Counts = Counter()
 
-    def take(self, deliveries: Sequence[Delivery]) -> Iterable[str]:
-        """Return what would become of each of *deliveries*."""
-        newest = inbox.newest_of_each(deliveries)
-        known = self._known(newest)
-        for _ in range(len(deliveries) - len(newest)):
-            yield Recorded.DUPLICATE.value
-        for delivery in newest:
-            yield self._foresee(delivery, known.get(delivery.key)).value
+    def take(self, deliveries: Sequence[Delivery]) -> list[str]:
+        """Record *deliveries* and fold what is pending; return what became of each."""
+        news = self._news(deliveries)
+        receipts = self._record(news) if news else []
+        self._fresh.extend(receipt.seq for receipt in receipts if receipt.seq is not None)
+        became = [receipt.recorded.value for receipt in receipts]
+        became += [Recorded.DUPLICATE.value] * (len(deliveries) - len(news))
+        self._is_known = Recorded.DUPLICATE.value in became
+        return became
+
+    def _news(self, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
+        """Return those of *deliveries* that the inbox may lack; a log that was new until now is taken to stay so."""
+        if not self._is_known:
+            return deliveries
+        with database.transaction(self._engine) as connection, database.cursor(connection) as cursor:
+            known = renderings(cursor, deliveries)
+        return [each for each in deliveries if each.key not in known or each.rendering > known[each.key]]
+
+    def _record(self, deliveries: Sequence[Delivery]) -> list[Receipt]:
+        with database.transaction(self._engine) as connection, database.cursor(connection) as cursor:
+            receipts = inbox.record(cursor, deliveries)
+        while self._fold and projection.run_once(self._engine, now=self._now):
+            pass
+        return receipts
 
     def outcomes(self) -> Mapping[str, int]:
-        """Return how many of what would be new would have which state."""
-        counts: Counts = Counter()
-        for key, foreseen in self._foreseen.items():
-            counts["ignored" if key in self._set_aside else foreseen.state] += foreseen.times
-        return counts
-
-    def _foresee(self, delivery: Delivery, known: str | None) -> Recorded:
-        before = self._foreseen.get(delivery.key)
-        rendering = before.rendering if before is not None else known
-        if rendering is not None and delivery.rendering <= rendering:
-            return Recorded.DUPLICATE
-        event = _event(delivery)
-        times = 1 if before is None else before.times + 1
-        self._foreseen[delivery.key] = _Foreseen(delivery.rendering, folds.judge(event).state, times)
-        if event.type == folds.EVENT_IGNORED and event.object_id is not None:
-            self._set_aside.add((event.account, event.livemode, event.object_id))
-        return Recorded.NEW if rendering is None else Recorded.NEWER_RENDERING
-
-    def _known(self, deliveries: Sequence[Delivery]) -> dict[Key, str]:
-        """Return the rendering that the inbox has of each event, and note which of them an operator has set aside."""
-        keys = [list(column) for column in zip(*(delivery.key for delivery in deliveries), strict=True)]
+        """Return how many of what was new have which state, once what an earlier run left is folded too."""
+        while self._fold and projection.run_once(self._engine, now=self._now):
+            pass
+        found: Counts = Counter()
         with database.transaction(self._engine) as connection, database.cursor(connection) as cursor:
-            cursor.execute(_KNOWN, keys)
-            found = cursor.fetchall()
-        self._set_aside.update((row[0], row[1], row[2]) for row in found if row[4])
-        return {(row[0], row[1], row[2]): row[3] for row in found if row[3] is not None}
+            for at in range(0, len(self._fresh), OUTCOMES_READ):
+                cursor.execute(
+                    "SELECT state, count(*) FROM unnest(%b::bigint[]) AS k (seq) JOIN events USING (seq)"
+                    " GROUP BY state",
+                    (list(self._fresh[at : at + OUTCOMES_READ]),),
+                )
+                found.update(dict(cursor.fetchall()))
+        return found
 
 
-_KNOWN: Final = """
-SELECT account, livemode, id, CASE WHEN i.seq IS NOT NULL THEN coalesce(left(i.api_version, 10), '') END, EXISTS (
-    SELECT FROM inbox AS a WHERE a.type = 'payfold.event.ignored'
-        AND (a.account, a.livemode, a.object_id) = (k.account, k.livemode, k.id)
+class _Withholding(_Recording):
+    """Brings deliveries in and folds them, and keeps the changes that this makes from the feed."""
+
+    def __init__(self, engine: Engine, now: datetime) -> None:
+        super().__init__(engine, now)
+        with database.transaction(engine) as connection, database.cursor(connection) as cursor:
+            cursor.execute("SELECT EXISTS (SELECT FROM changes WHERE NOT withheld)")
+            if cursor.fetchone() != (False,):
+                raise ConflictError(
+                    "Changes have been announced here, so this is no first import: a consumer that wants none of"
+                    " history's starts its cursor after them. Nothing was recorded."
+                )
+
+    def _record(self, deliveries: Sequence[Delivery]) -> list[Receipt]:
+        claimed: Sequence[Claimed] = ()
+        try:
+            with database.transaction(self._engine) as connection, database.cursor(connection) as cursor:
+                projection.keep_others_from_folding(cursor)
+                cursor.execute("SELECT coalesce(max(seq), 0) FROM changes")
+                last = cursor.fetchone()
+                receipts = inbox.record(cursor, deliveries)
+                while claimed := projection.claim(cursor, limit=projection.FOLD_BATCH_MAX):
+                    projection.project(cursor, claimed, now=self._now)
+                cursor.execute(_WITHHELD, last)
+                self.withheld.update(dict(cursor.fetchall()))
+        except Exception as error:  # noqa: BLE001 - a fault of one event, which alone is parked, and announces nothing
+            projection.reason_to_park(error, claimed)
+            half = len(deliveries) // 2
+            if not half:
+                return super()._record(deliveries)
+            return [*self._record(deliveries[:half]), *self._record(deliveries[half:])]
+        return receipts
+
+
+_WITHHELD: Final = """
+WITH hidden AS (
+    UPDATE changes SET withheld = true WHERE seq > %s AND source IN ('replay', 'observation') RETURNING kind
 )
-FROM unnest(%s::text[], %s::boolean[], %s::text[]) AS k (account, livemode, id)
-LEFT JOIN inbox AS i USING (account, livemode, id)
+SELECT kind, count(*) FROM hidden GROUP BY kind
 """
 
 
-def _event(delivery: Delivery) -> Event:
-    envelope = delivery.envelope
-    return Event(
-        seq=0,
-        account=delivery.account,
-        livemode=envelope.livemode,
-        id=envelope.id,
-        type=envelope.type,
-        created=utc(envelope.created),
-        object_type=envelope.object_type,
-        object_id=envelope.object_id,
-        payload=envelope.payload,
-        source=delivery.source,
-    )
+def renderings(cursor: Cursor, deliveries: Sequence[Delivery]) -> dict[Key, str]:
+    """Return the rendering that the inbox has of each event that it has."""
+    keys = [list(column) for column in zip(*(delivery.key for delivery in deliveries), strict=True)]
+    cursor.execute(_RENDERINGS, keys)
+    return {(account, livemode, event): rendering for account, livemode, event, rendering in cursor.fetchall()}
+
+
+_RENDERINGS: Final = """
+SELECT account, livemode, id, coalesce(left(i.api_version, 10), '')
+FROM unnest(%s::text[], %s::boolean[], %s::text[]) AS k (account, livemode, id)
+JOIN inbox AS i USING (account, livemode, id)
+"""
+
+
+def follow(
+    engine: Engine,
+    *,
+    wake: Callable[[], None],
+    progress: Callable[[int, int], None],
+    patience_seconds: float = PATIENCE_SECONDS,
+    pause: Callable[[float], None] = time.sleep,
+) -> int:
+    """Watch others fold what is pending until nothing is, and return how many events are left.
+
+    They are woken again and again, and *progress* is told how many are folded, of how many. Some are left only when
+    nobody has folded any for *patience_seconds*.
+    """
+    total = left = _pending(engine)
+    waited = 0.0
+    while left and waited < patience_seconds:
+        wake()
+        pause(LOOK_SECONDS)
+        before, left = left, _pending(engine)
+        total = max(total, left)
+        waited = 0.0 if left < before else waited + LOOK_SECONDS
+        progress(total - left, total)
+    return left
+
+
+def _pending(engine: Engine) -> int:
+    with database.transaction(engine) as connection, database.cursor(connection) as cursor:
+        cursor.execute("SELECT count(*) FROM pending")
+        (count,) = cursor.fetchone() or (0,)
+        return int(count)
 
 
 def export(engine: Engine, *, filters: Filters) -> Iterator[bytes]:

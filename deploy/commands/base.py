@@ -1,7 +1,8 @@
 """What the commands have in common: their options, the database with this release's schema, and exit codes."""
 
+import glob
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -80,12 +81,25 @@ def shown_on(bar: Progress) -> Callable[[str, int, int], None]:
     return show
 
 
-def require_readable(file: str) -> None:
-    """Find out before anything is recorded whether a log can be read; a pipe is as good as a file.
+def logs_named(given: Sequence[str]) -> list[str]:
+    """Return the files that are *given*, by their names or as patterns, once it is known that they can be read.
 
     Raises:
-        ConfigurationError: it cannot.
+        ConfigurationError: one cannot, or a pattern is that of no file.
     """
+    found: list[str] = []
+    for each in given:
+        is_pattern = each != "-" and not Path(each).exists() and glob.has_magic(each)
+        files = sorted(glob.glob(each, recursive=True)) if is_pattern else [each]
+        if not files:
+            raise ConfigurationError(f"No file is named like {each}.")
+        for file in files:
+            _require_readable(file)
+        found += files
+    return found
+
+
+def _require_readable(file: str) -> None:
     path = Path(file)
     if file == "-":
         return

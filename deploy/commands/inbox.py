@@ -1,16 +1,13 @@
 """The inbox: events, logs in, logs out."""
 
-import os
 import sys
 import time
-from contextlib import nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import msgspec
 import typer
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from sqlalchemy import select
 
 from deploy import output
@@ -108,92 +105,38 @@ def _tell(found: "Found") -> None:
     err.print(f"{found.id} is {found.state}" + (f": {output.shown(found.reason)}" if found.reason else "."))
 
 
+PLAIN_ENDINGS: Final = (".ndjson", ".jsonl", ".json", ".txt")
+
+
 @events_app.command("export")
 def events_export(
     to: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="A file, compressed as its ending says: events.zst, .gz, or plain."),
+        typer.Option("--output", "-o", help="A file: .gz or .ndjson by its ending, else Zstandard; default is stdout."),
     ] = None,
+    plain: Annotated[bool, typer.Option("--plain", help="Do not compress, whatever the file is called.")] = False,
     since: Since = None,
     until: Until = None,
 ) -> None:
-    """Write the inbox as a log that `replay` reads, an event a line: to stdout, or better to a .zst file."""
-    from worker.eventlog import writing
+    """Write the inbox as a log that `replay` reads, an event a line, compressed by Zstandard except in a terminal."""
+    from worker.eventlog import Compression, compressed, writing
     from worker.replay import Filters, export
 
     filters = Filters(since=utc(since), until=utc(until))
     written = 0
-    with opened_database() as engine, nullcontext(sys.stdout.buffer) if to is None else writing(to) as stream:
+    ending = "" if to is None else to.suffix
+    is_plain = plain or ending in PLAIN_ENDINGS or (to is None and sys.stdout.isatty())
+    form: Compression = "plain" if is_plain else "gzip" if ending == ".gz" else "Zstandard"
+    with (
+        opened_database() as engine,
+        compressed(sys.stdout.buffer, form) if to is None else writing(to, form) as stream,
+    ):
         for line in export(engine, filters=filters):
             stream.write(line)
             written += 1
-        stream.flush()
+    sys.stdout.buffer.flush()
     if to is not None:
         err.print(f"Wrote {written:,} events to {to}.")
-
-
-_COUNTS: Final = (
-    "seen",
-    "filtered",
-    "new",
-    "newer rendering",
-    "duplicate",
-    "folded",
-    "ignored",
-    "parked",
-    "pending",
-    "refused",
-)
-
-
-@app.command()
-def replay(
-    files: Annotated[list[str], typer.Argument(help="Logs: NDJSON, an array, list pages; .gz, .zst; - is stdin.")],
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Write nothing; say what would be new.")] = False,
-    since: Since = None,
-    until: Until = None,
-    kind: Annotated[str | None, typer.Option("--type", help="Only this type; * stands for anything.")] = None,
-    account: Annotated[str, typer.Option(help="The account of events that name none.")] = "",
-    form: FormatOption = Format.TABLE,
-) -> None:
-    """Record what the inbox lacks of the logs, then fold it; exit 1 if a line could not be read."""
-    from worker import replay as logs_of_events
-
-    for file in files:
-        _require_readable(file)
-    filters = logs_of_events.Filters(since=utc(since), until=utc(until), type=kind)
-    columns = (SpinnerColumn(), TextColumn("{task.completed:,} events"), TimeElapsedColumn())
-    with (
-        opened_database() as engine,
-        Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar,
-    ):
-        task = bar.add_task("", total=None)
-        counts = logs_of_events.replay(
-            engine,
-            files,
-            filters=filters,
-            account=account,
-            now=datetime.now(UTC),
-            dry_run=dry_run,
-            refuse=lambda entry: bar.console.print(f"{entry.place}: {entry.fault}"),
-            progress=lambda entries: bar.advance(task, entries),
-        )
-    output.one({count: counts[count] for count in _COUNTS}, form)
-    if counts["refused"]:
-        raise typer.Exit(FAILED)
-
-
-def _require_readable(file: str) -> None:
-    """Find out before anything is recorded; a pipe is as good as a file."""
-    path = Path(file)
-    if file == "-":
-        return
-    if not path.exists():
-        raise ConfigurationError(f"There is no file {file}.")
-    if path.is_dir():
-        raise ConfigurationError(f"{file} is a folder: name the files in it, as {file}/*.")
-    if not os.access(path, os.R_OK):
-        raise ConfigurationError(f"{file} may not be read by this user.")
 
 
 @app.command()

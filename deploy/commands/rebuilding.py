@@ -8,7 +8,7 @@ import typer
 from rich.progress import Progress
 
 from deploy import output
-from deploy.commands.base import DRIFT, FAILED, FormatOption, bars, opened_database, require_readable, shown_on
+from deploy.commands.base import DRIFT, FAILED, FormatOption, bars, logs_named, opened_database, shown_on
 from deploy.output import Format, err
 from schemas.errors import ConfigurationError
 
@@ -37,8 +37,7 @@ def rebuild(
     from worker import shadow
     from worker import swap as swapping
 
-    for file in logs or []:
-        require_readable(file)
+    logs = logs_named(logs or [])
     if logs and swap:
         raise ConfigurationError(
             "--swap is for a rebuild of the inbox, since the tables have to be what the inbox says. Bring the logs in"

@@ -17,8 +17,8 @@ from deploy.commands.base import (
     FormatOption,
     Since,
     bars,
+    logs_named,
     opened_database,
-    require_readable,
     shown_on,
     utc,
 )
@@ -72,8 +72,7 @@ def reconcile(
         return
     from worker import reconcile as reconciling
 
-    for file in logs or []:
-        require_readable(file)
+    logs = logs_named(logs or [])
     checks = [reconciling.RULES, reconciling.REBUILD]
     checks += [reconciling.LOG] if logs else []
     checks += [reconciling.STRIPE] if stripe else []
@@ -83,7 +82,7 @@ def reconcile(
         engine = desk.engine if desk is not None else opened.enter_context(opened_database())
         bar = opened.enter_context(bars())
         wanted = reconciling.Wanted(
-            logs=logs or (),
+            logs=logs,
             account=account,
             desk=desk,
             since=utc(since),

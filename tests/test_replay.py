@@ -2,24 +2,33 @@
 
 import gzip
 import hashlib
+import random
+import subprocess
+import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+import stripe
 import zstandard
 from psycopg.conninfo import conninfo_to_dict
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, select, text
 
+from deploy import output
 from deploy.sandbox.account import Account, Event
 from deploy.sandbox.history import shop_history
 from deploy.sandbox.rendering import render, twin
-from schemas import database
+from deploy.sandbox.signing import sign
+from schemas import database, tables
 from tests import ledger
-from tests.command import payfold
-from worker import operator
+from tests.command import environment, payfold, started
+from tests.histories import bodies_of
+from worker import folds, operator, projection
 from worker.digest import digests
 from worker.plan import plan
 from worker.replay import Counts, Filters, Reading, export, follow, replay
@@ -105,6 +114,28 @@ def test_counts(engine: Engine, tmp_path: Path) -> None:
         "ignored": 1,
         "parked": 1,
     }
+
+
+def test_second_run_draws_no_number(engine: Engine, tmp_path: Path) -> None:
+    """A second run only reads: not even the number of an event is drawn."""
+    path = log(tmp_path / "log", SHOP.events)
+    met(engine, path)
+
+    met(engine, path)
+    ledger.record(engine, [ledger.delivery(odd())])
+
+    assert _of(engine, "SELECT max(seq) FROM inbox") == [(len(SHOP.events) + 1,)]
+
+
+def test_a_run_that_was_broken_off(engine: Engine, tmp_path: Path) -> None:
+    """What a killed run had recorded and not folded the next one folds, though all of it is a duplicate."""
+    ledger.record(engine, [ledger.delivery(event.body) for event in SHOP.events])
+
+    assert met(engine, log(tmp_path / "log", SHOP.events)) == {
+        "seen": len(SHOP.events),
+        "duplicate": len(SHOP.events),
+    }
+    assert rows(engine, "pending") == []
 
 
 def test_second_run(engine: Engine, tmp_path: Path) -> None:
@@ -204,6 +235,19 @@ def test_filters(engine: Engine, tmp_path: Path) -> None:
     assert any(event.created == since for event in SHOP.events)
 
 
+def test_filters_by_world(engine: Engine, tmp_path: Path) -> None:
+    """Only events of one account, and of one mode, are taken, whatever labels the rest."""
+    live = shop_history(4, 10, livemode=True)
+    path = log(tmp_path / "log", [*SHOP.events, *live.events], odd(account="acct_2"))
+
+    assert met(engine, path, filters=Filters(account="acct_2"), account="acct_1")["new"] == 1
+    assert met(engine, path, filters=Filters(account="acct_1", livemode=True), account="acct_1")["new"] == len(
+        live.events
+    )
+    found = _of(engine, "SELECT account, livemode, count(*) FROM inbox GROUP BY 1, 2 ORDER BY 1, 2")
+    assert found == [("acct_1", True, len(live.events)), ("acct_2", False, 1)]
+
+
 def test_account(engine: Engine, tmp_path: Path) -> None:
     """A log's label goes to the events that name no account, so that two accounts' logs do not meet."""
     path = log(tmp_path / "log", SHOP.events)
@@ -212,6 +256,229 @@ def test_account(engine: Engine, tmp_path: Path) -> None:
 
     assert first == second
     assert _of(engine, "SELECT DISTINCT account FROM orders ORDER BY account") == [("acct_1",), ("acct_2",)]
+
+
+# ---- The plan ----
+
+_PLANNED = [table for table in tables.PROJECTIONS if table.name in {shape.table for shape in folds.SHAPES.values()}]
+_PLANNED += [tables.metadata.tables[shape.child] for shape in folds.SHAPES.values() if shape.child]
+
+
+def at_rest(engine: Engine) -> dict[tuple[Any, ...], dict[str, Any]]:
+    """Return every row of the tables, by table and key."""
+    found = {}
+    with database.transaction(engine) as connection:
+        for table in _PLANNED:
+            for row in connection.execute(select(table)).mappings():
+                found[table.name, *(row[column.name] for column in table.primary_key)] = dict(row)
+    return found
+
+
+def moved(before: dict[tuple[Any, ...], Any], after: dict[tuple[Any, ...], Any]) -> tuple[Counter[Any], Counter[Any]]:
+    """Return how many rows appeared and changed, by table, and how much their money grew, by table and currency."""
+    counted, money = Counter[Any](), Counter[Any]()
+    for key in before.keys() | after.keys():
+        old, new = before.get(key), after.get(key)
+        if old != new:
+            counted[key[0], "appear" if old is None else "disappear" if new is None else "change"] += 1
+            for row, sign in ((old, -1), (new, 1)):
+                if row is not None and row.get("currency"):
+                    worth = next((row[n] for n in ("amount_total", "total", "amount") if row.get(n) is not None), 0)
+                    money[key[0], row["currency"]] += sign * worth
+    return counted, Counter({key: amount for key, amount in money.items() if amount})
+
+
+def test_a_plan_comes_true(engine: Engine, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    """Of any history, some of which is known already, the plan tells the rows that then appear and change."""
+    seed = int(request.config.getoption("hypothesis_seed"))
+    chance = random.Random(seed)
+    path = tmp_path / "log"
+    changed = Counter[Any]()
+    for number in range(12):
+        bodies = bodies_of(seed + number)
+        known = chance.sample(bodies, chance.randint(0, len(bodies)))
+        ledger.take_in(engine, *known, account=f"acct_{number}")
+        path.write_bytes(b"".join(msgspec.json.format(body, indent=-1) + b"\n" for body in bodies))
+        before, inboxed = at_rest(engine), rows(engine, "inbox")
+        logs = Reading([str(path)], NOW, account=f"acct_{number}")
+
+        foreseen = _grouped(plan(engine, logs).rows)
+
+        assert rows(engine, "inbox") == inboxed
+        replay(engine, logs)
+        came = moved(before, at_rest(engine))
+        assert foreseen == came, f"seed {seed + number}"
+        changed += came[0]
+    assert {would for _, would in changed} >= {"appear", "change"}
+
+
+def _grouped(groups: Iterable[dict[str, Any]]) -> tuple[Counter[Any], Counter[Any]]:
+    counted, money = Counter[Any](), Counter[Any]()
+    for group in groups:
+        counted[group["table"], group["rows_would"]] += group["rows"]
+        money[group["table"], group["currency"]] += group["amount"] or 0
+    return +counted, Counter({key: amount for key, amount in money.items() if amount})
+
+
+def test_a_plan_as_it_is_read(database_url: str, engine: Engine, tmp_path: Path) -> None:
+    """The command tells the rows by table, status and currency, with their money, and writes nothing."""
+    path = log(tmp_path / "log", SHOP.events)
+    paid = [session for session in SHOP.session_ids() if SHOP.expected_status(session) == "paid"]
+
+    told = payfold("replay", path, "--dry-run", "--format", "json", DATABASE_URL=database_url)
+    table = payfold("replay", path, "--dry-run", DATABASE_URL=database_url)
+
+    assert (told.code, table.code, rows(engine, "inbox")) == (0, 0, [])
+    groups = [each for each in told.json["plan"] if each["table"] == "orders" and each["status"] == "paid"]
+    assert sum(each["rows"] for each in groups) == len(paid)
+    total = output.money(groups[0]["amount"], groups[0]["currency"])
+    assert any(line.split()[:3] == ["orders", "appear", "paid"] and total in line for line in table.out.splitlines())
+
+
+# ---- What cannot be read ----
+
+
+def test_rejects_are_put_right_and_replayed(database_url: str, engine: Engine, tmp_path: Path) -> None:
+    """Every line that cannot be read goes into a file, with its place, where it can be put right and be replayed."""
+    bodies = [msgspec.json.format(event.body, indent=-1) for event in SHOP.events]
+    spoilt = list(bodies)
+    spoilt[2] = bodies[2].replace(b'"', b"'", 1)
+    spoilt[4] = bodies[4].replace(b'"type":', b'"type":"twice","type":', 1)
+    spoilt[6] = bodies[6].replace(b'"type":', b'"tipe":', 1)
+    spoilt[8] = bodies[8].replace(b'"id":', b'"\xe9":1,"id":', 1)
+    spoilt[-1] = bodies[-1][:-5]
+    long = b'{"id":"evt_long","note":"' + b"x" * 50 * 1024**2 + b'"}'
+    (tmp_path / "log.gz").write_bytes(gzip.compress(b"\n".join([*spoilt[:5], long, *spoilt[5:]]), 1))
+    rejects = tmp_path / "rejects"
+
+    ran = payfold("replay", str(tmp_path / "log.gz"), "--rejects", str(rejects), DATABASE_URL=database_url)
+
+    assert ran.code == 1
+    remarks = [line for line in rejects.read_bytes().split(b"\n") if line.startswith(b"# ")]
+    expected = [3, 5, 6, 8, 10, len(bodies) + 1]
+    assert [int(line.split(b"log.gz: line ")[1].split(b":")[0]) for line in remarks] == expected
+    assert all(f"log.gz: line {number}: " in ran.err for number in expected)
+    assert len(rows(engine, "inbox")) == len(bodies) - 5
+
+    text_of = rejects.read_bytes()
+    assert long in text_of
+    for wrong, right in zip(spoilt, bodies, strict=True):
+        text_of = text_of.replace(wrong, right) if wrong != right else text_of
+    rejects.write_bytes(text_of.replace(long, b""))
+    again = payfold("replay", str(rejects), "--rejects", str(rejects), DATABASE_URL=database_url)
+
+    assert (again.code, again.err) == (0, "")
+    assert sorted(row[0] for row in _of(engine, "SELECT id FROM inbox")) == sorted(e.id for e in SHOP.events)
+
+
+def test_rejects_that_are_still_wrong(database_url: str, tmp_path: Path) -> None:
+    """A file of rejects may be its own file of rejects: what is still wrong stays in it."""
+    rejects = log(tmp_path / "rejects", SHOP.events[:2], b"{cut", b"42")
+
+    ran = payfold("replay", rejects, "--rejects", rejects, DATABASE_URL=database_url)
+
+    assert ran.code == 1
+    assert [line for line in Path(rejects).read_bytes().splitlines() if not line.startswith(b"# ")] == [b"{cut", b"42"]
+
+
+# ---- Not announced ----
+
+
+def announced(engine: Engine) -> list[tuple[Any, ...]]:
+    """Return what the feed has."""
+    return _of(engine, "SELECT kind, subject_id, event_id FROM changes WHERE NOT withheld ORDER BY seq")
+
+
+def test_no_announce(database_url: str, engine: Engine, other_url: str, tmp_path: Path) -> None:
+    """A first import may keep its changes from the feed; it tells how many there are, and the tables are the same."""
+    path = log(tmp_path / "log", SHOP.events, *MIXED[:2])
+    other = database.engine(other_url)
+    met(other, path)
+    kinds = dict(_of(other, "SELECT kind, count(*) FROM changes GROUP BY kind"))
+
+    ran = payfold("replay", path, "--no-announce", "--format", "json", DATABASE_URL=database_url)
+
+    assert (ran.code, ran.json["withheld"], ran.json["parked"]) == (0, kinds, 1)
+    assert announced(engine) == []
+    assert digests(engine) == digests(other)
+    other.dispose()
+
+
+def test_what_follows_a_silent_import_is_announced(database_url: str, engine: Engine, tmp_path: Path) -> None:
+    """What was not replayed is announced as ever, and after that nothing can be a first import."""
+    paid = next(e for e in SHOP.events if e.type == "checkout.session.completed")
+    path = log(tmp_path / "log", [event for event in SHOP.events if event is not paid])
+    payfold("replay", path, "--no-announce", DATABASE_URL=database_url)
+    assert payfold("replay", path, "--no-announce", DATABASE_URL=database_url).code == 0
+
+    ledger.take_in(engine, paid.body)
+
+    assert {row[2] for row in announced(engine)} == {paid.id}
+    again = payfold("replay", path, "--no-announce", DATABASE_URL=database_url)
+    assert again.code == 1
+    assert "no first import" in again.err
+
+
+def test_what_comes_beside_a_silent_import_is_announced(engine: Engine, tmp_path: Path) -> None:
+    """A delivery that waits while a silent import folds is told, though the import folds it."""
+    link = next(e for e in shop_history(7, 10).events if e.type == "payment_link.created")
+    ledger.record(engine, [ledger.delivery(link.body)])
+
+    done = replay(engine, Reading([log(tmp_path / "log", SHOP.events)], NOW), withhold=True)
+
+    assert done.withheld["order.paid"] > 0
+    assert [(kind, event) for kind, _, event in announced(engine)] == [("payment_link.activated", link.id)]
+
+
+# ---- Folded by others ----
+
+
+def test_record_only(database_url: str, engine: Engine, other_url: str, tmp_path: Path) -> None:
+    """With --record-only others fold, however many, and it ends when they are done, with what they came to."""
+    path = log(tmp_path / "log", SHOP.events, *MIXED[:2])
+    other = database.engine(other_url)
+    foreseen = met(other, path)
+    said = tmp_path / "out"
+    with started(
+        "replay",
+        path,
+        "--record-only",
+        "--format",
+        "json",
+        stdout=said,
+        stderr=tmp_path / "err",
+        DATABASE_URL=database_url,
+    ) as process:
+        while process.poll() is None:
+            ledger.fold_with_workers(engine, 2, limit=7)
+
+    assert process.returncode == 0
+    assert {name: count for name, count in msgspec.json.decode(said.read_bytes()).items() if count} == foreseen
+    assert digests(engine) == digests(other)
+    other.dispose()
+
+
+def test_nobody_folds(engine: Engine) -> None:
+    """Who waits for others is told how far they are, wakes them, and gives up when nothing moves."""
+    ledger.record(engine, [ledger.delivery(event.body) for event in SHOP.events[:10]])
+    told: list[tuple[int, int]] = []
+    woken: list[None] = []
+
+    def pause(_: float) -> None:
+        if len(woken) <= 3:
+            projection.run_once(engine, now=NOW, limit=2)
+
+    left = follow(
+        engine,
+        wake=lambda: woken.append(None),
+        progress=lambda done, total: told.append((done, total)),
+        patience_seconds=2,
+        pause=pause,
+    )
+
+    assert left == 4
+    assert told[:4] == [(2, 10), (4, 10), (6, 10), (6, 10)]
+    assert len(woken) == len(told) == 3 + 4
 
 
 # ---- Export ----
@@ -249,7 +516,7 @@ FROM events ORDER BY account, livemode, id
 """
 
 
-@pytest.mark.parametrize("ending", ["ndjson", "gz", "zst"])
+@pytest.mark.parametrize("ending", ["ndjson", "gz", "zst", "log"])
 def test_export_and_replay(engine: Engine, database_url: str, other_url: str, tmp_path: Path, ending: str) -> None:
     """An export replayed into an empty database gives the same digest, and every event as it was recorded."""
     lived_in(engine)
@@ -293,17 +560,49 @@ def test_export_through_pipes(database_url: str, engine: Engine, other_url: str)
     assert first.json["new"] == second.json["duplicate"] == exported.count(b"\n")
 
 
+def test_export_is_compressed_and_stable(database_url: str, engine: Engine, tmp_path: Path) -> None:
+    """An export is Zstandard unless another form is asked for, and two of them are the same, byte for byte."""
+    lived_in(engine)
+    settings = environment({"DATABASE_URL": database_url})
+    command = [sys.executable, "-m", "deploy", "events", "export"]
+
+    piped, again = (subprocess.run(command, stdout=subprocess.PIPE, env=settings, check=True).stdout for _ in range(2))
+    payfold("events", "export", "-o", str(tmp_path / "log"), DATABASE_URL=database_url)
+
+    plain = payfold("events", "export", "--plain", DATABASE_URL=database_url).out.encode()
+    assert piped == again
+    for one in (piped, (tmp_path / "log").read_bytes()):
+        assert one.startswith(b"\x28\xb5\x2f\xfd")
+        assert zstandard.ZstdDecompressor().stream_reader(one).read() == plain
+
+
+def test_exported_signature(engine: Engine, other_url: str, tmp_path: Path) -> None:
+    """Whoever holds the secret can verify a delivery again, by its line in an export, also after a replay of that."""
+    event = next(e for e in SHOP.events if e.type == "payment_link.created")
+    header = sign(event.body, "whsec_test", event.created)
+    ledger.record(engine, [replace(ledger.delivery(event.body), signature=header)])
+    (tmp_path / "log").write_bytes(b"".join(export(engine, filters=NOTHING)))
+    other = database.engine(other_url)
+    met(other, str(tmp_path / "log"))
+
+    (line,) = map(msgspec.json.decode, export(other, filters=NOTHING))
+    other.dispose()
+
+    assert stripe.WebhookSignature.verify_header(line["payload"], line["signature"], "whsec_test", tolerance=None)
+
+
 def test_export_of_a_span(database_url: str, engine: Engine) -> None:
     """An export may be of the events created from one time up to another."""
     lived_in(engine)
     times = sorted({event.created for event in SHOP.events})
     since, until = (f"{datetime.fromtimestamp(times[at], UTC):%Y-%m-%dT%H:%M:%S}" for at in (2, -2))
 
-    ran = payfold("events", "export", "--plain", "--since", f"{since}+00:00", "--until", until, DATABASE_URL=database_url)
+    span = ("--since", f"{since}+00:00", "--until", until)
+    ran = payfold("events", "export", "--plain", *span, DATABASE_URL=database_url)
 
     ids = [msgspec.json.decode(msgspec.json.decode(line)["payload"])["id"] for line in ran.out.splitlines()]
-    span = f"created >= '{since}Z' AND created < '{until}Z'"
-    held = _of(engine, f"SELECT id FROM inbox WHERE {span} ORDER BY seq")  # noqa: S608 - our own times
+    within = f"created >= '{since}Z' AND created < '{until}Z'"
+    held = _of(engine, f"SELECT id FROM inbox WHERE {within} ORDER BY seq")  # noqa: S608 - our own times
     assert [(each,) for each in ids] == held
     assert 0 < len(held) < len(rows(engine, "inbox"))
 
@@ -332,11 +631,25 @@ def test_command_is_quiet(database_url: str, tmp_path: Path) -> None:
     assert (ran.code, ran.err) == (0, "")
 
 
-@pytest.mark.parametrize("kind", ["missing", "folder", "time"])
+def test_patterns(database_url: str, engine: Engine, tmp_path: Path) -> None:
+    """A pattern, which no shell has spelled out, stands for the files that are named like it."""
+    log(tmp_path / "1.ndjson", SHOP.events[:5])
+    (tmp_path / "deep").mkdir()
+    log(tmp_path / "deep" / "2.ndjson", SHOP.events[5:9])
+    log(tmp_path / "other.txt", SHOP.events[9:])
+
+    ran = payfold("replay", f"{tmp_path}/**/*.ndjson", "--format", "json", DATABASE_URL=database_url)
+
+    assert (ran.code, ran.json["new"], len(rows(engine, "inbox"))) == (0, 9, 9)
+
+
+@pytest.mark.parametrize("kind", ["missing", "folder", "time", "pattern"])
 def test_command_refuses(database_url: str, engine: Engine, tmp_path: Path, kind: str) -> None:
     """What cannot be meant is told with exit 2, before the first event is recorded."""
     good = log(tmp_path / "good", SHOP.events)
-    more = {"missing": str(tmp_path / "missing"), "folder": str(tmp_path), "time": "--since=noon"}[kind]
+    more = {"missing": str(tmp_path / "missing"), "folder": str(tmp_path), "time": "--since=noon", "pattern": "*.none"}[
+        kind
+    ]
 
     ran = payfold("replay", good, more, DATABASE_URL=database_url)
 

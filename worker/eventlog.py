@@ -120,10 +120,8 @@ def _words(error: BaseException) -> str:
 @contextmanager
 def _opened(path: str, progress: Callable[[int], None]) -> Iterator[io.BufferedIOBase]:
     with ExitStack() as opened:
-        file = (
-            sys.stdin.buffer.raw if path == STANDARD_INPUT else opened.enter_context(Path(path).open("rb", buffering=0))
-        )
-        yield _decompressed(_Counted(file, progress))
+        file = io.FileIO(sys.stdin.fileno(), closefd=False) if path == STANDARD_INPUT else io.FileIO(path)
+        yield _decompressed(_Counted(opened.enter_context(file), progress))
 
 
 class _Counted(io.RawIOBase):

@@ -125,8 +125,8 @@ def replay(
 ) -> Replayed:
     """Record what the inbox lacks of *logs*, fold it, and return what was met.
 
-    Where *others* are given the folding is left to them, and they are waited for. With *withhold* the changes that this makes are kept from the
-    feed, which is for a first import: see Note [What is withheld was never to be seen].
+    Where *others* are given the folding is left to them, and they are waited for. With *withhold* the changes that
+    this makes are kept from the feed, which is for a first import: see Note [What is withheld was never to be seen].
 
     Raises:
         ConflictError: changes have been announced here, so this is no first import.

@@ -90,7 +90,7 @@ def logs_named(given: Sequence[str]) -> list[str]:
     found: list[str] = []
     for each in given:
         is_pattern = each != "-" and not Path(each).exists() and glob.has_magic(each)
-        files = sorted(glob.glob(each, recursive=True)) if is_pattern else [each]
+        files = sorted(glob.glob(each, recursive=True)) if is_pattern else [each]  # noqa: PTH207 - absolute or not
         if not files:
             raise ConfigurationError(f"No file is named like {each}.")
         for file in files:

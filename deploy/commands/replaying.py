@@ -61,11 +61,12 @@ _PLAN: Final = ("table", "rows_would", "status", "rows", "money")
 
 
 @app.command()
-def replay(
+def replay(  # noqa: PLR0913 - an option each
     files: Annotated[
         list[str],
         typer.Argument(help="Logs, or patterns as 'logs/*.zst': NDJSON, an array, list pages; .gz, .zst; - is stdin."),
     ],
+    *,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Write nothing; say which rows would change.")] = False,
     since: Since = None,
     until: Until = None,
@@ -100,9 +101,10 @@ def replay(
         def refuse(entry: "Entry") -> None:
             bar.console.print(f"{entry.place}: {entry.fault}")
             aside.write(remark(entry))
+            piece = b""
             for piece in entry.text:
                 aside.write(piece)
-            aside.write(b"\n")
+            aside.write(b"" if piece.endswith(b"\n") else b"\n")
 
         show = _shown_on(bar, paths)
         logs = logs_of_events.Reading(paths, datetime.now(UTC), filters, account, refuse, show)

@@ -52,6 +52,19 @@ def test_pages(web: Web) -> None:
     assert changes(web, after=after) == {"data": [], "next_after": after, "has_more": False}
 
 
+def test_what_is_withheld(web: Web) -> None:
+    """What is withheld is not in the feed, and is no news for who waits."""
+    web.query(CHANGE, "plink_1")
+    web.query(CHANGE, "plink_2")
+    web.query("UPDATE changes SET withheld = true WHERE subject_id = %s", "plink_2")
+
+    answer = changes(web)
+    assert subjects(answer) == ["plink_1"]
+    started = time.monotonic()
+    assert subjects(changes(web, after=answer["next_after"], wait=1)) == []
+    assert time.monotonic() - started >= 1
+
+
 def test_there_already(web: Web) -> None:
     """Who asks for what is there does not wait."""
     web.query(CHANGE, "plink_1")

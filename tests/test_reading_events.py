@@ -215,6 +215,10 @@ RENDERINGS = {
     "spaces": (f'"url"\t:\n "{SECRET}" ', '"url"\t:\n "" '),
     "the first of two": (f'"url":"{SECRET}","url":null', '"url":"","url":null'),
     "the second of two": (f'"url":"{SECRET}","url":"{SECRET}2"', '"url":"","url":""'),
+    "the first of two, beside a recovery": (
+        f'"url":"{SECRET}","url":null,"after_expiration":{{"recovery":{{"url":"https://buy.stripe.com/r/a"}}}}',
+        '"url":"","url":null,"after_expiration":{"recovery":{"url":"https://buy.stripe.com/r/a"}}',
+    ),
     "short": ('"url":"s","name":"s"', '"url":"","name":"s"'),
     "a number": ('"url":1234567890123456789', '"url":""'),
     "an object": (f'"url":{{"a":["{SECRET}"]}}', '"url":""'),

@@ -131,6 +131,26 @@ def test_why_an_event_lost(engine: Engine) -> None:
     assert any("overtaken by" in verdicts[each] for each in twins)
 
 
+def test_a_tie(engine: Engine) -> None:
+    """Of two events of one second the one that lost says so, and to which."""
+    account = Account(seed=4)
+    link = account.create_payment_link()
+    account.advance(5)
+    account.update_payment_link(link, active=False)
+    account.update_payment_link(link, active=True)
+    off, on = account.events[-2:]
+    ledger.take_in(engine, *(event.body for event in reversed(account.events)))
+
+    told = explain.explain(engine, Subject("payment_links", "", False, link))  # noqa: FBT003 - the mode
+    verdicts = {each["event_id"]: each["verdict"] for each in told.timeline}
+
+    assert off.created == on.created
+    assert (verdicts[off.id], verdicts[on.id]) == (
+        f"a tie in one second, in which {on.id} comes after it",
+        "it decides",
+    )
+
+
 def test_as_of(engine: Engine, request: pytest.FixtureRequest) -> None:
     """At each time an explanation is of the row that was known then, however the events arrived."""
     first = random.Random(request.node.nodeid).randrange(10**6)

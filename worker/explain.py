@@ -193,6 +193,8 @@ def _why_it_lost(step: Facts, path: Path) -> str:
     if step.rank < last.rank:
         return f"an older state, which {last.event_id} has left behind"
     overtaking = path.steps[path.steps.index(step) + 1]
+    if step.position == overtaking.position:
+        return f"a tie in one second, in which {overtaking.event_id} comes after it"
     return f"overtaken by {overtaking.event_id}"
 
 

@@ -335,6 +335,7 @@ def test_a_swap_under_load(shop: Engine) -> None:
     run(shop, "UPDATE orders SET amount_total = amount_total + 1")
     wrong = run(shop, "SELECT count(*), sum(amount_total), count(*) FROM orders")[0]
     extra = [event for seed in range(20) for event in tangle(seed, money=True).events]
+    known = len(extra)
     seen: list[tuple[Any, ...]] = []
 
     def read() -> None:
@@ -362,6 +363,8 @@ def test_a_swap_under_load(shop: Engine) -> None:
     assert right != wrong
     assert set(seen) == {wrong, right}
     assert run(shop, "SELECT count(*) FROM events WHERE state = 'pending'") == [(0,)]
+    assert run(shop, "SELECT count(*) FROM events WHERE account = 'acct_2'") == [(known - len(extra),)]
+    assert len(extra) < known
     with rebuild.rebuilt(shop) as made:
         assert found_in(made) == []
 

@@ -381,6 +381,31 @@ def test_rejects_that_are_still_wrong(database_url: str, tmp_path: Path) -> None
     assert [line for line in Path(rejects).read_bytes().splitlines() if not line.startswith(b"# ")] == [b"{cut", b"42"]
 
 
+def test_rejects_without_a_name(database_url: str, tmp_path: Path) -> None:
+    """Where no file is named for what cannot be read, one appears in the folder of the command, and is told."""
+    path = log(tmp_path / "log", SHOP.events[:2], b"{cut")
+    command = [sys.executable, "-m", "deploy", "replay", path]
+
+    ran = subprocess.run(
+        command, cwd=tmp_path, env=environment({"DATABASE_URL": database_url}), capture_output=True, check=False
+    )
+
+    (rejects,) = tmp_path.glob("payfold-rejects-*.ndjson")
+    assert ran.returncode == 1
+    assert rejects.name in ran.stderr.decode()
+    assert rejects.read_bytes().splitlines()[1:] == [b"{cut"]
+
+
+def test_a_plan_sets_nothing_aside(database_url: str, tmp_path: Path) -> None:
+    """A plan tells what cannot be read, and writes no file of it."""
+    path = log(tmp_path / "log", SHOP.events[:2], b"{cut")
+
+    ran = payfold("replay", path, "--dry-run", "--rejects", str(tmp_path / "rejects"), DATABASE_URL=database_url)
+
+    assert (ran.code, (tmp_path / "rejects").exists()) == (1, False)
+    assert f"{path}: line 3: " in ran.err
+
+
 # ---- Not announced ----
 
 
@@ -629,6 +654,16 @@ def test_command_is_quiet(database_url: str, tmp_path: Path) -> None:
     ran = payfold("replay", log(tmp_path / "log", SHOP.events), DATABASE_URL=database_url)
 
     assert (ran.code, ran.err) == (0, "")
+
+
+def test_what_cannot_be_meant_at_once(database_url: str, tmp_path: Path) -> None:
+    """A plan records nothing, and what others fold cannot be kept from the feed."""
+    path = log(tmp_path / "log", SHOP.events)
+
+    ran = payfold("replay", path, "--record-only", "--no-announce", DATABASE_URL=database_url)
+
+    assert (ran.code, ran.out) == (2, "")
+    assert "--record-only" in ran.err
 
 
 def test_patterns(database_url: str, engine: Engine, tmp_path: Path) -> None:

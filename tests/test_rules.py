@@ -13,6 +13,7 @@ from deploy.sandbox.line_items import line_items
 from schemas import checkout, database, observations
 from schemas.inbox import Delivery
 from tests import ledger
+from tests.command import ROOT
 from worker import rules
 from worker.rules import Finding, Tally
 
@@ -215,3 +216,4 @@ def test_every_rule_explains_itself() -> None:
     for rule in rules.RULES:
         assert rule.title
         assert "https://docs.stripe.com/" in rule.explains
+        assert f"| `{rule.name}` |" in (ROOT / "README.md").read_text(encoding="utf-8")

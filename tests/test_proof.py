@@ -2,15 +2,17 @@
 
 import random
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from sqlalchemy import Engine, text
 
+from deploy.sandbox.history import shop_history
 from schemas import database
 from tests import histories, ledger
-from worker import rebuild, reconcile, shadow, swap
+from tests.stage import stage
+from worker import gaps, rebuild, reconcile, shadow, swap
 from worker.digest import digests
 from worker.reconcile import LOG, REBUILD, Wanted
 from worker.replay import NO_FILTERS, Reading, export, replay
@@ -107,3 +109,27 @@ def test_what_was_lost_is_found_and_closed(
     assert {(each["check"], each["kind"]) for each in found["drift"]} == {("log", "missing")}
     assert (closed["drift_total"], closed["repaired"]["events_recorded"]) == (0, len(lost))
     assert digests(other) == digests(engine)
+
+
+def test_what_never_came_is_found_and_fetched(
+    database_url: str, redis_url: str, chance: random.Random, tmp_path: Path
+) -> None:
+    """Of any events that never came, in the days that Stripe keeps, its log tells exactly those; a gap fill closes them."""
+    with stage(database_url, redis_url, history=lambda: shop_history(chance.randrange(1000), 40, money=True)) as at:
+        at.account.advance(300)
+        kept = (at.now - gaps.KEPT + timedelta(hours=1)).timestamp()
+        asked = [e for e in at.account.events if e.type in gaps.wanted_types() and e.created > kept]
+        lost = {event.id for event in chance.sample(asked, chance.randint(1, len(asked) // 2))}
+        ledger.record(at.engine, [ledger.delivery(e.body) for e in at.account.events if e.id not in lost])
+        at.fold()
+        path = tmp_path / "log"
+        path.write_bytes(b"\n".join(event.body for event in at.account.events))
+
+        found = reconcile.run(at.engine, [LOG, REBUILD], Wanted(logs=[str(path)]))
+        gaps.run_once(at.desk(), since=at.now - gaps.KEPT)
+        at.fold()
+        closed = reconcile.run(at.engine, [LOG, REBUILD], Wanted(logs=[str(path)]))
+
+    assert {each["id"] for each in found["drift"]} == lost
+    assert {(each["check"], each["kind"]) for each in found["drift"]} == {("log", "missing")}
+    assert closed["drift_total"] == 0

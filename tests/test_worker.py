@@ -90,6 +90,33 @@ def test_the_sweep_comes_as_often_as_it_is_set(celery: Celery) -> None:
     assert (entry["task"], entry["schedule"], entry["options"]["expires"]) == (broker.SWEEP, 3, 3)
 
 
+def test_a_reconciliation_each_night(
+    database_url: str, redis_url: str, engine: Engine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """At the time that is set the clock lets the tables be reconciled; the run is kept, and drift is an error."""
+    at = {"DATABASE_URL": database_url, "REDIS_URL": redis_url, "PAYFOLD_RECONCILE_AT": "03:30"}
+    nightly = app.create(Settings.load(at), engine)
+    with_links(engine, 3)
+    projection.run_once(engine, now=ledger.NOW)
+
+    entry = nightly.conf.beat_schedule["reconcile"]
+    right = nightly.tasks[entry["task"]]()
+    ledger.execute(engine, "DELETE FROM payment_links WHERE id = (SELECT min(id) FROM payment_links)")
+    wrong = nightly.tasks[entry["task"]]()
+
+    assert (entry["schedule"].hour, entry["schedule"].minute) == ({3}, {30})
+    assert (right, wrong) == (0, 1)
+    kept = ledger.rows(engine, "SELECT outcome, drift FROM reconciliations ORDER BY id")
+    assert kept == [{"outcome": "ok", "drift": 0}, {"outcome": "drift", "drift": 1}]
+    said = [line for line in capsys.readouterr().out.splitlines() if "reconcile.done" in line]
+    assert ["error" in line for line in said] == [False, True]
+
+
+def test_no_reconciliation_unless_set(celery: Celery) -> None:
+    """Without a time there is none."""
+    assert "reconcile" not in celery.conf.beat_schedule
+
+
 def test_a_database_that_is_away_postpones_the_fold(redis_url: str) -> None:
     """A task that finds no PostgreSQL ends quietly: what is pending stays pending."""
     nowhere = database.engine("postgres://nobody:x@127.0.0.1:1/none")

@@ -114,7 +114,7 @@ def test_what_was_lost_is_found_and_closed(
 def test_what_never_came_is_found_and_fetched(
     database_url: str, redis_url: str, chance: random.Random, tmp_path: Path
 ) -> None:
-    """Of any events that never came, in the days that Stripe keeps, its log tells just those; a gap fill closes them."""
+    """Of any events that never came, of those that Stripe keeps, a log tells just those; a gap fill closes them."""
     with stage(database_url, redis_url, history=lambda: shop_history(chance.randrange(1000), 40, money=True)) as at:
         at.account.advance(300)
         kept = (at.now - gaps.KEPT + timedelta(hours=1)).timestamp()

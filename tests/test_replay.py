@@ -429,6 +429,23 @@ def test_no_announce(database_url: str, engine: Engine, other_url: str, tmp_path
     other.dispose()
 
 
+def test_a_silent_import_of_what_cannot_be_folded(engine: Engine, other_url: str, tmp_path: Path) -> None:
+    """An event whose row PostgreSQL refuses is parked by itself in a silent import too, and nothing is announced."""
+    other = database.engine(other_url)
+    for one in (engine, other):
+        with database.transaction(one) as connection:
+            connection.execute(text("ALTER TABLE orders ADD CHECK (amount_total < 9000)"))
+    logs = Reading([log(tmp_path / "log", SHOP.events)], NOW)
+
+    silent, loud = replay(engine, logs, withhold=True), replay(other, logs)
+
+    assert silent.counts == loud.counts
+    assert silent.counts["parked"] > 0
+    assert announced(engine) == []
+    assert digests(engine) == digests(other)
+    other.dispose()
+
+
 def test_what_follows_a_silent_import_is_announced(database_url: str, engine: Engine, tmp_path: Path) -> None:
     """What was not replayed is announced as ever, and after that nothing can be a first import."""
     paid = next(e for e in SHOP.events if e.type == "checkout.session.completed")

@@ -148,6 +148,17 @@ def test_second_run(engine: Engine, tmp_path: Path) -> None:
     assert (digests(engine), rows(engine, "inbox"), rows(engine, "changes"), rows(engine, "outcomes")) == before
 
 
+def test_long_events_are_taken_by_few(tmp_path: Path) -> None:
+    """However long its events are, a log is taken in by pieces that fit into memory."""
+    long = [odd(id=f"evt_{number}", note="x" * 3 * 1024**2) for number in range(20)]
+    counts = Counts()
+
+    taken = list(Reading([log(tmp_path / "log", [], *long)], NOW).chunks(counts))
+
+    assert [len(each) for each in taken] == [6, 6, 6, 2]
+    assert counts == {"seen": 20}
+
+
 def test_many_files(engine: Engine, tmp_path: Path) -> None:
     """Several logs, overlapping and in any order, come to what one of all events comes to."""
     events = SHOP.events

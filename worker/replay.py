@@ -29,6 +29,7 @@ from worker.projection import Claimed
 
 EXPORT_ROWS: Final = 500
 OUTCOMES_READ: Final = 100_000
+RECORD_BYTES_MAX: Final = 16 * 1024 * 1024
 LOOK_SECONDS: Final = 0.5
 PATIENCE_SECONDS: Final = 60.0
 
@@ -97,6 +98,7 @@ class Reading:
     def chunks(self, counts: Counts) -> Iterator[list[Delivery]]:
         """Yield what is wanted of the logs, some at once, and count what is met."""
         wanted: list[Delivery] = []
+        size = 0
         for entry in self._entries(counts):
             counts["seen"] += 1
             if entry.delivery is None:
@@ -104,12 +106,13 @@ class Reading:
                 self.refuse(entry)
             elif self.filters.wants(entry.delivery):
                 wanted.append(entry.delivery)
+                size += len(entry.delivery.envelope.payload)
             else:
                 counts["filtered"] += 1
-            if len(wanted) == RECORD_ROWS_MAX:
+            if len(wanted) == RECORD_ROWS_MAX or size >= RECORD_BYTES_MAX:
                 yield wanted
                 self.progress(counts["seen"], 0)
-                wanted = []
+                wanted, size = [], 0
         if wanted:
             yield wanted
 

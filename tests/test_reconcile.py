@@ -2,6 +2,7 @@
 
 import csv
 import random
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -186,6 +187,9 @@ def test_the_page(shop: Engine, database_url: str, tmp_path: Path) -> None:
     html = page.read_text()
     assert ran.code == 3
     assert f"{ran.json['drift_total']:,}" in html
+    held = re.search(r'<script[^>]*id="result"[^>]*>(.*?)</script>', html, re.DOTALL)
+    assert held is not None
+    assert msgspec.json.decode(held[1]) == ran.json
     assert "<script src" not in html
     assert 'rel="stylesheet"' not in html
 

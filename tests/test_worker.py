@@ -6,6 +6,7 @@ import pytest
 import redis
 from celery import Celery
 from sqlalchemy import Engine
+from structlog.testing import capture_logs
 
 from deploy.sandbox.account import Account
 from schemas import broker, database
@@ -90,9 +91,7 @@ def test_the_sweep_comes_as_often_as_it_is_set(celery: Celery) -> None:
     assert (entry["task"], entry["schedule"], entry["options"]["expires"]) == (broker.SWEEP, 3, 3)
 
 
-def test_a_reconciliation_each_night(
-    database_url: str, redis_url: str, engine: Engine, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_reconciliation_each_night(database_url: str, redis_url: str, engine: Engine) -> None:
     """At the time that is set the clock lets the tables be reconciled; the run is kept, and drift is an error."""
     at = {"DATABASE_URL": database_url, "REDIS_URL": redis_url, "PAYFOLD_RECONCILE_AT": "03:30"}
     nightly = app.create(Settings.load(at), engine)
@@ -100,16 +99,18 @@ def test_a_reconciliation_each_night(
     projection.run_once(engine, now=ledger.NOW)
 
     entry = nightly.conf.beat_schedule["reconcile"]
-    right = nightly.tasks[entry["task"]]()
+    with capture_logs() as quiet:
+        right = nightly.tasks[entry["task"]]()
     ledger.execute(engine, "DELETE FROM payment_links WHERE id = (SELECT min(id) FROM payment_links)")
-    wrong = nightly.tasks[entry["task"]]()
+    with capture_logs() as loud:
+        wrong = nightly.tasks[entry["task"]]()
 
     assert (entry["schedule"].hour, entry["schedule"].minute) == ({3}, {30})
     assert (right, wrong) == (0, 1)
     kept = ledger.rows(engine, "SELECT outcome, drift FROM reconciliations ORDER BY id")
     assert kept == [{"outcome": "ok", "drift": 0}, {"outcome": "drift", "drift": 1}]
-    said = [line for line in capsys.readouterr().out.splitlines() if "reconcile.done" in line]
-    assert ["error" in line for line in said] == [False, True]
+    levels = [each["log_level"] for each in (*quiet, *loud) if each["event"] == "reconcile.done"]
+    assert levels == ["info", "error"]
 
 
 def test_no_reconciliation_unless_set(celery: Celery) -> None:

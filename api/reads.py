@@ -396,11 +396,16 @@ def _cursor(*parts: object) -> str:
 def _read_cursor(cursor: str, kind: type[Any], length: int) -> list[Any]:
     try:
         parts = msgspec.json.decode(base64.urlsafe_b64decode(cursor.encode()), type=list[Any])
-        if len(parts) == length and all(type(part) is kind and "\0" not in str(part) for part in parts):
+        if len(parts) == length and all(type(part) is kind and _is_storable(part) for part in parts):
             return parts
     except (binascii.Error, msgspec.DecodeError, UnicodeError):
         pass
     raise _no_cursor()
+
+
+def _is_storable(part: object) -> bool:
+    """Tell whether PostgreSQL can compare with *part*, a text or a number."""
+    return abs(part) < 2**63 if isinstance(part, int) else "\0" not in str(part)
 
 
 def _seconds(at: str) -> float:

@@ -12,7 +12,7 @@ from urllib.parse import quote
 import msgspec
 import psycopg
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from deploy.services import Services
@@ -176,6 +176,7 @@ part = st.text(max_size=5) | st.integers() | st.floats() | st.none() | st.boolea
 
 
 @given(parts=st.lists(part, max_size=5) | st.tuples(st.text(max_size=5), st.text(), st.text(), st.text()))
+@example(parts=[2**63])
 @settings(max_examples=40)
 def test_any_cursor(shared: Web, parts: list[object]) -> None:
     """Whatever a cursor holds, the answer is a page or that it is none."""

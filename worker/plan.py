@@ -175,9 +175,9 @@ def _event(delivery: Delivery) -> Event:
 
 
 _HELD: Final = """
-SELECT i.seq, i.account, i.livemode, i.id, i.type, i.created, i.object_type, i.object_id, i.payload, i.source
+SELECT i.seq, i.account, i.livemode, i.id, i.type, i.created, i.object_type, i.object_id, b.payload, i.source
 FROM unnest(%s::text[], %s::boolean[], %s::text[]) AS k (account, livemode, id)
-JOIN inbox AS i USING (account, livemode, id)
+JOIN inbox AS i USING (account, livemode, id) JOIN payloads AS b USING (seq)
 """
 _ASIDE: Final = """
 SELECT DISTINCT account, livemode, object_id

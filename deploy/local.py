@@ -27,6 +27,7 @@ LOOPBACK: Final = "127.0.0.1"
 READY_SECONDS_MAX: Final = 60
 UP_FOLDER: Final = "up"
 DEMO_PREFIX: Final = "demo-"
+BENCH_PREFIX: Final = "bench-"
 STOP_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 Result = TypeVar("Result")
@@ -106,14 +107,14 @@ def _handlers_restored() -> Iterator[None]:
 
 
 @contextmanager
-def temporary_folder(settings: Settings) -> Iterator[Path]:
-    """Make a data folder for one demo, and remove it and what killed demos left behind."""
+def temporary_folder(settings: Settings, *, prefix: str = DEMO_PREFIX) -> Iterator[Path]:
+    """Make a data folder for one demo, and remove it and what killed demos, or whoever has *prefix*, left behind."""
     parent = settings.payfold_data_dir.absolute()
     parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    for left in parent.glob(f"{DEMO_PREFIX}*"):
+    for left in parent.glob(f"{prefix}*"):
         if services.running_services(left) is None and _is_old(left):
             shutil.rmtree(left, ignore_errors=True)
-    folder = Path(tempfile.mkdtemp(prefix=DEMO_PREFIX, dir=parent))
+    folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
     try:
         yield folder
     finally:

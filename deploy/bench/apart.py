@@ -1,0 +1,181 @@
+"""What is measured in a process of its own, and what processes take of the machine's memory and time (Linux).
+
+``python -m deploy.bench.apart rebuild`` folds the inbox anew, ``… record LOG`` records a log beside the live tables and
+folds that; both print how long it took. The database is the one that DATABASE_URL names.
+"""
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+import msgspec
+from msgspec import Struct
+
+from deploy.leash import leashed
+from schemas import database
+from schemas.errors import PayfoldError
+from schemas.settings import Settings
+
+ROOT: Final = Path(__file__).parent.parent.parent
+IS_LINUX: Final = sys.platform == "linux"
+LOOK_SECONDS: Final = 0.05
+_PROC: Final = Path("/proc")
+_KIB: Final = 1024
+
+
+class ApartError(PayfoldError):
+    """A process that was to be measured failed."""
+
+
+class Inside(Struct, frozen=True):
+    """What a process says of itself: the seconds of its work, and the peaks of its own and of its largest child's RSS."""
+
+    seconds: float
+    own_bytes: int
+    child_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """What a whole process took: *pss_bytes* is the peak of it and its children together, None where unknown."""
+
+    seconds: float
+    pss_bytes: int | None
+    out: bytes
+
+    @property
+    def inside(self) -> Inside:
+        """What it printed, where it is one of this file's."""
+        return msgspec.json.decode(self.out, type=Inside)
+
+
+# ---- For who measures ----
+
+
+def payfold(environment: Mapping[str, str], *arguments: str) -> Taken:
+    """Run the command to its end."""
+    return _taken([sys.executable, "-m", "deploy", *arguments], environment)
+
+
+def rebuilt(environment: Mapping[str, str]) -> Taken:
+    """Rebuild the database of *environment*."""
+    return _taken([sys.executable, "-m", "deploy.bench.apart", "rebuild"], environment)
+
+
+def recorded(environment: Mapping[str, str], log: Path) -> Taken:
+    """Record *log* beside the live tables of *environment* and fold it at once."""
+    return _taken([sys.executable, "-m", "deploy.bench.apart", "record", str(log)], environment)
+
+
+def _taken(command: Sequence[str], environment: Mapping[str, str]) -> Taken:
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        started = time.monotonic()
+        process = subprocess.Popen(  # noqa: S603 - our own command
+            leashed(command, signal.SIGTERM), cwd=ROOT, env=dict(environment), stdout=out, stderr=err
+        )
+        try:
+            peak = 0
+            while process.poll() is None:
+                peak = max(peak, pss_bytes(family(process.pid)) if IS_LINUX else 0)
+                time.sleep(LOOK_SECONDS)
+        finally:
+            if process.poll() is None:
+                process.terminate()
+            process.wait()
+        seconds = time.monotonic() - started
+        out.seek(0)
+        err.seek(0)
+        if process.returncode:
+            raise ApartError(f"{' '.join(command[2:])} failed: {err.read().decode(errors='replace').strip()}")
+        return Taken(seconds, peak or None, out.read())
+
+
+# ---- Memory and time of processes ----
+
+
+def family(pid: int) -> list[int]:
+    """Return *pid* and the ids of all that descend from it."""
+    children: dict[int, list[int]] = defaultdict(list)
+    for each in _PROC.glob("[0-9]*"):
+        fields = _stat(int(each.name))
+        if fields:
+            children[int(fields[1])].append(int(each.name))
+    found = [pid]
+    for each_pid in found:
+        found += children[each_pid]
+    return found
+
+
+def _stat(pid: int) -> list[str]:
+    """Return the fields of a process behind its name; nothing of one that has ended."""
+    try:
+        return (_PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return []
+
+
+_USER_TIME, _SYSTEM_TIME = 11, 12
+
+
+def processor_seconds(pids: Iterable[int]) -> float:
+    """Return the processor time that *pids* have used."""
+    ticks = 0
+    for pid in pids:
+        fields = _stat(pid)
+        ticks += int(fields[_USER_TIME]) + int(fields[_SYSTEM_TIME]) if fields else 0
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def pss_bytes(pids: Iterable[int]) -> int:
+    """Return the memory of *pids* together, in which what several share counts once."""
+    return sum(map(_pss, pids))
+
+
+def _pss(pid: int) -> int:
+    try:
+        lines = (_PROC / str(pid) / "smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0
+    return sum(int(line.split()[1]) * _KIB for line in lines if line.startswith("Pss:"))
+
+
+# ---- In the process ----
+
+
+def main(work: str, log: str = "") -> None:
+    """Do *work* and print what it took."""
+    from worker import rebuild, shadow  # noqa: PLC0415 - who measures wants none of it
+
+    engine = database.engine(Settings.load().postgresql)
+    started = time.monotonic()
+    if work == "rebuild":
+        with rebuild.rebuilt(engine):
+            seconds = time.monotonic() - started
+    else:
+        with shadow.shadow(engine, has_inbox=True) as made:
+            rebuild.record(made, [log], account="", now=datetime.now(UTC), refuse=_refuse)
+            rebuild.rebuild(made)
+            seconds = time.monotonic() - started
+    scale = 1 if sys.platform == "darwin" else _KIB
+    own, child = (
+        resource.getrusage(who).ru_maxrss * scale for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    )
+    sys.stdout.buffer.write(msgspec.json.encode(Inside(seconds, own, child)))
+
+
+def _refuse(entry: object) -> None:
+    raise ApartError(f"An event of the log cannot be read: {entry}")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

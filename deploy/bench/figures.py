@@ -1,0 +1,501 @@
+"""The figures: what each is, how it is measured, and what it is held against."""
+
+import http.client
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from statistics import quantiles
+from typing import Any, Final
+from urllib.parse import quote
+
+import msgspec
+import psycopg
+from celery import Celery
+from redis import Redis
+
+from deploy.bench import apart, events, limits, load
+from deploy.bench.report import Figure, Run, Target
+from deploy.bench.stand import LOOPBACK, PLAIN, READY_SECONDS_MAX, BenchError, Site, Stand
+from schemas import database
+from schemas.stripe_api import StripeApi
+from worker import expiry, projection
+from worker.acting import Desk
+
+WARM_UP: Final = 300
+"""Requests sent before any is measured."""
+PLAIN_WARM_UP: Final = 100
+LATENCY_SHARE: Final = 0.5
+DELIVERIES_A_SECOND: Final = 200
+OBSERVE_SECONDS: Final = 0.002
+OBSERVED_SECONDS_MAX: Final = 30.0
+LIST_PATH: Final = "/v1/orders?status=paid&limit=50"
+SEED: Final = 20_261
+
+Tell = Callable[[str], None]
+"""Is told what is being measured."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """How much of everything is measured, in events unless the name says otherwise."""
+
+    runs: int
+    acks: int
+    plain_acks: int
+    latency_seconds: float
+    fold: int
+    plain_tasks: int
+    delivered_seconds: float
+    history: int
+    idle_seconds: float
+    reads: int
+
+
+# Acknowledging.
+
+ACKS: Final = Target(0.35, aim=0.45)
+PLAIN_ACKS: Final = Target(8)
+LATENCY_P50: Final = Target(5, at_least=False)
+LATENCY_P99: Final = Target(30, at_least=False)
+
+
+def acks(site: Site, sizes: Sizes, tell: Tell) -> list[Figure]:
+    """Measure deliveries acknowledged in a second, and then how long each takes at half of that rate."""
+    bodies = events.history(SEED, payments=True)
+    with site.stand() as stand:
+        return acks_on(stand, sizes, tell, bodies)
+
+
+def acks_on(stand: Stand, sizes: Sizes, tell: Tell, bodies: Iterator[bytes], *, alone: bool = False) -> list[Figure]:
+    """Measure as ``acks`` does on *stand*; *alone* leaves out the limit and the plain alternative."""
+    has_plain = PLAIN.exists() and not alone
+    others = [] if alone else ["bare", *(["plain-web", "plain-worker"] if has_plain else [])]
+    stand.run("web", *others)
+    runs, fault, latencies, client, size = [], "", list[list[load.Answered]](), "", 0
+    warm = events.take(bodies, WARM_UP)
+    _saturate(stand, stand.port, warm)
+    if not alone:
+        _saturate(stand, stand.bare_port, warm)
+    if has_plain:
+        _saturate(stand, stand.plain_port, warm[:PLAIN_WARM_UP])
+    for run in range(sizes.runs):
+        tell(f"acks, run {run + 1} of {sizes.runs}")
+        chosen = events.take(bodies, sizes.acks)
+        size = sum(map(len, chosen)) // len(chosen)
+        known = _inbox_rows(stand)
+        ours = _saturate(stand, stand.port, chosen)
+        kept = _inbox_rows(stand) - known
+        if kept != ours.accepted or ours.refused:
+            fault = f"{ours.accepted} were acknowledged and {ours.refused} were not, but {kept} are in the inbox"
+        bare = None if alone else _saturate(stand, stand.bare_port, chosen).rate
+        plain = _saturate(stand, stand.plain_port, chosen[: sizes.plain_acks]).rate if has_plain else None
+        runs.append(Run(ours.rate, bare, plain, {"client": ours.client, "body_bytes": size}))
+        client = ours.client
+        tell(f"ack latency at half of that rate, run {run + 1} of {sizes.runs}")
+        rate = ours.rate * LATENCY_SHARE
+        latencies.append(_paced(stand, events.take(bodies, int(rate * sizes.latency_seconds)), rate))
+    found = Figure(
+        name="acks",
+        title="durable, verified acks, worker stopped",
+        unit="/s",
+        runs=tuple(runs),
+        limit_name="" if alone else "bare ASGI app",
+        target=ACKS,
+        plain_target=PLAIN_ACKS,
+        note=f"{load.CONNECTIONS} connections, bodies of {size:,} bytes, sent by {_client(client)}; every 200 is a row",
+        fault=fault,
+    )
+    bad = sum(each.status != http.client.OK for several in latencies for each in several)
+    return [
+        found,
+        *_latencies(
+            "latency",
+            "ack latency at half that rate",
+            [[each.answered - each.due for each in several] for several in latencies],
+            (LATENCY_P50, LATENCY_P99),
+            fault=f"{bad} deliveries were not acknowledged" if bad else "",
+        ),
+    ]
+
+
+def _client(name: str) -> str:
+    return "wrk" if name == "wrk" else "our own client"
+
+
+def _latencies(
+    name: str, title: str, runs: Sequence[Sequence[float]], targets: tuple[Target, Target], *, fault: str = ""
+) -> list[Figure]:
+    """Return the fiftieth and the ninety-ninth percentile of seconds, as figures in milliseconds."""
+    cuts = [quantiles(run, n=100, method="inclusive") for run in runs if len(run) > 1]
+    return [
+        Figure(
+            name=f"{name}_{label}",
+            title=f"{title}, {label}",
+            unit="ms",
+            runs=tuple(Run(cut[at] * 1000) for cut in cuts),
+            target=target,
+            fault=fault,
+        )
+        for label, at, target in (("p50", 49, targets[0]), ("p99", 98, targets[1]))
+    ]
+
+
+def _inbox_rows(stand: Stand) -> int:
+    return int(stand.one("SELECT count(*) FROM inbox"))
+
+
+def _saturate(stand: Stand, port: int, bodies: Sequence[bytes]) -> load.Loaded:
+    path = stand.folder / f"requests.{port}"
+    events.write_requests(path, bodies, secret=stand.secret)
+    try:
+        return load.saturate(port, path, len(bodies))
+    finally:
+        path.unlink()
+
+
+def _paced(stand: Stand, bodies: Sequence[bytes], rate: float) -> list[load.Answered]:
+    path = stand.folder / f"requests.{stand.port}"
+    events.write_requests(path, bodies, secret=stand.secret)
+    try:
+        return load.paced(stand.port, path, rate)
+    finally:
+        path.unlink()
+
+
+# Folding.
+
+FOLD: Final = Target(0.4, aim=0.5)
+PLAIN_FOLD: Final = Target(20)
+
+
+def fold(site: Site, sizes: Sizes, tell: Tell) -> list[Figure]:
+    """Measure events folded in a second, from pending to tables and changes, through Celery."""
+    bodies = events.history(SEED + 1, payments=False)
+    runs, singles = [], []
+    for run in range(sizes.runs):
+        tell(f"fold rate, run {run + 1} of {sizes.runs}")
+        chosen = events.take(bodies, sizes.fold)
+        with site.stand() as stand:
+            stand.run("worker")
+            ours = fold_rate(stand, chosen)
+            stand.run()
+            merged, commits = limits.merge_seconds(stand.settings.libpq, chosen)
+            plain = _plain_fold_rate(stand, chosen[: sizes.plain_tasks]) if PLAIN.exists() else None
+        runs.append(Run(ours, len(chosen) / merged, plain))
+        singles.append(Run(commits))
+    return [
+        Figure(
+            name="fold",
+            title="fold rate, pending to tables and changes",
+            unit="/s",
+            runs=tuple(runs),
+            limit_name="decode and merge by COPY",
+            target=FOLD,
+            plain_target=PLAIN_FOLD,
+            note="events of checkout sessions and payment links, one wake-up, one worker process",
+        ),
+        Figure(name="commit", title="a row per commit", unit="/s", runs=tuple(singles)),
+    ]
+
+
+def fold_rate(stand: Stand, bodies: Sequence[bytes]) -> float:
+    """Record *bodies* while the worker idles, wake it once, and return how many it folds in a second."""
+    count = events.record(stand.engine, bodies)
+    return count / stand.seconds_to_fold()
+
+
+def _plain_fold_rate(stand: Stand, bodies: Sequence[bytes]) -> float:
+    """Queue a task for each of *bodies*, let the plain worker warm up on some, and return its tasks in a second."""
+    stand.run("plain-web")  # it makes the tables
+    stand.run()
+    broker_url = stand.environment["PLAIN_BROKER_URL"]
+    with Celery("plain-sender", broker=broker_url, set_as_current=False) as sender, Redis.from_url(broker_url) as redis:
+        for body in bodies:
+            sender.send_task("plain.handle", args=[body.decode()])
+        stand.run("plain-worker")
+        warm_up, deadline = min(PLAIN_WARM_UP, len(bodies) // 4), time.monotonic() + READY_SECONDS_MAX
+        started, at_start = 0.0, 0
+        while (left := int(redis.llen("celery")) + int(redis.hlen("unacked"))) > 0:  # type: ignore[arg-type]  # not awaited here
+            if not started and len(bodies) - left >= warm_up:
+                started, at_start = time.monotonic(), left
+            if time.monotonic() > deadline or not stand.runs("plain-worker"):
+                raise BenchError("The plain alternative's worker does not end its tasks.")
+            time.sleep(OBSERVE_SECONDS)
+        return at_start / (time.monotonic() - started)
+
+
+# From delivered to folded.
+
+DELIVERED_P50: Final = Target(30, at_least=False)
+DELIVERED_P99: Final = Target(200, at_least=False)
+
+
+def delivered(site: Site, sizes: Sizes, tell: Tell) -> list[Figure]:
+    """Measure how long after its delivery an event is folded, for all to see."""
+    bodies = events.history(SEED + 2, payments=True)
+    with site.stand() as stand:
+        return delivered_on(stand, sizes, tell, bodies)
+
+
+def delivered_on(stand: Stand, sizes: Sizes, tell: Tell, bodies: Iterator[bytes]) -> list[Figure]:
+    """Measure as ``delivered`` does, on *stand*."""
+    stand.run("web", "worker")
+    _saturate(stand, stand.port, events.take(bodies, WARM_UP))
+    stand.seconds_to_fold()
+    runs, missing = [], 0
+    for run in range(sizes.runs):
+        tell(f"delivered to folded at {DELIVERIES_A_SECOND} deliveries a second, run {run + 1} of {sizes.runs}")
+        chosen = events.take(bodies, int(DELIVERIES_A_SECOND * sizes.delivered_seconds))
+        with _Observer(stand, len(chosen)) as observer:
+            sent = _paced(stand, chosen, DELIVERIES_A_SECOND)
+        ids = [events.id_of(body) for body in chosen]
+        known = [(observer.seen[each], at) for each, at in zip(ids, sent, strict=True) if each in observer.seen]
+        missing += len(chosen) - len(known)
+        runs.append([seen - at.sent for seen, at in known])
+    fault = f"{missing} deliveries were not seen folded" if missing else ""
+    title = f"delivered to folded, {DELIVERIES_A_SECOND} a second"
+    return _latencies("delivered", title, runs, (DELIVERED_P50, DELIVERED_P99), fault=fault)
+
+
+class _Observer:
+    """Looks at what is folded every two milliseconds, as anybody else sees it, until so many events are."""
+
+    def __init__(self, stand: Stand, count: int) -> None:
+        self.seen: dict[str, float] = {}
+        self._libpq = stand.settings.libpq
+        self._count = count
+        self._is_over = threading.Event()
+        self._thread = threading.Thread(target=self._look, name="observer", daemon=True)
+        self._reached = int(stand.one("SELECT coalesce(max(seq), 0) FROM outcomes"))
+
+    def __enter__(self) -> "_Observer":
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        # All is sent and answered by now; what is still to be folded has a little time.
+        self._thread.join(0 if kind else OBSERVED_SECONDS_MAX)
+        self._is_over.set()
+        self._thread.join()
+
+    def _look(self) -> None:
+        with psycopg.connect(self._libpq, autocommit=True) as connection:
+            while len(self.seen) < self._count and not self._is_over.wait(OBSERVE_SECONDS):
+                rows = connection.execute(_FRESH, (self._reached,)).fetchall()
+                now = time.monotonic()
+                for seq, event in rows:
+                    self.seen.setdefault(event, now)
+                    self._reached = max(self._reached, seq)
+
+
+# One worker folds in the order of seq, and one connection records.
+_FRESH: Final = "SELECT o.seq, i.id FROM outcomes AS o JOIN inbox AS i USING (seq) WHERE o.seq > %s"
+
+# Rebuilding and replaying.
+
+REBUILD: Final = Target(0.6)
+MEMORY: Final = Target(300, at_least=False)
+REPLAY: Final = Target(1.5, at_least=False)
+MB: Final = 1_000_000
+
+
+def load_history(stand: Stand, bodies: Sequence[bytes]) -> Figure:
+    """Record mixed events and let the worker fold them; return at what rate it did."""
+    stand.run("worker")
+    rate = fold_rate(stand, bodies)
+    stand.run()
+    return Figure(name="fold_mixed", title="fold rate of mixed events", unit="/s", runs=(Run(rate),))
+
+
+def rebuild(stand: Stand, runs: int, tell: Tell) -> list[Figure]:
+    """Measure events rebuilt in a second beside loading the very rows in bulk, and the memory that takes."""
+    count = _inbox_rows(stand)
+    rates, quick, memory = [], [], []
+    folder = stand.folder / "rows"
+    folder.mkdir(exist_ok=True)
+    rows = limits.export_rows(stand.settings.libpq, folder)
+    for run in range(runs):
+        tell(f"rebuild of {count:,} events, run {run + 1} of {runs}")
+        taken = apart.rebuilt(stand.environment)
+        inside = taken.inside
+        bulk = limits.load_seconds(stand.settings.libpq, folder)
+        detail: dict[str, float | str] = {"seconds": inside.seconds, "bulk_seconds": bulk, "rows": rows}
+        rates.append(Run(count / inside.seconds, count / bulk, detail=detail))
+        fast = limits.quick_load_seconds(stand.engine, folder)
+        quick.append(Run(count / inside.seconds, count / fast))
+        if taken.pss_bytes is not None:
+            peaks: dict[str, float | str] = {"own_rss": inside.own_bytes / MB, "child_rss": inside.child_bytes / MB}
+            memory.append(Run(taken.pss_bytes / MB, detail=peaks))
+    for path in folder.iterdir():
+        path.unlink()
+    return [
+        Figure(
+            name="rebuild",
+            title=f"rebuild of {count:,} mixed events",
+            unit="/s",
+            runs=tuple(rates),
+            limit_name="bulk load, with indexes",
+            target=REBUILD,
+        ),
+        Figure(
+            name="rebuild_quick",
+            title="the same, beside the quickest load",
+            unit="/s",
+            runs=tuple(quick),
+            limit_name="COPY FREEZE, then indexes",
+        ),
+        Figure(
+            name="rebuild_memory",
+            title="its peak memory",
+            unit="MB",
+            runs=tuple(memory),
+            target=MEMORY,
+            note="proportional set size of the process and its children together; each one's peak RSS is in the JSON",
+        ),
+    ]
+
+
+def replay(site: Site, stand: Stand, sizes: Sizes, tell: Tell) -> Figure:
+    """Measure the replay of a log into an empty database, beside recording and rebuilding the same log."""
+    log = stand.folder / "events.ndjson.zst"
+    apart.payfold(stand.environment, "events", "export", "--output", str(log))
+    count, runs = _inbox_rows(stand), []
+    for run in range(sizes.runs):
+        tell(f"replay of {count:,} events, run {run + 1} of {sizes.runs}")
+        with site.stand() as empty:
+            replayed = apart.payfold(empty.environment, "replay", str(log), "--format", "json")
+        new = msgspec.json.decode(replayed.out)["new"]
+        if new != count:
+            raise BenchError(f"The replay recorded {new:,} of {count:,} events.")
+        with site.stand() as empty:
+            recorded = apart.recorded(empty.environment, log)
+        runs.append(Run(replayed.seconds, recorded.seconds))
+    size = log.stat().st_size
+    log.unlink()
+    return Figure(
+        name="replay",
+        title=f"replay of {count:,} events from a .zst log",
+        unit="s",
+        runs=tuple(runs),
+        limit_name="recording and rebuilding them",
+        target=REPLAY,
+        note=f"the log has {size / MB:,.1f} MB; both times are of a whole process, its start included",
+    )
+
+
+# Idling.
+
+IDLE_PROCESSOR: Final = Target(2, at_least=False)
+IDLE_MEMORY: Final = Target(350, at_least=False)
+SETTLE_SECONDS: Final = 2.0
+PROCESSES: Final = ("web", "worker", "clock")
+
+
+def idle(site: Site, sizes: Sizes, tell: Tell) -> list[Figure]:
+    """Measure what the processes take while nothing happens."""
+    tell("idle")
+    runs: dict[str, tuple[Run, ...]] = {}
+    if apart.IS_LINUX:
+        with site.stand() as stand:
+            stand.run(*PROCESSES)
+            time.sleep(SETTLE_SECONDS)
+            pids, servers = stand.pids(*PROCESSES), stand.server_pids()
+            before = [apart.processor_seconds(several) for several in (pids, servers)]
+            started = time.monotonic()
+            time.sleep(sizes.idle_seconds)
+            after = [apart.processor_seconds(several) for several in (pids, servers)]
+            took = time.monotonic() - started
+            ours, theirs = (100 * (late - early) / took for early, late in zip(before, after, strict=True))
+            memory, of_servers = (apart.pss_bytes(several) / MB for several in (pids, servers))
+            each: dict[str, float | str] = {name: apart.pss_bytes(stand.pids(name)) / MB for name in PROCESSES}
+            runs = {
+                "idle_processor": (Run(ours),),
+                "idle_servers": (Run(theirs),),
+                "idle_memory": (Run(memory, detail=each),),
+                "idle_servers_memory": (Run(of_servers),),
+            }
+    return [
+        Figure(name=name, title=title, unit=unit, runs=runs.get(name, ()), target=target)
+        for name, title, unit, target in (
+            ("idle_processor", "idle: web, worker and clock", "% of a core", IDLE_PROCESSOR),
+            ("idle_memory", "idle: their memory (proportional set size)", "MB", IDLE_MEMORY),
+            ("idle_servers", "idle: PostgreSQL and Valkey", "% of a core", None),
+            ("idle_servers_memory", "idle: PostgreSQL's and Valkey's memory", "MB", None),
+        )
+    ]
+
+
+# Reading.
+
+READ_ONE: Final = Target(10, at_least=False)
+READ_LIST: Final = Target(30, at_least=False)
+
+
+def reads(stand: Stand, sizes: Sizes, tell: Tell) -> list[Figure]:
+    """Measure how long one client waits for an order, and for a filtered page of them."""
+    tell("reads")
+    stand.run("web")
+    count = _inbox_rows(stand)
+    ids = stand.column("SELECT id FROM orders TABLESAMPLE BERNOULLI (50) LIMIT 5000")
+    chance = random.Random(SEED)  # noqa: S311 - which orders are read is no secret
+    paths = [f"/v1/orders/{quote(chance.choice(ids))}" for _ in range(sizes.reads)]
+    _read(stand, [*paths[:20], LIST_PATH])
+    orders = [_read(stand, paths) for _ in range(sizes.runs)]
+    pages = [_read(stand, [LIST_PATH] * sizes.reads) for _ in range(sizes.runs)]
+    found = [
+        *_latencies("read_order", f"/v1/orders/{{id}}, {count:,} events", orders, (READ_ONE, READ_ONE)),
+        *_latencies("read_list", f"{LIST_PATH}, {count:,} events", pages, (READ_LIST, READ_LIST)),
+    ]
+    return [figure for figure in found if figure.name.endswith("_p99")]
+
+
+def _read(stand: Stand, paths: Sequence[str]) -> list[float]:
+    """Return the seconds that each of *paths* took, one after the other on one connection."""
+    connection = http.client.HTTPConnection(LOOPBACK, stand.port, timeout=30)
+    headers = {"Authorization": f"Bearer {stand.token}"}
+    taken = []
+    try:
+        for path in paths:
+            started = time.monotonic()
+            connection.request("GET", path, headers=headers)
+            answer = connection.getresponse()
+            answer.read()
+            taken.append(time.monotonic() - started)
+            if answer.status != http.client.OK:
+                raise BenchError(f"{path} was answered with {answer.status}.")
+    finally:
+        connection.close()
+    return taken
+
+
+# Passes of the clock.
+
+EXPIRED_HOURS: Final = 1
+
+
+def passes(stand: Stand) -> dict[str, float]:
+    """Return the seconds that a pass of the sweep and of the expiry take where there is nothing to be done."""
+    desk = Desk(stand.engine, StripeApi(stand.settings, stand.redis), stand.settings, now=_before_any_sale)
+    return {"sweep": _quickest(lambda: _sweep(stand)), "expiry": _quickest(lambda: expiry.run_once(desk))}
+
+
+def _before_any_sale() -> datetime:
+    """No session is stale then, so that each pass finds what the first one found."""
+    return datetime.fromtimestamp(events.START, UTC) - timedelta(hours=EXPIRED_HOURS)
+
+
+def _sweep(stand: Stand) -> int:
+    with database.transaction(stand.engine) as connection, database.cursor(connection) as cursor:
+        return projection.queue_outdated(cursor)
+
+
+def _quickest(work: Callable[[], Any]) -> float:
+    taken = []
+    for _ in range(5):
+        started = time.monotonic()
+        work()
+        taken.append(time.monotonic() - started)
+    return min(taken)

@@ -1,0 +1,277 @@
+"""Load from a process of its own, by a client that is faster than what it measures.
+
+``saturate`` keeps 64 connections busy, by wrk where the machine has it and else by the client here; both send each
+prepared request once and wait for every answer. ``paced`` sends at a steady rate whatever the answers do, so that a
+slow answer is counted in full: the time of each runs from when it was due.
+"""
+
+import asyncio
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from string import Template
+from typing import Final
+
+import msgspec
+import uvloop
+from msgspec import Struct
+
+from deploy.bench.events import PATH, read_requests
+from deploy.leash import leashed
+from schemas.errors import PayfoldError
+
+LOOPBACK: Final = "127.0.0.1"
+CONNECTIONS: Final = 64
+SECONDS_MAX: Final = 300
+_LOST: Final = 0
+"""Stands for the status of an answer that never came."""
+
+
+class LoadError(PayfoldError):
+    """The load could not be sent."""
+
+
+class Loaded(Struct, frozen=True):
+    """What came of a saturating load; *refused* counts every answer but a 200."""
+
+    accepted: int
+    refused: int
+    seconds: float
+    client: str
+
+    @property
+    def rate(self) -> float:
+        """Answers of 200 in a second."""
+        return self.accepted / self.seconds
+
+
+class Answered(Struct, frozen=True, array_like=True):
+    """One request of a paced load, in seconds of the machine's monotonic clock."""
+
+    due: float
+    sent: float
+    answered: float
+    status: int
+
+
+# ---- For who measures ----
+
+
+def saturate(port: int, requests: Path, count: int, *, client: str | None = None) -> Loaded:
+    """Send the *count* prepared *requests* as fast as they are answered.
+
+    *client* is ``wrk`` or ``own``; None takes the first that is there.
+
+    Raises:
+        LoadError: the client failed, or did not end in time.
+    """
+    chosen = client or ("wrk" if shutil.which("wrk") else "own")
+    if chosen == "own":
+        return msgspec.json.decode(_run(_own("saturate", port, requests)), type=Loaded)
+    with tempfile.NamedTemporaryFile("w", suffix=".lua") as script:
+        template = Template((Path(__file__).parent / "wrk.lua").read_text())
+        script.write(template.substitute(count=count, path=PATH, requests=requests))
+        script.flush()
+        url = f"http://{LOOPBACK}:{port}"
+        flags = ["-t1", f"-c{CONNECTIONS}", f"-d{SECONDS_MAX}s", "--timeout", "60s", "-s", script.name]
+        return msgspec.json.decode(_run(["wrk", *flags, url]), type=Loaded)
+
+
+def paced(port: int, requests: Path, rate: float) -> list[Answered]:
+    """Send the prepared *requests* at *rate* in a second, and return what became of each, in their order.
+
+    Raises:
+        LoadError: as above.
+    """
+    return msgspec.json.decode(_run(_own("paced", port, requests, rate)), type=list[Answered])
+
+
+def _own(*arguments: object) -> list[str]:
+    return [sys.executable, "-m", "deploy.bench.load", *map(str, arguments)]
+
+
+def _run(command: Sequence[str]) -> bytes:
+    try:
+        done = subprocess.run(  # noqa: S603 - our own command
+            leashed(command, signal.SIGTERM),
+            cwd=Path(__file__).parent.parent.parent,
+            capture_output=True,
+            timeout=SECONDS_MAX + 10,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise LoadError(f"{command[0]} sent load for {SECONDS_MAX} seconds without an end.") from None
+    # wrk says something of its own before.
+    last = done.stdout.rstrip().rpartition(b"\n")[2]
+    if done.returncode or not last.startswith((b"{", b"[")):
+        words = (done.stderr or done.stdout).decode(errors="replace").strip()
+        raise LoadError(f"The load could not be sent: {words or f'the client ended with {done.returncode}'}")
+    return last
+
+
+# ---- The client ----
+
+_LENGTH: Final = re.compile(rb"content-length: *([0-9]+)", re.IGNORECASE)
+_END_OF_HEAD: Final = b"\r\n\r\n"
+_STATUS: Final = slice(9, 12)
+
+
+class _Connection(asyncio.Protocol):
+    """One connection, with at most one request on its way; *tell* is told the status of its answer."""
+
+    def __init__(self, tell: Callable[["_Connection", int], None]) -> None:
+        self._tell = tell
+        self._buffer = b""
+        self._transport: asyncio.WriteTransport | None = None
+        self.is_waiting = False
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it takes a request."""
+        return self._transport is not None and not self._transport.is_closing()
+
+    def send(self, request: bytes) -> None:
+        """Send *request*."""
+        self.is_waiting = True
+        assert self._transport is not None  # noqa: S101 - it is sent on open ones alone
+        self._transport.write(request)
+
+    def close(self) -> None:
+        """End it."""
+        if self._transport is not None:
+            self._transport.close()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Be ready."""
+        self._transport = transport  # type: ignore[assignment]  # a socket's is one for both ways
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Tell that no answer will come to what is on its way."""
+        del exc
+        self._transport = None
+        if self.is_waiting:
+            self.is_waiting = False
+            self._tell(self, _LOST)
+
+    def data_received(self, data: bytes) -> None:
+        """Tell of the answer once all of it is here."""
+        self._buffer += data
+        end = self._buffer.find(_END_OF_HEAD)
+        if end < 0:
+            return
+        length = _LENGTH.search(self._buffer, 0, end)
+        if len(self._buffer) < end + len(_END_OF_HEAD) + (int(length[1]) if length else 0):
+            return
+        status, self._buffer = int(self._buffer[_STATUS]), b""
+        self.is_waiting = False
+        self._tell(self, status)
+
+
+async def _connect(port: int, tell: Callable[[_Connection, int], None]) -> _Connection:
+    loop = asyncio.get_running_loop()
+    _, connection = await loop.create_connection(lambda: _Connection(tell), LOOPBACK, port)
+    return connection
+
+
+async def saturating(port: int, requests: Sequence[bytes], connections: int = CONNECTIONS) -> Loaded:
+    """Send each of *requests* once, on *connections* that are never idle, and return what came of it."""
+    statuses: list[int] = []
+    waiting = iter(requests)
+    done = asyncio.get_running_loop().create_future()
+    again: set[asyncio.Task[None]] = set()
+
+    def go_on(connection: _Connection) -> None:
+        request = next(waiting, None)
+        if request is not None:
+            connection.send(request)
+
+    async def reconnect() -> None:
+        try:
+            go_on(await _connect(port, tell))
+        except OSError as error:
+            done.set_exception(error)
+
+    def tell(connection: _Connection, status: int) -> None:
+        statuses.append(status)
+        if len(statuses) == len(requests):
+            done.set_result(None)
+        elif connection.is_open:
+            go_on(connection)
+        else:
+            again.add(asyncio.create_task(reconnect()))
+
+    opened = [await _connect(port, tell) for _ in range(min(connections, len(requests)))]
+    started = time.monotonic()
+    for connection in opened:
+        go_on(connection)
+    await done
+    seconds = time.monotonic() - started
+    for connection in opened:
+        connection.close()
+    accepted = statuses.count(200)
+    return Loaded(accepted, len(statuses) - accepted, seconds, "own")
+
+
+async def pacing(port: int, requests: Sequence[bytes], rate: float, connections: int = CONNECTIONS) -> list[Answered]:
+    """Send *requests* at *rate* in a second, and return what became of each, in their order."""
+    found: list[Answered | None] = [None] * len(requests)
+    on_way: dict[_Connection, tuple[int, float, float]] = {}
+    idle: deque[_Connection] = deque()
+    late: deque[tuple[int, float]] = deque()
+    left = len(requests)
+    done = asyncio.get_running_loop().create_future()
+
+    def send_late() -> None:
+        while late and idle:
+            connection, (number, due) = idle.popleft(), late.popleft()
+            on_way[connection] = (number, due, time.monotonic())
+            connection.send(requests[number])
+
+    def tell(connection: _Connection, status: int) -> None:
+        nonlocal left
+        number, due, sent = on_way.pop(connection)
+        found[number] = Answered(due, sent, time.monotonic(), status)
+        left -= 1
+        if connection.is_open:
+            idle.append(connection)
+            send_late()
+        elif left:
+            done.set_exception(ConnectionError("the server closed a connection"))
+        if not left:
+            done.set_result(None)
+
+    idle.extend([await _connect(port, tell) for _ in range(connections)])
+    started = time.monotonic() + 0.05
+    for number in range(len(requests)):
+        due = started + number / rate
+        while (early := due - time.monotonic()) > 0:
+            await asyncio.sleep(early)
+        late.append((number, due))
+        send_late()
+        if number % CONNECTIONS == 0:
+            await asyncio.sleep(0)  # who is late for long still has to hear the answers
+        if done.done():
+            break
+    await done
+    return [each for each in found if each is not None]
+
+
+def main(kind: str, port: str, requests: str, rate: str = "") -> None:
+    """Send load, and print what came of it as JSON."""
+    prepared = list(read_requests(Path(requests)))
+    if kind == "saturate":
+        found: Loaded | list[Answered] = uvloop.run(saturating(int(port), prepared))
+    else:
+        found = uvloop.run(pacing(int(port), prepared, float(rate)))
+    sys.stdout.buffer.write(msgspec.json.encode(found))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

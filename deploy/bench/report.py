@@ -1,0 +1,237 @@
+"""What was measured, held against targets: medians, ratios, the table and the JSON of it."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import median
+from typing import Any, Final
+
+from msgspec import Struct
+from rich.console import Console
+from rich.table import Table
+
+FLOOR: Final = 0.5
+"""Of its target a ratio may come to so little before ``--check`` complains: machines are noisy, and CI's more so."""
+NOT_MEASURED: Final = "not measured"
+
+
+class Target(Struct, frozen=True):
+    """A bound that is to be reached: from above, or from below with *at_least*."""
+
+    bound: float
+    at_least: bool = True
+    aim: float | None = None
+
+    def is_met(self, value: float) -> bool:
+        """Tell whether *value* reaches it."""
+        return value >= self.bound if self.at_least else value <= self.bound
+
+    def is_far_from(self, value: float) -> bool:
+        """Tell whether *value* is so far off that noise does not explain it."""
+        return value < self.bound * FLOOR if self.at_least else value > self.bound / FLOOR
+
+
+class Run(Struct, frozen=True, omit_defaults=True):
+    """One measurement, with those of its limit and of the plain alternative that were taken in turns with it."""
+
+    measured: float
+    limit: float | None = None
+    plain: float | None = None
+    detail: dict[str, float | str] = {}
+
+
+class Figure(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One figure over its runs.
+
+    *target* bounds the ratio where there is a limit, and else what is measured; *fault* says what makes it worthless.
+    """
+
+    name: str
+    title: str
+    unit: str
+    runs: tuple[Run, ...] = ()
+    limit_name: str = ""
+    target: Target | None = None
+    plain_target: Target | None = None
+    note: str = ""
+    fault: str = ""
+
+    @property
+    def measured(self) -> float | None:
+        """The median of what was measured."""
+        return _median(run.measured for run in self.runs)
+
+    @property
+    def limit(self) -> float | None:
+        """The median of the limit."""
+        return _median(run.limit for run in self.runs)
+
+    @property
+    def plain(self) -> float | None:
+        """The median of the plain alternative."""
+        return _median(run.plain for run in self.runs)
+
+    @property
+    def ratio(self) -> float | None:
+        """The median of the ratios to the limit, pair by pair."""
+        return _median(run.measured / run.limit for run in self.runs if run.limit)
+
+    @property
+    def plain_ratio(self) -> float | None:
+        """The median of the ratios to the plain alternative, pair by pair."""
+        return _median(run.measured / run.plain for run in self.runs if run.plain)
+
+    @property
+    def met(self) -> bool | None:
+        """Whether the target is reached; None where there is none, or nothing to hold against it."""
+        value = self.ratio if self.limit_name else self.measured
+        if self.fault:
+            return False
+        return None if self.target is None or value is None else self.target.is_met(value)
+
+    @property
+    def plain_met(self) -> bool | None:
+        """Whether the target beside the plain alternative is reached, None as above."""
+        unknown = self.plain_target is None or self.plain_ratio is None
+        return None if unknown else self.plain_target.is_met(self.plain_ratio)  # type: ignore[union-attr,arg-type]  # known
+
+
+def _median(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return median(known) if known else None
+
+
+def below_floor(figures: Sequence[Figure]) -> list[str]:
+    """Return what is wrong beyond noise, a line each: ratios far from their targets, and figures that are worthless.
+
+    Absolute figures are never judged.
+    """
+    found = [f"{figure.name}: {figure.fault}" for figure in figures if figure.fault]
+    for figure in figures:
+        for what, ratio, target in (
+            (figure.limit_name, figure.ratio, figure.target),
+            ("the plain alternative", figure.plain_ratio, figure.plain_target),
+        ):
+            if what and ratio is not None and target is not None and target.is_far_from(ratio):
+                found.append(f"{figure.name}: {ratio:.2f} of {what}, where {_bound(target)} is the target")
+    return found
+
+
+def document(figures: Sequence[Figure], machine: Mapping[str, Any], mode: str) -> dict[str, Any]:
+    """Return all of it as it is passed on."""
+    return {"mode": mode, "machine": dict(machine), "figures": [_told(figure) for figure in figures]}
+
+
+def _told(figure: Figure) -> dict[str, Any]:
+    return {
+        "name": figure.name,
+        "title": figure.title,
+        "measured": figure.measured,
+        "unit": figure.unit,
+        "limit": figure.limit,
+        "limit_name": figure.limit_name or None,
+        "ratio": figure.ratio,
+        "target": _target(figure.target),
+        "met": figure.met,
+        "plain": figure.plain,
+        "plain_ratio": figure.plain_ratio,
+        "plain_target": _target(figure.plain_target),
+        "plain_met": figure.plain_met,
+        "note": figure.note or None,
+        "fault": figure.fault or None,
+        "runs": [
+            {"measured": run.measured, "limit": run.limit, "plain": run.plain, "detail": run.detail}
+            for run in figure.runs
+        ],
+    }
+
+
+def _target(target: Target | None) -> dict[str, Any] | None:
+    if target is None:
+        return None
+    return {"at_least" if target.at_least else "at_most": target.bound, "aim": target.aim}
+
+
+# ---- The table ----
+
+
+def show(figures: Sequence[Figure], machine: Mapping[str, Any], console: Console) -> None:
+    """Print the figures with targets, those beside the plain alternative, what is for orientation, and the machine."""
+    judged = [figure for figure in figures if figure.target is not None]
+    beside = [figure for figure in figures if figure.plain_target is not None]
+    others = [figure for figure in figures if figure.target is None]
+    if judged:
+        _print(
+            console,
+            "Beside the machine's limits; ratios count, absolute figures are for orientation",
+            ("figure", "measured", "limit", "ratio", "target", "met"),
+            [_judged(figure) for figure in judged],
+        )
+    if beside:
+        _print(
+            console,
+            "Beside the plain alternative",
+            ("figure", "measured", "plain", "ratio", "target", "met"),
+            [_beside(figure) for figure in beside],
+        )
+    if others:
+        _print(
+            console,
+            "For orientation",
+            ("figure", "measured", "limit", "ratio"),
+            [_judged(figure)[:4] for figure in others],
+        )
+    for figure in figures:
+        for line in filter(None, (figure.fault and f"FAILED: {figure.fault}", figure.note)):
+            console.print(f"{figure.name}: {line}")
+    console.print()
+    console.print(", ".join(f"{name} {value}" if name else str(value) for name, value in machine.items()))
+
+
+def _judged(figure: Figure) -> tuple[str, ...]:
+    limit = f"{amount(figure.limit, figure.unit)}  {figure.limit_name}" if figure.limit_name else ""
+    ratio = "" if figure.ratio is None else f"{figure.ratio:.2f}"
+    return (
+        figure.title,
+        amount(figure.measured, figure.unit),
+        limit,
+        ratio,
+        _bound(figure.target, "" if figure.limit_name else figure.unit),
+        _yes(figure.met),
+    )
+
+
+def _beside(figure: Figure) -> tuple[str, ...]:
+    ratio = "" if figure.plain_ratio is None else f"{figure.plain_ratio:.1f}"
+    measured, plain = (amount(value, figure.unit) for value in (figure.measured, figure.plain))
+    return figure.title, measured, plain, ratio, _bound(figure.plain_target), _yes(figure.plain_met)
+
+
+def _bound(target: Target | None, unit: str = "") -> str:
+    if target is None:
+        return ""
+    bound = f"{'≥' if target.at_least else '≤'} {target.bound:g}{f' {unit}' if unit else ''}"
+    return bound if target.aim is None else f"{bound} (aim {target.aim:g})"
+
+
+def _yes(met: bool | None) -> str:  # noqa: FBT001 - a cell
+    return "" if met is None else "yes" if met else "NO"
+
+
+_WHOLE_FROM: Final = 100
+
+
+def amount(value: float | None, unit: str) -> str:
+    """Return *value* as a table shows it."""
+    if value is None:
+        return NOT_MEASURED
+    return f"{value:,.0f} {unit}" if value >= _WHOLE_FROM else f"{value:,.2f} {unit}"
+
+
+def _print(console: Console, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    for name in columns:
+        right = name in ("measured", "ratio", "plain")
+        table.add_column(name, justify="right" if right else "left", header_style="", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+    console.print()

@@ -1,0 +1,304 @@
+"""Where it is measured: embedded servers, databases of its own, and the real processes, started one by one."""
+
+import hashlib
+import os
+import random
+import secrets
+import socket
+import sys
+import time
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, TextIO
+from urllib.parse import urlsplit
+
+import httpx
+import psycopg
+from psycopg import sql
+from sqlalchemy import Engine, text
+
+from deploy import services
+from deploy.bench import apart
+from deploy.processes import RELEASE, Processes, read_procfile
+from deploy.services import Services
+from schemas import broker, database, migrate
+from schemas.errors import PayfoldError
+from schemas.settings import Settings
+
+ROOT: Final = Path(__file__).parent.parent.parent
+LOOPBACK: Final = "127.0.0.1"
+PLAIN: Final = ROOT / "tests" / "benchmarks" / "plain.py"
+TEMPLATE: Final = "payfold"
+"""The database that the servers begin with is migrated and left empty: others are copied from it."""
+PREFIX: Final = "bench_"
+READY_SECONDS_MAX: Final = 60
+FOLD_SECONDS_MAX: Final = 7_200
+POLL_SECONDS: Final = 0.01
+GRACE_SECONDS: Final = 10.0
+
+
+class BenchError(PayfoldError):
+    """A figure cannot be measured."""
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """The servers, and the folder that holds them and whatever else is written."""
+
+    services: Services
+    folder: Path
+    log: TextIO
+    _numbers: Iterator[int] = field(default_factory=lambda: iter(range(1, 64)), repr=False)
+
+    @contextmanager
+    def stand(self, name: str = "", *, template: str = TEMPLATE, is_kept: bool = False) -> Iterator["Stand"]:
+        """Make a database, a copy of *template*, yield what runs on it, and drop it; unless it *is_kept* by its name."""
+        name = name or f"{PREFIX}{secrets.token_hex(4)}"
+        with psycopg.connect(self.services.database_url, autocommit=True) as connection:
+            known = connection.execute("SELECT FROM pg_database WHERE datname = %s", (name,)).fetchone()
+            if known is None or not is_kept:
+                connection.execute(
+                    sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(template))
+                )
+        try:
+            made = Stand(self, _at(self.services.database_url, name), _at(self.services.redis_url, self._number()))
+            try:
+                yield made
+            finally:
+                made.close()
+        finally:
+            if not is_kept:
+                self._drop(name)
+
+    def _number(self) -> str:
+        number = next(self._numbers, 63)
+        with broker.redis(Settings.load({"REDIS_URL": _at(self.services.redis_url, str(number))})) as client:
+            client.flushdb()
+        return str(number)
+
+    def _drop(self, name: str) -> None:
+        with psycopg.connect(self.services.database_url, autocommit=True) as connection:
+            for _ in range(300):
+                try:
+                    connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
+                except psycopg.errors.InsufficientPrivilege:
+                    time.sleep(0.1)  # the server's own vacuum is in it, which only a superuser may end
+                else:
+                    return
+
+
+@contextmanager
+def site(folder: Path) -> Iterator[Site]:
+    """Run servers in *folder*, migrated, until the block ends."""
+    with services.embedded_services(folder) as found, (folder / "processes.log").open("a") as log:
+        migrate.upgrade(database.sqlalchemy_url(found.database_url))
+        _drop_leftovers(found.database_url)
+        yield Site(found, folder, log)
+
+
+def _drop_leftovers(database_url: str) -> None:
+    """Drop what a killed bench left in a folder that is kept."""
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        left = connection.execute("SELECT datname FROM pg_database WHERE starts_with(datname, %s)", (PREFIX,)).fetchall()
+        for (name,) in left:
+            connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+def _at(url: str, path: str) -> str:
+    return urlsplit(url)._replace(path=f"/{path}").geturl()
+
+
+def free_port() -> int:
+    """Return a port of loopback that nobody has."""
+    for port in random.sample(services.PORTS, services.PORT_ATTEMPTS_MAX):
+        with socket.socket() as probe:
+            try:
+                probe.bind((LOOPBACK, port))
+            except OSError:
+                continue
+            return port
+    raise BenchError("There is no free port on this machine.")
+
+
+def _foreign(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return *environment* without a setting of Payfold's: nothing is measured with somebody's own."""
+    ours = {name.upper() for name in Settings.model_fields}
+    return {name: value for name, value in environment.items() if name.upper().removesuffix("_FILE") not in ours}
+
+
+class Stand:
+    """One database, and the processes that work on it, none of which runs before it is asked for."""
+
+    def __init__(self, at: Site, database_url: str, redis_url: str) -> None:
+        self.folder = at.folder
+        self.secret = f"whsec_{secrets.token_urlsafe(24)}"
+        self.token = f"pf_{secrets.token_urlsafe(24)}"
+        self.port, self.bare_port, self.plain_port = free_port(), free_port(), free_port()
+        self.environment = _foreign(os.environ) | {
+            "DATABASE_URL": database_url,
+            "REDIS_URL": redis_url,
+            "PORT": str(self.port),
+            "PAYFOLD_HOST": LOOPBACK,
+            "PAYFOLD_LOG_LEVEL": "warning",
+            "STRIPE_WEBHOOK_SECRETS": self.secret,
+            "PAYFOLD_TOKENS": f"bench:admin:{hashlib.sha256(self.token.encode()).hexdigest()}",
+            "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))),
+            # The plain alternative has tables and queues of its own.
+            "PLAIN_DATABASE_URL": database.sqlalchemy_url(database_url),
+            "PLAIN_BROKER_URL": _at(redis_url, "0"),
+            "TMPDIR": str(at.folder),
+        }
+        self.settings = Settings.load(self.environment)
+        self.engine: Engine = database.engine(self.settings.postgresql, connections_max=4)
+        self.celery = broker.celery(self.settings)
+        self.redis = broker.redis(self.settings)
+        self._processes = Processes(
+            self.environment, procfile=self._procfile(), grace_seconds=GRACE_SECONDS, output=at.log
+        )
+        self._log = at.log
+
+    def _procfile(self) -> Path:
+        """Write the Procfile's own lines, and beside them the limit's and the plain alternative's."""
+        lines = {name: command for name, command in read_procfile().items() if name != RELEASE}
+        lines["bare"] = f"python -m deploy.bench.bare {self.bare_port}"
+        lines["plain-web"] = (
+            f"python -m uvicorn tests.benchmarks.plain:app --host {LOOPBACK} --port {self.plain_port} --http httptools"
+            " --loop uvloop --no-access-log --log-level warning"
+        )
+        lines["plain-worker"] = (
+            "python -m celery -A tests.benchmarks.plain:celery worker --pool solo --loglevel WARNING --without-gossip"
+            " --without-mingle --without-heartbeat"
+        )
+        # Beside the packages, since processes run in the folder of their Procfile; PYTHONPATH leads to the rest.
+        path = self.folder / f"Procfile.{self.port}"
+        path.write_text("".join(f"{name}: {command}\n" for name, command in lines.items()))
+        return path
+
+    # ---- Processes ----
+
+    def run(self, *names: str) -> None:
+        """Let exactly the processes *names* run, ready for work."""
+        for name in self._processes.names:
+            if self.runs(name) and name not in names:
+                self._processes.kill(name)
+        started = [name for name in names if not self.runs(name)]
+        for name in started:
+            self._processes.start_one(name)
+        for name in started:
+            self._await_ready(name)
+
+    def runs(self, name: str) -> bool:
+        """Tell whether the process *name* is there."""
+        try:
+            self._processes.pid(name)
+        except KeyError:
+            return False
+        return self._processes.returncode(name) is None
+
+    def pids(self, *names: str) -> list[int]:
+        """Return the ids of the processes *names* and of their children."""
+        return [pid for name in names for pid in apart.family(self._processes.pid(name))]
+
+    def server_pids(self) -> list[int]:
+        """Return the ids of the processes of both servers."""
+        ours = {pid for name in self._processes.names if self.runs(name) for pid in self.pids(name)}
+        return [pid for pid in apart.family(os.getpid()) if pid not in ours and pid != os.getpid()]
+
+    def _await_ready(self, name: str) -> None:
+        ready = {
+            "web": lambda: self._answers(self.port, "/health/ready"),
+            "bare": lambda: self._answers(self.bare_port, "/"),
+            "plain-web": lambda: self._answers(self.plain_port, "/openapi.json"),
+            "worker": self._wake_is_taken,
+        }.get(name, lambda: True)
+        if name == "worker":
+            self.wake()
+        deadline = time.monotonic() + READY_SECONDS_MAX
+        while not ready():
+            if not self.runs(name) or time.monotonic() > deadline:
+                self._log.flush()
+                raise BenchError(f"The {name} process did not start; {self._log.name} has its own words.")
+            time.sleep(0.02)
+
+    def _answers(self, port: int, path: str) -> bool:
+        try:
+            answer = httpx.get(f"http://{LOOPBACK}:{port}{path}", timeout=5)
+        except httpx.TransportError:
+            return False
+        return answer.status_code != httpx.codes.SERVICE_UNAVAILABLE
+
+    # ---- Work ----
+
+    def wake(self) -> None:
+        """Send the worker the one message that there is work."""
+        self.celery.send_task(broker.FOLD, queue=broker.FOLD_QUEUE)
+
+    def _wake_is_taken(self) -> bool:
+        return self.redis.llen(broker.FOLD_QUEUE) == 0 and self.redis.hlen("unacked") == 0
+
+    def seconds_to_fold(self) -> float:
+        """Wake the worker, and return how long it takes until nothing is pending."""
+        with psycopg.connect(self.settings.libpq, autocommit=True) as connection:
+            started = time.monotonic()
+            self.wake()
+            while _first(connection, "SELECT EXISTS (SELECT FROM pending)"):
+                if time.monotonic() - started > FOLD_SECONDS_MAX or not self.runs("worker"):
+                    raise BenchError("The worker does not fold what is pending.")
+                time.sleep(POLL_SECONDS)
+            return time.monotonic() - started
+
+    def one(self, statement: str) -> Any:  # noqa: ANN401 - whatever a statement selects
+        """Return the one value that *statement* selects."""
+        with database.transaction(self.engine) as connection:
+            return connection.execute(text(statement)).scalar_one()
+
+    def column(self, statement: str) -> list[Any]:
+        """Return the one column that *statement* selects."""
+        with database.transaction(self.engine) as connection:
+            return list(connection.execute(text(statement)).scalars())
+
+    def close(self) -> None:
+        """Stop every process."""
+        for name in self._processes.names:
+            if self.runs(name):
+                self._processes.kill(name)
+        self._processes.stop()
+        self.celery.close()
+        self.redis.close()
+        self.engine.dispose()
+
+
+def _first(connection: "psycopg.Connection[tuple[Any, ...]]", statement: str) -> object:
+    row = connection.execute(statement).fetchone()  # type: ignore[arg-type]  # our own statement
+    return row[0] if row else None
+
+
+# ---- The machine ----
+
+
+def machine(at: Site) -> dict[str, object]:
+    """Return what was measured on."""
+    with psycopg.connect(at.services.database_url, autocommit=True) as connection:
+        postgresql = str(_first(connection, "SHOW server_version")).split(" ")[0]
+    with broker.redis(Settings.load({"REDIS_URL": at.services.redis_url})) as client:
+        told: Mapping[str, Any] = client.info("server")  # type: ignore[assignment]  # not awaited here
+    name = "Valkey" if "valkey_version" in told else "Redis"
+    return {
+        "": _processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "RAM": f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 1024**3:.0f} GB",
+        "Python": sys.version.split(" ")[0],
+        "PostgreSQL": postgresql,
+        name: told.get("valkey_version", told["redis_version"]),
+    }
+
+
+def _processor() -> str:
+    try:
+        lines: Collection[str] = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = ()
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith(("model name", "Model"))]
+    return named[0] if named else os.uname().machine

@@ -1,0 +1,103 @@
+"""``payfold bench``: how fast it is here, beside what this machine can do and beside the plain alternative."""
+
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from deploy import local, output
+from deploy.commands.base import FAILED
+from deploy.output import Format, err
+from deploy.services import ServicesError
+from schemas.errors import ConfigurationError, PayfoldError
+from schemas.settings import Settings
+
+if TYPE_CHECKING:
+    from deploy.bench.figures import Tell
+    from deploy.bench.report import Figure
+
+LOG_LINES_SHOWN: Final = 20
+
+app: Final = typer.Typer()
+
+
+@app.command()
+def bench(
+    quick: Annotated[bool, typer.Option("--quick", help="One run of each, in less than a minute.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="Growth too: an hour, and as much disk as it says.")] = False,
+    events: Annotated[int | None, typer.Option(min=1_000, help="How far the inbox grows, with --full.")] = None,
+    keep: Annotated[
+        Path | None, typer.Option(help="A folder that keeps what is finished, so that the run can be taken up again.")
+    ] = None,
+    only: Annotated[str | None, typer.Option(metavar="NAME", help="One figure alone.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Exit 1 where a ratio is below half its target.")] = False,
+) -> None:
+    """Measure each figure beside the machine's limit and the plain alternative, on servers of its own; ratios count."""
+    from deploy.bench import report, run, stand
+
+    if quick and full:
+        raise ConfigurationError("--quick and --full exclude each other.")
+    if events is not None and not full:
+        raise ConfigurationError("--events is for --full; other runs have sizes of their own.")
+    if only is not None and only not in run.NAMES:
+        raise ConfigurationError(f"--only is one of {', '.join(run.NAMES)}.")
+    if only == "growth" and not full:
+        raise ConfigurationError("--only growth is for --full: it compares a short history with a long one.")
+    count = events or run.FULL_EVENTS
+    mode = "quick" if quick else "full" if full else "usual"
+    found: list[Figure] = []
+    with local.stop_when_told(), ExitStack() as opened:
+        try:
+            folder = opened.enter_context(_folder(keep))
+            steps = run.Steps()
+            if full:
+                err.print(run.require_disk(folder, count))
+            if keep is not None:
+                steps = run.Steps.kept_in(folder / "steps.ndjson", mode=mode, count=count if full else 0)
+            at = opened.enter_context(stand.site(folder))
+            opened.enter_context(_log_shown_on_failure(folder / "processes.log"))
+            sizes = run.QUICK if quick else run.USUAL
+            whole = run.Bench(at, sizes, steps, _progress(), only or "")
+            found = whole.full(count) if full else whole.usual()
+            machine = stand.machine(at)
+        except KeyboardInterrupt:
+            err.print("Stopped.")
+            raise typer.Exit(FAILED) from None
+    if as_json:
+        output.one(report.document(found, machine, mode), Format.JSON)
+    else:
+        report.show(found, machine, output.out)
+    faults = report.below_floor(found) if check else []
+    for fault in faults:
+        err.print(fault, style="red")
+    if faults:
+        raise typer.Exit(FAILED)
+
+
+@contextmanager
+def _folder(keep: Path | None) -> Iterator[Path]:
+    if keep is None:
+        with local.temporary_folder(Settings.load(), prefix=local.BENCH_PREFIX) as folder:
+            yield folder
+    else:
+        keep.mkdir(mode=0o700, parents=True, exist_ok=True)
+        yield keep.absolute()
+
+
+def _progress() -> "Tell":
+    started = time.monotonic()
+    return lambda words: err.print(f"{time.monotonic() - started:6.1f} s  {words}")
+
+
+@contextmanager
+def _log_shown_on_failure(path: Path) -> Iterator[None]:
+    """Show the last of what the processes said when something goes wrong; the folder may be gone then."""
+    try:
+        yield
+    except (PayfoldError, ServicesError):
+        err.print("\n".join(path.read_text().splitlines()[-LOG_LINES_SHOWN:]))
+        raise

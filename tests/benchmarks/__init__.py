@@ -1,0 +1,1 @@
+"""What Payfold is measured beside."""

@@ -28,7 +28,7 @@ from schemas.settings import Settings
 
 ROOT: Final = Path(__file__).parent.parent.parent
 IS_LINUX: Final = sys.platform == "linux"
-LOOK_SECONDS: Final = 0.05
+LOOK_SECONDS: Final = 0.2
 _PROC: Final = Path("/proc")
 _KIB: Final = 1024
 
@@ -38,7 +38,7 @@ class ApartError(PayfoldError):
 
 
 class Inside(Struct, frozen=True):
-    """What a process says of itself: the seconds of its work, and the peaks of its own and of its largest child's RSS."""
+    """What a process says of itself: the seconds of its work, and the peak RSS of it and of its largest child."""
 
     seconds: float
     own_bytes: int
@@ -167,9 +167,7 @@ def main(work: str, log: str = "") -> None:
             rebuild.rebuild(made)
             seconds = time.monotonic() - started
     scale = 1 if sys.platform == "darwin" else _KIB
-    own, child = (
-        resource.getrusage(who).ru_maxrss * scale for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-    )
+    own, child = (resource.getrusage(who).ru_maxrss * scale for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     sys.stdout.buffer.write(msgspec.json.encode(Inside(seconds, own, child)))
 
 

@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from math import ceil
 from pathlib import Path
 from string import Template
 from typing import Final
@@ -30,6 +31,7 @@ from schemas.errors import PayfoldError
 LOOPBACK: Final = "127.0.0.1"
 CONNECTIONS: Final = 64
 SECONDS_MAX: Final = 300
+LEAD_SECONDS: Final = 0.05
 _LOST: Final = 0
 """Stands for the status of an answer that never came."""
 
@@ -219,48 +221,55 @@ async def saturating(port: int, requests: Sequence[bytes], connections: int = CO
     return Loaded(accepted, len(statuses) - accepted, seconds, "own")
 
 
-async def pacing(port: int, requests: Sequence[bytes], rate: float, connections: int = CONNECTIONS) -> list[Answered]:
+async def pacing(port: int, requests: Sequence[bytes], rate: float) -> list[Answered]:
     """Send *requests* at *rate* in a second, and return what became of each, in their order."""
-    found: list[Answered | None] = [None] * len(requests)
-    on_way: dict[_Connection, tuple[int, float, float]] = {}
-    idle: deque[_Connection] = deque()
-    late: deque[tuple[int, float]] = deque()
-    left = len(requests)
-    done = asyncio.get_running_loop().create_future()
-
-    def send_late() -> None:
-        while late and idle:
-            connection, (number, due) = idle.popleft(), late.popleft()
-            on_way[connection] = (number, due, time.monotonic())
-            connection.send(requests[number])
-
-    def tell(connection: _Connection, status: int) -> None:
-        nonlocal left
-        number, due, sent = on_way.pop(connection)
-        found[number] = Answered(due, sent, time.monotonic(), status)
-        left -= 1
-        if connection.is_open:
-            idle.append(connection)
-            send_late()
-        elif left:
-            done.set_exception(ConnectionError("the server closed a connection"))
-        if not left:
-            done.set_result(None)
-
-    idle.extend([await _connect(port, tell) for _ in range(connections)])
-    started = time.monotonic() + 0.05
+    pacer = _Pacer(requests)
+    pacer.idle.extend([await _connect(port, pacer.tell) for _ in range(CONNECTIONS)])
+    started = time.monotonic() + LEAD_SECONDS
     for number in range(len(requests)):
         due = started + number / rate
-        while (early := due - time.monotonic()) > 0:
-            await asyncio.sleep(early)
-        late.append((number, due))
-        send_late()
-        if number % CONNECTIONS == 0:
-            await asyncio.sleep(0)  # who is late for long still has to hear the answers
-        if done.done():
-            break
-    await done
-    return [each for each in found if each is not None]
+        # The loop's timers count whole milliseconds: rather late than early. Who is late still has to hear the answers.
+        await asyncio.sleep(max(0, ceil((due - time.monotonic()) * 1000)) / 1000)
+        pacer.send(number, due)
+    await pacer.done
+    return [each for each in pacer.found if each is not None]
+
+
+class _Pacer:
+    """Sends what is due on a connection that is idle; what is late for want of one goes out first."""
+
+    def __init__(self, requests: Sequence[bytes]) -> None:
+        self.idle: deque[_Connection] = deque()
+        self.found: list[Answered | None] = [None] * len(requests)
+        self.done = asyncio.get_running_loop().create_future()
+        self._requests = requests
+        self._left = len(requests)
+        self._late: deque[tuple[int, float]] = deque()
+        self._on_way: dict[_Connection, tuple[int, float, float]] = {}
+
+    def send(self, number: int, due: float) -> None:
+        """Send a request that is due, as soon as there is a connection for it."""
+        self._late.append((number, due))
+        self._send_late()
+
+    def tell(self, connection: _Connection, status: int) -> None:
+        """Be told of an answer."""
+        number, due, sent = self._on_way.pop(connection)
+        self.found[number] = Answered(due, sent, time.monotonic(), status)
+        self._left -= 1
+        if connection.is_open:
+            self.idle.append(connection)
+            self._send_late()
+        elif self._left and not self.done.done():
+            self.done.set_exception(ConnectionError("the server closed a connection"))
+        if not self._left and not self.done.done():
+            self.done.set_result(None)
+
+    def _send_late(self) -> None:
+        while self._late and self.idle:
+            connection, (number, due) = self.idle.popleft(), self._late.popleft()
+            self._on_way[connection] = (number, due, time.monotonic())
+            connection.send(self._requests[number])
 
 
 def main(kind: str, port: str, requests: str, rate: str = "") -> None:

@@ -1,9 +1,10 @@
 """A whole run: which figures are measured, how much of each, and what an interrupted run has left to do."""
 
 import shutil
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from random import SystemRandom
 from typing import Final
@@ -19,13 +20,14 @@ from schemas.errors import ConfigurationError, ConflictError
 
 QUICK: Final = Sizes(
     runs=1,
-    acks=6_000,
+    acks=5_000,
     plain_acks=500,
     latency_seconds=2,
     fold=5_000,
     plain_tasks=400,
     delivered_seconds=3,
     history=20_000,
+    replayed=5_000,
     idle_seconds=5,
     reads=200,
 )
@@ -38,6 +40,7 @@ USUAL: Final = Sizes(
     plain_tasks=1_500,
     delivered_seconds=5,
     history=100_000,
+    replayed=30_000,
     idle_seconds=10,
     reads=500,
 )
@@ -86,10 +89,15 @@ class Steps:
         if not path.exists():
             path.write_bytes(msgspec.json.encode(plan) + b"\n")
             return cls(path)
-        first, *others = path.read_bytes().splitlines()
+        # A line without an end was being written when the run was killed.
+        whole = path.read_bytes().rpartition(b"\n")[0]
+        path.write_bytes(whole + b"\n")
+        first, *others = whole.splitlines()
         if msgspec.json.decode(first, type=_Plan) != plan:
-            raise ConfigurationError(f"--keep: {path.parent} holds another run. Name another folder, or repeat that run.")
-        done = [msgspec.json.decode(line, type=_Step) for line in others if line.endswith(b"}")]
+            raise ConfigurationError(
+                f"--keep: {path.parent} holds another run. Name another folder, or repeat that run."
+            )
+        done = [msgspec.json.decode(line, type=_Step) for line in others]
         return cls(path, {each.step: each for each in done})
 
     def figures(self, step: str, measure: Callable[[], list[Figure]]) -> list[Figure]:
@@ -128,8 +136,10 @@ class Bench:
     def usual(self) -> list[Figure]:
         """Measure everything on small histories."""
         found = self._on_empty_tables()
-        if self.wants("rebuild", "replay", "reads"):
+        if self.wants("rebuild", "reads"):
             found += self.steps.figures("history", self._history)
+        if self.wants("replay"):
+            found += self.steps.figures("replay", lambda: figures.replay(self.site, self.sizes, self.tell))
         if self.wants("idle"):
             found += self.steps.figures("idle", lambda: figures.idle(self.site, self.sizes, self.tell))
         return self._wanted(found)
@@ -168,8 +178,6 @@ class Bench:
             found = [figures.load_history(stand, bodies)]
             if self.wants("rebuild"):
                 found += figures.rebuild(stand, self.sizes.runs, self.tell)
-            if self.wants("replay"):
-                found.append(figures.replay(self.site, stand, self.sizes, self.tell))
             if self.wants("reads"):
                 found += figures.reads(stand, self.sizes, self.tell)
         return found
@@ -189,21 +197,19 @@ class Bench:
     def _fill(self, stand: Stand, count: int) -> None:
         """Record a history until *count* events are in the inbox and folded; what an interrupted run did counts."""
         held, number = 0, 0
-        shops: Iterator[Iterator[bytes]] | None = None
         while held < count:
-            step = f"shop {number} up to {count}"
-
-            def add(want: int = count - held) -> int:
-                nonlocal shops
-                shops = shops or events.shops(figures.SEED + 4, payments=True, first_shop=number)
-                self.tell(f"filling: {held:,} of {count:,} events")
-                stand.run("worker")
-                added = events.record(stand.engine, events.take(next(shops), want))
-                stand.seconds_to_fold()
-                return added
-
-            held += self.steps.count(step, add)
+            add = partial(self._add_shop, stand, number, held, count)
+            held += self.steps.count(f"shop {number} up to {count}", add)
             number += 1
+
+    def _add_shop(self, stand: Stand, number: int, held: int, count: int) -> int:
+        """Record the events of one shop, or as many as are wanted, and have them folded; return how many they are."""
+        self.tell(f"filling: {held:,} of {count:,} events")
+        stand.run("worker")
+        bodies = next(events.shops(figures.SEED + 4, payments=True, first_shop=number))
+        added = events.record(stand.engine, islice(bodies, count - held))
+        stand.seconds_to_fold()
+        return added
 
     def _at_size(self, stand: Stand, count: int) -> list[Figure]:
         """Measure on *stand*, which holds *count* events or some more."""
@@ -214,7 +220,7 @@ class Bench:
         for name, measure in (
             ("passes", partial(_passes, stand, self.sizes)),
             ("rebuild", partial(figures.rebuild, stand, 1, self.tell)),
-            ("replay", lambda: [figures.replay(self.site, stand, _once(self.sizes), self.tell)]),
+            ("replay", lambda: [figures.replay_of(self.site, stand, 1, self.tell)]),
             ("reads", partial(figures.reads, stand, self.sizes, self.tell)),
             ("fold", partial(_fold, stand, self.sizes, self.tell, seed + 1)),
             ("acks", partial(figures.acks_on, stand, self.sizes, self.tell, mixed, alone=True)),
@@ -226,19 +232,13 @@ class Bench:
 
 
 _PASSES: Final = ("sweep", "expiry")
-_COMPARED: Final = frozenset(
-    ("acks", "latency_p50", "latency_p99", "fold", "delivered_p50", "delivered_p99", *_PASSES)
-)
+_COMPARED: Final = frozenset(("acks", "latency_p50", "latency_p99", "fold", "delivered_p50", "delivered_p99", *_PASSES))
 """What is measured on a long history only to be held against a short one."""
 _PREFIXES: Final = {
     **{name: (name,) for name in NAMES},
     "fold": ("fold", "commit"),
     "reads": ("read_",),
 }
-
-
-def _once(sizes: Sizes) -> Sizes:
-    return replace(sizes, runs=1)
 
 
 def _fold(stand: Stand, sizes: Sizes, tell: Tell, seed: int) -> list[Figure]:
@@ -254,7 +254,9 @@ def _fold(stand: Stand, sizes: Sizes, tell: Tell, seed: int) -> list[Figure]:
 def _passes(stand: Stand, sizes: Sizes) -> list[Figure]:
     found = [figures.passes(stand) for _ in range(sizes.runs)]
     return [
-        Figure(name=name, title=f"a pass of the {name}", unit="ms", runs=tuple(Run(each[name] * 1000) for each in found))
+        Figure(
+            name=name, title=f"a pass of the {name}", unit="ms", runs=tuple(Run(each[name] * 1000) for each in found)
+        )
         for name in _PASSES
     ]
 
@@ -282,7 +284,9 @@ def grown(small: list[Figure], large: list[Figure]) -> list[Figure]:
     return found
 
 
-def require_disk(folder: Path, count: int, *, free: Callable[[Path], int] = lambda path: shutil.disk_usage(path).free) -> str:
+def require_disk(
+    folder: Path, count: int, *, free: Callable[[Path], int] = lambda path: shutil.disk_usage(path).free
+) -> str:
     """Return how much disk a full run of *count* events needs in *folder*, in words.
 
     Raises:

@@ -54,7 +54,7 @@ class Site:
 
     @contextmanager
     def stand(self, name: str = "", *, template: str = TEMPLATE, is_kept: bool = False) -> Iterator["Stand"]:
-        """Make a database, a copy of *template*, yield what runs on it, and drop it; unless it *is_kept* by its name."""
+        """Make a database, a copy of *template*, yield what runs on it, and drop it unless it *is_kept*."""
         name = name or f"{PREFIX}{secrets.token_hex(4)}"
         with psycopg.connect(self.services.database_url, autocommit=True) as connection:
             known = connection.execute("SELECT FROM pg_database WHERE datname = %s", (name,)).fetchone()
@@ -101,7 +101,9 @@ def site(folder: Path) -> Iterator[Site]:
 def _drop_leftovers(database_url: str) -> None:
     """Drop what a killed bench left in a folder that is kept."""
     with psycopg.connect(database_url, autocommit=True) as connection:
-        left = connection.execute("SELECT datname FROM pg_database WHERE starts_with(datname, %s)", (PREFIX,)).fetchall()
+        left = connection.execute(
+            "SELECT datname FROM pg_database WHERE starts_with(datname, %s)", (PREFIX,)
+        ).fetchall()
         for (name,) in left:
             connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
 
@@ -259,6 +261,11 @@ class Stand:
         with database.transaction(self.engine) as connection:
             return list(connection.execute(text(statement)).scalars())
 
+    def analyze(self) -> None:
+        """Tell the planner of what is in the tables."""
+        with database.transaction(self.engine) as connection:
+            connection.execute(text("ANALYZE"))
+
     def close(self) -> None:
         """Stop every process."""
         for name in self._processes.names:
@@ -271,7 +278,7 @@ class Stand:
 
 
 def _first(connection: "psycopg.Connection[tuple[Any, ...]]", statement: str) -> object:
-    row = connection.execute(statement).fetchone()  # type: ignore[arg-type]  # our own statement
+    row = connection.execute(statement).fetchone()
     return row[0] if row else None
 
 
@@ -283,7 +290,7 @@ def machine(at: Site) -> dict[str, object]:
     with psycopg.connect(at.services.database_url, autocommit=True) as connection:
         postgresql = str(_first(connection, "SHOW server_version")).split(" ")[0]
     with broker.redis(Settings.load({"REDIS_URL": at.services.redis_url})) as client:
-        told: Mapping[str, Any] = client.info("server")  # type: ignore[assignment]  # not awaited here
+        told: Mapping[str, Any] = client.info("server")
     name = "Valkey" if "valkey_version" in told else "Redis"
     return {
         "": _processor(),

@@ -1,7 +1,7 @@
 """``payfold bench``: how fast it is here, beside what this machine can do and beside the plain alternative."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
@@ -17,7 +17,6 @@ from schemas.settings import Settings
 
 if TYPE_CHECKING:
     from deploy.bench.figures import Tell
-    from deploy.bench.report import Figure
 
 LOG_LINES_SHOWN: Final = 20
 
@@ -39,29 +38,21 @@ def bench(
     """Measure each figure beside the machine's limit and the plain alternative, on servers of its own; ratios count."""
     from deploy.bench import report, run, stand
 
-    if quick and full:
-        raise ConfigurationError("--quick and --full exclude each other.")
+    mode = _mode(quick=quick, full=full)
     if events is not None and not full:
         raise ConfigurationError("--events is for --full; other runs have sizes of their own.")
-    if only is not None and only not in run.NAMES:
-        raise ConfigurationError(f"--only is one of {', '.join(run.NAMES)}.")
-    if only == "growth" and not full:
-        raise ConfigurationError("--only growth is for --full: it compares a short history with a long one.")
-    count = events or run.FULL_EVENTS
-    mode = "quick" if quick else "full" if full else "usual"
-    found: list[Figure] = []
+    if only is not None and (only not in run.NAMES or (only == "growth" and not full)):
+        raise ConfigurationError(f"--only is one of {', '.join(run.NAMES)}, the last with --full alone.")
+    count = (events or run.FULL_EVENTS) if full else 0
     with local.stop_when_told(), ExitStack() as opened:
         try:
             folder = opened.enter_context(_folder(keep))
-            steps = run.Steps()
             if full:
                 err.print(run.require_disk(folder, count))
-            if keep is not None:
-                steps = run.Steps.kept_in(folder / "steps.ndjson", mode=mode, count=count if full else 0)
+            steps = run.Steps.kept_in(folder / "steps.ndjson", mode=mode, count=count) if keep else run.Steps()
             at = opened.enter_context(stand.site(folder))
             opened.enter_context(_log_shown_on_failure(folder / "processes.log"))
-            sizes = run.QUICK if quick else run.USUAL
-            whole = run.Bench(at, sizes, steps, _progress(), only or "")
+            whole = run.Bench(at, run.QUICK if quick else run.USUAL, steps, _progress(), only or "")
             found = whole.full(count) if full else whole.usual()
             machine = stand.machine(at)
         except KeyboardInterrupt:
@@ -71,7 +62,17 @@ def bench(
         output.one(report.document(found, machine, mode), Format.JSON)
     else:
         report.show(found, machine, output.out)
-    faults = report.below_floor(found) if check else []
+    if check:
+        _check(report.below_floor(found))
+
+
+def _mode(*, quick: bool, full: bool) -> str:
+    if quick and full:
+        raise ConfigurationError("--quick and --full exclude each other.")
+    return "quick" if quick else "full" if full else "usual"
+
+
+def _check(faults: Sequence[str]) -> None:
     for fault in faults:
         err.print(fault, style="red")
     if faults:

@@ -70,7 +70,7 @@ async def webhook(request: Request) -> dict[str, bool]:
     body = await request.body()
     header = request.headers.get("stripe-signature", "")
     try:
-        event = stripe.Webhook.construct_event(body, header, os.environ["STRIPE_WEBHOOK_SECRETS"])
+        stripe.Webhook.construct_event(body, header, os.environ["STRIPE_WEBHOOK_SECRETS"])
     except (ValueError, stripe.SignatureVerificationError):
         raise HTTPException(400) from None
     handle.delay(body.decode())

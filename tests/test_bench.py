@@ -1,0 +1,242 @@
+"""`payfold bench` counts what it sends, keeps what it has measured, and judges ratios alone."""
+
+import asyncio
+import io
+import shutil
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from deploy.bench import events, load, report, run
+from deploy.bench.load import Loaded
+from deploy.bench.report import Figure, Run, Target
+from schemas.errors import ConfigurationError, ConflictError
+from tests.command import payfold
+
+SECRET = "whsec_bench"
+REQUESTS = 50
+REFUSED_EACH = 5
+
+
+class _Server(asyncio.Protocol):
+    """Answers each fifth delivery with 503, the others with 200, and whatever is no delivery with 405."""
+
+    seen = 0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport
+        self._buffer = b""
+
+    def data_received(self, data: bytes) -> None:
+        self._buffer += data
+        head, _, body = self._buffer.partition(b"\r\n\r\n")
+        length = int(head.partition(b"Content-Length: ")[2] or 0)
+        if b"\r\n\r\n" not in self._buffer or len(body) < length:
+            return
+        self._buffer = b""
+        status = 405
+        if head.startswith(b"POST"):
+            _Server.seen += 1
+            status = 503 if _Server.seen % REFUSED_EACH == 0 else 200
+        answer = b"HTTP/1.1 %d X\r\ncontent-length: 2\r\n\r\n{}" % status
+        assert isinstance(self._transport, asyncio.WriteTransport)
+        self._transport.write(answer)
+
+
+@contextmanager
+def serving() -> Iterator[int]:
+    """Run such a server and yield its port."""
+    loop = asyncio.new_event_loop()
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        server = loop.run_until_complete(loop.create_server(_Server, sock=listener))
+        thread = threading.Thread(target=loop.run_forever)
+        thread.start()
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            loop.call_soon_threadsafe(server.close)
+            loop.call_soon_threadsafe(loop.stop)
+            thread.join()
+            loop.run_until_complete(loop.shutdown_asyncgens())
+            loop.close()
+
+
+@pytest.fixture
+def prepared(tmp_path: Path) -> Path:
+    """Return a file of signed requests."""
+    path = tmp_path / "requests"
+    events.write_requests(path, events.take(events.history(1, payments=True), REQUESTS), secret=SECRET)
+    return path
+
+
+@pytest.mark.parametrize("client", ["own", "wrk"])
+def test_answers_are_counted(prepared: Path, client: str) -> None:
+    """Either client sends each request once, waits for every answer, and tells the refused from the accepted."""
+    if client == "wrk" and shutil.which("wrk") is None:
+        pytest.skip("there is no wrk on this machine")
+    _Server.seen = 0
+    with serving() as port:
+        found = load.saturate(port, prepared, REQUESTS, client=client)
+
+    assert _Server.seen == REQUESTS
+    assert (found.accepted, found.refused, found.client) == (40, 10, client)
+    assert found.rate > 0
+
+
+def test_paced_load_keeps_its_pace(prepared: Path) -> None:
+    """A paced load tells of each request when it was due, and none is sent before that."""
+    _Server.seen = 0
+    with serving() as port:
+        found = load.paced(port, prepared, rate=500)
+
+    assert [each.status for each in found].count(503) == REQUESTS // REFUSED_EACH
+    assert all(each.due <= each.sent <= each.answered for each in found)
+    assert found[-1].due - found[0].due == pytest.approx((REQUESTS - 1) / 500)
+
+
+def test_requests_come_back_as_written(prepared: Path) -> None:
+    """What is prepared are whole requests, each with its signature."""
+    requests = list(events.read_requests(prepared))
+
+    assert len(requests) == REQUESTS
+    assert all(b"\r\nStripe-Signature: t=" in each and each.endswith(b"}") for each in requests)
+
+
+def figure(*, measured: float = 10, limit: float = 20, plain: float | None = None, fault: str = "") -> Figure:
+    """Return a figure of one run, whose target is 0.4 of its limit and 20 times the plain alternative."""
+    return Figure(
+        name="fold",
+        title="fold rate",
+        unit="/s",
+        runs=(Run(measured, limit, plain),),
+        limit_name="merging",
+        target=Target(0.4),
+        plain_target=Target(20),
+        fault=fault,
+    )
+
+
+def test_ratios_are_taken_pair_by_pair() -> None:
+    """The ratio is the median of the pairs' ratios, whatever the machine did between the pairs."""
+    found = Figure(
+        name="fold",
+        title="fold rate",
+        unit="/s",
+        runs=(Run(10, 20), Run(1, 2), Run(30, 40)),
+        limit_name="merging",
+        target=Target(0.4),
+    )
+
+    assert (found.measured, found.limit, found.ratio, found.met) == (10, 20, 0.5, True)
+
+
+@pytest.mark.parametrize(
+    ("found", "complaint"),
+    [
+        (figure(), None),
+        (figure(measured=5), None),  # misses its target, by what may be noise
+        (figure(measured=3), "fold: 0.15 of merging, where ≥ 0.4 is the target"),
+        (figure(plain=2), "fold: 5.00 of the plain alternative, where ≥ 20 is the target"),
+        (figure(fault="a delivery was lost"), "fold: a delivery was lost"),
+        (Figure(name="latency", title="", unit="ms", runs=(Run(9_000),), target=Target(5, at_least=False)), None),
+        (
+            Figure(
+                name="replay",
+                title="",
+                unit="s",
+                runs=(Run(40, 10),),
+                limit_name="rebuilding",
+                target=Target(1.5, at_least=False),
+            ),
+            "replay: 4.00 of rebuilding, where ≤ 1.5 is the target",
+        ),
+    ],
+)
+def test_only_ratios_beyond_noise_are_complained_of(found: Figure, complaint: str | None) -> None:
+    """A ratio under half its target is a complaint, and so is a fault; an absolute figure never is."""
+    assert report.below_floor([found]) == ([] if complaint is None else [complaint])
+
+
+def test_what_is_not_measured_says_so() -> None:
+    """Without the plain alternative the table still stands, and says what it lacks."""
+    console = Console(file=io.StringIO(), width=200)
+    report.show([figure()], {"cores": 2}, console)
+
+    assert isinstance(console.file, io.StringIO)
+    assert "not measured" in console.file.getvalue()
+    assert "cores 2" in console.file.getvalue()
+
+
+def test_a_disk_too_small_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    """A full run says how much disk it wants, and what to do where there is less."""
+    with pytest.raises(ConflictError, match=r"1,000,000 events need about 9\.6 GB .* and 1\.0 GB are there: .* --keep"):
+        run.require_disk(tmp_path, 1_000_000, free=lambda _: 10**9)
+
+    assert "9.6 GB" in run.require_disk(tmp_path, 1_000_000, free=lambda _: 10**11)
+
+
+def test_finished_steps_are_not_done_again(tmp_path: Path) -> None:
+    """A run that is taken up again has what was finished, and measures what was not."""
+    path = tmp_path / "steps.ndjson"
+    measured = [figure()]
+    first = run.Steps.kept_in(path, mode="full", count=5_000)
+    first.figures("fold", lambda: measured)
+    first.count("shop 0", lambda: 17)
+    with path.open("ab") as file:
+        file.write(b'{"step":"acks","fig')  # killed while writing
+
+    again = run.Steps.kept_in(path, mode="full", count=5_000)
+
+    assert again.figures("fold", pytest.fail) == measured
+    assert again.count("shop 0", pytest.fail) == 17
+    assert again.figures("acks", list) == []
+    with pytest.raises(ConfigurationError, match="another run"):
+        run.Steps.kept_in(path, mode="full", count=6_000)
+    assert run.Steps.kept_in(path, mode="full", count=5_000).count("shop 0", pytest.fail) == 17
+
+
+def test_growth_compares_rates_and_passes() -> None:
+    """What a long history costs is the ratio to a short one, of each rate, and of the time of each pass."""
+    before = [figure(measured=100), Figure(name="sweep", title="", unit="ms", runs=(Run(2),))]
+    after = [figure(measured=90), Figure(name="sweep", title="", unit="ms", runs=(Run(2.2),))]
+
+    found = {each.name: each for each in run.grown(before, after)}
+
+    assert found["growth_fold"].ratio == pytest.approx(0.9)
+    assert found["growth_sweep"].ratio == pytest.approx(1.1)
+    assert all(each.met for each in found.values())
+
+
+def test_loaded_has_one_shape() -> None:
+    """A rate is of what was accepted."""
+    assert Loaded(accepted=30, refused=10, seconds=2, client="own").rate == 15
+
+
+@pytest.mark.integration
+def test_one_figure_is_measured_beside_its_limit(tmp_path: Path) -> None:
+    """The command prints one document with the figure, its limit and the ratio, and leaves nothing behind."""
+    ran = payfold("bench", "--quick", "--only", "fold", "--json", PAYFOLD_DATA_DIR=str(tmp_path))
+
+    assert ran.code == 0, ran.err
+    fold, commit = ran.json["figures"]
+    assert (fold["name"], commit["name"]) == ("fold", "commit")
+    assert fold["ratio"] == pytest.approx(fold["measured"] / fold["limit"])
+    assert fold["plain_ratio"] == pytest.approx(fold["measured"] / fold["plain"])
+    assert fold["target"] == {"at_least": 0.4, "aim": 0.5}
+    assert len(fold["runs"]) == 1
+    assert ran.json["machine"]["PostgreSQL"]
+    assert "fold rate" in ran.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_wrong_options_are_named() -> None:
+    """What cannot be measured is refused with a word on what can."""
+    assert "acks" in payfold("bench", "--only", "nonsense").err
+    assert payfold("bench", "--quick", "--full").code == 2
+    assert payfold("bench", "--events", "5000").code == 2

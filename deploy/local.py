@@ -66,14 +66,19 @@ def stop_when_told() -> Iterator[None]:
     """Raise KeyboardInterrupt here at the first SIGINT, SIGTERM or SIGHUP, and leave what then ends in peace."""
 
     def stop(*_: object) -> None:
-        for each in STOP_SIGNALS:
-            signal.signal(each, lambda *_: None)
+        end_in_peace()
         raise KeyboardInterrupt
 
     with _handlers_restored():
         for each in STOP_SIGNALS:
             signal.signal(each, stop)
         yield
+
+
+def end_in_peace() -> None:
+    """Within ``stop_when_told``, let no signal disturb what ends from here on."""
+    for each in STOP_SIGNALS:
+        signal.signal(each, lambda *_: None)
 
 
 def run_until_told(work: Coroutine[Any, Any, Result]) -> Result:

@@ -15,7 +15,6 @@ from urllib.parse import quote
 import msgspec
 import psycopg
 from celery import Celery
-from redis import Redis
 
 from deploy.bench import apart, events, limits, load
 from deploy.bench.report import Figure, Run, Target
@@ -29,6 +28,7 @@ from worker.acting import Desk
 WARM_UP: Final = 300
 """Requests sent before any is measured."""
 PLAIN_WARM_UP: Final = 100
+FOLD_WARM_UP: Final = 500
 LATENCY_SHARE: Final = 0.5
 DELIVERIES_A_SECOND: Final = 200
 OBSERVE_SECONDS: Final = 0.002
@@ -95,6 +95,7 @@ def acks_on(stand: Stand, sizes: Sizes, tell: Tell, bodies: Iterator[bytes], *, 
             fault = f"{ours.accepted} were acknowledged and {ours.refused} were not, but {kept} are in the inbox"
         bare = None if alone else _saturate(stand, stand.bare_port, chosen).rate
         plain = _saturate(stand, stand.plain_port, chosen[: sizes.plain_acks]).rate if has_plain else None
+        stand.plain_redis.flushdb()  # its worker would be busy with these for long, at the cost of what comes next
         runs.append(Run(ours.rate, bare, plain, {"client": ours.client, "body_bytes": size}))
         client = ours.client
         tell(f"ack latency at half of that rate, run {run + 1} of {sizes.runs}")
@@ -191,6 +192,7 @@ def fold(site: Site, sizes: Sizes, tell: Tell) -> list[Figure]:
         chosen = events.take(bodies, sizes.fold)
         with site.stand() as stand:
             stand.run("worker")
+            fold_rate(stand, events.take(bodies, FOLD_WARM_UP))
             ours = fold_rate(stand, chosen)
             stand.run()
             merged, commits = limits.merge_seconds(stand.settings.libpq, chosen)
@@ -223,7 +225,8 @@ def _plain_fold_rate(stand: Stand, bodies: Sequence[bytes]) -> float:
     stand.run("plain-web")  # it makes the tables
     stand.run()
     broker_url = stand.environment["PLAIN_BROKER_URL"]
-    with Celery("plain-sender", broker=broker_url, set_as_current=False) as sender, Redis.from_url(broker_url) as redis:
+    redis = stand.plain_redis
+    with Celery("plain-sender", broker=broker_url, set_as_current=False) as sender:
         for body in bodies:
             sender.send_task("plain.handle", args=[body.decode()])
         stand.run("plain-worker")
@@ -391,7 +394,7 @@ def replay_of(site: Site, stand: Stand, runs_wanted: int, tell: Tell) -> Figure:
             raise BenchError(f"The replay recorded {new:,} of {count:,} events.")
         with site.stand() as empty:
             recorded = apart.recorded(empty.environment, log)
-        runs.append(Run(replayed.seconds, recorded.seconds))
+        runs.append(Run(replayed.seconds, recorded.seconds, detail={"events": count}))
     size = log.stat().st_size
     log.unlink()
     return Figure(

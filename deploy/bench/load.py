@@ -228,8 +228,10 @@ async def pacing(port: int, requests: Sequence[bytes], rate: float) -> list[Answ
     started = time.monotonic() + LEAD_SECONDS
     for number in range(len(requests)):
         due = started + number / rate
-        # The loop's timers count whole milliseconds: rather late than early. Who is late still has to hear the answers.
-        await asyncio.sleep(max(0, ceil((due - time.monotonic()) * 1000)) / 1000)
+        await asyncio.sleep(0)  # who is late still has to hear the answers
+        while (early := due - time.monotonic()) > 0:  # noqa: ASYNC110 - there is nothing to wait for but the time
+            # The loop's timers count whole milliseconds, and may be early.
+            await asyncio.sleep(ceil(early * 1000) / 1000)
         pacer.send(number, due)
     await pacer.done
     return [each for each in pacer.found if each is not None]

@@ -56,6 +56,7 @@ NAMES: Final = ("acks", "latency", "fold", "delivered", "rebuild", "replay", "re
 
 GROWTH: Final = Target(0.85)
 PASSES: Final = Target(1.5, at_least=False)
+SAME_MEMORY: Final = Target(1.25, at_least=False)
 
 
 class _Plan(Struct, frozen=True):
@@ -234,6 +235,8 @@ class Bench:
 _PASSES: Final = ("sweep", "expiry")
 _COMPARED: Final = frozenset(("acks", "latency_p50", "latency_p99", "fold", "delivered_p50", "delivered_p99", *_PASSES))
 """What is measured on a long history only to be held against a short one."""
+_NOT_COMPARED: Final = ("rebuild_quick",)
+_TARGETS: Final = {"sweep": PASSES, "expiry": PASSES, "rebuild_memory": SAME_MEMORY}
 _PREFIXES: Final = {
     **{name: (name,) for name in NAMES},
     "fold": ("fold", "commit"),
@@ -244,6 +247,7 @@ _PREFIXES: Final = {
 def _fold(stand: Stand, sizes: Sizes, tell: Tell, seed: int) -> list[Figure]:
     bodies = events.history(seed, payments=False)
     stand.run("worker")
+    stand.seconds_to_fold()  # what an interrupted run left
     runs = []
     for run in range(sizes.runs):
         tell(f"fold rate, run {run + 1} of {sizes.runs}")
@@ -262,26 +266,36 @@ def _passes(stand: Stand, sizes: Sizes) -> list[Figure]:
 
 
 def grown(small: list[Figure], large: list[Figure]) -> list[Figure]:
-    """Return what became of each figure while the inbox grew, as the ratio of its rates, or of its times."""
+    """Return what became of each figure while the inbox grew: the ratio of its rates, or of what it takes."""
     before = {figure.name: figure for figure in small}
     found = []
     for figure in large:
-        was, now = before[figure.name].measured, figure.measured
-        if was is None or now is None or figure.unit == "MB":
+        was, now = _comparable(before[figure.name]), _comparable(figure)
+        if was is None or now is None or figure.name in _NOT_COMPARED:
             continue
-        is_rate = figure.unit == "/s"
-        target = GROWTH if is_rate else PASSES if figure.name in _PASSES else None
+        is_rate = figure.unit == "/s" or figure.name == "replay"
         found.append(
             Figure(
                 name=f"growth_{figure.name}",
                 title=f"growth: {figure.title}",
-                unit=figure.unit,
+                unit="/s" if is_rate else figure.unit,
                 runs=(Run(now, was),),
                 limit_name="with a short history",
-                target=target,
+                target=GROWTH if is_rate else _TARGETS.get(figure.name),
             )
         )
     return found
+
+
+def _comparable(figure: Figure) -> float | None:
+    """Return what is measured, where that does not depend on how much there was to do."""
+    if figure.name == "replay":
+        return _events(figure) / figure.measured if figure.measured else None
+    return figure.measured
+
+
+def _events(figure: Figure) -> float:
+    return float(figure.runs[0].detail["events"])
 
 
 def require_disk(

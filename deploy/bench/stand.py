@@ -10,6 +10,7 @@ import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import cycle
 from pathlib import Path
 from typing import Any, Final, TextIO
 from urllib.parse import urlsplit
@@ -50,7 +51,7 @@ class Site:
     services: Services
     folder: Path
     log: TextIO
-    _numbers: Iterator[int] = field(default_factory=lambda: iter(range(1, 64)), repr=False)
+    _numbers: Iterator[int] = field(default_factory=lambda: cycle(range(1, 64)), repr=False)
 
     @contextmanager
     def stand(self, name: str = "", *, template: str = TEMPLATE, is_kept: bool = False) -> Iterator["Stand"]:
@@ -63,7 +64,7 @@ class Site:
                     sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(template))
                 )
         try:
-            made = Stand(self, _at(self.services.database_url, name), _at(self.services.redis_url, self._number()))
+            made = Stand(self, _at(self.services.database_url, name), self._broker(), self._broker())
             try:
                 yield made
             finally:
@@ -72,11 +73,12 @@ class Site:
             if not is_kept:
                 self._drop(name)
 
-    def _number(self) -> str:
-        number = next(self._numbers, 63)
-        with broker.redis(Settings.load({"REDIS_URL": _at(self.services.redis_url, str(number))})) as client:
+    def _broker(self) -> str:
+        """Return where there is a broker with nothing in it."""
+        url = _at(self.services.redis_url, str(next(self._numbers)))
+        with broker.redis(Settings.load({"REDIS_URL": url})) as client:
             client.flushdb()
-        return str(number)
+        return url
 
     def _drop(self, name: str) -> None:
         with psycopg.connect(self.services.database_url, autocommit=True) as connection:
@@ -133,7 +135,7 @@ def _foreign(environment: Mapping[str, str]) -> dict[str, str]:
 class Stand:
     """One database, and the processes that work on it, none of which runs before it is asked for."""
 
-    def __init__(self, at: Site, database_url: str, redis_url: str) -> None:
+    def __init__(self, at: Site, database_url: str, redis_url: str, plain_broker_url: str) -> None:
         self.folder = at.folder
         self.secret = f"whsec_{secrets.token_urlsafe(24)}"
         self.token = f"pf_{secrets.token_urlsafe(24)}"
@@ -149,13 +151,14 @@ class Stand:
             "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))),
             # The plain alternative has tables and queues of its own.
             "PLAIN_DATABASE_URL": database.sqlalchemy_url(database_url),
-            "PLAIN_BROKER_URL": _at(redis_url, "0"),
+            "PLAIN_BROKER_URL": plain_broker_url,
             "TMPDIR": str(at.folder),
         }
         self.settings = Settings.load(self.environment)
         self.engine: Engine = database.engine(self.settings.postgresql, connections_max=4)
         self.celery = broker.celery(self.settings)
         self.redis = broker.redis(self.settings)
+        self.plain_redis = broker.redis(Settings.load({"REDIS_URL": plain_broker_url}))
         self._processes = Processes(
             self.environment, procfile=self._procfile(), grace_seconds=GRACE_SECONDS, output=at.log
         )
@@ -186,6 +189,9 @@ class Stand:
             if self.runs(name) and name not in names:
                 self._processes.kill(name)
         started = [name for name in names if not self.runs(name)]
+        if "worker" in started:
+            # The broker is a hint: what a killed worker held is not to come back while something is measured.
+            self.redis.flushdb()
         for name in started:
             self._processes.start_one(name)
         for name in started:
@@ -274,6 +280,7 @@ class Stand:
         self._processes.stop()
         self.celery.close()
         self.redis.close()
+        self.plain_redis.close()
         self.engine.dispose()
 
 

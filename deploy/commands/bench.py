@@ -51,6 +51,7 @@ def bench(
                 err.print(run.require_disk(folder, count))
             steps = run.Steps.kept_in(folder / "steps.ndjson", mode=mode, count=count) if keep else run.Steps()
             at = opened.enter_context(stand.site(folder))
+            opened.callback(local.end_in_peace)
             opened.enter_context(_log_shown_on_failure(folder / "processes.log"))
             whole = run.Bench(at, run.QUICK if quick else run.USUAL, steps, _progress(), only or "")
             found = whole.full(count) if full else whole.usual()

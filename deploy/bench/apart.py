@@ -5,7 +5,6 @@ folds that; both print how long it took. The database is the one that DATABASE_U
 """
 
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -38,19 +37,22 @@ class ApartError(PayfoldError):
 
 
 class Inside(Struct, frozen=True):
-    """What a process says of itself: the seconds of its work, and the peak RSS of it and of its largest child."""
+    """What a process says of its work."""
 
     seconds: float
-    own_bytes: int
-    child_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """What a whole process took: *pss_bytes* is the peak of it and its children together, None where unknown."""
+    """What a whole process took.
+
+    *pss_bytes* is the peak of its and its children's proportional set sizes together, None where unknown; *rss_bytes*
+    is the peak resident set of each of them, its own first.
+    """
 
     seconds: float
     pss_bytes: int | None
+    rss_bytes: list[int]
     out: bytes
 
     @property
@@ -84,9 +86,11 @@ def _taken(command: Sequence[str], environment: Mapping[str, str]) -> Taken:
             leashed(command, signal.SIGTERM), cwd=ROOT, env=dict(environment), stdout=out, stderr=err
         )
         try:
-            peak = 0
+            peak, peaks = 0, dict[int, int]()
             while process.poll() is None:
-                peak = max(peak, pss_bytes(family(process.pid)) if IS_LINUX else 0)
+                pids = family(process.pid) if IS_LINUX else []
+                peak = max(peak, pss_bytes(pids))
+                peaks |= {pid: size for pid in pids if (size := _told(pid, "status", "VmHWM:"))}
                 time.sleep(LOOK_SECONDS)
         finally:
             if process.poll() is None:
@@ -97,7 +101,7 @@ def _taken(command: Sequence[str], environment: Mapping[str, str]) -> Taken:
         err.seek(0)
         if process.returncode:
             raise ApartError(f"{' '.join(command[2:])} failed: {err.read().decode(errors='replace').strip()}")
-        return Taken(seconds, peak or None, out.read())
+        return Taken(seconds, peak or None, list(peaks.values()), out.read())
 
 
 # ---- Memory and time of processes ----
@@ -138,15 +142,16 @@ def processor_seconds(pids: Iterable[int]) -> float:
 
 def pss_bytes(pids: Iterable[int]) -> int:
     """Return the memory of *pids* together, in which what several share counts once."""
-    return sum(map(_pss, pids))
+    return sum(_told(pid, "smaps_rollup", "Pss:") for pid in pids)
 
 
-def _pss(pid: int) -> int:
+def _told(pid: int, file: str, name: str) -> int:
+    """Return the bytes that a process's *file* tells under *name*; 0 of one that has ended."""
     try:
-        lines = (_PROC / str(pid) / "smaps_rollup").read_text().splitlines()
+        lines = (_PROC / str(pid) / file).read_text().splitlines()
     except OSError:
         return 0
-    return sum(int(line.split()[1]) * _KIB for line in lines if line.startswith("Pss:"))
+    return sum(int(line.split()[1]) * _KIB for line in lines if line.startswith(name))
 
 
 # ---- In the process ----
@@ -166,9 +171,7 @@ def main(work: str, log: str = "") -> None:
             rebuild.record(made, [log], account="", now=datetime.now(UTC), refuse=_refuse)
             rebuild.rebuild(made)
             seconds = time.monotonic() - started
-    scale = 1 if sys.platform == "darwin" else _KIB
-    own, child = (resource.getrusage(who).ru_maxrss * scale for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    sys.stdout.buffer.write(msgspec.json.encode(Inside(seconds, own, child)))
+    sys.stdout.buffer.write(msgspec.json.encode(Inside(seconds)))
 
 
 def _refuse(entry: object) -> None:

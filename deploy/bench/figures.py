@@ -28,6 +28,7 @@ from worker.acting import Desk
 WARM_UP: Final = 300
 """Requests sent before any is measured."""
 PLAIN_WARM_UP: Final = 100
+BARE_TIMES: Final = 3
 FOLD_WARM_UP: Final = 500
 LATENCY_SHARE: Final = 0.5
 DELIVERIES_A_SECOND: Final = 200
@@ -76,9 +77,10 @@ def acks_on(stand: Stand, sizes: Sizes, tell: Tell, bodies: Iterator[bytes], *, 
     """Measure as ``acks`` does on *stand*; *alone* leaves out the limit and the plain alternative."""
     has_plain = PLAIN.exists() and not alone
     others = [] if alone else ["bare", *(["plain-web", "plain-worker"] if has_plain else [])]
-    stand.run("web", *others)
+    stand.start("web", *others)
     runs, fault, latencies, client, size = [], "", list[list[load.Answered]](), "", 0
     warm = events.take(bodies, WARM_UP)
+    stand.run("web", *others)
     _saturate(stand, stand.port, warm)
     if not alone:
         _saturate(stand, stand.bare_port, warm)
@@ -93,7 +95,8 @@ def acks_on(stand: Stand, sizes: Sizes, tell: Tell, bodies: Iterator[bytes], *, 
         kept = _inbox_rows(stand) - known
         if kept != ours.accepted or ours.refused:
             fault = f"{ours.accepted} were acknowledged and {ours.refused} were not, but {kept} are in the inbox"
-        bare = None if alone else _saturate(stand, stand.bare_port, chosen).rate
+        # It is so quick that what it does once is no measure.
+        bare = None if alone else _saturate(stand, stand.bare_port, chosen * BARE_TIMES).rate
         plain = _saturate(stand, stand.plain_port, chosen[: sizes.plain_acks]).rate if has_plain else None
         stand.plain_redis.flushdb()  # its worker would be busy with these for long, at the cost of what comes next
         runs.append(Run(ours.rate, bare, plain, {"client": ours.client, "body_bytes": size}))
@@ -189,8 +192,9 @@ def fold(site: Site, sizes: Sizes, tell: Tell) -> list[Figure]:
     runs, singles = [], []
     for run in range(sizes.runs):
         tell(f"fold rate, run {run + 1} of {sizes.runs}")
-        chosen = events.take(bodies, sizes.fold)
         with site.stand() as stand:
+            stand.start("worker")
+            chosen = events.take(bodies, sizes.fold)
             stand.run("worker")
             fold_rate(stand, events.take(bodies, FOLD_WARM_UP))
             ours = fold_rate(stand, chosen)
@@ -222,8 +226,6 @@ def fold_rate(stand: Stand, bodies: Sequence[bytes]) -> float:
 
 def _plain_fold_rate(stand: Stand, bodies: Sequence[bytes]) -> float:
     """Queue a task for each of *bodies*, let the plain worker warm up on some, and return its tasks in a second."""
-    stand.run("plain-web")  # it makes the tables
-    stand.run()
     broker_url = stand.environment["PLAIN_BROKER_URL"]
     redis = stand.plain_redis
     with Celery("plain-sender", broker=broker_url, set_as_current=False) as sender:
@@ -248,10 +250,10 @@ DELIVERED_P99: Final = Target(200, at_least=False)
 
 
 def delivered(site: Site, sizes: Sizes, tell: Tell) -> list[Figure]:
-    """Measure how long after its delivery an event is folded, for all to see."""
+    """Measure how long after its delivery an event is folded, for all to see, and then what idling takes."""
     bodies = events.history(SEED + 2, payments=True)
     with site.stand() as stand:
-        return delivered_on(stand, sizes, tell, bodies)
+        return [*delivered_on(stand, sizes, tell, bodies), *idle(stand, sizes, tell)]
 
 
 def delivered_on(stand: Stand, sizes: Sizes, tell: Tell, bodies: Iterator[bytes]) -> list[Figure]:
@@ -317,8 +319,10 @@ REPLAY: Final = Target(1.5, at_least=False)
 MB: Final = 1_000_000
 
 
-def load_history(stand: Stand, bodies: Sequence[bytes]) -> Figure:
+def load_history(stand: Stand, count: int) -> Figure:
     """Record mixed events and let the worker fold them; return at what rate it did."""
+    stand.start("worker")
+    bodies = events.take(events.history(SEED + 3, payments=True), count)
     stand.run("worker")
     rate = fold_rate(stand, bodies)
     stand.run()
@@ -342,7 +346,9 @@ def rebuild(stand: Stand, runs: int, tell: Tell) -> list[Figure]:
         fast = limits.quick_load_seconds(stand.engine, folder)
         quick.append(Run(count / inside.seconds, count / fast))
         if taken.pss_bytes is not None:
-            peaks: dict[str, float | str] = {"own_rss": inside.own_bytes / MB, "child_rss": inside.child_bytes / MB}
+            peaks: dict[str, float | str] = {
+                f"rss_of_process_{number}": size / MB for number, size in enumerate(taken.rss_bytes)
+            }
             memory.append(Run(taken.pss_bytes / MB, detail=peaks))
     for path in folder.iterdir():
         path.unlink()
@@ -416,29 +422,28 @@ SETTLE_SECONDS: Final = 2.0
 PROCESSES: Final = ("web", "worker", "clock")
 
 
-def idle(site: Site, sizes: Sizes, tell: Tell) -> list[Figure]:
-    """Measure what the processes take while nothing happens."""
+def idle(stand: Stand, sizes: Sizes, tell: Tell) -> list[Figure]:
+    """Measure what the processes take while nothing happens, after they have worked."""
     tell("idle")
     runs: dict[str, tuple[Run, ...]] = {}
     if apart.IS_LINUX:
-        with site.stand() as stand:
-            stand.run(*PROCESSES)
-            time.sleep(SETTLE_SECONDS)
-            pids, servers = stand.pids(*PROCESSES), stand.server_pids()
-            before = [apart.processor_seconds(several) for several in (pids, servers)]
-            started = time.monotonic()
-            time.sleep(sizes.idle_seconds)
-            after = [apart.processor_seconds(several) for several in (pids, servers)]
-            took = time.monotonic() - started
-            ours, theirs = (100 * (late - early) / took for early, late in zip(before, after, strict=True))
-            memory, of_servers = (apart.pss_bytes(several) / MB for several in (pids, servers))
-            each: dict[str, float | str] = {name: apart.pss_bytes(stand.pids(name)) / MB for name in PROCESSES}
-            runs = {
-                "idle_processor": (Run(ours),),
-                "idle_servers": (Run(theirs),),
-                "idle_memory": (Run(memory, detail=each),),
-                "idle_servers_memory": (Run(of_servers),),
-            }
+        stand.run(*PROCESSES)
+        time.sleep(SETTLE_SECONDS)
+        pids, servers = stand.pids(*PROCESSES), stand.server_pids()
+        before = [apart.processor_seconds(several) for several in (pids, servers)]
+        started = time.monotonic()
+        time.sleep(sizes.idle_seconds)
+        after = [apart.processor_seconds(several) for several in (pids, servers)]
+        took = time.monotonic() - started
+        ours, theirs = (100 * (late - early) / took for early, late in zip(before, after, strict=True))
+        memory, of_servers = (apart.pss_bytes(several) / MB for several in (pids, servers))
+        each: dict[str, float | str] = {name: apart.pss_bytes(stand.pids(name)) / MB for name in PROCESSES}
+        runs = {
+            "idle_processor": (Run(ours),),
+            "idle_servers": (Run(theirs),),
+            "idle_memory": (Run(memory, detail=each),),
+            "idle_servers_memory": (Run(of_servers),),
+        }
     return [
         Figure(name=name, title=title, unit=unit, runs=runs.get(name, ()), target=target)
         for name, title, unit, target in (

@@ -141,15 +141,11 @@ class Bench:
             found += self.steps.figures("history", self._history)
         if self.wants("replay"):
             found += self.steps.figures("replay", lambda: figures.replay(self.site, self.sizes, self.tell))
-        if self.wants("idle"):
-            found += self.steps.figures("idle", lambda: figures.idle(self.site, self.sizes, self.tell))
         return self._wanted(found)
 
     def full(self, count: int) -> list[Figure]:
         """Measure everything, and what becomes of it while the inbox grows to *count* events."""
         found = self._on_empty_tables()
-        if self.wants("idle"):
-            found += self.steps.figures("idle", lambda: figures.idle(self.site, self.sizes, self.tell))
         if self.wants("rebuild", "replay", "reads", "growth"):
             small, large = self._grow(min(SMALL_EVENTS, count), count)
             found += [each for each in large if each.name not in _COMPARED]
@@ -167,16 +163,15 @@ class Bench:
         )
         found = []
         for name, measure in measured:
-            if self.wants(name) or (name == "acks" and self.wants("latency")):
+            if self.wants(name, *_BESIDE.get(name, ())):
                 found += self.steps.figures(name, partial(measure, self.site, self.sizes, self.tell))
         return found
 
     def _history(self) -> list[Figure]:
         count = self.sizes.history
         self.tell(f"fold rate of {count:,} mixed events")
-        bodies = events.take(events.history(figures.SEED + 3, payments=True), count)
         with self.site.stand() as stand:
-            found = [figures.load_history(stand, bodies)]
+            found = [figures.load_history(stand, count)]
             if self.wants("rebuild"):
                 found += figures.rebuild(stand, self.sizes.runs, self.tell)
             if self.wants("reads"):
@@ -237,6 +232,8 @@ _COMPARED: Final = frozenset(("acks", "latency_p50", "latency_p99", "fold", "del
 """What is measured on a long history only to be held against a short one."""
 _NOT_COMPARED: Final = ("rebuild_quick",)
 _TARGETS: Final = {"sweep": PASSES, "expiry": PASSES, "rebuild_memory": SAME_MEMORY}
+_BESIDE: Final = {"acks": ("latency",), "delivered": ("idle",)}
+"""What else is measured with a figure, since the same processes are wanted."""
 _PREFIXES: Final = {
     **{name: (name,) for name in NAMES},
     "fold": ("fold", "commit"),

@@ -163,6 +163,7 @@ class Stand:
             self.environment, procfile=self._procfile(), grace_seconds=GRACE_SECONDS, output=at.log
         )
         self._log = at.log
+        self._starting: list[str] = []
 
     def _procfile(self) -> Path:
         """Write the Procfile's own lines, and beside them the limit's and the plain alternative's."""
@@ -185,6 +186,13 @@ class Stand:
 
     def run(self, *names: str) -> None:
         """Let exactly the processes *names* run, ready for work."""
+        self.start(*names)
+        while self._starting:
+            self._await_ready(self._starting[0])
+            self._starting.pop(0)
+
+    def start(self, *names: str) -> None:
+        """Do so without waiting until they are ready, which ``run`` then does."""
         for name in self._processes.names:
             if self.runs(name) and name not in names:
                 self._processes.kill(name)
@@ -194,8 +202,7 @@ class Stand:
             self.redis.flushdb()
         for name in started:
             self._processes.start_one(name)
-        for name in started:
-            self._await_ready(name)
+        self._starting = [name for name in self._starting if name in names] + started
 
     def runs(self, name: str) -> bool:
         """Tell whether the process *name* is there."""

@@ -16,6 +16,7 @@ from typing import Any
 
 import stripe
 from celery import Celery
+from celery.signals import worker_init
 from fastapi import FastAPI, HTTPException, Request
 from sqlalchemy import BigInteger, DateTime, MetaData, String, create_engine
 from sqlalchemy.dialects.postgresql import JSONB, insert
@@ -52,12 +53,19 @@ class Order(Base):
     updated_at: Mapped[datetime] = mapped_column(DateTime(timezone=True))
 
 
+@worker_init.connect
+def make_tables(**_: object) -> None:
+    """Make the tables, unless the other process was quicker."""
+    with engine.begin() as connection:
+        connection.exec_driver_sql("SELECT pg_advisory_xact_lock(1)")
+        connection.exec_driver_sql(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}")
+        Base.metadata.create_all(connection)
+
+
 @asynccontextmanager
 async def lifespan(_: FastAPI) -> AsyncIterator[None]:
     """Make the tables."""
-    with engine.begin() as connection:
-        connection.exec_driver_sql(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}")
-        Base.metadata.create_all(connection)
+    make_tables()
     yield
 
 

@@ -33,16 +33,16 @@ QUICK: Final = Sizes(
 )
 USUAL: Final = Sizes(
     runs=3,
-    acks=20_000,
-    plain_acks=1_500,
+    acks=15_000,
+    plain_acks=1_000,
     latency_seconds=4,
     fold=20_000,
-    plain_tasks=1_500,
+    plain_tasks=1_000,
     delivered_seconds=5,
     history=100_000,
-    replayed=30_000,
+    replayed=20_000,
     idle_seconds=10,
-    reads=500,
+    reads=300,
 )
 SMALL_EVENTS: Final = 100_000
 """The history beside which a long one is measured."""

@@ -159,6 +159,19 @@ def test_an_honest_repeat_is_no_duplicate() -> None:
         assert arrive([[facts] for facts in order])["metadata"] == {"step": 0}
 
 
+def test_a_later_second_needs_no_history() -> None:
+    """Several changes of one later second are laid over a link's row, whatever its past; a gap asks for all of it."""
+    shape = folds.SHAPES["payment_links"]
+    row = folded(step("evt_0", 5, 0)).row
+    chain = [step("evt_3", 0, 1, second=1), step("evt_1", 1, 2, second=1), step("evt_2", 2, 3, second=1)]
+
+    for order in permutations(chain):
+        advanced = join.advance(shape, row, order)
+        assert advanced is not None
+        assert (advanced.row["metadata"], advanced.row["event_id"]) == ({"step": 3}, "evt_2")
+    assert join.advance(shape, row, chain[1:]) is None
+
+
 def test_a_twin_does_not_break_the_chain() -> None:
     """A change told twice, under two ids, does not hide the change that follows it."""
     told = [step("evt_9", 0, 1), step("evt_2", 0, 1), step("evt_3", 1, 2)]

@@ -1,9 +1,10 @@
 """The Celery application: the tasks, each of which only opens the edges and calls what does the work."""
 
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
@@ -136,9 +137,10 @@ class _Lane:
 
     engine: Engine
     until: float
+    turn: threading.Lock = field(default_factory=threading.Lock)
 
     def run_once(self) -> int:
-        return projection.run_once(self.engine, now=datetime.now(UTC))
+        return projection.run_once(self.engine, now=datetime.now(UTC), turn=self.turn)
 
     def run(self) -> int:
         folded = 0

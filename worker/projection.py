@@ -14,8 +14,10 @@ Note [Changes come in commit order]
 import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cache
 from typing import Any, Final
 
 import msgspec
@@ -67,8 +69,17 @@ class _Saved:
     gone: list[Subject]
 
 
-def run_once(engine: Engine, *, now: datetime, limit: int = FOLD_BATCH_MAX) -> int:
+def run_once(
+    engine: Engine,
+    *,
+    now: datetime,
+    limit: int = FOLD_BATCH_MAX,
+    turn: AbstractContextManager[object] = nullcontext(),  # noqa: B008 - it has no state
+) -> int:
     """Fold up to *limit* pending events in one transaction and return how many had been pending.
+
+    Several threads of a process share a *turn*, which each holds from claiming its batch until it has its objects:
+    so they lock in the order in which they claimed, and what is older is folded first.
 
     When PostgreSQL refuses what the batch would save, or a join fails, the batch's events are folded one by one,
     and the one at fault is parked.
@@ -79,8 +90,11 @@ def run_once(engine: Engine, *, now: datetime, limit: int = FOLD_BATCH_MAX) -> i
     claimed: list[Claimed] = []
     try:
         with database.transaction(engine) as connection, database.cursor(connection) as cursor:
-            claimed = claim(cursor, limit=limit)
-            project(cursor, claimed, now=now)
+            with turn:
+                claimed = claim(cursor, limit=limit)
+                found = _judged(cursor, claimed) if claimed else None
+            if found is not None:
+                _settle(cursor, found, now=now)
     except Exception as error:  # noqa: BLE001 - a fault of a join is one event's, and holds up no other
         return _one_by_one(engine, claimed, now, reason_to_park(error, claimed))
     return len(claimed)
@@ -128,12 +142,13 @@ def _park(engine: Engine, claimed: Sequence[Claimed], now: datetime, reason: str
 
 
 _ENVELOPE: Final = "i.seq, i.account, i.livemode, i.id, i.type, i.created, i.object_type, i.object_id, i.source"
-_SET_ASIDE: Final = """(
+# Nothing is asked for each event where no event at all is set aside, as is usual.
+_SET_ASIDE: Final = """CASE WHEN (SELECT EXISTS (SELECT FROM inbox WHERE type = 'payfold.event.ignored')) THEN (
     SELECT a.seq FROM inbox AS a
     WHERE a.type = 'payfold.event.ignored'
         AND (a.account, a.livemode, a.object_id) = (i.account, i.livemode, i.id)
     ORDER BY a.seq LIMIT 1
-)"""
+) END"""
 
 
 def keep_others_from_folding(cursor: Cursor) -> None:
@@ -195,25 +210,40 @@ def project(
     cursor: Cursor, claimed: Sequence[Claimed], *, now: datetime, fold_version: int = folds.FOLD_VERSION
 ) -> None:
     """Fold *claimed* into the tables, in the cursor's transaction; the caller commits at once."""
-    if not claimed:
-        return
-    outcomes: list[_Outcome] = []
-    facts: dict[Subject, list[Facts]] = defaultdict(list)
-    anew: set[Subject] = set()
+    if claimed:
+        _settle(cursor, _judged(cursor, claimed), now=now, fold_version=fold_version)
+
+
+@dataclass(frozen=True, slots=True)
+class _Judged:
+    """What the claimed events say, by row, and the rows that are to be folded anew; their objects are locked."""
+
+    events: list[Event]
+    outcomes: list[_Outcome]
+    facts: dict[Subject, list[Facts]]
+    anew: set[Subject]
+
+
+def _judged(cursor: Cursor, claimed: Sequence[Claimed]) -> _Judged:
+    found = _Judged([each.event for each in claimed], [], defaultdict(list), set())
     for each in claimed:
         verdict = _judge(each)
-        outcomes.append(_Outcome(each.event.seq, verdict.state, shortened(verdict.reason)))
+        found.outcomes.append(_Outcome(each.event.seq, verdict.state, shortened(verdict.reason)))
         for one in verdict.facts:
-            facts[one.subject].append(one)
+            found.facts[one.subject].append(one)
         if each.again:
-            anew.update(_own_subjects(each.event), (one.subject for one in verdict.facts))
-    _lock(cursor, facts.keys() | anew, refunding.shared(facts))
-    _mention(cursor, [each.event for each in claimed], facts)
-    saved = _join(cursor, facts, anew)
+            found.anew.update(_own_subjects(each.event), (one.subject for one in verdict.facts))
+    _lock(cursor, found.facts.keys() | found.anew, refunding.shared(found.facts))
+    return found
+
+
+def _settle(cursor: Cursor, found: _Judged, *, now: datetime, fold_version: int = folds.FOLD_VERSION) -> None:
+    _mention(cursor, found.events, found.facts)
+    saved = _join(cursor, found.facts, found.anew)
     _save(cursor, saved)
     _note_anomalies(cursor, saved, now)
-    _conclude(cursor, outcomes, now, fold_version)
-    _set_aside(cursor, [each.event for each in claimed if each.event.type == folds.EVENT_IGNORED])
+    _conclude(cursor, found.outcomes, now, fold_version)
+    _set_aside(cursor, [event for event in found.events if event.type == folds.EVENT_IGNORED])
     _append_changes(cursor, saved)
 
 
@@ -311,15 +341,17 @@ def load(cursor: Cursor, subjects: Iterable[Subject]) -> dict[Subject, Row]:
         names = _key_names(table)
         wanted = {(key.account, key.livemode, *_parts(table, key)): key for key in keys}
         with cursor.connection.cursor(row_factory=dict_row, binary=True) as rows:
-            rows.execute(
-                sql.SQL("SELECT t.* FROM {keys} JOIN {table} AS t USING ({names})").format(
-                    keys=_key_rows(names), table=sql.Identifier(table), names=_listed(names)
-                ),
-                _key_arrays(table, keys),
-            )
+            rows.execute(_rows_by_key(table), _key_arrays(table, keys))
             for row in rows:
                 found[wanted[tuple(row[name] for name in names)]] = row
     return found
+
+
+@cache
+def _rows_by_key(table: str) -> bytes:
+    names = _key_names(table)
+    statement = sql.SQL("SELECT t.* FROM {keys} JOIN {table} AS t USING ({names})")
+    return statement.format(keys=_key_rows(names), table=sql.Identifier(table), names=_listed(names)).as_bytes()
 
 
 def _key_names(table: str) -> tuple[str, ...]:
@@ -453,17 +485,22 @@ def _identity(table: str, row: Row) -> tuple[Value, ...]:
     return tuple(row[column.name] for column in tables.metadata.tables[table].primary_key)
 
 
-def _merge(table: str) -> sql.Composed:
+@cache
+def _merge(table: str) -> bytes:
     columns = tables.metadata.tables[table].columns
     values = [column.name for column in columns if not column.primary_key]
-    return sql.SQL(
-        "INSERT INTO {table} SELECT * FROM json_populate_recordset(NULL::{table}, %s)"
-        " ON CONFLICT ({key}) DO UPDATE SET ({columns}) = ROW ({values})"
-    ).format(
-        table=sql.Identifier(table),
-        key=_listed([column.name for column in columns if column.primary_key]),
-        columns=_listed(values),
-        values=sql.SQL(", ").join(sql.Identifier("excluded", name) for name in values),
+    return (
+        sql.SQL(
+            "INSERT INTO {table} SELECT * FROM json_populate_recordset(NULL::{table}, %s)"
+            " ON CONFLICT ({key}) DO UPDATE SET ({columns}) = ROW ({values})"
+        )
+        .format(
+            table=sql.Identifier(table),
+            key=_listed([column.name for column in columns if column.primary_key]),
+            columns=_listed(values),
+            values=sql.SQL(", ").join(sql.Identifier("excluded", name) for name in values),
+        )
+        .as_bytes()
     )
 
 

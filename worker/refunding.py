@@ -13,7 +13,7 @@ from typing import Any, Final
 from psycopg import sql
 from psycopg.rows import dict_row
 
-from schemas.database import Cursor
+from schemas.database import Cursor, boolean_array, text_array
 from worker.folds.facts import Facts, Row, Subject
 from worker.folds.join import Joined
 
@@ -41,7 +41,7 @@ def changes(cursor: Cursor, rows: Mapping[Subject, Joined], known: Mapping[Subje
         for subject, joined in rows.items()
         if subject.table in _TABLES and _moves_money(subject, joined.row, known.get(subject))
     }
-    if not moved:
+    if not moved or not _may_affect(cursor, moved):
         return []
     with cursor.connection.cursor(row_factory=dict_row) as found:
         found.execute(_AFFECTED, _columns(moved))
@@ -66,6 +66,40 @@ def _moves_money(subject: Subject, row: Row, known: Row | None) -> bool:
         names = ("payment_intent", "invoice")
         return any(row[name] is not None and (known is None or row[name] != known[name]) for name in names)
     return row != known
+
+
+def _may_affect(cursor: Cursor, moved: Mapping[Subject, Joined]) -> bool:
+    """Tell whether any of *moved* may concern an order that was refunded: most never were."""
+    if any(subject.table != "orders" for subject in moved):
+        return True
+    intents = _ways(moved, "payment_intent")
+    cursor.execute(_REFUNDED, (*intents, *intents, *_ways(moved, "invoice")))
+    return cursor.fetchone() == (True,)
+
+
+def _ways(moved: Mapping[Subject, Joined], name: str) -> tuple[str, str, str]:
+    """Return the *name* that each of *moved* has, in its world, as arrays."""
+    told = [(subject, str(joined.row[name])) for subject, joined in moved.items() if joined.row[name] is not None]
+    return (
+        text_array([subject.account for subject, _ in told]),
+        boolean_array(subject.livemode for subject, _ in told),
+        text_array([way for _, way in told]),
+    )
+
+
+_REFUNDED: Final = """
+SELECT EXISTS (
+    SELECT FROM unnest(%s::text[], %s::boolean[], %s::text[]) AS k (account, livemode, payment_intent)
+    JOIN refunds USING (account, livemode, payment_intent)
+    UNION ALL
+    SELECT FROM unnest(%s::text[], %s::boolean[], %s::text[]) AS k (account, livemode, payment_intent)
+    JOIN charges USING (account, livemode, payment_intent)
+    JOIN refunds AS r ON (r.account, r.livemode, r.charge) = (charges.account, charges.livemode, charges.id)
+    UNION ALL
+    SELECT FROM unnest(%s::text[], %s::boolean[], %s::text[]) AS k (account, livemode, invoice)
+    JOIN invoice_payments USING (account, livemode, invoice)
+)
+"""
 
 
 def _columns(moved: Mapping[Subject, Joined]) -> list[list[Any]]:

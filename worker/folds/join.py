@@ -15,7 +15,7 @@ Note [The chain is an Eulerian path]
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
@@ -29,6 +29,10 @@ BROKEN_CHAIN: Final = "broken_chain"
 MISSING_AT_STRIPE: Final = "missing_at_stripe"
 SEEN_IN_ALL: Final = (TWO_REFERENCES, BROKEN_CHAIN, MISSING_AT_STRIPE)
 """Kinds of anomaly that only all of an object's events show."""
+
+
+def _infer_nothing(_: Row) -> None:
+    """Leave the row as its events tell it."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,7 @@ class Shape:
     empty: Mapping[str, Value]
     rank_of: Callable[[Row], int] = lambda _: 0
     stamp_of: Callable[[Row], tuple[Value, ...]] = lambda row: (row["as_of"],)
-    infer: Callable[[Row], None] = lambda _: None
+    infer: Callable[[Row], None] = _infer_nothing
     anomalies: Callable[[Row], list[Anomaly]] = lambda _: []
     changes: Callable[[Row | None, Row], list[Change]] = lambda _before, _after: []
     clock_rank: int | None = None
@@ -100,17 +104,43 @@ def advance(shape: Shape, row: Row, facts: Sequence[Facts]) -> Joined | None:
     """Return *row* with *facts* laid over it; None where only all the object's events can tell."""
     if not shape.keeps_all:
         return None
-    position = (shape.rank_of(row), shape.stamp_of(row))
-    advanced, source = row, ""
-    for step in sorted(facts, key=lambda each: each.position):
-        if step.position <= position or _disagreements(advanced, step):
+    steps = facts if len(facts) == 1 else _in_order_from(shape, row, facts)
+    if steps is None or steps[0].position <= (shape.rank_of(row), shape.stamp_of(row)):
+        return None
+    advanced = row
+    for step in steps:
+        if _disagreements(advanced, step):
             return None
-        advanced, position, source = _lay(shape, advanced, step), step.position, step.source
+        advanced = _lay(shape, advanced, step)
     shape.infer(advanced)
-    children = _children(shape, sorted(facts, key=lambda each: each.position))
     has_parts = shape.child_of is None and any(step.parts is not None for step in facts)
     anomalies = tuple(shape.anomalies(advanced))
-    return Joined(advanced, anomalies, children, source, is_whole=False, replace_all=has_parts)
+    children = _children(shape, steps)
+    return Joined(advanced, anomalies, children, steps[-1].source, is_whole=False, replace_all=has_parts)
+
+
+def _in_order_from(shape: Shape, row: Row, facts: Sequence[Facts]) -> list[Facts] | None:
+    """Return *facts*, all later than *row*, in their order; None where only all the object's events can tell it."""
+    steps: list[Facts] = []
+    for group in _by_position(facts):
+        ordered = group if len(group) == 1 else _without_a_gap(shape, row, steps, group)
+        if ordered is None:
+            return None
+        steps += ordered
+    return steps
+
+
+def _without_a_gap(shape: Shape, row: Row, steps: Sequence[Facts], group: Sequence[Facts]) -> list[Facts] | None:
+    """Return *group*, of one position, as the one chain that begins where *row* and the *steps* before have ended."""
+    names = _common_names(group)
+    state = {**row, **{name: value for step in steps for name, value in step.columns.items()}}
+    # Where it begins is known only of what nothing but the last word of a step can have set.
+    is_told = shape.infer is _infer_nothing and not any(step.references for step in group)
+    if not is_told or any(state[name] is None for name in names):
+        return None
+    edges, start = _edges(group), _state(state, names)
+    ordered, is_choice = _path(shape, edges, start)
+    return None if is_choice or _gaps(edges, start) else [edge.facts for edge in ordered]
 
 
 def fold_all(shape: Shape, facts: Iterable[Facts]) -> Joined | None:
@@ -147,13 +177,20 @@ def in_order(shape: Shape, facts: Iterable[Facts]) -> Path:
     steps: list[Facts] = []
     twins: set[str] = set()
     is_ambiguous = False
-    for _, group in groupby(sorted(known, key=lambda each: (each.position, each.event_id)), lambda each: each.position):
-        ordered, is_ambiguous, doubles = _in_order(shape, list(group), carried)
+    for group in _by_position(known):
+        ordered, is_ambiguous, doubles = _in_order(shape, group, carried)
         steps += ordered
         twins |= doubles
         for step in ordered:
             carried = {**(carried or {}), **step.after}
     return Path(steps, twins, is_ambiguous)
+
+
+def _by_position(facts: Iterable[Facts]) -> Iterator[list[Facts]]:
+    """Yield *facts* by rank and stamp, the lowest first; those of one position by their ids."""
+    ordered = sorted(facts, key=lambda each: (each.position, each.event_id))
+    for _, group in groupby(ordered, lambda each: each.position):
+        yield list(group)
 
 
 def _children(shape: Shape, steps: Sequence[Facts]) -> tuple[Row, ...]:

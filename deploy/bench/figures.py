@@ -81,7 +81,7 @@ def acks_on(stand: Stand, sizes: Sizes, tell: Tell, bodies: Iterator[bytes], *, 
     runs, fault, latencies, client, size = [], "", list[list[load.Answered]](), "", 0
     warm = events.take(bodies, WARM_UP)
     stand.run("web", *others)
-    _saturate(stand, stand.port, warm)
+    _require_accepted(_saturate(stand, stand.port, warm))
     if not alone:
         _saturate(stand, stand.bare_port, warm)
     if has_plain:
@@ -169,6 +169,14 @@ def _saturate(stand: Stand, port: int, bodies: Sequence[bytes]) -> load.Loaded:
         return load.saturate(port, path, len(bodies))
     finally:
         path.unlink()
+
+
+def _require_accepted(loaded: load.Loaded) -> None:
+    """Raise BenchError where deliveries are refused before any is measured: refusals are quick, or very slow."""
+    if loaded.refused:
+        raise BenchError(
+            f"The web process refuses {loaded.refused:,} of {loaded.refused + loaded.accepted:,} deliveries."
+        )
 
 
 def _paced(stand: Stand, bodies: Sequence[bytes], rate: float) -> list[load.Answered]:
@@ -259,7 +267,7 @@ def delivered(site: Site, sizes: Sizes, tell: Tell) -> list[Figure]:
 def delivered_on(stand: Stand, sizes: Sizes, tell: Tell, bodies: Iterator[bytes]) -> list[Figure]:
     """Measure as ``delivered`` does, on *stand*."""
     stand.run("web", "worker")
-    _saturate(stand, stand.port, events.take(bodies, WARM_UP))
+    _require_accepted(_saturate(stand, stand.port, events.take(bodies, WARM_UP)))
     stand.seconds_to_fold()
     runs, missing = [], 0
     for run in range(sizes.runs):
@@ -395,9 +403,9 @@ def replay_of(site: Site, stand: Stand, runs_wanted: int, tell: Tell) -> Figure:
         tell(f"replay of {count:,} events, run {run + 1} of {runs_wanted}")
         with site.stand() as empty:
             replayed = apart.payfold(empty.environment, "replay", str(log), "--format", "json")
-        new = msgspec.json.decode(replayed.out)["new"]
-        if new != count:
-            raise BenchError(f"The replay recorded {new:,} of {count:,} events.")
+        counts = msgspec.json.decode(replayed.out)
+        if counts["new"] != count or counts["pending"]:
+            raise BenchError(f"The replay recorded {counts['new']:,} of {count:,} events and folded not all of them.")
         with site.stand() as empty:
             recorded = apart.recorded(empty.environment, log)
         runs.append(Run(replayed.seconds, recorded.seconds, detail={"events": count}))

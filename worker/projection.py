@@ -597,6 +597,7 @@ def _anomaly_row(subject: Subject, row: Row, anomaly: Anomaly, now: datetime) ->
         "event_id": row["event_id"],
         "as_of": row["as_of"],
         "seen_at": now,
+        "resolved_at": None,
     }
 
 

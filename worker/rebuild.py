@@ -14,8 +14,8 @@ Note [Every event is read once, every row is written once]
 
 import multiprocessing
 import os
-import pickle
 import random
+import struct
 import tempfile
 import threading
 import zlib
@@ -26,7 +26,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
-from operator import attrgetter
 from pathlib import Path
 from typing import Any, Final
 
@@ -34,14 +33,13 @@ import msgspec
 import structlog
 from psycopg import sql
 from sqlalchemy import Engine, Table
-from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.exc import DBAPIError
 
 from schemas import database, inbox, tables
 from schemas.database import Cursor
 from schemas.errors import DatabaseAway
 from schemas.inbox import RECORD_ROWS_MAX
-from worker import eventlog, folds, projection, shadow
+from worker import copying, eventlog, folds, projection, shadow
 from worker.eventlog import Entry
 from worker.folds import join
 from worker.folds.facts import Event, Facts, Subject
@@ -324,9 +322,9 @@ def _copy(writer: Cursor, made: Shadow, written: Mapping[str, Path]) -> None:
     for name, path in written.items():
         table = sql.Identifier(made.schema, name)
         # Rows of a table that this very transaction made may be known as committed to all from the beginning.
-        frozen = sql.SQL("" if name == tables.anomalies.name else "(FREEZE)")
-        columns = sql.SQL(", ").join(sql.Identifier(column.name) for column in tables.metadata.tables[name].columns)
-        statement = sql.SQL("COPY {} ({}) FROM STDIN {}").format(table, columns, frozen)
+        frozen = sql.SQL("" if name == tables.anomalies.name else "FREEZE, ")
+        columns = copying.Form(tables.metadata.tables[name]).columns
+        statement = sql.SQL("COPY {} ({}) FROM STDIN ({}{})").format(table, columns, frozen, copying.FORMAT)
         with path.open("rb") as file, writer.copy(statement) as copy:
             while block := file.read(1024 * 1024):
                 copy.write(block)
@@ -346,13 +344,11 @@ def _begin(job: _Job) -> None:
         threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()  # type: ignore[func-returns-value]  # it ends
 
 
-_FACTS_OF: Final = attrgetter(*Facts.__struct_fields__)
-
-
 def _judge_range(bounds: tuple[int, int]) -> dict[str, Path]:
     """Judge the events numbered within *bounds*, keep what they say, and write what became of them."""
     job = _JOB
     outcomes, mentions = _Rows(tables.outcomes, job.folder), _Rows(tables.mentions, job.folder)
+    told: set[tuple[str, bool, str, int]] = set()
     spill = _Spill(job)
     engine = database.engine(job.url, connections_max=1)
     try:
@@ -375,12 +371,14 @@ def _judge_range(bounds: tuple[int, int]) -> dict[str, Path]:
                     reason = projection.shortened(verdict.reason)
                     outcomes.add((event.seq, verdict.state, reason, row[10], row[11] or job.now, folds.FOLD_VERSION))
                     spill.add(verdict.facts)
-                    others = {one.subject.source for one in verdict.facts} - {event.object_id}
-                    for other in others:
-                        mentions.add((event.account, event.livemode, other, event.seq))
+                    for one in verdict.facts:
+                        if one.subject.source != event.object_id:
+                            told.add((event.account, event.livemode, one.subject.source, event.seq))
     finally:
         engine.dispose()
     spill.flush()
+    for mention in told:
+        mentions.add(mention)
     return {**outcomes.written(), **mentions.written()}
 
 
@@ -404,41 +402,57 @@ def _verdict(job: _Job, event: Event) -> folds.Verdict:
 
 
 class _Spill:
-    """Keeps facts in the file of their object."""
+    """Keeps facts in the file of their object, a block of them behind its length."""
 
     def __init__(self, job: _Job) -> None:
         self._job = job
-        self._buffered: dict[int, list[tuple[Any, ...]]] = defaultdict(list)
+        self._encode = msgspec.msgpack.Encoder().encode
+        self._buffered: dict[int, list[Facts]] = defaultdict(list)
         self._count = 0
 
     def add(self, facts: Iterable[Facts]) -> None:
         for one in facts:
             subject = one.subject
             key = f"{subject.account} {subject.livemode} {subject.source}".encode(errors="surrogatepass")
-            self._buffered[zlib.crc32(key) % self._job.files].append(_FACTS_OF(one))
+            self._buffered[zlib.crc32(key) % self._job.files].append(one)
             self._count += 1
         if self._count >= FACTS_BUFFERED_MAX:
             self.flush()
 
     def flush(self) -> None:
         for number, facts in self._buffered.items():
+            block = self._encode(facts)
             with (self._job.folder / f"{number}.{os.getpid()}.facts").open("ab") as file:
-                pickle.dump(facts, file, protocol=5)
+                file.write(_LENGTH.pack(len(block)))
+                file.write(block)
         self._buffered.clear()
         self._count = 0
+
+
+_LENGTH: Final = struct.Struct("<q")
+
+
+def _kept(job: _Job, number: int) -> Iterator[Facts]:
+    """Yield the facts of one file, and remove it."""
+    decode = msgspec.msgpack.Decoder(list[list[Any]]).decode
+    for path in job.folder.glob(f"{number}.*.facts"):
+        with path.open("rb") as file:
+            while length := file.read(_LENGTH.size):
+                for subject, event_id, source, created, rank, stamp, *more, parts in decode(
+                    file.read(_LENGTH.unpack(length)[0])
+                ):
+                    # Lists come back of what were tuples.
+                    lines = None if parts is None else tuple(parts)
+                    yield Facts(*(Subject(*subject), event_id, source, created, rank, tuple(stamp), *more, lines))
+        path.unlink()
 
 
 def _join_file(number: int) -> dict[str, Path]:
     """Join all that is said of the objects of one file, and write their rows."""
     job = _JOB
     told: dict[Subject, list[Facts]] = defaultdict(list)
-    for path in job.folder.glob(f"{number}.*.facts"):
-        with path.open("rb") as file:
-            while file.peek(1):
-                for values in pickle.load(file):  # noqa: S301 - our own file, in a folder of our own
-                    facts = Facts(*values)
-                    told[facts.subject].append(facts)
-        path.unlink()
+    for facts in _kept(job, number):
+        told[facts.subject].append(facts)
     rows = {table.name: _Rows(table, job.folder) for table in (*tables.PROJECTIONS, tables.anomalies)}
     while told:
         subject, several = told.popitem()
@@ -454,44 +468,26 @@ def _join_file(number: int) -> dict[str, Path]:
 
 
 class _Rows:
-    """Rows of one table on their way into a file, in the text form of COPY."""
+    """Rows of one table on their way into a file, in the form of COPY."""
 
     def __init__(self, table: Table, folder: Path) -> None:
-        self._table = table
+        self._name = table.name
         self._folder = folder
-        self._names = [column.name for column in table.columns]
-        self._json = [isinstance(column.type, JSONB) for column in table.columns]
-        self._lines: list[str] = []
+        self._line = copying.Form(table).line
+        self._lines: list[bytes] = []
 
     def add_row(self, row: Mapping[str, Any]) -> None:
-        self.add([row.get(name) for name in self._names])
+        self._lines.append(self._line(row))
 
     def add(self, values: Sequence[Any]) -> None:
-        self._lines.append("\t".join(map(_text, values, self._json)))
+        self._lines.append(copying.line(values))
 
     def written(self) -> dict[str, Path]:
         """Write the rows, and return the file by the table's name; nothing where there are none."""
         if not self._lines:
             return {}
-        handle, name = tempfile.mkstemp(suffix=f".{self._table.name}", dir=self._folder)
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write("\n".join(self._lines))
-            file.write("\n")
+        handle, name = tempfile.mkstemp(suffix=f".{self._name}", dir=self._folder)
+        with os.fdopen(handle, "wb") as file:
+            file.writelines(self._lines)
         self._lines.clear()
-        return {self._table.name: Path(name)}
-
-
-_ESCAPES: Final = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
-
-
-def _text(value: object, is_json: bool) -> str:  # noqa: FBT001 - mapped over columns
-    """Return *value* as COPY reads it. Source: https://www.postgresql.org/docs/current/sql-copy.html."""
-    if value is None:
-        return "\\N"
-    if is_json:
-        return msgspec.json.encode(value).decode().translate(_ESCAPES)
-    if isinstance(value, str):
-        return value.translate(_ESCAPES)
-    if isinstance(value, datetime):
-        return value.isoformat()
-    return str(value)
+        return {self._name: Path(name)}

@@ -6,7 +6,7 @@ Note [A fold infers nothing]
     joined row, so that no rule depends on which event was read first.
 
 They are msgspec's structs, which are made, hashed and compared several times as fast as dataclasses: one is made for
-every event that is folded.
+every event that is folded. Those that a rebuild keeps in files are written as arrays.
 """
 
 from collections.abc import Mapping
@@ -34,7 +34,7 @@ class Event(Struct, frozen=True):
     source: str
 
 
-class Subject(Struct, frozen=True, order=True, cache_hash=True):
+class Subject(Struct, frozen=True, order=True, cache_hash=True, array_like=True):
     """What one row is about: its table and its key.
 
     Where a key has several columns, *id* holds their values with a space between. *root* names the object whose
@@ -53,7 +53,7 @@ class Subject(Struct, frozen=True, order=True, cache_hash=True):
         return self.root or self.id
 
 
-class Facts(Struct, frozen=True):
+class Facts(Struct, frozen=True, array_like=True):
     """What one event says of one row.
 
     ``stamp`` orders events of one rank, as a tuple of times of which the first differing one decides.

@@ -65,8 +65,8 @@ class Sizes:
     *alone_max* are not worth another process.
     """
 
-    per_file: int = 25_000
-    per_task: int = 20_000
+    per_file: int = 5_000
+    per_task: int = 5_000
     alone_max: int = 30_000
 
 

@@ -153,7 +153,7 @@ class PortalSessionFilters(DatedFilters):
 @router.get("/orders", tags=["orders"])
 def list_orders(request: Request, filters: Annotated[OrderFilters, Query()]) -> Page[answers.Order]:
     """List orders, newest first."""
-    return _page(request, tables.order_book, filters, answers.Order)
+    return _page(request, tables.orders, filters, answers.Order, shown=tables.order_book)
 
 
 @router.get("/orders/{order_id}", tags=["orders"])
@@ -358,6 +358,9 @@ def one(request: Request, table: Table, key: str, account: str | None, livemode:
     return rows[0]
 
 
+_KEY: Final = ("account", "livemode", "id")
+
+
 def _page(
     request: Request,
     table: Table,
@@ -365,24 +368,35 @@ def _page(
     answer: type[Row],
     *,
     newest: ColumnElement[Any] = _NEWEST,
+    shown: Table | None = None,
 ) -> Page[Row]:
-    """Return the page of *table* that *filters* ask for, newest first, with the cursor of the next."""
+    """Return the page of *table* that *filters* ask for, newest first, with the cursor of the next.
+
+    *shown* is a view over the table, which then computes what it adds for the rows of the page and no others.
+    """
     wanted = filters.wanted(table)
     order = (newest, table.c.id, table.c.account, table.c.livemode)
     if filters.cursor is not None:
         at, *key = _read_cursor(filters.cursor, str, 4)
         wanted.append(tuple_(*order) < tuple_(func.to_timestamp(_seconds(at)), *key[:2], key[2] == "true"))
+    epoch = func.extract("epoch", newest).label("newest")
+    columns = table.c if shown is None else [table.c[name] for name in _KEY]
     query = (
-        select(table, func.extract("epoch", newest).label("newest"))
+        select(*columns, epoch)
         .where(and_(*wanted) if wanted else text("true"))
         .order_by(*(column.desc() for column in order))
         .limit(filters.limit + 1)
     )
+    if shown is not None:
+        page = query.cte("page")
+        same = and_(*(page.c[name] == shown.c[name] for name in _KEY))
+        last = (page.c[name].desc() for name in ("newest", "id", "account", "livemode"))
+        query = select(shown, page.c.newest).select_from(page.join(shown, same)).order_by(*last)
     with reading(request.app.state.engine) as connection:
         rows = connection.execute(query).mappings().all()
-    shown = rows[: filters.limit]
-    following = _key_of(shown[-1]) if len(rows) > filters.limit else None
-    return Page(data=[answer.model_validate(row) for row in shown], next_cursor=following)
+    data = rows[: filters.limit]
+    following = _key_of(data[-1]) if len(rows) > filters.limit else None
+    return Page(data=[answer.model_validate(row) for row in data], next_cursor=following)
 
 
 def _key_of(row: Any) -> str:  # noqa: ANN401 - a row's mapping

@@ -239,6 +239,11 @@ orders = _projection(
     _of_one("orders", "customer"),
     _of_one("orders", "payment_intent"),
     _of_one("orders", "invoice"),
+    # A shop finds an order by its own key, and by who bought.
+    *(
+        Index(f"orders_{name}", name, postgresql_where=text(f"{name} IS NOT NULL"))
+        for name in ("client_reference_id", "customer_email")
+    ),
 )
 
 payment_links = _projection(

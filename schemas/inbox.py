@@ -66,11 +66,12 @@ class Delivery:
         return (self.envelope.api_version or "")[:10]
 
 
-# Two statements that record the same events in another order would wait for each other for ever, hence the
-# ORDER BY. Rows that were there come back from neither branch: that is how a duplicate is told.
+# Numbers are drawn in the order of arrival, so that an object's events are folded as they came. Rows are written in the
+# order of their keys: two statements with the same events in another order would wait for each other for ever. Rows
+# that were there come back from neither branch: that is how a duplicate is told.
 RECORD: Final = """
-WITH given AS (
-    SELECT * FROM unnest(
+WITH given AS MATERIALIZED (
+    SELECT *, nextval((SELECT pg_get_serial_sequence('inbox', 'seq')::regclass)) AS seq FROM unnest(
         %(account)s::text[], %(livemode)s::boolean[], %(id)s::text[], %(type)s::text[], %(api_version)s::text[],
         %(created)s::bigint[], %(object_type)s::text[], %(object_id)s::text[],
         %(begins)s::integer[], %(size)s::integer[],
@@ -79,9 +80,10 @@ WITH given AS (
     ) AS t (account, livemode, id, type, api_version, created, object_type, object_id, begins, size, redacted,
         payload_sha256, signature, source, received_at)
 ), recorded AS (
-    INSERT INTO inbox AS known (account, livemode, id, type, api_version, created, object_type, object_id,
+    INSERT INTO inbox AS known (account, livemode, id, seq, type, api_version, created, object_type, object_id,
         redacted, payload_sha256, signature, source, received_at)
-    SELECT account, livemode, id, type, nullif(api_version, ''), to_timestamp(created), nullif(object_type, ''),
+    OVERRIDING SYSTEM VALUE
+    SELECT account, livemode, id, seq, type, nullif(api_version, ''), to_timestamp(created), nullif(object_type, ''),
         nullif(object_id, ''), string_to_array(redacted, ' '), decode(payload_sha256, 'hex'), nullif(signature, ''),
         source, received_at
     FROM given ORDER BY account, livemode, id
@@ -92,8 +94,8 @@ WITH given AS (
     RETURNING known.seq, known.account, known.livemode, known.id, known.xmax = 0 AS is_new
 ), kept AS (
     INSERT INTO payloads (seq, payload)
-    SELECT seq, substring(%(payloads)b::bytea FROM begins FOR size)
-    FROM recorded JOIN given USING (account, livemode, id) ORDER BY seq
+    SELECT r.seq, substring(%(payloads)b::bytea FROM begins FOR size)
+    FROM recorded AS r JOIN given USING (account, livemode, id) ORDER BY r.seq
     ON CONFLICT (seq) DO UPDATE SET payload = excluded.payload
 ), queued AS (
     INSERT INTO pending (seq, again) SELECT seq, NOT is_new FROM recorded ORDER BY seq

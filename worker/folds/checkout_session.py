@@ -304,14 +304,16 @@ def _references(session: CheckoutSession) -> dict[str, str | None]:
 
 
 def _moments(event: Event, status: object, session: CheckoutSession) -> dict[str, datetime]:
-    complete = status == "complete"
-    told = {
-        "completed_at": complete,
-        "paid_at": complete and session.payment_status in _SETTLED and session.mode != "setup",
-        "failed_at": event.type == ASYNC_PAYMENT_FAILED,
-        "expired_at": status == "expired" or event.type == CLOCK_EXPIRED,
-    }
-    return {name: event.created for name, is_so in told.items() if is_so}
+    found = {}
+    if status == "complete":
+        found["completed_at"] = event.created
+        if session.payment_status in _SETTLED and session.mode != "setup":
+            found["paid_at"] = event.created
+    if event.type == ASYNC_PAYMENT_FAILED:
+        found["failed_at"] = event.created
+    if status == "expired" or event.type == CLOCK_EXPIRED:
+        found["expired_at"] = event.created
+    return found
 
 
 # From here on: what follows from the joined row.

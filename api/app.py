@@ -1,5 +1,6 @@
 """The HTTP application: deliveries in, answers out."""
 
+import gc
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final
@@ -85,6 +86,9 @@ class Application:
         self._webhook = Webhook(settings.signing_secrets, recorder, waker.wake, body_seconds_max=self._body_seconds_max)
         if not settings.signing_secrets:
             _log.warning("webhook.closed", reason="STRIPE_WEBHOOK_SECRETS is not set, so every delivery is refused")
+        # What is loaded stays: the collector of cycles need not look at it again.
+        gc.collect()
+        gc.freeze()
         try:
             yield
         finally:

@@ -29,6 +29,8 @@ STRIPE_QUEUE: Final = "stripe"
 
 SOCKET_SECONDS_MAX: Final = 2
 RETRY_SECONDS: Final = 1.0
+WAKE_SECONDS_MIN: Final = 0.005
+"""Between two messages of one process: a delivery waits for no longer than this to be told of."""
 _AWAY = (RedisError, OperationalError, CeleryError, OSError)
 
 _log = structlog.get_logger()
@@ -86,7 +88,7 @@ class Waker:
         self._app = celery(settings)
         self._redis = redis(settings)
         self._asked = threading.Event()
-        self._stopping = False
+        self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, name="waker", daemon=True)
         self._thread.start()
 
@@ -96,19 +98,23 @@ class Waker:
 
     def stop(self) -> None:
         """Send what is asked for and end the thread."""
-        self._stopping = True
+        self._over.set()
         self._asked.set()
         self._thread.join(timeout=SOCKET_SECONDS_MAX * 2)
 
     def _run(self) -> None:
         is_away = False
-        while not self._stopping:
+        while not self._over.is_set():
             # While the broker is away it is asked again without being woken, so that its return is noticed.
             self._asked.wait(RETRY_SECONDS if is_away else None)
             self._asked.clear()
             was_away, is_away = is_away, not self._send()
             if is_away != was_away:
                 _log.warning("broker.away") if is_away else _log.info("broker.back")
+            # Who asks meanwhile is served by the next message: a busy minute is not to ask the broker all the time.
+            self._over.wait(WAKE_SECONDS_MIN)
+        if self._asked.is_set():
+            self._send()
 
     def _send(self) -> bool:
         try:

@@ -14,6 +14,7 @@ from typing import Any, Final
 import psycopg
 import structlog
 
+from api.deadlines import Deadlines
 from schemas import database, inbox
 from schemas.errors import DatabaseAway, Transient
 from schemas.inbox import Delivery, Receipt
@@ -42,6 +43,11 @@ class _Waiting:
     done: "asyncio.Future[Receipt]"
 
 
+def _give_up(done: "asyncio.Future[Receipt]") -> None:
+    if not done.done():
+        done.set_exception(DatabaseAway())
+
+
 class Recorder:
     """One task on one connection that records whatever waits, as often as there is something."""
 
@@ -53,6 +59,7 @@ class Recorder:
         self._recording: list[_Waiting] = []
         self._waiting_bytes = 0
         self._something_waits = asyncio.Event()
+        self._deadlines = Deadlines(answer_seconds_max, _give_up)
         self._task = asyncio.create_task(self._run(), name="recorder")
 
     async def record(self, delivery: Delivery) -> Receipt:
@@ -68,12 +75,11 @@ class Recorder:
         self._waiting.append(waiting)
         self._waiting_bytes += size
         self._something_waits.set()
+        self._deadlines.begin(waiting.done)
         try:
-            async with asyncio.timeout(self._answer_seconds_max):
-                return await waiting.done
-        except TimeoutError:
-            raise DatabaseAway from None
+            return await waiting.done
         finally:
+            self._deadlines.end(waiting.done)
             self._waiting_bytes -= size
 
     async def stop(self) -> None:

@@ -13,6 +13,7 @@ from typing import Any, Final
 import structlog
 
 from api import metrics, problems, signature
+from api.deadlines import Deadlines
 from api.recorder import Recorder
 from schemas import events
 from schemas.errors import BodyTooLarge, BodyTooSlow, Refused, Transient
@@ -54,6 +55,8 @@ class Webhook:
         self._recorder = recorder
         self._wake = wake
         self._body_seconds_max = body_seconds_max
+        self._reading = Deadlines["asyncio.Task[Any]"](body_seconds_max, self._stop_reading)
+        self._too_slow: set[asyncio.Task[Any]] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -82,7 +85,7 @@ class Webhook:
 
     async def _take(self, scope: Scope, receive: Receive) -> None:
         headers = dict(scope["headers"])
-        body = await _read(headers, receive, seconds_max=self._body_seconds_max)
+        body = await self._read(headers, receive)
         header = headers.get(b"stripe-signature")
         now = time.time()
         signer = signature.verify(header, body, self._secrets, now=now)
@@ -100,6 +103,30 @@ class Webhook:
         # Duplicates wake as well: the first delivery's wake-up may be what was lost.
         self._wake()
 
+    async def _read(self, headers: dict[bytes, bytes], receive: Receive) -> bytes:
+        """Return the request's body.
+
+        Raises:
+            BodyTooLarge, BodyTooSlow: and stops reading there.
+        """
+        task = asyncio.current_task()
+        assert task is not None, "a request is a task"  # noqa: S101 - for the types alone
+        self._reading.begin(task)
+        try:
+            return await _body(headers, receive)
+        except asyncio.CancelledError:
+            if task not in self._too_slow:
+                raise
+            task.uncancel()
+            raise BodyTooSlow(f"The body did not arrive within {self._body_seconds_max:g} seconds.") from None
+        finally:
+            self._reading.end(task)
+            self._too_slow.discard(task)
+
+    def _stop_reading(self, task: "asyncio.Task[Any]") -> None:
+        self._too_slow.add(task)
+        task.cancel()
+
 
 def _count_refusal(refusal: Refused) -> None:
     metrics.REFUSED.labels(refusal.reason).inc()
@@ -108,30 +135,21 @@ def _count_refusal(refusal: Refused) -> None:
     log("delivery.refused", reason=refusal.reason)
 
 
-async def _read(headers: dict[bytes, bytes], receive: Receive, *, seconds_max: float) -> bytes:
-    """Return the request's body.
-
-    Raises:
-        BodyTooLarge, BodyTooSlow: and stops reading there.
-    """
+async def _body(headers: dict[bytes, bytes], receive: Receive) -> bytes:
     announced = headers.get(b"content-length", b"")
     if announced.isdigit() and int(announced[:20]) > BODY_BYTES_MAX:
         raise _too_large()
     chunks, size = [], 0
-    try:
-        async with asyncio.timeout(seconds_max):
-            while True:
-                message = await receive()
-                if message["type"] == "http.disconnect":
-                    raise BodyTooSlow("The connection was closed before the body was complete.")
-                chunks.append(message.get("body", b""))
-                size += len(chunks[-1])
-                if size > BODY_BYTES_MAX:
-                    raise _too_large()
-                if not message.get("more_body", False):
-                    return b"".join(chunks)
-    except TimeoutError:
-        raise BodyTooSlow(f"The body did not arrive within {seconds_max:g} seconds.") from None
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise BodyTooSlow("The connection was closed before the body was complete.")
+        chunks.append(message.get("body", b""))
+        size += len(chunks[-1])
+        if size > BODY_BYTES_MAX:
+            raise _too_large()
+        if not message.get("more_body", False):
+            return b"".join(chunks)
 
 
 def _too_large() -> BodyTooLarge:

@@ -10,7 +10,6 @@ Note [A readable event is recorded]
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import msgspec
@@ -39,8 +38,7 @@ _PLACES = ("data.object", "data.previous_attributes")
 _UNMISTAKABLE_BYTES = 16
 
 
-@dataclass(frozen=True, slots=True)
-class Envelope:
+class Envelope(Struct, frozen=True):
     """What the inbox keys and lists an event by.
 
     ``account`` is None where the event names none; ``created`` is in Unix seconds; ``object_type`` and

@@ -1,13 +1,13 @@
 """The inbox: the only door by which anything that Payfold comes to know enters its tables."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
 from itertools import accumulate
 from typing import Any, Final
 
 import psycopg
+from msgspec import Struct
 from psycopg import sql
 
 from schemas.database import Cursor, boolean_array, integer_array, text_array
@@ -29,8 +29,7 @@ class Recorded(Enum):
     DUPLICATE = "duplicate"
 
 
-@dataclass(frozen=True, slots=True)
-class Receipt:
+class Receipt(Struct, frozen=True):
     """What recording a delivery did, and the event's number in the inbox; None for a duplicate."""
 
     recorded: Recorded
@@ -40,8 +39,7 @@ class Receipt:
 _DUPLICATE: Final = Receipt(Recorded.DUPLICATE, None)
 
 
-@dataclass(frozen=True, slots=True)
-class Delivery:
+class Delivery(Struct, frozen=True):
     """An event on its way into the inbox.
 
     ``account`` is the event's own or the label of the secret that verified it; ``sha256`` is of the body as

@@ -27,7 +27,7 @@ import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from itertools import chain
 from pathlib import Path
@@ -603,7 +603,7 @@ def _own(item: bytes) -> Delivery:
         raise NotAnEvent("its payload is not the one that was exported: the hash differs")
     envelope = events.read(payload)
     return Delivery(
-        envelope=replace(envelope, redacted=tuple(dict.fromkeys((*line.redacted, *envelope.redacted)))),
+        envelope=msgspec.structs.replace(envelope, redacted=tuple(dict.fromkeys((*line.redacted, *envelope.redacted)))),
         account=line.account,
         sha256=sha256,
         signature=line.signature,

@@ -1,0 +1,44 @@
+"""Bounds on how long many things may take, at the cost of one timer for all of them."""
+
+import asyncio
+from collections.abc import Callable, Hashable
+from typing import Generic, TypeVar
+
+Key = TypeVar("Key", bound=Hashable)
+
+
+class Deadlines(Generic[Key]):
+    """Calls *late* with whatever was begun and has not ended after *seconds*.
+
+    Each has the same time, so they are due in the order in which they began, and the timer waits for the first alone: a
+    timer for each would cost a delivery as much as verifying it.
+    """
+
+    def __init__(self, seconds: float, late: Callable[[Key], None]) -> None:
+        self._seconds = seconds
+        self._late = late
+        self._loop = asyncio.get_running_loop()
+        self._due: dict[Key, float] = {}
+        self._timer: asyncio.TimerHandle | None = None
+
+    def begin(self, key: Key) -> None:
+        """Give *key* its time."""
+        due = self._loop.time() + self._seconds
+        self._due[key] = due
+        if self._timer is None:
+            self._timer = self._loop.call_at(due, self._look)
+
+    def end(self, key: Key) -> None:
+        """Ask no more of *key*."""
+        self._due.pop(key, None)
+
+    def _look(self) -> None:
+        self._timer = None
+        now = self._loop.time()
+        while self._due:
+            key, due = next(iter(self._due.items()))
+            if due > now:
+                self._timer = self._loop.call_at(due, self._look)
+                return
+            del self._due[key]
+            self._late(key)

@@ -7,7 +7,6 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import msgspec
 import pytest
 import stripe
 import zstandard
+from msgspec.structs import replace
 from psycopg.conninfo import conninfo_to_dict
 from sqlalchemy import Engine, select, text
 

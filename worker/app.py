@@ -1,10 +1,7 @@
 """The Celery application: the tasks, each of which only opens the edges and calls what does the work."""
 
-import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
@@ -18,16 +15,13 @@ from schemas.database import cursor, transaction
 from schemas.errors import ConflictError, DatabaseAway
 from schemas.settings import Settings
 from schemas.stripe_api import StripeApi
-from worker import discovery, expiry, fetches, gaps, projection, timekeeping
+from worker import discovery, expiry, fetches, gaps, lanes, projection, timekeeping
 from worker import reconcile as reconciling
 from worker.acting import THREADS, Desk, Round
 from worker.rebuild import IN_ONE_PROCESS
 
 FOLD_SECONDS_MAX: Final = 5.0
 """A fold task ends after this and wakes its successor, so that a worker asked to stop never takes long."""
-
-LANES: Final = 2
-"""Batches that are folded at once: while PostgreSQL saves one, the next is read and joined."""
 
 DATABASE_CONNECTIONS_MAX: Final = THREADS + 1
 
@@ -131,43 +125,19 @@ def _timetable(settings: Settings) -> dict[str, dict[str, object]]:
     return found
 
 
-@dataclass(frozen=True, slots=True)
-class _Lane:
-    """Folds one batch after another, *until* a time of the monotonic clock."""
-
-    engine: Engine
-    until: float
-    turn: threading.Lock = field(default_factory=threading.Lock)
-
-    def run_once(self) -> int:
-        return projection.run_once(self.engine, now=datetime.now(UTC), turn=self.turn)
-
-    def run(self) -> int:
-        folded = 0
-        while time.monotonic() < self.until and (batch := self.run_once()):
-            folded += batch
-        return folded
-
-
 def fold_until_done(app: Celery, engine: Engine, *, seconds_max: float = FOLD_SECONDS_MAX) -> int:
     """Fold batches until nothing is pending or the time is up, and return how many events that was.
 
     When the time is up, a successor is woken: it takes its turn behind other messages, or in another worker.
     """
     started = time.monotonic()
-    lane = _Lane(engine, until=started + seconds_max)
+    until = started + seconds_max
     try:
-        # Who was woken for a few events is done after one batch; behind a full one there is more.
-        folded = lane.run_once()
-        if folded == projection.FOLD_BATCH_MAX:
-            with ThreadPoolExecutor(LANES) as lanes:
-                folded += sum(lanes.map(_Lane.run, [lane] * LANES))
-        elif folded:
-            folded += lane.run()
+        folded = lanes.fold(engine, until=until)
     except DatabaseAway:
         _log.warning("events.fold_postponed", reason="PostgreSQL is away")
         return 0
-    if time.monotonic() > lane.until:
+    if time.monotonic() > until:
         app.send_task(broker.FOLD, queue=broker.FOLD_QUEUE)
     if folded:
         _log.info("events.folded", events=folded, seconds=round(time.monotonic() - started, 3))

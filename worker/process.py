@@ -1,10 +1,9 @@
 """What the worker's and the clock's process have in common: settings, logs, and a schema to work on."""
 
-import gc
 import signal
 import sys
 from collections.abc import Callable
-from typing import Final, NoReturn
+from typing import NoReturn
 
 from celery import Celery
 from celery.signals import setup_logging
@@ -12,20 +11,7 @@ from celery.signals import setup_logging
 from schemas import database, logs
 from schemas.errors import ConfigurationError
 from schemas.settings import Settings
-from worker import app
-
-SWITCH_SECONDS: Final = 0.0005
-"""How long a thread computes while another waits for its turn: one that folds would make one that saves wait longer."""
-YOUNG_OBJECTS_MAX: Final = 50_000
-"""New objects at which the collector looks for cycles; a batch makes about as many, and none of them is in one."""
-
-
-def _settle_down() -> None:
-    """Let the collector leave alone what is loaded, and come less often; folding is a fifth quicker for it."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(YOUNG_OBJECTS_MAX, 20, 20)
-    sys.setswitchinterval(SWITCH_SECONDS)
+from worker import app, lanes
 
 
 def run(start: Callable[[Celery, Settings], object]) -> NoReturn:
@@ -41,7 +27,7 @@ def run(start: Callable[[Celery, Settings], object]) -> NoReturn:
         sys.stderr.write(f"{error}\n")
         sys.exit(2)
 
-    _settle_down()
+    lanes.settle_down()
 
     @setup_logging.connect(weak=False)
     def _keep_ours(**_: object) -> None:

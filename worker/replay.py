@@ -11,18 +11,20 @@ import time
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import Final, TypeAlias
 
 from sqlalchemy import Engine
 
 from schemas import database, inbox
-from schemas.database import Cursor
+from schemas.database import Cursor, integer_array
 from schemas.errors import ConflictError
 from schemas.inbox import RECORD_ROWS_MAX, Delivery, Receipt, Recorded
-from worker import eventlog, projection
+from worker import eventlog, lanes, projection
 from worker.eventlog import Entry, OwnLine
 from worker.folds.facts import utc
 from worker.projection import Claimed
@@ -135,22 +137,50 @@ def replay(
         ConflictError: changes have been announced here, so this is no first import.
     """
     counts: Counts = Counter()
-    taken = _Withholding(engine, logs.now) if withhold else _Recording(engine, logs.now, fold=others is None)
-    for wanted in logs.chunks(counts):
-        counts.update(taken.take(wanted))
-    if others is not None:
-        others()
+    with ThreadPoolExecutor(1, thread_name_prefix="fold") as beside:
+        folder = _Folder(engine, logs.now, beside if others is None else None)
+        taken = _Withholding(engine, logs.now, folder) if withhold else _Recording(engine, logs.now, folder)
+        for wanted in logs.chunks(counts):
+            counts.update(taken.take(wanted))
+        if others is not None:
+            others()
+        folder.end()
     counts.update(taken.outcomes())
     return Replayed(counts, taken.withheld)
 
 
-class _Recording:
-    """Brings deliveries in, and folds them at once, if it is to *fold*."""
+class _Folder:
+    """Folds what is recorded *beside* the recording, one step behind it; None leaves it to others."""
 
-    def __init__(self, engine: Engine, now: datetime, *, fold: bool = True) -> None:
+    def __init__(self, engine: Engine, now: datetime, beside: Executor | None) -> None:
+        self._beside = beside
+        self._fold = partial(lanes.fold, engine, now=lambda: now)
+        self._step: Future[int] | None = None
+
+    def go_on(self) -> None:
+        """Fold what is pending, as soon as what was pending before is folded, for which this waits."""
+        if self._beside is not None:
+            self._wait()
+            self._step = self._beside.submit(self._fold)
+
+    def end(self) -> None:
+        """Return once nothing is pending, whoever recorded it."""
+        if self._beside is not None:
+            self._wait()
+            self._fold()
+
+    def _wait(self) -> None:
+        if self._step is not None:
+            self._step.result()
+
+
+class _Recording:
+    """Brings deliveries in, and has them folded."""
+
+    def __init__(self, engine: Engine, now: datetime, folder: _Folder) -> None:
         self._engine = engine
         self._now = now
-        self._fold = fold
+        self._folder = folder
         self._fresh = array("q")
         self._is_known = True
         self.withheld: Counts = Counter()
@@ -176,21 +206,19 @@ class _Recording:
     def _record(self, deliveries: Sequence[Delivery]) -> list[Receipt]:
         with database.transaction(self._engine) as connection, database.cursor(connection) as cursor:
             receipts = inbox.record(cursor, deliveries)
-        while self._fold and projection.run_once(self._engine, now=self._now):
-            pass
+        self._folder.go_on()
         return receipts
 
     def outcomes(self) -> Mapping[str, int]:
-        """Return how many of what was new have which state, once what an earlier run left is folded too."""
-        while self._fold and projection.run_once(self._engine, now=self._now):
-            pass
+        """Return how many of what was new have which state."""
         found: Counts = Counter()
         with database.transaction(self._engine) as connection, database.cursor(connection) as cursor:
             for at in range(0, len(self._fresh), OUTCOMES_READ):
                 cursor.execute(
-                    "SELECT state, count(*) FROM unnest(%b::bigint[]) AS k (seq) JOIN events USING (seq)"
-                    " GROUP BY state",
-                    (list(self._fresh[at : at + OUTCOMES_READ]),),
+                    "SELECT CASE WHEN p.seq IS NULL THEN o.state ELSE 'pending' END, count(*)"
+                    " FROM unnest(%s::bigint[]) AS k (seq) LEFT JOIN pending AS p USING (seq)"
+                    " LEFT JOIN outcomes AS o USING (seq) GROUP BY 1",
+                    (integer_array(self._fresh[at : at + OUTCOMES_READ]),),
                 )
                 found.update(dict(cursor.fetchall()))
         return found
@@ -199,8 +227,8 @@ class _Recording:
 class _Withholding(_Recording):
     """Brings deliveries in and folds them, and keeps the changes that this makes from the feed."""
 
-    def __init__(self, engine: Engine, now: datetime) -> None:
-        super().__init__(engine, now)
+    def __init__(self, engine: Engine, now: datetime, folder: _Folder) -> None:
+        super().__init__(engine, now, folder)
         with database.transaction(engine) as connection, database.cursor(connection) as cursor:
             cursor.execute("SELECT EXISTS (SELECT FROM changes WHERE NOT withheld)")
             if cursor.fetchone() != (False,):

@@ -17,15 +17,16 @@ import gzip
 import hashlib
 import io
 import json
+import os
 import re
 import sys
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Final, Literal
+from typing import IO, Final, Literal, TypeAlias
 
 import msgspec
 import zstandard
@@ -41,12 +42,15 @@ CHUNK_BYTES: Final = 64 * 1024
 STANDARD_INPUT: Final = "-"
 
 
+Source: TypeAlias = Literal["webhook", "replay", "gap", "observation"]
+
+
 class OwnLine(Struct, kw_only=True):
     """A line of our own log; ``payload_sha256`` is of the body before credentials were blanked."""
 
     object: Literal["payfold.delivery"] = OWN_LINE
     account: str
-    source: Literal["webhook", "replay", "gap", "observation"]
+    source: Source
     received_at: datetime
     signature: str | None
     payload_sha256: str
@@ -557,28 +561,65 @@ def write(line: OwnLine) -> bytes:
     return _encode_line(line) + b"\n"
 
 
+def line_of(
+    account: str, source: Source, received_at: datetime, signature: str | None, sha256: str, redacted: list[str], payload: bytes
+) -> bytes:  # fmt: skip
+    """Return the line of an event as the inbox has it; *sha256* is in hexadecimal."""
+    return write(
+        OwnLine(
+            account=account,
+            source=source,
+            received_at=received_at.astimezone(UTC),
+            signature=signature,
+            payload_sha256=sha256,
+            redacted=redacted,
+            payload=payload.decode(),
+        )
+    )
+
+
 @contextmanager
-def writing(path: Path) -> Iterator[IO[bytes]]:
-    """Open a new log at *path*, compressed as its name's ending says; it appears there when it is whole.
+def writing(path: Path, *, check: Callable[[Path], None] = lambda _: None) -> Iterator[IO[bytes]]:
+    """Open a new log at *path*, compressed as its name's ending says; it appears there when it is whole and on disk.
+
+    *check* is given the file before it gets its name, and may raise, which leaves nothing behind.
 
     Raises:
         ConfigurationError: when it cannot be written there.
     """
     draft = path.with_name(f"{path.name}.part")
     try:
-        with draft.open("wb") as file, _compressed(file, path.suffix) as stream:
-            yield stream
+        # Never into a file that somebody else has open.
+        draft.unlink(missing_ok=True)
+        with draft.open("xb") as file:
+            with _compressed(file, path.suffix) as stream:
+                yield stream
+            file.flush()
+            os.fsync(file.fileno())
+        check(draft)
         draft.replace(path)
+        _sync_folder(path.parent)
     except OSError as error:
         raise ConfigurationError(f"Cannot write {path}: {error.strerror}.") from None
     finally:
         draft.unlink(missing_ok=True)
 
 
+def _sync_folder(folder: Path) -> None:
+    """Let the names in *folder* outlive a loss of power."""
+    if os.name != "posix":
+        return
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
+
+
 @contextmanager
 def _compressed(file: IO[bytes], ending: str) -> Iterator[IO[bytes]]:
     if ending == ".zst":
-        with zstandard.ZstdCompressor(level=10).stream_writer(file, closefd=False) as stream:
+        with zstandard.ZstdCompressor(level=10, write_checksum=True).stream_writer(file, closefd=False) as stream:
             yield stream
     elif ending == ".gz":
         with gzip.GzipFile(fileobj=file, mode="wb") as stream:

@@ -14,16 +14,20 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from sqlalchemy import select
 
 from deploy import output
+from deploy.commands.archiving import events_archive
 from deploy.commands.base import (
     FAILED,
     AccountOption,
+    ArchiveOption,
     FormatOption,
     ModeOption,
     Since,
     Until,
+    bars,
     one_row,
     opened_database,
     settings_here,
+    shown_on,
     utc,
 )
 from deploy.output import Format, err
@@ -74,16 +78,24 @@ def events_show(
     """Show one event with its payload, which holds personal data."""
     with opened_database() as engine:
         row = one_row(engine, tables.events, event_id, account=account, livemode=livemode)
-    output.one({**row, "payload": row["payload"].decode(errors="replace")}, form)
+    payload = row["payload"]
+    told = None if payload is None else payload.decode(errors="replace")
+    output.one({**row, "payload": told, "archived": payload is None}, form)
+    if payload is None:
+        err.print("Its payload is archived.")
 
 
 @events_app.command("retry")
-def events_retry(event_id: EventId, account: AccountOption = None, livemode: ModeOption = None) -> None:
+def events_retry(
+    event_id: EventId, archive: ArchiveOption = None, account: AccountOption = None, livemode: ModeOption = None
+) -> None:
     """Fold an event again, now and in this process; exit 1 if it is parked again."""
     from worker import operator
 
     with opened_database() as engine:
-        found = operator.retry(engine, event_id, now=datetime.now(UTC), account=account, livemode=livemode)
+        found = operator.retry(
+            engine, event_id, now=datetime.now(UTC), account=account, livemode=livemode, archive=archive
+        )
     _tell(found)
     if found.state == "parked":
         raise typer.Exit(FAILED)
@@ -116,20 +128,34 @@ def events_export(
     ] = None,
     since: Since = None,
     until: Until = None,
+    archive: ArchiveOption = None,
 ) -> None:
-    """Write the inbox as a log that `replay` reads, an event a line: to stdout, or better to a .zst file."""
+    """Write the inbox as a log that `replay` reads, an event a line; exit 1 if archived ones are left out."""
+    from worker import archive as archives
     from worker.eventlog import writing
-    from worker.replay import Filters, export
+    from worker.replay import Filters, export, left_out
 
     filters = Filters(since=utc(since), until=utc(until))
     written = 0
-    with opened_database() as engine, nullcontext(sys.stdout.buffer) if to is None else writing(to) as stream:
-        for line in export(engine, filters=filters):
-            stream.write(line)
-            written += 1
-        stream.flush()
+    with (
+        opened_database() as engine,
+        bars() as bar,
+        nullcontext(engine) if archive is None else archives.within(engine, archive, progress=shown_on(bar)) as source,
+    ):
+        with nullcontext(sys.stdout.buffer) if to is None else writing(to) as stream:
+            for line in export(source, filters=filters):
+                stream.write(line)
+                written += 1
+            stream.flush()
+        missing = left_out(source, filters=filters)
     if to is not None:
         err.print(f"Wrote {written:,} events to {to}.")
+    if missing:
+        err.print(f"Left out: {missing:,} events whose payloads are archived. --archive DIR covers them.")
+        raise typer.Exit(FAILED)
+
+
+events_app.command("archive")(events_archive)
 
 
 _COUNTS: Final = (

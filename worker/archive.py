@@ -135,6 +135,12 @@ def alone(engine: Engine) -> Iterator[None]:
         yield
 
 
+def clear_drafts(folder: Path) -> None:
+    """Remove what a killed run did not finish: nobody has dropped a payload for it."""
+    for path in folder.glob("payfold-events-*.part"):
+        path.unlink(missing_ok=True)
+
+
 def require_room(parts: Iterable[Part], folder: Path) -> None:
     """Find out before anything is written whether *folder* has room.
 
@@ -359,8 +365,8 @@ def _lock(cursor: Cursor, partition: str, mode: str) -> None:
         else:
             return
     raise ConflictError(
-        f"{partition} is in use: does a rebuild go on, or is a transaction left open? Its payloads stay for now. Run the"
-        " same command again: it takes the log that is written for its own."
+        f"{partition} is in use: does a rebuild go on, or is a transaction left open? Its payloads stay for now. Run"
+        " the same command again: it takes the log that is written for its own."
     )
 
 

@@ -562,8 +562,14 @@ def write(line: OwnLine) -> bytes:
 
 
 def line_of(
-    account: str, source: Source, received_at: datetime, signature: str | None, sha256: str, redacted: list[str], payload: bytes
-) -> bytes:  # fmt: skip
+    account: str,
+    source: Source,
+    received_at: datetime,
+    signature: str | None,
+    sha256: str,
+    redacted: list[str],
+    payload: bytes,
+) -> bytes:
     """Return the line of an event as the inbox has it; *sha256* is in hexadecimal."""
     return write(
         OwnLine(
@@ -591,7 +597,7 @@ def writing(path: Path, *, check: Callable[[Path], None] = lambda _: None) -> It
     try:
         # Never into a file that somebody else has open.
         draft.unlink(missing_ok=True)
-        with draft.open("xb") as file:
+        with open(draft, "xb", opener=_for_us_alone) as file:
             with _compressed(file, path.suffix) as stream:
                 yield stream
             file.flush()
@@ -603,6 +609,11 @@ def writing(path: Path, *, check: Callable[[Path], None] = lambda _: None) -> It
         raise ConfigurationError(f"Cannot write {path}: {error.strerror}.") from None
     finally:
         draft.unlink(missing_ok=True)
+
+
+def _for_us_alone(path: str, flags: int) -> int:
+    """Open a file that only its owner may read: it holds what buyers told."""
+    return os.open(path, flags, 0o600)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -631,7 +631,8 @@ FROM oldest
 _QUEUE: Final = """
 INSERT INTO pending (seq, again)
 SELECT seq, true FROM unnest(%s::bigint[]) AS k (seq)
-WHERE EXISTS (SELECT FROM payloads AS b WHERE b.seq = k.seq) AND NOT EXISTS (SELECT FROM pending AS p WHERE p.seq = k.seq)
+WHERE EXISTS (SELECT FROM payloads AS b WHERE b.seq = k.seq)
+    AND NOT EXISTS (SELECT FROM pending AS p WHERE p.seq = k.seq)
 ORDER BY seq LIMIT %s
 ON CONFLICT (seq) DO NOTHING
 """

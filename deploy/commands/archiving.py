@@ -35,6 +35,8 @@ def events_archive(
     moment = utc(before) or before
     with opened_database() as engine, bars() as bar, archives.alone(engine):
         parts = archives.plan(engine, before=moment)
+        if yes:
+            archives.clear_drafts(to)
         archives.require_room(parts, to)
         if not yes:
             shown = [{**asdict(part), "megabytes": round(part.bytes / 1e6, 1)} for part in parts]
@@ -74,8 +76,8 @@ def _require_lasting(folder: Path) -> None:
     """
     if "DYNO" in os.environ:
         raise ConfigurationError(
-            "--to: a dyno loses its disk when it restarts, and with it the archive. Run this on a machine that keeps its"
-            " disk: DATABASE_URL=$(heroku config:get DATABASE_URL) payfold events archive …"
+            "--to: a dyno loses its disk when it restarts, and with it the archive. Run this on a machine that keeps"
+            " its disk: DATABASE_URL=$(heroku config:get DATABASE_URL) payfold events archive …"
         )
     if not folder.is_dir():
         raise ConfigurationError(f"--to: there is no folder {folder}. {_INSTEAD}")

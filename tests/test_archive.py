@@ -22,6 +22,7 @@ from deploy.sandbox.samples import sample
 from schemas import database
 from schemas.errors import ConfigurationError, ConflictError
 from tests import command, ledger
+from tests.test_replay import lived_in
 from worker import archive, operator, projection, rebuild, swap
 from worker.archive import Done
 from worker.digest import digests
@@ -174,6 +175,26 @@ def test_replayed(shop: Engine, another: Engine, folder: Path, run: Callable[...
     assert digests(another) == before == digests(shop)
     kept = "SELECT account, livemode, id, created, redacted, payload_sha256, signature, received_at FROM events"
     assert ledger.rows(another, f"{kept} ORDER BY id") == ledger.rows(shop, f"{kept} ORDER BY id")
+
+
+def test_whatever_an_inbox_holds(engine: Engine, folder: Path) -> None:
+    """Accounts, modes, blanked credentials, odd bodies and an operator's word are kept to the byte."""
+    lived_in(engine)
+    words = "SELECT id, state, reason FROM events ORDER BY id"
+    before, held, told = at_rest(engine), payloads(engine), ledger.rows(engine, words)
+    (parked,) = (row["seq"] for row in ledger.rows(engine, "SELECT seq FROM outcomes WHERE state = 'parked'"))
+    (done,) = archived(engine, folder)
+    assert (done.dropped, payloads(engine)) == (len(held) - 1, {parked: held.pop(parked)})
+    assert at_rest(engine) == before
+
+    with archive.beside(engine, folder, progress=nobody) as made:
+        rebuild.rebuild(made)
+        assert digests(engine, schema=made.schema) == before[0]
+        kept = ledger.rows(engine, f"SELECT * FROM {made.schema}.archived")  # noqa: S608 - our own name
+        assert {row["seq"]: bytes(row["payload"]) for row in kept} == held
+        assert swap.swap(made)[0].drift == 0
+
+    assert ledger.rows(engine, words) == told
 
 
 def test_a_duplicate_of_an_archived_event(shop: Engine, folder: Path) -> None:

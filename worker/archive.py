@@ -53,7 +53,7 @@ LOCK_SECONDS_MAX: Final = 1
 """So long one try waits for a partition, and lets others wait behind it."""
 TRIES_MAX: Final = 40
 ROOM_SHARE: Final = 4
-"""A log takes a twelfth of what it holds, as a rule; a fourth has to be free."""
+"""A log takes a tenth of what it holds, or less; room for a fourth has to be there."""
 NAMES_TOLD_MAX: Final = 3
 SUFFIX: Final = ".ndjson.zst"
 

@@ -169,6 +169,8 @@ def _print(result: dict[str, Any], form: Format) -> None:
             )
     columns = ("account", "livemode", "object", "listed", "missing_here", "missing_there", "different")
     _section("Stripe", result.get("stripe"), columns)
+    if archived := sum(each.get("archived", 0) for each in result.get("stripe", ())):
+        err.print(f"{archived:,} rows could not be held against Stripe: they are folded from archived events.")
     shown = [_shown(row) for row in result["drift"][:SHOWN_MAX]]
     _section("Differences", shown, ("check", "kind", "table", "id", "column", "held", "expected", "too much"))
     if result["drift_total"] > len(shown):

@@ -202,31 +202,40 @@ def archive(
         ConflictError: it does not read back as it was written, or the partition is in use for too long; no payload
             has gone but those of the steps before.
     """
-    before_it = sorted(
-        path for path in folder.glob(f"payfold-events-{part.first}-{part.last}*") if _NAME.fullmatch(path.name)
-    )
-    held, path = _Held(), None
-    if before_it:
-        held = _read(engine, part, before, None, lambda _: None)
-        path = next((each for each in before_it if _fingerprint_of(each) == held.fingerprint), None)
+    held, path = _known(engine, part, before, folder)
     is_known = path is not None
     if path is None:
-        path = _free_name(folder, part)
-        told = _Held()
-
-        def check(draft: Path) -> None:
-            if _fingerprint_of(draft) != told.fingerprint:
-                raise ConflictError(
-                    f"{path} does not read back as it was written, so it was removed, and no payload has gone."
-                    " Is the disk sound?"
-                )
-
-        with eventlog.writing(path, check=check) as stream:
-            read = _read(engine, part, before, stream, progress)
-            told.fingerprint = read.fingerprint
-        held = read
+        held, path = _written(engine, part, before, folder, progress)
     dropped = _drop(engine, part.partition, held)
     return Done(part, path, dropped, len(held.seqs) - dropped, is_known)
+
+
+def _known(engine: Engine, part: Part, before: datetime, folder: Path) -> tuple[_Held, Path | None]:
+    """Return the log that an unfinished run has left, with what it holds; None where there is none."""
+    named = [(path, _NAME.fullmatch(path.name)) for path in sorted(folder.iterdir())]
+    paths = [path for path, found in named if found and (int(found[1]), int(found[2])) == (part.first, part.last)]
+    if not paths:
+        return _Held(), None
+    held = _read(engine, part, before, None, lambda _: None)
+    return held, next((path for path in paths if _fingerprint_of(path) == held.fingerprint), None)
+
+
+def _written(
+    engine: Engine, part: Part, before: datetime, folder: Path, progress: Callable[[int], None]
+) -> tuple[_Held, Path]:
+    """Write a log, read it back before it gets its name, and return it with what it holds."""
+    path, held = _free_name(folder, part), _Held()
+
+    def check(draft: Path) -> None:
+        if _fingerprint_of(draft) != held.fingerprint:
+            raise ConflictError(
+                f"{path} does not read back as it was written, so it was removed, and no payload has gone. Is the disk"
+                " sound?"
+            )
+
+    with eventlog.writing(path, check=check) as stream:
+        held = _read(engine, part, before, stream, progress)
+    return held, path
 
 
 def _free_name(folder: Path, part: Part) -> Path:

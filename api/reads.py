@@ -339,7 +339,9 @@ def show_event(
 ) -> answers.EventWithPayload:
     """Show one event with its payload, which holds personal data and so wants the scope admin."""
     row = dict(one(request, tables.events, event_id, account, livemode))
-    return answers.EventWithPayload.model_validate({**row, "payload": row["payload"].decode(errors="replace")})
+    payload = row["payload"]
+    told = None if payload is None else payload.decode(errors="replace")
+    return answers.EventWithPayload.model_validate({**row, "payload": told, "archived": payload is None})
 
 
 def one(request: Request, table: Table, key: str, account: str | None, livemode: bool | None) -> Any:  # noqa: ANN401, FBT001 - a row's mapping, and what the address says

@@ -134,6 +134,11 @@ def _caveats(found: Row) -> str:
     said = [f"Not checked: {listed(_CHECKS[name][0] for name in left)}." if left else "Everything was checked."]
     if unproven:
         said.append(f"{counted(unproven, 'result')} of the rules could not be proven either way.")
+    if "left_out" in found:
+        left_out = found["left_out"]
+        said.append(
+            f"Not rebuilt: {counted(left_out['objects'], 'object')} of {counted(left_out['events'], 'archived event')}."
+        )
     if "repaired" in found:
         said.append(f"Before this run's repair there {_were(found['repaired']['drift_total'])}.")
     if waiting:

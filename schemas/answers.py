@@ -280,7 +280,8 @@ class Event(Answer):
 class EventWithPayload(Event):
     """An event in the inbox with its payload as text, since not every payload is JSON that can be read."""
 
-    payload: str
+    payload: str | None = Field(description="null where it is archived")
+    archived: bool = Field(description="the payload is in an archive, no longer in the database")
 
 
 class Change(Answer):

@@ -170,6 +170,17 @@ def payloads_of(cursor: Cursor, seqs: Sequence[int]) -> dict[int, bytes]:
     return dict(cursor.fetchall())
 
 
+def partitions(cursor: Cursor) -> list[str]:
+    """Return the names of the tables that the payloads are kept in, oldest first and the rest last."""
+    cursor.execute(
+        """
+        SELECT c.relname FROM pg_inherits AS p JOIN pg_class AS c ON c.oid = p.inhrelid
+        WHERE p.inhparent = 'payloads'::regclass ORDER BY c.relname = 'payloads_rest', length(c.relname), c.relname
+        """
+    )
+    return [name for (name,) in cursor.fetchall()]
+
+
 def make_room(cursor: Cursor) -> int:
     """Make the partitions that the next payloads will need, and return how many those are.
 

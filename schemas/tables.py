@@ -1,10 +1,13 @@
 """Every table and view at rest. The migrations make them; a test holds the two against each other.
 
+``tests/test_indexes.py`` names the query that each index serves, and shows that it does.
+
 Note [The inbox is append-only]
     What an event is known by is written once, into ``inbox``, and its bytes once, into ``payloads``; neither is updated
     when the event is folded: what is waiting is a narrow row in ``pending`` that is deleted, what became of it a
-    narrow row in ``outcomes``. ``events`` is the view over the four that people and commands read. The one exception
-    is a second rendering of the same event by a newer API version, which takes the first one's place.
+    narrow row in ``outcomes``. ``events`` is the view over the four that people and commands read. The bytes may be
+    archived (see Note [An archive loses nothing]); what the event is known by stays. The one exception is a second
+    rendering of the same event by a newer API version, which takes the first one's place.
 """
 
 from typing import Final
@@ -153,7 +156,7 @@ outcomes = Table(
     _one_of("state", OUTCOMES),
     # The clock looks for outcomes of an older fold version.
     Index("outcomes_fold_version", "fold_version", "seq"),
-    # An operator lists what is parked.
+    # How much is parked, and what waits for an archive.
     Index("outcomes_parked", "seq", postgresql_where=text("state = 'parked'")),
 )
 

@@ -178,3 +178,20 @@ def test_the_command(at: Stage) -> None:
     sessions = next(each for each in repaired.json["stripe"] if each["object"] == "checkout.session")
     assert (sessions["listed"], sessions["missing_here"]) == (len(at.account.session_ids()), 0)
     assert KEY not in found.out + found.err + repaired.out + repaired.err
+
+
+def test_what_is_archived(at: Stage) -> None:
+    """A row whose events are archived is held against what Stripe lists, unless only all its events could tell."""
+    deliver(at)
+    audit.repair(at.desk())
+    ledger.execute(at.engine, "DELETE FROM payloads")
+    (order,) = at.rows("SELECT id FROM orders WHERE amount_total > 0 AND status = 'paid' LIMIT 1")
+
+    listed, found = audited(at)
+    ledger.execute(at.engine, "UPDATE orders SET amount_total = amount_total + 1 WHERE id = :id", id=order["id"])
+    _, edited = audited(at)
+
+    assert found == []
+    assert listed["checkout.session"].archived < listed["checkout.session"].listed
+    assert listed["credit_note"].archived == listed["credit_note"].listed > 0
+    assert [(each.table, each.id, each.column) for each in edited] == [("orders", order["id"], "amount_total")]

@@ -241,6 +241,19 @@ def test_payload(web: Web) -> None:
     assert "payload" not in web.get("/v1/events").json()["data"][0]
 
 
+def test_archived_payload(web: Web) -> None:
+    """Of an archived event all is shown but its payload, and that is said."""
+    web.deliver(event())
+    at_hand = web.get("/v1/events/evt_1", OPERATOR).json()
+    web.query("DELETE FROM payloads")
+
+    shown = web.get("/v1/events/evt_1", OPERATOR)
+
+    assert shown.status_code == 200
+    assert shown.json() == at_hand | {"payload": None, "archived": True}
+    assert at_hand["archived"] is False
+
+
 @pytest.mark.parametrize("path", ["/v1/nothing", "/nothing", "/v1/orders/", "/v1", "/.env", "//"])
 def test_unknown_route(shared: Web, path: str) -> None:
     """A path that is none is a problem document."""

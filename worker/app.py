@@ -67,8 +67,10 @@ def create(settings: Settings, engine: Engine) -> Celery:
         except (DatabaseAway, ConflictError) as error:
             _log.warning("reconcile.postponed", reason=str(error) or "PostgreSQL is away")
             return 0
-        drift = int(result["drift_total"])
-        (_log.error if drift else _log.info)("reconcile.done", run=result["run"]["id"], drift=drift)
+        drift, left_out = int(result["drift_total"]), result.get("left_out", {"objects": 0})["objects"]
+        (_log.error if drift else _log.info)(
+            "reconcile.done", run=result["run"]["id"], drift=drift, objects_left_out=left_out
+        )
         return drift
 
     app.conf.beat_schedule = _timetable(settings)

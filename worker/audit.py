@@ -19,7 +19,7 @@ from sqlalchemy import Engine
 from schemas import checkout, database, inbox, observations, tables
 from schemas.budget import Lane
 from schemas.database import Cursor
-from schemas.errors import MissingAtStripe
+from schemas.errors import Archived, MissingAtStripe
 from schemas.inbox import Delivery
 from schemas.observations import Answer, Object, World
 from worker import acting, difference, folds, projection
@@ -40,7 +40,10 @@ SETTLED: Final = timedelta(minutes=1)
 
 @dataclass(slots=True)
 class Listed:
-    """What came of the objects of one kind in one world: how many Stripe listed, and how many rows differ."""
+    """What came of the objects of one kind in one world: how many Stripe listed, and how many rows differ.
+
+    Of *archived* ones nobody could tell, since their rows are folded from payloads that are not at hand.
+    """
 
     account: str
     livemode: bool
@@ -49,6 +52,7 @@ class Listed:
     missing: int = 0
     extra: int = 0
     different: int = 0
+    archived: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,18 +122,18 @@ def _audit_kind(
     for page in desk.api.pages(world, *kind.path, lane=Lane.BACKFILL, **params):
         objects: list[Object] = page.body["data"]
         tally.listed += len(objects)
-        yield from _counted(tally, _compare(desk, world, objects, page.at, repair=repair))
+        yield from _counted(tally, _compare(desk, world, tally, objects, page.at, repair=repair))
         ids = {each["id"] for each in objects}
         if not kind.by_age:
             seen |= ids
         elif objects:
             lowest = utc(min(each["created"] for each in objects))
             rows = _between(desk, world, kind, lowest, above or started) - ids - seen
-            yield from _counted(tally, _unlisted(desk, world, kind, rows, repair=repair))
+            yield from _counted(tally, _unlisted(desk, world, kind, tally, rows, repair=repair))
             seen, above = ids, lowest
     # What is older than the last, or everything where nothing was listed.
     rows = _between(desk, world, kind, since, above or started, is_last=True) - seen
-    yield from _counted(tally, _unlisted(desk, world, kind, rows, repair=repair))
+    yield from _counted(tally, _unlisted(desk, world, kind, tally, rows, repair=repair))
     yield tally
 
 
@@ -154,7 +158,7 @@ def _audit_ledgers(desk: Desk, world: World, *, repair: bool) -> Iterator[Listed
             except MissingAtStripe:
                 continue
             tally.listed += len(objects)
-            yield from _counted(tally, _compare(desk, world, objects, at, repair=repair))
+            yield from _counted(tally, _compare(desk, world, tally, objects, at, repair=repair))
         last = customers[-1]
     yield tally
 
@@ -171,9 +175,12 @@ def _customers(cursor: Cursor, world: World, *, after: str) -> list[str]:
 # ---- What Stripe has ----
 
 
-def _compare(desk: Desk, world: World, objects: Sequence[Object], at: int, *, repair: bool) -> list[Difference]:
+def _compare(
+    desk: Desk, world: World, tally: Listed, objects: Sequence[Object], at: int, *, repair: bool
+) -> list[Difference]:
     told = {each["id"]: _observed(each, world, at, desk.now()) for each in objects}
-    found = desk.within(lambda opened: _differing(opened, list(told.values())))
+    found, archived = desk.within(lambda opened: _differing(opened, list(told.values())))
+    tally.archived += archived
     if found and repair:
         wrong = {subject.id: subject.source for subject, _ in found}
         desk.within(lambda opened: _put_right(opened, desk, world, told, wrong))
@@ -187,23 +194,42 @@ def _observed(body: Object, world: World, at: int, now: datetime) -> Delivery:
     return observations.of_answer(f"payfold.{body['object']}.observed", Answer(body, at), world, now=now)
 
 
-def _differing(cursor: Cursor, told: Sequence[Delivery]) -> list[tuple[Subject, Pair]]:
-    """Return the rows that what was *told* would change, beside what they would be."""
+def _differing(cursor: Cursor, told: Sequence[Delivery]) -> tuple[list[tuple[Subject, Pair]], int]:
+    """Return the rows that what was *told* would change, beside what they would be, and of how many nobody can tell."""
     at_hand: dict[Subject, list[Facts]] = defaultdict(list)
     for delivery in told:
         for one in folds.judge(_event(delivery)).facts:
             at_hand[one.subject].append(one)
     known = projection.load(cursor, at_hand)
     on_the_way = _on_the_way(cursor, at_hand)
-    found = []
-    for subject, facts in projection.facts_of(cursor, set(at_hand), {}).items():
-        joined = join.fold_all(folds.SHAPES[subject.table], [*facts, *at_hand[subject]])
+    found, archived = [], 0
+    for subject, facts in _facts_of(cursor, set(at_hand)):
+        shape = folds.SHAPES[subject.table]
+        if facts is None:
+            # What is told now is laid over the row, unless only all that was told before could tell.
+            row = known.get(subject)
+            joined = None if row is None else join.advance(shape, row, at_hand[subject])
+            archived += joined is None
+        else:
+            joined = join.fold_all(shape, [*facts, *at_hand[subject]])
         if joined is None or subject.source in on_the_way:
             continue
         pair = Pair(tables.metadata.tables[subject.table], known.get(subject), joined.row)
         if _differences(pair):
             found.append((subject, pair))
-    return found
+    return found, archived
+
+
+def _facts_of(cursor: Cursor, subjects: set[Subject]) -> Iterator[tuple[Subject, list[Facts] | None]]:
+    """Yield all that the inbox says of each of *subjects*, None where a payload of it is archived."""
+    try:
+        yield from projection.facts_of(cursor, subjects, {}).items()
+    except Archived:
+        if len(subjects) > 1:
+            for subject in subjects:
+                yield from _facts_of(cursor, {subject})
+        else:
+            yield from ((subject, None) for subject in subjects)
 
 
 def _event(delivery: Delivery) -> Event:
@@ -287,7 +313,9 @@ def _between(
     return desk.within(read)
 
 
-def _unlisted(desk: Desk, world: World, kind: _Kind, rows: set[str], *, repair: bool) -> list[Difference]:
+def _unlisted(
+    desk: Desk, world: World, kind: _Kind, tally: Listed, rows: set[str], *, repair: bool
+) -> list[Difference]:
     """Ask for each of *rows*, which a list did not have, and return what differs."""
     found: list[Difference] = []
     for id_ in sorted(rows):
@@ -299,7 +327,7 @@ def _unlisted(desk: Desk, world: World, kind: _Kind, rows: set[str], *, repair: 
                 _record(desk, checkout.missing(world, id_, now=desk.now()))
         else:
             if not answer.body.get("deleted"):
-                found += _compare(desk, world, [answer.body], answer.at, repair=repair)
+                found += _compare(desk, world, tally, [answer.body], answer.at, repair=repair)
     return found
 
 

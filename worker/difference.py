@@ -30,6 +30,13 @@ _MONEY: Final = {
 }
 _CURRENCY_OF: Final = {"presentment_amount": "presentment_currency"}
 """Where an amount's currency is not the row's own."""
+_OWNER_OF: Final = {
+    "balance_changes": "customer",
+    "balances": "customer",
+    "credit_note_lines": "credit_note",
+    "order_lines": "order_id",
+}
+"""By which column a row names the object whose events it is folded from, where that is not its id."""
 MAIN_AMOUNTS: Final = ("amount_total", "total", "amount")
 """What a row that is missing or extra is worth, by the first of these that it has."""
 
@@ -82,10 +89,15 @@ class Tally:
 
 @dataclass(slots=True)
 class Comparison:
-    """What a comparison came to; *money* is, by table, column and currency, by how much what is held is too much."""
+    """What a comparison came to; *money* is, by table, column and currency, by how much what is held is too much.
+
+    Not compared are so many *objects_left_out*, of which so many *events_left_out* are archived.
+    """
 
     tallies: list[Tally] = field(default_factory=list)
     money: Counter[tuple[str, str, str]] = field(default_factory=Counter)
+    objects_left_out: int = 0
+    events_left_out: int = 0
 
     @property
     def drift(self) -> int:
@@ -110,11 +122,15 @@ class Pair:
 def compare(
     cursor: Cursor, made: Shadow, *, tell: Callable[[Difference], None], pair: Callable[[Pair], None] = lambda _: None
 ) -> Comparison:
-    """Compare the live tables with those of *made*; *tell* is told each difference, *pair* each pair of rows."""
+    """Compare the live tables with those of *made*; *tell* is told each difference, *pair* each pair of rows.
+
+    Rows of objects that *made* leaves out are not compared.
+    """
     found = Comparison()
+    compared = _compared(cursor, made)
     for table in sorted(tables.PROJECTIONS, key=lambda each: each.name):
-        tally = Tally(str(table.name), _count(cursor, made.live, table), _count(cursor, made.schema, table))
-        for each in _pairs(cursor, made, table):
+        tally = Tally(str(table.name), *(_count(cursor, rows) for rows in compared(table)))
+        for each in _pairs(cursor, compared, table):
             pair(each)
             setattr(tally, each.kind, getattr(tally, each.kind) + 1)
             _add_money(found.money, each)
@@ -122,14 +138,41 @@ def compare(
                 tell(difference)
         found.tallies.append(tally)
     found.money = Counter({key: amount for key, amount in found.money.items() if amount})
-    found.tallies.append(_compare_anomalies(cursor, made, tell))
+    found.tallies.append(_compare_anomalies(cursor, compared, tell))
     return found
 
 
-def _count(cursor: Cursor, schema: str, table: Table) -> int:
-    cursor.execute(sql.SQL("SELECT count(*) FROM {}").format(sql.Identifier(schema, table.name)))
-    (rows,) = cursor.fetchone() or (0,)
-    return int(rows)
+_Compared = Callable[[Table], tuple[sql.Composable, sql.Composable]]
+"""Returns the live rows of a table that are compared, and those that are expected, as a statement selects from them."""
+
+
+def _compared(cursor: Cursor, made: Shadow) -> _Compared:
+    cursor.execute(sql.SQL("SELECT EXISTS (SELECT FROM {})").format(sql.Identifier(made.schema, "left_out")))
+    is_part = cursor.fetchone() == (True,)
+
+    def rows_of(table: Table) -> tuple[sql.Composable, sql.Composable]:
+        held, expected = sql.Identifier(made.live, table.name), sql.Identifier(made.schema, table.name)
+        if not is_part:
+            return held, expected
+        return _but_left_out(made, table, held), _but_left_out(made, table, expected)
+
+    return rows_of
+
+
+def _but_left_out(made: Shadow, table: Table, rows: sql.Identifier) -> sql.Composed:
+    owner: sql.Composable = sql.Identifier("t", _OWNER_OF.get(table.name, "id"))
+    if table is tables.anomalies:
+        owner = sql.SQL("split_part(t.subject_id, ' ', 1)")
+    return sql.SQL(
+        "(SELECT * FROM {rows} AS t WHERE NOT EXISTS (SELECT FROM {left_out} AS l"
+        " WHERE (l.account, l.livemode, l.object_id) = (t.account, t.livemode, {owner})))"
+    ).format(rows=rows, left_out=sql.Identifier(made.schema, "left_out"), owner=owner)
+
+
+def _count(cursor: Cursor, rows: sql.Composable) -> int:
+    cursor.execute(sql.SQL("SELECT count(*) FROM {} AS t").format(rows))
+    (count,) = cursor.fetchone() or (0,)
+    return int(count)
 
 
 def distinct(table: Table) -> sql.Composed:
@@ -144,12 +187,13 @@ def key_of(table: Table) -> list[str]:
     return [column.name for column in table.primary_key]
 
 
-def _pairs(cursor: Cursor, made: Shadow, table: Table) -> Iterator[Pair]:
+def _pairs(cursor: Cursor, compared: _Compared, table: Table) -> Iterator[Pair]:
+    held_rows, expected_rows = compared(table)
     statement = sql.SQL(
         "SELECT h.*, e.* FROM {held} AS h FULL JOIN {expected} AS e USING ({key}) WHERE {distinct} ORDER BY {sorted}"
     ).format(
-        held=sql.Identifier(made.live, table.name),
-        expected=sql.Identifier(made.schema, table.name),
+        held=held_rows,
+        expected=expected_rows,
         key=sql.SQL(", ").join(map(sql.Identifier, key_of(table))),
         distinct=distinct(table),
         sorted=sql.SQL(", ").join(
@@ -228,16 +272,17 @@ def _add_money(money: Counter[tuple[str, str, str]], pair: Pair) -> None:
                 money[str(pair.table.name), str(name), currency] += sign * row[name]
 
 
-def _compare_anomalies(cursor: Cursor, made: Shadow, tell: Callable[[Difference], None]) -> Tally:
+def _compare_anomalies(cursor: Cursor, compared: _Compared, tell: Callable[[Difference], None]) -> Tally:
     """Compare the anomalies that are in force: they too follow from the events."""
+    held_rows, expected_rows = compared(tables.anomalies)
     statement = sql.SQL(
         """
         SELECT h.id IS NOT NULL AS is_held, e.id IS NOT NULL AS is_expected,
             account, livemode, kind, subject_id, coalesce(h.as_of, e.as_of) AS seen_of
-        FROM (SELECT * FROM {held} WHERE resolved_at IS NULL) AS h
+        FROM (SELECT * FROM {held} AS h WHERE resolved_at IS NULL) AS h
         FULL JOIN {expected} AS e USING (account, livemode, id, kind, subject, subject_id)
         """
-    ).format(held=sql.Identifier(made.live, "anomalies"), expected=sql.Identifier(made.schema, "anomalies"))
+    ).format(held=held_rows, expected=expected_rows)
     tally = Tally("anomalies")
     with cursor.connection.cursor(row_factory=dict_row) as rows:
         rows.execute(statement)

@@ -22,13 +22,14 @@ import gzip
 import hashlib
 import io
 import json
+import os
 import re
 import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
 from typing import IO, Final, Literal, TypeAlias
@@ -48,12 +49,15 @@ STANDARD_INPUT: Final = "-"
 _REMARK: Final = b"# payfold: "
 
 
+Source: TypeAlias = Literal["webhook", "replay", "gap", "observation"]
+
+
 class OwnLine(Struct, kw_only=True):
     """A line of our own log; ``payload_sha256`` is of the body before credentials were blanked."""
 
     object: Literal["payfold.delivery"] = OWN_LINE
     account: str
-    source: Literal["webhook", "replay", "gap", "observation"]
+    source: Source
     received_at: datetime
     signature: str | None
     payload_sha256: str
@@ -629,31 +633,86 @@ def write(line: OwnLine) -> bytes:
 
 
 Compression: TypeAlias = Literal["plain", "gzip", "Zstandard"]
+PLAIN_ENDINGS: Final = (".ndjson", ".json", ".jsonl", ".txt")
+
+
+def form_of(path: Path | None) -> Compression:
+    """Return how a log at *path* is compressed: as its ending says, and by Zstandard where that says nothing."""
+    ending = "" if path is None else path.suffix
+    return "plain" if ending in PLAIN_ENDINGS else "gzip" if ending == ".gz" else "Zstandard"
+
+
+def line_of(
+    account: str,
+    source: Source,
+    received_at: datetime,
+    signature: str | None,
+    sha256: str,
+    redacted: list[str],
+    payload: bytes,
+) -> bytes:
+    """Return the line of an event as the inbox has it; *sha256* is in hexadecimal."""
+    return write(
+        OwnLine(
+            account=account,
+            source=source,
+            received_at=received_at.astimezone(UTC),
+            signature=signature,
+            payload_sha256=sha256,
+            redacted=redacted,
+            payload=payload.decode(),
+        )
+    )
 
 
 @contextmanager
-def writing(path: Path, form: Compression) -> Iterator[IO[bytes]]:
-    """Open a new log at *path*; it appears there when it is whole.
+def writing(path: Path, form: Compression, *, check: Callable[[Path], None] = lambda _: None) -> Iterator[IO[bytes]]:
+    """Open a new log at *path*; it appears there when it is whole and on disk.
+
+    *check* is given the file before it gets its name, and may raise, which leaves nothing behind.
 
     Raises:
         ConfigurationError: when it cannot be written there.
     """
     draft = path.with_name(f"{path.name}.part")
     try:
-        with draft.open("wb") as file, compressed(file, form) as stream:
-            yield stream
+        # Never into a file that somebody else has open.
+        draft.unlink(missing_ok=True)
+        with open(draft, "xb", opener=_for_us_alone) as file:
+            with compressed(file, form) as stream:
+                yield stream
+            file.flush()
+            os.fsync(file.fileno())
+        check(draft)
         draft.replace(path)
+        _sync_folder(path.parent)
     except OSError as error:
         raise ConfigurationError(f"Cannot write {path}: {error.strerror}.") from None
     finally:
         draft.unlink(missing_ok=True)
 
 
+def _for_us_alone(path: str, flags: int) -> int:
+    """Open a file that only its owner may read: it holds what buyers told."""
+    return os.open(path, flags, 0o600)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Let the names in *folder* outlive a loss of power."""
+    if os.name != "posix":
+        return
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
+
+
 @contextmanager
 def compressed(file: IO[bytes], form: Compression) -> Iterator[IO[bytes]]:
     """Yield what writes a log into *file*, in the given form."""
     if form == "Zstandard":
-        with zstandard.ZstdCompressor(level=10).stream_writer(file, closefd=False) as stream:
+        with zstandard.ZstdCompressor(level=10, write_checksum=True).stream_writer(file, closefd=False) as stream:
             yield stream
     elif form == "gzip":
         with gzip.GzipFile(fileobj=file, mode="wb") as stream:

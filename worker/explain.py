@@ -14,7 +14,7 @@ from sqlalchemy import Engine
 from schemas import database
 from schemas.database import Cursor
 from schemas.errors import NotFoundError
-from worker import folds
+from worker import folds, projection
 from worker.folds import join
 from worker.folds.facts import Event, Facts, Row, Subject
 from worker.folds.join import Path, Shape
@@ -22,6 +22,7 @@ from worker.folds.join import Path, Shape
 _KEY: Final = ("account", "livemode", "event_id", "as_of")
 
 
+_INFERRED: Final = "inferred from the other columns"
 _NO_PATH: Final = Path([], set(), is_ambiguous=False)
 
 
@@ -31,6 +32,9 @@ class Explanation:
 
     *columns* are dicts of column, value, event_id, type, created and how; *timeline* dicts of event_id, type, created,
     received_at, source, api_version, state, verdict and sets. *anomalies* are those in force.
+
+    Where payloads are archived, the row is the one at rest, and what set a column is not known: it may have been one of
+    these events. As of an earlier time there is no row then.
     """
 
     table: str
@@ -54,11 +58,14 @@ def explain(engine: Engine, subject: Subject, *, as_of: datetime | None = None) 
         cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
         told = _told(cursor, subject, as_of)
         anomalies = [] if as_of is not None else _anomalies(cursor, subject)
+        at_rest = None if as_of is not None else projection.load(cursor, [subject]).get(subject)
     if not told:
         raise NotFoundError(
             f"No event speaks of {subject.id}" + ("." if as_of is None else f", or none had been received by {as_of}.")
         )
     shape = folds.SHAPES[subject.table]
+    if any(each["payload"] is None and each["state"] == "folded" for each in told):
+        return _in_part(subject, shape, told, at_rest, anomalies)
     facts = {
         one.event_id: one
         for each in told
@@ -82,6 +89,39 @@ def explain(engine: Engine, subject: Subject, *, as_of: datetime | None = None) 
         anomalies,
         None if row is None else _dashboard(subject, row),
     )
+
+
+def _in_part(
+    subject: Subject, shape: Shape, told: list[dict[str, Any]], row: Row | None, anomalies: list[dict[str, Any]]
+) -> Explanation:
+    """Explain what can be without the payloads that are archived."""
+    by_id = {each["id"]: each for each in told}
+    decides = None if row is None else row["event_id"]
+    columns = [] if row is None else [_column(shape, name, row, {}, by_id) for name in row if name not in _KEY]
+    for column in columns:
+        if column["how"] == _INFERRED:
+            column["how"] = "not known: events are archived"
+    timeline = [
+        each | {"verdict": _verdict_in_part(by_id[each["event_id"]], decides)} for each in _timeline(told, _NO_PATH, {})
+    ]
+    return Explanation(
+        subject.table,
+        subject.id,
+        subject.account,
+        subject.livemode,
+        row,
+        columns,
+        timeline,
+        anomalies,
+        None if row is None else _dashboard(subject, row),
+    )
+
+
+def _verdict_in_part(told: dict[str, Any], decides: object) -> str:
+    if told["state"] != "folded":
+        return _verdict(told, None, _NO_PATH, {})
+    what = "archived" if told["payload"] is None else "at hand, beside archived ones"
+    return f"it decides; {what}" if told["id"] == decides else what
 
 
 _TOLD: Final = """
@@ -136,7 +176,7 @@ def _column(
     step = setters.get(name)
     told = None if step is None else by_id[step.event_id]
     is_empty = row[name] == shape.empty.get(name)
-    how = "told" if told is not None else "not told by any event" if is_empty else "inferred from the other columns"
+    how = "told" if told is not None else "not told by any event" if is_empty else _INFERRED
     if name in shape.key and told is None:
         how = "the key"
     return {

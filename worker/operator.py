@@ -1,13 +1,17 @@
 """What an operator does with single events: try one again, or set one aside."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
+from typing import Final
 
 from sqlalchemy import Engine
 
 from schemas import database, inbox, observations
 from schemas.database import Cursor
 from schemas.errors import ConflictError, NotFoundError
+from worker import archive as archives
 from worker import folds, projection
 
 
@@ -53,17 +57,65 @@ def _at(engine: Engine, seq: int) -> Found:
 
 
 def retry(
-    engine: Engine, event_id: str, *, now: datetime, account: str | None = None, livemode: bool | None = None
+    engine: Engine,
+    event_id: str,
+    *,
+    now: datetime,
+    account: str | None = None,
+    livemode: bool | None = None,
+    archive: Path | None = None,
 ) -> Found:
-    """Fold the event *event_id* again, in this process, and return what became of it."""
+    """Fold the event *event_id* again, in this process, and return what became of it.
+
+    Payloads of its objects that are archived are brought back out of the logs in the folder *archive*, and events of
+    these objects that were parked for want of them are folded too.
+
+    Raises:
+        ConflictError: payloads are archived, and there is no *archive* or it lacks them; nothing has changed.
+    """
     with database.transaction(engine) as connection, database.cursor(connection) as cursor:
         found = find(cursor, event_id, account=account, livemode=livemode)
-        cursor.execute(
-            "INSERT INTO pending (seq, again) VALUES (%s, true) ON CONFLICT (seq) DO UPDATE SET again = true",
-            (found.seq,),
+        archived = archives.archived_with(cursor, found.seq)
+    if archived and archive is None:
+        raise ConflictError(
+            f"{event_id} cannot be folded anew, since {len(archived):,} events of its objects are archived; it stays"
+            f" {found.state}. `payfold events retry {event_id} --archive DIR` brings them back."
         )
-    projection.run_one(engine, found.seq, now=now)
-    return _at(engine, found.seq)
+    waiting = [found.seq]
+    if archived and archive is not None:
+        with archives.alone(engine):
+            archives.bring_back(engine, archived, archive)
+            waiting += _queue(engine, found.seq, archived=archived)
+            return _folded(engine, waiting, now)
+    _queue(engine, found.seq)
+    return _folded(engine, waiting, now)
+
+
+def _queue(engine: Engine, seq: int, *, archived: Sequence[int] = ()) -> list[int]:
+    """Queue the event *seq*, and those that were parked while the *archived* ones were missing; return these."""
+    with database.transaction(engine) as connection, database.cursor(connection) as cursor:
+        cursor.execute(_WAITING, (list(archived), list(archived)))
+        waiting = [other for (other,) in cursor.fetchall() if other != seq]
+        cursor.execute(
+            "INSERT INTO pending (seq, again) SELECT unnest(%s::bigint[]), true"
+            " ON CONFLICT (seq) DO UPDATE SET again = true",
+            ([seq, *waiting],),
+        )
+    return waiting
+
+
+def _folded(engine: Engine, seqs: Sequence[int], now: datetime) -> Found:
+    for seq in seqs:
+        projection.run_one(engine, seq, now=now)
+    return _at(engine, seqs[0])
+
+
+# The reason names the event whose payload was wanted.
+_WAITING: Final = """
+SELECT o.seq FROM outcomes AS o WHERE o.state = 'parked' AND EXISTS (
+    SELECT FROM inbox AS i WHERE i.seq = ANY (%s) AND starts_with(o.reason, 'The payload of ' || i.id || ' is archived')
+) AND NOT o.seq = ANY (%s) ORDER BY o.seq
+"""
 
 
 def ignore(

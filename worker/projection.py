@@ -184,10 +184,32 @@ def claim(cursor: Cursor, *, limit: int, only: int | None = None) -> list[Claime
     )
     rows = cursor.fetchall()
     payloads = inbox.payloads_of(cursor, [seq for row in rows for seq in (row[0], row[10]) if seq is not None])
+    # What is set aside is not read.
+    payloads = {row[0]: b"" for row in rows if row[10] is not None} | payloads
+    archived = [row for row in rows if row[0] not in payloads]
+    if archived:
+        _leave(cursor, archived)
+        if len(archived) == len(rows):
+            return claim(cursor, limit=limit, only=only)
     return [
         Claimed(_event(row, payloads), row[9], None if row[10] is None else reason_of(payloads.get(row[10])))
         for row in rows
+        if row[0] in payloads
     ]
+
+
+def _leave(cursor: Cursor, archived: Sequence[Sequence[Any]]) -> None:
+    """Take events whose payloads are archived off what is pending: the outcome that each has stands."""
+    seqs = [row[0] for row in archived]
+    cursor.execute(
+        "INSERT INTO outcomes (seq, state, reason, attempts, folded_at, fold_version)"
+        " SELECT seq, 'parked', 'its payload is archived', 1, now(), %s FROM unnest(%s::bigint[]) AS k (seq)"
+        " ON CONFLICT (seq) DO NOTHING",
+        (folds.FOLD_VERSION, seqs),
+    )
+    cursor.execute("DELETE FROM pending WHERE seq = ANY (%s)", (seqs,))
+    for row in archived:
+        _log.warning("event.archived", event_id=row[3], reason="it is not folded anew: its payload is archived")
 
 
 def _event(row: Sequence[Any], payloads: Mapping[int, bytes]) -> Event:
@@ -672,15 +694,45 @@ _CHANGES: Final = copying.Form(
 
 
 def queue_outdated(cursor: Cursor, *, limit: int = REFOLD_EVENTS_MAX, fold_version: int = folds.FOLD_VERSION) -> int:
-    """Queue up to *limit* events that an older fold version gave their outcome, and return how many."""
-    cursor.execute(
-        """
-        INSERT INTO pending (seq, again)
-        SELECT o.seq, true FROM outcomes AS o
-        WHERE o.fold_version < %s AND NOT EXISTS (SELECT FROM pending AS p WHERE p.seq = o.seq)
-        ORDER BY o.fold_version, o.seq LIMIT %s
-        ON CONFLICT (seq) DO NOTHING
-        """,
-        (fold_version, limit),
-    )
-    return cursor.rowcount
+    """Queue up to *limit* events that an older fold version gave their outcome, and return how many.
+
+    Not those whose payload is archived: without it they could only be parked.
+    """
+    queued, version, seq = 0, -1, -1
+    # From what is at hand to what is outdated and back, so that no pass counts through all that is archived.
+    while queued < limit:
+        cursor.execute(_OUTDATED, {"version": version, "newest": fold_version, "seq": seq, "limit": limit})
+        version, outdated = cursor.fetchone() or (None, None)
+        if version is None:
+            break
+        if not outdated:
+            version, seq = version + 1, -1
+            continue
+        cursor.execute(_QUEUE, (outdated, limit - queued))
+        queued += cursor.rowcount
+        seq = outdated[-1] + 1
+    return queued
+
+
+# Of the oldest fold version from *version* on, the outdated events from the first payload at hand on.
+_OUTDATED: Final = """
+WITH oldest AS (
+    SELECT fold_version FROM outcomes WHERE fold_version >= %(version)s AND fold_version < %(newest)s
+    ORDER BY fold_version LIMIT 1
+), at_hand AS (
+    SELECT seq FROM payloads WHERE seq >= %(seq)s ORDER BY seq LIMIT 1
+)
+SELECT fold_version, ARRAY(
+    SELECT o.seq FROM outcomes AS o
+    WHERE o.fold_version = oldest.fold_version AND o.seq >= (SELECT seq FROM at_hand) ORDER BY o.seq LIMIT %(limit)s
+)
+FROM oldest
+"""
+_QUEUE: Final = """
+INSERT INTO pending (seq, again)
+SELECT seq, true FROM unnest(%s::bigint[]) AS k (seq)
+WHERE EXISTS (SELECT FROM payloads AS b WHERE b.seq = k.seq)
+    AND NOT EXISTS (SELECT FROM pending AS p WHERE p.seq = k.seq)
+ORDER BY seq LIMIT %s
+ON CONFLICT (seq) DO NOTHING
+"""

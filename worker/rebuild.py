@@ -39,7 +39,7 @@ from schemas import database, inbox, tables
 from schemas.database import Cursor
 from schemas.errors import DatabaseAway
 from schemas.inbox import RECORD_ROWS_MAX
-from worker import copying, eventlog, folds, projection, shadow
+from worker import archive, copying, eventlog, folds, projection, shadow
 from worker.eventlog import Entry
 from worker.folds import join
 from worker.folds.facts import Event, Facts, Subject
@@ -142,6 +142,7 @@ def record(
 def catch_up(made: Shadow) -> int:
     """Fold what the live tables have folded since *made* was filled, and return how many events that was."""
     with database.transaction(made.engine) as connection, database.cursor(connection) as cursor:
+        archive.leave_out(cursor, made)
         seqs = lacking(cursor, made)
     _fold_in_steps(made, [seqs[at : at + CATCH_UP_EVENTS] for at in range(0, len(seqs), CATCH_UP_EVENTS)], nobody)
     _take_over_attempts(made)
@@ -149,12 +150,30 @@ def catch_up(made: Shadow) -> int:
 
 
 def lacking(cursor: Cursor, made: Shadow) -> list[int]:
-    """Return the events to which the live tables gave an outcome that *made* does not have."""
+    """Return the events to which the live tables gave an outcome that *made* does not have.
+
+    Without those of objects that are left out (see ``archive.leave_out``): they cannot all be folded.
+    """
     cursor.execute(
         sql.SQL(
-            "SELECT o.seq FROM {live} AS o LEFT JOIN {made} AS m USING (seq)"
-            " WHERE m.seq IS NULL OR m.attempts <> o.attempts ORDER BY o.seq"
-        ).format(live=sql.Identifier(made.live, "outcomes"), made=sql.Identifier(made.schema, "outcomes"))
+            """
+            SELECT o.seq FROM {live} AS o JOIN {inbox} AS i USING (seq) LEFT JOIN {made} AS m USING (seq)
+            WHERE (m.seq IS NULL OR m.attempts <> o.attempts)
+                AND (EXISTS (SELECT FROM {payloads} AS b WHERE b.seq = o.seq)
+                    OR EXISTS (SELECT FROM {archived} AS b WHERE b.seq = o.seq))
+                AND NOT EXISTS (SELECT FROM {left_out} AS l
+                    WHERE (l.account, l.livemode, l.object_id) = (i.account, i.livemode, i.object_id))
+                AND NOT EXISTS (SELECT FROM {left_out} AS l JOIN {mentions} AS n USING (account, livemode, object_id)
+                    WHERE n.seq = o.seq)
+            ORDER BY o.seq
+            """
+        ).format(
+            live=sql.Identifier(made.live, "outcomes"),
+            made=sql.Identifier(made.schema, "outcomes"),
+            archived=sql.Identifier(made.schema, "archived"),
+            left_out=sql.Identifier(made.schema, "left_out"),
+            **{name: sql.Identifier(made.live, name) for name in ("inbox", "payloads", "mentions")},
+        )
     )
     return [seq for (seq,) in cursor.fetchall()]
 
@@ -187,7 +206,9 @@ def _seqs(made: Shadow) -> list[int]:
             sql.SQL("SELECT seq FROM inbox WHERE {} ORDER BY seq").format(
                 sql.SQL("true")
                 if made.has_inbox
-                else sql.SQL("seq IN (SELECT seq FROM {})").format(sql.Identifier(made.live, "outcomes"))
+                else sql.SQL("seq IN (SELECT seq FROM {} JOIN payloads USING (seq))").format(
+                    sql.Identifier(made.live, "outcomes")
+                )
             )
         )
         return [seq for (seq,) in cursor.fetchall()]
@@ -224,6 +245,7 @@ class _Job:
     live: str
     snapshot: str
     has_inbox: bool
+    has_archive: bool
     set_aside: Mapping[tuple[str, bool, str], str]
     folder: Path
     files: int
@@ -239,6 +261,8 @@ def _rebuild_at_once(made: Shadow, progress: Progress, sizes: Sizes) -> None:
         database.cursor(writing) as writer,
     ):
         reader.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        # To be emptied is the one thing that a snapshot does not hide: nobody archives until all is read.
+        reader.execute("LOCK TABLE payloads IN ACCESS SHARE MODE")
         ranges, job = _planned(reader, made, Path(folder), sizes)
         shadow.make_tables(writer, made)
         with _processes(job, is_alone=len(ranges) * sizes.per_task <= sizes.alone_max) as pool:
@@ -264,10 +288,11 @@ def _planned(reader: Cursor, made: Shadow, folder: Path, sizes: Sizes) -> tuple[
     set_aside = {(row[0], row[1], row[2]): projection.reason_of(row[3]) for row in reader.fetchall()}
     job = _Job(
         url=made.engine.url.render_as_string(hide_password=False),
-        path=(made.schema, made.live) if made.has_inbox else (made.live,),
+        path=(made.schema, made.live) if made.has_inbox or made.has_archive else (made.live,),
         live=made.live,
         snapshot=snapshot,
         has_inbox=made.has_inbox,
+        has_archive=made.has_archive,
         set_aside=set_aside,
         folder=folder,
         files=max(1, min(FILES_MAX, count // sizes.per_file + 1)),
@@ -361,8 +386,12 @@ def _judge_range(bounds: tuple[int, int]) -> dict[str, Path]:
             driver = connection.connection.driver_connection
             with driver.cursor("events", binary=True) as rows:  # type: ignore[union-attr]  # the pool does not know the driver's type
                 rows.itersize = ROWS_READ
-                statement = sql.SQL(_EVENTS if not job.has_inbox else _OWN_EVENTS).format(
-                    columns=sql.SQL(_COLUMNS), outcomes=sql.Identifier(job.live, "outcomes")
+                statement = sql.SQL(
+                    _OWN_EVENTS if job.has_inbox else _ARCHIVED_EVENTS if job.has_archive else _EVENTS
+                ).format(
+                    columns=sql.SQL(_COLUMNS),
+                    outcomes=sql.Identifier(job.live, "outcomes"),
+                    payloads=sql.Identifier(job.live, "payloads"),
                 )
                 rows.execute(statement, bounds)
                 for row in rows:
@@ -389,6 +418,14 @@ _EVENTS: Final = """
 SELECT {columns}, o.attempts, o.folded_at
 FROM inbox AS i JOIN payloads AS b USING (seq) JOIN {outcomes} AS o USING (seq)
 WHERE i.seq >= %s AND i.seq < %s ORDER BY i.seq
+"""
+# Where one came back meanwhile, perhaps in a newer rendering, it stands.
+_ARCHIVED_EVENTS: Final = """
+SELECT {columns}, o.attempts, o.folded_at
+FROM inbox AS i JOIN {outcomes} AS o USING (seq)
+    LEFT JOIN {payloads} AS p USING (seq) LEFT JOIN archived AS a USING (seq)
+    CROSS JOIN LATERAL (SELECT coalesce(p.payload, a.payload) AS payload) AS b
+WHERE i.seq >= %s AND i.seq < %s AND b.payload IS NOT NULL ORDER BY i.seq
 """
 _OWN_EVENTS: Final = """
 SELECT {columns}, 1::smallint, NULL::timestamptz FROM inbox AS i JOIN payloads AS b USING (seq)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, Final
 
 import msgspec
@@ -16,7 +17,7 @@ from sqlalchemy import Engine
 
 from schemas import database
 from schemas.database import Cursor
-from worker import audit, logcheck, projection, rebuild, rules, shadow, swap
+from worker import archive, audit, logcheck, projection, rebuild, rules, shadow, swap
 from worker.acting import Desk
 from worker.difference import MAIN_AMOUNTS, Difference, told
 from worker.eventlog import Entry
@@ -39,14 +40,15 @@ class Wanted:
     """What a run is to check.
 
     *logs* are files of events, in which *account* stands for events that name none; *desk* is where Stripe is asked,
-    for what was created *since*. With *repair* the run puts right what it can, and then looks again. *each* is told
-    every difference and *refuse* every entry of a log that cannot be read.
+    for what was created *since*; *archive* is the folder of what is archived. With *repair* the run puts right what it
+    can, and then looks again. *each* is told every difference and *refuse* every entry of a log that cannot be read.
     """
 
     logs: Sequence[str] = ()
     account: str = ""
     desk: Desk | None = None
     since: datetime | None = None
+    archive: Path | None = None
     repair: bool = False
     each: Callable[[dict[str, Any]], None] = _ignore
     refuse: Callable[[Entry], None] = _ignore
@@ -109,12 +111,17 @@ def run(engine: Engine, checks: Sequence[str], wanted: Wanted) -> dict[str, Any]
 
     The result holds ``run``, ``events``, ``money``, ``drift``, ``drift_total``, ``drift_money`` and, of each check
     that was made, ``rules`` with ``not_provable``, ``tables``, ``logs`` or ``stripe``; after a repair also
-    ``repaired``, which is what there was to be put right.
+    ``repaired``, which is what there was to be put right; and where objects are archived, and no archive is at hand,
+    how many objects and events are ``left_out`` of the rebuild.
 
     Raises:
         KeyRefused, StripeAway: Stripe does not answer; nothing has changed.
-        ConflictError: folding did not pause in time.
+        ConflictError: folding did not pause in time, the archive lacks what it should have, or it is not at hand
+            where a repair wants it; nothing has changed.
     """
+    if wanted.repair and wanted.archive is None:
+        with shadow.shadow(engine) as made:
+            archive.require_all(made)
     started = datetime.now(UTC)
     drift = _Drift(wanted.each)
     parts = _parts(engine, checks, wanted, drift)
@@ -192,10 +199,11 @@ def _broken(finding: rules.Finding) -> Difference:
 
 
 def _by_rebuild(engine: Engine, wanted: Wanted, drift: _Drift) -> dict[str, Any]:
-    with shadow.shadow(engine) as made:
+    with archive.beside(engine, wanted.archive, progress=wanted.progress) as made:
         rebuild.rebuild(made, progress=wanted.progress, sizes=wanted.sizes)
         found = swap.compare(made, tell=lambda difference: drift.add(REBUILD, difference))
-    return {
+    left_out = {"objects": found.objects_left_out, "events": found.events_left_out}
+    return ({"left_out": left_out} if found.events_left_out else {}) | {
         "tables": [
             {
                 "table": tally.table,
@@ -215,6 +223,8 @@ def _by_logs(engine: Engine, wanted: Wanted, drift: _Drift) -> dict[str, Any]:
         wanted.progress("Reading the log", 0, 1)
         refused = rebuild.record(made, wanted.logs, account=wanted.account, now=datetime.now(UTC), refuse=wanted.refuse)
         wanted.progress("Reading the log", 1, 1)
+        if wanted.archive is not None:
+            archive.bring(made, wanted.archive, progress=wanted.progress)
         counts = logcheck.compare(made, tell=lambda difference: drift.add(LOG, difference))
     return {"logs": {**counts, "refused": refused}}
 
@@ -233,7 +243,8 @@ def _by_stripe(_: Engine, wanted: Wanted, drift: _Drift) -> dict[str, Any]:
 
 def _shown_tally(tally: dict[str, Any]) -> dict[str, Any]:
     renamed = {"missing": "missing_here", "extra": "missing_there"}
-    return {renamed.get(name, name): value for name, value in tally.items()}
+    # Only where there are any.
+    return {renamed.get(name, name): value for name, value in tally.items() if value or name != "archived"}
 
 
 def _repair(engine: Engine, checks: Sequence[str], wanted: Wanted) -> dict[str, Any]:
@@ -246,7 +257,7 @@ def _repair(engine: Engine, checks: Sequence[str], wanted: Wanted) -> dict[str, 
     while projection.run_once(engine, now=datetime.now(UTC)):
         pass
     if REBUILD in checks or RULES in checks:
-        with shadow.shadow(engine) as made:
+        with archive.beside(engine, wanted.archive, progress=wanted.progress) as made:
             rebuild.rebuild(made, progress=wanted.progress, sizes=wanted.sizes)
             found, changes = swap.swap(made)
         done |= {"rows_swapped": found.drift, "changes": changes}

@@ -25,13 +25,18 @@ _BESIDE: Final = (tables.pending, tables.changes, tables.anomalies)
 
 @dataclass(frozen=True, slots=True)
 class Shadow:
-    """The *schema* beside the *live* one; ``within`` finds a table here first, and else, as the inbox, there."""
+    """The *schema* beside the *live* one; ``within`` finds a table here first, and else, as the inbox, there.
+
+    It has a table ``archived``, for payloads that the live schema lacks, which with *has_archive* are found among the
+    others; and a table ``left_out`` of the objects that are not to be compared.
+    """
 
     engine: Engine
     within: Engine
     schema: str
     live: str
     has_inbox: bool
+    has_archive: bool = False
 
     def path(self) -> sql.Composed:
         """Return the statement that lets a transaction look here first, and then in the live schema."""
@@ -39,12 +44,13 @@ class Shadow:
 
 
 @contextmanager
-def shadow(engine: Engine, *, has_inbox: bool = False) -> Iterator[Shadow]:
+def shadow(engine: Engine, *, has_inbox: bool = False, has_archive: bool = False) -> Iterator[Shadow]:
     """Make a schema, yield it, and drop it with all that is left in it.
 
-    With *has_inbox* it has an inbox of its own, to be filled from logs.
+    With *has_inbox* it has an inbox of its own, to be filled from logs; with *has_archive* payloads of its own, beside
+    those of the live one.
     """
-    made = _make(engine, has_inbox=has_inbox)
+    made = _make(engine, has_inbox=has_inbox, has_archive=has_archive)
     try:
         yield made
     finally:
@@ -52,7 +58,20 @@ def shadow(engine: Engine, *, has_inbox: bool = False) -> Iterator[Shadow]:
             _drop(cursor, made.schema)
 
 
-def _make(engine: Engine, *, has_inbox: bool) -> Shadow:
+# Of the same payload twice, the live one is read last, and stands.
+_BESIDE_THE_PAYLOADS: Final = """
+CREATE UNLOGGED TABLE {schema}.archived (LIKE {live}.payloads INCLUDING ALL) WITH (toast_tuple_target = 8160);
+CREATE TABLE {schema}.left_out (
+    account text, livemode boolean, object_id text, PRIMARY KEY (account, livemode, object_id)
+)
+"""
+_WITH_ARCHIVED: Final = """
+CREATE VIEW {schema}.payloads AS
+SELECT seq, payload FROM {schema}.archived UNION ALL SELECT seq, payload FROM {live}.payloads
+"""
+
+
+def _make(engine: Engine, *, has_inbox: bool, has_archive: bool) -> Shadow:
     now = int(time.time())
     schema = f"{SCHEMA_PREFIX}{now}_{secrets.token_hex(4)}"
     with database.transaction(engine) as connection, database.cursor(connection) as cursor:
@@ -64,7 +83,11 @@ def _make(engine: Engine, *, has_inbox: bool) -> Shadow:
         cursor.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(schema)))
         for table in (*_BESIDE, *([tables.inbox, tables.payloads] if has_inbox else [])):
             _copy_table(cursor, table, schema, live, parts="INCLUDING ALL")
-    return Shadow(engine, _within(engine, schema, str(live)), schema, str(live), has_inbox)
+        names = {"schema": sql.Identifier(schema), "live": sql.Identifier(live)}
+        cursor.execute(sql.SQL(_BESIDE_THE_PAYLOADS).format(**names))
+        if has_archive:
+            cursor.execute(sql.SQL(_WITH_ARCHIVED).format(**names))
+    return Shadow(engine, _within(engine, schema, str(live)), schema, str(live), has_inbox, has_archive)
 
 
 def make_tables(cursor: Cursor, made: Shadow) -> None:

@@ -23,7 +23,8 @@ from sqlalchemy import Table
 from schemas import database, tables
 from schemas.database import Cursor
 from schemas.errors import ConflictError
-from worker import difference, folds, projection, rebuild, refunding, stock
+from worker import archive, difference, folds, projection, rebuild, refunding, stock
+from worker.archive import LeftOut
 from worker.difference import Comparison, Difference, Pair
 from worker.shadow import REPLACED, Shadow
 
@@ -36,10 +37,13 @@ CHANGES_AT_ONCE: Final = 500
 def compare(made: Shadow, *, tell: Callable[[Difference], None]) -> Comparison:
     """Compare the live tables with *made* as of one moment, at which both have folded the same events.
 
-    What *made* has from an inbox of its own is compared as it is.
+    What *made* has from an inbox of its own is compared as it is, and objects of which a payload is archived are left
+    out, unless *made* has it.
     """
-    with _held(made) as cursor:
-        return difference.compare(cursor, made, tell=tell)
+    with _held(made) as (cursor, left):
+        found = difference.compare(cursor, made, tell=tell)
+        found.objects_left_out, found.events_left_out = left.objects, left.events
+        return found
 
 
 def swap(made: Shadow, *, tell: Callable[[Difference], None] = lambda _: None) -> tuple[Comparison, int]:
@@ -48,9 +52,11 @@ def swap(made: Shadow, *, tell: Callable[[Difference], None] = lambda _: None) -
     *tell* is told each difference that there was.
 
     Raises:
-        ConflictError: when folding does not pause in time; nothing has changed then.
+        ConflictError: when folding does not pause in time, or a payload is archived that *made* does not have; nothing
+            has changed then.
     """
-    with _held(made) as cursor:
+    with _held(made) as (cursor, left):
+        archive.require_none(left)
         implied = _Implied(cursor, made)
         found = difference.compare(cursor, made, tell=tell, pair=implied.add)
         implied.flush()
@@ -62,7 +68,7 @@ def swap(made: Shadow, *, tell: Callable[[Difference], None] = lambda _: None) -
 
 
 @contextmanager
-def _held(made: Shadow) -> Iterator[Cursor]:
+def _held(made: Shadow) -> Iterator[tuple[Cursor, LeftOut]]:
     """Let folding pause, and *made* catch up with what was folded, for as long as the block takes."""
     for last in range(TRIES_MAX, 0, -1):
         if not made.has_inbox:
@@ -70,11 +76,12 @@ def _held(made: Shadow) -> Iterator[Cursor]:
         with database.transaction(made.engine) as connection, database.cursor(connection) as cursor:
             if not _pause(cursor, is_last=last == 1):
                 continue
+            left = archive.leave_out(cursor, made)
             seqs = [] if made.has_inbox else rebuild.lacking(cursor, made)
             if len(seqs) > rebuild.CATCH_UP_EVENTS and last > 1:
                 continue
             _catch_up_here(cursor, made, seqs)
-            yield cursor
+            yield cursor, left
             return
     raise ConflictError("Folding is too busy to be compared with: try again, or at a quieter time.")
 

@@ -36,6 +36,9 @@ MIGRATIONS_PENDING: Final = 4
 FormatOption = Annotated[Format, typer.Option("--format", help="How rows are printed.")]
 AccountOption = Annotated[str | None, typer.Option("--account", help="Only this Stripe account.")]
 ModeOption = Annotated[bool | None, typer.Option("--live/--test", help="Only this mode.", show_default=False)]
+ArchiveOption = Annotated[
+    Path | None, typer.Option("--archive", metavar="DIR", help="The folder to which payloads were archived.")
+]
 TIMES: Final = ["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M:%S%z"]
 Since = Annotated[
     datetime | None,

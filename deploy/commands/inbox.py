@@ -2,6 +2,7 @@
 
 import sys
 import time
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -11,16 +12,20 @@ import typer
 from sqlalchemy import select
 
 from deploy import output
+from deploy.commands.archiving import events_archive
 from deploy.commands.base import (
     FAILED,
     AccountOption,
+    ArchiveOption,
     FormatOption,
     ModeOption,
     Since,
     Until,
+    bars,
     one_row,
     opened_database,
     settings_here,
+    shown_on,
     utc,
 )
 from deploy.output import Format, err
@@ -71,16 +76,24 @@ def events_show(
     """Show one event with its payload, which holds personal data."""
     with opened_database() as engine:
         row = one_row(engine, tables.events, event_id, account=account, livemode=livemode)
-    output.one({**row, "payload": row["payload"].decode(errors="replace")}, form)
+    payload = row["payload"]
+    told = None if payload is None else payload.decode(errors="replace")
+    output.one({**row, "payload": told, "archived": payload is None}, form)
+    if payload is None:
+        err.print("Its payload is archived.")
 
 
 @events_app.command("retry")
-def events_retry(event_id: EventId, account: AccountOption = None, livemode: ModeOption = None) -> None:
+def events_retry(
+    event_id: EventId, archive: ArchiveOption = None, account: AccountOption = None, livemode: ModeOption = None
+) -> None:
     """Fold an event again, now and in this process; exit 1 if it is parked again."""
     from worker import operator
 
     with opened_database() as engine:
-        found = operator.retry(engine, event_id, now=datetime.now(UTC), account=account, livemode=livemode)
+        found = operator.retry(
+            engine, event_id, now=datetime.now(UTC), account=account, livemode=livemode, archive=archive
+        )
     _tell(found)
     if found.state == "parked":
         raise typer.Exit(FAILED)
@@ -105,9 +118,6 @@ def _tell(found: "Found") -> None:
     err.print(f"{found.id} is {found.state}" + (f": {output.shown(found.reason)}" if found.reason else "."))
 
 
-PLAIN_ENDINGS: Final = (".ndjson", ".jsonl", ".json", ".txt")
-
-
 @events_app.command("export")
 def events_export(
     to: Annotated[
@@ -117,26 +127,39 @@ def events_export(
     plain: Annotated[bool, typer.Option("--plain", help="Do not compress, whatever the file is called.")] = False,
     since: Since = None,
     until: Until = None,
+    archive: ArchiveOption = None,
 ) -> None:
-    """Write the inbox as a log that `replay` reads, an event a line, compressed by Zstandard except in a terminal."""
-    from worker.eventlog import Compression, compressed, writing
-    from worker.replay import Filters, export
+    """Write the inbox as a log that `replay` reads; exit 1 if archived events are left out.
+
+    A line is an event; it is compressed by Zstandard unless the file's ending says otherwise, and not in a terminal.
+    """
+    from worker import archive as archives
+    from worker.eventlog import compressed, form_of, writing
+    from worker.replay import Filters, export, left_out
 
     filters = Filters(since=utc(since), until=utc(until))
     written = 0
-    ending = "" if to is None else to.suffix
-    is_plain = plain or ending in PLAIN_ENDINGS or (to is None and sys.stdout.isatty())
-    form: Compression = "plain" if is_plain else "gzip" if ending == ".gz" else "Zstandard"
+    is_plain = plain or (to is None and sys.stdout.isatty())
+    form = "plain" if is_plain else form_of(to)
     with (
         opened_database() as engine,
-        compressed(sys.stdout.buffer, form) if to is None else writing(to, form) as stream,
+        bars() as bar,
+        nullcontext(engine) if archive is None else archives.within(engine, archive, progress=shown_on(bar)) as source,
     ):
-        for line in export(engine, filters=filters):
-            stream.write(line)
-            written += 1
-    sys.stdout.buffer.flush()
+        with compressed(sys.stdout.buffer, form) if to is None else writing(to, form) as stream:
+            for line in export(source, filters=filters):
+                stream.write(line)
+                written += 1
+        sys.stdout.buffer.flush()
+        missing = left_out(source, filters=filters)
     if to is not None:
         err.print(f"Wrote {written:,} events to {to}.")
+    if missing:
+        err.print(f"Left out: {missing:,} events whose payloads are archived. --archive DIR covers them.")
+        raise typer.Exit(FAILED)
+
+
+events_app.command("archive")(events_archive)
 
 
 @app.command()

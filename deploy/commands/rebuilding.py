@@ -1,6 +1,7 @@
 """``payfold rebuild``: the tables again, from the events alone, and every difference."""
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -8,7 +9,16 @@ import typer
 from rich.progress import Progress
 
 from deploy import output
-from deploy.commands.base import DRIFT, FAILED, FormatOption, bars, logs_named, opened_database, shown_on
+from deploy.commands.base import (
+    DRIFT,
+    FAILED,
+    ArchiveOption,
+    FormatOption,
+    bars,
+    logs_named,
+    opened_database,
+    shown_on,
+)
 from deploy.output import Format, err
 from schemas.errors import ConfigurationError
 
@@ -28,11 +38,13 @@ def rebuild(
         typer.Option("--from", metavar="FILE", help="Fold this log instead of the inbox; may be given several times."),
     ] = None,
     swap: Annotated[bool, typer.Option("--swap", help="Bring the live tables to what the rebuild says.")] = False,
+    archive: ArchiveOption = None,
     account: Annotated[str, typer.Option(help="The account of events of the logs that name none.")] = "",
     limit: Annotated[int, typer.Option(min=0, help="How many differences are listed.")] = DIFFERENCES_SHOWN,
     form: FormatOption = Format.TABLE,
 ) -> None:
     """Fold the inbox beside the live tables and print every difference; exit 3 if there is one and no --swap."""
+    from worker import archive as archives
     from worker import rebuild as rebuilding
     from worker import shadow
     from worker import swap as swapping
@@ -43,10 +55,20 @@ def rebuild(
             "--swap is for a rebuild of the inbox, since the tables have to be what the inbox says. Bring the logs in"
             " first, with `payfold replay`."
         )
+    if logs and archive is not None:
+        raise ConfigurationError(
+            "--archive is for a rebuild of the inbox: name its logs with --from, among the others."
+        )
     refused, changes, listed = 0, 0, list["Difference"]()
-    with opened_database() as engine, bars() as bar, shadow.shadow(engine, has_inbox=bool(logs)) as made:
+    with ExitStack() as opened:
+        engine, bar = opened.enter_context(opened_database()), opened.enter_context(bars())
         if logs:
+            made = opened.enter_context(shadow.shadow(engine, has_inbox=True))
             refused = rebuilding.record(made, logs, account=account, now=datetime.now(UTC), refuse=_told_on(bar))
+        else:
+            made = opened.enter_context(archives.beside(engine, archive, progress=shown_on(bar)))
+        if swap:
+            archives.require_all(made)
         rebuilding.rebuild(made, progress=shown_on(bar))
         if swap:
             found, changes = swapping.swap(made, tell=at_most(listed, limit))
@@ -103,6 +125,8 @@ def _print(found: "Comparison", listed: "Sequence[Difference]", form: Format, *,
     rows = [row_of(difference) for difference in listed]
     if form is not Format.TABLE:
         told = {"tables": tallied(found), "money": money_of(found), "differences": rows, "drift": found.drift}
+        left = {"objects": found.objects_left_out, "events": found.events_left_out}
+        told |= {"left_out": left} if found.events_left_out else {}
         output.one(told if changes is None else told | {"swapped": True, "changes": changes}, form)
         return
     output.rows(tallied(found), TALLY, form, empty="")
@@ -123,6 +147,13 @@ def _print(found: "Comparison", listed: "Sequence[Difference]", form: Format, *,
         err.print(f"{found.drift:,} rows are not what the events say. `payfold rebuild --swap` puts them right.")
     else:
         err.print("The tables are what the events say.")
+    if found.events_left_out:
+        err.print(left_out(found.objects_left_out, found.events_left_out))
+
+
+def left_out(objects: int, events: int) -> str:
+    """Return in a sentence what could not be compared."""
+    return f"Left out: {objects:,} objects of {events:,} archived events. --archive DIR covers them."
 
 
 SHOWN: Final = ("table", "id", "kind", "column", "live", "rebuilt", "too much")

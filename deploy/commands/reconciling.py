@@ -14,6 +14,7 @@ from deploy.commands.at_stripe import opened_desk
 from deploy.commands.base import (
     DRIFT,
     FAILED,
+    ArchiveOption,
     FormatOption,
     Since,
     bars,
@@ -22,12 +23,14 @@ from deploy.commands.base import (
     shown_on,
     utc,
 )
+from deploy.commands.rebuilding import left_out
 from deploy.output import Format, err
 from schemas.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from worker.eventlog import Entry
 
+_LOG_COLUMNS: Final = ("events", "missing_here", "missing_there", "different", "refused")
 SHOWN_MAX: Final = 50
 """So many differences a table shows; JSON has a thousand, and the CSV file all."""
 CSV_COLUMNS: Final = (
@@ -64,6 +67,7 @@ def reconcile(
     differences: Annotated[
         Path | None, typer.Option("--csv", metavar="FILE.csv", help="Write every difference, a line each.")
     ] = None,
+    archive: ArchiveOption = None,
     account: Annotated[str, typer.Option(help="The account of events of the logs that name none.")] = "",
     form: FormatOption = Format.TABLE,
 ) -> None:
@@ -86,6 +90,7 @@ def reconcile(
             account=account,
             desk=desk,
             since=utc(since),
+            archive=archive,
             repair=repair,
             each=each,
             refuse=_told_on(bar),
@@ -156,9 +161,15 @@ def _print(result: dict[str, Any], form: Format) -> None:
     _section("Money rules", result.get("rules"), ("rule", "checked", "holds", "broken", "not_provable"))
     _section("Rebuild", result.get("tables"), ("table", "live", "rebuilt", "missing", "extra", "different"))
     if "logs" in result:
-        _section("Logs", [result["logs"]], ("events", "missing_here", "missing_there", "different", "refused"))
+        _section("Logs", [result["logs"]], _LOG_COLUMNS)
+        if result["logs"].get("archived"):
+            err.print(
+                f"{result['logs']['archived']:,} events of the log are archived here, and not compared: --archive DIR."
+            )
     columns = ("account", "livemode", "object", "listed", "missing_here", "missing_there", "different")
     _section("Stripe", result.get("stripe"), columns)
+    if archived := sum(each.get("archived", 0) for each in result.get("stripe", ())):
+        err.print(f"{archived:,} rows could not be held against Stripe: they are folded from archived events.")
     shown = [_shown(row) for row in result["drift"][:SHOWN_MAX]]
     _section("Differences", shown, ("check", "kind", "table", "id", "column", "held", "expected", "too much"))
     if result["drift_total"] > len(shown):
@@ -167,6 +178,8 @@ def _print(result: dict[str, Any], form: Format) -> None:
         there_were = result["repaired"]["drift_total"]
         err.print(f"There were {there_were:,} differences before the repair, and {result['drift_total']:,} are left.")
     err.print(verdict(result))
+    if "left_out" in result:
+        err.print(left_out(**result["left_out"]))
 
 
 def verdict(result: dict[str, Any]) -> str:

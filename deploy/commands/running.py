@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Final, TextIO
 
 import typer
-from sqlalchemy import Connection, ScalarSelect, Select, func, select
+from sqlalchemy import Connection, ScalarSelect, Select, exists, func, select
 
 from deploy import local, output
 from deploy.commands.base import FAILED, MIGRATIONS_PENDING, FormatOption, first_line, opened_database, settings_here
@@ -172,6 +172,7 @@ def status(form: FormatOption = Format.TABLE) -> None:
             found["migrations"] = f"{len(behind)} pending: run `payfold migrate up`" if behind else "ok"
             if not behind:
                 found |= dict(connection.execute(_status_query(folds.FOLD_VERSION)).mappings().one())
+                found |= _archived_of(found, form)
                 stripe = _stripe_status(connection)
     except DatabaseAway as error:
         found["database"] = f"away: {first_line(error.__cause__)}"
@@ -184,14 +185,28 @@ def status(form: FormatOption = Format.TABLE) -> None:
         raise typer.Exit(FAILED)
 
 
+def _archived_of(found: dict[str, Any], form: Format) -> dict[str, Any]:
+    """Return what is to be folded anew with what of it is archived, and so left to whoever has the archive."""
+    anew, archived = found["to_fold_anew"], found["to_fold_anew_archived"]
+    if form is not Format.TABLE or not archived:
+        return {}
+    told = f"{anew:,}, {archived:,} of them archived: payfold rebuild --archive DIR --swap"
+    return {"to_fold_anew": told}
+
+
 def _status_query(fold_version: int) -> Select[Any]:
-    inbox, pending, outcomes = tables.inbox, tables.pending, tables.outcomes
+    inbox, pending, outcomes, payloads = tables.inbox, tables.pending, tables.outcomes, tables.payloads
+    at_hand = exists().where(payloads.c.seq == outcomes.c.seq)
     waiting = select(inbox.c.received_at).join(pending, pending.c.seq == inbox.c.seq).order_by(pending.c.seq).limit(1)
     return select(
         select(func.count()).select_from(pending).scalar_subquery().label("pending"),
         waiting.scalar_subquery().label("oldest_pending_received_at"),
         select(func.count()).where(outcomes.c.state == "parked").scalar_subquery().label("parked"),
         select(func.count()).where(outcomes.c.fold_version < fold_version).scalar_subquery().label("to_fold_anew"),
+        select(func.count())
+        .where(outcomes.c.fold_version < fold_version, ~at_hand)
+        .scalar_subquery()
+        .label("to_fold_anew_archived"),
         select(func.count())
         .where(tables.anomalies.c.resolved_at.is_(None))
         .scalar_subquery()

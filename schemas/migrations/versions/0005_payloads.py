@@ -48,7 +48,7 @@ ALTER TABLE inbox ADD COLUMN payload bytea;
 UPDATE inbox AS i SET payload = b.payload FROM payloads AS b WHERE b.seq = i.seq;
 DO $$ BEGIN
     IF EXISTS (SELECT FROM inbox WHERE payload IS NULL) THEN
-        RAISE EXCEPTION 'payloads are archived: replay the archive first';
+        RAISE EXCEPTION 'payloads are archived, and the release before wants all of them';
     END IF;
 END $$;
 ALTER TABLE inbox ALTER COLUMN payload SET NOT NULL;

@@ -1,0 +1,151 @@
+"""Every index serves a query that somebody asks, and PostgreSQL answers that query by it."""
+
+from typing import Final
+
+import pytest
+from sqlalchemy import text
+
+from schemas import database, tables
+
+pytestmark = pytest.mark.integration
+
+WORLD: Final = "account = '' AND livemode = true"
+PAGE: Final = f"ORDER BY {tables.NEWEST} DESC, id DESC, account DESC, livemode DESC LIMIT 21"
+
+ASKED: Final = {
+    "inbox_object": (
+        "all events of an object (projection.facts_of, explain, observations.news)",
+        f"SELECT seq FROM inbox WHERE {WORLD} AND object_id = 'cs_1'",
+    ),
+    "inbox_thin": (
+        "events that only name their object (fetches)",
+        "SELECT seq FROM inbox WHERE type LIKE 'v_.%' AND received_at >= now()",
+    ),
+    "inbox_set_aside": (
+        "whether an operator has set an event aside (projection.claim)",
+        f"SELECT seq FROM inbox WHERE type = 'payfold.event.ignored' AND {WORLD} AND object_id = 'evt_1'",
+    ),
+    "outcomes_fold_version": (
+        "outcomes of an older fold version (projection.queue_outdated, status)",
+        "SELECT seq FROM outcomes WHERE fold_version = 1 AND seq >= 1 ORDER BY seq LIMIT 500",
+    ),
+    "outcomes_parked": (
+        "how much is parked (status, reconcile), and what waits for an archive (operator.retry)",
+        "SELECT count(*) FROM outcomes WHERE state = 'parked'",
+    ),
+    "stripe_calls_due": (
+        "the calls whose turn it is (worker.calls)",
+        "SELECT object_id FROM stripe_calls WHERE given_up IS NULL AND lane = 1 AND due_at <= now() ORDER BY due_at",
+    ),
+    "orders_newest": ("GET /v1/orders", f"SELECT * FROM orders {PAGE}"),
+    "orders_open": (
+        "sessions that have been open for too long (expiry)",
+        f"SELECT id FROM orders WHERE status = 'open' AND {WORLD} AND created < now() ORDER BY created",
+    ),
+    "orders_payment_link": (
+        "GET /v1/orders?payment_link=",
+        f"SELECT * FROM orders WHERE {WORLD} AND payment_link = 'plink_1'",
+    ),
+    "orders_customer": ("GET /v1/orders?customer=", f"SELECT * FROM orders WHERE {WORLD} AND customer = 'cus_1'"),
+    "orders_payment_intent": (
+        "the order that a refund is of (refunding)",
+        f"SELECT id FROM orders WHERE {WORLD} AND payment_intent = 'pi_1'",
+    ),
+    "orders_invoice": (
+        "the order that an invoice's refund is of (refunding)",
+        f"SELECT id FROM orders WHERE {WORLD} AND invoice = 'in_1'",
+    ),
+    "order_lines_order_id": (
+        "the lines of an order (GET /v1/orders/{id}, projection)",
+        f"SELECT * FROM order_lines WHERE {WORLD} AND order_id = 'cs_1'",
+    ),
+    "balance_changes_customer": (
+        "GET /v1/customers/{id}/balance, projection",
+        f"SELECT * FROM balance_changes WHERE {WORLD} AND customer = 'cus_1'",
+    ),
+    "balance_transactions_customer": (
+        "GET /v1/customers/{id}/balance, and what of a ledger is known (fetches)",
+        f"SELECT * FROM balance_transactions WHERE {WORLD} AND customer = 'cus_1'",
+    ),
+    "invoices_customer": ("GET /v1/invoices?customer=", f"SELECT * FROM invoices WHERE {WORLD} AND customer = 'cus_1'"),
+    "invoices_newest": ("GET /v1/invoices", f"SELECT * FROM invoices {PAGE}"),
+    "credit_notes_invoice": (
+        "what of an order is credited (order_book), GET /v1/credit-notes?invoice=",
+        f"SELECT * FROM credit_notes WHERE {WORLD} AND invoice = 'in_1'",
+    ),
+    "credit_notes_customer": (
+        "GET /v1/credit-notes?customer=",
+        f"SELECT * FROM credit_notes WHERE {WORLD} AND customer = 'cus_1'",
+    ),
+    "credit_notes_newest": ("GET /v1/credit-notes", f"SELECT * FROM credit_notes {PAGE}"),
+    "credit_note_lines_credit_note": (
+        "the lines of a note (GET /v1/credit-notes/{id}, projection)",
+        f"SELECT * FROM credit_note_lines WHERE {WORLD} AND credit_note = 'cn_1'",
+    ),
+    "invoice_payments_invoice": (
+        "how an order's invoice was paid (order_book)",
+        f"SELECT * FROM invoice_payments WHERE {WORLD} AND invoice = 'in_1'",
+    ),
+    "invoice_payments_payment_intent": (
+        "the invoice that a refund is of (refunding)",
+        f"SELECT * FROM invoice_payments WHERE {WORLD} AND payment_intent = 'pi_1'",
+    ),
+    "invoice_payments_charge": (
+        "the invoice that a charge's refund is of (refunding)",
+        f"SELECT * FROM invoice_payments WHERE {WORLD} AND charge = 'ch_1'",
+    ),
+    "refunds_payment_intent": (
+        "the refunds of an order (order_book, refunding)",
+        f"SELECT * FROM refunds WHERE {WORLD} AND payment_intent = 'pi_1'",
+    ),
+    "refunds_charge": (
+        "the refunds of a charge (order_book, refunding, rules)",
+        f"SELECT * FROM refunds WHERE {WORLD} AND charge = 'ch_1'",
+    ),
+    "refunds_newest": ("GET /v1/refunds", f"SELECT * FROM refunds {PAGE}"),
+    "charges_payment_intent": (
+        "the charges of an order (order_book, rules)",
+        f"SELECT id FROM charges WHERE {WORLD} AND payment_intent = 'pi_1'",
+    ),
+    "disputes_payment_intent": (
+        "the disputes of an order (order_book)",
+        f"SELECT amount FROM disputes WHERE {WORLD} AND payment_intent = 'pi_1'",
+    ),
+    "portal_sessions_newest": ("GET /v1/portal/sessions", f"SELECT * FROM portal_sessions {PAGE}"),
+    "portal_sessions_open": (
+        "portal sessions whose time is up (timekeeping)",
+        "SELECT id FROM portal_sessions WHERE expired_at IS NULL AND created < now() ORDER BY created LIMIT 500",
+    ),
+    "changes_one_shot": (
+        "a change that is told once (projection, swap: ON CONFLICT)",
+        f"SELECT seq FROM changes WHERE {WORLD} AND subject = 'order' AND subject_id = 'cs_1' AND kind = 'order.paid'",
+    ),
+    "changes_refund": (
+        "what was last told of an order's refunds (refunding)",
+        f"SELECT seq FROM changes WHERE kind = 'order.refund_changed' AND {WORLD} AND subject_id = 'cs_1' ORDER BY seq",
+    ),
+    "anomalies_in_force": (
+        "what is wrong with an object (projection)",
+        f"SELECT id FROM anomalies WHERE {WORLD} AND subject_id = 'cs_1' AND resolved_at IS NULL",
+    ),
+}
+"""By index: who asks for what, and the query, with what of it the index is for."""
+
+
+def test_every_index_has_a_query() -> None:
+    """No index is there that nobody asks for."""
+    assert {index.name for table in tables.metadata.tables.values() for index in table.indexes} == set(ASKED)
+
+
+@pytest.mark.parametrize("index", ASKED)
+def test_it_answers_the_query(database_url: str, index: str) -> None:
+    """PostgreSQL takes the index where it may, which it would for a table that is worth one."""
+    _, query = ASKED[index]
+    engine = database.engine(database_url)
+    with database.transaction(engine) as connection:
+        # Of tables without rows the planner only sees the shapes.
+        connection.execute(text("SET LOCAL enable_seqscan = off; SET LOCAL enable_sort = off"))
+        plan = "\n".join(line for (line,) in connection.execute(text(f"EXPLAIN {query}")))
+    engine.dispose()
+
+    assert f" {index} " in plan or plan.rstrip().endswith(f" {index}") or f" {index}\n" in plan, plan

@@ -1,0 +1,627 @@
+"""Old payloads in logs of their own: written, read back, dropped from the database, and found again where wanted.
+
+Note [An archive loses nothing]
+    What an event is known by stays in the inbox for ever: its id, by which a delivery is told for a duplicate, its
+    number, its outcome, and the hash of its body. Its payload moves, a partition at a time, in steps of which each
+    may be the last:
+
+    1. A log of the payloads is written under a draft's name and forced to disk. A draft is nobody's archive.
+    2. It is read back from the disk, through the very reader that ``replay`` uses. Count and hash, over the events in
+       their order with every byte of their payloads, have to be those of what the database holds; only then does
+       the file get its name, and the folder is forced to disk.
+    3. Folding pauses, and nobody else can write to the partition. An event whose hash in the inbox is still the one
+       that was written, which is neither pending nor parked, goes; any other stays as it is.
+
+    Whoever is killed before the third step leaves a file too many, which the next run reads, and takes for its own
+    if it has the same count and hash; whoever is killed within it leaves the transaction undone. An existing
+    file is never written to. What was archived counts for as much as what was not: the file is matched with the
+    inbox by account, mode, id and hash, so that it may be copied, renamed or replayed into an empty database.
+"""
+
+import hashlib
+import os
+import random
+import re
+import shutil
+import time
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from itertools import islice
+from pathlib import Path
+from typing import IO, Any, Final
+
+import psycopg
+from psycopg import sql
+from sqlalchemy import Engine
+
+from schemas import database, inbox
+from schemas.database import Cursor
+from schemas.errors import ConfigurationError, ConflictError
+from schemas.inbox import Delivery
+from worker import eventlog, projection, shadow
+from worker.shadow import Shadow
+
+ROWS_READ: Final = 500
+ROWS_DELETED_MAX: Final = 5_000
+"""Payloads that one transaction deletes, where a partition is not emptied as a whole."""
+ROWS_KEPT_MAX: Final = 1_000
+"""Up to so many payloads are put back into a partition that is emptied; where more stay, the others are deleted."""
+LOCK_SECONDS_MAX: Final = 1
+"""So long one try waits for a partition, and lets others wait behind it."""
+TRIES_MAX: Final = 40
+ROOM_SHARE: Final = 4
+"""A log takes a tenth of what it holds, or less; room for a fourth has to be there."""
+NAMES_TOLD_MAX: Final = 3
+SUFFIX: Final = ".ndjson.zst"
+
+_NAME: Final = re.compile(r"payfold-events-([0-9]+)-([0-9]+)(?:-[0-9]+)?\.ndjson(?:\.zst|\.gz)?")
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What of one *partition* can be archived: *events* numbered from *first* to *last*, with so many *bytes*."""
+
+    partition: str
+    first: int
+    last: int
+    events: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """What became of a part: the file that has it, how many payloads were *dropped*, and how many changed and stay.
+
+    *is_known* tells that the file was there already, from a run that did not come to its end.
+    """
+
+    part: Part
+    path: Path
+    dropped: int
+    stayed: int
+    is_known: bool
+
+
+# ---- What there is to archive ----
+
+# Not what is parked: whatever its cause, its payload is still wanted.
+_ARCHIVABLE: Final = """
+FROM {partition} AS b JOIN inbox AS i USING (seq) JOIN outcomes AS o USING (seq)
+WHERE i.created < %(before)s AND o.state <> 'parked' AND NOT EXISTS (SELECT FROM pending AS p WHERE p.seq = b.seq)
+    AND b.seq BETWEEN %(first)s AND %(last)s AND i.seq BETWEEN %(first)s AND %(last)s
+    AND o.seq BETWEEN %(first)s AND %(last)s
+"""
+_SUMMED: Final = f"SELECT min(b.seq), max(b.seq), count(*), sum(octet_length(b.payload)) {_ARCHIVABLE}"
+_READ: Final = f"""
+SELECT b.seq, i.account, i.livemode, i.id, i.source, i.received_at, i.signature, i.payload_sha256, i.redacted, b.payload
+{_ARCHIVABLE} ORDER BY b.seq LIMIT {ROWS_READ}
+"""
+
+
+def plan(engine: Engine, *, before: datetime) -> list[Part]:
+    """Return what can be archived of the events created before *before*, by partition."""
+    with database.transaction(engine) as connection, database.cursor(connection) as cursor:
+        found = [_part(cursor, name, before) for name in inbox.partitions(cursor)]
+    return [part for part in found if part is not None]
+
+
+def _part(cursor: Cursor, partition: str, before: datetime) -> Part | None:
+    named = sql.Identifier(partition)
+    cursor.execute(sql.SQL("SELECT min(seq), max(seq) FROM {}").format(named))
+    first, last = cursor.fetchone() or (None, None)
+    if first is None:
+        return None
+    cursor.execute(sql.SQL(_SUMMED).format(partition=named), {"before": before, "first": first, "last": last})
+    first, last, events, size = cursor.fetchone() or (None, None, 0, 0)
+    return Part(partition, first, last, events, int(size)) if events else None
+
+
+@contextmanager
+def alone(engine: Engine) -> Iterator[None]:
+    """Keep others from archiving for as long as the block takes.
+
+    Raises:
+        ConflictError: somebody else is at it.
+    """
+    with database.transaction(engine) as connection, database.cursor(connection) as cursor:
+        cursor.execute("SELECT pg_try_advisory_xact_lock(hashtextextended(current_schema() || ' archive', 0))")
+        if cursor.fetchone() != (True,):
+            raise ConflictError("Events of this database are being archived already.")
+        yield
+
+
+def clear_drafts(folder: Path) -> None:
+    """Remove what a killed run did not finish: nobody has dropped a payload for it."""
+    for path in folder.glob("payfold-events-*.part"):
+        path.unlink(missing_ok=True)
+
+
+def require_room(parts: Iterable[Part], folder: Path) -> None:
+    """Find out before anything is written whether *folder* has room.
+
+    Raises:
+        ConfigurationError: it has not.
+    """
+    wanted, free = sum(part.bytes for part in parts) // ROOM_SHARE, shutil.disk_usage(folder).free
+    if wanted > free:
+        raise ConfigurationError(
+            f"{folder} has {free:,} bytes left, and the archive may want {wanted:,}. Nothing has been written. Name a"
+            " folder with more room, or an earlier date."
+        )
+
+
+# ---- Writing ----
+
+
+class _Fingerprint:
+    """Count and hash of events in their order, by what makes them an event and every byte of their payloads."""
+
+    def __init__(self) -> None:
+        self.events = 0
+        self._hash = hashlib.sha256()
+
+    def add(self, account: str, livemode: object, event: str, sha256: bytes, payload: bytes) -> None:
+        self.events += 1
+        for each in (account.encode(), b"live" if livemode else b"test", event.encode(), sha256, payload):
+            self._hash.update(len(each).to_bytes(8, "big"))
+            self._hash.update(each)
+
+    @property
+    def value(self) -> tuple[int, bytes]:
+        return self.events, self._hash.digest()
+
+
+@dataclass(slots=True)
+class _Held:
+    """What a file holds: the numbers of its events, the hashes of their bodies, and its fingerprint."""
+
+    seqs: "array[int]" = field(default_factory=lambda: array("q"))
+    hashes: bytearray = field(default_factory=bytearray)
+    fingerprint: tuple[int, bytes] = (0, b"")
+
+    def rows(self) -> Iterator[tuple[int, bytes]]:
+        size = hashlib.sha256().digest_size
+        for number, seq in enumerate(self.seqs):
+            yield seq, bytes(self.hashes[number * size : (number + 1) * size])
+
+
+def archive(
+    engine: Engine, part: Part, *, before: datetime, folder: Path, progress: Callable[[int], None] = lambda _: None
+) -> Done:
+    """Write a log of *part* into *folder*, read it back, and then drop its payloads.
+
+    *progress* is told how many events each step took. See Note [An archive loses nothing].
+
+    Raises:
+        ConfigurationError: the log cannot be written; nothing has changed.
+        ConflictError: it does not read back as it was written, or the partition is in use for too long; no payload
+            has gone but those of the steps before.
+    """
+    held, path = _known(engine, part, before, folder)
+    is_known = path is not None
+    if path is None:
+        held, path = _written(engine, part, before, folder, progress)
+    dropped = _drop(engine, part.partition, held)
+    return Done(part, path, dropped, len(held.seqs) - dropped, is_known)
+
+
+def _known(engine: Engine, part: Part, before: datetime, folder: Path) -> tuple[_Held, Path | None]:
+    """Return the log that an unfinished run has left, with what it holds; None where there is none."""
+    named = [(path, _NAME.fullmatch(path.name)) for path in sorted(folder.iterdir())]
+    paths = [path for path, found in named if found and (int(found[1]), int(found[2])) == (part.first, part.last)]
+    if not paths:
+        return _Held(), None
+    held = _read(engine, part, before, None, lambda _: None)
+    return held, next((path for path in paths if _fingerprint_of(path) == held.fingerprint), None)
+
+
+def _written(
+    engine: Engine, part: Part, before: datetime, folder: Path, progress: Callable[[int], None]
+) -> tuple[_Held, Path]:
+    """Write a log, read it back before it gets its name, and return it with what it holds."""
+    path, held = _free_name(folder, part), _Held()
+
+    def check(draft: Path) -> None:
+        if _fingerprint_of(draft) != held.fingerprint:
+            raise ConflictError(
+                f"{path} does not read back as it was written, so it was removed, and no payload has gone. Is the disk"
+                " sound?"
+            )
+
+    with eventlog.writing(path, "Zstandard", check=check) as stream:
+        held = _read(engine, part, before, stream, progress)
+    return held, path
+
+
+def _free_name(folder: Path, part: Part) -> Path:
+    """Return a name that nothing has: what is there is never written to."""
+    name, number = f"payfold-events-{part.first}-{part.last}", 1
+    path = folder / f"{name}{SUFFIX}"
+    while path.exists():
+        number += 1
+        path = folder / f"{name}-{number}{SUFFIX}"
+    return path
+
+
+def _read(
+    engine: Engine, part: Part, before: datetime, stream: IO[bytes] | None, progress: Callable[[int], None]
+) -> _Held:
+    """Read the events of *part*, write each to *stream*, and return what they are.
+
+    A transaction for each few: nothing old is held on to, and whatever changes meanwhile is found before it matters.
+    """
+    held, fingerprint = _Held(), _Fingerprint()
+    statement = sql.SQL(_READ).format(partition=sql.Identifier(part.partition))
+    first = part.first
+    while True:
+        with database.transaction(engine) as connection, database.cursor(connection) as cursor:
+            cursor.execute(statement, {"before": before, "first": first, "last": part.last}, binary=True)
+            rows = cursor.fetchall()
+        for seq, account, livemode, event, source, received_at, signature, sha256, redacted, payload in rows:
+            if stream is not None:
+                stream.write(eventlog.line_of(account, source, received_at, signature, sha256.hex(), redacted, payload))
+            held.seqs.append(seq)
+            held.hashes += sha256
+            fingerprint.add(account, livemode, event, sha256, payload)
+        if len(rows) < ROWS_READ:
+            held.fingerprint = fingerprint.value
+            return held
+        first = rows[-1][0] + 1
+        progress(len(rows))
+
+
+def _fingerprint_of(path: Path) -> tuple[int, bytes] | None:
+    """Return count and hash of the log at *path*, as the disk has it; None where it cannot be read."""
+    _forget(path)
+    found = _Fingerprint()
+    for entry in eventlog.read(str(path), account="", now=datetime.now(UTC)):
+        if entry.delivery is None:
+            return None
+        told = entry.delivery
+        found.add(told.account, told.envelope.livemode, told.envelope.id, told.sha256, told.envelope.payload)
+    return found.value
+
+
+def _forget(path: Path) -> None:
+    """Let the system forget what it has of *path* in memory, where it can, so that reading it visits the disk."""
+    if hasattr(os, "posix_fadvise"):
+        with path.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+# ---- Dropping ----
+
+_UNCHANGED: Final = """
+FROM {told} AS a (seq, payload_sha256) JOIN inbox AS i USING (seq) JOIN outcomes AS o USING (seq)
+WHERE i.payload_sha256 = a.payload_sha256 AND o.state <> 'parked'
+    AND NOT EXISTS (SELECT FROM pending AS p WHERE p.seq = a.seq)
+"""
+
+
+def _drop(engine: Engine, partition: str, held: _Held) -> int:
+    """Drop the payloads that are *held*, but for what has changed meanwhile, and return how many that were."""
+    dropped = _empty(engine, partition, held)
+    return _delete(engine, partition, held) if dropped is None else dropped
+
+
+def _empty(engine: Engine, partition: str, held: _Held) -> int | None:
+    """Empty *partition* and put back what stays, which costs nothing; None where too much stays."""
+    named = sql.Identifier(partition)
+    with database.transaction(engine) as connection, database.cursor(connection) as cursor:
+        cursor.execute("CREATE TEMPORARY TABLE told (seq bigint PRIMARY KEY, payload_sha256 bytea) ON COMMIT DROP")
+        with cursor.copy("COPY told FROM STDIN (FORMAT binary)") as copy:
+            copy.set_types(["int8", "bytea"])
+            for row in held.rows():
+                copy.write_row(row)
+        cursor.execute("ANALYZE told")
+        _lock(cursor, partition, "ACCESS EXCLUSIVE")
+        cursor.execute(
+            sql.SQL(
+                "CREATE TEMPORARY TABLE going ON COMMIT DROP AS SELECT b.seq FROM {partition} AS b WHERE b.seq IN"
+                f" (SELECT a.seq {_UNCHANGED})"
+            ).format(partition=named, told=sql.Identifier("told"))
+        )
+        cursor.execute(
+            sql.SQL(
+                "CREATE TEMPORARY TABLE staying ON COMMIT DROP AS SELECT b.* FROM {} AS b"
+                " WHERE NOT EXISTS (SELECT FROM going AS g WHERE g.seq = b.seq) LIMIT {}"
+            ).format(named, sql.Literal(ROWS_KEPT_MAX + 1))
+        )
+        if cursor.rowcount > ROWS_KEPT_MAX:
+            return None
+        cursor.execute("SELECT count(*) FROM going")
+        (dropped,) = cursor.fetchone() or (0,)
+        cursor.execute(sql.SQL("TRUNCATE ONLY {0}; INSERT INTO {0} SELECT * FROM staying ORDER BY seq").format(named))
+        return int(dropped)
+
+
+def _delete(engine: Engine, partition: str, held: _Held) -> int:
+    """Delete payloads from *partition*, some at a time; its space is used again, and given back once it is emptied."""
+    statement = sql.SQL("DELETE FROM {partition} AS b WHERE b.seq IN (SELECT a.seq " + _UNCHANGED + ")").format(
+        partition=sql.Identifier(partition), told=sql.SQL("unnest(%b::bigint[], %b::bytea[])")
+    )
+    dropped, rows = 0, held.rows()
+    while chunk := list(islice(rows, ROWS_DELETED_MAX)):
+        with database.transaction(engine) as connection, database.cursor(connection) as cursor:
+            # Readers may go on, but for those who fold.
+            _lock(cursor, partition, "SHARE ROW EXCLUSIVE")
+            cursor.execute(statement, ([seq for seq, _ in chunk], [sha256 for _, sha256 in chunk]))
+            dropped += cursor.rowcount
+    return dropped
+
+
+def _lock(cursor: Cursor, partition: str, mode: str) -> None:
+    """Let nobody fold, nor write to *partition*, until the transaction ends; what was written is then to be seen.
+
+    Raises:
+        ConflictError: somebody holds on to it.
+    """
+    cursor.execute(sql.SQL("SET LOCAL lock_timeout = {}").format(sql.Literal(f"{LOCK_SECONDS_MAX}s")))
+    for _ in range(TRIES_MAX):
+        try:
+            with cursor.connection.transaction():
+                projection.keep_others_from_folding(cursor)
+                cursor.execute(
+                    sql.SQL("LOCK TABLE ONLY {} IN {} MODE").format(sql.Identifier(partition), sql.SQL(mode))
+                )
+        except psycopg.errors.LockNotAvailable:
+            time.sleep(random.uniform(0.05, 0.5))  # noqa: S311 - jitter
+        else:
+            return
+    raise ConflictError(
+        f"{partition} is in use: does a rebuild go on, or is a transaction left open? Its payloads stay for now. Run"
+        " the same command again: it takes the log that is written for its own."
+    )
+
+
+# ---- Finding again ----
+
+
+def logs_in(folder: Path) -> list[Path]:
+    """Return the logs of the archive in *folder*.
+
+    Raises:
+        ConfigurationError: there is no such folder, or no log in it.
+    """
+    if not folder.is_dir():
+        raise ConfigurationError(f"--archive: there is no folder {folder}.")
+    found = sorted(path for path in folder.iterdir() if _NAME.fullmatch(path.name))
+    if not found:
+        raise ConfigurationError(f"--archive: {folder} has no log by a name as payfold-events-1-1000{SUFFIX}.")
+    return found
+
+
+def _chunks(path: Path) -> Iterator[list[Delivery]]:
+    """Yield what the log at *path* holds.
+
+    Raises:
+        ConflictError: it is damaged.
+    """
+    entries = eventlog.read(str(path), account="", now=datetime.now(UTC))
+    while chunk := list(islice(entries, ROWS_READ)):
+        for entry in chunk:
+            if entry.delivery is None:
+                raise ConflictError(f"The archive is damaged. {entry.place}: {entry.fault}")
+        yield [entry.delivery for entry in chunk if entry.delivery is not None]
+
+
+# By the hash, so that of several renderings only the one that the inbox has is taken.
+_MATCHED: Final = """
+SELECT i.seq, t.payload
+FROM unnest(%b::text[], %b::boolean[], %b::text[], %b::bytea[], %b::bytea[])
+    AS t (account, livemode, id, payload_sha256, payload)
+JOIN {inbox} AS i USING (account, livemode, id)
+WHERE i.payload_sha256 = t.payload_sha256
+    AND NOT EXISTS (SELECT FROM {payloads} AS b WHERE b.seq = i.seq)
+"""
+
+
+def _arguments(deliveries: Sequence[Delivery]) -> list[list[Any]]:
+    return [
+        [each.account for each in deliveries],
+        [each.envelope.livemode for each in deliveries],
+        [each.envelope.id for each in deliveries],
+        [each.sha256 for each in deliveries],
+        [each.envelope.payload for each in deliveries],
+    ]
+
+
+@contextmanager
+def beside(engine: Engine, folder: Path | None, *, progress: Progress) -> Iterator[Shadow]:
+    """Make a schema to rebuild in, with the payloads of the archive in *folder* where one is given; see ``shadow``.
+
+    Raises:
+        ConflictError: the archive is damaged, or lacks what is archived.
+    """
+    with shadow.shadow(engine, has_archive=folder is not None) as made:
+        if folder is not None:
+            bring(made, folder, progress=progress)
+        yield made
+
+
+@contextmanager
+def within(engine: Engine, folder: Path, *, progress: Progress) -> Iterator[Engine]:
+    """Yield an engine on the live tables, in which payloads of the archive in *folder* are found among the others.
+
+    Raises:
+        ConflictError: the archive is damaged, or lacks what is archived.
+    """
+    with beside(engine, folder, progress=progress) as made:
+        yield made.within
+
+
+def bring(made: Shadow, folder: Path, *, progress: Progress) -> None:
+    """Read what the database lacks out of the archive in *folder*, into *made*.
+
+    Raises:
+        ConflictError: the archive is damaged, or lacks what is archived.
+    """
+    statement = sql.SQL("INSERT INTO {archived} (seq, payload)" + _MATCHED + "ON CONFLICT DO NOTHING").format(
+        archived=sql.Identifier(made.schema, "archived"),
+        inbox=sql.Identifier(made.live, "inbox"),
+        payloads=sql.Identifier(made.live, "payloads"),
+    )
+    logs = logs_in(folder)
+    for number, path in enumerate(logs):
+        progress("Reading the archive", number, len(logs))
+        for deliveries in _chunks(path):
+            with database.transaction(made.engine) as connection, database.cursor(connection) as cursor:
+                cursor.execute(statement, _arguments(deliveries))
+    progress("Reading the archive", len(logs), len(logs))
+    with database.transaction(made.engine) as connection, database.cursor(connection) as cursor:
+        cursor.execute(sql.SQL("ANALYZE {}").format(sql.Identifier(made.schema, "archived")))
+        lacking = sql.SQL("FROM {} AS i WHERE {}").format(sql.Identifier(made.live, "inbox"), _absent(made, "i"))
+        _require_none(cursor, lacking, folder)
+
+
+def _require_none(cursor: Cursor, lacking: sql.Composable, folder: Path) -> None:
+    cursor.execute(sql.SQL("SELECT count(*) {}").format(lacking))
+    (count,) = cursor.fetchone() or (0,)
+    if count:
+        cursor.execute(sql.SQL("SELECT i.id {} ORDER BY i.seq LIMIT {}").format(lacking, sql.Literal(NAMES_TOLD_MAX)))
+        named = ", ".join(event for (event,) in cursor.fetchall()) + (", …" if count > NAMES_TOLD_MAX else "")
+        raise ConflictError(f"The archive in {folder} lacks the payloads of {count:,} events: {named}.")
+
+
+def archived_with(cursor: Cursor, seq: int) -> list[int]:
+    """Return the archived events without which event *seq* cannot be folded anew: all that speak of its objects."""
+    cursor.execute(_ARCHIVED_WITH, {"seq": seq})
+    return [found for (found,) in cursor.fetchall()]
+
+
+_ARCHIVED_WITH: Final = """
+WITH objects AS (
+    SELECT account, livemode, object_id FROM inbox WHERE seq = %(seq)s AND object_id IS NOT NULL
+    UNION
+    SELECT account, livemode, object_id FROM mentions WHERE seq = %(seq)s
+), told AS (
+    SELECT %(seq)s::bigint AS seq
+    UNION
+    SELECT i.seq FROM objects JOIN inbox AS i USING (account, livemode, object_id)
+    UNION
+    SELECT m.seq FROM objects JOIN mentions AS m USING (account, livemode, object_id)
+)
+SELECT seq FROM told WHERE NOT EXISTS (SELECT FROM payloads AS b WHERE b.seq = told.seq) ORDER BY seq
+"""
+
+
+def bring_back(engine: Engine, seqs: Sequence[int], folder: Path) -> None:
+    """Bring the payloads of the events numbered *seqs* back out of the archive in *folder*, into the database.
+
+    Raises:
+        ConflictError: the archive is damaged, or lacks one of them.
+    """
+    statement = sql.SQL("INSERT INTO payloads (seq, payload)" + _MATCHED + "ON CONFLICT DO NOTHING").format(
+        inbox=sql.Identifier("inbox"), payloads=sql.Identifier("payloads")
+    )
+    lacking = sql.SQL("FROM inbox AS i LEFT JOIN payloads AS b USING (seq) WHERE i.seq = ANY ({}) AND b.seq IS NULL")
+    with database.transaction(engine) as connection, database.cursor(connection) as cursor:
+        cursor.execute("SELECT account, livemode, id FROM inbox WHERE seq = ANY (%s)", (list(seqs),))
+        wanted = set(cursor.fetchall())
+    for path in sorted(logs_in(folder), key=lambda each: not _may_hold(each, seqs)):
+        for deliveries in _chunks(path):
+            if found := [each for each in deliveries if each.key in wanted]:
+                with database.transaction(engine) as connection, database.cursor(connection) as cursor:
+                    cursor.execute(statement, _arguments(found))
+        with database.transaction(engine) as connection, database.cursor(connection) as cursor:
+            cursor.execute(sql.SQL("SELECT count(*) {}").format(lacking.format(sql.Literal(list(seqs)))))
+            if cursor.fetchone() == (0,):
+                return
+    with database.transaction(engine) as connection, database.cursor(connection) as cursor:
+        _require_none(cursor, lacking.format(sql.Literal(list(seqs))), folder)
+
+
+def _may_hold(path: Path, seqs: Iterable[int]) -> bool:
+    """Tell whether the name of *path* says that it holds one of *seqs*; in another database they had other numbers."""
+    found = _NAME.fullmatch(path.name)
+    return found is not None and any(int(found[1]) <= seq <= int(found[2]) for seq in seqs)
+
+
+# ---- What is left out without it ----
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """How many *objects* cannot be rebuilt, since the payloads of so many *events* are archived."""
+
+    objects: int
+    events: int
+
+
+def _absent(made: Shadow, alias: str) -> sql.Composed:
+    """Return the condition that the payload of an event is neither in the database nor in *made*."""
+    return sql.SQL(
+        "NOT EXISTS (SELECT FROM {live} AS b WHERE b.seq = {seq})"
+        " AND NOT EXISTS (SELECT FROM {made} AS b WHERE b.seq = {seq})"
+    ).format(
+        live=sql.Identifier(made.live, "payloads"),
+        made=sql.Identifier(made.schema, "archived"),
+        seq=sql.Identifier(alias, "seq"),
+    )
+
+
+def leave_out(cursor: Cursor, made: Shadow) -> LeftOut:
+    """Note in *made* the objects of which it does not have every payload, and return how many those are.
+
+    What has an inbox of its own has its payloads too.
+    """
+    if made.has_inbox:
+        return LeftOut(0, 0)
+    names = {
+        "left_out": sql.Identifier(made.schema, "left_out"),
+        "inbox": sql.Identifier(made.live, "inbox"),
+        "mentions": sql.Identifier(made.live, "mentions"),
+        "lines": sql.Identifier(made.live, "credit_note_lines"),
+        "absent": _absent(made, "i"),
+    }
+    cursor.execute(sql.SQL("TRUNCATE {left_out}").format(**names))
+    cursor.execute(
+        sql.SQL(
+            """
+            WITH absent AS MATERIALIZED (
+                SELECT i.seq, i.account, i.livemode, i.object_id FROM {inbox} AS i WHERE {absent}
+            ), noted AS (
+                INSERT INTO {left_out} (account, livemode, object_id)
+                SELECT account, livemode, object_id FROM absent WHERE object_id IS NOT NULL
+                UNION
+                SELECT m.account, m.livemode, m.object_id FROM absent JOIN {mentions} AS m USING (seq)
+                RETURNING 1
+            )
+            SELECT (SELECT count(*) FROM noted), (SELECT count(*) FROM absent)
+            """
+        ).format(**names)
+    )
+    objects, events = cursor.fetchone() or (0, 0)
+    # Anomalies of a note's line know the line alone.
+    cursor.execute(
+        sql.SQL(
+            "INSERT INTO {left_out} (account, livemode, object_id) SELECT n.account, n.livemode, n.id"
+            " FROM {lines} AS n JOIN {left_out} AS o ON (o.account, o.livemode, o.object_id)"
+            " = (n.account, n.livemode, n.credit_note) ON CONFLICT DO NOTHING"
+        ).format(**names)
+    )
+    return LeftOut(objects, events)
+
+
+def require_all(made: Shadow) -> None:
+    """Find out before the work is done whether *made* has every payload.
+
+    Raises:
+        ConflictError: it has not, so the tables cannot be brought to what it says.
+    """
+    with database.transaction(made.engine) as connection, database.cursor(connection) as cursor:
+        require_none(leave_out(cursor, made))
+
+
+def require_none(left: LeftOut) -> None:
+    """Raise ConflictError where something is left out."""
+    if left.events:
+        raise ConflictError(
+            f"{left.events:,} events of {left.objects:,} objects are archived, so the tables cannot be brought to what"
+            " the others say. Nothing has changed: give --archive DIR too."
+        )

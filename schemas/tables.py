@@ -433,6 +433,7 @@ disputes = _projection(
     Column("currency", Text),
     Column("amount", BigInteger),
     _of_one("disputes", "payment_intent"),
+    _of_one("disputes", "charge"),
 )
 
 portal_configurations = _projection(

@@ -51,6 +51,14 @@ ASKED: Final = {
         "the order that a refund is of (refunding)",
         f"SELECT id FROM orders WHERE {WORLD} AND payment_intent = 'pi_1'",
     ),
+    "orders_client_reference_id": (
+        "GET /v1/orders?client_reference_id=",
+        "SELECT * FROM orders WHERE client_reference_id = 'cart-1'",
+    ),
+    "orders_customer_email": (
+        "GET /v1/orders?customer_email=",
+        "SELECT * FROM orders WHERE customer_email = 'buyer@example.com'",
+    ),
     "orders_invoice": (
         "the order that an invoice's refund is of (refunding)",
         f"SELECT id FROM orders WHERE {WORLD} AND invoice = 'in_1'",
@@ -111,6 +119,10 @@ ASKED: Final = {
         "the disputes of an order (order_book)",
         f"SELECT amount FROM disputes WHERE {WORLD} AND payment_intent = 'pi_1'",
     ),
+    "disputes_charge": (
+        "the disputes of an order's charge (order_book)",
+        f"SELECT amount FROM disputes WHERE {WORLD} AND charge = 'ch_1'",
+    ),
     "portal_sessions_newest": ("GET /v1/portal/sessions", f"SELECT * FROM portal_sessions {PAGE}"),
     "portal_sessions_open": (
         "portal sessions whose time is up (timekeeping)",
@@ -123,6 +135,10 @@ ASKED: Final = {
     "changes_refund": (
         "what was last told of an order's refunds (refunding)",
         f"SELECT seq FROM changes WHERE kind = 'order.refund_changed' AND {WORLD} AND subject_id = 'cs_1' ORDER BY seq",
+    ),
+    "changes_told": (
+        "the change feed (GET /v1/changes)",
+        "SELECT seq FROM changes WHERE NOT withheld AND seq > 0 ORDER BY seq LIMIT 100",
     ),
     "anomalies_in_force": (
         "what is wrong with an object (projection)",

@@ -253,7 +253,9 @@ class _Withholding(_Recording):
             projection.reason_to_park(error, claimed)
             half = len(deliveries) // 2
             if not half:
-                return super()._record(deliveries)
+                receipts = super()._record(deliveries)
+                self._folder.end()  # before the next step meets it
+                return receipts
             return [*self._record(deliveries[:half]), *self._record(deliveries[half:])]
         return receipts
 

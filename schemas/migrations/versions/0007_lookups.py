@@ -1,4 +1,4 @@
-"""Indexes for the filters of orders that had none."""
+"""Indexes for the filters of orders that had none, and for the disputes of a charge."""
 
 from alembic import op
 
@@ -15,8 +15,9 @@ def upgrade() -> None:
         "CREATE INDEX orders_client_reference_id ON orders (client_reference_id) WHERE client_reference_id IS NOT NULL"
     )
     op.execute("CREATE INDEX orders_customer_email ON orders (customer_email) WHERE customer_email IS NOT NULL")
+    op.execute("CREATE INDEX disputes_charge ON disputes (account, livemode, charge) WHERE charge IS NOT NULL")
 
 
 def downgrade() -> None:
     """Drop them."""
-    op.execute("DROP INDEX orders_client_reference_id, orders_customer_email")
+    op.execute("DROP INDEX orders_client_reference_id, orders_customer_email, disputes_charge")

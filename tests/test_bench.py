@@ -108,7 +108,9 @@ def test_requests_come_back_as_written(prepared: Path) -> None:
     assert all(b"\r\nStripe-Signature: t=" in each and each.endswith(b"}") for each in requests)
 
 
-def figure(*, measured: float = 10, limit: float = 20, plain: float | None = None, fault: str = "") -> Figure:
+def figure(
+    *, measured: float = 10, limit: float = 20, plain: float | None = None, fault: str = "", floor: float | None = None
+) -> Figure:
     """Return a figure of one run, whose target is 0.4 of its limit and 20 times the plain alternative."""
     return Figure(
         name="fold",
@@ -116,7 +118,7 @@ def figure(*, measured: float = 10, limit: float = 20, plain: float | None = Non
         unit="/s",
         runs=(Run(measured, limit, plain),),
         limit_name="merging",
-        target=Target(0.4),
+        target=Target(0.4, floor=floor),
         plain_target=Target(20),
         fault=fault,
     )
@@ -143,6 +145,8 @@ def test_ratios_are_taken_pair_by_pair() -> None:
         (figure(measured=5), None),  # misses its target, by what may be noise
         (figure(measured=3), "fold: 0.15 of merging, where ≥ 0.4 is the target"),
         (figure(plain=2), "fold: 5.00 of the plain alternative, where ≥ 20 is the target"),
+        (figure(measured=2, floor=0.05), None),  # far from its target, as it is known to be
+        (figure(measured=0.5, floor=0.05), "fold: 0.03 of merging, where ≥ 0.4 is the target"),
         (figure(fault="a delivery was lost"), "fold: a delivery was lost"),
         (Figure(name="latency", title="", unit="ms", runs=(Run(9_000),), target=Target(5, at_least=False)), None),
         (

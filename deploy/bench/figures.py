@@ -60,7 +60,7 @@ class Sizes:
 
 # Acknowledging.
 
-ACKS: Final = Target(0.35, aim=0.45)
+ACKS: Final = Target(0.35, aim=0.45, floor=0.08)
 PLAIN_ACKS: Final = Target(8)
 LATENCY_P50: Final = Target(5, at_least=False)
 LATENCY_P99: Final = Target(30, at_least=False)
@@ -190,7 +190,7 @@ def _paced(stand: Stand, bodies: Sequence[bytes], rate: float) -> list[load.Answ
 
 # Folding.
 
-FOLD: Final = Target(0.4, aim=0.5)
+FOLD: Final = Target(0.4, aim=0.5, floor=0.12)
 PLAIN_FOLD: Final = Target(20)
 
 
@@ -321,7 +321,7 @@ _FRESH: Final = "SELECT o.seq, i.id FROM outcomes AS o JOIN inbox AS i USING (se
 
 # Rebuilding and replaying.
 
-REBUILD: Final = Target(0.6)
+REBUILD: Final = Target(0.6, floor=0.05)
 MEMORY: Final = Target(300, at_least=False)
 REPLAY: Final = Target(1.5, at_least=False)
 MB: Final = 1_000_000

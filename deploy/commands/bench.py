@@ -33,7 +33,7 @@ def bench(
     ] = None,
     only: Annotated[str | None, typer.Option(metavar="NAME", help="One figure alone.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
-    check: Annotated[bool, typer.Option("--check", help="Exit 1 where a ratio is below half its target.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Exit 1 where a ratio is far below its target.")] = False,
 ) -> None:
     """Measure each figure beside the machine's limit and the plain alternative, on servers of its own; ratios count."""
     from deploy.bench import report, run, stand

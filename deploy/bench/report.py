@@ -122,9 +122,9 @@ def below_floor(figures: Sequence[Figure]) -> list[str]:
     return found
 
 
-def document(figures: Sequence[Figure], machine: Mapping[str, Any], mode: str) -> dict[str, Any]:
-    """Return all of it as it is passed on."""
-    return {"mode": mode, "machine": dict(machine), "figures": [_told(figure) for figure in figures]}
+def document(figures: Sequence[Figure], machine: Mapping[str, Any], mode: str, events: int) -> dict[str, Any]:
+    """Return all of it as it is passed on; *events* are those of the longest history, 0 where none grew."""
+    return {"mode": mode, "events": events, "machine": dict(machine), "figures": [_told(figure) for figure in figures]}
 
 
 def _told(figure: Figure) -> dict[str, Any]:

@@ -60,7 +60,7 @@ def bench(
             err.print("Stopped.")
             raise typer.Exit(FAILED) from None
     if as_json:
-        output.one(report.document(found, machine, mode), Format.JSON)
+        output.one(report.document(found, machine, mode, count), Format.JSON)
     else:
         report.show(found, machine, output.out)
     if check:

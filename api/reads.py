@@ -161,8 +161,9 @@ def show_order(
     request: Request, order_id: Id, account: Account = None, livemode: Livemode = None
 ) -> answers.OrderWithLines:
     """Show one order with its lines."""
-    order = one(request, tables.order_book, order_id, account, livemode)
-    lines = _lines(request, tables.order_lines, tables.order_lines.c.order_id, order)
+    with reading(request.app.state.engine) as connection:
+        order = _row(connection, tables.order_book, order_id, account, livemode)
+        lines = _lines(connection, tables.order_lines, tables.order_lines.c.order_id, order)
     return answers.OrderWithLines.model_validate({**order, "lines": lines})
 
 
@@ -197,17 +198,17 @@ def show_credit_note(
     request: Request, note_id: Id, account: Account = None, livemode: Livemode = None
 ) -> answers.CreditNoteWithLines:
     """Show one credit note with its lines."""
-    note = one(request, tables.credit_notes, note_id, account, livemode)
-    lines = _lines(request, tables.credit_note_lines, tables.credit_note_lines.c.credit_note, note)
+    with reading(request.app.state.engine) as connection:
+        note = _row(connection, tables.credit_notes, note_id, account, livemode)
+        lines = _lines(connection, tables.credit_note_lines, tables.credit_note_lines.c.credit_note, note)
     return answers.CreditNoteWithLines.model_validate({**note, "lines": lines})
 
 
-def _lines(request: Request, table: Table, owner: ColumnElement[Any], row: Any) -> Sequence[Any]:  # noqa: ANN401 - a row's mapping
+def _lines(connection: Connection, table: Table, owner: ColumnElement[Any], row: Any) -> Sequence[Any]:  # noqa: ANN401 - a row's mapping
     """Return the rows of *table* whose *owner* is *row*."""
     world = (table.c.account == row["account"], table.c.livemode == row["livemode"])
     query = select(table).where(*world, owner == row["id"]).order_by(table.c.id)
-    with reading(request.app.state.engine) as connection:
-        return connection.execute(query).mappings().all()
+    return connection.execute(query).mappings().all()
 
 
 @router.get("/refunds", tags=["refunds"])
@@ -346,13 +347,17 @@ def show_event(
 
 def one(request: Request, table: Table, key: str, account: str | None, livemode: bool | None) -> Any:  # noqa: ANN401, FBT001 - a row's mapping, and what the address says
     """Return the row of *table* with the id *key*, in the world that was asked for."""
+    with reading(request.app.state.engine) as connection:
+        return _row(connection, table, key, account, livemode)
+
+
+def _row(connection: Connection, table: Table, key: str, account: str | None, livemode: bool | None) -> Any:  # noqa: ANN401, FBT001 - as above
     wanted = [table.c.id == key]
     if account is not None:
         wanted.append(table.c.account == account)
     if livemode is not None:
         wanted.append(table.c.livemode == livemode)
-    with reading(request.app.state.engine) as connection:
-        rows = connection.execute(select(table).where(*wanted).limit(2)).mappings().all()
+    rows = connection.execute(select(table).where(*wanted).limit(2)).mappings().all()
     if not rows:
         raise NotFoundError("There is no such row here.")
     if len(rows) > 1:

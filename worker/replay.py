@@ -31,6 +31,8 @@ from worker.projection import Claimed
 
 EXPORT_ROWS: Final = 500
 OUTCOMES_READ: Final = 100_000
+AHEAD_MAX: Final = 5_000
+"""Events that are recorded and not yet folded."""
 RECORD_BYTES_MAX: Final = 16 * 1024 * 1024
 LOOK_SECONDS: Final = 0.5
 PATIENCE_SECONDS: Final = 60.0
@@ -150,18 +152,22 @@ def replay(
 
 
 class _Folder:
-    """Folds what is recorded *beside* the recording, one step behind it; None leaves it to others."""
+    """Folds what is recorded *beside* the recording, not far behind it; None leaves it to others."""
 
     def __init__(self, engine: Engine, now: datetime, beside: Executor | None) -> None:
         self._beside = beside
         self._fold = partial(lanes.fold, engine, now=lambda: now)
         self._step: Future[int] | None = None
+        self._ahead = 0
 
-    def go_on(self) -> None:
-        """Fold what is pending, as soon as what was pending before is folded, for which this waits."""
-        if self._beside is not None:
+    def go_on(self, recorded: int) -> None:
+        """Fold what is pending, *recorded* events more; waits where the recording is too far ahead."""
+        if self._beside is None:
+            return
+        self._ahead += recorded
+        if self._step is None or self._step.done() or self._ahead > AHEAD_MAX:
             self._wait()
-            self._step = self._beside.submit(self._fold)
+            self._step, self._ahead = self._beside.submit(self._fold), 0
 
     def end(self) -> None:
         """Return once nothing is pending, whoever recorded it."""
@@ -206,7 +212,7 @@ class _Recording:
     def _record(self, deliveries: Sequence[Delivery]) -> list[Receipt]:
         with database.transaction(self._engine) as connection, database.cursor(connection) as cursor:
             receipts = inbox.record(cursor, deliveries)
-        self._folder.go_on()
+        self._folder.go_on(len(receipts))
         return receipts
 
     def outcomes(self) -> Mapping[str, int]:

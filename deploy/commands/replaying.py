@@ -87,6 +87,7 @@ def replay(  # noqa: PLR0913 - an option each
     form: FormatOption = Format.TABLE,
 ) -> None:
     """Record what the inbox lacks of the logs, then fold it; exit 1 if a line could not be read."""
+    from worker import lanes
     from worker import replay as logs_of_events
     from worker.eventlog import remark
     from worker.plan import plan
@@ -113,6 +114,7 @@ def replay(  # noqa: PLR0913 - an option each
             counts, more["plan"] = foreseen.counts, foreseen.rows
         else:
             others = partial(_follow, engine, bar) if record_only else None
+            lanes.settle_down()
             done = logs_of_events.replay(engine, logs, others=others, withhold=no_announce)
             counts = done.counts
             if no_announce:

@@ -26,7 +26,7 @@ from worker import acting, difference, folds, projection
 from worker.acting import Desk
 from worker.difference import EXTRA, Difference, Pair
 from worker.folds import join
-from worker.folds.facts import Event, Facts, Subject, utc
+from worker.folds.facts import Facts, Subject, utc
 from worker.rebuild import Progress, nobody
 
 NOT_ASKED: Final = "not asked, since no key serves it"
@@ -198,7 +198,7 @@ def _differing(cursor: Cursor, told: Sequence[Delivery]) -> tuple[list[tuple[Sub
     """Return the rows that what was *told* would change, beside what they would be, and of how many nobody can tell."""
     at_hand: dict[Subject, list[Facts]] = defaultdict(list)
     for delivery in told:
-        for one in folds.judge(_event(delivery)).facts:
+        for one in folds.judge(projection.event_of(delivery)).facts:
             at_hand[one.subject].append(one)
     known = projection.load(cursor, at_hand)
     on_the_way = _on_the_way(cursor, at_hand)
@@ -230,22 +230,6 @@ def _facts_of(cursor: Cursor, subjects: set[Subject]) -> Iterator[tuple[Subject,
                 yield from _facts_of(cursor, {subject})
         else:
             yield from ((subject, None) for subject in subjects)
-
-
-def _event(delivery: Delivery) -> Event:
-    envelope = delivery.envelope
-    return Event(
-        seq=0,
-        account=delivery.account,
-        livemode=envelope.livemode,
-        id=envelope.id,
-        type=envelope.type,
-        created=utc(envelope.created),
-        object_type=envelope.object_type,
-        object_id=envelope.object_id,
-        payload=envelope.payload,
-        source=delivery.source,
-    )
 
 
 def _on_the_way(cursor: Cursor, subjects: dict[Subject, list[Facts]]) -> set[str]:
@@ -286,7 +270,7 @@ def _put_right(cursor: Cursor, desk: Desk, world: World, told: dict[str, Deliver
 
 def _customer_of(delivery: Delivery) -> str | None:
     """Return whose ledger a balance transaction is of: its rows are folded from the customer's events."""
-    for one in folds.judge(_event(delivery)).facts:
+    for one in folds.judge(projection.event_of(delivery)).facts:
         if one.subject.table == "balances":
             return one.subject.source
     return None

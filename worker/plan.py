@@ -27,7 +27,7 @@ from schemas.inbox import Delivery, Recorded
 from worker import folds, projection
 from worker.difference import MAIN_AMOUNTS
 from worker.folds import join
-from worker.folds.facts import Event, Facts, Row, Subject, utc
+from worker.folds.facts import Event, Facts, Row, Subject
 from worker.folds.join import Shape
 from worker.replay import Counts, Key, Reading, renderings
 
@@ -148,7 +148,7 @@ def _foresee(cursor: Cursor, notes: _Notes, deliveries: Sequence[Delivery]) -> I
             yield Recorded.DUPLICATE.value
         else:
             yield (Recorded.NEW if known is None else Recorded.NEWER_RENDERING).value
-            notes.add(delivery, folds.judge(_event(delivery)))
+            notes.add(delivery, folds.judge(projection.event_of(delivery)))
             news.append(delivery)
     words = [each for each in news if each.envelope.type == folds.EVENT_IGNORED]
     aside = [(each.account, each.envelope.livemode, str(each.envelope.object_id)) for each in words]
@@ -156,22 +156,6 @@ def _foresee(cursor: Cursor, notes: _Notes, deliveries: Sequence[Delivery]) -> I
         notes.pass_over(event)
     for key in [*_set_aside(cursor, [each.key for each in news]), *aside]:
         notes.set_aside(key)
-
-
-def _event(delivery: Delivery) -> Event:
-    envelope = delivery.envelope
-    return Event(
-        seq=0,
-        account=delivery.account,
-        livemode=envelope.livemode,
-        id=envelope.id,
-        type=envelope.type,
-        created=utc(envelope.created),
-        object_type=envelope.object_type,
-        object_id=envelope.object_id,
-        payload=envelope.payload,
-        source=delivery.source,
-    )
 
 
 _HELD: Final = """

@@ -35,9 +35,10 @@ from sqlalchemy.exc import DBAPIError
 from schemas import database, inbox, tables
 from schemas.database import Cursor, boolean_array, integer_array, text_array
 from schemas.errors import Archived, PayfoldError
+from schemas.inbox import Delivery
 from worker import copying, folds, refunding, stock
 from worker.folds import join
-from worker.folds.facts import Anomaly, Event, Facts, Row, Subject, Value
+from worker.folds.facts import Anomaly, Event, Facts, Row, Subject, Value, utc
 from worker.folds.join import Joined
 
 FOLD_BATCH_MAX: Final = 500
@@ -225,6 +226,23 @@ def _event(row: Sequence[Any], payloads: Mapping[int, bytes]) -> Event:
             "`payfold rebuild --archive DIR --swap` folds its object from the archive."
         )
     return Event(*(*row[:8], payload, row[8]))
+
+
+def event_of(delivery: Delivery) -> Event:
+    """Return *delivery* as it would be claimed once it is recorded, but for its number."""
+    envelope = delivery.envelope
+    return Event(
+        seq=0,
+        account=delivery.account,
+        livemode=envelope.livemode,
+        id=envelope.id,
+        type=envelope.type,
+        created=utc(envelope.created),
+        object_type=envelope.object_type,
+        object_id=envelope.object_id,
+        payload=envelope.payload,
+        source=delivery.source,
+    )
 
 
 def reason_of(observation: bytes | None) -> str:

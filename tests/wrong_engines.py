@@ -41,7 +41,15 @@ BREAKS = (
         "result = join.advance(shape, row, facts[subject]) if row is not None else result",
         "result = result or join.fold_all(shape, facts[subject])",
     ),
-    Break("an equal event is laid over", JOIN, "if step.position <= position", "if step.position < position"),
+    Break(
+        "an equal event is laid over", JOIN, "steps[0].position <= (shape.rank_of", "steps[0].position < (shape.rank_of"
+    ),
+    Break(
+        "a chain with a gap is laid over",
+        JOIN,
+        "return None if is_choice or _gaps(edges, start) else",
+        "return None if is_choice else",
+    ),
     Break(
         "stamp before rank", "worker/folds/facts.py", "return (self.rank, self.stamp)", "return (self.stamp, self.rank)"
     ),
@@ -147,7 +155,7 @@ BREAKS = (
     Break(
         "no lock on what an order and its refund share",
         PROJECTION,
-        'keys += [f"{account} {livemode} {shared}" for account, livemode, shared in ways]',
+        'keys |= {f"{account} {livemode} {shared}" for account, livemode, shared in ways}',
         "pass",
     ),
     Break(
@@ -165,8 +173,8 @@ BREAKS = (
     Break(
         "parked events are folded along",
         PROJECTION,
-        "(o.state IS DISTINCT FROM 'parked' OR i.id = ANY(%s))",
-        "(true OR i.id = ANY(%s))",
+        "(o.state IS DISTINCT FROM 'parked' OR i.id = ANY(%s::text[]))",
+        "(true OR i.id = ANY(%s::text[]))",
     ),
     Break("the old row is trusted", PROJECTION, "        if each.again:\n", "        if False:\n"),
     Break("changes at every event", SESSION, '(before is not None and before["status"] == status)', "False"),

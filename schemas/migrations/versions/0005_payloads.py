@@ -16,9 +16,10 @@ _STATEMENTS = """
 -- where it fits there, which saves a visit to another table.
 CREATE TABLE payloads (
     seq bigint NOT NULL,
-    payload bytea STORAGE EXTERNAL NOT NULL,
+    payload bytea NOT NULL,
     PRIMARY KEY (seq)
 ) PARTITION BY RANGE (seq);
+ALTER TABLE payloads ALTER COLUMN payload SET STORAGE EXTERNAL;
 
 -- What no other partition is for: a recorder never waits for one to be made.
 CREATE TABLE payloads_rest PARTITION OF payloads DEFAULT WITH (toast_tuple_target = 8160);

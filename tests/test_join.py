@@ -8,6 +8,7 @@ from itertools import permutations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 
 from deploy.sandbox.account import Account
 from tests import histories, reference
@@ -170,6 +171,16 @@ def test_a_later_second_needs_no_history() -> None:
         assert advanced is not None
         assert (advanced.row["metadata"], advanced.row["event_id"]) == ({"step": 3}, "evt_2")
     assert join.advance(shape, row, chain[1:]) is None
+
+
+def test_a_later_second_of_what_no_column_keeps() -> None:
+    """Changes of one second that carry something beyond the row's columns ask for all events, and break nothing."""
+    row = folded(step("evt_0", 5, 0)).row
+    told = [
+        structs.replace(step(name, 0, 0, second=1), columns={"_beyond": 1}, before=None) for name in ("evt_1", "evt_2")
+    ]
+
+    assert join.advance(folds.SHAPES["payment_links"], row, told) is None
 
 
 def test_a_twin_does_not_break_the_chain() -> None:

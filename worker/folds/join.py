@@ -136,7 +136,7 @@ def _without_a_gap(shape: Shape, row: Row, steps: Sequence[Facts], group: Sequen
     state = {**row, **{name: value for step in steps for name, value in step.columns.items()}}
     # Where it begins is known only of what nothing but the last word of a step can have set.
     is_told = shape.infer is _infer_nothing and not any(step.references for step in group)
-    if not is_told or any(state[name] is None for name in names):
+    if not is_told or any(state.get(name) is None for name in names):
         return None
     edges, start = _edges(group), _state(state, names)
     ordered, is_choice = _path(shape, edges, start)

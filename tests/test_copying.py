@@ -1,0 +1,79 @@
+"""Rows and arrays that we write ourselves are read by PostgreSQL as what they were."""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from psycopg import sql
+from sqlalchemy import Engine
+
+from schemas import database, tables
+from worker import copying
+
+pytestmark = pytest.mark.integration
+
+# What PostgreSQL's text holds; the characters that mean something to JSON, to CSV or to an array come up often.
+texts = st.text(
+    st.one_of(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), st.sampled_from('\\"\b\n\r\t,{}'))
+)
+values = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(-(2**53), 2**53), texts),
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(texts, inner, max_size=3)),
+    max_leaves=6,
+)
+moments = st.datetimes(datetime(1970, 1, 1), datetime(9999, 12, 31), timezones=st.just(UTC))  # noqa: DTZ001 - bounds of aware times
+FORM = copying.Form(tables.payment_links)
+
+
+@pytest.fixture
+def engine(database_url: str) -> Iterator[Engine]:
+    """Return an engine on a migrated database."""
+    opened = database.engine(database_url)
+    yield opened
+    opened.dispose()
+
+
+@given(st.lists(st.tuples(st.none() | texts, st.none() | st.booleans(), st.none() | values, st.none() | moments)))
+@example(
+    [("\\", None, {"\\": "\\\n"}, None), ("null", None, "null", None), ("", None, "", None), ("\\.", None, [], None)]
+)
+@settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_rows_arrive_as_they_are(
+    engine: Engine, told: list[tuple[str | None, bool | None, Any, datetime | None]]
+) -> None:
+    """Any text, JSON, boolean or time comes out of COPY as it went in, a null as a null."""
+    rows = [
+        {
+            "account": "",
+            "livemode": False,
+            "id": f"plink_{number}",
+            "event_id": "evt_1",
+            "active": active,
+            "url": url,
+            "currency": None,
+            "metadata": metadata,
+            "created": created,
+            "as_of": datetime(2026, 11, 1, tzinfo=UTC),
+        }
+        for number, (url, active, metadata, created) in enumerate(told)
+    ]
+    with database.transaction(engine) as connection, database.cursor(connection) as cursor:
+        cursor.execute("TRUNCATE payment_links")
+        copying.into(cursor, sql.Identifier("payment_links"), FORM.columns, map(FORM.line, rows))
+        cursor.execute("SELECT url, active, metadata, created FROM payment_links ORDER BY length(id), id")
+        assert cursor.fetchall() == told
+
+
+@given(st.lists(texts), st.lists(st.integers(-(2**63), 2**63 - 1)), st.lists(st.booleans()))
+@settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_arrays_arrive_as_they_are(engine: Engine, words: list[str], numbers: list[int], truths: list[bool]) -> None:
+    """Any texts, numbers and booleans are those of the array that is written of them."""
+    with database.transaction(engine) as connection, database.cursor(connection) as cursor:
+        cursor.execute(
+            "SELECT %s::text[], %s::bigint[], %s::boolean[]",
+            (database.text_array(words), database.integer_array(numbers), database.boolean_array(truths)),
+        )
+        assert cursor.fetchall() == [(words, numbers, truths)]

@@ -5,6 +5,7 @@ import threading
 from collections.abc import Iterator
 from itertools import permutations
 
+import msgspec
 import psycopg
 import pytest
 from hypothesis import HealthCheck, given, reject, settings
@@ -14,6 +15,7 @@ from sqlalchemy import Engine, text
 from deploy.sandbox.account import Account
 from deploy.sandbox.history import shop_history
 from deploy.sandbox.rendering import render
+from deploy.sandbox.samples import sample
 from schemas import database
 from schemas.errors import DatabaseAway
 from tests import histories, ledger, reference
@@ -121,6 +123,19 @@ def test_the_tables_show_what_happened_at_the_shop(engine: Engine) -> None:
     held = {row["id"]: row["status"] for row in ledger.rows(engine, "SELECT id, status FROM orders")}
     assert held == {session: account.expected_status(session) for session in held}
     assert len(held) > 150
+
+
+def test_an_order_that_was_away_is_not_paid_twice(engine: Engine) -> None:
+    """An order whose one event could not be read in a newer rendering, and then can, has been paid once."""
+    body = sample("checkout.session.completed", {}, now=1).payload()
+    for version, amount in (("2025-01-01", 2_000), ("2025-02-01", "twenty"), ("2025-03-01", 2_000)):
+        body["api_version"], body["data"]["object"]["amount_total"] = version, amount
+        ledger.take_in(engine, msgspec.json.encode(body))
+
+    told = ledger.rows(engine, "SELECT kind FROM changes")
+    assert [row["kind"] for row in told] == ["order.paid"]
+    assert ledger.rows(engine, "SELECT state FROM events") == [{"state": "folded"}]
+    assert ledger.rows(engine, "SELECT status FROM orders") == [{"status": "paid"}]
 
 
 def test_never_two_workers_on_one_object(engine: Engine) -> None:

@@ -176,6 +176,8 @@ BREAKS = (
         "(o.state IS DISTINCT FROM 'parked' OR i.id = ANY(%s::text[]))",
         "(true OR i.id = ANY(%s::text[]))",
     ),
+    Break("nobody is refunded", "worker/refunding.py", "return cursor.fetchone() == (True,)", "return False"),
+    Break("what was told is told again", PROJECTION, "if cursor.fetchone() == (True,):", "if False:"),
     Break("the old row is trusted", PROJECTION, "        if each.again:\n", "        if False:\n"),
     Break("changes at every event", SESSION, '(before is not None and before["status"] == status)', "False"),
     Break(

@@ -14,11 +14,13 @@ import psycopg
 from psycopg import sql
 from sqlalchemy import Engine
 
+from deploy.bench.events import deliveries
 from schemas import database, events
 from schemas.database import Cursor
-from worker import shadow
+from schemas.inbox import Delivery
+from worker import projection, shadow
 from worker.folds import checkout_session, join, payment_link
-from worker.folds.facts import Event, Row, utc
+from worker.folds.facts import Row
 from worker.folds.reading import Reader
 from worker.shadow import REPLACED
 
@@ -70,7 +72,7 @@ def _reader(body: bytes) -> Reader:  # type: ignore[type-arg]  # of either type
 
 def _prepared(connection: "psycopg.Connection[tuple[object, ...]]", chunk: Sequence[bytes]) -> bytes:
     """Return the order row of each event of *chunk* in the form of COPY; an event of a link has none."""
-    rows = [row for body in chunk if (row := _order_row(body)) is not None]
+    rows = [row for each in deliveries(chunk) if (row := _order_row(each)) is not None]
     with connection.transaction(force_rollback=True), connection.cursor() as cursor:
         cursor.execute(
             "INSERT INTO staging SELECT * FROM json_populate_recordset(NULL::public.orders, %s)",
@@ -80,22 +82,10 @@ def _prepared(connection: "psycopg.Connection[tuple[object, ...]]", chunk: Seque
             return b"".join(bytes(block) for block in copy)
 
 
-def _order_row(body: bytes) -> Row | None:
-    envelope = events.read(body)
-    if envelope.object_type != "checkout.session":
+def _order_row(delivery: Delivery) -> Row | None:
+    event = projection.event_of(delivery)
+    if event.object_type != "checkout.session":
         return None
-    event = Event(
-        seq=0,
-        account=envelope.account or "",
-        livemode=envelope.livemode,
-        id=envelope.id,
-        type=envelope.type,
-        created=utc(envelope.created),
-        object_type=envelope.object_type,
-        object_id=envelope.object_id,
-        payload=envelope.payload,
-        source="webhook",
-    )
     joined = join.fold_all(checkout_session.SHAPE, list(checkout_session.fold(event)))
     return None if joined is None else joined.row
 

@@ -60,6 +60,21 @@ def test_a_fold_takes_all_that_is_pending(celery: Celery, engine: Engine) -> Non
     assert celery.tasks[broker.FOLD]() == 0
 
 
+def test_a_waker_that_stops_sends_what_was_asked(settings: Settings, waiting: "redis.Redis") -> None:
+    """What is asked for while the waker pauses between two messages is sent at its end."""
+    for _ in range(20):
+        waker = broker.Waker(settings)
+        waker.wake()
+        while waiting.llen(broker.FOLD_QUEUE) == 0:
+            pass
+        waiting.delete(broker.FOLD_QUEUE)
+        waker.wake()
+        waker.stop()
+
+        assert waiting.llen(broker.FOLD_QUEUE) == 1
+        waiting.delete(broker.FOLD_QUEUE)
+
+
 def test_two_lanes_leave_what_one_leaves(celery: Celery, engine: Engine) -> None:
     """A backlog that is folded in two threads at once gives the tables that folding it step by step gives."""
     account = shop_history(seed=8, orders=400, money=True)

@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import multiprocessing
 import random
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from deploy.sandbox.history import shop_history
 from deploy.sandbox.rendering import render, twin
 from deploy.sandbox.signing import sign
 from schemas import database, tables
+from schemas.inbox import RECORD_ROWS_MAX
 from tests import ledger
 from tests.command import environment, payfold, started
 from tests.histories import bodies_of
@@ -170,6 +172,21 @@ def test_many_files(engine: Engine, tmp_path: Path) -> None:
     assert (counts["new"], counts["duplicate"]) == (len(events), 5)
     held = {row[0]: row[1] for row in _of(engine, "SELECT id, status FROM orders")}
     assert held == {session: SHOP.expected_status(session) for session in held}
+
+
+def test_folding_beside_the_recording(engine: Engine, other_url: str, tmp_path: Path) -> None:
+    """With a backlog another process folds what is recorded meanwhile; it comes to the same, and then it is gone."""
+    path = log(tmp_path / "log", shop_history(seed=8, orders=400, money=True).events, *MIXED)
+    other = database.engine(other_url)
+    alone = replay(other, Reading([path], NOW))
+
+    beside = replay(engine, Reading([path], NOW), backlog=1)
+
+    assert beside.counts == alone.counts
+    assert alone.counts["seen"] > RECORD_ROWS_MAX
+    assert digests(engine) == digests(other)
+    assert [each for each in multiprocessing.active_children() if each.name == "lane"] == []
+    other.dispose()
 
 
 def _of(engine: Engine, statement: str) -> list[tuple[Any, ...]]:

@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from deploy.sandbox.history import shop_history
 from deploy.sandbox.server import Fault
 from schemas import broker
 from tests import command, ledger
 from tests.stage import HOUR, Stage, stage
-from worker import calls
+from worker import calls, projection
 
 pytestmark = [
     pytest.mark.integration,
@@ -53,11 +54,16 @@ def until(condition: Callable[[], bool], seconds: float = SECONDS_MAX) -> None:
         time.sleep(0.02)
 
 
-def slot_of(process: "subprocess.Popen[bytes]") -> int:
-    """Return the process that the worker forked, once it has."""
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    until(lambda: len(children.read_text().split()) == 1)
-    return int(children.read_text())
+def forked_by(process: "subprocess.Popen[bytes]") -> tuple[int, int]:
+    """Return the slot for Stripe and the lane that the worker forked, once it has."""
+    until(lambda: len(children(process)) == 2)
+    slot, lane = children(process)
+    return slot, lane
+
+
+def children(process: "subprocess.Popen[bytes]") -> list[int]:
+    """Return the processes that the worker began, in that order."""
+    return [int(each) for each in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
 
 
 def is_gone(process_id: int) -> bool:
@@ -123,7 +129,7 @@ def test_a_worker_that_dies_between_an_answer_and_its_commit(at: Stage) -> None:
     """Stripe has expired the session and the worker is killed: when its lease is over another reads it, once."""
     (session,) = at.open()
     with worker(at) as process:
-        slot = slot_of(process)
+        slot, _ = forked_by(process)
         at.faults.add(None, "*/expire", after=lambda: os.kill(slot, signal.SIGKILL))
         send(at, broker.EXPIRE_SESSIONS, broker.STRIPE_QUEUE)
         assert process.wait(SECONDS_MAX) == 1
@@ -158,9 +164,9 @@ def test_a_worker_without_a_key_says_so_once_and_takes_both_queues(at: Stage) ->
 
 
 def test_a_worker_that_is_told_to_stop_takes_its_slot_along(at: Stage) -> None:
-    """SIGTERM ends both, and that is no failure."""
+    """SIGTERM ends all three, and that is no failure."""
     with worker(at) as process:
-        slot = slot_of(process)
+        slot, lane = forked_by(process)
         send(at, broker.POLL_SESSIONS, broker.STRIPE_QUEUE)
         until(lambda: at.api.calls != [])
 
@@ -168,25 +174,46 @@ def test_a_worker_that_is_told_to_stop_takes_its_slot_along(at: Stage) -> None:
 
         assert process.wait(SECONDS_MAX) == 0
         assert is_gone(slot)
+        assert is_gone(lane)
 
 
 def test_a_killed_worker_leaves_no_slot_behind(at: Stage) -> None:
-    """After a kill -9 of the worker its slot ends by itself."""
+    """After a kill -9 of the worker its slot ends by itself, and so does its lane."""
     with worker(at) as process:
-        slot = slot_of(process)
+        slot, lane = forked_by(process)
         send(at, broker.POLL_SESSIONS, broker.STRIPE_QUEUE)
         until(lambda: at.api.calls != [])
 
         process.kill()
 
-        until(lambda: is_gone(slot))
+        until(lambda: is_gone(slot) and is_gone(lane))
 
 
 def test_a_worker_whose_slot_is_gone_ends(at: Stage) -> None:
     """A worker without its slot would look well and never call Stripe: it ends, and is started again by whoever did."""
     with worker(at) as process:
-        os.kill(slot_of(process), signal.SIGKILL)
+        slot, _ = forked_by(process)
+        os.kill(slot, signal.SIGKILL)
 
         assert process.wait(SECONDS_MAX) == 1
         assert process.stderr is not None
         assert b"worker.slot_ended" in process.stderr.read()
+
+
+def test_a_worker_whose_lane_is_gone_goes_on(at: Stage) -> None:
+    """A lane that was killed is missed at the next backlog: the worker says so, folds it, and has a lane again."""
+    account = shop_history(seed=8, orders=400, money=True)
+    with worker(at) as process:
+        _, lane = forked_by(process)
+        os.kill(lane, signal.SIGKILL)
+        ledger.record(at.engine, [ledger.delivery(event.body) for event in account.events])
+        send(at, broker.FOLD, broker.FOLD_QUEUE)
+        until(lambda: at.rows("SELECT FROM pending") == [])
+        assert lane not in children(process)
+        another = children(process)[-1]
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=SECONDS_MAX)
+
+    assert len(account.events) > 2 * projection.FOLD_BATCH_MAX
+    assert said.count(b"lane.ended") == 1
+    assert is_gone(another)

@@ -9,12 +9,10 @@ from sqlalchemy import Engine
 from structlog.testing import capture_logs
 
 from deploy.sandbox.account import Account
-from deploy.sandbox.history import shop_history
 from schemas import broker, database
 from schemas.settings import Settings
 from tests import ledger
 from worker import app, projection
-from worker.rebuild import refolded
 
 
 @pytest.fixture
@@ -73,22 +71,6 @@ def test_a_waker_that_stops_sends_what_was_asked(settings: Settings, waiting: "r
 
         assert waiting.llen(broker.FOLD_QUEUE) == 1
         waiting.delete(broker.FOLD_QUEUE)
-
-
-def test_two_lanes_leave_what_one_leaves(celery: Celery, engine: Engine) -> None:
-    """A backlog that is folded in two threads at once gives the tables that folding it step by step gives."""
-    account = shop_history(seed=8, orders=400, money=True)
-    bodies = [event.body for event in account.events]
-    assert len(bodies) > 2 * projection.FOLD_BATCH_MAX
-    ledger.record(engine, [ledger.delivery(body) for body in bodies])
-
-    assert celery.tasks[broker.FOLD]() == len(bodies)
-
-    live = ledger.digest_of(engine)
-    with refolded(engine, seed=9) as schema:
-        assert ledger.digest_of(engine, schema) == live
-    parked = ledger.rows(engine, "SELECT count(*) AS found FROM outcomes WHERE state = 'parked'")
-    assert parked == [{"found": 0}]
 
 
 def test_a_fold_whose_time_is_up_wakes_its_successor(celery: Celery, engine: Engine, waiting: "redis.Redis") -> None:

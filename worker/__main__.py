@@ -18,6 +18,7 @@ from celery.signals import worker_shutting_down
 
 from schemas.broker import FOLD_QUEUE, STRIPE_QUEUE
 from schemas.settings import Settings
+from worker.lanes import Lane
 from worker.process import run
 
 WATCH_SECONDS = 1.0
@@ -25,13 +26,14 @@ WATCH_SECONDS = 1.0
 _log = structlog.get_logger()
 
 
-def start(app: Celery, settings: Settings) -> None:
+def start(app: Celery, settings: Settings, lane: Lane) -> None:
     """Take messages until told to stop; the task at hand is finished first."""
     if not settings.api_keys:
         _log.info(
             "stripe.idle", reason="STRIPE_API_KEY is not set, so nothing is asked of Stripe and nothing expired there"
         )
     if not settings.api_keys and settings.payfold_reconcile_at is None:
+        lane.start("fork")
         _take(app, FOLD_QUEUE, STRIPE_QUEUE)
         return
     parent = os.getpid()
@@ -40,6 +42,8 @@ def start(app: Celery, settings: Settings) -> None:
         threading.Thread(target=_stop_with_parent, args=(parent,), name="parent", daemon=True).start()
         _take(app, STRIPE_QUEUE)
         return
+    # After the slot, which would keep its line open.
+    lane.start("fork")
     is_ending, is_alone = threading.Event(), threading.Event()
     worker_shutting_down.connect(lambda **_: is_ending.set(), weak=False)
     threading.Thread(target=_stop_with_slot, args=(slot, is_ending, is_alone), name="slot", daemon=True).start()

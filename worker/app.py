@@ -18,6 +18,7 @@ from schemas.stripe_api import StripeApi
 from worker import discovery, expiry, fetches, gaps, lanes, projection, timekeeping
 from worker import reconcile as reconciling
 from worker.acting import THREADS, Desk, Round
+from worker.lanes import Lane
 from worker.rebuild import IN_ONE_PROCESS
 
 FOLD_SECONDS_MAX: Final = 5.0
@@ -28,15 +29,18 @@ DATABASE_CONNECTIONS_MAX: Final = THREADS + 1
 _log = structlog.get_logger()
 
 
-def create(settings: Settings, engine: Engine) -> Celery:
-    """Return the application with its tasks, which work on the database of *engine*, and its timetable."""
+def create(settings: Settings, engine: Engine, beside: Lane | None = None) -> Celery:
+    """Return the application with its tasks, which work on the database of *engine*, and its timetable.
+
+    A backlog is folded by the lane *beside* as well.
+    """
     app = broker.celery(settings)
     portal_session = timedelta(minutes=settings.payfold_portal_session_minutes)
 
     @app.task(name=broker.FOLD, shared=False)
     def fold(**_: object) -> int:
         """Fold what is pending and return how many events that was."""
-        return fold_until_done(app, engine)
+        return fold_until_done(app, engine, beside)
 
     @app.task(name=broker.SWEEP, shared=False)
     def sweep(**_: object) -> int:
@@ -51,7 +55,7 @@ def create(settings: Settings, engine: Engine) -> Celery:
             return 0
         if queued:
             _log.info("events.queued_anew", events=queued)
-        return fold_until_done(app, engine)
+        return fold_until_done(app, engine, beside)
 
     desk = Desk(engine, StripeApi(settings, broker.redis(settings)), settings)
     for name, run_once in _STRIPE_TASKS.items():
@@ -127,7 +131,9 @@ def _timetable(settings: Settings) -> dict[str, dict[str, object]]:
     return found
 
 
-def fold_until_done(app: Celery, engine: Engine, *, seconds_max: float = FOLD_SECONDS_MAX) -> int:
+def fold_until_done(
+    app: Celery, engine: Engine, beside: Lane | None = None, *, seconds_max: float = FOLD_SECONDS_MAX
+) -> int:
     """Fold batches until nothing is pending or the time is up, and return how many events that was.
 
     When the time is up, a successor is woken: it takes its turn behind other messages, or in another worker.
@@ -135,7 +141,7 @@ def fold_until_done(app: Celery, engine: Engine, *, seconds_max: float = FOLD_SE
     started = time.monotonic()
     until = started + seconds_max
     try:
-        folded = lanes.fold(engine, until=until)
+        folded = lanes.fold(engine, until=until, beside=beside)
     except DatabaseAway:
         _log.warning("events.fold_postponed", reason="PostgreSQL is away")
         return 0

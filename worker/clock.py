@@ -3,12 +3,12 @@
 from celery import Celery
 
 from schemas.settings import Settings
+from worker.lanes import Lane
 from worker.process import run
 
 
-def start(app: Celery, settings: Settings) -> None:
+def start(app: Celery, _settings: Settings, _lane: Lane) -> None:
     """Send the timetable's messages until told to stop."""
-    del settings
     # Nothing is kept of past times: each interval is short, and a dyno forgets its disk anyway.
     app.Beat(scheduler_cls="celery.beat.Scheduler", loglevel="WARNING", quiet=True, redirect_stdouts=False).run()
 

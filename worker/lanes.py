@@ -1,72 +1,182 @@
-"""Folding in two threads of one process: while PostgreSQL saves one batch, the next is read and joined.
+"""Folding in two processes at once, where there is more to fold than one batch.
 
-Note [Who saves is not to wait for who computes]
-    A thread that saves a batch asks PostgreSQL a dozen times, and each time wants its turn of the interpreter back
-    from the one that reads the next batch. Python hands it over every five milliseconds, so that a save would wait
-    for sixty of them; every half a millisecond costs nothing that can be measured.
+Note [Each lane has objects of its own]
+    A session is opened and paid within minutes, so that two batches in a row speak of the same objects, and the second
+    would wait for the locks of the first. So what is pending is dealt by its object. Lanes are processes: two threads
+    would wait for each other's turn of the interpreter, which takes half of the time that a batch takes.
 """
 
 import gc
 import math
-import sys
-import threading
+import multiprocessing
+import signal
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from contextlib import suppress
 from datetime import UTC, datetime
-from typing import Final
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkContext, SpawnContext
+from typing import Final, Literal
 
+import structlog
+from msgspec import Struct
 from sqlalchemy import Engine
 
+from schemas import database, logs
+from schemas.settings import Settings
 from worker import projection
+from worker.projection import Part
 
 LANES: Final = 2
 """Batches that are folded at once; two processors have no use for more."""
-SWITCH_SECONDS: Final = 0.0005
 YOUNG_OBJECTS_MAX: Final = 50_000
 """New objects at which the collector looks for cycles; a batch makes about as many, and none of them is in one."""
 
+Start = Literal["fork", "spawn"]
+"""How a process begins: a fork shares memory with its parent, which may have no threads then."""
+
+_log = structlog.get_logger()
+
 
 def settle_down() -> None:
-    """Let this process fold as fast as it can: hand over turns quickly, and leave what is loaded to no collector."""
-    sys.setswitchinterval(SWITCH_SECONDS)
+    """Leave what this process has loaded to no collector of cycles."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(YOUNG_OBJECTS_MAX, 20, 20)
 
 
-def _now() -> datetime:
-    return datetime.now(UTC)
+class Order(Struct, frozen=True):
+    """What a lane is to fold: of one *part* or all, until a time of the monotonic clock.
+
+    It is *now* at the time of folding unless another time is given.
+    """
+
+    part: Part | None = None
+    until: float = math.inf
+    now: datetime | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class _Lane:
-    engine: Engine
-    now: Callable[[], datetime]
-    until: float
-    turn: threading.Lock = field(default_factory=threading.Lock)
-
-    def run_once(self) -> int:
-        return projection.run_once(self.engine, now=self.now(), turn=self.turn)
-
-    def run(self) -> int:
-        folded = 0
-        while time.monotonic() < self.until and (batch := self.run_once()):
-            folded += batch
-        return folded
-
-
-def fold(engine: Engine, *, now: Callable[[], datetime] = _now, until: float = math.inf) -> int:
+def fold(engine: Engine, *, until: float = math.inf, now: datetime | None = None, beside: "Lane | None" = None) -> int:
     """Fold batches until nothing is pending, or *until* a time of the monotonic clock; return how many events.
+
+    A backlog is shared with the lane *beside*, which must not be folding yet.
 
     Raises:
         DatabaseAway: what is folded until then is saved.
     """
-    lane = _Lane(engine, now, until)
+    folded = projection.run_once(engine, now=now or datetime.now(UTC))
     # Who was woken for a few events is done after one batch; behind a full one there is more.
-    folded = lane.run_once()
-    if folded == projection.FOLD_BATCH_MAX:
-        with ThreadPoolExecutor(LANES) as lanes:
-            return folded + sum(lanes.map(_Lane.run, [lane] * LANES))
-    return folded + (lane.run() if folded else 0)
+    if beside is not None and folded == projection.FOLD_BATCH_MAX:
+        beside.begin(Order(Part(1, LANES), until, now))
+        try:
+            folded += _run(engine, Order(Part(0, LANES), until, now))
+        finally:
+            folded += beside.end()
+    return folded + (_run(engine, Order(None, until, now)) if folded else 0)
+
+
+def _run(engine: Engine, order: Order, is_over: Callable[[], bool] = lambda: False) -> int:
+    folded = 0
+    while time.monotonic() < order.until and not is_over():
+        batch = projection.run_once(engine, now=order.now or datetime.now(UTC), part=order.part)
+        if not batch:
+            break
+        folded += batch
+    return folded
+
+
+class Lane:
+    """Another process that folds when it is told to, and ends with this one.
+
+    It begins when it is started, or when there is first something to do. Should it end before, a new one takes its
+    place; what it had claimed is pending again.
+    """
+
+    def __init__(self, database_url: str) -> None:
+        self._url = database_url
+        self._process: multiprocessing.process.BaseProcess | None = None
+        self._line: Connection[Order, int] | None = None
+        self._is_folding = False
+
+    def start(self, how: Start = "spawn") -> None:
+        """Begin the process, unless it is there."""
+        if self._process is not None:
+            return
+        context: ForkContext | SpawnContext = (
+            multiprocessing.get_context("fork") if how == "fork" else multiprocessing.get_context("spawn")
+        )
+        self._line, theirs = context.Pipe()
+        inherited = self._line if how == "fork" else None
+        # Not a daemon's, which multiprocessing would stop in the midst of a batch; it ends as the line does.
+        self._process = context.Process(target=_serve, args=(self._url, theirs, inherited), name="lane")
+        self._process.start()
+        theirs.close()
+
+    def begin(self, order: Order) -> None:
+        """Let it fold; it must not be folding already."""
+        for _ in range(2):
+            self.start()
+            assert self._line is not None, "a process that runs has a line"  # noqa: S101 - for the types alone
+            try:
+                self._line.send(order)
+            except OSError:
+                self._lose()
+            else:
+                self._is_folding = True
+                return
+
+    @property
+    def is_folding(self) -> bool:
+        """Whether it has something to do still."""
+        if self._is_folding and self._line is not None and self._line.poll():
+            self.end()
+        return self._is_folding
+
+    def end(self) -> int:
+        """Wait until it has done what it was told, and return how many events it has folded.
+
+        What it failed at is pending still, and fails again when it is folded here.
+        """
+        if not self._is_folding or self._line is None:
+            return 0
+        self._is_folding = False
+        try:
+            return self._line.recv()
+        except (EOFError, OSError):
+            self._lose()
+            return 0
+
+    def _lose(self) -> None:
+        process = self._process
+        self.close()
+        _log.error("lane.ended", exitcode=None if process is None else process.exitcode)
+
+    def close(self) -> None:
+        """Let the process end, after the batch at hand."""
+        if self._process is not None and self._line is not None:
+            self._line.close()
+            self._process.join()
+        self._process, self._line, self._is_folding = None, None, False
+
+
+def _serve(database_url: str, line: "Connection[int, Order]", inherited: "Connection[Order, int] | None") -> None:
+    """Do what comes over *line*, until its other end is gone; a copy of that is *inherited* by a fork."""
+    # Who is asked to stop is the parent, which then closes the line.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    if inherited is None:
+        logs.configure(Settings.load())
+        settle_down()
+    else:
+        inherited.close()
+    engine = database.engine(database_url, connections_max=1)
+    with suppress(EOFError, OSError):
+        while True:
+            order = line.recv()
+            try:
+                # Whatever comes over the line now is its end.
+                folded = _run(engine, order, line.poll)
+            except Exception as error:  # noqa: BLE001 - the parent meets it as well, and says what it is
+                _log.warning("lane.failed", kind=type(error).__name__)
+                folded = 0
+            line.send(folded)

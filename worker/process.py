@@ -12,9 +12,10 @@ from schemas import database, logs
 from schemas.errors import ConfigurationError
 from schemas.settings import Settings
 from worker import app, lanes
+from worker.lanes import Lane
 
 
-def run(start: Callable[[Celery, Settings], object]) -> NoReturn:
+def run(start: Callable[[Celery, Settings, Lane], object]) -> NoReturn:
     """Make the application and hand it to *start*; a setting that cannot be used ends the process with 2."""
     # Whoever is asked to stop before Celery listens has nothing to finish.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
@@ -22,7 +23,8 @@ def run(start: Callable[[Celery, Settings], object]) -> NoReturn:
         settings = Settings.load()
         logs.configure(settings)
         engine = database.engine(settings.postgresql, connections_max=app.DATABASE_CONNECTIONS_MAX)
-        application = app.create(settings, engine)
+        lane = Lane(settings.postgresql)
+        application = app.create(settings, engine, lane)
     except ConfigurationError as error:
         sys.stderr.write(f"{error}\n")
         sys.exit(2)
@@ -34,7 +36,8 @@ def run(start: Callable[[Celery, Settings], object]) -> NoReturn:
         """Celery sets up logging of its own unless somebody else does."""
 
     try:
-        start(application, settings)
+        start(application, settings, lane)
     finally:
+        lane.close()
         engine.dispose()
     sys.exit(0)

@@ -19,11 +19,10 @@ Note [A row is found by its key, whatever the planner believes]
 import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 import structlog
@@ -43,6 +42,8 @@ from worker.folds.join import Joined
 
 FOLD_BATCH_MAX: Final = 500
 """Events folded in one transaction."""
+LOOK_AHEAD_BATCHES: Final = 3
+"""How far a part looks for its own events, beyond those that another part has taken and not yet concluded."""
 REFOLD_EVENTS_MAX: Final = 5000
 """Events of an older fold version that are queued at once."""
 REASON_CHARACTERS_MAX: Final = 500
@@ -57,6 +58,13 @@ class Claimed:
     event: Event
     again: bool
     set_aside: str | None
+
+
+class Part(NamedTuple):
+    """One of *of* parts, among which the events are dealt by their object."""
+
+    number: int
+    of: int
 
 
 @dataclass(slots=True)
@@ -75,17 +83,8 @@ class _Saved:
     gone: list[Subject]
 
 
-def run_once(
-    engine: Engine,
-    *,
-    now: datetime,
-    limit: int = FOLD_BATCH_MAX,
-    turn: AbstractContextManager[object] = nullcontext(),  # noqa: B008 - it has no state
-) -> int:
-    """Fold up to *limit* pending events in one transaction and return how many had been pending.
-
-    Several threads of a process share a *turn*, which each holds from claiming its batch until it has its objects:
-    so they lock in the order in which they claimed, and what is older is folded first.
+def run_once(engine: Engine, *, now: datetime, limit: int = FOLD_BATCH_MAX, part: Part | None = None) -> int:
+    """Fold up to *limit* pending events, of one *part* or of all, in one transaction; return how many those were.
 
     When PostgreSQL refuses what the batch would save, or a join fails, the batch's events are folded one by one,
     and the one at fault is parked.
@@ -96,11 +95,8 @@ def run_once(
     claimed: list[Claimed] = []
     try:
         with database.transaction(engine) as connection, database.cursor(connection) as cursor:
-            with turn:
-                claimed = claim(cursor, limit=limit)
-                found = _judged(cursor, claimed) if claimed else None
-            if found is not None:
-                _settle(cursor, found, now=now)
+            claimed = claim(cursor, limit=limit, part=part)
+            project(cursor, claimed, now=now)
     except Exception as error:  # noqa: BLE001 - a fault of a join is one event's, and holds up no other
         return _one_by_one(engine, claimed, now, reason_to_park(error, claimed))
     return len(claimed)
@@ -167,20 +163,17 @@ def keep_others_from_appending(cursor: Cursor) -> None:
     cursor.execute("SELECT pg_advisory_xact_lock(hashtextextended(current_schema() || ' changes', 0))")
 
 
-def claim(cursor: Cursor, *, limit: int, only: int | None = None) -> list[Claimed]:
-    """Take up to *limit* pending events, oldest first, that no other worker has taken."""
+def claim(cursor: Cursor, *, limit: int, only: int | None = None, part: Part | None = None) -> list[Claimed]:
+    """Take up to *limit* pending events, oldest first, that no other worker has taken.
+
+    Of one *part* these are not all that are pending: see ``LOOK_AHEAD_BATCHES``.
+    """
     # Shared by all who fold; whoever compares or swaps the tables holds it alone.
     cursor.execute("SELECT pg_advisory_xact_lock_shared(hashtextextended(current_schema() || ' fold', 0))")
+    number, of = part or (None, None)
     cursor.execute(
-        f"""
-        WITH taken AS MATERIALIZED (
-            SELECT seq, again FROM pending WHERE %(only)s::bigint IS NULL OR seq = %(only)s
-            ORDER BY seq LIMIT %(limit)s FOR UPDATE SKIP LOCKED
-        )
-        SELECT {_ENVELOPE}, taken.again, {_SET_ASIDE}
-        FROM taken CROSS JOIN LATERAL (SELECT * FROM inbox WHERE inbox.seq = taken.seq OFFSET 0) AS i ORDER BY i.seq
-        """,
-        {"only": only, "limit": limit},
+        _CLAIM if part is None else _CLAIM_PART,
+        {"only": only, "limit": limit, "number": number, "of": of, "near": limit * LOOK_AHEAD_BATCHES},
         binary=True,
     )
     rows = cursor.fetchall()
@@ -191,12 +184,35 @@ def claim(cursor: Cursor, *, limit: int, only: int | None = None) -> list[Claime
     if archived:
         _leave(cursor, archived)
         if len(archived) == len(rows):
-            return claim(cursor, limit=limit, only=only)
+            return claim(cursor, limit=limit, only=only, part=part)
     return [
         Claimed(_event(row, payloads), row[9], None if row[10] is None else reason_of(payloads.get(row[10])))
         for row in rows
         if row[0] in payloads
     ]
+
+
+_CLAIM: Final = f"""
+WITH taken AS MATERIALIZED (
+    SELECT seq, again FROM pending WHERE %(only)s::bigint IS NULL OR seq = %(only)s
+    ORDER BY seq LIMIT %(limit)s FOR UPDATE SKIP LOCKED
+)
+SELECT {_ENVELOPE}, taken.again, {_SET_ASIDE}
+FROM taken CROSS JOIN LATERAL (SELECT * FROM inbox WHERE inbox.seq = taken.seq OFFSET 0) AS i ORDER BY i.seq
+"""
+# Only what is near is looked at: where all that is pending is of one object, the other parts find that soon.
+_CLAIM_PART: Final = f"""
+WITH near AS MATERIALIZED (
+    SELECT seq FROM pending ORDER BY seq LIMIT %(near)s
+), own AS MATERIALIZED (
+    SELECT i.* FROM near CROSS JOIN LATERAL (SELECT * FROM inbox WHERE inbox.seq = near.seq OFFSET 0) AS i
+    WHERE mod(hashtext(concat(i.account, i.object_id)), %(of)s) IN (%(number)s, %(number)s - %(of)s)
+), taken AS MATERIALIZED (
+    SELECT seq, again FROM pending WHERE seq = ANY (ARRAY(SELECT seq FROM own))
+    ORDER BY seq LIMIT %(limit)s FOR UPDATE SKIP LOCKED
+)
+SELECT {_ENVELOPE}, taken.again, {_SET_ASIDE} FROM taken JOIN own AS i USING (seq) ORDER BY i.seq
+"""
 
 
 def _leave(cursor: Cursor, archived: Sequence[Sequence[Any]]) -> None:

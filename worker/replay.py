@@ -11,11 +11,10 @@ import time
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime
 from fnmatch import fnmatchcase
-from functools import partial
 from typing import Final, TypeAlias
 
 from sqlalchemy import Engine
@@ -27,12 +26,13 @@ from schemas.inbox import RECORD_ROWS_MAX, Delivery, Receipt, Recorded
 from worker import eventlog, lanes, projection
 from worker.eventlog import Entry
 from worker.folds.facts import utc
+from worker.lanes import Lane, Order
 from worker.projection import Claimed
 
 EXPORT_ROWS: Final = 500
 OUTCOMES_READ: Final = 100_000
-AHEAD_MAX: Final = 5_000
-"""Events that are recorded and not yet folded."""
+BACKLOG: Final = 5_000
+"""Events that are worth a process that folds them beside the recording."""
 RECORD_BYTES_MAX: Final = 16 * 1024 * 1024
 LOOK_SECONDS: Final = 0.5
 PATIENCE_SECONDS: Final = 60.0
@@ -128,19 +128,24 @@ class Reading:
 
 
 def replay(
-    engine: Engine, logs: Reading, *, others: Callable[[], object] | None = None, withhold: bool = False
+    engine: Engine,
+    logs: Reading,
+    *,
+    others: Callable[[], object] | None = None,
+    withhold: bool = False,
+    backlog: int = BACKLOG,
 ) -> Replayed:
     """Record what the inbox lacks of *logs*, fold it, and return what was met.
 
     Where *others* are given the folding is left to them, and they are waited for. With *withhold* the changes that
     this makes are kept from the feed, which is for a first import: see Note [What is withheld was never to be seen].
+    From *backlog* events on, another process folds beside the recording.
 
     Raises:
         ConflictError: changes have been announced here, so this is no first import.
     """
     counts: Counts = Counter()
-    with ThreadPoolExecutor(1, thread_name_prefix="fold") as beside:
-        folder = _Folder(engine, logs.now, beside if others is None else None)
+    with closing(_Folder(engine, logs.now, None if others else backlog)) as folder:
         taken = _Withholding(engine, logs.now, folder) if withhold else _Recording(engine, logs.now, folder)
         for wanted in logs.chunks(counts):
             counts.update(taken.take(wanted))
@@ -152,32 +157,34 @@ def replay(
 
 
 class _Folder:
-    """Folds what is recorded *beside* the recording, not far behind it; None leaves it to others."""
+    """Folds what is recorded: when all is, or beside the recording from a *backlog* on; None leaves it to others."""
 
-    def __init__(self, engine: Engine, now: datetime, beside: Executor | None) -> None:
-        self._beside = beside
-        self._fold = partial(lanes.fold, engine, now=lambda: now)
-        self._step: Future[int] | None = None
-        self._ahead = 0
+    def __init__(self, engine: Engine, now: datetime, backlog: int | None) -> None:
+        self._engine = engine
+        self._now = now
+        self._backlog = backlog
+        self._lane = Lane(engine.url.render_as_string(hide_password=False))
+        self._recorded = 0
 
     def go_on(self, recorded: int) -> None:
-        """Fold what is pending, *recorded* events more; waits where the recording is too far ahead."""
-        if self._beside is None:
-            return
-        self._ahead += recorded
-        if self._step is None or self._step.done() or self._ahead > AHEAD_MAX:
-            self._wait()
-            self._step, self._ahead = self._beside.submit(self._fold), 0
+        """Have what is pending folded, *recorded* events more."""
+        self._recorded += recorded
+        if self._is_beside and not self._lane.is_folding:
+            self._lane.begin(Order(now=self._now))
+
+    @property
+    def _is_beside(self) -> bool:
+        return self._backlog is not None and self._recorded >= self._backlog
 
     def end(self) -> None:
         """Return once nothing is pending, whoever recorded it."""
-        if self._beside is not None:
-            self._wait()
-            self._fold()
+        if self._backlog is not None:
+            self._lane.end()
+            lanes.fold(self._engine, now=self._now, beside=self._lane if self._is_beside else None)
 
-    def _wait(self) -> None:
-        if self._step is not None:
-            self._step.result()
+    def close(self) -> None:
+        """Let nothing run any more."""
+        self._lane.close()
 
 
 class _Recording:

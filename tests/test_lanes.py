@@ -1,0 +1,192 @@
+"""Folding in two processes: each lane has objects of its own, and what one cannot do the other does."""
+
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import closing
+
+import pytest
+from sqlalchemy import Engine
+from structlog.testing import capture_logs
+
+from deploy.sandbox.account import Account
+from deploy.sandbox.history import shop_history
+from schemas import database
+from schemas.errors import DatabaseAway
+from tests import ledger
+from worker import lanes, projection
+from worker.lanes import LANES, Lane, Order
+from worker.projection import FOLD_BATCH_MAX, LOOK_AHEAD_BATCHES, Part
+from worker.rebuild import refolded
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture
+def engine(database_url: str) -> Iterator[Engine]:
+    """Return an engine on the empty database."""
+    made = database.engine(database_url)
+    yield made
+    made.dispose()
+
+
+@pytest.fixture
+def lane(database_url: str) -> Iterator[Lane]:
+    """Return a lane that has not begun yet."""
+    with closing(Lane(database_url)) as made:
+        yield made
+
+
+def record_shop(engine: Engine, *, seed: int) -> int:
+    """Record the events of a shop, several batches of them, and return how many they are."""
+    events = shop_history(seed=seed, orders=400, money=True).events
+    assert len(events) > 2 * FOLD_BATCH_MAX
+    ledger.record(engine, [ledger.delivery(event.body) for event in events])
+    return len(events)
+
+
+def record_links(engine: Engine, count: int) -> None:
+    """Record the creation of *count* payment links."""
+    account = Account(seed=41)
+    for _ in range(count):
+        account.create_payment_link()
+    ledger.record(engine, [ledger.delivery(event.body) for event in account.events])
+
+
+def pid_of_lane() -> int:
+    """Return the process of the one lane that runs."""
+    (process,) = [each for each in multiprocessing.active_children() if each.name == "lane"]
+    assert process.pid is not None
+    return process.pid
+
+
+def pending(engine: Engine) -> int:
+    """Return how many events are pending."""
+    (row,) = ledger.rows(engine, "SELECT count(*) AS found FROM pending")
+    return int(row["found"])
+
+
+def claimed_of(engine: Engine, part: Part | None, *, limit: int) -> list[tuple[int, str | None]]:
+    """Return the number and the object of what a part would take, and leave it."""
+    with database.transaction(engine) as connection, database.cursor(connection) as cursor:
+        claimed = projection.claim(cursor, limit=limit, part=part)
+        connection.rollback()
+    return [(each.event.seq, each.event.object_id) for each in claimed]
+
+
+def test_two_lanes_leave_what_one_leaves(engine: Engine, lane: Lane) -> None:
+    """A backlog that is folded by two processes at once gives the tables that folding it step by step gives."""
+    lane.start()
+    count = record_shop(engine, seed=8)
+
+    assert lanes.fold(engine, beside=lane) == count
+
+    live = ledger.digest_of(engine)
+    with refolded(engine, seed=9) as schema:
+        assert ledger.digest_of(engine, schema) == live
+    assert ledger.rows(engine, "SELECT seq FROM outcomes WHERE state = 'parked'") == []
+
+
+def test_every_event_is_of_one_part_and_every_object_too(engine: Engine, request: pytest.FixtureRequest) -> None:
+    """The parts together are all that is pending, oldest first, and no object is dealt to two."""
+    count = record_shop(engine, seed=int(request.config.getoption("hypothesis_seed")))
+
+    found = [claimed_of(engine, Part(number, LANES), limit=count) for number in range(LANES)]
+
+    assert sorted(each for part in found for each in part) == claimed_of(engine, None, limit=count)
+    assert all(part and part == sorted(part) for part in found)
+    assert not set.intersection(*({of for _, of in part} for part in found))
+
+
+def test_a_part_takes_its_oldest_and_no_more_than_a_batch(engine: Engine) -> None:
+    """What a part takes of many is the beginning of what it would take of few."""
+    count = record_shop(engine, seed=3)
+
+    whole = claimed_of(engine, Part(1, LANES), limit=count)
+
+    assert claimed_of(engine, Part(1, LANES), limit=20) == whole[:20]
+
+
+def test_a_part_does_not_look_through_all_that_is_of_another(engine: Engine) -> None:
+    """Where all that is near is of the other part there is nothing to take, however much comes later."""
+    limit = 5
+    record_links(engine, 400)
+    of_each = {
+        number: {seq for seq, _ in claimed_of(engine, Part(number, LANES), limit=400)} for number in range(LANES)
+    }
+    near = sorted(of_each[0])[: limit * LOOK_AHEAD_BATCHES]
+    ledger.execute(engine, "DELETE FROM pending WHERE seq < :last AND seq <> ALL (:near)", last=near[-1], near=near)
+
+    assert claimed_of(engine, Part(1, LANES), limit=limit) == []
+    assert [seq for seq, _ in claimed_of(engine, Part(0, LANES), limit=limit)] == near[:limit]
+
+
+def test_a_lane_that_is_killed_is_replaced(engine: Engine, lane: Lane) -> None:
+    """What it was to fold is folded all the same, and the next backlog has a lane again."""
+    lane.start()
+    killed = pid_of_lane()
+    os.kill(killed, signal.SIGKILL)
+    count = record_shop(engine, seed=4)
+    with capture_logs() as said:
+        assert lanes.fold(engine, beside=lane) == count
+    assert [(each["event"], each["exitcode"]) for each in said if each["log_level"] == "error"] == [
+        ("lane.ended", -signal.SIGKILL)
+    ]
+    assert pid_of_lane() != killed
+
+
+def test_a_lane_that_is_killed_as_it_folds_loses_nothing(engine: Engine, lane: Lane) -> None:
+    """Its batch is pending again, and whoever waits for it folds that."""
+    lane.start()
+    count = record_shop(engine, seed=5)
+    lane.begin(Order())
+    while pending(engine) == count:
+        assert lane.is_folding
+    os.kill(pid_of_lane(), signal.SIGKILL)
+
+    by_lane = lane.end()
+
+    left = pending(engine)
+    assert by_lane == 0
+    assert lanes.fold(engine) == left
+    assert ledger.rows(engine, "SELECT count(*) AS found FROM outcomes") == [{"found": count}]
+
+
+def test_a_lane_ends_after_the_batch_at_hand(engine: Engine, lane: Lane) -> None:
+    """Who is interrupted does not wait until all is folded; what is left is pending."""
+    lane.start()
+    record_links(engine, 20 * FOLD_BATCH_MAX)
+    lane.begin(Order())
+    while pending(engine) == 20 * FOLD_BATCH_MAX:
+        assert lane.is_folding
+
+    lane.close()
+
+    left = pending(engine)
+    assert left > 0
+    assert left % FOLD_BATCH_MAX == 0
+    assert lanes.fold(engine) == left
+
+
+def test_a_lane_stops_when_its_time_is_up(engine: Engine, lane: Lane) -> None:
+    """Both share the time that the task has."""
+    record_links(engine, 3 * FOLD_BATCH_MAX)
+    lane.begin(Order(until=time.monotonic()))
+
+    assert lane.end() == 0
+    assert lanes.fold(engine, until=time.monotonic(), beside=lane) == FOLD_BATCH_MAX
+    assert pending(engine) == 2 * FOLD_BATCH_MAX
+
+
+def test_a_lane_that_finds_no_database_leaves_it_to_its_parent(engine: Engine) -> None:
+    """It folds nothing and stays; the error is raised where the fold was asked for."""
+    away = database.engine("postgres://nobody:x@127.0.0.1:1/none")
+    with closing(Lane("postgres://nobody:x@127.0.0.1:1/none")) as lane:
+        lane.begin(Order())
+        assert lane.end() == 0
+        with pytest.raises(DatabaseAway):
+            lanes.fold(away, beside=lane)
+        count = record_shop(engine, seed=6)
+        assert lanes.fold(engine, beside=lane) == count

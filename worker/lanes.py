@@ -59,17 +59,18 @@ class Order(Struct, frozen=True):
 def fold(engine: Engine, *, until: float = math.inf, now: datetime | None = None, beside: "Lane | None" = None) -> int:
     """Fold batches until nothing is pending, or *until* a time of the monotonic clock; return how many events.
 
-    A backlog is shared with the lane *beside*, which must not be folding yet.
+    A backlog is shared with the lane *beside*; what that does already counts as well.
 
     Raises:
         DatabaseAway: what is folded until then is saved.
     """
     folded = projection.run_once(engine, now=now or datetime.now(UTC))
-    # Who was woken for a few events is done after one batch; behind a full one there is more.
-    if beside is not None and folded == projection.FOLD_BATCH_MAX:
-        beside.begin(Order(Part(1, LANES), until, now))
+    if beside is not None:
         try:
-            folded += _run(engine, Order(Part(0, LANES), until, now))
+            # Who was woken for a few events is done after one batch; behind a full one there is more.
+            if folded == projection.FOLD_BATCH_MAX:
+                beside.begin(Order(Part(1, LANES), until, now))
+                folded += _run(engine, Order(Part(0, LANES), until, now))
         finally:
             folded += beside.end()
     return folded + (_run(engine, Order(None, until, now)) if folded else 0)
@@ -96,7 +97,8 @@ class Lane:
         self._url = database_url
         self._process: multiprocessing.process.BaseProcess | None = None
         self._line: Connection[Order, int] | None = None
-        self._is_folding = False
+        self._orders = 0
+        self._folded = 0
 
     def start(self, how: Start = "spawn") -> None:
         """Begin the process, unless it is there."""
@@ -113,7 +115,7 @@ class Lane:
         theirs.close()
 
     def begin(self, order: Order) -> None:
-        """Let it fold; it must not be folding already."""
+        """Let it fold; what it was told before it does no more, after the batch at hand."""
         for _ in range(2):
             self.start()
             assert self._line is not None, "a process that runs has a line"  # noqa: S101 - for the types alone
@@ -122,29 +124,33 @@ class Lane:
             except OSError:
                 self._lose()
             else:
-                self._is_folding = True
+                self._orders += 1
                 return
 
     @property
     def is_folding(self) -> bool:
         """Whether it has something to do still."""
-        if self._is_folding and self._line is not None and self._line.poll():
-            self.end()
-        return self._is_folding
+        while self._orders and self._line is not None and self._line.poll():
+            self._hear()
+        return self._orders > 0
 
     def end(self) -> int:
-        """Wait until it has done what it was told, and return how many events it has folded.
+        """Wait until it has done what it was told, and return how many events it has folded since the last time.
 
         What it failed at is pending still, and fails again when it is folded here.
         """
-        if not self._is_folding or self._line is None:
-            return 0
-        self._is_folding = False
+        while self._orders:
+            self._hear()
+        folded, self._folded = self._folded, 0
+        return folded
+
+    def _hear(self) -> None:
+        assert self._line is not None, "who has orders has a line"  # noqa: S101 - for the types alone
         try:
-            return self._line.recv()
+            self._folded += self._line.recv()
+            self._orders -= 1
         except (EOFError, OSError):
             self._lose()
-            return 0
 
     def _lose(self) -> None:
         process = self._process
@@ -156,7 +162,7 @@ class Lane:
         if self._process is not None and self._line is not None:
             self._line.close()
             self._process.join()
-        self._process, self._line, self._is_folding = None, None, False
+        self._process, self._line, self._orders = None, None, 0
 
 
 def _serve(database_url: str, line: "Connection[int, Order]", inherited: "Connection[Order, int] | None") -> None:
@@ -174,7 +180,7 @@ def _serve(database_url: str, line: "Connection[int, Order]", inherited: "Connec
         while True:
             order = line.recv()
             try:
-                # Whatever comes over the line now is its end.
+                # Whatever comes over the line now, its end or another order, comes first.
                 folded = _run(engine, order, line.poll)
             except Exception as error:  # noqa: BLE001 - the parent meets it as well, and says what it is
                 _log.warning("lane.failed", kind=type(error).__name__)

@@ -179,7 +179,6 @@ class _Folder:
     def end(self) -> None:
         """Return once nothing is pending, whoever recorded it."""
         if self._backlog is not None:
-            self._lane.end()
             lanes.fold(self._engine, now=self._now, beside=self._lane if self._is_beside else None)
 
     def close(self) -> None:

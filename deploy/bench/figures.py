@@ -220,7 +220,7 @@ def fold(site: Site, sizes: Sizes, tell: Tell) -> list[Figure]:
             limit_name="decode and merge by COPY",
             target=FOLD,
             plain_target=PLAIN_FOLD,
-            note="events of checkout sessions and payment links, one wake-up, one worker process",
+            note="events of checkout sessions and payment links, one wake-up, one worker",
         ),
         Figure(name="commit", title="a row per commit", unit="/s", runs=tuple(singles)),
     ]

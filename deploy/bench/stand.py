@@ -174,7 +174,7 @@ class Stand:
             " --loop uvloop --no-access-log --log-level warning"
         )
         lines["plain-worker"] = (
-            "python -m celery -A tests.benchmarks.plain:celery worker --pool solo --loglevel WARNING --without-gossip"
+            "python -m celery -A tests.benchmarks.plain:celery worker --concurrency 2 --loglevel WARNING --without-gossip"
             " --without-mingle --without-heartbeat"
         )
         # Beside the packages, since processes run in the folder of their Procfile; PYTHONPATH leads to the rest.

@@ -4,7 +4,7 @@ It verifies with Stripe's own library, keeps no event, and knows nothing of orde
 is what it costs. `payfold bench` runs it with the same event loop and HTTP parser, on the same servers::
 
     python -m uvicorn tests.benchmarks.plain:app
-    python -m celery -A tests.benchmarks.plain:celery worker --pool solo
+    python -m celery -A tests.benchmarks.plain:celery worker --concurrency 2
 """
 
 import json

@@ -17,7 +17,7 @@ from sqlalchemy import exc as sqlalchemy_errors
 from starlette.exceptions import HTTPException
 
 from api.tokens import require
-from schemas import answers, tables
+from schemas import answers, lookup, tables
 from schemas.answers import Page
 from schemas.database import transaction
 from schemas.errors import DatabaseAway, NotFoundError
@@ -352,12 +352,8 @@ def one(request: Request, table: Table, key: str, account: str | None, livemode:
 
 
 def _row(connection: Connection, table: Table, key: str, account: str | None, livemode: bool | None) -> Any:  # noqa: ANN401, FBT001 - as above
-    wanted = [table.c.id == key]
-    if account is not None:
-        wanted.append(table.c.account == account)
-    if livemode is not None:
-        wanted.append(table.c.livemode == livemode)
-    rows = connection.execute(select(table).where(*wanted).limit(2)).mappings().all()
+    query = lookup.by_id(table, key, account=account, livemode=livemode)
+    rows = connection.execute(query.limit(2)).mappings().all()
     if not rows:
         raise NotFoundError("There is no such row here.")
     if len(rows) > 1:

@@ -2,7 +2,7 @@
 
 import hashlib
 import hmac
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Annotated, Final
 
 from fastapi import Depends, Request
@@ -17,10 +17,11 @@ _bearer: Final = HTTPBearer(auto_error=False, description="A token made by `payf
 Credentials = Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
 
 
-def require(scope: Scope) -> Callable[[Request, HTTPAuthorizationCredentials | None], Token]:
+def require(scope: Scope) -> Callable[[Request, HTTPAuthorizationCredentials | None], Awaitable[Token]]:
     """Return a dependency that lets a request pass whose token has *scope* or one that includes it."""
 
-    def check(request: Request, credentials: Credentials) -> Token:
+    # Asynchronous, since it waits for nothing: anything else FastAPI runs in a thread of its own.
+    async def check(request: Request, credentials: Credentials) -> Token:
         token = _holder(request.app.state.settings.tokens, credentials)
         if SCOPES.index(token.scope) < SCOPES.index(scope):
             raise HTTPException(403, f"This wants a token of the scope {scope}.")

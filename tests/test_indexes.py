@@ -3,9 +3,9 @@
 from typing import Final
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import Table, text
 
-from schemas import database, tables
+from schemas import database, lookup, tables
 
 pytestmark = pytest.mark.integration
 
@@ -165,3 +165,24 @@ def test_it_answers_the_query(database_url: str, index: str) -> None:
     engine.dispose()
 
     assert f" {index} " in plan or plan.rstrip().endswith(f" {index}") or f" {index}\n" in plan, plan
+
+
+@pytest.mark.parametrize(
+    "table", [tables.order_book, tables.events, tables.payment_links, tables.credit_notes], ids=str
+)
+@pytest.mark.parametrize("account", [None, "acct_1"])
+def test_an_id_is_found_by_the_key(database_url: str, table: Table, account: str | None) -> None:
+    """Who names no account has none of an index read but one entry in each account, by any PostgreSQL."""
+    engine = database.engine(database_url)
+    query = lookup.by_id(table, "id_1", account=account, livemode=None).compile(engine)
+    with database.transaction(engine) as connection, database.cursor(connection) as cursor:
+        cursor.execute("SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off")
+        cursor.execute(f"EXPLAIN {query}", query.params)
+        plan = [line for (line,) in cursor.fetchall()]
+    engine.dispose()
+
+    conditions = [line for line in plan if "Index Cond" in line and "id_1" in line]
+    assert len(conditions) == 1, plan
+    assert all(column in conditions[0] for column in ("account", "livemode", "id")), plan
+    if account is None:
+        assert any("Index Cond: (account > " in line for line in plan), plan

@@ -43,7 +43,7 @@ from worker.folds.join import Joined
 FOLD_BATCH_MAX: Final = 500
 """Events folded in one transaction."""
 LOOK_AHEAD_BATCHES: Final = 3
-"""How far a part looks for its own events, beyond those that another part has taken and not yet concluded."""
+"""How many batches of what is pending a part looks through for its own; what another part has at hand is among them."""
 REFOLD_EVENTS_MAX: Final = 5000
 """Events of an older fold version that are queued at once."""
 REASON_CHARACTERS_MAX: Final = 500
@@ -271,40 +271,26 @@ def project(
     cursor: Cursor, claimed: Sequence[Claimed], *, now: datetime, fold_version: int = folds.FOLD_VERSION
 ) -> None:
     """Fold *claimed* into the tables, in the cursor's transaction; the caller commits at once."""
-    if claimed:
-        _settle(cursor, _judged(cursor, claimed), now=now, fold_version=fold_version)
-
-
-@dataclass(frozen=True, slots=True)
-class _Judged:
-    """What the claimed events say, by row, and the rows that are to be folded anew; their objects are locked."""
-
-    events: list[Event]
-    outcomes: list[_Outcome]
-    facts: dict[Subject, list[Facts]]
-    anew: set[Subject]
-
-
-def _judged(cursor: Cursor, claimed: Sequence[Claimed]) -> _Judged:
-    found = _Judged([each.event for each in claimed], [], defaultdict(list), set())
+    if not claimed:
+        return
+    events = [each.event for each in claimed]
+    outcomes: list[_Outcome] = []
+    facts: dict[Subject, list[Facts]] = defaultdict(list)
+    anew: set[Subject] = set()
     for each in claimed:
         verdict = _judge(each)
-        found.outcomes.append(_Outcome(each.event.seq, verdict.state, shortened(verdict.reason)))
+        outcomes.append(_Outcome(each.event.seq, verdict.state, shortened(verdict.reason)))
         for one in verdict.facts:
-            found.facts[one.subject].append(one)
+            facts[one.subject].append(one)
         if each.again:
-            found.anew.update(_own_subjects(each.event), (one.subject for one in verdict.facts))
-    _lock(cursor, found.facts.keys() | found.anew, refunding.shared(found.facts))
-    return found
-
-
-def _settle(cursor: Cursor, found: _Judged, *, now: datetime, fold_version: int = folds.FOLD_VERSION) -> None:
-    _mention(cursor, found.events, found.facts)
-    saved = _join(cursor, found.facts, found.anew)
+            anew.update(_own_subjects(each.event), (one.subject for one in verdict.facts))
+    _lock(cursor, facts.keys() | anew, refunding.shared(facts))
+    _mention(cursor, events, facts)
+    saved = _join(cursor, facts, anew)
     _save(cursor, saved)
     _note_anomalies(cursor, saved, now)
-    _conclude(cursor, found.outcomes, now, fold_version)
-    _set_aside(cursor, [event for event in found.events if event.type == folds.EVENT_IGNORED])
+    _conclude(cursor, outcomes, now, fold_version)
+    _set_aside(cursor, [event for event in events if event.type == folds.EVENT_IGNORED])
     _append_changes(cursor, saved)
 
 

@@ -174,8 +174,8 @@ class Stand:
             " --loop uvloop --no-access-log --log-level warning"
         )
         lines["plain-worker"] = (
-            "python -m celery -A tests.benchmarks.plain:celery worker --concurrency 2 --loglevel WARNING --without-gossip"
-            " --without-mingle --without-heartbeat"
+            "python -m celery -A tests.benchmarks.plain:celery worker --concurrency 2 --loglevel WARNING"
+            " --without-gossip --without-mingle --without-heartbeat"
         )
         # Beside the packages, since processes run in the folder of their Procfile; PYTHONPATH leads to the rest.
         path = self.folder / f"Procfile.{self.port}"

@@ -19,12 +19,12 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from sqlalchemy import Engine, Table, select
+from sqlalchemy import Engine, Table
 from sqlalchemy.exc import DBAPIError
 
 from deploy import local
 from deploy.output import Format, err
-from schemas import database, logs, migrate
+from schemas import database, logs, lookup, migrate
 from schemas.errors import ConfigurationError, ConflictError, MigrationsPendingError, NotFoundError
 from schemas.settings import Settings
 
@@ -140,11 +140,7 @@ def one_row(engine: Engine, table: Table, key: str, *, account: str | None, live
         NotFoundError: there is none.
         ConflictError: several accounts or modes have one.
     """
-    query = select(table).where(table.c.id == key).limit(2)
-    if account is not None:
-        query = query.where(table.c.account == account)
-    if livemode is not None:
-        query = query.where(table.c.livemode == livemode)
+    query = lookup.by_id(table, key, account=account, livemode=livemode).limit(2)
     with database.transaction(engine) as connection:
         found = connection.execute(query).mappings().all()
     if not found:

@@ -1,14 +1,16 @@
 """Folding in two processes: each lane has objects of its own, and what one cannot do the other does."""
 
+import itertools
 import multiprocessing
 import os
+import resource
 import signal
 import time
 from collections.abc import Iterator
 from contextlib import closing
 
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Engine, event
 from structlog.testing import capture_logs
 
 from deploy.sandbox.account import Account
@@ -37,6 +39,13 @@ def lane(database_url: str) -> Iterator[Lane]:
     """Return a lane that has not begun yet."""
     with closing(Lane(database_url)) as made:
         yield made
+
+
+WHO_IS_BUSY = (
+    "SELECT FROM pg_stat_activity"
+    " WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'"
+    " AND state <> 'idle'"
+)
 
 
 def record_shop(engine: Engine, *, seed: int) -> int:
@@ -74,6 +83,18 @@ def claimed_of(engine: Engine, part: Part | None, *, limit: int) -> list[tuple[i
         claimed = projection.claim(cursor, limit=limit, part=part)
         connection.rollback()
     return [(each.event.seq, each.event.object_id) for each in claimed]
+
+
+def test_a_lane_folds_its_part(engine: Engine, lane: Lane) -> None:
+    """It folds the events of its objects, says how many, and leaves the others."""
+    count = record_shop(engine, seed=2)
+    wanted = len(claimed_of(engine, Part(1, LANES), limit=count))
+
+    lane.begin(Order(Part(1, LANES)))
+
+    assert lane.end() == wanted
+    assert lane.end() == 0
+    assert 0 < pending(engine) == count - wanted
 
 
 def test_two_lanes_leave_what_one_leaves(engine: Engine, lane: Lane) -> None:
@@ -148,6 +169,8 @@ def test_a_lane_that_is_killed_as_it_folds_loses_nothing(engine: Engine, lane: L
 
     by_lane = lane.end()
 
+    while ledger.rows(engine, WHO_IS_BUSY):
+        pass  # The server notices when it next speaks to the lane.
     left = pending(engine)
     assert by_lane == 0
     assert lanes.fold(engine) == left
@@ -168,6 +191,44 @@ def test_a_lane_ends_after_the_batch_at_hand(engine: Engine, lane: Lane) -> None
     assert left > 0
     assert left % FOLD_BATCH_MAX == 0
     assert lanes.fold(engine) == left
+
+
+def test_an_interrupted_fold_leaves_no_lane_at_work(engine: Engine, lane: Lane) -> None:
+    """Whoever is interrupted goes after the batches at hand, and not when the lane has folded all of its part."""
+    lane.start()
+    record_links(engine, 20 * FOLD_BATCH_MAX)
+    commits = itertools.count()
+
+    def interrupt(_: object) -> None:
+        if next(commits) == 1:
+            raise KeyboardInterrupt
+
+    event.listen(engine, "commit", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        lanes.fold(engine, beside=lane)
+
+    assert not lane.is_folding
+    left = pending(engine)
+    assert left > 10 * FOLD_BATCH_MAX
+    assert lanes.fold(engine, beside=lane) == left
+
+
+def test_where_no_process_can_be_had_the_fold_is_alone(engine: Engine) -> None:
+    """A lane that cannot be begun is missed, and said to be; each backlog tries again."""
+    count = record_shop(engine, seed=7)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with closing(Lane("postgres://nobody:x@127.0.0.1:1/none")) as lane, capture_logs() as said:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))  # which have long been taken
+        try:
+            lane.begin(Order())
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert not lane.is_folding
+        assert lanes.fold(engine, beside=lane) == count
+
+    assert [(each["event"], each["reason"]) for each in said if each["log_level"] == "error"] == [
+        ("lane.ended", "OSError")
+    ] * 2
 
 
 def test_a_lane_stops_when_its_time_is_up(engine: Engine, lane: Lane) -> None:

@@ -65,15 +65,19 @@ def fold(engine: Engine, *, until: float = math.inf, now: datetime | None = None
         DatabaseAway: what is folded until then is saved.
     """
     folded = projection.run_once(engine, now=now or datetime.now(UTC))
-    if beside is not None:
+    is_shared = beside is not None and (beside.is_folding or folded == projection.FOLD_BATCH_MAX)
+    if beside is not None and is_shared:
+        # Who was woken for a few events is done after one batch; behind a full one there is more.
+        if folded == projection.FOLD_BATCH_MAX:
+            beside.begin(Order(Part(1, LANES), until, now))
         try:
-            # Who was woken for a few events is done after one batch; behind a full one there is more.
-            if folded == projection.FOLD_BATCH_MAX:
-                beside.begin(Order(Part(1, LANES), until, now))
-                folded += _run(engine, Order(Part(0, LANES), until, now))
-        finally:
-            folded += beside.end()
-    return folded + (_run(engine, Order(None, until, now)) if folded else 0)
+            folded += _run(engine, Order(Part(0, LANES), until, now))
+        except BaseException:
+            beside.stop()
+            raise
+        folded += beside.end()
+    # Of both parts, and whatever the lane could not do.
+    return folded + (_run(engine, Order(None, until, now)) if folded or is_shared else 0)
 
 
 def _run(engine: Engine, order: Order, is_over: Callable[[], bool] = lambda: False) -> int:
@@ -107,22 +111,25 @@ class Lane:
         context: ForkContext | SpawnContext = (
             multiprocessing.get_context("fork") if how == "fork" else multiprocessing.get_context("spawn")
         )
-        self._line, theirs = context.Pipe()
-        inherited = self._line if how == "fork" else None
+        ours, theirs = context.Pipe()
         # Not a daemon's, which multiprocessing would stop in the midst of a batch; it ends as the line does.
-        self._process = context.Process(target=_serve, args=(self._url, theirs, inherited), name="lane")
-        self._process.start()
+        process = context.Process(target=_serve, args=(self._url, theirs, ours if how == "fork" else None), name="lane")
+        process.start()
         theirs.close()
+        self._process, self._line = process, ours
 
     def begin(self, order: Order) -> None:
-        """Let it fold; what it was told before it does no more, after the batch at hand."""
+        """Let it fold; what it was told before it does no more, after the batch at hand.
+
+        Where no process can be had nothing is begun.
+        """
         for _ in range(2):
-            self.start()
-            assert self._line is not None, "a process that runs has a line"  # noqa: S101 - for the types alone
             try:
+                self.start()
+                assert self._line is not None, "a process that runs has a line"  # noqa: S101 - for the types alone
                 self._line.send(order)
-            except OSError:
-                self._lose()
+            except OSError as error:
+                self._lose(error)
             else:
                 self._orders += 1
                 return
@@ -149,13 +156,19 @@ class Lane:
         try:
             self._folded += self._line.recv()
             self._orders -= 1
-        except (EOFError, OSError):
-            self._lose()
+        except (EOFError, OSError) as error:
+            self._lose(error)
 
-    def _lose(self) -> None:
+    def stop(self) -> None:
+        """Wait for the batch at hand, and let it do no more."""
+        if self.is_folding:
+            self.begin(Order(until=-math.inf))
+            self.end()
+
+    def _lose(self, error: Exception) -> None:
         process = self._process
         self.close()
-        _log.error("lane.ended", exitcode=None if process is None else process.exitcode)
+        _log.error("lane.ended", reason=type(error).__name__, exitcode=None if process is None else process.exitcode)
 
     def close(self) -> None:
         """Let the process end, after the batch at hand."""
@@ -185,4 +198,6 @@ def _serve(database_url: str, line: "Connection[int, Order]", inherited: "Connec
             except Exception as error:  # noqa: BLE001 - the parent meets it as well, and says what it is
                 _log.warning("lane.failed", kind=type(error).__name__)
                 folded = 0
+            # A connection that nobody uses may be gone by the next backlog, and counts where they are few.
+            engine.dispose()
             line.send(folded)

@@ -200,7 +200,8 @@ WITH taken AS MATERIALIZED (
 SELECT {_ENVELOPE}, taken.again, {_SET_ASIDE}
 FROM taken CROSS JOIN LATERAL (SELECT * FROM inbox WHERE inbox.seq = taken.seq OFFSET 0) AS i ORDER BY i.seq
 """
-# Only what is near is looked at: where all that is pending is of one object, the other parts find that soon.
+# Only what is near is looked at: where all that is pending is of one object, the other parts find that soon. What is
+# found is locked one by one, until there is enough.
 _CLAIM_PART: Final = f"""
 WITH near AS MATERIALIZED (
     SELECT seq FROM pending ORDER BY seq LIMIT %(near)s
@@ -208,10 +209,12 @@ WITH near AS MATERIALIZED (
     SELECT i.* FROM near CROSS JOIN LATERAL (SELECT * FROM inbox WHERE inbox.seq = near.seq OFFSET 0) AS i
     WHERE mod(hashtext(concat(i.account, i.object_id)), %(of)s) IN (%(number)s, %(number)s - %(of)s)
 ), taken AS MATERIALIZED (
-    SELECT seq, again FROM pending WHERE seq = ANY (ARRAY(SELECT seq FROM own))
-    ORDER BY seq LIMIT %(limit)s FOR UPDATE SKIP LOCKED
+    SELECT o.*, p.again
+    FROM (SELECT * FROM own ORDER BY seq) AS o
+        CROSS JOIN LATERAL (SELECT again FROM pending WHERE pending.seq = o.seq FOR UPDATE SKIP LOCKED) AS p
+    LIMIT %(limit)s
 )
-SELECT {_ENVELOPE}, taken.again, {_SET_ASIDE} FROM taken JOIN own AS i USING (seq) ORDER BY i.seq
+SELECT {_ENVELOPE}, i.again, {_SET_ASIDE} FROM taken AS i ORDER BY i.seq
 """
 
 

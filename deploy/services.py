@@ -55,6 +55,10 @@ STOP_SECONDS_MAX: Final = 30.0
 OWNER_WAIT_SECONDS: Final = 1.0  # longer than `running_services` holds the lock to look
 POLL_SECONDS: Final = 0.005
 LOG_LINES_SHOWN: Final = 12
+WAL_MEGABYTES: Final = (1024, 4096)
+"""Least and most of the log that is written between two checkpoints; the least is what PostgreSQL takes by itself."""
+WAL_SHARE: Final = 16
+"""The share of the disk's free room that the log may take, as one in so many."""
 POSTGRES_MAJOR_MIN: Final = 15
 
 
@@ -197,6 +201,16 @@ def _free_port() -> int:
             with contextlib.suppress(OSError):
                 probe.bind((LOOPBACK, port))
                 return port
+
+
+def wal_megabytes(free_bytes: int) -> int:
+    """Return how much log may be written between two checkpoints, on a disk with so much room.
+
+    Ids are random, so each event touches pages all over the indexes, and the first touch of a page after a checkpoint
+    logs all 8 kB of it: with millions of orders that is most of what is logged.
+    """
+    least, most = WAL_MEGABYTES
+    return max(least, min(most, free_bytes // WAL_SHARE // 1024**2))
 
 
 def _working_folders() -> Iterator[tuple[int, str, str]]:
@@ -541,6 +555,7 @@ class Postgres(_Server):
             "unix_socket_directories": "",
             "max_connections": 100,
             "shared_buffers": "128MB",
+            "max_wal_size": f"{wal_megabytes(shutil.disk_usage(self._working_folder).free)}MB",
             "timezone": "UTC",
             "log_timezone": "UTC",
             "log_error_verbosity": "terse",  # the detail of an error quotes rows, and rows hold people's data

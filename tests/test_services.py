@@ -27,6 +27,7 @@ from deploy.services import (
     first_binary,
     processes_in,
     running_services,
+    wal_megabytes,
 )
 
 pytestmark = pytest.mark.integration
@@ -340,3 +341,9 @@ def test_user_refused(tmp_path: Path, postgres_bin: Path | None) -> None:
 
     with pytest.raises(UserRefused, match="ordinary user, or set DATABASE_URL"):
         server.start()
+
+
+@pytest.mark.parametrize(("gigabytes", "megabytes"), [(1, 1024), (16, 1024), (32, 2048), (500, 4096)])
+def test_a_full_disk_gets_no_large_log(gigabytes: int, megabytes: int) -> None:
+    """Checkpoints are as rare as the disk allows, and never more frequent than PostgreSQL makes them by itself."""
+    assert wal_megabytes(gigabytes * 1024**3) == megabytes

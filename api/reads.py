@@ -352,8 +352,7 @@ def one(request: Request, table: Table, key: str, account: str | None, livemode:
 
 
 def _row(connection: Connection, table: Table, key: str, account: str | None, livemode: bool | None) -> Any:  # noqa: ANN401, FBT001 - as above
-    query = lookup.by_id(table, key, account=account, livemode=livemode)
-    rows = connection.execute(query.limit(2)).mappings().all()
+    rows = lookup.by_id(connection, table, key, account=account, livemode=livemode)
     if not rows:
         raise NotFoundError("There is no such row here.")
     if len(rows) > 1:

@@ -6,26 +6,41 @@ Note [An id is one account's, and nobody says whose]
     so they are walked first, and the row is looked up in each.
 """
 
+from functools import cache
 from typing import Any, Final
 
-from sqlalchemy import Select, Table, func, select, true
+from sqlalchemy import Connection, RowMapping, Select, Table, bindparam, func, select, true
 
 from schemas import tables
 
+FOUND_MAX: Final = 2
+"""Rows that are looked for: one, and another that makes it doubtful which is meant."""
 _KEYS: Final = {tables.order_book.name: tables.orders, tables.events.name: tables.inbox}
 """The table whose keys a view's rows have."""
 
 
-def by_id(table: Table, key: str, *, account: str | None, livemode: bool | None) -> Select[Any]:
-    """Return the query of the rows of *table*, or of a view, that have the id *key* in the world that is asked for."""
-    found = select(table).where(table.c.id == key)
-    found = found.where(table.c.livemode.in_((True, False) if livemode is None else (livemode,)))
-    if account is not None:
-        return found.where(table.c.account == account)
+def by_id(
+    connection: Connection, table: Table, key: str, *, account: str | None, livemode: bool | None
+) -> list[RowMapping]:
+    """Return the rows of *table*, or of a view, that have the id *key* in the world that is asked for, at most two."""
+    modes = (True, False) if livemode is None else (livemode,)
+    query = query_of(table, of_account=account is not None)
+    return list(connection.execute(query, {"id": key, "modes": modes, "account": account}).mappings())
+
+
+@cache
+def query_of(table: Table, *, of_account: bool) -> Select[Any]:
+    """Return the query by ``id``, ``modes`` and, where it is *of_account*, ``account``.
+
+    It is kept, since making it takes as long as asking it.
+    """
+    found = select(table).where(table.c.id == bindparam("id"), table.c.livemode.in_(bindparam("modes", expanding=True)))
+    if of_account:
+        return found.where(table.c.account == bindparam("account")).limit(FOUND_MAX)
     keys = _KEYS.get(table.name, table)
     accounts = select(func.min(keys.c.account).label("account")).cte("accounts", recursive=True)
     following = select(func.min(keys.c.account)).where(keys.c.account > accounts.c.account).scalar_subquery()
     accounts = accounts.union_all(select(following).where(accounts.c.account.is_not(None)))
     # Behind an offset it stays one look at the index for each account, whatever the planner believes.
     of_each = found.where(table.c.account == accounts.c.account).offset(0).lateral("found")
-    return select(of_each).select_from(accounts.join(of_each, true()))
+    return select(of_each).select_from(accounts.join(of_each, true())).limit(FOUND_MAX)

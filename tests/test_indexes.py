@@ -174,12 +174,12 @@ def test_it_answers_the_query(database_url: str, index: str) -> None:
 def test_an_id_is_found_by_the_key(database_url: str, table: Table, account: str | None) -> None:
     """Who names no account has none of an index read but one entry in each account, by any PostgreSQL."""
     engine = database.engine(database_url)
-    query = lookup.by_id(table, "id_1", account=account, livemode=None).compile(
-        engine, compile_kwargs={"render_postcompile": True}
-    )
+    asked = {"id": "id_1", "modes": (True, False)} | ({} if account is None else {"account": account})
+    query = lookup.query_of(table, of_account=account is not None).params(asked)
+    statement = query.compile(engine, compile_kwargs={"literal_binds": True})
     with database.transaction(engine) as connection, database.cursor(connection) as cursor:
         cursor.execute("SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off")
-        cursor.execute(f"EXPLAIN {query}", query.params)
+        cursor.execute(f"EXPLAIN {statement}")
         plan = [line for (line,) in cursor.fetchall()]
     engine.dispose()
 

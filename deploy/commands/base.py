@@ -140,9 +140,8 @@ def one_row(engine: Engine, table: Table, key: str, *, account: str | None, live
         NotFoundError: there is none.
         ConflictError: several accounts or modes have one.
     """
-    query = lookup.by_id(table, key, account=account, livemode=livemode).limit(2)
     with database.transaction(engine) as connection:
-        found = connection.execute(query).mappings().all()
+        found = lookup.by_id(connection, table, key, account=account, livemode=livemode)
     if not found:
         raise NotFoundError(f"There is no {key} here.")
     if len(found) > 1:

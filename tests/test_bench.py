@@ -9,10 +9,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import msgspec
 import pytest
 from rich.console import Console
 
-from deploy.bench import events, load, report, run
+from deploy.bench import events, growth, load, report, run
 from deploy.bench.load import Loaded
 from deploy.bench.report import Figure, Run, Target
 from schemas.errors import ConfigurationError, ConflictError
@@ -244,3 +245,11 @@ def test_wrong_options_are_named() -> None:
     assert "acks" in payfold("bench", "--only", "nonsense").err
     assert payfold("bench", "--quick", "--full").code == 2
     assert payfold("bench", "--events", "5000").code == 2
+
+
+def test_the_picture_of_the_readme_is_drawn_from_what_was_measured() -> None:
+    """The curves are those of the runs that lie beside them."""
+    folder = Path(growth.__file__).parent
+    documents = [msgspec.json.decode((folder / f"growth-{size}.json").read_bytes()) for size in ("1m", "3m")]
+
+    assert (folder / "growth.svg").read_text() == f"{growth.drawn(documents)}\n"

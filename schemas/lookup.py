@@ -9,7 +9,8 @@ Note [An id is one account's, and nobody says whose]
 from functools import cache
 from typing import Any, Final
 
-from sqlalchemy import Connection, RowMapping, Select, Table, bindparam, func, select, true
+from sqlalchemy import Boolean, Connection, FromClause, RowMapping, Select, Table, bindparam, func, select, true
+from sqlalchemy.dialects.postgresql import ARRAY
 
 from schemas import tables
 
@@ -23,7 +24,7 @@ def by_id(
     connection: Connection, table: Table, key: str, *, account: str | None, livemode: bool | None
 ) -> list[RowMapping]:
     """Return the rows of *table*, or of a view, that have the id *key* in the world that is asked for, at most two."""
-    modes = (True, False) if livemode is None else (livemode,)
+    modes = [True, False] if livemode is None else [livemode]
     query = query_of(table, of_account=account is not None)
     return list(connection.execute(query, {"id": key, "modes": modes, "account": account}).mappings())
 
@@ -34,13 +35,20 @@ def query_of(table: Table, *, of_account: bool) -> Select[Any]:
 
     It is kept, since making it takes as long as asking it.
     """
-    found = select(table).where(table.c.id == bindparam("id"), table.c.livemode.in_(bindparam("modes", expanding=True)))
+    modes = (
+        func.unnest(bindparam("modes", type_=ARRAY(Boolean))).table_valued("livemode", name="modes").render_derived()
+    )
+    found = select(table).where(table.c.id == bindparam("id"), table.c.livemode == modes.c.livemode)
     if of_account:
-        return found.where(table.c.account == bindparam("account")).limit(FOUND_MAX)
-    keys = _KEYS.get(table.name, table)
-    accounts = select(func.min(keys.c.account).label("account")).cte("accounts", recursive=True)
-    following = select(func.min(keys.c.account)).where(keys.c.account > accounts.c.account).scalar_subquery()
-    accounts = accounts.union_all(select(following).where(accounts.c.account.is_not(None)))
-    # Behind an offset it stays one look at the index for each account, whatever the planner believes.
-    of_each = found.where(table.c.account == accounts.c.account).offset(0).lateral("found")
-    return select(of_each).select_from(accounts.join(of_each, true())).limit(FOUND_MAX)
+        worlds: FromClause = modes
+        found = found.where(table.c.account == bindparam("account"))
+    else:
+        keys = _KEYS.get(table.name, table)
+        accounts = select(func.min(keys.c.account).label("account")).cte("accounts", recursive=True)
+        following = select(func.min(keys.c.account)).where(keys.c.account > accounts.c.account).scalar_subquery()
+        accounts = accounts.union_all(select(following).where(accounts.c.account.is_not(None)))
+        worlds = accounts.join(modes, true())
+        found = found.where(table.c.account == accounts.c.account)
+    # Behind an offset it stays one look at the index for each, whatever the planner believes.
+    of_each = found.offset(0).lateral("found")
+    return select(of_each).select_from(worlds.join(of_each, true())).limit(FOUND_MAX)

@@ -174,7 +174,7 @@ def test_it_answers_the_query(database_url: str, index: str) -> None:
 def test_an_id_is_found_by_the_key(database_url: str, table: Table, account: str | None) -> None:
     """Who names no account has none of an index read but one entry in each account, by any PostgreSQL."""
     engine = database.engine(database_url)
-    asked = {"id": "id_1", "modes": (True, False)} | ({} if account is None else {"account": account})
+    asked = {"id": "id_1", "modes": [True, False]} | ({} if account is None else {"account": account})
     query = lookup.query_of(table, of_account=account is not None).params(asked)
     statement = query.compile(engine, compile_kwargs={"literal_binds": True})
     with database.transaction(engine) as connection, database.cursor(connection) as cursor:

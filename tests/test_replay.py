@@ -180,13 +180,21 @@ def test_folding_beside_the_recording(engine: Engine, other_url: str, tmp_path: 
     other = database.engine(other_url)
     alone = replay(other, Reading([path], NOW))
 
-    beside = replay(engine, Reading([path], NOW), backlog=1)
+    at_work: list[int] = []
+    logs = Reading([path], NOW, progress=lambda *_: at_work.append(len(lanes())))
+    beside = replay(engine, logs, backlog=1)
 
+    assert max(at_work) == 1
     assert beside.counts == alone.counts
     assert alone.counts["seen"] > RECORD_ROWS_MAX
     assert digests(engine) == digests(other)
-    assert [each for each in multiprocessing.active_children() if each.name == "lane"] == []
+    assert lanes() == []
     other.dispose()
+
+
+def lanes() -> list[multiprocessing.process.BaseProcess]:
+    """Return the processes that fold beside this one."""
+    return [each for each in multiprocessing.active_children() if each.name == "lane"]
 
 
 def _of(engine: Engine, statement: str) -> list[tuple[Any, ...]]:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 from urllib.parse import urlsplit
 
 import psycopg
@@ -22,6 +22,9 @@ from hypothesis import settings
 from psycopg.sql import SQL, Identifier
 
 from deploy.services import Postgres, Services, Valkey
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
 
 SERVICES = pytest.StashKey[Services]()
 SEED_OPTION = "hypothesis_seed"
@@ -134,6 +137,16 @@ def database_url(services: Services, template_database: str) -> Iterator[str]:
     name = f"payfold_test_{secrets.token_hex(4)}"
     with _database(services.database_url, name, template_database):
         yield _at_database(services.database_url, name)
+
+
+@pytest.fixture
+def engine(database_url: str) -> Iterator["Engine"]:
+    """Return an engine on a migrated database that no other test has seen."""
+    from schemas import database  # noqa: PLC0415 - as above
+
+    made = database.engine(database_url)
+    yield made
+    made.dispose()
 
 
 @pytest.fixture

@@ -27,14 +27,6 @@ from tests.command import Ran, environment, payfold
 SECRET = "whsec_of_the_tests"
 
 
-@pytest.fixture
-def engine(database_url: str) -> Iterator[Engine]:
-    """Return an engine on a database without an event."""
-    opened = database.engine(database_url)
-    yield opened
-    opened.dispose()
-
-
 def taken(engine: Engine, *bodies: bytes) -> None:
     """Record and fold deliveries."""
     for body in bodies:

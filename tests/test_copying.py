@@ -1,6 +1,5 @@
 """Rows and arrays that we write ourselves are read by PostgreSQL as what they were."""
 
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -26,14 +25,6 @@ values = st.recursive(
 )
 moments = st.datetimes(datetime(1970, 1, 1), datetime(9999, 12, 31), timezones=st.just(UTC))  # noqa: DTZ001 - bounds of aware times
 FORM = copying.Form(tables.payment_links)
-
-
-@pytest.fixture
-def engine(database_url: str) -> Iterator[Engine]:
-    """Return an engine on a migrated database."""
-    opened = database.engine(database_url)
-    yield opened
-    opened.dispose()
 
 
 @given(st.lists(st.tuples(st.none() | texts, st.none() | st.booleans(), st.none() | values, st.none() | moments)))

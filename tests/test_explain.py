@@ -1,7 +1,6 @@
 """An explanation is the join's own: its row is the row at rest, and each column is some event's word."""
 
 import random
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -11,7 +10,6 @@ from sqlalchemy import Engine
 
 from deploy.sandbox.account import Account
 from deploy.sandbox.rendering import twin
-from schemas import database
 from tests import histories, ledger
 from tests.command import payfold
 from worker import explain, folds
@@ -20,14 +18,6 @@ from worker.folds.facts import Subject
 
 TABLES = ("orders", "credit_notes", "payment_links", "customers", "balances")
 SEEDS = 60
-
-
-@pytest.fixture
-def engine(database_url: str) -> Iterator[Engine]:
-    """Return an engine on the empty database."""
-    made = database.engine(database_url)
-    yield made
-    made.dispose()
 
 
 def subjects(engine: Engine) -> list[tuple[Subject, dict[str, Any]]]:

@@ -27,14 +27,6 @@ pytestmark = pytest.mark.integration
 
 
 @pytest.fixture
-def engine(database_url: str) -> Iterator[Engine]:
-    """Return an engine on the empty database."""
-    made = database.engine(database_url)
-    yield made
-    made.dispose()
-
-
-@pytest.fixture
 def lane(database_url: str) -> Iterator[Lane]:
     """Return a lane that has not begun yet."""
     with closing(Lane(database_url)) as made:

@@ -1,7 +1,6 @@
 """The migrations make what the models declare, once, and say whether they have."""
 
 import threading
-from collections.abc import Iterator
 
 import pytest
 from alembic import command
@@ -12,14 +11,6 @@ from sqlalchemy.dialects import postgresql
 
 from schemas import database, migrate, tables
 from tests.command import payfold
-
-
-@pytest.fixture
-def engine(database_url: str) -> Iterator[Engine]:
-    """Return an engine on a migrated database."""
-    opened = database.engine(database_url)
-    yield opened
-    opened.dispose()
 
 
 @pytest.fixture

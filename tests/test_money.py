@@ -1,7 +1,6 @@
 """What the tables show of the money behind an order: history in, table out, in any order of arrival."""
 
 import random
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -18,14 +17,6 @@ from worker.rebuild import refolded
 
 VERSIONS = ("2024-06-20", "2025-03-31.basil", "2025-09-30.clover", "2026-03-25.dahlia")
 ARRIVALS = 4
-
-
-@pytest.fixture
-def engine(database_url: str) -> Iterator[Engine]:
-    """Return an engine on an empty, migrated database."""
-    made = database.engine(database_url)
-    yield made
-    made.dispose()
 
 
 @pytest.fixture

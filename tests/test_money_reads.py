@@ -7,17 +7,9 @@ import pytest
 from sqlalchemy import Engine
 
 from deploy.sandbox.account import Account
-from schemas import database, observations
+from schemas import observations
 from tests import ledger
 from tests.web import Web, serving, settings_of
-
-
-@pytest.fixture
-def engine(database_url: str) -> Iterator[Engine]:
-    """Return an engine on an empty, migrated database."""
-    made = database.engine(database_url)
-    yield made
-    made.dispose()
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """An operator tries an event again or sets it aside, and both hold when the inbox is replayed."""
 
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -18,14 +17,6 @@ from worker.digest import digests
 from worker.rebuild import refolded
 
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
-
-
-@pytest.fixture
-def engine(database_url: str) -> Iterator[Engine]:
-    """Return an engine on a database without an event."""
-    opened = database.engine(database_url)
-    yield opened
-    opened.dispose()
 
 
 def run(engine: Engine, statement: str) -> list[tuple[Any, ...]]:

@@ -1,6 +1,6 @@
 """What an order and a payment link show after a history: events in, table out."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from itertools import permutations
 from typing import Any
 
@@ -9,20 +9,12 @@ from sqlalchemy import Engine
 
 from deploy.sandbox.account import Account, Event
 from deploy.sandbox.rendering import render, twin
-from schemas import checkout, database, observations
+from schemas import checkout, observations
 from tests import ledger, reference
 from worker import folds
 from worker.folds.checkout_session import CLOCK_EXPIRED
 
 ShowAll = Callable[..., dict[str, Any]]
-
-
-@pytest.fixture
-def engine(database_url: str) -> Iterator[Engine]:
-    """Return an engine on an empty, migrated database."""
-    made = database.engine(database_url)
-    yield made
-    made.dispose()
 
 
 @pytest.fixture

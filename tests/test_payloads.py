@@ -1,7 +1,5 @@
 """Payloads have partitions of their own, made ahead of need, and an event without one waits for it."""
 
-from collections.abc import Iterator
-
 import pytest
 from sqlalchemy import Engine, text
 
@@ -22,14 +20,6 @@ FIRST = [
 ]
 SECOND = ("payloads_from_2000000", "FOR VALUES FROM ('2000000') TO ('3000000')")
 THIRD = ("payloads_from_3000000", "FOR VALUES FROM ('3000000') TO ('4000000')")
-
-
-@pytest.fixture
-def engine(database_url: str) -> Iterator[Engine]:
-    """Return an engine on a migrated database."""
-    opened = database.engine(database_url)
-    yield opened
-    opened.dispose()
 
 
 def make_room(engine: Engine) -> int:

@@ -2,7 +2,6 @@
 
 import random
 import threading
-from collections.abc import Iterator
 from itertools import permutations
 
 import msgspec
@@ -35,14 +34,6 @@ KIND_OF_STATUS = {
 WORKERS_MAX = 3
 
 seeds = st.integers(0, 2**32)
-
-
-@pytest.fixture
-def engine(database_url: str) -> Iterator[Engine]:
-    """Return an engine on an empty, migrated database."""
-    made = database.engine(database_url)
-    yield made
-    made.dispose()
 
 
 def assert_changes_keep_their_promise(engine: Engine) -> None:

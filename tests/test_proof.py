@@ -22,14 +22,6 @@ NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
 
 
 @pytest.fixture
-def engine(database_url: str) -> Iterator[Engine]:
-    """Return an engine on a database without an event."""
-    opened = database.engine(database_url)
-    yield opened
-    opened.dispose()
-
-
-@pytest.fixture
 def other(another_database_url: str) -> Iterator[Engine]:
     """Return an engine on another one."""
     opened = database.engine(another_database_url)

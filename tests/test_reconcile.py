@@ -3,7 +3,6 @@
 import csv
 import random
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -17,14 +16,6 @@ from tests.command import payfold
 from worker.digest import digests
 
 SHOP = shop_history(21, 120, money=True)
-
-
-@pytest.fixture
-def engine(database_url: str) -> Iterator[Engine]:
-    """Return an engine on the empty database."""
-    made = database.engine(database_url)
-    yield made
-    made.dispose()
 
 
 @pytest.fixture

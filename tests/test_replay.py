@@ -41,14 +41,6 @@ NOTHING = Filters()
 
 
 @pytest.fixture
-def engine(database_url: str) -> Iterator[Engine]:
-    """Return an engine on a database without an event."""
-    opened = database.engine(database_url)
-    yield opened
-    opened.dispose()
-
-
-@pytest.fixture
 def other_url(database_url: str) -> Iterator[str]:
     """Return the URL of another database without an event."""
     name = conninfo_to_dict(database_url)["dbname"]

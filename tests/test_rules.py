@@ -1,7 +1,6 @@
 """Money's own rules: never broken by what is merely not known, always by a cent."""
 
 import random
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -19,14 +18,6 @@ from worker.rules import Finding, Tally
 
 SHOP = shop_history(31, 400, money=True)
 SEEDS = 120
-
-
-@pytest.fixture
-def engine(database_url: str) -> Iterator[Engine]:
-    """Return an engine on the empty database."""
-    made = database.engine(database_url)
-    yield made
-    made.dispose()
 
 
 def lines_of(account: Account, *, label: str = "") -> list[Delivery]:

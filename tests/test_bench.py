@@ -207,15 +207,28 @@ def test_finished_steps_are_not_done_again(tmp_path: Path) -> None:
 
 
 def test_growth_compares_rates_and_passes() -> None:
-    """What a long history costs is the ratio to a short one, of each rate, and of the time of each pass."""
-    before = [figure(measured=100), Figure(name="sweep", title="", unit="ms", runs=(Run(2),))]
-    after = [figure(measured=90), Figure(name="sweep", title="", unit="ms", runs=(Run(2.2),))]
+    """What a long history costs is the ratio to a short one, of rates and of the time of passes, turn by turn."""
 
-    found = {each.name: each for each in run.grown(before, after)}
+    def turn(rate: float, passing: float) -> list[Figure]:
+        return [figure(measured=rate), Figure(name="sweep", title="", unit="ms", runs=(Run(passing),))]
+
+    shorts, longs = [turn(100, 2), turn(50, 4), turn(200, 1)], [turn(90, 2.2), turn(40, 4), turn(190, 1.2)]
+
+    found = {each.name: each for each in run.compared(shorts, longs)}
 
     assert found["growth_fold"].ratio == pytest.approx(0.9)
     assert found["growth_sweep"].ratio == pytest.approx(1.1)
     assert all(each.met for each in found.values())
+
+
+def test_a_long_measurement_is_held_against_those_before_and_after_it() -> None:
+    """What is measured once with a long history stands beside the short ones on both sides of it."""
+    shorts = [[figure(measured=100)], [figure(measured=50)]]
+
+    (found,) = run.compared(shorts, [[figure(measured=60)]])
+
+    assert [each.limit for each in found.runs] == [100, 50]
+    assert found.ratio == pytest.approx(0.9)
 
 
 def test_loaded_has_one_shape() -> None:

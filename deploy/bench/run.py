@@ -1,8 +1,8 @@
 """A whole run: which figures are measured, how much of each, and what an interrupted run has left to do."""
 
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -10,7 +10,7 @@ from random import SystemRandom
 from typing import Final
 
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from deploy.bench import events, figures
 from deploy.bench.figures import Sizes, Tell
@@ -50,6 +50,7 @@ FULL_EVENTS: Final = 3_000_000
 DISK_BYTES_PER_EVENT: Final = 6_000
 DISK_SPARE: Final = 1.6
 GROWN: Final = "grown"
+SHORT: Final = "short"
 
 NAMES: Final = ("acks", "latency", "fold", "delivered", "rebuild", "replay", "reads", "idle", "growth")
 """What ``--only`` takes; ``growth`` is part of a full run alone."""
@@ -147,9 +148,7 @@ class Bench:
         """Measure everything, and what becomes of it while the inbox grows to *count* events."""
         found = self._on_empty_tables()
         if self.wants("rebuild", "replay", "reads", "growth"):
-            small, large = self._grow(min(SMALL_EVENTS, count), count)
-            found += [each for each in large if each.name not in _COMPARED]
-            found += grown(small, large)
+            found += self._grow(min(SMALL_EVENTS, count), count)
         return self._wanted(found)
 
     def _wanted(self, found: list[Figure]) -> list[Figure]:
@@ -180,15 +179,17 @@ class Bench:
 
     # ---- Growing ----
 
-    def _grow(self, few: int, many: int) -> tuple[list[Figure], list[Figure]]:
-        with self.site.stand(GROWN, is_kept=True) as stand:
-            self._fill(stand, few)
-        # A copy, since measuring adds events of its own.
-        with self.site.stand(template=GROWN) as copy:
-            small = self._at_size(copy, few)
-        with self.site.stand(GROWN, is_kept=True) as stand:
-            self._fill(stand, many)
-            return small, self._at_size(stand, many)
+    def _grow(self, few: int, many: int) -> list[Figure]:
+        """Let an inbox grow to *many* events, and measure it beside one that stays at *few*."""
+        with self.site.stand(GROWN, is_kept=True) as growing:
+            self._fill(growing, few)
+        with (
+            self.site.stand(SHORT, template=GROWN, is_kept=True) as short,
+            self.site.stand(GROWN, is_kept=True) as growing,
+        ):
+            self._fill(growing, many)
+            growing.run()
+            return self._beside(short, few, growing, many)
 
     def _fill(self, stand: Stand, count: int) -> None:
         """Record a history until *count* events are in the inbox and folded; what an interrupted run did counts."""
@@ -207,23 +208,38 @@ class Bench:
         stand.seconds_to_fold()
         return added
 
-    def _at_size(self, stand: Stand, count: int) -> list[Figure]:
-        """Measure on *stand*, which holds *count* events or some more."""
+    def _beside(self, short: Stand, few: int, grown: Stand, many: int) -> list[Figure]:
+        """Measure everything with *few* events and with *many* in turn: the machine may change within the hour.
+
+        What takes long with a long history is measured there once, between two short ones.
+        """
         # Events that were sent before an interruption may not be sent again.
         seed = SystemRandom().randrange(10**9)
-        mixed = events.history(seed, payments=True)
+        mixed, sold = events.history(seed, payments=True), events.history(seed + 1, payments=False)
+        once = replace(self.sizes, runs=1)
         found = []
-        for name, measure in (
-            ("passes", partial(_passes, stand, self.sizes)),
-            ("rebuild", partial(figures.rebuild, stand, 1, self.tell)),
-            ("replay", lambda: [figures.replay_of(self.site, stand, 1, self.tell)]),
-            ("reads", partial(figures.reads, stand, self.sizes, self.tell)),
-            ("fold", partial(_fold, stand, self.sizes, self.tell, seed + 1)),
-            ("acks", partial(figures.acks_on, stand, self.sizes, self.tell, mixed, alone=True)),
-            ("delivered", partial(figures.delivered_on, stand, self.sizes, self.tell, mixed)),
+        for name, turns, measure in (
+            ("passes", self.sizes.runs, _passes),
+            ("rebuild", 1, lambda stand: figures.rebuild(stand, 1, self.tell)),
+            ("replay", 1, lambda stand: [figures.replay_of(self.site, stand, 1, self.tell)]),
+            ("reads", self.sizes.runs, lambda stand: figures.reads(stand, once, self.tell)),
+            ("fold", self.sizes.runs, lambda stand: _fold(stand, once, sold)),
+            ("acks", self.sizes.runs, lambda stand: figures.acks_on(stand, once, self.tell, mixed, alone=True)),
+            ("delivered", self.sizes.runs, lambda stand: figures.delivered_on(stand, once, self.tell, mixed)),
         ):
-            self.tell(f"{name} at {count:,} events")
-            found += self.steps.figures(f"{name} at {count}", measure)
+            shorts: list[list[Figure]] = []
+            longs: list[list[Figure]] = []
+            for turn in range(turns):
+                for stand, length, count, kept in ((short, SHORT, few, shorts), (grown, GROWN, many, longs)):
+                    self.tell(f"{name} at {count:,} events, turn {turn + 1} of {turns}")
+                    kept.append(self.steps.figures(f"{name}, {length}, turn {turn}", partial(measure, stand)))
+                    stand.run()
+            if turns == 1:
+                self.tell(f"{name} at {few:,} events, again")
+                shorts.append(self.steps.figures(f"{name}, {SHORT}, again", partial(measure, short)))
+                short.run()
+            found += [figure for figure in _together(longs) if figure.name not in _COMPARED]
+            found += compared(shorts, longs)
         return found
 
 
@@ -241,34 +257,40 @@ _PREFIXES: Final = {
 }
 
 
-def _fold(stand: Stand, sizes: Sizes, tell: Tell, seed: int) -> list[Figure]:
-    bodies = events.history(seed, payments=False)
+def _fold(stand: Stand, sizes: Sizes, bodies: Iterator[bytes]) -> list[Figure]:
     stand.run("worker")
     stand.seconds_to_fold()  # what an interrupted run left
-    runs = []
-    for run in range(sizes.runs):
-        tell(f"fold rate, run {run + 1} of {sizes.runs}")
-        runs.append(Run(figures.fold_rate(stand, events.take(bodies, sizes.fold))))
-    return [Figure(name="fold", title="fold rate", unit="/s", runs=tuple(runs))]
+    rate = figures.fold_rate(stand, events.take(bodies, sizes.fold))
+    return [Figure(name="fold", title="fold rate", unit="/s", runs=(Run(rate),))]
 
 
-def _passes(stand: Stand, sizes: Sizes) -> list[Figure]:
-    found = [figures.passes(stand) for _ in range(sizes.runs)]
+def _passes(stand: Stand) -> list[Figure]:
+    taken = figures.passes(stand)
     return [
-        Figure(
-            name=name, title=f"a pass of the {name}", unit="ms", runs=tuple(Run(each[name] * 1000) for each in found)
-        )
-        for name in _PASSES
+        Figure(name=name, title=f"a pass of the {name}", unit="ms", runs=(Run(taken[name] * 1000),)) for name in _PASSES
     ]
 
 
-def grown(small: list[Figure], large: list[Figure]) -> list[Figure]:
-    """Return what became of each figure while the inbox grew: the ratio of its rates, or of what it takes."""
-    before = {figure.name: figure for figure in small}
+def _together(several: Sequence[list[Figure]]) -> list[Figure]:
+    """Return each figure once, with the runs of all *several* times that it was measured."""
+    return [
+        structs.replace(same[0], runs=tuple(run for figure in same for run in figure.runs))
+        for same in zip(*several, strict=True)
+    ]
+
+
+def compared(shorts: Sequence[list[Figure]], longs: Sequence[list[Figure]]) -> list[Figure]:
+    """Return what becomes of each figure with a long history, pair by pair: the ratio of rates, or of what it takes.
+
+    One of *longs* may be held against several of *shorts*.
+    """
+    longs = [longs[0]] * len(shorts) if len(longs) == 1 else longs
     found = []
-    for figure in large:
-        was, now = _comparable(before[figure.name]), _comparable(figure)
-        if was is None or now is None or figure.name in _NOT_COMPARED:
+    for few, many in zip(zip(*shorts, strict=True), zip(*longs, strict=True), strict=True):
+        pairs = [(_comparable(now), _comparable(was)) for now, was in zip(many, few, strict=True)]
+        runs = tuple(Run(now, was) for now, was in pairs if now is not None and was is not None)
+        figure = many[0]
+        if not runs or figure.name in _NOT_COMPARED:
             continue
         is_rate = figure.unit == "/s" or figure.name == "replay"
         found.append(
@@ -276,7 +298,7 @@ def grown(small: list[Figure], large: list[Figure]) -> list[Figure]:
                 name=f"growth_{figure.name}",
                 title=f"growth: {figure.title}",
                 unit="/s" if is_rate else figure.unit,
-                runs=(Run(now, was),),
+                runs=runs,
                 limit_name="with a short history",
                 target=GROWTH if is_rate else _TARGETS.get(figure.name),
             )

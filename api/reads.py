@@ -75,8 +75,7 @@ class Filters(BaseModel):
 
     def wanted(self, table: Table) -> list[ColumnElement[bool]]:
         """Return the conditions on *table* that were asked for."""
-        given = self.model_dump(exclude={"limit", "cursor", "created_from", "created_before"}, exclude_none=True)
-        return [table.c[name] == value for name, value in given.items()]
+        return lookup.where(table, self.model_dump(exclude={"limit", "cursor", "created_from", "created_before"}))
 
 
 class DatedFilters(Filters):
@@ -244,9 +243,7 @@ def show_balance(
     with reading(request.app.state.engine) as connection:
 
         def of(table: Table, *order: ColumnElement[Any]) -> Sequence[Any]:
-            wanted = [table.c.customer == customer_id]
-            wanted += [table.c.account == account] if account is not None else []
-            wanted += [table.c.livemode == livemode] if livemode is not None else []
+            wanted = lookup.where(table, {"customer": customer_id, "account": account, "livemode": livemode})
             query = select(table).where(*wanted).order_by(*order).limit(BALANCE_ROWS_MAX)
             return connection.execute(query).mappings().all()
 
@@ -296,8 +293,7 @@ class AnomalyFilters(Filters):
 
     def wanted(self, table: Table) -> list[ColumnElement[bool]]:
         """Return the conditions on *table* that were asked for."""
-        given = self.model_dump(exclude={"limit", "cursor", "resolved"}, exclude_none=True)
-        found = [table.c[name] == value for name, value in given.items()]
+        found = lookup.where(table, self.model_dump(exclude={"limit", "cursor", "resolved"}))
         if self.resolved is not None:
             found.append(table.c.resolved_at.is_not(None) if self.resolved else table.c.resolved_at.is_(None))
         return found
@@ -323,11 +319,10 @@ class EventFilters(Filters):
 @router.get("/events", tags=["events"])
 def list_events(request: Request, filters: Annotated[EventFilters, Query()]) -> Page[answers.Event]:
     """List the inbox, last recorded first, without payloads."""
-    events, limit = tables.events, filters.limit
-    wanted = filters.wanted(events)
-    if filters.cursor is not None:
-        wanted.append(events.c.seq < _read_cursor(filters.cursor, int, 1)[0])
-    query = select(*_ENVELOPE).where(*wanted).order_by(events.c.seq.desc()).limit(limit + 1)
+    limit = filters.limit
+    before = None if filters.cursor is None else _read_cursor(filters.cursor, int, 1)[0]
+    given = filters.model_dump(exclude={"limit", "cursor"})
+    query = lookup.latest_events(_ENVELOPE, given, before=before, limit=limit + 1)
     with reading(request.app.state.engine) as connection:
         rows = connection.execute(query).mappings().all()
     following = _cursor(rows[limit - 1]["seq"]) if len(rows) > limit else None

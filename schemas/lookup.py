@@ -1,15 +1,31 @@
-"""Finding a row by its id alone, however many rows there are.
+"""Finding rows without naming their account, however many rows there are.
 
-Note [An id is one account's, and nobody says whose]
-    Every key begins with the account and the mode, so that accounts can be dealt out. Who asks by the id alone would
-    have a whole index read, in PostgreSQL before 18. There are few accounts, and the index leads from each to the next:
-    so they are walked first, and the row is looked up in each.
+Note [Nobody says whose]
+    Keys, and the indexes of what an object is part of, begin with the account and the mode, so that accounts can be
+    dealt out. Who asks by an id alone would have a whole index read, in PostgreSQL before 18. There are few accounts,
+    and the index leads from each to the next: so they are walked first, and then looked for in each.
 """
 
+from collections.abc import Collection, Iterable, Mapping
 from functools import cache
 from typing import Any, Final
 
-from sqlalchemy import Boolean, Connection, FromClause, RowMapping, Select, Table, bindparam, func, select, true
+from sqlalchemy import (
+    Boolean,
+    Column,
+    ColumnElement,
+    Connection,
+    FromClause,
+    RowMapping,
+    Select,
+    Table,
+    any_,
+    bindparam,
+    func,
+    literal,
+    select,
+    true,
+)
 from sqlalchemy.dialects.postgresql import ARRAY
 
 from schemas import tables
@@ -18,6 +34,11 @@ FOUND_MAX: Final = 2
 """Rows that are looked for: one, and another that makes it doubtful which is meant."""
 _KEYS: Final = {tables.order_book.name: tables.orders, tables.events.name: tables.inbox}
 """The table whose keys a view's rows have."""
+_FEW: Final = {
+    "parked": select(tables.outcomes.c.seq).where(tables.outcomes.c.state == "parked"),
+    "pending": select(tables.pending.c.seq),
+}
+"""Where the events of a state are kept apart; a view that computes each one's state would have to look at all."""
 
 
 def by_id(
@@ -43,12 +64,65 @@ def query_of(table: Table, *, of_account: bool) -> Select[Any]:
         worlds: FromClause = modes
         found = found.where(table.c.account == bindparam("account"))
     else:
-        keys = _KEYS.get(table.name, table)
-        accounts = select(func.min(keys.c.account).label("account")).cte("accounts", recursive=True)
-        following = select(func.min(keys.c.account)).where(keys.c.account > accounts.c.account).scalar_subquery()
-        accounts = accounts.union_all(select(following).where(accounts.c.account.is_not(None)))
+        accounts = _accounts(table)
         worlds = accounts.join(modes, true())
         found = found.where(table.c.account == accounts.c.account)
     # Behind an offset it stays one look at the index for each, whatever the planner believes.
     of_each = found.offset(0).lateral("found")
     return select(of_each).select_from(worlds.join(of_each, true())).limit(FOUND_MAX)
+
+
+def where(table: Table, given: Mapping[str, object]) -> list[ColumnElement[bool]]:
+    """Return the conditions that columns of *table*, or of a view, have the values *given* by name; None is any.
+
+    They find the rows by an index where there is one that begins with the account, the mode and one of the columns.
+    """
+    asked = {name: value for name, value in given.items() if value is not None}
+    found: list[ColumnElement[bool]] = [table.c[name] == value for name, value in asked.items()]
+    if _indexed(_KEYS.get(table.name, table)) & asked.keys():
+        found += [_OF_ANY[name](table) for name in _OF_ANY if name not in asked]
+    return found
+
+
+def latest_events(
+    columns: Collection[ColumnElement[Any]], given: Mapping[str, object], *, before: int | None, limit: int
+) -> Select[Any]:
+    """Return the query of *columns* of the *limit* events that were recorded last, of those that are as *given*.
+
+    With *before*, only of those that have a smaller number.
+    """
+    events = tables.events
+    wanted = where(events, given)
+    if (state := given.get("state")) in _FEW:
+        wanted.append(events.c.seq.in_(_FEW[str(state)]))
+    if before is not None:
+        wanted.append(events.c.seq < before)
+    return select(*columns).where(*wanted).order_by(events.c.seq.desc()).limit(limit)
+
+
+@cache
+def _indexed(table: Table) -> frozenset[str]:
+    """Return the columns of *table* whose rows an index finds once account and mode are known."""
+    keys: list[Iterable[object]] = [table.primary_key.columns, *(index.expressions for index in table.indexes)]
+    leads = [[part.name for part in key if isinstance(part, Column)] for key in keys]
+    return frozenset(column for names in leads if names[:2] == ["account", "livemode"] for column in names[2:3])
+
+
+def _accounts(table: Table) -> FromClause:
+    """Return the accounts that *table* knows, which one index entry for each tells."""
+    keys = _KEYS.get(table.name, table)
+    accounts = select(func.min(keys.c.account).label("account")).cte("accounts", recursive=True)
+    following = select(func.min(keys.c.account)).where(keys.c.account > accounts.c.account).scalar_subquery()
+    return accounts.union_all(select(following).where(accounts.c.account.is_not(None)))
+
+
+def _of_any_account(table: Table) -> ColumnElement[bool]:
+    accounts = _accounts(table)
+    return table.c.account == any_(func.array(select(accounts.c.account).scalar_subquery()))
+
+
+def _of_any_mode(table: Table) -> ColumnElement[bool]:
+    return table.c.livemode == any_(literal([True, False], ARRAY(Boolean)))
+
+
+_OF_ANY: Final = {"account": _of_any_account, "livemode": _of_any_mode}

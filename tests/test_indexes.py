@@ -1,9 +1,10 @@
 """Every index serves a query that somebody asks, and PostgreSQL answers that query by it."""
 
-from typing import Final
+from collections.abc import Sequence
+from typing import Any, Final
 
 import pytest
-from sqlalchemy import Table, text
+from sqlalchemy import Engine, Row, Select, Table, select, text
 
 from schemas import database, lookup, tables
 
@@ -171,18 +172,102 @@ def test_it_answers_the_query(database_url: str, index: str) -> None:
     "table", [tables.order_book, tables.events, tables.payment_links, tables.credit_notes], ids=str
 )
 @pytest.mark.parametrize("account", [None, "acct_1"])
-def test_an_id_is_found_by_the_key(database_url: str, table: Table, account: str | None) -> None:
+def test_an_id_is_found_by_the_key(engine: Engine, table: Table, account: str | None) -> None:
     """Who names no account has none of an index read but one entry in each account, by any PostgreSQL."""
-    engine = database.engine(database_url)
     asked = {"id": "id_1", "modes": [True, False]} | ({} if account is None else {"account": account})
     query = lookup.query_of(table, of_account=account is not None).params(asked)
-    statement = query.compile(engine, compile_kwargs={"literal_binds": True})
-    with database.transaction(engine) as connection, database.cursor(connection) as cursor:
-        cursor.execute("SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off")
-        cursor.execute(f"EXPLAIN {statement}")
-        plan = [line for (line,) in cursor.fetchall()]
-    engine.dispose()
+    plan = explained(engine, query, "SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off")
 
     conditions = [line for line in plan if "Index Cond" in line and "id_1" in line]
     assert len(conditions) == 1, plan
     assert all(column in conditions[0] for column in ("account", "livemode", "id")), plan
+
+
+ROWS: Final = 20_000
+PAGES_MAX: Final = 100
+
+
+@pytest.mark.parametrize("world", [{}, {"account": "acct_1"}, {"livemode": True}], ids=str)
+def test_a_filter_without_a_world_looks_at_no_others(engine: Engine, world: dict[str, object]) -> None:
+    """A customer's orders are listed at the cost of what is listed, with or without account, by any PostgreSQL."""
+    fill(engine, _MANY_ORDERS)
+    orders = tables.orders
+    given = {"customer": "cus_8", "account": None, "livemode": None, **world}
+    query = select(orders.c.id).where(*lookup.where(orders, given)).order_by(text(f"{tables.NEWEST} DESC")).limit(21)
+
+    found, pages = looked_at(engine, query)
+
+    assert [row.id for row in found] == ["cs_8"]
+    assert pages < PAGES_MAX
+
+
+@pytest.mark.parametrize("state", ["parked", "pending"])
+def test_few_events_of_many_are_found_without_looking_at_the_others(engine: Engine, state: str) -> None:
+    """What is parked or pending is listed at the cost of what is listed, however long the inbox is."""
+    fill(engine, _LONG_INBOX)
+    events = tables.events
+    query = lookup.latest_events([events.c.seq, events.c.state], {"state": state}, before=None, limit=21)
+
+    found, pages = looked_at(engine, query)
+
+    assert [row.state for row in found] == [state] * 2
+    assert pages < PAGES_MAX
+
+
+def test_an_object_s_events_are_found_without_looking_at_the_others(engine: Engine) -> None:
+    """What came of one object is listed at the cost of what is listed, however long the inbox is."""
+    fill(engine, _LONG_INBOX)
+    events = tables.events
+    query = lookup.latest_events([events.c.seq, events.c.state], {"object_id": "cus_7"}, before=None, limit=21)
+
+    found, pages = looked_at(engine, query)
+
+    assert [row.seq for row in found] == [7]
+    assert pages < PAGES_MAX
+
+
+_MANY_ORDERS: Final = """
+INSERT INTO orders (account, livemode, id, status, customer, created, as_of, event_id)
+SELECT 'acct_' || n %% 7, true, 'cs_' || n, 'paid', 'cus_' || n, now() + n * interval '1 second', now(), 'evt_' || n
+FROM generate_series(1, %(rows)s) AS n
+"""
+# The first events are the ones that are looked for, so that the newest lead nowhere.
+_LONG_INBOX: Final = """
+WITH recorded AS (
+    INSERT INTO inbox (account, livemode, id, seq, type, created, object_id, redacted, payload_sha256, source,
+        received_at)
+    OVERRIDING SYSTEM VALUE
+    SELECT 'acct_' || n %% 7, true, 'evt_' || n, n, 'customer.updated', now(), 'cus_' || n, '{}', '', 'webhook', now()
+    FROM generate_series(1, %(rows)s) AS n
+    RETURNING seq
+), waiting AS (
+    INSERT INTO pending (seq, again) SELECT seq, false FROM recorded WHERE seq <= 2
+)
+INSERT INTO outcomes (seq, state, reason, attempts, folded_at, fold_version)
+SELECT seq, CASE WHEN seq <= 4 THEN 'parked' ELSE 'folded' END, 'unreadable', 1, now(), 1 FROM recorded WHERE seq > 2
+"""
+
+
+def fill(engine: Engine, statement: str) -> None:
+    """Insert as many rows as matter, and let the planner know of them."""
+    with database.transaction(engine) as connection, database.cursor(connection) as cursor:
+        cursor.execute(statement, {"rows": ROWS})
+        cursor.execute("ANALYZE")
+
+
+def looked_at(engine: Engine, query: Select[Any]) -> tuple[Sequence[Row[Any]], int]:
+    """Return what *query* finds, and how many pages are looked at for it."""
+    with database.transaction(engine) as connection:
+        found = connection.execute(query).all()
+    plan = explained(engine, query, "SELECT", options="(ANALYZE, BUFFERS)")
+    pages = next(line for line in plan if "Buffers: shared hit=" in line)
+    return found, int(pages.partition("hit=")[2].split(" ")[0])
+
+
+def explained(engine: Engine, query: Select[Any], settings: str, *, options: str = "") -> list[str]:
+    """Return the plan of *query*, made under *settings*."""
+    statement = query.compile(engine, compile_kwargs={"literal_binds": True})
+    with database.transaction(engine) as connection, database.cursor(connection) as cursor:
+        cursor.execute(settings)
+        cursor.execute(f"EXPLAIN {options} {statement}")
+        return [line for (line,) in cursor.fetchall()]

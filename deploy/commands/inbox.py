@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import msgspec
 import typer
-from sqlalchemy import select
 
 from deploy import output
 from deploy.commands.archiving import events_archive
@@ -29,7 +28,7 @@ from deploy.commands.base import (
     utc,
 )
 from deploy.output import Format, err
-from schemas import database, tables
+from schemas import database, lookup, tables
 from schemas.errors import (
     ConfigurationError,
     ConflictError,
@@ -60,9 +59,8 @@ def events_list(
     if state is not None and state not in tables.STATES:
         raise ConfigurationError(f"--state is one of {', '.join(tables.STATES)}.")
     given = {"state": state, "type": kind, "object_id": object_id, "account": account, "livemode": livemode}
-    wanted = [tables.events.c[column] == value for column, value in given.items() if value is not None]
     columns = [tables.events.c[column] for column in (*_EVENT_COLUMNS, "account", "livemode", "source", "received_at")]
-    query = select(*columns).where(*wanted).order_by(tables.events.c.seq.desc()).limit(limit)
+    query = lookup.latest_events(columns, given, before=None, limit=limit)
     with opened_database() as engine, database.transaction(engine) as connection:
         found = connection.execute(query).mappings().all()
     shown = _EVENT_COLUMNS if form is Format.TABLE else [column.name for column in columns]

@@ -10,7 +10,7 @@ from sqlalchemy import Engine, select
 from deploy import output
 from deploy.commands.base import TIMES, AccountOption, FormatOption, ModeOption, one_row, opened_database, utc
 from deploy.output import Format, err
-from schemas import database, tables
+from schemas import database, lookup, tables
 from schemas.errors import ConflictError, NotFoundError
 
 if TYPE_CHECKING:
@@ -106,10 +106,9 @@ def _explain(
 
 
 def _world_of(engine: Engine, object_id: str, *, account: str | None, livemode: bool | None) -> tuple[str, bool]:
-    inbox = tables.inbox.c
-    given = {inbox.account: account, inbox.livemode: livemode}
-    wanted = [column == value for column, value in given.items() if value is not None]
-    query = select(inbox.account, inbox.livemode).where(inbox.object_id == object_id, *wanted).distinct().limit(2)
+    inbox = tables.inbox
+    wanted = lookup.where(inbox, {"object_id": object_id, "account": account, "livemode": livemode})
+    query = select(inbox.c.account, inbox.c.livemode).where(*wanted).distinct().limit(2)
     with database.transaction(engine) as connection:
         found = connection.execute(query).all()
     if not found:

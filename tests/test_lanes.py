@@ -20,7 +20,7 @@ from schemas.errors import DatabaseAway
 from tests import ledger
 from worker import lanes, projection
 from worker.lanes import LANES, Lane, Order
-from worker.projection import FOLD_BATCH_MAX, LOOK_AHEAD_BATCHES, Part
+from worker.projection import FOLD_BATCH_MAX, LOOK_AHEAD_BATCHES, Share
 from worker.rebuild import refolded
 
 pytestmark = pytest.mark.integration
@@ -69,20 +69,20 @@ def pending(engine: Engine) -> int:
     return int(row["found"])
 
 
-def claimed_of(engine: Engine, part: Part | None, *, limit: int) -> list[tuple[int, str | None]]:
-    """Return the number and the object of what a part would take, and leave it."""
+def claimed_of(engine: Engine, share: Share | None, *, limit: int) -> list[tuple[int, str | None]]:
+    """Return the number and the object of what a share would take, and leave it."""
     with database.transaction(engine) as connection, database.cursor(connection) as cursor:
-        claimed = projection.claim(cursor, limit=limit, part=part)
+        claimed = projection.claim(cursor, limit=limit, share=share)
         connection.rollback()
     return [(each.event.seq, each.event.object_id) for each in claimed]
 
 
-def test_a_lane_folds_its_part(engine: Engine, lane: Lane) -> None:
+def test_a_lane_folds_its_share(engine: Engine, lane: Lane) -> None:
     """It folds the events of its objects, says how many, and leaves the others."""
     count = record_shop(engine, seed=2)
-    wanted = len(claimed_of(engine, Part(1, LANES), limit=count))
+    wanted = len(claimed_of(engine, Share(1, LANES), limit=count))
 
-    lane.begin(Order(Part(1, LANES)))
+    lane.begin(Order(Share(1, LANES)))
 
     assert lane.end() == wanted
     assert lane.end() == 0
@@ -103,37 +103,37 @@ def test_two_lanes_leave_what_one_leaves(engine: Engine, lane: Lane) -> None:
 
 
 def test_every_event_is_of_one_part_and_every_object_too(engine: Engine, request: pytest.FixtureRequest) -> None:
-    """The parts together are all that is pending, oldest first, and no object is dealt to two."""
+    """The shares together are all that is pending, oldest first, and no object is dealt to two."""
     count = record_shop(engine, seed=int(request.config.getoption("hypothesis_seed")))
 
-    found = [claimed_of(engine, Part(number, LANES), limit=count) for number in range(LANES)]
+    found = [claimed_of(engine, Share(number, LANES), limit=count) for number in range(LANES)]
 
-    assert sorted(each for part in found for each in part) == claimed_of(engine, None, limit=count)
-    assert all(part and part == sorted(part) for part in found)
-    assert not set.intersection(*({of for _, of in part} for part in found))
+    assert sorted(each for share in found for each in share) == claimed_of(engine, None, limit=count)
+    assert all(share and share == sorted(share) for share in found)
+    assert not set.intersection(*({of for _, of in share} for share in found))
 
 
 def test_a_part_takes_its_oldest_and_no_more_than_a_batch(engine: Engine) -> None:
-    """What a part takes of many is the beginning of what it would take of few."""
+    """What a share takes of many is the beginning of what it would take of few."""
     count = record_shop(engine, seed=3)
 
-    whole = claimed_of(engine, Part(1, LANES), limit=count)
+    whole = claimed_of(engine, Share(1, LANES), limit=count)
 
-    assert claimed_of(engine, Part(1, LANES), limit=20) == whole[:20]
+    assert claimed_of(engine, Share(1, LANES), limit=20) == whole[:20]
 
 
 def test_a_part_does_not_look_through_all_that_is_of_another(engine: Engine) -> None:
-    """Where all that is near is of the other part there is nothing to take, however much comes later."""
+    """Where all that is near is of the other share there is nothing to take, however much comes later."""
     limit = 5
     record_links(engine, 400)
     of_each = {
-        number: {seq for seq, _ in claimed_of(engine, Part(number, LANES), limit=400)} for number in range(LANES)
+        number: {seq for seq, _ in claimed_of(engine, Share(number, LANES), limit=400)} for number in range(LANES)
     }
     near = sorted(of_each[0])[: limit * LOOK_AHEAD_BATCHES]
     ledger.execute(engine, "DELETE FROM pending WHERE seq < :last AND seq <> ALL (:near)", last=near[-1], near=near)
 
-    assert claimed_of(engine, Part(1, LANES), limit=limit) == []
-    assert [seq for seq, _ in claimed_of(engine, Part(0, LANES), limit=limit)] == near[:limit]
+    assert claimed_of(engine, Share(1, LANES), limit=limit) == []
+    assert [seq for seq, _ in claimed_of(engine, Share(0, LANES), limit=limit)] == near[:limit]
 
 
 def test_a_lane_that_is_killed_is_replaced(engine: Engine, lane: Lane) -> None:
@@ -186,11 +186,11 @@ def test_a_lane_ends_after_the_batch_at_hand(engine: Engine, lane: Lane) -> None
 
 
 def test_an_interrupted_fold_leaves_no_lane_at_work(engine: Engine, lane: Lane) -> None:
-    """Whoever is interrupted goes after the batches at hand, and not when the lane has folded all of its part."""
+    """Whoever is interrupted goes after the batches at hand, and not when the lane has folded all of its share."""
     lane.start()
     record_links(engine, 20 * FOLD_BATCH_MAX)
     # Beyond the beginning all is the lane's, so that it would go on to the end.
-    others = [seq for seq, _ in claimed_of(engine, Part(0, LANES), limit=20 * FOLD_BATCH_MAX)][2 * FOLD_BATCH_MAX :]
+    others = [seq for seq, _ in claimed_of(engine, Share(0, LANES), limit=20 * FOLD_BATCH_MAX)][2 * FOLD_BATCH_MAX :]
     ledger.execute(engine, "DELETE FROM pending WHERE seq = ANY (:others)", others=others)
     commits = itertools.count()
 

@@ -25,7 +25,7 @@ from sqlalchemy import Engine
 from schemas import database, logs
 from schemas.settings import Settings
 from worker import projection
-from worker.projection import Part
+from worker.projection import Share
 
 LANES: Final = 2
 """Batches that are folded at once; two processors have no use for more."""
@@ -46,12 +46,12 @@ def settle_down() -> None:
 
 
 class Order(Struct, frozen=True):
-    """What a lane is to fold: of one *part* or all, until a time of the monotonic clock.
+    """What a lane is to fold: of one *share* or all, until a time of the monotonic clock.
 
     It is *now* at the time of folding unless another time is given.
     """
 
-    part: Part | None = None
+    share: Share | None = None
     until: float = math.inf
     now: datetime | None = None
 
@@ -69,21 +69,21 @@ def fold(engine: Engine, *, until: float = math.inf, now: datetime | None = None
     if beside is not None and is_shared:
         # Who was woken for a few events is done after one batch; behind a full one there is more.
         if folded == projection.FOLD_BATCH_MAX:
-            beside.begin(Order(Part(1, LANES), until, now))
+            beside.begin(Order(Share(1, LANES), until, now))
         try:
-            folded += _run(engine, Order(Part(0, LANES), until, now))
+            folded += _run(engine, Order(Share(0, LANES), until, now))
         except BaseException:
             beside.stop()
             raise
         folded += beside.end()
-    # Of both parts, and whatever the lane could not do.
+    # Of both shares, and whatever the lane could not do.
     return folded + (_run(engine, Order(None, until, now)) if folded or is_shared else 0)
 
 
 def _run(engine: Engine, order: Order, is_over: Callable[[], bool] = lambda: False) -> int:
     folded = 0
     while time.monotonic() < order.until and not is_over():
-        batch = projection.run_once(engine, now=order.now or datetime.now(UTC), part=order.part)
+        batch = projection.run_once(engine, now=order.now or datetime.now(UTC), share=order.share)
         if not batch:
             break
         folded += batch

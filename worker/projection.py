@@ -43,7 +43,7 @@ from worker.folds.join import Joined
 FOLD_BATCH_MAX: Final = 500
 """Events folded in one transaction."""
 LOOK_AHEAD_BATCHES: Final = 3
-"""How many batches of what is pending a part looks through for its own; what another part has at hand is among them."""
+"""How many batches of what is pending a share looks through for its own; what others have at hand is among them."""
 REFOLD_EVENTS_MAX: Final = 5000
 """Events of an older fold version that are queued at once."""
 REASON_CHARACTERS_MAX: Final = 500
@@ -60,8 +60,8 @@ class Claimed:
     set_aside: str | None
 
 
-class Part(NamedTuple):
-    """One of *of* parts, among which the events are dealt by their object."""
+class Share(NamedTuple):
+    """One of *of* shares, among which the events are dealt by their object."""
 
     number: int
     of: int
@@ -83,8 +83,8 @@ class _Saved:
     gone: list[Subject]
 
 
-def run_once(engine: Engine, *, now: datetime, limit: int = FOLD_BATCH_MAX, part: Part | None = None) -> int:
-    """Fold up to *limit* pending events, of one *part* or of all, in one transaction; return how many those were.
+def run_once(engine: Engine, *, now: datetime, limit: int = FOLD_BATCH_MAX, share: Share | None = None) -> int:
+    """Fold up to *limit* pending events, of one *share* or of all, in one transaction; return how many those were.
 
     When PostgreSQL refuses what the batch would save, or a join fails, the batch's events are folded one by one,
     and the one at fault is parked.
@@ -95,7 +95,7 @@ def run_once(engine: Engine, *, now: datetime, limit: int = FOLD_BATCH_MAX, part
     claimed: list[Claimed] = []
     try:
         with database.transaction(engine) as connection, database.cursor(connection) as cursor:
-            claimed = claim(cursor, limit=limit, part=part)
+            claimed = claim(cursor, limit=limit, share=share)
             project(cursor, claimed, now=now)
     except Exception as error:  # noqa: BLE001 - a fault of a join is one event's, and holds up no other
         return _one_by_one(engine, claimed, now, reason_to_park(error, claimed))
@@ -163,16 +163,16 @@ def keep_others_from_appending(cursor: Cursor) -> None:
     cursor.execute("SELECT pg_advisory_xact_lock(hashtextextended(current_schema() || ' changes', 0))")
 
 
-def claim(cursor: Cursor, *, limit: int, only: int | None = None, part: Part | None = None) -> list[Claimed]:
+def claim(cursor: Cursor, *, limit: int, only: int | None = None, share: Share | None = None) -> list[Claimed]:
     """Take up to *limit* pending events, oldest first, that no other worker has taken.
 
-    Of one *part* these are not all that are pending: see ``LOOK_AHEAD_BATCHES``.
+    Of one *share* these are not all that are pending: see ``LOOK_AHEAD_BATCHES``.
     """
     # Shared by all who fold; whoever compares or swaps the tables holds it alone.
     cursor.execute("SELECT pg_advisory_xact_lock_shared(hashtextextended(current_schema() || ' fold', 0))")
-    number, of = part or (None, None)
+    number, of = share or (None, None)
     cursor.execute(
-        _CLAIM if part is None else _CLAIM_PART,
+        _CLAIM if share is None else _CLAIM_SHARE,
         {"only": only, "limit": limit, "number": number, "of": of, "near": limit * LOOK_AHEAD_BATCHES},
         binary=True,
     )
@@ -184,7 +184,7 @@ def claim(cursor: Cursor, *, limit: int, only: int | None = None, part: Part | N
     if archived:
         _leave(cursor, archived)
         if len(archived) == len(rows):
-            return claim(cursor, limit=limit, only=only, part=part)
+            return claim(cursor, limit=limit, only=only, share=share)
     return [
         Claimed(_event(row, payloads), row[9], None if row[10] is None else reason_of(payloads.get(row[10])))
         for row in rows
@@ -200,9 +200,9 @@ WITH taken AS MATERIALIZED (
 SELECT {_ENVELOPE}, taken.again, {_SET_ASIDE}
 FROM taken CROSS JOIN LATERAL (SELECT * FROM inbox WHERE inbox.seq = taken.seq OFFSET 0) AS i ORDER BY i.seq
 """
-# Only what is near is looked at: where all that is pending is of one object, the other parts find that soon. What is
+# Only what is near is looked at: where all that is pending is of one object, the other shares find that soon. What is
 # found is locked one by one, until there is enough.
-_CLAIM_PART: Final = f"""
+_CLAIM_SHARE: Final = f"""
 WITH near AS MATERIALIZED (
     SELECT seq FROM pending ORDER BY seq LIMIT %(near)s
 ), own AS MATERIALIZED (

@@ -222,13 +222,24 @@ def _read_odd(body: bytes) -> Envelope:
         type=_require_name("type", parts.text("type")),
         created=_require_created(_from_iso(created) if thin else created),
         livemode=parts.value("livemode") is True,
-        account=parts.text("account"),
+        account=parts.text("account") or (_account_in(parts.text("context")) if thin else None),
         api_version=parts.text("api_version"),
         object_type=object_type,
         object_id=parts.text(place),
         payload=payload,
         redacted=redacted,
     )
+
+
+def _account_in(context: str | None) -> str | None:
+    """Return the account that a thin event is of: the last that its routing context names."""
+    named = [part for part in (context or "").split("/") if part.startswith("acct_")]
+    return named[-1] if named else None
+
+
+def twin_of(payload: bytes) -> str | None:
+    """Return the id of the snapshot event that the thin event in *payload* names; None where it names none."""
+    return _Parts(payload).text("snapshot_event")
 
 
 def _require_json(body: bytes) -> None:

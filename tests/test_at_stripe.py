@@ -269,6 +269,22 @@ def test_a_thin_event_brings_its_twin(at: Stage) -> None:
     assert at.rows("SELECT source FROM inbox WHERE id = :id", id=twins[1].id) == [{"source": "gap"}]
 
 
+@pytest.mark.parametrize("odd", [b'"\\u0000"', b'"\\ud800"', b"1e999999"])
+def test_an_odd_thin_event_holds_up_no_other(at: Stage, odd: bytes) -> None:
+    """What PostgreSQL takes for no JSON is recorded like any other, and what the next one wants is read."""
+    session = at.account.open_session()
+    at.account.complete(session)
+    about = {"id": session, "type": "checkout.session", "url": "/v1/x"}
+    wanted = thin(1, "v1.checkout.session.completed", related_object=about)
+    strange = thin(2, "v1.checkout.session.completed", related_object={**about, "id": "cs_2"})
+    ledger.record(at.engine, [ledger.delivery(strange[:-1] + b',"reason":' + odd + b"}"), ledger.delivery(wanted)])
+    at.fold()
+
+    fetch(at, at.desk(later=timedelta(days=20)))
+
+    assert at.status(session) == "paid"
+
+
 def test_an_event_that_was_never_generated(at: Stage) -> None:
     """Stripe admits it by a thin event that names the object, which is read once."""
     customer = at.account.create_customer(currency="usd", email="buyer@example.com")

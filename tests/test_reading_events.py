@@ -169,6 +169,17 @@ def test_thin(created: str, seconds: int) -> None:
     assert envelope.payload == body
 
 
+@pytest.mark.parametrize(
+    ("context", "account"),
+    [("acct_1", "acct_1"), ("acct_1/acct_2", "acct_2"), ("wksp_1", None), ("", None), (None, None), (7, None)],
+)
+def test_whose_a_thin_event_is(context: object, account: str | None) -> None:
+    """A thin event has no account but the one that its routing context leads to."""
+    thin = event(object="v2.core.event", created="2026-11-01T00:00:00.000Z", data=None, context=context)
+
+    assert events.read(thin).account == account
+
+
 @pytest.mark.parametrize("created", ["yesterday", "", None, [], "99999-01-01T00:00:00Z", "1969-12-31T23:59:59Z"])
 def test_thin_without_a_time(created: object) -> None:
     """A thin event whose time cannot be read is refused."""

@@ -8,7 +8,7 @@ change feed is read by its number, so that the cost is that of what is new and n
 from datetime import datetime, timedelta
 from typing import Any, Final
 
-from schemas import checkout, observations
+from schemas import checkout, events, observations
 from schemas.budget import Lane
 from schemas.database import Cursor
 from schemas.errors import CallDeclined, MissingAtStripe
@@ -73,10 +73,13 @@ def plan(cursor: Cursor, desk: Desk, world: World, progress: Progress) -> int:
         "types": list(_PATHS),
     }
     wanted: dict[tuple[str, str], Wanted] = {}
-    for statement in (_FROM_CHANGES, _FROM_ANOMALIES, _FROM_THIN_EVENTS):
-        cursor.execute(statement, values)
-        for purpose, object_id, object_type, lane in cursor.fetchall():
-            wanted[purpose, object_id] = Wanted(purpose, object_id, object_type, Lane(lane))
+    cursor.execute(_FROM_CHANGES, values)
+    found = cursor.fetchall()
+    cursor.execute(_FROM_ANOMALIES, values)
+    found += cursor.fetchall()
+    found += _of_thin_events(cursor, values)
+    for purpose, object_id, object_type, lane in found:
+        wanted[purpose, object_id] = Wanted(purpose, object_id, object_type, Lane(lane))
     if wanted:
         calls.want(cursor, world, list(wanted.values()), now=desk.now())
     cursor.execute(
@@ -131,22 +134,38 @@ WHERE (a.account, a.livemode) = (%(account)s, %(livemode)s) AND a.resolved_at IS
     )
 """
 
-# A thin event names its twin, if it has one; without it the object that it speaks of is read.
-_FROM_THIN_EVENTS: Final = """
-SELECT CASE WHEN twin.id IS NULL THEN 'object' ELSE 'event' END,
-    coalesce(twin.id, t.object_id), CASE WHEN twin.id IS NULL THEN t.object_type ELSE 'event' END, %(refetch)s
-FROM inbox AS t
-JOIN payloads AS b USING (seq)
-CROSS JOIN LATERAL (SELECT convert_from(b.payload, 'UTF8')::jsonb ->> 'snapshot_event' AS id) AS twin
+_THIN_EVENTS: Final = """
+SELECT t.object_id, t.object_type, t.received_at, b.payload FROM inbox AS t JOIN payloads AS b USING (seq)
 WHERE t.type LIKE 'v_.%%' AND t.received_at >= %(thin_since)s
     AND (t.account, t.livemode) = (%(account)s, %(livemode)s)
-    AND (twin.id IS NOT NULL OR t.object_type = ANY (%(types)s))
-    AND NOT EXISTS (SELECT FROM inbox AS i WHERE (i.account, i.livemode, i.id) = (t.account, t.livemode, twin.id))
+"""
+_THIN_COLUMNS: Final = ("object_ids", "object_types", "received", "twins")
+# A thin event names its twin, if it has one; without it the object that it speaks of is read.
+_UNREAD: Final = """
+SELECT CASE WHEN t.twin IS NULL THEN 'object' ELSE 'event' END, coalesce(t.twin, t.object_id),
+    CASE WHEN t.twin IS NULL THEN t.object_type ELSE 'event' END, %(refetch)s
+FROM unnest(%(object_ids)s::text[], %(object_types)s::text[], %(received)s::timestamptz[], %(twins)s::text[])
+    AS t (object_id, object_type, received_at, twin)
+WHERE (t.twin IS NOT NULL OR t.object_type = ANY (%(types)s))
     AND NOT EXISTS (
-        SELECT FROM inbox AS o WHERE (o.account, o.livemode, o.object_id) = (t.account, t.livemode, t.object_id)
-            AND o.source = 'observation' AND o.received_at >= t.received_at AND twin.id IS NULL
+        SELECT FROM inbox AS i WHERE (i.account, i.livemode, i.id) = (%(account)s, %(livemode)s, t.twin)
+    )
+    AND NOT EXISTS (
+        SELECT FROM inbox AS o WHERE (o.account, o.livemode, o.object_id) = (%(account)s, %(livemode)s, t.object_id)
+            AND o.source = 'observation' AND o.received_at >= t.received_at AND t.twin IS NULL
     )
 """
+
+
+def _of_thin_events(cursor: Cursor, values: dict[str, Any]) -> list[tuple[str, str, str, int]]:
+    """Return what thin events make worth reading. Their payloads may hold what PostgreSQL takes for no JSON."""
+    cursor.execute(_THIN_EVENTS, values)
+    known = [(*row, events.twin_of(bytes(payload))) for *row, payload in cursor.fetchall()]
+    if not known:
+        return []
+    columns = map(list, zip(*known, strict=True))
+    cursor.execute(_UNREAD, values | dict(zip(_THIN_COLUMNS, columns, strict=True)))
+    return cursor.fetchall()
 
 
 def _make(desk: Desk, call: Call) -> Made:

@@ -463,6 +463,30 @@ def book(engine: Engine, order: str) -> tuple[Any, ...]:
     return part(row, "refund_status", "refunded_amount", "disputed_amount")
 
 
+@pytest.mark.parametrize("kind", ["invoice", "credit_note", "refund", "charge"])
+def test_a_status_that_stripe_has_yet_to_invent(engine: Engine, account: Account, kind: str) -> None:
+    """It is stored as it is, and noted until one that is known follows."""
+    _, intent = paid_order(account, amount=2_000)
+    made = {
+        "invoice": lambda: account.create_invoice(account.create_customer(), 500),
+        "credit_note": lambda: account.issue_credit_note(paid_invoice(account), 600, refund=600),
+        "refund": lambda: account.refund(intent, 500),
+        "charge": lambda: account.object_ids("charge")[0],
+    }[kind]()
+    whole = account.object(kind, made)
+    strange = account.emit(f"{kind}.updated", {**whole, "status": "pondered"}, created=account.now + 5)
+    known = account.emit(f"{kind}.updated", whole, created=account.now + 6)
+    table = f"{kind}s"
+
+    ledger.take_in(engine, strange.body)
+    first = ledger.rows(engine, f"SELECT status FROM {table}"), ledger.anomalies(engine)  # noqa: S608 - ours
+    ledger.take_in(engine, known.body)
+
+    assert first == ([{"status": "pondered"}], ["unknown_status"])
+    assert ledger.rows(engine, f"SELECT status FROM {table}") == [{"status": whole["status"]}]  # noqa: S608 - ours
+    assert "unknown_status" not in ledger.anomalies(engine)
+
+
 def test_a_refund_counts_once(engine: Engine, account: Account) -> None:
     """refund.* and charge.refund.updated tell of one refund; the order is refunded in part."""
     order, intent = paid_order(account, amount=2_000)

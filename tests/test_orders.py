@@ -198,6 +198,19 @@ def test_an_unknown_value_is_kept_and_decides_nothing(
     assert ledger.kinds(engine, session) == []
 
 
+def test_an_open_order_s_payment_may_be_strange(engine: Engine, account: Account) -> None:
+    """An open session is open, whatever Stripe says of its payment; that nobody knows the word is noted."""
+    session = account.open_session()
+    strange = account.emit("payfold.checkout.session.observed", {**account.session(session), "payment_status": "lent"})
+
+    ledger.take_in(engine, strange.body)
+
+    assert ledger.rows(engine, "SELECT status, payment_status FROM orders") == [
+        {"status": "open", "payment_status": "lent"}
+    ]
+    assert ledger.anomalies(engine) == ["unknown_status"]
+
+
 def test_what_is_known_later_resolves_the_anomaly(engine: Engine, account: Account) -> None:
     """An anomaly that the next event clears up stays in the table as resolved."""
     session = account.open_session()

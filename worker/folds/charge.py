@@ -8,7 +8,7 @@ from typing import Final
 from msgspec import UNSET, Struct, UnsetType
 
 from worker.folds.facts import Event, Facts
-from worker.folds.join import Shape
+from worker.folds.join import Shape, unknown_status
 from worker.folds.reading import Name, Reader, Reference, Told, Whole, carried, references, say
 
 TYPES: Final = (
@@ -37,6 +37,7 @@ class Charge(Struct):
 
 
 _reader = Reader(Charge)
+_RANKS: Final = {"pending": 0, "succeeded": 1, "failed": 1}
 
 
 def fold(event: Event) -> tuple[Facts, ...]:
@@ -51,7 +52,7 @@ def fold(event: Event) -> tuple[Facts, ...]:
 
 
 def _rank(status: object) -> int:
-    return int(status in ("succeeded", "failed"))
+    return _RANKS.get(str(status), 0)
 
 
 def _told(charge: Charge) -> Told:
@@ -78,5 +79,6 @@ SHAPE: Final = Shape(
     subject="charge",
     empty=dict.fromkeys(("payment_intent", "status", "currency", "amount", "amount_refunded", "refunded", "disputed")),
     rank_of=lambda row: _rank(row["status"]),
+    anomalies=lambda row: unknown_status(row, _RANKS),
     prefer=_prefer,
 )

@@ -20,7 +20,7 @@ import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
 from worker.folds.facts import Anomaly, Change, Event, Facts, Row, Subject, Value
-from worker.folds.join import MISSING_AT_STRIPE, Shape
+from worker.folds.join import MISSING_AT_STRIPE, UNKNOWN_STATUS, Shape
 from worker.folds.reading import Metadata, Name, Reader, Reference, Seconds, Whole, carried, moment, references
 
 CLOCK_EXPIRED: Final = "payfold.checkout.session.clock_expired"
@@ -346,9 +346,9 @@ def _infer(row: Row) -> None:
 
 def _anomalies(row: Row) -> list[Anomaly]:
     found = []
-    if row["status"] is None:
+    if row["status"] is None or row["payment_status"] not in (None, "unpaid", *_SETTLED):
         unknown = {name: row[name] for name in ("session_status", "payment_status", "mode")}
-        found.append(Anomaly("unknown_status", unknown))
+        found.append(Anomaly(UNKNOWN_STATUS, unknown))
     if row["completed_at"] is not None and row["expired_at"] is not None:
         found.append(Anomaly("expired_and_complete", {}))
     if row.get("_missing"):

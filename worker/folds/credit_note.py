@@ -14,7 +14,7 @@ from typing import Final
 from msgspec import UNSET, Struct, UnsetType
 
 from worker.folds.facts import Anomaly, Change, Event, Facts, Row, Value
-from worker.folds.join import Shape
+from worker.folds.join import Shape, unknown_status
 from worker.folds.reading import Name, Reader, Reference, Seconds, Told, Whole, carried, moment, references, say
 
 TYPES: Final = ("credit_note.created", "credit_note.updated", "credit_note.voided", "payfold.credit_note.observed")
@@ -65,6 +65,7 @@ class CreditNote(Struct):
 
 
 _reader = Reader(CreditNote)
+_RANKS: Final = {"issued": 0, "void": 1}
 
 
 def fold(event: Event) -> tuple[Facts, ...]:
@@ -86,7 +87,7 @@ def fold(event: Event) -> tuple[Facts, ...]:
 
 
 def _rank(status: object) -> int:
-    return int(status == "void")
+    return _RANKS.get(str(status), 0)
 
 
 def _told(note: CreditNote) -> Told:
@@ -195,7 +196,7 @@ def _infer_sides(row: Row) -> None:
 def _anomalies(row: Row) -> list[Anomaly]:
     amount, pre, post = row["amount"], row["pre_payment_amount"], row["post_payment_amount"]
     refunded, to_balance = row["refunded_amount"], row["to_balance_amount"]
-    found = []
+    found = unknown_status(row, _RANKS)
     if isinstance(amount, int) and isinstance(pre, int) and isinstance(post, int) and amount != pre + post:
         found.append(Anomaly("credit_note_sides", {"amount": amount, "pre_payment": pre, "post_payment": post}))
     if isinstance(post, int) and isinstance(refunded, int) and to_balance is None:

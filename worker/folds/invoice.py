@@ -12,7 +12,7 @@ from typing import Final
 from msgspec import UNSET, Struct, UnsetType
 
 from worker.folds.facts import Anomaly, Change, Event, Facts, Row, utc
-from worker.folds.join import Shape
+from worker.folds.join import Shape, unknown_status
 from worker.folds.reading import Name, Reader, Reference, Seconds, Told, Whole, carried, moment, references, say
 
 TYPES: Final = (
@@ -157,9 +157,10 @@ def _moments(event: Event, invoice: Invoice) -> dict[str, datetime]:
 
 
 def _anomalies(row: Row) -> list[Anomaly]:
+    found = unknown_status(row, _RANKS)
     if row["paid_at"] is not None and row["voided_at"] is not None:
-        return [Anomaly("paid_and_void", {})]
-    return []
+        found.append(Anomaly("paid_and_void", {}))
+    return found
 
 
 _SHOWN: Final = ("status", "currency", "amount_due", "amount_paid", "amount_remaining")

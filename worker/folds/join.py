@@ -15,7 +15,7 @@ Note [The chain is an Eulerian path]
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
@@ -27,8 +27,15 @@ AMBIGUOUS_ORDER: Final = "ambiguous_order"
 TWO_REFERENCES: Final = "two_references"
 BROKEN_CHAIN: Final = "broken_chain"
 MISSING_AT_STRIPE: Final = "missing_at_stripe"
+UNKNOWN_STATUS: Final = "unknown_status"
 SEEN_IN_ALL: Final = (TWO_REFERENCES, BROKEN_CHAIN, MISSING_AT_STRIPE)
 """Kinds of anomaly that only all of an object's events show."""
+
+
+def unknown_status(row: Row, known: Collection[str]) -> list[Anomaly]:
+    """Return that the status of *row* is none that is *known*, as an anomaly; without a status there is none."""
+    status = row["status"]
+    return [] if status is None or status in known else [Anomaly(UNKNOWN_STATUS, {"status": status})]
 
 
 def _infer_nothing(_: Row) -> None:

@@ -9,7 +9,7 @@ from typing import Final
 from msgspec import UNSET, Struct, UnsetType
 
 from worker.folds.facts import Event, Facts, Row
-from worker.folds.join import Shape
+from worker.folds.join import Shape, unknown_status
 from worker.folds.reading import Name, Reader, Reference, Seconds, Told, Whole, carried, moment, references, say
 
 TYPES: Final = (
@@ -36,7 +36,7 @@ class Refund(Struct):
 
 
 _reader = Reader(Refund)
-_RANKS: Final = {"succeeded": 1, "failed": 2, "canceled": 2}
+_RANKS: Final = {"pending": 0, "requires_action": 0, "succeeded": 1, "failed": 2, "canceled": 2}
 
 
 def fold(event: Event) -> tuple[Facts, ...]:
@@ -80,4 +80,5 @@ SHAPE: Final = Shape(
         ("status", "currency", "amount", "charge", "payment_intent", "reason", "failure_reason", "created")
     ),
     rank_of=_rank_of,
+    anomalies=lambda row: unknown_status(row, _RANKS),
 )

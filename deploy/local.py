@@ -39,7 +39,10 @@ class StartError(PayfoldError):
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """Payfold as it runs here; *token* and *secret* are None where the environment configured them."""
+    """Payfold as it runs here; *token* is None where some are configured.
+
+    *secret* is the first signing secret, which is nobody's yet, and may be shown, where it *is_secret_new*.
+    """
 
     address: str
     environment: Mapping[str, str]
@@ -47,6 +50,7 @@ class Running:
     processes: Processes
     token: str | None
     secret: str
+    is_secret_new: bool
 
 
 def here(settings: Settings) -> Settings:
@@ -163,8 +167,8 @@ def running(
         with Processes(environment, output=output) as processes:
             address = f"http://{LOOPBACK}:{complete.port}"
             wait_until_ready(address, processes)
-            secret = complete.signing_secrets[0].secret.decode()
-            yield Running(address, environment, complete, processes, token, secret)
+            secret, is_new = complete.signing_secrets[0].secret.decode(), not settings.signing_secrets
+            yield Running(address, environment, complete, processes, token, secret, is_new)
 
 
 @contextmanager

@@ -172,6 +172,18 @@ def test_up(up: Command) -> None:
     assert "hidden" not in up.err
 
 
+def test_up_with_a_secret_of_its_own(tmp_path: Path) -> None:
+    """A signing secret that is configured, by whichever name, is never printed."""
+    path = tmp_path / "secret"
+    path.write_text("whsec_of_somebody")
+    with running(tmp_path / "data", "up", PORT=str(free_port()), STRIPE_WEBHOOK_SECRETS_FILE=str(path)) as command:
+        told = command.told("signing secret")
+        command.stop(signal.SIGTERM)
+
+    assert told == "as configured"
+    assert "whsec_of_somebody" not in command.out + command.err
+
+
 @pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGTERM], ids=lambda by: by.name)
 def test_up_stops(up: Command, by: signal.Signals) -> None:
     """Ctrl-C and a supervisor's SIGTERM end everything within seconds, and that is no failure."""

@@ -104,7 +104,7 @@ def _introduce(running: local.Running) -> None:
     told = {"webhook": f"{running.address}/webhooks/stripe", "API": f"{running.address}/docs"}
     if running.token is not None:
         told["bearer token"] = running.token
-    told["signing secret"] = "as configured" if "STRIPE_WEBHOOK_SECRETS" in os.environ else running.secret
+    told["signing secret"] = running.secret if running.is_secret_new else "as configured"
     err.print("\nPayfold runs here until Ctrl-C:\n", style="bold")
     for label, value in told.items():
         err.print(f"  {label:<16}{value}", soft_wrap=True)

@@ -186,6 +186,35 @@ def test_an_order_and_its_refund_at_once(engine: Engine, first: str) -> None:
     assert [(row["subject_id"], row["after"]["refund_status"]) for row in told] == [(session, "full")]
 
 
+@pytest.mark.parametrize("first", ["order", "refund"])
+def test_an_order_and_its_refund_at_once_with_an_invoice_between(engine: Engine, first: str) -> None:
+    """Neither names what the other does: what stands between them is at rest, and they find each other all the same."""
+    account = Account(seed=16, payments=True)
+    session = account.open_session(amount=2_000, mode="subscription", customer=account.create_customer())
+    account.complete(session)
+    intents = account.order_intents(session)
+    assert intents
+    account.refund(intents[0])
+    by_kind = {
+        "order": [event.body for event in account.events if event.type == "checkout.session.completed"],
+        "refund": [event.body for event in account.events if event.type == "refund.created"],
+    }
+    ledger.take_in(engine, *(event.body for event in account.events if event.type.startswith("invoice_payment.")))
+    second = "refund" if first == "order" else "order"
+    ledger.record(engine, [ledger.delivery(body) for body in by_kind[first]])
+
+    with database.transaction(engine) as connection, database.cursor(connection) as cursor:
+        projection.project(cursor, projection.claim(cursor, limit=9), now=ledger.NOW)
+        ledger.record(engine, [ledger.delivery(body) for body in by_kind[second]])
+        thread = threading.Thread(target=ledger.fold, args=[engine])
+        thread.start()
+        wait_for_a_lock(engine)
+    thread.join(timeout=30)
+
+    told = ledger.rows(engine, "SELECT subject_id, after FROM changes WHERE kind = 'order.refund_changed'")
+    assert [(row["subject_id"], row["after"]["refund_status"]) for row in told] == [(session, "full")]
+
+
 def test_a_reader_with_a_cursor_misses_no_change(engine: Engine) -> None:
     """While one worker stands between its append and its commit, no other change gets a number that could pass it."""
     account = Account(seed=2)
@@ -231,6 +260,41 @@ def test_one_poisonous_event_is_parked_and_hurts_nobody(engine: Engine) -> None:
     assert poisoned["state"] == "parked"
     assert poisoned["reason"] == "PostgreSQL refused its row: CheckViolation"
     assert {row["state"] for row in states.values()} == {"folded"}
+
+
+@pytest.mark.parametrize("limit", [1, 2])
+def test_one_poisonous_event_leaves_its_own_object_what_others_say(engine: Engine, limit: int) -> None:
+    """An object's other events are folded, whether the one that PostgreSQL refuses comes with them or after them."""
+    body = sample("credit_note.created", {}, now=1).payload()
+    after = sample("credit_note.voided", {"id": body["data"]["object"]["id"]}, now=2)
+    with database.transaction(engine) as connection:
+        connection.execute(text("ALTER TABLE credit_notes ADD CHECK (status <> 'void')"))
+    ledger.record(engine, [ledger.delivery(each) for each in (msgspec.json.encode(body), after.body)])
+
+    ledger.fold(engine, limit=limit)
+
+    states = ledger.rows(engine, "SELECT type, state FROM events ORDER BY seq")
+    assert [row["state"] for row in states] == ["folded", "parked"]
+    assert ledger.rows(engine, "SELECT status FROM credit_notes") == [{"status": "issued"}]
+
+
+def test_what_a_newer_rendering_says_no_more_is_gone(engine: Engine) -> None:
+    """A balance that only an older rendering of a customer's event told has no row, as if that had never come."""
+    body = sample("customer.updated", {}, now=1).payload()
+    body["api_version"], customer = "2025-01-01", body["data"]["object"]
+    customer |= {"balance": -500, "currency": "eur"}
+    body["data"]["previous_attributes"] = {"balance": 0}
+    ledger.take_in(engine, msgspec.json.encode(body))
+    held = ledger.rows(engine, "SELECT amount FROM balances"), ledger.rows(engine, "SELECT amount FROM balance_changes")
+    body["api_version"], body["data"]["previous_attributes"] = "2025-02-01", {"name": None}
+    del customer["balance"]
+
+    ledger.take_in(engine, msgspec.json.encode(body))
+
+    assert held == ([{"amount": -500}], [{"amount": -500}])
+    assert ledger.rows(engine, "SELECT amount FROM balances") == []
+    assert ledger.rows(engine, "SELECT amount FROM balance_changes") == []
+    assert len(ledger.rows(engine, "SELECT id FROM customers")) == 1
 
 
 def test_a_fault_that_is_nobodys_is_raised() -> None:

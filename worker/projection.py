@@ -8,7 +8,8 @@ Note [Folding one object is exclusive]
 Note [Changes come in commit order]
     A reader of ``changes`` keeps the last number it saw. Numbers are drawn before the commit, so a slower
     transaction could bring a smaller one to light later. Hence one lock, taken directly before the numbers
-    are drawn and held to the commit that follows at once.
+    are drawn and held to the commit that follows at once. What follows from the rows of several objects is looked
+    for under that lock too: see Note [Whoever comes second sees the other].
 
 Note [A row is found by its key, whatever the planner believes]
     A batch asks for some hundred rows of a table that grows while it is folded. Of a table that was small when it was
@@ -287,7 +288,8 @@ def project(
             facts[one.subject].append(one)
         if each.again:
             anew.update(_own_subjects(each.event), (one.subject for one in verdict.facts))
-    _lock(cursor, facts.keys() | anew, refunding.shared(facts))
+    _lock(cursor, facts.keys() | anew)
+    anew |= _other_subjects(cursor, [each.event for each in claimed if each.again])
     _mention(cursor, events, facts)
     saved = _join(cursor, facts, anew)
     _save(cursor, saved)
@@ -316,10 +318,35 @@ def _own_subjects(event: Event) -> list[Subject]:
     return [Subject(table, event.account, event.livemode, event.object_id) for table in names]
 
 
-def _lock(cursor: Cursor, subjects: Iterable[Subject], ways: Iterable[tuple[str, bool, str]]) -> None:
+def _other_subjects(cursor: Cursor, events: Sequence[Event]) -> set[Subject]:
+    """Return the rows that *events* may have made before under another key than their object's, as they are at rest."""
+    found = set()
+    for object_type, statement in _OTHER_ROWS.items():
+        of_type = [event for event in events if event.object_type == object_type and event.object_id is not None]
+        if of_type:
+            cursor.execute(statement, (*_world_arrays(of_type), text_array([str(each.object_id) for each in of_type])))
+            found |= {Subject(*row) for row in cursor.fetchall()}
+    return found
+
+
+_OTHER_ROWS: Final = {
+    "customer": """
+        SELECT 'balances', account, livemode, concat(customer, ' ', currency), customer
+        FROM unnest(%s::text[], %s::boolean[], %s::text[]) AS k (account, livemode, customer)
+        JOIN balances USING (account, livemode, customer)
+    """,
+    "credit_note": """
+        SELECT 'credit_note_lines', account, livemode, id, credit_note
+        FROM unnest(%s::text[], %s::boolean[], %s::text[]) AS k (account, livemode, credit_note)
+        JOIN credit_note_lines USING (account, livemode, credit_note)
+    """,
+}
+"""By type of object, the rows of other keys that only its events tell of."""
+
+
+def _lock(cursor: Cursor, subjects: Iterable[Subject]) -> None:
     # By the object whose events they come from, so that a row and its children are one.
     keys = {f"{each.account} {each.livemode} {each.source}" for each in subjects}
-    keys |= {f"{account} {livemode} {shared}" for account, livemode, shared in ways}
     cursor.execute(
         """
         SELECT pg_advisory_xact_lock(number) FROM (
@@ -421,7 +448,7 @@ def _key_arrays(table: str, keys: Sequence[Subject]) -> list[str]:
     return [*_world_arrays(keys), *map(text_array, columns)]
 
 
-def _world_arrays(keys: Sequence[Subject]) -> tuple[str, str]:
+def _world_arrays(keys: Sequence[Subject] | Sequence[Event]) -> tuple[str, str]:
     return text_array([key.account for key in keys]), boolean_array(key.livemode for key in keys)
 
 
@@ -443,7 +470,10 @@ def _by_table(subjects: Iterable[Subject]) -> dict[str, list[Subject]]:
 
 
 def facts_of(cursor: Cursor, subjects: set[Subject], at_hand: dict[Subject, list[Facts]]) -> dict[Subject, list[Facts]]:
-    """Return all that the inbox says of *subjects*, but for what is parked or set aside."""
+    """Return all that the inbox says of *subjects*, but for what is parked, set aside, or still to be folded.
+
+    Of what is to be folded that counts of which the facts are *at_hand*.
+    """
     found: dict[Subject, list[Facts]] = {subject: [] for subject in subjects}
     if not subjects:
         return found
@@ -458,12 +488,12 @@ def facts_of(cursor: Cursor, subjects: set[Subject], at_hand: dict[Subject, list
         )
         SELECT {_ENVELOPE}
         FROM wanted JOIN inbox AS i USING (seq) LEFT JOIN outcomes AS o USING (seq)
-        WHERE {_SET_ASIDE} IS NULL AND (o.state IS DISTINCT FROM 'parked' OR i.id = ANY(%s::text[]))
+        WHERE {_SET_ASIDE} IS NULL AND (o.state <> 'parked' OR i.id = ANY(%s::text[]))
         """,
         (
             *_world_arrays(keys := list(subjects)),
             text_array([key.source for key in keys]),
-            # What was parked may fold now: the batch has judged it already.
+            # What is new, and what was parked and may fold now: the batch has judged it already.
             text_array([one.event_id for several in at_hand.values() for one in several]),
         ),
         binary=True,
@@ -671,11 +701,13 @@ def _append_changes(cursor: Cursor, saved: _Saved) -> None:
         for change in folds.SHAPES[subject.table].changes(saved.known.get(subject), joined.row)
     ]
     stock.add_lines(cursor, found)
-    found += refunding.changes(cursor, saved.rows, saved.known)
+    moved = refunding.moved(saved.rows, saved.known)
+    if found or moved:
+        keep_others_from_appending(cursor)
+    found += refunding.changes(cursor, moved)
     if not found:
         return
     found.sort(key=lambda row: (row["at"], row["subject"], row["subject_id"]))
-    keep_others_from_appending(cursor)
     cursor.execute(
         _TOLD_BEFORE,
         (

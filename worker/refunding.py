@@ -1,46 +1,40 @@
 """What an order's refunds come to, as a change: a truth that spans several objects.
 
-Note [A shared key is locked from both sides]
-    A refund knows its payment intent, and so does the order, or the payment of the order's invoice. Whichever
-    is folded last has to notice the other. So every batch locks the payment intents, charges and invoices
-    that its orders, refunds, charges and invoice payments name, before it loads anything: of two batches that
-    meet in one of them the second sees what the first saved.
+Note [Whoever comes second sees the other]
+    A refund knows its payment intent or its charge, and the order that intent, or an invoice that was paid by it.
+    Whichever is folded last has to notice the others, and neither knows all of the way between. So this is asked
+    under the lock of those who append changes, which is held to the commit: whoever has it sees all that was
+    saved by those who had it before.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from psycopg import sql
 from psycopg.rows import dict_row
 
 from schemas.database import Cursor, boolean_array, text_array
-from worker.folds.facts import Facts, Row, Subject
+from worker.folds.facts import Row, Subject
 from worker.folds.join import Joined
 
 KIND: Final = "order.refund_changed"
-_WAYS: Final = ("payment_intent", "charge", "invoice")
 _TABLES: Final = ("charges", "invoice_payments", "orders", "refunds")
 
 
-def shared(facts: Mapping[Subject, Sequence[Facts]]) -> set[tuple[str, bool, str]]:
-    """Return the keys, each in its world, by which the orders and the refunds in *facts* can find each other."""
+def moved(rows: Mapping[Subject, Joined], known: Mapping[Subject, Row]) -> dict[Subject, Joined]:
+    """Return those of *rows* that may change what an order's refunds come to."""
     return {
-        (subject.account, subject.livemode, reference)
-        for subject, several in facts.items()
-        if subject.table in _TABLES
-        for one in several
-        for name in _WAYS
-        if (reference := one.references.get(name)) is not None
-    }
-
-
-def changes(cursor: Cursor, rows: Mapping[Subject, Joined], known: Mapping[Subject, Row]) -> list[dict[str, Any]]:
-    """Return a change for each order whose refunded amount is another than was last told, once *rows* are saved."""
-    moved = {
         subject: joined
         for subject, joined in rows.items()
         if subject.table in _TABLES and _moves_money(subject, joined.row, known.get(subject))
     }
+
+
+def changes(cursor: Cursor, moved: Mapping[Subject, Joined]) -> list[dict[str, Any]]:
+    """Return a change for each order whose refunded amount is another than was last told, once *moved* are saved.
+
+    Nobody else may append meanwhile.
+    """
     if not moved or not _may_affect(cursor, moved):
         return []
     with cursor.connection.cursor(row_factory=dict_row) as found:

@@ -7,9 +7,12 @@ from itertools import accumulate
 from typing import Any, Final
 
 import psycopg
+import structlog
 from msgspec import Struct
 from psycopg import sql
+from sqlalchemy import Engine
 
+from schemas import database
 from schemas.database import Cursor, boolean_array, integer_array, text_array
 from schemas.events import Envelope
 
@@ -19,6 +22,10 @@ RECORD_ROWS_MAX = 1000
 
 PARTITION_EVENTS: Final = 1_000_000
 """Numbers for which a partition keeps the payloads."""
+ROOM_LOCK: Final = "1s"
+"""For so long a new partition waits for those who read: whoever comes behind it waits as well."""
+
+_log = structlog.get_logger()
 
 
 class Recorded(Enum):
@@ -181,11 +188,25 @@ def partitions(cursor: Cursor) -> list[str]:
     return [name for (name,) in cursor.fetchall()]
 
 
-def make_room(cursor: Cursor) -> int:
+def make_room(of: Engine) -> int:
     """Make the partitions that the next payloads will need, and return how many those are.
 
-    What comes before one is made is kept with the rest, so being late loses nothing.
+    What comes before one is made is kept with the rest, so being late loses nothing: where they cannot be made now,
+    because somebody reads everything, or at all, that is logged.
+
+    Raises:
+        DatabaseAway: when PostgreSQL does not answer.
     """
+    try:
+        with database.transaction(of) as connection, database.cursor(connection) as cursor:
+            cursor.execute(f"SET LOCAL lock_timeout = '{ROOM_LOCK}'")
+            return _make_room(cursor)
+    except database.DriverError as error:
+        _log.warning("payloads.no_room_made", reason=database.condition(error))
+        return 0
+
+
+def _make_room(cursor: Cursor) -> int:
     cursor.execute("SELECT pg_advisory_xact_lock(hashtextextended(current_schema() || ' payloads', 0))")
     cursor.execute(_NEXT_PARTITION, {"size": PARTITION_EVENTS})
     last, begins = cursor.fetchone() or (0, 0)

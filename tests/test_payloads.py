@@ -24,8 +24,7 @@ THIRD = ("payloads_from_3000000", "FOR VALUES FROM ('3000000') TO ('4000000')")
 
 def make_room(engine: Engine) -> int:
     """Make the partitions that are needed next."""
-    with database.transaction(engine) as connection, database.cursor(connection) as cursor:
-        return inbox.make_room(cursor)
+    return inbox.make_room(engine)
 
 
 def partitions(engine: Engine) -> list[tuple[str, str]]:
@@ -68,6 +67,18 @@ def test_room_that_comes_late(engine: Engine) -> None:
     assert ledger.rows(engine, "SELECT seq FROM payloads_rest") == [{"seq": 2_000_005}]
     assert ledger.rows(engine, "SELECT seq FROM payloads_from_3000000") == [{"seq": 3_000_001}]
     assert ledger.fold(engine) == 2
+
+
+def test_room_waits_for_nobody_for_long(engine: Engine) -> None:
+    """While somebody reads all payloads, as a rebuild does, no room is made, and nobody is kept from anything else."""
+    record_as(engine, 1_000_000)
+    with database.transaction(engine) as connection:
+        connection.execute(text("LOCK TABLE payloads IN ACCESS SHARE MODE"))
+        meanwhile = make_room(engine)
+        ledger.record(engine, [ledger.delivery(told(7))])
+
+    assert (meanwhile, make_room(engine)) == (0, 1)
+    assert partitions(engine) == [*FIRST, SECOND]
 
 
 def test_event_whose_past_is_archived(engine: Engine) -> None:

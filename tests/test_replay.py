@@ -30,7 +30,7 @@ from schemas.inbox import RECORD_ROWS_MAX
 from tests import ledger
 from tests.command import environment, payfold, started
 from tests.histories import bodies_of
-from worker import folds, operator, projection
+from worker import eventlog, folds, operator, projection
 from worker.digest import digests
 from worker.plan import plan
 from worker.replay import Counts, Filters, Reading, export, follow, replay
@@ -498,6 +498,41 @@ def test_what_comes_beside_a_silent_import_is_announced(engine: Engine, tmp_path
 
     assert done.withheld["order.paid"] > 0
     assert [(kind, event) for kind, _, event in announced(engine)] == [("payment_link.activated", link.id)]
+
+
+def test_what_is_learnt_beside_a_silent_import_is_announced(engine: Engine, tmp_path: Path) -> None:
+    """A session that the clock finds at Stripe meanwhile is told; those that the log's observations tell of are not."""
+    observed = {name: shop_history(seed, 1) for name, seed in (("then", 11), ("now", 12))}
+    kind = "payfold.checkout.session.observed"
+    opened = {name: shop.open_session() for name, shop in observed.items()}
+    told = {name: shop.emit(kind, shop.session(opened[name])).body for name, shop in observed.items()}
+    lines = [
+        eventlog.line_of("", "observation", NOW, None, hashlib.sha256(told["then"]).hexdigest(), [], told["then"]),
+    ]
+    path = tmp_path / "log"
+    path.write_bytes(b"".join(lines))
+    ledger.record(engine, [ledger.delivery(told["now"], source="observation")])
+
+    done = replay(engine, Reading([str(path)], NOW), withhold=True)
+
+    assert done.withheld == {"order.opened": 1}
+    assert [(kind, order) for kind, order, _ in announced(engine)] == [("order.opened", opened["now"])]
+
+
+def test_a_fault_beside_a_silent_import_announces_nothing(engine: Engine, tmp_path: Path) -> None:
+    """A delivery that cannot be folded is parked when a silent import meets it, and nothing of the log is told."""
+    other = shop_history(13, 1)
+    poisonous = other.open_session(amount=9_999)
+    other.complete(poisonous)
+    with database.transaction(engine) as connection:
+        connection.execute(text("ALTER TABLE orders ADD CHECK (amount_total <> 9999)"))
+    ledger.record(engine, [ledger.delivery(e.body) for e in other.events if e.object_id == poisonous])
+
+    done = replay(engine, Reading([log(tmp_path / "log", SHOP.events)], NOW), withhold=True)
+
+    assert done.withheld["order.paid"] > 0
+    assert announced(engine) == []
+    assert {state for (state,) in _of(engine, "SELECT state FROM events WHERE source = 'webhook'")} == {"parked"}
 
 
 # ---- Folded by others ----

@@ -46,8 +46,8 @@ def create(settings: Settings, engine: Engine, beside: Lane | None = None) -> Ce
     def sweep(**_: object) -> int:
         """Make room, queue what an older fold version folded and what the time has ended, then fold what is pending."""
         try:
+            inbox.make_room(engine)
             with transaction(engine) as connection, cursor(connection) as opened:
-                inbox.make_room(opened)
                 queued = projection.queue_outdated(opened)
                 timekeeping.end_portal_sessions(opened, now=datetime.now(UTC), after=portal_session)
         except DatabaseAway:
@@ -61,7 +61,8 @@ def create(settings: Settings, engine: Engine, beside: Lane | None = None) -> Ce
     for name, run_once in _STRIPE_TASKS.items():
         _add_stripe_task(app, name, run_once, desk)
 
-    @app.task(name=broker.RECONCILE, shared=False)
+    # Acknowledged at once: the broker would give a message that is worked at for so long to somebody else too.
+    @app.task(name=broker.RECONCILE, shared=False, acks_late=False)
     def reconcile(**_: object) -> int:
         """Hold the tables against money's rules and a rebuild, keep what came of it, and say so loudly on drift."""
         try:

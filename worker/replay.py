@@ -195,10 +195,12 @@ class _Recording:
         self._folder = folder
         self._fresh = array("q")
         self._is_known = True
+        self._partition = -1
         self.withheld: Counts = Counter()
 
     def take(self, deliveries: Sequence[Delivery]) -> list[str]:
         """Record *deliveries* and fold what is pending; return what became of each."""
+        self._make_room()
         news = self._news(deliveries)
         receipts = self._record(news) if news else []
         self._fresh.extend(receipt.seq for receipt in receipts if receipt.seq is not None)
@@ -221,6 +223,13 @@ class _Recording:
         self._folder.go_on(len(receipts))
         return receipts
 
+    def _make_room(self) -> None:
+        """Make the next partition as soon as one is begun: perhaps no clock runs yet."""
+        partition = self._fresh[-1] // inbox.PARTITION_EVENTS if self._fresh else 0
+        if partition != self._partition:
+            inbox.make_room(self._engine)
+            self._partition = partition
+
     def outcomes(self) -> Mapping[str, int]:
         """Return how many of what was new have which state."""
         found: Counts = Counter()
@@ -241,6 +250,8 @@ class _Withholding(_Recording):
 
     def __init__(self, engine: Engine, now: datetime, folder: _Folder) -> None:
         super().__init__(engine, now, folder)
+        # Of the log's observations, which are told from those that are made meanwhile by nothing else.
+        self._observed: set[int | None] = set()
         with database.transaction(engine) as connection, database.cursor(connection) as cursor:
             cursor.execute("SELECT EXISTS (SELECT FROM changes WHERE NOT withheld)")
             if cursor.fetchone() != (False,):
@@ -249,21 +260,26 @@ class _Withholding(_Recording):
                     " history's starts its cursor after them. Nothing was recorded."
                 )
 
-    def _record(self, deliveries: Sequence[Delivery]) -> list[Receipt]:
+    def _record(self, deliveries: Sequence[Delivery], *, is_again: bool = False) -> list[Receipt]:
         claimed: Sequence[Claimed] = ()
         try:
             with database.transaction(self._engine) as connection, database.cursor(connection) as cursor:
                 projection.keep_others_from_folding(cursor)
                 cursor.execute("SELECT coalesce(max(seq), 0) FROM changes")
-                last = cursor.fetchone()
+                (last,) = cursor.fetchone() or (0,)
                 receipts = inbox.record(cursor, deliveries)
+                told = zip(deliveries, receipts, strict=True)
+                self._observed |= {receipt.seq for each, receipt in told if each.source == "observation"}
                 while claimed := projection.claim(cursor, limit=projection.FOLD_BATCH_MAX):
                     projection.project(cursor, claimed, now=self._now)
-                cursor.execute(_WITHHELD, last)
-                self.withheld.update(dict(cursor.fetchall()))
+                self._withhold(cursor, last)
         except Exception as error:  # noqa: BLE001 - a fault of one event, which alone is parked, and announces nothing
             projection.reason_to_park(error, claimed)
             half = len(deliveries) // 2
+            if not half and not is_again:
+                # It may be the fault of another event that is pending, which is then parked.
+                self._folder.end()
+                return self._record(deliveries, is_again=True)
             if not half:
                 receipts = super()._record(deliveries)
                 self._folder.end()  # before the next step meets it
@@ -271,10 +287,23 @@ class _Withholding(_Recording):
             return [*self._record(deliveries[:half]), *self._record(deliveries[half:])]
         return receipts
 
+    def _withhold(self, cursor: Cursor, last: int) -> None:
+        """Withhold what was appended behind the number *last* by what the log told."""
+        cursor.execute(_OBSERVED, (last,))
+        others = [change for change, event in cursor.fetchall() if event not in self._observed]
+        cursor.execute(_WITHHELD, (last, others))
+        self.withheld.update(dict(cursor.fetchall()))
 
+
+_OBSERVED: Final = """
+SELECT c.seq, i.seq FROM changes AS c
+JOIN inbox AS i ON (i.account, i.livemode, i.id) = (c.account, c.livemode, c.event_id)
+WHERE c.seq > %s AND c.source = 'observation'
+"""
 _WITHHELD: Final = """
 WITH hidden AS (
-    UPDATE changes SET withheld = true WHERE seq > %s AND source IN ('replay', 'observation') RETURNING kind
+    UPDATE changes SET withheld = true
+    WHERE seq > %s AND source IN ('replay', 'observation') AND NOT (seq = ANY (%s::bigint[])) RETURNING kind
 )
 SELECT kind, count(*) FROM hidden GROUP BY kind
 """

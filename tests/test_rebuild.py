@@ -136,6 +136,27 @@ def test_what_is_folded_meanwhile(shop: Engine) -> None:
         assert digests(shop, schema=made.schema) == digests(shop)
 
 
+def test_a_comparison_holds_up_nobody(shop: Engine) -> None:
+    """While the tables are compared others fold, and what they change meanwhile is no difference."""
+    run(shop, "UPDATE orders SET amount_total = amount_total + 1 WHERE amount_total > 0")
+    told: list[Difference] = []
+    others = tangle(9, money=True).events
+    folding = threading.Thread(target=ledger.take_in, args=[shop, *(event.body for event in others)], daemon=True)
+
+    def tell(difference: Difference) -> None:
+        if not told:
+            folding.start()
+            folding.join(timeout=60)
+        told.append(difference)
+
+    with rebuild.rebuilt(shop) as made:
+        swap.compare(made, tell=tell)
+
+    assert not folding.is_alive(), "folding waited for the comparison"
+    assert {each.column for each in told} == {"amount_total"}
+    assert run(shop, "SELECT count(*) FROM pending") == [(0,)]
+
+
 # ---- Edits ----
 
 
@@ -379,9 +400,13 @@ def test_the_command(shop: Engine, database_url: str) -> None:
 
     ran = payfold("rebuild", "--limit", "2", "--format", "json", DATABASE_URL=database_url)
     table = payfold("rebuild", DATABASE_URL=database_url)
+    whole = payfold("rebuild", "--limit", "5000", "--format", "json", DATABASE_URL=database_url)
+    some = payfold("rebuild", "--limit", "1", DATABASE_URL=database_url)
     swapped = payfold("rebuild", "--swap", "--format", "json", DATABASE_URL=database_url)
 
     assert (ran.code, ran.json["drift"], len(ran.json["differences"])) == (3, orders, 2)
+    assert ran.json["differences_found"] == len(whole.json["differences"]) > orders
+    assert f"… and {ran.json['differences_found'] - 1:,} more" in some.err
     assert {each["column"] for each in ran.json["differences"]} == {"amount_total", "customer_email"}
     assert {(each["table"], each["column"]) for each in ran.json["money"]} == {("orders", "amount_total")}
     assert (table.code, "payfold rebuild --swap" in table.err) == (3, True)

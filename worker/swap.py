@@ -40,7 +40,9 @@ def compare(made: Shadow, *, tell: Callable[[Difference], None]) -> Comparison:
     What *made* has from an inbox of its own is compared as it is, and objects of which a payload is archived are left
     out, unless *made* has it.
     """
-    with _held(made) as (cursor, left):
+    with database.transaction(made.engine) as connection, database.cursor(connection) as cursor:
+        cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        left = _at_one_moment(cursor, made)
         found = difference.compare(cursor, made, tell=tell)
         found.objects_left_out, found.events_left_out = left.objects, left.events
         return found
@@ -67,23 +69,52 @@ def swap(made: Shadow, *, tell: Callable[[Difference], None] = lambda _: None) -
         return found, _append(cursor, made)
 
 
+def _at_one_moment(reader: Cursor, made: Shadow) -> LeftOut:
+    """Let *reader*, which has read nothing yet, see the live tables and *made* after the same events."""
+    for last in range(TRIES_MAX, 0, -1):
+        _catch_up_beside(made)
+        with database.transaction(made.engine) as connection, database.cursor(connection) as cursor:
+            if not _pause(cursor, is_last=last == 1):
+                continue
+            with database.transaction(made.engine) as folding, database.cursor(folding) as catching_up:
+                left = _caught_up(catching_up, made, is_last=last == 1)
+            if left is not None:
+                # Its snapshot is what it sees from here on, whatever is folded once the pause is over.
+                reader.execute("SELECT")
+                return left
+    raise ConflictError(_TOO_BUSY)
+
+
 @contextmanager
 def _held(made: Shadow) -> Iterator[tuple[Cursor, LeftOut]]:
     """Let folding pause, and *made* catch up with what was folded, for as long as the block takes."""
     for last in range(TRIES_MAX, 0, -1):
-        if not made.has_inbox:
-            rebuild.catch_up(made)
+        _catch_up_beside(made)
         with database.transaction(made.engine) as connection, database.cursor(connection) as cursor:
-            if not _pause(cursor, is_last=last == 1):
-                continue
-            left = archive.leave_out(cursor, made)
-            seqs = [] if made.has_inbox else rebuild.lacking(cursor, made)
-            if len(seqs) > rebuild.CATCH_UP_EVENTS and last > 1:
-                continue
-            _catch_up_here(cursor, made, seqs)
-            yield cursor, left
-            return
-    raise ConflictError("Folding is too busy to be compared with: try again, or at a quieter time.")
+            left = _caught_up(cursor, made, is_last=last == 1) if _pause(cursor, is_last=last == 1) else None
+            if left is not None:
+                yield cursor, left
+                return
+    raise ConflictError(_TOO_BUSY)
+
+
+_TOO_BUSY: Final = "Folding is too busy to be compared with: try again, or at a quieter time."
+
+
+def _catch_up_beside(made: Shadow) -> None:
+    """Let *made* catch up with most of what was folded, while folding goes on."""
+    if not made.has_inbox:
+        rebuild.catch_up(made)
+
+
+def _caught_up(cursor: Cursor, made: Shadow, *, is_last: bool) -> LeftOut | None:
+    """Let *made* catch up while folding pauses, and return what is left out; None where it would take too long."""
+    left = archive.leave_out(cursor, made)
+    seqs = [] if made.has_inbox else rebuild.lacking(cursor, made)
+    if len(seqs) > rebuild.CATCH_UP_EVENTS and not is_last:
+        return None
+    _catch_up_here(cursor, made, seqs)
+    return left
 
 
 def _pause(cursor: Cursor, *, is_last: bool) -> bool:

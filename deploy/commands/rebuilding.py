@@ -1,6 +1,6 @@
 """``payfold rebuild``: the tables again, from the events alone, and every difference."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -59,7 +59,7 @@ def rebuild(
         raise ConfigurationError(
             "--archive is for a rebuild of the inbox: name its logs with --from, among the others."
         )
-    refused, changes, listed = 0, 0, list["Difference"]()
+    refused, changes, listed = 0, 0, _Listed(limit)
     with ExitStack() as opened:
         engine, bar = opened.enter_context(opened_database()), opened.enter_context(bars())
         if logs:
@@ -71,9 +71,9 @@ def rebuild(
             archives.require_all(made)
         rebuilding.rebuild(made, progress=shown_on(bar))
         if swap:
-            found, changes = swapping.swap(made, tell=at_most(listed, limit))
+            found, changes = swapping.swap(made, tell=listed)
         else:
-            found = swapping.compare(made, tell=at_most(listed, limit))
+            found = swapping.compare(made, tell=listed)
     _print(found, listed, form, changes=changes if swap else None)
     if refused:
         raise typer.Exit(FAILED)
@@ -85,14 +85,18 @@ def _told_on(bar: Progress) -> "Callable[[Entry], None]":
     return lambda entry: bar.console.print(f"{entry.place}: {entry.fault}")
 
 
-def at_most(kept: "list[Difference]", limit: int) -> "Callable[[Difference], None]":
-    """Return what keeps the first *limit* differences that it is told."""
+class _Listed:
+    """Keeps the first differences that it is told, *limit* at most, and counts all that were *found*."""
 
-    def keep(difference: "Difference") -> None:
-        if len(kept) < limit:
-            kept.append(difference)
+    def __init__(self, limit: int) -> None:
+        self.kept: list[Difference] = []
+        self.found = 0
+        self._limit = limit
 
-    return keep
+    def __call__(self, difference: "Difference") -> None:
+        self.found += 1
+        if len(self.kept) < self._limit:
+            self.kept.append(difference)
 
 
 TALLY: Final = ("table", "live", "rebuilt", "missing", "extra", "different")
@@ -121,10 +125,11 @@ def money_of(found: "Comparison") -> list[dict[str, Any]]:
     ]
 
 
-def _print(found: "Comparison", listed: "Sequence[Difference]", form: Format, *, changes: int | None) -> None:
-    rows = [row_of(difference) for difference in listed]
+def _print(found: "Comparison", listed: _Listed, form: Format, *, changes: int | None) -> None:
+    rows = [row_of(difference) for difference in listed.kept]
     if form is not Format.TABLE:
         told = {"tables": tallied(found), "money": money_of(found), "differences": rows, "drift": found.drift}
+        told["differences_found"] = listed.found
         left = {"objects": found.objects_left_out, "events": found.events_left_out}
         told |= {"left_out": left} if found.events_left_out else {}
         output.one(told if changes is None else told | {"swapped": True, "changes": changes}, form)
@@ -133,6 +138,8 @@ def _print(found: "Comparison", listed: "Sequence[Difference]", form: Format, *,
     if found.drift:
         output.out.print()
         output.rows([shown_difference(row) for row in rows], SHOWN, form, empty="")
+        if listed.found > len(rows):
+            err.print(f"… and {listed.found - len(rows):,} more: --limit says how many are listed.")
     if found.money:
         output.out.print()
         output.rows(

@@ -135,9 +135,16 @@ def _fault(place: tuple[str, ...], fault: str) -> RequestValidationError:
 
 
 def _label(settings: Settings) -> str:
-    """Return the account that deliveries are labelled with, where all of them are labelled alike."""
-    labels = {secret.account for secret in settings.signing_secrets}
-    return labels.pop() if len(labels) == 1 else ""
+    """Return the account of a session that names none, as its own webhook will be labelled.
+
+    Raises:
+        RequestValidationError: it may be one of several.
+    """
+    labels = {secret.account for secret in settings.signing_secrets} or {""}
+    if len(labels) == 1 or "" in labels:
+        return labels.pop() if len(labels) == 1 else ""
+    fault = f"say whose session it is: account= is one of {', '.join(sorted(labels))}"
+    raise RequestValidationError([{"type": "value_error", "loc": ("query", "account"), "msg": fault, "input": None}])
 
 
 def _record(request: Request, deliveries: list[Delivery]) -> list[Receipt]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from deploy.sandbox.account import Account
 from deploy.sandbox.history import shop_history
 from schemas.errors import KeyRefused
 from schemas.inbox import Delivery
@@ -135,6 +136,19 @@ def test_a_row_that_stripe_does_not_know(at: Stage) -> None:
     assert [row["kind"] for row in at.rows("SELECT kind FROM anomalies WHERE resolved_at IS NULL")] == [
         "missing_at_stripe"
     ]
+
+
+def test_a_draft_that_was_deleted(at: Stage) -> None:
+    """A draft may be deleted at Stripe: that Stripe does not know it any more is no difference."""
+    deliver(at)
+    audit.repair(at.desk())
+    other = Account(seed=20)
+    draft = other.create_invoice(other.create_customer(), 500)
+    ledger.record(at.engine, [ledger.delivery(each.body) for each in other.events if each.type == "invoice.created"])
+    at.fold()
+
+    assert at.rows("SELECT status FROM invoices WHERE id = :id", id=draft) == [{"status": "draft"}]
+    assert audited(at)[1] == []
 
 
 def test_what_no_key_serves(at: Stage) -> None:

@@ -129,6 +129,18 @@ def test_it_is_filed_under_the_account_of_its_webhooks(database_url: str, redis_
         assert named.json()["account"] == "acct_2"
 
 
+def test_whose_it_is_has_to_be_said_where_it_may_be_one_of_several(database_url: str, redis_url: str) -> None:
+    """Where webhooks are labelled with several accounts and none is the shop's own, nothing is guessed."""
+    settings = settings_of(database_url, redis_url, STRIPE_WEBHOOK_SECRETS="acct_1=whsec_a,acct_2=whsec_b")
+    session = opened(109)
+    with serving(settings) as web:
+        unsaid = put(web, session)
+        said = put(web, session, f"/v1/orders/{session['id']}?account=acct_2")
+
+    assert (unsaid.status_code, "acct_1, acct_2" in unsaid.text) == (422, True)
+    assert (said.status_code, said.json()["account"]) == (201, "acct_2")
+
+
 def test_nothing_is_done_at_stripe_without_a_key(web: Web) -> None:
     """Without a key an order cannot be expired and no portal session be created, and the answer says why."""
     session = opened(108)

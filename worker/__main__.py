@@ -50,7 +50,8 @@ def start(app: Celery, settings: Settings, lane: Lane) -> None:
     try:
         _take(app, FOLD_QUEUE)
     finally:
-        _end(slot)
+        if not is_alone.is_set():
+            _end(slot)
     if is_alone.is_set():
         sys.exit(1)
 
@@ -72,7 +73,7 @@ def _stop_with_parent(parent: int) -> None:
 def _stop_with_slot(slot: int, is_ending: threading.Event, is_alone: threading.Event) -> None:
     """Stop the worker, which is then *alone*, when its slot for Stripe has ended, unless it is ending anyway."""
     while not is_ending.wait(WATCH_SECONDS):
-        if os.waitid(os.P_PID, slot, os.WEXITED | os.WNOWAIT | os.WNOHANG) is not None:
+        if os.waitpid(slot, os.WNOHANG) != (0, 0):
             _log.error("worker.slot_ended", queue=STRIPE_QUEUE)
             is_alone.set()
             os.kill(os.getpid(), signal.SIGTERM)

@@ -87,10 +87,12 @@ class DatedFilters(Filters):
     def wanted(self, table: Table) -> list[ColumnElement[bool]]:
         """Return the conditions on *table* that were asked for."""
         found = super().wanted(table)
-        if self.created_from is not None:
-            found.append(table.c.created >= self.created_from)
-        if self.created_before is not None:
-            found.append(table.c.created < self.created_before)
+        # Both, since the index by which a list pages knows of no null.
+        for moment in (table.c.created, _NEWEST):
+            if self.created_from is not None:
+                found.append(moment >= self.created_from)
+            if self.created_before is not None:
+                found.append(moment < self.created_before)
         return found
 
 

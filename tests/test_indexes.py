@@ -1,11 +1,13 @@
 """Every index serves a query that somebody asks, and PostgreSQL answers that query by it."""
 
 from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 import pytest
 from sqlalchemy import Engine, Row, Select, Table, select, text
 
+from api.reads import OrderFilters
 from schemas import database, lookup, tables
 
 pytestmark = pytest.mark.integration
@@ -198,6 +200,21 @@ def test_a_filter_without_a_world_looks_at_no_others(engine: Engine, world: dict
     found, pages = looked_at(engine, query)
 
     assert [row.id for row in found] == ["cs_8"]
+    assert pages < PAGES_MAX
+
+
+@pytest.mark.parametrize("field", ["created_from", "created_before"])
+def test_a_time_is_found_by_the_index_that_a_list_pages_by(engine: Engine, field: str) -> None:
+    """Orders of a time long gone, or yet to come, are listed at the cost of what is listed."""
+    fill(engine, _MANY_ORDERS)
+    orders, far = tables.orders, timedelta(days=36_500)
+    at = datetime.now(UTC) + (far if field == "created_from" else -far)
+    filters = OrderFilters.model_validate({field: at})
+    query = select(orders.c.id).where(*filters.wanted(orders)).order_by(text(f"{tables.NEWEST} DESC")).limit(21)
+
+    found, pages = looked_at(engine, query)
+
+    assert found == []
     assert pages < PAGES_MAX
 
 

@@ -188,11 +188,11 @@ def partitions(cursor: Cursor) -> list[str]:
     return [name for (name,) in cursor.fetchall()]
 
 
-def make_room(of: Engine) -> int:
+def make_room(of: Engine) -> int | None:
     """Make the partitions that the next payloads will need, and return how many those are.
 
-    What comes before one is made is kept with the rest, so being late loses nothing: where they cannot be made now,
-    because somebody reads everything, or at all, that is logged.
+    What comes before one is made is kept with the rest, so being late loses nothing: where they cannot be made, for
+    now because somebody reads everything, or at all, that is logged, and None is returned.
 
     Raises:
         DatabaseAway: when PostgreSQL does not answer.
@@ -203,7 +203,7 @@ def make_room(of: Engine) -> int:
             return _make_room(cursor)
     except database.DriverError as error:
         _log.warning("payloads.no_room_made", reason=database.condition(error))
-        return 0
+        return None
 
 
 def _make_room(cursor: Cursor) -> int:

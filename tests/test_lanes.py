@@ -102,7 +102,7 @@ def test_two_lanes_leave_what_one_leaves(engine: Engine, lane: Lane) -> None:
     assert ledger.rows(engine, "SELECT seq FROM outcomes WHERE state = 'parked'") == []
 
 
-def test_every_event_is_of_one_part_and_every_object_too(engine: Engine, request: pytest.FixtureRequest) -> None:
+def test_every_event_is_of_one_share_and_every_object_too(engine: Engine, request: pytest.FixtureRequest) -> None:
     """The shares together are all that is pending, oldest first, and no object is dealt to two."""
     count = record_shop(engine, seed=int(request.config.getoption("hypothesis_seed")))
 
@@ -113,7 +113,7 @@ def test_every_event_is_of_one_part_and_every_object_too(engine: Engine, request
     assert not set.intersection(*({of for _, of in share} for share in found))
 
 
-def test_a_part_takes_its_oldest_and_no_more_than_a_batch(engine: Engine) -> None:
+def test_a_share_takes_its_oldest_and_no_more_than_a_batch(engine: Engine) -> None:
     """What a share takes of many is the beginning of what it would take of few."""
     count = record_shop(engine, seed=3)
 
@@ -122,7 +122,7 @@ def test_a_part_takes_its_oldest_and_no_more_than_a_batch(engine: Engine) -> Non
     assert claimed_of(engine, Share(1, LANES), limit=20) == whole[:20]
 
 
-def test_a_part_does_not_look_through_all_that_is_of_another(engine: Engine) -> None:
+def test_a_share_does_not_look_through_all_that_is_of_another(engine: Engine) -> None:
     """Where all that is near is of the other share there is nothing to take, however much comes later."""
     limit = 5
     record_links(engine, 400)

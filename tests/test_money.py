@@ -212,6 +212,26 @@ def test_a_missing_transaction_is_an_anomaly(engine: Engine, account: Account) -
     assert ledger.anomalies(engine) == []
 
 
+def test_a_transaction_that_is_set_aside(engine: Engine, account: Account) -> None:
+    """What only a transaction told of a balance is gone with it, as if it had never come."""
+    customer = account.create_customer(currency="usd")
+    account.adjust_balance(customer, -300, currency="eur")
+    ledger.take_in(engine, *(event.body for event in account.events))
+    listed(engine, account, customer)
+    held = ledger.rows(engine, "SELECT currency FROM balances WHERE currency = 'eur'")
+    (told,) = ledger.rows(engine, "SELECT id FROM inbox WHERE object_type = 'customer_balance_transaction'")
+    about = {"object": "event", "id": told["id"], "reason": "a test"}
+    at = int(ledger.NOW.timestamp())
+    word = observations.observe("payfold.event.ignored", about, account="", livemode=False, created=at, now=ledger.NOW)
+
+    ledger.record(engine, [word])
+    ledger.fold(engine)
+
+    assert held == [{"currency": "eur"}]
+    assert ledger.rows(engine, "SELECT currency FROM balances WHERE currency = 'eur'") == []
+    assert ledger.rows(engine, "SELECT id FROM balance_transactions") == []
+
+
 def test_the_two_witnesses_of_a_balance_differ(engine: Engine, account: Account) -> None:
     """Where the ledger, read later, ends elsewhere than the customer says, the customer stands and it is noted."""
     customer = account.create_customer(currency="usd")

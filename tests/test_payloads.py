@@ -22,7 +22,7 @@ SECOND = ("payloads_from_2000000", "FOR VALUES FROM ('2000000') TO ('3000000')")
 THIRD = ("payloads_from_3000000", "FOR VALUES FROM ('3000000') TO ('4000000')")
 
 
-def make_room(engine: Engine) -> int:
+def make_room(engine: Engine) -> int | None:
     """Make the partitions that are needed next."""
     return inbox.make_room(engine)
 
@@ -77,7 +77,7 @@ def test_room_waits_for_nobody_for_long(engine: Engine) -> None:
         meanwhile = make_room(engine)
         ledger.record(engine, [ledger.delivery(told(7))])
 
-    assert (meanwhile, make_room(engine)) == (0, 1)
+    assert (meanwhile, make_room(engine)) == (None, 1)
     assert partitions(engine) == [*FIRST, SECOND]
 
 

@@ -340,6 +340,22 @@ def test_a_plan_comes_true(engine: Engine, tmp_path: Path, request: pytest.Fixtu
     assert {would for _, would in changed} >= {"appear", "change"}
 
 
+def test_a_plan_beside_what_is_pending(engine: Engine, tmp_path: Path) -> None:
+    """What is recorded and still to be folded is folded by a replay, and so the plan reckons with it."""
+    account = Account(seed=21)
+    session = account.open_session()
+    account.emit("payfold.checkout.session.observed", account.session(session))
+    account.advance(60)
+    account.complete(session)
+    about = [event for event in account.events if event.object_id == session]
+    paid = next(event for event in about if event.type == "checkout.session.completed")
+    ledger.record(engine, [ledger.delivery(paid.body)])
+
+    foreseen = plan(engine, Reading([log(tmp_path / "log", about)], NOW)).rows
+
+    assert [(row["rows_would"], row["status"]) for row in foreseen if row["table"] == "orders"] == [("appear", "paid")]
+
+
 def _grouped(groups: Iterable[dict[str, Any]]) -> tuple[Counter[Any], Counter[Any]]:
     counted, money = Counter[Any](), Counter[Any]()
     for group in groups:

@@ -153,10 +153,10 @@ BREAKS = (
     ),
     Break("no lock on the object", PROJECTION, "SELECT pg_advisory_xact_lock(number) FROM (", "SELECT number FROM ("),
     Break(
-        "no lock on what an order and its refund share",
+        "an order and its refund do not wait for each other",
         PROJECTION,
-        'keys |= {f"{account} {livemode} {shared}" for account, livemode, shared in ways}',
-        "pass",
+        "    if found or moved:\n",
+        "    if found and not moved:\n",
     ),
     Break(
         "no lock on the change feed",
@@ -173,8 +173,14 @@ BREAKS = (
     Break(
         "parked events are folded along",
         PROJECTION,
-        "(o.state IS DISTINCT FROM 'parked' OR i.id = ANY(%s::text[]))",
-        "(true OR i.id = ANY(%s::text[]))",
+        "(coalesce(o.state, %s) <> 'parked' OR i.id = ANY(%s::text[]))",
+        "(%s <> '' OR i.id = ANY(%s::text[]))",
+    ),
+    Break(
+        "pending events are folded along",
+        PROJECTION,
+        '"pending" if with_pending else "parked"',
+        '"pending"',
     ),
     Break("nobody is refunded", "worker/refunding.py", "return cursor.fetchone() == (True,)", "return False"),
     Break("what was told is told again", PROJECTION, "if cursor.fetchone() == (True,):", "if False:"),

@@ -5,6 +5,7 @@ balance moved, an anomaly that the order of events was in doubt, a thin event wh
 change feed is read by its number, so that the cost is that of what is new and never of what there is.
 """
 
+from collections.abc import Iterator
 from datetime import datetime, timedelta
 from typing import Any, Final
 
@@ -20,6 +21,8 @@ from worker.calls import Call, Progress, Wanted
 
 JOB: Final = "fetch"
 PURPOSES: Final = ("session", "ledger", "credit_note", "object", "event")
+THIN_EVENTS_READ: Final = 500
+"""Thin events whose payloads are in memory at once."""
 CHANGES_MAX: Final = 5_000
 """Changes looked at in one round."""
 AGE_MAX: Final = timedelta(days=30)
@@ -135,9 +138,10 @@ WHERE (a.account, a.livemode) = (%(account)s, %(livemode)s) AND a.resolved_at IS
 """
 
 _THIN_EVENTS: Final = """
-SELECT t.object_id, t.object_type, t.received_at, b.payload FROM inbox AS t JOIN payloads AS b USING (seq)
+SELECT t.seq, t.object_id, t.object_type, t.received_at, b.payload FROM inbox AS t JOIN payloads AS b USING (seq)
 WHERE t.type LIKE 'v_.%%' AND t.received_at >= %(thin_since)s
-    AND (t.account, t.livemode) = (%(account)s, %(livemode)s)
+    AND (t.account, t.livemode) = (%(account)s, %(livemode)s) AND t.seq > %(behind)s
+ORDER BY t.seq LIMIT %(thin_limit)s
 """
 _THIN_COLUMNS: Final = ("object_ids", "object_types", "received", "twins")
 # A thin event names its twin, if it has one; without it the object that it speaks of is read.
@@ -157,15 +161,18 @@ WHERE (t.twin IS NOT NULL OR t.object_type = ANY (%(types)s))
 """
 
 
-def _of_thin_events(cursor: Cursor, values: dict[str, Any]) -> list[tuple[str, str, str, int]]:
-    """Return what thin events make worth reading. Their payloads may hold what PostgreSQL takes for no JSON."""
-    cursor.execute(_THIN_EVENTS, values)
-    known = [(*row, events.twin_of(bytes(payload))) for *row, payload in cursor.fetchall()]
-    if not known:
-        return []
-    columns = map(list, zip(*known, strict=True))
-    cursor.execute(_UNREAD, values | dict(zip(_THIN_COLUMNS, columns, strict=True)))
-    return cursor.fetchall()
+def _of_thin_events(cursor: Cursor, values: dict[str, Any]) -> Iterator[tuple[str, str, str, int]]:
+    """Yield what thin events make worth reading. Their payloads may hold what PostgreSQL takes for no JSON."""
+    behind = 0
+    while True:
+        cursor.execute(_THIN_EVENTS, values | {"behind": behind, "thin_limit": THIN_EVENTS_READ})
+        known = [(seq, *row, events.twin_of(bytes(payload))) for seq, *row, payload in cursor.fetchall()]
+        if not known:
+            return
+        seqs, *columns = map(list, zip(*known, strict=True))
+        cursor.execute(_UNREAD, values | dict(zip(_THIN_COLUMNS, columns, strict=True)))
+        yield from cursor.fetchall()
+        behind = seqs[-1]
 
 
 def _make(desk: Desk, call: Call) -> Made:

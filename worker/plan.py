@@ -236,7 +236,7 @@ def _compare(cursor: Cursor, objects: Sequence[Sequence[tuple[bool, list[Facts]]
                 told[one.subject] += [one] if stands else []
                 replaced.add((one.subject, one.event_id))
     known = projection.load(cursor, told)
-    for subject, facts in projection.facts_of(cursor, set(told), {}).items():
+    for subject, facts in projection.facts_of(cursor, set(told), {}, with_pending=True).items():
         told[subject] += [one for one in facts if (subject, one.event_id) not in replaced]
     children = {table: _children(cursor, folds.SHAPES[table], of) for table, of in _by_table(told).items()}
     for subject, facts in told.items():

@@ -169,7 +169,7 @@ def claim(cursor: Cursor, *, limit: int, only: int | None = None, share: Share |
 
     Of one *share* these are not all that are pending: see ``LOOK_AHEAD_BATCHES``.
     """
-    # Shared by all who fold; whoever compares or swaps the tables holds it alone.
+    # Shared by all who fold; whoever swaps the tables, or takes a snapshot to compare them in, holds it alone.
     cursor.execute("SELECT pg_advisory_xact_lock_shared(hashtextextended(current_schema() || ' fold', 0))")
     number, of = share or (None, None)
     cursor.execute(
@@ -288,8 +288,10 @@ def project(
             facts[one.subject].append(one)
         if each.again:
             anew.update(_own_subjects(each.event), (one.subject for one in verdict.facts))
-    _lock(cursor, facts.keys() | anew)
-    anew |= _other_subjects(cursor, [each.event for each in claimed if each.again])
+    again = [each.event for each in claimed if each.again]
+    mentioned = _mentioned(cursor, again)
+    _lock(cursor, facts.keys() | anew | mentioned)
+    anew |= _other_subjects(cursor, [*again, *mentioned])
     _mention(cursor, events, facts)
     saved = _join(cursor, facts, anew)
     _save(cursor, saved)
@@ -318,30 +320,45 @@ def _own_subjects(event: Event) -> list[Subject]:
     return [Subject(table, event.account, event.livemode, event.object_id) for table in names]
 
 
-def _other_subjects(cursor: Cursor, events: Sequence[Event]) -> set[Subject]:
-    """Return the rows that *events* may have made before under another key than their object's, as they are at rest."""
-    found = set()
-    for object_type, statement in _OTHER_ROWS.items():
-        of_type = [event for event in events if event.object_type == object_type and event.object_id is not None]
-        if of_type:
-            cursor.execute(statement, (*_world_arrays(of_type), text_array([str(each.object_id) for each in of_type])))
-            found |= {Subject(*row) for row in cursor.fetchall()}
-    return found
+def _mentioned(cursor: Cursor, events: Sequence[Event]) -> set[Subject]:
+    """Return the notes and customers of whose rows transactions among *events* have spoken, by a note's name."""
+    seqs = [event.seq for event in events if event.object_type == "customer_balance_transaction"]
+    if not seqs:
+        return set()
+    # Seldom asked, so that no index by number is kept for it.
+    cursor.execute("SELECT account, livemode, object_id FROM mentions WHERE seq = ANY (%s)", (seqs,))
+    return {Subject("credit_notes", *row) for row in cursor.fetchall()}
 
 
-_OTHER_ROWS: Final = {
-    "customer": """
-        SELECT 'balances', account, livemode, concat(customer, ' ', currency), customer
-        FROM unnest(%s::text[], %s::boolean[], %s::text[]) AS k (account, livemode, customer)
-        JOIN balances USING (account, livemode, customer)
-    """,
-    "credit_note": """
-        SELECT 'credit_note_lines', account, livemode, id, credit_note
-        FROM unnest(%s::text[], %s::boolean[], %s::text[]) AS k (account, livemode, credit_note)
-        JOIN credit_note_lines USING (account, livemode, credit_note)
-    """,
-}
-"""By type of object, the rows of other keys that only its events tell of."""
+def _other_subjects(cursor: Cursor, told_of: Sequence[Event | Subject]) -> set[Subject]:
+    """Return the rows at rest that are found by a customer or a note, and not by the id of their own, of *told_of*."""
+    found = [(each.account, each.livemode, each.id) for each in told_of if isinstance(each, Subject)]
+    found += [
+        (each.account, each.livemode, each.object_id or "")
+        for each in told_of
+        if isinstance(each, Event) and each.object_type in ("customer", "credit_note")
+    ]
+    if not found:
+        return set()
+    accounts, modes, keys = map(list, zip(*found, strict=True))
+    cursor.execute(_OTHER_ROWS, {"accounts": accounts, "modes": modes, "keys": keys})
+    return {Subject(*row) for row in cursor.fetchall()}
+
+
+_OTHER_ROWS: Final = """
+WITH k AS (
+    SELECT DISTINCT * FROM unnest(%(accounts)s::text[], %(modes)s::boolean[], %(keys)s::text[])
+        AS k (account, livemode, key)
+)
+SELECT 'balances', k.account, k.livemode, concat(customer, ' ', currency), customer
+FROM k JOIN balances AS t ON (t.account, t.livemode, t.customer) = (k.account, k.livemode, k.key)
+UNION ALL
+SELECT 'credit_note_lines', k.account, k.livemode, t.id, t.credit_note
+FROM k JOIN credit_note_lines AS t ON (t.account, t.livemode, t.credit_note) = (k.account, k.livemode, k.key)
+UNION ALL
+SELECT 'credit_notes', k.account, k.livemode, t.id, ''
+FROM k JOIN credit_notes AS t ON (t.account, t.livemode, t.id) = (k.account, k.livemode, k.key)
+"""
 
 
 def _lock(cursor: Cursor, subjects: Iterable[Subject]) -> None:
@@ -448,7 +465,7 @@ def _key_arrays(table: str, keys: Sequence[Subject]) -> list[str]:
     return [*_world_arrays(keys), *map(text_array, columns)]
 
 
-def _world_arrays(keys: Sequence[Subject] | Sequence[Event]) -> tuple[str, str]:
+def _world_arrays(keys: Sequence[Subject]) -> tuple[str, str]:
     return text_array([key.account for key in keys]), boolean_array(key.livemode for key in keys)
 
 
@@ -469,10 +486,12 @@ def _by_table(subjects: Iterable[Subject]) -> dict[str, list[Subject]]:
     return grouped
 
 
-def facts_of(cursor: Cursor, subjects: set[Subject], at_hand: dict[Subject, list[Facts]]) -> dict[Subject, list[Facts]]:
+def facts_of(
+    cursor: Cursor, subjects: set[Subject], at_hand: dict[Subject, list[Facts]], *, with_pending: bool = False
+) -> dict[Subject, list[Facts]]:
     """Return all that the inbox says of *subjects*, but for what is parked, set aside, or still to be folded.
 
-    Of what is to be folded that counts of which the facts are *at_hand*.
+    Of what is to be folded that counts of which the facts are *at_hand*, or all *with_pending*.
     """
     found: dict[Subject, list[Facts]] = {subject: [] for subject in subjects}
     if not subjects:
@@ -488,11 +507,12 @@ def facts_of(cursor: Cursor, subjects: set[Subject], at_hand: dict[Subject, list
         )
         SELECT {_ENVELOPE}
         FROM wanted JOIN inbox AS i USING (seq) LEFT JOIN outcomes AS o USING (seq)
-        WHERE {_SET_ASIDE} IS NULL AND (o.state <> 'parked' OR i.id = ANY(%s::text[]))
+        WHERE {_SET_ASIDE} IS NULL AND (coalesce(o.state, %s) <> 'parked' OR i.id = ANY(%s::text[]))
         """,
         (
             *_world_arrays(keys := list(subjects)),
             text_array([key.source for key in keys]),
+            "pending" if with_pending else "parked",
             # What is new, and what was parked and may fold now: the batch has judged it already.
             text_array([one.event_id for several in at_hand.values() for one in several]),
         ),

@@ -226,8 +226,7 @@ class _Recording:
     def _make_room(self) -> None:
         """Make the next partition as soon as one is begun: perhaps no clock runs yet."""
         partition = self._fresh[-1] // inbox.PARTITION_EVENTS if self._fresh else 0
-        if partition != self._partition:
-            inbox.make_room(self._engine)
+        if partition > self._partition and inbox.make_room(self._engine) is not None:
             self._partition = partition
 
     def outcomes(self) -> Mapping[str, int]:
@@ -250,8 +249,8 @@ class _Withholding(_Recording):
 
     def __init__(self, engine: Engine, now: datetime, folder: _Folder) -> None:
         super().__init__(engine, now, folder)
-        # Of the log's observations, which are told from those that are made meanwhile by nothing else.
-        self._observed: set[int | None] = set()
+        # The log's own observations, which nothing else tells from those that are made meanwhile.
+        self._observed: set[Key] = set()
         with database.transaction(engine) as connection, database.cursor(connection) as cursor:
             cursor.execute("SELECT EXISTS (SELECT FROM changes WHERE NOT withheld)")
             if cursor.fetchone() != (False,):
@@ -259,6 +258,11 @@ class _Withholding(_Recording):
                     "Changes have been announced here, so this is no first import: a consumer that wants none of"
                     " history's starts its cursor after them. Nothing was recorded."
                 )
+
+    def take(self, deliveries: Sequence[Delivery]) -> list[str]:
+        """Do as the recording does, and remember what the log observed, whether it is known here or not."""
+        self._observed.update(each.key for each in deliveries if each.source == "observation")
+        return super().take(deliveries)
 
     def _record(self, deliveries: Sequence[Delivery], *, is_again: bool = False) -> list[Receipt]:
         claimed: Sequence[Claimed] = ()
@@ -268,8 +272,6 @@ class _Withholding(_Recording):
                 cursor.execute("SELECT coalesce(max(seq), 0) FROM changes")
                 (last,) = cursor.fetchone() or (0,)
                 receipts = inbox.record(cursor, deliveries)
-                told = zip(deliveries, receipts, strict=True)
-                self._observed |= {receipt.seq for each, receipt in told if each.source == "observation"}
                 while claimed := projection.claim(cursor, limit=projection.FOLD_BATCH_MAX):
                     projection.project(cursor, claimed, now=self._now)
                 self._withhold(cursor, last)
@@ -290,15 +292,13 @@ class _Withholding(_Recording):
     def _withhold(self, cursor: Cursor, last: int) -> None:
         """Withhold what was appended behind the number *last* by what the log told."""
         cursor.execute(_OBSERVED, (last,))
-        others = [change for change, event in cursor.fetchall() if event not in self._observed]
+        others = [change for change, *event in cursor.fetchall() if tuple(event) not in self._observed]
         cursor.execute(_WITHHELD, (last, others))
         self.withheld.update(dict(cursor.fetchall()))
 
 
 _OBSERVED: Final = """
-SELECT c.seq, i.seq FROM changes AS c
-JOIN inbox AS i ON (i.account, i.livemode, i.id) = (c.account, c.livemode, c.event_id)
-WHERE c.seq > %s AND c.source = 'observation'
+SELECT seq, account, livemode, event_id FROM changes WHERE seq > %s AND source = 'observation'
 """
 _WITHHELD: Final = """
 WITH hidden AS (

@@ -180,7 +180,7 @@ class Bench:
     # ---- Growing ----
 
     def _grow(self, few: int, many: int) -> list[Figure]:
-        """Let an inbox grow to *many* events, and measure it beside one that stays at *few*."""
+        """Let an inbox grow to *many* events, and measure it beside one of *few*; measuring adds some to both."""
         with self.site.stand(GROWN, is_kept=True) as growing:
             self._fill(growing, few)
         with (

@@ -23,7 +23,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import msgspec
 import structlog
@@ -48,6 +48,9 @@ LOOK_AHEAD_BATCHES: Final = 3
 REFOLD_EVENTS_MAX: Final = 5000
 """Events of an older fold version that are queued at once."""
 REASON_CHARACTERS_MAX: Final = 500
+
+_Object: TypeAlias = tuple[str, bool, str]
+"""An object's id in its world."""
 
 _log = structlog.get_logger()
 
@@ -288,10 +291,9 @@ def project(
             facts[one.subject].append(one)
         if each.again:
             anew.update(_own_subjects(each.event), (one.subject for one in verdict.facts))
-    again = [each.event for each in claimed if each.again]
-    mentioned = _mentioned(cursor, again)
-    _lock(cursor, facts.keys() | anew | mentioned)
-    anew |= _other_subjects(cursor, [*again, *mentioned])
+    told_of = _objects_of(cursor, [each.event for each in claimed if each.again])
+    _lock(cursor, facts.keys() | anew, told_of)
+    anew |= _rows_of(cursor, told_of)
     _mention(cursor, events, facts)
     saved = _join(cursor, facts, anew)
     _save(cursor, saved)
@@ -320,35 +322,33 @@ def _own_subjects(event: Event) -> list[Subject]:
     return [Subject(table, event.account, event.livemode, event.object_id) for table in names]
 
 
-def _mentioned(cursor: Cursor, events: Sequence[Event]) -> set[Subject]:
-    """Return the notes and customers of whose rows transactions among *events* have spoken, by a note's name."""
+def _objects_of(cursor: Cursor, events: Sequence[Event]) -> set[_Object]:
+    """Return the customers and notes that *events* may have told of before: their own, or those of a transaction."""
+    found = {
+        (event.account, event.livemode, event.object_id)
+        for event in events
+        if event.object_type in ("customer", "credit_note") and event.object_id is not None
+    }
     seqs = [event.seq for event in events if event.object_type == "customer_balance_transaction"]
-    if not seqs:
-        return set()
-    # Seldom asked, so that no index by number is kept for it.
-    cursor.execute("SELECT account, livemode, object_id FROM mentions WHERE seq = ANY (%s)", (seqs,))
-    return {Subject("credit_notes", *row) for row in cursor.fetchall()}
+    if seqs:
+        # Seldom asked, so that no index by number is kept for it.
+        cursor.execute("SELECT account, livemode, object_id FROM mentions WHERE seq = ANY (%s)", (seqs,))
+        found.update(cursor.fetchall())
+    return found
 
 
-def _other_subjects(cursor: Cursor, told_of: Sequence[Event | Subject]) -> set[Subject]:
-    """Return the rows at rest that are found by a customer or a note, and not by the id of their own, of *told_of*."""
-    found = [(each.account, each.livemode, each.id) for each in told_of if isinstance(each, Subject)]
-    found += [
-        (each.account, each.livemode, each.object_id or "")
-        for each in told_of
-        if isinstance(each, Event) and each.object_type in ("customer", "credit_note")
-    ]
-    if not found:
+def _rows_of(cursor: Cursor, objects: set[_Object]) -> set[Subject]:
+    """Return the rows at rest that are folded from the events of *objects*, which are customers and notes."""
+    if not objects:
         return set()
-    accounts, modes, keys = map(list, zip(*found, strict=True))
+    accounts, modes, keys = map(list, zip(*objects, strict=True))
     cursor.execute(_OTHER_ROWS, {"accounts": accounts, "modes": modes, "keys": keys})
     return {Subject(*row) for row in cursor.fetchall()}
 
 
 _OTHER_ROWS: Final = """
 WITH k AS (
-    SELECT DISTINCT * FROM unnest(%(accounts)s::text[], %(modes)s::boolean[], %(keys)s::text[])
-        AS k (account, livemode, key)
+    SELECT * FROM unnest(%(accounts)s::text[], %(modes)s::boolean[], %(keys)s::text[]) AS k (account, livemode, key)
 )
 SELECT 'balances', k.account, k.livemode, concat(customer, ' ', currency), customer
 FROM k JOIN balances AS t ON (t.account, t.livemode, t.customer) = (k.account, k.livemode, k.key)
@@ -361,9 +361,10 @@ FROM k JOIN credit_notes AS t ON (t.account, t.livemode, t.id) = (k.account, k.l
 """
 
 
-def _lock(cursor: Cursor, subjects: Iterable[Subject]) -> None:
+def _lock(cursor: Cursor, subjects: Iterable[Subject], objects: Iterable[_Object]) -> None:
     # By the object whose events they come from, so that a row and its children are one.
     keys = {f"{each.account} {each.livemode} {each.source}" for each in subjects}
+    keys |= {f"{account} {livemode} {id_}" for account, livemode, id_ in objects}
     cursor.execute(
         """
         SELECT pg_advisory_xact_lock(number) FROM (

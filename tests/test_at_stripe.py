@@ -285,6 +285,24 @@ def test_an_odd_thin_event_holds_up_no_other(at: Stage, odd: bytes) -> None:
     assert at.status(session) == "paid"
 
 
+def test_every_page_of_thin_events_is_read(at: Stage) -> None:
+    """However many thin events came of what nobody reads, one behind them has its object read."""
+    session = at.account.open_session()
+    at.account.complete(session)
+    others = [
+        thin(number, "v1.account.updated", related_object={"id": f"acct_{number}", "type": "account", "url": "/v1/x"})
+        for number in range(fetches.THIN_EVENTS_READ)
+    ]
+    about = {"id": session, "type": "checkout.session", "url": "/v1/x"}
+    wanted = thin(fetches.THIN_EVENTS_READ, "v1.checkout.session.completed", related_object=about)
+    ledger.record(at.engine, [ledger.delivery(body) for body in (*others, wanted)])
+    at.fold()
+
+    fetch(at, at.desk(later=timedelta(days=20)))
+
+    assert at.status(session) == "paid"
+
+
 def test_an_event_that_was_never_generated(at: Stage) -> None:
     """Stripe admits it by a thin event that names the object, which is read once."""
     customer = at.account.create_customer(currency="usd", email="buyer@example.com")

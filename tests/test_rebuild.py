@@ -157,6 +157,20 @@ def test_a_comparison_holds_up_nobody(shop: Engine) -> None:
     assert run(shop, "SELECT count(*) FROM pending") == [(0,)]
 
 
+def test_what_is_folded_once_the_pause_is_over(shop: Engine) -> None:
+    """What is compared is what was there when folding paused, however much is folded before it is looked at."""
+    with (
+        rebuild.rebuilt(shop) as made,
+        database.transaction(shop) as connection,
+        database.cursor(connection) as reader,
+    ):
+        reader.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        swap.at_one_moment(reader, made)
+        ledger.take_in(shop, *(event.body for event in tangle(9, money=True).events))
+
+        assert difference.compare(reader, made, tell=lambda _: None).drift == 0
+
+
 # ---- Edits ----
 
 

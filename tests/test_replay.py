@@ -25,7 +25,7 @@ from deploy.sandbox.account import Account, Event
 from deploy.sandbox.history import shop_history
 from deploy.sandbox.rendering import render, twin
 from deploy.sandbox.signing import sign
-from schemas import database, tables
+from schemas import database, inbox, tables
 from schemas.inbox import RECORD_ROWS_MAX
 from tests import ledger
 from tests.command import environment, payfold, started
@@ -182,6 +182,19 @@ def test_folding_beside_the_recording(engine: Engine, other_url: str, tmp_path: 
     assert digests(engine) == digests(other)
     assert lanes() == []
     other.dispose()
+
+
+def test_a_replay_makes_room_for_payloads(engine: Engine, tmp_path: Path) -> None:
+    """Without any clock, the next partition is there as soon as one is begun."""
+    path = log(tmp_path / "log", shop_history(seed=8, orders=400, money=True).events)
+    with database.transaction(engine) as connection:
+        connection.execute(text(f"ALTER TABLE inbox ALTER COLUMN seq RESTART WITH {inbox.PARTITION_EVENTS - 1}"))
+
+    done = replay(engine, Reading([path], NOW))
+
+    assert done.counts["seen"] > RECORD_ROWS_MAX
+    with database.transaction(engine) as connection, database.cursor(connection) as cursor:
+        assert f"payloads_from_{2 * inbox.PARTITION_EVENTS}" in inbox.partitions(cursor)
 
 
 def lanes() -> list[multiprocessing.process.BaseProcess]:

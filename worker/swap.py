@@ -42,7 +42,7 @@ def compare(made: Shadow, *, tell: Callable[[Difference], None]) -> Comparison:
     """
     with database.transaction(made.engine) as connection, database.cursor(connection) as cursor:
         cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
-        left = _at_one_moment(cursor, made)
+        left = at_one_moment(cursor, made)
         found = difference.compare(cursor, made, tell=tell)
         found.objects_left_out, found.events_left_out = left.objects, left.events
         return found
@@ -69,7 +69,7 @@ def swap(made: Shadow, *, tell: Callable[[Difference], None] = lambda _: None) -
         return found, _append(cursor, made)
 
 
-def _at_one_moment(reader: Cursor, made: Shadow) -> LeftOut:
+def at_one_moment(reader: Cursor, made: Shadow) -> LeftOut:
     """Let *reader*, which has read nothing yet, see the live tables and *made* after the same events."""
     for last in range(TRIES_MAX, 0, -1):
         _catch_up_beside(made)

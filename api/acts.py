@@ -141,8 +141,10 @@ def _label(settings: Settings) -> str:
         RequestValidationError: it may be one of several.
     """
     labels = {secret.account for secret in settings.signing_secrets} or {""}
-    if len(labels) == 1 or "" in labels:
-        return labels.pop() if len(labels) == 1 else ""
+    if len(labels) == 1:
+        return labels.pop()
+    if "" in labels:
+        return ""
     fault = f"say whose session it is: account= is one of {', '.join(sorted(labels))}"
     raise RequestValidationError([{"type": "value_error", "loc": ("query", "account"), "msg": fault, "input": None}])
 

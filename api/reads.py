@@ -12,20 +12,20 @@ import psycopg
 from fastapi import APIRouter, Depends, Path, Query, Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints
-from sqlalchemy import ColumnElement, Connection, Engine, Table, and_, func, literal_column, select, text, tuple_
+from sqlalchemy import ColumnElement, Connection, Engine, Table, and_, func, literal_column, select, true, tuple_
 from sqlalchemy import exc as sqlalchemy_errors
 from starlette.exceptions import HTTPException
 
 from api.tokens import require
 from schemas import answers, lookup, tables
 from schemas.answers import Page
-from schemas.database import transaction
+from schemas.database import Bounds, transaction
 from schemas.errors import DatabaseAway, NotFoundError
 from schemas.events import CREATED_MAX
 
 ROWS_MAX: Final = 100
 ROWS_DEFAULT: Final = 20
-READ_SECONDS_MAX: Final = 5
+READ: Final = Bounds(statement=5, lock=5, whole=8)
 # PostgreSQL's texts hold any character but this one.
 _NO_NUL: Final = r"^[^\x00]*$"
 
@@ -45,20 +45,16 @@ Id = Annotated[str, Path(max_length=255, pattern=_NO_NUL)]
 
 @contextmanager
 def reading(engine: Engine) -> Iterator[Connection]:
-    """Open a transaction that ends soon, whatever another session holds.
+    """Open a transaction that ends soon, whatever another session holds and whatever the network does.
 
     Raises:
         DatabaseAway: PostgreSQL does not answer, or not in time.
     """
     try:
-        with transaction(engine) as connection:
-            # For this transaction only, so that a pooler may stand between.
-            connection.execute(text(f"SET LOCAL statement_timeout = '{READ_SECONDS_MAX}s'"))
+        with transaction(engine, READ) as connection:
             yield connection
-    except sqlalchemy_errors.TimeoutError as error:
-        raise DatabaseAway from error
     except sqlalchemy_errors.DBAPIError as error:
-        if isinstance(error.orig, psycopg.errors.QueryCanceled):
+        if isinstance(error.orig, (psycopg.errors.QueryCanceled, psycopg.errors.LockNotAvailable)):
             raise DatabaseAway from error
         raise
 
@@ -382,7 +378,7 @@ def _page(
     columns = table.c if shown is None else [table.c[name] for name in _KEY]
     query = (
         select(*columns, epoch)
-        .where(and_(*wanted) if wanted else text("true"))
+        .where(and_(*wanted) if wanted else true())
         .order_by(*(column.desc() for column in order))
         .limit(filters.limit + 1)
     )

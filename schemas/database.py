@@ -2,32 +2,82 @@
 
 Nothing here needs a session's state: no prepared statements, no session settings, no LISTEN, so that a pooler
 in transaction mode may stand between.
+
+Note [A silent connection is ended from outside]
+    After a failover, behind a NAT that forgets or a pooler that hangs, bytes stop and nothing closes. TCP's own
+    timeouts do not see a peer that still acknowledges, and no statement timeout runs where no statement arrives. So a
+    transaction may have a deadline, and a thread of this process shuts down the socket of one that is overdue: the
+    thread that waits for it gets an error, and the connection is thrown away.
+
+Note [A connection in doubt is thrown away]
+    A session that was opened while the server was read-only may stay so, and one whose statement was canceled may be
+    about to be. Only an error that judges the data leaves its connection in the pool.
 """
 
+import os
+import socket
+import threading
+import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from contextlib import contextmanager, suppress
+from typing import Any, Final, NamedTuple
 
 import msgspec
 import psycopg
+import structlog
 from psycopg.types.json import set_json_dumps, set_json_loads
 from sqlalchemy import Connection, Engine, create_engine
+from sqlalchemy import exc as sqlalchemy_errors
 from sqlalchemy.exc import DBAPIError
 
+from schemas import background
 from schemas.errors import DatabaseAway
 
-CONNECT_SECONDS_MAX = 5
+CONNECT_SECONDS_MAX: Final = 5
+POOL_SECONDS_MAX: Final = 10
+"""For so long a thread waits for one of the engine's connections."""
+PING_SECONDS_MAX: Final = 5.0
+FRESH_SECONDS: Final = 1.0
+"""A connection that was used within this is not asked whether it is still there."""
+WATCH_SECONDS: Final = 0.5
+# A peer that is gone is found out after 25 seconds without a byte.
+_KEEPALIVE: Final = {
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 25_000,
+}
 
 Cursor = psycopg.Cursor[tuple[Any, ...]]
 DriverError = psycopg.Error
+Driver = psycopg.Connection[Any]
 
 set_json_dumps(msgspec.json.encode)
 set_json_loads(msgspec.json.decode)
+
+_log = structlog.get_logger()
+
+
+class Bounds(NamedTuple):
+    """How many seconds one statement, one wait for a lock, and the whole transaction may take."""
+
+    statement: float
+    lock: float
+    whole: float
+
+
+BATCH: Final = Bounds(statement=10, lock=5, whole=20)
+"""Of a transaction in a process that runs for good: less than the 30 seconds it has to stop."""
 
 
 def sqlalchemy_url(database_url: str) -> str:
     """Return *database_url*, in any of PostgreSQL's spellings, as SQLAlchemy wants it."""
     return f"postgresql+psycopg://{database_url.split('://', 1)[1]}"
+
+
+def connect_options() -> dict[str, Any]:
+    """Return how to connect, for the driver: bounded in time, and without a session's state."""
+    return {"prepare_threshold": None, "connect_timeout": CONNECT_SECONDS_MAX, **_KEEPALIVE}
 
 
 def engine(database_url: str, *, connections_max: int = 5) -> Engine:
@@ -36,52 +86,187 @@ def engine(database_url: str, *, connections_max: int = 5) -> Engine:
         sqlalchemy_url(database_url),
         pool_size=connections_max,
         max_overflow=0,
-        pool_pre_ping=True,
+        pool_timeout=POOL_SECONDS_MAX,
         hide_parameters=True,
         json_serializer=lambda value: msgspec.json.encode(value).decode(),
         json_deserializer=msgspec.json.decode,
-        connect_args={"prepare_threshold": None, "connect_timeout": CONNECT_SECONDS_MAX},
+        connect_args=connect_options(),
     )
 
 
 @contextmanager
-def transaction(of: Engine) -> Iterator[Connection]:
+def transaction(of: Engine, bounds: Bounds | None = None) -> Iterator[Connection]:
     """Open one transaction, committed at the end and rolled back on an error.
 
+    With *bounds* PostgreSQL ends what takes too long, and where PostgreSQL says nothing at all, this process does.
+
     Raises:
-        DatabaseAway: when PostgreSQL does not answer or goes away meanwhile.
+        DatabaseAway: when PostgreSQL does not answer, goes away meanwhile, or takes no writes.
     """
     try:
-        with of.begin() as connection:
-            yield connection
+        with _connected(of) as connection, _watched(connection, None if bounds is None else bounds.whole):
+            try:
+                with connection.begin():
+                    if bounds is not None:
+                        connection.exec_driver_sql(
+                            f"SET LOCAL statement_timeout = {round(bounds.statement * 1000)};"
+                            f" SET LOCAL lock_timeout = {round(bounds.lock * 1000)}"
+                        )
+                    yield connection
+            except (DBAPIError, DriverError) as error:
+                if not is_fault_of_data(error):
+                    connection.invalidate()
+                raise
     except (DBAPIError, DriverError) as error:
         if is_away(error):
             raise DatabaseAway from error
         raise
+    except sqlalchemy_errors.TimeoutError as error:
+        raise DatabaseAway("Every connection to PostgreSQL is in use: try again.") from error
+
+
+@contextmanager
+def _connected(of: Engine) -> Iterator[Connection]:
+    """Yield a connection that was there a moment ago."""
+    while True:
+        with of.connect() as connection:
+            if not _is_alive(connection):
+                connection.invalidate()
+                continue
+            try:
+                yield connection
+            finally:
+                if not connection.invalidated:
+                    connection.info["used_at"] = time.monotonic()
+            return
+
+
+def _is_alive(connection: Connection) -> bool:
+    """Return whether a connection answers that has not been used for a while; a new one has just answered."""
+    used_at = connection.info.setdefault("used_at", time.monotonic())
+    if time.monotonic() - used_at < FRESH_SECONDS:
+        return True
+    try:
+        with _watched(connection, PING_SECONDS_MAX):
+            return connection.dialect.do_ping(connection.connection.dbapi_connection)  # type: ignore[arg-type]  # it has one
+    except (DBAPIError, DriverError):
+        return False
+
+
+class _Watch:
+    """The connections that are in use, and a thread that shuts down the overdue ones."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._open: dict[object, tuple[Driver, float | None]] = {}
+        self._thread: threading.Thread | None = None
+
+    def begin(self, driver: Driver, seconds_max: float | None) -> object:
+        key = object()
+        with self._lock:
+            self._open[key] = (driver, None if seconds_max is None else time.monotonic() + seconds_max)
+            if self._thread is None and seconds_max is not None:
+                self._thread = background.start("database-watch", self._run)
+        return key
+
+    def end(self, key: object) -> None:
+        with self._lock:
+            del self._open[key]
+
+    def shut_down_all(self) -> int:
+        with self._lock:
+            for driver, _ in self._open.values():
+                _shut_down(driver)
+            return len(self._open)
+
+    def _run(self) -> None:
+        pause = threading.Event()
+        while not pause.wait(WATCH_SECONDS):
+            self._shut_down_overdue()
+
+    def _shut_down_overdue(self) -> None:
+        now = time.monotonic()
+        with self._lock:
+            overdue = [key for key, (_, due) in self._open.items() if due is not None and due < now]
+            for key in overdue:
+                driver, _ = self._open[key]
+                _shut_down(driver)
+                # Once is enough, and the end of it is still to come.
+                self._open[key] = (driver, None)
+        if overdue:
+            _log.error("database.silent", connections=len(overdue))
+
+
+def _shut_down(driver: Driver) -> None:
+    """End both directions of the connection's socket, whoever waits for it."""
+    with suppress(OSError, DriverError), socket.socket(fileno=os.dup(driver.pgconn.socket)) as ours:
+        ours.shutdown(socket.SHUT_RDWR)
+
+
+_watch = _Watch()
+
+
+def _watch_anew() -> None:
+    global _watch  # noqa: PLW0603 - a forked process has none of its parent's threads, and must leave its sockets alone
+    _watch = _Watch()
+
+
+os.register_at_fork(after_in_child=_watch_anew)
+
+
+def shut_down_connections() -> int:
+    """Shut down the socket of every connection that is in a transaction here, and return how many those are.
+
+    Whoever waits for one gets ``DatabaseAway``: for a process that has to end.
+    """
+    return _watch.shut_down_all()
+
+
+@contextmanager
+def _watched(connection: Connection, seconds_max: float | None) -> Iterator[None]:
+    driver: Driver = connection.connection.driver_connection  # type: ignore[assignment]  # the pool does not know the driver's type
+    watch = _watch
+    key = watch.begin(driver, seconds_max)
+    try:
+        yield
+    finally:
+        watch.end(key)
 
 
 def _cause(error: BaseException) -> BaseException | None:
     return error.orig if isinstance(error, DBAPIError) else error
 
 
+# A server that is starting, stopping, standing by, full of connections, or out of reach; and one that takes no writes.
+_STATES_OF_AWAY: Final = ("08", "25006", "53300", "57P01", "57P02", "57P03", "57P05")
+
+
 def is_away(error: BaseException) -> bool:
-    """Tell whether *error* says that the server is gone, rather than that the work was wrong."""
+    """Tell whether *error* says that the server is gone or takes no writes, rather than that the work was wrong."""
     cause = _cause(error)
-    if isinstance(cause, (psycopg.errors.AdminShutdown, psycopg.errors.CrashShutdown, psycopg.errors.CannotConnectNow)):
-        return True
-    return isinstance(cause, (psycopg.OperationalError, psycopg.InterfaceError)) and cause.sqlstate is None
+    if not isinstance(cause, psycopg.Error):
+        return False
+    if cause.sqlstate is not None:
+        return cause.sqlstate.startswith(_STATES_OF_AWAY)
+    is_lost = isinstance(error, DBAPIError) and error.connection_invalidated
+    return is_lost or isinstance(cause, (psycopg.OperationalError, psycopg.InterfaceError))
 
 
 # Classes of SQLSTATE that judge the data: data exception, integrity violation, limit exceeded.
-_CLASSES_OF_DATA = ("22", "23", "54")
+_CLASSES_OF_DATA: Final = ("22", "23", "54")
 
 
 def is_fault_of_data(error: BaseException) -> bool:
-    """Tell whether the same data would fail again."""
+    """Tell whether the same data would fail again.
+
+    What the driver refuses to send has no SQLSTATE, and is the data's fault where the connection is good.
+    """
     cause = _cause(error)
-    if isinstance(cause, psycopg.DataError):
-        return True
-    return isinstance(cause, psycopg.Error) and (cause.sqlstate or "").startswith(_CLASSES_OF_DATA)
+    if not isinstance(cause, psycopg.Error):
+        return False
+    if cause.sqlstate is not None:
+        return cause.sqlstate.startswith(_CLASSES_OF_DATA)
+    return not is_away(error)
 
 
 def condition(error: BaseException) -> str:

@@ -37,6 +37,22 @@ metadata = MetaData()
 SOURCES: Final = ("webhook", "replay", "gap", "observation")
 OUTCOMES: Final = ("folded", "ignored", "parked")
 STATES: Final = ("pending", *OUTCOMES)
+CAUSES: Final = (
+    # parked
+    "fold_failed",
+    "object_unexpected",
+    "payload_archived",
+    "payload_unreadable",
+    "row_refused",
+    # ignored
+    "set_aside",
+    "thin_event",
+    "type_unwanted",
+    # pending, to be tried again
+    "database_refused",
+    "database_busy",
+)
+"""Why an event has the state that it has, for programs; its ``reason`` says it to people."""
 ORDER_STATUSES: Final = ("open", "processing", "paid", "failed", "expired", "complete")
 CALL_PURPOSES: Final = ("expire", "session", "ledger", "credit_note", "object", "event")
 RECONCILED: Final = ("ok", "drift")
@@ -132,6 +148,11 @@ pending = Table(
     Column("seq", BigInteger, primary_key=True, autoincrement=False),
     # True where an outcome was given before, so that nothing of it may be built upon.
     Column("again", Boolean, nullable=False, server_default=false()),
+    # How often it failed alone, for no fault in its data; what with; and when it is tried again.
+    Column("attempts", SmallInteger, nullable=False, server_default=text("0")),
+    _moment("due_at"),
+    Column("cause", Text),
+    Column("reason", Text),
 )
 
 mentions = Table(
@@ -153,6 +174,8 @@ outcomes = Table(
     Column("attempts", SmallInteger, nullable=False),
     _moment("folded_at", nullable=False),
     Column("fold_version", Integer, nullable=False),
+    # The code of *reason*, one of ``CAUSES``; null where it was folded, and where a release before kept none.
+    Column("cause", Text),
     _one_of("state", OUTCOMES),
     # The clock looks for outcomes of an older fold version.
     Index("outcomes_fold_version", "fold_version", "seq"),
@@ -198,6 +221,9 @@ stripe_jobs = Table(
     _moment("stopped_until"),
     # What it found that had not come by itself.
     Column("found", BigInteger, nullable=False, server_default=text("0")),
+    # What ended its last round, and when; null where that round was done.
+    _moment("failed_at"),
+    Column("failure", Text),
     _one_of("job", STRIPE_JOBS),
     PrimaryKeyConstraint("account", "livemode", "job"),
 )
@@ -555,6 +581,8 @@ events = Table(
     Column("attempts", SmallInteger),
     _moment("folded_at"),
     Column("fold_version", Integer),
+    Column("cause", Text),
+    _moment("due_at"),
 )
 
 payment_link_funnel = Table(

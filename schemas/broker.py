@@ -3,15 +3,25 @@
 Note [The broker is a hint]
     A message says that there may be work and carries none: what is to be done is in PostgreSQL. So a message
     may be lost, sent twice or arrive late, and losing all of them costs only the time to the next sweep.
+
+Note [A consumer may go deaf]
+    A message that is acknowledged over a lost connection stays among kombu's unacknowledged ones. Celery logs that and
+    goes on, and with a prefetch of one kombu then never asks Redis for a message again, although the process runs and
+    its event loop turns. So our transport gives the credit back in any case, and notes when Redis last answered the
+    consumer's BRPOP: with a message, or each second with nil. The worker's watchdog looks at that.
 """
 
+import queue
 import ssl
 import threading
-from typing import Any, Final
+import time
+from typing import Any, Final, Self
 
+import kombu
 import structlog
 from celery import Celery
 from celery.exceptions import CeleryError, OperationalError
+from kombu.transport import redis as kombu_redis
 from redis import Redis
 from redis.exceptions import RedisError
 
@@ -28,12 +38,79 @@ FOLD_QUEUE: Final = "fold"
 STRIPE_QUEUE: Final = "stripe"
 
 SOCKET_SECONDS_MAX: Final = 2
+CONSUMER_SOCKET_SECONDS_MAX: Final = 5
+"""For so long a consumer, or a task that sends a message, waits for one answer of Redis."""
+HEALTH_SECONDS: Final = 10
+"""A BRPOP without an answer for this, and a second, has lost its connection."""
+RECONNECT_SECONDS_MAX: Final = 3
+"""Between two tries of a consumer to connect."""
 RETRY_SECONDS: Final = 1.0
 WAKE_SECONDS_MIN: Final = 0.005
 """Between two messages of one process: a delivery waits for no longer than this to be told of."""
 _AWAY = (RedisError, OperationalError, CeleryError, OSError)
 
 _log = structlog.get_logger()
+
+
+class Ear:
+    """When Redis last answered a BRPOP of this process, by the monotonic clock."""
+
+    def __init__(self) -> None:
+        self.answered_at = time.monotonic()
+
+    def note(self) -> None:
+        """Note an answer."""
+        self.answered_at = time.monotonic()
+
+
+ear: Final = Ear()
+
+
+class _QoS(kombu_redis.QoS):
+    def ack(self, delivery_tag: str) -> None:
+        """Acknowledge a message; if that fails, Redis delivers it again, and the consumer may take another.
+
+        See Note [A consumer may go deaf].
+        """
+        try:
+            super().ack(delivery_tag)
+        except BaseException:
+            kombu.transport.virtual.QoS.ack(self, delivery_tag)
+            raise
+
+
+class Channel(kombu_redis.Channel):
+    """A channel that notes when a BRPOP was answered."""
+
+    QoS = _QoS
+
+    def _brpop_read(self, **options: Any) -> bool:  # noqa: ANN401 - kombu's own
+        # What is raised in the work that a message starts is no matter of the broker's.
+        answered: bool = False
+        try:
+            answered = super()._brpop_read(**options)  # type: ignore[misc]  # private, and so not in the stubs
+        except queue.Empty:
+            answered = True
+            raise
+        finally:
+            if answered:
+                ear.note()
+        return answered
+
+
+class Transport(kombu_redis.Transport):
+    """Celery's way to Redis, with our channels."""
+
+    Channel = Channel
+
+
+class _Connection(kombu.Connection):
+    """A connection that is tried again after seconds, where kombu's own waits for up to half a minute."""
+
+    def ensure_connection(self, *args: Any, **kwargs: Any) -> Self:  # noqa: ANN401 - kombu's own
+        often = {"interval_start": 0.5, "interval_step": 0.5, "interval_max": RECONNECT_SECONDS_MAX}
+        super().ensure_connection(*args, **(often | kwargs))
+        return self
 
 
 def celery(settings: Settings) -> Celery:
@@ -44,23 +121,48 @@ def celery(settings: Settings) -> Celery:
         task_ignore_result=True,
         task_acks_late=True,
         worker_prefetch_multiplier=1,
+        broker_transport=Transport,
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
+        broker_connection_timeout=SOCKET_SECONDS_MAX,
         broker_transport_options={
-            "socket_timeout": SOCKET_SECONDS_MAX * 5,
+            "socket_timeout": CONSUMER_SOCKET_SECONDS_MAX,
             "socket_connect_timeout": SOCKET_SECONDS_MAX,
+            "socket_keepalive": True,
+            "health_check_interval": HEALTH_SECONDS,
+            # Of whoever sends a message: a consumer tries for as long as it takes.
+            "max_retries": 1,
+            "interval_start": 0,
+            "interval_step": 0.2,
+            "interval_max": 0.2,
             # A message of a killed worker comes back after this; the sweep is there long before.
             "visibility_timeout": 60,
         },
+        # The clock looks at its timetable at least this often, so that a look that is late means something.
+        beat_max_loop_interval=5,
         worker_hijack_root_logger=False,
         worker_enable_remote_control=False,
         worker_send_task_events=False,
         enable_utc=True,
     )
+    app.amqp.Connection = _Connection
     if settings.broker.startswith("rediss://"):
         app.conf.broker_use_ssl = {"ssl_cert_reqs": _certificate_check(settings)}
     app.set_default()
     return app
+
+
+def send(app: Celery, task: str, **options: Any) -> bool:  # noqa: ANN401 - Celery's own
+    """Send the message *task* and return whether the broker took it; never fails, and waits for seconds at most.
+
+    See Note [The broker is a hint].
+    """
+    try:
+        app.send_task(task, retry=False, **options)
+    except Exception as error:  # noqa: BLE001 - whatever it is, the work that sends it is done
+        _log.info("broker.message_lost", task=task, kind=type(error).__name__)
+        return False
+    return True
 
 
 def _certificate_check(settings: Settings) -> ssl.VerifyMode:

@@ -69,24 +69,24 @@ def begin_at_sigterm(*, shut_down_seconds: float = SHUT_DOWN_SECONDS, end_second
         signal.signal(number, handle)
 
 
-def begin_with_end_of(parent: int) -> None:
-    """Send this process SIGTERM when *parent*, the process that started it, has ended in any way.
+def begin_with_end_of(parent: int, *, by: signal.Signals = signal.SIGTERM) -> None:
+    """Send this process a signal when *parent*, the process that started it, has ended in any way.
 
     Linux sends the signal itself, at the death of the thread that started this process; elsewhere a thread looks.
     """
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGTERM))
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(by))
         # Before the call above nothing would have been sent.
         if os.getppid() != parent:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), by)
     else:
-        background.start("parent", lambda: _wait_for_end_of(parent))
+        background.start("parent", lambda: _wait_for_end_of(parent, by))
 
 
-def _wait_for_end_of(parent: int) -> None:
+def _wait_for_end_of(parent: int, by: signal.Signals) -> None:
     while os.getppid() == parent:
         time.sleep(PARENT_SECONDS)
-    os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getpid(), by)
 
 
 def _sleep_until(moment: float) -> None:

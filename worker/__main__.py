@@ -1,91 +1,79 @@
 """The worker process: ``python -m worker``. Folding has a slot of its own, and so have calls to Stripe.
 
-Note [Two slots are two processes]
-    A fold keeps a processor busy and a call to Stripe waits for somebody else, so neither may stand in the
-    other's way. The second slot is forked before anything is opened: it shares what is loaded, and nothing that
-    runs. If either ends, so does the other, and whoever started the worker starts it again.
+Note [Each slot is a process]
+    A fold keeps a processor busy and a call to Stripe waits for its answer, so neither may stand in the other's way.
+    The worker's first process only forks the slots (see Note [The parent does nothing else]); they share what was
+    loaded before. Each takes its messages, and is looked after by a timer and a watchdog of its own.
 """
 
+import importlib
 import os
-import signal
-import sys
-import threading
-import time
+from collections.abc import Callable
+from functools import partial
+from typing import Final
 
 import structlog
-from celery import Celery
 from celery.signals import worker_shutting_down
 
+from schemas import broker, stopping
 from schemas.broker import FOLD_QUEUE, STRIPE_QUEUE
-from schemas.settings import Settings
-from worker.lanes import Lane
-from worker.process import run
+from worker import app, watchdog
+from worker.process import Made, run
+from worker.slots import Parent
+from worker.watchdog import Limits, Timer, Watchdog
 
-WATCH_SECONDS = 1.0
+# What Celery loads as a worker starts: loaded before the fork it is shared by the slots.
+_SHARED: Final = ("celery.apps.worker", "celery.bin.celery", "celery.concurrency.solo", "celery.worker.consumer")
+for _name in _SHARED:
+    importlib.import_module(_name)
 
 _log = structlog.get_logger()
 
 
-def start(app: Celery, settings: Settings, lane: Lane) -> None:
-    """Take messages until told to stop; the task at hand is finished first."""
+def start(made: Made, limits: Limits = Limits()) -> int:  # noqa: B008 - it is frozen
+    """Keep the slots running until the worker is asked to stop; a task at hand is finished first."""
+    settings = made.settings
     if not settings.api_keys:
         _log.info(
             "stripe.idle", reason="STRIPE_API_KEY is not set, so nothing is asked of Stripe and nothing expired there"
         )
-    if not settings.api_keys and settings.payfold_reconcile_at is None:
-        lane.start("fork")
-        _take(app, FOLD_QUEUE, STRIPE_QUEUE)
-        return
+    has_jobs_at_stripe = bool(settings.api_keys) or settings.payfold_reconcile_at is not None
+    queues: dict[str, tuple[str, ...]] = {"fold": (FOLD_QUEUE, STRIPE_QUEUE)}
+    if has_jobs_at_stripe:
+        queues = {"fold": (FOLD_QUEUE,), "stripe": (STRIPE_QUEUE,)}
     parent = os.getpid()
-    slot = os.fork()
-    if slot == 0:
-        threading.Thread(target=_stop_with_parent, args=(parent,), name="parent", daemon=True).start()
-        _take(app, STRIPE_QUEUE)
-        return
-    # After the slot, which would keep its line open.
-    lane.start("fork")
-    is_ending, is_alone = threading.Event(), threading.Event()
-    worker_shutting_down.connect(lambda **_: is_ending.set(), weak=False)
-    threading.Thread(target=_stop_with_slot, args=(slot, is_ending, is_alone), name="slot", daemon=True).start()
+    slots = {name: partial(_serve, made, limits, parent, of) for name, of in queues.items()}
+    return Parent(slots).run()
+
+
+def _serve(made: Made, limits: Limits, parent: int, queues: tuple[str, ...]) -> int:
+    """Take the messages of *queues* until this process is asked to stop, and return its exit code."""
+    if FOLD_QUEUE in queues:
+        # Before any thread is started, so that it can be forked.
+        made.lane.start("fork")
+    stopping.begin_with_end_of(parent)
+    worker_shutting_down.connect(lambda **_: stopping.begin(), weak=False)
+    _look_after(made, limits, queues)
     try:
-        _take(app, FOLD_QUEUE)
+        # It returns, against its types, and with a code where Celery met an error that it does not recover from.
+        take: Callable[[list[str]], object] = made.app.worker_main
+        code = take(
+            ["worker", "--pool", "solo", "--queues", ",".join(queues), "--loglevel", "WARNING",
+             "--without-gossip", "--without-mingle", "--without-heartbeat", "--hostname", f"{queues[0]}@%h"]
+        )  # fmt: skip
+        return code if isinstance(code, int) else 0
     finally:
-        if not is_alone.is_set():
-            _end(slot)
-    if is_alone.is_set():
-        sys.exit(1)
+        made.lane.close()
+        made.engine.dispose()
 
 
-def _take(app: Celery, *queues: str) -> None:
-    app.worker_main(
-        ["worker", "--pool", "solo", "--queues", ",".join(queues), "--loglevel", "WARNING",
-         "--without-gossip", "--without-mingle", "--without-heartbeat", "--hostname", f"{queues[0]}@%h"]
-    )  # fmt: skip
-
-
-def _stop_with_parent(parent: int) -> None:
-    """Stop this slot when the worker that forked it is gone, however that came."""
-    while os.getppid() == parent:
-        time.sleep(WATCH_SECONDS)
-    os.kill(os.getpid(), signal.SIGTERM)
-
-
-def _stop_with_slot(slot: int, is_ending: threading.Event, is_alone: threading.Event) -> None:
-    """Stop the worker, which is then *alone*, when its slot for Stripe has ended, unless it is ending anyway."""
-    while not is_ending.wait(WATCH_SECONDS):
-        if os.waitpid(slot, os.WNOHANG) != (0, 0):
-            _log.error("worker.slot_ended", queue=STRIPE_QUEUE)
-            is_alone.set()
-            os.kill(os.getpid(), signal.SIGTERM)
-            return
-
-
-def _end(slot: int) -> None:
-    try:
-        os.kill(slot, signal.SIGTERM)
-        os.waitpid(slot, 0)
-    except (ProcessLookupError, ChildProcessError):
-        return
+def _look_after(made: Made, limits: Limits, queues: tuple[str, ...]) -> None:
+    jobs = app.periodic(made.app, *queues)
+    timer = Timer(made.turns, jobs, silent_seconds=limits.intervals * jobs[0].every)
+    dog = Watchdog(made.turns, broker.ear, broker.redis(made.settings), deaf_seconds=limits.deaf)
+    broker.ear.note()
+    watchdog.start("timer", timer.look, every=limits.look)
+    watchdog.start("watchdog", dog.look, every=limits.look)
 
 
 if __name__ == "__main__":

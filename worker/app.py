@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Final
 
 import structlog
@@ -12,7 +13,7 @@ from sqlalchemy import Engine
 
 from schemas import broker, inbox
 from schemas.database import cursor, transaction
-from schemas.errors import ConflictError, DatabaseAway
+from schemas.errors import ConflictError
 from schemas.settings import Settings
 from schemas.stripe_api import StripeApi
 from worker import discovery, expiry, fetches, gaps, lanes, projection, timekeeping
@@ -20,6 +21,7 @@ from worker import reconcile as reconciling
 from worker.acting import THREADS, Desk, Round
 from worker.lanes import Lane
 from worker.rebuild import IN_ONE_PROCESS
+from worker.turns import Periodic, Turns
 
 FOLD_SECONDS_MAX: Final = 5.0
 """A fold task ends after this and wakes its successor, so that a worker asked to stop never takes long."""
@@ -29,60 +31,50 @@ DATABASE_CONNECTIONS_MAX: Final = THREADS + 1
 _log = structlog.get_logger()
 
 
-def create(settings: Settings, engine: Engine, beside: Lane | None = None) -> Celery:
+def create(settings: Settings, engine: Engine, beside: Lane | None = None, turns: Turns | None = None) -> Celery:
     """Return the application with its tasks, which work on the database of *engine*, and its timetable.
 
-    A backlog is folded by the lane *beside* as well.
+    A backlog is folded by the lane *beside* as well. The jobs are added to *turns*.
     """
     app = broker.celery(settings)
+    turns = turns or Turns()
     portal_session = timedelta(minutes=settings.payfold_portal_session_minutes)
 
-    @app.task(name=broker.FOLD, shared=False)
-    def fold(**_: object) -> int:
+    def fold() -> int:
         """Fold what is pending and return how many events that was."""
         return fold_until_done(app, engine, beside)
 
-    @app.task(name=broker.SWEEP, shared=False)
-    def sweep(**_: object) -> int:
+    def sweep() -> int:
         """Make room, queue what an older fold version folded and what the time has ended, then fold what is pending."""
-        try:
-            inbox.make_room(engine)
-            with transaction(engine) as connection, cursor(connection) as opened:
-                queued = projection.queue_outdated(opened)
-                timekeeping.end_portal_sessions(opened, now=datetime.now(UTC), after=portal_session)
-        except DatabaseAway:
-            _log.warning("events.fold_postponed", reason="PostgreSQL is away")
-            return 0
+        inbox.make_room(engine)
+        with transaction(engine) as connection, cursor(connection) as opened:
+            queued = projection.queue_outdated(opened)
+            timekeeping.end_portal_sessions(opened, now=datetime.now(UTC), after=portal_session)
         if queued:
             _log.info("events.queued_anew", events=queued)
         return fold_until_done(app, engine, beside)
 
+    _add(app, turns, broker.FOLD, fold)
+    _add(app, turns, broker.SWEEP, sweep)
     desk = Desk(engine, StripeApi(settings, broker.redis(settings)), settings)
-    for name, run_once in _STRIPE_TASKS.items():
-        _add_stripe_task(app, name, run_once, desk)
-
+    for name, run_once in _STRIPE_JOBS.items():
+        _add(app, turns, name, partial(_act, app, name, run_once, desk))
     # Acknowledged at once: the broker would give a message that is worked at for so long to somebody else too.
-    @app.task(name=broker.RECONCILE, shared=False, acks_late=False)
-    def reconcile(**_: object) -> int:
-        """Hold the tables against money's rules and a rebuild, keep what came of it, and say so loudly on drift."""
-        try:
-            result = reconciling.run(
-                engine, (reconciling.RULES, reconciling.REBUILD), reconciling.Wanted(sizes=IN_ONE_PROCESS)
-            )
-        except (DatabaseAway, ConflictError) as error:
-            _log.warning("reconcile.postponed", reason=str(error) or "PostgreSQL is away")
-            return 0
-        drift, left_out = int(result["drift_total"]), result.get("left_out", {"objects": 0})["objects"]
-        (_log.error if drift else _log.info)(
-            "reconcile.done", run=result["run"]["id"], drift=drift, objects_left_out=left_out
-        )
-        return drift
-
+    _add(app, turns, broker.RECONCILE, partial(_reconcile, engine), acks_late=False)
     app.conf.beat_schedule = _timetable(settings)
     return app
 
 
-_STRIPE_TASKS: Final[dict[str, Callable[[Desk], Round]]] = {
+def _add(app: Celery, turns: Turns, job: str, work: Callable[[], int], *, acks_late: bool = True) -> None:
+    """Let the messages called *job* do *work*, one at a time with all else that this process does."""
+    turns.add(job, work)
+
+    @app.task(name=job, shared=False, acks_late=acks_late)
+    def run(**_: object) -> int:
+        return turns.by_message(job)
+
+
+_STRIPE_JOBS: Final[dict[str, Callable[[Desk], Round]]] = {
     broker.EXPIRE_SESSIONS: expiry.run_once,
     broker.POLL_SESSIONS: discovery.run_once,
     broker.FETCH: fetches.run_once,
@@ -90,20 +82,40 @@ _STRIPE_TASKS: Final[dict[str, Callable[[Desk], Round]]] = {
 }
 
 
-def _add_stripe_task(app: Celery, name: str, run_once: Callable[[Desk], Round], desk: Desk) -> None:
-    @app.task(name=name, shared=False)
-    def act(**_: object) -> int:
-        """Do one slice of the job, wake whoever folds what it recorded, and leave the rest to a successor."""
-        try:
-            found = run_once(desk)
-        except DatabaseAway:
-            _log.warning("stripe.postponed", job=name, reason="PostgreSQL is away")
-            return 0
-        if found.recorded:
-            app.send_task(broker.FOLD, queue=broker.FOLD_QUEUE)
-        if found.is_more:
-            app.send_task(name, queue=broker.STRIPE_QUEUE)
-        return found.recorded
+def _act(app: Celery, job: str, run_once: Callable[[Desk], Round], desk: Desk) -> int:
+    """Do one slice of *job*, wake the worker that folds what it recorded, and leave the rest to a successor."""
+    found = run_once(desk)
+    if found.recorded:
+        broker.send(app, broker.FOLD, queue=broker.FOLD_QUEUE)
+    if found.is_more:
+        broker.send(app, job, queue=broker.STRIPE_QUEUE)
+    return found.recorded
+
+
+def _reconcile(engine: Engine) -> int:
+    """Hold the tables against money's rules and a rebuild, keep what came of it, and say so loudly on drift."""
+    try:
+        result = reconciling.run(
+            engine, (reconciling.RULES, reconciling.REBUILD), reconciling.Wanted(sizes=IN_ONE_PROCESS)
+        )
+    except ConflictError as error:
+        _log.warning("reconcile.postponed", reason=str(error))
+        return 0
+    drift, left_out = int(result["drift_total"]), result.get("left_out", {"objects": 0})["objects"]
+    (_log.error if drift else _log.info)(
+        "reconcile.done", run=result["run"]["id"], drift=drift, objects_left_out=left_out
+    )
+    return drift
+
+
+def periodic(app: Celery, *queues: str) -> list[Periodic]:
+    """Return the jobs that come in *queues* again and again, the most frequent first."""
+    found = [
+        Periodic(entry["task"], float(entry["schedule"]))
+        for entry in app.conf.beat_schedule.values()
+        if entry["options"]["queue"] in queues and isinstance(entry["schedule"], int)
+    ]
+    return sorted(found, key=lambda each: each.every)
 
 
 def _timetable(settings: Settings) -> dict[str, dict[str, object]]:
@@ -138,16 +150,15 @@ def fold_until_done(
     """Fold batches until nothing is pending or the time is up, and return how many events that was.
 
     When the time is up, a successor is woken: it takes its turn behind other messages, or in another worker.
+
+    Raises:
+        DatabaseAway: what is folded until then is saved.
     """
     started = time.monotonic()
     until = started + seconds_max
-    try:
-        folded = lanes.fold(engine, until=until, beside=beside)
-    except DatabaseAway:
-        _log.warning("events.fold_postponed", reason="PostgreSQL is away")
-        return 0
+    folded = lanes.fold(engine, until=until, beside=beside)
     if time.monotonic() > until:
-        app.send_task(broker.FOLD, queue=broker.FOLD_QUEUE)
+        broker.send(app, broker.FOLD, queue=broker.FOLD_QUEUE)
     if folded:
         _log.info("events.folded", events=folded, seconds=round(time.monotonic() - started, 3))
     return folded

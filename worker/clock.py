@@ -1,16 +1,74 @@
-"""The clock process: ``python -m worker.clock``. It sends messages on time and does no work itself."""
+"""The clock process: ``python -m worker.clock``. It sends messages on time and does no work itself.
 
-from celery import Celery
+Note [A clock that stands still ends]
+    Each message is sent within seconds or is lost, whatever the broker does, and the next look at the timetable comes
+    5 seconds later at most. Should the clock stand still all the same, a thread ends the process with one line, and
+    what started the clock starts it again.
+"""
 
-from schemas.settings import Settings
-from worker.lanes import Lane
-from worker.process import run
+import os
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+import structlog
+from celery import beat
+from celery.signals import beat_init
+
+from schemas import broker, stopping
+from worker import watchdog
+from worker.process import Made, run
+
+STILL_SECONDS_MAX: Final = 60.0
+"""Of standing still, for whatever reason; to send every message to a silent broker takes less."""
+
+_log = structlog.get_logger()
 
 
-def start(app: Celery, _settings: Settings, _lane: Lane) -> None:
-    """Send the timetable's messages until told to stop."""
+class Timetable(beat.Scheduler):
+    """Celery's scheduler, but it sends each message in bounded time, and notes when it last looked."""
+
+    looked_at = time.monotonic()
+    _is_away = False
+
+    def tick(self, *args: Any, **kwargs: Any) -> float:  # noqa: ANN401 - Celery's own
+        """Send what is due, and return in how many seconds to look again."""
+        try:
+            return super().tick(*args, **kwargs)
+        finally:
+            type(self).looked_at = time.monotonic()
+
+    @property
+    def producer(self) -> None:  # type: ignore[override]
+        """Nothing: a message takes a connection from the pool, and Celery's own would wait for the broker for good."""
+
+    def apply_entry(self, entry: beat.ScheduleEntry, producer: object = None) -> None:  # noqa: ARG002 - Celery's own
+        """Send the message of *entry*; if the broker does not take it, the next one is sent at its time."""
+        is_away = not broker.send(self.app, str(entry.task), **(entry.options or {}))
+        if is_away != self._is_away:
+            self._is_away = is_away
+            _log.warning("broker.away") if is_away else _log.info("broker.back")
+
+
+def start(made: Made, still_seconds_max: float = STILL_SECONDS_MAX) -> int:
+    """Send the timetable's messages until the process is asked to stop."""
+    beat_init.connect(lambda **_: stopping.begin_at_sigterm(), weak=False)
+    watchdog.start("clock", _end_if_still(still_seconds_max), every=1.0)
     # Nothing is kept of past times: each interval is short, and a dyno forgets its disk anyway.
-    app.Beat(scheduler_cls="celery.beat.Scheduler", loglevel="WARNING", quiet=True, redirect_stdouts=False).run()
+    made.app.Beat(scheduler_cls="worker.clock:Timetable", loglevel="WARNING", quiet=True, redirect_stdouts=False).run()
+    return 0
+
+
+def _end_if_still(seconds_max: float) -> Callable[[], None]:
+    Timetable.looked_at = time.monotonic()
+
+    def look() -> None:
+        still = time.monotonic() - Timetable.looked_at
+        if still > seconds_max:
+            _log.error("clock.stands_still", seconds=round(still), act="ends its process", exit=watchdog.DEAF_EXIT)
+            os._exit(watchdog.DEAF_EXIT)
+
+    return look
 
 
 if __name__ == "__main__":

@@ -4,11 +4,16 @@ Note [Each lane has objects of its own]
     A session is opened and paid within minutes, so that two batches in a row speak of the same objects, and the second
     would wait for the locks of the first. So what is pending is dealt by its object. Lanes are processes: two threads
     would wait for each other's turn of the interpreter, which takes half of the time that a batch takes.
+
+Note [A silent lane is replaced]
+    A lane reports each batch, and a batch is bounded, so one that reports nothing for longer hangs: it is killed, and
+    the next backlog starts another. What it had claimed is pending again, since its transaction ends with it.
 """
 
 import gc
 import math
 import multiprocessing
+import os
 import signal
 import time
 from collections.abc import Callable
@@ -22,7 +27,7 @@ import structlog
 from msgspec import Struct
 from sqlalchemy import Engine
 
-from schemas import database, logs
+from schemas import database, logs, stopping
 from schemas.settings import Settings
 from worker import projection
 from worker.projection import Share
@@ -31,6 +36,11 @@ LANES: Final = 2
 """Batches that are folded at once; two processors have no use for more."""
 YOUNG_OBJECTS_MAX: Final = 50_000
 """New objects at which the collector looks for cycles; a batch makes about as many, and none of them is in one."""
+
+REPORT_SECONDS_MAX: Final = 30.0
+"""For so long a lane is waited for: a batch is over before, even on a database that is silent."""
+CLOSE_SECONDS_MAX: Final = 5.0
+"""For so long a lane may go on with its batch when its parent ends; then it is killed."""
 
 Start = Literal["fork", "spawn"]
 """How a process begins: a fork shares memory with its parent, which may have no threads then."""
@@ -54,6 +64,13 @@ class Order(Struct, frozen=True):
     share: Share | None = None
     until: float = math.inf
     now: datetime | None = None
+
+
+class Report(Struct, frozen=True):
+    """What a lane folded since its last report, and whether it *is_done* with its order."""
+
+    folded: int
+    is_done: bool
 
 
 def fold(engine: Engine, *, until: float = math.inf, now: datetime | None = None, beside: "Lane | None" = None) -> int:
@@ -80,13 +97,19 @@ def fold(engine: Engine, *, until: float = math.inf, now: datetime | None = None
     return folded + (_run(engine, Order(None, until, now)) if folded or is_shared else 0)
 
 
-def _run(engine: Engine, order: Order, is_over: Callable[[], bool] = lambda: False) -> int:
+def _run(
+    engine: Engine,
+    order: Order,
+    is_over: Callable[[], bool] = lambda: False,
+    report: Callable[[int], None] = lambda _: None,
+) -> int:
     folded = 0
     while time.monotonic() < order.until and not is_over():
         batch = projection.run_once(engine, now=order.now or datetime.now(UTC), share=order.share)
         if not batch:
             break
         folded += batch
+        report(batch)
     return folded
 
 
@@ -97,10 +120,11 @@ class Lane:
     place; what it had claimed is pending again.
     """
 
-    def __init__(self, database_url: str) -> None:
+    def __init__(self, database_url: str, *, report_seconds_max: float = REPORT_SECONDS_MAX) -> None:
         self._url = database_url
+        self._report_seconds_max = report_seconds_max
         self._process: multiprocessing.process.BaseProcess | None = None
-        self._line: Connection[Order, int] | None = None
+        self._line: Connection[Order, Report] | None = None
         self._orders = 0
         self._folded = 0
 
@@ -113,7 +137,8 @@ class Lane:
         )
         ours, theirs = context.Pipe()
         # Not a daemon's, which multiprocessing would stop in the midst of a batch; it ends as the line does.
-        process = context.Process(target=_serve, args=(self._url, theirs, ours if how == "fork" else None), name="lane")
+        inherited = ours if how == "fork" else None
+        process = context.Process(target=_serve, args=(self._url, os.getpid(), theirs, inherited), name="lane")
         process.start()
         theirs.close()
         self._process, self._line = process, ours
@@ -154,10 +179,14 @@ class Lane:
     def _hear(self) -> None:
         assert self._line is not None, "who has orders has a line"  # noqa: S101 - for the types alone
         try:
-            self._folded += self._line.recv()
-            self._orders -= 1
+            if not self._line.poll(self._report_seconds_max):
+                raise TimeoutError
+            report = self._line.recv()
         except (EOFError, OSError) as error:
             self._lose(error)
+            return
+        self._folded += report.folded
+        self._orders -= report.is_done
 
     def stop(self) -> None:
         """Wait for the batch at hand, and let it do no more."""
@@ -167,37 +196,51 @@ class Lane:
 
     def _lose(self, error: Exception) -> None:
         process = self._process
+        if process is not None:
+            process.kill()
         self.close()
         _log.error("lane.ended", reason=type(error).__name__, exitcode=None if process is None else process.exitcode)
 
     def close(self) -> None:
-        """Let the process end, after the batch at hand."""
+        """Let the process end after the batch at hand, or kill it if that takes long."""
         if self._process is not None and self._line is not None:
             self._line.close()
-            self._process.join()
+            self._process.join(CLOSE_SECONDS_MAX)
+            if self._process.is_alive():
+                self._process.kill()
+                self._process.join()
         self._process, self._line, self._orders = None, None, 0
 
 
-def _serve(database_url: str, line: "Connection[int, Order]", inherited: "Connection[Order, int] | None") -> None:
+def _serve(
+    database_url: str,
+    parent: int,
+    line: "Connection[Report, Order]",
+    inherited: "Connection[Order, Report] | None",
+) -> None:
     """Do what comes over *line*, until its other end is gone; a copy of that is *inherited* by a fork."""
-    # Who is asked to stop is the parent, which then closes the line.
+    # The parent is asked to stop as well, and then closes the line.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
+    stopping.begin_with_end_of(parent, by=signal.SIGKILL)
     if inherited is None:
         logs.configure(Settings.load())
         settle_down()
     else:
         inherited.close()
     engine = database.engine(database_url, connections_max=1)
+
+    def report(folded: int) -> None:
+        line.send(Report(folded, is_done=False))
+
     with suppress(EOFError, OSError):
         while True:
             order = line.recv()
             try:
-                # Whatever comes over the line now, its end or another order, comes first.
-                folded = _run(engine, order, line.poll)
-            except Exception as error:  # noqa: BLE001 - the parent meets it as well, and says what it is
-                _log.warning("lane.failed", kind=type(error).__name__)
-                folded = 0
+                # Another order, or the end of the line, comes before what is left of this one.
+                _run(engine, order, line.poll, report)
+            except Exception as error:  # noqa: BLE001 - the parent meets it as well, and logs what it is
+                _log.warning("lane.failed", kind=database.condition(error))
             # A connection that nobody uses may be gone by the next backlog, and counts where they are few.
             engine.dispose()
-            line.send(folded)
+            line.send(Report(0, is_done=True))

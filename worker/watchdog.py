@@ -1,0 +1,126 @@
+"""What looks after a slot's consumer: a timer that works when no message comes, and a watchdog that finds it deaf.
+
+Note [The watchdog sees answers, not turns]
+    A consumer that no longer asks Redis for messages looks well: its process runs, and its event loop turns. It is deaf
+    when no task runs and Redis has answered no BRPOP of its for long, although Redis answers the watchdog. First Celery
+    is made to connect again; if that does not help, the process ends, and the worker's parent forks another.
+"""
+
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Final, NamedTuple, NoReturn
+
+import structlog
+from kombu.asynchronous import get_event_loop
+from redis import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisError
+
+from schemas import background
+from schemas.broker import Ear
+from worker.turns import Periodic, Turns
+
+DEAF_EXIT: Final = 75
+"""With this the watchdog ends a process, so that such ends can be counted apart."""
+
+_log = structlog.get_logger()
+
+
+class Limits(NamedTuple):
+    """How long what looks after a slot waits, in seconds."""
+
+    look: float = 1.0
+    deaf: float = 30.0
+    """Without an answer to a BRPOP; after twice this the process ends."""
+    intervals: float = 3.0
+    """So many intervals of its most frequent message may pass before the timer works."""
+
+
+class Timer:
+    """Does the jobs of a slot when no message has come for long."""
+
+    def __init__(self, turns: Turns, jobs: Sequence[Periodic], *, silent_seconds: float) -> None:
+        self._turns, self._jobs, self._silent_seconds = turns, jobs, silent_seconds
+        self._works = False
+
+    def look(self) -> None:
+        """Do what is due, unless a message came lately."""
+        silent = time.monotonic() - self._turns.heard_at
+        works = silent >= self._silent_seconds
+        if works != self._works:
+            self._works = works
+            _log.warning("timer.works", seconds=round(silent)) if works else _log.info("timer.rests")
+        if works:
+            for each in self._jobs:
+                if time.monotonic() - self._turns.began_at(each.job) >= each.every:
+                    self._turns.by_timer(each.job)
+
+
+class Watchdog:
+    """Finds out that the consumer of this process is deaf. See Note [The watchdog sees answers, not turns]."""
+
+    def __init__(self, turns: Turns, ear: Ear, redis: Redis, *, deaf_seconds: float) -> None:
+        self._turns, self._ear, self._redis, self._deaf_seconds = turns, ear, redis, deaf_seconds
+        self._heard_at = time.monotonic()
+        self._redis_back_at: float | None = None
+        self._has_reconnected = False
+
+    def look(self) -> None:
+        """Let a deaf consumer connect again, and end the process of one that stays deaf."""
+        now = time.monotonic()
+        heard_at = now if self._turns.has_task else max(self._ear.answered_at, self._turns.heard_at)
+        if heard_at > self._heard_at:
+            self._heard_at = heard_at
+            if self._has_reconnected:
+                _log.info("consumer.hears")
+            self._has_reconnected = False
+        # BRPOP is answered each second: Redis is asked only where something is amiss.
+        if now - self._heard_at < self._deaf_seconds / 4:
+            self._redis_back_at = None
+            return
+        if not self._is_redis_there():
+            self._redis_back_at = None
+            return
+        if self._redis_back_at is None:
+            self._redis_back_at = now
+        silent = now - max(self._heard_at, self._redis_back_at)
+        if silent >= 2 * self._deaf_seconds:
+            self._end(silent)
+        if silent >= self._deaf_seconds and not self._has_reconnected:
+            self._has_reconnected = True
+            _log.warning("consumer.deaf", seconds=round(silent), act="connects again")
+            _reconnect()
+
+    def _is_redis_there(self) -> bool:
+        try:
+            return bool(self._redis.ping())
+        except (RedisError, OSError):
+            return False
+
+    def _end(self, silent: float) -> NoReturn:
+        _log.error("consumer.deaf_for_good", seconds=round(silent), act="ends its process", exit=DEAF_EXIT)
+        os._exit(DEAF_EXIT)
+
+
+def _reconnect() -> None:
+    hub = get_event_loop()
+    # Without one the consumer is connecting just now.
+    if hub is not None:
+        hub.call_soon(_lose_connection)
+
+
+def _lose_connection() -> NoReturn:
+    raise RedisConnectionError("The consumer is deaf.")
+
+
+def start(name: str, look: Callable[[], None], *, every: float) -> None:
+    """Let a thread called *name* look *every* so many seconds, for good."""
+    pause = threading.Event()
+
+    def run() -> None:
+        while not pause.wait(every):
+            look()
+
+    background.start(name, run)

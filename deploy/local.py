@@ -13,7 +13,7 @@ from collections.abc import Coroutine, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, TextIO, TypeVar
+from typing import Any, Final, NoReturn, TextIO, TypeVar
 
 import httpx
 import uvloop
@@ -83,6 +83,12 @@ def end_in_peace() -> None:
     """Within ``stop_when_told``, let no signal disturb what ends from here on."""
     for each in STOP_SIGNALS:
         signal.signal(each, lambda *_: None)
+
+
+def wait_until_told() -> NoReturn:
+    """Do nothing until ``stop_when_told`` ends that."""
+    while True:
+        signal.pause()
 
 
 def run_until_told(work: Coroutine[Any, Any, Result]) -> Result:

@@ -10,7 +10,8 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -22,10 +23,12 @@ from honcho.printer import Message, Printer
 from honcho.process import Popen
 
 from deploy.leash import leashed
+from worker.slots import ending
 
 PROCFILE: Final = Path(__file__).parent.parent / "Procfile"
 RELEASE: Final = "release"
 GRACE_SECONDS: Final = 30.0  # what Heroku gives a process between SIGTERM and SIGKILL
+LAST_LINES_MAX: Final = 20  # of a process that ended by itself
 LAST_LINES_SECONDS: Final = 2.0  # a process that left the group may hold the pipe open for ever
 
 
@@ -44,6 +47,19 @@ def run_release(env: Mapping[str, str], *, procfile: Path = PROCFILE, output: Te
         return release.wait()
     finally:
         release.end(GRACE_SECONDS)
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A process that ended by itself: its exit code, or the negative number of a signal, and the last it wrote."""
+
+    name: str
+    code: int
+    last_lines: str
+
+    def __str__(self) -> str:
+        lines = f"; its last lines:\n{self.last_lines}" if self.last_lines else " without a word"
+        return f"The {self.name} process ended {ending(self.code)}{lines}"
 
 
 class Processes:
@@ -70,6 +86,24 @@ class Processes:
         self._running: dict[str, _Running] = {}
         # A SimpleQueue may be put to from a signal handler while this very thread waits on it; an Event may not.
         self._ends: SimpleQueue[_Running | None] = SimpleQueue()
+        self.ended: Ended | None = None
+
+    @contextlib.contextmanager
+    def interrupting(self) -> Iterator[None]:
+        """Within this, send SIGINT to this very process when one of them ends by itself; then `ended` is which."""
+
+        def interrupt() -> None:
+            self.ended = self.wait()
+            if self.ended is not None:
+                os.kill(os.getpid(), signal.SIGINT)
+
+        thread = threading.Thread(target=interrupt, name="interrupting", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            self.ask_to_stop()
+            thread.join()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -119,11 +153,11 @@ class Processes:
         running = self._running.get(name)
         return None if running is None else running.process.poll()
 
-    def wait(self) -> str | None:
-        """Block until a process ends that nobody killed here, and return its name; None when a stop was asked for."""
+    def wait(self) -> Ended | None:
+        """Block until a process ends that nobody killed here, and return which; None when a stop was asked for."""
         while (ended := self._ends.get()) is not None:
             if not ended.expected_to_end:
-                return ended.name
+                return Ended(ended.name, ended.wait(), ended.last_lines)
         return None
 
     def ask_to_stop(self) -> None:
@@ -167,6 +201,7 @@ class _Running:
     expected_to_end: bool = False
 
     def __post_init__(self) -> None:
+        self._last_lines: deque[bytes] = deque(maxlen=LAST_LINES_MAX)
         self._watcher = threading.Thread(target=self._watch, daemon=True)
         self._reader = threading.Thread(target=self._print, daemon=True)
         self._watcher.start()
@@ -199,7 +234,13 @@ class _Running:
         if self.process.stdout is not None:
             with self.process.stdout as lines:
                 for line in lines:
+                    self._last_lines.append(line)
                     self.lines.write(self.name, line)
+
+    @property
+    def last_lines(self) -> str:
+        """The end of what it wrote."""
+        return b"".join(self._last_lines).decode(errors="replace").rstrip()
 
     def _watch(self) -> None:
         self.process.wait()

@@ -105,7 +105,12 @@ class Transport(kombu_redis.Transport):
 
 
 class _Connection(kombu.Connection):
-    """A connection that is tried again after seconds, where kombu's own waits for up to half a minute."""
+    """A connection by our transport, tried again after seconds where kombu's own waits for up to half a minute."""
+
+    def get_transport_cls(self) -> type[kombu.transport.base.Transport]:
+        """Return our transport in place of kombu's for Redis."""
+        named = super().get_transport_cls()
+        return Transport if named is kombu_redis.Transport else named
 
     def ensure_connection(self, *args: Any, **kwargs: Any) -> Self:  # noqa: ANN401 - kombu's own
         often = {"interval_start": 0.5, "interval_step": 0.5, "interval_max": RECONNECT_SECONDS_MAX}
@@ -121,7 +126,6 @@ def celery(settings: Settings) -> Celery:
         task_ignore_result=True,
         task_acks_late=True,
         worker_prefetch_multiplier=1,
-        broker_transport=Transport,
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
         broker_connection_timeout=SOCKET_SECONDS_MAX,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.processes import PROCFILE, Processes, read_procfile, run_release
+from deploy.processes import PROCFILE, Ended, Processes, read_procfile, run_release
 
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, and only Linux tells of a parent's death")
 
@@ -177,11 +177,13 @@ def test_stubborn(procfile: Path) -> None:
 
 
 def test_wait_for_an_end(procfile: Path) -> None:
-    """A process that ends by itself ends the wait."""
+    """A process that ends by itself ends the wait, which says how it ended and what it wrote last."""
     procfile.write_text("web: python program.py web\nworker: python program.py worker brief")
     with Processes({}, procfile=procfile, output=io.StringIO()) as processes:
-        assert processes.wait() == "worker"
-        assert processes.returncode("worker") == 3
+        ended = processes.wait()
+
+    assert ended == Ended("worker", 3, f"{sys.executable} None worker")
+    assert str(ended) == f"The worker process ended with exit 3; its last lines:\n{sys.executable} None worker"
 
 
 def test_wait_until_asked(processes: Processes) -> None:

@@ -74,6 +74,13 @@ class Command:
         self.process.send_signal(by)
         return self.process.wait(STOP_SECONDS_MAX)
 
+    def child(self, *arguments: str) -> set[int]:
+        """Return the process that the command started whose command line ends with *arguments*, if it is there."""
+        pid = self.process.pid
+        begun = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        ends = "\0".join(arguments) + "\0"
+        return {int(each) for each in begun if Path(f"/proc/{each}/cmdline").read_text().endswith(ends)}
+
     def everyone(self) -> list[int]:
         """Return the processes that were started for this folder, the command itself among them."""
         return [int(each.name) for each in Path("/proc").glob("[0-9]*") if str(self.folder) in _traces(each)]
@@ -232,6 +239,24 @@ def test_up_on_a_port_that_is_taken(tmp_path: Path) -> None:
     assert command.everyone() == []
 
 
+def test_up_starts_again_what_ended(up: Command) -> None:
+    """A process that ends by itself is started again, with its last lines; the third end within minutes ends `up`."""
+    killed: set[int] = set()
+    for times in (1, 2, 3):
+        until(lambda: bool(up.child("-m", "worker.clock") - killed))
+        (clock,) = up.child("-m", "worker.clock") - killed
+        killed.add(clock)
+        os.kill(clock, signal.SIGKILL)
+        if times < 3:
+            until(lambda times=times: up.err.count("It is started again.") == times)  # type: ignore[misc]  # its default
+            assert asked(up, "/v1/orders").status_code == 200
+
+    assert up.process.wait(STOP_SECONDS_MAX) == 1
+    assert up.err.count("The clock process ended by SIGKILL") == 3
+    assert "It ended 3 times in 10 minutes, so the others were stopped." in up.err
+    assert up.everyone() == []
+
+
 # ---- demo ----
 
 PARTS = (
@@ -333,6 +358,21 @@ def test_demo_interrupted(tmp_path: Path) -> None:
     assert list(demo.folder.iterdir()) == []
     assert "Traceback" not in demo.err
     assert demo.out == ""
+
+
+def test_demo_whose_worker_ends(tmp_path: Path) -> None:
+    """A demo ends with the first of its processes, and shows the last that it wrote; that is no success."""
+    with running(tmp_path / "data", "demo", "--orders", "20000", PORT=str(free_port())) as demo:
+        until(lambda: "Payfold runs at" in demo.err or demo.process.poll() is not None)
+        (worker,) = demo.child("-m", "worker")
+        os.kill(worker, signal.SIGKILL)
+
+        assert demo.process.wait(STOP_SECONDS_MAX) == 1
+
+    assert "The worker process ended by SIGKILL" in demo.err
+    assert "So the demo was stopped." in demo.err
+    assert "Traceback" not in demo.err
+    assert demo.everyone() == []
 
 
 def test_told_to_stop_within_a_callback() -> None:

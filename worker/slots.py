@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final, NoReturn
 
 import structlog
@@ -29,12 +29,33 @@ _AWAITED: Final = _STOPS | {signal.SIGCHLD, signal.SIGALRM}
 _log = structlog.get_logger()
 
 
+class Ends:
+    """When a process that ought to run ended, within the last *seconds*."""
+
+    def __init__(self, seconds: float = ENDS_SECONDS) -> None:
+        self._seconds = seconds
+        self._at: deque[float] = deque()
+
+    def note(self) -> int:
+        """Note an end now, and return how many there were lately."""
+        now = time.monotonic()
+        self._at.append(now)
+        while self._at[0] < now - self._seconds:
+            self._at.popleft()
+        return len(self._at)
+
+
+def ending(code: int) -> str:
+    """Return how a process ended, in words; *code* is negative for a signal."""
+    return f"by {signal.Signals(-code).name}" if code < 0 else f"with exit {code}"
+
+
 @dataclass(eq=False)
 class _Slot:
     name: str
     serve: Callable[[], int]
+    ends: Ends
     pid: int = 0
-    ends: deque[float] = field(default_factory=deque)
 
 
 class Parent:
@@ -48,7 +69,7 @@ class Parent:
         ends_seconds: float = ENDS_SECONDS,
         stop_seconds_max: float = STOP_SECONDS_MAX,
     ) -> None:
-        self._slots = [_Slot(name, serve) for name, serve in slots.items()]
+        self._slots = [_Slot(name, serve, Ends(ends_seconds)) for name, serve in slots.items()]
         self._ends_max, self._ends_seconds, self._stop_seconds_max = ends_max, ends_seconds, stop_seconds_max
         self._is_stopping = False
         self._code = 0
@@ -85,7 +106,7 @@ class Parent:
         if self._is_stopping:
             self._code = self._code or int(code != 0)
             return
-        times = self._count(slot)
+        times = slot.ends.note()
         _log.error("worker.slot_ended", slot=slot.name, ended=ending(code), times=times)
         if times < self._ends_max:
             self._fork(slot, mask)
@@ -93,14 +114,6 @@ class Parent:
         _log.error("worker.given_up", slot=slot.name, ends=times, within_seconds=self._ends_seconds)
         self._code = 1
         self._stop()
-
-    def _count(self, slot: _Slot) -> int:
-        """Note an end of *slot* and return how many there were lately."""
-        now = time.monotonic()
-        slot.ends.append(now)
-        while slot.ends[0] < now - self._ends_seconds:
-            slot.ends.popleft()
-        return len(slot.ends)
 
     def _stop(self) -> None:
         if not self._is_stopping:
@@ -114,11 +127,6 @@ class Parent:
         for slot in running:
             _log.error("worker.slot_killed", slot=slot.name, seconds=self._stop_seconds_max)
             os.kill(slot.pid, signal.SIGKILL)
-
-
-def ending(code: int) -> str:
-    """Return what an exit code says, in words: a signal is a negative number."""
-    return f"by {signal.Signals(-code).name}" if code < 0 else f"with exit {code}"
 
 
 def _become(slot: _Slot, mask: set[int]) -> NoReturn:

@@ -16,6 +16,7 @@ from sqlalchemy import Connection, ScalarSelect, Select, exists, func, select
 from deploy import local, output
 from deploy.commands.base import FAILED, MIGRATIONS_PENDING, FormatOption, first_line, opened_database, settings_here
 from deploy.output import Format, err
+from deploy.processes import Ended, Processes
 from deploy.services import ServicesError
 from schemas import database, migrate, tables
 from schemas.errors import (
@@ -25,6 +26,7 @@ from schemas.errors import (
     PayfoldError,
 )
 from schemas.settings import SCOPES, Settings
+from worker.slots import ENDS_MAX, ENDS_SECONDS, Ends
 
 app: Final = typer.Typer()
 migrate_app: Final = typer.Typer(help="Bring the schema to this release.", invoke_without_command=True)
@@ -88,16 +90,28 @@ def up() -> None:
     """Run everything on this machine, with embedded servers where no URL is given, until Ctrl-C."""
     settings = Settings.load()
     folder = settings.payfold_data_dir.absolute() / local.UP_FOLDER
-    ended = None
     with local.stop_when_told():
         try:
             with local.running(settings, folder) as running:
                 _introduce(running)
-                ended = running.processes.wait()
+                _keep_running(running.processes)
         except KeyboardInterrupt:
             err.print("Stopped.")
-    if ended:
-        raise ConflictError(f"The {ended} process ended by itself, so the others were stopped.")
+
+
+def _keep_running(processes: Processes) -> None:
+    """Start again what ends by itself, until a stop is asked for.
+
+    Raises:
+        ConflictError: one of them has ended too often.
+    """
+    ends = {name: Ends() for name in processes.names}
+    while (ended := processes.wait()) is not None:
+        if ends[ended.name].note() >= ENDS_MAX:
+            minutes = round(ENDS_SECONDS / 60)
+            raise ConflictError(f"{ended}\nIt ended {ENDS_MAX} times in {minutes} minutes, so the others were stopped.")
+        err.print(f"{ended}\nIt is started again.", soft_wrap=True, markup=False, highlight=False)
+        processes.start_one(ended.name)
 
 
 def _introduce(running: local.Running) -> None:
@@ -125,6 +139,7 @@ def demo(
     show.refuse_the_orders_of_others(settings)
     seed = random_secrets.randbelow(10**6) if seed is None else seed
     holds = False
+    ended: Ended | None = None
     with local.stop_when_told():
         try:
             with local.temporary_folder(settings) as folder:
@@ -136,12 +151,18 @@ def demo(
                     local.running(settings, folder, environment=shop.environment, output=log) as running,
                 ):
                     err.print(f"Payfold runs at {running.address}, beside a sandbox Stripe.\n")
-                    holds = show.run(running, shop, seed=seed, progress_to=err, summary_to=output.out)
-                    if not leave:
-                        _introduce(running)
-                        running.processes.wait()
+                    try:
+                        with running.processes.interrupting():
+                            holds = show.run(running, shop, seed=seed, progress_to=err, summary_to=output.out)
+                            if not leave:
+                                _introduce(running)
+                                local.wait_until_told()
+                    finally:
+                        ended = running.processes.ended
         except KeyboardInterrupt:
             err.print("Stopped.")
+    if ended is not None:
+        raise ConflictError(f"{ended}\nSo the demo was stopped.")
     if not holds:
         raise typer.Exit(FAILED)
 

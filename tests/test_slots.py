@@ -1,4 +1,4 @@
-"""The worker's process as it runs: folding and calls to Stripe have a slot each, and neither outlives the other."""
+"""The worker's process as it runs: folding and calls to Stripe have a slot each, and one that ends is forked again."""
 
 import os
 import signal
@@ -8,8 +8,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from deploy.sandbox.history import shop_history
@@ -54,16 +56,29 @@ def until(condition: Callable[[], bool], seconds: float = SECONDS_MAX) -> None:
         time.sleep(0.02)
 
 
-def forked_by(process: "subprocess.Popen[bytes]") -> tuple[int, int]:
-    """Return the slot for Stripe and the lane that the worker forked, once it has."""
-    until(lambda: len(children(process)) == 2)
-    slot, lane = children(process)
-    return slot, lane
+@dataclass(frozen=True)
+class Forked:
+    """The processes of a worker but for the parent: the slot that folds, the one for Stripe, and the folder's lane."""
+
+    fold: int
+    stripe: int
+    lane: int
 
 
-def children(process: "subprocess.Popen[bytes]") -> list[int]:
-    """Return the processes that the worker began, in that order."""
-    return [int(each) for each in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+def forked_by(process: "subprocess.Popen[bytes]") -> Forked:
+    """Return the processes of a worker, once they are there."""
+    until(lambda: len(children(process.pid)) == 2 and len(children(children(process.pid)[0])) == 1)
+    fold, stripe = children(process.pid)
+    (lane,) = children(fold)
+    return Forked(fold, stripe, lane)
+
+
+def children(pid: int) -> list[int]:
+    """Return the processes that the main thread of a process began, in that order."""
+    try:
+        return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except FileNotFoundError:
+        return []
 
 
 def is_gone(process_id: int) -> bool:
@@ -129,10 +144,12 @@ def test_a_worker_that_dies_between_an_answer_and_its_commit(at: Stage) -> None:
     """Stripe has expired the session and the worker is killed: when its lease is over another reads it, once."""
     (session,) = at.open()
     with worker(at) as process:
-        slot, _ = forked_by(process)
-        at.faults.add(None, "*/expire", after=lambda: os.kill(slot, signal.SIGKILL))
+        forked = forked_by(process)
+        at.faults.add(None, "*/expire", after=lambda: os.kill(forked.stripe, signal.SIGKILL))
         send(at, broker.EXPIRE_SESSIONS, broker.STRIPE_QUEUE)
-        assert process.wait(SECONDS_MAX) == 1
+        until(lambda: is_gone(forked.stripe))
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(SECONDS_MAX) == 0
     at.deliver()
     at.account.advance(2 * int(calls.LEASE.total_seconds()))
     while at.rows("SELECT FROM stripe_calls"):
@@ -163,54 +180,99 @@ def test_a_worker_without_a_key_says_so_once_and_takes_both_queues(at: Stage) ->
     assert at.api.calls == []
 
 
-def test_a_worker_that_is_told_to_stop_takes_its_slot_along(at: Stage) -> None:
-    """SIGTERM ends all three, and that is no failure."""
+def test_a_worker_that_is_asked_to_stop_takes_its_slots_along(at: Stage) -> None:
+    """SIGTERM ends all four, and that is no failure."""
     with worker(at) as process:
-        slot, lane = forked_by(process)
+        forked = forked_by(process)
         send(at, broker.POLL_SESSIONS, broker.STRIPE_QUEUE)
         until(lambda: at.api.calls != [])
 
         process.send_signal(signal.SIGTERM)
 
         assert process.wait(SECONDS_MAX) == 0
-        assert is_gone(slot)
-        assert is_gone(lane)
+        assert is_gone(forked.fold)
+        assert is_gone(forked.stripe)
+        assert is_gone(forked.lane)
 
 
 def test_a_killed_worker_leaves_no_slot_behind(at: Stage) -> None:
-    """After a kill -9 of the worker its slot ends by itself, and so does its lane."""
+    """After a kill -9 of the parent its slots end by themselves, and so does the lane."""
     with worker(at) as process:
-        slot, lane = forked_by(process)
+        forked = forked_by(process)
         send(at, broker.POLL_SESSIONS, broker.STRIPE_QUEUE)
         until(lambda: at.api.calls != [])
 
         process.kill()
 
-        until(lambda: is_gone(slot) and is_gone(lane))
+        until(lambda: is_gone(forked.fold) and is_gone(forked.stripe) and is_gone(forked.lane))
 
 
-def test_a_worker_whose_slot_is_gone_ends(at: Stage) -> None:
-    """A worker without its slot would look well and never call Stripe: it ends, and is started again by whoever did."""
+def test_the_parent_has_one_thread_and_no_connection(at: Stage) -> None:
+    """What only forks cannot hang: the parent has no other thread, and no socket."""
     with worker(at) as process:
-        slot, _ = forked_by(process)
-        os.kill(slot, signal.SIGKILL)
+        forked_by(process)
+        send(at, broker.POLL_SESSIONS, broker.STRIPE_QUEUE)
+        until(lambda: at.api.calls != [])
 
+        files = [os.readlink(each) for each in Path(f"/proc/{process.pid}/fd").iterdir()]
+        assert len(list(Path(f"/proc/{process.pid}/task").iterdir())) == 1
+        assert [each for each in files if each.startswith(("socket", "anon_inode"))] == []
+
+
+@pytest.mark.parametrize("name", ["fold", "stripe"])
+def test_a_slot_that_is_killed_is_forked_again(at: Stage, name: str) -> None:
+    """A slot that ends is replaced, whichever it is, and its queue is worked at; the other slot goes on."""
+    with worker(at) as process:
+        forked = forked_by(process)
+        os.kill(getattr(forked, name), signal.SIGKILL)
+        until(lambda: getattr(forked, name) not in children(process.pid) and len(children(process.pid)) == 2)
+        send(at, broker.POLL_SESSIONS, broker.STRIPE_QUEUE)
+        until(lambda: at.api.calls != [])
+        link = at.account.create_payment_link()
+        ledger.record(at.engine, [ledger.delivery(event.body) for event in at.account.events])
+        send(at, broker.FOLD, broker.FOLD_QUEUE)
+        until(lambda: at.rows("SELECT FROM payment_links WHERE id = :id", id=link) != [])
+        until(lambda: is_gone(forked.lane) == (name == "fold"))
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=SECONDS_MAX)
+
+    (line,) = (line for line in map(msgspec.json.decode, logged(err)) if line["event"] == "worker.slot_ended")
+    assert (line["slot"], line["ended"], line["times"]) == (name, "by SIGKILL", 1)
+    assert process.returncode == 0
+
+
+def test_a_slot_that_ends_three_times_ends_the_worker(at: Stage) -> None:
+    """A slot that cannot go on is no secret: the worker ends with 1, with all of its processes, and says why."""
+    with worker(at) as process:
+        for times in range(3):
+            until(lambda: len(children(process.pid)) == 2)
+            _, newest = sorted(children(process.pid)) if times else children(process.pid)
+            os.kill(newest, signal.SIGKILL)
+            until(lambda newest=newest: is_gone(newest))  # type: ignore[misc]  # its default
         assert process.wait(SECONDS_MAX) == 1
         assert process.stderr is not None
-        assert b"worker.slot_ended" in process.stderr.read()
+        events = [msgspec.json.decode(line)["event"] for line in logged(process.stderr.read())]
+
+    assert events.count("worker.slot_ended") == 3
+    assert events.count("worker.given_up") == 1
+
+
+def logged(err: bytes) -> list[bytes]:
+    """Return the lines of our log; Python writes some of its own."""
+    return [line for line in err.splitlines() if line.startswith(b"{")]
 
 
 def test_a_worker_whose_lane_is_gone_goes_on(at: Stage) -> None:
     """A lane that was killed is missed at the next backlog: the worker says so, folds it, and has a lane again."""
     account = shop_history(seed=8, orders=400, money=True)
     with worker(at) as process:
-        _, lane = forked_by(process)
-        os.kill(lane, signal.SIGKILL)
+        forked = forked_by(process)
+        os.kill(forked.lane, signal.SIGKILL)
         ledger.record(at.engine, [ledger.delivery(event.body) for event in account.events])
         send(at, broker.FOLD, broker.FOLD_QUEUE)
         until(lambda: at.rows("SELECT FROM pending") == [])
-        assert lane not in children(process)
-        another = children(process)[-1]
+        assert forked.lane not in children(forked.fold)
+        another = children(forked.fold)[-1]
         process.send_signal(signal.SIGTERM)
         _, said = process.communicate(timeout=SECONDS_MAX)
 

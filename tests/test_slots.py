@@ -147,7 +147,7 @@ def test_a_worker_that_dies_between_an_answer_and_its_commit(at: Stage) -> None:
         forked = forked_by(process)
         at.faults.add(None, "*/expire", after=lambda: os.kill(forked.stripe, signal.SIGKILL))
         send(at, broker.EXPIRE_SESSIONS, broker.STRIPE_QUEUE)
-        until(lambda: is_gone(forked.stripe))
+        until(lambda: forked.stripe not in children(process.pid) and len(children(process.pid)) == 2)
         process.send_signal(signal.SIGTERM)
         assert process.wait(SECONDS_MAX) == 0
     at.deliver()

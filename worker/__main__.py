@@ -52,7 +52,10 @@ def _serve(made: Made, limits: Limits, parent: int, queues: tuple[str, ...]) -> 
         # Before any thread is started, so that it can be forked.
         made.lane.start("fork")
     stopping.begin_with_end_of(parent)
-    worker_shutting_down.connect(lambda **_: stopping.begin(), weak=False)
+    # Celery sends this from its handler of the signal, whatever the consumer waits for.
+    worker_shutting_down.connect(
+        lambda **_: stopping.begin(shut_down_seconds=limits.shut_down, end_seconds=limits.end), weak=False
+    )
     _look_after(made, limits, queues)
     try:
         # It returns, against its types, and with a code where Celery met an error that it does not recover from.

@@ -20,6 +20,7 @@ from redis.exceptions import RedisError
 
 from schemas import background
 from schemas.broker import Ear
+from schemas.stopping import END_SECONDS, SHUT_DOWN_SECONDS
 from worker.turns import Periodic, Turns
 
 DEAF_EXIT: Final = 75
@@ -29,13 +30,17 @@ _log = structlog.get_logger()
 
 
 class Limits(NamedTuple):
-    """How long what looks after a slot waits, in seconds."""
+    """How long what looks after a process waits, in seconds."""
 
     look: float = 1.0
     deaf: float = 30.0
     """Without an answer to a BRPOP; after twice this the process ends."""
     intervals: float = 3.0
     """So many intervals of its most frequent message may pass before the timer works."""
+    shut_down: float = SHUT_DOWN_SECONDS
+    """After the request to stop, until its connections to PostgreSQL are shut down."""
+    end: float = END_SECONDS
+    """After the request to stop, until the process is ended."""
 
 
 class Timer:

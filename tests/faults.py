@@ -1,0 +1,214 @@
+"""Faults of the servers that a worker stands on, and the worker beside them, for the tests of what outlasts them."""
+
+import os
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import msgspec
+import redis
+from sqlalchemy import Engine
+
+from deploy.sandbox.account import Account
+from deploy.services import Postgres, Valkey, processes_in
+from schemas import broker
+from tests import command, ledger
+from tests.web import until
+
+STOP_SECONDS_MAX = 40
+
+
+@dataclass(frozen=True)
+class Started:
+    """A process of ours with its log."""
+
+    process: "subprocess.Popen[bytes]"
+    log: Path
+
+    def lines(self, event: str = "") -> list[dict[str, Any]]:
+        """Return what it logged, or what of that is called *event*."""
+        lines = (line for line in self.log.read_bytes().splitlines() if line.startswith(b"{") and line.endswith(b"}"))
+        found = [msgspec.json.decode(line) for line in lines]
+        return [each for each in found if event in {"", each["event"]}]
+
+    def children(self) -> list[int]:
+        """Return the processes that it forked, in that order."""
+        pid = self.process.pid
+        return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+    def stop(self) -> int:
+        """Ask it to stop and return its exit code."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(STOP_SECONDS_MAX)
+
+
+@contextmanager
+def started(log: Path, module: str, *arguments: str, **settings: str) -> Iterator[Started]:
+    """Run ``python -m`` *module* beside the test, and kill it at the end if it is still there."""
+    with log.open("wb") as stderr:
+        process = subprocess.Popen(
+            [sys.executable, "-m", module, *arguments],
+            env=command.environment(settings),
+            stdout=subprocess.DEVNULL,
+            stderr=stderr,
+        )
+        try:
+            yield Started(process, log)
+        finally:
+            process.kill()
+            process.wait()
+
+
+@contextmanager
+def paused(server: Postgres | Valkey) -> Iterator[None]:
+    """Let all of a server's processes stand still: its connections stay, and nothing is answered."""
+    found = processes_in(server._working_folder, server.binary.name)
+    assert found
+    _signal(found, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        _signal(found, signal.SIGCONT)
+
+
+def _signal(processes: list[int], number: signal.Signals) -> None:
+    for each in processes:
+        with suppress(ProcessLookupError):
+            os.kill(each, number)
+
+
+def flush(url: str) -> None:
+    """Forget every message."""
+    with redis.Redis.from_url(url) as client:
+        client.flushall()
+
+
+def cut(url: str) -> None:
+    """Cut every connection but our own, from the server's side."""
+    with redis.Redis.from_url(url) as client:
+        client.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+
+
+def waiting(url: str, queue: str = broker.FOLD_QUEUE) -> int:
+    """Return how many messages wait in *queue*."""
+    with redis.Redis.from_url(url) as client:
+        return int(client.llen(queue))
+
+
+def put(url: str, task: str, queue: str) -> None:
+    """Send a message with its own connection."""
+    app = broker.celery(settings_of(url))
+    app.send_task(task, queue=queue)
+    app.close()
+
+
+def settings_of(redis_url: str) -> Any:  # noqa: ANN401 - settings
+    """Return settings that name a broker."""
+    from schemas.settings import Settings  # noqa: PLC0415 - for this alone
+
+    return Settings.load({"REDIS_URL": redis_url})
+
+
+class Shop:
+    """A shop whose events are recorded, a few at a time, and that no message tells of."""
+
+    def __init__(self, engine: Engine, *, seed: int = 41) -> None:
+        self._engine, self._account, self._recorded = engine, Account(seed=seed), 0
+
+    def record(self, count: int = 20) -> None:
+        """Record the creation of *count* payment links."""
+        for _ in range(count):
+            self._account.create_payment_link()
+        events = self._account.events[self._recorded :]
+        ledger.record(self._engine, [ledger.delivery(event.body) for event in events])
+        self._recorded += len(events)
+
+    def pending(self) -> int:
+        """Return how many events are not folded."""
+        (row,) = ledger.rows(self._engine, "SELECT count(*) AS found FROM pending")
+        return int(row["found"])
+
+    def until_folded(self, seconds: float = 40.0) -> None:
+        """Return once nothing is pending."""
+        until(lambda: self.pending() == 0, seconds)
+
+
+class Proxy:
+    """A way to a server that can fall silent: it takes bytes, as TCP does, and passes none of them on."""
+
+    def __init__(self, url: str) -> None:
+        parts = urlsplit(url)
+        self._server = (parts.hostname or "127.0.0.1", parts.port or 5432)
+        self._listening = socket.create_server(("127.0.0.1", 0))
+        port = self._listening.getsockname()[1]
+        credentials = parts.netloc.rpartition("@")[0]
+        self.url = parts._replace(netloc=f"{credentials}@127.0.0.1:{port}").geturl()
+        self._selector = selectors.DefaultSelector()
+        self._peers: dict[socket.socket, socket.socket] = {}
+        self._silent: set[socket.socket] = set()
+        self._is_silent = False
+        self._over = threading.Event()
+        self._lock = threading.Lock()
+        self._selector.register(self._listening, selectors.EVENT_READ)
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def fall_silent(self) -> int:
+        """Pass no more bytes of the connections that are there, and return how many those are; new ones work."""
+        with self._lock:
+            self._silent |= set(self._peers)
+            return len(self._silent) // 2
+
+    def close(self) -> None:
+        """End it and every connection."""
+        self._over.set()
+        self._thread.join()
+        for each in (self._listening, *self._peers):
+            each.close()
+        self._selector.close()
+
+    def _run(self) -> None:
+        while not self._over.is_set():
+            for key, _ in self._selector.select(timeout=0.2):
+                assert isinstance(key.fileobj, socket.socket)
+                with self._lock:
+                    self._accept() if key.fileobj is self._listening else self._pass_on(key.fileobj)
+
+    def _accept(self) -> None:
+        client, _ = self._listening.accept()
+        server = socket.create_connection(self._server)
+        self._peers |= {client: server, server: client}
+        for each in (client, server):
+            self._selector.register(each, selectors.EVENT_READ)
+
+    def _pass_on(self, source: socket.socket) -> None:
+        received = b""
+        with suppress(OSError):
+            received = source.recv(65_536)
+        target = self._peers[source]
+        if not received:
+            self._forget(source, target)
+        elif source not in self._silent:
+            with suppress(OSError):
+                target.sendall(received)
+
+    def _forget(self, *both: socket.socket) -> None:
+        for each in both:
+            self._selector.unregister(each)
+            del self._peers[each]
+            self._silent.discard(each)
+            each.close()
+
+
+def environment(database_url: str, redis_url: str, **more: str) -> Mapping[str, str]:
+    """Return the settings of a worker that sweeps each second, where anything asks it to."""
+    return {"DATABASE_URL": database_url, "REDIS_URL": redis_url, "PAYFOLD_SWEEP_SECONDS": "1", **more}

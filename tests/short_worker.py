@@ -1,0 +1,78 @@
+"""The worker or the clock with short intervals, and with faults of its own: ``python -m tests.short_worker``.
+
+For the tests of what looks after a process, which would otherwise take minutes.
+"""
+
+import argparse
+import sys
+import threading
+from datetime import timedelta
+from functools import partial
+from typing import Any, ClassVar, Final
+
+from celery.schedules import schedule
+
+from schemas import broker
+from worker import __main__ as worker
+from worker import clock
+from worker.process import Made, run
+from worker.watchdog import Limits
+
+LIMITS: Final = Limits(look=0.2, deaf=4.0)
+
+
+class DeafChannel(broker.Channel):
+    """A channel that soon asks Redis for nothing any more, and looks as if it had: the read is swallowed."""
+
+    ASKS: ClassVar[int] = 2
+    deaf_max: ClassVar[int] = 1
+    deaf: ClassVar[list[object]] = []
+    asked: ClassVar[dict[object, int]] = {}
+
+    def _brpop_start(self, timeout: int | None = None) -> None:
+        if self not in self.deaf and len(self.deaf) < self.deaf_max:
+            self.deaf.append(self)
+        if self in self.deaf:
+            self.asked[self] = self.asked.get(self, 0) + 1
+            if self.asked[self] > self.ASKS:
+                self._in_poll = self.client.connection
+                return
+        super()._brpop_start(timeout)  # type: ignore[misc]  # private, and so not in the stubs
+
+
+class DeafTransport(broker.Transport):
+    """A transport whose first channels go deaf."""
+
+    Channel = DeafChannel
+
+
+class Stuck(schedule):
+    """A time to send a message that takes for ever to be found out."""
+
+    def is_due(self, _: Any) -> Any:  # noqa: ANN401 - Celery's own
+        """Return never."""
+        threading.Event().wait()
+
+
+def _start_worker(made: Made, asked: argparse.Namespace) -> int:
+    if asked.deaf:
+        DeafChannel.deaf_max = asked.deaf
+        made.app.conf.broker_transport = DeafTransport
+    return worker.start(made, LIMITS._replace(shut_down=asked.shut_down, end=asked.end))
+
+
+def _start_clock(made: Made, asked: argparse.Namespace) -> int:
+    if asked.stuck:
+        made.app.conf.beat_schedule["stuck"] = {"task": "stuck", "schedule": Stuck(timedelta(seconds=1)), "options": {}}
+    return clock.start(made, still_seconds_max=2.0)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("process", choices=["worker", "clock"])
+    parser.add_argument("--deaf", type=int, default=0, help="So many consumers of each process go deaf.")
+    parser.add_argument("--stuck", action="store_true", help="The clock stands still.")
+    parser.add_argument("--shut-down", type=float, default=20.0)
+    parser.add_argument("--end", type=float, default=28.0)
+    asked = parser.parse_args(sys.argv[1:])
+    run(partial({"worker": _start_worker, "clock": _start_clock}[asked.process], asked=asked))

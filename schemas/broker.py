@@ -144,6 +144,8 @@ def celery(settings: Settings) -> Celery:
         },
         # The clock looks at its timetable at least this often, so that a look that is late means something.
         beat_max_loop_interval=5,
+        # Messages of a lost connection come again, and a task that still runs is not disturbed: it is in this thread.
+        worker_cancel_long_running_tasks_on_connection_loss=True,
         worker_hijack_root_logger=False,
         worker_enable_remote_control=False,
         worker_send_task_events=False,

@@ -22,7 +22,7 @@ LIMITS: Final = Limits(look=0.2, deaf=4.0)
 
 
 class DeafChannel(broker.Channel):
-    """A channel that soon asks Redis for nothing any more, and looks as if it had: the read is swallowed."""
+    """A channel that soon asks Redis for nothing any more: the read is swallowed, and the process goes on."""
 
     ASKS: ClassVar[int] = 2
     deaf_max: ClassVar[int] = 1
@@ -35,7 +35,6 @@ class DeafChannel(broker.Channel):
         if self in self.deaf:
             self.asked[self] = self.asked.get(self, 0) + 1
             if self.asked[self] > self.ASKS:
-                self._in_poll = self.client.connection
                 return
         super()._brpop_start(timeout)  # type: ignore[misc]  # private, and so not in the stubs
 
@@ -62,8 +61,9 @@ def _start_worker(made: Made, asked: argparse.Namespace) -> int:
 
 
 def _start_clock(made: Made, asked: argparse.Namespace) -> int:
-    if asked.stuck:
-        made.app.conf.beat_schedule["stuck"] = {"task": "stuck", "schedule": Stuck(timedelta(seconds=1)), "options": {}}
+    if not asked.stuck:
+        return clock.start(made)
+    made.app.conf.beat_schedule["stuck"] = {"task": "stuck", "schedule": Stuck(timedelta(seconds=1)), "options": {}}
     return clock.start(made, still_seconds_max=2.0)
 
 

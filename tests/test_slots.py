@@ -214,7 +214,7 @@ def test_the_parent_has_one_thread_and_no_connection(at: Stage) -> None:
         send(at, broker.POLL_SESSIONS, broker.STRIPE_QUEUE)
         until(lambda: at.api.calls != [])
 
-        files = [os.readlink(each) for each in Path(f"/proc/{process.pid}/fd").iterdir()]
+        files = [str(each.readlink()) for each in Path(f"/proc/{process.pid}/fd").iterdir()]
         assert len(list(Path(f"/proc/{process.pid}/task").iterdir())) == 1
         assert [each for each in files if each.startswith(("socket", "anon_inode"))] == []
 

@@ -24,6 +24,8 @@ PARTITION_EVENTS: Final = 1_000_000
 """Numbers for which a partition keeps the payloads."""
 ROOM_LOCK: Final = "1s"
 """For so long a new partition waits for those who read: whoever comes behind it waits as well."""
+ROOM_BOUNDS: Final = database.BATCH._replace(statement=18)
+"""To make a partition may take nearly as long as a transaction may: it is compared with the rest."""
 
 _log = structlog.get_logger()
 
@@ -198,7 +200,7 @@ def make_room(of: Engine) -> int | None:
         DatabaseAway: when PostgreSQL does not answer.
     """
     try:
-        with database.transaction(of) as connection, database.cursor(connection) as cursor:
+        with database.transaction(of, ROOM_BOUNDS) as connection, database.cursor(connection) as cursor:
             cursor.execute(f"SET LOCAL lock_timeout = '{ROOM_LOCK}'")
             return _make_room(cursor)
     except database.DriverError as error:

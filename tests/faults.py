@@ -168,6 +168,11 @@ class Proxy:
             self._silent |= set(self._peers)
             return len(self._silent) // 2
 
+    def ports(self) -> list[int]:
+        """Return the ports from which it speaks to the server."""
+        with self._lock:
+            return [each.getsockname()[1] for each in self._peers if each.getpeername()[1] == self._server[1]]
+
     def close(self) -> None:
         """End it and every connection."""
         self._over.set()
@@ -191,10 +196,12 @@ class Proxy:
             self._selector.register(each, selectors.EVENT_READ)
 
     def _pass_on(self, source: socket.socket) -> None:
+        target = self._peers.get(source)
+        if target is None:  # its peer was the one before
+            return
         received = b""
         with suppress(OSError):
             received = source.recv(65_536)
-        target = self._peers[source]
         if not received:
             self._forget(source, target)
         elif source not in self._silent:

@@ -12,7 +12,7 @@ from celery.schedules import crontab
 from sqlalchemy import Engine
 
 from schemas import broker, inbox
-from schemas.database import cursor, transaction
+from schemas.database import BATCH, cursor, transaction
 from schemas.errors import ConflictError
 from schemas.settings import Settings
 from schemas.stripe_api import StripeApi
@@ -47,7 +47,7 @@ def create(settings: Settings, engine: Engine, beside: Lane | None = None, turns
     def sweep() -> int:
         """Make room, queue what an older fold version folded and what the time has ended, then fold what is pending."""
         inbox.make_room(engine)
-        with transaction(engine) as connection, cursor(connection) as opened:
+        with transaction(engine, BATCH) as connection, cursor(connection) as opened:
             queued = projection.queue_outdated(opened)
             timekeeping.end_portal_sessions(opened, now=datetime.now(UTC), after=portal_session)
         if queued:

@@ -1,0 +1,260 @@
+"""A lone worker through many faults of its broker and its database: after each, the backlog is folded without a hand.
+
+About an hour with `--long`; in parts with `-k`, as in `-k "pauses and 3"`. All faults of a run happen to one worker
+with the intervals of production, while messages come as from a web process. No clock runs, so that what a deaf consumer
+misses is found by the worker itself. At the end a table says how long each took; `-n 0 -s` shows it.
+"""
+
+import random
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psycopg
+import pytest
+import redis
+from sqlalchemy import Engine
+
+from deploy.services import Postgres, Valkey
+from schemas import broker, database
+from schemas.migrate import upgrade
+from tests import faults
+from tests.faults import Proxy, Shop, Started, started
+from tests.web import until
+
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.long,
+    pytest.mark.skipif(sys.platform != "linux", reason="reads /proc"),
+]
+
+FOLDED_SECONDS_MAX = 60.0
+HEARS_SECONDS_MAX = 120.0
+"""The watchdog acts 30 seconds after Redis is back, and once more 30 seconds later."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """What came of a fault: seconds from its end until all was folded, and until a message was taken again."""
+
+    fault: str
+    lasted: float
+    folded: float
+    hears: float
+    reconnects: int
+    exits: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.fault:<22}{self.lasted:>8.1f} s {self.folded:>10.1f} s {self.hears:>10.1f} s"
+            f"{self.reconnects:>12}{self.exits:>8}"
+        )
+
+
+@dataclass
+class Stand:
+    """A worker alone on servers of its own, whose database it reaches through a proxy."""
+
+    postgres: Postgres
+    valkey: Valkey
+    proxy: Proxy
+    worker: Started
+    engine: Engine
+    shop: Shop
+    figures: list[Figure] = field(default_factory=list)
+
+    def outlasts(self, name: str, fault: Callable[[], None]) -> Figure:
+        """Return what came of *fault*, which returns at its end; meanwhile events and messages come."""
+        deaf, lost = (len(self.worker.lines(event)) for event in ("consumer.deaf", "consumer.deaf_for_good"))
+        ended = len(self.worker.lines("worker.slot_ended"))
+        began = time.monotonic()
+        with self._busy():
+            fault()
+        back = time.monotonic()
+        self.shop.until_folded(FOLDED_SECONDS_MAX)
+        folded = time.monotonic()
+        self._until_hears()
+        assert self.worker.process.poll() is None
+        # An end that is not the watchdog's is a fault of ours.
+        exits = len(self.worker.lines("consumer.deaf_for_good")) - lost
+        assert len(self.worker.lines("worker.slot_ended")) - ended == exits
+        figure = Figure(
+            fault=name,
+            lasted=back - began,
+            folded=folded - back,
+            hears=time.monotonic() - back,
+            reconnects=len(self.worker.lines("consumer.deaf")) - deaf,
+            exits=exits,
+        )
+        self.figures.append(figure)
+        return figure
+
+    @contextmanager
+    def _busy(self) -> Iterator[None]:
+        """Within this, record events, and send messages where the broker takes them."""
+        over = threading.Event()
+
+        def record() -> None:
+            while not over.wait(0.1):
+                self.shop.record(5)
+
+        def send() -> None:
+            with redis.Redis.from_url(self.valkey.url, socket_timeout=1, socket_connect_timeout=1) as client:
+                while not over.wait(0.05):
+                    try:
+                        is_wanted = client.llen(broker.FOLD_QUEUE) == 0
+                    except redis.RedisError:
+                        continue
+                    if is_wanted:
+                        broker.send(app, broker.FOLD, queue=broker.FOLD_QUEUE)
+
+        app = broker.celery(faults.settings_of(self.valkey.url))
+        threads = [threading.Thread(target=each) for each in (record, send)]
+        for each in threads:
+            each.start()
+        try:
+            # So that the fault meets a worker that works.
+            begun = time.monotonic() + 1
+            until(lambda: time.monotonic() > begun)
+            yield
+        finally:
+            over.set()
+            for each in threads:
+                each.join()
+            app.close()
+
+    def _until_hears(self) -> None:
+        with redis.Redis.from_url(self.valkey.url) as client:
+            client.delete(broker.FOLD_QUEUE)
+            faults.put(self.valkey.url, broker.FOLD, broker.FOLD_QUEUE)
+            until(lambda: client.llen(broker.FOLD_QUEUE) == 0, HEARS_SECONDS_MAX)
+
+
+@pytest.fixture(scope="module")
+def stand(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stand]:
+    """Return a worker that has begun to work, and print the figures at the end."""
+    folder = tmp_path_factory.mktemp("faults")
+    with ExitStack() as stack:
+        postgres = stack.enter_context(Postgres(folder / "postgres", durable=False))
+        valkey = stack.enter_context(Valkey(folder / "valkey"))
+        upgrade(postgres.url)
+        proxy = Proxy(postgres.url)
+        stack.callback(proxy.close)
+        engine = database.engine(postgres.url, connections_max=2)
+        stack.callback(engine.dispose)
+        settings = {"DATABASE_URL": proxy.url, "REDIS_URL": valkey.url}
+        worker = stack.enter_context(started(folder / "log", "worker", **settings))
+        made = Stand(postgres, valkey, proxy, worker, engine, Shop(engine))
+        made._until_hears()
+        yield made
+        assert worker.stop() == 0
+        _print(made.figures, folder / "log")
+
+
+def _print(figures: list[Figure], log: Path) -> None:
+    head = f"{'fault':<22}{'lasted':>10} {'folded':>12} {'hears':>12}{'reconnects':>12}{'exits':>8}"
+    lines = ["", head, *map(str, figures)]
+    if figures:
+        lines.append(f"longest: folded after {max(each.folded for each in figures):.1f} s")
+    lines.append(f"lines in the worker's log: {len(log.read_bytes().splitlines())}")
+    sys.__stderr__.write("\n".join(lines) + "\n")  # type: ignore[union-attr]  # a test has one
+
+
+def seconds(request: pytest.FixtureRequest, number: int, least: float, most: float) -> float:
+    """Return how long the fault of this *number* lasts, by the seed of the run, which is in its header."""
+    seed = request.config.getoption("hypothesis_seed")
+    return random.Random(f"{seed} {request.node.name} {number}").uniform(least, most)
+
+
+def last(length: float) -> None:
+    """Let a fault last for *length* seconds."""
+    over = time.monotonic() + length
+    until(lambda: time.monotonic() > over, length + 20)
+
+
+@pytest.mark.parametrize("number", range(20))
+def test_pauses(stand: Stand, request: pytest.FixtureRequest, number: int) -> None:
+    """The broker stands still for 5 to 40 seconds."""
+
+    def pause() -> None:
+        with faults.paused(stand.valkey):
+            last(seconds(request, number, 5, 40))
+
+    stand.outlasts("pause", pause)
+
+
+@pytest.mark.parametrize("number", range(7))
+def test_kills(stand: Stand, request: pytest.FixtureRequest, number: int) -> None:
+    """The broker is killed, and starts again after up to 20 seconds."""
+
+    def kill() -> None:
+        stand.valkey.kill()
+        last(seconds(request, number, 0, 20))
+        stand.valkey.start()
+
+    stand.outlasts("kill", kill)
+
+
+@pytest.mark.parametrize("number", range(6))
+def test_flushes(stand: Stand, number: int) -> None:
+    """The broker forgets everything, several times in a second."""
+
+    def flush() -> None:
+        for _ in range(5):
+            faults.flush(stand.valkey.url)
+            last(0.2)
+
+    stand.outlasts("flush", flush)
+
+
+@pytest.mark.parametrize("number", range(7))
+def test_cuts(stand: Stand, number: int) -> None:
+    """Every connection to the broker is cut, several times in a second."""
+
+    def cut() -> None:
+        for _ in range(5):
+            faults.cut(stand.valkey.url)
+            last(0.2)
+
+    stand.outlasts("cut connections", cut)
+
+
+@pytest.mark.parametrize("number", range(10))
+def test_silences(stand: Stand, request: pytest.FixtureRequest, number: int) -> None:
+    """The worker's connections to PostgreSQL fall silent for good, while TCP still acknowledges; new ones work."""
+
+    def silence() -> None:
+        assert stand.proxy.fall_silent() > 0
+        last(seconds(request, number, 1, 10))
+
+    stand.outlasts("silent PostgreSQL", silence)
+
+
+@pytest.mark.parametrize("number", range(5))
+def test_read_only_spells(stand: Stand, number: int) -> None:
+    """For 30 seconds PostgreSQL takes no writes of sessions that begin then, and the sessions before are ended."""
+
+    def spell() -> None:
+        name = stand.engine.url.database
+        with psycopg.connect(stand.postgres.url, autocommit=True) as connection:
+            connection.execute(f'ALTER DATABASE "{name}" SET default_transaction_read_only = on'.encode())
+            connection.execute("SET default_transaction_read_only = off")
+            try:
+                # Those of the worker, which come through the proxy as ours do not.
+                connection.execute(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database()"
+                    " AND backend_type = 'client backend' AND pid <> pg_backend_pid() AND client_port = ANY (%s)",
+                    (stand.proxy.ports(),),
+                )
+                last(30)
+            finally:
+                connection.execute(f'ALTER DATABASE "{name}" RESET default_transaction_read_only'.encode())
+
+    before = len(stand.worker.lines("database.away"))
+    stand.outlasts("read-only spell", spell)
+    assert len(stand.worker.lines("database.away")) - before <= 4
+    assert b"Traceback" not in stand.worker.log.read_bytes()

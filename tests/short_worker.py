@@ -18,7 +18,7 @@ from worker import clock
 from worker.process import Made, run
 from worker.watchdog import Limits
 
-LIMITS: Final = Limits(look=0.2, deaf=4.0)
+LIMITS: Final = Limits(look=0.2, deaf=4.0, intervals=1.0)
 
 
 class DeafChannel(broker.Channel):
@@ -61,6 +61,7 @@ def _start_worker(made: Made, asked: argparse.Namespace) -> int:
 
 
 def _start_clock(made: Made, asked: argparse.Namespace) -> int:
+    made.app.conf.broker_transport_options = made.app.conf.broker_transport_options | {"socket_timeout": 1.0}
     if not asked.stuck:
         return clock.start(made)
     made.app.conf.beat_schedule["stuck"] = {"task": "stuck", "schedule": Stuck(timedelta(seconds=1)), "options": {}}

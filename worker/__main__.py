@@ -17,15 +17,25 @@ from celery.signals import worker_shutting_down
 
 from schemas import broker, stopping
 from schemas.broker import FOLD_QUEUE, STRIPE_QUEUE
-from worker import app, watchdog
+from worker import app, lanes, watchdog
 from worker.process import Made, run
 from worker.slots import Parent
 from worker.watchdog import Limits, Timer, Watchdog
 
 # What Celery loads as a worker starts: loaded before the fork it is shared by the slots.
-_SHARED: Final = ("celery.apps.worker", "celery.bin.celery", "celery.concurrency.solo", "celery.worker.consumer")
-for _name in _SHARED:
-    importlib.import_module(_name)
+_SHARED: Final = (
+    "celery.app.control",
+    "celery.app.events",
+    "celery.app.log",
+    "celery.apps.worker",
+    "celery.backends.base",
+    "celery.bin.celery",
+    "celery.concurrency.solo",
+    "celery.worker.autoscale",
+    "celery.worker.components",
+    "celery.worker.consumer.delayed_delivery",
+    "celery.worker.strategy",
+)
 
 _log = structlog.get_logger()
 
@@ -41,6 +51,9 @@ def start(made: Made, limits: Limits = Limits()) -> int:  # noqa: B008 - it is f
     queues: dict[str, tuple[str, ...]] = {"fold": (FOLD_QUEUE, STRIPE_QUEUE)}
     if has_jobs_at_stripe:
         queues = {"fold": (FOLD_QUEUE,), "stripe": (STRIPE_QUEUE,)}
+    for module in _SHARED:
+        importlib.import_module(module)
+    lanes.settle_down()
     parent = os.getpid()
     slots = {name: partial(_serve, made, limits, parent, of) for name, of in queues.items()}
     return Parent(slots).run()

@@ -269,6 +269,16 @@ def is_fault_of_data(error: BaseException) -> bool:
     return not is_away(error)
 
 
+# Someone else is at work: a lock or a statement timed out, transactions met, or the server is short of something.
+_STATES_OF_BUSY: Final = ("40", "53", "55", "57")
+
+
+def is_busy(error: BaseException) -> bool:
+    """Tell whether *error* says that PostgreSQL could not do it now, rather than not at all."""
+    cause = _cause(error)
+    return isinstance(cause, psycopg.Error) and (cause.sqlstate or "").startswith(_STATES_OF_BUSY)
+
+
 def condition(error: BaseException) -> str:
     """Return PostgreSQL's name for what went wrong; its message could quote the data."""
     return type(_cause(error)).__name__

@@ -128,7 +128,7 @@ def test_ignore_what_is_not_parked(engine: Engine, database_url: str) -> None:
         operator.ignore(engine, aside, reason="", now=NOW)
 
     assert (ran.code, ran.out) == (1, "")
-    assert "Only a parked event can be set aside, and" in ran.err
+    assert "Only a parked or pending event can be set aside, and" in ran.err
     assert run(engine, "SELECT * FROM events") == before
 
 

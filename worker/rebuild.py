@@ -399,7 +399,12 @@ def _judge_range(bounds: tuple[int, int]) -> dict[str, Path]:
                     event = Event(*row[:10])
                     verdict = _verdict(job, event)
                     reason = projection.shortened(verdict.reason)
-                    outcomes.add((event.seq, verdict.state, reason, row[10], row[11] or job.now, folds.FOLD_VERSION))
+                    outcomes.add(
+                        (
+                            *(event.seq, verdict.state, reason, row[10], row[11] or job.now),
+                            *(folds.FOLD_VERSION, verdict.cause),
+                        )
+                    )
                     spill.add(verdict.facts)
                     for one in verdict.facts:
                         if one.subject.source != event.object_id:
@@ -438,7 +443,7 @@ WHERE i.seq >= %(first)s AND i.seq < %(end)s AND b.seq >= %(first)s AND b.seq < 
 
 def _verdict(job: _Job, event: Event) -> folds.Verdict:
     reason = job.set_aside.get((event.account, event.livemode, event.id))
-    return folds.judge(event) if reason is None else folds.Verdict("ignored", reason)
+    return folds.judge(event) if reason is None else folds.set_aside(reason)
 
 
 class _Spill:

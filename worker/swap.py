@@ -164,7 +164,7 @@ class _Implied:
                 "account": pair.expected["account"],
                 "livemode": pair.expected["livemode"],
                 "subject": shape.subject,
-                "subject_id": difference.identity(pair.table, pair.expected).split(" ")[0],
+                "subject_id": difference.owner(pair.table, pair.expected),
                 "kind": change.kind,
                 "event_id": pair.expected["event_id"],
                 "at": pair.expected["as_of"],

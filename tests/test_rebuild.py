@@ -427,3 +427,15 @@ def test_the_command(shop: Engine, database_url: str) -> None:
     assert "someone@example.com" not in ran.out + table.out + table.err
     assert (swapped.code, swapped.json["swapped"], swapped.json["drift"]) == (0, True, orders)
     assert payfold("rebuild", DATABASE_URL=database_url).code == 0
+
+
+def test_the_command_counts_what_is_in_no_table(shop: Engine, database_url: str) -> None:
+    """It says how many events are not folded, and so in no table, and how to see them."""
+    run(shop, "INSERT INTO pending (seq) SELECT seq FROM inbox LIMIT 3")
+    run(shop, "DELETE FROM outcomes WHERE seq IN (SELECT seq FROM pending)")
+
+    ran = payfold("rebuild", "--from", "/dev/null", "--format", "json", DATABASE_URL=database_url)
+    table = payfold("rebuild", DATABASE_URL=database_url)
+
+    assert (ran.json["pending"], ran.json["parked"]) == (3, 0)
+    assert "3 pending events. `payfold events list --state pending`" in table.err

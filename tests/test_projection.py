@@ -93,10 +93,10 @@ def test_a_rebuild_in_another_order_is_the_same(engine: Engine) -> None:
         ledger.record(engine, batch)
         ledger.fold(engine)
 
-    with refolded(engine, seed=4) as schema:
-        again = ledger.digest_of(engine, schema)
+    with refolded(engine, seed=4) as made:
+        again = ledger.digest_of(engine, made.schema)
         in_force = "SELECT account, livemode, id FROM {} WHERE resolved_at IS NULL ORDER BY 1, 2, 3"
-        assert ledger.rows(engine, in_force.format(f"{schema}.anomalies")) == ledger.rows(
+        assert ledger.rows(engine, in_force.format(f"{made.schema}.anomalies")) == ledger.rows(
             engine, in_force.format("anomalies")
         )
     assert again == ledger.digest_of(engine)

@@ -285,7 +285,8 @@ def _compare_anomalies(cursor: Cursor, compared: _Compared, tell: Callable[[Diff
         SELECT h.id IS NOT NULL AS is_held, e.id IS NOT NULL AS is_expected,
             account, livemode, kind, subject_id, coalesce(h.as_of, e.as_of) AS seen_of
         FROM (SELECT * FROM {held} AS h WHERE resolved_at IS NULL) AS h
-        FULL JOIN {expected} AS e USING (account, livemode, id, kind, subject, subject_id)
+        FULL JOIN (SELECT * FROM {expected} AS e WHERE resolved_at IS NULL) AS e
+            USING (account, livemode, id, kind, subject, subject_id)
         """
     ).format(held=held_rows, expected=expected_rows)
     tally = Tally("anomalies")

@@ -104,8 +104,8 @@ def rebuild(made: Shadow, *, progress: Progress = nobody, sizes: Sizes = USUAL) 
 
 
 @contextmanager
-def refolded(engine: Engine, *, seed: int, progress: Progress = nobody) -> Iterator[str]:
-    """Let the projection fold the inbox in an order drawn from *seed*, yield the schema of it, then drop that."""
+def refolded(engine: Engine, *, seed: int, progress: Progress = nobody) -> Iterator[Shadow]:
+    """Let the projection fold the inbox in an order drawn from *seed*, yield what it made, then drop that."""
     chance = random.Random(seed)  # noqa: S311 - an order to be repeated, not a secret
     with shadow.shadow(engine) as made:
         _make_empty(made)
@@ -115,7 +115,7 @@ def refolded(engine: Engine, *, seed: int, progress: Progress = nobody) -> Itera
         while seqs:
             batches.append([seqs.pop() for _ in range(min(len(seqs), chance.randint(1, projection.FOLD_BATCH_MAX)))])
         _fold_in_steps(made, batches, progress)
-        yield made.schema
+        yield made
 
 
 def record(

@@ -25,6 +25,7 @@ TESTS = (
 JOIN = "worker/folds/join.py"
 SESSION = "worker/folds/checkout_session.py"
 PROJECTION = "worker/projection.py"
+BREAK_SECONDS_MAX = 600
 
 
 @dataclass(frozen=True)
@@ -263,9 +264,12 @@ def _is_noticed(each: Break, tree: Path, environment: dict[str, str]) -> bool:
         "--hypothesis-seed=1",
         *present,
     ]
-    result = subprocess.run(
-        run, cwd=tree, env={**environment, "PYTHONPATH": str(tree)}, capture_output=True, check=False
-    )
+    paths = {**environment, "PYTHONPATH": str(tree)}
+    try:
+        result = subprocess.run(run, cwd=tree, env=paths, capture_output=True, check=False, timeout=BREAK_SECONDS_MAX)
+    except subprocess.TimeoutExpired:
+        # An engine that folds without end is wrong, and noticed.
+        return True
     if result.returncode not in (0, 1):
         raise SystemExit(f"{each.name}: the tests did not run\n{result.stdout.decode()[-2000:]}")
     return result.returncode == 1

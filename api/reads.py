@@ -261,7 +261,9 @@ def show_balance(
                 **row,
                 changes=[answers.BalanceChange.model_validate(each) for each in changes if _world(each) == world],
                 transactions=[answers.BalanceTransaction.model_validate(each) for each in listed],
-                chain_is_unbroken=(world not in broken) if listed else None,
+                chain_is_unbroken=((*world[:2], tables.key_name((customer_id, row["currency"]))) not in broken)
+                if listed
+                else None,
             )
         )
     return answers.CustomerBalance(customer=customer_id, balances=found)
@@ -272,13 +274,12 @@ def _world(row: Any) -> tuple[str, bool, str]:  # noqa: ANN401 - a row's mapping
 
 
 def _broken_chains(connection: Connection, customer: str) -> set[tuple[str, bool, str]]:
+    """Return the balances, each by its world and its name, whose ledger has a gap."""
     anomalies = tables.anomalies
     query = select(anomalies.c.account, anomalies.c.livemode, anomalies.c.subject_id).where(
-        anomalies.c.kind == "broken_chain",
-        anomalies.c.resolved_at.is_(None),
-        anomalies.c.subject_id.startswith(f"{customer} ", autoescape=True),
+        anomalies.c.kind == "broken_chain", anomalies.c.resolved_at.is_(None), anomalies.c.object_id == customer
     )
-    return {(row[0], row[1], row[2].split(" ")[1]) for row in connection.execute(query)}
+    return {(account, livemode, name) for account, livemode, name in connection.execute(query)}
 
 
 class AnomalyFilters(Filters):

@@ -27,7 +27,7 @@ from deploy.sandbox_shop import ACCOUNT, SandboxShop
 from schemas import database
 from schemas.errors import ConflictError
 from schemas.settings import Settings
-from worker.digest import Digest, digests
+from worker import swap
 from worker.rebuild import refolded
 
 EVENTS_PER_SECOND: Final = 500
@@ -38,21 +38,20 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """What was proven, and what was not: orders and balances unlike the shop's own books, and the two digests."""
+    """What was proven, and what not: orders and balances unlike the shop's own books, and the tables folded again."""
 
     forgotten: int
     """Carts that were left behind and are not expired."""
     differing: int
     unbalanced: int
     pending: int
-    live: list[Digest]
-    again: list[Digest]
+    refolded: swap.Proof
 
     @property
     def holds(self) -> bool:
         """Whether everything was."""
         wrong = self.forgotten + self.differing + self.unbalanced + self.pending
-        return wrong == 0 and self.live == self.again
+        return wrong == 0 and self.refolded.holds
 
 
 def run(
@@ -167,11 +166,10 @@ def _prove(
         for row in balances
         if row["customer"] not in twinned
     )
-    live = digests(engine)
     recorded = int(_rows(engine, "SELECT count(*) AS events FROM inbox")[0]["events"])
     task = bars.add_task("The inbox folded again, in another order", total=recorded)
-    with refolded(engine, seed=seed, progress=lambda _, done, __: bars.update(task, completed=done)) as schema:
-        return Proof(forgotten, differing, unbalanced, pending, live, digests(engine, schema=schema))
+    with refolded(engine, seed=seed, progress=lambda _, done, __: bars.update(task, completed=done)) as made:
+        return Proof(forgotten, differing, unbalanced, pending, swap.prove(made))
 
 
 _HELD: Final = "SELECT id, status, refunded_amount, credited_amount, disputed_amount FROM order_book"
@@ -318,7 +316,7 @@ def _funnel(console: Console, found: list[dict[str, Any]]) -> None:
 
 
 def _proof(console: Console, proof: Proof) -> None:
-    live, again = proof.live[-1].sha256, proof.again[-1].sha256
+    live, again = proof.refolded.live[-1].sha256, proof.refolded.again[-1].sha256
     _lines(
         console,
         "Proof",
@@ -331,4 +329,7 @@ def _proof(console: Console, proof: Proof) -> None:
             "digest of a rebuild in another order": again[:32],
         },
     )
+    for each in proof.refolded.differences:
+        what = each.kind if each.column is None else f"{each.column} is {each.held}, refolded {each.expected}"
+        console.print(f"  {each.table} {each.id}: {what}", markup=False, soft_wrap=True)
     console.print("The tables are what the events say." if proof.holds else "The proof does NOT hold.", style="bold")

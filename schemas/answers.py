@@ -271,8 +271,10 @@ class Event(Answer):
     source: str
     received_at: datetime
     state: str = Field(description="pending, folded, ignored or parked")
-    reason: str | None
-    attempts: int
+    cause: str | None = Field(description="a code for the state's cause, as row_refused or type_unwanted")
+    reason: str | None = Field(description="the same for people")
+    attempts: int = Field(description="how often it was folded, or failed to be")
+    due_at: datetime | None = Field(description="of a pending event that failed: when it is tried again")
     folded_at: datetime | None
     fold_version: int | None
 

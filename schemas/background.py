@@ -12,7 +12,7 @@ RESTART_SECONDS: Final = 1.0
 _log = structlog.get_logger()
 
 
-def start(name: str, work: Callable[[], None]) -> threading.Thread:
+def start(name: str, work: Callable[[], None], *, restart_seconds: float = RESTART_SECONDS) -> threading.Thread:
     """Run *work* in a daemon thread called *name*, again whenever it raises, until it returns."""
 
     def run() -> None:
@@ -22,7 +22,7 @@ def start(name: str, work: Callable[[], None]) -> threading.Thread:
                 work()
             except Exception as error:  # noqa: BLE001 - whatever it is, the thread's work is still to be done
                 _log.error("thread.failed", thread=name, kind=type(error).__name__)
-                pause.wait(RESTART_SECONDS)
+                pause.wait(restart_seconds)
             else:
                 return
 

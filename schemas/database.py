@@ -36,7 +36,7 @@ from schemas.errors import DatabaseAway
 CONNECT_SECONDS_MAX: Final = 5
 POOL_SECONDS_MAX: Final = 10
 """For so long a thread waits for one of the engine's connections."""
-PING_SECONDS_MAX: Final = 5.0
+PING_SECONDS_MAX: Final = 3.0
 FRESH_SECONDS: Final = 1.0
 """A connection that was used within this is not asked whether it is still there."""
 WATCH_SECONDS: Final = 0.5
@@ -80,13 +80,13 @@ def connect_options() -> dict[str, Any]:
     return {"prepare_threshold": None, "connect_timeout": CONNECT_SECONDS_MAX, **_KEEPALIVE}
 
 
-def engine(database_url: str, *, connections_max: int = 5) -> Engine:
+def engine(database_url: str, *, connections_max: int = 5, pool_seconds_max: float = POOL_SECONDS_MAX) -> Engine:
     """Return an engine for *database_url* that never shows a statement's parameters in an error."""
     return create_engine(
         sqlalchemy_url(database_url),
         pool_size=connections_max,
         max_overflow=0,
-        pool_timeout=POOL_SECONDS_MAX,
+        pool_timeout=pool_seconds_max,
         hide_parameters=True,
         json_serializer=lambda value: msgspec.json.encode(value).decode(),
         json_deserializer=msgspec.json.decode,
@@ -267,6 +267,16 @@ def is_fault_of_data(error: BaseException) -> bool:
     if cause.sqlstate is not None:
         return cause.sqlstate.startswith(_CLASSES_OF_DATA)
     return not is_away(error)
+
+
+# Someone else is at work: a lock or a statement timed out, transactions met, or the server is short of something.
+_STATES_OF_BUSY: Final = ("40", "53", "55", "57")
+
+
+def is_busy(error: BaseException) -> bool:
+    """Tell whether *error* says that PostgreSQL could not do it now, rather than not at all."""
+    cause = _cause(error)
+    return isinstance(cause, psycopg.Error) and (cause.sqlstate or "").startswith(_STATES_OF_BUSY)
 
 
 def condition(error: BaseException) -> str:

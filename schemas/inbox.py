@@ -106,7 +106,7 @@ WITH given AS MATERIALIZED (
     ON CONFLICT (seq) DO UPDATE SET payload = excluded.payload
 ), queued AS (
     INSERT INTO pending (seq, again) SELECT seq, NOT is_new FROM recorded ORDER BY seq
-    ON CONFLICT (seq) DO UPDATE SET again = true
+    ON CONFLICT (seq) DO UPDATE SET again = true, attempts = 0, due_at = NULL, cause = NULL, reason = NULL
 )
 SELECT account, livemode, id, is_new, seq FROM recorded
 """

@@ -10,6 +10,7 @@ Note [The inbox is append-only]
     rendering of the same event by a newer API version, which takes the first one's place.
 """
 
+from collections.abc import Sequence
 from typing import Final
 
 from sqlalchemy import (
@@ -51,6 +52,7 @@ CAUSES: Final = (
     # pending, to be tried again
     "database_refused",
     "database_busy",
+    "machine_short",
 )
 """Why an event has the state that it has, for programs; its ``reason`` says it to people."""
 ORDER_STATUSES: Final = ("open", "processing", "paid", "failed", "expired", "complete")
@@ -61,6 +63,17 @@ STRIPE_JOBS: Final = ("expire_sessions", "poll_sessions", "fetch", "fill_gaps")
 
 NEWEST: Final = "(COALESCE(created, '-infinity'::timestamp with time zone))"
 """By which lists are sorted; an object that does not say when it was created comes last."""
+
+
+def key_name(key: Sequence[str]) -> str:
+    """Return the one text that stands for *key*, the values of a row's key beyond its world, and for no other.
+
+    An id alone is its own name. Of a balance it is the customer and the currency with a space between, where a space
+    within one of them is written as %20.
+    """
+    if len(key) == 1:
+        return key[0]
+    return " ".join(value.replace("%", "%25").replace(" ", "%20") for value in key)
 
 
 def _one_of(column: str, values: tuple[str, ...]) -> CheckConstraint:
@@ -549,12 +562,15 @@ anomalies = Table(
     Column("id", Text, nullable=False),
     Column("kind", Text, nullable=False),
     Column("subject", Text, nullable=False),
+    # What names the row: see ``key_name``.
     Column("subject_id", Text, nullable=False),
     Column("detail", JSONB(none_as_null=True), nullable=False),
     Column("event_id", Text, nullable=False),
     _moment("as_of", nullable=False),
     _moment("seen_at", nullable=False),
     _moment("resolved_at"),
+    # The object whose events the row is folded from: of a balance, its customer.
+    Column("object_id", Text),
     PrimaryKeyConstraint("account", "livemode", "id"),
     # A batch asks what is in force for the objects that it folds.
     Index(

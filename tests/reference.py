@@ -92,7 +92,7 @@ def joined(ordered: Sequence[Facts]) -> Row:
     """Return the row of events that are in their order: rule 5, one column after the other."""
     subject, last = ordered[0].subject, ordered[-1]
     shape = folds.SHAPES[subject.table]
-    key = dict(zip(shape.key, subject.id.split(" ") if len(shape.key) > 1 else [subject.id], strict=True))
+    key = dict(zip(shape.key, subject.key, strict=True))
     row: Row = {**shape.empty, "account": subject.account, "livemode": subject.livemode, **key}
     for facts in ordered:
         row.update(facts.columns)

@@ -60,8 +60,8 @@ class Payfold:
         held = {row["id"]: row["status"] for row in ledger.rows(self.engine, "SELECT id, status FROM orders")}
         assert held == {session: account.expected_status(session) for session in held}
         assert held
-        with refolded(self.engine, seed=1) as schema:
-            assert ledger.digest_of(self.engine, schema) == ledger.digest_of(self.engine)
+        with refolded(self.engine, seed=1) as made:
+            assert ledger.digest_of(self.engine, made.schema) == ledger.digest_of(self.engine)
 
 
 def until(holds: Callable[[], bool]) -> None:

@@ -137,7 +137,7 @@ def test_list(events: Account, database_url: str) -> None:
     ran = payfold("events", "list", DATABASE_URL=database_url)
 
     heads, *lines = ran.out.splitlines()
-    assert heads.split() == ["seq", "id", "type", "object_id", "created", "state", "reason"]
+    assert heads.split() == ["seq", "id", "type", "object_id", "created", "state", "cause", "reason"]
     assert [line.split()[1] for line in lines] == [event.id for event in reversed(events.events)]
     assert "no fold wants the type topup.created" in lines[1]
     created = datetime.fromtimestamp(events.events[0].created, UTC)

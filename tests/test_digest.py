@@ -137,8 +137,8 @@ def test_order_of_folding(engine: Engine) -> None:
     live = digests(engine)
 
     for seed in (1, 2):
-        with refolded(engine, seed=seed) as schema:
-            assert digests(engine, schema=schema) == live
+        with refolded(engine, seed=seed) as made:
+            assert digests(engine, schema=made.schema) == live
 
 
 def test_command(engine: Engine, database_url: str) -> None:
@@ -168,8 +168,8 @@ def test_rebuild_leaves_nothing(engine: Engine) -> None:
     names = ("inbox", "pending", "outcomes", "orders", "payment_links", "changes", "anomalies")
     before = [run(engine, f"SELECT ctid::text, xmin::text, * FROM {name}") for name in names]  # noqa: S608 - our own
 
-    with refolded(engine, seed=1) as schema:
-        assert schemas(engine) == [schema]
+    with refolded(engine, seed=1) as made:
+        assert schemas(engine) == [made.schema]
 
     assert [run(engine, f"SELECT ctid::text, xmin::text, * FROM {name}") for name in names] == before  # noqa: S608
     assert schemas(engine) == []
@@ -194,9 +194,9 @@ def test_two_rebuilds_at_once(engine: Engine) -> None:
 
     def rebuild(seed: int) -> None:
         barrier.wait()
-        with refolded(engine, seed=seed) as schema:
+        with refolded(engine, seed=seed) as made:
             barrier.wait()
-            found.append(digests(engine, schema=schema))
+            found.append(digests(engine, schema=made.schema))
             barrier.wait()
 
     threads = [threading.Thread(target=rebuild, args=(seed,)) for seed in (1, 2)]
@@ -229,5 +229,5 @@ def test_rebuild_of_what_postgresql_refuses(engine: Engine) -> None:
     live = digests(engine)
     assert 0 < run(engine, "SELECT count(*) FROM events WHERE state = 'parked'")[0][0] < len(SHOP.events)
 
-    with refolded(engine, seed=1) as schema:
-        assert digests(engine, schema=schema) == live
+    with refolded(engine, seed=1) as made:
+        assert digests(engine, schema=made.schema) == live

@@ -26,9 +26,8 @@ def subjects(engine: Engine) -> list[tuple[Subject, dict[str, Any]]]:
     for table in TABLES:
         for row in ledger.rows(engine, f"SELECT * FROM {table}"):  # noqa: S608 - our own names
             is_balance = table == "balances"
-            id_ = f"{row['customer']} {row['currency']}" if is_balance else row["id"]
-            root = row["customer"] if is_balance else ""
-            found.append((Subject(table, row["account"], row["livemode"], id_, root), row))
+            id_, currency = (row["customer"], row["currency"]) if is_balance else (row["id"], "")
+            found.append((Subject(table, row["account"], row["livemode"], id_, currency=currency), row))
     return found
 
 

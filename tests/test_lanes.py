@@ -97,8 +97,8 @@ def test_two_lanes_leave_what_one_leaves(engine: Engine, lane: Lane) -> None:
     assert lanes.fold(engine, beside=lane) == count
 
     live = ledger.digest_of(engine)
-    with refolded(engine, seed=9) as schema:
-        assert ledger.digest_of(engine, schema) == live
+    with refolded(engine, seed=9) as made:
+        assert ledger.digest_of(engine, made.schema) == live
     assert ledger.rows(engine, "SELECT seq FROM outcomes WHERE state = 'parked'") == []
 
 

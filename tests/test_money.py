@@ -599,8 +599,8 @@ def test_a_rebuild_tells_the_same_of_refunds(engine: Engine, account: Account) -
     with database.transaction(engine) as connection:
         connection.execute(text("UPDATE refunds SET amount = 1"))
 
-    with refolded(engine, seed=1) as schema:
-        told = f"SELECT after FROM {schema}.changes WHERE kind = 'order.refund_changed' AND subject_id = :id"  # noqa: S608 - ours
+    with refolded(engine, seed=1) as made:
+        told = f"SELECT after FROM {made.schema}.changes WHERE kind = 'order.refund_changed' AND subject_id = :id"  # noqa: S608 - ours
         changes = ledger.rows(engine, told, id=order)
 
     assert [change["after"]["refunded_amount"] for change in changes] == [500]

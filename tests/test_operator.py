@@ -106,11 +106,11 @@ def test_ignored_in_a_rebuild(engine: Engine) -> None:
     live = digests(engine)
 
     for seed in range(6):
-        with refolded(engine, seed=seed) as schema:
-            assert digests(engine, schema=schema) == live
-            states = run(engine, f"SELECT state, count(*) FROM {schema}.outcomes GROUP BY 1 ORDER BY 1")  # noqa: S608
+        with refolded(engine, seed=seed) as made:
+            assert digests(engine, schema=made.schema) == live
+            states = run(engine, f"SELECT state, count(*) FROM {made.schema}.outcomes GROUP BY 1 ORDER BY 1")  # noqa: S608
             assert states == [("folded", 2), ("ignored", 1)]
-            assert run(engine, f"SELECT * FROM {schema}.pending") == []  # noqa: S608 - the name is ours
+            assert run(engine, f"SELECT * FROM {made.schema}.pending") == []  # noqa: S608 - the name is ours
 
 
 def test_ignore_what_is_not_parked(engine: Engine, database_url: str) -> None:
@@ -128,7 +128,7 @@ def test_ignore_what_is_not_parked(engine: Engine, database_url: str) -> None:
         operator.ignore(engine, aside, reason="", now=NOW)
 
     assert (ran.code, ran.out) == (1, "")
-    assert "Only a parked event can be set aside, and" in ran.err
+    assert "Only a parked or pending event can be set aside, and" in ran.err
     assert run(engine, "SELECT * FROM events") == before
 
 

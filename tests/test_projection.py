@@ -16,11 +16,9 @@ from deploy.sandbox.account import Account
 from deploy.sandbox.history import shop_history
 from deploy.sandbox.rendering import render
 from deploy.sandbox.samples import sample
-from schemas import database
-from schemas.errors import DatabaseAway
+from schemas import database, tables
 from tests import histories, ledger, reference
 from worker import folds, projection
-from worker.projection import Claimed
 from worker.rebuild import refolded
 
 ONE_SHOT = {"order.opened", "order.processing", "order.paid", "order.completed", "order.failed", "order.expired"}
@@ -95,10 +93,10 @@ def test_a_rebuild_in_another_order_is_the_same(engine: Engine) -> None:
         ledger.record(engine, batch)
         ledger.fold(engine)
 
-    with refolded(engine, seed=4) as schema:
-        again = ledger.digest_of(engine, schema)
+    with refolded(engine, seed=4) as made:
+        again = ledger.digest_of(engine, made.schema)
         in_force = "SELECT account, livemode, id FROM {} WHERE resolved_at IS NULL ORDER BY 1, 2, 3"
-        assert ledger.rows(engine, in_force.format(f"{schema}.anomalies")) == ledger.rows(
+        assert ledger.rows(engine, in_force.format(f"{made.schema}.anomalies")) == ledger.rows(
             engine, in_force.format("anomalies")
         )
     assert again == ledger.digest_of(engine)
@@ -274,18 +272,32 @@ def test_what_a_newer_rendering_says_no_more_is_gone(engine: Engine) -> None:
     assert len(ledger.rows(engine, "SELECT id FROM customers")) == 1
 
 
-def test_a_fault_that_is_nobodys_is_raised() -> None:
-    """A deadlock and an absent server are tried again; data that is refused and a join that fails park their event."""
-    event = Claimed(reference.event_of(Account(seed=1).emit("x", {"object": "x", "id": "x_1"}).body), False, None)  # noqa: FBT003 - a row's columns
+@pytest.mark.parametrize(
+    ("error", "cause", "parks"),
+    [
+        (psycopg.errors.NumericValueOutOfRange("12"), "row_refused", True),
+        (psycopg.errors.CheckViolation("12"), "row_refused", True),
+        (psycopg.errors.ProgramLimitExceeded("12"), "row_refused", True),
+        (psycopg.DataError("of the driver, which gives no SQLSTATE"), "row_refused", True),
+        (psycopg.ProgrammingError("likewise"), "row_refused", True),
+        (TypeError("of a buyer's name"), "fold_failed", True),
+        (psycopg.errors.DeadlockDetected("by another"), "database_busy", False),
+        (psycopg.errors.LockNotAvailable("by another"), "database_busy", False),
+        (psycopg.errors.QueryCanceled("in time"), "database_busy", False),
+        (psycopg.errors.DiskFull("of all"), "database_busy", False),
+        (psycopg.errors.InsufficientPrivilege("for orders"), "database_refused", False),
+        (psycopg.errors.UndefinedColumn("of orders"), "database_refused", False),
+        (MemoryError(), "machine_short", False),
+    ],
+)
+def test_what_parks_and_what_is_tried_again(error: Exception, cause: str, *, parks: bool) -> None:
+    """Only a reason in the data parks an event; the code is a known one, and the text quotes no error's words."""
+    failure = projection.failure_of(error)
 
-    for error in (DatabaseAway(), psycopg.errors.DeadlockDetected("by another")):
-        with pytest.raises(type(error)):
-            projection.reason_to_park(error, [event])
-    assert projection.reason_to_park(psycopg.errors.NumericValueOutOfRange("12"), [event]).endswith("OutOfRange")
-    reason = projection.reason_to_park(TypeError("of a buyer's name"), [event])
-    assert reason == "the join failed with TypeError"
-    with pytest.raises(TypeError):
-        projection.reason_to_park(TypeError("before anything was claimed"), [])
+    assert (failure.cause, failure.is_of_data) == (cause, parks)
+    assert cause in tables.CAUSES
+    assert type(error).__name__ in failure.reason
+    assert not str(error) or str(error) not in failure.reason
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,8 @@ from tests import histories, ledger
 from tests.command import payfold
 from worker import difference, folds, rebuild, shadow, swap
 from worker.difference import Difference
-from worker.digest import digests
-from worker.rebuild import Sizes
+from worker.digest import digests, digests_seen
+from worker.rebuild import Sizes, refolded
 from worker.shadow import Shadow
 
 SHOP = shop_history(12, 300, money=True)
@@ -427,3 +427,59 @@ def test_the_command(shop: Engine, database_url: str) -> None:
     assert "someone@example.com" not in ran.out + table.out + table.err
     assert (swapped.code, swapped.json["swapped"], swapped.json["drift"]) == (0, True, orders)
     assert payfold("rebuild", DATABASE_URL=database_url).code == 0
+
+
+def test_the_command_counts_what_is_in_no_table(shop: Engine, database_url: str) -> None:
+    """It says how many events are not folded, and so in no table, and how to see them."""
+    run(shop, "INSERT INTO pending (seq) SELECT seq FROM inbox LIMIT 3")
+    run(shop, "DELETE FROM outcomes WHERE seq IN (SELECT seq FROM pending)")
+
+    ran = payfold("rebuild", "--from", "/dev/null", "--format", "json", DATABASE_URL=database_url)
+    table = payfold("rebuild", DATABASE_URL=database_url)
+
+    assert (ran.json["pending"], ran.json["parked"]) == (3, 0)
+    assert "3 pending events. `payfold events list --state pending`" in table.err
+
+
+def test_a_proof_is_of_one_moment(shop: Engine) -> None:
+    """Events that are recorded and folded between the two tables' digests make no difference: both have them."""
+    with refolded(shop, seed=5) as made:
+        account = Account(seed=77)
+        account.complete(account.open_session())
+        ledger.record(shop, [ledger.delivery(event.body) for event in account.events])
+        ledger.fold(shop)
+        naive = digests(shop), digests(shop, schema=made.schema)
+
+        proof = swap.prove(made)
+
+    assert naive[0] != naive[1]
+    assert (proof.holds, proof.differences) == (True, [])
+    assert proof.live == naive[0]
+
+
+def test_what_is_folded_between_two_digests_is_in_neither(shop: Engine) -> None:
+    """What is recorded and folded between the digest of the one and of the other counts for neither."""
+    with refolded(shop, seed=5) as made:
+        with database.transaction(shop) as connection, database.cursor(connection) as cursor:
+            cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+            swap.at_one_moment(cursor, made)
+            live = digests_seen(cursor, schema=made.live)
+            ledger.take_in(shop, *(event.body for event in shop_history(seed=78, orders=3).events))
+            again = digests_seen(cursor, schema=made.schema)
+
+        assert live == again
+        assert live != digests(shop)
+
+
+def test_a_proof_names_what_differs(shop: Engine) -> None:
+    """Where the live tables are not what the events say, the table, the row and the column are named."""
+    (order,) = run(shop, "SELECT id, amount_total FROM orders WHERE amount_total IS NOT NULL LIMIT 1")
+    run(shop, f"UPDATE orders SET amount_total = amount_total + 1 WHERE id = '{order[0]}'")  # noqa: S608 - our own id
+
+    with refolded(shop, seed=5) as made:
+        proof = swap.prove(made)
+
+    assert not proof.holds
+    (found,) = proof.differences
+    assert (found.table, found.id, found.column) == ("orders", order[0], "amount_total")
+    assert (found.held, found.expected) == (order[1] + 1, order[1])

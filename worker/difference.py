@@ -162,7 +162,7 @@ def _compared(cursor: Cursor, made: Shadow) -> _Compared:
 def _but_left_out(made: Shadow, table: Table, rows: sql.Identifier) -> sql.Composed:
     owner: sql.Composable = sql.Identifier("t", _OWNER_OF.get(table.name, "id"))
     if table is tables.anomalies:
-        owner = sql.SQL("split_part(t.subject_id, ' ', 1)")
+        owner = sql.SQL("coalesce(t.object_id, t.subject_id)")
     return sql.SQL(
         "(SELECT * FROM {rows} AS t WHERE NOT EXISTS (SELECT FROM {left_out} AS l"
         " WHERE (l.account, l.livemode, l.object_id) = (t.account, t.livemode, {owner})))"
@@ -214,8 +214,13 @@ def _pairs(cursor: Cursor, compared: _Compared, table: Table) -> Iterator[Pair]:
 
 
 def identity(table: Table, row: Mapping[str, Any]) -> str:
-    """Return what names *row* in its world: its id, or the parts of its key with a space between."""
-    return " ".join(str(row[name]) for name in key_of(table) if name not in ("account", "livemode"))
+    """Return what names *row* in its world."""
+    return tables.key_name([str(row[name]) for name in key_of(table) if name not in ("account", "livemode")])
+
+
+def owner(table: Table, row: Mapping[str, Any]) -> str:
+    """Return the object that *row* is about: of a balance, its customer."""
+    return str(row["customer" if table is tables.balances else "id"])
 
 
 def differences(pair: Pair) -> list[Difference]:
@@ -280,7 +285,8 @@ def _compare_anomalies(cursor: Cursor, compared: _Compared, tell: Callable[[Diff
         SELECT h.id IS NOT NULL AS is_held, e.id IS NOT NULL AS is_expected,
             account, livemode, kind, subject_id, coalesce(h.as_of, e.as_of) AS seen_of
         FROM (SELECT * FROM {held} AS h WHERE resolved_at IS NULL) AS h
-        FULL JOIN {expected} AS e USING (account, livemode, id, kind, subject, subject_id)
+        FULL JOIN (SELECT * FROM {expected} AS e WHERE resolved_at IS NULL) AS e
+            USING (account, livemode, id, kind, subject, subject_id)
         """
     ).format(held=held_rows, expected=expected_rows)
     tally = Tally("anomalies")
@@ -311,4 +317,4 @@ def subject_of(pair: Pair) -> tuple[str, str] | None:
     """Return what the change feed calls the row's subject, and its id; None for a row that is part of another."""
     shape = folds.SHAPES.get(pair.table.name)
     row = pair.expected or pair.held
-    return None if shape is None or row is None else (shape.subject, identity(pair.table, row).split(" ")[0])
+    return None if shape is None or row is None else (shape.subject, owner(pair.table, row))

@@ -30,28 +30,31 @@ def digests(engine: Engine, *, schema: str | None = None) -> list[Digest]:
     """
     with database.transaction(engine) as connection, database.cursor(connection) as cursor:
         cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
-        # How times are written is the server's to configure, and not ours to rely on.
-        cursor.execute("SET LOCAL timezone = 'UTC'; SET LOCAL datestyle = 'ISO, YMD'")
-        if schema is not None:
-            cursor.execute(sql.SQL("SET LOCAL search_path = {}").format(sql.Identifier(schema)))
-        each = [_digest(cursor, table) for table in sorted(tables.PROJECTIONS, key=lambda table: table.name)]
+        return digests_seen(cursor, schema=schema)
+
+
+def digests_seen(cursor: Cursor, *, schema: str | None = None) -> list[Digest]:
+    """Return the digests of what the cursor's transaction, which reads only from here on, sees."""
+    # How times are written is the server's to configure, and not ours to rely on.
+    cursor.execute("SET LOCAL timezone = 'UTC'; SET LOCAL datestyle = 'ISO, YMD'")
+    each = [_digest(cursor, table, schema) for table in sorted(tables.PROJECTIONS, key=lambda table: table.name)]
     whole = hashlib.sha256("".join(f"{one.table} {one.sha256}\n" for one in each).encode()).hexdigest()
     return [*each, Digest(ALL, sum(one.rows for one in each), whole)]
 
 
-def _digest(cursor: Cursor, table: Table) -> Digest:
+def _digest(cursor: Cursor, table: Table, schema: str | None) -> Digest:
     hashed, rows = hashlib.sha256(), 0
-    for line in _lines(cursor, table):
+    for line in _lines(cursor, table, schema):
         hashed.update(line)
         rows += 1
     return Digest(str(table.name), rows, hashed.hexdigest())  # a str, where SQLAlchemy has a kind of one
 
 
-def _lines(cursor: Cursor, table: Table) -> Iterator[bytes]:
+def _lines(cursor: Cursor, table: Table, schema: str | None) -> Iterator[bytes]:
     """Yield the rows in PostgreSQL's own text form, sorted by key in a collation that is the same everywhere."""
     statement = sql.SQL("COPY (SELECT {columns} FROM {table} ORDER BY {key}) TO STDOUT").format(
         columns=sql.SQL(", ").join(sql.Identifier(column.name) for column in table.columns),
-        table=sql.Identifier(table.name),
+        table=sql.Identifier(*([] if schema is None else [schema]), table.name),
         key=sql.SQL(", ").join(
             sql.SQL("{}{}").format(
                 sql.Identifier(column.name), sql.SQL(' COLLATE "C"' if column.type.python_type is str else "")

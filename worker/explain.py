@@ -11,7 +11,7 @@ from typing import Any, Final
 from psycopg.rows import dict_row
 from sqlalchemy import Engine
 
-from schemas import database
+from schemas import database, tables
 from schemas.database import Cursor
 from schemas.errors import NotFoundError
 from worker import folds, projection
@@ -80,7 +80,7 @@ def explain(engine: Engine, subject: Subject, *, as_of: datetime | None = None) 
     by_id = {each["id"]: each for each in told}
     return Explanation(
         subject.table,
-        subject.id,
+        tables.key_name(subject.key),
         subject.account,
         subject.livemode,
         row,
@@ -106,7 +106,7 @@ def _in_part(
     ]
     return Explanation(
         subject.table,
-        subject.id,
+        tables.key_name(subject.key),
         subject.account,
         subject.livemode,
         row,
@@ -147,7 +147,7 @@ def _anomalies(cursor: Cursor, subject: Subject) -> list[dict[str, Any]]:
             "SELECT kind, detail, seen_at FROM anomalies"
             " WHERE (account, livemode, subject, subject_id) = (%s, %s, %s, %s) AND resolved_at IS NULL"
             " ORDER BY kind, id",
-            (subject.account, subject.livemode, folds.SHAPES[subject.table].subject, subject.id),
+            (subject.account, subject.livemode, folds.SHAPES[subject.table].subject, tables.key_name(subject.key)),
         )
         return rows.fetchall()
 

@@ -125,12 +125,12 @@ WHERE c.subject = 'credit_note' AND NOT n.lines_complete
 
 # The object's type is that of its latest event; a balance is its customer's to tell.
 _FROM_ANOMALIES: Final = """
-SELECT 'object', split_part(a.subject_id, ' ', 1), i.object_type, %(refetch)s
+SELECT 'object', a.object_id, i.object_type, %(refetch)s
 FROM anomalies AS a
 JOIN inbox AS i ON (i.account, i.livemode, i.id) = (a.account, a.livemode, a.event_id)
 WHERE (a.account, a.livemode) = (%(account)s, %(livemode)s) AND a.resolved_at IS NULL
     AND a.kind IN ('ambiguous_order', 'expired_and_complete') AND a.seen_at >= %(thin_since)s
-    AND i.object_type = ANY (%(types)s) AND i.object_id = split_part(a.subject_id, ' ', 1)
+    AND i.object_type = ANY (%(types)s) AND i.object_id = a.object_id
     AND NOT EXISTS (
         SELECT FROM inbox AS o WHERE (o.account, o.livemode, o.object_id) = (i.account, i.livemode, i.object_id)
             AND o.source = 'observation' AND o.received_at >= a.seen_at
@@ -207,7 +207,7 @@ def _known_transactions(cursor: Cursor, call: Call) -> set[str]:
             AND NOT EXISTS (
                 SELECT FROM anomalies AS a WHERE (a.account, a.livemode) = (%(account)s, %(livemode)s)
                     AND a.kind = 'broken_chain' AND a.resolved_at IS NULL
-                    AND split_part(a.subject_id, ' ', 1) = %(customer)s
+                    AND a.object_id = %(customer)s
             )
         """,
         values,

@@ -94,11 +94,12 @@ def retry(
 def _queue(engine: Engine, seq: int, *, archived: Sequence[int] = ()) -> list[int]:
     """Queue the event *seq*, and those that were parked while the *archived* ones were missing; return these."""
     with database.transaction(engine) as connection, database.cursor(connection) as cursor:
-        cursor.execute(_WAITING, (list(archived), list(archived)))
+        cursor.execute(_WAITING, {"archived": list(archived)})
         waiting = [other for (other,) in cursor.fetchall() if other != seq]
         cursor.execute(
             "INSERT INTO pending (seq, again) SELECT unnest(%s::bigint[]), true"
-            " ON CONFLICT (seq) DO UPDATE SET again = true",
+            " ON CONFLICT (seq) DO UPDATE SET"
+            " again = true, attempts = 0, due_at = NULL, cause = NULL, reason = NULL",
             ([seq, *waiting],),
         )
     return waiting
@@ -110,11 +111,18 @@ def _folded(engine: Engine, seqs: Sequence[int], now: datetime) -> Found:
     return _at(engine, seqs[0])
 
 
-# The reason names the event whose payload was wanted.
+# Events of the objects that the archived ones speak of.
 _WAITING: Final = """
-SELECT o.seq FROM outcomes AS o WHERE o.state = 'parked' AND EXISTS (
-    SELECT FROM inbox AS i WHERE i.seq = ANY (%s) AND starts_with(o.reason, 'The payload of ' || i.id || ' is archived')
-) AND NOT o.seq = ANY (%s) ORDER BY o.seq
+WITH objects AS (
+    SELECT account, livemode, object_id FROM inbox WHERE seq = ANY (%(archived)s) AND object_id IS NOT NULL
+    UNION
+    SELECT account, livemode, object_id FROM mentions WHERE seq = ANY (%(archived)s)
+)
+SELECT o.seq FROM outcomes AS o JOIN inbox AS i USING (seq)
+WHERE o.state = 'parked' AND o.cause = 'payload_archived' AND NOT o.seq = ANY (%(archived)s) AND (
+    (i.account, i.livemode, i.object_id) IN (SELECT * FROM objects)
+    OR EXISTS (SELECT FROM mentions AS m JOIN objects USING (account, livemode, object_id) WHERE m.seq = o.seq)
+) ORDER BY o.seq
 """
 
 
@@ -127,15 +135,15 @@ def ignore(
     account: str | None = None,
     livemode: bool | None = None,
 ) -> Found:
-    """Set the parked event *event_id* aside, and return what became of it.
+    """Set the event *event_id*, which is parked or pending, aside, and return what became of it.
 
     Raises:
-        ConflictError: it is not parked, so its tables rest on it or it may still be folded.
+        ConflictError: it is neither, so the tables rest on it.
     """
     with database.transaction(engine) as connection, database.cursor(connection) as cursor:
         found = find(cursor, event_id, account=account, livemode=livemode)
-        if found.state != "parked":
-            raise ConflictError(f"Only a parked event can be set aside, and {event_id} is {found.state}.")
+        if found.state not in ("parked", "pending"):
+            raise ConflictError(f"Only a parked or pending event can be set aside, and {event_id} is {found.state}.")
         word = observations.observe(
             folds.EVENT_IGNORED,
             {"object": "event", "id": found.id, "reason": reason},

@@ -261,8 +261,7 @@ def _children(cursor: Cursor, shape: Shape, parents: Sequence[Subject]) -> dict[
     if not shape.child:
         return {}
     names = ("account", "livemode", *shape.child_key)
-    several = len(shape.child_key) > 1
-    wanted = {(each.account, each.livemode, *(each.id.split(" ") if several else [each.id])): each for each in parents}
+    wanted = {(each.account, each.livemode, *each.key): each for each in parents}
     found: dict[Subject, dict[Any, Row]] = defaultdict(dict)
     with cursor.connection.cursor(row_factory=dict_row, binary=True) as rows:
         rows.execute(

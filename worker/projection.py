@@ -18,7 +18,7 @@ Note [A row is found by its key, whatever the planner believes]
 """
 
 import hashlib
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -33,8 +33,8 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
 from schemas import database, inbox, tables
-from schemas.database import Cursor, boolean_array, integer_array, text_array
-from schemas.errors import Archived, PayfoldError
+from schemas.database import Bounds, Cursor, boolean_array, integer_array, text_array
+from schemas.errors import Archived, Transient
 from schemas.inbox import Delivery
 from worker import copying, folds, refunding, stock
 from worker.folds import join
@@ -49,19 +49,29 @@ REFOLD_EVENTS_MAX: Final = 5000
 """Events of an older fold version that are queued at once."""
 REASON_CHARACTERS_MAX: Final = 500
 
+RETRY_SECONDS_MIN: Final = 1
+RETRY_SECONDS_MAX: Final = 300
+"""An event that failed alone, its data not at fault, is tried again after the first, then twice as late, up to this."""
+
 _Object: TypeAlias = tuple[str, bool, str]
 """An object's id in its world."""
+Apart: TypeAlias = deque[tuple[int, ...]]
+"""Groups of pending events, by their numbers, that are to be folded apart since their batch failed."""
 
 _log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
 class Claimed:
-    """An event taken for folding; ``again`` where it had an outcome before, ``set_aside`` by an operator's word."""
+    """An event taken for folding; ``again`` where it had an outcome before, ``set_aside`` by an operator's word.
+
+    ``attempts`` is how often it has failed alone since it became pending.
+    """
 
     event: Event
     again: bool
     set_aside: str | None
+    attempts: int = 0
 
 
 class Share(NamedTuple):
@@ -76,6 +86,17 @@ class _Outcome:
     seq: int
     state: str
     reason: str | None
+    cause: str | None
+    attempts: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why an event could not be folded. It *is_of_data* where it would fail again, and so is parked."""
+
+    cause: str
+    reason: str
+    is_of_data: bool
 
 
 @dataclass(slots=True)
@@ -87,64 +108,108 @@ class _Saved:
     gone: list[Subject]
 
 
-def run_once(engine: Engine, *, now: datetime, limit: int = FOLD_BATCH_MAX, share: Share | None = None) -> int:
+def run_once(
+    engine: Engine,
+    *,
+    now: datetime,
+    limit: int = FOLD_BATCH_MAX,
+    share: Share | None = None,
+    apart: Apart | None = None,
+    bounds: Bounds | None = None,
+) -> int:
     """Fold up to *limit* pending events, of one *share* or of all, in one transaction; return how many those were.
 
-    When PostgreSQL refuses what the batch would save, or a join fails, the batch's events are folded one by one,
-    and the one at fault is parked.
+    A batch that fails is divided until the event at fault stands alone; that is parked where its data is at fault, and
+    otherwise tried again later. The parts are kept in *apart* for the next calls, which take them first; without it
+    they are folded before this returns.
 
     Raises:
-        DatabaseAway: when PostgreSQL does not answer; nothing is lost, since nothing was taken away.
+        Transient: PostgreSQL does not answer, or has not given any event in time; nothing is lost.
     """
-    claimed: list[Claimed] = []
-    try:
-        with database.transaction(engine) as connection, database.cursor(connection) as cursor:
-            claimed = claim(cursor, limit=limit, share=share)
-            project(cursor, claimed, now=now)
-    except Exception as error:  # noqa: BLE001 - a fault of a join is one event's, and holds up no other
-        return _one_by_one(engine, claimed, now, reason_to_park(error, claimed))
-    return len(claimed)
-
-
-def reason_to_park(error: Exception, claimed: Sequence[Claimed]) -> str:
-    """Return why *claimed* cannot be folded; an error that is no fault of theirs is raised again."""
-    if claimed and isinstance(error, Archived):
-        return str(error)
-    is_of_database = isinstance(error, (DBAPIError, database.DriverError))
-    if not claimed or isinstance(error, PayfoldError) or (is_of_database and not database.is_fault_of_data(error)):
-        raise error
-    if is_of_database:
-        return f"PostgreSQL refused its row: {database.condition(error)}"
-    # Its own words could quote the event, so only its kind is kept.
-    return f"the join failed with {type(error).__name__}"
-
-
-def _one_by_one(engine: Engine, claimed: Sequence[Claimed], now: datetime, reason: str) -> int:
-    if len(claimed) <= 1:
-        _park(engine, claimed, now, reason)
-        return len(claimed)
-    for each in claimed:
-        run_one(engine, each.event.seq, now=now)
-    return len(claimed)
+    parts: Apart = deque() if apart is None else apart
+    folded = _run_batch(engine, parts, now=now, limit=limit, share=share, bounds=bounds)
+    while apart is None and parts:
+        folded += _run_batch(engine, parts, now=now, limit=limit, share=share, bounds=bounds)
+    return folded
 
 
 def run_one(engine: Engine, seq: int, *, now: datetime) -> int:
-    """Fold the pending event *seq* by itself and return whether it had been pending."""
+    """Fold the pending event *seq* by itself, due or not, and return whether it had been pending."""
+    return _run_batch(engine, deque([(seq,)]), now=now, limit=1, share=None, bounds=None)
+
+
+def _run_batch(
+    engine: Engine, apart: Apart, *, now: datetime, limit: int, share: Share | None, bounds: Bounds | None
+) -> int:
+    only = apart.popleft() if apart else None
     claimed: list[Claimed] = []
     try:
-        with database.transaction(engine) as connection, database.cursor(connection) as cursor:
-            claimed = claim(cursor, limit=1, only=seq)
+        with database.transaction(engine, bounds) as connection, database.cursor(connection) as cursor:
+            claimed = claim(cursor, limit=limit if only is None else len(only), only=only, share=share)
             project(cursor, claimed, now=now)
-    except Exception as error:  # noqa: BLE001 - as above
-        _park(engine, claimed, now, reason_to_park(error, claimed))
+    except Exception as error:
+        failure = None if isinstance(error, Transient) or not claimed else failure_of(error)
+        if failure is None:
+            if only is not None:
+                apart.appendleft(only)
+            raise
+        return _divide(engine, apart, claimed, failure, now=now, bounds=bounds)
     return len(claimed)
 
 
-def _park(engine: Engine, claimed: Sequence[Claimed], now: datetime, reason: str) -> None:
-    with database.transaction(engine) as connection, database.cursor(connection) as cursor:
-        for each in claimed:
-            _conclude(cursor, [_Outcome(each.event.seq, "parked", reason)], now, folds.FOLD_VERSION)
-            _log.warning("event.parked", event_id=each.event.id, reason=reason)
+def _divide(
+    engine: Engine, apart: Apart, claimed: Sequence[Claimed], failure: Failure, *, now: datetime, bounds: Bounds | None
+) -> int:
+    """Put the halves of a batch that failed into *apart*; conclude what failed alone, and return how many that is."""
+    if len(claimed) == 1:
+        return _conclude_alone(engine, claimed[0], failure, now=now, bounds=bounds)
+    seqs = tuple(each.event.seq for each in claimed)
+    half = len(seqs) // 2
+    apart.extendleft([seqs[half:], seqs[:half]])
+    return 0
+
+
+def failure_of(error: Exception) -> Failure:
+    """Return what *error* says of the events that met it; PostgreSQL's own words could quote them, so none is kept."""
+    if isinstance(error, Archived):
+        return Failure("payload_archived", str(error), is_of_data=True)
+    if isinstance(error, (DBAPIError, database.DriverError)):
+        condition = database.condition(error)
+        if database.is_fault_of_data(error):
+            return Failure("row_refused", f"PostgreSQL refused its row: {condition}", is_of_data=True)
+        cause = "database_busy" if database.is_busy(error) else "database_refused"
+        return Failure(cause, f"PostgreSQL did not fold it: {condition}", is_of_data=False)
+    if isinstance(error, (MemoryError, OSError)):
+        return Failure("machine_short", f"this machine could not fold it: {type(error).__name__}", is_of_data=False)
+    return Failure("fold_failed", f"the join failed with {type(error).__name__}", is_of_data=True)
+
+
+def _conclude_alone(engine: Engine, claimed: Claimed, failure: Failure, *, now: datetime, bounds: Bounds | None) -> int:
+    """Park the event, or let it be tried again later, unless it is no longer what was *claimed*; return how many.
+
+    A newer rendering may have been recorded meanwhile, or another worker may have folded it: it is claimed again, and
+    what is pending then is compared with what failed.
+    """
+    with database.transaction(engine, bounds) as connection, database.cursor(connection) as cursor:
+        if claim(cursor, limit=1, only=(claimed.event.seq,)) != [claimed]:
+            return 0
+        if failure.is_of_data:
+            outcome = _Outcome(claimed.event.seq, "parked", failure.reason, failure.cause, claimed.attempts + 1)
+            _conclude(cursor, [outcome], now, folds.FOLD_VERSION)
+        else:
+            _postpone(cursor, claimed, failure)
+    event = "event.parked" if failure.is_of_data else "event.postponed"
+    _log.warning(event, event_id=claimed.event.id, cause=failure.cause, reason=failure.reason)
+    return 1
+
+
+def _postpone(cursor: Cursor, claimed: Claimed, failure: Failure) -> None:
+    delay = min(RETRY_SECONDS_MAX, RETRY_SECONDS_MIN * 2 ** min(claimed.attempts, 16))
+    cursor.execute(
+        "UPDATE pending SET attempts = %s, due_at = now() + make_interval(secs => %s), cause = %s, reason = %s"
+        " WHERE seq = %s",
+        (min(claimed.attempts + 1, 32767), delay, failure.cause, failure.reason, claimed.event.seq),
+    )
 
 
 _ENVELOPE: Final = "i.seq, i.account, i.livemode, i.id, i.type, i.created, i.object_type, i.object_id, i.source"
@@ -167,17 +232,26 @@ def keep_others_from_appending(cursor: Cursor) -> None:
     cursor.execute("SELECT pg_advisory_xact_lock(hashtextextended(current_schema() || ' changes', 0))")
 
 
-def claim(cursor: Cursor, *, limit: int, only: int | None = None, share: Share | None = None) -> list[Claimed]:
-    """Take up to *limit* pending events, oldest first, that no other worker has taken.
+def claim(
+    cursor: Cursor, *, limit: int, only: Sequence[int] | None = None, share: Share | None = None
+) -> list[Claimed]:
+    """Take up to *limit* pending events that are due, oldest first, that no other worker has taken.
 
-    Of one *share* these are not all that are pending: see ``LOOK_AHEAD_BATCHES``.
+    Of one *share* these are not all that are pending: see ``LOOK_AHEAD_BATCHES``. Of those numbered *only* each is
+    taken, due or not.
     """
     # Shared by all who fold; whoever swaps the tables, or takes a snapshot to compare them in, holds it alone.
     cursor.execute("SELECT pg_advisory_xact_lock_shared(hashtextextended(current_schema() || ' fold', 0))")
     number, of = share or (None, None)
     cursor.execute(
-        _CLAIM if share is None else _CLAIM_SHARE,
-        {"only": only, "limit": limit, "number": number, "of": of, "near": limit * LOOK_AHEAD_BATCHES},
+        _CLAIM_ONLY if only is not None else _CLAIM if share is None else _CLAIM_SHARE,
+        {
+            "only": None if only is None else integer_array(only),
+            "limit": limit,
+            "number": number,
+            "of": of,
+            "near": limit * LOOK_AHEAD_BATCHES,
+        },
         binary=True,
     )
     rows = cursor.fetchall()
@@ -190,35 +264,47 @@ def claim(cursor: Cursor, *, limit: int, only: int | None = None, share: Share |
         if len(archived) == len(rows):
             return claim(cursor, limit=limit, only=only, share=share)
     return [
-        Claimed(_event(row, payloads), row[9], None if row[10] is None else reason_of(payloads.get(row[10])))
+        Claimed(_event(row, payloads), row[9], None if row[10] is None else reason_of(payloads.get(row[10])), row[11])
         for row in rows
         if row[0] in payloads
     ]
 
 
+# What waits to be tried again is stepped over.
+_DUE: Final = "(due_at IS NULL OR due_at <= now())"
+_TAKEN: Final = f"""
+SELECT {_ENVELOPE}, taken.again, {_SET_ASIDE}, taken.attempts
+FROM taken CROSS JOIN LATERAL (SELECT * FROM inbox WHERE inbox.seq = taken.seq OFFSET 0) AS i ORDER BY i.seq
+"""
 _CLAIM: Final = f"""
 WITH taken AS MATERIALIZED (
-    SELECT seq, again FROM pending WHERE %(only)s::bigint IS NULL OR seq = %(only)s
+    SELECT seq, again, attempts FROM pending WHERE {_DUE} ORDER BY seq LIMIT %(limit)s FOR UPDATE SKIP LOCKED
+)
+{_TAKEN}
+"""
+_CLAIM_ONLY: Final = f"""
+WITH taken AS MATERIALIZED (
+    SELECT seq, again, attempts FROM pending WHERE seq = ANY (%(only)s::bigint[])
     ORDER BY seq LIMIT %(limit)s FOR UPDATE SKIP LOCKED
 )
-SELECT {_ENVELOPE}, taken.again, {_SET_ASIDE}
-FROM taken CROSS JOIN LATERAL (SELECT * FROM inbox WHERE inbox.seq = taken.seq OFFSET 0) AS i ORDER BY i.seq
+{_TAKEN}
 """
 # Only what is near is looked at: where all that is pending is of one object, the other shares find that soon. What is
 # found is locked one by one, until there is enough.
 _CLAIM_SHARE: Final = f"""
 WITH near AS MATERIALIZED (
-    SELECT seq FROM pending ORDER BY seq LIMIT %(near)s
+    SELECT seq FROM pending WHERE {_DUE} ORDER BY seq LIMIT %(near)s
 ), own AS MATERIALIZED (
     SELECT i.* FROM near CROSS JOIN LATERAL (SELECT * FROM inbox WHERE inbox.seq = near.seq OFFSET 0) AS i
     WHERE mod(hashtext(concat(i.account, i.object_id)), %(of)s) IN (%(number)s, %(number)s - %(of)s)
 ), taken AS MATERIALIZED (
-    SELECT o.*, p.again
-    FROM (SELECT * FROM own ORDER BY seq) AS o
-        CROSS JOIN LATERAL (SELECT again FROM pending WHERE pending.seq = o.seq FOR UPDATE SKIP LOCKED) AS p
+    SELECT o.*, p.again, p.attempts
+    FROM (SELECT * FROM own ORDER BY seq) AS o CROSS JOIN LATERAL (
+        SELECT again, attempts FROM pending WHERE pending.seq = o.seq FOR UPDATE SKIP LOCKED
+    ) AS p
     LIMIT %(limit)s
 )
-SELECT {_ENVELOPE}, i.again, {_SET_ASIDE} FROM taken AS i ORDER BY i.seq
+SELECT {_ENVELOPE}, i.again, {_SET_ASIDE}, i.attempts FROM taken AS i ORDER BY i.seq
 """
 
 
@@ -226,8 +312,9 @@ def _leave(cursor: Cursor, archived: Sequence[Sequence[Any]]) -> None:
     """Take events whose payloads are archived off what is pending: the outcome that each has stands."""
     seqs = [row[0] for row in archived]
     cursor.execute(
-        "INSERT INTO outcomes (seq, state, reason, attempts, folded_at, fold_version)"
-        " SELECT seq, 'parked', 'its payload is archived', 1, now(), %s FROM unnest(%s::bigint[]) AS k (seq)"
+        "INSERT INTO outcomes (seq, state, reason, cause, attempts, folded_at, fold_version)"
+        " SELECT seq, 'parked', 'its payload is archived', 'payload_archived', 1, now(), %s"
+        " FROM unnest(%s::bigint[]) AS k (seq)"
         " ON CONFLICT (seq) DO NOTHING",
         (folds.FOLD_VERSION, seqs),
     )
@@ -286,7 +373,8 @@ def project(
     anew: set[Subject] = set()
     for each in claimed:
         verdict = _judge(each)
-        outcomes.append(_Outcome(each.event.seq, verdict.state, shortened(verdict.reason)))
+        reason = shortened(verdict.reason)
+        outcomes.append(_Outcome(each.event.seq, verdict.state, reason, verdict.cause, each.attempts + 1))
         for one in verdict.facts:
             facts[one.subject].append(one)
         if each.again:
@@ -310,7 +398,7 @@ def shortened(reason: str | None) -> str | None:
 
 def _judge(claimed: Claimed) -> folds.Verdict:
     if claimed.set_aside is not None:
-        return folds.Verdict("ignored", claimed.set_aside)
+        return folds.set_aside(claimed.set_aside)
     return folds.judge(claimed.event)
 
 
@@ -350,13 +438,13 @@ _OTHER_ROWS: Final = """
 WITH k AS (
     SELECT * FROM unnest(%(accounts)s::text[], %(modes)s::boolean[], %(keys)s::text[]) AS k (account, livemode, key)
 )
-SELECT 'balances', k.account, k.livemode, concat(customer, ' ', currency), customer
+SELECT 'balances', k.account, k.livemode, customer, '', currency
 FROM k JOIN balances AS t ON (t.account, t.livemode, t.customer) = (k.account, k.livemode, k.key)
 UNION ALL
-SELECT 'credit_note_lines', k.account, k.livemode, t.id, t.credit_note
+SELECT 'credit_note_lines', k.account, k.livemode, t.id, t.credit_note, ''
 FROM k JOIN credit_note_lines AS t ON (t.account, t.livemode, t.credit_note) = (k.account, k.livemode, k.key)
 UNION ALL
-SELECT 'credit_notes', k.account, k.livemode, t.id, ''
+SELECT 'credit_notes', k.account, k.livemode, t.id, '', ''
 FROM k JOIN credit_notes AS t ON (t.account, t.livemode, t.id) = (k.account, k.livemode, k.key)
 """
 
@@ -434,9 +522,9 @@ def load(cursor: Cursor, subjects: Iterable[Subject]) -> dict[Subject, Row]:
     found: dict[Subject, Row] = {}
     for table, keys in _by_table(subjects).items():
         names = _key_names(table)
-        wanted = {(key.account, key.livemode, *_parts(table, key)): key for key in keys}
+        wanted = {(key.account, key.livemode, *key.key): key for key in keys}
         with cursor.connection.cursor(row_factory=dict_row, binary=True) as rows:
-            rows.execute(_rows_by_key(table), _key_arrays(table, keys))
+            rows.execute(_rows_by_key(table), _key_arrays(keys))
             for row in rows:
                 found[wanted[tuple(row[name] for name in names)]] = row
     return found
@@ -455,14 +543,9 @@ def _key_names(table: str) -> tuple[str, ...]:
     return ("account", "livemode", *folds.SHAPES[table].key)
 
 
-def _parts(table: str, key: Subject) -> Sequence[str]:
-    """Return the values of *key* beyond its world."""
-    return key.id.split(" ") if len(folds.SHAPES[table].key) > 1 else (key.id,)
-
-
-def _key_arrays(table: str, keys: Sequence[Subject]) -> list[str]:
+def _key_arrays(keys: Sequence[Subject]) -> list[str]:
     """Return the values of *keys*, an array for each column."""
-    columns = zip(*(_parts(table, key) for key in keys), strict=True)
+    columns = zip(*(key.key for key in keys), strict=True)
     return [*_world_arrays(keys), *map(text_array, columns)]
 
 
@@ -497,6 +580,7 @@ def facts_of(
     found: dict[Subject, list[Facts]] = {subject: [] for subject in subjects}
     if not subjects:
         return found
+    judged = [one for several in at_hand.values() for one in several]
     cursor.execute(
         f"""
         WITH k AS (
@@ -508,14 +592,19 @@ def facts_of(
         )
         SELECT {_ENVELOPE}
         FROM wanted JOIN inbox AS i USING (seq) LEFT JOIN outcomes AS o USING (seq)
-        WHERE {_SET_ASIDE} IS NULL AND (coalesce(o.state, %s) <> 'parked' OR i.id = ANY(%s::text[]))
+        WHERE {_SET_ASIDE} IS NULL AND (
+            coalesce(o.state, %s) <> 'parked' OR (i.account, i.livemode, i.id) IN (
+                SELECT * FROM unnest(%s::text[], %s::boolean[], %s::text[])
+            )
+        )
         """,
         (
             *_world_arrays(keys := list(subjects)),
             text_array([key.source for key in keys]),
             "pending" if with_pending else "parked",
             # What is new, and what was parked and may fold now: the batch has judged it already.
-            text_array([one.event_id for several in at_hand.values() for one in several]),
+            *_world_arrays([one.subject for one in judged]),
+            text_array([one.event_id for one in judged]),
         ),
         binary=True,
     )
@@ -554,7 +643,7 @@ def _save(cursor: Cursor, saved: _Saved) -> None:
             sql.SQL("DELETE FROM {table} AS t USING {keys} WHERE {same}").format(
                 table=sql.Identifier(table), keys=_key_rows(names), same=_same(names)
             ),
-            _key_arrays(table, keys),
+            _key_arrays(keys),
         )
 
 
@@ -574,7 +663,7 @@ def _drop_strayed_children(cursor: Cursor, saved: _Saved) -> None:
                 sql.SQL("DELETE FROM {table} AS t USING {keys} WHERE {same} AND NOT (t.id = ANY (%s::text[]))").format(
                     table=sql.Identifier(shape.child), keys=_key_rows(names), same=_same(names, child_names)
                 ),
-                [*_key_arrays(table, keys), text_array(kept)],
+                [*_key_arrays(keys), text_array(kept)],
             )
 
 
@@ -612,11 +701,13 @@ def _conclude(cursor: Cursor, outcomes: Sequence[_Outcome], now: datetime, fold_
     seqs = integer_array(outcome.seq for outcome in outcomes)
     cursor.execute(
         """
-        INSERT INTO outcomes AS known (seq, state, reason, attempts, folded_at, fold_version)
-        SELECT seq, state, nullif(reason, ''), 1, %s, %s
-        FROM unnest(%s::bigint[], %s::text[], %s::text[]) AS t (seq, state, reason)
+        INSERT INTO outcomes AS known (seq, state, reason, cause, attempts, folded_at, fold_version)
+        SELECT seq, state, nullif(reason, ''), nullif(cause, ''), attempts, %s, %s
+        FROM unnest(%s::bigint[], %s::text[], %s::text[], %s::text[], %s::integer[])
+            AS t (seq, state, reason, cause, attempts)
         ON CONFLICT (seq) DO UPDATE SET
-            state = excluded.state, reason = excluded.reason, attempts = least(known.attempts + 1, 32767),
+            state = excluded.state, reason = excluded.reason, cause = excluded.cause,
+            attempts = least(known.attempts::integer + excluded.attempts, 32767),
             folded_at = excluded.folded_at, fold_version = excluded.fold_version
         """,
         (
@@ -625,6 +716,8 @@ def _conclude(cursor: Cursor, outcomes: Sequence[_Outcome], now: datetime, fold_
             seqs,
             text_array([outcome.state for outcome in outcomes]),
             text_array([outcome.reason or "" for outcome in outcomes]),
+            text_array([outcome.cause or "" for outcome in outcomes]),
+            integer_array(min(outcome.attempts, 32767) for outcome in outcomes),
         ),
     )
     cursor.execute("DELETE FROM pending WHERE seq = ANY(%s::bigint[])", (seqs,))
@@ -636,31 +729,34 @@ def _set_aside(cursor: Cursor, words: Sequence[Event]) -> None:
         cursor.execute(
             """
             INSERT INTO pending (seq, again) SELECT seq, true FROM inbox WHERE (account, livemode, id) = (%s, %s, %s)
-            ON CONFLICT (seq) DO UPDATE SET again = true
+            ON CONFLICT (seq) DO UPDATE SET
+                again = true, attempts = 0, due_at = NULL, cause = NULL, reason = NULL
             """,
             (word.account, word.livemode, word.object_id),
         )
 
 
 def _note_anomalies(cursor: Cursor, saved: _Saved, now: datetime) -> None:
-    touched = [*saved.rows, *saved.gone]
+    """Write which anomalies of the rows that were folded are in force now, and which are over."""
+    touched = {_named(subject): subject for subject in (*saved.rows, *saved.gone)}
     cursor.execute(
         """
-        SELECT a.account, a.livemode, a.id, a.subject, a.subject_id, a.kind
+        SELECT a.account, a.livemode, a.subject, a.subject_id, a.id, a.kind
         FROM (SELECT DISTINCT * FROM unnest(%s::text[], %s::boolean[], %s::text[])) AS k (account, livemode, subject_id)
         JOIN anomalies AS a USING (account, livemode, subject_id) WHERE a.resolved_at IS NULL
         """,
-        (*_world_arrays(touched), text_array([each.id for each in touched])),
+        (*_world_arrays([*touched.values()]), text_array([subject_id for *_, subject_id in touched])),
     )
     in_force = cursor.fetchall()
     found = [row for subject, joined in saved.rows.items() for row in anomaly_rows(subject, joined, now)]
-    held = {row["id"] for row in found}
-    # A row that was only advanced says nothing of what only all its events show.
-    silent = {(folds.SHAPES[key.table].subject, key.id) for key, joined in saved.rows.items() if not joined.is_whole}
+    held = {(row["account"], row["livemode"], row["id"]) for row in found}
     over = [
         (account, livemode, anomaly)
-        for account, livemode, anomaly, subject, subject_id, kind in in_force
-        if anomaly not in held and not (kind in join.SEEN_IN_ALL and (subject, subject_id) in silent)
+        for account, livemode, subject, subject_id, anomaly, kind in in_force
+        if (row := touched.get((account, livemode, subject, subject_id))) is not None
+        and (account, livemode, anomaly) not in held
+        # A row that was only advanced says nothing of what only all its events show.
+        and not (kind in join.SEEN_IN_ALL and row in saved.rows and not saved.rows[row].is_whole)
     ]
     if over:
         cursor.execute(
@@ -680,6 +776,11 @@ def _note_anomalies(cursor: Cursor, saved: _Saved, now: datetime) -> None:
         )
 
 
+def _named(subject: Subject) -> tuple[str, bool, str, str]:
+    """Return what names the row of *subject* where rows of all tables stand together."""
+    return (subject.account, subject.livemode, folds.SHAPES[subject.table].subject, tables.key_name(subject.key))
+
+
 def anomaly_rows(subject: Subject, joined: Joined, now: datetime) -> list[dict[str, Any]]:
     """Return the rows by which the table tells what is wrong with a row; *now* is when that was seen."""
     rows = [_anomaly_row(subject, joined.row, anomaly, now) for anomaly in joined.anomalies]
@@ -688,14 +789,16 @@ def anomaly_rows(subject: Subject, joined: Joined, now: datetime) -> list[dict[s
 
 
 def _anomaly_row(subject: Subject, row: Row, anomaly: Anomaly, now: datetime) -> dict[str, Any]:
-    identity = msgspec.json.encode([subject.table, subject.id, anomaly.kind, anomaly.detail], order="sorted")
+    name = tables.key_name(subject.key)
+    identity = msgspec.json.encode([subject.table, name, anomaly.kind, anomaly.detail], order="sorted")
     return {
         "account": subject.account,
         "livemode": subject.livemode,
         "id": f"anm_{hashlib.blake2b(identity, digest_size=12).hexdigest()}",
         "kind": anomaly.kind,
         "subject": folds.SHAPES[subject.table].subject,
-        "subject_id": subject.id,
+        "subject_id": name,
+        "object_id": subject.source,
         "detail": anomaly.detail,
         "event_id": row["event_id"],
         "as_of": row["as_of"],
@@ -710,7 +813,7 @@ def _append_changes(cursor: Cursor, saved: _Saved) -> None:
             "account": subject.account,
             "livemode": subject.livemode,
             "subject": folds.SHAPES[subject.table].subject,
-            "subject_id": subject.id.split(" ")[0],
+            "subject_id": subject.id,
             "kind": change.kind,
             "event_id": joined.row["event_id"],
             "source": joined.source,

@@ -104,8 +104,8 @@ def rebuild(made: Shadow, *, progress: Progress = nobody, sizes: Sizes = USUAL) 
 
 
 @contextmanager
-def refolded(engine: Engine, *, seed: int, progress: Progress = nobody) -> Iterator[str]:
-    """Let the projection fold the inbox in an order drawn from *seed*, yield the schema of it, then drop that."""
+def refolded(engine: Engine, *, seed: int, progress: Progress = nobody) -> Iterator[Shadow]:
+    """Let the projection fold the inbox in an order drawn from *seed*, yield what it made, then drop that."""
     chance = random.Random(seed)  # noqa: S311 - an order to be repeated, not a secret
     with shadow.shadow(engine) as made:
         _make_empty(made)
@@ -115,7 +115,7 @@ def refolded(engine: Engine, *, seed: int, progress: Progress = nobody) -> Itera
         while seqs:
             batches.append([seqs.pop() for _ in range(min(len(seqs), chance.randint(1, projection.FOLD_BATCH_MAX)))])
         _fold_in_steps(made, batches, progress)
-        yield made.schema
+        yield made
 
 
 def record(
@@ -399,7 +399,12 @@ def _judge_range(bounds: tuple[int, int]) -> dict[str, Path]:
                     event = Event(*row[:10])
                     verdict = _verdict(job, event)
                     reason = projection.shortened(verdict.reason)
-                    outcomes.add((event.seq, verdict.state, reason, row[10], row[11] or job.now, folds.FOLD_VERSION))
+                    outcomes.add(
+                        (
+                            *(event.seq, verdict.state, reason, row[10], row[11] or job.now),
+                            *(folds.FOLD_VERSION, verdict.cause),
+                        )
+                    )
                     spill.add(verdict.facts)
                     for one in verdict.facts:
                         if one.subject.source != event.object_id:
@@ -438,7 +443,7 @@ WHERE i.seq >= %(first)s AND i.seq < %(end)s AND b.seq >= %(first)s AND b.seq < 
 
 def _verdict(job: _Job, event: Event) -> folds.Verdict:
     reason = job.set_aside.get((event.account, event.livemode, event.id))
-    return folds.judge(event) if reason is None else folds.Verdict("ignored", reason)
+    return folds.judge(event) if reason is None else folds.set_aside(reason)
 
 
 class _Spill:

@@ -21,7 +21,7 @@ from sqlalchemy import Engine
 
 from schemas import database, inbox
 from schemas.database import Cursor, integer_array
-from schemas.errors import ConflictError
+from schemas.errors import ConflictError, Transient
 from schemas.inbox import RECORD_ROWS_MAX, Delivery, Receipt, Recorded
 from worker import eventlog, lanes, projection
 from worker.eventlog import Entry
@@ -275,8 +275,10 @@ class _Withholding(_Recording):
                 while claimed := projection.claim(cursor, limit=projection.FOLD_BATCH_MAX):
                     projection.project(cursor, claimed, now=self._now)
                 self._withhold(cursor, last)
-        except Exception as error:  # noqa: BLE001 - a fault of one event, which alone is parked, and announces nothing
-            projection.reason_to_park(error, claimed)
+        except Exception as error:
+            # A fault of one event, which alone is parked, and announces nothing.
+            if isinstance(error, Transient) or not claimed or not projection.failure_of(error).is_of_data:
+                raise
             half = len(deliveries) // 2
             if not half and not is_again:
                 # It may be the fault of another event that is pending, which is then parked.

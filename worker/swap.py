@@ -12,6 +12,7 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -23,15 +24,17 @@ from sqlalchemy import Table
 from schemas import database, tables
 from schemas.database import Cursor
 from schemas.errors import ConflictError
-from worker import archive, difference, folds, projection, rebuild, refunding, stock
+from worker import archive, difference, digest, folds, projection, rebuild, refunding, stock
 from worker.archive import LeftOut
 from worker.difference import Comparison, Difference, Pair
+from worker.digest import Digest
 from worker.shadow import REPLACED, Shadow
 
 LOCK_SECONDS_MAX: Final = 5
 """So long one try waits for folding to pause: longer than a batch takes."""
 TRIES_MAX: Final = 12
 CHANGES_AT_ONCE: Final = 500
+PROOF_DIFFERENCES_MAX: Final = 20
 
 
 def compare(made: Shadow, *, tell: Callable[[Difference], None]) -> Comparison:
@@ -46,6 +49,33 @@ def compare(made: Shadow, *, tell: Callable[[Difference], None]) -> Comparison:
         found = difference.compare(cursor, made, tell=tell)
         found.objects_left_out, found.events_left_out = left.objects, left.events
         return found
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """The digests of the *live* tables and of those made *again*, as of one moment, and their first *differences*."""
+
+    live: list[Digest]
+    again: list[Digest]
+    differences: list[Difference]
+
+    @property
+    def holds(self) -> bool:
+        """Whether both are the same."""
+        return self.live == self.again
+
+
+def prove(made: Shadow) -> Proof:
+    """Hold the digests of the live tables against those of *made* once both have folded the same events."""
+    found: list[Difference] = []
+    with database.transaction(made.engine) as connection, database.cursor(connection) as cursor:
+        cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        at_one_moment(cursor, made)
+        live = digest.digests_seen(cursor, schema=made.live)
+        again = digest.digests_seen(cursor, schema=made.schema)
+        if live != again:
+            difference.compare(cursor, made, tell=found.append)
+    return Proof(live, again, found[:PROOF_DIFFERENCES_MAX])
 
 
 def swap(made: Shadow, *, tell: Callable[[Difference], None] = lambda _: None) -> tuple[Comparison, int]:
@@ -164,7 +194,7 @@ class _Implied:
                 "account": pair.expected["account"],
                 "livemode": pair.expected["livemode"],
                 "subject": shape.subject,
-                "subject_id": difference.identity(pair.table, pair.expected).split(" ")[0],
+                "subject_id": difference.owner(pair.table, pair.expected),
                 "kind": change.kind,
                 "event_id": pair.expected["event_id"],
                 "at": pair.expected["as_of"],

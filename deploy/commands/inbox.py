@@ -42,7 +42,8 @@ app: Final = typer.Typer()
 events_app: Final = typer.Typer(help="The inbox.", no_args_is_help=True)
 
 EventId = Annotated[str, typer.Argument(metavar="EVENT", help="Its id, as evt_1….")]
-_EVENT_COLUMNS: Final = ("seq", "id", "type", "object_id", "created", "state", "reason")
+_EVENT_COLUMNS: Final = ("seq", "id", "type", "object_id", "created", "state", "cause", "reason")
+_FURTHER_COLUMNS: Final = ("attempts", "due_at", "account", "livemode", "source", "received_at")
 
 
 @events_app.command("list")
@@ -59,7 +60,7 @@ def events_list(
     if state is not None and state not in tables.STATES:
         raise ConfigurationError(f"--state is one of {', '.join(tables.STATES)}.")
     given = {"state": state, "type": kind, "object_id": object_id, "account": account, "livemode": livemode}
-    columns = [tables.events.c[column] for column in (*_EVENT_COLUMNS, "account", "livemode", "source", "received_at")]
+    columns = [tables.events.c[column] for column in (*_EVENT_COLUMNS, *_FURTHER_COLUMNS)]
     query = lookup.latest_events(columns, given, before=None, limit=limit)
     with opened_database() as engine, database.transaction(engine) as connection:
         found = connection.execute(query).mappings().all()
@@ -85,7 +86,7 @@ def events_show(
 def events_retry(
     event_id: EventId, archive: ArchiveOption = None, account: AccountOption = None, livemode: ModeOption = None
 ) -> None:
-    """Fold an event again, now and in this process; exit 1 if it is parked again."""
+    """Fold an event again, now and in this process; exit 1 if it fails again."""
     from worker import operator
 
     with opened_database() as engine:
@@ -93,7 +94,7 @@ def events_retry(
             engine, event_id, now=datetime.now(UTC), account=account, livemode=livemode, archive=archive
         )
     _tell(found)
-    if found.state == "parked":
+    if found.state in ("parked", "pending"):
         raise typer.Exit(FAILED)
 
 
@@ -104,7 +105,7 @@ def events_ignore(
     account: AccountOption = None,
     livemode: ModeOption = None,
 ) -> None:
-    """Set a parked event aside, as an observation that replays like everything else."""
+    """Set a parked or pending event aside, as an observation that replays like everything else."""
     from worker import operator
 
     with opened_database() as engine:

@@ -85,20 +85,26 @@ def customers_explain(
     form: FormatOption = Format.TABLE,
 ) -> None:
     """Say which event set each column of a customer, or of a balance, and what became of the others."""
-    table, id_ = ("customers", customer) if currency is None else ("balances", f"{customer} {currency.lower()}")
-    _explain(table, id_, as_of, account=account, livemode=livemode, form=form)
+    table = "customers" if currency is None else "balances"
+    _explain(table, customer, as_of, currency=(currency or "").lower(), account=account, livemode=livemode, form=form)
 
 
 def _explain(
-    table: str, id_: str, as_of: datetime | None, *, account: str | None, livemode: bool | None, form: Format
+    table: str,
+    id_: str,
+    as_of: datetime | None,
+    *,
+    currency: str = "",
+    account: str | None,
+    livemode: bool | None,
+    form: Format,
 ) -> None:
     from worker import explain
     from worker.folds.facts import Subject
 
-    root = id_.partition(" ")[0] if table == "balances" else ""
     with opened_database() as engine:
-        world = _world_of(engine, root or id_, account=account, livemode=livemode)
-        told = explain.explain(engine, Subject(table, *world, id_, root), as_of=utc(as_of))
+        world = _world_of(engine, id_, account=account, livemode=livemode)
+        told = explain.explain(engine, Subject(table, *world, id_, currency=currency), as_of=utc(as_of))
     if form is Format.TABLE:
         _print(told, as_of)
     else:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 from rich.progress import Progress
+from sqlalchemy import Engine, func, select
 
 from deploy import output
 from deploy.commands.base import (
@@ -20,6 +21,7 @@ from deploy.commands.base import (
     shown_on,
 )
 from deploy.output import Format, err
+from schemas import database, tables
 from schemas.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -74,7 +76,8 @@ def rebuild(
             found, changes = swapping.swap(made, tell=listed)
         else:
             found = swapping.compare(made, tell=listed)
-    _print(found, listed, form, changes=changes if swap else None)
+        unfolded = _unfolded(engine)
+    _print(found, listed, form, changes=changes if swap else None, unfolded=unfolded)
     if refused:
         raise typer.Exit(FAILED)
     if found.drift and not swap:
@@ -83,6 +86,16 @@ def rebuild(
 
 def _told_on(bar: Progress) -> "Callable[[Entry], None]":
     return lambda entry: bar.console.print(f"{entry.place}: {entry.fault}")
+
+
+def _unfolded(engine: Engine) -> dict[str, int]:
+    """Return how many events of the inbox are in no table, live or rebuilt, by their state."""
+    counts = {
+        "pending": select(func.count()).select_from(tables.pending),
+        "parked": select(func.count()).where(tables.outcomes.c.state == "parked"),
+    }
+    with database.transaction(engine) as connection:
+        return {state: connection.execute(count).scalar_one() for state, count in counts.items()}
 
 
 class _Listed:
@@ -125,11 +138,13 @@ def money_of(found: "Comparison") -> list[dict[str, Any]]:
     ]
 
 
-def _print(found: "Comparison", listed: _Listed, form: Format, *, changes: int | None) -> None:
+def _print(
+    found: "Comparison", listed: _Listed, form: Format, *, changes: int | None, unfolded: dict[str, int]
+) -> None:
     rows = [row_of(difference) for difference in listed.kept]
     if form is not Format.TABLE:
         told = {"tables": tallied(found), "money": money_of(found), "differences": rows, "drift": found.drift}
-        told["differences_found"] = listed.found
+        told |= {"differences_found": listed.found, **unfolded}
         left = {"objects": found.objects_left_out, "events": found.events_left_out}
         told |= {"left_out": left} if found.events_left_out else {}
         output.one(told if changes is None else told | {"swapped": True, "changes": changes}, form)
@@ -156,6 +171,11 @@ def _print(found: "Comparison", listed: _Listed, form: Format, *, changes: int |
         err.print("The tables are what the events say.")
     if found.events_left_out:
         err.print(left_out(found.objects_left_out, found.events_left_out))
+    for state, events in unfolded.items():
+        if events:
+            err.print(
+                f"In none of the tables: {events:,} {state} events. `payfold events list --state {state}` has them."
+            )
 
 
 def left_out(objects: int, events: int) -> str:

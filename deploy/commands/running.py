@@ -221,6 +221,7 @@ def _status_query(fold_version: int) -> Select[Any]:
     waiting = select(inbox.c.received_at).join(pending, pending.c.seq == inbox.c.seq).order_by(pending.c.seq).limit(1)
     return select(
         select(func.count()).select_from(pending).scalar_subquery().label("pending"),
+        select(func.count()).where(pending.c.due_at > func.now()).scalar_subquery().label("pending_to_be_tried_again"),
         waiting.scalar_subquery().label("oldest_pending_received_at"),
         select(func.count()).where(outcomes.c.state == "parked").scalar_subquery().label("parked"),
         select(func.count()).where(outcomes.c.fold_version < fold_version).scalar_subquery().label("to_fold_anew"),

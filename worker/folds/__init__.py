@@ -87,17 +87,28 @@ TABLES_OF_OBJECT: Final[Mapping[str, tuple[str, ...]]] = {
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What became of one event: facts where it is folded, else a reason."""
+    """What became of one event: facts where it is folded, else a reason, and its code."""
 
     state: str
     reason: str | None = None
     facts: tuple[Facts, ...] = ()
+    cause: str | None = None
 
 
-def _why_unwanted(kind: str) -> str:
+def _unwanted(kind: str) -> Verdict:
     if kind.startswith(("v1.", "v2.")):
-        return "a thin event carries no object: it is read from Stripe where a key is configured"
-    return f"no fold wants the type {kind}"
+        reason = "a thin event carries no object: it is read from Stripe where a key is configured"
+        return Verdict("ignored", reason, cause="thin_event")
+    return Verdict("ignored", f"no fold wants the type {kind}", cause="type_unwanted")
+
+
+def _parked(cause: str, reason: str) -> Verdict:
+    return Verdict("parked", reason, cause=cause)
+
+
+def set_aside(reason: str) -> Verdict:
+    """Return the verdict on an event that an operator ignores for *reason*."""
+    return Verdict("ignored", reason, cause="set_aside")
 
 
 def judge(event: Event) -> Verdict:
@@ -106,17 +117,18 @@ def judge(event: Event) -> Verdict:
         return Verdict("folded")
     wanted = FOLDS.get(event.type)
     if wanted is None:
-        return Verdict("ignored", _why_unwanted(event.type))
+        return _unwanted(event.type)
     object_type, fold = wanted
     if event.object_type != object_type:
-        return Verdict("parked", f"its object is {event.object_type or 'unnamed'}, where {object_type} is wanted")
+        found = event.object_type or "unnamed"
+        return _parked("object_unexpected", f"its object is {found}, where {object_type} is wanted")
     try:
         return Verdict("folded", facts=fold(event))
     except Unfoldable as error:
-        return Verdict("parked", str(error))
+        return _parked("payload_unreadable", str(error))
     except Exception as error:  # noqa: BLE001 - a fault of a fold parks its event, and holds up no other
         # The error's own words could quote the event, so only its kind is kept.
-        return Verdict("parked", f"the fold failed with {type(error).__name__}")
+        return _parked("fold_failed", f"the fold failed with {type(error).__name__}")
 
 
-__all__ = ["EVENT_IGNORED", "FOLDS", "FOLD_VERSION", "SHAPES", "TABLES_OF_OBJECT", "Verdict", "judge"]
+__all__ = ["EVENT_IGNORED", "FOLDS", "FOLD_VERSION", "SHAPES", "TABLES_OF_OBJECT", "Verdict", "judge", "set_aside"]

@@ -16,7 +16,7 @@ from typing import Final
 
 from msgspec import UNSET, Struct, UnsetType
 
-from worker.folds.facts import Anomaly, Change, Event, Facts, Row, Value, utc
+from worker.folds.facts import Anomaly, Change, Event, Facts, Row, Subject, Value, utc
 from worker.folds.join import BROKEN_CHAIN, Shape
 from worker.folds.reading import Name, Reader, Reference, Seconds, Told, Whole, carried, moment, references, say
 
@@ -78,8 +78,16 @@ def fold_transaction(event: Event) -> tuple[Facts, ...]:
 
 def _of_note(event: Event, transaction: Transaction, note: str) -> Facts:
     """Return what a transaction knows of the credit note that made it: how much of the note went to the balance."""
-    told = Told({"_to_balance": -transaction.amount})
-    return say(event, "credit_notes", note, after=told, before=None, rank=_WITNESS, is_witness=True)
+    return Facts(
+        subject=Subject("credit_notes", event.account, event.livemode, note),
+        event_id=event.id,
+        source=event.source,
+        created=event.created,
+        rank=_WITNESS,
+        stamp=(event.created,),
+        columns={"_to_balance": -transaction.amount},
+        is_witness=True,
+    )
 
 
 def _by_ledger(event: Event, transaction: Transaction, customer: str) -> Facts:
@@ -87,10 +95,10 @@ def _by_ledger(event: Event, transaction: Transaction, customer: str) -> Facts:
     return say(
         event,
         "balances",
-        f"{customer} {transaction.currency}",
+        customer,
+        currency=transaction.currency,
         after=Told({"amount": after, "_listed": after, "_listed_at": event.created}),
         before=Told({"amount": before}),
-        root=customer,
         rank=_BY_LEDGER,
         stamp=(utc(transaction.created),),
     )
@@ -106,10 +114,10 @@ def by_customer(
     return say(
         event,
         "balances",
-        f"{customer} {currency}",
+        customer,
+        currency=currency,
         after=Told({"amount": amount}),
         before=None if before is None else Told({"amount": before}),
-        root=customer,
         rank=_BY_CUSTOMER,
         is_first=is_first,
     )
@@ -122,13 +130,12 @@ def _change_of(step: Facts) -> Row | None:
     before, after = step.before["amount"], step.columns["amount"]
     if not isinstance(before, int) or not isinstance(after, int) or before == after:
         return None
-    customer, currency = step.subject.id.split(" ")
     return {
         "account": step.subject.account,
         "livemode": step.subject.livemode,
         "id": step.event_id,
-        "customer": customer,
-        "currency": currency,
+        "customer": step.subject.id,
+        "currency": step.subject.currency,
         "amount": after - before,
         "ending_balance": after,
         "event_id": step.event_id,

@@ -37,8 +37,8 @@ class Event(Struct, frozen=True):
 class Subject(Struct, frozen=True, order=True, cache_hash=True, array_like=True):
     """What one row is about: its table and its key.
 
-    Where a key has several columns, *id* holds their values with a space between. *root* names the object whose
-    events the row is folded from, where that is another than *id*.
+    A balance has a *currency* beyond its customer's *id*, since a customer has one in each. *root* names the object
+    whose events the row is folded from, where that is another than *id*.
     """
 
     table: str
@@ -46,11 +46,17 @@ class Subject(Struct, frozen=True, order=True, cache_hash=True, array_like=True)
     livemode: bool
     id: str
     root: str = ""
+    currency: str = ""
 
     @property
     def source(self) -> str:
         """The object whose events the row is folded from."""
         return self.root or self.id
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """The values of the row's key beyond its world."""
+        return (self.id, self.currency) if self.currency else (self.id,)
 
 
 class Facts(Struct, frozen=True, array_like=True):

@@ -207,8 +207,8 @@ def _children(shape: Shape, steps: Sequence[Facts]) -> tuple[Row, ...]:
 
 
 def _empty(shape: Shape, subject: Subject) -> Row:
-    key = zip(shape.key, subject.id.split(" ") if len(shape.key) > 1 else (subject.id,), strict=True)
-    return {**shape.empty, "account": subject.account, "livemode": subject.livemode, **dict(key)}
+    key = dict(zip(shape.key, subject.key, strict=True))
+    return {**shape.empty, "account": subject.account, "livemode": subject.livemode, **key}
 
 
 def _lay(shape: Shape, row: Row, step: Facts) -> Row:

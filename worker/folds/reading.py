@@ -154,15 +154,15 @@ def say(
     after: Told,
     before: Told | None,
     root: str = "",
+    currency: str = "",
     rank: int = 0,
     stamp: tuple[datetime, ...] | None = None,
     moments: Mapping[str, datetime] | None = None,
     is_first: bool = False,
-    is_witness: bool = False,
 ) -> Facts:
     """Return the facts of *event* about the row *key* of *table*, ordered by the event's time unless told otherwise."""
     return Facts(
-        subject=Subject(table, event.account, event.livemode, key, root),
+        subject=Subject(table, event.account, event.livemode, key, root, currency),
         event_id=event.id,
         source=event.source,
         created=event.created,
@@ -173,5 +173,4 @@ def say(
         moments=moments or {},
         before=None if before is None else {**before.columns, **before.references},
         is_first=is_first or event.type.endswith(".created"),
-        is_witness=is_witness,
     )

@@ -1,4 +1,4 @@
-"""Why an event is parked as a code, when a pending one is tried again, and what ended a job at Stripe."""
+"""Causes of outcomes, further tries of pending events, failures of jobs, and the objects of anomalies."""
 
 from alembic import op
 
@@ -17,6 +17,8 @@ ALTER TABLE pending
 ALTER TABLE stripe_jobs
     ADD COLUMN failed_at timestamp with time zone,
     ADD COLUMN failure text;
+ALTER TABLE anomalies ADD COLUMN object_id text;
+UPDATE anomalies SET object_id = CASE WHEN subject = 'balance' THEN split_part(subject_id, ' ', 1) ELSE subject_id END;
 
 -- The code of what was parked under a release that kept only the text. What was ignored may be millions of rows, and
 -- nothing asks for its code.
@@ -46,6 +48,7 @@ DROP VIEW events;
 ALTER TABLE outcomes DROP COLUMN cause;
 ALTER TABLE pending DROP COLUMN attempts, DROP COLUMN due_at, DROP COLUMN cause, DROP COLUMN reason;
 ALTER TABLE stripe_jobs DROP COLUMN failed_at, DROP COLUMN failure;
+ALTER TABLE anomalies DROP COLUMN object_id;
 
 CREATE VIEW events AS
 SELECT

@@ -1,0 +1,157 @@
+"""The door to PostgreSQL: no wait is without end, and no connection in doubt is used again."""
+
+import os
+import threading
+import time
+
+import psycopg
+import pytest
+from sqlalchemy import Connection, Engine, text
+
+from schemas import background, database
+from schemas.database import Bounds
+from schemas.errors import DatabaseAway
+from tests.silence import Way
+from tests.web import until
+
+SOON = Bounds(statement=20, lock=20, whole=0.5)
+
+
+def pid(engine: Engine) -> int:
+    """Return the number of the session that the engine's next transaction has."""
+    with database.transaction(engine) as connection:
+        found: int = connection.execute(text("SELECT pg_backend_pid()")).scalar_one()
+        return found
+
+
+def test_a_silent_connection_is_ended(database_url: str) -> None:
+    """A thread that waits for a silent connection gets an error within the bounds, and the next transaction works."""
+    with Way(database_url) as way:
+        engine = database.engine(way.url, connections_max=1)
+        with pytest.raises(DatabaseAway), database.transaction(engine, SOON) as connection:
+            _silence_and_ask(way, connection)
+        way.speak()
+
+        with database.transaction(engine, SOON) as connection:
+            assert connection.execute(text("SELECT 3")).scalar_one() == 3
+        engine.dispose()
+
+
+def _silence_and_ask(way: Way, connection: Connection) -> None:
+    connection.execute(text("SELECT 1"))
+    way.silence()
+    connection.execute(text("SELECT 2"))
+
+
+def test_a_silent_connection_in_the_pool_is_found_out(database_url: str) -> None:
+    """A connection that fell silent while nobody used it is asked first, and another one takes its place."""
+    with Way(database_url) as way:
+        engine = database.engine(way.url, connections_max=1)
+        before = pid(engine)
+        way.silence()
+        way.speak()
+        with engine.connect() as connection:
+            connection.info["used_at"] = time.monotonic() - 3_600
+
+        assert pid(engine) != before
+        engine.dispose()
+
+
+def test_all_connections_of_a_process_that_ends(database_url: str) -> None:
+    """`shut_down_connections` ends every wait, also of a transaction without bounds."""
+    with Way(database_url) as way:
+        engine = database.engine(way.url, connections_max=2)
+        faults: list[Exception] = []
+        waiting = threading.Barrier(3)
+
+        def wait_for_ever() -> None:
+            try:
+                with database.transaction(engine) as connection:
+                    connection.execute(text("SELECT 1"))
+                    waiting.wait()
+                    connection.execute(text("SELECT pg_sleep(600)"))
+            except DatabaseAway as fault:
+                faults.append(fault)
+
+        threads = [threading.Thread(target=wait_for_ever) for _ in range(2)]
+        for each in threads:
+            each.start()
+        waiting.wait()
+
+        assert database.shut_down_connections() == 2
+        for each in threads:
+            each.join(timeout=30)
+        assert len(faults) == 2
+        engine.dispose()
+
+
+def test_a_statement_and_a_lock_are_bounded(engine: Engine, database_url: str) -> None:
+    """PostgreSQL itself ends a statement, or a wait for a lock, that takes longer than the bounds."""
+    with (
+        pytest.raises(Exception, match="statement timeout"),
+        database.transaction(engine, Bounds(statement=0.1, lock=10, whole=30)) as connection,
+    ):
+        connection.execute(text("SELECT pg_sleep(60)"))
+    with psycopg.connect(database_url) as holder:
+        holder.execute("LOCK TABLE orders")
+        with (
+            pytest.raises(Exception, match="lock timeout"),
+            database.transaction(engine, Bounds(statement=20, lock=0.1, whole=30)) as connection,
+        ):
+            connection.execute(text("LOCK TABLE orders"))
+
+
+@pytest.mark.parametrize(
+    ("statement", "is_kept"),
+    [
+        ("SELECT 1 / 0", True),
+        ("INSERT INTO pending (seq) VALUES (1), (1)", True),
+        ("SELECT repeat('x', 2000000000)", True),
+        ("SELECT nonsense", False),
+        ("LOCK TABLE pg_authid", False),
+        ("SET LOCAL transaction_read_only = on; DELETE FROM pending", False),
+        ("SET LOCAL statement_timeout = 10; SELECT pg_sleep(60)", False),
+    ],
+)
+def test_a_connection_in_doubt_is_thrown_away(engine: Engine, statement: str, *, is_kept: bool) -> None:
+    """Only an error that judges the data leaves its connection in the pool."""
+    before = pid(engine)
+    with pytest.raises(Exception, match=r"."), database.transaction(engine) as connection:
+        connection.exec_driver_sql(statement)
+
+    assert (pid(engine) == before) is is_kept
+
+
+def test_a_pool_that_is_in_use(database_url: str) -> None:
+    """Where every connection is in use for too long, that is said as such."""
+    engine = database.engine(database_url, connections_max=1, pool_seconds_max=0.05)
+    with database.transaction(engine), pytest.raises(DatabaseAway, match="in use"), database.transaction(engine):
+        pytest.fail("there is one connection")
+    engine.dispose()
+
+
+def test_a_fork_leaves_its_parents_connections_alone(database_url: str) -> None:
+    """A forked process watches its own connections: it ends none of its parent's."""
+    engine = database.engine(database_url)
+    with database.transaction(engine) as connection:
+        child = os.fork()
+        if child == 0:
+            os._exit(database.shut_down_connections())
+        _, status = os.waitpid(child, 0)
+        assert os.waitstatus_to_exitcode(status) == 0
+        assert connection.execute(text("SELECT 1")).scalar_one() == 1
+    engine.dispose()
+
+
+def test_a_thread_that_fails_goes_on() -> None:
+    """A background thread whose work raises is started again until it returns."""
+    runs: list[int] = []
+
+    def work() -> None:
+        runs.append(len(runs))
+        if len(runs) < 3:
+            raise ValueError("something unforeseen")
+
+    thread = background.start("a test", work, restart_seconds=0.01)
+    until(lambda: not thread.is_alive())
+    assert runs == [0, 1, 2]

@@ -1,0 +1,432 @@
+"""One event harms no other: what fails alone is parked or tried again later, and everything else is folded."""
+
+import threading
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import msgspec
+import psycopg
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from sqlalchemy import Engine
+
+from deploy.sandbox import samples
+from deploy.sandbox.account import Account
+from deploy.sandbox.samples import sample
+from schemas import database, tables
+from schemas.database import Bounds
+from schemas.errors import DatabaseAway
+from tests import ledger
+from worker import folds, operator, projection
+
+HASTY = Bounds(statement=0.5, lock=0.1, whole=10)
+
+
+def run(engine: Engine, bounds: Bounds = HASTY) -> None:
+    """Fold what is due as a worker does, until nothing is."""
+    apart: projection.Apart = deque()
+    while projection.run_once(engine, now=ledger.NOW, apart=apart, bounds=bounds) or apart:
+        pass
+
+
+def make_due(engine: Engine) -> None:
+    """Let what waits to be tried again be due now."""
+    ledger.execute(engine, "UPDATE pending SET due_at = now() WHERE due_at IS NOT NULL")
+
+
+def states(engine: Engine) -> dict[str, set[str]]:
+    """Return the types of object that the events of each state have."""
+    found: dict[str, set[str]] = {}
+    for row in ledger.rows(engine, "SELECT state, object_type FROM events"):
+        found.setdefault(row["state"], set()).add(row["object_type"])
+    return found
+
+
+def take_a_shop(engine: Engine) -> None:
+    """Record orders, payment links and customers."""
+    account = Account(seed=11)
+    for _ in range(3):
+        account.create_payment_link()
+        account.create_customer()
+        account.complete(account.open_session())
+    ledger.record(engine, [ledger.delivery(event.body) for event in account.events])
+
+
+def assert_all_folded(engine: Engine) -> None:
+    """Nothing is parked or pending, and every order that there is has its row."""
+    assert set(states(engine)) == {"folded"}
+    assert len(ledger.rows(engine, "SELECT id FROM orders")) == 3
+
+
+# ---- Four troubles that are not the data's, and park nothing ----
+
+
+def test_a_missing_grant(engine: Engine) -> None:
+    """Events whose table may not be written stay pending with the cause, and their neighbours are folded."""
+    take_a_shop(engine)
+    ledger.execute(engine, "REVOKE INSERT, UPDATE ON orders FROM CURRENT_USER")
+
+    run(engine)
+
+    assert states(engine) == {"pending": {"checkout.session"}, "folded": {"payment_link", "customer"}}
+    (waiting,) = ledger.rows(
+        engine, "SELECT DISTINCT cause, reason, attempts > 0 AS tried FROM events WHERE state = 'pending'"
+    )
+    assert waiting == {
+        "cause": "database_refused",
+        "reason": "PostgreSQL did not fold it: InsufficientPrivilege",
+        "tried": True,
+    }
+    ledger.execute(engine, "GRANT INSERT, UPDATE ON orders TO CURRENT_USER")
+    ledger.execute(engine, "UPDATE pending SET due_at = now() + interval '1 hour'")
+    run(engine)
+    assert "pending" in states(engine)
+    make_due(engine)
+    run(engine)
+    assert_all_folded(engine)
+
+
+def test_a_lock_that_is_held(engine: Engine, database_url: str) -> None:
+    """While a session holds a table for long, events that need it are tried again and again, and nothing is parked."""
+    take_a_shop(engine)
+    with psycopg.connect(database_url) as holder:
+        holder.execute("LOCK TABLE orders IN ACCESS EXCLUSIVE MODE")
+        for attempt in range(1, 4):
+            run(engine)
+            # On a busy machine the first is due again before the last has failed.
+            found = ledger.rows(engine, "SELECT state, cause, attempts FROM events WHERE due_at IS NOT NULL")
+            assert len(found) == 3
+            assert {(row["state"], row["cause"]) for row in found} == {("pending", "database_busy")}
+            assert min(row["attempts"] for row in found) >= attempt
+            make_due(engine)
+        assert "parked" not in states(engine)
+
+    run(engine)
+    assert_all_folded(engine)
+
+
+def test_a_statement_that_takes_too_long(engine: Engine) -> None:
+    """One row that takes PostgreSQL too long costs its own event time, and no other."""
+    take_a_shop(engine)
+    (slow, *_) = ledger.rows(engine, "SELECT id, object_id FROM inbox WHERE object_type = 'checkout.session'")
+    ledger.execute(
+        engine,
+        f"""
+        CREATE FUNCTION linger() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(30); RETURN NEW; END $$;
+        CREATE TRIGGER linger BEFORE INSERT ON orders FOR EACH ROW WHEN (NEW.id = '{slow["object_id"]}')
+            EXECUTE FUNCTION linger();
+        """,
+    )
+
+    run(engine)
+
+    waiting = ledger.rows(engine, "SELECT id, state, cause FROM events WHERE state <> 'folded'")
+    assert waiting == [{"id": slow["id"], "state": "pending", "cause": "database_busy"}]
+    ledger.execute(engine, "DROP TRIGGER linger ON orders")
+    make_due(engine)
+    run(engine)
+    assert_all_folded(engine)
+
+
+def test_a_read_only_minute(engine: Engine, database_url: str) -> None:
+    """While the database takes no writes nothing is claimed, and the same engine folds once it does."""
+    take_a_shop(engine)
+    name = database_url.rpartition("/")[2]
+    hasty = database.engine(database_url)
+    with psycopg.connect(database_url, autocommit=True) as operator_:
+        operator_.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on".encode())
+        with pytest.raises(DatabaseAway):
+            run(hasty)
+        operator_.execute("SET default_transaction_read_only = off")
+        operator_.execute(f"ALTER DATABASE {name} RESET default_transaction_read_only".encode())
+    assert ledger.rows(engine, "SELECT DISTINCT state, attempts FROM events") == [{"state": "pending", "attempts": 0}]
+
+    run(hasty)
+
+    assert_all_folded(engine)
+    hasty.dispose()
+
+
+def test_when_it_is_tried_again(engine: Engine) -> None:
+    """The first further try comes after a second, each next one twice as late, and never later than five minutes."""
+    take_a_shop(engine)
+    ledger.execute(engine, "DELETE FROM pending WHERE seq > 1")
+    (claimed,) = _claimed(engine)
+    failure = projection.failure_of(psycopg.errors.LockNotAvailable())
+    delays = []
+    for attempt in range(12):
+        (claimed,) = _claimed(engine, only=[1])
+        assert claimed.attempts == attempt
+        ledger.execute(engine, "UPDATE pending SET due_at = NULL")
+        assert projection._conclude_alone(engine, claimed, failure, now=ledger.NOW, bounds=None) == 1
+        (row,) = ledger.rows(engine, "SELECT due_at - now() AS delay FROM pending")
+        delays.append(row["delay"])
+
+    expected = [1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300, 300]
+    for delay, seconds in zip(delays, expected, strict=True):
+        assert timedelta(seconds=seconds - 1) < delay <= timedelta(seconds=seconds)
+
+
+def test_trouble_that_lasts_longer_than_the_batch_does(engine: Engine) -> None:
+    """With half of a backlog refused for a lack of rights, the other half is folded."""
+    account = Account(seed=12)
+    for _ in range(100):
+        account.create_payment_link()
+        account.create_customer()
+    ledger.record(engine, [ledger.delivery(event.body) for event in account.events])
+    ledger.execute(engine, "REVOKE INSERT, UPDATE ON payment_links FROM CURRENT_USER")
+
+    run(engine)
+
+    assert states(engine) == {"pending": {"payment_link"}, "folded": {"customer"}}
+
+
+# ---- Parking under the claim ----
+
+
+def _claimed(engine: Engine, only: list[int] | None = None) -> list[projection.Claimed]:
+    """Return what a claim takes, and give it back."""
+    with database.transaction(engine) as connection, database.cursor(connection) as cursor:
+        claimed = projection.claim(cursor, limit=500, only=only)
+        connection.rollback()
+    return claimed
+
+
+def test_what_another_worker_folded_is_not_parked(engine: Engine) -> None:
+    """An event that failed here, and was folded by another worker before it could be parked, stays folded."""
+    account = Account(seed=13)
+    account.complete(account.open_session())
+    ledger.record(engine, [ledger.delivery(account.events[-1].body)])
+    (claimed,) = _claimed(engine)
+    ledger.fold(engine)
+
+    failure = projection.failure_of(psycopg.errors.CheckViolation())
+    assert projection._conclude_alone(engine, claimed, failure, now=ledger.NOW, bounds=None) == 0
+
+    assert ledger.rows(engine, "SELECT state, attempts FROM events") == [{"state": "folded", "attempts": 1}]
+
+
+def test_a_newer_rendering_keeps_its_turn(engine: Engine) -> None:
+    """An older rendering that failed does not park the newer one that was recorded before it could be parked."""
+    body = sample("checkout.session.completed", {}, now=1).payload()
+    older, newer = ({**body, "api_version": version} for version in ("2025-01-01", "2025-02-01"))
+    ledger.record(engine, [ledger.delivery(msgspec.json.encode(older))])
+    (claimed,) = _claimed(engine)
+    ledger.record(engine, [ledger.delivery(msgspec.json.encode(newer))])
+
+    for error in (psycopg.errors.CheckViolation(), psycopg.errors.LockNotAvailable()):
+        failure = projection.failure_of(error)
+        assert projection._conclude_alone(engine, claimed, failure, now=ledger.NOW, bounds=None) == 0
+
+    assert ledger.rows(engine, "SELECT state, due_at FROM events") == [{"state": "pending", "due_at": None}]
+    ledger.fold(engine)
+    assert ledger.rows(engine, "SELECT state FROM events") == [{"state": "folded"}]
+
+
+@contextmanager
+def refused_when_asked(engine: Engine, database_url: str, order: str) -> Iterator[psycopg.Connection]:
+    """Let PostgreSQL refuse the row of *order*, once the yielded connection has ended its transaction."""
+    ledger.execute(
+        engine,
+        f"""
+        CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN PERFORM pg_advisory_xact_lock(7); RAISE EXCEPTION USING ERRCODE = '23514'; END $$;
+        CREATE TRIGGER refuse BEFORE INSERT ON orders FOR EACH ROW WHEN (NEW.id = '{order}') EXECUTE FUNCTION refuse();
+        """,
+    )
+    with psycopg.connect(database_url) as gate:
+        gate.execute("SELECT pg_advisory_xact_lock(7)")
+        yield gate
+
+
+def test_a_newer_rendering_that_comes_while_the_older_fails(engine: Engine, database_url: str) -> None:
+    """A newer rendering that is being recorded while PostgreSQL refuses the older one is judged by itself."""
+    body = sample("checkout.session.completed", {}, now=1).payload()
+    order = body["data"]["object"]["id"]
+    older = {**body, "api_version": "2025-01-01"}
+    newer = {**body, "api_version": "2025-02-01", "type": "checkout.session.async_payment_failed"}
+    ledger.record(engine, [ledger.delivery(msgspec.json.encode(older))])
+    with refused_when_asked(engine, database_url, order) as gate:
+        folding = threading.Thread(target=run, args=[engine, Bounds(statement=30, lock=30, whole=60)])
+        folding.start()
+        _wait_for_locks(engine, 1)
+        recording = threading.Thread(target=ledger.record, args=[engine, [ledger.delivery(msgspec.json.encode(newer))]])
+        recording.start()
+        _wait_for_locks(engine, 2)
+        gate.rollback()
+    for each in (folding, recording):
+        each.join(timeout=60)
+    ledger.execute(engine, "DROP TRIGGER refuse ON orders")
+    run(engine)
+
+    assert ledger.rows(engine, "SELECT state, cause FROM events") == [{"state": "folded", "cause": None}]
+
+
+def _wait_for_locks(engine: Engine, count: int) -> None:
+    waiting = "SELECT count(*) AS waiting FROM pg_locks WHERE NOT granted"
+    for _ in range(100_000):
+        if ledger.rows(engine, waiting)[0]["waiting"] >= count:
+            return
+    pytest.fail("too few wait for a lock")
+
+
+# ---- An operator's way out ----
+
+
+def test_a_pending_event_can_be_ignored(engine: Engine) -> None:
+    """An event that waits to be tried again is set aside like a parked one, and its neighbours stay."""
+    take_a_shop(engine)
+    (stuck, *_) = ledger.rows(engine, "SELECT id, object_id FROM inbox WHERE object_type = 'checkout.session'")
+    ledger.execute(engine, "REVOKE INSERT, UPDATE ON orders FROM CURRENT_USER")
+    run(engine)
+    ledger.execute(engine, "GRANT INSERT, UPDATE ON orders TO CURRENT_USER")
+
+    found = operator.ignore(engine, stuck["id"], reason="a test", now=ledger.NOW)
+
+    assert found.state == "ignored"
+    make_due(engine)
+    run(engine)
+    assert len(ledger.rows(engine, "SELECT id FROM orders")) == 2
+    assert ledger.rows(engine, "SELECT cause FROM events WHERE state = 'ignored'") == [{"cause": "set_aside"}]
+
+
+def test_a_pending_event_can_be_tried_at_once(engine: Engine) -> None:
+    """`events retry` does not wait until the event is due."""
+    take_a_shop(engine)
+    ledger.execute(engine, "REVOKE INSERT, UPDATE ON orders FROM CURRENT_USER")
+    run(engine)
+    ledger.execute(engine, "GRANT INSERT, UPDATE ON orders TO CURRENT_USER")
+    (stuck, *_) = ledger.rows(engine, "SELECT id FROM events WHERE state = 'pending'")
+
+    assert operator.retry(engine, stuck["id"], now=ledger.NOW).state == "folded"
+
+
+# ---- One world per row ----
+
+
+def test_anomalies_of_two_worlds(engine: Engine) -> None:
+    """One session under two accounts and in both modes has its anomaly in each, and each is over by itself."""
+    account = Account(seed=14)
+    session = account.open_session()
+    account.expire(session)
+    expired = msgspec.json.decode(account.events[-1].body)
+    about = expired["data"]["object"] | {"status": "complete", "payment_status": "paid"}
+    paid = expired | {"id": "evt_paid", "type": "checkout.session.completed", "data": {"object": about}}
+    worlds = [("", False), ("acct_1", False), ("acct_1", True)]
+    for body in (expired, paid):
+        for label, livemode in worlds:
+            rendered = msgspec.json.encode(body | {"livemode": livemode})
+            ledger.record(engine, [ledger.delivery(rendered, account=label)])
+    ledger.fold(engine)
+    in_force = (
+        "SELECT account, livemode FROM anomalies"
+        " WHERE kind = 'expired_and_complete' AND resolved_at IS NULL ORDER BY 1, 2"
+    )
+    assert [(row["account"], row["livemode"]) for row in ledger.rows(engine, in_force)] == worlds
+
+    unreadable = {"object": about | {"amount_total": "a lot"}}
+    newer = paid | {"api_version": "2999-01-01"}
+    # In one batch, it goes on under the one account and is over under the other.
+    both = [
+        ledger.delivery(msgspec.json.encode(newer)),
+        ledger.delivery(msgspec.json.encode(newer | {"livemode": True, "data": unreadable}), account="acct_1"),
+    ]
+    ledger.record(engine, both)
+    ledger.fold(engine)
+
+    assert [(row["account"], row["livemode"]) for row in ledger.rows(engine, in_force)] == worlds[:2]
+
+
+def test_a_parked_event_of_another_world_stays_out(engine: Engine) -> None:
+    """An event that is at hand under one account does not bring the parked one of the same id under another back."""
+    account = Account(seed=15)
+    session = account.open_session()
+    account.complete(session, payment_status="unpaid")
+    completed = msgspec.json.decode(account.events[-1].body)
+    failed = msgspec.json.decode(account.emit("checkout.session.async_payment_failed", account.session(session)).body)
+    later = msgspec.json.decode(account.emit("checkout.session.async_payment_succeeded", account.session(session)).body)
+    for label in ("", "acct_1"):
+        ledger.take_in(engine, msgspec.json.encode(completed), msgspec.json.encode(failed), account=label)
+    # Of the one account the failure is parked, as by a release that could not fold it.
+    ledger.execute(
+        engine,
+        "UPDATE outcomes SET state = 'parked' WHERE seq = (SELECT seq FROM inbox WHERE account = '' AND id = :id)",
+        id=failed["id"],
+    )
+    both = [
+        *(ledger.delivery(msgspec.json.encode(later), account=label) for label in ("", "acct_1")),
+    ]
+    ledger.execute(engine, "INSERT INTO pending (seq, again) SELECT seq, true FROM inbox WHERE account = 'acct_1'")
+    ledger.record(engine, both)
+    ledger.execute(engine, "UPDATE pending SET again = true")
+    ledger.fold(engine)
+
+    found = ledger.rows(engine, "SELECT account, failed_at IS NULL AS never_failed FROM orders ORDER BY account")
+    assert found == [{"account": "", "never_failed": True}, {"account": "acct_1", "never_failed": False}]
+
+
+def test_names_of_keys() -> None:
+    """No two keys have one name, and usual ones read as they are."""
+    assert tables.key_name(["cus a"]) == "cus a"
+    assert tables.key_name(["cus_1", "usd"]) == "cus_1 usd"
+    assert tables.key_name(["cus a", "usd"]) == "cus%20a usd"
+    keys = [("a b", "c"), ("a", "b c"), ("a%20b", "c"), ("a", "b%20c")]
+    assert len({tables.key_name(key) for key in keys}) == len(keys)
+
+
+# ---- Any text that an id or a code may hold ----
+
+CODES = frozenset(
+    (
+        *("id", "customer", "currency", "charge", "invoice", "payment_intent", "payment_link", "subscription", "price"),
+        *("product", "client_reference_id", "number", "configuration", "presentment_currency", "balance_transaction"),
+        *("credit_note", "invoice_line_item", "test_clock", "reason", "failure_reason", "customer_balance_transaction"),
+    )
+)
+TYPES = sorted(samples._STORIES)
+texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=40)
+
+
+def with_codes(value: Any, odd: str) -> Any:  # noqa: ANN401 - JSON
+    """Return a payload with *odd* laid into each id and code of it; ids differ as they did."""
+    if isinstance(value, list):
+        return [with_codes(each, odd) for each in value]
+    if not isinstance(value, dict):
+        return value
+    return {
+        name: f"{odd}{each}"[:255] if name in CODES and isinstance(each, str) else with_codes(each, odd)
+        for name, each in value.items()
+    }
+
+
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(odd=texts)
+@example(odd="cus a ")
+@example(odd="us d")
+@example(odd=" ")
+@example(odd='{"a","b"}')
+@example(odd="null")
+@example(odd="\\N\t\\.")
+@example(odd="\n\r\b\f\x1f\x7f\u2028")
+@example(odd="'; --")
+@example(odd="%20%s%(a)s")
+@example(odd="\U0001f600")
+def test_any_text_in_any_id_leaves_the_neighbours_folded(engine: Engine, odd: str) -> None:
+    """Whatever an id, a currency or a code holds, in every object: the others are folded, and so is the odd one."""
+    ledger.clear(engine)
+    healthy = [sample(kind, {}, now=now).payload() for now, kind in enumerate(TYPES, 1)]
+    strange = [with_codes(payload, odd) for payload in healthy]
+    bodies = [msgspec.json.encode(each) for pair in zip(strange, healthy, strict=True) for each in pair]
+    ledger.record(engine, [ledger.delivery(body) for body in bodies])
+
+    run(engine)
+
+    found = ledger.rows(engine, "SELECT id, state, reason FROM events")
+    wanted = {each["id"] for each in healthy if each["type"] in folds.FOLDS}
+    assert {row["state"] for row in found if row["id"] in wanted} == {"folded"}
+    assert not [row for row in found if row["state"] in ("pending", "parked")]
+    assert ledger.rows(engine, "SELECT currency FROM balances WHERE currency = :odd", odd=f"{odd}usd"[:255])

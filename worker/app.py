@@ -1,6 +1,7 @@
 """The Celery application: the tasks, each of which only opens the edges and calls what does the work."""
 
 import time
+from collections import deque
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -20,6 +21,7 @@ from worker import discovery, expiry, fetches, gaps, lanes, projection, timekeep
 from worker import reconcile as reconciling
 from worker.acting import THREADS, Desk, Round
 from worker.lanes import Lane
+from worker.projection import Apart
 from worker.rebuild import IN_ONE_PROCESS
 from worker.turns import Periodic, Turns
 
@@ -38,11 +40,12 @@ def create(settings: Settings, engine: Engine, beside: Lane | None = None, turns
     """
     app = broker.celery(settings)
     turns = turns or Turns()
+    apart: Apart = deque()
     portal_session = timedelta(minutes=settings.payfold_portal_session_minutes)
 
     def fold() -> int:
         """Fold what is pending and return how many events that was."""
-        return fold_until_done(app, engine, beside)
+        return fold_until_done(app, engine, beside, apart)
 
     def sweep() -> int:
         """Make room, queue what an older fold version folded and what the time has ended, then fold what is pending."""
@@ -52,7 +55,7 @@ def create(settings: Settings, engine: Engine, beside: Lane | None = None, turns
             timekeeping.end_portal_sessions(opened, now=datetime.now(UTC), after=portal_session)
         if queued:
             _log.info("events.queued_anew", events=queued)
-        return fold_until_done(app, engine, beside)
+        return fold_until_done(app, engine, beside, apart)
 
     _add(app, turns, broker.FOLD, fold)
     _add(app, turns, broker.SWEEP, sweep)
@@ -145,18 +148,23 @@ def _timetable(settings: Settings) -> dict[str, dict[str, object]]:
 
 
 def fold_until_done(
-    app: Celery, engine: Engine, beside: Lane | None = None, *, seconds_max: float = FOLD_SECONDS_MAX
+    app: Celery,
+    engine: Engine,
+    beside: Lane | None = None,
+    apart: Apart | None = None,
+    *,
+    seconds_max: float = FOLD_SECONDS_MAX,
 ) -> int:
     """Fold batches until nothing is pending or the time is up, and return how many events that was.
 
     When the time is up, a successor is woken: it takes its turn behind other messages, or in another worker.
 
     Raises:
-        DatabaseAway: what is folded until then is saved.
+        Transient: what is folded until then is saved.
     """
     started = time.monotonic()
     until = started + seconds_max
-    folded = lanes.fold(engine, until=until, beside=beside)
+    folded = lanes.fold(engine, until=until, beside=beside, apart=apart, bounds=BATCH)
     if time.monotonic() > until:
         broker.send(app, broker.FOLD, queue=broker.FOLD_QUEUE)
     if folded:

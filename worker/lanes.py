@@ -16,6 +16,7 @@ import multiprocessing
 import os
 import signal
 import time
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -28,9 +29,10 @@ from msgspec import Struct
 from sqlalchemy import Engine
 
 from schemas import database, logs, stopping
+from schemas.database import Bounds
 from schemas.settings import Settings
 from worker import projection
-from worker.projection import Share
+from worker.projection import Apart, Share
 
 LANES: Final = 2
 """Batches that are folded at once; two processors have no use for more."""
@@ -56,7 +58,7 @@ def settle_down() -> None:
 
 
 class Order(Struct, frozen=True):
-    """What a lane is to fold: of one *share* or all, until a time of the monotonic clock.
+    """What a lane is to fold: of one *share* or all, until a time of the monotonic clock, each batch within *bounds*.
 
     It is *now* at the time of folding unless another time is given.
     """
@@ -64,6 +66,7 @@ class Order(Struct, frozen=True):
     share: Share | None = None
     until: float = math.inf
     now: datetime | None = None
+    bounds: Bounds | None = None
 
 
 class Report(Struct, frozen=True):
@@ -73,43 +76,57 @@ class Report(Struct, frozen=True):
     is_done: bool
 
 
-def fold(engine: Engine, *, until: float = math.inf, now: datetime | None = None, beside: "Lane | None" = None) -> int:
+def fold(
+    engine: Engine,
+    *,
+    until: float = math.inf,
+    now: datetime | None = None,
+    beside: "Lane | None" = None,
+    apart: Apart | None = None,
+    bounds: Bounds | None = None,
+) -> int:
     """Fold batches until nothing is pending, or *until* a time of the monotonic clock; return how many events.
 
-    A backlog is shared with the lane *beside*; what that does already counts as well.
+    A backlog is shared with the lane *beside*; what that does already counts as well. What is left of a batch that
+    failed is kept in *apart*, for a process that folds again.
 
     Raises:
-        DatabaseAway: what is folded until then is saved.
+        Transient: PostgreSQL does not answer, or not within *bounds*; what is folded until then is saved.
     """
-    folded = projection.run_once(engine, now=now or datetime.now(UTC))
+    parts: Apart = deque() if apart is None else apart
+    folded = projection.run_once(engine, now=now or datetime.now(UTC), apart=parts, bounds=bounds)
     is_shared = beside is not None and (beside.is_folding or folded == projection.FOLD_BATCH_MAX)
     if beside is not None and is_shared:
-        # Who was woken for a few events is done after one batch; behind a full one there is more.
+        # A message for a few events is done after one batch; behind a full one there is more.
         if folded == projection.FOLD_BATCH_MAX:
-            beside.begin(Order(Share(1, LANES), until, now))
+            beside.begin(Order(Share(1, LANES), until, now, bounds))
         try:
-            folded += _run(engine, Order(Share(0, LANES), until, now))
+            folded += _run(engine, Order(Share(0, LANES), until, now, bounds), parts, report=beside.listen)
         except BaseException:
             beside.stop()
             raise
         folded += beside.end()
     # Of both shares, and whatever the lane could not do.
-    return folded + (_run(engine, Order(None, until, now)) if folded or is_shared else 0)
+    is_more = folded or is_shared or parts
+    return folded + (_run(engine, Order(None, until, now, bounds), parts) if is_more else 0)
 
 
 def _run(
     engine: Engine,
     order: Order,
+    apart: Apart,
     is_over: Callable[[], bool] = lambda: False,
     report: Callable[[int], None] = lambda _: None,
 ) -> int:
     folded = 0
     while time.monotonic() < order.until and not is_over():
-        batch = projection.run_once(engine, now=order.now or datetime.now(UTC), share=order.share)
-        if not batch:
+        batch = projection.run_once(
+            engine, now=order.now or datetime.now(UTC), share=order.share, apart=apart, bounds=order.bounds
+        )
+        report(batch)
+        if not batch and not apart:
             break
         folded += batch
-        report(batch)
     return folded
 
 
@@ -162,9 +179,13 @@ class Lane:
     @property
     def is_folding(self) -> bool:
         """Whether it has something to do still."""
+        self.listen()
+        return self._orders > 0
+
+    def listen(self, _: int = 0) -> None:
+        """Take its reports, of which there is room for some thousand, without waiting for more."""
         while self._orders and self._line is not None and self._line.poll():
             self._hear()
-        return self._orders > 0
 
     def end(self) -> int:
         """Wait until it has done what it was told, and return how many events it has folded since the last time.
@@ -229,6 +250,7 @@ def _serve(
     else:
         inherited.close()
     engine = database.engine(database_url, connections_max=1)
+    apart: Apart = deque()
 
     def report(folded: int) -> None:
         line.send(Report(folded, is_done=False))
@@ -238,7 +260,7 @@ def _serve(
             order = line.recv()
             try:
                 # Another order, or the end of the line, comes before what is left of this one.
-                _run(engine, order, line.poll, report)
+                _run(engine, order, apart, line.poll, report)
             except Exception as error:  # noqa: BLE001 - the parent meets it as well, and logs what it is
                 _log.warning("lane.failed", kind=database.condition(error))
             # A connection that nobody uses may be gone by the next backlog, and counts where they are few.

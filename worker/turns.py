@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 import structlog
 
 from schemas import database
-from schemas.errors import DatabaseAway
+from schemas.errors import DatabaseAway, Transient
 
 REPEAT_SECONDS: Final = 60.0
 """After which a job that goes on failing in the same way is logged again."""
@@ -105,7 +105,10 @@ class _Troubles:
             logged_at, times = float("-inf"), 0
         times += 1
         if now - logged_at >= REPEAT_SECONDS:
-            _log.error("job.failed", job=job, kind=kind, where=_place(error), times=times)
+            facts = {"job": job, "kind": kind, "where": _place(error), "times": times}
+            # What another transaction holds, or what takes too long just now, is there at the next message.
+            is_for_now = isinstance(error, Transient) or database.is_busy(error)
+            _log.warning("job.postponed", **facts) if is_for_now else _log.error("job.failed", **facts)
             logged_at = now
         self._failing[job] = (kind, logged_at, times)
 

@@ -168,6 +168,8 @@ class Stand:
     def _procfile(self) -> Path:
         """Write the Procfile's own lines, and beside them the limit's and the plain alternative's."""
         lines = {name: command for name, command in read_procfile().items() if name != RELEASE}
+        # The worker is to idle while events are recorded, and its own timer would begin to fold them.
+        lines["worker"] = f"env PAYFOLD_SWEEP_SECONDS=3600 {lines['worker']}"
         lines["bare"] = f"python -m deploy.bench.bare {self.bare_port}"
         lines["plain-web"] = (
             f"python -m uvicorn tests.benchmarks.plain:app --host {LOOPBACK} --port {self.plain_port} --http httptools"

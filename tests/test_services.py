@@ -327,7 +327,7 @@ def test_no_binary() -> None:
 
 
 def test_a_server_behind_a_link(tmp_path: Path) -> None:
-    """Debian's redis-server is a link to redis-check-rdb, a program that does what the name it is started by says."""
+    """Debian's redis-server is a link to redis-check-rdb, which is a server only when started as redis-server."""
     program = tmp_path / "redis-check-rdb"
     program.touch(0o755)
     link = tmp_path / "redis-server"

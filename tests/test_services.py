@@ -326,6 +326,26 @@ def test_no_binary() -> None:
         first_binary([], "PostgreSQL", "DATABASE_URL")
 
 
+def test_a_server_behind_a_link(tmp_path: Path) -> None:
+    """Debian's redis-server is a link to redis-check-rdb, which is a server only when started as redis-server."""
+    program = tmp_path / "redis-check-rdb"
+    program.touch(0o755)
+    link = tmp_path / "redis-server"
+    link.symlink_to(program.name)
+
+    assert Valkey(tmp_path / "data", valkey_bin=link).binary == link
+
+
+def test_postgres_behind_a_link(tmp_path: Path) -> None:
+    """PostgreSQL's tools are found in the folder of the binary itself, and not in that of a link to it."""
+    program = tmp_path / "15" / "postgres"
+    program.parent.mkdir()
+    program.touch(0o755)
+    (tmp_path / "postgres").symlink_to(program)
+
+    assert Postgres(tmp_path / "data", postgres_bin=tmp_path).binary == program
+
+
 def test_chosen_binaries_missing(tmp_path: Path) -> None:
     """A folder that was named and has no server in it is an error, not a reason to take another."""
     with pytest.raises(ServerMissing, match=str(tmp_path)):

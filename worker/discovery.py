@@ -11,7 +11,7 @@ from typing import Final
 from schemas import checkout
 from schemas.budget import Lane
 from schemas.inbox import Delivery
-from schemas.observations import Answer, Object, World
+from schemas.observations import Answer, World
 from worker import acting, calls
 from worker.acting import Desk, Round, Slice
 from worker.calls import Progress
@@ -31,7 +31,7 @@ def _poll(desk: Desk, world: World, progress: Progress, found: Round, _: Slice) 
     since = (progress.reached_at or desk.now() - LIFE_MAX) - OVERLAP
     wants_lines = desk.settings.payfold_open_session_lines != "off"
     expand = {"expand": ["data.line_items"]} if wants_lines else {}
-    first: Answer | None = None
+    began: int | None = None
     pages = desk.api.pages(
         world,
         *("checkout", "sessions"),
@@ -41,16 +41,16 @@ def _poll(desk: Desk, world: World, progress: Progress, found: Round, _: Slice) 
         **expand,
     )
     for page in pages:
-        first = first or page
-        seen = [_seen(desk, world, each, page.at) for each in page.body["data"]]
+        began = page.at if began is None else began
+        seen = acting.observe_each(page, lambda answer: _seen(desk, world, answer), found, job=JOB, world=world)
         found.recorded += desk.within(partial(desk.record, deliveries=seen))
-    if first is not None:
-        at = datetime.fromtimestamp(first.at, UTC)
+    if began is not None:
+        at = datetime.fromtimestamp(began, UTC)
         desk.within(lambda opened: calls.reach(opened, world, JOB, at=at))
 
 
-def _seen(desk: Desk, world: World, session: Object, at: int) -> Delivery:
-    is_wanted = desk.settings.payfold_open_session_lines == "all" or session.get("payment_link") is None
-    if not is_wanted:
-        session = {key: value for key, value in session.items() if key != "line_items"}
-    return checkout.observed(Answer(session, at), world, now=desk.now())
+def _seen(desk: Desk, world: World, session: Answer) -> Delivery:
+    is_wanted = desk.settings.payfold_open_session_lines == "all" or session.body.get("payment_link") is None
+    if not is_wanted and not session.odd:
+        session = Answer({key: value for key, value in session.body.items() if key != "line_items"}, session.at)
+    return checkout.observed(session, world, now=desk.now())

@@ -6,18 +6,20 @@ inbox lacks. Source: https://docs.stripe.com/api/events/list.
 """
 
 import hashlib
+from contextlib import suppress
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Final
 
-import msgspec
 import structlog
 
 from schemas import events, inbox
 from schemas.budget import Lane
 from schemas.database import Cursor
+from schemas.errors import Refused
 from schemas.inbox import Delivery, Recorded
-from schemas.observations import Object, World
+from schemas.observations import World
+from schemas.stripe_api import Page
 from worker import acting, calls, folds
 from worker.acting import Desk, Round, Slice
 from worker.calls import Progress
@@ -56,7 +58,7 @@ def _fill(desk: Desk, since: datetime | None, world: World, progress: Progress, 
     until = desk.now() - SETTLED
     while start < until:
         end = min(start + WINDOW_MAX, until)
-        new = _fill_window(desk, world, start, end)
+        new = _fill_window(desk, world, start, end, found)
         found.recorded += new
         if new:
             found.count("events_that_never_came", new)
@@ -94,16 +96,26 @@ def _first_received(cursor: Cursor, world: World) -> datetime | None:
     return row[0] if row else None
 
 
-def _fill_window(desk: Desk, world: World, start: datetime, end: datetime) -> int:
+def _fill_window(desk: Desk, world: World, start: datetime, end: datetime, found: Round) -> int:
     types = wanted_types()
     created = {"gte": int(start.timestamp()), "lte": int(end.timestamp())}
     new = 0
     for first in range(0, len(types), TYPES_MAX):
         asked = types[first : first + TYPES_MAX]
         for page in desk.api.pages(world, "events", lane=Lane.BACKFILL, types=asked, created=created):
-            listed = [event_of(each, world, now=desk.now()) for each in page.body["data"]]
+            listed = _deliveries(page, world, found, now=desk.now())
             new += desk.within(partial(_record, listed=listed))
     return new
+
+
+def _deliveries(page: Page, world: World, found: Round, *, now: datetime) -> list[Delivery]:
+    """Return the events of a *page*, however odd; what has no readable id, type and created is counted and logged."""
+    listed: list[Delivery] = []
+    for item in page.items:
+        with suppress(Refused):
+            listed.append(event_of(item, world, now=now))
+    acting.note_unreadable(len(page.items) - len(listed), found, job=JOB, world=world)
+    return listed
 
 
 def _record(cursor: Cursor, listed: list[Delivery]) -> int:
@@ -112,9 +124,12 @@ def _record(cursor: Cursor, listed: list[Delivery]) -> int:
     return sum(receipt.recorded is Recorded.NEW for receipt in inbox.record(cursor, listed))
 
 
-def event_of(event: Object, world: World, *, now: datetime) -> Delivery:
-    """Return the delivery of an event that Stripe listed, as the inbox takes it."""
-    body = msgspec.json.encode(event)
+def event_of(body: bytes, world: World, *, now: datetime) -> Delivery:
+    """Return the delivery of an event as Stripe listed it, byte for byte, as the inbox takes it.
+
+    Raises:
+        Refused: it has no id, type or created to keep it by.
+    """
     return Delivery(
         envelope=events.read(body),
         # A connected account's own list does not name the account.

@@ -150,7 +150,7 @@ def _database_health(engine: Engine) -> tuple[str, str, Mapping[str, Sequence[st
 
 
 def _stripe_health(settings: Settings, jobs: Mapping[str, Sequence[str]]) -> str:
-    """Say how the jobs at Stripe are; without a key there is one, which ends sessions by our clock."""
+    """Return how the jobs at Stripe are; without a key there is one, which ends sessions by our clock."""
     in_trouble = [f"{how}: {', '.join(names)}" for how, names in jobs.items() if names]
     return "; ".join(in_trouble) or ("ok" if settings.api_keys else "no key")
 

@@ -88,14 +88,14 @@ def observe(
     same observation is the same event.
     """
     content = msgspec.json.encode(about, order="sorted")
-    told = msgspec.Raw(msgspec.json.encode(about))
-    return _observation(kind, about.get("id"), content, told, World(account, livemode), created, now)
+    written = msgspec.Raw(msgspec.json.encode(about))
+    return _observation(kind, about.get("id"), content, written, World(account, livemode), created, now)
 
 
 def _observation(
-    kind: str, object_id: object, content: bytes, told: msgspec.Raw, world: World, created: int, now: datetime
+    kind: str, object_id: object, content: bytes, written: msgspec.Raw, world: World, created: int, now: datetime
 ) -> Delivery:
-    """Return the observation that an object was as it is *told*; its id follows from its *content*."""
+    """Return the observation that an object was as it is *written*; its id follows from its *content*."""
     account, livemode = world.account, world.livemode
     identity = msgspec.json.encode([account, livemode, object_id, kind, created, content.decode()])
     event = {
@@ -104,7 +104,7 @@ def _observation(
         "type": kind,
         "created": created,
         "livemode": livemode,
-        "data": {"object": told},
+        "data": {"object": written},
     }
     body = msgspec.json.encode(event)
     return Delivery(

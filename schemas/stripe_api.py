@@ -46,11 +46,15 @@ PAGE_ROWS: Final = 100
 
 
 class Page:
-    """A page of a list: its *items*, each as Stripe wrote it, and a time at which they were surely so."""
+    """A page of a list: its *items*, each as Stripe wrote it, and a time at which they were surely so.
 
-    def __init__(self, items: list[bytes], at: int) -> None:
+    With *has_more* another page follows it.
+    """
+
+    def __init__(self, items: list[bytes], at: int, *, has_more: bool) -> None:
         self.items = items
         self.at = at
+        self.has_more = has_more
         self.objects: list[Answer] = []
         """Those items that have an id, decoded as far as they can be."""
         for item in items:
@@ -148,9 +152,9 @@ class StripeApi:
             found = listing.cut(text)
             if found is None:
                 raise StripeAway(f"What was answered is no list. {StripeAway.__doc__}")
-            page = Page(found.items, at)
+            page = Page(found.items, at, has_more=found.has_more and bool(found.items))
             yield page
-            if not found.has_more or not page.items:
+            if not page.has_more:
                 return
             last = next((each.id for each in reversed(page.objects) if _is_askable(each.id)), None)
             if last is None or last == following.get("starting_after"):

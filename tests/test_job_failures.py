@@ -1,4 +1,4 @@
-"""Whatever ends a job at Stripe is kept with it and shown, and keeps no other world and no other job from its round."""
+"""What ends a job at Stripe is kept with it and shown, and keeps no other world and no other job from its round."""
 
 import socket
 import time
@@ -95,7 +95,7 @@ def test_what_stripe_declines_is_kept(at: Stage, fault: Fault, words: str) -> No
 
 
 def test_an_unforeseen_fault_is_kept_and_logged(at: Stage, capsys: pytest.CaptureFixture[str]) -> None:
-    """What nobody thought of ends no task: one error line, the lease is given back, and no row is quoted."""
+    """An unforeseen fault ends no task: one error line, the lease is given back, and no row is quoted."""
     at.account.complete(at.account.open_session())
     at.account.advance(120)
     refuse_rows(at, "inbox", "NEW.source = 'gap'")
@@ -212,7 +212,7 @@ def test_a_jobs_transactions_are_bounded(at: Stage, bound: str, *, is_by_hand: b
 
 
 def test_no_call_waits_for_a_silent_redis(at: Stage) -> None:
-    """Where Redis takes a connection and says nothing, a call is put off within seconds, and the job with it."""
+    """Where Redis takes a connection and does not answer, a call is put off within seconds, and the job with it."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         settings = Settings.load(at.environment | {"REDIS_URL": f"redis://127.0.0.1:{silent.getsockname()[1]}"})
         desk = Desk(at.engine, StripeApi(settings, broker.redis(settings)), settings, now=lambda: at.now)

@@ -108,7 +108,7 @@ def test_an_odd_event_is_recorded_with_its_page(at: Stage, value: bytes) -> None
     ("old", "new"), [(b'"evt_', b'"evt a_'), (b'"currency":"usd"', b'"currency":"us d"'), (b'"cs_', b'"cs \\u2028_')]
 )
 def test_an_event_with_an_odd_name_is_recorded(at: Stage, old: bytes, new: bytes) -> None:
-    """Whatever an id or a code holds, the page is recorded."""
+    """Any text may stand in an id or a code: the page is recorded."""
     told = sold(at)
     odd = next(
         each.id for each in at.account.events if each.id in told and old in msgspec.json.format(each.body, indent=-1)
@@ -225,7 +225,7 @@ def test_an_odd_session_is_found_with_its_page(at: Stage, value: bytes) -> None:
 
 
 def test_what_an_odd_session_becomes_is_news(at: Stage) -> None:
-    """Where an odd object says something else than before it is recorded again, odd or not."""
+    """Where an odd object is another than before it is recorded again, odd or not."""
     session = at.account.open_session()
     for value in (rb'"\ud800"', rb'"\udfff"', b'"whole"', rb'"\ud800"'):
         at.faults.add(None, "/v1/checkout/sessions", rewrite=with_odd(session, noted(value)))
@@ -389,7 +389,7 @@ def test_an_answer_that_breaks_off_is_no_answer(at: Stage) -> None:
 
 
 def test_a_page_is_cut_where_its_items_are() -> None:
-    """Whatever stands in an item, the others are what they were, and so is whether there is more."""
+    """Odd as one item may be, the others are what they were, and so is whether there is more."""
     for value in ODD.values():
         items = [b'{"id":"a"}', b'{"id": "b", "note":' + value + b"}", b'"]},{["', b"17", b"[[],[1]]", b'{"c":"\\""}']
         page = b'{"object":"list", "data": [' + b" ,\n ".join(items) + b' ], "has_more":true,"url":"/v1/x"}'

@@ -2,6 +2,12 @@
 
 A round of a job is leased for one world, so that two clocks, or two workers, never do it at once. What ends it is
 kept with the job, and keeps no other world and no other job from its round: see Note [What ended a job is kept].
+
+Note [A window fits into a slice]
+    Stripe lists the newest first, so a job that lists knows how far it has come only at the end of a window of time.
+    One that does not end within the slice of its job is left between two pages, so that more urgent jobs get a turn.
+    What it listed is recorded, and the next window is narrower. Windows that end in time grow again. The narrowest is
+    wider than the overlap of two rounds, and is listed to its end, so that each round comes further.
 """
 
 import threading
@@ -10,7 +16,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Final, TypeVar
 
@@ -30,6 +36,7 @@ from worker.calls import Call, Progress
 
 SLICE_SECONDS_MAX: Final = 5.0
 """A job ends after this and leaves the rest to its successor, so that more urgent ones get their turn."""
+WINDOW_MIN: Final = timedelta(minutes=10)
 THREADS: Final = 4
 """Calls to Stripe that one worker makes at once: an answer takes a quarter of a second or more."""
 ATTEMPTS_MAX: Final = 12
@@ -56,6 +63,19 @@ class Desk:
     slice_seconds_max: float = SLICE_SECONDS_MAX
     is_by_hand: bool = False
     """Whether a person asked for it: then it is tried although Stripe has refused it, or it is said why it was not."""
+    _widths: "dict[tuple[str, World], timedelta]" = field(default_factory=dict, repr=False)
+
+    def width(self, job: str, world: World, width_max: timedelta) -> timedelta:
+        """Return how much time a window of *job* spans: see Note [A window fits into a slice]."""
+        return min(self._widths.get((job, world), width_max), width_max)
+
+    def narrow(self, job: str, world: World, width: timedelta) -> None:
+        """Let the next window of *job* span a fourth of *width*."""
+        self._widths[job, world] = max(width / 4, WINDOW_MIN)
+
+    def widen(self, job: str, world: World, width: timedelta) -> None:
+        """Let the next window of *job* span twice as much as *width*."""
+        self._widths[job, world] = width * 2
 
     def within(self, work: Callable[[Cursor], Result]) -> Result:
         """Return what *work* returns, done in one transaction; bounded in time, but where a person waits for it."""

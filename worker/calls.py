@@ -242,7 +242,7 @@ def pause(cursor: Cursor, world: World, job: str) -> None:
 
 
 def release(cursor: Cursor, world: World, job: str) -> None:
-    """Give the lease of *job* back, whatever ended its round."""
+    """Give the lease of *job* back, and keep nothing of how its round ended."""
     cursor.execute(f"UPDATE stripe_jobs SET leased_until = NULL WHERE {_JOB}", (world.account, world.livemode, job))
 
 

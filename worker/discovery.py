@@ -20,6 +20,8 @@ JOB: Final = "poll_sessions"
 OVERLAP: Final = timedelta(minutes=5)
 LIFE_MAX: Final = timedelta(hours=24)
 """No session stays open for longer, so the first round asks for no older ones."""
+WINDOW_MAX: Final = LIFE_MAX + 2 * OVERLAP
+"""Listed in one go, where that fits: see Note [A window fits into a slice]."""
 
 
 def run_once(desk: Desk) -> Round:
@@ -27,26 +29,41 @@ def run_once(desk: Desk) -> Round:
     return acting.go_round(desk, JOB, lambda *step: _poll(desk, *step))
 
 
-def _poll(desk: Desk, world: World, progress: Progress, found: Round, _: Slice) -> None:
-    since = (progress.reached_at or desk.now() - LIFE_MAX) - OVERLAP
+def _poll(desk: Desk, world: World, progress: Progress, found: Round, share: Slice) -> None:
+    start, until = (progress.reached_at or desk.now() - LIFE_MAX) - OVERLAP, desk.now()
+    while start < until:
+        width = desk.width(JOB, world, WINDOW_MAX)
+        end = start + width if start + width < until else None
+        listed_at = _poll_window(desk, world, start, end, found, share if width > acting.WINDOW_MIN else None)
+        if listed_at is None:
+            desk.narrow(JOB, world, width)
+            found.is_more = True
+            return
+        desk.widen(JOB, world, width)
+        start = end or until
+        reached = listed_at if end is None else max(end, progress.reached_at or end)
+        desk.within(partial(calls.reach, world=world, job=JOB, at=reached))
+        if share.is_over and start < until:
+            found.is_more = True
+            return
+
+
+def _poll_window(
+    desk: Desk, world: World, start: datetime, end: datetime | None, found: Round, share: Slice | None
+) -> datetime | None:
+    """Record what is open of a window, and return when it was listed; None where the slice was over before all was."""
+    created = {"gte": int(start.timestamp())} | ({} if end is None else {"lte": int(end.timestamp())})
     wants_lines = desk.settings.payfold_open_session_lines != "off"
     expand = {"expand": ["data.line_items"]} if wants_lines else {}
+    path = ("checkout", "sessions")
     began: int | None = None
-    pages = desk.api.pages(
-        world,
-        *("checkout", "sessions"),
-        lane=Lane.DISCOVERY,
-        status="open",
-        created={"gte": int(since.timestamp())},
-        **expand,
-    )
-    for page in pages:
+    for page in desk.api.pages(world, *path, lane=Lane.DISCOVERY, status="open", created=created, **expand):
         began = page.at if began is None else began
         seen = acting.observe_each(page, lambda answer: _seen(desk, world, answer), found, job=JOB, world=world)
         found.recorded += desk.within(partial(desk.record, deliveries=seen))
-    if began is not None:
-        at = datetime.fromtimestamp(began, UTC)
-        desk.within(lambda opened: calls.reach(opened, world, JOB, at=at))
+        if share is not None and share.is_over and page.has_more:
+            return None
+    return None if began is None else datetime.fromtimestamp(began, UTC)
 
 
 def _seen(desk: Desk, world: World, session: Answer) -> Delivery:

@@ -30,7 +30,7 @@ TYPES_MAX: Final = 20
 OVERLAP: Final = timedelta(minutes=5)
 SETTLED: Final = timedelta(minutes=1)
 WINDOW_MAX: Final = timedelta(hours=6)
-"""Listed in one go, so that a long gap is filled in steps of which each is kept."""
+"""Listed in one go, so that a long gap is filled in steps of which each is kept: Note [A window fits into a slice]."""
 KEPT: Final = timedelta(days=30)
 """Stripe lists no older events."""
 CLIFF: Final = timedelta(days=25)
@@ -57,13 +57,17 @@ def _fill(desk: Desk, since: datetime | None, world: World, progress: Progress, 
     moves_checkpoint = start <= max(checkpoint, oldest)
     until = desk.now() - SETTLED
     while start < until:
-        end = min(start + WINDOW_MAX, until)
-        new = _fill_window(desk, world, start, end, found)
-        found.recorded += new
-        if new:
-            found.count("events_that_never_came", new)
+        width = desk.width(JOB, world, WINDOW_MAX)
+        end = min(start + width, until)
+        # Who asks for a time of their own waits for all of it.
+        may_leave = since is None and width > acting.WINDOW_MIN
+        if not _fill_window(desk, world, start, end, found, share if may_leave else None):
+            desk.narrow(JOB, world, width)
+            found.is_more = True
+            return
+        desk.widen(JOB, world, width)
         reached = max(end, progress.reached_at or end) if moves_checkpoint else None
-        desk.within(partial(calls.reach, world=world, job=JOB, at=reached, found=new))
+        desk.within(partial(calls.reach, world=world, job=JOB, at=reached))
         start = end
         if share.is_over and start < until and since is None:
             found.is_more = True
@@ -96,16 +100,19 @@ def _first_received(cursor: Cursor, world: World) -> datetime | None:
     return row[0] if row else None
 
 
-def _fill_window(desk: Desk, world: World, start: datetime, end: datetime, found: Round) -> int:
+def _fill_window(desk: Desk, world: World, start: datetime, end: datetime, found: Round, share: Slice | None) -> bool:
+    """Record what the inbox lacks of a window; False where the slice was over before all pages were listed."""
     types = wanted_types()
     created = {"gte": int(start.timestamp()), "lte": int(end.timestamp())}
-    new = 0
     for first in range(0, len(types), TYPES_MAX):
         asked = types[first : first + TYPES_MAX]
         for page in desk.api.pages(world, "events", lane=Lane.BACKFILL, types=asked, created=created):
             listed = _deliveries(page, world, found, now=desk.now())
-            new += desk.within(partial(_record, listed=listed))
-    return new
+            if new := desk.within(partial(_record, world=world, listed=listed)):
+                found.count("events_that_never_came", new, recorded=new)
+            if share is not None and share.is_over and page.has_more:
+                return False
+    return True
 
 
 def _deliveries(page: Page, world: World, found: Round, *, now: datetime) -> list[Delivery]:
@@ -118,10 +125,13 @@ def _deliveries(page: Page, world: World, found: Round, *, now: datetime) -> lis
     return listed
 
 
-def _record(cursor: Cursor, listed: list[Delivery]) -> int:
+def _record(cursor: Cursor, world: World, listed: list[Delivery]) -> int:
     if not listed:
         return 0
-    return sum(receipt.recorded is Recorded.NEW for receipt in inbox.record(cursor, listed))
+    new = sum(receipt.recorded is Recorded.NEW for receipt in inbox.record(cursor, listed))
+    if new:
+        calls.reach(cursor, world, JOB, found=new)
+    return new
 
 
 def event_of(body: bytes, world: World, *, now: datetime) -> Delivery:

@@ -234,7 +234,7 @@ def _last_reconciliation() -> ScalarSelect[Any]:
 
 
 def _stripe_status(connection: Connection) -> str:
-    """Say what the jobs at Stripe have come to: first the refused and the failing."""
+    """Return what the jobs at Stripe have come to: first the refused and the failing."""
     jobs, calls = tables.stripe_jobs, tables.stripe_calls
     is_stopped = jobs.c.stopped_until > datetime.now(UTC)
     in_trouble = connection.execute(

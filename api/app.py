@@ -1,7 +1,7 @@
 """The HTTP application: deliveries in, answers out."""
 
 import gc
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
@@ -10,7 +10,7 @@ from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST
 from redis.exceptions import RedisError
-from sqlalchemy import Engine, func, select
+from sqlalchemy import Engine, case, func, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from api import acts, changes, metrics, problems, reads, webhook
@@ -120,7 +120,7 @@ def live() -> dict[str, str]:
 @_health.get("/ready", responses={503: {"model": Health}})
 def ready(request: Request, response: Response) -> Health:
     """Say whether deliveries can be taken: PostgreSQL answers and the schema is not behind."""
-    database_is, migrations_are, stopped = _database_health(request.app.state.engine)
+    database_is, migrations_are, jobs = _database_health(request.app.state.engine)
     is_ready = (database_is, migrations_are) == ("ok", "ok")
     response.status_code = 200 if is_ready else 503
     return Health(
@@ -128,27 +128,31 @@ def ready(request: Request, response: Response) -> Health:
         database=database_is,
         migrations=migrations_are,
         broker=_broker_health(request.app.state.redis),
-        stripe=_stripe_health(request.app.state.settings, stopped),
+        stripe=_stripe_health(request.app.state.settings, jobs),
     )
 
 
-def _database_health(engine: Engine) -> tuple[str, str, Sequence[str]]:
-    """Return how the database and its schema are, and which jobs Stripe refuses."""
+def _database_health(engine: Engine) -> tuple[str, str, Mapping[str, Sequence[str]]]:
+    """Return how the database and its schema are, and which jobs Stripe has stopped, and which are failing."""
     jobs = tables.stripe_jobs
-    refused = select(jobs.c.job).where(jobs.c.stopped_until > func.now()).distinct().order_by(jobs.c.job)
+    state = case((jobs.c.stopped_until > func.now(), "stopped"), (jobs.c.failure.is_not(None), "failing"))
+    in_trouble = select(state, jobs.c.job).where(state.is_not(None)).distinct().order_by(jobs.c.job)
     try:
         with reads.reading(engine) as connection:
             if migrate.pending(connection):
-                return "ok", "pending", ()
-            return "ok", "ok", connection.execute(refused).scalars().all()
+                return "ok", "pending", {}
+            found: dict[str, list[str]] = {"stopped": [], "failing": []}
+            for how, job in connection.execute(in_trouble):
+                found[how].append(job)
+            return "ok", "ok", found
     except (DatabaseAway, SQLAlchemyError):
-        return "away", "unknown", ()
+        return "away", "unknown", {}
 
 
-def _stripe_health(settings: Settings, stopped: Sequence[str]) -> str:
-    if not settings.api_keys:
-        return "no key"
-    return f"stopped: {', '.join(stopped)}" if stopped else "ok"
+def _stripe_health(settings: Settings, jobs: Mapping[str, Sequence[str]]) -> str:
+    """Return how the jobs at Stripe are; without a key there is one, which ends sessions by our clock."""
+    in_trouble = [f"{how}: {', '.join(names)}" for how, names in jobs.items() if names]
+    return "; ".join(in_trouble) or ("ok" if settings.api_keys else "no key")
 
 
 def _broker_health(redis: Any) -> str:  # noqa: ANN401 - the client's type takes no part

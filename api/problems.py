@@ -13,6 +13,7 @@ from schemas.errors import (
     CallDeclined,
     KeyRefused,
     MissingAtStripe,
+    NotAnObject,
     NotFoundError,
     NotServed,
     PayfoldError,
@@ -50,6 +51,7 @@ _AT_STRIPE: Final = {
     NotServed: (409, "not_served"),
     CallDeclined: (422, "declined_by_stripe"),
     MissingAtStripe: (404, "missing_at_stripe"),
+    NotAnObject: (502, "answer_unreadable"),
     # Our own credentials are wrong, and not those of whoever asks.
     KeyRefused: (502, "key_refused"),
 }
@@ -74,6 +76,7 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(NotServed)
     @app.exception_handler(CallDeclined)
     @app.exception_handler(MissingAtStripe)
+    @app.exception_handler(NotAnObject)
     @app.exception_handler(KeyRefused)
     def at_stripe(_: Request, error: PayfoldError) -> Response:
         status, reason = _AT_STRIPE[type(error)]

@@ -360,4 +360,7 @@ class Health(Answer):
     database: str
     migrations: str
     broker: str = Field(description="reported only: a broker that is away does not stop deliveries")
-    stripe: str = Field(description="reported only: ok, no key, or stopped with the jobs that Stripe refuses")
+    stripe: str = Field(
+        description="reported only: ok, no key, or stopped with the jobs that Stripe refuses, and failing with those"
+        " that end before their time"
+    )

@@ -11,7 +11,7 @@ import uuid
 from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
-from typing import Any, Final
+from typing import Final
 
 from schemas import observations
 from schemas.budget import Lane
@@ -95,14 +95,14 @@ def with_whole_lines_or_none(answer: Answer) -> Answer:
 
 
 def with_all_lines(api: StripeApi, world: World, answer: Answer, *, lane: Lane) -> Answer:
-    """Return *answer*, of one session, with the line items that its first page lacks."""
+    """Return *answer*, of one session, with the line items that its first page lacks, if all of them can be read."""
     lines = answer.body.get("line_items")
     if not isinstance(lines, dict) or not lines.get("has_more"):
         return answer
-    path = ("checkout", "sessions", answer.body["id"], "line_items")
-    data: list[Any] = []
-    for page in api.pages(world, *path, lane=lane):
-        data += page.body["data"]
+    path = ("checkout", "sessions", str(answer.id), "line_items")
+    data = api.whole(world, *path, lane=lane)
+    if data is None:
+        return answer
     return Answer({**answer.body, "line_items": {**lines, "data": data, "has_more": False}}, answer.at)
 
 

@@ -16,7 +16,8 @@ The docstring of an error is its message to the person who meets it::
     │   │   └── Archived
     │   ├── NotServed               no key of ours serves that account and mode, so Stripe is not called
     │   ├── MissingAtStripe         Stripe knows no such object
-    │   └── CallDeclined            Stripe understood the call and did not do it
+    │   ├── CallDeclined            Stripe understood the call and did not do it
+    │   └── NotAnObject             what Stripe answered has nothing to record it by
     └── Transient                   try again: nothing is lost, nothing is acknowledged
         ├── DatabaseAway
         ├── BrokerAway
@@ -129,6 +130,10 @@ class Unfoldable(Permanent):
 
 class Archived(Unfoldable):
     """The payload of an event of this object is archived: fold it with the archive at hand."""
+
+
+class NotAnObject(Permanent):
+    """Stripe's answer holds no object with a readable type and id, so there is nothing to record it by."""
 
 
 class Transient(PayfoldError):

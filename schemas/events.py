@@ -242,6 +242,25 @@ def twin_of(payload: bytes) -> str | None:
     return _Parts(payload).text("snapshot_event")
 
 
+def value_at(text: bytes, path: str) -> object:
+    """Return the value at the dotted *path* of any JSON text, None where there is none, or it is a container.
+
+    Raises:
+        BodyNotJson: when the brackets do not match.
+    """
+    return _Parts(text).value(path)
+
+
+def span_of(text: bytes, path: str) -> tuple[int, int] | None:
+    """Return where the last value at the dotted *path* of any JSON text begins and ends; raises as ``value_at``."""
+    return _Parts(text).span(path)
+
+
+def plain_values(text: bytes) -> dict[str, object]:
+    """Return the scalars of the JSON object in *text* by their keys, however odd the rest; raises as ``value_at``."""
+    return _Parts(text).plain()
+
+
 def _require_json(body: bytes) -> None:
     # The standard library takes what the quick decoder does not, and JSON allows: half of a surrogate pair.
     # A number is not read, since it may have more digits than Python converts.
@@ -297,6 +316,15 @@ class _Parts:
         usable = isinstance(value, str) and 0 < len(value) <= TEXT_CHARACTERS_MAX and _is_storable(value)
         return value if usable and isinstance(value, str) else None
 
+    def span(self, path: str) -> tuple[int, int] | None:
+        """Return where the last value at *path* begins and ends."""
+        return next(((start, end) for name, start, end in reversed(self._spans) if name == path), None)
+
+    def plain(self) -> dict[str, object]:
+        """Return the scalars under one key that can be read, by that key."""
+        found = ((name, self._scalar((name, start, end))) for name, start, end in self._spans if "." not in name)
+        return {name: value for name, value in found if value is not None}
+
     def blanked(self) -> tuple[bytes, tuple[str, ...]]:
         """Return the text with its object's credentials blanked, and the paths of those.
 
@@ -318,7 +346,21 @@ class _Parts:
         return None if self._body[start : start + 1] in (b"{", b"[") else _scalar(self._body[start:end])
 
 
-def _spans(body: bytes) -> Iterator[tuple[str, int, int]]:  # noqa: C901 - one automaton reads better in one piece
+def tokens(text: bytes, position: int = 0) -> Iterator[tuple[bytes, int, int]]:
+    """Yield each bracket, mark, text and other scalar of a JSON text from *position* on, and where it stands.
+
+    Raises:
+        BodyNotJson: when a text does not end.
+    """
+    while position < len(text):
+        token = _TOKEN.match(text, position)
+        if token is None:
+            raise BodyNotJson
+        yield token[1], *token.span(1)
+        position = token.end()
+
+
+def _spans(body: bytes) -> Iterator[tuple[str, int, int]]:
     """Yield (path, start, end) of every value that stands under one to three keys.
 
     Raises:
@@ -326,12 +368,8 @@ def _spans(body: bytes) -> Iterator[tuple[str, int, int]]:  # noqa: C901 - one a
     """
     opened: list[tuple[bytes, int]] = []
     keys: list[str] = []
-    position, waiting, previous = 0, False, (0, 0)
-    while position < len(body):
-        token = _TOKEN.match(body, position)
-        if token is None:
-            raise BodyNotJson
-        (start, end), mark, position = token.span(1), token[1], token.end()
+    waiting, previous = False, (0, 0)
+    for mark, start, end in tokens(body):
         if mark in (b"{", b"["):
             opened.append((mark, start))
             keys.append("")

@@ -15,6 +15,7 @@ import msgspec
 
 from schemas import events, inbox
 from schemas.database import Cursor
+from schemas.errors import BodyNotJson, NotAnObject, Refused
 from schemas.inbox import Delivery
 
 ID_PREFIX: Final = "obs_"
@@ -39,11 +40,43 @@ class Answer:
     """What Stripe answered, and a time (Unix seconds, Stripe's clock) at which it was surely so.
 
     That time is the answer's ``Date`` less the duration of the call, so it never claims to have seen what
-    happened while the call was on its way.
+    happened while the call was on its way. An object that our decoder refuses is *odd*, the very bytes of it, and
+    then *body* holds only those of its plain values that can be read.
     """
 
     body: Object
     at: int
+    odd: bytes = b""
+
+    @property
+    def id(self) -> str | None:
+        """The object's id, None where it has none that can be read."""
+        found = self.body.get("id")
+        return found if isinstance(found, str) and found else None
+
+
+def answer_of(text: bytes, at: int) -> Answer:
+    """Return the answer that *text*, the JSON of an object, was at the time *at*.
+
+    Raises:
+        NotAnObject: it is no object at all.
+    """
+    try:
+        found = msgspec.json.decode(text)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return _odd_answer(text, at)
+    if not isinstance(found, dict):
+        raise NotAnObject
+    return Answer(found, at)
+
+
+def _odd_answer(text: bytes, at: int) -> Answer:
+    if text.lstrip()[:1] != b"{":
+        raise NotAnObject
+    try:
+        return Answer(events.plain_values(text), at, odd=text)
+    except BodyNotJson:
+        raise NotAnObject from None
 
 
 def observe(
@@ -55,14 +88,23 @@ def observe(
     same observation is the same event.
     """
     content = msgspec.json.encode(about, order="sorted")
-    identity = msgspec.json.encode([account, livemode, about.get("id"), kind, created, content.decode()])
+    written = msgspec.Raw(msgspec.json.encode(about))
+    return _observation(kind, about.get("id"), content, written, World(account, livemode), created, now)
+
+
+def _observation(
+    kind: str, object_id: object, content: bytes, written: msgspec.Raw, world: World, created: int, now: datetime
+) -> Delivery:
+    """Return the observation that an object was as it is *written*; its id follows from its *content*."""
+    account, livemode = world.account, world.livemode
+    identity = msgspec.json.encode([account, livemode, object_id, kind, created, content.decode()])
     event = {
         "id": ID_PREFIX + hashlib.sha256(identity).hexdigest()[:40],
         "object": "event",
         "type": kind,
         "created": created,
         "livemode": livemode,
-        "data": {"object": about},
+        "data": {"object": written},
     }
     body = msgspec.json.encode(event)
     return Delivery(
@@ -76,8 +118,29 @@ def observe(
 
 
 def of_answer(kind: str, answer: Answer, world: World, *, now: datetime) -> Delivery:
-    """Return the observation of the type *kind* that Stripe answered so."""
-    return observe(kind, answer.body, account=world.account, livemode=world.livemode, created=answer.at, now=now)
+    """Return the observation of the type *kind* that Stripe answered so; an odd object is kept as Stripe wrote it.
+
+    Raises:
+        NotAnObject: it has no type or no id by which it could be known again.
+    """
+    try:
+        if answer.odd:
+            content = answer.odd
+            found = _observation(kind, answer.id, content, msgspec.Raw(content), world, answer.at, now)
+        else:
+            found = observe(
+                kind, answer.body, account=world.account, livemode=world.livemode, created=answer.at, now=now
+            )
+    except (Refused, UnicodeError):
+        raise NotAnObject from None
+    if found.envelope.object_type is None or found.envelope.object_id is None:
+        raise NotAnObject
+    return found
+
+
+def kind_of(answer: Answer) -> str:
+    """Return the type of the observation that an object was as Stripe *answered*."""
+    return f"payfold.{answer.body.get('object')}.observed"
 
 
 # The newest is the one of the latest second, and of those the one that came last.
@@ -122,13 +185,19 @@ def news(cursor: Cursor, deliveries: Sequence[Delivery]) -> list[Delivery]:
     ]
 
 
-def _tells_all(known: Mapping[str, Any], told: Mapping[str, Any]) -> bool:
+def _tells_all(known: Mapping[str, Any] | bytes, told: Mapping[str, Any] | bytes) -> bool:
+    if isinstance(known, bytes) or isinstance(told, bytes):
+        return known == told
     return all(key in known and known[key] == value for key, value in told.items())
 
 
-def _object(payload: bytes) -> Mapping[str, Any]:
+def _object(payload: bytes) -> Mapping[str, Any] | bytes:
+    """Return the object that an event carries, as its bytes where our decoder refuses it."""
     try:
-        found: Mapping[str, Any] = msgspec.json.decode(payload)["data"]["object"]
-    except (msgspec.DecodeError, KeyError, TypeError):
+        found = msgspec.json.decode(payload)["data"]["object"]
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        span = events.span_of(payload, "data.object")
+        return b"" if span is None else payload[slice(*span)]
+    except (KeyError, TypeError):
         return {}
-    return found
+    return found if isinstance(found, dict) else {}

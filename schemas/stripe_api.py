@@ -1,18 +1,25 @@
-"""The door to Stripe's API: which key serves which rows, and what Stripe's answers mean."""
+"""The door to Stripe's API: which key serves which rows, and what Stripe's answers mean.
+
+Note [Answers are ours to decode]
+    Stripe's SDK makes every call, and judges what is an error. It would also decode each answer whole, and raise where
+    one object of a page is odd. So the client beneath it keeps an answer's bytes, and gives the SDK an empty object in
+    their place: what was answered is then cut and read here, object by object.
+"""
 
 import math
 import re
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from email.utils import parsedate_to_datetime
 from typing import Any, Final
 from urllib.parse import quote, urlsplit
 
-import msgspec
 import stripe
 from redis import Redis
 
+from schemas import listing, observations
 from schemas.budget import Budget, Lane
 from schemas.errors import (
     BrokerAway,
@@ -20,6 +27,7 @@ from schemas.errors import (
     CallDeclined,
     KeyRefused,
     MissingAtStripe,
+    NotAnObject,
     NotServed,
     StripeAway,
 )
@@ -28,10 +36,36 @@ from schemas.settings import ApiKey, Settings
 
 CONNECT_SECONDS_MAX: Final = 3.0
 ANSWER_SECONDS_MAX: Final = 10.0
+"""Without a byte of an answer."""
+BODY_SECONDS_MAX: Final = 30.0
+"""For the whole body of an answer, which may come in drops."""
 NETWORK_RETRIES_MAX: Final = 2
 """The SDK tries again by itself, with jitter and the same idempotency key, when a connection or Stripe fails."""
 PAGE_ROWS: Final = 100
 """The most that Stripe lists on a page."""
+
+
+class Page:
+    """A page of a list: its *items*, each as Stripe wrote it, and a time at which they were surely so.
+
+    With *has_more* another page follows it.
+    """
+
+    def __init__(self, items: list[bytes], at: int, *, has_more: bool) -> None:
+        self.items = items
+        self.at = at
+        self.has_more = has_more
+        self.objects: list[Answer] = []
+        """Those items that have an id, decoded as far as they can be."""
+        for item in items:
+            with suppress(NotAnObject):
+                if (answer := observations.answer_of(item, at)).id is not None:
+                    self.objects.append(answer)
+
+    @property
+    def unreadable(self) -> int:
+        """How many items have no id that can be read, so that nothing can be done with them."""
+        return len(self.items) - len(self.objects)
 
 
 class StripeApi:
@@ -44,11 +78,13 @@ class StripeApi:
         *,
         retries_max: int = NETWORK_RETRIES_MAX,
         answer_seconds_max: float = ANSWER_SECONDS_MAX,
+        body_seconds_max: float = BODY_SECONDS_MAX,
     ) -> None:
         self._settings = settings
         self._redis = redis
         self._retries_max = retries_max
         self._answer_seconds_max = answer_seconds_max
+        self._body_seconds_max = body_seconds_max
         self._clients: dict[tuple[str, Lane], tuple[stripe.StripeClient, _PacedClient]] = {}
 
     @property
@@ -83,7 +119,7 @@ class StripeApi:
         idempotency_key: str | None = None,
         **params: Any,  # noqa: ANN401 - Stripe's own parameters
     ) -> Answer:
-        """Call ``/v1/`` and *path*, whose parts are quoted, and return the answer.
+        """Call ``/v1/`` and *path*, whose parts are quoted, and return the object that is answered.
 
         Raises:
             NotServed: no key serves *world*; nothing was called.
@@ -91,8 +127,59 @@ class StripeApi:
             MissingAtStripe: 404.
             CallDeclined: 400 or 402.
             BudgetSpent, BrokerAway: nothing was called; try again later.
-            StripeAway: 409, 429, 5xx, a time-out or a lost connection; whether it acted is not known.
+            StripeAway: 409, 429, 5xx, a time-out, a lost connection, or what is no answer of Stripe's; whether it
+                acted is not known.
         """
+        text, at = self._bytes_of(world, method, *path, lane=lane, idempotency_key=idempotency_key, **params)
+        try:
+            return observations.answer_of(text, at)
+        except NotAnObject:
+            raise StripeAway(f"What was answered is not JSON. {StripeAway.__doc__}") from None
+
+    def event(self, world: World, event_id: str, *, lane: Lane) -> bytes:
+        """Return an event as Stripe writes it; raises as ``call`` does."""
+        return self._bytes_of(world, "get", "events", event_id, lane=lane)[0]
+
+    def pages(self, world: World, *path: str, lane: Lane, **params: Any) -> Iterator[Page]:  # noqa: ANN401 - as above
+        """Call a list, newest first, page by page; raises as ``call`` does.
+
+        Raises:
+            NotAnObject: nothing on a page has an id, behind which the next page would begin.
+        """
+        following: Object = {}
+        while True:
+            text, at = self._bytes_of(world, "get", *path, lane=lane, limit=PAGE_ROWS, **params, **following)
+            found = listing.cut(text)
+            if found is None:
+                raise StripeAway(f"What was answered is no list. {StripeAway.__doc__}")
+            page = Page(found.items, at, has_more=found.has_more and bool(found.items))
+            yield page
+            if not page.has_more:
+                return
+            last = next((each.id for each in reversed(page.objects) if _is_askable(each.id)), None)
+            if last is None or last == following.get("starting_after"):
+                raise NotAnObject("Stripe's list cannot be followed: no object on a page has a readable id.")
+            following = {"starting_after": last}
+
+    def whole(self, world: World, *path: str, lane: Lane) -> list[Object] | None:
+        """Return every object of a list, None where one of them is odd; raises as ``pages`` does."""
+        found: list[Object] = []
+        for page in self.pages(world, *path, lane=lane):
+            if page.unreadable or any(each.odd for each in page.objects):
+                return None
+            found += [each.body for each in page.objects]
+        return found
+
+    def _bytes_of(
+        self,
+        world: World,
+        method: str,
+        *path: str,
+        lane: Lane,
+        idempotency_key: str | None = None,
+        **params: Any,  # noqa: ANN401 - Stripe's own parameters
+    ) -> tuple[bytes, int]:
+        """Return what Stripe answers, and a time at which it was surely so; raises as ``call`` does."""
         key = self.key_for(world)
         if key is None:
             raise NotServed
@@ -110,18 +197,7 @@ class StripeApi:
             if paced.tries:
                 raise StripeAway from None
             raise
-        duration = time.monotonic() - started
-        return Answer(msgspec.json.decode(answer.body), _surely_at(answer.headers, duration))
-
-    def pages(self, world: World, *path: str, lane: Lane, **params: Any) -> Iterator[Answer]:  # noqa: ANN401 - as above
-        """Call a list, newest first, page by page; raises as ``call`` does."""
-        following: Object = {}
-        while True:
-            page = self.call(world, "get", *path, lane=lane, limit=PAGE_ROWS, **params, **following)
-            yield page
-            if not page.body["has_more"] or not page.body["data"]:
-                return
-            following = {"starting_after": page.body["data"][-1]["id"]}
+        return paced.taken(), _surely_at(answer.headers, time.monotonic() - started)
 
     def _client(self, key: ApiKey, lane: Lane) -> "tuple[stripe.StripeClient, _PacedClient]":
         # Calls for connected accounts are counted with those of the account whose key makes them.
@@ -133,6 +209,7 @@ class StripeApi:
             paced = _PacedClient(
                 Budget(self._redis, name, lane, self._settings.calls_per_second(livemode=key.livemode)),
                 answer_seconds_max=self._answer_seconds_max,
+                body_seconds_max=self._body_seconds_max,
             )
             client = stripe.StripeClient(
                 key.secret,
@@ -147,6 +224,14 @@ class StripeApi:
 def url_of(*path: str) -> str:
     """Return the path of a call; an id out of an event may hold any character."""
     return "/v1/" + "/".join(quote(part, safe="") for part in path)
+
+
+def _is_askable(object_id: str | None) -> bool:
+    """Return whether an id can stand in an address; half of a surrogate pair cannot."""
+    try:
+        return object_id is not None and quote(object_id) != ""
+    except UnicodeEncodeError:
+        return False
 
 
 def _surely_at(headers: Mapping[str, str], duration: float) -> int:
@@ -176,21 +261,31 @@ def _meaning(error: stripe.StripeError, key: ApiKey) -> Exception:
 
 
 class _PacedClient(stripe.RequestsClient):
-    """The SDK's HTTP client, which draws from the budget before each try, and counts the tries of a thread's call."""
+    """The SDK's HTTP client, which draws from the budget before each try, and counts the tries of a thread's call.
 
-    def __init__(self, budget: Budget, *, answer_seconds_max: float) -> None:
+    See Note [Answers are ours to decode].
+    """
+
+    def __init__(self, budget: Budget, *, answer_seconds_max: float, body_seconds_max: float) -> None:
         super().__init__(timeout=(CONNECT_SECONDS_MAX, answer_seconds_max))
         self._budget = budget
-        self._tried = threading.local()
+        self._body_seconds_max = body_seconds_max
+        self._of_thread = threading.local()
 
     @property
     def tries(self) -> int:
         """How often Stripe was asked since this was last set to 0."""
-        return getattr(self._tried, "times", 0)
+        return getattr(self._of_thread, "tries", 0)
 
     @tries.setter
     def tries(self, times: int) -> None:
-        self._tried.times = times
+        self._of_thread.tries = times
+
+    def taken(self) -> bytes:
+        """Return the bytes of this thread's last answer, once."""
+        body, self._of_thread.body = self._of_thread.body, b""
+        found: bytes = body
+        return found
 
     def request(  # type: ignore[override]  # the SDK passes these, and its own subclasses take no more
         self,
@@ -203,11 +298,35 @@ class _PacedClient(stripe.RequestsClient):
         endpoint = _endpoint(method, url)
         self._budget.draw(endpoint)
         self.tries += 1
-        answer = super().request(method, url, headers, post_data)
-        status, answered = answer[1], answer[2]
+        stream, status, answered = super().request_stream(method, url, headers, post_data)
+        body = _read(stream, self._body_seconds_max)
         if status == 429:  # noqa: PLR2004 - HTTP's number
             self._budget.pause(endpoint, answered.get("Stripe-Rate-Limited-Reason", ""))
-        return answer
+        if not 200 <= status < 300:  # noqa: PLR2004 - HTTP's numbers
+            return body, status, answered
+        self._of_thread.body = body
+        return b"{}", status, answered
+
+
+def _read(stream: Any, seconds_max: float) -> bytes:  # noqa: ANN401 - urllib3's answer, which the SDK does not type
+    """Return the body of an answer; each part of it has its own time-out, and the whole has *seconds_max*."""
+    try:
+        parts = list(_parts(stream, until=time.monotonic() + seconds_max))
+    except Exception as error:  # noqa: BLE001 - the libraries beneath have many kinds for a lost connection
+        stream.close()
+        lost: stripe.StripeError = stripe.APIConnectionError(type(error).__name__, should_retry=True)  # type: ignore[no-untyped-call]  # the SDK's own
+        raise lost from None
+    stream.release_conn()
+    return b"".join(parts)
+
+
+def _parts(stream: Any, *, until: float) -> Iterator[bytes]:  # noqa: ANN401 - as above
+    while part := stream.read1(decode_content=True):
+        yield part
+        if time.monotonic() > until:
+            raise TimeoutError
+    if stream.length_remaining:
+        raise EOFError
 
 
 def _endpoint(method: str, url: str) -> str:

@@ -234,7 +234,7 @@ stripe_jobs = Table(
     _moment("stopped_until"),
     # What it found that had not come by itself.
     Column("found", BigInteger, nullable=False, server_default=text("0")),
-    # What ended its last round, and when; null where that round was done.
+    # Since when no round of it has ended well, and why; see Note [What ended a job is kept].
     _moment("failed_at"),
     Column("failure", Text),
     _one_of("job", STRIPE_JOBS),

@@ -14,7 +14,7 @@ from deploy.sandbox.http_api import StripeApi as SandboxApi
 from deploy.sandbox.server import Faults, serving
 from schemas import checkout, database, inbox, observations
 from schemas.settings import Settings
-from schemas.stripe_api import ANSWER_SECONDS_MAX, StripeApi
+from schemas.stripe_api import ANSWER_SECONDS_MAX, BODY_SECONDS_MAX, StripeApi
 from tests import ledger
 from worker import expiry
 from worker.acting import Desk, Round
@@ -43,10 +43,17 @@ class Stage:
         later: timedelta = timedelta(0),
         retries_max: int = 0,
         answer_seconds_max: float = ANSWER_SECONDS_MAX,
+        body_seconds_max: float = BODY_SECONDS_MAX,
         **more: Any,  # noqa: ANN401 - a desk's own
     ) -> Desk:
         """Return a worker's desk, whose clock is *later* than Stripe's; the SDK does not try again by itself."""
-        api = StripeApi(self.settings, self.redis, retries_max=retries_max, answer_seconds_max=answer_seconds_max)
+        api = StripeApi(
+            self.settings,
+            self.redis,
+            retries_max=retries_max,
+            answer_seconds_max=answer_seconds_max,
+            body_seconds_max=body_seconds_max,
+        )
         return Desk(self.engine, api, self.settings, now=lambda: self.now + later, threads=threads, **more)
 
     @property

@@ -403,6 +403,30 @@ def test_a_long_gap_is_filled_in_steps(at: Stage) -> None:
     assert at.rows("SELECT count(*) AS paid FROM orders WHERE status = 'paid'") == [{"paid": 1}]
 
 
+def test_a_full_window_is_left_between_its_pages(at: Stage) -> None:
+    """A job whose slice is over is left after the page at hand, and comes to its end in further rounds all the same."""
+    for _ in range(250):
+        at.account.complete(at.account.open_session())
+        at.account.open_session()
+        at.account.advance(60)
+    ledger.record(at.engine, [ledger.delivery(at.account.events[0].body)])
+    ledger.execute(at.engine, "UPDATE inbox SET received_at = :then", then=at.now - timedelta(hours=5))
+    lists = -(-len(gaps.wanted_types()) // gaps.TYPES_MAX)
+    wanted = [event for event in at.account.events if event.created <= (at.now - gaps.SETTLED).timestamp()]
+
+    for run_once, calls_max in ((gaps.run_once, lists), (discovery.run_once, 1)):
+        desk, rounds, is_more = at.desk(slice_seconds_max=0.0), 0, True
+        while is_more and rounds < 200:
+            before, rounds = len(at.api.calls), rounds + 1
+            is_more = run_once(desk).is_more
+            assert len(at.api.calls) - before <= calls_max
+        assert 5 < rounds < 200
+    assert at.rows("SELECT count(*) AS told FROM inbox WHERE source <> 'observation'") == [
+        {"told": sum(event.type in gaps.wanted_types() for event in wanted)}
+    ]
+    assert at.rows("SELECT count(*) AS found FROM inbox WHERE source = 'observation'") == [{"found": 250}]
+
+
 def test_a_checkpoint_near_the_cliff_is_told(at: Stage, capsys: pytest.CaptureFixture[str]) -> None:
     """Stripe lists thirty days: a job that has not run for twenty-six warns before it goes on."""
     fill(at)

@@ -4,6 +4,7 @@ import random
 from collections.abc import Iterator
 from typing import Any
 
+import msgspec
 import pytest
 
 from deploy.sandbox.account import Account
@@ -209,3 +210,24 @@ def test_what_is_archived(at: Stage) -> None:
     assert listed["checkout.session"].archived < listed["checkout.session"].listed
     assert listed["credit_note"].archived == listed["credit_note"].listed > 0
     assert [(each.table, each.id, each.column) for each in edited] == [("orders", order["id"], "amount_total")]
+
+
+@pytest.mark.parametrize(
+    ("account", "livemode", "is_found"),
+    [("acct_2", False, True), ("", True, True), ("acct_2", True, True), ("", False, False)],
+)
+def test_what_is_on_the_way_elsewhere(at: Stage, account: str, *, livemode: bool, is_found: bool) -> None:
+    """A row is not compared while an event of its object is not folded yet; an event of another world is no reason."""
+    deliver(at)
+    audit.repair(at.desk())
+    paid = next(event for event in at.account.events if event.type == "checkout.session.completed")
+    ledger.execute(at.engine, "UPDATE orders SET amount_total = 1 WHERE id = :id", id=paid.object_id)
+    told = paid.payload() | {"id": "evt_on_the_way", "livemode": livemode}
+
+    def arrive() -> None:
+        ledger.record(at.engine, [ledger.delivery(msgspec.json.encode(told), account=account)])
+
+    at.faults.add(None, "/v1/checkout/sessions", before=arrive)
+    _, found = audited(at)
+
+    assert [each.id for each in found if each.column == "amount_total"] == [paid.object_id] * is_found

@@ -337,6 +337,25 @@ def test_line_over_the_limit(read: Callable[[bytes], list[str]], start: bytes) -
     assert all(entry.startswith(": line 2 ") for entry in entries[1:-1])
 
 
+@pytest.mark.parametrize(
+    "value",
+    [b"9" * 5_000, b"1e999999", rb'"\ud800"', b"[" * 5_000 + b"]" * 5_000],
+    ids=["number", "float", "half", "deep"],
+)
+def test_an_odd_event_of_a_page(read: Callable[[bytes], list[str]], value: bytes) -> None:
+    """An event that no decoder takes whole costs its page nothing, and is read like the others."""
+    odd = COMPACT[1][:-1] + b',"note":' + value + b"}"
+
+    assert read(b'{"object":"list","data":[' + b",".join((COMPACT[0], odd, COMPACT[2])) + b'],"has_more":false}') == IDS
+
+
+def test_a_number_without_end_over_many_lines(read: Callable[[bytes], list[str]]) -> None:
+    """A number of more digits than Python converts ends no reading of a log that is spread over many lines."""
+    assert (
+        read(pretty(page(EVENTS)).replace(b'"livemode": false', b'"livemode": false, "n": ' + b"9" * 5_000, 1)) == IDS
+    )
+
+
 def test_array_over_the_limit_of_a_line(read: Callable[[bytes], list[str]]) -> None:
     """An array in one line may be longer than a line of single events: its elements are read one by one."""
     account = Account(seed=1)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import msgspec
 import pytest
 from sqlalchemy import BigInteger, Engine, Table, text
 
@@ -253,6 +254,33 @@ class Edits:
         return True
 
 
+def test_money_is_told_by_world(engine: Engine) -> None:
+    """What one account holds too much is not made up for by what another, or the other mode, lacks of the same row."""
+    account = Account(seed=1)
+    account.complete(account.open_session())
+    worlds = [("", False), ("acct_2", False), ("", True)]
+    for label, livemode in worlds:
+        bodies = [msgspec.json.encode(event.payload() | {"livemode": livemode}) for event in account.events]
+        ledger.take_in(engine, *bodies, account=label)
+    for (label, livemode), wrong in zip(worlds, (5, -4, -1), strict=True):
+        run(
+            engine,
+            "UPDATE orders SET amount_total = amount_total + :wrong WHERE (account, livemode) = (:label, :livemode)",
+            wrong=wrong,
+            label=label,
+            livemode=livemode,
+        )
+
+    with rebuild.rebuilt(engine) as made:
+        compared = swap.compare(made, tell=lambda _: None)
+
+    assert {key[:4]: amount for key, amount in compared.money.items()} == {
+        ("", False, "orders", "amount_total"): 5,
+        ("acct_2", False, "orders", "amount_total"): -4,
+        ("", True, "orders", "amount_total"): -1,
+    }
+
+
 def test_every_edit_is_named(shop: Engine, request: pytest.FixtureRequest) -> None:
     """Of five hundred random edits each is found and named, a cent or a currency or a row, and nothing else is."""
     seed = random.Random(request.node.nodeid).randrange(10**6)
@@ -280,8 +308,8 @@ def test_money_is_told_by_currency(shop: Engine) -> None:
         compared = swap.compare(made, tell=told.append)
 
     assert held > 7
-    assert compared.money["orders", "amount_total", "usd"] == -7 - amount
-    assert compared.money["orders", "amount_total", "gbp"] == amount
+    assert compared.money["", False, "orders", "amount_total", "usd"] == -7 - amount
+    assert compared.money["", False, "orders", "amount_total", "gbp"] == amount
     assert {(each.id, each.column, each.currency, each.amount) for each in told} == {
         (one, "amount_total", "usd", -7),
         (other, "currency", None, None),

@@ -1,35 +1,46 @@
 """What every job at Stripe has in common: a round through the worlds that a key serves, in slices of time.
 
-A round of a job is leased for one world, so that two clocks, or two workers, never do it at once. What stops it
-is kept with the job: a refused key loudly and for a while, anything transient until the next round.
+A round of a job is leased for one world, so that two clocks, or two workers, never do it at once. What ends it is
+kept with the job, and keeps no other world and no other job from its round: see Note [What ended a job is kept].
+
+Note [A window fits into a slice]
+    Stripe lists the newest first, so a job that lists knows how far it has come only at the end of a window of time.
+    One that does not end within the slice of its job is left between two pages, so that more urgent jobs get a turn.
+    What it listed is recorded, and the next window is narrower. Windows that end in time grow again. The narrowest is
+    wider than the overlap of two rounds, and is listed to its end, so that each round comes further.
 """
 
 import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Final, TypeVar
 
 import structlog
 from sqlalchemy import Engine
+from sqlalchemy.exc import DBAPIError
 
 from schemas import inbox, observations
-from schemas.database import Cursor, cursor, transaction
-from schemas.errors import KeyRefused, NotServed, StripeAway, Transient
+from schemas.database import BATCH, Cursor, DriverError, condition, cursor, transaction
+from schemas.errors import DatabaseAway, KeyRefused, NotAnObject, NotServed, PayfoldError, StripeAway, Transient
 from schemas.inbox import Delivery, Recorded
-from schemas.observations import World
+from schemas.observations import Answer, World
 from schemas.settings import Settings
-from schemas.stripe_api import StripeApi
+from schemas.stripe_api import Page, StripeApi
 from worker import calls
 from worker.calls import Call, Progress
 
 SLICE_SECONDS_MAX: Final = 5.0
 """A job ends after this and leaves the rest to its successor, so that more urgent ones get their turn."""
+WINDOW_MIN: Final = timedelta(minutes=10)
 THREADS: Final = 4
 """Calls to Stripe that one worker makes at once: an answer takes a quarter of a second or more."""
+ATTEMPTS_MAX: Final = 12
+"""After so many attempts that came to nothing, or left a session open, a person has to look."""
 
 Result = TypeVar("Result")
 
@@ -52,10 +63,23 @@ class Desk:
     slice_seconds_max: float = SLICE_SECONDS_MAX
     is_by_hand: bool = False
     """Whether a person asked for it: then it is tried although Stripe has refused it, or it is said why it was not."""
+    _widths: "dict[tuple[str, World], timedelta]" = field(default_factory=dict, repr=False)
+
+    def width(self, job: str, world: World, width_max: timedelta) -> timedelta:
+        """Return how much time a window of *job* spans: see Note [A window fits into a slice]."""
+        return min(self._widths.get((job, world), width_max), width_max)
+
+    def narrow(self, job: str, world: World, width: timedelta) -> None:
+        """Let the next window of *job* span a fourth of *width*."""
+        self._widths[job, world] = max(width / 4, WINDOW_MIN)
+
+    def widen(self, job: str, world: World, width: timedelta) -> None:
+        """Let the next window of *job* span twice as much as *width*."""
+        self._widths[job, world] = width * 2
 
     def within(self, work: Callable[[Cursor], Result]) -> Result:
-        """Return what *work* returns, done in one transaction."""
-        with transaction(self.engine) as connection, cursor(connection) as opened:
+        """Return what *work* returns, done in one transaction; bounded in time, but where a person waits for it."""
+        with transaction(self.engine, None if self.is_by_hand else BATCH) as connection, cursor(connection) as opened:
             return work(opened)
 
     def record(self, opened: Cursor, deliveries: Sequence[Delivery], *, all_of_them: bool = False) -> int:
@@ -114,23 +138,44 @@ def go_round(desk: Desk, job: str, step: Step, *, worlds: Sequence[World] | None
     """Take *step* in each world that a key serves, and return what came of it."""
     found, share = Round(), Slice(desk.slice_seconds_max)
     for world in served(desk) if worlds is None else worlds:
-        progress = desk.within(
-            partial(calls.begin, world=world, job=job, now=desk.now(), though_stopped=desk.is_by_hand)
-        )
-        if progress is not None:
-            _step(desk, job, step, world, progress, found, share)
-        elif desk.is_by_hand:
-            found.failed.append(f"Another worker is doing this for {world}, or ended in the midst: try again later.")
+        progress = _begun(desk, job, world, found)
+        if progress is None:
+            continue
+        before, found.is_more = found.is_more, False
+        try:
+            _go(desk, job, step, world, progress, found, share)
+        except DatabaseAway:
+            # Of one connection that fell silent the others know nothing, so the lease may still be given back.
+            with suppress(DatabaseAway):
+                desk.within(partial(calls.release, world=world, job=job))
+            raise
+        except Exception as error:  # noqa: BLE001 - it is kept, and the other worlds and jobs go on
+            fail(desk, job, world, error, found)
+        found.is_more = found.is_more or before
     if found.counted or found.recorded:
         _log.info(f"stripe.{job}", recorded=found.recorded, **found.counted)
     return found
 
 
-def _step(
+def _begun(desk: Desk, job: str, world: World, found: Round) -> Progress | None:
+    """Lease a round of *job* in *world*; None where it cannot be had now."""
+    try:
+        progress = desk.within(
+            partial(calls.begin, world=world, job=job, now=desk.now(), though_stopped=desk.is_by_hand)
+        )
+    except (DBAPIError, DriverError) as error:
+        # The lease may be another worker's, so nothing is written of it.
+        found.failed.append(reason_of(error))
+        _log.error("stripe.failed", job=job, account=world.account, livemode=world.livemode, reason=reason_of(error))
+        return None
+    if progress is None and desk.is_by_hand:
+        found.failed.append(f"Another worker is doing this for {world}, or ended in the midst: try again later.")
+    return progress
+
+
+def _go(
     desk: Desk, job: str, step: Step, world: World, progress: Progress, found: Round, share: Slice
 ) -> None:  # fmt: skip
-    before = found.is_more
-    found.is_more = False
     try:
         step(world, progress, found, share)
     except (KeyRefused, NotServed) as error:
@@ -138,16 +183,48 @@ def _step(
         desk.within(lambda opened: calls.stop(opened, world, job, reason, now=desk.now()))
         found.failed.append(reason)
         _log.error("stripe.stopped", job=job, account=world.account, livemode=world.livemode, reason=reason)
-    except Transient as error:
-        desk.within(lambda opened: calls.release(opened, world, job))
-        found.failed.append(str(error))
-        _log.warning("stripe.postponed", job=job, account=world.account, reason=str(error))
     else:
         if found.is_more:
-            desk.within(lambda opened: calls.release(opened, world, job))
+            desk.within(lambda opened: calls.pause(opened, world, job))
         else:
             desk.within(lambda opened: calls.end(opened, world, job, now=desk.now()))
-    found.is_more = found.is_more or before
+
+
+def fail(desk: Desk, job: str, world: World, error: Exception, found: Round) -> None:
+    """Keep and log what ended a round of *job* in *world*."""
+    reason, may_pass = reason_of(error), isinstance(error, Transient)
+    found.failed.append(reason)
+    if may_pass:
+        _log.warning("stripe.postponed", job=job, account=world.account, livemode=world.livemode, reason=reason)
+    else:
+        _log.error("stripe.failed", job=job, account=world.account, livemode=world.livemode, reason=reason)
+    # What PostgreSQL refuses here, it may be what the round failed with; then the log alone has it.
+    with suppress(DBAPIError, DriverError):
+        desk.within(lambda opened: calls.fail(opened, world, job, reason, now=desk.now(), may_pass=may_pass))
+
+
+def reason_of(error: Exception) -> str:
+    """Return why something failed: our own words, else the kind of error alone, since its words could quote data."""
+    return str(error) if isinstance(error, PayfoldError) else f"It failed with {condition(error)}."
+
+
+def observe_each(
+    page: Page, observe: Callable[[Answer], Delivery], found: Round, *, job: str, world: World
+) -> list[Delivery]:
+    """Return what *observe* makes of each object of a *page*; count and log those that cannot be recorded."""
+    seen: list[Delivery] = []
+    for answer in page.objects:
+        with suppress(NotAnObject):
+            seen.append(observe(answer))
+    note_unreadable(len(page.items) - len(seen), found, job=job, world=world)
+    return seen
+
+
+def note_unreadable(times: int, found: Round, *, job: str, world: World) -> None:
+    """Count and log that so many items of a page have nothing to be recorded by."""
+    if times:
+        found.count("unreadable", times)
+        _log.warning("stripe.unreadable", job=job, account=world.account, livemode=world.livemode, items=times)
 
 
 def served(desk: Desk) -> list[World]:
@@ -186,7 +263,7 @@ def work_off(
             if not taken:
                 return
             try:
-                _make(desk, taken[0], make, found)
+                _make_or_put_off(desk, taken[0], make, found)
             except Exception as error:  # noqa: BLE001 - told to whoever asked for the work
                 faults.append(error)
             if share.is_over:
@@ -203,6 +280,19 @@ def work_off(
         raise faults[0]
 
 
+def _make_or_put_off(desk: Desk, call: Call, make: Callable[[Call], Made], found: Round) -> None:
+    """Make a *call*; one that fails by a fault of ours is tried again later, and holds up no other."""
+    try:
+        _make(desk, call, make, found)
+    except (KeyRefused, NotServed, Transient):
+        raise
+    except Exception as error:  # noqa: BLE001 - one call's, which is logged and kept with it
+        reason = reason_of(error)
+        _log.error("stripe.call_failed", purpose=call.purpose, object_id=call.object_id, reason=reason)
+        given_up = reason if call.attempts + 1 >= ATTEMPTS_MAX else ""
+        _conclude(desk, call, Made(counted="failed", again=True, given_up=given_up), found)
+
+
 def _make(desk: Desk, call: Call, make: Callable[[Call], Made], found: Round) -> None:
     try:
         made = make(call)
@@ -214,6 +304,11 @@ def _make(desk: Desk, call: Call, make: Callable[[Call], Made], found: Round) ->
     except (KeyRefused, NotServed, Transient):
         desk.within(lambda opened: calls.put_off(opened, call, now=desk.now(), is_known=True))
         raise
+    _conclude(desk, call, made, found)
+
+
+def _conclude(desk: Desk, call: Call, made: Made, found: Round) -> None:
+    """Record what a call brought, and note what is to become of it."""
 
     def conclude(opened: Cursor) -> int:
         recorded = desk.record(opened, made.deliveries, all_of_them=made.is_news)

@@ -8,10 +8,10 @@ Note [An object differs when it would change its row]
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from psycopg import sql
 from sqlalchemy import Engine
@@ -19,9 +19,9 @@ from sqlalchemy import Engine
 from schemas import checkout, database, inbox, observations, tables
 from schemas.budget import Lane
 from schemas.database import Cursor
-from schemas.errors import Archived, MissingAtStripe
+from schemas.errors import Archived, CallDeclined, MissingAtStripe, NotAnObject
 from schemas.inbox import Delivery
-from schemas.observations import Answer, Object, World
+from schemas.observations import Answer, World
 from worker import acting, difference, folds, projection
 from worker.acting import Desk
 from worker.difference import EXTRA, Difference, Pair
@@ -42,7 +42,8 @@ SETTLED: Final = timedelta(minutes=1)
 class Listed:
     """What came of the objects of one kind in one world: how many Stripe listed, and how many rows differ.
 
-    Of *archived* ones nobody could tell, since their rows are folded from payloads that are not at hand.
+    Not compared are *archived* ones, whose rows are folded from payloads that are not at hand, and *unreadable* ones,
+    which have no readable id in Stripe's answer, or which no fold can read.
     """
 
     account: str
@@ -53,6 +54,7 @@ class Listed:
     extra: int = 0
     different: int = 0
     archived: int = 0
+    unreadable: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,14 +122,15 @@ def _audit_kind(
     seen: set[str] = set()
     above: datetime | None = None
     for page in desk.api.pages(world, *kind.path, lane=Lane.BACKFILL, **params):
-        objects: list[Object] = page.body["data"]
-        tally.listed += len(objects)
-        yield from _counted(tally, _compare(desk, world, tally, objects, page.at, repair=repair))
-        ids = {each["id"] for each in objects}
-        if not kind.by_age:
+        tally.listed += len(page.items)
+        tally.unreadable += page.unreadable
+        yield from _counted(tally, _compare(desk, world, tally, page.objects, repair=repair))
+        ids = {str(each.id) for each in page.objects}
+        times = [each.body["created"] for each in page.objects if isinstance(each.body.get("created"), int)]
+        if not kind.by_age or not times:
             seen |= ids
-        elif objects:
-            lowest = utc(min(each["created"] for each in objects))
+        else:
+            lowest = utc(min(times))
             rows = _between(desk, world, kind, lowest, above or started) - ids - seen
             yield from _counted(tally, _unlisted(desk, world, kind, tally, rows, repair=repair))
             seen, above = ids, lowest
@@ -149,16 +152,18 @@ def _audit_ledgers(desk: Desk, world: World, *, repair: bool) -> Iterator[Listed
     last = ""
     while customers := desk.within(lambda opened: _customers(opened, world, after=last)):  # noqa: B023 - called at once
         for customer in customers:
-            objects: list[Object] = []
-            at = 0
+            objects: list[Answer] = []
             try:
                 for page in desk.api.pages(world, "customers", customer, "balance_transactions", lane=Lane.BACKFILL):
-                    objects += page.body["data"]
-                    at = at or page.at
+                    tally.listed += len(page.items)
+                    tally.unreadable += page.unreadable
+                    # All as of the first page, which is the earliest.
+                    objects += [replace(each, at=objects[0].at if objects else page.at) for each in page.objects]
             except MissingAtStripe:
                 continue
-            tally.listed += len(objects)
-            yield from _counted(tally, _compare(desk, world, tally, objects, at, repair=repair))
+            except (CallDeclined, NotAnObject):
+                tally.unreadable += 1
+            yield from _counted(tally, _compare(desk, world, tally, objects, repair=repair))
         last = customers[-1]
     yield tally
 
@@ -175,11 +180,14 @@ def _customers(cursor: Cursor, world: World, *, after: str) -> list[str]:
 # ---- What Stripe has ----
 
 
-def _compare(
-    desk: Desk, world: World, tally: Listed, objects: Sequence[Object], at: int, *, repair: bool
-) -> list[Difference]:
-    told = {each["id"]: _observed(each, world, at, desk.now()) for each in objects}
-    found, archived = desk.within(lambda opened: _differing(opened, list(told.values())))
+def _compare(desk: Desk, world: World, tally: Listed, objects: Sequence[Answer], *, repair: bool) -> list[Difference]:
+    told: dict[str, Delivery] = {}
+    for each in objects:
+        try:
+            told[str(each.id)] = _observed(each, world, desk.now())
+        except NotAnObject:
+            tally.unreadable += 1
+    found, archived = desk.within(lambda opened: _differing(opened, tally, list(told.values())))
     tally.archived += archived
     if found and repair:
         wrong = {subject.id: subject.source for subject, _ in found}
@@ -188,17 +196,21 @@ def _compare(
     return [one for _, pair in found for one in _differences(pair)]
 
 
-def _observed(body: Object, world: World, at: int, now: datetime) -> Delivery:
-    if body["object"] == "checkout.session":
-        return checkout.observed(Answer(body, at), world, now=now)
-    return observations.of_answer(f"payfold.{body['object']}.observed", Answer(body, at), world, now=now)
+def _observed(answer: Answer, world: World, now: datetime) -> Delivery:
+    if answer.body.get("object") == "checkout.session":
+        return checkout.observed(answer, world, now=now)
+    return observations.of_answer(observations.kind_of(answer), answer, world, now=now)
 
 
-def _differing(cursor: Cursor, told: Sequence[Delivery]) -> tuple[list[tuple[Subject, Pair]], int]:
+def _differing(
+    cursor: Cursor, tally: Listed, told: Sequence[Delivery]
+) -> tuple[list[tuple[Subject, Pair]], int]:  # fmt: skip
     """Return the rows that what was *told* would change, beside what they would be, and of how many nobody can tell."""
     at_hand: dict[Subject, list[Facts]] = defaultdict(list)
     for delivery in told:
-        for one in folds.judge(projection.event_of(delivery)).facts:
+        verdict = folds.judge(projection.event_of(delivery))
+        tally.unreadable += verdict.state == "parked"
+        for one in verdict.facts:
             at_hand[one.subject].append(one)
     known = projection.load(cursor, at_hand)
     on_the_way = _on_the_way(cursor, at_hand)
@@ -212,7 +224,7 @@ def _differing(cursor: Cursor, told: Sequence[Delivery]) -> tuple[list[tuple[Sub
             archived += joined is None
         else:
             joined = join.fold_all(shape, [*facts, *at_hand[subject]])
-        if joined is None or subject.source in on_the_way:
+        if joined is None or _object_of(subject) in on_the_way:
             continue
         pair = Pair(tables.metadata.tables[subject.table], known.get(subject), joined.row)
         if _differences(pair):
@@ -232,13 +244,26 @@ def _facts_of(cursor: Cursor, subjects: set[Subject]) -> Iterator[tuple[Subject,
             yield from ((subject, None) for subject in subjects)
 
 
-def _on_the_way(cursor: Cursor, subjects: dict[Subject, list[Facts]]) -> set[str]:
+_Object: TypeAlias = tuple[str, bool, str]
+"""Account, mode and id."""
+
+
+def _object_of(subject: Subject) -> _Object:
+    return (subject.account, subject.livemode, subject.source)
+
+
+def _on_the_way(cursor: Cursor, subjects: Iterable[Subject]) -> set[_Object]:
     """Return the objects of which an event is not folded yet: what their rows will say is not known."""
+    wanted = sorted({_object_of(subject) for subject in subjects})
     cursor.execute(
-        "SELECT DISTINCT i.object_id FROM pending JOIN inbox AS i USING (seq) WHERE i.object_id = ANY (%s)",
-        (list({subject.source for subject in subjects}),),
+        """
+        SELECT DISTINCT account, livemode, object_id
+        FROM unnest(%s::text[], %s::boolean[], %s::text[]) AS k (account, livemode, object_id)
+        JOIN inbox AS i USING (account, livemode, object_id) JOIN pending USING (seq)
+        """,
+        [list(column) for column in zip(*wanted, strict=True)] or [[], [], []],
     )
-    return {object_id for (object_id,) in cursor.fetchall()}
+    return {(account, livemode, object_id) for account, livemode, object_id in cursor.fetchall()}
 
 
 def _differences(pair: Pair) -> list[Difference]:
@@ -311,9 +336,11 @@ def _unlisted(
             found.append(Difference(kind.table, EXTRA, world.account, world.livemode, id_))
             if repair and kind.name == "checkout.session":
                 _record(desk, checkout.missing(world, id_, now=desk.now()))
+        except CallDeclined:
+            tally.unreadable += 1
         else:
             if not answer.body.get("deleted"):
-                found += _compare(desk, world, tally, [answer.body], answer.at, repair=repair)
+                found += _compare(desk, world, tally, [answer], repair=repair)
     return found
 
 

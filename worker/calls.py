@@ -4,6 +4,13 @@ Note [A lease, not a lock]
     A call to Stripe takes as long as it takes, so no transaction is held open for it. A worker leases what it
     is about to do; nobody else takes it meanwhile. If the worker dies the lease runs out, and whoever comes
     next sees by the attempts that something may have been done, and reads before doing it again.
+
+Note [What ended a job is kept]
+    A round that ends before its time would end so again and again, and a checkpoint would stand still with nothing to
+    show it. So ``failed_at`` is since when no round has ended well, and ``failure`` is why, for `status` and health: at
+    once where trying again may not help (Stripe declines the call, or we failed), and after ten minutes where it
+    usually does (Stripe or Redis away, the budget spent). A round that ends well clears both. A refused key is kept as
+    ``stopped``.
 """
 
 import random
@@ -22,6 +29,9 @@ RETRY_SECONDS_MIN: Final = 2
 RETRY_SECONDS_MAX: Final = 900
 STOPPED: Final = timedelta(minutes=10)
 """After this a job that Stripe refused is tried again, with one call."""
+PERSISTS: Final = timedelta(minutes=10)
+"""For so long what passes by itself may last before it counts as a failure of the job."""
+FAILURE_CHARACTERS_MAX: Final = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,19 +227,55 @@ def reach(
 def end(cursor: Cursor, world: World, job: str, *, now: datetime) -> None:
     """Give the lease of *job* back: the round is done, and nothing is wrong with it."""
     cursor.execute(
-        f"UPDATE stripe_jobs SET leased_until = NULL, done_at = %s, stopped = NULL, stopped_until = NULL WHERE {_JOB}",
+        "UPDATE stripe_jobs SET leased_until = NULL, done_at = %s, stopped = NULL, stopped_until = NULL,"
+        f" failed_at = NULL, failure = NULL WHERE {_JOB}",
         (now, world.account, world.livemode, job),
     )
 
 
+def pause(cursor: Cursor, world: World, job: str) -> None:
+    """Give the lease of *job* back: its slice is over, nothing was wrong with it, and it goes on next time."""
+    cursor.execute(
+        f"UPDATE stripe_jobs SET leased_until = NULL, failed_at = NULL, failure = NULL WHERE {_JOB}",
+        (world.account, world.livemode, job),
+    )
+
+
 def release(cursor: Cursor, world: World, job: str) -> None:
-    """Give the lease of *job* back: the round is not done, and goes on next time."""
+    """Give the lease of *job* back, and keep nothing of how its round ended."""
     cursor.execute(f"UPDATE stripe_jobs SET leased_until = NULL WHERE {_JOB}", (world.account, world.livemode, job))
+
+
+def fail(cursor: Cursor, world: World, job: str, failure: str, *, now: datetime, may_pass: bool) -> None:
+    """Give the lease of *job* back, and keep what ended its round; see Note [What ended a job is kept].
+
+    What *may_pass* by itself is kept once no round has ended well for ``PERSISTS``.
+    """
+    cursor.execute(
+        """
+        INSERT INTO stripe_jobs AS known (account, livemode, job, failed_at, failure)
+        VALUES (%(account)s, %(livemode)s, %(job)s, %(now)s, CASE WHEN NOT %(may_pass)s THEN %(failure)s END)
+        ON CONFLICT (account, livemode, job) DO UPDATE SET leased_until = NULL,
+            failed_at = coalesce(known.failed_at, excluded.failed_at),
+            failure = CASE WHEN NOT %(may_pass)s OR known.failure IS NOT NULL OR known.failed_at <= %(persists)s
+                THEN %(failure)s END
+        """,
+        {
+            "account": world.account,
+            "livemode": world.livemode,
+            "job": job,
+            "failure": failure[:FAILURE_CHARACTERS_MAX],
+            "may_pass": may_pass,
+            "now": now,
+            "persists": now - PERSISTS,
+        },
+    )
 
 
 def stop(cursor: Cursor, world: World, job: str, reason: str, *, now: datetime) -> None:
     """Stop *job*, since Stripe refuses the key: nothing of it is tried for a while."""
     cursor.execute(
-        f"UPDATE stripe_jobs SET leased_until = NULL, stopped = %s, stopped_until = %s WHERE {_JOB}",
+        "UPDATE stripe_jobs SET leased_until = NULL, stopped = %s, stopped_until = %s, failed_at = NULL, failure = NULL"
+        f" WHERE {_JOB}",
         (reason, now + STOPPED, world.account, world.livemode, job),
     )

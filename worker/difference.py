@@ -89,13 +89,15 @@ class Tally:
 
 @dataclass(slots=True)
 class Comparison:
-    """What a comparison came to; *money* is, by table, column and currency, by how much what is held is too much.
+    """What a comparison came to.
+
+    *money* is, by account, mode, table, column and currency, by how much what is held is too much.
 
     Not compared are so many *objects_left_out*, of which so many *events_left_out* are archived.
     """
 
     tallies: list[Tally] = field(default_factory=list)
-    money: Counter[tuple[str, str, str]] = field(default_factory=Counter)
+    money: Counter[tuple[str, bool, str, str, str]] = field(default_factory=Counter)
     objects_left_out: int = 0
     events_left_out: int = 0
 
@@ -268,13 +270,14 @@ def _by_how_much(pair: Pair, name: str) -> dict[str, Any]:
     return {"currency": currency, "amount": (held[name] or 0) - (expected[name] or 0)}
 
 
-def _add_money(money: Counter[tuple[str, str, str]], pair: Pair) -> None:
+def _add_money(money: Counter[tuple[str, bool, str, str, str]], pair: Pair) -> None:
     """Add what is held and take away what is expected, each in the currency of its own row."""
     for name in _MONEY[pair.table.name]:
         for row, sign in ((pair.held, 1), (pair.expected, -1)):
             currency = row.get(_CURRENCY_OF.get(name, "currency")) if row is not None else None
             if row is not None and currency is not None and row[name]:
-                money[str(pair.table.name), str(name), currency] += sign * row[name]
+                key = (row["account"], row["livemode"], str(pair.table.name), str(name), currency)
+                money[key] += sign * row[name]
 
 
 def _compare_anomalies(cursor: Cursor, compared: _Compared, tell: Callable[[Difference], None]) -> Tally:

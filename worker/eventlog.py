@@ -38,7 +38,7 @@ import msgspec
 import zstandard
 from msgspec import Raw, Struct
 
-from schemas import events
+from schemas import events, listing
 from schemas.errors import BodyNotJson, BodyNotText, ConfigurationError, NotAnEvent, Refused
 from schemas.inbox import Delivery
 
@@ -67,7 +67,6 @@ class OwnLine(Struct, kw_only=True):
 
 class _Kind(Struct):
     name: object = msgspec.field(name="object", default=None)
-    data: Raw = Raw(b"null")
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,18 +300,8 @@ _TOO_LONG: Final = f"it is longer than {LINE_BYTES_MAX // 1024**2} MiB"
 
 def _in_one_text(text: bytes) -> Iterator[bytes]:
     """Yield the events in a JSON text: itself, the elements of an array, or the data of a list page."""
-    try:
-        if text.startswith(b"["):
-            yield from map(bytes, msgspec.json.decode(text, type=list[Raw]))
-            return
-        kind = msgspec.json.decode(text, type=_Kind)
-        data = bytes(kind.data)
-        if kind.name in (None, "list") and data.startswith(b"["):
-            yield from map(bytes, msgspec.json.decode(data, type=list[Raw]))
-            return
-    except (msgspec.DecodeError, RecursionError):
-        pass
-    yield text
+    page = listing.cut(text)
+    yield from (text,) if page is None else page.items
 
 
 class _Broken(Exception):
@@ -335,7 +324,8 @@ class _Over(Exception):
 _CODE: Final = "latin-1"
 _SPACE: Final = re.compile(r"[ \t\r\n]*")
 _LITERAL_CHARACTERS_MAX: Final = 5
-_decode_value: Final = json.JSONDecoder().raw_decode
+# Numbers are not read, since one may have more digits than Python converts.
+_decode_value: Final = json.JSONDecoder(parse_int=len, parse_float=len).raw_decode
 
 
 class _Spread:

@@ -15,7 +15,7 @@ from schemas import checkout, inbox, observations
 from schemas.budget import Lane
 from schemas.checkout import Ending
 from schemas.database import Cursor
-from schemas.errors import CallDeclined, MissingAtStripe
+from schemas.errors import CallDeclined, DatabaseAway, MissingAtStripe, NotAnObject
 from schemas.inbox import Delivery
 from schemas.observations import World
 from schemas.settings import Settings
@@ -29,8 +29,6 @@ TTL_METADATA_KEY: Final = "payfold_session_ttl_minutes"
 """In a payment link's metadata: minutes, or off, for the sessions of this link."""
 BATCH_MAX: Final = 200
 LISTED_MAX: Final = 10_000
-ATTEMPTS_MAX: Final = 12
-"""After so many answers that left a session open, a person has to look."""
 EXPIRE: Final = "expire"
 READ: Final = "session"
 
@@ -119,13 +117,24 @@ def run_once(desk: Desk) -> Round:
     """Expire what is stale, in every world, and return what came of it."""
     found = acting.go_round(desk, JOB, lambda *step: _expire(desk, *step))
     for world in acting.unserved(desk):
-        found.recorded += _expire_by_clock(desk, world, found)
-        if not desk.api.is_idle:
-            left = desk.within(partial(stale, world=world, settings=desk.settings, now=desk.now(), limit=LISTED_MAX))
-            found.count("not_served", len(left))
-            if left:
-                _log.info("sessions.not_served", sessions=len(left), account=world.account, livemode=world.livemode)
+        try:
+            _expire_unserved(desk, world, found)
+        except DatabaseAway:
+            raise
+        except Exception as error:  # noqa: BLE001 - it is kept, and the other worlds go on
+            acting.fail(desk, JOB, world, error, found)
+        else:
+            desk.within(partial(calls.pause, world=world, job=JOB))
     return found
+
+
+def _expire_unserved(desk: Desk, world: World, found: Round) -> None:
+    found.recorded += _expire_by_clock(desk, world, found)
+    if not desk.api.is_idle:
+        left = desk.within(partial(stale, world=world, settings=desk.settings, now=desk.now(), limit=LISTED_MAX))
+        found.count("not_served", len(left))
+        if left:
+            _log.info("sessions.not_served", sessions=len(left), account=world.account, livemode=world.livemode)
 
 
 def _expire(desk: Desk, world: World, _: Progress, found: Round, share: Slice) -> None:
@@ -150,6 +159,8 @@ def _make(desk: Desk, call: Call) -> Made:
         return _end(desk, call) if call.purpose == EXPIRE else read(desk, call)
     except CallDeclined as error:
         return Made(counted="declined", given_up=str(error))
+    except NotAnObject as error:
+        return Made(counted="unreadable", given_up=str(error))
 
 
 def _end(desk: Desk, call: Call) -> Made:
@@ -157,7 +168,7 @@ def _end(desk: Desk, call: Call) -> Made:
     if outcome.ending is Ending.MISSING:
         return _missing(outcome.deliveries)
     if outcome.ending is Ending.STILL_OPEN:
-        given_up = "Stripe leaves it open" if call.attempts + 1 >= ATTEMPTS_MAX else ""
+        given_up = "Stripe leaves it open" if call.attempts + 1 >= acting.ATTEMPTS_MAX else ""
         return Made(outcome.deliveries, "left_open", again=True, given_up=given_up)
     return Made(outcome.deliveries, "expired" if outcome.ending is Ending.EXPIRED else "was_over")
 
@@ -169,7 +180,8 @@ def read(desk: Desk, call: Call) -> Made:
     except MissingAtStripe:
         return _missing((checkout.missing(call.world, call.object_id, now=desk.now()),))
     # Past its own end Stripe's timer is only late: it is looked at again, and not at once.
-    is_late = answer.body.get("status") == "open" and answer.body.get("expires_at", answer.at) < answer.at
+    ends = answer.body.get("expires_at")
+    is_late = answer.body.get("status") == "open" and isinstance(ends, int) and ends < answer.at
     return Made((checkout.observed(answer, call.world, now=desk.now()),), "sessions", again=is_late)
 
 

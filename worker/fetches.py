@@ -6,15 +6,16 @@ change feed is read by its number, so that the cost is that of what is new and n
 """
 
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Any, Final
 
 from schemas import checkout, events, observations
 from schemas.budget import Lane
 from schemas.database import Cursor
-from schemas.errors import CallDeclined, MissingAtStripe
+from schemas.errors import CallDeclined, MissingAtStripe, NotAnObject, Refused
 from schemas.inbox import Delivery
-from schemas.observations import Answer, Object, World
+from schemas.observations import Answer, World
 from worker import acting, calls, expiry, gaps
 from worker.acting import Desk, Made, Round, Slice
 from worker.calls import Call, Progress, Wanted
@@ -182,19 +183,29 @@ def _make(desk: Desk, call: Call) -> Made:
         return Made(counted="missing", given_up="Stripe knows no such object")
     except CallDeclined as error:
         return Made(counted="declined", given_up=str(error))
+    except (NotAnObject, Refused) as error:
+        return Made(counted="unreadable", given_up=str(error))
 
 
 def _read_ledger(desk: Desk, call: Call) -> Made:
-    """List the customer's balance transactions, down to those that are known; all are recorded or none."""
+    """List the customer's balance transactions, down to those that are known; all are recorded or none.
+
+    Where some have nothing to be recorded by, the others are recorded, and the call is given up for a person to see.
+    """
     known = desk.within(lambda opened: _known_transactions(opened, call))
     found: list[Delivery] = []
+    unreadable = 0
     path = ("customers", call.object_id, "balance_transactions")
     for page in desk.api.pages(call.world, *path, lane=call.lane):
-        listed = [_observed(each, call, page.at, desk.now()) for each in page.body["data"]]
-        found += listed
-        if any(each["id"] in known for each in page.body["data"]):
+        unreadable += len(page.items)
+        for each in page.objects:
+            with suppress(NotAnObject):
+                found.append(_observed(each, call, desk.now()))
+        if any(each.id in known for each in page.objects):
             break
-    return Made(tuple(found), "ledgers")
+    unreadable -= len(found)
+    given_up = f"{unreadable} of its transactions have no readable id and type." if unreadable else ""
+    return Made(tuple(found), "ledgers", given_up=given_up)
 
 
 def _known_transactions(cursor: Cursor, call: Call) -> set[str]:
@@ -219,11 +230,10 @@ def _read_credit_note(desk: Desk, call: Call) -> Made:
     answer = desk.api.call(call.world, "get", "credit_notes", call.object_id, lane=call.lane)
     lines = answer.body.get("lines")
     if isinstance(lines, dict) and lines.get("has_more"):
-        data: list[Any] = []
-        for page in desk.api.pages(call.world, "credit_notes", call.object_id, "lines", lane=call.lane):
-            data += page.body["data"]
-        answer = Answer({**answer.body, "lines": {**lines, "data": data, "has_more": False}}, answer.at)
-    return Made((_observed(answer.body, call, answer.at, desk.now()),), "credit_notes")
+        data = desk.api.whole(call.world, "credit_notes", call.object_id, "lines", lane=call.lane)
+        if data is not None:
+            answer = Answer({**answer.body, "lines": {**lines, "data": data, "has_more": False}}, answer.at)
+    return Made((_observed(answer, call, desk.now()),), "credit_notes")
 
 
 def _read_object(desk: Desk, call: Call) -> Made:
@@ -232,12 +242,12 @@ def _read_object(desk: Desk, call: Call) -> Made:
     else:
         answer = desk.api.call(call.world, "get", *_PATHS[call.object_type], call.object_id, lane=call.lane)
     # However well it is known: what it says now is what the events left in doubt.
-    return Made((_observed(answer.body, call, answer.at, desk.now()),), "objects", is_news=True)
+    return Made((_observed(answer, call, desk.now()),), "objects", is_news=True)
 
 
 def _read_event(desk: Desk, call: Call) -> Made:
-    answer = desk.api.call(call.world, "get", "events", call.object_id, lane=call.lane)
-    return Made((gaps.event_of(answer.body, call.world, now=desk.now()),), "events", is_news=True)
+    body = desk.api.event(call.world, call.object_id, lane=call.lane)
+    return Made((gaps.event_of(body, call.world, now=desk.now()),), "events", is_news=True)
 
 
 _MAKE: Final = {
@@ -249,6 +259,5 @@ _MAKE: Final = {
 }
 
 
-def _observed(body: Object, call: Call, at: int, now: datetime) -> Delivery:
-    kind = f"payfold.{body['object']}.observed"
-    return observations.of_answer(kind, Answer(body, at), call.world, now=now)
+def _observed(answer: Answer, call: Call, now: datetime) -> Delivery:
+    return observations.of_answer(observations.kind_of(answer), answer, call.world, now=now)

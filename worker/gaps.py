@@ -6,18 +6,20 @@ inbox lacks. Source: https://docs.stripe.com/api/events/list.
 """
 
 import hashlib
+from contextlib import suppress
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Final
 
-import msgspec
 import structlog
 
 from schemas import events, inbox
 from schemas.budget import Lane
 from schemas.database import Cursor
+from schemas.errors import Refused
 from schemas.inbox import Delivery, Recorded
-from schemas.observations import Object, World
+from schemas.observations import World
+from schemas.stripe_api import Page
 from worker import acting, calls, folds
 from worker.acting import Desk, Round, Slice
 from worker.calls import Progress
@@ -28,7 +30,7 @@ TYPES_MAX: Final = 20
 OVERLAP: Final = timedelta(minutes=5)
 SETTLED: Final = timedelta(minutes=1)
 WINDOW_MAX: Final = timedelta(hours=6)
-"""Listed in one go, so that a long gap is filled in steps of which each is kept."""
+"""Listed in one go, so that a long gap is filled in steps of which each is kept: Note [A window fits into a slice]."""
 KEPT: Final = timedelta(days=30)
 """Stripe lists no older events."""
 CLIFF: Final = timedelta(days=25)
@@ -55,13 +57,17 @@ def _fill(desk: Desk, since: datetime | None, world: World, progress: Progress, 
     moves_checkpoint = start <= max(checkpoint, oldest)
     until = desk.now() - SETTLED
     while start < until:
-        end = min(start + WINDOW_MAX, until)
-        new = _fill_window(desk, world, start, end)
-        found.recorded += new
-        if new:
-            found.count("events_that_never_came", new)
+        width = desk.width(JOB, world, WINDOW_MAX)
+        end = min(start + width, until)
+        # Who asks for a time of their own waits for all of it.
+        may_leave = since is None and width > acting.WINDOW_MIN
+        if not _fill_window(desk, world, start, end, found, share if may_leave else None):
+            desk.narrow(JOB, world, width)
+            found.is_more = True
+            return
+        desk.widen(JOB, world, width)
         reached = max(end, progress.reached_at or end) if moves_checkpoint else None
-        desk.within(partial(calls.reach, world=world, job=JOB, at=reached, found=new))
+        desk.within(partial(calls.reach, world=world, job=JOB, at=reached))
         start = end
         if share.is_over and start < until and since is None:
             found.is_more = True
@@ -94,27 +100,46 @@ def _first_received(cursor: Cursor, world: World) -> datetime | None:
     return row[0] if row else None
 
 
-def _fill_window(desk: Desk, world: World, start: datetime, end: datetime) -> int:
+def _fill_window(desk: Desk, world: World, start: datetime, end: datetime, found: Round, share: Slice | None) -> bool:
+    """Record what the inbox lacks of a window; False where the slice was over before all pages were listed."""
     types = wanted_types()
     created = {"gte": int(start.timestamp()), "lte": int(end.timestamp())}
-    new = 0
     for first in range(0, len(types), TYPES_MAX):
         asked = types[first : first + TYPES_MAX]
         for page in desk.api.pages(world, "events", lane=Lane.BACKFILL, types=asked, created=created):
-            listed = [event_of(each, world, now=desk.now()) for each in page.body["data"]]
-            new += desk.within(partial(_record, listed=listed))
+            listed = _deliveries(page, world, found, now=desk.now())
+            if new := desk.within(partial(_record, world=world, listed=listed)):
+                found.count("events_that_never_came", new, recorded=new)
+            if share is not None and share.is_over and page.has_more:
+                return False
+    return True
+
+
+def _deliveries(page: Page, world: World, found: Round, *, now: datetime) -> list[Delivery]:
+    """Return the events of a *page*, however odd; what has no readable id, type and created is counted and logged."""
+    listed: list[Delivery] = []
+    for item in page.items:
+        with suppress(Refused):
+            listed.append(event_of(item, world, now=now))
+    acting.note_unreadable(len(page.items) - len(listed), found, job=JOB, world=world)
+    return listed
+
+
+def _record(cursor: Cursor, world: World, listed: list[Delivery]) -> int:
+    if not listed:
+        return 0
+    new = sum(receipt.recorded is Recorded.NEW for receipt in inbox.record(cursor, listed))
+    if new:
+        calls.reach(cursor, world, JOB, found=new)
     return new
 
 
-def _record(cursor: Cursor, listed: list[Delivery]) -> int:
-    if not listed:
-        return 0
-    return sum(receipt.recorded is Recorded.NEW for receipt in inbox.record(cursor, listed))
+def event_of(body: bytes, world: World, *, now: datetime) -> Delivery:
+    """Return the delivery of an event as Stripe listed it, byte for byte, as the inbox takes it.
 
-
-def event_of(event: Object, world: World, *, now: datetime) -> Delivery:
-    """Return the delivery of an event that Stripe listed, as the inbox takes it."""
-    body = msgspec.json.encode(event)
+    Raises:
+        Refused: it has no id, type or created to keep it by.
+    """
     return Delivery(
         envelope=events.read(body),
         # A connected account's own list does not name the account.

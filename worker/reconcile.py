@@ -243,8 +243,8 @@ def _by_stripe(_: Engine, wanted: Wanted, drift: _Drift) -> dict[str, Any]:
 
 def _shown_tally(tally: dict[str, Any]) -> dict[str, Any]:
     renamed = {"missing": "missing_here", "extra": "missing_there"}
-    # Only where there are any.
-    return {renamed.get(name, name): value for name, value in tally.items() if value or name != "archived"}
+    only_where_any = ("archived", "unreadable")
+    return {renamed.get(name, name): value for name, value in tally.items() if value or name not in only_where_any}
 
 
 def _repair(engine: Engine, checks: Sequence[str], wanted: Wanted) -> dict[str, Any]:

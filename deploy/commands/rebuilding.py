@@ -131,11 +131,9 @@ def tallied(found: "Comparison") -> list[dict[str, Any]]:
 
 
 def money_of(found: "Comparison") -> list[dict[str, Any]]:
-    """Return by how much the live tables hold too much, by table, column and currency."""
-    return [
-        {"table": table, "column": column, "currency": currency, "amount": amount}
-        for (table, column, currency), amount in sorted(found.money.items())
-    ]
+    """Return by how much the live tables hold too much, by account, mode, table, column and currency."""
+    names = ("account", "livemode", "table", "column", "currency")
+    return [{**dict(zip(names, key, strict=True)), "amount": amount} for key, amount in sorted(found.money.items())]
 
 
 def _print(
@@ -159,7 +157,7 @@ def _print(
         output.out.print()
         output.rows(
             [{**row, "too much": output.money(row["amount"], row["currency"])} for row in money_of(found)],
-            ("table", "column", "too much"),
+            ("account", "livemode", "table", "column", "too much"),
             form,
             empty="",
         )

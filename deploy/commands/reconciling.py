@@ -170,6 +170,8 @@ def _print(result: dict[str, Any], form: Format) -> None:
     _section("Stripe", result.get("stripe"), columns)
     if archived := sum(each.get("archived", 0) for each in result.get("stripe", ())):
         err.print(f"{archived:,} rows could not be held against Stripe: they are folded from archived events.")
+    if unreadable := sum(each.get("unreadable", 0) for each in result.get("stripe", ())):
+        err.print(f"{unreadable:,} of Stripe's objects could not be read, and were not compared.")
     shown = [_shown(row) for row in result["drift"][:SHOWN_MAX]]
     _section("Differences", shown, ("check", "kind", "table", "id", "column", "held", "expected", "too much"))
     if result["drift_total"] > len(shown):

@@ -256,16 +256,18 @@ def _last_reconciliation() -> ScalarSelect[Any]:
 
 
 def _stripe_status(connection: Connection) -> str:
-    """Say what the jobs at Stripe have come to: the refused first."""
+    """Return what the jobs at Stripe have come to: first the refused and the failing."""
     jobs, calls = tables.stripe_jobs, tables.stripe_calls
-    now = datetime.now(UTC)
-    stopped = connection.execute(
-        select(jobs.c.job, jobs.c.account, jobs.c.stopped).where(jobs.c.stopped_until > now).order_by(jobs.c.job)
-    ).all()
-    if stopped:
-        return "; ".join(
-            f"STOPPED {row.job} of {row.account or 'the default account'}: {row.stopped}" for row in stopped
+    is_stopped = jobs.c.stopped_until > datetime.now(UTC)
+    in_trouble = connection.execute(
+        select(
+            jobs.c.job, jobs.c.account, jobs.c.livemode, is_stopped, jobs.c.stopped, jobs.c.failure, jobs.c.failed_at
         )
+        .where(is_stopped | jobs.c.failure.is_not(None))
+        .order_by(is_stopped.desc().nulls_last(), jobs.c.job, jobs.c.account, jobs.c.livemode)
+    ).all()
+    if in_trouble:
+        return "; ".join(_trouble(*row) for row in in_trouble)
     ran = connection.execute(select(func.max(jobs.c.done_at), func.sum(jobs.c.found))).one()
     if ran[0] is None:
         return ""
@@ -276,6 +278,21 @@ def _stripe_status(connection: Connection) -> str:
     ).one()
     told = f"ok, last job at {output.shown(ran[0])}, {waiting} calls waiting, {given_up} given up"
     return f"{told}, {ran[1]} events fetched that never came"
+
+
+def _trouble(
+    job: str,
+    account: str,
+    livemode: bool,  # noqa: FBT001 - a row's columns
+    is_stopped: bool | None,  # noqa: FBT001 - as above
+    stopped: str,
+    failure: str,
+    failed_at: datetime,
+) -> str:
+    whose = f"{job} of {account or 'the default account'} ({'live' if livemode else 'test'})"
+    if is_stopped:
+        return f"STOPPED {whose}: {stopped}"
+    return f"FAILING {whose} since {output.shown(failed_at)}: {failure}"
 
 
 def _broker_status(settings: Settings) -> str:

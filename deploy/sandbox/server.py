@@ -6,6 +6,7 @@ with serving(api, faults) as address:          # http://127.0.0.1:…
     faults.add(Fault.DROP_AFTER, "*/expire")   # the next expire call acts, and its answer is lost
 """
 
+import asyncio
 import contextlib
 import socket
 import threading
@@ -37,6 +38,7 @@ class Fault(Enum):
     ENDPOINT_LIMITED = "endpoint-rate"
     LOCKED = "lock_timeout"
     DECLINED = "400"
+    MISSING = "404"
     CONFLICT = "409"
     FAILED = "500"
     FAILED_AFTER = "500, having acted"
@@ -44,9 +46,10 @@ class Fault(Enum):
     TIMED_OUT = "no answer, having acted"
     DROP_BEFORE = "connection lost before it acted"
     DROP_AFTER = "connection lost after it acted"
+    CUT_SHORT = "connection lost within the answer"
 
 
-_ACTS: Final = {None, Fault.FAILED_AFTER, Fault.TIMED_OUT, Fault.DROP_AFTER}
+_ACTS: Final = {None, Fault.FAILED_AFTER, Fault.TIMED_OUT, Fault.DROP_AFTER, Fault.CUT_SHORT}
 _SILENT: Final = {Fault.TIMED_OUT, Fault.DROP_BEFORE, Fault.DROP_AFTER}
 
 
@@ -66,6 +69,7 @@ _ANSWERS: Final = {
     ),
     Fault.LOCKED: _error(429, "invalid_request_error", "This object cannot be accessed right now.", "lock_timeout"),
     Fault.DECLINED: _error(400, "invalid_request_error", "This cannot be done."),
+    Fault.MISSING: _error(404, "invalid_request_error", "No such object.", "resource_missing"),
     Fault.CONFLICT: _error(409, "idempotency_error", "There is currently another in-progress request."),
     Fault.FAILED: _error(500, "api_error", "An unknown error occurred."),
     Fault.FAILED_AFTER: _error(500, "api_error", "An unknown error occurred."),
@@ -81,10 +85,16 @@ class _Rule:
     times: int
     before: Callable[[], object]
     after: Callable[[], object]
+    rewrite: Callable[[bytes], bytes]
+    trickle_seconds: float
 
 
 def _nothing() -> None:
     pass
+
+
+def _as_it_is(body: bytes) -> bytes:
+    return body
 
 
 class Faults:
@@ -103,13 +113,17 @@ class Faults:
         times: int = 1,
         before: Callable[[], object] = _nothing,
         after: Callable[[], object] = _nothing,
+        rewrite: Callable[[bytes], bytes] = _as_it_is,
+        trickle_seconds: float = 0,
     ) -> None:
         """Let *fault* happen to the next *times* calls of a path, in which * stands for anything.
 
         *before* and *after* are called just before and after the call acts; without a fault it then goes well.
+        *rewrite* is given the body of the answer and returns the one that is sent; with *trickle_seconds* that comes
+        byte by byte, with so long a pause before each.
         """
         with self._lock:
-            self._rules.append(_Rule(fault, path, method, times, before, after))
+            self._rules.append(_Rule(fault, path, method, times, before, after, rewrite, trickle_seconds))
 
     def take(self, call: Call) -> _Rule | None:
         """Return what is to happen to *call*, and count it."""
@@ -159,8 +173,19 @@ class _Application:
             return
         headers = {"Content-Type": "application/json", **answer.headers}
         raw = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
+        body = answer.body if rule is None else rule.rewrite(answer.body)
         await send({"type": "http.response.start", "status": answer.status, "headers": raw})
-        await send({"type": "http.response.body", "body": answer.body})
+        if fault is Fault.CUT_SHORT:
+            await send({"type": "http.response.body", "body": body[: len(body) // 2], "more_body": True})
+            scope["payfold.transport"].abort()
+            await _gone(receive)
+            return
+        if rule is not None and rule.trickle_seconds:
+            for byte in body:
+                await asyncio.sleep(rule.trickle_seconds)
+                await send({"type": "http.response.body", "body": bytes([byte]), "more_body": True})
+            body = b""
+        await send({"type": "http.response.body", "body": body})
 
     def _note(self, call: Call, status: int | None) -> None:
         key, account = call.headers.get("idempotency-key"), call.headers.get("stripe-account")

@@ -1,0 +1,431 @@
+"""One odd object in what Stripe answers costs no other, ends no job, and is never dropped in silence."""
+
+import hashlib
+import threading
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from typing import Any, Final
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from deploy.sandbox.server import Fault
+from schemas import listing
+from schemas.budget import Lane
+from schemas.errors import StripeAway
+from schemas.observations import World
+from tests import ledger
+from tests.stage import Stage, stage
+from worker import audit, discovery, fetches, gaps
+
+HERE: Final = World("", livemode=False)
+ALWAYS: Final = 10**9
+
+# What JSON allows, or a decoder of it may meet, in one member of an object.
+ODD: Final = {
+    "half a surrogate pair": rb'"\ud800"',
+    "a NUL": rb'"\u0000"',
+    "more than 64 bits": b"9" * 40,
+    "more digits than Python converts": b"9" * 5_000,
+    "no such float": b"1e999999",
+    "deep": b"[" * 5_000 + b"]" * 5_000,
+    "the key twice": b'1,"note":2',
+}
+
+
+@pytest.fixture
+def at(database_url: str, redis_url: str) -> Iterator[Stage]:
+    """Return a shop at the sandbox with nothing in it."""
+    with stage(database_url, redis_url) as made:
+        yield made
+
+
+def noted(value: bytes) -> Callable[[bytes], bytes]:
+    """Return what adds a note with *value*, written as JSON, to an object."""
+    return lambda item: item[:-1] + b',"note":' + value + b"}"
+
+
+def with_odd(object_id: str, odd: Callable[[bytes], bytes]) -> Callable[[bytes], bytes]:
+    """Return what makes the object *object_id* of a list page, or of an answer, *odd*."""
+
+    def rewrite(body: bytes) -> bytes:
+        found = msgspec.json.decode(body)
+        if found.get("object") != "list":
+            return odd(msgspec.json.encode(found)) if found["id"] == object_id else body
+        items = [msgspec.json.encode(each) for each in found.pop("data")]
+        items = [odd(item) if msgspec.json.decode(item)["id"] == object_id else item for item in items]
+        return msgspec.json.encode(found)[:-1] + b',"data":[' + b",".join(items) + b"]}"
+
+    return rewrite
+
+
+def make_odd(at: Stage, path: str, object_id: str, odd: Callable[[bytes], bytes]) -> None:
+    """Let every answer of *path* hold *object_id* as an *odd* one."""
+    at.faults.add(None, path, times=ALWAYS, rewrite=with_odd(object_id, odd))
+
+
+def job(at: Stage) -> dict[str, Any]:
+    """Return how the only job is."""
+    (row,) = at.rows("SELECT reached_at, leased_until, done_at, failed_at, failure FROM stripe_jobs")
+    return row
+
+
+# Events that never came.
+
+
+def sold(at: Stage) -> list[str]:
+    """Sell to five buyers, and return the events of that."""
+    for _ in range(5):
+        at.account.complete(at.account.open_session())
+        at.account.advance(60)
+    at.account.advance(120)
+    return [event.id for event in at.account.events if event.type in gaps.wanted_types()]
+
+
+@pytest.mark.parametrize("value", ODD.values(), ids=ODD.keys())
+def test_an_odd_event_is_recorded_with_its_page(at: Stage, value: bytes) -> None:
+    """However odd one event of a page is, it is recorded as it was listed, all others are, and the checkpoint moves."""
+    told = sold(at)
+    make_odd(at, "/v1/events", told[3], noted(value))
+
+    found = gaps.run_once(at.desk(), since=at.now - timedelta(days=1))
+
+    assert {row["id"] for row in at.rows("SELECT id FROM inbox")} == set(told)
+    assert found.recorded == len(told)
+    assert found.failed == []
+    assert job(at)["reached_at"] == at.now - gaps.SETTLED
+    ((row,)) = at.rows("SELECT payload, payload_sha256 FROM events WHERE id = :id", id=told[3])
+    assert value in bytes(row["payload"])
+    at.fold()
+    assert (
+        at.rows("SELECT FROM outcomes JOIN inbox USING (seq) WHERE state <> 'folded' AND id <> :id", id=told[3]) == []
+    )
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [(b'"evt_', b'"evt a_'), (b'"currency":"usd"', b'"currency":"us d"'), (b'"cs_', b'"cs \\u2028_')]
+)
+def test_an_event_with_an_odd_name_is_recorded(at: Stage, old: bytes, new: bytes) -> None:
+    """Any text may stand in an id or a code: the page is recorded."""
+    told = sold(at)
+    odd = next(
+        each.id for each in at.account.events if each.id in told and old in msgspec.json.format(each.body, indent=-1)
+    )
+    make_odd(at, "/v1/events", odd, lambda item: item.replace(old, new))
+
+    assert gaps.run_once(at.desk(), since=at.now - timedelta(days=1)).recorded == len(told)
+
+
+def test_an_event_is_kept_byte_for_byte(at: Stage) -> None:
+    """What is listed is recorded as from a webhook: its bytes, but for credentials, and the hash of the original."""
+    at.account.finalize_invoice(at.account.create_invoice(at.account.create_customer(currency="usd"), 500))
+    at.account.advance(120)
+    listed: list[bytes] = []
+
+    def keep(body: bytes) -> bytes:
+        page = listing.cut(body)
+        listed.extend(page.items if page is not None else [])
+        return body
+
+    at.faults.add(None, "/v1/events", times=ALWAYS, rewrite=keep)
+    gaps.run_once(at.desk(), since=at.now - timedelta(days=1))
+
+    rows = at.rows("SELECT payload, payload_sha256, redacted FROM events")
+    assert {row["payload_sha256"] for row in rows} == {hashlib.sha256(item).hexdigest() for item in listed}
+    assert {bytes(row["payload"]) for row in rows if not row["redacted"]} <= set(listed)
+    blanked = [bytes(row["payload"]) for row in rows if row["redacted"]]
+    assert blanked
+    assert any(b"https://invoice.stripe.com" in item for item in listed)
+    assert not any(b"https://invoice.stripe.com" in payload for payload in blanked)
+
+
+UNREADABLE: Final = {
+    "no id": lambda item: item.replace(b'"id":"evt_', b'"no":"evt_', 1),
+    "half an id": lambda item: item.replace(b'"id":"evt_', rb'"id":"\ud800', 1),
+    "an id that is a number": lambda _: b'{"id":5,"type":"x","created":1,"data":{"object":{}}}',
+    "no object at all": lambda _: b"null",
+    "a number": lambda _: b"17",
+    "not UTF-8": lambda item: item[:-1] + b',"note":"\xff"}',
+    "a bare line break": lambda item: item[:-1] + b',"note":"\n"}',
+    "not a number": lambda item: item[:-1] + b',"note":NaN}',
+}
+
+
+@pytest.mark.parametrize("odd", UNREADABLE.values(), ids=UNREADABLE.keys())
+@pytest.mark.parametrize("place", [0, -1])
+def test_what_has_no_name_is_counted(
+    at: Stage, capsys: pytest.CaptureFixture[str], odd: Callable[[bytes], bytes], place: int
+) -> None:
+    """An event without a readable id, type and created is counted and logged; the rest of the page is recorded."""
+    told = sold(at)
+    make_odd(at, "/v1/events", told[place], odd)
+
+    found = gaps.run_once(at.desk(), since=at.now - timedelta(days=1))
+
+    assert {row["id"] for row in at.rows("SELECT id FROM inbox")} == set(told) - {told[place]}
+    assert found.counted["unreadable"] == 1
+    assert found.failed == []
+    assert job(at)["reached_at"] == at.now - gaps.SETTLED
+    assert "stripe.unreadable" in "".join(capsys.readouterr())
+
+
+def test_the_last_of_a_page_may_have_no_name(at: Stage) -> None:
+    """Where the last of a page cannot be named, the next page is asked for behind the one before it."""
+    sessions = [at.account.open_session() for _ in range(130)]
+    hundredth = sessions[30]  # the newest are listed first
+    make_odd(at, "/v1/checkout/sessions", hundredth, UNREADABLE["no object at all"])
+
+    found = discovery.run_once(at.desk())
+
+    assert found.recorded == 129
+    assert found.failed == []
+
+
+def test_an_odd_twin_is_read(at: Stage) -> None:
+    """The event that a thin one names is recorded however odd; one without a name is given up, with the reason."""
+    session = at.account.open_session()
+    at.account.complete(session)
+    first, second = at.account.events[-2:]
+    thin = {"object": "v2.core.event", "livemode": False, "created": "2026-11-01T00:00:01.000Z"}
+    about = {"id": session, "type": "checkout.session", "url": "/v1/x"}
+    for number, twin in enumerate((first, second)):
+        body = thin | {"id": f"evt_thin_{number}", "type": f"v1.{twin.type}", "related_object": about}
+        ledger.record(at.engine, [ledger.delivery(msgspec.json.encode(body | {"snapshot_event": twin.id}))])
+    at.fold()
+    make_odd(at, f"/v1/events/{first.id}", first.id, noted(rb'"\ud800"'))
+    make_odd(at, f"/v1/events/{second.id}", second.id, UNREADABLE["no id"])
+
+    fetches.run_once(at.desk(later=timedelta(days=20)))
+
+    assert at.rows("SELECT source FROM inbox WHERE id = :id", id=first.id) == [{"source": "gap"}]
+    ((call,)) = at.rows("SELECT object_id, given_up FROM stripe_calls")
+    assert call["object_id"] == second.id
+    assert "no id" in call["given_up"]
+
+
+# Objects that are polled and read.
+
+
+@pytest.mark.parametrize("value", ODD.values(), ids=ODD.keys())
+def test_an_odd_session_is_found_with_its_page(at: Stage, value: bytes) -> None:
+    """However odd one open session is, it is recorded, once, and so are the others."""
+    sessions = [at.account.open_session() for _ in range(5)]
+    make_odd(at, "/v1/checkout/sessions", sessions[2], noted(value))
+
+    found = discovery.run_once(at.desk())
+
+    assert found.failed == []
+    assert {row["object_id"] for row in at.rows("SELECT object_id FROM inbox")} == set(sessions)
+    at.fold()
+    assert {at.status(session) for session in sessions if session != sessions[2]} == {"open"}
+    at.account.advance(30)
+    assert discovery.run_once(at.desk()).recorded == 0
+
+
+def test_what_an_odd_session_becomes_is_news(at: Stage) -> None:
+    """Where an odd object is another than before it is recorded again, odd or not."""
+    session = at.account.open_session()
+    for value in (rb'"\ud800"', rb'"\udfff"', b'"whole"', rb'"\ud800"'):
+        at.faults.add(None, "/v1/checkout/sessions", rewrite=with_odd(session, noted(value)))
+        at.account.advance(30)
+        assert discovery.run_once(at.desk()).recorded == 1
+
+
+def test_a_session_without_a_name_is_counted(at: Stage) -> None:
+    """An open session without an id is counted, and the others are found."""
+    sessions = [at.account.open_session() for _ in range(3)]
+    make_odd(at, "/v1/checkout/sessions", sessions[1], lambda item: item.replace(b'"id":"cs_', b'"no":"cs_', 1))
+
+    found = discovery.run_once(at.desk())
+
+    assert (found.recorded, found.counted["unreadable"], found.failed) == (2, 1, [])
+
+
+@pytest.mark.parametrize("value", ODD.values(), ids=ODD.keys())
+def test_an_odd_transaction_is_read_with_its_ledger(at: Stage, value: bytes) -> None:
+    """However odd one transaction is, the ledger is recorded whole."""
+    customer = at.account.create_customer(currency="usd")
+    transactions = [at.account.adjust_balance(customer, amount) for amount in (-300, 100, -50)]
+    at.deliver()
+    make_odd(at, "*/balance_transactions", transactions[1], noted(value))
+
+    found = fetches.run_once(at.desk())
+
+    assert found.counted == {"ledgers": 1}
+    assert at.rows("SELECT count(*) AS told FROM inbox WHERE object_id LIKE 'cbtxn_%'") == [{"told": 3}]
+    assert at.rows("SELECT FROM stripe_calls") == []
+
+
+def test_a_transaction_without_a_name_is_given_up(at: Stage) -> None:
+    """The others of its ledger are recorded, and the call is given up with the reason."""
+    customer = at.account.create_customer(currency="usd")
+    transactions = [at.account.adjust_balance(customer, amount) for amount in (-300, 100, -50)]
+    at.deliver()
+    make_odd(at, "*/balance_transactions", transactions[1], lambda _: b"{}")
+
+    fetches.run_once(at.desk())
+
+    assert at.rows("SELECT count(*) AS told FROM inbox WHERE object_id LIKE 'cbtxn_%'") == [{"told": 2}]
+    assert at.rows("SELECT given_up FROM stripe_calls") == [
+        {"given_up": "1 of its transactions have no readable id and type."}
+    ]
+
+
+def test_an_odd_line_leaves_its_note_as_it_is_known(at: Stage) -> None:
+    """Of a long credit note with one odd line the first page is recorded, and no other call is held up."""
+    customer = at.account.create_customer(currency="usd")
+    invoice = at.account.create_invoice(customer, 5_000)
+    at.account.finalize_invoice(invoice)
+    note = at.account.issue_credit_note(invoice, 2_300, lines=[100] * 23)
+    at.account.complete(session := at.account.open_session())
+    at.deliver()
+    at.faults.add(
+        None,
+        f"/v1/credit_notes/{note}/lines",
+        times=ALWAYS,
+        rewrite=lambda body: body.replace(b'"data": [', b'"data": [{"note":"\\ud800"},', 1),
+    )
+
+    found = fetches.run_once(at.desk())
+
+    assert found.failed == []
+    assert found.counted == {"credit_notes": 1, "sessions": 1}
+    at.fold()
+    assert at.rows("SELECT lines_complete FROM orders WHERE id = :id", id=session) == [{"lines_complete": True}]
+
+
+def test_an_odd_answer_to_an_expire_call_is_recorded(at: Stage) -> None:
+    """The session is expired, what was answered is kept, and the others are expired too."""
+    sessions = at.open(3)
+    make_odd(at, f"/v1/checkout/sessions/{sessions[0]}/expire", sessions[0], noted(rb'"\ud800"'))
+
+    found = at.expire()
+
+    assert found.counted == {"expired": 3}
+    assert {at.account.expected_status(session) for session in sessions} == {"expired"}
+    assert at.rows("SELECT count(*) AS told FROM inbox WHERE type = 'payfold.checkout.session.observed'") == [
+        {"told": 3}
+    ]
+
+
+def test_an_answer_without_an_object_is_given_up(at: Stage) -> None:
+    """What Stripe answers of one session holds nothing to record: that call is given up, with the reason."""
+    sessions = at.open(3)
+    make_odd(at, f"/v1/checkout/sessions/{sessions[0]}/expire", sessions[0], lambda _: b'{"deleted":true}')
+
+    found = at.expire()
+
+    assert found.counted == {"expired": 2, "unreadable": 1}
+    ((call,)) = at.rows("SELECT object_id, given_up FROM stripe_calls")
+    assert call["object_id"] == sessions[0]
+    assert "nothing to record it by" in call["given_up"]
+
+
+def test_what_is_no_answer_is_asked_for_again(at: Stage) -> None:
+    """A page of a proxy's in the place of Stripe's is no answer, and nothing is concluded from it."""
+    (session,) = at.open()
+    at.faults.add(None, "*/expire", rewrite=lambda _: b"<html>Sign in to this network</html>")
+
+    assert at.expire().counted == {"postponed": 1}
+    assert at.expire(at.desk(later=timedelta(minutes=1))).counted == {"was_over": 1}
+    assert at.status(session) == "expired"
+
+
+# The comparison with Stripe.
+
+
+@pytest.mark.parametrize("odd", [noted(rb'"\ud800"'), lambda _: b"{}"])
+def test_an_odd_object_ends_no_comparison(at: Stage, odd: Callable[[bytes], bytes]) -> None:
+    """The others are compared, what differs is found, and what could not be compared is counted."""
+    sessions = [at.account.open_session() for _ in range(3)]
+    for session in sessions:
+        at.account.complete(session)
+    at.deliver()
+    at.account.advance(120)
+    ledger.execute(at.engine, "UPDATE orders SET amount_total = 1 WHERE id = :id", id=sessions[0])
+    make_odd(at, "/v1/checkout/sessions", sessions[1], odd)
+    make_odd(at, f"/v1/checkout/sessions/{sessions[1]}", sessions[1], odd)
+
+    told = list(audit.audit(at.desk()))
+
+    tally = next(each for each in told if isinstance(each, audit.Listed) and each.object == "checkout.session")
+    assert (tally.listed, tally.different) == (3, 1)
+    assert tally.unreadable >= 1
+
+
+# How an answer comes in.
+
+
+def test_an_answer_that_comes_in_drops_ends(at: Stage) -> None:
+    """Each byte is in time, and the whole is not: the call ends, and is one whose outcome is not known."""
+    session = at.account.open_session()
+    at.faults.add(None, "*", times=ALWAYS, trickle_seconds=0.05)
+    desk = at.desk(body_seconds_max=0.5)
+    ended = threading.Event()
+
+    def read() -> None:
+        with pytest.raises(StripeAway):
+            desk.api.call(HERE, "get", "checkout", "sessions", session, lane=Lane.EXPIRY)
+        ended.set()
+
+    thread = threading.Thread(target=read, daemon=True)
+    thread.start()
+    # The whole answer would take more than a minute.
+    assert ended.wait(20)
+
+
+def test_an_answer_that_breaks_off_is_no_answer(at: Stage) -> None:
+    """What was promised longer than it came is not taken for the whole."""
+    session = at.account.open_session()
+    at.faults.add(Fault.CUT_SHORT, "*")
+
+    with pytest.raises(StripeAway):
+        at.desk().api.call(HERE, "get", "checkout", "sessions", session, lane=Lane.EXPIRY)
+
+
+# The cutter.
+
+
+def test_a_page_is_cut_where_its_items_are() -> None:
+    """Odd as one item may be, the others are what they were, and so is whether there is more."""
+    for value in ODD.values():
+        items = [b'{"id":"a"}', b'{"id": "b", "note":' + value + b"}", b'"]},{["', b"17", b"[[],[1]]", b'{"c":"\\""}']
+        page = b'{"object":"list", "data": [' + b" ,\n ".join(items) + b' ], "has_more":true,"url":"/v1/x"}'
+        assert listing.cut(page) == listing.Page(items, has_more=True)
+        assert listing.cut(b" [" + b",".join(items) + b"]") == listing.Page(items)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.lists(
+        st.recursive(
+            st.none() | st.booleans() | st.integers() | st.text(),
+            lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+        )
+    ),
+    st.sampled_from([b'{"x":"\\ud800"}', b'"\\udfff"', b"[" * 2_000 + b"]" * 2_000]),
+)
+def test_a_page_is_cut_slowly_as_it_is_quickly(items: list[Any], odd: bytes) -> None:
+    """With one item that the decoder refuses, the others are cut as they are without it."""
+    texts = [msgspec.json.encode(item) for item in items if not _is_surrogate(item)]
+
+    assert listing.cut(b'{"data":[' + b",".join([*texts, odd]) + b"]}") == listing.Page([*texts, odd])
+
+
+def _is_surrogate(item: object) -> bool:
+    try:
+        msgspec.json.encode(item)
+    except (UnicodeEncodeError, OverflowError):
+        return True
+    return False
+
+
+@pytest.mark.parametrize(
+    "text",
+    [b"", b"{}", b'"data"', b'{"object":"event","data":[1]}', b'{"data":{"object":1}}', b'{"data":[1', b"<html>"],
+)
+def test_what_is_no_page_is_not_cut(text: bytes) -> None:
+    """An event, a text or what ends in the midst has no items."""
+    assert listing.cut(text) is None

@@ -1,0 +1,144 @@
+"""A process that is asked to stop ends in time, even if a thread is blocked, and so does one without its parent."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import msgspec
+import pytest
+
+from schemas import database, logs, stopping
+from schemas.errors import DatabaseAway
+from schemas.settings import Settings
+from tests.command import SECONDS_MAX, environment, python
+from tests.web import until
+
+FOREVER = 3600
+
+
+def wait_for_postgres() -> None:
+    """Wait for an answer that does not come, in a process that is asked to stop."""
+    engine = database.engine(os.environ["DATABASE_URL"])
+    stopping.begin(shut_down_seconds=0.3, end_seconds=FOREVER)
+    try:
+        with database.transaction(engine) as connection:
+            connection.exec_driver_sql(f"SELECT pg_sleep({FOREVER})")
+    except DatabaseAway:
+        print("away")  # noqa: T201 - what the test reads
+
+
+def wait_for_ever() -> None:
+    """Wait for nothing at all; asked again to stop, the process has no more time than before."""
+    stopping.begin(shut_down_seconds=0.1, end_seconds=0.3)
+    stopping.begin(shut_down_seconds=FOREVER, end_seconds=FOREVER)
+    threading.Event().wait()
+
+
+def ignore_signals() -> None:
+    """Wait for nothing at all, and do no more at SIGTERM than to bound that."""
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    stopping.begin_at_sigterm(shut_down_seconds=0.1, end_seconds=0.3)
+    os.kill(os.getpid(), signal.SIGTERM)
+    while True:
+        time.sleep(1)
+
+
+def fork() -> None:
+    """Ask this process to stop, and then one that is forked from it."""
+    stopping.begin(shut_down_seconds=FOREVER, end_seconds=FOREVER)
+    child = os.fork()
+    if child == 0:
+        wait_for_ever()
+    sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) + 10)
+
+
+def start_child() -> None:
+    """Start a process that ends with this one, and wait."""
+    child = subprocess.Popen([sys.executable, "-m", "tests.test_stopping", "be_child", str(os.getpid())])
+    child.wait()
+
+
+def be_child() -> None:
+    """Wait for the parent to be gone."""
+    stopping.begin_with_end_of(int(sys.argv[2]))
+    print(os.getpid(), flush=True)  # noqa: T201 - what the test reads
+    threading.Event().wait()
+
+
+if __name__ == "__main__":
+    logs.configure(Settings.load())
+    globals()[sys.argv[1]]()
+
+
+def test_shuts_connections_down(database_url: str) -> None:
+    """A thread that waits for PostgreSQL gets an error, and the process ends in its own way."""
+    ran = python("tests.test_stopping", "wait_for_postgres", settings={"DATABASE_URL": database_url})
+
+    assert (ran.code, ran.out) == (0, "away\n")
+
+
+@pytest.mark.parametrize("waiting", ["wait_for_ever", "ignore_signals"])
+def test_ends(waiting: str) -> None:
+    """A process that waits for something else ends all the same, with one line; asking again gives it no more time."""
+    ran = python("tests.test_stopping", waiting)
+
+    assert ran.code == 1
+    (line,) = (msgspec.json.decode(line) for line in ran.err.splitlines())
+    assert (line["event"], line["seconds"]) == ("process.stop_overdue", 0.3)
+
+
+def test_forked() -> None:
+    """A process that was forked from one that is to stop is bounded when it is asked itself."""
+    assert python("tests.test_stopping", "fork").code == 11
+
+
+def test_ends_with_a_full_log() -> None:
+    """A log that takes no line, since its reader has stopped reading, does not keep the process from its end."""
+    reads, writes = os.pipe()
+    os.set_blocking(writes, False)
+    try:
+        while True:
+            os.write(writes, bytes(4096))
+    except BlockingIOError:
+        os.set_blocking(writes, True)
+    command = [sys.executable, "-m", "tests.test_stopping", "wait_for_ever"]
+    try:
+        running = subprocess.Popen(command, env=environment({}), stderr=writes)
+        assert running.wait(SECONDS_MAX) == 1
+    finally:
+        os.close(reads)
+        os.close(writes)
+
+
+def test_ends_with_its_parent() -> None:
+    """A process ends when its parent is killed, and before that not."""
+    command = [sys.executable, "-m", "tests.test_stopping", "start_child"]
+    parent = subprocess.Popen(command, env=environment({}), stdout=subprocess.PIPE)
+    assert parent.stdout is not None
+    child = int(parent.stdout.readline())
+    assert is_running(child)
+
+    parent.kill()
+    parent.wait()
+    until(lambda: not is_running(child))
+    parent.stdout.close()
+
+
+def test_ends_without_its_parent() -> None:
+    """A process whose parent is gone before it asks to end with it ends too."""
+    command = [sys.executable, "-m", "tests.test_stopping", "be_child", "1"]
+    running = subprocess.Popen(command, env=environment({}), stdout=subprocess.DEVNULL)
+
+    assert running.wait(SECONDS_MAX) == -signal.SIGTERM
+
+
+def is_running(process: int) -> bool:
+    """Say whether a process is there and not only waits to be reaped."""
+    try:
+        with open(f"/proc/{process}/stat") as stat:  # noqa: PTH123 - no more than a line
+            return stat.read().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False

@@ -47,6 +47,18 @@ class Seldom:
         self._next[kind] = now + self._seconds
         return self._left_out.pop(kind, 0)
 
+    def warning(self, event: str, **facts: str | int) -> None:
+        """Log a warning, or leave it out; *facts* are part of its kind, so they must be few."""
+        left_out = self.left_out(f"{event} {facts}")
+        if left_out is not None:
+            structlog.get_logger().warning(event, **facts, left_out=left_out)
+
+    def error(self, event: str, **facts: str | int) -> None:
+        """Log an error, or leave it out, likewise."""
+        left_out = self.left_out(f"{event} {facts}")
+        if left_out is not None:
+            structlog.get_logger().error(event, **facts, left_out=left_out)
+
 
 class _StandardError:
     """Standard error as a place for lines, which takes them or loses them, and never raises."""

@@ -18,11 +18,13 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from api import acts, bodies, changes, metrics, problems, reads, webhook
 from api.bodies import BODY_SECONDS_MAX, Receive, Room, Scope, Send
+from api.reads import READ
 from api.recorder import ANSWER_SECONDS_MAX, Recorder
 from api.tokens import require
 from api.webhook import Webhook
 from schemas import broker, database, logs, migrate, stopping, tables
 from schemas.answers import Health
+from schemas.database import Bounds
 from schemas.errors import DatabaseAway
 from schemas.settings import Settings
 from schemas.stripe_api import StripeApi
@@ -41,6 +43,7 @@ def create(
     *,
     body_seconds_max: float = BODY_SECONDS_MAX,
     answer_seconds_max: float = ANSWER_SECONDS_MAX,
+    read_bounds: Bounds = READ,
 ) -> "Application":
     """Return the application; settings come from the environment unless given.
 
@@ -48,14 +51,19 @@ def create(
     """
     settings = settings or Settings.load()
     logs.configure(settings)
-    return Application(settings, body_seconds_max=body_seconds_max, answer_seconds_max=answer_seconds_max)
+    return Application(
+        settings, body_seconds_max=body_seconds_max, answer_seconds_max=answer_seconds_max, read_bounds=read_bounds
+    )
 
 
 class Application:
     """FastAPI for everything but deliveries, which go straight to their endpoint."""
 
-    def __init__(self, settings: Settings, *, body_seconds_max: float, answer_seconds_max: float) -> None:
+    def __init__(
+        self, settings: Settings, *, body_seconds_max: float, answer_seconds_max: float, read_bounds: Bounds
+    ) -> None:
         self.settings = settings
+        self._read_bounds = read_bounds
         self._body_seconds_max = body_seconds_max
         self._answer_seconds_max = answer_seconds_max
         self.fastapi: FastAPI = FastAPIOffline(
@@ -96,7 +104,8 @@ class Application:
     async def _lifespan(self, app: FastAPI) -> AsyncIterator[None]:
         settings = self.settings
         _end_in_time()
-        app.state.engine = database.engine(settings.postgresql, connections_max=DATABASE_CONNECTIONS_MAX)
+        engine = database.engine(settings.postgresql, connections_max=DATABASE_CONNECTIONS_MAX)
+        app.state.engine = reads.bounded(engine, self._read_bounds)
         app.state.redis = broker.redis(settings)
         app.state.lookout = changes.Lookout(app.state.engine)
         app.state.stripe = StripeApi(settings, app.state.redis)

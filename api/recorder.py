@@ -24,7 +24,7 @@ from schemas.logs import Seldom
 SHARED_ROWS_MAX: Final = 256
 """Deliveries in one statement."""
 SHARED_BYTES_MAX: Final = 8 * 1024 * 1024
-"""Of their bodies, of which the driver makes copies; one that is larger goes alone."""
+"""Of their bodies, after which no further one is added: the driver makes copies of them."""
 ANSWER_SECONDS_MAX: Final = 10
 """After this a delivery is answered, whatever PostgreSQL does."""
 
@@ -87,7 +87,7 @@ class Recorder:
         try:
             while True:
                 await self._something_waits.wait()
-                self._recording = self._next_batch()
+                self._take_batch()
                 if self._recording:
                     await self._record_together(self._recording)
         except Exception:
@@ -97,20 +97,17 @@ class Recorder:
                 _give_up(each.done)
             raise
 
-    def _next_batch(self) -> list[_Waiting]:
-        batch: list[_Waiting] = []
+    def _take_batch(self) -> None:
+        self._recording = []
         size = 0
-        while self._waiting and len(batch) < SHARED_ROWS_MAX:
-            size += len(self._waiting[0].delivery.envelope.payload)
-            if size > SHARED_BYTES_MAX and batch:
-                break
+        while self._waiting and len(self._recording) < SHARED_ROWS_MAX and size < SHARED_BYTES_MAX:
             waiting = self._waiting.popleft()
             # A delivery that waited too long was answered: its sender comes again.
             if not waiting.done.done():
-                batch.append(waiting)
+                self._recording.append(waiting)
+                size += len(waiting.delivery.envelope.payload)
         if not self._waiting:
             self._something_waits.clear()
-        return batch
 
     async def _record_together(self, batch: Sequence[_Waiting]) -> None:
         try:

@@ -43,16 +43,22 @@ def create(
     *,
     body_seconds_max: float = BODY_SECONDS_MAX,
     answer_seconds_max: float = ANSWER_SECONDS_MAX,
+    request_seconds_max: float = REQUEST_SECONDS_MAX,
     read_bounds: Bounds = READ,
 ) -> "Application":
     """Return the application; settings come from the environment unless given.
 
-    A delivery has *body_seconds_max* to arrive, and then *answer_seconds_max* to be committed.
+    A body has *body_seconds_max* to arrive, a delivery then *answer_seconds_max* to be committed, and any other
+    request *request_seconds_max* to be answered.
     """
     settings = settings or Settings.load()
     logs.configure(settings)
     return Application(
-        settings, body_seconds_max=body_seconds_max, answer_seconds_max=answer_seconds_max, read_bounds=read_bounds
+        settings,
+        body_seconds_max=body_seconds_max,
+        answer_seconds_max=answer_seconds_max,
+        request_seconds_max=request_seconds_max,
+        read_bounds=read_bounds,
     )
 
 
@@ -60,9 +66,16 @@ class Application:
     """FastAPI for everything but deliveries, which go straight to their endpoint."""
 
     def __init__(
-        self, settings: Settings, *, body_seconds_max: float, answer_seconds_max: float, read_bounds: Bounds
+        self,
+        settings: Settings,
+        *,
+        body_seconds_max: float,
+        answer_seconds_max: float,
+        request_seconds_max: float,
+        read_bounds: Bounds,
     ) -> None:
         self.settings = settings
+        self._request_seconds_max = request_seconds_max
         self._read_bounds = read_bounds
         self._body_seconds_max = body_seconds_max
         self._answer_seconds_max = answer_seconds_max
@@ -94,11 +107,16 @@ class Application:
 
     async def _answer(self, exchange: "_Exchange") -> None:
         try:
-            async with asyncio.timeout(REQUEST_SECONDS_MAX):
+            async with asyncio.timeout(self._request_seconds_max):
                 await self.fastapi(exchange.scope, exchange.receive, exchange.send)
         except TimeoutError:
             if not exchange.is_answered:
-                await problems.postponed(str(DatabaseAway()))(exchange.scope, exchange.receive, exchange.send)
+                too_late = problems.postponed("The answer took too long: try again.")
+                await too_late(exchange.scope, exchange.receive, exchange.send)
+        except Exception:
+            # It is answered and logged. The server would log it again with the words of the driver, which quote rows.
+            if not exchange.is_answered:
+                raise
 
     @asynccontextmanager
     async def _lifespan(self, app: FastAPI) -> AsyncIterator[None]:
@@ -130,7 +148,7 @@ class Application:
 
 
 class _Exchange:
-    """A request and its answer, whose connection is closed where the answer comes before the whole body."""
+    """A request and its answer. Where the answer comes before the whole body, it closes the connection."""
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.scope = scope
@@ -179,7 +197,7 @@ def _document_webhook(app: FastAPI) -> None:
 @_health.head("/live", include_in_schema=False)
 @_health.get("/live")
 async def live() -> dict[str, str]:
-    """Say that the process runs: without a thread, since reads may keep all of them busy."""
+    """Answer that the process runs, without a thread, since reads may keep all of them busy."""
     return {"status": "alive"}
 
 

@@ -1,6 +1,8 @@
 """Errors as RFC 9457 problem documents: what is wrong and what to do, and nothing about us."""
 
+import traceback
 from http import HTTPStatus
+from pathlib import Path
 from typing import Any, Final
 
 import msgspec
@@ -44,6 +46,12 @@ def document(status: int, detail: str, *, reason: str | None = None, **more: Any
 
 def _response(status: int, detail: str, headers: dict[str, str] | None = None, **more: Any) -> Response:  # noqa: ANN401 - as above
     return Response(document(status, detail, **more), status, headers=headers, media_type=MEDIA_TYPE)
+
+
+def _place(error: Exception) -> str:
+    """Return the line of ours where *error* came up: its message may quote data, its place does not."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "site-packages" not in frame.filename]
+    return f"{Path(frames[-1].filename).stem}:{frames[-1].lineno}" if frames else "unknown"
 
 
 def postponed(detail: str) -> Response:
@@ -94,5 +102,5 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(Exception)
     def unexpected(_: Request, error: Exception) -> Response:
-        _seldom.error("request.failed", kind=type(error).__name__)
+        _seldom.error("request.failed", kind=type(error).__name__, at=_place(error))
         return _response(500, UNEXPECTED)

@@ -123,7 +123,7 @@ class Recorder:
         """Find out which of *batch* is at fault, since the others must not pay for it."""
         is_row = isinstance(error, psycopg.Error) and database.is_fault_of_data(error)
         if not is_row:
-            # Whatever state it is in, the next delivery begins with a new one.
+            # Its session may be in any state, so the next delivery begins with a new one.
             await self._disconnect()
         if len(batch) == 1 or isinstance(error, TimeoutError) or database.is_away(error):
             self._fail(batch, error, RowRefused if is_row else DatabaseAway)

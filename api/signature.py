@@ -22,7 +22,7 @@ _TIMESTAMP: Final = re.compile(rb"[0-9]{1,12}")
 
 
 class Claim(NamedTuple):
-    """What a Stripe-Signature header says, before its body is known."""
+    """The parts of a Stripe-Signature header, before its body is known."""
 
     timestamp: bytes
     signatures: list[bytes]
@@ -34,7 +34,7 @@ def read(header: bytes | None, *, now: float) -> Claim:
     Judged before a body is read: what cannot be accepted with any body is not worth reading one.
 
     Raises:
-        SignatureMissing, SignatureMalformed, SignatureExpired: each says what is wrong.
+        SignatureMissing, SignatureMalformed, SignatureExpired: the fault.
     """
     if not header:
         raise SignatureMissing

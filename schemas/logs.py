@@ -64,7 +64,7 @@ class _StandardError:
     """Standard error as a place for lines, which takes them or loses them, and never raises."""
 
     def __init__(self) -> None:
-        # The thread that writes may be interrupted by a signal whose handler logs.
+        # A signal may interrupt the thread that writes, and its handler may log.
         self._lock = threading.RLock()
         self._lost = 0
         self._is_torn = False

@@ -34,6 +34,7 @@ from tests.web import (
     environment_of,
     event,
     migrated_database,
+    serving,
     settings_of,
     signed,
     until,
@@ -232,7 +233,29 @@ def test_room(shared: Process) -> None:
     assert shared.peak() - before < GROWTH_BYTES_MAX
 
 
+def test_late_answer(database_url: str, redis_url: str) -> None:
+    """A request whose answer does not come in time is answered that it is to come again."""
+    with serving(settings_of(database_url, redis_url), request_seconds_max=0.3) as web:
+        started = time.monotonic()
+        late = web.get("/v1/changes?wait=25")
+
+        assert time.monotonic() - started < 15
+        assert (late.status_code, late.headers["retry-after"]) == (503, "5")
+        assert late.headers["content-type"] == "application/problem+json"
+
+
 # ---- The log ----
+
+
+def test_a_failure_is_one_line(database_url: str, redis_url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """An error that nothing foresaw is logged as its kind and place, without the words of the driver."""
+    with serving(settings_of(database_url, redis_url)) as web:
+        web.query("ALTER TABLE orders RENAME COLUMN created TO of_a_buyer")
+        assert web.get("/v1/orders").status_code == 500
+
+    (line,) = (msgspec.json.decode(line) for line in capsys.readouterr().err.splitlines())
+    assert (line["event"], line["kind"]) == ("request.failed", "ProgrammingError")
+    assert line["at"].startswith("reads:")
 
 
 def test_refusals_do_not_fill_the_log(environment: dict[str, str], tmp_path: Path) -> None:
@@ -315,7 +338,7 @@ def test_ends_in_mid_delivery(environment: dict[str, str]) -> None:
 
 @contextmanager
 def silent(server: Postgres) -> Iterator[None]:
-    """Let a PostgreSQL say nothing at all."""
+    """Stop a PostgreSQL without closing anything."""
     processes = processes_in(server._working_folder, server.binary.name)
     assert processes
     signal_all(processes, signal.SIGSTOP)
@@ -329,7 +352,7 @@ def silent(server: Postgres) -> Iterator[None]:
     ("module", "reads"), [("tests.test_doors", 45), pytest.param("api", 120, marks=pytest.mark.long)]
 )
 def test_silent_postgres(own_postgres: Postgres, redis_url: str, module: str, reads: int) -> None:
-    """Reads and deliveries that wait for a PostgreSQL that says nothing are answered, and the next ones are served.
+    """Reads and deliveries that wait for a silent PostgreSQL are answered, and the next ones are served.
 
     All the while the process answers that it lives, and when it is asked to stop it does so in time.
     """

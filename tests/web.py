@@ -175,9 +175,15 @@ def serving(
     http: type[BoundedHttp] = BoundedHttp,
     body_seconds_max: float = 10,
     answer_seconds_max: float = 10,
+    request_seconds_max: float = 60,
 ) -> Iterator[Web]:
     """Serve the application as its own process would, in a thread and on a free port."""
-    application = app.create(settings, body_seconds_max=body_seconds_max, answer_seconds_max=answer_seconds_max)
+    application = app.create(
+        settings,
+        body_seconds_max=body_seconds_max,
+        answer_seconds_max=answer_seconds_max,
+        request_seconds_max=request_seconds_max,
+    )
     options = server_options(settings) | {"http": http}
     with socket.create_server(("127.0.0.1", 0)) as listening:
         server = uvicorn.Server(uvicorn.Config(application, **options))

@@ -25,6 +25,8 @@ IDLE_SECONDS_MAX: Final = 5
 """Between two requests on one connection."""
 SEND_SECONDS_MAX: Final = 30.0
 """How long a client may take to read what was sent, before there is room for more."""
+START_SECONDS_MAX: Final = 30
+"""One of several web processes that does not answer its parent for so long is killed: a slow machine imports slowly."""
 PIPELINED_MAX: Final = 16
 """Requests on one connection that wait for the answers before theirs."""
 CONNECTIONS_MAX: Final = 1000
@@ -216,6 +218,7 @@ def server_options(settings: Settings) -> dict[str, Any]:
         "date_header": False,
         "proxy_headers": False,
         "timeout_graceful_shutdown": STOP_SECONDS_MAX,
+        "timeout_worker_healthcheck": START_SECONDS_MAX,
     }
 
 

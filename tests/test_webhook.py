@@ -562,11 +562,12 @@ def process(environment: Mapping[str, str], log: Path) -> Iterator[str]:
         )
     try:
         base_url = f"http://127.0.0.1:{port}"
-        until(lambda: running.poll() is not None or is_up(base_url))
+        # Several processes import everything, on a machine that may be busy.
+        until(lambda: running.poll() is not None or is_up(base_url), 90)
         yield base_url
     finally:
         running.terminate()
-        assert running.wait(20) in (0, -signal.SIGTERM), log.read_text()
+        assert running.wait(30) in (0, -signal.SIGTERM), log.read_text()
 
 
 def is_up(base_url: str) -> bool:

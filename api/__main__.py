@@ -1,60 +1,172 @@
 """The web process: ``python -m api``."""
 
 import asyncio
+import logging
 import sys
 from typing import Any, Final
 
-import structlog
+import httptools
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from api import app, metrics, problems
 from schemas.errors import ConfigurationError
+from schemas.logs import Seldom
 from schemas.settings import Settings
 
 STOP_SECONDS_MAX: Final = 25
 """A dyno is killed 30 seconds after it is asked to stop."""
 HEAD_BYTES_MAX: Final = 128 * 1024
-"""Of a request's line and headers together; the one that we read is measured again by who reads it."""
+"""Of a request's line and headers together."""
+HEADERS_MAX: Final = 256
+URL_BYTES_MAX: Final = 16 * 1024
 HEAD_SECONDS_MAX: Final = 10.0
+IDLE_SECONDS_MAX: Final = 5
+"""Between two requests on one connection."""
+SEND_SECONDS_MAX: Final = 30.0
+"""How long a client may take to read what was sent, before there is room for more."""
+START_SECONDS_MAX: Final = 30
+"""One of several web processes that does not answer its parent for so long is killed: a slow machine imports slowly."""
+PIPELINED_MAX: Final = 16
+"""Requests on one connection that wait for the answers before theirs."""
+CONNECTIONS_MAX: Final = 1000
+"""Of one process, so that heads and what is buffered are bounded together as well."""
 
-_log = structlog.get_logger()
+_seldom: Final = Seldom()
+
+
+class _Seldom(logging.Filter):
+    """Lets one line a second of each kind through, of what uvicorn logs of the requests of strangers."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return _lines_of_uvicorn.left_out(f"{record.lineno} {record.exc_info and record.exc_info[0]}") is not None
+
+
+_lines_of_uvicorn: Final = Seldom()
+
+
+logging.getLogger("uvicorn.error").addFilter(_Seldom())
+
+
+class _HeadRefused(Exception):
+    """The parser is to stop: the request is answered."""
 
 
 class BoundedHttp(HttpToolsProtocol):
-    """HTTP/1.1 whose requests have to begin soon and cannot begin without end; uvicorn bounds neither."""
+    """HTTP/1.1 on connections that are bounded in bytes and seconds in every state; uvicorn bounds few of them.
+
+    A head has its time and size, a connection between two requests its time, and so has what the client does not
+    read. The body and the answer are bounded by the application; if a body was not read to its end, the connection
+    ends with the answer.
+    """
 
     head_seconds_max = HEAD_SECONDS_MAX
+    send_seconds_max = SEND_SECONDS_MAX
+    connections_max = CONNECTIONS_MAX
     _head_bytes = 0
+    _bytes_left = HEAD_BYTES_MAX
     _deadline: asyncio.TimerHandle | None = None
+    _unread: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as the parent
         """Give the first request its time."""
         super().connection_made(transport)
+        if len(self.connections) > self.connections_max:
+            self._refuse(503, "too_many_connections", "Too many connections are open: try again.")
+            return
         self._expect_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Leave no timer behind."""
         self._head_is_here()
+        if self._unread is not None:
+            self._unread.cancel()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         """Read what came, and no more of a head that has grown too long."""
+        if self.timeout_keep_alive_task is not None:
+            # A byte between two requests ends the idle time, and begins that of a head.
+            self._unset_keepalive_if_required()
+            self._expect_head()
         self._head_bytes += len(data)
-        super().data_received(data)
-        if self._deadline is not None and self._head_bytes > HEAD_BYTES_MAX:
-            self._refuse(431, "head_too_large", f"The request's headers are longer than {HEAD_BYTES_MAX} bytes.")
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            pass  # no other protocol is spoken here, and the request is answered as any other
+        except httptools.HttpParserError:
+            self._refuse(400, "not_http", "This is not an HTTP/1.1 request.")
+        else:
+            # Counted here as well, since the parser shows no header before its end.
+            if self._deadline is not None and self._head_bytes > HEAD_BYTES_MAX:
+                self._refuse_head()
 
     def on_message_begin(self) -> None:
         """Begin to measure a request."""
         super().on_message_begin()
         self._head_bytes = 0
-        self._expect_head()
+        self._bytes_left = HEAD_BYTES_MAX
+        if self._deadline is None:
+            self._expect_head()
+
+    def on_url(self, url: bytes) -> None:
+        """Take a part of the address."""
+        super().on_url(url)
+        self._bytes_left -= len(url)
+        if len(self.url) > URL_BYTES_MAX:
+            self._refuse(414, "url_too_long", f"The address is longer than {URL_BYTES_MAX} bytes.")
+            raise _HeadRefused
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take a header, or what follows the last chunk of a body."""
+        self._bytes_left -= len(name) + len(value)
+        if self._bytes_left < 0 or len(self.headers) == HEADERS_MAX:
+            self._refuse_head()
+            raise _HeadRefused
+        super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        """Leave the request to who answers it."""
+        """Leave the request to the application."""
         self._head_is_here()
+        if len(self.pipeline) >= PIPELINED_MAX:
+            self._refuse(429, "too_many_pipelined", "Too many requests were sent before their answers.")
+            raise _HeadRefused
         super().on_headers_complete()
+
+    def on_response_complete(self) -> None:
+        """Go on with the connection, if its request was read to the end."""
+        if self.cycle.response_complete and self.cycle.more_body:
+            self.transport.close()
+        super().on_response_complete()
+        if self.transport.is_closing():
+            self._bound_what_is_unread()
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Close a connection that is idle."""
+        super().timeout_keep_alive_handler()
+        self._bound_what_is_unread()
+
+    def shutdown(self) -> None:
+        """Close the connection, after its answer if there is one to come."""
+        super().shutdown()
+        if self.transport.is_closing():
+            self._bound_what_is_unread()
+
+    def pause_writing(self) -> None:
+        """Give a client that does not read its time."""
+        super().pause_writing()
+        self._bound_what_is_unread()
+
+    def resume_writing(self) -> None:
+        """Give the client its time afresh when it is slow again."""
+        super().resume_writing()
+        if self._unread is not None and not self.transport.is_closing():
+            self._unread.cancel()
+            self._unread = None
+
+    def _bound_what_is_unread(self) -> None:
+        if self._unread is None and self.transport.get_write_buffer_size() > 0:
+            self._unread = self.loop.call_later(self.send_seconds_max, self.transport.abort)
 
     def _expect_head(self) -> None:
         self._head_is_here()
@@ -68,19 +180,26 @@ class BoundedHttp(HttpToolsProtocol):
     def _head_is_late(self) -> None:
         self._refuse(408, "head_too_slow", "The request's headers did not arrive in time.")
 
+    def _refuse_head(self) -> None:
+        detail = f"The request's headers are longer than {HEAD_BYTES_MAX} bytes, or more than {HEADERS_MAX}."
+        self._refuse(431, "head_too_large", detail)
+
     def _refuse(self, status: int, reason: str, detail: str) -> None:
         self._head_is_here()
         if self.transport.is_closing():
             return
         metrics.REFUSED.labels(reason).inc()
-        _log.warning("request.refused", reason=reason)
-        body = problems.document(status, detail, reason=reason)
-        head = (
-            f"HTTP/1.1 {status} Refused\r\ncontent-type: {problems.MEDIA_TYPE}\r\n"
-            f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
-        )
-        self.transport.write(head.encode() + body)
+        _seldom.warning("request.refused", reason=reason)
+        # In the middle of another answer this one would be taken for a part of it.
+        if self.cycle is None or self.cycle.response_complete:
+            body = problems.document(status, detail, reason=reason)
+            head = (
+                f"HTTP/1.1 {status} Refused\r\ncontent-type: {problems.MEDIA_TYPE}\r\n"
+                f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
+            )
+            self.transport.write(head.encode() + body)
         self.transport.close()
+        self._bound_what_is_unread()
 
 
 def server_options(settings: Settings) -> dict[str, Any]:
@@ -91,12 +210,15 @@ def server_options(settings: Settings) -> dict[str, Any]:
         "workers": settings.web_concurrency,
         # By name, since several web processes are started apart and import it each.
         "http": "api.__main__:BoundedHttp",
+        "ws": "none",
+        "timeout_keep_alive": IDLE_SECONDS_MAX,
         "log_config": None,
         "access_log": False,
         "server_header": False,
         "date_header": False,
         "proxy_headers": False,
         "timeout_graceful_shutdown": STOP_SECONDS_MAX,
+        "timeout_worker_healthcheck": START_SECONDS_MAX,
     }
 
 

@@ -4,8 +4,9 @@ Whatever comes of it is recorded in the inbox like everything else; nothing here
 """
 
 import uuid
+from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, TypeVar
 
 import msgspec
 from fastapi import APIRouter, Depends, Query, Request, Response
@@ -14,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, Strict
 from sqlalchemy import select
 from starlette.exceptions import HTTPException
 
-from api import reads
+from api import bodies, reads
 from api.reads import Account, Id, Livemode
 from api.tokens import require
 from schemas import answers, checkout, inbox, observations, tables
@@ -30,11 +31,13 @@ from schemas.settings import Settings
 from schemas.stripe_api import StripeApi
 
 SESSION_BYTES_MAX: Final = 256 * 1024
+PORTAL_BYTES_MAX: Final = 64 * 1024
 PORTAL_SESSION_OBSERVED: Final = "payfold.billing_portal.session.observed"
 
 router: Final = APIRouter(prefix="/v1")
 
 Seconds = Annotated[StrictInt, Field(ge=0, le=CREATED_MAX)]
+Body = TypeVar("Body", bound=BaseModel)
 Name = Annotated[StrictStr, Field(min_length=1, max_length=TEXT_CHARACTERS_MAX)]
 
 
@@ -55,13 +58,20 @@ class OpenSession(BaseModel):
     amount_total: StrictInt | None = None
 
 
-async def _body(request: Request) -> bytes:
-    body = b""
-    async for part in request.stream():
-        body += part
-        if len(body) > SESSION_BYTES_MAX:
-            raise HTTPException(413, f"A session of more than {SESSION_BYTES_MAX:,} bytes is not read.")
-    return body
+def _body(bytes_max: int) -> Callable[[Request], AsyncIterator[bytes]]:
+    """Return a dependency that reads a body.
+
+    FastAPI reads a body that it knows of before any dependency, and so before the token is judged.
+    """
+
+    async def read(request: Request) -> AsyncIterator[bytes]:
+        app = request.app.state
+        async with bodies.taken(
+            request.scope, request.receive, app.room, bytes_max=bytes_max, seconds_max=app.body_seconds_max
+        ) as body:
+            yield body
+
+    return read
 
 
 @router.put(
@@ -81,7 +91,7 @@ def register_order(
     request: Request,
     response: Response,
     order_id: Id,
-    body: Annotated[bytes, Depends(_body)],
+    body: Annotated[bytes, Depends(_body(SESSION_BYTES_MAX))],
     account: Account = None,
 ) -> answers.Registered:
     """Register the session that the shop has just opened: Stripe sends no event of it."""
@@ -112,16 +122,20 @@ def _object_in(body: bytes) -> dict[str, Any]:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise _fault((), "it is not JSON") from None
     if not isinstance(found, dict):
-        raise _fault((), "it is not a Checkout Session")
+        raise _fault((), "it is not a JSON object")
     return found
 
 
-def _open_session(body: dict[str, Any], order_id: str) -> OpenSession:
+def _read(model: type[Body], body: dict[str, Any]) -> Body:
     try:
-        session = OpenSession.model_validate(body)
+        return model.model_validate(body)
     except ValidationError as error:
         faults = error.errors(include_url=False, include_input=False, include_context=False)
         raise RequestValidationError([{**fault, "loc": ("body", *fault["loc"])} for fault in faults]) from None
+
+
+def _open_session(body: dict[str, Any], order_id: str) -> OpenSession:
+    session = _read(OpenSession, body)
     if session.id != order_id:
         raise _fault(("id",), "it is not the id in the address")
     if session.status != "open" or session.payment_status == "paid":
@@ -199,16 +213,23 @@ class PortalSessionWanted(BaseModel):
     tags=["customers"],
     status_code=201,
     dependencies=[Depends(require("admin"))],
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {"application/json": {"schema": PortalSessionWanted.model_json_schema()}},
+        }
+    },
 )
 def create_portal_session(
     request: Request,
     response: Response,
     customer_id: Id,
-    wanted: PortalSessionWanted,
+    body: Annotated[bytes, Depends(_body(PORTAL_BYTES_MAX))],
     account: Annotated[str | None, Query(max_length=TEXT_CHARACTERS_MAX)] = None,
     livemode: Livemode = None,
 ) -> answers.NewPortalSession:
     """Open a billing portal session. Its url lets its bearer in: it is answered once, and kept nowhere."""
+    wanted = _read(PortalSessionWanted, _object_in(body))
     world = _world_of(request, customer_id, account, livemode)
     given = wanted.model_dump(exclude_none=True, exclude={"flow_type"})
     if wanted.flow_type is not None:

@@ -5,20 +5,23 @@ import contextlib
 from collections.abc import Sequence
 from typing import Annotated, Any, Final
 
-import structlog
 from fastapi import APIRouter, Depends, Query, Request
 from sqlalchemy import Engine, func, select
 from starlette.concurrency import run_in_threadpool
 
+from api import tasks
 from api.reads import ROWS_MAX, reading
 from api.tokens import require
-from schemas import tables
+from schemas import stopping, tables
 from schemas.answers import Change, Changes
+from schemas.errors import DatabaseAway
+from schemas.logs import Seldom
 
 WAIT_SECONDS_MAX: Final = 25
 LOOK_SECONDS: Final = 0.2
+STOP_SECONDS_MAX: Final = 1
 
-_log = structlog.get_logger()
+_seldom: Final = Seldom()
 
 router: Final = APIRouter(prefix="/v1", dependencies=[Depends(require("read"))])
 
@@ -36,32 +39,32 @@ class Lookout:
         self._waiters = 0
         self._news = asyncio.Condition()
         self._somebody_waits = asyncio.Event()
-        self._task = asyncio.create_task(self._run(), name="lookout")
+        self._task = tasks.start("lookout", self._work)
 
     async def wait(self, after: int, seconds: float) -> None:
-        """Return when there is a change after *after*, or when *seconds* are up."""
+        """Return when there is a change after *after*, when *seconds* are up, or when the process is to stop."""
         self._waiters += 1
         self._somebody_waits.set()
         try:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(seconds), self._news:
-                    await self._news.wait_for(lambda: self._latest > after)
+                    # A process that is to stop has 30 seconds, and the reader asks again anyway.
+                    await self._news.wait_for(lambda: self._latest > after or stopping.has_begun())
         finally:
             self._waiters -= 1
 
     async def stop(self) -> None:
-        """End the looking."""
+        """End the looking, and give up on a look that does not come to an end."""
         self._task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._task
+        await asyncio.wait([self._task], timeout=STOP_SECONDS_MAX)
 
-    async def _run(self) -> None:
+    async def _work(self) -> None:
         while True:
             await self._somebody_waits.wait()
             try:
                 self._latest = await run_in_threadpool(self._look)
-            except Exception as error:  # noqa: BLE001 - whatever it is, who waits now and later wants the next look
-                _log.warning("changes.not_looked_at", kind=type(error).__name__)
+            except DatabaseAway:
+                _seldom.warning("changes.not_looked_at", kind="DatabaseAway")
             async with self._news:
                 self._news.notify_all()
             if self._waiters == 0:

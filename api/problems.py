@@ -1,10 +1,11 @@
 """Errors as RFC 9457 problem documents: what is wrong and what to do, and nothing about us."""
 
+import traceback
 from http import HTTPStatus
+from pathlib import Path
 from typing import Any, Final
 
 import msgspec
-import structlog
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
@@ -20,12 +21,13 @@ from schemas.errors import (
     Refused,
     Transient,
 )
+from schemas.logs import Seldom
 
 MEDIA_TYPE: Final = "application/problem+json"
 RETRY_AFTER_SECONDS: Final = 5
 UNEXPECTED: Final = "Something went wrong here; it is logged."
 
-_log = structlog.get_logger()
+_seldom: Final = Seldom()
 
 
 class Unauthorized(HTTPException):
@@ -45,6 +47,17 @@ def document(status: int, detail: str, *, reason: str | None = None, **more: Any
 
 def _response(status: int, detail: str, headers: dict[str, str] | None = None, **more: Any) -> Response:  # noqa: ANN401 - as above
     return Response(document(status, detail, **more), status, headers=headers, media_type=MEDIA_TYPE)
+
+
+def _place(error: Exception) -> str:
+    """Return the line of ours where *error* came up: its message may quote data, its place does not."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "site-packages" not in frame.filename]
+    return f"{Path(frames[-1].filename).stem}:{frames[-1].lineno}" if frames else "unknown"
+
+
+def postponed(detail: str) -> Response:
+    """Return the answer to what is to be asked again in a while."""
+    return _response(503, detail, {"Retry-After": str(RETRY_AFTER_SECONDS)})
 
 
 _AT_STRIPE: Final = {
@@ -88,9 +101,9 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(Transient)
     def transient(_: Request, error: Transient) -> Response:
-        return _response(503, str(error), {"Retry-After": str(RETRY_AFTER_SECONDS)})
+        return postponed(str(error))
 
     @app.exception_handler(Exception)
     def unexpected(_: Request, error: Exception) -> Response:
-        _log.error("request.failed", kind=type(error).__name__)
+        _seldom.error("request.failed", kind=type(error).__name__, at=_place(error))
         return _response(500, UNEXPECTED)

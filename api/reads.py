@@ -26,6 +26,7 @@ from schemas.events import CREATED_MAX
 ROWS_MAX: Final = 100
 ROWS_DEFAULT: Final = 20
 READ: Final = Bounds(statement=5, lock=5, whole=8)
+_BOUNDS: Final = "payfold_read_bounds"
 # PostgreSQL's texts hold any character but this one.
 _NO_NUL: Final = r"^[^\x00]*$"
 
@@ -43,6 +44,11 @@ _NEWEST: Final[ColumnElement[Any]] = literal_column(tables.NEWEST)
 Id = Annotated[str, Path(max_length=255, pattern=_NO_NUL)]
 
 
+def bounded(engine: Engine, bounds: Bounds) -> Engine:
+    """Return *engine*, for reads that are bounded so."""
+    return engine.execution_options(**{_BOUNDS: bounds})
+
+
 @contextmanager
 def reading(engine: Engine) -> Iterator[Connection]:
     """Open a transaction that ends soon, whatever another session holds and whatever the network does.
@@ -51,7 +57,7 @@ def reading(engine: Engine) -> Iterator[Connection]:
         DatabaseAway: PostgreSQL does not answer, or not in time.
     """
     try:
-        with transaction(engine, READ) as connection:
+        with transaction(engine, engine.get_execution_options().get(_BOUNDS, READ)) as connection:
             yield connection
     except sqlalchemy_errors.DBAPIError as error:
         if isinstance(error.orig, (psycopg.errors.QueryCanceled, psycopg.errors.LockNotAvailable)):

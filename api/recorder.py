@@ -7,30 +7,28 @@ Note [An acknowledgement follows its commit]
 
 import asyncio
 import contextlib
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import psycopg
-import structlog
 
+from api import tasks
 from api.deadlines import Deadlines
 from schemas import database, inbox
 from schemas.errors import DatabaseAway, Transient
 from schemas.inbox import Delivery, Receipt
+from schemas.logs import Seldom
 
 SHARED_ROWS_MAX: Final = 256
 """Deliveries in one statement."""
-WAITING_BYTES_MAX: Final = 64 * 1024 * 1024
-"""Bodies held in memory while they wait for their commit; more are turned away and come back."""
+SHARED_BYTES_MAX: Final = 8 * 1024 * 1024
+"""Of their bodies, after which no further one is added: the driver makes copies of them."""
 ANSWER_SECONDS_MAX: Final = 10
 """After this a delivery is answered, whatever PostgreSQL does."""
 
-_log = structlog.get_logger()
-
-
-class Overloaded(Transient):
-    """More is arriving than can be recorded: send it again."""
+_seldom: Final = Seldom()
 
 
 class RowRefused(Transient):
@@ -55,32 +53,26 @@ class Recorder:
         self._url = database_url
         self._answer_seconds_max = answer_seconds_max
         self._connection: psycopg.AsyncConnection[Any] | None = None
-        self._waiting: list[_Waiting] = []
+        self._waiting: deque[_Waiting] = deque()
         self._recording: list[_Waiting] = []
-        self._waiting_bytes = 0
         self._something_waits = asyncio.Event()
         self._deadlines = Deadlines(answer_seconds_max, _give_up)
-        self._task = asyncio.create_task(self._run(), name="recorder")
+        self._task = tasks.start("recorder", self._work)
 
     async def record(self, delivery: Delivery) -> Receipt:
         """Return what recording *delivery* did, once it is committed.
 
         Raises:
-            DatabaseAway, Overloaded, RowRefused: it is not known to be recorded.
+            DatabaseAway, RowRefused: it is not known to be recorded.
         """
-        size = len(delivery.envelope.payload)
-        if self._waiting_bytes + size > WAITING_BYTES_MAX:
-            raise Overloaded
         waiting = _Waiting(delivery, asyncio.get_running_loop().create_future())
         self._waiting.append(waiting)
-        self._waiting_bytes += size
         self._something_waits.set()
         self._deadlines.begin(waiting.done)
         try:
             return await waiting.done
         finally:
             self._deadlines.end(waiting.done)
-            self._waiting_bytes -= size
 
     async def stop(self) -> None:
         """Record what waits, then close."""
@@ -91,31 +83,55 @@ class Recorder:
             await self._task
         await self._disconnect()
 
-    async def _run(self) -> None:
-        while True:
-            await self._something_waits.wait()
-            batch, self._waiting = self._waiting[:SHARED_ROWS_MAX], self._waiting[SHARED_ROWS_MAX:]
-            if not self._waiting:
-                self._something_waits.clear()
-            # Who was answered meanwhile was told to send again.
-            self._recording = [each for each in batch if not each.done.done()]
-            if self._recording:
-                await self._record_together(self._recording)
+    async def _work(self) -> None:
+        try:
+            while True:
+                await self._something_waits.wait()
+                self._take_batch()
+                if self._recording:
+                    await self._record_together(self._recording)
+        except Exception:
+            # It is not foreseen, so nothing is known of what was recorded.
+            await self._disconnect()
+            for each in self._recording:
+                _give_up(each.done)
+            raise
+
+    def _take_batch(self) -> None:
+        self._recording = []
+        size = 0
+        while self._waiting and len(self._recording) < SHARED_ROWS_MAX and size < SHARED_BYTES_MAX:
+            waiting = self._waiting.popleft()
+            # A delivery that waited too long was answered: its sender comes again.
+            if not waiting.done.done():
+                self._recording.append(waiting)
+                size += len(waiting.delivery.envelope.payload)
+        if not self._waiting:
+            self._something_waits.clear()
 
     async def _record_together(self, batch: Sequence[_Waiting]) -> None:
         try:
             results = await self._execute([each.delivery for each in batch])
-        except Exception as error:  # noqa: BLE001 - whatever it is, nothing is recorded and the next batch must go on
-            if len(batch) == 1 or isinstance(error, TimeoutError) or database.is_away(error):
-                await self._fail(batch, error)
-            else:
-                # One of them is at fault, and the others must not pay for it.
-                for each in batch:
-                    await self._record_together([each])
+        except Exception as error:  # noqa: BLE001 - nothing is recorded, and the next batch must go on
+            await self._divide(batch, error)
         else:
             for each, result in zip(batch, results, strict=True):
                 if not each.done.done():
                     each.done.set_result(result)
+
+    async def _divide(self, batch: Sequence[_Waiting], error: Exception) -> None:
+        """Find out which of *batch* is at fault, since the others must not pay for it."""
+        is_row = isinstance(error, psycopg.Error) and database.is_fault_of_data(error)
+        if not is_row:
+            # Its session may be in any state, so the next delivery begins with a new one.
+            await self._disconnect()
+        if len(batch) == 1 or isinstance(error, TimeoutError) or database.is_away(error):
+            self._fail(batch, error, RowRefused if is_row else DatabaseAway)
+            return
+        half = len(batch) // 2
+        for part in (batch[:half], batch[half:]):
+            if unanswered := [each for each in part if not each.done.done()]:
+                await self._record_together(unanswered)
 
     async def _execute(self, deliveries: Sequence[Delivery]) -> list[Receipt]:
         async with asyncio.timeout(self._answer_seconds_max):
@@ -124,20 +140,15 @@ class Recorder:
                     self._url,
                     # The one statement is its own transaction: its answer comes after the commit.
                     autocommit=True,
-                    prepare_threshold=None,
-                    connect_timeout=database.CONNECT_SECONDS_MAX,
+                    **database.connect_options(),
                 )
             return await inbox.record_async(self._connection, deliveries)
 
-    async def _fail(self, batch: Sequence[_Waiting], error: Exception) -> None:
-        is_row = isinstance(error, psycopg.Error) and database.is_fault_of_data(error)
-        if not is_row:
-            # Whatever state it is in, the next delivery begins with a new one.
-            await self._disconnect()
-        _log.error("deliveries.not_recorded", deliveries=len(batch), reason=database.condition(error))
+    def _fail(self, batch: Sequence[_Waiting], error: Exception, answer: type[Transient]) -> None:
+        _seldom.error("deliveries.not_recorded", deliveries=len(batch), reason=database.condition(error))
         for each in batch:
             if not each.done.done():
-                each.done.set_exception(RowRefused() if is_row else DatabaseAway())
+                each.done.set_exception(answer())
 
     async def _disconnect(self) -> None:
         if self._connection is not None:

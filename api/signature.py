@@ -7,7 +7,7 @@ the raw body; the key is the whole text of the endpoint's secret.
 import hmac
 import re
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 from schemas.errors import SignatureExpired, SignatureMalformed, SignatureMismatch, SignatureMissing
 from schemas.settings import SigningSecret
@@ -21,25 +21,46 @@ SIGNATURES_MAX: Final = 16
 _TIMESTAMP: Final = re.compile(rb"[0-9]{1,12}")
 
 
-def verify(header: bytes | None, body: bytes, secrets: Sequence[SigningSecret], *, now: float) -> SigningSecret:
-    """Return the secret that signed *body*, given the Stripe-Signature *header* and the time in Unix seconds.
+class Claim(NamedTuple):
+    """The parts of a Stripe-Signature header, before its body is known."""
+
+    timestamp: bytes
+    signatures: list[bytes]
+
+
+def read(header: bytes | None, *, now: float) -> Claim:
+    """Return what the Stripe-Signature *header* claims, given the time in Unix seconds.
+
+    Judged before a body is read: what cannot be accepted with any body is not worth reading one.
 
     Raises:
-        SignatureMissing, SignatureMalformed, SignatureMismatch, SignatureExpired: each says what is wrong.
+        SignatureMissing, SignatureMalformed, SignatureExpired: the fault.
     """
     if not header:
         raise SignatureMissing
-    timestamp, signatures = _parse(header)
-    signer = _signer(timestamp + b"." + body, signatures, secrets)
-    # Judged after the signature, so that only Stripe can learn anything of our clock.
-    if abs(now - int(timestamp)) > TOLERANCE_SECONDS:
+    claim = _parse(header)
+    if abs(now - int(claim.timestamp)) > TOLERANCE_SECONDS:
         raise SignatureExpired(
             f"The signature's timestamp is more than {TOLERANCE_SECONDS} seconds from this server's clock."
         )
-    return signer
+    return claim
 
 
-def _parse(header: bytes) -> tuple[bytes, list[bytes]]:
+def verify(claim: Claim, body: bytes, secrets: Sequence[SigningSecret]) -> SigningSecret:
+    """Return the secret that signed *body*.
+
+    Raises:
+        SignatureMismatch: none of them did.
+    """
+    signed = claim.timestamp + b"." + body
+    for secret in secrets:
+        expected = hmac.digest(secret.secret, signed, "sha256").hex().encode()
+        if any(hmac.compare_digest(expected, signature) for signature in claim.signatures):
+            return secret
+    raise SignatureMismatch
+
+
+def _parse(header: bytes) -> Claim:
     if len(header) > HEADER_BYTES_MAX:
         raise SignatureMalformed(f"The Stripe-Signature header is longer than {HEADER_BYTES_MAX} bytes.")
     parts = [part.partition(b"=") for part in header.split(b",")]
@@ -49,12 +70,4 @@ def _parse(header: bytes) -> tuple[bytes, list[bytes]]:
         raise SignatureMalformed
     if not 0 < len(signatures) <= SIGNATURES_MAX:
         raise SignatureMalformed(f"The Stripe-Signature header wants 1 to {SIGNATURES_MAX} v1 signatures.")
-    return timestamps[0], signatures
-
-
-def _signer(signed: bytes, signatures: Sequence[bytes], secrets: Sequence[SigningSecret]) -> SigningSecret:
-    for secret in secrets:
-        expected = hmac.digest(secret.secret, signed, "sha256").hex().encode()
-        if any(hmac.compare_digest(expected, signature) for signature in signatures):
-            return secret
-    raise SignatureMismatch
+    return Claim(timestamps[0], signatures)

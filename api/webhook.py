@@ -6,27 +6,23 @@ A bare ASGI application, since each delivery would pay for request machinery tha
 import asyncio
 import hashlib
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, Final
 
-import structlog
-
-from api import metrics, problems, signature
+from api import bodies, metrics, problems, signature
+from api.bodies import BODY_SECONDS_MAX, Receive, Room, Scope, Send
 from api.deadlines import Deadlines
 from api.recorder import Recorder
+from api.signature import Claim
 from schemas import events
-from schemas.errors import BodyTooLarge, BodyTooSlow, Refused, Transient
+from schemas.errors import BodyTooLarge, Refused, SignatureMismatch, Transient
 from schemas.inbox import Delivery, Recorded
+from schemas.logs import Seldom
 from schemas.settings import SigningSecret
 
 PATH: Final = "/webhooks/stripe"
 BODY_BYTES_MAX: Final = 2 * 1024 * 1024
-BODY_SECONDS_MAX: Final = 10
-
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 _RECEIVED: Final = b'{"received":true}'
 _JSON: Final = b"application/json"
@@ -37,7 +33,8 @@ _OUTCOMES: Final = {recorded: metrics.DELIVERIES.labels(recorded.name.lower()) f
 _POSTPONED: Final = metrics.DELIVERIES.labels("postponed")
 _FAILED: Final = metrics.DELIVERIES.labels("failed")
 
-_log = structlog.get_logger()
+_seldom: Final = Seldom()
+"""A stranger can cause as many lines as he likes, and the metrics count them all."""
 
 
 class Webhook:
@@ -48,47 +45,59 @@ class Webhook:
         secrets: tuple[SigningSecret, ...],
         recorder: Recorder,
         wake: Callable[[], None],
+        room: Room,
         *,
         body_seconds_max: float = BODY_SECONDS_MAX,
     ) -> None:
         self._secrets = secrets
         self._recorder = recorder
         self._wake = wake
+        self._room = room
         self._body_seconds_max = body_seconds_max
         self._reading = Deadlines["asyncio.Task[Any]"](body_seconds_max, self._stop_reading)
         self._too_slow: set[asyncio.Task[Any]] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
+        headers = dict(scope["headers"])
+        # What is left of a body is not read, so its connection cannot be used again.
+        closing = (bodies.CLOSE,) if bodies.is_announced(headers) else ()
         if scope["method"] != "POST":
             body = problems.document(405, "Deliveries are sent by POST.")
-            await _answer(send, 405, body, _PROBLEM, (b"allow", b"POST"))
+            await _answer(send, 405, body, _PROBLEM, (b"allow", b"POST"), *closing)
             return
+        size = 0
         try:
-            await self._take(scope, receive)
+            header = headers.get(b"stripe-signature")
+            claim = self._claim(header)
+            body = await self._read(headers, receive)
+            closing, size = (), len(body)
+            await self._take(body, claim, header)
         except Refused as refusal:
             _count_refusal(refusal)
             body = problems.document(refusal.status, str(refusal), reason=refusal.reason)
-            # What is left of the body is not read, so the connection cannot be used again.
-            closing = ((b"connection", b"close"),) if refusal.status in (408, 413) else ()
             await _answer(send, refusal.status, body, _PROBLEM, *closing)
         except Transient as postponed:
             _POSTPONED.inc()
             body = problems.document(503, str(postponed))
-            await _answer(send, 503, body, _PROBLEM, (b"retry-after", _RETRY_AFTER))
+            await _answer(send, 503, body, _PROBLEM, (b"retry-after", _RETRY_AFTER), *closing)
         except Exception as error:  # noqa: BLE001 - the sender learns nothing of us, and comes again
             _FAILED.inc()
-            _log.error("delivery.failed", kind=type(error).__name__)
-            await _answer(send, 500, problems.document(500, problems.UNEXPECTED), _PROBLEM)
+            _seldom.error("delivery.failed", kind=type(error).__name__)
+            await _answer(send, 500, problems.document(500, problems.UNEXPECTED), _PROBLEM, *closing)
         else:
             await _answer(send, 200, _RECEIVED, _JSON)
+        finally:
+            self._room.give_back(size)
 
-    async def _take(self, scope: Scope, receive: Receive) -> None:
-        headers = dict(scope["headers"])
-        body = await self._read(headers, receive)
-        header = headers.get(b"stripe-signature")
-        now = time.time()
-        signer = signature.verify(header, body, self._secrets, now=now)
+    def _claim(self, header: bytes | None) -> Claim:
+        claim = signature.read(header, now=time.time())
+        if not self._secrets:
+            raise SignatureMismatch
+        return claim
+
+    async def _take(self, body: bytes, claim: Claim, header: bytes | None) -> None:
+        signer = signature.verify(claim, body, self._secrets)
         envelope = events.read(body)
         delivery = Delivery(
             envelope=envelope,
@@ -96,7 +105,7 @@ class Webhook:
             sha256=hashlib.sha256(body).digest(),
             signature=header.decode() if header else None,
             source="webhook",
-            received_at=datetime.fromtimestamp(now, UTC),
+            received_at=datetime.fromtimestamp(time.time(), UTC),
         )
         receipt = await self._recorder.record(delivery)
         _OUTCOMES[receipt.recorded].inc()
@@ -104,21 +113,21 @@ class Webhook:
         self._wake()
 
     async def _read(self, headers: dict[bytes, bytes], receive: Receive) -> bytes:
-        """Return the request's body.
+        """Return the request's body, which counts in the room from now on.
 
         Raises:
-            BodyTooLarge, BodyTooSlow: and stops reading there.
+            BodyTooLarge, BodyTooSlow, Overloaded: and stops reading there.
         """
         task = asyncio.current_task()
         assert task is not None, "a request is a task"  # noqa: S101 - for the types alone
         self._reading.begin(task)
         try:
-            return await _body(headers, receive)
+            return await bodies.read(headers, receive, self._room, BODY_BYTES_MAX)
         except asyncio.CancelledError:
             if task not in self._too_slow:
                 raise
             task.uncancel()
-            raise BodyTooSlow(f"The body did not arrive within {self._body_seconds_max:g} seconds.") from None
+            raise bodies.too_slow(self._body_seconds_max) from None
         finally:
             self._reading.end(task)
             self._too_slow.discard(task)
@@ -130,30 +139,9 @@ class Webhook:
 
 def _count_refusal(refusal: Refused) -> None:
     metrics.REFUSED.labels(refusal.reason).inc()
-    # A body over the limit would come again for three days: somebody has to look at it.
-    log = _log.error if isinstance(refusal, BodyTooLarge) else _log.warning
+    # A body over the limit would come again for three days: an operator has to look at it.
+    log = _seldom.error if isinstance(refusal, BodyTooLarge) else _seldom.warning
     log("delivery.refused", reason=refusal.reason)
-
-
-async def _body(headers: dict[bytes, bytes], receive: Receive) -> bytes:
-    announced = headers.get(b"content-length", b"")
-    if announced.isdigit() and int(announced[:20]) > BODY_BYTES_MAX:
-        raise _too_large()
-    chunks, size = [], 0
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise BodyTooSlow("The connection was closed before the body was complete.")
-        chunks.append(message.get("body", b""))
-        size += len(chunks[-1])
-        if size > BODY_BYTES_MAX:
-            raise _too_large()
-        if not message.get("more_body", False):
-            return b"".join(chunks)
-
-
-def _too_large() -> BodyTooLarge:
-    return BodyTooLarge(f"The body is larger than {BODY_BYTES_MAX} bytes.")
 
 
 async def _answer(send: Send, status: int, body: bytes, media_type: bytes, *more: tuple[bytes, bytes]) -> None:
@@ -167,7 +155,8 @@ OPERATION: Final[dict[str, Any]] = {
         "tags": ["webhook"],
         "summary": "Take a delivery from Stripe",
         "description": (
-            "Verifies the signature over the raw body, records the event, and answers once it is committed. "
+            "Judges the signature's form and time, reads the body, verifies the signature over it, records the event, "
+            "and answers once it is committed. An answer before the body was read closes the connection. "
             "A second delivery of an event is answered as the first. "
             "503 means that nothing was recorded: send it again."
         ),

@@ -25,6 +25,7 @@ from kombu.transport import redis as kombu_redis
 from redis import Redis
 from redis.exceptions import RedisError
 
+from schemas import background
 from schemas.settings import Settings
 
 FOLD: Final = "payfold.fold"
@@ -192,13 +193,12 @@ class Waker:
     before.
     """
 
-    def __init__(self, settings: Settings) -> None:
-        self._app = celery(settings)
+    def __init__(self, settings: Settings, *, app: Celery | None = None) -> None:
+        self._app = celery(settings) if app is None else app
         self._redis = redis(settings)
         self._asked = threading.Event()
         self._over = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="waker", daemon=True)
-        self._thread.start()
+        self._thread = background.start("waker", self._work)
 
     def wake(self) -> None:
         """Ask for a message to be sent, soon; never waits and never fails."""
@@ -210,12 +210,11 @@ class Waker:
         self._asked.set()
         self._thread.join(timeout=SOCKET_SECONDS_MAX * 2)
 
-    def _run(self) -> None:
+    def _work(self) -> None:
         is_away = False
         while not self._over.is_set():
             # While the broker is away it is asked again without being woken, so that its return is noticed.
             self._asked.wait(RETRY_SECONDS if is_away else None)
-            self._asked.clear()
             was_away, is_away = is_away, not self._send()
             if is_away != was_away:
                 _log.warning("broker.away") if is_away else _log.info("broker.back")
@@ -225,9 +224,14 @@ class Waker:
             self._send()
 
     def _send(self) -> bool:
+        self._asked.clear()
         try:
             if self._redis.llen(FOLD_QUEUE) == 0:
                 self._app.send_task(FOLD, queue=FOLD_QUEUE, retry=False)
         except _AWAY:
             return False
+        except Exception:
+            # The thread begins again, and what was asked for is still to be sent.
+            self._asked.set()
+            raise
         return True

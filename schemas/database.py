@@ -131,7 +131,9 @@ def _connected(of: Engine) -> Iterator[Connection]:
     while True:
         with of.connect() as connection:
             if not _is_alive(connection):
+                # What is idle beside it is as old: one silent connection is waited for, and not each in turn.
                 connection.invalidate()
+                of.dispose()
                 continue
             try:
                 yield connection

@@ -27,6 +27,12 @@ _Handler = Callable[[int, FrameType | None], Any]
 
 _log = structlog.get_logger()
 _requests = itertools.count()
+_is_asked = False
+
+
+def has_begun() -> bool:
+    """Return whether this process was asked to stop."""
+    return _is_asked
 
 
 def begin(*, shut_down_seconds: float = SHUT_DOWN_SECONDS, end_seconds: float = END_SECONDS) -> None:
@@ -36,9 +42,11 @@ def begin(*, shut_down_seconds: float = SHUT_DOWN_SECONDS, end_seconds: float = 
     ``DatabaseAway`` and can finish. A process that still runs after *end_seconds* ends at once, with 1 and one line.
     May be called from a signal handler.
     """
+    global _is_asked  # noqa: PLW0603 - a process is asked once
     # A lock might be held by the very code that the signal interrupts; a count needs none.
     if next(_requests) > 0:
         return
+    _is_asked = True
     asked_at = time.monotonic()
 
     def bound() -> None:
@@ -102,8 +110,8 @@ def _write(event: str, **facts: object) -> None:
 
 
 def _forget_requests() -> None:
-    global _requests  # noqa: PLW0603 - a forked process has none of its parent's threads
-    _requests = itertools.count()
+    global _requests, _is_asked
+    _requests, _is_asked = itertools.count(), False
 
 
 os.register_at_fork(after_in_child=_forget_requests)

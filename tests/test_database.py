@@ -3,6 +3,7 @@
 import os
 import threading
 import time
+from contextlib import ExitStack
 
 import psycopg
 import pytest
@@ -54,6 +55,23 @@ def test_a_silent_connection_in_the_pool_is_found_out(database_url: str) -> None
             connection.info["used_at"] = time.monotonic() - 3_600
 
         assert pid(engine) != before
+        engine.dispose()
+
+
+def test_a_pool_of_silent_connections(database_url: str) -> None:
+    """One silent connection is waited for, and not each of the pool in turn."""
+    with Way(database_url) as way, ExitStack() as held:
+        engine = database.engine(way.url, connections_max=4)
+        for connection in [held.enter_context(engine.connect()) for _ in range(4)]:
+            connection.execute(text("SELECT 1"))
+            connection.info["used_at"] = time.monotonic() - 3_600
+        held.close()
+        way.silence()
+        way.speak()
+
+        began = time.monotonic()
+        pid(engine)
+        assert time.monotonic() - began < 3 * database.PING_SECONDS_MAX
         engine.dispose()
 
 

@@ -2,7 +2,10 @@
 
 import logging
 import os
+import select
+import subprocess
 import sys
+from io import FileIO
 
 import msgspec
 import pytest
@@ -10,31 +13,78 @@ import structlog
 
 from schemas import database, logs
 from schemas.settings import Settings
-from tests.command import Ran, python
+from tests.command import SECONDS_MAX, Ran, environment, python
 
-PROGRAM = """
-import logging, sys, warnings
-import structlog
-from schemas import logs
-from schemas.settings import Settings
-logs.configure(Settings.load())
+LINES = 100
+LINE_CHARACTERS = 10_000
+PIPE_BYTES = 64 * 1024
+
 log = structlog.get_logger()
-with structlog.contextvars.bound_contextvars(batch=7):
-    log.info("events.folded", events=3)
-log.debug("unit.detail")
-log.warning("unit.odd", text="two\\nlines")
-try:
-    1 / 0
-except ZeroDivisionError:
-    log.exception("unit.failed")
-logging.getLogger("library").info("chatter")
-logging.getLogger("library").warning("heed %s", "this")
-"""
+library = logging.getLogger("library")
+
+
+def work() -> None:
+    """Log what a unit of work logs."""
+    logs.configure(Settings.load())
+    with structlog.contextvars.bound_contextvars(batch=7):
+        log.info("events.folded", events=3)
+    log.debug("unit.detail")
+    log.warning("unit.odd", text="two\nlines")
+    fail()
+    library.info("chatter")
+    library.warning("heed %s", "this")
+
+
+def fail() -> None:
+    """Log an error with where it came from."""
+    try:
+        int("no number")
+    except ValueError:
+        log.exception("unit.failed")
+
+
+def work_without_log() -> None:
+    """Log to a standard error that takes nothing, before and after the set-up."""
+    UNWRITABLE[sys.argv[2]]()
+    log.error("before.configured")
+    library.error("before %s", "configured")
+    logs.configure(Settings.load())
+    for _ in range(3):
+        log.error("unit.done", text="x" * LINE_CHARACTERS)
+        library.error("heed %s", "this")
+        library.error("heed %s %s", "this")
+    fail()
+    print("worked on")  # noqa: T201 - what the test reads
+
+
+def work_without_reader() -> None:
+    """Log more than a pipe holds, and once more when the test has read that."""
+    logs.configure(Settings.load())
+    for _ in range(LINES):
+        log.error("unit.done", text="x" * LINE_CHARACTERS)
+    print("done", flush=True)  # noqa: T201 - what the test reads
+    sys.stdin.read()
+    log.error("unit.last")
+
+
+def _pipe_without_reader() -> None:
+    reads, writes = os.pipe()
+    os.dup2(writes, 2)
+    os.close(reads)
+
+
+UNWRITABLE = {
+    "full": lambda: os.dup2(os.open("/dev/full", os.O_WRONLY), 2),
+    "no reader": _pipe_without_reader,
+    "descriptor closed": lambda: os.close(2),
+    "stream closed": sys.stderr.close,
+    "none": lambda: setattr(sys, "stderr", None),
+}
 
 
 def said(**settings: str) -> Ran:
     """Return what a process says whose settings are these."""
-    return python("tests.test_logs", settings=settings)
+    return python("tests.test_logs", "work", settings=settings)
 
 
 ROW = "a-buyer@example.com"
@@ -70,10 +120,7 @@ def log_driver_errors() -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] == ["driver"]:
-        log_driver_errors()
-    else:
-        exec(PROGRAM)  # noqa: S102 - this file is its own small process
+    globals()[sys.argv[1]]()
 
 
 def test_json() -> None:
@@ -86,7 +133,7 @@ def test_json() -> None:
     assert (lines[0]["batch"], lines[0]["events"], lines[0]["level"]) == (7, 3, "info")
     assert all(line["timestamp"].endswith("Z") for line in lines)
     assert "batch" not in lines[1]
-    assert "ZeroDivisionError" in lines[2]["exception"]
+    assert "ValueError" in lines[2]["exception"]
     assert (lines[3]["level"], lines[3]["logger"]) == ("warning", "library")
 
 
@@ -114,7 +161,7 @@ def test_console() -> None:
 @pytest.mark.integration
 def test_no_row_of_a_drivers_error(database_url: str) -> None:
     """What the driver says of a COPY that was canceled quotes the row: only the kind and the place are logged."""
-    ran = python("tests.test_logs", "driver", settings={"DATABASE_URL": database_url})
+    ran = python("tests.test_logs", "log_driver_errors", settings={"DATABASE_URL": database_url})
 
     lines = [msgspec.json.decode(line) for line in ran.err.splitlines()]
     assert ran.code == 0, ran.err
@@ -128,3 +175,70 @@ def test_no_row_of_a_drivers_error(database_url: str) -> None:
     assert all("psycopg.errors.QueryCanceled" in line["exception"] for line in lines[:4])
     assert all("copy_a_row" in line["exception"] for line in lines[:4])
     assert ROW not in ran.err
+
+
+# ---- Logging never stops work ----
+
+
+@pytest.mark.parametrize("form", ["json", "console"])
+@pytest.mark.parametrize("case", UNWRITABLE)
+def test_unwritable(case: str, form: str) -> None:
+    """Where standard error takes no line, each call to log returns all the same, before and after the set-up."""
+    ran = python("tests.test_logs", "work_without_log", case, settings={"PAYFOLD_LOG_FORMAT": form})
+
+    assert (ran.code, ran.out) == (0, "worked on\n")
+
+
+def test_reader_stops() -> None:
+    """A reader that stops reading does not stop the work; when it reads again, it learns how many lines it missed."""
+    reads, writes = os.pipe()
+    command = [sys.executable, "-m", "tests.test_logs", "work_without_reader"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, env=environment({}), stdin=pipe, stdout=pipe, stderr=writes) as running:
+        os.close(writes)
+        assert running.stdout is not None
+        assert running.stdin is not None
+        if not select.select([running.stdout], [], [], SECONDS_MAX)[0]:
+            running.kill()
+        assert running.stdout.readline() == b"done\n"
+        with os.fdopen(reads, "rb", buffering=0) as log_lines:
+            text = drain(log_lines)
+            running.stdin.close()
+            text += log_lines.readall()
+        assert running.wait(SECONDS_MAX) == 0
+
+    whole, torn = [], 0
+    for line in text.splitlines():
+        try:
+            whole.append(msgspec.json.decode(line))
+        except msgspec.DecodeError:
+            torn += 1
+    written = [line["event"] for line in whole]
+    assert torn <= 1
+    assert written[-2:] == ["unit.last", "log.lines_lost"]
+    assert written.count("unit.done") + whole[-1]["lines"] == LINES
+    assert PIPE_BYTES // LINE_CHARACTERS - 1 <= written.count("unit.done") <= PIPE_BYTES // LINE_CHARACTERS
+
+
+def drain(pipe: FileIO) -> bytes:
+    """Return what *pipe* holds now."""
+    os.set_blocking(pipe.fileno(), False)
+    text = b""
+    while (read := pipe.read(PIPE_BYTES)) is not None:
+        text += read
+    os.set_blocking(pipe.fileno(), True)
+    return text
+
+
+def test_seldom() -> None:
+    """Of a kind one line a second is let through, the first at once, and each has the number of those left out."""
+    now = 0.0
+    seldom = logs.Seldom(seconds=1.0, now=lambda: now)
+    first = [seldom.left_out("slow") for _ in range(1000)]
+    other = seldom.left_out("large")
+    now = 1.0
+    second = [seldom.left_out("slow") for _ in range(2)]
+    now = 2.5
+
+    assert (first, other) == ([0] + [None] * 999, 0)
+    assert (second, seldom.left_out("slow"), seldom.left_out("large")) == ([999, None], 1, 0)

@@ -128,7 +128,7 @@ def test_ends_with_its_parent() -> None:
 
 
 def test_ends_without_its_parent() -> None:
-    """A process whose parent is gone before it asks to end with it ends too."""
+    """A process ends, too, if its parent had ended before it asked to end with it."""
     command = [sys.executable, "-m", "tests.test_stopping", "be_child", "1"]
     running = subprocess.Popen(command, env=environment({}), stdout=subprocess.DEVNULL)
 
@@ -136,7 +136,7 @@ def test_ends_without_its_parent() -> None:
 
 
 def is_running(process: int) -> bool:
-    """Say whether a process is there and not only waits to be reaped."""
+    """Return whether a process runs, and does not only wait to be reaped."""
     try:
         with open(f"/proc/{process}/stat") as stat:  # noqa: PTH123 - no more than a line
             return stat.read().rpartition(")")[2].split()[0] != "Z"

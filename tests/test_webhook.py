@@ -18,7 +18,7 @@ import httpx
 import psycopg
 import pytest
 
-from api.__main__ import HEAD_BYTES_MAX, BoundedHttp
+from api.__main__ import HEAD_BYTES_MAX, HEADERS_MAX, PIPELINED_MAX, URL_BYTES_MAX, BoundedHttp
 from api.webhook import BODY_BYTES_MAX
 from deploy.sandbox.account import Account
 from deploy.sandbox.delivery import PERFECT, deliver, plan
@@ -228,8 +228,13 @@ def test_wrong_method(shared: Web, method: str) -> None:
 
 
 def head(*more: bytes) -> bytes:
-    """Return the beginning of a post with *more* headers."""
-    return b"\r\n".join([b"POST /webhooks/stripe HTTP/1.1", b"Host: payfold", *more, b"", b""])
+    """Return the beginning of a post with *more* headers, which may turn out to be signed."""
+    return b"\r\n".join([b"POST /webhooks/stripe HTTP/1.1", b"Host: payfold", claim(), *more, b"", b""])
+
+
+def claim() -> bytes:
+    """Return a signature of now that matches no body."""
+    return b"Stripe-Signature: t=%d,v1=%b" % (time.time(), b"0" * 64)
 
 
 def test_announced_too_large(shared: Web) -> None:
@@ -407,7 +412,8 @@ def posted(body: bytes) -> bytes:
     """Return the bytes of a delivery whose connection ends with its answer."""
     signature = signed(body)["Stripe-Signature"].encode()
     length = b"Content-Length: %d" % len(body)
-    return head(b"Stripe-Signature: " + signature, length, b"Connection: close") + body
+    lines = [b"POST /webhooks/stripe HTTP/1.1", b"Host: payfold", b"Stripe-Signature: " + signature, length]
+    return b"\r\n".join([*lines, b"Connection: close", b"", b""]) + body
 
 
 def test_one_statement(web: Web) -> None:
@@ -556,11 +562,12 @@ def process(environment: Mapping[str, str], log: Path) -> Iterator[str]:
         )
     try:
         base_url = f"http://127.0.0.1:{port}"
-        until(lambda: running.poll() is not None or is_up(base_url))
+        # Several processes import everything, on a machine that may be busy.
+        until(lambda: running.poll() is not None or is_up(base_url), 90)
         yield base_url
     finally:
         running.terminate()
-        assert running.wait(20) in (0, -signal.SIGTERM), log.read_text()
+        assert running.wait(30) in (0, -signal.SIGTERM), log.read_text()
 
 
 def is_up(base_url: str) -> bool:
@@ -574,3 +581,82 @@ def is_up(base_url: str) -> bool:
 def poison(body: bytes) -> bytes:
     """Return *body* under the id that PostgreSQL will not have."""
     return body.replace(b"evt_1", b"evt_poison")
+
+
+# ---- Every connection ends ----
+
+
+def test_head_in_one_read(shared: Web) -> None:
+    """A head of 200,000 bytes is refused as well where it comes whole."""
+    answer = shared.send_raw(head(*[b"X-More: " + b"x" * 20_000] * 10, b"Content-Length: 0")).answer()
+
+    assert answer.startswith(b"HTTP/1.1 431 ")
+    assert b"urn:payfold:problem:head_too_large" in answer
+
+
+@pytest.mark.parametrize(
+    ("sent", "reason"),
+    [
+        (head(*[b"X: y"] * (HEADERS_MAX + 1)), b"431 Refused.*head_too_large"),
+        (b"GET /v1/orders?%b HTTP/1.1\r\nHost: payfold\r\n\r\n" % (b"x" * URL_BYTES_MAX), b"414 Refused.*url_too_long"),
+        (b"GET /health/live HTTP/1.1\r\nHost: payfold\r\nbad header\r\n\r\n", b"400 Refused.*not_http"),
+    ],
+    ids=["many headers", "long address", "not HTTP"],
+)
+def test_odd_heads(shared: Web, sent: bytes, reason: bytes) -> None:
+    """A head with too many headers, too long an address or no form is refused with its reason."""
+    answer = shared.send_raw(sent).answer()
+
+    assert re.search(reason, answer, re.DOTALL)
+    assert b"connection: close" in answer
+
+
+def test_endless_trailers(shared: Web) -> None:
+    """What follows the last chunk of a body is bounded as the head is."""
+    chunked = b"POST /health/live HTTP/1.1\r\nHost: payfold\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n"
+    raw = shared.send_raw(chunked)
+
+    send_without_end(raw, b"X-More: y\r\n" * 1000, HEAD_BYTES_MAX + BYTES_BETWEEN_MAX)
+
+
+def test_many_pipelined(shared: Web) -> None:
+    """A client that sends requests without reading an answer cannot make them wait in memory without end."""
+    many = b"GET /v1/orders HTTP/1.1\r\nHost: payfold\r\n\r\n" * 5000
+    answers = shared.send_raw(many).answer()
+
+    assert answers.count(b"HTTP/1.1 ") <= PIPELINED_MAX + 2
+
+
+class ImpatientHttp(HastyHttp):
+    """Waits a tenth of a second for a client to read its answer, too, and has room for two connections."""
+
+    send_seconds_max = 0.1
+    connections_max = 2
+
+
+def test_blank_lines_between_requests(database_url: str, redis_url: str) -> None:
+    """A client that sends blank lines between two requests does not hold its connection."""
+    with serving(settings_of(database_url, redis_url), http=HastyHttp) as web:
+        raw = web.send_raw(b"GET /health/live HTTP/1.1\r\nHost: payfold\r\n\r\n")
+        assert raw.connection.recv(65_536).startswith(b"HTTP/1.1 200 ")
+        raw.connection.sendall(b"\r\n")
+        assert raw.answer().startswith(b"HTTP/1.1 408 ")
+
+
+def test_unread_answers(database_url: str, redis_url: str) -> None:
+    """A client that does not read its answers does not hold its connection."""
+    with serving(settings_of(database_url, redis_url), http=ImpatientHttp) as web:
+        raw = web.send_raw()
+        page = b"GET /openapi.json HTTP/1.1\r\nHost: payfold\r\n\r\n"
+        send_without_end(raw, page, BYTES_BETWEEN_MAX)
+
+
+def test_many_connections(database_url: str, redis_url: str) -> None:
+    """Beyond so many connections the next one is sent away, and taken again once one of them has ended."""
+    with serving(settings_of(database_url, redis_url), http=ImpatientHttp) as web:
+        web.client.close()
+        first, second = web.send_raw(head()[:10]), web.send_raw(head()[:10])
+        third = web.send_raw()
+        assert third.answer().startswith(b"HTTP/1.1 503 ")
+        assert [raw.answer()[:13] for raw in (first, second)] == [b"HTTP/1.1 408 "] * 2
+        until(lambda: web.send_raw(head(b"Content-Length: 0", b"Connection: close")).answer()[9:12] == b"400")

@@ -147,19 +147,25 @@ class Raw:
 
 
 @contextmanager
-def serving_many(services: Services) -> Iterator[Web]:
-    """Serve for all tests of a file that leave nothing behind, on a database of their own."""
+def migrated_database(services: Services) -> Iterator[str]:
+    """Make a database for all tests of a file, and return its URL."""
     name = f"payfold_web_{secrets.token_hex(4)}"
     with psycopg.connect(services.database_url, autocommit=True) as connection:
         connection.execute(SQL("CREATE DATABASE {}").format(Identifier(name)))
     database_url = urlsplit(services.database_url)._replace(path=f"/{name}").geturl()
     try:
         upgrade(database_url)
-        with serving(settings_of(database_url, services.redis_url)) as web:
-            yield web
+        yield database_url
     finally:
         with psycopg.connect(services.database_url, autocommit=True) as connection:
             connection.execute(SQL("DROP DATABASE {} WITH (FORCE)").format(Identifier(name)))
+
+
+@contextmanager
+def serving_many(services: Services) -> Iterator[Web]:
+    """Serve for all tests of a file that leave nothing behind, on a database of their own."""
+    with migrated_database(services) as database_url, serving(settings_of(database_url, services.redis_url)) as web:
+        yield web
 
 
 @contextmanager
@@ -169,9 +175,15 @@ def serving(
     http: type[BoundedHttp] = BoundedHttp,
     body_seconds_max: float = 10,
     answer_seconds_max: float = 10,
+    request_seconds_max: float = 60,
 ) -> Iterator[Web]:
     """Serve the application as its own process would, in a thread and on a free port."""
-    application = app.create(settings, body_seconds_max=body_seconds_max, answer_seconds_max=answer_seconds_max)
+    application = app.create(
+        settings,
+        body_seconds_max=body_seconds_max,
+        answer_seconds_max=answer_seconds_max,
+        request_seconds_max=request_seconds_max,
+    )
     options = server_options(settings) | {"http": http}
     with socket.create_server(("127.0.0.1", 0)) as listening:
         server = uvicorn.Server(uvicorn.Config(application, **options))

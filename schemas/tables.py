@@ -166,6 +166,7 @@ pending = Table(
     _moment("due_at"),
     Column("cause", Text),
     Column("reason", Text),
+    _one_of("cause", CAUSES),
 )
 
 mentions = Table(
@@ -190,6 +191,7 @@ outcomes = Table(
     # The code of *reason*, one of ``CAUSES``; null where it was folded, and where a release before kept none.
     Column("cause", Text),
     _one_of("state", OUTCOMES),
+    _one_of("cause", CAUSES),
     # The clock looks for outcomes of an older fold version.
     Index("outcomes_fold_version", "fold_version", "seq"),
     # How much is parked, and what waits for an archive.

@@ -20,6 +20,19 @@ ALTER TABLE stripe_jobs
 ALTER TABLE anomalies ADD COLUMN object_id text;
 UPDATE anomalies SET object_id = CASE WHEN subject = 'balance' THEN split_part(subject_id, ' ', 1) ELSE subject_id END;
 
+ALTER TABLE outcomes ADD CONSTRAINT cause_is_known CHECK (
+    cause IN (
+        'fold_failed', 'object_unexpected', 'payload_archived', 'payload_unreadable', 'row_refused', 'set_aside',
+        'thin_event', 'type_unwanted', 'database_refused', 'database_busy', 'machine_short'
+    )
+);
+ALTER TABLE pending ADD CONSTRAINT cause_is_known CHECK (
+    cause IN (
+        'fold_failed', 'object_unexpected', 'payload_archived', 'payload_unreadable', 'row_refused', 'set_aside',
+        'thin_event', 'type_unwanted', 'database_refused', 'database_busy', 'machine_short'
+    )
+);
+
 -- The code of what was parked under a release that kept only the text. What was ignored may be millions of rows, and
 -- nothing asks for its code.
 UPDATE outcomes SET cause = CASE

@@ -18,7 +18,7 @@ from worker import clock
 from worker.process import Made, run
 from worker.watchdog import Limits
 
-LIMITS: Final = Limits(look=0.2, deaf=4.0, intervals=1.0)
+LIMITS: Final = Limits(look=0.2, deaf=3.0, intervals=1.0)
 
 
 class DeafChannel(broker.Channel):

@@ -437,7 +437,7 @@ def test_the_clock_outlasts_its_broker(
 
 
 def test_a_daily_message_is_sent_when_the_broker_is_back(own_valkey: Valkey, engine: Engine) -> None:
-    """What comes once a day and met no broker is sent later, once; what comes at an interval is sent at its next time."""
+    """What comes once a day and met no broker is sent later, once; the rest is sent again at its next time."""
     seldom = dict.fromkeys(("PAYFOLD_SWEEP_SECONDS", "PAYFOLD_EXPIRE_SECONDS"), "3600")
     settings = Settings.load({"REDIS_URL": own_valkey.url, "PAYFOLD_RECONCILE_AT": "03:30", **seldom})
     celery = app.create(settings, engine)

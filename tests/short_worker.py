@@ -18,13 +18,13 @@ from worker import clock
 from worker.process import Made, run
 from worker.watchdog import Limits
 
-LIMITS: Final = Limits(look=0.2, deaf=4.0, intervals=1.0)
+LIMITS: Final = Limits(look=0.2, deaf=3.0, intervals=1.0)
 
 
 class DeafChannel(broker.Channel):
     """A channel that soon asks Redis for nothing any more: the read is swallowed, and the process goes on."""
 
-    ASKS: ClassVar[int] = 2
+    asks_max: ClassVar[int] = 2
     deaf_max: ClassVar[int] = 1
     deaf: ClassVar[list[object]] = []
     asked: ClassVar[dict[object, int]] = {}
@@ -34,7 +34,7 @@ class DeafChannel(broker.Channel):
             self.deaf.append(self)
         if self in self.deaf:
             self.asked[self] = self.asked.get(self, 0) + 1
-            if self.asked[self] > self.ASKS:
+            if self.asked[self] > self.asks_max:
                 return
         super()._brpop_start(timeout)  # type: ignore[misc]  # private, and so not in the stubs
 
@@ -55,7 +55,7 @@ class Stuck(schedule):
 
 def _start_worker(made: Made, asked: argparse.Namespace) -> int:
     if asked.deaf:
-        DeafChannel.deaf_max = asked.deaf
+        DeafChannel.deaf_max, DeafChannel.asks_max = asked.deaf, asked.asks
         made.app.conf.broker_transport = DeafTransport
     return worker.start(made, LIMITS._replace(shut_down=asked.shut_down, end=asked.end))
 
@@ -72,6 +72,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("process", choices=["worker", "clock"])
     parser.add_argument("--deaf", type=int, default=0, help="So many consumers of each process go deaf.")
+    parser.add_argument("--asks", type=int, default=2, help="How often each of them asks before.")
     parser.add_argument("--stuck", action="store_true", help="The clock stands still.")
     parser.add_argument("--shut-down", type=float, default=20.0)
     parser.add_argument("--end", type=float, default=28.0)

@@ -13,7 +13,7 @@ from functools import partial
 from typing import Final
 
 import structlog
-from celery.signals import worker_shutting_down
+from celery.signals import worker_ready, worker_shutting_down
 
 from schemas import broker, stopping
 from schemas.broker import FOLD_QUEUE, STRIPE_QUEUE
@@ -87,6 +87,7 @@ def _look_after(made: Made, limits: Limits, queues: tuple[str, ...]) -> None:
     jobs = app.periodic(made.app, *queues)
     timer = Timer(made.turns, jobs, silent_seconds=limits.intervals * jobs[0].every)
     dog = Watchdog(made.turns, broker.ear, broker.redis(made.settings), deaf_seconds=limits.deaf)
+    worker_ready.connect(dog.attend, weak=False)
     broker.ear.note()
     watchdog.start("timer", timer.look, every=limits.look)
     watchdog.start("watchdog", dog.look, every=limits.look)

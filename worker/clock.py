@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import structlog
 from celery import beat
+from celery.schedules import crontab
 from celery.signals import beat_init
 
 from schemas import broker, stopping
@@ -29,11 +30,17 @@ class Timetable(beat.Scheduler):
     """Celery's scheduler, but it sends each message in bounded time, and notes when it last looked."""
 
     looked_at = time.monotonic()
-    _is_away = False
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - Celery's own
+        self._is_away = False
+        self._unsent: dict[str, beat.ScheduleEntry] = {}
+        super().__init__(*args, **kwargs)
 
     def tick(self, *args: Any, **kwargs: Any) -> float:  # noqa: ANN401 - Celery's own
         """Send what is due, and return in how many seconds to look again."""
         try:
+            for entry in tuple(self._unsent.values()):
+                self.apply_entry(entry)
             return super().tick(*args, **kwargs)
         finally:
             type(self).looked_at = time.monotonic()
@@ -43,8 +50,14 @@ class Timetable(beat.Scheduler):
         """Nothing: a message takes a connection from the pool, and Celery's own would wait for the broker for good."""
 
     def apply_entry(self, entry: beat.ScheduleEntry, producer: object = None) -> None:  # noqa: ARG002 - Celery's own
-        """Send the message of *entry*; if the broker does not take it, the next one is sent at its time."""
+        """Send the message of *entry*.
+
+        If the broker does not take it the next one is sent at its time; one that comes once a day is sent at each look.
+        """
         is_away = not broker.send(self.app, str(entry.task), **(entry.options or {}))
+        self._unsent.pop(str(entry.name), None)
+        if is_away and isinstance(entry.schedule, crontab):
+            self._unsent[str(entry.name)] = entry
         if is_away != self._is_away:
             self._is_away = is_away
             _log.warning("broker.away") if is_away else _log.info("broker.back")

@@ -10,10 +10,10 @@ import os
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Final, NamedTuple, NoReturn
+from typing import Any, Final, NamedTuple, NoReturn
 
 import structlog
-from kombu.asynchronous import get_event_loop
+from kombu.asynchronous import Hub
 from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
@@ -71,6 +71,7 @@ class Watchdog:
         self._heard_at = time.monotonic()
         self._redis_back_at: float | None = None
         self._has_reconnected = False
+        self._hub: Hub | None = None
 
     def look(self) -> None:
         """Let a deaf consumer connect again, and end the process of one that stays deaf."""
@@ -96,7 +97,16 @@ class Watchdog:
         if silent >= self._deaf_seconds and not self._has_reconnected:
             self._has_reconnected = True
             _log.warning("consumer.deaf", seconds=round(silent), act="connects again")
-            _reconnect()
+            self._reconnect()
+
+    def attend(self, sender: Any, **_: object) -> None:  # noqa: ANN401 - Celery's consumer, once it is ready
+        """Remember the consumer, whose event loop stays the same however often it connects."""
+        self._hub = sender.hub
+
+    def _reconnect(self) -> None:
+        # Without a loop the consumer has not connected yet, and is trying to.
+        if self._hub is not None:
+            self._hub.call_soon(_lose_connection)
 
     def _is_redis_there(self) -> bool:
         try:
@@ -107,13 +117,6 @@ class Watchdog:
     def _end(self, silent: float) -> NoReturn:
         _log.error("consumer.deaf_for_good", seconds=round(silent), act="ends its process", exit=DEAF_EXIT)
         os._exit(DEAF_EXIT)
-
-
-def _reconnect() -> None:
-    hub = get_event_loop()
-    # Without one the consumer is connecting just now.
-    if hub is not None:
-        hub.call_soon(_lose_connection)
 
 
 def _lose_connection() -> NoReturn:

@@ -769,4 +769,4 @@ def test_no_room(shop: Engine, folder: Path, tmp_path: Path, database_url: str) 
     assert count(shop, "events WHERE payload IS NULL") == 0
     (part,) = archive.plan(shop, before=LATER)
     with pytest.raises(ConfigurationError, match="bytes left"):
-        archive.require_room([part] * 10**9, folder)
+        archive.require_room([part] * 10**7, folder)

@@ -51,7 +51,7 @@ def bounded(engine: Engine, bounds: Bounds) -> Engine:
 
 @contextmanager
 def reading(engine: Engine) -> Iterator[Connection]:
-    """Open a transaction that ends soon, whatever another session holds and whatever the network does.
+    """Open a transaction that is bounded in time, also behind another session's lock or a silent network.
 
     Raises:
         DatabaseAway: PostgreSQL does not answer, or not in time.
@@ -280,7 +280,7 @@ def _world(row: Any) -> tuple[str, bool, str]:  # noqa: ANN401 - a row's mapping
 
 
 def _broken_chains(connection: Connection, customer: str) -> set[tuple[str, bool, str]]:
-    """Return the balances, each by its world and its name, whose ledger has a gap."""
+    """Return the balances with a gap in their ledger, each by its world and its name."""
     anomalies = tables.anomalies
     query = select(anomalies.c.account, anomalies.c.livemode, anomalies.c.subject_id).where(
         anomalies.c.kind == "broken_chain", anomalies.c.resolved_at.is_(None), anomalies.c.object_id == customer

@@ -1,4 +1,4 @@
-"""Threads that nobody waits for: one that fails is logged and goes on, and never ends unseen."""
+"""Threads without a waiter: one that fails is logged and goes on, and never ends unseen."""
 
 import threading
 from collections.abc import Callable
@@ -20,7 +20,7 @@ def start(name: str, work: Callable[[], None], *, restart_seconds: float = RESTA
         while True:
             try:
                 work()
-            except Exception as error:  # noqa: BLE001 - whatever it is, the thread's work is still to be done
+            except Exception as error:  # noqa: BLE001 - for any error the thread's work is still to be done
                 _log.error("thread.failed", thread=name, kind=type(error).__name__)
                 pause.wait(restart_seconds)
             else:

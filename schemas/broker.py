@@ -135,7 +135,7 @@ def celery(settings: Settings) -> Celery:
             "socket_connect_timeout": SOCKET_SECONDS_MAX,
             "socket_keepalive": True,
             "health_check_interval": HEALTH_SECONDS,
-            # Of whoever sends a message: a consumer tries for as long as it takes.
+            # For senders of messages: a consumer tries for as long as it takes.
             "max_retries": 1,
             "interval_start": 0,
             "interval_step": 0.2,
@@ -166,7 +166,7 @@ def send(app: Celery, task: str, **options: Any) -> bool:  # noqa: ANN401 - Cele
     """
     try:
         app.send_task(task, retry=False, **options)
-    except Exception as error:  # noqa: BLE001 - whatever it is, the work that sends it is done
+    except Exception as error:  # noqa: BLE001 - for any error the work that sends it is done
         _log.info("broker.message_lost", task=task, kind=type(error).__name__)
         return False
     return True

@@ -10,8 +10,8 @@ Note [A silent connection is ended from outside]
     thread that waits for it gets an error, and the connection is thrown away.
 
 Note [A connection in doubt is thrown away]
-    A session that was opened while the server was read-only may stay so, and one whose statement was canceled may be
-    about to be. Only an error that judges the data leaves its connection in the pool.
+    A session that was opened while the server was read-only may stay so, and one with a canceled statement may be about
+    to be. Only an error that judges the data leaves its connection in the pool.
 """
 
 import os
@@ -98,7 +98,7 @@ def engine(database_url: str, *, connections_max: int = 5, pool_seconds_max: flo
 def transaction(of: Engine, bounds: Bounds | None = None) -> Iterator[Connection]:
     """Open one transaction, committed at the end and rolled back on an error.
 
-    With *bounds* PostgreSQL ends what takes too long, and where PostgreSQL says nothing at all, this process does.
+    With *bounds* PostgreSQL ends what takes too long, and where PostgreSQL is silent, this process does.
 
     Raises:
         DatabaseAway: when PostgreSQL does not answer, goes away meanwhile, or takes no writes.
@@ -131,7 +131,7 @@ def _connected(of: Engine) -> Iterator[Connection]:
     while True:
         with of.connect() as connection:
             if not _is_alive(connection):
-                # What is idle beside it is as old: one silent connection is waited for, and not each in turn.
+                # The other idle ones are as old: one silent connection is waited for, and not each in turn.
                 connection.invalidate()
                 of.dispose()
                 continue
@@ -200,7 +200,7 @@ class _Watch:
 
 
 def _shut_down(driver: Driver) -> None:
-    """End both directions of the connection's socket, whoever waits for it."""
+    """End both directions of the connection's socket."""
     with suppress(OSError, DriverError), socket.socket(fileno=os.dup(driver.pgconn.socket)) as ours:
         ours.shutdown(socket.SHUT_RDWR)
 
@@ -219,7 +219,7 @@ os.register_at_fork(after_in_child=_watch_anew)
 def shut_down_connections() -> int:
     """Shut down the socket of every connection that is in a transaction here, and return how many those are.
 
-    Whoever waits for one gets ``DatabaseAway``: for a process that has to end.
+    A thread that waits for one gets ``DatabaseAway``: for a process that has to end.
     """
     return _watch.shut_down_all()
 
@@ -244,7 +244,7 @@ _STATES_OF_AWAY: Final = ("08", "25006", "53300", "57P01", "57P02", "57P03", "57
 
 
 def is_away(error: BaseException) -> bool:
-    """Tell whether *error* says that the server is gone or takes no writes, rather than that the work was wrong."""
+    """Return whether the server is gone or takes no writes, rather than the work being wrong."""
     cause = _cause(error)
     if not isinstance(cause, psycopg.Error):
         return False
@@ -259,7 +259,7 @@ _CLASSES_OF_DATA: Final = ("22", "23", "54")
 
 
 def is_fault_of_data(error: BaseException) -> bool:
-    """Tell whether the same data would fail again.
+    """Return whether the same data would fail again.
 
     What the driver refuses to send has no SQLSTATE, and is the data's fault where the connection is good.
     """
@@ -276,7 +276,7 @@ _STATES_OF_BUSY: Final = ("40", "53", "55", "57")
 
 
 def is_busy(error: BaseException) -> bool:
-    """Tell whether *error* says that PostgreSQL could not do it now, rather than not at all."""
+    """Return whether PostgreSQL could not do it now, rather than not at all."""
     cause = _cause(error)
     return isinstance(cause, psycopg.Error) and (cause.sqlstate or "").startswith(_STATES_OF_BUSY)
 

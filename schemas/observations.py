@@ -181,14 +181,14 @@ def news(cursor: Cursor, deliveries: Sequence[Delivery]) -> list[Delivery]:
     return [
         delivery
         for number, delivery in enumerate(deliveries)
-        if number not in known or not _tells_all(known[number], _object(delivery.envelope.payload))
+        if number not in known or not _holds_all(known[number], _object(delivery.envelope.payload))
     ]
 
 
-def _tells_all(known: Mapping[str, Any] | bytes, told: Mapping[str, Any] | bytes) -> bool:
-    if isinstance(known, bytes) or isinstance(told, bytes):
-        return known == told
-    return all(key in known and known[key] == value for key, value in told.items())
+def _holds_all(known: Mapping[str, Any] | bytes, new: Mapping[str, Any] | bytes) -> bool:
+    if isinstance(known, bytes) or isinstance(new, bytes):
+        return known == new
+    return all(key in known and known[key] == value for key, value in new.items())
 
 
 def _object(payload: bytes) -> Mapping[str, Any] | bytes:

@@ -54,7 +54,7 @@ CAUSES: Final = (
     "database_busy",
     "machine_short",
 )
-"""Why an event has the state that it has, for programs; its ``reason`` says it to people."""
+"""Why an event has the state that it has, for programs; its ``reason`` is for people."""
 ORDER_STATUSES: Final = ("open", "processing", "paid", "failed", "expired", "complete")
 CALL_PURPOSES: Final = ("expire", "session", "ledger", "credit_note", "object", "event")
 RECONCILED: Final = ("ok", "drift")
@@ -571,7 +571,7 @@ anomalies = Table(
     _moment("as_of", nullable=False),
     _moment("seen_at", nullable=False),
     _moment("resolved_at"),
-    # The object whose events the row is folded from: of a balance, its customer.
+    # The object from the events of which the row is folded: for a balance, its customer.
     Column("object_id", Text),
     PrimaryKeyConstraint("account", "livemode", "id"),
     # A batch asks what is in force for the objects that it folds.

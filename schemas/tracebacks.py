@@ -6,14 +6,14 @@ import traceback
 
 import structlog
 
-# Whose errors quote the row that a statement failed at.
+# Their errors quote the row that a statement failed at.
 _DRIVERS = {"psycopg", "sqlalchemy"}
 
 
 def format_exception(
     _logger: object, _method: str, line: structlog.typing.EventDict
 ) -> structlog.typing.EventDict:  # fmt: skip
-    """Write an exception out; where the driver has a part in it, without anybody's words."""
+    """Write an exception out; where the driver has a part in it, without messages."""
     given = line.pop("exc_info", None)
     error = given[1] if isinstance(given, tuple) else given if isinstance(given, BaseException) else sys.exc_info()[1]
     if given and error is not None:

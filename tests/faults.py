@@ -1,4 +1,4 @@
-"""Faults of the servers that a worker stands on, and the worker beside them, for the tests of what outlasts them."""
+"""Faults of the servers that a worker needs, and such a worker, for the tests of what outlasts them."""
 
 import os
 import selectors
@@ -53,7 +53,7 @@ class Started:
 
 @contextmanager
 def started(log: Path, module: str, *arguments: str, **settings: str) -> Iterator[Started]:
-    """Run ``python -m`` *module* beside the test, and kill it at the end if it is still there."""
+    """Run ``python -m`` *module* in a process, and kill it at the end if it is still there."""
     with log.open("wb") as stderr:
         process = subprocess.Popen(
             [sys.executable, "-m", module, *arguments],
@@ -119,7 +119,7 @@ def settings_of(redis_url: str) -> Any:  # noqa: ANN401 - settings
 
 
 class Shop:
-    """A shop whose events are recorded, a few at a time, and that no message tells of."""
+    """A shop with events that are recorded a few at a time, without a message."""
 
     def __init__(self, engine: Engine, *, seed: int = 41) -> None:
         self._engine, self._account, self._recorded = engine, Account(seed=seed), 0

@@ -404,7 +404,7 @@ def test_a_long_gap_is_filled_in_steps(at: Stage) -> None:
 
 
 def test_a_full_window_is_left_between_its_pages(at: Stage) -> None:
-    """A job whose slice is over is left after the page at hand, and comes to its end in further rounds all the same."""
+    """A job at the end of its slice is left after the page at hand, and is finished in further rounds."""
     for _ in range(250):
         at.account.complete(at.account.open_session())
         at.account.open_session()
@@ -421,8 +421,8 @@ def test_a_full_window_is_left_between_its_pages(at: Stage) -> None:
             is_more = run_once(desk).is_more
             assert len(at.api.calls) - before <= calls_max
         assert 5 < rounds < 200
-    assert at.rows("SELECT count(*) AS told FROM inbox WHERE source <> 'observation'") == [
-        {"told": sum(event.type in gaps.wanted_types() for event in wanted)}
+    assert at.rows("SELECT count(*) AS events FROM inbox WHERE source <> 'observation'") == [
+        {"events": sum(event.type in gaps.wanted_types() for event in wanted)}
     ]
     assert at.rows("SELECT count(*) AS found FROM inbox WHERE source = 'observation'") == [{"found": 250}]
 

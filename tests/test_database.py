@@ -45,7 +45,7 @@ def _silence_and_ask(way: Way, connection: Connection) -> None:
 
 
 def test_a_silent_connection_in_the_pool_is_found_out(database_url: str) -> None:
-    """A connection that fell silent while nobody used it is asked first, and another one takes its place."""
+    """A connection that fell silent in the pool is asked first, and another one takes its place."""
     with Way(database_url) as way:
         engine = database.engine(way.url, connections_max=1)
         before = pid(engine)
@@ -141,7 +141,7 @@ def test_a_connection_in_doubt_is_thrown_away(engine: Engine, statement: str, *,
 
 
 def test_a_pool_that_is_in_use(database_url: str) -> None:
-    """Where every connection is in use for too long, that is said as such."""
+    """Where every connection is in use for too long, the error names that."""
     engine = database.engine(database_url, connections_max=1, pool_seconds_max=0.05)
     with database.transaction(engine), pytest.raises(DatabaseAway, match="in use"), database.transaction(engine):
         pytest.fail("there is one connection")
@@ -162,7 +162,7 @@ def test_a_fork_leaves_its_parents_connections_alone(database_url: str) -> None:
 
 
 def test_a_thread_that_fails_goes_on() -> None:
-    """A background thread whose work raises is started again until it returns."""
+    """A background thread that raises is started again until it returns."""
     runs: list[int] = []
 
     def work() -> None:

@@ -1,4 +1,4 @@
-"""No process goes deaf, hangs or ends unseen, whatever happens to its broker and its database: each fault once.
+"""No process goes deaf, hangs or ends unseen through its broker or its database: each fault once.
 
 The worker is alone: no clock sends it anything, so that what is folded is found by itself. `--long` has many of each.
 """
@@ -40,7 +40,7 @@ SECONDS_MAX = 40.0
 
 @pytest.fixture
 def shop(engine: Engine) -> Shop:
-    """Return a shop whose events nobody has folded."""
+    """Return a shop with events that are not folded."""
     return Shop(engine)
 
 
@@ -80,7 +80,7 @@ def test_kombu_answers_through_the_method_that_we_watch(redis_url: str) -> None:
 
 
 def test_a_failed_acknowledgement_costs_no_credit(redis_url: str) -> None:
-    """A consumer whose message could not be acknowledged asks for the next one: it would be deaf otherwise."""
+    """A consumer that could not acknowledge its message asks for the next one: it would be deaf otherwise."""
     celery = broker.celery(faults.settings_of(redis_url))
     with celery.connection_for_read() as connection, connection.SimpleQueue("watched") as watched:
         watched.consumer.qos(prefetch_count=1)
@@ -371,7 +371,7 @@ def test_no_row_in_the_log(database_url: str, redis_url: str, log: Path) -> None
 def test_a_worker_that_is_asked_to_stop_ends(
     own_postgres: Postgres, own_valkey: Valkey, log: Path, state: str
 ) -> None:  # fmt: skip
-    """SIGTERM ends the worker with all of its processes, whatever they wait for; here in 5 seconds instead of 28."""
+    """SIGTERM ends the worker with all of its processes in any wait; here in 5 seconds instead of 28."""
     upgrade(own_postgres.url)
     settings = environment(own_postgres.url, own_valkey.url)
     with ExitStack() as stack:
@@ -406,7 +406,7 @@ def children(pid: int) -> list[int]:
 
 
 def is_running(pid: int) -> bool:
-    """Say whether a process is there, and not only waits for its parent's notice."""
+    """Return whether a process is there, and does not only wait for its parent's notice."""
     try:
         return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
     except FileNotFoundError:
@@ -451,7 +451,7 @@ def test_a_daily_message_is_sent_when_the_broker_is_back(own_valkey: Valkey, eng
 
 
 def test_a_clock_without_a_broker_stops(own_valkey: Valkey, database_url: str, log: Path) -> None:
-    """SIGTERM ends a clock whose broker is silent, or away since it began."""
+    """SIGTERM ends a clock with a broker that is silent, or away since it began."""
     settings = environment(database_url, own_valkey.url)
     with started(log, "tests.short_worker", "clock", **settings) as process:
         until(lambda: faults.waiting(own_valkey.url) > 0, SECONDS_MAX)

@@ -2,7 +2,7 @@
 
 About an hour with `--long`; in parts with `-k`, as in `-k "pauses and 3"`. All faults of a run happen to one worker
 with the intervals of production, while messages come as from a web process. No clock runs, so that what a deaf consumer
-misses is found by the worker itself. At the end a table says how long each took; `-n 0 -s` shows it.
+misses is found by the worker itself. At the end a table shows how long each took; `-n 0 -s` shows it.
 """
 
 import random
@@ -57,7 +57,7 @@ class Figure:
 
 @dataclass
 class Stand:
-    """A worker alone on servers of its own, whose database it reaches through a proxy."""
+    """A worker alone on servers of its own, with a proxy before the database."""
 
     postgres: Postgres
     valkey: Valkey
@@ -68,7 +68,7 @@ class Stand:
     figures: list[Figure] = field(default_factory=list)
 
     def outlasts(self, name: str, fault: Callable[[], None]) -> Figure:
-        """Return what came of *fault*, which returns at its end; meanwhile events and messages come."""
+        """Return what came of *fault*, which returns at its end; events and messages come all the time."""
         deaf, lost = (len(self.worker.lines(event)) for event in ("consumer.deaf", "consumer.deaf_for_good"))
         ended = len(self.worker.lines("worker.slot_ended"))
         began = time.monotonic()

@@ -66,7 +66,7 @@ def assert_all_folded(engine: Engine) -> None:
 
 
 def test_a_missing_grant(engine: Engine) -> None:
-    """Events whose table may not be written stay pending with the cause, and their neighbours are folded."""
+    """Events of a table that may not be written stay pending with the cause, and their neighbours are folded."""
     take_a_shop(engine)
     ledger.execute(engine, "REVOKE INSERT, UPDATE ON orders FROM CURRENT_USER")
 
@@ -278,7 +278,7 @@ def _wait_for_locks(engine: Engine, count: int) -> None:
 
 
 def test_a_pending_event_can_be_ignored(engine: Engine) -> None:
-    """An event that waits to be tried again is set aside like a parked one, and its neighbours stay."""
+    """An event that waits to be tried again can be ignored like a parked one, and its neighbours stay."""
     take_a_shop(engine)
     (stuck, *_) = ledger.rows(engine, "SELECT id, object_id FROM inbox WHERE object_type = 'checkout.session'")
     ledger.execute(engine, "REVOKE INSERT, UPDATE ON orders FROM CURRENT_USER")
@@ -416,7 +416,7 @@ def with_codes(value: Any, odd: str) -> Any:  # noqa: ANN401 - JSON
 @example(odd="%20%s%(a)s")
 @example(odd="\U0001f600")
 def test_any_text_in_any_id_leaves_the_neighbours_folded(engine: Engine, odd: str) -> None:
-    """Whatever an id, a currency or a code holds, in every object: the others are folded, and so is the odd one."""
+    """With any text in each id, currency and code of every object, the others are folded, and so is the odd one."""
     ledger.clear(engine)
     healthy = [sample(kind, {}, now=now).payload() for now, kind in enumerate(TYPES, 1)]
     strange = [with_codes(payload, odd) for payload in healthy]

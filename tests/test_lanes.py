@@ -171,7 +171,7 @@ def test_a_lane_that_is_killed_as_it_folds_loses_nothing(engine: Engine, lane: L
 
 
 def test_a_lane_that_hangs_is_killed_and_replaced(engine: Engine, database_url: str) -> None:
-    """A lane that reports nothing for longer than a batch may take holds up nobody: what it was to fold is folded."""
+    """A lane that reports nothing for longer than a batch may take is replaced: its events are folded."""
     with closing(Lane(database_url, report_seconds_max=1)) as lane:
         lane.start()
         hung = pid_of_lane()

@@ -160,7 +160,7 @@ def test_console() -> None:
 
 @pytest.mark.integration
 def test_no_row_of_a_drivers_error(database_url: str) -> None:
-    """What the driver says of a COPY that was canceled quotes the row: only the kind and the place are logged."""
+    """The driver's message about a canceled COPY quotes the row: only the kind and the place are logged."""
     ran = python("tests.test_logs", "log_driver_errors", settings={"DATABASE_URL": database_url})
 
     lines = [msgspec.json.decode(line) for line in ran.err.splitlines()]

@@ -87,20 +87,20 @@ def sold(at: Stage) -> list[str]:
 @pytest.mark.parametrize("value", ODD.values(), ids=ODD.keys())
 def test_an_odd_event_is_recorded_with_its_page(at: Stage, value: bytes) -> None:
     """However odd one event of a page is, it is recorded as it was listed, all others are, and the checkpoint moves."""
-    told = sold(at)
-    make_odd(at, "/v1/events", told[3], noted(value))
+    sent = sold(at)
+    make_odd(at, "/v1/events", sent[3], noted(value))
 
     found = gaps.run_once(at.desk(), since=at.now - timedelta(days=1))
 
-    assert {row["id"] for row in at.rows("SELECT id FROM inbox")} == set(told)
-    assert found.recorded == len(told)
+    assert {row["id"] for row in at.rows("SELECT id FROM inbox")} == set(sent)
+    assert found.recorded == len(sent)
     assert found.failed == []
     assert job(at)["reached_at"] == at.now - gaps.SETTLED
-    ((row,)) = at.rows("SELECT payload, payload_sha256 FROM events WHERE id = :id", id=told[3])
+    ((row,)) = at.rows("SELECT payload, payload_sha256 FROM events WHERE id = :id", id=sent[3])
     assert value in bytes(row["payload"])
     at.fold()
     assert (
-        at.rows("SELECT FROM outcomes JOIN inbox USING (seq) WHERE state <> 'folded' AND id <> :id", id=told[3]) == []
+        at.rows("SELECT FROM outcomes JOIN inbox USING (seq) WHERE state <> 'folded' AND id <> :id", id=sent[3]) == []
     )
 
 
@@ -109,13 +109,13 @@ def test_an_odd_event_is_recorded_with_its_page(at: Stage, value: bytes) -> None
 )
 def test_an_event_with_an_odd_name_is_recorded(at: Stage, old: bytes, new: bytes) -> None:
     """Any text may stand in an id or a code: the page is recorded."""
-    told = sold(at)
+    sent = sold(at)
     odd = next(
-        each.id for each in at.account.events if each.id in told and old in msgspec.json.format(each.body, indent=-1)
+        each.id for each in at.account.events if each.id in sent and old in msgspec.json.format(each.body, indent=-1)
     )
     make_odd(at, "/v1/events", odd, lambda item: item.replace(old, new))
 
-    assert gaps.run_once(at.desk(), since=at.now - timedelta(days=1)).recorded == len(told)
+    assert gaps.run_once(at.desk(), since=at.now - timedelta(days=1)).recorded == len(sent)
 
 
 def test_an_event_is_kept_byte_for_byte(at: Stage) -> None:
@@ -159,12 +159,12 @@ def test_what_has_no_name_is_counted(
     at: Stage, capsys: pytest.CaptureFixture[str], odd: Callable[[bytes], bytes], place: int
 ) -> None:
     """An event without a readable id, type and created is counted and logged; the rest of the page is recorded."""
-    told = sold(at)
-    make_odd(at, "/v1/events", told[place], odd)
+    sent = sold(at)
+    make_odd(at, "/v1/events", sent[place], odd)
 
     found = gaps.run_once(at.desk(), since=at.now - timedelta(days=1))
 
-    assert {row["id"] for row in at.rows("SELECT id FROM inbox")} == set(told) - {told[place]}
+    assert {row["id"] for row in at.rows("SELECT id FROM inbox")} == set(sent) - {sent[place]}
     assert found.counted["unreadable"] == 1
     assert found.failed == []
     assert job(at)["reached_at"] == at.now - gaps.SETTLED
@@ -254,7 +254,7 @@ def test_an_odd_transaction_is_read_with_its_ledger(at: Stage, value: bytes) -> 
     found = fetches.run_once(at.desk())
 
     assert found.counted == {"ledgers": 1}
-    assert at.rows("SELECT count(*) AS told FROM inbox WHERE object_id LIKE 'cbtxn_%'") == [{"told": 3}]
+    assert at.rows("SELECT count(*) AS events FROM inbox WHERE object_id LIKE 'cbtxn_%'") == [{"events": 3}]
     assert at.rows("SELECT FROM stripe_calls") == []
 
 
@@ -267,7 +267,7 @@ def test_a_transaction_without_a_name_is_given_up(at: Stage) -> None:
 
     fetches.run_once(at.desk())
 
-    assert at.rows("SELECT count(*) AS told FROM inbox WHERE object_id LIKE 'cbtxn_%'") == [{"told": 2}]
+    assert at.rows("SELECT count(*) AS events FROM inbox WHERE object_id LIKE 'cbtxn_%'") == [{"events": 2}]
     assert at.rows("SELECT given_up FROM stripe_calls") == [
         {"given_up": "1 of its transactions have no readable id and type."}
     ]
@@ -305,8 +305,8 @@ def test_an_odd_answer_to_an_expire_call_is_recorded(at: Stage) -> None:
 
     assert found.counted == {"expired": 3}
     assert {at.account.expected_status(session) for session in sessions} == {"expired"}
-    assert at.rows("SELECT count(*) AS told FROM inbox WHERE type = 'payfold.checkout.session.observed'") == [
-        {"told": 3}
+    assert at.rows("SELECT count(*) AS events FROM inbox WHERE type = 'payfold.checkout.session.observed'") == [
+        {"events": 3}
     ]
 
 
@@ -348,9 +348,9 @@ def test_an_odd_object_ends_no_comparison(at: Stage, odd: Callable[[bytes], byte
     make_odd(at, "/v1/checkout/sessions", sessions[1], odd)
     make_odd(at, f"/v1/checkout/sessions/{sessions[1]}", sessions[1], odd)
 
-    told = list(audit.audit(at.desk()))
+    sent = list(audit.audit(at.desk()))
 
-    tally = next(each for each in told if isinstance(each, audit.Listed) and each.object == "checkout.session")
+    tally = next(each for each in sent if isinstance(each, audit.Listed) and each.object == "checkout.session")
     assert (tally.listed, tally.different) == (3, 1)
     assert tally.unreadable >= 1
 

@@ -178,7 +178,7 @@ def test_stubborn(procfile: Path) -> None:
 
 
 def test_wait_for_an_end(procfile: Path) -> None:
-    """A process that ends by itself ends the wait, which says how it ended and what it wrote last."""
+    """A process that ends by itself ends the wait, which returns how it ended and what it wrote last."""
     procfile.write_text("web: python program.py web\nworker: python program.py worker brief")
     with Processes({}, procfile=procfile, output=io.StringIO()) as processes:
         ended = processes.wait()

@@ -500,7 +500,7 @@ def test_what_is_folded_between_two_digests_is_in_neither(shop: Engine) -> None:
 
 
 def test_a_proof_names_what_differs(shop: Engine) -> None:
-    """Where the live tables are not what the events say, the table, the row and the column are named."""
+    """Where the live tables are wrong, the table, the row and the column are named."""
     (order,) = run(shop, "SELECT id, amount_total FROM orders WHERE amount_total IS NOT NULL LIMIT 1")
     run(shop, f"UPDATE orders SET amount_total = amount_total + 1 WHERE id = '{order[0]}'")  # noqa: S608 - our own id
 

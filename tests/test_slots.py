@@ -242,7 +242,7 @@ def test_a_slot_that_is_killed_is_forked_again(at: Stage, name: str) -> None:
 
 
 def test_a_slot_that_ends_three_times_ends_the_worker(at: Stage) -> None:
-    """A slot that cannot go on is no secret: the worker ends with 1, with all of its processes, and says why."""
+    """A slot that cannot go on ends the worker with 1, with all of its processes, and a line with the reason."""
     with worker(at) as process:
         until(lambda: len(children(process.pid)) == 2)
         other, _ = children(process.pid)

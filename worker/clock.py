@@ -1,9 +1,9 @@
 """The clock process: ``python -m worker.clock``. It sends messages on time and does no work itself.
 
 Note [A clock that stands still ends]
-    Each message is sent within seconds or is lost, whatever the broker does, and the next look at the timetable comes
-    5 seconds later at most. Should the clock stand still all the same, a thread ends the process with one line, and
-    what started the clock starts it again.
+    Each message is sent within seconds or is lost, and the next look at the timetable comes 5 seconds later at most.
+    Should the clock stand still all the same, a thread ends the process with one line, and what started the clock
+    starts it again.
 """
 
 import os
@@ -21,7 +21,7 @@ from worker import watchdog
 from worker.process import Made, run
 
 STILL_SECONDS_MAX: Final = 60.0
-"""Of standing still, for whatever reason; to send every message to a silent broker takes less."""
+"""Of standing still, for any reason; to send every message to a silent broker takes less."""
 
 _log = structlog.get_logger()
 

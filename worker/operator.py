@@ -135,7 +135,7 @@ def ignore(
     account: str | None = None,
     livemode: bool | None = None,
 ) -> Found:
-    """Set the event *event_id*, which is parked or pending, aside, and return what became of it.
+    """Ignore the event *event_id*, which is parked or pending, from now on, and return what became of it.
 
     Raises:
         ConflictError: it is neither, so the tables rest on it.

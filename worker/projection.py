@@ -170,7 +170,7 @@ def _divide(
 
 
 def failure_of(error: Exception) -> Failure:
-    """Return what *error* says of the events that met it; PostgreSQL's own words could quote them, so none is kept."""
+    """Return why the events failed that met *error*; PostgreSQL's own words could quote them, so none is kept."""
     if isinstance(error, Archived):
         return Failure("payload_archived", str(error), is_of_data=True)
     if isinstance(error, (DBAPIError, database.DriverError)):
@@ -187,8 +187,8 @@ def failure_of(error: Exception) -> Failure:
 def _conclude_alone(engine: Engine, claimed: Claimed, failure: Failure, *, now: datetime, bounds: Bounds | None) -> int:
     """Park the event, or let it be tried again later, unless it is no longer what was *claimed*; return how many.
 
-    A newer rendering may have been recorded meanwhile, or another worker may have folded it: it is claimed again, and
-    what is pending then is compared with what failed.
+    A newer rendering may have been recorded since, or another worker may have folded it: it is claimed again, and what
+    is pending then is compared with what failed.
     """
     with database.transaction(engine, bounds) as connection, database.cursor(connection) as cursor:
         if claim(cursor, limit=1, only=(claimed.event.seq,)) != [claimed]:
@@ -755,7 +755,7 @@ def _note_anomalies(cursor: Cursor, saved: _Saved, now: datetime) -> None:
         for account, livemode, subject, subject_id, anomaly, kind in in_force
         if (row := touched.get((account, livemode, subject, subject_id))) is not None
         and (account, livemode, anomaly) not in held
-        # A row that was only advanced says nothing of what only all its events show.
+        # A row that was only advanced does not show what only all its events show.
         and not (kind in join.SEEN_IN_ALL and row in saved.rows and not saved.rows[row].is_whole)
     ]
     if over:

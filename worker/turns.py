@@ -1,4 +1,4 @@
-"""One job at a time in a process, whoever begins it: a message, or the process's own timer.
+"""One job at a time in a process, begun by a message or by the process's own timer.
 
 Note [What a job raises is logged by its name]
     A driver's message quotes the row that it failed at, and Celery logs what a task raises with its message and its

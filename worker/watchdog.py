@@ -100,7 +100,7 @@ class Watchdog:
             self._reconnect()
 
     def attend(self, sender: Any, **_: object) -> None:  # noqa: ANN401 - Celery's consumer, once it is ready
-        """Remember the consumer, whose event loop stays the same however often it connects."""
+        """Remember the consumer: its event loop stays the same however often it connects."""
         self._hub = sender.hub
 
     def _reconnect(self) -> None:

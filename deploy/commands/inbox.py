@@ -105,7 +105,7 @@ def events_ignore(
     account: AccountOption = None,
     livemode: ModeOption = None,
 ) -> None:
-    """Set a parked or pending event aside, as an observation that replays like everything else."""
+    """Ignore a parked or pending event, by an observation that replays like everything else."""
     from worker import operator
 
     with opened_database() as engine:

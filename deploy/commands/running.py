@@ -289,10 +289,10 @@ def _trouble(
     failure: str,
     failed_at: datetime,
 ) -> str:
-    whose = f"{job} of {account or 'the default account'} ({'live' if livemode else 'test'})"
+    of = f"{job} of {account or 'the default account'} ({'live' if livemode else 'test'})"
     if is_stopped:
-        return f"STOPPED {whose}: {stopped}"
-    return f"FAILING {whose} since {output.shown(failed_at)}: {failure}"
+        return f"STOPPED {of}: {stopped}"
+    return f"FAILING {of} since {output.shown(failed_at)}: {failure}"
 
 
 def _broker_status(settings: Settings) -> str:

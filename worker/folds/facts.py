@@ -38,7 +38,7 @@ class Subject(Struct, frozen=True, order=True, cache_hash=True, array_like=True)
     """What one row is about: its table and its key.
 
     A balance has a *currency* beyond its customer's *id*, since a customer has one in each. *root* names the object
-    whose events the row is folded from, where that is another than *id*.
+    from the events of which the row is folded, where that is another than *id*.
     """
 
     table: str

@@ -77,7 +77,7 @@ LEFT JOIN outcomes AS o USING (seq);
 
 
 def upgrade() -> None:
-    """Add them; what an older release writes meanwhile has no cause, which is read as unknown."""
+    """Add them; outcomes of an older release have no cause, which is read as unknown."""
     op.execute("SET LOCAL lock_timeout = '5s'")
     op.execute(_STATEMENTS)
 

@@ -294,6 +294,36 @@ def test_a_pending_event_can_be_ignored(engine: Engine) -> None:
     assert ledger.rows(engine, "SELECT cause FROM events WHERE state = 'ignored'") == [{"cause": "set_aside"}]
 
 
+@pytest.mark.parametrize(
+    "reason",
+    [
+        b'"NUL \\u0000"',
+        b'"half a pair \\ud800"',
+        b"5",
+        b"[[]]",
+        b"null",
+        b'"a", "reason": "twice"',
+        b"[" * 5_000 + b"]" * 5_000,
+    ],
+    ids=["NUL", "half a pair", "a number", "a list", "null", "twice", "deep"],
+)
+def test_an_odd_word_of_an_operator_stops_nothing(engine: Engine, reason: bytes) -> None:
+    """A replayed observation ignores its event for any reason, however odd, and the neighbours are folded."""
+    take_a_shop(engine)
+    (order, *_) = ledger.rows(engine, "SELECT id FROM inbox WHERE object_type = 'checkout.session'")
+    word = (
+        b'{"id": "obs_1", "object": "event", "type": "payfold.event.ignored", "created": 1, "livemode": false, "data":'
+        b' {"object": {"object": "event", "id": "%s", "reason": %s}}}' % (order["id"].encode(), reason)
+    )
+    ledger.record(engine, [ledger.delivery(word, source="observation")])
+
+    run(engine)
+
+    found = ledger.rows(engine, "SELECT id, state FROM events WHERE state <> 'folded'")
+    assert found == [{"id": order["id"], "state": "ignored"}]
+    assert len(ledger.rows(engine, "SELECT id FROM orders")) == 2
+
+
 def test_a_pending_event_can_be_tried_at_once(engine: Engine) -> None:
     """`events retry` does not wait until the event is due."""
     take_a_shop(engine)

@@ -27,6 +27,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 
 import msgspec
 import structlog
+from msgspec import Struct
 from psycopg import sql
 from psycopg.rows import dict_row
 from sqlalchemy import Engine
@@ -355,10 +356,33 @@ def event_of(delivery: Delivery) -> Event:
     )
 
 
+class _Ignored(Struct):
+    reason: str | None = None
+
+
+class _IgnoredData(Struct):
+    object: _Ignored
+
+
+class _IgnoredEvent(Struct):
+    data: _IgnoredData
+
+
+_decode_ignored = msgspec.json.Decoder(_IgnoredEvent).decode
+
+
 def reason_of(observation: bytes | None) -> str:
-    """Return why an operator has set an event aside, by the *observation* that says so, None where that is archived."""
-    reason = None if observation is None else msgspec.json.decode(observation)["data"]["object"].get("reason")
-    return f"set aside by an operator: {reason}" if reason else "set aside by an operator"
+    """Return why an operator ignores an event, by the *observation* that says so, None where that is archived.
+
+    An observation of a replayed log may hold anything, and sets its event aside all the same.
+    """
+    try:
+        reason = None if observation is None else _decode_ignored(observation).data.object.reason
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        reason = None
+    # PostgreSQL's text holds any character but this one.
+    kept = (reason or "").replace("\0", "")
+    return f"set aside by an operator: {kept}" if kept else "set aside by an operator"
 
 
 def project(

@@ -163,3 +163,16 @@ def until_length(client: "redis.Redis", length: int) -> None:
         if client.llen(broker.FOLD_QUEUE) == length:
             return
     pytest.fail(f"there are never {length} messages")
+
+
+def test_a_sweep_that_fails_at_the_rest_folds_all_the_same(celery: Celery, engine: Engine) -> None:
+    """Where a table that is looked after cannot be read, what is pending is folded, and the failure is a line."""
+    with_links(engine, 3)
+    ledger.execute(engine, "REVOKE SELECT ON portal_sessions FROM CURRENT_USER")
+
+    with capture_logs() as lines:
+        celery.tasks[broker.SWEEP]()
+
+    assert len(ledger.rows(engine, "SELECT id FROM payment_links")) == 3
+    (failed,) = [line for line in lines if line["event"] == "job.failed"]
+    assert (failed["job"], failed["kind"]) == (broker.SWEEP, "InsufficientPrivilege")

@@ -49,13 +49,17 @@ def create(settings: Settings, engine: Engine, beside: Lane | None = None, turns
 
     def sweep() -> int:
         """Make room, queue what an older fold version folded and what the time has ended, then fold what is pending."""
-        inbox.make_room(engine)
-        with transaction(engine, BATCH) as connection, cursor(connection) as opened:
-            queued = projection.queue_outdated(opened)
-            timekeeping.end_portal_sessions(opened, now=datetime.now(UTC), after=portal_session)
-        if queued:
-            _log.info("events.queued_anew", events=queued)
-        return fold_until_done(app, engine, beside, apart)
+        try:
+            inbox.make_room(engine)
+            with transaction(engine, BATCH) as connection, cursor(connection) as opened:
+                queued = projection.queue_outdated(opened)
+                timekeeping.end_portal_sessions(opened, now=datetime.now(UTC), after=portal_session)
+            if queued:
+                _log.info("events.queued_anew", events=queued)
+        finally:
+            # Also where one of these fails, which is then logged: none of it is in the way of what is pending.
+            folded = fold_until_done(app, engine, beside, apart)
+        return folded
 
     _add(app, turns, broker.FOLD, fold)
     _add(app, turns, broker.SWEEP, sweep)

@@ -26,20 +26,31 @@ def drawn(budget: Budget, *, most: int) -> int:
     return times
 
 
+def emptied(budget: Budget) -> tuple[int, float]:
+    """Return how many calls *budget* gives until there is none, and after how many seconds it then has one."""
+    for times in range(100_000):
+        if seconds := budget.try_to_draw(CALL):
+            return times, seconds
+    pytest.fail("it has no end")
+
+
 def test_a_second_gives_what_the_rate_says(redis: Redis) -> None:
     """A full bucket holds a second's worth, and then says how long to wait."""
     budget = Budget(redis, "t", Lane.EXPIRY, 100)
 
-    assert 100 <= drawn(budget, most=200) < 200
-    assert 0 < budget.try_to_draw(CALL) <= 0.01 + 1e-9
+    times, seconds = emptied(budget)
+
+    # A busy machine takes long to draw so many, and the bucket fills again all the time.
+    assert times >= 100
+    assert 0 < seconds <= 0.01 + 1e-9
 
 
 def test_all_processes_draw_from_one_bucket(redis: Redis) -> None:
     """What one has drawn another cannot; another account's bucket is its own."""
-    drawn(Budget(redis, "t", Lane.EXPIRY, 5), most=5)
+    emptied(Budget(redis, "t", Lane.EXPIRY, 1))
 
-    assert Budget(redis, "t", Lane.EXPIRY, 5).try_to_draw(CALL) > 0
-    assert Budget(redis, "other", Lane.EXPIRY, 5).try_to_draw(CALL) == 0
+    assert Budget(redis, "t", Lane.EXPIRY, 1).try_to_draw(CALL) > 0
+    assert Budget(redis, "other", Lane.EXPIRY, 1).try_to_draw(CALL) == 0
 
 
 def test_each_lane_leaves_room_for_those_before_it(redis: Redis) -> None:

@@ -1,6 +1,6 @@
 """A lone worker through many faults of its broker and its database: after each, the backlog is folded without a hand.
 
-About an hour with `--long`; in parts with `-k`, as in `-k "pauses and 3"`. All faults of a run happen to one worker
+About 18 minutes with `--long`; in parts with `-k`, as in `-k "pauses and 3"`. All faults of a run happen to one worker
 with the intervals of production, while messages come as from a web process. No clock runs, so that what a deaf consumer
 misses is found by the worker itself. At the end a table shows how long each took; `-n 0 -s` shows it.
 """

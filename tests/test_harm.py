@@ -23,7 +23,9 @@ from schemas.errors import DatabaseAway
 from tests import ledger
 from worker import folds, operator, projection
 
-HASTY = Bounds(statement=0.5, lock=0.1, whole=10)
+HASTY = Bounds(statement=10, lock=0.2, whole=30)
+HASTY_STATEMENT = Bounds(statement=1, lock=10, whole=30)
+"""On a busy machine a statement may well take half a second."""
 
 
 def run(engine: Engine, bounds: Bounds = HASTY) -> None:
@@ -122,7 +124,7 @@ def test_a_statement_that_takes_too_long(engine: Engine) -> None:
         """,
     )
 
-    run(engine)
+    run(engine, HASTY_STATEMENT)
 
     waiting = ledger.rows(engine, "SELECT id, state, cause FROM events WHERE state <> 'folded'")
     assert waiting == [{"id": slow["id"], "state": "pending", "cause": "database_busy"}]

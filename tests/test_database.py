@@ -3,7 +3,7 @@
 import os
 import threading
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 
 import psycopg
 import pytest
@@ -12,7 +12,7 @@ from sqlalchemy import Connection, Engine, text
 from schemas import background, database
 from schemas.database import Bounds
 from schemas.errors import DatabaseAway
-from tests.silence import Way
+from tests.faults import Proxy
 from tests.web import until
 
 SOON = Bounds(statement=20, lock=20, whole=0.5)
@@ -27,30 +27,28 @@ def pid(engine: Engine) -> int:
 
 def test_a_silent_connection_is_ended(database_url: str) -> None:
     """A thread that waits for a silent connection gets an error within the bounds, and the next transaction works."""
-    with Way(database_url) as way:
+    with closing(Proxy(database_url)) as way:
         engine = database.engine(way.url, connections_max=1)
         with pytest.raises(DatabaseAway), database.transaction(engine, SOON) as connection:
             _silence_and_ask(way, connection)
-        way.speak()
 
         with database.transaction(engine, SOON) as connection:
             assert connection.execute(text("SELECT 3")).scalar_one() == 3
         engine.dispose()
 
 
-def _silence_and_ask(way: Way, connection: Connection) -> None:
+def _silence_and_ask(way: Proxy, connection: Connection) -> None:
     connection.execute(text("SELECT 1"))
-    way.silence()
+    way.fall_silent()
     connection.execute(text("SELECT 2"))
 
 
 def test_a_silent_connection_in_the_pool_is_found_out(database_url: str) -> None:
     """A connection that fell silent in the pool is asked first, and another one takes its place."""
-    with Way(database_url) as way:
+    with closing(Proxy(database_url)) as way:
         engine = database.engine(way.url, connections_max=1)
         before = pid(engine)
-        way.silence()
-        way.speak()
+        way.fall_silent()
         with engine.connect() as connection:
             connection.info["used_at"] = time.monotonic() - 3_600
 
@@ -60,14 +58,13 @@ def test_a_silent_connection_in_the_pool_is_found_out(database_url: str) -> None
 
 def test_a_pool_of_silent_connections(database_url: str) -> None:
     """One silent connection is waited for, and not each of the pool in turn."""
-    with Way(database_url) as way, ExitStack() as held:
+    with closing(Proxy(database_url)) as way, ExitStack() as held:
         engine = database.engine(way.url, connections_max=4)
         for connection in [held.enter_context(engine.connect()) for _ in range(4)]:
             connection.execute(text("SELECT 1"))
             connection.info["used_at"] = time.monotonic() - 3_600
         held.close()
-        way.silence()
-        way.speak()
+        way.fall_silent()
 
         began = time.monotonic()
         pid(engine)
@@ -77,7 +74,7 @@ def test_a_pool_of_silent_connections(database_url: str) -> None:
 
 def test_all_connections_of_a_process_that_ends(database_url: str) -> None:
     """`shut_down_connections` ends every wait, also of a transaction without bounds."""
-    with Way(database_url) as way:
+    with closing(Proxy(database_url)) as way:
         engine = database.engine(way.url, connections_max=2)
         faults: list[Exception] = []
         waiting = threading.Barrier(3)

@@ -4,7 +4,6 @@ import asyncio
 import os
 import re
 import select
-import signal
 import socket
 import subprocess
 import sys
@@ -23,11 +22,12 @@ import uvicorn
 from api import app
 from api.__main__ import server_options
 from api.bodies import Overloaded, Room
-from deploy.services import Postgres, Services, processes_in
+from deploy.services import Postgres, Services
 from schemas.database import Bounds
 from schemas.migrate import upgrade
 from schemas.settings import Settings
-from tests.test_recorder import held, posted, signal_all, status
+from tests import faults
+from tests.test_recorder import held, posted, status
 from tests.web import (
     OPERATOR,
     PATH,
@@ -362,18 +362,6 @@ def test_ends_in_mid_delivery(environment: dict[str, str]) -> None:
         assert [status(raw.answer()) for raw in raws] == [503, 503, 503, 408]
 
 
-@contextmanager
-def silent(server: Postgres) -> Iterator[None]:
-    """Stop a PostgreSQL without closing anything."""
-    processes = processes_in(server._working_folder, server.binary.name)
-    assert processes
-    signal_all(processes, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        signal_all(processes, signal.SIGCONT)
-
-
 @pytest.mark.parametrize(
     ("module", "reads"), [("tests.test_doors", 45), pytest.param("api", 120, marks=pytest.mark.long)]
 )
@@ -387,7 +375,7 @@ def test_silent_postgres(own_postgres: Postgres, redis_url: str, module: str, re
     with running(environment_of(own_postgres.url, redis_url), module=module) as process:
         assert process.client.get("/v1/orders", headers=READER).status_code == 200
         assert process.deliver(event(1)) == 200
-        with silent(own_postgres):
+        with faults.paused(own_postgres):
             raws = [process.send(read) for _ in range(reads)]
             raws.append(process.send(posted(event(2))))
             asked_at = time.monotonic()
@@ -401,7 +389,7 @@ def test_silent_postgres(own_postgres: Postgres, redis_url: str, module: str, re
         until(lambda: process.client.get("/v1/orders", headers=READER).status_code == 200)
         until(lambda: process.deliver(event(2)) == 200)
 
-        with silent(own_postgres):
+        with faults.paused(own_postgres):
             raws = [process.send(read) for _ in range(8 if module != "api" else reads)]
             assert process.client.get("/health/live").status_code == 200
             assert process.stop() < STOP_SECONDS_MAX

@@ -73,7 +73,7 @@ class Lookout:
 
     def _look(self) -> int:
         with reading(self._engine) as connection:
-            latest = select(func.max(tables.changes.c.seq)).where(~tables.changes.c.withheld)
+            latest = select(func.max(tables.changes.c.seq)).where(tables.changes.c.withheld.is_(None))
             return connection.execute(latest).scalar() or 0
 
 
@@ -96,6 +96,6 @@ async def list_changes(
 
 def _after(engine: Engine, after: int, limit: int) -> Sequence[Any]:
     changes = tables.changes
-    query = select(changes).where(changes.c.seq > after, ~changes.c.withheld).order_by(changes.c.seq).limit(limit + 1)
+    query = select(changes).where(changes.c.seq > after, changes.c.withheld.is_(None)).order_by(changes.c.seq).limit(limit + 1)
     with reading(engine) as connection:
         return connection.execute(query).mappings().all()

@@ -10,7 +10,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from starlette.exceptions import HTTPException
 
 from api.problems import Unauthorized
-from schemas.settings import SCOPES, Scope, Token
+from schemas.settings import Scope, Token
 
 _bearer: Final = HTTPBearer(auto_error=False, description="A token made by `payfold tokens new`.")
 
@@ -23,11 +23,19 @@ def require(scope: Scope) -> Callable[[Request, HTTPAuthorizationCredentials | N
     # Asynchronous, since it waits for nothing: anything else FastAPI runs in a thread of its own.
     async def check(request: Request, credentials: Credentials) -> Token:
         token = _holder(request.app.state.settings.tokens, credentials)
-        if SCOPES.index(token.scope) < SCOPES.index(scope):
+        if scope not in token.scopes:
             raise HTTPException(403, f"This wants a token of the scope {scope}.")
         return token
 
     return check
+
+
+async def _sees_personal_data(request: Request, credentials: Credentials) -> bool:
+    return "personal" in _holder(request.app.state.settings.tokens, credentials).scopes
+
+
+SeesPersonalData = Annotated[bool, Depends(_sees_personal_data)]
+"""Whether the token of the request has the scope ``personal``, which no other scope includes."""
 
 
 def _holder(tokens: tuple[Token, ...], credentials: HTTPAuthorizationCredentials | None) -> Token:

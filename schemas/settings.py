@@ -19,8 +19,9 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from schemas.errors import ConfigurationError
 
-Scope = Literal["read", "register", "admin"]
-SCOPES: tuple[Scope, ...] = ("read", "register", "admin")
+Scope = Literal["read", "personal", "register", "admin"]
+SCOPES: tuple[Scope, ...] = ("read", "personal", "register", "admin")
+_INCLUDED: dict[Scope, tuple[Scope, ...]] = {"register": ("read",), "admin": ("register", "read")}
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _LABEL = re.compile(r"[A-Za-z0-9_]{1,255}")
@@ -65,14 +66,14 @@ class ApiKey:
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """A bearer token: who holds it, what it may do, and the SHA-256 of it in hexadecimal."""
+    """A bearer token: who holds it, its scopes with those that they include, and its SHA-256 in hexadecimal."""
 
     name: str
-    scope: Scope
+    scopes: frozenset[Scope]
     sha256: str
 
     def __repr__(self) -> str:
-        return f"Token(name={self.name!r}, scope={self.scope!r}, sha256=hidden)"
+        return f"Token(name={self.name!r}, scopes={sorted(self.scopes)}, sha256=hidden)"
 
 
 class Settings(BaseSettings):
@@ -432,9 +433,12 @@ def _tokens(text: str) -> tuple[Token, ...]:
 def _token(part: str) -> Token:
     name, _, rest = part.partition(":")
     scope, _, sha256 = rest.partition(":")
-    for known in SCOPES:
-        if scope == known and _LABEL.fullmatch(name) and _SHA256.fullmatch(sha256):
-            return Token(name, known, sha256)
-    raise ValueError(
-        f"each token reads name:scope:sha256, with a scope of {', '.join(SCOPES)} and 64 hexadecimal digits"
-    )
+    given = scope.split("+")
+    scopes: set[Scope] = {known for known in SCOPES if known in given}
+    if len(scopes) != len(given) or not _LABEL.fullmatch(name) or not _SHA256.fullmatch(sha256):
+        raise ValueError(
+            f"each token reads name:scope:sha256, with scopes of {', '.join(SCOPES)}, several joined by +,"
+            " and 64 hexadecimal digits"
+        )
+    included = {each for known in scopes for each in _INCLUDED.get(known, ())}
+    return Token(name, frozenset(scopes | included), sha256)

@@ -58,6 +58,10 @@ CAUSES: Final = (
 ORDER_STATUSES: Final = ("open", "processing", "paid", "failed", "expired", "complete")
 CALL_PURPOSES: Final = ("expire", "session", "ledger", "credit_note", "object", "event")
 RECONCILED: Final = ("ok", "drift")
+WITHHELD: Final = ("import", "fold_version", "rename", "rendering", "swap")
+"""Why a change is not in the feed: history that became known or was folded again is no news."""
+BEATS: Final = ("web", "clock", "fold", "consumer", "job")
+"""The kinds of loop that write heartbeats."""
 STRIPE_JOBS: Final = ("expire_sessions", "poll_sessions", "fetch", "fill_gaps")
 
 
@@ -132,6 +136,13 @@ inbox = Table(
     _moment("received_at", nullable=False),
     _one_of("source", SOURCES),
     PrimaryKeyConstraint("account", "livemode", "id"),
+    # When webhooks were received. A block range index, since rows come in the order of their times.
+    Index(
+        "inbox_received",
+        "received_at",
+        postgresql_using="brin",
+        postgresql_with={"autosummarize": "on"},
+    ),
     # Refolding an object reads all its events.
     Index("inbox_object", "account", "livemode", "object_id", postgresql_where=text("object_id IS NOT NULL")),
     # The clock looks for events that only name their object.
@@ -241,6 +252,45 @@ stripe_jobs = Table(
     Column("failure", Text),
     _one_of("job", STRIPE_JOBS),
     PrimaryKeyConstraint("account", "livemode", "job"),
+)
+
+heartbeats = Table(
+    "heartbeats",
+    metadata,
+    Column("kind", Text, nullable=False),
+    # Of a consumer its queue, of a job its name, else empty.
+    Column("name", Text, nullable=False),
+    # The process that wrote it.
+    Column("instance", Text, nullable=False),
+    _moment("at", nullable=False),
+    # Of a job, how it ended.
+    Column("outcome", Text),
+    _one_of("kind", BEATS),
+    PrimaryKeyConstraint("kind", "name", "instance"),
+    # Rewritten every few seconds, in place.
+    postgresql_with={"fillfactor": 50},
+)
+
+delivery_counts = Table(
+    "delivery_counts",
+    metadata,
+    Column("outcome", Text, nullable=False),
+    # Of what was refused, else empty.
+    Column("reason", Text, nullable=False),
+    Column("count", BigInteger, nullable=False),
+    _moment("since", nullable=False),
+    _moment("last_at", nullable=False),
+    PrimaryKeyConstraint("outcome", "reason"),
+    postgresql_with={"fillfactor": 50},
+)
+
+account_names = Table(
+    "account_names",
+    metadata,
+    Column("old", Text, primary_key=True),
+    Column("new", Text, nullable=False),
+    _moment("renamed_at", nullable=False),
+    CheckConstraint("old <> new", name="names_differ"),
 )
 
 orders = _projection(
@@ -514,9 +564,10 @@ changes = Table(
     _moment("at", nullable=False),
     Column("before", JSONB(none_as_null=True)),
     Column("after", JSONB(none_as_null=True)),
-    # Of a first import that was not to be announced: kept for the record, and hidden from the feed.
-    Column("withheld", Boolean, nullable=False, server_default=false()),
+    # Why it is not in the feed; null where it is.
+    Column("withheld", Text),
     _one_of("source", SOURCES),
+    _one_of("withheld", WITHHELD),
 )
 
 ONE_SHOT_KINDS: Final = (
@@ -544,8 +595,11 @@ Index(
     postgresql_where=changes.c.kind.in_(ONE_SHOT_KINDS),
 )
 
-# The feed, which may have a long history of what was withheld before it.
-Index("changes_told", changes.c.seq, postgresql_where=~changes.c.withheld)
+# The feed, which may have a long history of withheld changes before it.
+Index("changes_shown", changes.c.seq, postgresql_where=changes.c.withheld.is_(None))
+
+# How many are withheld, by kind.
+Index("changes_withheld", changes.c.kind, postgresql_where=changes.c.withheld.is_not(None))
 
 # What was last told of an order's refunds.
 Index(

@@ -56,7 +56,7 @@ def test_what_is_withheld(web: Web) -> None:
     """What is withheld is not in the feed, and is no news for who waits."""
     web.query(CHANGE, "plink_1")
     web.query(CHANGE, "plink_2")
-    web.query("UPDATE changes SET withheld = true WHERE subject_id = %s", "plink_2")
+    web.query("UPDATE changes SET withheld = 'import' WHERE subject_id = %s", "plink_2")
 
     answer = changes(web)
     assert subjects(answer) == ["plink_1"]

@@ -141,7 +141,7 @@ ASKED: Final = {
     ),
     "changes_told": (
         "the change feed (GET /v1/changes)",
-        "SELECT seq FROM changes WHERE NOT withheld AND seq > 0 ORDER BY seq LIMIT 100",
+        "SELECT seq FROM changes WHERE withheld IS NULL AND seq > 0 ORDER BY seq LIMIT 100",
     ),
     "anomalies_in_force": (
         "what is wrong with an object (projection)",

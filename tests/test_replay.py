@@ -468,7 +468,7 @@ def test_a_plan_sets_nothing_aside(database_url: str, tmp_path: Path) -> None:
 
 def announced(engine: Engine) -> list[tuple[Any, ...]]:
     """Return what the feed has."""
-    return _of(engine, "SELECT kind, subject_id, event_id FROM changes WHERE NOT withheld ORDER BY seq")
+    return _of(engine, "SELECT kind, subject_id, event_id FROM changes WHERE withheld IS NULL ORDER BY seq")
 
 
 def test_no_announce(database_url: str, engine: Engine, other_url: str, tmp_path: Path) -> None:

@@ -252,7 +252,7 @@ class _Withholding(_Recording):
         # The log's own observations, which nothing else tells from those that are made meanwhile.
         self._observed: set[Key] = set()
         with database.transaction(engine) as connection, database.cursor(connection) as cursor:
-            cursor.execute("SELECT EXISTS (SELECT FROM changes WHERE NOT withheld)")
+            cursor.execute("SELECT EXISTS (SELECT FROM changes WHERE withheld IS NULL)")
             if cursor.fetchone() != (False,):
                 raise ConflictError(
                     "Changes have been announced here, so this is no first import: a consumer that wants none of"
@@ -304,7 +304,7 @@ SELECT seq, account, livemode, event_id FROM changes WHERE seq > %s AND source =
 """
 _WITHHELD: Final = """
 WITH hidden AS (
-    UPDATE changes SET withheld = true
+    UPDATE changes SET withheld = 'import'
     WHERE seq > %s AND source IN ('replay', 'observation') AND NOT (seq = ANY (%s::bigint[])) RETURNING kind
 )
 SELECT kind, count(*) FROM hidden GROUP BY kind

@@ -7,6 +7,7 @@ The docstring of an error is its message to the person who meets it::
     ├── MigrationsPendingError      the schema is behind the code (exit 4)
     ├── NotFoundError               what a command was asked for is not there (exit 1)
     ├── ConflictError               the thing is there, but not in the state that the act needs (exit 1)
+    ├── CursorBeyond                the change feed has never given that number (exit 1)
     ├── KeyRefused                  Stripe takes none of our calls with this key: the job stops, and says so
     ├── Permanent                   trying again gives the same answer
     │   ├── Refused                 not recorded: the sender is told why
@@ -49,6 +50,18 @@ class NotFoundError(PayfoldError):
 
 class ConflictError(PayfoldError):
     """It is not in a state that allows this."""
+
+
+class CursorBeyond(PayfoldError):
+    """The cursor is beyond the last number that the change feed has given."""
+
+    def __init__(self, after: int, last: int) -> None:
+        super().__init__(
+            f"The cursor {after} is beyond {last}, the last number that the change feed has given: the database was"
+            f" probably restored from an older backup. Go on after {last}. What comes then may be what you have acted"
+            " on before, so compare it by its subject_id and kind."
+        )
+        self.last = last
 
 
 class Permanent(PayfoldError):

@@ -33,6 +33,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
+from schemas.kinds import Kind
+
 metadata = MetaData()
 
 SOURCES: Final = ("webhook", "replay", "gap", "observation")
@@ -570,7 +572,7 @@ changes = Table(
     _one_of("withheld", WITHHELD),
 )
 
-ONE_SHOT_KINDS: Final = (
+ONE_SHOT_KINDS: Final[tuple[Kind, ...]] = (
     "order.opened",
     "order.processing",
     "order.paid",

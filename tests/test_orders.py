@@ -398,17 +398,71 @@ def test_the_funnel_of_a_link(engine: Engine, account: Account) -> None:
     ]
 
 
-def test_changes_hold_no_personal_data(engine: Engine, account: Account) -> None:
-    """A change tells the status and the money that moved, and nothing of the buyer."""
-    session = account.open_session(customer="cus_1")
+def test_a_change_holds_what_a_shop_acts_on(engine: Engine, account: Account) -> None:
+    """The money, and the ids by which the shop finds its cart, before and after; and nothing personal."""
+    session = account.open_session(
+        amount=2_000,
+        discount=200,
+        shipping=500,
+        tax=150,
+        client_reference_id="cart-1",
+        customer="cus_1",
+        metadata={"note": "a gift"},
+    )
+    ledger.take_in(engine, seen(account, session))
+    account.advance(30)
     account.complete(session)
-
     ledger.take_in(engine, *(event.body for event in account.events))
 
-    (change,) = ledger.rows(engine, "SELECT * FROM changes")
-    assert change["before"] is None
-    assert set(change["after"]) == {"status", "session_status", "payment_status", "currency", "amount_total"}
-    assert part(change, "subject", "subject_id", "kind", "source") == ("order", session, "order.paid", "webhook")
+    opened, paid = ledger.rows(engine, "SELECT * FROM changes ORDER BY seq")
+    (order,) = ledger.rows(engine, "SELECT customer_email, metadata FROM orders")
+    assert "@" in order["customer_email"]
+    assert order["metadata"] == {"note": "a gift"}
+    money = {
+        "currency": "usd",
+        "amount_subtotal": 2_000,
+        "amount_discount": 200,
+        "amount_shipping": 500,
+        "amount_tax": 150,
+        "amount_total": 2_450,
+        "presentment_currency": None,
+        "presentment_amount": None,
+    }
+    ids = {"client_reference_id": "cart-1", "customer": "cus_1", "payment_link": None, "subscription": None}
+    was = {"status": "open", "session_status": "open", "payment_status": "unpaid", "mode": "payment"}
+    now = {"status": "paid", "session_status": "complete", "payment_status": "paid", "mode": "payment"}
+    assert part(paid, "subject", "subject_id", "kind", "source") == ("order", session, "order.paid", "webhook")
+    assert opened["before"] is None
+    assert opened["after"] == was | money | ids | {"payment_intent": None, "invoice": None}
+    assert paid["before"] == opened["after"]
+    intent = account.session(session)["payment_intent"]
+    assert paid["after"] == now | money | ids | {"payment_intent": intent, "invoice": None, "lines": None}
+
+
+@pytest.mark.parametrize("end", ["complete", "expire"])
+def test_a_change_tells_the_items(engine: Engine, account: Account, end: str) -> None:
+    """Paid or expired, it carries price, product and quantity of what is known in whole, and null where it is not."""
+    known, empty, unknown = (account.open_session() for _ in range(3))
+    ledger.take_in(
+        engine,
+        seen(account, known, line_items=listed([item(1, quantity=2), item(2)])),
+        seen(account, empty, line_items=listed([])),
+        seen(account, unknown, line_items=listed([item(3)], has_more=True)),
+    )
+    account.advance(3_600)
+    for session in (known, empty, unknown):
+        getattr(account, end)(session)
+    ledger.take_in(engine, *(event.body for event in account.events))
+
+    told = ledger.rows(engine, "SELECT subject_id, after FROM changes WHERE kind IN ('order.paid', 'order.expired')")
+    assert {row["subject_id"]: row["after"]["lines"] for row in told} == {
+        known: [
+            {"price": "price_1", "product": "prod_1", "quantity": 2},
+            {"price": "price_2", "product": "prod_2", "quantity": 1},
+        ],
+        empty: [],
+        unknown: None,
+    }
 
 
 def test_every_type_that_is_folded_has_an_outcome() -> None:
@@ -512,22 +566,6 @@ def test_two_orders_that_claim_one_line_do_not_stop_the_batch(engine: Engine, ac
 
     assert ledger.fold(engine) == 2
     assert ledger.rows(engine, "SELECT count(*) AS orders FROM orders") == [{"orders": 2}]
-
-
-def test_an_expired_order_tells_its_items(engine: Engine, account: Account) -> None:
-    """The change carries price, product and quantity of what is known in whole, and null where it is not."""
-    known, unknown = account.open_session(), account.open_session()
-    ledger.take_in(engine, seen(account, known, line_items=listed([item(1, quantity=2)])), seen(account, unknown))
-    account.advance(3_600)
-    account.expire(known)
-    account.expire(unknown)
-    ledger.take_in(engine, *(event.body for event in account.events))
-
-    told = ledger.rows(engine, "SELECT subject_id, after FROM changes WHERE kind = 'order.expired'")
-    assert {row["subject_id"]: row["after"]["lines"] for row in told} == {
-        known: [{"price": "price_1", "product": "prod_1", "quantity": 2}],
-        unknown: None,
-    }
 
 
 def test_a_session_that_stripe_does_not_know(engine: Engine, account: Account) -> None:

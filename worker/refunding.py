@@ -18,6 +18,11 @@ from worker.folds.facts import Row, Subject
 from worker.folds.join import Joined
 
 KIND: Final = "order.refund_changed"
+_SHOWN: Final = (
+    *("status", "payment_status", "mode", "currency", "amount_total"),
+    *("client_reference_id", "customer", "payment_link", "payment_intent", "invoice"),
+    *("refunded_amount", "refund_status"),
+)
 _TABLES: Final = ("charges", "invoice_payments", "orders", "refunds")
 
 
@@ -151,8 +156,7 @@ WITH moved AS (
 ), last AS (
     SELECT DISTINCT ON (account, livemode, id) * FROM affected ORDER BY account, livemode, id, as_of DESC, event_id DESC
 )
-SELECT
-    l.account, l.livemode, l.id, l.event_id, l.as_of, l.source, b.currency, b.refunded_amount, b.refund_status, t.told
+SELECT l.event_id AS by_event, l.as_of AS at, l.source, t.told, b.*
 FROM last AS l JOIN order_book AS b USING (account, livemode, id)
 LEFT JOIN LATERAL (
     SELECT c.after AS told FROM changes AS c
@@ -165,8 +169,7 @@ WHERE b.refunded_amount IS DISTINCT FROM coalesce((t.told ->> 'refunded_amount')
 
 
 _UNTOLD: Final = """
-SELECT
-    b.account, b.livemode, b.id, b.event_id, b.as_of, i.source, b.currency, b.refunded_amount, b.refund_status, t.told
+SELECT b.event_id AS by_event, b.as_of AS at, i.source, t.told, b.*
 FROM order_book AS b
 JOIN inbox AS i ON (i.account, i.livemode, i.id) = (b.account, b.livemode, b.event_id)
 LEFT JOIN LATERAL (
@@ -180,16 +183,16 @@ WHERE b.refunded_amount IS DISTINCT FROM coalesce((t.told ->> 'refunded_amount')
 
 
 def _change(row: Mapping[str, Any]) -> dict[str, Any]:
-    nothing = {"currency": row["currency"], "refunded_amount": 0, "refund_status": "none"}
+    now = {name: row[name] for name in _SHOWN}
     return {
         "account": row["account"],
         "livemode": row["livemode"],
         "subject": "order",
         "subject_id": row["id"],
         "kind": KIND,
-        "event_id": row["event_id"],
+        "event_id": row["by_event"],
         "source": row["source"],
-        "at": row["as_of"],
-        "before": row["told"] or nothing,
-        "after": {name: row[name] for name in nothing},
+        "at": row["at"],
+        "before": row["told"] or {**now, "refunded_amount": 0, "refund_status": "none"},
+        "after": now,
     }

@@ -1,36 +1,44 @@
-"""What an expired order gives back: its items, told with the change, so that the shop can release its stock."""
+"""The items of an order that was paid, to be sent, or has expired, to be put back: they are told with the change."""
 
 from collections.abc import Sequence
 from typing import Any, Final
 
-from schemas.database import Cursor
+from schemas.database import Cursor, boolean_array, text_array
 
+# See Note [A row is found by its key, whatever the planner believes].
 _LINES: Final = """
-SELECT o.account, o.livemode, o.id,
-    coalesce(
-        jsonb_agg(jsonb_build_object('price', l.price, 'product', l.product, 'quantity', l.quantity) ORDER BY l.id)
-            FILTER (WHERE l.id IS NOT NULL),
-        '[]'
-    )
+SELECT k.account, k.livemode, k.id, l.lines
 FROM unnest(%s::text[], %s::boolean[], %s::text[]) AS k (account, livemode, id)
-JOIN orders AS o USING (account, livemode, id)
-LEFT JOIN order_lines AS l ON (l.account, l.livemode, l.order_id) = (o.account, o.livemode, o.id)
-WHERE o.lines_complete
-GROUP BY o.account, o.livemode, o.id
+CROSS JOIN LATERAL (
+    SELECT jsonb_agg(
+        jsonb_build_object('price', l.price, 'product', l.product, 'quantity', l.quantity) ORDER BY l.id
+    ) AS lines
+    FROM (
+        SELECT * FROM order_lines AS l WHERE (l.account, l.livemode, l.order_id) = (k.account, k.livemode, k.id)
+        OFFSET 0
+    ) AS l
+) AS l
+WHERE l.lines IS NOT NULL
 """
 
 
 def add_lines(cursor: Cursor, changes: Sequence[dict[str, Any]]) -> None:
-    """Add to each ``order.expired`` of *changes* the order's lines as they are at rest, null where not all are known.
+    """Fill the ``lines`` of those of *changes* whose order has all of them, from the lines as they are at rest.
 
     A line is told by its price, product and quantity; of the buyer nothing is told.
     """
-    expired = [change for change in changes if change["kind"] == "order.expired"]
-    if not expired:
+    told = [change for change in changes if change["after"].get("lines") is not None]
+    if not told:
         return
-    columns = [[change[name] for change in expired] for name in ("account", "livemode", "subject_id")]
-    cursor.execute(_LINES, columns)
+    cursor.execute(
+        _LINES,
+        (
+            text_array([change["account"] for change in told]),
+            boolean_array(change["livemode"] for change in told),
+            text_array([change["subject_id"] for change in told]),
+        ),
+    )
     known = {(account, livemode, order): lines for account, livemode, order, lines in cursor.fetchall()}
-    for change in expired:
-        lines = known.get((change["account"], change["livemode"], change["subject_id"]))
+    for change in told:
+        lines = known.get((change["account"], change["livemode"], change["subject_id"]), [])
         change["after"] = {**change["after"], "lines": lines}

@@ -13,12 +13,14 @@ Note [An older API version says the same in other places]
     not convert back are unknown in the shop's currency, so they are null and not wrong.
 """
 
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Final
 
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
+from schemas.kinds import Kind
 from worker.folds.facts import Anomaly, Change, Event, Facts, Row, Subject, Value
 from worker.folds.join import MISSING_AT_STRIPE, UNKNOWN_STATUS, Shape
 from worker.folds.reading import Metadata, Name, Reader, Reference, Seconds, Whole, carried, moment, references
@@ -356,7 +358,7 @@ def _anomalies(row: Row) -> list[Anomaly]:
     return found
 
 
-_KIND_OF_STATUS: Final = {
+_KIND_OF_STATUS: Final[Mapping[str, Kind]] = {
     "open": "order.opened",
     "processing": "order.processing",
     "paid": "order.paid",
@@ -364,20 +366,26 @@ _KIND_OF_STATUS: Final = {
     "failed": "order.failed",
     "expired": "order.expired",
 }
-_TOLD: Final = ("status", "session_status", "payment_status", "currency", "amount_total")
+# What a shop acts on. Whatever may name or describe a person is joined when the feed is read.
+_SHOWN: Final = (
+    *("status", "session_status", "payment_status", "mode"),
+    *("currency", "amount_subtotal", "amount_discount", "amount_shipping", "amount_tax", "amount_total"),
+    *("presentment_currency", "presentment_amount"),
+    *("client_reference_id", "customer", "payment_link", "payment_intent", "subscription", "invoice"),
+)
+_KINDS_WITH_LINES: Final = ("order.paid", "order.expired")
 
 
 def _changes(before: Row | None, after: Row) -> list[Change]:
     status = after["status"]
     if not isinstance(status, str) or (before is not None and before["status"] == status):
         return []
-    return [
-        Change(
-            _KIND_OF_STATUS[status],
-            None if before is None else {name: before[name] for name in _TOLD},
-            {name: after[name] for name in _TOLD},
-        )
-    ]
+    kind = _KIND_OF_STATUS[status]
+    known = None if before is None else {name: before[name] for name in _SHOWN}
+    now: dict[str, Value | list[Row]] = {name: after[name] for name in _SHOWN}
+    if kind in _KINDS_WITH_LINES:
+        now["lines"] = [] if after["lines_complete"] else None
+    return [Change(kind, known, now)]
 
 
 _COLUMNS: Final = (

@@ -13,6 +13,7 @@ from typing import Final
 
 from msgspec import UNSET, Struct, UnsetType
 
+from schemas.kinds import Kind
 from worker.folds.facts import Anomaly, Change, Event, Facts, Row, Value
 from worker.folds.join import Shape, unknown_status
 from worker.folds.reading import Name, Reader, Reference, Seconds, Told, Whole, carried, moment, references, say
@@ -206,13 +207,17 @@ def _anomalies(row: Row) -> list[Anomaly]:
     return found
 
 
-_SHOWN: Final = ("status", "currency", "amount")
+_SHOWN: Final = (
+    *("status", "type", "reason", "currency", "amount", "pre_payment_amount", "post_payment_amount"),
+    *("refunded_amount", "out_of_band_amount", "to_balance_amount"),
+    *("customer", "invoice", "customer_balance_transaction"),
+)
 
 
 def _changes(before: Row | None, after: Row) -> list[Change]:
     if after["status"] not in ("issued", "void") or (before is not None and before["status"] == after["status"]):
         return []
-    kind = "credit_note.voided" if after["status"] == "void" else "credit_note.issued"
+    kind: Kind = "credit_note.voided" if after["status"] == "void" else "credit_note.issued"
     known = None if before is None else {name: before[name] for name in _SHOWN}
     return [Change(kind, known, {name: after[name] for name in _SHOWN})]
 

@@ -7,6 +7,7 @@ from typing import Final
 
 from msgspec import UNSET, Struct, UnsetType
 
+from schemas.kinds import Kind
 from worker.folds.facts import Change, Event, Facts, Row
 from worker.folds.join import Shape
 from worker.folds.reading import Name, Reader, Reference, Told, Whole, carried, references, say
@@ -55,10 +56,10 @@ def _told(dispute: Dispute) -> Told:
     )
 
 
-_SHOWN: Final = ("status", "currency", "amount")
+_SHOWN: Final = ("status", "reason", "currency", "amount", "charge", "payment_intent")
 
 
-def _kind(row: Row | None) -> str | None:
+def _kind(row: Row | None) -> Kind | None:
     if row is None:
         return None
     return "dispute.closed" if row["status"] in _CLOSED else "dispute.opened"

@@ -15,6 +15,8 @@ from typing import Any, TypeAlias
 
 from msgspec import Struct
 
+from schemas.kinds import Kind
+
 Value: TypeAlias = bool | int | str | datetime | Mapping[str, Any] | None
 Row: TypeAlias = dict[str, Value]
 
@@ -105,11 +107,14 @@ class Anomaly(Struct, frozen=True):
 
 
 class Change(Struct, frozen=True):
-    """A step that a consumer of the change feed wants to hear of, with the columns that it moved."""
+    """A step that a consumer of the change feed wants to hear of, with what it acts on; it holds no personal data.
 
-    kind: str
+    ``lines`` of an order are an empty list where all of them are known: they are filled in from where they are kept.
+    """
+
+    kind: Kind
     before: Mapping[str, Value] | None
-    after: Mapping[str, Value]
+    after: Mapping[str, Value | list[Row]]
 
 
 def utc(seconds: int) -> datetime:

@@ -163,13 +163,15 @@ def _anomalies(row: Row) -> list[Anomaly]:
     return found
 
 
-_SHOWN: Final = ("status", "currency", "amount_due", "amount_paid", "amount_remaining")
+_MOVES: Final = ("status", "currency", "amount_due", "amount_paid", "amount_remaining")
+_SHOWN: Final = (*_MOVES, "total", "customer", "subscription")
 
 
 def _changes(before: Row | None, after: Row) -> list[Change]:
+    if before is not None and all(before[name] == after[name] for name in _MOVES):
+        return []
     known = None if before is None else {name: before[name] for name in _SHOWN}
-    now = {name: after[name] for name in _SHOWN}
-    return [] if known == now else [Change("invoice.changed", known, now)]
+    return [Change("invoice.changed", known, {name: after[name] for name in _SHOWN})]
 
 
 SHAPE: Final = Shape(

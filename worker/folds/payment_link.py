@@ -8,6 +8,7 @@ from typing import Final
 
 from msgspec import UNSET, Struct, UnsetType
 
+from schemas.kinds import Kind
 from worker.folds.facts import Change, Event, Facts, Row
 from worker.folds.join import Shape
 from worker.folds.reading import Metadata, Name, Reader, Told, carried, say
@@ -46,12 +47,15 @@ def _told(link: PaymentLink) -> Told:
     return Told(carried(active=link.active, url=link.url, currency=link.currency, metadata=link.metadata))
 
 
+_SHOWN: Final = ("active", "currency")
+
+
 def _changes(before: Row | None, after: Row) -> list[Change]:
-    known = None if before is None else before["active"]
-    if after["active"] is None or after["active"] == known:
+    if after["active"] is None or (before is not None and after["active"] == before["active"]):
         return []
-    kind = "payment_link.activated" if after["active"] else "payment_link.deactivated"
-    return [Change(kind, None if before is None else {"active": known}, {"active": after["active"]})]
+    kind: Kind = "payment_link.activated" if after["active"] else "payment_link.deactivated"
+    known = None if before is None else {name: before[name] for name in _SHOWN}
+    return [Change(kind, known, {name: after[name] for name in _SHOWN})]
 
 
 SHAPE: Final = Shape(

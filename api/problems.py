@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 
 from schemas.errors import (
     CallDeclined,
+    CursorBeyond,
     KeyRefused,
     MissingAtStripe,
     NotAnObject,
@@ -85,6 +86,10 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(NotFoundError)
     def missing(_: Request, error: NotFoundError) -> Response:
         return _response(404, str(error))
+
+    @app.exception_handler(CursorBeyond)
+    def beyond(_: Request, error: CursorBeyond) -> Response:
+        return _response(410, str(error), reason="cursor_beyond", last=error.last)
 
     @app.exception_handler(NotServed)
     @app.exception_handler(CallDeclined)

@@ -286,6 +286,28 @@ class EventWithPayload(Event):
     archived: bool = Field(description="the payload is in an archive, no longer in the database")
 
 
+class DescribedLine(Answer):
+    """A line with its description; of a credit note price and product are not known."""
+
+    id: str
+    description: str | None
+    price: str | None
+    product: str | None
+    quantity: int | None
+
+
+class PersonalData(Answer):
+    """What is personal of a change's subject, as it is now, whatever it was at the time of the change."""
+
+    customer_email: str | None
+    metadata: dict[str, Any] | None
+    shipping: dict[str, Any] | None = Field(description="of an order")
+    memo: str | None = Field(description="of a credit note")
+    lines: list[DescribedLine] | None = Field(
+        description="of an order or a credit note; null where not all of them are known"
+    )
+
+
 class Change(Answer):
     """A step that was recorded once what is known moved forward."""
 
@@ -299,7 +321,10 @@ class Change(Answer):
     source: str
     at: datetime = Field(description="when Stripe created the event that decided")
     before: dict[str, Any] | None
-    after: dict[str, Any] | None
+    after: dict[str, Any] | None = Field(
+        description="what a shop acts on; of order.paid and order.expired with `lines`, null where not all are known"
+    )
+    personal: PersonalData | None = Field(None, description="only for tokens of the scope personal, else absent")
 
 
 Row = TypeVar("Row", bound=Answer)
@@ -316,8 +341,8 @@ class Changes(Answer):
     """Changes in the order in which they were committed."""
 
     data: list[Change]
-    next_after: int = Field(description="pass it as `after`")
-    has_more: bool
+    next_after: int = Field(description="pass it as `after`; it also moves past what the filters left out")
+    has_more: bool = Field(description="ask again at once, even where this page is empty")
 
 
 class Registered(Answer):

@@ -57,7 +57,9 @@ class FeedPage:
     has_more: bool
 
 
-def page(connection: Connection, after: int, limit: int, wanted: Selection = ALL) -> FeedPage:
+def page(
+    connection: Connection, after: int, limit: int, wanted: Selection = ALL, *, scan_rows_max: int = SCAN_ROWS_MAX
+) -> FeedPage:
     """Return up to *limit* changes after the number *after*, in their order.
 
     A page may be empty and have more behind it, where none of the rows that were looked at is *wanted*.
@@ -69,8 +71,8 @@ def page(connection: Connection, after: int, limit: int, wanted: Selection = ALL
         found = _rows(connection, _following(after, limit + 1))
         reached, is_all = after, True
     else:
-        reached, is_all = _reach(connection, after)
-        found = _rows(connection, _wanted(wanted, after, reached, limit + 1))
+        reached, is_all = _reach(connection, after, scan_rows_max)
+        found = _rows(connection, query_of(wanted, after, reached, limit + 1, scan_rows_max))
     if reached == after and not found:
         _require_given(connection, after)
     rows = found[:limit]
@@ -94,16 +96,16 @@ def _following(after: int, limit: int) -> Select[Any]:
     return select(_changes).where(_shown, _changes.c.seq > after).order_by(_changes.c.seq).limit(limit)
 
 
-def _reach(connection: Connection, after: int) -> tuple[int, bool]:
+def _reach(connection: Connection, after: int, scan_rows_max: int) -> tuple[int, bool]:
     """Return how far a page after *after* looks, and whether nothing is there beyond it."""
-    looked_at = _following(after, SCAN_ROWS_MAX).with_only_columns(_changes.c.seq).subquery()
+    looked_at = _following(after, scan_rows_max).with_only_columns(_changes.c.seq).subquery()
     last, count = connection.execute(select(func.max(looked_at.c.seq), func.count()).select_from(looked_at)).one()
-    return after if last is None else last, count < SCAN_ROWS_MAX
+    return after if last is None else last, count < scan_rows_max
 
 
-def _wanted(wanted: Selection, after: int, reached: int, limit: int) -> Select[Any]:
+def query_of(wanted: Selection, after: int, reached: int, limit: int, scan_rows_max: int) -> Select[Any]:
     """Return the query of what is *wanted*: behind a limit of their own, rows are read by their number and no other."""
-    looked_at = _following(after, SCAN_ROWS_MAX).where(_changes.c.seq <= reached).subquery()
+    looked_at = _following(after, scan_rows_max).where(_changes.c.seq <= reached).subquery()
     conditions = [looked_at.c[name].in_(values) for name, values in wanted.values.items()]
     return select(looked_at).where(*conditions).order_by(looked_at.c.seq).limit(limit)
 

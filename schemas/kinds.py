@@ -3,6 +3,7 @@
 A fold can make no other: ``worker.folds.facts.Change`` and ``Shape.subject`` are held to it by type and by test.
 """
 
+from collections.abc import Collection
 from typing import Final, Literal, TypeAlias, get_args
 
 Kind: TypeAlias = Literal[
@@ -25,16 +26,16 @@ Kind: TypeAlias = Literal[
 ]
 AllOf: TypeAlias = Literal["balance.*", "credit_note.*", "dispute.*", "invoice.*", "order.*", "payment_link.*"]
 """Every kind that begins so."""
+Choice: TypeAlias = Literal[Kind, AllOf]
+"""What a reader may ask for."""
 Subject: TypeAlias = Literal["balance", "credit_note", "dispute", "invoice", "order", "payment_link"]
 
 KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
 SUBJECTS: Final[tuple[Subject, ...]] = get_args(Subject)
-CHOICES: Final[tuple[Kind | AllOf, ...]] = (*KINDS, *get_args(AllOf))
-"""What a reader may ask for."""
+CHOICES: Final[tuple[Choice, ...]] = get_args(Choice)
 
 
-def chosen(choices: "list[Kind | AllOf]") -> frozenset[Kind]:
+def chosen(choices: Collection[Choice]) -> frozenset[Kind]:
     """Return the kinds that *choices* stand for."""
-    return frozenset(
-        kind for kind in KINDS for each in choices if kind == each or (each[-1] == "*" and kind.startswith(each[:-1]))
-    )
+    prefixes = tuple(each[:-1] for each in choices if each.endswith("*"))
+    return frozenset(kind for kind in KINDS if kind in choices or kind.startswith(prefixes))

@@ -1,20 +1,37 @@
 """The change feed: whoever follows it with the cursor sees every change once, and soon."""
 
+import hashlib
+import random
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from fnmatch import fnmatchcase
 from typing import Any
 
 import psycopg
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sqlalchemy import Engine
 
-from deploy.services import Postgres
+from deploy.sandbox.history import shop_history
+from deploy.services import Postgres, Services
+from schemas import database, feed
+from schemas.kinds import CHOICES, KINDS, SUBJECTS, chosen
 from schemas.migrate import upgrade
-from tests.web import Web, serving, settings_of
+from tests import ledger
+from tests.web import Web, bearer, serving, serving_many, settings_of
 
 CHANGE = """INSERT INTO changes (account, livemode, subject, subject_id, kind, event_id, source, at)
     VALUES ('', false, 'payment_link', %s, 'payment_link.activated', 'evt_1', 'webhook', now())"""
+NUMBERED = """INSERT INTO changes (seq, account, livemode, subject, subject_id, kind, event_id, source, at)
+    OVERRIDING SYSTEM VALUE
+    VALUES (%s, '', false, 'payment_link', %s, 'payment_link.activated', 'evt_1', 'webhook', now())"""
+OF_A_WORLD = """INSERT INTO changes (account, livemode, subject, subject_id, kind, event_id, source, at, withheld)
+    VALUES (%s, %s, %s, %s, %s, 'evt_1', 'webhook', now(), %s)"""
+TEST, LIVE = ("", False), ("", True)
+GIVEN = "SELECT nextval('changes_seq_seq') FROM generate_series(1, %s)"
 
 
 @pytest.fixture
@@ -76,21 +93,24 @@ def test_there_already(web: Web) -> None:
 
 def test_told_at_once(web: Web) -> None:
     """All who wait are told as soon as there is a change, and only those who have not seen it."""
+    web.query(GIVEN, 6)
     with ThreadPoolExecutor(11) as readers:
         started = time.monotonic()
         waiting = [readers.submit(changes, web, wait=25) for _ in range(10)]
-        further = readers.submit(changes, web, after=5, wait=1)
+        further = readers.submit(changes, web, after=6, wait=1)
         # Who came last has waited by then, and so have the others.
         assert changes(web, wait=0.3)["data"] == []
-        web.query(CHANGE, "plink_1")
+        # By a number that was given before, so that there are readers who are beyond it.
+        web.query(NUMBERED, 3, "plink_1")
 
         assert [subjects(each.result()) for each in waiting] == [["plink_1"]] * 10
-        assert further.result() == {"data": [], "next_after": 5, "has_more": False}
+        assert further.result() == {"data": [], "next_after": 6, "has_more": False}
         assert time.monotonic() - started < 10
 
 
 def test_nothing_to_tell(web: Web) -> None:
     """Where nothing changes the answer comes when the wait is over."""
+    web.query(GIVEN, 7)
     started = time.monotonic()
 
     assert changes(web, after=7, wait=0.3) == {"data": [], "next_after": 7, "has_more": False}
@@ -144,3 +164,297 @@ def test_bad_values(web: Web, query: str) -> None:
     assert response.status_code == 422
     assert response.headers["content-type"] == "application/problem+json"
     assert response.json()["errors"][0]["place"] == f"query.{query.partition('=')[0]}"
+
+
+# ---- Filters ----
+
+
+@pytest.fixture(scope="module")
+def mixed(services: Services) -> Iterator[Web]:
+    """Return a web process whose feed has changes of every kind, account and mode in turn, some of them withheld."""
+    rng = random.Random(17)
+    with serving_many(services) as running:
+        with psycopg.connect(running.settings.libpq) as connection:
+            for number in range(200):
+                kind = rng.choice(KINDS)
+                subject = kind.partition(".")[0]
+                withheld = rng.choice((None, None, None, "import"))
+                world = (rng.choice(("", "acct_1")), rng.random() < 0.5)
+                # Some numbers are given and never seen, as where a transaction is rolled back.
+                connection.execute(GIVEN, [rng.choice((0, 0, 1))])
+                connection.execute(OF_A_WORLD, [*world, subject, f"{subject}_{number}", kind, withheld])
+        yield running
+
+
+@pytest.fixture(scope="module")
+def engine_of_mixed(mixed: Web) -> Iterator[Engine]:
+    """Return an engine on that feed's database."""
+    engine = database.engine(mixed.settings.postgresql)
+    yield engine
+    engine.dispose()
+
+
+def read_all(web: Web, **filters: object) -> tuple[list[dict[str, Any]], int]:
+    """Return the changes that a reader sees with *filters*, page by page, and where the cursor ends."""
+    seen: list[dict[str, Any]] = []
+    after, more = 0, True
+    while more:
+        answer = changes(web, **{**filters, "after": after})
+        seen += answer["data"]
+        assert answer["next_after"] >= after
+        assert not answer["data"] or answer["next_after"] >= answer["data"][-1]["seq"]
+        after, more = answer["next_after"], answer["has_more"]
+    return seen, after
+
+
+def a_filter(rng: random.Random) -> dict[str, Any]:
+    """Return what a reader may ask for."""
+    wanted: dict[str, Any] = {}
+    if rng.random() < 0.6:
+        wanted["livemode"] = rng.random() < 0.5
+    if rng.random() < 0.4:
+        wanted["account"] = rng.choice(("acct_1", "acct_unknown", ""))
+    if rng.random() < 0.4:
+        wanted["subject"] = rng.choice(SUBJECTS)
+    if rng.random() < 0.6:
+        wanted["kind"] = rng.sample(CHOICES, rng.choice((1, 3)))
+    return wanted
+
+
+def is_wanted(change: Mapping[str, Any], wanted: dict[str, Any]) -> bool:
+    """Return whether *change* is what was asked for, read off the words of the filter."""
+    kinds = wanted.get("kind", ["*"])
+    return all(change[name] == value for name, value in wanted.items() if name != "kind") and any(
+        fnmatchcase(change["kind"], kind) for kind in kinds
+    )
+
+
+@settings(max_examples=30)
+@given(rng=st.randoms(use_true_random=False), scanned=st.sampled_from((5, 40, feed.SCAN_ROWS_MAX)))
+def test_a_filter_is_the_feed_filtered(engine_of_mixed: Engine, rng: random.Random, scanned: int) -> None:
+    """Read page by page with a filter, the feed is what is left of the whole feed, and its cursor ends at its end."""
+    wanted, limit = a_filter(rng), rng.choice((3, 100))
+    kinds = chosen(wanted["kind"]) if "kind" in wanted else None
+    selected = feed.selection(**{**wanted, "kind": kinds})
+    with database.transaction(engine_of_mixed) as connection:
+        whole = feed.page(connection, 0, 1_000)
+        found: list[Mapping[str, Any]] = []
+        page, pages = feed.FeedPage([], 0, has_more=True), 0
+        while page.has_more:
+            page = feed.page(connection, page.next_after, limit, selected, scan_rows_max=scanned)
+            found += page.rows
+            pages += 1
+
+    assert found == [change for change in whole.rows if is_wanted(change, wanted)]
+    assert page.next_after == whole.next_after
+    assert pages <= len(whole.rows) // min(scanned, limit) + 1
+
+
+def test_filters_over_http(mixed: Web) -> None:
+    """The same filters as a query: each kind is a parameter of its own, and a star is every kind of a subject."""
+    whole, end = read_all(mixed)
+    wanted = {"livemode": True, "account": "acct_1", "kind": ["order.paid", "dispute.*"]}
+
+    found, reached = read_all(mixed, livemode="true", account="acct_1", kind="order.paid&kind=dispute.*", limit=2)
+    assert found == [change for change in whole if is_wanted(change, wanted)]
+    assert {change["kind"] for change in found} == {"order.paid", "dispute.opened", "dispute.closed"}
+    assert reached == end
+
+
+def test_one_subject(mixed: Web) -> None:
+    """What happened to one object is found by its id, among all that happened."""
+    whole, _ = read_all(mixed)
+    last = whole[-1]
+
+    assert changes(mixed, subject=last["subject"], subject_id=last["subject_id"])["data"] == [last]
+
+
+def test_a_live_reader_sees_no_test_payment(web: Web) -> None:
+    """A shop that asks for live payments alone gets none of those that were made in test mode, however mixed."""
+    live, test = (shop_history(seed=seed, orders=15, livemode=seed == 1) for seed in (1, 2))
+    engine = database.engine(web.settings.postgresql)
+    both = [ledger.delivery(event.body) for pair in zip(live.events, test.events, strict=False) for event in pair]
+    ledger.record(engine, both)
+    ledger.fold(engine, limit=9)
+    engine.dispose()
+
+    found, _ = read_all(web, livemode="true", kind="order.paid", limit=3)
+    paid = {order for (order,) in web.query("SELECT id FROM orders WHERE livemode AND status = 'paid'")}
+    assert sorted(subjects({"data": found})) == sorted(paid)
+    assert paid <= set(live.session_ids())
+    assert paid
+    in_test, _ = read_all(web, livemode="false", kind="order.paid")
+    assert in_test
+    assert not set(subjects({"data": in_test})) & set(live.session_ids())
+
+
+@pytest.mark.parametrize(
+    ("query", "place", "named"),
+    [
+        ("kind=order.payed", "query.kind.0", "'order.paid'"),
+        ("kind=order.paid&kind=order", "query.kind.1", "'order.*'"),
+        ("kind=*", "query.kind.0", "'balance.changed'"),
+        ("kind=", "query.kind.0", "'invoice.changed'"),
+        ("subject=charge", "query.subject", "'payment_link'"),
+        ("livemode=live", "query.livemode", "boolean"),
+        ("live_mode=true", "query.live_mode", "not permitted"),
+        ("kinds=order.paid", "query.kinds", "not permitted"),
+    ],
+)
+def test_bad_filters(mixed: Web, query: str, place: str, named: str) -> None:
+    """A filter that cannot be meant is refused with what is allowed: a shop must not read more than it asked for."""
+    response = mixed.get(f"/v1/changes?{query}")
+
+    assert response.status_code == 422
+    (error,) = response.json()["errors"]
+    assert error["place"] == place
+    assert named in error["fault"]
+
+
+def test_kinds_are_declared(mixed: Web) -> None:
+    """The OpenAPI page lists every kind and subject that may be asked for."""
+    operation = mixed.client.get("/openapi.json").json()["paths"]["/v1/changes"]["get"]
+    declared = {each["name"]: str(each["schema"]) for each in operation["parameters"]}
+
+    assert all(f"'{kind}'" in declared["kind"] for kind in CHOICES)
+    assert all(f"'{subject}'" in declared["subject"] for subject in SUBJECTS)
+
+
+def test_a_filtered_reader_is_called_for_what_it_wants(web: Web) -> None:
+    """A reader who waits sleeps through what it does not want, and then has what it wants at once."""
+    with ThreadPoolExecutor(2) as readers:
+        started = time.monotonic()
+        waiting = readers.submit(changes, web, wait=25, livemode="true", kind="order.*")
+        in_vain = readers.submit(changes, web, wait=1.5, livemode="true", account="acct_1")
+        for number in range(5):
+            web.query(OF_A_WORLD, *TEST, "order", f"cs_{number}", "order.paid", None)
+            # The reader without a filter has it, so that those with one have had it to look at.
+            assert changes(web, after=number, wait=20)["next_after"] == number + 1
+        assert not waiting.done()
+        web.query(OF_A_WORLD, *LIVE, "order", "cs_live", "order.opened", None)
+
+        answer = waiting.result()
+        assert subjects(answer) == ["cs_live"]
+        assert time.monotonic() - started < 20
+        # Who waited in vain does not have it all looked at again.
+        assert in_vain.result() == {"data": [], "next_after": 6, "has_more": False}
+
+
+# ---- A cursor that is beyond ----
+
+
+def test_a_cursor_beyond_the_last_number(web: Web) -> None:
+    """No such number was ever given, so the reader is ahead of this database, and is not left to wait for ever."""
+    assert changes(web, after=0)["data"] == []
+    for filters in ("", "&livemode=true", "&wait=20"):
+        response = web.get(f"/v1/changes?after=5{filters}")
+        assert response.status_code == 410
+        assert response.headers["content-type"] == "application/problem+json"
+        problem = response.json()
+        assert (problem["type"], problem["last"]) == ("urn:payfold:problem:cursor_beyond", 0)
+        assert "older backup" in problem["detail"]
+        assert "Go on after 0" in problem["detail"]
+
+    web.query(CHANGE, "plink_1")
+    web.query(CHANGE, "plink_2")
+    web.query("UPDATE changes SET withheld = 'import' WHERE subject_id = %s", "plink_2")
+    web.query(GIVEN, 1)  # as a transaction that is rolled back does
+    assert changes(web, after=3) == {"data": [], "next_after": 3, "has_more": False}
+    assert web.get("/v1/changes?after=4").json()["last"] == 3
+
+
+def test_a_restored_backup(web: Web) -> None:
+    """The sequence goes back with the backup, or is set ahead by whoever restores it, and either counts."""
+    for number in range(9):
+        web.query(CHANGE, f"plink_{number}")
+    web.query("DELETE FROM changes WHERE seq > 4")
+    web.query("SELECT setval('changes_seq_seq', 4)")
+    assert changes(web, after=4)["data"] == []
+    assert web.get("/v1/changes?after=9").json()["last"] == 4
+
+    web.query("ALTER TABLE changes ALTER COLUMN seq RESTART WITH 100")
+    assert changes(web, after=99)["data"] == []
+    assert web.get("/v1/changes?after=100").status_code == 410
+
+
+# ---- What is personal ----
+
+
+def test_personal_data_is_joined_for_its_scope_alone(database_url: str, redis_url: str) -> None:
+    """Email, metadata, address and descriptions are those of the rows as they are now, absent for any other token."""
+    tokens = {"a-reader": "read", "an-operator": "admin", "a-shop": "read+personal"}
+    hashed = (f"t{n}:{scope}:{hashlib.sha256(t.encode()).hexdigest()}" for n, (t, scope) in enumerate(tokens.items()))
+    with serving(settings_of(database_url, redis_url, PAYFOLD_TOKENS=",".join(hashed))) as web:
+        fill_with_people(web)
+        for token in ("a-reader", "an-operator"):
+            answer = web.get("/v1/changes", bearer(token))
+            assert len(answer.json()["data"]) == 8
+            assert not any("personal" in change for change in answer.json()["data"])
+            assert not any(word in answer.text for word in ("kim@example.com", "A gift", "Mug", "As agreed"))
+
+        told = {
+            each["subject_id"]: each["personal"] for each in web.get("/v1/changes", bearer("a-shop")).json()["data"]
+        }
+    nothing = {"customer_email": None, "metadata": None, "shipping": None, "memo": None, "lines": None}
+    mug = {"id": "li_1", "description": "Mug", "price": "price_1", "product": "prod_1", "quantity": 2}
+    shipping = {"name": "Kim", "address": {"city": "Graz"}}
+    assert told == {
+        "cs_1": {
+            **nothing,
+            "customer_email": "kim@example.com",
+            "metadata": {"note": "A gift"},
+            "shipping": shipping,
+            "lines": [mug],
+        },
+        "cs_2": nothing,
+        "cs_gone": nothing,
+        "plink_1": {**nothing, "metadata": {"note": "A gift"}},
+        "cus_1": {**nothing, "customer_email": "kim@example.com", "metadata": {"note": "A gift"}},
+        "in_1": {**nothing, "customer_email": "kim@example.com"},
+        "cn_1": {
+            **nothing,
+            "customer_email": "kim@example.com",
+            "memo": "As agreed",
+            "lines": [{**mug, "id": "cnli_1", "price": None, "product": None}],
+        },
+        "dp_1": nothing,
+    }
+
+
+PEOPLE = """
+INSERT INTO orders (account, livemode, id, customer_email, metadata, shipping, lines_complete, event_id, as_of) VALUES
+    ('', true, 'cs_1', 'kim@example.com', '{"note": "A gift"}', '{"name": "Kim", "address": {"city": "Graz"}}', true,
+        'evt_1', now()),
+    ('', true, 'cs_2', NULL, NULL, NULL, false, 'evt_1', now()),
+    -- Of another world.
+    ('', false, 'cs_2', 'kim@example.com', NULL, NULL, false, 'evt_1', now());
+INSERT INTO order_lines (account, livemode, id, order_id, description, price, product, quantity, event_id, as_of) VALUES
+    ('', true, 'li_1', 'cs_1', 'Mug', 'price_1', 'prod_1', 2, 'evt_1', now()),
+    ('', true, 'li_2', 'cs_2', 'Mug', 'price_1', 'prod_1', 2, 'evt_1', now());
+INSERT INTO payment_links (account, livemode, id, metadata, event_id, as_of)
+    VALUES ('', true, 'plink_1', '{"note": "A gift"}', 'evt_1', now());
+INSERT INTO customers (account, livemode, id, email, metadata, event_id, as_of)
+    VALUES ('', true, 'cus_1', 'kim@example.com', '{"note": "A gift"}', 'evt_1', now());
+INSERT INTO invoices (account, livemode, id, customer, event_id, as_of)
+    VALUES ('', true, 'in_1', 'cus_1', 'evt_1', now());
+INSERT INTO credit_notes (account, livemode, id, customer, memo, lines_complete, event_id, as_of)
+    VALUES ('', true, 'cn_1', 'cus_1', 'As agreed', true, 'evt_1', now());
+INSERT INTO credit_note_lines (account, livemode, id, credit_note, description, quantity, event_id, as_of)
+    VALUES ('', true, 'cnli_1', 'cn_1', 'Mug', 2, 'evt_1', now());
+"""
+
+
+def fill_with_people(web: Web) -> None:
+    """Insert rows that hold personal data, and a change of each."""
+    web.query(PEOPLE)
+    for subject, subject_id, kind in (
+        ("order", "cs_1", "order.paid"),
+        ("order", "cs_2", "order.paid"),
+        ("order", "cs_gone", "order.paid"),
+        ("payment_link", "plink_1", "payment_link.activated"),
+        ("balance", "cus_1", "balance.changed"),
+        ("invoice", "in_1", "invoice.changed"),
+        ("credit_note", "cn_1", "credit_note.issued"),
+        ("dispute", "dp_1", "dispute.opened"),
+    ):
+        web.query(OF_A_WORLD, *LIVE, subject, subject_id, kind, None)

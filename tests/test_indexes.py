@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import Engine, Row, Select, Table, select, text
 
 from api.reads import OrderFilters
-from schemas import database, lookup, tables
+from schemas import database, feed, lookup, tables
 
 pytestmark = pytest.mark.integration
 
@@ -139,9 +139,13 @@ ASKED: Final = {
         "what was last told of an order's refunds (refunding)",
         f"SELECT seq FROM changes WHERE kind = 'order.refund_changed' AND {WORLD} AND subject_id = 'cs_1' ORDER BY seq",
     ),
-    "changes_told": (
+    "changes_shown": (
         "the change feed (GET /v1/changes)",
         "SELECT seq FROM changes WHERE withheld IS NULL AND seq > 0 ORDER BY seq LIMIT 100",
+    ),
+    "changes_withheld": (
+        "how many changes are withheld, by kind (status, changes withheld)",
+        "SELECT count(*) FROM changes WHERE withheld IS NOT NULL AND kind = 'order.paid'",
     ),
     "anomalies_in_force": (
         "what is wrong with an object (projection)",
@@ -243,9 +247,30 @@ def test_an_object_s_events_are_found_without_looking_at_the_others(engine: Engi
     assert pages < PAGES_MAX
 
 
+def test_a_page_of_the_feed_looks_at_a_bounded_part_of_it(engine: Engine) -> None:
+    """A filter that nothing matches costs what one page looks at, however long the feed is, and what it skips."""
+    fill(engine, _LONG_FEED)
+    wanted = feed.selection(livemode=False, kind=frozenset(("order.paid", "order.expired")))
+
+    with database.transaction(engine) as connection:
+        page = feed.page(connection, 0, 100, wanted, scan_rows_max=200)
+    found, pages = looked_at(engine, feed.query_of(wanted, 0, page.next_after, 101, 200))
+
+    # The first half is withheld.
+    assert (page.rows, page.next_after, page.has_more) == ([], ROWS // 2 + 200, True)
+    assert found == []
+    assert pages < PAGES_MAX
+
+
 _MANY_ORDERS: Final = """
 INSERT INTO orders (account, livemode, id, status, customer, created, as_of, event_id)
 SELECT 'acct_' || n %% 7, true, 'cs_' || n, 'paid', 'cus_' || n, now() + n * interval '1 second', now(), 'evt_' || n
+FROM generate_series(1, %(rows)s) AS n
+"""
+_LONG_FEED: Final = """
+INSERT INTO changes (account, livemode, subject, subject_id, kind, event_id, source, at, withheld)
+SELECT '', true, 'order', 'cs_' || n, 'order.paid', 'evt_' || n, 'webhook', now(),
+    CASE WHEN n <= %(rows)s / 2 THEN 'import' END
 FROM generate_series(1, %(rows)s) AS n
 """
 # The first events are the ones that are looked for, so that the newest lead nowhere.

@@ -6,7 +6,18 @@ from typing import Final
 import typer
 from sqlalchemy.exc import DBAPIError
 
-from deploy.commands import at_stripe, bench, inbox, objects, proof, rebuilding, reconciling, replaying, running
+from deploy.commands import (
+    at_stripe,
+    bench,
+    changes,
+    inbox,
+    objects,
+    proof,
+    rebuilding,
+    reconciling,
+    replaying,
+    running,
+)
 from deploy.commands.base import FAILED, MIGRATIONS_PENDING, USAGE, first_line
 from deploy.output import err
 from deploy.services import ServicesError
@@ -23,6 +34,7 @@ app: Final = typer.Typer(
 _GROUPS: Final = {
     "migrate": running.migrate_app,
     "events": inbox.events_app,
+    "changes": changes.app,
     "orders": objects.orders_app,
     "credit-notes": objects.credit_notes_app,
     "payment-links": objects.payment_links_app,

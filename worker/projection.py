@@ -223,6 +223,11 @@ _SET_ASIDE: Final = """CASE WHEN (SELECT EXISTS (SELECT FROM inbox WHERE type = 
 ) END"""
 
 
+def share_folding(cursor: Cursor) -> None:
+    """Wait for whoever keeps others from folding, and let nobody do so until the transaction ends."""
+    cursor.execute("SELECT pg_advisory_xact_lock_shared(hashtextextended(current_schema() || ' fold', 0))")
+
+
 def keep_others_from_folding(cursor: Cursor) -> None:
     """Let nobody else fold until the transaction ends, as soon as those who do have ended theirs."""
     cursor.execute("SELECT pg_advisory_xact_lock(hashtextextended(current_schema() || ' fold', 0))")
@@ -241,8 +246,8 @@ def claim(
     Of one *share* these are not all that are pending: see ``LOOK_AHEAD_BATCHES``. Of those numbered *only* each is
     taken, due or not.
     """
-    # Shared by all who fold; whoever swaps the tables, or takes a snapshot to compare them in, holds it alone.
-    cursor.execute("SELECT pg_advisory_xact_lock_shared(hashtextextended(current_schema() || ' fold', 0))")
+    # Whoever swaps the tables, or takes a snapshot to compare them in, holds the lock alone.
+    share_folding(cursor)
     number, of = share or (None, None)
     cursor.execute(
         _CLAIM_ONLY if only is not None else _CLAIM if share is None else _CLAIM_SHARE,

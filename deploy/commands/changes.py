@@ -1,0 +1,182 @@
+"""``payfold changes``: the change feed in a terminal, and what is kept from it."""
+
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+from rich.text import Text
+from sqlalchemy import Engine
+
+from deploy import local, output
+from deploy.commands.base import USAGE, AccountOption, FormatOption, ModeOption, Since, bars, opened_database, utc
+from deploy.output import Format, err
+from schemas import database, feed
+from schemas.errors import ConfigurationError, DatabaseAway
+from schemas.feed import FeedPage, Selection
+from schemas.kinds import CHOICES, SUBJECTS, chosen
+
+if TYPE_CHECKING:
+    from worker.withheld import Wanted
+
+LOOK_SECONDS: Final = 0.5
+"""The pause between two looks for new changes."""
+PAGE_ROWS: Final = 500
+
+app: Final = typer.Typer(help="The change feed.", no_args_is_help=True)
+
+KindOption = Annotated[
+    list[str] | None,
+    typer.Option("--kind", help="Only this kind, as order.paid or order.*; may be given several times."),
+]
+_COLUMNS: Final = (
+    *("seq", "account", "livemode", "subject", "subject_id", "kind", "event_id", "source", "at", "before", "after"),
+)
+
+
+@app.command()
+def follow(
+    after: Annotated[int, typer.Option(min=0, help="The last number that was seen; 0 is before all.")] = 0,
+    kind: KindOption = None,
+    subject: Annotated[str | None, typer.Option(help=f"Only changes of this: {', '.join(SUBJECTS)}.")] = None,
+    subject_id: Annotated[str | None, typer.Option("--id", metavar="ID", help="Only changes of this object.")] = None,
+    account: AccountOption = None,
+    livemode: ModeOption = None,
+    wait: Annotated[bool, typer.Option(help="Wait for what comes, until Ctrl-C.")] = True,
+    form: FormatOption = Format.TABLE,
+) -> None:
+    """Print the changes after a number, and what comes, a line each."""
+    if wait and form is Format.JSON:
+        raise ConfigurationError("--format json wants an end: add --no-wait, or take ndjson.")
+    wanted = _selection(kind, subject=subject, subject_id=subject_id, account=account, livemode=livemode)
+    with local.stop_when_told():
+        try:
+            with opened_database() as engine:
+                _follow(engine, after, wanted, form, waits=wait)
+        except KeyboardInterrupt:
+            local.end_in_peace()
+
+
+def _follow(engine: Engine, after: int, wanted: Selection, form: Format, *, waits: bool) -> None:
+    rows: list[Mapping[str, Any]] = []
+    page = FeedPage([], after, has_more=True)
+    while waits or page.has_more:
+        page = _next(engine, page.next_after, wanted, waits=waits)
+        if form is Format.JSON:
+            rows += page.rows
+        else:
+            _print(page.rows, form)
+        if not page.has_more and waits:
+            time.sleep(LOOK_SECONDS)
+    if form is Format.JSON:
+        output.rows(rows, _COLUMNS, form, empty="")
+
+
+def _next(engine: Engine, after: int, wanted: Selection, *, waits: bool) -> FeedPage:
+    """Return the next page; who *waits* also waits for a database that is away."""
+    is_away = False
+    while True:
+        try:
+            with database.transaction(engine) as connection:
+                return feed.page(connection, after, PAGE_ROWS, wanted)
+        except DatabaseAway:
+            if not waits:
+                raise
+            if not is_away:
+                err.print("PostgreSQL does not answer; going on once it does.")
+            is_away = True
+            time.sleep(LOOK_SECONDS)
+
+
+def _print(rows: Sequence[Mapping[str, Any]], form: Format) -> None:
+    if form is Format.NDJSON:
+        output.rows(rows, _COLUMNS, form, empty="")
+    else:
+        for row in rows:
+            output.out.print(_line(row))
+    sys.stdout.flush()
+
+
+def _line(change: Mapping[str, Any]) -> Text:
+    """Return *change* as a person reads it: when, what, of what, and its money."""
+    mode = "live" if change["livemode"] else "test"
+    parts = [f"{change['seq']:>8}", output.shown(change["at"]), mode, f"{change['kind']:<24}", change["subject_id"]]
+    parts += [told for told in (_money(change), change["account"]) if told]
+    return Text("  ".join(output.shown(part) for part in parts))
+
+
+_AMOUNTS: Final = {"order": "amount_total", "invoice": "amount_due"}
+
+
+def _money(change: Mapping[str, Any]) -> str | None:
+    """Return the amount that *change* is about, None where it has none."""
+    told = change["after"] or {}
+    name = "refunded_amount" if change["kind"] == "order.refund_changed" else _AMOUNTS.get(change["subject"], "amount")
+    amount, currency = told.get(name), told.get("currency")
+    return None if amount is None or currency is None else output.money(amount, currency)
+
+
+@app.command()
+def withheld(
+    release: Annotated[bool, typer.Option("--release", help="Append them to the feed, as new.")] = False,
+    kind: KindOption = None,
+    since: Since = None,
+    account: AccountOption = None,
+    livemode: ModeOption = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do it; without it, only say what would be done.")] = False,
+    form: FormatOption = Format.TABLE,
+) -> None:
+    """Count the changes that are kept from the feed, by reason and kind; release them; exit 2 without --yes."""
+    from worker import withheld as keeping
+
+    if yes and not release:
+        raise ConfigurationError("--yes is for --release; without it, changes are only counted.")
+    wanted = keeping.Wanted(_selection(kind, account=account, livemode=livemode), utc(since))
+    with opened_database() as engine:
+        if release:
+            _release(engine, wanted, form, yes=yes)
+            return
+        with database.transaction(engine) as connection:
+            found = keeping.counts(connection, wanted)
+    output.rows(found, _COUNTED, form, empty="No change is withheld.")
+
+
+_COUNTED: Final = ("reason", "kind", "changes", "first", "last")
+
+
+def _release(engine: Engine, wanted: "Wanted", form: Format, *, yes: bool) -> None:
+    from worker import withheld as keeping
+
+    with database.transaction(engine) as connection:
+        found = keeping.counts(connection, wanted, overtaken=False)
+        overtaken = sum(row["changes"] for row in keeping.counts(connection, wanted, overtaken=True))
+    total = sum(row["changes"] for row in found)
+    output.rows(found, _COUNTED, form, empty="There is nothing to release.")
+    if overtaken:
+        err.print(f"{overtaken:,} stay withheld: the feed has had later changes of the same objects.")
+    if not total:
+        return
+    if not yes:
+        err.print(f"{total:,} changes would be appended to the feed; nothing has been. Say --yes to do it.")
+        raise typer.Exit(USAGE)
+    with bars() as bar:
+        task = bar.add_task("Releasing", total=total)
+        released = keeping.release(engine, wanted, progress=lambda done: bar.update(task, completed=done))
+    err.print(f"{released:,} changes were appended to the feed.")
+
+
+def _selection(kinds: list[str] | None, *, subject: str | None = None, **given: object) -> Selection:
+    """Return what the options choose.
+
+    Raises:
+        ConfigurationError: there is no such kind, or no such subject.
+    """
+    choices = [choice for choice in CHOICES if choice in (kinds or [])]
+    if unknown := set(kinds or []) - set(choices):
+        raise ConfigurationError(
+            f"--kind: there is no {', '.join(sorted(unknown))}. It is one of {', '.join(CHOICES)}."
+        )
+    if subject is not None and subject not in SUBJECTS:
+        raise ConfigurationError(f"--subject: there is no {subject}. It is one of {', '.join(SUBJECTS)}.")
+    return feed.selection(kind=chosen(choices) if choices else None, subject=subject, **given)

@@ -14,15 +14,14 @@ from deploy.services import Services
 from tests.web import Web, bearer, event, serving_many
 
 OWNER: Final = bearer("an-owner")
-WORLD: Final = "'', false"
-ROWS: Final = (
-    f"INSERT INTO orders (account, livemode, id, event_id, as_of, status) VALUES ({WORLD}, %s, 'e', now(), 'paid')",
-    f"INSERT INTO payment_links (account, livemode, id, event_id, as_of) VALUES ({WORLD}, %s, 'e', now())",
-    f"INSERT INTO credit_notes (account, livemode, id, event_id, as_of) VALUES ({WORLD}, %s, 'e', now())",
-    f"INSERT INTO customers (account, livemode, id, event_id, as_of) VALUES ({WORLD}, %s, 'e', now())",
-    "INSERT INTO balances (account, livemode, customer, currency, event_id, as_of)"
-    f" VALUES ({WORLD}, %s, 'usd', 'e', now())",
-)
+PLANT: Final = """
+    WITH one AS (SELECT '' AS account, false AS livemode, %s AS id, 'evt_1' AS event_id, now() AS as_of),
+    orders AS (INSERT INTO orders (account, livemode, id, event_id, as_of, status) SELECT *, 'paid' FROM one),
+    links AS (INSERT INTO payment_links (account, livemode, id, event_id, as_of) SELECT * FROM one),
+    notes AS (INSERT INTO credit_notes (account, livemode, id, event_id, as_of) SELECT * FROM one),
+    customers AS (INSERT INTO customers (account, livemode, id, event_id, as_of) SELECT * FROM one)
+    INSERT INTO balances (account, livemode, customer, event_id, as_of, currency) SELECT *, 'usd' FROM one
+"""
 ODD: Final = [
     *(
         "a/b",
@@ -83,9 +82,8 @@ def web(services: Services) -> Iterator[Web]:
 
 
 def plant(web: Web, key: str) -> None:
-    """Make a row with the id *key* in every table whose rows can be asked for."""
-    for insert in ROWS:
-        web.query(f"{insert} ON CONFLICT DO NOTHING".encode(), key)  # type: ignore[arg-type]  # of constants
+    """Make a row with the id *key* in every table of which one row can be asked for."""
+    web.query(PLANT, key)
     assert web.deliver(event(id=key)).status_code == 200
     assert ask(web, "PUT /v1/orders/{}", key, quote(key, safe=""))[0] in {200, 201}
 
@@ -94,8 +92,8 @@ def ask(web: Web, route: str, key: str, written: str) -> tuple[int, Any]:
     """Ask for *route* of the id *key*, with the id *written* so; return the status and the id that is answered."""
     method, path = route.split(" ")
     session = {"object": "checkout.session", "id": key, "status": "open", "payment_status": "unpaid", "mode": "payment"}
-    session |= {"livemode": False, "created": 0, "expires_at": 1}
-    body = msgspec.json.encode(session if method == "PUT" else {})
+    more = {"livemode": False, "created": 0, "expires_at": 1}
+    body = msgspec.json.encode({**session, **more} if method == "PUT" else {})
     head = [f"{method} {path.format(written)} HTTP/1.1", "Host: payfold", f"Authorization: {OWNER['Authorization']}"]
     head += [f"Content-Length: {len(body)}", "Connection: close", "", ""]
     # Clients take dots out of an address, and encode what is not; here it is sent as written.

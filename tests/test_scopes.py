@@ -113,10 +113,15 @@ def web(services: Services) -> Iterator[Web]:
 def ask(web: Web, route: str, token: str) -> httpx.Response:
     """Ask for *route* as whoever has *token* would."""
     method, path = route.split(" ")
-    session = {"object": "checkout.session", "id": NAME, "status": "open", "payment_status": "unpaid"}
-    session |= {"mode": "payment", "expires_at": 1, "metadata": {"note": mark("put", "metadata")}}
-    body: dict[str, object] = {**session, "livemode": False, "created": 0} if method == "PUT" else {}
-    json = body if method != "GET" else None
+    session = {
+        "object": "checkout.session",
+        "id": NAME,
+        "status": "open",
+        "payment_status": "unpaid",
+        "mode": "payment",
+    }
+    more = {"livemode": False, "created": 0, "expires_at": 1, "metadata": {"note": mark("put", "metadata")}}
+    json = {"GET": None, "PUT": {**session, **more}, "POST": {}}[method]
     return web.client.request(method, re.sub(r"{\w+}", NAME, path), headers=bearer(TOKENS[token]), json=json)
 
 
@@ -227,7 +232,13 @@ def test_a_text_that_is_not_declared() -> None:
     """The test above sees a text wherever it stands."""
     for kind in (str, str | None, list[str], dict[str, Any] | None, list[dict[str, int]], Any):
         assert undeclared(kind)
-    for declared in (answers.Id | None, answers.Personal[str], answers.OrderStatus, list[answers.Order], int | None):
+    for declared in (
+        answers.Id | None,
+        typing.Annotated[str | None, answers.PERSONAL],
+        answers.OrderStatus,
+        list[answers.Order],
+        int | None,
+    ):
         assert not undeclared(declared)
 
 

@@ -91,11 +91,10 @@ class Application:
         self.fastapi.state.settings = settings
         self.fastapi.state.room = self._room = Room()
         self.fastapi.state.body_seconds_max = body_seconds_max
-        for router in (reads.router, acts.router, changes.router):
-            known = Depends(addresses.known_parameters)
+        known = Depends(addresses.known_parameters)
+        for router in (reads.router, acts.router, changes.router, _operations):
             self.fastapi.include_router(router, dependencies=[known], responses=problems.declared(401, 403, 422, 503))
         self.fastapi.include_router(_health)
-        self.fastapi.include_router(_operations, responses=problems.declared(401, 403))
         problems.install(self.fastapi)
         documentation.install(self.fastapi)
         self._webhook: Webhook | None = None

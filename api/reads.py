@@ -323,7 +323,7 @@ class AnomalyFilters(Filters):
     """Filters of anomalies."""
 
     kind: Annotated[answers.AnomalyKind, only(tables.ANOMALY_KINDS)] | None = None
-    subject: Annotated[answers.Subject, only(tables.SUBJECTS)] | None = None
+    subject: Annotated[answers.AnomalySubject, only(tables.ANOMALY_SUBJECTS)] | None = None
     subject_id: FilterText = None
     resolved: bool | None = Field(None, description="only those that are over, or only those in force")
 

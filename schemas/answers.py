@@ -16,7 +16,7 @@ from typing import Annotated, Any, Final, Generic, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler
 from pydantic.json_schema import JsonSchemaValue
 
-from schemas import tables
+from schemas import kinds, tables
 
 T = TypeVar("T")
 
@@ -53,7 +53,7 @@ PERSONAL: Final = Audience(wants_personal=True)
 
 Public = Annotated[T, EVERY_READER]
 Personal = Annotated[T | None, PERSONAL]
-"""Its default is None, which stands for nothing: without the scope the field is left out."""
+"""Its default, None, is never shown: a field that was not set is left out."""
 Id = Public[str]
 """Of an object, an event or an account."""
 Word = Public[str]
@@ -63,9 +63,10 @@ RefundStatus = Annotated[Public[str], OneOf(tables.REFUND_STATUSES)]
 State = Annotated[Public[str], OneOf(tables.STATES)]
 Source = Annotated[Public[str], OneOf(tables.SOURCES)]
 Cause = Annotated[Public[str], OneOf(tables.CAUSES)]
-ChangeKind = Annotated[Public[str], OneOf(tables.CHANGE_KINDS)]
+ChangeKind = Annotated[Public[str], OneOf(kinds.KINDS)]
+ChangeSubject = Annotated[Public[str], OneOf(kinds.SUBJECTS)]
 AnomalyKind = Annotated[Public[str], OneOf(tables.ANOMALY_KINDS)]
-Subject = Annotated[Public[str], OneOf(tables.SUBJECTS)]
+AnomalySubject = Annotated[Public[str], OneOf(tables.ANOMALY_SUBJECTS)]
 
 
 @cache
@@ -319,7 +320,7 @@ class Anomaly(Answer):
     livemode: bool
     id: Id
     kind: AnomalyKind
-    subject: Subject
+    subject: AnomalySubject
     subject_id: Id
     detail: Public[dict[str, Any]]
     event_id: Id
@@ -375,7 +376,7 @@ class Change(Answer):
     seq: int = Field(description="in commit order: ask for what comes after the last one you saw")
     account: Id
     livemode: bool
-    subject: Subject
+    subject: ChangeSubject
     subject_id: Id
     kind: ChangeKind
     event_id: Id

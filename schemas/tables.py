@@ -63,7 +63,7 @@ WITHHELD: Final = ("import", "fold_version", "rename", "rendering", "swap")
 """Why a change is not in the feed: history that became known or was folded again is no news."""
 BEATS: Final = ("web", "clock", "fold", "consumer", "job")
 """The kinds of loop that write heartbeats."""
-SUBJECTS: Final = (
+ANOMALY_SUBJECTS: Final = (
     "balance",
     "balance_transaction",
     "charge",
@@ -79,7 +79,7 @@ SUBJECTS: Final = (
     "portal_session",
     "refund",
 )
-"""What a row is about, in changes and anomalies."""
+"""What a row is about that an anomaly may be found of."""
 ANOMALY_KINDS: Final = (
     "ambiguous_order",
     "balance_differs",
@@ -613,14 +613,6 @@ ONE_SHOT_KINDS: Final = (
     "dispute.closed",
 )
 """Kinds of change that a subject sees once at most; the unique index holds it."""
-CHANGE_KINDS: Final = (
-    *ONE_SHOT_KINDS,
-    "order.refund_changed",
-    "balance.changed",
-    "payment_link.activated",
-    "payment_link.deactivated",
-    "invoice.changed",
-)
 
 Index(
     "changes_one_shot",

@@ -17,7 +17,7 @@ from sqlalchemy import Column, Table
 from sqlalchemy.dialects.postgresql import JSONB
 
 from deploy.services import Services
-from schemas import answers, tables
+from schemas import answers, kinds, tables
 from schemas.answers import Audience
 from tests.web import TOKENS, Web, bearer, event, migrated_database, serving, settings_of
 
@@ -245,31 +245,30 @@ def test_a_text_that_is_not_declared() -> None:
 # ---- The words that are ours ----
 
 
-def called(name: str) -> Iterator[ast.expr]:
-    """Yield the first argument of every call of *name* in the worker."""
-    for path in Path("worker").rglob("*.py"):
+def calls(name: str) -> Iterator[ast.Call]:
+    """Yield every call of *name* in the worker."""
+    for path in (Path(__file__).parents[1] / "worker").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == name and node.args:
-                yield node.args[0]
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == name:
+                yield node
 
 
 def test_every_kind_of_anomaly_is_listed() -> None:
     """The list has each kind that a fold or the join finds, and no other."""
     from worker.folds import join  # noqa: PLC0415 - its constants alone
 
-    found = {
-        each.value if isinstance(each, ast.Constant) else getattr(join, ast.unparse(each)) for each in called("Anomaly")
-    }
+    first = [call.args[0] for call in calls("Anomaly")]
+    found = {each.value if isinstance(each, ast.Constant) else getattr(join, ast.unparse(each)) for each in first}
 
     assert found == set(tables.ANOMALY_KINDS)
 
 
-def test_every_kind_of_change_is_listed() -> None:
-    """The list has each kind that is written as a constant, and each has a subject."""
-    written = {each.value for each in called("Change") if isinstance(each, ast.Constant)}
+def test_every_subject_of_an_anomaly_is_listed() -> None:
+    """The list has the subject of each shape of row."""
+    named = [each.value for call in calls("Shape") for each in call.keywords if each.arg == "subject"]
+    found = {each.value for each in named if isinstance(each, ast.Constant)}
 
-    assert written <= set(tables.CHANGE_KINDS)
-    assert {kind.partition(".")[0] for kind in tables.CHANGE_KINDS} <= set(tables.SUBJECTS)
+    assert found == set(tables.ANOMALY_SUBJECTS)
 
 
 def test_the_lists_are_on_the_page(web: Web) -> None:
@@ -285,9 +284,10 @@ def test_the_lists_are_on_the_page(web: Web) -> None:
     assert listed("Event", "state") == ["pending", "folded", "ignored", "parked"]
     assert listed("Event", "source") == listed("Change", "source") == ["webhook", "replay", "gap", "observation"]
     assert listed("Event", "cause") == list(tables.CAUSES)
-    assert listed("Change", "kind") == list(tables.CHANGE_KINDS)
-    assert listed("Change", "subject") == listed("Anomaly", "subject") == list(tables.SUBJECTS)
+    assert listed("Change", "kind") == list(kinds.KINDS)
+    assert listed("Change", "subject") == ["balance", "credit_note", "dispute", "invoice", "order", "payment_link"]
     assert listed("Anomaly", "kind") == list(tables.ANOMALY_KINDS)
+    assert listed("Anomaly", "subject") == list(tables.ANOMALY_SUBJECTS)
     assert listed("Invoice", "status") is listed("Order", "payment_status") is None
     assert schemas["Order"]["properties"]["customer_email"]["x-payfold-scope"] == "personal"
     assert "customer_email" not in schemas["Order"]["required"]

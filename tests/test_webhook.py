@@ -567,6 +567,7 @@ def test_several_processes(database_url: str, redis_url: str, tmp_path: Path) ->
         assert client.post(PATH, content=BODY, headers=signed(BODY)).status_code == 200
         refused = client.post(PATH, headers={"X-More": "x" * 4 * HEAD_BYTES_MAX})
         assert is_problem(refused, 431, "head_too_large")
+        assert (refused.headers["cache-control"], refused.headers["x-content-type-options"]) == ("no-store", "nosniff")
 
 
 @contextmanager

@@ -1,0 +1,41 @@
+"""The kinds of change in the feed, and what each is about: the one list of both.
+
+A fold can make no other: ``worker.folds.facts.Change`` and ``Shape.subject`` are held to it by type and by test.
+"""
+
+from collections.abc import Collection
+from typing import Final, Literal, TypeAlias, get_args
+
+Kind: TypeAlias = Literal[
+    "balance.changed",
+    "credit_note.issued",
+    "credit_note.voided",
+    "dispute.closed",
+    "dispute.opened",
+    "invoice.changed",
+    "order.completed",
+    "order.corrected",
+    "order.expired",
+    "order.failed",
+    "order.opened",
+    "order.paid",
+    "order.processing",
+    "order.refund_changed",
+    "payment_link.activated",
+    "payment_link.deactivated",
+]
+AllOf: TypeAlias = Literal["balance.*", "credit_note.*", "dispute.*", "invoice.*", "order.*", "payment_link.*"]
+"""Every kind that begins so."""
+Choice: TypeAlias = Literal[Kind, AllOf]
+"""What a reader may ask for."""
+Subject: TypeAlias = Literal["balance", "credit_note", "dispute", "invoice", "order", "payment_link"]
+
+KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
+SUBJECTS: Final[tuple[Subject, ...]] = get_args(Subject)
+CHOICES: Final[tuple[Choice, ...]] = get_args(Choice)
+
+
+def chosen(choices: Collection[Choice]) -> frozenset[Kind]:
+    """Return the kinds that *choices* stand for."""
+    prefixes = tuple(each[:-1] for each in choices if each.endswith("*"))
+    return frozenset(kind for kind in KINDS if kind in choices or kind.startswith(prefixes))

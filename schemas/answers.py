@@ -2,7 +2,7 @@
 
 Note [Personal data is left out]
     Each field that holds text is declared here as one that every reader may see (``Id``, ``Word``, ``Public``) or as
-    ``Personal``: what a buyer or a shop wrote, or what says who the buyer is. An answer to a token without the scope
+    ``Personal``: what a buyer or a shop wrote, or what names the buyer. An answer to a token without the scope
     ``personal`` does not have the personal fields. Null would claim that there is nothing. ``Answer.of`` leaves them
     out, and routes show only the fields that were set. ``tests/test_scopes.py`` fails on a text that is not declared.
 """
@@ -100,9 +100,7 @@ class Shown(Answer):
 class Order(Shown):
     """An order: a Checkout Session as the events tell it. Its id is the session's."""
 
-    status: OrderStatus | None = Field(
-        description="open, processing, paid, failed, expired or complete; null where Stripe said something unknown"
-    )
+    status: OrderStatus | None = Field(description="null where Stripe's words are unknown")
     session_status: Word | None
     payment_status: Word | None
     mode: Word | None

@@ -99,8 +99,8 @@ def ask(web: Web, route: str, key: str, written: str) -> tuple[int, Any]:
     # Clients take dots out of an address, and encode what is not; here it is sent as written.
     answer = web.send_raw("\r\n".join(head).encode() + body).answer()
     status, _, rest = answer.partition(b"\r\n")
-    told = msgspec.json.decode(rest.partition(b"\r\n\r\n")[2])
-    return int(status.split()[1]), told.get("id", told.get("customer"))
+    found = msgspec.json.decode(rest.partition(b"\r\n\r\n")[2])
+    return int(status.split()[1]), found.get("id", found.get("customer"))
 
 
 def test_every_route_with_an_id_is_asked(web: Web) -> None:
@@ -116,7 +116,7 @@ def test_every_route_with_an_id_is_asked(web: Web) -> None:
 
 @pytest.mark.parametrize("route", FOUND)
 def test_odd_ids(web: Web, route: str) -> None:
-    """Whatever an id holds, every route finds its row once the id is percent-encoded."""
+    """Every route finds the row of an id of any characters, once the id is percent-encoded."""
     found = {key: ask(web, route, key, quote(key, safe="")) for key in ODD}
 
     shown = {key: key if FOUND[route] == 200 else None for key in ODD}

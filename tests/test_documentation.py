@@ -93,9 +93,9 @@ def test_a_problem_is_as_declared(web: Web, page: dict[str, Any]) -> None:
     """A refusal has the members of the declared schema, and no others."""
     schemas = page["components"]["schemas"]
     for refused in (web.client.get("/v1/orders"), web.get("/v1/orders?limit=0"), web.get("/v1/orders/none")):
-        told = refused.json()
-        assert set(schemas["Problem"]["required"]) <= told.keys() <= schemas["Problem"]["properties"].keys()
-        for fault in told.get("errors", ()):
+        problem = refused.json()
+        assert set(schemas["Problem"]["required"]) <= problem.keys() <= schemas["Problem"]["properties"].keys()
+        for fault in problem.get("errors", ()):
             assert fault.keys() == schemas["Fault"]["properties"].keys()
 
 
@@ -113,12 +113,12 @@ def test_policy(web: Web) -> None:
 @pytest.mark.browser
 def test_the_page_works(web: Web) -> None:
     """In a browser the page shows every operation, takes a token, asks the API, and breaks no policy."""
-    told: list[str] = []
+    printed: list[str] = []
     asked: list[str] = []
     with chromium() as browser:
         opened = browser.new_page()
-        opened.on("console", lambda message: told.append(message.text))
-        opened.on("pageerror", lambda error: told.append(str(error)))
+        opened.on("console", lambda message: printed.append(message.text))
+        opened.on("pageerror", lambda error: printed.append(str(error)))
         opened.on("request", lambda request: asked.append(request.url))
         opened.goto(f"{web.client.base_url}/docs")
         opened.click(".btn.authorize")
@@ -132,5 +132,5 @@ def test_the_page_works(web: Web) -> None:
         status = opened.inner_text(f"{orders} .live-responses-table tbody .response-col_status")
 
     assert (shown, status.split()) == (len(FAULTS), ["200"])
-    assert told == []
+    assert printed == []
     assert [each for each in asked if not each.startswith((str(web.client.base_url), "data:"))] == []

@@ -231,7 +231,7 @@ def test_single(web: Web) -> None:
 
 
 def test_payload(web: Web) -> None:
-    """Who may see personal data is shown an event with its payload as it was sent, whatever it is."""
+    """A token of the scope personal is shown an event with its payload as it was sent."""
     body = event(name="a\0b").replace(b"a\\u0000b", b"\\ud800 \xc3\xa9")
     web.deliver(body)
     shown = web.get("/v1/events/evt_1", CLERK).json()

@@ -22,7 +22,7 @@ from schemas.answers import Audience
 from tests.web import TOKENS, Web, bearer, event, migrated_database, serving, settings_of
 
 NAME: Final = "x_1"
-"""The id of everything that is planted, and of whatever it refers to."""
+"""The id of everything that is planted, and of all that it refers to."""
 MARK: Final = "planted"
 PERSONAL: Final = {
     "orders": ["customer_email", "recovery_url", "shipping", "metadata"],
@@ -97,8 +97,8 @@ def plant(web: Web) -> None:
             connection.execute(query.encode(), row)
     body = event(data={"object": {"email": mark("payloads", "payload")}}, id=NAME)
     assert web.deliver(body).status_code == 200
-    aside = "INSERT INTO outcomes SELECT seq, 'ignored', %s, 1, now(), 1, 'set_aside' FROM inbox WHERE id = %s"
-    web.query(aside, mark("outcomes", "reason"), NAME)
+    ignored = "INSERT INTO outcomes SELECT seq, 'ignored', %s, 1, now(), 1, 'set_aside' FROM inbox WHERE id = %s"
+    web.query(ignored, mark("outcomes", "reason"), NAME)
     web.query("DELETE FROM pending")
 
 
@@ -111,7 +111,7 @@ def web(services: Services) -> Iterator[Web]:
 
 
 def ask(web: Web, route: str, token: str) -> httpx.Response:
-    """Ask for *route* as whoever has *token* would."""
+    """Ask for *route* with the token of the scopes *token*."""
     method, path = route.split(" ")
     session = {
         "object": "checkout.session",
@@ -131,7 +131,7 @@ def walked(web: Web) -> dict[str, dict[str, httpx.Response]]:
     listed = web.client.get("/openapi.json").json()["paths"]
     routes = {f"{method.upper()} {path}" for path, methods in listed.items() if path not in OPEN for method in methods}
     assert routes == ROUTES.keys(), "a route is declared here with the scope that opens it"
-    ask(web, "PUT /v1/orders/{order_id}", "register")  # so that it is there, whoever is the first to put it
+    ask(web, "PUT /v1/orders/{order_id}", "register")  # so that it is there, and each token puts it again
     return {token: {route: ask(web, route, token) for route in ROUTES} for token in TOKENS}
 
 
@@ -148,9 +148,9 @@ def test_a_scope_opens_its_routes(walked: dict[str, dict[str, httpx.Response]], 
 @pytest.mark.parametrize("token", [token for token in TOKENS if "+" not in token])
 def test_personal_data_is_left_out(walked: dict[str, dict[str, httpx.Response]], token: str) -> None:
     """No answer to a token of one scope has a personal value: the fields are absent, and not null."""
-    told = {route: response.text for route, response in walked[token].items()}
+    texts = {route: response.text for route, response in walked[token].items()}
 
-    assert {route: text for route, text in told.items() if MARK in text} == {}
+    assert {route: text for route, text in texts.items() if MARK in text} == {}
     names = {name for columns in PERSONAL.values() for name in columns} - {"name"} | {"payload", "reason"}
     for route in ("/v1/orders", "/v1/payment-links", "/v1/credit-notes", "/v1/portal/sessions", "/v1/events"):
         if token != "personal":

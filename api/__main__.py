@@ -195,7 +195,8 @@ class BoundedHttp(HttpToolsProtocol):
             body = problems.document(status, detail, reason=reason)
             head = (
                 f"HTTP/1.1 {status} Refused\r\ncontent-type: {problems.MEDIA_TYPE}\r\n"
-                f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
+                f"content-length: {len(body)}\r\nconnection: close\r\n"
+                "cache-control: no-store\r\nx-content-type-options: nosniff\r\n\r\n"
             )
             self.transport.write(head.encode() + body)
         self.transport.close()

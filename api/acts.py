@@ -15,9 +15,10 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, Strict
 from sqlalchemy import select
 from starlette.exceptions import HTTPException
 
-from api import bodies, reads
-from api.reads import Account, Id, Livemode
-from api.tokens import require
+from api import bodies, problems, reads
+from api.addresses import Id
+from api.reads import Account, Livemode
+from api.tokens import SeesPersonalData, require
 from schemas import answers, checkout, inbox, observations, tables
 from schemas.broker import Waker
 from schemas.budget import Lane
@@ -34,7 +35,7 @@ SESSION_BYTES_MAX: Final = 256 * 1024
 PORTAL_BYTES_MAX: Final = 64 * 1024
 PORTAL_SESSION_OBSERVED: Final = "payfold.billing_portal.session.observed"
 
-router: Final = APIRouter(prefix="/v1")
+router: Final = APIRouter(prefix="/v1", route_class=reads.Route)
 
 Seconds = Annotated[StrictInt, Field(ge=0, le=CREATED_MAX)]
 Body = TypeVar("Body", bound=BaseModel)
@@ -75,10 +76,10 @@ def _body(bytes_max: int) -> Callable[[Request], AsyncIterator[bytes]]:
 
 
 @router.put(
-    "/orders/{order_id}",
+    "/orders/{order_id:path}",
     tags=["orders"],
     dependencies=[Depends(require("register"))],
-    responses={201: {"model": answers.Registered}},
+    responses={201: {"model": answers.Registered}, **problems.declared(408, 413)},
     openapi_extra={
         "requestBody": {
             "required": True,
@@ -172,7 +173,12 @@ def _record(request: Request, deliveries: list[Delivery]) -> list[Receipt]:
     return receipts
 
 
-@router.post("/orders/{order_id}/expire", tags=["orders"], dependencies=[Depends(require("admin"))])
+@router.post(
+    "/orders/{order_id:path}/expire",
+    tags=["orders"],
+    dependencies=[Depends(require("admin"))],
+    responses=problems.declared(404, 409, 502),
+)
 def expire_order(request: Request, order_id: Id, account: Account = None, livemode: Livemode = None) -> answers.Expired:
     """Expire an open order's session at Stripe, now. Where the buyer was faster, that is what is recorded."""
     order = reads.one(request, tables.orders, order_id, account, livemode)
@@ -209,10 +215,11 @@ class PortalSessionWanted(BaseModel):
 
 
 @router.post(
-    "/customers/{customer_id}/portal-sessions",
+    "/customers/{customer_id:path}/portal-sessions",
     tags=["customers"],
     status_code=201,
     dependencies=[Depends(require("admin"))],
+    responses=problems.declared(404, 408, 409, 413, 502),
     openapi_extra={
         "requestBody": {
             "required": True,
@@ -222,9 +229,9 @@ class PortalSessionWanted(BaseModel):
 )
 def create_portal_session(
     request: Request,
-    response: Response,
     customer_id: Id,
     body: Annotated[bytes, Depends(_body(PORTAL_BYTES_MAX))],
+    sees: SeesPersonalData,
     account: Annotated[str | None, Query(max_length=TEXT_CHARACTERS_MAX)] = None,
     livemode: Livemode = None,
 ) -> answers.NewPortalSession:
@@ -246,8 +253,7 @@ def create_portal_session(
     )
     now = datetime.now(UTC)
     _record(request, [observations.of_answer(PORTAL_SESSION_OBSERVED, answer, world, now=now)])
-    response.headers["Cache-Control"] = "no-store"
-    return answers.NewPortalSession.model_validate({**answer.body, "account": world.account})
+    return answers.NewPortalSession.of({**answer.body, "account": world.account}, personal=sees)
 
 
 def _world_of(request: Request, customer: str, account: str | None, livemode: bool | None) -> World:  # noqa: FBT001 - as asked

@@ -4,7 +4,7 @@ import asyncio
 import gc
 import multiprocessing
 import threading
-from collections.abc import AsyncIterator, Callable, Mapping, MutableMapping, Sequence
+from collections.abc import AsyncIterator, Mapping, MutableMapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
@@ -16,7 +16,7 @@ from redis.exceptions import RedisError
 from sqlalchemy import Engine, case, func, select
 from sqlalchemy.exc import SQLAlchemyError
 
-from api import acts, bodies, changes, metrics, problems, reads, webhook
+from api import acts, addresses, bodies, changes, documentation, headers, metrics, problems, reads, webhook
 from api.bodies import BODY_SECONDS_MAX, Receive, Room, Scope, Send
 from api.reads import READ
 from api.recorder import ANSWER_SECONDS_MAX, Recorder
@@ -83,26 +83,30 @@ class Application:
             title="Payfold",
             summary="Stripe's checkout events, folded into order tables that can be proven right.",
             version="1",
-            docs_url="/docs",
+            docs_url=None,
             redoc_url=None,
             lifespan=self._lifespan,
+            generate_unique_id_function=lambda route: route.name,
         )
         self.fastapi.state.settings = settings
         self.fastapi.state.room = self._room = Room()
         self.fastapi.state.body_seconds_max = body_seconds_max
-        for router in (reads.router, acts.router, changes.router, _health, _operations):
-            self.fastapi.include_router(router)
+        known = Depends(addresses.known_parameters)
+        for router in (reads.router, acts.router, changes.router, _operations):
+            self.fastapi.include_router(router, dependencies=[known], responses=problems.declared(401, 403, 422, 503))
+        self.fastapi.include_router(_health)
         problems.install(self.fastapi)
-        _document_webhook(self.fastapi)
+        documentation.install(self.fastapi)
         self._webhook: Webhook | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, or run the application's life."""
         if scope["type"] != "http":
             await self.fastapi(scope, receive, send)
-        elif self._webhook is not None and scope["path"] == webhook.PATH:
+        elif self._webhook is not None and scope["path"] in webhook.PATHS:
             await self._webhook(scope, receive, send)
         else:
+            addresses.encode_segments(scope)
             await self._answer(_Exchange(scope, receive, send))
 
     async def _answer(self, exchange: "_Exchange") -> None:
@@ -167,8 +171,9 @@ class _Exchange:
         """Send a part of the answer."""
         if message["type"] == "http.response.start":
             self.is_answered = True
-            if self._is_unread:
-                message = {**message, "headers": [*message.get("headers", ()), bodies.CLOSE]}
+            closing = [bodies.CLOSE] if self._is_unread else []
+            given = headers.completed(self.scope["path"], message.get("headers", ()))
+            message = {**message, "headers": [*given, *closing]}
         await self._send(message)
 
 
@@ -180,18 +185,6 @@ def _end_in_time() -> None:
     parent = multiprocessing.parent_process()
     if parent is not None and parent.pid is not None:
         stopping.begin_with_end_of(parent.pid)
-
-
-def _document_webhook(app: FastAPI) -> None:
-    """Put the webhook onto the OpenAPI page, where FastAPI does not look for it."""
-    generate: Callable[[], dict[str, Any]] = app.openapi
-
-    def openapi() -> dict[str, Any]:
-        schema = generate()
-        schema["paths"].setdefault(webhook.PATH, webhook.OPERATION)
-        return schema
-
-    app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way to extend the page
 
 
 @_health.head("/live", include_in_schema=False)

@@ -8,6 +8,7 @@ from typing import Any, Final
 import msgspec
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
 from schemas.errors import (
@@ -25,10 +26,60 @@ from schemas.errors import (
 from schemas.logs import Seldom
 
 MEDIA_TYPE: Final = "application/problem+json"
+_REFERENCES: Final = "#/components/schemas/{model}"
 RETRY_AFTER_SECONDS: Final = 5
 UNEXPECTED: Final = "Something went wrong here; it is logged."
 
 _seldom: Final = Seldom()
+
+
+class Fault(BaseModel):
+    """A value of the request that cannot be used."""
+
+    place: str = Field(description="where it stands, as query.limit or body.id")
+    fault: str
+
+
+class Problem(BaseModel):
+    """What is wrong and what to do, as RFC 9457 has it."""
+
+    type: str = Field(description="about:blank, or urn:payfold:problem: and a word for programs")
+    title: str
+    status: int
+    detail: str
+    errors: list[Fault] | None = Field(None, description="of a 422: each value that cannot be used")
+
+
+def _schemas() -> dict[str, Any]:
+    problem = Problem.model_json_schema(ref_template=_REFERENCES)
+    return {**problem.pop("$defs"), Problem.__name__: problem}
+
+
+SCHEMAS: Final = _schemas()
+"""Of a problem document, by their names on the OpenAPI page."""
+_DECLARED: Final = {
+    401: "No bearer token, or none that is known here.",
+    403: "The token lacks the scope.",
+    404: "There is no such thing here, or none at Stripe.",
+    408: "The body did not arrive in time.",
+    409: "Several accounts or modes know this id, or the state does not allow it.",
+    410: "What was asked for is gone.",
+    413: "The body is too large.",
+    422: "The request has values that cannot be used.",
+    502: "Stripe refuses our key, or its answer cannot be used.",
+    503: "Not now: ask again after as many seconds as Retry-After has.",
+}
+
+
+def declaration(description: str) -> dict[str, Any]:
+    """Return how the OpenAPI page describes an answer that is a problem document."""
+    schema = {"$ref": _REFERENCES.format(model=Problem.__name__)}
+    return {"description": description, "content": {MEDIA_TYPE: {"schema": schema}}}
+
+
+def declared(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Return the problem documents that a route answers with, for its ``responses``."""
+    return {status: declaration(_DECLARED[status]) for status in statuses}
 
 
 class Unauthorized(HTTPException):

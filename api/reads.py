@@ -9,39 +9,61 @@ from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
 import psycopg
-from fastapi import APIRouter, Depends, Path, Query, Request
+from fastapi import APIRouter, Depends, Query, Request
 from fastapi.exceptions import RequestValidationError
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints
+from fastapi.routing import APIRoute
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints
 from sqlalchemy import ColumnElement, Connection, Engine, Table, and_, func, literal_column, select, true, tuple_
 from sqlalchemy import exc as sqlalchemy_errors
 from starlette.exceptions import HTTPException
 
-from api.tokens import require
+from api import problems
+from api.addresses import NO_NUL, Id
+from api.tokens import SeesPersonalData, require
 from schemas import answers, lookup, tables
-from schemas.answers import Page
+from schemas.answers import PERSONAL, Page
 from schemas.database import Bounds, transaction
 from schemas.errors import DatabaseAway, NotFoundError
 from schemas.events import CREATED_MAX
 
 ROWS_MAX: Final = 100
 ROWS_DEFAULT: Final = 20
+BALANCE_ROWS_MAX: Final = 100
+ONE: Final = problems.declared(404, 409)
+"""How a route that shows one row may end, too."""
 READ: Final = Bounds(statement=5, lock=5, whole=8)
 _BOUNDS: Final = "payfold_read_bounds"
-# PostgreSQL's texts hold any character but this one.
-_NO_NUL: Final = r"^[^\x00]*$"
 
-router: Final = APIRouter(prefix="/v1", dependencies=[Depends(require("read"))])
+
+class Route(APIRoute):
+    """A route whose answer leaves out what was not set: the personal data, for a token that may not see it."""
+
+    def __init__(self, *args: Any, **more: Any) -> None:  # noqa: ANN401 - FastAPI's own
+        super().__init__(*args, **{**more, "response_model_exclude_unset": True})
+
+
+router: Final = APIRouter(prefix="/v1", dependencies=[Depends(require("read"))], route_class=Route)
 
 Limit = Annotated[int, Query(ge=1, le=ROWS_MAX, description="rows on a page")]
 Cursor = Annotated[str | None, Query(max_length=1024, description="`next_cursor` of the page before")]
-Account = Annotated[str | None, Query(max_length=255, pattern=_NO_NUL, description="only rows of this account")]
+Account = Annotated[str | None, Query(max_length=255, pattern=NO_NUL, description="only rows of this account")]
 Livemode = Annotated[bool | None, Query(description="only live rows, or only test rows")]
-Text = Annotated[str | None, Query(max_length=255, pattern=_NO_NUL)]
-FilterText = Annotated[str | None, StringConstraints(max_length=255, pattern=_NO_NUL)]
+Text = Annotated[str | None, Query(max_length=255, pattern=NO_NUL)]
+FilterText = Annotated[str | None, StringConstraints(max_length=255, pattern=NO_NUL)]
 FilterMoment = AwareDatetime | None
 Row = TypeVar("Row", bound=answers.Answer)
 _NEWEST: Final[ColumnElement[Any]] = literal_column(tables.NEWEST)
-Id = Annotated[str, Path(max_length=255, pattern=_NO_NUL)]
+
+
+def only(values: tuple[str, ...]) -> AfterValidator:
+    """Return what refuses a filter that is none of *values*, which are all ours: it would find nothing."""
+
+    def check(value: str) -> str:
+        if value not in values:
+            raise ValueError(f"it is none of {', '.join(values)}")
+        return value
+
+    return AfterValidator(check)
 
 
 def bounded(engine: Engine, bounds: Bounds) -> Engine:
@@ -101,9 +123,9 @@ class DatedFilters(Filters):
 class OrderFilters(DatedFilters):
     """Filters of orders."""
 
-    status: FilterText = None
+    status: Annotated[answers.OrderStatus, only(tables.ORDER_STATUSES)] | None = None
     customer: FilterText = None
-    customer_email: FilterText = None
+    customer_email: Annotated[FilterText, PERSONAL] = None
     payment_link: FilterText = None
     client_reference_id: FilterText = None
     invoice: FilterText = None
@@ -154,57 +176,67 @@ class PortalSessionFilters(DatedFilters):
 
 
 @router.get("/orders", tags=["orders"])
-def list_orders(request: Request, filters: Annotated[OrderFilters, Query()]) -> Page[answers.Order]:
+def list_orders(
+    request: Request, filters: Annotated[OrderFilters, Query()], sees: SeesPersonalData
+) -> Page[answers.Order]:
     """List orders, newest first."""
-    return _page(request, tables.orders, filters, answers.Order, shown=tables.order_book)
+    return _page(request, tables.orders, filters, answers.Order, sees=sees, shown=tables.order_book)
 
 
-@router.get("/orders/{order_id}", tags=["orders"])
+@router.get("/orders/{order_id:path}", tags=["orders"], responses=ONE)
 def show_order(
-    request: Request, order_id: Id, account: Account = None, livemode: Livemode = None
+    request: Request, order_id: Id, sees: SeesPersonalData, account: Account = None, livemode: Livemode = None
 ) -> answers.OrderWithLines:
     """Show one order with its lines."""
     with reading(request.app.state.engine) as connection:
         order = _row(connection, tables.order_book, order_id, account, livemode)
         lines = _lines(connection, tables.order_lines, tables.order_lines.c.order_id, order)
-    return answers.OrderWithLines.model_validate({**order, "lines": lines})
+    shown = [answers.OrderLine.of(line, personal=sees) for line in lines]
+    return answers.OrderWithLines.of({**order, "lines": shown}, personal=sees)
 
 
 @router.get("/payment-links", tags=["payment links"])
-def list_payment_links(request: Request, filters: Annotated[PaymentLinkFilters, Query()]) -> Page[answers.PaymentLink]:
+def list_payment_links(
+    request: Request, filters: Annotated[PaymentLinkFilters, Query()], sees: SeesPersonalData
+) -> Page[answers.PaymentLink]:
     """List payment links, newest first; those whose creation was not seen come last."""
-    return _page(request, tables.payment_links, filters, answers.PaymentLink)
+    return _page(request, tables.payment_links, filters, answers.PaymentLink, sees=sees)
 
 
-@router.get("/payment-links/{link_id}", tags=["payment links"])
+@router.get("/payment-links/{link_id:path}", tags=["payment links"], responses=ONE)
 def show_payment_link(
-    request: Request, link_id: Id, account: Account = None, livemode: Livemode = None
+    request: Request, link_id: Id, sees: SeesPersonalData, account: Account = None, livemode: Livemode = None
 ) -> answers.PaymentLink:
     """Show one payment link."""
-    return answers.PaymentLink.model_validate(one(request, tables.payment_links, link_id, account, livemode))
+    return answers.PaymentLink.of(one(request, tables.payment_links, link_id, account, livemode), personal=sees)
 
 
 @router.get("/invoices", tags=["invoices"])
-def list_invoices(request: Request, filters: Annotated[InvoiceFilters, Query()]) -> Page[answers.Invoice]:
+def list_invoices(
+    request: Request, filters: Annotated[InvoiceFilters, Query()], sees: SeesPersonalData
+) -> Page[answers.Invoice]:
     """List invoices, newest first."""
-    return _page(request, tables.invoices, filters, answers.Invoice)
+    return _page(request, tables.invoices, filters, answers.Invoice, sees=sees)
 
 
 @router.get("/credit-notes", tags=["credit notes"])
-def list_credit_notes(request: Request, filters: Annotated[CreditNoteFilters, Query()]) -> Page[answers.CreditNote]:
+def list_credit_notes(
+    request: Request, filters: Annotated[CreditNoteFilters, Query()], sees: SeesPersonalData
+) -> Page[answers.CreditNote]:
     """List credit notes, newest first."""
-    return _page(request, tables.credit_notes, filters, answers.CreditNote)
+    return _page(request, tables.credit_notes, filters, answers.CreditNote, sees=sees)
 
 
-@router.get("/credit-notes/{note_id}", tags=["credit notes"])
+@router.get("/credit-notes/{note_id:path}", tags=["credit notes"], responses=ONE)
 def show_credit_note(
-    request: Request, note_id: Id, account: Account = None, livemode: Livemode = None
+    request: Request, note_id: Id, sees: SeesPersonalData, account: Account = None, livemode: Livemode = None
 ) -> answers.CreditNoteWithLines:
     """Show one credit note with its lines."""
     with reading(request.app.state.engine) as connection:
         note = _row(connection, tables.credit_notes, note_id, account, livemode)
         lines = _lines(connection, tables.credit_note_lines, tables.credit_note_lines.c.credit_note, note)
-    return answers.CreditNoteWithLines.model_validate({**note, "lines": lines})
+    shown = [answers.CreditNoteLine.of(line, personal=sees) for line in lines]
+    return answers.CreditNoteWithLines.of({**note, "lines": shown}, personal=sees)
 
 
 def _lines(connection: Connection, table: Table, owner: ColumnElement[Any], row: Any) -> Sequence[Any]:  # noqa: ANN401 - a row's mapping
@@ -215,33 +247,32 @@ def _lines(connection: Connection, table: Table, owner: ColumnElement[Any], row:
 
 
 @router.get("/refunds", tags=["refunds"])
-def list_refunds(request: Request, filters: Annotated[RefundFilters, Query()]) -> Page[answers.Refund]:
+def list_refunds(
+    request: Request, filters: Annotated[RefundFilters, Query()], sees: SeesPersonalData
+) -> Page[answers.Refund]:
     """List refunds, newest first."""
-    return _page(request, tables.refunds, filters, answers.Refund)
+    return _page(request, tables.refunds, filters, answers.Refund, sees=sees)
 
 
 @router.get("/portal/configurations", tags=["portal"])
 def list_portal_configurations(
-    request: Request, filters: Annotated[PortalConfigurationFilters, Query()]
+    request: Request, filters: Annotated[PortalConfigurationFilters, Query()], sees: SeesPersonalData
 ) -> Page[answers.PortalConfiguration]:
     """List portal configurations, newest first."""
-    return _page(request, tables.portal_configurations, filters, answers.PortalConfiguration)
+    return _page(request, tables.portal_configurations, filters, answers.PortalConfiguration, sees=sees)
 
 
 @router.get("/portal/sessions", tags=["portal"])
 def list_portal_sessions(
-    request: Request, filters: Annotated[PortalSessionFilters, Query()]
+    request: Request, filters: Annotated[PortalSessionFilters, Query()], sees: SeesPersonalData
 ) -> Page[answers.PortalSession]:
     """List portal sessions, newest first."""
-    return _page(request, tables.portal_sessions, filters, answers.PortalSession)
+    return _page(request, tables.portal_sessions, filters, answers.PortalSession, sees=sees)
 
 
-BALANCE_ROWS_MAX: Final = 100
-
-
-@router.get("/customers/{customer_id}/balance", tags=["customers"])
+@router.get("/customers/{customer_id:path}/balance", tags=["customers"], responses=problems.declared(404))
 def show_balance(
-    request: Request, customer_id: Id, account: Account = None, livemode: Livemode = None
+    request: Request, customer_id: Id, sees: SeesPersonalData, account: Account = None, livemode: Livemode = None
 ) -> answers.CustomerBalance:
     """Show a customer's balance in each currency, with its latest changes and whether its ledger has no gap."""
     with reading(request.app.state.engine) as connection:
@@ -266,7 +297,7 @@ def show_balance(
             answers.Balance(
                 **row,
                 changes=[answers.BalanceChange.model_validate(each) for each in changes if _world(each) == world],
-                transactions=[answers.BalanceTransaction.model_validate(each) for each in listed],
+                transactions=[answers.BalanceTransaction.of(each, personal=sees) for each in listed],
                 chain_is_unbroken=((*world[:2], tables.key_name((customer_id, row["currency"]))) not in broken)
                 if listed
                 else None,
@@ -291,8 +322,8 @@ def _broken_chains(connection: Connection, customer: str) -> set[tuple[str, bool
 class AnomalyFilters(Filters):
     """Filters of anomalies."""
 
-    kind: FilterText = None
-    subject: FilterText = None
+    kind: Annotated[answers.AnomalyKind, only(tables.ANOMALY_KINDS)] | None = None
+    subject: Annotated[answers.AnomalySubject, only(tables.ANOMALY_SUBJECTS)] | None = None
     subject_id: FilterText = None
     resolved: bool | None = Field(None, description="only those that are over, or only those in force")
 
@@ -305,9 +336,11 @@ class AnomalyFilters(Filters):
 
 
 @router.get("/anomalies", tags=["anomalies"])
-def list_anomalies(request: Request, filters: Annotated[AnomalyFilters, Query()]) -> Page[answers.Anomaly]:
+def list_anomalies(
+    request: Request, filters: Annotated[AnomalyFilters, Query()], sees: SeesPersonalData
+) -> Page[answers.Anomaly]:
     """List anomalies, last seen first."""
-    return _page(request, tables.anomalies, filters, answers.Anomaly, newest=tables.anomalies.c.seen_at)
+    return _page(request, tables.anomalies, filters, answers.Anomaly, sees=sees, newest=tables.anomalies.c.seen_at)
 
 
 _ENVELOPE: Final = [column for column in tables.events.c if column.name not in ("payload", "signature")]
@@ -316,13 +349,15 @@ _ENVELOPE: Final = [column for column in tables.events.c if column.name not in (
 class EventFilters(Filters):
     """Filters of the inbox."""
 
-    state: FilterText = None
+    state: Annotated[answers.State, only(tables.STATES)] | None = None
     type: FilterText = None
     object_id: FilterText = None
 
 
 @router.get("/events", tags=["events"])
-def list_events(request: Request, filters: Annotated[EventFilters, Query()]) -> Page[answers.Event]:
+def list_events(
+    request: Request, filters: Annotated[EventFilters, Query()], sees: SeesPersonalData
+) -> Page[answers.Event]:
     """List the inbox, last recorded first, without payloads."""
     limit = filters.limit
     before = None if filters.cursor is None else _read_cursor(filters.cursor, int, 1)[0]
@@ -331,18 +366,18 @@ def list_events(request: Request, filters: Annotated[EventFilters, Query()]) -> 
     with reading(request.app.state.engine) as connection:
         rows = connection.execute(query).mappings().all()
     following = _cursor(rows[limit - 1]["seq"]) if len(rows) > limit else None
-    return Page(data=[answers.Event.model_validate(row) for row in rows[:limit]], next_cursor=following)
+    return Page(data=[answers.Event.of(dict(row), personal=sees) for row in rows[:limit]], next_cursor=following)
 
 
-@router.get("/events/{event_id}", tags=["events"], dependencies=[Depends(require("admin"))])
+@router.get("/events/{event_id:path}", tags=["events"], responses=ONE)
 def show_event(
-    request: Request, event_id: Id, account: Account = None, livemode: Livemode = None
+    request: Request, event_id: Id, sees: SeesPersonalData, account: Account = None, livemode: Livemode = None
 ) -> answers.EventWithPayload:
-    """Show one event with its payload, which holds personal data and so wants the scope admin."""
-    row = dict(one(request, tables.events, event_id, account, livemode))
+    """Show one event, and to a token with the scope personal its payload."""
+    row = one(request, tables.events, event_id, account, livemode)
     payload = row["payload"]
-    told = None if payload is None else payload.decode(errors="replace")
-    return answers.EventWithPayload.model_validate({**row, "payload": told, "archived": payload is None})
+    text = None if payload is None else payload.decode(errors="replace")
+    return answers.EventWithPayload.of({**row, "payload": text, "archived": payload is None}, personal=sees)
 
 
 def one(request: Request, table: Table, key: str, account: str | None, livemode: bool | None) -> Any:  # noqa: ANN401, FBT001 - a row's mapping, and what the address says
@@ -369,13 +404,16 @@ def _page(
     filters: Filters,
     answer: type[Row],
     *,
+    sees: bool,
     newest: ColumnElement[Any] = _NEWEST,
     shown: Table | None = None,
 ) -> Page[Row]:
     """Return the page of *table* that *filters* ask for, newest first, with the cursor of the next.
 
     *shown* is a view over the table, which then computes what it adds for the rows of the page and no others.
+    *sees* is whether the token may see personal data.
     """
+    _check_scope(filters, sees=sees)
     wanted = filters.wanted(table)
     order = (newest, table.c.id, table.c.account, table.c.livemode)
     if filters.cursor is not None:
@@ -398,7 +436,14 @@ def _page(
         rows = connection.execute(query).mappings().all()
     data = rows[: filters.limit]
     following = _key_of(data[-1]) if len(rows) > filters.limit else None
-    return Page(data=[answer.model_validate(row) for row in data], next_cursor=following)
+    return Page(data=[answer.of(dict(row), personal=sees) for row in data], next_cursor=following)
+
+
+def _check_scope(filters: Filters, *, sees: bool) -> None:
+    """Refuse a filter by personal data: to ask whether a value is there is to see it."""
+    asked = filters.model_fields_set & answers.personal_fields(type(filters))
+    if asked and not sees:
+        raise HTTPException(403, f"Rows are found by {', '.join(sorted(asked))} with a token of the scope personal.")
 
 
 def _key_of(row: Any) -> str:  # noqa: ANN401 - a row's mapping

@@ -22,6 +22,7 @@ from schemas.logs import Seldom
 from schemas.settings import SigningSecret
 
 PATH: Final = "/webhooks/stripe"
+PATHS: Final = frozenset((PATH, f"{PATH}/"))
 BODY_BYTES_MAX: Final = 2 * 1024 * 1024
 
 _RECEIVED: Final = b'{"received":true}'
@@ -181,7 +182,7 @@ OPERATION: Final[dict[str, Any]] = {
                 },
             },
             **{
-                status: {"description": text, "content": {problems.MEDIA_TYPE: {"schema": {"type": "object"}}}}
+                status: problems.declaration(text)
                 for status, text in {
                     "400": "Not signed with a configured secret, or not an event.",
                     "408": "The body did not arrive in time.",

@@ -165,7 +165,7 @@ def running(
         if not settings.signing_secrets:
             environment["STRIPE_WEBHOOK_SECRETS"] = f"whsec_{secrets.token_urlsafe(24)}"
         if token is not None:
-            environment["PAYFOLD_TOKENS"] = f"local:admin:{hashlib.sha256(token.encode()).hexdigest()}"
+            environment["PAYFOLD_TOKENS"] = f"local:admin+personal:{hashlib.sha256(token.encode()).hexdigest()}"
         environment.setdefault("PAYFOLD_LOG_FORMAT", "console")
         complete = Settings.load(environment)
         if run_release(environment, output=output) != 0:

@@ -1,9 +1,78 @@
-"""The shapes of the JSON answers. Money is in the currency's smallest unit, times are in UTC."""
+"""The shapes of the JSON answers. Money is in the currency's smallest unit, times are in UTC.
 
+Note [Personal data is left out]
+    Each field that holds text is declared here as one that every reader may see (``Id``, ``Word``, ``Public``) or as
+    ``Personal``: what a buyer or a shop wrote, or what names the buyer. An answer to a token without the scope
+    ``personal`` does not have the personal fields. Null would claim that there is nothing. ``Answer.of`` leaves them
+    out, and routes show only the fields that were set. ``tests/test_scopes.py`` fails on a text that is not declared.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Generic, TypeVar
+from functools import cache
+from typing import Annotated, Any, Final, Generic, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler
+from pydantic.json_schema import JsonSchemaValue
+
+from schemas import kinds, tables
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Audience:
+    """Who may see a field, as its annotation declares."""
+
+    wants_personal: bool
+
+    def __get_pydantic_json_schema__(self, schema: Any, handler: GetJsonSchemaHandler) -> JsonSchemaValue:  # noqa: ANN401
+        """Name the scope on the OpenAPI page."""
+        found = handler(schema)
+        return {**found, "x-payfold-scope": "personal"} if self.wants_personal else found
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """A word of ours and not of Stripe's: the OpenAPI page lists the *values*.
+
+    An answer is not checked against them, since a newer release may know more during a deployment.
+    """
+
+    values: tuple[str, ...]
+
+    def __get_pydantic_json_schema__(self, schema: Any, handler: GetJsonSchemaHandler) -> JsonSchemaValue:  # noqa: ANN401
+        """Add the values to the schema of a text."""
+        return {**handler(schema), "enum": list(self.values)}
+
+
+SET_ASIDE: Final = "set_aside"
+EVERY_READER: Final = Audience(wants_personal=False)
+PERSONAL: Final = Audience(wants_personal=True)
+
+Public = Annotated[T, EVERY_READER]
+Personal = Annotated[T | None, PERSONAL]
+"""Its default, None, is never shown: a field that was not set is left out."""
+Id = Public[str]
+"""Of an object, an event or an account."""
+Word = Public[str]
+"""Of Stripe's own vocabulary, which is open."""
+OrderStatus = Annotated[Public[str], OneOf(tables.ORDER_STATUSES)]
+RefundStatus = Annotated[Public[str], OneOf(tables.REFUND_STATUSES)]
+State = Annotated[Public[str], OneOf(tables.STATES)]
+Source = Annotated[Public[str], OneOf(tables.SOURCES)]
+Cause = Annotated[Public[str], OneOf(tables.CAUSES)]
+ChangeKind = Annotated[Public[str], OneOf(kinds.KINDS)]
+ChangeSubject = Annotated[Public[str], OneOf(kinds.SUBJECTS)]
+AnomalyKind = Annotated[Public[str], OneOf(tables.ANOMALY_KINDS)]
+AnomalySubject = Annotated[Public[str], OneOf(tables.ANOMALY_SUBJECTS)]
+
+
+@cache
+def personal_fields(model: type[BaseModel]) -> frozenset[str]:
+    """Return the names of the fields of *model* that are personal data."""
+    return frozenset(name for name, field in model.model_fields.items() if PERSONAL in field.metadata)
 
 
 class Answer(BaseModel):
@@ -11,45 +80,49 @@ class Answer(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
+    @classmethod
+    def of(cls, row: Mapping[str, Any], *, personal: bool) -> Self:
+        """Return the answer that shows *row*; without *personal* the fields that are personal data are not set."""
+        hidden = frozenset[str]() if personal else personal_fields(cls)
+        return cls.model_validate({name: value for name, value in row.items() if name not in hidden})
+
 
 class Shown(Answer):
     """A row of a table: its world, its id, and the event that decided it."""
 
-    account: str = Field(description="Stripe account, or the label of the secret that verified the event")
+    account: Id = Field(description="Stripe account, or the label of the secret that verified the event")
     livemode: bool
-    id: str
-    event_id: str = Field(description="the event that decided the row")
+    id: Id
+    event_id: Id = Field(description="the event that decided the row")
     as_of: datetime = Field(description="when Stripe created that event")
 
 
 class Order(Shown):
     """An order: a Checkout Session as the events tell it. Its id is the session's."""
 
-    status: str | None = Field(
-        description="open, processing, paid, failed, expired or complete; null where Stripe said something unknown"
-    )
-    session_status: str | None
-    payment_status: str | None
-    mode: str | None
-    currency: str | None
+    status: OrderStatus | None = Field(description="null where Stripe's words are unknown")
+    session_status: Word | None
+    payment_status: Word | None
+    mode: Word | None
+    currency: Word | None
     amount_subtotal: int | None
     amount_discount: int | None
     amount_shipping: int | None
     amount_tax: int | None
     amount_total: int | None
-    presentment_currency: str | None
+    presentment_currency: Word | None
     presentment_amount: int | None
-    customer: str | None
-    customer_email: str | None
-    client_reference_id: str | None = Field(description="from a payment link it is what the buyer's browser sent")
-    payment_link: str | None
-    payment_intent: str | None
-    subscription: str | None
-    invoice: str | None
-    recovered_from: str | None
-    recovery_url: str | None
-    shipping: dict[str, Any] | None
-    metadata: dict[str, Any] | None
+    customer: Id | None
+    customer_email: Personal[str] = None
+    client_reference_id: Id | None = Field(description="from a payment link it is what the buyer's browser sent")
+    payment_link: Id | None
+    payment_intent: Id | None
+    subscription: Id | None
+    invoice: Id | None
+    recovered_from: Id | None
+    recovery_url: Personal[str] = None
+    shipping: Personal[dict[str, Any]] = None
+    metadata: Personal[dict[str, Any]] = None
     created: datetime | None
     expires_at: datetime | None
     completed_at: datetime | None
@@ -60,18 +133,18 @@ class Order(Shown):
     refunded_amount: int | None = Field(description="null where the way from the order to its payment is not known")
     credited_amount: int | None = Field(description="by credit notes on the order's own invoice that are not void")
     disputed_amount: int | None
-    refund_status: str | None = Field(description="none, partial or full; null as refunded_amount is")
+    refund_status: RefundStatus | None = Field(description="null as refunded_amount is")
 
 
 class OrderLine(Shown):
     """A line of an order. Its amounts are those of the whole quantity."""
 
-    order_id: str | None
-    description: str | None
-    price: str | None
-    product: str | None
+    order_id: Id | None
+    description: Personal[str] = None
+    price: Id | None
+    product: Id | None
     quantity: int | None
-    currency: str | None
+    currency: Word | None
     amount_subtotal: int | None
     amount_discount: int | None
     amount_tax: int | None
@@ -88,18 +161,18 @@ class PaymentLink(Shown):
     """A payment link as the events tell it."""
 
     active: bool | None
-    url: str | None
-    currency: str | None
-    metadata: dict[str, Any] | None
+    url: Public[str] | None
+    currency: Word | None
+    metadata: Personal[dict[str, Any]] = None
     created: datetime | None = Field(description="null until the created event is seen: the object does not say")
 
 
 class Invoice(Shown):
     """An invoice as the events tell it."""
 
-    number: str | None
-    status: str | None
-    currency: str | None
+    number: Id | None
+    status: Word | None
+    currency: Word | None
     total: int | None
     amount_due: int | None
     amount_paid: int | None
@@ -109,8 +182,8 @@ class Invoice(Shown):
     ending_balance: int | None
     pre_payment_credit_notes_amount: int | None
     post_payment_credit_notes_amount: int | None
-    customer: str | None
-    subscription: str | None
+    customer: Id | None
+    subscription: Id | None
     created: datetime | None
     finalized_at: datetime | None
     paid_at: datetime | None
@@ -120,21 +193,21 @@ class Invoice(Shown):
 class CreditNote(Shown):
     """A credit note: amount = pre + post, and post = refunded + out of band + to the balance."""
 
-    number: str | None
-    status: str | None
-    type: str | None
-    reason: str | None
-    currency: str | None
+    number: Id | None
+    status: Word | None
+    type: Word | None
+    reason: Word | None
+    currency: Word | None
     amount: int | None
     pre_payment_amount: int | None
     post_payment_amount: int | None
     refunded_amount: int | None = Field(description="null where the note names a refund without its amount")
     out_of_band_amount: int | None
     to_balance_amount: int | None = Field(description="what is left of post; null where that is not known")
-    customer: str | None
-    invoice: str | None
-    customer_balance_transaction: str | None
-    memo: str | None
+    customer: Id | None
+    invoice: Id | None
+    customer_balance_transaction: Id | None
+    memo: Personal[str] = None
     created: datetime | None
     effective_at: datetime | None
     voided_at: datetime | None
@@ -144,10 +217,10 @@ class CreditNote(Shown):
 class CreditNoteLine(Shown):
     """A line of a credit note, of those that were seen."""
 
-    credit_note: str | None
-    type: str | None
-    invoice_line_item: str | None
-    description: str | None
+    credit_note: Id | None
+    type: Word | None
+    invoice_line_item: Id | None
+    description: Personal[str] = None
     quantity: int | None
     amount: int | None
     discount_amount: int | None
@@ -162,13 +235,13 @@ class CreditNoteWithLines(CreditNote):
 class Refund(Shown):
     """A refund as its own events tell it."""
 
-    status: str | None
-    currency: str | None
+    status: Word | None
+    currency: Word | None
     amount: int | None
-    charge: str | None
-    payment_intent: str | None
-    reason: str | None
-    failure_reason: str | None
+    charge: Id | None
+    payment_intent: Id | None
+    reason: Word | None
+    failure_reason: Word | None
     created: datetime | None
 
 
@@ -177,9 +250,9 @@ class PortalConfiguration(Shown):
 
     active: bool | None
     is_default: bool | None
-    name: str | None
-    features: dict[str, Any] | None
-    login_page_url: str | None
+    name: Public[str] | None
+    features: Public[dict[str, Any]] | None
+    login_page_url: Public[str] | None
     created: datetime | None
     updated: datetime | None
 
@@ -187,10 +260,10 @@ class PortalConfiguration(Shown):
 class PortalSession(Shown):
     """A session of the billing portal; its url is a credential and is kept nowhere."""
 
-    configuration: str | None
-    customer: str | None
-    flow_type: str | None
-    return_url: str | None
+    configuration: Id | None
+    customer: Id | None
+    flow_type: Word | None
+    return_url: Personal[str] = None
     created: datetime | None
     expired_at: datetime | None
 
@@ -205,24 +278,24 @@ class BalanceChange(Shown):
 class BalanceTransaction(Shown):
     """A transaction of a balance, as Stripe's ledger lists it."""
 
-    type: str | None
+    type: Word | None
     amount: int | None
     ending_balance: int | None
-    invoice: str | None
-    credit_note: str | None
-    order_id: str | None
-    description: str | None
+    invoice: Id | None
+    credit_note: Id | None
+    order_id: Id | None
+    description: Personal[str] = None
     created: datetime | None
 
 
 class Balance(Answer):
     """A customer's balance in one currency. Negative is credit."""
 
-    account: str
+    account: Id
     livemode: bool
-    currency: str
+    currency: Word
     amount: int | None
-    event_id: str
+    event_id: Id
     as_of: datetime
     changes: list[BalanceChange] = Field(description="newest first")
     transactions: list[BalanceTransaction] = Field(description="newest first; empty where the ledger was not read")
@@ -234,21 +307,21 @@ class Balance(Answer):
 class CustomerBalance(Answer):
     """A customer's balances, one for each currency; they are never added."""
 
-    customer: str
+    customer: Id
     balances: list[Balance]
 
 
 class Anomaly(Answer):
     """Something about a row that should not be."""
 
-    account: str
+    account: Id
     livemode: bool
-    id: str
-    kind: str
-    subject: str
-    subject_id: str
-    detail: dict[str, Any]
-    event_id: str
+    id: Id
+    kind: AnomalyKind
+    subject: AnomalySubject
+    subject_id: Id
+    detail: Public[dict[str, Any]]
+    event_id: Id
     as_of: datetime
     seen_at: datetime
     resolved_at: datetime | None
@@ -257,53 +330,62 @@ class Anomaly(Answer):
 class Event(Answer):
     """An event in the inbox, without its payload."""
 
-    account: str
+    account: Id
     livemode: bool
-    id: str
+    id: Id
     seq: int = Field(description="the order in which events were recorded")
-    type: str
-    api_version: str | None
+    type: Word
+    api_version: Word | None
     created: datetime
-    object_type: str | None
-    object_id: str | None
-    redacted: list[str] = Field(description="places in the payload whose credentials are blanked")
-    payload_sha256: str = Field(description="of the body as it came, in hexadecimal")
-    source: str
+    object_type: Word | None
+    object_id: Id | None
+    redacted: Public[list[str]] = Field(description="places in the payload whose credentials are blanked")
+    payload_sha256: Public[str] = Field(description="of the body as it came, in hexadecimal")
+    source: Source
     received_at: datetime
-    state: str = Field(description="pending, folded, ignored or parked")
-    cause: str | None = Field(description="a code for the state's cause, as row_refused or type_unwanted")
-    reason: str | None = Field(description="the same for people")
+    state: State
+    cause: Cause | None = Field(description="a code for the state's cause")
+    reason: Public[str] | None = Field(
+        None, description="the same for people; an operator's own words, of an event that is set aside, are personal"
+    )
     attempts: int = Field(description="how often it was folded, or failed to be")
     due_at: datetime | None = Field(description="of a pending event that failed: when it is tried again")
     folded_at: datetime | None
     fold_version: int | None
 
+    @classmethod
+    def of(cls, row: Mapping[str, Any], *, personal: bool) -> Self:
+        """Return the answer that shows *row*."""
+        is_hidden = row["cause"] == SET_ASIDE and not personal
+        shown = {name: value for name, value in row.items() if not (is_hidden and name == "reason")}
+        return super().of(shown, personal=personal)
+
 
 class EventWithPayload(Event):
     """An event in the inbox with its payload as text, since not every payload is JSON that can be read."""
 
-    payload: str | None = Field(description="null where it is archived")
+    payload: Personal[str] = Field(None, description="null where it is archived")
     archived: bool = Field(description="the payload is in an archive, no longer in the database")
 
 
 class DescribedLine(Answer):
     """A line with its description; of a credit note price and product are not known."""
 
-    id: str
-    description: str | None
-    price: str | None
-    product: str | None
+    id: Id
+    description: Personal[str]
+    price: Id | None
+    product: Id | None
     quantity: int | None
 
 
 class PersonalData(Answer):
     """What is personal of a change's subject, as it is now, whatever it was at the time of the change."""
 
-    customer_email: str | None
-    metadata: dict[str, Any] | None
-    shipping: dict[str, Any] | None = Field(description="of an order")
-    memo: str | None = Field(description="of a credit note")
-    lines: list[DescribedLine] | None = Field(
+    customer_email: Personal[str]
+    metadata: Personal[dict[str, Any]]
+    shipping: Personal[dict[str, Any]] = Field(description="of an order")
+    memo: Personal[str] = Field(description="of a credit note")
+    lines: Personal[list[DescribedLine]] = Field(
         description="of an order or a credit note; null where not all of them are known"
     )
 
@@ -312,19 +394,19 @@ class Change(Answer):
     """A step that was recorded once what is known moved forward."""
 
     seq: int = Field(description="in commit order: ask for what comes after the last one you saw")
-    account: str
+    account: Id
     livemode: bool
-    subject: str
-    subject_id: str
-    kind: str
-    event_id: str
-    source: str
+    subject: ChangeSubject
+    subject_id: Id
+    kind: ChangeKind
+    event_id: Id
+    source: Source
     at: datetime = Field(description="when Stripe created the event that decided")
-    before: dict[str, Any] | None
-    after: dict[str, Any] | None = Field(
+    before: Public[dict[str, Any]] | None
+    after: Public[dict[str, Any]] | None = Field(
         description="what a shop acts on; of order.paid and order.expired with `lines`, null where not all are known"
     )
-    personal: PersonalData | None = Field(None, description="only for tokens of the scope personal, else absent")
+    personal: Personal[PersonalData] = Field(None, description="only for tokens of the scope personal, else absent")
 
 
 Row = TypeVar("Row", bound=Answer)
@@ -334,7 +416,7 @@ class Page(Answer, Generic[Row]):
     """Rows, newest first, and the cursor of the next page."""
 
     data: list[Row]
-    next_cursor: str | None = Field(description="pass it as `cursor`; null on the last page")
+    next_cursor: Public[str] | None = Field(description="pass it as `cursor`; null on the last page")
 
 
 class Changes(Answer):
@@ -348,33 +430,33 @@ class Changes(Answer):
 class Registered(Answer):
     """The session is kept; *recorded* is false where it was already. The order follows once it is folded."""
 
-    id: str
-    account: str
+    id: Id
+    account: Id
     livemode: bool
-    event_id: str
+    event_id: Id
     recorded: bool
 
 
 class Expired(Answer):
     """What the session of an order now is at Stripe. The order follows once it is folded."""
 
-    id: str
-    account: str
+    id: Id
+    account: Id
     livemode: bool
-    session_status: str
-    payment_status: str | None
+    session_status: Word
+    payment_status: Word | None
 
 
 class NewPortalSession(Answer):
     """A billing portal session. The url is a credential, and answered this once."""
 
-    id: str
-    account: str
+    id: Id
+    account: Id
     livemode: bool
-    url: str
-    customer: str | None
-    configuration: str | None
-    return_url: str | None = None
+    url: Public[str]
+    customer: Id | None
+    configuration: Id | None
+    return_url: Personal[str] = None
     created: int = Field(description="Unix seconds")
 
 

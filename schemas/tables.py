@@ -58,12 +58,42 @@ CAUSES: Final = (
 )
 """Why an event has the state that it has, for programs; its ``reason`` is for people."""
 ORDER_STATUSES: Final = ("open", "processing", "paid", "failed", "expired", "complete")
+REFUND_STATUSES: Final = ("none", "partial", "full")
 CALL_PURPOSES: Final = ("expire", "session", "ledger", "credit_note", "object", "event")
 RECONCILED: Final = ("ok", "drift")
 WITHHELD: Final = ("import", "fold_version", "rename", "rendering", "swap")
 """Why a change is not in the feed: history that became known or was folded again is no news."""
 BEATS: Final = ("web", "clock", "fold", "consumer", "job")
 """The kinds of loop that write heartbeats."""
+ANOMALY_SUBJECTS: Final = (
+    "balance",
+    "balance_transaction",
+    "charge",
+    "credit_note",
+    "credit_note_line",
+    "customer",
+    "dispute",
+    "invoice",
+    "invoice_payment",
+    "order",
+    "payment_link",
+    "portal_configuration",
+    "portal_session",
+    "refund",
+)
+"""What a row is about that an anomaly may be found of."""
+ANOMALY_KINDS: Final = (
+    "ambiguous_order",
+    "balance_differs",
+    "broken_chain",
+    "credit_note_sides",
+    "credit_note_split",
+    "expired_and_complete",
+    "missing_at_stripe",
+    "paid_and_void",
+    "two_references",
+    "unknown_status",
+)
 STRIPE_JOBS: Final = ("expire_sessions", "poll_sessions", "fetch", "fill_gaps")
 
 

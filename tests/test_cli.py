@@ -20,7 +20,7 @@ from deploy.sandbox.account import Account
 from deploy.sandbox.samples import _STORIES, sample
 from deploy.sandbox.signing import signature
 from schemas import database
-from schemas.settings import Settings
+from schemas.settings import Scope, Settings
 from tests import ledger
 from tests.command import Ran, environment, payfold
 
@@ -277,20 +277,42 @@ def test_not_allowed(engine: Engine, database_url: str) -> None:
 # ---- tokens new ----
 
 
-@pytest.mark.parametrize("scope", ["read", "admin"])
-def test_token(scope: str) -> None:
+@pytest.mark.parametrize(
+    ("options", "scopes"),
+    [
+        ((), {"read"}),
+        (("--scope", "read+personal"), {"read", "personal"}),
+        (("--scope", "personal", "--scope", "admin"), {"read", "register", "admin", "personal"}),
+    ],
+)
+def test_token(options: tuple[str, ...], scopes: set[Scope]) -> None:
     """A new token's entry, copied as printed, is one that the settings take, and holds only the token's hash."""
-    ran = payfold("tokens", "new", "shop", "--scope", scope)
+    ran = payfold("tokens", "new", "shop", *options)
 
     told = dict(line.split(maxsplit=1) for line in ran.out.splitlines())
     (token,) = Settings.load({"PAYFOLD_TOKENS": told["PAYFOLD_TOKENS"]}).tokens
     assert (ran.code, ran.err) == (0, "")
-    assert (token.name, scope in token.scopes) == ("shop", True)
+    assert (token.name, set(token.scopes)) == ("shop", scopes)
     assert token.sha256 == hashlib.sha256(told["token"].encode()).hexdigest()
     assert told["token"] not in told["PAYFOLD_TOKENS"]
 
 
-@pytest.mark.parametrize(("arguments", "word"), [(("a b",), "NAME"), (("shop", "--scope", "write"), "--scope")])
+def test_a_token_that_opens_nothing() -> None:
+    """The scope personal alone opens no route, and the person who makes such a token is warned."""
+    ran = payfold("tokens", "new", "shop", "--scope", "personal")
+
+    assert (ran.code, "read+personal" in ran.err) == (0, True)
+    assert ":personal:" in ran.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (("a b",), "NAME"),
+        (("shop", "--scope", "write"), "--scope write"),
+        (("shop", "--scope", "read,personal"), "read+personal"),
+    ],
+)
 def test_no_such_token(arguments: tuple[str, ...], word: str) -> None:
     """A name or a scope that cannot be is told by its own name with exit 2."""
     ran = payfold("tokens", "new", *arguments)

@@ -2,7 +2,6 @@
 
 import itertools
 import random
-import shutil
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from datetime import date, timedelta
@@ -18,6 +17,7 @@ from hypothesis import strategies as st
 
 from deploy import charts, report
 from deploy.output import money
+from tests.browser import chromium
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -544,13 +544,6 @@ def test_drift_by_kind_and_by_age() -> None:
 
 # ---- In a browser ----
 
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-]
 A4_PIXELS = round((210 - 2 * 16) / 25.4 * 96)
 
 # The words of charts that run over the page's sides.
@@ -586,14 +579,8 @@ FAINT = """() => {
 @pytest.fixture(scope="module")
 def browser() -> "Iterator[Browser]":
     """Return a running Chromium, the machine's own; without one the test is skipped."""
-    api = pytest.importorskip("playwright.sync_api", reason="no playwright")
-    binary = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if binary is None:
-        pytest.skip("no Chromium on this machine")
-    with api.sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=binary, args=FLAGS)
+    with chromium() as running:
         yield running
-        running.close()
 
 
 @pytest.fixture(params=["light", "dark"])

@@ -158,7 +158,8 @@ def test_up(up: Command) -> None:
     """What `up` prints is enough to deliver an order, to read it, and to ask about it from another process."""
     (session,) = deliver(up)
     until(lambda: asked(up, f"/v1/orders/{session}").status_code == 200)
-    assert asked(up, f"/v1/orders/{session}").json()["status"] == "paid"
+    order = asked(up, f"/v1/orders/{session}").json()
+    assert (order["status"], "customer_email" in order) == ("paid", True)
 
     status = payfold("status", "--format", "json", PAYFOLD_DATA_DIR=str(up.folder))
     digest = payfold("digest", PAYFOLD_DATA_DIR=str(up.folder))

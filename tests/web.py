@@ -28,7 +28,15 @@ from schemas.migrate import upgrade
 from schemas.settings import Settings
 
 SECRET: Final = "whsec_test"
-TOKENS: Final = {"read": "a-reader", "register": "a-shop", "admin": "an-operator"}
+TOKENS: Final = {
+    "read": "a-reader",
+    "personal": "a-pair-of-eyes",
+    "register": "a-shop",
+    "admin": "an-operator",
+    "read+personal": "a-clerk",
+    "register+personal": "a-shop-that-writes",
+    "admin+personal": "an-owner",
+}
 PATH: Final = "/webhooks/stripe"
 
 
@@ -39,11 +47,15 @@ def bearer(token: str) -> dict[str, str]:
 
 READER: Final = bearer(TOKENS["read"])
 OPERATOR: Final = bearer(TOKENS["admin"])
+CLERK: Final = bearer(TOKENS["read+personal"])
 
 
 def environment_of(database_url: str, redis_url: str) -> dict[str, str]:
-    """Return an environment with one signing secret and a token of each scope."""
-    hashed = (f"{scope}:{scope}:{hashlib.sha256(token.encode()).hexdigest()}" for scope, token in TOKENS.items())
+    """Return an environment with one signing secret and a token of each scope, and of some together."""
+    hashed = (
+        f"{scope.replace('+', '_')}:{scope}:{hashlib.sha256(token.encode()).hexdigest()}"
+        for scope, token in TOKENS.items()
+    )
     return {
         "DATABASE_URL": database_url,
         "REDIS_URL": redis_url,

@@ -1,0 +1,184 @@
+"""Ids of any text in addresses, and the parameters that a route knows."""
+
+import re
+from collections.abc import Iterator
+from typing import Any, Final
+from urllib.parse import quote
+
+import msgspec
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from deploy.services import Services
+from tests.web import Web, bearer, event, serving_many
+
+OWNER: Final = bearer("an-owner")
+PLANT: Final = """
+    WITH one AS (SELECT '' AS account, false AS livemode, %s AS id, 'evt_1' AS event_id, now() AS as_of),
+    orders AS (INSERT INTO orders (account, livemode, id, event_id, as_of, status) SELECT *, 'paid' FROM one),
+    links AS (INSERT INTO payment_links (account, livemode, id, event_id, as_of) SELECT * FROM one),
+    notes AS (INSERT INTO credit_notes (account, livemode, id, event_id, as_of) SELECT * FROM one),
+    customers AS (INSERT INTO customers (account, livemode, id, event_id, as_of) SELECT * FROM one)
+    INSERT INTO balances (account, livemode, customer, event_id, as_of, currency) SELECT *, 'usd' FROM one
+"""
+ODD: Final = [
+    *(
+        "a/b",
+        "/a",
+        "a/",
+        "a//b",
+        "?",
+        "a?b=c",
+        "#",
+        "a b",
+        "%",
+        "%2F",
+        "a%2Fb",
+        "..",
+        "../orders",
+        ".",
+        "a+b",
+        "é",
+        "\u202e",
+    ),
+    *(
+        "a/expire",
+        "a/balance",
+        "a/portal-sessions",
+        "a/retry",
+        "expire",
+        "retry",
+        "balance",
+        "a;b",
+        "a&b",
+        "'",
+        '"',
+        "\\",
+    ),
+]
+AS_IT_IS: Final = [id_ for id_ in ODD if re.fullmatch("[a-z/]+", id_) and "//" not in id_ and not id_.startswith("/")]
+"""Those that may stand in an address without being encoded, as long as it is none of another route."""
+FOUND: Final = {
+    # Of each route that takes an id: the answer where there is such a row, which is another where there is none.
+    "GET /v1/orders/{}": 200,
+    "PUT /v1/orders/{}": 200,
+    "POST /v1/orders/{}/expire": 409,
+    "GET /v1/payment-links/{}": 200,
+    "GET /v1/credit-notes/{}": 200,
+    "GET /v1/customers/{}/balance": 200,
+    "POST /v1/customers/{}/portal-sessions": 409,
+    "GET /v1/events/{}": 200,
+}
+
+
+@pytest.fixture(scope="module")
+def web(services: Services) -> Iterator[Web]:
+    """Return a running web process with rows of every odd id."""
+    with serving_many(services) as running:
+        for key in ODD:
+            plant(running, key)
+        yield running
+
+
+def plant(web: Web, key: str) -> None:
+    """Make a row with the id *key* in every table of which one row can be asked for."""
+    web.query(PLANT, key)
+    assert web.deliver(event(id=key)).status_code == 200
+    assert ask(web, "PUT /v1/orders/{}", key, quote(key, safe=""))[0] in {200, 201}
+
+
+def ask(web: Web, route: str, key: str, written: str) -> tuple[int, Any]:
+    """Ask for *route* of the id *key*, with the id *written* so; return the status and the id that is answered."""
+    method, path = route.split(" ")
+    session = {"object": "checkout.session", "id": key, "status": "open", "payment_status": "unpaid", "mode": "payment"}
+    more = {"livemode": False, "created": 0, "expires_at": 1}
+    body = msgspec.json.encode({**session, **more} if method == "PUT" else {})
+    head = [f"{method} {path.format(written)} HTTP/1.1", "Host: payfold", f"Authorization: {OWNER['Authorization']}"]
+    head += [f"Content-Length: {len(body)}", "Connection: close", "", ""]
+    # Clients take dots out of an address, and encode what is not; here it is sent as written.
+    answer = web.send_raw("\r\n".join(head).encode() + body).answer()
+    status, _, rest = answer.partition(b"\r\n")
+    found = msgspec.json.decode(rest.partition(b"\r\n\r\n")[2])
+    return int(status.split()[1]), found.get("id", found.get("customer"))
+
+
+def test_every_route_with_an_id_is_asked(web: Web) -> None:
+    """The routes above are those of the OpenAPI page."""
+    listed = web.client.get("/openapi.json").json()["paths"]
+
+    found = {
+        f"{method.upper()} {re.sub(r'{.+?}', '{}', path)}" for path in listed if "{" in path for method in listed[path]
+    }
+
+    assert found == FOUND.keys()
+
+
+@pytest.mark.parametrize("route", FOUND)
+def test_odd_ids(web: Web, route: str) -> None:
+    """Every route finds the row of an id of any characters, once the id is percent-encoded."""
+    found = {key: ask(web, route, key, quote(key, safe="")) for key in ODD}
+
+    shown = {key: key if FOUND[route] == 200 else None for key in ODD}
+    assert found == {key: (FOUND[route], shown[key]) for key in ODD}
+    assert ask(web, route, "none", "none")[0] in {404, 201}
+
+
+@pytest.mark.parametrize("key", AS_IT_IS)
+def test_slashes_as_they_are(web: Web, key: str) -> None:
+    """An id with a slash that is not encoded is found where the address means no other route."""
+    for route, status in FOUND.items():
+        if route.startswith("GET"):
+            assert ask(web, route, key, key) == (status, key)
+    assert ask(web, "POST /v1/orders/{}/expire", key, key)[0] == 409
+
+
+@given(key=st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=20))
+@example(key="%252F")
+@settings(max_examples=30)
+def test_any_id(web: Web, key: str) -> None:
+    """An event of any id that the inbox takes is shown."""
+    web.deliver(event(id=key))
+
+    assert ask(web, "GET /v1/events/{}", key, quote(key, safe="")) == (200, key)
+
+
+def test_unknown_parameters(web: Web) -> None:
+    """A parameter that a route does not know is refused by its name at every route, once the token is known."""
+    listed = web.client.get("/openapi.json").json()["paths"]
+    for path, methods in listed.items():
+        for method in methods if path.startswith("/v1/") else ():
+            address = re.sub(r"{.+?}", "none", path)
+            refused = web.client.request(method, f"{address}?colour=red", headers=OWNER)
+            assert (path, refused.status_code) == (path, 422)
+            assert refused.json()["errors"][0]["place"] == "query.colour"
+            known = {each["name"] for each in methods[method].get("parameters", ()) if each["in"] == "query"}
+            assert all(name in refused.json()["errors"][0]["fault"] for name in known), path
+            assert web.client.request(method, f"{address}?colour=red").status_code == 401
+
+
+@pytest.mark.parametrize(
+    ("path", "allowed"),
+    [
+        ("/v1/orders?status=refunded", ["open", "processing", "paid", "failed", "expired", "complete"]),
+        ("/v1/events?state=done", ["pending", "folded", "ignored", "parked"]),
+        ("/v1/anomalies?kind=odd", ["broken_chain", "unknown_status"]),
+        ("/v1/anomalies?subject=orders", ["order", "credit_note"]),
+    ],
+)
+def test_unknown_values(web: Web, path: str, allowed: list[str]) -> None:
+    """A value that a column of ours never has is refused, with those that it has."""
+    refused = web.get(path)
+
+    assert (refused.status_code, refused.headers["content-type"]) == (422, "application/problem+json")
+    (fault,) = refused.json()["errors"]
+    assert fault["place"] == f"query.{re.split('[?=]', path)[1]}"
+    assert all(value in fault["fault"] for value in allowed)
+
+
+@pytest.mark.parametrize("path", ["/v1/invoices?status=novel", "/v1/refunds?status=novel", "/v1/events?type=novel"])
+def test_values_of_stripe(web: Web, path: str) -> None:
+    """Stripe's own words are open: one that is new finds nothing."""
+    answer = web.get(path)
+
+    assert (answer.status_code, answer.json()["data"]) == (200, [])

@@ -54,6 +54,11 @@ _AWAY = (RedisError, OperationalError, CeleryError, OSError)
 _log = structlog.get_logger()
 
 
+def short_name(message: str) -> str:
+    """Return the name of the job that *message* asks for, as rows and answers have it."""
+    return message.removeprefix("payfold.")
+
+
 class Ear:
     """When Redis last answered a BRPOP of this process, by the monotonic clock."""
 

@@ -22,6 +22,7 @@ from api.metrics import Instance
 from api.readiness import Readiness
 from api.reads import READ
 from api.recorder import ANSWER_SECONDS_MAX, Recorder
+from api.status import StatusReader
 from api.webhook import Webhook
 from schemas import broker, database, logs, migrate, stopping
 from schemas.database import Bounds
@@ -130,9 +131,11 @@ class Application:
         app.state.counts = counts = DeliveryCounts(settings.libpq)
         counts.start()
         redis_async = broker.redis_async(settings)
+        app.state.status = status = StatusReader(settings, app.state.redis)
         app.state.readiness = readiness = Readiness(
-            settings.libpq, redis_async, recorder, has_stripe_key=bool(settings.api_keys)
+            settings.libpq, redis_async, recorder, status, has_stripe_key=bool(settings.api_keys)
         )
+        app.state.recorder = recorder
         self._webhook = Webhook(
             settings.signing_secrets, recorder, waker.wake, self._room, counts, body_seconds_max=self._body_seconds_max
         )
@@ -149,6 +152,7 @@ class Application:
         finally:
             await recorder.stop()
             await readiness.stop()
+            status.stop()
             await counts.stop()
             await redis_async.aclose()
             await app.state.lookout.stop()

@@ -30,7 +30,8 @@ REFUSED: Final = "refused"
 Kind = tuple[str, str]
 """An outcome, and of what was refused the reason, else empty."""
 
-_seldom: Final = Seldom()
+_seldom: Final = Seldom(60)
+"""While PostgreSQL is away each write fails, and the deliveries' own lines are logged anyway."""
 _BOUNDS: Final = f"SET LOCAL statement_timeout = {round(USE_SECONDS_MAX * 900)}".encode()
 # In the order of the keys, since other processes write the same rows.
 _ADD: Final = """

@@ -1,13 +1,21 @@
 """How this process is, for whatever starts, balances and watches it. Nothing here waits for the pool of threads."""
 
+import asyncio
 from typing import Final
 
 from fastapi import APIRouter, Depends, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from api import metrics
+from api.metrics import Own
 from api.tokens import require
 from schemas.answers import Health
+from schemas.status import Status
+
+STATUS_AGE_SECONDS_MAX: Final = 3.0
+"""Of what the metrics show, so that they may be asked for often."""
+STATUS_SECONDS_MAX: Final = 2.0
+"""For so long the metrics wait for it."""
 
 probes: Final = APIRouter(prefix="/health", tags=["health"])
 operations: Final = APIRouter(tags=["operations"])
@@ -29,9 +37,22 @@ async def ready(request: Request, response: Response) -> Health:
     return health
 
 
+@operations.get("/v1/status", dependencies=[Depends(require("read"))])
+async def show_status(request: Request) -> Status:
+    """Return how everything is, as values: null is what is not known."""
+    status: Status = await request.app.state.status.now()
+    return status
+
+
 @operations.get("/metrics", dependencies=[Depends(require("read"))], response_class=Response)
 async def show_metrics(request: Request) -> Response:
-    """Return the counters of all web processes, and what is this process's alone, in Prometheus's text format."""
+    """Return what all web processes have counted, how everything is, and what is this process's alone.
+
+    It is in Prometheus's text format.
+    """
     state = request.app.state
-    text = metrics.exposition(await state.counts.totals(), state.instance, unwritten=state.counts.unwritten)
-    return Response(text, media_type=CONTENT_TYPE_LATEST)
+    totals, status = await asyncio.gather(
+        state.counts.totals(), state.status.latest(age_max=STATUS_AGE_SECONDS_MAX, wait_max=STATUS_SECONDS_MAX)
+    )
+    own = Own(state.instance, in_flight=state.recorder.in_flight, unwritten=state.counts.unwritten)
+    return Response(metrics.exposition(totals, status, own), media_type=CONTENT_TYPE_LATEST)

@@ -16,9 +16,11 @@ from redis.asyncio import Redis
 
 from api.deadlines import within
 from api.recorder import Recorder
+from api.status import StatusReader
 from schemas import database, inbox, migrate
 from schemas.answers import Health
 from schemas.logs import Seldom
+from schemas.status import Status
 
 TRY_SECONDS_MAX: Final = 1.0
 """Recording has to be possible within this."""
@@ -29,6 +31,11 @@ FACTS_SECONDS_MAX: Final = 0.5
 BROKER_SECONDS_MAX: Final = 1.0
 FRESH_SECONDS: Final = 1.0
 """For so long a finding serves all who ask."""
+STATUS_SECONDS_MAX: Final = 1.0
+STATUS_AGE_SECONDS_MAX: Final = 10.0
+"""A worker is silent after half a minute, so that to read its heartbeats seldom is enough."""
+SPEECHLESS: Final = ("away", "silent")
+"""The states of a database that cannot be asked anything."""
 
 Driver = psycopg.AsyncConnection[Any]
 Result = TypeVar("Result")
@@ -68,10 +75,13 @@ class Finding:
 class Readiness:
     """Looks on behalf of all who ask, at most once a second, on a connection of its own."""
 
-    def __init__(self, database_url: str, redis: Redis, recorder: Recorder, *, has_stripe_key: bool) -> None:
+    def __init__(
+        self, database_url: str, redis: Redis, recorder: Recorder, status: StatusReader, *, has_stripe_key: bool
+    ) -> None:
         self._url = database_url
         self._redis = redis
         self._recorder = recorder
+        self._status = status
         self._has_stripe_key = has_stripe_key
         self._connection: Driver | None = None
         self._look: asyncio.Task[Finding] | None = None
@@ -79,7 +89,11 @@ class Readiness:
 
     async def health(self) -> Health:
         """Return whether this process can take deliveries, and how its neighbours are, within two seconds."""
-        found = await self._finding()
+        found, status = await asyncio.gather(
+            self._finding(), self._status.latest(age_max=STATUS_AGE_SECONDS_MAX, wait_max=STATUS_SECONDS_MAX)
+        )
+        if found.database in SPEECHLESS:
+            status = None
         last = self._recorder.last
         database_is = last.database if last is not None and last.ended_at > found.tried_at else found.database
         return Health(
@@ -88,6 +102,8 @@ class Readiness:
             migrations=found.facts.migrations,
             broker=found.broker,
             stripe=self._stripe(found.facts.jobs),
+            workers=_state_of("worker", status),
+            clock=_state_of("clock", status),
         )
 
     async def stop(self) -> None:
@@ -113,7 +129,7 @@ class Readiness:
     async def _look_at_postgresql(self) -> tuple[float, str, Facts]:
         database_is = await self._try()
         tried_at = asyncio.get_running_loop().time()
-        return tried_at, database_is, Facts() if database_is in {"away", "silent"} else await self._facts()
+        return tried_at, database_is, Facts() if database_is in SPEECHLESS else await self._facts()
 
     async def _try(self) -> str:
         """Return ok, or why nothing can be recorded: see Note [A try is what recording is]."""
@@ -171,6 +187,15 @@ class Readiness:
         """Return how the jobs at Stripe are; without a key there is one, which ends sessions by our clock."""
         in_trouble = [f"{how}: {', '.join(names)}" for how, names in jobs.items() if names]
         return "; ".join(in_trouble) or ("ok" if self._has_stripe_key else "no key")
+
+
+def _state_of(process: str, status: Status | None) -> str:
+    """Return how the worker or the clock is, of which the health is reported only."""
+    if status is None or status.expected is None or status.silent is None:
+        return "unknown"
+    if any(each.process == process for each in status.silent):
+        return "silent"
+    return "ok" if process in status.expected else "not_expected"
 
 
 async def _answer_of(redis: Redis) -> None:

@@ -84,6 +84,11 @@ class Recorder:
         finally:
             self._deadlines.end(waiting.done)
 
+    @property
+    def in_flight(self) -> int:
+        """How many deliveries wait for their commit."""
+        return len(self._waiting) + sum(not each.done.done() for each in self._recording)
+
     async def stop(self) -> None:
         """Record what waits, then close."""
         while unanswered := [each.done for each in (*self._recording, *self._waiting) if not each.done.done()]:

@@ -3,8 +3,11 @@
 import re
 from datetime import UTC, datetime, timedelta
 
+from sqlalchemy import Engine
+
 from deploy.services import Postgres
 from schemas.migrate import upgrade
+from tests import ledger
 from tests.faults import paused
 from tests.web import PATH, READER, Web, event, serving, settings_of, signed, until
 
@@ -12,10 +15,10 @@ ANSWER_SECONDS_MAX = 10.0
 COUNTS = "SELECT outcome, reason, count FROM delivery_counts ORDER BY outcome, reason"
 
 
-def metrics(web: Web) -> list[str]:
-    """Return what `/metrics` shows of all processes, without the comments and without what is one process's own."""
+def metrics(web: Web, but: str = "(?:instance=|_age_)") -> list[str]:
+    """Return what `/metrics` shows, by default but what is one process's own or changes with time."""
     text = web.client.get("/metrics", headers=READER, timeout=ANSWER_SECONDS_MAX).text
-    return [line for line in text.splitlines() if "instance=" not in line and not line.startswith("#")]
+    return [line for line in text.splitlines() if not re.search(f"^#|{but}", line)]
 
 
 def refuse(web: Web) -> None:
@@ -78,9 +81,49 @@ def test_away(own_postgres: Postgres, redis_url: str) -> None:
         own_postgres.stop()
         refuse(web)
         assert metrics(web) == ["payfold_database_up 0.0"]
-        text = web.client.get("/metrics", headers=READER).text
-        assert re.search(r'^payfold_deliveries_unwritten\{instance="[^"]+"\} 2.0$', text, re.MULTILINE)
+        (unwritten,) = (line for line in metrics(web, but="_up") if "_unwritten" in line)
+        assert unwritten.endswith(" 2.0")
 
         own_postgres.start()
         until(lambda: web.query(COUNTS) == [("postponed", "", 1), ("refused", "signature_missing", 1)])
         assert web.client.post(PATH, content=event(2), headers=signed(event(2))).status_code == 200
+
+
+def test_gauges(engine: Engine, database_url: str, redis_url: str) -> None:
+    """The metrics show what waits and what is wrong, and the status shows the same as values."""
+    beats = "INSERT INTO heartbeats (kind, name, instance, at, since, outcome)"
+    for kind, name, age, outcome in (
+        ("web", "", 1, None),
+        ("clock", "", 500, None),
+        ("job", "reconcile", 7200, "drift"),
+    ):
+        values = "VALUES (:kind, :name, 'a:1', now() - make_interval(secs => :age), now() - interval '1 day', :outcome)"
+        ledger.execute(engine, f"{beats} {values}", kind=kind, name=name, age=age, outcome=outcome)
+    ledger.execute(
+        engine,
+        "INSERT INTO reconciliations (started_at, finished_at, outcome, drift, checks, result)"
+        " VALUES (to_timestamp(1), to_timestamp(60), 'drift', 3, '{rules}', '{}')",
+    )
+    with serving(settings_of(database_url, redis_url)) as web:
+        assert web.deliver(event(1)).status_code == 200
+        shown = metrics(web)
+        status = web.get("/v1/status").json()
+        health = web.get("/health/ready").json()
+
+    assert {
+        "payfold_database_up 1.0",
+        "payfold_broker_up 1.0",
+        "payfold_events_pending 1.0",
+        'payfold_webhooks_last_hour{weeks_ago="0"} 1.0',
+        'payfold_job_outcome{job="reconcile",outcome="drift"} 1.0',
+        'payfold_process_silent{process="clock"} 1.0',
+        'payfold_process_silent{process="worker"} 1.0',
+        "payfold_reconciliation_time_seconds 60.0",
+        "payfold_reconciliation_drift 3.0",
+        "payfold_anomalies_in_force 0.0",
+    } <= set(shown)
+    # Nothing was received four weeks ago, since there was no inbox.
+    assert not [line for line in shown if 'weeks_ago="4"' in line]
+    assert (status["database"], status["pending"], status["webhooks"]["last_hour"]) == ("ok", 1, 1)
+    assert {each["process"] for each in status["silent"]} == {"worker", "clock"}
+    assert (health["ready"], health["workers"], health["clock"]) == (True, "silent", "silent")

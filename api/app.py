@@ -18,6 +18,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from api import acts, bodies, changes, metrics, problems, reads, webhook
 from api.bodies import BODY_SECONDS_MAX, Receive, Room, Scope, Send
+from api.pulse import Pulse
 from api.reads import READ
 from api.recorder import ANSWER_SECONDS_MAX, Recorder
 from api.tokens import require
@@ -132,6 +133,7 @@ class Application:
         self._webhook = Webhook(
             settings.signing_secrets, recorder, waker.wake, self._room, body_seconds_max=self._body_seconds_max
         )
+        pulse = Pulse(settings.postgresql)
         if not settings.signing_secrets:
             _log.warning("webhook.closed", reason="STRIPE_WEBHOOK_SECRETS is not set, so every delivery is refused")
         # What is loaded stays: the collector of cycles need not look at it again.
@@ -140,6 +142,7 @@ class Application:
         try:
             yield
         finally:
+            await pulse.stop()
             await recorder.stop()
             await app.state.lookout.stop()
             waker.stop()

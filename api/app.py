@@ -3,8 +3,6 @@
 import asyncio
 import gc
 import multiprocessing
-import os
-import socket
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, MutableMapping
@@ -19,17 +17,19 @@ from api import acts, bodies, changes, health, problems, reads, webhook
 from api.bodies import BODY_SECONDS_MAX, Receive, Room, Scope, Send
 from api.counts import DeliveryCounts
 from api.metrics import Instance
+from api.pulse import Pulse
 from api.readiness import Readiness
 from api.reads import READ
 from api.recorder import ANSWER_SECONDS_MAX, Recorder
 from api.status import StatusReader
 from api.webhook import Webhook
-from schemas import broker, database, logs, migrate, stopping
+from schemas import broker, database, heartbeats, logs, migrate, stopping
 from schemas.database import Bounds
 from schemas.settings import Settings
 from schemas.stripe_api import StripeApi
 
-DATABASE_CONNECTIONS_MAX: Final = 8
+DATABASE_CONNECTIONS_MAX: Final = 5
+"""For reads and acts. Five more record, beat, read the status, try to record and write counts."""
 REQUEST_SECONDS_MAX: Final = 60
 """The change feed waits for 25 seconds, and reads before and after; an act calls Stripe, and records."""
 
@@ -127,7 +127,7 @@ class Application:
         app.state.stripe = StripeApi(settings, app.state.redis)
         app.state.waker = waker = broker.Waker(settings)
         recorder = Recorder(settings.libpq, answer_seconds_max=self._answer_seconds_max)
-        app.state.instance = Instance(f"{socket.gethostname()}:{os.getpid()}", time.time())
+        app.state.instance = Instance(heartbeats.instance_name(), time.time())
         app.state.counts = counts = DeliveryCounts(settings.libpq)
         counts.start()
         redis_async = broker.redis_async(settings)
@@ -139,6 +139,7 @@ class Application:
         self._webhook = Webhook(
             settings.signing_secrets, recorder, waker.wake, self._room, counts, body_seconds_max=self._body_seconds_max
         )
+        pulse = Pulse(settings.postgresql)
         if not settings.signing_secrets:
             _log.warning("webhook.closed", reason="STRIPE_WEBHOOK_SECRETS is not set, so every delivery is refused")
         # Read once, and not when the first one asks whether the process is ready.
@@ -150,6 +151,7 @@ class Application:
             # The server's own refusals are counted too.
             yield {"counts": counts}
         finally:
+            await pulse.stop()
             await recorder.stop()
             await readiness.stop()
             status.stop()

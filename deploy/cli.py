@@ -6,7 +6,7 @@ from typing import Final
 import typer
 from sqlalchemy.exc import DBAPIError
 
-from deploy.commands import at_stripe, bench, inbox, objects, proof, rebuilding, reconciling, replaying, running
+from deploy.commands import at_stripe, bench, health, inbox, objects, proof, rebuilding, reconciling, replaying, running
 from deploy.commands.base import FAILED, MIGRATIONS_PENDING, USAGE, first_line
 from deploy.output import err
 from deploy.services import ServicesError
@@ -32,7 +32,7 @@ _GROUPS: Final = {
     "gaps": at_stripe.gaps_app,
     "tokens": running.tokens_app,
 }
-for each in (running.app, inbox.app, replaying.app, proof.app, rebuilding.app, bench.app):
+for each in (running.app, health.app, inbox.app, replaying.app, proof.app, rebuilding.app, bench.app):
     app.add_typer(each)
 for name, group in _GROUPS.items():
     app.add_typer(group, name=name)

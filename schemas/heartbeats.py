@@ -26,6 +26,7 @@ BEAT_SECONDS: Final = 5.0
 HURRY_SECONDS: Final = 1.0
 """Between two writes where the outcome of a job changes, which is written at once."""
 WRITE: Final = Bounds(statement=1, lock=1, whole=2)
+STOP_SECONDS_MAX: Final = 3.0
 KEPT: Final = "1 day"
 """A row that is older is deleted, unless it is the freshest of its kind and name."""
 PRUNE_SECONDS: Final = 3600.0
@@ -90,24 +91,27 @@ class Heart:
 
     def __init__(self, engine: Engine, beats: Beats, *, instance: str = "", every: float = BEAT_SECONDS) -> None:
         self._engine, self._beats, self._every = engine, beats, every
-        self._instance = instance or _instance()
+        self._instance = instance or instance_name()
         self._written: dict[tuple[str, str], Beat] = {}
         self._asked, self._over = threading.Event(), threading.Event()
         self._pruned_at = float("-inf")
         self._logged: dict[str, float] = {}
+        self._thread: threading.Thread | None = None
 
     def start(self) -> None:
         """Write every few seconds from now on, in a thread that ends with the process."""
-        background.start("heartbeats", self._run)
+        self._thread = background.start("heartbeats", self._run)
 
     def hurry(self) -> None:
         """Write soon; never waits and never fails."""
         self._asked.set()
 
     def stop(self) -> None:
-        """End the thread, after the write at hand."""
+        """End the thread, after the write at hand; a database that is silent is not waited for."""
         self._over.set()
         self._asked.set()
+        if self._thread is not None:
+            self._thread.join(STOP_SECONDS_MAX)
 
     def write(self) -> int:
         """Write what was noted since the last time, prune now and then, and return how many rows were written.
@@ -157,6 +161,6 @@ class Heart:
             _log.warning("heartbeat.not_written", reason=condition)
 
 
-def _instance() -> str:
+def instance_name() -> str:
     """Return the name of this process among those of all machines."""
     return f"{os.environ.get('DYNO') or socket.gethostname()}:{os.getpid()}"

@@ -5,9 +5,10 @@ Note [A count that takes too long is null]
     a lock for that long, answers null: a part of a count would be wrong, and the other values are shown all the same.
 
 Note [Who is expected]
-    A worker and a clock are expected where a web process takes deliveries, or a webhook has waited for longer than
-    they take to start. The worker is judged by its fold turns and by the consumer of each queue, so that a slot that
-    hangs is found while the other one works.
+    A worker and a clock are expected where a web process beat within the last minute, or a webhook is pending. They are
+    silent once they were not seen for longer than their limit, all of which they were expected: what is just being
+    started, after a pause of days, is no fault. The worker is judged by its fold turns and by the consumer of each
+    queue, so that a slot that hangs is found while the other one works.
 """
 
 import time
@@ -144,14 +145,10 @@ class Reconciliation(Answer):
     checks: list[str]
 
 
-class Silent(Answer):
+class Silent(Heartbeat):
     """An expected process, or a slot of the worker, that gives no sign of life."""
 
     process: Literal["worker", "clock"]
-    kind: str = Field(description="clock, fold or consumer")
-    name: str = Field(description="of a consumer its queue, else empty")
-    at: datetime | None = Field(description="its last heartbeat; null where none was ever written")
-    age_seconds: float | None
     job: str | None = Field(description="the job that it was last seen at")
 
 
@@ -208,7 +205,7 @@ class Limits(NamedTuple):
 
     def of(self, kind: str, sweep_seconds: float) -> float:
         """Return the limit of a kind of loop; a fold turn may come as seldom as the worker's own timer lets it."""
-        return max(self.silent, SWEEPS_MISSED * sweep_seconds + 10) if kind == "fold" else self.silent
+        return max(self.silent, SWEEPS_MISSED * sweep_seconds + self.silent / 3) if kind == "fold" else self.silent
 
 
 def broker_state(redis: Redis | None) -> Broker:
@@ -311,9 +308,13 @@ def _now(connection: Connection) -> datetime:
     return now.astimezone(UTC)
 
 
-def _age(at: datetime | None, now: datetime) -> float | None:
+def _seconds(at: datetime, now: datetime) -> float:
     """Return how many seconds ago *at* was; what a skewed clock put into the future was just now."""
-    return None if at is None else max(0.0, round((now - at).total_seconds(), 3))
+    return max(0.0, round((now - at).total_seconds(), 3))
+
+
+def _age(at: datetime | None, now: datetime) -> float | None:
+    return None if at is None else _seconds(at, now)
 
 
 # ---- Who lives ----
@@ -342,50 +343,44 @@ def _liveness(query: _Bounded, now: datetime, settings: Settings, limits: Limits
         for at in [found[kind, name]["at"] if (kind, name) in found else None]
     ]
     jobs = [
-        Job(job=name, at=beat["at"], age_seconds=_age(beat["at"], now) or 0.0, outcome=beat["outcome"])
+        Job(job=name, at=beat["at"], age_seconds=_seconds(beat["at"], now), outcome=beat["outcome"])
         for (kind, name), beat in found.items()
         if kind == "job"
     ]
-    is_expected = _is_web_there(found.get(("web", "")), now, limits) or (
-        webhook_waits_since is not None and (now - webhook_waits_since).total_seconds() > limits.silent
-    )
-    silent = _silent(heartbeats, jobs, limits, settings.payfold_sweep_seconds) if is_expected else []
+    expected_for = _expected_for(beats, webhook_waits_since, now, limits)
     return {
         "heartbeats": heartbeats,
         "jobs": jobs,
-        "expected": ["worker", "clock"] if is_expected else [],
-        "silent": silent,
+        "expected": [] if expected_for is None else ["worker", "clock"],
+        "silent": [] if expected_for is None else _silent(heartbeats, jobs, expected_for, settings, limits),
     }
 
 
-def _is_web_there(beat: Mapping[str, Any] | None, now: datetime, limits: Limits) -> bool:
-    """Return whether a web process beats, and has for as long as the others take to start."""
-    return (
-        beat is not None
-        and (now - beat["at"]).total_seconds() <= limits.web
-        and (now - beat["since"]).total_seconds() > limits.silent
-    )
+def _expected_for(
+    beats: Sequence[Mapping[str, Any]], webhook_waits_since: datetime | None, now: datetime, limits: Limits
+) -> float | None:
+    """Return for how many seconds a worker and a clock have been expected; None where they are not."""
+    since = [beat["since"] for beat in beats if beat["kind"] == "web" and _seconds(beat["at"], now) <= limits.web]
+    if webhook_waits_since is not None:
+        since.append(webhook_waits_since)
+    return max((_seconds(each, now) for each in since), default=None)
 
 
 def _silent(
-    heartbeats: Sequence[Heartbeat], jobs: Sequence[Job], limits: Limits, sweep_seconds: float
-) -> list[Silent]:  # fmt: skip
+    heartbeats: Sequence[Heartbeat], jobs: Sequence[Job], expected_for: float, settings: Settings, limits: Limits
+) -> list[Silent]:
+    """Return who was not seen for too long; what was just begun has as much time to be seen first."""
     running = {FOLD_QUEUE if job.job in _FOLDING_JOBS else STRIPE_QUEUE: job for job in jobs if job.outcome == RUNNING}
-    return [
-        Silent(
-            process=_JUDGED[beat.kind],
-            kind=beat.kind,
-            name=beat.name,
-            at=beat.at,
-            age_seconds=beat.age_seconds,
-            job=at_work.job if at_work else None,
-        )
-        for beat in heartbeats
-        if beat.kind in _JUDGED
-        for at_work in [running.get(beat.name or FOLD_QUEUE) if beat.kind != "clock" else None]
-        if (beat.age_seconds is None or beat.age_seconds > limits.of(beat.kind, sweep_seconds))
-        and not _is_reconciling(at_work)
-    ]
+    found = []
+    for beat in heartbeats:
+        process = _JUDGED.get(beat.kind)
+        unseen_for = expected_for if beat.age_seconds is None else min(beat.age_seconds, expected_for)
+        if process is None or unseen_for <= limits.of(beat.kind, settings.payfold_sweep_seconds):
+            continue
+        job = running.get(beat.name or FOLD_QUEUE) if process == "worker" else None
+        if not _is_reconciling(job):
+            found.append(Silent(**beat.model_dump(), process=process, job=job.job if job else None))
+    return found
 
 
 def _is_reconciling(job: Job | None) -> bool:
@@ -550,4 +545,4 @@ def _reconciliation(query: _Bounded, now: datetime) -> Reconciliation | None:
     runs = tables.reconciliations
     names = (runs.c.id, runs.c.finished_at, runs.c.outcome, runs.c.drift, runs.c.checks)
     rows = query.rows(select(*names).order_by(runs.c.id.desc()).limit(1))
-    return Reconciliation(**rows[0], age_seconds=_age(rows[0]["finished_at"], now) or 0.0) if rows else None
+    return Reconciliation(**rows[0], age_seconds=_seconds(rows[0]["finished_at"], now)) if rows else None

@@ -10,16 +10,16 @@ import httpx
 import psycopg
 import pytest
 
+from api.app import DATABASE_CONNECTIONS_MAX
 from deploy.services import Postgres, Valkey
 from schemas.migrate import upgrade
 from tests.faults import paused
 from tests.test_recorder import held
 from tests.web import READER, TOKENS, Raw, Web, event, serving, settings_of, until
 
-WELL = {"ready": True, "database": "ok", "migrations": "ok", "broker": "ok", "stripe": "no key"} | dict.fromkeys(
-    ("workers", "clock"), "not_expected"
-)
+WELL = {"ready": True, "database": "ok", "migrations": "ok", "broker": "ok", "stripe": "no key"}
 UNKNOWN = {"migrations": "unknown", "workers": "unknown", "clock": "unknown"}
+"""What is known of the rest where PostgreSQL cannot be asked."""
 ANSWER_SECONDS_MAX = 5.0
 """An answer is promised within two seconds; the rest is for a busy machine, where it would else be 10 or more."""
 READS = 120
@@ -50,7 +50,7 @@ def becomes(web: Web, **health: object) -> float:
         answer = ready(web)
         assert answer.status_code == (200 if answer.json()["ready"] else 503)
         assert web.client.get("/health/live", timeout=ANSWER_SECONDS_MAX).status_code == 200
-        return bool(answer.json() == wanted)
+        return bool(wanted.items() <= answer.json().items())
 
     until(is_so)
     return time.monotonic() - began_at
@@ -59,7 +59,7 @@ def becomes(web: Web, **health: object) -> float:
 def test_ready(web: Web) -> None:
     """With everything there the process is alive and ready, and nothing stays of the tries to record."""
     assert web.get("/health/live", {}).json() == {"status": "alive"}
-    assert (web.get("/health/ready", {}).status_code, web.get("/health/ready", {}).json()) == (200, WELL)
+    becomes(web)
     assert [web.client.head(f"/health/{which}").status_code for which in ("live", "ready")] == [200, 200]
     assert web.query(
         "SELECT (SELECT count(*) FROM inbox), (SELECT count(*) FROM pending), last_value FROM inbox_seq_seq"
@@ -80,7 +80,7 @@ def test_ahead(web: Web) -> None:
     """While a newer release has migrated and not yet replaced this one, this one goes on being ready."""
     web.query("UPDATE alembic_version SET version_num = '9999'")
 
-    assert web.get("/health/ready", {}).json() == WELL
+    assert WELL.items() <= ready(web).json().items()
 
 
 def test_one_try_for_all(web: Web) -> None:
@@ -101,9 +101,9 @@ def test_busy_reads(web: Web) -> None:
     with psycopg.connect(web.settings.libpq) as blocker:
         blocker.execute("LOCK TABLE orders IN ACCESS EXCLUSIVE MODE")
         reads = [blocked_read(web) for _ in range(READS)]
-        until(lambda: len(web.query("SELECT 1 FROM pg_locks WHERE NOT granted")) >= 8)
+        until(lambda: len(web.query("SELECT 1 FROM pg_locks WHERE NOT granted")) >= DATABASE_CONNECTIONS_MAX)
 
-        assert ready(web).json() == WELL
+        assert WELL.items() <= ready(web).json().items()
         for path in ("/health/live", "/v1/status", "/metrics"):
             assert web.client.get(path, headers=READER, timeout=ANSWER_SECONDS_MAX).status_code == 200
         for read in reads:
@@ -211,7 +211,7 @@ def test_newer_attempt(web: Web) -> None:
         becomes(web)
         assert web.deliver(event(1)).status_code == 503
         # On a busy machine a second passes in between, and recording was tried again.
-        return bool(ready(web).json() == WELL | {"ready": False, "database": "full"})
+        return bool(ready(web).json()["database"] == "full")
 
     until(counts)
     becomes(web)
@@ -222,7 +222,7 @@ def test_fault_of_data(web: Web) -> None:
     web.query("ALTER TABLE inbox ADD CONSTRAINT no_poison CHECK (id <> 'evt_poison')")
     for _ in range(3):
         assert web.deliver(event("poison")).status_code == 503
-        assert ready(web).json() == WELL
+        assert WELL.items() <= ready(web).json().items()
 
 
 # ---- Redis is away ----

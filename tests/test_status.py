@@ -1,23 +1,33 @@
 """What `status` knows: who lives, what waits, what came; as values, and null where it is not known."""
 
+import os
+import signal
+import socket
+import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
 from sqlalchemy import Engine
 
-from schemas import status
+from schemas import broker, heartbeats, status
+from schemas.broker import Ear
 from schemas.database import transaction
+from schemas.errors import DatabaseAway
 from schemas.heartbeats import RUNNING, Beat, Heart
 from schemas.settings import Settings
 from schemas.status import Broker, Limits, Silent, Status
-from tests import ledger
+from tests import command, faults, ledger
+from tests.test_supervision import Broken
 from tests.web import until
+from worker.turns import Turns
+from worker.watchdog import Watchdog
 
 AWAY = Broker(state="away")
 WORKER = ("fold", ""), ("consumer", "fold"), ("consumer", "stripe")
@@ -93,17 +103,25 @@ def test_each_loop_is_judged(engine: Engine) -> None:
 
 
 def test_what_never_beat_is_silent(engine: Engine) -> None:
-    """Where no worker and no clock ever ran they are missed, once the web process has run for as long as they start."""
+    """Where no worker and no clock ever ran they are missed, once a web process has run for as long as they start."""
     beat(engine, "web", since=29)
-    assert read(engine).expected == []
+    assert (read(engine).expected, silent(engine)) == (["worker", "clock"], [])
     ledger.execute(engine, "UPDATE heartbeats SET since = now() - interval '31 seconds'")
-    found = read(engine)
 
-    assert found.expected == ["worker", "clock"]
-    assert [(each.process, each.at, each.age_seconds) for each in found.silent or ()] == [
+    assert [(each.process, each.at, each.age_seconds) for each in missed(engine)] == [
         ("clock", None, None),
         *[("worker", None, None)] * 3,
     ]
+
+
+def test_a_start_after_a_pause_is_no_fault(engine: Engine) -> None:
+    """Whoever was not seen for days has as long to be seen as the web process runs."""
+    for kind, name in (("clock", ""), *WORKER):
+        beat(engine, kind, name, age=86_400)
+    beat(engine, "web", since=29)
+    assert silent(engine) == []
+    ledger.execute(engine, "UPDATE heartbeats SET since = now() - interval '31 seconds' WHERE kind = 'web'")
+    assert len(silent(engine)) == 4
 
 
 def test_a_web_process_that_is_gone_expects_nobody(engine: Engine) -> None:
@@ -327,3 +345,181 @@ def test_a_schema_that_is_behind(engine: Engine) -> None:
     found = read(engine)
 
     assert (found.database, found.migrations, found.pending, found.silent) == ("ok", ["0009"], None, None)
+
+
+# ---- What the worker's loops note ----
+
+
+def beats_of(turns: Turns) -> dict[str, str | None]:
+    """Return the outcome of each job."""
+    return {seen.name: seen.outcome for seen in turns.beats()}
+
+
+def test_a_job_ends_with_its_outcome() -> None:
+    """How each job ended is kept, and a job that ends otherwise than the time before is written at once."""
+    turns, changed, ends = Turns(), [], [DatabaseAway(), None, None, KeyError("a key"), None]
+    turns.outcome_changed = lambda: changed.append(beats_of(turns)["fetch"])
+
+    def work() -> int:
+        fault = ends.pop()
+        if isinstance(fault, Exception):
+            raise fault
+        return 1
+
+    turns.add(broker.FETCH, work)
+    assert list(turns.beats()) == []
+    for _ in range(5):
+        turns.by_message(broker.FETCH)
+
+    assert changed == ["KeyError", "ok", "DatabaseAway"]
+    assert beats_of(turns) == {"fetch": "DatabaseAway"}
+
+
+def test_what_ended_a_round_is_the_outcome_of_its_job() -> None:
+    """A job that raises nothing names what ended it, and the next run starts afresh."""
+    turns, outcomes = Turns(), ["StripeAway"]
+
+    def work() -> int:
+        for outcome in outcomes:
+            turns.fail(outcome)
+        return 0
+
+    turns.add(broker.FILL_GAPS, work)
+    turns.by_message(broker.FILL_GAPS)
+    assert beats_of(turns) == {"fill_gaps": "StripeAway"}
+    outcomes.clear()
+    turns.by_timer(broker.FILL_GAPS)
+    assert beats_of(turns) == {"fill_gaps": "ok"}
+
+
+def test_a_long_job_beats_at_its_steps() -> None:
+    """A job at work for more than 5 seconds is running; its consumer lives as long as it comes further."""
+    turns, ear = Turns(), Ear()
+    dog = Watchdog(turns, ear, Broken(None), deaf_seconds=30)  # type: ignore[arg-type]  # it is not asked here
+    seen: list[tuple[float, list[Beat]]] = []
+
+    def work() -> int:
+        turns._began_at[broker.SWEEP] -= heartbeats.BEAT_SECONDS
+        seen.append((turns.stepped_at, [*turns.beats(), *dog.beats(["fold"])]))
+        turns.step()
+        seen.append((turns.stepped_at, [*turns.beats(), *dog.beats(["fold"])]))
+        return 0
+
+    turns.add(broker.SWEEP, work)
+    turns.by_message(broker.SWEEP)
+
+    assert seen[0][0] < seen[1][0]
+    for at, found in seen:
+        assert found == [Beat("job", "sweep", at, RUNNING), Beat("consumer", "fold", at), Beat("fold", "", at)]
+    assert beats_of(turns) == {"sweep": "ok"}
+
+
+# ---- Processes ----
+
+SECONDS_MAX = 30.0
+LIMITS = Limits(silent=2.5)
+SELDOM = dict.fromkeys((f"PAYFOLD_{job}_SECONDS" for job in ("EXPIRE", "POLL", "GAP")), "3600")
+
+
+class Watch:
+    """Looks at a running installation, the web process of which is a row."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def silent(self) -> list[Silent]:
+        """Return who is silent now."""
+        beat(self._engine, "web")
+        return read(self._engine, LIMITS, PAYFOLD_SWEEP_SECONDS="1").silent or []
+
+    def until_silent(self, *who: tuple[str, str]) -> None:
+        """Return once these are silent and no other is."""
+        began, pause = time.monotonic(), threading.Event()
+        while sorted((each.kind, each.name) for each in self.silent()) != sorted(who):
+            assert time.monotonic() - began < SECONDS_MAX, self.silent()
+            pause.wait(0.1)
+        print(f"{time.monotonic() - began:.1f} s until silent: {who}")  # noqa: T201 - the figures of a run with -s
+
+    def outcomes(self) -> dict[str, str | None]:
+        """Return how each job last ended."""
+        return {each.job: each.outcome for each in read(self._engine, LIMITS).jobs or ()}
+
+
+@contextmanager
+def stopped(*processes: int) -> Iterator[None]:
+    """Let processes stand still."""
+    for each in processes:
+        os.kill(each, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for each in processes:
+            os.kill(each, signal.SIGCONT)
+
+
+def begun(log: Path, process: str, settings: Mapping[str, str]) -> AbstractContextManager[faults.Started]:
+    """Run a process that beats three times a second."""
+    return faults.started(log, "tests.short_worker", process, "--beat", "0.3", **settings)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_who_stands_still_is_named(engine: Engine, database_url: str, redis_url: str, tmp_path: Path) -> None:
+    """A slot, a job, the clock and the worker that hang or are killed are named one by one, and only while they are."""
+    watch = Watch(engine)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        at = listening.getsockname()
+    key = {"STRIPE_API_KEY": "sk_test_a", "STRIPE_API_BASE": f"http://127.0.0.1:{at[1]}"}
+    settings = faults.environment(database_url, redis_url, PAYFOLD_FETCH_SECONDS="1", **SELDOM, **key)
+    with ExitStack() as stack:
+        worker = stack.enter_context(begun(tmp_path / "worker", "worker", settings))
+        clock = stack.enter_context(begun(tmp_path / "clock", "clock", settings))
+        watch.until_silent()
+        fold, stripe = worker.children()
+
+        with stopped(fold):
+            watch.until_silent(("fold", ""), ("consumer", "fold"))
+        watch.until_silent()
+        with stopped(stripe):
+            watch.until_silent(("consumer", "stripe"))
+        with stopped(clock.process.pid):
+            watch.until_silent(("clock", ""))
+            code, err = status_of(settings)
+            assert code == 1
+            assert "The clock is silent since" in err
+        watch.until_silent()
+        assert status_of(settings) == (0, "")
+
+        with socket.create_server(at):
+            faults.put(redis_url, broker.FILL_GAPS, broker.STRIPE_QUEUE)
+            watch.until_silent(("consumer", "stripe"))
+            until(lambda: [each.job for each in watch.silent()] == ["fill_gaps"])
+        watch.until_silent()
+        until(lambda: watch.outcomes()["fill_gaps"] == "StripeAway")
+
+        worker.process.kill()
+        watch.until_silent(*WORKER)
+        stack.enter_context(begun(tmp_path / "again", "worker", settings))
+        watch.until_silent()
+
+
+def status_of(settings: Mapping[str, str]) -> tuple[int, str]:
+    """Return how `status` ends, and what it logs, with a limit as short as the test's."""
+    ran = command.python("deploy", "status", "--silent-after", str(LIMITS.silent), settings=settings)
+    return ran.code, ran.err
+
+
+def test_a_locked_table_does_not_slow_folding(
+    engine: Engine, database_url: str, redis_url: str, tmp_path: Path
+) -> None:
+    """While another session holds the heartbeats, a worker folds at its pace and stays."""
+    shop = faults.Shop(engine)
+    settings = faults.environment(database_url, redis_url)
+    with begun(tmp_path / "log", "worker", settings) as worker:
+        until(lambda: ledger.rows(engine, "SELECT FROM heartbeats WHERE kind = 'fold'"), 60)
+        with locked(engine, "heartbeats"):
+            until(lambda: bool(worker.lines("heartbeat.not_written")), 60)
+            for _ in range(3):
+                shop.record()
+                shop.until_folded()
+        assert worker.stop() == 0
+    assert worker.lines("job.failed") == worker.lines("job.postponed") == []

@@ -89,22 +89,28 @@ class DeliveryCounts:
         """How many deliveries were counted and are not in PostgreSQL yet."""
         return self._fresh.total() + sum(each.count for each in self._waiting.values())
 
-    async def write(self) -> None:
-        """Add to the table what was counted since the last time; where that fails it is kept for the next."""
+    async def write(self) -> str:
+        """Add to the table what was counted since the last time; where that fails it is kept for the next.
+
+        Returns ok, or what the obstacle is.
+        """
         async with self._turn:
             self._note()
             if not self._waiting:
-                return
+                return "ok"
             try:
                 await within(USE_SECONDS_MAX, self._add(self._waiting))
             except (TimeoutError, psycopg.Error) as error:
-                _seldom.warning("deliveries.counts_not_written", reason=database.obstacle(error))
-            else:
-                self._waiting = {}
+                obstacle = database.obstacle(error)
+                _seldom.warning("deliveries.counts_not_written", reason=obstacle)
+                return obstacle
+            self._waiting = {}
+            return "ok"
 
     async def totals(self) -> dict[Kind, int] | None:
         """Return the counts of every process, with this one's up to now; None where PostgreSQL does not answer."""
-        await self.write()
+        if await self.write() in database.SPEECHLESS:
+            return None
         try:
             return await within(USE_SECONDS_MAX, self._read())
         except (TimeoutError, psycopg.Error):

@@ -1,4 +1,4 @@
-"""How this process is, for whatever starts, balances and watches it. Nothing here waits for the pool of threads."""
+"""How this process is, for what starts, balances and watches it. Nothing here waits for the pool of threads."""
 
 import asyncio
 from typing import Final

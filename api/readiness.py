@@ -1,4 +1,4 @@
-"""Whether deliveries can be taken, found out by trying, in a bounded time whatever PostgreSQL and Redis do.
+"""Whether deliveries can be taken, found out by trying, in a bounded time in every state of PostgreSQL and Redis.
 
 Note [A try is what recording is]
     A try runs the recorder's statement and rolls it back, in a new session each time: a setting that makes a database
@@ -34,8 +34,6 @@ FRESH_SECONDS: Final = 1.0
 STATUS_SECONDS_MAX: Final = 1.0
 STATUS_AGE_SECONDS_MAX: Final = 10.0
 """A worker is silent after half a minute, so that to read its heartbeats seldom is enough."""
-SPEECHLESS: Final = ("away", "silent")
-"""The states of a database that cannot be asked anything."""
 
 Driver = psycopg.AsyncConnection[Any]
 Result = TypeVar("Result")
@@ -92,7 +90,7 @@ class Readiness:
         found, status = await asyncio.gather(
             self._finding(), self._status.latest(age_max=STATUS_AGE_SECONDS_MAX, wait_max=STATUS_SECONDS_MAX)
         )
-        if found.database in SPEECHLESS:
+        if found.database in database.SPEECHLESS:
             status = None
         last = self._recorder.last
         database_is = last.database if last is not None and last.ended_at > found.tried_at else found.database
@@ -129,7 +127,7 @@ class Readiness:
     async def _look_at_postgresql(self) -> tuple[float, str, Facts]:
         database_is = await self._try()
         tried_at = asyncio.get_running_loop().time()
-        return tried_at, database_is, Facts() if database_is in SPEECHLESS else await self._facts()
+        return tried_at, database_is, Facts() if database_is in database.SPEECHLESS else await self._facts()
 
     async def _try(self) -> str:
         """Return ok, or why nothing can be recorded: see Note [A try is what recording is]."""

@@ -15,7 +15,7 @@ from schemas.status import Status
 from worker.folds import FOLD_VERSION
 
 ANSWER_SECONDS_MAX: Final = 10.0
-"""After this whoever asks is answered, whatever PostgreSQL and Redis do."""
+"""After this a caller is answered, in every state of PostgreSQL and Redis."""
 KEPT_SECONDS_MAX: Final = 60.0
 """For so long the last status stands in for one that takes longer than the caller waits."""
 

@@ -296,6 +296,10 @@ _OBSTACLES: Final = {
 }
 
 
+SPEECHLESS: Final = ("away", "silent")
+"""The obstacles in which PostgreSQL answers nothing else either."""
+
+
 def obstacle(error: BaseException) -> str:
     """Return in a word why PostgreSQL did not do it.
 

@@ -576,7 +576,7 @@ def test_several_processes(database_url: str, redis_url: str, tmp_path: Path) ->
             shown[instance] = set(re.findall(r'_total{.+="(?:new|head_too_large)"} \S+', text))
             return list(shown.values()) == [{'_total{outcome="new"} 1.0', '_total{reason="head_too_large"} 1.0'}] * 2
 
-        until(show_the_same)
+        until(show_the_same, 60)
 
 
 @contextmanager

@@ -523,3 +523,10 @@ def test_a_locked_table_does_not_slow_folding(
                 shop.until_folded()
         assert worker.stop() == 0
     assert worker.lines("job.failed") == worker.lines("job.postponed") == []
+
+
+def test_the_clock_beats(engine: Engine, database_url: str, redis_url: str, tmp_path: Path) -> None:
+    """The clock of the Procfile notes each look at its timetable where its heartbeat and its own watch read it."""
+    with faults.started(tmp_path / "log", "worker.clock", **faults.environment(database_url, redis_url)) as process:
+        until(lambda: ledger.rows(engine, "SELECT FROM heartbeats WHERE kind = 'clock'"), SECONDS_MAX)
+        assert process.stop() == 0

@@ -77,7 +77,9 @@ def start(made: Made, still_seconds_max: float = STILL_SECONDS_MAX, beat_seconds
     watchdog.start("clock", _end_if_still(still_seconds_max), every=1.0)
     Heart(made.engine, Timetable.mark.beats, every=beat_seconds).start()
     # Nothing is kept of past times: each interval is short, and a dyno forgets its disk anyway.
-    made.app.Beat(scheduler_cls="worker.clock:Timetable", loglevel="WARNING", quiet=True, redirect_stdouts=False).run()
+    # The class and not its name, by which this file would be loaded a second time: the thread above looks at this one.
+    scheduler: Any = Timetable
+    made.app.Beat(scheduler_cls=scheduler, loglevel="WARNING", quiet=True, redirect_stdouts=False).run()
     return 0
 
 

@@ -148,7 +148,8 @@ def _webhooks(found: Status) -> Iterable[Line]:
 
 
 def _inbox(found: Status) -> Iterable[Line]:
-    yield "last event", f"seq {shown(found.last_event_seq)}, {shown(found.last_event_received_at)}"
+    seq = found.last_event_seq
+    yield "last event", "none" if seq is None else f"seq {seq}, {shown(found.last_event_received_at)}"
     oldest = (
         "" if found.oldest_pending_age_seconds is None else f", the oldest {_ago(found.oldest_pending_age_seconds)}"
     )
@@ -159,7 +160,7 @@ def _inbox(found: Status) -> Iterable[Line]:
 
 
 def _tables(found: Status) -> Iterable[Line]:
-    yield "last change", f"seq {shown(found.last_change_seq)}"
+    yield "last change", "none" if found.last_change_seq is None else f"seq {found.last_change_seq}"
     yield (
         "withheld changes",
         _sum(found.withheld, [(each.reason, each.count) for each in found.withheld_by_reason or ()]),
@@ -168,7 +169,7 @@ def _tables(found: Status) -> Iterable[Line]:
     anew = f"{_count(found.to_fold_anew)} to fold anew"
     if found.to_fold_anew_archived:
         archived = f"{found.to_fold_anew_archived:,} of them archived: payfold rebuild --archive DIR --swap"
-        anew = f"{_count(found.to_fold_anew)}, {archived}"
+        anew = f"{anew}, {archived}"
     yield "fold version", f"{found.fold_version}: {anew}"
     last = found.reconciliation
     if last is None:

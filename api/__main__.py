@@ -9,7 +9,7 @@ import httptools
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from api import app, metrics, problems
+from api import app, problems
 from schemas.errors import ConfigurationError
 from schemas.logs import Seldom
 from schemas.settings import Settings
@@ -188,7 +188,7 @@ class BoundedHttp(HttpToolsProtocol):
         self._head_is_here()
         if self.transport.is_closing():
             return
-        metrics.REFUSED.labels(reason).inc()
+        self.app_state["counts"].add("refused", reason)
         _seldom.warning("request.refused", reason=reason)
         # In the middle of another answer this one would be taken for a part of it.
         if self.cycle is None or self.cycle.response_complete:

@@ -4,38 +4,36 @@ import asyncio
 import gc
 import multiprocessing
 import threading
-from collections.abc import AsyncIterator, Mapping, MutableMapping, Sequence
+import time
+from collections.abc import AsyncIterator, MutableMapping
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
 import structlog
-from fastapi import APIRouter, Depends, FastAPI, Request, Response
+from fastapi import Depends, FastAPI
 from fastapi_offline import FastAPIOffline
-from prometheus_client import CONTENT_TYPE_LATEST
-from redis.exceptions import RedisError
-from sqlalchemy import Engine, case, func, select
-from sqlalchemy.exc import SQLAlchemyError
 
-from api import acts, addresses, bodies, changes, documentation, headers, metrics, problems, reads, webhook
+from api import acts, addresses, bodies, changes, documentation, headers, health, problems, reads, webhook
 from api.bodies import BODY_SECONDS_MAX, Receive, Room, Scope, Send
+from api.counts import DeliveryCounts
+from api.metrics import Instance
+from api.pulse import Pulse
+from api.readiness import Readiness
 from api.reads import READ
 from api.recorder import ANSWER_SECONDS_MAX, Recorder
-from api.tokens import require
+from api.status import StatusReader
 from api.webhook import Webhook
-from schemas import broker, database, logs, migrate, stopping, tables
-from schemas.answers import Health
+from schemas import broker, database, heartbeats, logs, migrate, stopping
 from schemas.database import Bounds
-from schemas.errors import DatabaseAway
 from schemas.settings import Settings
 from schemas.stripe_api import StripeApi
 
-DATABASE_CONNECTIONS_MAX: Final = 8
+DATABASE_CONNECTIONS_MAX: Final = 5
+"""For reads and acts. Five more record, beat, read the status, try to record and write counts."""
 REQUEST_SECONDS_MAX: Final = 60
 """The change feed waits for 25 seconds, and reads before and after; an act calls Stripe, and records."""
 
 _log = structlog.get_logger()
-_health: Final = APIRouter(prefix="/health", tags=["health"])
-_operations: Final = APIRouter(tags=["operations"])
 
 
 def create(
@@ -92,9 +90,9 @@ class Application:
         self.fastapi.state.room = self._room = Room()
         self.fastapi.state.body_seconds_max = body_seconds_max
         known = Depends(addresses.known_parameters)
-        for router in (reads.router, acts.router, changes.router, _operations):
+        for router in (reads.router, acts.router, changes.router, health.operations):
             self.fastapi.include_router(router, dependencies=[known], responses=problems.declared(401, 403, 422, 503))
-        self.fastapi.include_router(_health)
+        self.fastapi.include_router(health.probes)
         problems.install(self.fastapi)
         documentation.install(self.fastapi)
         self._webhook: Webhook | None = None
@@ -123,7 +121,7 @@ class Application:
                 raise
 
     @asynccontextmanager
-    async def _lifespan(self, app: FastAPI) -> AsyncIterator[None]:
+    async def _lifespan(self, app: FastAPI) -> AsyncIterator[dict[str, Any]]:
         settings = self.settings
         _end_in_time()
         engine = database.engine(settings.postgresql, connections_max=DATABASE_CONNECTIONS_MAX)
@@ -133,18 +131,36 @@ class Application:
         app.state.stripe = StripeApi(settings, app.state.redis)
         app.state.waker = waker = broker.Waker(settings)
         recorder = Recorder(settings.libpq, answer_seconds_max=self._answer_seconds_max)
-        self._webhook = Webhook(
-            settings.signing_secrets, recorder, waker.wake, self._room, body_seconds_max=self._body_seconds_max
+        app.state.instance = Instance(heartbeats.instance_name(), time.time())
+        app.state.counts = counts = DeliveryCounts(settings.libpq)
+        counts.start()
+        redis_async = broker.redis_async(settings)
+        app.state.status = status = StatusReader(settings, app.state.redis)
+        app.state.readiness = readiness = Readiness(
+            settings.libpq, redis_async, recorder, status, has_stripe_key=bool(settings.api_keys)
         )
+        app.state.recorder = recorder
+        self._webhook = Webhook(
+            settings.signing_secrets, recorder, waker.wake, self._room, counts, body_seconds_max=self._body_seconds_max
+        )
+        pulse = Pulse(settings.postgresql)
         if not settings.signing_secrets:
             _log.warning("webhook.closed", reason="STRIPE_WEBHOOK_SECRETS is not set, so every delivery is refused")
+        # Read once, and not when the first one asks whether the process is ready.
+        migrate.pending_after(())
         # What is loaded stays: the collector of cycles need not look at it again.
         gc.collect()
         gc.freeze()
         try:
-            yield
+            # The server's own refusals are counted too.
+            yield {"counts": counts}
         finally:
+            await pulse.stop()
             await recorder.stop()
+            await readiness.stop()
+            status.stop()
+            await counts.stop()
+            await redis_async.aclose()
             await app.state.lookout.stop()
             waker.stop()
             app.state.redis.close()
@@ -187,61 +203,3 @@ def _end_in_time() -> None:
         stopping.begin_with_end_of(parent.pid)
 
 
-@_health.head("/live", include_in_schema=False)
-@_health.get("/live")
-async def live() -> dict[str, str]:
-    """Answer that the process runs, without a thread, since reads may keep all of them busy."""
-    return {"status": "alive"}
-
-
-@_health.head("/ready", include_in_schema=False)
-@_health.get("/ready", responses={503: {"model": Health}})
-def ready(request: Request, response: Response) -> Health:
-    """Say whether deliveries can be taken: PostgreSQL answers and the schema is not behind."""
-    database_is, migrations_are, jobs = _database_health(request.app.state.engine)
-    is_ready = (database_is, migrations_are) == ("ok", "ok")
-    response.status_code = 200 if is_ready else 503
-    return Health(
-        ready=is_ready,
-        database=database_is,
-        migrations=migrations_are,
-        broker=_broker_health(request.app.state.redis),
-        stripe=_stripe_health(request.app.state.settings, jobs),
-    )
-
-
-def _database_health(engine: Engine) -> tuple[str, str, Mapping[str, Sequence[str]]]:
-    """Return how the database and its schema are, and which jobs Stripe has stopped, and which are failing."""
-    jobs = tables.stripe_jobs
-    state = case((jobs.c.stopped_until > func.now(), "stopped"), (jobs.c.failure.is_not(None), "failing"))
-    in_trouble = select(state, jobs.c.job).where(state.is_not(None)).distinct().order_by(jobs.c.job)
-    try:
-        with reads.reading(engine) as connection:
-            if migrate.pending(connection):
-                return "ok", "pending", {}
-            found: dict[str, list[str]] = {"stopped": [], "failing": []}
-            for how, job in connection.execute(in_trouble):
-                found[how].append(job)
-            return "ok", "ok", found
-    except (DatabaseAway, SQLAlchemyError):
-        return "away", "unknown", {}
-
-
-def _stripe_health(settings: Settings, jobs: Mapping[str, Sequence[str]]) -> str:
-    """Return how the jobs at Stripe are; without a key there is one, which ends sessions by our clock."""
-    in_trouble = [f"{how}: {', '.join(names)}" for how, names in jobs.items() if names]
-    return "; ".join(in_trouble) or ("ok" if settings.api_keys else "no key")
-
-
-def _broker_health(redis: Any) -> str:  # noqa: ANN401 - the client's type takes no part
-    try:
-        redis.ping()
-    except (RedisError, OSError):
-        return "away"
-    return "ok"
-
-
-@_operations.get("/metrics", dependencies=[Depends(require("read"))], response_class=Response)
-async def show_metrics() -> Response:
-    """Return this process's counters in Prometheus's text format."""
-    return Response(metrics.exposition(), media_type=CONTENT_TYPE_LATEST)

@@ -1,10 +1,42 @@
 """Bounds on how long many things may take, at the cost of one timer for all of them."""
 
 import asyncio
-from collections.abc import Callable, Hashable
-from typing import Generic, TypeVar
+from collections.abc import Callable, Coroutine, Hashable
+from typing import Any, Final, Generic, TypeVar
 
 Key = TypeVar("Key", bound=Hashable)
+Result = TypeVar("Result")
+
+_abandoned: Final[set["asyncio.Task[Any]"]] = set()
+
+
+async def within(seconds: float, work: Coroutine[Any, Any, Result]) -> Result:
+    """Return what *work* returns, or raise TimeoutError after *seconds*.
+
+    `asyncio.timeout` waits until *work* is canceled, and the driver of PostgreSQL takes ten seconds for that where the
+    server is silent. Here it is left to itself, so *work* has to release what it holds.
+    """
+    task = asyncio.create_task(work)
+    try:
+        await asyncio.wait([task], timeout=seconds)
+        if task.done():
+            return task.result()
+        raise TimeoutError
+    finally:
+        if not task.done():
+            _abandon(task)
+
+
+def _abandon(task: "asyncio.Task[Any]") -> None:
+    _abandoned.add(task)
+    task.add_done_callback(_forget)
+    task.cancel()
+
+
+def _forget(task: "asyncio.Task[Any]") -> None:
+    _abandoned.discard(task)
+    if not task.cancelled():
+        task.exception()  # looked at, so that asyncio does not log it
 
 
 class Deadlines(Generic[Key]):

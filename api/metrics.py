@@ -1,19 +1,146 @@
-"""What is counted, in the format that Prometheus reads."""
+"""What is counted and measured, in the format that Prometheus reads.
 
+A value that is not known has no sample. What is of one web process alone has its ``instance``; everything else is the
+same whichever process answers.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, generate_latest
+from prometheus_client import generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 
-registry: Final = CollectorRegistry()
+from api.counts import OUTCOMES, REFUSED, Kind
+from schemas.status import Status
 
-DELIVERIES: Final = Counter(
-    "payfold_deliveries", "Webhook deliveries answered, by what became of them.", ["outcome"], registry=registry
-)
-REFUSED: Final = Counter(
-    "payfold_deliveries_refused", "Webhook deliveries turned away for good, by reason.", ["reason"], registry=registry
-)
+_DELIVERIES: Final = "Webhook deliveries answered, by what became of them."
+_REFUSED: Final = "Webhook deliveries turned away for good, by reason."
+
+Values = Mapping[tuple[str], float | None] | Mapping[tuple[str, str], float | None]
 
 
-def exposition() -> bytes:
-    """Return every counter of this process as text."""
-    return generate_latest(registry)
+@dataclass(frozen=True)
+class Instance:
+    """A web process: its name among all, and when it began, in Unix seconds."""
+
+    name: str
+    began_at: float
+
+
+@dataclass(frozen=True)
+class Own:
+    """What one web process has: deliveries that wait for their commit, and counts that wait to be written."""
+
+    instance: Instance
+    in_flight: int
+    unwritten: int
+
+
+@dataclass(frozen=True)
+class _Families(Collector):
+    families: tuple[Metric, ...]
+
+    def collect(self) -> Iterator[Metric]:
+        return iter(self.families)
+
+
+def exposition(totals: Mapping[Kind, int] | None, status: Status | None, own: Own) -> bytes:
+    """Return as text the *totals* of all processes, None where PostgreSQL does not answer, the status, and *own*."""
+    families = [_gauge("payfold_database_up", "Whether PostgreSQL answered just now.", int(totals is not None))]
+    families += _of_process(own)
+    if totals is not None:
+        families += _deliveries(totals)
+        families += _gauges(status) if status is not None else ()
+    return generate_latest(_Families(tuple(family for family in families if family.samples)))
+
+
+def _of_process(own: Own) -> Iterator[Metric]:
+    for name, text, value in (
+        ("payfold_web_start_time_seconds", "When the web process began, in Unix seconds.", own.instance.began_at),
+        ("payfold_deliveries_in_flight", "Deliveries that wait for their commit.", own.in_flight),
+        ("payfold_deliveries_unwritten", "Deliveries counted that are not in the totals yet.", own.unwritten),
+    ):
+        yield _gauge(name, text, {(own.instance.name,): value}, "instance")
+
+
+def _deliveries(totals: Mapping[Kind, int]) -> tuple[Metric, ...]:
+    deliveries = CounterMetricFamily("payfold_deliveries", _DELIVERIES, labels=["outcome"])
+    for outcome in OUTCOMES:
+        deliveries.add_metric([outcome], totals.get((outcome, ""), 0))
+    refused = CounterMetricFamily("payfold_deliveries_refused", _REFUSED, labels=["reason"])
+    for (outcome, reason), count in sorted(totals.items()):
+        if outcome == REFUSED:
+            refused.add_metric([reason], count)
+    return deliveries, refused
+
+
+def _gauges(status: Status) -> Iterator[Metric]:
+    yield from _of_events(status)
+    yield from _of_webhooks(status)
+    yield from _of_processes(status)
+    yield from _of_proof(status)
+
+
+def _of_events(status: Status) -> Iterator[Metric]:
+    yield _gauge("payfold_events_pending", "Events that are not folded yet.", status.pending)
+    yield _gauge(
+        "payfold_events_pending_oldest_age_seconds",
+        "Since the oldest pending event was received; 0 where none is pending.",
+        0 if status.pending == 0 else status.oldest_pending_age_seconds,
+    )
+    yield _gauge(
+        "payfold_events_retrying", "Pending events that wait to be tried again.", status.pending_to_be_tried_again
+    )
+    parked = {(each.cause or "unknown",): each.count for each in status.parked_by_cause or ()}
+    yield _gauge("payfold_events_parked", "Events that cannot be folded, by cause.", parked, "cause")
+    withheld = {(each.reason,): each.count for each in status.withheld_by_reason or ()}
+    yield _gauge("payfold_changes_withheld", "Changes that are not in the feed, by reason.", withheld, "reason")
+    yield _gauge("payfold_outcomes_of_older_folds", "Events to be folded again by this release.", status.to_fold_anew)
+
+
+def _of_webhooks(status: Status) -> Iterator[Metric]:
+    if status.webhooks is None:
+        return
+    found = status.webhooks
+    yield _gauge("payfold_webhook_last_age_seconds", "Since the last new event was delivered.", found.age_seconds)
+    weeks = {(str(week),): count for week, count in enumerate((found.last_hour, *found.same_hour_weeks_before))}
+    text = "New events delivered within the last hour, and the same hour of earlier weeks."
+    yield _gauge("payfold_webhooks_last_hour", text, weeks, "weeks_ago")
+
+
+def _of_processes(status: Status) -> Iterator[Metric]:
+    beats = {(each.kind, each.name): each.age_seconds for each in status.heartbeats or ()}
+    yield _gauge("payfold_heartbeat_age_seconds", "Since the freshest heartbeat of a loop.", beats, "kind", "name")
+    jobs = status.jobs or ()
+    ages = {(each.job,): each.age_seconds for each in jobs}
+    yield _gauge("payfold_job_age_seconds", "Since the last run of a job, or its last step.", ages, "job")
+    outcomes = {(each.job, each.outcome): 1 for each in jobs if each.outcome is not None}
+    yield _gauge("payfold_job_outcome", "1 for what ended the last run of a job.", outcomes, "job", "outcome")
+    if status.expected is not None and status.silent is not None:
+        missed = {each.process for each in status.silent}
+        silent = {(process,): int(process in missed) for process in ("worker", "clock")}
+        yield _gauge("payfold_process_silent", "Whether it is expected and gives no sign of life.", silent, "process")
+    yield _gauge("payfold_broker_up", "Whether Redis answered.", int(status.broker.state == "ok"))
+    waiting = {("fold",): status.broker.fold_waiting, ("stripe",): status.broker.stripe_waiting}
+    yield _gauge("payfold_broker_messages_waiting", "Messages in a queue.", waiting, "queue")
+
+
+def _of_proof(status: Status) -> Iterator[Metric]:
+    yield _gauge(
+        "payfold_anomalies_in_force", "Rows of which something is not as it should be.", status.anomalies_in_force
+    )
+    if (run := status.reconciliation) is not None:
+        finished_at = run.finished_at.timestamp()
+        yield _gauge("payfold_reconciliation_time_seconds", "When the last one ended, in Unix seconds.", finished_at)
+        yield _gauge("payfold_reconciliation_drift", "Differences that the last one found.", run.drift)
+
+
+def _gauge(name: str, text: str, value: float | Values | None, *labels: str) -> Metric:
+    """Return the gauge of a *value*, or of one for each value of the *labels*; without those that are not known."""
+    family = GaugeMetricFamily(name, text, labels=labels)
+    for each, known in value.items() if isinstance(value, Mapping) else [((), value)]:
+        if known is not None:
+            family.add_metric(each, known)
+    return family

@@ -10,7 +10,7 @@ import contextlib
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import psycopg
 
@@ -46,8 +46,18 @@ def _give_up(done: "asyncio.Future[Receipt]") -> None:
         done.set_exception(DatabaseAway())
 
 
+class Attempt(NamedTuple):
+    """How the last attempt to record ended, and when by the event loop's clock; *database* is ok or the obstacle."""
+
+    ended_at: float
+    database: str
+
+
 class Recorder:
     """One task on one connection that records whatever waits, as often as there is something."""
+
+    last: Attempt | None = None
+    """Without those that wrote nothing: only duplicates, or what PostgreSQL refused for a fault in its data."""
 
     def __init__(self, database_url: str, *, answer_seconds_max: float = ANSWER_SECONDS_MAX) -> None:
         self._url = database_url
@@ -73,6 +83,11 @@ class Recorder:
             return await waiting.done
         finally:
             self._deadlines.end(waiting.done)
+
+    @property
+    def in_flight(self) -> int:
+        """How many deliveries wait for their commit."""
+        return len(self._waiting) + sum(not each.done.done() for each in self._recording)
 
     async def stop(self) -> None:
         """Record what waits, then close."""
@@ -115,6 +130,8 @@ class Recorder:
         except Exception as error:  # noqa: BLE001 - nothing is recorded, and the next batch must go on
             await self._divide(batch, error)
         else:
+            if any(result.seq is not None for result in results):
+                self._note("ok")
             for each, result in zip(batch, results, strict=True):
                 if not each.done.done():
                     each.done.set_result(result)
@@ -123,6 +140,7 @@ class Recorder:
         """Find out which of *batch* is at fault, since the others must not pay for it."""
         is_row = isinstance(error, psycopg.Error) and database.is_fault_of_data(error)
         if not is_row:
+            self._note(database.obstacle(error))
             # Its session may be in any state, so the next delivery begins with a new one.
             await self._disconnect()
         if len(batch) == 1 or isinstance(error, TimeoutError) or database.is_away(error):
@@ -132,6 +150,9 @@ class Recorder:
         for part in (batch[:half], batch[half:]):
             if unanswered := [each for each in part if not each.done.done()]:
                 await self._record_together(unanswered)
+
+    def _note(self, outcome: str) -> None:
+        self.last = Attempt(asyncio.get_running_loop().time(), outcome)
 
     async def _execute(self, deliveries: Sequence[Delivery]) -> list[Receipt]:
         async with asyncio.timeout(self._answer_seconds_max):

@@ -10,8 +10,9 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from api import bodies, metrics, problems, signature
+from api import bodies, problems, signature
 from api.bodies import BODY_SECONDS_MAX, Receive, Room, Scope, Send
+from api.counts import DeliveryCounts
 from api.deadlines import Deadlines
 from api.recorder import Recorder
 from api.signature import Claim
@@ -29,10 +30,7 @@ _RECEIVED: Final = b'{"received":true}'
 _JSON: Final = b"application/json"
 _PROBLEM: Final = problems.MEDIA_TYPE.encode()
 _RETRY_AFTER: Final = str(problems.RETRY_AFTER_SECONDS).encode()
-# Looked up once: finding a labelled counter takes longer than raising it.
-_OUTCOMES: Final = {recorded: metrics.DELIVERIES.labels(recorded.name.lower()) for recorded in Recorded}
-_POSTPONED: Final = metrics.DELIVERIES.labels("postponed")
-_FAILED: Final = metrics.DELIVERIES.labels("failed")
+_OUTCOMES: Final = {recorded: recorded.name.lower() for recorded in Recorded}
 
 _seldom: Final = Seldom()
 """A stranger can cause as many lines as he likes, and the metrics count them all."""
@@ -47,6 +45,7 @@ class Webhook:
         recorder: Recorder,
         wake: Callable[[], None],
         room: Room,
+        counts: DeliveryCounts,
         *,
         body_seconds_max: float = BODY_SECONDS_MAX,
     ) -> None:
@@ -54,6 +53,7 @@ class Webhook:
         self._recorder = recorder
         self._wake = wake
         self._room = room
+        self._counts = counts
         self._body_seconds_max = body_seconds_max
         self._reading = Deadlines["asyncio.Task[Any]"](body_seconds_max, self._stop_reading)
         self._too_slow: set[asyncio.Task[Any]] = set()
@@ -75,15 +75,16 @@ class Webhook:
             closing, size = (), len(body)
             await self._take(body, claim, header)
         except Refused as refusal:
-            _count_refusal(refusal)
+            self._counts.add("refused", refusal.reason)
+            _log_refusal(refusal)
             body = problems.document(refusal.status, str(refusal), reason=refusal.reason)
             await _answer(send, refusal.status, body, _PROBLEM, *closing)
         except Transient as postponed:
-            _POSTPONED.inc()
+            self._counts.add("postponed")
             body = problems.document(503, str(postponed))
             await _answer(send, 503, body, _PROBLEM, (b"retry-after", _RETRY_AFTER), *closing)
         except Exception as error:  # noqa: BLE001 - the sender learns nothing of us, and comes again
-            _FAILED.inc()
+            self._counts.add("failed")
             _seldom.error("delivery.failed", kind=type(error).__name__)
             await _answer(send, 500, problems.document(500, problems.UNEXPECTED), _PROBLEM, *closing)
         else:
@@ -109,7 +110,7 @@ class Webhook:
             received_at=datetime.fromtimestamp(time.time(), UTC),
         )
         receipt = await self._recorder.record(delivery)
-        _OUTCOMES[receipt.recorded].inc()
+        self._counts.add(_OUTCOMES[receipt.recorded])
         # Duplicates wake as well: the first delivery's wake-up may be what was lost.
         self._wake()
 
@@ -138,8 +139,7 @@ class Webhook:
         task.cancel()
 
 
-def _count_refusal(refusal: Refused) -> None:
-    metrics.REFUSED.labels(refusal.reason).inc()
+def _log_refusal(refusal: Refused) -> None:
     # A body over the limit would come again for three days: an operator has to look at it.
     log = _seldom.error if isinstance(refusal, BodyTooLarge) else _seldom.warning
     log("delivery.refused", reason=refusal.reason)

@@ -10,6 +10,7 @@ from deploy.commands import (
     at_stripe,
     bench,
     changes,
+    health,
     inbox,
     objects,
     proof,
@@ -44,7 +45,7 @@ _GROUPS: Final = {
     "gaps": at_stripe.gaps_app,
     "tokens": running.tokens_app,
 }
-for each in (running.app, inbox.app, replaying.app, proof.app, rebuilding.app, bench.app):
+for each in (running.app, health.app, inbox.app, replaying.app, proof.app, rebuilding.app, bench.app):
     app.add_typer(each)
 for name, group in _GROUPS.items():
     app.add_typer(group, name=name)

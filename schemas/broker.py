@@ -23,6 +23,7 @@ from celery import Celery
 from celery.exceptions import CeleryError, OperationalError
 from kombu.transport import redis as kombu_redis
 from redis import Redis
+from redis import asyncio as redis_asyncio
 from redis.exceptions import RedisError
 
 from schemas import background
@@ -51,6 +52,11 @@ WAKE_SECONDS_MIN: Final = 0.005
 _AWAY = (RedisError, OperationalError, CeleryError, OSError)
 
 _log = structlog.get_logger()
+
+
+def short_name(message: str) -> str:
+    """Return the name of the job that *message* asks for, as rows and answers have it."""
+    return message.removeprefix("payfold.")
 
 
 class Ear:
@@ -178,12 +184,19 @@ def _certificate_check(settings: Settings) -> ssl.VerifyMode:
 
 def redis(settings: Settings) -> Redis:
     """Return a client of the broker's server."""
-    options: dict[str, Any] = {}
+    return Redis.from_url(settings.broker, **_client_options(settings))
+
+
+def redis_async(settings: Settings) -> redis_asyncio.Redis:
+    """Return a client of the broker's server for asyncio."""
+    return redis_asyncio.Redis.from_url(settings.broker, **_client_options(settings))
+
+
+def _client_options(settings: Settings) -> dict[str, Any]:
+    options: dict[str, Any] = {"socket_timeout": SOCKET_SECONDS_MAX, "socket_connect_timeout": SOCKET_SECONDS_MAX}
     if settings.broker.startswith("rediss://"):
         options["ssl_cert_reqs"] = "required" if settings.redis_tls_verify else "none"
-    return Redis.from_url(
-        settings.broker, socket_timeout=SOCKET_SECONDS_MAX, socket_connect_timeout=SOCKET_SECONDS_MAX, **options
-    )
+    return options
 
 
 class Waker:

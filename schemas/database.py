@@ -286,6 +286,35 @@ def condition(error: BaseException) -> str:
     return type(_cause(error)).__name__
 
 
+# By SQLSTATE or the beginning of one; the first that fits.
+_OBSTACLES: Final = {
+    "25006": "read_only",
+    "55P03": "locked",
+    "53100": "full",
+    "57014": "slow",
+    "53": "exhausted",
+}
+
+
+SPEECHLESS: Final = ("away", "silent")
+"""The obstacles in which PostgreSQL answers nothing else either."""
+
+
+def obstacle(error: BaseException) -> str:
+    """Return in a word why PostgreSQL did not do it.
+
+    One of silent, read_only, locked, full, slow, exhausted, away, refused, or failed where it was not PostgreSQL.
+    """
+    if isinstance(error, TimeoutError):
+        return "silent"
+    cause = _cause(error)
+    if not isinstance(cause, psycopg.Error):
+        return "failed"
+    state = cause.sqlstate or ""
+    named = next((word for begin, word in _OBSTACLES.items() if state.startswith(begin)), None)
+    return named or ("away" if is_away(error) else "refused")
+
+
 def text_array(values: Sequence[str]) -> str:
     """Return *values* as PostgreSQL writes a text[]: the driver's own way takes ten times as long."""
     joined = '","'.join(values)

@@ -1,7 +1,9 @@
 """The inbox: the only door by which anything that Payfold comes to know enters its tables."""
 
+import hashlib
+import secrets
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from enum import Enum
 from itertools import accumulate
 from typing import Any, Final
@@ -12,7 +14,7 @@ from msgspec import Struct
 from psycopg import sql
 from sqlalchemy import Engine
 
-from schemas import database
+from schemas import database, events
 from schemas.database import Cursor, boolean_array, integer_array, text_array
 from schemas.events import Envelope
 
@@ -73,12 +75,13 @@ class Delivery(Struct, frozen=True):
         return (self.envelope.api_version or "")[:10]
 
 
+_NEXT_SEQ: Final = "nextval((SELECT pg_get_serial_sequence('inbox', 'seq')::regclass))"
 # Numbers are drawn in the order of arrival, so that an object's events are folded as they came. Rows are written in the
 # order of their keys: two statements with the same events in another order would wait for each other for ever. Rows
 # that were there come back from neither branch: that is how a duplicate is told.
-RECORD: Final = """
+_RECORD: Final = """
 WITH given AS MATERIALIZED (
-    SELECT *, nextval((SELECT pg_get_serial_sequence('inbox', 'seq')::regclass)) AS seq FROM unnest(
+    SELECT *, {seq} AS seq FROM unnest(
         %(account)s::text[], %(livemode)s::boolean[], %(id)s::text[], %(type)s::text[], %(api_version)s::text[],
         %(created)s::bigint[], %(object_type)s::text[], %(object_id)s::text[],
         %(begins)s::integer[], %(size)s::integer[],
@@ -110,6 +113,8 @@ WITH given AS MATERIALIZED (
 )
 SELECT account, livemode, id, is_new, seq FROM recorded
 """
+RECORD: Final = _RECORD.format(seq=_NEXT_SEQ)
+_TRY: Final = _RECORD.format(seq="%(seq)s::bigint")
 
 
 def arguments(deliveries: Sequence[Delivery]) -> dict[str, str | bytes]:
@@ -168,6 +173,18 @@ async def record_async(connection: psycopg.AsyncConnection[Any], deliveries: Seq
     """Do as ``record`` does, on asyncio's connection."""
     cursor = await connection.execute(RECORD, arguments(newest_of_each(deliveries)))
     return receipts(deliveries, await cursor.fetchall())
+
+
+async def try_to_record(connection: psycopg.AsyncConnection[Any]) -> None:
+    """Do all that recording an event does; the caller rolls it back.
+
+    The event's key and its number are of no other event and no other try, so that nobody ever waits for its
+    transaction. The number is drawn by chance and below zero: those of the sequence would fill partitions.
+    """
+    chance = secrets.randbits(62)
+    body = b'{"id":"payfold_try_%x","type":"payfold.try","created":0,"data":{"object":{}}}' % chance
+    delivery = Delivery(events.read(body), "", hashlib.sha256(body).digest(), None, "webhook", datetime.now(UTC))
+    await connection.execute(_TRY, arguments([delivery]) | {"seq": -chance})
 
 
 def payloads_of(cursor: Cursor, seqs: Sequence[int]) -> dict[int, bytes]:

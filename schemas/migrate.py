@@ -3,6 +3,7 @@
 Old code runs on the new schema: a migration adds, and what is no longer used goes in a later release.
 """
 
+from functools import cache
 from pathlib import Path
 
 from alembic import command
@@ -28,12 +29,17 @@ def pending(connection: Connection) -> list[str]:
 
     Nothing is lacking where a newer release has migrated: old code runs on the new schema.
     """
+    return list(pending_after(MigrationContext.configure(connection).get_current_heads()))
+
+
+@cache
+def pending_after(current: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the revisions that a schema lacks whose table of versions holds *current*, as ``pending`` does."""
     script = ScriptDirectory.from_config(_config())
-    current = MigrationContext.configure(connection).get_current_heads()
     known = {revision.revision for revision in script.walk_revisions()}
     if not known.issuperset(current):
-        return []
-    return [revision.revision for revision in reversed(list(script.iterate_revisions("heads", current or "base")))]
+        return ()
+    return tuple(revision.revision for revision in reversed(list(script.iterate_revisions("heads", current or "base"))))
 
 
 def upgrade(database_url: str) -> list[str]:

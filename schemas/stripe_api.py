@@ -10,7 +10,7 @@ import math
 import re
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from email.utils import parsedate_to_datetime
 from typing import Any, Final
@@ -69,7 +69,10 @@ class Page:
 
 
 class StripeApi:
-    """Calls Stripe with the keys that *settings* hold, within the budget that *redis* keeps; without keys, never."""
+    """Calls Stripe with the keys that *settings* hold, within the budget that *redis* keeps; without keys, never.
+
+    *step* is called before each try of a call, so that the work is seen to come further.
+    """
 
     def __init__(
         self,
@@ -79,12 +82,14 @@ class StripeApi:
         retries_max: int = NETWORK_RETRIES_MAX,
         answer_seconds_max: float = ANSWER_SECONDS_MAX,
         body_seconds_max: float = BODY_SECONDS_MAX,
+        step: Callable[[], None] = lambda: None,
     ) -> None:
         self._settings = settings
         self._redis = redis
         self._retries_max = retries_max
         self._answer_seconds_max = answer_seconds_max
         self._body_seconds_max = body_seconds_max
+        self._step = step
         self._clients: dict[tuple[str, Lane], tuple[stripe.StripeClient, _PacedClient]] = {}
 
     @property
@@ -210,6 +215,7 @@ class StripeApi:
                 Budget(self._redis, name, lane, self._settings.calls_per_second(livemode=key.livemode)),
                 answer_seconds_max=self._answer_seconds_max,
                 body_seconds_max=self._body_seconds_max,
+                step=self._step,
             )
             client = stripe.StripeClient(
                 key.secret,
@@ -266,9 +272,12 @@ class _PacedClient(stripe.RequestsClient):
     See Note [Answers are ours to decode].
     """
 
-    def __init__(self, budget: Budget, *, answer_seconds_max: float, body_seconds_max: float) -> None:
+    def __init__(
+        self, budget: Budget, *, answer_seconds_max: float, body_seconds_max: float, step: Callable[[], None]
+    ) -> None:
         super().__init__(timeout=(CONNECT_SECONDS_MAX, answer_seconds_max))
         self._budget = budget
+        self._step = step
         self._body_seconds_max = body_seconds_max
         self._of_thread = threading.local()
 
@@ -296,6 +305,7 @@ class _PacedClient(stripe.RequestsClient):
     ) -> tuple[bytes, int, Mapping[str, str]]:
         """Try a call once, in its turn."""
         endpoint = _endpoint(method, url)
+        self._step()
         self._budget.draw(endpoint)
         self.tries += 1
         stream, status, answered = super().request_stream(method, url, headers, post_data)

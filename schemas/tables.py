@@ -295,6 +295,8 @@ heartbeats = Table(
     # The process that wrote it.
     Column("instance", Text, nullable=False),
     _moment("at", nullable=False),
+    # When this process began to write it.
+    _moment("since", nullable=False),
     # Of a job, how it ended.
     Column("outcome", Text),
     _one_of("kind", BEATS),

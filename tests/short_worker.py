@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Final
 from celery.schedules import schedule
 
 from schemas import broker
+from schemas.heartbeats import BEAT_SECONDS
 from worker import __main__ as worker
 from worker import clock
 from worker.process import Made, run
@@ -57,13 +58,13 @@ def _start_worker(made: Made, asked: argparse.Namespace) -> int:
     if asked.deaf:
         DeafChannel.deaf_max, DeafChannel.asks_max = asked.deaf, asked.asks
         made.app.conf.broker_transport = DeafTransport
-    return worker.start(made, LIMITS._replace(shut_down=asked.shut_down, end=asked.end))
+    return worker.start(made, LIMITS._replace(shut_down=asked.shut_down, end=asked.end, beat=asked.beat))
 
 
 def _start_clock(made: Made, asked: argparse.Namespace) -> int:
     made.app.conf.broker_transport_options = made.app.conf.broker_transport_options | {"socket_timeout": 1.0}
     if not asked.stuck:
-        return clock.start(made)
+        return clock.start(made, beat_seconds=asked.beat)
     made.app.conf.beat_schedule["stuck"] = {"task": "stuck", "schedule": Stuck(timedelta(seconds=1)), "options": {}}
     return clock.start(made, still_seconds_max=2.0)
 
@@ -76,5 +77,6 @@ if __name__ == "__main__":
     parser.add_argument("--stuck", action="store_true", help="The clock stands still.")
     parser.add_argument("--shut-down", type=float, default=20.0)
     parser.add_argument("--end", type=float, default=28.0)
+    parser.add_argument("--beat", type=float, default=BEAT_SECONDS, help="Between two heartbeats.")
     asked = parser.parse_args(sys.argv[1:])
     run(partial({"worker": _start_worker, "clock": _start_clock}[asked.process], asked=asked))

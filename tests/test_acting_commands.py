@@ -59,7 +59,13 @@ def test_a_key_that_stripe_refuses(at: Stage) -> None:
         assert refused.code == 1
         assert "401" in refused.err
     assert at.status(session) == "open"
-    assert payfold(at, "status").json["stripe"].startswith("STOPPED expire_sessions")
+    shown = payfold(at, "status").json["stripe"]
+    assert (shown["state"], shown["jobs"][0]["job"], shown["jobs"][0]["state"]) == (
+        "stopped",
+        "expire_sessions",
+        "stopped",
+    )
+    assert "401" in shown["jobs"][0]["cause"]
     with serving(at.settings) as web:
         ready = web.get("/health/ready", {})
         assert (ready.status_code, ready.json()["stripe"]) == (200, "stopped: expire_sessions")

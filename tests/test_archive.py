@@ -668,7 +668,9 @@ def test_an_older_fold_version(shop: Engine, folder: Path, run: Callable[..., co
 
     assert (queued[0], sum(queued), queued[-1]) == (50, at_hand, 0)
     assert (row["to_fold_anew"], row["to_fold_anew_archived"]) == (at_hand + gone, gone)
-    assert f"{at_hand + gone:,}, {gone:,} of them archived: payfold rebuild --archive DIR --swap" in told.out
+    assert (
+        f"{at_hand + gone:,} to fold anew, {gone:,} of them archived: payfold rebuild --archive DIR --swap" in told.out
+    )
     assert run("status", "--format", "json").json["to_fold_anew"] == 0
 
 

@@ -223,13 +223,14 @@ def test_closed_pipe(events: Account, database_url: str) -> None:
 
 
 def test_status(events: Account, database_url: str, redis_url: str) -> None:
-    """`status` counts what is pending and parked, and says how the broker is."""
+    """`status` counts what is pending and parked, and shows how the broker is; where nothing runs none is missed."""
     ran = payfold("status", "--format", "json", DATABASE_URL=database_url, REDIS_URL=redis_url)
 
     assert ran.code == 0
-    assert (ran.json["database"], ran.json["migrations"]) == ("ok", "ok")
+    assert (ran.json["database"], ran.json["migrations"], ran.json["silent"]) == ("ok", [], [])
     assert (ran.json["pending"], ran.json["parked"], ran.json["to_fold_anew"]) == (0, 1, 0)
-    assert ran.json["broker"].startswith("ok")
+    assert ran.json["parked_by_cause"] == [{"cause": "payload_unreadable", "count": 1}]
+    assert ran.json["broker"] == {"state": "ok", "fold_waiting": 0, "stripe_waiting": 0}
 
 
 @pytest.mark.parametrize("url", [None, "redis://127.0.0.1:1"])
@@ -239,7 +240,11 @@ def test_status_without_broker(database_url: str, url: str | None) -> None:
     ran = payfold("status", "--format", "json", **given)  # type: ignore[arg-type]  # settings only
 
     assert ran.code == 0
-    assert ran.json["broker"].startswith("away" if url else "not set")
+    assert ran.json["broker"] == {
+        "state": "away" if url else "unset",
+        "fold_waiting": None,
+        "stripe_waiting": None,
+    }
 
 
 def test_status_without_database() -> None:
@@ -247,7 +252,8 @@ def test_status_without_database() -> None:
     ran = payfold("status", DATABASE_URL="postgres://u:hunter2@127.0.0.1:1/d")
 
     assert ran.code == 1
-    assert ran.out.startswith("database  away: ")
+    assert ran.out.split() == ["services", "database", "away", "broker", "unset:", "REDIS_URL"]
+    assert ran.err.startswith("PostgreSQL does not answer, so check DATABASE_URL: ")
     assert "hunter2" not in ran.out + ran.err
 
 

@@ -137,6 +137,31 @@ def test_a_connection_in_doubt_is_thrown_away(engine: Engine, statement: str, *,
     assert (pid(engine) == before) is is_kept
 
 
+def raising(state: str) -> str:
+    """Return a statement that fails with a SQLSTATE."""
+    return f"DO $$ BEGIN RAISE SQLSTATE '{state}'; END $$"
+
+
+def test_obstacles(engine: Engine) -> None:
+    """What keeps PostgreSQL from doing something has a word, by which programs distinguish them."""
+    words = {
+        "SET LOCAL transaction_read_only = on; DELETE FROM pending": "read_only",
+        "SET LOCAL statement_timeout = 10; SELECT pg_sleep(60)": "slow",
+        "SELECT nonsense": "refused",
+        # https://www.postgresql.org/docs/current/errcodes-appendix.html
+        raising("55P03"): "locked",
+        raising("53100"): "full",
+        raising("53200"): "exhausted",
+        raising("53300"): "exhausted",
+        raising("57P03"): "away",
+    }
+    for statement, word in words.items():
+        with pytest.raises(Exception, match=r".") as raised, engine.begin() as connection:
+            connection.exec_driver_sql(statement)
+        assert (statement, database.obstacle(raised.value)) == (statement, word)
+    assert [database.obstacle(error) for error in (TimeoutError(), ValueError())] == ["silent", "failed"]
+
+
 def test_a_pool_that_is_in_use(database_url: str) -> None:
     """Where every connection is in use for too long, the error names that."""
     engine = database.engine(database_url, connections_max=1, pool_seconds_max=0.05)

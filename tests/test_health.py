@@ -1,15 +1,34 @@
 """Whether the process runs, and whether it can take deliveries."""
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
+from typing import LiteralString
+from urllib.parse import urlsplit
 
+import httpx
 import psycopg
 import pytest
+from psycopg.sql import SQL, Identifier
 
-from deploy.services import Postgres, Valkey
+from api.app import DATABASE_CONNECTIONS_MAX
+from deploy.services import Postgres, Services, Valkey
 from schemas.migrate import upgrade
-from tests.web import Web, serving, settings_of, until
+from tests.faults import paused
+from tests.test_recorder import held
+from tests.web import READER, TOKENS, Raw, Web, event, serving, settings_of, until
 
 WELL = {"ready": True, "database": "ok", "migrations": "ok", "broker": "ok", "stripe": "no key"}
+UNKNOWN = {"migrations": "unknown", "workers": "unknown", "clock": "unknown"}
+"""What is known of the rest where PostgreSQL cannot be asked."""
+ANSWER_SECONDS_MAX = 5.0
+"""An answer is promised within two seconds; the rest is for a busy machine, where it would else be 10 or more."""
+READS = 120
+FULL = """
+    CREATE FUNCTION disk_is_full() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN RAISE SQLSTATE '53100' USING MESSAGE = 'could not extend file: No space left on device'; END $$;
+"""
 
 
 @pytest.fixture
@@ -19,49 +38,218 @@ def web(database_url: str, redis_url: str) -> Iterator[Web]:
         yield running
 
 
+def ready(web: Web) -> httpx.Response:
+    """Ask whether *web* is ready; fails where the answer takes too long."""
+    return web.client.get("/health/ready", timeout=ANSWER_SECONDS_MAX)
+
+
+def becomes(web: Web, **health: object) -> float:
+    """Return the seconds after which the health at *web* is WELL but for *health*, alive all the while."""
+    began_at = time.monotonic()
+    wanted = WELL | health
+
+    def is_so() -> bool:
+        answer = ready(web)
+        assert answer.status_code == (200 if answer.json()["ready"] else 503)
+        assert web.client.get("/health/live", timeout=ANSWER_SECONDS_MAX).status_code == 200
+        return bool(wanted.items() <= answer.json().items())
+
+    until(is_so)
+    return time.monotonic() - began_at
+
+
 def test_ready(web: Web) -> None:
-    """With everything there the process is alive and ready."""
+    """With everything there the process is alive and ready, and nothing stays of the tries to record."""
     assert web.get("/health/live", {}).json() == {"status": "alive"}
-    assert (web.get("/health/ready", {}).status_code, web.get("/health/ready", {}).json()) == (200, WELL)
+    becomes(web)
+    assert [web.client.head(f"/health/{which}").status_code for which in ("live", "ready")] == [200, 200]
+    assert web.query(
+        "SELECT (SELECT count(*) FROM inbox), (SELECT count(*) FROM pending), last_value FROM inbox_seq_seq"
+    ) == [(0, 0, 1)]
 
 
 @pytest.mark.parametrize("undo", ["DROP TABLE alembic_version", "DELETE FROM alembic_version"])
 def test_behind(web: Web, undo: str) -> None:
-    """A schema that is behind is not ready."""
+    """A schema that is behind is not ready, also where it was not behind when it was last asked."""
+    becomes(web)
     with psycopg.connect(web.settings.libpq) as connection:
         connection.execute(undo.encode())
-    response = web.get("/health/ready", {})
 
-    assert (response.status_code, response.json()) == (503, WELL | {"ready": False, "migrations": "pending"})
+    becomes(web, ready=False, migrations="pending")
 
 
 def test_ahead(web: Web) -> None:
     """While a newer release has migrated and not yet replaced this one, this one goes on being ready."""
     web.query("UPDATE alembic_version SET version_num = '9999'")
 
-    assert web.get("/health/ready", {}).json() == WELL
+    becomes(web)
+
+
+def test_one_try_for_all(web: Web) -> None:
+    """However many ask at once, recording is tried once a second at most."""
+    web.query("CREATE SEQUENCE tries")
+    web.query("ALTER TABLE inbox ADD CONSTRAINT counted CHECK (nextval('tries') > 0)")
+    began_at = time.monotonic()
+    with ThreadPoolExecutor(20) as asking:
+        assert len(list(asking.map(lambda _: ready(web), range(200)))) == 200
+    seconds = time.monotonic() - began_at
+
+    ((tries,),) = web.query("SELECT last_value FROM tries")
+    assert 1 <= tries <= seconds + 1
+
+
+def test_busy_reads(web: Web) -> None:
+    """Behind reads that keep every thread waiting, the process is alive and ready all the same."""
+    with psycopg.connect(web.settings.libpq) as blocker:
+        blocker.execute("LOCK TABLE orders IN ACCESS EXCLUSIVE MODE")
+        reads = [blocked_read(web) for _ in range(READS)]
+        until(lambda: len(web.query("SELECT 1 FROM pg_locks WHERE NOT granted")) >= DATABASE_CONNECTIONS_MAX)
+
+        becomes(web)
+        for path in ("/health/live", "/v1/status", "/metrics"):
+            assert web.client.get(path, headers=READER, timeout=ANSWER_SECONDS_MAX).status_code == 200
+        for read in reads:
+            read.connection.close()
+        blocker.rollback()
+
+
+def blocked_read(web: Web) -> Raw:
+    """Ask for what is locked, and do not wait for the answer."""
+    token = f"Authorization: Bearer {TOKENS['read']}"
+    return web.send_raw(f"GET /v1/orders HTTP/1.1\r\nHost: payfold\r\n{token}\r\n\r\n".encode())
+
+
+# ---- PostgreSQL takes nothing ----
+
+
+@contextmanager
+def executed(web: Web, do: LiteralString, undo: LiteralString) -> Iterator[None]:
+    """Execute *do* before and *undo* after, as an operator would."""
+    name = web.query("SELECT current_database()")[0][0]
+    with psycopg.connect(web.settings.libpq, autocommit=True) as operator:
+        operator.execute(do.replace("DATABASE", f'DATABASE "{name}"').encode())
+        yield
+        operator.execute(b"SET default_transaction_read_only = off")
+        operator.execute(undo.replace("DATABASE", f'DATABASE "{name}"').encode())
+
+
+def read_only(web: Web) -> AbstractContextManager[object]:
+    """Let new sessions write nothing."""
+    return executed(
+        web,
+        "ALTER DATABASE SET default_transaction_read_only = on",
+        "ALTER DATABASE RESET default_transaction_read_only",
+    )
+
+
+def locked(web: Web) -> AbstractContextManager[object]:
+    """Let another session hold the inbox."""
+    return held(web.settings.libpq)
+
+
+def full(web: Web) -> AbstractContextManager[object]:
+    """Let each new row fail as it does on a full disk: with PostgreSQL's code for that, raised by a trigger."""
+    return executed(
+        web,
+        FULL + "CREATE TRIGGER full_disk BEFORE INSERT ON inbox FOR EACH ROW EXECUTE FUNCTION disk_is_full()",
+        "DROP TRIGGER full_disk ON inbox; DROP FUNCTION disk_is_full",
+    )
+
+
+@pytest.mark.parametrize("fault", [read_only, locked, full])
+def test_nothing_can_be_recorded(web: Web, fault: Callable[[Web], AbstractContextManager[object]]) -> None:
+    """While nothing can be recorded the process is alive and not ready, and it is ready again without a delivery."""
+    becomes(web)
+    with fault(web):
+        until_not = becomes(web, ready=False, database=fault.__name__)
+        assert web.client.head("/health/ready").status_code == 503
+    until_again = becomes(web)
+
+    print(f"{fault.__name__}: not ready after {until_not:.2f} s, ready after {until_again:.2f} s")  # noqa: T201 - figures
+    assert web.inbox() == []
 
 
 def test_database_away(own_postgres: Postgres, redis_url: str) -> None:
     """Without PostgreSQL the process is alive and not ready, and is ready again when it is back."""
     upgrade(own_postgres.url)
     with serving(settings_of(own_postgres.url, redis_url)) as web:
-        own_postgres.stop()
-        response = web.get("/health/ready", {})
-        assert response.status_code == 503
-        assert response.json() == WELL | {"ready": False, "database": "away", "migrations": "unknown"}
-        assert web.get("/health/live", {}).status_code == 200
-        refused = web.get("/v1/orders")
-        assert (refused.status_code, refused.headers["retry-after"]) == (503, "5")
+        for fault in (stopped, killed, paused):
+            becomes(web)
+            with fault(own_postgres):
+                database = "silent" if fault is paused else "away"
+                until_not = becomes(web, ready=False, database=database, **UNKNOWN)
+                if fault is stopped:
+                    refused = web.get("/v1/orders")
+                    assert (refused.status_code, refused.headers["retry-after"]) == (503, "5")
+            until_again = becomes(web)
+            print(f"{fault.__name__}: not ready after {until_not:.2f} s, ready after {until_again:.2f} s")  # noqa: T201 - as above
+        assert web.inbox() == []
 
-        own_postgres.start()
-        until(lambda: web.get("/health/ready", {}).json() == WELL)
+
+@contextmanager
+def stopped(server: Postgres) -> Iterator[None]:
+    """Stop a server, and start it again."""
+    server.stop()
+    yield
+    server.start()
+
+
+@contextmanager
+def killed(server: Postgres) -> Iterator[None]:
+    """Kill a server, and start it again."""
+    server.kill()
+    yield
+    server.start()
+
+
+def test_newer_attempt(web: Web) -> None:
+    """A delivery that could not be recorded counts for more than a try before it, and less than one after it."""
+    web.query(
+        FULL + "CREATE TRIGGER full_disk BEFORE INSERT ON inbox FOR EACH ROW WHEN (NEW.id = 'evt_1')"
+        " EXECUTE FUNCTION disk_is_full()"
+    )
+
+    def counts() -> bool:
+        becomes(web)
+        assert web.deliver(event(1)).status_code == 503
+        # On a busy machine a second passes in between, and recording was tried again.
+        return bool(ready(web).json()["database"] == "full")
+
+    until(counts)
+    becomes(web)
+
+
+def test_no_new_session(web: Web, services: Services) -> None:
+    """Where PostgreSQL takes no further session, the one that is there records, and the process is ready."""
+    assert web.deliver(event(1)).status_code == 200
+    becomes(web)
+    tried_again_at = time.monotonic() + 1.5
+    name = Identifier(urlsplit(web.settings.libpq).path[1:])
+    with psycopg.connect(services.database_url, autocommit=True) as operator:
+        operator.execute(SQL("ALTER DATABASE {} ALLOW_CONNECTIONS false").format(name))
+        while time.monotonic() < tried_again_at:
+            assert WELL.items() <= ready(web).json().items()
+        assert web.deliver(event(2)).status_code == 200
+        operator.execute(SQL("ALTER DATABASE {} ALLOW_CONNECTIONS true").format(name))
+
+
+def test_fault_of_data(web: Web) -> None:
+    """A delivery that PostgreSQL refuses for a fault in its own data is no reason not to be ready."""
+    web.query("ALTER TABLE inbox ADD CONSTRAINT no_poison CHECK (id <> 'evt_poison')")
+    for _ in range(3):
+        assert web.deliver(event("poison")).status_code == 503
+        assert ready(web).json()["database"] != "refused"
+
+
+# ---- Redis is away ----
 
 
 def test_broker_away(database_url: str, own_valkey: Valkey) -> None:
-    """Without Redis the process is ready all the same, and says so."""
+    """Without Redis, or with one that is silent, the process is ready all the same, and answers so in time."""
     with serving(settings_of(database_url, own_valkey.url)) as web:
+        becomes(web)
+        with paused(own_valkey):
+            becomes(web, broker="away")
+        becomes(web)
         own_valkey.stop()
-        response = web.get("/health/ready", {})
-
-        assert (response.status_code, response.json()) == (200, WELL | {"broker": "away"})
+        becomes(web, broker="away")

@@ -16,6 +16,10 @@ WORLD: Final = "account = '' AND livemode = true"
 PAGE: Final = f"ORDER BY {tables.NEWEST} DESC, id DESC, account DESC, livemode DESC LIMIT 21"
 
 ASKED: Final = {
+    "inbox_received": (
+        "how many webhooks came within an hour (status)",
+        "SELECT count(*) FROM inbox WHERE source = 'webhook' AND received_at > now() - interval '1 hour'",
+    ),
     "inbox_object": (
         "all events of an object (projection.facts_of, explain, observations.news)",
         f"SELECT seq FROM inbox WHERE {WORLD} AND object_id = 'cs_1'",

@@ -42,10 +42,10 @@ def job(at: Stage, name: str, account: str = "") -> dict[str, Any]:
     return row
 
 
-def status(at: Stage) -> str:
+def status(at: Stage) -> dict[str, Any]:
     """Return what the command shows of Stripe."""
-    shown: str = command.python("deploy", "status", "--format", "json", settings=at.environment).json["stripe"]
-    return shown
+    shown: dict[str, Any] = command.python("deploy", "status", "--format", "json", settings=at.environment).json
+    return dict(shown["stripe"])
 
 
 def health(at: Stage) -> str:
@@ -83,15 +83,16 @@ def test_what_stripe_declines_is_kept(at: Stage, fault: Fault, words: str) -> No
     kept = job(at, "fill_gaps")
     assert words in kept["failure"]
     assert (kept["failed_at"], kept["leased_until"], kept["done_at"]) == (at.now, None, None)
-    shown = status(at)
-    assert shown.startswith("FAILING fill_gaps of the default account (test) since ")
-    assert words in shown
+    (shown,) = status(at)["jobs"]
+    assert (shown["job"], shown["account"], shown["livemode"], shown["state"]) == ("fill_gaps", "", False, "failing")
+    assert words in shown["cause"]
+    assert shown["since"] is not None
     assert health(at) == "failing: fill_gaps"
 
     gaps.run_once(at.desk())
     assert (job(at, "fill_gaps")["failure"], job(at, "fill_gaps")["failed_at"]) == (None, None)
     assert health(at) == "ok"
-    assert status(at).startswith("ok")
+    assert [each["state"] for each in status(at)["jobs"]] == ["ok"]
 
 
 def test_an_unforeseen_fault_is_kept_and_logged(at: Stage, capsys: pytest.CaptureFixture[str]) -> None:
@@ -144,7 +145,8 @@ def test_a_refused_key_is_no_second_fault(at: Stage) -> None:
     gaps.run_once(at.desk())
 
     assert (job(at, "fill_gaps")["failure"], job(at, "fill_gaps")["stopped"] is not None) == (None, True)
-    assert status(at).startswith("STOPPED fill_gaps of the default account (test)")
+    shown = status(at)
+    assert (shown["state"], shown["jobs"][0]["job"], shown["jobs"][0]["state"]) == ("stopped", "fill_gaps", "stopped")
 
 
 def test_a_worlds_failure_is_its_own(database_url: str, redis_url: str) -> None:

@@ -171,7 +171,7 @@ def test_up(up: Command) -> None:
         STRIPE_WEBHOOK_SECRETS=up.told("signing secret"),
     )
 
-    assert (status.code, status.json["database"], status.json["broker"][:2]) == (0, "ok", "ok")
+    assert (status.code, status.json["database"], status.json["broker"]["state"]) == (0, "ok", "ok")
     assert status.json["parked"] == 0
     assert digest.code == 0
     assert "orders                             1  " in digest.out

@@ -26,7 +26,20 @@ from deploy.sandbox.delivery import PERFECT, deliver, plan
 from deploy.sandbox.rendering import render
 from deploy.sandbox.samples import sample
 from deploy.services import Services, Valkey
-from tests.web import PATH, SECRET, Raw, Web, environment_of, event, serving, serving_many, settings_of, signed, until
+from tests.web import (
+    PATH,
+    READER,
+    SECRET,
+    Raw,
+    Web,
+    environment_of,
+    event,
+    serving,
+    serving_many,
+    settings_of,
+    signed,
+    until,
+)
 
 Headers = Mapping[str, Any]  # one is no text
 BYTES_BETWEEN_MAX = 16 * 1024 * 1024
@@ -561,13 +574,23 @@ def test_credentials_go_nowhere(database_url: str, redis_url: str, tmp_path: Pat
 
 
 def test_several_processes(database_url: str, redis_url: str, tmp_path: Path) -> None:
-    """Several web processes share the port, and each is bounded as one is."""
+    """Several web processes share the port, and each is bounded as one is, and shows what all have counted."""
     environment = environment_of(database_url, redis_url) | {"WEB_CONCURRENCY": "2"}
     with process(environment, tmp_path / "log") as base_url, httpx.Client(base_url=base_url) as client:
         assert client.post(PATH, content=BODY, headers=signed(BODY)).status_code == 200
         refused = client.post(PATH, headers={"X-More": "x" * 4 * HEAD_BYTES_MAX})
         assert is_problem(refused, 431, "head_too_large")
         assert (refused.headers["cache-control"], refused.headers["x-content-type-options"]) == ("no-store", "nosniff")
+        shown: dict[str, set[str]] = {}
+
+        def show_the_same() -> bool:
+            # Each connection may be taken by either.
+            text = httpx.get(f"{base_url}/metrics", headers=READER).text
+            (instance,) = set(re.findall('instance="(.+?)"', text))
+            shown[instance] = set(re.findall(r'_total{.+="(?:new|head_too_large)"} \S+', text))
+            return list(shown.values()) == [{'_total{outcome="new"} 1.0', '_total{reason="head_too_large"} 1.0'}] * 2
+
+        until(show_the_same, 60)
 
 
 @contextmanager

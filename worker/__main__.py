@@ -17,6 +17,7 @@ from celery.signals import worker_ready, worker_shutting_down
 
 from schemas import broker, stopping
 from schemas.broker import FOLD_QUEUE, STRIPE_QUEUE
+from schemas.heartbeats import Heart
 from worker import app, lanes, watchdog
 from worker.process import Made, run
 from worker.slots import Parent
@@ -69,7 +70,7 @@ def _serve(made: Made, limits: Limits, parent: int, queues: tuple[str, ...]) -> 
     worker_shutting_down.connect(
         lambda **_: stopping.begin(shut_down_seconds=limits.shut_down, end_seconds=limits.end), weak=False
     )
-    _look_after(made, limits, queues)
+    heart = _look_after(made, limits, queues)
     try:
         # It returns, against its types, and with a code where Celery met an error that it does not recover from.
         take: Callable[[list[str]], object] = made.app.worker_main
@@ -79,11 +80,13 @@ def _serve(made: Made, limits: Limits, parent: int, queues: tuple[str, ...]) -> 
         )  # fmt: skip
         return code if isinstance(code, int) else 0
     finally:
+        heart.stop()
         made.lane.close()
         made.engine.dispose()
 
 
-def _look_after(made: Made, limits: Limits, queues: tuple[str, ...]) -> None:
+def _look_after(made: Made, limits: Limits, queues: tuple[str, ...]) -> Heart:
+    """Start what looks after the consumer, and what shows that it and the jobs live."""
     jobs = app.periodic(made.app, *queues)
     timer = Timer(made.turns, jobs, silent_seconds=limits.intervals * jobs[0].every)
     dog = Watchdog(made.turns, broker.ear, broker.redis(made.settings), deaf_seconds=limits.deaf)
@@ -91,6 +94,10 @@ def _look_after(made: Made, limits: Limits, queues: tuple[str, ...]) -> None:
     broker.ear.note()
     watchdog.start("timer", timer.look, every=limits.look)
     watchdog.start("watchdog", dog.look, every=limits.look)
+    heart = Heart(made.engine, lambda: [*made.turns.beats(), *dog.beats(queues)], every=limits.beat)
+    made.turns.outcome_changed = heart.hurry
+    heart.start()
+    return heart
 
 
 if __name__ == "__main__":

@@ -61,6 +61,8 @@ class Desk:
     now: Callable[[], datetime] = _utc_now
     threads: int = THREADS
     slice_seconds_max: float = SLICE_SECONDS_MAX
+    step: Callable[[], None] = lambda: None
+    """Called after each transaction, so that the work is seen to come further."""
     is_by_hand: bool = False
     """Whether a person asked for it: then it is tried although Stripe has refused it, or it is said why it was not."""
     _widths: "dict[tuple[str, World], timedelta]" = field(default_factory=dict, repr=False)
@@ -79,8 +81,14 @@ class Desk:
 
     def within(self, work: Callable[[Cursor], Result]) -> Result:
         """Return what *work* returns, done in one transaction; bounded in time, but where a person waits for it."""
-        with transaction(self.engine, None if self.is_by_hand else BATCH) as connection, cursor(connection) as opened:
-            return work(opened)
+        try:
+            with (
+                transaction(self.engine, None if self.is_by_hand else BATCH) as connection,
+                cursor(connection) as opened,
+            ):
+                return work(opened)
+        finally:
+            self.step()
 
     def record(self, opened: Cursor, deliveries: Sequence[Delivery], *, all_of_them: bool = False) -> int:
         """Record what of *deliveries* is news, or *all_of_them*, and return how many events the inbox did not have."""
@@ -95,6 +103,8 @@ class Round:
     recorded: int = 0
     failed: list[str] = field(default_factory=list)
     """Why it was stopped or put off, where it was."""
+    error: str = ""
+    """The kind of the last error among these."""
     is_more: bool = False
     counted: dict[str, int] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
@@ -165,7 +175,7 @@ def _begun(desk: Desk, job: str, world: World, found: Round) -> Progress | None:
         )
     except (DBAPIError, DriverError) as error:
         # The lease may be another worker's, so nothing is written of it.
-        found.failed.append(reason_of(error))
+        _note_failed(error, found)
         _log.error("stripe.failed", job=job, account=world.account, livemode=world.livemode, reason=reason_of(error))
         return None
     if progress is None and desk.is_by_hand:
@@ -181,7 +191,7 @@ def _go(
     except (KeyRefused, NotServed) as error:
         reason = str(error)
         desk.within(lambda opened: calls.stop(opened, world, job, reason, now=desk.now()))
-        found.failed.append(reason)
+        _note_failed(error, found)
         _log.error("stripe.stopped", job=job, account=world.account, livemode=world.livemode, reason=reason)
     else:
         if found.is_more:
@@ -193,7 +203,7 @@ def _go(
 def fail(desk: Desk, job: str, world: World, error: Exception, found: Round) -> None:
     """Keep and log what ended a round of *job* in *world*."""
     reason, may_pass = reason_of(error), isinstance(error, Transient)
-    found.failed.append(reason)
+    _note_failed(error, found)
     if may_pass:
         _log.warning("stripe.postponed", job=job, account=world.account, livemode=world.livemode, reason=reason)
     else:
@@ -201,6 +211,11 @@ def fail(desk: Desk, job: str, world: World, error: Exception, found: Round) -> 
     # What PostgreSQL refuses here, it may be what the round failed with; then the log alone has it.
     with suppress(DBAPIError, DriverError):
         desk.within(lambda opened: calls.fail(opened, world, job, reason, now=desk.now(), may_pass=may_pass))
+
+
+def _note_failed(error: Exception, found: Round) -> None:
+    found.failed.append(reason_of(error))
+    found.error = condition(error)
 
 
 def reason_of(error: Exception) -> str:

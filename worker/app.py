@@ -13,7 +13,7 @@ from celery.schedules import crontab
 from sqlalchemy import Engine
 
 from schemas import broker, inbox
-from schemas.database import BATCH, cursor, transaction
+from schemas.database import BATCH, condition, cursor, transaction
 from schemas.errors import ConflictError
 from schemas.settings import Settings
 from schemas.stripe_api import StripeApi
@@ -28,7 +28,8 @@ from worker.turns import Periodic, Turns
 FOLD_SECONDS_MAX: Final = 5.0
 """A fold task ends after this and wakes its successor, so that a worker asked to stop never takes long."""
 
-DATABASE_CONNECTIONS_MAX: Final = THREADS + 1
+DATABASE_CONNECTIONS_MAX: Final = THREADS + 2
+"""Of the calls to Stripe at once, the job that makes them, and the heartbeats."""
 
 _log = structlog.get_logger()
 
@@ -45,7 +46,7 @@ def create(settings: Settings, engine: Engine, beside: Lane | None = None, turns
 
     def fold() -> int:
         """Fold what is pending and return how many events that was."""
-        return fold_until_done(app, engine, beside, apart)
+        return fold_until_done(app, engine, beside, apart, step=turns.step)
 
     def sweep() -> int:
         """Make room, queue what an older fold version folded and what the time has ended, then fold what is pending."""
@@ -58,16 +59,17 @@ def create(settings: Settings, engine: Engine, beside: Lane | None = None, turns
                 _log.info("events.queued_anew", events=queued)
         finally:
             # Also where one of these fails, which is then logged: none of it is in the way of what is pending.
-            folded = fold_until_done(app, engine, beside, apart)
+            folded = fold_until_done(app, engine, beside, apart, step=turns.step)
         return folded
 
     _add(app, turns, broker.FOLD, fold)
     _add(app, turns, broker.SWEEP, sweep)
-    desk = Desk(engine, StripeApi(settings, broker.redis(settings)), settings)
+    api = StripeApi(settings, broker.redis(settings), step=turns.step)
+    desk = Desk(engine, api, settings, step=turns.step)
     for name, run_once in _STRIPE_JOBS.items():
-        _add(app, turns, name, partial(_act, app, name, run_once, desk))
+        _add(app, turns, name, partial(_act, app, turns, name, run_once, desk))
     # Acknowledged at once: the broker would give a message that is worked at for so long to somebody else too.
-    _add(app, turns, broker.RECONCILE, partial(_reconcile, engine), acks_late=False)
+    _add(app, turns, broker.RECONCILE, partial(_reconcile, engine, turns), acks_late=False)
     app.conf.beat_schedule = _timetable(settings)
     return app
 
@@ -89,9 +91,11 @@ _STRIPE_JOBS: Final[dict[str, Callable[[Desk], Round]]] = {
 }
 
 
-def _act(app: Celery, job: str, run_once: Callable[[Desk], Round], desk: Desk) -> int:
+def _act(app: Celery, turns: Turns, job: str, run_once: Callable[[Desk], Round], desk: Desk) -> int:
     """Do one slice of *job*, wake the worker that folds what it recorded, and leave the rest to a successor."""
     found = run_once(desk)
+    if found.error:
+        turns.fail(found.error)
     if found.recorded:
         broker.send(app, broker.FOLD, queue=broker.FOLD_QUEUE)
     if found.is_more:
@@ -99,14 +103,17 @@ def _act(app: Celery, job: str, run_once: Callable[[Desk], Round], desk: Desk) -
     return found.recorded
 
 
-def _reconcile(engine: Engine) -> int:
+def _reconcile(engine: Engine, turns: Turns) -> int:
     """Hold the tables against money's rules and a rebuild, keep what came of it, and say so loudly on drift."""
     try:
         result = reconciling.run(
-            engine, (reconciling.RULES, reconciling.REBUILD), reconciling.Wanted(sizes=IN_ONE_PROCESS)
+            engine,
+            (reconciling.RULES, reconciling.REBUILD),
+            reconciling.Wanted(sizes=IN_ONE_PROCESS, progress=lambda *_: turns.step()),
         )
     except ConflictError as error:
         _log.warning("reconcile.postponed", reason=str(error))
+        turns.fail(condition(error))
         return 0
     drift, left_out = int(result["drift_total"]), result.get("left_out", {"objects": 0})["objects"]
     (_log.error if drift else _log.info)(
@@ -158,8 +165,11 @@ def fold_until_done(
     apart: Apart | None = None,
     *,
     seconds_max: float = FOLD_SECONDS_MAX,
+    step: Callable[[], None] = lambda: None,
 ) -> int:
     """Fold batches until nothing is pending or the time is up, and return how many events that was.
+
+    *step* is called after each batch.
 
     When the time is up, a successor is woken: it takes its turn behind other messages, or in another worker.
 
@@ -168,7 +178,7 @@ def fold_until_done(
     """
     started = time.monotonic()
     until = started + seconds_max
-    folded = lanes.fold(engine, until=until, beside=beside, apart=apart, bounds=BATCH)
+    folded = lanes.fold(engine, until=until, beside=beside, apart=apart, bounds=BATCH, step=step)
     if time.monotonic() > until:
         broker.send(app, broker.FOLD, queue=broker.FOLD_QUEUE)
     if folded:

@@ -275,7 +275,7 @@ def fail(cursor: Cursor, world: World, job: str, failure: str, *, now: datetime,
 def stop(cursor: Cursor, world: World, job: str, reason: str, *, now: datetime) -> None:
     """Stop *job*, since Stripe refuses the key: nothing of it is tried for a while."""
     cursor.execute(
-        "UPDATE stripe_jobs SET leased_until = NULL, stopped = %s, stopped_until = %s, failed_at = NULL, failure = NULL"
-        f" WHERE {_JOB}",
-        (reason, now + STOPPED, world.account, world.livemode, job),
+        "UPDATE stripe_jobs SET leased_until = NULL, stopped = %s, stopped_until = %s,"
+        f" failed_at = coalesce(failed_at, %s), failure = NULL WHERE {_JOB}",
+        (reason, now + STOPPED, now, world.account, world.livemode, job),
     )

@@ -9,7 +9,7 @@ Note [A clock that stands still ends]
 import os
 import time
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import structlog
 from celery import beat
@@ -17,6 +17,7 @@ from celery.schedules import crontab
 from celery.signals import beat_init
 
 from schemas import broker, stopping
+from schemas.heartbeats import BEAT_SECONDS, Heart, Mark
 from worker import watchdog
 from worker.process import Made, run
 
@@ -30,6 +31,7 @@ class Timetable(beat.Scheduler):
     """Celery's scheduler, but it sends each message in bounded time, and notes when it last looked."""
 
     looked_at = time.monotonic()
+    mark: ClassVar[Mark] = Mark("clock")
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - Celery's own
         self._is_away = False
@@ -43,7 +45,11 @@ class Timetable(beat.Scheduler):
                 self.apply_entry(entry)
             return super().tick(*args, **kwargs)
         finally:
-            type(self).looked_at = time.monotonic()
+            self._note()
+
+    def _note(self) -> None:
+        type(self).looked_at = time.monotonic()
+        self.mark.note()
 
     @property
     def producer(self) -> None:  # type: ignore[override]
@@ -55,6 +61,8 @@ class Timetable(beat.Scheduler):
         If the broker does not take it the next one is sent at its time; one that comes once a day is sent at each look.
         """
         is_away = not broker.send(self.app, str(entry.task), **(entry.options or {}))
+        # To send every message to a silent broker takes long.
+        self._note()
         self._unsent.pop(str(entry.name), None)
         if is_away and isinstance(entry.schedule, crontab):
             self._unsent[str(entry.name)] = entry
@@ -63,12 +71,15 @@ class Timetable(beat.Scheduler):
             _log.warning("broker.away") if is_away else _log.info("broker.back")
 
 
-def start(made: Made, still_seconds_max: float = STILL_SECONDS_MAX) -> int:
+def start(made: Made, still_seconds_max: float = STILL_SECONDS_MAX, beat_seconds: float = BEAT_SECONDS) -> int:
     """Send the timetable's messages until the process is asked to stop."""
     beat_init.connect(lambda **_: stopping.begin_at_sigterm(), weak=False)
     watchdog.start("clock", _end_if_still(still_seconds_max), every=1.0)
+    Heart(made.engine, Timetable.mark.beats, every=beat_seconds).start()
     # Nothing is kept of past times: each interval is short, and a dyno forgets its disk anyway.
-    made.app.Beat(scheduler_cls="worker.clock:Timetable", loglevel="WARNING", quiet=True, redirect_stdouts=False).run()
+    # The class and not its name, by which this file would be loaded a second time: the thread above looks at this one.
+    scheduler: Any = Timetable
+    made.app.Beat(scheduler_cls=scheduler, loglevel="WARNING", quiet=True, redirect_stdouts=False).run()
     return 0
 
 

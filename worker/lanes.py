@@ -84,11 +84,12 @@ def fold(
     beside: "Lane | None" = None,
     apart: Apart | None = None,
     bounds: Bounds | None = None,
+    step: Callable[[], None] = lambda: None,
 ) -> int:
     """Fold batches until nothing is pending, or *until* a time of the monotonic clock; return how many events.
 
     A backlog is shared with the lane *beside*; what that does already counts as well. What is left of a batch that
-    failed is kept in *apart*, for a process that folds again.
+    failed is kept in *apart*, for a process that folds again. *step* is called after each batch of either.
 
     Raises:
         Transient: PostgreSQL does not answer, or not within *bounds*; what is folded until then is saved.
@@ -101,28 +102,30 @@ def fold(
         if folded == projection.FOLD_BATCH_MAX:
             beside.begin(Order(Share(1, LANES), until, now, bounds))
         try:
-            folded += _run(engine, Order(Share(0, LANES), until, now, bounds), parts, report=beside.listen)
+            folded += _run(engine, Order(Share(0, LANES), until, now, bounds), parts, step, beside.listen)
         except BaseException:
             beside.stop()
             raise
-        folded += beside.end()
+        folded += beside.end(step)
     # Of both shares, and whatever the lane could not do.
     is_more = folded or is_shared or parts
-    return folded + (_run(engine, Order(None, until, now, bounds), parts) if is_more else 0)
+    return folded + (_run(engine, Order(None, until, now, bounds), parts, step) if is_more else 0)
 
 
 def _run(
     engine: Engine,
     order: Order,
     apart: Apart,
-    is_over: Callable[[], bool] = lambda: False,
+    step: Callable[[], None] = lambda: None,
     report: Callable[[int], None] = lambda _: None,
+    is_over: Callable[[], bool] = lambda: False,
 ) -> int:
     folded = 0
     while time.monotonic() < order.until and not is_over():
         batch = projection.run_once(
             engine, now=order.now or datetime.now(UTC), share=order.share, apart=apart, bounds=order.bounds
         )
+        step()
         report(batch)
         if not batch and not apart:
             break
@@ -187,13 +190,14 @@ class Lane:
         while self._orders and self._line is not None and self._line.poll():
             self._hear()
 
-    def end(self) -> int:
+    def end(self, step: Callable[[], None] = lambda: None) -> int:
         """Wait until it has done what it was told, and return how many events it has folded since the last time.
 
-        What it failed at is pending still, and fails again when it is folded here.
+        What it failed at is pending still, and fails again when it is folded here. *step* is called at each report.
         """
         while self._orders:
             self._hear()
+            step()
         folded, self._folded = self._folded, 0
         return folded
 
@@ -260,7 +264,7 @@ def _serve(
             order = line.recv()
             try:
                 # Another order, or the end of the line, comes before what is left of this one.
-                _run(engine, order, apart, line.poll, report)
+                _run(engine, order, apart, report=report, is_over=line.poll)
             except Exception as error:  # noqa: BLE001 - the parent meets it as well, and logs what it is
                 _log.warning("lane.failed", kind=database.condition(error))
             # A connection that nobody uses may be gone by the next backlog, and counts where they are few.

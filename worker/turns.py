@@ -8,13 +8,15 @@ Note [What a job raises is logged by its name]
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
 
 import structlog
 
 from schemas import database
+from schemas.broker import short_name
 from schemas.errors import DatabaseAway, Transient
+from schemas.heartbeats import BEAT_SECONDS, OK, RUNNING, Beat
 
 REPEAT_SECONDS: Final = 60.0
 """After which a job that goes on failing in the same way is logged again."""
@@ -30,6 +32,13 @@ class Periodic(NamedTuple):
     every: float
 
 
+class Ended(NamedTuple):
+    """When a job ended, by the monotonic clock, and its outcome: ok, or the kind of error."""
+
+    at: float
+    outcome: str
+
+
 class Turns:
     """The jobs of a process and the one lock under which each of them works."""
 
@@ -37,10 +46,15 @@ class Turns:
         self._lock = threading.Lock()
         self._works: dict[str, Callable[[], int]] = {}
         self._began_at: dict[str, float] = {}
+        self._ends: dict[str, Ended] = {}
+        self._at_work: str | None = None
+        self._outcome = OK
         self._tasks = 0
         self._troubles = _Troubles()
-        self.heard_at = time.monotonic()
-        """When the last message came or its work ended, by the monotonic clock."""
+        self.heard_at = self.stepped_at = time.monotonic()
+        """When the last message came or its work ended, and when a job last came further, by the monotonic clock."""
+        self.outcome_changed: Callable[[], None] = lambda: None
+        """Called when a job ends otherwise than the time before."""
 
     def add(self, job: str, work: Callable[[], int]) -> None:
         """Let *job* be done by *work*, which returns how much it did."""
@@ -54,6 +68,30 @@ class Turns:
     def began_at(self, job: str) -> float:
         """Return when *job* last began, by the monotonic clock; long ago where it never did."""
         return self._began_at.get(job, float("-inf"))
+
+    def step(self) -> None:
+        """Note that the job at work comes further; its threads may call it as often as they like."""
+        self.stepped_at = time.monotonic()
+
+    def fail(self, outcome: str) -> None:
+        """Let the job at work, which goes on and raises nothing, end with *outcome*."""
+        self._outcome = outcome
+
+    def seen_at(self, *jobs: str) -> float:
+        """Return when one of *jobs* last ended, or came further, by the monotonic clock; long ago where none did."""
+        ends = [ended.at for job in jobs if (ended := self._ends.get(job)) is not None]
+        return max([*ends, self.stepped_at if self._at_work in jobs else float("-inf")])
+
+    def beats(self) -> Iterator[Beat]:
+        """Return the heartbeat of each job: how it last ended, or that it has been at work for some time."""
+        running, stepped_at = self._at_work, self.stepped_at
+        if running is not None and time.monotonic() - self.began_at(running) < BEAT_SECONDS:
+            running = None
+        if running is not None:
+            yield Beat("job", short_name(running), stepped_at, RUNNING)
+        for job, ended in tuple(self._ends.items()):
+            if job != running:
+                yield Beat("job", short_name(job), ended.at, ended.outcome)
 
     def by_message(self, job: str) -> int:
         """Do *job* because a message asks for it, and return how much it did: 0 where it failed."""
@@ -76,14 +114,24 @@ class Turns:
             self._lock.release()
 
     def _do(self, job: str) -> int:
-        self._began_at[job] = time.monotonic()
+        self._began_at[job] = self.stepped_at = time.monotonic()
+        self._at_work, self._outcome = job, OK
         try:
             done = self._works[job]()
         except Exception as error:  # noqa: BLE001 - see Note [What a job raises is logged by its name]
             self._troubles.note(job, error)
+            self._end(job, database.condition(error))
             return 0
         self._troubles.forget(job)
+        self._end(job, self._outcome)
         return done
+
+    def _end(self, job: str, outcome: str) -> None:
+        before = self._ends.get(job, Ended(0, OK)).outcome
+        self._ends[job] = Ended(time.monotonic(), outcome)
+        self._at_work = None
+        if outcome != before:
+            self.outcome_changed()
 
 
 class _Troubles:

@@ -9,7 +9,7 @@ Note [The watchdog sees answers, not turns]
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, NamedTuple, NoReturn
 
 import structlog
@@ -18,8 +18,9 @@ from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 
-from schemas import background
+from schemas import background, broker
 from schemas.broker import Ear
+from schemas.heartbeats import BEAT_SECONDS, Beat
 from schemas.stopping import END_SECONDS, SHUT_DOWN_SECONDS
 from worker.turns import Periodic, Turns
 
@@ -41,6 +42,8 @@ class Limits(NamedTuple):
     """After the request to stop, until its connections to PostgreSQL are shut down."""
     end: float = END_SECONDS
     """After the request to stop, until the process is ended."""
+    beat: float = BEAT_SECONDS
+    """Between two heartbeats."""
 
 
 class Timer:
@@ -68,7 +71,8 @@ class Watchdog:
 
     def __init__(self, turns: Turns, ear: Ear, redis: Redis, *, deaf_seconds: float) -> None:
         self._turns, self._ear, self._redis, self._deaf_seconds = turns, ear, redis, deaf_seconds
-        self._heard_at = time.monotonic()
+        self._heard_at = self._began_at = time.monotonic()
+        self._excused_at = float("-inf")
         self._redis_back_at: float | None = None
         self._has_reconnected = False
         self._hub: Hub | None = None
@@ -88,6 +92,7 @@ class Watchdog:
             return
         if not self._is_redis_there():
             self._redis_back_at = None
+            self._excused_at = time.monotonic()
             return
         if self._redis_back_at is None:
             self._redis_back_at = now
@@ -98,6 +103,20 @@ class Watchdog:
             self._has_reconnected = True
             _log.warning("consumer.deaf", seconds=round(silent), act="connects again")
             self._reconnect()
+
+    def beats(self, queues: Sequence[str]) -> Iterator[Beat]:
+        """Return the heartbeat of the consumer of *queues*, and that of folding.
+
+        The consumer lives where a BRPOP was answered, where its task comes further, and where Redis is away.
+        """
+        turns = self._turns
+        heard_at = max(self._ear.answered_at, turns.heard_at, self._excused_at)
+        seen_at = max(heard_at, turns.stepped_at) if turns.has_task else heard_at
+        if seen_at > self._began_at:
+            yield from (Beat("consumer", queue, seen_at) for queue in queues)
+        folded_at = turns.seen_at(broker.FOLD, broker.SWEEP)
+        if folded_at > self._began_at:
+            yield Beat("fold", "", folded_at)
 
     def attend(self, sender: Any, **_: object) -> None:  # noqa: ANN401 - Celery's consumer, once it is ready
         """Remember the consumer: its event loop stays the same however often it connects."""

@@ -6,25 +6,18 @@ import re
 import secrets as random_secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, Final, TextIO
+from typing import Annotated, Final, TextIO
 
 import typer
-from sqlalchemy import Connection, ScalarSelect, Select, exists, func, select
 
 from deploy import local, output
-from deploy.commands.base import FAILED, MIGRATIONS_PENDING, FormatOption, first_line, opened_database, settings_here
+from deploy.commands.base import FAILED, MIGRATIONS_PENDING, FormatOption, opened_database, settings_here
 from deploy.output import Format, err
 from deploy.processes import Ended, Processes
 from deploy.services import ServicesError
-from schemas import database, migrate, tables
-from schemas.errors import (
-    ConfigurationError,
-    ConflictError,
-    DatabaseAway,
-    PayfoldError,
-)
+from schemas import database, migrate
+from schemas.errors import ConfigurationError, ConflictError, PayfoldError
 from schemas.settings import SCOPES, Settings
 from worker.slots import ENDS_MAX, ENDS_SECONDS, Ends
 
@@ -185,134 +178,3 @@ def _shown_on_failure(path: Path) -> Iterator[TextIO]:
         except (PayfoldError, ServicesError):
             err.print(path.read_text())
             raise
-
-
-@app.command()
-def status(form: FormatOption = Format.TABLE) -> None:
-    """Show the health of the inbox and the tables on one screen."""
-    from worker import folds
-
-    settings = settings_here()
-    found: dict[str, Any] = {"database": "ok"}
-    behind: list[str] = []
-    stripe = ""
-    try:
-        with opened_database(behind_is_fine=True) as engine, database.transaction(engine) as connection:
-            behind = migrate.pending(connection)
-            found["migrations"] = f"{len(behind)} pending: run `payfold migrate up`" if behind else "ok"
-            if not behind:
-                found |= dict(connection.execute(_status_query(folds.FOLD_VERSION)).mappings().one())
-                found |= _archived_of(found, form)
-                stripe = _stripe_status(connection)
-    except DatabaseAway as error:
-        found["database"] = f"away: {first_line(error.__cause__)}"
-    found["broker"] = _broker_status(settings)
-    found["stripe"] = stripe or ("no job has run yet" if settings.api_keys else "not set: STRIPE_API_KEY")
-    output.one(found, form)
-    if behind:
-        raise typer.Exit(MIGRATIONS_PENDING)
-    if found["database"] != "ok":
-        raise typer.Exit(FAILED)
-
-
-def _archived_of(found: dict[str, Any], form: Format) -> dict[str, Any]:
-    """Return what is to be folded anew with what of it is archived, and so left to whoever has the archive."""
-    anew, archived = found["to_fold_anew"], found["to_fold_anew_archived"]
-    if form is not Format.TABLE or not archived:
-        return {}
-    told = f"{anew:,}, {archived:,} of them archived: payfold rebuild --archive DIR --swap"
-    return {"to_fold_anew": told}
-
-
-def _status_query(fold_version: int) -> Select[Any]:
-    inbox, pending, outcomes, payloads = tables.inbox, tables.pending, tables.outcomes, tables.payloads
-    at_hand = exists().where(payloads.c.seq == outcomes.c.seq)
-    waiting = select(inbox.c.received_at).join(pending, pending.c.seq == inbox.c.seq).order_by(pending.c.seq).limit(1)
-    return select(
-        select(func.count()).select_from(pending).scalar_subquery().label("pending"),
-        select(func.count()).where(pending.c.due_at > func.now()).scalar_subquery().label("pending_to_be_tried_again"),
-        waiting.scalar_subquery().label("oldest_pending_received_at"),
-        select(func.count()).where(outcomes.c.state == "parked").scalar_subquery().label("parked"),
-        select(func.count()).where(outcomes.c.fold_version < fold_version).scalar_subquery().label("to_fold_anew"),
-        select(func.count())
-        .where(outcomes.c.fold_version < fold_version, ~at_hand)
-        .scalar_subquery()
-        .label("to_fold_anew_archived"),
-        select(func.count())
-        .where(tables.anomalies.c.resolved_at.is_(None))
-        .scalar_subquery()
-        .label("anomalies_in_force"),
-        select(func.max(inbox.c.seq)).scalar_subquery().label("last_event_seq"),
-        select(inbox.c.received_at)
-        .order_by(inbox.c.seq.desc())
-        .limit(1)
-        .scalar_subquery()
-        .label("last_event_received_at"),
-        select(func.max(tables.changes.c.seq)).scalar_subquery().label("last_change_seq"),
-        _last_reconciliation().label("reconciled"),
-    )
-
-
-def _last_reconciliation() -> ScalarSelect[Any]:
-    runs = tables.reconciliations
-    told = func.format(
-        "%s: %s, %s differences",
-        func.to_char(runs.c.finished_at.op("AT TIME ZONE")("UTC"), "YYYY-MM-DD HH24:MI"),
-        runs.c.outcome,
-        runs.c.drift,
-    )
-    return select(told).order_by(runs.c.id.desc()).limit(1).scalar_subquery()
-
-
-def _stripe_status(connection: Connection) -> str:
-    """Return what the jobs at Stripe have come to: first the refused and the failing."""
-    jobs, calls = tables.stripe_jobs, tables.stripe_calls
-    is_stopped = jobs.c.stopped_until > datetime.now(UTC)
-    in_trouble = connection.execute(
-        select(
-            jobs.c.job, jobs.c.account, jobs.c.livemode, is_stopped, jobs.c.stopped, jobs.c.failure, jobs.c.failed_at
-        )
-        .where(is_stopped | jobs.c.failure.is_not(None))
-        .order_by(is_stopped.desc().nulls_last(), jobs.c.job, jobs.c.account, jobs.c.livemode)
-    ).all()
-    if in_trouble:
-        return "; ".join(_trouble(*row) for row in in_trouble)
-    ran = connection.execute(select(func.max(jobs.c.done_at), func.sum(jobs.c.found))).one()
-    if ran[0] is None:
-        return ""
-    waiting, given_up = connection.execute(
-        select(
-            func.count().filter(calls.c.given_up.is_(None)), func.count().filter(calls.c.given_up.is_not(None))
-        ).select_from(calls)
-    ).one()
-    told = f"ok, last job at {output.shown(ran[0])}, {waiting} calls waiting, {given_up} given up"
-    return f"{told}, {ran[1]} events fetched that never came"
-
-
-def _trouble(
-    job: str,
-    account: str,
-    livemode: bool,  # noqa: FBT001 - a row's columns
-    is_stopped: bool | None,  # noqa: FBT001 - as above
-    stopped: str,
-    failure: str,
-    failed_at: datetime,
-) -> str:
-    of = f"{job} of {account or 'the default account'} ({'live' if livemode else 'test'})"
-    if is_stopped:
-        return f"STOPPED {of}: {stopped}"
-    return f"FAILING {of} since {output.shown(failed_at)}: {failure}"
-
-
-def _broker_status(settings: Settings) -> str:
-    from redis.exceptions import RedisError
-
-    from schemas import broker
-
-    if settings.redis_url is None:
-        return "not set: REDIS_URL"
-    try:
-        waiting = broker.redis(settings).llen(broker.FOLD_QUEUE)
-    except (RedisError, OSError):
-        return "away: events are recorded, and folded once it is back"
-    return f"ok, {waiting} messages waiting"

@@ -13,6 +13,7 @@ CREATE TABLE heartbeats (
     name text NOT NULL,
     instance text NOT NULL,
     at timestamp with time zone NOT NULL,
+    since timestamp with time zone NOT NULL,
     outcome text,
     CONSTRAINT kind_is_known CHECK (kind IN ('web', 'clock', 'fold', 'consumer', 'job')),
     PRIMARY KEY (kind, name, instance)

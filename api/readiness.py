@@ -1,0 +1,217 @@
+"""Whether deliveries can be taken, found out by trying, in a bounded time in every state of PostgreSQL and Redis.
+
+Note [A try is what recording is]
+    A try runs the recorder's statement and rolls it back, in a new session each time: a setting that makes a database
+    or a role read-only holds for new sessions alone. Where no new session can be had, the session of the last try is
+    used once more, since the recorder too goes on with the one it has.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, TypeVar
+
+import psycopg
+from redis.asyncio import Redis
+
+from api.deadlines import within
+from api.recorder import Recorder
+from api.status import StatusReader
+from schemas import database, inbox, migrate
+from schemas.answers import Health
+from schemas.logs import Seldom
+from schemas.status import Status
+
+TRY_SECONDS_MAX: Final = 1.0
+"""Recording has to be possible within this."""
+STATEMENT_SECONDS_MAX: Final = 0.9
+LOCK_SECONDS_MAX: Final = 0.6
+FACTS_SECONDS_MAX: Final = 0.5
+"""The rest of what is read from PostgreSQL."""
+BROKER_SECONDS_MAX: Final = 1.0
+FRESH_SECONDS: Final = 1.0
+"""For so long a finding serves all who ask."""
+STATUS_SECONDS_MAX: Final = 1.0
+STATUS_AGE_SECONDS_MAX: Final = 10.0
+"""A worker is silent after half a minute, so that to read its heartbeats seldom is enough."""
+
+Driver = psycopg.AsyncConnection[Any]
+Result = TypeVar("Result")
+
+_seldom: Final = Seldom()
+_BOUNDS: Final = (
+    f"SET LOCAL statement_timeout = {round(STATEMENT_SECONDS_MAX * 1000)};"
+    f" SET LOCAL lock_timeout = {round(LOCK_SECONDS_MAX * 1000)}"
+).encode()
+# Which jobs Stripe has stopped, and which are failing.
+_JOBS: Final = """
+SELECT state, job FROM (
+    SELECT job, CASE WHEN stopped_until > now() THEN 'stopped' WHEN failure IS NOT NULL THEN 'failing' END AS state
+    FROM stripe_jobs
+) AS jobs WHERE state IS NOT NULL GROUP BY state, job ORDER BY job
+"""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What PostgreSQL holds that is reported: the schema's state, and jobs by the trouble that they are in."""
+
+    migrations: str = "unknown"
+    jobs: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a look found; *tried_at* is when the try to record ended, by the event loop's clock."""
+
+    tried_at: float
+    database: str
+    facts: Facts
+    broker: str
+
+
+class Readiness:
+    """Looks on behalf of all who ask, at most once a second, on a connection of its own."""
+
+    def __init__(
+        self, database_url: str, redis: Redis, recorder: Recorder, status: StatusReader, *, has_stripe_key: bool
+    ) -> None:
+        self._url = database_url
+        self._redis = redis
+        self._recorder = recorder
+        self._status = status
+        self._has_stripe_key = has_stripe_key
+        self._connection: Driver | None = None
+        self._look: asyncio.Task[Finding] | None = None
+        self._fresh_until = 0.0
+
+    async def health(self) -> Health:
+        """Return whether this process can take deliveries, and how its neighbours are, within two seconds."""
+        found, status = await asyncio.gather(
+            self._finding(), self._status.latest(age_max=STATUS_AGE_SECONDS_MAX, wait_max=STATUS_SECONDS_MAX)
+        )
+        if found.database in database.SPEECHLESS:
+            status = None
+        last = self._recorder.last
+        database_is = last.database if last is not None and last.ended_at > found.tried_at else found.database
+        return Health(
+            ready=(database_is, found.facts.migrations) == ("ok", "ok"),
+            database=database_is,
+            migrations=found.facts.migrations,
+            broker=found.broker,
+            stripe=self._stripe(found.facts.jobs),
+            workers=_state_of("worker", status),
+            clock=_state_of("clock", status),
+        )
+
+    async def stop(self) -> None:
+        """Give up a look that is under way, and close the connection."""
+        if self._look is not None:
+            self._look.cancel()
+            await asyncio.wait([self._look])
+        if self._connection is not None:
+            await self._connection.close()
+
+    async def _finding(self) -> Finding:
+        now = asyncio.get_running_loop().time()
+        if self._look is None or (self._look.done() and now >= self._fresh_until):
+            self._look = asyncio.create_task(self._find(), name="readiness")
+        # Others may wait for it too, so it outlasts the request that began it.
+        return await asyncio.shield(self._look)
+
+    async def _find(self) -> Finding:
+        (tried_at, database_is, facts), broker_is = await asyncio.gather(self._look_at_postgresql(), self._ping())
+        self._fresh_until = asyncio.get_running_loop().time() + FRESH_SECONDS
+        return Finding(tried_at, database_is, facts, broker_is)
+
+    async def _look_at_postgresql(self) -> tuple[float, str, Facts]:
+        database_is = await self._try()
+        tried_at = asyncio.get_running_loop().time()
+        return tried_at, database_is, Facts() if database_is in database.SPEECHLESS else await self._facts()
+
+    async def _try(self) -> str:
+        """Return ok, or why nothing can be recorded: see Note [A try is what recording is]."""
+        try:
+            await within(TRY_SECONDS_MAX, self._use(inbox.try_to_record, is_new=True))
+        except Exception as error:  # noqa: BLE001 - for any error nothing was recorded
+            found = database.obstacle(error)
+            if found in {"failed", "refused"}:
+                _seldom.error("readiness.not_recorded", reason=database.condition(error))
+            return found
+        return "ok"
+
+    async def _facts(self) -> Facts:
+        """Return what can be read now."""
+        try:
+            return await within(FACTS_SECONDS_MAX, self._use(_read))
+        except (TimeoutError, psycopg.Error):
+            return Facts()
+
+    async def _use(self, work: Callable[[Driver], Awaitable[Result]], *, is_new: bool = False) -> Result:
+        """Return what *work* returns, and roll back what it did; a failure closes the connection."""
+        connection = await self._connect() if is_new or self._connection is None else self._connection
+        # It is handed back once it is known to be good: a try that takes too long is left to itself.
+        self._connection = None
+        try:
+            await connection.execute(_BOUNDS)
+            result = await work(connection)
+            await connection.rollback()
+        except BaseException:
+            await connection.close()
+            raise
+        self._connection = connection
+        return result
+
+    async def _connect(self) -> Driver:
+        last = self._connection
+        try:
+            fresh = await Driver.connect(self._url, **database.connect_options())
+        except psycopg.Error:
+            if last is None:
+                raise
+            return last
+        if last is not None:
+            await last.close()
+        return fresh
+
+    async def _ping(self) -> str:
+        try:
+            await within(BROKER_SECONDS_MAX, _answer_of(self._redis))
+        except Exception:  # noqa: BLE001 - whichever it is, it takes no message
+            return "away"
+        return "ok"
+
+    def _stripe(self, jobs: Mapping[str, Sequence[str]]) -> str:
+        """Return how the jobs at Stripe are; without a key there is one, which ends sessions by our clock."""
+        in_trouble = [f"{how}: {', '.join(names)}" for how, names in jobs.items() if names]
+        return "; ".join(in_trouble) or ("ok" if self._has_stripe_key else "no key")
+
+
+def _state_of(process: str, status: Status | None) -> str:
+    """Return how the worker or the clock is, of which the health is reported only."""
+    if status is None or status.expected is None or status.silent is None:
+        return "unknown"
+    if any(each.process == process for each in status.silent):
+        return "silent"
+    return "ok" if process in status.expected else "not_expected"
+
+
+async def _answer_of(redis: Redis) -> None:
+    await redis.ping()
+
+
+async def _read(connection: Driver) -> Facts:
+    if await _is_behind(connection):
+        return Facts("pending")
+    jobs: dict[str, list[str]] = {"stopped": [], "failing": []}
+    async for state, job in await connection.execute(_JOBS):
+        jobs[state].append(job)
+    return Facts("ok", jobs)
+
+
+async def _is_behind(connection: Driver) -> bool:
+    (table,) = await (await connection.execute("SELECT to_regclass('alembic_version')::text")).fetchone() or (None,)
+    if table is None:
+        return True
+    versions = await (await connection.execute("SELECT version_num FROM alembic_version ORDER BY 1")).fetchall()
+    return bool(migrate.pending_after(tuple(version for (version,) in versions)))

@@ -1,0 +1,548 @@
+"""How everything is, as values: read from PostgreSQL and Redis in bounded time, for commands, routes and metrics.
+
+Note [A count that takes too long is null]
+    Each query has a bound of its own, and all of them together have one. A query that exceeds its bound, or waits for
+    a lock for that long, answers null: a part of a count would be wrong, and the other values are shown all the same.
+
+Note [Who is expected]
+    A worker and a clock are expected where a web process beat within the last minute, or a webhook is pending. They are
+    silent once they were not seen for longer than their limit, all of which they were expected: what is just being
+    started, after a pause of days, is no fault. The worker is judged by its fold turns and by the consumer of each
+    queue, so that a slot that hangs is found while the other one works.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final, Literal, NamedTuple, TypeVar
+
+import psycopg
+from pydantic import Field
+from redis import Redis
+from redis.exceptions import RedisError
+from sqlalchemy import ColumnElement, Connection, Select, case, exists, func, select
+from sqlalchemy.exc import DBAPIError
+
+from schemas import migrate, tables
+from schemas.answers import Answer
+from schemas.broker import FOLD, FOLD_QUEUE, RECONCILE, STRIPE_QUEUE, SWEEP, short_name
+from schemas.database import Bounds
+from schemas.heartbeats import RUNNING
+from schemas.settings import Settings
+
+SILENT_SECONDS: Final = 30.0
+"""After which a clock or a worker without a heartbeat is silent; a beat is 5 seconds old before it is written."""
+WEB_SECONDS: Final = 60.0
+"""A web process that beat within this is there, so that a worker and a clock are expected."""
+SWEEPS_MISSED: Final = 4
+"""So many intervals of the sweep may pass without a fold turn: the worker's own timer begins after three."""
+RECONCILE_STEP_SECONDS_MAX: Final = 600.0
+"""How long one step of the nightly reconcile may take, which keeps its slot busy: a query over a whole table."""
+QUERY_SECONDS_MAX: Final = 1.0
+READ_SECONDS_MAX: Final = 3.0
+"""Of all queries together."""
+READ: Final = Bounds(statement=2, lock=1, whole=5)
+"""Of the transaction in which a status is read."""
+WEEKS: Final = 4
+STRIPE_JOBS_MAX: Final = 100
+"""Jobs at Stripe that are listed, those in trouble first: each account has four."""
+WEBHOOK_SEQS_MAX: Final = 1_000_000
+"""Among so many of the newest events the last webhook is looked for."""
+
+
+class Broker(Answer):
+    """How Redis is, and how many messages wait there; null where it cannot be asked."""
+
+    state: Literal["ok", "away", "unset"]
+    fold_waiting: int | None = None
+    stripe_waiting: int | None = None
+
+
+class StripeJob(Answer):
+    """A job at Stripe, for one account and mode."""
+
+    job: str
+    account: str
+    livemode: bool
+    state: Literal["ok", "failing", "stopped"] = Field(description="stopped: Stripe refuses the key")
+    cause: str | None = Field(description="why it is stopped or failing")
+    since: datetime | None = Field(description="since when no round has ended well; null where it is not known")
+    done_at: datetime | None = Field(description="when a round last ended well")
+
+
+class Stripe(Answer):
+    """What the jobs at Stripe have come to."""
+
+    state: Literal["ok", "failing", "stopped", "unset"] = Field(description="of the job that is worst; unset: no key")
+    jobs: list[StripeJob] = Field(description=f"those in trouble first, {STRIPE_JOBS_MAX} at most")
+    calls_waiting: int | None
+    calls_given_up: int | None
+    events_fetched: int | None = Field(description="events that were fetched since they never came")
+
+
+class Heartbeat(Answer):
+    """The freshest heartbeat of a kind of loop; null where none was ever written."""
+
+    kind: str = Field(description="web, clock, fold or consumer")
+    name: str = Field(description="of a consumer its queue, else empty")
+    at: datetime | None
+    age_seconds: float | None
+
+
+class Job(Answer):
+    """The last run of a job of the worker."""
+
+    job: str
+    at: datetime = Field(description="when it ended, or when it last came further where it is running")
+    age_seconds: float
+    outcome: str | None = Field(description="ok, running, or the kind of error that ended it")
+
+
+class Cause(Answer):
+    """How many events are parked for one cause."""
+
+    cause: str | None = Field(description="null where a release before kept none")
+    count: int
+
+
+class Webhooks(Answer):
+    """Deliveries by Stripe that brought a new event; what was replayed, fetched or observed does not count."""
+
+    last_received_at: datetime | None = Field(
+        description=f"null where there is none among the last {WEBHOOK_SEQS_MAX:,} events"
+    )
+    age_seconds: float | None
+    last_hour: int | None
+    same_hour_weeks_before: list[int | None] = Field(
+        description="the same hour of the last four weeks, the last first; null before the first event was recorded"
+    )
+
+
+class Refused(Answer):
+    """Deliveries that were refused for one reason."""
+
+    reason: str
+    count: int
+    since: datetime
+    last_at: datetime
+
+
+class Withheld(Answer):
+    """Changes that are kept out of the feed for one reason."""
+
+    reason: str
+    count: int
+
+
+class Reconciliation(Answer):
+    """The last reconciliation."""
+
+    id: int
+    finished_at: datetime
+    age_seconds: float
+    outcome: str = Field(description="ok or drift")
+    drift: int
+    checks: list[str]
+
+
+class Silent(Heartbeat):
+    """An expected process, or a slot of the worker, that gives no sign of life."""
+
+    process: Literal["worker", "clock"]
+    job: str | None = Field(description="the job that it was last seen at")
+
+
+class Fault(Answer):
+    """What a person has to put right."""
+
+    code: str
+    detail: str
+    act: str = Field(description="what to do, or to type")
+
+
+class Status(Answer):
+    """How everything is. Null is what is not known: the database is away or behind, or a count took too long."""
+
+    database: Literal["ok", "away"]
+    migrations: list[str] | None = Field(
+        default=None, description="the pending ones; the rest is null where there are any"
+    )
+    broker: Broker
+    at: datetime | None = Field(default=None, description="the database's time, by which every age is measured")
+    expected: list[str] | None = Field(default=None, description="worker and clock, where they are expected to run")
+    silent: list[Silent] | None = Field(default=None, description="those of the expected that give no sign of life")
+    faults: list[Fault] | None = Field(default=None, description="what a person has to put right")
+    heartbeats: list[Heartbeat] | None = None
+    jobs: list[Job] | None = None
+    stripe: Stripe | None = None
+    webhooks: Webhooks | None = None
+    refused: list[Refused] | None = None
+    pending: int | None = None
+    pending_to_be_tried_again: int | None = None
+    oldest_pending_received_at: datetime | None = None
+    oldest_pending_age_seconds: float | None = Field(default=None, description="null where nothing is pending")
+    parked: int | None = None
+    parked_by_cause: list[Cause] | None = None
+    withheld: int | None = None
+    withheld_by_reason: list[Withheld] | None = None
+    fold_version: int | None = None
+    to_fold_anew: int | None = Field(default=None, description="outcomes of an older fold version")
+    to_fold_anew_archived: int | None = Field(
+        default=None, description="those of them that `rebuild --archive` alone can fold"
+    )
+    anomalies_in_force: int | None = None
+    last_event_seq: int | None = None
+    last_event_received_at: datetime | None = None
+    last_change_seq: int | None = None
+    reconciliation: Reconciliation | None = Field(default=None, description="the last; null where there is none")
+
+
+class Limits(NamedTuple):
+    """After how many seconds without a heartbeat a process is silent."""
+
+    silent: float = SILENT_SECONDS
+    web: float = WEB_SECONDS
+
+    def of(self, kind: str, sweep_seconds: float) -> float:
+        """Return the limit of a kind of loop; a fold turn may come as seldom as the worker's own timer lets it."""
+        return max(self.silent, SWEEPS_MISSED * sweep_seconds + self.silent / 3) if kind == "fold" else self.silent
+
+
+def broker_state(redis: Redis | None) -> Broker:
+    """Return how the broker is; None stands for a broker that no setting names."""
+    if redis is None:
+        return Broker(state="unset")
+    try:
+        fold, stripe = (redis.llen(queue) for queue in (FOLD_QUEUE, STRIPE_QUEUE))
+    except (RedisError, OSError):
+        return Broker(state="away")
+    return Broker(state="ok", fold_waiting=fold, stripe_waiting=stripe)
+
+
+def away(broker: Broker) -> Status:
+    """Return what is known while PostgreSQL does not answer."""
+    return Status(database="away", broker=broker)
+
+
+def read(
+    connection: Connection,
+    settings: Settings,
+    *,
+    broker: Broker,
+    fold_version: int,
+    limits: Limits = Limits(),  # noqa: B008 - it is frozen
+    seconds_max: float = READ_SECONDS_MAX,
+) -> Status:
+    """Return how everything is, within about *seconds_max*; open the transaction of *connection* with ``READ``.
+
+    See Note [A count that takes too long is null].
+
+    Raises:
+        DBAPIError: PostgreSQL goes away meanwhile.
+    """
+    behind = migrate.pending(connection)
+    if behind:
+        return Status(database="ok", migrations=behind, broker=broker)
+    query = _Bounded(connection, seconds_max)
+    now = _now(connection)
+    found: dict[str, Any] = {
+        "at": now,
+        **_waiting(query, now),
+        **_liveness(query, now, settings, limits),
+        "faults": [],
+        "stripe": _stripe(query, settings),
+        "webhooks": _webhooks(query, now),
+        "refused": query.answers(Refused, _REFUSED),
+        **_grouped(query.answers(Cause, _PARKED), "parked", "parked_by_cause"),
+        **_grouped(query.answers(Withheld, _WITHHELD), "withheld", "withheld_by_reason"),
+        **_folding(query, fold_version),
+        "anomalies_in_force": query.value(_ANOMALIES),
+        **query.row(_LAST_EVENT),
+        "last_change_seq": query.value(_LAST_CHANGE),
+        "reconciliation": _reconciliation(query, now),
+    }
+    return Status(database="ok", migrations=[], broker=broker, **found)
+
+
+Row = TypeVar("Row", bound=Answer)
+Query = Select[*tuple[Any, ...]]
+
+
+class _Bounded:
+    """The queries of one status, each of which is bounded: see Note [A count that takes too long is null]."""
+
+    def __init__(self, connection: Connection, seconds_max: float) -> None:
+        self._connection, self._until = connection, time.monotonic() + seconds_max
+
+    def rows(self, query: Query) -> Sequence[dict[str, Any]] | None:
+        """Return the rows of *query*; None where they take too long."""
+        seconds = min(QUERY_SECONDS_MAX, self._until - time.monotonic())
+        if seconds <= 0:
+            return None
+        try:
+            with self._connection.begin_nested():
+                self._connection.exec_driver_sql(f"SET LOCAL statement_timeout = {max(1, round(seconds * 1000))}")
+                return [dict(row) for row in self._connection.execute(query).mappings()]
+        except DBAPIError as error:
+            if isinstance(error.orig, (psycopg.errors.QueryCanceled, psycopg.errors.LockNotAvailable)):
+                return None
+            raise
+
+    def row(self, query: Query) -> dict[str, Any]:
+        """Return the one row of *query*, or no rows' values; each value is None where it takes too long."""
+        rows = self.rows(query)
+        return rows[0] if rows else dict.fromkeys(query.selected_columns.keys())
+
+    def value(self, query: Query) -> Any:  # noqa: ANN401 - whatever it counts
+        """Return the one value of *query*."""
+        return next(iter(self.row(query).values()))
+
+    def answers(self, model: type[Row], query: Query) -> list[Row] | None:
+        """Return the rows of *query* as *model* has them."""
+        rows = self.rows(query)
+        return None if rows is None else [model(**row) for row in rows]
+
+
+def _now(connection: Connection) -> datetime:
+    now: datetime = connection.execute(select(func.now())).scalar_one()
+    return now.astimezone(UTC)
+
+
+def _seconds(at: datetime, now: datetime) -> float:
+    """Return how many seconds ago *at* was; what a skewed clock put into the future was just now."""
+    return max(0.0, round((now - at).total_seconds(), 3))
+
+
+def _age(at: datetime | None, now: datetime) -> float | None:
+    return None if at is None else _seconds(at, now)
+
+
+# ---- Who lives ----
+
+_LOOPS: Final = (("web", ""), ("clock", ""), ("fold", ""), ("consumer", FOLD_QUEUE), ("consumer", STRIPE_QUEUE))
+_JUDGED: Final[dict[str, Literal["clock", "worker"]]] = {"clock": "clock", "fold": "worker", "consumer": "worker"}
+_FOLDING_JOBS: Final = frozenset(map(short_name, (FOLD, SWEEP)))
+
+_beats: Final = tables.heartbeats
+_BEATS: Final = select(_beats.c.kind, _beats.c.name, _beats.c.at, _beats.c.since, _beats.c.outcome).order_by(
+    _beats.c.kind, _beats.c.name, _beats.c.at
+)
+
+
+def _liveness(query: _Bounded, now: datetime, settings: Settings, limits: Limits) -> dict[str, Any]:
+    """Return the heartbeats, the jobs, who is expected, and who of them is silent: see Note [Who is expected]."""
+    beats = query.rows(_BEATS)
+    if beats is None:
+        return {}
+    webhook_waits_since = query.value(_oldest(_IS_WEBHOOK))
+    # Of several processes the one that was seen last, which comes last.
+    found = {(beat["kind"], beat["name"]): beat for beat in beats}
+    heartbeats = [
+        Heartbeat(kind=kind, name=name, at=at, age_seconds=_age(at, now))
+        for kind, name in _LOOPS
+        for at in [found[kind, name]["at"] if (kind, name) in found else None]
+    ]
+    jobs = [
+        Job(job=name, at=beat["at"], age_seconds=_seconds(beat["at"], now), outcome=beat["outcome"])
+        for (kind, name), beat in found.items()
+        if kind == "job"
+    ]
+    expected_for = _expected_for(beats, webhook_waits_since, now, limits)
+    return {
+        "heartbeats": heartbeats,
+        "jobs": jobs,
+        "expected": [] if expected_for is None else ["worker", "clock"],
+        "silent": [] if expected_for is None else _silent(heartbeats, jobs, expected_for, settings, limits),
+    }
+
+
+def _expected_for(
+    beats: Sequence[Mapping[str, Any]], webhook_waits_since: datetime | None, now: datetime, limits: Limits
+) -> float | None:
+    """Return for how many seconds a worker and a clock have been expected; None where they are not."""
+    since = [beat["since"] for beat in beats if beat["kind"] == "web" and _seconds(beat["at"], now) <= limits.web]
+    if webhook_waits_since is not None:
+        since.append(webhook_waits_since)
+    return max((_seconds(each, now) for each in since), default=None)
+
+
+def _silent(
+    heartbeats: Sequence[Heartbeat], jobs: Sequence[Job], expected_for: float, settings: Settings, limits: Limits
+) -> list[Silent]:
+    """Return who was not seen for too long; what was just begun has as much time to be seen first."""
+    running = {FOLD_QUEUE if job.job in _FOLDING_JOBS else STRIPE_QUEUE: job for job in jobs if job.outcome == RUNNING}
+    found = []
+    for beat in heartbeats:
+        process = _JUDGED.get(beat.kind)
+        unseen_for = expected_for if beat.age_seconds is None else min(beat.age_seconds, expected_for)
+        if process is None or unseen_for <= limits.of(beat.kind, settings.payfold_sweep_seconds):
+            continue
+        job = running.get(beat.name or FOLD_QUEUE) if process == "worker" else None
+        if not _is_reconciling(job):
+            found.append(Silent(**beat.model_dump(), process=process, job=job.job if job else None))
+    return found
+
+
+def _is_reconciling(job: Job | None) -> bool:
+    """Return whether a slot is at the nightly reconcile, the steps of which are long."""
+    return job is not None and job.job == short_name(RECONCILE) and job.age_seconds <= RECONCILE_STEP_SECONDS_MAX
+
+
+# ---- What came, and what became of it ----
+
+_inbox: Final = tables.inbox
+_pending: Final = tables.pending
+_outcomes: Final = tables.outcomes
+
+
+def _oldest(*conditions: ColumnElement[bool]) -> Query:
+    """Return the query of when the first of the pending events that meet *conditions* was received."""
+    joined = select(_inbox.c.received_at).join(_pending, _pending.c.seq == _inbox.c.seq)
+    return joined.where(*conditions).order_by(_pending.c.seq).limit(1)
+
+
+def _waiting(query: _Bounded, now: datetime) -> dict[str, Any]:
+    """Return how much is pending, and how old the oldest of it is."""
+    counted = query.row(
+        select(
+            func.count().label("pending"),
+            func.count().filter(_pending.c.due_at > func.now()).label("pending_to_be_tried_again"),
+        ).select_from(_pending)
+    )
+    oldest = query.value(_oldest()) if counted["pending"] != 0 else None
+    return counted | {"oldest_pending_received_at": oldest, "oldest_pending_age_seconds": _age(oldest, now)}
+
+
+def _grouped(found: Sequence[Cause] | Sequence[Withheld] | None, total: str, parts: str) -> dict[str, Any]:
+    return {total: None if found is None else sum(each.count for each in found), parts: found}
+
+
+_PARKED: Final = (
+    select(_outcomes.c.cause, func.count().label("count"))
+    .where(_outcomes.c.state == "parked")
+    .group_by(_outcomes.c.cause)
+    .order_by(_outcomes.c.cause)
+)
+_WITHHELD: Final = (
+    select(tables.changes.c.withheld.label("reason"), func.count().label("count"))
+    .where(tables.changes.c.withheld.is_not(None))
+    .group_by(tables.changes.c.withheld)
+    .order_by(tables.changes.c.withheld)
+)
+_ANOMALIES: Final = select(func.count()).select_from(tables.anomalies).where(tables.anomalies.c.resolved_at.is_(None))
+_LAST_EVENT: Final = (
+    select(_inbox.c.seq.label("last_event_seq"), _inbox.c.received_at.label("last_event_received_at"))
+    .order_by(_inbox.c.seq.desc())
+    .limit(1)
+)
+_LAST_CHANGE: Final = select(func.max(tables.changes.c.seq))
+_counts: Final = tables.delivery_counts
+_REFUSED: Final = (
+    select(_counts.c.reason, _counts.c.count, _counts.c.since, _counts.c.last_at)
+    .where(_counts.c.outcome == "refused")
+    .order_by(_counts.c.reason)
+)
+
+
+def _folding(query: _Bounded, fold_version: int) -> dict[str, Any]:
+    """Return how many outcomes are of an older fold version, and how many of those are archived."""
+    is_older = _outcomes.c.fold_version < fold_version
+    is_at_hand = exists().where(tables.payloads.c.seq == _outcomes.c.seq)
+    older = query.value(select(func.count()).select_from(_outcomes).where(is_older))
+    archived = select(func.count()).select_from(_outcomes).where(is_older, ~is_at_hand)
+    return {
+        "fold_version": fold_version,
+        "to_fold_anew": older,
+        # Only where there are any is each looked up.
+        "to_fold_anew_archived": query.value(archived) if older else older,
+    }
+
+
+_LAST_SEQ: Final = select(func.max(_inbox.c.seq)).scalar_subquery()
+_FIRST_SEQ: Final = select(func.min(_inbox.c.seq)).scalar_subquery()
+_IS_WEBHOOK: Final = _inbox.c.source == "webhook"
+_LAST_WEBHOOK: Final = (
+    select(_inbox.c.received_at)
+    .where(_IS_WEBHOOK, _inbox.c.seq > _LAST_SEQ - WEBHOOK_SEQS_MAX)
+    .order_by(_inbox.c.seq.desc())
+    .limit(1)
+)
+_FIRST_WEBHOOK: Final = (
+    select(_inbox.c.received_at)
+    .where(_IS_WEBHOOK, _inbox.c.seq < _FIRST_SEQ + WEBHOOK_SEQS_MAX)
+    .order_by(_inbox.c.seq)
+    .limit(1)
+)
+
+
+def _webhooks(query: _Bounded, now: datetime) -> Webhooks:
+    last, first = query.value(_LAST_WEBHOOK), query.value(_FIRST_WEBHOOK)
+    hours = [_received_within_hour(query, now - timedelta(weeks=weeks)) for weeks in range(WEEKS + 1)]
+    before = [
+        count if first is not None and first <= now - timedelta(weeks=weeks, hours=1) else None
+        for weeks, count in enumerate(hours[1:], start=1)
+    ]
+    return Webhooks(
+        last_received_at=last, age_seconds=_age(last, now), last_hour=hours[0], same_hour_weeks_before=before
+    )
+
+
+def _received_within_hour(query: _Bounded, until: datetime) -> int | None:
+    is_within = (_inbox.c.received_at > until - timedelta(hours=1), _inbox.c.received_at <= until)
+    count: int | None = query.value(select(func.count()).select_from(_inbox).where(_IS_WEBHOOK, *is_within))
+    return count
+
+
+# ---- Stripe and the reconcile ----
+
+_jobs: Final = tables.stripe_jobs
+_calls: Final = tables.stripe_calls
+_JOB_STATE: Final = case(
+    (_jobs.c.stopped_until > func.now(), "stopped"), (_jobs.c.failure.is_not(None), "failing"), else_="ok"
+)
+_STRIPE_JOBS: Final = (
+    select(
+        _jobs.c.job,
+        _jobs.c.account,
+        _jobs.c.livemode,
+        _JOB_STATE.label("state"),
+        case((_jobs.c.stopped_until > func.now(), _jobs.c.stopped), else_=_jobs.c.failure).label("cause"),
+        _jobs.c.failed_at.label("since"),
+        _jobs.c.done_at,
+    )
+    .order_by(_JOB_STATE.desc(), _jobs.c.job, _jobs.c.account, _jobs.c.livemode)
+    .limit(STRIPE_JOBS_MAX)
+)
+_STRIPE_CALLS: Final = select(
+    func.count().filter(_calls.c.given_up.is_(None)).label("calls_waiting"),
+    func.count().filter(_calls.c.given_up.is_not(None)).label("calls_given_up"),
+).select_from(_calls)
+_FETCHED: Final = select(func.sum(_jobs.c.found))
+
+
+def _worst(states: set[str], *, has_key: bool) -> Literal["ok", "failing", "stopped", "unset"]:
+    """Return the state of the job that is worst; without a key one is left, which ends sessions by our clock."""
+    if "stopped" in states:
+        return "stopped"
+    if "failing" in states:
+        return "failing"
+    return "ok" if has_key else "unset"
+
+
+def _stripe(query: _Bounded, settings: Settings) -> Stripe | None:
+    jobs = query.answers(StripeJob, _STRIPE_JOBS)
+    if jobs is None:
+        return None
+    return Stripe(
+        state=_worst({str(job.state) for job in jobs}, has_key=bool(settings.api_keys)),
+        jobs=jobs,
+        events_fetched=query.value(_FETCHED),
+        **query.row(_STRIPE_CALLS),
+    )
+
+
+def _reconciliation(query: _Bounded, now: datetime) -> Reconciliation | None:
+    runs = tables.reconciliations
+    names = (runs.c.id, runs.c.finished_at, runs.c.outcome, runs.c.drift, runs.c.checks)
+    rows = query.rows(select(*names).order_by(runs.c.id.desc()).limit(1))
+    return Reconciliation(**rows[0], age_seconds=_seconds(rows[0]["finished_at"], now)) if rows else None

@@ -1,0 +1,532 @@
+"""What `status` knows: who lives, what waits, what came; as values, and null where it is not known."""
+
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from sqlalchemy import Engine
+
+from schemas import broker, heartbeats, status
+from schemas.broker import Ear
+from schemas.database import transaction
+from schemas.errors import DatabaseAway
+from schemas.heartbeats import RUNNING, Beat, Heart
+from schemas.settings import Settings
+from schemas.status import Broker, Limits, Silent, Status
+from tests import command, faults, ledger
+from tests.test_supervision import Broken
+from tests.web import until
+from worker.turns import Turns
+from worker.watchdog import Watchdog
+
+AWAY = Broker(state="away")
+WORKER = ("fold", ""), ("consumer", "fold"), ("consumer", "stripe")
+
+
+def read(engine: Engine, limits: Limits = Limits(), **settings: str) -> Status:  # noqa: B008 - it is frozen
+    """Return the status of a database."""
+    with transaction(engine, status.READ) as connection:
+        return status.read(connection, Settings.load(settings), broker=AWAY, fold_version=7, limits=limits)
+
+
+def beat(
+    engine: Engine, kind: str, name: str = "", *, age: float = 0, since: float = 3600, outcome: str | None = None
+) -> None:
+    """Write the heartbeat of a process that was seen *age* seconds ago, and first *since* seconds ago."""
+    ledger.execute(
+        engine,
+        "INSERT INTO heartbeats (kind, name, instance, at, since, outcome) VALUES (:kind, :name, 'a-host:1',"
+        " now() - make_interval(secs => :age), now() - make_interval(secs => :since), :outcome)"
+        " ON CONFLICT (kind, name, instance) DO UPDATE SET at = excluded.at, outcome = excluded.outcome",
+        kind=kind,
+        name=name,
+        age=age,
+        since=since,
+        outcome=outcome,
+    )
+
+
+def everyone(engine: Engine, *, age: float = 0) -> None:
+    """Let web, worker and clock have beaten *age* seconds ago."""
+    for kind, name in (("web", ""), ("clock", ""), *WORKER):
+        beat(engine, kind, name, age=age)
+
+
+def missed(engine: Engine, **settings: str) -> list[Silent]:
+    """Return who is silent, with all that is known of it."""
+    found = read(engine, Limits(), **settings).silent
+    assert found is not None
+    return found
+
+
+def silent(engine: Engine, **settings: str) -> list[tuple[str, str, str]]:
+    """Return who is silent."""
+    return [(each.process, each.kind, each.name) for each in missed(engine, **settings)]
+
+
+# ---- Who is silent ----
+
+
+def test_nobody_is_expected_where_nothing_runs(engine: Engine) -> None:
+    """Without a web process and without a webhook that waits, no process is missed; each kind is listed as unseen."""
+    found = read(engine)
+
+    assert (found.expected, found.silent) == ([], [])
+    assert [(each.kind, each.name, each.age_seconds) for each in found.heartbeats or ()] == [
+        ("web", "", None),
+        ("clock", "", None),
+        ("fold", "", None),
+        ("consumer", "fold", None),
+        ("consumer", "stripe", None),
+    ]
+
+
+def test_each_loop_is_judged(engine: Engine) -> None:
+    """Beside a web process each loop of the worker and the clock is missed after 30 seconds, and none before."""
+    everyone(engine, age=28)
+    assert silent(engine) == []
+
+    for kind, name in (("clock", ""), *WORKER):
+        beat(engine, kind, name, age=31)
+        assert silent(engine) == [("clock" if kind == "clock" else "worker", kind, name)]
+        beat(engine, kind, name)
+
+
+def test_what_never_beat_is_silent(engine: Engine) -> None:
+    """Where no worker and no clock ever ran they are missed, once a web process has run for as long as they start."""
+    beat(engine, "web", since=29)
+    assert (read(engine).expected, silent(engine)) == (["worker", "clock"], [])
+    ledger.execute(engine, "UPDATE heartbeats SET since = now() - interval '31 seconds'")
+
+    assert [(each.process, each.at, each.age_seconds) for each in missed(engine)] == [
+        ("clock", None, None),
+        *[("worker", None, None)] * 3,
+    ]
+
+
+def test_a_start_after_a_pause_is_no_fault(engine: Engine) -> None:
+    """Whoever was not seen for days has as long to be seen as the web process runs."""
+    for kind, name in (("clock", ""), *WORKER):
+        beat(engine, kind, name, age=86_400)
+    beat(engine, "web", since=29)
+    assert silent(engine) == []
+    ledger.execute(engine, "UPDATE heartbeats SET since = now() - interval '31 seconds' WHERE kind = 'web'")
+    assert len(silent(engine)) == 4
+
+
+def test_a_web_process_that_is_gone_expects_nobody(engine: Engine) -> None:
+    """A minute after the last web process was seen nobody is missed, unless a webhook waits."""
+    everyone(engine, age=61)
+    assert silent(engine) == []
+
+    receive(engine, "evt_1", timedelta(seconds=31), source="replay", pending=True)
+    assert silent(engine) == []
+    receive(engine, "evt_2", timedelta(seconds=29), pending=True)
+    assert silent(engine) == []
+    receive(engine, "evt_3", timedelta(seconds=31), pending=True)
+    ledger.execute(engine, "DELETE FROM pending WHERE seq = (SELECT seq FROM inbox WHERE id = 'evt_2')")
+    assert len(silent(engine)) == 4
+
+
+def test_seldom_sweeps(engine: Engine) -> None:
+    """Where the sweep comes each minute, a fold turn may come after 4 of them and 10 seconds."""
+    everyone(engine)
+    beat(engine, "fold", age=249)
+    assert silent(engine, PAYFOLD_SWEEP_SECONDS="60") == []
+    beat(engine, "fold", age=251)
+    assert silent(engine, PAYFOLD_SWEEP_SECONDS="60") == [("worker", "fold", "")]
+
+
+def test_a_job_that_hangs_is_named(engine: Engine) -> None:
+    """The job that a silent slot was last seen at stands with it; the nightly reconcile has 10 minutes for a step."""
+    everyone(engine)
+    beat(engine, "consumer", "stripe", age=40)
+    beat(engine, "job", "fetch", age=40, outcome=RUNNING)
+    (hung,) = missed(engine)
+    assert (hung.kind, hung.name, hung.job) == ("consumer", "stripe", "fetch")
+
+    beat(engine, "job", "fetch", age=600, outcome="ok")
+    beat(engine, "job", "reconcile", age=599, outcome=RUNNING)
+    assert silent(engine) == []
+    beat(engine, "job", "reconcile", age=601, outcome=RUNNING)
+    assert silent(engine) == [("worker", "consumer", "stripe")]
+
+
+# ---- Heartbeats ----
+
+
+def test_the_freshest_of_several_processes(engine: Engine) -> None:
+    """Of several processes the one that was seen last counts, and of each job its last run with its outcome."""
+    for instance, age, outcome in (("a", 50, "ok"), ("b", 20, "StripeAway")):
+        write(engine, beat_at(age, "job", "fetch", outcome), instance)
+
+    job = (read(engine).jobs or [])[0]
+    assert (job.job, job.outcome) == ("fetch", "StripeAway")
+    assert 20 <= job.age_seconds < 30
+
+
+def beat_at(age: float, kind: Any = "fold", name: str = "", outcome: str | None = None) -> Beat:  # noqa: ANN401 - a kind
+    """Return a heartbeat of a loop that was seen *age* seconds ago."""
+    return Beat(kind, name, time.monotonic() - age, outcome)
+
+
+def write(engine: Engine, seen: Beat, instance: str) -> None:
+    """Write a heartbeat as the process *instance* does."""
+    Heart(engine, lambda: [seen], instance=instance).write()
+
+
+def test_rows_of_the_dead_are_pruned(engine: Engine) -> None:
+    """A row that is older than a day goes, unless it is the last that is known of its loop."""
+    for instance, age in (("old", 90_000), ("older", 200_000)):
+        for kind in ("web", "fold"):
+            write(engine, beat_at(age, kind), instance)
+    write(engine, beat_at(80_000), "new")
+
+    rows = ledger.rows(engine, "SELECT kind, instance FROM heartbeats ORDER BY kind, instance")
+    assert [tuple(row.values()) for row in rows] == [("fold", "new"), ("web", "old")]
+
+
+def test_a_heart_writes_what_is_new(engine: Engine) -> None:
+    """What was written is not written again; the time at which a process began stays, and a pause begins it anew."""
+    seen = [beat_at(100)]
+    heart = Heart(engine, lambda: seen)
+    assert (heart.write(), heart.write()) == (1, 0)
+    for age, since in ((90, 100), (10, 10)):
+        seen[:] = [beat_at(age)]
+        assert heart.write() == 1
+        (row,) = ledger.rows(engine, "SELECT extract(epoch FROM now() - since)::float AS since FROM heartbeats")
+        assert since - 1 < row["since"] < since + 20
+
+
+@contextmanager
+def locked(engine: Engine, table: str) -> Iterator[None]:
+    """Let another session hold a table."""
+    with psycopg.connect(engine.url.set(drivername="postgresql").render_as_string(hide_password=False)) as connection:
+        connection.execute(f"LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE".encode())
+        yield
+
+
+def test_a_locked_table_costs_a_log_line(engine: Engine, capsys: pytest.CaptureFixture[str]) -> None:
+    """While another session holds the table a heart goes on trying, logs it once, and writes when it can."""
+    seen, tried = [beat_at(0)], threading.Semaphore(0)
+
+    def beats() -> list[Beat]:
+        tried.release()
+        return seen
+
+    heart = Heart(engine, beats, every=0.05)
+    with locked(engine, "heartbeats"):
+        heart.start()
+        for _ in range(2):
+            assert tried.acquire(timeout=20)
+        assert read(engine).heartbeats is None
+    until(lambda: ledger.rows(engine, "SELECT FROM heartbeats"))
+    heart.stop()
+
+    assert capsys.readouterr().err.count("heartbeat.not_written") == 1
+
+
+# ---- What came ----
+
+
+def receive(
+    engine: Engine, event: str, age: timedelta, *, source: str = "webhook", count: int = 1, pending: bool = False
+) -> None:
+    """Put *count* events into the inbox as of *age* ago."""
+    ledger.execute(
+        engine,
+        "WITH made AS (INSERT INTO inbox (account, livemode, id, type, created, redacted, payload_sha256, source,"
+        " received_at) SELECT '', false, CAST(:id AS text) || CASE WHEN number = 1 THEN '' ELSE '_' || number END,"
+        " 'test.event', now(), '{}', '', :source, now() - CAST(:age AS interval) FROM generate_series(1, :count)"
+        " AS number RETURNING seq) INSERT INTO pending (seq) SELECT seq FROM made WHERE :pending",
+        id=event,
+        age=age,
+        source=source,
+        count=count,
+        pending=pending,
+    )
+
+
+def test_webhooks(engine: Engine) -> None:
+    """Webhooks of the last hour stand beside those of the same hour of four weeks; other sources do not count."""
+    week, minute = timedelta(weeks=1), timedelta(minutes=1)
+    receive(engine, "first", 2 * week + 61 * minute)
+    receive(engine, "three_weeks", 2 * week + 59 * minute, count=4)
+    receive(engine, "outside", week + 61 * minute)
+    receive(engine, "inside", week + minute, count=2)
+    receive(engine, "now", 50 * minute, count=3)
+    for source in ("replay", "gap", "observation"):
+        receive(engine, source, minute, source=source)
+
+    webhooks = read(engine).webhooks
+
+    assert webhooks is not None
+    assert (webhooks.last_hour, webhooks.same_hour_weeks_before) == (3, [2, 4, None, None])
+    assert webhooks.age_seconds == pytest.approx(3000, abs=60)
+
+
+def test_no_webhook_yet(engine: Engine) -> None:
+    """Where none was received, the last is not known, the last hour had none, and of the weeks nothing is known."""
+    receive(engine, "evt_1", timedelta(weeks=5), source="replay")
+    webhooks = read(engine).webhooks
+
+    assert webhooks is not None
+    assert (webhooks.last_received_at, webhooks.age_seconds, webhooks.last_hour) == (None, None, 0)
+    assert webhooks.same_hour_weeks_before == [None] * 4
+
+
+COUNTED = """
+INSERT INTO pending (seq, due_at) VALUES (1, NULL), (2, now() + interval '1 hour');
+INSERT INTO payloads (seq, payload) VALUES (4, '');
+INSERT INTO outcomes (seq, state, cause, attempts, folded_at, fold_version) VALUES
+    (3, 'parked', 'fold_failed', 1, now(), 7), (4, 'parked', NULL, 1, now(), 6), (5, 'folded', NULL, 1, now(), 6);
+INSERT INTO delivery_counts VALUES
+    ('refused', 'signature_wrong', 9, '2026-01-02Z', '2026-01-03Z'), ('recorded', '', 4, now(), now());
+INSERT INTO changes (account, livemode, subject, subject_id, kind, event_id, source, at, withheld)
+    SELECT '', false, 'order', 'cs_' || n, 'order.paid', 'evt', 'webhook', now(), CASE WHEN n < 3 THEN 'import' END
+    FROM generate_series(1, 3) AS n;
+INSERT INTO reconciliations (started_at, finished_at, outcome, checks, drift, result)
+    VALUES (now(), now() - interval '1 minute', 'drift', '{rules,rebuild}', 2, '{}')
+"""
+
+
+def test_counts(engine: Engine) -> None:
+    """What is pending, parked, refused, withheld, of an older fold version, in force: each with its parts."""
+    receive(engine, "evt", timedelta(minutes=2), count=5)
+    for statement in COUNTED.strip().split(";\n"):
+        ledger.execute(engine, statement)
+
+    found = read(engine)
+
+    assert (found.pending, found.pending_to_be_tried_again) == (2, 1)
+    assert found.oldest_pending_age_seconds == pytest.approx(120, abs=30)
+    assert (found.parked, {each.cause: each.count for each in found.parked_by_cause or ()}) == (
+        2,
+        {"fold_failed": 1, None: 1},
+    )
+    assert [(each.reason, each.count, each.since) for each in found.refused or ()] == [
+        ("signature_wrong", 9, datetime.fromisoformat("2026-01-02T00:00:00Z"))
+    ]
+    assert (found.withheld, [(each.reason, each.count) for each in found.withheld_by_reason or ()]) == (
+        2,
+        [("import", 2)],
+    )
+    assert (found.fold_version, found.to_fold_anew, found.to_fold_anew_archived) == (7, 2, 1)
+    assert (found.last_event_seq, found.last_change_seq, found.anomalies_in_force) == (5, 3, 0)
+    assert found.reconciliation is not None
+    assert (found.reconciliation.outcome, found.reconciliation.drift) == ("drift", 2)
+    assert found.reconciliation.age_seconds == pytest.approx(60, abs=30)
+
+
+def test_what_takes_too_long_is_null(engine: Engine) -> None:
+    """A table that another session holds leaves its own values null, and the others stand."""
+    receive(engine, "evt_1", timedelta(minutes=1))
+    with locked(engine, "outcomes"):
+        found = read(engine)
+
+    assert (found.parked, found.parked_by_cause, found.to_fold_anew) == (None, None, None)
+    assert (found.pending, found.last_event_seq) == (0, 1)
+
+
+def test_a_schema_that_is_behind(engine: Engine) -> None:
+    """Of a schema that is behind only that is known, with what is pending."""
+    ledger.execute(engine, "UPDATE alembic_version SET version_num = '0008'")
+
+    found = read(engine)
+
+    assert (found.database, found.migrations, found.pending, found.silent) == ("ok", ["0009"], None, None)
+
+
+# ---- What the worker's loops note ----
+
+
+def beats_of(turns: Turns) -> dict[str, str | None]:
+    """Return the outcome of each job."""
+    return {seen.name: seen.outcome for seen in turns.beats()}
+
+
+def test_a_job_ends_with_its_outcome() -> None:
+    """How each job ended is kept, and a job that ends otherwise than the time before is written at once."""
+    turns, changed, ends = Turns(), [], [DatabaseAway(), None, None, KeyError("a key"), None]
+    turns.outcome_changed = lambda: changed.append(beats_of(turns)["fetch"])
+
+    def work() -> int:
+        fault = ends.pop()
+        if isinstance(fault, Exception):
+            raise fault
+        return 1
+
+    turns.add(broker.FETCH, work)
+    assert list(turns.beats()) == []
+    for _ in range(5):
+        turns.by_message(broker.FETCH)
+
+    assert changed == ["KeyError", "ok", "DatabaseAway"]
+    assert beats_of(turns) == {"fetch": "DatabaseAway"}
+
+
+def test_what_ended_a_round_is_the_outcome_of_its_job() -> None:
+    """A job that raises nothing names what ended it, and the next run starts afresh."""
+    turns, outcomes = Turns(), ["StripeAway"]
+
+    def work() -> int:
+        for outcome in outcomes:
+            turns.fail(outcome)
+        return 0
+
+    turns.add(broker.FILL_GAPS, work)
+    turns.by_message(broker.FILL_GAPS)
+    assert beats_of(turns) == {"fill_gaps": "StripeAway"}
+    outcomes.clear()
+    turns.by_timer(broker.FILL_GAPS)
+    assert beats_of(turns) == {"fill_gaps": "ok"}
+
+
+def test_a_long_job_beats_at_its_steps() -> None:
+    """A job at work for more than 5 seconds is running; its consumer lives as long as it comes further."""
+    turns, ear = Turns(), Ear()
+    dog = Watchdog(turns, ear, Broken(None), deaf_seconds=30)  # type: ignore[arg-type]  # it is not asked here
+    seen: list[tuple[float, list[Beat]]] = []
+
+    def work() -> int:
+        turns._began_at[broker.SWEEP] -= heartbeats.BEAT_SECONDS
+        seen.append((turns.stepped_at, [*turns.beats(), *dog.beats(["fold"])]))
+        turns.step()
+        seen.append((turns.stepped_at, [*turns.beats(), *dog.beats(["fold"])]))
+        return 0
+
+    turns.add(broker.SWEEP, work)
+    turns.by_message(broker.SWEEP)
+
+    assert seen[0][0] < seen[1][0]
+    for at, found in seen:
+        assert found == [Beat("job", "sweep", at, RUNNING), Beat("consumer", "fold", at), Beat("fold", "", at)]
+    assert beats_of(turns) == {"sweep": "ok"}
+
+
+# ---- Processes ----
+
+SECONDS_MAX = 30.0
+LIMITS = Limits(silent=2.5)
+SELDOM = dict.fromkeys((f"PAYFOLD_{job}_SECONDS" for job in ("EXPIRE", "POLL", "GAP")), "3600")
+
+
+class Watch:
+    """Looks at a running installation, the web process of which is a row."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def silent(self) -> list[Silent]:
+        """Return who is silent now."""
+        beat(self._engine, "web")
+        return read(self._engine, LIMITS, PAYFOLD_SWEEP_SECONDS="1").silent or []
+
+    def until_silent(self, *who: tuple[str, str]) -> None:
+        """Return once these are silent and no other is."""
+        began, pause = time.monotonic(), threading.Event()
+        while sorted((each.kind, each.name) for each in self.silent()) != sorted(who):
+            assert time.monotonic() - began < SECONDS_MAX, self.silent()
+            pause.wait(0.1)
+        print(f"{time.monotonic() - began:.1f} s until silent: {who}")  # noqa: T201 - the figures of a run with -s
+
+    def outcomes(self) -> dict[str, str | None]:
+        """Return how each job last ended."""
+        return {each.job: each.outcome for each in read(self._engine, LIMITS).jobs or ()}
+
+
+@contextmanager
+def stopped(*processes: int) -> Iterator[None]:
+    """Let processes stand still."""
+    for each in processes:
+        os.kill(each, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for each in processes:
+            os.kill(each, signal.SIGCONT)
+
+
+def begun(log: Path, process: str, settings: Mapping[str, str]) -> AbstractContextManager[faults.Started]:
+    """Run a process that beats three times a second."""
+    return faults.started(log, "tests.short_worker", process, "--beat", "0.3", **settings)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_who_stands_still_is_named(engine: Engine, database_url: str, redis_url: str, tmp_path: Path) -> None:
+    """A slot, a job, the clock and the worker that hang or are killed are named one by one, and only while they are."""
+    watch = Watch(engine)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        at = listening.getsockname()
+    key = {"STRIPE_API_KEY": "sk_test_a", "STRIPE_API_BASE": f"http://127.0.0.1:{at[1]}"}
+    settings = faults.environment(database_url, redis_url, PAYFOLD_FETCH_SECONDS="1", **SELDOM, **key)
+    with ExitStack() as stack:
+        worker = stack.enter_context(begun(tmp_path / "worker", "worker", settings))
+        clock = stack.enter_context(begun(tmp_path / "clock", "clock", settings))
+        watch.until_silent()
+        fold, stripe = worker.children()
+
+        with stopped(fold):
+            watch.until_silent(("fold", ""), ("consumer", "fold"))
+        watch.until_silent()
+        with stopped(stripe):
+            watch.until_silent(("consumer", "stripe"))
+        with stopped(clock.process.pid):
+            watch.until_silent(("clock", ""))
+            code, err = status_of(settings)
+            assert code == 1
+            assert "The clock is silent since" in err
+        watch.until_silent()
+        assert status_of(settings) == (0, "")
+
+        with socket.create_server(at):
+            faults.put(redis_url, broker.FILL_GAPS, broker.STRIPE_QUEUE)
+            watch.until_silent(("consumer", "stripe"))
+            until(lambda: [each.job for each in watch.silent()] == ["fill_gaps"])
+        watch.until_silent()
+        until(lambda: watch.outcomes()["fill_gaps"] == "StripeAway")
+
+        worker.process.kill()
+        watch.until_silent(*WORKER)
+        stack.enter_context(begun(tmp_path / "again", "worker", settings))
+        watch.until_silent()
+
+
+def status_of(settings: Mapping[str, str]) -> tuple[int, str]:
+    """Return how `status` ends, and what it logs, with a limit as short as the test's."""
+    ran = command.python("deploy", "status", "--silent-after", str(LIMITS.silent), settings=settings)
+    return ran.code, ran.err
+
+
+def test_a_locked_table_does_not_slow_folding(
+    engine: Engine, database_url: str, redis_url: str, tmp_path: Path
+) -> None:
+    """While another session holds the heartbeats, a worker folds at its pace and stays."""
+    shop = faults.Shop(engine)
+    settings = faults.environment(database_url, redis_url)
+    with begun(tmp_path / "log", "worker", settings) as worker:
+        until(lambda: ledger.rows(engine, "SELECT FROM heartbeats WHERE kind = 'fold'"), 60)
+        with locked(engine, "heartbeats"):
+            until(lambda: bool(worker.lines("heartbeat.not_written")), 60)
+            for _ in range(3):
+                shop.record()
+                shop.until_folded()
+        assert worker.stop() == 0
+    assert worker.lines("job.failed") == worker.lines("job.postponed") == []
+
+
+def test_the_clock_beats(engine: Engine, database_url: str, redis_url: str, tmp_path: Path) -> None:
+    """The clock of the Procfile notes each look at its timetable where its heartbeat and its own watch read it."""
+    with faults.started(tmp_path / "log", "worker.clock", **faults.environment(database_url, redis_url)) as process:
+        until(lambda: ledger.rows(engine, "SELECT FROM heartbeats WHERE kind = 'clock'"), SECONDS_MAX)
+        assert process.stop() == 0

@@ -201,5 +201,3 @@ def _end_in_time() -> None:
     parent = multiprocessing.parent_process()
     if parent is not None and parent.pid is not None:
         stopping.begin_with_end_of(parent.pid)
-
-

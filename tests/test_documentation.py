@@ -117,6 +117,7 @@ def test_the_page_works(web: Web) -> None:
     asked: list[str] = []
     with chromium() as browser:
         opened = browser.new_page()
+        opened.set_default_timeout(120_000)  # a busy machine draws slowly
         opened.on("console", lambda message: printed.append(message.text))
         opened.on("pageerror", lambda error: printed.append(str(error)))
         opened.on("request", lambda request: asked.append(request.url))

@@ -6,7 +6,7 @@ from typing import Final
 import typer
 from sqlalchemy.exc import DBAPIError
 
-from deploy.commands import at_stripe, bench, inbox, objects, proof, rebuilding, reconciling, replaying, running
+from deploy.commands import accounts, at_stripe, bench, inbox, objects, proof, rebuilding, reconciling, replaying, running
 from deploy.commands.base import FAILED, MIGRATIONS_PENDING, USAGE, first_line
 from deploy.output import err
 from deploy.services import ServicesError
@@ -30,6 +30,7 @@ _GROUPS: Final = {
     "reconcile": reconciling.app,
     "sessions": at_stripe.sessions_app,
     "gaps": at_stripe.gaps_app,
+    "accounts": accounts.accounts_app,
     "tokens": running.tokens_app,
 }
 for each in (running.app, inbox.app, replaying.app, proof.app, rebuilding.app, bench.app):

@@ -6,8 +6,14 @@ from typing import Final
 import msgspec
 from sqlalchemy import Engine
 
+from deploy.sandbox.account import Account
+from deploy.sandbox.history import tangle
+from schemas import tables
 from schemas.inbox import Recorded
 from tests import ledger
+from worker import renaming
+from worker.rebuild import rebuilt
+from worker.swap import prove
 
 NOW: Final = datetime(2026, 11, 22, 12, tzinfo=UTC)
 NAMED: Final = "INSERT INTO account_names (old, new, renamed_at, finished_at) VALUES (:old, :new, now(), now())"
@@ -55,3 +61,50 @@ def test_the_account_that_the_context_names(engine: Engine) -> None:
     ledger.record(engine, [ledger.delivery(body("evt_1", context="org_1/acct_7"), account="label")])
 
     assert accounts(engine) == [("acct_7", "evt_1", "2026-10-28.endive")]
+
+
+# ---- Renaming ----
+
+
+def sold(seed: int = 3) -> Account:
+    """Return an account that has sold, been paid, refunded and given credit."""
+    return tangle(seed, money=True)
+
+
+def world(engine: Engine) -> set[str]:
+    """Return the accounts that any row of any table names."""
+    named = [table for table in tables.metadata.sorted_tables if "account" in table.c]
+    union = " UNION ".join(f"SELECT account FROM {table.name}" for table in named)  # noqa: S608 - our own names
+    return {row["account"] for row in ledger.rows(engine, union)}
+
+
+def announced(engine: Engine) -> list[tuple[str, str]]:
+    """Return subject and kind of each change that is told once and in the feed, in order."""
+    found = ledger.rows(engine, "SELECT subject_id, kind FROM changes WHERE withheld IS NULL ORDER BY subject_id, kind")
+    return [(row["subject_id"], row["kind"]) for row in found if row["kind"] in tables.ONE_SHOT_KINDS]
+
+
+def recorded_in(engine: Engine, bodies: list[bytes], account: str) -> str:
+    """Record and fold *bodies* in an empty database as *account*'s, and return the digest."""
+    ledger.clear(engine)
+    ledger.execute(engine, "DELETE FROM account_names")
+    ledger.record(engine, [ledger.delivery(each, account=account) for each in bodies])
+    ledger.fold(engine)
+    return ledger.digest_of(engine)
+
+
+def test_a_history_in_two_halves(engine: Engine) -> None:
+    """Objects of which both names have events are one again, exactly as if there had been one name."""
+    bodies = [event.body for event in sold().events]
+    ledger.take_in(engine, *bodies[::2])
+    ledger.take_in(engine, *bodies[1::2], account="acct_1")
+
+    done = renaming.rename(engine, "", "acct_1", now=NOW)
+
+    assert (done.events, done.joined) == (len(bodies[::2]), 0)
+    assert world(engine) == {"acct_1"}
+    assert len(set(announced(engine))) == len(announced(engine))
+    with rebuilt(engine) as made:
+        assert prove(made).holds
+    digest = ledger.digest_of(engine)
+    assert digest == recorded_in(engine, bodies, "acct_1")

@@ -6,7 +6,18 @@ from typing import Final
 import typer
 from sqlalchemy.exc import DBAPIError
 
-from deploy.commands import accounts, at_stripe, bench, inbox, objects, proof, rebuilding, reconciling, replaying, running
+from deploy.commands import (
+    accounts,
+    at_stripe,
+    bench,
+    inbox,
+    objects,
+    proof,
+    rebuilding,
+    reconciling,
+    replaying,
+    running,
+)
 from deploy.commands.base import FAILED, MIGRATIONS_PENDING, USAGE, first_line
 from deploy.output import err
 from deploy.services import ServicesError

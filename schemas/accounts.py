@@ -101,10 +101,13 @@ def overview(cursor: Cursor) -> list[Known]:
         if events and events > COUNTED_MAX:
             first, last = _at_the_ends(cursor, values)
         if events:
-            counts = [None if count > COUNTED_MAX else count for count in (events, orders)]
             old = sorted(old for old, new in renamed.items() if new == account)
-            found.append(Known(account, livemode, *counts, first, last, old))
+            found.append(Known(account, livemode, _counted(events), _counted(orders), first, last, old))
     return found
+
+
+def _counted(rows: int) -> int | None:
+    return None if rows > COUNTED_MAX else rows
 
 
 _OVERVIEW: Final = """
@@ -207,7 +210,9 @@ def has_delivery(cursor: Cursor, account: str) -> bool:
 
 def is_labelled(cursor: Cursor, account: str) -> bool:
     """Return whether a delivery among the first events of *account* names no account itself."""
-    return any(_own_name(payload) is None for payload in inbox.payloads_of(cursor, _deliveries(cursor, account)).values())
+    return any(
+        _own_name(payload) is None for payload in inbox.payloads_of(cursor, _deliveries(cursor, account)).values()
+    )
 
 
 def own_names(cursor: Cursor, account: str) -> set[str]:

@@ -7,12 +7,13 @@ Note [An account is recorded under its newest name]
     of one statement may be one event once they are renamed: the newer rendering is kept, as ``newest_of_each`` does.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from enum import Enum
 from itertools import accumulate
 from typing import Any, Final
 
+import msgspec
 import psycopg
 import structlog
 from msgspec import Struct
@@ -59,7 +60,8 @@ class Delivery(Struct, frozen=True):
     """An event on its way into the inbox.
 
     ``account`` is the event's own or the label of the secret that verified it, and is recorded under its newest name:
-    see Note [An account is recorded under its newest name]. ``sha256`` is of the body as it came; ``signature`` is the header that vouched for it, None where none did.
+    see Note [An account is recorded under its newest name]. ``sha256`` is of the body as it came; ``signature`` is the
+    header that vouched for it, None where none did.
     """
 
     envelope: Envelope
@@ -73,6 +75,11 @@ class Delivery(Struct, frozen=True):
     def key(self) -> tuple[str, bool, str]:
         """What makes two deliveries the same event."""
         return (self.account, self.envelope.livemode, self.envelope.id)
+
+    def named(self, names: Mapping[str, str]) -> "Delivery":
+        """Return it with its account called by the newest of *names*, by the old ones."""
+        new = names.get(self.account)
+        return self if new is None else msgspec.structs.replace(self, account=new)
 
     @property
     def rendering(self) -> str:

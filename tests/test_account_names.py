@@ -1,16 +1,22 @@
 """An account is recorded under its newest name, whoever records it, and a rename leaves one world."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import Final
 
 import msgspec
+import pytest
 from sqlalchemy import Engine
 
 from deploy.sandbox.account import Account
 from deploy.sandbox.history import tangle
-from schemas import tables
+from deploy.sandbox.rendering import render
+from schemas import checkout, observations, tables
+from schemas.errors import ConfigurationError, ConflictError, NotFoundError
 from schemas.inbox import Recorded
 from tests import ledger
+from tests.web import until
 from worker import renaming
 from worker.rebuild import rebuilt
 from worker.swap import prove
@@ -71,6 +77,11 @@ def sold(seed: int = 3) -> Account:
     return tangle(seed, money=True)
 
 
+def said(event: bytes, **envelope: object) -> bytes:
+    """Return *event* with other values in its *envelope*."""
+    return msgspec.json.encode(msgspec.json.decode(event) | envelope)
+
+
 def world(engine: Engine) -> set[str]:
     """Return the accounts that any row of any table names."""
     named = [table for table in tables.metadata.sorted_tables if "account" in table.c]
@@ -108,3 +119,155 @@ def test_a_history_in_two_halves(engine: Engine) -> None:
         assert prove(made).holds
     digest = ledger.digest_of(engine)
     assert digest == recorded_in(engine, bodies, "acct_1")
+
+
+def test_events_that_both_names_have(engine: Engine) -> None:
+    """An event under both names is one, in its newest rendering, and what both told is told once."""
+    events = sold().events
+    older = [render(event, "2024-06-20").body for event in events]
+    newer = [event.body for event in events]
+    ledger.take_in(engine, *older)
+    ledger.take_in(engine, *newer[: len(newer) // 2], account="acct_1")
+    assert len(set(announced(engine))) < len(announced(engine))
+
+    done = renaming.rename(engine, "", "acct_1", now=NOW)
+
+    assert done.joined == len(newer) // 2
+    assert world(engine) == {"acct_1"}
+    assert len(set(announced(engine))) == len(announced(engine))
+    digest = ledger.digest_of(engine)
+    assert digest == recorded_in(engine, [*older, *newer[: len(newer) // 2]], "acct_1")
+
+
+def test_what_is_pending_is_announced(engine: Engine) -> None:
+    """What was not folded before the rename is announced when it is; what is folded again for it is withheld."""
+    account = Account(seed=1)
+    session = account.open_session(amount=500)
+    account.complete(session)
+    registered = observations.observe(
+        checkout.REGISTERED,
+        account.session(session) | {"status": "open", "payment_status": "unpaid"},
+        account="",
+        livemode=False,
+        created=account.now - 60,
+        now=NOW,
+    )
+    ledger.record(engine, [registered])
+    ledger.fold(engine)
+    ledger.record(engine, [ledger.delivery(account.events[-1].body, account="acct_1")])
+
+    renaming.rename(engine, "", "acct_1", now=NOW)
+    assert announced(engine) == [(session, "order.opened")]
+    ledger.fold(engine)
+
+    assert announced(engine) == [(session, "order.opened"), (session, "order.paid")]
+
+
+def test_other_accounts_and_both_modes(engine: Engine) -> None:
+    """Test and live are both renamed and stay apart, and an account that its events name is left alone."""
+    live = [said(event.body, livemode=True) for event in sold().events]
+    other = [said(event.body, account="acct_9") for event in sold(5).events]
+    bodies = [*live, *other, *(event.body for event in sold().events)]
+    ledger.take_in(engine, *bodies)
+
+    renaming.rename(engine, "", "acct_1", now=NOW)
+
+    counted = "SELECT account, livemode, count(*) AS events FROM inbox GROUP BY 1, 2 ORDER BY 1, 2"
+    assert [tuple(row.values()) for row in ledger.rows(engine, counted)] == [
+        ("acct_1", False, len(live)),
+        ("acct_1", True, len(live)),
+        ("acct_9", False, len(other)),
+    ]
+    digest = ledger.digest_of(engine)
+    assert digest == recorded_in(engine, bodies, "acct_1")
+
+
+def test_in_steps_and_killed_between(engine: Engine) -> None:
+    """A rename that ends in the midst holds back what it has not finished, and the same command ends it."""
+    bodies = [event.body for event in sold().events]
+    ledger.take_in(engine, *bodies[::2])
+    ledger.take_in(engine, *bodies[1:-2:2], account="acct_1")
+
+    def die(_step: str, done: int, _total: int) -> None:
+        if done > 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        renaming.rename(engine, "", "acct_1", now=NOW, progress=die, at_once_max=0, objects_at_once=1)
+    ledger.record(engine, [ledger.delivery(bodies[-1])])
+    assert ledger.fold(engine) == 0
+    assert world(engine) == {"", "acct_1"}
+    with pytest.raises(ConflictError, match="is not finished"), rebuilt(engine):
+        pass
+
+    renaming.rename(engine, "", "acct_1", now=NOW, at_once_max=0, objects_at_once=1)
+    ledger.fold(engine)
+
+    assert world(engine) == {"acct_1"}
+    digest = ledger.digest_of(engine)
+    known = [*bodies[::2], *bodies[1:-2:2], bodies[-1]]
+    assert digest == recorded_in(engine, known, "acct_1")
+
+
+def test_chains_and_ways_back(engine: Engine) -> None:
+    """Names lead to the newest one over any number of renames, and back again; the rest is refused with a reason."""
+    ledger.take_in(engine, body("evt_1"))
+
+    def rename(old: str, new: str) -> None:
+        renaming.rename(engine, old, new, now=NOW)
+
+    rename("", "acct_1")
+    rename("acct_1", "acct_2")
+    assert names(engine) == {"": "acct_2", "acct_1": "acct_2"}
+    rename("acct_2", "")
+    assert names(engine) == {"acct_1": "", "acct_2": ""}
+    assert world(engine) == {""}
+    for old, new, words in (
+        ("acct_1", "acct_3", "acct_1 is called '' by now"),
+        ("", "", "same name"),
+        ("acct_9", "acct_3", "Nothing is recorded under acct_9"),
+    ):
+        with pytest.raises((ConfigurationError, ConflictError, NotFoundError), match=words):
+            rename(old, new)
+    ledger.record(engine, [ledger.delivery(body("evt_2"), account="acct_9")])
+    with pytest.raises(ConflictError, match="acct_1 is an old name of ''"):
+        rename("acct_9", "acct_1")
+
+
+def names(engine: Engine) -> dict[str, str]:
+    """Return the names by the old ones."""
+    return {row["old"]: row["new"] for row in ledger.rows(engine, "SELECT old, new FROM account_names")}
+
+
+def test_two_accounts_never_meet(engine: Engine) -> None:
+    """Two accounts that Stripe's own events name are not two names of one."""
+    for account in ("acct_1", "acct_2"):
+        ledger.record(engine, [ledger.delivery(body(f"evt_{account}", account=account))])
+
+    with pytest.raises(ConflictError, match="two accounts, which never meet"):
+        renaming.rename(engine, "acct_1", "acct_2", now=NOW)
+
+
+def test_recording_meanwhile(engine: Engine) -> None:
+    """Nothing is left, or arrives, under the old name, however much is recorded while it is renamed."""
+    ledger.take_in(engine, *(event.body for event in sold().events))
+    stop, recorded = threading.Event(), [0, 0]
+
+    def keep_recording(lane: int) -> None:
+        while not stop.is_set():
+            ledger.record(engine, [ledger.delivery(body(f"evt_{lane}_{recorded[lane]}_{at}")) for at in range(5)])
+            recorded[lane] += 1
+
+    with ThreadPoolExecutor(2) as pool:
+        lanes = [pool.submit(keep_recording, lane) for lane in range(2)]
+        until(lambda: min(recorded) >= 3)
+        renaming.rename(engine, "", "acct_1", now=NOW, at_once_max=0)
+        after = list(recorded)
+        until(lambda: all(now > then for now, then in zip(recorded, after, strict=True)))
+        stop.set()
+        for each in lanes:
+            each.result()
+
+    assert world(engine) == {"acct_1"}
+    of_ours = ledger.rows(engine, "SELECT count(*) AS events FROM inbox WHERE type = 'coupon.created'")
+    assert of_ours == [{"events": 5 * sum(recorded)}]

@@ -89,7 +89,8 @@ def want(cursor: Cursor, world: World, wanted: Sequence[Wanted], *, now: datetim
         """
         INSERT INTO stripe_calls AS known
             (account, livemode, purpose, object_id, object_type, lane, asked_at, due_at)
-        SELECT coalesce((SELECT new FROM account_names WHERE old = %s), %s), %s, purpose, object_id, object_type, min(lane), %s, min(due_at)
+        SELECT coalesce((SELECT new FROM account_names WHERE old = %s), %s), %s,
+            purpose, object_id, object_type, min(lane), %s, min(due_at)
         FROM unnest(%s::text[], %s::text[], %s::text[], %s::smallint[], %s::timestamptz[])
             AS t (purpose, object_id, object_type, lane, due_at)
         GROUP BY purpose, object_id, object_type ORDER BY purpose, object_id

@@ -23,7 +23,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import psycopg
 from psycopg import sql
@@ -102,7 +102,9 @@ def _require_sense(cursor: Cursor, old: str, new: str) -> None:
     if old == new:
         raise ConfigurationError("OLD and NEW are the same name.")
     renamed = accounts.names(cursor)
-    cursor.execute("SELECT old, new FROM account_names WHERE finished_at IS NULL AND (old, new) <> (%s, %s)", (old, new))
+    cursor.execute(
+        "SELECT old, new FROM account_names WHERE finished_at IS NULL AND (old, new) <> (%s, %s)", (old, new)
+    )
     if unfinished := cursor.fetchone():
         one, other = map(shown, unfinished)
         raise ConflictError(
@@ -553,10 +555,9 @@ def _all_of_both(cursor: Cursor, names: dict[str, str]) -> list[_Object]:
 _IS_FOLDED: Final = """
 (EXISTS (SELECT FROM {events} JOIN outcomes USING (seq)) OR EXISTS (SELECT FROM {mentions}))
 """
-_BOTH: Final = "SELECT DISTINCT k.livemode, k.object_id FROM {{objects}} WHERE {old} AND {new}".format(
-    old=_IS_FOLDED.format(events=_EVENTS.format(**_OLD), mentions=_MENTIONS.format(**_OLD)),
-    new=_IS_FOLDED.format(events=_EVENTS.format(**_NEW), mentions=_MENTIONS.format(**_NEW)),
-)
+_FOLDED_OF_OLD: Final = _IS_FOLDED.format(events=_EVENTS.format(**_OLD), mentions=_MENTIONS.format(**_OLD))
+_FOLDED_OF_NEW: Final = _IS_FOLDED.format(events=_EVENTS.format(**_NEW), mentions=_MENTIONS.format(**_NEW))
+_BOTH: Final = f"SELECT DISTINCT k.livemode, k.object_id FROM {{objects}} WHERE {_FOLDED_OF_OLD} AND {_FOLDED_OF_NEW}"
 _OF_ONE: Final = """
 (SELECT livemode, object_id FROM inbox WHERE account = {0} AND object_id IS NOT NULL
 UNION SELECT livemode, object_id FROM mentions WHERE account = {0})

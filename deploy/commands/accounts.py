@@ -54,9 +54,12 @@ def accounts_list(form: FormatOption = Format.TABLE) -> None:
 
 
 def _row(world: accounts.Known, settings: Settings) -> dict[str, Any]:
-    labels = {"secret": settings.signing_secrets, "key": settings.api_keys}
+    labels = {
+        "secret": {secret.account for secret in settings.signing_secrets},
+        "key": {key.account for key in settings.api_keys if key.livemode == world.livemode},
+    }
     names = {world.account, *world.renamed_from}
-    labelled_by = [what for what, given in labels.items() if any(each.account in names for each in given)]
+    labelled_by = [what for what, given in labels.items() if names & given]
     return {**asdict(world), "labelled_by": labelled_by}
 
 
@@ -73,7 +76,9 @@ def accounts_rename(
 
     old, new = ("" if each in accounts.DEFAULT_WORDS else each for each in (old, new))
     if new and not LABEL.fullmatch(new):
-        raise ConfigurationError("NEW holds letters, digits and _ only. Example: payfold accounts rename '' acct_1 --yes")
+        raise ConfigurationError(
+            "NEW holds letters, digits and _ only. Example: payfold accounts rename '' acct_1 --yes"
+        )
     with opened_database() as engine, bars() as bar:
         if not yes:
             planned = renaming.plan(engine, old, new)

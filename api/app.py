@@ -22,7 +22,7 @@ from api.reads import READ
 from api.recorder import ANSWER_SECONDS_MAX, Recorder
 from api.tokens import require
 from api.webhook import Webhook
-from schemas import broker, database, logs, migrate, stopping, tables
+from schemas import accounts, broker, database, logs, migrate, stopping, tables
 from schemas.answers import Health
 from schemas.database import Bounds
 from schemas.errors import DatabaseAway
@@ -134,6 +134,7 @@ class Application:
         )
         if not settings.signing_secrets:
             _log.warning("webhook.closed", reason="STRIPE_WEBHOOK_SECRETS is not set, so every delivery is refused")
+        accounts.log_faults(engine, settings)
         # What is loaded stays: the collector of cycles need not look at it again.
         gc.collect()
         gc.freeze()

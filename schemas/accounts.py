@@ -21,11 +21,14 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
+import structlog
 from msgspec import Struct
+from sqlalchemy import Engine
+from sqlalchemy.exc import DBAPIError
 
-from schemas import events, inbox
+from schemas import background, database, events, inbox
 from schemas.database import Cursor
-from schemas.errors import Refused
+from schemas.errors import DatabaseAway, Refused
 from schemas.settings import Settings
 
 LOOKED_AT_MAX: Final = 1_000
@@ -36,6 +39,8 @@ READ_MAX: Final = 20
 """Deliveries of an account that are read for the account that they name."""
 DEFAULT_WORDS: Final = ("", "''", '""')
 """What the account without a name is called on a command line; quotes may be lost on their way there, or kept."""
+
+_log = structlog.get_logger()
 
 
 class Fault(Struct, frozen=True):
@@ -235,3 +240,19 @@ def _own_name(payload: bytes) -> str | None:
         return events.read(payload).account
     except Refused:
         return None
+
+
+def log_faults(of: Engine, settings: Settings) -> None:
+    """Log what splits an account, once, in a thread: whoever records goes on all the same."""
+
+    def look() -> None:
+        try:
+            with database.transaction(of, database.BATCH) as connection, database.cursor(connection) as cursor:
+                found = faults(cursor, settings)
+        except (DatabaseAway, DBAPIError, database.DriverError) as error:
+            _log.warning("accounts.not_looked_at", reason=database.condition(error))
+            return
+        for fault in found:
+            _log.error("accounts.split", code=fault.code, detail=fault.detail, command=fault.command)
+
+    background.start("account-names", look)

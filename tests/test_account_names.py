@@ -12,10 +12,12 @@ from sqlalchemy import Engine
 from deploy.sandbox.account import Account
 from deploy.sandbox.history import tangle
 from deploy.sandbox.rendering import render
-from schemas import checkout, observations, tables
+from schemas import accounts, checkout, database, observations, tables
 from schemas.errors import ConfigurationError, ConflictError, NotFoundError
 from schemas.inbox import Recorded
+from schemas.settings import Settings
 from tests import ledger
+from tests.command import payfold
 from tests.web import until
 from worker import renaming
 from worker.rebuild import rebuilt
@@ -32,7 +34,7 @@ def body(event_id: str, *, api_version: str = "2026-10-28.endive", **more: objec
     return msgspec.json.encode(told | {"data": {"object": about}} | more)
 
 
-def accounts(engine: Engine) -> list[tuple[str, str, str]]:
+def recorded(engine: Engine) -> list[tuple[str, str, str]]:
     """Return account, id and version of all that is recorded."""
     found = ledger.rows(engine, "SELECT account, id, api_version FROM inbox ORDER BY id, account")
     return [(row["account"], row["id"], row["api_version"]) for row in found]
@@ -46,7 +48,7 @@ def test_recording_under_the_new_name(engine: Engine) -> None:
     receipts = ledger.record(engine, [under_old, under_other])
 
     assert [each.recorded for each in receipts] == [Recorded.NEW, Recorded.NEW]
-    assert [row[:2] for row in accounts(engine)] == [("acct_1", "evt_1"), ("acct_2", "evt_1")]
+    assert [row[:2] for row in recorded(engine)] == [("acct_1", "evt_1"), ("acct_2", "evt_1")]
     assert [each.recorded for each in ledger.record(engine, [under_old])] == [Recorded.DUPLICATE]
 
 
@@ -59,14 +61,14 @@ def test_one_event_under_two_names_in_one_statement(engine: Engine) -> None:
     receipts = ledger.record(engine, [older, newer])
 
     assert [each.recorded for each in receipts] == [Recorded.DUPLICATE, Recorded.NEW]
-    assert accounts(engine) == [("acct_1", "evt_1", "2026-10-28.endive")]
+    assert recorded(engine) == [("acct_1", "evt_1", "2026-10-28.endive")]
 
 
 def test_the_account_that_the_context_names(engine: Engine) -> None:
     """A snapshot of an organization's destination is of the account that its context leads to, as a thin event is."""
     ledger.record(engine, [ledger.delivery(body("evt_1", context="org_1/acct_7"), account="label")])
 
-    assert accounts(engine) == [("acct_7", "evt_1", "2026-10-28.endive")]
+    assert recorded(engine) == [("acct_7", "evt_1", "2026-10-28.endive")]
 
 
 # ---- Renaming ----
@@ -271,3 +273,80 @@ def test_recording_meanwhile(engine: Engine) -> None:
     assert world(engine) == {"acct_1"}
     of_ours = ledger.rows(engine, "SELECT count(*) AS events FROM inbox WHERE type = 'coupon.created'")
     assert of_ours == [{"events": 5 * sum(recorded)}]
+
+
+# ---- What would split an account ----
+
+
+def faults(engine: Engine, secrets: str, keys: str = "") -> list[tuple[str, str]]:
+    """Return code and command of what splits an account where these are configured."""
+    settings = Settings.load({"STRIPE_WEBHOOK_SECRETS": secrets, "STRIPE_API_KEY": keys})
+    with database.transaction(engine) as connection, database.cursor(connection) as cursor:
+        return [(fault.code, fault.command) for fault in accounts.faults(cursor, settings)]
+
+
+@pytest.mark.parametrize(
+    ("recorded", "secrets", "keys", "expected"),
+    [
+        # A label is given.
+        ([""], "a=whsec_1", "", [("label_splits", "payfold accounts rename '' a --yes")]),
+        # It is changed, and taken away.
+        (["a"], "b=whsec_1", "", [("label_splits", "payfold accounts rename a b --yes")]),
+        (["a"], "whsec_1", "", [("label_splits", "payfold accounts rename a '' --yes")]),
+        # The one label that nothing came under yet is the new one; among several only the operator knows.
+        (["", "b"], "a=whsec_1,b=whsec_2", "", [("label_splits", "payfold accounts rename '' a --yes")]),
+        (["", "a", "b"], "a=whsec_1,b=whsec_2", "", [("label_splits", "payfold accounts rename '' NEW --yes")]),
+        # Two endpoints of two accounts, and an endpoint that nothing came by yet.
+        (["", "b"], "whsec_1,b=whsec_2", "", []),
+        (["a"], "a=whsec_1,b=whsec_2", "", []),
+        # What events name themselves is no label, and without a secret nothing can arrive.
+        (["", "their own"], "whsec_1", "", []),
+        (["", "a"], "", "", []),
+        # A key without the label that the secret has, and a label that only the key has.
+        (["a"], "a=whsec_1", "sk_test_1", [("key_label_splits", "payfold accounts rename '' a --yes")]),
+        ([""], "whsec_1", "a=sk_test_1", [("key_label_splits", "payfold accounts rename '' a --yes")]),
+        (["", "their own"], "whsec_1", "acct_9=sk_test_1", []),
+        (["a"], "a=whsec_1", "a=sk_test_1", []),
+    ],
+)
+def test_what_splits_an_account(
+    engine: Engine, recorded: list[str], secrets: str, keys: str, expected: list[tuple[str, str]]
+) -> None:
+    """A label that is given, changed or missing beside others is a fault with the command that mends it."""
+    for number, account in enumerate(recorded):
+        own = {"account": "acct_9"} if account == "their own" else {}
+        ledger.record(engine, [ledger.delivery(body(f"evt_{number}", **own), account=account)])
+
+    assert faults(engine, secrets, keys) == expected
+
+
+def test_no_fault_once_renamed(engine: Engine) -> None:
+    """After the rename neither the label nor its absence splits anything, nor does the key without it."""
+    ledger.record(engine, [ledger.delivery(body("evt_1"))])
+    renaming.rename(engine, "", "a", now=NOW)
+
+    assert faults(engine, "a=whsec_1", "sk_test_1") == []
+    assert faults(engine, "whsec_1") == []
+    assert faults(engine, "b=whsec_1") == [("label_splits", "payfold accounts rename a b --yes")]
+
+
+def test_the_commands(engine: Engine, database_url: str) -> None:
+    """Release and status fail with the command to type, which asks for --yes, and then all is well."""
+    ledger.take_in(engine, *(event.body for event in sold().events))
+    environment = {"DATABASE_URL": database_url, "STRIPE_WEBHOOK_SECRETS": "acct_1=whsec_1"}
+
+    released = payfold("migrate", "up", **environment)
+    status = payfold("status", "--format", "json", **environment)
+    asked = payfold("accounts", "rename", "''", "acct_1", "--format", "json", **environment)
+    assert (released.code, status.code, asked.code) == (1, 1, 2)
+    assert "payfold accounts rename '' acct_1 --yes" in released.err
+    assert [fault["code"] for fault in status.json["faults"]] == ["label_splits"]
+    assert asked.json["events"] == len(sold().events)
+
+    renamed = payfold("accounts", "rename", "", "acct_1", "--yes", **environment)
+    listed = payfold("accounts", "list", "--format", "json", **environment)
+    assert (renamed.code, listed.code) == (0, 0)
+    assert [
+        (row["account"], row["livemode"], row["events"], row["labelled_by"], row["renamed_from"]) for row in listed.json
+    ] == [("acct_1", False, len(sold().events), ["secret"], [""])]
+    assert payfold("migrate", "up", **environment).code == 0

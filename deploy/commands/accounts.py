@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from typing import Annotated, Any, Final
 
 import typer
+from sqlalchemy import Connection
 
 from deploy import output
 from deploy.commands.base import (
@@ -34,9 +35,10 @@ _COLUMNS: Final = (
 def accounts_list(form: FormatOption = Format.TABLE) -> None:
     """List the accounts and modes that the inbox holds, and what labels them."""
     settings = settings_here()
-    with opened_database() as engine, database.transaction(engine) as connection, database.cursor(connection) as cursor:
-        found = [_row(each, settings) for each in accounts.overview(cursor)]
-        faults = accounts.faults(cursor, settings)
+    with opened_database() as engine, database.transaction(engine) as connection:
+        with database.cursor(connection) as cursor:
+            found = [_row(each, settings) for each in accounts.overview(cursor)]
+        faults = faults_in(connection, settings)
     if form is Format.TABLE:
         found = [
             {
@@ -101,11 +103,17 @@ def show(faults: Sequence[Fault]) -> bool:
     return bool(faults)
 
 
+def faults_in(connection: Connection, settings: Settings) -> list[Fault]:
+    """Return what splits an account, as *connection* sees the database."""
+    with database.cursor(connection) as cursor:
+        return accounts.faults(cursor, settings)
+
+
 def faults_here(settings: Settings) -> list[Fault]:
     """Return what splits an account in the database of these *settings*."""
     engine = database.engine(settings.postgresql, connections_max=1)
     try:
-        with database.transaction(engine) as connection, database.cursor(connection) as cursor:
-            return accounts.faults(cursor, settings)
+        with database.transaction(engine) as connection:
+            return faults_in(connection, settings)
     finally:
         engine.dispose()

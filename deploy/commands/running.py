@@ -14,11 +14,13 @@ import typer
 from sqlalchemy import Connection, ScalarSelect, Select, exists, func, select
 
 from deploy import local, output
+from deploy.commands import accounts
 from deploy.commands.base import FAILED, MIGRATIONS_PENDING, FormatOption, first_line, opened_database, settings_here
 from deploy.output import Format, err
 from deploy.processes import Ended, Processes
 from deploy.services import ServicesError
 from schemas import database, migrate, tables
+from schemas.accounts import Fault
 from schemas.errors import (
     ConfigurationError,
     ConflictError,
@@ -42,9 +44,12 @@ def migrate_default(context: typer.Context) -> None:
 
 @migrate_app.command("up")
 def migrate_up() -> None:
-    """Apply the migrations that are pending."""
-    applied = migrate.upgrade(settings_here().postgresql)
+    """Apply the migrations that are pending; exit 1 where a label would split an account."""
+    settings = settings_here()
+    applied = migrate.upgrade(settings.postgresql)
     err.print(f"Applied {', '.join(applied)}." if applied else "The schema is up to date.")
+    if accounts.show(accounts.faults_here(settings)):
+        raise typer.Exit(FAILED)
 
 
 @migrate_app.command("status")
@@ -187,6 +192,7 @@ def status(form: FormatOption = Format.TABLE) -> None:
     found: dict[str, Any] = {"database": "ok"}
     behind: list[str] = []
     stripe = ""
+    faults: list[Fault] = []
     try:
         with opened_database(behind_is_fine=True) as engine, database.transaction(engine) as connection:
             behind = migrate.pending(connection)
@@ -195,14 +201,19 @@ def status(form: FormatOption = Format.TABLE) -> None:
                 found |= dict(connection.execute(_status_query(folds.FOLD_VERSION)).mappings().one())
                 found |= _archived_of(found, form)
                 stripe = _stripe_status(connection)
+                faults = accounts.faults_in(connection, settings)
+                found["faults"] = (
+                    faults if form is not Format.TABLE else ", ".join(each.code for each in faults) or "none"
+                )
     except DatabaseAway as error:
         found["database"] = f"away: {first_line(error.__cause__)}"
     found["broker"] = _broker_status(settings)
     found["stripe"] = stripe or ("no job has run yet" if settings.api_keys else "not set: STRIPE_API_KEY")
     output.one(found, form)
+    is_split = accounts.show(faults)
     if behind:
         raise typer.Exit(MIGRATIONS_PENDING)
-    if found["database"] != "ok":
+    if found["database"] != "ok" or is_split:
         raise typer.Exit(FAILED)
 
 

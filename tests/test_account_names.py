@@ -1,5 +1,6 @@
 """An account is recorded under its newest name, whoever records it, and a rename leaves one world."""
 
+import random
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -7,6 +8,9 @@ from typing import Final
 
 import msgspec
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from msgspec.structs import replace
 from sqlalchemy import Engine
 
 from deploy.sandbox.account import Account
@@ -16,8 +20,8 @@ from schemas import accounts, checkout, database, observations, tables
 from schemas.errors import ConfigurationError, ConflictError, NotFoundError
 from schemas.inbox import Recorded
 from schemas.settings import Settings
-from tests import ledger
-from tests.command import payfold
+from tests import histories, ledger
+from tests.command import Ran, payfold
 from tests.web import until
 from worker import renaming
 from worker.rebuild import rebuilt
@@ -280,44 +284,43 @@ def test_recording_meanwhile(engine: Engine) -> None:
 
 def faults(engine: Engine, secrets: str, keys: str = "") -> list[tuple[str, str]]:
     """Return code and command of what splits an account where these are configured."""
-    settings = Settings.load({"STRIPE_WEBHOOK_SECRETS": secrets, "STRIPE_API_KEY": keys})
+    given_settings = Settings.load({"STRIPE_WEBHOOK_SECRETS": secrets, "STRIPE_API_KEY": keys})
     with database.transaction(engine) as connection, database.cursor(connection) as cursor:
-        return [(fault.code, fault.command) for fault in accounts.faults(cursor, settings)]
+        return [(fault.code, fault.command) for fault in accounts.faults(cursor, given_settings)]
 
 
-@pytest.mark.parametrize(
-    ("recorded", "secrets", "keys", "expected"),
-    [
-        # A label is given.
-        ([""], "a=whsec_1", "", [("label_splits", "payfold accounts rename '' a --yes")]),
-        # It is changed, and taken away.
-        (["a"], "b=whsec_1", "", [("label_splits", "payfold accounts rename a b --yes")]),
-        (["a"], "whsec_1", "", [("label_splits", "payfold accounts rename a '' --yes")]),
-        # The one label that nothing came under yet is the new one; among several only the operator knows.
-        (["", "b"], "a=whsec_1,b=whsec_2", "", [("label_splits", "payfold accounts rename '' a --yes")]),
-        (["", "a", "b"], "a=whsec_1,b=whsec_2", "", [("label_splits", "payfold accounts rename '' NEW --yes")]),
-        # Two endpoints of two accounts, and an endpoint that nothing came by yet.
-        (["", "b"], "whsec_1,b=whsec_2", "", []),
-        (["a"], "a=whsec_1,b=whsec_2", "", []),
-        # What events name themselves is no label, and without a secret nothing can arrive.
-        (["", "their own"], "whsec_1", "", []),
-        (["", "a"], "", "", []),
-        # A key without the label that the secret has, and a label that only the key has.
-        (["a"], "a=whsec_1", "sk_test_1", [("key_label_splits", "payfold accounts rename '' a --yes")]),
-        ([""], "whsec_1", "a=sk_test_1", [("key_label_splits", "payfold accounts rename '' a --yes")]),
-        (["", "their own"], "whsec_1", "acct_9=sk_test_1", []),
-        (["a"], "a=whsec_1", "a=sk_test_1", []),
-    ],
-)
-def test_what_splits_an_account(
-    engine: Engine, recorded: list[str], secrets: str, keys: str, expected: list[tuple[str, str]]
-) -> None:
-    """A label that is given, changed or missing beside others is a fault with the command that mends it."""
-    for number, account in enumerate(recorded):
-        own = {"account": "acct_9"} if account == "their own" else {}
-        ledger.record(engine, [ledger.delivery(body(f"evt_{number}", **own), account=account)])
+SPLITS: Final[list[tuple[list[str], str, str, list[tuple[str, str]]]]] = [
+    # A label is given.
+    ([""], "a=whsec_1", "", [("label_splits", "payfold accounts rename '' a --yes")]),
+    # It is changed, and taken away.
+    (["a"], "b=whsec_1", "", [("label_splits", "payfold accounts rename a b --yes")]),
+    (["a"], "whsec_1", "", [("label_splits", "payfold accounts rename a '' --yes")]),
+    # The one label that nothing came under yet is the new one; among several only the operator knows.
+    (["", "b"], "a=whsec_1,b=whsec_2", "", [("label_splits", "payfold accounts rename '' a --yes")]),
+    (["", "a", "b"], "a=whsec_1,b=whsec_2", "", [("label_splits", "payfold accounts rename '' NEW --yes")]),
+    # Two endpoints of two accounts, and an endpoint that nothing came by yet.
+    (["", "b"], "whsec_1,b=whsec_2", "", []),
+    (["a"], "a=whsec_1,b=whsec_2", "", []),
+    # What events name themselves is no label, and without a secret nothing can arrive.
+    (["", "their own"], "whsec_1", "", []),
+    (["", "a"], "", "", []),
+    # A key without the label that the secret has, and a label that only the key has.
+    (["a"], "a=whsec_1", "sk_test_1", [("key_label_splits", "payfold accounts rename '' a --yes")]),
+    ([""], "whsec_1", "a=sk_test_1", [("key_label_splits", "payfold accounts rename '' a --yes")]),
+    (["", "their own"], "whsec_1", "acct_9=sk_test_1", []),
+    (["a"], "a=whsec_1", "a=sk_test_1", []),
+]
 
-    assert faults(engine, secrets, keys) == expected
+
+def test_what_splits_an_account(engine: Engine) -> None:
+    """A label that is given, changed or missing where others have one is a fault with the command that mends it."""
+    for named, secrets, keys, expected in SPLITS:
+        ledger.execute(engine, "DELETE FROM inbox")
+        for number, account in enumerate(named):
+            own = {"account": "acct_9"} if account == "their own" else {}
+            ledger.record(engine, [ledger.delivery(body(f"evt_{number}", **own), account=account)])
+
+        assert faults(engine, secrets, keys) == expected, (named, secrets, keys)
 
 
 def test_no_fault_once_renamed(engine: Engine) -> None:
@@ -330,23 +333,73 @@ def test_no_fault_once_renamed(engine: Engine) -> None:
     assert faults(engine, "b=whsec_1") == [("label_splits", "payfold accounts rename a b --yes")]
 
 
+@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(seed=st.integers(0, 2**32), chance=st.randoms())
+def test_labels_that_come_and_go(engine: Engine, seed: int, chance: random.Random) -> None:
+    """Labels given, changed and taken away in mid-history, with the renames that are advised, leave one world.
+
+    It is that of the same events under the last name from the start, and each thing is told once.
+    """
+    ledger.clear(engine)
+    ledger.execute(engine, "DELETE FROM account_names")
+    told = histories.bodies_of(seed)
+    # Some in an older rendering too, which changes nothing, wherever it comes.
+    told += [said(each, api_version="2020-01-01") for each in chance.sample(told, min(3, len(told)))]
+    told += [said(event.body, account="acct_9") for event in tangle(seed + 1).events[:5]]
+    chance.shuffle(told)
+    label = ""
+    for batch in ledger.batches([ledger.delivery(each) for each in told], iter(lambda: chance.randint(1, 9), 0)):
+        label = chance.choice((label, label, "", "a", "b"))
+        ledger.record(engine, [replace(each, account=each.envelope.account or label) for each in batch])
+        if chance.random() < 0.5:
+            ledger.fold(engine, limit=chance.choice((1, 3, 500)))
+        if chance.random() < 0.4:
+            heed(engine, label, chance)
+    ledger.fold(engine, limit=chance.choice((1, 3, 500)))
+    heed(engine, label, chance)
+    ledger.fold(engine)
+
+    known = {row["account"] for row in ledger.rows(engine, "SELECT DISTINCT account FROM inbox")} - {"acct_9"}
+    assert len(known) <= 1
+    assert world(engine) <= {*known, "acct_9"}
+    assert len(set(announced(engine))) == len(announced(engine))
+    assert [row for row in ledger.rows(engine, PAID) if row["times"] != 1] == []
+    found = ledger.digest_of(engine)
+    assert found == recorded_in(engine, told, *known)
+
+
+PAID: Final = """
+SELECT id, (SELECT count(*) FROM changes AS c WHERE c.subject_id = o.id AND c.kind = 'order.paid') AS times
+FROM orders AS o WHERE status = 'paid'
+"""
+
+
+def heed(engine: Engine, label: str, chance: random.Random) -> None:
+    """Do what is advised to whoever has one secret with this *label*, until nothing is."""
+    while found := faults(engine, f"{label}=whsec_1" if label else "whsec_1"):
+        _, _, _, old, new, _ = found[0][1].split(" ")
+        renaming.rename(
+            engine, *(each.strip("'") for each in (old, new)), now=NOW, at_once_max=chance.choice((0, 5_000))
+        )
+
+
 def test_the_commands(engine: Engine, database_url: str) -> None:
     """Release and status fail with the command to type, which asks for --yes, and then all is well."""
     ledger.take_in(engine, *(event.body for event in sold().events))
-    environment = {"DATABASE_URL": database_url, "STRIPE_WEBHOOK_SECRETS": "acct_1=whsec_1"}
 
-    released = payfold("migrate", "up", **environment)
-    status = payfold("status", "--format", "json", **environment)
-    asked = payfold("accounts", "rename", "''", "acct_1", "--format", "json", **environment)
+    def run(*arguments: str) -> Ran:
+        return payfold(*arguments, DATABASE_URL=database_url, STRIPE_WEBHOOK_SECRETS="acct_1=whsec_1")
+
+    released = run("migrate", "up")
+    status = run("status", "--format", "json")
+    asked = run("accounts", "rename", "''", "acct_1", "--format", "json")
     assert (released.code, status.code, asked.code) == (1, 1, 2)
     assert "payfold accounts rename '' acct_1 --yes" in released.err
     assert [fault["code"] for fault in status.json["faults"]] == ["label_splits"]
     assert asked.json["events"] == len(sold().events)
 
-    renamed = payfold("accounts", "rename", "", "acct_1", "--yes", **environment)
-    listed = payfold("accounts", "list", "--format", "json", **environment)
-    assert (renamed.code, listed.code) == (0, 0)
-    assert [
-        (row["account"], row["livemode"], row["events"], row["labelled_by"], row["renamed_from"]) for row in listed.json
-    ] == [("acct_1", False, len(sold().events), ["secret"], [""])]
-    assert payfold("migrate", "up", **environment).code == 0
+    assert run("accounts", "rename", "", "acct_1", "--yes").code == 0
+    (listed,) = run("accounts", "list", "--format", "json").json
+    assert (listed["account"], listed["livemode"], listed["events"]) == ("acct_1", False, len(sold().events))
+    assert (listed["labelled_by"], listed["renamed_from"]) == (["secret"], [""])
+    assert faults(engine, "acct_1=whsec_1") == []

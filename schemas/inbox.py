@@ -117,16 +117,18 @@ WITH given AS MATERIALIZED (
         redacted = excluded.redacted, payload_sha256 = excluded.payload_sha256, signature = excluded.signature
     WHERE left(excluded.api_version, 10) > left(coalesce(known.api_version, ''), 10)
     RETURNING known.seq, known.account AS name, known.livemode, known.id, known.xmax = 0 AS is_new
+), placed AS MATERIALIZED (
+    SELECT n.account, livemode, id, r.is_new, r.seq, n.begins, n.size
+    FROM recorded AS r JOIN named AS n USING (name, livemode, id)
 ), kept AS (
     INSERT INTO payloads (seq, payload)
-    SELECT r.seq, substring(%(payloads)b::bytea FROM begins FOR size)
-    FROM recorded AS r JOIN named USING (name, livemode, id) ORDER BY r.seq
+    SELECT seq, substring(%(payloads)b::bytea FROM begins FOR size) FROM placed ORDER BY seq
     ON CONFLICT (seq) DO UPDATE SET payload = excluded.payload
 ), queued AS (
     INSERT INTO pending (seq, again) SELECT seq, NOT is_new FROM recorded ORDER BY seq
     ON CONFLICT (seq) DO UPDATE SET again = true, attempts = 0, due_at = NULL, cause = NULL, reason = NULL
 )
-SELECT account, livemode, id, is_new, r.seq FROM recorded AS r JOIN named USING (name, livemode, id)
+SELECT account, livemode, id, is_new, seq FROM placed
 """
 
 

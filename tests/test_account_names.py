@@ -3,7 +3,8 @@
 import random
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Final
 
 import msgspec
@@ -22,11 +23,15 @@ from schemas.inbox import Recorded
 from schemas.settings import Settings
 from tests import histories, ledger
 from tests.command import Ran, payfold
+from tests.stage import stage
 from tests.web import until
-from worker import renaming
+from worker import archive, expiry, gaps, logcheck, renaming, replay, shadow
+from worker.plan import plan
 from worker.rebuild import rebuilt
+from worker.rebuild import record as record_in
 from worker.swap import prove
 
+LATER: Final = datetime(2099, 1, 1, tzinfo=UTC)
 NOW: Final = datetime(2026, 11, 22, 12, tzinfo=UTC)
 NAMED: Final = "INSERT INTO account_names (old, new, renamed_at, finished_at) VALUES (:old, :new, now(), now())"
 
@@ -202,6 +207,9 @@ def test_in_steps_and_killed_between(engine: Engine) -> None:
         renaming.rename(engine, "", "acct_1", now=NOW, progress=die, at_once_max=0, objects_at_once=1)
     ledger.record(engine, [ledger.delivery(bodies[-1])])
     assert ledger.fold(engine) == 0
+    ledger.record(engine, [ledger.delivery(body("evt_other"), account="acct_9")])
+    assert ledger.fold(engine) == 1
+    ledger.execute(engine, "DELETE FROM inbox WHERE account = 'acct_9'")
     assert world(engine) == {"", "acct_1"}
     with pytest.raises(ConflictError, match="is not finished"), rebuilt(engine):
         pass
@@ -268,13 +276,14 @@ def test_recording_meanwhile(engine: Engine) -> None:
         lanes = [pool.submit(keep_recording, lane) for lane in range(2)]
         until(lambda: min(recorded) >= 3)
         renaming.rename(engine, "", "acct_1", now=NOW, at_once_max=0)
+        renaming.rename(engine, "acct_1", "acct_2", now=NOW)
         after = list(recorded)
         until(lambda: all(now > then for now, then in zip(recorded, after, strict=True)))
         stop.set()
         for each in lanes:
             each.result()
 
-    assert world(engine) == {"acct_1"}
+    assert world(engine) == {"acct_2"}
     of_ours = ledger.rows(engine, "SELECT count(*) AS events FROM inbox WHERE type = 'coupon.created'")
     assert of_ours == [{"events": 5 * sum(recorded)}]
 
@@ -403,3 +412,88 @@ def test_the_commands(engine: Engine, database_url: str) -> None:
     assert (listed["account"], listed["livemode"], listed["events"]) == ("acct_1", False, len(sold().events))
     assert (listed["labelled_by"], listed["renamed_from"]) == (["secret"], [""])
     assert faults(engine, "acct_1=whsec_1") == []
+
+
+# ---- What was written under an old name ----
+
+
+def test_an_old_log_after_the_rename(engine: Engine, tmp_path: Path) -> None:
+    """What an old log calls by the old name is found to be known, and its filter knows both names."""
+    bodies = [event.body for event in sold().events]
+    ledger.take_in(engine, *bodies[:-1])
+    log = tmp_path / "old.ndjson"
+    log.write_bytes(b"".join(replay.export(engine, filters=replay.NO_FILTERS)) + bodies[-1] + b"\n")
+    renaming.rename(engine, "", "acct_1", now=NOW)
+
+    for account in ("", "acct_1"):
+        reading = replay.Reading([str(log)], NOW, replay.Filters(account=account))
+        counts = plan(engine, reading).counts
+        assert (counts["duplicate"], counts["new"], counts["filtered"]) == (len(bodies) - 1, 1, 0)
+    counts = replay.replay(engine, replay.Reading([str(log)], NOW)).counts
+
+    assert (counts["duplicate"], counts["new"]) == (len(bodies) - 1, 1)
+    assert world(engine) == {"acct_1"}
+    assert reconciled_with(engine, log) == {
+        "events": len(bodies),
+        "missing_here": 0,
+        "missing_there": 0,
+        "different": 0,
+    }
+
+
+def reconciled_with(engine: Engine, log: Path) -> dict[str, int]:
+    """Return how the inbox differs from *log*."""
+    with shadow.shadow(engine, has_inbox=True) as made:
+        record_in(made, [str(log)], account="", now=NOW, refuse=lambda _: None)
+        return logcheck.compare(made, tell=lambda _: None)
+
+
+def test_archived_payloads(engine: Engine, tmp_path: Path) -> None:
+    """Rows of archived events are relabelled; what both names have wants the archive, and is refused without it."""
+    bodies = [event.body for event in sold().events]
+    ledger.take_in(engine, *bodies[::2])
+    for part in archive.plan(engine, before=LATER):
+        archive.archive(engine, part, before=LATER, folder=tmp_path)
+    digest = ledger.digest_of(engine)
+    assert ledger.rows(engine, "SELECT count(*) AS kept FROM payloads") == [{"kept": 0}]
+
+    renaming.rename(engine, "", "acct_0", now=NOW)
+    renaming.rename(engine, "acct_0", "", now=NOW)
+    assert ledger.digest_of(engine) == digest
+
+    ledger.take_in(engine, *bodies[1::2], account="acct_1")
+    with pytest.raises(ConflictError, match="Nothing has changed: `payfold accounts rename '' acct_1 --archive DIR"):
+        renaming.rename(engine, "", "acct_1", now=NOW)
+    assert world(engine) == {"", "acct_1"}
+    renaming.rename(engine, "acct_1", "acct_2", now=NOW)
+    renaming.rename(engine, "", "acct_2", now=NOW, archive=tmp_path)
+
+    assert world(engine) == {"acct_2"}
+    digest = ledger.digest_of(engine)
+    assert digest == recorded_in(engine, bodies, "acct_2")
+
+
+def test_jobs_at_stripe_go_on(database_url: str, redis_url: str) -> None:
+    """A job goes on where it was under the old name, with the key that is labelled so, and calls no other account."""
+    with stage(database_url, redis_url) as at:
+        at.account.complete(at.account.open_session())
+        at.account.advance(120)
+        gaps.run_once(at.desk(), since=at.now - timedelta(days=1))
+        gaps.run_once(at.desk())
+        (before,) = at.rows("SELECT account, reached_at, found FROM stripe_jobs")
+        renaming.rename(at.engine, "", "acct_1", now=at.now)
+        at.account.complete(at.account.open_session())
+        at.account.advance(120)
+        at.api.calls.clear()
+
+        gaps.run_once(at.desk())
+        expiry.run_once(at.desk())
+
+        jobs = at.rows("SELECT account, reached_at, found FROM stripe_jobs WHERE job = 'fill_gaps'")
+        assert [job["account"] for job in jobs] == ["acct_1"]
+        assert jobs[0]["reached_at"] > before["reached_at"]
+        assert jobs[0]["found"] > before["found"] > 0
+        assert world(at.engine) == {"acct_1"}
+        assert {made.stripe_account for made in at.api.calls} == {None}
+        first = min(int(made.params["created"]["gte"]) for made in at.api.calls if "created" in made.params)
+        assert first == int((before["reached_at"] - gaps.OVERLAP).timestamp())

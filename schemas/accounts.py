@@ -34,7 +34,7 @@ from schemas.settings import Settings
 LOOKED_AT_MAX: Final = 1_000
 """Events of an account that are looked through for deliveries; there are many where all of them were replayed."""
 COUNTED_MAX: Final = 100_000
-"""Rows of an account and mode that are counted; where there are more, none is said."""
+"""Rows of an account and mode that are counted; where there are more, the count is not known."""
 READ_MAX: Final = 20
 """Deliveries of an account that are read for the account that they name."""
 DEFAULT_WORDS: Final = ("", "''", '""')
@@ -166,10 +166,10 @@ def _of_secrets(cursor: Cursor, labels: list[str]) -> list[Fault]:
     for account in known(cursor):
         if account in labels or (account and not is_labelled(cursor, account)):
             continue
-        told = "without an account" if account == "" else f"under the label {account}"
+        how = "without an account" if account == "" else f"under the label {account}"
         new, which = _successor(cursor, labels)
         detail = (
-            f"Events were recorded {told}, and no secret in STRIPE_WEBHOOK_SECRETS is so labelled any more: what"
+            f"Events were recorded {how}, and no secret in STRIPE_WEBHOOK_SECRETS is so labelled any more: what"
             f" arrives now is recorded under {which}, and an order of both times is split in two. If it is another"
             " account, keep its secret configured."
         )
@@ -243,7 +243,7 @@ def _own_name(payload: bytes) -> str | None:
 
 
 def log_faults(of: Engine, settings: Settings) -> None:
-    """Log what splits an account, once, in a thread: whoever records goes on all the same."""
+    """Log what splits an account, once, in a thread: recording goes on all the same."""
 
     def look() -> None:
         try:

@@ -1,4 +1,4 @@
-"""An account is recorded under its newest name, whoever records it, and a rename leaves one world."""
+"""An account is recorded under its newest name by every door, and a rename leaves one world."""
 
 import random
 import threading
@@ -39,8 +39,8 @@ NAMED: Final = "INSERT INTO account_names (old, new, renamed_at, finished_at) VA
 def body(event_id: str, *, api_version: str = "2026-10-28.endive", **more: object) -> bytes:
     """Return an event that nothing is folded from."""
     about = {"object": "coupon", "id": f"of_{event_id}"}
-    told = {"id": event_id, "type": "coupon.created", "created": 1_790_000_000, "api_version": api_version}
-    return msgspec.json.encode(told | {"data": {"object": about}} | more)
+    event = {"id": event_id, "type": "coupon.created", "created": 1_790_000_000, "api_version": api_version}
+    return msgspec.json.encode(event | {"data": {"object": about}} | more)
 
 
 def recorded(engine: Engine) -> list[tuple[str, str, str]]:
@@ -88,7 +88,7 @@ def sold(seed: int = 3) -> Account:
     return tangle(seed, money=True)
 
 
-def said(event: bytes, **envelope: object) -> bytes:
+def changed(event: bytes, **envelope: object) -> bytes:
     """Return *event* with other values in its *envelope*."""
     return msgspec.json.encode(msgspec.json.decode(event) | envelope)
 
@@ -101,7 +101,7 @@ def world(engine: Engine) -> set[str]:
 
 
 def announced(engine: Engine) -> list[tuple[str, str]]:
-    """Return subject and kind of each change that is told once and in the feed, in order."""
+    """Return subject and kind of the one-shot changes that are in the feed, in order."""
     found = ledger.rows(engine, "SELECT subject_id, kind FROM changes WHERE withheld IS NULL ORDER BY subject_id, kind")
     return [(row["subject_id"], row["kind"]) for row in found if row["kind"] in tables.ONE_SHOT_KINDS]
 
@@ -133,7 +133,7 @@ def test_a_history_in_two_halves(engine: Engine) -> None:
 
 
 def test_events_that_both_names_have(engine: Engine) -> None:
-    """An event under both names is one, in its newest rendering, and what both told is told once."""
+    """An event under both names is one, in its newest rendering, and what both announced is announced once."""
     events = sold().events
     older = [render(event, "2024-06-20").body for event in events]
     newer = [event.body for event in events]
@@ -176,8 +176,8 @@ def test_what_is_pending_is_announced(engine: Engine) -> None:
 
 def test_other_accounts_and_both_modes(engine: Engine) -> None:
     """Test and live are both renamed and stay apart, and an account that its events name is left alone."""
-    live = [said(event.body, livemode=True) for event in sold().events]
-    other = [said(event.body, account="acct_9") for event in sold(5).events]
+    live = [changed(event.body, livemode=True) for event in sold().events]
+    other = [changed(event.body, account="acct_9") for event in sold(5).events]
     bodies = [*live, *other, *(event.body for event in sold().events)]
     ledger.take_in(engine, *bodies)
 
@@ -251,6 +251,13 @@ def test_chains_and_ways_back(engine: Engine) -> None:
 def names(engine: Engine) -> dict[str, str]:
     """Return the names by the old ones."""
     return {row["old"]: row["new"] for row in ledger.rows(engine, "SELECT old, new FROM account_names")}
+
+
+def test_every_table_is_renamed() -> None:
+    """A table that names an account, and that a rename does not know, would keep the old name."""
+    assert {table.name for table in renaming.MOVED} == {
+        table.name for table in tables.metadata.sorted_tables if "account" in table.c
+    }
 
 
 def test_two_accounts_never_meet(engine: Engine) -> None:
@@ -347,17 +354,17 @@ def test_no_fault_once_renamed(engine: Engine) -> None:
 def test_labels_that_come_and_go(engine: Engine, seed: int, chance: random.Random) -> None:
     """Labels given, changed and taken away in mid-history, with the renames that are advised, leave one world.
 
-    It is that of the same events under the last name from the start, and each thing is told once.
+    It is that of the same events under the last name from the start, and nothing is announced twice.
     """
     ledger.clear(engine)
     ledger.execute(engine, "DELETE FROM account_names")
-    told = histories.bodies_of(seed)
+    bodies = histories.bodies_of(seed)
     # Some in an older rendering too, which changes nothing, wherever it comes.
-    told += [said(each, api_version="2020-01-01") for each in chance.sample(told, min(3, len(told)))]
-    told += [said(event.body, account="acct_9") for event in tangle(seed + 1).events[:5]]
-    chance.shuffle(told)
+    bodies += [changed(each, api_version="2020-01-01") for each in chance.sample(bodies, min(3, len(bodies)))]
+    bodies += [changed(event.body, account="acct_9") for event in tangle(seed + 1).events[:5]]
+    chance.shuffle(bodies)
     label = ""
-    for batch in ledger.batches([ledger.delivery(each) for each in told], iter(lambda: chance.randint(1, 9), 0)):
+    for batch in ledger.batches([ledger.delivery(each) for each in bodies], iter(lambda: chance.randint(1, 9), 0)):
         label = chance.choice((label, label, "", "a", "b"))
         ledger.record(engine, [replace(each, account=each.envelope.account or label) for each in batch])
         if chance.random() < 0.5:
@@ -374,7 +381,7 @@ def test_labels_that_come_and_go(engine: Engine, seed: int, chance: random.Rando
     assert len(set(announced(engine))) == len(announced(engine))
     assert [row for row in ledger.rows(engine, PAID) if row["times"] != 1] == []
     found = ledger.digest_of(engine)
-    assert found == recorded_in(engine, told, *known)
+    assert found == recorded_in(engine, bodies, *known)
 
 
 PAID: Final = """
@@ -384,7 +391,7 @@ FROM orders AS o WHERE status = 'paid'
 
 
 def heed(engine: Engine, label: str, chance: random.Random) -> None:
-    """Do what is advised to whoever has one secret with this *label*, until nothing is."""
+    """Do what is advised where one secret has this *label*, until nothing is."""
     while found := faults(engine, f"{label}=whsec_1" if label else "whsec_1"):
         _, _, _, old, new, _ = found[0][1].split(" ")
         renaming.rename(

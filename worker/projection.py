@@ -204,7 +204,7 @@ def _conclude_alone(engine: Engine, claimed: Claimed, failure: Failure, *, now: 
 
 
 def park(cursor: Cursor, claimed: Claimed, failure: Failure, *, now: datetime) -> None:
-    """Park the event, whose data is at fault."""
+    """Park the event: its data is at fault."""
     outcome = _Outcome(claimed.event.seq, "parked", failure.reason, failure.cause, claimed.attempts + 1)
     _conclude(cursor, [outcome], now, folds.FOLD_VERSION)
 

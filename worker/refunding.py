@@ -54,9 +54,9 @@ def untold(cursor: Cursor, *, told_in: str) -> list[dict[str, Any]]:
 
 
 def untold_of(cursor: Cursor, account: str) -> list[dict[str, Any]]:
-    """Return a change for each order of *account* whose refunded amount is another than was last told.
+    """Return a change for each order of *account* that was refunded another amount than its last change has.
 
-    Nobody else may append meanwhile.
+    The caller keeps others from appending.
     """
     changes: list[dict[str, Any]] = []
     after = (False, "")

@@ -12,8 +12,8 @@ Note [A rename leaves one world]
     4. Refunds of the one name may be of orders of the other: these changes are withheld too. The rename is finished.
 
     Few events are renamed in one transaction, many in steps, each a transaction. A step that has been done finds
-    nothing more to do, so a rename that was killed is ended by the same command, and meanwhile nothing is lost: events
-    of the two names wait.
+    nothing more to do, so a rename that was killed is ended by the same command. Until then nothing is lost: events of
+    the two names wait.
 """
 
 import random
@@ -43,6 +43,12 @@ ROWS_AT_ONCE: Final = 5_000
 LOCK_SECONDS_MAX: Final = 1
 """So long one try waits for those who record, and lets others wait behind it."""
 TRIES_MAX: Final = 40
+
+MOVED: Final = (
+    tables.inbox, tables.mentions, tables.stripe_calls, tables.stripe_jobs, tables.anomalies, tables.changes,
+    *tables.PROJECTIONS,
+)  # fmt: skip
+"""Every table that names an account."""
 
 Progress = Callable[[str, int, int], None]
 _Object = tuple[bool, str]
@@ -194,7 +200,7 @@ def _bring_back(engine: Engine, old: str, new: str, archive: Path | None) -> Non
 
 @contextmanager
 def _pausing(engine: Engine, old: str, new: str, now: datetime) -> Iterator[Cursor]:
-    """Write the name while nobody records and nobody folds, and yield the transaction's cursor.
+    """Write the name while nothing is recorded or folded, and yield the transaction's cursor.
 
     Raises:
         ConflictError: those who record did not pause in time; nothing has changed.
@@ -249,10 +255,9 @@ class _Work:
 
     def steps(self) -> Iterator[Callable[[Cursor], None]]:
         """Yield one step after another, each to be done before the next is asked for."""
-        yield from self._again_and_again(_move_calls)
-        yield _move_jobs_of(self._names)
-        yield _move_anomalies_of(self._names)
-        for table in tables.PROJECTIONS:
+        yield self._executing(_JOBS)
+        yield self._executing(_ANOMALIES)
+        for table in (tables.stripe_calls, *tables.PROJECTIONS):
             yield from self._again_and_again(_mover_of(table))
         yield from self._changes()
         yield from self._again_and_again(self._move_some)
@@ -267,6 +272,13 @@ class _Work:
         self._rows = 1
         while self._rows:
             yield once
+
+    def _executing(self, statements: Sequence[str]) -> Callable[[Cursor], None]:
+        def execute(cursor: Cursor) -> None:
+            for statement in statements:
+                cursor.execute(statement, self._names)
+
+        return execute
 
     def _changes(self) -> Iterator[Callable[[Cursor], None]]:
         bounds = [0, 0]
@@ -340,7 +352,7 @@ class _Work:
             self._fold_or_divide(cursor, seqs[half:])
 
     def _withhold(self, cursor: Cursor, last: int) -> None:
-        """Withhold the changes behind the number *last*: nobody else has appended any."""
+        """Withhold the changes behind the number *last*; others were kept from appending."""
         cursor.execute("UPDATE changes SET withheld = 'rename' WHERE seq > %s AND withheld IS NULL", (last,))
         self.withheld += cursor.rowcount
 
@@ -404,26 +416,6 @@ def _equal(one: str, other: str, names: Sequence[str]) -> sql.Composed:
     return sql.SQL(" AND ").join(pairs)
 
 
-def _move_calls(cursor: Cursor, names: dict[str, str]) -> int:
-    return _mover_of(tables.stripe_calls)(cursor, names)
-
-
-def _move_jobs_of(names: dict[str, str]) -> Callable[[Cursor], None]:
-    def move(cursor: Cursor) -> None:
-        for statement in _JOBS:
-            cursor.execute(statement, names)
-
-    return move
-
-
-def _move_anomalies_of(names: dict[str, str]) -> Callable[[Cursor], None]:
-    def move(cursor: Cursor) -> None:
-        for statement in _ANOMALIES:
-            cursor.execute(statement, names)
-
-    return move
-
-
 # Each job had come so far under one of the names: where the other was ahead, what lies between is looked at again.
 _JOBS: Final = (
     """
@@ -458,7 +450,7 @@ o.seq BETWEEN %(first)s AND %(last)s AND o.account = %(old)s AND n.account = %(n
 AND (n.livemode, n.subject, n.subject_id, n.kind) = (o.livemode, o.subject, o.subject_id, o.kind)
 AND n.kind IN ({", ".join(f"'{kind}'" for kind in tables.ONE_SHOT_KINDS)})
 """
-# Of what is told once, that stays which is in the feed.
+# Of two one-shots the one that is in the feed stays.
 _CHANGES: Final = (
     f"DELETE FROM changes AS n USING changes AS o WHERE {_ONE_SHOT} AND n.withheld IS NOT NULL AND o.withheld IS NULL",
     f"DELETE FROM changes AS o USING changes AS n WHERE {_ONE_SHOT}",
@@ -565,30 +557,30 @@ UNION SELECT livemode, object_id FROM mentions WHERE account = {0})
 _OF_BOTH: Final = f"{_OF_ONE.format('%(old)s')} INTERSECT {_OF_ONE.format('%(new)s')}"
 
 
-def _told_of(cursor: Cursor, names: dict[str, str], objects: Sequence[_Object], condition: str) -> list[int]:
-    cursor.execute(_TOLD.format(condition=condition), {**names, **_arrays(objects)})
+def _seqs_of(cursor: Cursor, names: dict[str, str], objects: Sequence[_Object], condition: str) -> list[int]:
+    cursor.execute(_SEQS.format(condition=condition), {**names, **_arrays(objects)})
     return [seq for (seq,) in cursor.fetchall()]
 
 
-_TOLD: Final = f"""
+_SEQS: Final = f"""
 WITH k AS MATERIALIZED (SELECT * FROM {_OBJECTS})
 SELECT seq FROM (
     SELECT i.seq FROM k CROSS JOIN LATERAL {_EVENTS.format(**_EITHER)}
     UNION
     SELECT m.seq FROM k CROSS JOIN LATERAL {_MENTIONS.format(**_EITHER)}
-) AS told WHERE {{condition}} ORDER BY seq
+) AS found WHERE {{condition}} ORDER BY seq
 """
 
 
 def _archived(cursor: Cursor, names: dict[str, str], objects: Sequence[_Object]) -> list[int]:
     """Return the archived events without which *objects* cannot be folded again."""
-    return _told_of(cursor, names, objects, "NOT EXISTS (SELECT FROM payloads AS b WHERE b.seq = told.seq)")
+    return _seqs_of(cursor, names, objects, "NOT EXISTS (SELECT FROM payloads AS b WHERE b.seq = found.seq)")
 
 
 def _folded_of(cursor: Cursor, names: dict[str, str], objects: Sequence[_Object]) -> list[int]:
     """Return the events that *objects* were folded from."""
-    is_folded = "EXISTS (SELECT FROM outcomes AS o WHERE o.seq = told.seq AND o.state <> 'parked')"
-    return _told_of(cursor, names, objects, is_folded) if objects else []
+    is_folded = "EXISTS (SELECT FROM outcomes AS o WHERE o.seq = found.seq AND o.state <> 'parked')"
+    return _seqs_of(cursor, names, objects, is_folded) if objects else []
 
 
 def _events_of(cursor: Cursor, names: dict[str, str], objects: Sequence[_Object]) -> list[int]:

@@ -73,7 +73,7 @@ def accounts_rename(
     archive: ArchiveOption = None,
     form: FormatOption = Format.TABLE,
 ) -> None:
-    """Join two names of one account: all that was recorded under OLD, and whatever arrives under it, is NEW's."""
+    """Join two names of one account: all that was recorded under OLD, and all that arrives under it, is NEW's."""
     from worker import renaming
 
     old, new = ("" if each in accounts.DEFAULT_WORDS else each for each in (old, new))

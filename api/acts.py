@@ -19,7 +19,7 @@ from api import bodies, problems, reads
 from api.addresses import Id
 from api.reads import Account, Livemode
 from api.tokens import SeesPersonalData, require
-from schemas import answers, checkout, inbox, observations, tables
+from schemas import accounts, answers, checkout, inbox, observations, tables
 from schemas.broker import Waker
 from schemas.budget import Lane
 from schemas.checkout import Ending
@@ -98,7 +98,8 @@ def register_order(
     """Register the session that the shop has just opened: Stripe sends no event of it."""
     about = _object_in(body)
     session = _open_session(about, order_id)
-    world = World(_label(request.app.state.settings) if account is None else account, session.livemode)
+    label = _label(request.app.state.settings) if account is None else account
+    world = World(_names(request).get(label, label), session.livemode)
     delivery = observations.observe(
         checkout.REGISTERED,
         about,
@@ -164,6 +165,14 @@ def _label(settings: Settings) -> str:
     raise RequestValidationError([{"type": "value_error", "loc": ("query", "account"), "msg": fault, "input": None}])
 
 
+def _names(request: Request) -> dict[str, str]:
+    """Return what accounts are called by now, for the keys of Stripe's API as well."""
+    with reads.reading(request.app.state.engine) as connection, cursor(connection) as opened:
+        names = accounts.names(opened)
+    request.app.state.stripe.learn(names)
+    return names
+
+
 def _record(request: Request, deliveries: list[Delivery]) -> list[Receipt]:
     """Record *deliveries* and, once they are committed, wake the worker."""
     with transaction(request.app.state.engine) as connection, cursor(connection) as opened:
@@ -185,6 +194,7 @@ def expire_order(request: Request, order_id: Id, account: Account = None, livemo
     if order["status"] != "open":
         raise HTTPException(409, f"Only an open order can be expired; this one is {order['status'] or 'unclear'}.")
     world = World(order["account"], order["livemode"])
+    _names(request)
     outcome = checkout.expire(request.app.state.stripe, world, order_id, read_first=False, now=datetime.now(UTC))
     _record(request, list(outcome.deliveries))
     session = outcome.session or {}
@@ -258,6 +268,8 @@ def create_portal_session(
 
 def _world_of(request: Request, customer: str, account: str | None, livemode: bool | None) -> World:  # noqa: FBT001 - as asked
     """Return where *customer* is: as it is known, else what was asked for, else the only world that has a key."""
+    names = _names(request)
+    account = None if account is None else names.get(account, account)
     customers = tables.customers
     wanted = [customers.c.id == customer]
     wanted += [customers.c.account == account] if account is not None else []

@@ -23,7 +23,7 @@ from api.reads import READ
 from api.recorder import ANSWER_SECONDS_MAX, Recorder
 from api.status import StatusReader
 from api.webhook import Webhook
-from schemas import broker, database, heartbeats, logs, migrate, stopping
+from schemas import accounts, broker, database, heartbeats, logs, migrate, stopping
 from schemas.database import Bounds
 from schemas.settings import Settings
 from schemas.stripe_api import StripeApi
@@ -148,6 +148,7 @@ class Application:
             _log.warning("webhook.closed", reason="STRIPE_WEBHOOK_SECRETS is not set, so every delivery is refused")
         # Read once, and not when the first one asks whether the process is ready.
         migrate.pending_after(())
+        accounts.log_faults(engine, settings)
         # What is loaded stays: the collector of cycles need not look at it again.
         gc.collect()
         gc.freeze()

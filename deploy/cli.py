@@ -7,6 +7,7 @@ import typer
 from sqlalchemy.exc import DBAPIError
 
 from deploy.commands import (
+    accounts,
     at_stripe,
     bench,
     changes,
@@ -43,6 +44,7 @@ _GROUPS: Final = {
     "reconcile": reconciling.app,
     "sessions": at_stripe.sessions_app,
     "gaps": at_stripe.gaps_app,
+    "accounts": accounts.accounts_app,
     "tokens": running.tokens_app,
 }
 for each in (running.app, health.app, inbox.app, replaying.app, proof.app, rebuilding.app, bench.app):

@@ -41,7 +41,8 @@ _UNMISTAKABLE_BYTES = 16
 class Envelope(Struct, frozen=True):
     """What the inbox keys and lists an event by.
 
-    ``account`` is None where the event names none; ``created`` is in Unix seconds; ``object_type`` and
+    ``account`` is the event's own, else the last that its ``context`` names, as of an organization's destination; None
+    where the event names none. ``created`` is in Unix seconds; ``object_type`` and
     ``object_id`` are None where the payload does not say. ``payload`` is the body with credentials blanked, at
     their places and wherever else the same text stands, and ``redacted`` names the places, as ``data.object.url``.
     """
@@ -86,6 +87,7 @@ class _Event(Struct):
     livemode: bool = False
     account: str | None = None
     api_version: str | None = None
+    context: str | None = None
 
 
 _decode_event = msgspec.json.Decoder(_Event).decode
@@ -104,8 +106,9 @@ def read(body: bytes) -> Envelope:
         event = _decode_event(body)
     except (msgspec.DecodeError, RecursionError):
         return _read_odd(body)
+    account = event.account or _account_in(event.context)
     if not _are_short_texts(
-        event.id, event.type, event.account, event.api_version, event.data.object.object, event.data.object.id
+        event.id, event.type, account, event.api_version, event.data.object.object, event.data.object.id
     ):
         return _read_odd(body)
     payload, redacted = _blank(body, event.data)
@@ -114,7 +117,7 @@ def read(body: bytes) -> Envelope:
         type=event.type,
         created=_require_created(event.created),
         livemode=event.livemode,
-        account=event.account,
+        account=account,
         api_version=event.api_version,
         object_type=event.data.object.object,
         object_id=event.data.object.id,
@@ -222,7 +225,7 @@ def _read_odd(body: bytes) -> Envelope:
         type=_require_name("type", parts.text("type")),
         created=_require_created(_from_iso(created) if thin else created),
         livemode=parts.value("livemode") is True,
-        account=parts.text("account") or (_account_in(parts.text("context")) if thin else None),
+        account=parts.text("account") or _account_in(parts.text("context")),
         api_version=parts.text("api_version"),
         object_type=object_type,
         object_id=parts.text(place),
@@ -232,7 +235,7 @@ def _read_odd(body: bytes) -> Envelope:
 
 
 def _account_in(context: str | None) -> str | None:
-    """Return the account that a thin event is of: the last that its routing context names."""
+    """Return the account that an event is of by its routing *context*: the last that this names."""
     named = [part for part in (context or "").split("/") if part.startswith("acct_")]
     return named[-1] if named else None
 

@@ -1,13 +1,21 @@
-"""The inbox: the only door by which anything that Payfold comes to know enters its tables."""
+"""The inbox: the only door by which anything that Payfold comes to know enters its tables.
+
+Note [An account is recorded under its newest name]
+    ``RECORD`` itself reads ``account_names``, so a rename that is committed holds for every process at once: webhook,
+    replay, jobs and commands. Who renames locks the tables that arrivals are written to (see worker/renaming.py), so
+    that a statement either ended before, and its rows are moved, or begins after, and sees the name. Two deliveries
+    of one statement may be one event once they are renamed: the newer rendering is kept, as ``newest_of_each`` does.
+"""
 
 import hashlib
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from enum import Enum
 from itertools import accumulate
 from typing import Any, Final
 
+import msgspec
 import psycopg
 import structlog
 from msgspec import Struct
@@ -53,8 +61,9 @@ _DUPLICATE: Final = Receipt(Recorded.DUPLICATE, None)
 class Delivery(Struct, frozen=True):
     """An event on its way into the inbox.
 
-    ``account`` is the event's own or the label of the secret that verified it; ``sha256`` is of the body as
-    it came; ``signature`` is the header that vouched for it, None where none did.
+    ``account`` is the event's own or the label of the secret that verified it, and is recorded under its newest name:
+    see Note [An account is recorded under its newest name]. ``sha256`` is of the body as it came; ``signature`` is the
+    header that vouched for it, None where none did.
     """
 
     envelope: Envelope
@@ -68,6 +77,11 @@ class Delivery(Struct, frozen=True):
     def key(self) -> tuple[str, bool, str]:
         """What makes two deliveries the same event."""
         return (self.account, self.envelope.livemode, self.envelope.id)
+
+    def named(self, names: Mapping[str, str]) -> "Delivery":
+        """Return it with its account called by the newest of *names*, by the old ones."""
+        new = names.get(self.account)
+        return self if new is None else msgspec.structs.replace(self, account=new)
 
     @property
     def rendering(self) -> str:
@@ -89,29 +103,35 @@ WITH given AS MATERIALIZED (
         %(received_at)s::timestamptz[]
     ) AS t (account, livemode, id, type, api_version, created, object_type, object_id, begins, size, redacted,
         payload_sha256, signature, source, received_at)
+), named AS MATERIALIZED (
+    SELECT DISTINCT ON (name, livemode, id) coalesce(n.new, given.account) AS name, given.*
+    FROM given LEFT JOIN account_names AS n ON n.old = given.account
+    ORDER BY name, livemode, id, left(api_version, 10) DESC, seq
 ), recorded AS (
     INSERT INTO inbox AS known (account, livemode, id, seq, type, api_version, created, object_type, object_id,
         redacted, payload_sha256, signature, source, received_at)
     OVERRIDING SYSTEM VALUE
-    SELECT account, livemode, id, seq, type, nullif(api_version, ''), to_timestamp(created), nullif(object_type, ''),
+    SELECT name, livemode, id, seq, type, nullif(api_version, ''), to_timestamp(created), nullif(object_type, ''),
         nullif(object_id, ''), string_to_array(redacted, ' '), decode(payload_sha256, 'hex'), nullif(signature, ''),
         source, received_at
-    FROM given ORDER BY account, livemode, id
+    FROM named ORDER BY name, livemode, id
     ON CONFLICT (account, livemode, id) DO UPDATE SET
         api_version = excluded.api_version, object_type = excluded.object_type, object_id = excluded.object_id,
         redacted = excluded.redacted, payload_sha256 = excluded.payload_sha256, signature = excluded.signature
     WHERE left(excluded.api_version, 10) > left(coalesce(known.api_version, ''), 10)
-    RETURNING known.seq, known.account, known.livemode, known.id, known.xmax = 0 AS is_new
+    RETURNING known.seq, known.account AS name, known.livemode, known.id, known.xmax = 0 AS is_new
+), placed AS MATERIALIZED (
+    SELECT n.account, livemode, id, r.is_new, r.seq, n.begins, n.size
+    FROM recorded AS r JOIN named AS n USING (name, livemode, id)
 ), kept AS (
     INSERT INTO payloads (seq, payload)
-    SELECT r.seq, substring(%(payloads)b::bytea FROM begins FOR size)
-    FROM recorded AS r JOIN given USING (account, livemode, id) ORDER BY r.seq
+    SELECT seq, substring(%(payloads)b::bytea FROM begins FOR size) FROM placed ORDER BY seq
     ON CONFLICT (seq) DO UPDATE SET payload = excluded.payload
 ), queued AS (
     INSERT INTO pending (seq, again) SELECT seq, NOT is_new FROM recorded ORDER BY seq
     ON CONFLICT (seq) DO UPDATE SET again = true, attempts = 0, due_at = NULL, cause = NULL, reason = NULL
 )
-SELECT account, livemode, id, is_new, seq FROM recorded
+SELECT account, livemode, id, is_new, seq FROM placed
 """
 RECORD: Final = _RECORD.format(seq=_NEXT_SEQ)
 _TRY: Final = _RECORD.format(seq="%(seq)s::bigint")
@@ -155,7 +175,7 @@ def newest_of_each(deliveries: Sequence[Delivery]) -> list[Delivery]:
 
 
 def receipts(deliveries: Sequence[Delivery], rows: Sequence[tuple[str, bool, str, bool, int]]) -> list[Receipt]:
-    """Return what became of each delivery, from the rows that ``RECORD`` answered."""
+    """Return what became of each delivery, from the rows that ``RECORD`` answered, by the accounts that were given."""
     fresh = {
         (account, livemode, event): Receipt(Recorded.NEW if is_new else Recorded.NEWER_RENDERING, seq)
         for account, livemode, event, is_new, seq in rows

@@ -24,7 +24,8 @@ SCOPES: tuple[Scope, ...] = ("read", "personal", "register", "admin")
 _INCLUDED: dict[Scope, tuple[Scope, ...]] = {"register": ("read",), "admin": ("register", "read")}
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_LABEL = re.compile(r"[A-Za-z0-9_]{1,255}")
+LABEL = re.compile(r"[A-Za-z0-9_]{1,255}")
+"""How an account is labelled."""
 _SECRET = re.compile(r"whsec_[!-~]+")
 _HOST = re.compile(r"[A-Za-z0-9._:%-]+")
 _API_KEY = re.compile(r"(?:sk|rk)_(?P<mode>live|test)_[!-~]+")
@@ -371,7 +372,7 @@ def _signing_secrets(text: str) -> tuple[SigningSecret, ...]:
 def _signing_secret(part: str) -> SigningSecret:
     # A secret may end with an equals sign itself.
     account, equals, secret = ("", "", part) if part.startswith("whsec_") else part.partition("=")
-    if equals and not _LABEL.fullmatch(account):
+    if equals and not LABEL.fullmatch(account):
         raise ValueError("an account label may hold letters, digits and _ only")
     if not _SECRET.fullmatch(secret or account):
         raise ValueError("each signing secret begins with whsec_ and goes on without a space")
@@ -390,7 +391,7 @@ def _api_keys(text: str) -> tuple[ApiKey, ...]:
 
 def _api_key(part: str, before: Sequence[ApiKey]) -> ApiKey:
     account, equals, secret = ("", "", part) if part.startswith(("sk_", "rk_")) else part.partition("=")
-    if equals and not _LABEL.fullmatch(account):
+    if equals and not LABEL.fullmatch(account):
         raise ValueError("an account label may hold letters, digits and _ only")
     read = _API_KEY.fullmatch(secret)
     if read is None:
@@ -435,7 +436,7 @@ def _token(part: str) -> Token:
     scope, _, sha256 = rest.partition(":")
     given = scope.split("+")
     scopes: set[Scope] = {known for known in SCOPES if known in given}
-    if len(scopes) != len(given) or not _LABEL.fullmatch(name) or not _SHA256.fullmatch(sha256):
+    if len(scopes) != len(given) or not LABEL.fullmatch(name) or not _SHA256.fullmatch(sha256):
         raise ValueError(
             f"each token reads name:scope:sha256, with scopes of {', '.join(SCOPES)}, several joined by +,"
             " and 64 hexadecimal digits"

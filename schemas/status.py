@@ -12,8 +12,9 @@ Note [Who is expected]
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any, Final, Literal, NamedTuple, TypeVar
 
 import psycopg
@@ -23,7 +24,7 @@ from redis.exceptions import RedisError
 from sqlalchemy import ColumnElement, Connection, Select, case, exists, func, select
 from sqlalchemy.exc import DBAPIError
 
-from schemas import migrate, tables
+from schemas import accounts, database, migrate, tables
 from schemas.answers import Answer
 from schemas.broker import FOLD, FOLD_QUEUE, RECONCILE, STRIPE_QUEUE, SWEEP, short_name
 from schemas.database import Bounds
@@ -157,7 +158,7 @@ class Fault(Answer):
 
     code: str
     detail: str
-    act: str = Field(description="what to do, or to type")
+    command: str = Field(description="what to type")
 
 
 class Status(Answer):
@@ -249,7 +250,7 @@ def read(
         "at": now,
         **_waiting(query, now),
         **_liveness(query, now, settings, limits),
-        "faults": [],
+        "faults": query.within(partial(_faults, settings)),
         "stripe": _stripe(query, settings),
         "webhooks": _webhooks(query, now),
         "refused": query.answers(Refused, _REFUSED),
@@ -265,6 +266,7 @@ def read(
 
 
 Row = TypeVar("Row", bound=Answer)
+Found = TypeVar("Found")
 Query = Select[*tuple[Any, ...]]
 
 
@@ -276,13 +278,17 @@ class _Bounded:
 
     def rows(self, query: Query) -> Sequence[dict[str, Any]] | None:
         """Return the rows of *query*; None where they take too long."""
+        return self.within(lambda connection: [dict(row) for row in connection.execute(query).mappings()])
+
+    def within(self, work: Callable[[Connection], Found]) -> Found | None:
+        """Return what *work* returns; None where a statement of its takes too long."""
         seconds = min(QUERY_SECONDS_MAX, self._until - time.monotonic())
         if seconds <= 0:
             return None
         try:
             with self._connection.begin_nested():
                 self._connection.exec_driver_sql(f"SET LOCAL statement_timeout = {max(1, round(seconds * 1000))}")
-                return [dict(row) for row in self._connection.execute(query).mappings()]
+                return work(self._connection)
         except DBAPIError as error:
             if isinstance(error.orig, (psycopg.errors.QueryCanceled, psycopg.errors.LockNotAvailable)):
                 return None
@@ -315,6 +321,14 @@ def _seconds(at: datetime, now: datetime) -> float:
 
 def _age(at: datetime | None, now: datetime) -> float | None:
     return None if at is None else _seconds(at, now)
+
+
+def _faults(settings: Settings, connection: Connection) -> list[Fault]:
+    with database.cursor(connection) as cursor:
+        return [
+            Fault(code=each.code, detail=each.detail, command=each.command)
+            for each in accounts.faults(cursor, settings)
+        ]
 
 
 # ---- Who lives ----

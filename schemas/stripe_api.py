@@ -91,17 +91,23 @@ class StripeApi:
         self._body_seconds_max = body_seconds_max
         self._step = step
         self._clients: dict[tuple[str, Lane], tuple[stripe.StripeClient, _PacedClient]] = {}
+        self._names: Mapping[str, str] = {}
 
     @property
     def is_idle(self) -> bool:
         """Whether there is no key, so that nothing is ever called."""
         return not self._settings.api_keys
 
+    def learn(self, names: Mapping[str, str]) -> None:
+        """Take the labels of keys under the newest *names* of accounts, by the old ones, from now on."""
+        self._names = names
+
     def key_for(self, world: World) -> ApiKey | None:
         """Return the key that serves *world*: its own, else the unlabelled one, as for an account connected to it."""
         of_mode = {key.account: key for key in self._settings.api_keys if key.livemode == world.livemode}
-        if world.account in of_mode:
-            return of_mode[world.account]
+        own = [key for label, key in of_mode.items() if self._names.get(label, label) == world.account]
+        if own:
+            return of_mode.get(world.account, own[0])
         platform = of_mode.get("")
         if platform is None or not world.account.startswith("acct_"):
             return None
@@ -113,7 +119,8 @@ class StripeApi:
 
     def own_worlds(self) -> list[World]:
         """Return the worlds that keys are labelled with."""
-        return [World(key.account, key.livemode) for key in self._settings.api_keys]
+        keys = self._settings.api_keys
+        return list({World(self._names.get(key.account, key.account), key.livemode): key for key in keys})
 
     def call(
         self,

@@ -324,6 +324,8 @@ account_names = Table(
     Column("old", Text, primary_key=True),
     Column("new", Text, nullable=False),
     _moment("renamed_at", nullable=False),
+    # Null until all that was recorded under the old name is under the new one.
+    _moment("finished_at"),
     CheckConstraint("old <> new", name="names_differ"),
 )
 

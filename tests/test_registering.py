@@ -46,6 +46,19 @@ def test_an_open_session_is_kept_once(web: Web) -> None:
     ]
 
 
+def test_an_old_name_of_its_account(web: Web) -> None:
+    """A session that is registered under an old name of its account is the new one's, and is answered so."""
+    web.query("INSERT INTO account_names VALUES ('acct_old', 'acct_new', now(), now())")
+    session = opened(109)
+
+    first, second = (
+        put(web, session, f"/v1/orders/{session['id']}?account={name}") for name in ("acct_old", "acct_new")
+    )
+
+    assert (first.json()["account"], second.json()["recorded"]) == ("acct_new", False)
+    assert web.query("SELECT account FROM inbox WHERE object_id = %s", session["id"]) == [("acct_new",)]
+
+
 def test_its_credentials_are_not_kept(web: Web) -> None:
     """Neither the url nor the client secret of the session reaches the inbox."""
     secret = "cs_test_a1_secret_" + "fidkdWxOYHwn" * 4

@@ -15,7 +15,7 @@ from typing import Final
 import structlog
 from celery.signals import worker_ready, worker_shutting_down
 
-from schemas import broker, stopping
+from schemas import accounts, broker, stopping
 from schemas.broker import FOLD_QUEUE, STRIPE_QUEUE
 from schemas.heartbeats import Heart
 from worker import app, lanes, watchdog
@@ -65,6 +65,7 @@ def _serve(made: Made, limits: Limits, parent: int, queues: tuple[str, ...]) -> 
     if FOLD_QUEUE in queues:
         # Before any thread is started, so that it can be forked.
         made.lane.start("fork")
+        accounts.log_faults(made.engine, made.settings)
     stopping.begin_with_end_of(parent)
     # Celery sends this from its handler of the signal, whatever the consumer waits for.
     worker_shutting_down.connect(

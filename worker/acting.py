@@ -24,7 +24,7 @@ import structlog
 from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
-from schemas import inbox, observations
+from schemas import accounts, inbox, observations
 from schemas.database import BATCH, Cursor, DriverError, condition, cursor, transaction
 from schemas.errors import DatabaseAway, KeyRefused, NotAnObject, NotServed, PayfoldError, StripeAway, Transient
 from schemas.inbox import Delivery, Recorded
@@ -246,13 +246,20 @@ def served(desk: Desk) -> list[World]:
     """Return the worlds that a key serves: those of the keys themselves, and connected accounts that are known."""
     if desk.api.is_idle:
         return []
-    known = desk.within(calls.worlds)
+    known = known_worlds(desk)
     return sorted({*desk.api.own_worlds(), *(world for world in known if desk.api.serves(world))}, key=str)
+
+
+def known_worlds(desk: Desk) -> list[World]:
+    """Return the worlds of the inbox, and learn what their accounts are called by now."""
+    known, names = desk.within(lambda opened: (calls.worlds(opened), accounts.names(opened)))
+    desk.api.learn(names)
+    return known
 
 
 def unserved(desk: Desk) -> list[World]:
     """Return the worlds of the inbox that no key serves."""
-    return [world for world in desk.within(calls.worlds) if not desk.api.serves(world)]
+    return [world for world in known_worlds(desk) if not desk.api.serves(world)]
 
 
 def work_off(

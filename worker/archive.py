@@ -25,7 +25,7 @@ import re
 import shutil
 import time
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -37,7 +37,7 @@ import psycopg
 from psycopg import sql
 from sqlalchemy import Engine
 
-from schemas import database, inbox
+from schemas import accounts, database, inbox
 from schemas.database import Cursor
 from schemas.errors import ConfigurationError, ConflictError
 from schemas.inbox import Delivery
@@ -396,8 +396,13 @@ def logs_in(folder: Path) -> list[Path]:
     return found
 
 
-def _chunks(path: Path) -> Iterator[list[Delivery]]:
-    """Yield what the log at *path* holds.
+def _names(engine: Engine) -> dict[str, str]:
+    with database.transaction(engine) as connection, database.cursor(connection) as cursor:
+        return accounts.names(cursor)
+
+
+def _chunks(path: Path, names: Mapping[str, str]) -> Iterator[list[Delivery]]:
+    """Yield what the log at *path* holds, with accounts called by the newest of *names*.
 
     Raises:
         ConflictError: it is damaged.
@@ -407,7 +412,7 @@ def _chunks(path: Path) -> Iterator[list[Delivery]]:
         for entry in chunk:
             if entry.delivery is None:
                 raise ConflictError(f"The archive is damaged. {entry.place}: {entry.fault}")
-        yield [entry.delivery for entry in chunk if entry.delivery is not None]
+        yield [entry.delivery.named(names) for entry in chunk if entry.delivery is not None]
 
 
 # By the hash, so that of several renderings only the one that the inbox has is taken.
@@ -466,10 +471,10 @@ def bring(made: Shadow, folder: Path, *, progress: Progress) -> None:
         inbox=sql.Identifier(made.live, "inbox"),
         payloads=sql.Identifier(made.live, "payloads"),
     )
-    logs = logs_in(folder)
+    logs, names = logs_in(folder), _names(made.engine)
     for number, path in enumerate(logs):
         progress("Reading the archive", number, len(logs))
-        for deliveries in _chunks(path):
+        for deliveries in _chunks(path, names):
             with database.transaction(made.engine) as connection, database.cursor(connection) as cursor:
                 cursor.execute(statement, _arguments(deliveries))
     progress("Reading the archive", len(logs), len(logs))
@@ -523,8 +528,9 @@ def bring_back(engine: Engine, seqs: Sequence[int], folder: Path) -> None:
     with database.transaction(engine) as connection, database.cursor(connection) as cursor:
         cursor.execute("SELECT account, livemode, id FROM inbox WHERE seq = ANY (%s)", (list(seqs),))
         wanted = set(cursor.fetchall())
+        names = accounts.names(cursor)
     for path in sorted(logs_in(folder), key=lambda each: not _may_hold(each, seqs)):
-        for deliveries in _chunks(path):
+        for deliveries in _chunks(path, names):
             if found := [each for each in deliveries if each.key in wanted]:
                 with database.transaction(engine) as connection, database.cursor(connection) as cursor:
                     cursor.execute(statement, _arguments(found))

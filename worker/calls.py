@@ -1,5 +1,7 @@
 """What is to be done at Stripe, who is doing it, and how far each job has come. Nothing here calls Stripe.
 
+What is written first is written under the account's newest name, as in the inbox: a round may begin before a rename.
+
 Note [A lease, not a lock]
     A call to Stripe takes as long as it takes, so no transaction is held open for it. A worker leases what it
     is about to do; nobody else takes it meanwhile. If the worker dies the lease runs out, and whoever comes
@@ -87,7 +89,8 @@ def want(cursor: Cursor, world: World, wanted: Sequence[Wanted], *, now: datetim
         """
         INSERT INTO stripe_calls AS known
             (account, livemode, purpose, object_id, object_type, lane, asked_at, due_at)
-        SELECT %s, %s, purpose, object_id, object_type, min(lane), %s, min(due_at)
+        SELECT coalesce((SELECT new FROM account_names WHERE old = %s), %s), %s,
+            purpose, object_id, object_type, min(lane), %s, min(due_at)
         FROM unnest(%s::text[], %s::text[], %s::text[], %s::smallint[], %s::timestamptz[])
             AS t (purpose, object_id, object_type, lane, due_at)
         GROUP BY purpose, object_id, object_type ORDER BY purpose, object_id
@@ -97,6 +100,7 @@ def want(cursor: Cursor, world: World, wanted: Sequence[Wanted], *, now: datetim
         RETURNING known.xmax = 0
         """,
         (
+            world.account,
             world.account,
             world.livemode,
             now,
@@ -198,13 +202,14 @@ def begin(
     """
     cursor.execute(
         """
-        INSERT INTO stripe_jobs AS known (account, livemode, job, leased_until) VALUES (%s, %s, %s, %s)
+        INSERT INTO stripe_jobs AS known (account, livemode, job, leased_until)
+        VALUES (coalesce((SELECT new FROM account_names WHERE old = %s), %s), %s, %s, %s)
         ON CONFLICT (account, livemode, job) DO UPDATE SET leased_until = excluded.leased_until
             WHERE coalesce(known.leased_until, '-infinity') <= %s
                 AND (%s OR coalesce(known.stopped_until, '-infinity') <= %s)
         RETURNING known.reached_at, known.reached_seq
         """,
-        (world.account, world.livemode, job, now + LEASE, now, though_stopped, now),
+        (world.account, world.account, world.livemode, job, now + LEASE, now, though_stopped, now),
     )
     row = cursor.fetchone()
     return None if row is None else Progress(*row)
@@ -254,7 +259,8 @@ def fail(cursor: Cursor, world: World, job: str, failure: str, *, now: datetime,
     cursor.execute(
         """
         INSERT INTO stripe_jobs AS known (account, livemode, job, failed_at, failure)
-        VALUES (%(account)s, %(livemode)s, %(job)s, %(now)s, CASE WHEN NOT %(may_pass)s THEN %(failure)s END)
+        VALUES (coalesce((SELECT new FROM account_names WHERE old = %(account)s), %(account)s), %(livemode)s, %(job)s,
+            %(now)s, CASE WHEN NOT %(may_pass)s THEN %(failure)s END)
         ON CONFLICT (account, livemode, job) DO UPDATE SET leased_until = NULL,
             failed_at = coalesce(known.failed_at, excluded.failed_at),
             failure = CASE WHEN NOT %(may_pass)s OR known.failure IS NOT NULL OR known.failed_at <= %(persists)s

@@ -232,7 +232,7 @@ def listed(desk: Desk) -> list[dict[str, Any]]:
     """Return what a pass would do now, and why, oldest first in each world; nothing is done."""
     now = desk.now()
     found = []
-    for world in desk.within(calls.worlds):
+    for world in acting.known_worlds(desk):
         is_served = desk.api.serves(world)
         for each in desk.within(partial(stale, world=world, settings=desk.settings, now=now, limit=LISTED_MAX)):
             action = _ACTIONS[is_served, each.purpose]

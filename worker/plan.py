@@ -52,6 +52,7 @@ class Plan:
 def plan(engine: Engine, logs: Reading) -> Plan:
     """Return what a replay of *logs* would do; nothing is written."""
     counts: Counts = Counter()
+    logs = logs.named_as_in(engine)
     with closing(_Notes()) as notes:
         for wanted in logs.chunks(counts):
             with database.transaction(engine) as connection, database.cursor(connection) as cursor:

@@ -195,13 +195,18 @@ def _conclude_alone(engine: Engine, claimed: Claimed, failure: Failure, *, now: 
         if claim(cursor, limit=1, only=(claimed.event.seq,)) != [claimed]:
             return 0
         if failure.is_of_data:
-            outcome = _Outcome(claimed.event.seq, "parked", failure.reason, failure.cause, claimed.attempts + 1)
-            _conclude(cursor, [outcome], now, folds.FOLD_VERSION)
+            park(cursor, claimed, failure, now=now)
         else:
             _postpone(cursor, claimed, failure)
     event = "event.parked" if failure.is_of_data else "event.postponed"
     _log.warning(event, event_id=claimed.event.id, cause=failure.cause, reason=failure.reason)
     return 1
+
+
+def park(cursor: Cursor, claimed: Claimed, failure: Failure, *, now: datetime) -> None:
+    """Park the event: its data is at fault."""
+    outcome = _Outcome(claimed.event.seq, "parked", failure.reason, failure.cause, claimed.attempts + 1)
+    _conclude(cursor, [outcome], now, folds.FOLD_VERSION)
 
 
 def _postpone(cursor: Cursor, claimed: Claimed, failure: Failure) -> None:
@@ -239,12 +244,18 @@ def keep_others_from_appending(cursor: Cursor) -> None:
 
 
 def claim(
-    cursor: Cursor, *, limit: int, only: Sequence[int] | None = None, share: Share | None = None
+    cursor: Cursor,
+    *,
+    limit: int,
+    only: Sequence[int] | None = None,
+    share: Share | None = None,
+    though_renamed: bool = False,
 ) -> list[Claimed]:
     """Take up to *limit* pending events that are due, oldest first, that no other worker has taken.
 
     Of one *share* these are not all that are pending: see ``LOOK_AHEAD_BATCHES``. Of those numbered *only* each is
-    taken, due or not.
+    taken, due or not. Those of an account that is being renamed are left to who renames it, *though_renamed*: see
+    worker/renaming.py.
     """
     # Whoever swaps the tables, or takes a snapshot to compare them in, holds the lock alone.
     share_folding(cursor)
@@ -257,6 +268,7 @@ def claim(
             "number": number,
             "of": of,
             "near": limit * LOOK_AHEAD_BATCHES,
+            "though_renamed": though_renamed,
         },
         binary=True,
     )
@@ -268,7 +280,7 @@ def claim(
     if archived:
         _leave(cursor, archived)
         if len(archived) == len(rows):
-            return claim(cursor, limit=limit, only=only, share=share)
+            return claim(cursor, limit=limit, only=only, share=share, though_renamed=though_renamed)
     return [
         Claimed(_event(row, payloads), row[9], None if row[10] is None else reason_of(payloads.get(row[10])), row[11])
         for row in rows
@@ -276,8 +288,15 @@ def claim(
     ]
 
 
+# Nothing is asked for each event unless a rename goes on, which is seldom.
+_SETTLED: Final = """
+CASE WHEN %(though_renamed)s OR NOT (SELECT EXISTS (SELECT FROM account_names WHERE finished_at IS NULL)) THEN true
+ELSE NOT EXISTS (
+    SELECT FROM inbox AS i JOIN account_names AS n ON i.account IN (n.old, n.new)
+    WHERE i.seq = pending.seq AND n.finished_at IS NULL
+) END"""
 # What waits to be tried again is stepped over.
-_DUE: Final = "(due_at IS NULL OR due_at <= now())"
+_DUE: Final = f"(due_at IS NULL OR due_at <= now()) AND {_SETTLED}"
 _TAKEN: Final = f"""
 SELECT {_ENVELOPE}, taken.again, {_SET_ASIDE}, taken.attempts
 FROM taken CROSS JOIN LATERAL (SELECT * FROM inbox WHERE inbox.seq = taken.seq OFFSET 0) AS i ORDER BY i.seq
@@ -290,7 +309,7 @@ WITH taken AS MATERIALIZED (
 """
 _CLAIM_ONLY: Final = f"""
 WITH taken AS MATERIALIZED (
-    SELECT seq, again, attempts FROM pending WHERE seq = ANY (%(only)s::bigint[])
+    SELECT seq, again, attempts FROM pending WHERE seq = ANY (%(only)s::bigint[]) AND {_SETTLED}
     ORDER BY seq LIMIT %(limit)s FOR UPDATE SKIP LOCKED
 )
 {_TAKEN}
@@ -857,7 +876,11 @@ def _append_changes(cursor: Cursor, saved: _Saved) -> None:
     moved = refunding.moved(saved.rows, saved.known)
     if found or moved:
         keep_others_from_appending(cursor)
-    found += refunding.changes(cursor, moved)
+    append(cursor, found + refunding.changes(cursor, moved))
+
+
+def append(cursor: Cursor, found: list[dict[str, Any]]) -> None:
+    """Append the changes *found*, but for one-shots that are there; the caller keeps others from appending."""
     if not found:
         return
     found.sort(key=lambda row: (row["at"], row["subject"], row["subject_id"]))

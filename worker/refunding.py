@@ -23,6 +23,7 @@ _SHOWN: Final = (
     *("client_reference_id", "customer", "payment_link", "payment_intent", "invoice"),
     *("refunded_amount", "refund_status"),
 )
+REFUNDS_AT_ONCE: Final = 1_000
 _TABLES: Final = ("charges", "invoice_payments", "orders", "refunds")
 
 
@@ -55,6 +56,32 @@ def untold(cursor: Cursor, *, told_in: str) -> list[dict[str, Any]]:
     with cursor.connection.cursor(row_factory=dict_row) as found:
         found.execute(sql.SQL(_UNTOLD).format(changes=sql.Identifier(told_in, "changes")))
         return [_change(row) for row in found]
+
+
+def untold_of(cursor: Cursor, account: str) -> list[dict[str, Any]]:
+    """Return a change for each order of *account* that was refunded another amount than its last change has.
+
+    The caller keeps others from appending.
+    """
+    changes: list[dict[str, Any]] = []
+    after = (False, "")
+    while True:
+        cursor.execute(_REFUNDS_OF, (account, *after, REFUNDS_AT_ONCE))
+        rows = cursor.fetchall()
+        if not rows:
+            return list({(row["livemode"], row["subject_id"]): row for row in changes}.values())
+        *columns, ids = map(list, zip(*rows, strict=True))
+        with cursor.connection.cursor(row_factory=dict_row) as found:
+            found.execute(_AFFECTED, columns)
+            changes += [_change(row) for row in found]
+        after = (rows[-1][1], ids[-1])
+
+
+_REFUNDS_OF: Final = """
+SELECT account, livemode, false, r.payment_intent, r.charge, NULL::text, r.event_id, r.as_of, i.source, r.id
+FROM refunds AS r JOIN inbox AS i USING (account, livemode)
+WHERE i.id = r.event_id AND account = %s AND (livemode, r.id) > (%s, %s) ORDER BY livemode, r.id LIMIT %s
+"""
 
 
 def _moves_money(subject: Subject, row: Row, known: Row | None) -> bool:

@@ -12,14 +12,14 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from fnmatch import fnmatchcase
 from typing import Final, TypeAlias
 
 from sqlalchemy import Engine
 
-from schemas import database, inbox
+from schemas import accounts, database, inbox
 from schemas.database import Cursor, integer_array
 from schemas.errors import ConflictError, Transient
 from schemas.inbox import RECORD_ROWS_MAX, Delivery, Receipt, Recorded
@@ -87,7 +87,8 @@ class Replayed:
 class Reading:
     """Which logs are read, and who hears of it.
 
-    *filters* say what is wanted, *account* stands for events that name none, and *now* is when they are received.
+    *filters* say what is wanted, *account* stands for events that name none, and *now* is when they are received. By
+    *names* accounts are called as they are by now, the filter's as well.
     *refuse* is told each entry that cannot be read; *progress* how many entries were read until then, and how many
     bytes of the files since it was last told.
     """
@@ -98,6 +99,14 @@ class Reading:
     account: str = ""
     refuse: Callable[[Entry], None] = lambda _: None
     progress: Callable[[int, int], None] = lambda _, __: None
+    names: Mapping[str, str] = field(default_factory=dict)
+
+    def named_as_in(self, engine: Engine) -> "Reading":
+        """Return the same logs, with accounts called as they are in the database of *engine*."""
+        with database.transaction(engine) as connection, database.cursor(connection) as cursor:
+            names = accounts.names(cursor)
+        account = None if self.filters.account is None else names.get(self.filters.account, self.filters.account)
+        return replace(self, names=names, filters=replace(self.filters, account=account))
 
     def chunks(self, counts: Counts) -> Iterator[list[Delivery]]:
         """Yield what is wanted of the logs, some at once, and count what is met."""
@@ -108,9 +117,11 @@ class Reading:
             if entry.delivery is None:
                 counts["refused"] += 1
                 self.refuse(entry)
-            elif self.filters.wants(entry.delivery):
-                wanted.append(entry.delivery)
-                size += len(entry.delivery.envelope.payload)
+                continue
+            delivery = entry.delivery.named(self.names)
+            if self.filters.wants(delivery):
+                wanted.append(delivery)
+                size += len(delivery.envelope.payload)
             else:
                 counts["filtered"] += 1
             if len(wanted) == RECORD_ROWS_MAX or size >= RECORD_BYTES_MAX:
@@ -145,6 +156,7 @@ def replay(
         ConflictError: changes have been announced here, so this is no first import.
     """
     counts: Counts = Counter()
+    logs = logs.named_as_in(engine)
     with closing(_Folder(engine, logs.now, None if others else backlog)) as folder:
         taken = _Withholding(engine, logs.now, folder) if withhold else _Recording(engine, logs.now, folder)
         for wanted in logs.chunks(counts):

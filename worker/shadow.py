@@ -10,8 +10,9 @@ from typing import Final
 from psycopg import sql
 from sqlalchemy import Connection, Engine, Table, event
 
-from schemas import database, tables
+from schemas import accounts, database, tables
 from schemas.database import Cursor
+from schemas.errors import ConflictError
 
 SCHEMA_PREFIX: Final = "payfold_rebuild_"
 SCHEMA_HOURS_MAX: Final = 24
@@ -49,6 +50,9 @@ def shadow(engine: Engine, *, has_inbox: bool = False, has_archive: bool = False
 
     With *has_inbox* it has an inbox of its own, to be filled from logs; with *has_archive* payloads of its own, beside
     those of the live one.
+
+    Raises:
+        ConflictError: an account is being renamed, so that the inbox holds a part of it under either name.
     """
     made = _make(engine, has_inbox=has_inbox, has_archive=has_archive)
     try:
@@ -78,6 +82,13 @@ def _make(engine: Engine, *, has_inbox: bool, has_archive: bool) -> Shadow:
         for old in _schemas(cursor):
             if now - _made_at(old) > SCHEMA_HOURS_MAX * 3600:
                 _drop(cursor, old)
+        cursor.execute("SELECT old, new FROM account_names WHERE finished_at IS NULL")
+        if unfinished := cursor.fetchone():
+            old, new = map(accounts.shown, unfinished)
+            raise ConflictError(
+                f"The rename of {old} to {new} is not finished: wait for it, or end it with"
+                f" `payfold accounts rename {old} {new} --yes`."
+            )
         cursor.execute("SELECT current_schema()")
         (live,) = cursor.fetchone() or ("public",)
         cursor.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(schema)))

@@ -37,7 +37,7 @@ def show(
         output.one(found.model_dump(), form)
     if found.migrations:
         raise typer.Exit(MIGRATIONS_PENDING)
-    wrong = [*_silences(found.silent or ()), *(f"{fault.detail} {fault.act}" for fault in found.faults or ())]
+    wrong = [*_silences(found.silent or ()), *(f"{fault.detail}\n  {fault.command}" for fault in found.faults or ())]
     for each in wrong:
         err.print(each, style="red")
     if wrong or found.database != "ok":

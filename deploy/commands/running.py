@@ -12,6 +12,7 @@ from typing import Annotated, Final, TextIO
 import typer
 
 from deploy import local, output
+from deploy.commands import accounts
 from deploy.commands.base import FAILED, MIGRATIONS_PENDING, FormatOption, opened_database, settings_here
 from deploy.output import Format, err
 from deploy.processes import Ended, Processes
@@ -35,9 +36,12 @@ def migrate_default(context: typer.Context) -> None:
 
 @migrate_app.command("up")
 def migrate_up() -> None:
-    """Apply the migrations that are pending."""
-    applied = migrate.upgrade(settings_here().postgresql)
+    """Apply the migrations that are pending; exit 1 where a label would split an account."""
+    settings = settings_here()
+    applied = migrate.upgrade(settings.postgresql)
     err.print(f"Applied {', '.join(applied)}." if applied else "The schema is up to date.")
+    if accounts.show(accounts.faults_here(settings)):
+        raise typer.Exit(FAILED)
 
 
 @migrate_app.command("status")

@@ -32,6 +32,7 @@ CREATE TABLE account_names (
     old text NOT NULL PRIMARY KEY,
     new text NOT NULL,
     renamed_at timestamp with time zone NOT NULL,
+    finished_at timestamp with time zone,
     CONSTRAINT names_differ CHECK (old <> new)
 );
 

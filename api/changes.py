@@ -96,6 +96,11 @@ async def list_changes(
 
 def _after(engine: Engine, after: int, limit: int) -> Sequence[Any]:
     changes = tables.changes
-    query = select(changes).where(changes.c.seq > after, changes.c.withheld.is_(None)).order_by(changes.c.seq).limit(limit + 1)
+    query = (
+        select(changes)
+        .where(changes.c.seq > after, changes.c.withheld.is_(None))
+        .order_by(changes.c.seq)
+        .limit(limit + 1)
+    )
     with reading(engine) as connection:
         return connection.execute(query).mappings().all()

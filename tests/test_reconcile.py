@@ -189,7 +189,11 @@ def test_a_page_of_odd_orders(shop: Engine, database_url: str, tmp_path: Path) -
     """Orders of the year 9999 and of no date, and amounts beyond what PostgreSQL sums in a bigint, have a page."""
     run(shop, "UPDATE orders SET completed_at = '9999-12-31T23:59:59Z' WHERE status = 'paid'")
     run(shop, "UPDATE orders SET created = NULL, completed_at = NULL WHERE status = 'expired'")
-    run(shop, "UPDATE orders SET currency = 'usd', amount_total = 2::numeric ^ 62 WHERE status = 'paid'")
+    run(
+        shop,
+        "UPDATE orders SET currency = 'usd', amount_total = 2::numeric ^ 62, amount_subtotal = 2::numeric ^ 63 - 1,"
+        " amount_tax = 2::numeric ^ 63 - 1, amount_shipping = 2::numeric ^ 63 - 1 WHERE status = 'paid'",
+    )
     counted = ledger.rows(
         shop,
         "SELECT count(*) FILTER (WHERE status = 'paid') AS odd,"

@@ -18,6 +18,7 @@ from sqlalchemy import Engine
 
 from schemas import database
 from schemas.database import Cursor
+from schemas.version import version
 from worker import archive, audit, logcheck, projection, rebuild, rules, shadow, swap
 from worker.acting import Desk
 from worker.difference import MAIN_AMOUNTS, Difference, told
@@ -138,6 +139,7 @@ def run(engine: Engine, checks: Sequence[str], wanted: Wanted) -> dict[str, Any]
             "started_at": started,
             "finished_at": datetime.now(UTC),
             "outcome": "drift" if drift.total else "ok",
+            "version": version(),
             "checks": list(checks),
         },
         **_of_the_shop(engine),

@@ -47,6 +47,7 @@ def _print_version(is_asked: bool) -> None:  # noqa: FBT001 - as typer calls it
 
 @app.callback()
 def _options(
+    *,
     _: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version, and end.")
     ] = False,

@@ -37,7 +37,7 @@ import psycopg
 from psycopg import sql
 from sqlalchemy import Engine
 
-from schemas import database, inbox
+from schemas import database, files, inbox
 from schemas.database import Cursor
 from schemas.errors import ConfigurationError, ConflictError
 from schemas.inbox import Delivery
@@ -212,7 +212,7 @@ def archive(
 
 def _known(engine: Engine, part: Part, before: datetime, folder: Path) -> tuple[_Held, Path | None]:
     """Return the log that an unfinished run has left, with what it holds; None where there is none."""
-    named = [(path, _NAME.fullmatch(path.name)) for path in sorted(folder.iterdir())]
+    named = [(path, _NAME.fullmatch(path.name)) for path in sorted(folder.iterdir()) if path.is_file()]
     paths = [path for path, found in named if found and (int(found[1]), int(found[2])) == (part.first, part.last)]
     if not paths:
         return _Held(), None
@@ -391,6 +391,9 @@ def logs_in(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise ConfigurationError(f"--archive: there is no folder {folder}.")
     found = sorted(path for path in folder.iterdir() if _NAME.fullmatch(path.name))
+    for path in found:
+        if kind := files.irregular(path):
+            raise ConfigurationError(f"--archive: {path} is {kind}, and only files are read.")
     if not found:
         raise ConfigurationError(f"--archive: {folder} has no log by a name as payfold-events-1-1000{SUFFIX}.")
     return found

@@ -9,6 +9,7 @@ Note [Broken, or not provable]
 
 from dataclasses import dataclass
 from datetime import datetime
+from decimal import Decimal
 from typing import Final, Literal, get_args
 
 from schemas.database import Cursor
@@ -86,12 +87,14 @@ def _check(cursor: Cursor, rule: Rule) -> tuple[Tally, list[Finding]]:
         for account, livemode, id_, state, currency, held, expected, detail, at in rows:
             counts[state] += 1
             if state == "broken" or (state == "not provable" and counts[state] <= NOT_PROVABLE_LISTED_MAX):
-                sides = (None if side is None else int(side) for side in (held, expected))
-                findings.append(
-                    Finding(rule.name, account, livemode, rule.table, id_, state, currency, *sides, detail, at)
-                )
+                world, sides = (rule.name, account, livemode, rule.table), (_whole(held), _whole(expected))
+                findings.append(Finding(*world, id_, state, currency, *sides, detail, at))
     tally = Tally(rule.name, sum(counts.values()), counts["holds"], counts["broken"], counts["not provable"])
     return tally, findings
+
+
+def _whole(amount: Decimal | int | None) -> int | None:
+    return None if amount is None else int(amount)
 
 
 _ORDER_TOTAL: Final = """

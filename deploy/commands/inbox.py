@@ -23,6 +23,7 @@ from deploy.commands.base import (
     bars,
     one_row,
     opened_database,
+    require_writable,
     settings_here,
     shown_on,
     utc,
@@ -137,6 +138,8 @@ def events_export(
     from worker.replay import Filters, export, left_out
 
     filters = Filters(since=utc(since), until=utc(until))
+    if to is not None:
+        require_writable(to, "--output", is_replaced=True)
     written = 0
     is_plain = plain or (to is None and sys.stdout.isatty())
     form = "plain" if is_plain else form_of(to)
@@ -145,7 +148,7 @@ def events_export(
         bars() as bar,
         nullcontext(engine) if archive is None else archives.within(engine, archive, progress=shown_on(bar)) as source,
     ):
-        with compressed(sys.stdout.buffer, form) if to is None else writing(to, form) as stream:
+        with compressed(sys.stdout.buffer, form) if to is None else writing(to.resolve(), form) as stream:
             for line in export(source, filters=filters):
                 stream.write(line)
                 written += 1

@@ -31,6 +31,7 @@ from deploy.commands.base import (
     Until,
     logs_named,
     opened_database,
+    require_writable,
     settings_here,
     utc,
 )
@@ -95,6 +96,8 @@ def replay(  # noqa: PLR0913 - an option each
     if sum((dry_run, record_only, no_announce)) > 1:
         raise ConfigurationError("Only one of --dry-run, --record-only and --no-announce can be meant.")
     paths = logs_named(files)
+    if rejects is not None:
+        require_writable(rejects, "--rejects")
     filters = logs_of_events.Filters(utc(since), utc(until), kind, only_account, livemode)
     more: dict[str, Any] = {}
     with opened_database() as engine, TemporaryFile() as aside, _bar() as bar:

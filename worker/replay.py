@@ -75,12 +75,23 @@ new and the newer is the sum of ``folded``, ``ignored``, ``parked`` and ``pendin
 """
 
 
+@dataclass(frozen=True, slots=True)
+class Parked:
+    """How many *events* are parked by one *cause*; the first of them is the *example*, which has this *reason*."""
+
+    cause: str | None
+    events: int
+    example: str
+    reason: str | None
+
+
 @dataclass(slots=True)
 class Replayed:
-    """What a replay came to: its counts, and how many changes of each kind it withheld from the feed."""
+    """What a replay came to: its counts, how many changes of each kind it withheld, and why events are parked."""
 
     counts: Counts
     withheld: Counts
+    parked: list[Parked]
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +164,7 @@ def replay(
             others()
         folder.end()
     counts.update(taken.outcomes())
-    return Replayed(counts, taken.withheld)
+    return Replayed(counts, taken.withheld, taken.parked() if counts["parked"] else [])
 
 
 class _Folder:
@@ -242,6 +253,30 @@ class _Recording:
                 )
                 found.update(dict(cursor.fetchall()))
         return found
+
+    def parked(self) -> list[Parked]:
+        """Return what of the new is parked, by cause, the most frequent first."""
+        events: Counts = Counter()
+        first: dict[str, int] = {}
+        with database.transaction(self._engine) as connection, database.cursor(connection) as cursor:
+            for at in range(0, len(self._fresh), OUTCOMES_READ):
+                cursor.execute(_PARKED, (integer_array(self._fresh[at : at + OUTCOMES_READ]),))
+                for cause, count, seq in cursor.fetchall():
+                    events[cause] += count
+                    first[cause] = min(seq, first.get(cause, seq))
+            cursor.execute(_EXAMPLES, (integer_array(first.values()),))
+            examples = {seq: (event, reason) for seq, event, reason in cursor.fetchall()}
+        return [Parked(cause or None, count, *examples[first[cause]]) for cause, count in events.most_common()]
+
+
+_PARKED: Final = """
+SELECT coalesce(cause, ''), count(*), min(seq) FROM unnest(%s::bigint[]) AS k (seq) JOIN outcomes AS o USING (seq)
+WHERE o.state = 'parked' AND NOT EXISTS (SELECT FROM pending AS p WHERE p.seq = k.seq) GROUP BY 1
+"""
+_EXAMPLES: Final = """
+SELECT seq, id, reason FROM unnest(%s::bigint[]) AS k (seq) JOIN inbox AS i USING (seq)
+JOIN outcomes AS o USING (seq)
+"""
 
 
 class _Withholding(_Recording):

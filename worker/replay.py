@@ -393,14 +393,24 @@ def _pending(engine: Engine) -> int:
 
 
 def export(engine: Engine, *, filters: Filters) -> Iterator[bytes]:
-    """Yield the inbox as lines of our log, in the order in which it was recorded, without what is archived."""
-    with database.transaction(engine) as connection:
-        driver = connection.connection.driver_connection
-        with driver.cursor("export") as cursor:  # type: ignore[union-attr]  # the pool does not know the driver's type
-            cursor.itersize = EXPORT_ROWS
-            cursor.execute(_EXPORTED, {"since": filters.since, "until": filters.until})
-            for row in cursor:
-                yield eventlog.line_of(*row)
+    """Yield the inbox as lines of our log, in the order in which it was recorded, without what is archived.
+
+    A transaction for each few, none of which is open while a line is taken: however slowly that goes, nothing old is
+    held on to. What is recorded after the export has begun is left to the next.
+    """
+    given = {"since": filters.since, "until": filters.until, "rows": EXPORT_ROWS}
+    with database.transaction(engine) as connection, database.cursor(connection) as cursor:
+        cursor.execute("SELECT coalesce(max(seq), 0) FROM inbox")
+        (end,) = cursor.fetchone() or (0,)
+    last: int | None = 0
+    while last is not None:
+        with database.transaction(engine) as connection, database.cursor(connection) as cursor:
+            cursor.execute(_NEXT, {**given, "after": last, "end": end})
+            first, last = cursor.fetchone() or (None, None)
+            cursor.execute(_EXPORTED, {**given, "first": first, "last": last})
+            rows = cursor.fetchall()
+        for row in rows:
+            yield eventlog.line_of(*row)
 
 
 def left_out(engine: Engine, *, filters: Filters) -> int:
@@ -417,10 +427,20 @@ WHERE (%(since)s::timestamptz IS NULL OR created >= %(since)s)
     AND (%(until)s::timestamptz IS NULL OR created < %(until)s)
     AND NOT EXISTS (SELECT FROM payloads AS b WHERE b.seq = i.seq)
 """
+_NEXT: Final = """
+SELECT min(seq), max(seq) FROM (
+    SELECT seq FROM inbox
+    WHERE seq > %(after)s AND seq <= %(end)s AND (%(since)s::timestamptz IS NULL OR created >= %(since)s)
+        AND (%(until)s::timestamptz IS NULL OR created < %(until)s)
+    ORDER BY seq LIMIT %(rows)s
+) AS few
+"""
+# Both sides are bounded by themselves, so that neither is read as a whole.
 _EXPORTED: Final = """
 SELECT account, source, received_at, signature, encode(payload_sha256, 'hex'), redacted, payload
-FROM inbox JOIN payloads USING (seq)
-WHERE (%(since)s::timestamptz IS NULL OR created >= %(since)s)
+FROM inbox AS i JOIN payloads AS b USING (seq)
+WHERE i.seq BETWEEN %(first)s AND %(last)s AND b.seq BETWEEN %(first)s AND %(last)s
+    AND (%(since)s::timestamptz IS NULL OR created >= %(since)s)
     AND (%(until)s::timestamptz IS NULL OR created < %(until)s)
 ORDER BY seq
 """

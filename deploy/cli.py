@@ -72,7 +72,8 @@ def main() -> None:
 
 
 def _fail(words: object, code: int) -> None:
-    err.print(str(words), style="red")
+    # What it names may come from a stranger.
+    err.print(output.shown(str(words)), style="red")
     sys.exit(code)
 
 

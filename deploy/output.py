@@ -61,7 +61,7 @@ def _table(found: Sequence[Mapping[str, Any]], columns: Sequence[str], empty: st
         err.print(empty)
         return
     numbers = [name for name in columns if any(_is_number(row[name]) for row in found)]
-    table(columns, [[shown(row[name]) for name in columns] for row in found], numbers=numbers, to=to)
+    table(columns, [[in_one_line(row[name]) for name in columns] for row in found], numbers=numbers, to=to)
 
 
 def table(
@@ -106,7 +106,8 @@ def one(row: Mapping[str, Any], form: Format) -> None:
     def currency_of(name: str) -> object:
         return row.get("presentment_currency" if name == "presentment_amount" else "currency")
 
-    _block({name: amount(name, value, currency_of(name)) for name, value in row.items()}, out)
+    values = {name: amount(name, value, currency_of(name)) for name, value in row.items()}
+    _block({name: value if name in _IN_LINES else in_one_line(value) for name, value in values.items()}, out)
 
 
 def amount(column: str, value: object, currency: object) -> str:
@@ -148,6 +149,14 @@ def shown(value: object) -> str:
     text = msgspec.json.encode(value).decode() if isinstance(value, (dict, list)) else str(value)
     # A buyer's name could otherwise speak to the terminal.
     return "".join(each if each.isprintable() or each == "\n" else repr(each)[1:-1] for each in text)
+
+
+_IN_LINES: Final = ("payload",)
+
+
+def in_one_line(value: object) -> str:
+    """Return *value* as a table shows it, without line breaks: an id with one could pass itself off as two rows."""
+    return shown(value).replace("\n", "\\n")
 
 
 def money(amount: int, currency: str) -> str:

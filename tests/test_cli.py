@@ -235,6 +235,35 @@ def test_show(events: Account, database_url: str) -> None:
     assert (row.json["state"], row.json["attempts"]) == ("parked", 1)
 
 
+@pytest.mark.parametrize(
+    ("event_id", "line"),
+    [
+        ("evt/../a?b#c%2F", "evt/../a?b#c%2F"),
+        ("-1", "-1"),
+        ("--yes", "--yes"),
+        ("evt a  b", "evt a  b"),
+        ("evt\x1b[2J\u202e\nevt_2", "evt\\x1b[2J\\u202e\\nevt_2"),
+        ("[red]:smile:", "[red]:smile:"),
+    ],
+)
+def test_an_odd_id(engine: Engine, database_url: str, event_id: str, line: str) -> None:
+    """An event is listed, shown and ignored by its id, whatever that is; what speaks to a terminal is spelled out."""
+    link = {"id": "plink_1", "object": "payment_link", "active": "maybe"}
+    event = {"id": event_id, "type": "payment_link.updated", "created": 1_800_000_000, "data": {"object": link}}
+    taken(engine, msgspec.json.encode({**event, "object": "event", "livemode": False}))
+
+    listed, as_json, ignored = (
+        payfold("events", *arguments, DATABASE_URL=database_url)
+        for arguments in (("list",), ("show", "--format", "json", "--", event_id), ("ignore", "--", event_id))
+    )
+
+    assert (listed.code, as_json.code, ignored.code) == (0, 0, 0)
+    assert len(listed.out.splitlines()) == 2
+    assert f" {line} " in listed.out
+    assert (as_json.json["id"], as_json.json["state"]) == (event_id, "parked")
+    assert ignored.err.startswith(f"{line} is ignored")
+
+
 def test_closed_pipe(events: Account, database_url: str) -> None:
     """A reader that has enough, as `head`, is no reason for a traceback."""
     command = [sys.executable, "-m", "deploy", "events", "export"]

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 app: Final = typer.Typer()
 events_app: Final = typer.Typer(help="The inbox.", no_args_is_help=True)
 
-EventId = Annotated[str, typer.Argument(metavar="EVENT", help="Its id, as evt_1….")]
+EventId = Annotated[str, typer.Argument(metavar="EVENT", help="Its id, as evt_1…; behind -- if it begins with -.")]
 _EVENT_COLUMNS: Final = ("seq", "id", "type", "object_id", "created", "state", "cause", "reason")
 _FURTHER_COLUMNS: Final = ("attempts", "due_at", "account", "livemode", "source", "received_at")
 
@@ -115,7 +115,8 @@ def events_ignore(
 
 
 def _tell(found: "Found") -> None:
-    err.print(f"{found.id} is {found.state}" + (f": {output.shown(found.reason)}" if found.reason else "."))
+    reason = f": {output.shown(found.reason)}" if found.reason else "."
+    err.print(f"{output.in_one_line(found.id)} is {found.state}{reason}")
 
 
 @events_app.command("export")

@@ -124,7 +124,7 @@ def reconcile_history(
 
 
 def _told_on(bar: Progress) -> "Callable[[Entry], None]":
-    return lambda entry: bar.console.print(f"{entry.place}: {entry.fault}")
+    return lambda entry: bar.console.print(output.in_one_line(f"{entry.place}: {entry.fault}"))
 
 
 @contextmanager

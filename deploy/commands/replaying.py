@@ -104,7 +104,7 @@ def replay(  # noqa: PLR0913 - an option each
     with opened_database() as engine, TemporaryFile() as aside, _bar() as bar:
 
         def refuse(entry: "Entry") -> None:
-            bar.console.print(f"{entry.place}: {entry.fault}")
+            bar.console.print(output.in_one_line(f"{entry.place}: {entry.fault}"))
             aside.write(remark(entry))
             piece = b""
             for piece in entry.text:

@@ -216,12 +216,12 @@ def _money(rows: Sequence[Row], now: date) -> Html:
     most_first = sorted(orders, key=lambda currency: (-orders[currency], currency))
     others = most_first[CURRENCIES_MAX:]
     left = sum(row["orders"] for row in rows if not (row["day"] and row["currency"]))
-    said = "What orders come to, as the tables hold it, by the day (UTC) they were completed or, until then, made."
+    about = "What orders come to, as the tables hold it, by the day (UTC) they were completed or, until then, made."
     rest = f"{counted(left, 'order')} without a day or a currency {'is' if left == 1 else 'are'} not shown here."
     return section(
         "money",
         "Money by day and status",
-        tag("p", said if of_currency else "The tables hold no order with an amount."),
+        tag("p", about if of_currency else "The tables hold no order with an amount."),
         *(_currency(currency, of_currency[currency], now) for currency in sorted(most_first[:CURRENCIES_MAX])),
         tag("p", _other_currencies(len(others), sum(orders[currency] for currency in others))) if others else "",
         tag("p", rest) if left else "",

@@ -511,7 +511,7 @@ class _Spread:
     def _broken(self, words: str, position: int) -> _Broken:
         """Return the fault *words* at *position* of the text."""
         mark = self._text[position : position + 1]
-        # An object that begins where a line does is the next one of the log, whatever the line before it promised.
+        # An object that begins where a line does is the next one of the log: the line before it was cut.
         is_next = mark == "{" and self._text[position - 1 : position] == "\n" and not self._has_elements
         if is_next or (mark in ("\n", "\r") and not self._is_laid_out):
             return _Broken(f"it is not JSON: {_LINE_ENDS}")

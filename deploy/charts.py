@@ -152,7 +152,19 @@ def _picture(title: str, words: str, height: int, drawn: Iterable[str]) -> Html:
 
 def unit_of(first: date, last: date) -> str:
     """Return the shortest period that does not make too many bars: day, week, month or year."""
-    return next((unit for unit in _LONGEST_DAYS if len(starts_of(first, last, unit)) <= PERIODS_MAX), "year")
+    return next((unit for unit in _LONGEST_DAYS if _fits(first, last, unit)), "year")
+
+
+def _fits(first: date, last: date, unit: str) -> bool:
+    # The quotient is a lower bound of the count, and spares making millions of periods to count them.
+    at_least = (last - first).days // _LONGEST_DAYS[unit]
+    return at_least < PERIODS_MAX and len(starts_of(first, last, unit)) <= PERIODS_MAX
+
+
+def years_drawn(now: date) -> tuple[int, int]:
+    """Return the first and the last year that a chart drawn at *now* shows: the next one is the last."""
+    last = now.year + 1
+    return last - PERIODS_MAX + 1, last
 
 
 def start_of(day: date, unit: str) -> date:
@@ -165,7 +177,10 @@ def start_of(day: date, unit: str) -> date:
 def starts_of(first: date, last: date, unit: str) -> list[date]:
     """Return the starts of all periods from *first* to *last*, those in which nothing happened too."""
     starts = [start_of(first, unit)]
-    while (following := start_of(starts[-1] + timedelta(days=_LONGEST_DAYS[unit]), unit)) <= last:
+    # What would begin after the last date that there is begins after *last* too.
+    while (within := starts[-1].toordinal() + _LONGEST_DAYS[unit]) <= date.max.toordinal():
+        if (following := start_of(date.fromordinal(within), unit)) > last:
+            break
         starts.append(following)
     return starts
 

@@ -1,11 +1,12 @@
 """The ``payfold`` command. Data goes to stdout, everything else to stderr."""
 
 import sys
-from typing import Final
+from typing import Annotated, Final
 
 import typer
 from sqlalchemy.exc import DBAPIError
 
+from deploy import output
 from deploy.commands import (
     accounts,
     at_stripe,
@@ -25,12 +26,12 @@ from deploy.output import err
 from deploy.services import ServicesError
 from schemas import database
 from schemas.errors import ConfigurationError, DatabaseAway, MigrationsPendingError, PayfoldError
+from schemas.version import version
 
 app: Final = typer.Typer(
     name="payfold",
     help="Stripe's checkout events, folded into order tables that can be proven right.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 _GROUPS: Final = {
@@ -53,10 +54,26 @@ for name, group in _GROUPS.items():
     app.add_typer(group, name=name)
 
 
+def _print_version(is_asked: bool) -> None:  # noqa: FBT001 - as typer calls it
+    if is_asked:
+        output.out.print(f"payfold {version()}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    *,
+    _: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version, and end.")
+    ] = False,
+) -> None:
+    pass
+
+
 def main() -> None:
     """Run the command and end the process: 0 ok, 1 failed, 2 usage, 3 drift, 4 migrations pending."""
     try:
-        app()
+        app(prog_name="payfold")
     except ConfigurationError as error:
         _fail(error, USAGE)
     except MigrationsPendingError as error:
@@ -70,7 +87,8 @@ def main() -> None:
 
 
 def _fail(words: object, code: int) -> None:
-    err.print(str(words), style="red")
+    # What it names may come from a stranger.
+    err.print(output.shown(str(words)), style="red")
     sys.exit(code)
 
 

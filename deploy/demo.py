@@ -20,7 +20,7 @@ from rich.table import Table
 from sqlalchemy import Engine, text
 
 from deploy.local import Running, run_until_told
-from deploy.output import money
+from deploy.output import money, table
 from deploy.sandbox.account import Account
 from deploy.sandbox.delivery import PERFECT, Attempt, DeliveryReport, Distortions, deliver, plan
 from deploy.sandbox_shop import ACCOUNT, SandboxShop
@@ -305,13 +305,17 @@ def _after_the_sale(console: Console, found: list[dict[str, Any]]) -> None:
 
 
 def _funnel(console: Console, found: list[dict[str, Any]]) -> None:
-    table = Table(title="Payment links", title_justify="left", title_style="bold", box=None, pad_edge=False)
-    for name in ("payment link", "opened", "completed", "paid", "expired", "amount paid"):
-        table.add_column(name, justify="left" if name == "payment link" else "right", header_style="")
-    for row in found:
-        counts = (f"{row[name]:,}" for name in ("opened", "completed", "paid", "expired"))
-        table.add_row(row["payment_link"], *counts, money(int(row["amount_paid"]), row["currency"] or ""))
-    console.print(table)
+    numbers = ("opened", "completed", "paid", "expired")
+    rows = [
+        [
+            row["payment_link"],
+            *(f"{row[name]:,}" for name in numbers),
+            money(int(row["amount_paid"]), row["currency"] or ""),
+        ]
+        for row in found
+    ]
+    columns = ("payment link", *numbers, "amount paid")
+    table(columns, rows, numbers=columns[1:], title="Payment links", to=console)
     console.print()
 
 

@@ -1,7 +1,7 @@
 """How the command shows rows: a table to read, or JSON to pass on."""
 
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
 from enum import StrEnum
@@ -9,17 +9,24 @@ from typing import Any, Final
 
 import msgspec
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
 PIPE_COLUMNS: Final = 1000
 """A table's width where no terminal says one: a file, a pipe or a copied line is not to be broken."""
 
-# What is shown may come from a stranger: a payload's brackets are no markup, and its colons no pictures.
-out: Final = Console(
-    highlight=False, soft_wrap=True, markup=False, emoji=False, width=None if sys.stdout.isatty() else PIPE_COLUMNS
-)
-err: Final = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
+_UNBOUNDED: Final = 1_000_000
+"""More columns than any row has."""
+
+
+def _console(**options: Any) -> Console:  # noqa: ANN401 - the library's options
+    # What is shown may come from a stranger: a payload's brackets are no markup, and its colons no pictures.
+    return Console(highlight=False, soft_wrap=True, markup=False, emoji=False, **options)
+
+
+out: Final = _console(width=None if sys.stdout.isatty() else PIPE_COLUMNS)
+err: Final = _console(stderr=True)
 
 # Source: https://docs.stripe.com/currencies#zero-decimal and #three-decimal.
 _ZERO_DECIMAL: Final = frozenset(
@@ -36,7 +43,9 @@ class Format(StrEnum):
     NDJSON = "ndjson"
 
 
-def rows(found: Iterable[Mapping[str, Any]], columns: Sequence[str], form: Format, *, empty: str) -> None:
+def rows(
+    found: Iterable[Mapping[str, Any]], columns: Sequence[str], form: Format, *, empty: str, to: Console = out
+) -> None:
     """Print *columns* of the rows *found*; *empty* is said where a table would have none."""
     if form is Format.NDJSON:
         for row in found:
@@ -44,20 +53,48 @@ def rows(found: Iterable[Mapping[str, Any]], columns: Sequence[str], form: Forma
     elif form is Format.JSON:
         print(_json([{name: row[name] for name in columns} for row in found]))  # noqa: T201 - as above
     else:
-        _table(list(found), columns, empty)
+        _table(list(found), columns, empty, to)
 
 
-def _table(found: Sequence[Mapping[str, Any]], columns: Sequence[str], empty: str) -> None:
+def _table(found: Sequence[Mapping[str, Any]], columns: Sequence[str], empty: str, to: Console) -> None:
     if not found:
         err.print(empty)
         return
-    table = Table(box=None, header_style="bold", pad_edge=False)
+    numbers = [name for name in columns if any(_is_number(row[name]) for row in found)]
+    table(columns, [[in_one_line(row[name]) for name in columns] for row in found], numbers=numbers, to=to)
+
+
+def table(
+    columns: Sequence[str],
+    found: Sequence[Sequence[str]],
+    *,
+    numbers: Collection[str] = (),
+    title: str | None = None,
+    to: Console = out,
+) -> None:
+    """Print a line for each row, or a block of lines for each where the terminal is too narrow to show them whole."""
+    made = Table(title=title, title_justify="left", title_style="bold", box=None, header_style="bold", pad_edge=False)
     for name in columns:
-        is_number = any(_is_number(row[name]) for row in found)
-        table.add_column(name, overflow="fold", justify="right" if is_number else "left")
-    for row in found:
-        table.add_row(*(shown(row[name]) for name in columns))
-    out.print(table)
+        made.add_column(name, no_wrap=True, justify="right" if name in numbers else "left")
+    for cells in found:
+        made.add_row(*cells)
+    made.width = Measurement.get(to, to.options.update(max_width=_UNBOUNDED), made).maximum
+    if not to.is_terminal or made.width <= to.width:
+        to.print(made)
+        return
+    if title is not None:
+        to.print(title, style="bold")
+    for place, cells in enumerate(found):
+        if place:
+            to.print()
+        _block(dict(zip(columns, cells, strict=True)), to)
+
+
+def _block(values: Mapping[str, str], to: Console) -> None:
+    """Print a line for each value, which is to be copied and so is never broken."""
+    width = max(map(len, values), default=0)
+    for name, value in values.items():
+        to.print(Text(f"{name:<{width}}  ", "bold").append(value, "not bold"))
 
 
 def one(row: Mapping[str, Any], form: Format) -> None:
@@ -65,11 +102,12 @@ def one(row: Mapping[str, Any], form: Format) -> None:
     if form is not Format.TABLE:
         print(_json(dict(row)))  # noqa: T201 - data goes to stdout
         return
-    width = max(map(len, row), default=0)
-    for name, value in row.items():
-        currency = row.get("presentment_currency" if name == "presentment_amount" else "currency")
-        # Not a table: a long value is to be copied, and so is never broken.
-        out.print(Text(f"{name:<{width}}  ", "bold").append(amount(name, value, currency), "not bold"))
+
+    def currency_of(name: str) -> object:
+        return row.get("presentment_currency" if name == "presentment_amount" else "currency")
+
+    values = {name: amount(name, value, currency_of(name)) for name, value in row.items()}
+    _block({name: value if name in _IN_LINES else in_one_line(value) for name, value in values.items()}, out)
 
 
 def amount(column: str, value: object, currency: object) -> str:
@@ -111,6 +149,14 @@ def shown(value: object) -> str:
     text = msgspec.json.encode(value).decode() if isinstance(value, (dict, list)) else str(value)
     # A buyer's name could otherwise speak to the terminal.
     return "".join(each if each.isprintable() or each == "\n" else repr(each)[1:-1] for each in text)
+
+
+_IN_LINES: Final = ("payload",)
+
+
+def in_one_line(value: object) -> str:
+    """Return *value* as a table shows it, without line breaks: an id with one could pass itself off as two rows."""
+    return shown(value).replace("\n", "\\n")
 
 
 def money(amount: int, currency: str) -> str:

@@ -36,6 +36,9 @@ Row: TypeAlias = Mapping[str, Any]
 """An object of the result: what it holds is JSON, and so may be anything."""
 
 DIFFERENCES_MAX: Final = 1_000
+CURRENCIES_MAX: Final = 24
+"""So many currencies are drawn, those of most orders."""
+VERDICT_CURRENCIES_MAX: Final = 5
 
 _STATUSES_MAX: Final = 4
 """A table of more statuses is printed smaller, so that no amount is cut off."""
@@ -49,6 +52,7 @@ _CHECKS: Final = {
 _FAULTS: Final = ("broken", "missing", "extra", "different", "missing_here", "missing_there", "refused")
 _AGES: Final = {1: "less than a day", 7: "1 to 6 days", 30: "7 to 29 days", 90: "30 to 89 days"}
 _OLDER: Final = "90 days or more"
+_FUTURE: Final = "dated after this run"
 _NO_AGE: Final = "no date"
 _AMOUNT: Final = re.compile(r"(\S+ [A-Z]{3}\b)")
 
@@ -70,7 +74,7 @@ def html(result: Row) -> str:
         "main",
         _head(found),
         _overview(found),
-        _money(found["money"]),
+        _money(found["money"], datetime.fromisoformat(run["finished_at"]).astimezone(UTC).date()),
         _drift(found),
         _rules(found.get("rules")),
         _tables(found.get("tables")),
@@ -123,6 +127,8 @@ def _verdict(found: Row) -> str:
         is_shown = "rebuild" in found["run"]["checks"]
         return "The tables are what the events say." if is_shown else "No difference was found."
     money = [signed(each["amount"], each["currency"]) for each in found["drift_money"] if each["currency"]]
+    if (more := len(money) - VERDICT_CURRENCIES_MAX) > 0:
+        money[VERDICT_CURRENCIES_MAX:] = [f"amounts in {more:,} more"]
     return f"{counted(total, 'difference')}, {f'in total {listed(money)}' if money else 'none of them in money'}."
 
 
@@ -201,29 +207,50 @@ def _outcome(rows: Sequence[Row]) -> Html:
 # ---- Money ----
 
 
-def _money(rows: Sequence[Row]) -> Html:
-    shown = [row for row in rows if row["day"] and row["currency"]]
-    currencies = sorted({row["currency"] for row in shown})
+def _money(rows: Sequence[Row], now: date) -> Html:
+    of_currency: dict[str, list[Row]] = {}
+    for row in rows:
+        if row["day"] and row["currency"]:
+            of_currency.setdefault(row["currency"], []).append(row)
+    orders = {currency: sum(row["orders"] for row in own) for currency, own in of_currency.items()}
+    most_first = sorted(orders, key=lambda currency: (-orders[currency], currency))
+    others = most_first[CURRENCIES_MAX:]
     left = sum(row["orders"] for row in rows if not (row["day"] and row["currency"]))
-    said = "What orders come to, as the tables hold it, by the day (UTC) they were completed or, until then, made."
+    about = "What orders come to, as the tables hold it, by the day (UTC) they were completed or, until then, made."
     rest = f"{counted(left, 'order')} without a day or a currency {'is' if left == 1 else 'are'} not shown here."
     return section(
         "money",
         "Money by day and status",
-        tag("p", said if currencies else "The tables hold no order with an amount."),
-        *(_currency(currency, [row for row in shown if row["currency"] == currency]) for currency in currencies),
+        tag("p", about if of_currency else "The tables hold no order with an amount."),
+        *(_currency(currency, of_currency[currency], now) for currency in sorted(most_first[:CURRENCIES_MAX])),
+        tag("p", _other_currencies(len(others), sum(orders[currency] for currency in others))) if others else "",
         tag("p", rest) if left else "",
     )
 
 
-def _currency(currency: str, rows: Sequence[Row]) -> Html:
+def _other_currencies(count: int, orders: int) -> str:
+    currencies = "1 more currency" if count == 1 else f"{count:,} more currencies"
+    return (
+        f"The {CURRENCIES_MAX} currencies of most orders are shown. {counted(orders, 'order')} of {currencies} "
+        f"{'is' if orders == 1 else 'are'} in the result alone, in this page's source."
+    )
+
+
+def _currency(currency: str, rows: Sequence[Row], now: date) -> Html:
+    first_year, last_year = charts.years_drawn(now)
     days = [date.fromisoformat(row["day"]) for row in rows]
-    unit = charts.unit_of(min(days), max(days))
+    within = [day for day in days if first_year <= day.year <= last_year]
+    unit = charts.unit_of(min(within), max(within)) if within else "year"
     amounts: Counter[tuple[date, str]] = Counter()
     orders: Counter[date] = Counter()
     for day, row in zip(days, rows, strict=True):
-        amounts[charts.start_of(day, unit), row["status"]] += row["amount"] or 0
-        orders[charts.start_of(day, unit)] += row["orders"]
+        start = _BEFORE if day.year < first_year else _AFTER if day.year > last_year else charts.start_of(day, unit)
+        amounts[start, row["status"]] += row["amount"] or 0
+        orders[start] += row["orders"]
+    drawn = {key: amount for key, amount in amounts.items() if key[0] not in (_BEFORE, _AFTER)}
+    not_drawn = orders[_BEFORE] + orders[_AFTER]
+    names = {_BEFORE: f"before {first_year}", _AFTER: f"after {last_year}"}
+    names |= {start: charts.period(start, unit) for start in orders if start not in names}
     seen = {row["status"] for row in rows}
     statuses = [*(each for each in charts.STATUSES if each in seen), *sorted(seen.difference(charts.STATUSES))]
     title = f"{currency.upper()} by {unit}"
@@ -232,13 +259,21 @@ def _currency(currency: str, rows: Sequence[Row]) -> Html:
         tag(
             "div",
             tag("figcaption", tag("h3", title), _legend(rows, statuses, currency)),
-            charts.stacked(title, currency, unit, statuses, amounts) if any(amounts.values()) else "",
+            charts.stacked(title, currency, unit, statuses, drawn) if any(drawn.values()) else "",
+            tag("p", f"The chart is of the years {first_year} to {last_year}, without {counted(not_drawn, 'order')}.")
+            if not_drawn
+            else "",
             class_="whole",
         ),
         table(
             f"Orders by {f'{unit} from Monday' if unit == 'week' else unit}, amounts in {currency.upper()}",
             (unit, "Orders", *statuses),
-            _periods(currency, unit, statuses, amounts, orders),
+            _periods(
+                currency,
+                statuses,
+                amounts,
+                {start: (names[start], orders[start]) for start in sorted(orders) if orders[start]},
+            ),
             texts=1,
             has_total=True,
             kind="many" if len(statuses) > _STATUSES_MAX else "",
@@ -246,24 +281,31 @@ def _currency(currency: str, rows: Sequence[Row]) -> Html:
     )
 
 
+# Where what is before or after the years of a chart is counted.
+_BEFORE: Final = date.min
+_AFTER: Final = date.max
+
+
 def _periods(
     currency: str,
-    unit: str,
     statuses: Sequence[str],
     amounts: Mapping[tuple[date, str], int],
-    orders: Mapping[date, int],
+    periods: Mapping[date, tuple[str, int]],
 ) -> list[tuple[str | int, ...]]:
-    """Return the lines of a currency's table, the last of them their sum."""
+    """Return the lines of a currency's table, one for the name and the orders of each of *periods*, then their sum."""
     lines: list[tuple[str | int, ...]] = [
         (
-            charts.period(start, unit),
-            orders[start],
+            name,
+            orders,
             *(figure(amounts[start, each], currency) if (start, each) in amounts else "" for each in statuses),
         )
-        for start in sorted(orders)
+        for start, (name, orders) in periods.items()
     ]
-    sums = (sum(amounts.get((start, each), 0) for start in orders) for each in statuses)
-    return [*lines, ("Together", sum(orders.values()), *(figure(each, currency) for each in sums))]
+    sums = (sum(amounts.get((start, each), 0) for start in periods) for each in statuses)
+    return [
+        *lines,
+        ("Together", sum(orders for _, orders in periods.values()), *(figure(each, currency) for each in sums)),
+    ]
 
 
 def _legend(rows: Sequence[Row], statuses: Sequence[str], currency: str) -> Html:
@@ -291,7 +333,7 @@ def _drift(found: Row) -> Html:
     most_first = sorted(found["drift_kinds"], key=lambda each: -each["count"])
     kinds = {f"{_check(each['check'])}: {each['kind']}": each["count"] for each in most_first}
     ages = Counter(_age(each["at"], finished) for each in drift)
-    shown_ages = [*_AGES.values(), _OLDER, *([_NO_AGE] if ages[_NO_AGE] else [])]
+    shown_ages = [*_AGES.values(), _OLDER, *(name for name in (_FUTURE, _NO_AGE) if ages[name])]
     part = "" if len(drift) == found["drift_total"] else f" (of the first {len(drift):,})"
     money = [
         (each["currency"].upper(), each["count"], signed(each["amount"], each["currency"]))
@@ -320,6 +362,8 @@ def _age(at: str | None, finished: datetime) -> str:
     if at is None:
         return _NO_AGE
     days = (finished - datetime.fromisoformat(at)).days
+    if days < 0:
+        return _FUTURE
     return next((name for below_days, name in _AGES.items() if days < below_days), _OLDER)
 
 

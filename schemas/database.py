@@ -95,10 +95,12 @@ def engine(database_url: str, *, connections_max: int = 5, pool_seconds_max: flo
 
 
 @contextmanager
-def transaction(of: Engine, bounds: Bounds | None = None) -> Iterator[Connection]:
+def transaction(of: Engine, bounds: Bounds | None = None, *, may_idle: bool = False) -> Iterator[Connection]:
     """Open one transaction, committed at the end and rolled back on an error.
 
-    With *bounds* PostgreSQL ends what takes too long, and where PostgreSQL is silent, this process does.
+    With *bounds* PostgreSQL ends what takes too long, and where PostgreSQL is silent, this process does. With
+    *may_idle* PostgreSQL does not end it for waiting on us, as hosts configure it to: for the few that need one
+    moment's view while others work.
 
     Raises:
         DatabaseAway: when PostgreSQL does not answer, goes away meanwhile, or takes no writes.
@@ -112,6 +114,8 @@ def transaction(of: Engine, bounds: Bounds | None = None) -> Iterator[Connection
                             f"SET LOCAL statement_timeout = {round(bounds.statement * 1000)};"
                             f" SET LOCAL lock_timeout = {round(bounds.lock * 1000)}"
                         )
+                    if may_idle:
+                        connection.exec_driver_sql("SET LOCAL idle_in_transaction_session_timeout = 0")
                     yield connection
             except (DBAPIError, DriverError) as error:
                 if not is_fault_of_data(error):

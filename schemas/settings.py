@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from schemas import files
 from schemas.errors import ConfigurationError
 
 Scope = Literal["read", "personal", "register", "admin"]
@@ -35,6 +36,8 @@ SESSION_MODES: tuple[str, ...] = ("payment", "subscription", "setup", "link")
 SESSION_MINUTES_MAX = 24 * 60
 """Stripe itself expires a session after this."""
 _TTL_DEFAULT = 60
+FILE_BYTES_MAX = 64 * 1024
+"""No setting is longer, so a file that is was not meant."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -317,14 +320,27 @@ def _with_files(environment: Mapping[str, str], names: set[str]) -> dict[str, st
         if path is None:
             continue
         try:
-            given[name] = Path(path).read_text(encoding="utf-8-sig").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            fault = error.strerror if isinstance(error, OSError) else "it is not text"
+            given[name] = _text_of(Path(path))
+        except (OSError, ValueError) as error:
+            fault = error.strerror if isinstance(error, OSError) else str(error)
             example = f"Example: {name.upper()}_FILE=/run/secrets/{name}"
             raise ConfigurationError(
                 f"{name.upper()}_FILE: the file that it names cannot be read: {fault}. {example}"
             ) from None
     return given
+
+
+def _text_of(path: Path) -> str:
+    if kind := files.irregular(path):
+        raise ValueError(f"it is {kind}")
+    with path.open("rb") as file:
+        content = file.read(FILE_BYTES_MAX + 1)
+    if len(content) > FILE_BYTES_MAX:
+        raise ValueError(f"it is longer than {FILE_BYTES_MAX:,} bytes")
+    try:
+        return content.decode("utf-8-sig").strip()
+    except UnicodeDecodeError:
+        raise ValueError("it is not text") from None
 
 
 def _faults(error: ValidationError, settings: type[Settings]) -> list[str]:

@@ -547,12 +547,23 @@ def test_events_meanwhile(shop: Engine, folder: Path) -> None:
 
 
 def test_two_at_once(shop: Engine, folder: Path, run: Callable[..., command.Ran]) -> None:
-    """Only one archives a database at a time."""
-    with archive.alone(shop):
+    """Only one archives into a folder at a time; two with a folder each have both, and lose nothing."""
+    with archive.alone(folder):
         ran = run("events", "archive", "--before", "2099-01-01", "--to", folder, "--yes")
 
     assert (ran.code, list(folder.iterdir())) == (1, [])
     assert "archived already" in ran.err
+
+    first, second = folder / "first", folder / "second"
+    first.mkdir()
+    second.mkdir()
+    (part,) = archive.plan(shop, before=LATER)
+    held, path = archive._written(shop, part, LATER, second, lambda _: None)
+    earlier = archive.archive(shop, part, before=LATER, folder=first)
+    later = archive._concluded(shop, part, held, path, is_known=False)
+
+    assert (earlier.dropped, earlier.gone) == (later.gone, later.dropped) == (len(SHOP.events), 0)
+    assert later.stayed == 0
 
 
 def test_a_rebuild_that_goes_on(shop: Engine, folder: Path) -> None:
@@ -731,7 +742,10 @@ def test_the_command(shop: Engine, folder: Path, run: Callable[..., command.Ran]
     assert did.code == 0
     assert did.json == [{"partition": "payloads_from_0", "file": str(log), "dropped": len(held), "stayed": 0}]
     assert payloads(shop) == {}
-    assert run(*arguments, "--yes").json == []
+    for again in (run(*arguments), run(*arguments, "--yes")):
+        assert (again.code, again.json, again.err) == (0, [], "")
+    nothing = run(*arguments[:-2])
+    assert (nothing.code, nothing.out, nothing.err) == (0, "", "There is nothing to archive.\n")
     assert log.stat().st_mode & 0o077 == 0
 
 

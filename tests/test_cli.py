@@ -2,12 +2,16 @@
 
 import hashlib
 import http.server
+import io
 import os
 import subprocess
 import sys
 import threading
+import tomllib
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -15,14 +19,15 @@ import pytest
 from sqlalchemy import Engine, text
 
 from deploy import output
-from deploy.output import money, shown
+from deploy.output import Format, money, shown
 from deploy.sandbox.account import Account
 from deploy.sandbox.samples import _STORIES, sample
 from deploy.sandbox.signing import signature
 from schemas import database
 from schemas.settings import Scope, Settings
+from schemas.version import version
 from tests import ledger
-from tests.command import Ran, environment, payfold
+from tests.command import ROOT, Ran, environment, payfold
 
 SECRET = "whsec_of_the_tests"
 
@@ -50,6 +55,30 @@ def in_another_zone(engine: Engine) -> None:
     with database.transaction(engine) as connection:
         name = connection.execute(text("SELECT current_database()")).scalar_one()
         connection.execute(text(f"ALTER DATABASE {name} SET timezone = 'Asia/Kathmandu'"))
+
+
+# ---- The command itself ----
+
+
+def test_version(tmp_path: Path) -> None:
+    """The version is that of the checkout that runs, and of the installed package where there is no checkout."""
+    here = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    (tmp_path / "pyproject.toml").write_text('[project]\nname = "another"\nversion = "7.0"\n')
+
+    ran = payfold("--version")
+
+    assert (ran.code, ran.out, ran.err) == (0, f"payfold {here}\n", "")
+    assert version(tmp_path) == metadata.version("payfold")
+
+
+@pytest.mark.parametrize(("typed", "found"), [("payfold ev", ["events"]), ("payfold events arch", ["archive"])])
+def test_completion(typed: str, found: list[str]) -> None:
+    """A shell that has the completion installed is given the commands that begin as typed."""
+    count = str(len(typed.split()) - 1)
+
+    ran = payfold(_PAYFOLD_COMPLETE="complete_bash", COMP_WORDS=typed, COMP_CWORD=count)
+
+    assert ran.out.split() == found
 
 
 # ---- orders show ----
@@ -204,6 +233,35 @@ def test_show(events: Account, database_url: str) -> None:
     assert row.json["payload"] == event.body.decode()
     assert row.json["payload_sha256"] == hashlib.sha256(event.body).hexdigest()
     assert (row.json["state"], row.json["attempts"]) == ("parked", 1)
+
+
+@pytest.mark.parametrize(
+    ("event_id", "line"),
+    [
+        ("evt/../a?b#c%2F", "evt/../a?b#c%2F"),
+        ("-1", "-1"),
+        ("--yes", "--yes"),
+        ("evt a  b", "evt a  b"),
+        ("evt\x1b[2J\u202e\nevt_2", "evt\\x1b[2J\\u202e\\nevt_2"),
+        ("[red]:smile:", "[red]:smile:"),
+    ],
+)
+def test_an_odd_id(engine: Engine, database_url: str, event_id: str, line: str) -> None:
+    """An event is listed, shown and ignored by its id, whatever that is; what speaks to a terminal is spelled out."""
+    link = {"id": "plink_1", "object": "payment_link", "active": "maybe"}
+    event = {"id": event_id, "type": "payment_link.updated", "created": 1_800_000_000, "data": {"object": link}}
+    taken(engine, msgspec.json.encode({**event, "object": "event", "livemode": False}))
+
+    listed, as_json, ignored = (
+        payfold("events", *arguments, DATABASE_URL=database_url)
+        for arguments in (("list",), ("show", "--format", "json", "--", event_id), ("ignore", "--", event_id))
+    )
+
+    assert (listed.code, as_json.code, ignored.code) == (0, 0, 0)
+    assert len(listed.out.splitlines()) == 2
+    assert f" {line} " in listed.out
+    assert (as_json.json["id"], as_json.json["state"]) == (event_id, "parked")
+    assert ignored.err.startswith(f"{line} is ignored")
 
 
 def test_closed_pipe(events: Account, database_url: str) -> None:
@@ -479,6 +537,44 @@ def test_money(amount: int, currency: str, written: str) -> None:
 def test_shown(value: object, written: str) -> None:
     """A value is shown in one way, whatever it holds."""
     assert shown(value) == written
+
+
+LONG = "cs_live_" + "a1" * 29
+
+
+@pytest.mark.parametrize("width", [20, 40, 80, 200])
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_an_id_is_never_broken(width: int, is_terminal: bool) -> None:  # noqa: FBT001 - a parameter
+    """Every value stands whole in one line: a row becomes lines where a terminal is too narrow, and never elsewhere."""
+    file = io.StringIO()
+    to = output._console(file=file, width=width, force_terminal=is_terminal, color_system=None)
+    found = [{"seq": seq, "id": f"{LONG}{seq}", "reason": reason} for seq, reason in ((1, None), (22, "a b \u4f60 c"))]
+    output.rows(found, ("seq", "id", "reason"), Format.TABLE, empty="", to=to)
+
+    lines = file.getvalue().splitlines()
+    if is_terminal and width < 90:
+        assert lines == [
+            "seq     1",
+            f"id      {LONG}1",
+            "reason  -",
+            "",
+            "seq     22",
+            f"id      {LONG}22",
+            "reason  a b \u4f60 c",
+        ]
+    else:
+        assert [line.split() for line in lines] == [
+            ["seq", "id", "reason"],
+            ["1", f"{LONG}1", "-"],
+            ["22", f"{LONG}22", "a", "b", "\u4f60", "c"],
+        ]
+
+
+def test_no_command_makes_a_table_of_its_own() -> None:
+    """Rows are laid out by `output` alone, so that what holds for its tables holds for every command."""
+    commands = [*(ROOT / "deploy" / "commands").glob("*.py"), ROOT / "deploy" / "cli.py"]
+
+    assert not [path.name for path in commands if "rich.table" in path.read_text()]
 
 
 def test_every_command_has_help() -> None:

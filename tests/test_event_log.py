@@ -164,6 +164,46 @@ def test_broken_line(read: Callable[[bytes], list[str]], kind: str, place: str) 
     assert entries == IDS
 
 
+@pytest.mark.parametrize(
+    ("log", "told"),
+    [
+        (b'{"a": tru}\n' + NDJSON, ": line 1 it is not JSON: Expecting value (column 7)"),
+        (NDJSON + '{"ä": "ö", }\n'.encode() + NDJSON, None),
+        (
+            b'{"id": "evt_9",\n' + NDJSON,
+            ": line 1 it is not JSON: the line ends before the JSON that begins in it does",
+        ),
+        (b'{"id": "evt_\n' + NDJSON, ": line 1 it is not JSON: the line ends before the JSON that begins in it does"),
+        (b'{"id": "evt_9"\n' + NDJSON, ": line 1 it is not JSON: the line ends before the JSON that begins in it does"),
+        ("  äh\n".encode() + NDJSON, ": line 1 it is not JSON: Expecting value (column 3)"),
+        (b'42 {"a": 1}\n' + NDJSON, ": line 1 it is not JSON: Extra data (column 4)"),
+        (
+            b'[\n  {"id": "evt_9",\n   "type": no\n  },\n  {}\n]\n',
+            ": line 2 it is not JSON: Expecting value (line 3, column 12)",
+        ),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("compress", [bytes, gzip.compress, zstandard.compress])
+def test_one_place(
+    read: Callable[[bytes], list[str]], log: bytes, told: str | None, compress: Callable[[bytes], bytes]
+) -> None:
+    """A fault has one place: the line of the file and the column in it; another line only of JSON over many lines."""
+    faults = [entry for entry in read(compress(log)) if entry.startswith(": line")]
+
+    assert faults[0] == (told or ": line 4 it is not JSON: a key is missing (column 12)")
+
+
+def test_one_place_of_a_long_array(read: Callable[[bytes], list[str]]) -> None:
+    """The column is that of the line, however much of it was read and let go of before."""
+    before = b"[" + b",".join(COMPACT * 400)
+    assert len(before) > 4 * eventlog.CHUNK_BYTES
+
+    *_, fault = read(before + b', {"id": nil}]\n')
+
+    assert fault.startswith(f": line 1 it is not JSON: Expecting value (column {len(before.decode()) + 10}), and what")
+
+
 def test_bracket_too_many(read: Callable[[bytes], list[str]]) -> None:
     """What follows a whole event in its line and is none is told, and the event is read."""
     entries = read(COMPACT[0] + b"}\n" + COMPACT[1] + b"\n")

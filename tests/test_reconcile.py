@@ -185,6 +185,33 @@ def test_the_page(shop: Engine, database_url: str, tmp_path: Path) -> None:
     assert 'rel="stylesheet"' not in html
 
 
+def test_a_page_of_odd_orders(shop: Engine, database_url: str, tmp_path: Path) -> None:
+    """Orders of the year 9999 and of no date, and amounts beyond what PostgreSQL sums in a bigint, have a page."""
+    run(shop, "UPDATE orders SET completed_at = '9999-12-31T23:59:59Z' WHERE status = 'paid'")
+    run(shop, "UPDATE orders SET created = NULL, completed_at = NULL WHERE status = 'expired'")
+    run(
+        shop,
+        "UPDATE orders SET currency = 'usd', amount_total = 2::numeric ^ 62, amount_subtotal = 2::numeric ^ 63 - 1,"
+        " amount_tax = 2::numeric ^ 63 - 1, amount_shipping = 2::numeric ^ 63 - 1 WHERE status = 'paid'",
+    )
+    counted = ledger.rows(
+        shop,
+        "SELECT count(*) FILTER (WHERE status = 'paid') AS odd,"
+        " count(*) FILTER (WHERE created IS NULL AND completed_at IS NULL OR currency IS NULL) AS undated FROM orders",
+    )
+    page = tmp_path / "report.html"
+
+    ran = reconcile(database_url, "--report", str(page))
+
+    assert ran.code == 3
+    (odd,) = (row for row in ran.json["money"] if row["status"] == "paid")
+    assert (odd["day"], odd["orders"], odd["amount"]) == ("9999-12-31", counted[0]["odd"], counted[0]["odd"] * 2**62)
+    html = page.read_text()
+    assert f"without {counted[0]['odd']} order" in html
+    assert f"{counted[0]['undated']} orders without a day or a currency" in html
+    assert len(html) < 2_000_000
+
+
 def test_errors(shop: Engine, database_url: str, tmp_path: Path) -> None:
     """What cannot be done is told before anything is: a log that is not there, Stripe without a key, a folder."""
     for arguments, words in (

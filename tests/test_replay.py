@@ -480,7 +480,7 @@ def test_no_announce(database_url: str, engine: Engine, other_url: str, tmp_path
 
     ran = payfold("replay", path, "--no-announce", "--format", "json", DATABASE_URL=database_url)
 
-    assert (ran.code, ran.json["withheld"], ran.json["parked"]) == (0, kinds, 1)
+    assert (ran.code, ran.json["withheld"], ran.json["parked"]) == (1, kinds, 1)
     assert announced(engine) == []
     assert digests(engine) == digests(other)
     other.dispose()
@@ -586,8 +586,10 @@ def test_record_only(database_url: str, engine: Engine, other_url: str, tmp_path
         while process.poll() is None:
             ledger.fold_with_workers(engine, 2, limit=7)
 
-    assert process.returncode == 0
-    assert {name: count for name, count in msgspec.json.decode(said.read_bytes()).items() if count} == foreseen
+    assert process.returncode == 1  # one event ends parked
+    came_to = msgspec.json.decode(said.read_bytes())
+    assert [each["example"] for each in came_to.pop("parked_by_cause")] == ["evt_parked"]
+    assert {name: count for name, count in came_to.items() if count} == foreseen
     assert digests(engine) == digests(other)
     other.dispose()
 
@@ -756,6 +758,39 @@ def test_command(database_url: str, engine: Engine, tmp_path: Path) -> None:
     counts = dict(line.rsplit(maxsplit=1) for line in ran.out.splitlines())
     assert (counts["seen"], counts["new"], counts["refused"]) == ("10", "8", "2")
     assert len(rows(engine, "inbox")) == 8
+
+
+def test_why_events_are_parked(database_url: str, engine: Engine, other_url: str, tmp_path: Path) -> None:
+    """What ends parked is told by cause, with a count, an example and what to type, as JSON too, and exits 1."""
+    other = database.engine(other_url)
+    for one in (engine, other):
+        with database.transaction(one) as connection:
+            connection.execute(text("ALTER TABLE payment_links ADD CHECK (url <> 'refused')"))
+    link = {"id": "plink_1", "object": "payment_link", "active": "maybe"}
+    parked = [odd(id=f"evt_parked_{number}", data={"object": link}) for number in range(2)]
+    refused = {"id": "plink_2", "object": "payment_link", "active": True, "url": "refused"}
+    path = log(tmp_path / "log", SHOP.events[:2], *parked, odd(id="evt_refused", data={"object": refused}))
+
+    table = payfold("replay", path, DATABASE_URL=database_url)
+    told = payfold("replay", path, "--format", "json", DATABASE_URL=other_url)
+
+    rows_of = ledger.rows(
+        engine,
+        "SELECT cause, reason, count(*) AS events, min(id) AS example FROM events WHERE state = 'parked'"
+        " GROUP BY 1, 2 ORDER BY 3 DESC",
+    )
+    assert (table.code, told.code, told.json["parked"]) == (1, 1, 3)
+    assert told.json["parked_by_cause"] == rows_of
+    assert [(each["events"], each["example"]) for each in rows_of] == [(2, "evt_parked_0"), (1, "evt_refused")]
+    lines = table.out.splitlines()
+    heads = next(number for number, line in enumerate(lines) if line.startswith("parked because"))
+    assert [line.split()[:3] for line in lines[heads + 1 :]] == [
+        [each["cause"], str(each["events"]), each["example"]] for each in rows_of
+    ]
+    assert "payfold events list --state parked" in table.err
+    assert "payfold events retry EVENT" in table.err
+    assert payfold("replay", path, DATABASE_URL=database_url).code == 0
+    other.dispose()
 
 
 def test_command_is_quiet(database_url: str, tmp_path: Path) -> None:

@@ -375,6 +375,70 @@ def test_many_days_are_grouped(days: int, unit: str, bars: int) -> None:
     assert len(page.table(f"Orders by {unit}")) == bars + 1
 
 
+def of_days(*days: str | None, **changes: object) -> list[dict[str, Any]]:
+    """Return what one order of a dollar on each of *days* came to."""
+    row = {"status": "paid", "currency": "usd", "orders": 1, "amount": 100, **changes}
+    return [{**row, "day": day} for day in days]
+
+
+@pytest.mark.parametrize(
+    ("days", "bars", "names"),
+    [
+        (["9999-12-31"], 0, ["after 2027"]),
+        (["0001-01-01"], 0, ["before 1992"]),
+        (["0001-01-01", "9999-12-31"], 0, ["before 1992", "after 2027"]),
+        (
+            ["0001-01-01", "1991-12-31", "2026-01-30", "2026-01-31", "2028-01-01", "9999-12-31"],
+            2,
+            ["before 1992", "30 Jan 2026", "31 Jan 2026", "after 2027"],
+        ),
+        (["1992-01-01", "2027-12-31"], 2, ["1992", "2027"]),
+        (["2026-01-31", None], 1, ["31 Jan 2026"]),
+    ],
+    ids=str,
+)
+def test_a_date_far_off_is_not_drawn(days: list[str | None], bars: int, names: list[str]) -> None:
+    """A chart is of the 36 years until the next; the table has what is before and after, and words count both."""
+    page = read(result(money=of_days(*days)))
+
+    table = page.table("Orders by ")
+    assert len(page.all("rect")) == bars
+    assert [next(iter(line.values())) for line in table] == [*names, "Together"]
+    assert sum(int(line["Orders"]) for line in table[:-1]) == int(table[-1]["Orders"]) == sum(map(bool, days))
+    far = sum(day is not None and day[:4] not in ("1992", "2026", "2027") for day in days)
+    words = f"The chart is of the years 1992 to 2027, without {far} order{'s' if far > 1 else ''}."
+    assert (words in page.text_of["p"]) == (far > 0)
+
+
+@given(first=st.dates(), last=st.dates())
+def test_any_dates_have_a_unit(first: date, last: date) -> None:
+    """The unit is the shortest that makes no more bars than can be told apart, whatever the dates."""
+    first, last = sorted((first, last))
+    unit = charts.unit_of(first, last)
+
+    assert unit == "year" or len(charts.starts_of(first, last, unit)) <= charts.PERIODS_MAX
+    if unit != "day":
+        shorter = {"week": "day", "month": "week", "year": "month"}[unit]
+        near = min(last, date.fromordinal(min(first.toordinal() + 1_200, date.max.toordinal())))
+        assert len(charts.starts_of(first, near, shorter)) > charts.PERIODS_MAX
+
+
+def test_many_currencies_are_counted() -> None:
+    """Of thousands of currencies those of most orders are drawn, the rest is counted, and the verdict names a few."""
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    names = [f"{first}{second}{third}" for first in letters for second in letters for third in "xyz"]
+    money = [row for name in names for row in of_days("2026-01-31", currency=name)]
+    money += of_days("2026-01-31", currency="usd", orders=9, amount=2**62)
+    drifted = [{"currency": name, "amount": 1, "count": 1} for name in names]
+    page = read(result(money=money, drift_total=len(names), drift_money=drifted, drift=[difference()]))
+
+    drawn = [name for name in page.rows if name.startswith("Orders by day")]
+    assert len(drawn) == report.CURRENCIES_MAX
+    assert page.table("Orders by day, amounts in USD")[0]["Paid"] == "46,116,860,184,273,879.04"
+    assert any("2,005 orders of 2,005 more currencies are in the result alone" in words for words in page.text_of["p"])
+    assert page.text_of["h1"][0].endswith(" and amounts in 2,023 more.")
+
+
 def test_a_bar_is_as_high_as_its_amount() -> None:
     """Heights are in proportion, pieces stand on each other, and a day without orders keeps its place."""
     amounts = [("2026-01-01", "paid", 3000), ("2026-01-01", "open", 1500), ("2026-01-05", "paid", 4500)]

@@ -2,12 +2,13 @@
 
 import dataclasses
 import hashlib
+import os
 from pathlib import Path
 
 import pytest
 
 from schemas.errors import ConfigurationError
-from schemas.settings import Settings, SigningSecret
+from schemas.settings import FILE_BYTES_MAX, Settings, SigningSecret
 from tests.command import payfold, python
 
 SHA256 = hashlib.sha256(b"token").hexdigest()
@@ -105,7 +106,7 @@ def test_bad_secret_in_a_file(tmp_path: Path) -> None:
     assert "hunter2" not in said
 
 
-@pytest.mark.parametrize("kind", ["missing", "folder", "bytes"])
+@pytest.mark.parametrize("kind", ["missing", "folder", "bytes", "pipe", "device", "long"])
 def test_unreadable_file(tmp_path: Path, kind: str) -> None:
     """A file that cannot be read is told by the variable that names it."""
     path = tmp_path / "secret"
@@ -113,6 +114,12 @@ def test_unreadable_file(tmp_path: Path, kind: str) -> None:
         path.mkdir()
     elif kind == "bytes":
         path.write_bytes(b"hunter2 \xff\xfe")
+    elif kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path = Path("/dev/zero")
+    elif kind == "long":
+        path.write_text("hunter2" * FILE_BYTES_MAX)
 
     said = fault_of(DATABASE_URL_FILE=str(path))
 

@@ -18,6 +18,7 @@ Note [An archive loses nothing]
     inbox by account, mode, id and hash, so that it may be copied, renamed or replayed into an empty database.
 """
 
+import fcntl
 import hashlib
 import os
 import random
@@ -37,7 +38,7 @@ import psycopg
 from psycopg import sql
 from sqlalchemy import Engine
 
-from schemas import accounts, database, inbox
+from schemas import accounts, database, files, inbox
 from schemas.database import Cursor
 from schemas.errors import ConfigurationError, ConflictError
 from schemas.inbox import Delivery
@@ -77,13 +78,15 @@ class Part:
 class Done:
     """What became of a part: the file that has it, how many payloads were *dropped*, and how many changed and stay.
 
-    *is_known* tells that the file was there already, from a run that did not come to its end.
+    Of so many *gone* another run had dropped the payload first. *is_known* is whether the file was there already, from
+    a run that did not come to its end.
     """
 
     part: Part
     path: Path
     dropped: int
     stayed: int
+    gone: int
     is_known: bool
 
 
@@ -122,17 +125,27 @@ def _part(cursor: Cursor, partition: str, before: datetime) -> Part | None:
 
 
 @contextmanager
-def alone(engine: Engine) -> Iterator[None]:
-    """Keep others from archiving for as long as the block takes.
+def alone(folder: Path) -> Iterator[None]:
+    """Keep others from archiving into *folder*, which is there, for as long as the block takes.
+
+    The lock is on the folder and not in the database, where it would be a transaction that waits for a disk, and that a
+    host may end. Runs into several folders cost each other nothing but a second copy.
 
     Raises:
-        ConflictError: somebody else is at it.
+        ConflictError: another run is at it.
     """
-    with database.transaction(engine) as connection, database.cursor(connection) as cursor:
-        cursor.execute("SELECT pg_try_advisory_xact_lock(hashtextextended(current_schema() || ' archive', 0))")
-        if cursor.fetchone() != (True,):
-            raise ConflictError("Events of this database are being archived already.")
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConflictError(f"Events are being archived already, into {folder}.") from None
+        except OSError:
+            # Not every file system has such locks. Without one, two runs at once end with an error and lose nothing.
+            pass
         yield
+    finally:
+        os.close(opened)
 
 
 def clear_drafts(folder: Path) -> None:
@@ -206,13 +219,27 @@ def archive(
     is_known = path is not None
     if path is None:
         held, path = _written(engine, part, before, folder, progress)
+    return _concluded(engine, part, held, path, is_known=is_known)
+
+
+def _concluded(engine: Engine, part: Part, held: _Held, path: Path, *, is_known: bool) -> Done:
     dropped = _drop(engine, part.partition, held)
-    return Done(part, path, dropped, len(held.seqs) - dropped, is_known)
+    stayed = _at_hand(engine, part.partition, held) if dropped < len(held.seqs) else 0
+    return Done(part, path, dropped, stayed, len(held.seqs) - dropped - stayed, is_known)
+
+
+def _at_hand(engine: Engine, partition: str, held: _Held) -> int:
+    """Return how many of the payloads that are *held* the database still has."""
+    statement = sql.SQL("SELECT count(*) FROM {} WHERE seq = ANY (%s::bigint[])").format(sql.Identifier(partition))
+    with database.transaction(engine) as connection, database.cursor(connection) as cursor:
+        cursor.execute(statement, (database.integer_array(held.seqs),))
+        (count,) = cursor.fetchone() or (0,)
+        return int(count)
 
 
 def _known(engine: Engine, part: Part, before: datetime, folder: Path) -> tuple[_Held, Path | None]:
     """Return the log that an unfinished run has left, with what it holds; None where there is none."""
-    named = [(path, _NAME.fullmatch(path.name)) for path in sorted(folder.iterdir())]
+    named = [(path, _NAME.fullmatch(path.name)) for path in sorted(folder.iterdir()) if path.is_file()]
     paths = [path for path, found in named if found and (int(found[1]), int(found[2])) == (part.first, part.last)]
     if not paths:
         return _Held(), None
@@ -391,6 +418,9 @@ def logs_in(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise ConfigurationError(f"--archive: there is no folder {folder}.")
     found = sorted(path for path in folder.iterdir() if _NAME.fullmatch(path.name))
+    for path in found:
+        if kind := files.irregular(path):
+            raise ConfigurationError(f"--archive: {path} is {kind}, and only files are read.")
     if not found:
         raise ConfigurationError(f"--archive: {folder} has no log by a name as payfold-events-1-1000{SUFFIX}.")
     return found

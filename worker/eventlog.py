@@ -269,7 +269,7 @@ def _items(lines: _Lines) -> Iterator[_Item]:
             yield from _Spread(lines, line).items()
         else:
             rest = lines.rest_of(line)
-            yield _Item(lines.number, line, _fault_of(text), rest)
+            yield _Item(lines.number, line, _fault_of(line), rest)
             for _ in rest:  # which nobody wanted
                 pass
         line = lines.take()
@@ -285,14 +285,19 @@ def _is_json(text: bytes) -> bool:
     return True
 
 
-def _fault_of(text: bytes) -> str:
-    if len(text) >= LINE_BYTES_MAX:
+def _fault_of(line: bytes) -> str:
+    if len(line.strip()) >= LINE_BYTES_MAX:
         return _TOO_LONG
+    text = line.decode(_CODE)
+    words, position = "Extra data", len(text) - len(text.lstrip())
     try:
-        msgspec.json.decode(text, type=Raw)
-    except (msgspec.DecodeError, RecursionError) as error:
-        return f"it is not JSON: {error}"
-    return "it is not an event"
+        _, position = _decode_value(text, position)
+    except json.JSONDecodeError as error:
+        words, position = error.msg, error.pos
+    position += len(text[position:]) - len(text[position:].lstrip())
+    if position == len(text):
+        return "it is not an event"
+    return f"it is not JSON: {words} (column {_characters(text[:position]) + 1})"
 
 
 _TOO_LONG: Final = f"it is longer than {LINE_BYTES_MAX // 1024**2} MiB"
@@ -305,7 +310,11 @@ def _in_one_text(text: bytes) -> Iterator[bytes]:
 
 
 class _Broken(Exception):
-    """What was read is not JSON, and no more of it would make it so."""
+    """What was read is not JSON, and no more of it would make it so: by a fault *at* a line and a column, from 1."""
+
+    def __init__(self, words: str = "", at: tuple[int, int] | None = None) -> None:
+        super().__init__(words)
+        self.at = at
 
 
 class _CutOff(_Broken):
@@ -328,12 +337,21 @@ _LITERAL_CHARACTERS_MAX: Final = 5
 _decode_value: Final = json.JSONDecoder(parse_int=len, parse_float=len).raw_decode
 
 
+_LINE_ENDS: Final = "the line ends before the JSON that begins in it does"
+
+
+def _characters(text: str) -> int:
+    """Return how many characters *text*, of which each stands for a byte, has as UTF-8."""
+    return len(text.encode(_CODE).decode(errors="replace"))
+
+
 class _Spread:
     """One JSON value that does not end with its first line: an event, an array or a list page, however long."""
 
     def __init__(self, lines: _Lines, first: bytes) -> None:
         self._lines = lines
         self._number = lines.number
+        self._column = 1
         self._text = first.decode(_CODE)
         self._at = 0
         # What is passed, and was not yielded: it began here, before which some may have been let go of.
@@ -368,9 +386,20 @@ class _Spread:
     def _told(self, number: int, fault: _Broken | str, rest: Iterable[bytes] = (), end: str = "") -> Iterator[_Item]:
         # A file that breaks off says so itself.
         if self._lines.damage is None or not isinstance(fault, _CutOff):
-            yield _Item(number, self._unread(end), str(fault), rest)
+            yield _Item(number, self._unread(end), self._described(fault, number), rest)
         for _ in rest:  # which nobody wanted
             pass
+
+    def _described(self, fault: _Broken | str, number: int) -> str:
+        """Return *fault* with its place in what begins in line *number*, in which its reader looks first."""
+        if isinstance(fault, str) or fault.at is None:
+            return str(fault)
+        line, column = fault.at
+        if line == number:
+            return f"{fault} (column {column})"
+        if self._is_laid_out or self._has_elements:
+            return f"{fault} (line {line}, column {column})"
+        return f"it is not JSON: {_LINE_ENDS}"
 
     def _unread(self, end: str) -> bytes:
         """Return what was passed and not yielded, until *end*, without what stands between the elements of an array."""
@@ -415,7 +444,7 @@ class _Spread:
             except _Broken as fault:
                 before = self._text[self._text.rfind("\n", 0, start) + 1 : start]
                 self._at += 1
-                skipped = f"{fault}, and what follows it in the array was skipped"
+                skipped = f"{self._described(fault, number)}, and what follows it in the array was skipped"
                 if before.strip():
                     yield from self._told(number, skipped, self._rest_of_line())
                 elif self._find_next_like(before):
@@ -432,12 +461,12 @@ class _Spread:
 
     def _pass(self, mark: str) -> None:
         if self._next() != mark:
-            raise _Broken(f"it is not JSON: {mark} is missing in line {self._number_at(self._at)}")
+            raise self._broken(f"{mark} is missing", self._at)
         self._at += 1
 
     def _key(self) -> str:
         if self._next() != '"':
-            raise _Broken(f"it is not JSON: a key is missing in line {self._number_at(self._at)}")
+            raise self._broken("a key is missing", self._at)
         return str(self._value())
 
     def _next(self) -> str:
@@ -474,10 +503,21 @@ class _Spread:
         except json.JSONDecodeError as error:
             if self._may_go_on(error):
                 return None
-            raise _Broken(f"it is not JSON: {error.msg} in line {self._number_at(error.pos)}") from None
+            raise self._broken(error.msg.removesuffix(" at"), error.pos) from None
         except RecursionError:
             raise _Broken("it is nested too deeply") from None
         return value, end
+
+    def _broken(self, words: str, position: int) -> _Broken:
+        """Return the fault *words* at *position* of the text."""
+        mark = self._text[position : position + 1]
+        # An object that begins where a line does is the next one of the log: the line before it was cut.
+        is_next = mark == "{" and self._text[position - 1 : position] == "\n" and not self._has_elements
+        if is_next or (mark in ("\n", "\r") and not self._is_laid_out):
+            return _Broken(f"it is not JSON: {_LINE_ENDS}")
+        begin = self._text.rfind("\n", 0, position) + 1
+        column = _characters(self._text[begin:position]) + (self._column if begin == 0 else 1)
+        return _Broken(f"it is not JSON: {words}", (self._number_at(position), column))
 
     def _may_go_on(self, error: json.JSONDecodeError) -> bool:
         """Tell whether the text is right as far as it was read."""
@@ -503,6 +543,8 @@ class _Spread:
         if len(self._passed) < LINE_BYTES_MAX:
             self._passed += self._text[self._from : self._at]
         self._number = self._number_at(self._at)
+        begin = self._text.rfind("\n", 0, self._at) + 1
+        self._column = _characters(self._text[begin : self._at]) + (self._column if begin == 0 else 1)
         self._text, self._at, self._from = self._text[self._at :], 0, 0
 
     def _number_at(self, position: int) -> int:

@@ -54,7 +54,7 @@ def compare(made: Shadow, *, tell: Callable[[Difference], None]) -> dict[str, in
         "archived": sql.Identifier(made.schema, "archived"),
     }
     counts = {"events": 0, "missing_here": 0, "missing_there": 0, "different": 0}
-    with database.transaction(made.engine) as connection, database.cursor(connection) as cursor:
+    with database.transaction(made.engine, may_idle=True) as connection, database.cursor(connection) as cursor:
         cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
         cursor.execute(sql.SQL("SELECT count(*) FROM {log}").format(**names))
         (counts["events"],) = cursor.fetchone() or (0,)

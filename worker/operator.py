@@ -83,7 +83,8 @@ def retry(
         )
     waiting = [found.seq]
     if archived and archive is not None:
-        with archives.alone(engine):
+        archives.logs_in(archive)
+        with archives.alone(archive):
             archives.bring_back(engine, archived, archive)
             waiting += _queue(engine, found.seq, archived=archived)
             return _folded(engine, waiting, now)

@@ -255,9 +255,9 @@ class _Job:
 def _rebuild_at_once(made: Shadow, progress: Progress, sizes: Sizes) -> None:
     with (
         tempfile.TemporaryDirectory(prefix="payfold-rebuild-") as folder,
-        database.transaction(made.within) as reading,
+        database.transaction(made.within, may_idle=True) as reading,
         database.cursor(reading) as reader,
-        database.transaction(made.engine) as writing,
+        database.transaction(made.engine, may_idle=True) as writing,
         database.cursor(writing) as writer,
     ):
         reader.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
@@ -377,7 +377,7 @@ def _judge_range(bounds: tuple[int, int]) -> dict[str, Path]:
     spill = _Spill(job)
     engine = database.engine(job.url, connections_max=1)
     try:
-        with database.transaction(engine) as connection:
+        with database.transaction(engine, may_idle=True) as connection:
             with database.cursor(connection) as cursor:
                 cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
                 cursor.execute(sql.SQL("SET TRANSACTION SNAPSHOT {}").format(sql.Literal(job.snapshot)))

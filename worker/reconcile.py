@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,6 +18,7 @@ from sqlalchemy import Engine
 
 from schemas import database
 from schemas.database import Cursor
+from schemas.version import version
 from worker import archive, audit, logcheck, projection, rebuild, rules, shadow, swap
 from worker.acting import Desk
 from worker.difference import MAIN_AMOUNTS, Difference, told
@@ -137,6 +139,7 @@ def run(engine: Engine, checks: Sequence[str], wanted: Wanted) -> dict[str, Any]
             "started_at": started,
             "finished_at": datetime.now(UTC),
             "outcome": "drift" if drift.total else "ok",
+            "version": version(),
             "checks": list(checks),
         },
         **_of_the_shop(engine),
@@ -284,16 +287,21 @@ SELECT
 """
 _MONEY: Final = """
 SELECT to_char(coalesce(completed_at, created) AT TIME ZONE 'UTC', 'YYYY-MM-DD') AS day, status, currency,
-    count(*) AS orders, coalesce(sum(amount_total), 0)::bigint AS amount
-FROM orders WHERE currency IS NOT NULL AND coalesce(completed_at, created) IS NOT NULL
-GROUP BY 1, 2, 3 ORDER BY 1, 2, 3
+    count(*) AS orders, CASE WHEN currency IS NOT NULL THEN coalesce(sum(amount_total), 0) END AS amount
+FROM orders GROUP BY 1, 2, 3 ORDER BY 1, 2, 3
 """
 
 
 def _of_the_shop(engine: Engine) -> dict[str, Any]:
     with _at_one_moment(engine) as cursor, cursor.connection.cursor(row_factory=dict_row) as rows:
         events = rows.execute(_EVENTS).fetchone()
-        return {"events": events, "money": rows.execute(_MONEY).fetchall()}
+        money = rows.execute(_MONEY).fetchall()
+    # A sum of many may be more than a bigint holds, and comes as a decimal.
+    return {"events": events, "money": [{**row, "amount": _whole(row["amount"])} for row in money]}
+
+
+def _whole(amount: Decimal | None) -> int | None:
+    return None if amount is None else int(amount)
 
 
 # ---- History ----

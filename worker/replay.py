@@ -75,12 +75,23 @@ new and the newer is the sum of ``folded``, ``ignored``, ``parked`` and ``pendin
 """
 
 
+@dataclass(frozen=True, slots=True)
+class Parked:
+    """How many *events* are parked by one *cause*; the first of them is the *example*, which has this *reason*."""
+
+    cause: str | None
+    events: int
+    example: str
+    reason: str | None
+
+
 @dataclass(slots=True)
 class Replayed:
-    """What a replay came to: its counts, and how many changes of each kind it withheld from the feed."""
+    """What a replay came to: its counts, how many changes of each kind it withheld, and why events are parked."""
 
     counts: Counts
     withheld: Counts
+    parked: list[Parked]
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +176,7 @@ def replay(
             others()
         folder.end()
     counts.update(taken.outcomes())
-    return Replayed(counts, taken.withheld)
+    return Replayed(counts, taken.withheld, taken.parked() if counts["parked"] else [])
 
 
 class _Folder:
@@ -254,6 +265,30 @@ class _Recording:
                 )
                 found.update(dict(cursor.fetchall()))
         return found
+
+    def parked(self) -> list[Parked]:
+        """Return what of the new is parked, by cause, the most frequent first."""
+        events: Counts = Counter()
+        first: dict[str, int] = {}
+        with database.transaction(self._engine) as connection, database.cursor(connection) as cursor:
+            for at in range(0, len(self._fresh), OUTCOMES_READ):
+                cursor.execute(_PARKED, (integer_array(self._fresh[at : at + OUTCOMES_READ]),))
+                for cause, count, seq in cursor.fetchall():
+                    events[cause] += count
+                    first[cause] = min(seq, first.get(cause, seq))
+            cursor.execute(_EXAMPLES, (integer_array(first.values()),))
+            examples = {seq: (event, reason) for seq, event, reason in cursor.fetchall()}
+        return [Parked(cause or None, count, *examples[first[cause]]) for cause, count in events.most_common()]
+
+
+_PARKED: Final = """
+SELECT coalesce(cause, ''), count(*), min(seq) FROM unnest(%s::bigint[]) AS k (seq) JOIN outcomes AS o USING (seq)
+WHERE o.state = 'parked' AND NOT EXISTS (SELECT FROM pending AS p WHERE p.seq = k.seq) GROUP BY 1
+"""
+_EXAMPLES: Final = """
+SELECT seq, id, reason FROM unnest(%s::bigint[]) AS k (seq) JOIN inbox AS i USING (seq)
+JOIN outcomes AS o USING (seq)
+"""
 
 
 class _Withholding(_Recording):
@@ -370,14 +405,24 @@ def _pending(engine: Engine) -> int:
 
 
 def export(engine: Engine, *, filters: Filters) -> Iterator[bytes]:
-    """Yield the inbox as lines of our log, in the order in which it was recorded, without what is archived."""
-    with database.transaction(engine) as connection:
-        driver = connection.connection.driver_connection
-        with driver.cursor("export") as cursor:  # type: ignore[union-attr]  # the pool does not know the driver's type
-            cursor.itersize = EXPORT_ROWS
-            cursor.execute(_EXPORTED, {"since": filters.since, "until": filters.until})
-            for row in cursor:
-                yield eventlog.line_of(*row)
+    """Yield the inbox as lines of our log, in the order in which it was recorded, without what is archived.
+
+    A transaction for each few, none of which is open while a line is taken: however slowly that goes, nothing old is
+    held on to. What is recorded after the export has begun is left to the next.
+    """
+    given = {"since": filters.since, "until": filters.until, "rows": EXPORT_ROWS}
+    with database.transaction(engine) as connection, database.cursor(connection) as cursor:
+        cursor.execute("SELECT coalesce(max(seq), 0) FROM inbox")
+        (end,) = cursor.fetchone() or (0,)
+    last: int | None = 0
+    while last is not None:
+        with database.transaction(engine) as connection, database.cursor(connection) as cursor:
+            cursor.execute(_NEXT, {**given, "after": last, "end": end})
+            first, last = cursor.fetchone() or (None, None)
+            cursor.execute(_EXPORTED, {**given, "first": first, "last": last})
+            rows = cursor.fetchall()
+        for row in rows:
+            yield eventlog.line_of(*row)
 
 
 def left_out(engine: Engine, *, filters: Filters) -> int:
@@ -394,10 +439,20 @@ WHERE (%(since)s::timestamptz IS NULL OR created >= %(since)s)
     AND (%(until)s::timestamptz IS NULL OR created < %(until)s)
     AND NOT EXISTS (SELECT FROM payloads AS b WHERE b.seq = i.seq)
 """
+_NEXT: Final = """
+SELECT min(seq), max(seq) FROM (
+    SELECT seq FROM inbox
+    WHERE seq > %(after)s AND seq <= %(end)s AND (%(since)s::timestamptz IS NULL OR created >= %(since)s)
+        AND (%(until)s::timestamptz IS NULL OR created < %(until)s)
+    ORDER BY seq LIMIT %(rows)s
+) AS few
+"""
+# Both sides are bounded by themselves, so that neither is read as a whole.
 _EXPORTED: Final = """
 SELECT account, source, received_at, signature, encode(payload_sha256, 'hex'), redacted, payload
-FROM inbox JOIN payloads USING (seq)
-WHERE (%(since)s::timestamptz IS NULL OR created >= %(since)s)
+FROM inbox AS i JOIN payloads AS b USING (seq)
+WHERE i.seq BETWEEN %(first)s AND %(last)s AND b.seq BETWEEN %(first)s AND %(last)s
+    AND (%(since)s::timestamptz IS NULL OR created >= %(since)s)
     AND (%(until)s::timestamptz IS NULL OR created < %(until)s)
 ORDER BY seq
 """

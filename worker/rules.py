@@ -9,6 +9,7 @@ Note [Broken, or not provable]
 
 from dataclasses import dataclass
 from datetime import datetime
+from decimal import Decimal
 from typing import Final, Literal, get_args
 
 from schemas.database import Cursor
@@ -24,7 +25,8 @@ class Rule:
     """A rule: its *name*, what it says in a line, and its *query*.
 
     The query gives, for each row that it is about: account, livemode, id, state, currency, held, expected, detail and
-    at. *explains* says what it needs and compares.
+    at. It computes in numeric, since odd amounts may come to more than a bigint holds. *explains* says what it needs
+    and compares.
     """
 
     name: str
@@ -85,11 +87,14 @@ def _check(cursor: Cursor, rule: Rule) -> tuple[Tally, list[Finding]]:
         for account, livemode, id_, state, currency, held, expected, detail, at in rows:
             counts[state] += 1
             if state == "broken" or (state == "not provable" and counts[state] <= NOT_PROVABLE_LISTED_MAX):
-                findings.append(
-                    Finding(rule.name, account, livemode, rule.table, id_, state, currency, held, expected, detail, at)
-                )
+                world, sides = (rule.name, account, livemode, rule.table), (_whole(held), _whole(expected))
+                findings.append(Finding(*world, id_, state, currency, *sides, detail, at))
     tally = Tally(rule.name, sum(counts.values()), counts["holds"], counts["broken"], counts["not provable"])
     return tally, findings
+
+
+def _whole(amount: Decimal | int | None) -> int | None:
+    return None if amount is None else int(amount)
 
 
 _ORDER_TOTAL: Final = """
@@ -105,7 +110,7 @@ SELECT account, livemode, id,
     coalesce(created, as_of)
 FROM (
     SELECT *, amount_total AS total, amount_tax AS tax,
-        amount_subtotal - amount_discount + amount_shipping AS before_tax
+        amount_subtotal::numeric - amount_discount + amount_shipping AS before_tax
     FROM orders WHERE mode IS DISTINCT FROM 'setup'
 ) AS o
 """
@@ -127,8 +132,8 @@ SELECT o.account, o.livemode, o.id,
     coalesce(o.created, o.as_of)
 FROM orders AS o
 CROSS JOIN LATERAL (
-    SELECT coalesce(sum(t.amount_subtotal), 0)::bigint AS subtotal, coalesce(sum(t.amount_total), 0)::bigint AS total,
-        coalesce(sum(t.amount_tax), 0)::bigint AS tax, count(*) FILTER (WHERE t.currency <> o.currency) AS others,
+    SELECT coalesce(sum(t.amount_subtotal), 0) AS subtotal, coalesce(sum(t.amount_total), 0) AS total,
+        coalesce(sum(t.amount_tax), 0) AS tax, count(*) FILTER (WHERE t.currency <> o.currency) AS others,
         coalesce(bool_or(t.amount_subtotal IS NULL OR t.amount_total IS NULL OR t.amount_tax IS NULL), false) AS unknown
     FROM order_lines AS t WHERE (t.account, t.livemode, t.order_id) = (o.account, o.livemode, o.id)
 ) AS l
@@ -159,30 +164,30 @@ WHERE o.status = 'paid' AND o.mode = 'payment' AND o.payment_intent IS NOT NULL
 _NOTE_SPLIT: Final = """
 SELECT account, livemode, id,
     CASE WHEN amount IS NULL OR pre_payment_amount IS NULL OR post_payment_amount IS NULL THEN 'not provable'
-        WHEN amount <> pre_payment_amount + post_payment_amount THEN 'broken'
+        WHEN amount <> pre_payment_amount::numeric + post_payment_amount THEN 'broken'
         WHEN refunded_amount IS NULL OR to_balance_amount IS NULL THEN 'not provable'
         WHEN post_payment_amount = went THEN 'holds'
         ELSE 'broken' END,
     currency,
-    CASE WHEN amount <> pre_payment_amount + post_payment_amount THEN amount ELSE post_payment_amount END,
-    CASE WHEN amount <> pre_payment_amount + post_payment_amount THEN pre_payment_amount + post_payment_amount
-        ELSE went END,
+    CASE WHEN amount <> pre_payment_amount::numeric + post_payment_amount THEN amount ELSE post_payment_amount END,
+    CASE WHEN amount <> pre_payment_amount::numeric + post_payment_amount
+        THEN pre_payment_amount::numeric + post_payment_amount ELSE went END,
     CASE WHEN amount IS NULL OR pre_payment_amount IS NULL OR post_payment_amount IS NULL OR refunded_amount IS NULL
             OR to_balance_amount IS NULL THEN 'a part of it is not known'
-        WHEN amount <> pre_payment_amount + post_payment_amount THEN 'the amount is not its two sides'
+        WHEN amount <> pre_payment_amount::numeric + post_payment_amount THEN 'the amount is not its two sides'
         ELSE 'what was credited after payment is not what went out' END,
     coalesce(created, as_of)
 FROM (
-    SELECT *, refunded_amount + coalesce(out_of_band_amount, 0) + to_balance_amount AS went FROM credit_notes
+    SELECT *, refunded_amount::numeric + coalesce(out_of_band_amount, 0) + to_balance_amount AS went FROM credit_notes
 ) AS n
 """
 
 _INVOICE_AMOUNTS: Final = """
 SELECT account, livemode, id,
     CASE WHEN amount_due IS NULL OR amount_paid IS NULL OR amount_remaining IS NULL THEN 'not provable'
-        WHEN amount_remaining = amount_due - amount_paid THEN 'holds'
+        WHEN amount_remaining = amount_due::numeric - amount_paid THEN 'holds'
         ELSE 'broken' END,
-    currency, amount_remaining, amount_due - amount_paid,
+    currency, amount_remaining, amount_due::numeric - amount_paid,
     CASE WHEN amount_due IS NULL OR amount_paid IS NULL OR amount_remaining IS NULL THEN 'an amount is not known'
         ELSE 'what remains is not what is due less what was paid' END,
     coalesce(created, as_of)
@@ -200,7 +205,7 @@ SELECT r.account, r.livemode, r.charge,
         ELSE 'more was refunded than was charged' END,
     r.at
 FROM (
-    SELECT t.account, t.livemode, t.charge, sum(t.amount)::bigint AS amount, max(coalesce(t.created, t.as_of)) AS at,
+    SELECT t.account, t.livemode, t.charge, sum(t.amount) AS amount, max(coalesce(t.created, t.as_of)) AS at,
         count(*) FILTER (WHERE t.currency <> p.currency) AS others,
         bool_or(t.amount IS NULL OR t.currency IS NULL) AS unknown
     FROM refunds AS t LEFT JOIN charges AS p ON (p.account, p.livemode, p.id) = (t.account, t.livemode, t.charge)
@@ -225,9 +230,9 @@ SELECT c.account, c.livemode, c.id,
     c.as_of
 FROM charges AS c
 JOIN LATERAL (
-    SELECT count(*) AS refunds, coalesce(sum(t.amount) FILTER (WHERE t.status = 'succeeded'), 0)::bigint AS least,
-        coalesce(sum(t.amount), 0)::bigint AS most,
-        coalesce(sum(t.amount) FILTER (WHERE t.status = 'succeeded' AND t.as_of < c.as_of), 0)::bigint AS settled,
+    SELECT count(*) AS refunds, coalesce(sum(t.amount) FILTER (WHERE t.status = 'succeeded'), 0) AS least,
+        coalesce(sum(t.amount), 0) AS most,
+        coalesce(sum(t.amount) FILTER (WHERE t.status = 'succeeded' AND t.as_of < c.as_of), 0) AS settled,
         coalesce(bool_or(t.amount IS NULL OR t.currency IS DISTINCT FROM c.currency), false) AS unknown
     FROM refunds AS t WHERE (t.account, t.livemode, t.charge) = (c.account, c.livemode, c.id)
 ) AS r ON r.refunds > 0
@@ -238,7 +243,7 @@ _BALANCE_CHAIN: Final = """
 SELECT account, livemode, id, CASE WHEN ending_balance = was + amount THEN 'holds' ELSE 'not provable' END,
     currency, ending_balance, was + amount, 'the entry before it is not known', coalesce(created, as_of)
 FROM (
-    SELECT *, CASE WHEN row_number() OVER ledger = 1 THEN ending_balance - amount
+    SELECT *, CASE WHEN row_number() OVER ledger = 1 THEN ending_balance::numeric - amount
         ELSE lag(ending_balance) OVER ledger END AS was
     FROM balance_transactions WINDOW ledger AS (PARTITION BY account, livemode, customer, currency ORDER BY created, id)
 ) AS t

@@ -43,7 +43,7 @@ def compare(made: Shadow, *, tell: Callable[[Difference], None]) -> Comparison:
     What *made* has from an inbox of its own is compared as it is, and objects of which a payload is archived are left
     out, unless *made* has it.
     """
-    with database.transaction(made.engine) as connection, database.cursor(connection) as cursor:
+    with database.transaction(made.engine, may_idle=True) as connection, database.cursor(connection) as cursor:
         cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
         left = at_one_moment(cursor, made)
         found = difference.compare(cursor, made, tell=tell)
@@ -68,7 +68,7 @@ class Proof:
 def prove(made: Shadow) -> Proof:
     """Hold the digests of the live tables against those of *made* once both have folded the same events."""
     found: list[Difference] = []
-    with database.transaction(made.engine) as connection, database.cursor(connection) as cursor:
+    with database.transaction(made.engine, may_idle=True) as connection, database.cursor(connection) as cursor:
         cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
         at_one_moment(cursor, made)
         live = digest.digests_seen(cursor, schema=made.live)
@@ -103,7 +103,7 @@ def at_one_moment(reader: Cursor, made: Shadow) -> LeftOut:
     """Let *reader*, which has read nothing yet, see the live tables and *made* after the same events."""
     for last in range(TRIES_MAX, 0, -1):
         _catch_up_beside(made)
-        with database.transaction(made.engine) as connection, database.cursor(connection) as cursor:
+        with database.transaction(made.engine, may_idle=True) as connection, database.cursor(connection) as cursor:
             if not _pause(cursor, is_last=last == 1):
                 continue
             with database.transaction(made.engine) as folding, database.cursor(folding) as catching_up:
@@ -120,7 +120,7 @@ def _held(made: Shadow) -> Iterator[tuple[Cursor, LeftOut]]:
     """Let folding pause, and *made* catch up with what was folded, for as long as the block takes."""
     for last in range(TRIES_MAX, 0, -1):
         _catch_up_beside(made)
-        with database.transaction(made.engine) as connection, database.cursor(connection) as cursor:
+        with database.transaction(made.engine, may_idle=True) as connection, database.cursor(connection) as cursor:
             left = _caught_up(cursor, made, is_last=last == 1) if _pause(cursor, is_last=last == 1) else None
             if left is not None:
                 yield cursor, left

@@ -28,19 +28,22 @@ def events_archive(
     yes: Annotated[bool, typer.Option("--yes", help="Do it; without it, only say what would be done.")] = False,
     form: FormatOption = Format.TABLE,
 ) -> None:
-    """Move old payloads into logs: written, read back, compared, and only then dropped; exit 2 without --yes."""
+    """Move old payloads into logs: written, read back, compared, and only then dropped; exit 2 if --yes is missing."""
     from worker import archive as archives
 
     _require_lasting(to)
     moment = utc(before) or before
-    with opened_database() as engine, bars() as bar, archives.alone(engine):
+    with opened_database() as engine, bars() as bar, archives.alone(to):
         parts = archives.plan(engine, before=moment)
+        if not parts:
+            output.rows([], _PART_COLUMNS, form, empty="There is nothing to archive.")
+            return
         if yes:
             archives.clear_drafts(to)
         archives.require_room(parts, to)
         if not yes:
             shown = [{**asdict(part), "megabytes": round(part.bytes / 1e6, 1)} for part in parts]
-            output.rows(shown, _PART_COLUMNS, form, empty="There is nothing to archive.")
+            output.rows(shown, _PART_COLUMNS, form, empty="")
             err.print(f"{_summed(parts)} would be archived; nothing has been. Say --yes to do it.")
             raise typer.Exit(USAGE)
         show, done = shown_on(bar), list[dict[str, Any]]()
@@ -50,11 +53,15 @@ def events_archive(
             done.append(
                 {"partition": part.partition, "file": str(found.path), "dropped": found.dropped, "stayed": found.stayed}
             )
+            if found.gone:
+                bar.console.print(
+                    f"{part.partition}: another run archived {found.gone:,} of these events first; both logs have them."
+                )
             if found.stayed:
                 bar.console.print(
                     f"{part.partition}: {found.stayed:,} events changed meanwhile, so their payloads stay."
                 )
-    output.rows(done, ("partition", "file", "dropped", "stayed"), form, empty="There is nothing to archive.")
+    output.rows(done, ("partition", "file", "dropped", "stayed"), form, empty="")
 
 
 _PART_COLUMNS: Final = ("partition", "first", "last", "events", "megabytes")

@@ -2,6 +2,7 @@
 
 import glob
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -24,7 +25,7 @@ from sqlalchemy.exc import DBAPIError
 
 from deploy import local
 from deploy.output import Format, err
-from schemas import database, logs, lookup, migrate
+from schemas import database, files, logs, lookup, migrate
 from schemas.errors import ConfigurationError, ConflictError, MigrationsPendingError, NotFoundError
 from schemas.settings import Settings
 
@@ -32,6 +33,8 @@ FAILED: Final = 1
 USAGE: Final = 2
 DRIFT: Final = 3
 MIGRATIONS_PENDING: Final = 4
+
+STANDARD_INPUT: Final = "-"
 
 FormatOption = Annotated[Format, typer.Option("--format", help="How rows are printed.")]
 AccountOption = Annotated[str | None, typer.Option("--account", help="Only this Stripe account.")]
@@ -103,15 +106,52 @@ def logs_named(given: Sequence[str]) -> list[str]:
 
 
 def _require_readable(file: str) -> None:
-    path = Path(file)
-    if file == "-":
+    if file == STANDARD_INPUT:
+        _require_input()
         return
+    path = Path(file)
     if not path.exists():
         raise ConfigurationError(f"There is no file {file}.")
-    if path.is_dir():
+    kind = files.irregular(path)
+    if kind == "a folder":
         raise ConfigurationError(f"{file} is a folder: name the files in it, as {file}/*.")
+    if kind == "a pipe":
+        raise ConfigurationError(
+            f"{file} is a pipe, and only files are opened: pipe it in, and name it {STANDARD_INPUT}."
+        )
+    if kind is not None:
+        raise ConfigurationError(f"{file} is {kind}, and only files are read.")
     if not os.access(path, os.R_OK):
         raise ConfigurationError(f"{file} may not be read by this user.")
+
+
+def _require_input() -> None:
+    """Raise ConfigurationError where standard input is what may have no end, as a device other than a terminal."""
+    descriptor = sys.stdin.fileno()
+    kind = files.irregular(descriptor)
+    is_empty = os.path.samestat(os.fstat(descriptor), Path(os.devnull).stat())
+    if kind == "a folder" or (kind == "a device" and not (is_empty or os.isatty(descriptor))):
+        raise ConfigurationError(f"Standard input is {kind}: give it a file, or pipe something into it.")
+
+
+def require_writable(path: Path, option: str, *, is_replaced: bool = False) -> None:
+    """Find out before long work is done whether *path*, which *option* names, can be written at the end of it.
+
+    What is written to the null device is thrown away, but for a file that *is_replaced* by a new one of its name.
+
+    Raises:
+        ConfigurationError: it cannot, or it is there and no file.
+    """
+    try:
+        kind = files.irregular(path) if path.exists() else None
+    except OSError as error:
+        raise ConfigurationError(f"Cannot write {path}: {error.strerror}.") from None
+    if kind is not None and (is_replaced or path != Path(os.devnull)):
+        raise ConfigurationError(f"Cannot write {path}: it is {kind}. {option} wants the name of a file.")
+    if not path.parent.is_dir():
+        raise ConfigurationError(f"Cannot write {path}: there is no folder {path.parent}.")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise ConfigurationError(f"Cannot write {path}: this user may not.")
 
 
 @contextmanager

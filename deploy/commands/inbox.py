@@ -23,6 +23,7 @@ from deploy.commands.base import (
     bars,
     one_row,
     opened_database,
+    require_writable,
     settings_here,
     shown_on,
     utc,
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
 app: Final = typer.Typer()
 events_app: Final = typer.Typer(help="The inbox.", no_args_is_help=True)
 
-EventId = Annotated[str, typer.Argument(metavar="EVENT", help="Its id, as evt_1….")]
+EventId = Annotated[str, typer.Argument(metavar="EVENT", help="Its id, as evt_1…; behind -- if it begins with -.")]
 _EVENT_COLUMNS: Final = ("seq", "id", "type", "object_id", "created", "state", "cause", "reason")
 _FURTHER_COLUMNS: Final = ("attempts", "due_at", "account", "livemode", "source", "received_at")
 
@@ -114,7 +115,8 @@ def events_ignore(
 
 
 def _tell(found: "Found") -> None:
-    err.print(f"{found.id} is {found.state}" + (f": {output.shown(found.reason)}" if found.reason else "."))
+    reason = f": {output.shown(found.reason)}" if found.reason else "."
+    err.print(f"{output.in_one_line(found.id)} is {found.state}{reason}")
 
 
 @events_app.command("export")
@@ -137,6 +139,8 @@ def events_export(
     from worker.replay import Filters, export, left_out
 
     filters = Filters(since=utc(since), until=utc(until))
+    if to is not None:
+        require_writable(to, "--output", is_replaced=True)
     written = 0
     is_plain = plain or (to is None and sys.stdout.isatty())
     form = "plain" if is_plain else form_of(to)
@@ -145,7 +149,7 @@ def events_export(
         bars() as bar,
         nullcontext(engine) if archive is None else archives.within(engine, archive, progress=shown_on(bar)) as source,
     ):
-        with compressed(sys.stdout.buffer, form) if to is None else writing(to, form) as stream:
+        with compressed(sys.stdout.buffer, form) if to is None else writing(to.resolve(), form) as stream:
             for line in export(source, filters=filters):
                 stream.write(line)
                 written += 1

@@ -85,7 +85,7 @@ def rebuild(
 
 
 def _told_on(bar: Progress) -> "Callable[[Entry], None]":
-    return lambda entry: bar.console.print(f"{entry.place}: {entry.fault}")
+    return lambda entry: bar.console.print(output.in_one_line(f"{entry.place}: {entry.fault}"))
 
 
 def _unfolded(engine: Engine) -> dict[str, int]:

@@ -20,6 +20,7 @@ from deploy.commands.base import (
     bars,
     logs_named,
     opened_database,
+    require_writable,
     shown_on,
     utc,
 )
@@ -77,6 +78,9 @@ def reconcile(
     from worker import reconcile as reconciling
 
     logs = logs_named(logs or [])
+    for path, option in ((report, "--report"), (differences, "--csv")):
+        if path is not None:
+            require_writable(path, option)
     checks = [reconciling.RULES, reconciling.REBUILD]
     checks += [reconciling.LOG] if logs else []
     checks += [reconciling.STRIPE] if stripe else []
@@ -120,7 +124,7 @@ def reconcile_history(
 
 
 def _told_on(bar: Progress) -> "Callable[[Entry], None]":
-    return lambda entry: bar.console.print(f"{entry.place}: {entry.fault}")
+    return lambda entry: bar.console.print(output.in_one_line(f"{entry.place}: {entry.fault}"))
 
 
 @contextmanager

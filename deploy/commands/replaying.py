@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -31,6 +32,7 @@ from deploy.commands.base import (
     Until,
     logs_named,
     opened_database,
+    require_writable,
     settings_here,
     utc,
 )
@@ -86,7 +88,7 @@ def replay(  # noqa: PLR0913 - an option each
     ] = False,
     form: FormatOption = Format.TABLE,
 ) -> None:
-    """Record what the inbox lacks of the logs, then fold it; exit 1 if a line could not be read."""
+    """Record what the inbox lacks of the logs, then fold it; exit 1 if a line cannot be read or an event is parked."""
     from worker import lanes
     from worker import replay as logs_of_events
     from worker.eventlog import remark
@@ -95,12 +97,14 @@ def replay(  # noqa: PLR0913 - an option each
     if sum((dry_run, record_only, no_announce)) > 1:
         raise ConfigurationError("Only one of --dry-run, --record-only and --no-announce can be meant.")
     paths = logs_named(files)
+    if rejects is not None:
+        require_writable(rejects, "--rejects")
     filters = logs_of_events.Filters(utc(since), utc(until), kind, only_account, livemode)
     more: dict[str, Any] = {}
     with opened_database() as engine, TemporaryFile() as aside, _bar() as bar:
 
         def refuse(entry: "Entry") -> None:
-            bar.console.print(f"{entry.place}: {entry.fault}")
+            bar.console.print(output.in_one_line(f"{entry.place}: {entry.fault}"))
             aside.write(remark(entry))
             piece = b""
             for piece in entry.text:
@@ -116,17 +120,32 @@ def replay(  # noqa: PLR0913 - an option each
             others = partial(_follow, engine, bar) if record_only else None
             lanes.settle_down()
             done = logs_of_events.replay(engine, logs, others=others, withhold=no_announce)
-            counts = done.counts
+            counts, more["parked_by_cause"] = done.counts, [asdict(each) for each in done.parked]
             if no_announce:
                 more["withheld"] = dict(sorted(done.withheld.items()))
         bar.stop()
         _print(counts, more, form)
         if counts["refused"] and not dry_run:
             _keep(aside, rejects or Path(f"payfold-rejects-{datetime.now(UTC):%Y%m%dT%H%M%SZ}.ndjson"))
-    if record_only and counts["pending"]:
-        err.print("These are recorded, and nobody has folded any for a while: do the worker and the clock run?")
-    if counts["refused"] or (record_only and counts["pending"]):
+    _end(counts, is_left_to_others=record_only, has_parked=bool(more.get("parked_by_cause")))
+
+
+def _end(counts: "Counts", *, is_left_to_others: bool, has_parked: bool) -> None:
+    """Print what to do about what was not folded, and exit 1 where something was refused or is not folded."""
+    is_waiting = is_left_to_others and counts["pending"] > 0
+    if is_waiting:
+        err.print("These are recorded, and no worker has folded any for a while: do the worker and the clock run?")
+    if has_parked:
+        err.print(_PARKED)
+    if counts["refused"] or has_parked or is_waiting:
         raise typer.Exit(FAILED)
+
+
+_PARKED: Final = (
+    "What is parked is in the inbox and in no table. `payfold events list --state parked` has each with its reason, and"
+    " `payfold events show EVENT` its payload. Once the reason is gone: payfold events retry EVENT. For good: payfold"
+    " events ignore EVENT."
+)
 
 
 def _keep(aside: IO[bytes], path: Path) -> None:
@@ -188,6 +207,10 @@ def _print(counts: "Counts", more: dict[str, Any], form: Format) -> None:
         output.one(told | more, form)
         return
     output.one(told, form)
+    if more.get("parked_by_cause"):
+        rows = [{"parked because": each["cause"], **each} for each in more["parked_by_cause"]]
+        output.out.print()
+        output.rows(rows, ("parked because", "events", "example", "reason"), form, empty="")
     if "plan" in more:
         rows = [{**row, "money": _money(row["amount"], row["currency"])} for row in more["plan"]]
         output.out.print()

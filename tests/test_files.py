@@ -1,0 +1,119 @@
+"""A command that reads or writes a file takes a regular one, and refuses at once whatever has no end or waits."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.main import get_command
+from typer.testing import CliRunner
+
+from deploy.cli import app
+from deploy.commands.base import require_writable
+from schemas.errors import ConfigurationError
+from tests.command import environment
+from worker import archive
+
+READ = {
+    "replay FILES": ["replay"],
+    "rebuild --from": ["rebuild", "--from"],
+    "reconcile --log": ["reconcile", "--log"],
+}
+WRITTEN = {
+    "replay --rejects": ["replay", "file", "--rejects"],
+    "reconcile --report": ["reconcile", "--report"],
+    "reconcile --csv": ["reconcile", "--csv"],
+    "events export --output": ["events", "export", "--output"],
+}
+FOLDERS = {
+    "rebuild --archive",
+    "reconcile --archive",
+    "events retry --archive",
+    "events export --archive",
+    "events archive --to",
+    "bench --keep",
+}
+KINDS = {"a device": "/dev/zero", "a pipe": "pipe", "a socket": "socket", "a folder": "folder"}
+
+
+@pytest.fixture
+def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make one of each kind, in the folder where the test then runs."""
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("pipe")
+    Path("folder").mkdir()
+    Path("file").touch()
+    with socket.socket(socket.AF_UNIX) as made:
+        made.bind("socket")
+
+
+def options_of(command: Any, name: str = "") -> set[str]:  # noqa: ANN401 - of an untyped tree
+    """Return the options and arguments that name a file or a folder, below the names of their commands."""
+    found = {
+        f"{name} {option.opts[0] if option.param_type_name == 'option' else option.name.upper()}".strip()
+        for option in command.params
+        if "Path" in str(option.type_descriptor.annotation) or "file" in f"{option.metavar} {option.name}".lower()
+    }
+    more = getattr(command, "commands", {}).items()
+    return found.union(*(options_of(each, f"{name} {key}".strip()) for key, each in more))
+
+
+def test_every_file_is_known() -> None:
+    """Whoever adds an option that names a file or a folder adds it to the tests below."""
+    assert options_of(get_command(app)) == {*READ, *WRITTEN, *FOLDERS}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("option", [*READ, *WRITTEN])
+@pytest.mark.usefixtures("made")
+def test_only_a_file(option: str, kind: str) -> None:
+    """What is no file is refused by its kind before anything is opened: no end is waited for, and no other process."""
+    ran = CliRunner().invoke(app, [*(READ | WRITTEN)[option], KINDS[kind]])
+
+    assert isinstance(ran.exception, ConfigurationError), ran.exception
+    assert kind in str(ran.exception)
+    assert KINDS[kind] in str(ran.exception)
+    if kind == "a pipe" and option in READ:
+        assert "pipe it in, and name it -" in str(ran.exception)
+
+
+@pytest.mark.usefixtures("made")
+def test_an_archive_of_files_alone() -> None:
+    """A pipe by the name of an archive's log is refused, rather than waited for."""
+    Path("pipe").rename("folder/payfold-events-1-2.ndjson")
+
+    with pytest.raises(ConfigurationError, match=r"payfold-events-1-2\.ndjson is a pipe"):
+        archive.logs_in(Path("folder"))
+
+
+@pytest.mark.usefixtures("made")
+def test_the_null_device() -> None:
+    """What is not wanted may be written to the null device, but never be put in its place."""
+    require_writable(Path("/dev/null"), "--rejects")
+    require_writable(Path("new.csv"), "--csv")
+
+    with pytest.raises(ConfigurationError, match="a device"):
+        require_writable(Path("/dev/null"), "--output", is_replaced=True)
+    with pytest.raises(ConfigurationError, match="there is no folder none"):
+        require_writable(Path("none/new.csv"), "--csv")
+
+
+@pytest.mark.parametrize(
+    ("device", "code", "words"), [("/dev/zero", 2, "Standard input is a device"), ("/dev/null", 0, "")]
+)
+def test_standard_input(database_url: str, device: str, code: int, words: str) -> None:
+    """Standard input is a file, a pipe or a terminal, or empty; no other device, which may have no end."""
+    with Path(device).open("rb") as stdin:
+        ran = subprocess.run(
+            [sys.executable, "-m", "deploy", "replay", "-"],
+            stdin=stdin,
+            capture_output=True,
+            env=environment({"DATABASE_URL": database_url}),
+            timeout=60,
+            check=False,
+        )
+
+    assert (ran.returncode, words in ran.stderr.decode()) == (code, True)

@@ -1,0 +1,126 @@
+"""On a host that ends transactions which wait for their client, long work comes to its end however slow its sink is."""
+
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from psycopg.conninfo import conninfo_to_dict
+from sqlalchemy import Engine, text
+
+from deploy.sandbox.history import shop_history
+from schemas import database
+from tests import ledger
+from worker import archive, rebuild, reconcile, replay, shadow, swap
+from worker.digest import digests
+from worker.replay import Filters, Reading
+
+SHOP = shop_history(31, 30, money=True)
+NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
+LATER = datetime(2099, 1, 1, tzinfo=UTC)
+PATIENCE_MS = 100
+
+Linger = Callable[..., None]
+
+
+@pytest.fixture
+def shop(engine: Engine, database_url: str) -> Iterator[Engine]:
+    """Return an engine on the tables of a shop, in a database that ends what is idle in a transaction for 0.1 s."""
+    ledger.record(engine, [ledger.delivery(event.body) for event in SHOP.events])
+    ledger.fold(engine)
+    name = conninfo_to_dict(database_url)["dbname"]
+    with database.transaction(engine) as connection:
+        connection.execute(text(f"ALTER DATABASE {name} SET idle_in_transaction_session_timeout = {PATIENCE_MS}"))
+    made = database.engine(database_url)
+    yield made
+    made.dispose()
+
+
+@pytest.fixture
+def linger(engine: Engine) -> Linger:
+    """Return what takes longer than the host has patience, by the host's own clock."""
+
+    def wait(*_: object) -> None:
+        with database.transaction(engine) as connection:
+            connection.execute(text("SELECT pg_sleep(:seconds)"), {"seconds": 2.5 * PATIENCE_MS / 1000})
+
+    return wait
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> str:
+    """Return a log of the shop's events."""
+    path = tmp_path / "log"
+    path.write_bytes(b"\n".join(event.body.replace(b"\n", b"") for event in SHOP.events))
+    return str(path)
+
+
+def waiting(engine: Engine) -> list[str]:
+    """Return what the sessions that wait for their client in a transaction did last."""
+    return [
+        row["query"]
+        for row in ledger.rows(
+            engine,
+            "SELECT query FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            " AND state LIKE 'idle in transaction%'",
+        )
+    ]
+
+
+def test_archive(shop: Engine, engine: Engine, linger: Linger, tmp_path: Path) -> None:
+    """An archive holds no transaction open at all, between its steps or beside them."""
+    seen: list[str] = []
+
+    def look(*_: object) -> None:
+        linger()
+        seen.extend(waiting(engine))
+
+    with archive.alone(tmp_path):
+        parts = archive.plan(shop, before=LATER)
+        look()
+        (done,) = [archive.archive(shop, part, before=LATER, folder=tmp_path, progress=look) for part in parts]
+        look()
+
+    assert (done.dropped, done.stayed, done.gone, seen) == (len(SHOP.events), 0, 0, [])
+
+
+def test_export(shop: Engine, engine: Engine, linger: Linger) -> None:
+    """An export into a pipe that is read slowly holds no transaction open, and is whole."""
+    lines = replay.export(shop, filters=Filters())
+    first = next(lines)
+    linger()
+    held = waiting(engine)
+
+    assert held == []
+    assert len([first, *lines]) == len(SHOP.events)
+
+
+def test_replay(shop: Engine, linger: Linger, log: str) -> None:
+    """A log that comes slowly is replayed."""
+    replayed = replay.replay(shop, Reading([log], NOW, progress=linger))
+
+    assert replayed.counts["duplicate"] == len(SHOP.events)
+
+
+def test_rebuild(shop: Engine, linger: Linger) -> None:
+    """A rebuild, its comparison and its swap need one moment's view, and keep it while they work or are listened to."""
+    right = digests(shop)
+    ledger.execute(shop, "UPDATE orders SET amount_total = amount_total + 1 WHERE id = (SELECT min(id) FROM orders)")
+
+    with shadow.shadow(shop) as made:
+        rebuild.rebuild(made, progress=linger)
+        assert swap.compare(made, tell=linger).drift == 1
+        found, _ = swap.swap(made, tell=linger)
+
+    assert found.drift == 1
+    assert digests(shop) == right
+
+
+def test_reconcile(shop: Engine, linger: Linger, log: str) -> None:
+    """A reconciliation by rules and by a log comes to its end, whoever is slow to take what it finds."""
+    ledger.execute(shop, "DELETE FROM inbox WHERE seq = (SELECT max(seq) - 1 FROM inbox)")
+
+    wanted = reconcile.Wanted(logs=[log], each=linger, progress=linger)
+    found = reconcile.run(shop, [reconcile.RULES, reconcile.LOG], wanted)
+
+    assert [each["check"] for each in found["drift"]] == ["log"]

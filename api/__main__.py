@@ -10,6 +10,7 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from api import app, metrics, problems
+from schemas import logs
 from schemas.errors import ConfigurationError
 from schemas.logs import Seldom
 from schemas.settings import Settings
@@ -227,6 +228,7 @@ def main() -> None:
     try:
         settings = Settings.load()
         app.create(settings)
+        logs.report_unknown()
         _ = settings.postgresql, settings.broker
     except ConfigurationError as error:
         sys.stderr.write(f"{error}\n")

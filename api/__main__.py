@@ -10,6 +10,7 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from api import app, problems
+from schemas import logs
 from schemas.errors import ConfigurationError
 from schemas.logs import Seldom
 from schemas.settings import Settings
@@ -228,6 +229,7 @@ def main() -> None:
     try:
         settings = Settings.load()
         app.create(settings)
+        logs.report_unknown()
         _ = settings.postgresql, settings.broker
     except ConfigurationError as error:
         sys.stderr.write(f"{error}\n")

@@ -1,6 +1,8 @@
 """The ``payfold`` command. Data goes to stdout, everything else to stderr."""
 
+import os
 import sys
+from pathlib import Path
 from typing import Annotated, Final
 
 import typer
@@ -12,6 +14,7 @@ from deploy.commands import (
     at_stripe,
     bench,
     changes,
+    connecting,
     health,
     inbox,
     objects,
@@ -24,7 +27,7 @@ from deploy.commands import (
 from deploy.commands.base import FAILED, MIGRATIONS_PENDING, USAGE, first_line
 from deploy.output import err
 from deploy.services import ServicesError
-from schemas import database
+from schemas import database, envfile
 from schemas.errors import ConfigurationError, DatabaseAway, MigrationsPendingError, PayfoldError
 from schemas.version import version
 
@@ -46,9 +49,12 @@ _GROUPS: Final = {
     "sessions": at_stripe.sessions_app,
     "gaps": at_stripe.gaps_app,
     "accounts": accounts.accounts_app,
+    "endpoints": connecting.endpoints_app,
     "tokens": running.tokens_app,
 }
-for each in (running.app, health.app, inbox.app, replaying.app, proof.app, rebuilding.app, bench.app):
+for each in (
+    connecting.app, running.app, health.app, inbox.app, replaying.app, proof.app, rebuilding.app, bench.app
+):
     app.add_typer(each)
 for name, group in _GROUPS.items():
     app.add_typer(group, name=name)
@@ -63,11 +69,16 @@ def _print_version(is_asked: bool) -> None:  # noqa: FBT001 - as typer calls it
 @app.callback()
 def _options(
     *,
+    env_file: Annotated[
+        Path | None, typer.Option("--env-file", metavar="FILE", help="Settings that `init` wrote; else .payfold/.env.")
+    ] = None,
     _: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version, and end.")
     ] = False,
 ) -> None:
-    pass
+    """Take what is the same for every command."""
+    if env_file is not None:
+        os.environ[envfile.ENV_FILE] = str(env_file.absolute())  # the processes of `up` are to have it, too
 
 
 def main() -> None:

@@ -21,7 +21,7 @@ from typing import Any, Final, TextIO
 import structlog
 
 from schemas import tracebacks
-from schemas.settings import Settings
+from schemas.settings import Settings, unknown
 
 WRITE_SECONDS_MAX: Final = 1.0
 """How long a line waits for a reader that is slow. After one that did not come back in time no line waits."""
@@ -163,6 +163,12 @@ def _is_terminal() -> bool:
     with suppress(AttributeError, ValueError):
         return sys.stderr.isatty()
     return False
+
+
+def report_unknown() -> None:
+    """Log the names that look like settings and are none: one error line, since an older release must still start."""
+    if found := unknown():
+        structlog.get_logger().error("settings.unknown", faults=found)
 
 
 def configure(settings: Settings) -> None:

@@ -1,10 +1,11 @@
-"""Settings from the environment, checked once at start.
+"""Settings from the environment, else from the file of ``schemas.envfile``, checked once at start.
 
 A value that cannot be used stops the process with its name, its fault and an example, and never with the
 value itself where it may hold a secret. A secret may come from a file: ``STRIPE_WEBHOOK_SECRETS_FILE`` names
 a file that holds ``STRIPE_WEBHOOK_SECRETS``.
 """
 
+import difflib
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -17,7 +18,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from schemas import files
+from schemas import envfile, files
 from schemas.errors import ConfigurationError
 
 Scope = Literal["read", "personal", "register", "admin"]
@@ -27,9 +28,10 @@ _INCLUDED: dict[Scope, tuple[Scope, ...]] = {"register": ("read",), "admin": ("r
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 LABEL = re.compile(r"[A-Za-z0-9_]{1,255}")
 """How an account is labelled."""
-_SECRET = re.compile(r"whsec_[!-~]+")
+# No quote, comma or semicolon, and no second secret: a list with another separator than the comma is no one secret.
+_SECRET = re.compile(r"whsec_(?:(?!whsec_)[!#-&(-+\--:<-~])+")
 _HOST = re.compile(r"[A-Za-z0-9._:%-]+")
-_API_KEY = re.compile(r"(?:sk|rk)_(?P<mode>live|test)_[!-~]+")
+_API_KEY = re.compile(r"(?:sk|rk)_(?P<mode>live|test)_(?:(?![sr]k_(?:live|test)_)[!#-&(-+\--:<-~])+")
 
 SESSION_MODES: tuple[str, ...] = ("payment", "subscription", "setup", "link")
 """What has a time to live of its own: the modes of a Checkout Session, and any session of a payment link."""
@@ -38,6 +40,14 @@ SESSION_MINUTES_MAX = 24 * 60
 _TTL_DEFAULT = 60
 FILE_BYTES_MAX = 64 * 1024
 """No setting is longer, so a file that is was not meant."""
+
+_PREFIX = "PAYFOLD_"
+_FOR_THE_REPOSITORY = re.compile(r"PAYFOLD_(?:ENV_FILE|CALLED_AS|DEPLOYED|TEST_\w+)")
+"""Names that are no settings: where those are, and what deploy/dev and the tests of this repository are given."""
+_FOR_A_NEIGHBOUR = re.compile(
+    r"PAYFOLD\w*_(?:SERVICE_HOST|SERVICE_PORT(?:_\w+)?|PORT_\d+_(?:TCP|UDP|SCTP)(?:_(?:PROTO|PORT|ADDR))?)"
+)
+"""Kubernetes sets these in every container where a service is called payfold or payfold-web, and ``…_PORT=tcp://…``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +133,9 @@ class Settings(BaseSettings):
         examples=["127.0.0.1"],
     )
     payfold_data_dir: Path = Field(
-        Path(".payfold"), description="where `up` and `demo` keep embedded servers", examples=["/srv/payfold"]
+        Path(envfile.DATA_DIR_DEFAULT),
+        description="where `up` and `demo` keep embedded servers, and where .env is",
+        examples=["/srv/payfold"],
     )
     payfold_log_format: Literal["json", "console"] = Field(
         "json", description="how logs are written", examples=["json"]
@@ -298,10 +310,14 @@ class Settings(BaseSettings):
     def load(cls, environment: Mapping[str, str] | None = None) -> Self:
         """Read the settings, from ``*_FILE`` where the environment names one.
 
+        An *environment* that is given is all there is; this process's own is completed by the ``.env`` file.
+
         Raises:
             ConfigurationError: with the name, the fault and an example of each bad value.
         """
-        given = _with_files(os.environ if environment is None else environment, set(cls.model_fields))
+        given = _with_files(
+            envfile.completed(os.environ) if environment is None else environment, set(cls.model_fields)
+        )
         try:
             return cls.model_validate(given)
         except ValidationError as error:
@@ -310,6 +326,32 @@ class Settings(BaseSettings):
     def shown(self) -> dict[str, str]:
         """Return each setting by its variable's name; a secret says only that it is set."""
         return {name.upper(): _shown(getattr(self, name)) for name in type(self).model_fields}
+
+
+def unknown(environment: Mapping[str, str] | None = None) -> list[str]:
+    """Return a sentence for each name that looks like a setting and is none, with the setting that is nearest to it.
+
+    Of the environment only names that begin with PAYFOLD_ are ours; in the ``.env`` file all are.
+    """
+    given = os.environ if environment is None else environment
+    ours = {name.upper(): value for name, value in given.items() if name.upper().startswith(_PREFIX)}
+    known = [name.upper() for name in Settings.model_fields]
+    return [
+        _nearest(name, known)
+        for name, value in sorted({**ours, **envfile.read(given)}.items())
+        if name.removesuffix("_FILE") not in known
+        and not _FOR_THE_REPOSITORY.fullmatch(name)
+        and not _FOR_A_NEIGHBOUR.fullmatch(name)
+        and not (name.endswith("_PORT") and "://" in value)
+    ]
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    # The prefix that they share would make all of them near.
+    rests = {each.removeprefix(_PREFIX): each for each in known}
+    near = difflib.get_close_matches(name.removeprefix(_PREFIX).removesuffix("_FILE"), rests, n=1, cutoff=0.5)
+    hint = f"the nearest is {rests[near[0]]}." if near else "`payfold config` lists them."
+    return f"{name}: there is no such setting; {hint}"
 
 
 def _with_files(environment: Mapping[str, str], names: set[str]) -> dict[str, str]:
@@ -391,7 +433,9 @@ def _signing_secret(part: str) -> SigningSecret:
     if equals and not LABEL.fullmatch(account):
         raise ValueError("an account label may hold letters, digits and _ only")
     if not _SECRET.fullmatch(secret or account):
-        raise ValueError("each signing secret begins with whsec_ and goes on without a space")
+        raise ValueError(
+            "each signing secret begins with whsec_ and goes on without a space or a quote, and commas separate them"
+        )
     return SigningSecret(account=account, secret=secret.encode())
 
 
@@ -411,7 +455,10 @@ def _api_key(part: str, before: Sequence[ApiKey]) -> ApiKey:
         raise ValueError("an account label may hold letters, digits and _ only")
     read = _API_KEY.fullmatch(secret)
     if read is None:
-        raise ValueError("each key begins with sk_live_, sk_test_, rk_live_ or rk_test_ and goes on without a space")
+        raise ValueError(
+            "each key begins with sk_live_, sk_test_, rk_live_ or rk_test_ and goes on without a space or a quote, and"
+            " commas separate them"
+        )
     # A key that is given again, under another label, serves that account as one that is connected to its own.
     is_again = any(known.secret == secret for known in before)
     return ApiKey(account, read["mode"] == "live", secret, acts_for=account if is_again and account else None)
@@ -455,7 +502,7 @@ def _token(part: str) -> Token:
     if len(scopes) != len(given) or not LABEL.fullmatch(name) or not _SHA256.fullmatch(sha256):
         raise ValueError(
             f"each token reads name:scope:sha256, with scopes of {', '.join(SCOPES)}, several joined by +,"
-            " and 64 hexadecimal digits"
+            " and 64 hexadecimal digits, and commas separate them"
         )
     included = {each for known in scopes for each in _INCLUDED.get(known, ())}
     return Token(name, frozenset(scopes | included), sha256)

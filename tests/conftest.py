@@ -26,6 +26,10 @@ from deploy.services import Postgres, Services, Valkey
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
+# A developer's own settings are no business of a test's: neither the .env of the checkout nor one that is named.
+os.environ["PAYFOLD_DATA_DIR"] = "no-such-folder"
+os.environ.pop("PAYFOLD_ENV_FILE", None)
+
 SERVICES = pytest.StashKey[Services]()
 SEED_OPTION = "hypothesis_seed"
 DROP_SECONDS_MAX = 30

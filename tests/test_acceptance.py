@@ -81,6 +81,7 @@ def payfold(own_postgres: Postgres, own_valkey: Valkey, tmp_path: Path) -> Itera
         "REDIS_URL": own_valkey.url,
         "STRIPE_WEBHOOK_SECRETS": SECRET,
         "PAYFOLD_HOST": "127.0.0.1",
+        "PAYFOLD_DATA_DIR": str(tmp_path),
         "PAYFOLD_SWEEP_SECONDS": "1",
         "PORT": str(free_port(Settings.load({}))),
     }

@@ -57,6 +57,7 @@ def run(start: Callable[[Made], int]) -> NoReturn:
 def _make() -> Made:
     settings = Settings.load()
     logs.configure(settings)
+    logs.report_unknown()
     engine = database.engine(settings.postgresql, connections_max=app.DATABASE_CONNECTIONS_MAX)
     lane, turns = Lane(settings.postgresql), Turns()
     return Made(app.create(settings, engine, lane, turns), settings, engine, lane, turns)

@@ -52,9 +52,7 @@ _GROUPS: Final = {
     "endpoints": connecting.endpoints_app,
     "tokens": running.tokens_app,
 }
-for each in (
-    connecting.app, running.app, health.app, inbox.app, replaying.app, proof.app, rebuilding.app, bench.app
-):
+for each in (connecting.app, running.app, health.app, inbox.app, replaying.app, proof.app, rebuilding.app, bench.app):
     app.add_typer(each)
 for name, group in _GROUPS.items():
     app.add_typer(group, name=name)

@@ -18,7 +18,7 @@ Note [A rename leaves one world]
 
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -163,24 +163,24 @@ def rename(
         ConfigurationError, ConflictError, NotFoundError: it makes no sense, or payloads are archived and there is no
             *archive*, or those who record did not pause in time; nothing has changed.
     """
-    with archives.alone(engine):
-        _bring_back(engine, old, new, archive)
-        with database.transaction(engine) as connection, database.cursor(connection) as cursor:
-            cursor.execute("SELECT count(*) FROM inbox WHERE account = %s", (old,))
-            (count,) = cursor.fetchone() or (0,)
-        work = _Work(old, new, now, int(count), progress, objects_at_once)
-        if count <= at_once_max:
-            with _pausing(engine, old, new, now) as cursor:
-                for step in work.steps():
-                    step(cursor)
-        else:
-            with _pausing(engine, old, new, now):
-                pass
+    _bring_back(engine, old, new, archive)
+    with database.transaction(engine) as connection, database.cursor(connection) as cursor:
+        cursor.execute("SELECT count(*) FROM inbox WHERE account = %s", (old,))
+        (count,) = cursor.fetchone() or (0,)
+    work = _Work(old, new, now, int(count), progress, objects_at_once)
+    if count <= at_once_max:
+        with _pausing(engine, old, new, now) as cursor:
             for step in work.steps():
-                with database.transaction(engine) as connection, database.cursor(connection) as cursor:
-                    projection.keep_others_from_folding(cursor)
-                    step(cursor)
-        return Renamed(work.moved, work.joined, work.withheld)
+                step(cursor)
+    else:
+        with _pausing(engine, old, new, now):
+            pass
+        for step in work.steps():
+            with database.transaction(engine) as connection, database.cursor(connection) as cursor:
+                # Whoever archives waits for this lock before payloads are dropped.
+                projection.keep_others_from_folding(cursor)
+                step(cursor)
+    return Renamed(work.moved, work.joined, work.withheld)
 
 
 def _bring_back(engine: Engine, old: str, new: str, archive: Path | None) -> None:
@@ -189,13 +189,17 @@ def _bring_back(engine: Engine, old: str, new: str, archive: Path | None) -> Non
         names = {"old": old, "new": new}
         archived = _archived(cursor, names, _all_of_both(cursor, names))
     if archived and archive is None:
-        raise ConflictError(
-            f"{len(archived):,} events of objects that both names have are archived, and these objects are to be folded"
-            f" again. Nothing has changed: `payfold accounts rename {shown(old)} {shown(new)} --archive DIR --yes`"
-            " brings them back."
-        )
+        raise _wanted(archived, names)
     if archived and archive is not None:
         archives.bring_back(engine, archived, archive)
+
+
+def _wanted(archived: Sequence[int], names: Mapping[str, str]) -> ConflictError:
+    old, new = shown(names["old"]), shown(names["new"])
+    return ConflictError(
+        f"{len(archived):,} events of objects that both names have are archived, and these objects are to be folded"
+        f" again: `payfold accounts rename {old} {new} --archive DIR --yes` brings them back."
+    )
 
 
 @contextmanager
@@ -306,6 +310,8 @@ class _Work:
             self._after = objects[-1]
         objects = _with_neighbours(cursor, names, objects, seqs)
         both = _both_of(cursor, names, objects)
+        if archived := _archived(cursor, names, both):
+            raise _wanted(archived, names)
         seqs = [*seqs, *_events_of(cursor, names, objects)]
         pairs = _pairs(cursor, names["new"], seqs)
         again = _join(cursor, pairs)

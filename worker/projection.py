@@ -224,7 +224,7 @@ _SET_ASIDE: Final = """CASE WHEN (SELECT EXISTS (SELECT FROM inbox WHERE type = 
 
 
 def share_folding(cursor: Cursor) -> None:
-    """Wait for whoever keeps others from folding, and let nobody do so until the transaction ends."""
+    """Wait for the one that keeps others from folding, and let none begin to until the transaction ends."""
     cursor.execute("SELECT pg_advisory_xact_lock_shared(hashtextextended(current_schema() || ' fold', 0))")
 
 
@@ -246,7 +246,7 @@ def claim(
     Of one *share* these are not all that are pending: see ``LOOK_AHEAD_BATCHES``. Of those numbered *only* each is
     taken, due or not.
     """
-    # Whoever swaps the tables, or takes a snapshot to compare them in, holds the lock alone.
+    # A swap, and a snapshot to compare the tables in, hold the lock alone.
     share_folding(cursor)
     number, of = share or (None, None)
     cursor.execute(

@@ -379,7 +379,7 @@ class DescribedLine(Answer):
 
 
 class PersonalData(Answer):
-    """What is personal of a change's subject, as it is now, whatever it was at the time of the change."""
+    """What is personal of a change's subject, as it is now, and not as it was at the time of the change."""
 
     customer_email: Personal[str]
     metadata: Personal[dict[str, Any]]

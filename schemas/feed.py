@@ -3,8 +3,8 @@
 Note [A filtered reader moves on]
     A reader who wants one kind in a thousand would otherwise have the same rows scanned at every request. A page looks
     at a bounded number of rows, and its cursor moves past all of them, wanted or not. How far it looks is read first,
-    and then what is wanted up to there: numbers appear in the order of their commits, so whatever commits between the
-    two statements is beyond that.
+    and then what is wanted up to there: numbers appear in the order of their commits, so a change that commits between
+    the two statements is beyond that.
 """
 
 from collections.abc import Collection, Mapping, Sequence

@@ -364,7 +364,7 @@ def test_a_cursor_beyond_the_last_number(web: Web) -> None:
 
 
 def test_a_restored_backup(web: Web) -> None:
-    """The sequence goes back with the backup, or is set ahead by whoever restores it, and either counts."""
+    """The sequence goes back with the backup, or is set ahead by hand, and either counts."""
     for number in range(9):
         web.query(CHANGE, f"plink_{number}")
     web.query("DELETE FROM changes WHERE seq > 4")
@@ -392,13 +392,13 @@ def test_personal_data_is_joined_for_its_scope_alone(database_url: str, redis_ur
             assert not any("personal" in change for change in answer.json()["data"])
             assert not any(word in answer.text for word in ("kim@example.com", "A gift", "Mug", "As agreed"))
 
-        told = {
+        found = {
             each["subject_id"]: each["personal"] for each in web.get("/v1/changes", bearer("a-shop")).json()["data"]
         }
     nothing = {"customer_email": None, "metadata": None, "shipping": None, "memo": None, "lines": None}
     mug = {"id": "li_1", "description": "Mug", "price": "price_1", "product": "prod_1", "quantity": 2}
     shipping = {"name": "Kim", "address": {"city": "Graz"}}
-    assert told == {
+    assert found == {
         "cs_1": {
             **nothing,
             "customer_email": "kim@example.com",

@@ -46,7 +46,7 @@ def shown(language: str) -> str:
 
 
 class Shop:
-    """A shop's own database, and the consumer beside it."""
+    """A shop's own database, and the consumer that writes to it."""
 
     def __init__(self, url: str, web: Web, folder: Path) -> None:
         self.connection = psycopg.connect(url, autocommit=True)
@@ -123,7 +123,7 @@ def shop(services: Services, database_url: str, redis_url: str, tmp_path: Path) 
             with serving(settings_of(database_url, redis_url)) as web:
                 made = Shop(urlsplit(services.database_url)._replace(path=f"/{name}").geturl(), web, tmp_path)
                 yield made
-                # The web process ends once nobody waits for a change.
+                # The web process ends once no reader waits for a change.
                 made.sell()
                 made.connection.close()
         finally:

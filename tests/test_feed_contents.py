@@ -38,7 +38,7 @@ def engine(services: Services, shop: Account) -> Iterator[Engine]:
         shop.finalize_invoice(invoice)
         note = shop.issue_credit_note(invoice, 500)
         ledger.record(engine, [*(ledger.delivery(event.body) for event in shop.events), registered])
-        # In small batches, so that what opens is told before it closes.
+        # In small batches, so that what opens has a change before it closes.
         ledger.fold(engine, limit=8)
         known = len(shop.events)
         shop.void_credit_note(note)
@@ -94,9 +94,9 @@ def test_each_change_has_its_money_and_what_it_belongs_to(engine: Engine, kind: 
 def test_a_change_tells_what_the_table_does(engine: Engine) -> None:
     """The last change of an order that is paid has the values of its row."""
     for change in changes(engine, "order.paid"):
-        told = {name: value for name, value in change["after"].items() if name not in ("lines", "status")}
+        held = {name: value for name, value in change["after"].items() if name not in ("lines", "status")}
         (row,) = ledger.rows(engine, "SELECT * FROM orders WHERE id = :id", id=change["subject_id"])
-        assert told == {name: row[name] for name in told}
+        assert held == {name: row[name] for name in held}
 
 
 def test_no_change_is_personal(engine: Engine) -> None:
@@ -104,12 +104,12 @@ def test_no_change_is_personal(engine: Engine) -> None:
     personal = ledger.rows(
         engine,
         """
-        SELECT customer_email AS told FROM orders UNION SELECT shipping ->> 'name' FROM orders
+        SELECT customer_email AS held FROM orders UNION SELECT shipping ->> 'name' FROM orders
         UNION SELECT email FROM customers UNION SELECT name FROM customers UNION SELECT memo FROM credit_notes
         UNION SELECT metadata::text FROM orders UNION SELECT description FROM order_lines
         """,
     )
-    words = {row["told"] for row in personal} - {None, "", "{}"}
+    words = {row["held"] for row in personal} - {None, "", "{}"}
     assert words
     text = msgspec.json.encode([(each["before"], each["after"]) for each in changes(engine)]).decode()
 

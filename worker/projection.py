@@ -229,7 +229,7 @@ _SET_ASIDE: Final = """CASE WHEN (SELECT EXISTS (SELECT FROM inbox WHERE type = 
 
 
 def share_folding(cursor: Cursor) -> None:
-    """Wait for whoever keeps others from folding, and let nobody do so until the transaction ends."""
+    """Wait for the one that keeps others from folding, and let none begin to until the transaction ends."""
     cursor.execute("SELECT pg_advisory_xact_lock_shared(hashtextextended(current_schema() || ' fold', 0))")
 
 
@@ -257,7 +257,7 @@ def claim(
     taken, due or not. Those of an account that is being renamed are left to who renames it, *though_renamed*: see
     worker/renaming.py.
     """
-    # Whoever swaps the tables, or takes a snapshot to compare them in, holds the lock alone.
+    # A swap, and a snapshot to compare the tables in, hold the lock alone.
     share_folding(cursor)
     number, of = share or (None, None)
     cursor.execute(

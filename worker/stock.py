@@ -1,4 +1,4 @@
-"""The items of an order that was paid, to be sent, or has expired, to be put back: they are told with the change."""
+"""The items of an order that was paid, to be sent, or has expired, to be put back: they are part of the change."""
 
 from collections.abc import Sequence
 from typing import Any, Final
@@ -25,20 +25,20 @@ WHERE l.lines IS NOT NULL
 def add_lines(cursor: Cursor, changes: Sequence[dict[str, Any]]) -> None:
     """Fill the ``lines`` of those of *changes* whose order has all of them, from the lines as they are at rest.
 
-    A line is told by its price, product and quantity; of the buyer nothing is told.
+    A line is its price, product and quantity; nothing of the buyer is in it.
     """
-    told = [change for change in changes if change["after"].get("lines") is not None]
-    if not told:
+    chosen = [change for change in changes if change["after"].get("lines") is not None]
+    if not chosen:
         return
     cursor.execute(
         _LINES,
         (
-            text_array([change["account"] for change in told]),
-            boolean_array(change["livemode"] for change in told),
-            text_array([change["subject_id"] for change in told]),
+            text_array([change["account"] for change in chosen]),
+            boolean_array(change["livemode"] for change in chosen),
+            text_array([change["subject_id"] for change in chosen]),
         ),
     )
     known = {(account, livemode, order): lines for account, livemode, order, lines in cursor.fetchall()}
-    for change in told:
+    for change in chosen:
         lines = known.get((change["account"], change["livemode"], change["subject_id"]), [])
         change["after"] = {**change["after"], "lines": lines}

@@ -5,9 +5,9 @@ Note [What is released is new]
     lock of those who append, and the old row goes in the same transaction: at each moment there is one of them.
 
 Note [What is overtaken stays withheld]
-    The last change of a subject tells what it now is. A withheld order.opened that came after the order.paid which the
+    The last change of a subject shows what it now is. A withheld order.opened that came after the order.paid which the
     feed has had, or an older balance after a newer one, would be a lie. Of each line of changes of one subject, none is
-    released behind one that tells of a later time.
+    released behind one of a later time.
 """
 
 from collections.abc import Callable, Sequence
@@ -102,7 +102,10 @@ def _overtaken() -> ColumnElement[bool]:
     subject = ("account", "livemode", "subject", "subject_id")
     same = [later.c[name] == _changes.c[name] for name in subject]
     line = (later.c.kind == _changes.c.kind) | (later.c.kind.not_in(_APART) & _changes.c.kind.not_in(_APART))
-    return exists().where(*same, line, later.c.withheld.is_(None), later.c.at > _changes.c.at)
+    # A customer has a balance in each currency.
+    one, other = (table.c.after["currency"].astext for table in (later, _changes))
+    balance = (_changes.c.subject != "balance") | (one == other)
+    return exists().where(*same, line, balance, later.c.withheld.is_(None), later.c.at > _changes.c.at)
 
 
 _OVERTAKEN: Final = _overtaken()

@@ -102,7 +102,7 @@ def _line(change: Mapping[str, Any]) -> Text:
     """Return *change* as a person reads it: when, what, of what, and its money."""
     mode = "live" if change["livemode"] else "test"
     parts = [f"{change['seq']:>8}", output.shown(change["at"]), mode, f"{change['kind']:<24}", change["subject_id"]]
-    parts += [told for told in (_money(change), change["account"]) if told]
+    parts += [part for part in (_money(change), change["account"]) if part]
     return Text("  ".join(output.shown(part) for part in parts))
 
 
@@ -111,9 +111,9 @@ _AMOUNTS: Final = {"order": "amount_total", "invoice": "amount_due"}
 
 def _money(change: Mapping[str, Any]) -> str | None:
     """Return the amount that *change* is about, None where it has none."""
-    told = change["after"] or {}
+    after = change["after"] or {}
     name = "refunded_amount" if change["kind"] == "order.refund_changed" else _AMOUNTS.get(change["subject"], "amount")
-    amount, currency = told.get(name), told.get("currency")
+    amount, currency = after.get(name), after.get("currency")
     return None if amount is None or currency is None else output.money(amount, currency)
 
 
@@ -124,7 +124,7 @@ def withheld(
     since: Since = None,
     account: AccountOption = None,
     livemode: ModeOption = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Do it; without it, only say what would be done.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do it; without it, only show what would be done.")] = False,
     form: FormatOption = Format.TABLE,
 ) -> None:
     """Count the changes that are kept from the feed, by reason and kind; release them; exit 2 without --yes."""
@@ -158,7 +158,7 @@ def _release(engine: Engine, wanted: "Wanted", form: Format, *, yes: bool) -> No
     if not total:
         return
     if not yes:
-        err.print(f"{total:,} changes would be appended to the feed; nothing has been. Say --yes to do it.")
+        err.print(f"{total:,} changes would be appended to the feed; nothing has been. Add --yes to do it.")
         raise typer.Exit(USAGE)
     with bars() as bar:
         task = bar.add_task("Releasing", total=total)

@@ -366,7 +366,7 @@ _KIND_OF_STATUS: Final[Mapping[str, Kind]] = {
     "failed": "order.failed",
     "expired": "order.expired",
 }
-# What a shop acts on. Whatever may name or describe a person is joined when the feed is read.
+# What a shop acts on. What may name or describe a person is joined when the feed is read.
 _SHOWN: Final = (
     *("status", "session_status", "payment_status", "mode"),
     *("currency", "amount_subtotal", "amount_discount", "amount_shipping", "amount_tax", "amount_total"),

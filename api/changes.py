@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import Connection, Engine, text
 from starlette.concurrency import run_in_threadpool
 
-from api import tasks
+from api import problems, tasks
 from api.reads import ROWS_MAX, FilterText, reading
 from api.tokens import SeesPersonalData, require
 from schemas import feed, stopping
@@ -131,7 +131,7 @@ class FeedFilters(BaseModel):
         )
 
 
-@router.get("/changes", tags=["changes"], response_model_exclude_unset=True)
+@router.get("/changes", tags=["changes"], response_model_exclude_unset=True, responses=problems.declared(410))
 async def list_changes(
     request: Request, filters: Annotated[FeedFilters, Query()], sees_personal_data: SeesPersonalData
 ) -> Changes:

@@ -57,7 +57,7 @@ Personal = Annotated[T | None, PERSONAL]
 Id = Public[str]
 """Of an object, an event or an account."""
 Word = Public[str]
-"""Of Stripe's own vocabulary, which is open."""
+"""A code of ours, or of Stripe's own vocabulary, which is open."""
 OrderStatus = Annotated[Public[str], OneOf(tables.ORDER_STATUSES)]
 RefundStatus = Annotated[Public[str], OneOf(tables.REFUND_STATUSES)]
 State = Annotated[Public[str], OneOf(tables.STATES)]

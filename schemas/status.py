@@ -25,7 +25,7 @@ from sqlalchemy import ColumnElement, Connection, Select, case, exists, func, se
 from sqlalchemy.exc import DBAPIError
 
 from schemas import accounts, database, migrate, tables
-from schemas.answers import Answer
+from schemas.answers import Answer, Id, Public, Word
 from schemas.broker import FOLD, FOLD_QUEUE, RECONCILE, STRIPE_QUEUE, SWEEP, short_name
 from schemas.database import Bounds
 from schemas.heartbeats import RUNNING
@@ -62,11 +62,11 @@ class Broker(Answer):
 class StripeJob(Answer):
     """A job at Stripe, for one account and mode."""
 
-    job: str
-    account: str
+    job: Word
+    account: Id
     livemode: bool
     state: Literal["ok", "failing", "stopped"] = Field(description="stopped: Stripe refuses the key")
-    cause: str | None = Field(description="why it is stopped or failing")
+    cause: Word | None = Field(description="why it is stopped or failing")
     since: datetime | None = Field(description="since when no round has ended well; null where it is not known")
     done_at: datetime | None = Field(description="when a round last ended well")
 
@@ -84,8 +84,8 @@ class Stripe(Answer):
 class Heartbeat(Answer):
     """The freshest heartbeat of a kind of loop; null where none was ever written."""
 
-    kind: str = Field(description="web, clock, fold or consumer")
-    name: str = Field(description="of a consumer its queue, else empty")
+    kind: Word = Field(description="web, clock, fold or consumer")
+    name: Word = Field(description="of a consumer its queue, else empty")
     at: datetime | None
     age_seconds: float | None
 
@@ -93,16 +93,16 @@ class Heartbeat(Answer):
 class Job(Answer):
     """The last run of a job of the worker."""
 
-    job: str
+    job: Word
     at: datetime = Field(description="when it ended, or when it last came further where it is running")
     age_seconds: float
-    outcome: str | None = Field(description="ok, running, or the kind of error that ended it")
+    outcome: Word | None = Field(description="ok, running, or the kind of error that ended it")
 
 
 class Cause(Answer):
     """How many events are parked for one cause."""
 
-    cause: str | None = Field(description="null where a release before kept none")
+    cause: Word | None = Field(description="null where a release before kept none")
     count: int
 
 
@@ -122,7 +122,7 @@ class Webhooks(Answer):
 class Refused(Answer):
     """Deliveries that were refused for one reason."""
 
-    reason: str
+    reason: Word
     count: int
     since: datetime
     last_at: datetime
@@ -131,7 +131,7 @@ class Refused(Answer):
 class Withheld(Answer):
     """Changes that are kept out of the feed for one reason."""
 
-    reason: str
+    reason: Word
     count: int
 
 
@@ -141,36 +141,36 @@ class Reconciliation(Answer):
     id: int
     finished_at: datetime
     age_seconds: float
-    outcome: str = Field(description="ok or drift")
+    outcome: Word = Field(description="ok or drift")
     drift: int
-    checks: list[str]
+    checks: Public[list[str]]
 
 
 class Silent(Heartbeat):
     """An expected process, or a slot of the worker, that gives no sign of life."""
 
     process: Literal["worker", "clock"]
-    job: str | None = Field(description="the job that it was last seen at")
+    job: Word | None = Field(description="the job that it was last seen at")
 
 
 class Fault(Answer):
     """What a person has to put right."""
 
-    code: str
-    detail: str
-    command: str = Field(description="what to type")
+    code: Word
+    detail: Word
+    command: Word = Field(description="what to type")
 
 
 class Status(Answer):
     """How everything is. Null is what is not known: the database is away or behind, or a count took too long."""
 
     database: Literal["ok", "away"]
-    migrations: list[str] | None = Field(
+    migrations: Public[list[str]] | None = Field(
         default=None, description="the pending ones; the rest is null where there are any"
     )
     broker: Broker
     at: datetime | None = Field(default=None, description="the database's time, by which every age is measured")
-    expected: list[str] | None = Field(default=None, description="worker and clock, where they are expected to run")
+    expected: Public[list[str]] | None = Field(default=None, description="worker and clock, where they are expected to run")
     silent: list[Silent] | None = Field(default=None, description="those of the expected that give no sign of life")
     faults: list[Fault] | None = Field(default=None, description="what a person has to put right")
     heartbeats: list[Heartbeat] | None = None

@@ -55,6 +55,7 @@ ROUTES: Final = {
     "GET /v1/events": (READ, 200),
     "GET /v1/events/{event_id}": (READ, 200),
     "GET /v1/changes": (READ, 200),
+    "GET /v1/status": (READ, 200),
     "GET /metrics": (READ, 200),
     "PUT /v1/orders/{order_id}": (REGISTER, 200),
     # It is paid; and no key serves this account.

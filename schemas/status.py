@@ -170,7 +170,9 @@ class Status(Answer):
     )
     broker: Broker
     at: datetime | None = Field(default=None, description="the database's time, by which every age is measured")
-    expected: Public[list[str]] | None = Field(default=None, description="worker and clock, where they are expected to run")
+    expected: Public[list[str]] | None = Field(
+        default=None, description="worker and clock, where they are expected to run"
+    )
     silent: list[Silent] | None = Field(default=None, description="those of the expected that give no sign of life")
     faults: list[Fault] | None = Field(default=None, description="what a person has to put right")
     heartbeats: list[Heartbeat] | None = None

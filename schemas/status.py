@@ -238,7 +238,7 @@ def read(
     See Note [A count that takes too long is null].
 
     Raises:
-        DBAPIError: PostgreSQL goes away meanwhile.
+        DBAPIError: PostgreSQL goes away.
     """
     behind = migrate.pending(connection)
     if behind:

@@ -198,7 +198,7 @@ def test_rows_of_the_dead_are_pruned(engine: Engine) -> None:
 
 
 def test_a_heart_writes_what_is_new(engine: Engine) -> None:
-    """What was written is not written again; the time at which a process began stays, and begins again after a pause."""
+    """What was written is not written again; the time at which a process began stays, but for a pause."""
     seen = [beat_at(100)]
     heart = Heart(engine, lambda: seen)
     assert (heart.write(), heart.write()) == (1, 0)

@@ -163,6 +163,15 @@ def test_a_job_that_hangs_is_named(engine: Engine) -> None:
     assert silent(engine) == [("worker", "consumer", "stripe")]
 
 
+def test_a_job_that_was_never_ended(engine: Engine) -> None:
+    """Of a job that was running when its process ended, the outcome is not known once another process is there."""
+    beat(engine, "consumer", "stripe", since=3600)
+    beat(engine, "job", "reconcile", age=1800, outcome=RUNNING)
+    assert [each.outcome for each in read(engine).jobs or ()] == [RUNNING]
+    ledger.execute(engine, "UPDATE heartbeats SET since = now() - interval '10 minutes' WHERE kind = 'consumer'")
+    assert [each.outcome for each in read(engine).jobs or ()] == [None]
+
+
 # ---- Heartbeats ----
 
 

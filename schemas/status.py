@@ -96,7 +96,9 @@ class Job(Answer):
     job: Word
     at: datetime = Field(description="when it ended, or when it last came further where it is running")
     age_seconds: float
-    outcome: Word | None = Field(description="ok, running, or the kind of error that ended it")
+    outcome: Word | None = Field(
+        description="ok, running, or the kind of error that ended it; null where its process ended before"
+    )
 
 
 class Cause(Answer):
@@ -241,7 +243,7 @@ def read(
     See Note [A count that takes too long is null].
 
     Raises:
-        DBAPIError: PostgreSQL goes away meanwhile.
+        DBAPIError: PostgreSQL goes away.
     """
     behind = migrate.pending(connection)
     if behind:
@@ -359,7 +361,7 @@ def _liveness(query: _Bounded, now: datetime, settings: Settings, limits: Limits
         for at in [found[kind, name]["at"] if (kind, name) in found else None]
     ]
     jobs = [
-        Job(job=name, at=beat["at"], age_seconds=_seconds(beat["at"], now), outcome=beat["outcome"])
+        Job(job=name, at=beat["at"], age_seconds=_seconds(beat["at"], now), outcome=_outcome(beat, found))
         for (kind, name), beat in found.items()
         if kind == "job"
     ]
@@ -370,6 +372,17 @@ def _liveness(query: _Bounded, now: datetime, settings: Settings, limits: Limits
         "expected": [] if expected_for is None else ["worker", "clock"],
         "silent": [] if expected_for is None else _silent(heartbeats, jobs, expected_for, settings, limits),
     }
+
+
+def _queue_of(job: str) -> str:
+    return FOLD_QUEUE if job in _FOLDING_JOBS else STRIPE_QUEUE
+
+
+def _outcome(job: Mapping[str, Any], found: Mapping[tuple[str, str], Mapping[str, Any]]) -> str | None:
+    """Return how a job ended; None where it was running and its process has been followed by another."""
+    consumer = found.get(("consumer", _queue_of(job["name"])))
+    is_lost = job["outcome"] == RUNNING and consumer is not None and consumer["since"] > job["at"]
+    return None if is_lost else job["outcome"]
 
 
 def _expected_for(
@@ -386,7 +399,7 @@ def _silent(
     heartbeats: Sequence[Heartbeat], jobs: Sequence[Job], expected_for: float, settings: Settings, limits: Limits
 ) -> list[Silent]:
     """Return who was not seen for too long; what was just begun has as much time to be seen first."""
-    running = {FOLD_QUEUE if job.job in _FOLDING_JOBS else STRIPE_QUEUE: job for job in jobs if job.outcome == RUNNING}
+    running = {_queue_of(job.job): job for job in jobs if job.outcome == RUNNING}
     found = []
     for beat in heartbeats:
         process = _JUDGED.get(beat.kind)

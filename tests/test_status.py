@@ -14,6 +14,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from redis.exceptions import ConnectionError as RedisConnectionError
 from sqlalchemy import Engine
 
 from schemas import broker, heartbeats, status
@@ -25,7 +26,7 @@ from schemas.settings import Settings
 from schemas.status import Broker, Limits, Silent, Status
 from tests import command, faults, ledger
 from tests.test_supervision import Broken
-from tests.web import until
+from tests.web import serving, settings_of, until
 from worker.turns import Turns
 from worker.watchdog import Watchdog
 
@@ -77,7 +78,7 @@ def silent(engine: Engine, **settings: str) -> list[tuple[str, str, str]]:
 # ---- Who is silent ----
 
 
-def test_nobody_is_expected_where_nothing_runs(engine: Engine) -> None:
+def test_no_process_is_expected_where_nothing_runs(engine: Engine) -> None:
     """Without a web process and without a webhook that waits, no process is missed; each kind is listed as unseen."""
     found = read(engine)
 
@@ -92,7 +93,7 @@ def test_nobody_is_expected_where_nothing_runs(engine: Engine) -> None:
 
 
 def test_each_loop_is_judged(engine: Engine) -> None:
-    """Beside a web process each loop of the worker and the clock is missed after 30 seconds, and none before."""
+    """While a web process runs each loop of the worker and the clock is missed after 30 seconds, and none before."""
     everyone(engine, age=28)
     assert silent(engine) == []
 
@@ -115,7 +116,7 @@ def test_what_never_beat_is_silent(engine: Engine) -> None:
 
 
 def test_a_start_after_a_pause_is_no_fault(engine: Engine) -> None:
-    """Whoever was not seen for days has as long to be seen as the web process runs."""
+    """A worker and a clock that were not seen for days have as long to start as the web process runs."""
     for kind, name in (("clock", ""), *WORKER):
         beat(engine, kind, name, age=86_400)
     beat(engine, "web", since=29)
@@ -125,7 +126,7 @@ def test_a_start_after_a_pause_is_no_fault(engine: Engine) -> None:
 
 
 def test_a_web_process_that_is_gone_expects_nobody(engine: Engine) -> None:
-    """A minute after the last web process was seen nobody is missed, unless a webhook waits."""
+    """A minute after the last web process was seen no process is missed, unless a webhook waits."""
     everyone(engine, age=61)
     assert silent(engine) == []
 
@@ -160,6 +161,15 @@ def test_a_job_that_hangs_is_named(engine: Engine) -> None:
     assert silent(engine) == []
     beat(engine, "job", "reconcile", age=601, outcome=RUNNING)
     assert silent(engine) == [("worker", "consumer", "stripe")]
+
+
+def test_a_job_that_was_never_ended(engine: Engine) -> None:
+    """Of a job that was running when its process ended, the outcome is not known once another process is there."""
+    beat(engine, "consumer", "stripe", since=3600)
+    beat(engine, "job", "reconcile", age=1800, outcome=RUNNING)
+    assert [each.outcome for each in read(engine).jobs or ()] == [RUNNING]
+    ledger.execute(engine, "UPDATE heartbeats SET since = now() - interval '10 minutes' WHERE kind = 'consumer'")
+    assert [each.outcome for each in read(engine).jobs or ()] == [None]
 
 
 # ---- Heartbeats ----
@@ -197,7 +207,7 @@ def test_rows_of_the_dead_are_pruned(engine: Engine) -> None:
 
 
 def test_a_heart_writes_what_is_new(engine: Engine) -> None:
-    """What was written is not written again; the time at which a process began stays, and a pause begins it anew."""
+    """What was written is not written again; the time at which a process began stays, but for a pause."""
     seen = [beat_at(100)]
     heart = Heart(engine, lambda: seen)
     assert (heart.write(), heart.write()) == (1, 0)
@@ -258,7 +268,7 @@ def receive(
 
 
 def test_webhooks(engine: Engine) -> None:
-    """Webhooks of the last hour stand beside those of the same hour of four weeks; other sources do not count."""
+    """Webhooks of the last hour are counted, and those of the same hour of four weeks; other sources do not count."""
     week, minute = timedelta(weeks=1), timedelta(minutes=1)
     receive(engine, "first", 2 * week + 61 * minute)
     receive(engine, "three_weeks", 2 * week + 59 * minute, count=4)
@@ -414,6 +424,26 @@ def test_a_long_job_beats_at_its_steps() -> None:
     assert beats_of(turns) == {"sweep": "ok"}
 
 
+class Away:
+    """A broker that does not answer."""
+
+    def ping(self) -> bool:
+        """Fail as its client does."""
+        raise RedisConnectionError
+
+
+def test_a_consumer_without_a_broker_is_not_silent() -> None:
+    """A consumer is seen once Redis answered it, and where Redis is away, which is no fault of the consumer."""
+    dog = Watchdog(Turns(), Ear(), Away(), deaf_seconds=0)  # type: ignore[arg-type]  # a ping is all that is asked
+    assert list(dog.beats(["fold", "stripe"])) == []
+    dog.look()
+
+    assert [(seen.kind, seen.name) for seen in dog.beats(["fold", "stripe"])] == [
+        ("consumer", "fold"),
+        ("consumer", "stripe"),
+    ]
+
+
 # ---- Processes ----
 
 SECONDS_MAX = 30.0
@@ -530,3 +560,10 @@ def test_the_clock_beats(engine: Engine, database_url: str, redis_url: str, tmp_
     with faults.started(tmp_path / "log", "worker.clock", **faults.environment(database_url, redis_url)) as process:
         until(lambda: ledger.rows(engine, "SELECT FROM heartbeats WHERE kind = 'clock'"), SECONDS_MAX)
         assert process.stop() == 0
+
+
+def test_a_web_process_beats(engine: Engine, database_url: str, redis_url: str) -> None:
+    """A web process is seen as soon as its event loop turns."""
+    with serving(settings_of(database_url, redis_url)):
+        until(lambda: ledger.rows(engine, "SELECT FROM heartbeats WHERE kind = 'web'"))
+    assert read(engine).expected == ["worker", "clock"]

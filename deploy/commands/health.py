@@ -133,7 +133,7 @@ def _processes(found: Status) -> Iterable[Line]:
 
 def _jobs(found: Status) -> Iterable[Line]:
     for job in found.jobs or ():
-        yield job.job, f"{job.outcome or '-'}, {_ago(job.age_seconds)}"
+        yield job.job, f"{job.outcome or 'not known'}, {_ago(job.age_seconds)}"
 
 
 def _webhooks(found: Status) -> Iterable[Line]:

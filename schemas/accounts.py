@@ -28,7 +28,7 @@ from sqlalchemy.exc import DBAPIError
 
 from schemas import background, database, events, inbox
 from schemas.database import Cursor
-from schemas.errors import DatabaseAway, Refused
+from schemas.errors import ConflictError, DatabaseAway, Refused
 from schemas.settings import Settings
 
 LOOKED_AT_MAX: Final = 1_000
@@ -60,6 +60,16 @@ def names(cursor: Cursor) -> dict[str, str]:
     """Return the newest name of each account by each of its old ones."""
     cursor.execute("SELECT old, new FROM account_names")
     return dict(cursor.fetchall())
+
+
+def require_settled(cursor: Cursor) -> None:
+    """Raise ConflictError where an account is being renamed, so that the inbox has a part of it under either name."""
+    cursor.execute("SELECT old, new FROM account_names WHERE finished_at IS NULL")
+    if unfinished := cursor.fetchone():
+        old, new = map(shown, unfinished)
+        raise ConflictError(
+            f"The rename of {old} to {new} is not finished: wait for it, or end it with `{_command(old, new)}`."
+        )
 
 
 def known(cursor: Cursor) -> list[str]:

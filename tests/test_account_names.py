@@ -29,7 +29,7 @@ from worker import archive, expiry, gaps, logcheck, renaming, replay, shadow
 from worker.plan import plan
 from worker.rebuild import rebuilt
 from worker.rebuild import record as record_in
-from worker.swap import prove
+from worker.swap import prove, swap
 
 LATER: Final = datetime(2099, 1, 1, tzinfo=UTC)
 NOW: Final = datetime(2026, 11, 22, 12, tzinfo=UTC)
@@ -100,6 +100,11 @@ def world(engine: Engine) -> set[str]:
     return {row["account"] for row in ledger.rows(engine, union)}
 
 
+def feed(engine: Engine) -> set[int]:
+    """Return the numbers of the changes that are in the feed."""
+    return {row["seq"] for row in ledger.rows(engine, "SELECT seq FROM changes WHERE withheld IS NULL")}
+
+
 def announced(engine: Engine) -> list[tuple[str, str]]:
     """Return subject and kind of the one-shot changes that are in the feed, in order."""
     found = ledger.rows(engine, "SELECT subject_id, kind FROM changes WHERE withheld IS NULL ORDER BY subject_id, kind")
@@ -110,9 +115,14 @@ def recorded_in(engine: Engine, bodies: list[bytes], account: str) -> str:
     """Record and fold *bodies* in an empty database as *account*'s, and return the digest."""
     ledger.clear(engine)
     ledger.execute(engine, "DELETE FROM account_names")
+    take_in(engine, bodies, account=account)
+    return ledger.digest_of(engine)
+
+
+def take_in(engine: Engine, bodies: list[bytes], *, account: str = "") -> None:
+    """Record *bodies* at once, and fold them."""
     ledger.record(engine, [ledger.delivery(each, account=account) for each in bodies])
     ledger.fold(engine)
-    return ledger.digest_of(engine)
 
 
 def test_a_history_in_two_halves(engine: Engine) -> None:
@@ -121,10 +131,14 @@ def test_a_history_in_two_halves(engine: Engine) -> None:
     ledger.take_in(engine, *bodies[::2])
     ledger.take_in(engine, *bodies[1::2], account="acct_1")
 
+    before = feed(engine)
+
     done = renaming.rename(engine, "", "acct_1", now=NOW)
 
     assert (done.events, done.joined) == (len(bodies[::2]), 0)
     assert world(engine) == {"acct_1"}
+    assert feed(engine) <= before
+    assert done.withheld == len(ledger.rows(engine, "SELECT FROM changes WHERE withheld = 'rename'")) > 0
     assert len(set(announced(engine))) == len(announced(engine))
     with rebuilt(engine) as made:
         assert prove(made).holds
@@ -137,8 +151,8 @@ def test_events_that_both_names_have(engine: Engine) -> None:
     events = sold().events
     older = [render(event, "2024-06-20").body for event in events]
     newer = [event.body for event in events]
-    ledger.take_in(engine, *older)
-    ledger.take_in(engine, *newer[: len(newer) // 2], account="acct_1")
+    take_in(engine, older)
+    take_in(engine, newer[: len(newer) // 2], account="acct_1")
     assert len(set(announced(engine))) < len(announced(engine))
 
     done = renaming.rename(engine, "", "acct_1", now=NOW)
@@ -179,7 +193,7 @@ def test_other_accounts_and_both_modes(engine: Engine) -> None:
     live = [changed(event.body, livemode=True) for event in sold().events]
     other = [changed(event.body, account="acct_9") for event in sold(5).events]
     bodies = [*live, *other, *(event.body for event in sold().events)]
-    ledger.take_in(engine, *bodies)
+    take_in(engine, bodies)
 
     renaming.rename(engine, "", "acct_1", now=NOW)
 
@@ -196,8 +210,8 @@ def test_other_accounts_and_both_modes(engine: Engine) -> None:
 def test_in_steps_and_killed_between(engine: Engine) -> None:
     """A rename that ends in the midst holds back what it has not finished, and the same command ends it."""
     bodies = [event.body for event in sold().events]
-    ledger.take_in(engine, *bodies[::2])
-    ledger.take_in(engine, *bodies[1:-2:2], account="acct_1")
+    take_in(engine, bodies[::2])
+    take_in(engine, bodies[1:-2:2], account="acct_1")
 
     def die(_step: str, done: int, _total: int) -> None:
         if done > 5:
@@ -221,6 +235,19 @@ def test_in_steps_and_killed_between(engine: Engine) -> None:
     digest = ledger.digest_of(engine)
     known = [*bodies[::2], *bodies[1:-2:2], bodies[-1]]
     assert digest == recorded_in(engine, known, "acct_1")
+
+
+def test_a_rename_since_a_rebuild_began(engine: Engine) -> None:
+    """A rebuild from before a rename is neither compared nor swapped in: its rows have the old name."""
+    take_in(engine, [event.body for event in sold().events])
+
+    with rebuilt(engine) as made:
+        renaming.rename(engine, "", "acct_1", now=NOW)
+
+        for use in (prove, swap):
+            with pytest.raises(ConflictError, match="An account was renamed since this began"):
+                use(made)
+    assert world(engine) == {"acct_1"}
 
 
 def test_chains_and_ways_back(engine: Engine) -> None:
@@ -271,7 +298,7 @@ def test_two_accounts_never_meet(engine: Engine) -> None:
 
 def test_recording_meanwhile(engine: Engine) -> None:
     """Nothing is left, or arrives, under the old name, however much is recorded while it is renamed."""
-    ledger.take_in(engine, *(event.body for event in sold().events))
+    take_in(engine, [event.body for event in sold().events])
     stop, recorded = threading.Event(), [0, 0]
 
     def keep_recording(lane: int) -> None:
@@ -303,6 +330,23 @@ def faults(engine: Engine, secrets: str, keys: str = "") -> list[tuple[str, str]
     given_settings = Settings.load({"STRIPE_WEBHOOK_SECRETS": secrets, "STRIPE_API_KEY": keys})
     with database.transaction(engine) as connection, database.cursor(connection) as cursor:
         return [(fault.code, fault.command) for fault in accounts.faults(cursor, given_settings)]
+
+
+def test_a_fault_is_logged_at_the_start(engine: Engine, capsys: pytest.CaptureFixture[str]) -> None:
+    """Web and worker log once, as an error, which label splits an account, and with what it is mended."""
+    ledger.record(engine, [ledger.delivery(body("evt_1"))])
+    written = [""]
+
+    def is_logged() -> bool:
+        written[0] += "".join(capsys.readouterr())
+        return "accounts.split" in written[0]
+
+    accounts.log_faults(engine, Settings.load({"STRIPE_WEBHOOK_SECRETS": "a=whsec_1"}))
+    until(is_logged)
+
+    (line,) = [each for each in written[0].splitlines() if "accounts.split" in each]
+    assert "payfold accounts rename '' a --yes" in line
+    assert "error" in line
 
 
 SPLITS: Final[list[tuple[list[str], str, str, list[tuple[str, str]]]]] = [
@@ -349,7 +393,7 @@ def test_no_fault_once_renamed(engine: Engine) -> None:
     assert faults(engine, "b=whsec_1") == [("label_splits", "payfold accounts rename a b --yes")]
 
 
-@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=6, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 2**32), chance=st.randoms())
 def test_labels_that_come_and_go(engine: Engine, seed: int, chance: random.Random) -> None:
     """Labels given, changed and taken away in mid-history, with the renames that are advised, leave one world.
@@ -401,7 +445,7 @@ def heed(engine: Engine, label: str, chance: random.Random) -> None:
 
 def test_the_commands(engine: Engine, database_url: str) -> None:
     """Release and status fail with the command to type, which asks for --yes, and then all is well."""
-    ledger.take_in(engine, *(event.body for event in sold().events))
+    take_in(engine, [event.body for event in sold().events])
 
     def run(*arguments: str) -> Ran:
         return payfold(*arguments, DATABASE_URL=database_url, STRIPE_WEBHOOK_SECRETS="acct_1=whsec_1")
@@ -427,7 +471,7 @@ def test_the_commands(engine: Engine, database_url: str) -> None:
 def test_an_old_log_after_the_rename(engine: Engine, tmp_path: Path) -> None:
     """What an old log calls by the old name is found to be known, and its filter knows both names."""
     bodies = [event.body for event in sold().events]
-    ledger.take_in(engine, *bodies[:-1])
+    take_in(engine, bodies[:-1])
     log = tmp_path / "old.ndjson"
     log.write_bytes(b"".join(replay.export(engine, filters=replay.NO_FILTERS)) + bodies[-1] + b"\n")
     renaming.rename(engine, "", "acct_1", now=NOW)
@@ -458,7 +502,7 @@ def reconciled_with(engine: Engine, log: Path) -> dict[str, int]:
 def test_archived_payloads(engine: Engine, tmp_path: Path) -> None:
     """Rows of archived events are relabelled; what both names have wants the archive, and is refused without it."""
     bodies = [event.body for event in sold().events]
-    ledger.take_in(engine, *bodies[::2])
+    take_in(engine, bodies[::2])
     for part in archive.plan(engine, before=LATER):
         archive.archive(engine, part, before=LATER, folder=tmp_path)
     digest = ledger.digest_of(engine)
@@ -468,7 +512,7 @@ def test_archived_payloads(engine: Engine, tmp_path: Path) -> None:
     renaming.rename(engine, "acct_0", "", now=NOW)
     assert ledger.digest_of(engine) == digest
 
-    ledger.take_in(engine, *bodies[1::2], account="acct_1")
+    take_in(engine, bodies[1::2], account="acct_1")
     with pytest.raises(ConflictError, match="`payfold accounts rename '' acct_1 --archive DIR"):
         renaming.rename(engine, "", "acct_1", now=NOW)
     assert world(engine) == {"", "acct_1"}

@@ -299,6 +299,7 @@ class _Withholding(_Recording):
         # The log's own observations, which nothing else tells from those that are made meanwhile.
         self._observed: set[Key] = set()
         with database.transaction(engine) as connection, database.cursor(connection) as cursor:
+            accounts.require_settled(cursor)
             cursor.execute("SELECT EXISTS (SELECT FROM changes WHERE withheld IS NULL)")
             if cursor.fetchone() != (False,):
                 raise ConflictError(

@@ -2,9 +2,9 @@
 
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from psycopg import sql
@@ -38,6 +38,8 @@ class Shadow:
     live: str
     has_inbox: bool
     has_archive: bool = False
+    names: Mapping[str, str] = field(default_factory=dict)
+    """What accounts were called when it was made."""
 
     def path(self) -> sql.Composed:
         """Return the statement that lets a transaction look here first, and then in the live schema."""
@@ -82,13 +84,8 @@ def _make(engine: Engine, *, has_inbox: bool, has_archive: bool) -> Shadow:
         for old in _schemas(cursor):
             if now - _made_at(old) > SCHEMA_HOURS_MAX * 3600:
                 _drop(cursor, old)
-        cursor.execute("SELECT old, new FROM account_names WHERE finished_at IS NULL")
-        if unfinished := cursor.fetchone():
-            old, new = map(accounts.shown, unfinished)
-            raise ConflictError(
-                f"The rename of {old} to {new} is not finished: wait for it, or end it with"
-                f" `payfold accounts rename {old} {new} --yes`."
-            )
+        accounts.require_settled(cursor)
+        called = accounts.names(cursor)
         cursor.execute("SELECT current_schema()")
         (live,) = cursor.fetchone() or ("public",)
         cursor.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(schema)))
@@ -98,7 +95,18 @@ def _make(engine: Engine, *, has_inbox: bool, has_archive: bool) -> Shadow:
         cursor.execute(sql.SQL(_BESIDE_THE_PAYLOADS).format(**names))
         if has_archive:
             cursor.execute(sql.SQL(_WITH_ARCHIVED).format(**names))
-    return Shadow(engine, _within(engine, schema, str(live)), schema, str(live), has_inbox, has_archive)
+    return Shadow(engine, _within(engine, schema, str(live)), schema, str(live), has_inbox, has_archive, called)
+
+
+def require_same_names(cursor: Cursor, made: Shadow) -> None:
+    """Find out whether accounts are called as they were when *made* was.
+
+    Raises:
+        ConflictError: one was renamed since, so that its rows cannot be compared.
+    """
+    accounts.require_settled(cursor)
+    if accounts.names(cursor) != made.names:
+        raise ConflictError("An account was renamed since this began. Nothing has changed: run it again.")
 
 
 def make_tables(cursor: Cursor, made: Shadow) -> None:

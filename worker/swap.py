@@ -24,7 +24,7 @@ from sqlalchemy import Table
 from schemas import database, tables
 from schemas.database import Cursor
 from schemas.errors import ConflictError
-from worker import archive, difference, digest, folds, projection, rebuild, refunding, stock
+from worker import archive, difference, digest, folds, projection, rebuild, refunding, shadow, stock
 from worker.archive import LeftOut
 from worker.difference import Comparison, Difference, Pair
 from worker.digest import Digest
@@ -106,6 +106,7 @@ def at_one_moment(reader: Cursor, made: Shadow) -> LeftOut:
         with database.transaction(made.engine, may_idle=True) as connection, database.cursor(connection) as cursor:
             if not _pause(cursor, is_last=last == 1):
                 continue
+            shadow.require_same_names(cursor, made)
             with database.transaction(made.engine) as folding, database.cursor(folding) as catching_up:
                 left = _caught_up(catching_up, made, is_last=last == 1)
             if left is not None:
@@ -121,7 +122,10 @@ def _held(made: Shadow) -> Iterator[tuple[Cursor, LeftOut]]:
     for last in range(TRIES_MAX, 0, -1):
         _catch_up_beside(made)
         with database.transaction(made.engine, may_idle=True) as connection, database.cursor(connection) as cursor:
-            left = _caught_up(cursor, made, is_last=last == 1) if _pause(cursor, is_last=last == 1) else None
+            if not _pause(cursor, is_last=last == 1):
+                continue
+            shadow.require_same_names(cursor, made)
+            left = _caught_up(cursor, made, is_last=last == 1)
             if left is not None:
                 yield cursor, left
                 return

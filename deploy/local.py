@@ -261,7 +261,7 @@ def _claimed_port(port: int, *, may_move: bool) -> Iterator[int]:
                 f"Port {port} is taken by another program on this machine. Stop that one, or choose another port."
                 f" Example: --port {port + 1 if port < PORT_MAX else port - 1}"
             )
-        yield port if is_free else _any_port()
+        yield port if is_free else services.free_port()
 
 
 def is_taken(port: int) -> bool:
@@ -283,13 +283,7 @@ def is_taken(port: int) -> bool:
 
 def free_port(settings: Settings) -> int:
     """Return the configured port, or a free one where that is taken."""
-    return _any_port() if is_taken(settings.port) else settings.port
-
-
-def _any_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((LOOPBACK, 0))
-        return int(probe.getsockname()[1])
+    return services.free_port() if is_taken(settings.port) else settings.port
 
 
 def wait_until_ready(address: str, processes: Processes) -> None:

@@ -205,7 +205,8 @@ def _kept_password(path: Path) -> str:
 # ---- Processes and ports ----
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a port of loopback without a listener, below those that the kernel gives to clients."""
     while True:
         port = secrets.choice(PORTS)
         with socket.socket() as probe:
@@ -366,7 +367,7 @@ class _Server(ABC):
     def _launch_on_a_free_port(self) -> int:
         for _ in range(PORT_ATTEMPTS_MAX):
             with contextlib.suppress(PortTaken):  # between our look and the server's
-                return self._launch(_free_port())
+                return self._launch(free_port())
         raise ServerFailed(f"Found no free port for {self.binary.name} among {PORTS.start} to {PORTS.stop}.")
 
     def _launch(self, port: int) -> int:

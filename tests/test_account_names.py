@@ -298,22 +298,28 @@ def test_two_accounts_never_meet(engine: Engine) -> None:
 
 def test_recording_meanwhile(engine: Engine) -> None:
     """Nothing is left, or arrives, under the old name, however much is recorded while it is renamed."""
-    take_in(engine, [event.body for event in sold().events])
+    known = [event.body for event in sold().events]
+    take_in(engine, known)
     stop, recorded = threading.Event(), [0, 0]
 
     def keep_recording(lane: int) -> None:
         while not stop.is_set():
-            ledger.record(engine, [ledger.delivery(body(f"evt_{lane}_{recorded[lane]}_{at}")) for at in range(5)])
+            news = [body(f"evt_{lane}_{recorded[lane]}_{at}") for at in range(5)]
+            # What is known is delivered again, and may be the very event that is being relabelled.
+            again = known[recorded[lane] % len(known)]
+            ledger.record(engine, [ledger.delivery(each) for each in (*news, again)])
             recorded[lane] += 1
 
     with ThreadPoolExecutor(2) as pool:
         lanes = [pool.submit(keep_recording, lane) for lane in range(2)]
-        until(lambda: min(recorded) >= 3)
-        renaming.rename(engine, "", "acct_1", now=NOW, at_once_max=0)
-        renaming.rename(engine, "acct_1", "acct_2", now=NOW)
-        after = list(recorded)
-        until(lambda: all(now > then for now, then in zip(recorded, after, strict=True)))
-        stop.set()
+        try:
+            until(lambda: min(recorded) >= 3)
+            renaming.rename(engine, "", "acct_1", now=NOW, at_once_max=0, objects_at_once=3)
+            renaming.rename(engine, "acct_1", "acct_2", now=NOW)
+            after = list(recorded)
+            until(lambda: all(now > then for now, then in zip(recorded, after, strict=True)))
+        finally:
+            stop.set()
         for each in lanes:
             each.result()
 

@@ -176,11 +176,23 @@ def rename(
         with _pausing(engine, old, new, now):
             pass
         for step in work.steps():
+            _take(engine, step)
+    return Renamed(work.moved, work.joined, work.withheld)
+
+
+def _take(engine: Engine, step: Callable[[Cursor], None]) -> None:
+    """Take *step* in a transaction, again where an event of it has just arrived under the new name."""
+    for last in range(TRIES_MAX, 0, -1):
+        try:
             with database.transaction(engine) as connection, database.cursor(connection) as cursor:
-                # Whoever archives waits for this lock before payloads are dropped.
+                # Archiving waits for this lock, too, before it drops payloads.
                 projection.keep_others_from_folding(cursor)
                 step(cursor)
-    return Renamed(work.moved, work.joined, work.withheld)
+        except (psycopg.errors.DeadlockDetected, psycopg.errors.UniqueViolation):
+            if last == 1:
+                raise
+        else:
+            return
 
 
 def _bring_back(engine: Engine, old: str, new: str, archive: Path | None) -> None:
@@ -306,8 +318,7 @@ class _Work:
         objects, seqs = _next(cursor, names, self._after, self._limit)
         if not objects and not seqs:
             return 0
-        if objects:
-            self._after = objects[-1]
+        after = objects[-1] if objects else self._after
         objects = _with_neighbours(cursor, names, objects, seqs)
         both = _both_of(cursor, names, objects)
         if archived := _archived(cursor, names, both):
@@ -319,6 +330,7 @@ class _Work:
         cursor.execute("UPDATE inbox SET account = %(new)s WHERE seq = ANY (%(seqs)s::bigint[])", values)
         cursor.execute(_RELABEL_MENTIONS, values)
         self._fold(cursor, sorted({*again, *_folded_of(cursor, names, both)}))
+        self._after = after
         self.joined += len(pairs)
         self.moved += len(seqs)
         self._progress("Renaming", self.moved, max(self._total, self.moved))

@@ -1,33 +1,37 @@
 """Payfold on one machine: the Procfile's processes on embedded servers, for `payfold up` and `payfold demo`."""
 
 import asyncio
-import hashlib
+import io
 import os
-import secrets
 import shutil
 import signal
 import socket
+import sys
 import tempfile
 import time
 from collections.abc import Coroutine, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, NoReturn, TextIO, TypeVar
+from typing import Any, Final, NamedTuple, NoReturn, TextIO, TypeVar
 
 import httpx
 import uvloop
 
-from deploy import services
+from deploy import credentials, services
 from deploy.processes import Processes, run_release
-from schemas.errors import PayfoldError
-from schemas.settings import Settings
+from schemas import envfile
+from schemas.errors import ConfigurationError, PayfoldError
+from schemas.settings import Settings, unknown
 
 LOOPBACK: Final = "127.0.0.1"
 READY_SECONDS_MAX: Final = 60
 UP_FOLDER: Final = "up"
 DEMO_PREFIX: Final = "demo-"
 BENCH_PREFIX: Final = "bench-"
+PORT_MAX: Final = 65_535
+PORT_SECONDS_MAX: Final = 1.0
+"""For so long a listener on a port has to take a connection, before the port is tried by binding it."""
 STOP_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 Result = TypeVar("Result")
@@ -41,7 +45,7 @@ class StartError(PayfoldError):
 class Running:
     """Payfold as it runs here; *token* is None where some are configured.
 
-    *secret* is the first signing secret, which is nobody's yet, and may be shown, where it *is_secret_new*.
+    *secret* is the first signing secret; it may be shown where it *is_secret_ours*, made by `payfold up`.
     """
 
     address: str
@@ -50,19 +54,56 @@ class Running:
     processes: Processes
     token: str | None
     secret: str
-    is_secret_new: bool
+    is_secret_ours: bool
+
+
+def settings() -> Settings:
+    """Return the settings of a command, which stops at a name that looks like a setting and is none.
+
+    Raises:
+        ConfigurationError: with the nearest right name.
+    """
+    found = Settings.load()
+    if faults := unknown():
+        raise ConfigurationError("\n".join(faults))
+    return found
+
+
+class Laid(NamedTuple):
+    """A setting that `payfold up` or a demo, which runs here, stands in for."""
+
+    value: str
+    source: str
 
 
 def here(settings: Settings) -> Settings:
-    """Return *settings*, completed with the embedded servers that run in the data folder, where none are named."""
-    if settings.database_url is not None:
-        return settings
-    folders = [settings.payfold_data_dir / UP_FOLDER, *sorted(settings.payfold_data_dir.glob(f"{DEMO_PREFIX}*"))]
-    for folder in folders:
-        found = services.running_services(folder)
-        if found is not None:
-            return Settings.load({**os.environ, "DATABASE_URL": found.database_url, "REDIS_URL": found.redis_url})
-    return settings
+    """Return *settings*, completed with what runs in the data folder: see ``laid``."""
+    found = {name: each.value for name, each in laid(settings).items()}
+    return Settings.load({**envfile.completed(os.environ), **found}) if found else settings
+
+
+def laid(settings: Settings) -> dict[str, Laid]:
+    """Return the settings that are not configured and that a running `up` or demo gives: servers, secret, token, port.
+
+    Where a database is configured, only one that runs on it counts.
+    """
+    folder = settings.payfold_data_dir
+    for each in (folder / UP_FOLDER, *sorted(folder.glob(f"{DEMO_PREFIX}*"))):
+        found = services.running_services(each)
+        if found is None or (settings.database_url and settings.database_url.get_secret_value() != found.database_url):
+            continue
+        servers = {} if settings.database_url else {"DATABASE_URL": found.database_url, "REDIS_URL": found.redis_url}
+        kept = credentials.kept(each).environment()
+        own = str(each.absolute() / credentials.FILE)
+        return {
+            **{name: Laid(value, "embedded server") for name, value in servers.items()},
+            **{name: Laid(value, own) for name, value in kept.items() if not _is_configured(name)},
+        }
+    return {}
+
+
+def _is_configured(name: str) -> bool:
+    return envfile.source_of(name, os.environ) is not None
 
 
 @contextmanager
@@ -143,64 +184,106 @@ def _is_old(folder: Path) -> bool:
 
 @contextmanager
 def running(
-    settings: Settings, folder: Path, *, environment: Mapping[str, str] | None = None, output: TextIO | None = None
+    settings: Settings,
+    folder: Path,
+    *,
+    environment: Mapping[str, str] | None = None,
+    output: TextIO | None = None,
+    may_take_another_port: bool = False,
 ) -> Iterator[Running]:
-    """Run the servers that the environment does not name, the release phase, and every process, until the block ends.
+    """Run the servers that the settings do not name, the release phase, and every process, until the block ends.
 
-    *environment* is laid over the one here, for the processes alone.
+    *environment* is laid over the one here, for the processes alone. A port that is taken is an error, unless none is
+    configured and it *may_take_another_port*.
 
     Raises:
-        StartError, ServicesError: with what to do.
+        StartError, ServicesError, ConfigurationError: with what to do.
     """
     named = services.embedded_services(
         folder,
         database_url=settings.database_url.get_secret_value() if settings.database_url else None,
         redis_url=settings.redis_url.get_secret_value() if settings.redis_url else None,
     )
-    with named as found, _claimed_port(settings) as port:
-        token = None if settings.tokens else f"pf_{secrets.token_urlsafe(24)}"
-        environment = {**os.environ, **(environment or {})}
+    may_move = may_take_another_port and not _is_configured("PORT")
+    with named as found, _claimed_port(settings.port, may_move=may_move) as port:
+        own = credentials.ensured(folder, settings, port=port)
+        environment = {**_absolute(os.environ), **(environment or {})}
         environment |= {"DATABASE_URL": found.database_url, "REDIS_URL": found.redis_url}
-        environment |= {"PORT": str(port), "PAYFOLD_HOST": LOOPBACK}
-        if not settings.signing_secrets:
-            environment["STRIPE_WEBHOOK_SECRETS"] = f"whsec_{secrets.token_urlsafe(24)}"
-        if token is not None:
-            environment["PAYFOLD_TOKENS"] = f"local:admin:{hashlib.sha256(token.encode()).hexdigest()}"
-        environment.setdefault("PAYFOLD_LOG_FORMAT", "console")
-        complete = Settings.load(environment)
-        if run_release(environment, output=output) != 0:
-            raise StartError("The database could not be migrated; its own words are above.")
+        environment |= {"PAYFOLD_HOST": LOOPBACK, **own.environment()}
+        if not _is_configured("PAYFOLD_LOG_FORMAT"):
+            environment["PAYFOLD_LOG_FORMAT"] = "console"
+        complete = Settings.load(envfile.completed(environment))
+        _migrate(environment, output or sys.stderr)
         with Processes(environment, output=output) as processes:
             address = f"http://{LOOPBACK}:{complete.port}"
             wait_until_ready(address, processes)
-            secret, is_new = complete.signing_secrets[0].secret.decode(), not settings.signing_secrets
-            yield Running(address, environment, complete, processes, token, secret, is_new)
+            secret, is_ours = complete.signing_secrets[0].secret.decode(), own.signing_secret is not None
+            yield Running(address, environment, complete, processes, own.token, secret, is_ours)
+
+
+def _absolute(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return *environment* for processes in another working folder: files and folders of settings as absolute paths."""
+    files = {f"{name.upper()}_FILE" for name in Settings.model_fields} | {envfile.ENV_FILE}
+    found = {
+        name: str(Path(value).absolute()) if value and name.upper() in files else value
+        for name, value in environment.items()
+    }
+    return {**found, envfile.DATA_DIR: str(envfile.data_folder(environment))}
+
+
+def _migrate(environment: Mapping[str, str], output: TextIO) -> None:
+    """Run the release phase; its lines are of interest only where it fails."""
+    lines = io.StringIO()
+    if run_release(environment, output=lines) != 0:
+        output.write(lines.getvalue())
+        raise StartError("The database could not be migrated; its own words are above.")
 
 
 @contextmanager
-def _claimed_port(settings: Settings) -> Iterator[int]:
-    """Yield a port for the web process, and keep other Payfolds on this machine from taking it too."""
+def _claimed_port(port: int, *, may_move: bool) -> Iterator[int]:
+    """Yield *port* for the web process, and keep other Payfolds on this machine from taking it too.
+
+    Raises:
+        StartError: it is taken, and may not be another one.
+    """
     # The web process binds it seconds from now. Until the end, the datagram port of the same number tells another
     # Payfold, which may be starting just now, that this one is spoken for.
     with socket.socket(type=socket.SOCK_DGRAM) as claim:
         try:
-            claim.bind((LOOPBACK, settings.port))
+            claim.bind((LOOPBACK, port))
+            is_free = not is_taken(port)
+        except PermissionError:
+            raise StartError(f"Port {port} may not be opened by this user. Example: --port 8000") from None
         except OSError:
-            yield free_port(settings, is_spoken_for=True)
-        else:
-            yield free_port(settings)
+            is_free = False
+        if not is_free and not may_move:
+            raise StartError(
+                f"Port {port} is taken by another program on this machine. Stop that one, or choose another port."
+                f" Example: --port {port + 1 if port < PORT_MAX else port - 1}"
+            )
+        yield port if is_free else services.free_port()
 
 
-def free_port(settings: Settings, *, is_spoken_for: bool = False) -> int:
-    """Return the configured port, or a free one where nobody asked for it by name."""
-    if "PORT" in os.environ:
-        return settings.port
+def is_taken(port: int) -> bool:
+    """Return whether another program listens on a port of loopback."""
+    with socket.socket() as client:
+        client.settimeout(PORT_SECONDS_MAX)
+        if client.connect_ex((LOOPBACK, port)) == 0:
+            return True
     with socket.socket() as probe:
+        # As the web process does: connections that have just ended are no listener.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((LOOPBACK, 0 if is_spoken_for else settings.port))
+            probe.bind((LOOPBACK, port))
+            probe.listen()
         except OSError:
-            probe.bind((LOOPBACK, 0))
-        return int(probe.getsockname()[1])
+            return True
+    return False
+
+
+def free_port(settings: Settings) -> int:
+    """Return the configured port, or a free one where that is taken."""
+    return services.free_port() if is_taken(settings.port) else settings.port
 
 
 def wait_until_ready(address: str, processes: Processes) -> None:

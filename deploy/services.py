@@ -165,7 +165,7 @@ def _find_valkey() -> Path:
 # ---- Files and folders ----
 
 
-def _private_folder(folder: Path) -> Path:
+def private_folder(folder: Path) -> Path:
     """Return *folder* as an absolute path, made if need be, for nobody else's eyes."""
     folder = folder.absolute()
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -175,26 +175,38 @@ def _private_folder(folder: Path) -> Path:
     return folder
 
 
-def _write_private(path: Path, text: str) -> None:
+def write_private(path: Path, text: str) -> None:
     """Write a file that is whole or absent, and 0600 from its first byte."""
-    draft = path.with_suffix(".new")
+    draft = path.with_name(f"{path.name}.new")
     draft.unlink(missing_ok=True)
-    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(text)
+    write_new_private(draft, text)
     draft.replace(path)
+
+
+def write_new_private(path: Path, text: str) -> None:
+    """Write a file that is 0600 from its first byte, and never in the place of another.
+
+    Raises:
+        FileExistsError: something is there.
+    """
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _kept_password(path: Path) -> str:
     """Return the password in the file, made at random on first use."""
     if not path.exists():
-        _write_private(path, secrets.token_hex(24))
+        write_private(path, secrets.token_hex(24))
     return path.read_text()
 
 
 # ---- Processes and ports ----
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a port of loopback without a listener, below those that the kernel gives to clients."""
     while True:
         port = secrets.choice(PORTS)
         with socket.socket() as probe:
@@ -312,7 +324,7 @@ class _Server(ABC):
         Raises:
             ServicesError: it cannot run here, or ended at once.
         """
-        _private_folder(self.folder)
+        private_folder(self.folder)
         self._end_leftovers()
         self._prepare()
         atexit.register(self.stop)
@@ -355,7 +367,7 @@ class _Server(ABC):
     def _launch_on_a_free_port(self) -> int:
         for _ in range(PORT_ATTEMPTS_MAX):
             with contextlib.suppress(PortTaken):  # between our look and the server's
-                return self._launch(_free_port())
+                return self._launch(free_port())
         raise ServerFailed(f"Found no free port for {self.binary.name} among {PORTS.start} to {PORTS.stop}.")
 
     def _launch(self, port: int) -> int:
@@ -606,7 +618,7 @@ class Valkey(_Server):
         """Nothing is kept, so nothing needs to be there."""
 
     def _command(self, port: int) -> list[str]:
-        _write_private(self.folder / "valkey.conf", self._configuration(port))
+        write_private(self.folder / "valkey.conf", self._configuration(port))
         # By its bare name, from the working folder: a path with spaces would need this server's own quoting.
         return leashed([str(self.binary), "valkey.conf"], self.stop_signal)
 
@@ -642,7 +654,7 @@ def embedded_services(
         FolderInUse: another process has the folder.
         ServicesError: a server cannot be had; the message says what to set instead.
     """
-    folder = _private_folder(data_folder)
+    folder = private_folder(data_folder)
     with _ownership(folder), ExitStack() as running:
         services = Services(
             database_url or running.enter_context(Postgres(folder / "postgres", durable=durable)).url,
@@ -656,8 +668,8 @@ def running_services(data_folder: Path) -> Services | None:
     """Return the services that another process runs in *data_folder*, or None when none does."""
     try:
         announced = json.loads(_announcement(data_folder).read_text())
-    except FileNotFoundError:
-        return None
+    except (FileNotFoundError, PermissionError):
+        return None  # another user's servers are none of this user's
     if not _is_owned(data_folder):
         return None
     return Services(announced["database_url"], announced["redis_url"])
@@ -670,7 +682,7 @@ def _announcement(folder: Path) -> Path:
 @contextmanager
 def _announced(folder: Path, services: Services) -> Iterator[None]:
     told = {"pid": os.getpid(), "database_url": services.database_url, "redis_url": services.redis_url}
-    _write_private(_announcement(folder), json.dumps(told))
+    write_private(_announcement(folder), json.dumps(told))
     try:
         yield
     finally:

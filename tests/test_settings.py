@@ -4,8 +4,10 @@ import dataclasses
 import hashlib
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from schemas import envfile
 from schemas.errors import ConfigurationError
 from schemas.settings import Settings, SigningSecret
 from tests.command import payfold, python
@@ -33,10 +35,20 @@ BAD_VALUES = [
     ("STRIPE_WEBHOOK_SECRETS", "an account=whsec_hunter2"),
     ("STRIPE_WEBHOOK_SECRETS", "acct_1=hunter2"),
     ("STRIPE_WEBHOOK_SECRETS", "whsec_hünter2"),
+    ("STRIPE_WEBHOOK_SECRETS", "whsec_a;whsec_hunter2"),
+    ("STRIPE_WEBHOOK_SECRETS", "whsec_a;acct_1=whsec_hunter2"),
+    ("STRIPE_WEBHOOK_SECRETS", "whsec_awhsec_hunter2"),
+    ("STRIPE_WEBHOOK_SECRETS", "whsec_a|whsec_hunter2"),
+    ("STRIPE_WEBHOOK_SECRETS", "whsec_a\nwhsec_hunter2"),
+    ("STRIPE_WEBHOOK_SECRETS", 'whsec_hunter2"'),
     ("STRIPE_API_KEY", "hunter2"),
     ("STRIPE_API_KEY", "pk_test_hunter2"),
     ("STRIPE_API_KEY", "sk_test_hunter2 sk_live_b"),
     ("STRIPE_API_KEY", "an account=sk_test_hunter2"),
+    ("STRIPE_API_KEY", "sk_test_a;sk_live_hunter2"),
+    ("STRIPE_API_KEY", "sk_test_a;acct_1=sk_live_hunter2"),
+    ("STRIPE_API_KEY", "sk_test_ask_live_hunter2"),
+    ("STRIPE_API_KEY", "sk_test_a\nrk_live_hunter2"),
     ("STRIPE_API_KEY", "sk_test_a,rk_test_hunter2"),
     ("STRIPE_API_BASE", "api.stripe.com"),
     ("STRIPE_API_BASE", "https://u:hunter2@api.stripe.com"),
@@ -52,6 +64,9 @@ BAD_VALUES = [
     ("PAYFOLD_TOKENS", f"shop:write:{SHA256}"),
     ("PAYFOLD_TOKENS", f"a b:read:{SHA256}"),
     ("PAYFOLD_TOKENS", f"shop:read:{SHA256},shop:admin:{SHA256}"),
+    ("PAYFOLD_TOKENS", f"shop:read:{SHA256};crm:admin:{SHA256}"),
+    ("PAYFOLD_TOKENS", f"shop:read:{SHA256}\ncrm:admin:{SHA256}"),
+    ("PAYFOLD_SESSION_TTL_MINUTES", "60;setup=off"),
     ("PAYFOLD_HOST", "two words"),
     ("PAYFOLD_LOG_FORMAT", "xml"),
     ("PAYFOLD_LOG_LEVEL", "loud"),
@@ -235,17 +250,33 @@ def test_process_stops(module: str, arguments: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize("module", ["api", "worker", "worker.clock"])
-def test_process_without_servers(module: str) -> None:
-    """A process that is told no server ends with 2 and says which variable it misses."""
-    ran = python(module)
+def test_process_without_servers(module: str, tmp_path: Path) -> None:
+    """A process without a server ends with 2 and names the variable it misses; an unknown name is one line before.
+
+    It reads the .env file of its data folder, as every process does.
+    """
+    (tmp_path / ".env").write_text(f"{envfile.MARKER}\nPAYFOLD_TOKNS=hunter2\n")
+    ran = python(module, settings={"PAYFOLD_DATA_DIR": str(tmp_path)})
 
     assert (ran.code, ran.out) == (2, "")
-    assert "_URL is not set" in ran.err
-    assert "Traceback" not in ran.err
+    line, missing = ran.err.splitlines()
+    assert "_URL is not set" in missing
+    logged = msgspec.json.decode(line)
+    assert (logged["level"], logged["event"]) == ("error", "settings.unknown")
+    assert logged["faults"] == ["PAYFOLD_TOKNS: there is no such setting; the nearest is PAYFOLD_TOKENS."]
+    assert "hunter2" not in ran.err
+
+
+def test_unknown_name_stops_the_release() -> None:
+    """The release phase, like every command, stops at a name that is none, with the nearest that is one."""
+    ran = payfold("migrate", "up", DATABASE_URL="postgres://u:p@127.0.0.1:1/d", PAYFOLD_TOKNS="hunter2")
+
+    assert (ran.code, ran.out) == (2, "")
+    assert ran.err == "PAYFOLD_TOKNS: there is no such setting; the nearest is PAYFOLD_TOKENS.\n"
 
 
 def test_config() -> None:
-    """`config` shows each setting with its meaning, and of a secret only that it is set."""
+    """`config` shows each setting with its meaning and where it comes from, and of a secret only that it is set."""
     ran = payfold(
         "config",
         "--format",
@@ -256,8 +287,10 @@ def test_config() -> None:
     )
 
     shown = {row["setting"]: row["value"] for row in ran.json}
+    sources = {row["setting"]: row["source"] for row in ran.json}
     assert (ran.code, ran.err) == (0, "")
     assert "hunter2" not in ran.out
     assert list(shown) == [name.upper() for name in Settings.model_fields]
     assert (shown["DATABASE_URL"], shown["REDIS_URL"], shown["PORT"]) == ("set, hidden", "not set", "81")
+    assert (sources["DATABASE_URL"], sources["REDIS_URL"], sources["PORT"]) == ("environment", "default", "environment")
     assert all(row["meaning"] for row in ran.json)

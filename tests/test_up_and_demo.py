@@ -22,7 +22,7 @@ from deploy.sandbox.account import Account
 from deploy.sandbox.history import shop_history
 from deploy.sandbox.samples import sample
 from deploy.sandbox.signing import sign
-from schemas import database
+from schemas import database, envfile
 from tests import ledger
 from tests.command import payfold, started
 
@@ -162,33 +162,46 @@ def test_up(up: Command) -> None:
 
     status = payfold("status", "--format", "json", PAYFOLD_DATA_DIR=str(up.folder))
     digest = payfold("digest", PAYFOLD_DATA_DIR=str(up.folder))
-    emitted = payfold(
-        "emit",
-        "payment_link.created",
-        "--to",
-        up.told("webhook"),
-        STRIPE_WEBHOOK_SECRETS=up.told("signing secret"),
-    )
+    emitted = payfold("emit", "payment_link.created", PAYFOLD_DATA_DIR=str(up.folder))
+    config = payfold("config", "--format", "json", PAYFOLD_DATA_DIR=str(up.folder))
 
     assert (status.code, status.json["database"], status.json["broker"][:2]) == (0, "ok", "ok")
     assert status.json["parked"] == 0
     assert digest.code == 0
     assert "orders                             1  " in digest.out
-    assert emitted.code == 0
+    assert (emitted.code, emitted.err) == (0, "")
+    assert f"sent_to  {up.told('webhook')}\n" in emitted.out
+    sources = {row["setting"]: row["source"] for row in config.json}
+    assert (sources["DATABASE_URL"], sources["REDIS_URL"]) == ("embedded server", "embedded server")
+    assert sources["STRIPE_WEBHOOK_SECRETS"] == sources["PAYFOLD_TOKENS"] == str(up.folder / "up/credentials.json")
     assert up.out == ""
     assert "hidden" not in up.err
 
 
+def test_what_up_prints(up: Command) -> None:
+    """The four lines that a person needs come with nothing of the libraries before them, and then what to type next."""
+    before, _, after = up.err.partition("Payfold runs here until Ctrl-C:\n")
+
+    assert [line for line in before.splitlines() if line and "stripe.idle" not in line] == []
+    labels = re.findall(r"^  ([a-zA-Z ]+?)  +\S+$", after, re.MULTILINE)
+    assert labels == ["webhook", "API", "bearer token", "signing secret"]
+    assert "  payfold emit checkout.session.completed\n" in after
+
+
 def test_up_with_a_secret_of_its_own(tmp_path: Path) -> None:
-    """A signing secret that is configured, by whichever name, is never printed."""
-    path = tmp_path / "secret"
-    path.write_text("whsec_of_somebody")
-    with running(tmp_path / "data", "up", PORT=str(free_port()), STRIPE_WEBHOOK_SECRETS_FILE=str(path)) as command:
-        told = command.told("signing secret")
+    """A secret that is configured, here by a file that .env names, is used by all, and never printed or kept."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "secret").write_text("whsec_of_the_shop")
+    (tmp_path / "data" / ".env").write_text(f"{envfile.MARKER}\nSTRIPE_WEBHOOK_SECRETS_FILE=../secret\n")
+    with running(tmp_path / "data", "up", PORT=str(free_port())) as command:
+        printed = command.told("signing secret")
+        emitted = payfold("emit", "payment_link.created", PAYFOLD_DATA_DIR=str(command.folder))
         command.stop(signal.SIGTERM)
 
-    assert told == "as configured"
-    assert "whsec_of_somebody" not in command.out + command.err
+    assert printed == "as configured"
+    assert emitted.code == 0, emitted.err
+    kept = (tmp_path / "data" / "up" / "credentials.json").read_text()
+    assert "whsec_" not in command.out + command.err + kept
 
 
 @pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGTERM], ids=lambda by: by.name)
@@ -211,7 +224,7 @@ def test_up_after_a_kill(up: Command) -> None:
     up.process.wait()
     until(lambda: up.everyone() == [])
 
-    with running(up.folder, "up") as again:
+    with running(up.folder, "up", PORT=str(free_port())) as again:
         until(lambda: all(asked(again, f"/v1/orders/{session}").status_code == 200 for session in sessions))
         assert again.stop(signal.SIGTERM) == 0
 
@@ -227,15 +240,17 @@ def test_up_twice(up: Command) -> None:
 
 
 def test_up_on_a_port_that_is_taken(tmp_path: Path) -> None:
-    """A port that was asked for by name and is taken is told by who wanted it, and nothing is left running."""
+    """A port that is taken is an error that names --port, before anything but the servers is started."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        with running(tmp_path / "data", "up", PORT=str(taken.getsockname()[1])) as command:
+        port = taken.getsockname()[1]
+        with running(tmp_path / "data", "up", "--port", str(port)) as command:
             assert command.process.wait(60) == 1
 
-    assert "The web process ended at once; its own words are above." in command.err
-    assert "address already in use" in command.err
+    assert f"Port {port} is taken by another program on this machine." in command.err
+    assert f"Example: --port {port + 1}" in command.err
+    assert len(command.err.splitlines()) == 1
     assert command.everyone() == []
 
 

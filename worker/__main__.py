@@ -8,11 +8,13 @@ Note [Each slot is a process]
 
 import importlib
 import os
+import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Final
 
 import structlog
+from celery.exceptions import SecurityWarning as RunsAsRoot
 from celery.signals import worker_ready, worker_shutting_down
 
 from schemas import broker, stopping
@@ -51,6 +53,8 @@ def start(made: Made, limits: Limits = Limits()) -> int:  # noqa: B008 - it is f
     queues: dict[str, tuple[str, ...]] = {"fold": (FOLD_QUEUE, STRIPE_QUEUE)}
     if has_jobs_at_stripe:
         queues = {"fold": (FOLD_QUEUE,), "stripe": (STRIPE_QUEUE,)}
+    # Celery warns of root because of pickled messages, and here no message is read that is not JSON.
+    warnings.filterwarnings("ignore", category=RunsAsRoot)
     for module in _SHARED:
         importlib.import_module(module)
     lanes.settle_down()
@@ -74,7 +78,7 @@ def _serve(made: Made, limits: Limits, parent: int, queues: tuple[str, ...]) -> 
         # It returns, against its types, and with a code where Celery met an error that it does not recover from.
         take: Callable[[list[str]], object] = made.app.worker_main
         code = take(
-            ["worker", "--pool", "solo", "--queues", ",".join(queues), "--loglevel", "WARNING",
+            ["--quiet", "worker", "--pool", "solo", "--queues", ",".join(queues), "--loglevel", "WARNING",
              "--without-gossip", "--without-mingle", "--without-heartbeat", "--hostname", f"{queues[0]}@%h"]
         )  # fmt: skip
         return code if isinstance(code, int) else 0

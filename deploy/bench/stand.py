@@ -24,7 +24,7 @@ from deploy import services
 from deploy.bench import apart
 from deploy.processes import RELEASE, Processes, read_procfile
 from deploy.services import Services
-from schemas import broker, database, migrate
+from schemas import broker, database, envfile, migrate
 from schemas.errors import PayfoldError
 from schemas.settings import Settings
 
@@ -128,7 +128,7 @@ def free_port() -> int:
 
 def _foreign(environment: Mapping[str, str]) -> dict[str, str]:
     """Return *environment* without a setting of Payfold's: nothing is measured with somebody's own."""
-    ours = {name.upper() for name in Settings.model_fields}
+    ours = {name.upper() for name in Settings.model_fields} | {envfile.ENV_FILE}
     return {name: value for name, value in environment.items() if name.upper().removesuffix("_FILE") not in ours}
 
 
@@ -145,6 +145,8 @@ class Stand:
             "REDIS_URL": redis_url,
             "PORT": str(self.port),
             "PAYFOLD_HOST": LOOPBACK,
+            # Else the processes would find the .env of this machine's user.
+            "PAYFOLD_DATA_DIR": str(at.folder),
             "PAYFOLD_LOG_LEVEL": "warning",
             "STRIPE_WEBHOOK_SECRETS": self.secret,
             "PAYFOLD_TOKENS": f"bench:admin:{hashlib.sha256(self.token.encode()).hexdigest()}",

@@ -52,7 +52,7 @@ Until = Annotated[
 
 def settings_here() -> Settings:
     """Return the settings, with the embedded servers that run here where none are named; logs follow them."""
-    settings = local.here(Settings.load())
+    settings = local.here(local.settings())
     logs.configure(settings)
     return settings
 

@@ -13,7 +13,6 @@ from deploy.commands.base import FAILED
 from deploy.output import Format, err
 from deploy.services import ServicesError
 from schemas.errors import ConfigurationError, PayfoldError
-from schemas.settings import Settings
 
 if TYPE_CHECKING:
     from deploy.bench.figures import Tell
@@ -83,7 +82,7 @@ def _check(faults: Sequence[str]) -> None:
 @contextmanager
 def _folder(keep: Path | None) -> Iterator[Path]:
     if keep is None:
-        with local.temporary_folder(Settings.load(), prefix=local.BENCH_PREFIX) as folder:
+        with local.temporary_folder(local.settings(), prefix=local.BENCH_PREFIX) as folder:
             yield folder
     else:
         keep.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -4,6 +4,7 @@ import hashlib
 import os
 import re
 import secrets as random_secrets
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -18,7 +19,7 @@ from deploy.commands.base import FAILED, MIGRATIONS_PENDING, FormatOption, first
 from deploy.output import Format, err
 from deploy.processes import Ended, Processes
 from deploy.services import ServicesError
-from schemas import database, migrate, tables
+from schemas import database, envfile, migrate, tables
 from schemas.errors import (
     ConfigurationError,
     ConflictError,
@@ -62,11 +63,19 @@ def migrate_status(form: FormatOption = Format.TABLE) -> None:
 
 @app.command()
 def config(form: FormatOption = Format.TABLE) -> None:
-    """Show the effective settings; secrets only say that they are set."""
-    shown = local.here(Settings.load()).shown()
-    about = {key.upper(): field.description for key, field in Settings.model_fields.items()}
-    found = [{"setting": key, "value": value, "meaning": about[key]} for key, value in shown.items()]
-    output.rows(found, ["setting", "value", "meaning"], form, empty="")
+    """Show the effective settings, and where each comes from; of a secret only that it is set."""
+    settings = local.settings()
+    laid = local.laid(settings)
+    found = [
+        {
+            "setting": name.upper(),
+            "value": value,
+            "source": laid[name].source if name in laid else envfile.source_of(name, os.environ) or "default",
+            "meaning": Settings.model_fields[name.lower()].description,
+        }
+        for name, value in local.here(settings).shown().items()
+    ]
+    output.rows(found, ["setting", "value", "source", "meaning"], form, empty="")
 
 
 @tokens_app.command("new")
@@ -85,10 +94,18 @@ def tokens_new(
     output.one({"token": token, "PAYFOLD_TOKENS": entry}, Format.TABLE)
 
 
+PortOption = Annotated[
+    int | None, typer.Option(min=1, max=local.PORT_MAX, help="Port of the web process; else PORT, else 8000.")
+]
+
+
 @app.command()
-def up() -> None:
-    """Run everything on this machine, with embedded servers where no URL is given, until Ctrl-C."""
-    settings = Settings.load()
+def up(port: PortOption = None) -> None:
+    """Run everything on this machine, with embedded servers where no URL is given, until Ctrl-C.
+
+    Its signing secret and token stay with its data: a restart has the same ones.
+    """
+    settings = _settings_with(port)
     folder = settings.payfold_data_dir.absolute() / local.UP_FOLDER
     with local.stop_when_told():
         try:
@@ -97,6 +114,12 @@ def up() -> None:
                 _keep_running(running.processes)
         except KeyboardInterrupt:
             err.print("Stopped.")
+
+
+def _settings_with(port: int | None) -> Settings:
+    if port is not None:
+        os.environ["PORT"] = str(port)  # the processes are to have it, too
+    return local.settings()
 
 
 def _keep_running(processes: Processes) -> None:
@@ -115,19 +138,27 @@ def _keep_running(processes: Processes) -> None:
 
 
 def _introduce(running: local.Running) -> None:
-    told = {"webhook": f"{running.address}/webhooks/stripe", "API": f"{running.address}/docs"}
-    if running.token is not None:
-        told["bearer token"] = running.token
-    told["signing secret"] = running.secret if running.is_secret_new else "as configured"
+    shown = {"webhook": f"{running.address}/webhooks/stripe", "API": f"{running.address}/docs"}
+    shown["bearer token"] = "as configured" if running.token is None else running.token
+    shown["signing secret"] = running.secret if running.is_secret_ours else "as configured"
     err.print("\nPayfold runs here until Ctrl-C:\n", style="bold")
-    for label, value in told.items():
+    for label, value in shown.items():
         err.print(f"  {label:<16}{value}", soft_wrap=True)
+    command = shlex.quote(os.environ.get(_CALLED_AS, "payfold"))
+    err.print("\nNext, in another terminal: a first signed event, what became of it, and how to connect Stripe.\n")
+    for arguments in ("emit checkout.session.completed", "events list", "init"):
+        err.print(f"  {command} {arguments}", soft_wrap=True)
     err.print()
+
+
+_CALLED_AS: Final = "PAYFOLD_CALLED_AS"
+"""Set by deploy/dev, which stands in for the command in a checkout."""
 
 
 @app.command()
 def demo(
     orders: Annotated[int, typer.Option(min=1, max=1_000_000, help="How many orders the sandbox shop sells.")] = 1000,
+    port: PortOption = None,
     leave: Annotated[bool, typer.Option("--exit", help="End after the summary.")] = False,
     seed: Annotated[int | None, typer.Option(help="Repeats an earlier demo.")] = None,
 ) -> None:
@@ -135,7 +166,7 @@ def demo(
     from deploy import demo as show
     from deploy.sandbox_shop import open_shop
 
-    settings = Settings.load()
+    settings = _settings_with(port)
     show.refuse_the_orders_of_others(settings)
     seed = random_secrets.randbelow(10**6) if seed is None else seed
     holds = False
@@ -143,12 +174,15 @@ def demo(
     with local.stop_when_told():
         try:
             with local.temporary_folder(settings) as folder:
-                os.environ.setdefault("PAYFOLD_LOG_LEVEL", "warning")
+                if envfile.source_of("PAYFOLD_LOG_LEVEL", os.environ) is None:
+                    os.environ["PAYFOLD_LOG_LEVEL"] = "warning"
                 err.print(f"A sandbox shop of seed {seed} sells {orders:,} orders.")
                 with (
                     _shown_on_failure(folder / "processes.log") as log,
                     open_shop(seed, orders) as shop,
-                    local.running(settings, folder, environment=shop.environment, output=log) as running,
+                    local.running(
+                        settings, folder, environment=shop.environment, output=log, may_take_another_port=True
+                    ) as running,
                 ):
                     err.print(f"Payfold runs at {running.address}, beside a sandbox Stripe.\n")
                     try:

@@ -1,16 +1,29 @@
 """The ``payfold`` command. Data goes to stdout, everything else to stderr."""
 
+import os
 import sys
-from typing import Final
+from pathlib import Path
+from typing import Annotated, Final
 
 import typer
 from sqlalchemy.exc import DBAPIError
 
-from deploy.commands import at_stripe, bench, inbox, objects, proof, rebuilding, reconciling, replaying, running
+from deploy.commands import (
+    at_stripe,
+    bench,
+    connecting,
+    inbox,
+    objects,
+    proof,
+    rebuilding,
+    reconciling,
+    replaying,
+    running,
+)
 from deploy.commands.base import FAILED, MIGRATIONS_PENDING, USAGE, first_line
 from deploy.output import err
 from deploy.services import ServicesError
-from schemas import database
+from schemas import database, envfile
 from schemas.errors import ConfigurationError, DatabaseAway, MigrationsPendingError, PayfoldError
 
 app: Final = typer.Typer(
@@ -30,12 +43,24 @@ _GROUPS: Final = {
     "reconcile": reconciling.app,
     "sessions": at_stripe.sessions_app,
     "gaps": at_stripe.gaps_app,
+    "endpoints": connecting.endpoints_app,
     "tokens": running.tokens_app,
 }
-for each in (running.app, inbox.app, replaying.app, proof.app, rebuilding.app, bench.app):
+for each in (connecting.app, running.app, inbox.app, replaying.app, proof.app, rebuilding.app, bench.app):
     app.add_typer(each)
 for name, group in _GROUPS.items():
     app.add_typer(group, name=name)
+
+
+@app.callback()
+def options(
+    env_file: Annotated[
+        Path | None, typer.Option("--env-file", metavar="FILE", help="Settings that `init` wrote; else .payfold/.env.")
+    ] = None,
+) -> None:
+    """Take what is the same for every command."""
+    if env_file is not None:
+        os.environ[envfile.ENV_FILE] = str(env_file.absolute())  # the processes of `up` are to have it, too
 
 
 def main() -> None:

@@ -69,7 +69,10 @@ class Page:
 
 
 class StripeApi:
-    """Calls Stripe with the keys that *settings* hold, within the budget that *redis* keeps; without keys, never."""
+    """Calls Stripe with the keys that *settings* hold, within the budget that *redis* keeps; without keys, never.
+
+    Unless it *is_paced* it needs no Redis: for the few calls of an operator's own command.
+    """
 
     def __init__(
         self,
@@ -79,8 +82,10 @@ class StripeApi:
         retries_max: int = NETWORK_RETRIES_MAX,
         answer_seconds_max: float = ANSWER_SECONDS_MAX,
         body_seconds_max: float = BODY_SECONDS_MAX,
+        is_paced: bool = True,
     ) -> None:
         self._settings = settings
+        self._is_paced = is_paced
         self._redis = redis
         self._retries_max = retries_max
         self._answer_seconds_max = answer_seconds_max
@@ -201,13 +206,9 @@ class StripeApi:
 
     def _client(self, key: ApiKey, lane: Lane) -> "tuple[stripe.StripeClient, _PacedClient]":
         # Calls for connected accounts are counted with those of the account whose key makes them.
-        if self._redis is None:
-            raise BrokerAway
         if (key.secret, lane) not in self._clients:
-            label = next(known.account for known in self._settings.api_keys if known.secret == key.secret)
-            name = f"payfold:stripe:{label}:{'live' if key.livemode else 'test'}"
             paced = _PacedClient(
-                Budget(self._redis, name, lane, self._settings.calls_per_second(livemode=key.livemode)),
+                self._budget(key, lane) if self._is_paced else None,
                 answer_seconds_max=self._answer_seconds_max,
                 body_seconds_max=self._body_seconds_max,
             )
@@ -219,6 +220,13 @@ class StripeApi:
             )
             self._clients[key.secret, lane] = client, paced
         return self._clients[key.secret, lane]
+
+    def _budget(self, key: ApiKey, lane: Lane) -> Budget:
+        if self._redis is None:
+            raise BrokerAway
+        label = next(known.account for known in self._settings.api_keys if known.secret == key.secret)
+        name = f"payfold:stripe:{label}:{'live' if key.livemode else 'test'}"
+        return Budget(self._redis, name, lane, self._settings.calls_per_second(livemode=key.livemode))
 
 
 def url_of(*path: str) -> str:
@@ -266,7 +274,7 @@ class _PacedClient(stripe.RequestsClient):
     See Note [Answers are ours to decode].
     """
 
-    def __init__(self, budget: Budget, *, answer_seconds_max: float, body_seconds_max: float) -> None:
+    def __init__(self, budget: Budget | None, *, answer_seconds_max: float, body_seconds_max: float) -> None:
         super().__init__(timeout=(CONNECT_SECONDS_MAX, answer_seconds_max))
         self._budget = budget
         self._body_seconds_max = body_seconds_max
@@ -296,11 +304,12 @@ class _PacedClient(stripe.RequestsClient):
     ) -> tuple[bytes, int, Mapping[str, str]]:
         """Try a call once, in its turn."""
         endpoint = _endpoint(method, url)
-        self._budget.draw(endpoint)
+        if self._budget is not None:
+            self._budget.draw(endpoint)
         self.tries += 1
         stream, status, answered = super().request_stream(method, url, headers, post_data)
         body = _read(stream, self._body_seconds_max)
-        if status == 429:  # noqa: PLR2004 - HTTP's number
+        if status == 429 and self._budget is not None:  # noqa: PLR2004 - HTTP's number
             self._budget.pause(endpoint, answered.get("Stripe-Rate-Limited-Reason", ""))
         if not 200 <= status < 300:  # noqa: PLR2004 - HTTP's numbers
             return body, status, answered

@@ -2,14 +2,15 @@
 
 What Stripe would refuse is refused here, by a :class:`SandboxError`. Each subject is a module of its own, and each
 stands on those before it: ``journal`` (clock, objects, events), ``customers``, ``payments``, ``invoices``,
-``credit_notes``, ``checkout`` and ``portal``. A new kind of object is a shape, and methods of its subject that change
-it and end in ``_emit``.
+``credit_notes``, ``checkout``, ``portal`` and ``endpoints``. A new kind of object is a shape, and
+methods of its subject that change it and end in ``_emit``.
 """
 
 from collections.abc import Iterable
 
 from deploy.sandbox.checkout import Checkout
 from deploy.sandbox.credit_notes import CreditNotes
+from deploy.sandbox.endpoints import Endpoints
 from deploy.sandbox.journal import (
     DAY_SECONDS,
     LATEST,
@@ -41,7 +42,7 @@ __all__ = [
 ]
 
 
-class Account(Checkout, CreditNotes, Portal):
+class Account(Checkout, CreditNotes, Portal, Endpoints):
     """One shop's Stripe account in one mode, with a clock of its own that moves only when told.
 
     The same seed and the same calls give the same events, byte by byte. Two accounts of one seed give the same

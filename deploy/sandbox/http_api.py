@@ -7,6 +7,7 @@ It checks what it is sent as Stripe does: an unknown parameter, a wrong filter o
 so that a wrong call is noticed. ``server`` puts it onto a port. Source: https://docs.stripe.com/api.
 """
 
+import base64
 import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -160,8 +161,8 @@ class StripeApi:
     # Who asks, and when.
 
     def _account_of(self, call: Call) -> Account:
-        scheme, _, key = call.headers.get("authorization", "").partition(" ")
-        if scheme != "Bearer" or key not in self._accounts:
+        key = _key_of(call)
+        if key not in self._accounts:
             raise ApiError(401, f"Invalid API Key provided: {key[:3]}****", code=None)
         if call.path.startswith(self._forbidden.get(key, ())):
             raise ApiError(403, "The provided key does not have the required permissions for this endpoint.")
@@ -214,6 +215,14 @@ class StripeApi:
             return error.answer
         except SandboxError as error:
             return ApiError(400, str(error)).answer
+
+
+def _key_of(call: Call) -> str:
+    """Return the key that a call names, as a bearer token or as the user of basic authentication."""
+    scheme, _, given = call.headers.get("authorization", "").partition(" ")
+    if scheme == "Basic":
+        return base64.b64decode(given).decode().partition(":")[0]
+    return given if scheme == "Bearer" else ""
 
 
 def _http_date(seconds: int) -> str:
@@ -487,6 +496,18 @@ def _retrieve_event(account: Account, _: Params, event: str) -> Object:
     raise UnknownObjectError(f"No such event: {event}")
 
 
+def _create_endpoint(account: Account, params: Params) -> Object:
+    for name in ("url", "enabled_events"):
+        if name not in params:
+            raise ApiError(400, f"Missing required param: {name}.", code="parameter_missing", param=name)
+    return account.create_webhook_endpoint(
+        params["url"],
+        _listed(params["enabled_events"]),
+        api_version=params.get("api_version"),
+        description=params.get("description"),
+    )
+
+
 _CREATED: Final = {"created": _times}
 _SESSION_EXPAND: Final = {"expand": _expand("line_items")}
 _ROUTES: Final = [
@@ -612,6 +633,13 @@ _ROUTES: Final = [
             {**_PAGED, **_CREATED, "type": _text, "types": _anything, "delivery_success": _flag},
         ),
         ("GET", "/v1/events/{id}", _retrieve_event, {}),
+        ("GET", "/v1/webhook_endpoints", _lists("webhook_endpoint", "/v1/webhook_endpoints"), _PAGED),
+        (
+            "POST",
+            "/v1/webhook_endpoints",
+            _create_endpoint,
+            {"url": _text, "enabled_events": _anything, "api_version": _text, "description": _text},
+        ),
     )
 ]
 

@@ -47,6 +47,12 @@ FOLDS: Final[Mapping[str, tuple[str, Fold]]] = {
 }
 """By event type: the type of object that it must carry, and the fold that reads it."""
 
+STRIPE_TYPES: Final = tuple(sorted(kind for kind in FOLDS if not kind.startswith("payfold.")))
+"""What a webhook endpoint has to send: the types of Stripe's own events that a fold reads."""
+
+API_VERSION: Final = "2026-10-28.endive"
+"""The newest version of Stripe's API that the folds were written for; of older ones they read what those have."""
+
 SHAPES: Final[Mapping[str, Shape]] = {
     shape.table: shape
     for shape in (
@@ -131,4 +137,15 @@ def judge(event: Event) -> Verdict:
         return _parked("fold_failed", f"the fold failed with {type(error).__name__}")
 
 
-__all__ = ["EVENT_IGNORED", "FOLDS", "FOLD_VERSION", "SHAPES", "TABLES_OF_OBJECT", "Verdict", "judge", "set_aside"]
+__all__ = [
+    "API_VERSION",
+    "EVENT_IGNORED",
+    "FOLDS",
+    "FOLD_VERSION",
+    "SHAPES",
+    "STRIPE_TYPES",
+    "TABLES_OF_OBJECT",
+    "Verdict",
+    "judge",
+    "set_aside",
+]

@@ -1,0 +1,125 @@
+"""The README's own commands lead from a fresh checkout to a signed event, a second terminal and a restart."""
+
+import os
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.command import ROOT
+
+pytestmark = [pytest.mark.integration, pytest.mark.skipif(sys.platform != "linux", reason="starts real servers")]
+
+SECONDS_MAX = 120
+_BLOCK = re.compile(r"^### The first hour\n.*?^```sh\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def commands() -> list[str]:
+    """Return the lines of the README's block, comments left out."""
+    found = _BLOCK.search((ROOT / "README.md").read_text(encoding="utf-8"))
+    assert found is not None, "the README has no block under The first hour"
+    return [line.partition("  #")[0].strip() for line in found[1].splitlines() if not line.startswith("#")]
+
+
+class Terminal:
+    """A shell in the checkout that knows nothing but where the data folder of a fresh one is."""
+
+    def __init__(self, folder: Path, **more: str) -> None:
+        kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
+        self._environment = {**kept, "PAYFOLD_DATA_DIR": str(folder / ".payfold"), **more}
+
+    def run(self, command: str) -> str:
+        """Run *command* to its end, which is a good one, and return what it prints."""
+        done = subprocess.run(
+            shlex.split(command), cwd=ROOT, env=self._environment, capture_output=True, timeout=SECONDS_MAX, check=False
+        )
+        assert done.returncode == 0, done.stderr.decode()
+        return done.stdout.decode()
+
+    @contextmanager
+    def running(self, command: str, log: Path) -> Iterator[dict[str, str]]:
+        """Run *command* until the block ends, and yield its four lines by their labels."""
+        with log.open("wb") as err:
+            process = subprocess.Popen(
+                shlex.split(command), cwd=ROOT, env=self._environment, stderr=err, start_new_session=True
+            )
+        try:
+            yield _lines(log, process)
+            process.send_signal(signal.SIGINT)
+            assert process.wait(SECONDS_MAX) == 0, log.read_text()
+        finally:
+            process.kill()
+            process.wait()
+
+
+def _lines(log: Path, process: "subprocess.Popen[bytes]") -> dict[str, str]:
+    deadline = time.monotonic() + SECONDS_MAX
+    while "signing secret" not in log.read_text() or not log.read_text().endswith("\n"):
+        assert process.poll() is None, log.read_text()
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.02)
+    return dict(re.findall(r"^  (webhook|API|bearer token|signing secret) +(\S+)$", log.read_text(), re.MULTILINE))
+
+
+def orders(printed: dict[str, str], curl: str) -> list[dict[str, str]]:
+    """Ask what the README asks with curl, with the printed token at the printed address, until there is an order."""
+    _, _, header, url = shlex.split(curl)
+    name, _, value = header.replace("$TOKEN", printed["bearer token"]).partition(": ")
+    path = httpx.URL(url).raw_path.decode()
+    deadline = time.monotonic() + SECONDS_MAX
+    while True:
+        answer = httpx.get(printed["API"].removesuffix("/docs") + path, headers={name: value})
+        assert answer.status_code == 200, answer.text
+        found: list[dict[str, str]] = next(value for value in answer.json().values() if isinstance(value, list))
+        if found:
+            return found
+        assert time.monotonic() < deadline, "the order did not appear"
+        time.sleep(0.05)
+
+
+def test_from_any_folder(tmp_path: Path) -> None:
+    """deploy/dev finds its checkout through a link and from any folder, in which it leaves the command."""
+    link, kept = tmp_path / "payfold", {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+    link.symlink_to(os.path.relpath(ROOT / "deploy" / "dev", tmp_path))
+    shown = 'pwd; echo "$PAYFOLD_DATA_DIR"; command -v payfold'
+
+    done = subprocess.run([link, "run", "sh", "-c", shown], cwd=tmp_path, env=kept, capture_output=True, check=True)
+
+    root = ROOT.resolve()
+    assert done.stdout.decode().splitlines() == [str(tmp_path), f"{root}/.payfold", f"{root}/.venv/bin/payfold"]
+
+
+def free_port() -> int:
+    """Return a port without a listener."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def test_the_first_hour(tmp_path: Path) -> None:
+    """`up`, a signed event from a second terminal, its order by the printed token; a restart keeps secret and token."""
+    up, emit, events, init, curl = commands()
+    # The machine of a test may have a program on the usual port; the second terminal finds out which one it is.
+    first, second = Terminal(tmp_path, PORT=str(free_port())), Terminal(tmp_path)
+
+    with first.running(up, tmp_path / "up.err") as printed:
+        assert "200" in second.run(emit)
+        (order,) = orders(printed, curl)
+        assert order["status"] == "paid"
+        assert "checkout.session.completed" in second.run(events)
+        assert "stripe listen --print-secret" in second.run(init)
+
+    with first.running(up, tmp_path / "again.err") as again:
+        assert again["bearer token"] == printed["bearer token"]
+        assert again["signing secret"] == printed["signing secret"]
+        assert orders(again, curl) == [order]
+        assert "200" in second.run(emit)

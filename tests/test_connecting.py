@@ -1,10 +1,11 @@
 """`init` and `endpoints` bring Stripe and Payfold together, with exactly the event types that the folds read."""
 
+import os
 import re
 import shutil
 import subprocess
 import typing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,40 +82,52 @@ def literals(annotation: object) -> set[object]:
 # ---- init ----
 
 
-def test_init(tmp_path: Path) -> None:
+Init = Callable[..., str]
+
+
+@pytest.fixture
+def init(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Init:
+    """Return what runs `init` with these settings and returns what it prints."""
+
+    def run(**settings: str) -> str:
+        for name, value in settings.items():
+            monkeypatch.setenv(name, value)
+        connecting.init()
+        printed = capsys.readouterr()
+        assert printed.err == ""
+        return printed.out
+
+    return run
+
+
+def test_init(tmp_path: Path, init: Init) -> None:
     """It writes a private file that changes nothing yet; a second run leaves alone what was set in it since."""
     at, path = {"PAYFOLD_DATA_DIR": str(tmp_path / "data")}, tmp_path / "data" / ".env"
 
-    first = python("deploy", "init", settings=at)
+    first = init(**at)
 
-    assert (first.code, first.err) == (0, "")
-    assert f"Wrote {path}, which only this user can read." in first.out
+    assert f"Wrote {path}, which only this user can read." in first
     assert path.stat().st_mode & 0o777 == 0o600
     assert [each.name for each in path.parent.iterdir()] == [".env"]
     assert envfile.completed(at) == at
-    assert "[" + ", ".join(STRIPE_TYPES) + "]" == str(re.findall(r"^  ([a-z_.]+)$", first.out, re.MULTILINE)).replace(
-        "'", ""
-    )
-    assert "  stripe listen --print-secret\n" in first.out
+    assert re.findall(r"^  ([a-z_.]+)$", first, re.MULTILINE) == list(STRIPE_TYPES)
+    assert "  stripe listen --print-secret\n" in first
     listen = f"stripe listen --events {','.join(STRIPE_TYPES)} --forward-to http://127.0.0.1:8000/webhooks/stripe\n"
-    assert listen in first.out
+    assert listen in first
 
     text = path.read_text().replace("\nSTRIPE_WEBHOOK_SECRETS=\n", "\nSTRIPE_WEBHOOK_SECRETS=whsec_hunter2\n")
     path.write_text(text)
-    again = python("deploy", "init", settings=at)
+    again = init(**at)
 
-    assert (again.code, again.err) == (0, "")
-    assert f"{path} is there already and stays as it is." in again.out
+    assert f"{path} is there already and stays as it is." in again
     assert path.read_text() == text
-    assert "hunter2" not in again.out
+    assert "hunter2" not in again
 
 
-def test_every_example_in_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_example_in_the_file(tmp_path: Path, init: Init) -> None:
     """Each setting is in the file, but for the folder that it is found by, and its example can be used as it is."""
-    at = {"PAYFOLD_DATA_DIR": str(tmp_path)}
-    monkeypatch.setenv("PAYFOLD_DATA_DIR", str(tmp_path))
-    connecting.init()
-    path = tmp_path / ".env"
+    at, path = {"PAYFOLD_DATA_DIR": str(tmp_path)}, tmp_path / ".env"
+    init(**at)
     only_comments = re.sub(r"^[A-Z_]+=\n", "", path.read_text(), flags=re.MULTILINE)
     path.write_text(re.sub(r"^#([A-Z_]+=)", r"\1", only_comments, flags=re.MULTILINE))
 
@@ -124,11 +137,11 @@ def test_every_example_in_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert settings.payfold_reconcile_at == "03:30"
 
 
-def test_init_elsewhere(tmp_path: Path) -> None:
+def test_init_elsewhere(tmp_path: Path, init: Init) -> None:
     """--env-file names the file, for `init` and for what reads it; a file of another program is left alone."""
     path = tmp_path / "payfold.env"
 
-    assert payfold("--env-file", str(path), "init").code == 0
+    init(PAYFOLD_ENV_FILE=str(path))
     path.write_text(path.read_text() + "PORT=81\n")
     shown = payfold("--env-file", str(path), "config", "--format", "json")
     path.write_text("PORT=81\n")
@@ -143,12 +156,17 @@ def test_init_elsewhere(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="runs curl")
-def test_the_call_that_init_prints(stripe: Stripe, tmp_path: Path) -> None:
+def test_the_call_that_init_prints(stripe: Stripe, tmp_path: Path, init: Init) -> None:
     """The printed call makes an endpoint with exactly our event types, in which `check` finds no fault."""
-    printed = payfold("init", PAYFOLD_DATA_DIR=str(tmp_path), STRIPE_API_BASE=stripe.environment["STRIPE_API_BASE"])
-    call = printed.out[printed.out.index("  curl ") :].replace("https://your-host/webhooks/stripe", URL)
+    printed = init(PAYFOLD_DATA_DIR=str(tmp_path), STRIPE_API_BASE=stripe.environment["STRIPE_API_BASE"])
+    call = printed[printed.index("  curl ") :].replace("https://your-host/webhooks/stripe", URL)
 
-    subprocess.run(["/bin/sh", "-c", call], env={"STRIPE_API_KEY": KEY, "PATH": "/usr/bin:/bin"}, check=True)
+    subprocess.run(
+        ["/bin/sh", "-c", call],
+        env={"STRIPE_API_KEY": KEY, "PATH": os.environ["PATH"]},
+        check=True,
+        capture_output=True,
+    )
 
     (found,) = stripe.listed()
     assert (found.serves, found.superfluous, found.api_version) == (True, (), API_VERSION)

@@ -1,10 +1,12 @@
 """The inbox: the only door by which anything that Payfold comes to know enters its tables.
 
 Note [An account is recorded under its newest name]
-    ``RECORD`` itself reads ``account_names``, so a rename that is committed holds for every process at once: webhook,
-    replay, jobs and commands. Who renames locks the tables that arrivals are written to (see worker/renaming.py), so
-    that a statement either ended before, and its rows are moved, or begins after, and sees the name. Two deliveries
-    of one statement may be one event once they are renamed: the newer rendering is kept, as ``newest_of_each`` does.
+    The statement that records reads ``account_names`` itself, so a rename that is committed holds for every process at
+    once: webhook, replay, jobs and commands. Who renames locks the tables that arrivals are written to (see
+    worker/renaming.py), so that a statement either ended before, and its rows are moved, or begins after, and sees the
+    name. Few databases have such names. So ``RECORD`` only looks for one of a given account, and then records nothing;
+    ``RECORD_NAMED`` then renames. Two deliveries of one statement may be one event once they are renamed: the newer
+    rendering is kept, as ``newest_of_each`` does.
 """
 
 import hashlib
@@ -94,7 +96,9 @@ _NEXT_SEQ: Final = "nextval((SELECT pg_get_serial_sequence('inbox', 'seq')::regc
 # order of their keys: two statements with the same events in another order would wait for each other for ever. Rows
 # that were there come back from neither branch: that is how a duplicate is told.
 _RECORD: Final = """
-WITH given AS MATERIALIZED (
+WITH renamed AS MATERIALIZED (
+    SELECT NOT {may_rename} AND EXISTS (SELECT FROM account_names WHERE old = ANY (%(account)s::text[])) AS is_so
+), given AS MATERIALIZED (
     SELECT *, {seq} AS seq FROM unnest(
         %(account)s::text[], %(livemode)s::boolean[], %(id)s::text[], %(type)s::text[], %(api_version)s::text[],
         %(created)s::bigint[], %(object_type)s::text[], %(object_id)s::text[],
@@ -103,11 +107,8 @@ WITH given AS MATERIALIZED (
         %(received_at)s::timestamptz[]
     ) AS t (account, livemode, id, type, api_version, created, object_type, object_id, begins, size, redacted,
         payload_sha256, signature, source, received_at)
-), named AS MATERIALIZED (
-    SELECT DISTINCT ON (name, livemode, id) coalesce(n.new, given.account) AS name, given.*
-    FROM given LEFT JOIN account_names AS n ON n.old = given.account
-    ORDER BY name, livemode, id, left(api_version, 10) DESC, seq
-), recorded AS (
+    WHERE NOT (SELECT is_so FROM renamed)
+), named AS {named}, recorded AS (
     INSERT INTO inbox AS known (account, livemode, id, seq, type, api_version, created, object_type, object_id,
         redacted, payload_sha256, signature, source, received_at)
     OVERRIDING SYSTEM VALUE
@@ -132,9 +133,20 @@ WITH given AS MATERIALIZED (
     ON CONFLICT (seq) DO UPDATE SET again = true, attempts = 0, due_at = NULL, cause = NULL, reason = NULL
 )
 SELECT account, livemode, id, is_new, seq FROM placed
+UNION ALL SELECT NULL, NULL, NULL, NULL, NULL FROM renamed WHERE is_so
 """
-RECORD: Final = _RECORD.format(seq=_NEXT_SEQ)
-_TRY: Final = _RECORD.format(seq="%(seq)s::bigint")
+_AS_GIVEN: Final = "NOT MATERIALIZED (SELECT account AS name, * FROM given)"
+_BY_NEWEST_NAME: Final = """MATERIALIZED (
+    SELECT DISTINCT ON (name, livemode, id) coalesce(n.new, given.account) AS name, given.*
+    FROM given LEFT JOIN account_names AS n ON n.old = given.account
+    ORDER BY name, livemode, id, left(api_version, 10) DESC, seq
+)"""
+RECORD: Final = _RECORD.format(seq=_NEXT_SEQ, named=_AS_GIVEN, may_rename="false")
+RECORD_NAMED: Final = _RECORD.format(seq=_NEXT_SEQ, named=_BY_NEWEST_NAME, may_rename="true")
+_TRY: Final = _RECORD.format(seq="%(seq)s::bigint", named=_AS_GIVEN, may_rename="true")
+
+_REFUSAL: Final = (None,) * 5
+"""The row by which ``RECORD`` answers that one of the accounts has a newer name, and that nothing is recorded."""
 
 
 def arguments(deliveries: Sequence[Delivery]) -> dict[str, str | bytes]:
@@ -175,7 +187,7 @@ def newest_of_each(deliveries: Sequence[Delivery]) -> list[Delivery]:
 
 
 def receipts(deliveries: Sequence[Delivery], rows: Sequence[tuple[str, bool, str, bool, int]]) -> list[Receipt]:
-    """Return what became of each delivery, from the rows that ``RECORD`` answered, by the accounts that were given."""
+    """Return what became of each delivery, from the rows that recording answered, by the accounts that were given."""
     fresh = {
         (account, livemode, event): Receipt(Recorded.NEW if is_new else Recorded.NEWER_RENDERING, seq)
         for account, livemode, event, is_new, seq in rows
@@ -185,14 +197,20 @@ def receipts(deliveries: Sequence[Delivery], rows: Sequence[tuple[str, bool, str
 
 def record(cursor: Cursor, deliveries: Sequence[Delivery]) -> list[Receipt]:
     """Record *deliveries* with one statement and return what became of each; the caller commits."""
-    cursor.execute(RECORD, arguments(newest_of_each(deliveries)))
-    return receipts(deliveries, cursor.fetchall())
+    given = arguments(newest_of_each(deliveries))
+    rows = cursor.execute(RECORD, given).fetchall()
+    if _REFUSAL in rows:
+        rows = cursor.execute(RECORD_NAMED, given).fetchall()
+    return receipts(deliveries, rows)
 
 
 async def record_async(connection: psycopg.AsyncConnection[Any], deliveries: Sequence[Delivery]) -> list[Receipt]:
     """Do as ``record`` does, on asyncio's connection."""
-    cursor = await connection.execute(RECORD, arguments(newest_of_each(deliveries)))
-    return receipts(deliveries, await cursor.fetchall())
+    given = arguments(newest_of_each(deliveries))
+    rows = await (await connection.execute(RECORD, given)).fetchall()
+    if _REFUSAL in rows:
+        rows = await (await connection.execute(RECORD_NAMED, given)).fetchall()
+    return receipts(deliveries, rows)
 
 
 async def try_to_record(connection: psycopg.AsyncConnection[Any]) -> None:

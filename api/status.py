@@ -9,7 +9,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from schemas import database, status
 from schemas.database import transaction
-from schemas.errors import DatabaseAway
+from schemas.errors import DatabaseAway, Transient
 from schemas.settings import Settings
 from schemas.status import Status
 from worker.folds import FOLD_VERSION
@@ -20,23 +20,39 @@ KEPT_SECONDS_MAX: Final = 60.0
 """For so long the last status stands in for one that takes longer than the caller waits."""
 
 
-class StatusReader:
-    """Reads the status, one after the other for all who ask."""
+class TooSlow(Transient):
+    """The status took too long to read: ask again."""
 
-    def __init__(self, settings: Settings, redis: Redis) -> None:
+
+class StatusReader:
+    """Reads the status for all who ask: one read is under way at most, and one is to follow it.
+
+    Who asks gets the next read to begin, and shares it with all who ask before it begins.
+    """
+
+    def __init__(self, settings: Settings, redis: Redis, *, answer_seconds_max: float = ANSWER_SECONDS_MAX) -> None:
         self._settings = settings
         self._redis = redis
+        self._answer_seconds_max = answer_seconds_max
         self._engine = database.engine(settings.postgresql, connections_max=1)
+        self._memory = status.Memory()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="status")
-        self._reading: asyncio.Future[Status] | None = None
+        self._reading: asyncio.Task[Status] | None = None
+        self._next: asyncio.Task[Status] | None = None
         self._last: Status | None = None
         self._read_at = 0.0
 
     async def now(self) -> Status:
-        """Return the status, read after this was called; where that takes too long, that PostgreSQL is away."""
-        reading = self._begin()
-        await asyncio.wait([reading], timeout=ANSWER_SECONDS_MAX)
-        return reading.result() if reading.done() else status.away(status.Broker(state="away"))
+        """Return the status, read after this was called.
+
+        Raises:
+            TooSlow: that takes too long.
+        """
+        reading = self._ask()
+        await asyncio.wait([reading], timeout=self._answer_seconds_max)
+        if not reading.done():
+            raise TooSlow
+        return reading.result()
 
     async def latest(self, *, age_max: float, wait_max: float) -> Status | None:
         """Return a status that is at most *age_max* seconds old, which is waited for for *wait_max* seconds.
@@ -45,32 +61,43 @@ class StatusReader:
         """
         if self._is_younger(age_max) and self._last is not None and self._last.database != "away":
             return self._last
-        if self._reading is None or self._reading.done():
-            self._reading = self._begin()
-        await asyncio.wait([self._reading], timeout=wait_max)
+        await asyncio.wait([self._reading or self._ask()], timeout=wait_max)
         return self._last if self._is_younger(KEPT_SECONDS_MAX) else None
 
     def stop(self) -> None:
-        """Close the connection, after the reads that are under way, which end within their bounds."""
+        """Close the connection after the read that is under way, which ends within its bounds, and begin no other."""
+        if self._next is not None:
+            self._next.cancel()
         self._thread.submit(self._engine.dispose)
         self._thread.shutdown(wait=False)
 
     def _is_younger(self, seconds: float) -> bool:
         return self._last is not None and asyncio.get_running_loop().time() - self._read_at <= seconds
 
-    def _begin(self) -> "asyncio.Future[Status]":
-        reading = asyncio.get_running_loop().run_in_executor(self._thread, self._read)
-        reading.add_done_callback(self._keep)
-        return reading
+    def _ask(self) -> "asyncio.Task[Status]":
+        """Return the next read to begin."""
+        if self._next is None:
+            self._next = asyncio.create_task(self._read_after(self._reading), name="status")
+        return self._next
 
-    def _keep(self, reading: "asyncio.Future[Status]") -> None:
-        if not reading.cancelled() and reading.exception() is None:
-            self._last, self._read_at = reading.result(), reading.get_loop().time()
+    async def _read_after(self, before: "asyncio.Task[Status] | None") -> Status:
+        if before is not None:
+            await asyncio.wait([before])
+        # From here on, who asks wants a later one.
+        self._reading, self._next = self._next, None
+        try:
+            self._last = await asyncio.get_running_loop().run_in_executor(self._thread, self._read)
+        finally:
+            self._reading = None
+        self._read_at = asyncio.get_running_loop().time()
+        return self._last
 
     def _read(self) -> Status:
         broker = status.broker_state(self._redis)
         try:
             with transaction(self._engine, status.READ) as connection:
-                return status.read(connection, self._settings, broker=broker, fold_version=FOLD_VERSION)
-        except (DatabaseAway, SQLAlchemyError):
+                return status.read(
+                    connection, self._settings, broker=broker, fold_version=FOLD_VERSION, memory=self._memory
+                )
+        except (DatabaseAway, SQLAlchemyError, database.DriverError):
             return status.away(broker)

@@ -13,9 +13,10 @@ Note [Who is expected]
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import Any, Final, Literal, NamedTuple, TypeVar
+from typing import Any, Final, Literal, NamedTuple, Self, TypeVar
 
 import psycopg
 from pydantic import Field
@@ -27,7 +28,7 @@ from sqlalchemy.exc import DBAPIError
 from schemas import accounts, database, migrate, tables
 from schemas.answers import Answer, Id, Public, Word
 from schemas.broker import FOLD, FOLD_QUEUE, RECONCILE, STRIPE_QUEUE, SWEEP, short_name
-from schemas.database import Bounds
+from schemas.database import Bounds, Cursor, DriverError
 from schemas.heartbeats import RUNNING
 from schemas.settings import Settings
 
@@ -42,6 +43,8 @@ RECONCILE_STEP_SECONDS_MAX: Final = 600.0
 QUERY_SECONDS_MAX: Final = 1.0
 READ_SECONDS_MAX: Final = 3.0
 """Of all queries together."""
+FAULTS_SECONDS: Final = 120.0
+"""For so long the faults that were found stand: they change with the settings, or as an account is renamed."""
 READ: Final = Bounds(statement=2, lock=1, whole=5)
 """Of the transaction in which a status is read."""
 WEEKS: Final = 4
@@ -213,6 +216,14 @@ class Limits(NamedTuple):
         return max(self.silent, SWEEPS_MISSED * sweep_seconds + self.silent / 3) if kind == "fold" else self.silent
 
 
+@dataclass(slots=True)
+class Memory:
+    """What one process keeps from one read to the next, since to find it costs much and it seldom changes."""
+
+    faults: list[Fault] | None = None
+    faults_at: float = 0.0
+
+
 def broker_state(redis: Redis | None) -> Broker:
     """Return how the broker is; None stands for a broker that no setting names."""
     if redis is None:
@@ -237,34 +248,36 @@ def read(
     fold_version: int,
     limits: Limits = Limits(),  # noqa: B008 - it is frozen
     seconds_max: float = READ_SECONDS_MAX,
+    memory: "Memory | None" = None,
 ) -> Status:
     """Return how everything is, within about *seconds_max*; open the transaction of *connection* with ``READ``.
 
-    See Note [A count that takes too long is null].
+    See Note [A count that takes too long is null]. A process that reads often hands in the same *memory* each time.
 
     Raises:
-        DBAPIError: PostgreSQL goes away.
+        DBAPIError, DriverError: PostgreSQL goes away, or refuses a query.
     """
     behind = migrate.pending(connection)
     if behind:
         return Status(database="ok", migrations=behind, broker=broker)
     query = _Bounded(connection, seconds_max)
     now = _now(connection)
+    # What needs the inbox comes last: where another session holds it, that takes all the time that is left.
     found: dict[str, Any] = {
         "at": now,
-        **_waiting(query, now),
-        **_liveness(query, now, settings, limits),
-        "faults": query.within(partial(_faults, settings)),
-        "stripe": _stripe(query, settings),
-        "webhooks": _webhooks(query, now),
         "refused": query.answers(Refused, _REFUSED),
         **_grouped(query.answers(Cause, _PARKED), "parked", "parked_by_cause"),
         **_grouped(query.answers(Withheld, _WITHHELD), "withheld", "withheld_by_reason"),
         **_folding(query, fold_version),
         "anomalies_in_force": query.value(_ANOMALIES),
-        **query.row(_LAST_EVENT),
         "last_change_seq": query.value(_LAST_CHANGE),
         "reconciliation": _reconciliation(query, now),
+        "stripe": _stripe(query, settings),
+        **_waiting(query, now),
+        **_liveness(query, now, settings, limits),
+        **query.row(_LAST_EVENT),
+        "faults": _faults(query, settings, memory or Memory()),
+        "webhooks": _webhooks(query, now),
     }
     return Status(database="ok", migrations=[], broker=broker, **found)
 
@@ -280,21 +293,27 @@ class _Bounded:
     def __init__(self, connection: Connection, seconds_max: float) -> None:
         self._connection, self._until = connection, time.monotonic() + seconds_max
 
+    def seconds_left(self) -> float:
+        """Return how long the next query may take."""
+        return min(QUERY_SECONDS_MAX, self._until - time.monotonic())
+
     def rows(self, query: Query) -> Sequence[dict[str, Any]] | None:
         """Return the rows of *query*; None where they take too long."""
         return self.within(lambda connection: [dict(row) for row in connection.execute(query).mappings()])
 
     def within(self, work: Callable[[Connection], Found]) -> Found | None:
         """Return what *work* returns; None where a statement of its takes too long."""
-        seconds = min(QUERY_SECONDS_MAX, self._until - time.monotonic())
+        seconds = self.seconds_left()
         if seconds <= 0:
             return None
         try:
             with self._connection.begin_nested():
-                self._connection.exec_driver_sql(f"SET LOCAL statement_timeout = {max(1, round(seconds * 1000))}")
+                self._connection.exec_driver_sql(_timeout(seconds))
                 return work(self._connection)
-        except DBAPIError as error:
-            if isinstance(error.orig, (psycopg.errors.QueryCanceled, psycopg.errors.LockNotAvailable)):
+        except (DBAPIError, DriverError) as error:
+            # What works on the driver's own cursor meets the driver's own errors.
+            cause = error.orig if isinstance(error, DBAPIError) else error
+            if isinstance(cause, (psycopg.errors.QueryCanceled, psycopg.errors.LockNotAvailable)):
                 return None
             raise
 
@@ -313,6 +332,24 @@ class _Bounded:
         return None if rows is None else [model(**row) for row in rows]
 
 
+def _timeout(seconds: float) -> str:
+    return f"SET LOCAL statement_timeout = {max(1, round(seconds * 1000))}"
+
+
+class _UntilCursor(Cursor):
+    """Lets all its statements together take until a moment of the monotonic clock, and each the time that is left."""
+
+    until = float("inf")
+
+    def execute(self, *given: Any, **options: Any) -> Self:  # noqa: ANN401 - as the driver's
+        """Execute a statement."""
+        seconds = self.until - time.monotonic()
+        if seconds <= 0:
+            raise psycopg.errors.QueryCanceled
+        super().execute(_timeout(seconds))
+        return super().execute(*given, **options)
+
+
 def _now(connection: Connection) -> datetime:
     now: datetime = connection.execute(select(func.now())).scalar_one()
     return now.astimezone(UTC)
@@ -327,8 +364,18 @@ def _age(at: datetime | None, now: datetime) -> float | None:
     return None if at is None else _seconds(at, now)
 
 
-def _faults(settings: Settings, connection: Connection) -> list[Fault]:
-    with database.cursor(connection) as cursor:
+def _faults(query: _Bounded, settings: Settings, memory: "Memory") -> list[Fault] | None:
+    """Return what a person has to put right: what was found of late, else what is found now."""
+    if memory.faults is None or time.monotonic() - memory.faults_at >= FAULTS_SECONDS:
+        memory.faults = query.within(partial(_look_for_faults, settings, time.monotonic() + query.seconds_left()))
+        memory.faults_at = time.monotonic()
+    return memory.faults
+
+
+def _look_for_faults(settings: Settings, until: float, connection: Connection) -> list[Fault]:
+    driver: database.Driver = connection.connection.driver_connection  # type: ignore[assignment]  # the pool does not know the driver's type
+    with _UntilCursor(driver) as cursor:
+        cursor.until = until
         return [
             Fault(code=each.code, detail=each.detail, command=each.command)
             for each in accounts.faults(cursor, settings)

@@ -1,5 +1,6 @@
 """What `status` knows: who lives, what waits, what came; as values, and null where it is not known."""
 
+import asyncio
 import os
 import signal
 import socket
@@ -17,13 +18,14 @@ import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
 from sqlalchemy import Engine
 
+from api.status import StatusReader, TooSlow
 from schemas import broker, heartbeats, status
 from schemas.broker import Ear
 from schemas.database import transaction
 from schemas.errors import DatabaseAway
 from schemas.heartbeats import RUNNING, Beat, Heart
 from schemas.settings import Settings
-from schemas.status import Broker, Limits, Silent, Status
+from schemas.status import Broker, Limits, Memory, Silent, Status
 from tests import command, faults, ledger
 from tests.test_supervision import Broken
 from tests.web import serving, settings_of, until
@@ -348,6 +350,43 @@ def test_what_takes_too_long_is_null(engine: Engine) -> None:
     assert (found.pending, found.last_event_seq) == (0, 1)
 
 
+def test_a_locked_inbox(engine: Engine) -> None:
+    """While another session holds the inbox, what splits an account is not known, and the rest stands."""
+    with locked(engine, "inbox"):
+        found = read(engine, STRIPE_WEBHOOK_SECRETS="whsec_a")
+
+    assert (found.database, found.faults, found.last_event_seq) == ("ok", None, None)
+    assert (found.pending, found.refused) == (0, [])
+
+
+def test_the_faults_end_with_the_read(engine: Engine) -> None:
+    """Statements that are short one by one take no more time than the whole read has."""
+    ledger.execute(engine, "ALTER TABLE account_names RENAME TO names")
+    ledger.execute(engine, "CREATE VIEW account_names AS SELECT names.* FROM pg_sleep(0.6) LEFT JOIN names ON true")
+    with transaction(engine, status.READ) as connection:
+        found = status.read(
+            connection, Settings.load({}), broker=AWAY, fold_version=7, limits=Limits(), seconds_max=0.9
+        )
+    assert (found.pending, found.faults) == (0, None)
+
+
+def test_faults_are_kept_for_a_while(engine: Engine) -> None:
+    """Who reads often looks for what splits an account once in minutes; who reads once finds what is so now."""
+    memory = Memory()
+
+    def codes(of: Memory | None = None) -> list[str]:
+        with transaction(engine, status.READ) as connection:
+            found = status.read(connection, Settings.load({}), broker=AWAY, fold_version=7, memory=of)
+        assert found.faults is not None
+        return [fault.code for fault in found.faults]
+
+    assert codes(memory) == []
+    ledger.execute(engine, "INSERT INTO account_names VALUES ('a', 'b', now(), NULL)")
+    assert (codes(memory), codes()) == ([], ["rename_unfinished"])
+    memory.faults_at -= status.FAULTS_SECONDS
+    assert codes(memory) == ["rename_unfinished"]
+
+
 def test_a_schema_that_is_behind(engine: Engine) -> None:
     """Of a schema that is behind only that is known, with what is pending."""
     ledger.execute(engine, "UPDATE alembic_version SET version_num = '0008'")
@@ -355,6 +394,33 @@ def test_a_schema_that_is_behind(engine: Engine) -> None:
     found = read(engine)
 
     assert (found.database, found.migrations, found.pending, found.silent) == ("ok", ["0009"], None, None)
+
+
+WAITS = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+
+
+def test_one_read_for_all_who_ask(engine: Engine, database_url: str, redis_url: str) -> None:
+    """Who asks while a status is read shares the one read that follows; who waits too long learns that, and no more."""
+    settings = settings_of(database_url, redis_url)
+
+    async def ask() -> list[Status]:
+        with broker.redis(settings) as redis, locked(engine, "pending"):
+            reader, hasty = (StatusReader(settings, redis, answer_seconds_max=most) for most in (20, 0))
+            first = asyncio.create_task(reader.now())
+            while not ledger.rows(engine, WAITS):
+                await asyncio.sleep(0.01)
+            with pytest.raises(TooSlow):
+                await hasty.now()
+            found = await asyncio.gather(first, *[reader.now() for _ in range(20)])
+            for each in (reader, hasty):
+                each.stop()
+        return found
+
+    first, *others = asyncio.run(ask())
+
+    assert (first.database, first.pending) == ("ok", None)
+    assert len({id(each) for each in others}) == 1
+    assert others[0] is not first
 
 
 # ---- What the worker's loops note ----

@@ -3,12 +3,12 @@
 Note [A try is what recording is]
     A try runs the recorder's statement and rolls it back, in a new session each time: a setting that makes a database
     or a role read-only holds for new sessions alone. Where no new session can be had, the session of the last try is
-    used once more, since the recorder too goes on with the one it has.
+    used once more, as long as the recorder too has one to go on with.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 import psycopg
@@ -26,14 +26,17 @@ TRY_SECONDS_MAX: Final = 1.0
 """Recording has to be possible within this."""
 STATEMENT_SECONDS_MAX: Final = 0.9
 LOCK_SECONDS_MAX: Final = 0.6
-FACTS_SECONDS_MAX: Final = 0.5
-"""The rest of what is read from PostgreSQL."""
+MIGRATIONS_SECONDS_MAX: Final = 0.5
+"""To read which version the schema has."""
 BROKER_SECONDS_MAX: Final = 1.0
 FRESH_SECONDS: Final = 1.0
 """For so long a finding serves all who ask."""
 STATUS_SECONDS_MAX: Final = 1.0
 STATUS_AGE_SECONDS_MAX: Final = 10.0
 """A worker is silent after half a minute, so that to read its heartbeats seldom is enough."""
+
+UNKNOWN: Final = "unknown"
+_IN_TROUBLE: Final = ("stopped", "failing")
 
 Driver = psycopg.AsyncConnection[Any]
 Result = TypeVar("Result")
@@ -43,30 +46,19 @@ _BOUNDS: Final = (
     f"SET LOCAL statement_timeout = {round(STATEMENT_SECONDS_MAX * 1000)};"
     f" SET LOCAL lock_timeout = {round(LOCK_SECONDS_MAX * 1000)}"
 ).encode()
-# Which jobs Stripe has stopped, and which are failing.
-_JOBS: Final = """
-SELECT state, job FROM (
-    SELECT job, CASE WHEN stopped_until > now() THEN 'stopped' WHEN failure IS NOT NULL THEN 'failing' END AS state
-    FROM stripe_jobs
-) AS jobs WHERE state IS NOT NULL GROUP BY state, job ORDER BY job
-"""
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What PostgreSQL holds that is reported: the schema's state, and jobs by the trouble that they are in."""
-
-    migrations: str = "unknown"
-    jobs: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What a look found; *tried_at* is when the try to record ended, by the event loop's clock."""
+    """What a look found.
 
-    tried_at: float
+    *database* is ok or the obstacle, as it was at *as_of* by the event loop's clock; *migrations* is unknown where that
+    could not be read.
+    """
+
+    as_of: float
     database: str
-    facts: Facts
+    migrations: str
     broker: str
 
 
@@ -82,6 +74,8 @@ class Readiness:
         self._status = status
         self._has_stripe_key = has_stripe_key
         self._connection: Driver | None = None
+        self._migrations = UNKNOWN
+        """As they were when they could last be read."""
         self._look: asyncio.Task[Finding] | None = None
         self._fresh_until = 0.0
 
@@ -90,16 +84,20 @@ class Readiness:
         found, status = await asyncio.gather(
             self._finding(), self._status.latest(age_max=STATUS_AGE_SECONDS_MAX, wait_max=STATUS_SECONDS_MAX)
         )
-        if found.database in database.SPEECHLESS:
-            status = None
         last = self._recorder.last
-        database_is = last.database if last is not None and last.ended_at > found.tried_at else found.database
+        attempt = last if last is not None and last.ended_at > found.as_of else None
+        database_is = found.database if attempt is None else attempt.database
+        if database_is in database.SPEECHLESS:
+            status = None
+        migrations = self._migrations if database_is == "ok" else found.migrations
+        # What was just recorded was recorded: that the rest could never be read yet is no obstacle.
+        is_not_behind = migrations == "ok" or (migrations == UNKNOWN and attempt is not None)
         return Health(
-            ready=(database_is, found.facts.migrations) == ("ok", "ok"),
+            ready=database_is == "ok" and is_not_behind,
             database=database_is,
-            migrations=found.facts.migrations,
+            migrations=migrations,
             broker=found.broker,
-            stripe=self._stripe(found.facts.jobs),
+            stripe=self._stripe(status),
             workers=_state_of("worker", status),
             clock=_state_of("clock", status),
         )
@@ -120,14 +118,17 @@ class Readiness:
         return await asyncio.shield(self._look)
 
     async def _find(self) -> Finding:
-        (tried_at, database_is, facts), broker_is = await asyncio.gather(self._look_at_postgresql(), self._ping())
+        (as_of, database_is, migrations), broker_is = await asyncio.gather(self._look_at_postgresql(), self._ping())
         self._fresh_until = asyncio.get_running_loop().time() + FRESH_SECONDS
-        return Finding(tried_at, database_is, facts, broker_is)
+        return Finding(as_of, database_is, migrations, broker_is)
 
-    async def _look_at_postgresql(self) -> tuple[float, str, Facts]:
+    async def _look_at_postgresql(self) -> tuple[float, str, str]:
+        now = asyncio.get_running_loop().time
+        began_at = now()
         database_is = await self._try()
-        tried_at = asyncio.get_running_loop().time()
-        return tried_at, database_is, Facts() if database_is in database.SPEECHLESS else await self._facts()
+        # A try that got no answer shows nothing of the time since it began, in which the recorder may have had one.
+        as_of = began_at if database_is == "silent" else now()
+        return as_of, database_is, UNKNOWN if database_is in database.SPEECHLESS else await self._read_migrations()
 
     async def _try(self) -> str:
         """Return ok, or why nothing can be recorded: see Note [A try is what recording is]."""
@@ -140,12 +141,13 @@ class Readiness:
             return found
         return "ok"
 
-    async def _facts(self) -> Facts:
-        """Return what can be read now."""
+    async def _read_migrations(self) -> str:
         try:
-            return await within(FACTS_SECONDS_MAX, self._use(_read))
+            is_behind = await within(MIGRATIONS_SECONDS_MAX, self._use(_is_behind))
         except (TimeoutError, psycopg.Error):
-            return Facts()
+            return UNKNOWN
+        self._migrations = "pending" if is_behind else "ok"
+        return self._migrations
 
     async def _use(self, work: Callable[[Driver], Awaitable[Result]], *, is_new: bool = False) -> Result:
         """Return what *work* returns, and roll back what it did; a failure closes the connection."""
@@ -167,7 +169,7 @@ class Readiness:
         try:
             fresh = await Driver.connect(self._url, **database.connect_options())
         except psycopg.Error:
-            if last is None:
+            if last is None or not self._recorder.is_connected:
                 raise
             return last
         if last is not None:
@@ -181,16 +183,20 @@ class Readiness:
             return "away"
         return "ok"
 
-    def _stripe(self, jobs: Mapping[str, Sequence[str]]) -> str:
+    def _stripe(self, status: Status | None) -> str:
         """Return how the jobs at Stripe are; without a key there is one, which ends sessions by our clock."""
-        in_trouble = [f"{how}: {', '.join(names)}" for how, names in jobs.items() if names]
+        found = None if status is None else status.stripe
+        if found is None:
+            return UNKNOWN if self._has_stripe_key else "no key"
+        jobs = {state: sorted({each.job for each in found.jobs if each.state == state}) for state in _IN_TROUBLE}
+        in_trouble = [f"{state}: {', '.join(names)}" for state, names in jobs.items() if names]
         return "; ".join(in_trouble) or ("ok" if self._has_stripe_key else "no key")
 
 
 def _state_of(process: str, status: Status | None) -> str:
     """Return how the worker or the clock is, of which the health is reported only."""
     if status is None or status.expected is None or status.silent is None:
-        return "unknown"
+        return UNKNOWN
     if any(each.process == process for each in status.silent):
         return "silent"
     return "ok" if process in status.expected else "not_expected"
@@ -198,15 +204,6 @@ def _state_of(process: str, status: Status | None) -> str:
 
 async def _answer_of(redis: Redis) -> None:
     await redis.ping()
-
-
-async def _read(connection: Driver) -> Facts:
-    if await _is_behind(connection):
-        return Facts("pending")
-    jobs: dict[str, list[str]] = {"stopped": [], "failing": []}
-    async for state, job in await connection.execute(_JOBS):
-        jobs[state].append(job)
-    return Facts("ok", jobs)
 
 
 async def _is_behind(connection: Driver) -> bool:

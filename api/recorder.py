@@ -89,6 +89,11 @@ class Recorder:
         """How many deliveries wait for their commit."""
         return len(self._waiting) + sum(not each.done.done() for each in self._recording)
 
+    @property
+    def is_connected(self) -> bool:
+        """Whether there is a connection for the next delivery; it is opened by the first one, and again after errors."""
+        return self._connection is not None and not self._connection.closed
+
     async def stop(self) -> None:
         """Record what waits, then close."""
         while unanswered := [each.done for each in (*self._recording, *self._waiting) if not each.done.done()]:

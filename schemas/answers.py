@@ -471,8 +471,8 @@ class Health(Answer):
     migrations: str = Field(description="ok, pending, or unknown")
     broker: str = Field(description="reported only: a broker that is away does not stop deliveries")
     stripe: str = Field(
-        description="reported only: ok, no key, or stopped with the jobs that Stripe refuses, and failing with those"
-        " that end before their time"
+        description="reported only: ok, no key, unknown, or stopped with the jobs that Stripe refuses, and failing with"
+        " those that end before their time"
     )
     workers: str = Field(description="reported only: ok, silent, not_expected or unknown")
     clock: str = Field(description="reported only, likewise")

@@ -586,7 +586,7 @@ _STRIPE_JOBS: Final = (
         _jobs.c.failed_at.label("since"),
         _jobs.c.done_at,
     )
-    .order_by(_JOB_STATE.desc(), _jobs.c.job, _jobs.c.account, _jobs.c.livemode)
+    .order_by(_JOB_STATE == "ok", _jobs.c.job, _jobs.c.account, _jobs.c.livemode)
     .limit(STRIPE_JOBS_MAX)
 )
 _STRIPE_CALLS: Final = select(

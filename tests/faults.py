@@ -155,7 +155,8 @@ class Proxy:
         self._selector = selectors.DefaultSelector()
         self._peers: dict[socket.socket, socket.socket] = {}
         self._silent: set[socket.socket] = set()
-        self._is_silent = False
+        self.silences_new = False
+        """Whether new connections are taken, and get no answer."""
         self._over = threading.Event()
         self._lock = threading.Lock()
         self._selector.register(self._listening, selectors.EVENT_READ)
@@ -192,6 +193,8 @@ class Proxy:
         client, _ = self._listening.accept()
         server = socket.create_connection(self._server)
         self._peers |= {client: server, server: client}
+        if self.silences_new:
+            self._silent |= {client, server}
         for each in (client, server):
             self._selector.register(each, selectors.EVENT_READ)
 

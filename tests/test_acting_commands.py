@@ -9,7 +9,7 @@ import pytest
 from schemas.observations import World
 from tests import command
 from tests.stage import HOUR, KEY, Stage, stage
-from tests.web import serving
+from tests.web import serving, until
 from worker import calls, expiry
 
 HERE = World("", livemode=False)
@@ -67,6 +67,7 @@ def test_a_key_that_stripe_refuses(at: Stage) -> None:
     )
     assert "401" in shown["jobs"][0]["cause"]
     with serving(at.settings) as web:
+        until(lambda: web.get("/health/ready", {}).json()["stripe"] != "unknown")
         ready = web.get("/health/ready", {})
         assert (ready.status_code, ready.json()["stripe"]) == (200, "stopped: expire_sessions")
 

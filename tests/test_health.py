@@ -1,9 +1,10 @@
 """Whether the process runs, and whether it can take deliveries."""
 
+import itertools
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from typing import LiteralString
 from urllib.parse import urlsplit
 
@@ -15,7 +16,7 @@ from psycopg.sql import SQL, Identifier
 from api.app import DATABASE_CONNECTIONS_MAX
 from deploy.services import Postgres, Services, Valkey
 from schemas.migrate import upgrade
-from tests.faults import paused
+from tests.faults import Proxy, paused
 from tests.test_recorder import held
 from tests.web import READER, TOKENS, Raw, Web, event, serving, settings_of, until
 
@@ -231,6 +232,55 @@ def test_no_new_session(web: Web, services: Services) -> None:
             assert WELL.items() <= ready(web).json().items()
         assert web.deliver(event(2)).status_code == 200
         operator.execute(SQL("ALTER DATABASE {} ALLOW_CONNECTIONS true").format(name))
+
+
+def test_no_session_at_all(web: Web, services: Services) -> None:
+    """Where PostgreSQL takes no further session and the recorder has none, the process is not ready."""
+    becomes(web)
+    name = Identifier(urlsplit(web.settings.libpq).path[1:])
+    with psycopg.connect(services.database_url, autocommit=True) as operator:
+        operator.execute(SQL("ALTER DATABASE {} ALLOW_CONNECTIONS false").format(name))
+        becomes(web, ready=False, database="away", **UNKNOWN)
+        assert web.deliver(event(1)).status_code == 503
+        operator.execute(SQL("ALTER DATABASE {} ALLOW_CONNECTIONS true").format(name))
+    becomes(web)
+
+
+def test_new_sessions_without_an_answer(database_url: str, redis_url: str) -> None:
+    """While the recorder records, a try in a new session that gets no answer does not count for more."""
+    with closing(Proxy(database_url)) as proxy, serving(settings_of(proxy.url, redis_url)) as web:
+        numbers = itertools.count()
+        assert web.deliver(event(next(numbers))).status_code == 200
+        for migrations in ("unknown", "ok"):
+            proxy.silences_new = True
+            # One answer may be of a try before, and serves for a second.
+            for _ in range(2):
+                answer = ready_while_delivering(web, numbers)
+                assert (answer["ready"], answer["database"], answer["migrations"]) == (True, "ok", migrations)
+            proxy.silences_new = False
+            becomes(web)
+
+
+def ready_while_delivering(web: Web, numbers: Iterator[int]) -> dict[str, object]:
+    """Return the health that is answered while deliveries arrive, once what was found before is a second old."""
+    with ThreadPoolExecutor(1) as asking:
+        found = asking.submit(lambda: (time.sleep(1.1), ready(web))[1])
+        while not found.done():
+            assert web.deliver(event(next(numbers))).status_code == 200
+            time.sleep(0.01)
+    health: dict[str, object] = found.result().json()
+    return health
+
+
+def test_what_is_only_reported_is_locked(web: Web) -> None:
+    """While other sessions hold what only the report reads, the process goes on being ready."""
+    becomes(web)
+    with psycopg.connect(web.settings.libpq) as blocker:
+        blocker.execute("LOCK TABLE stripe_jobs, alembic_version IN ACCESS EXCLUSIVE MODE")
+        locked_until = time.monotonic() + 2.5
+        while time.monotonic() < locked_until:
+            health = ready(web).json()
+            assert (health["ready"], health["database"], health["migrations"]) == (True, "ok", "ok")
 
 
 def test_fault_of_data(web: Web) -> None:

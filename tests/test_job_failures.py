@@ -17,7 +17,7 @@ from schemas.settings import Settings
 from schemas.stripe_api import StripeApi
 from tests import command, ledger
 from tests.stage import HOUR, KEY, Stage, stage
-from tests.web import serving
+from tests.web import serving, until
 from worker import acting, discovery, fetches, gaps
 from worker.acting import Desk
 
@@ -51,6 +51,8 @@ def status(at: Stage) -> dict[str, Any]:
 def health(at: Stage) -> str:
     """Return what the web process shows of Stripe."""
     with serving(at.settings) as web:
+        # A process that was just begun may not have read its status yet.
+        until(lambda: web.get("/health/ready", {}).json()["stripe"] != "unknown")
         answer = web.get("/health/ready", {})
     assert answer.status_code == 200
     shown: str = answer.json()["stripe"]

@@ -91,7 +91,7 @@ class Recorder:
 
     @property
     def is_connected(self) -> bool:
-        """Whether there is a connection for the next delivery; it is opened by the first one, and again after errors."""
+        """Whether the next delivery has a connection: the first one opens it, and so does the one after an error."""
         return self._connection is not None and not self._connection.closed
 
     async def stop(self) -> None:

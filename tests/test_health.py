@@ -263,8 +263,13 @@ def test_new_sessions_without_an_answer(database_url: str, redis_url: str) -> No
 
 def ready_while_delivering(web: Web, numbers: Iterator[int]) -> dict[str, object]:
     """Return the health that is answered while deliveries arrive, once what was found before is a second old."""
+
+    def ask() -> httpx.Response:
+        time.sleep(1.1)
+        return ready(web)
+
     with ThreadPoolExecutor(1) as asking:
-        found = asking.submit(lambda: (time.sleep(1.1), ready(web))[1])
+        found = asking.submit(ask)
         while not found.done():
             assert web.deliver(event(next(numbers))).status_code == 200
             time.sleep(0.01)

@@ -29,6 +29,10 @@ from schemas.status import Broker, Limits, Memory, Silent, Status
 from tests import command, faults, ledger
 from tests.test_supervision import Broken
 from tests.web import serving, settings_of, until
+from worker import __main__ as worker_process
+from worker import app, watchdog
+from worker.lanes import Lane
+from worker.process import Made
 from worker.turns import Turns
 from worker.watchdog import Watchdog
 
@@ -407,8 +411,7 @@ def test_one_read_for_all_who_ask(engine: Engine, database_url: str, redis_url: 
         with broker.redis(settings) as redis, locked(engine, "pending"):
             reader, hasty = (StatusReader(settings, redis, answer_seconds_max=most) for most in (20, 0))
             first = asyncio.create_task(reader.now())
-            while not ledger.rows(engine, WAITS):
-                await asyncio.sleep(0.01)
+            await asyncio.to_thread(until, lambda: ledger.rows(engine, WAITS))
             with pytest.raises(TooSlow):
                 await hasty.now()
             found = await asyncio.gather(first, *[reader.now() for _ in range(20)])
@@ -508,6 +511,36 @@ def test_a_consumer_without_a_broker_is_not_silent() -> None:
         ("consumer", "fold"),
         ("consumer", "stripe"),
     ]
+
+
+def test_a_job_by_timer_that_hangs_is_seen_without_a_broker() -> None:
+    """While Redis is away, a slot whose timer is at a job is seen no later than the job came further."""
+    turns, seen = Turns(), []
+    dog = Watchdog(turns, Ear(), Away(), deaf_seconds=0)  # type: ignore[arg-type]  # a ping is all that is asked
+
+    def work() -> int:
+        dog.look()
+        seen.append((turns.stepped_at, [beat.seen_at for beat in dog.beats(["stripe"])]))
+        return 0
+
+    turns.add(broker.FETCH, work)
+    turns.by_timer(broker.FETCH)
+
+    ((stepped_at, found),) = seen
+    assert found == [stepped_at]
+
+
+def test_a_start_is_no_heartbeat(engine: Engine, database_url: str, redis_url: str) -> None:
+    """A slot whose consumer Redis has not answered yet writes no heartbeat, however often it is begun."""
+    settings, lane, turns = settings_of(database_url, redis_url), Lane(database_url), Turns()
+    made = Made(app.create(settings, engine, lane, turns), settings, engine, lane, turns)
+    seldom = watchdog.Limits(look=3600, beat=3600)
+    heart = worker_process._look_after(made, seldom, (broker.FOLD_QUEUE, broker.STRIPE_QUEUE))
+    heart.stop()
+
+    assert heart.write() == 0
+    assert ledger.rows(engine, "SELECT FROM heartbeats") == []
+    made.app.close()
 
 
 # ---- Processes ----

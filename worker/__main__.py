@@ -96,7 +96,6 @@ def _look_after(made: Made, limits: Limits, queues: tuple[str, ...]) -> Heart:
     timer = Timer(made.turns, jobs, silent_seconds=limits.intervals * jobs[0].every)
     dog = Watchdog(made.turns, broker.ear, broker.redis(made.settings), deaf_seconds=limits.deaf)
     worker_ready.connect(dog.attend, weak=False)
-    broker.ear.note()
     watchdog.start("timer", timer.look, every=limits.look)
     watchdog.start("watchdog", dog.look, every=limits.look)
     heart = Heart(made.engine, lambda: [*made.turns.beats(), *dog.beats(queues)], every=limits.beat)

@@ -65,6 +65,11 @@ class Turns:
         """Whether a message is worked at, or waits for the timer's work."""
         return self._tasks > 0
 
+    @property
+    def is_at_work(self) -> bool:
+        """Whether a job is being done, by a message or by the timer."""
+        return self._at_work is not None
+
     def began_at(self, job: str) -> float:
         """Return when *job* last began, by the monotonic clock; long ago where it never did."""
         return self._began_at.get(job, float("-inf"))

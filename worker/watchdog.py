@@ -107,10 +107,12 @@ class Watchdog:
     def beats(self, queues: Sequence[str]) -> Iterator[Beat]:
         """Return the heartbeat of the consumer of *queues*, and that of folding.
 
-        The consumer lives where a BRPOP was answered, where its task comes further, and where Redis is away.
+        The consumer lives where a BRPOP was answered, where its task comes further, and where Redis is away. A job that
+        the timer does meanwhile has to come further too.
         """
         turns = self._turns
-        heard_at = max(self._ear.answered_at, turns.heard_at, self._excused_at)
+        excused_at = min(self._excused_at, turns.stepped_at) if turns.is_at_work else self._excused_at
+        heard_at = max(self._ear.answered_at, turns.heard_at, excused_at)
         seen_at = max(heard_at, turns.stepped_at) if turns.has_task else heard_at
         if seen_at > self._began_at:
             yield from (Beat("consumer", queue, seen_at) for queue in queues)

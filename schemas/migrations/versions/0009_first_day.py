@@ -36,8 +36,6 @@ CREATE TABLE account_names (
     CONSTRAINT names_differ CHECK (old <> new)
 );
 
-CREATE INDEX inbox_received ON inbox USING brin (received_at) WITH (autosummarize = on);
-
 -- The reason takes the place of the flag. Web processes of the release before cannot read the feed until they are
 -- replaced; whatever they and their workers write is right.
 ALTER TABLE changes RENAME COLUMN withheld TO was_withheld;
@@ -49,6 +47,9 @@ ALTER TABLE changes ADD CONSTRAINT withheld_is_known
     CHECK (withheld IN ('import', 'fold_version', 'rename', 'rendering', 'swap'));
 CREATE INDEX changes_shown ON changes (seq) WHERE withheld IS NULL;
 CREATE INDEX changes_withheld ON changes (kind) WHERE withheld IS NOT NULL;
+
+-- Last, since nothing is recorded from its beginning to the commit.
+CREATE INDEX inbox_received ON inbox USING brin (received_at) WITH (autosummarize = on);
 """
 _BACK = """
 DROP INDEX changes_shown;

@@ -52,6 +52,8 @@ STRIPE_JOBS_MAX: Final = 100
 """Jobs at Stripe that are listed, those in trouble first: each account has four."""
 WEBHOOK_SEQS_MAX: Final = 1_000_000
 """Among so many of the newest events the last webhook is looked for."""
+UNCOMMITTED_SEQS_MAX: Final = 10_000
+"""So many of the newest events are looked at again, since one with a lower number may commit later."""
 
 
 class Broker(Answer):
@@ -203,6 +205,9 @@ class Status(Answer):
     last_event_received_at: datetime | None = None
     last_change_seq: int | None = None
     reconciliation: Reconciliation | None = Field(default=None, description="the last; null where there is none")
+    not_known: Public[list[str]] | None = Field(
+        default=None, description="the names of those of these values that are null, or null in part, for want of time"
+    )
 
 
 class Limits(NamedTuple):
@@ -222,6 +227,9 @@ class Memory:
 
     faults: list[Fault] | None = None
     faults_at: float = 0.0
+    webhook_seq: int = 0
+    """Up to this event the last webhook was looked for, and *webhook_at* is when it was received."""
+    webhook_at: datetime | None = None
 
 
 def broker_state(redis: Redis | None) -> Broker:
@@ -262,26 +270,35 @@ def read(
         return Status(database="ok", migrations=behind, broker=broker)
     query = _Bounded(connection, seconds_max)
     now = _now(connection)
+    memory = memory or Memory()
     # What needs the inbox comes last: where another session holds it, that takes all the time that is left.
-    found: dict[str, Any] = {
-        "at": now,
-        "refused": query.answers(Refused, _REFUSED),
-        **_grouped(query.answers(Cause, _PARKED), "parked", "parked_by_cause"),
-        **_grouped(query.answers(Withheld, _WITHHELD), "withheld", "withheld_by_reason"),
-        **_folding(query, fold_version),
-        "anomalies_in_force": query.value(_ANOMALIES),
-        "last_change_seq": query.value(_LAST_CHANGE),
-        "reconciliation": _reconciliation(query, now),
-        "stripe": _stripe(query, settings),
-        **_waiting(query, now),
-        **_liveness(query, now, settings, limits),
-        **query.row(_LAST_EVENT),
-        "faults": _faults(query, settings, memory or Memory()),
-        "webhooks": _webhooks(query, now),
-    }
-    return Status(database="ok", migrations=[], broker=broker, **found)
+    parts: list[Callable[[], Values]] = [
+        lambda: {"refused": query.answers(Refused, _REFUSED)},
+        lambda: _grouped(query.answers(Cause, _PARKED), "parked", "parked_by_cause"),
+        lambda: _grouped(query.answers(Withheld, _WITHHELD), "withheld", "withheld_by_reason"),
+        lambda: _folding(query, fold_version),
+        lambda: {"anomalies_in_force": query.value(_ANOMALIES)},
+        lambda: {"last_change_seq": query.value(_LAST_CHANGE)},
+        lambda: {"reconciliation": _reconciliation(query, now)},
+        lambda: {"stripe": _stripe(query, settings)},
+        lambda: _waiting(query, now),
+        lambda: _liveness(query, now, settings, limits),
+        lambda: query.row(_LAST_EVENT),
+        lambda: {"faults": _faults(query, settings, memory)},
+        lambda: {"webhooks": _webhooks(query, now, memory)},
+    ]
+    found: Values = {"at": now}
+    not_known: list[str] = []
+    for part in parts:
+        missed = query.missed
+        values = part()
+        found |= values
+        if query.missed > missed:
+            not_known += [name for name, value in values.items() if value is None or isinstance(value, Answer)]
+    return Status(database="ok", migrations=[], broker=broker, not_known=sorted(not_known), **found)
 
 
+Values = dict[str, Any]
 Row = TypeVar("Row", bound=Answer)
 Found = TypeVar("Found")
 Query = Select[*tuple[Any, ...]]
@@ -292,6 +309,8 @@ class _Bounded:
 
     def __init__(self, connection: Connection, seconds_max: float) -> None:
         self._connection, self._until = connection, time.monotonic() + seconds_max
+        self.missed = 0
+        """How many queries took too long."""
 
     def seconds_left(self) -> float:
         """Return how long the next query may take."""
@@ -305,6 +324,7 @@ class _Bounded:
         """Return what *work* returns; None where a statement of its takes too long."""
         seconds = self.seconds_left()
         if seconds <= 0:
+            self.missed += 1
             return None
         try:
             with self._connection.begin_nested():
@@ -314,6 +334,7 @@ class _Bounded:
             # What works on the driver's own cursor meets the driver's own errors.
             cause = error.orig if isinstance(error, DBAPIError) else error
             if isinstance(cause, (psycopg.errors.QueryCanceled, psycopg.errors.LockNotAvailable)):
+                self.missed += 1
                 return None
             raise
 
@@ -398,7 +419,8 @@ def _liveness(query: _Bounded, now: datetime, settings: Settings, limits: Limits
     """Return the heartbeats, the jobs, who is expected, and who of them is silent: see Note [Who is expected]."""
     beats = query.rows(_BEATS)
     if beats is None:
-        return {}
+        return dict.fromkeys(("heartbeats", "jobs", "expected", "silent"))
+    missed = query.missed
     webhook_waits_since = query.value(_oldest(_IS_WEBHOOK))
     # Of several processes the one that was seen last, which comes last.
     found = {(beat["kind"], beat["name"]): beat for beat in beats}
@@ -413,6 +435,8 @@ def _liveness(query: _Bounded, now: datetime, settings: Settings, limits: Limits
         if kind == "job"
     ]
     expected_for = _expected_for(beats, webhook_waits_since, now, limits)
+    if expected_for is None and query.missed > missed:
+        return {"heartbeats": heartbeats, "jobs": jobs, "expected": None, "silent": None}
     return {
         "heartbeats": heartbeats,
         "jobs": jobs,
@@ -534,25 +558,12 @@ def _folding(query: _Bounded, fold_version: int) -> dict[str, Any]:
     }
 
 
-_LAST_SEQ: Final = select(func.max(_inbox.c.seq)).scalar_subquery()
-_FIRST_SEQ: Final = select(func.min(_inbox.c.seq)).scalar_subquery()
 _IS_WEBHOOK: Final = _inbox.c.source == "webhook"
-_LAST_WEBHOOK: Final = (
-    select(_inbox.c.received_at)
-    .where(_IS_WEBHOOK, _inbox.c.seq > _LAST_SEQ - WEBHOOK_SEQS_MAX)
-    .order_by(_inbox.c.seq.desc())
-    .limit(1)
-)
-_FIRST_WEBHOOK: Final = (
-    select(_inbox.c.received_at)
-    .where(_IS_WEBHOOK, _inbox.c.seq < _FIRST_SEQ + WEBHOOK_SEQS_MAX)
-    .order_by(_inbox.c.seq)
-    .limit(1)
-)
+_FIRST_EVENT: Final = select(_inbox.c.received_at).order_by(_inbox.c.seq).limit(1)
 
 
-def _webhooks(query: _Bounded, now: datetime) -> Webhooks:
-    last, first = query.value(_LAST_WEBHOOK), query.value(_FIRST_WEBHOOK)
+def _webhooks(query: _Bounded, now: datetime, memory: "Memory") -> Webhooks:
+    last, first = _last_webhook(query, memory), query.value(_FIRST_EVENT)
     hours = [_received_within_hour(query, now - timedelta(weeks=weeks)) for weeks in range(WEEKS + 1)]
     before = [
         count if first is not None and first <= now - timedelta(weeks=weeks, hours=1) else None
@@ -561,6 +572,23 @@ def _webhooks(query: _Bounded, now: datetime) -> Webhooks:
     return Webhooks(
         last_received_at=last, age_seconds=_age(last, now), last_hour=hours[0], same_hour_weeks_before=before
     )
+
+
+def _last_webhook(query: _Bounded, memory: "Memory") -> datetime | None:
+    """Return when the last webhook was received; the events that an earlier read looked at are not looked at again."""
+    missed = query.missed
+    last_seq = query.value(select(func.max(_inbox.c.seq))) or 0
+    if last_seq < memory.webhook_seq:
+        # The database was restored from an older backup.
+        memory.webhook_seq, memory.webhook_at = 0, None
+    after = max(memory.webhook_seq, last_seq - WEBHOOK_SEQS_MAX)
+    newest = select(_inbox.c.received_at).where(_IS_WEBHOOK, _inbox.c.seq > after).order_by(_inbox.c.seq.desc())
+    found = query.value(newest.limit(1))
+    if query.missed > missed:
+        return None
+    memory.webhook_seq = max(0, last_seq - UNCOMMITTED_SEQS_MAX)
+    memory.webhook_at = memory.webhook_at if found is None else found
+    return memory.webhook_at
 
 
 def _received_within_hour(query: _Bounded, until: datetime) -> int | None:

@@ -292,13 +292,35 @@ def test_webhooks(engine: Engine) -> None:
 
 
 def test_no_webhook_yet(engine: Engine) -> None:
-    """Where none was received, the last is not known, the last hour had none, and of the weeks nothing is known."""
+    """Where none was received, there is no last one, and none in any hour since the first event was recorded."""
     receive(engine, "evt_1", timedelta(weeks=5), source="replay")
     webhooks = read(engine).webhooks
 
     assert webhooks is not None
     assert (webhooks.last_received_at, webhooks.age_seconds, webhooks.last_hour) == (None, None, 0)
-    assert webhooks.same_hour_weeks_before == [None] * 4
+    assert webhooks.same_hour_weeks_before == [0] * 4
+
+
+def test_the_last_webhook_is_kept(engine: Engine) -> None:
+    """What was looked at is not looked at again: the last webhook stands until a newer one, or an older backup."""
+    memory = Memory()
+
+    def age() -> float | None:
+        with transaction(engine, status.READ) as connection:
+            found = status.read(connection, Settings.load({}), broker=AWAY, fold_version=7, memory=memory)
+        assert found.webhooks is not None
+        return found.webhooks.age_seconds
+
+    receive(engine, "replayed", timedelta(seconds=1), source="replay", count=status.UNCOMMITTED_SEQS_MAX)
+    assert age() is None
+    receive(engine, "first", timedelta(minutes=9))
+    receive(engine, "replayed_again", timedelta(seconds=1), source="replay", count=status.UNCOMMITTED_SEQS_MAX)
+    assert [age() for _ in range(2)] == [pytest.approx(540, abs=60)] * 2
+    assert memory.webhook_seq == status.UNCOMMITTED_SEQS_MAX + 1
+    receive(engine, "second", timedelta(minutes=5))
+    assert age() == pytest.approx(300, abs=60)
+    ledger.execute(engine, "DELETE FROM inbox")
+    assert (age(), memory.webhook_seq) == (None, 0)
 
 
 COUNTED = """
@@ -351,6 +373,7 @@ def test_what_takes_too_long_is_null(engine: Engine) -> None:
         found = read(engine)
 
     assert (found.parked, found.parked_by_cause, found.to_fold_anew) == (None, None, None)
+    assert found.not_known == ["parked", "parked_by_cause", "to_fold_anew", "to_fold_anew_archived"]
     assert (found.pending, found.last_event_seq) == (0, 1)
 
 
@@ -361,6 +384,22 @@ def test_a_locked_inbox(engine: Engine) -> None:
 
     assert (found.database, found.faults, found.last_event_seq) == ("ok", None, None)
     assert (found.pending, found.refused) == (0, [])
+    assert found.not_known == [
+        *("expected", "faults", "last_event_received_at", "last_event_seq", "silent", "webhooks"),
+    ]
+
+
+def test_the_command_shows_what_is_not_known(engine: Engine, database_url: str, redis_url: str) -> None:
+    """Where it cannot be judged whether a process is silent, the command exits 1 and claims nothing."""
+    settings = {"DATABASE_URL": database_url, "REDIS_URL": redis_url}
+    with locked(engine, "heartbeats, changes, inbox, reconciliations"):
+        ran = command.python("deploy", "status", settings=settings)
+
+    assert ran.code == 1
+    assert "not known whether a process is silent" in ran.err
+    shown = {line.split("  ")[1].strip(): line.split("  ")[-1].strip() for line in ran.out.splitlines() if "  " in line}
+    names = ("silent", "last runs", "last event", "last change", "reconciled")
+    assert {name: shown[name] for name in names} == dict.fromkeys(names, "not known")
 
 
 def test_the_faults_end_with_the_read(engine: Engine) -> None:

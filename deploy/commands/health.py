@@ -18,6 +18,11 @@ app: Final = typer.Typer()
 
 Line = tuple[str, str]
 _COMMANDS: Final = {"worker": "python -m worker", "clock": "python -m worker.clock"}
+_JUDGED: Final = {
+    "silent": "whether a process is silent",
+    "faults": "whether an account is split in two",
+}
+NOT_KNOWN: Final = "not known"
 _LOOPS: Final = {"fold": "folding", "consumer": "queue"}
 
 
@@ -28,7 +33,11 @@ def show(
         float, typer.Option(min=1, help="Seconds after which a worker or a clock without a heartbeat is silent.")
     ] = SILENT_SECONDS,
 ) -> None:
-    """Show how everything is; exit 1 where the database is away or a process is silent, 4 with migrations pending."""
+    """Show how everything is.
+
+    Exit 1 where the database is away, a process is silent, an account would be split, or that cannot be known; 4 with
+    migrations pending.
+    """
     settings = settings_here()
     found = _read(settings, Limits(silent=silent_after))
     if form is Format.TABLE:
@@ -38,6 +47,9 @@ def show(
     if found.migrations:
         raise typer.Exit(MIGRATIONS_PENDING)
     wrong = [*_silences(found.silent or ()), *(f"{fault.detail}\n  {fault.command}" for fault in found.faults or ())]
+    wrong += [
+        f"It is not known {what}: PostgreSQL is busy, or a table is locked. Try again." for what in _unjudged(found)
+    ]
     for each in wrong:
         err.print(each, style="red")
     if wrong or found.database != "ok":
@@ -64,6 +76,18 @@ def _read(settings: Settings, limits: Limits) -> Status:
 
 
 # ---- What is wrong ----
+
+
+def _unjudged(found: Status) -> Iterator[str]:
+    """Return what cannot be judged, of what decides the exit code."""
+    for name, what in _JUDGED.items():
+        if _is_unknown(found, name):
+            yield what
+
+
+def _is_unknown(found: Status, *names: str) -> bool:
+    """Return whether one of the values called *names* could not be read."""
+    return not set(names).isdisjoint(found.not_known or ())
 
 
 def _silences(silent: Sequence[Silent]) -> Iterator[str]:
@@ -123,6 +147,8 @@ def _services(found: Status) -> Iterable[Line]:
 
 
 def _processes(found: Status) -> Iterable[Line]:
+    if _is_unknown(found, "heartbeats", "silent"):
+        yield "silent", NOT_KNOWN
     silent = {(each.kind, each.name) for each in found.silent or ()}
     for beat in found.heartbeats or ():
         label = {"fold": "worker folding", "consumer": f"worker queue {beat.name}"}.get(beat.kind, beat.kind)
@@ -132,16 +158,21 @@ def _processes(found: Status) -> Iterable[Line]:
 
 
 def _jobs(found: Status) -> Iterable[Line]:
+    if _is_unknown(found, "jobs"):
+        yield "last runs", NOT_KNOWN
     for job in found.jobs or ():
-        yield job.job, f"{job.outcome or 'not known'}, {_ago(job.age_seconds)}"
+        yield job.job, f"{job.outcome or NOT_KNOWN}, {_ago(job.age_seconds)}"
 
 
 def _webhooks(found: Status) -> Iterable[Line]:
     webhooks = found.webhooks
     if webhooks is not None:
-        yield "last", _at(webhooks.last_received_at, webhooks.age_seconds)
-        weeks = ", ".join(_count(each) for each in webhooks.same_hour_weeks_before)
+        last = _at(webhooks.last_received_at, webhooks.age_seconds)
+        yield "last", NOT_KNOWN if webhooks.age_seconds is None and _is_unknown(found, "webhooks") else last
+        weeks = ", ".join("-" if each is None else _count(each) for each in webhooks.same_hour_weeks_before)
         yield "last hour", f"{_count(webhooks.last_hour)}; the same hour of the four weeks before: {weeks}"
+    if _is_unknown(found, "refused"):
+        yield "refused", NOT_KNOWN
     for refused in found.refused or ():
         last = f"since {shown(refused.since)}, last {shown(refused.last_at)}"
         yield "refused", f"{refused.count:,} {refused.reason}, {last}"
@@ -149,10 +180,11 @@ def _webhooks(found: Status) -> Iterable[Line]:
 
 def _inbox(found: Status) -> Iterable[Line]:
     seq = found.last_event_seq
-    yield "last event", "none" if seq is None else f"seq {seq}, {shown(found.last_event_received_at)}"
-    oldest = (
-        "" if found.oldest_pending_age_seconds is None else f", the oldest {_ago(found.oldest_pending_age_seconds)}"
-    )
+    none = NOT_KNOWN if _is_unknown(found, "last_event_seq") else "none"
+    yield "last event", none if seq is None else f"seq {seq}, {shown(found.last_event_received_at)}"
+    oldest = f", the oldest {NOT_KNOWN}" if _is_unknown(found, "oldest_pending_age_seconds") else ""
+    if found.oldest_pending_age_seconds is not None:
+        oldest = f", the oldest {_ago(found.oldest_pending_age_seconds)}"
     again = f"{_count(found.pending_to_be_tried_again)} to be tried again"
     yield "pending", f"{_count(found.pending)}{oldest}, {again}"
     causes = [(each.cause or "no cause", each.count) for each in found.parked_by_cause or ()]
@@ -160,7 +192,8 @@ def _inbox(found: Status) -> Iterable[Line]:
 
 
 def _tables(found: Status) -> Iterable[Line]:
-    yield "last change", "none" if found.last_change_seq is None else f"seq {found.last_change_seq}"
+    none = NOT_KNOWN if _is_unknown(found, "last_change_seq") else "none"
+    yield "last change", none if found.last_change_seq is None else f"seq {found.last_change_seq}"
     yield (
         "withheld changes",
         _sum(found.withheld, [(each.reason, each.count) for each in found.withheld_by_reason or ()]),
@@ -173,7 +206,7 @@ def _tables(found: Status) -> Iterable[Line]:
     yield "fold version", f"{found.fold_version}: {anew}"
     last = found.reconciliation
     if last is None:
-        yield "reconciled", "never"
+        yield "reconciled", NOT_KNOWN if _is_unknown(found, "reconciliation") else "never"
     else:
         checks = ", ".join(last.checks)
         yield "reconciled", f"{last.outcome}, {last.drift:,} differences ({checks}), {shown(last.finished_at)}"
@@ -182,6 +215,7 @@ def _tables(found: Status) -> Iterable[Line]:
 def _stripe(found: Status) -> Iterable[Line]:
     stripe = found.stripe
     if stripe is None:
+        yield "state", NOT_KNOWN
         return
     yield "state", "unset: STRIPE_API_KEY" if stripe.state == "unset" else stripe.state
     for job in stripe.jobs:
@@ -194,7 +228,7 @@ def _stripe(found: Status) -> Iterable[Line]:
 
 
 def _count(value: int | None) -> str:
-    return "-" if value is None else f"{value:,}"
+    return NOT_KNOWN if value is None else f"{value:,}"
 
 
 def _sum(total: int | None, parts: Sequence[tuple[str, int]]) -> str:

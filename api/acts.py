@@ -76,7 +76,7 @@ def _body(bytes_max: int) -> Callable[[Request], AsyncIterator[bytes]]:
 
 
 @router.put(
-    "/orders/{order_id:path}",
+    "/orders/{order_id:id}",
     tags=["orders"],
     dependencies=[Depends(require("register"))],
     responses={201: {"model": answers.Registered}, **problems.declared(408, 413)},
@@ -183,7 +183,7 @@ def _record(request: Request, deliveries: list[Delivery]) -> list[Receipt]:
 
 
 @router.post(
-    "/orders/{order_id:path}/expire",
+    "/orders/{order_id:id}/expire",
     tags=["orders"],
     dependencies=[Depends(require("admin"))],
     responses=problems.declared(404, 409, 502),
@@ -225,7 +225,7 @@ class PortalSessionWanted(BaseModel):
 
 
 @router.post(
-    "/customers/{customer_id:path}/portal-sessions",
+    "/customers/{customer_id:id}/portal-sessions",
     tags=["customers"],
     status_code=201,
     dependencies=[Depends(require("admin"))],

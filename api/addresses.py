@@ -6,7 +6,7 @@ Note [An id may be any text]
     and ``/v1/orders/a/expire`` (what is done to the order ``a``) are the same. So the path of a request to ``/v1`` is
     written again from the bytes that were sent, each segment encoded on its own, and ``Id`` decodes what a route took
     as one. A slash may also stand in an id as it is, as long as the address then means no other route: a route's id is
-    declared as ``{...:path}``, and routes with more segments come before.
+    declared as ``{...:id}``, and routes with more segments come before.
 """
 
 from collections.abc import Iterator
@@ -16,6 +16,7 @@ from urllib.parse import quote, unquote
 from fastapi import Depends, Path, Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, BeforeValidator
+from starlette.convertors import Convertor, register_url_convertor
 
 from api.bodies import Scope
 from api.tokens import require
@@ -25,6 +26,23 @@ from schemas.settings import Token
 PREFIX: Final = b"/v1/"
 # PostgreSQL's texts hold any character but this one.
 NO_NUL: Final = r"^[^\x00]*$"
+
+
+class _AnyId(Convertor[str]):
+    """Some text, with slashes or without."""
+
+    regex = ".+"
+
+    def convert(self, value: str) -> str:
+        """Return what stands in the address."""
+        return value
+
+    def to_string(self, value: str) -> str:
+        """Return what is to stand in an address."""
+        return value
+
+
+register_url_convertor("id", _AnyId())
 
 Id = Annotated[str, BeforeValidator(unquote), Path(max_length=TEXT_CHARACTERS_MAX, pattern=NO_NUL)]
 

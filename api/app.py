@@ -93,7 +93,7 @@ class Application:
         for router in (reads.router, acts.router, changes.router, health.operations):
             self.fastapi.include_router(router, dependencies=[known], responses=problems.declared(401, 403, 422, 503))
         self.fastapi.include_router(health.probes)
-        problems.install(self.fastapi)
+        problems.install(self.fastapi, acts.router.routes)
         documentation.install(self.fastapi)
         self._webhook: Webhook | None = None
 

@@ -1,6 +1,7 @@
 """Errors as RFC 9457 problem documents: what is wrong and what to do, and nothing about us."""
 
 import traceback
+from collections.abc import Sequence
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Final
@@ -10,6 +11,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
+from starlette.routing import BaseRoute, Match, Route
 
 from schemas.errors import (
     CallDeclined,
@@ -122,8 +124,16 @@ _AT_STRIPE: Final = {
 }
 
 
-def install(app: FastAPI) -> None:
-    """Answer every error of *app* with a problem document."""
+def _methods_of_acts(acts: Sequence[BaseRoute], request: Request) -> str:
+    """Return the methods of those of *acts* that are done at the address of *request* by another method."""
+    # The address was taken for that of a thing whose id ends like an act.
+    matching = (route for route in acts if isinstance(route, Route) and not route.path.endswith("}"))
+    found = (route.methods or () for route in matching if route.matches(request.scope)[0] is Match.PARTIAL)
+    return ", ".join(sorted({method for methods in found for method in methods}))
+
+
+def install(app: FastAPI, acts: Sequence[BaseRoute]) -> None:
+    """Answer every error of *app* with a problem document; *acts* are the routes that do something to a thing."""
 
     @app.exception_handler(HTTPException)
     def http(_: Request, error: HTTPException) -> Response:
@@ -135,7 +145,9 @@ def install(app: FastAPI) -> None:
         return _response(422, "The request has values that cannot be used.", errors=faults)
 
     @app.exception_handler(NotFoundError)
-    def missing(_: Request, error: NotFoundError) -> Response:
+    def missing(request: Request, error: NotFoundError) -> Response:
+        if allowed := _methods_of_acts(acts, request):
+            return _response(405, f"This address takes {allowed} only.", {"Allow": allowed})
         return _response(404, str(error))
 
     @app.exception_handler(CursorBeyond)

@@ -183,7 +183,7 @@ def list_orders(
     return _page(request, tables.orders, filters, answers.Order, sees=sees, shown=tables.order_book)
 
 
-@router.get("/orders/{order_id:path}", tags=["orders"], responses=ONE)
+@router.get("/orders/{order_id:id}", tags=["orders"], responses=ONE)
 def show_order(
     request: Request, order_id: Id, sees: SeesPersonalData, account: Account = None, livemode: Livemode = None
 ) -> answers.OrderWithLines:
@@ -203,7 +203,7 @@ def list_payment_links(
     return _page(request, tables.payment_links, filters, answers.PaymentLink, sees=sees)
 
 
-@router.get("/payment-links/{link_id:path}", tags=["payment links"], responses=ONE)
+@router.get("/payment-links/{link_id:id}", tags=["payment links"], responses=ONE)
 def show_payment_link(
     request: Request, link_id: Id, sees: SeesPersonalData, account: Account = None, livemode: Livemode = None
 ) -> answers.PaymentLink:
@@ -227,7 +227,7 @@ def list_credit_notes(
     return _page(request, tables.credit_notes, filters, answers.CreditNote, sees=sees)
 
 
-@router.get("/credit-notes/{note_id:path}", tags=["credit notes"], responses=ONE)
+@router.get("/credit-notes/{note_id:id}", tags=["credit notes"], responses=ONE)
 def show_credit_note(
     request: Request, note_id: Id, sees: SeesPersonalData, account: Account = None, livemode: Livemode = None
 ) -> answers.CreditNoteWithLines:
@@ -270,7 +270,7 @@ def list_portal_sessions(
     return _page(request, tables.portal_sessions, filters, answers.PortalSession, sees=sees)
 
 
-@router.get("/customers/{customer_id:path}/balance", tags=["customers"], responses=problems.declared(404))
+@router.get("/customers/{customer_id:id}/balance", tags=["customers"], responses=problems.declared(404))
 def show_balance(
     request: Request, customer_id: Id, sees: SeesPersonalData, account: Account = None, livemode: Livemode = None
 ) -> answers.CustomerBalance:
@@ -369,7 +369,7 @@ def list_events(
     return Page(data=[answers.Event.of(dict(row), personal=sees) for row in rows[:limit]], next_cursor=following)
 
 
-@router.get("/events/{event_id:path}", tags=["events"], responses=ONE)
+@router.get("/events/{event_id:id}", tags=["events"], responses=ONE)
 def show_event(
     request: Request, event_id: Id, sees: SeesPersonalData, account: Account = None, livemode: Livemode = None
 ) -> answers.EventWithPayload:

@@ -133,6 +133,21 @@ def test_slashes_as_they_are(web: Web, key: str) -> None:
     assert ask(web, "POST /v1/orders/{}/expire", key, key)[0] == 409
 
 
+@pytest.mark.parametrize("listed", ["orders", "payment-links", "credit-notes", "events"])
+def test_no_id(web: Web, listed: str) -> None:
+    """A slash after the address of a list is no id."""
+    answer = web.client.get(f"/v1/{listed}/", headers=OWNER, follow_redirects=True)
+
+    assert (answer.status_code, "data" in answer.json()) == (200, True)
+
+
+def test_an_act_is_not_read(web: Web) -> None:
+    """To read the address of an act is answered with the method that it wants, where no row has such an id."""
+    answer = web.client.get("/v1/orders/none/expire", headers=OWNER)
+    assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
+    assert web.client.get("/v1/orders/none/other", headers=OWNER).status_code == 404
+
+
 @given(key=st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=20))
 @example(key="%252F")
 @settings(max_examples=30)

@@ -3,6 +3,7 @@
 import signal
 import threading
 from collections.abc import Mapping
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,14 @@ from sqlalchemy import Engine, insert
 from typer.testing import CliRunner, Result
 
 from deploy.cli import app
+from deploy.commands.changes import _next
 from deploy.sandbox.history import shop_history
 from schemas import database, feed, tables
+from schemas.database import Bounds
 from schemas.errors import ConfigurationError, CursorBeyond
 from tests import ledger
 from tests.command import payfold, started
+from tests.faults import Proxy
 from tests.web import until
 from worker import replay, withheld
 from worker.withheld import Wanted
@@ -299,3 +303,14 @@ def test_withheld(engine: Engine, database_url: str, monkeypatch: pytest.MonkeyP
     assert "2 changes were appended" in ran.stderr
     assert briefly(shown(engine)) == [("order.paid", id_) for id_ in ("cs_1", "cs_2", "cs_3")]
     assert counted(engine) == {("import", "order.opened"): 1}
+
+
+def test_a_silent_connection_is_left(engine: Engine, database_url: str) -> None:
+    """A reader that waits goes on over a new connection where its own has fallen silent."""
+    append(engine, ("order.paid", "cs_1", 1, None))
+    with closing(Proxy(database_url)) as proxy:
+        reading = database.engine(proxy.url, connections_max=1)
+        assert len(_next(reading, 0, feed.ALL, waits=True).rows) == 1
+        assert proxy.fall_silent() == 1
+        assert len(_next(reading, 0, feed.ALL, waits=True, bounds=Bounds(1, 1, 1)).rows) == 1
+        reading.dispose()

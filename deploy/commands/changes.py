@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 from rich.text import Text
 from sqlalchemy import Engine
+from sqlalchemy.exc import DBAPIError
 
 from deploy import local, output
 from deploy.commands.base import USAGE, AccountOption, FormatOption, ModeOption, Since, bars, opened_database, utc
 from deploy.output import Format, err
 from schemas import database, feed
+from schemas.database import Bounds
 from schemas.errors import ConfigurationError, DatabaseAway
 from schemas.feed import FeedPage, Selection
 from schemas.kinds import CHOICES, SUBJECTS, chosen
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 LOOK_SECONDS: Final = 0.5
 """The pause between two looks for new changes."""
 PAGE_ROWS: Final = 500
+PAGE_BOUNDS: Final = Bounds(statement=5, lock=5, whole=8)
+"""Of the reading of a page, after which a connection is taken for silent."""
 
 app: Final = typer.Typer(help="The change feed.", no_args_is_help=True)
 
@@ -73,15 +77,17 @@ def _follow(engine: Engine, after: int, wanted: Selection, form: Format, *, wait
         output.rows(rows, _COLUMNS, form, empty="")
 
 
-def _next(engine: Engine, after: int, wanted: Selection, *, waits: bool) -> FeedPage:
-    """Return the next page; who *waits* also waits for a database that is away."""
+def _next(
+    engine: Engine, after: int, wanted: Selection, *, waits: bool, bounds: Bounds = PAGE_BOUNDS
+) -> FeedPage:  # fmt: skip
+    """Return the next page; who *waits* also waits for a database that is away, silent or busy."""
     is_away = False
     while True:
         try:
-            with database.transaction(engine) as connection:
+            with database.transaction(engine, bounds) as connection:
                 return feed.page(connection, after, PAGE_ROWS, wanted)
-        except DatabaseAway:
-            if not waits:
+        except (DatabaseAway, DBAPIError) as error:
+            if not waits or not (isinstance(error, DatabaseAway) or database.is_busy(error)):
                 raise
             if not is_away:
                 err.print("PostgreSQL does not answer; going on once it does.")

@@ -13,6 +13,7 @@ from deploy.sandbox.server import Fault
 from schemas import broker
 from schemas.database import BATCH
 from schemas.errors import BrokerAway
+from schemas.observations import World
 from schemas.settings import Settings
 from schemas.stripe_api import StripeApi
 from tests import command, ledger
@@ -227,3 +228,16 @@ def test_no_call_waits_for_a_silent_redis(at: Stage) -> None:
     assert found.failed == [str(BrokerAway())]
     assert took < 60
     assert job(at, "fill_gaps")["leased_until"] is None
+
+
+def test_a_round_ends_with_its_slice(at: Stage) -> None:
+    """Where no lease can be had for as long as a slice takes, the further worlds are not waited for as well."""
+    worlds = [World(account, livemode=False) for account in ("acct_1", "acct_2", "acct_3")]
+    ledger.execute(at.engine, "ALTER TABLE stripe_jobs RENAME TO away")
+
+    found = [
+        len(acting.go_round(at.desk(slice_seconds_max=most), "fetch", lambda *_: None, worlds=worlds).failed)
+        for most in (60, -1)
+    ]
+
+    assert found == [3, 1]

@@ -150,6 +150,9 @@ def go_round(desk: Desk, job: str, step: Step, *, worlds: Sequence[World] | None
     for world in served(desk) if worlds is None else worlds:
         progress = _begun(desk, job, world, found)
         if progress is None:
+            if share.is_over:
+                # It waited for a lock, and so would each of the other worlds.
+                break
             continue
         before, found.is_more = found.is_more, False
         try:

@@ -10,6 +10,7 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from api import app, problems
+from api.counts import CONNECTION
 from schemas import logs
 from schemas.errors import ConfigurationError
 from schemas.logs import Seldom
@@ -189,7 +190,7 @@ class BoundedHttp(HttpToolsProtocol):
         self._head_is_here()
         if self.transport.is_closing():
             return
-        self.app_state["counts"].add("refused", reason)
+        self.app_state["counts"].add(CONNECTION, reason)
         _seldom.warning("request.refused", reason=reason)
         # In the middle of another answer this one would be taken for a part of it.
         if self.cycle is None or self.cycle.response_complete:

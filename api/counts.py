@@ -26,9 +26,11 @@ USE_SECONDS_MAX: Final = 1.0
 OUTCOMES: Final = ("new", "newer_rendering", "duplicate", "postponed", "failed")
 """What becomes of a delivery, but for one that is refused."""
 REFUSED: Final = "refused"
+CONNECTION: Final = "connection"
+"""Of what was refused before it was known to be a delivery: most of it comes from strangers."""
 
 Kind = tuple[str, str]
-"""An outcome, and of what was refused the reason, else empty."""
+"""An outcome, and of what was refused, or of a connection, the reason, else empty."""
 
 _seldom: Final = Seldom(60)
 """While PostgreSQL is away each write fails, and the deliveries' own lines are logged anyway."""

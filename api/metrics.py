@@ -12,11 +12,12 @@ from prometheus_client import generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from api.counts import OUTCOMES, REFUSED, Kind
+from api.counts import CONNECTION, OUTCOMES, REFUSED, Kind
 from schemas.status import Status
 
 _DELIVERIES: Final = "Webhook deliveries answered, by what became of them."
 _REFUSED: Final = "Webhook deliveries turned away for good, by reason."
+_CONNECTIONS: Final = "Requests turned away before they were known to be deliveries, by reason."
 
 Values = Mapping[tuple[str], float | None] | Mapping[tuple[str, str], float | None]
 
@@ -69,11 +70,14 @@ def _deliveries(totals: Mapping[Kind, int]) -> tuple[Metric, ...]:
     deliveries = CounterMetricFamily("payfold_deliveries", _DELIVERIES, labels=["outcome"])
     for outcome in OUTCOMES:
         deliveries.add_metric([outcome], totals.get((outcome, ""), 0))
-    refused = CounterMetricFamily("payfold_deliveries_refused", _REFUSED, labels=["reason"])
+    refused = {
+        REFUSED: CounterMetricFamily("payfold_deliveries_refused", _REFUSED, labels=["reason"]),
+        CONNECTION: CounterMetricFamily("payfold_connections_refused", _CONNECTIONS, labels=["reason"]),
+    }
     for (outcome, reason), count in sorted(totals.items()):
-        if outcome == REFUSED:
-            refused.add_metric([reason], count)
-    return deliveries, refused
+        if outcome in refused:
+            refused[outcome].add_metric([reason], count)
+    return deliveries, *refused.values()
 
 
 def _gauges(status: Status) -> Iterator[Metric]:

@@ -295,7 +295,7 @@ def test_refusals_do_not_fill_the_log(environment: dict[str, str], tmp_path: Pat
         counted = process.client.get("/metrics", headers=READER).text
 
     assert 'payfold_deliveries_refused_total{reason="signature_missing"} 200.0' in counted
-    assert 'payfold_deliveries_refused_total{reason="not_http"} 200.0' in counted
+    assert 'payfold_connections_refused_total{reason="not_http"} 200.0' in counted
     lines = [msgspec.json.decode(line) for line in log.read_bytes().splitlines()]
     refusals = [line for line in lines if line.get("reason") in {"signature_missing", "not_http"}]
     assert 2 <= len(lines) <= 60

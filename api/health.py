@@ -9,8 +9,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from api import metrics
 from api.metrics import Own
 from api.tokens import require
-from schemas.answers import Health
-from schemas.status import Status
+from schemas.status import Health, Status
 
 STATUS_AGE_SECONDS_MAX: Final = 3.0
 """Of what the metrics show, so that they may be asked for often."""

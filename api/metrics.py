@@ -4,6 +4,7 @@ A value that is not known has no sample. What is of one web process alone has it
 same whichever process answers.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -85,6 +86,8 @@ def _gauges(status: Status) -> Iterator[Metric]:
     yield from _of_webhooks(status)
     yield from _of_processes(status)
     yield from _of_proof(status)
+    yield from _of_stripe(status)
+    yield from _of_faults(status)
 
 
 def _of_events(status: Status) -> Iterator[Metric]:
@@ -101,6 +104,7 @@ def _of_events(status: Status) -> Iterator[Metric]:
     yield _gauge("payfold_events_parked", "Events that cannot be folded, by cause.", parked, "cause")
     withheld = {(each.reason,): each.count for each in status.withheld_by_reason or ()}
     yield _gauge("payfold_changes_withheld", "Changes that are not in the feed, by reason.", withheld, "reason")
+    yield _gauge("payfold_fold_version", "The version of the folds of this release.", status.fold_version)
     yield _gauge("payfold_outcomes_of_older_folds", "Events to be folded again by this release.", status.to_fold_anew)
 
 
@@ -112,6 +116,23 @@ def _of_webhooks(status: Status) -> Iterator[Metric]:
     weeks = {(str(week),): count for week, count in enumerate((found.last_hour, *found.same_hour_weeks_before))}
     text = "New events delivered within the last hour, and the same hour of earlier weeks."
     yield _gauge("payfold_webhooks_last_hour", text, weeks, "weeks_ago")
+
+
+def _of_faults(status: Status) -> Iterator[Metric]:
+    since = {(each.reason,): each.since.timestamp() for each in status.refused or ()}
+    text = "When a delivery was first refused for a reason, in Unix seconds."
+    yield _gauge("payfold_deliveries_refused_since_time_seconds", text, since, "reason")
+    faults = Counter((each.code,) for each in status.faults or ())
+    yield _gauge("payfold_account_faults", "What would split an account, by code.", faults, "code")
+
+
+def _of_stripe(status: Status) -> Iterator[Metric]:
+    if status.stripe is None:
+        return
+    jobs = Counter((each.job, str(each.state)) for each in status.stripe.jobs)
+    yield _gauge("payfold_stripe_jobs", "Accounts and modes of a job, by its state there.", jobs, "job", "state")
+    calls = {("waiting",): status.stripe.calls_waiting, ("given_up",): status.stripe.calls_given_up}
+    yield _gauge("payfold_stripe_calls", "Calls to Stripe that wait, or were given up.", calls, "state")
 
 
 def _of_processes(status: Status) -> Iterator[Metric]:

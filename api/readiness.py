@@ -18,9 +18,8 @@ from api.deadlines import within
 from api.recorder import Recorder
 from api.status import StatusReader
 from schemas import database, inbox, migrate
-from schemas.answers import Health
 from schemas.logs import Seldom
-from schemas.status import Status
+from schemas.status import Health, Overview, Status
 
 TRY_SECONDS_MAX: Final = 1.0
 """Recording has to be possible within this."""
@@ -100,6 +99,7 @@ class Readiness:
             stripe=self._stripe(status),
             workers=_state_of("worker", status),
             clock=_state_of("clock", status),
+            status=Overview.of_status(status),
         )
 
     async def stop(self) -> None:

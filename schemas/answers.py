@@ -458,21 +458,3 @@ class NewPortalSession(Answer):
     configuration: Id | None
     return_url: Personal[str] = None
     created: int = Field(description="Unix seconds")
-
-
-class Health(Answer):
-    """Whether this process can take deliveries, and how its neighbours are."""
-
-    ready: bool
-    database: str = Field(
-        description="ok, or why nothing can be recorded: away, silent, read_only, locked, full, slow, exhausted,"
-        " refused or failed"
-    )
-    migrations: str = Field(description="ok, pending, or unknown")
-    broker: str = Field(description="reported only: a broker that is away does not stop deliveries")
-    stripe: str = Field(
-        description="reported only: ok, no key, unknown, or stopped with the jobs that Stripe refuses, and failing with"
-        " those that end before their time"
-    )
-    workers: str = Field(description="reported only: ok, silent, not_expected or unknown")
-    clock: str = Field(description="reported only, likewise")

@@ -142,14 +142,19 @@ class Withheld(Answer):
     count: int
 
 
-class Reconciliation(Answer):
-    """The last reconciliation."""
+class LastRun(Answer):
+    """How the last reconciliation ended."""
 
-    id: int
     finished_at: datetime
     age_seconds: float
     outcome: Word = Field(description="ok or drift")
     drift: int
+
+
+class Reconciliation(LastRun):
+    """The last reconciliation."""
+
+    id: int
     checks: Public[list[str]]
 
 
@@ -208,6 +213,54 @@ class Status(Answer):
     not_known: Public[list[str]] | None = Field(
         default=None, description="the names of those of these values that are null, or null in part, for want of time"
     )
+
+
+class Overview(Answer):
+    """What of a status is shown without a token: ages, counts and codes of ours, null where not known."""
+
+    at: datetime = Field(description="the database's time at which it was read, by which every age is measured")
+    heartbeats: list[Heartbeat] | None
+    jobs: list[Job] | None
+    pending: int | None
+    pending_to_be_tried_again: int | None
+    oldest_pending_age_seconds: float | None
+    parked_by_cause: list[Cause] | None
+    webhooks: Webhooks | None
+    refused: list[Refused] | None
+    withheld_by_reason: list[Withheld] | None
+    fold_version: int | None
+    to_fold_anew: int | None
+    reconciliation: LastRun | None
+    not_known: Public[list[str]] | None
+
+    @classmethod
+    def of_status(cls, status: Status | None) -> "Overview | None":
+        """Return the overview of *status*; None where nothing is known."""
+        if status is None or status.at is None:
+            return None
+        found = {name: getattr(status, name) for name in cls.model_fields}
+        run = status.reconciliation
+        last = None if run is None else LastRun(**{name: getattr(run, name) for name in LastRun.model_fields})
+        return cls(**found | {"reconciliation": last})
+
+
+class Health(Answer):
+    """Whether this process can take deliveries, and how its neighbours are."""
+
+    ready: bool
+    database: str = Field(
+        description="ok, or why nothing can be recorded: away, silent, read_only, locked, full, slow, exhausted,"
+        " refused or failed"
+    )
+    migrations: str = Field(description="ok, pending, or unknown")
+    broker: str = Field(description="reported only: a broker that is away does not stop deliveries")
+    stripe: str = Field(
+        description="reported only: ok, no key, unknown, or stopped with the jobs that Stripe refuses, and failing with"
+        " those that end before their time"
+    )
+    workers: str = Field(description="reported only: ok, silent, not_expected or unknown")
+    clock: str = Field(description="reported only, likewise")
+    status: Overview | None = Field(description="reported only, up to a minute old; null where not known")
 
 
 class Limits(NamedTuple):

@@ -10,6 +10,7 @@ from schemas.migrate import upgrade
 from tests import ledger
 from tests.faults import paused
 from tests.web import PATH, READER, Web, event, serving, settings_of, signed, until
+from worker.folds import FOLD_VERSION
 
 ANSWER_SECONDS_MAX = 10.0
 COUNTS = "SELECT outcome, reason, count FROM delivery_counts ORDER BY outcome, reason"
@@ -113,6 +114,12 @@ def test_gauges(engine: Engine, database_url: str, redis_url: str) -> None:
         "INSERT INTO reconciliations (started_at, finished_at, outcome, drift, checks, result)"
         " VALUES (to_timestamp(1), to_timestamp(60), 'drift', 3, '{rules}', '{}')",
     )
+    for statement in (
+        "INSERT INTO stripe_jobs (account, livemode, job, failure) VALUES ('acct_1', true, 'fetch', 'why')",
+        "INSERT INTO account_names VALUES ('a', 'acct_1', now(), NULL)",
+        "INSERT INTO delivery_counts VALUES ('refused', 'body_empty', 2, to_timestamp(60), now())",
+    ):
+        ledger.execute(engine, statement)
     with serving(settings_of(database_url, redis_url)) as web:
         assert web.deliver(event(1)).status_code == 200
         shown = metrics(web)
@@ -130,9 +137,19 @@ def test_gauges(engine: Engine, database_url: str, redis_url: str) -> None:
         "payfold_reconciliation_time_seconds 60.0",
         "payfold_reconciliation_drift 3.0",
         "payfold_anomalies_in_force 0.0",
+        f"payfold_fold_version {FOLD_VERSION}.0",
+        'payfold_deliveries_refused_since_time_seconds{reason="body_empty"} 60.0',
+        'payfold_stripe_jobs{job="fetch",state="failing"} 1.0',
+        'payfold_stripe_calls{state="given_up"} 0.0',
+        'payfold_account_faults{code="rename_unfinished"} 1.0',
     } <= set(shown)
     # Nothing was received four weeks ago, since there was no inbox.
     assert not [line for line in shown if 'weeks_ago="4"' in line]
     assert (status["database"], status["pending"], status["webhooks"]["last_hour"]) == ("ok", 1, 1)
     assert {each["process"] for each in status["silent"]} == {"worker", "clock"}
     assert (health["ready"], health["workers"], health["clock"]) == (True, "silent", "silent")
+    overview = health["status"]
+    assert (overview["pending"], overview["fold_version"], overview["not_known"]) == (1, FOLD_VERSION, [])
+    assert overview["reconciliation"].keys() == {"finished_at", "age_seconds", "outcome", "drift"}
+    assert [(each["job"], each["outcome"]) for each in overview["jobs"]] == [("reconcile", "drift")]
+    assert "acct_1" not in str(health)

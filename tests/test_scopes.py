@@ -17,7 +17,7 @@ from sqlalchemy import Column, Table
 from sqlalchemy.dialects.postgresql import JSONB
 
 from deploy.services import Services
-from schemas import answers, kinds, tables
+from schemas import answers, kinds, status, tables
 from schemas.answers import Audience
 from tests.web import TOKENS, Web, bearer, event, migrated_database, serving, settings_of
 
@@ -199,7 +199,7 @@ def models(base: type[BaseModel]) -> set[type[BaseModel]]:
     return {base}.union(*(models(each) for each in base.__subclasses__()))
 
 
-ANSWERS: Final = sorted(models(answers.Answer) - {answers.Health}, key=lambda model: model.__name__)
+ANSWERS: Final = sorted(models(answers.Answer) - {status.Health}, key=lambda model: model.__name__)
 """The answers to a token; how this process is, is answered to everybody."""
 
 

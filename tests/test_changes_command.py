@@ -305,6 +305,15 @@ def test_withheld(engine: Engine, database_url: str, monkeypatch: pytest.MonkeyP
     assert counted(engine) == {("import", "order.opened"): 1}
 
 
+def test_what_was_joined_is_released_in_the_order_of_its_times(engine: Engine) -> None:
+    """Of two withheld changes of one order, the older one is not released behind the newer one."""
+    append(engine, ("order.paid", "cs_1", 5, "rename"), ("order.opened", "cs_1", 3, "rename"))
+
+    assert withheld.release(engine, ALL) == 1
+    assert briefly(shown(engine)) == [("order.paid", "cs_1")]
+    assert counted(engine) == {("rename", "order.opened"): 1}
+
+
 def test_a_silent_connection_is_left(engine: Engine, database_url: str) -> None:
     """A reader that waits goes on over a new connection where its own has fallen silent."""
     append(engine, ("order.paid", "cs_1", 1, None))

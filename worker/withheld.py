@@ -7,7 +7,7 @@ Note [What is released is new]
 Note [What is overtaken stays withheld]
     The last change of a subject shows what it now is. A withheld order.opened that came after the order.paid which the
     feed has had, or an older balance after a newer one, would be a lie. Of each line of changes of one subject, none is
-    released behind one of a later time.
+    released behind one of a later time, which may be withheld with a lower number: a rename joins two histories.
 """
 
 from collections.abc import Callable, Sequence
@@ -97,7 +97,7 @@ def _release_batch(engine: Engine, wanted: Wanted, batch_max: int) -> int:
 
 
 def _overtaken() -> ColumnElement[bool]:
-    """Return the condition that the feed has had a later change of the same line."""
+    """Return the condition that the feed has had a later change of the same line, or would have it before."""
     later = _changes.alias("later")
     subject = ("account", "livemode", "subject", "subject_id")
     same = [later.c[name] == _changes.c[name] for name in subject]
@@ -105,7 +105,8 @@ def _overtaken() -> ColumnElement[bool]:
     # A customer has a balance in each currency.
     one, other = (table.c.after["currency"].astext for table in (later, _changes))
     balance = (_changes.c.subject != "balance") | (one == other)
-    return exists().where(*same, line, balance, later.c.withheld.is_(None), later.c.at > _changes.c.at)
+    comes_before = later.c.withheld.is_(None) | (later.c.seq < _changes.c.seq)
+    return exists().where(*same, line, balance, comes_before, later.c.at > _changes.c.at)
 
 
 _OVERTAKEN: Final = _overtaken()

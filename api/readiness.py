@@ -9,13 +9,14 @@ Note [A try is what recording is]
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, TypeVar
 
 import psycopg
 from redis.asyncio import Redis
 
 from api.deadlines import within
-from api.recorder import Recorder
+from api.recorder import Attempt, Recorder
 from api.status import StatusReader
 from schemas import database, inbox, migrate
 from schemas.logs import Seldom
@@ -28,6 +29,8 @@ LOCK_SECONDS_MAX: Final = 0.6
 MIGRATIONS_SECONDS_MAX: Final = 0.5
 """To read which version the schema has."""
 BROKER_SECONDS_MAX: Final = 1.0
+ROOM_BYTES: Final = 256 * 1024
+"""What is tried to be recorded once a disk was full: a small row finds a place in what there is."""
 FRESH_SECONDS: Final = 1.0
 """For so long a finding serves all who ask."""
 STATUS_SECONDS_MAX: Final = 1.0
@@ -73,6 +76,8 @@ class Readiness:
         self._status = status
         self._has_stripe_key = has_stripe_key
         self._connection: Driver | None = None
+        self._room_since: Attempt | None = None
+        """An attempt that found the disk full, since which there was room again."""
         self._migrations = UNKNOWN
         """As they were when they could last be read."""
         self._look: asyncio.Task[Finding] | None = None
@@ -132,13 +137,18 @@ class Readiness:
 
     async def _try(self) -> str:
         """Return ok, or why nothing can be recorded: see Note [A try is what recording is]."""
+        last = self._recorder.last
+        was_full = last is not None and last.database == "full" and last != self._room_since
+        bytes_min = ROOM_BYTES if was_full else 0
         try:
-            await within(TRY_SECONDS_MAX, self._use(inbox.try_to_record, is_new=True))
+            await within(TRY_SECONDS_MAX, self._use(partial(inbox.try_to_record, bytes_min=bytes_min), is_new=True))
         except Exception as error:  # noqa: BLE001 - for any error nothing was recorded
             found = database.obstacle(error)
             if found in {"failed", "refused"}:
                 _seldom.error("readiness.not_recorded", reason=database.condition(error))
             return found
+        if was_full:
+            self._room_since = last
         return "ok"
 
     async def _read_migrations(self) -> str:

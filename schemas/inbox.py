@@ -9,6 +9,7 @@ Note [An account is recorded under its newest name]
     rendering is kept, as ``newest_of_each`` does.
 """
 
+import base64
 import hashlib
 import secrets
 from collections.abc import Mapping, Sequence
@@ -213,14 +214,19 @@ async def record_async(connection: psycopg.AsyncConnection[Any], deliveries: Seq
     return receipts(deliveries, rows)
 
 
-async def try_to_record(connection: psycopg.AsyncConnection[Any]) -> None:
-    """Do all that recording an event does; the caller rolls it back.
+async def try_to_record(connection: psycopg.AsyncConnection[Any], *, bytes_min: int = 0) -> None:
+    """Do all that recording an event of *bytes_min* bytes does; the caller rolls it back.
 
     The event's key and its number are of no other event and no other try, so that nobody ever waits for its
     transaction. The number is drawn by chance and below zero: those of the sequence would fill partitions.
     """
     chance = secrets.randbits(62)
-    body = b'{"id":"payfold_try_%x","type":"payfold.try","created":0,"data":{"object":{}}}' % chance
+    # By chance as well, so that it is not compressed.
+    filling = base64.b64encode(secrets.token_bytes(bytes_min * 3 // 4))
+    body = b'{"id":"payfold_try_%x","type":"payfold.try","created":0,"data":{"object":{"filling":"%b"}}}' % (
+        chance,
+        filling,
+    )
     delivery = Delivery(events.read(body), "", hashlib.sha256(body).digest(), None, "webhook", datetime.now(UTC))
     await connection.execute(_TRY, arguments([delivery]) | {"seq": -chance})
 

@@ -220,6 +220,22 @@ def test_newer_attempt(web: Web) -> None:
     becomes(web)
 
 
+def test_full_for_all_but_small_rows(web: Web) -> None:
+    """Where a delivery found the disk full, a small row that finds a place proves nothing; a large one does."""
+    web.query(FULL)
+    web.query(
+        "CREATE TRIGGER full_disk BEFORE INSERT ON payloads FOR EACH ROW WHEN (octet_length(NEW.payload) > 10000)"
+        " EXECUTE FUNCTION disk_is_full()"
+    )
+    becomes(web)
+    assert web.deliver(event(1, data={"object": {"note": "x" * 10_000}})).status_code == 503
+    full_until = time.monotonic() + 2.5
+    while time.monotonic() < full_until:
+        assert ready(web).json()["database"] == "full"
+    web.query("DROP TRIGGER full_disk ON payloads")
+    becomes(web)
+
+
 def test_no_new_session(web: Web, services: Services) -> None:
     """Where PostgreSQL takes no further session, the one that is there records, and the process is ready."""
     assert web.deliver(event(1)).status_code == 200

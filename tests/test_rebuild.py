@@ -344,7 +344,7 @@ def test_a_swap_undoes_every_edit(shop: Engine) -> None:
 
 
 def test_a_swap_tells_what_it_moves(shop: Engine) -> None:
-    """The feed hears what a swap brings forward, as a fold would have told it, and each one-shot kind once."""
+    """A swap appends what it brings forward, each one-shot kind once; news is only what had never been folded."""
     paid = [id_ for (id_,) in run(shop, "SELECT id FROM orders WHERE status = 'paid' ORDER BY id LIMIT 2")]
     refunded = run(
         shop,
@@ -353,6 +353,12 @@ def test_a_swap_tells_what_it_moves(shop: Engine) -> None:
     run(shop, "DELETE FROM changes WHERE subject_id = :id", id=paid[0])
     run(shop, "UPDATE orders SET status = 'open', paid_at = NULL WHERE id = ANY (:ids)", ids=paid)
     run(shop, "DELETE FROM changes WHERE subject_id = :id AND kind = 'order.refund_changed'", id=refunded[0][0])
+    run(
+        shop,
+        "UPDATE outcomes SET state = 'parked', cause = 'fold_failed' WHERE seq = (SELECT seq FROM events WHERE id ="
+        " (SELECT event_id FROM orders WHERE id = :id))",
+        id=paid[0],
+    )
     (last,) = run(shop, "SELECT coalesce(max(seq), 0) FROM changes")[0]
 
     with rebuild.rebuilt(shop) as made:
@@ -364,6 +370,9 @@ def test_a_swap_tells_what_it_moves(shop: Engine) -> None:
     assert (paid[1], "order.paid") not in kinds  # told before
     assert (refunded[0][0], "order.refund_changed") in kinds
     assert {row["source"] for row in told} <= {"webhook", "replay"}
+    news = [(row["subject_id"], row["withheld"]) for row in told if row["kind"] == "order.paid"]
+    assert news == [(paid[0], None)]
+    assert {row["withheld"] for row in told if row["subject_id"] != paid[0]} == {"swap"}
     (again,) = (row for row in told if row["kind"] == "order.refund_changed" and row["subject_id"] == refunded[0][0])
     assert again["after"]["refunded_amount"] == refunded[0][1]
 

@@ -1,4 +1,4 @@
-"""Brings the live tables to what a rebuild says, and tells the change feed what that moved.
+"""Brings the live tables to what a rebuild says, and appends the changes that follow.
 
 Note [A swap writes the difference]
     To rename the rebuilt tables into the live ones' place would lock out every reader for a moment, and would
@@ -79,7 +79,7 @@ def prove(made: Shadow) -> Proof:
 
 
 def swap(made: Shadow, *, tell: Callable[[Difference], None] = lambda _: None) -> tuple[Comparison, int]:
-    """Bring the live tables to *made*, in one transaction; return what differed, and how many changes tell of it.
+    """Bring the live tables to *made*, in one transaction; return what differed, and how many changes were appended.
 
     *tell* is told each difference that there was.
 
@@ -211,21 +211,28 @@ class _Implied:
             self.flush()
 
     def flush(self) -> None:
-        """Write what was gathered."""
+        """Write what was gathered; what an event brings that had been folded before is no news, and is withheld."""
         if not self._found:
             return
         self._within(lambda: stock.add_lines(self._cursor, self._found))
         self._cursor.execute(
             sql.SQL(
                 """
-                INSERT INTO {made} (account, livemode, subject, subject_id, kind, event_id, source, at, before, after)
+                INSERT INTO {made} (account, livemode, subject, subject_id, kind, event_id, source, at, before, after,
+                    withheld)
                 SELECT c.account, c.livemode, c.subject, c.subject_id, c.kind, c.event_id, i.source, c.at, c.before,
-                    c.after
+                    c.after, CASE WHEN EXISTS (
+                        SELECT FROM {outcomes} AS o WHERE o.seq = i.seq AND o.state = 'folded'
+                    ) THEN 'swap' END
                 FROM json_populate_recordset(NULL::{made}, %s) AS c
                 JOIN {inbox} AS i ON (i.account, i.livemode, i.id) = (c.account, c.livemode, c.event_id)
                 ON CONFLICT DO NOTHING
                 """
-            ).format(made=sql.Identifier(self._made.schema, "changes"), inbox=sql.Identifier(self._made.live, "inbox")),
+            ).format(
+                made=sql.Identifier(self._made.schema, "changes"),
+                inbox=sql.Identifier(self._made.live, "inbox"),
+                outcomes=sql.Identifier(self._made.live, "outcomes"),
+            ),
             (msgspec.json.encode(self._found).decode(),),
         )
         self._found.clear()
@@ -300,7 +307,7 @@ def _settle_anomalies(cursor: Cursor, made: Shadow) -> None:
 def _append(cursor: Cursor, made: Shadow) -> int:
     """Append the changes that were gathered, in the order of their times, and return how many."""
     projection.keep_others_from_appending(cursor)
-    columns = sql.SQL("account, livemode, subject, subject_id, kind, event_id, source, at, before, after")
+    columns = sql.SQL("account, livemode, subject, subject_id, kind, event_id, source, at, before, after, withheld")
     cursor.execute(
         sql.SQL(
             "INSERT INTO {live} ({columns}) SELECT {columns} FROM {made} ORDER BY at, subject, subject_id, seq"

@@ -162,7 +162,10 @@ def _print(
             empty="",
         )
     if changes is not None:
-        err.print(f"Swapped: {found.drift:,} rows are now what the events say, and {changes:,} changes tell of it.")
+        err.print(
+            f"Swapped: {found.drift:,} rows are now what the events say, and {changes:,} changes were added. Those of"
+            " events that had been folded before are withheld: `payfold changes withheld`."
+        )
     elif found.drift:
         err.print(f"{found.drift:,} rows are not what the events say. `payfold rebuild --swap` puts them right.")
     else:

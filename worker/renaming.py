@@ -18,7 +18,7 @@ Note [A rename leaves one world]
 
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -82,14 +82,14 @@ class Renamed:
 # ---- What can be renamed ----
 
 
-def plan(engine: Engine, old: str, new: str) -> Plan:
-    """Return what renaming *old* to *new* would do; nothing is written.
+def plan(engine: Engine, old: str, new: str, *, is_one: bool = False) -> Plan:
+    """Return what renaming *old* to *new* would do, as ``rename`` does it; nothing is written.
 
     Raises:
         ConfigurationError, ConflictError, NotFoundError: it makes no sense.
     """
     with database.transaction(engine) as connection, database.cursor(connection) as cursor:
-        _require_sense(cursor, old, new)
+        _require_sense(cursor, old, new, is_one=is_one)
         names = {"old": old, "new": new}
         cursor.execute(_PLANNED, names)
         events, orders, doubled = cursor.fetchone() or (0, 0, 0)
@@ -104,7 +104,7 @@ SELECT (SELECT count(*) FROM inbox WHERE account = %(old)s), (SELECT count(*) FR
 """
 
 
-def _require_sense(cursor: Cursor, old: str, new: str) -> None:
+def _require_sense(cursor: Cursor, old: str, new: str, *, is_one: bool) -> None:
     if old == new:
         raise ConfigurationError("OLD and NEW are the same name.")
     renamed = accounts.names(cursor)
@@ -128,15 +128,28 @@ def _require_sense(cursor: Cursor, old: str, new: str) -> None:
     if old and old not in {*accounts.known(cursor), *renamed.values()}:
         there = ", ".join(map(shown, accounts.known(cursor))) or "nothing at all"
         raise NotFoundError(f"Nothing is recorded under {shown(old)}. What is recorded is under: {there}.")
-    of_old, of_new = accounts.own_names(cursor, old), accounts.own_names(cursor, new)
+    _require_one_account(cursor, old, new, is_one=is_one)
+
+
+def _require_one_account(cursor: Cursor, old: str, new: str, *, is_one: bool) -> None:
+    """Raise ConflictError where deliveries under the two names name two accounts, or may, unless it *is_one*."""
+    seen = accounts.look(cursor, (old, new))
+    of_old, of_new = seen[old].own, seen[new].own
     if of_old and of_new and of_old.isdisjoint(of_new):
         raise ConflictError(
             f"Stripe's own events under {shown(old)} name {_listed(of_old)}, and those under {shown(new)} name"
             f" {_listed(of_new)}: these are two accounts, which never meet."
         )
+    unknown = [shown(name) for name, its in seen.items() if not its.is_known]
+    if unknown and not is_one and all(its.own or not its.is_known for its in seen.values()):
+        raise ConflictError(
+            f"Every delivery under {' and '.join(unknown)} that was looked at is archived, so whether the two names are"
+            f" of one account is not known: `payfold accounts rename {shown(old)} {shown(new)} --archive DIR --yes`"
+            " reads some of them. Where you know that they are, --same-account does without."
+        )
 
 
-def _listed(found: set[str]) -> str:
+def _listed(found: Iterable[str]) -> str:
     return ", ".join(sorted(found))
 
 
@@ -150,30 +163,32 @@ def rename(
     *,
     now: datetime,
     archive: Path | None = None,
+    is_one: bool = False,
     progress: Progress = lambda *_: None,
     at_once_max: int = AT_ONCE_EVENTS_MAX,
     objects_at_once: int = OBJECTS_AT_ONCE,
 ) -> Renamed:
     """Let *old* be called *new*: see Note [A rename leaves one world].
 
-    Payloads that are archived, and wanted to fold an object again, are brought back out of the logs in the folder
-    *archive*.
+    Payloads that are archived, and wanted to fold an object again or to see of which account they are, are brought back
+    out of the logs in the folder *archive*. That it *is_one* account is the operator's word, for where no payload shows
+    it.
 
     Raises:
         ConfigurationError, ConflictError, NotFoundError: it makes no sense, or payloads are archived and there is no
             *archive*, or those who record did not pause in time; nothing has changed.
     """
-    _bring_back(engine, old, new, archive)
+    _bring_back(engine, old, new, archive, is_one=is_one)
     with database.transaction(engine) as connection, database.cursor(connection) as cursor:
         cursor.execute("SELECT count(*) FROM inbox WHERE account = %s", (old,))
         (count,) = cursor.fetchone() or (0,)
     work = _Work(old, new, now, int(count), progress, objects_at_once)
     if count <= at_once_max:
-        with _pausing(engine, old, new, now) as cursor:
+        with _pausing(engine, old, new, now, is_one=is_one) as cursor:
             for step in work.steps():
                 step(cursor)
     else:
-        with _pausing(engine, old, new, now):
+        with _pausing(engine, old, new, now, is_one=is_one):
             pass
         for step in work.steps():
             _take(engine, step)
@@ -195,9 +210,15 @@ def _take(engine: Engine, step: Callable[[Cursor], None]) -> None:
             return
 
 
-def _bring_back(engine: Engine, old: str, new: str, archive: Path | None) -> None:
+def _bring_back(engine: Engine, old: str, new: str, archive: Path | None, *, is_one: bool) -> None:
+    """Bring back what is wanted of the *archive*, or raise ConflictError where something is and there is none."""
+    if archive is not None:
+        with database.transaction(engine) as connection, database.cursor(connection) as cursor:
+            unread = [seq for its in accounts.look(cursor, (old, new)).values() for seq in its.archived]
+        if unread:
+            archives.bring_back(engine, unread, archive)
     with database.transaction(engine) as connection, database.cursor(connection) as cursor:
-        _require_sense(cursor, old, new)
+        _require_sense(cursor, old, new, is_one=is_one)
         names = {"old": old, "new": new}
         archived = _archived(cursor, names, _all_of_both(cursor, names))
     if archived and archive is None:
@@ -215,7 +236,7 @@ def _wanted(archived: Sequence[int], names: Mapping[str, str]) -> ConflictError:
 
 
 @contextmanager
-def _pausing(engine: Engine, old: str, new: str, now: datetime) -> Iterator[Cursor]:
+def _pausing(engine: Engine, old: str, new: str, now: datetime, *, is_one: bool) -> Iterator[Cursor]:
     """Write the name while nothing is recorded or folded, and yield the transaction's cursor.
 
     Raises:
@@ -223,7 +244,7 @@ def _pausing(engine: Engine, old: str, new: str, now: datetime) -> Iterator[Curs
     """
     with database.transaction(engine) as connection, database.cursor(connection) as cursor:
         _pause(cursor)
-        _require_sense(cursor, old, new)
+        _require_sense(cursor, old, new, is_one=is_one)
         # What was called OLD before is called NEW, and what is called back to an old name of its own is one no more.
         cursor.execute("DELETE FROM account_names WHERE old = %s", (new,))
         cursor.execute("UPDATE account_names SET new = %s WHERE new = %s", (new, old))

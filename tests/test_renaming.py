@@ -1,0 +1,164 @@
+"""A rename beside what else goes on: archives, imports, jobs at Stripe, those who record, and tries that fail."""
+
+from collections.abc import Iterator
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+import pytest
+from sqlalchemy import Engine
+
+from deploy.sandbox.account import Account
+from deploy.sandbox.history import tangle
+from schemas import accounts, checkout, database, inbox, observations
+from schemas.errors import ConflictError
+from schemas.observations import World
+from schemas.settings import Settings
+from tests import ledger
+from tests.test_account_names import body, feed, recorded_in, sold, take_in, world
+from worker import archive, calls, eventlog, renaming, replay
+
+LATER: Final = datetime(2099, 1, 1, tzinfo=UTC)
+NOW: Final = datetime(2026, 11, 22, 12, tzinfo=UTC)
+BEGUN: Final = "INSERT INTO account_names (old, new, renamed_at) VALUES (:old, :new, now())"
+NAMED: Final = "INSERT INTO account_names (old, new, renamed_at, finished_at) VALUES (:old, :new, now(), now())"
+
+
+def archive_all(engine: Engine, folder: Path) -> None:
+    """Move every payload into logs in *folder*."""
+    for part in archive.plan(engine, before=LATER):
+        archive.archive(engine, part, before=LATER, folder=folder)
+
+
+# ---- Archived payloads ----
+
+
+def test_two_accounts_of_which_one_is_archived(engine: Engine, tmp_path: Path) -> None:
+    """Without the payloads that name the accounts a rename wants the archive, and with it finds two accounts."""
+    ledger.take_in(engine, body("evt_1", account="acct_1"))
+    archive_all(engine, tmp_path)
+    ledger.take_in(engine, body("evt_2", account="acct_2"))
+
+    for old, new in (("acct_1", "acct_2"), ("acct_2", "acct_1")):
+        with pytest.raises(ConflictError, match="--archive DIR"):
+            renaming.rename(engine, old, new, now=NOW)
+        with pytest.raises(ConflictError, match="--archive DIR"):
+            renaming.plan(engine, old, new)
+    with pytest.raises(ConflictError, match="two accounts, which never meet"):
+        renaming.rename(engine, "acct_1", "acct_2", now=NOW, archive=tmp_path)
+    assert world(engine) == {"acct_1", "acct_2"}
+
+
+def test_accounts_that_an_operator_vouches_for(engine: Engine, tmp_path: Path) -> None:
+    """Where the archive is lost, the operator's word that it is one account is enough; against payloads it is not."""
+    for account in ("acct_1", "acct_2", "acct_3"):
+        if account == "acct_3":
+            archive_all(engine, tmp_path)
+        ledger.take_in(engine, body(f"evt_{account}", account=account))
+
+    renaming.rename(engine, "acct_1", "acct_2", now=NOW, is_one=True)
+
+    assert world(engine) == {"acct_2", "acct_3"}
+    ledger.take_in(engine, body("evt_4", account="acct_2"))
+    with pytest.raises(ConflictError, match="two accounts, which never meet"):
+        renaming.rename(engine, "acct_2", "acct_3", now=NOW, is_one=True)
+
+
+def test_few_payloads_are_left(engine: Engine, tmp_path: Path) -> None:
+    """The newest deliveries are read, however many before them are archived."""
+    old = [body(f"evt_{number:04}", account="acct_1") for number in range(40)]
+    take_in(engine, old)
+    archive_all(engine, tmp_path)
+    take_in(engine, [body("evt_1000", account="acct_1"), body("evt_2", account="acct_2")])
+
+    with pytest.raises(ConflictError, match="two accounts, which never meet"):
+        renaming.rename(engine, "acct_1", "acct_2", now=NOW)
+
+
+def details(engine: Engine, secrets: str) -> list[tuple[str, str]]:
+    """Return detail and command of what splits an account where these are configured."""
+    given = Settings.load({"STRIPE_WEBHOOK_SECRETS": secrets})
+    with database.transaction(engine) as connection, database.cursor(connection) as cursor:
+        return [(fault.detail, fault.command) for fault in accounts.faults(cursor, given)]
+
+
+def test_a_lost_label_of_archived_deliveries(engine: Engine, tmp_path: Path) -> None:
+    """A label that is lost is reported though no delivery under it can be read any more."""
+    ledger.take_in(engine, body("evt_1"), account="shop")
+    archive_all(engine, tmp_path)
+
+    ((_, command),) = details(engine, "b=whsec_1")
+
+    assert command == "payfold accounts rename shop b --yes"
+
+
+def test_what_may_be_a_lost_label(engine: Engine, tmp_path: Path) -> None:
+    """A name as Stripe gives them may be a lost label, which is said, unless accounts name themselves here."""
+    ledger.take_in(engine, body("evt_1"), account="acct_1")
+    archive_all(engine, tmp_path)
+
+    ((detail, command),) = details(engine, "b=whsec_1")
+
+    assert "not known" in detail
+    assert command == "payfold accounts rename acct_1 b --yes"
+    ledger.take_in(engine, body("evt_2", account="acct_2"))
+    assert details(engine, "b=whsec_1") == []
+
+
+# ---- Jobs at Stripe ----
+
+JOB: Final = "INSERT INTO stripe_jobs (account, livemode, job, reached_seq) VALUES (:account, false, 'fetch', :seq)"
+REACHED: Final = "SELECT account, reached_seq FROM stripe_jobs ORDER BY account"
+OF_ACCOUNT: Final = "SELECT min(seq) AS first, max(seq) AS last FROM changes WHERE account = :account"
+
+
+# ---- Imports ----
+
+
+# ---- Those who record, and tries that fail ----
+
+
+FAILING_ONCE: Final = """
+CREATE SEQUENCE tries;
+CREATE FUNCTION fail_once() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+    IF nextval('tries') % 2 = 1 THEN RAISE EXCEPTION 'by the test' USING ERRCODE = 'deadlock_detected'; END IF;
+    RETURN NEW;
+END $$;
+CREATE TRIGGER fail_once BEFORE INSERT OR UPDATE ON account_names FOR EACH ROW EXECUTE FUNCTION fail_once()
+"""
+
+
+# ---- Many accounts ----
+
+
+class Counting:
+    """A cursor that counts what it executes."""
+
+    def __init__(self, cursor: database.Cursor) -> None:
+        self._cursor = cursor
+        self.executed = 0
+
+    def execute(self, *given: object, **more: object) -> object:
+        """Execute a statement."""
+        self.executed += 1
+        return self._cursor.execute(*given, **more)  # type: ignore[arg-type, call-overload]  # as they came
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._cursor, name)
+
+
+def test_many_connected_accounts(engine: Engine) -> None:
+    """What splits an account is found by as many statements for many accounts as for few, the lost label among them."""
+    given = Settings.load({"STRIPE_WEBHOOK_SECRETS": "b=whsec_1"})
+    executed = set()
+    for number in (3, 300):
+        take_in(engine, [body(f"evt_{each}", account=f"acct_{each:020}") for each in range(number)])
+        take_in(engine, [body("evt_lost")], account="shop")
+        with database.transaction(engine) as connection, database.cursor(connection) as cursor:
+            counting = Counting(cursor)
+            found = accounts.faults(counting, given)  # type: ignore[arg-type]  # it does what a cursor does
+            executed.add(counting.executed)
+        assert [fault.command for fault in found] == ["payfold accounts rename shop b --yes"]
+
+    assert len(executed) == 1

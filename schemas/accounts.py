@@ -13,9 +13,9 @@ Note [What splits an account]
       label while others came under '': what the key's jobs record is of another account than the deliveries.
     - A rename was begun and not ended.
 
-    A name that does not begin as Stripe's do was a label, even where the payloads of all its deliveries are archived. Of
-    another name that is not known then. It is reported, unless other accounts here name themselves, which is how
-    connected accounts come, and most of them are silent for long.
+    A name that does not begin as Stripe's do was a label, even where the payloads of all its deliveries are archived.
+    Of another name that is not known then. It is reported, unless other accounts here name themselves, which is how
+    connected accounts come, and some of them are silent for long.
 
     Two endpoints of two accounts, one with a label and one without, are no fault as long as both are configured.
 """

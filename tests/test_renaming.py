@@ -12,6 +12,7 @@ from sqlalchemy import Engine
 from deploy.sandbox.account import Account
 from deploy.sandbox.history import tangle
 from schemas import accounts, checkout, database, inbox, observations
+from schemas.budget import Lane
 from schemas.errors import ConflictError
 from schemas.observations import World
 from schemas.settings import Settings
@@ -142,7 +143,7 @@ class Counting:
     def execute(self, *given: object, **more: object) -> object:
         """Execute a statement."""
         self.executed += 1
-        return self._cursor.execute(*given, **more)  # type: ignore[arg-type, call-overload]  # as they came
+        return self._cursor.execute(*given, **more)  # type: ignore[call-overload]  # as they came
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._cursor, name)

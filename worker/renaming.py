@@ -212,26 +212,32 @@ def _take(engine: Engine, step: Callable[[Cursor], None]) -> None:
 
 def _bring_back(engine: Engine, old: str, new: str, archive: Path | None, *, is_one: bool) -> None:
     """Bring back what is wanted of the *archive*, or raise ConflictError where something is and there is none."""
-    if archive is not None:
-        with database.transaction(engine) as connection, database.cursor(connection) as cursor:
-            unread = [seq for its in accounts.look(cursor, (old, new)).values() for seq in its.archived]
-        if unread:
-            archives.bring_back(engine, unread, archive)
+    with database.transaction(engine) as connection, database.cursor(connection) as cursor:
+        is_begun = accounts.names(cursor).get(old) == new
+        unread = [seq for its in accounts.look(cursor, (old, new)).values() for seq in its.archived]
+    if unread and archive is not None and not is_begun:
+        archives.bring_back(engine, unread, archive)
     with database.transaction(engine) as connection, database.cursor(connection) as cursor:
         _require_sense(cursor, old, new, is_one=is_one)
         names = {"old": old, "new": new}
         archived = _archived(cursor, names, _all_of_both(cursor, names))
     if archived and archive is None:
-        raise _wanted(archived, names)
+        raise _wanted(archived, names, is_begun=is_begun)
     if archived and archive is not None:
         archives.bring_back(engine, archived, archive)
 
 
-def _wanted(archived: Sequence[int], names: Mapping[str, str]) -> ConflictError:
+def _wanted(archived: Sequence[int], names: Mapping[str, str], *, is_begun: bool) -> ConflictError:
     old, new = shown(names["old"]), shown(names["new"])
+    command = f"`payfold accounts rename {old} {new} --archive DIR --yes`"
+    state = (
+        f"The rename is begun, and events of both names wait until it is finished: {command} ends it."
+        if is_begun
+        else f"Nothing has changed: {command} brings them back."
+    )
     return ConflictError(
         f"{len(archived):,} events of objects that both names have are archived, and these objects are to be folded"
-        f" again: `payfold accounts rename {old} {new} --archive DIR --yes` brings them back."
+        f" again. {state}"
     )
 
 
@@ -343,7 +349,7 @@ class _Work:
         objects = _with_neighbours(cursor, names, objects, seqs)
         both = _both_of(cursor, names, objects)
         if archived := _archived(cursor, names, both):
-            raise _wanted(archived, names)
+            raise _wanted(archived, names, is_begun=True)
         seqs = [*seqs, *_events_of(cursor, names, objects)]
         pairs = _pairs(cursor, names["new"], seqs)
         again = _join(cursor, pairs)

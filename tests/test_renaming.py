@@ -114,6 +114,32 @@ REACHED: Final = "SELECT account, reached_seq FROM stripe_jobs ORDER BY account"
 OF_ACCOUNT: Final = "SELECT min(seq) AS first, max(seq) AS last FROM changes WHERE account = :account"
 
 
+@pytest.mark.parametrize("has_row", [False, True])
+def test_changes_that_no_job_has_looked_at(engine: Engine, *, has_row: bool) -> None:
+    """Changes of a name that no key served are looked at after the rename, though the other name's job was ahead."""
+    take_in(engine, [event.body for event in sold(5).events], account="acct_9")
+    take_in(engine, [event.body for event in sold().events])
+    ((first, last),) = [tuple(row.values()) for row in ledger.rows(engine, OF_ACCOUNT, account="")]
+    ledger.execute(engine, JOB, account="acct_1", seq=last)
+    if has_row:
+        ledger.execute(engine, JOB, account="", seq=None)
+
+    renaming.rename(engine, "", "acct_1", now=NOW)
+
+    assert ledger.rows(engine, REACHED) == [{"account": "acct_1", "reached_seq": first - 1}]
+
+
+def test_what_the_new_name_has_not_looked_at(engine: Engine) -> None:
+    """A job that has not begun under the new name is not taken to have come as far as under the old one."""
+    take_in(engine, [event.body for event in sold().events])
+    ledger.execute(engine, JOB, account="", seq=5)
+    ledger.execute(engine, JOB, account="acct_1", seq=None)
+
+    renaming.rename(engine, "", "acct_1", now=NOW)
+
+    assert ledger.rows(engine, REACHED) == [{"account": "acct_1", "reached_seq": None}]
+
+
 # ---- Imports ----
 
 

@@ -461,11 +461,21 @@ def _equal(one: str, other: str, names: Sequence[str]) -> sql.Composed:
     return sql.SQL(" AND ").join(pairs)
 
 
-# Each job had come so far under one of the names: where the other was ahead, what lies between is looked at again.
+# Each job had come so far under one of the names: where the other was ahead, what lies between is looked at again. A
+# name without a row had not begun; of its changes, which the other's job has passed by, none was looked at.
 _JOBS: Final = (
     """
+    INSERT INTO stripe_jobs (account, livemode, job)
+    SELECT %(old)s, n.livemode, n.job FROM stripe_jobs AS n WHERE n.account = %(new)s AND n.job = 'fetch'
+    ON CONFLICT DO NOTHING
+    """,
+    """
     UPDATE stripe_jobs AS n SET
-        reached_at = least(n.reached_at, o.reached_at), reached_seq = least(n.reached_seq, o.reached_seq),
+        reached_at = CASE WHEN n.reached_at IS NOT NULL AND o.reached_at IS NOT NULL
+            THEN least(n.reached_at, o.reached_at) END,
+        reached_seq = CASE WHEN n.reached_seq IS NOT NULL THEN least(n.reached_seq, coalesce(o.reached_seq, (
+            SELECT min(c.seq) - 1 FROM changes AS c WHERE (c.account, c.livemode) = (%(old)s, o.livemode)
+        ))) END,
         done_at = greatest(n.done_at, o.done_at), found = n.found + o.found
     FROM stripe_jobs AS o
     WHERE n.account = %(new)s AND o.account = %(old)s AND (n.livemode, n.job) = (o.livemode, o.job)

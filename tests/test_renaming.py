@@ -143,6 +143,56 @@ def test_what_the_new_name_has_not_looked_at(engine: Engine) -> None:
 # ---- Imports ----
 
 
+def observed(account: Account, session: str) -> bytes:
+    """Return the line of a log for an observation of *session* that names no account."""
+    seen = observations.observe(
+        checkout.REGISTERED,
+        account.session(session) | {"status": "open", "payment_status": "unpaid"},
+        account="",
+        livemode=False,
+        created=account.now - 60,
+        now=NOW,
+    )
+    redacted, payload = list(seen.envelope.redacted), seen.envelope.payload
+    return eventlog.line_of("", "observation", NOW, None, seen.sha256.hex(), redacted, payload)
+
+
+def reading(engine: Engine, path: Path, statement: str) -> replay.Reading:
+    """Return a reading of the log at *path*, as it is read an account is renamed by *statement*."""
+    steps = iter([statement])
+
+    def progress(_entries: int, _more: int) -> None:
+        for step in steps:
+            ledger.execute(engine, step, old="", new="acct_1")
+
+    return replay.Reading([str(path)], NOW, progress=progress)
+
+
+def test_a_rename_that_begins_in_a_silent_import(engine: Engine, tmp_path: Path) -> None:
+    """A silent import that meets an unfinished rename ends with its command, and records nothing for others to tell."""
+    log = tmp_path / "log.ndjson"
+    log.write_bytes(b"".join(event.body + b"\n" for event in sold().events))
+
+    with pytest.raises(ConflictError, match="is not finished"):
+        replay.replay(engine, reading(engine, log, BEGUN), withhold=True)
+
+    assert ledger.rows(engine, "SELECT seq FROM inbox") == []
+
+
+def test_a_rename_within_a_silent_import(engine: Engine, tmp_path: Path) -> None:
+    """What the log observed is known by the new name too, and is not announced."""
+    account = Account(seed=1)
+    log = tmp_path / "log.ndjson"
+    log.write_bytes(observed(account, account.open_session(amount=500)))
+
+    done = replay.replay(engine, reading(engine, log, NAMED), withhold=True)
+
+    assert done.counts["new"] == 1
+    assert world(engine) == {"acct_1"}
+    assert done.withheld == {"order.opened": 1}
+    assert feed(engine) == set()
+
+
 # ---- Those who record, and tries that fail ----
 
 

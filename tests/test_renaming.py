@@ -32,6 +32,18 @@ def archive_all(engine: Engine, folder: Path) -> None:
         archive.archive(engine, part, before=LATER, folder=folder)
 
 
+def killed_in_the_midst(engine: Engine, old: str, new: str) -> None:
+    """Rename *old* to *new*, and be killed when some objects are renamed."""
+
+    def die(_step: str, done: int, _total: int) -> None:
+        if done > 5:
+            raise KeyboardInterrupt
+
+    with suppress(KeyboardInterrupt):
+        renaming.rename(engine, old, new, now=NOW, progress=die, objects_at_once=1)
+    assert world(engine) == {old, new}
+
+
 # ---- Archived payloads ----
 
 
@@ -105,6 +117,45 @@ def test_what_may_be_a_lost_label(engine: Engine, tmp_path: Path) -> None:
     assert command == "payfold accounts rename acct_1 b --yes"
     ledger.take_in(engine, body("evt_2", account="acct_2"))
     assert details(engine, "b=whsec_1") == []
+
+
+def test_archiving_while_a_rename_is_unfinished(engine: Engine, tmp_path: Path) -> None:
+    """Nothing is archived in the midst of a rename, and what was brought back for it is there when it goes on."""
+    bodies = [event.body for event in sold().events]
+    take_in(engine, bodies[::2])
+    take_in(engine, bodies[1::2], account="acct_1")
+    parts = archive.plan(engine, before=LATER)
+    killed_in_the_midst(engine, "", "acct_1")
+
+    with pytest.raises(ConflictError, match="is not finished"):
+        archive.plan(engine, before=LATER)
+    for part in parts:
+        with pytest.raises(ConflictError, match="is not finished"):
+            archive.archive(engine, part, before=LATER, folder=tmp_path)
+    renaming.rename(engine, "", "acct_1", now=NOW)
+
+    digest = ledger.digest_of(engine)
+    assert digest == recorded_in(engine, bodies, "acct_1")
+
+
+def test_archived_in_the_midst_of_a_rename(engine: Engine, tmp_path: Path) -> None:
+    """Payloads that a rename lost in its midst come back out of logs that call the accounts by any of their names."""
+    bodies = [event.body for event in sold().events]
+    take_in(engine, bodies[::2], account="acct_0")
+    take_in(engine, bodies[1::2], account="acct_1")
+    log = tmp_path / f"payfold-events-1-{len(bodies)}.ndjson"
+    log.write_bytes(b"".join(replay.export(engine, filters=replay.NO_FILTERS)))
+    renaming.rename(engine, "acct_0", "", now=NOW)
+    killed_in_the_midst(engine, "", "acct_1")
+    ledger.execute(engine, "DELETE FROM payloads")
+
+    with pytest.raises(ConflictError, match=r"The rename is begun.*--archive DIR --yes` ends it"):
+        renaming.rename(engine, "", "acct_1", now=NOW)
+    renaming.rename(engine, "", "acct_1", now=NOW, archive=tmp_path)
+
+    assert world(engine) == {"acct_1"}
+    digest = ledger.digest_of(engine)
+    assert digest == recorded_in(engine, bodies, "acct_1")
 
 
 # ---- Jobs at Stripe ----
@@ -196,6 +247,25 @@ def test_a_rename_within_a_silent_import(engine: Engine, tmp_path: Path) -> None
 # ---- Those who record, and tries that fail ----
 
 
+def test_recording_while_objects_are_renamed(engine: Engine) -> None:
+    """However few the events are, deliveries are recorded while objects are folded again."""
+    bodies = [event.body for event in sold().events]
+    take_in(engine, bodies[::2])
+    take_in(engine, bodies[1::2], account="acct_1")
+    news = iter([body("evt_new")])
+
+    def record(_step: str, _done: int, _total: int) -> None:
+        for each in news:
+            with database.transaction(engine) as connection, database.cursor(connection) as cursor:
+                cursor.execute("SET LOCAL lock_timeout = '200ms'")
+                inbox.record(cursor, [ledger.delivery(each)])
+
+    renaming.rename(engine, "", "acct_1", now=NOW, progress=record)
+
+    assert world(engine) == {"acct_1"}
+    assert ledger.rows(engine, "SELECT account FROM inbox WHERE id = 'evt_new'") == [{"account": "acct_1"}]
+
+
 FAILING_ONCE: Final = """
 CREATE SEQUENCE tries;
 CREATE FUNCTION fail_once() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
@@ -204,6 +274,36 @@ CREATE FUNCTION fail_once() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
 END $$;
 CREATE TRIGGER fail_once BEFORE INSERT OR UPDATE ON account_names FOR EACH ROW EXECUTE FUNCTION fail_once()
 """
+
+
+@pytest.fixture
+def failing_once(engine: Engine) -> Iterator[Engine]:
+    """Yield a database in which every second try to write a name, or to finish a rename, succeeds."""
+    ledger.execute(engine, FAILING_ONCE)
+    yield engine
+    ledger.execute(engine, "DROP FUNCTION fail_once CASCADE; DROP SEQUENCE tries")
+
+
+def test_a_try_that_fails(failing_once: Engine) -> None:
+    """A transaction that PostgreSQL ends in a deadlock is done again, and what it counted is counted once."""
+    engine = failing_once
+    bodies = [event.body for event in tangle(3, money=True).events]
+    take_in(engine, bodies[::2])
+    take_in(engine, bodies[1::2], account="acct_1")
+    ledger.execute(
+        engine,
+        # The operator set an event of the one name aside under the other, which the last step heeds.
+        "INSERT INTO inbox (account, livemode, id, type, created, object_type, object_id, redacted, payload_sha256,"
+        " source, received_at) SELECT 'acct_1', livemode, 'aside', 'payfold.event.ignored', created, 'event', id, '{}',"
+        " '', 'observation', received_at FROM inbox WHERE account = '' AND type = 'checkout.session.completed'"
+        " ORDER BY seq LIMIT 1",
+    )
+
+    done = renaming.rename(engine, "", "acct_1", now=NOW)
+
+    assert done.withheld == len(ledger.rows(engine, "SELECT FROM changes WHERE withheld = 'rename'"))
+    assert done.events == len(bodies[::2])
+    assert world(engine) == {"acct_1"}
 
 
 # ---- Many accounts ----

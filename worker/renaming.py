@@ -11,15 +11,15 @@ Note [A rename leaves one world]
        and its changes are withheld.
     4. Refunds of the one name may be of orders of the other: these changes are withheld too. The rename is finished.
 
-    Few events are renamed in one transaction, many in steps, each a transaction. A step that has been done finds
-    nothing more to do, so a rename that was killed is ended by the same command. Until then nothing is lost: events of
-    the two names wait.
+    Recording stops for no longer than it takes to write the name. All else is done in steps, each a transaction. A step
+    that has been done finds nothing more to do, so a rename that was killed is ended by the same command. Until then
+    nothing is lost: events of the two names wait.
 """
 
 import random
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -36,8 +36,6 @@ from schemas.errors import ConfigurationError, ConflictError, NotFoundError
 from worker import archive as archives
 from worker import projection, refunding
 
-AT_ONCE_EVENTS_MAX: Final = 5_000
-"""Up to so many events are renamed in one transaction, during which nothing is recorded: a second or two."""
 OBJECTS_AT_ONCE: Final = 500
 ROWS_AT_ONCE: Final = 5_000
 LOCK_SECONDS_MAX: Final = 1
@@ -165,7 +163,6 @@ def rename(
     archive: Path | None = None,
     is_one: bool = False,
     progress: Progress = lambda *_: None,
-    at_once_max: int = AT_ONCE_EVENTS_MAX,
     objects_at_once: int = OBJECTS_AT_ONCE,
 ) -> Renamed:
     """Let *old* be called *new*: see Note [A rename leaves one world].
@@ -176,38 +173,39 @@ def rename(
 
     Raises:
         ConfigurationError, ConflictError, NotFoundError: it makes no sense, or payloads are archived and there is no
-            *archive*, or those who record did not pause in time; nothing has changed.
+            *archive*, or others did not let it through in time. The message says whether the rename is begun, so that
+            events of both names wait until the same command ends it, or nothing has changed.
     """
     _bring_back(engine, old, new, archive, is_one=is_one)
     with database.transaction(engine) as connection, database.cursor(connection) as cursor:
         cursor.execute("SELECT count(*) FROM inbox WHERE account = %s", (old,))
         (count,) = cursor.fetchone() or (0,)
+    _retrying(engine, lambda cursor: _write_name(cursor, old, new, now, is_one=is_one))
     work = _Work(old, new, now, int(count), progress, objects_at_once)
-    if count <= at_once_max:
-        with _pausing(engine, old, new, now, is_one=is_one) as cursor:
-            for step in work.steps():
-                step(cursor)
-    else:
-        with _pausing(engine, old, new, now, is_one=is_one):
-            pass
-        for step in work.steps():
-            _take(engine, step)
-    return Renamed(work.moved, work.joined, work.withheld)
+    for step in work.steps():
+        work.take(engine, step)
+    return Renamed(work.counts["moved"], work.counts["joined"], work.counts["withheld"])
 
 
-def _take(engine: Engine, step: Callable[[Cursor], None]) -> None:
-    """Take *step* in a transaction, again where an event of it has just arrived under the new name."""
-    for last in range(TRIES_MAX, 0, -1):
+def _retrying(engine: Engine, step: Callable[[Cursor], None], *, prepare: Callable[[], None] = lambda: None) -> None:
+    """Take *step* in a transaction, after *prepare* each time, and again where others were in its way.
+
+    Others are in its way where each waits for the other, or an event that it relabels has just arrived under the new
+    name.
+    """
+    for _ in range(TRIES_MAX):
+        prepare()
         try:
             with database.transaction(engine) as connection, database.cursor(connection) as cursor:
-                # Archiving waits for this lock, too, before it drops payloads.
-                projection.keep_others_from_folding(cursor)
                 step(cursor)
         except (psycopg.errors.DeadlockDetected, psycopg.errors.UniqueViolation):
-            if last == 1:
-                raise
+            time.sleep(random.uniform(0, 0.05))  # noqa: S311 - jitter
         else:
             return
+    raise ConflictError(
+        f"Others were in the way {TRIES_MAX} times over. Run the same command again: what is done stays done. Where"
+        " `payfold status` shows that the rename is begun, events of both names wait until it is finished."
+    )
 
 
 def _bring_back(engine: Engine, old: str, new: str, archive: Path | None, *, is_one: bool) -> None:
@@ -241,25 +239,22 @@ def _wanted(archived: Sequence[int], names: Mapping[str, str], *, is_begun: bool
     )
 
 
-@contextmanager
-def _pausing(engine: Engine, old: str, new: str, now: datetime, *, is_one: bool) -> Iterator[Cursor]:
-    """Write the name while nothing is recorded or folded, and yield the transaction's cursor.
+def _write_name(cursor: Cursor, old: str, new: str, now: datetime, *, is_one: bool) -> None:
+    """Write the name while nothing is recorded or folded.
 
     Raises:
         ConflictError: those who record did not pause in time; nothing has changed.
     """
-    with database.transaction(engine) as connection, database.cursor(connection) as cursor:
-        _pause(cursor)
-        _require_sense(cursor, old, new, is_one=is_one)
-        # What was called OLD before is called NEW, and what is called back to an old name of its own is one no more.
-        cursor.execute("DELETE FROM account_names WHERE old = %s", (new,))
-        cursor.execute("UPDATE account_names SET new = %s WHERE new = %s", (new, old))
-        cursor.execute(
-            "INSERT INTO account_names (old, new, renamed_at) VALUES (%s, %s, %s)"
-            " ON CONFLICT (old) DO UPDATE SET finished_at = NULL",
-            (old, new, now),
-        )
-        yield cursor
+    _pause(cursor)
+    _require_sense(cursor, old, new, is_one=is_one)
+    # What was called OLD before is called NEW, and what is called back to an old name of its own is one no more.
+    cursor.execute("DELETE FROM account_names WHERE old = %s", (new,))
+    cursor.execute("UPDATE account_names SET new = %s WHERE new = %s", (new, old))
+    cursor.execute(
+        "INSERT INTO account_names (old, new, renamed_at) VALUES (%s, %s, %s)"
+        " ON CONFLICT (old) DO UPDATE SET finished_at = NULL",
+        (old, new, now),
+    )
 
 
 def _pause(cursor: Cursor) -> None:
@@ -270,7 +265,7 @@ def _pause(cursor: Cursor) -> None:
                 projection.keep_others_from_folding(cursor)
                 # In the order in which others write to them.
                 cursor.execute("LOCK TABLE inbox, stripe_calls, stripe_jobs IN SHARE ROW EXCLUSIVE MODE")
-        except psycopg.errors.LockNotAvailable:
+        except (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected):
             time.sleep(random.uniform(0.05, 0.5))  # noqa: S311 - jitter
         else:
             cursor.execute("SET LOCAL lock_timeout = 0")
@@ -284,9 +279,8 @@ class _Work:
     """The steps of one rename, each of which is done again without harm, and what they came to."""
 
     def __init__(self, old: str, new: str, now: datetime, total: int, progress: Progress, objects_at_once: int) -> None:
-        self.moved = 0
-        self.joined = 0
-        self.withheld = 0
+        self.counts = Counter[str]()
+        """What the steps came to: how many events they ``moved`` and ``joined``, and how many changes ``withheld``."""
         self._names = {"old": old, "new": new}
         self._now = now
         self._total = total
@@ -295,6 +289,20 @@ class _Work:
         self._rows = 0
         # Of what was relabelled before nothing is looked at again, which PostgreSQL still has to step over.
         self._after: _Object = (False, "")
+
+    def take(self, engine: Engine, step: Callable[[Cursor], None]) -> None:
+        """Take *step*, and count what it did once, however often it has to be tried."""
+        before = self.counts.copy()
+
+        def prepare() -> None:
+            self.counts = before.copy()
+
+        def take(cursor: Cursor) -> None:
+            # Archiving waits for this lock, too, before it drops payloads.
+            projection.keep_others_from_folding(cursor)
+            step(cursor)
+
+        _retrying(engine, take, prepare=prepare)
 
     def steps(self) -> Iterator[Callable[[Cursor], None]]:
         """Yield one step after another, each to be done before the next is asked for."""
@@ -327,7 +335,7 @@ class _Work:
         bounds = [0, 0]
 
         def find(cursor: Cursor) -> None:
-            cursor.execute("SELECT coalesce(min(seq), 0), coalesce(max(seq), -1) FROM changes")
+            cursor.execute(_BOUNDS, self._names)
             bounds[:] = cursor.fetchone() or (0, -1)
 
         def move(cursor: Cursor) -> None:
@@ -358,9 +366,9 @@ class _Work:
         cursor.execute(_RELABEL_MENTIONS, values)
         self._fold(cursor, sorted({*again, *_folded_of(cursor, names, both)}))
         self._after = after
-        self.joined += len(pairs)
-        self.moved += len(seqs)
-        self._progress("Renaming", self.moved, max(self._total, self.moved))
+        self.counts["joined"] += len(pairs)
+        self.counts["moved"] += len(seqs)
+        self._progress("Renaming", self.counts["moved"], max(self._total, self.counts["moved"]))
         return len(seqs) + len(objects)
 
     def _fold(self, cursor: Cursor, seqs: Sequence[int]) -> None:
@@ -399,7 +407,7 @@ class _Work:
     def _withhold(self, cursor: Cursor, last: int) -> None:
         """Withhold the changes behind the number *last*; others were kept from appending."""
         cursor.execute("UPDATE changes SET withheld = 'rename' WHERE seq > %s AND withheld IS NULL", (last,))
-        self.withheld += cursor.rowcount
+        self.counts["withheld"] += cursor.rowcount
 
     def _finish(self, cursor: Cursor) -> None:
         cursor.execute(_SET_ASIDE, self._names)
@@ -500,6 +508,7 @@ _ANOMALIES: Final = (
     """,
     "UPDATE anomalies SET account = %(new)s WHERE account = %(old)s",
 )
+_BOUNDS: Final = "SELECT coalesce(min(seq), 0), coalesce(max(seq), -1) FROM changes WHERE account = %(old)s"
 _ONE_SHOT: Final = f"""
 o.seq BETWEEN %(first)s AND %(last)s AND o.account = %(old)s AND n.account = %(new)s
 AND (n.livemode, n.subject, n.subject_id, n.kind) = (o.livemode, o.subject, o.subject_id, o.kind)

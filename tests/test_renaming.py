@@ -191,6 +191,30 @@ def test_what_the_new_name_has_not_looked_at(engine: Engine) -> None:
     assert ledger.rows(engine, REACHED) == [{"account": "acct_1", "reached_seq": None}]
 
 
+def test_a_round_that_meets_a_rename(engine: Engine) -> None:
+    """No round begins under an old name, so none leases the new name's job and loses its end."""
+    ledger.execute(engine, NAMED, old="", new="acct_1")
+
+    with database.transaction(engine) as connection, database.cursor(connection) as cursor:
+        assert calls.begin(cursor, World("", livemode=False), "fetch", now=NOW) is None
+        assert calls.begin(cursor, World("acct_1", livemode=False), "fetch", now=NOW) is not None
+
+
+def test_a_call_that_spans_a_rename(engine: Engine) -> None:
+    """A call that was leased under the old name is done under the new one as well."""
+    wanted = calls.Wanted("object", "re_1", "refund", Lane.REFETCH)
+    old = World("", livemode=False)
+    with database.transaction(engine) as connection, database.cursor(connection) as cursor:
+        calls.want(cursor, old, [wanted], now=NOW)
+        (leased,) = calls.lease(cursor, old, ["object"], limit=1, now=NOW)
+    renaming.rename(engine, "", "acct_1", now=NOW)
+
+    with database.transaction(engine) as connection, database.cursor(connection) as cursor:
+        calls.done(cursor, leased)
+
+    assert ledger.rows(engine, "SELECT account FROM stripe_calls") == []
+
+
 # ---- Imports ----
 
 

@@ -268,6 +268,17 @@ def test_a_rename_within_a_silent_import(engine: Engine, tmp_path: Path) -> None
     assert feed(engine) == set()
 
 
+def test_why_a_replay_leaves_events(engine: Engine) -> None:
+    """A replay that leaves events pending says whether a rename holds them back, or when they are tried again."""
+    ledger.record(engine, [ledger.delivery(body("evt_1"))])
+
+    assert "other workers" in replay.why_pending(engine)
+    ledger.execute(engine, "UPDATE pending SET due_at = now() + interval '1 hour', reason = 'it is busy'")
+    assert "tried again" in replay.why_pending(engine)
+    ledger.execute(engine, BEGUN, old="", new="acct_1")
+    assert "`payfold accounts rename '' acct_1 --yes`" in replay.why_pending(engine)
+
+
 # ---- Those who record, and tries that fail ----
 
 

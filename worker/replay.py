@@ -413,6 +413,23 @@ def _pending(engine: Engine) -> int:
         return int(count)
 
 
+def why_pending(engine: Engine) -> str:
+    """Return why events are still pending after a replay that folds, and what to do."""
+    with database.transaction(engine) as connection, database.cursor(connection) as cursor:
+        try:
+            accounts.require_settled(cursor)
+        except ConflictError as error:
+            return f"Events wait. {error}"
+        cursor.execute("SELECT count(*), min(reason) FROM pending WHERE due_at IS NOT NULL")
+        postponed, reason = cursor.fetchone() or (0, None)
+    if postponed:
+        return (
+            f"{postponed:,} events could not be folded for now and are tried again by the worker, or when this is run"
+            f" again in a few minutes. One of the reasons: {reason}."
+        )
+    return "What is pending was taken by other workers, or recorded, while this ended: run it again to see."
+
+
 def export(engine: Engine, *, filters: Filters) -> Iterator[bytes]:
     """Yield the inbox as lines of our log, in the order in which it was recorded, without what is archived.
 

@@ -196,28 +196,34 @@ def _unfinished(cursor: Cursor) -> list[Fault]:
 
 def _of_secrets(labels: list[str], lost: list[str], seen: "Mapping[str, Seen]") -> list[Fault]:
     found = []
-    name_themselves = any(each.own for each in seen.values())
     new, which = _successor(labels, seen)
-    for account in lost:
-        its = seen.get(account, NOT_SEEN)
-        is_own_like = account.startswith(OWN_PREFIX)
-        if account == "" or its.is_labelled or not (its.is_known or is_own_like):
-            how = "without an account" if account == "" else f"under the label {account}"
-            detail = (
-                f"Events were recorded {how}, and no secret in STRIPE_WEBHOOK_SECRETS is so labelled any more: what"
-                f" arrives now is recorded under {which}, and an order of both times is split in two. If it is another"
-                " account, keep its secret configured."
-            )
-            found.append(Fault("label_splits", detail, _command(account, new)))
-        elif not its.is_known and not name_themselves:
-            detail = (
-                f"Events were recorded under {account}, and no secret in STRIPE_WEBHOOK_SECRETS is so labelled."
-                " Whether that was a label or the name of a connected account is not known, since their payloads are"
-                f" archived. If it was a label, what arrives now is recorded under {which}, and an order of both times"
-                " is split in two. If it is another account, keep its secret configured."
-            )
-            found.append(Fault("label_splits", detail, _command(account, new)))
+    for account in (each for each in lost if _was_label(each, seen)):
+        how = f"under the label {account}" if account else "without an account"
+        detail = (
+            f"Events were recorded {how}, and no secret in STRIPE_WEBHOOK_SECRETS is so labelled any more: what"
+            f" arrives now is recorded under {which}, and an order of both times is split in two. {_KEPT}"
+        )
+        found.append(Fault("label_splits", detail, _command(account, new)))
+    unknown = [each for each in lost if not seen.get(each, NOT_SEEN).is_known and not _was_label(each, seen)]
+    if unknown and not any(each.own for each in seen.values()):
+        more = f" and {len(unknown) - 1:,} more accounts" if len(unknown) > 1 else ""
+        detail = (
+            f"Events were recorded under {unknown[0]}{more}, and no secret in STRIPE_WEBHOOK_SECRETS is so labelled."
+            " Whether that was a label or the name of a connected account is not known, since their payloads are"
+            f" archived. If it was a label, what arrives now is recorded under {which}, and an order of both times is"
+            f" split in two. {_KEPT}"
+        )
+        found.append(Fault("label_splits", detail, _command(unknown[0], new)))
     return found
+
+
+_KEPT: Final = "If it is another account, keep its secret configured."
+
+
+def _was_label(account: str, seen: "Mapping[str, Seen]") -> bool:
+    """Return whether it is known that deliveries under *account* did not name it themselves."""
+    its = seen.get(account, NOT_SEEN)
+    return account == "" or its.is_labelled or not (its.is_known or account.startswith(OWN_PREFIX))
 
 
 def _of_keys(labels: list[str], keys: list[str], seen: "Mapping[str, Seen]") -> list[Fault]:
@@ -229,8 +235,10 @@ def _of_keys(labels: list[str], keys: list[str], seen: "Mapping[str, Seen]") -> 
             f" without an account, and what is delivered under {which}. Give the key the same label, or join the names."
         )
         found.append(Fault("key_label_splits", detail, _command("", new)))
+    unlabelled = seen.get("", NOT_SEEN)
     is_alone = labels == [""] and len(keys) == 1 and keys[0] != ""
-    if is_alone and seen.get("", NOT_SEEN).has_delivery and not seen.get(keys[0], NOT_SEEN).has_delivery:
+    may_be_split = unlabelled.is_labelled or not unlabelled.is_known
+    if is_alone and may_be_split and not seen.get(keys[0], NOT_SEEN).has_delivery:
         detail = (
             f"The key in STRIPE_API_KEY is labelled {keys[0]}, and the secret has no label: what is delivered is"
             f" recorded without an account, and what is read from Stripe under {keys[0]}. Give the secret the same"

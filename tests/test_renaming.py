@@ -10,7 +10,6 @@ import pytest
 from sqlalchemy import Engine
 
 from deploy.sandbox.account import Account
-from deploy.sandbox.history import tangle
 from schemas import accounts, checkout, database, inbox, observations
 from schemas.budget import Lane
 from schemas.errors import ConflictError
@@ -117,6 +116,18 @@ def test_what_may_be_a_lost_label(engine: Engine, tmp_path: Path) -> None:
     assert command == "payfold accounts rename acct_1 b --yes"
     ledger.take_in(engine, body("evt_2", account="acct_2"))
     assert details(engine, "b=whsec_1") == []
+
+
+def test_many_that_may_be_lost_labels(engine: Engine, tmp_path: Path) -> None:
+    """Many names of which it is not known are one fault, and not one each."""
+    for number in range(3):
+        ledger.take_in(engine, body(f"evt_{number}"), account=f"acct_{number}")
+    archive_all(engine, tmp_path)
+
+    ((detail, command),) = details(engine, "b=whsec_1")
+
+    assert "acct_0 and 2 more accounts" in detail
+    assert command == "payfold accounts rename acct_0 b --yes"
 
 
 def test_archiving_while_a_rename_is_unfinished(engine: Engine, tmp_path: Path) -> None:
@@ -322,22 +333,21 @@ def failing_once(engine: Engine) -> Iterator[Engine]:
 def test_a_try_that_fails(failing_once: Engine) -> None:
     """A transaction that PostgreSQL ends in a deadlock is done again, and what it counted is counted once."""
     engine = failing_once
-    bodies = [event.body for event in tangle(3, money=True).events]
-    take_in(engine, bodies[::2])
-    take_in(engine, bodies[1::2], account="acct_1")
-    ledger.execute(
-        engine,
-        # The operator set an event of the one name aside under the other, which the last step heeds.
-        "INSERT INTO inbox (account, livemode, id, type, created, object_type, object_id, redacted, payload_sha256,"
-        " source, received_at) SELECT 'acct_1', livemode, 'aside', 'payfold.event.ignored', created, 'event', id, '{}',"
-        " '', 'observation', received_at FROM inbox WHERE account = '' AND type = 'checkout.session.completed'"
-        " ORDER BY seq LIMIT 1",
-    )
+    account = Account(seed=1, payments=True)
+    account.complete(session := account.open_session(amount=500))
+    orders = [event.body for event in account.events]
+    intents = account.order_intents(session)
+    assert intents
+    account.refund(intents[0], 200)
+    # The last step, which is to be done twice, withholds what the order comes to know of its refund.
+    take_in(engine, orders)
+    take_in(engine, [each.body for each in account.events if each.object_id.startswith("re_")], account="acct_1")
 
     done = renaming.rename(engine, "", "acct_1", now=NOW)
 
-    assert done.withheld == len(ledger.rows(engine, "SELECT FROM changes WHERE withheld = 'rename'"))
-    assert done.events == len(bodies[::2])
+    assert done == renaming.Renamed(events=len(orders), joined=0, withheld=1)
+    withheld = ledger.rows(engine, "SELECT kind, withheld FROM changes WHERE withheld IS NOT NULL")
+    assert withheld == [{"kind": "order.refund_changed", "withheld": "rename"}]
     assert world(engine) == {"acct_1"}
 
 

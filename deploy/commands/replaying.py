@@ -88,7 +88,7 @@ def replay(  # noqa: PLR0913 - an option each
     ] = False,
     form: FormatOption = Format.TABLE,
 ) -> None:
-    """Record what the inbox lacks of the logs, then fold it; exit 1 if a line cannot be read or an event is parked."""
+    """Record what the inbox lacks of the logs, then fold it; exit 1 if a line is refused or an event not folded."""
     from worker import lanes
     from worker import replay as logs_of_events
     from worker.eventlog import remark

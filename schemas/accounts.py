@@ -13,10 +13,15 @@ Note [What splits an account]
       label while others came under '': what the key's jobs record is of another account than the deliveries.
     - A rename was begun and not ended.
 
+    A name that does not begin as Stripe's do was a label, even where the payloads of all its deliveries are archived.
+    Of another name that is not known then. It is reported, unless other accounts here name themselves, which is how
+    connected accounts come, and some of them are silent for long.
+
     Two endpoints of two accounts, one with a label and one without, are no fault as long as both are configured.
 """
 
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
@@ -27,16 +32,26 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
 from schemas import background, database, events, inbox
-from schemas.database import Cursor
+from schemas.database import Cursor, text_array
 from schemas.errors import ConflictError, DatabaseAway, Refused
 from schemas.settings import Settings
 
+ACCOUNTS_LISTED_MAX: Final = 10_000
+"""Accounts among which lost labels are looked for."""
+ACCOUNTS_READ_MAX: Final = 1_000
+"""Accounts of which deliveries are read, names that Stripe does not give first."""
 LOOKED_AT_MAX: Final = 1_000
 """Events of an account that are looked through for deliveries; there are many where all of them were replayed."""
+LOOKED_AT_TOGETHER_MAX: Final = 20_000
+"""Events of all accounts together that are looked through."""
 COUNTED_MAX: Final = 100_000
 """Rows of an account and mode that are counted; where there are more, the count is not known."""
 READ_MAX: Final = 20
 """Deliveries of an account that are read for the account that they name."""
+READ_TOGETHER_MAX: Final = 2_000
+"""Deliveries of all accounts together that are read."""
+OWN_PREFIX: Final = "acct_"
+"""How Stripe's own names of accounts begin."""
 DEFAULT_WORDS: Final = ("", "''", '""')
 """What the account without a name is called on a command line; quotes may be lost on their way there, or kept."""
 
@@ -72,8 +87,8 @@ def require_settled(cursor: Cursor) -> None:
         )
 
 
-def known(cursor: Cursor) -> list[str]:
-    """Return the accounts that the inbox holds, by one index entry for each."""
+def known(cursor: Cursor, *, limit: int | None = None) -> list[str]:
+    """Return the accounts that the inbox holds, the first *limit* or all, by one index entry for each."""
     cursor.execute(
         """
         WITH RECURSIVE each AS (
@@ -82,8 +97,9 @@ def known(cursor: Cursor) -> list[str]:
             SELECT (SELECT min(i.account) FROM inbox AS i WHERE i.account > each.account) FROM each
             WHERE each.account IS NOT NULL
         )
-        SELECT account FROM each WHERE account IS NOT NULL
-        """
+        SELECT account FROM each WHERE account IS NOT NULL LIMIT %s
+        """,
+        (limit,),
     )
     return [account for (account,) in cursor.fetchall()]
 
@@ -152,11 +168,18 @@ def _at_the_ends(cursor: Cursor, values: Mapping[str, object]) -> list[datetime 
 
 
 def faults(cursor: Cursor, settings: Settings) -> list[Fault]:
-    """Return what splits an account, or would: see Note [What splits an account]."""
+    """Return what splits an account, or would, for a bounded cost: see Note [What splits an account]."""
     renamed = names(cursor)
     labels = sorted({renamed.get(secret.account, secret.account) for secret in settings.signing_secrets})
     keys = sorted({renamed.get(key.account, key.account) for key in settings.api_keys})
-    return [*_unfinished(cursor), *(_of_secrets(cursor, labels) if labels else []), *_of_keys(cursor, labels, keys)]
+    found = _unfinished(cursor)
+    if labels:
+        lost = [account for account in known(cursor, limit=ACCOUNTS_LISTED_MAX) if account not in labels]
+        # What is not read for want of room is among the connected accounts, of which there may be thousands.
+        lost.sort(key=lambda account: account.startswith(OWN_PREFIX))
+        seen = look(cursor, [*labels, *keys, "", *lost][:ACCOUNTS_READ_MAX])
+        found += [*_of_secrets(labels, lost, seen), *_of_keys(labels, keys, seen)]
+    return found
 
 
 def _unfinished(cursor: Cursor) -> list[Fault]:
@@ -171,32 +194,51 @@ def _unfinished(cursor: Cursor) -> list[Fault]:
     ]
 
 
-def _of_secrets(cursor: Cursor, labels: list[str]) -> list[Fault]:
+def _of_secrets(labels: list[str], lost: list[str], seen: "Mapping[str, Seen]") -> list[Fault]:
     found = []
-    for account in known(cursor):
-        if account in labels or (account and not is_labelled(cursor, account)):
-            continue
-        how = "without an account" if account == "" else f"under the label {account}"
-        new, which = _successor(cursor, labels)
+    new, which = _successor(labels, seen)
+    for account in (each for each in lost if _was_label(each, seen)):
+        how = f"under the label {account}" if account else "without an account"
         detail = (
             f"Events were recorded {how}, and no secret in STRIPE_WEBHOOK_SECRETS is so labelled any more: what"
-            f" arrives now is recorded under {which}, and an order of both times is split in two. If it is another"
-            " account, keep its secret configured."
+            f" arrives now is recorded under {which}, and an order of both times is split in two. {_KEPT}"
         )
         found.append(Fault("label_splits", detail, _command(account, new)))
+    unknown = [each for each in lost if not seen.get(each, NOT_SEEN).is_known and not _was_label(each, seen)]
+    if unknown and not any(each.own for each in seen.values()):
+        more = f" and {len(unknown) - 1:,} more accounts" if len(unknown) > 1 else ""
+        detail = (
+            f"Events were recorded under {unknown[0]}{more}, and no secret in STRIPE_WEBHOOK_SECRETS is so labelled."
+            " Whether that was a label or the name of a connected account is not known, since their payloads are"
+            f" archived. If it was a label, what arrives now is recorded under {which}, and an order of both times is"
+            f" split in two. {_KEPT}"
+        )
+        found.append(Fault("label_splits", detail, _command(unknown[0], new)))
     return found
 
 
-def _of_keys(cursor: Cursor, labels: list[str], keys: list[str]) -> list[Fault]:
+_KEPT: Final = "If it is another account, keep its secret configured."
+
+
+def _was_label(account: str, seen: "Mapping[str, Seen]") -> bool:
+    """Return whether it is known that deliveries under *account* did not name it themselves."""
+    its = seen.get(account, NOT_SEEN)
+    return account == "" or its.is_labelled or not (its.is_known or account.startswith(OWN_PREFIX))
+
+
+def _of_keys(labels: list[str], keys: list[str], seen: "Mapping[str, Seen]") -> list[Fault]:
     found = []
-    if labels and "" in keys and "" not in labels:
-        new, which = _successor(cursor, labels)
+    if "" in keys and "" not in labels:
+        new, which = _successor(labels, seen)
         detail = (
             "A key in STRIPE_API_KEY has no label, and every secret has one: what is read from Stripe is recorded"
             f" without an account, and what is delivered under {which}. Give the key the same label, or join the names."
         )
         found.append(Fault("key_label_splits", detail, _command("", new)))
-    if labels == [""] and len(keys) == 1 and keys[0] and is_labelled(cursor, "") and not has_delivery(cursor, keys[0]):
+    unlabelled = seen.get("", NOT_SEEN)
+    is_alone = labels == [""] and len(keys) == 1 and keys[0] != ""
+    may_be_split = unlabelled.is_labelled or not unlabelled.is_known
+    if is_alone and may_be_split and not seen.get(keys[0], NOT_SEEN).has_delivery:
         detail = (
             f"The key in STRIPE_API_KEY is labelled {keys[0]}, and the secret has no label: what is delivered is"
             f" recorded without an account, and what is read from Stripe under {keys[0]}. Give the secret the same"
@@ -206,9 +248,10 @@ def _of_keys(cursor: Cursor, labels: list[str], keys: list[str]) -> list[Fault]:
     return found
 
 
-def _successor(cursor: Cursor, labels: list[str]) -> tuple[str, str]:
+def _successor(labels: list[str], seen: "Mapping[str, Seen]") -> tuple[str, str]:
     """Return the label that the endpoint of a lost one has now, as far as it can be known, and in words."""
-    candidates = labels if len(labels) == 1 else [label for label in labels if not has_delivery(cursor, label)]
+    unused = [label for label in labels if not seen.get(label, NOT_SEEN).has_delivery]
+    candidates = labels if len(labels) == 1 else unused
     if len(candidates) == 1:
         return shown(candidates[0]), shown(candidates[0])
     return "NEW", f"one of {', '.join(map(shown, labels))} (NEW: only you know which)"
@@ -218,31 +261,78 @@ def _command(old: str, new: str) -> str:
     return f"payfold accounts rename {shown(old)} {shown(new)} --yes"
 
 
-def has_delivery(cursor: Cursor, account: str) -> bool:
-    """Return whether a delivery is among the first events of *account*."""
-    return bool(_deliveries(cursor, account))
+class Seen(Struct, frozen=True):
+    """What was found in the newest deliveries of an account that could be read.
+
+    They name the accounts *own* themselves, and one that names none *is_labelled*. *archived* are numbers of
+    deliveries, given where none could be read.
+    """
+
+    own: frozenset[str] = frozenset()
+    is_labelled: bool = False
+    archived: tuple[int, ...] = ()
+
+    @property
+    def is_known(self) -> bool:
+        """Whether a delivery could be read, or there is none."""
+        return not self.archived
+
+    @property
+    def has_delivery(self) -> bool:
+        """Whether there is a delivery."""
+        return bool(self.own or self.is_labelled or self.archived)
 
 
-def is_labelled(cursor: Cursor, account: str) -> bool:
-    """Return whether a delivery among the first events of *account* names no account itself."""
-    return any(
-        _own_name(payload) is None for payload in inbox.payloads_of(cursor, _deliveries(cursor, account)).values()
-    )
+NOT_SEEN: Final = Seen()
 
 
-def own_names(cursor: Cursor, account: str) -> set[str]:
-    """Return the accounts that deliveries among the first events of *account* name themselves."""
-    payloads = inbox.payloads_of(cursor, _deliveries(cursor, account)).values()
-    return {name for name in map(_own_name, payloads) if name is not None}
+def look(cursor: Cursor, accounts: Sequence[str]) -> dict[str, Seen]:
+    """Return what deliveries of each of *accounts* name, for a cost that is bounded for all together."""
+    each = dict.fromkeys(accounts)
+    values = {
+        "accounts": text_array(list(each)),
+        "near": LOOKED_AT_MAX,
+        "ends": min(LOOKED_AT_MAX, LOOKED_AT_TOGETHER_MAX // max(len(each), 1)) // 2,
+        "read": min(READ_MAX, READ_TOGETHER_MAX // max(len(each), 1)),
+    }
+    cursor.execute(_DELIVERIES, values)
+    readable, archived = defaultdict[str, list[int]](list), defaultdict[str, list[int]](list)
+    for account, seq, is_readable in cursor.fetchall():
+        (readable if is_readable else archived)[account].append(seq)
+    payloads = inbox.payloads_of(cursor, [seq for seqs in readable.values() for seq in seqs])
+    return {account: _seen(payloads, readable[account], archived[account]) for account in each}
 
 
-def _deliveries(cursor: Cursor, account: str) -> list[int]:
-    cursor.execute(
-        "SELECT seq FROM (SELECT seq, source FROM inbox WHERE account = %s LIMIT %s) AS first"
-        " WHERE source = 'webhook' LIMIT %s",
-        (account, LOOKED_AT_MAX, READ_MAX),
-    )
-    return [seq for (seq,) in cursor.fetchall()]
+def _seen(payloads: Mapping[int, bytes], readable: Sequence[int], archived: Sequence[int]) -> Seen:
+    if not readable:
+        return Seen(archived=tuple(archived))
+    found = {_own_name(payloads[seq]) for seq in readable if seq in payloads}
+    return Seen(frozenset(name for name in found if name is not None), None in found)
+
+
+# Events of an account are found by its key alone, at whose ends the oldest and the newest of Stripe's ids are; what we
+# observed ourselves may be there as well, so the newest of all events are looked at too. A payload is one probe of an
+# index, whatever the planner believes: see the Note of that name in worker/projection.py.
+_DELIVERIES: Final = """
+WITH given AS MATERIALIZED (SELECT unnest(%(accounts)s::text[]) AS account), found AS (
+    SELECT given.account, ends.seq FROM given CROSS JOIN LATERAL (
+        (SELECT seq, source FROM inbox WHERE account = given.account ORDER BY account, livemode, id LIMIT %(ends)s)
+        UNION ALL
+        (SELECT seq, source FROM inbox WHERE account = given.account
+            ORDER BY account DESC, livemode DESC, id DESC LIMIT %(ends)s)
+    ) AS ends WHERE source = 'webhook'
+    UNION
+    SELECT account, seq FROM (SELECT account, seq, source FROM inbox ORDER BY seq DESC LIMIT %(near)s) AS near
+    JOIN given USING (account) WHERE source = 'webhook'
+), ranked AS (
+    SELECT account, seq, is_readable,
+        row_number() OVER (PARTITION BY account ORDER BY is_readable DESC, seq DESC) AS place
+    FROM (
+        SELECT *, coalesce((SELECT true FROM payloads AS b WHERE b.seq = found.seq), false) AS is_readable FROM found
+    ) AS each
+)
+SELECT account, seq, is_readable FROM ranked WHERE place <= %(read)s
+"""
 
 
 def _own_name(payload: bytes) -> str | None:

@@ -218,7 +218,7 @@ def test_in_steps_and_killed_between(engine: Engine) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        renaming.rename(engine, "", "acct_1", now=NOW, progress=die, at_once_max=0, objects_at_once=1)
+        renaming.rename(engine, "", "acct_1", now=NOW, progress=die, objects_at_once=1)
     ledger.record(engine, [ledger.delivery(bodies[-1])])
     assert ledger.fold(engine) == 0
     ledger.record(engine, [ledger.delivery(body("evt_other"), account="acct_9")])
@@ -228,7 +228,7 @@ def test_in_steps_and_killed_between(engine: Engine) -> None:
     with pytest.raises(ConflictError, match="is not finished"), rebuilt(engine):
         pass
 
-    renaming.rename(engine, "", "acct_1", now=NOW, at_once_max=0, objects_at_once=1)
+    renaming.rename(engine, "", "acct_1", now=NOW, objects_at_once=1)
     ledger.fold(engine)
 
     assert world(engine) == {"acct_1"}
@@ -314,7 +314,7 @@ def test_recording_meanwhile(engine: Engine) -> None:
         lanes = [pool.submit(keep_recording, lane) for lane in range(2)]
         try:
             until(lambda: min(recorded) >= 3)
-            renaming.rename(engine, "", "acct_1", now=NOW, at_once_max=0, objects_at_once=3)
+            renaming.rename(engine, "", "acct_1", now=NOW, objects_at_once=3)
             renaming.rename(engine, "acct_1", "acct_2", now=NOW)
             after = list(recorded)
             until(lambda: all(now > then for now, then in zip(recorded, after, strict=True)))
@@ -445,7 +445,7 @@ def heed(engine: Engine, label: str, chance: random.Random) -> None:
     while found := faults(engine, f"{label}=whsec_1" if label else "whsec_1"):
         _, _, _, old, new, _ = found[0][1].split(" ")
         renaming.rename(
-            engine, *(each.strip("'") for each in (old, new)), now=NOW, at_once_max=chance.choice((0, 5_000))
+            engine, *(each.strip("'") for each in (old, new)), now=NOW, objects_at_once=chance.choice((1, 500))
         )
 
 

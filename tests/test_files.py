@@ -29,6 +29,7 @@ WRITTEN = {
     "events export --output": ["events", "export", "--output"],
 }
 FOLDERS = {
+    "accounts rename --archive",
     "rebuild --archive",
     "reconcile --archive",
     "events retry --archive",

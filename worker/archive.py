@@ -26,6 +26,7 @@ import re
 import shutil
 import time
 from array import array
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -35,6 +36,7 @@ from pathlib import Path
 from typing import IO, Any, Final
 
 import psycopg
+from msgspec.structs import replace
 from psycopg import sql
 from sqlalchemy import Engine
 
@@ -107,8 +109,13 @@ SELECT b.seq, i.account, i.livemode, i.id, i.source, i.received_at, i.signature,
 
 
 def plan(engine: Engine, *, before: datetime) -> list[Part]:
-    """Return what can be archived of the events created before *before*, by partition."""
+    """Return what can be archived of the events created before *before*, by partition.
+
+    Raises:
+        ConflictError: a rename of an account is not finished, which may want any payload.
+    """
     with database.transaction(engine) as connection, database.cursor(connection) as cursor:
+        accounts.require_settled(cursor)
         found = [_part(cursor, name, before) for name in inbox.partitions(cursor)]
     return [part for part in found if part is not None]
 
@@ -386,7 +393,7 @@ def _lock(cursor: Cursor, partition: str, mode: str) -> None:
     """Let nobody fold, nor write to *partition*, until the transaction ends; what was written is then to be seen.
 
     Raises:
-        ConflictError: somebody holds on to it.
+        ConflictError: somebody holds on to it, or a rename has begun, which may want any payload.
     """
     cursor.execute(sql.SQL("SET LOCAL lock_timeout = {}").format(sql.Literal(f"{LOCK_SECONDS_MAX}s")))
     for _ in range(TRIES_MAX):
@@ -399,6 +406,8 @@ def _lock(cursor: Cursor, partition: str, mode: str) -> None:
         except psycopg.errors.LockNotAvailable:
             time.sleep(random.uniform(0.05, 0.5))  # noqa: S311 - jitter
         else:
+            # A rename writes its name, and takes each of its steps, under the lock on folding.
+            accounts.require_settled(cursor)
             return
     raise ConflictError(
         f"{partition} is in use: does a rebuild go on, or is a transaction left open? Its payloads stay for now. Run"
@@ -556,12 +565,16 @@ def bring_back(engine: Engine, seqs: Sequence[int], folder: Path) -> None:
     )
     lacking = sql.SQL("FROM inbox AS i LEFT JOIN payloads AS b USING (seq) WHERE i.seq = ANY ({}) AND b.seq IS NULL")
     with database.transaction(engine) as connection, database.cursor(connection) as cursor:
-        cursor.execute("SELECT account, livemode, id FROM inbox WHERE seq = ANY (%s)", (list(seqs),))
-        wanted = set(cursor.fetchall())
         names = accounts.names(cursor)
+        cursor.execute("SELECT account, livemode, id FROM inbox WHERE seq = ANY (%s)", (list(seqs),))
+        # In the midst of a rename the inbox has the old name as well, which the log may call by one that is older.
+        wanted = defaultdict[tuple[str, bool, str], list[str]](list)
+        for account, livemode, event in cursor.fetchall():
+            wanted[names.get(account, account), livemode, event].append(account)
     for path in sorted(logs_in(folder), key=lambda each: not _may_hold(each, seqs)):
         for deliveries in _chunks(path, names):
-            if found := [each for each in deliveries if each.key in wanted]:
+            found = [replace(each, account=name) for each in deliveries for name in wanted.get(each.key, ())]
+            if found:
                 with database.transaction(engine) as connection, database.cursor(connection) as cursor:
                     cursor.execute(statement, _arguments(found))
         with database.transaction(engine) as connection, database.cursor(connection) as cursor:

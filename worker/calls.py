@@ -1,6 +1,10 @@
 """What is to be done at Stripe, who is doing it, and how far each job has come. Nothing here calls Stripe.
 
-What is written first is written under the account's newest name, as in the inbox: a round may begin before a rename.
+Note [A rename meets a round]
+    What is written first is written under the account's newest name, as in the inbox: a round may begin before a
+    rename. A round that began under the old name gives back a lease that the rename has dropped, and its progress is
+    lost, since the new name's job had its own; none begins under an old name. A call that was leased under the old name
+    is concluded under both, since the rename may or may not have relabelled it.
 
 Note [A lease, not a lock]
     A call to Stripe takes as long as it takes, so no transaction is held open for it. A worker leases what it
@@ -147,11 +151,13 @@ def lease(
     return [Call(world, row[0], row[1], row[2], Lane(row[3]), row[4], row[5]) for row in found]
 
 
-_ONE: Final = "(account, livemode, purpose, object_id) = (%s, %s, %s, %s)"
+_ONE: Final = """account IN (%s, (SELECT new FROM account_names WHERE old = %s))
+AND (livemode, purpose, object_id) = (%s, %s, %s)
+"""
 
 
-def _key(call: Call) -> tuple[str, bool, str, str]:
-    return (call.world.account, call.world.livemode, call.purpose, call.object_id)
+def _key(call: Call) -> tuple[str, str, bool, str, str]:
+    return (call.world.account, call.world.account, call.world.livemode, call.purpose, call.object_id)
 
 
 def done(cursor: Cursor, call: Call) -> None:
@@ -198,18 +204,19 @@ def begin(
 ) -> Progress | None:  # fmt: skip
     """Lease a round of *job* to this worker; None where another has it, or Stripe has refused it for now.
 
-    With *though_stopped* it is tried again although Stripe has refused it.
+    None, too, where the account has a newer name, under which its next round begins. With *though_stopped* the job is
+    tried again although Stripe has refused it.
     """
     cursor.execute(
         """
         INSERT INTO stripe_jobs AS known (account, livemode, job, leased_until)
-        VALUES (coalesce((SELECT new FROM account_names WHERE old = %s), %s), %s, %s, %s)
+        SELECT %s, %s, %s, %s WHERE NOT EXISTS (SELECT FROM account_names WHERE old = %s)
         ON CONFLICT (account, livemode, job) DO UPDATE SET leased_until = excluded.leased_until
             WHERE coalesce(known.leased_until, '-infinity') <= %s
                 AND (%s OR coalesce(known.stopped_until, '-infinity') <= %s)
         RETURNING known.reached_at, known.reached_seq
         """,
-        (world.account, world.account, world.livemode, job, now + LEASE, now, though_stopped, now),
+        (world.account, world.livemode, job, now + LEASE, world.account, now, though_stopped, now),
     )
     row = cursor.fetchone()
     return None if row is None else Progress(*row)

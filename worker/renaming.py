@@ -11,15 +11,15 @@ Note [A rename leaves one world]
        and its changes are withheld.
     4. Refunds of the one name may be of orders of the other: these changes are withheld too. The rename is finished.
 
-    Few events are renamed in one transaction, many in steps, each a transaction. A step that has been done finds
-    nothing more to do, so a rename that was killed is ended by the same command. Until then nothing is lost: events of
-    the two names wait.
+    Recording stops for no longer than it takes to write the name. All else is done in steps, each a transaction. A step
+    that has been done finds nothing more to do, so a rename that was killed is ended by the same command. Until then
+    nothing is lost: events of the two names wait.
 """
 
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -36,8 +36,6 @@ from schemas.errors import ConfigurationError, ConflictError, NotFoundError
 from worker import archive as archives
 from worker import projection, refunding
 
-AT_ONCE_EVENTS_MAX: Final = 5_000
-"""Up to so many events are renamed in one transaction, during which nothing is recorded: a second or two."""
 OBJECTS_AT_ONCE: Final = 500
 ROWS_AT_ONCE: Final = 5_000
 LOCK_SECONDS_MAX: Final = 1
@@ -82,14 +80,14 @@ class Renamed:
 # ---- What can be renamed ----
 
 
-def plan(engine: Engine, old: str, new: str) -> Plan:
-    """Return what renaming *old* to *new* would do; nothing is written.
+def plan(engine: Engine, old: str, new: str, *, is_one: bool = False) -> Plan:
+    """Return what renaming *old* to *new* would do, as ``rename`` does it; nothing is written.
 
     Raises:
         ConfigurationError, ConflictError, NotFoundError: it makes no sense.
     """
     with database.transaction(engine) as connection, database.cursor(connection) as cursor:
-        _require_sense(cursor, old, new)
+        _require_sense(cursor, old, new, is_one=is_one)
         names = {"old": old, "new": new}
         cursor.execute(_PLANNED, names)
         events, orders, doubled = cursor.fetchone() or (0, 0, 0)
@@ -104,7 +102,7 @@ SELECT (SELECT count(*) FROM inbox WHERE account = %(old)s), (SELECT count(*) FR
 """
 
 
-def _require_sense(cursor: Cursor, old: str, new: str) -> None:
+def _require_sense(cursor: Cursor, old: str, new: str, *, is_one: bool) -> None:
     if old == new:
         raise ConfigurationError("OLD and NEW are the same name.")
     renamed = accounts.names(cursor)
@@ -128,15 +126,28 @@ def _require_sense(cursor: Cursor, old: str, new: str) -> None:
     if old and old not in {*accounts.known(cursor), *renamed.values()}:
         there = ", ".join(map(shown, accounts.known(cursor))) or "nothing at all"
         raise NotFoundError(f"Nothing is recorded under {shown(old)}. What is recorded is under: {there}.")
-    of_old, of_new = accounts.own_names(cursor, old), accounts.own_names(cursor, new)
+    _require_one_account(cursor, old, new, is_one=is_one)
+
+
+def _require_one_account(cursor: Cursor, old: str, new: str, *, is_one: bool) -> None:
+    """Raise ConflictError where deliveries under the two names name two accounts, or may, unless it *is_one*."""
+    seen = accounts.look(cursor, (old, new))
+    of_old, of_new = seen[old].own, seen[new].own
     if of_old and of_new and of_old.isdisjoint(of_new):
         raise ConflictError(
             f"Stripe's own events under {shown(old)} name {_listed(of_old)}, and those under {shown(new)} name"
             f" {_listed(of_new)}: these are two accounts, which never meet."
         )
+    unknown = [shown(name) for name, its in seen.items() if not its.is_known]
+    if unknown and not is_one and all(its.own or not its.is_known for its in seen.values()):
+        raise ConflictError(
+            f"Every delivery under {' and '.join(unknown)} that was looked at is archived, so whether the two names are"
+            f" of one account is not known: `payfold accounts rename {shown(old)} {shown(new)} --archive DIR --yes`"
+            " reads some of them. Where you know that they are, --same-account does without."
+        )
 
 
-def _listed(found: set[str]) -> str:
+def _listed(found: Iterable[str]) -> str:
     return ", ".join(sorted(found))
 
 
@@ -150,89 +161,100 @@ def rename(
     *,
     now: datetime,
     archive: Path | None = None,
+    is_one: bool = False,
     progress: Progress = lambda *_: None,
-    at_once_max: int = AT_ONCE_EVENTS_MAX,
     objects_at_once: int = OBJECTS_AT_ONCE,
 ) -> Renamed:
     """Let *old* be called *new*: see Note [A rename leaves one world].
 
-    Payloads that are archived, and wanted to fold an object again, are brought back out of the logs in the folder
-    *archive*.
+    Payloads that are archived, and wanted to fold an object again or to see of which account they are, are brought back
+    out of the logs in the folder *archive*. That it *is_one* account is the operator's word, for where no payload shows
+    it.
 
     Raises:
         ConfigurationError, ConflictError, NotFoundError: it makes no sense, or payloads are archived and there is no
-            *archive*, or those who record did not pause in time; nothing has changed.
+            *archive*, or others did not let it through in time. The message says whether the rename is begun, so that
+            events of both names wait until the same command ends it, or nothing has changed.
     """
-    _bring_back(engine, old, new, archive)
+    _bring_back(engine, old, new, archive, is_one=is_one)
     with database.transaction(engine) as connection, database.cursor(connection) as cursor:
         cursor.execute("SELECT count(*) FROM inbox WHERE account = %s", (old,))
         (count,) = cursor.fetchone() or (0,)
+    _retrying(engine, lambda cursor: _write_name(cursor, old, new, now, is_one=is_one))
     work = _Work(old, new, now, int(count), progress, objects_at_once)
-    if count <= at_once_max:
-        with _pausing(engine, old, new, now) as cursor:
-            for step in work.steps():
-                step(cursor)
-    else:
-        with _pausing(engine, old, new, now):
-            pass
-        for step in work.steps():
-            _take(engine, step)
-    return Renamed(work.moved, work.joined, work.withheld)
+    for step in work.steps():
+        work.take(engine, step)
+    return Renamed(work.counts["moved"], work.counts["joined"], work.counts["withheld"])
 
 
-def _take(engine: Engine, step: Callable[[Cursor], None]) -> None:
-    """Take *step* in a transaction, again where an event of it has just arrived under the new name."""
-    for last in range(TRIES_MAX, 0, -1):
+def _retrying(engine: Engine, step: Callable[[Cursor], None], *, prepare: Callable[[], None] = lambda: None) -> None:
+    """Take *step* in a transaction, after *prepare* each time, and again where others were in its way.
+
+    Others are in its way where each waits for the other, or an event that it relabels has just arrived under the new
+    name.
+    """
+    for _ in range(TRIES_MAX):
+        prepare()
         try:
             with database.transaction(engine) as connection, database.cursor(connection) as cursor:
-                # Archiving waits for this lock, too, before it drops payloads.
-                projection.keep_others_from_folding(cursor)
                 step(cursor)
         except (psycopg.errors.DeadlockDetected, psycopg.errors.UniqueViolation):
-            if last == 1:
-                raise
+            time.sleep(random.uniform(0, 0.05))  # noqa: S311 - jitter
         else:
             return
+    raise ConflictError(
+        f"Others were in the way {TRIES_MAX} times over. Run the same command again: what is done stays done. Where"
+        " `payfold status` shows that the rename is begun, events of both names wait until it is finished."
+    )
 
 
-def _bring_back(engine: Engine, old: str, new: str, archive: Path | None) -> None:
+def _bring_back(engine: Engine, old: str, new: str, archive: Path | None, *, is_one: bool) -> None:
+    """Bring back what is wanted of the *archive*, or raise ConflictError where something is and there is none."""
     with database.transaction(engine) as connection, database.cursor(connection) as cursor:
-        _require_sense(cursor, old, new)
+        is_begun = accounts.names(cursor).get(old) == new
+        unread = [seq for its in accounts.look(cursor, (old, new)).values() for seq in its.archived]
+    if unread and archive is not None and not is_begun:
+        archives.bring_back(engine, unread, archive)
+    with database.transaction(engine) as connection, database.cursor(connection) as cursor:
+        _require_sense(cursor, old, new, is_one=is_one)
         names = {"old": old, "new": new}
         archived = _archived(cursor, names, _all_of_both(cursor, names))
     if archived and archive is None:
-        raise _wanted(archived, names)
+        raise _wanted(archived, names, is_begun=is_begun)
     if archived and archive is not None:
         archives.bring_back(engine, archived, archive)
 
 
-def _wanted(archived: Sequence[int], names: Mapping[str, str]) -> ConflictError:
+def _wanted(archived: Sequence[int], names: Mapping[str, str], *, is_begun: bool) -> ConflictError:
     old, new = shown(names["old"]), shown(names["new"])
+    command = f"`payfold accounts rename {old} {new} --archive DIR --yes`"
+    state = (
+        f"The rename is begun, and events of both names wait until it is finished: {command} ends it."
+        if is_begun
+        else f"Nothing has changed: {command} brings them back."
+    )
     return ConflictError(
         f"{len(archived):,} events of objects that both names have are archived, and these objects are to be folded"
-        f" again: `payfold accounts rename {old} {new} --archive DIR --yes` brings them back."
+        f" again. {state}"
     )
 
 
-@contextmanager
-def _pausing(engine: Engine, old: str, new: str, now: datetime) -> Iterator[Cursor]:
-    """Write the name while nothing is recorded or folded, and yield the transaction's cursor.
+def _write_name(cursor: Cursor, old: str, new: str, now: datetime, *, is_one: bool) -> None:
+    """Write the name while nothing is recorded or folded.
 
     Raises:
         ConflictError: those who record did not pause in time; nothing has changed.
     """
-    with database.transaction(engine) as connection, database.cursor(connection) as cursor:
-        _pause(cursor)
-        _require_sense(cursor, old, new)
-        # What was called OLD before is called NEW, and what is called back to an old name of its own is one no more.
-        cursor.execute("DELETE FROM account_names WHERE old = %s", (new,))
-        cursor.execute("UPDATE account_names SET new = %s WHERE new = %s", (new, old))
-        cursor.execute(
-            "INSERT INTO account_names (old, new, renamed_at) VALUES (%s, %s, %s)"
-            " ON CONFLICT (old) DO UPDATE SET finished_at = NULL",
-            (old, new, now),
-        )
-        yield cursor
+    _pause(cursor)
+    _require_sense(cursor, old, new, is_one=is_one)
+    # What was called OLD before is called NEW, and what is called back to an old name of its own is one no more.
+    cursor.execute("DELETE FROM account_names WHERE old = %s", (new,))
+    cursor.execute("UPDATE account_names SET new = %s WHERE new = %s", (new, old))
+    cursor.execute(
+        "INSERT INTO account_names (old, new, renamed_at) VALUES (%s, %s, %s)"
+        " ON CONFLICT (old) DO UPDATE SET finished_at = NULL",
+        (old, new, now),
+    )
 
 
 def _pause(cursor: Cursor) -> None:
@@ -243,7 +265,7 @@ def _pause(cursor: Cursor) -> None:
                 projection.keep_others_from_folding(cursor)
                 # In the order in which others write to them.
                 cursor.execute("LOCK TABLE inbox, stripe_calls, stripe_jobs IN SHARE ROW EXCLUSIVE MODE")
-        except psycopg.errors.LockNotAvailable:
+        except (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected):
             time.sleep(random.uniform(0.05, 0.5))  # noqa: S311 - jitter
         else:
             cursor.execute("SET LOCAL lock_timeout = 0")
@@ -257,9 +279,8 @@ class _Work:
     """The steps of one rename, each of which is done again without harm, and what they came to."""
 
     def __init__(self, old: str, new: str, now: datetime, total: int, progress: Progress, objects_at_once: int) -> None:
-        self.moved = 0
-        self.joined = 0
-        self.withheld = 0
+        self.counts = Counter[str]()
+        """What the steps came to: how many events they ``moved`` and ``joined``, and how many changes ``withheld``."""
         self._names = {"old": old, "new": new}
         self._now = now
         self._total = total
@@ -268,6 +289,20 @@ class _Work:
         self._rows = 0
         # Of what was relabelled before nothing is looked at again, which PostgreSQL still has to step over.
         self._after: _Object = (False, "")
+
+    def take(self, engine: Engine, step: Callable[[Cursor], None]) -> None:
+        """Take *step*, and count what it did once, however often it has to be tried."""
+        before = self.counts.copy()
+
+        def prepare() -> None:
+            self.counts = before.copy()
+
+        def take(cursor: Cursor) -> None:
+            # Archiving waits for this lock, too, before it drops payloads.
+            projection.keep_others_from_folding(cursor)
+            step(cursor)
+
+        _retrying(engine, take, prepare=prepare)
 
     def steps(self) -> Iterator[Callable[[Cursor], None]]:
         """Yield one step after another, each to be done before the next is asked for."""
@@ -300,7 +335,7 @@ class _Work:
         bounds = [0, 0]
 
         def find(cursor: Cursor) -> None:
-            cursor.execute("SELECT coalesce(min(seq), 0), coalesce(max(seq), -1) FROM changes")
+            cursor.execute(_BOUNDS, self._names)
             bounds[:] = cursor.fetchone() or (0, -1)
 
         def move(cursor: Cursor) -> None:
@@ -322,7 +357,7 @@ class _Work:
         objects = _with_neighbours(cursor, names, objects, seqs)
         both = _both_of(cursor, names, objects)
         if archived := _archived(cursor, names, both):
-            raise _wanted(archived, names)
+            raise _wanted(archived, names, is_begun=True)
         seqs = [*seqs, *_events_of(cursor, names, objects)]
         pairs = _pairs(cursor, names["new"], seqs)
         again = _join(cursor, pairs)
@@ -331,9 +366,9 @@ class _Work:
         cursor.execute(_RELABEL_MENTIONS, values)
         self._fold(cursor, sorted({*again, *_folded_of(cursor, names, both)}))
         self._after = after
-        self.joined += len(pairs)
-        self.moved += len(seqs)
-        self._progress("Renaming", self.moved, max(self._total, self.moved))
+        self.counts["joined"] += len(pairs)
+        self.counts["moved"] += len(seqs)
+        self._progress("Renaming", self.counts["moved"], max(self._total, self.counts["moved"]))
         return len(seqs) + len(objects)
 
     def _fold(self, cursor: Cursor, seqs: Sequence[int]) -> None:
@@ -372,7 +407,7 @@ class _Work:
     def _withhold(self, cursor: Cursor, last: int) -> None:
         """Withhold the changes behind the number *last*; others were kept from appending."""
         cursor.execute("UPDATE changes SET withheld = 'rename' WHERE seq > %s AND withheld IS NULL", (last,))
-        self.withheld += cursor.rowcount
+        self.counts["withheld"] += cursor.rowcount
 
     def _finish(self, cursor: Cursor) -> None:
         cursor.execute(_SET_ASIDE, self._names)
@@ -434,11 +469,21 @@ def _equal(one: str, other: str, names: Sequence[str]) -> sql.Composed:
     return sql.SQL(" AND ").join(pairs)
 
 
-# Each job had come so far under one of the names: where the other was ahead, what lies between is looked at again.
+# Each job had come so far under one of the names: where the other was ahead, what lies between is looked at again. A
+# name without a row had not begun; of its changes, which the other's job has passed by, none was looked at.
 _JOBS: Final = (
     """
+    INSERT INTO stripe_jobs (account, livemode, job)
+    SELECT %(old)s, n.livemode, n.job FROM stripe_jobs AS n WHERE n.account = %(new)s AND n.job = 'fetch'
+    ON CONFLICT DO NOTHING
+    """,
+    """
     UPDATE stripe_jobs AS n SET
-        reached_at = least(n.reached_at, o.reached_at), reached_seq = least(n.reached_seq, o.reached_seq),
+        reached_at = CASE WHEN n.reached_at IS NOT NULL AND o.reached_at IS NOT NULL
+            THEN least(n.reached_at, o.reached_at) END,
+        reached_seq = CASE WHEN n.reached_seq IS NOT NULL THEN least(n.reached_seq, coalesce(o.reached_seq, (
+            SELECT min(c.seq) - 1 FROM changes AS c WHERE (c.account, c.livemode) = (%(old)s, o.livemode)
+        ))) END,
         done_at = greatest(n.done_at, o.done_at), found = n.found + o.found
     FROM stripe_jobs AS o
     WHERE n.account = %(new)s AND o.account = %(old)s AND (n.livemode, n.job) = (o.livemode, o.job)
@@ -463,6 +508,7 @@ _ANOMALIES: Final = (
     """,
     "UPDATE anomalies SET account = %(new)s WHERE account = %(old)s",
 )
+_BOUNDS: Final = "SELECT coalesce(min(seq), 0), coalesce(max(seq), -1) FROM changes WHERE account = %(old)s"
 _ONE_SHOT: Final = f"""
 o.seq BETWEEN %(first)s AND %(last)s AND o.account = %(old)s AND n.account = %(new)s
 AND (n.livemode, n.subject, n.subject_id, n.kind) = (o.livemode, o.subject, o.subject_id, o.kind)

@@ -298,6 +298,7 @@ class _Withholding(_Recording):
         super().__init__(engine, now, folder)
         # The log's own observations, which nothing else tells from those that are made meanwhile.
         self._observed: set[Key] = set()
+        self._names: Mapping[str, str] = {}
         with database.transaction(engine) as connection, database.cursor(connection) as cursor:
             accounts.require_settled(cursor)
             cursor.execute("SELECT EXISTS (SELECT FROM changes WHERE withheld IS NULL)")
@@ -309,7 +310,8 @@ class _Withholding(_Recording):
 
     def take(self, deliveries: Sequence[Delivery]) -> list[str]:
         """Do as the recording does, and remember what the log observed, whether it is known here or not."""
-        self._observed.update(each.key for each in deliveries if each.source == "observation")
+        observed = (each.named(self._names) for each in deliveries if each.source == "observation")
+        self._observed.update(each.key for each in observed)
         return super().take(deliveries)
 
     def _record(self, deliveries: Sequence[Delivery], *, is_again: bool = False) -> list[Receipt]:
@@ -317,6 +319,8 @@ class _Withholding(_Recording):
         try:
             with database.transaction(self._engine) as connection, database.cursor(connection) as cursor:
                 projection.keep_others_from_folding(cursor)
+                # What a rename holds back would be folded, and announced, by whoever folds after it.
+                accounts.require_settled(cursor)
                 cursor.execute("SELECT coalesce(max(seq), 0) FROM changes")
                 (last,) = cursor.fetchone() or (0,)
                 receipts = inbox.record(cursor, deliveries)
@@ -341,6 +345,10 @@ class _Withholding(_Recording):
 
     def _withhold(self, cursor: Cursor, last: int) -> None:
         """Withhold what was appended behind the number *last* by what the log told."""
+        names = accounts.names(cursor)
+        if names != self._names:
+            self._observed = {(names.get(account, account), mode, event) for account, mode, event in self._observed}
+            self._names = names
         cursor.execute(_OBSERVED, (last,))
         others = [change for change, *event in cursor.fetchall() if tuple(event) not in self._observed]
         cursor.execute(_WITHHELD, (last, others))
@@ -403,6 +411,23 @@ def _pending(engine: Engine) -> int:
         cursor.execute("SELECT count(*) FROM pending")
         (count,) = cursor.fetchone() or (0,)
         return int(count)
+
+
+def why_pending(engine: Engine) -> str:
+    """Return why events are still pending after a replay that folds, and what to do."""
+    with database.transaction(engine) as connection, database.cursor(connection) as cursor:
+        try:
+            accounts.require_settled(cursor)
+        except ConflictError as error:
+            return f"Events wait. {error}"
+        cursor.execute("SELECT count(*), min(reason) FROM pending WHERE due_at IS NOT NULL")
+        postponed, reason = cursor.fetchone() or (0, None)
+    if postponed:
+        return (
+            f"{postponed:,} events could not be folded for now and are tried again by the worker, or when this is run"
+            f" again in a few minutes. One of the reasons: {reason}."
+        )
+    return "What is pending was taken by other workers, or recorded, while this ended: run it again to see."
 
 
 def export(engine: Engine, *, filters: Filters) -> Iterator[bytes]:

@@ -71,6 +71,9 @@ def accounts_rename(
     new: Annotated[str, typer.Argument(metavar="NEW", help="The name from now on: letters, digits and _, or ''.")],
     yes: Annotated[bool, typer.Option("--yes", help="Do it; without it, only say what would be done.")] = False,
     archive: ArchiveOption = None,
+    same_account: Annotated[
+        bool, typer.Option("--same-account", help="You know that it is one account, where no payload is left to show.")
+    ] = False,
     form: FormatOption = Format.TABLE,
 ) -> None:
     """Join two names of one account: all that was recorded under OLD, and all that arrives under it, is NEW's."""
@@ -83,9 +86,17 @@ def accounts_rename(
         )
     with opened_database() as engine, bars() as bar:
         if not yes:
-            planned = renaming.plan(engine, old, new)
+            planned = renaming.plan(engine, old, new, is_one=same_account)
         else:
-            done = renaming.rename(engine, old, new, now=datetime.now(UTC), archive=archive, progress=shown_on(bar))
+            done = renaming.rename(
+                engine,
+                old,
+                new,
+                now=datetime.now(UTC),
+                archive=archive,
+                is_one=same_account,
+                progress=shown_on(bar),
+            )
     if not yes:
         output.one(asdict(planned), form)
         err.print(

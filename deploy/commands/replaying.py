@@ -88,7 +88,7 @@ def replay(  # noqa: PLR0913 - an option each
     ] = False,
     form: FormatOption = Format.TABLE,
 ) -> None:
-    """Record what the inbox lacks of the logs, then fold it; exit 1 if a line cannot be read or an event is parked."""
+    """Record what the inbox lacks of the logs, then fold it; exit 1 if a line is refused or an event not folded."""
     from worker import lanes
     from worker import replay as logs_of_events
     from worker.eventlog import remark
@@ -127,17 +127,25 @@ def replay(  # noqa: PLR0913 - an option each
         _print(counts, more, form)
         if counts["refused"] and not dry_run:
             _keep(aside, rejects or Path(f"payfold-rejects-{datetime.now(UTC):%Y%m%dT%H%M%SZ}.ndjson"))
-    _end(counts, is_left_to_others=record_only, has_parked=bool(more.get("parked_by_cause")))
+        waiting = _why_pending(engine, is_left_to_others=record_only) if counts["pending"] and not dry_run else None
+    _end(counts, waiting=waiting, has_parked=bool(more.get("parked_by_cause")))
 
 
-def _end(counts: "Counts", *, is_left_to_others: bool, has_parked: bool) -> None:
+def _why_pending(engine: "Engine", *, is_left_to_others: bool) -> str:
+    from worker.replay import why_pending
+
+    if is_left_to_others:
+        return "These are recorded, and no worker has folded any for a while: do the worker and the clock run?"
+    return why_pending(engine)
+
+
+def _end(counts: "Counts", *, waiting: str | None, has_parked: bool) -> None:
     """Print what to do about what was not folded, and exit 1 where something was refused or is not folded."""
-    is_waiting = is_left_to_others and counts["pending"] > 0
-    if is_waiting:
-        err.print("These are recorded, and no worker has folded any for a while: do the worker and the clock run?")
+    if waiting is not None:
+        err.print(waiting)
     if has_parked:
         err.print(_PARKED)
-    if counts["refused"] or has_parked or is_waiting:
+    if counts["refused"] or has_parked or waiting is not None:
         raise typer.Exit(FAILED)
 
 

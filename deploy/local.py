@@ -1,7 +1,6 @@
 """Payfold on one machine: the Procfile's processes on embedded servers, for `payfold up` and `payfold demo`."""
 
 import asyncio
-import io
 import os
 import shutil
 import signal
@@ -19,8 +18,8 @@ import httpx
 import uvloop
 
 from deploy import credentials, services
-from deploy.processes import Processes, run_release
-from schemas import envfile
+from deploy.processes import Processes
+from schemas import accounts, envfile, migrate
 from schemas.errors import ConfigurationError, PayfoldError
 from schemas.settings import Settings, unknown
 
@@ -191,7 +190,7 @@ def running(
     output: TextIO | None = None,
     may_take_another_port: bool = False,
 ) -> Iterator[Running]:
-    """Run the servers that the settings do not name, the release phase, and every process, until the block ends.
+    """Run the servers that the settings do not name, the migrations, and every process, until the block ends.
 
     *environment* is laid over the one here, for the processes alone. A port that is taken is an error, unless none is
     configured and it *may_take_another_port*.
@@ -213,7 +212,7 @@ def running(
         if not _is_configured("PAYFOLD_LOG_FORMAT"):
             environment["PAYFOLD_LOG_FORMAT"] = "console"
         complete = Settings.load(envfile.completed(environment))
-        _migrate(environment, output or sys.stderr)
+        migrate_here(complete, output or sys.stderr)
         with Processes(environment, output=output) as processes:
             address = f"http://{LOOPBACK}:{complete.port}"
             wait_until_ready(address, processes)
@@ -231,12 +230,15 @@ def _absolute(environment: Mapping[str, str]) -> dict[str, str]:
     return {**found, envfile.DATA_DIR: str(envfile.data_folder(environment))}
 
 
-def _migrate(environment: Mapping[str, str], output: TextIO) -> None:
-    """Run the release phase; its lines are of interest only where it fails."""
-    lines = io.StringIO()
-    if run_release(environment, output=lines) != 0:
-        output.write(lines.getvalue())
-        raise StartError("The database could not be migrated; its own words are above.")
+def migrate_here(settings: Settings, output: TextIO) -> None:
+    """Bring the schema to this release, and write what splits an account to *output*, as warnings.
+
+    The release phase of a deployment fails on a split account. Here the rename that mends it needs the servers, which
+    run no longer than everything else does.
+    """
+    migrate.upgrade(settings.postgresql)
+    for fault in accounts.faults_here(settings):
+        output.write(f"Warning: {fault.detail}\n  {fault.command}\n")
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from deploy.output import Format, err
 from deploy.processes import Ended, Processes
 from deploy.services import ServicesError
 from schemas import database, envfile, migrate
+from schemas.accounts import faults_here
 from schemas.errors import ConfigurationError, ConflictError, PayfoldError
 from schemas.settings import SCOPES, Settings
 from worker.slots import ENDS_MAX, ENDS_SECONDS, Ends
@@ -41,7 +42,7 @@ def migrate_up() -> None:
     settings = settings_here()
     applied = migrate.upgrade(settings.postgresql)
     err.print(f"Applied {', '.join(applied)}." if applied else "The schema is up to date.")
-    if accounts.show(accounts.faults_here(settings)):
+    if accounts.show(faults_here(settings)):
         raise typer.Exit(FAILED)
 
 

@@ -165,7 +165,9 @@ _CALLED_AS: Final = "PAYFOLD_CALLED_AS"
 @app.command()
 def demo(
     orders: Annotated[int, typer.Option(min=1, max=1_000_000, help="How many orders the sandbox shop sells.")] = 1000,
-    port: PortOption = None,
+    port: Annotated[
+        int | None, typer.Option(min=1, max=local.PORT_MAX, help="Port of the web process; else PORT, else a free one.")
+    ] = None,
     leave: Annotated[bool, typer.Option("--exit", help="End after the summary.")] = False,
     seed: Annotated[int | None, typer.Option(help="Repeats an earlier demo.")] = None,
 ) -> None:

@@ -148,8 +148,24 @@ def test_variable_before_file(tmp_path: Path) -> None:
     assert Settings.load({"PORT": "81", "PORT_FILE": str(tmp_path / "missing")}).port == 81
 
 
-def test_empty_is_not_set() -> None:
-    """A variable that is set to nothing counts as not set."""
+def test_an_environment_that_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of this process's own environment gets among what is given, and nothing of it can be at fault."""
+    monkeypatch.setenv("PORT", "81")
+    monkeypatch.setenv("web_concurrency", "")
+    monkeypatch.setenv("STRIPE_API_KEY", "sk_test_hunter2")
+
+    settings = Settings.load({"PAYFOLD_LOG_LEVEL": "debug"})
+
+    assert (settings.port, settings.web_concurrency, settings.api_keys) == (8000, 1, ())
+    assert settings.payfold_log_level == "debug"
+
+
+def test_empty_is_not_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A variable that is set to nothing counts as not set, in what is given and in this process's own environment."""
+    monkeypatch.setenv("PAYFOLD_DATA_DIR", str(tmp_path))
+    monkeypatch.setenv("PORT", "")
+
+    assert Settings.load().port == 8000
     assert Settings.load({"DATABASE_URL": "", "PORT": "", "STRIPE_WEBHOOK_SECRETS": ""}) == Settings.load({})
 
 

@@ -2,6 +2,7 @@
 
 import os
 import re
+import resource
 import shutil
 import subprocess
 import typing
@@ -122,6 +123,20 @@ def test_init(tmp_path: Path, init: Init) -> None:
     assert f"{path} is there already and stays as it is." in again
     assert path.read_text() == text
     assert "hunter2" not in again
+
+
+def test_a_full_disk(tmp_path: Path, init: Init) -> None:
+    """A file that cannot be written whole is not left behind in part, to be taken for another program's."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(ConfigurationError, match="it cannot be written: File too large"):
+            init(PAYFOLD_DATA_DIR=str(tmp_path))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    assert list(tmp_path.iterdir()) == []
+    assert f"Wrote {tmp_path / '.env'}" in init(PAYFOLD_DATA_DIR=str(tmp_path))
 
 
 def test_every_example_in_the_file(tmp_path: Path, init: Init) -> None:

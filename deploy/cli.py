@@ -77,6 +77,8 @@ def _options(
     """Take what is the same for every command."""
     if env_file is not None:
         os.environ[envfile.ENV_FILE] = str(env_file.absolute())  # the processes of `up` are to have it, too
+    if warning := envfile.open_to_others(os.environ):
+        err.print(output.shown(warning), style="yellow", soft_wrap=True, markup=False, highlight=False)
 
 
 def main() -> None:

@@ -28,7 +28,10 @@ WRITTEN = {
     "reconcile --csv": ["reconcile", "--csv"],
     "events export --output": ["events", "export", "--output"],
 }
+SETTINGS = {"--env-file"}
+"""Tested with its file, in tests/test_envfile.py."""
 FOLDERS = {
+    "accounts rename --archive",
     "rebuild --archive",
     "reconcile --archive",
     "events retry --archive",
@@ -63,7 +66,7 @@ def options_of(command: Any, name: str = "") -> set[str]:  # noqa: ANN401 - of a
 
 def test_every_file_is_known() -> None:
     """Whoever adds an option that names a file or a folder adds it to the tests below."""
-    assert options_of(get_command(app)) == {*READ, *WRITTEN, *FOLDERS}
+    assert options_of(get_command(app)) == {*READ, *WRITTEN, *SETTINGS, *FOLDERS}
 
 
 @pytest.mark.parametrize("kind", KINDS)

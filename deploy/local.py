@@ -78,9 +78,14 @@ def settings() -> Settings:
         ConfigurationError: with the nearest right name.
     """
     found = Settings.load()
+    refuse_unknown_names()
+    return found
+
+
+def refuse_unknown_names() -> None:
+    """Raise ConfigurationError at a name that looks like a setting and is none, with the nearest right name."""
     if faults := unknown():
         raise ConfigurationError("\n".join(faults))
-    return found
 
 
 class Laid(NamedTuple):

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from typer.testing import CliRunner
 
+from deploy.cli import app
 from schemas import envfile
 from schemas.errors import ConfigurationError
 from schemas.settings import FILE_BYTES_MAX, Settings, SigningSecret
@@ -288,6 +290,16 @@ def test_process_without_servers(module: str, tmp_path: Path) -> None:
     assert (logged["level"], logged["event"]) == ("error", "settings.unknown")
     assert logged["faults"] == ["PAYFOLD_TOKNS: there is no such setting; the nearest is PAYFOLD_TOKENS."]
     assert "hunter2" not in ran.err
+
+
+def test_unknown_name_stops_a_new_token() -> None:
+    """So does the command that makes a token, which a bad value does not stop: it may be the one to be mended."""
+    arguments = ["tokens", "new", "shop"]
+    unknown = CliRunner().invoke(app, arguments, env={"PAYFOLD_TOKEN": "hunter2"})
+    bad = CliRunner().invoke(app, arguments, env={"PAYFOLD_TOKENS": "hunter2"})
+
+    assert str(unknown.exception) == "PAYFOLD_TOKEN: there is no such setting; the nearest is PAYFOLD_TOKENS."
+    assert (bad.exit_code, "shop:read:" in bad.stdout) == (0, True)
 
 
 def test_unknown_name_stops_the_release() -> None:

@@ -174,6 +174,7 @@ def test_init_elsewhere(tmp_path: Path, init: Init) -> None:
 def test_the_call_that_init_prints(stripe: Stripe, tmp_path: Path, init: Init) -> None:
     """The printed call makes an endpoint with exactly our event types, in which `check` finds no fault."""
     printed = init(PAYFOLD_DATA_DIR=str(tmp_path), STRIPE_API_BASE=stripe.environment["STRIPE_API_BASE"])
+    assert "STRIPE_API_KEY in the shell is one key by itself, without a label and without others." in printed
     call = printed[printed.index("  curl ") :].replace("https://your-host/webhooks/stripe", URL)
 
     subprocess.run(

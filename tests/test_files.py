@@ -120,3 +120,17 @@ def test_standard_input(database_url: str, device: str, code: int, words: str) -
         )
 
     assert (ran.returncode, words in ran.stderr.decode()) == (code, True)
+
+
+@pytest.mark.parametrize(
+    ("closed", "words"),
+    [("<&-", "Standard input is closed: give it a file"), (">&-", "Standard output is closed, and data goes there.")],
+)
+def test_a_closed_stream(closed: str, words: str) -> None:
+    """A stream that a shell closed is an error of usage, and no fault of ours."""
+    command = f'exec "{sys.executable}" -m deploy replay - {closed}'
+    ran = subprocess.run(["/bin/sh", "-c", command], capture_output=True, env=environment({}), timeout=60, check=False)
+
+    assert (ran.returncode, ran.stdout) == (2, b"")
+    assert ran.stderr.decode().startswith(words)
+    assert b"Traceback" not in ran.stderr

@@ -77,11 +77,14 @@ def _options(
     """Take what is the same for every command."""
     if env_file is not None:
         os.environ[envfile.ENV_FILE] = str(env_file.absolute())  # the processes of `up` are to have it, too
+    if warning := envfile.open_to_others(os.environ):
+        err.print(output.shown(warning), style="yellow", soft_wrap=True, markup=False, highlight=False)
 
 
 def main() -> None:
     """Run the command and end the process: 0 ok, 1 failed, 2 usage, 3 drift, 4 migrations pending."""
     try:
+        _settle_streams()
         app(prog_name="payfold")
     except ConfigurationError as error:
         _fail(error, USAGE)
@@ -93,6 +96,18 @@ def main() -> None:
         _fail(f"PostgreSQL refused this: {_refusal(error)}", FAILED)
     except (PayfoldError, ServicesError) as error:
         _fail(error, FAILED)
+
+
+def _settle_streams() -> None:
+    """Find out whether a stream was closed before the start: Python has None in its place, and writes into nothing.
+
+    Raises:
+        ConfigurationError: data would be lost.
+    """
+    if sys.stderr is None:
+        sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 - as long as the process
+    if sys.stdout is None:
+        raise ConfigurationError("Standard output is closed, and data goes there. Example: payfold status >/dev/null")
 
 
 def _fail(words: object, code: int) -> None:

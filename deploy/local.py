@@ -1,7 +1,6 @@
 """Payfold on one machine: the Procfile's processes on embedded servers, for `payfold up` and `payfold demo`."""
 
 import asyncio
-import io
 import os
 import shutil
 import signal
@@ -9,9 +8,10 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Coroutine, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple, NoReturn, TextIO, TypeVar
 
@@ -19,17 +19,21 @@ import httpx
 import uvloop
 
 from deploy import credentials, services
-from deploy.processes import Processes, run_release
-from schemas import envfile
+from deploy.processes import Ended, Processes
+from schemas import accounts, envfile, migrate
 from schemas.errors import ConfigurationError, PayfoldError
 from schemas.settings import Settings, unknown
 
 LOOPBACK: Final = "127.0.0.1"
 READY_SECONDS_MAX: Final = 60
+READY_POLL_SECONDS: Final = 0.05
 UP_FOLDER: Final = "up"
 DEMO_PREFIX: Final = "demo-"
 BENCH_PREFIX: Final = "bench-"
 PORT_MAX: Final = 65_535
+PORTS_TRIED: Final = 2
+"""Where any port will do, another is tried once when a program took the first between its choice and its binding."""
+ADDRESS_IN_USE: Final = "address already in use"
 PORT_SECONDS_MAX: Final = 1.0
 """For so long a listener on a port has to take a connection, before the port is tried by binding it."""
 STOP_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -39,6 +43,16 @@ Result = TypeVar("Result")
 
 class StartError(PayfoldError):
     """Payfold did not start."""
+
+
+class PortLost(StartError):
+    """Another program on this machine listens on the port of the web process."""
+
+    def __init__(self, port: int) -> None:
+        super().__init__(
+            f"Port {port} is taken by another program on this machine. Stop that one, or choose another port."
+            f" Example: --port {port + 1 if port < PORT_MAX else port - 1}"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +78,14 @@ def settings() -> Settings:
         ConfigurationError: with the nearest right name.
     """
     found = Settings.load()
+    refuse_unknown_names()
+    return found
+
+
+def refuse_unknown_names() -> None:
+    """Raise ConfigurationError at a name that looks like a setting and is none, with the nearest right name."""
     if faults := unknown():
         raise ConfigurationError("\n".join(faults))
-    return found
 
 
 class Laid(NamedTuple):
@@ -191,10 +210,10 @@ def running(
     output: TextIO | None = None,
     may_take_another_port: bool = False,
 ) -> Iterator[Running]:
-    """Run the servers that the settings do not name, the release phase, and every process, until the block ends.
+    """Run the servers that the settings do not name, the migrations, and every process, until the block ends.
 
-    *environment* is laid over the one here, for the processes alone. A port that is taken is an error, unless none is
-    configured and it *may_take_another_port*.
+    *environment* is laid over the one here, for the processes alone. A port that is taken is an error. Where none is
+    configured and it *may_take_another_port*, it takes a random free one.
 
     Raises:
         StartError, ServicesError, ConfigurationError: with what to do.
@@ -204,19 +223,54 @@ def running(
         database_url=settings.database_url.get_secret_value() if settings.database_url else None,
         redis_url=settings.redis_url.get_secret_value() if settings.redis_url else None,
     )
-    may_move = may_take_another_port and not _is_configured("PORT")
-    with named as found, _claimed_port(settings.port, may_move=may_move) as port:
+    with named as found:
+        start = partial(_started, settings, folder, found, environment=environment or {}, output=output)
+        is_free_to_choose = may_take_another_port and not _is_configured("PORT")
+        ports = [services.free_port() for _ in range(PORTS_TRIED)] if is_free_to_choose else [settings.port]
+        with on_first_free(ports, start) as started:
+            yield started
+
+
+@contextmanager
+def on_first_free(ports: Sequence[int], start: Callable[[int], AbstractContextManager[Result]]) -> Iterator[Result]:
+    """Enter what *start* returns for the first of *ports* that no other program takes before it is bound.
+
+    Raises:
+        PortLost: the last one is taken, too.
+    """
+    with ExitStack() as opened:
+        for port in ports[:-1]:
+            with suppress(PortLost):
+                started = opened.enter_context(start(port))
+                break
+        else:
+            started = opened.enter_context(start(ports[-1]))
+        yield started
+
+
+@contextmanager
+def _started(
+    settings: Settings,
+    folder: Path,
+    found: services.Services,
+    port: int,
+    *,
+    environment: Mapping[str, str],
+    output: TextIO | None,
+) -> Iterator[Running]:
+    """Run the processes on the servers *found*, and the web process on *port*; arguments and errors as `running`."""
+    with _claimed_port(port):
         own = credentials.ensured(folder, settings, port=port)
-        environment = {**_absolute(os.environ), **(environment or {})}
+        environment = {**_absolute(os.environ), **environment}
         environment |= {"DATABASE_URL": found.database_url, "REDIS_URL": found.redis_url}
         environment |= {"PAYFOLD_HOST": LOOPBACK, **own.environment()}
         if not _is_configured("PAYFOLD_LOG_FORMAT"):
             environment["PAYFOLD_LOG_FORMAT"] = "console"
         complete = Settings.load(envfile.completed(environment))
-        _migrate(environment, output or sys.stderr)
+        migrate_here(complete, output or sys.stderr)
         with Processes(environment, output=output) as processes:
             address = f"http://{LOOPBACK}:{complete.port}"
-            wait_until_ready(address, processes)
+            wait_until_ready(address, processes, token=own.token)
             secret, is_ours = complete.signing_secrets[0].secret.decode(), own.signing_secret is not None
             yield Running(address, environment, complete, processes, own.token, secret, is_ours)
 
@@ -231,37 +285,35 @@ def _absolute(environment: Mapping[str, str]) -> dict[str, str]:
     return {**found, envfile.DATA_DIR: str(envfile.data_folder(environment))}
 
 
-def _migrate(environment: Mapping[str, str], output: TextIO) -> None:
-    """Run the release phase; its lines are of interest only where it fails."""
-    lines = io.StringIO()
-    if run_release(environment, output=lines) != 0:
-        output.write(lines.getvalue())
-        raise StartError("The database could not be migrated; its own words are above.")
+def migrate_here(settings: Settings, output: TextIO) -> None:
+    """Bring the schema to this release, and write what splits an account to *output*, as warnings.
+
+    The release phase of a deployment fails on a split account. Here the rename that mends it needs the servers, which
+    run no longer than everything else does.
+    """
+    migrate.upgrade(settings.postgresql)
+    output.writelines(f"Warning: {fault.detail}\n  {fault.command}\n" for fault in accounts.faults_here(settings))
 
 
 @contextmanager
-def _claimed_port(port: int, *, may_move: bool) -> Iterator[int]:
-    """Yield *port* for the web process, and keep other Payfolds on this machine from taking it too.
+def _claimed_port(port: int) -> Iterator[None]:
+    """Keep other Payfolds on this machine from taking *port* for their web processes, until the block ends.
 
     Raises:
-        StartError: it is taken, and may not be another one.
+        StartError: it may not be opened, or, as a PortLost, it is taken.
     """
     # The web process binds it seconds from now. Until the end, the datagram port of the same number tells another
     # Payfold, which may be starting just now, that this one is spoken for.
     with socket.socket(type=socket.SOCK_DGRAM) as claim:
         try:
             claim.bind((LOOPBACK, port))
-            is_free = not is_taken(port)
         except PermissionError:
             raise StartError(f"Port {port} may not be opened by this user. Example: --port 8000") from None
         except OSError:
-            is_free = False
-        if not is_free and not may_move:
-            raise StartError(
-                f"Port {port} is taken by another program on this machine. Stop that one, or choose another port."
-                f" Example: --port {port + 1 if port < PORT_MAX else port - 1}"
-            )
-        yield port if is_free else services.free_port()
+            raise PortLost(port) from None
+        if is_taken(port):
+            raise PortLost(port)
+        yield
 
 
 def is_taken(port: int) -> bool:
@@ -286,21 +338,30 @@ def free_port(settings: Settings) -> int:
     return services.free_port() if is_taken(settings.port) else settings.port
 
 
-def wait_until_ready(address: str, processes: Processes) -> None:
-    """Return once the web process at *address* is ready.
+def wait_until_ready(address: str, processes: Processes, *, token: str | None = None) -> None:
+    """Return once the web process at *address* is ready; another program that answers there does not know *token*.
 
     Raises:
-        StartError: a process has ended, or the time is up.
+        PortLost: another program took the port first.
+        StartError: a process has ended for another reason, or the time is up.
     """
     deadline = time.monotonic() + READY_SECONDS_MAX
-    with httpx.Client(base_url=address, timeout=2) as client:
+    authorization = {} if token is None else {"Authorization": f"Bearer {token}"}
+    paths = ["/health/ready"] if token is None else ["/health/ready", "/v1/status"]
+    with httpx.Client(base_url=address, headers=authorization, timeout=2) as client:
         while time.monotonic() < deadline:
-            ended = [name for name in processes.names if processes.returncode(name) is not None]
-            if ended:
-                raise StartError(f"The {ended[0]} process ended at once; its own words are above.")
-            try:
-                if client.get("/health/ready").is_success:
+            if any(processes.returncode(name) is not None for name in processes.names):
+                raise _fault_of(processes.wait(), client.base_url.port)
+            with suppress(httpx.TransportError):
+                if all(client.get(path).is_success for path in paths):
                     return
-            except httpx.TransportError:
-                time.sleep(0.05)
+            time.sleep(READY_POLL_SECONDS)
     raise StartError(f"The web process did not become ready within {READY_SECONDS_MAX} seconds.")
+
+
+def _fault_of(ended: Ended | None, port: int | None) -> StartError:
+    if ended is None:
+        return StartError("A process was asked to stop before all of them had started.")
+    if port is not None and ADDRESS_IN_USE in ended.last_lines.lower():
+        return PortLost(port)
+    return StartError(f"The {ended.name} process ended at once; its own words are above.")

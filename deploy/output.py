@@ -25,7 +25,8 @@ def _console(**options: Any) -> Console:  # noqa: ANN401 - the library's options
     return Console(highlight=False, soft_wrap=True, markup=False, emoji=False, **options)
 
 
-out: Final = _console(width=None if sys.stdout.isatty() else PIPE_COLUMNS)
+_HAS_TERMINAL: Final = sys.stdout is not None and sys.stdout.isatty()  # None where it was closed before the start
+out: Final = _console(width=None if _HAS_TERMINAL else PIPE_COLUMNS)
 err: Final = _console(stderr=True)
 
 # Source: https://docs.stripe.com/currencies#zero-decimal and #three-decimal.

@@ -177,22 +177,33 @@ def private_folder(folder: Path) -> Path:
 
 def write_private(path: Path, text: str) -> None:
     """Write a file that is whole or absent, and 0600 from its first byte."""
-    draft = path.with_name(f"{path.name}.new")
-    draft.unlink(missing_ok=True)
-    write_new_private(draft, text)
-    draft.replace(path)
+    with _draft(path, text) as draft:
+        draft.replace(path)
 
 
 def write_new_private(path: Path, text: str) -> None:
-    """Write a file that is 0600 from its first byte, and never in the place of another.
+    """Write a file as `write_private` does, and never in the place of another.
 
     Raises:
         FileExistsError: something is there.
     """
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+    with _draft(path, text) as draft:
+        path.hardlink_to(draft)
+
+
+@contextmanager
+def _draft(path: Path, text: str) -> Iterator[Path]:
+    """Yield a file in the same folder with *text* in it, on disk, which is removed if it still has its own name."""
+    draft = path.with_name(f"{path.name}.new")
+    draft.unlink(missing_ok=True)
+    try:
+        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        yield draft
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 def _kept_password(path: Path) -> str:

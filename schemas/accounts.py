@@ -342,6 +342,16 @@ def _own_name(payload: bytes) -> str | None:
         return None
 
 
+def faults_here(settings: Settings) -> list[Fault]:
+    """Return what splits an account in the database of these *settings*."""
+    engine = database.engine(settings.postgresql, connections_max=1)
+    try:
+        with database.transaction(engine) as connection, database.cursor(connection) as cursor:
+            return faults(cursor, settings)
+    finally:
+        engine.dispose()
+
+
 def log_faults(of: Engine, settings: Settings) -> None:
     """Log what splits an account, once, in a thread: recording goes on all the same."""
 

@@ -6,12 +6,14 @@ the defaults. A file that does not begin with ``MARKER`` is another program's, a
 
 import io
 import os
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
 from dotenv.parser import parse_stream
 
+from schemas import files
 from schemas.errors import ConfigurationError
 
 MARKER: Final = "# Payfold's settings, begun by `payfold init`."
@@ -23,6 +25,7 @@ DATA_DIR: Final = "PAYFOLD_DATA_DIR"
 DATA_DIR_DEFAULT: Final = ".payfold"
 ENV_FILE_BYTES_MAX: Final = 1024 * 1024
 _FILE: Final = "_FILE"
+_FOUND_BY: Final = (ENV_FILE, DATA_DIR)
 
 
 def place(environment: Mapping[str, str]) -> Path:
@@ -42,17 +45,15 @@ def read(environment: Mapping[str, str]) -> dict[str, str]:
     A ``*_FILE`` in it that is a relative path is relative to the file's own folder.
 
     Raises:
-        ConfigurationError: it was named and is not there, was found and is another user's, is another program's, or
-            has a line that cannot be read.
+        ConfigurationError: it was named and is not there, was found and another user can change it, is no regular
+            file, is another program's, or has a line that cannot be used.
     """
-    path = place(environment)
-    text = _text_of(path)
+    path, is_named = place(environment), bool(_value(environment, ENV_FILE))
+    text = _text_of(path, is_named=is_named)
     if text is None:
-        if _value(environment, ENV_FILE):
+        if is_named:
             raise ConfigurationError(f"{path}: there is no such file. `payfold --env-file {path} init` writes it.")
         return {}
-    if not _value(environment, ENV_FILE):
-        _require_ours(path)
     found = _parsed(path, text)
     return {name: _settled(name, value, path.parent) for name, value in found.items() if value}
 
@@ -83,13 +84,30 @@ def is_ours(path: Path) -> bool:
     Raises:
         ConfigurationError: another program's file is there, or one that cannot be read.
     """
-    return _text_of(path) is not None
+    return _text_of(path, is_named=True) is not None
 
 
-def _text_of(path: Path) -> str | None:
+def open_to_others(environment: Mapping[str, str]) -> str | None:
+    """Return a warning where other users can read the file, which may hold secrets; None where there is none."""
+    path = place(environment)
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return None
+    if not stat.S_ISREG(mode) or not mode & 0o044:
+        return None
+    return f"{path}: others can read this file, and it may hold secrets. Type: chmod 600 '{path}'"
+
+
+def _text_of(path: Path, *, is_named: bool) -> str | None:
     """Return the text of a file that is ours, None where there is none."""
     try:
-        with path.open(encoding="utf-8-sig") as file:
+        _require_regular(path, path)
+        with open(path, encoding="utf-8-sig", opener=_without_waiting) as file:
+            # What is judged is what is then read, even where the name leads elsewhere in between.
+            _require_regular(path, file.fileno())
+            if not is_named:
+                _require_ours(path, os.fstat(file.fileno()))
             text = file.read(ENV_FILE_BYTES_MAX + 1)
     except (FileNotFoundError, NotADirectoryError):
         return None
@@ -108,13 +126,25 @@ def _text_of(path: Path) -> str | None:
     return text
 
 
-def _require_ours(path: Path) -> None:
-    """Refuse a file that was found, wherever the command is called, and that another user can change."""
-    found = path.stat()
-    if found.st_uid not in (0, os.geteuid()) or found.st_mode & 0o002:
+def _without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
+def _require_regular(path: Path, found: Path | int) -> None:
+    """Refuse what has no end, or would be waited for; *found* is the path or the number of the open file."""
+    if kind := files.irregular(found):
         raise ConfigurationError(
-            f"{path}: another user can change this file, so it is not read. If it is meant, name it:"
-            f" PAYFOLD_ENV_FILE={path}"
+            f"{path}: it is {kind}, and settings are read from a regular file alone. Name one:"
+            " payfold --env-file FILE init"
+        )
+
+
+def _require_ours(path: Path, found: os.stat_result) -> None:
+    """Refuse a file that was found, wherever the command is called, and that another user can change."""
+    if found.st_uid not in (0, os.geteuid()) or found.st_mode & 0o022:
+        raise ConfigurationError(
+            f"{path}: another user can change this file, so it is not read. Type: chmod 600 '{path}'. Or, if it is"
+            f" meant as it is, name it: PAYFOLD_ENV_FILE={path}"
         )
 
 
@@ -131,6 +161,10 @@ def _parsed(path: Path, text: str) -> dict[str, str]:
         name = binding.key.upper()
         if name in found:
             raise ConfigurationError(f"{path}: line {line} sets {name} a second time: keep one of them.")
+        if name.removesuffix(_FILE) in _FOUND_BY or name in _FOUND_BY:
+            raise ConfigurationError(
+                f"{path}: line {line} sets {name}, by which this file is found: set it in the environment instead."
+            )
         found[name] = binding.value
     return found
 

@@ -2,6 +2,7 @@
 
 import os
 import re
+import resource
 import shutil
 import subprocess
 import typing
@@ -124,6 +125,20 @@ def test_init(tmp_path: Path, init: Init) -> None:
     assert "hunter2" not in again
 
 
+def test_a_full_disk(tmp_path: Path, init: Init) -> None:
+    """A file that cannot be written whole is not left behind in part, to be taken for another program's."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(ConfigurationError, match="it cannot be written: File too large"):
+            init(PAYFOLD_DATA_DIR=str(tmp_path))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    assert list(tmp_path.iterdir()) == []
+    assert f"Wrote {tmp_path / '.env'}" in init(PAYFOLD_DATA_DIR=str(tmp_path))
+
+
 def test_every_example_in_the_file(tmp_path: Path, init: Init) -> None:
     """Each setting is in the file, but for the folder that it is found by, and its example can be used as it is."""
     at, path = {"PAYFOLD_DATA_DIR": str(tmp_path)}, tmp_path / ".env"
@@ -159,6 +174,7 @@ def test_init_elsewhere(tmp_path: Path, init: Init) -> None:
 def test_the_call_that_init_prints(stripe: Stripe, tmp_path: Path, init: Init) -> None:
     """The printed call makes an endpoint with exactly our event types, in which `check` finds no fault."""
     printed = init(PAYFOLD_DATA_DIR=str(tmp_path), STRIPE_API_BASE=stripe.environment["STRIPE_API_BASE"])
+    assert "STRIPE_API_KEY in the shell is one key by itself, without a label and without others." in printed
     call = printed[printed.index("  curl ") :].replace("https://your-host/webhooks/stripe", URL)
 
     subprocess.run(

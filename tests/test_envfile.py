@@ -1,10 +1,14 @@
 """The .env file: where it is found, that the environment comes first, and that no other program's file is read."""
 
+import os
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from deploy.cli import app
 from schemas import envfile
 from schemas.errors import ConfigurationError
 from schemas.settings import Settings, unknown
@@ -19,6 +23,7 @@ def written(tmp_path: Path) -> Write:
 
     def write(lines: str, *, first: str = envfile.MARKER) -> dict[str, str]:
         (tmp_path / ".env").write_text(f"{first}\n{lines}\n")
+        (tmp_path / ".env").chmod(0o600)
         return {"PAYFOLD_DATA_DIR": str(tmp_path)}
 
     return write
@@ -101,13 +106,44 @@ def test_a_file_that_is_named(written: Write, tmp_path: Path) -> None:
     assert "there is no such file" in fault_of({"PAYFOLD_ENV_FILE": str(tmp_path / "none")})
 
 
-def test_a_file_that_others_can_change(written: Write, tmp_path: Path) -> None:
-    """A file that was only found is not read where every user can change it; one that is named is."""
+@pytest.mark.parametrize("mode", [0o602, 0o620, 0o666, 0o660])
+def test_a_file_that_others_can_change(written: Write, tmp_path: Path, mode: int) -> None:
+    """A file that was only found is not read where another user can change it; one that is named is."""
     at = written("PORT=81")
-    (tmp_path / ".env").chmod(0o666)
+    (tmp_path / ".env").chmod(mode)
 
     assert "another user can change this file" in fault_of(at)
+    assert f"chmod 600 '{tmp_path / '.env'}'" in fault_of(at)
     assert loaded(at | {"PAYFOLD_ENV_FILE": str(tmp_path / ".env")}).port == 81
+
+
+@pytest.mark.parametrize(("mode", "is_open"), [(0o600, False), (0o640, True), (0o604, True), (0o644, True)])
+def test_a_file_that_others_can_read(written: Write, tmp_path: Path, mode: int, *, is_open: bool) -> None:
+    """A file that others can read is read, with one warning of each command, which shows none of its lines."""
+    at = written(f"STRIPE_WEBHOOK_SECRETS={SECRET}")
+    (tmp_path / ".env").chmod(mode)
+
+    ran = CliRunner().invoke(app, ["tokens", "new", "shop"], env=at)
+
+    assert loaded(at).signing_secrets
+    assert ran.exit_code == 0
+    assert ran.stderr.count(f"{tmp_path / '.env'}: others can read this file") == is_open
+    assert SECRET not in ran.output
+
+
+@pytest.mark.parametrize("is_named", [False, True])
+@pytest.mark.parametrize("kind", ["a pipe", "a folder", "a socket", "a device"])
+def test_no_regular_file(tmp_path: Path, kind: str, *, is_named: bool) -> None:
+    """What is no regular file is refused by its kind, found or named, and not opened: a pipe would wait for ever."""
+    path = tmp_path / ".env"
+    with socket.socket(socket.AF_UNIX) as bound:
+        make: dict[str, Callable[[Path], object]] = {"a pipe": os.mkfifo, "a folder": os.mkdir}
+        make |= {"a socket": lambda at: bound.bind(str(at)), "a device": lambda at: at.symlink_to("/dev/zero")}
+        make[kind](path)
+
+    fault = fault_of({"PAYFOLD_ENV_FILE": str(path)} if is_named else {"PAYFOLD_DATA_DIR": str(tmp_path)})
+
+    assert fault.startswith(f"{path}: it is {kind}, and settings are read from a regular file alone.")
 
 
 def test_no_file(tmp_path: Path) -> None:
@@ -133,6 +169,9 @@ def test_a_file_of_another_program(tmp_path: Path, first: str) -> None:
         (f"PORT=81\n\n{SECRET}", "line 4 cannot be read"),
         (f"PORT=81\nHOST = '{SECRET}", "line 3 cannot be read"),
         ("PORT=81\n\n# x\nPORT=82", "line 5 sets PORT a second time"),
+        ("PORT=81\nPAYFOLD_DATA_DIR=/srv", "line 3 sets PAYFOLD_DATA_DIR, by which this file is found"),
+        ("export payfold_data_dir_file=folder", "line 2 sets PAYFOLD_DATA_DIR_FILE, by which this file is found"),
+        ("PAYFOLD_ENV_FILE=other", "line 2 sets PAYFOLD_ENV_FILE, by which this file is found"),
     ],
 )
 def test_a_line_that_cannot_be_read(written: Write, lines: str, fault: str) -> None:

@@ -177,6 +177,10 @@ def test_broken_line(read: Callable[[bytes], list[str]], kind: str, place: str) 
         (b'{"id": "evt_9"\n' + NDJSON, ": line 1 it is not JSON: the line ends before the JSON that begins in it does"),
         ("  äh\n".encode() + NDJSON, ": line 1 it is not JSON: Expecting value (column 3)"),
         (b'42 {"a": 1}\n' + NDJSON, ": line 1 it is not JSON: Extra data (column 4)"),
+        (b"NaN\n" + NDJSON, ": line 1 it is not JSON: NaN is no value (column 1)"),
+        (b'{"a": "NaN \\" NaN", "b": NaN}\n' + NDJSON, ": line 1 it is not JSON: NaN is no value (column 26)"),
+        (b'{"a": {"b": [1, -Infinity]}}\n' + NDJSON, ": line 1 it is not JSON: -Infinity is no value (column 17)"),
+        (b'{\n  "a": 1,\n  "b": Infinity\n}\n', ": line 1 it is not JSON: Infinity is no value (line 3, column 8)"),
         (
             b'[\n  {"id": "evt_9",\n   "type": no\n  },\n  {}\n]\n',
             ": line 2 it is not JSON: Expecting value (line 3, column 12)",
@@ -192,6 +196,20 @@ def test_one_place(
     faults = [entry for entry in read(compress(log)) if entry.startswith(": line")]
 
     assert faults[0] == (told or ": line 4 it is not JSON: a key is missing (column 12)")
+
+
+@pytest.mark.parametrize(
+    ("closed", "told"),
+    [
+        (9_999, "it is not JSON: the line ends before the JSON that begins in it does"),
+        (10_001, "it is not JSON, and nested too deeply for the place to be found"),
+    ],
+)
+def test_no_place_in_what_is_nested_too_deeply(read: Callable[[bytes], list[str]], closed: int, told: str) -> None:
+    """Where Python's own reader gives up, the brackets still show whether the line was cut."""
+    fault, *others = read(b'{"a":' * 10_000 + b'"]}"' + b"}" * closed + b"\n" + NDJSON)
+
+    assert (fault, others) == (f": line 1 {told}", IDS)
 
 
 def test_one_place_of_a_long_array(read: Callable[[bytes], list[str]]) -> None:

@@ -28,6 +28,8 @@ WRITTEN = {
     "reconcile --csv": ["reconcile", "--csv"],
     "events export --output": ["events", "export", "--output"],
 }
+SETTINGS = {"--env-file"}
+"""Tested with its file, in tests/test_envfile.py."""
 FOLDERS = {
     "accounts rename --archive",
     "rebuild --archive",
@@ -64,7 +66,7 @@ def options_of(command: Any, name: str = "") -> set[str]:  # noqa: ANN401 - of a
 
 def test_every_file_is_known() -> None:
     """Whoever adds an option that names a file or a folder adds it to the tests below."""
-    assert options_of(get_command(app)) == {*READ, *WRITTEN, *FOLDERS}
+    assert options_of(get_command(app)) == {*READ, *WRITTEN, *SETTINGS, *FOLDERS}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -118,3 +120,17 @@ def test_standard_input(database_url: str, device: str, code: int, words: str) -
         )
 
     assert (ran.returncode, words in ran.stderr.decode()) == (code, True)
+
+
+@pytest.mark.parametrize(
+    ("closed", "words"),
+    [("<&-", "Standard input is closed: give it a file"), (">&-", "Standard output is closed, and data goes there.")],
+)
+def test_a_closed_stream(closed: str, words: str) -> None:
+    """A stream that a shell closed is an error of usage, and no fault of ours."""
+    command = f'exec "{sys.executable}" -m deploy replay - {closed}'
+    ran = subprocess.run(["/bin/sh", "-c", command], capture_output=True, env=environment({}), timeout=60, check=False)
+
+    assert (ran.returncode, ran.stdout) == (2, b"")
+    assert ran.stderr.decode().startswith(words)
+    assert b"Traceback" not in ran.stderr

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from typer.testing import CliRunner
 
+from deploy.cli import app
 from schemas import envfile
 from schemas.errors import ConfigurationError
 from schemas.settings import FILE_BYTES_MAX, Settings, SigningSecret
@@ -148,8 +150,24 @@ def test_variable_before_file(tmp_path: Path) -> None:
     assert Settings.load({"PORT": "81", "PORT_FILE": str(tmp_path / "missing")}).port == 81
 
 
-def test_empty_is_not_set() -> None:
-    """A variable that is set to nothing counts as not set."""
+def test_an_environment_that_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of this process's own environment gets among what is given, and nothing of it can be at fault."""
+    monkeypatch.setenv("PORT", "81")
+    monkeypatch.setenv("web_concurrency", "")
+    monkeypatch.setenv("STRIPE_API_KEY", "sk_test_hunter2")
+
+    settings = Settings.load({"PAYFOLD_LOG_LEVEL": "debug"})
+
+    assert (settings.port, settings.web_concurrency, settings.api_keys) == (8000, 1, ())
+    assert settings.payfold_log_level == "debug"
+
+
+def test_empty_is_not_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A variable that is set to nothing counts as not set, in what is given and in this process's own environment."""
+    monkeypatch.setenv("PAYFOLD_DATA_DIR", str(tmp_path))
+    monkeypatch.setenv("PORT", "")
+
+    assert Settings.load().port == 8000
     assert Settings.load({"DATABASE_URL": "", "PORT": "", "STRIPE_WEBHOOK_SECRETS": ""}) == Settings.load({})
 
 
@@ -272,6 +290,16 @@ def test_process_without_servers(module: str, tmp_path: Path) -> None:
     assert (logged["level"], logged["event"]) == ("error", "settings.unknown")
     assert logged["faults"] == ["PAYFOLD_TOKNS: there is no such setting; the nearest is PAYFOLD_TOKENS."]
     assert "hunter2" not in ran.err
+
+
+def test_unknown_name_stops_a_new_token() -> None:
+    """So does the command that makes a token, which a bad value does not stop: it may be the one to be mended."""
+    arguments = ["tokens", "new", "shop"]
+    unknown = CliRunner().invoke(app, arguments, env={"PAYFOLD_TOKEN": "hunter2"})
+    bad = CliRunner().invoke(app, arguments, env={"PAYFOLD_TOKENS": "hunter2"})
+
+    assert str(unknown.exception) == "PAYFOLD_TOKEN: there is no such setting; the nearest is PAYFOLD_TOKENS."
+    assert (bad.exit_code, "shop:read:" in bad.stdout) == (0, True)
 
 
 def test_unknown_name_stops_the_release() -> None:

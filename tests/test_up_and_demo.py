@@ -308,7 +308,7 @@ PARTS = (
 
 
 def test_demos_beside_up(up: Command, tmp_path: Path) -> None:
-    """Two demos that start at once beside an `up`, and want the same port, prove their tables and leave nothing behind.
+    """Two demos that start at once beside an `up` take free ports, prove their tables and leave nothing behind.
 
     Of one seed, both sell the same; each at its own time of day, which its digest covers.
     """

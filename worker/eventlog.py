@@ -333,8 +333,33 @@ class _Over(Exception):
 _CODE: Final = "latin-1"
 _SPACE: Final = re.compile(r"[ \t\r\n]*")
 _LITERAL_CHARACTERS_MAX: Final = 5
+_NO_VALUE: Final = " is no value"
+_STRING_OR_CONSTANT: Final = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|NaN|-?Infinity', re.DOTALL)
+
+
+class _Constant(Exception):
+    """What Python reads and JSON has not: NaN, Infinity or -Infinity."""
+
+
+def _refuse_constant(name: str) -> object:
+    raise _Constant(name)
+
+
 # Numbers are not read, since one may have more digits than Python converts.
-_decode_value: Final = json.JSONDecoder(parse_int=len, parse_float=len).raw_decode
+_decoder: Final = json.JSONDecoder(parse_int=len, parse_float=len, parse_constant=_refuse_constant)
+
+
+def _decode_value(text: str, at: int) -> tuple[object, int]:
+    """Return the JSON value that begins *at* a position, and where it ends.
+
+    Raises:
+        JSONDecodeError, RecursionError: there is none, or it is nested too deeply.
+    """
+    try:
+        return _decoder.raw_decode(text, at)
+    except _Constant as constant:
+        found = (each.start() for each in _STRING_OR_CONSTANT.finditer(text, at) if each[0][0] != '"')
+        raise json.JSONDecodeError(f"{constant}{_NO_VALUE}", text, next(found, at)) from None
 
 
 _LINE_ENDS: Final = "the line ends before the JSON that begins in it does"
@@ -523,6 +548,8 @@ class _Spread:
         """Tell whether the text is right as far as it was read."""
         if error.msg.startswith("Unterminated string"):
             return True
+        if error.msg.endswith(_NO_VALUE):
+            return False
         rest = self._text[error.pos :].strip()
         return len(rest) < _LITERAL_CHARACTERS_MAX and not error.msg.startswith("Invalid control character")
 
@@ -578,13 +605,32 @@ def _entry(item: bytes, place: str, account: str, now: datetime) -> Entry:
     try:
         return Entry(place, _delivery(item, account, now))
     except Refused as refusal:
-        return Entry(place, None, _FAULTS.get(type(refusal)) or str(refusal), (item,))
+        return Entry(place, None, _words_of(refusal, item), (item,))
 
 
-_FAULTS: Final[Mapping[type[Refused], str]] = {
-    BodyNotJson: "it is not JSON",
-    BodyNotText: "it is not UTF-8",
-}
+def _words_of(refusal: Refused, item: bytes) -> str:
+    if isinstance(refusal, BodyNotText):
+        return "it is not UTF-8"
+    if not isinstance(refusal, BodyNotJson):
+        return str(refusal)
+    text = item.decode(_CODE)
+    try:
+        _decode_value(text, 0)
+    except RecursionError:
+        return f"it is not JSON: {_LINE_ENDS}" if _is_cut(text) else _TOO_DEEP
+    except json.JSONDecodeError:
+        pass
+    return "it is not JSON"
+
+
+_TOO_DEEP: Final = "it is not JSON, and nested too deeply for the place to be found"
+_STRING_OR_BRACKET: Final = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{}]', re.DOTALL)
+
+
+def _is_cut(text: str) -> bool:
+    """Return whether *text* opens more brackets than it closes."""
+    brackets = [each[0] for each in _STRING_OR_BRACKET.finditer(text) if each[0][0] != '"']
+    return sum(1 if each in "[{" else -1 for each in brackets) > 0
 
 
 def _delivery(item: bytes, account: str, now: datetime) -> Delivery:

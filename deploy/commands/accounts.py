@@ -118,13 +118,3 @@ def faults_in(connection: Connection, settings: Settings) -> list[Fault]:
     """Return what splits an account, as *connection* sees the database."""
     with database.cursor(connection) as cursor:
         return accounts.faults(cursor, settings)
-
-
-def faults_here(settings: Settings) -> list[Fault]:
-    """Return what splits an account in the database of these *settings*."""
-    engine = database.engine(settings.postgresql, connections_max=1)
-    try:
-        with database.transaction(engine) as connection:
-            return faults_in(connection, settings)
-    finally:
-        engine.dispose()

@@ -126,7 +126,9 @@ def _require_readable(file: str) -> None:
 
 
 def _require_input() -> None:
-    """Raise ConfigurationError where standard input is what may have no end, as a device other than a terminal."""
+    """Raise ConfigurationError where standard input is closed, or may have no end, as a device but a terminal."""
+    if sys.stdin is None:
+        raise ConfigurationError("Standard input is closed: give it a file, or pipe something into it.")
     descriptor = sys.stdin.fileno()
     kind = files.irregular(descriptor)
     is_empty = os.path.samestat(os.fstat(descriptor), Path(os.devnull).stat())

@@ -88,6 +88,7 @@ def _show_connecting(settings: Settings) -> None:
         "",
         "On a host: this makes an endpoint with exactly these types, and its answer holds the secret, once. Or set",
         "STRIPE_API_KEY and type: payfold endpoints create --url https://your-host/webhooks/stripe --yes",
+        "For the call below, STRIPE_API_KEY in the shell is one key by itself, without a label and without others.",
         "",
         f'  curl {settings.stripe_api_base}/v1/webhook_endpoints -u "$STRIPE_API_KEY:" \\',
         "    -d url=https://your-host/webhooks/stripe \\",

@@ -19,6 +19,7 @@ from deploy.output import Format, err
 from deploy.processes import Ended, Processes
 from deploy.services import ServicesError
 from schemas import database, envfile, migrate
+from schemas.accounts import faults_here
 from schemas.errors import ConfigurationError, ConflictError, PayfoldError
 from schemas.settings import SCOPES, Settings
 from worker.slots import ENDS_MAX, ENDS_SECONDS, Ends
@@ -41,7 +42,7 @@ def migrate_up() -> None:
     settings = settings_here()
     applied = migrate.upgrade(settings.postgresql)
     err.print(f"Applied {', '.join(applied)}." if applied else "The schema is up to date.")
-    if accounts.show(accounts.faults_here(settings)):
+    if accounts.show(faults_here(settings)):
         raise typer.Exit(FAILED)
 
 
@@ -84,6 +85,7 @@ def tokens_new(
     ] = None,
 ) -> None:
     """Make a bearer token: show it once, and the entry for PAYFOLD_TOKENS, which holds only its hash."""
+    local.refuse_unknown_names()  # and no bad value, since it may be the one that this command is to mend
     given = [each for text in scope or ["read"] for each in text.split("+")]
     if unknown := [each for each in given if each not in SCOPES]:
         raise ConfigurationError(
@@ -164,7 +166,9 @@ _CALLED_AS: Final = "PAYFOLD_CALLED_AS"
 @app.command()
 def demo(
     orders: Annotated[int, typer.Option(min=1, max=1_000_000, help="How many orders the sandbox shop sells.")] = 1000,
-    port: PortOption = None,
+    port: Annotated[
+        int | None, typer.Option(min=1, max=local.PORT_MAX, help="Port of the web process; else PORT, else a free one.")
+    ] = None,
     leave: Annotated[bool, typer.Option("--exit", help="End after the summary.")] = False,
     seed: Annotated[int | None, typer.Option(help="Repeats an earlier demo.")] = None,
 ) -> None:

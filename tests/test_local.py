@@ -1,0 +1,103 @@
+"""What `payfold up` and `payfold demo` do between the servers and the processes: the schema, and the port."""
+
+import io
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine
+
+from deploy import local
+from deploy.processes import Processes
+from schemas.settings import Settings
+from tests import ledger
+
+EVENT = b'{"id": "evt_1", "object": "event", "type": "coupon.created", "created": 1790000000, "data": {"object": {}}}'
+
+
+def test_a_split_account_hinders_no_start(engine: Engine, database_url: str) -> None:
+    """A label that splits an account is a warning of `up`: the rename that mends it needs the servers of `up`."""
+    ledger.record(engine, [ledger.delivery(EVENT)])
+    output = io.StringIO()
+
+    local.migrate_here(
+        Settings.load({"DATABASE_URL": database_url, "STRIPE_WEBHOOK_SECRETS": "acct_1=whsec_a"}), output
+    )
+
+    assert output.getvalue().startswith("Warning: Events were recorded without an account")
+    assert output.getvalue().endswith("\n  payfold accounts rename '' acct_1 --yes\n")
+
+
+# ---- The port ----
+
+LOSER = """
+import os, pathlib, socket, time
+while not pathlib.Path("asked").exists():
+    time.sleep(0.01)
+socket.socket().bind(("127.0.0.1", int(os.environ["PORT"])))
+"""
+
+
+class _Stranger(BaseHTTPRequestHandler):
+    """Another Payfold, or a program like it: it is ready, and knows no token of ours."""
+
+    folder: Path
+
+    def do_GET(self) -> None:
+        """Answer."""
+        self.send_response(HTTPStatus.OK if self.path == "/health/ready" else HTTPStatus.UNAUTHORIZED)
+        self.end_headers()
+        if self.path != "/health/ready":
+            (self.folder / "asked").touch()
+
+    def log_message(self, *_: object) -> None:
+        """Print nothing."""
+
+
+@pytest.fixture
+def stranger(tmp_path: Path) -> Iterator[int]:
+    """Return the port of another program's server."""
+    _Stranger.folder = tmp_path
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Stranger) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server.server_address[1]
+        server.shutdown()
+
+
+def test_a_stranger_is_not_ready_for_us(tmp_path: Path, stranger: int) -> None:
+    """Where another program took the port first, its answer does not count, and the end of our own process does."""
+    (tmp_path / "web.py").write_text(LOSER)
+    (tmp_path / "Procfile").write_text("web: python web.py")
+    output = io.StringIO()
+
+    with (
+        Processes({"PORT": str(stranger)}, procfile=tmp_path / "Procfile", output=output) as processes,
+        pytest.raises(local.PortLost, match=f"Port {stranger} is taken by another program") as raised,
+    ):
+        local.wait_until_ready(f"http://127.0.0.1:{stranger}", processes, token="pf_ours")
+
+    assert f"--port {stranger + 1}" in str(raised.value)
+    assert "Address already in use" in output.getvalue()
+
+
+@contextmanager
+def _start(port: int) -> Iterator[int]:
+    if port < 3:
+        raise local.PortLost(port)
+    yield port
+
+
+def test_another_port_is_tried() -> None:
+    """A port that was lost is followed by the next; only the loss of the last one is an error."""
+    with local.on_first_free([1, 3], _start) as started:
+        assert started == 3
+    with local.on_first_free([3, 1], _start) as started:
+        assert started == 3
+    with pytest.raises(local.PortLost, match="Port 2 is taken"), local.on_first_free([1, 2], _start):
+        pass
+    with pytest.raises(local.PortLost, match="Port 7 is taken"), local.on_first_free([3, 4], _start):
+        raise local.PortLost(7)  # by what runs there, which is not started again

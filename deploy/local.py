@@ -15,9 +15,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple, NoReturn, TextIO, TypeVar
 
-import httpx
-import uvloop
-
 from deploy import credentials, services
 from deploy.processes import Ended, Processes
 from schemas import accounts, envfile, migrate
@@ -157,6 +154,7 @@ def run_until_told(work: Coroutine[Any, Any, Result]) -> Result:
     Raises:
         KeyboardInterrupt: it was told to stop, and is cancelled.
     """
+    import uvloop  # noqa: PLC0415 - as httpx below
 
     async def cancellable() -> Result:
         loop, task = asyncio.get_running_loop(), asyncio.create_task(work)
@@ -345,6 +343,8 @@ def wait_until_ready(address: str, processes: Processes, *, token: str | None = 
         PortLost: another program took the port first.
         StartError: a process has ended for another reason, or the time is up.
     """
+    import httpx  # noqa: PLC0415 - a command that starts nothing starts sooner without it
+
     deadline = time.monotonic() + READY_SECONDS_MAX
     authorization = {} if token is None else {"Authorization": f"Bearer {token}"}
     paths = ["/health/ready"] if token is None else ["/health/ready", "/v1/status"]

@@ -5,20 +5,22 @@ Old code runs on the new schema: a migration adds, and what is no longer used go
 
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from alembic import command
-from alembic.config import Config
-from alembic.migration import MigrationContext
-from alembic.script import ScriptDirectory
 from sqlalchemy import Connection
 
 from schemas import database
+
+if TYPE_CHECKING:
+    from alembic.config import Config
 
 # Two releases that migrate at once take turns. The number is ours to choose and means nothing else.
 _TURN = 7_041_776_001
 
 
-def _config() -> Config:
+def _config() -> "Config":
+    from alembic.config import Config
+
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
     return config
@@ -29,12 +31,16 @@ def pending(connection: Connection) -> list[str]:
 
     Nothing is lacking where a newer release has migrated: old code runs on the new schema.
     """
+    from alembic.migration import MigrationContext
+
     return list(pending_after(MigrationContext.configure(connection).get_current_heads()))
 
 
 @cache
 def pending_after(current: tuple[str, ...]) -> tuple[str, ...]:
     """Return the revisions that a schema lacks whose table of versions holds *current*, as ``pending`` does."""
+    from alembic.script import ScriptDirectory
+
     script = ScriptDirectory.from_config(_config())
     known = {revision.revision for revision in script.walk_revisions()}
     if not known.issuperset(current):
@@ -54,6 +60,8 @@ def upgrade(database_url: str) -> list[str]:
             connection.exec_driver_sql("SELECT pg_advisory_xact_lock(%s)", (_TURN,))
             applied = pending(connection)
             if applied:
+                from alembic import command
+
                 config = _config()
                 config.attributes["connection"] = connection
                 command.upgrade(config, "heads")

@@ -1,7 +1,7 @@
 """`payfold status`: how everything is, on one screen or as values."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 from rich.text import Text
@@ -9,10 +9,12 @@ from rich.text import Text
 from deploy import output
 from deploy.commands.base import FAILED, MIGRATIONS_PENDING, FormatOption, first_line, settings_here
 from deploy.output import Format, err, shown
-from schemas import database, status
+from schemas import database
 from schemas.errors import DatabaseAway
 from schemas.settings import Settings
-from schemas.status import SILENT_SECONDS, Limits, Silent, Status
+
+if TYPE_CHECKING:
+    from schemas.status import Limits, Silent, Status
 
 app: Final = typer.Typer()
 
@@ -30,16 +32,21 @@ _LOOPS: Final = {"fold": "folding", "consumer": "queue"}
 def show(
     form: FormatOption = Format.TABLE,
     silent_after: Annotated[
-        float, typer.Option(min=1, help="Seconds after which a worker or a clock without a heartbeat is silent.")
-    ] = SILENT_SECONDS,
+        float | None,
+        typer.Option(
+            min=1, help="Seconds after which a worker or a clock without a heartbeat is silent; 30 unless given."
+        ),
+    ] = None,
 ) -> None:
     """Show how everything is.
 
     Exit 1 where the database is away, a process is silent, an account would be split, or that cannot be known; 4 with
     migrations pending.
     """
+    from schemas.status import Limits
+
     settings = settings_here()
-    found = _read(settings, Limits(silent=silent_after))
+    found = _read(settings, Limits() if silent_after is None else Limits(silent=silent_after))
     if form is Format.TABLE:
         _print(found)
     else:
@@ -56,8 +63,8 @@ def show(
         raise typer.Exit(FAILED)
 
 
-def _read(settings: Settings, limits: Limits) -> Status:
-    from schemas import broker
+def _read(settings: Settings, limits: "Limits") -> "Status":
+    from schemas import broker, status
     from worker import folds
 
     redis = broker.redis(settings) if settings.redis_url else None
@@ -78,19 +85,19 @@ def _read(settings: Settings, limits: Limits) -> Status:
 # ---- What is wrong ----
 
 
-def _unjudged(found: Status) -> Iterator[str]:
+def _unjudged(found: "Status") -> Iterator[str]:
     """Return what cannot be judged, of what decides the exit code."""
     for name, what in _JUDGED.items():
         if _is_unknown(found, name):
             yield what
 
 
-def _is_unknown(found: Status, *names: str) -> bool:
+def _is_unknown(found: "Status", *names: str) -> bool:
     """Return whether one of the values called *names* could not be read."""
     return not set(names).isdisjoint(found.not_known or ())
 
 
-def _silences(silent: Sequence[Silent]) -> Iterator[str]:
+def _silences(silent: "Sequence[Silent]") -> Iterator[str]:
     """Return a line for the clock and for the worker: since when each is silent, and what to do."""
     for process, command in _COMMANDS.items():
         theirs = [each for each in silent if each.process == process]
@@ -100,7 +107,7 @@ def _silences(silent: Sequence[Silent]) -> Iterator[str]:
             yield f"The {process} {seen}{_parts(theirs)}. Look at its log and start it again: {command}"
 
 
-def _parts(silent: Sequence[Silent]) -> str:
+def _parts(silent: "Sequence[Silent]") -> str:
     """Return which loops of the worker are silent, and at which job they were seen."""
     parts = [f"{_LOOPS[each.kind]} {each.name}".strip() for each in silent if each.kind in _LOOPS]
     jobs = sorted({each.job for each in silent if each.job is not None})
@@ -111,7 +118,7 @@ def _parts(silent: Sequence[Silent]) -> str:
 # ---- The screen ----
 
 
-def _print(found: Status) -> None:
+def _print(found: "Status") -> None:
     """Print a block for each subject, its labels in one column."""
     blocks = {"services": _services(found)}
     if found.at is not None:
@@ -132,7 +139,7 @@ def _print(found: Status) -> None:
             output.out.print(f"  {label:<{width}}  {value}")
 
 
-def _services(found: Status) -> Iterable[Line]:
+def _services(found: "Status") -> Iterable[Line]:
     yield "database", found.database
     if found.migrations is not None:
         pending = ", ".join(found.migrations)
@@ -146,7 +153,7 @@ def _services(found: Status) -> Iterable[Line]:
     yield "broker", waiting[broker.state]
 
 
-def _processes(found: Status) -> Iterable[Line]:
+def _processes(found: "Status") -> Iterable[Line]:
     if _is_unknown(found, "heartbeats", "silent"):
         yield "silent", NOT_KNOWN
     silent = {(each.kind, each.name) for each in found.silent or ()}
@@ -157,14 +164,14 @@ def _processes(found: Status) -> Iterable[Line]:
         yield "expected", "none, since no web process runs and no webhook waits"
 
 
-def _jobs(found: Status) -> Iterable[Line]:
+def _jobs(found: "Status") -> Iterable[Line]:
     if _is_unknown(found, "jobs"):
         yield "last runs", NOT_KNOWN
     for job in found.jobs or ():
         yield job.job, f"{job.outcome or NOT_KNOWN}, {_ago(job.age_seconds)}"
 
 
-def _webhooks(found: Status) -> Iterable[Line]:
+def _webhooks(found: "Status") -> Iterable[Line]:
     webhooks = found.webhooks
     if webhooks is not None:
         last = _at(webhooks.last_received_at, webhooks.age_seconds)
@@ -178,7 +185,7 @@ def _webhooks(found: Status) -> Iterable[Line]:
         yield "refused", f"{refused.count:,} {refused.reason}, {last}"
 
 
-def _inbox(found: Status) -> Iterable[Line]:
+def _inbox(found: "Status") -> Iterable[Line]:
     seq = found.last_event_seq
     none = NOT_KNOWN if _is_unknown(found, "last_event_seq") else "none"
     yield "last event", none if seq is None else f"seq {seq}, {shown(found.last_event_received_at)}"
@@ -191,7 +198,7 @@ def _inbox(found: Status) -> Iterable[Line]:
     yield "parked", _sum(found.parked, causes)
 
 
-def _tables(found: Status) -> Iterable[Line]:
+def _tables(found: "Status") -> Iterable[Line]:
     none = NOT_KNOWN if _is_unknown(found, "last_change_seq") else "none"
     yield "last change", none if found.last_change_seq is None else f"seq {found.last_change_seq}"
     yield (
@@ -212,7 +219,7 @@ def _tables(found: Status) -> Iterable[Line]:
         yield "reconciled", f"{last.outcome}, {last.drift:,} differences ({checks}), {shown(last.finished_at)}"
 
 
-def _stripe(found: Status) -> Iterable[Line]:
+def _stripe(found: "Status") -> Iterable[Line]:
     stripe = found.stripe
     if stripe is None:
         yield "state", NOT_KNOWN

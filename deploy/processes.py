@@ -38,18 +38,6 @@ def read_procfile(procfile: Path = PROCFILE) -> dict[str, str]:
     return dict(parse_procfile(procfile.read_text()).processes)
 
 
-def run_release(env: Mapping[str, str], *, procfile: Path = PROCFILE, output: TextIO | None = None) -> int:
-    """Run the release phase to its end and return its exit code; 0 where the Procfile has none."""
-    command = read_procfile(procfile).get(RELEASE)
-    if command is None:
-        return 0
-    release = _Running(RELEASE, _popen(command, env, procfile), _Lines(output or sys.stderr))
-    try:
-        return release.wait()
-    finally:
-        release.end(GRACE_SECONDS)
-
-
 @dataclass(frozen=True, slots=True)
 class Ended:
     """A process that ended by itself: its exit code, or the negative number of a signal, and the last it wrote."""
@@ -180,7 +168,7 @@ class Processes:
 class _Lines:
     """Prints lines under the name of the process they come from, whole ones, from many threads."""
 
-    def __init__(self, output: TextIO, width: int = len(RELEASE)) -> None:
+    def __init__(self, output: TextIO, width: int) -> None:
         self._printer = Printer(output, width=width)
         self._lock = threading.Lock()
 

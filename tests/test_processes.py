@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.processes import PROCFILE, Ended, Processes, read_procfile, run_release
+from deploy.processes import PROCFILE, Ended, Processes, read_procfile
 
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, and only Linux tells of a parent's death")
 
@@ -43,7 +43,7 @@ def procfile(tmp_path: Path) -> Path:
     """Return a Procfile whose processes say that they run by a file of their name."""
     (tmp_path / "program.py").write_text(PROGRAM)
     lines = [
-        "release: python program.py release brief",
+        "release: python program.py release",
         "web: python program.py web",
         "worker: python program.py worker",
     ]
@@ -91,19 +91,6 @@ def test_our_procfile() -> None:
     """Payfold's own Procfile has a release phase, a web process, a worker and a clock, and is the one of the top."""
     assert sorted(read_procfile(PROCFILE)) == ["clock", "release", "web", "worker"]
     assert PROCFILE.resolve() == Path(__file__).parent.parent / "Procfile"
-
-
-def test_release(procfile: Path, output: io.StringIO) -> None:
-    """The release phase runs to its end, and its exit code and lines come back."""
-    assert run_release({"SHOP": "open"}, procfile=procfile, output=output) == 3
-    assert output.getvalue().endswith("release | " + f"{sys.executable} open release\n")
-
-
-def test_no_release(procfile: Path) -> None:
-    """A Procfile without a release phase has nothing to fail."""
-    procfile.write_text("web: python program.py web")
-
-    assert run_release({}, procfile=procfile) == 0
 
 
 def test_lines(processes: Processes, output: io.StringIO) -> None:

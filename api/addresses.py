@@ -1,7 +1,7 @@
-"""What an address says: an id, which may be any text, and the parameters that its route knows.
+"""What an address holds: an id, which may be any text, and the parameters that its route knows.
 
 Note [An id may be any text]
-    Stripe's ids are plain, but the inbox keeps whatever is signed, and an id may hold a slash, a question mark or a
+    Stripe's ids are plain, but the inbox keeps all that is signed, and an id may hold a slash, a question mark or a
     percent sign. A server decodes the path as a whole, after which ``/v1/orders/a%2Fexpire`` (the order ``a/expire``)
     and ``/v1/orders/a/expire`` (what is done to the order ``a``) are the same. So the path of a request to ``/v1`` is
     written again from the bytes that were sent, each segment encoded on its own, and ``Id`` decodes what a route took

@@ -346,7 +346,7 @@ class Event(Answer):
     state: State
     cause: Cause | None = Field(description="a code for the state's cause")
     reason: Public[str] | None = Field(
-        None, description="the same for people; an operator's own words, of an event that is set aside, are personal"
+        None, description="the same for people; an operator's own words, of an event that was ignored, are personal"
     )
     attempts: int = Field(description="how often it was folded, or failed to be")
     due_at: datetime | None = Field(description="of a pending event that failed: when it is tried again")

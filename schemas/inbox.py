@@ -217,7 +217,7 @@ async def record_async(connection: psycopg.AsyncConnection[Any], deliveries: Seq
 async def try_to_record(connection: psycopg.AsyncConnection[Any], *, bytes_min: int = 0) -> None:
     """Do all that recording an event of *bytes_min* bytes does; the caller rolls it back.
 
-    The event's key and its number are of no other event and no other try, so that nobody ever waits for its
+    The event's key and its number are of no other event and no other try, so that no one ever waits for its
     transaction. The number is drawn by chance and below zero: those of the sequence would fill partitions.
     """
     chance = secrets.randbits(62)

@@ -1,4 +1,4 @@
-"""A command that reads or writes a file takes a regular one, and refuses at once whatever has no end or waits."""
+"""A command that reads or writes a file takes a regular one, and refuses at once what has no end or waits."""
 
 import os
 import socket
@@ -65,7 +65,7 @@ def options_of(command: Any, name: str = "") -> set[str]:  # noqa: ANN401 - of a
 
 
 def test_every_file_is_known() -> None:
-    """Whoever adds an option that names a file or a folder adds it to the tests below."""
+    """Each option that names a file or a folder is in the tests below."""
     assert options_of(get_command(app)) == {*READ, *WRITTEN, *SETTINGS, *FOLDERS}
 
 

@@ -68,7 +68,7 @@ def waiting(engine: Engine) -> list[str]:
 
 
 def test_archive(shop: Engine, engine: Engine, linger: Linger, tmp_path: Path) -> None:
-    """An archive holds no transaction open at all, between its steps or beside them."""
+    """An archive holds no transaction open at all, between its steps or in them."""
     seen: list[str] = []
 
     def look(*_: object) -> None:
@@ -117,7 +117,7 @@ def test_rebuild(shop: Engine, linger: Linger) -> None:
 
 
 def test_reconcile(shop: Engine, linger: Linger, log: str) -> None:
-    """A reconciliation by rules and by a log comes to its end, whoever is slow to take what it finds."""
+    """A reconciliation by rules and by a log comes to its end, however slowly its findings are taken."""
     ledger.execute(shop, "DELETE FROM inbox WHERE seq = (SELECT max(seq) - 1 FROM inbox)")
 
     wanted = reconcile.Wanted(logs=[log], each=linger, progress=linger)

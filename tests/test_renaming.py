@@ -1,4 +1,4 @@
-"""A rename beside what else goes on: archives, imports, jobs at Stripe, those who record, and tries that fail."""
+"""A rename while other work goes on: archives, imports, jobs at Stripe, those who record, and tries that fail."""
 
 from collections.abc import Iterator
 from contextlib import suppress
@@ -106,7 +106,7 @@ def test_a_lost_label_of_archived_deliveries(engine: Engine, tmp_path: Path) -> 
 
 
 def test_what_may_be_a_lost_label(engine: Engine, tmp_path: Path) -> None:
-    """A name as Stripe gives them may be a lost label, which is said, unless accounts name themselves here."""
+    """A name as Stripe gives them may be a lost label, which is reported, unless accounts name themselves here."""
     ledger.take_in(engine, body("evt_1"), account="acct_1")
     archive_all(engine, tmp_path)
 
@@ -255,7 +255,7 @@ def reading(engine: Engine, path: Path, statement: str) -> replay.Reading:
 
 
 def test_a_rename_that_begins_in_a_silent_import(engine: Engine, tmp_path: Path) -> None:
-    """A silent import that meets an unfinished rename ends with its command, and records nothing for others to tell."""
+    """A silent import that meets an unfinished rename ends with its command, and leaves nothing to announce."""
     log = tmp_path / "log.ndjson"
     log.write_bytes(b"".join(event.body + b"\n" for event in sold().events))
 
@@ -280,7 +280,7 @@ def test_a_rename_within_a_silent_import(engine: Engine, tmp_path: Path) -> None
 
 
 def test_why_a_replay_leaves_events(engine: Engine) -> None:
-    """A replay that leaves events pending says whether a rename holds them back, or when they are tried again."""
+    """A replay that leaves events pending shows whether a rename holds them back, or when they are tried again."""
     ledger.record(engine, [ledger.delivery(body("evt_1"))])
 
     assert "other workers" in replay.why_pending(engine)

@@ -761,7 +761,7 @@ def test_command(database_url: str, engine: Engine, tmp_path: Path) -> None:
 
 
 def test_why_events_are_parked(database_url: str, engine: Engine, other_url: str, tmp_path: Path) -> None:
-    """What ends parked is told by cause, with a count, an example and what to type, as JSON too, and exits 1."""
+    """What ends parked is listed by cause, with a count, an example and what to type, as JSON too, and exits 1."""
     other = database.engine(other_url)
     for one in (engine, other):
         with database.transaction(one) as connection:

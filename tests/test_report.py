@@ -412,7 +412,7 @@ def test_a_date_far_off_is_not_drawn(days: list[str | None], bars: int, names: l
 
 @given(first=st.dates(), last=st.dates())
 def test_any_dates_have_a_unit(first: date, last: date) -> None:
-    """The unit is the shortest that makes no more bars than can be told apart, whatever the dates."""
+    """The unit is the shortest that makes no more bars than can be seen apart, for any dates."""
     first, last = sorted((first, last))
     unit = charts.unit_of(first, last)
 

@@ -393,7 +393,7 @@ def _lock(cursor: Cursor, partition: str, mode: str) -> None:
     """Let nobody fold, nor write to *partition*, until the transaction ends; what was written is then to be seen.
 
     Raises:
-        ConflictError: somebody holds on to it, or a rename has begun, which may want any payload.
+        ConflictError: it is locked for too long, or a rename has begun, which may want any payload.
     """
     cursor.execute(sql.SQL("SET LOCAL lock_timeout = {}").format(sql.Literal(f"{LOCK_SECONDS_MAX}s")))
     for _ in range(TRIES_MAX):

@@ -98,7 +98,7 @@ class Replayed:
 class Reading:
     """Which logs are read, and who hears of it.
 
-    *filters* say what is wanted, *account* stands for events that name none, and *now* is when they are received. By
+    *filters* choose what is wanted, *account* stands for events that name none, and *now* is when they are received. By
     *names* accounts are called as they are by now, the filter's as well.
     *refuse* is told each entry that cannot be read; *progress* how many entries were read until then, and how many
     bytes of the files since it was last told.
@@ -319,7 +319,7 @@ class _Withholding(_Recording):
         try:
             with database.transaction(self._engine) as connection, database.cursor(connection) as cursor:
                 projection.keep_others_from_folding(cursor)
-                # What a rename holds back would be folded, and announced, by whoever folds after it.
+                # What a rename holds back would be folded, and announced, by the worker that folds after it.
                 accounts.require_settled(cursor)
                 cursor.execute("SELECT coalesce(max(seq), 0) FROM changes")
                 (last,) = cursor.fetchone() or (0,)

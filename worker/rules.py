@@ -25,7 +25,7 @@ class Rule:
     """A rule: its *name*, what it says in a line, and its *query*.
 
     The query gives, for each row that it is about: account, livemode, id, state, currency, held, expected, detail and
-    at. It computes in numeric, since odd amounts may come to more than a bigint holds. *explains* says what it needs
+    at. It computes in numeric, since odd amounts may come to more than a bigint holds. *explains* names what it needs
     and compares.
     """
 

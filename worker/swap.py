@@ -1,4 +1,4 @@
-"""Brings the live tables to what a rebuild says, and appends the changes that follow.
+"""Brings the live tables to the result of a rebuild, and appends the changes that follow.
 
 Note [A swap writes the difference]
     To rename the rebuilt tables into the live ones' place would lock out every reader for a moment, and would

@@ -206,11 +206,11 @@ def _tables(found: "Status") -> Iterable[Line]:
         _sum(found.withheld, [(each.reason, each.count) for each in found.withheld_by_reason or ()]),
     )
     yield "anomalies in force", _count(found.anomalies_in_force)
-    anew = f"{_count(found.to_fold_anew)} to fold anew"
+    outdated = f"{_count(found.to_fold_anew)} to fold anew"
     if found.to_fold_anew_archived:
         archived = f"{found.to_fold_anew_archived:,} of them archived: payfold rebuild --archive DIR --swap"
-        anew = f"{anew}, {archived}"
-    yield "fold version", f"{found.fold_version}: {anew}"
+        outdated = f"{outdated}, {archived}"
+    yield "fold version", f"{found.fold_version}: {outdated}"
     last = found.reconciliation
     if last is None:
         yield "reconciled", NOT_KNOWN if _is_unknown(found, "reconciliation") else "never"

@@ -37,7 +37,7 @@ CREATE TABLE account_names (
 );
 
 -- The reason takes the place of the flag. Web processes of the release before cannot read the feed until they are
--- replaced; whatever they and their workers write is right.
+-- replaced; what they and their workers write is right.
 ALTER TABLE changes RENAME COLUMN withheld TO was_withheld;
 ALTER TABLE changes ADD COLUMN withheld text;
 UPDATE changes SET withheld = 'import' WHERE was_withheld;

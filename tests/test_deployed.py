@@ -266,11 +266,12 @@ def test_pages(deployed: Deployed, path: str) -> None:
 
 
 def test_status(deployed: Deployed) -> None:
-    """`status` ends with 0: database, broker and the jobs at Stripe are fine."""
+    """`status` ends with 0: database, broker, processes and the jobs at Stripe are fine."""
     ran = deployed.payfold("status", "--format", "json")
 
     assert ran.code == 0, ran.err
-    assert (ran.json["database"], ran.json["broker"][:2], ran.json["stripe"][:2]) == ("ok", "ok", "ok")
+    found = ran.json
+    assert (found["database"], found["broker"]["state"], found["stripe"]["state"]) == ("ok", "ok", "ok")
 
 
 def test_the_tables_are_right(deployed: Deployed, tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ number 1 on are flushed), else embedded ones, started at first use and once for 
 
 import os
 import secrets
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -22,6 +21,7 @@ from hypothesis import settings
 from psycopg.sql import SQL, Identifier
 
 from deploy.services import Postgres, Services, Valkey
+from tests.databases import drop
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -32,7 +32,6 @@ os.environ.pop("PAYFOLD_ENV_FILE", None)
 
 SERVICES = pytest.StashKey[Services]()
 SEED_OPTION = "hypothesis_seed"
-DROP_SECONDS_MAX = 30
 
 
 class Node(Protocol):
@@ -207,20 +206,7 @@ def _database(server_url: str, name: str, template: str = "template1") -> Iterat
         yield
     finally:
         with psycopg.connect(server_url, autocommit=True) as connection:
-            _drop(connection, name)
-
-
-def _drop(connection: "psycopg.Connection[tuple[object, ...]]", name: str) -> None:
-    """Drop a database with whoever is in it, once the server's own vacuum is out, which only a superuser may end."""
-    deadline = time.monotonic() + DROP_SECONDS_MAX
-    while True:
-        try:
-            connection.execute(SQL("DROP DATABASE {} WITH (FORCE)").format(Identifier(name)))
-        except psycopg.errors.InsufficientPrivilege:
-            if time.monotonic() > deadline:
-                raise
-        else:
-            return
+            drop(connection, name)
 
 
 def _at_database(url: str, database: str) -> str:

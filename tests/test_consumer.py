@@ -15,6 +15,7 @@ from psycopg.sql import SQL, Identifier
 
 from deploy.services import Services
 from tests.command import ROOT, environment
+from tests.databases import drop
 from tests.web import TOKENS, Web, serving, settings_of, until
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -127,7 +128,7 @@ def shop(services: Services, database_url: str, redis_url: str, tmp_path: Path) 
                 made.sell()
                 made.connection.close()
         finally:
-            server.execute(SQL("DROP DATABASE {} WITH (FORCE)").format(Identifier(name)))
+            drop(server, name)
 
 
 def test_each_payment_is_acted_on_once(shop: Shop) -> None:

@@ -26,6 +26,7 @@ from deploy.services import Services
 from schemas.broker import FOLD_QUEUE
 from schemas.migrate import upgrade
 from schemas.settings import Settings
+from tests.databases import drop
 
 SECRET: Final = "whsec_test"
 TOKENS: Final = {
@@ -170,7 +171,7 @@ def migrated_database(services: Services) -> Iterator[str]:
         yield database_url
     finally:
         with psycopg.connect(services.database_url, autocommit=True) as connection:
-            connection.execute(SQL("DROP DATABASE {} WITH (FORCE)").format(Identifier(name)))
+            drop(connection, name)
 
 
 @contextmanager

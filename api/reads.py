@@ -44,7 +44,6 @@ class Route(APIRoute):
 
 router: Final = APIRouter(prefix="/v1", dependencies=[Depends(require("read"))], route_class=Route)
 
-Limit = Annotated[int, Query(ge=1, le=ROWS_MAX, description="rows on a page")]
 Cursor = Annotated[str | None, Query(max_length=1024, description="`next_cursor` of the page before")]
 Account = Annotated[str | None, Query(max_length=255, pattern=NO_NUL, description="only rows of this account")]
 Livemode = Annotated[bool | None, Query(description="only live rows, or only test rows")]

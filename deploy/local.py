@@ -331,11 +331,6 @@ def is_taken(port: int) -> bool:
     return False
 
 
-def free_port(settings: Settings) -> int:
-    """Return the configured port, or a free one where that is taken."""
-    return services.free_port() if is_taken(settings.port) else settings.port
-
-
 def wait_until_ready(address: str, processes: Processes, *, token: str | None = None) -> None:
     """Return once the web process at *address* is ready; another program that answers there does not know *token*.
 

@@ -14,15 +14,14 @@ import pytest
 import redis
 from sqlalchemy import Engine
 
-from deploy.local import free_port, wait_until_ready
+from deploy.local import wait_until_ready
 from deploy.processes import Processes
 from deploy.sandbox.account import Account
 from deploy.sandbox.delivery import DeliveryReport, Distortions, Retries, deliver, plan
 from deploy.sandbox.history import shop_history
-from deploy.services import Postgres, Valkey
+from deploy.services import Postgres, Valkey, free_port
 from schemas import broker, database
 from schemas.migrate import upgrade
-from schemas.settings import Settings
 from tests import ledger
 from worker.rebuild import refolded
 
@@ -83,7 +82,7 @@ def payfold(own_postgres: Postgres, own_valkey: Valkey, tmp_path: Path) -> Itera
         "PAYFOLD_HOST": "127.0.0.1",
         "PAYFOLD_DATA_DIR": str(tmp_path),
         "PAYFOLD_SWEEP_SECONDS": "1",
-        "PORT": str(free_port(Settings.load({}))),
+        "PORT": str(free_port()),
     }
     with (tmp_path / "log").open("w") as log, Processes(environment, output=log) as processes:
         address = f"http://127.0.0.1:{environment['PORT']}"

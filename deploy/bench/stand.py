@@ -2,9 +2,7 @@
 
 import hashlib
 import os
-import random
 import secrets
-import socket
 import sys
 import time
 from collections.abc import Collection, Iterator, Mapping
@@ -114,18 +112,6 @@ def _at(url: str, path: str) -> str:
     return urlsplit(url)._replace(path=f"/{path}").geturl()
 
 
-def free_port() -> int:
-    """Return a port of loopback that nobody has."""
-    for port in random.sample(services.PORTS, services.PORT_ATTEMPTS_MAX):
-        with socket.socket() as probe:
-            try:
-                probe.bind((LOOPBACK, port))
-            except OSError:
-                continue
-            return port
-    raise BenchError("There is no free port on this machine.")
-
-
 def _foreign(environment: Mapping[str, str]) -> dict[str, str]:
     """Return *environment* without a setting of Payfold's: nothing is measured with somebody's own."""
     ours = {name.upper() for name in Settings.model_fields} | {envfile.ENV_FILE}
@@ -139,7 +125,7 @@ class Stand:
         self.folder = at.folder
         self.secret = f"whsec_{secrets.token_urlsafe(24)}"
         self.token = f"pf_{secrets.token_urlsafe(24)}"
-        self.port, self.bare_port, self.plain_port = free_port(), free_port(), free_port()
+        self.port, self.bare_port, self.plain_port = (services.free_port() for _ in range(3))
         self.environment = _foreign(os.environ) | {
             "DATABASE_URL": database_url,
             "REDIS_URL": redis_url,

@@ -89,6 +89,7 @@ ANOMALY_KINDS: Final = (
     "broken_chain",
     "credit_note_sides",
     "credit_note_split",
+    "deleted_and_final",
     "expired_and_complete",
     "missing_at_stripe",
     "paid_and_void",

@@ -884,3 +884,15 @@ def test_lines_that_are_listed_again(engine: Engine) -> None:
             "order_lines": [line("li_2", "cs_a", quantity=8), line("li_3", "cs_a")],
         },
     )
+
+
+# ---- The view of orders ----
+
+
+def test_the_order_book_has_every_column_of_the_order(engine: Engine) -> None:
+    """The view is the order, and what came back of it: nothing, of one whose intent and invoice are known."""
+    take_in(engine, event("evt_cs_1", COMPLETED, DONE, session("cs_1")))
+
+    nothing: Json = {"refunded_amount": 0, "credited_amount": 0, "disputed_amount": 0, "refund_status": "none"}
+    expected = {"orders": [order("cs_1")], "order_book": [{**order("cs_1"), **nothing}]}
+    assert_rows(engine, expected, views=["order_book"])

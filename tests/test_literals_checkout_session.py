@@ -896,3 +896,102 @@ def test_the_order_book_has_every_column_of_the_order(engine: Engine) -> None:
     nothing: Json = {"refunded_amount": 0, "credited_amount": 0, "disputed_amount": 0, "refund_status": "none"}
     expected = {"orders": [order("cs_1")], "order_book": [{**order("cs_1"), **nothing}]}
     assert_rows(engine, expected, views=["order_book"])
+
+
+# ---- Old names, old places, and copies that another language wrote ----
+
+
+def test_the_oldest_place_of_the_shipping_address(engine: Engine) -> None:
+    """Before 2022-08-01 `shipping_details` was `shipping` (docs.stripe.com/changelog/2022-08-01)."""
+    old: dict[str, Any] = {"shipping": OLD_SHIPPING, "without": NEW_SINCE_2021}
+    both: dict[str, Any] = {
+        "shipping": SHIPPING,
+        "shipping_details": OLD_SHIPPING,
+        "without": ["collected_information"],
+    }
+    take_in(
+        engine,
+        event("evt_cs_a", COMPLETED, DONE, session("cs_a", **old), version="2020-08-27"),
+        event("evt_cs_b", COMPLETED, DONE, session("cs_b", **both), version="2022-08-01"),
+    )
+
+    rows_ = [order("cs_a", **{**OF_2021, "shipping": OLD_SHIPPING}), order("cs_b", shipping=OLD_SHIPPING)]
+    assert_rows(engine, {"orders": rows_})
+
+
+def test_a_setup_of_2019_is_complete(engine: Engine) -> None:
+    """Nothing is to be paid in setup mode, so that no word of payment is missing (rule 10)."""
+    setup: Json = {**SESSION_OF_2019, "id": "cs_a", "mode": "setup", "payment_intent": None, "setup_intent": "seti_9"}
+    take_in(engine, event("evt_cs_a", COMPLETED, DONE, setup, version="2019-05-16"))
+
+    assert_rows(engine, {"orders": [order_of_2019("cs_a", mode="setup", status="complete")]})
+    assert noted(engine) == set()
+    assert kinds(engine, "cs_a") == ["order.completed"]
+
+
+def test_empty_objects_and_decimals_of_other_languages(engine: Engine) -> None:
+    """PHP writes {} as [], others 1500 as 1500.0: no difference (rule 8; stripe-facts, section 11)."""
+    empty = session(
+        "cs_a",
+        after_expiration=[],
+        collected_information=[],
+        customer_details=[],
+        metadata=[],
+        presentment_details=[],
+        total_details=[],
+    )
+    decimal = session(
+        "cs_b",
+        amount_total=5225.0,
+        created=OPENED + 0.0,
+        presentment_details={"presentment_amount": 7315.0, "presentment_currency": "cad"},
+        total_details={"amount_discount": 1003.0, "amount_shipping": 801.0, "amount_tax": 427.0},
+    )
+    take_in(engine, event("evt_cs_a", COMPLETED, DONE, empty), event("evt_cs_b", COMPLETED, DONE, decimal))
+
+    parts: Json = dict.fromkeys(("amount_discount", "amount_shipping", "amount_tax", "shipping"))
+    mailed: Json = {"customer_email": "passed@example.com", "metadata": {}}
+    assert_rows(engine, {"orders": [order("cs_a", **NOTHING_SHOWN, **parts, **mailed), order("cs_b")]})
+
+
+# ---- What moves without a new status ----
+
+
+def test_a_total_that_moved(engine: Engine) -> None:
+    """A total or a currency that moves without a new one-shot in the same step is a correction."""
+    for id_, fields in (("cs_a", {"amount_total": 5000}), ("cs_b", {"currency": "eur"}), ("cs_c", {"metadata": {}})):
+        take_in(
+            engine,
+            event(f"evt_{id_}", COMPLETED, DONE, session(id_)),
+            event(f"evt_{id_}_read", OBSERVED, LATER, session(id_, **fields)),
+        )
+
+    assert {id_: kinds(engine, id_) for id_ in ("cs_a", "cs_b", "cs_c")} == {
+        "cs_a": ["order.paid", "order.corrected"],
+        "cs_b": ["order.paid", "order.corrected"],
+        "cs_c": ["order.paid"],
+    }
+
+
+def test_lines_of_other_totals_are_not_complete(engine: Engine) -> None:
+    """Lines that were listed with other totals or another currency are no longer those of the order (rule 11)."""
+    changed: Mapping[str, Json] = {
+        "cs_total": {"amount_total": 5226},
+        "cs_subtotal": {"amount_subtotal": 5001},
+        "cs_currency": {"currency": "eur"},
+        "cs_shipping": {"total_details": {"amount_discount": 1003, "amount_shipping": 802, "amount_tax": 427}},
+    }
+    for id_, fields in changed.items():
+        open_ = session(id_, **OPEN, **listed({**LINE, "id": f"li_{id_}"}))
+        done = session(id_, **fields)
+        take_in(engine, event(f"evt_{id_}_0", OBSERVED, OPENED, open_), event(f"evt_{id_}", COMPLETED, DONE, done))
+    again = session("cs_total", amount_total=5226, **listed({**LINE, "id": "li_cs_total"}))
+    assert complete(engine) == {"cs_total": False, "cs_subtotal": False, "cs_currency": False, "cs_shipping": True}
+
+    take_in(engine, event("evt_again", OBSERVED, LATER, again))
+    assert complete(engine)["cs_total"]
+
+
+def complete(engine: Engine) -> dict[str, bool]:
+    """Return whether the lines of each order are complete."""
+    return {row["id"]: row["lines_complete"] for row in rows(engine, "SELECT id, lines_complete FROM orders")}

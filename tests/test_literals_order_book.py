@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import Engine
 
 from tests.envelopes import Json, event
-from tests.ledger import rows, take_in
+from tests.ledger import kinds, rows, take_in
 
 PAID, LATER, LATEST = 1_760_000_000, 1_760_001_000, 1_760_002_000
 
@@ -322,3 +322,229 @@ def assert_money(engine: Engine, histories: Histories, credited: Mapping[str, in
 def money_of(row: Mapping[str, Any]) -> Money:
     """Return the columns that the view adds to every order."""
     return (row["refunded_amount"], row["disputed_amount"], row["refund_status"])
+
+
+# ---- Rule 10: inquiries, other currencies, what only the charge reports, holds ----
+
+RULE_10: Histories = {
+    # ---- an inquiry is no dispute: no money has moved (stripe-facts, section 11) ----
+    "asked": ([session(), charge(), dispute("dp", 608, "warning_needs_response")], (0, 0, "none")),
+    "answered": ([session(), charge(), dispute("dp", 609, "warning_under_review")], (0, 0, "none")),
+    "settled": ([session(), charge(), dispute("dp", 610, "warning_closed")], (0, 0, "none")),
+    # ---- what is not in the order's currency cannot be known in it ----
+    "dispute_in_euro": (
+        [session(), charge(), dispute("da", 616, "lost"), dispute("db", 617, "lost", currency="eur")],
+        (0, None, "none"),
+    ),
+    "won_in_euro": ([session(), charge(), dispute("dp", 618, "won", currency="eur")], (0, 0, "none")),
+    "note_in_euro": (
+        [session(invoice="in_#"), charge(), note("na", 77), note("nb", 78, currency="eur")],
+        (0, 0, "none"),
+    ),
+    "void_in_euro": (
+        [session(invoice="in_#"), charge(), note("na", 79, "void", currency="eur")],
+        (0, 0, "none"),
+    ),
+    "refund_in_euro": (
+        [session(), charge(currency="eur"), refund("ra", 511, currency="eur")],
+        (None, 0, "partial"),
+    ),
+    "whole_in_euro": (
+        [session(), charge(currency="eur"), refund("ra", 1500, currency="eur")],
+        (None, 0, "full"),
+    ),
+    "failed_in_euro": (
+        [session(), charge(), refund("ra", 512, "canceled", currency="eur")],
+        (0, 0, "none"),
+    ),
+    "untouched_in_euro": ([session(), charge(currency="eur")], (0, 0, "none")),
+    "no_currency": (
+        [session(None, currency=None), charge(), refund("ra", 513)],
+        (None, 0, "partial"),
+    ),
+    # ---- what a charge reports and no refund does ----
+    "unseen": ([session(), charge(LATER, "charge.refunded", amount_refunded=514)], (514, 0, "partial")),
+    "unseen_whole": ([session(), charge(LATER, "charge.refunded", **ALL_OF_IT)], (1500, 0, "full")),
+    "unseen_rest": (
+        [session(), charge(LATER, "charge.refunded", **ALL_OF_IT), refund("ra", 515)],
+        (1500, 0, "full"),
+    ),
+    "seen": (
+        [session(), charge(LATER, "charge.refunded", amount_refunded=516), refund("ra", 516)],
+        (516, 0, "partial"),
+    ),
+    # A refund made after the charge's last word is not in it.
+    "newer_refund": (
+        [
+            session(),
+            charge(LATER, "charge.refunded", amount_refunded=517),
+            refund("ra", 400),
+            refund("rb", 201, at=LATEST),
+        ],
+        (718, 0, "partial"),
+    ),
+    # One that failed after it is in it, one that had failed before is not.
+    "failed_after": (
+        [
+            session(),
+            charge(LATER, "charge.refunded", amount_refunded=518),
+            failed("ra", 518, made=LATER, at=LATEST),
+        ],
+        (0, 0, "none"),
+    ),
+    "failed_before": (
+        [
+            session(),
+            charge(LATEST, "charge.refunded", amount_refunded=202),
+            failed("ra", 519, made=PAID + 5, at=LATER),
+        ],
+        (202, 0, "partial"),
+    ),
+    # More refunds known than the charge reports: nothing is unseen.
+    "behind": (
+        [session(), charge(LATER, "charge.refunded", amount_refunded=203), refund("ra", 203), refund("rb", 304)],
+        (507, 0, "partial"),
+    ),
+    "unseen_of_two": (
+        [
+            session(),
+            charge(LATER, "charge.refunded", amount=900, amount_captured=900, amount_refunded=204),
+            charge(LATER, id="ch_2#", amount=600, amount_captured=600, amount_refunded=600, refunded=True),
+        ],
+        (804, 0, "partial"),
+    ),
+    "unseen_of_invoice": (
+        [
+            subscribed(),
+            invoice_payment("inpay", 1500, **BY_INTENT),
+            charge(LATER, "charge.refunded", amount_refunded=520),
+        ],
+        (520, 0, "partial"),
+    ),
+    "unseen_by_charge": (
+        [
+            subscribed(),
+            invoice_payment("inpay", 1500, **BY_CHARGE),
+            charge(LATER, "charge.refunded", payment_intent=None, amount_refunded=521),
+        ],
+        (521, 0, "partial"),
+    ),
+    "unseen_in_euro": (
+        [session(), charge(LATER, "charge.refunded", currency="eur", amount_refunded=522)],
+        (None, 0, "partial"),
+    ),
+    "unseen_in_no_currency": (
+        [session(None, currency=None), charge(LATER, "charge.refunded", **ALL_OF_IT)],
+        (None, 0, "full"),
+    ),
+    # ---- what was not captured is no money that came back ----
+    "released_refund": (
+        [
+            session(payment_status="unpaid"),
+            charge(captured=False, amount_captured=0),
+            refund("re", 1500, reason="expired_uncaptured_charge"),
+        ],
+        (0, 0, "none"),
+    ),
+    "said_by_a_held_charge": (
+        [
+            session(payment_status="unpaid"),
+            charge(captured=False, amount_captured=0),
+            charge(LATER, "charge.refunded", captured=False, amount_captured=0, **ALL_OF_IT),
+        ],
+        (0, 0, "none"),
+    ),
+    "released": (
+        [
+            session(payment_status="unpaid"),
+            charge(LATER, "charge.expired", captured=False, amount_captured=0, **ALL_OF_IT),
+        ],
+        (0, 0, "none"),
+    ),
+    # Captured in part: whether `amount_refunded` contains the 500 that were released is not known.
+    "captured_part": ([session(), charge(LATER, "charge.captured", amount_captured=1000)], (0, 0, "none")),
+    "part_released": (
+        [session(), charge(LATER, "charge.captured", amount_captured=1000, amount_refunded=500)],
+        (0, 0, "none"),
+    ),
+    "part_refunded": (
+        [session(), charge(LATER, "charge.refunded", amount_captured=1000, amount_refunded=301), refund("ra", 301)],
+        (301, 0, "partial"),
+    ),
+    "part_both": (
+        [session(), charge(LATER, "charge.refunded", amount_captured=1000, amount_refunded=802), refund("ra", 302)],
+        (302, 0, "partial"),
+    ),
+    "part_whole": (
+        [session(), charge(LATER, "charge.refunded", amount_captured=1000, **ALL_OF_IT), refund("ra", 1000)],
+        (1000, 0, "full"),
+    ),
+    "part_refunded_whole": (
+        [session(), charge(LATER, "charge.captured", amount_captured=1000), refund("ra", 1000, at=LATEST)],
+        (1000, 0, "full"),
+    ),
+    # ---- before basil, where the invoice and the charge name each other ----
+    "before_basil": (
+        [
+            subscribed(),
+            event(
+                "evt_#_in",
+                "invoice.paid",
+                PAID,
+                {
+                    "id": "in_#",
+                    "object": "invoice",
+                    "amount_due": 1500,
+                    "amount_paid": 1500,
+                    "amount_remaining": 0,
+                    "charge": "ch_#",
+                    "created": PAID - 9,
+                    "currency": "usd",
+                    "customer": "cus_#",
+                    "paid": True,
+                    "payment_intent": "pi_#",
+                    "status": "paid",
+                    "status_transitions": {"finalized_at": PAID - 8, "paid_at": PAID},
+                    "subscription": "sub_#",
+                    "total": 1500,
+                },
+                version="2022-11-15",
+            ),
+            charge(invoice="in_#"),
+            refund("re", 523),
+            dispute("dp", 619, "lost"),
+        ],
+        (523, 619, "partial"),
+    ),
+}
+CREDITED_BY_RULE_10: Mapping[str, int | None] = {
+    "note_in_euro": None,
+    "void_in_euro": 0,
+    "unseen_of_invoice": 0,
+    "unseen_by_charge": 0,
+    "before_basil": 0,
+}
+
+
+def test_what_came_back_by_rule_10(engine: Engine) -> None:
+    """What a charge reports counts once, and what cannot be known in the order's currency is null."""
+    assert_money(engine, RULE_10, CREDITED_BY_RULE_10)
+
+
+def test_a_sum_that_cannot_be_known(engine: Engine) -> None:
+    """Of a charge captured in part that reports neither what is known nor that and the rest, the sum is null."""
+    bodies = [session(), charge(LATER, "charge.refunded", amount_captured=1000, amount_refunded=700)]
+    take_in(engine, *(body.replace(b"#", b"part") for body in bodies))
+
+    assert [row["refunded_amount"] for row in rows(engine, "SELECT refunded_amount FROM order_book")] == [None]
+
+
+def test_a_change_of_what_was_refunded(engine: Engine) -> None:
+    """The feed has one for each sum that is new, whoever reports it, and one where the sum becomes null."""
+    reported = [session(), charge(), charge(LATER, "charge.refunded", amount_refunded=524)]
+    euro = refund("rb", 401, at=LATEST, currency="eur")
+    for name, steps in (("twice", [*reported, refund("ra", 524)]), ("null", [*reported, euro])):
+        take_in(engine, *(body.replace(b"#", name.encode()) for body in steps))
+
+    assert kinds(engine, "cs_twice") == ["order.paid", "order.refund_changed"]
+    assert kinds(engine, "cs_null") == ["order.paid", "order.refund_changed", "order.refund_changed"]

@@ -324,6 +324,23 @@ def money_of(row: Mapping[str, Any]) -> Money:
     return (row["refunded_amount"], row["disputed_amount"], row["refund_status"])
 
 
+def test_a_change_for_each_refund_that_counts(engine: Engine) -> None:
+    """The feed has one for each new sum, also where it falls, and none where nothing moves."""
+    steps = [
+        session(),
+        charge(),
+        refund("ra", 101, "pending"),
+        refund("rb", 202),
+        refund("rc", 303, "canceled"),
+        failed("ra", 101, made=LATER, at=LATEST),
+    ]
+    take_in(engine, *(body.replace(b"#", b"1") for body in steps))
+    take_in(engine, *(body.replace(b"#", b"2") for body in (steps[3], steps[1], steps[0])))
+
+    assert kinds(engine, "cs_1") == ["order.paid", *["order.refund_changed"] * 3]
+    assert kinds(engine, "cs_2") == ["order.paid", "order.refund_changed"]
+
+
 # ---- Rule 10: inquiries, other currencies, what only the charge reports, holds ----
 
 RULE_10: Histories = {

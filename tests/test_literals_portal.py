@@ -61,7 +61,6 @@ ROW: Json = {
     "updated": at(MADE - 5),
 }
 CREATED, UPDATED = "billing_portal.configuration.created", "billing_portal.configuration.updated"
-NAMELESS = ("name", "subscription_pause")
 
 # The steps as they arrive (type, created, fields, previous attributes, keys a version has not); which decides; columns.
 Step = tuple[str, int, Json, Json | None, Sequence[str]]
@@ -106,6 +105,22 @@ CONFIGURATIONS: Mapping[str, tuple[Sequence[Step], int, Json]] = {
         ],
         0,
         {"active": False, "updated": at(CHANGED)},
+    ),
+    # Of one second, of `updated` too: the state before each event tells which came after which.
+    "one_second": (
+        [
+            (UPDATED, CHANGED, {"name": "Third", "updated": CHANGED}, {"name": "Second"}, ()),
+            (
+                UPDATED,
+                CHANGED,
+                {"name": "Second", "updated": CHANGED},
+                {"name": "Small shops", "updated": MADE - 5},
+                (),
+            ),
+            (CREATED, MADE, {}, None, ()),
+        ],
+        0,
+        {"name": "Third", "updated": at(CHANGED)},
     ),
     "arrived_backwards": (
         [

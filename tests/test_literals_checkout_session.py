@@ -726,8 +726,10 @@ def test_several_events_of_a_session(engine: Engine) -> None:
         for name, (_, decides, columns, _, _) in HISTORIES.items()
     ]
     assert_rows(engine, {"orders": expected})
-    assert {name: kinds(engine, name) for name in HISTORIES} == {name: told[3] for name, told in HISTORIES.items()}
-    assert noted(engine) == {(name, kind) for name, told in HISTORIES.items() for kind in told[4]}
+    assert {name: kinds(engine, name) for name in HISTORIES} == {
+        name: history[3] for name, history in HISTORIES.items()
+    }
+    assert noted(engine) == {(name, kind) for name, history in HISTORIES.items() for kind in history[4]}
 
 
 def noted(engine: Engine) -> set[tuple[str, str]]:
@@ -771,8 +773,8 @@ def test_an_explanation_names_the_event_of_each_moment(engine: Engine) -> None:
 
 def explained(engine: Engine, id_: str) -> dict[str, str]:
     """Return the event that is named for each moment of an order that has one."""
-    told = explain.explain(engine, Subject("orders", "", False, id_))  # noqa: FBT003 - the mode
-    by_column = {each["column"]: each["event_id"] for each in told.columns}
+    explanation = explain.explain(engine, Subject("orders", "", False, id_))  # noqa: FBT003 - the mode
+    by_column = {each["column"]: each["event_id"] for each in explanation.columns}
     return {moment: by_column[moment] for moment in MOMENTS if by_column[moment] is not None}
 
 

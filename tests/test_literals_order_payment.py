@@ -1,4 +1,4 @@
-"""Whether an order is paid, where its session does not say: by the charges of its payment intent (rule 10).
+"""Whether an order is paid, where its session does not report it: by the charges of its payment intent (rule 10).
 
 Manual capture, delayed methods and released holds after docs.stripe.com/payments/place-a-hold-on-a-payment-method,
 /api/charges/object and /api/events/types; stripe-facts, section 11. In a history `#` stands for its name.
@@ -128,7 +128,7 @@ HISTORIES: Mapping[str, tuple[Sequence[bytes], Outcome, Sequence[tuple[str, str]
         ("paid", at(LATER), None),
         [OPENED_PROCESSING, ("order.paid", "succeeded_1")],
     ),
-    # The session's own moment, where an event of the session says paid.
+    # The session's own moment, where an event of the session reports it.
     "own_moment": (
         [session(), charge("captured", LATER), session("async_payment_succeeded", LATEST, payment_status="paid")],
         ("paid", at(LATEST), None),
@@ -189,7 +189,7 @@ HISTORIES: Mapping[str, tuple[Sequence[bytes], Outcome, Sequence[tuple[str, str]
         ("expired", None, None),
         [("order.expired", "expired")],
     ),
-    # ---- 2019: the session never said whether it is paid ----
+    # ---- 2019: the session never reported whether it is paid ----
     "of_2019": (
         [session(without=OF_2019), charge("succeeded", LATER)],
         ("paid", at(LATER), None),
@@ -208,7 +208,9 @@ def test_what_charges_say_of_an_order(engine: Engine) -> None:
     orders = rows(engine, "SELECT id, status, paid_at, failed_at FROM orders")
     found = {row["id"].removeprefix("cs_"): (row["status"], row["paid_at"], row["failed_at"]) for row in orders}
     assert found == {name: outcome for name, (_, outcome, _) in HISTORIES.items()}
-    assert {name: changes(engine, name) for name in HISTORIES} == {name: told for name, (*_, told) in HISTORIES.items()}
+    assert {name: changes(engine, name) for name in HISTORIES} == {
+        name: steps for name, (*_, steps) in HISTORIES.items()
+    }
     assert noted(engine) == ANOMALIES
 
 

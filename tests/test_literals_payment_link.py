@@ -77,7 +77,7 @@ HISTORIES: Mapping[str, tuple[Sequence[Step], int, Json, Sequence[str]]] = {
         {**OFF, "metadata": {"sku": "2"}},
         [DEACTIVATED],
     ),
-    # One second: the state before each event tells which came after which, and nothing comes before the first.
+    # One second: the state before each event shows which came after which, and nothing comes before the first.
     "one_second": (
         [(UPDATED, MADE, ON, OFF), (CREATED, MADE, {}, None), (UPDATED, MADE, OFF, ON)],
         0,
@@ -102,7 +102,9 @@ def test_a_payment_link(engine: Engine) -> None:
             take_in(engine, event(f"evt_{name}_{number}", type_, created, object_, previous=previous))
 
     assert_rows(engine, {"payment_links": [row(name) for name in HISTORIES]})
-    assert {name: kinds(engine, name) for name in HISTORIES} == {name: told[3] for name, told in HISTORIES.items()}
+    assert {name: kinds(engine, name) for name in HISTORIES} == {
+        name: history[3] for name, history in HISTORIES.items()
+    }
     assert anomalies(engine) == []
 
 

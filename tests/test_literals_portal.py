@@ -106,7 +106,7 @@ CONFIGURATIONS: Mapping[str, tuple[Sequence[Step], int, Json]] = {
         0,
         {"active": False, "updated": at(CHANGED)},
     ),
-    # Of one second, of `updated` too: the state before each event tells which came after which.
+    # Of one second, of `updated` too: the state before each event shows which came after which.
     "one_second": (
         [
             (UPDATED, CHANGED, {"name": "Third", "updated": CHANGED}, {"name": "Second"}, ()),

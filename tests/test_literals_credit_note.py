@@ -533,6 +533,21 @@ def test_one_change_for_each_status(engine: Engine) -> None:
     assert_rows(engine, {"credit_notes": [_row("cn_1", "evt_5", T + 15, status="void", **moments)]})
 
 
+@pytest.mark.parametrize("arrival", [(0, 1, 2), (2, 1, 0), (1, 2, 0)])
+def test_one_second(engine: Engine, arrival: tuple[int, ...]) -> None:
+    """Three updates of one second are in the order of their ``previous_attributes``, however they arrive."""
+    steps = [("A", None), ("B", "A"), ("C", "B")]
+    bodies = [
+        event(f"evt_{9 - number}", "credit_note.updated", T + 9, _note("cn_1", memo=now), before={"memo": before})
+        for number, (now, before) in enumerate(steps)
+    ]
+    take_in(engine, *(bodies[number] for number in arrival))
+
+    assert_rows(engine, {"credit_notes": [_row("cn_1", "evt_7", T + 9, memo="C")]})
+    assert anomalies(engine) == []
+    assert kinds(engine, "cn_1") == ["credit_note.issued"]
+
+
 def test_unknown_status(engine: Engine) -> None:
     """A status that is not known yet is kept and noted, is no change, and outranks nothing."""
     take_in(

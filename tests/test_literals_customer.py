@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine
 
-from tests.ledger import anomalies, kinds, take_in
+from tests.ledger import anomalies, kinds, rows, take_in
 from tests.literals import assert_rows, at
 from tests.stripe_events import event
 
@@ -204,6 +204,21 @@ def test_default_currency_comes_later(engine: Engine) -> None:
 # ---- Order and ranks ----
 
 
+def test_one_second_of_metadata(engine: Engine) -> None:
+    """Of a nested object ``previous_attributes`` lists what changed alone; null is a key that was not there."""
+    last = _customer("cus_1", metadata={"a": "1", "b": "2"})
+    first = _customer("cus_1", metadata={"a": "1", "c": "3"})
+    take_in(
+        engine,
+        event("evt_1", "customer.updated", T + 9, last, before={"metadata": {"b": None, "c": "3"}}),
+        event("evt_2", "customer.updated", T + 9, first, before={"metadata": {"a": None, "c": None}}),
+    )
+
+    [row] = rows(engine, "SELECT metadata, event_id FROM customers")
+    assert row == {"metadata": {"a": "1", "b": "2"}, "event_id": "evt_1"}
+    assert anomalies(engine) == []
+
+
 def test_late_and_older(engine: Engine) -> None:
     """An update that arrives late leaves the row and the balance; what it moved is a balance change all the same."""
     last = _customer("cus_1", balance=-303, delinquent=True, test_clock="clock_2")
@@ -258,6 +273,29 @@ def test_deleted(engine: Engine) -> None:
         },
     )
     assert kinds(engine, "cus_1") == kinds(engine, "cus_2") == ["balance.changed"]
+
+
+def test_read_after_it_was_deleted(engine: Engine) -> None:
+    """Stripe answers a deleted customer by its tombstone, which deletes it as the event would have."""
+    take_in(
+        engine,
+        event("evt_1", "customer.created", T, _customer("cus_1", balance=-101)),
+        event(
+            "obs_1",
+            "payfold.customer.observed",
+            T + 9,
+            {"id": "cus_1", "object": "customer", "deleted": True},
+            version=None,
+        ),
+    )
+
+    assert_rows(
+        engine,
+        {
+            "customers": [_row("cus_1", "obs_1", T + 9, deleted=True)],
+            "balances": [_balance("cus_1", "usd", -101, "evt_1", T)],
+        },
+    )
 
 
 OTHERS: list[tuple[str, dict[str, Any]]] = [

@@ -327,6 +327,31 @@ def test_moments_are_the_earliest(engine: Engine) -> None:
     assert row == {"total": 909, "finalized_at": at(T + 2), "paid_at": at(T + 4), "event_id": "evt_2"}
 
 
+@pytest.mark.parametrize("arrival", [(0, 1, 2), (2, 1, 0), (1, 2, 0)])
+def test_one_second(engine: Engine, arrival: tuple[int, ...]) -> None:
+    """Three updates of a paid invoice in one second are in the order of their ``previous_attributes``.
+
+    Credit notes still move it (stripe-facts 3.3). What is listed and not kept is no step.
+    """
+    steps = [(70, 905, None), (500, 70, 80), (20, 500, 90)]
+    bodies = [
+        event(
+            f"evt_{9 - number}",
+            "invoice.updated",
+            T + 9,
+            _invoice("in_1", "paid", post_payment_credit_notes_amount=now, amount_overpaid=number),
+            before={"post_payment_credit_notes_amount": before, "amount_overpaid": number - 1}
+            | ({} if unkept is None else {"lines": {"total_count": unkept}}),
+        )
+        for number, (now, before, unkept) in enumerate(steps)
+    ]
+    take_in(engine, *(bodies[number] for number in arrival))
+
+    moved = {"post_payment_credit_notes_amount": 20, "amount_overpaid": 2}
+    assert_rows(engine, {"invoices": [_row("in_1", "paid", "evt_7", T + 9, **moved)]})
+    assert anomalies(engine) == []
+
+
 # ---- Event types ----
 
 TYPES = (

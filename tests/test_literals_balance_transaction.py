@@ -264,6 +264,7 @@ def test_a_later_read_goes_on(engine: Engine) -> None:
     [
         pytest.param(T + 10, -303, [], id="agree"),
         pytest.param(T + 10, -404, ["balance_differs"], id="read after, differ"),
+        pytest.param(T + 9, -404, ["balance_differs"], id="read in that second, differ"),
         pytest.param(T + 8, -404, [], id="read before, differ"),
     ],
 )

@@ -201,7 +201,127 @@ def test_default_currency_comes_later(engine: Engine) -> None:
     )
 
 
+def test_default_currency_becomes_another(engine: Engine) -> None:
+    """The balance of another currency is another balance, not the old one moved (design rule 9)."""
+    start, now = _customer("cus_1", balance=-2501), _customer("cus_1", balance=-502, currency="eur")
+    take_in(
+        engine,
+        event("evt_1", "customer.created", T, start),
+        event("evt_2", "customer.updated", T + 9, now, before={"balance": -2501, "currency": "usd"}),
+    )
+
+    assert_rows(
+        engine,
+        {
+            "customers": [_row("cus_1", "evt_2", T + 9, currency="eur")],
+            "balances": [
+                _balance("cus_1", "usd", -2501, "evt_1", T),
+                _balance("cus_1", "eur", -502, "evt_2", T + 9),
+            ],
+        },
+    )
+    assert kinds(engine, "cus_1") == ["balance.changed"]
+
+
+def test_account_balance(engine: Engine) -> None:
+    """Before 2019-10-17 the balance, and what it was before, are called ``account_balance``."""
+    about = {key: value for key, value in _customer("cus_1").items() if key != "balance"}
+    steps = [(0, None), (-501, 0), (-202, -501)]
+    take_in(
+        engine,
+        *(
+            event(
+                f"evt_{number}",
+                "customer.updated" if number else "customer.created",
+                T + number,
+                {**about, "account_balance": now},
+                before={"account_balance": before} if number else None,
+                version="2017-08-15",
+            )
+            for number, (now, before) in enumerate(steps)
+        ),
+    )
+
+    assert_rows(
+        engine,
+        {
+            "customers": [_row("cus_1", "evt_2", T + 2)],
+            "balances": [_balance("cus_1", "usd", -202, "evt_2", T + 2)],
+            "balance_changes": [
+                _change("evt_1", "cus_1", "usd", -501, -501, T + 1),
+                _change("evt_2", "cus_1", "usd", 299, -202, T + 2),
+            ],
+        },
+    )
+    assert kinds(engine, "cus_1") == ["balance.changed", "balance.changed"]
+
+
+def test_old_and_new_name_of_the_balance(engine: Engine) -> None:
+    """Two endpoints of two versions report one balance under two names."""
+    old = {key: value for key, value in _customer("cus_1").items() if key != "balance"}
+    moved = {**old, "account_balance": -501}
+    take_in(
+        engine,
+        event("evt_1", "customer.created", T, _customer("cus_1", balance=-101)),
+        event("evt_2", "customer.updated", T + 5, moved, before={"account_balance": -101}, version="2019-09-09"),
+        event("evt_3", "customer.updated", T + 9, _customer("cus_1", balance=-702), before={"balance": -501}),
+    )
+
+    assert_rows(
+        engine,
+        {
+            "customers": [_row("cus_1", "evt_3", T + 9)],
+            "balances": [_balance("cus_1", "usd", -702, "evt_3", T + 9)],
+            "balance_changes": [
+                _change("evt_2", "cus_1", "usd", -400, -501, T + 5),
+                _change("evt_3", "cus_1", "usd", -201, -702, T + 9),
+            ],
+        },
+    )
+
+
+def test_empty_list_for_an_empty_object(engine: Engine) -> None:
+    """PHP writes an empty object as a list (stripe-facts section 11, copies are not always as sent)."""
+    about = _customer("cus_1", balance=-101, metadata=[], address=[], shipping=[], invoice_settings=[])
+    take_in(engine, event("evt_1", "customer.created", T, about))
+
+    assert_rows(
+        engine,
+        {
+            "customers": [_row("cus_1", "evt_1", T)],
+            "balances": [_balance("cus_1", "usd", -101, "evt_1", T)],
+        },
+    )
+
+
 # ---- Order and ranks ----
+
+
+@pytest.mark.parametrize("arrival", [(0, 1, 2), (2, 1, 0), (1, 2, 0)])
+def test_one_second(engine: Engine, arrival: tuple[int, ...]) -> None:
+    """Three updates of one second are in the order of their ``previous_attributes``, however they arrive."""
+    steps = [(-505, 0), (-207, -505), (-909, -207)]
+    bodies = [
+        event(
+            f"evt_{9 - number}", "customer.updated", T + 9, _customer("cus_1", balance=now), before={"balance": before}
+        )
+        for number, (now, before) in enumerate(steps)
+    ]
+    take_in(engine, *(bodies[number] for number in arrival))
+
+    assert_rows(
+        engine,
+        {
+            "customers": [_row("cus_1", "evt_7", T + 9)],
+            "balances": [_balance("cus_1", "usd", -909, "evt_7", T + 9)],
+            "balance_changes": [
+                _change("evt_9", "cus_1", "usd", -505, -505, T + 9),
+                _change("evt_8", "cus_1", "usd", 298, -207, T + 9),
+                _change("evt_7", "cus_1", "usd", -702, -909, T + 9),
+            ],
+        },
+    )
+    assert anomalies(engine) == []
 
 
 def test_one_second_of_metadata(engine: Engine) -> None:
@@ -296,6 +416,28 @@ def test_read_after_it_was_deleted(engine: Engine) -> None:
             "balances": [_balance("cus_1", "usd", -101, "evt_1", T)],
         },
     )
+
+
+def test_deletion_outranks_a_later_balance(engine: Engine) -> None:
+    """A balance shares its customer's order, where a deletion comes last (design rules 3 and 4)."""
+    about = _customer("cus_1", balance=-101)
+    late = _customer("cus_1", balance=-404)
+    take_in(
+        engine,
+        event("evt_1", "customer.created", T, about),
+        event("evt_2", "customer.deleted", T + 9, about),
+        event("evt_3", "customer.updated", T + 20, late, before={"balance": -101}),
+    )
+
+    assert_rows(
+        engine,
+        {
+            "customers": [_row("cus_1", "evt_2", T + 9, deleted=True)],
+            "balances": [_balance("cus_1", "usd", -101, "evt_2", T + 9)],
+            "balance_changes": [_change("evt_3", "cus_1", "usd", -303, -404, T + 20)],
+        },
+    )
+    assert kinds(engine, "cus_1") == ["balance.changed"]
 
 
 OTHERS: list[tuple[str, dict[str, Any]]] = [

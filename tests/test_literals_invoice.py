@@ -143,6 +143,7 @@ ROW: dict[str, Any] = {
     "post_payment_credit_notes_amount": 9010,
     "customer": "cus_1",
     "subscription": "sub_1",
+    "deleted": False,
     "created": at(T + 1),
     "finalized_at": at(T + 17),
     "paid_at": at(T + 19),
@@ -203,6 +204,7 @@ def _row(invoice_id: str, status: str | None, event_id: str, as_of: int, **value
         "post_payment_credit_notes_amount": 905,
         "customer": "cus_1",
         "subscription": None,
+        "deleted": False,
         "created": at(T),
         "finalized_at": at(T + 40) if "finalized_at" in _of_status(status) else None,
         "paid_at": at(T + 41) if status == "paid" else None,
@@ -268,6 +270,13 @@ IN_2018: dict[str, Any] = {
                 "paid_at": None,
             },
             id="draft",
+        ),
+        pytest.param(
+            "invoice.finalized",
+            "2018-11-08",
+            IN_2018,
+            {**ROW, "status": "open", "amount_overpaid": None, "paid_at": None},
+            id="2018",
         ),
     ],
 )
@@ -480,3 +489,167 @@ def test_unknown_status(engine: Engine) -> None:
         {"invoices": [_row("in_1", "dunning", "evt_1", T + 1), _row("in_2", "open", "evt_2", T + 1)]},
     )
     assert "unknown_status" in anomalies(engine)
+
+
+# ---- Deleted drafts ----
+
+
+def test_deleted_draft(engine: Engine) -> None:
+    """A draft can be deleted (stripe-facts section 1); nothing of it outranks that."""
+    draft = _invoice("in_1", "draft")
+    take_in(
+        engine,
+        event("evt_1", "invoice.created", T, draft),
+        event("evt_2", "invoice.deleted", T + 9, draft),
+        event("evt_3", "invoice.updated", T + 9, _invoice("in_1", "draft", total=1), before={"total": 908}),
+        event("evt_4", "invoice.updated", T + 20, _invoice("in_1", "draft", total=2), before={"total": 908}),
+        event("evt_5", "invoice.deleted", T + 9, _invoice("in_2", "draft")),
+    )
+
+    assert_rows(
+        engine,
+        {
+            "invoices": [
+                _row("in_1", "draft", "evt_2", T + 9, deleted=True),
+                _row("in_2", "draft", "evt_5", T + 9, deleted=True),
+            ]
+        },
+    )
+    assert anomalies(engine) == []
+
+
+def test_only_a_draft_can_be_deleted(engine: Engine) -> None:
+    """An invoice that was finalized and is reported deleted all the same is an anomaly (design rule 3)."""
+    finalized = ("open", "paid", "uncollectible", "void")
+    for status in finalized:
+        invoice = f"in_{status}"
+        take_in(
+            engine,
+            event(f"evt_{status}", "invoice.updated", T, _invoice(invoice, status)),
+            event(f"evt_{status}_deleted", "invoice.deleted", T + 9, _invoice(invoice, status)),
+        )
+
+    noted = rows(engine, "SELECT DISTINCT subject_id FROM anomalies WHERE resolved_at IS NULL ORDER BY subject_id")
+    assert [row["subject_id"] for row in noted] == [f"in_{status}" for status in finalized]
+
+
+# ---- Invoices of 2015 ----
+
+# https://stripe.com/docs/upgrades: `date` is `created` since 2019-03-14; by 2018-11-08 `closed` controls automatic
+# collection alone, and the status `uncollectible` replaces `forgiven`.
+OF_2015: dict[str, Any] = {
+    "object": "invoice",
+    "amount_due": 9031,
+    "application_fee": 9032,
+    "attempt_count": 1,
+    "attempted": True,
+    "charge": None,
+    "closed": False,
+    "currency": "eur",
+    "customer": "cus_1",
+    "date": T + 1,
+    "discount": None,
+    "ending_balance": -9033,
+    "forgiven": False,
+    "lines": {"object": "list", "data": [{"id": "sub_line", "object": "line_item", "amount": 9034}]},
+    "livemode": False,
+    "metadata": {},
+    "next_payment_attempt": None,
+    "paid": False,
+    "period_end": T + 2,
+    "period_start": T + 3,
+    "receipt_number": "RECEIPT-1",
+    "starting_balance": -9035,
+    "subscription": "sub_1",
+    "subtotal": 9036,
+    "tax": 9037,
+    "tax_percent": 19.0,
+    "total": 9038,
+    "webhooks_delivered_at": T + 4,
+}
+
+
+def _row_of_2015(invoice_id: str, status: str | None, **values: object) -> dict[str, Any]:
+    return {
+        "id": invoice_id,
+        "number": None,
+        "status": status,
+        "currency": "eur",
+        "total": 9038,
+        "amount_due": 9031,
+        "amount_paid": None,
+        "amount_remaining": None,
+        "amount_overpaid": None,
+        "starting_balance": -9035,
+        "ending_balance": -9033,
+        "pre_payment_credit_notes_amount": None,
+        "post_payment_credit_notes_amount": None,
+        "customer": "cus_1",
+        "subscription": "sub_1",
+        "deleted": False,
+        "created": at(T + 1),
+        "finalized_at": None,
+        "paid_at": None,
+        "voided_at": None,
+        "event_id": f"evt_{invoice_id}",
+        "as_of": at(T + 9),
+        **values,
+    }
+
+
+def test_invoices_of_2015(engine: Engine) -> None:
+    """No status, but three booleans: paid is paid, forgiven uncollectible; closed alone is no void.
+
+    Whether an invoice on which no attempt was made is a draft or open, these versions do not report.
+    """
+    cases: list[tuple[str, str, dict[str, Any]]] = [
+        ("in_paid", "invoice.payment_succeeded", {"paid": True, "closed": True}),
+        ("in_forgiven", "invoice.updated", {"forgiven": True, "closed": True}),
+        ("in_paid_and_forgiven", "invoice.updated", {"paid": True, "forgiven": True, "closed": True}),
+        ("in_attempted", "invoice.payment_failed", {}),
+        ("in_closed", "invoice.updated", {"closed": True}),
+        ("in_new", "invoice.created", {"attempted": False, "attempt_count": 0}),
+    ]
+    take_in(
+        engine,
+        *(
+            event(f"evt_{invoice}", kind, T + 9, {**OF_2015, "id": invoice, **values}, version="2015-10-16")
+            for invoice, kind, values in cases
+        ),
+    )
+
+    assert_rows(
+        engine,
+        {
+            "invoices": [
+                # The first event that reports it paid is when.
+                _row_of_2015("in_paid", "paid", paid_at=at(T + 9)),
+                _row_of_2015("in_forgiven", "uncollectible"),
+                _row_of_2015("in_paid_and_forgiven", "paid", paid_at=at(T + 9)),
+                _row_of_2015("in_attempted", "open"),
+                _row_of_2015("in_closed", "open"),
+                _row_of_2015("in_new", None),
+            ]
+        },
+    )
+
+
+def test_ranks_of_2015(engine: Engine) -> None:
+    """The booleans rank as the statuses that replaced them."""
+    paid = {**OF_2015, "id": "in_1", "paid": True, "closed": True}
+    take_in(
+        engine,
+        event("evt_in_1", "invoice.payment_succeeded", T + 9, paid, version="2015-10-16"),
+        event("evt_2", "invoice.payment_failed", T + 9, {**OF_2015, "id": "in_1"}, version="2015-10-16"),
+        event("evt_3", "invoice.updated", T + 20, {**OF_2015, "id": "in_1", "forgiven": True}, version="2015-10-16"),
+    )
+
+    assert_rows(engine, {"invoices": [_row_of_2015("in_1", "paid", paid_at=at(T + 9))]})
+
+
+def test_status_is_believed_before_the_booleans(engine: Engine) -> None:
+    """From 2018 to 2025 an invoice carries its status and ``paid``; what is carried is not inferred (rule 6)."""
+    about = _invoice("in_1", "open", paid=True, forgiven=True, closed=True, attempted=True)
+    take_in(engine, event("evt_1", "invoice.updated", T + 1, about, version="2018-10-31"))
+
+    assert_rows(engine, {"invoices": [_row("in_1", "open", "evt_1", T + 1)]})

@@ -12,7 +12,7 @@ from sqlalchemy import Engine
 
 from tests.ledger import anomalies, rows, take_in
 from tests.literals import assert_rows, at
-from tests.stripe_events import event
+from tests.envelopes import event
 
 T = 1_700_000_000
 OBSERVED = "payfold.invoice_payment.observed"

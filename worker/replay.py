@@ -100,8 +100,8 @@ class Reading:
 
     *filters* choose what is wanted, *account* stands for events that name none, and *now* is when they are received. By
     *names* accounts are called as they are by now, the filter's as well.
-    *refuse* is told each entry that cannot be read; *warn* what is odd about a file; *progress* how many entries were read until then, and how many
-    bytes of the files since it was last told.
+    *refuse* is told each entry that cannot be read; *warn* what is odd about a file; *progress* how many entries were
+    read until then, and how many bytes of the files since it was last told.
     """
 
     paths: Sequence[str]

@@ -2,10 +2,11 @@
 
 Note [What a copy may change]
     A log often went through a program before it came here. PHP has one word for the empty list and the empty object,
-    so it writes ``{}`` as ``[]``; others write 1500 as ``1500.0`` or ``"1500"``; a name cut in the middle of a character
-    leaves half of a surrogate pair, which JSON can write and PostgreSQL's text cannot hold: it becomes U+FFFD, as
-    Unicode advises for what cannot be decoded. Each of these can mean one thing only where the wanted type is known;
-    anything else stays as it is, and is refused by who reads it. Only what a strict decoder refused comes here.
+    so it writes ``{}`` as ``[]``; others write 1500 as ``1500.0`` or ``"1500"``; a name cut in the middle of a
+    character leaves half of a surrogate pair, which JSON can write and PostgreSQL's text cannot hold: it becomes
+    U+FFFD, as Unicode advises for what cannot be decoded. Each of these can mean one thing only where the wanted type
+    is known; anything else stays as it is, and is refused by who reads it. Only what a strict decoder refused comes
+    here.
 """
 
 import json
@@ -91,4 +92,3 @@ def _object(value: Mapping[str, Any], wanted: inspect.Type | None) -> dict[str, 
         return {key: _mended(value[key], types[key]) for key in types if key in value}
     inner = wanted.value_type if isinstance(wanted, inspect.DictType) else _ANYTHING
     return {_HALF_A_PAIR.sub("\ufffd", key): _mended(each, inner) for key, each in value.items()}
-

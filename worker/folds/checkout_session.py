@@ -16,7 +16,7 @@ Note [An older API version says the same in other places]
 
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Final
+from typing import Final, cast
 
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
@@ -292,9 +292,11 @@ def _shipping(session: CheckoutSession) -> Value | UnsetType:
     collected = session.collected_information
     newest = collected.shipping_details if isinstance(collected, _CollectedInformation) else UNSET
     # A newer place is null while an older one is filled in some versions that have both.
-    places = [place for place in (newest, session.shipping_details, session.shipping) if place is not UNSET]
+    places = (newest, session.shipping_details, session.shipping)
     filled = next((place for place in places if isinstance(place, _Shipping)), None)
-    return msgspec.to_builtins(filled) if filled is not None else places[0] if places else UNSET
+    if filled is not None:
+        return cast("Value", msgspec.to_builtins(filled))
+    return None if None in places else UNSET
 
 
 def _references(session: CheckoutSession) -> dict[str, str | None]:

@@ -16,7 +16,7 @@ from schemas import checkout, database, observations
 from schemas.inbox import Delivery
 from tests import ledger
 from tests.literals import at
-from tests.stripe_payments import Body, T, charge, dispute, event, refund, session
+from tests.stripe_payments import Body, T, charge, dispute, event, refund, released, session
 from tests.web import migrated_database
 
 Expected = tuple[str, str, int, Mapping[str, Any] | None, Mapping[str, Any]]
@@ -299,6 +299,56 @@ HISTORIES: dict[str, tuple[str, str, Sequence[bytes | Delivery], list[Expected]]
             ),
         ],
     ),
+    # Paid and failed by what is reported of the charge (rule 10): the change names the charge's event.
+    "paid_by_its_charge": (
+        "order",
+        "cs_capture",
+        [
+            completed("capture", payment_status="unpaid"),
+            event("evt_cap", "charge.captured", 900, charge("ch_capture", payment_intent="pi_capture")),
+        ],
+        [
+            ("order.processing", "evt_c_capture", 10, None, ids("capture", "processing")),
+            (
+                "order.paid",
+                "evt_cap",
+                900,
+                ids("capture", "processing"),
+                ids("capture", "paid", lines=None),
+            ),
+        ],
+    ),
+    "failed_by_its_charge": (
+        "order",
+        "cs_release",
+        [
+            completed("release", payment_status="unpaid"),
+            event("evt_rel", "charge.expired", 901, released("ch_release", payment_intent="pi_release")),
+        ],
+        [
+            ("order.processing", "evt_c_release", 10, None, ids("release", "processing")),
+            ("order.failed", "evt_rel", 901, ids("release", "processing"), ids("release", "failed")),
+        ],
+    ),
+    # The same page completed again with another total: no new one-shot in that step (design.md, Changes).
+    "corrected_total": (
+        "order",
+        "cs_sum",
+        [completed("sum"), completed("sum", 30, "evt_c2", amount_total=4004)],
+        [
+            ("order.paid", "evt_c_sum", 10, None, ids("sum", "paid")),
+            ("order.corrected", "evt_c2_sum", 30, ids("sum", "paid"), ids("sum", "paid", amount_total=4004)),
+        ],
+    ),
+    "corrected_currency": (
+        "order",
+        "cs_cur",
+        [completed("cur"), completed("cur", 30, "evt_c2", currency="cad")],
+        [
+            ("order.paid", "evt_c_cur", 10, None, ids("cur", "paid")),
+            ("order.corrected", "evt_c2_cur", 30, ids("cur", "paid"), ids("cur", "paid", currency="cad")),
+        ],
+    ),
     # Another total in the step that pays is part of being paid.
     "paid_with_another_total": (
         "order",
@@ -330,6 +380,38 @@ HISTORIES: dict[str, tuple[str, str, Sequence[bytes | Delivery], list[Expected]]
                 DISPUTE,
                 {**DISPUTE, "status": "lost", "amount": 1001, "reason": "general"},
             ),
+        ],
+    ),
+    "inquired": (
+        "dispute",
+        "du_i",
+        [
+            event("evt_q1", "charge.dispute.created", 70, dispute("du_i", status="warning_needs_response")),
+            event("evt_q2", "charge.dispute.updated", 75, dispute("du_i", status="needs_response")),
+        ],
+        [
+            (
+                "dispute.opened",
+                "evt_q2",
+                75,
+                {"status": "warning_needs_response", "amount": 1000},
+                {"status": "needs_response", "amount": 1000, "currency": "usd", "reason": "fraudulent"},
+            )
+        ],
+    ),
+    "appealed": (
+        "dispute",
+        "du_a",
+        [
+            event("evt_a1", "charge.dispute.created", 70, dispute("du_a")),
+            event("evt_a2", "charge.dispute.closed", 80, dispute("du_a", status="lost")),
+            event("evt_a3", "charge.dispute.updated", 90, dispute("du_a", status="appeal_under_review")),
+            event("evt_a4", "charge.dispute.closed", 95, dispute("du_a", status="won")),
+        ],
+        [
+            ("dispute.opened", "evt_a1", 70, None, {"status": "needs_response"}),
+            ("dispute.closed", "evt_a2", 80, {"status": "needs_response"}, {"status": "lost"}),
+            ("dispute.closed", "evt_a4", 95, {"status": "appeal_under_review"}, {"status": "won"}),
         ],
     ),
     "invoiced": (

@@ -167,6 +167,8 @@ def reported(id_: str, type_: str, created: int, status: str, /, **fields: objec
 
 # Each status alone: the event that reports it, the order's disputed amount, and the last kind of change.
 STATUSES: dict[str, tuple[str, int, str | None]] = {
+    "warning_needs_response": (CREATED, 0, None),
+    "warning_under_review": (UPDATED, 0, None),
     "warning_closed": (CLOSED, 0, "dispute.closed"),
     "needs_response": (CREATED, 1000, "dispute.opened"),
     "under_review": (UPDATED, 1000, "dispute.opened"),
@@ -218,8 +220,25 @@ def test_an_unknown_status_counts(engine: Engine) -> None:
     assert ledger.rows(engine, "SELECT disputed_amount FROM order_book") == [{"disputed_amount": 1000}]
 
 
+def test_an_unknown_status_is_an_anomaly(engine: Engine) -> None:
+    """Stripe's own enumerations are open (stripe-facts, general enum rule): what is not in them is never silent."""
+    ledger.take_in(engine, reported("evt_du@", UPDATED, 2000, "arbitration"))
+
+    assert ledger.anomalies(engine) == ["unknown_status"]
+
+
 # Lives of a dispute: its events, its last status, the order's disputed amount, and its kinds as it happened.
 LIVES: dict[str, tuple[list[bytes], str, int, list[str]]] = {
+    "inquiry_closed": (
+        [
+            reported("evt_1@", CREATED, 2000, "warning_needs_response"),
+            reported("evt_2@", UPDATED, 3000, "warning_under_review"),
+            reported("evt_3@", CLOSED, 4000, "warning_closed"),
+        ],
+        "warning_closed",
+        0,
+        ["dispute.closed"],
+    ),
     "inquiry_that_became_a_dispute": (
         [
             reported("evt_1@", CREATED, 2000, "warning_needs_response"),
@@ -246,6 +265,18 @@ LIVES: dict[str, tuple[list[bytes], str, int, list[str]]] = {
         "lost",
         1000,
         ["dispute.opened", "dispute.closed"],
+    ),
+    "lost_appealed_and_won": (
+        [
+            reported("evt_0@", CREATED, 2000, "needs_response"),
+            reported("evt_1@", CLOSED, 4000, "lost"),
+            reported("evt_2@", UPDATED, 5000, "appeal_needs_response"),
+            reported("evt_3@", UPDATED, 6000, "appeal_under_review"),
+            reported("evt_4@", CLOSED, 7000, "won"),
+        ],
+        "won",
+        0,
+        ["dispute.opened", "dispute.closed", "dispute.closed"],
     ),
     "lost_appealed_and_lost": (
         [
@@ -316,6 +347,7 @@ FOUND: dict[str, tuple[dict[str, object], str, bool, int | None]] = {
     "of_another_intent": ({"payment_intent": "pi_x", "charge": "ch_x"}, "", False, 0),
     "of_another_account": ({}, "acct_2", False, 0),
     "of_the_other_mode": ({}, "", True, 0),
+    "in_another_currency": ({"currency": "cad"}, "", False, None),
     "inquiry_in_another_currency": ({"currency": "cad", "status": "warning_needs_response"}, "", False, 0),
     "won_in_another_currency": ({"currency": "cad", "status": "won"}, "", False, 0),
 }

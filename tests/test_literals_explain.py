@@ -300,3 +300,22 @@ def test_the_table_for_people(explained: str) -> None:
     assert "evt_e1" in ran.out
     assert "evt_e3" not in ran.out
     assert "2026-11-22 12:00:00" in ran.err
+
+
+# Ended by a charge or an intent: the order, its status, the moment, and the event that set it.
+BY_CHARGE = [
+    ("cs_c", "paid", "paid_at", 900, "evt_c3"),
+    ("cs_x", "failed", "failed_at", 800, "evt_x3"),
+    ("cs_k", "failed", "failed_at", 700, "evt_k2"),
+]
+
+
+@pytest.mark.parametrize(("order", "status", "column", "seconds", "event_id"), BY_CHARGE)
+def test_what_a_charge_says(explained: str, order: str, status: str, column: str, seconds: int, event_id: str) -> None:
+    """Rule 10: the charge's event set the moment, and `--as-of` it was not yet known."""
+    found = explain(explained, "orders", order)
+    before = explain(explained, "orders", order, "--as-of", "2026-11-22T12:00:00")
+
+    assert found["row"]["status"] == status
+    assert (moment(found["row"][column]), set_by(found)[column]) == (at(T + seconds), event_id)
+    assert (before["row"]["status"], before["row"][column]) == ("processing", None)

@@ -5,6 +5,7 @@ Each event is received a minute after the one before, from 12:00 on, not at its 
 
 from collections.abc import Iterator
 from datetime import datetime, timedelta
+from functools import cache
 from typing import Any
 
 import pytest
@@ -146,6 +147,7 @@ def explained(services: Services) -> Iterator[str]:
         yield database_url
 
 
+@cache
 def explain(url: str, group: str, id_: str, *options: str) -> Any:  # noqa: ANN401 - what JSON holds
     """Return the explanation that the command prints as JSON."""
     ran = payfold(group, "explain", id_, *options, "--format", "json", DATABASE_URL=url)

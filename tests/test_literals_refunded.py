@@ -280,6 +280,26 @@ CASES = {
     "invoice_before_basil": Case(
         [SUBSCRIPTION, INVOICE, charge_refunded(5000, 100, payment_intent="pi@", invoice="in@")], 5000, "full"
     ),
+    # Through the invoice only where the session has no intent of its own.
+    "its_intent_before_its_invoice": Case(
+        [
+            event("evt_cs@", "checkout.session.completed", 10, session(invoice="in@")),
+            event(
+                "evt_inpay@",
+                "invoice_payment.paid",
+                9,
+                {**PAYMENT, "payment": {"type": "payment_intent", "payment_intent": "pi_x@"}},
+            ),
+            made(700, 100, charge=None, payment_intent="pi_x@"),
+        ],
+        0,
+        "none",
+    ),
+    "payment_of_another_invoice": Case(
+        [SUBSCRIPTION, event("evt_inpay@", "invoice_payment.paid", 9, {**PAYMENT, "invoice": "in_x@"}), made(7, 100)],
+        None,
+        None,
+    ),
     "neither_intent_nor_payment": Case([SUBSCRIPTION], None, None),
     "of_another_intent": Case(
         [
@@ -389,6 +409,21 @@ def test_another_world_refunds_nothing(engine: Engine, account: str | None, live
 
     assert ledger.rows(engine, "SELECT refunded_amount, refund_status FROM order_book") == [
         {"refunded_amount": 0, "refund_status": "none"}
+    ]
+
+
+@pytest.mark.parametrize(("account", "livemode"), [("acct_2", False), (None, True)])
+def test_another_world_pays_no_invoice(engine: Engine, account: str | None, livemode: bool) -> None:  # noqa: FBT001 - a mode
+    """A payment of the same invoice's id in another account or mode is no way to the order's refunds (law 6)."""
+    ledger.take_in(
+        engine,
+        SUBSCRIPTION,
+        event("evt_inpay@", "invoice_payment.paid", 9, PAYMENT, account=account, livemode=livemode),
+        made(700, 100),
+    )
+
+    assert ledger.rows(engine, "SELECT refunded_amount, refund_status, disputed_amount FROM order_book") == [
+        {"refunded_amount": None, "refund_status": None, "disputed_amount": None}
     ]
 
 

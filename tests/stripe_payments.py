@@ -5,7 +5,6 @@ one database. The fields are those of Stripe's API reference (its pages "The Eve
 object", "The Charge object", "The Refund object", "The Dispute object", "The PaymentIntent object").
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import permutations, zip_longest
@@ -16,12 +15,12 @@ from sqlalchemy import Engine
 
 from deploy.services import Services
 from schemas import database
-from tests import ledger
+from tests import envelopes, ledger
 from tests.web import migrated_database
 
 Body = dict[str, Any]
 
-ENDIVE: Final = "2026-10-28.endive"
+ENDIVE: Final = envelopes.NEWEST
 T: Final = 1_700_000_000
 
 
@@ -37,19 +36,9 @@ def event(
     livemode: bool = False,
 ) -> bytes:
     """Return the delivery of an event, which Stripe created *created* seconds after ``T``."""
-    data = {"object": object_} | ({} if previous is None else {"previous_attributes": previous})
-    envelope = {
-        "id": id_,
-        "object": "event",
-        "api_version": version,
-        "created": T + created,
-        "data": data,
-        "livemode": livemode,
-        "pending_webhooks": 1,
-        "request": {"id": None, "idempotency_key": None},
-        "type": type_,
-    }
-    return json.dumps(envelope | ({} if account is None else {"account": account})).encode()
+    return envelopes.event(
+        id_, type_, T + created, object_, version=version, before=previous, account=account, livemode=livemode
+    )
 
 
 def session(id_: str = "cs@", /, **fields: object) -> Body:

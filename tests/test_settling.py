@@ -1,0 +1,302 @@
+"""Orders whose charges say what their sessions leave open: captured later, released, canceled, and sessions of 2019.
+
+Source: https://docs.stripe.com/payments/place-a-hold-on-a-payment-method for what a hold reports, and rule 10 of the
+design for what it means.
+"""
+
+import json
+import random
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from itertools import permutations
+from typing import Any, Final
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sqlalchemy import Engine
+
+from schemas import database
+from schemas.inbox import Delivery
+from tests import ledger, reference
+from tests.literals import at
+from worker import projection
+from worker.folds.facts import Subject
+from worker.rebuild import rebuilt
+
+T: Final = 1_700_000_000
+DAY: Final = 86_400
+
+Told = dict[str, Any]
+"""An event: its type, when it was created, and its object. Ids have a place for the history's own number."""
+
+
+def event(kind: str, when: int, /, **fields: Any) -> Told:
+    """Return an event as Stripe renders it, but for its id."""
+    return {"object": "event", "type": kind, "created": when, "livemode": False, "data": {"object": fields}}
+
+
+def session(kind: str = "completed", created: int = T, **fields: Any) -> Told:
+    """Return an event of a Checkout Session that is complete, and unpaid unless it says otherwise."""
+    told = {"mode": "payment", "status": "complete", "payment_status": "unpaid", "payment_intent": "pi_#"}
+    money = {"currency": "usd", "amount_total": 1500}
+    return event(f"checkout.session.{kind}", created, id="cs_#", object="checkout.session", **money, **told | fields)
+
+
+def charge(kind: str, created: int, id_: str = "ch_#", **fields: Any) -> Told:
+    """Return an event of a charge of 1500 that is held unless it says otherwise."""
+    told = {"status": "succeeded", "captured": False, "refunded": False, "amount_captured": 0, "amount_refunded": 0}
+    money = {"currency": "usd", "amount": 1500, "payment_intent": "pi_#"}
+    return event(f"charge.{kind}", created, id=id_, object="charge", **money | told | fields)
+
+
+def held(created: int = T, id_: str = "ch_#") -> Told:
+    """Return the event of a charge that is authorized and not captured."""
+    return charge("succeeded", created, id_)
+
+
+def captured(created: int = T + DAY, id_: str = "ch_#", amount: int = 1500) -> Told:
+    """Return the event of a charge that is captured, wholly or in part."""
+    return charge("captured", created, id_, captured=True, amount_captured=amount, amount_refunded=1500 - amount)
+
+
+def expired(created: int = T + 7 * DAY, id_: str = "ch_#") -> Told:
+    """Return the event of a hold that ran out."""
+    return charge("expired", created, id_, refunded=True, amount_refunded=1500)
+
+
+def released(created: int = T + DAY, **fields: Any) -> Told:
+    """Return the event of a refund that releases a hold."""
+    told = {"id": "re_#", "object": "refund", "amount": 1500, "currency": "usd", "status": "succeeded"}
+    return event(
+        "refund.created", created, **told, created=created, reason="expired_uncaptured_charge", **fields
+    )
+
+
+def canceled(created: int = T + DAY) -> Told:
+    """Return the event of a canceled payment intent."""
+    about = {"id": "pi_#", "object": "payment_intent", "status": "canceled", "canceled_at": created}
+    return event("payment_intent.canceled", created, **about)
+
+
+def failed(created: int = T, id_: str = "ch_a_#") -> Told:
+    """Return the event of a charge that was declined."""
+    return charge("failed", created, id_, status="failed")
+
+
+def of_2019(kind: str = "completed", **fields: Any) -> Told:
+    """Return the event of a session without status and payment status."""
+    told = session(kind, **fields)
+    for name in ("status", "payment_status", "amount_total", "currency"):
+        del told["data"]["object"][name]
+    return told
+
+
+@dataclass(frozen=True)
+class Case:
+    """A history, what its order is at the end, and the type of the event that its last change names."""
+
+    events: Sequence[Told]
+    status: str | None
+    paid_at: int | None = None
+    failed_at: int | None = None
+    by: str = "checkout.session.completed"
+    anomalies: tuple[str, ...] = ()
+
+
+CAPTURED: Final = "charge.captured"
+PENDING: Final[dict[str, Any]] = {"status": "pending", "captured": True, "amount_captured": 1500}
+CASES: Final = {
+    "held": Case([session(), held()], "processing"),
+    "captured later": Case([session(), held(), captured()], "paid", paid_at=T + DAY, by=CAPTURED),
+    "captured in part": Case([session(), held(), captured(amount=600)], "paid", paid_at=T + DAY, by=CAPTURED),
+    "captured at once, the session is late": Case(
+        [session(), charge("succeeded", T - 1, captured=True, amount_captured=1500)],
+        "paid",
+        paid_at=T - 1,
+        by="charge.succeeded",
+    ),
+    "released": Case([session(), held(), expired()], "failed", failed_at=T + 7 * DAY, by="charge.expired"),
+    "refunded without having been captured": Case(
+        [session(), held(), charge("refunded", T + DAY, refunded=True, amount_refunded=1500)],
+        "failed",
+        failed_at=T + DAY,
+        by="charge.refunded",
+    ),
+    "released by a refund of its charge": Case(
+        [session(), held(), released(charge="ch_#")], "failed", failed_at=T + DAY, by="refund.created"
+    ),
+    "released by a refund of its intent": Case(
+        [session(), held(), released(payment_intent="pi_#")], "failed", failed_at=T + DAY, by="refund.created"
+    ),
+    "released, as only a refund says": Case(
+        [session(), released(charge="ch_#", payment_intent="pi_#")], "failed", failed_at=T + DAY, by="refund.created"
+    ),
+    "canceled": Case([session(), canceled()], "failed", failed_at=T + DAY, by="payment_intent.canceled"),
+    "canceled while held": Case(
+        [session(), held(), canceled()], "failed", failed_at=T + DAY, by="payment_intent.canceled"
+    ),
+    "canceled, and its charge says that it is released": Case(
+        [session(), held(), canceled(), charge("refunded", T + DAY, refunded=True, amount_refunded=1500)],
+        "failed",
+        failed_at=T + DAY,
+        by="charge.refunded",
+    ),
+    "declined": Case([session(), failed()], "processing"),
+    "declined, and then canceled": Case(
+        [session(), failed(), canceled()], "failed", failed_at=T + DAY, by="payment_intent.canceled"
+    ),
+    "declined, then held": Case([session(), failed(T - 60), held()], "processing"),
+    "declined, then held, then captured": Case(
+        [session(), failed(T - 60), held(), captured()], "paid", paid_at=T + DAY, by=CAPTURED
+    ),
+    "one hold released, another captured": Case(
+        [session(), expired(T + DAY, "ch_a_#"), captured(T + 2 * DAY)], "paid", paid_at=T + 2 * DAY, by=CAPTURED
+    ),
+    "released and captured": Case(
+        [session(), captured(T + DAY), expired(T + 2 * DAY)],
+        "paid",
+        paid_at=T + DAY,
+        by="charge.expired",
+        anomalies=("released_and_captured",),
+    ),
+    "a bank debit is pending": Case([session(), charge("pending", T, **PENDING)], "processing"),
+    "a bank debit's charge succeeded": Case(
+        [session(), charge("pending", T, **PENDING), charge("succeeded", T + DAY, captured=True)],
+        "paid",
+        paid_at=T + DAY,
+        by="charge.succeeded",
+    ),
+    "a bank debit's charge failed": Case(
+        [session(), charge("pending", T, **PENDING), charge("failed", T + DAY, status="failed", captured=True)],
+        "processing",
+    ),
+    "a bank debit failed, as its session says": Case(
+        [session(), charge("pending", T, **PENDING), session("async_payment_failed", T + DAY)],
+        "failed",
+        failed_at=T + DAY,
+        by="checkout.session.async_payment_failed",
+    ),
+    "the session's own failure comes before a cancellation": Case(
+        [session(), session("async_payment_failed", T + DAY), canceled(T + 2 * DAY)],
+        "failed",
+        failed_at=T + DAY,
+        by="checkout.session.async_payment_failed",
+    ),
+    "failed, and captured after all": Case(
+        [session(), session("async_payment_failed", T + DAY), captured(T + 2 * DAY)],
+        "paid",
+        paid_at=T + 2 * DAY,
+        failed_at=T + DAY,
+        by=CAPTURED,
+    ),
+    "the session says itself that it is paid": Case(
+        [session(), captured(T + DAY), session("async_payment_succeeded", T + 2 * DAY, payment_status="paid")],
+        "paid",
+        paid_at=T + 2 * DAY,
+        by="checkout.session.async_payment_succeeded",
+    ),
+    "2019, paid": Case(
+        [of_2019(), charge("succeeded", T - 1, captured=True)], "paid", paid_at=T - 1, by="charge.succeeded"
+    ),
+    "2019, held": Case([of_2019(), held()], None, anomalies=("unknown_status",)),
+    "2019, released": Case([of_2019(), expired()], "failed", failed_at=T + 7 * DAY, by="charge.expired"),
+    "2019, setup": Case([of_2019(mode="setup", payment_intent=None)], "complete"),
+    "2019, nothing known": Case([of_2019()], None, anomalies=("unknown_status",)),
+    "setup is not paid by anything": Case(
+        [session(mode="setup", payment_status="no_payment_required", payment_intent=None)], "complete"
+    ),
+}
+KIND_OF_STATUS: Final = {
+    "processing": "order.processing",
+    "paid": "order.paid",
+    "failed": "order.failed",
+    "complete": "order.completed",
+}
+
+
+def body(told: Told, number: str, place: int) -> bytes:
+    """Return the *place*-th event of the history *number*, with ids of its own."""
+    return json.dumps({"id": f"evt_{place}_#", **told}).replace("#", number).encode()
+
+
+def bodies(events: Sequence[Told], number: str) -> list[bytes]:
+    """Return the bodies of the history *number*."""
+    return [body(told, number, place) for place, told in enumerate(events)]
+
+
+def splits(count: int) -> Iterator[list[int]]:
+    """Yield for each way to cut *count* events into batches the batch of each."""
+    for cuts in range(2 ** (count - 1)):
+        yield [bin(cuts & (2**place - 1)).count("1") for place in range(count)]
+
+
+def take_in_all_ways(engine: Engine, events: Sequence[Told], name: str, workers: int = 1) -> list[str]:
+    """Fold *events* in every order and every split, each as a history of its own; return their numbers.
+
+    The batches of all histories are folded side by side.
+    """
+    batches: list[list[Delivery]] = [[] for _ in events]
+    numbers = []
+    for at_order, order in enumerate(permutations(range(len(events)))):
+        for at_split, batch_of in enumerate(splits(len(events))):
+            numbers.append(number := f"{name}_{at_order}_{at_split}")
+            told = bodies(events, number)
+            for place, batch in zip(order, batch_of, strict=True):
+                batches[batch].append(ledger.delivery(told[place]))
+    for deliveries in batches:
+        ledger.record(engine, deliveries)
+        ledger.fold_with_workers(engine, workers, limit=500)
+    return numbers
+
+
+def orders(engine: Engine) -> dict[str, dict[str, Any]]:
+    """Return the orders by their ids."""
+    return {row["id"]: row for row in ledger.rows(engine, "SELECT * FROM orders")}
+
+
+def last_changes(engine: Engine) -> dict[str, dict[str, Any]]:
+    """Return the last change of each order, but for its refunds."""
+    found = ledger.rows(
+        engine, "SELECT * FROM changes WHERE subject = 'order' AND kind <> 'order.refund_changed' ORDER BY seq"
+    )
+    return {row["subject_id"]: row for row in found}
+
+
+def time(seconds: int | None) -> datetime | None:
+    """Return *seconds* as a column holds them."""
+    return None if seconds is None else at(seconds)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_arrival_of_a_history(engine: Engine, name: str) -> None:
+    """In every order and every split the order becomes the same, is announced once, and a rebuild makes it too."""
+    case = CASES[name]
+    numbers = take_in_all_ways(engine, case.events, "h")
+
+    found, last = orders(engine), last_changes(engine)
+    assert len(found) == len(numbers)
+    for number in numbers:
+        order = found[f"cs_{number}"]
+        assert (order["status"], order["paid_at"], order["failed_at"]) == (
+            case.status,
+            time(case.paid_at),
+            time(case.failed_at),
+        )
+        if case.status is None:
+            assert f"cs_{number}" not in last
+        else:
+            change = last[f"cs_{number}"]
+            assert (change["kind"], change["after"]["status"]) == (KIND_OF_STATUS[case.status], case.status)
+    assert set(ledger.anomalies(engine)) == set(case.anomalies)
+    assert len(ledger.anomalies(engine)) == len(case.anomalies) * len(numbers)
+    twice = "SELECT 1 FROM changes WHERE kind <> 'order.refund_changed' GROUP BY subject_id, kind HAVING count(*) > 1"
+    assert ledger.rows(engine, twice) == []
+    with rebuilt(engine) as made:
+        assert ledger.digest_of(engine, made.schema) == ledger.digest_of(engine)
+        in_force = "SELECT account, livemode, id FROM {} WHERE resolved_at IS NULL ORDER BY 1, 2, 3"
+        assert ledger.rows(engine, in_force.format(f"{made.schema}.anomalies")) == ledger.rows(
+            engine, in_force.format("anomalies")
+        )

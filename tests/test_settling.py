@@ -70,9 +70,7 @@ def expired(created: int = T + 7 * DAY, id_: str = "ch_#") -> Told:
 def released(created: int = T + DAY, **fields: Any) -> Told:
     """Return the event of a refund that releases a hold."""
     told = {"id": "re_#", "object": "refund", "amount": 1500, "currency": "usd", "status": "succeeded"}
-    return event(
-        "refund.created", created, **told, created=created, reason="expired_uncaptured_charge", **fields
-    )
+    return event("refund.created", created, **told, created=created, reason="expired_uncaptured_charge", **fields)
 
 
 def canceled(created: int = T + DAY) -> Told:
@@ -118,6 +116,12 @@ CASES: Final = {
         paid_at=T - 1,
         by="charge.succeeded",
     ),
+    "captured, and then refunded": Case(
+        [session(), captured(), charge("refunded", T + 2 * DAY, captured=True, refunded=True, amount_refunded=1500)],
+        "paid",
+        paid_at=T + DAY,
+        by=CAPTURED,
+    ),
     "released": Case([session(), held(), expired()], "failed", failed_at=T + 7 * DAY, by="charge.expired"),
     "refunded without having been captured": Case(
         [session(), held(), charge("refunded", T + DAY, refunded=True, amount_refunded=1500)],
@@ -159,7 +163,7 @@ CASES: Final = {
         [session(), captured(T + DAY), expired(T + 2 * DAY)],
         "paid",
         paid_at=T + DAY,
-        by="charge.expired",
+        by=CAPTURED,
         anomalies=("released_and_captured",),
     ),
     "a bank debit is pending": Case([session(), charge("pending", T, **PENDING)], "processing"),
@@ -290,6 +294,10 @@ def test_every_arrival_of_a_history(engine: Engine, name: str) -> None:
         else:
             change = last[f"cs_{number}"]
             assert (change["kind"], change["after"]["status"]) == (KIND_OF_STATUS[case.status], case.status)
+    if case.status is not None:
+        named = last[f"cs_{numbers[0]}"]
+        (told,) = ledger.rows(engine, "SELECT type, created, source FROM events WHERE id = :id", id=named["event_id"])
+        assert (case.by, named["at"], named["source"]) == (told["type"], told["created"], told["source"])
     assert set(ledger.anomalies(engine)) == set(case.anomalies)
     assert len(ledger.anomalies(engine)) == len(case.anomalies) * len(numbers)
     twice = "SELECT 1 FROM changes WHERE kind <> 'order.refund_changed' GROUP BY subject_id, kind HAVING count(*) > 1"
@@ -300,3 +308,119 @@ def test_every_arrival_of_a_history(engine: Engine, name: str) -> None:
         assert ledger.rows(engine, in_force.format(f"{made.schema}.anomalies")) == ledger.rows(
             engine, in_force.format("anomalies")
         )
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+def test_several_workers_settle_together(engine: Engine, workers: int) -> None:
+    """Histories of every kind, folded at once by several workers in small batches, end as they do alone."""
+    rng = random.Random(workers)
+    deliveries, wanted = [], {}
+    for place, case in enumerate(CASES.values()):
+        for copy in range(4):
+            wanted[f"cs_{place}_{copy}"] = case
+            deliveries += [ledger.delivery(each) for each in bodies(case.events, f"{place}_{copy}")]
+    rng.shuffle(deliveries)
+    for batch in ledger.batches(deliveries, iter(lambda: 150, 0)):
+        ledger.record(engine, batch)
+        ledger.fold_with_workers(engine, workers, limit=7)
+
+    found = orders(engine)
+    assert {id_: order["status"] for id_, order in found.items()} == {id_: c.status for id_, c in wanted.items()}
+    with rebuilt(engine) as made:
+        assert ledger.digest_of(engine, made.schema) == ledger.digest_of(engine)
+
+
+def claim_one(cursor: database.Cursor, event_id: str) -> list[projection.Claimed]:
+    """Claim the one event *event_id*."""
+    cursor.execute("SELECT seq FROM inbox WHERE id = %s", (event_id,))
+    ((seq,),) = cursor.fetchall()
+    return projection.claim(cursor, limit=1, only=[seq])
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_two_transactions_at_once(engine: Engine, first: int) -> None:
+    """Of an order's batch and its charge's the one that commits last settles the order, whichever that is."""
+    told = bodies([session(), captured()], "1")
+    ledger.record(engine, [ledger.delivery(each) for each in told])
+    other = threading.Thread(target=lambda: projection.run_once(engine, now=ledger.NOW))
+
+    with database.transaction(engine) as connection, database.cursor(connection) as cursor:
+        projection.project(cursor, claim_one(cursor, f"evt_{first}_1"), now=ledger.NOW)
+        other.start()
+        wait_for_a_lock(engine)
+    other.join()
+
+    assert orders(engine)["cs_1"]["status"] == "paid"
+    expected = ["order.processing", "order.paid"] if first == 0 else ["order.paid"]
+    assert ledger.kinds(engine, "cs_1") == expected
+
+
+def wait_for_a_lock(engine: Engine) -> None:
+    """Return once another transaction waits for an advisory lock."""
+    asked = "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+    while not ledger.rows(engine, asked):
+        pass
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_an_order_that_another_holds_is_settled(engine: Engine, *, fails: bool) -> None:
+    """A charge's batch passes an order over that another holds, and it is settled whether that other commits or not."""
+    ledger.take_in(engine, *bodies([session(), held()], "1"))
+    ledger.record(engine, [ledger.delivery(body(captured(), "1", 2))])
+    order = Subject("orders", "", False, "cs_1")  # noqa: FBT003 - the mode
+    charged = threading.Thread(target=lambda: projection.run_once(engine, now=ledger.NOW))
+
+    with database.transaction(engine) as connection, database.cursor(connection) as cursor:
+        projection._lock(cursor, [order], ())  # noqa: SLF001 - as a batch of the order holds it
+        charged.start()
+        wait_for_a_lock(engine)
+        folded = ledger.rows(engine, "SELECT state FROM events WHERE id = 'evt_2_1'")
+        assert folded == [{"state": "folded"}]
+        assert orders(engine)["cs_1"]["status"] == "processing"
+        if fails:
+            connection.rollback()
+        else:
+            ledger.record(engine, [ledger.delivery(body(session("async_payment_failed", T + 60), "1", 3))])
+            projection.project(cursor, claim_one(cursor, "evt_3_1"), now=ledger.NOW)
+            assert orders(engine)["cs_1"]["status"] == "processing"
+    charged.join()
+
+    assert orders(engine)["cs_1"]["status"] == "paid"
+    assert ledger.kinds(engine, "cs_1") == ["order.processing", "order.paid"]
+
+
+def test_a_thousand_orders_are_settled_at_once(engine: Engine) -> None:
+    """A batch of a thousand captures settles a thousand orders at rest, each announced once by its charge's event."""
+    numbers = [str(number) for number in range(1_000)]
+    opened, paid = session(), captured()
+    ledger.record(engine, [ledger.delivery(body(opened, number, 0)) for number in numbers])
+    projection.run_once(engine, now=ledger.NOW, limit=1_000)
+    ledger.record(engine, [ledger.delivery(body(paid, number, 1)) for number in numbers])
+
+    assert projection.run_once(engine, now=ledger.NOW, limit=1_000) == 1_000
+
+    told = ledger.rows(engine, "SELECT subject_id, event_id, at, source FROM changes WHERE kind = 'order.paid'")
+    assert {row["subject_id"]: row["event_id"] for row in told} == {f"cs_{n}": f"evt_1_{n}" for n in numbers}
+    assert {(row["at"], row["source"]) for row in told} == {(at(T + DAY), "webhook")}
+    assert {row["status"] for row in orders(engine).values()} == {"paid"}
+
+
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(names=st.lists(st.sampled_from(sorted(CASES)), min_size=1, max_size=6), chance=st.randoms())
+def test_arrival_changes_nothing(engine: Engine, names: list[str], chance: random.Random) -> None:
+    """Any mixture of histories, permuted, duplicated and split, gives the reference's digest and the same anomalies."""
+    ledger.clear(engine)
+    told = [each for place, name in enumerate(names) for each in bodies(CASES[name].events, str(place))]
+    expected = ledger.digest_of_reference(engine, reference.tables_of(told))
+    deliveries = [ledger.delivery(each) for each in [*told, *chance.sample(told, len(told) // 2)]]
+    chance.shuffle(deliveries)
+
+    for batch in ledger.batches(deliveries, iter(lambda: chance.randint(1, 4), 0)):
+        ledger.record(engine, batch)
+        ledger.fold_with_workers(engine, chance.randint(1, 2), limit=3)
+
+    assert ledger.digest_of(engine) == expected
+    assert sorted(ledger.anomalies(engine)) == sorted(kind for name in names for kind in CASES[name].anomalies)
+    for place, name in enumerate(names):
+        change, status = last_changes(engine).get(f"cs_{place}"), CASES[name].status
+        assert (None if change is None else change["kind"]) == (None if status is None else KIND_OF_STATUS[status])

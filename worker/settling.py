@@ -44,9 +44,7 @@ class Ways(NamedTuple):
 def open_orders(rows: Mapping[Subject, Joined]) -> dict[Subject, Joined]:
     """Return those of *rows* that are orders of which their own events leave open whether they are paid."""
     return {
-        subject: joined
-        for subject, joined in rows.items()
-        if subject.table == "orders" and payment.is_open(joined.row)
+        subject: joined for subject, joined in rows.items() if subject.table == "orders" and payment.is_open(joined.row)
     }
 
 
@@ -146,11 +144,8 @@ LEFT JOIN inbox AS e ON (e.account, e.livemode, e.id) = (o.account, o.livemode, 
 
 def settled(cursor: Cursor, orders: Mapping[Subject, Joined]) -> dict[Subject, Joined]:
     """Return *orders*, as their own events make them, with what their payments come to laid on."""
-    payments = _payments(cursor, orders)
-    return {
-        subject: payment.settle(joined, payments.get(_intent_of(subject, joined.row), Payment()))
-        for subject, joined in orders.items()
-    }
+    payments = payments_of(cursor, orders)
+    return {subject: payment.settle(joined, payments[subject]) for subject, joined in orders.items()}
 
 
 def pages(cursor: Cursor, account: str | None) -> Iterator[list[Subject]]:
@@ -177,15 +172,16 @@ ORDER BY account, livemode, payment_intent, id LIMIT %(limit)s
 """
 
 
-def _payments(cursor: Cursor, orders: Mapping[Subject, Joined]) -> dict[Subject, Payment]:
-    """Return what is known of the payment intents of *orders*."""
+def payments_of(cursor: Cursor, orders: Mapping[Subject, Joined]) -> dict[Subject, Payment]:
+    """Return what is known of the payments of *orders*, by the order."""
     intents = {_intent_of(subject, joined.row) for subject, joined in orders.items()}
     if not intents:
         return {}
     charges, refunds, canceled = (_by_intent(cursor, statement, intents) for statement in _OF_PAYMENT)
-    return {
+    found = {
         intent: Payment(charges[intent], refunds[intent], next(iter(canceled[intent]), None)) for intent in intents
     }
+    return {subject: found[_intent_of(subject, joined.row)] for subject, joined in orders.items()}
 
 
 def _intent_of(subject: Subject, row: Row) -> Subject:
@@ -200,16 +196,30 @@ def _by_intent(cursor: Cursor, statement: str, intents: Collection[Subject]) -> 
     return found
 
 
+# A row's own event_id, as_of and source give way to those of the event that made it what it is.
 _OF_INTENT: Final = """
-SELECT k.payment_intent AS of_intent, t.*, coalesce(e.source, 'replay') AS source
+SELECT k.payment_intent AS of_intent, t.*,
+    coalesce(e.id, t.event_id) AS event_id, coalesce(e.created, t.as_of) AS as_of, coalesce(e.source, 'replay') AS source
 FROM unnest(%s::text[], %s::boolean[], %s::text[]) AS k (account, livemode, payment_intent)
 CROSS JOIN LATERAL ({rows} OFFSET 0) AS t
-LEFT JOIN inbox AS e ON (e.account, e.livemode, e.id) = (t.account, t.livemode, t.event_id)
+LEFT JOIN LATERAL ({event} LIMIT 1) AS e ON true
+"""
+_DECIDING: Final = """
+SELECT id, source, created FROM inbox AS i
+WHERE (i.account, i.livemode, i.id) = (t.account, t.livemode, t.event_id)
+"""
+# What came to a charge after it was captured, or released, did not settle its order.
+_MOVING_CHARGE: Final = """
+SELECT i.id, i.source, i.created FROM inbox AS i JOIN outcomes AS u USING (seq)
+WHERE (i.account, i.livemode, i.object_id) = (t.account, t.livemode, t.id) AND u.state = 'folded'
+    AND i.created = coalesce(t.captured_at, t.released_at)
+ORDER BY i.type IN ('charge.captured', 'charge.expired') DESC, i.type = 'charge.updated', i.source = 'observation', i.id
 """
 _OF_PAYMENT: Final = (
     _OF_INTENT.format(
         rows="SELECT * FROM charges AS c"
-        " WHERE (c.account, c.livemode, c.payment_intent) = (k.account, k.livemode, k.payment_intent)"
+        " WHERE (c.account, c.livemode, c.payment_intent) = (k.account, k.livemode, k.payment_intent)",
+        event=_MOVING_CHARGE,
     ),
     _OF_INTENT.format(
         rows="SELECT * FROM refunds AS r"
@@ -218,11 +228,13 @@ _OF_PAYMENT: Final = (
         " UNION SELECT r.* FROM charges AS c"
         " JOIN refunds AS r ON (r.account, r.livemode, r.charge) = (c.account, c.livemode, c.id)"
         " WHERE (c.account, c.livemode, c.payment_intent) = (k.account, k.livemode, k.payment_intent)"
-        f" AND r.reason = '{payment.RELEASED}'"
+        f" AND r.reason = '{payment.RELEASED}'",
+        event=_DECIDING,
     ),
     _OF_INTENT.format(
         rows="SELECT * FROM payment_intents AS p"
-        " WHERE (p.account, p.livemode, p.id) = (k.account, k.livemode, k.payment_intent)"
+        " WHERE (p.account, p.livemode, p.id) = (k.account, k.livemode, k.payment_intent)",
+        event=_DECIDING,
     ),
 )
 

@@ -24,9 +24,7 @@ RELEASED: Final = "expired_uncaptured_charge"
 """The reason of a refund that gives nothing back, since what it releases was only held."""
 DECIDED: Final = ("status", "paid_at", "failed_at")
 """The columns of an order that a charge may set."""
-OF_ORDER_OPEN: Final = (
-    "session_status = 'complete' AND payment_intent IS NOT NULL AND (payment_status IS NULL OR payment_status = 'unpaid')"
-)
+OF_ORDER_OPEN: Final = "session_status = 'complete' AND payment_intent IS NOT NULL AND (payment_status IS NULL OR payment_status = 'unpaid')"
 """``is_open`` as PostgreSQL has it, but for the mode: a session in setup mode has no payment intent."""
 
 
@@ -34,7 +32,7 @@ OF_ORDER_OPEN: Final = (
 class Payment:
     """What is known of one payment intent: rows of ``charges``, of releasing ``refunds``, and of ``payment_intents``.
 
-    Each row has the *source* of its deciding event as well.
+    Each row has the *source* of its event as well; that of a charge is the one that captured or released it.
     """
 
     charges: Sequence[Row] = ()

@@ -62,7 +62,7 @@ def tables_of(bodies: Iterable[bytes], *, account: str = "") -> dict[Subject, Ro
             found[Subject(shape.child, subject.account, subject.livemode, str(child["id"]))] = child
     for subject, row in found.items():
         if subject.table == "orders":
-            row |= settlement(row, found)
+            row.update(settlement(row, found))
     return found
 
 

@@ -127,6 +127,10 @@ ASKED: Final = {
         "the charges of an order (order_book, rules)",
         f"SELECT id FROM charges WHERE {WORLD} AND payment_intent = 'pi_1'",
     ),
+    "charges_invoice": (
+        "the charges of an order's invoice, before basil (order_book)",
+        f"SELECT id FROM charges WHERE {WORLD} AND invoice = 'in_1'",
+    ),
     "disputes_payment_intent": (
         "the disputes of an order (order_book)",
         f"SELECT amount FROM disputes WHERE {WORLD} AND payment_intent = 'pi_1'",

@@ -7,48 +7,59 @@ design for what it means.
 import json
 import random
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from itertools import permutations
 from typing import Any, Final
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from sqlalchemy import Engine
 
-from schemas import database
+from schemas import database, observations
 from schemas.inbox import Delivery
 from tests import ledger, reference
 from tests.literals import at
-from worker import projection
+from tests.stage import stage
+from worker import explain, fetches, folds, projection, renaming, swap
+from worker.explain import Explanation
 from worker.folds.facts import Subject
 from worker.rebuild import rebuilt
 
 T: Final = 1_700_000_000
 DAY: Final = 86_400
 
+Field = str | int | None
+Fields = dict[str, Field]
 Told = dict[str, Any]
 """An event: its type, when it was created, and its object. Ids have a place for the history's own number."""
 
 
-def event(kind: str, when: int, /, **fields: Any) -> Told:
+def event(kind: str, when: int, /, **fields: Field) -> Told:
     """Return an event as Stripe renders it, but for its id."""
     return {"object": "event", "type": kind, "created": when, "livemode": False, "data": {"object": fields}}
 
 
-def session(kind: str = "completed", created: int = T, **fields: Any) -> Told:
+def session(kind: str = "completed", created: int = T, **fields: Field) -> Told:
     """Return an event of a Checkout Session that is complete, and unpaid unless it says otherwise."""
-    told = {"mode": "payment", "status": "complete", "payment_status": "unpaid", "payment_intent": "pi_#"}
-    money = {"currency": "usd", "amount_total": 1500}
+    told: Fields = {"mode": "payment", "status": "complete", "payment_status": "unpaid", "payment_intent": "pi_#"}
+    money: Fields = {"currency": "usd", "amount_total": 1500}
     return event(f"checkout.session.{kind}", created, id="cs_#", object="checkout.session", **money, **told | fields)
 
 
-def charge(kind: str, created: int, id_: str = "ch_#", **fields: Any) -> Told:
+def charge(kind: str, created: int, id_: str = "ch_#", **fields: Field) -> Told:
     """Return an event of a charge of 1500 that is held unless it says otherwise."""
-    told = {"status": "succeeded", "captured": False, "refunded": False, "amount_captured": 0, "amount_refunded": 0}
-    money = {"currency": "usd", "amount": 1500, "payment_intent": "pi_#"}
+    told: Fields = {
+        "status": "succeeded",
+        "captured": False,
+        "refunded": False,
+        "amount_captured": 0,
+        "amount_refunded": 0,
+    }
+    money: Fields = {"currency": "usd", "amount": 1500, "payment_intent": "pi_#"}
     return event(f"charge.{kind}", created, id=id_, object="charge", **money | told | fields)
 
 
@@ -67,15 +78,15 @@ def expired(created: int = T + 7 * DAY, id_: str = "ch_#") -> Told:
     return charge("expired", created, id_, refunded=True, amount_refunded=1500)
 
 
-def released(created: int = T + DAY, **fields: Any) -> Told:
+def released(created: int = T + DAY, **fields: Field) -> Told:
     """Return the event of a refund that releases a hold."""
-    told = {"id": "re_#", "object": "refund", "amount": 1500, "currency": "usd", "status": "succeeded"}
+    told: Fields = {"id": "re_#", "object": "refund", "amount": 1500, "currency": "usd", "status": "succeeded"}
     return event("refund.created", created, **told, created=created, reason="expired_uncaptured_charge", **fields)
 
 
 def canceled(created: int = T + DAY) -> Told:
     """Return the event of a canceled payment intent."""
-    about = {"id": "pi_#", "object": "payment_intent", "status": "canceled", "canceled_at": created}
+    about: Fields = {"id": "pi_#", "object": "payment_intent", "status": "canceled", "canceled_at": created}
     return event("payment_intent.canceled", created, **about)
 
 
@@ -84,9 +95,9 @@ def failed(created: int = T, id_: str = "ch_a_#") -> Told:
     return charge("failed", created, id_, status="failed")
 
 
-def of_2019(kind: str = "completed", **fields: Any) -> Told:
+def of_2019(kind: str = "completed", **fields: Field) -> Told:
     """Return the event of a session without status and payment status."""
-    told = session(kind, **fields)
+    told = session(kind, T, **fields)
     for name in ("status", "payment_status", "amount_total", "currency"):
         del told["data"]["object"][name]
     return told
@@ -234,7 +245,7 @@ def bodies(events: Sequence[Told], number: str) -> list[bytes]:
 def splits(count: int) -> Iterator[list[int]]:
     """Yield for each way to cut *count* events into batches the batch of each."""
     for cuts in range(2 ** (count - 1)):
-        yield [bin(cuts & (2**place - 1)).count("1") for place in range(count)]
+        yield [(cuts & (2**place - 1)).bit_count() for place in range(count)]
 
 
 def take_in_all_ways(engine: Engine, events: Sequence[Told], name: str, workers: int = 1) -> list[str]:
@@ -371,7 +382,7 @@ def test_an_order_that_another_holds_is_settled(engine: Engine, *, fails: bool) 
     charged = threading.Thread(target=lambda: projection.run_once(engine, now=ledger.NOW))
 
     with database.transaction(engine) as connection, database.cursor(connection) as cursor:
-        projection._lock(cursor, [order], ())  # noqa: SLF001 - as a batch of the order holds it
+        projection._lock(cursor, [order], ())  # as a batch of the order holds it
         charged.start()
         wait_for_a_lock(engine)
         folded = ledger.rows(engine, "SELECT state FROM events WHERE id = 'evt_2_1'")
@@ -424,3 +435,104 @@ def test_arrival_changes_nothing(engine: Engine, names: list[str], chance: rando
     for place, name in enumerate(names):
         change, status = last_changes(engine).get(f"cs_{place}"), CASES[name].status
         assert (None if change is None else change["kind"]) == (None if status is None else KIND_OF_STATUS[status])
+
+
+def explained(engine: Engine, *, as_of: datetime | None = None) -> tuple[Explanation, dict[str, dict[str, Any]]]:
+    """Return the explanation of the order cs_1, and its columns by their names."""
+    told = explain.explain(engine, Subject("orders", "", False, "cs_1"), as_of=as_of)  # noqa: FBT003 - the mode
+    return told, {each["column"]: each for each in told.columns}
+
+
+def test_an_explanation_names_the_charge(engine: Engine) -> None:
+    """What a charge set is by its event, now and as of each time since that was received; before, it is not known."""
+    known = []
+    for hour, each in enumerate(bodies([session(), held(), captured(), captured(T + 2 * DAY)], "1")):
+        received = ledger.NOW + timedelta(hours=hour)
+        ledger.record(engine, [replace(ledger.delivery(each), received_at=received)])
+        ledger.fold(engine)
+        known.append((received, orders(engine)["cs_1"]))
+
+    told, columns = explained(engine)
+    assert told.row == orders(engine)["cs_1"]
+    for name in ("status", "paid_at"):
+        assert (columns[name]["how"], columns[name]["event_id"]) == ("by its charge", "evt_2_1")
+    assert [(each["event_id"], each["sets"]) for each in told.timeline][1:] == [("evt_2_1", ["paid_at", "status"])]
+    for received, row in known:
+        told, columns = explained(engine, as_of=received)
+        assert told.row == row
+        assert columns["status"]["event_id"] == ("evt_2_1" if row["status"] == "paid" else None)
+
+
+def test_a_session_is_read_again_when_its_charge_moves(database_url: str, redis_url: str) -> None:
+    """With a key, a session that left its payment open is read once after each movement of its charge, and no more."""
+    with stage(database_url, redis_url) as shop:
+        id_ = shop.account.open_session()
+        shop.account.complete(id_, payment_status="unpaid")
+        shop.deliver()
+        intent = str(shop.account.session(id_)["payment_intent"])
+        shop.account.advance(600)
+        fetches.run_once(shop.desk())
+        shop.fold()
+
+        for created, kind in ((600, "pending"), (DAY, "succeeded")):
+            shop.account.advance(created)
+            paid = kind == "succeeded"
+            moved = charge(kind, shop.account.now, status=kind, captured=paid, payment_intent=intent)
+            ledger.record(shop.engine, [replace(ledger.delivery(body(moved, "1", created)), received_at=shop.now)])
+            shop.fold()
+            for read in (1, 0, 0):
+                shop.api.calls.clear()
+                shop.account.advance(20)
+                fetches.run_once(shop.desk())
+                shop.fold()
+                assert [made.path for made in shop.api.calls if made.path.endswith(id_)] == [
+                    f"/v1/checkout/sessions/{id_}"
+                ] * read
+
+        assert shop.status(id_) == "paid"
+        assert shop.kinds(id_) == ["order.processing", "order.paid"]
+
+
+def test_a_rename_joins_an_order_and_its_charge(engine: Engine) -> None:
+    """An order of the one name is settled by the charge of the other, and what that changes is withheld."""
+    opened, held_, captured_ = bodies([session(), held(), captured()], "1")
+    ledger.record(engine, [ledger.delivery(each, account="shop") for each in (opened, held_)])
+    ledger.record(engine, [ledger.delivery(captured_, account="acct_1")])
+    ledger.fold(engine)
+
+    renaming.rename(engine, "shop", "acct_1", now=ledger.NOW, is_one=True)
+
+    assert [(row["account"], row["status"]) for row in orders(engine).values()] == [("acct_1", "paid")]
+    told = ledger.rows(engine, "SELECT kind, withheld FROM changes ORDER BY seq")
+    assert told == [{"kind": "order.processing", "withheld": None}, {"kind": "order.paid", "withheld": "rename"}]
+
+
+def test_a_charge_that_is_set_aside(engine: Engine) -> None:
+    """An order that its charge paid is processing again once an operator ignores the capture, as if it never came."""
+    ledger.take_in(engine, *bodies([session(), held(), captured()], "1"))
+    about = {"object": "event", "id": "evt_2_1", "reason": "a test"}
+    word = observations.observe(
+        folds.EVENT_IGNORED, about, account="", livemode=False, created=T + 2 * DAY, now=ledger.NOW
+    )
+    ledger.record(engine, [word])
+    ledger.fold(engine)
+
+    order = orders(engine)["cs_1"]
+    assert (order["status"], order["paid_at"]) == ("processing", None)
+    with rebuilt(engine) as made:
+        assert ledger.digest_of(engine, made.schema) == ledger.digest_of(engine)
+
+
+def test_a_swap_settles(engine: Engine) -> None:
+    """A swap writes what charges lay on, and its change names the charge's event."""
+    ledger.take_in(engine, *bodies([session(), held(), captured()], "1"))
+    ledger.execute(engine, "UPDATE orders SET status = 'processing', paid_at = NULL")
+    ledger.execute(engine, "DELETE FROM changes WHERE kind = 'order.paid'")
+
+    with rebuilt(engine) as made:
+        found, appended = swap.swap(made)
+
+    assert (found.drift, appended) == (1, 1)
+    assert orders(engine)["cs_1"]["paid_at"] == at(T + DAY)
+    (change,) = ledger.rows(engine, "SELECT * FROM changes WHERE kind = 'order.paid'")
+    assert (change["event_id"], change["at"]) == ("evt_2_1", at(T + DAY))

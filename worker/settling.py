@@ -199,7 +199,8 @@ def _by_intent(cursor: Cursor, statement: str, intents: Collection[Subject]) -> 
 # A row's own event_id, as_of and source give way to those of the event that made it what it is.
 _OF_INTENT: Final = """
 SELECT k.payment_intent AS of_intent, t.*,
-    coalesce(e.id, t.event_id) AS event_id, coalesce(e.created, t.as_of) AS as_of, coalesce(e.source, 'replay') AS source
+    coalesce(e.id, t.event_id) AS event_id, coalesce(e.created, t.as_of) AS as_of,
+    coalesce(e.source, 'replay') AS source
 FROM unnest(%s::text[], %s::boolean[], %s::text[]) AS k (account, livemode, payment_intent)
 CROSS JOIN LATERAL ({rows} OFFSET 0) AS t
 LEFT JOIN LATERAL ({event} LIMIT 1) AS e ON true

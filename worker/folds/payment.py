@@ -24,7 +24,8 @@ RELEASED: Final = "expired_uncaptured_charge"
 """The reason of a refund that gives nothing back, since what it releases was only held."""
 DECIDED: Final = ("status", "paid_at", "failed_at")
 """The columns of an order that a charge may set."""
-OF_ORDER_OPEN: Final = "session_status = 'complete' AND payment_intent IS NOT NULL AND (payment_status IS NULL OR payment_status = 'unpaid')"
+_SAYS_COMPLETE: Final = "session_status = 'complete' AND payment_intent IS NOT NULL"
+OF_ORDER_OPEN: Final = f"{_SAYS_COMPLETE} AND (payment_status IS NULL OR payment_status = 'unpaid')"
 """``is_open`` as PostgreSQL has it, but for the mode: a session in setup mode has no payment intent."""
 
 
@@ -42,7 +43,7 @@ class Payment:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What a payment came to: *status* is paid or failed, *at* when, *by* the deciding event of the row that shows it."""
+    """What a payment came to: *status* is paid or failed, *at* is when, and *by* the event that shows it."""
 
     status: str
     at: datetime

@@ -368,6 +368,17 @@ orders = _projection(
     _newest("orders"),
     # The clock looks for sessions that have been open for too long.
     Index("orders_open", "account", "livemode", "created", postgresql_where=text("status = 'open'")),
+    # Orders of which their session leaves open whether they are paid, found by their charges.
+    Index(
+        "orders_undecided",
+        "account",
+        "livemode",
+        "payment_intent",
+        postgresql_where=text(
+            "session_status = 'complete' AND payment_intent IS NOT NULL"
+            " AND (payment_status IS NULL OR payment_status = 'unpaid')"
+        ),
+    ),
     _of_one("orders", "payment_link"),
     _of_one("orders", "customer"),
     _of_one("orders", "payment_intent"),

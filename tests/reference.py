@@ -60,7 +60,47 @@ def tables_of(bodies: Iterable[bytes], *, account: str = "") -> dict[Subject, Ro
         # One alone of two that tell one state may list the parts.
         for child in children(shape, ordered if shape.child_of is None else real):
             found[Subject(shape.child, subject.account, subject.livemode, str(child["id"]))] = child
+    for subject, row in found.items():
+        if subject.table == "orders":
+            row.update(settlement(row, found))
     return found
+
+
+def settlement(order: Row, rows: Mapping[Subject, Row]) -> Row:
+    """Return what the charges among *rows* make of *order*, where its session is complete and was not said to be paid.
+
+    The rule is the first paragraph of rule 10, word by word; a canceled intent holds nothing.
+    """
+    if order["session_status"] != "complete" or order["payment_status"] not in (None, "unpaid"):
+        return {}
+    intent = order["payment_intent"]
+    if intent is None or order["mode"] == "setup":
+        return {}
+    world = (order["account"], order["livemode"])
+
+    def of(table: str) -> list[Row]:
+        return [row for key, row in rows.items() if key.table == table and (key.account, key.livemode) == world]
+
+    charges = [row for row in of("charges") if row["payment_intent"] == intent]
+    captured = [row["captured_at"] for row in charges if row["captured_at"] and row["status"] == "succeeded"]
+    if captured:
+        return {"status": "paid", "paid_at": min(captured)}  # type: ignore[type-var]  # a moment holds times only
+    ids = [row["id"] for row in charges]
+    releases = [
+        row
+        for row in of("refunds")
+        if row["reason"] == "expired_uncaptured_charge" and (row["payment_intent"] == intent or row["charge"] in ids)
+    ]
+    cancellations = [row["canceled_at"] for row in of("payment_intents") if row["id"] == intent]
+    freed: list[Any] = []
+    for row in charges:
+        named = [each["created"] for each in releases if each["charge"] in (None, row["id"])]
+        if row["status"] != "failed":
+            freed.append(next((at for at in (row["released_at"], *named, *cancellations) if at), None))
+    freed = freed or [each["created"] for each in releases] or cancellations
+    if order["status"] == "failed" or not freed or None in freed:
+        return {}
+    return {"status": "failed", "failed_at": max(freed)}
 
 
 def children(shape: Shape, steps: Sequence[Facts]) -> list[Row]:

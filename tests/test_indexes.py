@@ -9,6 +9,7 @@ from sqlalchemy import Engine, Row, Select, Table, select, text
 
 from api.reads import OrderFilters
 from schemas import database, feed, lookup, tables
+from worker.folds import payment
 
 pytestmark = pytest.mark.integration
 
@@ -48,6 +49,10 @@ ASKED: Final = {
     "orders_open": (
         "sessions that have been open for too long (expiry)",
         f"SELECT id FROM orders WHERE status = 'open' AND {WORLD} AND created < now() ORDER BY created",
+    ),
+    "orders_undecided": (
+        "the order that a charge may settle (settling)",
+        f"SELECT id FROM orders WHERE {WORLD} AND payment_intent = 'pi_1' AND {payment.OF_ORDER_OPEN}",
     ),
     "orders_payment_link": (
         "GET /v1/orders?payment_link=",
@@ -121,6 +126,10 @@ ASKED: Final = {
     "charges_payment_intent": (
         "the charges of an order (order_book, rules)",
         f"SELECT id FROM charges WHERE {WORLD} AND payment_intent = 'pi_1'",
+    ),
+    "charges_invoice": (
+        "the charges of an order's invoice, before basil (order_book)",
+        f"SELECT id FROM charges WHERE {WORLD} AND invoice = 'in_1'",
     ),
     "disputes_payment_intent": (
         "the disputes of an order (order_book)",

@@ -37,7 +37,7 @@ from schemas import database, inbox, tables
 from schemas.database import Bounds, Cursor, boolean_array, integer_array, text_array
 from schemas.errors import Archived, Transient
 from schemas.inbox import Delivery
-from worker import copying, folds, refunding, stock
+from worker import copying, folds, refunding, settling, stock
 from worker.folds import join
 from worker.folds.facts import Anomaly, Event, Facts, Row, Subject, Value, utc
 from worker.folds.join import Joined
@@ -144,10 +144,11 @@ def _run_batch(
 ) -> int:
     only = apart.popleft() if apart else None
     claimed: list[Claimed] = []
+    passed: list[Subject] = []
     try:
         with database.transaction(engine, bounds) as connection, database.cursor(connection) as cursor:
             claimed = claim(cursor, limit=limit if only is None else len(only), only=only, share=share)
-            project(cursor, claimed, now=now)
+            passed = project(cursor, claimed, now=now)
     except Exception as error:
         failure = None if isinstance(error, Transient) or not claimed else failure_of(error)
         if failure is None:
@@ -155,6 +156,8 @@ def _run_batch(
                 apart.appendleft(only)
             raise
         return _divide(engine, apart, claimed, failure, now=now, bounds=bounds)
+    if passed:
+        _settle_passed(engine, passed, now=now, bounds=bounds)
     return len(claimed)
 
 
@@ -411,10 +414,13 @@ def reason_of(observation: bytes | None) -> str:
 
 def project(
     cursor: Cursor, claimed: Sequence[Claimed], *, now: datetime, fold_version: int = folds.FOLD_VERSION
-) -> None:
-    """Fold *claimed* into the tables, in the cursor's transaction; the caller commits at once."""
+) -> list[Subject]:
+    """Fold *claimed* into the tables, in the cursor's transaction; the caller commits at once.
+
+    Returns the orders that *claimed* may settle and that others hold: none while others are kept from folding.
+    """
     if not claimed:
-        return
+        return []
     events = [each.event for each in claimed]
     outcomes: list[_Outcome] = []
     facts: dict[Subject, list[Facts]] = defaultdict(list)
@@ -432,11 +438,70 @@ def project(
     anew |= _rows_of(cursor, told_of)
     _mention(cursor, events, facts)
     saved = _join(cursor, facts, anew)
+    open_orders = settling.open_orders(saved.rows)
+    for subject in open_orders:
+        del saved.rows[subject]
     _save(cursor, saved)
     _note_anomalies(cursor, saved, now)
     _conclude(cursor, outcomes, now, fold_version)
     _set_aside(cursor, [event for event in events if event.type == folds.EVENT_IGNORED])
+    passed = _settle(cursor, saved, open_orders, now)
     _append_changes(cursor, saved)
+    return passed
+
+
+def _settle(cursor: Cursor, saved: _Saved, open_orders: dict[Subject, Joined], now: datetime) -> list[Subject]:
+    """Save *open_orders*, and the orders at rest that what is *saved* may settle, as their payments settle them.
+
+    Returns the orders at rest that others hold: see Note [The lock of an order at rest is only tried].
+    """
+    ways = settling.moved(saved.rows, saved.known, saved.gone)
+    if not open_orders and not any(ways):
+        return []
+    keep_others_from_appending(cursor)
+    own = open_orders.keys() | saved.rows.keys() | set(saved.gone)
+    found = [subject for subject in settling.found_by(cursor, ways) if subject not in own]
+    held = _try_locks(cursor, found)
+    _save_settled(cursor, saved, open_orders, held, now)
+    return [subject for subject in found if subject not in held]
+
+
+def _save_settled(
+    cursor: Cursor, saved: _Saved, open_orders: dict[Subject, Joined], at_rest: Iterable[Subject], now: datetime
+) -> None:
+    """Settle *open_orders*, which were joined, and those *at_rest*, and add them to what is *saved*.
+
+    The caller holds the locks of the orders, and keeps others from appending.
+    """
+    resting = settling.at_rest(cursor, [*at_rest])
+    rows = settling.settled(cursor, {**open_orders, **{subject: own for subject, (_, own) in resting.items()}})
+    saved.known |= {subject: row for subject, (row, _) in resting.items()}
+    if rows:
+        _save(cursor, settled := _Saved(rows, saved.known, []))
+        _note_anomalies(cursor, settled, now)
+        saved.rows |= rows
+
+
+def _settle_passed(engine: Engine, orders: Sequence[Subject], *, now: datetime, bounds: Bounds | None) -> None:
+    """Settle *orders*, which others held while their payments moved, once those are done with them."""
+    with database.transaction(engine, bounds) as connection, database.cursor(connection) as cursor:
+        share_folding(cursor)
+        cursor.execute("SELECT EXISTS (SELECT FROM account_names WHERE finished_at IS NULL)")
+        # A rename settles what it joins at its end, and shows half of it until then.
+        if cursor.fetchone() == (True,):
+            return
+        _lock(cursor, orders, ())
+        keep_others_from_appending(cursor)
+        _save_settled(cursor, saved := _Saved({}, {}, []), {}, orders, now)
+        _append_changes(cursor, saved)
+
+
+def settle_all(cursor: Cursor, *, now: datetime, account: str | None = None) -> None:
+    """Settle all orders at rest, or those of one *account*, while nobody else folds or sees them."""
+    for page in settling.pages(cursor, account):
+        keep_others_from_appending(cursor)
+        _save_settled(cursor, saved := _Saved({}, {}, []), {}, page, now)
+        _append_changes(cursor, saved)
 
 
 def shortened(reason: str | None) -> str | None:
@@ -497,9 +562,25 @@ FROM k JOIN credit_notes AS t ON (t.account, t.livemode, t.id) = (k.account, k.l
 """
 
 
-def _lock(cursor: Cursor, subjects: Iterable[Subject], objects: Iterable[_Object]) -> None:
+def _lock_key(subject: Subject) -> str:
     # By the object whose events they come from, so that a row and its children are one.
-    keys = {f"{each.account} {each.livemode} {each.source}" for each in subjects}
+    return f"{subject.account} {subject.livemode} {subject.source}"
+
+
+def _try_locks(cursor: Cursor, subjects: Sequence[Subject]) -> set[Subject]:
+    """Return those of *subjects* that no one else holds, and hold them until the transaction ends."""
+    if not subjects:
+        return set()
+    cursor.execute(
+        "SELECT pg_try_advisory_xact_lock(hashtextextended(current_schema() || key, 0))"
+        " FROM unnest(%s::text[]) WITH ORDINALITY AS k (key, number) ORDER BY number",
+        (text_array([_lock_key(each) for each in subjects]),),
+    )
+    return {subject for subject, (is_held,) in zip(subjects, cursor.fetchall(), strict=True) if is_held}
+
+
+def _lock(cursor: Cursor, subjects: Iterable[Subject], objects: Iterable[_Object]) -> None:
+    keys = {_lock_key(each) for each in subjects}
     keys |= {f"{account} {livemode} {id_}" for account, livemode, id_ in objects}
     cursor.execute(
         """
@@ -547,6 +628,9 @@ def _join(cursor: Cursor, facts: dict[Subject, list[Facts]], anew: set[Subject])
     refold = set(anew)
     for subject in facts.keys() - anew:
         shape, row = folds.SHAPES[subject.table], known.get(subject)
+        if row is not None and settling.is_laid_on(subject, row):
+            refold.add(subject)
+            continue
         # Without a row nothing of the object has been folded, so what is at hand is all there is; unless others
         # speak of it too.
         result = join.fold_all(shape, facts[subject]) if row is None and shape.keeps_all else None
@@ -804,7 +888,7 @@ def _note_anomalies(cursor: Cursor, saved: _Saved, now: datetime) -> None:
         if (row := touched.get((account, livemode, subject, subject_id))) is not None
         and (account, livemode, anomaly) not in held
         # A row that was only advanced does not show what only all its events show.
-        and not (kind in join.SEEN_IN_ALL and row in saved.rows and not saved.rows[row].is_whole)
+        and not (row in saved.rows and _keeps(saved.rows[row], kind))
     ]
     if over:
         cursor.execute(
@@ -822,6 +906,15 @@ def _note_anomalies(cursor: Cursor, saved: _Saved, now: datetime) -> None:
             """,
             (msgspec.json.encode(found).decode(),),
         )
+
+
+def _keeps(joined: Joined, kind: str) -> bool:
+    """Return whether an anomaly of *kind* may be in force though *joined*, of which not all events were read, has none.
+
+    What is at rest is in the doubt in which its last event left it.
+    """
+    is_of_order = kind == join.AMBIGUOUS_ORDER and joined.is_at_rest
+    return not joined.is_whole and (kind in join.SEEN_IN_ALL or is_of_order)
 
 
 def _named(subject: Subject) -> tuple[str, bool, str, str]:
@@ -863,9 +956,7 @@ def _append_changes(cursor: Cursor, saved: _Saved) -> None:
             "subject": folds.SHAPES[subject.table].subject,
             "subject_id": subject.id,
             "kind": change.kind,
-            "event_id": joined.row["event_id"],
-            "source": joined.source,
-            "at": joined.row["as_of"],
+            **_named_by(joined),
             "before": change.before,
             "after": change.after,
         }
@@ -877,6 +968,14 @@ def _append_changes(cursor: Cursor, saved: _Saved) -> None:
     if found or moved:
         keep_others_from_appending(cursor)
     append(cursor, found + refunding.changes(cursor, moved))
+
+
+def _named_by(joined: Joined) -> dict[str, object]:
+    """Return which event a change of the row *joined* names: the one that decided its state."""
+    by = joined.decided_by
+    if by is not None:
+        return {"event_id": by.event_id, "source": by.source, "at": by.at}
+    return {"event_id": joined.row["event_id"], "source": joined.source, "at": joined.row["as_of"]}
 
 
 def append(cursor: Cursor, found: list[dict[str, Any]]) -> None:

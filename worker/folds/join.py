@@ -21,7 +21,7 @@ from functools import cached_property
 from itertools import groupby
 from typing import Final
 
-from worker.folds.facts import Anomaly, Change, Facts, Row, Subject, Value
+from worker.folds.facts import Anomaly, Change, Facts, Row, Subject, Value, Witness
 
 AMBIGUOUS_ORDER: Final = "ambiguous_order"
 TWO_REFERENCES: Final = "two_references"
@@ -88,6 +88,8 @@ class Joined:
 
     ``children`` are the rows that belong to it, all there are of them where they ``replace_all``. ``is_whole`` tells
     that all its events were read; a row that was only advanced does not know of the anomalies that only they show.
+    ``decided_by`` is the event of another object by which the row came to its state, where one decided. No event of its
+    own was read where it ``is_at_rest``: what its events' order left in doubt is as it was.
     """
 
     row: Row
@@ -96,6 +98,8 @@ class Joined:
     source: str
     is_whole: bool
     replace_all: bool
+    decided_by: Witness | None = None
+    is_at_rest: bool = False
 
 
 @dataclass(frozen=True, slots=True)

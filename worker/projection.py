@@ -11,6 +11,14 @@ Note [Changes come in commit order]
     are drawn and held to the commit that follows at once. What follows from the rows of several objects is looked
     for under that lock too: see Note [Whoever comes second sees the other].
 
+Note [History is not news]
+    When a release folds differently, the clock lets all that an older version folded be folded again. What that moves
+    happened long ago, so its changes are withheld. A new event may come for an object of which the history waits for
+    its turn. Then, in the same transaction, the object is first folded from the events that had been folded before,
+    which is what the row would have been had this release been there all along, and withheld is what that moves; what
+    the new event moves beyond it is announced. What was parked had no part in the row, so it is as good as new. Of an
+    object with archived events the row stays as it is, since it cannot be folded again.
+
 Note [A row is found by its key, whatever the planner believes]
     A batch asks for some hundred rows of a table that grows while it is folded. Of a table that was small when it was
     last looked at, the planner would read all and hash it. A lateral subquery with an OFFSET is not merged into a
@@ -20,7 +28,7 @@ Note [A row is found by its key, whatever the planner believes]
 import hashlib
 from collections import defaultdict, deque
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cache
 from typing import Any, Final, NamedTuple, TypeAlias
@@ -37,8 +45,9 @@ from schemas import database, inbox, tables
 from schemas.database import Bounds, Cursor, boolean_array, integer_array, text_array
 from schemas.errors import Archived, Transient
 from schemas.inbox import Delivery
-from worker import copying, folds, refunding, stock
+from worker import copying, correcting, folds, refunding, stock
 from worker.folds import join
+from worker.folds.checkout_session import CORRECTED
 from worker.folds.facts import Anomaly, Event, Facts, Row, Subject, Value, utc
 from worker.folds.join import Joined
 
@@ -98,6 +107,24 @@ class Failure:
     cause: str
     reason: str
     is_of_data: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Events of a batch, as they are *judged*: what they say, and the rows and *objects* to be folded again for it."""
+
+    judged: Sequence[tuple[Claimed, folds.Verdict]]
+    facts: dict[Subject, list[Facts]]
+    anew: set[Subject]
+    objects: set[_Object]
+
+    @property
+    def outcomes(self) -> list[_Outcome]:
+        """What became of the events."""
+        return [
+            _Outcome(each.event.seq, verdict.state, shortened(verdict.reason), verdict.cause, each.attempts + 1)
+            for each, verdict in self.judged
+        ]
 
 
 @dataclass(slots=True)
@@ -415,28 +442,123 @@ def project(
     """Fold *claimed* into the tables, in the cursor's transaction; the caller commits at once."""
     if not claimed:
         return
-    events = [each.event for each in claimed]
-    outcomes: list[_Outcome] = []
+    part = _part(cursor, [(each, _judge(each)) for each in claimed])
+    _lock(cursor, part.facts.keys() | part.anew, part.objects)
+    past, news = _divided(cursor, part, fold_version)
+    if past is not None:
+        _project(cursor, past, now, fold_version, withheld="fold_version")
+    if news is not None:
+        _project(cursor, news, now, fold_version)
+
+
+def _project(cursor: Cursor, part: _Part, now: datetime, fold_version: int, *, withheld: str | None = None) -> None:
+    """Fold *part*, of which the objects are locked; its changes are kept from the feed where they are *withheld*."""
+    events = [each.event for each, _ in part.judged]
+    anew = part.anew | _rows_of(cursor, part.objects)
+    _mention(cursor, events, part.facts)
+    saved = _join(cursor, part.facts, anew)
+    _save(cursor, saved)
+    _note_anomalies(cursor, saved, now)
+    _conclude(cursor, part.outcomes, now, fold_version)
+    _set_aside(cursor, [event for event in events if event.type == folds.EVENT_IGNORED])
+    _append_changes(cursor, saved, withheld)
+
+
+def _part(cursor: Cursor, judged: Sequence[tuple[Claimed, folds.Verdict]]) -> _Part:
+    """Return *judged* with what it says, and what is to be folded again for it."""
     facts: dict[Subject, list[Facts]] = defaultdict(list)
     anew: set[Subject] = set()
-    for each in claimed:
-        verdict = _judge(each)
-        reason = shortened(verdict.reason)
-        outcomes.append(_Outcome(each.event.seq, verdict.state, reason, verdict.cause, each.attempts + 1))
+    for each, verdict in judged:
         for one in verdict.facts:
             facts[one.subject].append(one)
         if each.again:
             anew.update(_own_subjects(each.event), (one.subject for one in verdict.facts))
-    told_of = _objects_of(cursor, [each.event for each in claimed if each.again])
-    _lock(cursor, facts.keys() | anew, told_of)
-    anew |= _rows_of(cursor, told_of)
-    _mention(cursor, events, facts)
-    saved = _join(cursor, facts, anew)
-    _save(cursor, saved)
-    _note_anomalies(cursor, saved, now)
-    _conclude(cursor, outcomes, now, fold_version)
-    _set_aside(cursor, [event for event in events if event.type == folds.EVENT_IGNORED])
-    _append_changes(cursor, saved)
+    return _Part(judged, facts, anew, _objects_of(cursor, [each.event for each, _ in judged if each.again]))
+
+
+def _divided(cursor: Cursor, part: _Part, fold_version: int) -> tuple[_Part | None, _Part | None]:
+    """Return of *part* what an older fold version had folded, and what is new: see Note [History is not news].
+
+    The first has no event of the batch where it is only to be folded again for the sake of a new one.
+    """
+    outdated = _outdated(cursor, [each for each, _ in part.judged], fold_version)
+    if len(outdated) == len(part.judged):
+        return part, None
+    news = part if not outdated else _part(cursor, [each for each in part.judged if each[0].event.seq not in outdated])
+    objects = _objects_with_history(cursor, news, fold_version)
+    if not outdated and not objects:
+        return None, news
+    past = _part(cursor, [each for each in part.judged if each[0].event.seq in outdated])
+    own = {subject for subject in news.facts.keys() | news.anew if _object_of(subject) in objects}
+    return replace(past, anew=past.anew | own, objects=past.objects | objects), news
+
+
+def _object_of(subject: Subject) -> _Object:
+    return (subject.account, subject.livemode, subject.source)
+
+
+def _outdated(cursor: Cursor, claimed: Sequence[Claimed], fold_version: int) -> set[int]:
+    """Return the numbers of those of *claimed* that an older fold version had folded or ignored."""
+    seqs = [each.event.seq for each in claimed if each.again and each.set_aside is None]
+    if not seqs:
+        return set()
+    cursor.execute(
+        "SELECT seq FROM outcomes WHERE seq = ANY (%s::bigint[]) AND fold_version < %s AND state <> 'parked'",
+        (integer_array(seqs), fold_version),
+    )
+    return {seq for (seq,) in cursor.fetchall()}
+
+
+def _objects_with_history(cursor: Cursor, news: _Part, fold_version: int) -> set[_Object]:
+    """Return the objects of *news* that have events of an older fold version, all of them at hand."""
+    objects = {_object_of(subject) for subject in news.facts.keys() | news.anew}
+    cursor.execute("SELECT FROM outcomes WHERE fold_version < %s LIMIT 1", (fold_version,))
+    if not cursor.rowcount or not objects:
+        return set()
+    accounts, modes, keys = zip(*objects, strict=True)
+    cursor.execute(
+        _WITH_HISTORY,
+        {
+            "accounts": text_array(accounts),
+            "modes": boolean_array(modes),
+            "keys": text_array(keys),
+            "version": fold_version,
+        },
+    )
+    return set(cursor.fetchall())
+
+
+# Nothing is asked of an object where every outcome of an older version has its payload archived.
+_WITH_HISTORY: Final = """
+WITH RECURSIVE older AS (
+    SELECT min(fold_version) AS version FROM outcomes WHERE fold_version < %(version)s
+    UNION ALL
+    SELECT (
+        SELECT min(o.fold_version) FROM outcomes AS o
+        WHERE o.fold_version > older.version AND o.fold_version < %(version)s
+    ) FROM older WHERE older.version IS NOT NULL
+)
+SELECT k.account, k.livemode, k.key
+FROM unnest(%(accounts)s::text[], %(modes)s::boolean[], %(keys)s::text[]) AS k (account, livemode, key)
+CROSS JOIN LATERAL (
+    SELECT i.seq FROM inbox AS i WHERE (i.account, i.livemode, i.object_id) = (k.account, k.livemode, k.key)
+    UNION ALL
+    SELECT m.seq FROM mentions AS m WHERE (m.account, m.livemode, m.object_id) = (k.account, k.livemode, k.key)
+    OFFSET 0
+) AS e
+WHERE (
+    SELECT EXISTS (
+        SELECT FROM older WHERE EXISTS (
+            SELECT FROM outcomes AS o WHERE o.fold_version = older.version
+                AND o.seq >= (SELECT seq FROM payloads ORDER BY seq LIMIT 1)
+        )
+    )
+)
+GROUP BY k.account, k.livemode, k.key
+HAVING bool_or(EXISTS (
+        SELECT FROM outcomes AS o WHERE o.seq = e.seq AND o.fold_version < %(version)s AND o.state <> 'parked'
+    )) AND bool_and(EXISTS (SELECT FROM payloads AS b WHERE b.seq = e.seq))
+"""
 
 
 def shortened(reason: str | None) -> str | None:
@@ -855,7 +977,7 @@ def _anomaly_row(subject: Subject, row: Row, anomaly: Anomaly, now: datetime) ->
     }
 
 
-def _append_changes(cursor: Cursor, saved: _Saved) -> None:
+def _append_changes(cursor: Cursor, saved: _Saved, withheld: str | None) -> None:
     found = [
         {
             "account": subject.account,
@@ -876,51 +998,66 @@ def _append_changes(cursor: Cursor, saved: _Saved) -> None:
     moved = refunding.moved(saved.rows, saved.known)
     if found or moved:
         keep_others_from_appending(cursor)
-    append(cursor, found + refunding.changes(cursor, moved))
+    append(cursor, found + refunding.changes(cursor, moved), withheld)
 
 
-def append(cursor: Cursor, found: list[dict[str, Any]]) -> None:
-    """Append the changes *found*, but for one-shots that are there; the caller keeps others from appending."""
+def append(cursor: Cursor, found: list[dict[str, Any]], withheld: str | None = None) -> None:
+    """Append the changes *found*, but for one-shots that are there; the caller keeps others from appending.
+
+    They are kept from the feed where they are *withheld*, which is the reason.
+    """
     if not found:
         return
     found.sort(key=lambda row: (row["at"], row["subject"], row["subject_id"]))
+    rows = [{**row, "withheld": withheld} for row in found]
+    if any(row["kind"] in _SELDOM for row in rows) or _may_be_told(cursor, rows):
+        settled = correcting.against_the_feed(cursor, rows)
+        cursor.execute(_APPEND, (msgspec.json.encode(settled).decode(),))
+    else:
+        copying.into(cursor, sql.Identifier("changes"), _CHANGES.columns, map(_CHANGES.line, rows))
+
+
+_SELDOM: Final = (CORRECTED, tables.DISPUTE_CLOSED)
+"""Kinds that are held against what the feed told, without asking first whether that is needed."""
+
+
+def _may_be_told(cursor: Cursor, rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Return whether the feed has one of the changes *rows*, or has told of an object that had no row before."""
     cursor.execute(
         _TOLD_BEFORE,
         (
-            text_array([str(row["account"]) for row in found]),
-            boolean_array(row["livemode"] is True for row in found),
-            *(text_array([str(row[name]) for row in found]) for name in ("subject", "subject_id", "kind")),
+            text_array([str(row["account"]) for row in rows]),
+            boolean_array(row["livemode"] is True for row in rows),
+            *(text_array([str(row[name]) for row in rows]) for name in ("subject", "subject_id", "kind")),
+            boolean_array(row["before"] is None for row in rows),
         ),
     )
-    if cursor.fetchone() == (True,):
-        cursor.execute(_APPEND, (msgspec.json.encode(found).decode(),))
-    else:
-        copying.into(cursor, sql.Identifier("changes"), _CHANGES.columns, map(_CHANGES.line, found))
+    return cursor.fetchone() == (True,)
 
 
 # A one-shot change is told once: an object that is folded anew may come by its state a second time. Who appends holds
 # the lock, so what is not there cannot appear.
 _TOLD_BEFORE: Final = f"""
 SELECT EXISTS (
-    SELECT FROM unnest(%s::text[], %s::boolean[], %s::text[], %s::text[], %s::text[])
-        AS k (account, livemode, subject, subject_id, kind)
+    SELECT FROM unnest(%s::text[], %s::boolean[], %s::text[], %s::text[], %s::text[], %s::boolean[])
+        AS k (account, livemode, subject, subject_id, kind, is_first)
     CROSS JOIN LATERAL (
         SELECT FROM changes AS c WHERE c.kind IN ({", ".join(f"'{kind}'" for kind in tables.ONE_SHOT_KINDS)})
-            AND (c.account, c.livemode, c.subject, c.subject_id, c.kind) =
-                (k.account, k.livemode, k.subject, k.subject_id, k.kind)
+            AND (c.account, c.livemode, c.subject, c.subject_id) = (k.account, k.livemode, k.subject, k.subject_id)
+            AND (k.is_first OR c.kind = k.kind)
         OFFSET 0
     ) AS told
 )
 """
 _APPEND: Final = """
-INSERT INTO changes (account, livemode, subject, subject_id, kind, event_id, source, at, before, after)
-SELECT account, livemode, subject, subject_id, kind, event_id, source, at, before, after
+INSERT INTO changes (account, livemode, subject, subject_id, kind, event_id, source, at, before, after, withheld)
+SELECT account, livemode, subject, subject_id, kind, event_id, source, at, before, after, withheld
 FROM json_populate_recordset(NULL::changes, %s)
 ON CONFLICT DO NOTHING
 """
 _CHANGES: Final = copying.Form(
     tables.changes,
-    ("account", "livemode", "subject", "subject_id", "kind", "event_id", "source", "at", "before", "after"),
+    ("account", "livemode", "subject", "subject_id", "kind", "event_id", "source", "at", "before", "after", "withheld"),
 )
 
 

@@ -67,15 +67,12 @@ SELECT seq, kind, after FROM changes AS c
 WHERE (c.account, c.livemode, c.subject, c.subject_id) = (k.account, k.livemode, 'order', k.id) AND c.kind
 """
 # See Note [A row is found by its key, whatever the planner believes]; each kind is found by the index of its own.
-_LAST_TOLD: Final = """
+_LAST_TOLD: Final = f"""
 SELECT k.account, k.livemode, k.id, (array_agg(t.after ORDER BY t.seq DESC))[1], array_agg(t.kind)
 FROM unnest(%s::text[], %s::boolean[], %s::text[]) AS k (account, livemode, id)
 CROSS JOIN LATERAL (
-    ({of_an_order} IN ({one_shots}) OFFSET 0) UNION ALL ({of_an_order} = '{corrected}' OFFSET 0)
+    ({_OF_AN_ORDER} IN ({", ".join(f"'{kind}'" for kind in tables.ONE_SHOT_KINDS)}) OFFSET 0)
+    UNION ALL ({_OF_AN_ORDER} = '{CORRECTED}' OFFSET 0)
 ) AS t
 GROUP BY k.account, k.livemode, k.id
-""".format(
-    of_an_order=_OF_AN_ORDER,
-    one_shots=", ".join(f"'{kind}'" for kind in tables.ONE_SHOT_KINDS),
-    corrected=CORRECTED,
-)
+"""

@@ -11,14 +11,6 @@ Note [Changes come in commit order]
     are drawn and held to the commit that follows at once. What follows from the rows of several objects is looked
     for under that lock too: see Note [Whoever comes second sees the other].
 
-Note [History is not news]
-    When a release folds differently, the clock lets all that an older version folded be folded again. What that moves
-    happened long ago, so its changes are withheld. A new event may come for an object of which the history waits for
-    its turn. Then, in the same transaction, the object is first folded from the events that had been folded before,
-    which is what the row would have been had this release been there all along, and withheld is what that moves; what
-    the new event moves beyond it is announced. What was parked had no part in the row, so it is as good as new. Of an
-    object with archived events the row stays as it is, since it cannot be folded again.
-
 Note [A row is found by its key, whatever the planner believes]
     A batch asks for some hundred rows of a table that grows while it is folded. Of a table that was small when it was
     last looked at, the planner would read all and hash it. A lateral subquery with an OFFSET is not merged into a
@@ -45,7 +37,7 @@ from schemas import database, inbox, tables
 from schemas.database import Bounds, Cursor, boolean_array, integer_array, text_array
 from schemas.errors import Archived, Transient
 from schemas.inbox import Delivery
-from worker import copying, correcting, folds, refunding, stock
+from worker import copying, correcting, folds, history, refunding, stock
 from worker.folds import join
 from worker.folds.checkout_session import CORRECTED
 from worker.folds.facts import Anomaly, Event, Facts, Row, Subject, Value, utc
@@ -443,8 +435,9 @@ def project(
     if not claimed:
         return
     part = _part(cursor, [(each, _judge(each)) for each in claimed])
-    _lock(cursor, part.facts.keys() | part.anew, part.objects)
-    past, news = _divided(cursor, part, fold_version)
+    neighbours = history.neighbours(cursor, part.facts) if history.is_at_hand(cursor, fold_version) else None
+    _lock(cursor, part.facts.keys() | part.anew | (neighbours or set()), part.objects)
+    past, news = (None, part) if neighbours is None else _divided(cursor, part, neighbours, fold_version)
     if past is not None:
         _project(cursor, past, now, fold_version, withheld="fold_version")
     if news is not None:
@@ -476,89 +469,31 @@ def _part(cursor: Cursor, judged: Sequence[tuple[Claimed, folds.Verdict]]) -> _P
     return _Part(judged, facts, anew, _objects_of(cursor, [each.event for each, _ in judged if each.again]))
 
 
-def _divided(cursor: Cursor, part: _Part, fold_version: int) -> tuple[_Part | None, _Part | None]:
-    """Return of *part* what an older fold version had folded, and what is new: see Note [History is not news].
+def _divided(
+    cursor: Cursor, part: _Part, neighbours: set[Subject], fold_version: int
+) -> tuple[_Part | None, _Part | None]:
+    """Return of *part* what an older fold version had folded, and what is new, each None where it is nothing.
 
-    The first has no event of the batch where it is only to be folded again for the sake of a new one.
+    To the first belong all rows that the second may touch, or find with its own, and that are not folded again yet.
     """
-    outdated = _outdated(cursor, [each for each, _ in part.judged], fold_version)
+    again = [each.event.seq for each, _ in part.judged if each.again and each.set_aside is None]
+    outdated = history.outdated(cursor, again, fold_version)
     if len(outdated) == len(part.judged):
         return part, None
-    news = part if not outdated else _part(cursor, [each for each in part.judged if each[0].event.seq not in outdated])
-    objects = _objects_with_history(cursor, news, fold_version)
+    past, news = (
+        _part(cursor, [each for each in part.judged if (each[0].event.seq in outdated) is is_past])
+        for is_past in (True, False)
+    )
+    touched = news.facts.keys() | news.anew | neighbours
+    objects = history.objects(cursor, {_object_of(subject) for subject in touched}, fold_version)
     if not outdated and not objects:
         return None, news
-    past = _part(cursor, [each for each in part.judged if each[0].event.seq in outdated])
-    own = {subject for subject in news.facts.keys() | news.anew if _object_of(subject) in objects}
-    return replace(past, anew=past.anew | own, objects=past.objects | objects), news
+    waiting = {subject for subject in touched if _object_of(subject) in objects}
+    return replace(past, anew=past.anew | waiting, objects=past.objects | objects), news
 
 
 def _object_of(subject: Subject) -> _Object:
     return (subject.account, subject.livemode, subject.source)
-
-
-def _outdated(cursor: Cursor, claimed: Sequence[Claimed], fold_version: int) -> set[int]:
-    """Return the numbers of those of *claimed* that an older fold version had folded or ignored."""
-    seqs = [each.event.seq for each in claimed if each.again and each.set_aside is None]
-    if not seqs:
-        return set()
-    cursor.execute(
-        "SELECT seq FROM outcomes WHERE seq = ANY (%s::bigint[]) AND fold_version < %s AND state <> 'parked'",
-        (integer_array(seqs), fold_version),
-    )
-    return {seq for (seq,) in cursor.fetchall()}
-
-
-def _objects_with_history(cursor: Cursor, news: _Part, fold_version: int) -> set[_Object]:
-    """Return the objects of *news* that have events of an older fold version, all of them at hand."""
-    objects = {_object_of(subject) for subject in news.facts.keys() | news.anew}
-    cursor.execute("SELECT FROM outcomes WHERE fold_version < %s LIMIT 1", (fold_version,))
-    if not cursor.rowcount or not objects:
-        return set()
-    accounts, modes, keys = zip(*objects, strict=True)
-    cursor.execute(
-        _WITH_HISTORY,
-        {
-            "accounts": text_array(accounts),
-            "modes": boolean_array(modes),
-            "keys": text_array(keys),
-            "version": fold_version,
-        },
-    )
-    return set(cursor.fetchall())
-
-
-# Nothing is asked of an object where every outcome of an older version has its payload archived.
-_WITH_HISTORY: Final = """
-WITH RECURSIVE older AS (
-    SELECT min(fold_version) AS version FROM outcomes WHERE fold_version < %(version)s
-    UNION ALL
-    SELECT (
-        SELECT min(o.fold_version) FROM outcomes AS o
-        WHERE o.fold_version > older.version AND o.fold_version < %(version)s
-    ) FROM older WHERE older.version IS NOT NULL
-)
-SELECT k.account, k.livemode, k.key
-FROM unnest(%(accounts)s::text[], %(modes)s::boolean[], %(keys)s::text[]) AS k (account, livemode, key)
-CROSS JOIN LATERAL (
-    SELECT i.seq FROM inbox AS i WHERE (i.account, i.livemode, i.object_id) = (k.account, k.livemode, k.key)
-    UNION ALL
-    SELECT m.seq FROM mentions AS m WHERE (m.account, m.livemode, m.object_id) = (k.account, k.livemode, k.key)
-    OFFSET 0
-) AS e
-WHERE (
-    SELECT EXISTS (
-        SELECT FROM older WHERE EXISTS (
-            SELECT FROM outcomes AS o WHERE o.fold_version = older.version
-                AND o.seq >= (SELECT seq FROM payloads ORDER BY seq LIMIT 1)
-        )
-    )
-)
-GROUP BY k.account, k.livemode, k.key
-HAVING bool_or(EXISTS (
-        SELECT FROM outcomes AS o WHERE o.seq = e.seq AND o.fold_version < %(version)s AND o.state <> 'parked'
-    )) AND bool_and(EXISTS (SELECT FROM payloads AS b WHERE b.seq = e.seq))
-"""
 
 
 def shortened(reason: str | None) -> str | None:

@@ -1,9 +1,8 @@
 """When an order's lines are complete: those that were listed with the totals that it has."""
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from itertools import combinations, pairwise, permutations
 from typing import Any
 
 import pytest
@@ -50,23 +49,6 @@ def bought(account: Account, session: str, **fields: Any) -> bytes:  # noqa: ANN
     return account.events[-1].body
 
 
-def splits(bodies: Sequence[bytes]) -> Iterator[list[list[bytes]]]:
-    """Yield *bodies* in every order, divided in every way into batches that are folded one by one."""
-    for order in permutations(bodies):
-        for count in range(len(order)):
-            for cuts in combinations(range(1, len(order)), count):
-                bounds = [0, *cuts, len(order)]
-                yield [list(order[start:end]) for start, end in pairwise(bounds)]
-
-
-def take_in(engine: Engine, batches: Sequence[Sequence[bytes]]) -> None:
-    """Fold *batches* into an empty database."""
-    ledger.clear(engine)
-    for batch in batches:
-        ledger.record(engine, map(ledger.delivery, batch))
-        ledger.fold(engine)
-
-
 def shown(engine: Engine) -> tuple[Any, ...]:
     """Return whether the one order's lines are complete, its quantities, and the anomalies in force."""
     ((complete,),) = (tuple(row.values()) for row in ledger.rows(engine, "SELECT lines_complete FROM orders"))
@@ -92,8 +74,8 @@ def test_other_totals_than_the_lines_were_listed_with(
     completed = bought(account, session, **totals)
     expected = ledger.digest_of_reference(engine, reference.tables_of([registered, completed]))
 
-    for batches in splits([registered, completed]):
-        take_in(engine, batches)
+    for batches in ledger.splits([registered, completed]):
+        ledger.take_in_batches(engine, batches)
         assert shown(engine) == (False, [1], [])
         assert ledger.digest_of(engine) == expected
         assert state_of_rule(engine) == "not_provable"
@@ -110,8 +92,8 @@ def test_lines_that_are_listed_again_are_complete(engine: Engine, account: Accou
     account.advance(60)
     read = seen(account, session, line_items=THREE)
 
-    for batches in splits([registered, completed, read]):
-        take_in(engine, batches)
+    for batches in ledger.splits([registered, completed, read]):
+        ledger.take_in_batches(engine, batches)
         assert shown(engine) == (True, [3], [])
     assert state_of_rule(engine) == "holds"
     account.advance(60)
@@ -128,8 +110,8 @@ def test_totals_that_come_back_do_not_bring_the_lines_back(engine: Engine, accou
     account.advance(60)
     bodies.append(bought(account, session))
 
-    for batches in splits(bodies):
-        take_in(engine, batches)
+    for batches in ledger.splits(bodies):
+        ledger.take_in_batches(engine, batches)
         assert shown(engine) == (False, [1], [])
 
 
@@ -161,8 +143,8 @@ def test_what_still_differs(
     later = seen(account, session, **right)
     mended = seen(account, session, **right, line_items=ONE)
 
-    for batches in splits(bodies):
-        take_in(engine, batches)
+    for batches in ledger.splits(bodies):
+        ledger.take_in_batches(engine, batches)
         assert ledger.anomalies(engine) == anomalies
     ledger.take_in(engine, later)
     assert shown(engine)[0] is False

@@ -84,9 +84,10 @@ HAVING bool_or(EXISTS (
 """
 
 _WAYS: Final = {
-    "charges": ("payment_intent",),
+    "charges": ("payment_intent", "invoice"),
     "invoice_payments": ("invoice", "payment_intent", "charge"),
     "orders": ("payment_intent", "invoice"),
+    "payment_intents": (),
     "refunds": ("payment_intent", "charge"),
 }
 """By table, the columns by which an order and what became of its money find each other."""
@@ -114,7 +115,7 @@ def neighbours(cursor: Cursor, facts: Mapping[Subject, Sequence[Facts]]) -> set[
 
 # Each key is one probe of an index, whatever the planner believes: see the Note of that name in worker/projection.py.
 _NEIGHBOURS: Final = " UNION ALL ".join(
-    f"SELECT '{table}', t.account, t.livemode, t.id, ARRAY[t.id, {', '.join(f't.{way}' for way in ways)}]"
+    f"SELECT '{table}', t.account, t.livemode, t.id, ARRAY[{', '.join(f't.{way}' for way in ('id', *ways))}]"
     f" FROM {_OBJECTS} CROSS JOIN LATERAL (SELECT * FROM {table} AS t"
     f" WHERE (t.account, t.livemode, t.{name}) = (k.account, k.livemode, k.key) OFFSET 0) AS t"
     for table, ways in _WAYS.items()

@@ -100,8 +100,8 @@ class Reading:
 
     *filters* choose what is wanted, *account* stands for events that name none, and *now* is when they are received. By
     *names* accounts are called as they are by now, the filter's as well.
-    *refuse* is told each entry that cannot be read; *progress* how many entries were read until then, and how many
-    bytes of the files since it was last told.
+    *refuse* is told each entry that cannot be read; *warn* what is odd about a file; *progress* how many entries were
+    read until then, and how many bytes of the files since it was last told.
     """
 
     paths: Sequence[str]
@@ -110,6 +110,7 @@ class Reading:
     account: str = ""
     refuse: Callable[[Entry], None] = lambda _: None
     progress: Callable[[int, int], None] = lambda _, __: None
+    warn: Callable[[str], None] = lambda _: None
     names: Mapping[str, str] = field(default_factory=dict)
 
     def named_as_in(self, engine: Engine) -> "Reading":
@@ -145,7 +146,11 @@ class Reading:
     def _entries(self, counts: Counts) -> Iterator[Entry]:
         for path in self.paths:
             yield from eventlog.read(
-                path, account=self.account, now=self.now, progress=lambda read: self.progress(counts["seen"], read)
+                path,
+                account=self.account,
+                now=self.now,
+                progress=lambda read: self.progress(counts["seen"], read),
+                warn=self.warn,
             )
 
 

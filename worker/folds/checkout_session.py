@@ -8,9 +8,10 @@ Note [Failed looks like an unpaid completion]
 
 Note [An older API version says the same in other places]
     Columns are read by the presence of fields, never by the version's name. Before basil the address stood in
-    ``shipping_details``. Before presentment details, Stripe's currency conversion put the buyer's currency
-    into ``currency`` and ``amount_total`` and the shop's into ``currency_conversion``; the parts that it did
-    not convert back are unknown in the shop's currency, so they are null and not wrong.
+    ``shipping_details``, and before 2022-08-01 in ``shipping``. Before presentment details, Stripe's currency
+    conversion put the buyer's currency into ``currency`` and ``amount_total`` and the shop's into
+    ``currency_conversion``; the parts that it did not convert back are unknown in the shop's currency, so they are
+    null and not wrong.
 
 Note [Lines are those of the totals that they were listed with]
     No webhook lists lines, and a buyer may change them: a quantity, an optional item, a promotion code. An event that
@@ -27,7 +28,7 @@ Note [A step back is a correction]
 
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
@@ -154,6 +155,7 @@ class CheckoutSession(Struct):
     payment_status: str | UnsetType | None = UNSET
     presentment_details: _PresentmentDetails | UnsetType | None = UNSET
     recovered_from: Reference | UnsetType = UNSET
+    shipping: _Shipping | UnsetType | None = UNSET
     shipping_details: _Shipping | UnsetType | None = UNSET
     status: str | UnsetType | None = UNSET
     subscription: Reference | UnsetType = UNSET
@@ -300,10 +302,13 @@ def _email(session: CheckoutSession) -> str | UnsetType | None:
 
 def _shipping(session: CheckoutSession) -> Value | UnsetType:
     collected = session.collected_information
-    newer = collected.shipping_details if isinstance(collected, _CollectedInformation) else UNSET
-    # The newer place is null while the older one is filled in some versions that have both.
-    told = newer if isinstance(newer, _Shipping) or session.shipping_details is UNSET else session.shipping_details
-    return msgspec.to_builtins(told) if isinstance(told, _Shipping) else told
+    newest = collected.shipping_details if isinstance(collected, _CollectedInformation) else UNSET
+    # A newer place is null while an older one is filled in some versions that have both.
+    places = (newest, session.shipping_details, session.shipping)
+    filled = next((place for place in places if isinstance(place, _Shipping)), None)
+    if filled is not None:
+        return cast("Value", msgspec.to_builtins(filled))
+    return None if None in places else UNSET
 
 
 def _references(session: CheckoutSession) -> dict[str, str | None]:

@@ -945,29 +945,29 @@ def append(cursor: Cursor, found: list[dict[str, Any]], withheld: str | None = N
         return
     found.sort(key=lambda row: (row["at"], row["subject"], row["subject_id"]))
     rows = [{**row, "withheld": withheld} for row in found]
-    if any(row["kind"] in _SELDOM for row in rows) or _may_be_told(cursor, rows):
+    if any(row["kind"] == CORRECTED for row in rows) or _may_be_told(cursor, rows):
         settled = correcting.against_the_feed(cursor, rows)
         cursor.execute(_APPEND, (msgspec.json.encode(settled).decode(),))
     else:
         copying.into(cursor, sql.Identifier("changes"), _CHANGES.columns, map(_CHANGES.line, rows))
 
 
-_SELDOM: Final = (CORRECTED, tables.DISPUTE_CLOSED)
-"""Kinds that are held against what the feed told, without asking first whether that is needed."""
-
-
 def _may_be_told(cursor: Cursor, rows: Sequence[Mapping[str, Any]]) -> bool:
     """Return whether the feed has one of the changes *rows*, or has told of an object that had no row before."""
-    cursor.execute(
-        _TOLD_BEFORE,
-        (
-            text_array([str(row["account"]) for row in rows]),
-            boolean_array(row["livemode"] is True for row in rows),
-            *(text_array([str(row[name]) for row in rows]) for name in ("subject", "subject_id", "kind")),
-            boolean_array(row["before"] is None for row in rows),
-        ),
-    )
+    closed = [row for row in rows if row["kind"] == tables.DISPUTE_CLOSED]
+    if closed:
+        cursor.execute(_CLOSED_BEFORE, _names_of(closed, "subject_id"))
+        if cursor.fetchone() == (True,):
+            return True
+    is_first = boolean_array(row["before"] is None for row in rows)
+    cursor.execute(_TOLD_BEFORE, [*_names_of(rows, "subject", "subject_id", "kind"), is_first])
     return cursor.fetchone() == (True,)
+
+
+def _names_of(rows: Sequence[Mapping[str, Any]], *names: str) -> list[str]:
+    """Return the worlds of *rows* and their columns *names*, an array for each column."""
+    texts = [text_array([str(row[name]) for row in rows]) for name in ("account", *names)]
+    return [texts[0], boolean_array(row["livemode"] is True for row in rows), *texts[1:]]
 
 
 # A one-shot change is told once: an object that is folded anew may come by its state a second time. Who appends holds
@@ -980,6 +980,17 @@ SELECT EXISTS (
         SELECT FROM changes AS c WHERE c.kind IN ({", ".join(f"'{kind}'" for kind in tables.ONE_SHOT_KINDS)})
             AND (c.account, c.livemode, c.subject, c.subject_id) = (k.account, k.livemode, k.subject, k.subject_id)
             AND (k.is_first OR c.kind = k.kind)
+        OFFSET 0
+    ) AS told
+)
+"""
+# By another status, or by the same.
+_CLOSED_BEFORE: Final = f"""
+SELECT EXISTS (
+    SELECT FROM unnest(%s::text[], %s::boolean[], %s::text[]) AS k (account, livemode, subject_id)
+    CROSS JOIN LATERAL (
+        SELECT FROM changes AS c WHERE c.kind = '{tables.DISPUTE_CLOSED}'
+            AND (c.account, c.livemode, c.subject_id) = (k.account, k.livemode, k.subject_id)
         OFFSET 0
     ) AS told
 )

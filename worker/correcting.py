@@ -40,11 +40,13 @@ def _settled(change: dict[str, Any], told: Mapping[_Order, _Told]) -> list[dict[
     kind = checkout_session.kind_of_step(last, change["after"], kinds)
     if kind is None:
         return []
+    if kind == change["kind"] != CORRECTED:
+        return [change]
     after = {name: value for name, value in change["after"].items() if name != "lines"}
-    before = None if last is None else {name: last.get(name) for name in after}
-    if kind in KINDS_WITH_LINES:
-        after["lines"] = change["after"].get("lines")
-    return [{**change, "kind": kind, "before": before, "after": after}]
+    before = change["before"] if last is None else {name: last.get(name) for name in after}
+    # A one-shot that was found as a correction: the feed never had it. Its lines are not at hand here.
+    more = {"lines": None} if kind in KINDS_WITH_LINES else {}
+    return [{**change, "kind": kind, "before": before, "after": {**after, **more}}]
 
 
 def _told(cursor: Cursor, changes: Sequence[Mapping[str, Any]]) -> dict[_Order, _Told]:

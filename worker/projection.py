@@ -939,12 +939,12 @@ def _append_changes(cursor: Cursor, saved: _Saved, withheld: str | None) -> None
 def append(cursor: Cursor, found: list[dict[str, Any]], withheld: str | None = None) -> None:
     """Append the changes *found*, but for one-shots that are there; the caller keeps others from appending.
 
-    They are kept from the feed where they are *withheld*, which is the reason.
+    They are kept from the feed where they are *withheld*, which is the reason, as is one that a row has of its own.
     """
     if not found:
         return
     found.sort(key=lambda row: (row["at"], row["subject"], row["subject_id"]))
-    rows = [{**row, "withheld": withheld} for row in found]
+    rows = [{**row, "withheld": row.get("withheld") or withheld} for row in found]
     if any(row["kind"] == CORRECTED for row in rows) or _may_be_told(cursor, rows):
         settled = correcting.against_the_feed(cursor, rows)
         cursor.execute(_APPEND, (msgspec.json.encode(settled).decode(),))

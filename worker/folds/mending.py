@@ -10,7 +10,6 @@ Note [What a copy may change]
 """
 
 import json
-import math
 import re
 from collections.abc import Mapping
 from functools import cache
@@ -21,15 +20,15 @@ from msgspec import inspect
 
 _EXACT_FLOAT: Final = 2.0**53
 """Up to here a float is one whole number and no other."""
-_INTEGER_CHARACTERS_MAX: Final = 20
+_INTEGER_CHARACTERS_MAX: Final = 4_000
 _INTEGER: Final = re.compile(r"-?(?:0|[1-9][0-9]{0,18})")
 _HALF_A_PAIR: Final = re.compile("[\ud800-\udfff]")
 
 
 def decode(text: bytes) -> Any:  # noqa: ANN401 - any JSON
-    """Return the JSON in *text*, which may hold halves of surrogate pairs, and numbers of any length.
+    """Return the JSON in *text*, which may hold halves of surrogate pairs.
 
-    A number that no column holds is infinite.
+    A whole number with more digits than Python converts becomes another one that no column holds either.
 
     Raises:
         ValueError: it is not JSON.
@@ -38,8 +37,8 @@ def decode(text: bytes) -> Any:  # noqa: ANN401 - any JSON
     return json.loads(text, parse_int=_integer, parse_constant=_refuse)
 
 
-def _integer(digits: str) -> int | float:
-    return int(digits) if len(digits) <= _INTEGER_CHARACTERS_MAX else math.inf
+def _integer(digits: str) -> int:
+    return int(digits[:_INTEGER_CHARACTERS_MAX])
 
 
 def _refuse(constant: str) -> None:

@@ -91,6 +91,7 @@ ANOMALY_KINDS: Final = (
     "credit_note_split",
     "deleted_and_final",
     "expired_and_complete",
+    "lines_differ",
     "missing_at_stripe",
     "paid_and_void",
     "released_and_captured",
@@ -646,9 +647,10 @@ ONE_SHOT_KINDS: Final[tuple[Kind, ...]] = (
     "credit_note.issued",
     "credit_note.voided",
     "dispute.opened",
-    "dispute.closed",
 )
 """Kinds of change that a subject sees once at most; the unique index holds it."""
+DISPUTE_CLOSED: Final[Kind] = "dispute.closed"
+"""A dispute is closed once by each closing status: one that was lost may be won on appeal."""
 
 Index(
     "changes_one_shot",
@@ -659,6 +661,26 @@ Index(
     changes.c.kind,
     unique=True,
     postgresql_where=changes.c.kind.in_(ONE_SHOT_KINDS),
+)
+
+Index(
+    "changes_dispute_closed",
+    changes.c.account,
+    changes.c.livemode,
+    changes.c.subject_id,
+    text("(after ->> 'status'::text)"),
+    unique=True,
+    postgresql_where=changes.c.kind == DISPUTE_CLOSED,
+)
+
+# What was last told of an order, where that was a correction.
+Index(
+    "changes_corrected",
+    changes.c.account,
+    changes.c.livemode,
+    changes.c.subject_id,
+    changes.c.seq,
+    postgresql_where=changes.c.kind == "order.corrected",
 )
 
 # The feed, which may have a long history of withheld changes before it.

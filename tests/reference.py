@@ -15,6 +15,7 @@ from worker.folds.facts import Event, Facts, Row, Subject, utc
 from worker.folds.join import Shape
 
 NOTHING = object()
+TOTALS = ("amount_subtotal", "amount_total", "currency")
 SECOND_EVENTS_MAX = 7
 """Of one object in one second: more would take too many permutations."""
 
@@ -142,8 +143,25 @@ def joined(ordered: Sequence[Facts]) -> Row:
     for name in {name for name, _ in told}:
         row[name] = min(at for other, at in told if other == name)
     row |= {"event_id": last.event_id, "as_of": last.created}
+    if shape.table == "orders":
+        row["lines_complete"] = lines_are_complete(ordered)
     shape.infer(row)
     return {name: value for name, value in row.items() if not name.startswith("_")}
+
+
+def lines_are_complete(ordered: Sequence[Facts]) -> bool:
+    """Return whether an order's lines were listed, and no later event carries another total: rule 11."""
+    known: dict[str, object] = {}
+    listed: dict[str, object] = {}
+    is_complete = False
+    for facts in ordered:
+        totals = {name: facts.columns[name] for name in TOTALS if name in facts.columns}
+        known |= totals
+        if facts.parts is not None:
+            is_complete, listed = True, dict(known)
+        elif any(total != listed.get(name) for name, total in totals.items()):
+            is_complete = False
+    return is_complete
 
 
 def order_of(group: list[Facts], earlier: Sequence[Facts]) -> tuple[list[Facts], set[str]]:

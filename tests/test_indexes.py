@@ -148,6 +148,14 @@ ASKED: Final = {
         "a change that is told once (projection, swap: ON CONFLICT)",
         f"SELECT seq FROM changes WHERE {WORLD} AND subject = 'order' AND subject_id = 'cs_1' AND kind = 'order.paid'",
     ),
+    "changes_dispute_closed": (
+        "how a dispute was closed (projection, swap: ON CONFLICT)",
+        f"SELECT seq FROM changes WHERE {WORLD} AND kind = 'dispute.closed' AND subject_id = 'dp_1' AND after IS NULL",
+    ),
+    "changes_corrected": (
+        "what an order was last corrected to (correcting)",
+        f"SELECT seq FROM changes WHERE kind = 'order.corrected' AND {WORLD} AND subject_id = 'cs_1' ORDER BY seq",
+    ),
     "changes_refund": (
         "what was last told of an order's refunds (refunding)",
         f"SELECT seq FROM changes WHERE kind = 'order.refund_changed' AND {WORLD} AND subject_id = 'cs_1' ORDER BY seq",
@@ -158,7 +166,7 @@ ASKED: Final = {
     ),
     "changes_withheld": (
         "how many changes are withheld, by kind (status, changes withheld)",
-        "SELECT count(*) FROM changes WHERE withheld IS NOT NULL AND kind = 'order.paid'",
+        "SELECT count(*) FROM changes WHERE withheld IS NOT NULL AND kind = 'balance.changed'",
     ),
     "anomalies_in_force": (
         "what is wrong with an object (projection)",

@@ -20,7 +20,7 @@ Note [A row is found by its key, whatever the planner believes]
 import hashlib
 from collections import defaultdict, deque
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cache
 from typing import Any, Final, NamedTuple, TypeAlias
@@ -37,8 +37,9 @@ from schemas import database, inbox, tables
 from schemas.database import Bounds, Cursor, boolean_array, integer_array, text_array
 from schemas.errors import Archived, Transient
 from schemas.inbox import Delivery
-from worker import copying, folds, refunding, settling, stock
+from worker import copying, correcting, folds, history, refunding, settling, stock
 from worker.folds import join
+from worker.folds.checkout_session import CORRECTED
 from worker.folds.facts import Anomaly, Event, Facts, Row, Subject, Value, utc
 from worker.folds.join import Joined
 
@@ -98,6 +99,24 @@ class Failure:
     cause: str
     reason: str
     is_of_data: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Events of a batch, as they are *judged*: what they say, and the rows and *objects* to be folded again for it."""
+
+    judged: Sequence[tuple[Claimed, folds.Verdict]]
+    facts: dict[Subject, list[Facts]]
+    anew: set[Subject]
+    objects: set[_Object]
+
+    @property
+    def outcomes(self) -> list[_Outcome]:
+        """What became of the events."""
+        return [
+            _Outcome(each.event.seq, verdict.state, shortened(verdict.reason), verdict.cause, each.attempts + 1)
+            for each, verdict in self.judged
+        ]
 
 
 @dataclass(slots=True)
@@ -421,33 +440,74 @@ def project(
     """
     if not claimed:
         return []
-    events = [each.event for each in claimed]
-    outcomes: list[_Outcome] = []
-    facts: dict[Subject, list[Facts]] = defaultdict(list)
-    anew: set[Subject] = set()
-    for each in claimed:
-        verdict = _judge(each)
-        reason = shortened(verdict.reason)
-        outcomes.append(_Outcome(each.event.seq, verdict.state, reason, verdict.cause, each.attempts + 1))
-        for one in verdict.facts:
-            facts[one.subject].append(one)
-        if each.again:
-            anew.update(_own_subjects(each.event), (one.subject for one in verdict.facts))
-    told_of = _objects_of(cursor, [each.event for each in claimed if each.again])
-    _lock(cursor, facts.keys() | anew, told_of)
-    anew |= _rows_of(cursor, told_of)
-    _mention(cursor, events, facts)
-    saved = _join(cursor, facts, anew)
+    part = _part(cursor, [(each, _judge(each)) for each in claimed])
+    neighbours = history.neighbours(cursor, part.facts) if history.is_at_hand(cursor, fold_version) else None
+    _lock(cursor, part.facts.keys() | part.anew | (neighbours or set()), part.objects)
+    past, news = (None, part) if neighbours is None else _divided(cursor, part, neighbours, fold_version)
+    passed = [] if past is None else _project(cursor, past, now, fold_version, withheld="fold_version")
+    return passed if news is None else passed + _project(cursor, news, now, fold_version)
+
+
+def _project(
+    cursor: Cursor, part: _Part, now: datetime, fold_version: int, *, withheld: str | None = None
+) -> list[Subject]:
+    """Fold *part*, of which the objects are locked; its changes are kept from the feed where they are *withheld*.
+
+    Returns the orders that it may settle and that others hold.
+    """
+    events = [each.event for each, _ in part.judged]
+    anew = part.anew | _rows_of(cursor, part.objects)
+    _mention(cursor, events, part.facts)
+    saved = _join(cursor, part.facts, anew)
     open_orders = settling.open_orders(saved.rows)
     for subject in open_orders:
         del saved.rows[subject]
     _save(cursor, saved)
     _note_anomalies(cursor, saved, now)
-    _conclude(cursor, outcomes, now, fold_version)
+    _conclude(cursor, part.outcomes, now, fold_version)
     _set_aside(cursor, [event for event in events if event.type == folds.EVENT_IGNORED])
     passed = _settle(cursor, saved, open_orders, now)
-    _append_changes(cursor, saved)
+    _append_changes(cursor, saved, withheld)
     return passed
+
+
+def _part(cursor: Cursor, judged: Sequence[tuple[Claimed, folds.Verdict]]) -> _Part:
+    """Return *judged* with what it says, and what is to be folded again for it."""
+    facts: dict[Subject, list[Facts]] = defaultdict(list)
+    anew: set[Subject] = set()
+    for each, verdict in judged:
+        for one in verdict.facts:
+            facts[one.subject].append(one)
+        if each.again:
+            anew.update(_own_subjects(each.event), (one.subject for one in verdict.facts))
+    return _Part(judged, facts, anew, _objects_of(cursor, [each.event for each, _ in judged if each.again]))
+
+
+def _divided(
+    cursor: Cursor, part: _Part, neighbours: set[Subject], fold_version: int
+) -> tuple[_Part | None, _Part | None]:
+    """Return of *part* what an older fold version had folded, and what is new, each None where it is nothing.
+
+    To the first belong all rows that the second may touch, or find with its own, and that are not folded again yet.
+    """
+    again = [each.event.seq for each, _ in part.judged if each.again and each.set_aside is None]
+    outdated = history.outdated(cursor, again, fold_version)
+    if len(outdated) == len(part.judged):
+        return part, None
+    past, news = (
+        _part(cursor, [each for each in part.judged if (each[0].event.seq in outdated) is is_past])
+        for is_past in (True, False)
+    )
+    touched = news.facts.keys() | news.anew | neighbours
+    objects = history.objects(cursor, {_object_of(subject) for subject in touched}, fold_version)
+    if not outdated and not objects:
+        return None, news
+    waiting = {subject for subject in touched if _object_of(subject) in objects}
+    return replace(past, anew=past.anew | waiting, objects=past.objects | objects), news
+
+
+def _object_of(subject: Subject) -> _Object:
+    return (subject.account, subject.livemode, subject.source)
 
 
 def _settle(cursor: Cursor, saved: _Saved, open_orders: dict[Subject, Joined], now: datetime) -> list[Subject]:
@@ -948,7 +1008,7 @@ def _anomaly_row(subject: Subject, row: Row, anomaly: Anomaly, now: datetime) ->
     }
 
 
-def _append_changes(cursor: Cursor, saved: _Saved) -> None:
+def _append_changes(cursor: Cursor, saved: _Saved, withheld: str | None) -> None:
     found = [
         {
             "account": subject.account,
@@ -967,7 +1027,7 @@ def _append_changes(cursor: Cursor, saved: _Saved) -> None:
     moved = refunding.moved(saved.rows, saved.known)
     if found or moved:
         keep_others_from_appending(cursor)
-    append(cursor, found + refunding.changes(cursor, moved))
+    append(cursor, found + refunding.changes(cursor, moved), withheld)
 
 
 def _named_by(joined: Joined) -> dict[str, object]:
@@ -978,48 +1038,74 @@ def _named_by(joined: Joined) -> dict[str, object]:
     return {"event_id": joined.row["event_id"], "source": joined.source, "at": joined.row["as_of"]}
 
 
-def append(cursor: Cursor, found: list[dict[str, Any]]) -> None:
-    """Append the changes *found*, but for one-shots that are there; the caller keeps others from appending."""
+def append(cursor: Cursor, found: list[dict[str, Any]], withheld: str | None = None) -> None:
+    """Append the changes *found*, but for one-shots that are there; the caller keeps others from appending.
+
+    They are kept from the feed where they are *withheld*, which is the reason, as is one that a row has of its own.
+    """
     if not found:
         return
     found.sort(key=lambda row: (row["at"], row["subject"], row["subject_id"]))
-    cursor.execute(
-        _TOLD_BEFORE,
-        (
-            text_array([str(row["account"]) for row in found]),
-            boolean_array(row["livemode"] is True for row in found),
-            *(text_array([str(row[name]) for row in found]) for name in ("subject", "subject_id", "kind")),
-        ),
-    )
-    if cursor.fetchone() == (True,):
-        cursor.execute(_APPEND, (msgspec.json.encode(found).decode(),))
+    rows = [{**row, "withheld": row.get("withheld") or withheld} for row in found]
+    if any(row["kind"] == CORRECTED for row in rows) or _may_be_told(cursor, rows):
+        settled = correcting.against_the_feed(cursor, rows)
+        cursor.execute(_APPEND, (msgspec.json.encode(settled).decode(),))
     else:
-        copying.into(cursor, sql.Identifier("changes"), _CHANGES.columns, map(_CHANGES.line, found))
+        copying.into(cursor, sql.Identifier("changes"), _CHANGES.columns, map(_CHANGES.line, rows))
+
+
+def _may_be_told(cursor: Cursor, rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Return whether the feed has one of the changes *rows*, or has told of an object that had no row before."""
+    closed = [row for row in rows if row["kind"] == tables.DISPUTE_CLOSED]
+    if closed:
+        cursor.execute(_CLOSED_BEFORE, _names_of(closed, "subject_id"))
+        if cursor.fetchone() == (True,):
+            return True
+    is_first = boolean_array(row["before"] is None for row in rows)
+    cursor.execute(_TOLD_BEFORE, [*_names_of(rows, "subject", "subject_id", "kind"), is_first])
+    return cursor.fetchone() == (True,)
+
+
+def _names_of(rows: Sequence[Mapping[str, Any]], *names: str) -> list[str]:
+    """Return the worlds of *rows* and their columns *names*, an array for each column."""
+    texts = [text_array([str(row[name]) for row in rows]) for name in ("account", *names)]
+    return [texts[0], boolean_array(row["livemode"] is True for row in rows), *texts[1:]]
 
 
 # A one-shot change is told once: an object that is folded anew may come by its state a second time. Who appends holds
 # the lock, so what is not there cannot appear.
 _TOLD_BEFORE: Final = f"""
 SELECT EXISTS (
-    SELECT FROM unnest(%s::text[], %s::boolean[], %s::text[], %s::text[], %s::text[])
-        AS k (account, livemode, subject, subject_id, kind)
+    SELECT FROM unnest(%s::text[], %s::boolean[], %s::text[], %s::text[], %s::text[], %s::boolean[])
+        AS k (account, livemode, subject, subject_id, kind, is_first)
     CROSS JOIN LATERAL (
         SELECT FROM changes AS c WHERE c.kind IN ({", ".join(f"'{kind}'" for kind in tables.ONE_SHOT_KINDS)})
-            AND (c.account, c.livemode, c.subject, c.subject_id, c.kind) =
-                (k.account, k.livemode, k.subject, k.subject_id, k.kind)
+            AND (c.account, c.livemode, c.subject, c.subject_id) = (k.account, k.livemode, k.subject, k.subject_id)
+            AND (k.is_first OR c.kind = k.kind)
+        OFFSET 0
+    ) AS told
+)
+"""
+# By another status, or by the same.
+_CLOSED_BEFORE: Final = f"""
+SELECT EXISTS (
+    SELECT FROM unnest(%s::text[], %s::boolean[], %s::text[]) AS k (account, livemode, subject_id)
+    CROSS JOIN LATERAL (
+        SELECT FROM changes AS c WHERE c.kind = '{tables.DISPUTE_CLOSED}'
+            AND (c.account, c.livemode, c.subject_id) = (k.account, k.livemode, k.subject_id)
         OFFSET 0
     ) AS told
 )
 """
 _APPEND: Final = """
-INSERT INTO changes (account, livemode, subject, subject_id, kind, event_id, source, at, before, after)
-SELECT account, livemode, subject, subject_id, kind, event_id, source, at, before, after
+INSERT INTO changes (account, livemode, subject, subject_id, kind, event_id, source, at, before, after, withheld)
+SELECT account, livemode, subject, subject_id, kind, event_id, source, at, before, after, withheld
 FROM json_populate_recordset(NULL::changes, %s)
 ON CONFLICT DO NOTHING
 """
 _CHANGES: Final = copying.Form(
     tables.changes,
-    ("account", "livemode", "subject", "subject_id", "kind", "event_id", "source", "at", "before", "after"),
+    ("account", "livemode", "subject", "subject_id", "kind", "event_id", "source", "at", "before", "after", "withheld"),
 )
 
 

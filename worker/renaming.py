@@ -514,7 +514,10 @@ _BOUNDS: Final = "SELECT coalesce(min(seq), 0), coalesce(max(seq), -1) FROM chan
 _ONE_SHOT: Final = f"""
 o.seq BETWEEN %(first)s AND %(last)s AND o.account = %(old)s AND n.account = %(new)s
 AND (n.livemode, n.subject, n.subject_id, n.kind) = (o.livemode, o.subject, o.subject_id, o.kind)
-AND n.kind IN ({", ".join(f"'{kind}'" for kind in tables.ONE_SHOT_KINDS)})
+AND (
+    n.kind IN ({", ".join(f"'{kind}'" for kind in tables.ONE_SHOT_KINDS)})
+    OR n.kind = '{tables.DISPUTE_CLOSED}' AND n.after ->> 'status' = o.after ->> 'status'
+)
 """
 # Of two one-shots the one that is in the feed stays.
 _CHANGES: Final = (

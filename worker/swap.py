@@ -24,7 +24,19 @@ from sqlalchemy import Table
 from schemas import database, tables
 from schemas.database import Cursor
 from schemas.errors import ConflictError
-from worker import archive, difference, digest, folds, projection, rebuild, refunding, settling, shadow, stock
+from worker import (
+    archive,
+    correcting,
+    difference,
+    digest,
+    folds,
+    projection,
+    rebuild,
+    refunding,
+    settling,
+    shadow,
+    stock,
+)
 from worker.archive import LeftOut
 from worker.difference import Comparison, Difference, Pair
 from worker.digest import Digest
@@ -215,6 +227,8 @@ class _Implied:
         """Write what was gathered; what an event brings that had been folded before is no news, and is withheld."""
         if not self._found:
             return
+        # Whoever else appends waits, since folding does.
+        self._found = correcting.against_the_feed(self._cursor, self._found)
         self._within(lambda: stock.add_lines(self._cursor, self._found))
         self._within(self._name_deciders)
         self._cursor.execute(

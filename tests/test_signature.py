@@ -9,8 +9,8 @@ import stripe
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api import signature as judge
-from api.signature import HEADER_BYTES_MAX, SIGNATURES_MAX, TOLERANCE_SECONDS
+from schemas import signature as judge
+from schemas.signature import HEADER_BYTES_MAX, SIGNATURES_MAX, TOLERANCE_SECONDS
 from deploy.sandbox.signing import sign, sign_rolling, signature
 from schemas.errors import Refused, SignatureExpired, SignatureMalformed, SignatureMismatch, SignatureMissing
 from schemas.settings import SigningSecret

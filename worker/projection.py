@@ -37,10 +37,11 @@ from schemas import database, inbox, tables
 from schemas.database import Bounds, Cursor, boolean_array, integer_array, text_array
 from schemas.errors import Archived, Transient
 from schemas.inbox import Delivery
-from worker import copying, folds, refunding, stock
+from worker import copying, folds, refunding, renderings, stock
 from worker.folds import join
 from worker.folds.facts import Anomaly, Event, Facts, Row, Subject, Value, utc
 from worker.folds.join import Joined
+from worker.renderings import Choice
 
 FOLD_BATCH_MAX: Final = 500
 """Events folded in one transaction."""
@@ -66,13 +67,16 @@ _log = structlog.get_logger()
 class Claimed:
     """An event taken for folding; ``again`` where it had an outcome before, ``set_aside`` by an operator's word.
 
-    ``attempts`` is how often it has failed alone since it became pending.
+    ``attempts`` is how often it has failed alone since it became pending. Of an event of which copies say different
+    things ``choice`` is what they come to. Where its outcome ``stands``, only copies came, and none was chosen.
     """
 
     event: Event
     again: bool
     set_aside: str | None
     attempts: int = 0
+    choice: Choice | None = None
+    stands: bool = False
 
 
 class Share(NamedTuple):
@@ -127,6 +131,7 @@ def run_once(
     Raises:
         Transient: PostgreSQL does not answer, or has not given any event in time; nothing is lost.
     """
+    _queue_copies(engine, bounds)
     parts: Apart = deque() if apart is None else apart
     folded = _run_batch(engine, parts, now=now, limit=limit, share=share, bounds=bounds)
     while apart is None and parts:
@@ -137,6 +142,11 @@ def run_once(
 def run_one(engine: Engine, seq: int, *, now: datetime) -> int:
     """Fold the pending event *seq* by itself, due or not, and return whether it had been pending."""
     return _run_batch(engine, deque([(seq,)]), now=now, limit=1, share=None, bounds=None)
+
+
+def _queue_copies(engine: Engine, bounds: Bounds | None) -> None:
+    with database.transaction(engine, bounds) as connection, database.cursor(connection) as cursor:
+        renderings.queue(cursor)
 
 
 def _run_batch(
@@ -188,8 +198,8 @@ def failure_of(error: Exception) -> Failure:
 def _conclude_alone(engine: Engine, claimed: Claimed, failure: Failure, *, now: datetime, bounds: Bounds | None) -> int:
     """Park the event, or let it be tried again later, unless it is no longer what was *claimed*; return how many.
 
-    A newer rendering may have been recorded since, or another worker may have folded it: it is claimed again, and what
-    is pending then is compared with what failed.
+    Another copy may have been chosen since, or another worker may have folded it: it is claimed again, and what is
+    pending then is compared with what failed.
     """
     with database.transaction(engine, bounds) as connection, database.cursor(connection) as cursor:
         if claim(cursor, limit=1, only=(claimed.event.seq,)) != [claimed]:
@@ -205,6 +215,7 @@ def _conclude_alone(engine: Engine, claimed: Claimed, failure: Failure, *, now: 
 
 def park(cursor: Cursor, claimed: Claimed, failure: Failure, *, now: datetime) -> None:
     """Park the event: its data is at fault."""
+    _note_contradictions(cursor, [claimed], now)
     outcome = _Outcome(claimed.event.seq, "parked", failure.reason, failure.cause, claimed.attempts + 1)
     _conclude(cursor, [outcome], now, folds.FOLD_VERSION)
 
@@ -273,19 +284,56 @@ def claim(
         binary=True,
     )
     rows = cursor.fetchall()
+    choices = _choices(cursor, rows)
+    rows = _as_chosen(cursor, rows, choices)
     payloads = inbox.payloads_of(cursor, [seq for row in rows for seq in (row[0], row[10]) if seq is not None])
-    # What is set aside is not read.
-    payloads = {row[0]: b"" for row in rows if row[10] is not None} | payloads
+    # What is set aside is not read, and neither is that of which the outcome stands.
+    standing = _standing(cursor, rows, choices)
+    payloads = {row[0]: b"" for row in rows if row[10] is not None or row[0] in standing} | payloads
     archived = [row for row in rows if row[0] not in payloads]
     if archived:
         _leave(cursor, archived)
         if len(archived) == len(rows):
             return claim(cursor, limit=limit, only=only, share=share, though_renamed=though_renamed)
     return [
-        Claimed(_event(row, payloads), row[9], None if row[10] is None else reason_of(payloads.get(row[10])), row[11])
+        Claimed(
+            _event(row, payloads),
+            row[9] or (row[0] in choices and choices[row[0]].moved and choices[row[0]].state is not None),
+            None if row[10] is None else reason_of(payloads.get(row[10])),
+            row[11],
+            choices.get(row[0]),
+            row[0] in standing,
+        )
         for row in rows
         if row[0] in payloads
     ]
+
+
+def _choices(cursor: Cursor, rows: Sequence[Sequence[Any]]) -> dict[int, Choice]:
+    """Return what the copies of each event come to; a first delivery has none that was looked for."""
+    asked = [row[0] for row in rows if row[9] or row[12]]
+    return renderings.examine(cursor, asked) if asked else {}
+
+
+def _as_chosen(
+    cursor: Cursor, rows: Sequence[Sequence[Any]], choices: Mapping[int, Choice]
+) -> list[Sequence[Any]]:
+    """Return *rows* with what the inbox has now of the events of which another copy was chosen."""
+    moved = [seq for seq, choice in choices.items() if choice.moved]
+    if not moved:
+        return list(rows)
+    cursor.execute(f"SELECT {_ENVELOPE} FROM inbox AS i WHERE seq = ANY (%s::bigint[])", (integer_array(moved),))
+    found = {row[0]: row for row in cursor.fetchall()}
+    return [(*found.get(row[0], row[:9]), *row[9:]) for row in rows]
+
+
+def _standing(cursor: Cursor, rows: Sequence[Sequence[Any]], choices: Mapping[int, Choice]) -> set[int]:
+    """Return the events of which only copies came, and the outcome that they have stands."""
+    asked = [row[0] for row in rows if row[12] and not row[9] and not (row[0] in choices and choices[row[0]].moved)]
+    if not asked:
+        return set()
+    cursor.execute("SELECT seq FROM outcomes WHERE seq = ANY (%s::bigint[])", (integer_array(asked),))
+    return {seq for (seq,) in cursor.fetchall()}
 
 
 # Nothing is asked for each event unless a rename goes on, which is seldom.
@@ -298,18 +346,18 @@ ELSE NOT EXISTS (
 # What waits to be tried again is stepped over.
 _DUE: Final = f"(due_at IS NULL OR due_at <= now()) AND {_SETTLED}"
 _TAKEN: Final = f"""
-SELECT {_ENVELOPE}, taken.again, {_SET_ASIDE}, taken.attempts
+SELECT {_ENVELOPE}, taken.again, {_SET_ASIDE}, taken.attempts, taken.copies
 FROM taken CROSS JOIN LATERAL (SELECT * FROM inbox WHERE inbox.seq = taken.seq OFFSET 0) AS i ORDER BY i.seq
 """
 _CLAIM: Final = f"""
 WITH taken AS MATERIALIZED (
-    SELECT seq, again, attempts FROM pending WHERE {_DUE} ORDER BY seq LIMIT %(limit)s FOR UPDATE SKIP LOCKED
+    SELECT seq, again, attempts, copies FROM pending WHERE {_DUE} ORDER BY seq LIMIT %(limit)s FOR UPDATE SKIP LOCKED
 )
 {_TAKEN}
 """
 _CLAIM_ONLY: Final = f"""
 WITH taken AS MATERIALIZED (
-    SELECT seq, again, attempts FROM pending WHERE seq = ANY (%(only)s::bigint[]) AND {_SETTLED}
+    SELECT seq, again, attempts, copies FROM pending WHERE seq = ANY (%(only)s::bigint[]) AND {_SETTLED}
     ORDER BY seq LIMIT %(limit)s FOR UPDATE SKIP LOCKED
 )
 {_TAKEN}
@@ -323,13 +371,13 @@ WITH near AS MATERIALIZED (
     SELECT i.* FROM near CROSS JOIN LATERAL (SELECT * FROM inbox WHERE inbox.seq = near.seq OFFSET 0) AS i
     WHERE mod(hashtext(concat(i.account, i.object_id)), %(of)s) IN (%(number)s, %(number)s - %(of)s)
 ), taken AS MATERIALIZED (
-    SELECT o.*, p.again, p.attempts
+    SELECT o.*, p.again, p.attempts, p.copies
     FROM (SELECT * FROM own ORDER BY seq) AS o CROSS JOIN LATERAL (
-        SELECT again, attempts FROM pending WHERE pending.seq = o.seq FOR UPDATE SKIP LOCKED
+        SELECT again, attempts, copies FROM pending WHERE pending.seq = o.seq FOR UPDATE SKIP LOCKED
     ) AS p
     LIMIT %(limit)s
 )
-SELECT {_ENVELOPE}, i.again, {_SET_ASIDE}, i.attempts FROM taken AS i ORDER BY i.seq
+SELECT {_ENVELOPE}, i.again, {_SET_ASIDE}, i.attempts, i.copies FROM taken AS i ORDER BY i.seq
 """
 
 
@@ -415,28 +463,89 @@ def project(
     """Fold *claimed* into the tables, in the cursor's transaction; the caller commits at once."""
     if not claimed:
         return
-    events = [each.event for each in claimed]
+    _let_stand(cursor, [each for each in claimed if each.stands])
+    folded = [each for each in claimed if not each.stands]
+    events = [each.event for each in folded]
     outcomes: list[_Outcome] = []
     facts: dict[Subject, list[Facts]] = defaultdict(list)
     anew: set[Subject] = set()
-    for each in claimed:
+    for each in folded:
         verdict = _judge(each)
         reason = shortened(verdict.reason)
         outcomes.append(_Outcome(each.event.seq, verdict.state, reason, verdict.cause, each.attempts + 1))
         for one in verdict.facts:
             facts[one.subject].append(one)
         if each.again:
-            anew.update(_own_subjects(each.event), (one.subject for one in verdict.facts))
-    told_of = _objects_of(cursor, [each.event for each in claimed if each.again])
+            anew |= _rows_before(each).union(one.subject for one in verdict.facts)
+    reasons = _Reasons(folded, facts)
+    told_of = _objects_of(cursor, [event for each in folded if each.again for event in _every_copy(each)])
     _lock(cursor, facts.keys() | anew, told_of)
     anew |= _rows_of(cursor, told_of)
     _mention(cursor, events, facts)
     saved = _join(cursor, facts, anew)
     _save(cursor, saved)
     _note_anomalies(cursor, saved, now)
+    _note_contradictions(cursor, claimed, now)
     _conclude(cursor, outcomes, now, fold_version)
     _set_aside(cursor, [event for event in events if event.type == folds.EVENT_IGNORED])
-    _append_changes(cursor, saved)
+    _append_changes(cursor, saved, reasons)
+
+
+class _Reasons:
+    """Why changes are not in the feed: those of an object of which this batch folds nothing but what was known."""
+
+    def __init__(self, folded: Sequence[Claimed], facts: Mapping[Subject, Sequence[Facts]]) -> None:
+        history = [each for each in folded if each.choice is not None and each.choice.is_history]
+        self._history = {_of(subject) for each in history for subject in _rows_before(each)}
+        if history:
+            by_history = {(each.event.account, each.event.livemode, each.event.id) for each in history}
+            self._history |= {
+                _of(subject) for subject, several in facts.items() if all(_by(one) in by_history for one in several)
+            }
+            self._history -= {
+                _of(subject) for subject, several in facts.items() if any(_by(one) not in by_history for one in several)
+            }
+
+    def of(self, subject: Subject) -> str | None:
+        """Return why changes of *subject* are withheld; None where they are news."""
+        return "rendering" if _of(subject) in self._history else None
+
+
+def _of(subject: Subject) -> _Object:
+    return (subject.account, subject.livemode, subject.source)
+
+
+def _by(one: Facts) -> _Object:
+    """Return the event that *one* is said by."""
+    return (one.subject.account, one.subject.livemode, one.event_id)
+
+
+def _let_stand(cursor: Cursor, standing: Sequence[Claimed]) -> None:
+    """Take events off what is pending, whose copies were compared and change nothing.
+
+    Where one says something else, its event counts as folded once more, which a rebuild catches up with.
+    """
+    if not standing:
+        return
+    more = [each.event.seq for each in standing if each.choice is not None and each.choice.is_more]
+    cursor.execute(
+        "UPDATE outcomes SET attempts = least(attempts::integer + 1, 32767) WHERE seq = ANY (%s::bigint[])",
+        (integer_array(more),),
+    )
+    seqs = integer_array(each.event.seq for each in standing)
+    cursor.execute("DELETE FROM pending WHERE seq = ANY (%s::bigint[])", (seqs,))
+
+
+def _every_copy(claimed: Claimed) -> list[Event]:
+    """Return the event with all that its copies say instead."""
+    return [claimed.event, *(copy.event for copy in (claimed.choice.kept if claimed.choice else ()))]
+
+
+def _rows_before(claimed: Claimed) -> set[Subject]:
+    """Return the rows that the event, or another copy of it, may have made before."""
+    found = {subject for event in _every_copy(claimed) for subject in _own_subjects(event)}
+    kept = claimed.choice.kept if claimed.choice else ()
+    return found | {one.subject for copy in kept for one in copy.verdict.facts}
 
 
 def shortened(reason: str | None) -> str | None:
@@ -806,6 +915,13 @@ def _note_anomalies(cursor: Cursor, saved: _Saved, now: datetime) -> None:
         # A row that was only advanced does not show what only all its events show.
         and not (kind in join.SEEN_IN_ALL and row in saved.rows and not saved.rows[row].is_whole)
     ]
+    _write_anomalies(cursor, found, over, now)
+
+
+def _write_anomalies(
+    cursor: Cursor, found: Sequence[Mapping[str, Any]], over: Sequence[tuple[str, bool, str]], now: datetime
+) -> None:
+    """Put in force what was *found*, and resolve what is *over*: account, mode and id of anomalies."""
     if over:
         cursor.execute(
             """
@@ -824,6 +940,59 @@ def _note_anomalies(cursor: Cursor, saved: _Saved, now: datetime) -> None:
         )
 
 
+def _note_contradictions(cursor: Cursor, claimed: Sequence[Claimed], now: datetime) -> None:
+    """Write which anomalies are in force of the events of which copies were compared."""
+    choices = [each.choice for each in claimed if each.choice is not None]
+    if not choices:
+        return
+    found = [row for choice in choices for row in contradictions(choice, now)]
+    events = [choice.chosen.event for choice in choices]
+    cursor.execute(
+        """
+        SELECT a.account, a.livemode, a.id
+        FROM unnest(%s::text[], %s::boolean[], %s::text[]) AS k (account, livemode, subject_id)
+        JOIN anomalies AS a USING (account, livemode, subject_id) WHERE a.resolved_at IS NULL AND a.subject = 'event'
+        """,
+        (
+            text_array([event.account for event in events]),
+            boolean_array(event.livemode for event in events),
+            text_array([event.id for event in events]),
+        ),
+    )
+    held = {(row["account"], row["livemode"], row["id"]) for row in found}
+    _write_anomalies(cursor, found, [row for row in cursor.fetchall() if row not in held], now)
+
+
+def contradictions(choice: Choice, now: datetime) -> list[dict[str, Any]]:
+    """Return the rows by which the table shows that copies of one event contradict each other."""
+    event = choice.chosen.event
+    return [
+        {
+            **_identified("events", event.id, anomaly),
+            "account": event.account,
+            "livemode": event.livemode,
+            "subject": "event",
+            "object_id": event.object_id,
+            "event_id": event.id,
+            "as_of": event.created,
+            "seen_at": now,
+            "resolved_at": None,
+        }
+        for anomaly in choice.anomalies
+    ]
+
+
+def _identified(table: str, name: str, anomaly: Anomaly) -> dict[str, Any]:
+    """Return what tells an anomaly of what is called *name* from all others."""
+    identity = msgspec.json.encode([table, name, anomaly.kind, anomaly.detail], order="sorted")
+    return {
+        "id": f"anm_{hashlib.blake2b(identity, digest_size=12).hexdigest()}",
+        "kind": anomaly.kind,
+        "subject_id": name,
+        "detail": anomaly.detail,
+    }
+
+
 def _named(subject: Subject) -> tuple[str, bool, str, str]:
     """Return what names the row of *subject* where rows of all tables stand together."""
     return (subject.account, subject.livemode, folds.SHAPES[subject.table].subject, tables.key_name(subject.key))
@@ -837,17 +1006,12 @@ def anomaly_rows(subject: Subject, joined: Joined, now: datetime) -> list[dict[s
 
 
 def _anomaly_row(subject: Subject, row: Row, anomaly: Anomaly, now: datetime) -> dict[str, Any]:
-    name = tables.key_name(subject.key)
-    identity = msgspec.json.encode([subject.table, name, anomaly.kind, anomaly.detail], order="sorted")
     return {
+        **_identified(subject.table, tables.key_name(subject.key), anomaly),
         "account": subject.account,
         "livemode": subject.livemode,
-        "id": f"anm_{hashlib.blake2b(identity, digest_size=12).hexdigest()}",
-        "kind": anomaly.kind,
         "subject": folds.SHAPES[subject.table].subject,
-        "subject_id": name,
         "object_id": subject.source,
-        "detail": anomaly.detail,
         "event_id": row["event_id"],
         "as_of": row["as_of"],
         "seen_at": now,
@@ -855,7 +1019,8 @@ def _anomaly_row(subject: Subject, row: Row, anomaly: Anomaly, now: datetime) ->
     }
 
 
-def _append_changes(cursor: Cursor, saved: _Saved) -> None:
+def _append_changes(cursor: Cursor, saved: _Saved, reasons: _Reasons) -> None:
+    """Append what the rows that were *saved* imply, withheld where there is a reason."""
     found = [
         {
             "account": subject.account,
@@ -868,6 +1033,7 @@ def _append_changes(cursor: Cursor, saved: _Saved) -> None:
             "at": joined.row["as_of"],
             "before": change.before,
             "after": change.after,
+            "withheld": reasons.of(subject),
         }
         for subject, joined in saved.rows.items()
         for change in folds.SHAPES[subject.table].changes(saved.known.get(subject), joined.row)
@@ -876,13 +1042,26 @@ def _append_changes(cursor: Cursor, saved: _Saved) -> None:
     moved = refunding.moved(saved.rows, saved.known)
     if found or moved:
         keep_others_from_appending(cursor)
-    append(cursor, found + refunding.changes(cursor, moved))
+    append(cursor, found + _refund_changes(cursor, moved, reasons))
+
+
+def _refund_changes(cursor: Cursor, moved: Mapping[Subject, Joined], reasons: _Reasons) -> list[dict[str, Any]]:
+    """Return how the refunds of orders changed; withheld is what nothing but known history moved."""
+    history = {subject: joined for subject, joined in moved.items() if reasons.of(subject) is not None}
+    found = refunding.changes(cursor, {subject: joined for subject, joined in moved.items() if subject not in history})
+    orders = {(row["account"], row["livemode"], row["subject_id"]) for row in found}
+    for row in refunding.changes(cursor, history):
+        if (row["account"], row["livemode"], row["subject_id"]) not in orders:
+            found.append({**row, "withheld": "rendering"})
+    return found
 
 
 def append(cursor: Cursor, found: list[dict[str, Any]]) -> None:
     """Append the changes *found*, but for one-shots that are there; the caller keeps others from appending."""
     if not found:
         return
+    for row in found:
+        row.setdefault("withheld", None)
     found.sort(key=lambda row: (row["at"], row["subject"], row["subject_id"]))
     cursor.execute(
         _TOLD_BEFORE,
@@ -913,14 +1092,14 @@ SELECT EXISTS (
 )
 """
 _APPEND: Final = """
-INSERT INTO changes (account, livemode, subject, subject_id, kind, event_id, source, at, before, after)
-SELECT account, livemode, subject, subject_id, kind, event_id, source, at, before, after
+INSERT INTO changes (account, livemode, subject, subject_id, kind, event_id, source, at, before, after, withheld)
+SELECT account, livemode, subject, subject_id, kind, event_id, source, at, before, after, withheld
 FROM json_populate_recordset(NULL::changes, %s)
 ON CONFLICT DO NOTHING
 """
 _CHANGES: Final = copying.Form(
     tables.changes,
-    ("account", "livemode", "subject", "subject_id", "kind", "event_id", "source", "at", "before", "after"),
+    ("account", "livemode", "subject", "subject_id", "kind", "event_id", "source", "at", "before", "after", "withheld"),
 )
 
 

@@ -1,0 +1,1 @@
+"""Copies of one event: which is folded, and what contradicts it."""

@@ -79,6 +79,7 @@ ANOMALY_SUBJECTS: Final = (
     "invoice",
     "invoice_payment",
     "order",
+    "payment_intent",
     "payment_link",
     "portal_configuration",
     "portal_session",
@@ -96,6 +97,7 @@ ANOMALY_KINDS: Final = (
     "id_reused",
     "missing_at_stripe",
     "paid_and_void",
+    "released_and_captured",
     "two_references",
     "unknown_status",
 )
@@ -506,6 +508,7 @@ invoices = _projection(
     Column("post_payment_credit_notes_amount", BigInteger),
     Column("customer", Text),
     Column("subscription", Text),
+    Column("deleted", Boolean, nullable=False, server_default=false()),
     _moment("created"),
     _moment("finalized_at"),
     _moment("paid_at"),
@@ -576,21 +579,36 @@ refunds = _projection(
     Column("reason", Text),
     Column("failure_reason", Text),
     _moment("created"),
+    # When it failed or was canceled: from then on no money comes back.
+    _moment("failed_at"),
     _of_one("refunds", "payment_intent"),
     _of_one("refunds", "charge"),
     _newest("refunds"),
 )
 
+payment_intents = _projection(
+    "payment_intents",
+    Column("status", Text),
+    _moment("canceled_at"),
+)
+
 charges = _projection(
     "charges",
     Column("payment_intent", Text),
+    Column("invoice", Text),
     Column("status", Text),
     Column("currency", Text),
     Column("amount", BigInteger),
+    Column("captured", Boolean),
+    Column("amount_captured", BigInteger),
+    # When an event first reported it as succeeded and captured, and when as released: held, and never captured.
+    _moment("captured_at"),
+    _moment("released_at"),
     Column("amount_refunded", BigInteger),
     Column("refunded", Boolean),
     Column("disputed", Boolean),
     _of_one("charges", "payment_intent"),
+    _of_one("charges", "invoice"),
 )
 
 disputes = _projection(
@@ -785,6 +803,7 @@ PROJECTIONS: Final = (
     invoices,
     order_lines,
     orders,
+    payment_intents,
     payment_links,
     portal_configurations,
     portal_sessions,

@@ -17,6 +17,7 @@ from worker.folds import (
     customer,
     dispute,
     invoice,
+    payment_intent,
     payment_link,
     portal,
     refund,
@@ -24,7 +25,7 @@ from worker.folds import (
 from worker.folds.facts import Event, Facts
 from worker.folds.join import Shape
 
-FOLD_VERSION: Final = 5
+FOLD_VERSION: Final = 6
 
 EVENT_IGNORED: Final = "payfold.event.ignored"
 """An operator's word that an event is to be left aside; it is about an event, and has no row of its own."""
@@ -40,6 +41,7 @@ FOLDS: Final[Mapping[str, tuple[str, Fold]]] = {
     **dict.fromkeys(dispute.TYPES, ("dispute", dispute.fold)),
     **dict.fromkeys(invoice.TYPES, ("invoice", invoice.fold)),
     **dict.fromkeys(invoice.PAYMENT_TYPES, ("invoice_payment", invoice.fold_payment)),
+    **dict.fromkeys(payment_intent.TYPES, ("payment_intent", payment_intent.fold)),
     **dict.fromkeys(payment_link.TYPES, ("payment_link", payment_link.fold)),
     **dict.fromkeys(portal.CONFIGURATION_TYPES, ("billing_portal.configuration", portal.fold_configuration)),
     **dict.fromkeys(portal.SESSION_TYPES, ("billing_portal.session", portal.fold_session)),
@@ -66,6 +68,7 @@ SHAPES: Final[Mapping[str, Shape]] = {
         dispute.SHAPE,
         invoice.PAYMENT_SHAPE,
         invoice.SHAPE,
+        payment_intent.SHAPE,
         payment_link.SHAPE,
         portal.CONFIGURATION_SHAPE,
         portal.SESSION_SHAPE,
@@ -85,6 +88,7 @@ TABLES_OF_OBJECT: Final[Mapping[str, tuple[str, ...]]] = {
     "dispute": ("disputes",),
     "invoice": ("invoices",),
     "invoice_payment": ("invoice_payments",),
+    "payment_intent": ("payment_intents",),
     "payment_link": ("payment_links",),
     "refund": ("refunds",),
 }

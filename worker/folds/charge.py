@@ -1,19 +1,23 @@
-"""What charge events say of a charge: the cross-check of what its refunds add up to.
+"""What charge events say of a charge: whether its money was taken, is only held, or came back.
 
-Source: https://docs.stripe.com/api/charges/object.
+Source: https://docs.stripe.com/api/charges/object and
+https://docs.stripe.com/payments/place-a-hold-on-a-payment-method. A hold that was released shows as ``charge.expired``
+or as refunded without having been captured. A delayed method's pending charge may say captured already.
 """
 
+from datetime import datetime
 from typing import Final
 
 from msgspec import UNSET, Struct, UnsetType
 
-from worker.folds.facts import Event, Facts
+from worker.folds.facts import Anomaly, Event, Facts, Row
 from worker.folds.join import Shape, unknown_status
 from worker.folds.reading import Name, Reader, Reference, Told, Whole, carried, references, say
 
+EXPIRED: Final = "charge.expired"
 TYPES: Final = (
     "charge.captured",
-    "charge.expired",
+    EXPIRED,
     "charge.failed",
     "charge.pending",
     "charge.refunded",
@@ -28,16 +32,20 @@ class Charge(Struct):
 
     id: Name
     amount: Whole | UnsetType | None = UNSET
+    amount_captured: Whole | UnsetType | None = UNSET
     amount_refunded: Whole | UnsetType | None = UNSET
+    captured: bool | UnsetType | None = UNSET
     currency: str | UnsetType | None = UNSET
     disputed: bool | UnsetType | None = UNSET
+    invoice: Reference | UnsetType = UNSET
     payment_intent: Reference | UnsetType = UNSET
     refunded: bool | UnsetType | None = UNSET
     status: str | UnsetType | None = UNSET
 
 
 _reader = Reader(Charge)
-_RANKS: Final = {"pending": 0, "succeeded": 1, "failed": 1}
+_STATUSES: Final = ("pending", "succeeded", "failed")
+_PENDING, _HELD, _ENDED = range(3)
 
 
 def fold(event: Event) -> tuple[Facts, ...]:
@@ -47,12 +55,34 @@ def fold(event: Event) -> tuple[Facts, ...]:
         Unfoldable: when the charge in it cannot be read.
     """
     charge, before = _reader.read(event.payload)
-    told = None if before is None else _told(before)
-    return (say(event, "charges", charge.id, after=_told(charge), before=told, rank=_rank(charge.status)),)
+    is_released = event.type == EXPIRED or (charge.refunded is True and charge.captured is False)
+    return (
+        say(
+            event,
+            "charges",
+            charge.id,
+            after=_told(charge),
+            before=None if before is None else _told(before),
+            rank=_rank(charge.status, charge.captured, is_released=is_released),
+            moments=_moments(event, charge, is_released=is_released),
+        ),
+    )
 
 
-def _rank(status: object) -> int:
-    return _RANKS.get(str(status), 0)
+def _rank(status: object, captured: object, *, is_released: bool) -> int:
+    if is_released or status == "failed":
+        return _ENDED
+    if status == "succeeded":
+        return _HELD if captured is False else _ENDED
+    return _PENDING
+
+
+def _moments(event: Event, charge: Charge, *, is_released: bool) -> dict[str, datetime]:
+    if is_released:
+        return {"released_at": event.created}
+    if charge.status == "succeeded" and charge.captured is True:
+        return {"captured_at": event.created}
+    return {}
 
 
 def _told(charge: Charge) -> Told:
@@ -61,11 +91,13 @@ def _told(charge: Charge) -> Told:
             status=charge.status,
             currency=charge.currency,
             amount=charge.amount,
+            captured=charge.captured,
+            amount_captured=charge.amount_captured,
             amount_refunded=charge.amount_refunded,
             refunded=charge.refunded,
             disputed=charge.disputed,
         ),
-        references(payment_intent=charge.payment_intent),
+        references(payment_intent=charge.payment_intent, invoice=charge.invoice),
     )
 
 
@@ -74,11 +106,26 @@ def _prefer(facts: Facts) -> int:
     return refunded if isinstance(refunded, int) else 0
 
 
+def _rank_of(row: Row) -> int:
+    return _rank(row["status"], row["captured"], is_released=row["released_at"] is not None)
+
+
+def _anomalies(row: Row) -> list[Anomaly]:
+    found = unknown_status(row, _STATUSES)
+    if row["captured_at"] is not None and row["released_at"] is not None:
+        found.append(Anomaly("released_and_captured", {}))
+    return found
+
+
+_COLUMNS: Final = (
+    *("payment_intent", "invoice", "status", "currency", "amount", "captured", "amount_captured"),
+    *("captured_at", "released_at", "amount_refunded", "refunded", "disputed"),
+)
 SHAPE: Final = Shape(
     table="charges",
     subject="charge",
-    empty=dict.fromkeys(("payment_intent", "status", "currency", "amount", "amount_refunded", "refunded", "disputed")),
-    rank_of=lambda row: _rank(row["status"]),
-    anomalies=lambda row: unknown_status(row, _RANKS),
+    empty=dict.fromkeys(_COLUMNS),
+    rank_of=_rank_of,
+    anomalies=_anomalies,
     prefer=_prefer,
 )

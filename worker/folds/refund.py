@@ -36,7 +36,8 @@ class Refund(Struct):
 
 
 _reader = Reader(Refund)
-_RANKS: Final = {"pending": 0, "requires_action": 0, "succeeded": 1, "failed": 2, "canceled": 2}
+_NO_MONEY: Final = 2
+_RANKS: Final = {"pending": 0, "requires_action": 0, "succeeded": 1, "failed": _NO_MONEY, "canceled": _NO_MONEY}
 
 
 def fold(event: Event) -> tuple[Facts, ...]:
@@ -48,7 +49,8 @@ def fold(event: Event) -> tuple[Facts, ...]:
     refund, before = _reader.read(event.payload)
     rank = _rank(refund.status)
     told = None if before is None else _told(before)
-    return (say(event, "refunds", refund.id, after=_told(refund), before=told, rank=rank),)
+    moments = {"failed_at": event.created} if rank == _NO_MONEY else {}
+    return (say(event, "refunds", refund.id, after=_told(refund), before=told, rank=rank, moments=moments),)
 
 
 def _rank(status: object) -> int:
@@ -73,12 +75,14 @@ def _rank_of(row: Row) -> int:
     return _rank(row["status"])
 
 
+_COLUMNS: Final = (
+    *("status", "currency", "amount", "charge", "payment_intent", "reason", "failure_reason"),
+    *("created", "failed_at"),
+)
 SHAPE: Final = Shape(
     table="refunds",
     subject="refund",
-    empty=dict.fromkeys(
-        ("status", "currency", "amount", "charge", "payment_intent", "reason", "failure_reason", "created")
-    ),
+    empty=dict.fromkeys(_COLUMNS),
     rank_of=_rank_of,
     anomalies=lambda row: unknown_status(row, _RANKS),
 )

@@ -1,0 +1,46 @@
+"""What a canceled payment intent says: no money will come by it.
+
+Source: https://docs.stripe.com/api/payment_intents/object. Nothing else is kept of an intent: its charges say whether
+money came.
+"""
+
+from typing import Final
+
+from msgspec import UNSET, Struct, UnsetType
+
+from worker.folds.facts import Event, Facts
+from worker.folds.join import Shape
+from worker.folds.reading import Name, Reader, Seconds, Told, carried, moment, say
+
+TYPES: Final = ("payment_intent.canceled",)
+
+
+class PaymentIntent(Struct):
+    """The fields of a payment intent that are kept."""
+
+    id: Name
+    canceled_at: Seconds | UnsetType | None = UNSET
+    status: str | UnsetType | None = UNSET
+
+
+_reader = Reader(PaymentIntent)
+
+
+def fold(event: Event) -> tuple[Facts, ...]:
+    """Return what *event*, of one of ``TYPES``, says of its payment intent.
+
+    Raises:
+        Unfoldable: when the intent in it cannot be read.
+    """
+    intent, before = _reader.read(event.payload)
+    known = None if before is None else _told(before)
+    return (say(event, "payment_intents", intent.id, after=_told(intent), before=known),)
+
+
+def _told(intent: PaymentIntent) -> Told:
+    return Told(carried(status=intent.status, canceled_at=moment(intent.canceled_at)))
+
+
+SHAPE: Final = Shape(
+    table="payment_intents", subject="payment_intent", empty=dict.fromkeys(("status", "canceled_at"))
+)

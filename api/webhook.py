@@ -15,12 +15,12 @@ from api.bodies import BODY_SECONDS_MAX, Receive, Room, Scope, Send
 from api.counts import DeliveryCounts
 from api.deadlines import Deadlines
 from api.recorder import Recorder
-from schemas.signature import Claim
 from schemas import events, signature
 from schemas.errors import BodyTooLarge, Refused, SignatureMismatch, Transient
 from schemas.inbox import Delivery, Recorded
 from schemas.logs import Seldom
 from schemas.settings import SigningSecret
+from schemas.signature import Claim
 
 PATH: Final = "/webhooks/stripe"
 PATHS: Final = frozenset((PATH, f"{PATH}/"))

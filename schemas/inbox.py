@@ -9,8 +9,8 @@ Note [An account is recorded under its newest name]
     recorded, and the other is a copy of it.
 
 Note [A copy with other bytes is kept until it is compared]
-    ``RECORD`` writes the first delivery of an event. Of a further one ``KEEP_COPIES`` compares the hash of the body: the
-    same bytes are a duplicate, unless this delivery is signed and the other was not. Other bytes are kept in
+    ``RECORD`` writes the first delivery of an event. Of a further one ``KEEP_COPIES`` compares the hash of the body:
+    the same bytes are a duplicate, unless this delivery is signed and the other was not. Other bytes are kept in
     ``renderings``; whether they say something else is for the fold to find out (see worker/renderings.py). It is a
     statement of its own, whose snapshot has whatever ``RECORD`` waited for, and it waits for no one who folds.
 """
@@ -148,11 +148,11 @@ RECORD_NAMED: Final = _RECORD.format(given=_ONCE, seq=_NEXT_SEQ, named=_BY_NEWES
 _TRY: Final = _RECORD.format(given=_ONCE, seq="%(seq)s::bigint", named=_AS_GIVEN, may_rename="true")
 
 # What is kept already is left out before it is written, so that nothing is locked for it.
-KEEP_COPIES: Final = f"""
+_KEEP_COPIES: Final = """
 WITH named AS (
-    SELECT coalesce(n.new, given.account) AS name, given.*, decode(payload_sha256, 'hex') AS sha256
-    FROM {_GIVEN.format(ordinality="WITH ORDINALITY", number=", number").replace(" AS t ", " AS given ")}
-    LEFT JOIN account_names AS n ON n.old = given.account
+    SELECT coalesce(n.new, t.account) AS name, t.*, decode(payload_sha256, 'hex') AS sha256
+    FROM {given}
+    LEFT JOIN account_names AS n ON n.old = t.account
 ), others AS MATERIALIZED (
     SELECT DISTINCT ON (name, livemode, id, sha256) named.*, i.seq
     FROM named CROSS JOIN LATERAL (
@@ -167,8 +167,8 @@ WITH named AS (
         )
     ORDER BY name, livemode, id, sha256, named.signature <> '' DESC, number
 ), kept AS (
-    INSERT INTO renderings AS known (account, livemode, id, type, api_version, created, object_type, object_id, redacted,
-        payload_sha256, signature, source, received_at, payload)
+    INSERT INTO renderings AS known (account, livemode, id, type, api_version, created, object_type, object_id,
+        redacted, payload_sha256, signature, source, received_at, payload)
     SELECT name, livemode, id, type, nullif(api_version, ''), to_timestamp(created), nullif(object_type, ''),
         nullif(object_id, ''), string_to_array(redacted, ' '), sha256, nullif(signature, ''), source, received_at,
         substring(%(payloads)b::bytea FROM begins FOR size)
@@ -180,6 +180,7 @@ WITH named AS (
 )
 SELECT number, seq FROM others
 """
+KEEP_COPIES: Final = _KEEP_COPIES.format(given=_GIVEN.format(ordinality="WITH ORDINALITY", number=", number"))
 
 _REFUSAL: Final = (None,) * 4
 """The row by which ``RECORD`` answers that one of the accounts has a newer name, and that nothing is recorded."""

@@ -285,7 +285,7 @@ def claim(
     )
     rows = cursor.fetchall()
     choices = _choices(cursor, rows)
-    rows = _as_chosen(cursor, rows, choices)
+    _as_chosen(cursor, rows, choices)
     payloads = inbox.payloads_of(cursor, [seq for row in rows for seq in (row[0], row[10]) if seq is not None])
     # What is set aside is not read, and neither is that of which the outcome stands.
     standing = _standing(cursor, rows, choices)
@@ -315,16 +315,14 @@ def _choices(cursor: Cursor, rows: Sequence[Sequence[Any]]) -> dict[int, Choice]
     return renderings.examine(cursor, asked) if asked else {}
 
 
-def _as_chosen(
-    cursor: Cursor, rows: Sequence[Sequence[Any]], choices: Mapping[int, Choice]
-) -> list[Sequence[Any]]:
-    """Return *rows* with what the inbox has now of the events of which another copy was chosen."""
+def _as_chosen(cursor: Cursor, rows: list[tuple[Any, ...]], choices: Mapping[int, Choice]) -> None:
+    """Bring *rows* to what the inbox has now of the events of which another copy was chosen."""
     moved = [seq for seq, choice in choices.items() if choice.moved]
     if not moved:
-        return list(rows)
+        return
     cursor.execute(f"SELECT {_ENVELOPE} FROM inbox AS i WHERE seq = ANY (%s::bigint[])", (integer_array(moved),))
     found = {row[0]: row for row in cursor.fetchall()}
-    return [(*found.get(row[0], row[:9]), *row[9:]) for row in rows]
+    rows[:] = [(*found.get(row[0], row[:9]), *row[9:]) for row in rows]
 
 
 def _standing(cursor: Cursor, rows: Sequence[Sequence[Any]], choices: Mapping[int, Choice]) -> set[int]:

@@ -1,10 +1,10 @@
 """Chooses which copy of an event is folded, where copies came that say different things.
 
 Note [One content is folded]
-    Under one event id every different content is kept (see schemas/contents.py): the chosen one in ``inbox``, the others
-    in ``renderings``. Which one is chosen depends on the contents alone: one that these folds can read, then one that a
-    verified delivery signed, then the newer API version, then the greater hash. So it is the same in every order of
-    arrival. Of a content that was written in several ways the first that can be read, and was signed, stays.
+    Under one event id every different content is kept (see schemas/contents.py): the chosen one in ``inbox``, the
+    others in ``renderings``. Which one is chosen depends on the contents alone: one that these folds can read, then one
+    that a verified delivery signed, then the newer API version, then the greater hash. So it is the same in every order
+    of arrival. Of a content that was written in several ways the first that can be read, and was signed, stays.
 
     A copy comes with its bytes alone (see Note [A copy with other bytes is kept until it is compared]). ``queue`` lets
     its event be claimed; whoever claimed it has the event to himself, and ``examine`` compares all that is known of it.
@@ -282,7 +282,7 @@ def _of_row(row: Sequence[Any]) -> Rendering:
     """Return the copy of a row of ``_COPIES`` or ``_CHOSEN``."""
     api_version, sha256, signed, content, is_chosen = row[10:15]
     return Rendering(
-        event=Event(*row[:8], row[8] or b"", row[9]),
+        event=Event(*(*row[:8], row[8] or b"", row[9])),
         api_version=api_version,
         sha256=sha256,
         signed=signed,
@@ -334,9 +334,7 @@ def _hex(hashes: Iterable[bytes | None]) -> str:
     return text_array([(each or b"").hex() for each in hashes])
 
 
-_COLUMNS: Final = (
-    "type, api_version, created, object_type, object_id, redacted, payload_sha256, signature, source"
-)
+_COLUMNS: Final = "type, api_version, created, object_type, object_id, redacted, payload_sha256, signature, source"
 _SET_ASIDE: Final = f"""
 INSERT INTO renderings (account, livemode, id, {_COLUMNS}, received_at, content_sha256, payload)
 SELECT account, livemode, id, {_COLUMNS}, received_at, decode(k.content, 'hex'), b.payload

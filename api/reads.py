@@ -142,6 +142,7 @@ class InvoiceFilters(DatedFilters):
     status: FilterText = None
     customer: FilterText = None
     subscription: FilterText = None
+    deleted: bool = Field(default=False, description="drafts that were deleted, which are left out otherwise")
 
 
 class CreditNoteFilters(DatedFilters):

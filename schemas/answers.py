@@ -184,6 +184,7 @@ class Invoice(Shown):
     post_payment_credit_notes_amount: int | None
     customer: Id | None
     subscription: Id | None
+    deleted: bool
     created: datetime | None
     finalized_at: datetime | None
     paid_at: datetime | None

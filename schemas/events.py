@@ -140,6 +140,8 @@ def _are_short_texts(*values: str | None) -> bool:
 
 
 def _require_created(created: object) -> int:
+    if isinstance(created, float) and created.is_integer():
+        created = int(created)  # as other languages write whole numbers
     if isinstance(created, int) and not isinstance(created, bool) and 0 <= created <= CREATED_MAX:
         return created
     raise NotAnEvent("The event's created is not a time in Unix seconds.")
@@ -214,6 +216,63 @@ def _is_unmistakable(value: bytes) -> bool:
 
 def _read_odd(body: bytes) -> Envelope:
     _require_json(body)
+    try:
+        return _envelope_of(body)
+    except NotAnEvent as refusal:
+        raise NotAnEvent(" ".join([str(refusal), *_advice(body)])) from None
+
+
+OBJECT_ALONE = "It is an object without its event, as the Dashboard's event data shows it: pass on the whole event."
+
+
+def _advice(body: bytes) -> Iterator[str]:
+    """Yield what to pass on instead of *body*, where that can be seen."""
+    try:
+        found = json.loads(body, parse_int=len, parse_float=len)
+    except (ValueError, RecursionError):
+        return
+    place = _event_within(found)
+    if place is not None:
+        yield f"An event stands in it at {place}: pass on that alone."
+    elif isinstance(found, dict) and isinstance(found.get("object"), str) and found["object"] not in _WHOLE:
+        yield OBJECT_ALONE
+
+
+_WHOLE = ("event", "list", THIN_EVENT)
+_WRAPPINGS_MAX = 8
+
+
+def _event_within(value: object) -> str | None:
+    """Return the dotted path of the event that tools have wrapped into *value*, perhaps as text; None where none is."""
+    layer = [("", value)]
+    for _ in range(_WRAPPINGS_MAX):
+        layer = [inner for path, outer in layer for inner in _within(path, outer)]
+        for path, each in layer:
+            if _is_event(each):
+                return path
+    return None
+
+
+def _within(path: str, value: object) -> list[tuple[str, object]]:
+    if isinstance(value, dict):
+        return [(f"{path}.{key}".lstrip("."), each) for key, each in value.items()]
+    if isinstance(value, list):
+        return [(f"{path}[{number}]", each) for number, each in enumerate(value)]
+    if isinstance(value, str) and value.lstrip().startswith(("{", "[")):
+        try:
+            return [(f"{path} (JSON as text)", json.loads(value, parse_int=len, parse_float=len))]
+        except (ValueError, RecursionError):
+            return []
+    return []
+
+
+def _is_event(value: object) -> bool:
+    if not isinstance(value, dict) or not all(isinstance(value.get(key), str) for key in ("id", "type")):
+        return False
+    return value.get("object") in ("event", THIN_EVENT) or (isinstance(value.get("data"), dict) and "created" in value)
+
+
+def _envelope_of(body: bytes) -> Envelope:
     parts = _Parts(body)
     thin = parts.value("object") == THIN_EVENT
     kind, place = ("related_object.type", "related_object.id") if thin else ("data.object.object", "data.object.id")

@@ -93,6 +93,7 @@ ANOMALY_KINDS: Final = (
     "contents_differ",
     "credit_note_sides",
     "credit_note_split",
+    "deleted_and_final",
     "expired_and_complete",
     "id_reused",
     "missing_at_stripe",

@@ -44,6 +44,7 @@ from schemas.inbox import Delivery
 from schemas.settings import SigningSecret
 
 OWN_LINE: Final = "payfold.delivery"
+HAS_MORE: Final = "this page of a list says has_more: there are older events that it does not hold"
 LINE_BYTES_MAX: Final = 16 * 1024 * 1024
 CHUNK_BYTES: Final = 64 * 1024
 STANDARD_INPUT: Final = "-"
@@ -90,20 +91,25 @@ def nobody(_: int) -> None:
     """Be told how many bytes were read, and tell nobody."""
 
 
+def _ignore(_: str) -> None:
+    """Do nothing with warnings."""
+
+
 def read(
     path: str,
     *,
     account: str,
     now: datetime,
     progress: Callable[[int], None] = nobody,
+    warn: Callable[[str], None] = _ignore,
     secrets: Sequence[SigningSecret] = (),
 ) -> Iterator[Entry]:
     """Yield what the log at *path* holds, one by one; ``-`` is standard input.
 
     *account* stands for events that name none; *now* is when they are received, unless the log tells. A file that
     breaks off, or cannot be opened, is an entry with a fault after all that was read of it. *progress* is told how many
-    bytes of the file, compressed as it is, each step read. A signature that the log quotes counts where the payload is
-    as it was signed, and one of *secrets* verifies it.
+    bytes of the file, compressed as it is, each step read; *warn* gets the place of each list page that has more. A
+    signature that the log quotes counts where the payload is as it was signed, and one of *secrets* verifies it.
     """
     name = "standard input" if path == STANDARD_INPUT else path
     with ExitStack() as opened:
@@ -118,6 +124,8 @@ def read(
                 yield _entry(item.text, place, account, now, secrets)
             else:
                 yield Entry(place, None, item.fault, chain((item.text,), item.rest))
+        for number in lines.pages_with_more:
+            warn(f"{name}: line {number}: {HAS_MORE}")
         if lines.damage is not None:
             yield Entry(f"{name}: line {lines.number + 1}", None, f"the file breaks off: {_words(lines.damage)}")
 
@@ -208,7 +216,8 @@ class _Zstandard(io.RawIOBase):
 class _Lines:
     """The lines of a log. What was read too far can be given back; ``number`` is that of the last one taken.
 
-    Where the file is damaged it ends, and ``damage`` says why.
+    Where the file is damaged it ends, and ``damage`` says why. ``pages_with_more`` are the lines in which list pages
+    begin after which Stripe has others.
     """
 
     def __init__(self, stream: io.BufferedIOBase) -> None:
@@ -216,6 +225,7 @@ class _Lines:
         self._back = io.BytesIO()
         self.number = 0
         self.damage: BaseException | None = None
+        self.pages_with_more: list[int] = []
 
     def take(self) -> bytes:
         """Return the next line, or as much of it as a line may have; nothing at the end."""
@@ -272,7 +282,10 @@ def _items(lines: _Lines) -> Iterator[_Item]:
         if not text or text.startswith(_REMARK):
             pass
         elif len(line) < LINE_BYTES_MAX and _is_json(text):
-            for item in _in_one_text(text):
+            page = listing.cut(text)
+            if page is not None and page.has_more:
+                lines.pages_with_more.append(lines.number)
+            for item in (text,) if page is None else page.items:
                 yield _Item(lines.number, item)
         elif text[:1] in (b"{", b"["):
             yield from _Spread(lines, line).items()
@@ -310,12 +323,6 @@ def _fault_of(line: bytes) -> str:
 
 
 _TOO_LONG: Final = f"it is longer than {LINE_BYTES_MAX // 1024**2} MiB"
-
-
-def _in_one_text(text: bytes) -> Iterator[bytes]:
-    """Yield the events in a JSON text: itself, the elements of an array, or the data of a list page."""
-    page = listing.cut(text)
-    yield from (text,) if page is None else page.items
 
 
 class _Broken(Exception):
@@ -442,7 +449,8 @@ class _Spread:
         return (re.split(end, text, maxsplit=1)[0] if end else text).encode(_CODE)
 
     def _of_object(self) -> Iterator[_Item]:
-        start, kind, is_page, is_first = self._at, None, False, True
+        start, kind, is_page, is_first, has_more = self._at, None, False, True, False
+        number = self._number_at(start)
         self._at += 1
         while self._next() != "}":
             if not is_first:
@@ -455,9 +463,11 @@ class _Spread:
                 yield from self._elements()
             elif key == "object":
                 kind = self._value()
-            else:
-                self._value()
+            elif self._value() is True and key == "has_more":
+                has_more = True
         self._at += 1
+        if is_page and has_more:
+            self._lines.pages_with_more.append(number)
         if not is_page:
             yield _Item(self._number_at(start), self._text[start : self._at].encode(_CODE))
 
@@ -646,6 +656,8 @@ def _delivery(item: bytes, account: str, now: datetime, secrets: Sequence[Signin
     if OWN_LINE.encode() in item and _kind(item) == OWN_LINE:
         return _own(item, secrets)
     envelope = events.read(item)
+    if "." not in envelope.type:
+        _require_event(item)
     _require_single_keys(item)
     return Delivery(
         envelope=envelope,
@@ -663,6 +675,13 @@ def _kind(item: bytes) -> object:
         return msgspec.json.decode(item, type=_Kind).name
     except (msgspec.DecodeError, RecursionError):
         return None
+
+
+def _require_event(item: bytes) -> None:
+    """Raise NotAnEvent where an object that has a type of its own, as a credit note has, stands without its event."""
+    kind = _kind(item)
+    if isinstance(kind, str) and kind != "event":
+        raise NotAnEvent(events.OBJECT_ALONE)
 
 
 def _require_single_keys(item: bytes) -> None:

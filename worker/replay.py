@@ -104,8 +104,9 @@ class Reading:
 
     *filters* choose what is wanted, *account* stands for events that name none, and *now* is when they are received. By
     *names* accounts are called as they are by now, the filter's as well.
-    *refuse* is told each entry that cannot be read; *progress* how many entries were read until then, and how many
-    bytes of the files since it was last told. A signature counts where one of *secrets* verifies it.
+    *refuse* is told each entry that cannot be read; *warn* what is odd about a file; *progress* how many entries were
+    read until then, and how many bytes of the files since it was last told. A signature counts where one of *secrets*
+    verifies it.
     """
 
     paths: Sequence[str]
@@ -114,6 +115,7 @@ class Reading:
     account: str = ""
     refuse: Callable[[Entry], None] = lambda _: None
     progress: Callable[[int, int], None] = lambda _, __: None
+    warn: Callable[[str], None] = lambda _: None
     names: Mapping[str, str] = field(default_factory=dict)
     secrets: Sequence[SigningSecret] = ()
 
@@ -154,6 +156,7 @@ class Reading:
                 account=self.account,
                 now=self.now,
                 progress=lambda read: self.progress(counts["seen"], read),
+                warn=self.warn,
                 secrets=self.secrets,
             )
 

@@ -112,9 +112,13 @@ def replay(  # noqa: PLR0913 - an option each
                 aside.write(piece)
             aside.write(b"" if piece.endswith(b"\n") else b"\n")
 
+        def warn(words: str) -> None:
+            bar.console.print(output.in_one_line(f"warning: {words}"))
+            more.setdefault("warnings", []).append(words)
+
         show = _shown_on(bar, paths)
         secrets = settings_here().signing_secrets
-        logs = logs_of_events.Reading(paths, datetime.now(UTC), filters, account, refuse, show, secrets=secrets)
+        logs = logs_of_events.Reading(paths, datetime.now(UTC), filters, account, refuse, show, warn, secrets=secrets)
         if dry_run:
             foreseen = plan(engine, logs)
             counts, more["plan"] = foreseen.counts, foreseen.rows

@@ -33,6 +33,7 @@ class Customer(Struct):
     """The fields of a customer that are kept."""
 
     id: Name
+    account_balance: Whole | UnsetType | None = UNSET
     balance: Whole | UnsetType | None = UNSET
     created: Seconds | UnsetType | None = UNSET
     currency: str | UnsetType | None = UNSET
@@ -64,14 +65,19 @@ def fold(event: Event) -> tuple[Facts, ...]:
 
 def _balance(event: Event, customer: Customer, before: Customer | None) -> tuple[Facts, ...]:
     """Return the balance that *event* tells, which is in the customer's own currency and in no other."""
-    if not isinstance(customer.currency, str) or not isinstance(customer.balance, int):
+    amount = _amount(customer)
+    if not isinstance(customer.currency, str) or amount is None:
         return ()
-    known = None if before is None or not isinstance(before.balance, int) else before.balance
+    known = None if before is None else _amount(before)
     is_first = before is not None and before.currency is None
-    facts = balance.by_customer(
-        event, customer.id, customer.currency, amount=customer.balance, before=known, is_first=is_first
-    )
+    facts = balance.by_customer(event, customer.id, customer.currency, amount=amount, before=known, is_first=is_first)
     return (facts,)
+
+
+def _amount(customer: Customer) -> int | None:
+    """Return the balance, which API versions before 2019-10-17 name ``account_balance``."""
+    amount = customer.account_balance if customer.balance is UNSET else customer.balance
+    return amount if isinstance(amount, int) else None
 
 
 def _told(customer: Customer) -> Told:

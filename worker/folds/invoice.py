@@ -2,8 +2,18 @@
 
 Source: https://docs.stripe.com/api/invoices/object and https://docs.stripe.com/api/invoice-payment/object.
 
-``invoice.upcoming`` is a preview of an invoice that does not exist, and ``invoice.deleted`` tells of a draft
-that nobody ever owed: neither is folded.
+``invoice.upcoming`` is a preview of an invoice that does not exist, and is not folded. Only a draft can be deleted.
+
+Note [Before basil an invoice names its payment]
+    Since basil an invoice payment stands between an invoice and its payment intent. Before, the invoice named its
+    intent and its charge itself. Then its payment is a row under the invoice's own id, which no invoice payment of
+    Stripe's has. An account that moved to basil may have both rows for one payment: they lead to the same intent.
+
+Note [Before 2018 an invoice had no status]
+    It had ``paid``, ``forgiven``, ``closed`` and ``attempted``. Paid and forgiven (today's uncollectible) are certain,
+    and what was attempted and is not closed is open. A closed one may have been given up or may be paid elsewhere, and
+    one that was not attempted may be a draft or not: then the status is null, with an anomaly.
+    Source: https://docs.stripe.com/upgrades (2018-11-08).
 """
 
 from datetime import datetime
@@ -12,11 +22,25 @@ from typing import Final
 from msgspec import UNSET, Struct, UnsetType
 
 from worker.folds.facts import Anomaly, Change, Event, Facts, Row, utc
-from worker.folds.join import Shape, unknown_status
-from worker.folds.reading import Name, Reader, Reference, Seconds, Told, Whole, carried, moment, references, say
+from worker.folds.join import UNKNOWN_STATUS, Shape, unknown_status
+from worker.folds.reading import (
+    Expanded,
+    Name,
+    Reader,
+    Reference,
+    Seconds,
+    Told,
+    Whole,
+    carried,
+    moment,
+    references,
+    say,
+)
 
+DELETED: Final = "invoice.deleted"
 TYPES: Final = (
     "invoice.created",
+    DELETED,
     "invoice.finalization_failed",
     "invoice.finalized",
     "invoice.marked_uncollectible",
@@ -58,12 +82,22 @@ class Invoice(Struct):
     amount_overpaid: Whole | UnsetType | None = UNSET
     amount_paid: Whole | UnsetType | None = UNSET
     amount_remaining: Whole | UnsetType | None = UNSET
+    attempted: bool | UnsetType | None = UNSET
+    charge: Reference | UnsetType = UNSET
+    closed: bool | UnsetType | None = UNSET
     created: Seconds | UnsetType | None = UNSET
     currency: str | UnsetType | None = UNSET
     customer: Reference | UnsetType = UNSET
+    date: Seconds | UnsetType | None = UNSET
+    deleted: bool | None = None
     ending_balance: Whole | UnsetType | None = UNSET
+    finalized_at: Seconds | None = None
+    forgiven: bool | UnsetType | None = UNSET
     number: str | UnsetType | None = UNSET
+    paid: bool | UnsetType | None = UNSET
+    paid_out_of_band: bool | UnsetType | None = UNSET
     parent: _Parent | UnsetType | None = UNSET
+    payment_intent: Reference | UnsetType = UNSET
     post_payment_credit_notes_amount: Whole | UnsetType | None = UNSET
     pre_payment_credit_notes_amount: Whole | UnsetType | None = UNSET
     starting_balance: Whole | UnsetType | None = UNSET
@@ -97,29 +131,73 @@ class InvoicePayment(Struct):
 _reader = Reader(Invoice)
 _payment_reader = Reader(InvoicePayment)
 _RANKS: Final = {"draft": 0, "open": 1, "uncollectible": 2, "paid": 3, "void": 3}
+_DELETED_RANK: Final = 4
 
 
 def fold(event: Event) -> tuple[Facts, ...]:
-    """Return what *event*, of one of ``TYPES``, says of its invoice.
+    """Return what *event*, of one of ``TYPES``, says of its invoice and, before basil, of its payment.
 
     Raises:
         Unfoldable: when the invoice in it cannot be read.
     """
     invoice, before = _reader.read(event.payload)
-    told = None if before is None else _told(before)
-    rank, moments = _rank(invoice.status), _moments(event, invoice)
-    return (say(event, "invoices", invoice.id, after=_told(invoice), before=told, rank=rank, moments=moments),)
+    after, known = _told(invoice), None if before is None else _told(before)
+    is_deleted = bool(invoice.deleted) or event.type == DELETED
+    if is_deleted:
+        after.columns["deleted"] = True
+    rank = _DELETED_RANK if is_deleted else _rank(after.columns.get("status"))
+    moments = _moments(event, invoice, after.columns.get("status"))
+    facts = say(event, "invoices", invoice.id, after=after, before=known, rank=rank, moments=moments)
+    return (facts, *_own_payment(event, invoice, before))
 
 
 def _rank(status: object) -> int:
     return _RANKS.get(str(status), 0)
 
 
+def _own_payment(event: Event, invoice: Invoice, before: Invoice | None) -> tuple[Facts, ...]:
+    """Return the payment that the invoice itself names: see Note [Before basil an invoice names its payment]."""
+    if not any(isinstance(way, (str, Expanded)) for way in (invoice.payment_intent, invoice.charge)):
+        return ()
+    after, known = _own_payment_told(invoice), None if before is None else _own_payment_told(before)
+    paid_at = _moments(event, invoice, _status(invoice)).get("paid_at")
+    moments = {} if paid_at is None or invoice.paid_out_of_band is True else {"paid_at": paid_at}
+    rank = _rank(_status(invoice))
+    return (say(event, "invoice_payments", invoice.id, after=after, before=known, rank=rank, moments=moments),)
+
+
+_STATUS_OF_OWN_PAYMENT: Final = {"paid": "paid", "open": "open", "uncollectible": "open", "void": "canceled"}
+
+
+def _own_payment_told(invoice: Invoice) -> Told:
+    # What was paid elsewhere did not come by the intent, and what became of that is not known.
+    is_elsewhere = invoice.paid_out_of_band is True
+    return Told(
+        carried(
+            status=None if is_elsewhere else _STATUS_OF_OWN_PAYMENT.get(str(_status(invoice))),
+            currency=invoice.currency,
+            amount_paid=None if is_elsewhere else invoice.amount_paid,
+        ),
+        {"invoice": invoice.id, **references(payment_intent=invoice.payment_intent, charge=invoice.charge)},
+    )
+
+
+def _status(invoice: Invoice) -> str | UnsetType | None:
+    """Return the status, or what it must have been: see Note [Before 2018 an invoice had no status]."""
+    if invoice.status is not UNSET or invoice.closed is UNSET:
+        return invoice.status
+    if invoice.paid is True:
+        return "paid"
+    if invoice.forgiven is True:
+        return "uncollectible"
+    return "open" if invoice.attempted is True and invoice.closed is False else None
+
+
 def _told(invoice: Invoice) -> Told:
     return Told(
         carried(
             number=invoice.number,
-            status=invoice.status,
+            status=_status(invoice),
             currency=invoice.currency,
             total=invoice.total,
             amount_due=invoice.amount_due,
@@ -130,7 +208,7 @@ def _told(invoice: Invoice) -> Told:
             ending_balance=invoice.ending_balance,
             pre_payment_credit_notes_amount=invoice.pre_payment_credit_notes_amount,
             post_payment_credit_notes_amount=invoice.post_payment_credit_notes_amount,
-            created=moment(invoice.created),
+            created=moment(invoice.date if invoice.created is UNSET else invoice.created),
         ),
         references(customer=invoice.customer, subscription=_subscription(invoice)),
     )
@@ -144,26 +222,36 @@ def _subscription(invoice: Invoice) -> Reference | UnsetType:
     return invoice.subscription if isinstance(invoice.parent, UnsetType) else None
 
 
-def _moments(event: Event, invoice: Invoice) -> dict[str, datetime]:
+def _moments(event: Event, invoice: Invoice, status: object) -> dict[str, datetime]:
     """Return the times that the invoice tells; where it only tells its status, the event's."""
     told = invoice.status_transitions if isinstance(invoice.status_transitions, _Transitions) else _Transitions()
-    known = {"finalized_at": told.finalized_at, "paid_at": told.paid_at, "voided_at": told.voided_at}
+    # For some months before 2019-03-14 this one stood on the invoice itself.
+    finalized_at = invoice.finalized_at if told.finalized_at is None else told.finalized_at
+    known = {"finalized_at": finalized_at, "paid_at": told.paid_at, "voided_at": told.voided_at}
     moments = {name: utc(at) for name, at in known.items() if at is not None}
-    if invoice.status == "paid":
+    if status == "paid":
         moments.setdefault("paid_at", event.created)
-    if invoice.status == "void":
+    if status == "void":
         moments.setdefault("voided_at", event.created)
     return moments
 
 
+def _rank_of(row: Row) -> int:
+    return _DELETED_RANK if row["deleted"] is True else _rank(row["status"])
+
+
 def _anomalies(row: Row) -> list[Anomaly]:
     found = unknown_status(row, _RANKS)
+    if row["status"] is None and row["deleted"] is False:
+        found.append(Anomaly(UNKNOWN_STATUS, {"status": None}))
+    if row["deleted"] is True and (row["finalized_at"] is not None or row["status"] not in (None, "draft")):
+        found.append(Anomaly("deleted_and_final", {"status": row["status"]}))
     if row["paid_at"] is not None and row["voided_at"] is not None:
         found.append(Anomaly("paid_and_void", {}))
     return found
 
 
-_MOVES: Final = ("status", "currency", "amount_due", "amount_paid", "amount_remaining")
+_MOVES: Final = ("status", "deleted", "currency", "amount_due", "amount_paid", "amount_remaining")
 _SHOWN: Final = (*_MOVES, "total", "customer", "subscription")
 
 
@@ -177,16 +265,19 @@ def _changes(before: Row | None, after: Row) -> list[Change]:
 SHAPE: Final = Shape(
     table="invoices",
     subject="invoice",
-    empty=dict.fromkeys(
-        (
-            *("number", "status", "currency", "total"),
-            *("amount_due", "amount_paid", "amount_remaining", "amount_overpaid"),
-            *("starting_balance", "ending_balance"),
-            *("pre_payment_credit_notes_amount", "post_payment_credit_notes_amount"),
-            *("customer", "subscription", "created", "finalized_at", "paid_at", "voided_at"),
-        )
-    ),
-    rank_of=lambda row: _rank(row["status"]),
+    empty={
+        **dict.fromkeys(
+            (
+                *("number", "status", "currency", "total"),
+                *("amount_due", "amount_paid", "amount_remaining", "amount_overpaid"),
+                *("starting_balance", "ending_balance"),
+                *("pre_payment_credit_notes_amount", "post_payment_credit_notes_amount"),
+                *("customer", "subscription", "created", "finalized_at", "paid_at", "voided_at"),
+            )
+        ),
+        "deleted": False,
+    },
+    rank_of=_rank_of,
     anomalies=_anomalies,
     changes=_changes,
 )
@@ -217,8 +308,16 @@ def _payment_told(payment: InvoicePayment) -> Told:
     )
 
 
+def _rank_of_payment(row: Row) -> int:
+    """Return the rank; one of an invoice itself has the invoice's, which is not known beyond what the row shows."""
+    if row["id"] != row["invoice"]:
+        return 0
+    return _RANKS["uncollectible"] if row["status"] == "open" else _RANKS["paid"]
+
+
 PAYMENT_SHAPE: Final = Shape(
     table="invoice_payments",
     subject="invoice_payment",
+    rank_of=_rank_of_payment,
     empty=dict.fromkeys(("invoice", "payment_intent", "charge", "status", "currency", "amount_paid", "paid_at")),
 )

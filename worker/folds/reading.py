@@ -14,6 +14,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 
 from schemas.errors import Unfoldable
 from schemas.events import CREATED_MAX, TEXT_CHARACTERS_MAX
+from worker.folds import mending
 from worker.folds.facts import Event, Facts, Subject, Value, utc
 
 Whole: TypeAlias = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
@@ -78,7 +79,8 @@ class Reader(Generic[ObjectType]):
 
     def __init__(self, object_type: type[ObjectType]) -> None:
         self._type = object_type
-        self._decode = msgspec.json.Decoder(cast("type[Snapshot[ObjectType]]", Snapshot[object_type])).decode  # type: ignore[valid-type]  # a type made at run time
+        self._snapshot = cast("type[Snapshot[ObjectType]]", Snapshot[object_type])  # type: ignore[valid-type]  # a type made at run time
+        self._decode = msgspec.json.Decoder(self._snapshot).decode
 
     def read(self, payload: bytes) -> tuple[ObjectType, ObjectType | None]:
         """Return the object after the event and, where the event tells, before it.
@@ -87,7 +89,7 @@ class Reader(Generic[ObjectType]):
             Unfoldable: with the place and the kind of the fault, never the value.
         """
         try:
-            data = self._decode(payload).data
+            data = self._data(payload)
             if b"\\u0000" in payload:
                 _require_storable(msgspec.to_builtins(data.object))
             return data.object, self._before(payload, data.previous_attributes)
@@ -96,10 +98,31 @@ class Reader(Generic[ObjectType]):
         except msgspec.DecodeError as error:
             raise Unfoldable(f"The event cannot be read: {error}") from None
 
+    def _data(self, payload: bytes) -> Data[ObjectType]:
+        try:
+            return self._decode(payload).data
+        except msgspec.DecodeError:
+            copied = _untyped(payload)
+            if copied is None:
+                raise
+            return cast("Snapshot[ObjectType]", mending.convert(copied, self._snapshot)).data
+
     def _before(self, payload: bytes, previous: dict[str, Any] | None) -> ObjectType | None:
         if previous is None:
             return None
-        return msgspec.convert(overlay(_decode_untyped(payload).data.object, previous), self._type)
+        try:
+            return msgspec.convert(overlay(_decode_untyped(payload).data.object, previous), self._type)
+        except msgspec.DecodeError:
+            copied = mending.decode(payload)["data"]["object"]
+            return cast("ObjectType", mending.convert(overlay(copied, previous), self._type))
+
+
+def _untyped(payload: bytes) -> Any:  # noqa: ANN401 - any JSON
+    """Return the JSON in *payload*, however its texts and numbers are written; None where it is none."""
+    try:
+        return mending.decode(payload)
+    except ValueError:
+        return None
 
 
 def _require_storable(value: object) -> None:
@@ -118,6 +141,8 @@ def overlay(after: Mapping[str, Any], previous: Mapping[str, Any]) -> dict[str, 
     before = dict(after)
     for key, value in previous.items():
         known = before.get(key)
+        if value == [] and isinstance(known, Mapping):
+            continue  # an empty object, as another language writes it: nothing of it changed
         if isinstance(known, Mapping) and isinstance(value, Mapping):
             before[key] = overlay(known, value)
         else:

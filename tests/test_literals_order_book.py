@@ -1,0 +1,567 @@
+"""What came back of an order: the four columns that the view `order_book` adds, each condition by a small history.
+
+The sums are arithmetic by hand. What Stripe's words mean is in docs.stripe.com/api/refunds/object, /charges/object,
+/disputes/object, /credit_notes/object and /invoice-payment/object; stripe-facts, sections 2.5, 2.8 and 11. In a history
+`#` stands for its name, so that no two share an object.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import Engine
+
+from tests.envelopes import Json, event
+from tests.ledger import kinds, rows, take_in
+
+PAID, LATER, LATEST = 1_760_000_000, 1_760_001_000, 1_760_002_000
+
+
+def session(total: int | None = 1500, **fields: object) -> bytes:
+    """Return a session that is paid by the payment intent pi_#."""
+    known: Json = {
+        "id": "cs_#",
+        "object": "checkout.session",
+        "amount_subtotal": total,
+        "amount_total": total,
+        "created": PAID - 60,
+        "currency": "usd",
+        "customer": "cus_#",
+        "invoice": None,
+        "metadata": {},
+        "mode": "payment",
+        "payment_intent": "pi_#",
+        "payment_status": "paid",
+        "status": "complete",
+        "subscription": None,
+    }
+    return event("evt_#_cs", "checkout.session.completed", PAID, {**known, **fields})
+
+
+def subscribed(**fields: object) -> bytes:
+    """Return a session that is paid by its invoice in_#, and names no payment intent."""
+    whole: dict[str, Any] = {
+        "mode": "subscription",
+        "payment_intent": None,
+        "invoice": "in_#",
+        "subscription": "sub_#",
+        **fields,
+    }
+    return session(**whole)
+
+
+def charge(at: int = PAID, type_: str = "charge.succeeded", **fields: object) -> bytes:
+    """Return what Stripe reported at *at* of charge ch_#, captured whole unless *fields* say otherwise."""
+    known: Json = {
+        "id": "ch_#",
+        "object": "charge",
+        "amount": 1500,
+        "amount_captured": 1500,
+        "amount_refunded": 0,
+        "captured": True,
+        "created": PAID,
+        "currency": "usd",
+        "disputed": False,
+        "payment_intent": "pi_#",
+        "refunded": False,
+        "status": "succeeded",
+    }
+    whole = {**known, **fields}
+    return event(f"evt_{whole['id']}_{at}", type_, at, whole)
+
+
+def refund(
+    id_: str, amount: int, status: str = "succeeded", *, at: int = LATER, livemode: bool = False, **fields: object
+) -> bytes:
+    """Return refund *id_* of charge ch_# and intent pi_#, made at *at*."""
+    known: Json = {
+        "id": f"{id_}_#",
+        "object": "refund",
+        "amount": amount,
+        "charge": "ch_#",
+        "created": at,
+        "currency": "usd",
+        "payment_intent": "pi_#",
+        "reason": "requested_by_customer",
+        "status": status,
+    }
+    return event(f"evt_{id_}_#_{at}", "refund.created", at, {**known, **fields}, livemode=livemode)
+
+
+def failed(id_: str, amount: int, *, made: int, at: int) -> bytes:
+    """Return refund *id_* that was made at *made* and failed at *at*."""
+    whole: Json = {
+        "id": f"{id_}_#",
+        "object": "refund",
+        "amount": amount,
+        "charge": "ch_#",
+        "created": made,
+        "currency": "usd",
+        "failure_reason": "expired_or_canceled_card",
+        "payment_intent": "pi_#",
+        "reason": None,
+        "status": "failed",
+    }
+    return event(f"evt_{id_}_#_failed", "refund.failed", at, whole)
+
+
+def dispute(id_: str, amount: int, status: str, **fields: object) -> bytes:
+    """Return dispute *id_* of charge ch_# and intent pi_#."""
+    known: Json = {
+        "id": f"{id_}_#",
+        "object": "dispute",
+        "amount": amount,
+        "charge": "ch_#",
+        "created": LATER,
+        "currency": "usd",
+        "payment_intent": "pi_#",
+        "reason": "fraudulent",
+        "status": status,
+    }
+    return event(f"evt_{id_}_#", "charge.dispute.updated", LATER, {**known, **fields})
+
+
+def note(id_: str, amount: int, status: str = "issued", **fields: object) -> bytes:
+    """Return credit note *id_* of invoice in_#."""
+    known: Json = {
+        "id": f"{id_}_#",
+        "object": "credit_note",
+        "amount": amount,
+        "created": LATER,
+        "currency": "usd",
+        "customer": "cus_#",
+        "invoice": "in_#",
+        "number": f"{id_}-1",
+        "out_of_band_amount": None,
+        "post_payment_amount": amount,
+        "pre_payment_amount": 0,
+        "refunds": [],
+        "status": status,
+        "total": amount,
+        "type": "post_payment",
+    }
+    type_ = "credit_note.voided" if status == "void" else "credit_note.created"
+    return event(f"evt_{id_}_#", type_, LATER, {**known, **fields})
+
+
+def invoice_payment(id_: str, amount: int, **payment: object) -> bytes:
+    """Return payment *id_* of invoice in_#."""
+    whole: Json = {
+        "id": f"{id_}_#",
+        "object": "invoice_payment",
+        "amount_paid": amount,
+        "amount_requested": amount,
+        "created": PAID,
+        "currency": "usd",
+        "invoice": "in_#",
+        "is_default": True,
+        "payment": payment,
+        "status": "paid",
+        "status_transitions": {"canceled_at": None, "paid_at": PAID},
+    }
+    return event(f"evt_{id_}_#", "invoice_payment.paid", PAID, whole)
+
+
+BY_INTENT: Json = {"type": "payment_intent", "payment_intent": "pi_#"}
+BY_CHARGE: Json = {"type": "charge", "charge": "ch_#"}
+ALL_OF_IT: Json = {"amount_refunded": 1500, "refunded": True}
+LOOSE: Json = {"charge": None, "payment_intent": None}
+
+# A history, and the order's refunded and disputed amount and its refund status.
+Money = tuple[int | None, int | None, str | None]
+Histories = Mapping[str, tuple[Sequence[bytes], Money]]
+HISTORIES: Histories = {
+    "untouched": ([session(), charge()], (0, 0, "none")),
+    "part": ([session(), charge(), refund("re", 501)], (501, 0, "partial")),
+    "whole": ([session(), charge(), refund("re", 701), refund("rf", 799)], (1500, 0, "full")),
+    # ---- which refunds count ----
+    "statuses": (
+        [
+            session(),
+            charge(),
+            refund("ra", 1, "pending"),
+            refund("rb", 20, "requires_action"),
+            refund("rc", 300, "succeeded"),
+            refund("rd", 404, "canceled"),
+            failed("re", 505, made=LATER, at=LATEST),
+        ],
+        (321, 0, "partial"),
+    ),
+    "by_charge": ([session(), charge(), refund("re", 502, payment_intent=None)], (502, 0, "partial")),
+    "by_intent": ([session(), charge(), refund("re", 503, charge=None)], (503, 0, "partial")),
+    "of_another": (
+        [
+            session(),
+            charge(),
+            refund("ra", 504, **LOOSE),
+            refund("rb", 505, charge="ch_0#", payment_intent="pi_0#"),
+        ],
+        (0, 0, "none"),
+    ),
+    "of_the_other_mode": ([session(), charge(), refund("re", 511, livemode=True)], (0, 0, "none")),
+    "second_charge": (
+        [
+            session(),
+            charge(id="ch_#_1", status="failed", captured=False, amount_captured=0),
+            charge(),
+            refund("re", 507),
+        ],
+        (507, 0, "partial"),
+    ),
+    # ---- which disputes count: those by which money is or may be gone ----
+    "needs_response": ([session(), charge(), dispute("dp", 601, "needs_response")], (0, 601, "none")),
+    "under_review": ([session(), charge(), dispute("dp", 602, "under_review")], (0, 602, "none")),
+    "lost": ([session(), charge(), dispute("dp", 603, "lost")], (0, 603, "none")),
+    "appealed": ([session(), charge(), dispute("dp", 604, "appeal_needs_response")], (0, 604, "none")),
+    "appeal": ([session(), charge(), dispute("dp", 605, "appeal_under_review")], (0, 605, "none")),
+    "won": ([session(), charge(), dispute("dp", 606, "won")], (0, 0, "none")),
+    "prevented": ([session(), charge(), dispute("dp", 607, "prevented")], (0, 0, "none")),
+    "disputes": (
+        [session(), charge(), dispute("da", 61, "lost"), dispute("db", 620, "under_review"), dispute("dc", 63, "won")],
+        (0, 681, "none"),
+    ),
+    # Before 2019 a dispute named no payment intent.
+    "dispute_by_charge": (
+        [session(), charge(), dispute("dp", 611, "lost", payment_intent=None)],
+        (0, 611, "none"),
+    ),
+    "dispute_of_another": (
+        [session(), charge(), dispute("dp", 612, "lost", charge="ch_0#", payment_intent="pi_0#")],
+        (0, 0, "none"),
+    ),
+    "disputed_and_refunded": (
+        [session(), charge(), refund("re", 508), dispute("dp", 613, "needs_response")],
+        (508, 613, "partial"),
+    ),
+    # ---- which credit notes count: those of its invoice that are not void ----
+    "credited": (
+        [session(invoice="in_#"), charge(), note("na", 71), note("nb", 720), note("nc", 73, "void")],
+        (0, 0, "none"),
+    ),
+    "note_of_another": ([session(invoice="in_#"), charge(), note("na", 74, invoice="in_0#")], (0, 0, "none")),
+    # ---- by the payments of its invoice, where the order names no intent ----
+    "invoiced": (
+        [
+            subscribed(),
+            invoice_payment("inpay", 1500, **BY_INTENT),
+            charge(),
+            refund("re", 509),
+            dispute("dp", 614, "lost"),
+            note("na", 75),
+        ],
+        (509, 614, "partial"),
+    ),
+    "invoiced_untouched": ([subscribed(), invoice_payment("inpay", 1500, **BY_INTENT), charge()], (0, 0, "none")),
+    "invoiced_by_charge": (
+        [
+            subscribed(),
+            invoice_payment("inpay", 1500, **BY_CHARGE),
+            charge(payment_intent=None),
+            refund("re", 1500, payment_intent=None),
+            dispute("dp", 615, "lost", payment_intent=None),
+        ],
+        (1500, 615, "full"),
+    ),
+    "invoiced_twice": (
+        [
+            subscribed(),
+            invoice_payment("ia", 900, **BY_INTENT),
+            invoice_payment("ib", 600, type="payment_intent", payment_intent="pi_2#"),
+            charge(amount=900, amount_captured=900),
+            charge(id="ch_2#", payment_intent="pi_2#", amount=600, amount_captured=600),
+            refund("ra", 90),
+            refund("rb", 61, charge="ch_2#", payment_intent="pi_2#"),
+        ],
+        (151, 0, "partial"),
+    ),
+    # Through the intent that it names, and not through its invoice too.
+    "intent_first": (
+        [
+            session(invoice="in_#"),
+            invoice_payment("inpay", 1500, type="payment_intent", payment_intent="pi_2#"),
+            charge(),
+            refund("ra", 91),
+            refund("rb", 62, charge="ch_2#", payment_intent="pi_2#"),
+        ],
+        (91, 0, "partial"),
+    ),
+    # ---- with neither an intent nor a payment of an invoice nothing is known ----
+    "open": ([session(status="open", payment_status="unpaid", payment_intent=None)], (None, None, None)),
+    "free": ([session(0, payment_status="no_payment_required", payment_intent=None)], (None, None, None)),
+    "no_payment_known": ([subscribed(), refund("re", 510), note("na", 76)], (None, None, None)),
+}
+# Of those that name an invoice: what was credited by its notes.
+CREDITED: Mapping[str, int | None] = {
+    "credited": 791,
+    "note_of_another": 0,
+    "invoiced": 75,
+    "invoiced_untouched": 0,
+    "invoiced_by_charge": 0,
+    "invoiced_twice": 0,
+    "intent_first": 0,
+    "no_payment_known": 76,
+}
+
+
+def test_what_came_back_of_an_order(engine: Engine) -> None:
+    """The money of each history, whichever order its events arrive in."""
+    assert_money(engine, HISTORIES, CREDITED)
+
+
+def assert_money(engine: Engine, histories: Histories, credited: Mapping[str, int | None]) -> None:
+    """Take in *histories*, every other one backwards, and compare what the view adds to each order."""
+    for number, (name, (steps, _)) in enumerate(histories.items()):
+        bodies = [body.replace(b"#", name.encode()) for body in steps]
+        take_in(engine, *(bodies if number % 2 else reversed(bodies)))
+    found = {row["id"].removeprefix("cs_"): row for row in rows(engine, "SELECT * FROM order_book")}
+    assert {name: money_of(row) for name, row in found.items()} == {
+        name: money for name, (_, money) in histories.items()
+    }
+    assert {name: found[name]["credited_amount"] for name in credited} == credited
+
+
+def money_of(row: Mapping[str, Any]) -> Money:
+    """Return the columns that the view adds to every order."""
+    return (row["refunded_amount"], row["disputed_amount"], row["refund_status"])
+
+
+def test_a_change_for_each_refund_that_counts(engine: Engine) -> None:
+    """The feed has one for each new sum, also where it falls, and none where nothing moves."""
+    steps = [
+        session(),
+        charge(),
+        refund("ra", 101, "pending"),
+        refund("rb", 202),
+        refund("rc", 303, "canceled"),
+        failed("ra", 101, made=LATER, at=LATEST),
+    ]
+    take_in(engine, *(body.replace(b"#", b"1") for body in steps))
+    take_in(engine, *(body.replace(b"#", b"2") for body in (steps[3], steps[1], steps[0])))
+
+    assert kinds(engine, "cs_1") == ["order.paid", *["order.refund_changed"] * 3]
+    assert kinds(engine, "cs_2") == ["order.paid", "order.refund_changed"]
+
+
+# ---- Rule 10: inquiries, other currencies, what only the charge reports, holds ----
+
+RULE_10: Histories = {
+    # ---- an inquiry is no dispute: no money has moved (stripe-facts, section 11) ----
+    "asked": ([session(), charge(), dispute("dp", 608, "warning_needs_response")], (0, 0, "none")),
+    "answered": ([session(), charge(), dispute("dp", 609, "warning_under_review")], (0, 0, "none")),
+    "settled": ([session(), charge(), dispute("dp", 610, "warning_closed")], (0, 0, "none")),
+    # ---- what is not in the order's currency cannot be known in it ----
+    "dispute_in_euro": (
+        [session(), charge(), dispute("da", 616, "lost"), dispute("db", 617, "lost", currency="eur")],
+        (0, None, "none"),
+    ),
+    "won_in_euro": ([session(), charge(), dispute("dp", 618, "won", currency="eur")], (0, 0, "none")),
+    "note_in_euro": (
+        [session(invoice="in_#"), charge(), note("na", 77), note("nb", 78, currency="eur")],
+        (0, 0, "none"),
+    ),
+    "void_in_euro": (
+        [session(invoice="in_#"), charge(), note("na", 79, "void", currency="eur")],
+        (0, 0, "none"),
+    ),
+    "refund_in_euro": (
+        [session(), charge(currency="eur"), refund("ra", 511, currency="eur")],
+        (None, 0, "partial"),
+    ),
+    "whole_in_euro": (
+        [session(), charge(currency="eur"), refund("ra", 1500, currency="eur")],
+        (None, 0, "full"),
+    ),
+    "failed_in_euro": (
+        [session(), charge(), refund("ra", 512, "canceled", currency="eur")],
+        (0, 0, "none"),
+    ),
+    "untouched_in_euro": ([session(), charge(currency="eur")], (0, 0, "none")),
+    "no_currency": (
+        [session(None, currency=None), charge(), refund("ra", 513)],
+        (None, 0, "partial"),
+    ),
+    # ---- what a charge reports and no refund does ----
+    "unseen": ([session(), charge(LATER, "charge.refunded", amount_refunded=514)], (514, 0, "partial")),
+    "unseen_whole": ([session(), charge(LATER, "charge.refunded", **ALL_OF_IT)], (1500, 0, "full")),
+    "unseen_rest": (
+        [session(), charge(LATER, "charge.refunded", **ALL_OF_IT), refund("ra", 515)],
+        (1500, 0, "full"),
+    ),
+    "seen": (
+        [session(), charge(LATER, "charge.refunded", amount_refunded=516), refund("ra", 516)],
+        (516, 0, "partial"),
+    ),
+    # A refund made after the charge's last word is not in it.
+    "newer_refund": (
+        [
+            session(),
+            charge(LATER, "charge.refunded", amount_refunded=517),
+            refund("ra", 400),
+            refund("rb", 201, at=LATEST),
+        ],
+        (718, 0, "partial"),
+    ),
+    # One that failed after it is in it, one that had failed before is not.
+    "failed_after": (
+        [
+            session(),
+            charge(LATER, "charge.refunded", amount_refunded=518),
+            failed("ra", 518, made=LATER, at=LATEST),
+        ],
+        (0, 0, "none"),
+    ),
+    "failed_before": (
+        [
+            session(),
+            charge(LATEST, "charge.refunded", amount_refunded=202),
+            failed("ra", 519, made=PAID + 5, at=LATER),
+        ],
+        (202, 0, "partial"),
+    ),
+    # More refunds known than the charge reports: nothing is unseen.
+    "behind": (
+        [session(), charge(LATER, "charge.refunded", amount_refunded=203), refund("ra", 203), refund("rb", 304)],
+        (507, 0, "partial"),
+    ),
+    "unseen_of_two": (
+        [
+            session(),
+            charge(LATER, "charge.refunded", amount=900, amount_captured=900, amount_refunded=204),
+            charge(LATER, id="ch_2#", amount=600, amount_captured=600, amount_refunded=600, refunded=True),
+        ],
+        (804, 0, "partial"),
+    ),
+    "unseen_of_invoice": (
+        [
+            subscribed(),
+            invoice_payment("inpay", 1500, **BY_INTENT),
+            charge(LATER, "charge.refunded", amount_refunded=520),
+        ],
+        (520, 0, "partial"),
+    ),
+    "unseen_by_charge": (
+        [
+            subscribed(),
+            invoice_payment("inpay", 1500, **BY_CHARGE),
+            charge(LATER, "charge.refunded", payment_intent=None, amount_refunded=521),
+        ],
+        (521, 0, "partial"),
+    ),
+    "unseen_in_euro": (
+        [session(), charge(LATER, "charge.refunded", currency="eur", amount_refunded=522)],
+        (None, 0, "partial"),
+    ),
+    "unseen_in_no_currency": (
+        [session(None, currency=None), charge(LATER, "charge.refunded", **ALL_OF_IT)],
+        (None, 0, "full"),
+    ),
+    # ---- what was not captured is no money that came back ----
+    "released_refund": (
+        [
+            session(payment_status="unpaid"),
+            charge(captured=False, amount_captured=0),
+            refund("re", 1500, reason="expired_uncaptured_charge"),
+        ],
+        (0, 0, "none"),
+    ),
+    "said_by_a_held_charge": (
+        [
+            session(payment_status="unpaid"),
+            charge(captured=False, amount_captured=0),
+            charge(LATER, "charge.refunded", captured=False, amount_captured=0, **ALL_OF_IT),
+        ],
+        (0, 0, "none"),
+    ),
+    "released": (
+        [
+            session(payment_status="unpaid"),
+            charge(LATER, "charge.expired", captured=False, amount_captured=0, **ALL_OF_IT),
+        ],
+        (0, 0, "none"),
+    ),
+    # Captured in part: whether `amount_refunded` contains the 500 that were released is not known.
+    "captured_part": ([session(), charge(LATER, "charge.captured", amount_captured=1000)], (0, 0, "none")),
+    "part_released": (
+        [session(), charge(LATER, "charge.captured", amount_captured=1000, amount_refunded=500)],
+        (0, 0, "none"),
+    ),
+    "part_refunded": (
+        [session(), charge(LATER, "charge.refunded", amount_captured=1000, amount_refunded=301), refund("ra", 301)],
+        (301, 0, "partial"),
+    ),
+    "part_both": (
+        [session(), charge(LATER, "charge.refunded", amount_captured=1000, amount_refunded=802), refund("ra", 302)],
+        (302, 0, "partial"),
+    ),
+    "part_whole": (
+        [session(), charge(LATER, "charge.refunded", amount_captured=1000, **ALL_OF_IT), refund("ra", 1000)],
+        (1000, 0, "full"),
+    ),
+    "part_refunded_whole": (
+        [session(), charge(LATER, "charge.captured", amount_captured=1000), refund("ra", 1000, at=LATEST)],
+        (1000, 0, "full"),
+    ),
+    # ---- before basil, where the invoice and the charge name each other ----
+    "before_basil": (
+        [
+            subscribed(),
+            event(
+                "evt_#_in",
+                "invoice.paid",
+                PAID,
+                {
+                    "id": "in_#",
+                    "object": "invoice",
+                    "amount_due": 1500,
+                    "amount_paid": 1500,
+                    "amount_remaining": 0,
+                    "charge": "ch_#",
+                    "created": PAID - 9,
+                    "currency": "usd",
+                    "customer": "cus_#",
+                    "paid": True,
+                    "payment_intent": "pi_#",
+                    "status": "paid",
+                    "status_transitions": {"finalized_at": PAID - 8, "paid_at": PAID},
+                    "subscription": "sub_#",
+                    "total": 1500,
+                },
+                version="2022-11-15",
+            ),
+            charge(invoice="in_#"),
+            refund("re", 523),
+            dispute("dp", 619, "lost"),
+        ],
+        (523, 619, "partial"),
+    ),
+}
+CREDITED_BY_RULE_10: Mapping[str, int | None] = {
+    "note_in_euro": None,
+    "void_in_euro": 0,
+    "unseen_of_invoice": 0,
+    "unseen_by_charge": 0,
+    "before_basil": 0,
+}
+
+
+def test_what_came_back_by_rule_10(engine: Engine) -> None:
+    """What a charge reports counts once, and what cannot be known in the order's currency is null."""
+    assert_money(engine, RULE_10, CREDITED_BY_RULE_10)
+
+
+def test_a_sum_that_cannot_be_known(engine: Engine) -> None:
+    """Of a charge captured in part that reports neither what is known nor that and the rest, the sum is null."""
+    bodies = [session(), charge(LATER, "charge.refunded", amount_captured=1000, amount_refunded=700)]
+    take_in(engine, *(body.replace(b"#", b"part") for body in bodies))
+
+    assert [row["refunded_amount"] for row in rows(engine, "SELECT refunded_amount FROM order_book")] == [None]
+
+
+def test_a_change_of_what_was_refunded(engine: Engine) -> None:
+    """The feed has one for each sum that is new, whoever reports it, and one where the sum becomes null."""
+    reported = [session(), charge(), charge(LATER, "charge.refunded", amount_refunded=524)]
+    euro = refund("rb", 401, at=LATEST, currency="eur")
+    for name, steps in (("twice", [*reported, refund("ra", 524)]), ("null", [*reported, euro])):
+        take_in(engine, *(body.replace(b"#", name.encode()) for body in steps))
+
+    assert kinds(engine, "cs_twice") == ["order.paid", "order.refund_changed"]
+    assert kinds(engine, "cs_null") == ["order.paid", "order.refund_changed", "order.refund_changed"]

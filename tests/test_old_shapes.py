@@ -1,0 +1,151 @@
+"""Objects as older API versions name what is kept, and invoices that are no more.
+
+Sources: https://docs.stripe.com/upgrades (2018-11-08, 2019-10-17, 2025-03-31), https://docs.stripe.com/api/invoices/delete
+and the objects' own pages.
+"""
+
+from itertools import permutations
+from typing import Any
+
+import msgspec
+import pytest
+from sqlalchemy import Engine
+
+from tests import ledger
+from tests.literals import at
+
+T = 1_500_000_000
+
+
+def event(number: int, kind: str, of: dict[str, Any], previous: dict[str, Any] | None = None, *, t: int = T) -> bytes:
+    """Return an event as Stripe writes it."""
+    data = {"object": of} | ({} if previous is None else {"previous_attributes": previous})
+    return msgspec.json.encode({"id": f"evt_{number}", "object": "event", "type": kind, "created": t, "data": data})
+
+
+def invoice(name: str, **fields: Any) -> dict[str, Any]:  # noqa: ANN401 - whatever JSON holds
+    """Return an invoice with *fields* alone."""
+    return {"id": name, "object": "invoice", "currency": "usd", **fields}
+
+
+def test_account_balance(engine: Engine) -> None:
+    """Before 2019-10-17 a customer's balance was its account_balance, before the event as well; in any order."""
+    bodies = []
+    for number, order in enumerate(permutations(range(3))):
+        cus = {"id": f"cus_{number}", "object": "customer", "email": "buyer@example.com"}
+        history = [
+            event(10 * number, "customer.created", {**cus, "account_balance": 0, "currency": None}),
+            event(
+                10 * number + 1,
+                "customer.updated",
+                {**cus, "account_balance": -500, "currency": "usd"},
+                {"account_balance": 0, "currency": None},
+                t=T + 10,
+            ),
+            event(
+                10 * number + 2,
+                "customer.updated",
+                {**cus, "account_balance": -200, "currency": "usd"},
+                {"account_balance": -500},
+                t=T + 20,
+            ),
+        ]
+        bodies += [history[index] for index in order]
+    ledger.take_in(engine, *bodies)
+
+    balances = ledger.rows(engine, "SELECT currency, amount, count(*) FROM balances GROUP BY 1, 2")
+    changes = ledger.rows(engine, "SELECT amount, ending_balance, count(*) FROM balance_changes GROUP BY 1, 2 ORDER BY 1")
+    assert balances == [{"currency": "usd", "amount": -200, "count": 6}]
+    assert changes == [
+        {"amount": -500, "ending_balance": -500, "count": 6},
+        {"amount": 300, "ending_balance": -200, "count": 6},
+    ]
+
+
+STATUSES_OF_2015 = {
+    "paid": ({"paid": True, "closed": True, "forgiven": False, "attempted": True}, "paid"),
+    "forgiven": ({"paid": False, "closed": True, "forgiven": True, "attempted": True}, "uncollectible"),
+    "attempted": ({"paid": False, "closed": False, "forgiven": False, "attempted": True}, "open"),
+    "closed": ({"paid": False, "closed": True, "forgiven": False, "attempted": True}, None),
+    "fresh": ({"paid": False, "closed": False, "forgiven": False, "attempted": False}, None),
+}
+
+
+def test_invoices_of_2015(engine: Engine) -> None:
+    """Before 2018-11-08 an invoice had no status and its date was its created: what is certain of it is kept."""
+    ledger.take_in(
+        engine,
+        *(
+            event(number, "invoice.updated", invoice(f"in_{name}", date=T - 5, total=900, amount_due=700, **flags), {})
+            for number, (name, (flags, _)) in enumerate(STATUSES_OF_2015.items())
+        ),
+    )
+
+    rows = ledger.rows(engine, "SELECT id, status, created, total, amount_due, amount_paid, paid_at FROM invoices")
+    assert {row["id"]: row["status"] for row in rows} == {
+        f"in_{name}": status for name, (_, status) in STATUSES_OF_2015.items()
+    }
+    assert {(row["created"], row["total"], row["amount_due"], row["amount_paid"]) for row in rows} == {
+        (at(T - 5), 900, 700, None)
+    }
+    assert {row["id"]: row["paid_at"] for row in rows if row["paid_at"] is not None} == {"in_paid": at(T)}
+    doubts = ledger.rows(engine, "SELECT subject_id, kind FROM anomalies WHERE resolved_at IS NULL ORDER BY 1")
+    assert doubts == [{"subject_id": f"in_{name}", "kind": "unknown_status"} for name in ("closed", "fresh")]
+
+
+def test_an_invoice_names_its_payment(engine: Engine) -> None:
+    """Before basil an invoice's own intent and charge are its payment, whatever its state and order of arrival."""
+    draft = invoice("in_1", status="draft", amount_paid=0, payment_intent=None, charge=None)
+    finalized = {**draft, "status": "open", "payment_intent": "pi_1"}
+    paid = {**finalized, "status": "paid", "charge": {"id": "ch_1", "object": "charge"}, "amount_paid": 900}
+    history = [
+        event(1, "invoice.created", draft),
+        event(2, "invoice.finalized", finalized, {"status": "draft", "payment_intent": None}, t=T + 1),
+        event(3, "invoice.paid", paid, {"status": "open", "charge": None, "amount_paid": 0}, t=T + 2),
+        event(4, "invoice.updated", invoice("in_2", status="void", charge="ch_2", amount_paid=0), t=T),
+        event(5, "invoice.paid", invoice("in_3", status="paid", payment_intent="pi_3", paid_out_of_band=True), t=T),
+        event(6, "invoice.paid", invoice("in_4", status="paid", amount_paid=0, charge=None), t=T),
+    ]
+    wanted = [
+        ("in_1", "in_1", "pi_1", "ch_1", "paid", "usd", 900, at(T + 2)),
+        ("in_2", "in_2", None, "ch_2", "canceled", "usd", 0, None),
+        ("in_3", "in_3", "pi_3", None, None, "usd", None, None),
+    ]
+    for order in ((0, 1, 2, 3, 4, 5), (5, 2, 1, 0, 4, 3), (2, 0, 3, 1, 5, 4)):
+        ledger.clear(engine)
+        ledger.take_in(engine, *(history[index] for index in order))
+        rows = ledger.rows(
+            engine,
+            "SELECT id, invoice, payment_intent, charge, status, currency, amount_paid, paid_at"
+            " FROM invoice_payments ORDER BY id",
+        )
+        assert [tuple(row.values()) for row in rows] == wanted
+
+
+@pytest.mark.parametrize("draft_first", [True, False], ids=["in order", "deleted first"])
+def test_a_deleted_draft(engine: Engine, *, draft_first: bool) -> None:
+    """A draft that was deleted is marked so, and no later word of it makes it owed again; others cannot be deleted."""
+    draft = invoice("in_1", status="draft", total=900, amount_due=900)
+    history = [
+        event(1, "invoice.created", draft),
+        event(2, "invoice.deleted", draft, t=T + 10),
+        event(3, "invoice.updated", draft, {"total": 800}, t=T + 10),
+    ]
+    ledger.take_in(engine, *(history if draft_first else reversed(history)))
+    ledger.take_in(
+        engine,
+        event(4, "invoice.paid", invoice("in_2", status="paid")),
+        event(5, "invoice.deleted", invoice("in_2", status="paid"), t=T + 1),
+        event(6, "invoice.deleted", {"id": "in_3", "object": "invoice", "deleted": True}),
+    )
+
+    rows = ledger.rows(engine, "SELECT id, deleted, event_id FROM invoices ORDER BY id")
+    assert [tuple(row.values()) for row in rows] == [
+        ("in_1", True, "evt_2"),
+        ("in_2", True, "evt_5"),
+        ("in_3", True, "evt_6"),
+    ]
+    doubts = ledger.rows(engine, "SELECT subject_id, kind FROM anomalies WHERE resolved_at IS NULL ORDER BY 1, 2")
+    assert doubts == [{"subject_id": "in_2", "kind": "deleted_and_final"}]
+    last = ledger.rows(engine, "SELECT after FROM changes WHERE subject_id = 'in_1' ORDER BY seq DESC LIMIT 1")
+    assert last[0]["after"]["deleted"] is True

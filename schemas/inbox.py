@@ -73,7 +73,7 @@ class Delivery(Struct, frozen=True):
 
     ``account`` is the event's own or the label of the secret that verified it, and is recorded under its newest name:
     see Note [An account is recorded under its newest name]. ``sha256`` is of the body as it came; ``signature`` is the
-    header that vouched for it, None where none did.
+    header that came with it, None where none did. It is *verified* unless a log only quotes it.
     """
 
     envelope: Envelope
@@ -82,6 +82,12 @@ class Delivery(Struct, frozen=True):
     signature: str | None
     source: str
     received_at: datetime
+    verified: bool = True
+
+    @property
+    def signed(self) -> bool:
+        """Whether one of our secrets vouches for it."""
+        return self.signature is not None and self.verified
 
     @property
     def key(self) -> tuple[str, bool, str]:
@@ -103,10 +109,10 @@ _GIVEN: Final = """
         %(account)s::text[], %(livemode)s::boolean[], %(id)s::text[], %(type)s::text[], %(api_version)s::text[],
         %(created)s::bigint[], %(object_type)s::text[], %(object_id)s::text[],
         %(begins)s::integer[], %(size)s::integer[],
-        %(redacted)s::text[], %(payload_sha256)s::text[], %(signature)s::text[], %(source)s::text[],
-        %(received_at)s::timestamptz[]
+        %(redacted)s::text[], %(payload_sha256)s::text[], %(signature)s::text[], %(verified)s::boolean[],
+        %(source)s::text[], %(received_at)s::timestamptz[]
     ) {ordinality} AS t (account, livemode, id, type, api_version, created, object_type, object_id, begins, size,
-        redacted, payload_sha256, signature, source, received_at{number})
+        redacted, payload_sha256, signature, verified, source, received_at{number})
 """
 _RECORD: Final = """
 WITH renamed AS MATERIALIZED (
@@ -116,11 +122,11 @@ WITH renamed AS MATERIALIZED (
     WHERE NOT (SELECT is_so FROM renamed)
 ), named AS {named}, recorded AS (
     INSERT INTO inbox (account, livemode, id, seq, type, api_version, created, object_type, object_id,
-        redacted, payload_sha256, signature, source, received_at)
+        redacted, payload_sha256, signature, verified, source, received_at)
     OVERRIDING SYSTEM VALUE
     SELECT name, livemode, id, seq, type, nullif(api_version, ''), to_timestamp(created), nullif(object_type, ''),
         nullif(object_id, ''), string_to_array(redacted, ' '), decode(payload_sha256, 'hex'), nullif(signature, ''),
-        source, received_at
+        verified, source, received_at
     FROM named ORDER BY name, livemode, id
     ON CONFLICT (account, livemode, id) DO NOTHING
     RETURNING seq, account AS name, livemode, id
@@ -156,27 +162,27 @@ WITH named AS (
 ), others AS MATERIALIZED (
     SELECT DISTINCT ON (name, livemode, id, sha256) named.*, i.seq
     FROM named CROSS JOIN LATERAL (
-        SELECT seq, payload_sha256, signature FROM inbox
+        SELECT seq, payload_sha256, signature IS NOT NULL AND verified AS signed FROM inbox
         WHERE (inbox.account, inbox.livemode, inbox.id) = (named.name, named.livemode, named.id) OFFSET 0
     ) AS i
-    WHERE (i.payload_sha256 <> named.sha256 OR (i.signature IS NULL AND named.signature <> ''))
+    WHERE (i.payload_sha256 <> named.sha256 OR (named.signature <> '' AND named.verified AND NOT i.signed))
         AND NOT EXISTS (
             SELECT FROM renderings AS r
             WHERE (r.account, r.livemode, r.id, r.payload_sha256) = (name, named.livemode, named.id, sha256)
-                AND (r.signature IS NOT NULL OR named.signature = '')
+                AND ((r.signature IS NOT NULL AND r.verified) OR NOT (named.signature <> '' AND named.verified))
         )
-    ORDER BY name, livemode, id, sha256, named.signature <> '' DESC, number
+    ORDER BY name, livemode, id, sha256, (named.signature <> '' AND named.verified) DESC, number
 ), kept AS (
     INSERT INTO renderings AS known (account, livemode, id, type, api_version, created, object_type, object_id,
-        redacted, payload_sha256, signature, source, received_at, payload)
+        redacted, payload_sha256, signature, verified, source, received_at, payload)
     SELECT name, livemode, id, type, nullif(api_version, ''), to_timestamp(created), nullif(object_type, ''),
-        nullif(object_id, ''), string_to_array(redacted, ' '), sha256, nullif(signature, ''), source, received_at,
-        substring(%(payloads)b::bytea FROM begins FOR size)
+        nullif(object_id, ''), string_to_array(redacted, ' '), sha256, nullif(signature, ''), verified, source,
+        received_at, substring(%(payloads)b::bytea FROM begins FOR size)
     FROM others ORDER BY name, livemode, id, sha256
     ON CONFLICT (account, livemode, id, payload_sha256) DO UPDATE SET
-        signature = excluded.signature, source = excluded.source, received_at = excluded.received_at,
-        content_sha256 = NULL
-    WHERE known.signature IS NULL AND excluded.signature IS NOT NULL
+        signature = excluded.signature, verified = excluded.verified, source = excluded.source,
+        received_at = excluded.received_at, content_sha256 = NULL
+    WHERE excluded.signature IS NOT NULL AND excluded.verified AND (known.signature IS NULL OR NOT known.verified)
 )
 SELECT number, seq FROM others
 """
@@ -208,6 +214,7 @@ def arguments(deliveries: Sequence[Delivery]) -> dict[str, str | bytes]:
         "redacted": text_array([" ".join(envelope.redacted) for envelope in envelopes]),
         "payload_sha256": text_array([delivery.sha256.hex() for delivery in deliveries]),
         "signature": text_array([delivery.signature or "" for delivery in deliveries]),
+        "verified": boolean_array(delivery.verified for delivery in deliveries),
         "source": text_array([delivery.source for delivery in deliveries]),
         "received_at": text_array([delivery.received_at.isoformat() for delivery in deliveries]),
     }

@@ -80,8 +80,12 @@ def renderings_of(connection: Connection, event: Mapping[str, Any]) -> list[dict
     table = tables.renderings
     binary = ("content_sha256", "payload_sha256")
     columns: list[ColumnElement[Any]] = [func.encode(table.c[name], "hex").label(name) for name in binary]
-    columns += [table.c.signature.is_not(None).label("signed")]
-    columns += [column for column in table.c if column.name not in (*binary, "account", "livemode", "id", "signature")]
+    columns += [(table.c.signature.is_not(None) & table.c.verified).label("signed")]
+    columns += [
+        column
+        for column in table.c
+        if column.name not in (*binary, "account", "livemode", "id", "signature", "verified")
+    ]
     same = [table.c[name] == event[name] for name in ("account", "livemode", "id")]
     query = select(*columns).where(*same).order_by(table.c.received_at.desc(), table.c.payload_sha256)
     found = (dict(row) for row in connection.execute(query).mappings())

@@ -32,6 +32,7 @@ from sqlalchemy import (
     Text,
     false,
     text,
+    true,
 )
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
@@ -174,6 +175,8 @@ inbox = Table(
     Column("signature", Text),
     Column("source", Text, nullable=False),
     _moment("received_at", nullable=False),
+    # False where the signature is only quoted by a log, and no secret of ours made it.
+    Column("verified", Boolean, nullable=False, server_default=true()),
     _one_of("source", SOURCES),
     PrimaryKeyConstraint("account", "livemode", "id"),
     # When webhooks were received. A block range index, since rows come in the order of their times.
@@ -233,6 +236,7 @@ renderings = Table(
     Column("signature", Text),
     Column("source", Text, nullable=False),
     _moment("received_at", nullable=False),
+    Column("verified", Boolean, nullable=False, server_default=true()),
     # Null where it was archived before another took its place.
     Column("payload", LargeBinary),
     _one_of("source", SOURCES),
@@ -741,7 +745,7 @@ _views = MetaData()
 events = Table(
     "events",
     _views,
-    *(Column(column.name, column.type) for column in inbox.c if column.name != "payload_sha256"),
+    *(Column(column.name, column.type) for column in inbox.c if column.name not in ("payload_sha256", "verified")),
     # Null where it is archived.
     Column("payload", LargeBinary),
     Column("payload_sha256", Text),

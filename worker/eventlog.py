@@ -716,9 +716,10 @@ def _own(item: bytes, secrets: Sequence[SigningSecret]) -> Delivery:
         envelope=msgspec.structs.replace(envelope, redacted=tuple(dict.fromkeys((*line.redacted, *envelope.redacted)))),
         account=line.account,
         sha256=sha256,
-        signature=line.signature if _is_verified(line, payload, secrets) else None,
+        signature=line.signature,
         source="observation" if line.source == "observation" else "replay",
         received_at=line.received_at,
+        verified=_is_verified(line, payload, secrets),
     )
 
 

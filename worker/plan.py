@@ -198,7 +198,7 @@ def _named(foreseen: _Foreseen) -> str:
 def _rank_of(delivery: Delivery, verdict: folds.Verdict) -> tuple[bool, bool, str, str]:
     envelope = delivery.envelope
     content = contents.hash_of(envelope.payload).hex()
-    return (verdict.state != "parked", delivery.signature is not None, (envelope.api_version or "")[:10], content)
+    return (verdict.state != "parked", delivery.signed, (envelope.api_version or "")[:10], content)
 
 
 def _is_better(one: tuple[bool, bool, str, str], other: tuple[bool, bool, str, str]) -> bool:

@@ -298,7 +298,7 @@ def claim(
     return [
         Claimed(
             _event(row, payloads),
-            row[9] or (row[0] in choices and choices[row[0]].moved and choices[row[0]].state is not None),
+            row[9] or (row[0] in choices and choices[row[0]].is_other and choices[row[0]].state is not None),
             None if row[10] is None else reason_of(payloads.get(row[10])),
             row[11],
             choices.get(row[0]),
@@ -327,7 +327,7 @@ def _as_chosen(cursor: Cursor, rows: list[tuple[Any, ...]], choices: Mapping[int
 
 def _standing(cursor: Cursor, rows: Sequence[Sequence[Any]], choices: Mapping[int, Choice]) -> set[int]:
     """Return the events of which only copies came, and the outcome that they have stands."""
-    asked = [row[0] for row in rows if row[12] and not row[9] and not (row[0] in choices and choices[row[0]].moved)]
+    asked = [row[0] for row in rows if row[12] and not row[9] and not (row[0] in choices and choices[row[0]].is_other)]
     if not asked:
         return set()
     cursor.execute("SELECT seq FROM outcomes WHERE seq = ANY (%s::bigint[])", (integer_array(asked),))

@@ -743,12 +743,13 @@ _JOIN: Final = (
     # As when a copy comes: it is compared when the event is folded. What is archived on both sides is one of them.
     f"""
     INSERT INTO renderings (account, livemode, id, type, api_version, created, object_type, object_id, redacted,
-        payload_sha256, signature, source, received_at, payload)
+        payload_sha256, signature, verified, source, received_at, payload)
     SELECT %(new)s, g.livemode, g.id, g.type, g.api_version, g.created, g.object_type, g.object_id, g.redacted,
-        g.payload_sha256, g.signature, g.source, g.received_at, b.payload
+        g.payload_sha256, g.signature, g.verified, g.source, g.received_at, b.payload
     FROM {_PAIRS} JOIN inbox AS g ON g.seq = p.gone JOIN inbox AS k ON k.seq = p.kept
     JOIN payloads AS b ON b.seq = p.gone
-    WHERE g.payload_sha256 <> k.payload_sha256 OR (k.signature IS NULL AND g.signature IS NOT NULL)
+    WHERE g.payload_sha256 <> k.payload_sha256
+        OR (g.signature IS NOT NULL AND g.verified AND (k.signature IS NULL OR NOT k.verified))
     ON CONFLICT (account, livemode, id, payload_sha256) DO NOTHING
     """,
     f"""

@@ -7,8 +7,8 @@ Note [One content is folded]
     of arrival. Of a content that was written in several ways the first that can be read, and was signed, stays.
 
     A copy comes with its bytes alone (see Note [A copy with other bytes is kept until it is compared]). ``queue`` lets
-    its event be claimed; whoever claimed it has the event to himself, and ``examine`` compares all that is known of it.
-    Where the choice is another, ``inbox`` and ``renderings`` exchange the two, and the objects of both are folded again.
+    its event be claimed. The worker that claimed it has the event alone, and ``examine`` compares its copies. Where the
+    choice is another, ``inbox`` and ``renderings`` exchange the two, and the objects of both are folded again.
     Otherwise the event's outcome stands.
 """
 
@@ -78,15 +78,16 @@ class Rendering(Struct, frozen=True, kw_only=True):
 class Choice(Struct, frozen=True):
     """What several copies of one event come to.
 
-    *kept* are the other contents, one copy of each. What is *moved* stands in the inbox, and was not chosen before;
-    *state* is what had become of the event until then. *is_more* says whether there are other contents than before, and
-    so many were *dropped*.
+    *kept* are the other contents, one copy of each; *dropped* counts those beyond. What is *moved* was not chosen
+    before, and *is_other* where it says something else than what was. *state* is what had become of the event until
+    then, and *is_more* whether there are contents that were not known.
     """
 
     chosen: Rendering
     kept: tuple[Rendering, ...]
     anomalies: tuple[Anomaly, ...]
     moved: bool = False
+    is_other: bool = False
     is_more: bool = False
     dropped: int = 0
     state: str | None = None
@@ -94,7 +95,7 @@ class Choice(Struct, frozen=True):
     @property
     def is_history(self) -> bool:
         """Whether what changes by the choice is no news: it had been folded, and nobody signed the other copy."""
-        return self.moved and self.state == "folded" and not self.chosen.signed
+        return self.is_other and self.state == "folded" and not self.chosen.signed
 
 
 # ---- Choosing, which depends on the copies alone ----
@@ -140,6 +141,7 @@ def choose(copies: Sequence[Rendering]) -> Choice:
         kept,
         tuple(anomalies_of([chosen, *kept])),
         moved=chosen is not before,
+        is_other=(chosen.content, chosen.is_readable) != (before.content, before.is_readable),
         is_more=any(each.content not in known for each in (chosen, *kept)),
         dropped=len(others) - len(kept),
     )
@@ -250,7 +252,7 @@ def examine(cursor: Cursor, seqs: Sequence[int]) -> dict[int, Choice]:
 
 
 def _with_state(choice: Choice, state: str | None, *, is_own: bool) -> Choice:
-    return replace(choice, moved=choice.moved and is_own, state=state)
+    return replace(choice, moved=choice.moved and is_own, is_other=choice.is_other and is_own, state=state)
 
 
 _EVENT: Final = "seq, account, livemode, id, type, created, object_type, object_id, payload, source"
@@ -259,7 +261,7 @@ _CONTENT: Final = 13
 # key, whatever the planner believes] in worker/projection.py.
 _COPIES: Final = """
 SELECT i.seq, r.account, r.livemode, r.id, r.type, r.created, r.object_type, r.object_id, r.payload, r.source,
-    r.api_version, r.payload_sha256, r.signature IS NOT NULL, r.content_sha256, false
+    r.api_version, r.payload_sha256, r.signature IS NOT NULL AND r.verified, r.content_sha256, false
 FROM (
     SELECT i.* FROM unnest(%s::bigint[]) AS k (seq) CROSS JOIN LATERAL (
         SELECT seq, account, livemode, id FROM inbox WHERE inbox.seq = k.seq OFFSET 0
@@ -272,7 +274,7 @@ FROM (
 """
 _CHOSEN: Final = """
 SELECT i.seq, i.account, i.livemode, i.id, i.type, i.created, i.object_type, i.object_id, NULL::bytea, i.source,
-    i.api_version, i.payload_sha256, i.signature IS NOT NULL, c.content_sha256, true, o.state
+    i.api_version, i.payload_sha256, i.signature IS NOT NULL AND i.verified, c.content_sha256, true, o.state
 FROM inbox AS i LEFT JOIN contents AS c USING (seq) LEFT JOIN outcomes AS o USING (seq)
 WHERE i.seq = ANY (%s::bigint[])
 """
@@ -334,7 +336,9 @@ def _hex(hashes: Iterable[bytes | None]) -> str:
     return text_array([(each or b"").hex() for each in hashes])
 
 
-_COLUMNS: Final = "type, api_version, created, object_type, object_id, redacted, payload_sha256, signature, source"
+_COLUMNS: Final = (
+    "type, api_version, created, object_type, object_id, redacted, payload_sha256, signature, verified, source"
+)
 _SET_ASIDE: Final = f"""
 INSERT INTO renderings (account, livemode, id, {_COLUMNS}, received_at, content_sha256, payload)
 SELECT account, livemode, id, {_COLUMNS}, received_at, decode(k.content, 'hex'), b.payload
@@ -408,13 +412,13 @@ def of_range(cursor: Cursor, first: int, end: int, *, with_fresh: bool) -> dict[
 
 _OF_RANGE: Final = """
 SELECT i.seq, r.account, r.livemode, r.id, r.type, r.created, r.object_type, r.object_id, r.payload, r.source,
-    r.api_version, r.payload_sha256, r.signature IS NOT NULL, r.content_sha256, false
+    r.api_version, r.payload_sha256, r.signature IS NOT NULL AND r.verified, r.content_sha256, false
 FROM renderings AS r JOIN inbox AS i USING (account, livemode, id)
 WHERE i.seq >= %s AND i.seq < %s AND (%s OR r.content_sha256 IS NOT NULL)
 """
 _CHOSEN_OF_RANGE: Final = """
 SELECT i.seq, i.account, i.livemode, i.id, i.type, i.created, i.object_type, i.object_id, NULL::bytea, i.source,
-    i.api_version, i.payload_sha256, i.signature IS NOT NULL, NULL::bytea, true
+    i.api_version, i.payload_sha256, i.signature IS NOT NULL AND i.verified, NULL::bytea, true
 FROM inbox AS i WHERE i.seq = ANY (%s::bigint[])
 """
 

@@ -72,8 +72,8 @@ Counts: TypeAlias = Counter[str]
 """What a replay met.
 
 ``seen`` is the sum of ``filtered``, ``new``, ``newer``, ``mended``, ``duplicate`` and ``refused``; what became of the
-new, the newer and the mended is the sum of ``folded``, ``ignored``, ``parked`` and ``pending``. A copy is newer where it
-is now folded in the place of another, and has mended its event where that was parked and no longer is.
+new, the newer and the mended is the sum of ``folded``, ``ignored``, ``parked`` and ``pending``. A copy is newer where
+it is now folded in the place of another, and has mended its event where that was parked and no longer is.
 """
 NEWER: Final = "newer"
 MENDED: Final = "mended"
@@ -434,7 +434,7 @@ class Held:
 
     def may_gain_by(self, delivery: Delivery) -> bool:
         """Return whether *delivery* has other bytes, or is the first that is signed."""
-        return delivery.sha256 != self.sha256 or (delivery.signature is not None and not self.signed)
+        return delivery.sha256 != self.sha256 or (delivery.signed and not self.signed)
 
 
 def held(cursor: Cursor, deliveries: Sequence[Delivery]) -> dict[Key, Held]:
@@ -445,7 +445,7 @@ def held(cursor: Cursor, deliveries: Sequence[Delivery]) -> dict[Key, Held]:
 
 
 _HELD: Final = """
-SELECT account, livemode, id, i.seq, i.payload_sha256, i.signature IS NOT NULL
+SELECT account, livemode, id, i.seq, i.payload_sha256, i.signature IS NOT NULL AND i.verified
 FROM unnest(%s::text[], %s::boolean[], %s::text[]) AS k (account, livemode, id)
 JOIN inbox AS i USING (account, livemode, id)
 """
@@ -563,7 +563,8 @@ SELECT account, source, received_at, signature, sha256, redacted, payload FROM (
     SELECT account, source, received_at, signature, sha256, redacted, payload, seq, 0 AS place
     FROM ({_EXPORTED}) AS chosen (account, source, received_at, signature, sha256, redacted, payload, seq)
     UNION ALL
-    SELECT account, r.source, r.received_at, r.signature, encode(r.payload_sha256, 'hex'), r.redacted, r.payload, i.seq, 1
+    SELECT account, r.source, r.received_at, r.signature, encode(r.payload_sha256, 'hex'), r.redacted, r.payload,
+        i.seq, 1
     FROM inbox AS i JOIN renderings AS r USING (account, livemode, id)
     WHERE i.seq BETWEEN %(first)s AND %(last)s AND r.payload IS NOT NULL
         AND (%(since)s::timestamptz IS NULL OR i.created >= %(since)s)

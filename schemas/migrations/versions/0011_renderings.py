@@ -28,6 +28,7 @@ CREATE TABLE renderings (
     signature text,
     source text NOT NULL,
     received_at timestamp with time zone NOT NULL,
+    verified boolean NOT NULL DEFAULT true,
     payload bytea,
     CONSTRAINT source_is_known CHECK (source IN ('webhook', 'replay', 'gap', 'observation')),
     PRIMARY KEY (account, livemode, id, payload_sha256)
@@ -36,11 +37,13 @@ CREATE INDEX renderings_fresh ON renderings (account, livemode, id) WHERE conten
 
 ALTER TABLE pending ADD COLUMN copies boolean NOT NULL DEFAULT false;
 
--- A signature that a log only quotes was never verified.
-UPDATE inbox SET signature = NULL WHERE signature IS NOT NULL AND source <> 'webhook';
+-- What came by webhook was verified; a signature that a log quotes was not.
+ALTER TABLE inbox ADD COLUMN verified boolean NOT NULL DEFAULT true;
+UPDATE inbox SET verified = false WHERE signature IS NOT NULL AND source <> 'webhook';
 """
 _BACK = """
 ALTER TABLE pending DROP COLUMN copies;
+ALTER TABLE inbox DROP COLUMN verified;
 DROP TABLE renderings, contents;
 """
 

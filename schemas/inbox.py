@@ -11,8 +11,9 @@ Note [An account is recorded under its newest name]
 Note [A copy with other bytes is kept until it is compared]
     ``RECORD`` writes the first delivery of an event. Of a further one ``KEEP_COPIES`` compares the hash of the body:
     the same bytes are a duplicate, unless this delivery is signed and the other was not. Other bytes are kept in
-    ``renderings``; whether they say something else is for the fold to find out (see worker/renderings.py). It is a
-    statement of its own, whose snapshot has whatever ``RECORD`` waited for, and it waits for no one who folds.
+    ``renderings``, and the event is queued; whether they say something else is for the fold to find out (see
+    worker/renderings.py). It is a statement of its own, whose snapshot has whatever ``RECORD`` waited for. It does not
+    wait for a worker that has claimed the event: the fold queues that again.
 """
 
 import base64
@@ -183,6 +184,9 @@ WITH named AS (
         signature = excluded.signature, verified = excluded.verified, source = excluded.source,
         received_at = excluded.received_at, content_sha256 = NULL
     WHERE excluded.signature IS NOT NULL AND excluded.verified AND (known.signature IS NULL OR NOT known.verified)
+), queued AS (
+    INSERT INTO pending (seq, copies) SELECT DISTINCT seq, true FROM others ORDER BY seq
+    ON CONFLICT (seq) DO NOTHING
 )
 SELECT number, seq FROM others
 """

@@ -78,14 +78,10 @@ def renderings_of(connection: Connection, event: Mapping[str, Any]) -> list[dict
     The hash of a content is null until it has been compared, and the payload where it is archived.
     """
     table = tables.renderings
-    binary = ("content_sha256", "payload_sha256")
+    binary, hidden = ("content_sha256", "payload_sha256"), ("account", "livemode", "id", "signature", "verified")
     columns: list[ColumnElement[Any]] = [func.encode(table.c[name], "hex").label(name) for name in binary]
     columns += [(table.c.signature.is_not(None) & table.c.verified).label("signed")]
-    columns += [
-        column
-        for column in table.c
-        if column.name not in (*binary, "account", "livemode", "id", "signature", "verified")
-    ]
+    columns += [column for column in table.c if column.name not in (*binary, *hidden)]
     same = [table.c[name] == event[name] for name in ("account", "livemode", "id")]
     query = select(*columns).where(*same).order_by(table.c.received_at.desc(), table.c.payload_sha256)
     found = (dict(row) for row in connection.execute(query).mappings())

@@ -233,13 +233,14 @@ def test_a_newer_rendering_keeps_its_turn(engine: Engine) -> None:
 
 @contextmanager
 def refused_when_asked(engine: Engine, database_url: str, order: str) -> Iterator[psycopg.Connection]:
-    """Let PostgreSQL refuse the row of *order*, once the yielded connection has ended its transaction."""
+    """Let PostgreSQL refuse the row of *order* that is paid, once the yielded connection has ended its transaction."""
     ledger.execute(
         engine,
         f"""
         CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$
         BEGIN PERFORM pg_advisory_xact_lock(7); RAISE EXCEPTION USING ERRCODE = '23514'; END $$;
-        CREATE TRIGGER refuse BEFORE INSERT ON orders FOR EACH ROW WHEN (NEW.id = '{order}') EXECUTE FUNCTION refuse();
+        CREATE TRIGGER refuse BEFORE INSERT ON orders FOR EACH ROW
+            WHEN (NEW.id = '{order}' AND NEW.status = 'paid') EXECUTE FUNCTION refuse();
         """,
     )
     with psycopg.connect(database_url) as gate:

@@ -200,7 +200,7 @@ def test_no_deadlock(database_url: str) -> None:
 
 
 def test_copies_in_one_batch(database_url: str) -> None:
-    """Of two copies in one batch the first is recorded and the other kept, and only events of one world are the same."""
+    """Of two copies in one batch the first is recorded and the other kept, apart from those of another world."""
     versions = ["2024-01-01", "2026-01-01.endive"]
     given = [delivery(1, version, livemode) for version in versions for livemode in (True, False)]
     with psycopg.connect(database_url) as connection:

@@ -479,7 +479,8 @@ def follow(
 def _pending(engine: Engine) -> int:
     with database.transaction(engine) as connection, database.cursor(connection) as cursor:
         cursor.execute(
-            "SELECT (SELECT count(*) FROM pending) + (SELECT count(*) FROM renderings WHERE content_sha256 IS NULL)"
+            "SELECT (SELECT count(*) FROM pending)"
+            " + (SELECT count(*) FROM (SELECT FROM renderings WHERE content_sha256 IS NULL LIMIT 1) AS fresh)"
         )
         (count,) = cursor.fetchone() or (0,)
         return int(count)

@@ -17,6 +17,10 @@ WORLD: Final = "account = '' AND livemode = true"
 PAGE: Final = f"ORDER BY {tables.NEWEST} DESC, id DESC, account DESC, livemode DESC LIMIT 21"
 
 ASKED: Final = {
+    "renderings_fresh": (
+        "copies that were not compared yet (renderings.queue)",
+        "SELECT EXISTS (SELECT FROM renderings WHERE content_sha256 IS NULL)",
+    ),
     "inbox_received": (
         "how many webhooks came within an hour (status)",
         "SELECT count(*) FROM inbox WHERE source = 'webhook' AND received_at > now() - interval '1 hour'",

@@ -134,8 +134,8 @@ BREAKS = (
     Break(
         "inbox keyed by id alone",
         "schemas/inbox.py",
-        "ON CONFLICT (account, livemode, id) DO UPDATE SET",
-        "ON CONFLICT (seq) DO UPDATE SET",
+        "ON CONFLICT (account, livemode, id) DO NOTHING",
+        "ON CONFLICT (seq) DO NOTHING",
     ),
     Break(
         "modes share a row",
@@ -150,10 +150,10 @@ BREAKS = (
         'Subject(table, "", event.livemode, key, root, currency)',
     ),
     Break(
-        "the first rendering stays",
-        "schemas/inbox.py",
-        "WHERE left(excluded.api_version, 10) >",
-        "WHERE false AND '' >",
+        "the first copy stays",
+        "worker/renderings.py",
+        "chosen = max(at_hand or best, key=lambda each: each.rank)",
+        "chosen = max(at_hand or best, key=lambda each: each.is_chosen)",
     ),
     Break("no lock on the object", PROJECTION, "SELECT pg_advisory_xact_lock(number) FROM (", "SELECT number FROM ("),
     Break(

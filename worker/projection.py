@@ -37,11 +37,12 @@ from schemas import database, inbox, tables
 from schemas.database import Bounds, Cursor, boolean_array, integer_array, text_array
 from schemas.errors import Archived, Transient
 from schemas.inbox import Delivery
-from worker import copying, correcting, folds, history, refunding, settling, stock
+from worker import copying, correcting, folds, history, refunding, renderings, settling, stock
 from worker.folds import join
 from worker.folds.checkout_session import CORRECTED
 from worker.folds.facts import Anomaly, Event, Facts, Row, Subject, Value, utc
 from worker.folds.join import Joined
+from worker.renderings import Choice
 
 FOLD_BATCH_MAX: Final = 500
 """Events folded in one transaction."""
@@ -67,13 +68,16 @@ _log = structlog.get_logger()
 class Claimed:
     """An event taken for folding; ``again`` where it had an outcome before, ``set_aside`` by an operator's word.
 
-    ``attempts`` is how often it has failed alone since it became pending.
+    ``attempts`` is how often it has failed alone since it became pending. Of an event of which copies say different
+    things ``choice`` is what they come to. Where its outcome ``stands``, only copies came, and none was chosen.
     """
 
     event: Event
     again: bool
     set_aside: str | None
     attempts: int = 0
+    choice: Choice | None = None
+    stands: bool = False
 
 
 class Share(NamedTuple):
@@ -146,6 +150,7 @@ def run_once(
     Raises:
         Transient: PostgreSQL does not answer, or has not given any event in time; nothing is lost.
     """
+    _queue_copies(engine, bounds)
     parts: Apart = deque() if apart is None else apart
     folded = _run_batch(engine, parts, now=now, limit=limit, share=share, bounds=bounds)
     while apart is None and parts:
@@ -156,6 +161,11 @@ def run_once(
 def run_one(engine: Engine, seq: int, *, now: datetime) -> int:
     """Fold the pending event *seq* by itself, due or not, and return whether it had been pending."""
     return _run_batch(engine, deque([(seq,)]), now=now, limit=1, share=None, bounds=None)
+
+
+def _queue_copies(engine: Engine, bounds: Bounds | None) -> None:
+    with database.transaction(engine, bounds) as connection, database.cursor(connection) as cursor:
+        renderings.queue(cursor)
 
 
 def _run_batch(
@@ -210,8 +220,8 @@ def failure_of(error: Exception) -> Failure:
 def _conclude_alone(engine: Engine, claimed: Claimed, failure: Failure, *, now: datetime, bounds: Bounds | None) -> int:
     """Park the event, or let it be tried again later, unless it is no longer what was *claimed*; return how many.
 
-    A newer rendering may have been recorded since, or another worker may have folded it: it is claimed again, and what
-    is pending then is compared with what failed.
+    Another copy may have been chosen since, or another worker may have folded it: it is claimed again, and what is
+    pending then is compared with what failed.
     """
     with database.transaction(engine, bounds) as connection, database.cursor(connection) as cursor:
         if claim(cursor, limit=1, only=(claimed.event.seq,)) != [claimed]:
@@ -227,6 +237,7 @@ def _conclude_alone(engine: Engine, claimed: Claimed, failure: Failure, *, now: 
 
 def park(cursor: Cursor, claimed: Claimed, failure: Failure, *, now: datetime) -> None:
     """Park the event: its data is at fault."""
+    _note_contradictions(cursor, [claimed], now)
     outcome = _Outcome(claimed.event.seq, "parked", failure.reason, failure.cause, claimed.attempts + 1)
     _conclude(cursor, [outcome], now, folds.FOLD_VERSION)
 
@@ -295,19 +306,54 @@ def claim(
         binary=True,
     )
     rows = cursor.fetchall()
+    choices = _choices(cursor, rows)
+    _as_chosen(cursor, rows, choices)
     payloads = inbox.payloads_of(cursor, [seq for row in rows for seq in (row[0], row[10]) if seq is not None])
-    # What is set aside is not read.
-    payloads = {row[0]: b"" for row in rows if row[10] is not None} | payloads
+    # What is set aside is not read, and neither is that of which the outcome stands.
+    standing = _standing(cursor, rows, choices)
+    payloads = {row[0]: b"" for row in rows if row[10] is not None or row[0] in standing} | payloads
     archived = [row for row in rows if row[0] not in payloads]
     if archived:
         _leave(cursor, archived)
         if len(archived) == len(rows):
             return claim(cursor, limit=limit, only=only, share=share, though_renamed=though_renamed)
     return [
-        Claimed(_event(row, payloads), row[9], None if row[10] is None else reason_of(payloads.get(row[10])), row[11])
+        Claimed(
+            _event(row, payloads),
+            row[9] or (row[0] in choices and choices[row[0]].is_other and choices[row[0]].state is not None),
+            None if row[10] is None else reason_of(payloads.get(row[10])),
+            row[11],
+            choices.get(row[0]),
+            row[0] in standing,
+        )
         for row in rows
         if row[0] in payloads
     ]
+
+
+def _choices(cursor: Cursor, rows: Sequence[Sequence[Any]]) -> dict[int, Choice]:
+    """Return what the copies of each event come to; a first delivery has none that was looked for."""
+    asked = [row[0] for row in rows if row[9] or row[12]]
+    return renderings.examine(cursor, asked) if asked else {}
+
+
+def _as_chosen(cursor: Cursor, rows: list[tuple[Any, ...]], choices: Mapping[int, Choice]) -> None:
+    """Bring *rows* to what the inbox has now of the events of which another copy was chosen."""
+    moved = [seq for seq, choice in choices.items() if choice.moved]
+    if not moved:
+        return
+    cursor.execute(f"SELECT {_ENVELOPE} FROM inbox AS i WHERE seq = ANY (%s::bigint[])", (integer_array(moved),))
+    found = {row[0]: row for row in cursor.fetchall()}
+    rows[:] = [(*found.get(row[0], row[:9]), *row[9:]) for row in rows]
+
+
+def _standing(cursor: Cursor, rows: Sequence[Sequence[Any]], choices: Mapping[int, Choice]) -> set[int]:
+    """Return the events of which only copies came, and the outcome that they have stands."""
+    asked = [row[0] for row in rows if row[12] and not row[9] and not (row[0] in choices and choices[row[0]].is_other)]
+    if not asked:
+        return set()
+    cursor.execute("SELECT seq FROM outcomes WHERE seq = ANY (%s::bigint[])", (integer_array(asked),))
+    return {seq for (seq,) in cursor.fetchall()}
 
 
 # Nothing is asked for each event unless a rename goes on, which is seldom.
@@ -320,18 +366,18 @@ ELSE NOT EXISTS (
 # What waits to be tried again is stepped over.
 _DUE: Final = f"(due_at IS NULL OR due_at <= now()) AND {_SETTLED}"
 _TAKEN: Final = f"""
-SELECT {_ENVELOPE}, taken.again, {_SET_ASIDE}, taken.attempts
+SELECT {_ENVELOPE}, taken.again, {_SET_ASIDE}, taken.attempts, taken.copies
 FROM taken CROSS JOIN LATERAL (SELECT * FROM inbox WHERE inbox.seq = taken.seq OFFSET 0) AS i ORDER BY i.seq
 """
 _CLAIM: Final = f"""
 WITH taken AS MATERIALIZED (
-    SELECT seq, again, attempts FROM pending WHERE {_DUE} ORDER BY seq LIMIT %(limit)s FOR UPDATE SKIP LOCKED
+    SELECT seq, again, attempts, copies FROM pending WHERE {_DUE} ORDER BY seq LIMIT %(limit)s FOR UPDATE SKIP LOCKED
 )
 {_TAKEN}
 """
 _CLAIM_ONLY: Final = f"""
 WITH taken AS MATERIALIZED (
-    SELECT seq, again, attempts FROM pending WHERE seq = ANY (%(only)s::bigint[]) AND {_SETTLED}
+    SELECT seq, again, attempts, copies FROM pending WHERE seq = ANY (%(only)s::bigint[]) AND {_SETTLED}
     ORDER BY seq LIMIT %(limit)s FOR UPDATE SKIP LOCKED
 )
 {_TAKEN}
@@ -345,13 +391,13 @@ WITH near AS MATERIALIZED (
     SELECT i.* FROM near CROSS JOIN LATERAL (SELECT * FROM inbox WHERE inbox.seq = near.seq OFFSET 0) AS i
     WHERE mod(hashtext(concat(i.account, i.object_id)), %(of)s) IN (%(number)s, %(number)s - %(of)s)
 ), taken AS MATERIALIZED (
-    SELECT o.*, p.again, p.attempts
+    SELECT o.*, p.again, p.attempts, p.copies
     FROM (SELECT * FROM own ORDER BY seq) AS o CROSS JOIN LATERAL (
-        SELECT again, attempts FROM pending WHERE pending.seq = o.seq FOR UPDATE SKIP LOCKED
+        SELECT again, attempts, copies FROM pending WHERE pending.seq = o.seq FOR UPDATE SKIP LOCKED
     ) AS p
     LIMIT %(limit)s
 )
-SELECT {_ENVELOPE}, i.again, {_SET_ASIDE}, i.attempts FROM taken AS i ORDER BY i.seq
+SELECT {_ENVELOPE}, i.again, {_SET_ASIDE}, i.attempts, i.copies FROM taken AS i ORDER BY i.seq
 """
 
 
@@ -440,12 +486,15 @@ def project(
     """
     if not claimed:
         return []
-    part = _part(cursor, [(each, _judge(each)) for each in claimed])
+    _let_stand(cursor, [each for each in claimed if each.stands])
+    part = _part(cursor, [(each, _judge(each)) for each in claimed if not each.stands])
     neighbours = history.neighbours(cursor, part.facts) if history.is_at_hand(cursor, fold_version) else None
     _lock(cursor, part.facts.keys() | part.anew | (neighbours or set()), part.objects)
     past, news = (None, part) if neighbours is None else _divided(cursor, part, neighbours, fold_version)
     passed = [] if past is None else _project(cursor, past, now, fold_version, withheld="fold_version")
-    return passed if news is None else passed + _project(cursor, news, now, fold_version)
+    passed += [] if news is None else _project(cursor, news, now, fold_version)
+    _note_contradictions(cursor, claimed, now)
+    return passed
 
 
 def _project(
@@ -467,7 +516,7 @@ def _project(
     _conclude(cursor, part.outcomes, now, fold_version)
     _set_aside(cursor, [event for event in events if event.type == folds.EVENT_IGNORED])
     passed = _settle(cursor, saved, open_orders, now)
-    _append_changes(cursor, saved, withheld)
+    _append_changes(cursor, saved, _Reasons(part, withheld))
     return passed
 
 
@@ -479,8 +528,9 @@ def _part(cursor: Cursor, judged: Sequence[tuple[Claimed, folds.Verdict]]) -> _P
         for one in verdict.facts:
             facts[one.subject].append(one)
         if each.again:
-            anew.update(_own_subjects(each.event), (one.subject for one in verdict.facts))
-    return _Part(judged, facts, anew, _objects_of(cursor, [each.event for each, _ in judged if each.again]))
+            anew |= _rows_before(each).union(one.subject for one in verdict.facts)
+    again = [event for each, _ in judged if each.again for event in _every_copy(each)]
+    return _Part(judged, facts, anew, _objects_of(cursor, again))
 
 
 def _divided(
@@ -504,10 +554,6 @@ def _divided(
         return None, news
     waiting = {subject for subject in touched if _object_of(subject) in objects}
     return replace(past, anew=past.anew | waiting, objects=past.objects | objects), news
-
-
-def _object_of(subject: Subject) -> _Object:
-    return (subject.account, subject.livemode, subject.source)
 
 
 def _settle(cursor: Cursor, saved: _Saved, open_orders: dict[Subject, Joined], now: datetime) -> list[Subject]:
@@ -553,7 +599,7 @@ def _settle_passed(engine: Engine, orders: Sequence[Subject], *, now: datetime, 
         _lock(cursor, orders, ())
         keep_others_from_appending(cursor)
         _save_settled(cursor, saved := _Saved({}, {}, []), {}, orders, now)
-        _append_changes(cursor, saved)
+        _append_changes(cursor, saved, NEWS)
 
 
 def settle_all(cursor: Cursor, *, now: datetime, account: str | None = None) -> None:
@@ -561,7 +607,70 @@ def settle_all(cursor: Cursor, *, now: datetime, account: str | None = None) -> 
     for page in settling.pages(cursor, account):
         keep_others_from_appending(cursor)
         _save_settled(cursor, saved := _Saved({}, {}, []), {}, page, now)
-        _append_changes(cursor, saved)
+        _append_changes(cursor, saved, NEWS)
+
+
+class _Reasons:
+    """Why changes are not in the feed: all of a part that is *withheld*, and those by copies of what was known."""
+
+    def __init__(self, part: _Part, withheld: str | None) -> None:
+        self._withheld = withheld
+        history = [each for each, _ in part.judged if each.choice is not None and each.choice.is_history]
+        self._events = {(each.event.account, each.event.livemode, each.event.id) for each in history}
+        self._objects = {_object_of(subject) for each in history for subject in _rows_before(each)}
+        for subject, several in part.facts.items() if history else ():
+            if any(_by(one) not in self._events for one in several):
+                self._objects.discard(_object_of(subject))
+            else:
+                self._objects.add(_object_of(subject))
+
+    def of(self, subject: Subject, joined: Joined) -> str | None:
+        """Return why changes of the row *joined* of *subject* are withheld; None where they are news."""
+        by = joined.decided_by
+        is_by_history = by is not None and (subject.account, subject.livemode, by.event_id) in self._events
+        is_history = is_by_history or _object_of(subject) in self._objects
+        return self._withheld or ("rendering" if is_history else None)
+
+
+NEWS: Final = _Reasons(_Part((), {}, set(), set()), None)
+"""Nothing is withheld."""
+
+
+def _object_of(subject: Subject) -> _Object:
+    return (subject.account, subject.livemode, subject.source)
+
+
+def _by(one: Facts) -> _Object:
+    """Return the event that *one* is said by."""
+    return (one.subject.account, one.subject.livemode, one.event_id)
+
+
+def _let_stand(cursor: Cursor, standing: Sequence[Claimed]) -> None:
+    """Take events off what is pending, whose copies were compared and change nothing.
+
+    Where one says something else, its event counts as folded once more, which a rebuild catches up with.
+    """
+    if not standing:
+        return
+    more = [each.event.seq for each in standing if each.choice is not None and each.choice.is_more]
+    cursor.execute(
+        "UPDATE outcomes SET attempts = least(attempts::integer + 1, 32767) WHERE seq = ANY (%s::bigint[])",
+        (integer_array(more),),
+    )
+    seqs = integer_array(each.event.seq for each in standing)
+    cursor.execute("DELETE FROM pending WHERE seq = ANY (%s::bigint[])", (seqs,))
+
+
+def _every_copy(claimed: Claimed) -> list[Event]:
+    """Return the event with all that its copies say instead."""
+    return [claimed.event, *(copy.event for copy in (claimed.choice.kept if claimed.choice else ()))]
+
+
+def _rows_before(claimed: Claimed) -> set[Subject]:
+    """Return the rows that the event, or another copy of it, may have made before."""
+    found = {subject for event in _every_copy(claimed) for subject in _own_subjects(event)}
+    kept = claimed.choice.kept if claimed.choice else ()
+    return found | {one.subject for copy in kept for one in copy.verdict.facts}
 
 
 def shortened(reason: str | None) -> str | None:
@@ -950,6 +1059,13 @@ def _note_anomalies(cursor: Cursor, saved: _Saved, now: datetime) -> None:
         # A row that was only advanced does not show what only all its events show.
         and not (row in saved.rows and _keeps(saved.rows[row], kind))
     ]
+    _write_anomalies(cursor, found, over, now)
+
+
+def _write_anomalies(
+    cursor: Cursor, found: Sequence[Mapping[str, Any]], over: Sequence[tuple[str, bool, str]], now: datetime
+) -> None:
+    """Put in force what was *found*, and resolve what is *over*: account, mode and id of anomalies."""
     if over:
         cursor.execute(
             """
@@ -977,6 +1093,59 @@ def _keeps(joined: Joined, kind: str) -> bool:
     return not joined.is_whole and (kind in join.SEEN_IN_ALL or is_of_order)
 
 
+def _note_contradictions(cursor: Cursor, claimed: Sequence[Claimed], now: datetime) -> None:
+    """Write which anomalies are in force of the events of which copies were compared."""
+    choices = [each.choice for each in claimed if each.choice is not None]
+    if not choices:
+        return
+    found = [row for choice in choices for row in contradictions(choice, now)]
+    events = [choice.chosen.event for choice in choices]
+    cursor.execute(
+        """
+        SELECT a.account, a.livemode, a.id
+        FROM unnest(%s::text[], %s::boolean[], %s::text[]) AS k (account, livemode, subject_id)
+        JOIN anomalies AS a USING (account, livemode, subject_id) WHERE a.resolved_at IS NULL AND a.subject = 'event'
+        """,
+        (
+            text_array([event.account for event in events]),
+            boolean_array(event.livemode for event in events),
+            text_array([event.id for event in events]),
+        ),
+    )
+    held = {(row["account"], row["livemode"], row["id"]) for row in found}
+    _write_anomalies(cursor, found, [row for row in cursor.fetchall() if row not in held], now)
+
+
+def contradictions(choice: Choice, now: datetime) -> list[dict[str, Any]]:
+    """Return the rows by which the table shows that copies of one event contradict each other."""
+    event = choice.chosen.event
+    return [
+        {
+            **_identified("events", event.id, anomaly),
+            "account": event.account,
+            "livemode": event.livemode,
+            "subject": "event",
+            "object_id": event.object_id,
+            "event_id": event.id,
+            "as_of": event.created,
+            "seen_at": now,
+            "resolved_at": None,
+        }
+        for anomaly in choice.anomalies
+    ]
+
+
+def _identified(table: str, name: str, anomaly: Anomaly) -> dict[str, Any]:
+    """Return what tells an anomaly of what is called *name* from all others."""
+    identity = msgspec.json.encode([table, name, anomaly.kind, anomaly.detail], order="sorted")
+    return {
+        "id": f"anm_{hashlib.blake2b(identity, digest_size=12).hexdigest()}",
+        "kind": anomaly.kind,
+        "subject_id": name,
+        "detail": anomaly.detail,
+    }
+
+
 def _named(subject: Subject) -> tuple[str, bool, str, str]:
     """Return what names the row of *subject* where rows of all tables stand together."""
     return (subject.account, subject.livemode, folds.SHAPES[subject.table].subject, tables.key_name(subject.key))
@@ -990,17 +1159,12 @@ def anomaly_rows(subject: Subject, joined: Joined, now: datetime) -> list[dict[s
 
 
 def _anomaly_row(subject: Subject, row: Row, anomaly: Anomaly, now: datetime) -> dict[str, Any]:
-    name = tables.key_name(subject.key)
-    identity = msgspec.json.encode([subject.table, name, anomaly.kind, anomaly.detail], order="sorted")
     return {
+        **_identified(subject.table, tables.key_name(subject.key), anomaly),
         "account": subject.account,
         "livemode": subject.livemode,
-        "id": f"anm_{hashlib.blake2b(identity, digest_size=12).hexdigest()}",
-        "kind": anomaly.kind,
         "subject": folds.SHAPES[subject.table].subject,
-        "subject_id": name,
         "object_id": subject.source,
-        "detail": anomaly.detail,
         "event_id": row["event_id"],
         "as_of": row["as_of"],
         "seen_at": now,
@@ -1008,7 +1172,8 @@ def _anomaly_row(subject: Subject, row: Row, anomaly: Anomaly, now: datetime) ->
     }
 
 
-def _append_changes(cursor: Cursor, saved: _Saved, withheld: str | None) -> None:
+def _append_changes(cursor: Cursor, saved: _Saved, reasons: _Reasons) -> None:
+    """Append what the rows that were *saved* imply, withheld where there is a reason."""
     found = [
         {
             "account": subject.account,
@@ -1019,6 +1184,7 @@ def _append_changes(cursor: Cursor, saved: _Saved, withheld: str | None) -> None
             **_named_by(joined),
             "before": change.before,
             "after": change.after,
+            "withheld": reasons.of(subject, joined),
         }
         for subject, joined in saved.rows.items()
         for change in folds.SHAPES[subject.table].changes(saved.known.get(subject), joined.row)
@@ -1027,7 +1193,18 @@ def _append_changes(cursor: Cursor, saved: _Saved, withheld: str | None) -> None
     moved = refunding.moved(saved.rows, saved.known)
     if found or moved:
         keep_others_from_appending(cursor)
-    append(cursor, found + refunding.changes(cursor, moved), withheld)
+    append(cursor, found + _refund_changes(cursor, moved, reasons))
+
+
+def _refund_changes(cursor: Cursor, moved: Mapping[Subject, Joined], reasons: _Reasons) -> list[dict[str, Any]]:
+    """Return how the refunds of orders changed; withheld is what nothing but known history moved."""
+    history = {subject: joined for subject, joined in moved.items() if reasons.of(subject, joined) is not None}
+    found = refunding.changes(cursor, {subject: joined for subject, joined in moved.items() if subject not in history})
+    orders = {(row["account"], row["livemode"], row["subject_id"]) for row in found}
+    for row in refunding.changes(cursor, history):
+        if (row["account"], row["livemode"], row["subject_id"]) not in orders:
+            found.append({**row, "withheld": reasons.of(*next(iter(history.items())))})
+    return found
 
 
 def _named_by(joined: Joined) -> dict[str, object]:

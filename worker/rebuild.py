@@ -39,7 +39,8 @@ from schemas import database, inbox, tables
 from schemas.database import Cursor
 from schemas.errors import DatabaseAway
 from schemas.inbox import RECORD_ROWS_MAX
-from worker import archive, copying, eventlog, folds, projection, shadow
+from schemas.settings import SigningSecret
+from worker import archive, copying, eventlog, folds, projection, renderings, shadow
 from worker.eventlog import Entry
 from worker.folds import join
 from worker.folds.facts import Event, Facts, Subject
@@ -119,15 +120,22 @@ def refolded(engine: Engine, *, seed: int, progress: Progress = nobody) -> Itera
 
 
 def record(
-    made: Shadow, paths: Sequence[str], *, account: str, now: datetime, refuse: Callable[[Entry], None]
-) -> int:  # fmt: skip
+    made: Shadow,
+    paths: Sequence[str],
+    *,
+    account: str,
+    now: datetime,
+    refuse: Callable[[Entry], None],
+    secrets: Sequence[SigningSecret] = (),
+) -> int:
     """Record the logs at *paths* in the inbox of *made*, and return how many of their entries could not be read.
 
-    *account* stands for events that name none, and *refuse* is told each entry that cannot be read.
+    *account* stands for events that name none, *refuse* is called with each entry that cannot be read, and a signature
+    counts where one of *secrets* verifies it.
     """
     refused = 0
     for path in paths:
-        entries = eventlog.read(path, account=account, now=now)
+        entries = eventlog.read(path, account=account, now=now, secrets=secrets)
         while chunk := list(islice(entries, RECORD_ROWS_MAX)):
             deliveries = [entry.delivery for entry in chunk if entry.delivery is not None]
             with database.transaction(made.within) as connection, database.cursor(connection) as cursor:
@@ -376,6 +384,7 @@ def _judge_range(bounds: tuple[int, int]) -> dict[str, Path]:
     """Judge the events numbered within *bounds*, keep what they say, and write what became of them."""
     job = _JOB
     outcomes, mentions = _Rows(tables.outcomes, job.folder), _Rows(tables.mentions, job.folder)
+    anomalies = _Rows(tables.anomalies, job.folder)
     told: set[tuple[str, bool, str, int]] = set()
     spill = _Spill(job)
     engine = database.engine(job.url, connections_max=1)
@@ -386,6 +395,8 @@ def _judge_range(bounds: tuple[int, int]) -> dict[str, Path]:
                 cursor.execute(sql.SQL("SET TRANSACTION SNAPSHOT {}").format(sql.Literal(job.snapshot)))
                 path = sql.SQL(", ").join(map(sql.Identifier, job.path))
                 cursor.execute(sql.SQL("SET LOCAL search_path = {}").format(path))
+                # What the live tables have not compared yet is not in them.
+                copies = renderings.of_range(cursor, *bounds, with_fresh=job.has_inbox)
             driver = connection.connection.driver_connection
             with driver.cursor("events", binary=True) as rows:  # type: ignore[union-attr]  # the pool does not know the driver's type
                 rows.itersize = ROWS_READ
@@ -400,6 +411,11 @@ def _judge_range(bounds: tuple[int, int]) -> dict[str, Path]:
                 rows.execute(statement, {"first": first, "end": end})
                 for row in rows:
                     event = Event(*row[:10])
+                    if event.seq in copies:
+                        choice = renderings.choose_with(copies.pop(event.seq), event.payload)
+                        event = choice.chosen.event
+                        for contradiction in projection.contradictions(choice, job.now):
+                            anomalies.add_row(contradiction)
                     verdict = _verdict(job, event)
                     reason = projection.shortened(verdict.reason)
                     outcomes.add(
@@ -417,7 +433,7 @@ def _judge_range(bounds: tuple[int, int]) -> dict[str, Path]:
     spill.flush()
     for mention in told:
         mentions.add(mention)
-    return {**outcomes.written(), **mentions.written()}
+    return {**outcomes.written(), **mentions.written(), **anomalies.written()}
 
 
 _COLUMNS: Final = (
@@ -429,7 +445,7 @@ SELECT {columns}, o.attempts, o.folded_at
 FROM inbox AS i JOIN payloads AS b USING (seq) JOIN {outcomes} AS o USING (seq)
 WHERE i.seq >= %(first)s AND i.seq < %(end)s AND b.seq >= %(first)s AND b.seq < %(end)s ORDER BY i.seq
 """
-# Where one came back meanwhile, perhaps in a newer rendering, it stands.
+# Where one came back meanwhile, perhaps in another copy, it stands.
 _ARCHIVED_EVENTS: Final = """
 SELECT {columns}, o.attempts, o.folded_at
 FROM inbox AS i JOIN {outcomes} AS o USING (seq)

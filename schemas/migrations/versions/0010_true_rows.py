@@ -110,21 +110,15 @@ LEFT JOIN LATERAL (
                 OR r.charge = ANY (ways.charges || ARRAY(SELECT p.id FROM paid AS p)))
             AND r.reason IS DISTINCT FROM 'expired_uncaptured_charge'
             AND NOT EXISTS (SELECT FROM paid AS p WHERE p.id = b.charge AND p.is_released)
-    ), parts AS (
-        SELECT true AS is_charge, p.currency, coalesce(p.amount_captured, p.amount) AS taken,
-            CASE WHEN NOT t.is_other THEN t.counted + CASE
-                WHEN p.amount_refunded IS NULL THEN NULL
-                WHEN p.amount_refunded = 0 THEN 0
-                WHEN t.is_other_known THEN NULL
-                WHEN p.is_whole THEN greatest(0, p.amount_refunded - t.known)
-                WHEN t.known IN (p.amount_refunded, p.amount_refunded - (p.amount::numeric - p.amount_captured)) THEN 0
-            END END AS back
+    ), each_charge AS (
+        SELECT p.currency, coalesce(p.amount_captured, p.amount) AS taken, u.unseen,
+            CASE WHEN NOT t.is_mixed THEN u.unseen + t.counted END AS back
         FROM paid AS p
         CROSS JOIN LATERAL (
             SELECT coalesce(sum(g.amount) FILTER (WHERE g.counts), 0) AS counted,
                 coalesce(sum(g.amount) FILTER (WHERE k.is_known), 0) AS known,
-                coalesce(bool_or(k.is_other) FILTER (WHERE g.counts), false) AS is_other,
-                coalesce(bool_or(k.is_other) FILTER (WHERE k.is_known), false) AS is_other_known
+                coalesce(bool_or(k.is_other) FILTER (WHERE g.counts), false) AS is_mixed,
+                coalesce(bool_or(k.is_other) FILTER (WHERE k.is_known), false) AS is_known_mixed
             FROM given AS g
             CROSS JOIN LATERAL (
                 SELECT g.created <= p.as_of AND (g.failed_at IS NULL OR g.failed_at > p.as_of) AS is_known,
@@ -132,24 +126,32 @@ LEFT JOIN LATERAL (
             ) AS k
             WHERE g.charge = p.id
         ) AS t
+        CROSS JOIN LATERAL (
+            SELECT CASE
+                WHEN p.amount_refunded = 0 THEN 0
+                WHEN p.amount_refunded IS NULL OR t.is_known_mixed THEN NULL
+                WHEN p.is_whole THEN greatest(0, p.amount_refunded - t.known)
+                WHEN t.known IN (p.amount_refunded, p.amount_refunded - (p.amount::numeric - p.amount_captured)) THEN 0
+            END AS unseen
+        ) AS u
         WHERE p.may_give
-        UNION ALL
-        SELECT false, g.currency, NULL, g.amount FROM given AS g
-        WHERE g.counts AND NOT EXISTS (SELECT FROM paid AS p WHERE p.may_give AND p.id = g.charge)
+    ), charged AS (
+        SELECT count(*) > 0 AS is_any, bool_and(e.currency = o.currency) AS is_one_currency, sum(e.taken) AS taken,
+            bool_and(e.back = 0) AS is_none,
+            bool_and(e.back <> 0 AND e.back >= e.taken) AS is_full,
+            bool_or(e.back IS NULL OR (e.back <> 0 AND e.taken IS NULL)) AS is_unknown
+        FROM each_charge AS e
     ), refunded AS (
-        SELECT
-            CASE WHEN NOT coalesce(bool_or(
-                x.back IS NULL OR (x.back <> 0 AND x.currency IS DISTINCT FROM o.currency)
-            ), false) AND o.currency IS NOT NULL THEN coalesce(sum(x.back), 0) END AS amount,
-            CASE WHEN count(*) FILTER (WHERE x.is_charge) = 0 THEN o.amount_total
-                WHEN bool_and(x.currency = o.currency) FILTER (WHERE x.is_charge) THEN sum(x.taken)
-            END AS taken,
-            count(*) FILTER (WHERE x.is_charge) > 0
-                AND count(*) FILTER (WHERE NOT x.is_charge AND x.back IS DISTINCT FROM 0) = 0 AS by_charges,
-            bool_and(x.back = 0) FILTER (WHERE x.is_charge) AS is_none,
-            bool_and(x.back <> 0 AND x.back >= x.taken) FILTER (WHERE x.is_charge) AS is_full,
-            bool_or(x.back IS NULL OR (x.back <> 0 AND x.taken IS NULL)) FILTER (WHERE x.is_charge) AS is_unknown
-        FROM parts AS x
+        SELECT CASE WHEN NOT coalesce(bool_or(
+                x.amount IS NULL OR (x.amount <> 0 AND x.currency IS DISTINCT FROM o.currency)
+            ), false) AND o.currency IS NOT NULL THEN coalesce(sum(x.amount), 0) END AS amount,
+            coalesce(bool_or(x.is_loose AND x.amount IS DISTINCT FROM 0), false) AS is_loose
+        FROM (
+            SELECT e.unseen AS amount, e.currency, false AS is_loose FROM each_charge AS e
+            UNION ALL
+            SELECT g.amount, g.currency, NOT EXISTS (SELECT FROM paid AS p WHERE p.may_give AND p.id = g.charge)
+            FROM given AS g WHERE g.counts
+        ) AS x
     ), disputed AS (
         SELECT CASE WHEN NOT coalesce(bool_or(
             d.amount IS NULL OR (d.amount <> 0 AND d.currency IS DISTINCT FROM o.currency)
@@ -166,17 +168,20 @@ LEFT JOIN LATERAL (
         CASE WHEN abs(r.amount) <= 9223372036854775807 THEN r.amount::bigint END AS refunded_amount,
         CASE WHEN abs(d.amount) <= 9223372036854775807 THEN d.amount::bigint END AS disputed_amount,
         CASE
-            WHEN NOT r.by_charges THEN CASE
+            WHEN r.is_loose OR NOT c.is_any THEN CASE
                 WHEN r.amount = 0 THEN 'none'
-                WHEN r.amount >= r.taken THEN 'full'
-                WHEN r.amount < r.taken THEN 'partial'
+                WHEN r.amount >= m.taken THEN 'full'
+                WHEN r.amount < m.taken THEN 'partial'
             END
-            WHEN r.is_unknown THEN NULL
-            WHEN r.is_none THEN 'none'
-            WHEN r.is_full THEN 'full'
+            WHEN c.is_unknown THEN NULL
+            WHEN c.is_none THEN 'none'
+            WHEN c.is_full THEN 'full'
             ELSE 'partial'
         END AS refund_status
-    FROM refunded AS r CROSS JOIN disputed AS d
+    FROM refunded AS r CROSS JOIN charged AS c CROSS JOIN disputed AS d
+    CROSS JOIN LATERAL (
+        SELECT CASE WHEN NOT c.is_any THEN o.amount_total WHEN c.is_one_currency THEN c.taken END AS taken
+    ) AS m
     WHERE ways.intents IS NOT NULL OR ways.charges IS NOT NULL
 ) AS money ON true
 LEFT JOIN LATERAL (

@@ -873,7 +873,7 @@ def _append_changes(cursor: Cursor, saved: _Saved) -> None:
         for change in folds.SHAPES[subject.table].changes(saved.known.get(subject), joined.row)
     ]
     stock.add_lines(cursor, found)
-    moved = refunding.moved(saved.rows, saved.known)
+    moved = [*refunding.moved(saved.rows, saved.known), *refunding.vanished(saved.gone, saved.known)]
     if found or moved:
         keep_others_from_appending(cursor)
     append(cursor, found + refunding.changes(cursor, moved))

@@ -1,6 +1,11 @@
 """What dispute events say.
 
 Source: https://docs.stripe.com/api/disputes/object.
+
+Note [An inquiry is no dispute]
+    Some banks ask before they dispute: the statuses that begin with ``warning_`` take no money. An inquiry becomes a
+    dispute at its first other status; one that ends as ``warning_closed`` never was a dispute, and so closes none. A
+    dispute that was lost may be appealed, and be won after all: it closes again, and does not open again.
 """
 
 from typing import Final
@@ -20,7 +25,9 @@ TYPES: Final = (
     "charge.dispute.updated",
     "payfold.dispute.observed",
 )
-_CLOSED: Final = ("lost", "prevented", "warning_closed", "won")
+_CLOSED: Final = ("lost", "prevented", "won")
+_INQUIRY: Final = "warning_"
+_OVER: Final = (*_CLOSED, "warning_closed")
 
 
 class Dispute(Struct):
@@ -60,14 +67,16 @@ _SHOWN: Final = ("status", "reason", "currency", "amount", "charge", "payment_in
 
 
 def _kind(row: Row | None) -> Kind | None:
-    if row is None:
+    status = None if row is None else row["status"]
+    if status is None or str(status).startswith(_INQUIRY):
         return None
-    return "dispute.closed" if row["status"] in _CLOSED else "dispute.opened"
+    return "dispute.closed" if status in _CLOSED else "dispute.opened"
 
 
 def _changes(before: Row | None, after: Row) -> list[Change]:
-    kind = _kind(after)
-    if kind is None or kind == _kind(before):
+    kind, known_kind = _kind(after), _kind(before)
+    is_step = known_kind is None if kind == "dispute.opened" else before is None or before["status"] != after["status"]
+    if kind is None or not is_step:
         return []
     known = None if before is None else {name: before[name] for name in _SHOWN}
     return [Change(kind, known, {name: after[name] for name in _SHOWN})]
@@ -78,5 +87,5 @@ SHAPE: Final = Shape(
     subject="dispute",
     empty=dict.fromkeys(("charge", "payment_intent", "status", "reason", "currency", "amount")),
     changes=_changes,
-    prefer=lambda facts: int(facts.columns.get("status") in _CLOSED),
+    prefer=lambda facts: int(facts.columns.get("status") in _OVER),
 )

@@ -2,17 +2,22 @@
 
 import random
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from itertools import pairwise, permutations
 from typing import Any
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 from sqlalchemy import Engine
 
 from schemas import database, observations
 from tests import ledger
+from tests.command import payfold
 from worker import refunding
+from worker.explain import explain
 from worker.folds import SHAPES
+from worker.folds.facts import Subject
 
 Body = bytes
 START = 1_700_000_000
@@ -420,3 +425,54 @@ def test_a_rename_and_a_swap_find_what_was_not_announced(engine: Engine) -> None
         [("cs_1", 500)],
         [("cs_1", 500)],
     ]
+
+
+# What an explanation shows.
+
+
+def test_an_explanation_shows_what_contradicts_the_order(engine: Engine, database_url: str) -> None:
+    """At each time it lists the charges and refunds that were known, and where a charge reports more than its refunds.
+
+    A charge that reports 500 refunded where no refund is known is shown as what it is, now and as of then.
+    """
+    at = ledger.NOW
+    for body in (session(), PAID, charge(3, 1000, amount_refunded=500), refund(4, 1000, 500)):
+        at += timedelta(minutes=1)
+        ledger.record(engine, [replace(ledger.delivery(body), received_at=at)])
+        ledger.fold(engine)
+    order = Subject("orders", "", False, "cs_1")  # noqa: FBT003 - the mode
+
+    def shown(minutes: int | None) -> list[tuple[object, ...]]:
+        as_of = None if minutes is None else ledger.NOW + timedelta(minutes=minutes)
+        names = ("id", "amount", "amount_refunded", "amount_by_refunds", "verdict")
+        return [tuple(row.get(name) for name in names) for row in explain(engine, order, as_of=as_of).money]
+
+    agrees = "its refunds come to what it reports"
+    contradicts = "it reports 500 refunded, which is more than its refunds, 0"
+    assert shown(1) == []
+    assert shown(2) == [("ch_1", 1500, 0, 0, agrees)]
+    assert shown(3) == [("ch_1", 1500, 500, 0, contradicts)]
+    assert shown(4) == shown(None) == [("ch_1", 1500, 500, 500, agrees), ("re_1", 500, None, None, "it counts")]
+    printed = payfold("orders", "explain", "cs_1", DATABASE_URL=database_url)
+    assert "The charges and refunds behind refunded_amount" in printed.out
+    assert "5.00 USD" in printed.out
+
+
+@pytest.mark.parametrize(
+    ("bodies", "verdicts"),
+    [
+        (HISTORIES["a hold that was released"][0], {"ch_1": "a hold that was released", "re_1": "it does not count"}),
+        (HISTORIES["in the buyer's currency"][0], {"ch_1": "its refunds", "re_1": "it counts, in another currency"}),
+        (HISTORIES["through a charge that names its invoice"][0], {"ch_1": "its refunds", "re_1": "it counts"}),
+        (HISTORIES["through an invoice payment with a charge"][0], {"ch_1": "it reports 0", "re_1": "it counts"}),
+    ],
+)
+def test_the_verdicts_of_an_explanation(engine: Engine, bodies: Sequence[Body], verdicts: dict[str, str]) -> None:
+    """Each charge and refund has its verdict, whichever way it leads to the order."""
+    ledger.take_in(engine, *bodies)
+    order = Subject("orders", "", False, "cs_1")  # noqa: FBT003 - the mode
+
+    for as_of in (None, ledger.NOW + timedelta(days=1)):
+        found = {row["id"]: row["verdict"] for row in explain(engine, order, as_of=as_of).money}
+        assert found.keys() == verdicts.keys()
+        assert all(found[id_].startswith(words) for id_, words in verdicts.items()), found

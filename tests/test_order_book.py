@@ -41,17 +41,17 @@ def is_captured(charge: Row) -> bool:
 
 def unseen(charge: Row, refunds: Sequence[Row]) -> int | None:
     """Return what *charge* reports beyond its *refunds* that were known by then; None where that is not known."""
-    reported = charge["amount_refunded"]
+    reported: int = charge["amount_refunded"]
     if not is_captured(charge) or reported == 0:
         return 0
     by_then = [each for each in refunds if each["created"] <= charge["as_of"]]
     by_then = [each for each in by_then if each["failed_at"] is None or each["failed_at"] > charge["as_of"]]
     if any(each["currency"] != charge["currency"] for each in by_then if each["amount"]):
         return None
-    known = sum(each["amount"] for each in by_then)
+    known = int(sum(each["amount"] for each in by_then))
     captured = charge["amount_captured"]
     if captured == charge["amount"]:
-        return max(0, int(reported) - known)
+        return max(0, reported - known)
     fits = [reported] if captured is None else [reported, reported - (charge["amount"] - captured)]
     return 0 if known in fits else None
 
@@ -128,7 +128,7 @@ def disputed(case: Case) -> int | None:
     currency = case.order["currency"]
     if currency is None or any(each["currency"] != currency for each in gone if each["amount"]):
         return None
-    return sum(each["amount"] for each in gone)
+    return sum(int(each["amount"]) for each in gone)
 
 
 # Random money.
@@ -217,8 +217,10 @@ def some_case(chance: random.Random, number: int) -> Case:
     elif way == "charge of the invoice":
         charge = charges[0]["id"]
         payments = [{"id": f"inpay_{number}", "invoice": invoice, "charge": charge, "as_of": moment(chance)}]
-    statuses = ("needs_response", "under_review", "lost", "won", "prevented", "warning_needs_response")
-    statuses += ("warning_closed", "appeal_under_review")
+    statuses = (
+        *("needs_response", "under_review", "lost", "won", "prevented"),
+        *("warning_needs_response", "warning_closed", "appeal_under_review"),
+    )
     disputes = [
         {
             "id": f"dp_{number}_{each}",

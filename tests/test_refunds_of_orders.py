@@ -3,7 +3,7 @@
 import random
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from itertools import pairwise, permutations
+from itertools import permutations
 from typing import Any
 
 import msgspec
@@ -17,7 +17,7 @@ from tests.command import payfold
 from worker import refunding
 from worker.explain import explain
 from worker.folds import SHAPES
-from worker.folds.facts import Subject
+from worker.folds.facts import Row, Subject
 
 Body = bytes
 START = 1_700_000_000
@@ -359,9 +359,9 @@ def test_an_inquiry_is_no_dispute(engine: Engine, statuses: list[str], kinds: li
 def test_a_dispute_that_closes_twice() -> None:
     """A dispute that was lost, appealed and won has a step for each end, and none for the appeal."""
     statuses = ("needs_response", "lost", "appeal_needs_response", "won")
-    rows = [{**SHAPES["disputes"].empty, "status": status} for status in statuses]
+    rows: list[Row] = [{**SHAPES["disputes"].empty, "status": status} for status in statuses]
 
-    steps = [SHAPES["disputes"].changes(before, after) for before, after in pairwise([None, *rows])]
+    steps = [SHAPES["disputes"].changes(before, after) for before, after in zip([None, *rows], rows, strict=False)]
 
     assert [[(each.kind, each.after["status"]) for each in step] for step in steps] == [
         [("dispute.opened", "needs_response")],

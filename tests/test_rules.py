@@ -220,6 +220,9 @@ def written(engine: Engine, table: str, id_: str, **columns: object) -> None:
         connection.execute(insert(tables.metadata.tables[table]), row)
 
 
+PRESENTED = {"presentment_currency": "cad", "presentment_amount": 2055}
+
+
 def states(engine: Engine, rule: str) -> tuple[str, list[Finding]]:
     """Return what came of *rule* where it is about one row, and what was found."""
     tallies, findings = checked(engine)
@@ -234,9 +237,9 @@ def states(engine: Engine, rule: str) -> tuple[str, list[Finding]]:
     ("order", "charge", "state", "currency"),
     [
         ({}, {}, "holds", None),
-        ({"presentment_currency": "cad", "presentment_amount": 2055}, {"currency": "cad", "amount": 2055}, "holds", None),
-        ({"presentment_currency": "cad", "presentment_amount": 2055}, {}, "holds", None),
-        ({"presentment_currency": "cad", "presentment_amount": 2055}, {"currency": "cad"}, "broken", "cad"),
+        (PRESENTED, {"currency": "cad", "amount": 2055}, "holds", None),
+        (PRESENTED, {}, "holds", None),
+        (PRESENTED, {"currency": "cad"}, "broken", "cad"),
         ({"presentment_currency": "cad"}, {"currency": "cad"}, "not provable", "cad"),
         ({}, {"currency": "cad", "amount": 2055}, "broken", None),
         # The rest of what was authorized was released.

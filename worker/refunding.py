@@ -80,9 +80,9 @@ def _moves_money(subject: Subject, row: Row, known: Row | None) -> bool:
 def _moved(subject: Subject, row: Row, known: Row | None, source: str) -> Iterator[Moved]:
     """Yield what leads to the orders of *row*, and to those that it led to before."""
     is_refunded = any(_is_refunded(subject, each) for each in (row, known) if each is not None)
-    by_event = (row["event_id"], row["as_of"], source, is_refunded)
-    for ways in {_ways(subject, each) for each in (row, known) if each is not None}:
-        yield Moved(subject.account, subject.livemode, *ways, *by_event)
+    for intent, charge, invoice in {_ways(subject, each) for each in (row, known) if each is not None}:
+        ways = (intent, charge, invoice)
+        yield Moved(subject.account, subject.livemode, *ways, row["event_id"], row["as_of"], source, is_refunded)
 
 
 def _is_refunded(subject: Subject, row: Row) -> bool:
@@ -119,7 +119,8 @@ def untold(cursor: Cursor, *, told_in: str) -> list[dict[str, Any]]:
     It is by the event of the order's row, since no one event is behind it.
     """
     with cursor.connection.cursor(row_factory=dict_row) as found:
-        found.execute(sql.SQL(_UNTOLD).format(changes=sql.Identifier(told_in, "changes")))
+        last = sql.SQL(_LAST).format(changes=sql.Identifier(told_in, "changes"))
+        found.execute(sql.SQL(_UNTOLD) + last)
         return [_change(row) for row in found]
 
 
@@ -139,7 +140,7 @@ def _changes_of(cursor: Cursor, account: str, query: str) -> Iterator[dict[str, 
         rows = cursor.fetchall()
         if not rows:
             return
-        yield from _changes(cursor, [Moved(*row[:-1], is_refunded=True) for row in rows])
+        yield from _changes(cursor, [Moved._make([*row[:8], True]) for row in rows])
         after = (rows[-1][1], rows[-1][-1])
 
 
@@ -238,8 +239,10 @@ WHERE b.refunded_amount IS DISTINCT FROM
     AND b.refunded_amount IS NOT NULL
 """
 # From what moved to its intents and charges, from these to their invoices, and from all of them to the orders.
-_AFFECTED: Final = (
-    """
+_AFFECTED: Final = sql.Composed(
+    [
+        sql.SQL(
+            """
 WITH moved AS (
     SELECT * FROM unnest(
         %s::text[], %s::boolean[], %s::text[], %s::text[], %s::text[], %s::text[], %s::timestamptz[], %s::text[]
@@ -298,16 +301,15 @@ FROM last AS l CROSS JOIN LATERAL (
     SELECT * FROM order_book AS k WHERE (k.account, k.livemode, k.id) = (l.account, l.livemode, l.id) OFFSET 0
 ) AS b
 """
-    + _LAST.format(changes="changes")
-)
-_UNTOLD: Final = (
-    """
+        ),
+        sql.SQL(_LAST).format(changes=sql.Identifier("changes")),
+    ]
+).as_bytes()
+_UNTOLD: Final = """
 SELECT b.event_id AS by_event, b.as_of AS at, i.source, t.told, b.*
 FROM order_book AS b
 JOIN inbox AS i ON (i.account, i.livemode, i.id) = (b.account, b.livemode, b.event_id)
 """
-    + _LAST
-)
 
 
 def _change(row: Mapping[str, Any]) -> dict[str, Any]:

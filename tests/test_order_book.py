@@ -126,7 +126,7 @@ def disputed(case: Case) -> int | None:
         if each["status"] not in ("won", "prevented") and not each["status"].startswith("warning_")
     ]
     currency = case.order["currency"]
-    if currency is None or any(each["currency"] != currency for each in gone if each["amount"]):
+    if any(each["currency"] != currency for each in gone if each["amount"]):
         return None
     return sum(int(each["amount"]) for each in gone)
 

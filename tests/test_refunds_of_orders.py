@@ -356,6 +356,16 @@ def test_an_inquiry_is_no_dispute(engine: Engine, statuses: list[str], kinds: li
     assert ledger.rows(engine, "SELECT disputed_amount FROM order_book") == [{"disputed_amount": amount}]
 
 
+def test_a_dispute_s_status_that_stripe_has_yet_to_invent(engine: Engine) -> None:
+    """It is kept, and noted until one that is known follows; the statuses that are known are no anomaly."""
+    ledger.take_in(engine, dispute(1, 1000, "pondered"))
+    first = ledger.anomalies(engine)
+    for number, status in enumerate(("warning_closed", "appeal_under_review", "won"), 2):
+        ledger.take_in(engine, dispute(number, 1000 + number, status))
+
+    assert (first, ledger.anomalies(engine)) == (["unknown_status"], [])
+
+
 def test_a_dispute_that_closes_twice() -> None:
     """A dispute that was lost, appealed and won has a step for each end, and none for the appeal."""
     statuses = ("needs_response", "lost", "appeal_needs_response", "won")
@@ -390,13 +400,13 @@ def test_what_is_credited_in_another_currency(engine: Engine, currency: str, amo
 
 
 def test_an_order_without_a_currency(engine: Engine) -> None:
-    """A session of 2019 has no currency: its sums are not known, its charge still shows that nothing was refunded."""
+    """A session of 2019 has no currency: what was refunded has none either, its charge shows that it is nothing."""
     old = {"id": "cs_1", "object": "checkout.session", "mode": "payment", "payment_intent": "pi_1"}
 
     ledger.take_in(engine, told(1, "checkout.session.completed", 10, old), PAID)
 
     (row,) = ledger.rows(engine, "SELECT refunded_amount, disputed_amount, refund_status FROM order_book")
-    assert row == {"refunded_amount": None, "disputed_amount": None, "refund_status": "none"}
+    assert row == {"refunded_amount": None, "disputed_amount": 0, "refund_status": "none"}
 
 
 def test_a_refund_that_is_set_aside(engine: Engine) -> None:

@@ -14,7 +14,7 @@ from msgspec import UNSET, Struct, UnsetType
 
 from schemas.kinds import Kind
 from worker.folds.facts import Change, Event, Facts, Row
-from worker.folds.join import Shape
+from worker.folds.join import Shape, unknown_status
 from worker.folds.reading import Name, Reader, Reference, Told, Whole, carried, references, say
 
 TYPES: Final = (
@@ -28,6 +28,11 @@ TYPES: Final = (
 _CLOSED: Final = ("lost", "prevented", "won")
 _INQUIRY: Final = "warning_"
 _OVER: Final = (*_CLOSED, "warning_closed")
+_STATUSES: Final = (
+    *_OVER,
+    *("needs_response", "under_review", "appeal_needs_response", "appeal_under_review"),
+    *("warning_needs_response", "warning_under_review"),
+)
 
 
 class Dispute(Struct):
@@ -86,6 +91,7 @@ SHAPE: Final = Shape(
     table="disputes",
     subject="dispute",
     empty=dict.fromkeys(("charge", "payment_intent", "status", "reason", "currency", "amount")),
+    anomalies=lambda row: unknown_status(row, _STATUSES),
     changes=_changes,
     prefer=lambda facts: int(facts.columns.get("status") in _OVER),
 )

@@ -15,7 +15,8 @@ Note [What was refunded of an order]
     that releases it counts, whatever the reason of that refund. A charge that is merely not captured yet may have been
     captured since, so that refunds of it do count.
 
-    A sum is null where a part of it is in another currency, or the order's currency is not known. The status compares
+    A sum is null where a part of it is in another currency, or in one while the order's is not known. Of an order without
+    a currency even a refunded amount of 0 is not known. The status compares
     each charge with what was captured of it, in its own currency; without a charge, the refunds with the order's total.
 """
 
@@ -154,8 +155,8 @@ LEFT JOIN LATERAL (
         ) AS x
     ), disputed AS (
         SELECT CASE WHEN NOT coalesce(bool_or(
-            d.amount IS NULL OR (d.amount <> 0 AND d.currency IS DISTINCT FROM o.currency)
-        ), false) AND o.currency IS NOT NULL THEN coalesce(sum(d.amount), 0) END AS amount
+            d.amount IS NULL OR (d.amount <> 0 AND (d.currency = o.currency) IS NOT TRUE)
+        ), false) THEN coalesce(sum(d.amount), 0) END AS amount
         FROM disputes AS d
         WHERE (d.account, d.livemode) = (o.account, o.livemode)
             AND (d.payment_intent = ANY (ways.intents)
@@ -186,8 +187,8 @@ LEFT JOIN LATERAL (
 ) AS money ON true
 LEFT JOIN LATERAL (
     SELECT CASE WHEN NOT coalesce(bool_or(
-        n.amount IS NULL OR (n.amount <> 0 AND n.currency IS DISTINCT FROM o.currency)
-    ), false) AND o.currency IS NOT NULL AND abs(coalesce(sum(n.amount), 0)) <= 9223372036854775807
+        n.amount IS NULL OR (n.amount <> 0 AND (n.currency = o.currency) IS NOT TRUE)
+    ), false) AND abs(coalesce(sum(n.amount), 0)) <= 9223372036854775807
         THEN coalesce(sum(n.amount), 0)::bigint END AS credited_amount
     FROM credit_notes AS n
     WHERE (n.account, n.livemode, n.invoice) = (o.account, o.livemode, o.invoice)

@@ -207,7 +207,9 @@ BREAKS = (
         "and (account, livemode, anomaly) not in held",
         "and anomaly not in {each for _, _, each in held}",
     ),
-    Break("nobody is refunded", "worker/refunding.py", "return cursor.fetchone() == (True,)", "return False"),
+    Break(
+        "nobody is refunded", "worker/refunding.py", "return _changes(cursor, _refunded(cursor, moved))", "return []"
+    ),
     Break("what was told is told again", PROJECTION, "if cursor.fetchone() == (True,):", "if False:"),
     Break("the old row is trusted", PROJECTION, "        if each.again:\n", "        if False:\n"),
     Break(

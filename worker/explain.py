@@ -5,6 +5,7 @@ second time.
 """
 
 from collections.abc import Iterable, Mapping
+import dataclasses
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final
@@ -16,7 +17,7 @@ from sqlalchemy import Engine
 from schemas import database, tables
 from schemas.database import Cursor
 from schemas.errors import NotFoundError
-from worker import folds, projection, settling
+from worker import behind, folds, projection, settling
 from worker.folds import join, payment
 from worker.folds.facts import Event, Facts, Row, Subject
 from worker.folds.join import Joined, Path, Shape
@@ -34,7 +35,8 @@ class Explanation:
     """A row of *table* as its events make it, None where they make none; what set each column; and its *timeline*.
 
     *columns* are dicts of column, value, event_id, type, created and how; *timeline* dicts of event_id, type, created,
-    received_at, source, api_version, state, verdict and sets. *anomalies* are those in force.
+    received_at, source, api_version, state, verdict and sets. *anomalies* are those in force. *money* is what is behind
+    an order's refunded amount: see ``behind.of_order``.
 
     Where payloads are archived, the row is the one at rest, and what set a column is not known: it may have been one of
     these events. As of an earlier time there is no row then.
@@ -49,6 +51,7 @@ class Explanation:
     timeline: list[dict[str, Any]]
     anomalies: list[dict[str, Any]] = field(default_factory=list)
     dashboard: str | None = None
+    money: list[dict[str, Any]] = field(default_factory=list)
 
 
 def explain(engine: Engine, subject: Subject, *, as_of: datetime | None = None) -> Explanation:
@@ -57,6 +60,14 @@ def explain(engine: Engine, subject: Subject, *, as_of: datetime | None = None) 
     Raises:
         NotFoundError: no event speaks of it, or none had by then.
     """
+    told = _explained(engine, subject, as_of)
+    if subject.table != "orders" or told.row is None:
+        return told
+    with database.transaction(engine) as connection, database.cursor(connection) as cursor:
+        return dataclasses.replace(told, money=behind.of_order(cursor, told.row, as_of=as_of))
+
+
+def _explained(engine: Engine, subject: Subject, as_of: datetime | None) -> Explanation:
     with database.transaction(engine) as connection, database.cursor(connection) as cursor:
         cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
         told = _told(cursor, subject, as_of)

@@ -42,6 +42,7 @@ from worker.folds import join
 from worker.folds.checkout_session import CORRECTED
 from worker.folds.facts import Anomaly, Event, Facts, Row, Subject, Value, utc
 from worker.folds.join import Joined
+from worker.refunding import Moved
 from worker.renderings import Choice
 
 FOLD_BATCH_MAX: Final = 500
@@ -624,9 +625,9 @@ class _Reasons:
             else:
                 self._objects.add(_object_of(subject))
 
-    def of(self, subject: Subject, joined: Joined) -> str | None:
-        """Return why changes of the row *joined* of *subject* are withheld; None where they are news."""
-        by = joined.decided_by
+    def of(self, subject: Subject, joined: Joined | None) -> str | None:
+        """Return why changes of the row *joined* of *subject*, or of one that is gone, are withheld; None for news."""
+        by = None if joined is None else joined.decided_by
         is_by_history = by is not None and (subject.account, subject.livemode, by.event_id) in self._events
         is_history = is_by_history or _object_of(subject) in self._objects
         return self._withheld or ("rendering" if is_history else None)
@@ -1190,21 +1191,33 @@ def _append_changes(cursor: Cursor, saved: _Saved, reasons: _Reasons) -> None:
         for change in folds.SHAPES[subject.table].changes(saved.known.get(subject), joined.row)
     ]
     stock.add_lines(cursor, found)
-    moved = refunding.moved(saved.rows, saved.known)
-    if found or moved:
+    moved = _moved(saved, reasons)
+    if found or any(moved.values()):
         keep_others_from_appending(cursor)
-    append(cursor, found + _refund_changes(cursor, moved, reasons))
+    append(cursor, found + _refund_changes(cursor, moved))
 
 
-def _refund_changes(cursor: Cursor, moved: Mapping[Subject, Joined], reasons: _Reasons) -> list[dict[str, Any]]:
+def _moved(saved: _Saved, reasons: _Reasons) -> dict[str | None, list[Moved]]:
+    """Return what may have moved the refunds of orders, by the reason why that is withheld, news first."""
+    rows: dict[str | None, dict[Subject, Joined]] = defaultdict(dict, {None: {}})
+    gone: dict[str | None, list[Subject]] = defaultdict(list)
+    for subject, joined in saved.rows.items():
+        rows[reasons.of(subject, joined)][subject] = joined
+    for subject in saved.gone:
+        gone[reasons.of(subject, None)].append(subject)
+    return {
+        reason: [*refunding.moved(rows[reason], saved.known), *refunding.vanished(gone[reason], saved.known)]
+        for reason in [*rows, *(gone.keys() - rows.keys())]
+    }
+
+
+def _refund_changes(cursor: Cursor, moved: Mapping[str | None, list[Moved]]) -> list[dict[str, Any]]:
     """Return how the refunds of orders changed; withheld is what nothing but known history moved."""
-    history = {subject: joined for subject, joined in moved.items() if reasons.of(subject, joined) is not None}
-    found = refunding.changes(cursor, {subject: joined for subject, joined in moved.items() if subject not in history})
-    orders = {(row["account"], row["livemode"], row["subject_id"]) for row in found}
-    for row in refunding.changes(cursor, history):
-        if (row["account"], row["livemode"], row["subject_id"]) not in orders:
-            found.append({**row, "withheld": reasons.of(*next(iter(history.items())))})
-    return found
+    found: dict[_Object, dict[str, Any]] = {}
+    for reason, rows in moved.items():
+        for row in refunding.changes(cursor, rows):
+            found.setdefault((row["account"], row["livemode"], row["subject_id"]), {**row, "withheld": reason})
+    return list(found.values())
 
 
 def _named_by(joined: Joined) -> dict[str, object]:

@@ -13,7 +13,7 @@ from msgspec import structs
 from deploy.sandbox.account import Account
 from tests import histories, reference
 from worker import folds
-from worker.folds import join, payment_link
+from worker.folds import chain, join, payment_link
 from worker.folds.facts import Facts, Row, Subject
 
 LINK = Subject("payment_links", "", False, "plink_1")  # noqa: FBT003 - test mode
@@ -133,7 +133,7 @@ def test_the_survey_of_a_chain_is_exact() -> None:
     for _ in range(3_000):
         states = rng.randint(1, 5)
         edges = [
-            join._Edge(rng.randrange(states), rng.randrange(states), step(f"evt_{index}", 0, 0))
+            chain._Edge(rng.randrange(states), rng.randrange(states), step(f"evt_{index}", 0, 0))
             for index in range(rng.randint(1, 5))
         ]
         start = rng.choice([None, *range(states)])
@@ -148,7 +148,7 @@ def test_the_survey_of_a_chain_is_exact() -> None:
                 fewest, lasts = gaps, set()
             if gaps == fewest:
                 lasts.add(state)
-        assert join._survey(edges, start) == (fewest, lasts)
+        assert chain._survey(edges, start) == (fewest, lasts)
 
 
 def test_an_honest_repeat_is_no_duplicate() -> None:

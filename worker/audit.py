@@ -223,7 +223,7 @@ def _differing(
             joined = None if row is None else join.advance(shape, row, at_hand[subject])
             archived += joined is None
         else:
-            joined = join.fold_all(shape, [*facts, *at_hand[subject]])
+            joined = join.fold_all(shape, [*facts, *join.with_leader(shape, subject, at_hand)])
         if joined is None or _object_of(subject) in on_the_way:
             continue
         pair = Pair(tables.metadata.tables[subject.table], known.get(subject), joined.row)

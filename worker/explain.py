@@ -16,8 +16,9 @@ from schemas.database import Cursor
 from schemas.errors import NotFoundError
 from worker import folds, projection
 from worker.folds import join
+from worker.folds.chain import Path
 from worker.folds.facts import Event, Facts, Row, Subject
-from worker.folds.join import Path, Shape
+from worker.folds.join import Shape
 
 _KEY: Final = ("account", "livemode", "event_id", "as_of")
 
@@ -66,15 +67,16 @@ def explain(engine: Engine, subject: Subject, *, as_of: datetime | None = None) 
     shape = folds.SHAPES[subject.table]
     if any(each["payload"] is None and each["state"] == "folded" for each in told):
         return _in_part(subject, shape, told, at_rest, anomalies)
-    facts = {
-        one.event_id: one
+    leader = join.leader_of(shape, subject)
+    facts = [
+        one
         for each in told
         if each["state"] == "folded"
         for one in folds.judge(_event(each)).facts
-        if one.subject == subject
-    }
-    joined = join.fold_all(shape, facts.values()) if facts else None
-    path = join.in_order(shape, facts.values()) if joined is not None else _NO_PATH
+        if one.subject in (subject, leader)
+    ]
+    joined = join.fold_all(shape, facts)
+    path = join.in_order(shape, facts) if joined is not None else _NO_PATH
     row = None if joined is None else joined.row
     setters = {} if row is None else _setters(path, row)
     by_id = {each["id"]: each for each in told}

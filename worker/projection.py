@@ -544,8 +544,9 @@ def _mention(cursor: Cursor, events: Sequence[Event], facts: dict[Subject, list[
 def _join(cursor: Cursor, facts: dict[Subject, list[Facts]], anew: set[Subject]) -> _Saved:
     known = load(cursor, facts.keys() | anew)
     joined: dict[Subject, Joined] = {}
-    refold = set(anew)
-    for subject in facts.keys() - anew:
+    # A doubt is for all the events to decide.
+    refold = anew | _in_doubt(cursor, facts.keys() - anew)
+    for subject in facts.keys() - refold:
         shape, row = folds.SHAPES[subject.table], known.get(subject)
         # Without a row nothing of the object has been folded, so what is at hand is all there is; unless others
         # speak of it too.
@@ -555,6 +556,8 @@ def _join(cursor: Cursor, facts: dict[Subject, list[Facts]], anew: set[Subject])
             refold.add(subject)
         else:
             joined[subject] = result
+    known |= load(cursor, led := _led_rows(cursor, refold - anew) - known.keys())
+    refold |= led
     gone = []
     for subject, all_facts in facts_of(cursor, refold, facts).items():
         result = join.fold_all(folds.SHAPES[subject.table], all_facts)
@@ -563,6 +566,30 @@ def _join(cursor: Cursor, facts: dict[Subject, list[Facts]], anew: set[Subject])
         elif subject in known:
             gone.append(subject)
     return _Saved(joined, known, gone)
+
+
+def _in_doubt(cursor: Cursor, subjects: Iterable[Subject]) -> set[Subject]:
+    """Return those of *subjects* whose order is noted as ambiguous."""
+    named = {_named(subject): subject for subject in subjects}
+    cursor.execute(
+        """
+        SELECT a.account, a.livemode, a.subject, a.subject_id
+        FROM unnest(%s::text[], %s::boolean[], %s::text[]) AS k (account, livemode, subject_id)
+        CROSS JOIN LATERAL (
+            SELECT * FROM anomalies AS a WHERE a.resolved_at IS NULL AND a.kind = %s
+                AND (a.account, a.livemode, a.subject_id) = (k.account, k.livemode, k.subject_id) OFFSET 0
+        ) AS a
+        """,
+        (*_world_arrays([*named.values()]), text_array([name for *_, name in named]), join.AMBIGUOUS_ORDER),
+    )
+    return {named[row] for row in cursor.fetchall() if row in named}
+
+
+def _led_rows(cursor: Cursor, subjects: Iterable[Subject]) -> set[Subject]:
+    """Return the rows at rest that share the order of *subjects*, and so change with it."""
+    leaders = {shape.leader for shape in folds.SHAPES.values() if shape.leader}
+    found = {(each.account, each.livemode, each.id) for each in subjects if each.table in leaders}
+    return {each for each in _rows_of(cursor, found) if folds.SHAPES[each.table].leader}
 
 
 def load(cursor: Cursor, subjects: Iterable[Subject]) -> dict[Subject, Row]:
@@ -621,7 +648,7 @@ def _by_table(subjects: Iterable[Subject]) -> dict[str, list[Subject]]:
 def facts_of(
     cursor: Cursor, subjects: set[Subject], at_hand: dict[Subject, list[Facts]], *, with_pending: bool = False
 ) -> dict[Subject, list[Facts]]:
-    """Return all that the inbox says of *subjects*, but for what is parked, set aside, or still to be folded.
+    """Return all that the inbox says of *subjects* and of what orders them, but for what is not or no longer folded.
 
     Of what is to be folded that counts of which the facts are *at_hand*, or all *with_pending*.
     """
@@ -629,6 +656,9 @@ def facts_of(
     if not subjects:
         return found
     judged = [one for several in at_hand.values() for one in several]
+    led: dict[Subject | None, list[Subject]] = defaultdict(list)
+    for subject in subjects:
+        led[join.leader_of(folds.SHAPES[subject.table], subject)].append(subject)
     cursor.execute(
         f"""
         WITH k AS (
@@ -662,6 +692,8 @@ def facts_of(
         for one in folds.judge(_event(row, payloads)).facts:
             if one.subject in found:
                 found[one.subject].append(one)
+            for subject in led.get(one.subject, ()):
+                found[subject].append(one)
     return found
 
 

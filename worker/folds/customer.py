@@ -66,12 +66,11 @@ def _balance(event: Event, customer: Customer, before: Customer | None) -> tuple
     """Return the balance that *event* tells, which is in the customer's own currency and in no other."""
     if not isinstance(customer.currency, str) or not isinstance(customer.balance, int):
         return ()
-    known = None if before is None or not isinstance(before.balance, int) else before.balance
-    is_first = before is not None and before.currency is None
-    facts = balance.by_customer(
-        event, customer.id, customer.currency, amount=customer.balance, before=known, is_first=is_first
-    )
-    return (facts,)
+    known = None
+    # Where the default currency was another one, its balance was that of another row.
+    if before is not None and before.currency in (None, customer.currency) and isinstance(before.balance, int):
+        known = before.balance
+    return (balance.by_customer(event, customer.id, customer.currency, amount=customer.balance, before=known),)
 
 
 def _told(customer: Customer) -> Told:
@@ -84,6 +83,8 @@ def _told(customer: Customer) -> Told:
             deleted=customer.deleted,
             metadata=customer.metadata,
             created=moment(customer.created),
+            # No column of its own row, but part of the state by which its events are put in order.
+            _balance=customer.balance,
         ),
         references(test_clock=customer.test_clock),
     )

@@ -27,6 +27,8 @@ Stamp: TypeAlias = tuple[object, ...]
 
 COURSES_MAX: Final = 8
 """How many courses are kept. The object is in doubt with two as with more; of more the least preferred are dropped."""
+ENDINGS_MAX: Final = 64
+"""How many ends of one second are looked at: a circle of hundreds of states may end in any of them."""
 CHAIN_STEPS_MAX: Final = 64
 """How many steps from the end a chain is put in order: earlier ones of the same second cannot reach the row,
 unless sixty-four later ones all leave out a key that they carry."""
@@ -57,6 +59,10 @@ class Testimony:
     name: str
     steps: Counter[tuple[Value, Value]]
     end: Value
+
+    def step_of(self, row: Facts) -> tuple[Value, Value]:
+        """Return the step that *row* reports, as far as this speaks of it."""
+        return ((row.before or {}).get(self.name), row.after.get(self.name))
 
 
 def _no_preference(_: Facts) -> int:
@@ -200,13 +206,19 @@ def _follow(courses: Sequence[_Course], group: list[Facts], rules: Rules) -> lis
     edges, testimony = _edges(group), rules.testimony.get(group[0].stamp)
     found = [(course, ending) for course in courses for ending in _endings(edges, group, course, testimony, rules)]
     fewest = min(ending.gaps for _, ending in found)
-    followed = [_followed(course, group, ending, rules) for course, ending in found if ending.gaps == fewest]
+    found = [(course, ending) for course, ending in found if ending.gaps == fewest]
+    if len(found) > ENDINGS_MAX:
+        found = sorted(found, key=lambda each: _roughly(each[1], rules), reverse=True)[:ENDINGS_MAX]
+    followed = [_followed(course, group, ending, rules) for course, ending in found]
     if testimony is not None and testimony.end is not None:
         followed = [each for each in followed if each.carried.get(testimony.name) == testimony.end] or followed
     if len(followed) == 1:
         return followed
     followed.sort(key=lambda each: _rank_of(each, rules), reverse=True)
-    return list({each.state: each for each in reversed(followed)}.values())[::-1][:COURSES_MAX]
+    distinct: dict[Hashable, _Course] = {}
+    for each in followed:
+        distinct.setdefault(each.state, each)
+    return list(distinct.values())[:COURSES_MAX]
 
 
 def _rank_of(course: _Course, rules: Rules) -> tuple[bool, int, tuple[bool, str]]:
@@ -214,6 +226,12 @@ def _rank_of(course: _Course, rules: Rules) -> tuple[bool, int, tuple[bool, str]
     assert ending is not None, "what follows has an ending"  # noqa: S101 - for the types alone
     last = _last(ending, rules.prefer).facts
     return (not ending.is_doubtful, rules.prefer(last), _seniority(last))
+
+
+def _roughly(ending: _Ending, rules: Rules) -> tuple[bool, tuple[int, tuple[bool, str]]]:
+    """Return ``_rank_of`` without asking whether the preferred of the edges into the end may be the last."""
+    into = [edge.facts for edge in ending.edges if edge.after == ending.end]
+    return (not ending.is_doubtful, max((rules.prefer(facts), _seniority(facts)) for facts in into))
 
 
 def _followed(course: _Course, group: list[Facts], ending: _Ending, rules: Rules) -> _Course:
@@ -247,14 +265,14 @@ def _endings(
     edges: Sequence[_Edge], group: Sequence[Facts], course: _Course, testimony: Testimony | None, rules: Rules
 ) -> list[_Ending]:
     """Return every end that *group* may have after *course*, by an order with the fewest gaps."""
-    kept, left_out, known = _by_testimony(edges, testimony, rules)
+    kept, left_out, floor = _by_testimony(edges, testimony, rules)
     found: list[_Ending] = []
     for start in _starts(edges, group, course):
-        ways = _without_twins(kept, start, known) if rules.may_repeat else [(kept, ())]
+        ways = _without_twins(kept, start, floor) if rules.may_repeat else [(kept, ())]
         for number, (rest, twins) in enumerate(ways):
             gaps, ends = _survey(rest, start)
             found += [_Ending(rest, start, gaps, end, (*left_out, *twins), number > 0) for end in ends]
-            found += _with_less(rest, start, (*left_out, *twins), known) if rules.may_repeat else ()
+            found += _with_less(rest, start, (*left_out, *twins), floor) if rules.may_repeat else ()
     fewest = min(each.gaps for each in found)
     found = [each for each in found if each.gaps == fewest]
     # Where it begins is a guess only where nothing that is known to come before fits as well.
@@ -273,9 +291,7 @@ def _starts(edges: Sequence[_Edge], group: Sequence[Facts], course: _Course) -> 
     shared = [name for name in names if name in earlier.carried]
     known = _state(earlier.carried, shared)
     fitting = [
-        edge.before
-        for edge in edges
-        if edge.before is not _NOTHING and _state(_before(edge.facts), shared) == known
+        edge.before for edge in edges if edge.before is not _NOTHING and _state(_before(edge.facts), shared) == known
     ]
     found += fitting or [known]
     if earlier.group[0].rank < group[0].rank:
@@ -327,17 +343,30 @@ def _hashable(value: object) -> Hashable:
 _Step: TypeAlias = tuple[Hashable, Hashable]
 
 
-def _spare(edges: Sequence[_Edge], known: Collection[_Step] = ()) -> list[_Edge]:
+@dataclass(frozen=True, slots=True)
+class _Floor:
+    """What is known to have happened: by event the step of a row that it reports, and by step how often it did."""
+
+    steps: Mapping[str, tuple[Value, Value]]
+    least: Mapping[tuple[Value, Value], int]
+
+
+_NO_FLOOR: Final = _Floor({}, {})
+
+
+def _spare(edges: Sequence[_Edge], floor: _Floor = _NO_FLOOR) -> list[_Edge]:
     """Return of each step that several *edges* report the least senior, the step with the greatest id first.
 
-    Those that are *known* to have happened as often as they are reported have none to spare.
+    A step that is reported only as often as it is known to have happened has none to spare.
     """
-    told: dict[_Step, list[_Edge]] = defaultdict(list)
+    reported: dict[_Step, list[_Edge]] = defaultdict(list)
     for edge in edges:
-        told[edge.step].append(edge)
-    several = [sorted(same, key=_seniority_of) for step, same in told.items() if len(same) > 1 and step not in known]
+        reported[edge.step].append(edge)
+    counts = Counter(floor.steps.get(edge.facts.event_id) for edge in edges)
+    several = [sorted(same, key=_seniority_of) for same in reported.values() if len(same) > 1]
     several.sort(key=lambda same: _seniority_of(same[-1]), reverse=True)
-    return [same[0] for same in several]
+    steps = [(floor.steps.get(same[0].facts.event_id), same[0]) for same in several]
+    return [edge for step, edge in steps if step is None or counts[step] > floor.least.get(step, 0)]
 
 
 def _without(edges: Sequence[_Edge], left_out: Collection[_Edge]) -> list[_Edge]:
@@ -345,29 +374,26 @@ def _without(edges: Sequence[_Edge], left_out: Collection[_Edge]) -> list[_Edge]
 
 
 def _without_twins(
-    edges: Sequence[_Edge], start: Hashable | None, known: Collection[_Step]
+    edges: Sequence[_Edge], start: Hashable | None, floor: _Floor
 ) -> list[tuple[list[_Edge], tuple[_Edge, ...]]]:
     """Return *edges* without the twins that make gaps, and those twins: in every way there is, the chosen one first."""
     found: list[tuple[list[_Edge], tuple[_Edge, ...]]] = [(list(edges), ())]
     while gaps := _gaps(found[0][0], start):
         fewer: dict[Hashable, tuple[list[_Edge], tuple[_Edge, ...]]] = {}
         for rest, twins in found:
-            for way in _ways_between(rest, start, known):
-                left = _without(rest, way)
-                if _gaps(left, start) < gaps:
-                    more = (*twins, *way)
+            for way in _ways_between(rest, start, floor):
+                left, more = _without(rest, way), (*twins, *way)
+                if len(fewer) < COURSES_MAX and _gaps(left, start) < gaps:
                     fewer.setdefault(frozenset(Counter(edge.step for edge in more).items()), (left, more))
         if not fewer:
             break
-        found = list(fewer.values())[:COURSES_MAX]
+        found = list(fewer.values())
     return found
 
 
-def _ways_between(
-    edges: Sequence[_Edge], start: Hashable | None, known: Collection[_Step]
-) -> list[tuple[_Edge, ...]]:
-    """Return the ways by equal steps from a state that is left too often to one entered too often, the first to lose."""
-    spare = _spare(edges, known)
+def _ways_between(edges: Sequence[_Edge], start: Hashable | None, floor: _Floor) -> list[tuple[_Edge, ...]]:
+    """Return the ways by equal steps from states left too often to those entered too often, the first to lose first."""
+    spare = _spare(edges, floor)
     if not spare:
         return []
     left, entered = _excess(edges, start)
@@ -376,18 +402,22 @@ def _ways_between(
 
 
 def _with_less(
-    edges: Sequence[_Edge], start: Hashable | None, left_out: tuple[_Edge, ...], known: Collection[_Step]
+    edges: Sequence[_Edge], start: Hashable | None, left_out: tuple[_Edge, ...], floor: _Floor
 ) -> Iterator[_Ending]:
     """Yield the endings of *edges* elsewhere, where more equal steps are left out and there are no more gaps."""
     gaps, ends = _survey(edges, start)
-    for end, way in _ways(_spare(edges, known), ends).items():
+    for way in _ways(_spare(edges, floor), ends).values():
         rest = _without(edges, way)
-        if end not in ends and _survey(rest, start)[0] == gaps and end in _survey(rest, start)[1]:
-            yield _Ending(rest, start, gaps, end, (*left_out, *way), is_doubtful=True)
+        gaps_left, ends_left = _survey(rest, start)
+        if gaps_left == gaps:
+            yield from (
+                _Ending(rest, start, gaps, end, (*left_out, *way), is_doubtful=True) for end in ends_left - ends
+            )
+            ends = ends | ends_left
 
 
 def _ways(spare: Sequence[_Edge], ends: Collection[Hashable]) -> dict[Hashable, tuple[_Edge, ...]]:
-    """Return, by state, the fewest *spare* edges that lead from it to one of *ends*: without them a chain ends there."""
+    """Return, by state, the fewest *spare* edges from it to one of *ends*: without them a chain ends there."""
     ways: dict[Hashable, tuple[_Edge, ...]] = dict.fromkeys(ends, ())
     while True:
         further: dict[Hashable, tuple[_Edge, ...]] = {}
@@ -410,24 +440,20 @@ def _excess(edges: Sequence[_Edge], start: Hashable | None) -> tuple[set[Hashabl
 
 def _by_testimony(
     edges: Sequence[_Edge], testimony: Testimony | None, rules: Rules
-) -> tuple[list[_Edge], tuple[_Edge, ...], set[_Step]]:
-    """Return *edges* without what *testimony* shows to be twins, these, and the steps that it shows to be none."""
+) -> tuple[list[_Edge], tuple[_Edge, ...], _Floor]:
+    """Return *edges* without what *testimony* shows to be twins, these, and what it shows to have happened."""
     if testimony is None:
-        return list(edges), (), set()
-    told: dict[tuple[Value, Value], list[_Edge]] = defaultdict(list)
-    for edge in edges:
-        row = rules.rows.get(edge.facts.event_id)
-        if row is not None and row.before is not None:
-            told[row.before.get(testimony.name), row.after.get(testimony.name)].append(edge)
+        return list(edges), (), _NO_FLOOR
+    rows = [row for edge in edges if (row := rules.rows.get(edge.facts.event_id)) is not None]
+    steps = {row.event_id: testimony.step_of(row) for row in rows if row.before is not None}
+    floor = _Floor(steps, testimony.steps)
     left_out: tuple[_Edge, ...] = ()
-    known: set[_Step] = set()
-    for step, times in testimony.steps.items():
-        rest = told[step]
-        while testimony.end is not None and len(rest) > times and (spare := _spare(rest)):
-            left_out, rest = (*left_out, spare[0]), _without(rest, spare[:1])
-        if testimony.end is not None or len(rest) <= times:
-            known |= {edge.step for edge in rest}
-    return _without(edges, left_out), left_out, known
+    kept = list(edges)
+    while testimony.end is not None and (
+        spare := [edge for edge in _spare(kept, floor) if steps.get(edge.facts.event_id) in testimony.steps]
+    ):
+        left_out, kept = (*left_out, spare[0]), _without(kept, spare[:1])
+    return kept, left_out, floor
 
 
 # ---- The Eulerian path ----
@@ -453,7 +479,7 @@ def _preferred(edges: Sequence[_Edge], prefer: Callable[[Facts], int]) -> list[_
 def _last(ending: _Ending, prefer: Callable[[Facts], int]) -> _Edge:
     """Return the edge that *ending* ends with: of several that may be the last, the preferred one."""
     left = _preferred(ending.edges, prefer)
-    return left[_index_of_last(left, ending.gaps, ending.start, ending.end)]
+    return left[_index_of_last(left, ending.gaps, ending.start, {ending.end})]
 
 
 def _in_order(ending: _Ending, prefer: Callable[[Facts], int]) -> list[_Edge]:
@@ -462,21 +488,19 @@ def _in_order(ending: _Ending, prefer: Callable[[Facts], int]) -> list[_Edge]:
     The order is found from its end: a step may be the last if what is left can be ordered up to it without a
     gap more. Where several may, the preference and then seniority decide.
     """
-    left, gaps, end = _preferred(ending.edges, prefer), ending.gaps, ending.end
+    left, gaps, ends = _preferred(ending.edges, prefer), ending.gaps, {ending.end}
     backwards: list[_Edge] = []
     while left and len(backwards) < CHAIN_STEPS_MAX:
-        last = left.pop(_index_of_last(left, gaps, ending.start, end))
+        last = left.pop(_index_of_last(left, gaps, ending.start, ends))
         backwards.append(last)
-        gaps, end = _gaps(left, ending.start), None
+        gaps, ends = _survey(left, ending.start)
     return [*reversed(left), *reversed(backwards)]
 
 
-def _index_of_last(edges: Sequence[_Edge], gaps: int, start: Hashable | None, end: Hashable | None) -> int:
-    """Return which of *edges* comes last, in the state *end* unless that is None."""
+def _index_of_last(edges: Sequence[_Edge], gaps: int, start: Hashable | None, ends: Collection[Hashable]) -> int:
+    """Return which of *edges* comes last, in one of the states *ends*."""
     return next(
-        index
-        for index, edge in enumerate(edges)
-        if (end is None or edge.after == end) and _may_be_last(edges, index, gaps, start)
+        index for index, edge in enumerate(edges) if edge.after in ends and _may_be_last(edges, index, gaps, start)
     )
 
 

@@ -161,9 +161,7 @@ def fold_all(shape: Shape, facts: Iterable[Facts]) -> Joined | None:
         anomalies.append(Anomaly(AMBIGUOUS_ORDER, {"as_of": row["as_of"]}))
     # Twins tell one step, and so one child of it; but of two that tell one state, one alone may list the parts.
     real = [step for step in path.steps if shape.child_of is None or step.event_id not in path.twins]
-    return Joined(
-        row, tuple(anomalies), _children(shape, real), path.steps[-1].source, is_whole=True, replace_all=True
-    )
+    return Joined(row, tuple(anomalies), _children(shape, real), path.steps[-1].source, is_whole=True, replace_all=True)
 
 
 def in_order(shape: Shape, facts: Iterable[Facts]) -> Path:

@@ -37,15 +37,28 @@ def customer(
     **fields: Any,  # noqa: ANN401 - JSON values
 ) -> bytes:
     """Return an *event* of a customer *at* so many seconds: that of its creation where there is nothing *before*."""
-    about = {"id": CUSTOMER, "object": "customer", "created": BEGAN, "currency": "usd", "name": "A", "balance": balance}
+    about: dict[str, Any] = {
+        "id": CUSTOMER,
+        "object": "customer",
+        "created": BEGAN,
+        "currency": "usd",
+        "name": "A",
+        "balance": balance,
+    }
     kind = "customer.created" if before is None else "customer.updated"
     return body(event, kind, BEGAN + at, about | fields, before)
 
 
 def transaction(name: str, amount: int, ending: int, at: int, *, read_at: int, **fields: Any) -> bytes:  # noqa: ANN401 - as above
     """Return the observation, at *read_at*, of a transaction that was made *at* so many seconds, too."""
-    about = {"id": name, "object": "customer_balance_transaction", "customer": CUSTOMER, "currency": "usd"}
-    about |= {"type": "adjustment", "amount": amount, "ending_balance": ending, "created": BEGAN + at}
+    about: dict[str, Any] = {"id": name, "object": "customer_balance_transaction", "type": "adjustment"}
+    about |= {
+        "customer": CUSTOMER,
+        "currency": "usd",
+        "amount": amount,
+        "ending_balance": ending,
+        "created": BEGAN + at,
+    }
     return body(f"obs_{name}_{read_at}", _READ, BEGAN + read_at, about | fields)
 
 

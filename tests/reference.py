@@ -149,7 +149,7 @@ class Course:
 class Listing:
     """What a ledger lists of one second: how often each step was taken, and whether it was read after the second."""
 
-    steps: Counter[tuple[object, object]]
+    steps: Mapping[tuple[object, object], int]
     end: object
     is_whole: bool
 
@@ -357,8 +357,7 @@ def _balance(subject: Subject, own: Sequence[Facts], customer: Sequence[Facts]) 
     ledger = _ledger_order(transactions)
     read_at = ledger[-1].created if ledger else None
     listings = {
-        stamp: _listing(list(group), stamp[0] < read_at)  # type: ignore[operator]  # where there is a group it was read
-        for stamp, group in groupby(ledger, lambda each: each.stamp)
+        stamp: _listing(list(group), stamp[0] < read_at) for stamp, group in groupby(ledger, lambda each: each.stamp)
     }
     courses = _courses(customer, by_customer, listings)
     result = _folded(courses) if by_customer else None
@@ -374,7 +373,7 @@ def _balance(subject: Subject, own: Sequence[Facts], customer: Sequence[Facts]) 
 
 
 def _listing(steps: Sequence[Facts], is_whole: bool) -> Listing:  # noqa: FBT001 - named by its place
-    counts = Counter(((each.before or {})["amount"], each.after["amount"]) for each in steps)
+    counts = Counter[tuple[object, object]](((each.before or {})["amount"], each.after["amount"]) for each in steps)
     return Listing(counts, steps[-1].after["amount"], is_whole)
 
 
@@ -386,11 +385,11 @@ def _ledger_order(transactions: Sequence[Facts]) -> list[Facts]:
         if len(second) > SECOND_EVENTS_MAX:
             raise TooMany
         known = laid[-1].after["amount"] if laid else 0
-        orders = [order[::-1] for order in permutations(second)]
+        orders = [list(order[::-1]) for order in permutations(second)]
         laid += min(orders, key=lambda order: _breaks(order, known))
     return laid
 
 
-def _breaks(order: Sequence[Facts], known: object) -> int:
+def _breaks(order: Iterable[Facts], known: object) -> int:
     states = [(None, known), *((each.before["amount"], each.after["amount"]) for each in order if each.before)]
     return sum(before != reached for (_, reached), (before, _) in pairwise(states))

@@ -14,7 +14,7 @@ from tests import busy, histories, reference
 from tests.busy import customer, transaction
 from worker import folds
 from worker.folds import join
-from worker.folds.facts import Facts, Row, Subject
+from worker.folds.facts import Facts, Row, Subject, Value
 
 USD = Subject("balances", "", False, busy.CUSTOMER, currency="usd")  # noqa: FBT003 - test mode
 LONG_LIVES = 20_000
@@ -46,7 +46,7 @@ def folded(bodies: Sequence[bytes], subject: Subject = USD) -> join.Joined:
     return found[0]
 
 
-def shown(bodies: Sequence[bytes]) -> tuple[object, list[object], list[str]]:
+def shown(bodies: Sequence[bytes]) -> tuple[object, list[Value], list[str]]:
     """Return the balance in dollars, the amounts of its changes in the order of their ids, and what is wrong."""
     result = folded(bodies)
     changes = [row["amount"] for row in sorted(result.children, key=lambda row: str(row["id"]))]
@@ -172,18 +172,18 @@ def event(
     *,
     table: str = "charges",
     rank: int = 0,
-    **more: bool,
+    is_first: bool = False,
 ) -> Facts:
     """Return the facts of an event in a *second*: what a row of *table* is after it, and what of that was before."""
     at = SECOND + timedelta(seconds=second)
     subject = Subject(table, "", False, "ch_1")  # noqa: FBT003 - test mode
     known = None if before is None else after | before
-    return Facts(subject, name, "webhook", at, rank, (at,), after, before=known, **more)
+    return Facts(subject, name, "webhook", at, rank, (at,), after, before=known, is_first=is_first)
 
 
 def refunded(name: str, second: int, after: int, before: int | None) -> Facts:
     """Return a charge's event, whose refunded amount was one and is another."""
-    told = None if before is None else {"amount_refunded": before}
+    told: Row | None = None if before is None else {"amount_refunded": before}
     return event(name, second, {"status": "succeeded", "amount_refunded": after}, told, rank=2)
 
 
@@ -261,7 +261,7 @@ def test_what_moves_the_rank_without_previous_attributes_begins_its_second() -> 
 
 def test_a_lower_rank_of_a_later_second_begins_nothing() -> None:
     """A second begins where the last event of an earlier one ended, not with what came later at a lower rank."""
-    names = {"name": "A", "deleted": False}
+    names: Row = {"name": "A", "deleted": False}
     late = event("evt_9", 9, {"name": "C", "deleted": False}, {"name": "B"}, table="customers")
     told = [
         event("evt_1", 5, {"name": "B", "deleted": True}, {"name": "A"}, table="customers", rank=1),

@@ -127,14 +127,14 @@ BREAKS = (
     Break(
         "a row in doubt is laid over",
         PROJECTION,
-        "refold = anew | _in_doubt(cursor, facts.keys() - anew)",
+        "refold = anew | _in_doubt(cursor, (facts.keys() - anew) | led)",
         "refold = set(anew)",
     ),
     Break(
         "rows that share an order are not folded with it",
         PROJECTION,
-        "    refold |= led\n",
-        "",
+        "refold |= {each for each in led if join.leader_of(",
+        "refold |= {each for each in led if False and join.leader_of(",
     ),
     Break(
         "something comes before created",

@@ -544,8 +544,9 @@ def _mention(cursor: Cursor, events: Sequence[Event], facts: dict[Subject, list[
 def _join(cursor: Cursor, facts: dict[Subject, list[Facts]], anew: set[Subject]) -> _Saved:
     known = load(cursor, facts.keys() | anew)
     joined: dict[Subject, Joined] = {}
-    # A doubt is for all the events to decide.
-    refold = anew | _in_doubt(cursor, facts.keys() - anew)
+    led = _led_rows(cursor, facts.keys() - anew)
+    # A doubt is for all the events of the object to decide, which all of its rows share.
+    refold = anew | _in_doubt(cursor, (facts.keys() - anew) | led)
     for subject in facts.keys() - refold:
         shape, row = folds.SHAPES[subject.table], known.get(subject)
         # Without a row nothing of the object has been folded, so what is at hand is all there is; unless others
@@ -556,8 +557,8 @@ def _join(cursor: Cursor, facts: dict[Subject, list[Facts]], anew: set[Subject])
             refold.add(subject)
         else:
             joined[subject] = result
-    known |= load(cursor, led := _led_rows(cursor, refold - anew) - known.keys())
-    refold |= led
+    refold |= {each for each in led if join.leader_of(folds.SHAPES[each.table], each) in refold}
+    known |= load(cursor, refold - facts.keys() - anew)
     gone = []
     for subject, all_facts in facts_of(cursor, refold, facts).items():
         result = join.fold_all(folds.SHAPES[subject.table], all_facts)
@@ -569,7 +570,7 @@ def _join(cursor: Cursor, facts: dict[Subject, list[Facts]], anew: set[Subject])
 
 
 def _in_doubt(cursor: Cursor, subjects: Iterable[Subject]) -> set[Subject]:
-    """Return those of *subjects* whose order is noted as ambiguous."""
+    """Return those of *subjects* whose order is noted as ambiguous, and the rows that order them."""
     named = {_named(subject): subject for subject in subjects}
     cursor.execute(
         """
@@ -582,11 +583,13 @@ def _in_doubt(cursor: Cursor, subjects: Iterable[Subject]) -> set[Subject]:
         """,
         (*_world_arrays([*named.values()]), text_array([name for *_, name in named]), join.AMBIGUOUS_ORDER),
     )
-    return {named[row] for row in cursor.fetchall() if row in named}
+    found = {named[row] for row in cursor.fetchall() if row in named}
+    leaders = {join.leader_of(folds.SHAPES[each.table], each) for each in found}
+    return found.union(each for each in leaders if each is not None)
 
 
 def _led_rows(cursor: Cursor, subjects: Iterable[Subject]) -> set[Subject]:
-    """Return the rows at rest that share the order of *subjects*, and so change with it."""
+    """Return the rows at rest that share the order of one of *subjects*, and so change with it."""
     leaders = {shape.leader for shape in folds.SHAPES.values() if shape.leader}
     found = {(each.account, each.livemode, each.id) for each in subjects if each.table in leaders}
     return {each for each in _rows_of(cursor, found) if folds.SHAPES[each.table].leader}

@@ -108,7 +108,7 @@ BREAKS = (
     Break(
         "what moved the rank does not begin it",
         CHAIN,
-        "    if earlier.group[0].rank < group[0].rank:\n",
+        "    if earlier.group[0].rank < edges[0].facts.rank:\n",
         "    if False:\n",
     ),
     Break(

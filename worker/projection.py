@@ -549,9 +549,10 @@ def _join(cursor: Cursor, facts: dict[Subject, list[Facts]], anew: set[Subject])
     refold = anew | _in_doubt(cursor, (facts.keys() - anew) | led)
     for subject in facts.keys() - refold:
         shape, row = folds.SHAPES[subject.table], known.get(subject)
-        # Without a row nothing of the object has been folded, so what is at hand is all there is; unless others
-        # speak of it too.
-        result = join.fold_all(shape, facts[subject]) if row is None and shape.keeps_all else None
+        # An object without a row has no folded events, so that this batch has all of them; unless others speak of it.
+        leader = join.leader_of(shape, subject)
+        is_new = row is None and (shape.keeps_all if leader is None else leader not in known)
+        result = join.fold_all(shape, join.with_leader(shape, subject, facts)) if is_new else None
         result = join.advance(shape, row, facts[subject]) if row is not None else result
         if result is None:
             refold.add(subject)

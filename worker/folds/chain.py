@@ -15,7 +15,8 @@ Note [A doubt is several courses]
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import datetime
 from functools import cached_property
 from itertools import groupby
 from typing import Final, TypeAlias
@@ -127,7 +128,7 @@ def only_order(group: Sequence[Facts], state: Mapping[str, Value]) -> list[Facts
     names = _common_names(group)
     if any(state.get(name) is None for name in names):
         return None
-    edges, start = _edges(group), _state(state, names)
+    edges, start = _edges(group, names), _state(state, names)
     gaps, ends = _survey(edges, start)
     if gaps or len(ends) > 1 or _spare(edges):
         return None
@@ -203,8 +204,9 @@ def _follow(courses: Sequence[_Course], group: list[Facts], rules: Rules) -> lis
     """Return the courses on which *group* follows *courses* with the fewest gaps, the preferred first."""
     if len(group) == 1 and len(courses) == 1:
         return [_Course(courses[0], group, {**courses[0].carried, **rules.carried(group[0])})]
-    edges, testimony = _edges(group), rules.testimony.get(group[0].stamp)
-    found = [(course, ending) for course in courses for ending in _endings(edges, group, course, testimony, rules)]
+    names, testimony = _common_names(group), rules.testimony.get(group[0].stamp)
+    edges = _edges(group, names)
+    found = [(course, each) for course in courses for each in _endings(edges, names, course, testimony, rules)]
     fewest = min(ending.gaps for _, ending in found)
     found = [(course, ending) for course, ending in found if ending.gaps == fewest]
     if len(found) > ENDINGS_MAX:
@@ -262,28 +264,30 @@ def _laid_out(ending: _Ending, rules: Rules) -> list[Facts]:
 
 
 def _endings(
-    edges: Sequence[_Edge], group: Sequence[Facts], course: _Course, testimony: Testimony | None, rules: Rules
+    edges: Sequence[_Edge], names: Sequence[str], course: _Course, testimony: Testimony | None, rules: Rules
 ) -> list[_Ending]:
-    """Return every end that *group* may have after *course*, by an order with the fewest gaps."""
+    """Return every end that *edges* may have after *course*, by an order with the fewest gaps.
+
+    *names* are what their states hold.
+    """
     kept, left_out, floor = _by_testimony(edges, testimony, rules)
     found: list[_Ending] = []
-    for start in _starts(edges, group, course):
+    for start in _starts(edges, names, course):
         ways = _without_twins(kept, start, floor) if rules.may_repeat else [(kept, ())]
         for number, (rest, twins) in enumerate(ways):
             gaps, ends = _survey(rest, start)
             found += [_Ending(rest, start, gaps, end, (*left_out, *twins), number > 0) for end in ends]
-            found += _with_less(rest, start, (*left_out, *twins), floor) if rules.may_repeat else ()
+            found += _with_less(found[-1], ends, floor) if rules.may_repeat else ()
     fewest = min(each.gaps for each in found)
     found = [each for each in found if each.gaps == fewest]
     # Where it begins is a guess only where nothing that is known to come before fits as well.
     return [each for each in found if each.start is not None] or found
 
 
-def _starts(edges: Sequence[_Edge], group: Sequence[Facts], course: _Course) -> list[Hashable | None]:
-    """Return the states in which *group* may begin; None stands for any."""
-    names = _common_names(group)
-    found: list[Hashable | None] = [_NOTHING] if any(facts.is_first for facts in group) else []
-    earlier = course.earlier_than(group[0].position)
+def _starts(edges: Sequence[_Edge], names: Sequence[str], course: _Course) -> list[Hashable | None]:
+    """Return the states in which *edges* may begin; None stands for any."""
+    found: list[Hashable | None] = [_NOTHING] if any(edge.before is _NOTHING for edge in edges) else []
+    earlier = course.earlier_than(edges[0].facts.position)
     if earlier is None:
         begun = course.carried if course.before is None else {}
         found += [_state(begun, names)] if begun and begun.keys() >= set(names) else []
@@ -294,7 +298,7 @@ def _starts(edges: Sequence[_Edge], group: Sequence[Facts], course: _Course) -> 
         edge.before for edge in edges if edge.before is not _NOTHING and _state(_before(edge.facts), shared) == known
     ]
     found += fitting or [known]
-    if earlier.group[0].rank < group[0].rank:
+    if earlier.group[0].rank < edges[0].facts.rank:
         found += _movers(edges)
     return list(dict.fromkeys(found))
 
@@ -306,8 +310,7 @@ def _movers(edges: Sequence[_Edge]) -> Iterator[Hashable]:
             yield edge.after
 
 
-def _edges(group: Sequence[Facts]) -> list[_Edge]:
-    names = _common_names(group)
+def _edges(group: Sequence[Facts], names: Sequence[str]) -> list[_Edge]:
     return [
         _Edge(_NOTHING if facts.is_first else _state(_before(facts), names), _state(facts.after, names), facts)
         for facts in group
@@ -321,7 +324,7 @@ def _before(facts: Facts) -> Mapping[str, Value]:
 def _common_names(group: Sequence[Facts]) -> list[str]:
     common = set(group[0].after)
     for facts in group:
-        common &= set(facts.after) & set(_before(facts))
+        common &= facts.after.keys() & _before(facts).keys()
     return sorted(common)
 
 
@@ -330,11 +333,14 @@ def _state(values: Mapping[str, Value], names: Sequence[str]) -> Hashable:
 
 
 def _hashable(value: object) -> Hashable:
+    # The usual ones first: to ask whether something is a mapping takes long.
+    if value is None or isinstance(value, (str, int, datetime)):
+        # True and 1 are the same key to Python, and not the same state.
+        return (type(value).__name__, value)
     if isinstance(value, Mapping):
         return tuple(sorted((key, _hashable(item)) for key, item in value.items()))
     if isinstance(value, (list, tuple)):
         return tuple(map(_hashable, value))
-    # True and 1 are the same key to Python, and not the same state.
     return (type(value).__name__, value)
 
 
@@ -359,6 +365,8 @@ def _spare(edges: Sequence[_Edge], floor: _Floor = _NO_FLOOR) -> list[_Edge]:
 
     A step that is reported only as often as it is known to have happened has none to spare.
     """
+    if len({edge.step for edge in edges}) == len(edges):
+        return []
     reported: dict[_Step, list[_Edge]] = defaultdict(list)
     for edge in edges:
         reported[edge.step].append(edge)
@@ -401,17 +409,16 @@ def _ways_between(edges: Sequence[_Edge], start: Hashable | None, floor: _Floor)
     return sorted(ways, key=lambda way: (len(way), [spare.index(edge) for edge in way]))
 
 
-def _with_less(
-    edges: Sequence[_Edge], start: Hashable | None, left_out: tuple[_Edge, ...], floor: _Floor
-) -> Iterator[_Ending]:
-    """Yield the endings of *edges* elsewhere, where more equal steps are left out and there are no more gaps."""
-    gaps, ends = _survey(edges, start)
-    for way in _ways(_spare(edges, floor), ends).values():
-        rest = _without(edges, way)
-        gaps_left, ends_left = _survey(rest, start)
-        if gaps_left == gaps:
+def _with_less(ending: _Ending, ends: set[Hashable], floor: _Floor) -> Iterator[_Ending]:
+    """Yield endings elsewhere than in *ends*, where more equal steps are left out and there are no more gaps."""
+    ways = _ways(spare, ends) if (spare := _spare(ending.edges, floor)) else {}
+    for way in ways.values():
+        rest = _without(ending.edges, way)
+        gaps, ends_left = _survey(rest, ending.start)
+        if gaps == ending.gaps:
+            left_out = (*ending.left_out, *way)
             yield from (
-                _Ending(rest, start, gaps, end, (*left_out, *way), is_doubtful=True) for end in ends_left - ends
+                replace(ending, edges=rest, end=end, left_out=left_out, is_doubtful=True) for end in ends_left - ends
             )
             ends = ends | ends_left
 
@@ -493,15 +500,15 @@ def _in_order(ending: _Ending, prefer: Callable[[Facts], int]) -> list[_Edge]:
     while left and len(backwards) < CHAIN_STEPS_MAX:
         last = left.pop(_index_of_last(left, gaps, ending.start, ends))
         backwards.append(last)
-        gaps, ends = _survey(left, ending.start)
+        gaps, ends = _survey(left, ending.start) if len(left) > 1 else (gaps, {edge.after for edge in left})
     return [*reversed(left), *reversed(backwards)]
 
 
 def _index_of_last(edges: Sequence[_Edge], gaps: int, start: Hashable | None, ends: Collection[Hashable]) -> int:
     """Return which of *edges* comes last, in one of the states *ends*."""
-    return next(
-        index for index, edge in enumerate(edges) if edge.after in ends and _may_be_last(edges, index, gaps, start)
-    )
+    able = [index for index, edge in enumerate(edges) if edge.after in ends]
+    # One of them is the last, so that the only one needs no look.
+    return able[0] if len(able) == 1 else next(index for index in able if _may_be_last(edges, index, gaps, start))
 
 
 def _may_be_last(edges: Sequence[_Edge], index: int, gaps: int, start: Hashable | None) -> bool:

@@ -4,8 +4,8 @@ The order of events is the join's own (``join.in_order``), and the row is its re
 second time.
 """
 
-from collections.abc import Iterable, Mapping
 import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final
@@ -19,8 +19,9 @@ from schemas.database import Cursor
 from schemas.errors import NotFoundError
 from worker import behind, folds, projection, settling
 from worker.folds import join, payment
+from worker.folds.chain import Path
 from worker.folds.facts import Event, Facts, Row, Subject
-from worker.folds.join import Joined, Path, Shape
+from worker.folds.join import Joined, Shape
 from worker.folds.payment import Payment
 
 _KEY: Final = ("account", "livemode", "event_id", "as_of")
@@ -74,7 +75,7 @@ def _explained(engine: Engine, subject: Subject, as_of: datetime | None) -> Expl
         anomalies = [] if as_of is not None else _anomalies(cursor, subject)
         at_rest = None if as_of is not None else projection.load(cursor, [subject]).get(subject)
         facts = _facts(subject, told)
-        own = join.fold_all(folds.SHAPES[subject.table], facts.values()) if facts else None
+        own = join.fold_all(folds.SHAPES[subject.table], facts)
         joined = None if own is None else _settled(cursor, subject, own, as_of)
         by = _decider(cursor, subject, own, joined)
     if not told:
@@ -84,7 +85,7 @@ def _explained(engine: Engine, subject: Subject, as_of: datetime | None) -> Expl
     shape = folds.SHAPES[subject.table]
     if any(each["payload"] is None and each["state"] == "folded" for each in told):
         return _in_part(subject, shape, told, at_rest, anomalies)
-    path = join.in_order(shape, facts.values()) if joined is not None else _NO_PATH
+    path = join.in_order(shape, facts) if joined is not None else _NO_PATH
     row = None if joined is None else joined.row
     setters = {} if row is None else _setters(path, row)
     by_id = {each["id"]: each for each in told}
@@ -101,12 +102,13 @@ def _explained(engine: Engine, subject: Subject, as_of: datetime | None) -> Expl
     )
 
 
-def _facts(subject: Subject, told: list[dict[str, Any]]) -> dict[str, Facts]:
-    """Return what each of the events *told* says of *subject*; nothing where a payload is archived."""
+def _facts(subject: Subject, told: list[dict[str, Any]]) -> list[Facts]:
+    """Return what the events *told* say of *subject* and of what orders it; nothing where a payload is archived."""
     folded = [each for each in told if each["state"] == "folded"]
     if any(each["payload"] is None for each in folded):
-        return {}
-    return {one.event_id: one for each in folded for one in folds.judge(_event(each)).facts if one.subject == subject}
+        return []
+    wanted = (subject, join.leader_of(folds.SHAPES[subject.table], subject))
+    return [one for each in folded for one in folds.judge(_event(each)).facts if one.subject in wanted]
 
 
 # ---- What an order's charges lay on ----
@@ -147,14 +149,14 @@ def _payment_as_of(cursor: Cursor, subject: Subject, order: Row, known: Payment,
 
 def _row_as_of(cursor: Cursor, subject: Subject, as_of: datetime) -> Row | None:
     facts = _facts(subject, _told(cursor, subject, as_of))
-    joined = join.fold_all(folds.SHAPES[subject.table], facts.values()) if facts else None
+    joined = join.fold_all(folds.SHAPES[subject.table], facts)
     return None if joined is None else {**joined.row, "source": joined.source, **_moved_by(joined.row, facts)}
 
 
-def _moved_by(row: Row, facts: Mapping[str, Facts]) -> Row:
+def _moved_by(row: Row, facts: Iterable[Facts]) -> Row:
     """Return which of *facts* captured or released the charge *row*; nothing where none did."""
     name = next((name for name in ("captured_at", "released_at") if row.get(name) is not None), "")
-    moved = [each for each in facts.values() if name and each.moments.get(name) == row[name]]
+    moved = [each for each in facts if name and each.moments.get(name) == row[name]]
     step = min(moved, key=lambda each: each.event_id, default=None)
     return {} if step is None else {"event_id": step.event_id, "as_of": step.created, "source": step.source}
 

@@ -795,20 +795,25 @@ def _mention(cursor: Cursor, events: Sequence[Event], facts: dict[Subject, list[
 def _join(cursor: Cursor, facts: dict[Subject, list[Facts]], anew: set[Subject]) -> _Saved:
     known = load(cursor, facts.keys() | anew)
     joined: dict[Subject, Joined] = {}
-    refold = set(anew)
-    for subject in facts.keys() - anew:
+    led = _led_rows(cursor, facts.keys() - anew)
+    # A doubt is for all the events of the object to decide, which all of its rows share.
+    refold = anew | _in_doubt(cursor, (facts.keys() - anew) | led)
+    for subject in facts.keys() - refold:
         shape, row = folds.SHAPES[subject.table], known.get(subject)
         if row is not None and settling.is_laid_on(subject, row):
             refold.add(subject)
             continue
-        # Without a row nothing of the object has been folded, so what is at hand is all there is; unless others
-        # speak of it too.
-        result = join.fold_all(shape, facts[subject]) if row is None and shape.keeps_all else None
+        # An object without a row has no folded events, so that this batch has all of them; unless others speak of it.
+        leader = join.leader_of(shape, subject)
+        is_new = row is None and (shape.keeps_all if leader is None else leader not in known)
+        result = join.fold_all(shape, join.with_leader(shape, subject, facts)) if is_new else None
         result = join.advance(shape, row, facts[subject]) if row is not None else result
         if result is None:
             refold.add(subject)
         else:
             joined[subject] = result
+    refold |= {each for each in led if join.leader_of(folds.SHAPES[each.table], each) in refold}
+    known |= load(cursor, refold - facts.keys() - anew)
     gone = []
     for subject, all_facts in facts_of(cursor, refold, facts).items():
         result = join.fold_all(folds.SHAPES[subject.table], all_facts)
@@ -817,6 +822,32 @@ def _join(cursor: Cursor, facts: dict[Subject, list[Facts]], anew: set[Subject])
         elif subject in known:
             gone.append(subject)
     return _Saved(joined, known, gone)
+
+
+def _in_doubt(cursor: Cursor, subjects: Iterable[Subject]) -> set[Subject]:
+    """Return those of *subjects* whose order is noted as ambiguous, and the rows that order them."""
+    named = {_named(subject): subject for subject in subjects}
+    cursor.execute(
+        """
+        SELECT a.account, a.livemode, a.subject, a.subject_id
+        FROM unnest(%s::text[], %s::boolean[], %s::text[]) AS k (account, livemode, subject_id)
+        CROSS JOIN LATERAL (
+            SELECT * FROM anomalies AS a WHERE a.resolved_at IS NULL AND a.kind = %s
+                AND (a.account, a.livemode, a.subject_id) = (k.account, k.livemode, k.subject_id) OFFSET 0
+        ) AS a
+        """,
+        (*_world_arrays([*named.values()]), text_array([name for *_, name in named]), join.AMBIGUOUS_ORDER),
+    )
+    found = {named[row] for row in cursor.fetchall() if row in named}
+    leaders = {join.leader_of(folds.SHAPES[each.table], each) for each in found}
+    return found.union(each for each in leaders if each is not None)
+
+
+def _led_rows(cursor: Cursor, subjects: Iterable[Subject]) -> set[Subject]:
+    """Return the rows at rest that share the order of one of *subjects*, and so change with it."""
+    leaders = {shape.leader for shape in folds.SHAPES.values() if shape.leader}
+    found = {(each.account, each.livemode, each.id) for each in subjects if each.table in leaders}
+    return {each for each in _rows_of(cursor, found) if folds.SHAPES[each.table].leader}
 
 
 def load(cursor: Cursor, subjects: Iterable[Subject]) -> dict[Subject, Row]:
@@ -875,7 +906,7 @@ def _by_table(subjects: Iterable[Subject]) -> dict[str, list[Subject]]:
 def facts_of(
     cursor: Cursor, subjects: set[Subject], at_hand: dict[Subject, list[Facts]], *, with_pending: bool = False
 ) -> dict[Subject, list[Facts]]:
-    """Return all that the inbox says of *subjects*, but for what is parked, set aside, or still to be folded.
+    """Return all that the inbox says of *subjects* and of what orders them, but for what is not or no longer folded.
 
     Of what is to be folded that counts of which the facts are *at_hand*, or all *with_pending*.
     """
@@ -883,6 +914,9 @@ def facts_of(
     if not subjects:
         return found
     judged = [one for several in at_hand.values() for one in several]
+    led: dict[Subject | None, list[Subject]] = defaultdict(list)
+    for subject in subjects:
+        led[join.leader_of(folds.SHAPES[subject.table], subject)].append(subject)
     cursor.execute(
         f"""
         WITH k AS (
@@ -916,6 +950,8 @@ def facts_of(
         for one in folds.judge(_event(row, payloads)).facts:
             if one.subject in found:
                 found[one.subject].append(one)
+            for subject in led.get(one.subject, ()):
+                found[subject].append(one)
     return found
 
 

@@ -15,8 +15,8 @@ Note [What was refunded of an order]
     that releases it counts, whatever the reason of that refund. A charge that is merely not captured yet may have been
     captured since, so that refunds of it do count.
 
-    A sum is null where a part of it is in another currency, or in one while the order's is not known. Of an order without
-    a currency even a refunded amount of 0 is not known. The status compares
+    A sum is null where a part of it is in another currency, or in one while the order's is not known. Of an order
+    without a currency even a refunded amount of 0 is not known. The status compares
     each charge with what was captured of it, in its own currency; without a charge, the refunds with the order's total.
 """
 

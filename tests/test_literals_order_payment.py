@@ -163,7 +163,7 @@ HISTORIES: Mapping[str, tuple[Sequence[bytes], Outcome, Sequence[tuple[str, str]
         [OPENED_PROCESSING, ("order.failed", "canceled")],
     ),
     "one_still_held": (
-        [session(), charge("expired", LATER, **RELEASED), charge("succeeded", number=2, **HELD)],
+        [session(), charge("succeeded", number=2, **HELD), charge("expired", LATER, **RELEASED)],
         PROCESSING,
         [OPENED_PROCESSING],
     ),

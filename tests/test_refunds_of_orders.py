@@ -267,6 +267,14 @@ HISTORIES: Mapping[str, tuple[Sequence[Body], int | None, str | None]] = {
 }
 
 
+UNKNOWN = (
+    "captured in part, and it is not known what was refunded",
+    "it is not known how much was captured",
+    "in the buyer's currency",
+)
+"""Of these something was refunded, and it is announced that the sum is not known."""
+
+
 def worlds(bodies: Sequence[Body], name: str) -> dict[str, list[Body]]:
     """Return *bodies* in every order, or as many as matter, each in an account of its own."""
     orders = list(permutations(bodies))
@@ -299,7 +307,7 @@ def test_whichever_comes_last(engine: Engine, split: bool) -> None:  # noqa: FBT
         changes = ledger.rows(engine, _LAST_CHANGES, **of_name)
         last = {row["account"]: row["amount"] for row in changes}
         assert set(last.values()) <= {amount}, name
-        if amount:
+        if amount or name in UNKNOWN:
             assert len(last) == len(books), name
 
 
@@ -331,9 +339,9 @@ def dispute(number: int, at: int, status: str, kind: str = "charge.dispute.updat
     ("statuses", "kinds", "amount"),
     [
         (["warning_needs_response"], [], 0),
-        (["warning_needs_response", "warning_under_review", "warning_closed"], [], 0),
+        (["warning_needs_response", "warning_under_review", "warning_closed"], ["dispute.closed"], 0),
         (["warning_needs_response", "needs_response"], ["dispute.opened"], 1500),
-        (["warning_closed", "needs_response", "under_review"], ["dispute.opened"], 1500),
+        (["warning_closed", "needs_response", "under_review"], ["dispute.closed", "dispute.opened"], 1500),
         (["needs_response", "under_review", "won"], ["dispute.opened", "dispute.closed"], 0),
         (["needs_response", "lost"], ["dispute.opened", "dispute.closed"], 1500),
         (["needs_response", "prevented"], ["dispute.opened", "dispute.closed"], 0),

@@ -86,7 +86,8 @@ def _moved(subject: Subject, row: Row, known: Row | None, source: str) -> Iterat
 
 
 def _is_refunded(subject: Subject, row: Row) -> bool:
-    return subject.table == "refunds" or bool(row.get("amount_refunded"))
+    # A charge that does not report what was refunded of it leaves the sum unknown.
+    return subject.table == "refunds" or (subject.table == "charges" and row["amount_refunded"] != 0)
 
 
 def _ways(subject: Subject, row: Row) -> tuple[Value, Value, Value]:
@@ -152,7 +153,7 @@ WHERE i.id = r.event_id AND account = %s AND (livemode, r.id) > (%s, %s) ORDER B
 _REFUNDED_CHARGES_OF: Final = """
 SELECT account, livemode, c.payment_intent, c.id, c.invoice, c.event_id, c.as_of, i.source, c.id
 FROM charges AS c JOIN inbox AS i USING (account, livemode)
-WHERE i.id = c.event_id AND account = %s AND (livemode, c.id) > (%s, %s) AND c.amount_refunded <> 0
+WHERE i.id = c.event_id AND account = %s AND (livemode, c.id) > (%s, %s) AND c.amount_refunded IS DISTINCT FROM 0
 ORDER BY livemode, c.id LIMIT %s
 """
 
@@ -214,21 +215,22 @@ SELECT DISTINCT number FROM ways AS w WHERE
     ))
     OR (w.charge <> '' AND EXISTS (
         SELECT FROM charges AS c
-        WHERE (c.account, c.livemode, c.id) = (w.account, w.livemode, w.charge) AND c.amount_refunded <> 0 OFFSET 0
+        WHERE (c.account, c.livemode, c.id) = (w.account, w.livemode, w.charge)
+            AND c.amount_refunded IS DISTINCT FROM 0 OFFSET 0
     ))
     OR (w.intent <> '' AND EXISTS (
         SELECT FROM charges AS c
         WHERE (c.account, c.livemode, c.payment_intent) = (w.account, w.livemode, w.intent)
-            AND (c.amount_refunded <> 0 OR EXISTS (
+            AND (c.amount_refunded IS DISTINCT FROM 0 OR EXISTS (
                 SELECT FROM refunds AS r
                 WHERE (r.account, r.livemode, r.charge) = (c.account, c.livemode, c.id) OFFSET 0
             )) OFFSET 0
     ))
 """
 
-# What was last announced of an order's refunds, and whether something else is true by now. An order of which nothing
-# was announced was refunded nothing. A sum that is not known has a status alone. Where no way to the payments is known
-# there is no sum to announce.
+# What was last announced of an order's refunds, and whether the order book has another sum. Where nothing was announced
+# that is 0: then a sum that is not known is announced only if a way to a payment is known, and something was refunded.
+# Of a sum that is not known the status alone shows that it moved.
 _LAST: Final = """
 LEFT JOIN LATERAL (
     SELECT c.after AS told FROM {changes} AS c
@@ -239,12 +241,18 @@ WHERE (b.refunded_amount, CASE WHEN b.refunded_amount IS NULL THEN b.refund_stat
     CASE WHEN t.told IS NULL THEN 0 ELSE (t.told ->> 'refunded_amount')::bigint END,
     CASE WHEN t.told ->> 'refunded_amount' IS NULL THEN t.told ->> 'refund_status' END
 ) AND (
-    b.refunded_amount IS NOT NULL OR t.told IS NOT NULL OR b.payment_intent IS NOT NULL OR EXISTS (
-        SELECT FROM invoice_payments AS p
-        WHERE (p.account, p.livemode, p.invoice) = (b.account, b.livemode, b.invoice)
-            AND coalesce(p.payment_intent, p.charge) IS NOT NULL
-    ) OR EXISTS (
-        SELECT FROM charges AS c WHERE (c.account, c.livemode, c.invoice) = (b.account, b.livemode, b.invoice)
+    b.refunded_amount IS NOT NULL OR t.told IS NOT NULL
+    OR b.refund_status IS DISTINCT FROM 'none' AND (
+        b.payment_intent IS NOT NULL
+        OR EXISTS (
+            SELECT FROM invoice_payments AS p
+            WHERE (p.account, p.livemode, p.invoice) = (b.account, b.livemode, b.invoice)
+                AND coalesce(p.payment_intent, p.charge) IS NOT NULL OFFSET 0
+        )
+        OR EXISTS (
+            SELECT FROM charges AS p
+            WHERE (p.account, p.livemode, p.invoice) = (b.account, b.livemode, b.invoice) OFFSET 0
+        )
     )
 )
 """

@@ -4,8 +4,9 @@ Source: https://docs.stripe.com/api/disputes/object.
 
 Note [An inquiry is no dispute]
     Some banks ask before they dispute: the statuses that begin with ``warning_`` take no money. An inquiry becomes a
-    dispute at its first other status; one that ends as ``warning_closed`` never was a dispute, and so closes none. A
-    dispute that was lost may be appealed, and be won after all: it closes again, and does not open again.
+    dispute, and opens as one, at its first other status. One that becomes none ends as ``warning_closed``, which Stripe
+    reports as a closing like the others. A dispute that was lost may be appealed, and be won after all: it closes
+    again, and does not open again.
 """
 
 from typing import Final
@@ -25,11 +26,10 @@ TYPES: Final = (
     "charge.dispute.updated",
     "payfold.dispute.observed",
 )
-_CLOSED: Final = ("lost", "prevented", "won")
+_CLOSED: Final = ("lost", "prevented", "warning_closed", "won")
 _INQUIRY: Final = "warning_"
-_OVER: Final = (*_CLOSED, "warning_closed")
 _STATUSES: Final = (
-    *_OVER,
+    *_CLOSED,
     *("needs_response", "under_review", "appeal_needs_response", "appeal_under_review"),
     *("warning_needs_response", "warning_under_review"),
 )
@@ -71,17 +71,21 @@ def _told(dispute: Dispute) -> Told:
 _SHOWN: Final = ("status", "reason", "currency", "amount", "charge", "payment_intent")
 
 
-def _kind(row: Row | None) -> Kind | None:
+def _kind(row: Row) -> Kind | None:
+    if row["status"] in _CLOSED:
+        return "dispute.closed"
+    return "dispute.opened" if _is_dispute(row) else None
+
+
+def _is_dispute(row: Row | None) -> bool:
     status = None if row is None else row["status"]
-    if status is None or str(status).startswith(_INQUIRY):
-        return None
-    return "dispute.closed" if status in _CLOSED else "dispute.opened"
+    return status is not None and not str(status).startswith(_INQUIRY)
 
 
 def _changes(before: Row | None, after: Row) -> list[Change]:
-    kind, known_kind = _kind(after), _kind(before)
-    is_step = known_kind is None if kind == "dispute.opened" else before is None or before["status"] != after["status"]
-    if kind is None or not is_step:
+    kind = _kind(after)
+    has_moved = before is None or before["status"] != after["status"]
+    if kind is None or not has_moved or (kind == "dispute.opened" and _is_dispute(before)):
         return []
     known = None if before is None else {name: before[name] for name in _SHOWN}
     return [Change(kind, known, {name: after[name] for name in _SHOWN})]
@@ -93,5 +97,5 @@ SHAPE: Final = Shape(
     empty=dict.fromkeys(("charge", "payment_intent", "status", "reason", "currency", "amount")),
     anomalies=lambda row: unknown_status(row, _STATUSES),
     changes=_changes,
-    prefer=lambda facts: int(facts.columns.get("status") in _OVER),
+    prefer=lambda facts: int(facts.columns.get("status") in _CLOSED),
 )

@@ -23,7 +23,7 @@ WRITE_SECONDS: Final = 5.0
 """Between two writes: so much is lost where a process is killed."""
 USE_SECONDS_MAX: Final = 1.0
 """Of one use of PostgreSQL, the connection included."""
-OUTCOMES: Final = ("new", "newer_rendering", "duplicate", "postponed", "failed")
+OUTCOMES: Final = ("new", "copy", "duplicate", "postponed", "failed")
 """What becomes of a delivery, but for one that is refused."""
 REFUSED: Final = "refused"
 CONNECTION: Final = "connection"

@@ -374,10 +374,14 @@ def show_event(
     request: Request, event_id: Id, sees: SeesPersonalData, account: Account = None, livemode: Livemode = None
 ) -> answers.EventWithPayload:
     """Show one event, and to a token with the scope personal its payload."""
-    row = one(request, tables.events, event_id, account, livemode)
+    with reading(request.app.state.engine) as connection:
+        row = _row(connection, tables.events, event_id, account, livemode)
+        others = lookup.renderings_of(connection, row)
     payload = row["payload"]
     text = None if payload is None else payload.decode(errors="replace")
-    return answers.EventWithPayload.of({**row, "payload": text, "archived": payload is None}, personal=sees)
+    shown = [answers.Rendering.of(other, personal=sees) for other in others]
+    found = {**row, "payload": text, "archived": payload is None, "renderings": shown}
+    return answers.EventWithPayload.of(found, personal=sees)
 
 
 def one(request: Request, table: Table, key: str, account: str | None, livemode: bool | None) -> Any:  # noqa: ANN401, FBT001 - a row's mapping, and what the address says

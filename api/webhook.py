@@ -10,17 +10,17 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from api import bodies, problems, signature
+from api import bodies, problems
 from api.bodies import BODY_SECONDS_MAX, Receive, Room, Scope, Send
 from api.counts import DeliveryCounts
 from api.deadlines import Deadlines
 from api.recorder import Recorder
-from api.signature import Claim
-from schemas import events
+from schemas import events, signature
 from schemas.errors import BodyTooLarge, Refused, SignatureMismatch, Transient
 from schemas.inbox import Delivery, Recorded
 from schemas.logs import Seldom
 from schemas.settings import SigningSecret
+from schemas.signature import Claim
 
 PATH: Final = "/webhooks/stripe"
 PATHS: Final = frozenset((PATH, f"{PATH}/"))

@@ -130,10 +130,10 @@ class Order(Shown):
     failed_at: datetime | None
     expired_at: datetime | None
     lines_complete: bool
-    refunded_amount: int | None = Field(description="null where the way from the order to its payment is not known")
+    refunded_amount: int | None = Field(description="null where not known, or in another currency than the order")
     credited_amount: int | None = Field(description="by credit notes on the order's own invoice that are not void")
     disputed_amount: int | None
-    refund_status: RefundStatus | None = Field(description="null as refunded_amount is")
+    refund_status: RefundStatus | None = Field(description="of what was captured, in any currency; null if not known")
 
 
 class OrderLine(Shown):
@@ -362,11 +362,29 @@ class Event(Answer):
         return super().of(shown, personal=personal)
 
 
+class Rendering(Answer):
+    """A copy of an event that says something else than the one that is folded."""
+
+    content_sha256: Public[str] | None = Field(description="of what it says; null until it has been compared")
+    payload_sha256: Public[str] = Field(description="of the body as it came, in hexadecimal")
+    signed: bool = Field(description="a verified delivery signed it")
+    source: Source
+    received_at: datetime
+    type: Word
+    api_version: Word | None
+    created: datetime
+    object_type: Word | None
+    object_id: Id | None
+    redacted: Public[list[str]]
+    payload: Personal[str] = Field(None, description="null where it is archived")
+
+
 class EventWithPayload(Event):
     """An event in the inbox with its payload as text, since not every payload is JSON that can be read."""
 
     payload: Personal[str] = Field(None, description="null where it is archived")
     archived: bool = Field(description="the payload is in an archive, no longer in the database")
+    renderings: list[Rendering] = Field(description="copies that say something else, and are not folded")
 
 
 class DescribedLine(Answer):

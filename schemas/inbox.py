@@ -5,8 +5,15 @@ Note [An account is recorded under its newest name]
     once: webhook, replay, jobs and commands. Who renames locks the tables that arrivals are written to (see
     worker/renaming.py), so that a statement either ended before, and its rows are moved, or begins after, and sees the
     name. Few databases have such names. So ``RECORD`` only looks for one of a given account, and then records nothing;
-    ``RECORD_NAMED`` then renames. Two deliveries of one statement may be one event once they are renamed: the newer
-    rendering is kept, as ``newest_of_each`` does.
+    ``RECORD_NAMED`` then renames. Two deliveries of one statement may be one event once they are renamed: the first is
+    recorded, and the other is a copy of it.
+
+Note [A copy with other bytes is kept until it is compared]
+    ``RECORD`` writes the first delivery of an event. Of a further one ``KEEP_COPIES`` compares the hash of the body:
+    the same bytes are a duplicate, unless this delivery is signed and the other was not. Other bytes are kept in
+    ``renderings``, and the event is queued; whether they say something else is for the fold to find out (see
+    worker/renderings.py). It is a statement of its own, whose snapshot has whatever ``RECORD`` waited for. It does not
+    wait for a worker that has claimed the event: the fold queues that again.
 """
 
 import base64
@@ -47,12 +54,13 @@ class Recorded(Enum):
     """What recording a delivery did."""
 
     NEW = "new"
-    NEWER_RENDERING = "newer rendering"
+    COPY = "copy"
+    """Of an event that is there, with other bytes, or the first that is signed: the fold compares them."""
     DUPLICATE = "duplicate"
 
 
 class Receipt(Struct, frozen=True):
-    """What recording a delivery did, and the event's number in the inbox; None for a duplicate."""
+    """What recording a delivery did, and the number of its event; None for a duplicate."""
 
     recorded: Recorded
     seq: int | None
@@ -66,7 +74,7 @@ class Delivery(Struct, frozen=True):
 
     ``account`` is the event's own or the label of the secret that verified it, and is recorded under its newest name:
     see Note [An account is recorded under its newest name]. ``sha256`` is of the body as it came; ``signature`` is the
-    header that vouched for it, None where none did.
+    header that came with it, None where none did. It is *verified* unless a log only quotes it.
     """
 
     envelope: Envelope
@@ -75,6 +83,12 @@ class Delivery(Struct, frozen=True):
     signature: str | None
     source: str
     received_at: datetime
+    verified: bool = True
+
+    @property
+    def signed(self) -> bool:
+        """Whether one of our secrets vouches for it."""
+        return self.signature is not None and self.verified
 
     @property
     def key(self) -> tuple[str, bool, str]:
@@ -86,67 +100,99 @@ class Delivery(Struct, frozen=True):
         new = names.get(self.account)
         return self if new is None else msgspec.structs.replace(self, account=new)
 
-    @property
-    def rendering(self) -> str:
-        """The date of the API version that shaped the payload; versions sort by it alone."""
-        return (self.envelope.api_version or "")[:10]
-
 
 _NEXT_SEQ: Final = "nextval((SELECT pg_get_serial_sequence('inbox', 'seq')::regclass))"
 # Numbers are drawn in the order of arrival, so that an object's events are folded as they came. Rows are written in the
-# order of their keys: two statements with the same events in another order would wait for each other for ever. Rows
-# that were there come back from neither branch: that is how a duplicate is told.
+# order of their keys: two statements with the same events in another order would wait for each other for ever. What
+# was there does not come back.
+_GIVEN: Final = """
+    unnest(
+        %(account)s::text[], %(livemode)s::boolean[], %(id)s::text[], %(type)s::text[], %(api_version)s::text[],
+        %(created)s::bigint[], %(object_type)s::text[], %(object_id)s::text[],
+        %(begins)s::integer[], %(size)s::integer[],
+        %(redacted)s::text[], %(payload_sha256)s::text[], %(signature)s::text[], %(verified)s::boolean[],
+        %(source)s::text[], %(received_at)s::timestamptz[]
+    ) {ordinality} AS t (account, livemode, id, type, api_version, created, object_type, object_id, begins, size,
+        redacted, payload_sha256, signature, verified, source, received_at{number})
+"""
 _RECORD: Final = """
 WITH renamed AS MATERIALIZED (
     SELECT NOT {may_rename} AND EXISTS (SELECT FROM account_names WHERE old = ANY (%(account)s::text[])) AS is_so
 ), given AS MATERIALIZED (
-    SELECT *, {seq} AS seq FROM unnest(
-        %(account)s::text[], %(livemode)s::boolean[], %(id)s::text[], %(type)s::text[], %(api_version)s::text[],
-        %(created)s::bigint[], %(object_type)s::text[], %(object_id)s::text[],
-        %(begins)s::integer[], %(size)s::integer[],
-        %(redacted)s::text[], %(payload_sha256)s::text[], %(signature)s::text[], %(source)s::text[],
-        %(received_at)s::timestamptz[]
-    ) AS t (account, livemode, id, type, api_version, created, object_type, object_id, begins, size, redacted,
-        payload_sha256, signature, source, received_at)
+    SELECT *, {seq} AS seq FROM {given}
     WHERE NOT (SELECT is_so FROM renamed)
 ), named AS {named}, recorded AS (
-    INSERT INTO inbox AS known (account, livemode, id, seq, type, api_version, created, object_type, object_id,
-        redacted, payload_sha256, signature, source, received_at)
+    INSERT INTO inbox (account, livemode, id, seq, type, api_version, created, object_type, object_id,
+        redacted, payload_sha256, signature, verified, source, received_at)
     OVERRIDING SYSTEM VALUE
     SELECT name, livemode, id, seq, type, nullif(api_version, ''), to_timestamp(created), nullif(object_type, ''),
         nullif(object_id, ''), string_to_array(redacted, ' '), decode(payload_sha256, 'hex'), nullif(signature, ''),
-        source, received_at
+        verified, source, received_at
     FROM named ORDER BY name, livemode, id
-    ON CONFLICT (account, livemode, id) DO UPDATE SET
-        api_version = excluded.api_version, object_type = excluded.object_type, object_id = excluded.object_id,
-        redacted = excluded.redacted, payload_sha256 = excluded.payload_sha256, signature = excluded.signature
-    WHERE left(excluded.api_version, 10) > left(coalesce(known.api_version, ''), 10)
-    RETURNING known.seq, known.account AS name, known.livemode, known.id, known.xmax = 0 AS is_new
+    ON CONFLICT (account, livemode, id) DO NOTHING
+    RETURNING seq, account AS name, livemode, id
 ), placed AS MATERIALIZED (
-    SELECT n.account, livemode, id, r.is_new, r.seq, n.begins, n.size
+    SELECT n.account, livemode, id, r.seq, n.begins, n.size
     FROM recorded AS r JOIN named AS n USING (name, livemode, id)
 ), kept AS (
     INSERT INTO payloads (seq, payload)
     SELECT seq, substring(%(payloads)b::bytea FROM begins FOR size) FROM placed ORDER BY seq
-    ON CONFLICT (seq) DO UPDATE SET payload = excluded.payload
 ), queued AS (
-    INSERT INTO pending (seq, again) SELECT seq, NOT is_new FROM recorded ORDER BY seq
-    ON CONFLICT (seq) DO UPDATE SET again = true, attempts = 0, due_at = NULL, cause = NULL, reason = NULL
+    INSERT INTO pending (seq) SELECT seq FROM recorded ORDER BY seq
 )
-SELECT account, livemode, id, is_new, seq FROM placed
-UNION ALL SELECT NULL, NULL, NULL, NULL, NULL FROM renamed WHERE is_so
+SELECT account, livemode, id, seq FROM placed
+UNION ALL SELECT NULL, NULL, NULL, NULL FROM renamed WHERE is_so
 """
 _AS_GIVEN: Final = "NOT MATERIALIZED (SELECT account AS name, * FROM given)"
 _BY_NEWEST_NAME: Final = """MATERIALIZED (
     SELECT DISTINCT ON (name, livemode, id) coalesce(n.new, given.account) AS name, given.*
     FROM given LEFT JOIN account_names AS n ON n.old = given.account
-    ORDER BY name, livemode, id, left(api_version, 10) DESC, seq
+    ORDER BY name, livemode, id, seq
 )"""
-RECORD: Final = _RECORD.format(seq=_NEXT_SEQ, named=_AS_GIVEN, may_rename="false")
-RECORD_NAMED: Final = _RECORD.format(seq=_NEXT_SEQ, named=_BY_NEWEST_NAME, may_rename="true")
-_TRY: Final = _RECORD.format(seq="%(seq)s::bigint", named=_AS_GIVEN, may_rename="true")
+_ONCE: Final = _GIVEN.format(ordinality="", number="")
+RECORD: Final = _RECORD.format(given=_ONCE, seq=_NEXT_SEQ, named=_AS_GIVEN, may_rename="false")
+RECORD_NAMED: Final = _RECORD.format(given=_ONCE, seq=_NEXT_SEQ, named=_BY_NEWEST_NAME, may_rename="true")
+_TRY: Final = _RECORD.format(given=_ONCE, seq="%(seq)s::bigint", named=_AS_GIVEN, may_rename="true")
 
-_REFUSAL: Final = (None,) * 5
+# What is kept already is left out before it is written, so that nothing is locked for it.
+_KEEP_COPIES: Final = """
+WITH named AS (
+    SELECT coalesce(n.new, t.account) AS name, t.*, decode(payload_sha256, 'hex') AS sha256
+    FROM {given}
+    LEFT JOIN account_names AS n ON n.old = t.account
+), others AS MATERIALIZED (
+    SELECT DISTINCT ON (name, livemode, id, sha256) named.*, i.seq
+    FROM named CROSS JOIN LATERAL (
+        SELECT seq, payload_sha256, signature IS NOT NULL AND verified AS signed FROM inbox
+        WHERE (inbox.account, inbox.livemode, inbox.id) = (named.name, named.livemode, named.id) OFFSET 0
+    ) AS i
+    WHERE (i.payload_sha256 <> named.sha256 OR (named.signature <> '' AND named.verified AND NOT i.signed))
+        AND NOT EXISTS (
+            SELECT FROM renderings AS r
+            WHERE (r.account, r.livemode, r.id, r.payload_sha256) = (name, named.livemode, named.id, sha256)
+                AND ((r.signature IS NOT NULL AND r.verified) OR NOT (named.signature <> '' AND named.verified))
+        )
+    ORDER BY name, livemode, id, sha256, (named.signature <> '' AND named.verified) DESC, number
+), kept AS (
+    INSERT INTO renderings AS known (account, livemode, id, type, api_version, created, object_type, object_id,
+        redacted, payload_sha256, signature, verified, source, received_at, payload)
+    SELECT name, livemode, id, type, nullif(api_version, ''), to_timestamp(created), nullif(object_type, ''),
+        nullif(object_id, ''), string_to_array(redacted, ' '), sha256, nullif(signature, ''), verified, source,
+        received_at, substring(%(payloads)b::bytea FROM begins FOR size)
+    FROM others ORDER BY name, livemode, id, sha256
+    ON CONFLICT (account, livemode, id, payload_sha256) DO UPDATE SET
+        signature = excluded.signature, verified = excluded.verified, source = excluded.source,
+        received_at = excluded.received_at, content_sha256 = NULL
+    WHERE excluded.signature IS NOT NULL AND excluded.verified AND (known.signature IS NULL OR NOT known.verified)
+), queued AS (
+    INSERT INTO pending (seq, copies) SELECT DISTINCT seq, true FROM others ORDER BY seq
+    ON CONFLICT (seq) DO NOTHING
+)
+SELECT number, seq FROM others
+"""
+KEEP_COPIES: Final = _KEEP_COPIES.format(given=_GIVEN.format(ordinality="WITH ORDINALITY", number=", number"))
+
+_REFUSAL: Final = (None,) * 4
 """The row by which ``RECORD`` answers that one of the accounts has a newer name, and that nothing is recorded."""
 
 
@@ -172,46 +218,58 @@ def arguments(deliveries: Sequence[Delivery]) -> dict[str, str | bytes]:
         "redacted": text_array([" ".join(envelope.redacted) for envelope in envelopes]),
         "payload_sha256": text_array([delivery.sha256.hex() for delivery in deliveries]),
         "signature": text_array([delivery.signature or "" for delivery in deliveries]),
+        "verified": boolean_array(delivery.verified for delivery in deliveries),
         "source": text_array([delivery.source for delivery in deliveries]),
         "received_at": text_array([delivery.received_at.isoformat() for delivery in deliveries]),
     }
 
 
-def newest_of_each(deliveries: Sequence[Delivery]) -> list[Delivery]:
-    """Return one delivery per event: the first of the newest rendering."""
-    newest: dict[tuple[str, bool, str], Delivery] = {}
+def first_of_each(deliveries: Sequence[Delivery]) -> list[Delivery]:
+    """Return the first delivery of each event."""
+    first: dict[tuple[str, bool, str], Delivery] = {}
     for delivery in deliveries:
-        known = newest.get(delivery.key)
-        if known is None or delivery.rendering > known.rendering:
-            newest[delivery.key] = delivery
-    return list(newest.values())
-
-
-def receipts(deliveries: Sequence[Delivery], rows: Sequence[tuple[str, bool, str, bool, int]]) -> list[Receipt]:
-    """Return what became of each delivery, from the rows that recording answered, by the accounts that were given."""
-    fresh = {
-        (account, livemode, event): Receipt(Recorded.NEW if is_new else Recorded.NEWER_RENDERING, seq)
-        for account, livemode, event, is_new, seq in rows
-    }
-    return [fresh.pop(delivery.key, _DUPLICATE) for delivery in deliveries]
+        first.setdefault(delivery.key, delivery)
+    return list(first.values())
 
 
 def record(cursor: Cursor, deliveries: Sequence[Delivery]) -> list[Receipt]:
-    """Record *deliveries* with one statement and return what became of each; the caller commits."""
-    given = arguments(newest_of_each(deliveries))
+    """Record *deliveries* and return what became of each; the caller commits."""
+    given = arguments(first_of_each(deliveries))
     rows = cursor.execute(RECORD, given).fetchall()
     if _REFUSAL in rows:
         rows = cursor.execute(RECORD_NAMED, given).fetchall()
-    return receipts(deliveries, rows)
+    receipts, further = _receipts(deliveries, rows)
+    if further:
+        found = cursor.execute(KEEP_COPIES, arguments([deliveries[at] for at in further])).fetchall()
+        _note_copies(receipts, further, found)
+    return receipts
 
 
 async def record_async(connection: psycopg.AsyncConnection[Any], deliveries: Sequence[Delivery]) -> list[Receipt]:
     """Do as ``record`` does, on asyncio's connection."""
-    given = arguments(newest_of_each(deliveries))
+    given = arguments(first_of_each(deliveries))
     rows = await (await connection.execute(RECORD, given)).fetchall()
     if _REFUSAL in rows:
         rows = await (await connection.execute(RECORD_NAMED, given)).fetchall()
-    return receipts(deliveries, rows)
+    receipts, further = _receipts(deliveries, rows)
+    if further:
+        values = arguments([deliveries[at] for at in further])
+        _note_copies(receipts, further, await (await connection.execute(KEEP_COPIES, values)).fetchall())
+    return receipts
+
+
+def _receipts(
+    deliveries: Sequence[Delivery], rows: Sequence[tuple[str, bool, str, int]]
+) -> tuple[list[Receipt], list[int]]:
+    """Return what became of each delivery, from the *rows* that are new, and which of them were not recorded."""
+    fresh = {(account, livemode, event): Receipt(Recorded.NEW, seq) for account, livemode, event, seq in rows}
+    receipts = [fresh.pop(delivery.key, _DUPLICATE) for delivery in deliveries]
+    return receipts, [at for at, receipt in enumerate(receipts) if receipt is _DUPLICATE]
+
+
+def _note_copies(receipts: list[Receipt], further: Sequence[int], rows: Sequence[tuple[int, int]]) -> None:
+    for number, seq in rows:
+        receipts[further[number - 1]] = Receipt(Recorded.COPY, seq)
 
 
 async def try_to_record(connection: psycopg.AsyncConnection[Any], *, bytes_min: int = 0) -> None:

@@ -72,6 +72,24 @@ def query_of(table: Table, *, of_account: bool) -> Select[Any]:
     return select(of_each).select_from(worlds.join(of_each, true())).limit(FOUND_MAX)
 
 
+def renderings_of(connection: Connection, event: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the other contents that are kept of a row of ``events``, the last received first.
+
+    The hash of a content is null until it has been compared, and the payload where it is archived.
+    """
+    table = tables.renderings
+    binary, hidden = ("content_sha256", "payload_sha256"), ("account", "livemode", "id", "signature", "verified")
+    columns: list[ColumnElement[Any]] = [func.encode(table.c[name], "hex").label(name) for name in binary]
+    columns += [(table.c.signature.is_not(None) & table.c.verified).label("signed")]
+    columns += [column for column in table.c if column.name not in (*binary, *hidden)]
+    same = [table.c[name] == event[name] for name in ("account", "livemode", "id")]
+    query = select(*columns).where(*same).order_by(table.c.received_at.desc(), table.c.payload_sha256)
+    found = (dict(row) for row in connection.execute(query).mappings())
+    return [
+        {**row, "payload": None if row["payload"] is None else row["payload"].decode(errors="replace")} for row in found
+    ]
+
+
 def where(table: Table, given: Mapping[str, object]) -> list[ColumnElement[bool]]:
     """Return the conditions that columns of *table*, or of a view, have the values *given* by name; None is any.
 

@@ -6,8 +6,10 @@ Note [The inbox is append-only]
     What an event is known by is written once, into ``inbox``, and its bytes once, into ``payloads``; neither is updated
     when the event is folded: what is waiting is a narrow row in ``pending`` that is deleted, what became of it a
     narrow row in ``outcomes``. ``events`` is the view over the four that people and commands read. The bytes may be
-    archived (see Note [An archive loses nothing]); what the event is known by stays. The one exception is a second
-    rendering of the same event by a newer API version, which takes the first one's place.
+    archived (see Note [An archive loses nothing]); what the event is known by stays. The one exception is an event of
+    which copies with several contents came: the one that is folded stands in ``inbox``, the others in ``renderings``,
+    and where another is chosen the projection exchanges the two (see Note [One content is folded] in
+    worker/renderings.py).
 """
 
 from collections.abc import Sequence
@@ -30,6 +32,7 @@ from sqlalchemy import (
     Text,
     false,
     text,
+    true,
 )
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
@@ -73,6 +76,7 @@ ANOMALY_SUBJECTS: Final = (
     "credit_note_line",
     "customer",
     "dispute",
+    "event",
     "invoice",
     "invoice_payment",
     "order",
@@ -87,10 +91,12 @@ ANOMALY_KINDS: Final = (
     "ambiguous_order",
     "balance_differs",
     "broken_chain",
+    "contents_differ",
     "credit_note_sides",
     "credit_note_split",
     "deleted_and_final",
     "expired_and_complete",
+    "id_reused",
     "lines_differ",
     "missing_at_stripe",
     "paid_and_void",
@@ -170,6 +176,8 @@ inbox = Table(
     Column("signature", Text),
     Column("source", Text, nullable=False),
     _moment("received_at", nullable=False),
+    # False where the signature is only quoted by a log, and no secret of ours made it.
+    Column("verified", Boolean, nullable=False, server_default=true()),
     _one_of("source", SOURCES),
     PrimaryKeyConstraint("account", "livemode", "id"),
     # When webhooks were received. A block range index, since rows come in the order of their times.
@@ -202,6 +210,42 @@ payloads = Table(
     Column("payload", LargeBinary, nullable=False),
     postgresql_partition_by="RANGE (seq)",
 )
+# The hash of what an archived payload said (see schemas/contents.py), which stands for it.
+contents = Table(
+    "contents",
+    metadata,
+    Column("seq", BigInteger, primary_key=True, autoincrement=False),
+    Column("content_sha256", LargeBinary, nullable=False),
+)
+
+# The copies of an event that say something else than the one in the inbox; and those that only just came, of which
+# nobody has looked at the content yet.
+renderings = Table(
+    "renderings",
+    metadata,
+    *_world(),
+    Column("id", Text, nullable=False),
+    # Null until the fold has compared it.
+    Column("content_sha256", LargeBinary),
+    Column("type", Text, nullable=False),
+    Column("api_version", Text),
+    _moment("created", nullable=False),
+    Column("object_type", Text),
+    Column("object_id", Text),
+    Column("redacted", ARRAY(Text), nullable=False),
+    Column("payload_sha256", LargeBinary, nullable=False),
+    Column("signature", Text),
+    Column("source", Text, nullable=False),
+    _moment("received_at", nullable=False),
+    Column("verified", Boolean, nullable=False, server_default=true()),
+    # Null where it was archived before another took its place.
+    Column("payload", LargeBinary),
+    _one_of("source", SOURCES),
+    PrimaryKeyConstraint("account", "livemode", "id", "payload_sha256"),
+    # What is to be compared.
+    Index("renderings_fresh", "account", "livemode", "id", postgresql_where=text("content_sha256 IS NULL")),
+)
+
 pending = Table(
     "pending",
     metadata,
@@ -213,6 +257,8 @@ pending = Table(
     _moment("due_at"),
     Column("cause", Text),
     Column("reason", Text),
+    # True where copies came, which are to be compared; without ``again`` the outcome stands unless another is chosen.
+    Column("copies", Boolean, nullable=False, server_default=false()),
     _one_of("cause", CAUSES),
 )
 
@@ -369,6 +415,17 @@ orders = _projection(
     _newest("orders"),
     # The clock looks for sessions that have been open for too long.
     Index("orders_open", "account", "livemode", "created", postgresql_where=text("status = 'open'")),
+    # Orders of which their session leaves open whether they are paid, found by their charges.
+    Index(
+        "orders_undecided",
+        "account",
+        "livemode",
+        "payment_intent",
+        postgresql_where=text(
+            "session_status = 'complete' AND payment_intent IS NOT NULL"
+            " AND (payment_status IS NULL OR payment_status = 'unpaid')"
+        ),
+    ),
     _of_one("orders", "payment_link"),
     _of_one("orders", "customer"),
     _of_one("orders", "payment_intent"),
@@ -721,7 +778,7 @@ _views = MetaData()
 events = Table(
     "events",
     _views,
-    *(Column(column.name, column.type) for column in inbox.c if column.name != "payload_sha256"),
+    *(Column(column.name, column.type) for column in inbox.c if column.name not in ("payload_sha256", "verified")),
     # Null where it is archived.
     Column("payload", LargeBinary),
     Column("payload_sha256", Text),

@@ -117,7 +117,9 @@ def anomalies(engine: Engine) -> list[str]:
 
 def clear(engine: Engine) -> None:
     """Empty every table."""
-    names = ", ".join(table.name for table in (tables.inbox, tables.payloads, *tables.REBUILT))
+    names = ", ".join(
+        table.name for table in (tables.inbox, tables.payloads, tables.contents, tables.renderings, *tables.REBUILT)
+    )
     with database.transaction(engine) as connection:
         connection.execute(text(f"TRUNCATE {names} RESTART IDENTITY"))
 

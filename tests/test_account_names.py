@@ -62,15 +62,20 @@ def test_recording_under_the_new_name(engine: Engine) -> None:
 
 
 def test_one_event_under_two_names_in_one_statement(engine: Engine) -> None:
-    """Two deliveries that a rename makes one event are recorded once, in the newer rendering."""
+    """Two deliveries that a rename makes one event are recorded once, and the second is a copy of the first."""
     ledger.execute(engine, NAMED, old="", new="acct_1")
     older = ledger.delivery(body("evt_1", api_version="2024-06-20"), account="acct_1")
     newer = ledger.delivery(body("evt_1"))
 
     receipts = ledger.record(engine, [older, newer])
 
-    assert [each.recorded for each in receipts] == [Recorded.DUPLICATE, Recorded.NEW]
+    ledger.fold(engine)
+
+    assert [each.recorded for each in receipts] == [Recorded.NEW, Recorded.COPY]
     assert recorded(engine) == [("acct_1", "evt_1", "2026-10-28.endive")]
+    assert ledger.rows(engine, "SELECT account, api_version FROM renderings") == [
+        {"account": "acct_1", "api_version": "2024-06-20"}
+    ]
 
 
 def test_the_account_that_the_context_names(engine: Engine) -> None:

@@ -9,11 +9,11 @@ import stripe
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api import signature as judge
-from api.signature import HEADER_BYTES_MAX, SIGNATURES_MAX, TOLERANCE_SECONDS
 from deploy.sandbox.signing import sign, sign_rolling, signature
+from schemas import signature as judge
 from schemas.errors import Refused, SignatureExpired, SignatureMalformed, SignatureMismatch, SignatureMissing
 from schemas.settings import SigningSecret
+from schemas.signature import HEADER_BYTES_MAX, SIGNATURES_MAX, TOLERANCE_SECONDS
 
 NOW = 1_700_000_000
 SECRET = "whsec_payfold_vector"

@@ -370,35 +370,27 @@ def test_a_slash_at_the_end(web: Web) -> None:
 # ---- Together ----
 
 
-def test_newer_rendering(web: Web) -> None:
-    """Of two renderings of an event the newer one stays, and is folded again, whichever comes first."""
+def test_a_copy_with_other_bytes(web: Web) -> None:
+    """A copy with other bytes is answered as a duplicate is, and kept once until the fold compares it."""
     newer = sample("checkout.session.completed", {}, now=int(time.time()))
     older = render(newer, "2024-06-20")
-    for bodies in ([older, newer], [newer, older]):
-        web.query("TRUNCATE inbox, payloads, pending, outcomes")
-        for number, each in enumerate(bodies):
-            assert web.deliver(each.body).status_code == 200
-            if number == 0:
-                web.query(
-                    "WITH done AS (DELETE FROM pending RETURNING seq) INSERT INTO outcomes"
-                    " SELECT seq, 'folded', NULL, 1, now(), 1 FROM done"
-                )
-        expected = "pending" if bodies[0] is older else "folded"
-        assert web.query("SELECT payload, api_version, state FROM events") == [
-            (newer.body, newer.api_version, expected)
-        ]
+    for each in (older, newer, older, newer):
+        assert web.deliver(each.body).status_code == 200
+
+    assert web.query("SELECT payload, state, signature IS NOT NULL FROM events") == [(older.body, "pending", True)]
+    kept = web.query("SELECT payload, content_sha256, signature IS NOT NULL FROM renderings")
+    assert kept == [(newer.body, None, True)]
 
 
 def test_two_endpoints_at_once(web: Web) -> None:
-    """Two endpoints of different versions that deliver the same events together leave the newer renderings."""
+    """Of what two endpoints of different versions deliver together nothing is lost."""
     now = int(time.time())
     newer = [sample("checkout.session.completed", {}, now=now + number) for number in range(20)]
     bodies = [each.body for event_ in newer for each in (event_, render(event_, "2024-06-20"))]
 
     assert together(web, bodies) == [200] * 40
-    assert sorted(web.query("SELECT payload FROM inbox JOIN payloads USING (seq)")) == sorted(
-        (each.body,) for each in newer
-    )
+    kept = web.query("SELECT payload FROM inbox JOIN payloads USING (seq) UNION ALL SELECT payload FROM renderings")
+    assert sorted(kept) == sorted((each,) for each in bodies)
 
 
 COUNT_STATEMENTS = """

@@ -9,10 +9,11 @@ Note [An archive loses nothing]
     2. It is read back from the disk, through the very reader that ``replay`` uses. Count and hash, over the events in
        their order with every byte of their payloads, have to be those of what the database holds; only then does
        the file get its name, and the folder is forced to disk.
-    3. Folding pauses, and nobody else can write to the partition. An event whose hash in the inbox is still the one
+    3. The hash of what each says (see schemas/contents.py) is kept: a copy that comes later is compared with it.
+    4. Folding pauses, and nobody else can write to the partition. An event whose hash in the inbox is still the one
        that was written, which is neither pending nor parked, goes; any other stays as it is.
 
-    Whoever is killed before the third step leaves a file too many, which the next run reads, and takes for its own
+    Whoever is killed before the fourth step leaves a file too many, which the next run reads, and takes for its own
     if it has the same count and hash; whoever is killed within it leaves the transaction undone. An existing
     file is never written to. What was archived counts for as much as what was not: the file is matched with the
     inbox by account, mode, id and hash, so that it may be copied, renamed or replayed into an empty database.
@@ -40,11 +41,12 @@ from msgspec.structs import replace
 from psycopg import sql
 from sqlalchemy import Engine
 
-from schemas import accounts, database, files, inbox
+from schemas import accounts, contents, database, files, inbox
 from schemas.database import Cursor
 from schemas.errors import ConfigurationError, ConflictError
 from schemas.inbox import Delivery
 from worker import eventlog, projection, shadow
+from worker.folds.payment import OF_ORDER_OPEN
 from worker.shadow import Shadow
 
 ROWS_READ: Final = 500
@@ -296,6 +298,7 @@ def _read(
         with database.transaction(engine) as connection, database.cursor(connection) as cursor:
             cursor.execute(statement, {"before": before, "first": first, "last": part.last}, binary=True)
             rows = cursor.fetchall()
+            _note_contents(cursor, {row[0]: row[9] for row in rows})
         for seq, account, livemode, event, source, received_at, signature, sha256, redacted, payload in rows:
             if stream is not None:
                 stream.write(eventlog.line_of(account, source, received_at, signature, sha256.hex(), redacted, payload))
@@ -307,6 +310,17 @@ def _read(
             return held
         first = rows[-1][0] + 1
         progress(len(rows))
+
+
+def _note_contents(cursor: Cursor, payloads: Mapping[int, bytes]) -> None:
+    """Keep the hashes of what *payloads*, by number, say; they count once the payload is gone."""
+    hashes = [contents.hash_of(bytes(payload)).hex() for payload in payloads.values()]
+    cursor.execute(
+        "INSERT INTO contents (seq, content_sha256)"
+        " SELECT seq, decode(sha256, 'hex') FROM unnest(%s::bigint[], %s::text[]) AS k (seq, sha256)"
+        " ON CONFLICT (seq) DO UPDATE SET content_sha256 = excluded.content_sha256",
+        (database.integer_array(payloads), database.text_array(hashes)),
+    )
 
 
 def _fingerprint_of(path: Path) -> tuple[int, bytes] | None:
@@ -454,7 +468,7 @@ def _chunks(path: Path, names: Mapping[str, str]) -> Iterator[list[Delivery]]:
         yield [entry.delivery.named(names) for entry in chunk if entry.delivery is not None]
 
 
-# By the hash, so that of several renderings only the one that the inbox has is taken.
+# By the hash, so that of several copies only the one that the inbox has is taken.
 _MATCHED: Final = """
 SELECT i.seq, t.payload
 FROM unnest(%b::text[], %b::boolean[], %b::text[], %b::bytea[], %b::bytea[])
@@ -654,7 +668,38 @@ def leave_out(cursor: Cursor, made: Shadow) -> LeftOut:
             " = (n.account, n.livemode, n.credit_note) ON CONFLICT DO NOTHING"
         ).format(**names)
     )
+    if objects:
+        cursor.execute(sql.SQL(_LEAVE_OUT_ORDERS).format(**names, **_tables_of_payments(made)))
     return LeftOut(objects, events)
+
+
+def _tables_of_payments(made: Shadow) -> dict[str, sql.Identifier]:
+    return {name: sql.Identifier(made.live, name) for name in ("orders", "charges", "refunds")}
+
+
+# Of an order that its charges settle all of these are wanted.
+_LEAVE_OUT_ORDERS: Final = f"""
+INSERT INTO {{left_out}} (account, livemode, object_id)
+SELECT o.account, o.livemode, o.id FROM (SELECT * FROM {{orders}} WHERE {OF_ORDER_OPEN}) AS o
+WHERE EXISTS (
+    SELECT FROM {{left_out}} AS l
+    WHERE (l.account, l.livemode, l.object_id) = (o.account, o.livemode, o.payment_intent)
+    UNION ALL
+    SELECT FROM {{charges}} AS c JOIN {{left_out}} AS l
+        ON (l.account, l.livemode, l.object_id) = (c.account, c.livemode, c.id)
+    WHERE (c.account, c.livemode, c.payment_intent) = (o.account, o.livemode, o.payment_intent)
+    UNION ALL
+    SELECT FROM {{refunds}} AS r JOIN {{left_out}} AS l
+        ON (l.account, l.livemode, l.object_id) = (r.account, r.livemode, r.id)
+    WHERE (r.account, r.livemode, r.payment_intent) = (o.account, o.livemode, o.payment_intent)
+    UNION ALL
+    SELECT FROM {{charges}} AS c
+    JOIN {{refunds}} AS r ON (r.account, r.livemode, r.charge) = (c.account, c.livemode, c.id)
+    JOIN {{left_out}} AS l ON (l.account, l.livemode, l.object_id) = (r.account, r.livemode, r.id)
+    WHERE (c.account, c.livemode, c.payment_intent) = (o.account, o.livemode, o.payment_intent)
+)
+ON CONFLICT DO NOTHING
+"""
 
 
 def require_all(made: Shadow) -> None:

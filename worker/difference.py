@@ -140,7 +140,7 @@ def compare(
                 tell(difference)
         found.tallies.append(tally)
     found.money = Counter({key: amount for key, amount in found.money.items() if amount})
-    found.tallies.append(_compare_anomalies(cursor, compared, tell))
+    found.tallies.append(_compare_anomalies(cursor, compared, tell, with_events=not made.has_inbox))
     return found
 
 
@@ -282,18 +282,23 @@ def _add_money(money: Counter[tuple[str, bool, str, str, str]], pair: Pair) -> N
                 money[key] += sign * row[name]
 
 
-def _compare_anomalies(cursor: Cursor, compared: _Compared, tell: Callable[[Difference], None]) -> Tally:
-    """Compare the anomalies that are in force: they too follow from the events."""
+def _compare_anomalies(
+    cursor: Cursor, compared: _Compared, tell: Callable[[Difference], None], *, with_events: bool
+) -> Tally:
+    """Compare the anomalies that are in force: they too follow from the events.
+
+    *with_events* are those of events of which copies contradict each other: a log may have one of these copies only.
+    """
     held_rows, expected_rows = compared(tables.anomalies)
     statement = sql.SQL(
         """
         SELECT h.id IS NOT NULL AS is_held, e.id IS NOT NULL AS is_expected,
             account, livemode, kind, subject_id, coalesce(h.as_of, e.as_of) AS seen_of
-        FROM (SELECT * FROM {held} AS h WHERE resolved_at IS NULL) AS h
-        FULL JOIN (SELECT * FROM {expected} AS e WHERE resolved_at IS NULL) AS e
+        FROM (SELECT * FROM {held} AS h WHERE resolved_at IS NULL AND {wanted}) AS h
+        FULL JOIN (SELECT * FROM {expected} AS e WHERE resolved_at IS NULL AND {wanted}) AS e
             USING (account, livemode, id, kind, subject, subject_id)
         """
-    ).format(held=held_rows, expected=expected_rows)
+    ).format(held=held_rows, expected=expected_rows, wanted=sql.SQL("true" if with_events else "subject <> 'event'"))
     tally = Tally("anomalies")
     with cursor.connection.cursor(row_factory=dict_row) as rows:
         rows.execute(statement)

@@ -26,7 +26,7 @@ import os
 import re
 import sys
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -38,9 +38,10 @@ import msgspec
 import zstandard
 from msgspec import Raw, Struct
 
-from schemas import events, listing
+from schemas import events, listing, signature
 from schemas.errors import BodyNotJson, BodyNotText, ConfigurationError, NotAnEvent, Refused
 from schemas.inbox import Delivery
+from schemas.settings import SigningSecret
 
 OWN_LINE: Final = "payfold.delivery"
 HAS_MORE: Final = "this page of a list says has_more: there are older events that it does not hold"
@@ -101,12 +102,14 @@ def read(
     now: datetime,
     progress: Callable[[int], None] = nobody,
     warn: Callable[[str], None] = _ignore,
+    secrets: Sequence[SigningSecret] = (),
 ) -> Iterator[Entry]:
     """Yield what the log at *path* holds, one by one; ``-`` is standard input.
 
     *account* stands for events that name none; *now* is when they are received, unless the log tells. A file that
     breaks off, or cannot be opened, is an entry with a fault after all that was read of it. *progress* is told how many
-    bytes of the file, compressed as it is, each step read; *warn* gets the place of each list page that has more.
+    bytes of the file, compressed as it is, each step read; *warn* gets the place of each list page that has more. A
+    signature that the log quotes counts where the payload is as it was signed, and one of *secrets* verifies it.
     """
     name = "standard input" if path == STANDARD_INPUT else path
     with ExitStack() as opened:
@@ -118,7 +121,7 @@ def read(
         for item in _items(lines):
             place = f"{name}: line {item.number}"
             if item.fault is None:
-                yield _entry(item.text, place, account, now)
+                yield _entry(item.text, place, account, now, secrets)
             else:
                 yield Entry(place, None, item.fault, chain((item.text,), item.rest))
         for number in lines.pages_with_more:
@@ -617,9 +620,9 @@ class _Spread:
         return True
 
 
-def _entry(item: bytes, place: str, account: str, now: datetime) -> Entry:
+def _entry(item: bytes, place: str, account: str, now: datetime, secrets: Sequence[SigningSecret]) -> Entry:
     try:
-        return Entry(place, _delivery(item, account, now))
+        return Entry(place, _delivery(item, account, now, secrets))
     except Refused as refusal:
         return Entry(place, None, _words_of(refusal, item), (item,))
 
@@ -649,9 +652,9 @@ def _is_cut(text: str) -> bool:
     return sum(1 if each in "[{" else -1 for each in brackets) > 0
 
 
-def _delivery(item: bytes, account: str, now: datetime) -> Delivery:
+def _delivery(item: bytes, account: str, now: datetime, secrets: Sequence[SigningSecret]) -> Delivery:
     if OWN_LINE.encode() in item and _kind(item) == OWN_LINE:
-        return _own(item)
+        return _own(item, secrets)
     envelope = events.read(item)
     if "." not in envelope.type:
         _require_event(item)
@@ -699,7 +702,7 @@ def _unique(pairs: list[tuple[str, object]]) -> None:
             raise NotAnEvent(f"it has the key {key[:40]!r} twice")
 
 
-def _own(item: bytes) -> Delivery:
+def _own(item: bytes, secrets: Sequence[SigningSecret]) -> Delivery:
     try:
         line = msgspec.json.decode(item, type=OwnLine)
         sha256 = bytes.fromhex(line.payload_sha256)
@@ -716,7 +719,13 @@ def _own(item: bytes) -> Delivery:
         signature=line.signature,
         source="observation" if line.source == "observation" else "replay",
         received_at=line.received_at,
+        verified=_is_verified(line, payload, secrets),
     )
+
+
+def _is_verified(line: OwnLine, payload: bytes, secrets: Sequence[SigningSecret]) -> bool:
+    """Return whether one of *secrets* signed *payload*, of which no credential is blanked."""
+    return line.signature is not None and not line.redacted and signature.is_by_any(line.signature, payload, secrets)
 
 
 # ---- Writing ----

@@ -6,6 +6,7 @@ inbox lacks. Source: https://docs.stripe.com/api/events/list.
 """
 
 import hashlib
+from collections.abc import Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
 from functools import partial
@@ -15,7 +16,7 @@ import structlog
 
 from schemas import events, inbox
 from schemas.budget import Lane
-from schemas.database import Cursor
+from schemas.database import Cursor, boolean_array, text_array
 from schemas.errors import Refused
 from schemas.inbox import Delivery, Recorded
 from schemas.observations import World
@@ -126,12 +127,42 @@ def _deliveries(page: Page, world: World, found: Round, *, now: datetime) -> lis
 
 
 def _record(cursor: Cursor, world: World, listed: list[Delivery]) -> int:
-    if not listed:
+    lacking = _lacking(cursor, listed)
+    if not lacking:
         return 0
-    new = sum(receipt.recorded is Recorded.NEW for receipt in inbox.record(cursor, listed))
+    new = sum(receipt.recorded is Recorded.NEW for receipt in inbox.record(cursor, lacking))
     if new:
         calls.reach(cursor, world, JOB, found=new)
     return new
+
+
+def _lacking(cursor: Cursor, listed: Sequence[Delivery]) -> list[Delivery]:
+    """Return those of *listed* that the inbox does not have, or has parked, or in an older API version.
+
+    The list is read again and again, and its copies of all else would each be kept and compared every time.
+    """
+    keys = [
+        text_array([each.account for each in listed]),
+        boolean_array(each.envelope.livemode for each in listed),
+        text_array([each.envelope.id for each in listed]),
+    ]
+    cursor.execute(_FOLDED, keys)
+    known: dict[str, str] = dict(cursor.fetchall())
+    return [
+        each
+        for each in listed
+        if each.envelope.id not in known or (each.envelope.api_version or "")[:10] > known[each.envelope.id]
+    ]
+
+
+# A list is of one world, and its account may have been renamed.
+_FOLDED: Final = """
+SELECT i.id, coalesce(left(i.api_version, 10), '')
+FROM unnest(%s::text[], %s::boolean[], %s::text[]) AS k (account, livemode, id)
+LEFT JOIN account_names AS n ON n.old = k.account
+JOIN inbox AS i ON (i.account, i.livemode, i.id) = (coalesce(n.new, k.account), k.livemode, k.id)
+LEFT JOIN outcomes AS o USING (seq) WHERE o.state IS DISTINCT FROM 'parked'
+"""
 
 
 def event_of(body: bytes, world: World, *, now: datetime) -> Delivery:

@@ -14,22 +14,22 @@ from contextlib import closing
 from dataclasses import dataclass
 from itertools import groupby, islice
 from operator import itemgetter
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 from psycopg import sql
 from psycopg.rows import dict_row
 from sqlalchemy import Engine
 
-from schemas import database, inbox, tables
-from schemas.database import Cursor
+from schemas import contents, database, tables
+from schemas.database import Cursor, integer_array
 from schemas.inbox import Delivery, Recorded
-from worker import folds, projection
+from worker import folds, projection, settling
 from worker.difference import MAIN_AMOUNTS
 from worker.folds import join
 from worker.folds.facts import Event, Facts, Row, Subject
-from worker.folds.join import Shape
-from worker.replay import Counts, Key, Reading, renderings
+from worker.folds.join import Joined, Shape
+from worker.replay import MENDED, NEWER, Counts, Held, Key, Reading, held
 
 OBJECTS_AT_ONCE: Final = 200
 APPEAR: Final = "appear"
@@ -69,6 +69,19 @@ def plan(engine: Engine, logs: Reading) -> Plan:
 # ---- What the log says ----
 
 
+class _Foreseen(NamedTuple):
+    """What would be folded of an event: how good that copy is, what it would come to, and how it came.
+
+    *first* is None where the inbox has the event. It *was_parked* there, and another copy *is_taken*.
+    """
+
+    rank: tuple[bool, bool, str, str]
+    state: str
+    first: str | None
+    was_parked: bool = False
+    is_taken: bool = False
+
+
 class _Notes:
     """What is foreseen of each event that would be news, and what those say of each object."""
 
@@ -76,7 +89,7 @@ class _Notes:
         self._file = sqlite3.connect("")  # a temporary file, which goes with the connection
         self._file.executescript(
             """
-            CREATE TABLE events (key BLOB PRIMARY KEY, rendering TEXT, state TEXT, times INT) WITHOUT ROWID;
+            CREATE TABLE events (key BLOB PRIMARY KEY, foreseen BLOB, state TEXT, times INT) WITHOUT ROWID;
             CREATE TABLE said (object BLOB, key BLOB, stands INT, facts BLOB, PRIMARY KEY (object, key, stands))
                 WITHOUT ROWID;
             CREATE INDEX said_by_event ON said (key);
@@ -86,21 +99,23 @@ class _Notes:
     def close(self) -> None:
         self._file.close()
 
-    def rendering(self, key: Key) -> str | None:
-        """Return the rendering in which an event would be recorded last; None where it would not."""
-        found = self._file.execute("SELECT rendering FROM events WHERE key = ?", (_encoded(*key),)).fetchone()
-        return None if found is None else str(found[0])
+    def foreseen(self, key: Key) -> _Foreseen | None:
+        """Return what would be folded of an event; None of one that was not looked at."""
+        found = self._file.execute("SELECT foreseen FROM events WHERE key = ?", (_encoded(*key),)).fetchone()
+        return None if found is None else pickle.loads(found[0])  # noqa: S301 - our own
 
-    def add(self, delivery: Delivery, verdict: folds.Verdict) -> None:
-        """Note that *delivery* would be recorded, perhaps once more, and come to *verdict*."""
-        key = _encoded(*delivery.key)
+    def note(self, key: Key, foreseen: _Foreseen) -> None:
+        """Note what would be folded of an event."""
+        times = (foreseen.first is not None) + foreseen.is_taken
         self._file.execute(
-            "INSERT INTO events VALUES (?, ?, ?, 1) ON CONFLICT DO UPDATE SET"
-            " rendering = excluded.rendering, state = excluded.state, times = times + 1",
-            (key, delivery.rendering, verdict.state),
+            "INSERT OR REPLACE INTO events VALUES (?, ?, ?, ?)",
+            (_encoded(*key), pickle.dumps(foreseen, protocol=5), foreseen.state, times),
         )
-        self._file.execute("UPDATE OR REPLACE said SET stands = 0 WHERE key = ?", (key,))
-        self._say(key, verdict.facts, stands=True)
+
+    def say(self, key: Key, verdict: folds.Verdict) -> None:
+        """Note what the copy says that would now be folded, and no other."""
+        self._file.execute("UPDATE OR REPLACE said SET stands = 0 WHERE key = ?", (_encoded(*key),))
+        self._say(_encoded(*key), verdict.facts, stands=True)
 
     def pass_over(self, event: Event) -> None:
         """Note that what *event* says in the inbox would no longer stand."""
@@ -122,7 +137,8 @@ class _Notes:
 
     def outcomes(self) -> Mapping[str, int]:
         """Return how many of what would be new would have which state."""
-        return dict(self._file.execute("SELECT state, sum(times) FROM events GROUP BY state").fetchall())
+        found = self._file.execute("SELECT state, sum(times) FROM events WHERE times > 0 GROUP BY state").fetchall()
+        return dict(found)
 
     def objects(self) -> Iterator[list[tuple[bool, list[Facts]]]]:
         """Yield for each object what is said of it, event by event, and whether that would stand."""
@@ -135,30 +151,85 @@ def _encoded(account: str, livemode: bool, id_: str) -> bytes:  # noqa: FBT001 -
     return msgspec.json.encode([account, livemode, id_])
 
 
-def _foresee(cursor: Cursor, notes: _Notes, deliveries: Sequence[Delivery]) -> Iterator[str]:
-    """Note what would become of *deliveries*, and yield that of each."""
-    newest = inbox.newest_of_each(deliveries)
-    held = renderings(cursor, newest)
-    for _ in range(len(deliveries) - len(newest)):
-        yield Recorded.DUPLICATE.value
-    news: list[Delivery] = []
-    for delivery in newest:
-        foreseen = notes.rendering(delivery.key)
-        known = held.get(delivery.key) if foreseen is None else foreseen
-        if known is not None and delivery.rendering <= known:
-            yield Recorded.DUPLICATE.value
+def _foresee(cursor: Cursor, notes: _Notes, deliveries: Sequence[Delivery]) -> Counts:
+    """Note what would become of *deliveries*, and return how that changes what they are counted as."""
+    counts: Counts = Counter()
+    inboxed = held(cursor, deliveries)
+    copied = {each.key for each in deliveries if each.key in inboxed and inboxed[each.key].may_gain_by(each)}
+    known = _known(cursor, {key: inboxed[key] for key in copied})
+    news: dict[Key, Delivery] = {}
+    for delivery in deliveries:
+        key = delivery.key
+        if key in inboxed and not inboxed[key].may_gain_by(delivery):
+            counts[Recorded.DUPLICATE.value] += 1
+            continue
+        verdict = folds.judge(projection.event_of(delivery))
+        rank = _rank_of(delivery, verdict)
+        before = notes.foreseen(key) or known.get(key)
+        if before is None:
+            counts[Recorded.NEW.value] += 1
+            notes.note(key, _Foreseen(rank, verdict.state, Recorded.NEW.value))
+        elif _is_better(rank, before.rank):
+            # Of several copies that would take the place of another in turn, the last counts.
+            counts[Recorded.DUPLICATE.value] += before.is_taken
+            counts[_named(before)] -= before.is_taken
+            after = before._replace(rank=rank, state=verdict.state, is_taken=True)
+            counts[_named(after)] += 1
+            notes.note(key, after)
         else:
-            yield (Recorded.NEW if known is None else Recorded.NEWER_RENDERING).value
-            notes.add(delivery, folds.judge(projection.event_of(delivery)))
-            news.append(delivery)
-    words = [each for each in news if each.envelope.type == folds.EVENT_IGNORED]
+            counts[Recorded.DUPLICATE.value] += 1
+            continue
+        notes.say(key, verdict)
+        news[key] = delivery
+    words = [each for each in news.values() if each.envelope.type == folds.EVENT_IGNORED]
     aside = [(each.account, each.envelope.livemode, str(each.envelope.object_id)) for each in words]
-    for event in _held(cursor, [*(each.key for each in news if each.key in held), *aside]):
+    for event in _held(cursor, [*(key for key in news if key in inboxed), *aside]):
         notes.pass_over(event)
-    for key in [*_set_aside(cursor, [each.key for each in news]), *aside]:
+    for key in [*_set_aside(cursor, list(news)), *aside]:
         notes.set_aside(key)
+    return counts
 
 
+def _named(foreseen: _Foreseen) -> str:
+    """Return what a copy counts as that takes the place of another."""
+    return MENDED if foreseen.was_parked and foreseen.state != "parked" else NEWER
+
+
+def _rank_of(delivery: Delivery, verdict: folds.Verdict) -> tuple[bool, bool, str, str]:
+    envelope = delivery.envelope
+    content = contents.hash_of(envelope.payload).hex()
+    return (verdict.state != "parked", delivery.signed, (envelope.api_version or "")[:10], content)
+
+
+def _is_better(one: tuple[bool, bool, str, str], other: tuple[bool, bool, str, str]) -> bool:
+    """Return whether the copy with the rank *one* is folded rather than the *other*: see worker/renderings.py."""
+    return one > other
+
+
+def _known(cursor: Cursor, inboxed: Mapping[Key, Held]) -> dict[Key, _Foreseen]:
+    """Return what the inbox would go on to fold of its events, where nothing better comes."""
+    numbers = {one.seq: key for key, one in inboxed.items()}
+    cursor.execute(_VERSIONS, (integer_array(numbers),))
+    about = {seq: (version, content, is_parked) for seq, version, content, is_parked in cursor.fetchall()}
+    found = {}
+    for event in _held(cursor, list(inboxed)):
+        version, _, is_parked = about[event.seq]
+        rank = (folds.judge(event).state != "parked", inboxed[numbers[event.seq]].signed, version)
+        content = contents.hash_of(event.payload).hex()
+        found[numbers[event.seq]] = _Foreseen((*rank, content), "", None, was_parked=is_parked)
+    for seq, key in numbers.items():
+        version, kept, is_parked = about[seq]
+        # Of what is archived the hash stands for it; it could be folded, and a copy of its version is taken for it.
+        content = "~" if kept is None else bytes(kept).hex()
+        found.setdefault(key, _Foreseen((True, inboxed[key].signed, version, content), "", None, was_parked=is_parked))
+    return found
+
+
+_VERSIONS: Final = """
+SELECT i.seq, coalesce(left(i.api_version, 10), ''), c.content_sha256, coalesce(o.state = 'parked', false)
+FROM inbox AS i LEFT JOIN contents AS c USING (seq) LEFT JOIN outcomes AS o USING (seq)
+WHERE i.seq = ANY (%s::bigint[])
+"""
 _HELD: Final = """
 SELECT i.seq, i.account, i.livemode, i.id, i.type, i.created, i.object_type, i.object_id, b.payload, i.source
 FROM unnest(%s::text[], %s::boolean[], %s::text[]) AS k (account, livemode, id)
@@ -237,17 +308,33 @@ def _compare(cursor: Cursor, objects: Sequence[Sequence[tuple[bool, list[Facts]]
                 told[one.subject] += [one] if stands else []
                 replaced.add((one.subject, one.event_id))
     known = projection.load(cursor, told)
-    for subject, facts in projection.facts_of(cursor, set(told), {}, with_pending=True).items():
-        told[subject] += [one for one in facts if (subject, one.event_id) not in replaced]
+    held = projection.facts_of(cursor, set(told), {}, with_pending=True)
+    told = {
+        subject: [
+            *join.with_leader(folds.SHAPES[subject.table], subject, told),
+            *(one for one in facts if (one.subject, one.event_id) not in replaced),
+        ]
+        for subject, facts in held.items()
+    }
     children = {table: _children(cursor, folds.SHAPES[table], of) for table, of in _by_table(told).items()}
-    for subject, facts in told.items():
-        shape, row = folds.SHAPES[subject.table], known.get(subject)
-        joined = join.fold_all(shape, facts) if facts else None
+    rows = _joined(cursor, told)
+    for subject in told:
+        shape, row, joined = folds.SHAPES[subject.table], known.get(subject), rows.get(subject)
         groups.add(subject.table, row, None if joined is None else joined.row)
         before = children[subject.table].get(subject, {})
         after = {} if joined is None else {each["id"]: each for each in joined.children}
         for id_ in before.keys() | after.keys():
             groups.add(shape.child, before.get(id_), after.get(id_))
+
+
+def _joined(cursor: Cursor, told: Mapping[Subject, list[Facts]]) -> dict[Subject, Joined]:
+    """Return the rows that what is *told* comes to; charges that are only in the log settle no order yet."""
+    found = {}
+    for subject, facts in told.items():
+        joined = join.fold_all(folds.SHAPES[subject.table], facts) if facts else None
+        if joined is not None:
+            found[subject] = joined
+    return found | settling.settled(cursor, settling.open_orders(found))
 
 
 def _by_table(subjects: Iterable[Subject]) -> dict[str, list[Subject]]:

@@ -37,11 +37,13 @@ from schemas import database, inbox, tables
 from schemas.database import Bounds, Cursor, boolean_array, integer_array, text_array
 from schemas.errors import Archived, Transient
 from schemas.inbox import Delivery
-from worker import copying, correcting, folds, history, refunding, stock
+from worker import copying, correcting, folds, history, refunding, renderings, settling, stock
 from worker.folds import join
 from worker.folds.checkout_session import CORRECTED
 from worker.folds.facts import Anomaly, Event, Facts, Row, Subject, Value, utc
 from worker.folds.join import Joined
+from worker.refunding import Moved
+from worker.renderings import Choice
 
 FOLD_BATCH_MAX: Final = 500
 """Events folded in one transaction."""
@@ -67,13 +69,16 @@ _log = structlog.get_logger()
 class Claimed:
     """An event taken for folding; ``again`` where it had an outcome before, ``set_aside`` by an operator's word.
 
-    ``attempts`` is how often it has failed alone since it became pending.
+    ``attempts`` is how often it has failed alone since it became pending. Of an event of which copies say different
+    things ``choice`` is what they come to. Where its outcome ``stands``, only copies came, and none was chosen.
     """
 
     event: Event
     again: bool
     set_aside: str | None
     attempts: int = 0
+    choice: Choice | None = None
+    stands: bool = False
 
 
 class Share(NamedTuple):
@@ -146,6 +151,7 @@ def run_once(
     Raises:
         Transient: PostgreSQL does not answer, or has not given any event in time; nothing is lost.
     """
+    _queue_copies(engine, bounds)
     parts: Apart = deque() if apart is None else apart
     folded = _run_batch(engine, parts, now=now, limit=limit, share=share, bounds=bounds)
     while apart is None and parts:
@@ -158,15 +164,21 @@ def run_one(engine: Engine, seq: int, *, now: datetime) -> int:
     return _run_batch(engine, deque([(seq,)]), now=now, limit=1, share=None, bounds=None)
 
 
+def _queue_copies(engine: Engine, bounds: Bounds | None) -> None:
+    with database.transaction(engine, bounds) as connection, database.cursor(connection) as cursor:
+        renderings.queue(cursor)
+
+
 def _run_batch(
     engine: Engine, apart: Apart, *, now: datetime, limit: int, share: Share | None, bounds: Bounds | None
 ) -> int:
     only = apart.popleft() if apart else None
     claimed: list[Claimed] = []
+    passed: list[Subject] = []
     try:
         with database.transaction(engine, bounds) as connection, database.cursor(connection) as cursor:
             claimed = claim(cursor, limit=limit if only is None else len(only), only=only, share=share)
-            project(cursor, claimed, now=now)
+            passed = project(cursor, claimed, now=now)
     except Exception as error:
         failure = None if isinstance(error, Transient) or not claimed else failure_of(error)
         if failure is None:
@@ -174,6 +186,8 @@ def _run_batch(
                 apart.appendleft(only)
             raise
         return _divide(engine, apart, claimed, failure, now=now, bounds=bounds)
+    if passed:
+        _settle_passed(engine, passed, now=now, bounds=bounds)
     return len(claimed)
 
 
@@ -207,8 +221,8 @@ def failure_of(error: Exception) -> Failure:
 def _conclude_alone(engine: Engine, claimed: Claimed, failure: Failure, *, now: datetime, bounds: Bounds | None) -> int:
     """Park the event, or let it be tried again later, unless it is no longer what was *claimed*; return how many.
 
-    A newer rendering may have been recorded since, or another worker may have folded it: it is claimed again, and what
-    is pending then is compared with what failed.
+    Another copy may have been chosen since, or another worker may have folded it: it is claimed again, and what is
+    pending then is compared with what failed.
     """
     with database.transaction(engine, bounds) as connection, database.cursor(connection) as cursor:
         if claim(cursor, limit=1, only=(claimed.event.seq,)) != [claimed]:
@@ -224,6 +238,7 @@ def _conclude_alone(engine: Engine, claimed: Claimed, failure: Failure, *, now: 
 
 def park(cursor: Cursor, claimed: Claimed, failure: Failure, *, now: datetime) -> None:
     """Park the event: its data is at fault."""
+    _note_contradictions(cursor, [claimed], now)
     outcome = _Outcome(claimed.event.seq, "parked", failure.reason, failure.cause, claimed.attempts + 1)
     _conclude(cursor, [outcome], now, folds.FOLD_VERSION)
 
@@ -292,19 +307,54 @@ def claim(
         binary=True,
     )
     rows = cursor.fetchall()
+    choices = _choices(cursor, rows)
+    _as_chosen(cursor, rows, choices)
     payloads = inbox.payloads_of(cursor, [seq for row in rows for seq in (row[0], row[10]) if seq is not None])
-    # What is set aside is not read.
-    payloads = {row[0]: b"" for row in rows if row[10] is not None} | payloads
+    # What is set aside is not read, and neither is that of which the outcome stands.
+    standing = _standing(cursor, rows, choices)
+    payloads = {row[0]: b"" for row in rows if row[10] is not None or row[0] in standing} | payloads
     archived = [row for row in rows if row[0] not in payloads]
     if archived:
         _leave(cursor, archived)
         if len(archived) == len(rows):
             return claim(cursor, limit=limit, only=only, share=share, though_renamed=though_renamed)
     return [
-        Claimed(_event(row, payloads), row[9], None if row[10] is None else reason_of(payloads.get(row[10])), row[11])
+        Claimed(
+            _event(row, payloads),
+            row[9] or (row[0] in choices and choices[row[0]].is_other and choices[row[0]].state is not None),
+            None if row[10] is None else reason_of(payloads.get(row[10])),
+            row[11],
+            choices.get(row[0]),
+            row[0] in standing,
+        )
         for row in rows
         if row[0] in payloads
     ]
+
+
+def _choices(cursor: Cursor, rows: Sequence[Sequence[Any]]) -> dict[int, Choice]:
+    """Return what the copies of each event come to; a first delivery has none that was looked for."""
+    asked = [row[0] for row in rows if row[9] or row[12]]
+    return renderings.examine(cursor, asked) if asked else {}
+
+
+def _as_chosen(cursor: Cursor, rows: list[tuple[Any, ...]], choices: Mapping[int, Choice]) -> None:
+    """Bring *rows* to what the inbox has now of the events of which another copy was chosen."""
+    moved = [seq for seq, choice in choices.items() if choice.moved]
+    if not moved:
+        return
+    cursor.execute(f"SELECT {_ENVELOPE} FROM inbox AS i WHERE seq = ANY (%s::bigint[])", (integer_array(moved),))
+    found = {row[0]: row for row in cursor.fetchall()}
+    rows[:] = [(*found.get(row[0], row[:9]), *row[9:]) for row in rows]
+
+
+def _standing(cursor: Cursor, rows: Sequence[Sequence[Any]], choices: Mapping[int, Choice]) -> set[int]:
+    """Return the events of which only copies came, and the outcome that they have stands."""
+    asked = [row[0] for row in rows if row[12] and not row[9] and not (row[0] in choices and choices[row[0]].is_other)]
+    if not asked:
+        return set()
+    cursor.execute("SELECT seq FROM outcomes WHERE seq = ANY (%s::bigint[])", (integer_array(asked),))
+    return {seq for (seq,) in cursor.fetchall()}
 
 
 # Nothing is asked for each event unless a rename goes on, which is seldom.
@@ -317,18 +367,18 @@ ELSE NOT EXISTS (
 # What waits to be tried again is stepped over.
 _DUE: Final = f"(due_at IS NULL OR due_at <= now()) AND {_SETTLED}"
 _TAKEN: Final = f"""
-SELECT {_ENVELOPE}, taken.again, {_SET_ASIDE}, taken.attempts
+SELECT {_ENVELOPE}, taken.again, {_SET_ASIDE}, taken.attempts, taken.copies
 FROM taken CROSS JOIN LATERAL (SELECT * FROM inbox WHERE inbox.seq = taken.seq OFFSET 0) AS i ORDER BY i.seq
 """
 _CLAIM: Final = f"""
 WITH taken AS MATERIALIZED (
-    SELECT seq, again, attempts FROM pending WHERE {_DUE} ORDER BY seq LIMIT %(limit)s FOR UPDATE SKIP LOCKED
+    SELECT seq, again, attempts, copies FROM pending WHERE {_DUE} ORDER BY seq LIMIT %(limit)s FOR UPDATE SKIP LOCKED
 )
 {_TAKEN}
 """
 _CLAIM_ONLY: Final = f"""
 WITH taken AS MATERIALIZED (
-    SELECT seq, again, attempts FROM pending WHERE seq = ANY (%(only)s::bigint[]) AND {_SETTLED}
+    SELECT seq, again, attempts, copies FROM pending WHERE seq = ANY (%(only)s::bigint[]) AND {_SETTLED}
     ORDER BY seq LIMIT %(limit)s FOR UPDATE SKIP LOCKED
 )
 {_TAKEN}
@@ -342,13 +392,13 @@ WITH near AS MATERIALIZED (
     SELECT i.* FROM near CROSS JOIN LATERAL (SELECT * FROM inbox WHERE inbox.seq = near.seq OFFSET 0) AS i
     WHERE mod(hashtext(concat(i.account, i.object_id)), %(of)s) IN (%(number)s, %(number)s - %(of)s)
 ), taken AS MATERIALIZED (
-    SELECT o.*, p.again, p.attempts
+    SELECT o.*, p.again, p.attempts, p.copies
     FROM (SELECT * FROM own ORDER BY seq) AS o CROSS JOIN LATERAL (
-        SELECT again, attempts FROM pending WHERE pending.seq = o.seq FOR UPDATE SKIP LOCKED
+        SELECT again, attempts, copies FROM pending WHERE pending.seq = o.seq FOR UPDATE SKIP LOCKED
     ) AS p
     LIMIT %(limit)s
 )
-SELECT {_ENVELOPE}, i.again, {_SET_ASIDE}, i.attempts FROM taken AS i ORDER BY i.seq
+SELECT {_ENVELOPE}, i.again, {_SET_ASIDE}, i.attempts, i.copies FROM taken AS i ORDER BY i.seq
 """
 
 
@@ -430,31 +480,45 @@ def reason_of(observation: bytes | None) -> str:
 
 def project(
     cursor: Cursor, claimed: Sequence[Claimed], *, now: datetime, fold_version: int = folds.FOLD_VERSION
-) -> None:
-    """Fold *claimed* into the tables, in the cursor's transaction; the caller commits at once."""
+) -> list[Subject]:
+    """Fold *claimed* into the tables, in the cursor's transaction; the caller commits at once.
+
+    Returns the orders that *claimed* may settle and that others hold: none while others are kept from folding.
+    """
     if not claimed:
-        return
-    part = _part(cursor, [(each, _judge(each)) for each in claimed])
+        return []
+    _let_stand(cursor, [each for each in claimed if each.stands])
+    part = _part(cursor, [(each, _judge(each)) for each in claimed if not each.stands])
     neighbours = history.neighbours(cursor, part.facts) if history.is_at_hand(cursor, fold_version) else None
     _lock(cursor, part.facts.keys() | part.anew | (neighbours or set()), part.objects)
     past, news = (None, part) if neighbours is None else _divided(cursor, part, neighbours, fold_version)
-    if past is not None:
-        _project(cursor, past, now, fold_version, withheld="fold_version")
-    if news is not None:
-        _project(cursor, news, now, fold_version)
+    passed = [] if past is None else _project(cursor, past, now, fold_version, withheld="fold_version")
+    passed += [] if news is None else _project(cursor, news, now, fold_version)
+    _note_contradictions(cursor, claimed, now)
+    return passed
 
 
-def _project(cursor: Cursor, part: _Part, now: datetime, fold_version: int, *, withheld: str | None = None) -> None:
-    """Fold *part*, of which the objects are locked; its changes are kept from the feed where they are *withheld*."""
+def _project(
+    cursor: Cursor, part: _Part, now: datetime, fold_version: int, *, withheld: str | None = None
+) -> list[Subject]:
+    """Fold *part*, of which the objects are locked; its changes are kept from the feed where they are *withheld*.
+
+    Returns the orders that it may settle and that others hold.
+    """
     events = [each.event for each, _ in part.judged]
     anew = part.anew | _rows_of(cursor, part.objects)
     _mention(cursor, events, part.facts)
     saved = _join(cursor, part.facts, anew)
+    open_orders = settling.open_orders(saved.rows)
+    for subject in open_orders:
+        del saved.rows[subject]
     _save(cursor, saved)
     _note_anomalies(cursor, saved, now)
     _conclude(cursor, part.outcomes, now, fold_version)
     _set_aside(cursor, [event for event in events if event.type == folds.EVENT_IGNORED])
-    _append_changes(cursor, saved, withheld)
+    passed = _settle(cursor, saved, open_orders, now)
+    _append_changes(cursor, saved, _Reasons(part, withheld))
+    return passed
 
 
 def _part(cursor: Cursor, judged: Sequence[tuple[Claimed, folds.Verdict]]) -> _Part:
@@ -465,8 +529,9 @@ def _part(cursor: Cursor, judged: Sequence[tuple[Claimed, folds.Verdict]]) -> _P
         for one in verdict.facts:
             facts[one.subject].append(one)
         if each.again:
-            anew.update(_own_subjects(each.event), (one.subject for one in verdict.facts))
-    return _Part(judged, facts, anew, _objects_of(cursor, [each.event for each, _ in judged if each.again]))
+            anew |= _rows_before(each).union(one.subject for one in verdict.facts)
+    again = [event for each, _ in judged if each.again for event in _every_copy(each)]
+    return _Part(judged, facts, anew, _objects_of(cursor, again))
 
 
 def _divided(
@@ -492,8 +557,121 @@ def _divided(
     return replace(past, anew=past.anew | waiting, objects=past.objects | objects), news
 
 
+def _settle(cursor: Cursor, saved: _Saved, open_orders: dict[Subject, Joined], now: datetime) -> list[Subject]:
+    """Save *open_orders*, and the orders at rest that what is *saved* may settle, as their payments settle them.
+
+    Returns the orders at rest that others hold: see Note [The lock of an order at rest is only tried].
+    """
+    ways = settling.moved(saved.rows, saved.known, saved.gone)
+    if not open_orders and not any(ways):
+        return []
+    keep_others_from_appending(cursor)
+    own = open_orders.keys() | saved.rows.keys() | set(saved.gone)
+    found = [subject for subject in settling.found_by(cursor, ways) if subject not in own]
+    held = _try_locks(cursor, found)
+    _save_settled(cursor, saved, open_orders, held, now)
+    return [subject for subject in found if subject not in held]
+
+
+def _save_settled(
+    cursor: Cursor, saved: _Saved, open_orders: dict[Subject, Joined], at_rest: Iterable[Subject], now: datetime
+) -> None:
+    """Settle *open_orders*, which were joined, and those *at_rest*, and add them to what is *saved*.
+
+    The caller holds the locks of the orders, and keeps others from appending.
+    """
+    resting = settling.at_rest(cursor, [*at_rest])
+    rows = settling.settled(cursor, {**open_orders, **{subject: own for subject, (_, own) in resting.items()}})
+    saved.known |= {subject: row for subject, (row, _) in resting.items()}
+    if rows:
+        _save(cursor, settled := _Saved(rows, saved.known, []))
+        _note_anomalies(cursor, settled, now)
+        saved.rows |= rows
+
+
+def _settle_passed(engine: Engine, orders: Sequence[Subject], *, now: datetime, bounds: Bounds | None) -> None:
+    """Settle *orders*, which others held while their payments moved, once those are done with them."""
+    with database.transaction(engine, bounds) as connection, database.cursor(connection) as cursor:
+        share_folding(cursor)
+        cursor.execute("SELECT EXISTS (SELECT FROM account_names WHERE finished_at IS NULL)")
+        # A rename settles what it joins at its end, and shows half of it until then.
+        if cursor.fetchone() == (True,):
+            return
+        _lock(cursor, orders, ())
+        keep_others_from_appending(cursor)
+        _save_settled(cursor, saved := _Saved({}, {}, []), {}, orders, now)
+        _append_changes(cursor, saved, NEWS)
+
+
+def settle_all(cursor: Cursor, *, now: datetime, account: str | None = None) -> None:
+    """Settle all orders at rest, or those of one *account*, while nobody else folds or sees them."""
+    for page in settling.pages(cursor, account):
+        keep_others_from_appending(cursor)
+        _save_settled(cursor, saved := _Saved({}, {}, []), {}, page, now)
+        _append_changes(cursor, saved, NEWS)
+
+
+class _Reasons:
+    """Why changes are not in the feed: all of a part that is *withheld*, and those by copies of what was known."""
+
+    def __init__(self, part: _Part, withheld: str | None) -> None:
+        self._withheld = withheld
+        history = [each for each, _ in part.judged if each.choice is not None and each.choice.is_history]
+        self._events = {(each.event.account, each.event.livemode, each.event.id) for each in history}
+        self._objects = {_object_of(subject) for each in history for subject in _rows_before(each)}
+        for subject, several in part.facts.items() if history else ():
+            if any(_by(one) not in self._events for one in several):
+                self._objects.discard(_object_of(subject))
+            else:
+                self._objects.add(_object_of(subject))
+
+    def of(self, subject: Subject, joined: Joined | None) -> str | None:
+        """Return why changes of the row *joined* of *subject*, or of one that is gone, are withheld; None for news."""
+        by = None if joined is None else joined.decided_by
+        is_by_history = by is not None and (subject.account, subject.livemode, by.event_id) in self._events
+        is_history = is_by_history or _object_of(subject) in self._objects
+        return self._withheld or ("rendering" if is_history else None)
+
+
+NEWS: Final = _Reasons(_Part((), {}, set(), set()), None)
+"""Nothing is withheld."""
+
+
 def _object_of(subject: Subject) -> _Object:
     return (subject.account, subject.livemode, subject.source)
+
+
+def _by(one: Facts) -> _Object:
+    """Return the event that *one* is said by."""
+    return (one.subject.account, one.subject.livemode, one.event_id)
+
+
+def _let_stand(cursor: Cursor, standing: Sequence[Claimed]) -> None:
+    """Take events off what is pending, whose copies were compared and change nothing.
+
+    Where one says something else, its event counts as folded once more, which a rebuild catches up with.
+    """
+    if not standing:
+        return
+    more = [each.event.seq for each in standing if each.choice is not None and each.choice.is_more]
+    cursor.execute(
+        "UPDATE outcomes SET attempts = least(attempts::integer + 1, 32767) WHERE seq = ANY (%s::bigint[])",
+        (integer_array(more),),
+    )
+    seqs = integer_array(each.event.seq for each in standing)
+    cursor.execute("DELETE FROM pending WHERE seq = ANY (%s::bigint[])", (seqs,))
+
+
+def _every_copy(claimed: Claimed) -> list[Event]:
+    """Return the event with all that its copies say instead."""
+    return [claimed.event, *(copy.event for copy in (claimed.choice.kept if claimed.choice else ()))]
+
+
+def _rows_before(claimed: Claimed) -> set[Subject]:
+    """Return the rows that the event, or another copy of it, may have made before."""
+    found = {subject for event in _every_copy(claimed) for subject in _own_subjects(event)}
+    kept = claimed.choice.kept if claimed.choice else ()
+    return found | {one.subject for copy in kept for one in copy.verdict.facts}
 
 
 def shortened(reason: str | None) -> str | None:
@@ -554,9 +732,25 @@ FROM k JOIN credit_notes AS t ON (t.account, t.livemode, t.id) = (k.account, k.l
 """
 
 
-def _lock(cursor: Cursor, subjects: Iterable[Subject], objects: Iterable[_Object]) -> None:
+def _lock_key(subject: Subject) -> str:
     # By the object whose events they come from, so that a row and its children are one.
-    keys = {f"{each.account} {each.livemode} {each.source}" for each in subjects}
+    return f"{subject.account} {subject.livemode} {subject.source}"
+
+
+def _try_locks(cursor: Cursor, subjects: Sequence[Subject]) -> set[Subject]:
+    """Return those of *subjects* that no one else holds, and hold them until the transaction ends."""
+    if not subjects:
+        return set()
+    cursor.execute(
+        "SELECT pg_try_advisory_xact_lock(hashtextextended(current_schema() || key, 0))"
+        " FROM unnest(%s::text[]) WITH ORDINALITY AS k (key, number) ORDER BY number",
+        (text_array([_lock_key(each) for each in subjects]),),
+    )
+    return {subject for subject, (is_held,) in zip(subjects, cursor.fetchall(), strict=True) if is_held}
+
+
+def _lock(cursor: Cursor, subjects: Iterable[Subject], objects: Iterable[_Object]) -> None:
+    keys = {_lock_key(each) for each in subjects}
     keys |= {f"{account} {livemode} {id_}" for account, livemode, id_ in objects}
     cursor.execute(
         """
@@ -601,17 +795,25 @@ def _mention(cursor: Cursor, events: Sequence[Event], facts: dict[Subject, list[
 def _join(cursor: Cursor, facts: dict[Subject, list[Facts]], anew: set[Subject]) -> _Saved:
     known = load(cursor, facts.keys() | anew)
     joined: dict[Subject, Joined] = {}
-    refold = set(anew)
-    for subject in facts.keys() - anew:
+    led = _led_rows(cursor, facts.keys() - anew)
+    # A doubt is for all the events of the object to decide, which all of its rows share.
+    refold = anew | _in_doubt(cursor, (facts.keys() - anew) | led)
+    for subject in facts.keys() - refold:
         shape, row = folds.SHAPES[subject.table], known.get(subject)
-        # Without a row nothing of the object has been folded, so what is at hand is all there is; unless others
-        # speak of it too.
-        result = join.fold_all(shape, facts[subject]) if row is None and shape.keeps_all else None
+        if row is not None and settling.is_laid_on(subject, row):
+            refold.add(subject)
+            continue
+        # An object without a row has no folded events, so that this batch has all of them; unless others speak of it.
+        leader = join.leader_of(shape, subject)
+        is_new = row is None and (shape.keeps_all if leader is None else leader not in known)
+        result = join.fold_all(shape, join.with_leader(shape, subject, facts)) if is_new else None
         result = join.advance(shape, row, facts[subject]) if row is not None else result
         if result is None:
             refold.add(subject)
         else:
             joined[subject] = result
+    refold |= {each for each in led if join.leader_of(folds.SHAPES[each.table], each) in refold}
+    known |= load(cursor, refold - facts.keys() - anew)
     gone = []
     for subject, all_facts in facts_of(cursor, refold, facts).items():
         result = join.fold_all(folds.SHAPES[subject.table], all_facts)
@@ -620,6 +822,32 @@ def _join(cursor: Cursor, facts: dict[Subject, list[Facts]], anew: set[Subject])
         elif subject in known:
             gone.append(subject)
     return _Saved(joined, known, gone)
+
+
+def _in_doubt(cursor: Cursor, subjects: Iterable[Subject]) -> set[Subject]:
+    """Return those of *subjects* whose order is noted as ambiguous, and the rows that order them."""
+    named = {_named(subject): subject for subject in subjects}
+    cursor.execute(
+        """
+        SELECT a.account, a.livemode, a.subject, a.subject_id
+        FROM unnest(%s::text[], %s::boolean[], %s::text[]) AS k (account, livemode, subject_id)
+        CROSS JOIN LATERAL (
+            SELECT * FROM anomalies AS a WHERE a.resolved_at IS NULL AND a.kind = %s
+                AND (a.account, a.livemode, a.subject_id) = (k.account, k.livemode, k.subject_id) OFFSET 0
+        ) AS a
+        """,
+        (*_world_arrays([*named.values()]), text_array([name for *_, name in named]), join.AMBIGUOUS_ORDER),
+    )
+    found = {named[row] for row in cursor.fetchall() if row in named}
+    leaders = {join.leader_of(folds.SHAPES[each.table], each) for each in found}
+    return found.union(each for each in leaders if each is not None)
+
+
+def _led_rows(cursor: Cursor, subjects: Iterable[Subject]) -> set[Subject]:
+    """Return the rows at rest that share the order of one of *subjects*, and so change with it."""
+    leaders = {shape.leader for shape in folds.SHAPES.values() if shape.leader}
+    found = {(each.account, each.livemode, each.id) for each in subjects if each.table in leaders}
+    return {each for each in _rows_of(cursor, found) if folds.SHAPES[each.table].leader}
 
 
 def load(cursor: Cursor, subjects: Iterable[Subject]) -> dict[Subject, Row]:
@@ -678,7 +906,7 @@ def _by_table(subjects: Iterable[Subject]) -> dict[str, list[Subject]]:
 def facts_of(
     cursor: Cursor, subjects: set[Subject], at_hand: dict[Subject, list[Facts]], *, with_pending: bool = False
 ) -> dict[Subject, list[Facts]]:
-    """Return all that the inbox says of *subjects*, but for what is parked, set aside, or still to be folded.
+    """Return all that the inbox says of *subjects* and of what orders them, but for what is not or no longer folded.
 
     Of what is to be folded that counts of which the facts are *at_hand*, or all *with_pending*.
     """
@@ -686,6 +914,9 @@ def facts_of(
     if not subjects:
         return found
     judged = [one for several in at_hand.values() for one in several]
+    led: dict[Subject | None, list[Subject]] = defaultdict(list)
+    for subject in subjects:
+        led[join.leader_of(folds.SHAPES[subject.table], subject)].append(subject)
     cursor.execute(
         f"""
         WITH k AS (
@@ -719,6 +950,8 @@ def facts_of(
         for one in folds.judge(_event(row, payloads)).facts:
             if one.subject in found:
                 found[one.subject].append(one)
+            for subject in led.get(one.subject, ()):
+                found[subject].append(one)
     return found
 
 
@@ -861,8 +1094,15 @@ def _note_anomalies(cursor: Cursor, saved: _Saved, now: datetime) -> None:
         if (row := touched.get((account, livemode, subject, subject_id))) is not None
         and (account, livemode, anomaly) not in held
         # A row that was only advanced does not show what only all its events show.
-        and not (kind in join.SEEN_IN_ALL and row in saved.rows and not saved.rows[row].is_whole)
+        and not (row in saved.rows and _keeps(saved.rows[row], kind))
     ]
+    _write_anomalies(cursor, found, over, now)
+
+
+def _write_anomalies(
+    cursor: Cursor, found: Sequence[Mapping[str, Any]], over: Sequence[tuple[str, bool, str]], now: datetime
+) -> None:
+    """Put in force what was *found*, and resolve what is *over*: account, mode and id of anomalies."""
     if over:
         cursor.execute(
             """
@@ -881,6 +1121,68 @@ def _note_anomalies(cursor: Cursor, saved: _Saved, now: datetime) -> None:
         )
 
 
+def _keeps(joined: Joined, kind: str) -> bool:
+    """Return whether an anomaly of *kind* may be in force though *joined*, of which not all events were read, has none.
+
+    What is at rest is in the doubt in which its last event left it.
+    """
+    is_of_order = kind == join.AMBIGUOUS_ORDER and joined.is_at_rest
+    return not joined.is_whole and (kind in join.SEEN_IN_ALL or is_of_order)
+
+
+def _note_contradictions(cursor: Cursor, claimed: Sequence[Claimed], now: datetime) -> None:
+    """Write which anomalies are in force of the events of which copies were compared."""
+    choices = [each.choice for each in claimed if each.choice is not None]
+    if not choices:
+        return
+    found = [row for choice in choices for row in contradictions(choice, now)]
+    events = [choice.chosen.event for choice in choices]
+    cursor.execute(
+        """
+        SELECT a.account, a.livemode, a.id
+        FROM unnest(%s::text[], %s::boolean[], %s::text[]) AS k (account, livemode, subject_id)
+        JOIN anomalies AS a USING (account, livemode, subject_id) WHERE a.resolved_at IS NULL AND a.subject = 'event'
+        """,
+        (
+            text_array([event.account for event in events]),
+            boolean_array(event.livemode for event in events),
+            text_array([event.id for event in events]),
+        ),
+    )
+    held = {(row["account"], row["livemode"], row["id"]) for row in found}
+    _write_anomalies(cursor, found, [row for row in cursor.fetchall() if row not in held], now)
+
+
+def contradictions(choice: Choice, now: datetime) -> list[dict[str, Any]]:
+    """Return the rows by which the table shows that copies of one event contradict each other."""
+    event = choice.chosen.event
+    return [
+        {
+            **_identified("events", event.id, anomaly),
+            "account": event.account,
+            "livemode": event.livemode,
+            "subject": "event",
+            "object_id": event.object_id,
+            "event_id": event.id,
+            "as_of": event.created,
+            "seen_at": now,
+            "resolved_at": None,
+        }
+        for anomaly in choice.anomalies
+    ]
+
+
+def _identified(table: str, name: str, anomaly: Anomaly) -> dict[str, Any]:
+    """Return what tells an anomaly of what is called *name* from all others."""
+    identity = msgspec.json.encode([table, name, anomaly.kind, anomaly.detail], order="sorted")
+    return {
+        "id": f"anm_{hashlib.blake2b(identity, digest_size=12).hexdigest()}",
+        "kind": anomaly.kind,
+        "subject_id": name,
+        "detail": anomaly.detail,
+    }
+
+
 def _named(subject: Subject) -> tuple[str, bool, str, str]:
     """Return what names the row of *subject* where rows of all tables stand together."""
     return (subject.account, subject.livemode, folds.SHAPES[subject.table].subject, tables.key_name(subject.key))
@@ -894,17 +1196,12 @@ def anomaly_rows(subject: Subject, joined: Joined, now: datetime) -> list[dict[s
 
 
 def _anomaly_row(subject: Subject, row: Row, anomaly: Anomaly, now: datetime) -> dict[str, Any]:
-    name = tables.key_name(subject.key)
-    identity = msgspec.json.encode([subject.table, name, anomaly.kind, anomaly.detail], order="sorted")
     return {
+        **_identified(subject.table, tables.key_name(subject.key), anomaly),
         "account": subject.account,
         "livemode": subject.livemode,
-        "id": f"anm_{hashlib.blake2b(identity, digest_size=12).hexdigest()}",
-        "kind": anomaly.kind,
         "subject": folds.SHAPES[subject.table].subject,
-        "subject_id": name,
         "object_id": subject.source,
-        "detail": anomaly.detail,
         "event_id": row["event_id"],
         "as_of": row["as_of"],
         "seen_at": now,
@@ -912,7 +1209,8 @@ def _anomaly_row(subject: Subject, row: Row, anomaly: Anomaly, now: datetime) ->
     }
 
 
-def _append_changes(cursor: Cursor, saved: _Saved, withheld: str | None) -> None:
+def _append_changes(cursor: Cursor, saved: _Saved, reasons: _Reasons) -> None:
+    """Append what the rows that were *saved* imply, withheld where there is a reason."""
     found = [
         {
             "account": subject.account,
@@ -920,20 +1218,50 @@ def _append_changes(cursor: Cursor, saved: _Saved, withheld: str | None) -> None
             "subject": folds.SHAPES[subject.table].subject,
             "subject_id": subject.id,
             "kind": change.kind,
-            "event_id": joined.row["event_id"],
-            "source": joined.source,
-            "at": joined.row["as_of"],
+            **_named_by(joined),
             "before": change.before,
             "after": change.after,
+            "withheld": reasons.of(subject, joined),
         }
         for subject, joined in saved.rows.items()
         for change in folds.SHAPES[subject.table].changes(saved.known.get(subject), joined.row)
     ]
     stock.add_lines(cursor, found)
-    moved = refunding.moved(saved.rows, saved.known)
-    if found or moved:
+    moved = _moved(saved, reasons)
+    if found or any(moved.values()):
         keep_others_from_appending(cursor)
-    append(cursor, found + refunding.changes(cursor, moved), withheld)
+    append(cursor, found + _refund_changes(cursor, moved))
+
+
+def _moved(saved: _Saved, reasons: _Reasons) -> dict[str | None, list[Moved]]:
+    """Return what may have moved the refunds of orders, by the reason why that is withheld, news first."""
+    rows: dict[str | None, dict[Subject, Joined]] = defaultdict(dict, {None: {}})
+    gone: dict[str | None, list[Subject]] = defaultdict(list)
+    for subject, joined in saved.rows.items():
+        rows[reasons.of(subject, joined)][subject] = joined
+    for subject in saved.gone:
+        gone[reasons.of(subject, None)].append(subject)
+    return {
+        reason: [*refunding.moved(rows[reason], saved.known), *refunding.vanished(gone[reason], saved.known)]
+        for reason in [*rows, *(gone.keys() - rows.keys())]
+    }
+
+
+def _refund_changes(cursor: Cursor, moved: Mapping[str | None, list[Moved]]) -> list[dict[str, Any]]:
+    """Return how the refunds of orders changed; withheld is what nothing but known history moved."""
+    found: dict[_Object, dict[str, Any]] = {}
+    for reason, rows in moved.items():
+        for row in refunding.changes(cursor, rows):
+            found.setdefault((row["account"], row["livemode"], row["subject_id"]), {**row, "withheld": reason})
+    return list(found.values())
+
+
+def _named_by(joined: Joined) -> dict[str, object]:
+    """Return which event a change of the row *joined* names: the one that decided its state."""
+    by = joined.decided_by
+    if by is not None:
+        return {"event_id": by.event_id, "source": by.source, "at": by.at}
+    return {"event_id": joined.row["event_id"], "source": joined.source, "at": joined.row["as_of"]}
 
 
 def append(cursor: Cursor, found: list[dict[str, Any]], withheld: str | None = None) -> None:

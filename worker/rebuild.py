@@ -39,7 +39,8 @@ from schemas import database, inbox, tables
 from schemas.database import Cursor
 from schemas.errors import DatabaseAway
 from schemas.inbox import RECORD_ROWS_MAX
-from worker import archive, copying, eventlog, folds, projection, shadow
+from schemas.settings import SigningSecret
+from worker import archive, copying, eventlog, folds, projection, renderings, shadow
 from worker.eventlog import Entry
 from worker.folds import join
 from worker.folds.facts import Event, Facts, Subject
@@ -119,15 +120,22 @@ def refolded(engine: Engine, *, seed: int, progress: Progress = nobody) -> Itera
 
 
 def record(
-    made: Shadow, paths: Sequence[str], *, account: str, now: datetime, refuse: Callable[[Entry], None]
-) -> int:  # fmt: skip
+    made: Shadow,
+    paths: Sequence[str],
+    *,
+    account: str,
+    now: datetime,
+    refuse: Callable[[Entry], None],
+    secrets: Sequence[SigningSecret] = (),
+) -> int:
     """Record the logs at *paths* in the inbox of *made*, and return how many of their entries could not be read.
 
-    *account* stands for events that name none, and *refuse* is told each entry that cannot be read.
+    *account* stands for events that name none, *refuse* is called with each entry that cannot be read, and a signature
+    counts where one of *secrets* verifies it.
     """
     refused = 0
     for path in paths:
-        entries = eventlog.read(path, account=account, now=now)
+        entries = eventlog.read(path, account=account, now=now, secrets=secrets)
         while chunk := list(islice(entries, RECORD_ROWS_MAX)):
             deliveries = [entry.delivery for entry in chunk if entry.delivery is not None]
             with database.transaction(made.within) as connection, database.cursor(connection) as cursor:
@@ -275,6 +283,9 @@ def _rebuild_at_once(made: Shadow, progress: Progress, sizes: Sizes) -> None:
         progress("Making indexes", 0, 1)
         shadow.make_indexes(writer, made)
         progress("Making indexes", 1, 1)
+        # What spans objects, which were joined in different files.
+        writer.execute(made.path())
+        projection.settle_all(writer, now=job.now)
 
 
 def _planned(reader: Cursor, made: Shadow, folder: Path, sizes: Sizes) -> tuple[list[tuple[int, int]], _Job]:
@@ -373,6 +384,7 @@ def _judge_range(bounds: tuple[int, int]) -> dict[str, Path]:
     """Judge the events numbered within *bounds*, keep what they say, and write what became of them."""
     job = _JOB
     outcomes, mentions = _Rows(tables.outcomes, job.folder), _Rows(tables.mentions, job.folder)
+    anomalies = _Rows(tables.anomalies, job.folder)
     told: set[tuple[str, bool, str, int]] = set()
     spill = _Spill(job)
     engine = database.engine(job.url, connections_max=1)
@@ -383,6 +395,8 @@ def _judge_range(bounds: tuple[int, int]) -> dict[str, Path]:
                 cursor.execute(sql.SQL("SET TRANSACTION SNAPSHOT {}").format(sql.Literal(job.snapshot)))
                 path = sql.SQL(", ").join(map(sql.Identifier, job.path))
                 cursor.execute(sql.SQL("SET LOCAL search_path = {}").format(path))
+                # What the live tables have not compared yet is not in them.
+                copies = renderings.of_range(cursor, *bounds, with_fresh=job.has_inbox)
             driver = connection.connection.driver_connection
             with driver.cursor("events", binary=True) as rows:  # type: ignore[union-attr]  # the pool does not know the driver's type
                 rows.itersize = ROWS_READ
@@ -397,6 +411,11 @@ def _judge_range(bounds: tuple[int, int]) -> dict[str, Path]:
                 rows.execute(statement, {"first": first, "end": end})
                 for row in rows:
                     event = Event(*row[:10])
+                    if event.seq in copies:
+                        choice = renderings.choose_with(copies.pop(event.seq), event.payload)
+                        event = choice.chosen.event
+                        for contradiction in projection.contradictions(choice, job.now):
+                            anomalies.add_row(contradiction)
                     verdict = _verdict(job, event)
                     reason = projection.shortened(verdict.reason)
                     outcomes.add(
@@ -414,7 +433,7 @@ def _judge_range(bounds: tuple[int, int]) -> dict[str, Path]:
     spill.flush()
     for mention in told:
         mentions.add(mention)
-    return {**outcomes.written(), **mentions.written()}
+    return {**outcomes.written(), **mentions.written(), **anomalies.written()}
 
 
 _COLUMNS: Final = (
@@ -426,7 +445,7 @@ SELECT {columns}, o.attempts, o.folded_at
 FROM inbox AS i JOIN payloads AS b USING (seq) JOIN {outcomes} AS o USING (seq)
 WHERE i.seq >= %(first)s AND i.seq < %(end)s AND b.seq >= %(first)s AND b.seq < %(end)s ORDER BY i.seq
 """
-# Where one came back meanwhile, perhaps in a newer rendering, it stands.
+# Where one came back meanwhile, perhaps in another copy, it stands.
 _ARCHIVED_EVENTS: Final = """
 SELECT {columns}, o.attempts, o.folded_at
 FROM inbox AS i JOIN {outcomes} AS o USING (seq)
@@ -499,9 +518,9 @@ def _join_file(number: int) -> dict[str, Path]:
     for facts in _kept(job, number):
         told[facts.subject].append(facts)
     rows = {table.name: _Rows(table, job.folder) for table in (*tables.PROJECTIONS, tables.anomalies)}
-    while told:
-        subject, several = told.popitem()
-        joined = join.fold_all(folds.SHAPES[subject.table], several)
+    for subject in told:
+        shape = folds.SHAPES[subject.table]
+        joined = join.fold_all(shape, join.with_leader(shape, subject, told))
         if joined is None:
             continue
         rows[subject.table].add_row(joined.row)

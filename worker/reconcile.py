@@ -18,6 +18,7 @@ from sqlalchemy import Engine
 
 from schemas import database
 from schemas.database import Cursor
+from schemas.settings import SigningSecret
 from schemas.version import version
 from worker import archive, audit, logcheck, projection, rebuild, rules, shadow, swap
 from worker.acting import Desk
@@ -41,13 +42,15 @@ def _ignore(_: object) -> None:
 class Wanted:
     """What a run is to check.
 
-    *logs* are files of events, in which *account* stands for events that name none; *desk* is where Stripe is asked,
+    *logs* are files of events, in which *account* stands for events that name none, and a signature counts where one of
+    *secrets* verifies it; *desk* is where Stripe is asked,
     for what was created *since*; *archive* is the folder of what is archived. With *repair* the run puts right what it
     can, and then looks again. *each* is told every difference and *refuse* every entry of a log that cannot be read.
     """
 
     logs: Sequence[str] = ()
     account: str = ""
+    secrets: Sequence[SigningSecret] = ()
     desk: Desk | None = None
     since: datetime | None = None
     archive: Path | None = None
@@ -224,7 +227,14 @@ def _by_rebuild(engine: Engine, wanted: Wanted, drift: _Drift) -> dict[str, Any]
 def _by_logs(engine: Engine, wanted: Wanted, drift: _Drift) -> dict[str, Any]:
     with shadow.shadow(engine, has_inbox=True) as made:
         wanted.progress("Reading the log", 0, 1)
-        refused = rebuild.record(made, wanted.logs, account=wanted.account, now=datetime.now(UTC), refuse=wanted.refuse)
+        refused = rebuild.record(
+            made,
+            wanted.logs,
+            account=wanted.account,
+            now=datetime.now(UTC),
+            refuse=wanted.refuse,
+            secrets=wanted.secrets,
+        )
         wanted.progress("Reading the log", 1, 1)
         if wanted.archive is not None:
             archive.bring(made, wanted.archive, progress=wanted.progress)
@@ -254,7 +264,9 @@ def _repair(engine: Engine, checks: Sequence[str], wanted: Wanted) -> dict[str, 
     """Put right what can be: what is missing is recorded, and the tables are brought to what the inbox then says."""
     done: dict[str, Any] = {}
     if LOG in checks:
-        done["events_recorded"] = logcheck.record_missing(engine, wanted.logs, account=wanted.account)
+        done["events_recorded"], done["events_mended"] = logcheck.record_missing(
+            engine, wanted.logs, account=wanted.account, secrets=wanted.secrets
+        )
     if STRIPE in checks and wanted.desk is not None:
         done["objects_put_right"] = audit.repair(wanted.desk, since=wanted.since, progress=wanted.progress)
     while projection.run_once(engine, now=datetime.now(UTC)):

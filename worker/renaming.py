@@ -6,10 +6,11 @@ Note [A rename leaves one world]
        either name is folded by anyone else (``projection.claim``), so that no fold sees half of an object.
     2. Rows of every table are relabelled; of two with one key the new name's stays.
     3. Events are relabelled, some objects at a time. Where both names have one, it becomes what it would be had it been
-       recorded under one name: the first of the newest rendering. An object of which both names had folded events is
+       recorded under one name: one event with the copies of both. An object of which both names had folded events is
        folded again, in the same transaction; for any other the rows are right as they are. What that moves is history,
        and its changes are withheld.
-    4. Refunds of the one name may be of orders of the other: these changes are withheld too. The rename is finished.
+    4. Charges and refunds of the one name may be of orders of the other: these changes are withheld too. The rename is
+       finished.
 
     Recording stops for no longer than it takes to write the name. All else is done in steps, each a transaction. A step
     that has been done finds nothing more to do, so a rename that was killed is ended by the same command. Until then
@@ -43,8 +44,8 @@ LOCK_SECONDS_MAX: Final = 1
 TRIES_MAX: Final = 40
 
 MOVED: Final = (
-    tables.inbox, tables.mentions, tables.stripe_calls, tables.stripe_jobs, tables.anomalies, tables.changes,
-    *tables.PROJECTIONS,
+    tables.inbox, tables.renderings, tables.mentions, tables.stripe_calls, tables.stripe_jobs, tables.anomalies,
+    tables.changes, *tables.PROJECTIONS,
 )  # fmt: skip
 """Every table that names an account."""
 
@@ -264,7 +265,7 @@ def _pause(cursor: Cursor) -> None:
             with cursor.connection.transaction():
                 projection.keep_others_from_folding(cursor)
                 # In the order in which others write to them.
-                cursor.execute("LOCK TABLE inbox, stripe_calls, stripe_jobs IN SHARE ROW EXCLUSIVE MODE")
+                cursor.execute("LOCK TABLE inbox, renderings, stripe_calls, stripe_jobs IN SHARE ROW EXCLUSIVE MODE")
         except (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected):
             time.sleep(random.uniform(0.05, 0.5))  # noqa: S311 - jitter
         else:
@@ -360,8 +361,9 @@ class _Work:
             raise _wanted(archived, names, is_begun=True)
         seqs = [*seqs, *_events_of(cursor, names, objects)]
         pairs = _pairs(cursor, names["new"], seqs)
-        again = _join(cursor, pairs)
+        again = _join(cursor, pairs, names)
         values = {**names, **_arrays(objects), "seqs": integer_array(seqs)}
+        _move_renderings(cursor, values)
         cursor.execute("UPDATE inbox SET account = %(new)s WHERE seq = ANY (%(seqs)s::bigint[])", values)
         cursor.execute(_RELABEL_MENTIONS, values)
         self._fold(cursor, sorted({*again, *_folded_of(cursor, names, both)}))
@@ -414,6 +416,7 @@ class _Work:
         self._fold(cursor, [seq for (seq,) in cursor.fetchall()])
         projection.keep_others_from_appending(cursor)
         last = _last_change(cursor)
+        projection.settle_all(cursor, now=self._now, account=self._names["new"])
         projection.append(cursor, refunding.untold_of(cursor, self._names["new"]))
         self._withhold(cursor, last)
         cursor.execute(
@@ -673,13 +676,37 @@ WHERE w.type = 'payfold.event.ignored' AND w.account = %(new)s AND o.cause IS DI
 # ---- Events that both names have ----
 
 
+def _move_renderings(cursor: Cursor, values: Mapping[str, str]) -> None:
+    """Relabel the other copies of the events *seqs* of the old name, but for those that the new one has too."""
+    for statement in _MOVE_RENDERINGS:
+        cursor.execute(statement, values)
+
+
+_SAME_COPY: Final = """
+EXISTS (
+    SELECT FROM renderings AS n
+    WHERE (n.account, n.livemode, n.id, n.payload_sha256) = (%(new)s, r.livemode, r.id, r.payload_sha256)
+)
+"""
+_MOVE_RENDERINGS: Final = (
+    f"""
+    DELETE FROM renderings AS r USING inbox AS i
+    WHERE i.seq = ANY (%(seqs)s::bigint[]) AND r.account = %(old)s AND (r.livemode, r.id) = (i.livemode, i.id)
+        AND {_SAME_COPY}
+    """,
+    """
+    UPDATE renderings AS r SET account = %(new)s FROM inbox AS i
+    WHERE i.seq = ANY (%(seqs)s::bigint[]) AND r.account = %(old)s AND (r.livemode, r.id) = (i.livemode, i.id)
+    """,
+)
+
+
 @dataclass(frozen=True, slots=True)
 class _Pair:
-    """One event under both names: the number that it *keeps*, the one that goes, and whether that is newer."""
+    """One event under both names: the number that it *keeps*, and the one that goes."""
 
     kept: int
     gone: int
-    is_newer: bool
 
 
 def _pairs(cursor: Cursor, new: str, seqs: Sequence[int]) -> list[_Pair]:
@@ -689,26 +716,26 @@ def _pairs(cursor: Cursor, new: str, seqs: Sequence[int]) -> list[_Pair]:
 
 
 _DOUBLED: Final = """
-SELECT first.seq, second.seq, left(coalesce(second.api_version, ''), 10) > left(coalesce(first.api_version, ''), 10)
+SELECT least(o.seq, n.seq), greatest(o.seq, n.seq)
 FROM (SELECT livemode, id, seq FROM inbox WHERE seq = ANY (%(seqs)s::bigint[])) AS o
 CROSS JOIN LATERAL (
     SELECT seq FROM inbox
     WHERE account = %(new)s AND (inbox.livemode, inbox.id) = (o.livemode, o.id) OFFSET 0
 ) AS n
-JOIN inbox AS first ON first.seq = least(o.seq, n.seq) JOIN inbox AS second ON second.seq = greatest(o.seq, n.seq)
 """
 
 
-def _join(cursor: Cursor, pairs: Sequence[_Pair]) -> list[int]:
-    """Make one event of each pair, and return the numbers of those that were folded."""
+def _join(cursor: Cursor, pairs: Sequence[_Pair], names: Mapping[str, str]) -> list[int]:
+    """Make one event of each pair, with the copies of both, and return the numbers of those that were folded."""
     if not pairs:
         return []
     values = {
+        **names,
         "kept": integer_array(pair.kept for pair in pairs),
         "gone": integer_array(pair.gone for pair in pairs),
-        "kept_older": integer_array(pair.kept for pair in pairs if pair.is_newer),
-        "gone_newer": integer_array(pair.gone for pair in pairs if pair.is_newer),
+        "seqs": integer_array(seq for pair in pairs for seq in (pair.kept, pair.gone)),
     }
+    _move_renderings(cursor, values)
     for statement in _JOIN:
         cursor.execute(statement, values)
     cursor.execute("SELECT seq FROM outcomes WHERE seq = ANY (%(kept)s::bigint[])", values)
@@ -716,18 +743,20 @@ def _join(cursor: Cursor, pairs: Sequence[_Pair]) -> list[int]:
 
 
 _PAIRS: Final = "unnest(%(kept)s::bigint[], %(gone)s::bigint[]) AS p (kept, gone)"
-_NEWER: Final = "unnest(%(kept_older)s::bigint[], %(gone_newer)s::bigint[]) AS p (kept, gone)"
 _GONE: Final = "seq = ANY (%(gone)s::bigint[])"
 _JOIN: Final = (
-    # As when a newer rendering is recorded.
+    # As when a copy comes: it is compared when the event is folded. What is archived on both sides is one of them.
     f"""
-    UPDATE inbox AS k SET
-        api_version = g.api_version, object_type = g.object_type, object_id = g.object_id, redacted = g.redacted,
-        payload_sha256 = g.payload_sha256, signature = g.signature
-    FROM {_NEWER} JOIN inbox AS g ON g.seq = p.gone WHERE k.seq = p.kept
+    INSERT INTO renderings (account, livemode, id, type, api_version, created, object_type, object_id, redacted,
+        payload_sha256, signature, verified, source, received_at, payload)
+    SELECT %(new)s, g.livemode, g.id, g.type, g.api_version, g.created, g.object_type, g.object_id, g.redacted,
+        g.payload_sha256, g.signature, g.verified, g.source, g.received_at, b.payload
+    FROM {_PAIRS} JOIN inbox AS g ON g.seq = p.gone JOIN inbox AS k ON k.seq = p.kept
+    JOIN payloads AS b ON b.seq = p.gone
+    WHERE g.payload_sha256 <> k.payload_sha256
+        OR (g.signature IS NOT NULL AND g.verified AND (k.signature IS NULL OR NOT k.verified))
+    ON CONFLICT (account, livemode, id, payload_sha256) DO NOTHING
     """,
-    f"DELETE FROM payloads AS b USING {_NEWER} WHERE b.seq = p.kept",
-    f"INSERT INTO payloads (seq, payload) SELECT p.kept, b.payload FROM {_NEWER} JOIN payloads AS b ON b.seq = p.gone",
     f"""
     INSERT INTO outcomes (seq, state, reason, attempts, folded_at, fold_version, cause)
     SELECT p.kept, o.state, o.reason, o.attempts, o.folded_at, o.fold_version, o.cause
@@ -737,5 +766,6 @@ _JOIN: Final = (
     f"DELETE FROM outcomes WHERE {_GONE}",
     f"DELETE FROM pending WHERE {_GONE}",
     f"DELETE FROM payloads WHERE {_GONE}",
+    f"DELETE FROM contents WHERE {_GONE}",
     f"DELETE FROM inbox WHERE {_GONE}",
 )

@@ -23,7 +23,8 @@ from schemas import accounts, database, inbox
 from schemas.database import Cursor, integer_array
 from schemas.errors import ConflictError, Transient
 from schemas.inbox import RECORD_ROWS_MAX, Delivery, Receipt, Recorded
-from worker import eventlog, lanes, projection
+from schemas.settings import SigningSecret
+from worker import eventlog, lanes, projection, renderings
 from worker.eventlog import Entry
 from worker.folds.facts import utc
 from worker.lanes import Lane, Order
@@ -70,9 +71,12 @@ Key: TypeAlias = tuple[str, bool, str]
 Counts: TypeAlias = Counter[str]
 """What a replay met.
 
-``seen`` is the sum of ``filtered``, ``new``, ``newer rendering``, ``duplicate`` and ``refused``; what became of the
-new and the newer is the sum of ``folded``, ``ignored``, ``parked`` and ``pending``.
+``seen`` is the sum of ``filtered``, ``new``, ``newer``, ``mended``, ``duplicate`` and ``refused``; what became of the
+new, the newer and the mended is the sum of ``folded``, ``ignored``, ``parked`` and ``pending``. A copy is newer where
+it is now folded in the place of another, and has mended its event where that was parked and no longer is.
 """
+NEWER: Final = "newer"
+MENDED: Final = "mended"
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +105,8 @@ class Reading:
     *filters* choose what is wanted, *account* stands for events that name none, and *now* is when they are received. By
     *names* accounts are called as they are by now, the filter's as well.
     *refuse* is told each entry that cannot be read; *warn* what is odd about a file; *progress* how many entries were
-    read until then, and how many bytes of the files since it was last told.
+    read until then, and how many bytes of the files since it was last told. A signature counts where one of *secrets*
+    verifies it.
     """
 
     paths: Sequence[str]
@@ -112,6 +117,7 @@ class Reading:
     progress: Callable[[int, int], None] = lambda _, __: None
     warn: Callable[[str], None] = lambda _: None
     names: Mapping[str, str] = field(default_factory=dict)
+    secrets: Sequence[SigningSecret] = ()
 
     def named_as_in(self, engine: Engine) -> "Reading":
         """Return the same logs, with accounts called as they are in the database of *engine*."""
@@ -151,6 +157,7 @@ class Reading:
                 now=self.now,
                 progress=lambda read: self.progress(counts["seen"], read),
                 warn=self.warn,
+                secrets=self.secrets,
             )
 
 
@@ -222,6 +229,8 @@ class _Recording:
         self._now = now
         self._folder = folder
         self._fresh = array("q")
+        self._copies: list[tuple[int, bytes]] = []
+        self._parked_before: set[int] = set()
         self._is_known = True
         self._partition = -1
         self.withheld: Counts = Counter()
@@ -231,25 +240,59 @@ class _Recording:
         self._make_room()
         news = self._news(deliveries)
         receipts = self._record(news) if news else []
-        self._fresh.extend(receipt.seq for receipt in receipts if receipt.seq is not None)
-        became = [receipt.recorded.value for receipt in receipts]
-        became += [Recorded.DUPLICATE.value] * (len(deliveries) - len(news))
-        self._is_known = Recorded.DUPLICATE.value in became
-        return became
+        self._fresh.extend(each.seq for each in receipts if each.seq is not None and each.recorded is Recorded.NEW)
+        became = [receipt.recorded for receipt in receipts]
+        became += [Recorded.DUPLICATE] * (len(deliveries) - len(news))
+        self._is_known = not all(each is Recorded.NEW for each in became)
+        # What becomes of a copy is known when it is folded.
+        return [each.value for each in became if each is not Recorded.COPY]
 
     def _news(self, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
         """Return those of *deliveries* that the inbox may lack; a log that was new until now is taken to stay so."""
         if not self._is_known:
             return deliveries
         with database.transaction(self._engine) as connection, database.cursor(connection) as cursor:
-            known = renderings(cursor, deliveries)
-        return [each for each in deliveries if each.key not in known or each.rendering > known[each.key]]
+            known = held(cursor, deliveries)
+        return [each for each in deliveries if each.key not in known or known[each.key].may_gain_by(each)]
 
     def _record(self, deliveries: Sequence[Delivery]) -> list[Receipt]:
         with database.transaction(self._engine) as connection, database.cursor(connection) as cursor:
             receipts = inbox.record(cursor, deliveries)
+            self._note_copies(cursor, deliveries, receipts)
         self._folder.go_on(len(receipts))
         return receipts
+
+    def _note_copies(self, cursor: Cursor, deliveries: Sequence[Delivery], receipts: Sequence[Receipt]) -> None:
+        """Remember the copies among *deliveries*, and which of their events are parked, before they are folded."""
+        found = [
+            (receipt.seq, delivery.sha256)
+            for delivery, receipt in zip(deliveries, receipts, strict=True)
+            if receipt.recorded is Recorded.COPY and receipt.seq is not None
+        ]
+        if found:
+            self._copies += found
+            cursor.execute(_ARE_PARKED, (integer_array(seq for seq, _ in found),))
+            self._parked_before.update(seq for (seq,) in cursor.fetchall())
+
+    def _conclude_copies(self) -> Counts:
+        """Return how many copies are newer, have mended their events, or are nothing new after all."""
+        counts: Counts = Counter()
+        new = set(self._fresh) if self._copies else set()
+        taken: set[int] = set()
+        with database.transaction(self._engine) as connection, database.cursor(connection) as cursor:
+            for at in range(0, len(self._copies), OUTCOMES_READ):
+                some = self._copies[at : at + OUTCOMES_READ]
+                cursor.execute(_NOW_CHOSEN, (integer_array(seq for seq, _ in some),))
+                chosen = {seq: (bytes(sha256), is_parked) for seq, sha256, is_parked in cursor.fetchall()}
+                for seq, sha256 in some:
+                    is_taken = seq in taken or chosen[seq][0] != sha256
+                    was_parked = seq in self._parked_before and seq not in new
+                    became = MENDED if was_parked and not chosen[seq][1] else NEWER
+                    counts[Recorded.DUPLICATE.value if is_taken else became] += 1
+                    if not is_taken:
+                        taken.add(seq)
+                        self._fresh.append(seq)
+        return counts
 
     def _make_room(self) -> None:
         """Make the next partition as soon as one is begun: perhaps no clock runs yet."""
@@ -258,8 +301,8 @@ class _Recording:
             self._partition = partition
 
     def outcomes(self) -> Mapping[str, int]:
-        """Return how many of what was new have which state."""
-        found: Counts = Counter()
+        """Return what became of the copies, and how many of what was new have which state."""
+        found = self._conclude_copies()
         with database.transaction(self._engine) as connection, database.cursor(connection) as cursor:
             for at in range(0, len(self._fresh), OUTCOMES_READ):
                 cursor.execute(
@@ -286,6 +329,11 @@ class _Recording:
         return [Parked(cause or None, count, *examples[first[cause]]) for cause, count in events.most_common()]
 
 
+_ARE_PARKED: Final = "SELECT seq FROM outcomes WHERE seq = ANY (%s::bigint[]) AND state = 'parked'"
+_NOW_CHOSEN: Final = """
+SELECT i.seq, i.payload_sha256, coalesce(o.state = 'parked', false)
+FROM inbox AS i LEFT JOIN outcomes AS o USING (seq) WHERE i.seq = ANY (%s::bigint[])
+"""
 _PARKED: Final = """
 SELECT coalesce(cause, ''), count(*), min(seq) FROM unnest(%s::bigint[]) AS k (seq) JOIN outcomes AS o USING (seq)
 WHERE o.state = 'parked' AND NOT EXISTS (SELECT FROM pending AS p WHERE p.seq = k.seq) GROUP BY 1
@@ -321,6 +369,7 @@ class _Withholding(_Recording):
 
     def _record(self, deliveries: Sequence[Delivery], *, is_again: bool = False) -> list[Receipt]:
         claimed: Sequence[Claimed] = ()
+        copies, parked = list(self._copies), set(self._parked_before)
         try:
             with database.transaction(self._engine) as connection, database.cursor(connection) as cursor:
                 projection.keep_others_from_folding(cursor)
@@ -329,10 +378,13 @@ class _Withholding(_Recording):
                 cursor.execute("SELECT coalesce(max(seq), 0) FROM changes")
                 (last,) = cursor.fetchone() or (0,)
                 receipts = inbox.record(cursor, deliveries)
+                self._note_copies(cursor, deliveries, receipts)
+                renderings.queue(cursor)
                 while claimed := projection.claim(cursor, limit=projection.FOLD_BATCH_MAX):
                     projection.project(cursor, claimed, now=self._now)
                 self._withhold(cursor, last)
         except Exception as error:
+            self._copies, self._parked_before = copies, parked
             # A fault of one event, which alone is parked, and announces nothing.
             if isinstance(error, Transient) or not claimed or not projection.failure_of(error).is_of_data:
                 raise
@@ -372,15 +424,28 @@ SELECT kind, count(*) FROM hidden GROUP BY kind
 """
 
 
-def renderings(cursor: Cursor, deliveries: Sequence[Delivery]) -> dict[Key, str]:
-    """Return the rendering that the inbox has of each event that it has."""
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What the inbox has of an event: its number, the hash of its body, and whether that was signed."""
+
+    seq: int
+    sha256: bytes
+    signed: bool
+
+    def may_gain_by(self, delivery: Delivery) -> bool:
+        """Return whether *delivery* has other bytes, or is the first that is signed."""
+        return delivery.sha256 != self.sha256 or (delivery.signed and not self.signed)
+
+
+def held(cursor: Cursor, deliveries: Sequence[Delivery]) -> dict[Key, Held]:
+    """Return what the inbox has of each event that it has."""
     keys = [list(column) for column in zip(*(delivery.key for delivery in deliveries), strict=True)]
-    cursor.execute(_RENDERINGS, keys)
-    return {(account, livemode, event): rendering for account, livemode, event, rendering in cursor.fetchall()}
+    cursor.execute(_HELD, keys)
+    return {(row[0], row[1], row[2]): Held(row[3], bytes(row[4]), row[5]) for row in cursor.fetchall()}
 
 
-_RENDERINGS: Final = """
-SELECT account, livemode, id, coalesce(left(i.api_version, 10), '')
+_HELD: Final = """
+SELECT account, livemode, id, i.seq, i.payload_sha256, i.signature IS NOT NULL AND i.verified
 FROM unnest(%s::text[], %s::boolean[], %s::text[]) AS k (account, livemode, id)
 JOIN inbox AS i USING (account, livemode, id)
 """
@@ -413,7 +478,10 @@ def follow(
 
 def _pending(engine: Engine) -> int:
     with database.transaction(engine) as connection, database.cursor(connection) as cursor:
-        cursor.execute("SELECT count(*) FROM pending")
+        cursor.execute(
+            "SELECT (SELECT count(*) FROM pending)"
+            " + (SELECT count(*) FROM (SELECT FROM renderings WHERE content_sha256 IS NULL LIMIT 1) AS fresh)"
+        )
         (count,) = cursor.fetchone() or (0,)
         return int(count)
 
@@ -435,8 +503,10 @@ def why_pending(engine: Engine) -> str:
     return "What is pending was taken by other workers, or recorded, while this ended: run it again to see."
 
 
-def export(engine: Engine, *, filters: Filters) -> Iterator[bytes]:
+def export(engine: Engine, *, filters: Filters, with_renderings: bool = False) -> Iterator[bytes]:
     """Yield the inbox as lines of our log, in the order in which it was recorded, without what is archived.
+
+    Of an event with several contents it is the one that is folded, and *with_renderings* the others behind it.
 
     A transaction for each few, none of which is open while a line is taken: however slowly that goes, nothing old is
     held on to. What is recorded after the export has begun is left to the next.
@@ -450,10 +520,11 @@ def export(engine: Engine, *, filters: Filters) -> Iterator[bytes]:
         with database.transaction(engine) as connection, database.cursor(connection) as cursor:
             cursor.execute(_NEXT, {**given, "after": last, "end": end})
             first, last = cursor.fetchone() or (None, None)
-            cursor.execute(_EXPORTED, {**given, "first": first, "last": last})
+            statement = _ALL_EXPORTED if with_renderings else _EXPORTED
+            cursor.execute(statement, {**given, "first": first, "last": last})
             rows = cursor.fetchall()
         for row in rows:
-            yield eventlog.line_of(*row)
+            yield eventlog.line_of(*row[:7])
 
 
 def left_out(engine: Engine, *, filters: Filters) -> int:
@@ -480,10 +551,24 @@ SELECT min(seq), max(seq) FROM (
 """
 # Both sides are bounded by themselves, so that neither is read as a whole.
 _EXPORTED: Final = """
-SELECT account, source, received_at, signature, encode(payload_sha256, 'hex'), redacted, payload
+SELECT account, source, received_at, signature, encode(payload_sha256, 'hex'), redacted, payload, i.seq
 FROM inbox AS i JOIN payloads AS b USING (seq)
 WHERE i.seq BETWEEN %(first)s AND %(last)s AND b.seq BETWEEN %(first)s AND %(last)s
     AND (%(since)s::timestamptz IS NULL OR created >= %(since)s)
     AND (%(until)s::timestamptz IS NULL OR created < %(until)s)
 ORDER BY seq
+"""
+# The others come behind the one that is folded.
+_ALL_EXPORTED: Final = f"""
+SELECT account, source, received_at, signature, sha256, redacted, payload FROM (
+    SELECT account, source, received_at, signature, sha256, redacted, payload, seq, 0 AS place
+    FROM ({_EXPORTED}) AS chosen (account, source, received_at, signature, sha256, redacted, payload, seq)
+    UNION ALL
+    SELECT account, r.source, r.received_at, r.signature, encode(r.payload_sha256, 'hex'), r.redacted, r.payload,
+        i.seq, 1
+    FROM inbox AS i JOIN renderings AS r USING (account, livemode, id)
+    WHERE i.seq BETWEEN %(first)s AND %(last)s AND r.payload IS NOT NULL
+        AND (%(since)s::timestamptz IS NULL OR i.created >= %(since)s)
+        AND (%(until)s::timestamptz IS NULL OR i.created < %(until)s)
+) AS every ORDER BY seq, place, sha256
 """

@@ -22,6 +22,8 @@ REPLACED: Final = (tables.mentions, tables.outcomes, *tables.PROJECTIONS)
 """What a rebuild fills, and a swap puts in the place of the live ones."""
 _BESIDE: Final = (tables.pending, tables.changes, tables.anomalies)
 """What else the projection writes; empty here, and never swapped."""
+_RECORDED: Final = (tables.inbox, tables.payloads, tables.contents, tables.renderings)
+"""What an inbox of its own consists of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +91,7 @@ def _make(engine: Engine, *, has_inbox: bool, has_archive: bool) -> Shadow:
         cursor.execute("SELECT current_schema()")
         (live,) = cursor.fetchone() or ("public",)
         cursor.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(schema)))
-        for table in (*_BESIDE, *([tables.inbox, tables.payloads] if has_inbox else [])):
+        for table in (*_BESIDE, *(_RECORDED if has_inbox else ())):
             _copy_table(cursor, table, schema, live, parts="INCLUDING ALL")
         names = {"schema": sql.Identifier(schema), "live": sql.Identifier(live)}
         cursor.execute(sql.SQL(_BESIDE_THE_PAYLOADS).format(**names))

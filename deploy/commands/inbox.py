@@ -73,14 +73,28 @@ def events_list(
 def events_show(
     event_id: EventId, account: AccountOption = None, livemode: ModeOption = None, form: FormatOption = Format.TABLE
 ) -> None:
-    """Show one event with its payload, which holds personal data."""
+    """Show one event with its payload, which holds personal data, and the copies of it that say something else."""
     with opened_database() as engine:
         row = one_row(engine, tables.events, event_id, account=account, livemode=livemode)
+        with database.transaction(engine) as connection:
+            others = lookup.renderings_of(connection, row)
     payload = row["payload"]
-    told = None if payload is None else payload.decode(errors="replace")
-    output.one({**row, "payload": told, "archived": payload is None}, form)
+    text = None if payload is None else payload.decode(errors="replace")
+    shown = {**row, "payload": text, "archived": payload is None}
+    output.one(shown if form is Format.TABLE else {**shown, "renderings": others}, form)
+    if form is Format.TABLE and others:
+        output.out.print()
+        output.rows([{"not folded": _copied(each), **each} for each in others], _COPY_COLUMNS, form, empty="")
     if payload is None:
         err.print("Its payload is archived.")
+
+
+_COPY_COLUMNS: Final = ("not folded", "type", "object_id", "api_version", "signed", "source", "received_at", "payload")
+
+
+def _copied(rendering: dict[str, Any]) -> str:
+    """Return the beginning of the hash of what a copy says, as anomalies name it."""
+    return (rendering["content_sha256"] or "to be compared")[:16]
 
 
 @events_app.command("retry")
@@ -129,6 +143,9 @@ def events_export(
     since: Since = None,
     until: Until = None,
     archive: ArchiveOption = None,
+    renderings: Annotated[
+        bool, typer.Option("--renderings", help="Of an event whose copies differ, write the others too.")
+    ] = False,
 ) -> None:
     """Write the inbox as a log that `replay` reads; exit 1 if archived events are left out.
 
@@ -150,13 +167,13 @@ def events_export(
         nullcontext(engine) if archive is None else archives.within(engine, archive, progress=shown_on(bar)) as source,
     ):
         with compressed(sys.stdout.buffer, form) if to is None else writing(to.resolve(), form) as stream:
-            for line in export(source, filters=filters):
+            for line in export(source, filters=filters, with_renderings=renderings):
                 stream.write(line)
                 written += 1
         sys.stdout.buffer.flush()
         missing = left_out(source, filters=filters)
     if to is not None:
-        err.print(f"Wrote {written:,} events to {to}.")
+        err.print(f"Wrote {written:,} {'copies of events' if renderings else 'events'} to {to}.")
     if missing:
         err.print(f"Left out: {missing:,} events whose payloads are archived. --archive DIR covers them.")
         raise typer.Exit(FAILED)

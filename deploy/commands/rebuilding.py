@@ -18,6 +18,7 @@ from deploy.commands.base import (
     bars,
     logs_named,
     opened_database,
+    settings_here,
     shown_on,
 )
 from deploy.output import Format, err
@@ -66,7 +67,10 @@ def rebuild(
         engine, bar = opened.enter_context(opened_database()), opened.enter_context(bars())
         if logs:
             made = opened.enter_context(shadow.shadow(engine, has_inbox=True))
-            refused = rebuilding.record(made, logs, account=account, now=datetime.now(UTC), refuse=_told_on(bar))
+            secrets = settings_here().signing_secrets
+            refused = rebuilding.record(
+                made, logs, account=account, now=datetime.now(UTC), refuse=_told_on(bar), secrets=secrets
+            )
         else:
             made = opened.enter_context(archives.beside(engine, archive, progress=shown_on(bar)))
         if swap:

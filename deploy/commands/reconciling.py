@@ -21,6 +21,7 @@ from deploy.commands.base import (
     logs_named,
     opened_database,
     require_writable,
+    settings_here,
     shown_on,
     utc,
 )
@@ -92,6 +93,7 @@ def reconcile(
         wanted = reconciling.Wanted(
             logs=logs,
             account=account,
+            secrets=settings_here().signing_secrets,
             desk=desk,
             since=utc(since),
             archive=archive,

@@ -51,7 +51,8 @@ _COUNTS: Final = (
     "seen",
     "filtered",
     "new",
-    "newer rendering",
+    "newer",
+    "mended",
     "duplicate",
     "folded",
     "ignored",
@@ -116,7 +117,8 @@ def replay(  # noqa: PLR0913 - an option each
             more.setdefault("warnings", []).append(words)
 
         show = _shown_on(bar, paths)
-        logs = logs_of_events.Reading(paths, datetime.now(UTC), filters, account, refuse, show, warn)
+        secrets = settings_here().signing_secrets
+        logs = logs_of_events.Reading(paths, datetime.now(UTC), filters, account, refuse, show, warn, secrets=secrets)
         if dry_run:
             foreseen = plan(engine, logs)
             counts, more["plan"] = foreseen.counts, foreseen.rows

@@ -400,10 +400,12 @@ def _rank_of(row: Row) -> int:
 def _status(row: Row) -> str | None:
     """Return the order's status; None where Stripe said something that we do not know."""
     rank = _rank_of(row)
+    # In 2019 a session had no payment status, and one in setup mode has nothing to pay.
+    is_settled = rank == _PAID or (row["session_status"] == "complete" and row["payment_status"] is None)
+    if is_settled and row["mode"] == "setup":
+        return "complete"
     if rank == _OPEN:
         return "open" if row["session_status"] == "open" else None
-    if rank == _PAID and row["mode"] == "setup":
-        return "complete"
     return {
         _CLOCK_EXPIRED: "expired",
         _EXPIRED: "expired",

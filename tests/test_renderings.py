@@ -1,0 +1,460 @@
+"""Copies of one event: which of several contents is folded, and what contradicts it."""
+
+import hashlib
+import random
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from sqlalchemy import Engine
+
+from schemas import contents, database
+from schemas.settings import SigningSecret
+from tests import ledger
+from tests.command import payfold
+from tests.web import CLERK, SECRET, Web, serving, settings_of, signed
+from worker import archive, rebuild, replay, swap
+from worker.digest import digests
+from worker.eventlog import OwnLine, write
+from worker.plan import plan
+from worker.rebuild import IN_ONE_PROCESS
+from worker.replay import Reading
+
+CREATED = 1_760_000_000
+VERSION = "2025-09-30.clover"
+
+
+@pytest.fixture
+def web(database_url: str, redis_url: str) -> Iterator[Web]:
+    """Return a running web process."""
+    with serving(settings_of(database_url, redis_url)) as running:
+        yield running
+
+
+def body(number: int = 1, *, account: str | None = None, version: str = VERSION, **told: Any) -> bytes:  # noqa: ANN401 - JSON
+    """Return an event that says an order was paid, *told* laid over its session."""
+    session = {
+        "id": f"cs_{number}",
+        "object": "checkout.session",
+        "mode": "payment",
+        "status": "complete",
+        "payment_status": "paid",
+        "currency": "usd",
+        "amount_total": 1500,
+        "metadata": {},
+    }
+    event = {
+        "id": f"evt_{number}",
+        "object": "event",
+        "type": "checkout.session.completed",
+        "created": CREATED,
+        "livemode": False,
+        "api_version": version,
+        "account": account,
+        "pending_webhooks": 1,
+        "data": {"object": session | told},
+    }
+    return msgspec.json.encode(event)
+
+
+def replayed(engine: Engine, folder: Path, *bodies: bytes, **more: Any) -> dict[str, int]:  # noqa: ANN401 - of Reading
+    """Bring a log of *bodies* in, as a replay does, and return its counts that are not zero."""
+    path = folder / "log.ndjson"
+    path.write_bytes(b"".join(each.replace(b"\n", b" ") + b"\n" for each in bodies))
+    logs = Reading([str(path)], ledger.NOW, **more)
+    foreseen = plan(engine, logs).counts
+    counts = +replay.replay(engine, logs).counts
+    assert +foreseen == counts
+    return {name: count for name, count in counts.items() if name != "seen"}
+
+
+def state(engine: Engine, event: str = "evt_1") -> dict[str, Any]:
+    """Return what the inbox shows of an event."""
+    (found,) = ledger.rows(
+        engine,
+        "SELECT state, source, api_version, type, signature IS NOT NULL AS signed FROM events WHERE id = :id",
+        id=event,
+    )
+    return found
+
+
+def total(engine: Engine, order: str = "cs_1") -> object:
+    """Return the amount of an order; None where there is none."""
+    found = ledger.rows(engine, "SELECT amount_total FROM orders WHERE id = :id", id=order)
+    return found[0]["amount_total"] if found else None
+
+
+# ---- What a content is ----
+
+
+def test_what_is_no_difference() -> None:
+    """Spacing, order, credentials, what a delivery adds, an empty list for an object, 1500.0: the same content."""
+    event = msgspec.json.decode(body())
+    session = event["data"]["object"]
+    same = [
+        msgspec.json.format(body(), indent=4),
+        msgspec.json.encode(dict(reversed(event.items()))),
+        msgspec.json.encode(event | {"pending_webhooks": 3, "request": {"id": "req_1"}}),
+        msgspec.json.encode(event | {"data": {"object": session | {"metadata": [], "amount_total": 1500.0}}}),
+        msgspec.json.encode(event | {"data": {"object": session | {"url": "https://pay.example.com/1"}}}),
+        msgspec.json.encode(event | {"data": {"object": session, "previous_attributes": []}}),
+    ]
+    others = [
+        body(amount_total="1500"),
+        body(amount_total=None),
+        body(version="2024-06-20"),
+        msgspec.json.encode(event | {"type": "checkout.session.expired"}),
+        msgspec.json.encode(event | {"data": {"object": session, "previous_attributes": {"status": "open"}}}),
+        body()[:-1],
+    ]
+
+    assert {contents.hash_of(each) for each in same} == {contents.hash_of(body())}
+    assert len({contents.hash_of(each) for each in [body(), *others]}) == len(others) + 1
+
+
+# ---- Which is folded ----
+
+
+SHOWN = """
+SELECT type, api_version, created, object_type, object_id, redacted, source, state, cause, reason,
+    signature IS NOT NULL AS signed, replace(convert_from(payload, 'UTF8'), account, '') AS payload
+FROM events WHERE account = :account
+"""
+ROWS = "SELECT id, status, amount_total, event_id, as_of FROM orders WHERE account = :account ORDER BY id"
+ANOMALIES = """
+SELECT id, kind, subject, subject_id, detail FROM anomalies WHERE account = :account AND resolved_at IS NULL ORDER BY id
+"""
+KEPT = """
+SELECT encode(content_sha256, 'hex') AS content, signature IS NOT NULL AS signed, type, source FROM renderings
+WHERE account = :account ORDER BY content_sha256
+"""
+
+
+def test_every_order_of_arrival(web: Web, engine: Engine, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    """Copies that differ in what they say end in the same rows, anomalies and view, however they come and are folded.
+
+    They come by signed deliveries and by replays, and in part are folded between.
+    """
+    seed = int(request.config.getoption("hypothesis_seed"))
+    chance = random.Random(seed)
+    unsigned = [{"amount_total": 15}, {"amount_total": 1500}]
+    delivered: list[dict[str, Any]] = [
+        {"amount_total": 1500},
+        {"amount_total": "a lot"},
+        {"amount_total": 1600},
+        {"amount_total": 1700},
+        {"amount_total": 1800, "version": "2024-06-20"},
+        {"amount_total": 1900, "id": "cs_2"},
+    ]
+    copies = [(copy, False) for copy in unsigned] + [(copy, True) for copy in delivered]
+    ends = []
+    for number in range(16):
+        world = f"acct_{number}"
+        chance.shuffle(copies)
+        for told, is_signed in copies:
+            copy = body(account=world, **told)
+            if is_signed:
+                assert web.deliver(copy).status_code == 200
+            else:
+                replay.replay(engine, Reading([_written(tmp_path, copy)], ledger.NOW))
+            if chance.random() < 0.5:
+                ledger.fold(engine)
+        ledger.fold(engine)
+        ends.append([ledger.rows(engine, query, account=world) for query in (SHOWN, ROWS, ANOMALIES, KEPT)])
+
+    assert all(end == ends[0] for end in ends), f"seed {seed}"
+    (event,), (order,), anomalies, kept = ends[0]
+    assert (event["state"], event["signed"], event["source"], event["api_version"]) == (
+        "folded", True, "webhook", VERSION,
+    )  # fmt: skip
+    # By the greatest hash, of those that a delivery signed.
+    best: dict[str, Any] = max(
+        (told for told in delivered if told["amount_total"] in (1500, 1600, 1700, 1900)),
+        key=lambda told: contents.hash_of(body(**told)),
+    )
+    assert (order["id"], order["amount_total"]) == (best.get("id", "cs_1"), best["amount_total"])
+    assert [each["kind"] for each in sorted(anomalies, key=lambda row: row["kind"])] == ["contents_differ", "id_reused"]
+    assert len(kept) == 6
+    with rebuild.rebuilt(engine) as made:
+        assert swap.compare(made, tell=print).drift == 0
+    with rebuild.refolded(engine, seed=seed) as made:
+        assert swap.compare(made, tell=print).drift == 0
+
+
+def _written(folder: Path, *bodies: bytes) -> str:
+    path = folder / "one.ndjson"
+    path.write_bytes(b"".join(each + b"\n" for each in bodies))
+    return str(path)
+
+
+def test_a_signed_delivery_mends_what_is_parked(web: Web, engine: Engine, tmp_path: Path) -> None:
+    """A copy that no fold can read gives way to the genuine event, by delivery or by replay, which counts it."""
+    broken = [body(number, amount_total="a lot") for number in (1, 2, 3)]
+    assert replayed(engine, tmp_path, *broken) == {"new": 3, "parked": 3}
+
+    assert web.deliver(body(1)).status_code == 200
+    ledger.fold(engine)
+    assert replayed(engine, tmp_path, *(body(number) for number in (1, 2))) == {
+        "duplicate": 1, "mended": 1, "folded": 1,
+    }  # fmt: skip
+
+    assert [state(engine, f"evt_{number}")["state"] for number in (1, 2, 3)] == ["folded", "folded", "parked"]
+    assert (state(engine)["signed"], state(engine, "evt_2")["signed"]) == (True, False)
+    assert (total(engine), total(engine, "cs_2"), total(engine, "cs_3")) == (1500, 1500, None)
+    # What folds at last is news.
+    feed = ledger.rows(engine, "SELECT subject_id, kind, withheld FROM changes ORDER BY subject_id")
+    assert feed == [{"subject_id": f"cs_{each}", "kind": "order.paid", "withheld": None} for each in (1, 2)]
+
+
+def test_reconciliation_mends(engine: Engine, database_url: str, tmp_path: Path) -> None:
+    """A reconciliation with a log finds what is parked here and readable there, and repairs all of it."""
+    path = tmp_path / "log.ndjson"
+    path.write_bytes(b"".join(body(number) + b"\n" for number in (1, 2)))
+    ledger.take_in(engine, body(1, amount_total="a lot"), body(2, amount_total=1500.0))
+
+    arguments = ("reconcile", "--log", str(path), "--format", "json")
+    found = payfold(*arguments, DATABASE_URL=database_url)
+    repaired = payfold(*arguments, "--repair", DATABASE_URL=database_url)
+
+    assert (found.code, found.json["logs"]["different"], found.json["logs"]["missing_here"]) == (3, 1, 0)
+    assert (repaired.code, repaired.json["repaired"]["events_mended"]) == (0, 1)
+    assert (total(engine), total(engine, "cs_2")) == (1500, 1500)
+
+
+def test_what_was_signed_decides(web: Web, engine: Engine, tmp_path: Path) -> None:
+    """A delivery that we verified takes the place of a copy that nobody signed, and that is told by an anomaly."""
+    replayed(engine, tmp_path, body(amount_total=15))
+
+    assert web.deliver(body()).status_code == 200
+    ledger.fold(engine)
+
+    assert (total(engine), state(engine)["signed"], state(engine)["source"]) == (1500, True, "webhook")
+    (anomaly,) = ledger.rows(engine, "SELECT kind, subject, subject_id FROM anomalies WHERE resolved_at IS NULL")
+    assert anomaly == {"kind": "contents_differ", "subject": "event", "subject_id": "evt_1"}
+    # The other way round nothing moves, and nothing is announced.
+    assert replayed(engine, tmp_path, body(amount_total=15), body(amount_total=16)) == {"duplicate": 2}
+    assert total(engine) == 1500
+    shown = web.get("/v1/events/evt_1", CLERK).json()
+    amounts = [msgspec.json.decode(each["payload"])["data"]["object"]["amount_total"] for each in shown["renderings"]]
+    assert sorted(amounts) == [15, 16]
+    assert [each["signed"] for each in shown["renderings"]] == [False, False]
+
+
+def test_the_same_bytes_signed(web: Web, engine: Engine, tmp_path: Path) -> None:
+    """An event whose very bytes come signed later counts as signed, is not folded again, and has no further copy."""
+    replayed(engine, tmp_path, body())
+
+    for _ in range(2):
+        assert web.deliver(body()).status_code == 200
+    assert web.deliver(msgspec.json.format(body(), indent=2)).status_code == 200
+    ledger.fold(engine)
+
+    assert (state(engine)["signed"], state(engine)["source"]) == (True, "webhook")
+    assert ledger.rows(engine, "SELECT count(*) AS n FROM renderings") == [{"n": 0}]
+    assert ledger.rows(engine, "SELECT attempts FROM events") == [{"attempts": 1}]
+    assert ledger.anomalies(engine) == []
+
+
+def test_several_events_under_one_id(web: Web, engine: Engine) -> None:
+    """Three types under one id, as the Dashboard's old test webhooks had: each is kept, one is folded, all answered."""
+    told = msgspec.json.decode(body())
+    events = [
+        msgspec.json.encode(told | {"id": "evt_0", "type": kind, "data": {"object": object_}})
+        for kind, object_ in (
+            ("checkout.session.completed", told["data"]["object"]),
+            ("customer.created", {"id": "cus_1", "object": "customer"}),
+            ("payment_link.created", {"id": "plink_1", "object": "payment_link", "active": True}),
+        )
+    ]
+
+    assert [web.deliver(each).status_code for each in events] == [200, 200, 200]
+    ledger.fold(engine)
+
+    chosen = max(events, key=contents.hash_of)
+    assert state(engine, "evt_0")["type"] == msgspec.json.decode(chosen)["type"]
+    rows = [
+        ledger.rows(engine, f"SELECT id FROM {table}")  # noqa: S608 - our own names
+        for table in ("orders", "customers", "payment_links")
+    ]
+    assert sum(len(each) for each in rows) == 1
+    (anomaly,) = ledger.rows(engine, "SELECT kind, subject_id, detail FROM anomalies WHERE resolved_at IS NULL")
+    assert (anomaly["kind"], anomaly["subject_id"]) == ("id_reused", "evt_0")
+    assert len(anomaly["detail"]["events"]) == 3
+    assert len(web.get("/v1/events/evt_0").json()["renderings"]) == 2
+
+
+def test_a_balance_that_another_copy_told(engine: Engine) -> None:
+    """A row that only a copy told which is folded no longer is gone, as if that had never come."""
+    told = msgspec.json.decode(body())
+
+    def customer(version: str, balance: int | None, name: str) -> bytes:
+        kept = {"id": "cus_1", "object": "customer", "name": name, "currency": "eur"}
+        object_ = kept if balance is None else kept | {"balance": balance}
+        return msgspec.json.encode(
+            told | {"type": "customer.created", "api_version": version, "data": {"object": object_}}
+        )
+
+    ledger.take_in(engine, customer("2025-01-01", -500, "A"))
+    assert ledger.rows(engine, "SELECT amount FROM balances") == [{"amount": -500}]
+
+    ledger.take_in(engine, customer("2025-02-01", None, "B"))
+
+    assert ledger.rows(engine, "SELECT amount FROM balances") == []
+    assert ledger.rows(engine, "SELECT name FROM customers") == [{"name": "B"}]
+
+
+# ---- The feed ----
+
+
+def test_what_only_another_unsigned_copy_moves_is_withheld(web: Web, engine: Engine, tmp_path: Path) -> None:
+    """History that another unsigned copy tells is no news; a signed delivery, and what came beside it, is."""
+    link = msgspec.json.decode(body()) | {"type": "payment_link.updated"}
+
+    def told(number: int, version: str, *, active: bool) -> bytes:
+        object_ = {"id": f"plink_{number}", "object": "payment_link", "active": active}
+        return msgspec.json.encode(link | {"id": f"evt_{number}", "api_version": version, "data": {"object": object_}})
+
+    replayed(engine, tmp_path, *(told(number, "2025-01-01", active=True) for number in (1, 2)))
+    assert replayed(engine, tmp_path, told(1, "2025-02-01", active=False)) == {"newer": 1, "folded": 1}
+    assert web.deliver(told(2, "2025-02-01", active=False)).status_code == 200
+    ledger.fold(engine)
+
+    found = ledger.rows(
+        engine, "SELECT subject_id, withheld FROM changes WHERE kind = 'payment_link.deactivated' ORDER BY subject_id"
+    )
+    assert found == [
+        {"subject_id": "plink_1", "withheld": "rendering"},
+        {"subject_id": "plink_2", "withheld": None},
+    ]
+
+
+# ---- Limits, logs and archives ----
+
+
+def test_at_most_sixteen_others_are_kept(engine: Engine, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of many contents the weightiest are kept, whatever the order, and how many are dropped is logged."""
+    bodies = [body(amount_total=amount) for amount in range(20)]
+    ends = []
+    for chance in (random.Random(1), random.Random(2)):
+        ledger.clear(engine)
+        ledger.take_in(engine, *chance.sample(bodies, len(bodies)))
+        kept = ledger.rows(engine, "SELECT content_sha256 FROM renderings ORDER BY 1")
+        ends.append(([bytes(row["content_sha256"]) for row in kept], total(engine)))
+
+    expected = sorted(map(contents.hash_of, bodies))
+    assert ends[0] == ends[1]
+    assert ends[0][0] == expected[3:19]
+    assert "renderings.dropped" in "".join(capsys.readouterr())
+
+
+def test_a_signature_in_a_log(engine: Engine, tmp_path: Path) -> None:
+    """A log's signature counts where a secret verifies it over a whole payload, and nowhere else."""
+    secret = SigningSecret("", SECRET.encode())
+    path = tmp_path / "own.ndjson"
+
+    def line(number: int, header: str | None, *, redacted: Sequence[str] = ()) -> bytes:
+        told = body(number)
+        sha256 = hashlib.sha256(told).hexdigest()
+        return write(OwnLine(
+            account="", source="webhook", received_at=ledger.NOW, signature=header, payload_sha256=sha256,
+            redacted=list(redacted), payload=told.decode(),
+        ))  # fmt: skip
+
+    one, four = (signed(body(number), age=10_000)["Stripe-Signature"] for number in (1, 4))
+    path.write_bytes(line(1, one) + line(2, one) + line(3, "t=1,v1=ab") + line(4, four, redacted=["data.object.url"]))
+    replay.replay(engine, Reading([str(path)], ledger.NOW, secrets=[secret]))
+
+    # Others, which nobody signed either, have a better hash or a worse one.
+    lesser = [
+        next(each for each in (body(number, amount_total=amount) for amount in range(99)) if is_greater(each, number))
+        for number in (1, 2, 3, 4)
+    ]
+    ledger.take_in(engine, *lesser)
+
+    assert total(engine, "cs_1") == 1500
+    assert 1500 not in [total(engine, f"cs_{number}") for number in (2, 3, 4)]
+
+
+def is_greater(copy: bytes, number: int) -> bool:
+    """Return whether *copy* is chosen over the usual one, where neither is signed."""
+    return contents.hash_of(copy) > contents.hash_of(body(number))
+
+
+def test_export_writes_what_is_folded(
+    web: Web, engine: Engine, tmp_path: Path, database_url: str, another_database_url: str
+) -> None:
+    """A log of what is folded gives the same tables in an empty database; on request the others are written too."""
+    replayed(engine, tmp_path, body(1, amount_total=15), body(2, amount_total="a lot"), body(3))
+    for number in (1, 2):
+        assert web.deliver(body(number)).status_code == 200
+    ledger.fold(engine)
+    chosen, every = tmp_path / "chosen.ndjson", tmp_path / "every.ndjson"
+
+    assert payfold("events", "export", "-o", str(chosen), DATABASE_URL=database_url).code == 0
+    assert payfold("events", "export", "--renderings", "-o", str(every), DATABASE_URL=database_url).code == 0
+
+    assert [len(path.read_bytes().splitlines()) for path in (chosen, every)] == [3, 5]
+    other = database.engine(another_database_url)
+    replay.replay(other, Reading([str(chosen)], ledger.NOW))
+    assert digests(engine) == digests(other)
+    other.dispose()
+    found = payfold("rebuild", "--from", str(chosen), DATABASE_URL=database_url)
+    assert found.code == 0, found.out + found.err
+    shown = payfold("events", "show", "evt_1", "--format", "json", DATABASE_URL=database_url)
+    assert [each["signed"] for each in shown.json["renderings"]] == [False]
+    assert "not folded" in payfold("events", "show", "evt_1", DATABASE_URL=database_url).out
+
+
+def test_what_is_archived_is_compared_by_its_hash(engine: Engine, tmp_path: Path) -> None:
+    """A copy of an archived event is the same where it says the same, and another where it does not."""
+    ledger.take_in(engine, body(1), body(2))
+    later = datetime(2100, 1, 1, tzinfo=UTC)
+    for part in archive.plan(engine, before=later):
+        archive.archive(engine, part, before=later, folder=tmp_path)
+    assert ledger.rows(engine, "SELECT count(*) AS n FROM payloads") == [{"n": 0}]
+
+    ledger.take_in(engine, msgspec.json.format(body(1), indent=2), body(2, amount_total=15))
+
+    held = ledger.rows(engine, "SELECT id, count(*) AS n FROM renderings GROUP BY id")
+    assert held == [{"id": "evt_2", "n": 1}]
+    assert ledger.anomalies(engine) == ["contents_differ"]
+    assert ledger.rows(engine, "SELECT state FROM events ORDER BY seq")[0] == {"state": "folded"}
+    # Where the other copy is chosen, what was archived is found again by its bytes.
+    with archive.beside(engine, tmp_path, progress=rebuild.nobody) as made:
+        rebuild.rebuild(made, sizes=IN_ONE_PROCESS)
+        assert swap.compare(made, tell=print).drift == 0
+
+
+def test_copies_that_come_while_others_are_folded(engine: Engine, request: pytest.FixtureRequest) -> None:
+    """Recorders and workers at once never wait for each other in a ring, and leave no copy that was not compared."""
+    seed = int(request.config.getoption("hypothesis_seed"))
+    copies = {number: [body(number, amount_total=amount) for amount in range(6)] for number in range(30)}
+
+    def deliver(recorder: int) -> None:
+        chance = random.Random(seed + recorder)
+        bodies = [each for several in copies.values() for each in several]
+        chance.shuffle(bodies)
+        for at in range(0, len(bodies), 12):
+            ledger.record(engine, [ledger.delivery(each) for each in bodies[at : at + 12]])
+
+    with ThreadPoolExecutor(5) as threads:
+        recording = [threads.submit(deliver, number) for number in range(3)]
+        folding = [threads.submit(ledger.fold, engine, limit=7) for _ in range(2)]
+        for future in recording:
+            future.result()
+        assert sum(future.result() for future in folding) > 0
+    ledger.fold(engine)
+
+    held = ledger.rows(engine, "SELECT id, amount_total FROM orders")
+    expected = {
+        f"cs_{number}": max(range(6), key=lambda amount: contents.hash_of(several[amount]))
+        for number, several in copies.items()
+    }
+    assert {row["id"]: row["amount_total"] for row in held} == expected, f"seed {seed}"
+    assert ledger.rows(engine, "SELECT DISTINCT state FROM events") == [{"state": "folded"}]
+    kept = ledger.rows(engine, "SELECT count(*) AS n, count(content_sha256) AS compared FROM renderings")
+    assert kept == [{"n": 150, "compared": 150}]

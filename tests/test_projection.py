@@ -18,6 +18,7 @@ from deploy.sandbox.rendering import render
 from deploy.sandbox.samples import sample
 from schemas import database, tables
 from tests import histories, ledger, reference
+from tests.test_corrections import assert_the_last_word_is_the_row
 from worker import folds, projection
 from worker.rebuild import refolded
 
@@ -36,7 +37,8 @@ seeds = st.integers(0, 2**32)
 
 
 def assert_changes_keep_their_promise(engine: Engine) -> None:
-    """One-shot kinds come once, and the kind of the final state is there, once."""
+    """One-shot kinds come once, that of the final state is there, once, and the last word of an order is its row."""
+    assert_the_last_word_is_the_row(engine)
     told = [(row["subject_id"], row["kind"]) for row in ledger.rows(engine, "SELECT subject_id, kind FROM changes")]
     once = [each for each in told if each[1] in ONE_SHOT]
     assert len(once) == len(set(once))

@@ -67,6 +67,20 @@ def test_the_ledger_confirms_an_honest_repeat(read_at: int) -> None:
     assert shown([CREATED, *OFF_ON_OFF, *ledger, later]) == (-300, [-500, 500, -500, 200], [])
 
 
+def test_the_ledger_of_a_customer_that_had_no_currency() -> None:
+    """The change that gives a customer its currency begins the second, whatever the ledger lists of its end."""
+    history = [
+        customer("evt_0", 0, 0, currency=None),
+        customer("evt_1", 9, -500, {"balance": 0, "currency": None}),
+        *OFF_ON_OFF[1:],
+    ]
+    ledger = listed((-500, -500), (500, 0), (-500, -500))
+
+    assert shown(history) == (-500, [-500, 500, -500], [])
+    assert shown([*history, *ledger]) == (-500, [-500, 500, -500], [])
+    assert shown([*history[:3], *ledger[:2]]) == (0, [-500, 500], [])
+
+
 def test_the_ledger_shows_a_twin() -> None:
     """Of two equal changes one is a twin where the ledger, read later, lists one."""
     assert shown([CREATED, *OFF_ON_OFF, *listed((-500, -500), (500, 0))]) == (0, [500, -500], [])

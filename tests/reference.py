@@ -296,10 +296,10 @@ def _kept_sets(equal: Mapping[tuple[object, object], list[Facts]]) -> Iterator[l
 
 def _fits(kept: Sequence[Facts], second: Sequence[Facts], listing: Listing, rows: Mapping[str, Facts]) -> bool:
     """Return whether *kept* holds each step at least as often as it is listed, or just as often where all are."""
-    counts, told = (_balance_steps(events, rows) for events in (kept, second))
+    counts, reported = (_balance_steps(events, rows) for events in (kept, second))
     least = _balance_steps(list({_text([each.before, each.after]): each for each in second}.values()), rows)
     for step, times in listing.steps.items():
-        wanted = min(times, told[step])
+        wanted = min(times, reported[step])
         if counts[step] < wanted or (listing.is_whole and counts[step] > max(wanted, least[step])):
             return False
     return True
@@ -404,11 +404,11 @@ def _preference(facts: Facts) -> tuple[int, bool, str]:
 
 def _balance(subject: Subject, own: Sequence[Facts], customer: Sequence[Facts]) -> Folded:
     """Return the balance as the customer says in its default currency, and as the newer of the two says in others."""
-    told_by = {each.event_id for each in customer}
-    by_customer = {each.event_id: each for each in own if each.event_id in told_by}
+    own_events = {each.event_id for each in customer}
+    by_customer = {each.event_id: each for each in own if each.event_id in own_events}
     readings: dict[object, Facts] = {}
     for each in sorted(
-        (each for each in own if each.event_id not in told_by), key=lambda each: (each.created, each.event_id)
+        (each for each in own if each.event_id not in own_events), key=lambda each: (each.created, each.event_id)
     ):
         readings[each.columns["_transaction"]] = each
     transactions = list(readings.values())

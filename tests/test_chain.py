@@ -67,6 +67,20 @@ def test_the_ledger_confirms_an_honest_repeat(read_at: int) -> None:
     assert shown([CREATED, *OFF_ON_OFF, *ledger, later]) == (-300, [-500, 500, -500, 200], [])
 
 
+def test_the_ledger_of_a_customer_that_had_no_currency() -> None:
+    """The change that gives a customer its currency begins the second, whatever the ledger lists of its end."""
+    history = [
+        customer("evt_0", 0, 0, currency=None),
+        customer("evt_1", 9, -500, {"balance": 0, "currency": None}),
+        *OFF_ON_OFF[1:],
+    ]
+    ledger = listed((-500, -500), (500, 0), (-500, -500))
+
+    assert shown(history) == (-500, [-500, 500, -500], [])
+    assert shown([*history, *ledger]) == (-500, [-500, 500, -500], [])
+    assert shown([*history[:3], *ledger[:2]]) == (0, [-500, 500], [])
+
+
 def test_the_ledger_shows_a_twin() -> None:
     """Of two equal changes one is a twin where the ledger, read later, lists one."""
     assert shown([CREATED, *OFF_ON_OFF, *listed((-500, -500), (500, 0))]) == (0, [500, -500], [])
@@ -74,7 +88,7 @@ def test_the_ledger_shows_a_twin() -> None:
 
 def test_two_circles_around_a_rename() -> None:
     """0 → 500 → 0, rename, 0 → 500 → 0 ends at 0, whether the ledger was read or not."""
-    told = [
+    history = [
         CREATED,
         customer("evt_1", 9, 500, {"balance": 0}),
         customer("evt_2", 9, 0, {"balance": 500}),
@@ -83,26 +97,26 @@ def test_two_circles_around_a_rename() -> None:
         customer("evt_5", 9, 0, {"balance": 500}, name="B"),
     ]
 
-    assert shown(told) == (0, [500, -500, 500, -500], [])
-    assert shown([*told, *listed((500, 500), (-500, 0), (500, 500), (-500, 0))]) == (0, [500, -500, 500, -500], [])
+    assert shown(history) == (0, [500, -500, 500, -500], [])
+    assert shown([*history, *listed((500, 500), (-500, 0), (500, 500), (-500, 0))]) == (0, [500, -500, 500, -500], [])
 
 
 def test_the_ledger_ends_a_circle_that_may_begin_anywhere() -> None:
     """Without the customer's first event a circle has two ends; the ledger, which begins at 0, knows which."""
-    told = OFF_ON_OFF[:2]
+    history = OFF_ON_OFF[:2]
 
-    assert shown(told)[2] == ["ambiguous_order"]
-    assert shown([*told, *listed((-500, -500), (500, 0))]) == (0, [-500, 500], [])
+    assert shown(history)[2] == ["ambiguous_order"]
+    assert shown([*history, *listed((-500, -500), (500, 0))]) == (0, [-500, 500], [])
 
 
 def test_the_ledger_is_read_between_two_changes() -> None:
     """What the ledger lists is older than the customer's last change, also where both are of one second: no anomaly."""
-    told = [CREATED, customer("evt_1", 9, -500, {"balance": 0})]
+    history = [CREATED, customer("evt_1", 9, -500, {"balance": 0})]
 
     for at in (9, 11):
         later = customer("evt_2", at, -700, {"balance": -500})
-        assert shown([*told, later, *listed((-500, -500), read_at=at)]) == (-700, [-500, -200], [])
-    assert shown([*told, *listed((-500, -500), (-200, -700))])[2] == ["balance_differs"]
+        assert shown([*history, later, *listed((-500, -500), read_at=at)]) == (-700, [-500, -200], [])
+    assert shown([*history, *listed((-500, -500), (-200, -700))])[2] == ["balance_differs"]
 
 
 def test_a_transaction_that_was_read_twice_is_one() -> None:
@@ -117,19 +131,19 @@ def test_a_transaction_that_was_read_twice_is_one() -> None:
 
 def test_a_rename_orders_a_balance() -> None:
     """0 → -500, rename, -500 → 0 in one second is one path, and no other column of the balance's own shows it."""
-    told = [
+    history = [
         CREATED,
         customer("evt_1", 9, -500, {"balance": 0}),
         customer("evt_2", 9, -500, {"name": "A"}, name="B"),
         customer("evt_3", 9, 0, {"balance": -500}, name="B"),
     ]
 
-    assert shown(told) == (0, [-500, 500], [])
+    assert shown(history) == (0, [-500, 500], [])
 
 
 def test_a_twin_is_known_by_the_other_columns() -> None:
     """Of two steps 250 → -250 one is a twin, since the rename leaves room for one: 250, by three changes."""
-    told = [
+    history = [
         CREATED,
         customer("evt_1", 9, 250, {"balance": 0}),
         customer("evt_2", 9, -250, {"balance": 250}),
@@ -138,25 +152,25 @@ def test_a_twin_is_known_by_the_other_columns() -> None:
         customer("evt_5", 9, 250, {"balance": -250}, name="B"),
     ]
 
-    assert shown(told) == (250, [250, -500, 500], [])
+    assert shown(history) == (250, [250, -500, 500], [])
 
 
 def test_a_default_currency_that_becomes_another() -> None:
     """The balance in the old currency stays, the new one begins where it is said to be, and neither has changed."""
-    told = [CREATED, OFF_ON_OFF[0], customer("evt_2", 20, 300, {"balance": -500, "currency": "usd"}, currency="eur")]
+    history = [CREATED, OFF_ON_OFF[0], customer("evt_2", 20, 300, {"balance": -500, "currency": "usd"}, currency="eur")]
     euros = Subject("balances", "", False, busy.CUSTOMER, currency="eur")  # noqa: FBT003 - test mode
 
-    assert shown(told) == (-500, [-500], [])
-    assert (folded(told, euros).row["amount"], folded(told, euros).children) == (300, ())
+    assert shown(history) == (-500, [-500], [])
+    assert (folded(history, euros).row["amount"], folded(history, euros).children) == (300, ())
 
 
 def test_the_newer_witness_decides_a_former_default_currency() -> None:
     """Of a currency that is no longer the default the ledger knows more, where it was read later."""
-    told = [CREATED, OFF_ON_OFF[0], customer("evt_2", 20, 0, {"balance": -500, "currency": "usd"}, currency="eur")]
+    history = [CREATED, OFF_ON_OFF[0], customer("evt_2", 20, 0, {"balance": -500, "currency": "usd"}, currency="eur")]
     ledger = [*listed((-500, -500)), transaction("cbtxn_9", 100, -400, 30, read_at=31)]
 
-    assert shown([*told, *ledger])[::2] == (-400, [])
-    assert shown([*told[:2], *ledger])[::2] == (-500, ["balance_differs"])
+    assert shown([*history, *ledger])[::2] == (-400, [])
+    assert shown([*history[:2], *ledger])[::2] == (-500, ["balance_differs"])
 
 
 # Twins one at a time, and doubt.
@@ -183,8 +197,8 @@ def event(
 
 def refunded(name: str, second: int, after: int, before: int | None) -> Facts:
     """Return a charge's event, whose refunded amount was one and is another."""
-    told: Row | None = None if before is None else {"amount_refunded": before}
-    return event(name, second, {"status": "succeeded", "amount_refunded": after}, told, rank=2)
+    history: Row | None = None if before is None else {"amount_refunded": before}
+    return event(name, second, {"status": "succeeded", "amount_refunded": after}, history, rank=2)
 
 
 def switched(name: str, second: int, after: str, before: str) -> Facts:
@@ -192,11 +206,11 @@ def switched(name: str, second: int, after: str, before: str) -> Facts:
     return event(name, second, {"url": after}, {"url": before}, table="payment_links")
 
 
-def ended(*told: Facts) -> tuple[Row, list[str], set[str]]:
-    """Return the row of *told*, which is the same in every order, what is wrong with it, and which are twins."""
-    shape = folds.SHAPES[told[0].subject.table]
+def ended(*history: Facts) -> tuple[Row, list[str], set[str]]:
+    """Return the row of *history*, which is the same in every order, what is wrong with it, and which are twins."""
+    shape = folds.SHAPES[history[0].subject.table]
     found = []
-    for order in permutations(told) if len(told) < 6 else (told, told[::-1]):
+    for order in permutations(history) if len(history) < 6 else (history, history[::-1]):
         result = join.fold_all(shape, order)
         assert result is not None
         found.append((result.row, [each.kind for each in result.anomalies], join.in_order(shape, order).twins))
@@ -205,7 +219,7 @@ def ended(*told: Facts) -> tuple[Row, list[str], set[str]]:
 
 
 def test_one_twin_drops_no_other_step() -> None:
-    """Created (told twice), off, on, off ends off: the equal steps off are not dropped with the twin."""
+    """Created (reported twice), off, on, off ends off: the equal steps off are not dropped with the twin."""
     created = [event(f"evt_{n}", 0, {"url": "on"}, table="payment_links", is_first=True) for n in (1, 2)]
     steps = [switched("evt_3", 0, "off", "on"), switched("evt_4", 0, "on", "off"), switched("evt_5", 0, "off", "on")]
 
@@ -215,46 +229,49 @@ def test_one_twin_drops_no_other_step() -> None:
 
 
 def test_steps_in_a_row_that_are_all_told_twice() -> None:
-    """Of two steps in a row, each told twice, both lose a twin, although neither alone leaves fewer gaps."""
-    told = [switched(f"evt_{n}{step}", 1, step[1], step[0]) for n in (1, 2) for step in ("ab", "bc")]
+    """Of two steps in a row, each reported twice, both lose a twin, although neither alone leaves fewer gaps."""
+    history = [switched(f"evt_{n}{step}", 1, step[1], step[0]) for n in (1, 2) for step in ("ab", "bc")]
 
-    row, wrong, twins = ended(switched("evt_0", 0, "a", "z"), *told)
+    row, wrong, twins = ended(switched("evt_0", 0, "a", "z"), *history)
 
     assert (row["url"], wrong, twins) == ("c", [], {"evt_1ab", "evt_1bc"})
 
 
 def test_a_step_that_may_be_a_twin_is_a_doubt() -> None:
-    """Off (told twice) and on cannot be decided, until a later second begins where one of the two ends."""
+    """Off (reported twice) and on cannot be decided, until a later second begins where one of the two ends."""
     on, off = switched("evt_0", 0, "on", "x"), [switched(f"evt_{n}", 1, "off", "on") for n in (1, 2)]
-    told = [on, *off, switched("evt_3", 1, "on", "off")]
+    history = [on, *off, switched("evt_3", 1, "on", "off")]
 
-    assert ended(*told)[1] == ["ambiguous_order"]
-    assert ended(*told, switched("evt_4", 2, "y", "off"))[1:] == ([], set())
-    assert ended(*told, switched("evt_4", 2, "y", "on"))[1:] == ([], {"evt_1"})
+    assert ended(*history)[1] == ["ambiguous_order"]
+    assert ended(*history, switched("evt_4", 2, "y", "off"))[1:] == ([], set())
+    assert ended(*history, switched("evt_4", 2, "y", "on"))[1:] == ([], {"evt_1"})
     seen = event("obs_1", 2, {"url": "on"}, table="payment_links")
-    assert ended(*told, seen)[1:] == ([], {"evt_1"})
+    assert ended(*history, seen)[1:] == ([], {"evt_1"})
 
 
 def test_a_choice_passes_its_doubt_on() -> None:
     """A charge refunded and not in each of two seconds may be either, and is noted; the larger amount stands."""
-    told = [
+    history = [
         refunded(f"evt_{second}{n}", second, after, 400 - after)
         for second in (1, 2)
         for n, after in enumerate((400, 0))
     ]
 
-    row, wrong, _ = ended(*told)
+    row, wrong, _ = ended(*history)
 
     assert (row["amount_refunded"], wrong) == (400, ["ambiguous_order"])
-    assert ended(*told, refunded("evt_0", 0, 0, None))[:2] == ({**row, "amount_refunded": 0, "event_id": "evt_21"}, [])
+    assert ended(*history, refunded("evt_0", 0, 0, None))[:2] == (
+        {**row, "amount_refunded": 0, "event_id": "evt_21"},
+        [],
+    )
 
 
 def test_what_moves_the_rank_without_previous_attributes_begins_its_second() -> None:
     """A charge that succeeds, is refunded and is not, all in a second, ends as it began that rank."""
     pending = event("evt_0", 0, {"status": "pending", "amount_refunded": 0})
-    told = [refunded("evt_3", 1, 0, None), refunded("evt_2", 1, 400, 0), refunded("evt_1", 1, 0, 400)]
+    history = [refunded("evt_3", 1, 0, None), refunded("evt_2", 1, 400, 0), refunded("evt_1", 1, 0, 400)]
 
-    row, wrong, _ = ended(pending, *told)
+    row, wrong, _ = ended(pending, *history)
 
     assert (row["amount_refunded"], wrong) == (0, [])
 
@@ -263,25 +280,25 @@ def test_a_lower_rank_of_a_later_second_begins_nothing() -> None:
     """A second begins where the last event of an earlier one ended, not with what came later at a lower rank."""
     names: Row = {"name": "A", "deleted": False}
     late = event("evt_9", 9, {"name": "C", "deleted": False}, {"name": "B"}, table="customers")
-    told = [
+    history = [
         event("evt_1", 5, {"name": "B", "deleted": True}, {"name": "A"}, table="customers", rank=1),
         event("evt_2", 5, {"name": "A", "deleted": True}, {"name": "B"}, table="customers", rank=1),
         event("evt_3", 4, {"name": "A", "deleted": True}, {"deleted": False}, table="customers", rank=1),
     ]
 
-    assert ended(event("evt_0", 0, names, table="customers"), late, *told)[:2][1] == []
-    assert ended(event("evt_0", 0, names, table="customers"), late, *told)[0]["name"] == "A"
+    assert ended(event("evt_0", 0, names, table="customers"), late, *history)[:2][1] == []
+    assert ended(event("evt_0", 0, names, table="customers"), late, *history)[0]["name"] == "A"
 
 
 def test_a_second_of_hundreds_of_changes() -> None:
-    """Hundreds of changes in one second are put in order by their degrees: in a row, around, and all told twice."""
+    """Hundreds of changes in one second are put in order by their degrees: in a row, around, and all reported twice."""
     ids = [f"evt_{n:03}" for n in random.Random(1).sample(range(300), 300)]
     began = switched("evt_", 0, "0", "x")
     row = [switched(id_, 1, str(n + 1), str(n)) for n, id_ in enumerate(ids)]
     twice = [switched(id_, 1, str(n // 2 + 1), str(n // 2)) for n, id_ in enumerate(ids)]
     around = [switched(id_, 1, str((n + 1) % 150), str(n % 150)) for n, id_ in enumerate(ids[:150])]
 
-    assert [ended(began, *told)[0]["url"] for told in (row, twice, around)] == ["300", "150", "0"]
+    assert [ended(began, *history)[0]["url"] for history in (row, twice, around)] == ["300", "150", "0"]
 
 
 # Against the reference, and against the truth.

@@ -101,7 +101,7 @@ BREAKS = (
         "    while gaps := _gaps(found[0][0], start):\n",
         "    while gaps := 0:\n",
     ),
-    Break("a possible twin is no doubt", CHAIN, "        if gaps_left == gaps:\n", "        if False:\n"),
+    Break("a possible twin is no doubt", CHAIN, "        if gaps == ending.gaps:\n", "        if False:\n"),
     Break(
         "a doubt is forgotten", CHAIN, "    return list(distinct.values())[:COURSES_MAX]\n", "    return followed[:1]\n"
     ),

@@ -173,15 +173,15 @@ def _order(facts: Sequence[Facts]) -> Path:
         testimony={} if ledger is None else _testimony(ledger),
     )
     customer = chain.order([each for each in facts if each.subject.table == "customers"], rules)
-    told = chain.of_rows(customer, rules)
+    reported = chain.of_rows(customer, rules)
     if ledger is None:
-        return told
+        return reported
     is_default = _default_currency(customer.steps) == own[0].subject.currency
-    twins, broken = told.twins | ledger.path.twins, _broken(ledger.listed)
-    if not told.steps or (not is_default and ledger.read_at > told.steps[-1].created):
-        return Path([*told.steps, *ledger.path.steps], twins, ledger.path.is_ambiguous, broken)
-    differs = _differs(ledger, told.steps) if is_default else ()
-    return Path([*ledger.path.steps, *told.steps], twins, told.is_ambiguous, (*broken, *differs))
+    twins, broken = reported.twins | ledger.path.twins, _broken(ledger.listed)
+    if not reported.steps or (not is_default and ledger.read_at > reported.steps[-1].created):
+        return Path([*reported.steps, *ledger.path.steps], twins, ledger.path.is_ambiguous, broken)
+    differs = _differs(ledger, reported.steps) if is_default else ()
+    return Path([*ledger.path.steps, *reported.steps], twins, reported.is_ambiguous, (*broken, *differs))
 
 
 def _default_currency(steps: Sequence[Facts]) -> Value:
@@ -231,16 +231,16 @@ def _amount(state: Mapping[str, Value]) -> int:
     return amount
 
 
-def _differs(ledger: _Ledger, told: Sequence[Facts]) -> tuple[Anomaly, ...]:
+def _differs(ledger: _Ledger, reported: Sequence[Facts]) -> tuple[Anomaly, ...]:
     """Return that the two witnesses differ, although the ledger was read in or after the customer's last second.
 
     Read within that second, it may have seen any balance that the customer had in it.
     """
-    last = told[-1]
+    last = reported[-1]
     listed, amount = ledger.listed[-1].columns["amount"], last.columns["amount"]
     seen = {amount}
     if ledger.read_at == last.created:
-        seen |= {each for step in told if step.stamp == last.stamp for each in _before_and_after(step)}
+        seen |= {each for step in reported if step.stamp == last.stamp for each in _before_and_after(step)}
     if ledger.read_at < last.created or listed in seen:
         return ()
     return (Anomaly("balance_differs", {"customer_says": amount, "ledger_says": listed}),)

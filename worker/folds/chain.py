@@ -237,8 +237,8 @@ def _roughly(ending: _Ending, rules: Rules) -> tuple[bool, tuple[int, tuple[bool
 
 
 def _followed(course: _Course, group: list[Facts], ending: _Ending, rules: Rules) -> _Course:
-    told = [rules.carried(facts) for facts in group]
-    if all(each.keys() == told[0].keys() for each in told):
+    states = [rules.carried(facts) for facts in group]
+    if all(each.keys() == states[0].keys() for each in states):
         # Each says all, so that the order of those before the last makes no difference.
         laid = [_last(ending, rules.prefer).facts]
     else:

@@ -258,9 +258,9 @@ def _within(path: str, value: object) -> list[tuple[str, object]]:
         return [(f"{path}.{key}".lstrip("."), each) for key, each in value.items()]
     if isinstance(value, list):
         return [(f"{path}[{number}]", each) for number, each in enumerate(value)]
-    if isinstance(value, str) and value.lstrip().startswith(("{", "[")):
+    if isinstance(value, str) and value.lstrip().startswith(("{", "[", '"')):
         try:
-            return [(f"{path} (JSON as text)", json.loads(value, parse_int=len, parse_float=len))]
+            return [(f"{path} (JSON as text)".lstrip(), json.loads(value, parse_int=len, parse_float=len))]
         except (ValueError, RecursionError):
             return []
     return []

@@ -97,6 +97,7 @@ ANOMALY_KINDS: Final = (
     "deleted_and_final",
     "expired_and_complete",
     "id_reused",
+    "lines_differ",
     "missing_at_stripe",
     "paid_and_void",
     "released_and_captured",
@@ -414,6 +415,17 @@ orders = _projection(
     _newest("orders"),
     # The clock looks for sessions that have been open for too long.
     Index("orders_open", "account", "livemode", "created", postgresql_where=text("status = 'open'")),
+    # Orders of which their session leaves open whether they are paid, found by their charges.
+    Index(
+        "orders_undecided",
+        "account",
+        "livemode",
+        "payment_intent",
+        postgresql_where=text(
+            "session_status = 'complete' AND payment_intent IS NOT NULL"
+            " AND (payment_status IS NULL OR payment_status = 'unpaid')"
+        ),
+    ),
     _of_one("orders", "payment_link"),
     _of_one("orders", "customer"),
     _of_one("orders", "payment_intent"),
@@ -681,9 +693,10 @@ ONE_SHOT_KINDS: Final[tuple[Kind, ...]] = (
     "credit_note.issued",
     "credit_note.voided",
     "dispute.opened",
-    "dispute.closed",
 )
 """Kinds of change that a subject sees once at most; the unique index holds it."""
+DISPUTE_CLOSED: Final[Kind] = "dispute.closed"
+"""A dispute is closed once by each closing status: one that was lost may be won on appeal."""
 
 Index(
     "changes_one_shot",
@@ -694,6 +707,26 @@ Index(
     changes.c.kind,
     unique=True,
     postgresql_where=changes.c.kind.in_(ONE_SHOT_KINDS),
+)
+
+Index(
+    "changes_dispute_closed",
+    changes.c.account,
+    changes.c.livemode,
+    changes.c.subject_id,
+    text("(after ->> 'status'::text)"),
+    unique=True,
+    postgresql_where=changes.c.kind == DISPUTE_CLOSED,
+)
+
+# What was last told of an order, where that was a correction.
+Index(
+    "changes_corrected",
+    changes.c.account,
+    changes.c.livemode,
+    changes.c.subject_id,
+    changes.c.seq,
+    postgresql_where=changes.c.kind == "order.corrected",
 )
 
 # The feed, which may have a long history of withheld changes before it.

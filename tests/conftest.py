@@ -26,6 +26,8 @@ from tests.databases import drop
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
+pytest.register_assert_rewrite("tests.literals")
+
 # A developer's own settings are no business of a test's: neither the .env of the checkout nor one that is named.
 os.environ["PAYFOLD_DATA_DIR"] = "no-such-folder"
 os.environ.pop("PAYFOLD_ENV_FILE", None)

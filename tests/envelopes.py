@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-NEWEST_VERSION = "2026-10-28.endive"
+NEWEST = "2026-10-28.endive"
 
 Json = Mapping[str, Any]
 
@@ -15,15 +15,18 @@ def event(
     created: int,
     object_: Json,
     *,
-    version: str = NEWEST_VERSION,
-    previous: Json | None = None,
+    version: str | None = NEWEST,
+    before: Json | None = None,
     account: str | None = None,
     livemode: bool = False,
 ) -> bytes:
-    """Return the bytes of event *id_* as Stripe delivers it, its ``data.object`` rendered by API *version*."""
+    """Return the bytes of event *id_* as Stripe delivers it, its ``data.object`` rendered by API *version*.
+
+    *before* is what it lists as ``previous_attributes``. An observation has no *version*.
+    """
     data: dict[str, Any] = {"object": dict(object_)}
-    if previous is not None:
-        data["previous_attributes"] = dict(previous)
+    if before is not None:
+        data["previous_attributes"] = dict(before)
     envelope = {
         "id": id_,
         "object": "event",

@@ -5,6 +5,7 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from itertools import combinations, pairwise, permutations
 from typing import Any
 
 from sqlalchemy import Engine, insert, text
@@ -69,6 +70,22 @@ def take_in(engine: Engine, *bodies: bytes, account: str = "") -> None:
     """Record and fold *bodies* one by one."""
     for body in bodies:
         record(engine, [delivery(body, account=account)])
+        fold(engine)
+
+
+def splits(bodies: Sequence[bytes]) -> Iterator[list[list[bytes]]]:
+    """Yield *bodies* in every order, each divided in every way into batches that are folded one after the other."""
+    for order in permutations(bodies):
+        for count in range(len(order)):
+            for cuts in combinations(range(1, len(order)), count):
+                yield [list(order[start:end]) for start, end in pairwise([0, *cuts, len(order)])]
+
+
+def take_in_batches(engine: Engine, batches: Iterable[Iterable[bytes]]) -> None:
+    """Empty every table, then record and fold *batches* one after the other."""
+    clear(engine)
+    for batch in batches:
+        record(engine, map(delivery, batch))
         fold(engine)
 
 

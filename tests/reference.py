@@ -15,6 +15,7 @@ from worker.folds.facts import Event, Facts, Row, Subject, utc
 from worker.folds.join import Shape
 
 NOTHING = object()
+TOTALS = ("amount_subtotal", "amount_total", "currency")
 SECOND_EVENTS_MAX = 7
 """Of one object in one second: more would take too many permutations."""
 
@@ -60,7 +61,47 @@ def tables_of(bodies: Iterable[bytes], *, account: str = "") -> dict[Subject, Ro
         # One alone of two that tell one state may list the parts.
         for child in children(shape, ordered if shape.child_of is None else real):
             found[Subject(shape.child, subject.account, subject.livemode, str(child["id"]))] = child
+    for subject, row in found.items():
+        if subject.table == "orders":
+            row.update(settlement(row, found))
     return found
+
+
+def settlement(order: Row, rows: Mapping[Subject, Row]) -> Row:
+    """Return what the charges among *rows* make of *order*, where its session is complete and was not said to be paid.
+
+    The rule is the first paragraph of rule 10, word by word; a canceled intent holds nothing.
+    """
+    if order["session_status"] != "complete" or order["payment_status"] not in (None, "unpaid"):
+        return {}
+    intent = order["payment_intent"]
+    if intent is None or order["mode"] == "setup":
+        return {}
+    world = (order["account"], order["livemode"])
+
+    def of(table: str) -> list[Row]:
+        return [row for key, row in rows.items() if key.table == table and (key.account, key.livemode) == world]
+
+    charges = [row for row in of("charges") if row["payment_intent"] == intent]
+    captured = [row["captured_at"] for row in charges if row["captured_at"] and row["status"] == "succeeded"]
+    if captured:
+        return {"status": "paid", "paid_at": min(captured)}  # type: ignore[type-var]  # a moment holds times only
+    ids = [row["id"] for row in charges]
+    releases = [
+        row
+        for row in of("refunds")
+        if row["reason"] == "expired_uncaptured_charge" and (row["payment_intent"] == intent or row["charge"] in ids)
+    ]
+    cancellations = [row["canceled_at"] for row in of("payment_intents") if row["id"] == intent]
+    freed: list[Any] = []
+    for row in charges:
+        named = [each["created"] for each in releases if each["charge"] in (None, row["id"])]
+        if row["status"] != "failed":
+            freed.append(next((at for at in (row["released_at"], *named, *cancellations) if at), None))
+    freed = freed or [each["created"] for each in releases] or cancellations
+    if order["status"] == "failed" or not freed or None in freed:
+        return {}
+    return {"status": "failed", "failed_at": max(freed)}
 
 
 def children(shape: Shape, steps: Sequence[Facts]) -> list[Row]:
@@ -102,8 +143,25 @@ def joined(ordered: Sequence[Facts]) -> Row:
     for name in {name for name, _ in told}:
         row[name] = min(at for other, at in told if other == name)
     row |= {"event_id": last.event_id, "as_of": last.created}
+    if shape.table == "orders":
+        row["lines_complete"] = lines_are_complete(ordered)
     shape.infer(row)
     return {name: value for name, value in row.items() if not name.startswith("_")}
+
+
+def lines_are_complete(ordered: Sequence[Facts]) -> bool:
+    """Return whether an order's lines were listed, and no later event carries another total: rule 11."""
+    known: dict[str, object] = {}
+    listed: dict[str, object] = {}
+    is_complete = False
+    for facts in ordered:
+        totals = {name: facts.columns[name] for name in TOTALS if name in facts.columns}
+        known |= totals
+        if facts.parts is not None:
+            is_complete, listed = True, dict(known)
+        elif any(total != listed.get(name) for name, total in totals.items()):
+            is_complete = False
+    return is_complete
 
 
 def order_of(group: list[Facts], earlier: Sequence[Facts]) -> tuple[list[Facts], set[str]]:

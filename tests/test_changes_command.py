@@ -207,6 +207,59 @@ def test_an_imported_history_is_announced_late(engine: Engine, tmp_path: Path) -
     assert shown(engine) == released
 
 
+def corrected(engine: Engine, before: Mapping[str, Any], after: Mapping[str, Any], reason: str | None) -> None:
+    """Append a correction of cs_1, by an event of the first minute, from what was told to what is so."""
+    append(engine, ("order.corrected", "cs_1", 1, reason))
+    ledger.execute(
+        engine,
+        "UPDATE changes SET before = CAST(:before AS jsonb), after = CAST(:after AS jsonb)"
+        " WHERE seq = (SELECT max(seq) FROM changes)",
+        before=msgspec.json.encode(before).decode(),
+        after=msgspec.json.encode(after).decode(),
+    )
+
+
+def paid(engine: Engine, reason: str | None) -> dict[str, Any]:
+    """Append that cs_1 was paid in the third minute, and return what that says."""
+    append(engine, ("order.paid", "cs_1", 3, reason))
+    told = {"status": "paid", "amount_total": 1_500}
+    ledger.execute(
+        engine,
+        "UPDATE changes SET after = CAST(:after AS jsonb) WHERE kind = 'order.paid'",
+        after=msgspec.json.encode({**told, "lines": None}).decode(),
+    )
+    return told
+
+
+@pytest.mark.parametrize("batch_max", [1, withheld.RELEASE_BATCH_MAX])
+def test_a_correction_is_released_behind_what_it_corrects(engine: Engine, batch_max: int) -> None:
+    """Though the event that is left is older, and the payment gets a newer number first."""
+    told = paid(engine, "import")
+    corrected(engine, told, {**told, "status": "processing"}, "fold_version")
+
+    assert withheld.release(engine, ALL, batch_max=batch_max) == 2
+    assert briefly(shown(engine)) == [("order.paid", "cs_1"), ("order.corrected", "cs_1")]
+
+
+def test_a_correction_behind_a_later_step_stays_withheld(engine: Engine) -> None:
+    """The feed's last word would be the older one."""
+    before = {"status": "processing", "amount_total": 15}
+    corrected(engine, before, {**before, "amount_total": 1_500}, "fold_version")
+    paid(engine, None)
+
+    assert withheld.release(engine, ALL) == 0
+    assert briefly(shown(engine)) == [("order.paid", "cs_1")]
+
+
+@pytest.mark.parametrize(("status", "released"), [("processing", 0), ("paid", 1)])
+def test_a_payment_that_was_corrected(engine: Engine, status: str, released: int) -> None:
+    """It stays withheld where the order went back; where the amount alone was corrected it is told."""
+    told = paid(engine, "import")
+    corrected(engine, told, {"status": status, "amount_total": 1_400}, None)
+
+    assert withheld.release(engine, ALL) == released
+
+
 # ---- The command ----
 
 

@@ -554,3 +554,39 @@ def test_reading_is_lazy(tmp_path: Path) -> None:
     items = eventlog._items(eventlog._Lines(io.BufferedReader(Endless())))  # type: ignore[type-var]  # any raw stream will do
 
     assert [next(items).text for _ in range(200)] == [element] * 200
+
+
+@pytest.mark.parametrize("laid_out", [msgspec.json.encode, pretty], ids=["one line", "many lines"])
+@pytest.mark.parametrize("has_more", [True, False])
+def test_a_page_that_is_not_the_last(tmp_path: Path, laid_out: Callable[[object], bytes], *, has_more: bool) -> None:
+    """A page of Stripe's list after which there are others is read, with a warning that names its place."""
+    path = tmp_path / "log"
+    path.write_bytes(COMPACT[0] + b"\n" + laid_out({**page(EVENTS), "has_more": has_more}) + b"\n" + COMPACT[0])
+    warnings: list[str] = []
+
+    entries = list(eventlog.read(str(path), account="", now=NOW, warn=warnings.append))
+
+    assert [entry.fault for entry in entries] == [None] * (len(EVENTS) + 2)
+    assert warnings == ([f"{path}: line 2: {eventlog.HAS_MORE}"] if has_more else [])
+
+
+@pytest.mark.parametrize("kind", ["pre_payment", "standard", "card"])
+def test_an_object_with_a_type_of_its_own(read: Callable[[bytes], list[str]], kind: str) -> None:
+    """A credit note, a charge's source or an account has an id, a type and a time, and is no event."""
+    alone = {"id": "cn_1", "object": "credit_note", "type": kind, "created": 1, "data": {"object": {}}}
+    (line,) = read(msgspec.json.encode(alone))
+
+    assert "without its event" in line
+
+
+def test_a_wrapped_event_in_a_log(read: Callable[[bytes], list[str]]) -> None:
+    """Each line that a tool has wrapped is refused for itself, with the place of its event; the others are read."""
+    wrapped = msgspec.json.encode([{"headers": {}, "body": EVENTS[0]}])
+    bridged = msgspec.json.encode({"version": "0", "id": "0f0f", "detail": EVENTS[0]})
+    lines = read(b"\n".join([wrapped, COMPACT[0], bridged]))
+
+    assert [IDS[0] if line == IDS[0] else line.split("stands in it at ")[1].split(":")[0] for line in lines] == [
+        "body",
+        IDS[0],
+        "detail",
+    ]

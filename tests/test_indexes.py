@@ -9,6 +9,7 @@ from sqlalchemy import Engine, Row, Select, Table, select, text
 
 from api.reads import OrderFilters
 from schemas import database, feed, lookup, tables
+from worker.folds import payment
 
 pytestmark = pytest.mark.integration
 
@@ -52,6 +53,10 @@ ASKED: Final = {
     "orders_open": (
         "sessions that have been open for too long (expiry)",
         f"SELECT id FROM orders WHERE status = 'open' AND {WORLD} AND created < now() ORDER BY created",
+    ),
+    "orders_undecided": (
+        "the order that a charge may settle (settling)",
+        f"SELECT id FROM orders WHERE {WORLD} AND payment_intent = 'pi_1' AND {payment.OF_ORDER_OPEN}",
     ),
     "orders_payment_link": (
         "GET /v1/orders?payment_link=",
@@ -126,6 +131,10 @@ ASKED: Final = {
         "the charges of an order (order_book, rules)",
         f"SELECT id FROM charges WHERE {WORLD} AND payment_intent = 'pi_1'",
     ),
+    "charges_invoice": (
+        "the charges of an order's invoice, before basil (order_book)",
+        f"SELECT id FROM charges WHERE {WORLD} AND invoice = 'in_1'",
+    ),
     "disputes_payment_intent": (
         "the disputes of an order (order_book)",
         f"SELECT amount FROM disputes WHERE {WORLD} AND payment_intent = 'pi_1'",
@@ -143,6 +152,14 @@ ASKED: Final = {
         "a change that is told once (projection, swap: ON CONFLICT)",
         f"SELECT seq FROM changes WHERE {WORLD} AND subject = 'order' AND subject_id = 'cs_1' AND kind = 'order.paid'",
     ),
+    "changes_dispute_closed": (
+        "how a dispute was closed (projection, swap: ON CONFLICT)",
+        f"SELECT seq FROM changes WHERE {WORLD} AND kind = 'dispute.closed' AND subject_id = 'dp_1' AND after IS NULL",
+    ),
+    "changes_corrected": (
+        "what an order was last corrected to (correcting)",
+        f"SELECT seq FROM changes WHERE kind = 'order.corrected' AND {WORLD} AND subject_id = 'cs_1' ORDER BY seq",
+    ),
     "changes_refund": (
         "what was last told of an order's refunds (refunding)",
         f"SELECT seq FROM changes WHERE kind = 'order.refund_changed' AND {WORLD} AND subject_id = 'cs_1' ORDER BY seq",
@@ -153,7 +170,7 @@ ASKED: Final = {
     ),
     "changes_withheld": (
         "how many changes are withheld, by kind (status, changes withheld)",
-        "SELECT count(*) FROM changes WHERE withheld IS NOT NULL AND kind = 'order.paid'",
+        "SELECT count(*) FROM changes WHERE withheld IS NOT NULL AND kind = 'balance.changed'",
     ),
     "anomalies_in_force": (
         "what is wrong with an object (projection)",

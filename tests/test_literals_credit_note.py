@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine
 
+from tests.envelopes import event
 from tests.ledger import anomalies, kinds, rows, take_in
 from tests.literals import assert_rows, at
-from tests.stripe_events import event
 
 T = 1_700_000_000
 

@@ -99,7 +99,7 @@ def test_a_payment_link(engine: Engine) -> None:
     for name, (steps, *_) in HISTORIES.items():
         for number, (type_, created, fields, previous) in enumerate(steps):
             object_ = {**LINK, "id": name, **fields}
-            take_in(engine, event(f"evt_{name}_{number}", type_, created, object_, previous=previous))
+            take_in(engine, event(f"evt_{name}_{number}", type_, created, object_, before=previous))
 
     assert_rows(engine, {"payment_links": [row(name) for name in HISTORIES]})
     assert {name: kinds(engine, name) for name in HISTORIES} == {

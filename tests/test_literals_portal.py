@@ -139,7 +139,7 @@ def test_a_portal_configuration(engine: Engine) -> None:
         for number, (type_, created, fields, previous, without) in enumerate(steps):
             whole = {**CONFIGURATION, "id": name, **fields}
             object_ = {key: value for key, value in whole.items() if key not in without}
-            take_in(engine, event(f"evt_{name}_{number}", type_, created, object_, previous=previous))
+            take_in(engine, event(f"evt_{name}_{number}", type_, created, object_, before=previous))
 
     expected = [
         {"id": name, **ROW, "event_id": f"evt_{name}_{decides}", "as_of": at(steps[decides][1]), **columns}

@@ -54,7 +54,9 @@ def test_account_balance(engine: Engine) -> None:
     ledger.take_in(engine, *bodies)
 
     balances = ledger.rows(engine, "SELECT currency, amount, count(*) FROM balances GROUP BY 1, 2")
-    changes = ledger.rows(engine, "SELECT amount, ending_balance, count(*) FROM balance_changes GROUP BY 1, 2 ORDER BY 1")
+    changes = ledger.rows(
+        engine, "SELECT amount, ending_balance, count(*) FROM balance_changes GROUP BY 1, 2 ORDER BY amount"
+    )
     assert balances == [{"currency": "usd", "amount": -200, "count": 6}]
     assert changes == [
         {"amount": -500, "ending_balance": -500, "count": 6},

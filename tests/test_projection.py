@@ -416,8 +416,8 @@ def test_a_newer_copy_that_cannot_be_read_changes_nothing(engine: Engine) -> Non
     account.complete(session)
     (told,) = account.events
     odd = told.body.replace(b"2025-09-30.clover", b"2026-10-28.endive")
-    odd = odd.replace(b'"amount_total": 2000', b'"amount_total": "2000"')
-    assert odd.count(b'"2000"') == 1
+    odd = odd.replace(b'"amount_total": 2000', b'"amount_total": "many"')
+    assert odd.count(b'"many"') == 1
     ledger.take_in(engine, told.body)
     assert ledger.rows(engine, "SELECT id FROM orders") == [{"id": session}]
 

@@ -1,6 +1,7 @@
 """Whatever is signed and readable is kept byte for byte, but for the credentials in it."""
 
 import json
+import re
 from typing import Any
 
 import msgspec
@@ -322,3 +323,57 @@ def test_any_bytes(body: bytes) -> None:
     except Refused:
         return
     assert msgspec.json.decode(body)["id"] == envelope.id
+
+
+EVENT = {"id": "evt_1", "object": "event", "type": "charge.succeeded", "created": 1, "data": {"object": {"id": "ch_1"}}}
+WRAPPED: dict[str, tuple[object, str]] = {
+    "n8n": ([{"headers": {}, "query": {}, "body": EVENT}], "[0].body"),
+    "EventBridge": ({"version": "0", "id": "0f0f", "detail-type": "charge.succeeded", "detail": EVENT}, "detail"),
+    "CloudEvents": ({"specversion": "1.0", "id": "1", "type": "com.example", "data": EVENT}, "data"),
+    "Singer": ({"type": "RECORD", "stream": "events", "record": EVENT}, "record"),
+    "Airbyte": ({"_airbyte_raw_id": "1", "_airbyte_data": EVENT}, "_airbyte_data"),
+    "text": ({"seq": 1, "payload": json.dumps(EVENT)}, "payload (JSON as text)"),
+    "a queue's message": ({"Records": [{"messageId": "1", "body": json.dumps({"detail": EVENT})}]}, "Records[0].body"),
+    "text in text": (json.dumps(json.dumps(EVENT)), "(JSON as text)"),
+    "without its own name": ({"rows": {"1": {k: v for k, v in EVENT.items() if k != "object"}}}, "rows.1"),
+    "thin": ({"body": {"id": "evt_1", "object": "v2.core.event", "type": "v1.charge.succeeded"}}, "body"),
+}
+
+
+@pytest.mark.parametrize("tool", WRAPPED)
+def test_the_place_of_a_wrapped_event(tool: str) -> None:
+    """What a tool has wrapped is refused with the place where the event stands in it."""
+    wrapped, place = WRAPPED[tool]
+
+    with pytest.raises(NotAnEvent, match=re.escape(f"An event stands in it at {place}")):
+        events.read(json.dumps(wrapped).encode())
+
+
+@pytest.mark.parametrize("kind", ["checkout.session", "charge", "customer"])
+def test_an_object_without_its_event(kind: str) -> None:
+    """What the Dashboard shows as event data has no event around it."""
+    with pytest.raises(NotAnEvent, match="without its event"):
+        events.read(json.dumps({"id": "x_1", "object": kind, "created": 1, "metadata": {}}).encode())
+
+
+@pytest.mark.parametrize("body", [{}, [], {"object": "event"}, {"a": {"id": "x", "type": "y"}}, {"data": [1, None]}])
+def test_no_advice_where_none_is_known(body: object) -> None:
+    """Nothing is guessed of what holds no event."""
+    with pytest.raises(NotAnEvent) as refusal:
+        events.read(json.dumps(body).encode())
+    assert "stands in it" not in str(refusal.value)
+    assert "without its event" not in str(refusal.value)
+
+
+def test_advice_has_an_end() -> None:
+    """Ten thousand levels hide an event from the advice, and cost no more than the refusal."""
+    deep = b'{"a":' * 10_000 + json.dumps(EVENT).encode() + b"}" * 10_000
+    with pytest.raises(NotAnEvent):
+        events.read(deep)
+
+
+@pytest.mark.parametrize("created", ["1700000000.0", "1.7e9"])
+def test_a_whole_float_is_a_time(created: str) -> None:
+    """Other languages write whole numbers with a point."""
+    body = json.dumps(EVENT).replace('"created": 1', f'"created": {created}')
+    assert events.read(body.encode()).created == 1_700_000_000

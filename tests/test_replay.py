@@ -835,3 +835,16 @@ def test_command_refuses(database_url: str, engine: Engine, tmp_path: Path, kind
     assert (ran.code, ran.out) == (2, "")
     assert more.removeprefix("--since=") in ran.err
     assert rows(engine, "inbox") == []
+
+
+def test_a_page_that_is_not_the_last(database_url: str, tmp_path: Path) -> None:
+    """Of a list page that has more the command warns, where people and where programs look, and ends well."""
+    page = {"object": "list", "has_more": True, "data": [SHOP.events[0].payload()]}
+    path = tmp_path / "page.json"
+    path.write_bytes(msgspec.json.encode(page))
+
+    ran = payfold("replay", str(path), "--format", "json", DATABASE_URL=database_url)
+
+    place = f"{path}: line 1: this page of a list says has_more: there are older events that it does not hold"
+    assert (ran.code, ran.json["new"], ran.json["warnings"]) == (0, 1, [place])
+    assert f"warning: {place}" in " ".join(ran.err.split())

@@ -73,10 +73,11 @@ def test_half_a_surrogate_pair(field: str) -> None:
 
 def test_a_number_without_end() -> None:
     """A number of ten thousand digits matters where it is kept, and nowhere else."""
-    body = json.dumps(customer(balance=-500, unknown=0, name=HALF)).replace('"unknown": 0', f'"unknown": {"9" * 10_000}')
+    digits = "9" * 10_000
+    body = json.dumps(customer(balance=-500, unknown=0, name=HALF)).replace('"unknown": 0', f'"unknown": {digits}')
     assert folds.judge(reference.event_of(body.encode())).state == "folded"
 
-    body = json.dumps(customer(balance=0)).replace('"balance": 0', f'"balance": {"9" * 10_000}')
+    body = json.dumps(customer(balance=0)).replace('"balance": 0', f'"balance": {digits}')
     verdict = folds.judge(reference.event_of(body.encode()))
     assert (verdict.state, verdict.cause) == ("parked", "payload_unreadable")
     assert verdict.reason is not None

@@ -46,6 +46,7 @@ from schemas.database import Cursor
 from schemas.errors import ConfigurationError, ConflictError
 from schemas.inbox import Delivery
 from worker import eventlog, projection, shadow
+from worker.folds.payment import OF_ORDER_OPEN
 from worker.shadow import Shadow
 
 ROWS_READ: Final = 500
@@ -667,7 +668,38 @@ def leave_out(cursor: Cursor, made: Shadow) -> LeftOut:
             " = (n.account, n.livemode, n.credit_note) ON CONFLICT DO NOTHING"
         ).format(**names)
     )
+    if objects:
+        cursor.execute(sql.SQL(_LEAVE_OUT_ORDERS).format(**names, **_tables_of_payments(made)))
     return LeftOut(objects, events)
+
+
+def _tables_of_payments(made: Shadow) -> dict[str, sql.Identifier]:
+    return {name: sql.Identifier(made.live, name) for name in ("orders", "charges", "refunds")}
+
+
+# Of an order that its charges settle all of these are wanted.
+_LEAVE_OUT_ORDERS: Final = f"""
+INSERT INTO {{left_out}} (account, livemode, object_id)
+SELECT o.account, o.livemode, o.id FROM (SELECT * FROM {{orders}} WHERE {OF_ORDER_OPEN}) AS o
+WHERE EXISTS (
+    SELECT FROM {{left_out}} AS l
+    WHERE (l.account, l.livemode, l.object_id) = (o.account, o.livemode, o.payment_intent)
+    UNION ALL
+    SELECT FROM {{charges}} AS c JOIN {{left_out}} AS l
+        ON (l.account, l.livemode, l.object_id) = (c.account, c.livemode, c.id)
+    WHERE (c.account, c.livemode, c.payment_intent) = (o.account, o.livemode, o.payment_intent)
+    UNION ALL
+    SELECT FROM {{refunds}} AS r JOIN {{left_out}} AS l
+        ON (l.account, l.livemode, l.object_id) = (r.account, r.livemode, r.id)
+    WHERE (r.account, r.livemode, r.payment_intent) = (o.account, o.livemode, o.payment_intent)
+    UNION ALL
+    SELECT FROM {{charges}} AS c
+    JOIN {{refunds}} AS r ON (r.account, r.livemode, r.charge) = (c.account, c.livemode, c.id)
+    JOIN {{left_out}} AS l ON (l.account, l.livemode, l.object_id) = (r.account, r.livemode, r.id)
+    WHERE (c.account, c.livemode, c.payment_intent) = (o.account, o.livemode, o.payment_intent)
+)
+ON CONFLICT DO NOTHING
+"""
 
 
 def require_all(made: Shadow) -> None:

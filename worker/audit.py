@@ -22,11 +22,12 @@ from schemas.database import Cursor
 from schemas.errors import Archived, CallDeclined, MissingAtStripe, NotAnObject
 from schemas.inbox import Delivery
 from schemas.observations import Answer, World
-from worker import acting, difference, folds, projection
+from worker import acting, difference, folds, projection, settling
 from worker.acting import Desk
 from worker.difference import EXTRA, Difference, Pair
 from worker.folds import join
 from worker.folds.facts import Facts, Subject, utc
+from worker.folds.join import Joined
 from worker.rebuild import Progress, nobody
 
 NOT_ASKED: Final = "not asked, since no key serves it"
@@ -213,23 +214,27 @@ def _differing(
         for one in verdict.facts:
             at_hand[one.subject].append(one)
     known = projection.load(cursor, at_hand)
+    own = settling.at_rest(cursor, [subject for subject in known if subject.table == "orders"])
     on_the_way = _on_the_way(cursor, at_hand)
-    found, archived = [], 0
+    found: dict[Subject, Joined] = {}
+    archived = 0
     for subject, facts in _facts_of(cursor, set(at_hand)):
         shape = folds.SHAPES[subject.table]
         if facts is None:
             # What is told now is laid over the row, unless only all that was told before could tell.
-            row = known.get(subject)
+            row = own[subject][1].row if subject in own else known.get(subject)
             joined = None if row is None else join.advance(shape, row, at_hand[subject])
             archived += joined is None
         else:
             joined = join.fold_all(shape, [*facts, *at_hand[subject]])
-        if joined is None or _object_of(subject) in on_the_way:
-            continue
-        pair = Pair(tables.metadata.tables[subject.table], known.get(subject), joined.row)
-        if _differences(pair):
-            found.append((subject, pair))
-    return found, archived
+        if joined is not None and _object_of(subject) not in on_the_way:
+            found[subject] = joined
+    found |= settling.settled(cursor, settling.open_orders(found))
+    pairs = {
+        subject: Pair(tables.metadata.tables[subject.table], known.get(subject), joined.row)
+        for subject, joined in found.items()
+    }
+    return [(subject, pair) for subject, pair in pairs.items() if _differences(pair)], archived
 
 
 def _facts_of(cursor: Cursor, subjects: set[Subject]) -> Iterator[tuple[Subject, list[Facts] | None]]:

@@ -191,9 +191,12 @@ def key_of(table: Table) -> list[str]:
 
 def _pairs(cursor: Cursor, compared: _Compared, table: Table) -> Iterator[Pair]:
     held_rows, expected_rows = compared(table)
+    # By name, since a column that a migration added stands behind all others in the table.
+    names = [str(column.name) for column in table.columns]
     statement = sql.SQL(
-        "SELECT h.*, e.* FROM {held} AS h FULL JOIN {expected} AS e USING ({key}) WHERE {distinct} ORDER BY {sorted}"
+        "SELECT {columns} FROM {held} AS h FULL JOIN {expected} AS e USING ({key}) WHERE {distinct} ORDER BY {sorted}"
     ).format(
+        columns=sql.SQL(", ").join(sql.Identifier(alias, name) for alias in ("h", "e") for name in names),
         held=held_rows,
         expected=expected_rows,
         key=sql.SQL(", ").join(map(sql.Identifier, key_of(table))),
@@ -202,7 +205,6 @@ def _pairs(cursor: Cursor, compared: _Compared, table: Table) -> Iterator[Pair]:
             sql.SQL("coalesce(h.{0}, e.{0})").format(sql.Identifier(name)) for name in key_of(table)
         ),
     )
-    names = [str(column.name) for column in table.columns]
     with cursor.connection.cursor("differences", binary=True) as rows:
         rows.itersize = ROWS_READ
         rows.execute(statement)

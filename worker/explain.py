@@ -4,20 +4,23 @@ The order of events is the join's own (``join.in_order``), and the row is its re
 second time.
 """
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final
 
+from msgspec.structs import replace
 from psycopg.rows import dict_row
 from sqlalchemy import Engine
 
 from schemas import database, tables
 from schemas.database import Cursor
 from schemas.errors import NotFoundError
-from worker import folds, projection
-from worker.folds import join
+from worker import folds, projection, settling
+from worker.folds import join, payment
 from worker.folds.facts import Event, Facts, Row, Subject
-from worker.folds.join import Path, Shape
+from worker.folds.join import Joined, Path, Shape
+from worker.folds.payment import Payment
 
 _KEY: Final = ("account", "livemode", "event_id", "as_of")
 
@@ -59,6 +62,10 @@ def explain(engine: Engine, subject: Subject, *, as_of: datetime | None = None) 
         told = _told(cursor, subject, as_of)
         anomalies = [] if as_of is not None else _anomalies(cursor, subject)
         at_rest = None if as_of is not None else projection.load(cursor, [subject]).get(subject)
+        facts = _facts(subject, told)
+        own = join.fold_all(folds.SHAPES[subject.table], facts.values()) if facts else None
+        joined = None if own is None else _settled(cursor, subject, own, as_of)
+        by = _decider(cursor, subject, own, joined)
     if not told:
         raise NotFoundError(
             f"No event speaks of {subject.id}" + ("." if as_of is None else f", or none had been received by {as_of}.")
@@ -66,14 +73,6 @@ def explain(engine: Engine, subject: Subject, *, as_of: datetime | None = None) 
     shape = folds.SHAPES[subject.table]
     if any(each["payload"] is None and each["state"] == "folded" for each in told):
         return _in_part(subject, shape, told, at_rest, anomalies)
-    facts = {
-        one.event_id: one
-        for each in told
-        if each["state"] == "folded"
-        for one in folds.judge(_event(each)).facts
-        if one.subject == subject
-    }
-    joined = join.fold_all(shape, facts.values()) if facts else None
     path = join.in_order(shape, facts.values()) if joined is not None else _NO_PATH
     row = None if joined is None else joined.row
     setters = {} if row is None else _setters(path, row)
@@ -84,11 +83,83 @@ def explain(engine: Engine, subject: Subject, *, as_of: datetime | None = None) 
         subject.account,
         subject.livemode,
         row,
-        [] if row is None else [_column(shape, name, row, setters, by_id) for name in row if name not in _KEY],
-        _timeline(told, path, setters),
+        [] if row is None else [_column(shape, name, row, setters, by_id, by) for name in row if name not in _KEY],
+        [*_timeline(told, path, setters), *([] if by is None else [by.line])],
         anomalies,
         None if row is None else _dashboard(subject, row),
     )
+
+
+def _facts(subject: Subject, told: list[dict[str, Any]]) -> dict[str, Facts]:
+    """Return what each of the events *told* says of *subject*; nothing where a payload is archived."""
+    folded = [each for each in told if each["state"] == "folded"]
+    if any(each["payload"] is None for each in folded):
+        return {}
+    return {one.event_id: one for each in folded for one in folds.judge(_event(each)).facts if one.subject == subject}
+
+
+# ---- What an order's charges lay on ----
+
+
+@dataclass(frozen=True, slots=True)
+class _Decider:
+    """The event of another object that set some columns: *how*, and its *line* in the timeline."""
+
+    how: str
+    line: dict[str, Any]
+
+
+_HOW: Final = {"charges": "by its charge", "payment_intents": "by its payment intent", "refunds": "by its refund"}
+
+
+def _settled(cursor: Cursor, subject: Subject, own: Joined, as_of: datetime | None) -> Joined:
+    """Return the row *own*, as its own events make it, with what was known of its payment at *as_of* laid on."""
+    orders = settling.open_orders({subject: own})
+    if not orders:
+        return own
+    known = settling.payments_of(cursor, orders)[subject]
+    return payment.settle(own, known if as_of is None else _payment_as_of(cursor, subject, own.row, known, as_of))
+
+
+def _payment_as_of(cursor: Cursor, subject: Subject, order: Row, known: Payment, as_of: datetime) -> Payment:
+    """Return what of the payment that is *known* now was known at *as_of*."""
+
+    def then(table: str, rows: Iterable[Row]) -> list[Row]:
+        found = (_row_as_of(cursor, replace(subject, table=table, id=str(row["id"])), as_of) for row in rows)
+        return [row for row in found if row is not None]
+
+    charges = [row for row in then("charges", known.charges) if row["payment_intent"] == order["payment_intent"]]
+    releases = [row for row in then("refunds", known.releases) if row["reason"] == payment.RELEASED]
+    canceled = then("payment_intents", [] if known.cancellation is None else [known.cancellation])
+    return Payment(charges, releases, next(iter(canceled), None))
+
+
+def _row_as_of(cursor: Cursor, subject: Subject, as_of: datetime) -> Row | None:
+    facts = _facts(subject, _told(cursor, subject, as_of))
+    joined = join.fold_all(folds.SHAPES[subject.table], facts.values()) if facts else None
+    return None if joined is None else {**joined.row, "source": joined.source, **_moved_by(joined.row, facts)}
+
+
+def _moved_by(row: Row, facts: Mapping[str, Facts]) -> Row:
+    """Return which of *facts* captured or released the charge *row*; nothing where none did."""
+    name = next((name for name in ("captured_at", "released_at") if row.get(name) is not None), "")
+    moved = [each for each in facts.values() if name and each.moments.get(name) == row[name]]
+    step = min(moved, key=lambda each: each.event_id, default=None)
+    return {} if step is None else {"event_id": step.event_id, "as_of": step.created, "source": step.source}
+
+
+def _decider(cursor: Cursor, subject: Subject, own: Joined | None, joined: Joined | None) -> _Decider | None:
+    """Return which event of another object laid what on *own*, so that *joined* came of it; None where none did."""
+    if own is None or joined is None or joined.decided_by is None:
+        return None
+    with cursor.connection.cursor(row_factory=dict_row, binary=True) as rows:
+        wanted = (subject.account, subject.livemode, joined.decided_by.event_id)
+        told = rows.execute("SELECT * FROM events WHERE (account, livemode, id) = (%s, %s, %s)", wanted).fetchone()
+    if told is None:
+        return None
+    sets = sorted(name for name in payment.DECIDED if joined.row[name] != own.row[name])
+    table = folds.TABLES_OF_OBJECT[str(told["object_type"])][0]
+    return _Decider(_HOW[table], _line(told, sets, "it settles the payment, which the session leaves open"))
 
 
 def _in_part(
@@ -97,7 +168,7 @@ def _in_part(
     """Explain what can be without the payloads that are archived."""
     by_id = {each["id"]: each for each in told}
     decides = None if row is None else row["event_id"]
-    columns = [] if row is None else [_column(shape, name, row, {}, by_id) for name in row if name not in _KEY]
+    columns = [] if row is None else [_column(shape, name, row, {}, by_id, None) for name in row if name not in _KEY]
     for column in columns:
         if column["how"] == _INFERRED:
             column["how"] = "not known: events are archived"
@@ -171,8 +242,16 @@ def _setters(path: Path, row: Row) -> dict[str, Facts]:
 
 
 def _column(
-    shape: Shape, name: str, row: Row, setters: dict[str, Facts], by_id: dict[str, dict[str, Any]]
+    shape: Shape,
+    name: str,
+    row: Row,
+    setters: dict[str, Facts],
+    by_id: dict[str, dict[str, Any]],
+    by: _Decider | None,
 ) -> dict[str, Any]:
+    if by is not None and name in by.line["sets"]:
+        told_by = {each: by.line[each] for each in ("event_id", "type", "created")}
+        return {"column": name, "value": row[name], "how": by.how, **told_by}
     step = setters.get(name)
     told = None if step is None else by_id[step.event_id]
     is_empty = row[name] == shape.empty.get(name)
@@ -198,19 +277,27 @@ def _timeline(told: list[dict[str, Any]], path: Path, setters: dict[str, Facts])
         last_place = max(last_place, place.get(each["id"], last_place))
         keys[each["id"]] = (place.get(each["id"], last_place), each["id"] not in place)
     return [
-        {
-            "event_id": each["id"],
-            "type": each["type"],
-            "created": each["created"],
-            "received_at": each["received_at"],
-            "source": each["source"],
-            "api_version": each["api_version"],
-            "state": each["state"],
-            "sets": sorted(name for name, step in setters.items() if step.event_id == each["id"]),
-            "verdict": _verdict(each, steps.get(each["id"]), path, setters),
-        }
+        _line(
+            each,
+            sorted(name for name, step in setters.items() if step.event_id == each["id"]),
+            _verdict(each, steps.get(each["id"]), path, setters),
+        )
         for each in sorted(told, key=lambda each: keys[each["id"]])
     ]
+
+
+def _line(told: dict[str, Any], sets: list[str], verdict: str) -> dict[str, Any]:
+    return {
+        "event_id": told["id"],
+        "type": told["type"],
+        "created": told["created"],
+        "received_at": told["received_at"],
+        "source": told["source"],
+        "api_version": told["api_version"],
+        "state": told["state"],
+        "sets": sets,
+        "verdict": verdict,
+    }
 
 
 def _verdict(told: dict[str, Any], step: Facts | None, path: Path, setters: dict[str, Facts]) -> str:

@@ -1,8 +1,9 @@
 """Reads from Stripe what its events leave out, and records it as observations.
 
 What is to be read follows from what became known: the change feed says which order was completed and whose
-balance moved, an anomaly that the order of events was in doubt, a thin event which object it speaks of. The
-change feed is read by its number, so that the cost is that of what is new and never of what there is.
+balance moved, an anomaly that the order of events was in doubt, a thin event which object it speaks of, and a
+charge that the session of its payment is out of date. The change feed is read by its number, so that the cost is
+that of what is new and never of what there is.
 """
 
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from schemas.observations import Answer, World
 from worker import acting, calls, expiry, gaps
 from worker.acting import Desk, Made, Round, Slice
 from worker.calls import Call, Progress, Wanted
+from worker.folds import payment
 
 JOB: Final = "fetch"
 PURPOSES: Final = ("session", "ledger", "credit_note", "object", "event")
@@ -81,6 +83,8 @@ def plan(cursor: Cursor, desk: Desk, world: World, progress: Progress) -> int:
     found = cursor.fetchall()
     cursor.execute(_FROM_ANOMALIES, values)
     found += cursor.fetchall()
+    cursor.execute(_FROM_CHARGES, values)
+    found += cursor.fetchall()
     found += _of_thin_events(cursor, values)
     for purpose, object_id, object_type, lane in found:
         wanted[purpose, object_id] = Wanted(purpose, object_id, object_type, Lane(lane))
@@ -106,6 +110,11 @@ SELECT 'session', o.id, 'checkout.session', {_LANE}
 FROM c JOIN orders AS o ON (o.account, o.livemode, o.id) = (c.account, c.livemode, c.subject_id)
 WHERE c.subject = 'order' AND NOT o.lines_complete AND o.mode IS DISTINCT FROM 'setup'
     AND (o.status <> 'open' OR %(open_lines)s = 'all' OR (%(open_lines)s = 'shop' AND o.payment_link IS NULL))
+UNION ALL
+-- What the session itself says, now that its charge has paid it, or failed.
+SELECT 'object', o.id, 'checkout.session', {_LANE}
+FROM c JOIN orders AS o ON (o.account, o.livemode, o.id) = (c.account, c.livemode, c.subject_id)
+WHERE c.kind IN ('order.paid', 'order.failed') AND o.as_of < c.at AND {payment.OF_ORDER_OPEN}
 UNION ALL
 -- Why a balance moved, which only the ledger tells. What the ledger itself told needs no reading.
 SELECT 'ledger', c.subject_id, 'customer', {_LANE}
@@ -136,6 +145,28 @@ WHERE (a.account, a.livemode) = (%(account)s, %(livemode)s) AND a.resolved_at IS
         SELECT FROM inbox AS o WHERE (o.account, o.livemode, o.object_id) = (i.account, i.livemode, i.object_id)
             AND o.source = 'observation' AND o.received_at >= a.seen_at
     )
+"""
+
+# A session that left its payment open, once per event that moved its charge since: what is read is later than that.
+_FROM_CHARGES: Final = f"""
+WITH moved AS MATERIALIZED (
+    SELECT id, object_id, created, received_at FROM inbox
+    WHERE received_at >= %(thin_since)s AND (account, livemode) = (%(account)s, %(livemode)s)
+        AND object_type = 'charge' AND created >= %(oldest)s
+)
+SELECT 'object', o.id, 'checkout.session', CASE WHEN m.created < %(recent)s THEN %(backfill)s ELSE %(refetch)s END
+FROM moved AS m
+JOIN charges AS c ON (c.account, c.livemode, c.id) = (%(account)s, %(livemode)s, m.object_id) AND c.event_id = m.id
+CROSS JOIN LATERAL (
+    SELECT id, as_of FROM orders
+    WHERE (orders.account, orders.livemode, orders.payment_intent) = (c.account, c.livemode, c.payment_intent)
+        AND {payment.OF_ORDER_OPEN}
+    OFFSET 0
+) AS o
+WHERE o.as_of < m.created AND NOT EXISTS (
+    SELECT FROM inbox AS i WHERE (i.account, i.livemode, i.object_id) = (%(account)s, %(livemode)s, o.id)
+        AND i.source = 'observation' AND i.received_at >= m.received_at
+)
 """
 
 _THIN_EVENTS: Final = """

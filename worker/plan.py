@@ -24,11 +24,11 @@ from sqlalchemy import Engine
 from schemas import contents, database, tables
 from schemas.database import Cursor, integer_array
 from schemas.inbox import Delivery, Recorded
-from worker import folds, projection
+from worker import folds, projection, settling
 from worker.difference import MAIN_AMOUNTS
 from worker.folds import join
 from worker.folds.facts import Event, Facts, Row, Subject
-from worker.folds.join import Shape
+from worker.folds.join import Joined, Shape
 from worker.replay import MENDED, NEWER, Counts, Held, Key, Reading, held
 
 OBJECTS_AT_ONCE: Final = 200
@@ -311,14 +311,24 @@ def _compare(cursor: Cursor, objects: Sequence[Sequence[tuple[bool, list[Facts]]
     for subject, facts in projection.facts_of(cursor, set(told), {}, with_pending=True).items():
         told[subject] += [one for one in facts if (subject, one.event_id) not in replaced]
     children = {table: _children(cursor, folds.SHAPES[table], of) for table, of in _by_table(told).items()}
-    for subject, facts in told.items():
-        shape, row = folds.SHAPES[subject.table], known.get(subject)
-        joined = join.fold_all(shape, facts) if facts else None
+    rows = _joined(cursor, told)
+    for subject in told:
+        shape, row, joined = folds.SHAPES[subject.table], known.get(subject), rows.get(subject)
         groups.add(subject.table, row, None if joined is None else joined.row)
         before = children[subject.table].get(subject, {})
         after = {} if joined is None else {each["id"]: each for each in joined.children}
         for id_ in before.keys() | after.keys():
             groups.add(shape.child, before.get(id_), after.get(id_))
+
+
+def _joined(cursor: Cursor, told: Mapping[Subject, list[Facts]]) -> dict[Subject, Joined]:
+    """Return the rows that what is *told* comes to; charges that are only in the log settle no order yet."""
+    found = {}
+    for subject, facts in told.items():
+        joined = join.fold_all(folds.SHAPES[subject.table], facts) if facts else None
+        if joined is not None:
+            found[subject] = joined
+    return found | settling.settled(cursor, settling.open_orders(found))
 
 
 def _by_table(subjects: Iterable[Subject]) -> dict[str, list[Subject]]:

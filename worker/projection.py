@@ -20,7 +20,7 @@ Note [A row is found by its key, whatever the planner believes]
 import hashlib
 from collections import defaultdict, deque
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cache
 from typing import Any, Final, NamedTuple, TypeAlias
@@ -37,8 +37,9 @@ from schemas import database, inbox, tables
 from schemas.database import Bounds, Cursor, boolean_array, integer_array, text_array
 from schemas.errors import Archived, Transient
 from schemas.inbox import Delivery
-from worker import copying, folds, refunding, renderings, stock
+from worker import copying, correcting, folds, history, refunding, renderings, settling, stock
 from worker.folds import join
+from worker.folds.checkout_session import CORRECTED
 from worker.folds.facts import Anomaly, Event, Facts, Row, Subject, Value, utc
 from worker.folds.join import Joined
 from worker.renderings import Choice
@@ -78,6 +79,11 @@ class Claimed:
     choice: Choice | None = None
     stands: bool = False
 
+    @property
+    def is_history(self) -> bool:
+        """Whether it is folded again for another copy, which nobody signed."""
+        return self.choice is not None and self.choice.is_history
+
 
 class Share(NamedTuple):
     """One of *of* shares, among which the events are dealt by their object."""
@@ -102,6 +108,24 @@ class Failure:
     cause: str
     reason: str
     is_of_data: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Events of a batch, as they are *judged*: what they say, and the rows and *objects* to be folded again for it."""
+
+    judged: Sequence[tuple[Claimed, folds.Verdict]]
+    facts: dict[Subject, list[Facts]]
+    anew: set[Subject]
+    objects: set[_Object]
+
+    @property
+    def outcomes(self) -> list[_Outcome]:
+        """What became of the events."""
+        return [
+            _Outcome(each.event.seq, verdict.state, shortened(verdict.reason), verdict.cause, each.attempts + 1)
+            for each, verdict in self.judged
+        ]
 
 
 @dataclass(slots=True)
@@ -154,10 +178,11 @@ def _run_batch(
 ) -> int:
     only = apart.popleft() if apart else None
     claimed: list[Claimed] = []
+    passed: list[Subject] = []
     try:
         with database.transaction(engine, bounds) as connection, database.cursor(connection) as cursor:
             claimed = claim(cursor, limit=limit if only is None else len(only), only=only, share=share)
-            project(cursor, claimed, now=now)
+            passed = project(cursor, claimed, now=now)
     except Exception as error:
         failure = None if isinstance(error, Transient) or not claimed else failure_of(error)
         if failure is None:
@@ -165,6 +190,8 @@ def _run_batch(
                 apart.appendleft(only)
             raise
         return _divide(engine, apart, claimed, failure, now=now, bounds=bounds)
+    if passed:
+        _settle_passed(engine, passed, now=now, bounds=bounds)
     return len(claimed)
 
 
@@ -457,65 +484,148 @@ def reason_of(observation: bytes | None) -> str:
 
 def project(
     cursor: Cursor, claimed: Sequence[Claimed], *, now: datetime, fold_version: int = folds.FOLD_VERSION
-) -> None:
-    """Fold *claimed* into the tables, in the cursor's transaction; the caller commits at once."""
+) -> list[Subject]:
+    """Fold *claimed* into the tables, in the cursor's transaction; the caller commits at once.
+
+    Returns the orders that *claimed* may settle and that others hold: none while others are kept from folding.
+    """
     if not claimed:
-        return
+        return []
     _let_stand(cursor, [each for each in claimed if each.stands])
-    folded = [each for each in claimed if not each.stands]
-    events = [each.event for each in folded]
-    outcomes: list[_Outcome] = []
+    _note_contradictions(cursor, claimed, now)
+    part = _part(cursor, [(each, _judge(each)) for each in claimed if not each.stands])
+    neighbours = history.neighbours(cursor, part.facts) if history.is_at_hand(cursor, fold_version) else None
+    _lock(cursor, part.facts.keys() | part.anew | (neighbours or set()), part.objects)
+    past, news = (None, part) if neighbours is None else _divided(cursor, part, neighbours, fold_version)
+    passed = [] if past is None else _project(cursor, past, now, fold_version, withheld="fold_version")
+    copied, news = _copied(cursor, news)
+    passed += [] if copied is None else _project(cursor, copied, now, fold_version, withheld="rendering")
+    return passed if news is None else passed + _project(cursor, news, now, fold_version)
+
+
+def _copied(cursor: Cursor, part: _Part | None) -> tuple[_Part | None, _Part | None]:
+    """Return of *part* what only another copy moves that nobody signed, which is no news, and the rest."""
+    if part is None or not any(each.is_history for each, _ in part.judged):
+        return None, part
+    copied, rest = ([each for each in part.judged if each[0].is_history is is_history] for is_history in (True, False))
+    return _part(cursor, copied), _part(cursor, rest) if rest else None
+
+
+def _project(
+    cursor: Cursor, part: _Part, now: datetime, fold_version: int, *, withheld: str | None = None
+) -> list[Subject]:
+    """Fold *part*, of which the objects are locked; its changes are kept from the feed where they are *withheld*.
+
+    Returns the orders that it may settle and that others hold.
+    """
+    events = [each.event for each, _ in part.judged]
+    anew = part.anew | _rows_of(cursor, part.objects)
+    _mention(cursor, events, part.facts)
+    saved = _join(cursor, part.facts, anew)
+    open_orders = settling.open_orders(saved.rows)
+    for subject in open_orders:
+        del saved.rows[subject]
+    _save(cursor, saved)
+    _note_anomalies(cursor, saved, now)
+    _conclude(cursor, part.outcomes, now, fold_version)
+    _set_aside(cursor, [event for event in events if event.type == folds.EVENT_IGNORED])
+    passed = _settle(cursor, saved, open_orders, now)
+    _append_changes(cursor, saved, withheld)
+    return passed
+
+
+def _part(cursor: Cursor, judged: Sequence[tuple[Claimed, folds.Verdict]]) -> _Part:
+    """Return *judged* with what it says, and what is to be folded again for it."""
     facts: dict[Subject, list[Facts]] = defaultdict(list)
     anew: set[Subject] = set()
-    for each in folded:
-        verdict = _judge(each)
-        reason = shortened(verdict.reason)
-        outcomes.append(_Outcome(each.event.seq, verdict.state, reason, verdict.cause, each.attempts + 1))
+    for each, verdict in judged:
         for one in verdict.facts:
             facts[one.subject].append(one)
         if each.again:
             anew |= _rows_before(each).union(one.subject for one in verdict.facts)
-    reasons = _Reasons(folded, facts)
-    told_of = _objects_of(cursor, [event for each in folded if each.again for event in _every_copy(each)])
-    _lock(cursor, facts.keys() | anew, told_of)
-    anew |= _rows_of(cursor, told_of)
-    _mention(cursor, events, facts)
-    saved = _join(cursor, facts, anew)
-    _save(cursor, saved)
-    _note_anomalies(cursor, saved, now)
-    _note_contradictions(cursor, claimed, now)
-    _conclude(cursor, outcomes, now, fold_version)
-    _set_aside(cursor, [event for event in events if event.type == folds.EVENT_IGNORED])
-    _append_changes(cursor, saved, reasons)
+    again = [event for each, _ in judged if each.again for event in _every_copy(each)]
+    return _Part(judged, facts, anew, _objects_of(cursor, again))
 
 
-class _Reasons:
-    """Why changes are not in the feed: those of an object of which this batch folds nothing but what was known."""
+def _divided(
+    cursor: Cursor, part: _Part, neighbours: set[Subject], fold_version: int
+) -> tuple[_Part | None, _Part | None]:
+    """Return of *part* what an older fold version had folded, and what is new, each None where it is nothing.
 
-    def __init__(self, folded: Sequence[Claimed], facts: Mapping[Subject, Sequence[Facts]]) -> None:
-        history = [each for each in folded if each.choice is not None and each.choice.is_history]
-        self._history = {_of(subject) for each in history for subject in _rows_before(each)}
-        if history:
-            by_history = {(each.event.account, each.event.livemode, each.event.id) for each in history}
-            self._history |= {
-                _of(subject) for subject, several in facts.items() if all(_by(one) in by_history for one in several)
-            }
-            self._history -= {
-                _of(subject) for subject, several in facts.items() if any(_by(one) not in by_history for one in several)
-            }
+    To the first belong all rows that the second may touch, or find with its own, and that are not folded again yet.
+    """
+    again = [each.event.seq for each, _ in part.judged if each.again and each.set_aside is None]
+    outdated = history.outdated(cursor, again, fold_version)
+    if len(outdated) == len(part.judged):
+        return part, None
+    past, news = (
+        _part(cursor, [each for each in part.judged if (each[0].event.seq in outdated) is is_past])
+        for is_past in (True, False)
+    )
+    touched = news.facts.keys() | news.anew | neighbours
+    objects = history.objects(cursor, {_object_of(subject) for subject in touched}, fold_version)
+    if not outdated and not objects:
+        return None, news
+    waiting = {subject for subject in touched if _object_of(subject) in objects}
+    return replace(past, anew=past.anew | waiting, objects=past.objects | objects), news
 
-    def of(self, subject: Subject) -> str | None:
-        """Return why changes of *subject* are withheld; None where they are news."""
-        return "rendering" if _of(subject) in self._history else None
 
-
-def _of(subject: Subject) -> _Object:
+def _object_of(subject: Subject) -> _Object:
     return (subject.account, subject.livemode, subject.source)
 
 
-def _by(one: Facts) -> _Object:
-    """Return the event that *one* is said by."""
-    return (one.subject.account, one.subject.livemode, one.event_id)
+def _settle(cursor: Cursor, saved: _Saved, open_orders: dict[Subject, Joined], now: datetime) -> list[Subject]:
+    """Save *open_orders*, and the orders at rest that what is *saved* may settle, as their payments settle them.
+
+    Returns the orders at rest that others hold: see Note [The lock of an order at rest is only tried].
+    """
+    ways = settling.moved(saved.rows, saved.known, saved.gone)
+    if not open_orders and not any(ways):
+        return []
+    keep_others_from_appending(cursor)
+    own = open_orders.keys() | saved.rows.keys() | set(saved.gone)
+    found = [subject for subject in settling.found_by(cursor, ways) if subject not in own]
+    held = _try_locks(cursor, found)
+    _save_settled(cursor, saved, open_orders, held, now)
+    return [subject for subject in found if subject not in held]
+
+
+def _save_settled(
+    cursor: Cursor, saved: _Saved, open_orders: dict[Subject, Joined], at_rest: Iterable[Subject], now: datetime
+) -> None:
+    """Settle *open_orders*, which were joined, and those *at_rest*, and add them to what is *saved*.
+
+    The caller holds the locks of the orders, and keeps others from appending.
+    """
+    resting = settling.at_rest(cursor, [*at_rest])
+    rows = settling.settled(cursor, {**open_orders, **{subject: own for subject, (_, own) in resting.items()}})
+    saved.known |= {subject: row for subject, (row, _) in resting.items()}
+    if rows:
+        _save(cursor, settled := _Saved(rows, saved.known, []))
+        _note_anomalies(cursor, settled, now)
+        saved.rows |= rows
+
+
+def _settle_passed(engine: Engine, orders: Sequence[Subject], *, now: datetime, bounds: Bounds | None) -> None:
+    """Settle *orders*, which others held while their payments moved, once those are done with them."""
+    with database.transaction(engine, bounds) as connection, database.cursor(connection) as cursor:
+        share_folding(cursor)
+        cursor.execute("SELECT EXISTS (SELECT FROM account_names WHERE finished_at IS NULL)")
+        # A rename settles what it joins at its end, and shows half of it until then.
+        if cursor.fetchone() == (True,):
+            return
+        _lock(cursor, orders, ())
+        keep_others_from_appending(cursor)
+        _save_settled(cursor, saved := _Saved({}, {}, []), {}, orders, now)
+        _append_changes(cursor, saved)
+
+
+def settle_all(cursor: Cursor, *, now: datetime, account: str | None = None) -> None:
+    """Settle all orders at rest, or those of one *account*, while nobody else folds or sees them."""
+    for page in settling.pages(cursor, account):
+        keep_others_from_appending(cursor)
+        _save_settled(cursor, saved := _Saved({}, {}, []), {}, page, now)
+        _append_changes(cursor, saved)
 
 
 def _let_stand(cursor: Cursor, standing: Sequence[Claimed]) -> None:
@@ -604,9 +714,25 @@ FROM k JOIN credit_notes AS t ON (t.account, t.livemode, t.id) = (k.account, k.l
 """
 
 
-def _lock(cursor: Cursor, subjects: Iterable[Subject], objects: Iterable[_Object]) -> None:
+def _lock_key(subject: Subject) -> str:
     # By the object whose events they come from, so that a row and its children are one.
-    keys = {f"{each.account} {each.livemode} {each.source}" for each in subjects}
+    return f"{subject.account} {subject.livemode} {subject.source}"
+
+
+def _try_locks(cursor: Cursor, subjects: Sequence[Subject]) -> set[Subject]:
+    """Return those of *subjects* that no one else holds, and hold them until the transaction ends."""
+    if not subjects:
+        return set()
+    cursor.execute(
+        "SELECT pg_try_advisory_xact_lock(hashtextextended(current_schema() || key, 0))"
+        " FROM unnest(%s::text[]) WITH ORDINALITY AS k (key, number) ORDER BY number",
+        (text_array([_lock_key(each) for each in subjects]),),
+    )
+    return {subject for subject, (is_held,) in zip(subjects, cursor.fetchall(), strict=True) if is_held}
+
+
+def _lock(cursor: Cursor, subjects: Iterable[Subject], objects: Iterable[_Object]) -> None:
+    keys = {_lock_key(each) for each in subjects}
     keys |= {f"{account} {livemode} {id_}" for account, livemode, id_ in objects}
     cursor.execute(
         """
@@ -654,6 +780,9 @@ def _join(cursor: Cursor, facts: dict[Subject, list[Facts]], anew: set[Subject])
     refold = set(anew)
     for subject in facts.keys() - anew:
         shape, row = folds.SHAPES[subject.table], known.get(subject)
+        if row is not None and settling.is_laid_on(subject, row):
+            refold.add(subject)
+            continue
         # Without a row nothing of the object has been folded, so what is at hand is all there is; unless others
         # speak of it too.
         result = join.fold_all(shape, facts[subject]) if row is None and shape.keeps_all else None
@@ -911,7 +1040,7 @@ def _note_anomalies(cursor: Cursor, saved: _Saved, now: datetime) -> None:
         if (row := touched.get((account, livemode, subject, subject_id))) is not None
         and (account, livemode, anomaly) not in held
         # A row that was only advanced does not show what only all its events show.
-        and not (kind in join.SEEN_IN_ALL and row in saved.rows and not saved.rows[row].is_whole)
+        and not (row in saved.rows and _keeps(saved.rows[row], kind))
     ]
     _write_anomalies(cursor, found, over, now)
 
@@ -991,6 +1120,15 @@ def _identified(table: str, name: str, anomaly: Anomaly) -> dict[str, Any]:
     }
 
 
+def _keeps(joined: Joined, kind: str) -> bool:
+    """Return whether an anomaly of *kind* may be in force though *joined*, of which not all events were read, has none.
+
+    What is at rest is in the doubt in which its last event left it.
+    """
+    is_of_order = kind == join.AMBIGUOUS_ORDER and joined.is_at_rest
+    return not joined.is_whole and (kind in join.SEEN_IN_ALL or is_of_order)
+
+
 def _named(subject: Subject) -> tuple[str, bool, str, str]:
     """Return what names the row of *subject* where rows of all tables stand together."""
     return (subject.account, subject.livemode, folds.SHAPES[subject.table].subject, tables.key_name(subject.key))
@@ -1017,8 +1155,8 @@ def _anomaly_row(subject: Subject, row: Row, anomaly: Anomaly, now: datetime) ->
     }
 
 
-def _append_changes(cursor: Cursor, saved: _Saved, reasons: _Reasons) -> None:
-    """Append what the rows that were *saved* imply, withheld where there is a reason."""
+def _append_changes(cursor: Cursor, saved: _Saved, withheld: str | None = None) -> None:
+    """Append what the rows that were *saved* imply, kept from the feed where they are *withheld*."""
     found = [
         {
             "account": subject.account,
@@ -1026,12 +1164,9 @@ def _append_changes(cursor: Cursor, saved: _Saved, reasons: _Reasons) -> None:
             "subject": folds.SHAPES[subject.table].subject,
             "subject_id": subject.id,
             "kind": change.kind,
-            "event_id": joined.row["event_id"],
-            "source": joined.source,
-            "at": joined.row["as_of"],
+            **_named_by(joined),
             "before": change.before,
             "after": change.after,
-            "withheld": reasons.of(subject),
         }
         for subject, joined in saved.rows.items()
         for change in folds.SHAPES[subject.table].changes(saved.known.get(subject), joined.row)
@@ -1040,51 +1175,72 @@ def _append_changes(cursor: Cursor, saved: _Saved, reasons: _Reasons) -> None:
     moved = refunding.moved(saved.rows, saved.known)
     if found or moved:
         keep_others_from_appending(cursor)
-    append(cursor, found + _refund_changes(cursor, moved, reasons))
+    append(cursor, found + refunding.changes(cursor, moved), withheld)
 
 
-def _refund_changes(cursor: Cursor, moved: Mapping[Subject, Joined], reasons: _Reasons) -> list[dict[str, Any]]:
-    """Return how the refunds of orders changed; withheld is what nothing but known history moved."""
-    history = {subject: joined for subject, joined in moved.items() if reasons.of(subject) is not None}
-    found = refunding.changes(cursor, {subject: joined for subject, joined in moved.items() if subject not in history})
-    orders = {(row["account"], row["livemode"], row["subject_id"]) for row in found}
-    for row in refunding.changes(cursor, history):
-        if (row["account"], row["livemode"], row["subject_id"]) not in orders:
-            found.append({**row, "withheld": "rendering"})
-    return found
+def _named_by(joined: Joined) -> dict[str, object]:
+    """Return which event a change of the row *joined* names: the one that decided its state."""
+    by = joined.decided_by
+    if by is not None:
+        return {"event_id": by.event_id, "source": by.source, "at": by.at}
+    return {"event_id": joined.row["event_id"], "source": joined.source, "at": joined.row["as_of"]}
 
 
-def append(cursor: Cursor, found: list[dict[str, Any]]) -> None:
-    """Append the changes *found*, but for one-shots that are there; the caller keeps others from appending."""
+def append(cursor: Cursor, found: list[dict[str, Any]], withheld: str | None = None) -> None:
+    """Append the changes *found*, but for one-shots that are there; the caller keeps others from appending.
+
+    They are kept from the feed where they are *withheld*, which is the reason, as is one that a row has of its own.
+    """
     if not found:
         return
-    for row in found:
-        row.setdefault("withheld", None)
     found.sort(key=lambda row: (row["at"], row["subject"], row["subject_id"]))
-    cursor.execute(
-        _TOLD_BEFORE,
-        (
-            text_array([str(row["account"]) for row in found]),
-            boolean_array(row["livemode"] is True for row in found),
-            *(text_array([str(row[name]) for row in found]) for name in ("subject", "subject_id", "kind")),
-        ),
-    )
-    if cursor.fetchone() == (True,):
-        cursor.execute(_APPEND, (msgspec.json.encode(found).decode(),))
+    rows = [{**row, "withheld": row.get("withheld") or withheld} for row in found]
+    if any(row["kind"] == CORRECTED for row in rows) or _may_be_told(cursor, rows):
+        settled = correcting.against_the_feed(cursor, rows)
+        cursor.execute(_APPEND, (msgspec.json.encode(settled).decode(),))
     else:
-        copying.into(cursor, sql.Identifier("changes"), _CHANGES.columns, map(_CHANGES.line, found))
+        copying.into(cursor, sql.Identifier("changes"), _CHANGES.columns, map(_CHANGES.line, rows))
+
+
+def _may_be_told(cursor: Cursor, rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Return whether the feed has one of the changes *rows*, or has told of an object that had no row before."""
+    closed = [row for row in rows if row["kind"] == tables.DISPUTE_CLOSED]
+    if closed:
+        cursor.execute(_CLOSED_BEFORE, _names_of(closed, "subject_id"))
+        if cursor.fetchone() == (True,):
+            return True
+    is_first = boolean_array(row["before"] is None for row in rows)
+    cursor.execute(_TOLD_BEFORE, [*_names_of(rows, "subject", "subject_id", "kind"), is_first])
+    return cursor.fetchone() == (True,)
+
+
+def _names_of(rows: Sequence[Mapping[str, Any]], *names: str) -> list[str]:
+    """Return the worlds of *rows* and their columns *names*, an array for each column."""
+    texts = [text_array([str(row[name]) for row in rows]) for name in ("account", *names)]
+    return [texts[0], boolean_array(row["livemode"] is True for row in rows), *texts[1:]]
 
 
 # A one-shot change is told once: an object that is folded anew may come by its state a second time. Who appends holds
 # the lock, so what is not there cannot appear.
 _TOLD_BEFORE: Final = f"""
 SELECT EXISTS (
-    SELECT FROM unnest(%s::text[], %s::boolean[], %s::text[], %s::text[], %s::text[])
-        AS k (account, livemode, subject, subject_id, kind)
+    SELECT FROM unnest(%s::text[], %s::boolean[], %s::text[], %s::text[], %s::text[], %s::boolean[])
+        AS k (account, livemode, subject, subject_id, kind, is_first)
     CROSS JOIN LATERAL (
         SELECT FROM changes AS c WHERE c.kind IN ({", ".join(f"'{kind}'" for kind in tables.ONE_SHOT_KINDS)})
-            AND (c.account, c.livemode, c.subject, c.subject_id, c.kind) =
-                (k.account, k.livemode, k.subject, k.subject_id, k.kind)
+            AND (c.account, c.livemode, c.subject, c.subject_id) = (k.account, k.livemode, k.subject, k.subject_id)
+            AND (k.is_first OR c.kind = k.kind)
+        OFFSET 0
+    ) AS told
+)
+"""
+# By another status, or by the same.
+_CLOSED_BEFORE: Final = f"""
+SELECT EXISTS (
+    SELECT FROM unnest(%s::text[], %s::boolean[], %s::text[]) AS k (account, livemode, subject_id)
+    CROSS JOIN LATERAL (
+        SELECT FROM changes AS c WHERE c.kind = '{tables.DISPUTE_CLOSED}'
+            AND (c.account, c.livemode, c.subject_id) = (k.account, k.livemode, k.subject_id)
         OFFSET 0
     ) AS told
 )

@@ -150,9 +150,24 @@ def _columns(moved: Mapping[Subject, Joined]) -> list[list[Any]]:
     return columns
 
 
+# Whether *b*, a row of the order book, comes to another sum than was last told as *t*, or than 0 where nothing was. A
+# sum that is not known has a status alone. Where no way to the payments is known there is no sum to tell of.
+_IS_ANOTHER_SUM: Final = """
+(b.refunded_amount, CASE WHEN b.refunded_amount IS NULL THEN b.refund_status END) IS DISTINCT FROM (
+    CASE WHEN t.told IS NULL THEN 0 ELSE (t.told ->> 'refunded_amount')::bigint END,
+    CASE WHEN t.told ->> 'refunded_amount' IS NULL THEN t.told ->> 'refund_status' END
+) AND (
+    b.refunded_amount IS NOT NULL OR t.told IS NOT NULL OR b.payment_intent IS NOT NULL OR EXISTS (
+        SELECT FROM invoice_payments AS p
+        WHERE (p.account, p.livemode, p.invoice) = (b.account, b.livemode, b.invoice)
+            AND coalesce(p.payment_intent, p.charge) IS NOT NULL
+    )
+)
+"""
+
 # An order is looked at when a refund or a way to it moved, and when it appears where refunds are known already: the
 # joins with refunds and invoice payments drop the many orders that nobody refunded, by an index probe each.
-_AFFECTED: Final = """
+_AFFECTED: Final = f"""
 WITH moved AS (
     SELECT * FROM unnest(
         %s::text[], %s::boolean[], %s::boolean[], %s::text[], %s::text[], %s::text[], %s::text[], %s::timestamptz[],
@@ -190,23 +205,19 @@ LEFT JOIN LATERAL (
     WHERE (c.account, c.livemode, c.subject_id) = (l.account, l.livemode, l.id) AND c.kind = 'order.refund_changed'
     ORDER BY c.seq DESC LIMIT 1
 ) AS t ON true
-WHERE b.refunded_amount IS DISTINCT FROM coalesce((t.told ->> 'refunded_amount')::bigint, 0)
-    AND b.refunded_amount IS NOT NULL
-"""
+WHERE {_IS_ANOTHER_SUM}"""
 
 
-_UNTOLD: Final = """
+_UNTOLD: Final = f"""
 SELECT b.event_id AS by_event, b.as_of AS at, i.source, t.told, b.*
 FROM order_book AS b
 JOIN inbox AS i ON (i.account, i.livemode, i.id) = (b.account, b.livemode, b.event_id)
 LEFT JOIN LATERAL (
-    SELECT c.after AS told FROM {changes} AS c
+    SELECT c.after AS told FROM {{changes}} AS c
     WHERE (c.account, c.livemode, c.subject_id) = (b.account, b.livemode, b.id) AND c.kind = 'order.refund_changed'
     ORDER BY c.seq DESC LIMIT 1
 ) AS t ON true
-WHERE b.refunded_amount IS DISTINCT FROM coalesce((t.told ->> 'refunded_amount')::bigint, 0)
-    AND b.refunded_amount IS NOT NULL
-"""
+WHERE {_IS_ANOTHER_SUM}"""
 
 
 def _change(row: Mapping[str, Any]) -> dict[str, Any]:

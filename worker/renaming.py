@@ -9,7 +9,8 @@ Note [A rename leaves one world]
        recorded under one name: one event with the copies of both. An object of which both names had folded events is
        folded again, in the same transaction; for any other the rows are right as they are. What that moves is history,
        and its changes are withheld.
-    4. Refunds of the one name may be of orders of the other: these changes are withheld too. The rename is finished.
+    4. Charges and refunds of the one name may be of orders of the other: these changes are withheld too. The rename is
+       finished.
 
     Recording stops for no longer than it takes to write the name. All else is done in steps, each a transaction. A step
     that has been done finds nothing more to do, so a rename that was killed is ended by the same command. Until then
@@ -415,6 +416,7 @@ class _Work:
         self._fold(cursor, [seq for (seq,) in cursor.fetchall()])
         projection.keep_others_from_appending(cursor)
         last = _last_change(cursor)
+        projection.settle_all(cursor, now=self._now, account=self._names["new"])
         projection.append(cursor, refunding.untold_of(cursor, self._names["new"]))
         self._withhold(cursor, last)
         cursor.execute(
@@ -513,7 +515,10 @@ _BOUNDS: Final = "SELECT coalesce(min(seq), 0), coalesce(max(seq), -1) FROM chan
 _ONE_SHOT: Final = f"""
 o.seq BETWEEN %(first)s AND %(last)s AND o.account = %(old)s AND n.account = %(new)s
 AND (n.livemode, n.subject, n.subject_id, n.kind) = (o.livemode, o.subject, o.subject_id, o.kind)
-AND n.kind IN ({", ".join(f"'{kind}'" for kind in tables.ONE_SHOT_KINDS)})
+AND (
+    n.kind IN ({", ".join(f"'{kind}'" for kind in tables.ONE_SHOT_KINDS)})
+    OR n.kind = '{tables.DISPUTE_CLOSED}' AND n.after ->> 'status' = o.after ->> 'status'
+)
 """
 # Of two one-shots the one that is in the feed stays.
 _CHANGES: Final = (

@@ -24,10 +24,23 @@ from sqlalchemy import Table
 from schemas import database, tables
 from schemas.database import Cursor
 from schemas.errors import ConflictError
-from worker import archive, difference, digest, folds, projection, rebuild, refunding, shadow, stock
+from worker import (
+    archive,
+    correcting,
+    difference,
+    digest,
+    folds,
+    projection,
+    rebuild,
+    refunding,
+    settling,
+    shadow,
+    stock,
+)
 from worker.archive import LeftOut
 from worker.difference import Comparison, Difference, Pair
 from worker.digest import Digest
+from worker.folds.facts import Subject
 from worker.shadow import REPLACED, Shadow
 
 LOCK_SECONDS_MAX: Final = 5
@@ -214,7 +227,10 @@ class _Implied:
         """Write what was gathered; what an event brings that had been folded before is no news, and is withheld."""
         if not self._found:
             return
+        # Whoever else appends waits, since folding does.
+        self._found = correcting.against_the_feed(self._cursor, self._found)
         self._within(lambda: stock.add_lines(self._cursor, self._found))
+        self._within(self._name_deciders)
         self._cursor.execute(
             sql.SQL(
                 """
@@ -236,6 +252,20 @@ class _Implied:
             (msgspec.json.encode(self._found).decode(),),
         )
         self._found.clear()
+
+    def _name_deciders(self) -> None:
+        """Let the change of an order that its charge settled name the charge's event."""
+        orders = {
+            Subject("orders", row["account"], row["livemode"], row["subject_id"])
+            for row in self._found
+            if row["subject"] == "order" and row["kind"] != refunding.KIND
+        }
+        own = {subject: joined for subject, (_, joined) in settling.at_rest(self._cursor, orders).items()}
+        settled = settling.settled(self._cursor, own)
+        for row in self._found:
+            joined = settled.get(Subject("orders", row["account"], row["livemode"], row["subject_id"]))
+            if joined is not None and joined.decided_by is not None and row["kind"] != refunding.KIND:
+                row.update(event_id=joined.decided_by.event_id, at=joined.decided_by.at)
 
     def add_refunds(self) -> None:
         """Note the orders whose refunded amount is then another than was last told."""

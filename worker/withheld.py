@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Connection, Engine, and_, delete, exists, func, insert, select
+from sqlalchemy import ColumnElement, Connection, Engine, FromClause, and_, delete, exists, func, insert, select
 
 from schemas import database, tables
 from schemas.feed import Selection
@@ -24,8 +24,10 @@ from worker import projection
 
 RELEASE_BATCH_MAX: Final = 5_000
 """Changes that are released in one transaction, for which folding waits."""
-_APART: Final[tuple[Kind, ...]] = ("order.refund_changed", "order.corrected")
-"""Kinds that are a line of their own; all others of one subject are one line, in which each overtakes those before."""
+_REFUNDS: Final[Kind] = "order.refund_changed"
+"""A line of its own; all other kinds of one subject are one line, in which each overtakes those before."""
+_CORRECTED: Final[Kind] = "order.corrected"
+"""It may be by an older event than what it corrects, so that its number counts and not its time."""
 
 _changes: Final = tables.changes
 _NAMES: Final = [column.name for column in _changes.c if column.name not in ("seq", "withheld")]
@@ -101,12 +103,29 @@ def _overtaken() -> ColumnElement[bool]:
     later = _changes.alias("later")
     subject = ("account", "livemode", "subject", "subject_id")
     same = [later.c[name] == _changes.c[name] for name in subject]
-    line = (later.c.kind == _changes.c.kind) | (later.c.kind.not_in(_APART) & _changes.c.kind.not_in(_APART))
+    comes_before = later.c.withheld.is_(None) | (later.c.seq < _changes.c.seq)
+    return exists().where(*same, comes_before, _is_later_step(later) | _is_other_word(later))
+
+
+def _is_later_step(later: FromClause) -> ColumnElement[bool]:
+    line = (later.c.kind == _changes.c.kind) | (later.c.kind != _REFUNDS) & (_changes.c.kind != _REFUNDS)
     # A customer has a balance in each currency.
     one, other = (table.c.after["currency"].astext for table in (later, _changes))
     balance = (_changes.c.subject != "balance") | (one == other)
-    comes_before = later.c.withheld.is_(None) | (later.c.seq < _changes.c.seq)
-    return exists().where(*same, line, balance, comes_before, later.c.at > _changes.c.at)
+    is_step = (later.c.kind != _CORRECTED) & (_changes.c.kind != _CORRECTED)
+    return and_(line, balance, is_step, later.c.at > _changes.c.at)
+
+
+def _is_other_word(later: FromClause) -> ColumnElement[bool]:
+    """Return the condition that one of the two is a correction, by which the other is no more what is last told."""
+    is_line = (later.c.kind != _REFUNDS) & (_changes.c.kind != _REFUNDS) & (later.c.seq > _changes.c.seq)
+    # A correction follows what it corrects, though that may have been released with a newer number.
+    was = later.c.after.op("-")("lines")
+    corrects = (_changes.c.kind == _CORRECTED) & was.is_distinct_from(_changes.c.before)
+    one, other = (table.c.after["status"].astext for table in (later, _changes))
+    # A payment whose amount alone was corrected is released, so that it is told once.
+    steps_back = (later.c.kind == _CORRECTED) & (_changes.c.kind != _CORRECTED) & one.is_distinct_from(other)
+    return and_(is_line, corrects | steps_back)
 
 
 _OVERTAKEN: Final = _overtaken()

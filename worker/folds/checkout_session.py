@@ -8,21 +8,34 @@ Note [Failed looks like an unpaid completion]
 
 Note [An older API version says the same in other places]
     Columns are read by the presence of fields, never by the version's name. Before basil the address stood in
-    ``shipping_details``. Before presentment details, Stripe's currency conversion put the buyer's currency
-    into ``currency`` and ``amount_total`` and the shop's into ``currency_conversion``; the parts that it did
-    not convert back are unknown in the shop's currency, so they are null and not wrong.
+    ``shipping_details``, and before 2022-08-01 in ``shipping``. Before presentment details, Stripe's currency
+    conversion put the buyer's currency into ``currency`` and ``amount_total`` and the shop's into
+    ``currency_conversion``; the parts that it did not convert back are unknown in the shop's currency, so they are
+    null and not wrong.
+
+Note [Lines are those of the totals that they were listed with]
+    No webhook lists lines, and a buyer may change them: a quantity, an optional item, a promotion code. An event that
+    carries other totals than the event that listed the lines shows that there are newer ones. While the lines are
+    complete no event since their listing has carried other totals, so the row has those that they were listed with,
+    and an event can be held against the row alone.
+
+Note [A step back is a correction]
+    A status that is told stays true, but where what it was told by turns out to be wrong: the event is set aside, or
+    a rendering of it that nobody signed is replaced. A reader has acted on it by then, and must hear so. The status
+    that is left was passed by before, so it is no news of its own, and the one-shot stays the only one of its kind: an
+    order that is paid again after a step back is a correction as well.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
-from typing import Final
+from typing import Any, Final, cast
 
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
 from schemas.kinds import Kind
 from worker.folds.facts import Anomaly, Change, Event, Facts, Row, Subject, Value
-from worker.folds.join import MISSING_AT_STRIPE, UNKNOWN_STATUS, Shape
+from worker.folds.join import LINES_DIFFER, MISSING_AT_STRIPE, UNKNOWN_STATUS, Shape
 from worker.folds.reading import Metadata, Name, Reader, Reference, Seconds, Whole, carried, moment, references
 
 CLOCK_EXPIRED: Final = "payfold.checkout.session.clock_expired"
@@ -142,6 +155,7 @@ class CheckoutSession(Struct):
     payment_status: str | UnsetType | None = UNSET
     presentment_details: _PresentmentDetails | UnsetType | None = UNSET
     recovered_from: Reference | UnsetType = UNSET
+    shipping: _Shipping | UnsetType | None = UNSET
     shipping_details: _Shipping | UnsetType | None = UNSET
     status: str | UnsetType | None = UNSET
     subscription: Reference | UnsetType = UNSET
@@ -288,10 +302,13 @@ def _email(session: CheckoutSession) -> str | UnsetType | None:
 
 def _shipping(session: CheckoutSession) -> Value | UnsetType:
     collected = session.collected_information
-    newer = collected.shipping_details if isinstance(collected, _CollectedInformation) else UNSET
-    # The newer place is null while the older one is filled in some versions that have both.
-    told = newer if isinstance(newer, _Shipping) or session.shipping_details is UNSET else session.shipping_details
-    return msgspec.to_builtins(told) if isinstance(told, _Shipping) else told
+    newest = collected.shipping_details if isinstance(collected, _CollectedInformation) else UNSET
+    # A newer place is null while an older one is filled in some versions that have both.
+    places = (newest, session.shipping_details, session.shipping)
+    filled = next((place for place in places if isinstance(place, _Shipping)), None)
+    if filled is not None:
+        return cast("Value", msgspec.to_builtins(filled))
+    return None if None in places else UNSET
 
 
 def _references(session: CheckoutSession) -> dict[str, str | None]:
@@ -318,6 +335,60 @@ def _moments(event: Event, status: object, session: CheckoutSession) -> dict[str
     return found
 
 
+# Whether the lines are complete: see Note [Lines are those of the totals that they were listed with].
+_TOTALS: Final = ("amount_subtotal", "amount_total", "currency")
+
+
+def _follow(row: Row, step: Facts, laid: Row) -> bool:
+    """Set in *laid* whether *step* leaves the order's lines complete, and in what lines listed again still differ."""
+    was_complete = row["lines_complete"] is True
+    moved = was_complete and any(name in step.columns and step.columns[name] != row[name] for name in _TOTALS)
+    if step.parts is None:
+        if moved:
+            laid |= {"lines_complete": False, "_lines_moved": True, "_lines_differ": None}
+        return not moved
+    laid["_lines_moved"] = moved or row.get("_lines_moved") is True
+    difference = _difference(step.parts, laid)
+    laid["_lines_differ"] = difference if laid["_lines_moved"] else None
+    # Whether lines had moved before, and whether those before differed, is not kept.
+    return not was_complete and difference is None
+
+
+def _difference(lines: Sequence[Row], order: Row) -> Mapping[str, Value] | None:
+    """Return in which total *lines* differ from their *order*, None where in none that both tell."""
+    currency, subtotal = order["currency"], order["amount_subtotal"]
+    others = {line["currency"] for line in lines} - {None, currency}
+    if others and currency is not None:
+        # The old conversion put the order's own amounts into the shop's currency, and left the lines in the buyer's.
+        is_converted = others == {order["presentment_currency"]}
+        return None if is_converted else _differing("currency", currency, min(map(str, others)))
+    of_lines = _sum(lines, "amount_subtotal")
+    if None not in (of_lines, subtotal) and of_lines != subtotal:
+        return _differing("amount_subtotal", subtotal, of_lines)
+    return _difference_of_total(lines, order)
+
+
+def _difference_of_total(lines: Sequence[Row], order: Row) -> Mapping[str, Value] | None:
+    total, tax = _sum(lines, "amount_total"), _sum(lines, "amount_tax")
+    whole, shipping, taxes = (order[name] for name in ("amount_total", "amount_shipping", "amount_tax"))
+    if not (isinstance(whole, int) and isinstance(shipping, int) and isinstance(taxes, int)):
+        return None
+    # The tax that the lines do not have is that on shipping.
+    if total is None or tax is None or total + shipping in (whole, whole - (taxes - tax)):
+        return None
+    return _differing("amount_total", whole, total + shipping)
+
+
+def _differing(column: str, order: Value, lines: Value) -> Mapping[str, Value]:
+    return {"column": column, "order": order, "lines": lines}
+
+
+def _sum(lines: Sequence[Row], name: str) -> int | None:
+    """Return the sum of what *lines* have as *name*, None where one of them has nothing."""
+    amounts = [amount for line in lines if isinstance(amount := line[name], int)]
+    return sum(amounts) if len(amounts) == len(lines) else None
+
+
 # From here on: what follows from the joined row.
 
 
@@ -329,10 +400,12 @@ def _rank_of(row: Row) -> int:
 def _status(row: Row) -> str | None:
     """Return the order's status; None where Stripe said something that we do not know."""
     rank = _rank_of(row)
+    # In 2019 a session had no payment status, and one in setup mode has nothing to pay.
+    is_settled = rank == _PAID or (row["session_status"] == "complete" and row["payment_status"] is None)
+    if is_settled and row["mode"] == "setup":
+        return "complete"
     if rank == _OPEN:
         return "open" if row["session_status"] == "open" else None
-    if rank == _PAID and row["mode"] == "setup":
-        return "complete"
     return {
         _CLOCK_EXPIRED: "expired",
         _EXPIRED: "expired",
@@ -355,6 +428,8 @@ def _anomalies(row: Row) -> list[Anomaly]:
         found.append(Anomaly("expired_and_complete", {}))
     if row.get("_missing"):
         found.append(Anomaly(MISSING_AT_STRIPE, {}))
+    if isinstance(difference := row.get("_lines_differ"), Mapping):
+        found.append(Anomaly(LINES_DIFFER, difference))
     return found
 
 
@@ -373,17 +448,42 @@ _SHOWN: Final = (
     *("presentment_currency", "presentment_amount"),
     *("client_reference_id", "customer", "payment_link", "payment_intent", "subscription", "invoice"),
 )
-_KINDS_WITH_LINES: Final = ("order.paid", "order.expired")
+KINDS_WITH_LINES: Final = ("order.paid", "order.expired")
+CORRECTED: Final[Kind] = "order.corrected"
+_CORRECTED_BY: Final = ("status", "amount_total", "currency")
+_PLACE_OF_STATUS: Final[Mapping[object, int]] = {
+    "open": _OPEN,
+    "expired": _EXPIRED,
+    "processing": _PROCESSING,
+    "failed": _FAILED,
+    "paid": _PAID,
+    "complete": _PAID,
+}
+
+
+def kind_of_step(told: Mapping[str, Any] | None, now: Mapping[str, Any], kinds: Collection[str] = ()) -> Kind | None:
+    """Return which change an order makes that is *now* so, after all that a reader was *told* of it; None for none.
+
+    *told* is None where that was nothing, and *kinds* are the one-shots that were among it.
+    See Note [A step back is a correction].
+    """
+    one_shot = _KIND_OF_STATUS.get(now["status"])
+    if told is None:
+        return one_shot
+    if all(told.get(name) == now[name] for name in _CORRECTED_BY):
+        return None
+    was, place = (_PLACE_OF_STATUS.get(each.get("status"), _OPEN - 1) for each in (told, now))
+    is_onward = told.get("status") != now["status"] and place >= was
+    return one_shot if is_onward and one_shot not in kinds else CORRECTED
 
 
 def _changes(before: Row | None, after: Row) -> list[Change]:
-    status = after["status"]
-    if not isinstance(status, str) or (before is not None and before["status"] == status):
+    kind = kind_of_step(before, after)
+    if kind is None:
         return []
-    kind = _KIND_OF_STATUS[status]
     known = None if before is None else {name: before[name] for name in _SHOWN}
     now: dict[str, Value | list[Row]] = {name: after[name] for name in _SHOWN}
-    if kind in _KINDS_WITH_LINES:
+    if kind in KINDS_WITH_LINES:
         now["lines"] = [] if after["lines_complete"] else None
     return [Change(kind, known, now)]
 
@@ -414,4 +514,5 @@ SHAPE: Final = Shape(
     clock_moment="expired_at",
     child="order_lines",
     child_key=("order_id",),
+    follow=_follow,
 )

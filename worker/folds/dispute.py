@@ -66,8 +66,10 @@ def _kind(row: Row | None) -> Kind | None:
 
 
 def _changes(before: Row | None, after: Row) -> list[Change]:
-    kind = _kind(after)
-    if kind is None or kind == _kind(before):
+    kind, was = _kind(after), _kind(before)
+    # What was lost may be won on appeal, and is closed once more.
+    is_closed_again = before is not None and kind == "dispute.closed" and before["status"] != after["status"]
+    if kind is None or (kind == was and not is_closed_again):
         return []
     known = None if before is None else {name: before[name] for name in _SHOWN}
     return [Change(kind, known, {name: after[name] for name in _SHOWN})]

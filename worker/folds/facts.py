@@ -99,6 +99,14 @@ class Facts(Struct, frozen=True, array_like=True):
         return {**self.columns, **self.references}
 
 
+class Witness(Struct, frozen=True):
+    """An event that a change names: its id, by which *source* it came, and when it was created."""
+
+    event_id: str
+    source: str
+    at: datetime
+
+
 class Anomaly(Struct, frozen=True):
     """Something about a row that should not be. ``detail`` holds no personal data."""
 

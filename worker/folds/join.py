@@ -21,14 +21,15 @@ from functools import cached_property
 from itertools import groupby
 from typing import Final
 
-from worker.folds.facts import Anomaly, Change, Facts, Row, Subject, Value
+from worker.folds.facts import Anomaly, Change, Facts, Row, Subject, Value, Witness
 
 AMBIGUOUS_ORDER: Final = "ambiguous_order"
 TWO_REFERENCES: Final = "two_references"
 BROKEN_CHAIN: Final = "broken_chain"
+LINES_DIFFER: Final = "lines_differ"
 MISSING_AT_STRIPE: Final = "missing_at_stripe"
 UNKNOWN_STATUS: Final = "unknown_status"
-SEEN_IN_ALL: Final = (TWO_REFERENCES, BROKEN_CHAIN, MISSING_AT_STRIPE)
+SEEN_IN_ALL: Final = (TWO_REFERENCES, BROKEN_CHAIN, LINES_DIFFER, MISSING_AT_STRIPE)
 """Kinds of anomaly that only all of an object's events show."""
 
 
@@ -40,6 +41,11 @@ def unknown_status(row: Row, known: Collection[str]) -> list[Anomaly]:
 
 def _infer_nothing(_: Row) -> None:
     """Leave the row as its events tell it."""
+
+
+def _follow_nothing(_row: Row, _step: Facts, _laid: Row) -> bool:
+    """Leave the row as the step tells it."""
+    return True
 
 
 @dataclass(frozen=True)
@@ -56,6 +62,9 @@ class Shape:
     columns of the row's key beyond its world. ``child`` is a table whose rows belong to this one's, by the columns
     ``child_key``: a row for each step, which ``child_of`` tells, twins left out; or where that is None, the parts
     that the last step told that lists them. ``review`` reports on the whole of the events, in their order.
+    ``follow`` sees the row before a step, the step, and the row with it laid over; there it sets what the step means
+    for columns that the step does not carry, and returns whether the row before, as it is kept, was enough to know
+    that, and all anomalies of it.
     """
 
     table: str
@@ -75,6 +84,7 @@ class Shape:
     child_key: tuple[str, ...] = ()
     child_of: Callable[[Facts], Row | None] | None = None
     review: Callable[[Sequence[Facts]], list[Anomaly]] = lambda _: []
+    follow: Callable[[Row, Facts, Row], bool] = _follow_nothing
 
     @cached_property
     def names(self) -> frozenset[str]:
@@ -88,6 +98,8 @@ class Joined:
 
     ``children`` are the rows that belong to it, all there are of them where they ``replace_all``. ``is_whole`` tells
     that all its events were read; a row that was only advanced does not know of the anomalies that only they show.
+    ``decided_by`` is the event of another object by which the row came to its state, where one decided. No event of its
+    own was read where it ``is_at_rest``: what its events' order left in doubt is as it was.
     """
 
     row: Row
@@ -96,6 +108,8 @@ class Joined:
     source: str
     is_whole: bool
     replace_all: bool
+    decided_by: Witness | None = None
+    is_at_rest: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,10 +132,14 @@ def advance(shape: Shape, row: Row, facts: Sequence[Facts]) -> Joined | None:
     for step in steps:
         if _disagreements(advanced, step):
             return None
-        advanced = _lay(shape, advanced, step)
+        laid = _lay(shape, advanced, step)
+        if not shape.follow(advanced, step, laid):
+            return None
+        advanced = laid
     shape.infer(advanced)
     has_parts = shape.child_of is None and any(step.parts is not None for step in facts)
     anomalies = tuple(shape.anomalies(advanced))
+    _keep_columns(shape, advanced)
     children = _children(shape, steps)
     return Joined(advanced, anomalies, children, steps[-1].source, is_whole=False, replace_all=has_parts)
 
@@ -163,17 +181,24 @@ def fold_all(shape: Shape, facts: Iterable[Facts]) -> Joined | None:
     anomalies: list[Anomaly] = []
     for step in path.steps:
         anomalies += [_two_references(step, name, row) for name in _disagreements(row, step)]
-        row = _lay(shape, row, step)
+        laid = _lay(shape, row, step)
+        shape.follow(row, step, laid)
+        row = laid
     shape.infer(row)
     real = [step for step in path.steps if step.event_id not in path.twins]
     anomalies += shape.anomalies(row) + shape.review(real)
-    for name in row.keys() - shape.names:
-        del row[name]
+    _keep_columns(shape, row)
     if path.is_ambiguous:
         anomalies.append(Anomaly(AMBIGUOUS_ORDER, {"as_of": row["as_of"]}))
     # Twins tell one step, and so one child of it; but of two that tell one state, one alone may list the parts.
     children = _children(shape, path.steps if shape.child_of is None else real)
     return Joined(row, tuple(anomalies), children, path.steps[-1].source, is_whole=True, replace_all=True)
+
+
+def _keep_columns(shape: Shape, row: Row) -> None:
+    """Drop from *row* what its steps carried beyond its columns."""
+    for name in row.keys() - shape.names:
+        del row[name]
 
 
 def in_order(shape: Shape, facts: Iterable[Facts]) -> Path:

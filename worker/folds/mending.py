@@ -2,14 +2,14 @@
 
 Note [What a copy may change]
     A log often went through a program before it came here. PHP has one word for the empty list and the empty object,
-    so it writes ``{}`` as ``[]``; others write 1500 as ``1500.0`` or ``"1500"``; a name cut in the middle of a character
-    leaves half of a surrogate pair, which JSON can write and PostgreSQL's text cannot hold: it becomes U+FFFD, as
-    Unicode advises for what cannot be decoded. Each of these can mean one thing only where the wanted type is known;
-    anything else stays as it is, and is refused by who reads it. Only what a strict decoder refused comes here.
+    so it writes ``{}`` as ``[]``; others write 1500 as ``1500.0`` or ``"1500"``; a name cut in the middle of a
+    character leaves half of a surrogate pair, which JSON can write and PostgreSQL's text cannot hold: it becomes
+    U+FFFD, as Unicode advises for what cannot be decoded. Each of these can mean one thing only where the wanted type
+    is known; anything else stays as it is, and is refused by who reads it. Only what a strict decoder refused comes
+    here.
 """
 
 import json
-import math
 import re
 from collections.abc import Mapping
 from functools import cache
@@ -20,15 +20,15 @@ from msgspec import inspect
 
 _EXACT_FLOAT: Final = 2.0**53
 """Up to here a float is one whole number and no other."""
-_INTEGER_CHARACTERS_MAX: Final = 20
+_INTEGER_CHARACTERS_MAX: Final = 4_000
 _INTEGER: Final = re.compile(r"-?(?:0|[1-9][0-9]{0,18})")
 _HALF_A_PAIR: Final = re.compile("[\ud800-\udfff]")
 
 
 def decode(text: bytes) -> Any:  # noqa: ANN401 - any JSON
-    """Return the JSON in *text*, which may hold halves of surrogate pairs, and numbers of any length.
+    """Return the JSON in *text*, which may hold halves of surrogate pairs.
 
-    A number that no column holds is infinite.
+    A whole number with more digits than Python converts becomes another one that no column holds either.
 
     Raises:
         ValueError: it is not JSON.
@@ -37,8 +37,8 @@ def decode(text: bytes) -> Any:  # noqa: ANN401 - any JSON
     return json.loads(text, parse_int=_integer, parse_constant=_refuse)
 
 
-def _integer(digits: str) -> int | float:
-    return int(digits) if len(digits) <= _INTEGER_CHARACTERS_MAX else math.inf
+def _integer(digits: str) -> int:
+    return int(digits[:_INTEGER_CHARACTERS_MAX])
 
 
 def _refuse(constant: str) -> None:
@@ -91,4 +91,3 @@ def _object(value: Mapping[str, Any], wanted: inspect.Type | None) -> dict[str, 
         return {key: _mended(value[key], types[key]) for key in types if key in value}
     inner = wanted.value_type if isinstance(wanted, inspect.DictType) else _ANYTHING
     return {_HALF_A_PAIR.sub("\ufffd", key): _mended(each, inner) for key, each in value.items()}
-

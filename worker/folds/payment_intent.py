@@ -41,6 +41,4 @@ def _told(intent: PaymentIntent) -> Told:
     return Told(carried(status=intent.status, canceled_at=moment(intent.canceled_at)))
 
 
-SHAPE: Final = Shape(
-    table="payment_intents", subject="payment_intent", empty=dict.fromkeys(("status", "canceled_at"))
-)
+SHAPE: Final = Shape(table="payment_intents", subject="payment_intent", empty=dict.fromkeys(("status", "canceled_at")))

@@ -27,11 +27,16 @@ ALTER TABLE charges
     ADD COLUMN released_at timestamp with time zone;
 CREATE INDEX charges_invoice ON charges (account, livemode, invoice) WHERE invoice IS NOT NULL;
 
+CREATE INDEX orders_undecided ON orders (account, livemode, payment_intent)
+    WHERE session_status = 'complete' AND payment_intent IS NOT NULL
+        AND (payment_status IS NULL OR payment_status = 'unpaid');
+
 ALTER TABLE refunds ADD COLUMN failed_at timestamp with time zone;
 
 ALTER TABLE invoices ADD COLUMN deleted boolean DEFAULT false NOT NULL;
 """
 _BACK = """
+DROP INDEX orders_undecided;
 DROP TABLE payment_intents;
 ALTER TABLE charges
     DROP COLUMN invoice, DROP COLUMN captured, DROP COLUMN amount_captured, DROP COLUMN captured_at,

@@ -1,0 +1,44 @@
+"""A dispute is closed once by each closing status, and what an order was last corrected to is found."""
+
+from alembic import op
+
+revision = "0012"
+down_revision = "0010"
+branch_labels = None
+depends_on = None
+
+# The release before appends with ON CONFLICT DO NOTHING, whichever index is in conflict.
+_STATEMENTS = """
+CREATE UNIQUE INDEX changes_dispute_closed ON changes (account, livemode, subject_id, (after ->> 'status'))
+    WHERE kind = 'dispute.closed';
+CREATE INDEX changes_corrected ON changes (account, livemode, subject_id, seq) WHERE kind = 'order.corrected';
+DROP INDEX changes_one_shot;
+CREATE UNIQUE INDEX changes_one_shot ON changes (account, livemode, subject, subject_id, kind)
+    WHERE kind IN ('order.opened', 'order.processing', 'order.paid', 'order.completed', 'order.failed', 'order.expired',
+    'credit_note.issued', 'credit_note.voided', 'dispute.opened');
+"""
+# Of several closings the first was the only one.
+_BACK = """
+DELETE FROM changes AS c USING changes AS first
+WHERE c.kind = 'dispute.closed' AND first.kind = 'dispute.closed' AND first.seq < c.seq
+    AND (first.account, first.livemode, first.subject, first.subject_id)
+        = (c.account, c.livemode, c.subject, c.subject_id);
+DROP INDEX changes_one_shot;
+CREATE UNIQUE INDEX changes_one_shot ON changes (account, livemode, subject, subject_id, kind)
+    WHERE kind IN ('order.opened', 'order.processing', 'order.paid', 'order.completed', 'order.failed', 'order.expired',
+    'credit_note.issued', 'credit_note.voided', 'dispute.opened', 'dispute.closed');
+DROP INDEX changes_corrected;
+DROP INDEX changes_dispute_closed;
+"""
+
+
+def upgrade() -> None:
+    """Make the indexes."""
+    op.execute("SET LOCAL lock_timeout = '5s'")
+    op.execute(_STATEMENTS)
+
+
+def downgrade() -> None:
+    """Go back to one closing."""
+    op.execute("SET LOCAL lock_timeout = '5s'")
+    op.execute(_BACK)

@@ -1,0 +1,170 @@
+"""What the charges of its payment intent add to an order whose session leaves open whether it was paid.
+
+Source: https://docs.stripe.com/payments/place-a-hold-on-a-payment-method and
+https://docs.stripe.com/api/payment_intents/cancel.
+
+Note [A charge decides what its session leaves open]
+    A session whose payment is captured later completes as unpaid, and no event of the session follows: its charge
+    reports the capture, or that the hold was released. Sessions of 2019 have no payment status at all. So the order of
+    such a session is laid over twice: its own events make the row, as they make every row, and ``settle`` lays on last
+    what the rows of its charges come to. An order's own events are read by the join alone, the rows of others here
+    alone.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Final
+
+from worker.folds import checkout_session
+from worker.folds.facts import Row, Witness
+from worker.folds.join import Joined
+
+RELEASED: Final = "expired_uncaptured_charge"
+"""The reason of a refund that gives nothing back, since what it releases was only held."""
+DECIDED: Final = ("status", "paid_at", "failed_at")
+"""The columns of an order that a charge may set."""
+_SAYS_COMPLETE: Final = "session_status = 'complete' AND payment_intent IS NOT NULL"
+OF_ORDER_OPEN: Final = f"{_SAYS_COMPLETE} AND (payment_status IS NULL OR payment_status = 'unpaid')"
+"""``is_open`` as PostgreSQL has it, but for the mode: a session in setup mode has no payment intent."""
+
+
+@dataclass(frozen=True, slots=True)
+class Payment:
+    """What is known of one payment intent: rows of ``charges``, of releasing ``refunds``, and of ``payment_intents``.
+
+    Each row has the *source* of its event as well; that of a charge is the one that captured or released it.
+    """
+
+    charges: Sequence[Row] = ()
+    releases: Sequence[Row] = ()
+    cancellation: Row | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What a payment came to: *status* is paid or failed, *at* is when, and *by* the event that shows it."""
+
+    status: str
+    at: datetime
+    by: Witness
+
+
+def is_open(row: Row) -> bool:
+    """Return whether *row*, of an order, is complete and no event of its session has decided whether it is paid."""
+    is_undecided = row["payment_status"] in (None, "unpaid") and row["mode"] != "setup"
+    return row["session_status"] == "complete" and row["payment_intent"] is not None and is_undecided
+
+
+def base(row: Row, *, failed_at: datetime | None) -> Row:
+    """Return the open order *row* without what charges laid on it; *failed_at* is when its session reported failure."""
+    own: Row = {**row, "paid_at": None, "failed_at": failed_at}
+    checkout_session.SHAPE.infer(own)
+    return own
+
+
+def settle(joined: Joined, payment: Payment) -> Joined:
+    """Return the order *joined*, as its own events make it, with what its *payment* came to laid on."""
+    decision = decide(joined.row, payment)
+    if decision is None:
+        return joined
+    row: Row = {**joined.row, "status": decision.status, f"{decision.status}_at": decision.at}
+    own = checkout_session.SHAPE.anomalies(joined.row)
+    others = [each for each in joined.anomalies if each not in own]
+    return replace(joined, row=row, anomalies=(*others, *checkout_session.SHAPE.anomalies(row)), decided_by=decision.by)
+
+
+def decide(row: Row, payment: Payment) -> Decision | None:
+    """Return what *payment* makes of the order *row*; None where nothing is decided, or its session did.
+
+    A captured charge beats a failure that the session reported; a released one only confirms it.
+    """
+    if not is_open(row):
+        return None
+    captures = [(at, str(each["id"]), each) for each in payment.charges if (at := _captured_at(each)) is not None]
+    if captures:
+        at, _, charge = min(captures, key=lambda capture: capture[:2])
+        return Decision("paid", at, _witness(charge))
+    return None if row["status"] == "failed" else _failure(payment)
+
+
+def _captured_at(charge: Row) -> datetime | None:
+    """Return when the charge was captured; None where it was not, or has failed since.
+
+    A delayed method's pending charge may already say that it is captured, and pays nothing. What was both captured and
+    released was captured.
+    """
+    stands = charge["status"] == "succeeded" or charge["released_at"] is not None
+    return _time(charge, "captured_at") if stands else None
+
+
+def _failure(payment: Payment) -> Decision | None:
+    """Return that no money came, if nothing is held or pending and a hold was released or the intent was canceled.
+
+    A canceled intent holds nothing any more, and takes no further charge.
+    """
+    unnamed = _unnamed_releases(payment)
+    holds = sorted((each for each in payment.charges if not _is_declined(each)), key=_is_held_and_id)
+    found = [_release(each, payment, unnamed) for each in holds]
+    ended = [each for each in found if each is not None]
+    if len(ended) < len(found):
+        return None
+    # Of several holds the last one released decides; without any, what reports that there are none.
+    if ended:
+        return max(ended, key=lambda each: each.at)
+    rest = [_released_by(refund) for refund in unnamed]
+    return min(rest, key=lambda each: each.at, default=_canceled_by(payment))
+
+
+def _release(charge: Row, payment: Payment, unnamed: list[Row]) -> Decision | None:
+    """Return by what the hold of *charge* ended: its own event, else a refund's, else the intent's; None if it is held.
+
+    A refund that names no charge, one of *unnamed*, is used up.
+    """
+    named = [each for each in payment.releases if each["charge"] == charge["id"]]
+    refunds = named or ([unnamed.pop(0)] if unnamed else [])
+    own = _time(charge, "released_at")
+    if own is not None:
+        return Decision("failed", own, _witness(charge))
+    if refunds:
+        return min(map(_released_by, refunds), key=lambda each: each.at)
+    return _canceled_by(payment)
+
+
+def _unnamed_releases(payment: Payment) -> list[Row]:
+    """Return the releasing refunds that name none of the known charges, the earliest first."""
+    known = {charge["id"] for charge in payment.charges}
+    unnamed = [each for each in payment.releases if each["charge"] not in known]
+    return sorted(unnamed, key=lambda each: (_released_by(each).at, str(each["id"])))
+
+
+def _is_held_and_id(charge: Row) -> tuple[bool, str]:
+    """Order charges so that a refund that names none is first taken for what is known to be released."""
+    return charge["released_at"] is None, str(charge["id"])
+
+
+def _is_declined(charge: Row) -> bool:
+    return charge["status"] == "failed" and charge["released_at"] is None
+
+
+def _released_by(refund: Row) -> Decision:
+    by = _witness(refund)
+    return Decision("failed", _time(refund, "created") or by.at, by)
+
+
+def _canceled_by(payment: Payment) -> Decision | None:
+    if payment.cancellation is None:
+        return None
+    by = _witness(payment.cancellation)
+    return Decision("failed", _time(payment.cancellation, "canceled_at") or by.at, by)
+
+
+def _time(row: Row, name: str) -> datetime | None:
+    value = row[name]
+    return value if isinstance(value, datetime) else None
+
+
+def _witness(row: Row) -> Witness:
+    at = row["as_of"]
+    assert isinstance(at, datetime), "every row has the time of its deciding event"  # noqa: S101 - for the types alone
+    return Witness(str(row["event_id"]), str(row["source"]), at)

@@ -1,0 +1,248 @@
+"""Orders whose session leaves open whether they are paid, and what their charges say: a truth that spans objects.
+
+The rule is worker/folds/payment.py's; here its rows are found. As with refunds, whichever of an order and its charges
+is folded last has to notice the other, so this is asked under the lock of those who append changes: see Note [Whoever
+comes second sees the other].
+
+Note [The lock of an order at rest is only tried]
+    Who holds the lock to append must not wait for the lock of an object, whose holder may wait for the lock to append.
+    So the lock of an order at rest is tried. A batch that has it looks at the order's charges itself, after it has
+    waited for the lock to append, and so after what the other saved. Should that batch fail and its event be parked,
+    nothing of it would look: hence orders that were passed over are settled once more, in a transaction of their own.
+"""
+
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
+from typing import Any, Final, NamedTuple, cast
+
+from psycopg.rows import dict_row
+
+from schemas.database import Cursor, boolean_array, text_array
+from worker.folds import checkout_session, payment
+from worker.folds.facts import Row, Subject
+from worker.folds.join import Joined
+from worker.folds.payment import Payment
+
+ORDERS_AT_ONCE: Final = 1_000
+
+_MOVING: Final = {
+    "charges": ("payment_intent", "status", "captured_at", "released_at"),
+    "payment_intents": ("canceled_at",),
+    "refunds": ("payment_intent", "charge", "reason", "created"),
+}
+"""By table, the columns by which its row may settle an order."""
+
+
+class Ways(NamedTuple):
+    """Payment intents and charges, as subjects, by which the orders are found that a batch may settle."""
+
+    intents: set[Subject]
+    charges: set[Subject]
+
+
+def open_orders(rows: Mapping[Subject, Joined]) -> dict[Subject, Joined]:
+    """Return those of *rows* that are orders of which their own events leave open whether they are paid."""
+    return {
+        subject: joined for subject, joined in rows.items() if subject.table == "orders" and payment.is_open(joined.row)
+    }
+
+
+def is_laid_on(subject: Subject, row: Row) -> bool:
+    """Return whether *row* is an order that may hold what its charges laid on, so that nothing may be laid over it."""
+    if subject.table != "orders" or (row["paid_at"] is None and row["failed_at"] is None):
+        return False
+    return payment.is_open(row)
+
+
+def moved(rows: Mapping[Subject, Joined], known: Mapping[Subject, Row], gone: Iterable[Subject]) -> Ways:
+    """Return by which payments orders at rest may be settled, now that *rows* are as they are and some are *gone*."""
+    ways = Ways(set(), set())
+    for subject, joined in rows.items():
+        if subject.table in _MOVING:
+            before = known.get(subject)
+            if before is None or any(joined.row[name] != before[name] for name in _MOVING[subject.table]):
+                _add_ways(ways, subject, joined.row)
+                _add_ways(ways, subject, before)
+    for subject in gone:
+        if subject.table in _MOVING:
+            _add_ways(ways, subject, known.get(subject))
+    return ways
+
+
+def _add_ways(ways: Ways, subject: Subject, row: Row | None) -> None:
+    if row is None or (subject.table == "refunds" and row["reason"] != payment.RELEASED):
+        return
+    intent = subject.id if subject.table == "payment_intents" else row["payment_intent"]
+    if intent is not None:
+        ways.intents.add(Subject("payment_intents", subject.account, subject.livemode, str(intent)))
+    if row.get("charge") is not None:
+        ways.charges.add(Subject("charges", subject.account, subject.livemode, str(row["charge"])))
+
+
+def found_by(cursor: Cursor, ways: Ways) -> list[Subject]:
+    """Return the open orders at rest that are found by *ways*; the caller keeps others from appending."""
+    if not any(ways):
+        return []
+    cursor.execute(_FOUND, (*_key_arrays(ways.intents), *_key_arrays(ways.charges)))
+    return [Subject("orders", *row) for row in cursor.fetchall()]
+
+
+_FOUND: Final = f"""
+WITH ways AS MATERIALIZED (
+    SELECT * FROM unnest(%s::text[], %s::boolean[], %s::text[]) AS k (account, livemode, payment_intent)
+    UNION
+    SELECT k.account, k.livemode, c.payment_intent
+    FROM unnest(%s::text[], %s::boolean[], %s::text[]) AS k (account, livemode, id)
+    CROSS JOIN LATERAL (
+        SELECT payment_intent FROM charges AS c
+        WHERE (c.account, c.livemode, c.id) = (k.account, k.livemode, k.id) AND payment_intent IS NOT NULL OFFSET 0
+    ) AS c
+)
+SELECT w.account, w.livemode, o.id FROM ways AS w CROSS JOIN LATERAL (
+    SELECT id FROM orders
+    WHERE (orders.account, orders.livemode, orders.payment_intent) = (w.account, w.livemode, w.payment_intent)
+        AND {payment.OF_ORDER_OPEN}
+    OFFSET 0
+) AS o ORDER BY 1, 2, 3
+"""
+
+
+def at_rest(cursor: Cursor, subjects: Collection[Subject]) -> dict[Subject, tuple[Row, Joined]]:
+    """Return those of *subjects* that are open orders at rest: each row, and the row that its own events alone make.
+
+    The caller holds their locks.
+    """
+    if not subjects:
+        return {}
+    found: dict[Subject, tuple[Row, Joined]] = {}
+    with cursor.connection.cursor(row_factory=dict_row, binary=True) as rows:
+        for row in rows.execute(_AT_REST, _key_arrays(subjects)):
+            failed_at, source = cast("datetime | None", row.pop("own_failed_at")), str(row.pop("source"))
+            own = payment.base(row, failed_at=failed_at)
+            anomalies = tuple(checkout_session.SHAPE.anomalies(own))
+            joined = Joined(own, anomalies, (), source, is_whole=False, replace_all=False, is_at_rest=True)
+            found[Subject("orders", row["account"], row["livemode"], row["id"])] = (row, joined)
+    return found
+
+
+# That a session failed itself only its event shows, which may be archived: when it was created is enough.
+_AT_REST: Final = f"""
+SELECT o.*, coalesce(e.source, 'replay') AS source, (
+    SELECT min(i.created) FROM inbox AS i JOIN outcomes AS u USING (seq)
+    WHERE (i.account, i.livemode, i.object_id) = (o.account, o.livemode, o.id)
+        AND i.type = '{checkout_session.ASYNC_PAYMENT_FAILED}' AND u.state = 'folded'
+) AS own_failed_at
+FROM unnest(%s::text[], %s::boolean[], %s::text[]) AS k (account, livemode, id)
+CROSS JOIN LATERAL (
+    SELECT * FROM orders AS o
+    WHERE (o.account, o.livemode, o.id) = (k.account, k.livemode, k.id) AND {payment.OF_ORDER_OPEN} OFFSET 0
+) AS o
+LEFT JOIN inbox AS e ON (e.account, e.livemode, e.id) = (o.account, o.livemode, o.event_id)
+"""
+
+
+def settled(cursor: Cursor, orders: Mapping[Subject, Joined]) -> dict[Subject, Joined]:
+    """Return *orders*, as their own events make them, with what their payments come to laid on."""
+    payments = payments_of(cursor, orders)
+    return {subject: payment.settle(joined, payments[subject]) for subject, joined in orders.items()}
+
+
+def pages(cursor: Cursor, account: str | None) -> Iterator[list[Subject]]:
+    """Yield all open orders, or those of one *account*, some at once."""
+    after: Sequence[Any] = ("", False, "", "")
+    while True:
+        cursor.execute(_PAGE, {"account": account, "limit": ORDERS_AT_ONCE, **_named(after)})
+        rows = cursor.fetchall()
+        if not rows:
+            return
+        yield [Subject("orders", row[0], row[1], row[3]) for row in rows]
+        after = rows[-1]
+
+
+def _named(after: Sequence[Any]) -> dict[str, Any]:
+    return dict(zip(("of_account", "mode", "intent", "id"), after, strict=True))
+
+
+_PAGE: Final = f"""
+SELECT account, livemode, payment_intent, id FROM orders
+WHERE {payment.OF_ORDER_OPEN} AND (%(account)s::text IS NULL OR account = %(account)s)
+    AND (account, livemode, payment_intent, id) > (%(of_account)s, %(mode)s, %(intent)s, %(id)s)
+ORDER BY account, livemode, payment_intent, id LIMIT %(limit)s
+"""
+
+
+def payments_of(cursor: Cursor, orders: Mapping[Subject, Joined]) -> dict[Subject, Payment]:
+    """Return what is known of the payments of *orders*, by the order."""
+    intents = {_intent_of(subject, joined.row) for subject, joined in orders.items()}
+    if not intents:
+        return {}
+    charges, refunds, canceled = (_by_intent(cursor, statement, intents) for statement in _OF_PAYMENT)
+    found = {
+        intent: Payment(charges[intent], refunds[intent], next(iter(canceled[intent]), None)) for intent in intents
+    }
+    return {subject: found[_intent_of(subject, joined.row)] for subject, joined in orders.items()}
+
+
+def _intent_of(subject: Subject, row: Row) -> Subject:
+    return Subject("payment_intents", subject.account, subject.livemode, str(row["payment_intent"]))
+
+
+def _by_intent(cursor: Cursor, statement: str, intents: Collection[Subject]) -> dict[Subject, list[Row]]:
+    found: dict[Subject, list[Row]] = defaultdict(list)
+    with cursor.connection.cursor(row_factory=dict_row, binary=True) as rows:
+        for row in rows.execute(statement, _key_arrays(intents)):
+            found[Subject("payment_intents", row["account"], row["livemode"], row.pop("of_intent"))].append(row)
+    return found
+
+
+# A row's own event_id, as_of and source give way to those of the event that made it what it is.
+_OF_INTENT: Final = """
+SELECT k.payment_intent AS of_intent, t.*,
+    coalesce(e.id, t.event_id) AS event_id, coalesce(e.created, t.as_of) AS as_of,
+    coalesce(e.source, 'replay') AS source
+FROM unnest(%s::text[], %s::boolean[], %s::text[]) AS k (account, livemode, payment_intent)
+CROSS JOIN LATERAL ({rows} OFFSET 0) AS t
+LEFT JOIN LATERAL ({event} LIMIT 1) AS e ON true
+"""
+_DECIDING: Final = """
+SELECT id, source, created FROM inbox AS i
+WHERE (i.account, i.livemode, i.id) = (t.account, t.livemode, t.event_id)
+"""
+# What came to a charge after it was captured, or released, did not settle its order.
+_MOVING_CHARGE: Final = """
+SELECT i.id, i.source, i.created FROM inbox AS i JOIN outcomes AS u USING (seq)
+WHERE (i.account, i.livemode, i.object_id) = (t.account, t.livemode, t.id) AND u.state = 'folded'
+    AND i.created = coalesce(t.captured_at, t.released_at)
+ORDER BY i.type IN ('charge.captured', 'charge.expired') DESC, i.type = 'charge.updated', i.source = 'observation', i.id
+"""
+_OF_PAYMENT: Final = (
+    _OF_INTENT.format(
+        rows="SELECT * FROM charges AS c"
+        " WHERE (c.account, c.livemode, c.payment_intent) = (k.account, k.livemode, k.payment_intent)",
+        event=_MOVING_CHARGE,
+    ),
+    _OF_INTENT.format(
+        rows="SELECT * FROM refunds AS r"
+        " WHERE (r.account, r.livemode, r.payment_intent) = (k.account, k.livemode, k.payment_intent)"
+        f" AND r.reason = '{payment.RELEASED}'"
+        " UNION SELECT r.* FROM charges AS c"
+        " JOIN refunds AS r ON (r.account, r.livemode, r.charge) = (c.account, c.livemode, c.id)"
+        " WHERE (c.account, c.livemode, c.payment_intent) = (k.account, k.livemode, k.payment_intent)"
+        f" AND r.reason = '{payment.RELEASED}'",
+        event=_DECIDING,
+    ),
+    _OF_INTENT.format(
+        rows="SELECT * FROM payment_intents AS p"
+        " WHERE (p.account, p.livemode, p.id) = (k.account, k.livemode, k.payment_intent)",
+        event=_DECIDING,
+    ),
+)
+
+
+def _key_arrays(subjects: Collection[Subject]) -> tuple[str, str, str]:
+    return (
+        text_array([each.account for each in subjects]),
+        boolean_array(each.livemode for each in subjects),
+        text_array([each.id for each in subjects]),
+    )

@@ -130,10 +130,10 @@ class Order(Shown):
     failed_at: datetime | None
     expired_at: datetime | None
     lines_complete: bool
-    refunded_amount: int | None = Field(description="null where the way from the order to its payment is not known")
+    refunded_amount: int | None = Field(description="null where not known, or in another currency than the order")
     credited_amount: int | None = Field(description="by credit notes on the order's own invoice that are not void")
     disputed_amount: int | None
-    refund_status: RefundStatus | None = Field(description="null as refunded_amount is")
+    refund_status: RefundStatus | None = Field(description="of what was captured, in any currency; null if not known")
 
 
 class OrderLine(Shown):

@@ -1,12 +1,15 @@
-"""The nine rules of joining, written plainly and slowly, to hold the quick ones against.
+"""The rules of joining, written plainly and slowly, to hold the quick ones against.
 
-Orders within a second are found by trying every permutation. Nothing of ``worker.folds.join`` is used; what a
-single event says, and what follows from a joined row, is.
+Orders within a second are found by trying every permutation, and twins by trying to leave out every set of equal
+steps. Nothing of ``worker.folds.chain`` and ``worker.folds.join`` is used; what a single event says, and what follows
+from a joined row, is.
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import groupby, permutations
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby, pairwise, permutations
 from typing import Any
 
 from schemas import events
@@ -16,7 +19,7 @@ from worker.folds.join import Shape
 
 NOTHING = object()
 TOTALS = ("amount_subtotal", "amount_total", "currency")
-SECOND_EVENTS_MAX = 7
+SECOND_EVENTS_MAX = 6
 """Of one object in one second: more would take too many permutations."""
 
 
@@ -47,17 +50,15 @@ def tables_of(bodies: Iterable[bytes], *, account: str = "") -> dict[Subject, Ro
     for body in bodies:
         event = event_of(body, account=account)
         known.setdefault((event.account, event.livemode, event.id), event)
-    facts = [each for event in known.values() for each in folds.judge(event).facts]
-    facts.sort(key=lambda each: each.subject)
+    facts = by_row(each for event in known.values() for each in folds.judge(event).facts)
     found: dict[Subject, Row] = {}
-    for subject, group in groupby(facts, lambda each: each.subject):
-        several = list(group)
+    for subject, several in facts.items():
         if all(each.is_witness for each in several):
             continue
-        ordered, twins = ordered_with_twins(several)
-        found[subject] = joined(ordered)
+        result = fold(subject, facts)
+        ordered, found[subject] = result.order, result.row
         shape = folds.SHAPES[subject.table]
-        real = [step for step in ordered if step.event_id not in twins]
+        real = [step for step in ordered if step.event_id not in result.twins]
         # One alone of two that tell one state may list the parts.
         for child in children(shape, ordered if shape.child_of is None else real):
             found[Subject(shape.child, subject.account, subject.livemode, str(child["id"]))] = child
@@ -112,21 +113,47 @@ def children(shape: Shape, steps: Sequence[Facts]) -> list[Row]:
     return list(listings[-1]) if listings else []
 
 
-def row_of(facts: Sequence[Facts]) -> Row:
-    """Return the row of the object that *facts* are all about."""
-    return joined(ordered_with_twins(facts)[0])
+def by_row(facts: Iterable[Facts]) -> dict[Subject, list[Facts]]:
+    """Return *facts* by the row that they are about."""
+    found: dict[Subject, list[Facts]] = {}
+    for each in facts:
+        found.setdefault(each.subject, []).append(each)
+    return found
 
 
-def ordered_with_twins(facts: Sequence[Facts]) -> tuple[list[Facts], set[str]]:
-    """Return *facts* in their order, and the ids of those that tell again what another tells."""
-    ordered: list[Facts] = []
-    twins: set[str] = set()
-    in_groups = sorted(facts, key=lambda each: each.position)
-    for _, group in groupby(in_groups, lambda each: each.position):
-        steps, doubles = order_of(list(group), ordered)
-        ordered += steps
-        twins |= doubles
-    return ordered, twins
+@dataclass(frozen=True)
+class Folded:
+    """A row, the order of what is said of it, the ids of the twins, and whether the row is in doubt."""
+
+    row: Row
+    order: list[Facts]
+    twins: set[str]
+    is_ambiguous: bool
+
+
+def fold(subject: Subject, facts: Mapping[Subject, Sequence[Facts]]) -> Folded:
+    """Return what *facts* come to for one row: rule 4 for the events of its object, and rule 9 for a balance."""
+    own = facts[subject]
+    if subject.table == "balances":
+        return _balance(subject, own, facts.get(_object_of("customers", subject), ()))
+    if subject.table == "credit_note_lines":
+        courses = _courses(facts[_object_of("credit_notes", subject)], {each.event_id: each for each in own})
+    else:
+        courses = _courses(own, {each.event_id: each for each in own})
+    return _folded(courses)
+
+
+def _object_of(table: str, subject: Subject) -> Subject:
+    return Subject(table, subject.account, subject.livemode, subject.root or subject.id)
+
+
+def _folded(courses: Sequence["Course"]) -> Folded:
+    """Return the row of the first of *courses*, in doubt where another one gives another row."""
+    best = courses[0]
+    rows = [joined(course.laid) for course in courses]
+    names = rows[0].keys() - {"event_id", "as_of"}
+    is_ambiguous = any(row[name] != rows[0][name] for row in rows for name in names)
+    return Folded(rows[0], best.laid, best.twins, is_ambiguous)
 
 
 def joined(ordered: Sequence[Facts]) -> Row:
@@ -164,47 +191,194 @@ def lines_are_complete(ordered: Sequence[Facts]) -> bool:
     return is_complete
 
 
-def order_of(group: list[Facts], earlier: Sequence[Facts]) -> tuple[list[Facts], set[str]]:
-    """Return events of one rank and stamp in the order with the fewest gaps, given those before them, and the twins."""
-    if len(group) == 1:
-        return group, set()
-    if len(group) > SECOND_EVENTS_MAX:
-        raise TooMany
-    common = set.intersection(*({*each.after} & {*(each.before or each.after)} for each in group))
+# ---- Rule 4: the chain, and the courses that a doubt leaves open ----
 
-    def state(values: Mapping[str, Any]) -> str:
-        return json.dumps({name: values[name] for name in common}, sort_keys=True, default=str)
 
+@dataclass(frozen=True)
+class Course:
+    """One way in which an object's events may have come about: *laid* are the facts of the row, in that order."""
+
+    events: list[Facts]
+    laid: list[Facts]
+    twins: set[str]
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What a ledger lists of one second: how often each step was taken, and whether it was read after the second."""
+
+    steps: Mapping[tuple[object, object], int]
+    end: object
+    is_whole: bool
+
+
+def _courses(
+    events: Sequence[Facts], rows: Mapping[str, Facts], ledger: Mapping[Any, Listing] | None = None
+) -> list[Course]:
+    """Return the courses of *events* that are left, the chosen one first; *rows* are what is laid, by event."""
+    courses = [Course([], [], set())]
+    for _, group in groupby(sorted(events, key=lambda each: each.position), lambda each: each.position):
+        second = list(group)
+        listing = (ledger or {}).get(second[0].stamp)
+        found = [each for course in courses for each in _ends(second, course, rows, listing)]
+        fewest = min(gaps for gaps, *_ in found)
+        left = [each for each in found if each[0] == fewest]
+        if listing is not None and listing.is_whole:
+            left = [each for each in left if _carried(each[-1].laid).get("amount") == listing.end] or left
+        left.sort(key=lambda each: each[1], reverse=True)
+        by_state: dict[str, Course] = {}
+        for *_, course in left:
+            by_state.setdefault(_text(_state_of(course, rows)), course)
+        courses = list(by_state.values())
+    return courses
+
+
+def _state_of(course: Course, rows: Mapping[str, Facts]) -> dict[str, Any]:
+    return _carried([*course.events, *(rows[each.event_id] for each in course.events if each.event_id in rows)])
+
+
+def _carried(events: Sequence[Facts]) -> dict[str, Any]:
     carried: dict[str, Any] = {}
-    for each in earlier:
+    for each in events:
         carried |= each.after
-    if earlier:
-        start: object = state(carried) if common <= carried.keys() else None
-    else:
-        start = NOTHING if any(each.is_first for each in group) else None
+    return carried
+
+
+def _text(state: object) -> str:
+    return json.dumps(state, sort_keys=True, default=str)
+
+
+Key = tuple[bool, int, bool, str]
+
+
+def _ends(
+    second: list[Facts], course: Course, rows: Mapping[str, Facts], listing: Listing | None
+) -> list[tuple[int, Key, Course]]:
+    """Return where *second* may end after *course*: the gaps, how much the end is preferred, and the course."""
+    if len(second) > SECOND_EVENTS_MAX:
+        raise TooMany
+    common = set.intersection(*({*each.after} & {*(each.before or each.after)} for each in second))
+    after = {each.event_id: _text({name: each.after[name] for name in common}) for each in second}
     before = {
-        each.event_id: NOTHING if each.is_first else state(each.after if each.before is None else each.before)
-        for each in group
+        each.event_id: NOTHING if each.is_first else _text({name: (each.before or each.after)[name] for name in common})
+        for each in second
     }
-    after = {each.event_id: state(each.after) for each in group}
-    best = _best(group, before, after, start)
-    if _gaps(best, before, after, start) == 0:
-        return best, set()
-    twins: dict[tuple[object, object], list[Facts]] = {}
-    for each in sorted(group, key=_seniority):
-        twins.setdefault((before[each.event_id], after[each.event_id]), []).append(each)
-    once = _best([same[-1] for same in twins.values()], before, after, start)
-    doubles = {each.event_id for same in twins.values() for each in same[:-1]}
-    return [each for kept in once for each in twins[before[kept.event_id], after[kept.event_id]]], doubles
+    equal: dict[tuple[object, object], list[Facts]] = {}
+    for each in sorted(second, key=_seniority):
+        equal.setdefault((before[each.event_id], after[each.event_id]), []).append(each)
+    sets = [kept for kept in _kept_sets(equal) if listing is None or _fits(kept, second, listing, rows)]
+    found: list[tuple[int, Key, Course]] = []
+    for start in _starts(second, course, common, before, after):
+        orders = {tuple(each.event_id for each in kept): _best_orders(kept, before, after, start) for kept in sets}
+        fewest = min(gaps for gaps, _ in orders.values())
+        fitting = [kept for kept in sets if orders[tuple(each.event_id for each in kept)][0] == fewest]
+        # As few are left out as do, and of several those of the step with the greatest id.
+        chosen = max(fitting, key=lambda kept: (len(kept), _greatest_left_out(second, kept, equal)))
+        for kept in fitting:
+            for order in orders[tuple(each.event_id for each in kept)][1]:
+                laid, twins = _with_twins(order, second, before, after)
+                steps = [rows[each.event_id] for each in laid if each.event_id in rows]
+                key = (kept is chosen, *_preference(order[-1]))
+                whole = Course([*course.events, *laid], [*course.laid, *steps], course.twins | twins)
+                found.append((fewest + (start is None), key, whole))
+    fewest = min(gaps for gaps, *_ in found)
+    # To begin anywhere is worse than to begin where it is known to, and better than a gap.
+    return [(gaps, key, each) for gaps, key, each in found if gaps == fewest]
 
 
-def _best(
-    group: Sequence[Facts], before: Mapping[str, object], after: Mapping[str, object], start: object
-) -> list[Facts]:
-    """Of all orders with the fewest gaps, the one that ends with the most senior event, and so on backwards."""
-    # From the end: the first of the best, where the most preferred come first, is the one that is wanted.
-    backwards = permutations(sorted(group, key=_preference, reverse=True))
-    return list(min(backwards, key=lambda order: _gaps(order[::-1], before, after, start))[::-1])
+def _kept_sets(equal: Mapping[tuple[object, object], list[Facts]]) -> Iterator[list[Facts]]:
+    """Yield what may be kept of a second's events: of equal steps any number, those with the greatest ids."""
+    kept: list[list[Facts]] = [[]]
+    for same in equal.values():
+        kept = [[*each, *same[less:]] for each in kept for less in range(len(same))]
+    yield from kept
+
+
+def _fits(kept: Sequence[Facts], second: Sequence[Facts], listing: Listing, rows: Mapping[str, Facts]) -> bool:
+    """Return whether *kept* holds each step at least as often as it is listed, or just as often where all are."""
+    counts, told = (_balance_steps(events, rows) for events in (kept, second))
+    least = _balance_steps(list({_text([each.before, each.after]): each for each in second}.values()), rows)
+    for step, times in listing.steps.items():
+        wanted = min(times, told[step])
+        if counts[step] < wanted or (listing.is_whole and counts[step] > max(wanted, least[step])):
+            return False
+    return True
+
+
+def _balance_steps(events: Sequence[Facts], rows: Mapping[str, Facts]) -> Counter[tuple[object, object]]:
+    steps = [rows[each.event_id] for each in events if each.event_id in rows]
+    return Counter((each.before["amount"], each.after["amount"]) for each in steps if each.before is not None)
+
+
+def _greatest_left_out(
+    second: Sequence[Facts], kept: Sequence[Facts], equal: Mapping[tuple[object, object], list[Facts]]
+) -> list[tuple[bool, str]]:
+    out = [each for each in second if each not in kept]
+    return sorted((_seniority(same[-1]) for same in equal.values() for each in same if each in out), reverse=True)
+
+
+def _starts(
+    second: Sequence[Facts],
+    course: Course,
+    common: set[str],
+    before: Mapping[str, object],
+    after: Mapping[str, object],
+) -> list[object]:
+    """Return the states in which a second may begin, None for any: where the last event not later in time ended."""
+    stamp, rank = second[0].stamp, second[0].rank
+    earlier = [each for each in course.events if each.stamp <= stamp]
+    nothing = [NOTHING] if any(each.is_first for each in second) else []
+    if not earlier:
+        return nothing or [None]
+    carried = _carried(earlier)
+    shared = {name for name in common if name in carried}
+    known = _text({name: carried[name] for name in shared})
+    fitting = [
+        before[each.event_id]
+        for each in second
+        if not each.is_first and _text({name: (each.before or each.after)[name] for name in shared}) == known
+    ]
+    moving = [
+        after[each.event_id]
+        for each in second
+        if earlier[-1].rank < rank and not each.before and each.source != "observation"
+    ]
+    return list(dict.fromkeys([*nothing, *(fitting or [known]), *moving]))
+
+
+def _best_orders(
+    kept: Sequence[Facts], before: Mapping[str, object], after: Mapping[str, object], start: object
+) -> tuple[int, list[list[Facts]]]:
+    """Return the fewest gaps of any order of *kept*, and for each state it may end in the most preferred such order."""
+    # From the end: the first, where the most preferred come first, is the one that is wanted.
+    fewest, ends = len(kept) + 1, dict[object, list[Facts]]()
+    for backwards in permutations(sorted(kept, key=_preference, reverse=True)):
+        order = list(backwards[::-1])
+        gaps = _gaps(order, before, after, start)
+        if gaps < fewest:
+            fewest, ends = gaps, {}
+        if gaps == fewest:
+            ends.setdefault(after[order[-1].event_id], order)
+    return fewest, list(ends.values())
+
+
+def _with_twins(
+    order: Sequence[Facts], second: Sequence[Facts], before: Mapping[str, object], after: Mapping[str, object]
+) -> tuple[list[Facts], set[str]]:
+    """Return *order* with the events that it leaves out next to the last step that they repeat, and their ids."""
+    laid = list(order)
+    twins = [each for each in sorted(second, key=_seniority) if each not in order]
+    for twin in twins:
+        step = (before[twin.event_id], after[twin.event_id])
+        laid.insert(
+            max(
+                i
+                for i, each in enumerate(laid)
+                if each in order and (before[each.event_id], after[each.event_id]) == step
+            ),
+            twin,
+        )
+    return laid, {each.event_id for each in twins}
 
 
 def _gaps(order: Sequence[Facts], before: Mapping[str, object], after: Mapping[str, object], start: object) -> int:
@@ -223,3 +397,57 @@ def _seniority(facts: Facts) -> tuple[bool, str]:
 def _preference(facts: Facts) -> tuple[int, bool, str]:
     prefer: Callable[[Facts], int] = folds.SHAPES[facts.subject.table].prefer
     return (prefer(facts), *_seniority(facts))
+
+
+# ---- Rule 9: a balance has two witnesses ----
+
+
+def _balance(subject: Subject, own: Sequence[Facts], customer: Sequence[Facts]) -> Folded:
+    """Return the balance as the customer says in its default currency, and as the newer of the two says in others."""
+    told_by = {each.event_id for each in customer}
+    by_customer = {each.event_id: each for each in own if each.event_id in told_by}
+    readings: dict[object, Facts] = {}
+    for each in sorted(
+        (each for each in own if each.event_id not in told_by), key=lambda each: (each.created, each.event_id)
+    ):
+        readings[each.columns["_transaction"]] = each
+    transactions = list(readings.values())
+    ledger = _ledger_order(transactions)
+    read_at = ledger[-1].created if ledger else None
+    listings = {
+        stamp: _listing(list(group), stamp[0] < read_at) for stamp, group in groupby(ledger, lambda each: each.stamp)
+    }
+    courses = _courses(customer, by_customer, listings)
+    result = _folded(courses) if by_customer else None
+    if result is None or (
+        ledger
+        and read_at > result.order[-1].created  # type: ignore[operator]  # as above
+        and _carried(courses[0].events).get("currency") != subject.currency
+    ):
+        laid = [*(result.order if result else []), *ledger]
+        return Folded(joined(laid), laid, result.twins if result else set(), is_ambiguous=False)
+    laid = [*ledger, *result.order]
+    return Folded(joined(laid), laid, result.twins, result.is_ambiguous)
+
+
+def _listing(steps: Sequence[Facts], is_whole: bool) -> Listing:  # noqa: FBT001 - named by its place
+    counts = Counter[tuple[object, object]](((each.before or {})["amount"], each.after["amount"]) for each in steps)
+    return Listing(counts, steps[-1].after["amount"], is_whole)
+
+
+def _ledger_order(transactions: Sequence[Facts]) -> list[Facts]:
+    """Return *transactions* in the order with the fewest breaks, second by second from 0; none is a twin."""
+    laid: list[Facts] = []
+    for _, group in groupby(sorted(transactions, key=lambda each: each.stamp), lambda each: each.stamp):
+        second = sorted(group, key=_preference, reverse=True)
+        if len(second) > SECOND_EVENTS_MAX:
+            raise TooMany
+        known = laid[-1].after["amount"] if laid else 0
+        orders = [list(order[::-1]) for order in permutations(second)]
+        laid += min(orders, key=lambda order: _breaks(order, known))
+    return laid
+
+
+def _breaks(order: Iterable[Facts], known: object) -> int:
+    states = [(None, known), *((each.before["amount"], each.after["amount"]) for each in order if each.before)]
+    return sum(before != reached for (_, reached), (before, _) in pairwise(states))

@@ -9,7 +9,10 @@ from sqlalchemy import Engine, Row, Select, Table, select, text
 
 from api.reads import OrderFilters
 from schemas import database, feed, lookup, tables
+from worker import projection, refunding
 from worker.folds import payment
+from worker.folds.facts import Subject
+from worker.folds.join import Joined
 
 pytestmark = pytest.mark.integration
 
@@ -132,7 +135,7 @@ ASKED: Final = {
         f"SELECT id FROM charges WHERE {WORLD} AND payment_intent = 'pi_1'",
     ),
     "charges_invoice": (
-        "the charges of an order's invoice, before basil (order_book)",
+        "the charges of an order's invoice (order_book, refunding)",
         f"SELECT id FROM charges WHERE {WORLD} AND invoice = 'in_1'",
     ),
     "disputes_payment_intent": (
@@ -287,6 +290,62 @@ def test_a_page_of_the_feed_looks_at_a_bounded_part_of_it(engine: Engine) -> Non
     assert pages < PAGES_MAX
 
 
+@pytest.mark.parametrize("order", ["cs_7", "cs_8"], ids=["by its intent", "by its invoice"])
+def test_an_order_s_money_is_found_without_looking_at_others(engine: Engine, order: str) -> None:
+    """What was refunded of one order costs the same however many charges, refunds and payments there are."""
+    fill(engine, _MUCH_MONEY)
+    book = tables.order_book
+    where = (book.c.account == "", book.c.livemode.is_(True), book.c.id == order)
+    shown = select(book.c.refunded_amount, book.c.disputed_amount, book.c.refund_status).where(*where)
+
+    found, pages = looked_at(engine, shown)
+
+    assert [tuple(row) for row in found] == [(500, 0, "partial")]
+    assert pages < PAGES_MAX
+
+
+@pytest.mark.parametrize("table", ["orders", "charges", "refunds", "invoice_payments"])
+def test_a_batch_finds_its_refunds_without_looking_at_others(engine: Engine, table: str) -> None:
+    """Which orders a batch's rows refund is found at the cost of the batch, whichever side came last."""
+    fill(engine, _MUCH_MONEY)
+    prefix = {"orders": "cs", "charges": "ch", "refunds": "re", "invoice_payments": "inpay"}[table]
+    subjects = [Subject(table, "", True, f"{prefix}_{number}") for number in (7, 8)]  # noqa: FBT003 - the mode
+    with database.transaction(engine) as connection, database.cursor(connection) as cursor:
+        rows = projection.load(cursor, subjects)
+        joined = {
+            subject: Joined(row, (), (), "webhook", is_whole=True, replace_all=False) for subject, row in rows.items()
+        }
+        found = refunding.changes(cursor, refunding.moved(joined, {}))
+        # Tables without rows are read whole, which costs nothing.
+        cursor.execute("SELECT relname FROM pg_stat_xact_user_tables WHERE seq_scan > 0 AND seq_tup_read > 0")
+        read_whole = cursor.fetchall()
+
+    refunded = {row["subject_id"]: row["after"]["refunded_amount"] for row in found}
+    assert refunded == ({"cs_8": 500} if table == "invoice_payments" else {"cs_7": 500, "cs_8": 500})
+    assert read_whole == []
+
+
+# Orders with an even number have an invoice. Each was paid 1500, of which 500 were refunded.
+_MUCH_MONEY: Final = """
+INSERT INTO orders (account, livemode, id, status, currency, amount_total, payment_intent, invoice, as_of, event_id)
+SELECT '', true, 'cs_' || n, 'paid', 'usd', 1500, CASE WHEN n %% 2 = 1 THEN 'pi_' || n END,
+    CASE WHEN n %% 2 = 0 THEN 'in_' || n END, now(), 'evt_' || n
+FROM generate_series(1, %(rows)s) AS n;
+INSERT INTO charges (account, livemode, id, payment_intent, status, currency, amount, captured, amount_captured,
+    captured_at, amount_refunded, as_of, event_id)
+SELECT '', true, 'ch_' || n, 'pi_' || n, 'succeeded', 'usd', 1500, true, 1500, now(), 500, now(),
+    'evt_' || n
+FROM generate_series(1, %(rows)s) AS n;
+INSERT INTO refunds (account, livemode, id, charge, status, currency, amount, created, as_of, event_id)
+SELECT '', true, 're_' || n, 'ch_' || n, 'succeeded', 'usd', 500, now(), now(), 'evt_' || n
+FROM generate_series(1, %(rows)s) AS n;
+INSERT INTO disputes (account, livemode, id, charge, status, currency, amount, as_of, event_id)
+SELECT '', true, 'dp_' || n, 'ch_' || n, 'won', 'usd', 1500, now(), 'evt_' || n
+FROM generate_series(1, %(rows)s) AS n;
+INSERT INTO invoice_payments (account, livemode, id, invoice, payment_intent, as_of, event_id)
+SELECT '', true, 'inpay_' || n, 'in_' || n, 'pi_' || n, now(), 'evt_' || n
+FROM generate_series(2, %(rows)s, 2) AS n
+"""
 _MANY_ORDERS: Final = """
 INSERT INTO orders (account, livemode, id, status, customer, created, as_of, event_id)
 SELECT 'acct_' || n %% 7, true, 'cs_' || n, 'paid', 'cus_' || n, now() + n * interval '1 second', now(), 'evt_' || n
@@ -318,7 +377,8 @@ SELECT seq, CASE WHEN seq <= 4 THEN 'parked' ELSE 'folded' END, 'unreadable', 1,
 def fill(engine: Engine, statement: str) -> None:
     """Insert as many rows as matter, and let the planner know of them."""
     with database.transaction(engine) as connection, database.cursor(connection) as cursor:
-        cursor.execute(statement, {"rows": ROWS})
+        for each in statement.split(";"):
+            cursor.execute(each, {"rows": ROWS})
         cursor.execute("ANALYZE")
 
 

@@ -201,7 +201,7 @@ def test_complete_is_what_the_set_says(rng: random.Random) -> None:
     steps = [a_step(number, rng) for number in range(rng.randint(1, 7))]
     arrived = rng.sample(steps, len(steps))
 
-    row = arrive(split(arrived, rng))
+    row = arrive(split(arrived, rng)).row
     whole = join.fold_all(folds.SHAPES["orders"], steps)
     assert whole is not None
     assert row == whole.row

@@ -10,7 +10,7 @@ from sqlalchemy import Engine, text
 from deploy.sandbox.account import Account
 from deploy.sandbox.rendering import render, twin
 from schemas import database, observations
-from tests import ledger
+from tests import busy, ledger
 from worker import timekeeping
 from worker.folds.portal import SESSION_CLOCK_EXPIRED
 from worker.rebuild import refolded
@@ -251,6 +251,78 @@ def test_the_two_witnesses_of_a_balance_differ(engine: Engine, account: Account)
 
     assert ledger.rows(engine, "SELECT amount FROM balances") == [{"amount": -500}]
     assert ledger.anomalies(engine) == ["balance_differs"]
+
+
+SECOND = (
+    busy.customer("evt_0", 0, 0),
+    busy.customer("evt_1", 9, -500, {"balance": 0}),
+    busy.customer("evt_2", 9, 0, {"balance": -500}),
+    busy.customer("evt_3", 9, -500, {"balance": 0}),
+)
+"""A customer's balance goes down, up and down again within a second."""
+
+
+def test_the_ledger_makes_no_balance_worse(engine: Engine) -> None:
+    """A busy second is a doubt until the ledger is read, and right after that: however both arrive, and rebuilt."""
+    read = [
+        busy.transaction(f"cbtxn_{n}", *each, 9, read_at=9)
+        for n, each in enumerate(((-500, -500), (500, 0), (-500, -500)))
+    ]
+    ledger.take_in(engine, *SECOND)
+    assert ledger.rows(engine, "SELECT amount FROM balances") == [{"amount": -500}]
+    assert ledger.anomalies(engine) == ["ambiguous_order"]
+
+    chance = random.Random(7)
+    for arrival in range(8):
+        bodies = [*SECOND, *read]
+        if arrival:
+            ledger.clear(engine)
+            chance.shuffle(bodies)
+        ledger.take_in(engine, *bodies)
+        assert ledger.rows(engine, "SELECT amount FROM balances") == [{"amount": -500}]
+        changes = ledger.rows(engine, "SELECT amount FROM balance_changes ORDER BY id")
+        assert [row["amount"] for row in changes] == [-500, 500, -500]
+        assert ledger.anomalies(engine) == []
+    with refolded(engine, seed=8) as made:
+        assert ledger.digest_of(engine, made.schema) == ledger.digest_of(engine)
+
+
+@pytest.mark.parametrize(("before", "amount", "changes"), [(-500, -500, 3), (0, 0, 2)])
+def test_an_event_of_another_currency_ends_a_doubt(engine: Engine, before: int, amount: int, changes: int) -> None:
+    """What a customer was before its default currency became another decides the balance in the old one."""
+    switch = busy.customer("evt_4", 20, 300, {"balance": before, "currency": "usd"}, currency="eur")
+    bodies = [*SECOND, switch]
+    random_order = random.Random(9)
+
+    for _ in range(4):
+        ledger.clear(engine)
+        ledger.take_in(engine, *bodies)
+        found = ledger.rows(engine, "SELECT currency, amount FROM balances ORDER BY currency")
+        assert [part(row, "currency", "amount") for row in found] == [("eur", 300), ("usd", amount)]
+        assert len(ledger.rows(engine, "SELECT id FROM balance_changes")) == changes
+        assert ledger.anomalies(engine) == []
+        random_order.shuffle(bodies)
+
+
+def test_a_doubt_is_not_laid_over(engine: Engine) -> None:
+    """A later event, which would be laid over the row of a link, decides which step of a second in doubt was a twin."""
+    account = Account(seed=3)
+    link = account.create_payment_link()
+    account.advance(9)
+    account.update_payment_link(link, active=False)
+    off = account.events[-1]
+    account.update_payment_link(link, active=True)
+    account.advance(9)
+    account.update_payment_link(link, metadata={"step": "1"})
+    *early, later = [event.body for event in account.events]
+
+    ledger.take_in(engine, *early, twin(off, seed=1).body)
+    in_doubt = ledger.anomalies(engine)
+    ledger.take_in(engine, later)
+
+    assert in_doubt == ["ambiguous_order"]
+    assert ledger.anomalies(engine) == []
+    assert ledger.rows(engine, "SELECT active FROM payment_links") == [{"active": True}]
 
 
 # Invoices.

@@ -4,12 +4,12 @@ import random
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, insert, text
 
 from deploy.sandbox.account import Account
 from deploy.sandbox.history import shop_history, tangle
 from deploy.sandbox.line_items import line_items
-from schemas import checkout, database, observations
+from schemas import checkout, database, observations, tables
 from schemas.inbox import Delivery
 from tests import ledger
 from tests.command import ROOT
@@ -208,3 +208,111 @@ def test_every_rule_explains_itself() -> None:
         assert rule.title
         assert "https://docs.stripe.com/" in rule.explains
         assert f"| `{rule.name}` |" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+# Orders, charges, refunds and invoices as they are at rest; all amounts by hand.
+
+
+def written(engine: Engine, table: str, id_: str, **columns: object) -> None:
+    """Write one row as it is at rest."""
+    row = {"account": "", "livemode": False, "id": id_, "event_id": "evt_1", "as_of": ledger.NOW, **columns}
+    with database.transaction(engine) as connection:
+        connection.execute(insert(tables.metadata.tables[table]), row)
+
+
+PRESENTED = {"presentment_currency": "cad", "presentment_amount": 2055}
+
+
+def states(engine: Engine, rule: str) -> tuple[str, list[Finding]]:
+    """Return what came of *rule* where it is about one row, and what was found."""
+    tallies, findings = checked(engine)
+    tally = tallies[rule]
+    assert tally.checked == 1
+    return ("holds" if tally.holds else "broken" if tally.broken else "not provable"), [
+        each for each in findings if each.rule == rule
+    ]
+
+
+@pytest.mark.parametrize(
+    ("order", "charge", "state", "currency"),
+    [
+        ({}, {}, "holds", None),
+        (PRESENTED, {"currency": "cad", "amount": 2055}, "holds", None),
+        (PRESENTED, {}, "holds", None),
+        (PRESENTED, {"currency": "cad"}, "broken", "cad"),
+        ({"presentment_currency": "cad"}, {"currency": "cad"}, "not provable", "cad"),
+        ({}, {"currency": "cad", "amount": 2055}, "broken", None),
+        # The rest of what was authorized was released.
+        ({}, {"amount_captured": 1000}, "holds", None),
+        ({}, {"amount_captured": 1600}, "broken", "usd"),
+        ({}, {"amount": 1400, "amount_captured": 1400}, "broken", "usd"),
+        ({}, {"captured": False, "amount_captured": 0}, "not provable", None),
+        ({"currency": None}, {}, "not provable", None),
+        ({"amount_total": None}, {}, "not provable", "usd"),
+    ],
+)
+def test_what_an_order_was_charged(
+    engine: Engine, order: dict[str, object], charge: dict[str, object], state: str, currency: str | None
+) -> None:
+    """A paid order's total is compared with its captured charge, in the order's or in the buyer's currency."""
+    paid = {"status": "paid", "mode": "payment", "payment_intent": "pi_1", "lines_complete": False}
+    written(engine, "orders", "cs_1", **{**paid, "currency": "usd", "amount_total": 1500, **order})
+    whole = {"payment_intent": "pi_1", "status": "succeeded", "captured": True, "currency": "usd", "amount": 1500}
+    written(engine, "charges", "ch_1", **{**whole, "amount_captured": charge.get("amount", 1500), **charge})
+
+    found, findings = states(engine, "order-charged")
+
+    assert found == state
+    assert [each.currency for each in findings] == ([] if state == "holds" else [currency])
+    if found == "broken" and currency is None:
+        assert findings[0].detail == "order and charge are in two currencies: USD and CAD"
+
+
+@pytest.mark.parametrize(
+    ("refund", "charge", "state"),
+    [
+        ({"amount": 1500}, {}, "holds"),
+        ({"amount": 1501}, {}, "broken"),
+        ({"amount": 1000}, {"amount_captured": 1000}, "holds"),
+        ({"amount": 1200}, {"amount_captured": 1000}, "not provable"),
+        # Of a hold that was canceled a refund may be made that names no such reason.
+        ({"amount": 1500}, {"captured": False, "amount_captured": 0}, "holds"),
+        ({"amount": 1500, "status": None}, {}, "holds"),
+        ({"amount": 100, "currency": "cad"}, {}, "broken"),
+    ],
+)
+def test_what_a_charge_gave_back(
+    engine: Engine, refund: dict[str, object], charge: dict[str, object], state: str
+) -> None:
+    """No more is refunded than was charged; what is more than was captured may be a step that is not known."""
+    written(engine, "refunds", "re_1", **{"charge": "ch_1", "status": "succeeded", "currency": "usd", **refund})
+    whole = {"status": "succeeded", "captured": True, "currency": "usd", "amount": 1500, "amount_captured": 1500}
+    written(engine, "charges", "ch_1", **{**whole, **charge})
+
+    found, findings = states(engine, "refunds-within-charge")
+
+    assert found == state
+    if refund.get("currency"):
+        assert findings[0].detail == "a refund is in another currency than its charge: CAD and USD"
+
+
+def test_a_charge_that_reports_refunds_that_are_not_known(engine: Engine) -> None:
+    """A charge that reports 500 refunded where no refund is known proves that one is missing; a hold does not."""
+    written(engine, "charges", "ch_1", status="succeeded", captured=True, currency="usd", amount_refunded=500)
+    written(engine, "charges", "ch_2", status="succeeded", captured=False, currency="usd", amount_refunded=500)
+
+    found, (finding,) = states(engine, "charge-refunded")
+
+    assert (found, finding.id, finding.detail) == ("not provable", "ch_1", "not all of its refunds are known")
+
+
+@pytest.mark.parametrize(
+    ("overpaid", "remaining", "state"),
+    [(300, 0, "not provable"), (None, 0, "not provable"), (0, 0, "broken"), (300, -300, "holds")],
+)
+def test_an_invoice_that_is_overpaid(engine: Engine, overpaid: int | None, remaining: int, state: str) -> None:
+    """Of 900 due and 1200 paid it is not documented what remains; without an overpaid amount that is no excuse."""
+    amounts = {"amount_due": 900, "amount_paid": 1200, "amount_remaining": remaining, "amount_overpaid": overpaid}
+    written(engine, "invoices", "in_1", currency="usd", status="paid", deleted=False, **amounts)
+
+    assert states(engine, "invoice-amounts")[0] == state

@@ -23,6 +23,8 @@ TESTS = (
     *("tests/test_harm.py", "tests/test_lines.py", "tests/test_corrections.py", "tests/test_history.py"),
 )
 JOIN = "worker/folds/join.py"
+CHAIN = "worker/folds/chain.py"
+BALANCE = "worker/folds/balance.py"
 SESSION = "worker/folds/checkout_session.py"
 PROJECTION = "worker/projection.py"
 BREAK_SECONDS_MAX = 600
@@ -50,9 +52,9 @@ BREAKS = (
     ),
     Break(
         "a chain with a gap is laid over",
-        JOIN,
-        "return None if is_choice or _gaps(edges, start) else",
-        "return None if is_choice else",
+        CHAIN,
+        "    if gaps or len(ends) > 1 or _spare(edges):\n",
+        "    if len(ends) > 1 or _spare(edges):\n",
     ),
     Break(
         "stamp before rank", "worker/folds/facts.py", "return (self.rank, self.stamp)", "return (self.stamp, self.rank)"
@@ -82,26 +84,66 @@ BREAKS = (
     ),
     Break(
         "greatest id decides a second",
-        JOIN,
-        "    ordered, ambiguous = _path(shape, edges, start)\n",
-        "    ordered, ambiguous = sorted(edges, key=lambda edge: edge.facts.event_id), False\n",
+        CHAIN,
+        "    for edge in reversed(_in_order(ending, rules.prefer)):\n",
+        "    for edge in sorted(ending.edges, key=_seniority_of, reverse=True):\n",
+    ),
+    Break("no anchor", CHAIN, "    found += fitting or [known]\n", "    found.append(None)\n"),
+    Break(
+        "a later second is the anchor of an earlier one",
+        CHAIN,
+        "course.group and course.group[0].stamp > position[1]:",
+        "course.group and False:",
     ),
     Break(
-        "no anchor",
-        JOIN,
-        "    return _state(carried, names) if set(names) <= set(carried) else None",
-        "    return None",
+        "twins are never dropped",
+        CHAIN,
+        "    while gaps := _gaps(found[0][0], start):\n",
+        "    while gaps := 0:\n",
     ),
-    Break("twins are always dropped", JOIN, "    if _gaps(edges, start):\n", "    if True:\n"),
-    Break("twins are never dropped", JOIN, "    if _gaps(edges, start):\n", "    if False:\n"),
+    Break("a possible twin is no doubt", CHAIN, "        if gaps_left == gaps:\n", "        if False:\n"),
+    Break(
+        "a doubt is forgotten", CHAIN, "    return list(distinct.values())[:COURSES_MAX]\n", "    return followed[:1]\n"
+    ),
+    Break(
+        "what moved the rank does not begin it",
+        CHAIN,
+        "    if earlier.group[0].rank < edges[0].facts.rank:\n",
+        "    if False:\n",
+    ),
+    Break(
+        "the ledger is no witness of twins",
+        BALANCE,
+        "testimony={} if ledger is None else _testimony(ledger)",
+        "testimony={}",
+    ),
+    Break("a ledger begins anywhere", BALANCE, 'start={"amount": 0}, ', ""),
+    Break(
+        "a balance is decided by its own columns alone",
+        "worker/folds/customer.py",
+        "            _balance=customer.balance,\n",
+        "",
+    ),
+    Break(
+        "a row in doubt is laid over",
+        PROJECTION,
+        "refold = anew | _in_doubt(cursor, (facts.keys() - anew) | led)",
+        "refold = set(anew)",
+    ),
+    Break(
+        "rows that share an order are not folded with it",
+        PROJECTION,
+        "refold |= {each for each in led if join.leader_of(",
+        "refold |= {each for each in led if False and join.leader_of(",
+    ),
     Break(
         "something comes before created",
-        JOIN,
+        CHAIN,
         "_NOTHING if facts.is_first else _state(_before(facts), names)",
         "_state(_before(facts), names)",
     ),
     Break(
-        "no state before", JOIN, "return facts.after if facts.before is None else facts.before", "return facts.after"
+        "no state before", CHAIN, "return facts.after if facts.before is None else facts.before", "return facts.after"
     ),
     Break(
         "null does not count as carried",
@@ -171,8 +213,8 @@ BREAKS = (
     Break(
         "refold from the batch alone",
         PROJECTION,
-        "if one.subject in found:\n",
-        "if one.subject in found and one.event_id in {e.event_id for s in at_hand.values() for e in s}:\n",
+        "            if one.subject in found:\n",
+        "            if one.subject in found and one.event_id in {e.event_id for s in at_hand.values() for e in s}:\n",
     ),
     Break(
         "parked events are folded along",
@@ -207,7 +249,9 @@ BREAKS = (
         "and (account, livemode, anomaly) not in held",
         "and anomaly not in {each for _, _, each in held}",
     ),
-    Break("nobody is refunded", "worker/refunding.py", "return cursor.fetchone() == (True,)", "return False"),
+    Break(
+        "nobody is refunded", "worker/refunding.py", "return _changes(cursor, _refunded(cursor, moved))", "return []"
+    ),
     Break("what was told is told again", PROJECTION, "if cursor.fetchone() == (True,):", "if False:"),
     Break("the old row is trusted", PROJECTION, "        if each.again:\n", "        if False:\n"),
     Break(

@@ -226,7 +226,7 @@ def _differing(
             joined = None if row is None else join.advance(shape, row, at_hand[subject])
             archived += joined is None
         else:
-            joined = join.fold_all(shape, [*facts, *at_hand[subject]])
+            joined = join.fold_all(shape, [*facts, *join.with_leader(shape, subject, at_hand)])
         if joined is not None and _object_of(subject) not in on_the_way:
             found[subject] = joined
     found |= settling.settled(cursor, settling.open_orders(found))

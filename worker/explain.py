@@ -4,7 +4,8 @@ The order of events is the join's own (``join.in_order``), and the row is its re
 second time.
 """
 
-from collections.abc import Iterable, Mapping
+import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final
@@ -16,10 +17,11 @@ from sqlalchemy import Engine
 from schemas import database, tables
 from schemas.database import Cursor
 from schemas.errors import NotFoundError
-from worker import folds, projection, settling
+from worker import behind, folds, projection, settling
 from worker.folds import join, payment
+from worker.folds.chain import Path
 from worker.folds.facts import Event, Facts, Row, Subject
-from worker.folds.join import Joined, Path, Shape
+from worker.folds.join import Joined, Shape
 from worker.folds.payment import Payment
 
 _KEY: Final = ("account", "livemode", "event_id", "as_of")
@@ -34,7 +36,8 @@ class Explanation:
     """A row of *table* as its events make it, None where they make none; what set each column; and its *timeline*.
 
     *columns* are dicts of column, value, event_id, type, created and how; *timeline* dicts of event_id, type, created,
-    received_at, source, api_version, state, verdict and sets. *anomalies* are those in force.
+    received_at, source, api_version, state, verdict and sets. *anomalies* are those in force. *money* is what is behind
+    an order's refunded amount: see ``behind.of_order``.
 
     Where payloads are archived, the row is the one at rest, and what set a column is not known: it may have been one of
     these events. As of an earlier time there is no row then.
@@ -49,6 +52,7 @@ class Explanation:
     timeline: list[dict[str, Any]]
     anomalies: list[dict[str, Any]] = field(default_factory=list)
     dashboard: str | None = None
+    money: list[dict[str, Any]] = field(default_factory=list)
 
 
 def explain(engine: Engine, subject: Subject, *, as_of: datetime | None = None) -> Explanation:
@@ -57,13 +61,21 @@ def explain(engine: Engine, subject: Subject, *, as_of: datetime | None = None) 
     Raises:
         NotFoundError: no event speaks of it, or none had by then.
     """
+    told = _explained(engine, subject, as_of)
+    if subject.table != "orders" or told.row is None:
+        return told
+    with database.transaction(engine) as connection, database.cursor(connection) as cursor:
+        return dataclasses.replace(told, money=behind.of_order(cursor, told.row, as_of=as_of))
+
+
+def _explained(engine: Engine, subject: Subject, as_of: datetime | None) -> Explanation:
     with database.transaction(engine) as connection, database.cursor(connection) as cursor:
         cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
         told = _told(cursor, subject, as_of)
         anomalies = [] if as_of is not None else _anomalies(cursor, subject)
         at_rest = None if as_of is not None else projection.load(cursor, [subject]).get(subject)
         facts = _facts(subject, told)
-        own = join.fold_all(folds.SHAPES[subject.table], facts.values()) if facts else None
+        own = join.fold_all(folds.SHAPES[subject.table], facts)
         joined = None if own is None else _settled(cursor, subject, own, as_of)
         by = _decider(cursor, subject, own, joined)
     if not told:
@@ -73,7 +85,7 @@ def explain(engine: Engine, subject: Subject, *, as_of: datetime | None = None) 
     shape = folds.SHAPES[subject.table]
     if any(each["payload"] is None and each["state"] == "folded" for each in told):
         return _in_part(subject, shape, told, at_rest, anomalies)
-    path = join.in_order(shape, facts.values()) if joined is not None else _NO_PATH
+    path = join.in_order(shape, facts) if joined is not None else _NO_PATH
     row = None if joined is None else joined.row
     setters = {} if row is None else _setters(path, row)
     by_id = {each["id"]: each for each in told}
@@ -90,12 +102,13 @@ def explain(engine: Engine, subject: Subject, *, as_of: datetime | None = None) 
     )
 
 
-def _facts(subject: Subject, told: list[dict[str, Any]]) -> dict[str, Facts]:
-    """Return what each of the events *told* says of *subject*; nothing where a payload is archived."""
+def _facts(subject: Subject, told: list[dict[str, Any]]) -> list[Facts]:
+    """Return what the events *told* say of *subject* and of what orders it; nothing where a payload is archived."""
     folded = [each for each in told if each["state"] == "folded"]
     if any(each["payload"] is None for each in folded):
-        return {}
-    return {one.event_id: one for each in folded for one in folds.judge(_event(each)).facts if one.subject == subject}
+        return []
+    wanted = (subject, join.leader_of(folds.SHAPES[subject.table], subject))
+    return [one for each in folded for one in folds.judge(_event(each)).facts if one.subject in wanted]
 
 
 # ---- What an order's charges lay on ----
@@ -136,14 +149,14 @@ def _payment_as_of(cursor: Cursor, subject: Subject, order: Row, known: Payment,
 
 def _row_as_of(cursor: Cursor, subject: Subject, as_of: datetime) -> Row | None:
     facts = _facts(subject, _told(cursor, subject, as_of))
-    joined = join.fold_all(folds.SHAPES[subject.table], facts.values()) if facts else None
+    joined = join.fold_all(folds.SHAPES[subject.table], facts)
     return None if joined is None else {**joined.row, "source": joined.source, **_moved_by(joined.row, facts)}
 
 
-def _moved_by(row: Row, facts: Mapping[str, Facts]) -> Row:
+def _moved_by(row: Row, facts: Iterable[Facts]) -> Row:
     """Return which of *facts* captured or released the charge *row*; nothing where none did."""
     name = next((name for name in ("captured_at", "released_at") if row.get(name) is not None), "")
-    moved = [each for each in facts.values() if name and each.moments.get(name) == row[name]]
+    moved = [each for each in facts if name and each.moments.get(name) == row[name]]
     step = min(moved, key=lambda each: each.event_id, default=None)
     return {} if step is None else {"event_id": step.event_id, "as_of": step.created, "source": step.source}
 

@@ -308,8 +308,14 @@ def _compare(cursor: Cursor, objects: Sequence[Sequence[tuple[bool, list[Facts]]
                 told[one.subject] += [one] if stands else []
                 replaced.add((one.subject, one.event_id))
     known = projection.load(cursor, told)
-    for subject, facts in projection.facts_of(cursor, set(told), {}, with_pending=True).items():
-        told[subject] += [one for one in facts if (subject, one.event_id) not in replaced]
+    held = projection.facts_of(cursor, set(told), {}, with_pending=True)
+    told = {
+        subject: [
+            *join.with_leader(folds.SHAPES[subject.table], subject, told),
+            *(one for one in facts if (one.subject, one.event_id) not in replaced),
+        ]
+        for subject, facts in held.items()
+    }
     children = {table: _children(cursor, folds.SHAPES[table], of) for table, of in _by_table(told).items()}
     rows = _joined(cursor, told)
     for subject in told:

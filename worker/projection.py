@@ -42,6 +42,7 @@ from worker.folds import join
 from worker.folds.checkout_session import CORRECTED
 from worker.folds.facts import Anomaly, Event, Facts, Row, Subject, Value, utc
 from worker.folds.join import Joined
+from worker.refunding import Moved
 from worker.renderings import Choice
 
 FOLD_BATCH_MAX: Final = 500
@@ -78,11 +79,6 @@ class Claimed:
     attempts: int = 0
     choice: Choice | None = None
     stands: bool = False
-
-    @property
-    def is_history(self) -> bool:
-        """Whether it is folded again for another copy, which nobody signed."""
-        return self.choice is not None and self.choice.is_history
 
 
 class Share(NamedTuple):
@@ -492,23 +488,14 @@ def project(
     if not claimed:
         return []
     _let_stand(cursor, [each for each in claimed if each.stands])
-    _note_contradictions(cursor, claimed, now)
     part = _part(cursor, [(each, _judge(each)) for each in claimed if not each.stands])
     neighbours = history.neighbours(cursor, part.facts) if history.is_at_hand(cursor, fold_version) else None
     _lock(cursor, part.facts.keys() | part.anew | (neighbours or set()), part.objects)
     past, news = (None, part) if neighbours is None else _divided(cursor, part, neighbours, fold_version)
     passed = [] if past is None else _project(cursor, past, now, fold_version, withheld="fold_version")
-    copied, news = _copied(cursor, news)
-    passed += [] if copied is None else _project(cursor, copied, now, fold_version, withheld="rendering")
-    return passed if news is None else passed + _project(cursor, news, now, fold_version)
-
-
-def _copied(cursor: Cursor, part: _Part | None) -> tuple[_Part | None, _Part | None]:
-    """Return of *part* what only another copy moves that nobody signed, which is no news, and the rest."""
-    if part is None or not any(each.is_history for each, _ in part.judged):
-        return None, part
-    copied, rest = ([each for each in part.judged if each[0].is_history is is_history] for is_history in (True, False))
-    return _part(cursor, copied), _part(cursor, rest) if rest else None
+    passed += [] if news is None else _project(cursor, news, now, fold_version)
+    _note_contradictions(cursor, claimed, now)
+    return passed
 
 
 def _project(
@@ -530,7 +517,7 @@ def _project(
     _conclude(cursor, part.outcomes, now, fold_version)
     _set_aside(cursor, [event for event in events if event.type == folds.EVENT_IGNORED])
     passed = _settle(cursor, saved, open_orders, now)
-    _append_changes(cursor, saved, withheld)
+    _append_changes(cursor, saved, _Reasons(part, withheld))
     return passed
 
 
@@ -568,10 +555,6 @@ def _divided(
         return None, news
     waiting = {subject for subject in touched if _object_of(subject) in objects}
     return replace(past, anew=past.anew | waiting, objects=past.objects | objects), news
-
-
-def _object_of(subject: Subject) -> _Object:
-    return (subject.account, subject.livemode, subject.source)
 
 
 def _settle(cursor: Cursor, saved: _Saved, open_orders: dict[Subject, Joined], now: datetime) -> list[Subject]:
@@ -617,7 +600,7 @@ def _settle_passed(engine: Engine, orders: Sequence[Subject], *, now: datetime, 
         _lock(cursor, orders, ())
         keep_others_from_appending(cursor)
         _save_settled(cursor, saved := _Saved({}, {}, []), {}, orders, now)
-        _append_changes(cursor, saved)
+        _append_changes(cursor, saved, NEWS)
 
 
 def settle_all(cursor: Cursor, *, now: datetime, account: str | None = None) -> None:
@@ -625,7 +608,42 @@ def settle_all(cursor: Cursor, *, now: datetime, account: str | None = None) -> 
     for page in settling.pages(cursor, account):
         keep_others_from_appending(cursor)
         _save_settled(cursor, saved := _Saved({}, {}, []), {}, page, now)
-        _append_changes(cursor, saved)
+        _append_changes(cursor, saved, NEWS)
+
+
+class _Reasons:
+    """Why changes are not in the feed: all of a part that is *withheld*, and those by copies of what was known."""
+
+    def __init__(self, part: _Part, withheld: str | None) -> None:
+        self._withheld = withheld
+        history = [each for each, _ in part.judged if each.choice is not None and each.choice.is_history]
+        self._events = {(each.event.account, each.event.livemode, each.event.id) for each in history}
+        self._objects = {_object_of(subject) for each in history for subject in _rows_before(each)}
+        for subject, several in part.facts.items() if history else ():
+            if any(_by(one) not in self._events for one in several):
+                self._objects.discard(_object_of(subject))
+            else:
+                self._objects.add(_object_of(subject))
+
+    def of(self, subject: Subject, joined: Joined | None) -> str | None:
+        """Return why changes of the row *joined* of *subject*, or of one that is gone, are withheld; None for news."""
+        by = None if joined is None else joined.decided_by
+        is_by_history = by is not None and (subject.account, subject.livemode, by.event_id) in self._events
+        is_history = is_by_history or _object_of(subject) in self._objects
+        return self._withheld or ("rendering" if is_history else None)
+
+
+NEWS: Final = _Reasons(_Part((), {}, set(), set()), None)
+"""Nothing is withheld."""
+
+
+def _object_of(subject: Subject) -> _Object:
+    return (subject.account, subject.livemode, subject.source)
+
+
+def _by(one: Facts) -> _Object:
+    """Return the event that *one* is said by."""
+    return (one.subject.account, one.subject.livemode, one.event_id)
 
 
 def _let_stand(cursor: Cursor, standing: Sequence[Claimed]) -> None:
@@ -777,20 +795,25 @@ def _mention(cursor: Cursor, events: Sequence[Event], facts: dict[Subject, list[
 def _join(cursor: Cursor, facts: dict[Subject, list[Facts]], anew: set[Subject]) -> _Saved:
     known = load(cursor, facts.keys() | anew)
     joined: dict[Subject, Joined] = {}
-    refold = set(anew)
-    for subject in facts.keys() - anew:
+    led = _led_rows(cursor, facts.keys() - anew)
+    # A doubt is for all the events of the object to decide, which all of its rows share.
+    refold = anew | _in_doubt(cursor, (facts.keys() - anew) | led)
+    for subject in facts.keys() - refold:
         shape, row = folds.SHAPES[subject.table], known.get(subject)
         if row is not None and settling.is_laid_on(subject, row):
             refold.add(subject)
             continue
-        # Without a row nothing of the object has been folded, so what is at hand is all there is; unless others
-        # speak of it too.
-        result = join.fold_all(shape, facts[subject]) if row is None and shape.keeps_all else None
+        # An object without a row has no folded events, so that this batch has all of them; unless others speak of it.
+        leader = join.leader_of(shape, subject)
+        is_new = row is None and (shape.keeps_all if leader is None else leader not in known)
+        result = join.fold_all(shape, join.with_leader(shape, subject, facts)) if is_new else None
         result = join.advance(shape, row, facts[subject]) if row is not None else result
         if result is None:
             refold.add(subject)
         else:
             joined[subject] = result
+    refold |= {each for each in led if join.leader_of(folds.SHAPES[each.table], each) in refold}
+    known |= load(cursor, refold - facts.keys() - anew)
     gone = []
     for subject, all_facts in facts_of(cursor, refold, facts).items():
         result = join.fold_all(folds.SHAPES[subject.table], all_facts)
@@ -799,6 +822,32 @@ def _join(cursor: Cursor, facts: dict[Subject, list[Facts]], anew: set[Subject])
         elif subject in known:
             gone.append(subject)
     return _Saved(joined, known, gone)
+
+
+def _in_doubt(cursor: Cursor, subjects: Iterable[Subject]) -> set[Subject]:
+    """Return those of *subjects* whose order is noted as ambiguous, and the rows that order them."""
+    named = {_named(subject): subject for subject in subjects}
+    cursor.execute(
+        """
+        SELECT a.account, a.livemode, a.subject, a.subject_id
+        FROM unnest(%s::text[], %s::boolean[], %s::text[]) AS k (account, livemode, subject_id)
+        CROSS JOIN LATERAL (
+            SELECT * FROM anomalies AS a WHERE a.resolved_at IS NULL AND a.kind = %s
+                AND (a.account, a.livemode, a.subject_id) = (k.account, k.livemode, k.subject_id) OFFSET 0
+        ) AS a
+        """,
+        (*_world_arrays([*named.values()]), text_array([name for *_, name in named]), join.AMBIGUOUS_ORDER),
+    )
+    found = {named[row] for row in cursor.fetchall() if row in named}
+    leaders = {join.leader_of(folds.SHAPES[each.table], each) for each in found}
+    return found.union(each for each in leaders if each is not None)
+
+
+def _led_rows(cursor: Cursor, subjects: Iterable[Subject]) -> set[Subject]:
+    """Return the rows at rest that share the order of one of *subjects*, and so change with it."""
+    leaders = {shape.leader for shape in folds.SHAPES.values() if shape.leader}
+    found = {(each.account, each.livemode, each.id) for each in subjects if each.table in leaders}
+    return {each for each in _rows_of(cursor, found) if folds.SHAPES[each.table].leader}
 
 
 def load(cursor: Cursor, subjects: Iterable[Subject]) -> dict[Subject, Row]:
@@ -857,7 +906,7 @@ def _by_table(subjects: Iterable[Subject]) -> dict[str, list[Subject]]:
 def facts_of(
     cursor: Cursor, subjects: set[Subject], at_hand: dict[Subject, list[Facts]], *, with_pending: bool = False
 ) -> dict[Subject, list[Facts]]:
-    """Return all that the inbox says of *subjects*, but for what is parked, set aside, or still to be folded.
+    """Return all that the inbox says of *subjects* and of what orders them, but for what is not or no longer folded.
 
     Of what is to be folded that counts of which the facts are *at_hand*, or all *with_pending*.
     """
@@ -865,6 +914,9 @@ def facts_of(
     if not subjects:
         return found
     judged = [one for several in at_hand.values() for one in several]
+    led: dict[Subject | None, list[Subject]] = defaultdict(list)
+    for subject in subjects:
+        led[join.leader_of(folds.SHAPES[subject.table], subject)].append(subject)
     cursor.execute(
         f"""
         WITH k AS (
@@ -898,6 +950,8 @@ def facts_of(
         for one in folds.judge(_event(row, payloads)).facts:
             if one.subject in found:
                 found[one.subject].append(one)
+            for subject in led.get(one.subject, ()):
+                found[subject].append(one)
     return found
 
 
@@ -1067,6 +1121,15 @@ def _write_anomalies(
         )
 
 
+def _keeps(joined: Joined, kind: str) -> bool:
+    """Return whether an anomaly of *kind* may be in force though *joined*, of which not all events were read, has none.
+
+    What is at rest is in the doubt in which its last event left it.
+    """
+    is_of_order = kind == join.AMBIGUOUS_ORDER and joined.is_at_rest
+    return not joined.is_whole and (kind in join.SEEN_IN_ALL or is_of_order)
+
+
 def _note_contradictions(cursor: Cursor, claimed: Sequence[Claimed], now: datetime) -> None:
     """Write which anomalies are in force of the events of which copies were compared."""
     choices = [each.choice for each in claimed if each.choice is not None]
@@ -1120,15 +1183,6 @@ def _identified(table: str, name: str, anomaly: Anomaly) -> dict[str, Any]:
     }
 
 
-def _keeps(joined: Joined, kind: str) -> bool:
-    """Return whether an anomaly of *kind* may be in force though *joined*, of which not all events were read, has none.
-
-    What is at rest is in the doubt in which its last event left it.
-    """
-    is_of_order = kind == join.AMBIGUOUS_ORDER and joined.is_at_rest
-    return not joined.is_whole and (kind in join.SEEN_IN_ALL or is_of_order)
-
-
 def _named(subject: Subject) -> tuple[str, bool, str, str]:
     """Return what names the row of *subject* where rows of all tables stand together."""
     return (subject.account, subject.livemode, folds.SHAPES[subject.table].subject, tables.key_name(subject.key))
@@ -1155,8 +1209,8 @@ def _anomaly_row(subject: Subject, row: Row, anomaly: Anomaly, now: datetime) ->
     }
 
 
-def _append_changes(cursor: Cursor, saved: _Saved, withheld: str | None = None) -> None:
-    """Append what the rows that were *saved* imply, kept from the feed where they are *withheld*."""
+def _append_changes(cursor: Cursor, saved: _Saved, reasons: _Reasons) -> None:
+    """Append what the rows that were *saved* imply, withheld where there is a reason."""
     found = [
         {
             "account": subject.account,
@@ -1167,15 +1221,39 @@ def _append_changes(cursor: Cursor, saved: _Saved, withheld: str | None = None) 
             **_named_by(joined),
             "before": change.before,
             "after": change.after,
+            "withheld": reasons.of(subject, joined),
         }
         for subject, joined in saved.rows.items()
         for change in folds.SHAPES[subject.table].changes(saved.known.get(subject), joined.row)
     ]
     stock.add_lines(cursor, found)
-    moved = refunding.moved(saved.rows, saved.known)
-    if found or moved:
+    moved = _moved(saved, reasons)
+    if found or any(moved.values()):
         keep_others_from_appending(cursor)
-    append(cursor, found + refunding.changes(cursor, moved), withheld)
+    append(cursor, found + _refund_changes(cursor, moved))
+
+
+def _moved(saved: _Saved, reasons: _Reasons) -> dict[str | None, list[Moved]]:
+    """Return what may have moved the refunds of orders, by the reason why that is withheld, news first."""
+    rows: dict[str | None, dict[Subject, Joined]] = defaultdict(dict, {None: {}})
+    gone: dict[str | None, list[Subject]] = defaultdict(list)
+    for subject, joined in saved.rows.items():
+        rows[reasons.of(subject, joined)][subject] = joined
+    for subject in saved.gone:
+        gone[reasons.of(subject, None)].append(subject)
+    return {
+        reason: [*refunding.moved(rows[reason], saved.known), *refunding.vanished(gone[reason], saved.known)]
+        for reason in [*rows, *(gone.keys() - rows.keys())]
+    }
+
+
+def _refund_changes(cursor: Cursor, moved: Mapping[str | None, list[Moved]]) -> list[dict[str, Any]]:
+    """Return how the refunds of orders changed; withheld is what nothing but known history moved."""
+    found: dict[_Object, dict[str, Any]] = {}
+    for reason, rows in moved.items():
+        for row in refunding.changes(cursor, rows):
+            found.setdefault((row["account"], row["livemode"], row["subject_id"]), {**row, "withheld": reason})
+    return list(found.values())
 
 
 def _named_by(joined: Joined) -> dict[str, object]:

@@ -518,9 +518,9 @@ def _join_file(number: int) -> dict[str, Path]:
     for facts in _kept(job, number):
         told[facts.subject].append(facts)
     rows = {table.name: _Rows(table, job.folder) for table in (*tables.PROJECTIONS, tables.anomalies)}
-    while told:
-        subject, several = told.popitem()
-        joined = join.fold_all(folds.SHAPES[subject.table], several)
+    for subject in told:
+        shape = folds.SHAPES[subject.table]
+        joined = join.fold_all(shape, join.with_leader(shape, subject, told))
         if joined is None:
             continue
         rows[subject.table].add_row(joined.row)

@@ -140,24 +140,39 @@ CROSS JOIN LATERAL (
 WHERE o.mode IS DISTINCT FROM 'setup'
 """
 
+# Before basil the charge of a converted price is in the buyer's currency, and so is compared with what was presented.
+# Less may be captured than was authorized: then the rest was released, and the total is what was authorized.
 _PAID_ORDER: Final = """
 SELECT o.account, o.livemode, o.id,
-    CASE WHEN c.id IS NULL OR o.currency IS NULL OR c.currency IS NULL OR o.amount_total IS NULL OR c.amount IS NULL
-            THEN 'not provable'
-        WHEN c.currency = o.currency AND c.amount = o.amount_total THEN 'holds'
+    CASE WHEN c.id IS NULL OR o.currency IS NULL OR c.currency IS NULL THEN 'not provable'
+        WHEN NOT p.is_comparable THEN 'broken'
+        WHEN p.total IS NULL OR c.amount IS NULL THEN 'not provable'
+        WHEN p.total = c.amount AND c.amount >= p.captured THEN 'holds'
         ELSE 'broken' END,
-    CASE WHEN c.currency = o.currency THEN o.currency END, o.amount_total, c.amount,
+    CASE WHEN p.is_comparable THEN c.currency END,
+    CASE WHEN p.is_comparable THEN p.total ELSE o.amount_total END,
+    CASE WHEN p.total = c.amount THEN p.captured ELSE c.amount END,
     CASE WHEN c.id IS NULL THEN 'its charge is not known'
-        WHEN c.currency <> o.currency THEN 'order and charge are in two currencies'
+        WHEN o.currency IS NULL OR c.currency IS NULL THEN 'a currency is not known'
+        WHEN NOT p.is_comparable
+            THEN 'order and charge are in two currencies: ' || upper(o.currency) || ' and ' || upper(c.currency)
+        WHEN p.total IS NULL OR c.amount IS NULL THEN 'an amount is not known'
+        WHEN p.total = c.amount THEN 'more was captured than the total'
         ELSE 'the total is not what was charged' END,
     coalesce(o.created, o.as_of)
 FROM orders AS o
 LEFT JOIN LATERAL (
     SELECT * FROM charges AS t
     WHERE (t.account, t.livemode, t.payment_intent) = (o.account, o.livemode, o.payment_intent)
-        AND t.status = 'succeeded'
-    ORDER BY t.id LIMIT 1
+        AND t.status = 'succeeded' AND t.captured IS NOT FALSE
+    ORDER BY t.captured IS NULL, t.id LIMIT 1
 ) AS c ON true
+CROSS JOIN LATERAL (
+    SELECT coalesce(c.currency IN (o.currency, o.presentment_currency), false) AS is_comparable,
+        CASE c.currency WHEN o.currency THEN o.amount_total WHEN o.presentment_currency THEN o.presentment_amount END
+            AS total,
+        coalesce(c.amount_captured, c.amount) AS captured
+) AS p
 WHERE o.status = 'paid' AND o.mode = 'payment' AND o.payment_intent IS NOT NULL
 """
 
@@ -186,32 +201,48 @@ _INVOICE_AMOUNTS: Final = """
 SELECT account, livemode, id,
     CASE WHEN amount_due IS NULL OR amount_paid IS NULL OR amount_remaining IS NULL THEN 'not provable'
         WHEN amount_remaining = amount_due::numeric - amount_paid THEN 'holds'
+        WHEN coalesce(amount_overpaid, amount_paid::numeric - amount_due) > 0 THEN 'not provable'
         ELSE 'broken' END,
     currency, amount_remaining, amount_due::numeric - amount_paid,
     CASE WHEN amount_due IS NULL OR amount_paid IS NULL OR amount_remaining IS NULL THEN 'an amount is not known'
+        WHEN coalesce(amount_overpaid, amount_paid::numeric - amount_due) > 0
+            THEN 'more was paid than is due, and how that is counted is not documented'
         ELSE 'what remains is not what is due less what was paid' END,
     coalesce(created, as_of)
 FROM invoices
 """
 
+# A charge may report its capture before the last step of it, so that more than that proves nothing. What releases a
+# hold is no refund.
 _REFUNDS_WITHIN: Final = """
 SELECT r.account, r.livemode, r.charge,
     CASE WHEN c.amount IS NULL OR c.currency IS NULL OR r.unknown THEN 'not provable'
-        WHEN r.others > 0 OR r.amount > c.amount THEN 'broken'
+        WHEN r.others > 0 OR r.amount > c.most THEN 'broken'
+        WHEN r.amount > c.captured_amount THEN 'not provable'
         ELSE 'holds' END,
-    CASE WHEN r.others = 0 THEN c.currency END, CASE WHEN r.others = 0 THEN r.amount END, c.amount,
-    CASE WHEN c.amount IS NULL OR c.currency IS NULL OR r.unknown THEN 'its charge is not known'
-        WHEN r.others > 0 THEN 'a refund is in another currency than its charge'
-        ELSE 'more was refunded than was charged' END,
+    CASE WHEN r.others = 0 THEN c.currency END, CASE WHEN r.others = 0 THEN r.amount END, c.captured_amount,
+    CASE WHEN c.amount IS NULL OR c.currency IS NULL THEN 'its charge is not known'
+        WHEN r.unknown THEN 'an amount is not known'
+        WHEN r.others > 0
+            THEN 'a refund is in another currency than its charge: ' || r.currencies || ' and ' || upper(c.currency)
+        WHEN r.amount > c.most THEN 'more was refunded than was charged'
+        ELSE 'more was refunded than its charge reports as captured' END,
     r.at
 FROM (
     SELECT t.account, t.livemode, t.charge, sum(t.amount) AS amount, max(coalesce(t.created, t.as_of)) AS at,
         count(*) FILTER (WHERE t.currency <> p.currency) AS others,
+        string_agg(DISTINCT upper(t.currency), ', ') FILTER (WHERE t.currency <> p.currency) AS currencies,
         bool_or(t.amount IS NULL OR t.currency IS NULL) AS unknown
     FROM refunds AS t LEFT JOIN charges AS p ON (p.account, p.livemode, p.id) = (t.account, t.livemode, t.charge)
-    WHERE t.charge IS NOT NULL AND t.status NOT IN ('failed', 'canceled') GROUP BY t.account, t.livemode, t.charge
+    WHERE t.charge IS NOT NULL AND coalesce(t.status, '') NOT IN ('failed', 'canceled')
+        AND t.reason IS DISTINCT FROM 'expired_uncaptured_charge'
+    GROUP BY t.account, t.livemode, t.charge
 ) AS r
-LEFT JOIN charges AS c ON (c.account, c.livemode, c.id) = (r.account, r.livemode, r.charge)
+LEFT JOIN (
+    SELECT *, greatest(amount, amount_captured) AS most,
+        CASE WHEN captured THEN coalesce(amount_captured, amount) ELSE amount END AS captured_amount
+    FROM charges
+) AS c ON (c.account, c.livemode, c.id) = (r.account, r.livemode, r.charge)
 """
 
 # A charge tells its refunds when it tells of itself, and a refund when it does: only those that the charge's last word
@@ -235,7 +266,7 @@ JOIN LATERAL (
         coalesce(sum(t.amount) FILTER (WHERE t.status = 'succeeded' AND t.as_of < c.as_of), 0) AS settled,
         coalesce(bool_or(t.amount IS NULL OR t.currency IS DISTINCT FROM c.currency), false) AS unknown
     FROM refunds AS t WHERE (t.account, t.livemode, t.charge) = (c.account, c.livemode, c.id)
-) AS r ON r.refunds > 0
+) AS r ON r.refunds > 0 OR (c.amount_refunded <> 0 AND c.captured IS NOT FALSE)
 """
 
 # A gap may always be an entry that is not known, so it proves nothing; the balance's last word may (below).
@@ -299,7 +330,8 @@ RULES: Final = (
     Rule(
         "order-charged",
         "A paid order's total is what was charged",
-        "Needs the charge that succeeded for the order's payment intent. Compares amount and currency."
+        "Needs the charge that was captured for the order's payment intent. Compares its amount with the total in its"
+        " currency: the order's, or what was presented to the buyer. Less may have been captured, and not more."
         " Source: https://docs.stripe.com/api/charges/object.",
         "orders",
         _PAID_ORDER,
@@ -315,14 +347,16 @@ RULES: Final = (
     Rule(
         "invoice-amounts",
         "What remains of an invoice is what is due, less what was paid",
-        "Needs the three amounts. Source: https://docs.stripe.com/api/invoices/object.",
+        "Needs the three amounts. Of an invoice that is overpaid it is not documented what remains."
+        " Source: https://docs.stripe.com/api/invoices/object.",
         "invoices",
         _INVOICE_AMOUNTS,
     ),
     Rule(
         "refunds-within-charge",
         "No more is refunded than was charged",
-        "Needs the charge, and every refund's amount; refunds that failed or were canceled do not count."
+        "Needs the charge, and every refund's amount; refunds that failed or were canceled, or released a hold, do not"
+        " count. More than is reported as captured, and no more than was charged, is not provable."
         " Source: https://docs.stripe.com/api/refunds/object.",
         "charges",
         _REFUNDS_WITHIN,

@@ -124,6 +124,9 @@ def _world_of(engine: Engine, object_id: str, *, account: str | None, livemode: 
     return found[0].account, found[0].livemode
 
 
+_MONEY = ("object", "id", "status", "amount", "amount_captured", "amount_refunded", "amount_by_refunds", "verdict")
+
+
 def _print(told: "Explanation", as_of: datetime | None) -> None:
     if as_of is not None:
         err.print(f"As it was known at {output.shown(utc(as_of))} UTC, by what had been received until then.")
@@ -143,6 +146,12 @@ def _print(told: "Explanation", as_of: datetime | None) -> None:
         for each in told.columns
     ]
     output.rows(columns, ("column", "value", "how", "type", "event", "created"), Format.TABLE, empty="")
+    if told.money:
+        out.print("\nThe charges and refunds behind refunded_amount", style="bold")
+        money = [
+            {name: output.amount(name, value, each["currency"]) for name, value in each.items()} for each in told.money
+        ]
+        output.rows(money, _MONEY, Format.TABLE, empty="")
     for anomaly in told.anomalies:
         out.print(f"\n{anomaly['kind']}: {output.shown(anomaly['detail'])}")
     if told.dashboard is not None:

@@ -24,7 +24,7 @@ from deploy.sandbox.journal import (
     body_of,
     previous_attributes,
 )
-from deploy.sandbox.payments import DISPUTE_HARMLESS, REFUND_LOST
+from deploy.sandbox.payments import REFUND_LOST, holds_money
 from deploy.sandbox.portal import Portal
 
 __all__ = [
@@ -100,13 +100,13 @@ class Account(Checkout, CreditNotes, Portal, Endpoints):
     def expected_disputed(self, session: str) -> int | None:
         """Return how much of an order is disputed or was lost to disputes, in minor units; null without a payment.
 
-        An inquiry counts while it is open. What was won, prevented or dropped does not.
+        An inquiry takes no money. What was won or prevented does not count either.
         """
         intents = self.order_intents(session)
         if intents is None:
             return None
         disputes = [dispute for intent in intents for dispute in self.disputes_of(intent)]
-        return _total(dispute for dispute in disputes if dispute["status"] not in DISPUTE_HARMLESS)
+        return _total(dispute for dispute in disputes if holds_money(dispute))
 
 
 def _total(objects: Iterable[Object]) -> int:

@@ -150,7 +150,7 @@ class Payments(Customers):
         charge = self._charge_of(payment)
         if charge["status"] != "succeeded":
             raise TransitionError(f"{charge['id']} is {charge['status']} and cannot be refunded")
-        if any(_holds_money(dispute) for dispute in self.disputes_of(charge["payment_intent"])):
+        if any(holds_money(dispute) for dispute in self.disputes_of(charge["payment_intent"])):
             raise TransitionError(f"{charge['id']} is disputed and cannot be refunded")
         left = charge["amount"] - charge["amount_refunded"]
         amount = left if amount is None else amount
@@ -317,7 +317,7 @@ class Payments(Customers):
         )
 
 
-def _holds_money(dispute: Object) -> bool:
+def holds_money(dispute: Object) -> bool:
     """Say whether a dispute has the shop's money now: lost for good, or until it is won."""
     return dispute["status"] not in DISPUTE_HARMLESS and not dispute["status"].startswith("warning_")
 

@@ -160,7 +160,7 @@ def test_inquiry(shop: Account) -> None:
     session, intent = sell(shop)
 
     dispute = shop.open_dispute(intent, 800, inquiry=True)
-    assert shop.expected_disputed(session) == 800
+    assert shop.expected_disputed(session) == 0
     shop.refund(intent, 100)
     with pytest.raises(TransitionError, match="cannot end as won"):
         shop.close_dispute(dispute, "won")

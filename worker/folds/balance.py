@@ -6,16 +6,23 @@ https://docs.stripe.com/billing/customer/balance.
 Note [Two witnesses of a balance]
     Stripe sends no event for a balance transaction. ``customer.updated`` tells the balance in the customer's
     default currency, and what it was before; the ledger, which has to be asked for, tells every transaction in
-    every currency. So the customer's events decide in the currency that they tell, the ledger in the others,
-    and the ledger's chain shows whether a transaction is missing.
+    every currency. So the customer's events decide in its default currency, and whichever is newer in the others.
+    Neither enters into the other's order, but for one thing: a step that the ledger lists twice is no twin, and where
+    it was read after a second, it knows how often each step of that second was taken, and where it ended. The
+    ledger's own chain shows whether a transaction is missing.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from dataclasses import dataclass
+from datetime import datetime
+from itertools import groupby, pairwise
 from typing import Final
 
 from msgspec import UNSET, Struct, UnsetType
 
+from worker.folds import chain
+from worker.folds.chain import Path, Rules, Stamp, Testimony
 from worker.folds.facts import Anomaly, Change, Event, Facts, Row, Subject, Value, utc
 from worker.folds.join import BROKEN_CHAIN, Shape
 from worker.folds.reading import Name, Reader, Reference, Seconds, Told, Whole, carried, moment, references, say
@@ -97,20 +104,15 @@ def _by_ledger(event: Event, transaction: Transaction, customer: str) -> Facts:
         "balances",
         customer,
         currency=transaction.currency,
-        after=Told({"amount": after, "_listed": after, "_listed_at": event.created}),
+        after=Told({"amount": after, "_transaction": transaction.id}),
         before=Told({"amount": before}),
         rank=_BY_LEDGER,
         stamp=(utc(transaction.created),),
     )
 
 
-def by_customer(
-    event: Event, customer: str, currency: str, *, amount: int, before: int | None, is_first: bool
-) -> Facts:
-    """Return what a customer's *event* says of the balance in its default *currency*.
-
-    It *is_first* where it gave the customer its currency: before that there was no balance in it.
-    """
+def by_customer(event: Event, customer: str, currency: str, *, amount: int, before: int | None) -> Facts:
+    """Return what a customer's *event* says of the balance in its default *currency*, and of the one *before*."""
     return say(
         event,
         "balances",
@@ -119,7 +121,6 @@ def by_customer(
         after=Told({"amount": amount}),
         before=None if before is None else Told({"amount": before}),
         rank=_BY_CUSTOMER,
-        is_first=is_first,
     )
 
 
@@ -143,14 +144,85 @@ def _change_of(step: Facts) -> Row | None:
     }
 
 
-def _review(steps: Sequence[Facts]) -> list[Anomaly]:
+# ---- The order of a balance ----
+
+
+@dataclass(frozen=True, slots=True)
+class _Ledger:
+    """What was read of a ledger in one currency: *path* holds its transactions in their order, *read_at* when.
+
+    A transaction that was read several times is one: the last reading counts, the others are the path's twins.
+    """
+
+    path: Path
+    read_at: datetime
+
+    @property
+    def listed(self) -> list[Facts]:
+        """The transactions, each once, in their order."""
+        return [step for step in self.path.steps if step.event_id not in self.path.twins]
+
+
+def _order(facts: Sequence[Facts]) -> Path:
+    """Return what is said of a balance in its order: the customer's events by the customer's own chain."""
+    own = [each for each in facts if each.subject.table == "balances"]
+    ledger = _ledger([each for each in own if each.rank == _BY_LEDGER])
+    rules = Rules(
+        ("amount",),
+        rows={each.event_id: each for each in own if each.rank == _BY_CUSTOMER},
+        testimony={} if ledger is None else _testimony(ledger),
+    )
+    customer = chain.order([each for each in facts if each.subject.table == "customers"], rules)
+    told = chain.of_rows(customer, rules)
+    if ledger is None:
+        return told
+    is_default = _default_currency(customer.steps) == own[0].subject.currency
+    twins, broken = told.twins | ledger.path.twins, _broken(ledger.listed)
+    if not told.steps or (not is_default and ledger.read_at > told.steps[-1].created):
+        return Path([*told.steps, *ledger.path.steps], twins, ledger.path.is_ambiguous, broken)
+    differs = _differs(ledger, told.steps) if is_default else ()
+    return Path([*ledger.path.steps, *told.steps], twins, told.is_ambiguous, (*broken, *differs))
+
+
+def _default_currency(steps: Sequence[Facts]) -> Value:
+    return next((step.columns["currency"] for step in reversed(steps) if "currency" in step.columns), None)
+
+
+def _ledger(facts: Sequence[Facts]) -> _Ledger | None:
+    readings: dict[Value, list[Facts]] = {}
+    for each in sorted(facts, key=lambda each: (each.created, each.event_id)):
+        readings.setdefault(each.columns["_transaction"], []).append(each)
+    if not readings:
+        return None
+    rules = Rules(("amount",), start={"amount": 0}, may_repeat=False)
+    listed = chain.order([several[-1] for several in readings.values()], rules)
+    steps = [each for step in listed.steps for each in readings[step.columns["_transaction"]]]
+    earlier = {each.event_id for several in readings.values() for each in several[:-1]}
+    return _Ledger(Path(steps, earlier, listed.is_ambiguous), steps[-1].created)
+
+
+def _testimony(ledger: _Ledger) -> dict[Stamp, Testimony]:
+    """Return what the ledger lists of each second; how it ended, where it was read after that second."""
+    found: dict[Stamp, Testimony] = {}
+    for stamp, group in groupby(ledger.listed, key=lambda step: step.stamp):
+        steps = list(group)
+        end = steps[-1].columns["amount"] if stamp[0] < ledger.read_at else None
+        found[stamp] = Testimony("amount", Counter(map(_before_and_after, steps)), end)
+    return found
+
+
+def _before_and_after(step: Facts) -> tuple[Value, Value]:
+    return (None if step.before is None else step.before["amount"], step.columns["amount"])
+
+
+def _broken(listed: Sequence[Facts]) -> tuple[Anomaly, ...]:
     """Return the breaks in the ledger's chain, with the exact difference."""
-    listed = [(_amount(step.before or {}), _amount(step.columns)) for step in steps if step.rank == _BY_LEDGER]
-    return [
+    pairs = [(_amount(step.before or {}), _amount(step.columns)) for step in listed]
+    return tuple(
         Anomaly(BROKEN_CHAIN, {"expected": known, "found": before, "difference": before - known})
-        for (_, known), (before, _) in pairwise(listed)
+        for (_, known), (before, _) in pairwise(pairs)
         if known != before
-    ]
+    )
 
 
 def _amount(state: Mapping[str, Value]) -> int:
@@ -159,12 +231,19 @@ def _amount(state: Mapping[str, Value]) -> int:
     return amount
 
 
-def _anomalies(row: Row) -> list[Anomaly]:
-    """The two witnesses differ, although the ledger was read after the customer's last word."""
-    listed, listed_at, amount = row.get("_listed"), row.get("_listed_at"), row["amount"]
-    if listed is None or listed == amount or not listed_at > row["as_of"]:  # type: ignore[operator]  # both are times
-        return []
-    return [Anomaly("balance_differs", {"customer_says": amount, "ledger_says": listed})]
+def _differs(ledger: _Ledger, told: Sequence[Facts]) -> tuple[Anomaly, ...]:
+    """Return that the two witnesses differ, although the ledger was read in or after the customer's last second.
+
+    Read within that second, it may have seen any balance that the customer had in it.
+    """
+    last = told[-1]
+    listed, amount = ledger.listed[-1].columns["amount"], last.columns["amount"]
+    seen = {amount}
+    if ledger.read_at == last.created:
+        seen |= {each for step in told if step.stamp == last.stamp for each in _before_and_after(step)}
+    if ledger.read_at < last.created or listed in seen:
+        return ()
+    return (Anomaly("balance_differs", {"customer_says": amount, "ledger_says": listed}),)
 
 
 def _changes(before: Row | None, after: Row) -> list[Change]:
@@ -192,12 +271,12 @@ SHAPE: Final = Shape(
     subject="balance",
     key=("customer", "currency"),
     empty={"amount": None},
-    # Never below the true rank: a transaction is always folded anew, since it may come from the past of the ledger.
-    rank_of=lambda _: _BY_CUSTOMER,
-    anomalies=_anomalies,
+    # What decides, and what is wrong, shows only in all the events of the customer and its ledger.
+    keeps_all=False,
+    leader="customers",
+    order=_order,
     changes=_changes,
     child="balance_changes",
     child_key=("customer", "currency"),
     child_of=_change_of,
-    review=_review,
 )

@@ -250,4 +250,6 @@ LINE_SHAPE: Final = Shape(
     empty=dict.fromkeys(
         ("credit_note", "type", "invoice_line_item", "description", "quantity", "amount", "discount_amount")
     ),
+    keeps_all=False,
+    leader="credit_notes",
 )

@@ -68,10 +68,11 @@ def _balance(event: Event, customer: Customer, before: Customer | None) -> tuple
     amount = _amount(customer)
     if not isinstance(customer.currency, str) or amount is None:
         return ()
-    known = None if before is None else _amount(before)
-    is_first = before is not None and before.currency is None
-    facts = balance.by_customer(event, customer.id, customer.currency, amount=amount, before=known, is_first=is_first)
-    return (facts,)
+    known = None
+    # Where the default currency was another one, its balance was that of another row.
+    if before is not None and before.currency in (None, customer.currency):
+        known = _amount(before)
+    return (balance.by_customer(event, customer.id, customer.currency, amount=amount, before=known),)
 
 
 def _amount(customer: Customer) -> int | None:
@@ -90,6 +91,8 @@ def _told(customer: Customer) -> Told:
             deleted=customer.deleted,
             metadata=customer.metadata,
             created=moment(customer.created),
+            # No column of its own row, but part of the state by which its events are put in order.
+            _balance=customer.balance,
         ),
         references(test_clock=customer.test_clock),
     )

@@ -1,6 +1,11 @@
 """What dispute events say.
 
 Source: https://docs.stripe.com/api/disputes/object.
+
+Note [An inquiry is no dispute]
+    Some banks ask before they dispute: the statuses that begin with ``warning_`` take no money. An inquiry becomes a
+    dispute at its first other status; one that ends as ``warning_closed`` never was a dispute, and so closes none. A
+    dispute that was lost may be appealed, and be won after all: it closes again, and does not open again.
 """
 
 from typing import Final
@@ -9,7 +14,7 @@ from msgspec import UNSET, Struct, UnsetType
 
 from schemas.kinds import Kind
 from worker.folds.facts import Change, Event, Facts, Row
-from worker.folds.join import Shape
+from worker.folds.join import Shape, unknown_status
 from worker.folds.reading import Name, Reader, Reference, Told, Whole, carried, references, say
 
 TYPES: Final = (
@@ -20,7 +25,14 @@ TYPES: Final = (
     "charge.dispute.updated",
     "payfold.dispute.observed",
 )
-_CLOSED: Final = ("lost", "prevented", "warning_closed", "won")
+_CLOSED: Final = ("lost", "prevented", "won")
+_INQUIRY: Final = "warning_"
+_OVER: Final = (*_CLOSED, "warning_closed")
+_STATUSES: Final = (
+    *_OVER,
+    *("needs_response", "under_review", "appeal_needs_response", "appeal_under_review"),
+    *("warning_needs_response", "warning_under_review"),
+)
 
 
 class Dispute(Struct):
@@ -60,16 +72,16 @@ _SHOWN: Final = ("status", "reason", "currency", "amount", "charge", "payment_in
 
 
 def _kind(row: Row | None) -> Kind | None:
-    if row is None:
+    status = None if row is None else row["status"]
+    if status is None or str(status).startswith(_INQUIRY):
         return None
-    return "dispute.closed" if row["status"] in _CLOSED else "dispute.opened"
+    return "dispute.closed" if status in _CLOSED else "dispute.opened"
 
 
 def _changes(before: Row | None, after: Row) -> list[Change]:
-    kind, was = _kind(after), _kind(before)
-    # What was lost may be won on appeal, and is closed once more.
-    is_closed_again = before is not None and kind == "dispute.closed" and before["status"] != after["status"]
-    if kind is None or (kind == was and not is_closed_again):
+    kind, known_kind = _kind(after), _kind(before)
+    is_step = known_kind is None if kind == "dispute.opened" else before is None or before["status"] != after["status"]
+    if kind is None or not is_step:
         return []
     known = None if before is None else {name: before[name] for name in _SHOWN}
     return [Change(kind, known, {name: after[name] for name in _SHOWN})]
@@ -79,6 +91,7 @@ SHAPE: Final = Shape(
     table="disputes",
     subject="dispute",
     empty=dict.fromkeys(("charge", "payment_intent", "status", "reason", "currency", "amount")),
+    anomalies=lambda row: unknown_status(row, _STATUSES),
     changes=_changes,
-    prefer=lambda facts: int(facts.columns.get("status") in _CLOSED),
+    prefer=lambda facts: int(facts.columns.get("status") in _OVER),
 )

@@ -14,13 +14,13 @@ Note [The chain is an Eulerian path]
     so nothing is searched. Where there is none, the fewest gaps are counted from the degrees as well.
 """
 
-from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import groupby
 from typing import Final
 
+from worker.folds import chain
+from worker.folds.chain import Path, Rules
 from worker.folds.facts import Anomaly, Change, Facts, Row, Subject, Value, Witness
 
 AMBIGUOUS_ORDER: Final = "ambiguous_order"
@@ -61,7 +61,8 @@ class Shape:
     row is always folded anew, and what it carries beyond its columns is dropped at the end. ``key`` names the
     columns of the row's key beyond its world. ``child`` is a table whose rows belong to this one's, by the columns
     ``child_key``: a row for each step, which ``child_of`` tells, twins left out; or where that is None, the parts
-    that the last step told that lists them. ``review`` reports on the whole of the events, in their order.
+    that the last step told that lists them. ``leader`` is the table of the object whose order the row shares, where
+    that is another. ``order`` puts the facts of a row and its leader in order where the chain alone does not.
     ``follow`` sees the row before a step, the step, and the row with it laid over; there it sets what the step means
     for columns that the step does not carry, and returns whether the row before, as it is kept, was enough to know
     that, and all anomalies of it.
@@ -83,7 +84,8 @@ class Shape:
     child: str = ""
     child_key: tuple[str, ...] = ()
     child_of: Callable[[Facts], Row | None] | None = None
-    review: Callable[[Sequence[Facts]], list[Anomaly]] = lambda _: []
+    leader: str = ""
+    order: Callable[[Sequence[Facts]], Path] | None = None
     follow: Callable[[Row, Facts, Row], bool] = _follow_nothing
 
     @cached_property
@@ -112,15 +114,6 @@ class Joined:
     is_at_rest: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Path:
-    """Events in their order, the ids of those that tell again what another tells, and whether the end is a choice."""
-
-    steps: list[Facts]
-    twins: set[str]
-    is_ambiguous: bool
-
-
 def advance(shape: Shape, row: Row, facts: Sequence[Facts]) -> Joined | None:
     """Return *row* with *facts* laid over it; None where only all the object's events can tell."""
     if not shape.keeps_all:
@@ -139,7 +132,7 @@ def advance(shape: Shape, row: Row, facts: Sequence[Facts]) -> Joined | None:
     shape.infer(advanced)
     has_parts = shape.child_of is None and any(step.parts is not None for step in facts)
     anomalies = tuple(shape.anomalies(advanced))
-    _keep_columns(shape, advanced)
+    _drop_what_no_column_keeps(shape, advanced)
     children = _children(shape, steps)
     return Joined(advanced, anomalies, children, steps[-1].source, is_whole=False, replace_all=has_parts)
 
@@ -147,7 +140,7 @@ def advance(shape: Shape, row: Row, facts: Sequence[Facts]) -> Joined | None:
 def _in_order_from(shape: Shape, row: Row, facts: Sequence[Facts]) -> list[Facts] | None:
     """Return *facts*, all later than *row*, in their order; None where only all the object's events can tell it."""
     steps: list[Facts] = []
-    for group in _by_position(facts):
+    for group in chain.by_position(facts):
         ordered = group if len(group) == 1 else _without_a_gap(shape, row, steps, group)
         if ordered is None:
             return None
@@ -157,72 +150,64 @@ def _in_order_from(shape: Shape, row: Row, facts: Sequence[Facts]) -> list[Facts
 
 def _without_a_gap(shape: Shape, row: Row, steps: Sequence[Facts], group: Sequence[Facts]) -> list[Facts] | None:
     """Return *group*, of one position, as the one chain that begins where *row* and the *steps* before have ended."""
-    names = _common_names(group)
     state = {**row, **{name: value for step in steps for name, value in step.columns.items()}}
     # Where it begins is known only of what nothing but the last word of a step can have set.
     is_told = shape.infer is _infer_nothing and not any(step.references for step in group)
-    if not is_told or any(state.get(name) is None for name in names):
-        return None
-    edges, start = _edges(group), _state(state, names)
-    ordered, is_choice = _path(shape, edges, start)
-    return None if is_choice or _gaps(edges, start) else [edge.facts for edge in ordered]
+    return chain.only_order(group, state) if is_told else None
 
 
 def fold_all(shape: Shape, facts: Iterable[Facts]) -> Joined | None:
-    """Return the row of the object whose events are *facts*, in any order and each once.
+    """Return the row of the object whose events are *facts*, in any order and each once, its leader's among them.
 
-    None where there is no event of the object itself: a row is never made up.
+    None where there is no event of the row itself: a row is never made up.
     """
     known = list(facts)
-    if all(each.is_witness for each in known):
+    own = [each for each in known if each.subject.table == shape.table]
+    if all(each.is_witness for each in own):
         return None
     path = in_order(shape, known)
-    row = _empty(shape, known[0].subject)
-    anomalies: list[Anomaly] = []
+    row = _empty(shape, own[0].subject)
+    anomalies = list(path.anomalies)
     for step in path.steps:
         anomalies += [_two_references(step, name, row) for name in _disagreements(row, step)]
         laid = _lay(shape, row, step)
         shape.follow(row, step, laid)
         row = laid
     shape.infer(row)
-    real = [step for step in path.steps if step.event_id not in path.twins]
-    anomalies += shape.anomalies(row) + shape.review(real)
-    _keep_columns(shape, row)
+    anomalies += shape.anomalies(row)
+    _drop_what_no_column_keeps(shape, row)
     if path.is_ambiguous:
         anomalies.append(Anomaly(AMBIGUOUS_ORDER, {"as_of": row["as_of"]}))
     # Twins tell one step, and so one child of it; but of two that tell one state, one alone may list the parts.
-    children = _children(shape, path.steps if shape.child_of is None else real)
-    return Joined(row, tuple(anomalies), children, path.steps[-1].source, is_whole=True, replace_all=True)
-
-
-def _keep_columns(shape: Shape, row: Row) -> None:
-    """Drop from *row* what its steps carried beyond its columns."""
-    for name in row.keys() - shape.names:
-        del row[name]
+    real = [step for step in path.steps if shape.child_of is None or step.event_id not in path.twins]
+    return Joined(row, tuple(anomalies), _children(shape, real), path.steps[-1].source, is_whole=True, replace_all=True)
 
 
 def in_order(shape: Shape, facts: Iterable[Facts]) -> Path:
-    """Return *facts*, all about one row, in the one order in which they are laid over each other."""
-    if len(known := list(facts)) == 1:
-        return Path(known, set(), is_ambiguous=False)
-    carried: dict[str, Value] | None = None
-    steps: list[Facts] = []
-    twins: set[str] = set()
-    is_ambiguous = False
-    for group in _by_position(known):
-        ordered, is_ambiguous, doubles = _in_order(shape, group, carried)
-        steps += ordered
-        twins |= doubles
-        for step in ordered:
-            carried = {**(carried or {}), **step.after}
-    return Path(steps, twins, is_ambiguous)
+    """Return the facts of one row, out of its own and its leader's, in the order in which they are laid."""
+    known = list(facts)
+    if shape.order is not None:
+        return shape.order(known)
+    if not shape.leader:
+        return chain.order(known, Rules(shape.names, prefer=shape.prefer))
+    rules = Rules(shape.names, rows={each.event_id: each for each in known if each.subject.table == shape.table})
+    return chain.of_rows(chain.order([each for each in known if each.subject.table == shape.leader], rules), rules)
 
 
-def _by_position(facts: Iterable[Facts]) -> Iterator[list[Facts]]:
-    """Yield *facts* by rank and stamp, the lowest first; those of one position by their ids."""
-    ordered = sorted(facts, key=lambda each: (each.position, each.event_id))
-    for _, group in groupby(ordered, lambda each: each.position):
-        yield list(group)
+def leader_of(shape: Shape, subject: Subject) -> Subject | None:
+    """Return the row of the object that orders the row *subject*, where that is another."""
+    return Subject(shape.leader, subject.account, subject.livemode, subject.source) if shape.leader else None
+
+
+def with_leader(shape: Shape, subject: Subject, told: Mapping[Subject, Sequence[Facts]]) -> list[Facts]:
+    """Return what *told* holds of the row *subject*, and of the row that orders it."""
+    leader = leader_of(shape, subject)
+    return [*told.get(subject, ()), *(told.get(leader, ()) if leader is not None else ())]
+
+
+def _drop_what_no_column_keeps(shape: Shape, row: Row) -> None:
+    for name in row.keys() - shape.names:
+        del row[name]
 
 
 def _children(shape: Shape, steps: Sequence[Facts]) -> tuple[Row, ...]:
@@ -259,168 +244,3 @@ def _disagreements(row: Row, step: Facts) -> list[str]:
 
 def _two_references(step: Facts, name: str, row: Row) -> Anomaly:
     return Anomaly(TWO_REFERENCES, {"column": name, "values": sorted([str(row[name]), str(step.references[name])])})
-
-
-# Below: the order of events that share a rank and a stamp.
-
-_NOTHING: Final = "nothing comes before a .created event"
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Edge:
-    """An event between two states, each reduced to what all events of its group carry."""
-
-    before: Hashable
-    after: Hashable
-    facts: Facts
-
-
-def _in_order(
-    shape: Shape, group: list[Facts], carried: Mapping[str, Value] | None
-) -> tuple[list[Facts], bool, set[str]]:
-    """Return *group* in its order, whether its last state is a choice between several, and the ids of its twins."""
-    if len(group) == 1:
-        return group, False, set()
-    edges = _edges(group)
-    start = _start(group, carried)
-    if _gaps(edges, start):
-        edges, twins = _without_twins(edges)
-    else:
-        twins = {}
-    ordered, ambiguous = _path(shape, edges, start)
-    doubles = {facts.event_id for others in twins.values() for facts in others}
-    return [facts for edge in ordered for facts in (*twins.get(edge, ()), edge.facts)], ambiguous, doubles
-
-
-def _edges(group: Sequence[Facts]) -> list[_Edge]:
-    names = _common_names(group)
-    return [
-        _Edge(_NOTHING if facts.is_first else _state(_before(facts), names), _state(facts.after, names), facts)
-        for facts in group
-    ]
-
-
-def _before(facts: Facts) -> Mapping[str, Value]:
-    return facts.after if facts.before is None else facts.before
-
-
-def _common_names(group: Sequence[Facts]) -> list[str]:
-    common = set(group[0].after)
-    for facts in group:
-        common &= set(facts.after) & set(_before(facts))
-    return sorted(common)
-
-
-def _start(group: Sequence[Facts], carried: Mapping[str, Value] | None) -> Hashable | None:
-    """Return the state in which the chain begins, None where nothing tells."""
-    if carried is None:
-        return _NOTHING if any(facts.is_first for facts in group) else None
-    names = _common_names(group)
-    return _state(carried, names) if set(names) <= set(carried) else None
-
-
-def _state(values: Mapping[str, Value], names: Sequence[str]) -> Hashable:
-    return tuple(_hashable(values[name]) for name in names)
-
-
-def _hashable(value: object) -> Hashable:
-    if isinstance(value, Mapping):
-        return tuple(sorted((key, _hashable(item)) for key, item in value.items()))
-    if isinstance(value, (list, tuple)):
-        return tuple(map(_hashable, value))
-    # True and 1 are the same key to Python, and not the same state.
-    return (type(value).__name__, value)
-
-
-def _without_twins(edges: Sequence[_Edge]) -> tuple[list[_Edge], dict[_Edge, list[Facts]]]:
-    """Return one edge for each step told, the one with the greatest id, and the others of it."""
-    told: dict[tuple[Hashable, Hashable], list[_Edge]] = defaultdict(list)
-    for edge in edges:
-        told[edge.before, edge.after].append(edge)
-    kept = [max(same, key=lambda edge: _seniority(edge.facts)) for same in told.values()]
-    return kept, {edge: [other.facts for other in told[edge.before, edge.after] if other is not edge] for edge in kept}
-
-
-def _seniority(facts: Facts) -> tuple[bool, str]:
-    """Where nothing else decides: an event over an observation, then the greatest id."""
-    return (facts.source != "observation", facts.event_id)
-
-
-def _gaps(edges: Sequence[_Edge], start: Hashable | None) -> int:
-    return _survey(edges, start)[0]
-
-
-CHAIN_STEPS_MAX: Final = 64
-"""How many steps from the end a chain is put in order: earlier ones of the same second cannot reach the row,
-unless sixty-four later ones all leave out a key that they carry."""
-
-
-def _path(shape: Shape, edges: Sequence[_Edge], start: Hashable | None) -> tuple[list[_Edge], bool]:
-    """Return *edges* in the order with the fewest gaps, and whether their last state is a choice.
-
-    The order is found from its end: a step may be the last if what is left can be ordered up to it without a
-    gap more. Where several may, the shape's preference and then seniority decide.
-    """
-    left = sorted(edges, key=lambda edge: (shape.prefer(edge.facts), _seniority(edge.facts)), reverse=True)
-    gaps, lasts = _survey(left, start)
-    is_choice = len(lasts) > 1
-    backwards: list[_Edge] = []
-    while left and len(backwards) < CHAIN_STEPS_MAX:
-        last = next(index for index in range(len(left)) if _may_be_last(left, index, gaps, start))
-        backwards.append(left.pop(last))
-        gaps = _gaps(left, start)
-    return [*reversed(left), *reversed(backwards)], is_choice
-
-
-def _may_be_last(edges: Sequence[_Edge], index: int, gaps: int, start: Hashable | None) -> bool:
-    last = edges[index]
-    rest = [*edges[:index], *edges[index + 1 :]]
-    gaps_of_rest, ends_of_rest = _survey(rest, start)
-    follows = last.before in ends_of_rest or (not rest and start is None)
-    return gaps_of_rest + 1 == gaps or (gaps_of_rest == gaps and follows)
-
-
-def _survey(edges: Sequence[_Edge], start: Hashable | None) -> tuple[int, set[Hashable]]:
-    """Return the fewest gaps of any order of *edges* from *start*, and the states in which such an order may end.
-
-    A connected part whose every state is entered as often as it is left is one closed walk, which may end
-    wherever it begins. Any other takes as many walks as its states are entered in excess, and they end there.
-    A walk needs no gap before it if it is the first and begins in *start*, or anywhere where that is unknown.
-    """
-    if not edges:
-        return 0, {start}
-    excess: Counter[Hashable] = Counter()
-    for edge in edges:
-        excess[edge.after] += 1
-        excess[edge.before] -= 1
-    walks, lasts, is_free, ends_at_start = 0, set[Hashable](), start is None, False
-    parts = _parts(edges)
-    for part in parts:
-        ends = {state for state in part if excess[state] > 0}
-        needed = sum(excess[state] for state in ends) or 1
-        walks += needed
-        if start in part and (not ends or excess[start] < 0):
-            is_free = True
-            # Its one walk is the first of all, so it is the last only where it is alone.
-            if needed == 1:
-                lasts |= (ends or {start}) if len(parts) == 1 else set()
-                continue
-        elif start in part:
-            # As few gaps are left by beginning in the middle, and coming back to it from the part's true start.
-            ends_at_start = any(edge.before == start for edge in edges)
-        lasts |= ends or part
-    if ends_at_start:
-        lasts.add(start)
-    return walks - is_free, lasts
-
-
-def _parts(edges: Sequence[_Edge]) -> list[set[Hashable]]:
-    """Return the states of each connected part."""
-    part_of: dict[Hashable, set[Hashable]] = {}
-    for edge in edges:
-        one, other = (part_of.setdefault(state, {state}) for state in (edge.before, edge.after))
-        if one is not other:
-            small, large = sorted((one, other), key=len)
-            large |= small
-            part_of.update(dict.fromkeys(small, large))
-    return list({id(part): part for part in part_of.values()}.values())

@@ -1,0 +1,190 @@
+"""The charges and refunds behind an order's refunded amount, and where one contradicts the other.
+
+The order book decides what they come to; here they are only listed, so that a person sees why.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Any, Final
+
+from psycopg.rows import dict_row
+
+from schemas.database import Cursor, boolean_array, text_array
+from worker import folds, projection
+from worker.folds import join
+from worker.folds.facts import Event, Facts, Row, Subject
+
+RELEASED: Final = "expired_uncaptured_charge"
+"""The reason of a refund that releases a hold."""
+_LOST: Final = {"failed": "it failed", "canceled": "it was canceled"}
+_EVENT: Final = (
+    "seq",
+    "account",
+    "livemode",
+    "id",
+    "type",
+    "created",
+    "object_type",
+    "object_id",
+    "payload",
+    "source",
+)
+
+
+def of_order(cursor: Cursor, order: Row, *, as_of: datetime | None) -> list[dict[str, Any]]:
+    """Return the charges and refunds behind *order*, as they are, or as they were known at *as_of*.
+
+    Each is a dict of object, id, status, currency, amount, amount_captured, amount_refunded (as a charge reports it),
+    amount_by_refunds (what a charge's refunds come to), event_id, as_of and verdict. An object of which a payload is
+    archived is not known as of an earlier time, and left out.
+    """
+    subjects = _subjects(cursor, order)
+    rows = projection.load(cursor, subjects) if as_of is None else _received(cursor, subjects, as_of)
+    charges, refunds = _linked(order, rows)
+    shown = [_charge(charge, [each for each in refunds if _is_of(each, charge, charges)]) for charge in charges]
+    return shown + [_refund(refund, order) for refund in refunds]
+
+
+# ---- Which they are ----
+
+
+def _subjects(cursor: Cursor, order: Row) -> list[Subject]:
+    cursor.execute(_BEHIND, {name: order[name] for name in ("account", "livemode", "payment_intent", "invoice")})
+    return [Subject(table, str(order["account"]), order["livemode"] is True, id_) for table, id_ in cursor.fetchall()]
+
+
+# Arrays, so that each table is probed by an index and none is read whole.
+_BEHIND: Final = """
+WITH payments AS (
+    SELECT id, payment_intent, charge FROM invoice_payments
+    WHERE %(payment_intent)s::text IS NULL
+        AND (account, livemode, invoice) = (%(account)s, %(livemode)s, %(invoice)s::text)
+), named AS (
+    SELECT id, payment_intent FROM charges
+    WHERE %(payment_intent)s::text IS NULL
+        AND (account, livemode, invoice) = (%(account)s, %(livemode)s, %(invoice)s::text)
+    UNION
+    SELECT id, payment_intent FROM charges
+    WHERE (account, livemode) = (%(account)s, %(livemode)s) AND id = ANY (ARRAY(SELECT charge FROM payments))
+), intents AS (
+    SELECT %(payment_intent)s::text AS id
+    UNION SELECT payment_intent FROM payments
+    UNION SELECT payment_intent FROM named
+), charged AS (
+    SELECT id FROM named
+    UNION SELECT charge FROM payments WHERE charge IS NOT NULL
+    UNION SELECT id FROM charges
+    WHERE (account, livemode) = (%(account)s, %(livemode)s) AND payment_intent = ANY (ARRAY(SELECT id FROM intents))
+)
+SELECT 'invoice_payments', id FROM payments
+UNION ALL SELECT 'charges', id FROM charged
+UNION SELECT 'refunds', id FROM refunds
+WHERE (account, livemode) = (%(account)s, %(livemode)s) AND payment_intent = ANY (ARRAY(SELECT id FROM intents))
+UNION SELECT 'refunds', id FROM refunds
+WHERE (account, livemode) = (%(account)s, %(livemode)s) AND charge = ANY (ARRAY(SELECT id FROM charged))
+"""
+
+
+def _received(cursor: Cursor, subjects: Sequence[Subject], as_of: datetime) -> dict[Subject, Row]:
+    """Return the rows of *subjects* that what had been received by *as_of* makes."""
+    facts: dict[Subject, list[Facts]] = defaultdict(list)
+    archived: set[str] = set()
+    for told in _events(cursor, subjects, as_of):
+        if told["payload"] is None:
+            archived.add(told["object_id"])
+            continue
+        for one in folds.judge(Event(*(told[name] for name in _EVENT))).facts:
+            facts[one.subject].append(one)
+    joined = {
+        subject: join.fold_all(folds.SHAPES[subject.table], facts[subject])
+        for subject in subjects
+        if subject in facts and subject.id not in archived
+    }
+    return {subject: each.row for subject, each in joined.items() if each is not None}
+
+
+def _events(cursor: Cursor, subjects: Sequence[Subject], as_of: datetime) -> list[dict[str, Any]]:
+    with cursor.connection.cursor(row_factory=dict_row, binary=True) as rows:
+        worlds = text_array([each.account for each in subjects]), boolean_array(each.livemode for each in subjects)
+        return rows.execute(_RECEIVED, (*worlds, text_array([each.id for each in subjects]), as_of)).fetchall()
+
+
+_RECEIVED: Final = """
+SELECT e.* FROM (
+    SELECT DISTINCT i.seq FROM unnest(%s::text[], %s::boolean[], %s::text[]) AS k (account, livemode, object_id)
+    JOIN inbox AS i USING (account, livemode, object_id)
+) AS own JOIN events AS e USING (seq)
+WHERE e.state = 'folded' AND e.received_at <= %s
+"""
+
+
+def _linked(order: Row, rows: Mapping[Subject, Row]) -> tuple[list[Row], list[Row]]:
+    """Return those of *rows* that lead to *order*: its charges and its refunds, by their ids."""
+    by_table: dict[str, list[Row]] = defaultdict(list)
+    for subject in sorted(rows):
+        by_table[subject.table].append(rows[subject])
+    invoice = order["invoice"] if order["payment_intent"] is None else None
+    payments = [each for each in by_table["invoice_payments"] if invoice is not None and each["invoice"] == invoice]
+    intents = {order["payment_intent"], *(each["payment_intent"] for each in payments)} - {None}
+    ids = {each["charge"] for each in payments} - {None}
+    named = [each for each in by_table["charges"] if each["id"] in ids or (invoice and each["invoice"] == invoice)]
+    intents |= {each["payment_intent"] for each in named} - {None}
+    ids |= {each["id"] for each in named}
+    charges = [each for each in by_table["charges"] if each["id"] in ids or each["payment_intent"] in intents]
+    ids |= {each["id"] for each in charges}
+    refunds = [each for each in by_table["refunds"] if each["charge"] in ids or each["payment_intent"] in intents]
+    return charges, refunds
+
+
+# ---- What they say ----
+
+
+def _is_captured(charge: Row) -> bool:
+    return charge["captured_at"] is not None
+
+
+def _is_of(refund: Row, charge: Row, charges: Iterable[Row]) -> bool:
+    """Tell whether *refund* is of *charge*, which it names, or which is the captured one of its intent."""
+    if refund["charge"] is not None:
+        return refund["charge"] == charge["id"]
+    captured = [each["id"] for each in charges if _is_captured(each) and _shares_intent(each, refund)]
+    return captured[:1] == [charge["id"]]
+
+
+def _shares_intent(charge: Row, refund: Row) -> bool:
+    return charge["payment_intent"] is not None and charge["payment_intent"] == refund["payment_intent"]
+
+
+def _counts(refund: Row) -> bool:
+    return refund["status"] not in _LOST and refund["reason"] != RELEASED
+
+
+def _charge(charge: Row, refunds: Sequence[Row]) -> dict[str, Any]:
+    amounts = [refund["amount"] for refund in refunds if _counts(refund)]
+    by_refunds = sum(amount for amount in amounts if isinstance(amount, int))
+    names = ("id", "status", "currency", "amount", "amount_captured", "amount_refunded", "event_id", "as_of")
+    shown = {"object": "charge", **{name: charge[name] for name in names}, "amount_by_refunds": by_refunds}
+    return shown | {"verdict": _verdict(charge, by_refunds)}
+
+
+def _verdict(charge: Row, by_refunds: int) -> str:
+    reported = charge["amount_refunded"]
+    if not _is_captured(charge):
+        is_released = charge["released_at"] is not None
+        return "a hold that was released: nothing came, and nothing came back" if is_released else "not captured"
+    if not isinstance(reported, int):
+        return "it does not report what was refunded"
+    if reported == by_refunds:
+        return "its refunds come to what it reports"
+    more_or_less = "more" if reported > by_refunds else "less"
+    return f"it reports {reported} refunded, which is {more_or_less} than its refunds, {by_refunds}"
+
+
+def _refund(refund: Row, order: Row) -> dict[str, Any]:
+    names = ("id", "status", "currency", "amount", "event_id", "as_of")
+    shown = {"object": "refund", **{name: refund[name] for name in names}}
+    if not _counts(refund):
+        return shown | {"verdict": f"it does not count: {_LOST.get(str(refund['status']), 'it releases a hold')}"}
+    is_other = refund["currency"] != order["currency"]
+    return shown | {"verdict": "it counts" + (", in another currency than the order" if is_other else "")}

@@ -253,7 +253,8 @@ def test_a_newer_rendering_that_comes_while_the_older_fails(engine: Engine, data
     body = sample("checkout.session.completed", {}, now=1).payload()
     order = body["data"]["object"]["id"]
     older = {**body, "api_version": "2025-01-01"}
-    newer = {**body, "api_version": "2025-02-01", "type": "checkout.session.async_payment_failed"}
+    unpaid = {**body["data"]["object"], "payment_status": "unpaid"}
+    newer = {**body, "api_version": "2025-02-01", "data": {"object": unpaid}}
     ledger.record(engine, [ledger.delivery(msgspec.json.encode(older))])
     with refused_when_asked(engine, database_url, order) as gate:
         folding = threading.Thread(target=run, args=[engine, Bounds(statement=30, lock=30, whole=60)])

@@ -441,9 +441,15 @@ def test_copies_that_come_while_others_are_folded(engine: Engine, request: pytes
         for at in range(0, len(bodies), 12):
             ledger.record(engine, [ledger.delivery(each) for each in bodies[at : at + 12]])
 
+    def work() -> int:
+        folded = 0
+        while not all(future.done() for future in recording):
+            folded += ledger.fold(engine, limit=7)
+        return folded
+
     with ThreadPoolExecutor(5) as threads:
         recording = [threads.submit(deliver, number) for number in range(3)]
-        folding = [threads.submit(ledger.fold, engine, limit=7) for _ in range(2)]
+        folding = [threads.submit(work) for _ in range(2)]
         for future in recording:
             future.result()
         assert sum(future.result() for future in folding) > 0

@@ -69,9 +69,9 @@ def tables_of(bodies: Iterable[bytes], *, account: str = "") -> dict[Subject, Ro
 
 
 def settlement(order: Row, rows: Mapping[Subject, Row]) -> Row:
-    """Return what the charges among *rows* make of *order*, where its session is complete and was not said to be paid.
+    """Return what the charges among *rows* make of *order*, where its own events leave that open.
 
-    The rule is the first paragraph of rule 10, word by word; a canceled intent holds nothing.
+    The rule is the first paragraph of rule 10; a canceled intent holds nothing.
     """
     if order["session_status"] != "complete" or order["payment_status"] not in (None, "unpaid"):
         return {}

@@ -1,4 +1,4 @@
-"""Orders whose charges say what their sessions leave open: captured later, released, canceled, and sessions of 2019.
+"""Orders that their charges settle: captured later, released, canceled, and sessions of 2019.
 
 Source: https://docs.stripe.com/payments/place-a-hold-on-a-payment-method for what a hold reports, and rule 10 of the
 design for what it means.
@@ -24,7 +24,8 @@ from schemas.inbox import Delivery
 from tests import ledger, reference
 from tests.literals import at
 from tests.stage import stage
-from worker import explain, fetches, folds, projection, renaming, swap
+from worker import audit, explain, fetches, folds, projection, renaming, swap
+from worker.difference import Difference
 from worker.explain import Explanation
 from worker.folds.facts import Subject
 from worker.rebuild import rebuilt
@@ -34,25 +35,25 @@ DAY: Final = 86_400
 
 Field = str | int | None
 Fields = dict[str, Field]
-Told = dict[str, Any]
+Json = dict[str, Any]
 """An event: its type, when it was created, and its object. Ids have a place for the history's own number."""
 
 
-def event(kind: str, when: int, /, **fields: Field) -> Told:
+def event(kind: str, when: int, /, **fields: Field) -> Json:
     """Return an event as Stripe renders it, but for its id."""
     return {"object": "event", "type": kind, "created": when, "livemode": False, "data": {"object": fields}}
 
 
-def session(kind: str = "completed", created: int = T, **fields: Field) -> Told:
-    """Return an event of a Checkout Session that is complete, and unpaid unless it says otherwise."""
-    told: Fields = {"mode": "payment", "status": "complete", "payment_status": "unpaid", "payment_intent": "pi_#"}
+def session(kind: str = "completed", created: int = T, **fields: Field) -> Json:
+    """Return an event of a Checkout Session that is complete, and unpaid by default."""
+    usual: Fields = {"mode": "payment", "status": "complete", "payment_status": "unpaid", "payment_intent": "pi_#"}
     money: Fields = {"currency": "usd", "amount_total": 1500}
-    return event(f"checkout.session.{kind}", created, id="cs_#", object="checkout.session", **money, **told | fields)
+    return event(f"checkout.session.{kind}", created, id="cs_#", object="checkout.session", **money | usual | fields)
 
 
-def charge(kind: str, created: int, id_: str = "ch_#", **fields: Field) -> Told:
-    """Return an event of a charge of 1500 that is held unless it says otherwise."""
-    told: Fields = {
+def charge(kind: str, created: int, id_: str = "ch_#", **fields: Field) -> Json:
+    """Return an event of a charge of 1500, held by default."""
+    usual: Fields = {
         "status": "succeeded",
         "captured": False,
         "refunded": False,
@@ -60,54 +61,54 @@ def charge(kind: str, created: int, id_: str = "ch_#", **fields: Field) -> Told:
         "amount_refunded": 0,
     }
     money: Fields = {"currency": "usd", "amount": 1500, "payment_intent": "pi_#"}
-    return event(f"charge.{kind}", created, id=id_, object="charge", **money | told | fields)
+    return event(f"charge.{kind}", created, id=id_, object="charge", **money | usual | fields)
 
 
-def held(created: int = T, id_: str = "ch_#") -> Told:
+def held(created: int = T, id_: str = "ch_#") -> Json:
     """Return the event of a charge that is authorized and not captured."""
     return charge("succeeded", created, id_)
 
 
-def captured(created: int = T + DAY, id_: str = "ch_#", amount: int = 1500) -> Told:
+def captured(created: int = T + DAY, id_: str = "ch_#", amount: int = 1500) -> Json:
     """Return the event of a charge that is captured, wholly or in part."""
     return charge("captured", created, id_, captured=True, amount_captured=amount, amount_refunded=1500 - amount)
 
 
-def expired(created: int = T + 7 * DAY, id_: str = "ch_#") -> Told:
+def expired(created: int = T + 7 * DAY, id_: str = "ch_#") -> Json:
     """Return the event of a hold that ran out."""
     return charge("expired", created, id_, refunded=True, amount_refunded=1500)
 
 
-def released(created: int = T + DAY, **fields: Field) -> Told:
+def released(created: int = T + DAY, **fields: Field) -> Json:
     """Return the event of a refund that releases a hold."""
-    told: Fields = {"id": "re_#", "object": "refund", "amount": 1500, "currency": "usd", "status": "succeeded"}
-    return event("refund.created", created, **told, created=created, reason="expired_uncaptured_charge", **fields)
+    usual: Fields = {"id": "re_#", "object": "refund", "amount": 1500, "currency": "usd", "status": "succeeded"}
+    return event("refund.created", created, **usual, created=created, reason="expired_uncaptured_charge", **fields)
 
 
-def canceled(created: int = T + DAY) -> Told:
+def canceled(created: int = T + DAY) -> Json:
     """Return the event of a canceled payment intent."""
     about: Fields = {"id": "pi_#", "object": "payment_intent", "status": "canceled", "canceled_at": created}
     return event("payment_intent.canceled", created, **about)
 
 
-def failed(created: int = T, id_: str = "ch_a_#") -> Told:
+def failed(created: int = T, id_: str = "ch_a_#") -> Json:
     """Return the event of a charge that was declined."""
     return charge("failed", created, id_, status="failed")
 
 
-def of_2019(kind: str = "completed", **fields: Field) -> Told:
+def of_2019(kind: str = "completed", **fields: Field) -> Json:
     """Return the event of a session without status and payment status."""
-    told = session(kind, T, **fields)
+    older = session(kind, T, **fields)
     for name in ("status", "payment_status", "amount_total", "currency"):
-        del told["data"]["object"][name]
-    return told
+        del older["data"]["object"][name]
+    return older
 
 
 @dataclass(frozen=True)
 class Case:
     """A history, what its order is at the end, and the type of the event that its last change names."""
 
-    events: Sequence[Told]
+    events: Sequence[Json]
     status: str | None
     paid_at: int | None = None
     failed_at: int | None = None
@@ -121,6 +122,13 @@ CASES: Final = {
     "held": Case([session(), held()], "processing"),
     "captured later": Case([session(), held(), captured()], "paid", paid_at=T + DAY, by=CAPTURED),
     "captured in part": Case([session(), held(), captured(amount=600)], "paid", paid_at=T + DAY, by=CAPTURED),
+    "captured, the order of its session's events in doubt": Case(
+        [session(), session(amount_total=1600), captured()],
+        "paid",
+        paid_at=T + DAY,
+        by=CAPTURED,
+        anomalies=("ambiguous_order",),
+    ),
     "captured at once, the session is late": Case(
         [session(), charge("succeeded", T - 1, captured=True, amount_captured=1500)],
         "paid",
@@ -146,14 +154,14 @@ CASES: Final = {
     "released by a refund of its intent": Case(
         [session(), held(), released(payment_intent="pi_#")], "failed", failed_at=T + DAY, by="refund.created"
     ),
-    "released, as only a refund says": Case(
+    "released, as only a refund shows": Case(
         [session(), released(charge="ch_#", payment_intent="pi_#")], "failed", failed_at=T + DAY, by="refund.created"
     ),
     "canceled": Case([session(), canceled()], "failed", failed_at=T + DAY, by="payment_intent.canceled"),
     "canceled while held": Case(
         [session(), held(), canceled()], "failed", failed_at=T + DAY, by="payment_intent.canceled"
     ),
-    "canceled, and its charge says that it is released": Case(
+    "canceled, and its charge is released": Case(
         [session(), held(), canceled(), charge("refunded", T + DAY, refunded=True, amount_refunded=1500)],
         "failed",
         failed_at=T + DAY,
@@ -188,7 +196,7 @@ CASES: Final = {
         [session(), charge("pending", T, **PENDING), charge("failed", T + DAY, status="failed", captured=True)],
         "processing",
     ),
-    "a bank debit failed, as its session says": Case(
+    "a bank debit failed by its session": Case(
         [session(), charge("pending", T, **PENDING), session("async_payment_failed", T + DAY)],
         "failed",
         failed_at=T + DAY,
@@ -207,7 +215,7 @@ CASES: Final = {
         failed_at=T + DAY,
         by=CAPTURED,
     ),
-    "the session says itself that it is paid": Case(
+    "the session is paid by its own event": Case(
         [session(), captured(T + DAY), session("async_payment_succeeded", T + 2 * DAY, payment_status="paid")],
         "paid",
         paid_at=T + 2 * DAY,
@@ -232,14 +240,14 @@ KIND_OF_STATUS: Final = {
 }
 
 
-def body(told: Told, number: str, place: int) -> bytes:
+def body(about: Json, number: str, place: int) -> bytes:
     """Return the *place*-th event of the history *number*, with ids of its own."""
-    return json.dumps({"id": f"evt_{place}_#", **told}).replace("#", number).encode()
+    return json.dumps({"id": f"evt_{place}_#", **about}).replace("#", number).encode()
 
 
-def bodies(events: Sequence[Told], number: str) -> list[bytes]:
+def bodies(events: Sequence[Json], number: str) -> list[bytes]:
     """Return the bodies of the history *number*."""
-    return [body(told, number, place) for place, told in enumerate(events)]
+    return [body(each, number, place) for place, each in enumerate(events)]
 
 
 def splits(count: int) -> Iterator[list[int]]:
@@ -248,7 +256,7 @@ def splits(count: int) -> Iterator[list[int]]:
         yield [(cuts & (2**place - 1)).bit_count() for place in range(count)]
 
 
-def take_in_all_ways(engine: Engine, events: Sequence[Told], name: str, workers: int = 1) -> list[str]:
+def take_in_all_ways(engine: Engine, events: Sequence[Json], name: str, workers: int = 1) -> list[str]:
     """Fold *events* in every order and every split, each as a history of its own; return their numbers.
 
     The batches of all histories are folded side by side.
@@ -258,9 +266,9 @@ def take_in_all_ways(engine: Engine, events: Sequence[Told], name: str, workers:
     for at_order, order in enumerate(permutations(range(len(events)))):
         for at_split, batch_of in enumerate(splits(len(events))):
             numbers.append(number := f"{name}_{at_order}_{at_split}")
-            told = bodies(events, number)
+            sent = bodies(events, number)
             for place, batch in zip(order, batch_of, strict=True):
-                batches[batch].append(ledger.delivery(told[place]))
+                batches[batch].append(ledger.delivery(sent[place]))
     for deliveries in batches:
         ledger.record(engine, deliveries)
         ledger.fold_with_workers(engine, workers, limit=500)
@@ -307,8 +315,8 @@ def test_every_arrival_of_a_history(engine: Engine, name: str) -> None:
             assert (change["kind"], change["after"]["status"]) == (KIND_OF_STATUS[case.status], case.status)
     if case.status is not None:
         named = last[f"cs_{numbers[0]}"]
-        (told,) = ledger.rows(engine, "SELECT type, created, source FROM events WHERE id = :id", id=named["event_id"])
-        assert (case.by, named["at"], named["source"]) == (told["type"], told["created"], told["source"])
+        (by,) = ledger.rows(engine, "SELECT type, created, source FROM events WHERE id = :id", id=named["event_id"])
+        assert (case.by, named["at"], named["source"]) == (by["type"], by["created"], by["source"])
     assert set(ledger.anomalies(engine)) == set(case.anomalies)
     assert len(ledger.anomalies(engine)) == len(case.anomalies) * len(numbers)
     twice = "SELECT 1 FROM changes WHERE kind <> 'order.refund_changed' GROUP BY subject_id, kind HAVING count(*) > 1"
@@ -351,14 +359,14 @@ def claim_one(cursor: database.Cursor, event_id: str) -> list[projection.Claimed
 @pytest.mark.parametrize("first", [0, 1])
 def test_two_transactions_at_once(engine: Engine, first: int) -> None:
     """Of an order's batch and its charge's the one that commits last settles the order, whichever that is."""
-    told = bodies([session(), captured()], "1")
-    ledger.record(engine, [ledger.delivery(each) for each in told])
+    sent = bodies([session(), captured()], "1")
+    ledger.record(engine, [ledger.delivery(each) for each in sent])
     other = threading.Thread(target=lambda: projection.run_once(engine, now=ledger.NOW))
 
     with database.transaction(engine) as connection, database.cursor(connection) as cursor:
         projection.project(cursor, claim_one(cursor, f"evt_{first}_1"), now=ledger.NOW)
         other.start()
-        wait_for_a_lock(engine)
+        wait_for_a_lock(engine, other)
     other.join()
 
     assert orders(engine)["cs_1"]["status"] == "paid"
@@ -366,11 +374,14 @@ def test_two_transactions_at_once(engine: Engine, first: int) -> None:
     assert ledger.kinds(engine, "cs_1") == expected
 
 
-def wait_for_a_lock(engine: Engine) -> None:
-    """Return once another transaction waits for an advisory lock."""
-    asked = "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+def wait_for_a_lock(engine: Engine, thread: threading.Thread) -> None:
+    """Return once the transaction of *thread* waits for an advisory lock."""
+    asked = (
+        "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+        " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+    )
     while not ledger.rows(engine, asked):
-        pass
+        assert thread.is_alive(), "it did not wait"
 
 
 @pytest.mark.parametrize("fails", [False, True])
@@ -384,7 +395,7 @@ def test_an_order_that_another_holds_is_settled(engine: Engine, *, fails: bool) 
     with database.transaction(engine) as connection, database.cursor(connection) as cursor:
         projection._lock(cursor, [order], ())  # as a batch of the order holds it
         charged.start()
-        wait_for_a_lock(engine)
+        wait_for_a_lock(engine, charged)
         folded = ledger.rows(engine, "SELECT state FROM events WHERE id = 'evt_2_1'")
         assert folded == [{"state": "folded"}]
         assert orders(engine)["cs_1"]["status"] == "processing"
@@ -410,9 +421,9 @@ def test_a_thousand_orders_are_settled_at_once(engine: Engine) -> None:
 
     assert projection.run_once(engine, now=ledger.NOW, limit=1_000) == 1_000
 
-    told = ledger.rows(engine, "SELECT subject_id, event_id, at, source FROM changes WHERE kind = 'order.paid'")
-    assert {row["subject_id"]: row["event_id"] for row in told} == {f"cs_{n}": f"evt_1_{n}" for n in numbers}
-    assert {(row["at"], row["source"]) for row in told} == {(at(T + DAY), "webhook")}
+    sent = ledger.rows(engine, "SELECT subject_id, event_id, at, source FROM changes WHERE kind = 'order.paid'")
+    assert {row["subject_id"]: row["event_id"] for row in sent} == {f"cs_{n}": f"evt_1_{n}" for n in numbers}
+    assert {(row["at"], row["source"]) for row in sent} == {(at(T + DAY), "webhook")}
     assert {row["status"] for row in orders(engine).values()} == {"paid"}
 
 
@@ -421,9 +432,9 @@ def test_a_thousand_orders_are_settled_at_once(engine: Engine) -> None:
 def test_arrival_changes_nothing(engine: Engine, names: list[str], chance: random.Random) -> None:
     """Any mixture of histories, permuted, duplicated and split, gives the reference's digest and the same anomalies."""
     ledger.clear(engine)
-    told = [each for place, name in enumerate(names) for each in bodies(CASES[name].events, str(place))]
-    expected = ledger.digest_of_reference(engine, reference.tables_of(told))
-    deliveries = [ledger.delivery(each) for each in [*told, *chance.sample(told, len(told) // 2)]]
+    sent = [each for place, name in enumerate(names) for each in bodies(CASES[name].events, str(place))]
+    expected = ledger.digest_of_reference(engine, reference.tables_of(sent))
+    deliveries = [ledger.delivery(each) for each in [*sent, *chance.sample(sent, len(sent) // 2)]]
     chance.shuffle(deliveries)
 
     for batch in ledger.batches(deliveries, iter(lambda: chance.randint(1, 4), 0)):
@@ -439,8 +450,8 @@ def test_arrival_changes_nothing(engine: Engine, names: list[str], chance: rando
 
 def explained(engine: Engine, *, as_of: datetime | None = None) -> tuple[Explanation, dict[str, dict[str, Any]]]:
     """Return the explanation of the order cs_1, and its columns by their names."""
-    told = explain.explain(engine, Subject("orders", "", False, "cs_1"), as_of=as_of)  # noqa: FBT003 - the mode
-    return told, {each["column"]: each for each in told.columns}
+    found = explain.explain(engine, Subject("orders", "", False, "cs_1"), as_of=as_of)  # noqa: FBT003 - the mode
+    return found, {each["column"]: each for each in found.columns}
 
 
 def test_an_explanation_names_the_charge(engine: Engine) -> None:
@@ -452,14 +463,16 @@ def test_an_explanation_names_the_charge(engine: Engine) -> None:
         ledger.fold(engine)
         known.append((received, orders(engine)["cs_1"]))
 
-    told, columns = explained(engine)
-    assert told.row == orders(engine)["cs_1"]
+    explanation, columns = explained(engine)
+    assert explanation.row == orders(engine)["cs_1"]
     for name in ("status", "paid_at"):
         assert (columns[name]["how"], columns[name]["event_id"]) == ("by its charge", "evt_2_1")
-    assert [(each["event_id"], each["sets"]) for each in told.timeline][1:] == [("evt_2_1", ["paid_at", "status"])]
+    assert [(each["event_id"], each["sets"]) for each in explanation.timeline][1:] == [
+        ("evt_2_1", ["paid_at", "status"])
+    ]
     for received, row in known:
-        told, columns = explained(engine, as_of=received)
-        assert told.row == row
+        explanation, columns = explained(engine, as_of=received)
+        assert explanation.row == row
         assert columns["status"]["event_id"] == ("evt_2_1" if row["status"] == "paid" else None)
 
 
@@ -503,8 +516,8 @@ def test_a_rename_joins_an_order_and_its_charge(engine: Engine) -> None:
     renaming.rename(engine, "shop", "acct_1", now=ledger.NOW, is_one=True)
 
     assert [(row["account"], row["status"]) for row in orders(engine).values()] == [("acct_1", "paid")]
-    told = ledger.rows(engine, "SELECT kind, withheld FROM changes ORDER BY seq")
-    assert told == [{"kind": "order.processing", "withheld": None}, {"kind": "order.paid", "withheld": "rename"}]
+    found = ledger.rows(engine, "SELECT kind, withheld FROM changes ORDER BY seq")
+    assert found == [{"kind": "order.processing", "withheld": None}, {"kind": "order.paid", "withheld": "rename"}]
 
 
 def test_a_charge_that_is_set_aside(engine: Engine) -> None:
@@ -536,3 +549,32 @@ def test_a_swap_settles(engine: Engine) -> None:
     assert orders(engine)["cs_1"]["paid_at"] == at(T + DAY)
     (change,) = ledger.rows(engine, "SELECT * FROM changes WHERE kind = 'order.paid'")
     assert (change["event_id"], change["at"]) == ("evt_2_1", at(T + DAY))
+
+
+def test_an_audit_sees_no_difference(database_url: str, redis_url: str) -> None:
+    """A session that Stripe still lists as unpaid is no difference from the order that its charge has paid."""
+    with stage(database_url, redis_url) as shop:
+        id_ = shop.account.open_session()
+        shop.account.complete(id_, payment_status="unpaid")
+        shop.deliver()
+        intent = str(shop.account.session(id_)["payment_intent"])
+        paid = charge("captured", shop.account.now, captured=True, payment_intent=intent)
+        ledger.record(shop.engine, [ledger.delivery(body(paid, "1", 1))])
+        shop.fold()
+        shop.account.advance(DAY)
+
+        found = [each for each in audit.audit(shop.desk()) if isinstance(each, Difference)]
+
+        assert shop.status(id_) == "paid"
+        assert [each for each in found if each.table == "orders"] == []
+
+
+def test_an_archived_charge_is_no_drift(engine: Engine) -> None:
+    """An order whose charge's payload is archived is left out of a comparison, not shown as wrong."""
+    ledger.take_in(engine, *bodies([session(), held(), captured()], "1"))
+    ledger.execute(engine, "DELETE FROM payloads WHERE seq IN (SELECT seq FROM inbox WHERE object_type = 'charge')")
+
+    with rebuilt(engine) as made:
+        found = swap.compare(made, tell=lambda _: None)
+
+    assert (found.drift, found.events_left_out) == (0, 2)

@@ -21,6 +21,7 @@ ROOT = Path(__file__).parent.parent
 TESTS = (
     *("tests/test_join.py", "tests/test_orders.py", "tests/test_money.py", "tests/test_projection.py"),
     *("tests/test_harm.py", "tests/test_lines.py", "tests/test_corrections.py", "tests/test_history.py"),
+    "tests/test_settling.py",
 )
 JOIN = "worker/folds/join.py"
 CHAIN = "worker/folds/chain.py"
@@ -203,6 +204,19 @@ BREAKS = (
         PROJECTION,
         "    if found or moved:\n",
         "    if found and not moved:\n",
+    ),
+    Break(
+        "an order and its charge do not wait for each other",
+        PROJECTION,
+        "        return []\n    keep_others_from_appending(cursor)\n",
+        "        return []\n",
+    ),
+    Break("an order that another holds is passed over for good", PROJECTION, "    if passed:\n", "    if False:\n"),
+    Break(
+        "what a charge laid on is taken for the session's",
+        PROJECTION,
+        "if row is not None and settling.is_laid_on(subject, row):",
+        "if False:",
     ),
     Break(
         "no lock on the change feed",

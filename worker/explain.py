@@ -167,12 +167,12 @@ def _decider(cursor: Cursor, subject: Subject, own: Joined | None, joined: Joine
         return None
     with cursor.connection.cursor(row_factory=dict_row, binary=True) as rows:
         wanted = (subject.account, subject.livemode, joined.decided_by.event_id)
-        told = rows.execute("SELECT * FROM events WHERE (account, livemode, id) = (%s, %s, %s)", wanted).fetchone()
-    if told is None:
+        event = rows.execute("SELECT * FROM events WHERE (account, livemode, id) = (%s, %s, %s)", wanted).fetchone()
+    if event is None:
         return None
     sets = sorted(name for name in payment.DECIDED if joined.row[name] != own.row[name])
-    table = folds.TABLES_OF_OBJECT[str(told["object_type"])][0]
-    return _Decider(_HOW[table], _line(told, sets, "it settles the payment, which the session leaves open"))
+    table = folds.TABLES_OF_OBJECT[str(event["object_type"])][0]
+    return _Decider(_HOW[table], _line(event, sets, "it settles the payment, which the session leaves open"))
 
 
 def _in_part(
@@ -263,8 +263,8 @@ def _column(
     by: _Decider | None,
 ) -> dict[str, Any]:
     if by is not None and name in by.line["sets"]:
-        told_by = {each: by.line[each] for each in ("event_id", "type", "created")}
-        return {"column": name, "value": row[name], "how": by.how, **told_by}
+        event = {each: by.line[each] for each in ("event_id", "type", "created")}
+        return {"column": name, "value": row[name], "how": by.how, **event}
     step = setters.get(name)
     told = None if step is None else by_id[step.event_id]
     is_empty = row[name] == shape.empty.get(name)
@@ -299,15 +299,15 @@ def _timeline(told: list[dict[str, Any]], path: Path, setters: dict[str, Facts])
     ]
 
 
-def _line(told: dict[str, Any], sets: list[str], verdict: str) -> dict[str, Any]:
+def _line(event: dict[str, Any], sets: list[str], verdict: str) -> dict[str, Any]:
     return {
-        "event_id": told["id"],
-        "type": told["type"],
-        "created": told["created"],
-        "received_at": told["received_at"],
-        "source": told["source"],
-        "api_version": told["api_version"],
-        "state": told["state"],
+        "event_id": event["id"],
+        "type": event["type"],
+        "created": event["created"],
+        "received_at": event["received_at"],
+        "source": event["source"],
+        "api_version": event["api_version"],
+        "state": event["state"],
         "sets": sets,
         "verdict": verdict,
     }

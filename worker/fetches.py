@@ -111,7 +111,7 @@ FROM c JOIN orders AS o ON (o.account, o.livemode, o.id) = (c.account, c.livemod
 WHERE c.subject = 'order' AND NOT o.lines_complete AND o.mode IS DISTINCT FROM 'setup'
     AND (o.status <> 'open' OR %(open_lines)s = 'all' OR (%(open_lines)s = 'shop' AND o.payment_link IS NULL))
 UNION ALL
--- What the session itself says, now that its charge has paid it, or failed.
+-- The session again, now that its charge has paid it, or failed.
 SELECT 'object', o.id, 'checkout.session', {_LANE}
 FROM c JOIN orders AS o ON (o.account, o.livemode, o.id) = (c.account, c.livemode, c.subject_id)
 WHERE c.kind IN ('order.paid', 'order.failed') AND o.as_of < c.at AND {payment.OF_ORDER_OPEN}

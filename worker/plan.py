@@ -327,11 +327,11 @@ def _compare(cursor: Cursor, objects: Sequence[Sequence[tuple[bool, list[Facts]]
             groups.add(shape.child, before.get(id_), after.get(id_))
 
 
-def _joined(cursor: Cursor, told: Mapping[Subject, list[Facts]]) -> dict[Subject, Joined]:
-    """Return the rows that what is *told* comes to; charges that are only in the log settle no order yet."""
+def _joined(cursor: Cursor, facts: Mapping[Subject, list[Facts]]) -> dict[Subject, Joined]:
+    """Return the joined rows; charges that only the log has settle no order yet."""
     found = {}
-    for subject, facts in told.items():
-        joined = join.fold_all(folds.SHAPES[subject.table], facts) if facts else None
+    for subject, several in facts.items():
+        joined = join.fold_all(folds.SHAPES[subject.table], several) if several else None
         if joined is not None:
             found[subject] = joined
     return found | settling.settled(cursor, settling.open_orders(found))

@@ -604,7 +604,7 @@ def _settle_passed(engine: Engine, orders: Sequence[Subject], *, now: datetime, 
 
 
 def settle_all(cursor: Cursor, *, now: datetime, account: str | None = None) -> None:
-    """Settle all orders at rest, or those of one *account*, while nobody else folds or sees them."""
+    """Settle all orders at rest, or those of one *account*, while no one else folds or sees them."""
     for page in settling.pages(cursor, account):
         keep_others_from_appending(cursor)
         _save_settled(cursor, saved := _Saved({}, {}, []), {}, page, now)

@@ -283,7 +283,7 @@ def _rebuild_at_once(made: Shadow, progress: Progress, sizes: Sizes) -> None:
         progress("Making indexes", 0, 1)
         shadow.make_indexes(writer, made)
         progress("Making indexes", 1, 1)
-        # What spans objects, which were joined in different files.
+        # An order and its charges may have been joined in different files.
         writer.execute(made.path())
         projection.settle_all(writer, now=job.now)
 

@@ -1,14 +1,14 @@
-"""Orders whose session leaves open whether they are paid, and what their charges say: a truth that spans objects.
+"""Orders whose session leaves open whether they are paid, and what their charges make of them.
 
-The rule is worker/folds/payment.py's; here its rows are found. As with refunds, whichever of an order and its charges
-is folded last has to notice the other, so this is asked under the lock of those who append changes: see Note [Whoever
-comes second sees the other].
+The rule is in worker/folds/payment.py; its rows are found here. As with refunds, the one of an order and its charges
+that is folded last has to notice the other, so this is done under the lock to append changes: see the Note [Whoever
+comes second sees the other] in worker/refunding.py.
 
 Note [The lock of an order at rest is only tried]
-    Who holds the lock to append must not wait for the lock of an object, whose holder may wait for the lock to append.
-    So the lock of an order at rest is tried. A batch that has it looks at the order's charges itself, after it has
-    waited for the lock to append, and so after what the other saved. Should that batch fail and its event be parked,
-    nothing of it would look: hence orders that were passed over are settled once more, in a transaction of their own.
+    A batch that holds the lock to append must not wait for the lock of an object: the holder of that may wait for the
+    lock to append. So the lock of an order at rest is tried. A batch that holds it settles the order itself, once it
+    gets the lock to append, and then sees the charges that the first batch saved. But that batch may fail, and its
+    event be parked. So orders that were passed over are settled again, in a transaction of their own after the commit.
 """
 
 from collections import defaultdict

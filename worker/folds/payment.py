@@ -4,11 +4,10 @@ Source: https://docs.stripe.com/payments/place-a-hold-on-a-payment-method and
 https://docs.stripe.com/api/payment_intents/cancel.
 
 Note [A charge decides what its session leaves open]
-    A session whose payment is captured later completes as unpaid, and no event of the session follows: its charge
-    reports the capture, or that the hold was released. Sessions of 2019 have no payment status at all. So the order of
-    such a session is laid over twice: its own events make the row, as they make every row, and ``settle`` lays on last
-    what the rows of its charges come to. An order's own events are read by the join alone, the rows of others here
-    alone.
+    A session whose payment is captured later completes as unpaid, and no further event of the session comes: its charge
+    reports the capture, or the release of the hold. Sessions of 2019 have no payment status at all. The events of the
+    session make the row, as those of any object do; ``settle`` lays on last what the rows of its charges come to. So
+    the join never reads rows of other objects, and this module nothing else.
 """
 
 from collections.abc import Sequence
@@ -91,7 +90,7 @@ def decide(row: Row, payment: Payment) -> Decision | None:
 def _captured_at(charge: Row) -> datetime | None:
     """Return when the charge was captured; None where it was not, or has failed since.
 
-    A delayed method's pending charge may already say that it is captured, and pays nothing. What was both captured and
+    A delayed method's pending charge may already be marked as captured, and pays nothing. What was both captured and
     released was captured.
     """
     stands = charge["status"] == "succeeded" or charge["released_at"] is not None

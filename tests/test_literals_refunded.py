@@ -343,7 +343,7 @@ def _sum(told: Mapping[str, Any]) -> tuple[int | None, str | None]:
 
 @pytest.mark.parametrize("name", CASES)
 def test_the_changes_in_every_order(arrived: Engine, name: str) -> None:
-    """The last change of an order's refunds has the sum that the book has; none repeats one, or the status of a null."""
+    """The last change of an order's refunds has the book's sum; none repeats one, or the status of a null."""
     case = CASES[name]
     for end in suffixes(name, case.bodies):
         changes = ledger.rows(

@@ -4,7 +4,7 @@ import random
 from collections import defaultdict
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from itertools import permutations
+from itertools import pairwise, permutations
 
 import pytest
 from hypothesis import given, settings
@@ -79,6 +79,21 @@ def test_the_ledger_of_a_customer_that_had_no_currency() -> None:
     assert shown(history) == (-500, [-500, 500, -500], [])
     assert shown([*history, *ledger]) == (-500, [-500, 500, -500], [])
     assert shown([*history[:3], *ledger[:2]]) == (0, [-500, 500], [])
+
+
+@pytest.mark.parametrize("currency", [None, "usd"])
+@pytest.mark.parametrize("balances", [(-500, 0, -500), (500, 0), (-500, 0, -500, 0)])
+def test_a_second_and_its_ledger_under_any_ids(currency: str | None, balances: Sequence[int]) -> None:
+    """A balance that goes back and forth in one second ends where the ledger does, whichever event has which id."""
+    steps = list(pairwise((0, *balances)))
+    ledger = listed(*((after - before, after) for before, after in steps))
+    for ids in permutations(range(1, len(steps) + 1)):
+        history = [customer("evt_0", 0, 0, currency=currency)]
+        for number, (before, after) in zip(ids, steps, strict=True):
+            first = {"currency": None} if currency is None and len(history) == 1 else {}
+            history.append(customer(f"evt_{number}", 9, after, {"balance": before} | first))
+        amount, changes, wrong = shown([*history, *ledger])
+        assert (amount, len(changes), wrong) == (balances[-1], len(balances), [])
 
 
 def test_the_ledger_shows_a_twin() -> None:

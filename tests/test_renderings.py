@@ -35,8 +35,8 @@ def web(database_url: str, redis_url: str) -> Iterator[Web]:
         yield running
 
 
-def body(number: int = 1, *, account: str | None = None, version: str = VERSION, **told: Any) -> bytes:  # noqa: ANN401 - JSON
-    """Return an event that says an order was paid, *told* laid over its session."""
+def body(number: int = 1, *, account: str | None = None, version: str = VERSION, **fields: Any) -> bytes:  # noqa: ANN401 - JSON
+    """Return the event of a paid order, with *fields* laid over its session."""
     session = {
         "id": f"cs_{number}",
         "object": "checkout.session",
@@ -56,7 +56,7 @@ def body(number: int = 1, *, account: str | None = None, version: str = VERSION,
         "api_version": version,
         "account": account,
         "pending_webhooks": 1,
-        "data": {"object": session | told},
+        "data": {"object": session | fields},
     }
     return msgspec.json.encode(event)
 
@@ -135,7 +135,7 @@ WHERE account = :account ORDER BY content_sha256
 
 
 def test_every_order_of_arrival(web: Web, engine: Engine, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    """Copies that differ in what they say end in the same rows, anomalies and view, however they come and are folded.
+    """Copies with different contents end in the same rows, anomalies and view, however they come and are folded.
 
     They come by signed deliveries and by replays, and in part are folded between.
     """
@@ -155,8 +155,8 @@ def test_every_order_of_arrival(web: Web, engine: Engine, tmp_path: Path, reques
     for number in range(16):
         world = f"acct_{number}"
         chance.shuffle(copies)
-        for told, is_signed in copies:
-            copy = body(account=world, **told)
+        for fields, is_signed in copies:
+            copy = body(account=world, **fields)
             if is_signed:
                 assert web.deliver(copy).status_code == 200
             else:
@@ -173,8 +173,8 @@ def test_every_order_of_arrival(web: Web, engine: Engine, tmp_path: Path, reques
     )  # fmt: skip
     # By the greatest hash, of those that a delivery signed.
     best: dict[str, Any] = max(
-        (told for told in delivered if told["amount_total"] in (1500, 1600, 1700, 1900)),
-        key=lambda told: contents.hash_of(body(**told)),
+        (fields for fields in delivered if fields["amount_total"] in (1500, 1600, 1700, 1900)),
+        key=lambda fields: contents.hash_of(body(**fields)),
     )
     assert (order["id"], order["amount_total"]) == (best.get("id", "cs_1"), best["amount_total"])
     assert [each["kind"] for each in sorted(anomalies, key=lambda row: row["kind"])] == ["contents_differ", "id_reused"]
@@ -226,7 +226,7 @@ def test_reconciliation_mends(engine: Engine, database_url: str, tmp_path: Path)
 
 
 def test_what_was_signed_decides(web: Web, engine: Engine, tmp_path: Path) -> None:
-    """A delivery that we verified takes the place of a copy that nobody signed, and that is told by an anomaly."""
+    """A delivery that we verified takes the place of an unsigned copy, and an anomaly reports the contradiction."""
     replayed(engine, tmp_path, body(amount_total=15))
 
     assert web.deliver(body()).status_code == 200
@@ -261,11 +261,11 @@ def test_the_same_bytes_signed(web: Web, engine: Engine, tmp_path: Path) -> None
 
 def test_several_events_under_one_id(web: Web, engine: Engine) -> None:
     """Three types under one id, as the Dashboard's old test webhooks had: each is kept, one is folded, all answered."""
-    told = msgspec.json.decode(body())
+    fields = msgspec.json.decode(body())
     events = [
-        msgspec.json.encode(told | {"id": "evt_0", "type": kind, "data": {"object": object_}})
+        msgspec.json.encode(fields | {"id": "evt_0", "type": kind, "data": {"object": object_}})
         for kind, object_ in (
-            ("checkout.session.completed", told["data"]["object"]),
+            ("checkout.session.completed", fields["data"]["object"]),
             ("customer.created", {"id": "cus_1", "object": "customer"}),
             ("payment_link.created", {"id": "plink_1", "object": "payment_link", "active": True}),
         )
@@ -288,14 +288,14 @@ def test_several_events_under_one_id(web: Web, engine: Engine) -> None:
 
 
 def test_a_balance_that_another_copy_told(engine: Engine) -> None:
-    """A row that only a copy told which is folded no longer is gone, as if that had never come."""
-    told = msgspec.json.decode(body())
+    """A row that only a replaced copy had made is gone, as if that copy had never come."""
+    fields = msgspec.json.decode(body())
 
     def customer(version: str, balance: int | None, name: str) -> bytes:
         kept = {"id": "cus_1", "object": "customer", "name": name, "currency": "eur"}
         object_ = kept if balance is None else kept | {"balance": balance}
         return msgspec.json.encode(
-            told | {"type": "customer.created", "api_version": version, "data": {"object": object_}}
+            fields | {"type": "customer.created", "api_version": version, "data": {"object": object_}}
         )
 
     ledger.take_in(engine, customer("2025-01-01", -500, "A"))
@@ -311,16 +311,16 @@ def test_a_balance_that_another_copy_told(engine: Engine) -> None:
 
 
 def test_what_only_another_unsigned_copy_moves_is_withheld(web: Web, engine: Engine, tmp_path: Path) -> None:
-    """History that another unsigned copy tells is no news; a signed delivery, and what came beside it, is."""
+    """What another unsigned copy moves is withheld; what a signed delivery moves is announced."""
     link = msgspec.json.decode(body()) | {"type": "payment_link.updated"}
 
-    def told(number: int, version: str, *, active: bool) -> bytes:
+    def fields(number: int, version: str, *, active: bool) -> bytes:
         object_ = {"id": f"plink_{number}", "object": "payment_link", "active": active}
         return msgspec.json.encode(link | {"id": f"evt_{number}", "api_version": version, "data": {"object": object_}})
 
-    replayed(engine, tmp_path, *(told(number, "2025-01-01", active=True) for number in (1, 2)))
-    assert replayed(engine, tmp_path, told(1, "2025-02-01", active=False)) == {"newer": 1, "folded": 1}
-    assert web.deliver(told(2, "2025-02-01", active=False)).status_code == 200
+    replayed(engine, tmp_path, *(fields(number, "2025-01-01", active=True) for number in (1, 2)))
+    assert replayed(engine, tmp_path, fields(1, "2025-02-01", active=False)) == {"newer": 1, "folded": 1}
+    assert web.deliver(fields(2, "2025-02-01", active=False)).status_code == 200
     ledger.fold(engine)
 
     found = ledger.rows(
@@ -336,7 +336,7 @@ def test_what_only_another_unsigned_copy_moves_is_withheld(web: Web, engine: Eng
 
 
 def test_at_most_sixteen_others_are_kept(engine: Engine, capsys: pytest.CaptureFixture[str]) -> None:
-    """Of many contents the weightiest are kept, whatever the order, and how many are dropped is logged."""
+    """Of many contents the weightiest are kept in every order of arrival, and the number of dropped ones is logged."""
     bodies = [body(amount_total=amount) for amount in range(20)]
     ends = []
     for chance in (random.Random(1), random.Random(2)):
@@ -357,18 +357,18 @@ def test_a_signature_in_a_log(engine: Engine, tmp_path: Path) -> None:
     path = tmp_path / "own.ndjson"
 
     def line(number: int, header: str | None, *, redacted: Sequence[str] = ()) -> bytes:
-        told = body(number)
-        sha256 = hashlib.sha256(told).hexdigest()
+        fields = body(number)
+        sha256 = hashlib.sha256(fields).hexdigest()
         return write(OwnLine(
             account="", source="webhook", received_at=ledger.NOW, signature=header, payload_sha256=sha256,
-            redacted=list(redacted), payload=told.decode(),
+            redacted=list(redacted), payload=fields.decode(),
         ))  # fmt: skip
 
     one, four = (signed(body(number), age=10_000)["Stripe-Signature"] for number in (1, 4))
     path.write_bytes(line(1, one) + line(2, one) + line(3, "t=1,v1=ab") + line(4, four, redacted=["data.object.url"]))
     replay.replay(engine, Reading([str(path)], ledger.NOW, secrets=[secret]))
 
-    # Others, which nobody signed either, have a better hash or a worse one.
+    # An unsigned copy with a greater hash replaces an unsigned one only.
     lesser = [
         next(each for each in (body(number, amount_total=amount) for amount in range(99)) if is_greater(each, number))
         for number in (1, 2, 3, 4)
@@ -410,7 +410,7 @@ def test_export_writes_what_is_folded(
 
 
 def test_what_is_archived_is_compared_by_its_hash(engine: Engine, tmp_path: Path) -> None:
-    """A copy of an archived event is the same where it says the same, and another where it does not."""
+    """A copy of an archived event is compared with what was archived, by the hash of its content."""
     ledger.take_in(engine, body(1), body(2))
     later = datetime(2100, 1, 1, tzinfo=UTC)
     for part in archive.plan(engine, before=later):

@@ -66,7 +66,7 @@ class Rendering(Struct, frozen=True, kw_only=True):
 
     @property
     def weight(self) -> tuple[bool, str, bytes]:
-        """What is kept of many, the greatest first, whatever can be read."""
+        """What is kept of many, the greatest first, readable or not."""
         return (self.signed, self.version, self.content or b"")
 
     @property
@@ -94,7 +94,7 @@ class Choice(Struct, frozen=True):
 
     @property
     def is_history(self) -> bool:
-        """Whether what changes by the choice is no news: it had been folded, and nobody signed the other copy."""
+        """Whether what changes by the choice is no news: it had been folded, and the other copy is unsigned."""
         return self.is_other and self.state == "folded" and not self.chosen.signed
 
 
@@ -102,7 +102,7 @@ class Choice(Struct, frozen=True):
 
 
 def judged(rendering: Rendering) -> Rendering:
-    """Return *rendering* with its content and what these folds say of it, where its payload is at hand."""
+    """Return *rendering* with its content and the verdict of these folds, where its payload is at hand."""
     if rendering.is_archived:
         return rendering
     content = rendering.content or contents.hash_of(rendering.event.payload)

@@ -6,8 +6,8 @@ Note [What was refunded of an order]
 
     Of a charge that was captured in part, reports show ``amount_refunded`` with and without the rest that was released.
     Where the known refunds explain it either way, nothing is unseen; otherwise the sum is not known. Without
-    ``amount_captured`` or ``amount`` (old versions have no ``amount_captured``) it is not known whether a charge
-    was captured whole. Such a charge is read as one captured in part of which the rest is not known: only an
+    ``amount_captured`` or ``amount`` (old versions have no ``amount_captured``) it is not known whether a charge was
+    captured whole. Such a charge is read as one captured in part of which the rest is not known: only an
     ``amount_refunded`` of 0, or one that is exactly the known refunds, leaves nothing unseen. The same holds where
     neither ``captured`` nor ``status`` says whether there was a capture at all.
 
@@ -15,9 +15,9 @@ Note [What was refunded of an order]
     that releases it counts, whatever the reason of that refund. A charge that is merely not captured yet may have been
     captured since, so that refunds of it do count.
 
-    A sum is null where a part of it is in another currency, or in one while the order's is not known. Of an order without
-    a currency even a refunded amount of 0 is not known. The status compares
-    each charge with what was captured of it, in its own currency; without a charge, the refunds with the order's total.
+    A sum is null where a part of it is in another currency, or in one while the order's is not known. Of an order
+    without a currency even a refunded amount of 0 is not known. The status compares each charge with what was captured
+    of it, in its own currency; without a charge, the refunds with the order's total.
 """
 
 from alembic import op

@@ -133,9 +133,7 @@ class Order(Shown):
     refunded_amount: int | None = Field(description="null where not known, or in another currency than the order")
     credited_amount: int | None = Field(description="by credit notes on the order's own invoice that are not void")
     disputed_amount: int | None
-    refund_status: RefundStatus | None = Field(
-        description="of what was captured, in any currency; null if not known"
-    )
+    refund_status: RefundStatus | None = Field(description="of what was captured, in any currency; null if not known")
 
 
 class OrderLine(Shown):

@@ -9,10 +9,10 @@ Note [What was refunded of an order]
     ``amount_captured`` or ``amount`` (old versions have no ``amount_captured``) it is not known whether a charge was
     captured whole. Such a charge is read as one captured in part of which the rest is not known: only an
     ``amount_refunded`` of 0, or one that is exactly the known refunds, leaves nothing unseen. The same holds where
-    neither ``captured`` nor ``status`` says whether there was a capture at all.
+    neither ``captured`` nor ``status`` shows whether there was a capture at all.
 
     A hold that was released gave nothing back, since nothing had come: neither its ``amount_refunded`` nor a refund
-    that releases it counts, whatever the reason of that refund. A charge that is merely not captured yet may have been
+    that releases it counts, for any reason of that refund. A charge that is merely not captured yet may have been
     captured since, so that refunds of it do count.
 
     A sum is null where a part of it is in another currency, or in one while the order's is not known. Of an order

@@ -35,7 +35,7 @@ class Case:
 
 
 def is_captured(charge: Row) -> bool:
-    """Money of a charge was taken when it succeeded and was captured, whatever was released afterwards."""
+    """Money of a charge was taken when it succeeded and was captured, even if some was released afterwards."""
     return charge["captured_at"] is not None
 
 
@@ -110,7 +110,7 @@ def by_total(refunded: int | None, most: int | None) -> str | None:
 
 
 def by_charge(state: Sequence[tuple[int | None, int]]) -> str | None:
-    """Return the status of an order each of whose captured charges was refunded nothing, in part or whole."""
+    """Return the status of an order of which each captured charge was refunded nothing, in part or whole."""
     if any(came is None for came, _ in state):
         return None
     if all(came == 0 for came, _ in state):
@@ -163,7 +163,7 @@ def some_charge(chance: random.Random, number: str, intent: str | None, invoice:
 
 
 def some_refund(chance: random.Random, number: str, charge: str | None, intent: str | None, currency: str) -> Row:
-    """Return a refund that names its intent, its charge where that is known, or both, in whatever state."""
+    """Return a refund that names its intent, its charge where that is known, or both, in any state."""
     names = chance.choice(("charge", "intent", "both")) if charge else "intent"
     status = chance.choice(("succeeded", "succeeded", "succeeded", "pending", "requires_action", "failed", "canceled"))
     return {
@@ -259,7 +259,7 @@ def books(engine: Engine) -> Iterator[tuple[str, tuple[int | None, str | None, i
 
 
 def test_the_view_is_the_rule(engine: Engine, request: pytest.FixtureRequest) -> None:
-    """Of random charges, refunds, disputes and ways to them the view shows what the rule says."""
+    """Of random charges, refunds, disputes and ways to them the view shows what the rule gives."""
     seed = random.Random(request.node.nodeid).randrange(10**6)
     print(f"seed {seed}")  # noqa: T201 - repeats a failure
     chance = random.Random(seed)

@@ -24,7 +24,7 @@ START = 1_700_000_000
 WORLDS_MAX = 120
 
 
-def told(number: int, kind: str, at: int, about: Mapping[str, Any], previous: Mapping[str, Any] | None = None) -> Body:
+def event(number: int, kind: str, at: int, about: Mapping[str, Any], previous: Mapping[str, Any] | None = None) -> Body:
     """Return an event *at* so many seconds after the start, as Stripe sends it."""
     data = {"object": about} | ({} if previous is None else {"previous_attributes": previous})
     return msgspec.json.encode(
@@ -56,7 +56,7 @@ def session(**fields: object) -> Body:
         "status": "complete",
         "total_details": {"amount_discount": 0, "amount_shipping": 0, "amount_tax": 0},
     }
-    return told(1, "checkout.session.completed", 10, about | fields)
+    return event(1, "checkout.session.completed", 10, about | fields)
 
 
 def charge(number: int, at: int, kind: str = "charge.refunded", **fields: object) -> Body:
@@ -75,7 +75,7 @@ def charge(number: int, at: int, kind: str = "charge.refunded", **fields: object
         "refunded": False,
         "status": "succeeded",
     }
-    return told(number, kind, at, about | fields)
+    return event(number, kind, at, about | fields)
 
 
 def refund(number: int, at: int, amount: int, kind: str = "refund.created", **fields: object) -> Body:
@@ -91,7 +91,7 @@ def refund(number: int, at: int, amount: int, kind: str = "refund.created", **fi
         "reason": "requested_by_customer",
         "status": "succeeded",
     }
-    return told(number, kind, at, about | fields)
+    return event(number, kind, at, about | fields)
 
 
 def payment(number: int, **way: object) -> Body:
@@ -105,7 +105,7 @@ def payment(number: int, **way: object) -> Body:
         "payment": {"type": "payment_intent", **way},
         "status": "paid",
     }
-    return told(number, "invoice_payment.paid", 10, about)
+    return event(number, "invoice_payment.paid", 10, about)
 
 
 BY_INVOICE: Mapping[str, Any] = {"mode": "subscription", "payment_intent": None, "invoice": "in_1"}
@@ -332,7 +332,7 @@ def dispute(number: int, at: int, status: str, kind: str = "charge.dispute.updat
         "reason": "fraudulent",
         "status": status,
     }
-    return told(number, kind, at, about)
+    return event(number, kind, at, about)
 
 
 @pytest.mark.parametrize(
@@ -402,7 +402,7 @@ def test_what_is_credited_in_another_currency(engine: Engine, currency: str, amo
         "created": START,
     }
 
-    ledger.take_in(engine, session(**BY_INVOICE), told(2, "credit_note.created", 20, note))
+    ledger.take_in(engine, session(**BY_INVOICE), event(2, "credit_note.created", 20, note))
 
     assert ledger.rows(engine, "SELECT credited_amount FROM order_book") == [{"credited_amount": shown}]
 
@@ -411,7 +411,7 @@ def test_an_order_without_a_currency(engine: Engine) -> None:
     """A session of 2019 has no currency: what was refunded has none either, its charge shows that it is nothing."""
     old = {"id": "cs_1", "object": "checkout.session", "mode": "payment", "payment_intent": "pi_1"}
 
-    ledger.take_in(engine, told(1, "checkout.session.completed", 10, old), PAID)
+    ledger.take_in(engine, event(1, "checkout.session.completed", 10, old), PAID)
 
     (row,) = ledger.rows(engine, "SELECT refunded_amount, disputed_amount, refund_status FROM order_book")
     assert row == {"refunded_amount": None, "disputed_amount": 0, "refund_status": "none"}

@@ -90,11 +90,11 @@ def _received(cursor: Cursor, subjects: Sequence[Subject], as_of: datetime) -> d
     """Return the rows of *subjects* that what had been received by *as_of* makes."""
     facts: dict[Subject, list[Facts]] = defaultdict(list)
     archived: set[str] = set()
-    for told in _events(cursor, subjects, as_of):
-        if told["payload"] is None:
-            archived.add(told["object_id"])
+    for event in _events(cursor, subjects, as_of):
+        if event["payload"] is None:
+            archived.add(event["object_id"])
             continue
-        for one in folds.judge(Event(*(told[name] for name in _EVENT))).facts:
+        for one in folds.judge(Event(*(event[name] for name in _EVENT))).facts:
             facts[one.subject].append(one)
     joined = {
         subject: join.fold_all(folds.SHAPES[subject.table], facts[subject])
@@ -137,7 +137,7 @@ def _linked(order: Row, rows: Mapping[Subject, Row]) -> tuple[list[Row], list[Ro
     return charges, refunds
 
 
-# ---- What they say ----
+# ---- What they report ----
 
 
 def _is_captured(charge: Row) -> bool:

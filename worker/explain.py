@@ -61,11 +61,11 @@ def explain(engine: Engine, subject: Subject, *, as_of: datetime | None = None) 
     Raises:
         NotFoundError: no event speaks of it, or none had by then.
     """
-    told = _explained(engine, subject, as_of)
-    if subject.table != "orders" or told.row is None:
-        return told
+    explained = _explained(engine, subject, as_of)
+    if subject.table != "orders" or explained.row is None:
+        return explained
     with database.transaction(engine) as connection, database.cursor(connection) as cursor:
-        return dataclasses.replace(told, money=behind.of_order(cursor, told.row, as_of=as_of))
+        return dataclasses.replace(explained, money=behind.of_order(cursor, explained.row, as_of=as_of))
 
 
 def _explained(engine: Engine, subject: Subject, as_of: datetime | None) -> Explanation:

@@ -6,18 +6,18 @@ Note [What was refunded of an order]
 
     Of a charge that was captured in part, reports show ``amount_refunded`` with and without the rest that was released.
     Where the known refunds explain it either way, nothing is unseen; otherwise the sum is not known. Without
-    ``amount_captured`` or ``amount`` (old versions have no ``amount_captured``) it is not known whether a charge
-    was captured whole. Such a charge is read as one captured in part of which the rest is not known: only an
+    ``amount_captured`` or ``amount`` (old versions have no ``amount_captured``) it is not known whether a charge was
+    captured whole. Such a charge is read as one captured in part of which the rest is not known: only an
     ``amount_refunded`` of 0, or one that is exactly the known refunds, leaves nothing unseen. The same holds where
-    neither ``captured`` nor ``status`` says whether there was a capture at all.
+    neither ``captured`` nor ``status`` shows whether there was a capture at all.
 
     A hold that was released gave nothing back, since nothing had come: neither its ``amount_refunded`` nor a refund
-    that releases it counts, whatever the reason of that refund. A charge that is merely not captured yet may have been
+    that releases it counts, for any reason of that refund. A charge that is merely not captured yet may have been
     captured since, so that refunds of it do count.
 
     A sum is null where a part of it is in another currency, or in one while the order's is not known. Of an order
-    without a currency even a refunded amount of 0 is not known. The status compares
-    each charge with what was captured of it, in its own currency; without a charge, the refunds with the order's total.
+    without a currency even a refunded amount of 0 is not known. The status compares each charge with what was captured
+    of it, in its own currency; without a charge, the refunds with the order's total.
 """
 
 from alembic import op
@@ -46,10 +46,6 @@ ALTER TABLE charges
     ADD COLUMN captured_at timestamp with time zone,
     ADD COLUMN released_at timestamp with time zone;
 CREATE INDEX charges_invoice ON charges (account, livemode, invoice) WHERE invoice IS NOT NULL;
-
-CREATE INDEX orders_undecided ON orders (account, livemode, payment_intent)
-    WHERE session_status = 'complete' AND payment_intent IS NOT NULL
-        AND (payment_status IS NULL OR payment_status = 'unpaid');
 
 ALTER TABLE refunds ADD COLUMN failed_at timestamp with time zone;
 
@@ -257,7 +253,6 @@ LEFT JOIN LATERAL (
 ) AS noted ON true;
 """
 _BACK = """
-DROP INDEX orders_undecided;
 DROP TABLE payment_intents;
 ALTER TABLE charges
     DROP COLUMN invoice, DROP COLUMN captured, DROP COLUMN amount_captured, DROP COLUMN captured_at,

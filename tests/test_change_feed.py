@@ -21,6 +21,7 @@ from schemas import database, feed
 from schemas.kinds import CHOICES, KINDS, SUBJECTS, chosen
 from schemas.migrate import upgrade
 from tests import ledger
+from tests.envelopes import event
 from tests.web import Web, bearer, serving, serving_many, settings_of
 
 CHANGE = """INSERT INTO changes (account, livemode, subject, subject_id, kind, event_id, source, at)
@@ -458,3 +459,43 @@ def fill_with_people(web: Web) -> None:
         ("dispute", "dp_1", "dispute.opened"),
     ):
         web.query(OF_A_WORLD, *LIVE, subject, subject_id, kind, None)
+
+
+def moves(engine: Engine, customer: str) -> list[tuple[str, int, int]]:
+    """Return the events that changed the balance of *customer*, and from where to where."""
+    found = ledger.rows(
+        engine,
+        "SELECT event_id, before, after FROM changes WHERE subject_id = :id AND kind = 'balance.changed' ORDER BY seq",
+        id=customer,
+    )
+    return [(row["event_id"], row["before"]["amount"], row["after"]["amount"]) for row in found]
+
+
+def moved(number: int, before: int, after: int) -> bytes:
+    """Return the event of that number, which moves a customer's balance."""
+    about = {"id": "cus_1", "object": "customer", "currency": "usd", "balance": after}
+    return event(f"evt_{number}", "customer.updated", 1000 + number, about, before={"balance": before})
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4])
+def test_each_step_of_a_balance_is_announced(engine: Engine, size: int) -> None:
+    """However many steps of a balance are folded at once, each is announced, by its own event."""
+    steps = [("evt_1", 0, -500), ("evt_2", -500, -200), ("evt_3", -200, 300), ("evt_4", 300, -100)]
+    bodies = [moved(number, before, after) for number, (_, before, after) in enumerate(steps, 1)]
+    for at in range(0, len(bodies), size):
+        ledger.record(engine, [ledger.delivery(body) for body in reversed(bodies[at : at + size])])
+        ledger.fold(engine)
+
+    assert moves(engine, "cus_1") == steps
+
+
+def test_steps_of_a_balance_that_are_not_all_known(engine: Engine) -> None:
+    """Where a step is missing, what is known moves at once; when it comes late, or all comes back, nothing moves."""
+    ledger.take_in(engine, moved(1, 0, -500))
+    ledger.record(engine, [ledger.delivery(moved(3, -200, 300)), ledger.delivery(moved(4, 300, -100))])
+    ledger.fold(engine)
+    ledger.take_in(engine, moved(2, -500, -200))
+    ledger.record(engine, [ledger.delivery(moved(5, -100, 700)), ledger.delivery(moved(6, 700, -100))])
+    ledger.fold(engine)
+
+    assert moves(engine, "cus_1") == [("evt_1", 0, -500), ("evt_4", -500, -100)]

@@ -44,7 +44,8 @@ def unseen(charge: Row, refunds: Sequence[Row]) -> int | None:
     reported: int = charge["amount_refunded"]
     if not is_captured(charge) or reported == 0:
         return 0
-    by_then = [each for each in refunds if each["created"] <= charge["as_of"]]
+    # An event cannot report a refund before it exists, whatever the refund's own time is.
+    by_then = [each for each in refunds if min(each["created"], each["as_of"]) <= charge["as_of"]]
     by_then = [each for each in by_then if each["failed_at"] is None or each["failed_at"] > charge["as_of"]]
     if any(each["currency"] != charge["currency"] for each in by_then if each["amount"]):
         return None

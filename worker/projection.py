@@ -19,8 +19,8 @@ Note [A row is found by its key, whatever the planner believes]
 
 import hashlib
 from collections import defaultdict, deque
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cache
 from typing import Any, Final, NamedTuple, TypeAlias
@@ -40,7 +40,7 @@ from schemas.inbox import Delivery
 from worker import copying, correcting, folds, history, refunding, renderings, settling, stock
 from worker.folds import join
 from worker.folds.checkout_session import CORRECTED
-from worker.folds.facts import Anomaly, Event, Facts, Row, Subject, Value, utc
+from worker.folds.facts import Anomaly, Change, Event, Facts, Row, Subject, Value, utc
 from worker.folds.join import Joined
 from worker.refunding import Moved
 from worker.renderings import Choice
@@ -126,11 +126,12 @@ class _Part:
 
 @dataclass(slots=True)
 class _Saved:
-    """What one batch came to."""
+    """What one batch came to; ``fresh`` are the sources of the events that had no outcome before."""
 
     rows: dict[Subject, Joined]
     known: dict[Subject, Row]
     gone: list[Subject]
+    fresh: Mapping[_Object, str] = field(default_factory=dict)
 
 
 def run_once(
@@ -509,6 +510,11 @@ def _project(
     anew = part.anew | _rows_of(cursor, part.objects)
     _mention(cursor, events, part.facts)
     saved = _join(cursor, part.facts, anew)
+    saved.fresh = {
+        (each.event.account, each.event.livemode, each.event.id): each.event.source
+        for each, _ in part.judged
+        if not each.again
+    }
     open_orders = settling.open_orders(saved.rows)
     for subject in open_orders:
         del saved.rows[subject]
@@ -1218,19 +1224,35 @@ def _append_changes(cursor: Cursor, saved: _Saved, reasons: _Reasons) -> None:
             "subject": folds.SHAPES[subject.table].subject,
             "subject_id": subject.id,
             "kind": change.kind,
-            **_named_by(joined),
+            **named_by,
             "before": change.before,
             "after": change.after,
             "withheld": reasons.of(subject, joined),
         }
         for subject, joined in saved.rows.items()
-        for change in folds.SHAPES[subject.table].changes(saved.known.get(subject), joined.row)
+        for change, named_by in _implied(subject, joined, saved)
     ]
     stock.add_lines(cursor, found)
     moved = _moved(saved, reasons)
     if found or any(moved.values()):
         keep_others_from_appending(cursor)
     append(cursor, found + _refund_changes(cursor, moved))
+
+
+def _implied(subject: Subject, joined: Joined, saved: _Saved) -> Iterator[tuple[Change, dict[str, object]]]:
+    """Yield what the row *joined* implies, and which event each change names: every step where all of them are new."""
+    shape, before = folds.SHAPES[subject.table], saved.known.get(subject)
+    changes = shape.changes(before, joined.row)
+    world = (subject.account, subject.livemode)
+    children = joined.children if changes else ()
+    fresh = [child for child in children if (*world, str(child["event_id"])) in saved.fresh]
+    steps = shape.steps(before, joined.row, fresh)
+    if not steps:
+        yield from ((change, _named_by(joined)) for change in changes)
+        return
+    for change, child in zip(steps, fresh, strict=True):
+        source = saved.fresh[*world, str(child["event_id"])]
+        yield change, {"event_id": child["event_id"], "source": source, "at": child["as_of"]}
 
 
 def _moved(saved: _Saved, reasons: _Reasons) -> dict[str | None, list[Moved]]:

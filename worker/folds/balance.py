@@ -226,9 +226,7 @@ def _broken(listed: Sequence[Facts]) -> tuple[Anomaly, ...]:
 
 
 def _amount(state: Mapping[str, Value]) -> int:
-    amount = state["amount"]
-    assert isinstance(amount, int)  # noqa: S101 - a transaction without its amounts is not read
-    return amount
+    return _whole(state["amount"])
 
 
 def _differs(ledger: _Ledger, reported: Sequence[Facts]) -> tuple[Anomaly, ...]:
@@ -255,6 +253,24 @@ def _changes(before: Row | None, after: Row) -> list[Change]:
     return [Change("balance.changed", {**told, "amount": known}, {**told, "amount": after["amount"]})]
 
 
+def _steps(before: Row | None, after: Row, children: Sequence[Row]) -> list[Change]:
+    """Return a change for each of *children*, if they lead from the balance *before* to the one *after*."""
+    amount = 0 if before is None else before["amount"]
+    found = []
+    for child in children:
+        was = _whole(child["ending_balance"]) - _whole(child["amount"])
+        if was != amount:
+            return []
+        found += _changes({**after, "amount": was}, {**after, "amount": child["ending_balance"]})
+        amount = child["ending_balance"]
+    return found if amount == after["amount"] else []
+
+
+def _whole(value: Value) -> int:
+    assert isinstance(value, int)  # noqa: S101 - neither a transaction nor a change is read without its amounts
+    return value
+
+
 TRANSACTION_SHAPE: Final = Shape(
     table="balance_transactions",
     subject="balance_transaction",
@@ -276,6 +292,7 @@ SHAPE: Final = Shape(
     leader="customers",
     order=_order,
     changes=_changes,
+    steps=_steps,
     child="balance_changes",
     child_key=("customer", "currency"),
     child_of=_change_of,

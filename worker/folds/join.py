@@ -55,7 +55,8 @@ class Shape:
     ``subject`` names what a row is about, in changes and anomalies. ``empty`` is the row that no event has
     touched. ``rank_of`` tells the rank of a row's deciding event from the row, never below the true one, and
     ``stamp_of`` its stamp. ``infer`` sets what follows from the row's own columns; ``anomalies`` and
-    ``changes`` report on it. ``clock_rank`` is the rank of what our clock says, and ``clock_moment`` the
+    ``changes`` report on it; ``steps`` on each of the children that are new, where they are all of the way from the row
+    before, else on nothing. ``clock_rank`` is the rank of what our clock says, and ``clock_moment`` the
     moment that only counts while the clock decides. ``prefer`` ranks last states where the events leave
     several possible. Where the row does not keep all that the inference needs, ``keeps_all`` is false: such a
     row is always folded anew, and what it carries beyond its columns is dropped at the end. ``key`` names the
@@ -76,6 +77,7 @@ class Shape:
     infer: Callable[[Row], None] = _infer_nothing
     anomalies: Callable[[Row], list[Anomaly]] = lambda _: []
     changes: Callable[[Row | None, Row], list[Change]] = lambda _before, _after: []
+    steps: Callable[[Row | None, Row, Sequence[Row]], list[Change]] = lambda _before, _after, _children: []
     clock_rank: int | None = None
     clock_moment: str = ""
     prefer: Callable[[Facts], int] = lambda _: 0

@@ -3,6 +3,7 @@
 Note [What was refunded of an order]
     Refunds are reported twice: by themselves, and by the charge that they are of, as a sum. Either may be missing or
     older. What a charge reports beyond its refunds that were known by then is *unseen*, and is added to the refunds.
+    A refund was there by the earlier of its own time and that of the event that decides its row.
 
     Of a charge that was captured in part, reports show ``amount_refunded`` with and without the rest that was released.
     Where the known refunds explain it either way, nothing is unseen; otherwise the sum is not known. Without
@@ -96,7 +97,7 @@ LEFT JOIN LATERAL (
         WHERE (c.account, c.livemode) = (o.account, o.livemode)
             AND (c.payment_intent = ANY (ways.intents) OR c.id = ANY (ways.charges))
     ), given AS (
-        SELECT r.amount, r.currency, b.charge, coalesce(r.created, r.as_of) AS created, r.failed_at,
+        SELECT r.amount, r.currency, b.charge, least(r.created, r.as_of) AS created, r.failed_at,
             coalesce(r.status, '') NOT IN ('failed', 'canceled') AS counts
         FROM refunds AS r
         CROSS JOIN LATERAL (

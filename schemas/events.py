@@ -231,9 +231,11 @@ def _advice(body: bytes) -> Iterator[str]:
         found = json.loads(body, parse_int=len, parse_float=len)
     except (ValueError, RecursionError):
         return
-    place = _event_within(found)
-    if place is not None:
-        yield f"An event stands in it at {place}: pass on that alone."
+    places = _events_within(found)
+    if len(places) == 1:
+        yield f"An event stands in it at {places[0]}: pass on that alone."
+    elif places:
+        yield f"{len(places)} events stand in it, the first at {places[0]}: pass on each of them alone."
     elif isinstance(found, dict) and isinstance(found.get("object"), str) and found["object"] not in _WHOLE:
         yield OBJECT_ALONE
 
@@ -242,20 +244,20 @@ _WHOLE = ("event", "list", THIN_EVENT)
 _WRAPPINGS_MAX = 8
 
 
-def _event_within(value: object) -> str | None:
-    """Return the dotted path of the event that tools have wrapped into *value*, perhaps as text; None where none is."""
+def _events_within(value: object) -> list[str]:
+    """Return the dotted paths of the events that tools have wrapped into *value*, perhaps as text."""
     layer = [("", value)]
     for _ in range(_WRAPPINGS_MAX):
         layer = [inner for path, outer in layer for inner in _within(path, outer)]
-        for path, each in layer:
-            if _is_event(each):
-                return path
-    return None
+        found = [path for path, each in layer if _is_event(each)]
+        if found:
+            return found
+    return []
 
 
 def _within(path: str, value: object) -> list[tuple[str, object]]:
     if isinstance(value, dict):
-        return [(f"{path}.{key}".lstrip("."), each) for key, each in value.items()]
+        return [(f"{path}.{_shown(key)}".lstrip("."), each) for key, each in value.items()]
     if isinstance(value, list):
         return [(f"{path}[{number}]", each) for number, each in enumerate(value)]
     if isinstance(value, str) and value.lstrip().startswith(("{", "[", '"')):
@@ -264,6 +266,14 @@ def _within(path: str, value: object) -> list[tuple[str, object]]:
         except (ValueError, RecursionError):
             return []
     return []
+
+
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9_-]{1,40}")
+
+
+def _shown(key: str) -> str:
+    """Return *key* as a message may show it: another one may be anything, as the address of a person."""
+    return key if _PLAIN_NAME.fullmatch(key) else "?"
 
 
 def _is_event(value: object) -> bool:

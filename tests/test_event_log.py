@@ -590,3 +590,15 @@ def test_a_wrapped_event_in_a_log(read: Callable[[bytes], list[str]]) -> None:
         IDS[0],
         "detail",
     ]
+
+
+def test_a_remark_on_a_name_that_is_no_text(tmp_path: Path) -> None:
+    """A line that is refused for what no text can hold takes no other with it, and its remark can be written."""
+    path = tmp_path / "log"
+    path.write_bytes(b'{"\\ud800": ' + COMPACT[0] + b"}\n" + COMPACT[0] + b"\n")
+
+    refused, read_well = eventlog.read(str(path), account="", now=NOW)
+
+    assert refused.fault is not None
+    assert eventlog.remark(refused).isascii()
+    assert read_well.delivery is not None

@@ -64,6 +64,21 @@ def test_account_balance(engine: Engine) -> None:
     ]
 
 
+def test_account_balance_in_a_busy_second(engine: Engine) -> None:
+    """Its steps within one second are put in order as those of a balance are, whatever their ids."""
+    cus = {"id": "cus_1", "object": "customer", "currency": "usd"}
+    ledger.take_in(
+        engine,
+        event(1, "customer.created", {**cus, "account_balance": 0}),
+        event(9, "customer.updated", {**cus, "account_balance": -500}, {"account_balance": 0}, t=T + 9),
+        event(8, "customer.updated", {**cus, "account_balance": -300}, {"account_balance": -500}, t=T + 9),
+        event(7, "customer.updated", {**cus, "account_balance": -100}, {"account_balance": -300}, t=T + 9),
+    )
+
+    assert ledger.rows(engine, "SELECT amount, event_id FROM balances") == [{"amount": -100, "event_id": "evt_7"}]
+    assert ledger.anomalies(engine) == []
+
+
 STATUSES_OF_2015 = {
     "paid": ({"paid": True, "closed": True, "forgiven": False, "attempted": True}, "paid"),
     "forgiven": ({"paid": False, "closed": True, "forgiven": True, "attempted": True}, "uncollectible"),

@@ -349,6 +349,23 @@ def test_the_place_of_a_wrapped_event(tool: str) -> None:
         events.read(json.dumps(wrapped).encode())
 
 
+def test_several_wrapped_events() -> None:
+    """Where a message holds several events, each of them is to be passed on."""
+    records = {"Records": [{"body": json.dumps(EVENT)}, {"body": json.dumps(EVENT)}]}
+    with pytest.raises(NotAnEvent, match=r"2 events stand in it, the first at Records\[0\]\.body"):
+        events.read(json.dumps(records).encode())
+    with pytest.raises(NotAnEvent, match=r"2 events stand in it, the first at data\[0\]"):
+        events.read(json.dumps({"object": "list", "data": [EVENT, EVENT]}).encode())
+
+
+@pytest.mark.parametrize("key", ["buyer@example.com", "\ud800", "a" * 50, "line\nbreak"])
+def test_advice_shows_no_name_that_could_be_anything(key: str) -> None:
+    """Of the way to a wrapped event only plain names are shown, and the message can be written anywhere."""
+    with pytest.raises(NotAnEvent, match=r"An event stands in it at \?: pass") as refusal:
+        events.read(json.dumps({key: EVENT}).encode())
+    assert str(refusal.value).isascii()
+
+
 @pytest.mark.parametrize("kind", ["checkout.session", "charge", "customer"])
 def test_an_object_without_its_event(kind: str) -> None:
     """What the Dashboard shows as event data has no event around it."""

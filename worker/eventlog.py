@@ -736,7 +736,7 @@ _encode_line = msgspec.json.Encoder().encode
 def remark(entry: Entry) -> bytes:
     """Return a line that says where *entry* was and what is wrong with it, and that is passed over when read."""
     told = f"{entry.place}: {entry.fault}".replace("\n", " ")
-    return _REMARK + told.encode(errors="surrogateescape") + b"\n"
+    return _REMARK + told.encode(errors="backslashreplace") + b"\n"
 
 
 def write(line: OwnLine) -> bytes:

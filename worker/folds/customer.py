@@ -76,9 +76,13 @@ def _balance(event: Event, customer: Customer, before: Customer | None) -> tuple
 
 
 def _amount(customer: Customer) -> int | None:
-    """Return the balance, which API versions before 2019-10-17 name ``account_balance``."""
-    amount = customer.account_balance if customer.balance is UNSET else customer.balance
+    amount = _balance_of(customer)
     return amount if isinstance(amount, int) else None
+
+
+def _balance_of(customer: Customer) -> int | UnsetType | None:
+    """Return the balance, which API versions before 2019-10-17 name ``account_balance``."""
+    return customer.account_balance if customer.balance is UNSET else customer.balance
 
 
 def _told(customer: Customer) -> Told:
@@ -92,7 +96,7 @@ def _told(customer: Customer) -> Told:
             metadata=customer.metadata,
             created=moment(customer.created),
             # No column of its own row, but part of the state by which its events are put in order.
-            _balance=customer.balance,
+            _balance=_balance_of(customer),
         ),
         references(test_clock=customer.test_clock),
     )

@@ -291,6 +291,18 @@ outcomes = Table(
     Index("outcomes_parked", "seq", postgresql_where=text("state = 'parked'")),
 )
 
+# Orders that others held while their charges moved, until they are settled: see worker/settling.py.
+unsettled = Table(
+    "unsettled",
+    metadata,
+    *_world(),
+    Column("id", Text, nullable=False),
+    # Why the change that this makes is not in the feed.
+    Column("withheld", Text),
+    _one_of("withheld", WITHHELD),
+    PrimaryKeyConstraint("account", "livemode", "id"),
+)
+
 stripe_calls = Table(
     "stripe_calls",
     metadata,

@@ -411,6 +411,41 @@ def test_an_order_that_another_holds_is_settled(engine: Engine, *, fails: bool) 
     assert ledger.kinds(engine, "cs_1") == ["order.processing", "order.paid"]
 
 
+def test_what_is_owed_to_an_order_survives(engine: Engine) -> None:
+    """An order that was passed over is owed its settling, and gets it from a later turn, though nothing is pending."""
+    ledger.take_in(engine, *bodies([session(), held()], "1"))
+    order = Subject("orders", "", False, "cs_1")  # noqa: FBT003 - the mode
+    ledger.record(engine, [ledger.delivery(body(captured(), "1", 2))])
+    with database.transaction(engine) as other, database.cursor(other) as holding:
+        projection._lock(holding, [order], ())
+        with database.transaction(engine) as connection, database.cursor(connection) as cursor:
+            # The process ends after this commit.
+            projection.project(cursor, projection.claim(cursor, limit=9), now=ledger.NOW)
+    assert orders(engine)["cs_1"]["status"] == "processing"
+
+    assert projection.run_once(engine, now=ledger.NOW) == 0
+
+    assert orders(engine)["cs_1"]["status"] == "paid"
+    assert ledger.kinds(engine, "cs_1") == ["order.processing", "order.paid"]
+    assert ledger.rows(engine, "SELECT FROM unsettled") == []
+
+
+def test_a_rename_of_others_keeps_no_order_waiting(engine: Engine) -> None:
+    """Of an account that is not being renamed an order is settled at once, of one that is only afterwards."""
+    of_world = {"1": "", "2": "acct_old"}
+    for name, account in of_world.items():
+        ledger.take_in(engine, *bodies([session(), held(), captured()], name), account=account)
+    ledger.execute(engine, "UPDATE orders SET status = 'processing', paid_at = NULL")
+    ledger.execute(engine, "INSERT INTO account_names VALUES ('acct_old', 'acct_new', now(), NULL)")
+    ledger.execute(engine, "INSERT INTO unsettled SELECT account, livemode, id FROM orders")
+
+    projection.run_once(engine, now=ledger.NOW)
+
+    rows = ledger.rows(engine, "SELECT id, status FROM orders ORDER BY id")
+    assert [tuple(row.values()) for row in rows] == [("cs_1", "paid"), ("cs_2", "processing")]
+    assert ledger.rows(engine, "SELECT id FROM unsettled") == [{"id": "cs_2"}]
+
+
 def test_a_thousand_orders_are_settled_at_once(engine: Engine) -> None:
     """A batch of a thousand captures settles a thousand orders at rest, each announced once by its charge's event."""
     numbers = [str(number) for number in range(1_000)]

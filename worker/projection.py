@@ -175,11 +175,11 @@ def _run_batch(
 ) -> int:
     only = apart.popleft() if apart else None
     claimed: list[Claimed] = []
-    passed: list[Subject] = []
+    owes = False
     try:
         with database.transaction(engine, bounds) as connection, database.cursor(connection) as cursor:
             claimed = claim(cursor, limit=limit if only is None else len(only), only=only, share=share)
-            passed = project(cursor, claimed, now=now)
+            owes = project(cursor, claimed, now=now) if claimed else bool(settling.owed(cursor))
     except Exception as error:
         failure = None if isinstance(error, Transient) or not claimed else failure_of(error)
         if failure is None:
@@ -187,8 +187,8 @@ def _run_batch(
                 apart.appendleft(only)
             raise
         return _divide(engine, apart, claimed, failure, now=now, bounds=bounds)
-    if passed:
-        _settle_passed(engine, passed, now=now, bounds=bounds)
+    if owes:
+        _settle_owed(engine, now=now, bounds=bounds)
     return len(claimed)
 
 
@@ -481,30 +481,28 @@ def reason_of(observation: bytes | None) -> str:
 
 def project(
     cursor: Cursor, claimed: Sequence[Claimed], *, now: datetime, fold_version: int = folds.FOLD_VERSION
-) -> list[Subject]:
+) -> bool:
     """Fold *claimed* into the tables, in the cursor's transaction; the caller commits at once.
 
-    Returns the orders that *claimed* may settle and that others hold: none while others are kept from folding.
+    Returns whether orders that *claimed* may settle are held by others: none are while others are kept from folding.
     """
     if not claimed:
-        return []
+        return False
     _let_stand(cursor, [each for each in claimed if each.stands])
     part = _part(cursor, [(each, _judge(each)) for each in claimed if not each.stands])
     neighbours = history.neighbours(cursor, part.facts) if history.is_at_hand(cursor, fold_version) else None
     _lock(cursor, part.facts.keys() | part.anew | (neighbours or set()), part.objects)
     past, news = (None, part) if neighbours is None else _divided(cursor, part, neighbours, fold_version)
-    passed = [] if past is None else _project(cursor, past, now, fold_version, withheld="fold_version")
-    passed += [] if news is None else _project(cursor, news, now, fold_version)
+    owes = past is not None and _project(cursor, past, now, fold_version, withheld="fold_version")
+    owes |= news is not None and _project(cursor, news, now, fold_version)
     _note_contradictions(cursor, claimed, now)
-    return passed
+    return owes
 
 
-def _project(
-    cursor: Cursor, part: _Part, now: datetime, fold_version: int, *, withheld: str | None = None
-) -> list[Subject]:
+def _project(cursor: Cursor, part: _Part, now: datetime, fold_version: int, *, withheld: str | None = None) -> bool:
     """Fold *part*, of which the objects are locked; its changes are kept from the feed where they are *withheld*.
 
-    Returns the orders that it may settle and that others hold.
+    Returns whether orders that it may settle are held by others.
     """
     events = [each.event for each, _ in part.judged]
     anew = part.anew | _rows_of(cursor, part.objects)
@@ -522,9 +520,10 @@ def _project(
     _note_anomalies(cursor, saved, now)
     _conclude(cursor, part.outcomes, now, fold_version)
     _set_aside(cursor, [event for event in events if event.type == folds.EVENT_IGNORED])
-    passed = _settle(cursor, saved, open_orders, now)
-    _append_changes(cursor, saved, _Reasons(part, withheld))
-    return passed
+    reasons = _Reasons(part, withheld)
+    owes = _settle(cursor, saved, open_orders, reasons, now)
+    _append_changes(cursor, saved, reasons)
+    return owes
 
 
 def _part(cursor: Cursor, judged: Sequence[tuple[Claimed, folds.Verdict]]) -> _Part:
@@ -563,60 +562,6 @@ def _divided(
     return replace(past, anew=past.anew | waiting, objects=past.objects | objects), news
 
 
-def _settle(cursor: Cursor, saved: _Saved, open_orders: dict[Subject, Joined], now: datetime) -> list[Subject]:
-    """Save *open_orders*, and the orders at rest that what is *saved* may settle, as their payments settle them.
-
-    Returns the orders at rest that others hold: see Note [The lock of an order at rest is only tried].
-    """
-    ways = settling.moved(saved.rows, saved.known, saved.gone)
-    if not open_orders and not any(ways):
-        return []
-    keep_others_from_appending(cursor)
-    own = open_orders.keys() | saved.rows.keys() | set(saved.gone)
-    found = [subject for subject in settling.found_by(cursor, ways) if subject not in own]
-    held = _try_locks(cursor, found)
-    _save_settled(cursor, saved, open_orders, held, now)
-    return [subject for subject in found if subject not in held]
-
-
-def _save_settled(
-    cursor: Cursor, saved: _Saved, open_orders: dict[Subject, Joined], at_rest: Iterable[Subject], now: datetime
-) -> None:
-    """Settle *open_orders*, which were joined, and those *at_rest*, and add them to what is *saved*.
-
-    The caller holds the locks of the orders, and keeps others from appending.
-    """
-    resting = settling.at_rest(cursor, [*at_rest])
-    rows = settling.settled(cursor, {**open_orders, **{subject: own for subject, (_, own) in resting.items()}})
-    saved.known |= {subject: row for subject, (row, _) in resting.items()}
-    if rows:
-        _save(cursor, settled := _Saved(rows, saved.known, []))
-        _note_anomalies(cursor, settled, now)
-        saved.rows |= rows
-
-
-def _settle_passed(engine: Engine, orders: Sequence[Subject], *, now: datetime, bounds: Bounds | None) -> None:
-    """Settle *orders*, which others held while their payments moved, once those are done with them."""
-    with database.transaction(engine, bounds) as connection, database.cursor(connection) as cursor:
-        share_folding(cursor)
-        cursor.execute("SELECT EXISTS (SELECT FROM account_names WHERE finished_at IS NULL)")
-        # A rename settles what it joins at its end, and shows half of it until then.
-        if cursor.fetchone() == (True,):
-            return
-        _lock(cursor, orders, ())
-        keep_others_from_appending(cursor)
-        _save_settled(cursor, saved := _Saved({}, {}, []), {}, orders, now)
-        _append_changes(cursor, saved, NEWS)
-
-
-def settle_all(cursor: Cursor, *, now: datetime, account: str | None = None) -> None:
-    """Settle all orders at rest, or those of one *account*, while no one else folds or sees them."""
-    for page in settling.pages(cursor, account):
-        keep_others_from_appending(cursor)
-        _save_settled(cursor, saved := _Saved({}, {}, []), {}, page, now)
-        _append_changes(cursor, saved, NEWS)
-
-
 class _Reasons:
     """Why changes are not in the feed: all of a part that is *withheld*, and those by copies of what was known."""
 
@@ -639,8 +584,73 @@ class _Reasons:
         return self._withheld or ("rendering" if is_history else None)
 
 
-NEWS: Final = _Reasons(_Part((), {}, set(), set()), None)
+_NOTHING: Final = _Part((), {}, set(), set())
+NEWS: Final = _Reasons(_NOTHING, None)
 """Nothing is withheld."""
+
+
+def _settle(
+    cursor: Cursor, saved: _Saved, open_orders: dict[Subject, Joined], reasons: _Reasons, now: datetime
+) -> bool:
+    """Save *open_orders*, and the orders at rest that what is *saved* may settle, as their payments settle them.
+
+    Returns whether there are some at rest that others hold, which are owed then: see Note [The lock of an order at rest
+    is only tried].
+    """
+    ways = settling.moved(saved.rows, saved.known, saved.gone)
+    if not open_orders and not any(ways):
+        return False
+    keep_others_from_appending(cursor)
+    own = open_orders.keys() | saved.rows.keys() | set(saved.gone)
+    found = [subject for subject in settling.found_by(cursor, ways) if subject not in own]
+    held = _try_locks(cursor, found)
+    why = {reasons.of(subject, joined) for subject, joined in saved.rows.items() if subject.table in settling.MOVING}
+    _save_settled(cursor, saved, open_orders, held, now)
+    passed = [subject for subject in found if subject not in held]
+    settling.owe(cursor, passed, why.pop() if len(why) == 1 else None)
+    return bool(passed)
+
+
+def _save_settled(
+    cursor: Cursor, saved: _Saved, open_orders: dict[Subject, Joined], at_rest: Iterable[Subject], now: datetime
+) -> None:
+    """Settle *open_orders*, which were joined, and those *at_rest*, and add them to what is *saved*.
+
+    The caller holds the locks of the orders, and keeps others from appending.
+    """
+    resting = settling.at_rest(cursor, [*at_rest])
+    rows = settling.settled(cursor, {**open_orders, **{subject: own for subject, (_, own) in resting.items()}})
+    saved.known |= {subject: row for subject, (row, _) in resting.items()}
+    if rows:
+        _save(cursor, settled := _Saved(rows, saved.known, []))
+        _note_anomalies(cursor, settled, now)
+        saved.rows |= rows
+
+
+def _settle_owed(engine: Engine, *, now: datetime, bounds: Bounds | None) -> None:
+    """Settle orders that others held while their payments moved, once those are done with them."""
+    try:
+        with database.transaction(engine, bounds) as connection, database.cursor(connection) as cursor:
+            share_folding(cursor)
+            orders = settling.owed(cursor)
+            _lock(cursor, orders, ())
+            keep_others_from_appending(cursor)
+            for withheld, some in settling.take_owed(cursor, orders).items():
+                _save_settled(cursor, saved := _Saved({}, {}, []), {}, some, now)
+                _append_changes(cursor, saved, _Reasons(_NOTHING, withheld))
+    except (DBAPIError, database.DriverError) as error:
+        if not database.is_busy(error):
+            raise
+        # They are owed still, and a later turn settles them.
+        _log.warning("orders.unsettled", condition=database.condition(error))
+
+
+def settle_all(cursor: Cursor, *, now: datetime, account: str | None = None) -> None:
+    """Settle all orders at rest, or those of one *account*, while no one else folds or sees them."""
+    for page in settling.pages(cursor, account):
+        keep_others_from_appending(cursor)
+        _save_settled(cursor, saved := _Saved({}, {}, []), {}, page, now)
+        _append_changes(cursor, saved, NEWS)
 
 
 def _object_of(subject: Subject) -> _Object:

@@ -8,7 +8,8 @@ Note [The lock of an order at rest is only tried]
     A batch that holds the lock to append must not wait for the lock of an object: the holder of that may wait for the
     lock to append. So the lock of an order at rest is tried. A batch that holds it settles the order itself, once it
     gets the lock to append, and then sees the charges that the first batch saved. But that batch may fail, and its
-    event be parked. So orders that were passed over are settled again, in a transaction of their own after the commit.
+    event be parked. So orders that were passed over are noted in ``unsettled``, in the transaction that saves their
+    charges, and settled in one of their own after the commit, or by a later turn.
 """
 
 from collections import defaultdict
@@ -26,7 +27,7 @@ from worker.folds.payment import Payment
 
 ORDERS_AT_ONCE: Final = 1_000
 
-_MOVING: Final = {
+MOVING: Final = {
     "charges": ("payment_intent", "status", "captured_at", "released_at"),
     "payment_intents": ("canceled_at",),
     "refunds": ("payment_intent", "charge", "reason", "created"),
@@ -59,13 +60,13 @@ def moved(rows: Mapping[Subject, Joined], known: Mapping[Subject, Row], gone: It
     """Return by which payments orders at rest may be settled, now that *rows* are as they are and some are *gone*."""
     ways = Ways(set(), set())
     for subject, joined in rows.items():
-        if subject.table in _MOVING:
+        if subject.table in MOVING:
             before = known.get(subject)
-            if before is None or any(joined.row[name] != before[name] for name in _MOVING[subject.table]):
+            if before is None or any(joined.row[name] != before[name] for name in MOVING[subject.table]):
                 _add_ways(ways, subject, joined.row)
                 _add_ways(ways, subject, before)
     for subject in gone:
-        if subject.table in _MOVING:
+        if subject.table in MOVING:
             _add_ways(ways, subject, known.get(subject))
     return ways
 
@@ -105,6 +106,51 @@ SELECT w.account, w.livemode, o.id FROM ways AS w CROSS JOIN LATERAL (
         AND {payment.OF_ORDER_OPEN}
     OFFSET 0
 ) AS o ORDER BY 1, 2, 3
+"""
+
+
+def owe(cursor: Cursor, orders: Collection[Subject], withheld: str | None) -> None:
+    """Note that *orders* are to be settled; what is news of one thing is news, though *withheld* for another."""
+    if orders:
+        cursor.execute(_OWE, (withheld, *_key_arrays(orders)))
+
+
+_OWE: Final = """
+INSERT INTO unsettled AS known (account, livemode, id, withheld)
+SELECT account, livemode, id, %s FROM unnest(%s::text[], %s::boolean[], %s::text[]) AS k (account, livemode, id)
+ON CONFLICT (account, livemode, id) DO UPDATE
+SET withheld = CASE WHEN excluded.withheld IS NOT NULL THEN known.withheld END
+"""
+
+
+def owed(cursor: Cursor) -> list[Subject]:
+    """Return some of the orders that are to be settled; those of an account that is being renamed wait until it is."""
+    cursor.execute(_OWED, (ORDERS_AT_ONCE,))
+    return [Subject("orders", *row) for row in cursor.fetchall()]
+
+
+_OWED: Final = """
+SELECT account, livemode, id FROM unsettled AS u
+WHERE NOT EXISTS (SELECT FROM account_names AS n WHERE n.finished_at IS NULL AND u.account IN (n.old, n.new)) LIMIT %s
+"""
+
+
+def take_owed(cursor: Cursor, orders: Collection[Subject]) -> dict[str | None, list[Subject]]:
+    """Return those of *orders* that are still to be settled, by why that is withheld, and owe them no longer.
+
+    The caller holds their locks.
+    """
+    cursor.execute(_TAKE_OWED, _key_arrays(orders))
+    found: dict[str | None, list[Subject]] = defaultdict(list)
+    for withheld, *key in cursor.fetchall():
+        found[withheld].append(Subject("orders", *key))
+    return found
+
+
+_TAKE_OWED: Final = """
+DELETE FROM unsettled AS u USING unnest(%s::text[], %s::boolean[], %s::text[]) AS k (account, livemode, id)
+WHERE (u.account, u.livemode, u.id) = (k.account, k.livemode, k.id)
+RETURNING u.withheld, u.account, u.livemode, u.id
 """
 
 

@@ -29,6 +29,10 @@ branch_labels = None
 depends_on = None
 
 _STATEMENTS = """
+CREATE INDEX orders_undecided ON orders (account, livemode, payment_intent)
+    WHERE session_status = 'complete' AND payment_intent IS NOT NULL
+        AND (payment_status IS NULL OR payment_status = 'unpaid');
+
 CREATE TABLE payment_intents (
     account text NOT NULL,
     livemode boolean NOT NULL,
@@ -254,6 +258,7 @@ LEFT JOIN LATERAL (
 ) AS noted ON true;
 """
 _BACK = """
+DROP INDEX orders_undecided;
 DROP TABLE payment_intents;
 ALTER TABLE charges
     DROP COLUMN invoice, DROP COLUMN captured, DROP COLUMN amount_captured, DROP COLUMN captured_at,

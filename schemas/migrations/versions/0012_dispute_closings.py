@@ -1,4 +1,4 @@
-"""A dispute is closed once by each closing status, and what an order was last corrected to is found."""
+"""A dispute is closed once by each closing status, what an order was last corrected to is found, and what is owed."""
 
 from alembic import op
 
@@ -7,15 +7,26 @@ down_revision = "0011"
 branch_labels = None
 depends_on = None
 
-# The release before appends with ON CONFLICT DO NOTHING, whichever index is in conflict.
+# The release before appends with ON CONFLICT DO NOTHING, whichever index is in conflict. What locks readers out comes
+# last, when nothing is to be read through any more.
 _STATEMENTS = """
+CREATE TABLE unsettled (
+    account text NOT NULL,
+    livemode boolean NOT NULL,
+    id text NOT NULL,
+    withheld text,
+    CONSTRAINT withheld_is_known CHECK (withheld IN ('import', 'fold_version', 'rename', 'rendering', 'swap')),
+    PRIMARY KEY (account, livemode, id)
+);
+
 CREATE UNIQUE INDEX changes_dispute_closed ON changes (account, livemode, subject_id, (after ->> 'status'))
     WHERE kind = 'dispute.closed';
 CREATE INDEX changes_corrected ON changes (account, livemode, subject_id, seq) WHERE kind = 'order.corrected';
-DROP INDEX changes_one_shot;
-CREATE UNIQUE INDEX changes_one_shot ON changes (account, livemode, subject, subject_id, kind)
+CREATE UNIQUE INDEX changes_one_shot_of_0012 ON changes (account, livemode, subject, subject_id, kind)
     WHERE kind IN ('order.opened', 'order.processing', 'order.paid', 'order.completed', 'order.failed', 'order.expired',
     'credit_note.issued', 'credit_note.voided', 'dispute.opened');
+DROP INDEX changes_one_shot;
+ALTER INDEX changes_one_shot_of_0012 RENAME TO changes_one_shot;
 """
 # Of several closings the first was the only one.
 _BACK = """
@@ -29,6 +40,7 @@ CREATE UNIQUE INDEX changes_one_shot ON changes (account, livemode, subject, sub
     'credit_note.issued', 'credit_note.voided', 'dispute.opened', 'dispute.closed');
 DROP INDEX changes_corrected;
 DROP INDEX changes_dispute_closed;
+DROP TABLE unsettled;
 """
 
 

@@ -336,7 +336,7 @@ def test_what_is_no_answer_is_asked_for_again(at: Stage) -> None:
 # The comparison with Stripe.
 
 
-@pytest.mark.parametrize("odd", [noted(rb'"\ud800"'), lambda _: b"{}"])
+@pytest.mark.parametrize("odd", [lambda item: item[:-1] + b',"amount_total":{}}', lambda _: b"{}"])
 def test_an_odd_object_ends_no_comparison(at: Stage, odd: Callable[[bytes], bytes]) -> None:
     """The others are compared, what differs is found, and what could not be compared is counted."""
     sessions = [at.account.open_session() for _ in range(3)]

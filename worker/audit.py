@@ -206,7 +206,7 @@ def _observed(answer: Answer, world: World, now: datetime) -> Delivery:
 def _differing(
     cursor: Cursor, tally: Listed, told: Sequence[Delivery]
 ) -> tuple[list[tuple[Subject, Pair]], int]:  # fmt: skip
-    """Return the rows that what was *told* would change, beside what they would be, and of how many nobody can tell."""
+    """Return the rows that *told* would change, with what they would be, and of how many objects that is not known."""
     at_hand: dict[Subject, list[Facts]] = defaultdict(list)
     for delivery in told:
         verdict = folds.judge(projection.event_of(delivery))
@@ -217,16 +217,19 @@ def _differing(
     own = settling.at_rest(cursor, [subject for subject in known if subject.table == "orders"])
     on_the_way = _on_the_way(cursor, at_hand)
     found: dict[Subject, Joined] = {}
-    archived = 0
+    archived: set[_Object] = set()
     for subject, facts in _facts_of(cursor, set(at_hand)):
         shape = folds.SHAPES[subject.table]
         if facts is None:
             # What is told now is laid over the row, unless only all that was told before could tell.
             row = own[subject][1].row if subject in own else known.get(subject)
             joined = None if row is None else join.advance(shape, row, at_hand[subject])
-            archived += joined is None
+            if joined is None:
+                archived.add(_object_of(subject))
         else:
-            joined = join.fold_all(shape, [*facts, *join.with_leader(shape, subject, at_hand)])
+            # An answer that is in the inbox already is read once.
+            read = {(one.subject, one.event_id): one for one in (*join.with_leader(shape, subject, at_hand), *facts)}
+            joined = join.fold_all(shape, read.values())
         if joined is not None and _object_of(subject) not in on_the_way:
             found[subject] = joined
     found |= settling.settled(cursor, settling.open_orders(found))
@@ -234,7 +237,7 @@ def _differing(
         subject: Pair(tables.metadata.tables[subject.table], known.get(subject), joined.row)
         for subject, joined in found.items()
     }
-    return [(subject, pair) for subject, pair in pairs.items() if _differences(pair)], archived
+    return [(subject, pair) for subject, pair in pairs.items() if _differences(pair)], len(archived)
 
 
 def _facts_of(cursor: Cursor, subjects: set[Subject]) -> Iterator[tuple[Subject, list[Facts] | None]]:

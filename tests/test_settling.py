@@ -322,9 +322,11 @@ def test_every_arrival_of_a_history(engine: Engine, name: str) -> None:
         assert (case.by, named["at"], named["source"]) == (by["type"], by["created"], by["source"])
     assert set(ledger.anomalies(engine)) == set(case.anomalies)
     assert len(ledger.anomalies(engine)) == len(case.anomalies) * len(numbers)
-    repeatable = "('order.refund_changed', 'order.corrected')"
-    twice = f"SELECT 1 FROM changes WHERE kind NOT IN {repeatable} GROUP BY subject_id, kind HAVING count(*) > 1"
-    assert ledger.rows(engine, twice) == []
+    one_shots = [
+        (row["subject_id"], row["kind"]) for row in ledger.rows(engine, "SELECT subject_id, kind FROM changes")
+    ]
+    repeatable = ("order.refund_changed", "order.corrected")
+    assert [each for each in one_shots if each[1] not in repeatable and one_shots.count(each) > 1] == []
     with rebuilt(engine) as made:
         assert ledger.digest_of(engine, made.schema) == ledger.digest_of(engine)
         in_force = "SELECT account, livemode, id FROM {} WHERE resolved_at IS NULL ORDER BY 1, 2, 3"

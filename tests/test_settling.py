@@ -7,7 +7,6 @@ design for what it means.
 import json
 import random
 import threading
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta

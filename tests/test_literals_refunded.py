@@ -141,6 +141,9 @@ OF_2019 = event(
     version="2019-05-16",
 )
 
+# Before 2020 a charge has no amount_captured: whether all of it was captured is not known, and so no sum is.
+UNTIL_2020 = {"amount_captured": None}
+
 CASES = {
     "nothing_known": Case([ORDER], 0, "none"),
     "nothing_refunded": Case([ORDER, event("evt_ch@", "charge.succeeded", 10, charge())], 0, "none"),
@@ -234,6 +237,38 @@ CASES = {
     # known 500 is neither 2600 nor 2600 - 2000; known 0 is neither 2500 nor 2500 - 2000
     "part_unclear_with_refund": Case(in_part(2600, made(500, 100)), None, "partial"),
     "part_unclear": Case(in_part(2500), None, "partial"),
+    "old_whole": Case([ORDER, charge_refunded(5000, 100, **UNTIL_2020)], None, "full"),
+    # 3000 of 5000 may be all that was captured, and "refunded" reports that it is.
+    "old_whole_of_a_part": Case([ORDER, charge_refunded(3000, 100, refunded=True, **UNTIL_2020)], None, "full"),
+    "old_whole_known": Case([ORDER, charge_refunded(5000, 100, **UNTIL_2020), made(5000, 100)], 5000, "full"),
+    "old_whole_with_refund": Case([ORDER, charge_refunded(5000, 100, **UNTIL_2020), made(500, 90)], None, "full"),
+    # 5000 by then, less 500 that failed since: not whole any more, and of how much is not known
+    "old_whole_until_one_failed": Case(
+        [ORDER, charge_refunded(5000, 100, **UNTIL_2020), failed(500, 90, 200)], None, None
+    ),
+    "old_in_part": Case([ORDER, charge_refunded(1500, 100, **UNTIL_2020)], None, None),
+    "old_and_converted": Case([CONVERTED, charge_refunded(2055, 100, refunded=True, **CAD | UNTIL_2020)], None, "full"),
+    "old_and_without_currency": Case([OF_2019, charge_refunded(5000, 100, **UNTIL_2020)], None, "full"),
+    # Both charges whole; then one whole and the other untouched
+    "old_two_charges": Case(
+        [
+            ORDER,
+            charge_refunded(2000, 100, "evt_1@", "ch_1@", amount=2000, refunded=True, **UNTIL_2020),
+            charge_refunded(3000, 100, "evt_2@", "ch_2@", amount=3000, amount_captured=3000),
+        ],
+        None,
+        "full",
+    ),
+    "old_two_charges_of_which_one": Case(
+        [
+            ORDER,
+            charge_refunded(2000, 100, "evt_1@", "ch_1@", amount=2000, refunded=True, **UNTIL_2020),
+            charge_refunded(0, 100, "evt_2@", "ch_2@", amount=3000, amount_captured=3000),
+        ],
+        None,
+        "partial",
+    ),
+    "old_released": Case([UNPAID, charge_refunded(5000, 100, captured=False, **UNTIL_2020)], 0, "none"),
     # A hold that was released gave nothing back, for nothing had come.
     "released_hold": Case([UNPAID, event("evt_x@", "charge.expired", 100, released())], 0, "none"),
     "released_with_refund": Case(

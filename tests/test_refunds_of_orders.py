@@ -113,6 +113,7 @@ def payment(number: int, **way: object) -> Body:
 BY_INVOICE: Mapping[str, Any] = {"mode": "subscription", "payment_intent": None, "invoice": "in_1"}
 PAID = charge(2, 10, "charge.succeeded")
 UNCAPTURED: Mapping[str, Any] = {"captured": False, "amount_captured": 0}
+LATE: Mapping[str, Any] = {"created": START + 1200}
 
 HISTORIES: Mapping[str, tuple[Sequence[Body], int | None, str | None]] = {
     "the charge alone reports it": ([session(), PAID, charge(3, 1000, amount_refunded=500)], 500, "partial"),
@@ -512,3 +513,131 @@ def test_the_verdicts_of_an_explanation(engine: Engine, bodies: Sequence[Body], 
         found = {row["id"]: row["verdict"] for row in explain(engine, order, as_of=as_of).money}
         assert found.keys() == verdicts.keys()
         assert all(found[id_].startswith(words) for id_, words in verdicts.items()), found
+
+
+# Of each history: what the refunds of the charge ch_1 come to, and the verdicts.
+VERDICTS: Mapping[str, tuple[Sequence[Body], int | None, Mapping[str, str]]] = {
+    "refunds in two currencies": (
+        [
+            session(),
+            charge(2, 3000, amount_refunded=1200),
+            refund(3, 1000, 500),
+            refund(4, 1000, 700, id="re_2", currency="cad"),
+        ],
+        None,
+        {
+            "ch_1": "it reports 1200 refunded, and its refunds are in another currency, or of an unknown amount",
+            "re_1": "it counts",
+            "re_2": "it counts, in another currency than the order",
+        },
+    ),
+    "a refund that failed is in another currency": (
+        [
+            session(),
+            charge(2, 3000, amount_refunded=500),
+            refund(3, 1000, 500),
+            refund(4, 2000, 700, "refund.failed", id="re_2", currency="cad", status="failed"),
+        ],
+        500,
+        {
+            "ch_1": "its refunds come to what it reports",
+            "re_1": "it counts",
+            "re_2": "it does not count: it failed",
+        },
+    ),
+    "captured in part, the rest reported as refunded": (
+        HISTORIES["captured in part, and the rest reported as refunded"][0],
+        1000,
+        {"ch_1": "its refunds come to what it reports, less the 500 that was released", "re_1": "it counts"},
+    ),
+    "captured in part, and no refund": (
+        HISTORIES["captured in part, and no more than the rest is reported"][0],
+        0,
+        {"ch_1": "its refunds come to what it reports, less the 500 that was released"},
+    ),
+    "captured in part, the refund is newer": (
+        [*HISTORIES["captured in part, and no more than the rest is reported"][0], refund(4, 1000, 200)],
+        200,
+        {"ch_1": "it reports 500 refunded: its refunds are newer", "re_1": "it counts"},
+    ),
+    "captured in part, and nothing explains it": (
+        HISTORIES["captured in part, and it is not known what was refunded"][0],
+        0,
+        {"ch_1": "it reports 700 refunded, or 200 without what was released, and its refunds come to 0"},
+    ),
+    "a refund is newer": (
+        [session(), PAID, refund(3, 1000, 500)],
+        500,
+        {"ch_1": "it reports 0 refunded: its refunds are newer", "re_1": "it counts"},
+    ),
+    "one refund of two is newer": (
+        [
+            session(),
+            charge(2, 1000, amount_refunded=500),
+            refund(3, 1000, 500),
+            refund(4, 1200, 300, id="re_2", **LATE),
+        ],
+        800,
+        {"ch_1": "it reports 500 refunded: some of its refunds are newer", "re_1": "it counts", "re_2": "it counts"},
+    ),
+    "a refund is newer, and another is not known": (
+        [session(), charge(2, 1000, amount_refunded=500), refund(3, 1200, 300, **LATE)],
+        300,
+        {
+            "ch_1": "it reports 500 refunded, which is more than its refunds by then, 0: its refunds are newer",
+            "re_1": "it counts",
+        },
+    ),
+    "a refund failed since": (
+        HISTORIES["a refund that fails after the charge's report"][0],
+        0,
+        {
+            "ch_1": "it reports 500 refunded: some of its refunds failed or were canceled since",
+            "re_1": "it does not count: it failed",
+        },
+    ),
+    "less is reported than is known": (
+        [session(), charge(2, 3000, amount_refunded=200), refund(3, 1000, 500)],
+        500,
+        {"ch_1": "it reports 200 refunded, which is less than its refunds, 500", "re_1": "it counts"},
+    ),
+    "a released hold, and a refund that names only its intent": (
+        [
+            session(payment_status="unpaid"),
+            charge(2, 2000, "charge.expired", **UNCAPTURED, amount_refunded=1500, refunded=True),
+            refund(3, 2000, 1500, charge=None),
+        ],
+        0,
+        {
+            "ch_1": "a hold that was released: nothing came, and nothing came back",
+            "re_1": "it does not count: it releases a hold",
+        },
+    ),
+    "a released hold before a captured charge, and a refund that names only their intent": (
+        [
+            session(),
+            charge(2, 500, "charge.expired", **UNCAPTURED, id="ch_0", amount_refunded=1500, refunded=True),
+            charge(3, 2000, amount_refunded=1500, refunded=True),
+            refund(4, 2000, 1500, charge=None),
+        ],
+        1500,
+        {
+            "ch_0": "a hold that was released: nothing came, and nothing came back",
+            "ch_1": "its refunds come to what it reports",
+            "re_1": "it counts",
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("name", VERDICTS)
+def test_what_an_explanation_says_of_a_charge_s_refunds(engine: Engine, name: str) -> None:
+    """Its refunds are added up in its own currency alone, and contradict it only where they were known by its word."""
+    bodies, amount, verdicts = VERDICTS[name]
+    ledger.take_in(engine, *bodies)
+    order = Subject("orders", "", False, "cs_1")  # noqa: FBT003 - the mode
+
+    for as_of in (None, ledger.NOW + timedelta(days=1)):
+        money = {row["id"]: row for row in explain(engine, order, as_of=as_of).money}
+        assert {id_: row["verdict"] for id_, row in money.items()} == verdicts
+        assert money["ch_1"]["amount_by_refunds"] == amount

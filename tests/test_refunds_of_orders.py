@@ -40,23 +40,25 @@ def event(number: int, kind: str, at: int, about: Mapping[str, Any], previous: M
     )
 
 
+ORDER: Mapping[str, Any] = {
+    "id": "cs_1",
+    "object": "checkout.session",
+    "amount_subtotal": 1500,
+    "amount_total": 1500,
+    "created": START,
+    "currency": "usd",
+    "mode": "payment",
+    "payment_intent": "pi_1",
+    "invoice": None,
+    "payment_status": "paid",
+    "status": "complete",
+    "total_details": {"amount_discount": 0, "amount_shipping": 0, "amount_tax": 0},
+}
+
+
 def session(**fields: object) -> Body:
     """Return a session of 1500 usd that is complete and paid."""
-    about = {
-        "id": "cs_1",
-        "object": "checkout.session",
-        "amount_subtotal": 1500,
-        "amount_total": 1500,
-        "created": START,
-        "currency": "usd",
-        "mode": "payment",
-        "payment_intent": "pi_1",
-        "invoice": None,
-        "payment_status": "paid",
-        "status": "complete",
-        "total_details": {"amount_discount": 0, "amount_shipping": 0, "amount_tax": 0},
-    }
-    return event(1, "checkout.session.completed", 10, about | fields)
+    return event(1, "checkout.session.completed", 10, {**ORDER, **fields})
 
 
 def charge(number: int, at: int, kind: str = "charge.refunded", **fields: object) -> Body:
@@ -111,6 +113,7 @@ def payment(number: int, **way: object) -> Body:
 BY_INVOICE: Mapping[str, Any] = {"mode": "subscription", "payment_intent": None, "invoice": "in_1"}
 PAID = charge(2, 10, "charge.succeeded")
 UNCAPTURED: Mapping[str, Any] = {"captured": False, "amount_captured": 0}
+LATE: Mapping[str, Any] = {"created": START + 1200}
 
 HISTORIES: Mapping[str, tuple[Sequence[Body], int | None, str | None]] = {
     "the charge alone reports it": ([session(), PAID, charge(3, 1000, amount_refunded=500)], 500, "partial"),
@@ -224,6 +227,21 @@ HISTORIES: Mapping[str, tuple[Sequence[Body], int | None, str | None]] = {
         0,
         "none",
     ),
+    "captured in part, of which all was refunded": (
+        [session(), refund(2, 1000, 500), charge(3, 2000, "charge.captured", amount_captured=500, amount_refunded=500)],
+        500,
+        "full",
+    ),
+    "captured in part, as reported before the refund": (
+        [session(), charge(2, 500, "charge.captured", amount_captured=500), refund(3, 1000, 500, charge=None)],
+        500,
+        "full",
+    ),
+    "the order's total is corrected": (
+        [session(), event(2, "checkout.session.completed", 20, {**ORDER, "amount_total": 500}), refund(3, 1000, 500)],
+        500,
+        "full",
+    ),
     "captured in part, and it is not known what was refunded": (
         [
             session(),
@@ -284,7 +302,7 @@ def worlds(bodies: Sequence[Body], name: str) -> dict[str, list[Body]]:
 
 @pytest.mark.parametrize("split", [False, True], ids=["one by one", "in batches"])
 def test_whichever_comes_last(engine: Engine, split: bool) -> None:  # noqa: FBT001 - pytest passes by name
-    """In every order of arrival, one by one or in batches, the same is shown, and the last change has that sum."""
+    """In every order of arrival, one by one or in batches, the same is shown, and was announced last."""
     chance = random.Random(11)
     waiting: dict[str, list[Body]] = {}
     for name, (bodies, _, _) in HISTORIES.items():
@@ -305,15 +323,16 @@ def test_whichever_comes_last(engine: Engine, split: bool) -> None:  # noqa: FBT
         books = ledger.rows(engine, "SELECT * FROM order_book WHERE account LIKE :of", **of_name)
         assert {(row["refunded_amount"], row["refund_status"]) for row in books} == {(amount, status)}, name
         changes = ledger.rows(engine, _LAST_CHANGES, **of_name)
-        last = {row["account"]: row["amount"] for row in changes}
-        assert set(last.values()) <= {amount}, name
+        last = {row["account"]: (row["amount"], row["status"]) for row in changes}
+        assert set(last.values()) <= {(amount, status)}, name
         if amount or name in UNKNOWN:
             assert len(last) == len(books), name
 
 
 _LAST_CHANGES = """
-SELECT DISTINCT ON (account) account, (after ->> 'refunded_amount')::bigint AS amount FROM changes
-WHERE kind = 'order.refund_changed' AND account LIKE :of ORDER BY account, seq DESC
+SELECT DISTINCT ON (account) account, (after ->> 'refunded_amount')::bigint AS amount,
+    after ->> 'refund_status' AS status
+FROM changes WHERE kind = 'order.refund_changed' AND account LIKE :of ORDER BY account, seq DESC
 """
 
 
@@ -494,3 +513,131 @@ def test_the_verdicts_of_an_explanation(engine: Engine, bodies: Sequence[Body], 
         found = {row["id"]: row["verdict"] for row in explain(engine, order, as_of=as_of).money}
         assert found.keys() == verdicts.keys()
         assert all(found[id_].startswith(words) for id_, words in verdicts.items()), found
+
+
+# Of each history: what the refunds of the charge ch_1 come to, and the verdicts.
+VERDICTS: Mapping[str, tuple[Sequence[Body], int | None, Mapping[str, str]]] = {
+    "refunds in two currencies": (
+        [
+            session(),
+            charge(2, 3000, amount_refunded=1200),
+            refund(3, 1000, 500),
+            refund(4, 1000, 700, id="re_2", currency="cad"),
+        ],
+        None,
+        {
+            "ch_1": "it reports 1200 refunded, and its refunds are in another currency, or of an unknown amount",
+            "re_1": "it counts",
+            "re_2": "it counts, in another currency than the order",
+        },
+    ),
+    "a refund that failed is in another currency": (
+        [
+            session(),
+            charge(2, 3000, amount_refunded=500),
+            refund(3, 1000, 500),
+            refund(4, 2000, 700, "refund.failed", id="re_2", currency="cad", status="failed"),
+        ],
+        500,
+        {
+            "ch_1": "its refunds come to what it reports",
+            "re_1": "it counts",
+            "re_2": "it does not count: it failed",
+        },
+    ),
+    "captured in part, the rest reported as refunded": (
+        HISTORIES["captured in part, and the rest reported as refunded"][0],
+        1000,
+        {"ch_1": "its refunds come to what it reports, less the 500 that was released", "re_1": "it counts"},
+    ),
+    "captured in part, and no refund": (
+        HISTORIES["captured in part, and no more than the rest is reported"][0],
+        0,
+        {"ch_1": "its refunds come to what it reports, less the 500 that was released"},
+    ),
+    "captured in part, the refund is newer": (
+        [*HISTORIES["captured in part, and no more than the rest is reported"][0], refund(4, 1000, 200)],
+        200,
+        {"ch_1": "it reports 500 refunded: its refunds are newer", "re_1": "it counts"},
+    ),
+    "captured in part, and nothing explains it": (
+        HISTORIES["captured in part, and it is not known what was refunded"][0],
+        0,
+        {"ch_1": "it reports 700 refunded, or 200 without what was released, and its refunds come to 0"},
+    ),
+    "a refund is newer": (
+        [session(), PAID, refund(3, 1000, 500)],
+        500,
+        {"ch_1": "it reports 0 refunded: its refunds are newer", "re_1": "it counts"},
+    ),
+    "one refund of two is newer": (
+        [
+            session(),
+            charge(2, 1000, amount_refunded=500),
+            refund(3, 1000, 500),
+            refund(4, 1200, 300, id="re_2", **LATE),
+        ],
+        800,
+        {"ch_1": "it reports 500 refunded: some of its refunds are newer", "re_1": "it counts", "re_2": "it counts"},
+    ),
+    "a refund is newer, and another is not known": (
+        [session(), charge(2, 1000, amount_refunded=500), refund(3, 1200, 300, **LATE)],
+        300,
+        {
+            "ch_1": "it reports 500 refunded, which is more than its refunds by then, 0: its refunds are newer",
+            "re_1": "it counts",
+        },
+    ),
+    "a refund failed since": (
+        HISTORIES["a refund that fails after the charge's report"][0],
+        0,
+        {
+            "ch_1": "it reports 500 refunded: some of its refunds failed or were canceled since",
+            "re_1": "it does not count: it failed",
+        },
+    ),
+    "less is reported than is known": (
+        [session(), charge(2, 3000, amount_refunded=200), refund(3, 1000, 500)],
+        500,
+        {"ch_1": "it reports 200 refunded, which is less than its refunds, 500", "re_1": "it counts"},
+    ),
+    "a released hold, and a refund that names only its intent": (
+        [
+            session(payment_status="unpaid"),
+            charge(2, 2000, "charge.expired", **UNCAPTURED, amount_refunded=1500, refunded=True),
+            refund(3, 2000, 1500, charge=None),
+        ],
+        0,
+        {
+            "ch_1": "a hold that was released: nothing came, and nothing came back",
+            "re_1": "it does not count: it releases a hold",
+        },
+    ),
+    "a released hold before a captured charge, and a refund that names only their intent": (
+        [
+            session(),
+            charge(2, 500, "charge.expired", **UNCAPTURED, id="ch_0", amount_refunded=1500, refunded=True),
+            charge(3, 2000, amount_refunded=1500, refunded=True),
+            refund(4, 2000, 1500, charge=None),
+        ],
+        1500,
+        {
+            "ch_0": "a hold that was released: nothing came, and nothing came back",
+            "ch_1": "its refunds come to what it reports",
+            "re_1": "it counts",
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("name", VERDICTS)
+def test_what_an_explanation_says_of_a_charge_s_refunds(engine: Engine, name: str) -> None:
+    """Its refunds are added up in its own currency alone, and contradict it only where they were known by its word."""
+    bodies, amount, verdicts = VERDICTS[name]
+    ledger.take_in(engine, *bodies)
+    order = Subject("orders", "", False, "cs_1")  # noqa: FBT003 - the mode
+
+    for as_of in (None, ledger.NOW + timedelta(days=1)):
+        money = {row["id"]: row for row in explain(engine, order, as_of=as_of).money}
+        assert {id_: row["verdict"] for id_, row in money.items()} == verdicts
+        assert money["ch_1"]["amount_by_refunds"] == amount

@@ -517,6 +517,42 @@ def test_an_explanation_names_the_charge(engine: Engine) -> None:
         assert columns["status"]["event_id"] == ("evt_2_1" if row["status"] == "paid" else None)
 
 
+# Several events of one second report what the charge came to; the place of the one that is named.
+OF_ONE_SECOND: Final = {
+    "a release that an update reports too": (
+        [charge("updated", T + DAY, refunded=True, amount_refunded=1500), expired(T + DAY)],
+        1,
+    ),
+    "a refund, then an update, then the capture": (
+        [
+            charge("refunded", T + DAY, captured=True, amount_captured=1500, amount_refunded=500),
+            charge("updated", T + DAY, captured=True, amount_captured=1500),
+            captured(),
+        ],
+        2,
+    ),
+    "an update before the charge succeeds": (
+        [
+            charge("updated", T, captured=True, amount_captured=1500),
+            charge("succeeded", T, captured=True, amount_captured=1500),
+        ],
+        1,
+    ),
+    "two of one type": ([captured(amount=600), captured(amount=700)], 0),
+}
+
+
+@pytest.mark.parametrize("name", OF_ONE_SECOND)
+def test_an_explanation_names_the_same_charge_at_each_time(engine: Engine, name: str) -> None:
+    """Of several events of one second an explanation names the same one now and as of now, and the change does too."""
+    events, place = OF_ONE_SECOND[name]
+    ledger.take_in(engine, *bodies([session(), *events], "1"))
+
+    for as_of in (None, ledger.NOW + timedelta(days=1)):
+        _, columns = explained(engine, as_of=as_of)
+        assert columns["status"]["event_id"] == f"evt_{place + 1}_1"
+
+
 def test_a_session_is_read_again_when_its_charge_moves(database_url: str, redis_url: str) -> None:
     """With a key, a session that left its payment open is read once after each movement of its charge, and no more."""
     with stage(database_url, redis_url) as shop:

@@ -148,17 +148,24 @@ def _payment_as_of(cursor: Cursor, subject: Subject, order: Row, known: Payment,
 
 
 def _row_as_of(cursor: Cursor, subject: Subject, as_of: datetime) -> Row | None:
-    facts = _facts(subject, _told(cursor, subject, as_of))
-    joined = join.fold_all(folds.SHAPES[subject.table], facts)
-    return None if joined is None else {**joined.row, "source": joined.source, **_moved_by(joined.row, facts)}
+    told = _told(cursor, subject, as_of)
+    joined = join.fold_all(folds.SHAPES[subject.table], _facts(subject, told))
+    return None if joined is None else {**joined.row, "source": joined.source, **_moved_by(joined.row, told)}
 
 
-def _moved_by(row: Row, facts: Iterable[Facts]) -> Row:
-    """Return which of *facts* captured or released the charge *row*; nothing where none did."""
-    name = next((name for name in ("captured_at", "released_at") if row.get(name) is not None), "")
-    moved = [each for each in facts if name and each.moments.get(name) == row[name]]
-    step = min(moved, key=lambda each: each.event_id, default=None)
-    return {} if step is None else {"event_id": step.event_id, "as_of": step.created, "source": step.source}
+def _moved_by(row: Row, told: Iterable[dict[str, Any]]) -> Row:
+    """Return which of the events *told* captured or released the charge *row*; nothing where none did."""
+    at = row.get("captured_at") or row.get("released_at")
+    own = [each for each in told if each["object_id"] == row["id"] and each["state"] == "folded"]
+    moved = [each for each in own if at is not None and each["created"] == at]
+    step = min(moved, key=_place_in_its_second, default=None)
+    return {} if step is None else {"event_id": step["id"], "as_of": step["created"], "source": step["source"]}
+
+
+def _place_in_its_second(event: dict[str, Any]) -> tuple[bool, bool, bool, str]:
+    """Order the events of a charge in one second as ``settling`` does, which takes the first."""
+    is_named = event["type"] in ("charge.captured", "charge.expired")
+    return not is_named, event["type"] == "charge.updated", event["source"] == "observation", event["id"]
 
 
 def _decider(cursor: Cursor, subject: Subject, own: Joined | None, joined: Joined | None) -> _Decider | None:

@@ -29,8 +29,8 @@ _SHOWN: Final = (
 )
 ROWS_AT_ONCE: Final = 1_000
 _WAYS: Final = ("payment_intent", "charge", "invoice")
-# What of an order decides which refunds are its own, and whether they can be added up.
-_OF_ORDER: Final = ("payment_intent", "invoice", "currency")
+# What of an order decides which refunds are its own, whether they can be added up, and how much of it they are.
+_OF_ORDER: Final = ("payment_intent", "invoice", "currency", "amount_total")
 _TABLES: Final = ("charges", "invoice_payments", "orders", "refunds")
 
 
@@ -73,7 +73,7 @@ def vanished(gone: Iterable[Subject], known: Mapping[Subject, Row]) -> list[Move
 
 def _moves_money(subject: Subject, row: Row, known: Row | None) -> bool:
     if subject.table == "orders":
-        return any(row[name] is not None and (known is None or row[name] != known[name]) for name in _OF_ORDER)
+        return any(row[name] != (None if known is None else known[name]) for name in _OF_ORDER)
     return row != known
 
 
@@ -99,9 +99,9 @@ def _ways(subject: Subject, row: Row) -> tuple[Value, Value, Value]:
 
 
 def changes(cursor: Cursor, moved: list[Moved]) -> list[dict[str, Any]]:
-    """Return a change for each order whose refunded amount is another than was last announced, once *moved* are saved.
+    """Return a change for each order of which *moved* changed what was refunded, since it was last announced.
 
-    The caller keeps others from appending.
+    The rows are saved. The caller keeps others from appending.
     """
     return _changes(cursor, _refunded(cursor, moved))
 
@@ -115,7 +115,7 @@ def _changes(cursor: Cursor, moved: list[Moved]) -> list[dict[str, Any]]:
 
 
 def untold(cursor: Cursor, *, told_in: str) -> list[dict[str, Any]]:
-    """Return a change for each order whose refunded amount is another than the feed of the schema *told_in* last told.
+    """Return a change for each order that was refunded otherwise than the feed of the schema *told_in* last has it.
 
     It is by the event of the order's row, since no one event is behind it.
     """
@@ -126,7 +126,7 @@ def untold(cursor: Cursor, *, told_in: str) -> list[dict[str, Any]]:
 
 
 def untold_of(cursor: Cursor, account: str) -> list[dict[str, Any]]:
-    """Return a change for each order of *account* that was refunded another amount than its last change has.
+    """Return a change for each order of *account* that was refunded otherwise than its last change has it.
 
     The caller keeps others from appending.
     """
@@ -228,21 +228,20 @@ SELECT DISTINCT number FROM ways AS w WHERE
     ))
 """
 
-# What was last announced of an order's refunds, and whether the order book has another sum. Where nothing was announced
-# that is 0: then a sum that is not known is announced only if a way to a payment is known, and something was refunded.
-# Of a sum that is not known the status alone shows that it moved.
+# What was last announced of an order's refunds, and whether the order book has another sum or status. Where nothing was
+# announced the sum was 0, of whatever status: then one that is not known is announced only if a way to a payment is
+# known, and something was refunded.
 _LAST: Final = """
 LEFT JOIN LATERAL (
     SELECT c.after AS told FROM {changes} AS c
     WHERE (c.account, c.livemode, c.subject_id) = (b.account, b.livemode, b.id) AND c.kind = 'order.refund_changed'
     ORDER BY c.seq DESC LIMIT 1
 ) AS t ON true
-WHERE (b.refunded_amount, CASE WHEN b.refunded_amount IS NULL THEN b.refund_status END) IS DISTINCT FROM (
-    CASE WHEN t.told IS NULL THEN 0 ELSE (t.told ->> 'refunded_amount')::bigint END,
-    CASE WHEN t.told ->> 'refunded_amount' IS NULL THEN t.told ->> 'refund_status' END
-) AND (
-    b.refunded_amount IS NOT NULL OR t.told IS NOT NULL
-    OR b.refund_status IS DISTINCT FROM 'none' AND (
+WHERE CASE
+    WHEN t.told IS NOT NULL THEN (b.refunded_amount, b.refund_status)
+        IS DISTINCT FROM ((t.told ->> 'refunded_amount')::bigint, t.told ->> 'refund_status')
+    WHEN b.refunded_amount IS NOT NULL THEN b.refunded_amount <> 0
+    ELSE b.refund_status IS DISTINCT FROM 'none' AND (
         b.payment_intent IS NOT NULL
         OR EXISTS (
             SELECT FROM invoice_payments AS p
@@ -254,7 +253,7 @@ WHERE (b.refunded_amount, CASE WHEN b.refunded_amount IS NULL THEN b.refund_stat
             WHERE (p.account, p.livemode, p.invoice) = (b.account, b.livemode, b.invoice) OFFSET 0
         )
     )
-)
+END
 """
 # From what moved to its intents and charges, from these to their invoices, and from all of them to the orders.
 _AFFECTED: Final = sql.Composed(

@@ -13,6 +13,7 @@ from decimal import Decimal
 from typing import Final, Literal, get_args
 
 from schemas.database import Cursor
+from worker.folds import payment
 
 State = Literal["holds", "broken", "not provable"]
 NOT_PROVABLE_LISTED_MAX: Final = 200
@@ -214,7 +215,7 @@ FROM invoices
 
 # A charge may report its capture before the last step of it, so that more than that proves nothing. What releases a
 # hold is no refund.
-_REFUNDS_WITHIN: Final = """
+_REFUNDS_WITHIN: Final = f"""
 SELECT r.account, r.livemode, r.charge,
     CASE WHEN c.amount IS NULL OR c.currency IS NULL OR r.unknown THEN 'not provable'
         WHEN r.others > 0 OR r.amount > c.most THEN 'broken'
@@ -235,7 +236,7 @@ FROM (
         bool_or(t.amount IS NULL OR t.currency IS NULL) AS unknown
     FROM refunds AS t LEFT JOIN charges AS p ON (p.account, p.livemode, p.id) = (t.account, t.livemode, t.charge)
     WHERE t.charge IS NOT NULL AND coalesce(t.status, '') NOT IN ('failed', 'canceled')
-        AND t.reason IS DISTINCT FROM 'expired_uncaptured_charge'
+        AND t.reason IS DISTINCT FROM '{payment.RELEASED}'
     GROUP BY t.account, t.livemode, t.charge
 ) AS r
 LEFT JOIN (

@@ -18,7 +18,9 @@ Note [What was refunded of an order]
 
     A sum is null where a part of it is in another currency, or in one while the order's is not known. Of an order
     without a currency even a refunded amount of 0 is not known. The status compares each charge with what was captured
-    of it, in its own currency; without a charge, the refunds with the order's total.
+    of it, in its own currency; without a charge, the refunds with the order's total. A captured charge without
+    ``amount_captured`` that reports to be ``refunded`` was refunded whole, even where the sum is not known, unless one
+    of its refunds failed after that report.
 """
 
 from alembic import op
@@ -89,8 +91,8 @@ CROSS JOIN LATERAL (
 ) AS ways
 LEFT JOIN LATERAL (
     WITH paid AS (
-        SELECT c.id, c.payment_intent, c.currency, c.amount, c.amount_captured, c.amount_refunded, c.as_of,
-            s.is_captured, s.is_captured AND c.amount_captured >= c.amount AS is_whole,
+        SELECT c.id, c.payment_intent, c.currency, c.amount, c.amount_captured, c.amount_refunded, c.refunded,
+            c.as_of, s.is_captured, s.is_captured AND c.amount_captured >= c.amount AS is_whole,
             NOT s.is_captured AND c.released_at IS NOT NULL AS is_released,
             s.is_captured
                 OR (c.captured IS NOT FALSE AND coalesce(c.status, '') NOT IN ('pending', 'failed')) AS may_give
@@ -118,13 +120,16 @@ LEFT JOIN LATERAL (
             AND NOT EXISTS (SELECT FROM paid AS p WHERE p.id = b.charge AND p.is_released)
     ), each_charge AS (
         SELECT p.currency, coalesce(p.amount_captured, p.amount) AS taken, u.unseen,
-            CASE WHEN NOT t.is_mixed THEN u.unseen + t.counted END AS back
+            CASE WHEN NOT t.is_mixed THEN u.unseen + t.counted END AS back,
+            (p.refunded AND p.is_captured AND p.amount_captured IS NULL AND p.amount_refunded IS DISTINCT FROM 0)
+                IS TRUE AND NOT t.is_lessened AS is_gone
         FROM paid AS p
         CROSS JOIN LATERAL (
             SELECT coalesce(sum(g.amount) FILTER (WHERE g.counts), 0) AS counted,
                 coalesce(sum(g.amount) FILTER (WHERE k.is_known), 0) AS known,
                 coalesce(bool_or(k.is_other) FILTER (WHERE g.counts), false) AS is_mixed,
-                coalesce(bool_or(k.is_other) FILTER (WHERE k.is_known), false) AS is_known_mixed
+                coalesce(bool_or(k.is_other) FILTER (WHERE k.is_known), false) AS is_known_mixed,
+                coalesce(bool_or(k.is_known AND NOT g.counts), false) AS is_lessened
             FROM given AS g
             CROSS JOIN LATERAL (
                 SELECT g.created <= p.as_of AND (g.failed_at IS NULL OR g.failed_at > p.as_of) AS is_known,
@@ -143,9 +148,9 @@ LEFT JOIN LATERAL (
         WHERE p.may_give
     ), charged AS (
         SELECT count(*) > 0 AS is_any, bool_and(e.currency = o.currency) AS is_one_currency, sum(e.taken) AS taken,
-            bool_and(e.back = 0) AS is_none,
-            bool_and(e.back <> 0 AND e.back >= e.taken) AS is_full,
-            bool_or(e.back IS NULL OR (e.back <> 0 AND e.taken IS NULL)) AS is_unknown
+            bool_and(e.back = 0 AND NOT e.is_gone) AS is_none,
+            bool_and(e.is_gone OR (e.back <> 0 AND e.back >= e.taken)) AS is_full,
+            bool_or(NOT e.is_gone AND (e.back IS NULL OR (e.back <> 0 AND e.taken IS NULL))) AS is_unknown
         FROM each_charge AS e
     ), refunded AS (
         SELECT CASE WHEN NOT coalesce(bool_or(

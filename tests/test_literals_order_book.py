@@ -284,6 +284,34 @@ HISTORIES: Histories = {
         ],
         (91, 0, "partial"),
     ),
+    "intent_alone": (
+        [
+            session(invoice="in_#"),
+            invoice_payment("inpay", 1500, type="charge", charge="ch_2#"),
+            charge(),
+            charge(id="ch_2#", payment_intent="pi_2#", invoice="in_#"),
+            refund("ra", 92),
+            refund("rb", 63, charge=None, payment_intent="pi_2#"),
+            refund("rc", 64, charge="ch_2#", payment_intent=None),
+        ],
+        (92, 0, "partial"),
+    ),
+    # A refund by bank transfer names no charge: its intent is that of the charge that paid the invoice.
+    "invoiced_by_charge_of_intent": (
+        [subscribed(), invoice_payment("inpay", 1500, **BY_CHARGE), charge(), refund("re", 93, charge=None)],
+        (93, 0, "partial"),
+    ),
+    # Before basil a charge names its invoice.
+    "named_by_charge": ([subscribed(), charge(invoice="in_#"), refund("re", 94, charge=None)], (94, 0, "partial")),
+    "named_by_charge_alone": (
+        [
+            subscribed(),
+            charge(invoice="in_#", payment_intent=None),
+            refund("re", 95, payment_intent=None),
+            dispute("dp", 616, "lost", payment_intent=None),
+        ],
+        (95, 616, "partial"),
+    ),
     # ---- with neither an intent nor a payment of an invoice nothing is known ----
     "open": ([session(status="open", payment_status="unpaid", payment_intent=None)], (None, None, None)),
     "free": ([session(0, payment_status="no_payment_required", payment_intent=None)], (None, None, None)),
@@ -298,6 +326,10 @@ CREDITED: Mapping[str, int | None] = {
     "invoiced_by_charge": 0,
     "invoiced_twice": 0,
     "intent_first": 0,
+    "intent_alone": 0,
+    "invoiced_by_charge_of_intent": 0,
+    "named_by_charge": 0,
+    "named_by_charge_alone": 0,
     "no_payment_known": 76,
 }
 

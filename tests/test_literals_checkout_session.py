@@ -348,6 +348,16 @@ SINGLE: Sequence[tuple[str, str, Json, Json]] = (
         session("cs_2025", shipping_details=OLD_SHIPPING, collected_information=None),
         order("cs_2025", shipping=OLD_SHIPPING),
     ),
+    (
+        COMPLETED,
+        "2025-02-24.acacia",
+        session(
+            "cs_2025_null",
+            shipping_details=OLD_SHIPPING,
+            collected_information={"business_name": None, "individual_name": None, "shipping_details": None},
+        ),
+        order("cs_2025_null", shipping=OLD_SHIPPING),
+    ),
     # Between 2020 and 2021 it had neither `status` (since November 2021) nor `created`, `expires_at`, recovery and
     # `shipping_cost`: what the event's type reports is its status (docs.stripe.com/api/events/types).
     (COMPLETED, "2020-08-27", session("cs_2021", without=NEW_SINCE_2021), order("cs_2021", **OF_2021)),
@@ -884,6 +894,8 @@ def test_the_lines_of_a_session(engine: Engine) -> None:
         event("evt_cs_a", OBSERVED, DONE, session("cs_a", **OPEN, **listed(LINE, SECOND_LINE))),
         event("evt_cs_b", OBSERVED, DONE, session("cs_b", **OPEN, **listed(OLD_LINE))),
         event("evt_cs_c", OBSERVED, DONE, session("cs_c", **OPEN, **listed())),
+        # The first ten of more: which the others are is not known (docs.stripe.com/api/checkout/sessions/line_items).
+        event("evt_cs_d", OBSERVED, DONE, session("cs_d", **OPEN, **listed({**LINE, "id": "li_4"}, has_more=True))),
     )
 
     assert_rows(
@@ -893,6 +905,7 @@ def test_the_lines_of_a_session(engine: Engine) -> None:
                 order("cs_a", **OPENED_ORDER, lines_complete=True),
                 order("cs_b", **OPENED_ORDER, lines_complete=True),
                 order("cs_c", **OPENED_ORDER, lines_complete=True),
+                order("cs_d", **OPENED_ORDER),
             ],
             "order_lines": [
                 line("li_1", "cs_a"),

@@ -208,6 +208,14 @@ VOIDED = {**ENDIVE, "status": "void", "voided_at": T + 3}
             {**ROW, "status": "void", "voided_at": at(T + 3)},
             id="voided",
         ),
+        # Where it does not carry its time, it was void when its event happened.
+        pytest.param(
+            "credit_note.voided",
+            "2026-10-28.endive",
+            {**VOIDED, "voided_at": None},
+            {**ROW, "status": "void", "voided_at": at(T + 9)},
+            id="voided without its time",
+        ),
     ],
 )
 def test_columns(engine: Engine, kind: str, version: str | None, about: dict[str, Any], row: dict[str, Any]) -> None:

@@ -278,6 +278,14 @@ IN_2018: dict[str, Any] = {
             {**ROW, "status": "open", "amount_overpaid": None, "paid_at": None},
             id="2018",
         ),
+        # Without transitions the event alone shows when it was voided.
+        pytest.param(
+            "invoice.updated",
+            "2018-11-08",
+            {**IN_2018, "status": "void"},
+            {**ROW, "status": "void", "amount_overpaid": None, "paid_at": None, "voided_at": at(T + 30)},
+            id="2018 void",
+        ),
     ],
 )
 def test_columns(engine: Engine, kind: str, version: str | None, about: dict[str, Any], row: dict[str, Any]) -> None:
@@ -504,6 +512,9 @@ def test_deleted_draft(engine: Engine) -> None:
         event("evt_3", "invoice.updated", T + 9, _invoice("in_1", "draft", total=1), before={"total": 908}),
         event("evt_4", "invoice.updated", T + 20, _invoice("in_1", "draft", total=2), before={"total": 908}),
         event("evt_5", "invoice.deleted", T + 9, _invoice("in_2", "draft")),
+        # What the API answers of a deleted one; ``deleted`` is "always true for a deleted object".
+        event("evt_6", "invoice.created", T, _invoice("in_3", "draft")),
+        event("obs_7", "payfold.invoice.observed", T + 9, {"id": "in_3", "object": "invoice", "deleted": True}),
     )
 
     assert_rows(
@@ -512,6 +523,7 @@ def test_deleted_draft(engine: Engine) -> None:
             "invoices": [
                 _row("in_1", "draft", "evt_2", T + 9, deleted=True),
                 _row("in_2", "draft", "evt_5", T + 9, deleted=True),
+                _row("in_3", "draft", "obs_7", T + 9, deleted=True),
             ]
         },
     )
@@ -527,8 +539,11 @@ def test_only_a_draft_can_be_deleted(engine: Engine) -> None:
             engine,
             event(f"evt_{status}", "invoice.updated", T, _invoice(invoice, status)),
             event(f"evt_{status}_deleted", "invoice.deleted", T + 9, _invoice(invoice, status)),
+            event(f"evt_{status}_later", "invoice.updated", T + 20, _invoice(invoice, status)),
         )
 
+    expected = [_row(f"in_{status}", status, f"evt_{status}_deleted", T + 9, deleted=True) for status in finalized]
+    assert_rows(engine, {"invoices": expected})
     noted = rows(engine, "SELECT DISTINCT subject_id FROM anomalies WHERE resolved_at IS NULL ORDER BY subject_id")
     assert [row["subject_id"] for row in noted] == [f"in_{status}" for status in finalized]
 

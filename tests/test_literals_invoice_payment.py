@@ -228,23 +228,27 @@ def test_read_with_its_payment_expanded(engine: Engine) -> None:
     assert payment == {"invoice": "in_1", "payment_intent": "pi_1", "charge": "ch_1", "amount_paid": 6102}
 
 
-NOT_PAID_BY_IT: list[tuple[str, dict[str, Any]]] = [
+# The event's type, what the invoice carries, and the payment's status and amount: it is open, paid or canceled.
+NOT_PAID_BY_IT: list[tuple[str, dict[str, Any], str | None, int | None]] = [
     # ``charge`` is the latest one, also where it failed.
-    ("invoice.payment_failed", {"status": "open", "paid": False, "charge": "ch_1"}),
-    ("invoice.voided", {"status": "void", "paid": False, "charge": None}),
+    ("invoice.payment_failed", {"status": "open", "paid": False, "charge": "ch_1", "amount_paid": 0}, "open", 0),
+    ("invoice.voided", {"status": "void", "paid": False, "charge": None, "amount_paid": 0}, "canceled", 0),
     # ``paid_out_of_band``: "manually marked paid", so its payment intent paid nothing.
-    ("invoice.paid", {"status": "paid", "paid": True, "paid_out_of_band": True, "charge": None}),
+    ("invoice.paid", {"status": "paid", "paid": True, "paid_out_of_band": True, "charge": None}, None, None),
+    # It may still be paid (docs.stripe.com/invoicing/overview, statuses).
+    ("invoice.marked_uncollectible", {"status": "uncollectible", "paid": False, "amount_paid": 0}, "open", 0),
 ]
 
 
 def test_old_invoice_that_its_payment_intent_did_not_pay(engine: Engine) -> None:
     """An old invoice names its payment intent from when it was finalized on; that is no payment yet."""
-    for number, (kind, values) in enumerate(NOT_PAID_BY_IT):
+    for number, (kind, values, *_) in enumerate(NOT_PAID_BY_IT):
         paid = OLD_INVOICE["status_transitions"] if values["paid"] else {"finalized_at": T + 2, "paid_at": None}
         about = {**OLD_INVOICE, "id": f"in_{number}", **values, "status_transitions": paid}
         take_in(engine, event(f"evt_{number}", kind, T + 9, about, version="2022-11-15"))
 
-    assert rows(engine, "SELECT * FROM invoice_payments WHERE status = 'paid' OR paid_at IS NOT NULL") == []
+    found = rows(engine, "SELECT status, amount_paid, paid_at FROM invoice_payments ORDER BY invoice")
+    assert [tuple(row.values()) for row in found] == [(status, amount, None) for *_, status, amount in NOT_PAID_BY_IT]
 
 
 def test_invoice_of_2015_paid_by_a_charge(engine: Engine) -> None:

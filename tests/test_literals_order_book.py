@@ -70,7 +70,13 @@ def charge(at: int = PAID, type_: str = "charge.succeeded", **fields: object) ->
 
 
 def refund(
-    id_: str, amount: int, status: str = "succeeded", *, at: int = LATER, livemode: bool = False, **fields: object
+    id_: str,
+    amount: int,
+    status: str | None = "succeeded",
+    *,
+    at: int = LATER,
+    livemode: bool = False,
+    **fields: object,
 ) -> bytes:
     """Return refund *id_* of charge ch_# and intent pi_#, made at *at*."""
     known: Json = {
@@ -186,6 +192,8 @@ HISTORIES: Histories = {
         ],
         (321, 0, "partial"),
     ),
+    # `status` may be null (docs.stripe.com/api/refunds/object#refund_object-status): nothing has taken it back.
+    "without_status": ([session(), charge(), refund("re", 506, None)], (506, 0, "partial")),
     "by_charge": ([session(), charge(), refund("re", 502, payment_intent=None)], (502, 0, "partial")),
     "by_intent": ([session(), charge(), refund("re", 503, charge=None)], (503, 0, "partial")),
     "of_another": (
@@ -206,6 +214,11 @@ HISTORIES: Histories = {
             refund("re", 507),
         ],
         (507, 0, "partial"),
+    ),
+    # A charge that was declined took nothing, whatever it reports of capture.
+    "declined_first": (
+        [session(), charge(id="ch_#_1", status="failed"), charge(), refund("re", 1500)],
+        (1500, 0, "full"),
     ),
     # ---- which disputes count: those by which money is or may be gone ----
     "needs_response": ([session(), charge(), dispute("dp", 601, "needs_response")], (0, 601, "none")),
@@ -273,6 +286,39 @@ HISTORIES: Histories = {
         ],
         (151, 0, "partial"),
     ),
+    # Of two payments one is refunded: the order is neither untouched nor refunded in full.
+    "invoiced_twice_one_back": (
+        [
+            subscribed(),
+            invoice_payment("ia", 900, **BY_INTENT),
+            invoice_payment("ib", 600, type="payment_intent", payment_intent="pi_2#"),
+            charge(amount=900, amount_captured=900),
+            charge(LATEST, id="ch_2#", payment_intent="pi_2#", amount=600, amount_captured=600, amount_refunded=600),
+            refund("ra", 600, charge=None, payment_intent="pi_2#"),
+        ],
+        (600, 0, "partial"),
+    ),
+    # The refund is of a charge that no event has reported: it is held against what all charges took.
+    "invoiced_twice_one_unknown": (
+        [
+            subscribed(),
+            invoice_payment("ia", 900, **BY_INTENT),
+            invoice_payment("ib", 600, type="payment_intent", payment_intent="pi_2#"),
+            charge(amount=900, amount_captured=900),
+            charge(id="ch_2#", payment_intent="pi_2#", amount=600, amount_captured=600),
+            refund("ra", 1000, charge="ch_3#"),
+        ],
+        (1000, 0, "partial"),
+    ),
+    "invoiced_by_unknown_charge": (
+        [
+            subscribed(),
+            invoice_payment("inpay", 1500, **BY_CHARGE),
+            refund("re", 96, payment_intent=None),
+            dispute("dp", 617, "lost", payment_intent=None),
+        ],
+        (96, 617, "partial"),
+    ),
     # Through the intent that it names, and not through its invoice too.
     "intent_first": (
         [
@@ -284,20 +330,57 @@ HISTORIES: Histories = {
         ],
         (91, 0, "partial"),
     ),
+    "intent_alone": (
+        [
+            session(invoice="in_#"),
+            invoice_payment("inpay", 1500, type="charge", charge="ch_2#"),
+            charge(),
+            charge(id="ch_2#", payment_intent="pi_2#", invoice="in_#"),
+            refund("ra", 92),
+            refund("rb", 63, charge=None, payment_intent="pi_2#"),
+            refund("rc", 64, charge="ch_2#", payment_intent=None),
+        ],
+        (92, 0, "partial"),
+    ),
+    # A refund by bank transfer names no charge: its intent is that of the charge that paid the invoice.
+    "invoiced_by_charge_of_intent": (
+        [subscribed(), invoice_payment("inpay", 1500, **BY_CHARGE), charge(), refund("re", 93, charge=None)],
+        (93, 0, "partial"),
+    ),
+    # Before basil a charge names its invoice.
+    "named_by_charge": ([subscribed(), charge(invoice="in_#"), refund("re", 94, charge=None)], (94, 0, "partial")),
+    "named_by_charge_alone": (
+        [
+            subscribed(),
+            charge(invoice="in_#", payment_intent=None),
+            refund("re", 95, payment_intent=None),
+            dispute("dp", 616, "lost", payment_intent=None),
+        ],
+        (95, 616, "partial"),
+    ),
     # ---- with neither an intent nor a payment of an invoice nothing is known ----
     "open": ([session(status="open", payment_status="unpaid", payment_intent=None)], (None, None, None)),
     "free": ([session(0, payment_status="no_payment_required", payment_intent=None)], (None, None, None)),
     "no_payment_known": ([subscribed(), refund("re", 510), note("na", 76)], (None, None, None)),
 }
-# Of those that name an invoice: what was credited by its notes.
+# What was credited by the notes of its invoice; of an order that names none that is not known.
 CREDITED: Mapping[str, int | None] = {
+    "untouched": None,
+    "free": None,
     "credited": 791,
     "note_of_another": 0,
     "invoiced": 75,
     "invoiced_untouched": 0,
     "invoiced_by_charge": 0,
     "invoiced_twice": 0,
+    "invoiced_twice_one_back": 0,
+    "invoiced_twice_one_unknown": 0,
+    "invoiced_by_unknown_charge": 0,
     "intent_first": 0,
+    "intent_alone": 0,
+    "invoiced_by_charge_of_intent": 0,
+    "named_by_charge": 0,
+    "named_by_charge_alone": 0,
     "no_payment_known": 76,
 }
 

@@ -15,10 +15,11 @@ Note [A doubt is several courses]
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import Final, TypeAlias
 
 from worker.folds.facts import Anomaly, Facts, Value
@@ -29,10 +30,16 @@ Stamp: TypeAlias = tuple[object, ...]
 COURSES_MAX: Final = 8
 """How many courses are kept. The object is in doubt with two as with more; of more the least preferred are dropped."""
 ENDINGS_MAX: Final = 64
-"""How many ends of one second are looked at: a circle of hundreds of states may end in any of them."""
+"""How many ends of one second are looked at: a circle of hundreds of states may end in any of them. Of more events
+than this fewer are, but not fewer than the courses that are kept."""
 CHAIN_STEPS_MAX: Final = 64
 """How many steps from the end a chain is put in order: earlier ones of the same second cannot reach the row,
 unless sixty-four later ones all leave out a key that they carry."""
+
+LOOKS_MAX: Final = 16_384
+"""How many times the events of one second are looked at: once for each state in which the second may begin and each gap
+that a twin may make. Where that takes more (250 equal pairs, none of which fits another), the second is not put in
+order: seniority decides, and each state that an event leads to is an end that is possible."""
 
 _NOTHING: Final = "nothing comes before a .created event"
 
@@ -130,7 +137,7 @@ def only_order(group: Sequence[Facts], state: Mapping[str, Value]) -> list[Facts
         return None
     edges, start = _edges(group, names), _state(state, names)
     gaps, ends = _survey(edges, start)
-    if gaps or len(ends) > 1 or _spare(edges):
+    if gaps or len(ends) > 1 or len({edge.step for edge in edges}) < len(edges):
         return None
     return [edge.facts for edge in _in_order(_Ending(edges, start, gaps, ends.pop()), _no_preference)]
 
@@ -155,7 +162,8 @@ class _Edge:
 class _Ending:
     """One way through the events of a position: *edges* from *start*, with so many *gaps*, until the state *end*.
 
-    *left_out* are twins; where the edges need not lose all of them, the ending *is_doubtful*.
+    Those *left_out* are twins; where the edges need not lose all of them, the ending *is_doubtful*. Where it
+    *is_unordered*, the order of its edges is not known, but for the last one, which leads to *end*.
     """
 
     edges: Sequence[_Edge]
@@ -164,6 +172,7 @@ class _Ending:
     end: Hashable
     left_out: tuple[_Edge, ...] = ()
     is_doubtful: bool = False
+    is_unordered: bool = False
 
 
 @dataclass(frozen=True)
@@ -206,11 +215,17 @@ def _follow(courses: Sequence[_Course], group: list[Facts], rules: Rules) -> lis
         return [_Course(courses[0], group, {**courses[0].carried, **rules.carried(group[0])})]
     names, testimony = _common_names(group), rules.testimony.get(group[0].stamp)
     edges = _edges(group, names)
-    found = [(course, each) for course in courses for each in _endings(edges, names, course, testimony, rules)]
+    starts = [_starts(edges, names, course) for course in courses]
+    if _is_too_much(edges, sum(map(len, starts))):
+        found = [(course, each) for course in courses for each in _unordered(edges)]
+    else:
+        begun = zip(courses, starts, strict=True)
+        found = [(course, each) for course, some in begun for each in _endings(edges, some, testimony, rules)]
     fewest = min(ending.gaps for _, ending in found)
     found = [(course, ending) for course, ending in found if ending.gaps == fewest]
-    if len(found) > ENDINGS_MAX:
-        found = sorted(found, key=lambda each: _roughly(each[1], rules), reverse=True)[:ENDINGS_MAX]
+    endings_max = ENDINGS_MAX if len(group) <= ENDINGS_MAX else max(COURSES_MAX, ENDINGS_MAX**2 // len(group))
+    if len(found) > endings_max:
+        found = _most_preferred(found, edges, endings_max, rules)
     followed = [_followed(course, group, ending, rules) for course, ending in found]
     if testimony is not None and testimony.end is not None:
         followed = [each for each in followed if each.carried.get(testimony.name) == testimony.end] or followed
@@ -230,54 +245,75 @@ def _rank_of(course: _Course, rules: Rules) -> tuple[bool, int, tuple[bool, str]
     return (not ending.is_doubtful, rules.prefer(last), _seniority(last))
 
 
-def _roughly(ending: _Ending, rules: Rules) -> tuple[bool, tuple[int, tuple[bool, str]]]:
-    """Return ``_rank_of`` without asking whether the preferred of the edges into the end may be the last."""
-    into = [edge.facts for edge in ending.edges if edge.after == ending.end]
-    return (not ending.is_doubtful, max((rules.prefer(facts), _seniority(facts)) for facts in into))
+def _most_preferred(
+    found: Sequence[tuple[_Course, _Ending]], edges: Sequence[_Edge], number: int, rules: Rules
+) -> list[tuple[_Course, _Ending]]:
+    """Return *number* of *found*, by ``_rank_of`` as if the preferred of the edges into an end were always the last."""
+    best: dict[Hashable, tuple[int, tuple[bool, str]]] = {}
+    for edge in edges:
+        key = (rules.prefer(edge.facts), _seniority_of(edge))
+        best[edge.after] = max(key, best.get(edge.after, key))
+    return sorted(found, key=lambda each: (not each[1].is_doubtful, best[each[1].end]), reverse=True)[:number]
 
 
 def _followed(course: _Course, group: list[Facts], ending: _Ending, rules: Rules) -> _Course:
-    states = [rules.carried(facts) for facts in group]
-    if all(each.keys() == states[0].keys() for each in states):
-        # Each says all, so that the order of those before the last makes no difference.
-        laid = [_last(ending, rules.prefer).facts]
-    else:
-        laid = _laid_out(ending, rules)
-    carried = dict(course.carried)
-    for facts in laid:
-        carried |= rules.carried(facts)
-    return _Course(course, group, carried, ending)
+    names = set().union(*map(rules.carried, group))
+    carried: dict[str, Value] = {}
+    for facts in _from_end(ending, rules):
+        carried = {**rules.carried(facts), **carried}
+        if len(carried) == len(names):
+            # What came before makes no difference.
+            break
+    return _Course(course, group, {**course.carried, **carried}, ending)
 
 
 def _laid_out(ending: _Ending, rules: Rules) -> list[Facts]:
-    """Return the events of *ending* in their order, each twin next to the last step that it repeats."""
+    """Return the events of *ending* in their order."""
+    return [*_from_end(ending, rules)][::-1]
+
+
+def _from_end(ending: _Ending, rules: Rules) -> Iterator[Facts]:
+    """Yield the events of *ending* from the last to the first, each twin next to the last step that it repeats."""
     twins: dict[tuple[Hashable, Hashable], list[Facts]] = defaultdict(list)
     for edge in ending.left_out:
         twins[edge.step].append(edge.facts)
-    laid: list[Facts] = []
-    for edge in reversed(_in_order(ending, rules.prefer)):
-        laid += (edge.facts, *twins.pop(edge.step, ()))
-    return laid[::-1]
+    for edge in _backwards(ending, rules.prefer):
+        yield edge.facts
+        yield from twins.pop(edge.step, ())
 
 
 # ---- Where the events of one position begin and end ----
 
 
-def _endings(
-    edges: Sequence[_Edge], names: Sequence[str], course: _Course, testimony: Testimony | None, rules: Rules
-) -> list[_Ending]:
-    """Return every end that *edges* may have after *course*, by an order with the fewest gaps.
+def _is_too_much(edges: Sequence[_Edge], starts: int) -> bool:
+    """Return whether more looks than ``LOOKS_MAX`` are needed to put *edges* in order from each of *starts*."""
+    looks = len(edges) * starts
+    if looks * len(edges) <= LOOKS_MAX:
+        return False
+    copies = len(edges) - len({edge.step for edge in edges})
+    return looks * (1 + min(copies, _Degrees(edges, None).gaps)) > LOOKS_MAX
 
-    *names* are what their states hold.
-    """
+
+def _unordered(edges: Sequence[_Edge]) -> list[_Ending]:
+    """Return an ending in each state that one of *edges* leads to."""
+    ends = dict.fromkeys(edge.after for edge in edges)
+    return [_Ending(edges, None, 0, end, is_unordered=True) for end in ends]
+
+
+def _endings(
+    edges: Sequence[_Edge], starts: Sequence[Hashable | None], testimony: Testimony | None, rules: Rules
+) -> list[_Ending]:
+    """Return every end that *edges* may have from one of *starts*, by an order with the fewest gaps."""
     kept, left_out, floor = _by_testimony(edges, testimony, rules)
+    twins = _Twins(kept, floor) if rules.may_repeat else _NO_TWINS
     found: list[_Ending] = []
-    for start in _starts(edges, names, course):
-        ways = _without_twins(kept, start, floor) if rules.may_repeat else [(kept, ())]
-        for number, (rest, twins) in enumerate(ways):
-            gaps, ends = _survey(rest, start)
-            found += [_Ending(rest, start, gaps, end, (*left_out, *twins), number > 0) for end in ends]
-            found += _with_less(found[-1], ends, floor) if rules.may_repeat else ()
+    for start in starts:
+        ways = _without_twins(kept, start, twins)
+        for number, way in enumerate(ways):
+            degrees, left = _Degrees(_without(kept, way), start), (*left_out, *way)
+            gaps, ends = degrees.survey()
+            found += [_Ending(edges, start, gaps, end, left, number > 0) for end in ends]
+            found += _with_less(found[-1], degrees, twins.spare(way))
     fewest = min(each.gaps for each in found)
     found = [each for each in found if each.gaps == fewest]
     # Where it begins is a guess only where nothing that is known to come before fits as well.
@@ -347,102 +383,141 @@ def _hashable(value: object) -> Hashable:
 # ---- Twins ----
 
 _Step: TypeAlias = tuple[Hashable, Hashable]
+_RowStep: TypeAlias = tuple[Value, Value]
 
 
 @dataclass(frozen=True, slots=True)
 class _Floor:
     """What is known to have happened: by event the step of a row that it reports, and by step how often it did."""
 
-    steps: Mapping[str, tuple[Value, Value]]
-    least: Mapping[tuple[Value, Value], int]
+    steps: Mapping[str, _RowStep]
+    least: Mapping[_RowStep, int]
 
 
 _NO_FLOOR: Final = _Floor({}, {})
 
 
-def _spare(edges: Sequence[_Edge], floor: _Floor = _NO_FLOOR) -> list[_Edge]:
-    """Return of each step that several *edges* report the least senior, the step with the greatest id first.
-
-    A step that is reported only as often as it is known to have happened has none to spare.
-    """
-    if len({edge.step for edge in edges}) == len(edges):
+def _repeated(edges: Sequence[_Edge]) -> list[list[_Edge]]:
+    """Return the steps that several *edges* report, the greatest id first; each from the least senior on."""
+    if len({(edge.before, edge.after) for edge in edges}) == len(edges):
         return []
     reported: dict[_Step, list[_Edge]] = defaultdict(list)
     for edge in edges:
         reported[edge.step].append(edge)
-    counts = Counter(floor.steps.get(edge.facts.event_id) for edge in edges)
     several = [sorted(same, key=_seniority_of) for same in reported.values() if len(same) > 1]
-    several.sort(key=lambda same: _seniority_of(same[-1]), reverse=True)
-    steps = [(floor.steps.get(same[0].facts.event_id), same[0]) for same in several]
-    return [edge for step, edge in steps if step is None or counts[step] > floor.least.get(step, 0)]
+    return sorted(several, key=lambda same: _seniority_of(same[-1]), reverse=True)
+
+
+class _Twins:
+    """The steps that several edges report, of which all but one may be left out.
+
+    A step that is reported only as often as it is known to have happened has none to spare.
+    """
+
+    def __init__(self, edges: Sequence[_Edge], floor: _Floor) -> None:
+        self._floor, self._repeated = floor, _repeated(edges)
+        self._counts = Counter(map(self._row_step, edges)) if self._repeated and floor.steps else None
+
+    def _row_step(self, edge: _Edge) -> "_RowStep | None":
+        return self._floor.steps.get(edge.facts.event_id)
+
+    def spare(self, left_out: Collection[_Edge] = ()) -> list[_Edge]:
+        """Return of each step the least senior edge that may go after those *left_out*; in the order of the steps."""
+        if not self._repeated:
+            return []
+        gone = Counter(edge.step for edge in left_out)
+        rest = [same[gone[same[0].step] :] for same in self._repeated]
+        able = [same[0] for same in rest if len(same) > 1]
+        if self._counts is None:
+            return able
+        times = self._counts - Counter(map(self._row_step, left_out))
+        steps = [(self._row_step(edge), edge) for edge in able]
+        return [edge for step, edge in steps if step is None or times[step] > self._floor.least.get(step, 0)]
+
+
+_NO_TWINS: Final = _Twins((), _NO_FLOOR)
 
 
 def _without(edges: Sequence[_Edge], left_out: Collection[_Edge]) -> list[_Edge]:
-    return [edge for edge in edges if edge not in left_out]
+    if not left_out:
+        return list(edges)
+    gone = set(left_out)
+    return [edge for edge in edges if edge not in gone]
 
 
-def _without_twins(
-    edges: Sequence[_Edge], start: Hashable | None, floor: _Floor
-) -> list[tuple[list[_Edge], tuple[_Edge, ...]]]:
-    """Return *edges* without the twins that make gaps, and those twins: in every way there is, the chosen one first."""
-    found: list[tuple[list[_Edge], tuple[_Edge, ...]]] = [(list(edges), ())]
-    while gaps := _gaps(found[0][0], start):
-        fewer: dict[Hashable, tuple[list[_Edge], tuple[_Edge, ...]]] = {}
-        for rest, twins in found:
-            for way in _ways_between(rest, start, floor):
-                left, more = _without(rest, way), (*twins, *way)
-                if len(fewer) < COURSES_MAX and _gaps(left, start) < gaps:
-                    fewer.setdefault(frozenset(Counter(edge.step for edge in more).items()), (left, more))
+def _without_twins(edges: Sequence[_Edge], start: Hashable | None, twins: _Twins) -> list[tuple[_Edge, ...]]:
+    """Return the twins that make gaps in *edges*: in every way in which they may be left out, the chosen one first."""
+    found: list[tuple[_Edge, ...]] = [()]
+    if not twins.spare():
+        return found
+    degrees = _Degrees(edges, start)
+    while gaps := degrees.gaps_without(found[0]):
+        fewer: dict[Hashable, tuple[_Edge, ...]] = {}
+        for left_out in found:
+            with degrees.without(left_out):
+                for way in _ways_between(twins.spare(left_out), degrees):
+                    if len(fewer) == COURSES_MAX:
+                        break
+                    if degrees.gaps_without(way) < gaps:
+                        more = (*left_out, *way)
+                        fewer.setdefault(frozenset(Counter(edge.step for edge in more).items()), more)
         if not fewer:
             break
         found = list(fewer.values())
     return found
 
 
-def _ways_between(edges: Sequence[_Edge], start: Hashable | None, floor: _Floor) -> list[tuple[_Edge, ...]]:
+def _ways_between(spare: Sequence[_Edge], degrees: "_Degrees") -> list[tuple[_Edge, ...]]:
     """Return the ways by equal steps from states left too often to those entered too often, the first to lose first."""
-    spare = _spare(edges, floor)
     if not spare:
         return []
-    left, entered = _excess(edges, start)
-    ways = [way for end in entered for state, way in _ways(spare, [end]).items() if state in left]
-    return sorted(ways, key=lambda way: (len(way), [spare.index(edge) for edge in way]))
+    left, entered = degrees.unequal()
+    number = {edge: index for index, edge in enumerate(spare)}
+    into = _by_end(spare)
+    ways = [way for end in entered for state, way in _ways(into, number, [end]).items() if state in left]
+    return sorted(ways, key=lambda way: (len(way), [number[edge] for edge in way]))
 
 
-def _with_less(ending: _Ending, ends: set[Hashable], floor: _Floor) -> Iterator[_Ending]:
-    """Yield endings elsewhere than in *ends*, where more equal steps are left out and there are no more gaps."""
-    ways = _ways(spare, ends) if (spare := _spare(ending.edges, floor)) else {}
-    for way in ways.values():
-        rest = _without(ending.edges, way)
-        gaps, ends_left = _survey(rest, ending.start)
-        if gaps == ending.gaps:
+def _with_less(ending: _Ending, degrees: "_Degrees", spare: Sequence[_Edge]) -> Iterator[_Ending]:
+    """Yield endings where more equal steps are left out, and which therefore end elsewhere with no more gaps."""
+    if not spare:
+        return
+    ends = degrees.survey()[1]
+    number = {edge: index for index, edge in enumerate(spare)}
+    for way in _ways(_by_end(spare), number, ends.copy()).values():
+        with degrees.without(way):
+            # Of what is not connected with the way the ends are the same.
+            others = degrees.ends_around(way[0].before) - ends if way and degrees.gaps == ending.gaps else ()
+        if others:
+            ends |= others
             left_out = (*ending.left_out, *way)
-            yield from (
-                replace(ending, edges=rest, end=end, left_out=left_out, is_doubtful=True) for end in ends_left - ends
-            )
-            ends = ends | ends_left
+            yield from (replace(ending, end=end, left_out=left_out, is_doubtful=True) for end in others)
 
 
-def _ways(spare: Sequence[_Edge], ends: Collection[Hashable]) -> dict[Hashable, tuple[_Edge, ...]]:
-    """Return, by state, the fewest *spare* edges from it to one of *ends*: without them a chain ends there."""
-    ways: dict[Hashable, tuple[_Edge, ...]] = dict.fromkeys(ends, ())
-    while True:
-        further: dict[Hashable, tuple[_Edge, ...]] = {}
-        for edge in spare:
-            if edge.after in ways and edge.before not in ways:
-                further.setdefault(edge.before, (edge, *ways[edge.after]))
-        if not further:
-            return ways
-        ways |= further
-
-
-def _excess(edges: Sequence[_Edge], start: Hashable | None) -> tuple[set[Hashable], set[Hashable]]:
-    """Return the states that are left more often than entered, and those entered more often, counting the start."""
-    excess = Counter({start: 1} if start is not None else {})
+def _by_end(edges: Iterable[_Edge]) -> dict[Hashable, list[_Edge]]:
+    into: dict[Hashable, list[_Edge]] = defaultdict(list)
     for edge in edges:
-        excess[edge.after] += 1
-        excess[edge.before] -= 1
-    return {state for state, times in excess.items() if times < 0}, {s for s, times in excess.items() if times > 0}
+        into[edge.after].append(edge)
+    return into
+
+
+def _ways(
+    into: Mapping[Hashable, Sequence[_Edge]], number: Mapping[_Edge, int], ends: Iterable[Hashable]
+) -> dict[Hashable, tuple[_Edge, ...]]:
+    """Return, by state, the fewest spare edges from it to one of *ends*: without them a chain ends there.
+
+    *into* holds the edges by the state that they lead to, *number* their order.
+    """
+    ways: dict[Hashable, tuple[_Edge, ...]] = dict.fromkeys(ends, ())
+    reached = list(ways)
+    while reached:
+        further: dict[Hashable, tuple[_Edge, ...]] = {}
+        edges = [edge for state in reached for edge in into.get(state, ()) if edge.before not in ways]
+        for edge in sorted(edges, key=number.__getitem__):
+            further.setdefault(edge.before, (edge, *ways[edge.after]))
+        ways |= further
+        reached = list(further)
+    return ways
 
 
 def _by_testimony(
@@ -454,13 +529,20 @@ def _by_testimony(
     rows = [row for edge in edges if (row := rules.rows.get(edge.facts.event_id)) is not None]
     steps = {row.event_id: testimony.step_of(row) for row in rows if row.before is not None}
     floor = _Floor(steps, testimony.steps)
-    left_out: tuple[_Edge, ...] = ()
-    kept = list(edges)
-    while testimony.end is not None and (
-        spare := [edge for edge in _spare(kept, floor) if steps.get(edge.facts.event_id) in testimony.steps]
-    ):
-        left_out, kept = (*left_out, spare[0]), _without(kept, spare[:1])
-    return kept, left_out, floor
+    left_out = () if testimony.end is None else tuple(_beyond(edges, floor))
+    return _without(edges, left_out), left_out, floor
+
+
+def _beyond(edges: Sequence[_Edge], floor: _Floor) -> Iterator[_Edge]:
+    """Yield those of *edges* that report a step which *floor* lists more often than it happened."""
+    counts = Counter(floor.steps.get(edge.facts.event_id) for edge in edges)
+    for same in _repeated(edges):
+        for edge in same[:-1]:
+            step = floor.steps.get(edge.facts.event_id)
+            if step is None or step not in floor.least or counts[step] <= floor.least[step]:
+                break
+            counts[step] -= 1
+            yield edge
 
 
 # ---- The Eulerian path ----
@@ -475,33 +557,34 @@ def _seniority_of(edge: _Edge) -> tuple[bool, str]:
     return _seniority(edge.facts)
 
 
-def _gaps(edges: Sequence[_Edge], start: Hashable | None) -> int:
-    return _survey(edges, start)[0]
-
-
 def _preferred(edges: Sequence[_Edge], prefer: Callable[[Facts], int]) -> list[_Edge]:
     return sorted(edges, key=lambda edge: (prefer(edge.facts), _seniority_of(edge)), reverse=True)
 
 
 def _last(ending: _Ending, prefer: Callable[[Facts], int]) -> _Edge:
     """Return the edge that *ending* ends with: of several that may be the last, the preferred one."""
-    left = _preferred(ending.edges, prefer)
-    return left[_index_of_last(left, ending.gaps, ending.start, {ending.end})]
+    return next(_backwards(ending, prefer))
 
 
 def _in_order(ending: _Ending, prefer: Callable[[Facts], int]) -> list[_Edge]:
-    """Return the edges of *ending* in an order with its gaps.
+    """Return the edges of *ending* in an order with its gaps."""
+    return [*_backwards(ending, prefer)][::-1]
+
+
+def _backwards(ending: _Ending, prefer: Callable[[Facts], int]) -> Iterator[_Edge]:
+    """Yield the edges of *ending* from the last to the first.
 
     The order is found from its end: a step may be the last if what is left can be ordered up to it without a
     gap more. Where several may, the preference and then seniority decide.
     """
-    left, gaps, ends = _preferred(ending.edges, prefer), ending.gaps, {ending.end}
-    backwards: list[_Edge] = []
-    while left and len(backwards) < CHAIN_STEPS_MAX:
-        last = left.pop(_index_of_last(left, gaps, ending.start, ends))
-        backwards.append(last)
-        gaps, ends = _survey(left, ending.start) if len(left) > 1 else (gaps, {edge.after for edge in left})
-    return [*reversed(left), *reversed(backwards)]
+    left, gaps, ends = _preferred(_without(ending.edges, ending.left_out), prefer), ending.gaps, {ending.end}
+    if ending.is_unordered:
+        yield left.pop(next(index for index, edge in enumerate(left) if edge.after == ending.end))
+    else:
+        for _ in range(min(len(left), CHAIN_STEPS_MAX)):
+            yield left.pop(_index_of_last(left, gaps, ending.start, ends))
+            gaps, ends = _survey(left, ending.start) if len(left) > 1 else (gaps, {edge.after for edge in left})
+    yield from left
 
 
 def _index_of_last(edges: Sequence[_Edge], gaps: int, start: Hashable | None, ends: Collection[Hashable]) -> int:
@@ -520,37 +603,100 @@ def _may_be_last(edges: Sequence[_Edge], index: int, gaps: int, start: Hashable 
 
 
 def _survey(edges: Sequence[_Edge], start: Hashable | None) -> tuple[int, set[Hashable]]:
-    """Return the fewest gaps of any order of *edges* from *start*, and the states in which such an order may end.
+    """Return the fewest gaps of any order of *edges* from *start*, and the states in which such an order may end."""
+    return _Degrees(edges, start).survey() if edges else (0, {start})
+
+
+class _Degrees:
+    """How much more often each state is entered than left by *edges*, and which of the states are connected.
 
     A connected part whose every state is entered as often as it is left is one closed walk, which may end
     wherever it begins. Any other takes as many walks as its states are entered in excess, and they end there.
     A walk needs no gap before it if it is the first and begins in *start*, or anywhere where that is unknown.
+    Equal steps may be left out for a while: as one of them stays, the parts are the same.
     """
-    if not edges:
-        return 0, {start}
-    excess: Counter[Hashable] = Counter()
-    for edge in edges:
-        excess[edge.after] += 1
-        excess[edge.before] -= 1
-    walks, lasts, is_free, ends_at_start = 0, set[Hashable](), start is None, False
-    parts = _parts(edges)
-    for part in parts:
-        ends = {state for state in part if excess[state] > 0}
-        needed = sum(excess[state] for state in ends) or 1
-        walks += needed
-        if start in part and (not ends or excess[start] < 0):
-            is_free = True
-            # Its one walk is the first of all, so it is the last only where it is alone.
-            if needed == 1:
-                lasts |= (ends or {start}) if len(parts) == 1 else set()
-                continue
-        elif start in part:
+
+    def __init__(self, edges: Sequence[_Edge], start: Hashable | None) -> None:
+        self._edges, self._start = edges, start
+        excess: dict[Hashable, int] = defaultdict(int)
+        for edge in edges:
+            excess[edge.after] += 1
+            excess[edge.before] -= 1
+        self._excess, self._parts = excess, _parts(edges)
+        self._ends = [{state for state in part if excess[state] > 0} for part in self._parts]
+        self._walks = [sum([excess[state] for state in ends]) for ends in self._ends]
+        self._first = next((number for number, part in enumerate(self._parts) if start in part), None)
+
+    @cached_property
+    def _part_of(self) -> dict[Hashable, int]:
+        return {state: number for number, part in enumerate(self._parts) for state in part}
+
+    @property
+    def gaps(self) -> int:
+        """The fewest of any order."""
+        return sum([walks or 1 for walks in self._walks]) - (self._start is None or self._begins_at_start())
+
+    def gaps_without(self, way: Sequence[_Edge]) -> int:
+        """Return the fewest gaps where the edges of *way*, each of which follows the one before, are left out."""
+        with self.without(way):
+            return self.gaps
+
+    def survey(self) -> tuple[int, set[Hashable]]:
+        """Return the fewest gaps, and the states in which an order with so many may end."""
+        return self.gaps, set().union(*map(self._ends_of, range(len(self._parts))))
+
+    def ends_around(self, state: Hashable) -> set[Hashable]:
+        """Return those ends of an order that are connected with *state*."""
+        return self._ends_of(self._part_of[state])
+
+    def unequal(self) -> tuple[set[Hashable], set[Hashable]]:
+        """Return the states that are left more often than entered, and those entered more often, counting the start."""
+        excess = dict(self._excess)
+        if self._start is not None:
+            excess[self._start] = excess.get(self._start, 0) + 1
+        return {state for state, times in excess.items() if times < 0}, {s for s, times in excess.items() if times > 0}
+
+    @contextmanager
+    def without(self, left_out: Sequence[_Edge]) -> Iterator[None]:
+        """Leave edges out of the count, while others report the same steps."""
+        if not left_out:
+            yield
+            return
+        # In the middle of a way a state loses what enters and what leaves it.
+        breaks = [pair for pair in pairwise(left_out) if pair[0].after != pair[1].before]
+        froms = [left_out[0].before, *(edge.before for _, edge in breaks)]
+        tos = [*(edge.after for edge, _ in breaks), left_out[-1].after]
+        for one, other in zip(froms, tos, strict=True):
+            self._count(one, 1)
+            self._count(other, -1)
+        yield
+        for one, other in zip(froms, tos, strict=True):
+            self._count(one, -1)
+            self._count(other, 1)
+
+    def _count(self, state: Hashable, times: int) -> None:
+        part, known = self._part_of[state], self._excess[state]
+        self._excess[state] = known + times
+        self._walks[part] += max(known + times, 0) - max(known, 0)
+        if known + times > 0:
+            self._ends[part].add(state)
+        else:
+            self._ends[part].discard(state)
+
+    def _begins_at_start(self) -> bool:
+        return self._first is not None and (not self._ends[self._first] or self._excess[self._start] < 0)
+
+    def _ends_of(self, part: int) -> set[Hashable]:
+        ends = self._ends[part]
+        if part != self._first:
+            return ends or self._parts[part]
+        if not self._begins_at_start():
             # As few gaps are left by beginning in the middle, and coming back to it from the part's true start.
-            ends_at_start = any(edge.before == start for edge in edges)
-        lasts |= ends or part
-    if ends_at_start:
-        lasts.add(start)
-    return walks - is_free, lasts
+            return ends | {self._start} if any(edge.before == self._start for edge in self._edges) else ends
+        if self._walks[part] > 1:
+            return ends
+        # Its one walk is the first of all, so it is the last only where it is alone.
+        return (ends or {self._start}) if len(self._parts) == 1 else set()
 
 
 def _parts(edges: Sequence[_Edge]) -> list[set[Hashable]]:

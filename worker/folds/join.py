@@ -6,12 +6,6 @@ Note [The row depends on the set alone]
     do not enter into it. An event strictly above the row by rank and stamp is the last in that order
     whatever came before, so it may be laid over the row as it stands (``advance``); for any other the row is
     folded anew from all the object's events (``fold_all``). Both take the same step, ``_lay``.
-
-Note [The chain is an Eulerian path]
-    Several events may share a rank and a second. Each tells a state after it and, through its previous
-    attributes, the state before it: states are nodes and events are edges, and an order without a gap is a
-    path that takes every edge once. Whether there is one, and where it ends, follows from the nodes' degrees,
-    so nothing is searched. Where there is none, the fewest gaps are counted from the degrees as well.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence

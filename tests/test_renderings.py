@@ -464,3 +464,63 @@ def test_copies_that_come_while_others_are_folded(engine: Engine, request: pytes
     assert ledger.rows(engine, "SELECT DISTINCT state FROM events") == [{"state": "folded"}]
     kept = ledger.rows(engine, "SELECT count(*) AS n, count(content_sha256) AS compared FROM renderings")
     assert kept == [{"n": 150, "compared": 150}]
+
+
+# ---- What fails ----
+
+
+def nested(levels: int, **fields: Any) -> bytes:  # noqa: ANN401 - JSON
+    """Return the usual event with a field that no fold reads: half of a surrogate pair, so many *levels* deep."""
+    text = body(**fields, extra="X").decode()
+    return text.replace('"X"', '{"a":' * levels + '"\\ud800"' + "}" * levels).encode()
+
+
+def test_there_is_always_a_hash() -> None:
+    """Nesting of any depth, half of a surrogate pair, endless numbers: each has a hash, whatever calls for it."""
+
+    def from_below(frames: int, payload: bytes) -> bytes:
+        return contents.hash_of(payload) if not frames else from_below(frames - 1, payload)
+
+    odd = [nested(levels) for levels in (10, 150, 190, 210, 400, 700, 5000)]
+    odd += [body(amount_total="X").replace(b'"X"', digits) for digits in (b"9" * 5000, b"1e400", b"NaN")]
+
+    assert len({contents.hash_of(each) for each in odd}) == len(odd)
+    assert [from_below(200, each) for each in odd] == [contents.hash_of(each) for each in odd]
+
+
+def test_a_copy_that_is_hard_to_compare_holds_up_no_other(engine: Engine, tmp_path: Path) -> None:
+    """Copies that are nested too deeply are compared by their bytes; all others fold."""
+    ledger.record(engine, [ledger.delivery(nested(700)), ledger.delivery(body(2))])
+    ledger.record(engine, [ledger.delivery(nested(700, amount_total=1501))])
+
+    ledger.fold(engine)
+
+    assert total(engine) in (1500, 1501)
+    assert (total(engine, "cs_2"), ledger.anomalies(engine)) == (1500, ["contents_differ"])
+    assert replayed(engine, tmp_path, nested(600), body(3))["new"] == 1
+
+
+def test_a_comparison_that_fails_is_tried_again(engine: Engine) -> None:
+    """Where the database refuses what one comparison writes, that event waits, and all others fold."""
+    ledger.record(engine, [ledger.delivery(body(number)) for number in (1, 2, 3)])
+    ledger.record(engine, [ledger.delivery(body(number, version="2099-01-01")) for number in (1, 2, 3)])
+    ledger.execute(
+        engine,
+        """
+        CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN RAISE EXCEPTION USING ERRCODE = '23514'; END $$;
+        CREATE TRIGGER refuse BEFORE UPDATE ON inbox FOR EACH ROW WHEN (NEW.id = 'evt_2') EXECUTE FUNCTION refuse();
+        """,
+    )
+
+    ledger.fold(engine)
+
+    states = "SELECT id, state, cause, attempts FROM events ORDER BY id"
+    assert [(row["id"], row["state"]) for row in ledger.rows(engine, states)] == [
+        ("evt_1", "folded"), ("evt_2", "pending"), ("evt_3", "folded"),
+    ]  # fmt: skip
+    ledger.execute(engine, "DROP TRIGGER refuse ON inbox; UPDATE pending SET due_at = NULL")
+    ledger.fold(engine)
+    assert ledger.rows(engine, "SELECT DISTINCT state, api_version FROM events") == [
+        {"state": "folded", "api_version": "2099-01-01"}
+    ]

@@ -176,16 +176,21 @@ def _run_batch(
     only = apart.popleft() if apart else None
     claimed: list[Claimed] = []
     passed: list[Subject] = []
+    compared: list[int] = []
     try:
         with database.transaction(engine, bounds) as connection, database.cursor(connection) as cursor:
-            claimed = claim(cursor, limit=limit if only is None else len(only), only=only, share=share)
+            claimed = claim(
+                cursor, limit=limit if only is None else len(only), only=only, share=share, compared=compared
+            )
             passed = project(cursor, claimed, now=now)
     except Exception as error:
-        failure = None if isinstance(error, Transient) or not claimed else failure_of(error)
+        failure = None if isinstance(error, Transient) or not (claimed or compared) else failure_of(error)
         if failure is None:
             if only is not None:
                 apart.appendleft(only)
             raise
+        if not claimed:
+            return _divide_compared(engine, apart, compared, failure, bounds=bounds)
         return _divide(engine, apart, claimed, failure, now=now, bounds=bounds)
     if passed:
         _settle_passed(engine, passed, now=now, bounds=bounds)
@@ -202,6 +207,26 @@ def _divide(
     half = len(seqs) // 2
     apart.extendleft([seqs[half:], seqs[:half]])
     return 0
+
+
+def _divide_compared(
+    engine: Engine, apart: Apart, compared: Sequence[int], failure: Failure, *, bounds: Bounds | None
+) -> int:
+    """Divide events whose copies could not be compared, as ``_divide`` does; one alone is tried again later.
+
+    It is never parked: what is not compared yet would be queued at once, to fail again.
+    """
+    if len(compared) > 1:
+        half = len(compared) // 2
+        apart.extendleft([tuple(compared[half:]), tuple(compared[:half])])
+        return 0
+    with database.transaction(engine, bounds) as connection, database.cursor(connection) as cursor:
+        share_folding(cursor)
+        cursor.execute("SELECT attempts FROM pending WHERE seq = ANY (%s) FOR UPDATE SKIP LOCKED", (list(compared),))
+        for (attempts,) in cursor.fetchall():
+            _postpone(cursor, compared[0], attempts, failure)
+    _log.warning("event.postponed", seq=compared[0], cause=failure.cause, reason=failure.reason)
+    return 1
 
 
 def failure_of(error: Exception) -> Failure:
@@ -231,7 +256,7 @@ def _conclude_alone(engine: Engine, claimed: Claimed, failure: Failure, *, now: 
         if failure.is_of_data:
             park(cursor, claimed, failure, now=now)
         else:
-            _postpone(cursor, claimed, failure)
+            _postpone(cursor, claimed.event.seq, claimed.attempts, failure)
     event = "event.parked" if failure.is_of_data else "event.postponed"
     _log.warning(event, event_id=claimed.event.id, cause=failure.cause, reason=failure.reason)
     return 1
@@ -244,12 +269,13 @@ def park(cursor: Cursor, claimed: Claimed, failure: Failure, *, now: datetime) -
     _conclude(cursor, [outcome], now, folds.FOLD_VERSION)
 
 
-def _postpone(cursor: Cursor, claimed: Claimed, failure: Failure) -> None:
-    delay = min(RETRY_SECONDS_MAX, RETRY_SECONDS_MIN * 2 ** min(claimed.attempts, 16))
+def _postpone(cursor: Cursor, seq: int, attempts: int, failure: Failure) -> None:
+    """Let the event *seq*, which has failed alone so many times before, be tried again later."""
+    delay = min(RETRY_SECONDS_MAX, RETRY_SECONDS_MIN * 2 ** min(attempts, 16))
     cursor.execute(
         "UPDATE pending SET attempts = %s, due_at = now() + make_interval(secs => %s), cause = %s, reason = %s"
         " WHERE seq = %s",
-        (min(claimed.attempts + 1, 32767), delay, failure.cause, failure.reason, claimed.event.seq),
+        (min(attempts + 1, 32767), delay, failure.cause, failure.reason, seq),
     )
 
 
@@ -285,12 +311,13 @@ def claim(
     only: Sequence[int] | None = None,
     share: Share | None = None,
     though_renamed: bool = False,
+    compared: list[int] | None = None,
 ) -> list[Claimed]:
     """Take up to *limit* pending events that are due, oldest first, that no other worker has taken.
 
     Of one *share* these are not all that are pending: see ``LOOK_AHEAD_BATCHES``. Of those numbered *only* each is
     taken, due or not. Those of an account that is being renamed are left to who renames it, *though_renamed*: see
-    worker/renaming.py.
+    worker/renaming.py. *compared* gets the numbers of what was taken while copies are compared, and is empty after.
     """
     # A swap, and a snapshot to compare the tables in, hold the lock alone.
     share_folding(cursor)
@@ -308,7 +335,10 @@ def claim(
         binary=True,
     )
     rows = cursor.fetchall()
+    underway = [] if compared is None else compared
+    underway[:] = [row[0] for row in rows]
     choices = _choices(cursor, rows)
+    underway.clear()
     _as_chosen(cursor, rows, choices)
     payloads = inbox.payloads_of(cursor, [seq for row in rows for seq in (row[0], row[10]) if seq is not None])
     # What is set aside is not read, and neither is that of which the outcome stands.

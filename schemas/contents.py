@@ -77,4 +77,9 @@ def _plain(value: Any, levels: int) -> Any:  # noqa: ANN401 - any JSON
         return {key: _plain(each, levels - 1) for key, each in value.items()}
     if isinstance(value, list):
         return [_plain(each, levels - 1) for each in value] or {}
+    return whole(value)
+
+
+def whole(value: Any) -> Any:  # noqa: ANN401 - any JSON
+    """Return *value*, as an integer where it is a whole number."""
     return int(value) if isinstance(value, float) and value.is_integer() else value

@@ -19,7 +19,7 @@ Note [A row is found by its key, whatever the planner believes]
 
 import hashlib
 from collections import defaultdict, deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cache
@@ -250,23 +250,49 @@ def _conclude_alone(engine: Engine, claimed: Claimed, failure: Failure, *, now: 
     Another copy may have been chosen since, or another worker may have folded it: it is claimed again, and what is
     pending then is compared with what failed.
     """
+    passed: list[Subject] = []
     with database.transaction(engine, bounds) as connection, database.cursor(connection) as cursor:
+        share_folding(cursor)
+        cursor.execute("SAVEPOINT untouched")
         if claim(cursor, limit=1, only=(claimed.event.seq,)) != [claimed]:
             return 0
         if failure.is_of_data:
-            park(cursor, claimed, failure, now=now)
+            passed = park(cursor, claimed, failure, now=now)
         else:
+            # A choice of another copy stays with the fold that it is made for: the next try makes it again.
+            cursor.execute("ROLLBACK TO SAVEPOINT untouched")
             _postpone(cursor, claimed.event.seq, claimed.attempts, failure)
+    if passed:
+        _settle_passed(engine, passed, now=now, bounds=bounds)
     event = "event.parked" if failure.is_of_data else "event.postponed"
     _log.warning(event, event_id=claimed.event.id, cause=failure.cause, reason=failure.reason)
     return 1
 
 
-def park(cursor: Cursor, claimed: Claimed, failure: Failure, *, now: datetime) -> None:
-    """Park the event: its data is at fault."""
+def park(cursor: Cursor, claimed: Claimed, failure: Failure, *, now: datetime) -> list[Subject]:
+    """Park the event: its data is at fault. The rows that it, or another copy of it, had made are folded without it.
+
+    Returns the orders that this may settle and that others hold.
+    """
     _note_contradictions(cursor, [claimed], now)
     outcome = _Outcome(claimed.event.seq, "parked", failure.reason, failure.cause, claimed.attempts + 1)
     _conclude(cursor, [outcome], now, folds.FOLD_VERSION)
+    return _fold_without(cursor, claimed, now) if claimed.again else []
+
+
+def _fold_without(cursor: Cursor, claimed: Claimed, now: datetime) -> list[Subject]:
+    """Fold the rows that the parked event had made from what the others say; where that fails too, they stay."""
+    part = replace(_part(cursor, [(claimed, folds.Verdict("parked"))]), judged=())
+    is_history = claimed.choice is not None and claimed.choice.is_history
+    try:
+        with cursor.connection.transaction():
+            _lock(cursor, part.anew, part.objects)
+            return _project(cursor, part, now, folds.FOLD_VERSION, withheld="rendering" if is_history else None)
+    except Exception as error:
+        if isinstance(error, Transient) or not failure_of(error).is_of_data:
+            raise
+        _log.warning("event.rows_stay", event_id=claimed.event.id, reason=failure_of(error).reason)
+        return []
 
 
 def _postpone(cursor: Cursor, seq: int, attempts: int, failure: Failure) -> None:
@@ -1151,7 +1177,7 @@ def _write_anomalies(
         cursor.execute(
             """
             INSERT INTO anomalies SELECT * FROM json_populate_recordset(NULL::anomalies, %s)
-            ON CONFLICT (account, livemode, id) DO UPDATE SET resolved_at = NULL
+            ON CONFLICT (account, livemode, id) DO UPDATE SET resolved_at = NULL, detail = excluded.detail
             """,
             (msgspec.json.encode(found).decode(),),
         )
@@ -1194,7 +1220,7 @@ def contradictions(choice: Choice, now: datetime) -> list[dict[str, Any]]:
     event = choice.chosen.event
     return [
         {
-            **_identified("events", event.id, anomaly),
+            **_identified("events", event.id, anomaly, by=renderings.NAMED_BY),
             "account": event.account,
             "livemode": event.livemode,
             "subject": "event",
@@ -1208,9 +1234,10 @@ def contradictions(choice: Choice, now: datetime) -> list[dict[str, Any]]:
     ]
 
 
-def _identified(table: str, name: str, anomaly: Anomaly) -> dict[str, Any]:
-    """Return what tells an anomaly of what is called *name* from all others."""
-    identity = msgspec.json.encode([table, name, anomaly.kind, anomaly.detail], order="sorted")
+def _identified(table: str, name: str, anomaly: Anomaly, *, by: Collection[str] | None = None) -> dict[str, Any]:
+    """Return what tells an anomaly of what is called *name* from all others: its detail, or what that has *by* name."""
+    detail = {key: value for key, value in anomaly.detail.items() if by is None or key in by}
+    identity = msgspec.json.encode([table, name, anomaly.kind, detail], order="sorted")
     return {
         "id": f"anm_{hashlib.blake2b(identity, digest_size=12).hexdigest()}",
         "kind": anomaly.kind,

@@ -9,6 +9,9 @@ import msgspec
 from schemas import events
 
 _CARRIED: Final = ("type", "created", "api_version", "related_object")
+_DEPTH_MAX: Final = 200
+"""Levels of nesting that are compared. What goes deeper is compared by its bytes, so that a hash never depends on how
+much of the stack is left. No object of Stripe's has 20."""
 
 
 def hash_of(payload: bytes) -> bytes:
@@ -17,11 +20,11 @@ def hash_of(payload: bytes) -> bytes:
     The content is its type, created and API version, its object and previous attributes. No difference are: a
     credential, spacing, the order of keys, what differs from one delivery to the next (``pending_webhooks``,
     ``request``), and what other languages write for the same JSON: ``[]`` for ``{}`` (PHP has one word for both), and
-    1500.0 for 1500. What is no JSON is compared by its bytes.
+    1500.0 for 1500. What is no JSON, or nested too deeply, is compared by its bytes: there is always a hash.
     """
     event = _decoded(payload)
-    content = b"bytes " + payload if event is None else _encoded(_content(event))
-    return hashlib.sha256(content).digest()
+    content = None if event is None else _encoded(_content(event))
+    return hashlib.sha256(b"bytes " + payload if content is None else content).digest()
 
 
 def _decoded(payload: bytes) -> dict[str, Any] | None:
@@ -58,17 +61,25 @@ def _without(holder: object, keys: tuple[str, ...]) -> object:
     return {key: value for key, value in holder.items() if key not in keys} if isinstance(holder, dict) else holder
 
 
-def _encoded(content: dict[str, Any]) -> bytes:
+def _encoded(content: dict[str, Any]) -> bytes | None:
+    """Return *content* as it is hashed; None where it is nested too deeply, or a number is too long to be written."""
     try:
-        return json.dumps(_plain(content), sort_keys=True, separators=(",", ":")).encode()
-    except RecursionError:
-        return msgspec.json.encode(content, order="deterministic")
+        return json.dumps(_plain(content, _DEPTH_MAX), sort_keys=True, separators=(",", ":")).encode()
+    except (RecursionError, ValueError):
+        return None
 
 
-def _plain(value: Any) -> Any:  # noqa: ANN401 - any JSON
-    """Return *value* with one word for what has several."""
+def _plain(value: Any, levels: int) -> Any:  # noqa: ANN401 - any JSON
+    """Return *value*, nested no deeper than *levels*, with one word for what has several."""
+    if isinstance(value, (dict, list)) and not levels:
+        raise RecursionError
     if isinstance(value, dict):
-        return {key: _plain(each) for key, each in value.items()}
+        return {key: _plain(each, levels - 1) for key, each in value.items()}
     if isinstance(value, list):
-        return [_plain(each) for each in value] or {}
+        return [_plain(each, levels - 1) for each in value] or {}
+    return whole(value)
+
+
+def whole(value: Any) -> Any:  # noqa: ANN401 - any JSON
+    """Return *value*, as an integer where it is a whole number."""
     return int(value) if isinstance(value, float) and value.is_integer() else value

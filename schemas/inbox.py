@@ -11,9 +11,15 @@ Note [An account is recorded under its newest name]
 Note [A copy with other bytes is kept until it is compared]
     ``RECORD`` writes the first delivery of an event. Of a further one ``KEEP_COPIES`` compares the hash of the body:
     the same bytes are a duplicate, unless this delivery is signed and the other was not. Other bytes are kept in
-    ``renderings``, and the event is queued; whether they say something else is for the fold to find out (see
-    worker/renderings.py). It is a statement of its own, whose snapshot has whatever ``RECORD`` waited for. It does not
-    wait for a worker that has claimed the event: the fold queues that again.
+    ``renderings``; whether they say something else is for the fold to find out, which looks for what is not compared
+    yet (see worker/renderings.py). It is a statement of its own, whose snapshot has whatever ``RECORD`` waited for. It
+    writes new rows alone, and none of ``pending``, so that it never waits for a fold to end.
+
+Note [What names a copy]
+    Where credentials are blanked, a log can claim any hash for the body: only that of a signed delivery, and of a
+    payload that is as it came, is known. So what is unsigned and blanked is compared by its payload, and a copy is
+    named in ``renderings`` by the hash of its body where it is signed, else by that of the claimed hash and the payload
+    together. A signed delivery never shares a row with what only claims to be the same.
 """
 
 import base64
@@ -91,6 +97,18 @@ class Delivery(Struct, frozen=True):
         return self.signature is not None and self.verified
 
     @property
+    def is_claimed(self) -> bool:
+        """Whether its hash may be of other bytes: see Note [What names a copy]."""
+        return not self.signed and bool(self.envelope.redacted)
+
+    @property
+    def sha256_chosen(self) -> bytes:
+        """The hash that it has in the inbox where it takes the place of another copy."""
+        if not self.is_claimed:
+            return self.sha256
+        return hashlib.sha256(self.sha256 + self.envelope.payload).digest()
+
+    @property
     def key(self) -> tuple[str, bool, str]:
         """What makes two deliveries the same event."""
         return (self.account, self.envelope.livemode, self.envelope.id)
@@ -154,43 +172,67 @@ RECORD: Final = _RECORD.format(given=_ONCE, seq=_NEXT_SEQ, named=_AS_GIVEN, may_
 RECORD_NAMED: Final = _RECORD.format(given=_ONCE, seq=_NEXT_SEQ, named=_BY_NEWEST_NAME, may_rename="true")
 _TRY: Final = _RECORD.format(given=_ONCE, seq="%(seq)s::bigint", named=_AS_GIVEN, may_rename="true")
 
+COPY_SHA256: Final = "CASE WHEN {signed} THEN {sha256} ELSE sha256({sha256} || {payload}) END"
+"""What names a copy in ``renderings``: see Note [What names a copy]."""
+BODY_SHA256: Final = """
+CASE WHEN (r.signature IS NOT NULL AND r.verified) OR cardinality(r.redacted) > 0 OR r.payload IS NULL
+THEN r.payload_sha256 ELSE sha256(r.payload) END
+"""
+"""The hash of the body of a row *r* of ``renderings``, or, where that cannot be known, what names it."""
+
 # What is kept already is left out before it is written, so that nothing is locked for it.
 _KEEP_COPIES: Final = """
-WITH named AS (
-    SELECT coalesce(n.new, t.account) AS name, t.*, decode(payload_sha256, 'hex') AS sha256
-    FROM {given}
-    LEFT JOIN account_names AS n ON n.old = t.account
+WITH named AS MATERIALIZED (
+    SELECT *, {copy_sha256} AS copy_sha256 FROM (
+        SELECT coalesce(n.new, t.account) AS name, t.*, decode(payload_sha256, 'hex') AS sha256,
+            substring(%(payloads)b::bytea FROM begins FOR size) AS payload,
+            signature <> '' AND verified AS is_signed
+        FROM {given}
+        LEFT JOIN account_names AS n ON n.old = t.account
+    ) AS t
 ), others AS MATERIALIZED (
-    SELECT DISTINCT ON (name, livemode, id, sha256) named.*, i.seq
+    SELECT DISTINCT ON (name, livemode, id, copy_sha256) named.*, i.seq
     FROM named CROSS JOIN LATERAL (
-        SELECT seq, payload_sha256, signature IS NOT NULL AND verified AS signed FROM inbox
+        SELECT seq, payload_sha256, signature IS NOT NULL AND verified AS is_signed, cardinality(redacted) > 0 AS is_cut
+        FROM inbox
         WHERE (inbox.account, inbox.livemode, inbox.id) = (named.name, named.livemode, named.id) OFFSET 0
     ) AS i
-    WHERE (i.payload_sha256 <> named.sha256 OR (named.signature <> '' AND named.verified AND NOT i.signed))
+    WHERE CASE
+            WHEN named.is_signed THEN NOT i.is_signed OR i.payload_sha256 <> named.sha256
+            WHEN named.redacted <> '' OR (i.is_cut AND NOT i.is_signed)
+                -- Of what is archived the hash has to be believed.
+                THEN coalesce(
+                    (SELECT b.payload <> named.payload FROM payloads AS b WHERE b.seq = i.seq),
+                    i.payload_sha256 <> named.sha256
+                )
+            ELSE i.payload_sha256 <> named.sha256
+        END
         AND NOT EXISTS (
             SELECT FROM renderings AS r
-            WHERE (r.account, r.livemode, r.id, r.payload_sha256) = (name, named.livemode, named.id, sha256)
-                AND ((r.signature IS NOT NULL AND r.verified) OR NOT (named.signature <> '' AND named.verified))
+            WHERE (r.account, r.livemode, r.id, r.payload_sha256) = (name, named.livemode, named.id, copy_sha256)
+                AND ((r.signature IS NOT NULL AND r.verified) OR NOT named.is_signed)
         )
-    ORDER BY name, livemode, id, sha256, (named.signature <> '' AND named.verified) DESC, number
+    ORDER BY name, livemode, id, copy_sha256, number
 ), kept AS (
     INSERT INTO renderings AS known (account, livemode, id, type, api_version, created, object_type, object_id,
         redacted, payload_sha256, signature, verified, source, received_at, payload)
     SELECT name, livemode, id, type, nullif(api_version, ''), to_timestamp(created), nullif(object_type, ''),
-        nullif(object_id, ''), string_to_array(redacted, ' '), sha256, nullif(signature, ''), verified, source,
-        received_at, substring(%(payloads)b::bytea FROM begins FOR size)
-    FROM others ORDER BY name, livemode, id, sha256
+        nullif(object_id, ''), string_to_array(redacted, ' '), copy_sha256, nullif(signature, ''), verified, source,
+        received_at, payload
+    FROM others ORDER BY name, livemode, id, copy_sha256
     ON CONFLICT (account, livemode, id, payload_sha256) DO UPDATE SET
+        type = excluded.type, api_version = excluded.api_version, created = excluded.created,
+        object_type = excluded.object_type, object_id = excluded.object_id, redacted = excluded.redacted,
         signature = excluded.signature, verified = excluded.verified, source = excluded.source,
-        received_at = excluded.received_at, content_sha256 = NULL
+        received_at = excluded.received_at, payload = excluded.payload, content_sha256 = NULL
     WHERE excluded.signature IS NOT NULL AND excluded.verified AND (known.signature IS NULL OR NOT known.verified)
-), queued AS (
-    INSERT INTO pending (seq, copies) SELECT DISTINCT seq, true FROM others ORDER BY seq
-    ON CONFLICT (seq) DO NOTHING
 )
 SELECT number, seq FROM others
 """
-KEEP_COPIES: Final = _KEEP_COPIES.format(given=_GIVEN.format(ordinality="WITH ORDINALITY", number=", number"))
+KEEP_COPIES: Final = _KEEP_COPIES.format(
+    given=_GIVEN.format(ordinality="WITH ORDINALITY", number=", number"),
+    copy_sha256=COPY_SHA256.format(signed="is_signed", sha256="sha256", payload="payload"),
+)
 
 _REFUSAL: Final = (None,) * 4
 """The row by which ``RECORD`` answers that one of the accounts has a newer name, and that nothing is recorded."""

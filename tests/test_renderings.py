@@ -5,19 +5,21 @@ import random
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import psycopg
 import pytest
 from sqlalchemy import Engine
 
-from schemas import contents, database
+from schemas import contents, database, inbox
 from schemas.settings import SigningSecret
 from tests import ledger
 from tests.command import payfold
 from tests.web import CLERK, SECRET, Web, serving, settings_of, signed
-from worker import archive, rebuild, replay, swap
+from worker import archive, projection, rebuild, renderings, replay, swap
 from worker.digest import digests
 from worker.eventlog import OwnLine, write
 from worker.plan import plan
@@ -464,3 +466,248 @@ def test_copies_that_come_while_others_are_folded(engine: Engine, request: pytes
     assert ledger.rows(engine, "SELECT DISTINCT state FROM events") == [{"state": "folded"}]
     kept = ledger.rows(engine, "SELECT count(*) AS n, count(content_sha256) AS compared FROM renderings")
     assert kept == [{"n": 150, "compared": 150}]
+
+
+# ---- What fails ----
+
+
+def nested(levels: int, **fields: Any) -> bytes:  # noqa: ANN401 - JSON
+    """Return the usual event with a field that no fold reads: half of a surrogate pair, so many *levels* deep."""
+    text = body(**fields, extra="X").decode()
+    return text.replace('"X"', '{"a":' * levels + '"\\ud800"' + "}" * levels).encode()
+
+
+def test_there_is_always_a_hash() -> None:
+    """Nesting of any depth, half of a surrogate pair, endless numbers: each has a hash, whatever calls for it."""
+
+    def from_below(frames: int, payload: bytes) -> bytes:
+        return contents.hash_of(payload) if not frames else from_below(frames - 1, payload)
+
+    odd = [nested(levels) for levels in (10, 150, 190, 210, 400, 700, 5000)]
+    odd += [body(amount_total="X").replace(b'"X"', digits) for digits in (b"9" * 5000, b"1e400", b"NaN")]
+
+    assert len({contents.hash_of(each) for each in odd}) == len(odd)
+    assert [from_below(200, each) for each in odd] == [contents.hash_of(each) for each in odd]
+
+
+def test_a_copy_that_is_hard_to_compare_holds_up_no_other(engine: Engine, tmp_path: Path) -> None:
+    """Copies that are nested too deeply are compared by their bytes; all others fold."""
+    ledger.record(engine, [ledger.delivery(nested(700)), ledger.delivery(body(2))])
+    ledger.record(engine, [ledger.delivery(nested(700, amount_total=1501))])
+
+    ledger.fold(engine)
+
+    assert total(engine) in (1500, 1501)
+    assert (total(engine, "cs_2"), ledger.anomalies(engine)) == (1500, ["contents_differ"])
+    assert replayed(engine, tmp_path, nested(600), body(3))["new"] == 1
+
+
+def test_a_comparison_that_fails_is_tried_again(engine: Engine) -> None:
+    """Where the database refuses what one comparison writes, that event waits, and all others fold."""
+    ledger.record(engine, [ledger.delivery(body(number)) for number in (1, 2, 3)])
+    ledger.record(engine, [ledger.delivery(body(number, version="2099-01-01")) for number in (1, 2, 3)])
+    ledger.execute(
+        engine,
+        """
+        CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN RAISE EXCEPTION USING ERRCODE = '23514'; END $$;
+        CREATE TRIGGER refuse BEFORE UPDATE ON inbox FOR EACH ROW WHEN (NEW.id = 'evt_2') EXECUTE FUNCTION refuse();
+        """,
+    )
+
+    ledger.fold(engine)
+
+    states = "SELECT id, state, cause, attempts FROM events ORDER BY id"
+    assert [(row["id"], row["state"]) for row in ledger.rows(engine, states)] == [
+        ("evt_1", "folded"), ("evt_2", "pending"), ("evt_3", "folded"),
+    ]  # fmt: skip
+    ledger.execute(engine, "DROP TRIGGER refuse ON inbox; UPDATE pending SET due_at = NULL")
+    ledger.fold(engine)
+    assert ledger.rows(engine, "SELECT DISTINCT state, api_version FROM events") == [
+        {"state": "folded", "api_version": "2099-01-01"}
+    ]
+
+
+REFUSING = """
+CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION USING ERRCODE = '{code}'; END $$;
+CREATE TRIGGER refuse BEFORE INSERT OR UPDATE ON orders FOR EACH ROW WHEN (NEW.amount_total = 1500)
+    EXECUTE FUNCTION refuse();
+"""
+
+
+def test_a_better_copy_that_is_tried_again(web: Web, engine: Engine, tmp_path: Path) -> None:
+    """Until a copy that takes another's place can be folded the other stands, and then nothing is left of it."""
+    replayed(engine, tmp_path, body(amount_total=15), body(2))
+    ledger.execute(engine, REFUSING.format(code="53200"))
+    assert web.deliver(body()).status_code == 200
+
+    ledger.fold(engine)
+
+    assert (total(engine), state(engine)["state"]) == (15, "pending")
+    ledger.execute(engine, "DROP TRIGGER refuse ON orders; UPDATE pending SET due_at = NULL")
+    ledger.fold(engine)
+    assert (total(engine), state(engine)["signed"]) == (1500, True)
+    with rebuild.rebuilt(engine) as made:
+        assert swap.compare(made, tell=print).drift == 0
+
+
+def test_a_better_copy_that_cannot_be_folded(web: Web, engine: Engine, tmp_path: Path) -> None:
+    """Where PostgreSQL refuses the row of the better copy, the event is parked, and what the other had made is gone."""
+    later = msgspec.json.encode(msgspec.json.decode(body(amount_total=16)) | {"id": "evt_0", "created": CREATED - 9})
+    replayed(engine, tmp_path, later, body(amount_total=15))
+    assert total(engine) == 15
+    ledger.execute(engine, REFUSING.format(code="23514"))
+    assert web.deliver(body()).status_code == 200
+
+    ledger.fold(engine)
+
+    assert (state(engine)["state"], total(engine)) == ("parked", 16)
+    ledger.execute(engine, "DROP TRIGGER refuse ON orders")
+
+
+def test_what_only_claims_to_be_the_same(web: Web, engine: Engine, tmp_path: Path) -> None:
+    """A line that claims the hash of a signed body never passes for it, in whatever order all of them come."""
+    url = "https://checkout.stripe.com/c/pay/1"
+    ends = []
+    for number, order in enumerate(permutations(("other", "forged", "genuine", "raw"))):
+        world = f"acct_{number}"
+        genuine, forged = body(account=world, url=url), body(account=world, amount_total=15)
+        path = tmp_path / f"{number}.ndjson"
+        path.write_bytes(
+            write(OwnLine(
+                account=world, source="webhook", received_at=ledger.NOW, signature="t=1,v1=00", redacted=["url"],
+                payload_sha256=hashlib.sha256(genuine).hexdigest(), payload=forged.decode(),
+            ))
+        )  # fmt: skip
+        for copy in order:
+            if copy == "forged":
+                replay.replay(engine, Reading([str(path)], ledger.NOW))
+            elif copy == "genuine":
+                assert web.deliver(genuine).status_code == 200
+            else:
+                given = genuine if copy == "raw" else body(account=world, amount_total=77)
+                ledger.record(engine, [ledger.delivery(given, source="replay")])
+            if number % 2:
+                ledger.fold(engine)
+        ledger.fold(engine)
+        ends.append([ledger.rows(engine, query, account=world) for query in (SHOWN, ROWS)])
+        kept = ledger.rows(
+            engine, "SELECT payload, signature, verified FROM renderings WHERE account = :account", account=world
+        )
+        amounts = [msgspec.json.decode(bytes(row["payload"]))["data"]["object"]["amount_total"] for row in kept]
+        assert (order, sorted(amounts)) == (order, [15, 77])
+
+    assert {row["amount_total"] for _, (row,) in ends} == {1500}
+    assert {event["signed"] for (event,), _ in ends} == {True}
+    with rebuild.rebuilt(engine) as made:
+        assert swap.compare(made, tell=print).drift == 0
+
+
+def test_recording_never_waits_for_a_fold(engine: Engine, database_url: str) -> None:
+    """While a fold has compared the copies of an event and has not committed, further copies are recorded at once."""
+    ledger.take_in(engine, body())
+    copies = [ledger.delivery(msgspec.json.format(body(), indent=2)), ledger.delivery(body(version="2020-01-01"))]
+    ledger.record(engine, copies)
+    again = msgspec.structs.replace(copies[0], signature="t=1,v1=00")
+    with psycopg.connect(database_url) as folding, folding.cursor() as cursor:
+        renderings.queue(cursor)
+        claimed = projection.claim(cursor, limit=9)
+        projection.project(cursor, claimed, now=ledger.NOW)
+        assert [each.event.id for each in claimed] == ["evt_1"]
+        bounded = database.BATCH._replace(statement=5)
+        with database.transaction(engine, bounded) as connection, database.cursor(connection) as recording:
+            given = [*map(ledger.delivery, (body(7), body(amount_total=2))), *copies, again]
+            receipts = inbox.record(recording, given)
+
+    assert [each.recorded.value for each in receipts] == ["new", "copy", "duplicate", "duplicate", "copy"]
+    ledger.fold(engine)
+    assert state(engine)["signed"]
+    assert ledger.rows(engine, "SELECT count(*) AS n FROM renderings WHERE content_sha256 IS NULL") == [{"n": 0}]
+
+
+def test_one_anomaly_however_many_copies(engine: Engine) -> None:
+    """Of an event whose copies differ there is one anomaly, which shows what is kept now."""
+    for amount in range(20):
+        ledger.take_in(engine, body(amount_total=amount))
+
+    (anomaly,) = ledger.rows(engine, "SELECT kind, detail, resolved_at FROM anomalies")
+    kept = sorted((contents.hash_of(body(amount_total=amount)) for amount in range(20)), reverse=True)[:17]
+    assert (anomaly["kind"], anomaly["resolved_at"]) == ("contents_differ", None)
+    assert anomaly["detail"]["contents"] == sorted(each[:8].hex() for each in kept)
+
+
+def test_a_signature_of_another_account(engine: Engine, tmp_path: Path) -> None:
+    """A log's signature counts for the account of the secret alone, by whichever of its names, or the event's own."""
+    keys = {label: f"whsec_{label or 'any'}" for label in ("shop", "later", "")}
+    secrets = [SigningSecret(label, key.encode()) for label, key in keys.items()]
+    ledger.execute(engine, "INSERT INTO account_names VALUES ('sooner', 'later', now(), now())")
+    #         the line's account, the event's own, the label of the secret: whether it counts
+    cases = [
+        ("shop", None, "shop", True),
+        ("other", None, "shop", False),
+        ("", None, "shop", False),
+        ("sooner", None, "later", True),
+        ("acct_1", "acct_1", "shop", True),
+        ("shop", "acct_1", "shop", False),
+        ("shop", None, "", True),
+    ]
+    path = tmp_path / "own.ndjson"
+    lines = []
+    for number, (account, own, label, _) in enumerate(cases):
+        payload = body(number, account=own)
+        header = signed(payload, secret=keys[label])["Stripe-Signature"]
+        lines.append(
+            write(OwnLine(
+                account=account, source="webhook", received_at=ledger.NOW, signature=header, redacted=[],
+                payload_sha256=hashlib.sha256(payload).hexdigest(), payload=payload.decode(),
+            ))
+        )  # fmt: skip
+    path.write_bytes(b"".join(lines))
+
+    replay.replay(engine, Reading([str(path)], ledger.NOW, secrets=secrets))
+
+    found = ledger.rows(engine, "SELECT verified FROM inbox ORDER BY seq")
+    assert [row["verified"] for row in found] == [counts for *_, counts in cases]
+
+
+def test_equal_contents_give_equal_rows(engine: Engine) -> None:
+    """Two copies whose contents compare alike end in the same rows, whichever comes first."""
+    link = "https://invoice.stripe.com/i/1"
+    invoice = {"id": "in_1", "object": "invoice", "currency": "usd", "status": "paid", "hosted_invoice_url": link}
+    portal = {"id": "bpc_1", "object": "billing_portal.configuration", "active": True}
+
+    def event(id_: str, type_: str, object_: dict[str, Any], **data: Any) -> bytes:  # noqa: ANN401 - JSON
+        fields = msgspec.json.decode(body()) | {"id": id_, "type": type_, "data": {"object": object_, **data}}
+        return msgspec.json.encode(fields)
+
+    def features(empty: object, number: float) -> dict[str, Any]:
+        update = {"enabled": True, "allowed_updates": empty, "adjustable": empty, "maximum": number}
+        return portal | {"features": {"subscription_update": update, "products": [number, {"prices": empty}]}}
+
+    paid = invoice | {"amount_paid": 20}
+    url = {"hosted_invoice_url": link}
+    unlike: list[list[object]] = [[{}, None], [[], None], [url, None], [{}, url]]
+    alike = [
+        [event("evt_1", "invoice.payment_succeeded", paid, previous_attributes=each) for each in given]
+        for given in unlike
+    ]
+    alike.append([
+        event("evt_2", "billing_portal.configuration.updated", features(empty, number))
+        for empty, number in (([], 1500), ({}, 1500.0))
+    ])  # fmt: skip
+    first = [
+        event("evt_0", "invoice.finalized", invoice | {"status": "open", "amount_paid": 0}),
+        event("evt_5", "invoice.paid", invoice | {"amount_paid": 10}),
+    ]
+    for copies in alike:
+        ends = []
+        for order in (copies, copies[::-1]):
+            ledger.clear(engine)
+            ledger.take_in(engine, *first, *order)
+            ends.append((ledger.digest_of(engine), ledger.anomalies(engine)))
+        assert len({contents.hash_of(each) for each in copies}) == 1
+        assert ends[0] == ends[1]
+
+    (row,) = ledger.rows(engine, "SELECT features FROM portal_configurations")
+    update = {"enabled": True, "allowed_updates": [], "adjustable": {}, "maximum": 1500}
+    assert row["features"] == {"subscription_update": update, "products": [1500, {"prices": []}]}

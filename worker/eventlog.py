@@ -49,9 +49,28 @@ LINE_BYTES_MAX: Final = 16 * 1024 * 1024
 CHUNK_BYTES: Final = 64 * 1024
 STANDARD_INPUT: Final = "-"
 _REMARK: Final = b"# payfold: "
+NO_NAMES: Final[Mapping[str, str]] = {}
 
 
 Source: TypeAlias = Literal["webhook", "replay", "gap", "observation"]
+
+
+class _Signers:
+    """The secrets that may have signed what a log quotes; the accounts go by their newest *names*."""
+
+    def __init__(self, secrets: Sequence[SigningSecret], names: Mapping[str, str]) -> None:
+        self._secrets = secrets
+        self._names = names
+
+    def of(self, own: str | None, account: str) -> list[SigningSecret]:
+        """Return those by which an event, whose *own* account may be None, is recorded under *account*.
+
+        A secret without a label may be of any account: who labels it later has events without a name.
+        """
+        return [each for each in self._secrets if self._newest(own or each.account or account) == self._newest(account)]
+
+    def _newest(self, account: str) -> str:
+        return self._names.get(account, account)
 
 
 class OwnLine(Struct, kw_only=True):
@@ -103,14 +122,17 @@ def read(
     progress: Callable[[int], None] = nobody,
     warn: Callable[[str], None] = _ignore,
     secrets: Sequence[SigningSecret] = (),
+    names: Mapping[str, str] = NO_NAMES,
 ) -> Iterator[Entry]:
     """Yield what the log at *path* holds, one by one; ``-`` is standard input.
 
     *account* stands for events that name none; *now* is when they are received, unless the log tells. A file that
     breaks off, or cannot be opened, is an entry with a fault after all that was read of it. *progress* is told how many
     bytes of the file, compressed as it is, each step read; *warn* gets the place of each list page that has more. A
-    signature that the log quotes counts where the payload is as it was signed, and one of *secrets* verifies it.
+    signature that the log quotes counts where the payload is as it was signed, and one of *secrets* verifies it that is
+    of the line's account; *names* has the newest name of each account by each of its old ones.
     """
+    by_whom = _Signers(secrets, names)
     name = "standard input" if path == STANDARD_INPUT else path
     with ExitStack() as opened:
         try:
@@ -121,7 +143,7 @@ def read(
         for item in _items(lines):
             place = f"{name}: line {item.number}"
             if item.fault is None:
-                yield _entry(item.text, place, account, now, secrets)
+                yield _entry(item.text, place, account, now, by_whom)
             else:
                 yield Entry(place, None, item.fault, chain((item.text,), item.rest))
         for number in lines.pages_with_more:
@@ -620,9 +642,9 @@ class _Spread:
         return True
 
 
-def _entry(item: bytes, place: str, account: str, now: datetime, secrets: Sequence[SigningSecret]) -> Entry:
+def _entry(item: bytes, place: str, account: str, now: datetime, signers: _Signers) -> Entry:
     try:
-        return Entry(place, _delivery(item, account, now, secrets))
+        return Entry(place, _delivery(item, account, now, signers))
     except Refused as refusal:
         return Entry(place, None, _words_of(refusal, item), (item,))
 
@@ -652,9 +674,9 @@ def _is_cut(text: str) -> bool:
     return sum(1 if each in "[{" else -1 for each in brackets) > 0
 
 
-def _delivery(item: bytes, account: str, now: datetime, secrets: Sequence[SigningSecret]) -> Delivery:
+def _delivery(item: bytes, account: str, now: datetime, signers: _Signers) -> Delivery:
     if OWN_LINE.encode() in item and _kind(item) == OWN_LINE:
-        return _own(item, secrets)
+        return _own(item, signers)
     envelope = events.read(item)
     if "." not in envelope.type:
         _require_event(item)
@@ -702,7 +724,7 @@ def _unique(pairs: list[tuple[str, object]]) -> None:
             raise NotAnEvent(f"it has the key {key[:40]!r} twice")
 
 
-def _own(item: bytes, secrets: Sequence[SigningSecret]) -> Delivery:
+def _own(item: bytes, signers: _Signers) -> Delivery:
     try:
         line = msgspec.json.decode(item, type=OwnLine)
         sha256 = bytes.fromhex(line.payload_sha256)
@@ -719,7 +741,7 @@ def _own(item: bytes, secrets: Sequence[SigningSecret]) -> Delivery:
         signature=line.signature,
         source="observation" if line.source == "observation" else "replay",
         received_at=line.received_at,
-        verified=_is_verified(line, payload, secrets),
+        verified=_is_verified(line, payload, signers.of(envelope.account, line.account)),
     )
 
 

@@ -19,7 +19,7 @@ Note [A row is found by its key, whatever the planner believes]
 
 import hashlib
 from collections import defaultdict, deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cache
@@ -176,16 +176,21 @@ def _run_batch(
     only = apart.popleft() if apart else None
     claimed: list[Claimed] = []
     owes = False
+    compared: list[int] = []
     try:
         with database.transaction(engine, bounds) as connection, database.cursor(connection) as cursor:
-            claimed = claim(cursor, limit=limit if only is None else len(only), only=only, share=share)
+            claimed = claim(
+                cursor, limit=limit if only is None else len(only), only=only, share=share, compared=compared
+            )
             owes = project(cursor, claimed, now=now) if claimed else bool(settling.owed(cursor))
     except Exception as error:
-        failure = None if isinstance(error, Transient) or not claimed else failure_of(error)
+        failure = None if isinstance(error, Transient) or not (claimed or compared) else failure_of(error)
         if failure is None:
             if only is not None:
                 apart.appendleft(only)
             raise
+        if not claimed:
+            return _divide_compared(engine, apart, compared, failure, bounds=bounds)
         return _divide(engine, apart, claimed, failure, now=now, bounds=bounds)
     if owes:
         _settle_owed(engine, now=now, bounds=bounds)
@@ -202,6 +207,26 @@ def _divide(
     half = len(seqs) // 2
     apart.extendleft([seqs[half:], seqs[:half]])
     return 0
+
+
+def _divide_compared(
+    engine: Engine, apart: Apart, compared: Sequence[int], failure: Failure, *, bounds: Bounds | None
+) -> int:
+    """Divide events whose copies could not be compared, as ``_divide`` does; one alone is tried again later.
+
+    It is never parked: what is not compared yet would be queued at once, to fail again.
+    """
+    if len(compared) > 1:
+        half = len(compared) // 2
+        apart.extendleft([tuple(compared[half:]), tuple(compared[:half])])
+        return 0
+    with database.transaction(engine, bounds) as connection, database.cursor(connection) as cursor:
+        share_folding(cursor)
+        cursor.execute("SELECT attempts FROM pending WHERE seq = ANY (%s) FOR UPDATE SKIP LOCKED", (list(compared),))
+        for (attempts,) in cursor.fetchall():
+            _postpone(cursor, compared[0], attempts, failure)
+    _log.warning("event.postponed", seq=compared[0], cause=failure.cause, reason=failure.reason)
+    return 1
 
 
 def failure_of(error: Exception) -> Failure:
@@ -225,31 +250,58 @@ def _conclude_alone(engine: Engine, claimed: Claimed, failure: Failure, *, now: 
     Another copy may have been chosen since, or another worker may have folded it: it is claimed again, and what is
     pending then is compared with what failed.
     """
+    passed: list[Subject] = []
     with database.transaction(engine, bounds) as connection, database.cursor(connection) as cursor:
+        share_folding(cursor)
+        cursor.execute("SAVEPOINT untouched")
         if claim(cursor, limit=1, only=(claimed.event.seq,)) != [claimed]:
             return 0
         if failure.is_of_data:
-            park(cursor, claimed, failure, now=now)
+            passed = park(cursor, claimed, failure, now=now)
         else:
-            _postpone(cursor, claimed, failure)
+            # A choice of another copy stays with the fold that it is made for: the next try makes it again.
+            cursor.execute("ROLLBACK TO SAVEPOINT untouched")
+            _postpone(cursor, claimed.event.seq, claimed.attempts, failure)
+    if passed:
+        _settle_passed(engine, passed, now=now, bounds=bounds)
     event = "event.parked" if failure.is_of_data else "event.postponed"
     _log.warning(event, event_id=claimed.event.id, cause=failure.cause, reason=failure.reason)
     return 1
 
 
-def park(cursor: Cursor, claimed: Claimed, failure: Failure, *, now: datetime) -> None:
-    """Park the event: its data is at fault."""
+def park(cursor: Cursor, claimed: Claimed, failure: Failure, *, now: datetime) -> list[Subject]:
+    """Park the event: its data is at fault. The rows that it, or another copy of it, had made are folded without it.
+
+    Returns the orders that this may settle and that others hold.
+    """
     _note_contradictions(cursor, [claimed], now)
     outcome = _Outcome(claimed.event.seq, "parked", failure.reason, failure.cause, claimed.attempts + 1)
     _conclude(cursor, [outcome], now, folds.FOLD_VERSION)
+    return _fold_without(cursor, claimed, now) if claimed.again else []
 
 
-def _postpone(cursor: Cursor, claimed: Claimed, failure: Failure) -> None:
-    delay = min(RETRY_SECONDS_MAX, RETRY_SECONDS_MIN * 2 ** min(claimed.attempts, 16))
+def _fold_without(cursor: Cursor, claimed: Claimed, now: datetime) -> list[Subject]:
+    """Fold the rows that the parked event had made from what the others say; where that fails too, they stay."""
+    part = replace(_part(cursor, [(claimed, folds.Verdict("parked"))]), judged=())
+    is_history = claimed.choice is not None and claimed.choice.is_history
+    try:
+        with cursor.connection.transaction():
+            _lock(cursor, part.anew, part.objects)
+            return _project(cursor, part, now, folds.FOLD_VERSION, withheld="rendering" if is_history else None)
+    except Exception as error:
+        if isinstance(error, Transient) or not failure_of(error).is_of_data:
+            raise
+        _log.warning("event.rows_stay", event_id=claimed.event.id, reason=failure_of(error).reason)
+        return []
+
+
+def _postpone(cursor: Cursor, seq: int, attempts: int, failure: Failure) -> None:
+    """Let the event *seq*, which has failed alone so many times before, be tried again later."""
+    delay = min(RETRY_SECONDS_MAX, RETRY_SECONDS_MIN * 2 ** min(attempts, 16))
     cursor.execute(
         "UPDATE pending SET attempts = %s, due_at = now() + make_interval(secs => %s), cause = %s, reason = %s"
         " WHERE seq = %s",
-        (min(claimed.attempts + 1, 32767), delay, failure.cause, failure.reason, claimed.event.seq),
+        (min(attempts + 1, 32767), delay, failure.cause, failure.reason, seq),
     )
 
 
@@ -285,12 +337,13 @@ def claim(
     only: Sequence[int] | None = None,
     share: Share | None = None,
     though_renamed: bool = False,
+    compared: list[int] | None = None,
 ) -> list[Claimed]:
     """Take up to *limit* pending events that are due, oldest first, that no other worker has taken.
 
     Of one *share* these are not all that are pending: see ``LOOK_AHEAD_BATCHES``. Of those numbered *only* each is
     taken, due or not. Those of an account that is being renamed are left to who renames it, *though_renamed*: see
-    worker/renaming.py.
+    worker/renaming.py. *compared* gets the numbers of what was taken while copies are compared, and is empty after.
     """
     # A swap, and a snapshot to compare the tables in, hold the lock alone.
     share_folding(cursor)
@@ -308,7 +361,10 @@ def claim(
         binary=True,
     )
     rows = cursor.fetchall()
+    underway = [] if compared is None else compared
+    underway[:] = [row[0] for row in rows]
     choices = _choices(cursor, rows)
+    underway.clear()
     _as_chosen(cursor, rows, choices)
     payloads = inbox.payloads_of(cursor, [seq for row in rows for seq in (row[0], row[10]) if seq is not None])
     # What is set aside is not read, and neither is that of which the outcome stands.
@@ -1131,7 +1187,7 @@ def _write_anomalies(
         cursor.execute(
             """
             INSERT INTO anomalies SELECT * FROM json_populate_recordset(NULL::anomalies, %s)
-            ON CONFLICT (account, livemode, id) DO UPDATE SET resolved_at = NULL
+            ON CONFLICT (account, livemode, id) DO UPDATE SET resolved_at = NULL, detail = excluded.detail
             """,
             (msgspec.json.encode(found).decode(),),
         )
@@ -1174,7 +1230,7 @@ def contradictions(choice: Choice, now: datetime) -> list[dict[str, Any]]:
     event = choice.chosen.event
     return [
         {
-            **_identified("events", event.id, anomaly),
+            **_identified("events", event.id, anomaly, by=renderings.NAMED_BY),
             "account": event.account,
             "livemode": event.livemode,
             "subject": "event",
@@ -1188,9 +1244,10 @@ def contradictions(choice: Choice, now: datetime) -> list[dict[str, Any]]:
     ]
 
 
-def _identified(table: str, name: str, anomaly: Anomaly) -> dict[str, Any]:
-    """Return what tells an anomaly of what is called *name* from all others."""
-    identity = msgspec.json.encode([table, name, anomaly.kind, anomaly.detail], order="sorted")
+def _identified(table: str, name: str, anomaly: Anomaly, *, by: Collection[str] | None = None) -> dict[str, Any]:
+    """Return what tells an anomaly of what is called *name* from all others: its detail, or what that has *by* name."""
+    detail = {key: value for key, value in anomaly.detail.items() if by is None or key in by}
+    identity = msgspec.json.encode([table, name, anomaly.kind, detail], order="sorted")
     return {
         "id": f"anm_{hashlib.blake2b(identity, digest_size=12).hexdigest()}",
         "kind": anomaly.kind,

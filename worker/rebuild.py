@@ -35,7 +35,7 @@ from psycopg import sql
 from sqlalchemy import Engine, Table
 from sqlalchemy.exc import DBAPIError
 
-from schemas import database, inbox, tables
+from schemas import accounts, database, inbox, tables
 from schemas.database import Cursor
 from schemas.errors import DatabaseAway
 from schemas.inbox import RECORD_ROWS_MAX
@@ -134,8 +134,10 @@ def record(
     counts where one of *secrets* verifies it.
     """
     refused = 0
+    with database.transaction(made.within) as connection, database.cursor(connection) as cursor:
+        names = accounts.names(cursor)
     for path in paths:
-        entries = eventlog.read(path, account=account, now=now, secrets=secrets)
+        entries = eventlog.read(path, account=account, now=now, secrets=secrets, names=names)
         while chunk := list(islice(entries, RECORD_ROWS_MAX)):
             deliveries = [entry.delivery for entry in chunk if entry.delivery is not None]
             with database.transaction(made.within) as connection, database.cursor(connection) as cursor:

@@ -30,7 +30,7 @@ import psycopg
 from psycopg import sql
 from sqlalchemy import Engine, Table
 
-from schemas import accounts, database, tables
+from schemas import accounts, database, inbox, tables
 from schemas.accounts import shown
 from schemas.database import Cursor, boolean_array, integer_array, text_array
 from schemas.errors import ConfigurationError, ConflictError, NotFoundError
@@ -744,16 +744,19 @@ def _join(cursor: Cursor, pairs: Sequence[_Pair], names: Mapping[str, str]) -> l
 
 _PAIRS: Final = "unnest(%(kept)s::bigint[], %(gone)s::bigint[]) AS p (kept, gone)"
 _GONE: Final = "seq = ANY (%(gone)s::bigint[])"
+_COPY_SHA256: Final = inbox.COPY_SHA256.format(
+    signed="g.signature IS NOT NULL AND g.verified", sha256="g.payload_sha256", payload="b.payload"
+)
 _JOIN: Final = (
     # As when a copy comes: it is compared when the event is folded. What is archived on both sides is one of them.
     f"""
     INSERT INTO renderings (account, livemode, id, type, api_version, created, object_type, object_id, redacted,
         payload_sha256, signature, verified, source, received_at, payload)
     SELECT %(new)s, g.livemode, g.id, g.type, g.api_version, g.created, g.object_type, g.object_id, g.redacted,
-        g.payload_sha256, g.signature, g.verified, g.source, g.received_at, b.payload
+        {_COPY_SHA256}, g.signature, g.verified, g.source, g.received_at, b.payload
     FROM {_PAIRS} JOIN inbox AS g ON g.seq = p.gone JOIN inbox AS k ON k.seq = p.kept
     JOIN payloads AS b ON b.seq = p.gone
-    WHERE g.payload_sha256 <> k.payload_sha256
+    WHERE g.payload_sha256 <> k.payload_sha256 OR cardinality(g.redacted) > 0
         OR (g.signature IS NOT NULL AND g.verified AND (k.signature IS NULL OR NOT k.verified))
     ON CONFLICT (account, livemode, id, payload_sha256) DO NOTHING
     """,

@@ -30,12 +30,14 @@ KEPT_MAX: Final = 16
 QUEUED_MAX: Final = 1_000
 """Events that one call of ``queue`` lets be claimed."""
 HASH_BYTES_SHOWN: Final = 8
+NAMED_BY: Final = ("api_version",)
+"""Of the details of an anomaly of copies, what names it: it is the same one while copies come and go."""
 
 _log = structlog.get_logger()
 
 
 class Rendering(Struct, frozen=True, kw_only=True):
-    """One copy of an event, as it was written; *sha256* is of the body, and *content* None until it is compared.
+    """One copy of an event, as it was written; *sha256* names it, and *content* is None until it is compared.
 
     Its event has no payload where that is archived.
     """
@@ -167,14 +169,19 @@ def anomalies_of(several: Sequence[Rendering]) -> list[Anomaly]:
     abouts = sorted({each.about for each in several})
     if len(abouts) > 1:
         found.append(Anomaly("id_reused", {"events": [" ".join(filter(None, about)) for about in abouts]}))
-    by_version: dict[tuple[tuple[str, str, str], str], list[str]] = defaultdict(list)
+    by_about: dict[tuple[str, tuple[str, str, str]], list[str]] = defaultdict(list)
     for each in several:
         shown = (each.content or b"")[:HASH_BYTES_SHOWN].hex()
-        by_version[each.about, each.api_version or ""].append(shown)
-    for (about, version), hashes in sorted(by_version.items()):
+        by_about[each.api_version or "", each.about].append(shown)
+    differing: dict[str, list[str]] = defaultdict(list)
+    types: dict[str, str] = {}
+    for (version, about), hashes in sorted(by_about.items()):
         if len(hashes) > 1:
-            detail = {"api_version": version or None, "type": about[0], "contents": sorted(hashes)}
-            found.append(Anomaly("contents_differ", detail))
+            differing[version] += hashes
+            types.setdefault(version, about[0])
+    for version, hashes in differing.items():
+        detail = {"api_version": version or None, "type": types[version], "contents": sorted(hashes)}
+        found.append(Anomaly("contents_differ", detail))
     return found
 
 
@@ -237,7 +244,7 @@ def examine(cursor: Cursor, seqs: Sequence[int]) -> dict[int, Choice]:
     the inbox is the live one's, and what that has not compared yet does not count.
     """
     is_own = _is_own(cursor)
-    cursor.execute(_COPIES.format(lock="FOR UPDATE" if is_own else ""), (integer_array(seqs),), binary=True)
+    cursor.execute(_COPIES, (integer_array(seqs),), binary=True)
     copies: dict[int, list[Rendering]] = defaultdict(list)
     for row in cursor.fetchall():
         if is_own or row[_CONTENT] is not None:
@@ -269,7 +276,7 @@ FROM (
 ) AS i CROSS JOIN LATERAL (
     SELECT * FROM renderings
     WHERE (renderings.account, renderings.livemode, renderings.id) = (i.account, i.livemode, i.id)
-    ORDER BY payload_sha256 OFFSET 0 {lock}
+    ORDER BY payload_sha256 OFFSET 0
 ) AS r
 """
 _CHOSEN: Final = """
@@ -311,11 +318,17 @@ def _write(cursor: Cursor, copies: Mapping[int, Sequence[Rendering]], found: Map
     """Write what was chosen: the inbox has that, ``renderings`` the others, and what is no other is gone."""
     moved = {seq: choice.chosen for seq, choice in found.items() if choice.moved}
     left = [(each, seq) for seq in moved for each in found[seq].kept if each.is_chosen]
-    stays = {seq: {each.sha256 for each in choice.kept} for seq, choice in found.items()}
-    going = [copy for seq in copies for copy in copies[seq] if not copy.is_chosen and copy.sha256 not in stays[seq]]
+    stays = {
+        (seq, each.sha256)
+        for seq, choice in found.items()
+        for each in (choice.chosen, *choice.kept)
+        if not each.is_chosen
+    }
+    going = [copy for seq in copies for copy in copies[seq] if not copy.is_chosen and (seq, copy.sha256) not in stays]
+    _delete(cursor, going)
     if moved:
         _exchange(cursor, moved, left)
-    _delete(cursor, going)
+        _delete(cursor, list(moved.values()))
     _note_contents(cursor, [copy for choice in found.values() for copy in choice.kept if not copy.is_chosen])
     for choice in found.values():
         if choice.dropped:
@@ -339,9 +352,13 @@ def _hex(hashes: Iterable[bytes | None]) -> str:
 _COLUMNS: Final = (
     "type, api_version, created, object_type, object_id, redacted, payload_sha256, signature, verified, source"
 )
+_COPY_SHA256: Final = inbox.COPY_SHA256.format(
+    signed="i.signature IS NOT NULL AND i.verified", sha256="i.payload_sha256", payload="coalesce(b.payload, '')"
+)
 _SET_ASIDE: Final = f"""
 INSERT INTO renderings (account, livemode, id, {_COLUMNS}, received_at, content_sha256, payload)
-SELECT account, livemode, id, {_COLUMNS}, received_at, decode(k.content, 'hex'), b.payload
+SELECT account, livemode, id, {_COLUMNS.replace("payload_sha256", _COPY_SHA256)}, received_at,
+    decode(k.content, 'hex'), b.payload
 FROM unnest(%s::bigint[], %s::text[]) AS k (seq, content) JOIN inbox AS i USING (seq)
 LEFT JOIN payloads AS b USING (seq)
 ON CONFLICT (account, livemode, id, payload_sha256) DO UPDATE SET content_sha256 = excluded.content_sha256
@@ -350,8 +367,9 @@ _TAKEN: Final = """
 unnest(%s::bigint[], %s::text[]) AS k (seq, sha256) JOIN inbox AS n USING (seq) JOIN renderings AS r
     ON (r.account, r.livemode, r.id, r.payload_sha256) = (n.account, n.livemode, n.id, decode(k.sha256, 'hex'))
 """
+_GIVEN: Final = ", ".join(f"r.{name}" for name in _COLUMNS.split(", "))
 _REPLACE: Final = f"""
-UPDATE inbox AS i SET ({_COLUMNS}) = ROW ({", ".join(f"r.{name}" for name in _COLUMNS.split(", "))})
+UPDATE inbox AS i SET ({_COLUMNS}) = ROW ({_GIVEN.replace("r.payload_sha256", inbox.BODY_SHA256)})
 FROM {_TAKEN} WHERE i.seq = k.seq
 """
 _REPLACE_PAYLOAD: Final = f"""

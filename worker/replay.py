@@ -158,6 +158,7 @@ class Reading:
                 progress=lambda read: self.progress(counts["seen"], read),
                 warn=self.warn,
                 secrets=self.secrets,
+                names=self.names,
             )
 
 
@@ -265,7 +266,7 @@ class _Recording:
     def _note_copies(self, cursor: Cursor, deliveries: Sequence[Delivery], receipts: Sequence[Receipt]) -> None:
         """Remember the copies among *deliveries*, and which of their events are parked, before they are folded."""
         found = [
-            (receipt.seq, delivery.sha256)
+            (receipt.seq, delivery.sha256_chosen)
             for delivery, receipt in zip(deliveries, receipts, strict=True)
             if receipt.recorded is Recorded.COPY and receipt.seq is not None
         ]
@@ -426,26 +427,28 @@ SELECT kind, count(*) FROM hidden GROUP BY kind
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """What the inbox has of an event: its number, the hash of its body, and whether that was signed."""
+    """What the inbox has of an event: its number, the hash of its body, whether that was signed, or is only claimed."""
 
     seq: int
     sha256: bytes
     signed: bool
+    is_claimed: bool
 
     def may_gain_by(self, delivery: Delivery) -> bool:
-        """Return whether *delivery* has other bytes, or is the first that is signed."""
-        return delivery.sha256 != self.sha256 or (delivery.signed and not self.signed)
+        """Return whether *delivery* may have other bytes, or is the first that is signed."""
+        return delivery.sha256 != self.sha256 or self.is_claimed or delivery.is_claimed or delivery.signed > self.signed
 
 
 def held(cursor: Cursor, deliveries: Sequence[Delivery]) -> dict[Key, Held]:
     """Return what the inbox has of each event that it has."""
     keys = [list(column) for column in zip(*(delivery.key for delivery in deliveries), strict=True)]
     cursor.execute(_HELD, keys)
-    return {(row[0], row[1], row[2]): Held(row[3], bytes(row[4]), row[5]) for row in cursor.fetchall()}
+    return {(row[0], row[1], row[2]): Held(row[3], bytes(row[4]), row[5], row[6]) for row in cursor.fetchall()}
 
 
 _HELD: Final = """
-SELECT account, livemode, id, i.seq, i.payload_sha256, i.signature IS NOT NULL AND i.verified
+SELECT account, livemode, id, i.seq, i.payload_sha256, i.signature IS NOT NULL AND i.verified,
+    cardinality(i.redacted) > 0 AND NOT (i.signature IS NOT NULL AND i.verified)
 FROM unnest(%s::text[], %s::boolean[], %s::text[]) AS k (account, livemode, id)
 JOIN inbox AS i USING (account, livemode, id)
 """
@@ -564,7 +567,7 @@ SELECT account, source, received_at, signature, sha256, redacted, payload FROM (
     SELECT account, source, received_at, signature, sha256, redacted, payload, seq, 0 AS place
     FROM ({_EXPORTED}) AS chosen (account, source, received_at, signature, sha256, redacted, payload, seq)
     UNION ALL
-    SELECT account, r.source, r.received_at, r.signature, encode(r.payload_sha256, 'hex'), r.redacted, r.payload,
+    SELECT account, r.source, r.received_at, r.signature, encode({inbox.BODY_SHA256}, 'hex'), r.redacted, r.payload,
         i.seq, 1
     FROM inbox AS i JOIN renderings AS r USING (account, livemode, id)
     WHERE i.seq BETWEEN %(first)s AND %(last)s AND r.payload IS NOT NULL

@@ -329,7 +329,8 @@ def _settle_anomalies(cursor: Cursor, made: Shadow) -> None:
     cursor.execute(
         sql.SQL(
             "INSERT INTO {held} AS h ({names}) SELECT {names} FROM {expected} WHERE resolved_at IS NULL"
-            " ON CONFLICT (account, livemode, id) DO UPDATE SET resolved_at = NULL WHERE h.resolved_at IS NOT NULL"
+            " ON CONFLICT (account, livemode, id) DO UPDATE SET resolved_at = NULL, detail = excluded.detail"
+            " WHERE h.resolved_at IS NOT NULL OR h.detail <> excluded.detail"
         ).format(held=held, expected=expected, names=names)
     )
 

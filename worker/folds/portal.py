@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from msgspec import UNSET, Struct, UnsetType
 
+from schemas import contents
 from worker.folds.facts import Event, Facts, Row, Value
 from worker.folds.join import Shape
 from worker.folds.reading import Name, Reader, Reference, Seconds, Told, carried, moment, references, say
@@ -83,12 +84,27 @@ def _configuration_told(configuration: Configuration) -> Told:
             active=configuration.active,
             is_default=configuration.is_default,
             name=configuration.name,
-            features=configuration.features,
+            features=_plain(configuration.features),
             login_page_url=page.url if isinstance(page, _LoginPage) else page,
             created=moment(configuration.created),
             updated=moment(configuration.updated),
         )
     )
+
+
+_LISTS: Final = ("allowed_updates", "conditions", "default_allowed_updates", "options", "prices", "products")
+"""The lists in the features: what is empty elsewhere is an object."""
+
+
+def _plain(value: Any, name: str = "") -> Any:  # noqa: ANN401 - any JSON
+    """Return *value*, which is called *name*, alike however a copy writes it: see schemas/contents.py."""
+    if isinstance(value, (dict, list)) and not value:
+        return [] if name in _LISTS else {}
+    if isinstance(value, dict):
+        return {key: _plain(each, key) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_plain(each) for each in value]
+    return contents.whole(value)
 
 
 def _stamp_of(row: Row) -> tuple[Value, ...]:

@@ -13,7 +13,7 @@ import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from schemas.errors import Unfoldable
-from schemas.events import CREATED_MAX, TEXT_CHARACTERS_MAX
+from schemas.events import CREATED_MAX, CREDENTIALS, TEXT_CHARACTERS_MAX
 from worker.folds import mending
 from worker.folds.facts import Event, Facts, Subject, Value, utc
 
@@ -108,13 +108,22 @@ class Reader(Generic[ObjectType]):
             return cast("Snapshot[ObjectType]", mending.convert(copied, self._snapshot)).data
 
     def _before(self, payload: bytes, previous: dict[str, Any] | None) -> ObjectType | None:
-        if previous is None:
+        if not previous:
             return None
         try:
-            return msgspec.convert(overlay(_decode_untyped(payload).data.object, previous), self._type)
+            after = _decode_untyped(payload).data.object
+            return msgspec.convert(overlay(after, previous), self._type) if _reports(after, previous) else None
         except msgspec.DecodeError:
-            copied = mending.decode(payload)["data"]["object"]
-            return cast("ObjectType", mending.convert(overlay(copied, previous), self._type))
+            after = mending.decode(payload)["data"]["object"]
+            if not _reports(after, previous):
+                return None
+            return cast("ObjectType", mending.convert(overlay(after, previous), self._type))
+
+
+def _reports(after: Mapping[str, Any], previous: Mapping[str, Any]) -> bool:
+    """Return whether *previous* reports anything of the object: a credential is none, as in schemas/contents.py."""
+    kind = after.get("object")
+    return bool(previous.keys() - set(CREDENTIALS.get(kind, ()) if isinstance(kind, str) else ()))
 
 
 def _untyped(payload: bytes) -> Any:  # noqa: ANN401 - any JSON

@@ -250,37 +250,37 @@ def _conclude_alone(engine: Engine, claimed: Claimed, failure: Failure, *, now: 
     Another copy may have been chosen since, or another worker may have folded it: it is claimed again, and what is
     pending then is compared with what failed.
     """
-    passed: list[Subject] = []
+    owes = False
     with database.transaction(engine, bounds) as connection, database.cursor(connection) as cursor:
         share_folding(cursor)
         cursor.execute("SAVEPOINT untouched")
         if claim(cursor, limit=1, only=(claimed.event.seq,)) != [claimed]:
             return 0
         if failure.is_of_data:
-            passed = park(cursor, claimed, failure, now=now)
+            owes = park(cursor, claimed, failure, now=now)
         else:
             # A choice of another copy stays with the fold that it is made for: the next try makes it again.
             cursor.execute("ROLLBACK TO SAVEPOINT untouched")
             _postpone(cursor, claimed.event.seq, claimed.attempts, failure)
-    if passed:
-        _settle_passed(engine, passed, now=now, bounds=bounds)
+    if owes:
+        _settle_owed(engine, now=now, bounds=bounds)
     event = "event.parked" if failure.is_of_data else "event.postponed"
     _log.warning(event, event_id=claimed.event.id, cause=failure.cause, reason=failure.reason)
     return 1
 
 
-def park(cursor: Cursor, claimed: Claimed, failure: Failure, *, now: datetime) -> list[Subject]:
+def park(cursor: Cursor, claimed: Claimed, failure: Failure, *, now: datetime) -> bool:
     """Park the event: its data is at fault. The rows that it, or another copy of it, had made are folded without it.
 
-    Returns the orders that this may settle and that others hold.
+    Returns whether orders that this may settle are held by others.
     """
     _note_contradictions(cursor, [claimed], now)
     outcome = _Outcome(claimed.event.seq, "parked", failure.reason, failure.cause, claimed.attempts + 1)
     _conclude(cursor, [outcome], now, folds.FOLD_VERSION)
-    return _fold_without(cursor, claimed, now) if claimed.again else []
+    return claimed.again and _fold_without(cursor, claimed, now)
 
 
-def _fold_without(cursor: Cursor, claimed: Claimed, now: datetime) -> list[Subject]:
+def _fold_without(cursor: Cursor, claimed: Claimed, now: datetime) -> bool:
     """Fold the rows that the parked event had made from what the others say; where that fails too, they stay."""
     part = replace(_part(cursor, [(claimed, folds.Verdict("parked"))]), judged=())
     is_history = claimed.choice is not None and claimed.choice.is_history
@@ -292,7 +292,7 @@ def _fold_without(cursor: Cursor, claimed: Claimed, now: datetime) -> list[Subje
         if isinstance(error, Transient) or not failure_of(error).is_of_data:
             raise
         _log.warning("event.rows_stay", event_id=claimed.event.id, reason=failure_of(error).reason)
-        return []
+        return False
 
 
 def _postpone(cursor: Cursor, seq: int, attempts: int, failure: Failure) -> None:

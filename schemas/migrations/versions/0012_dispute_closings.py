@@ -10,6 +10,9 @@ depends_on = None
 # The release before appends with ON CONFLICT DO NOTHING, whichever index is in conflict. What locks readers out comes
 # last, when nothing is to be read through any more.
 _STATEMENTS = """
+-- In a transaction of its own, so that what is received meanwhile can be recorded.
+UPDATE inbox SET verified = false WHERE signature IS NOT NULL AND source <> 'webhook';
+
 CREATE TABLE unsettled (
     account text NOT NULL,
     livemode boolean NOT NULL,

@@ -2,7 +2,7 @@
 
 import random
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise, permutations
 from time import process_time
@@ -187,6 +187,34 @@ def test_the_newer_witness_decides_a_former_default_currency() -> None:
 
     assert shown([*history, *ledger])[::2] == (-400, [])
     assert shown([*history[:2], *ledger])[::2] == (-500, ["balance_differs"])
+
+
+# What an invoice says of its payment is in the invoice's order.
+
+
+def invoice(event: str, at: int, paid: int, before: Mapping[str, object] | None = None, **fields: object) -> bytes:
+    """Return an *event* of an invoice of before basil, which names its payment intent itself."""
+    about: dict[str, object] = {"id": "in_1", "object": "invoice", "status": "open", "currency": "usd"}
+    about |= {"payment_intent": "pi_1", "number": None, "amount_paid": paid, **fields}
+    kind = "invoice.created" if before is None else "invoice.updated"
+    return busy.body(event, kind, busy.BEGAN + at, about, before)
+
+
+def test_an_invoice_orders_its_own_payment() -> None:
+    """0 → 500, 500 → 0, a number, 0 → 500 in one second: the number tells which of the two equal steps came last."""
+    history = [
+        invoice("evt_0", 0, 0),
+        invoice("evt_4", 9, 500, {"amount_paid": 0}),
+        invoice("evt_3", 9, 0, {"amount_paid": 500}),
+        invoice("evt_2", 9, 0, {"number": None}, number="A"),
+        invoice("evt_1", 9, 500, {"amount_paid": 0}, number="A"),
+    ]
+    found = [folded(history, Subject(table, "", False, "in_1")) for table in ("invoices", "invoice_payments")]  # noqa: FBT003 - test mode
+
+    assert [(each.row["amount_paid"], each.row["event_id"], each.anomalies) for each in found] == [
+        (500, "evt_1", ()),
+        (500, "evt_1", ()),
+    ]
 
 
 # Twins one at a time, and doubt.

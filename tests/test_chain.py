@@ -10,8 +10,9 @@ from time import process_time
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sqlalchemy import Engine
 
-from tests import busy, histories, reference
+from tests import busy, histories, ledger, reference
 from tests.busy import customer, transaction
 from worker import folds
 from worker.folds import join
@@ -215,6 +216,24 @@ def test_an_invoice_orders_its_own_payment() -> None:
         (500, "evt_1", ()),
         (500, "evt_1", ()),
     ]
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2, 3, 4), (0, 1, 2, 4, 3), (3, 4, 2, 1, 0)])
+def test_a_payment_follows_its_invoice(engine: Engine, order: Sequence[int]) -> None:
+    """An event that does not name the payment orders those that do, also where it comes later than they."""
+    history = [
+        invoice("evt_0", 0, 0),
+        invoice("evt_4", 9, 500, {"amount_paid": 0}),
+        invoice("evt_3", 9, 0, {"amount_paid": 500}),
+        invoice("evt_2", 9, 0, {"number": None}, number="A", payment_intent=None),
+        invoice("evt_1", 9, 500, {"amount_paid": 0}, number="A"),
+    ]
+    for number in order:
+        ledger.take_in(engine, history[number])
+
+    statement = "SELECT amount_paid, event_id FROM invoice_payments"
+    assert ledger.rows(engine, statement) == [{"amount_paid": 500, "event_id": "evt_1"}]
+    assert ledger.rows(engine, "SELECT kind FROM anomalies WHERE resolved_at IS NULL") == []
 
 
 # Twins one at a time, and doubt.

@@ -138,6 +138,8 @@ def fold(subject: Subject, facts: Mapping[Subject, Sequence[Facts]]) -> Folded:
         return _balance(subject, own, facts.get(_object_of("customers", subject), ()))
     if subject.table == "credit_note_lines":
         courses = _courses(facts[_object_of("credit_notes", subject)], {each.event_id: each for each in own})
+    elif subject.table == "invoice_payments" and (invoice := facts.get(_object_of("invoices", subject))):
+        courses = _courses(invoice, {each.event_id: each for each in own})
     else:
         courses = _courses(own, {each.event_id: each for each in own})
     return _folded(courses)

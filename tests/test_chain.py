@@ -2,7 +2,7 @@
 
 import random
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise, permutations
 from time import process_time
@@ -10,8 +10,9 @@ from time import process_time
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sqlalchemy import Engine
 
-from tests import busy, histories, reference
+from tests import busy, histories, ledger, reference
 from tests.busy import customer, transaction
 from worker import folds
 from worker.folds import join
@@ -187,6 +188,52 @@ def test_the_newer_witness_decides_a_former_default_currency() -> None:
 
     assert shown([*history, *ledger])[::2] == (-400, [])
     assert shown([*history[:2], *ledger])[::2] == (-500, ["balance_differs"])
+
+
+# What an invoice says of its payment is in the invoice's order.
+
+
+def invoice(event: str, at: int, paid: int, before: Mapping[str, object] | None = None, **fields: object) -> bytes:
+    """Return an *event* of an invoice of before basil, which names its payment intent itself."""
+    about: dict[str, object] = {"id": "in_1", "object": "invoice", "status": "open", "currency": "usd"}
+    about |= {"payment_intent": "pi_1", "number": None, "amount_paid": paid, **fields}
+    kind = "invoice.created" if before is None else "invoice.updated"
+    return busy.body(event, kind, busy.BEGAN + at, about, before)
+
+
+def test_an_invoice_orders_its_own_payment() -> None:
+    """0 → 500, 500 → 0, a number, 0 → 500 in one second: the number tells which of the two equal steps came last."""
+    history = [
+        invoice("evt_0", 0, 0),
+        invoice("evt_4", 9, 500, {"amount_paid": 0}),
+        invoice("evt_3", 9, 0, {"amount_paid": 500}),
+        invoice("evt_2", 9, 0, {"number": None}, number="A"),
+        invoice("evt_1", 9, 500, {"amount_paid": 0}, number="A"),
+    ]
+    found = [folded(history, Subject(table, "", False, "in_1")) for table in ("invoices", "invoice_payments")]  # noqa: FBT003 - test mode
+
+    assert [(each.row["amount_paid"], each.row["event_id"], each.anomalies) for each in found] == [
+        (500, "evt_1", ()),
+        (500, "evt_1", ()),
+    ]
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2, 3, 4), (0, 1, 2, 4, 3), (3, 4, 2, 1, 0)])
+def test_a_payment_follows_its_invoice(engine: Engine, order: Sequence[int]) -> None:
+    """An event that does not name the payment orders those that do, also where it comes later than they."""
+    history = [
+        invoice("evt_0", 0, 0),
+        invoice("evt_4", 9, 500, {"amount_paid": 0}),
+        invoice("evt_3", 9, 0, {"amount_paid": 500}),
+        invoice("evt_2", 9, 0, {"number": None}, number="A", payment_intent=None),
+        invoice("evt_1", 9, 500, {"amount_paid": 0}, number="A"),
+    ]
+    for number in order:
+        ledger.take_in(engine, history[number])
+
+    statement = "SELECT amount_paid, event_id FROM invoice_payments"
+    assert ledger.rows(engine, statement) == [{"amount_paid": 500, "event_id": "evt_1"}]
+    assert ledger.rows(engine, "SELECT kind FROM anomalies WHERE resolved_at IS NULL") == []
 
 
 # Twins one at a time, and doubt.

@@ -824,6 +824,9 @@ def test_every_version_is_the_same_to_the_tables(engine: Engine, account: Accoun
         ledger.clear(engine)
         ledger.take_in(engine, *bodies)
         found = {table: ledger.rows(engine, f"SELECT * FROM {table} ORDER BY id") for table in tables}  # noqa: S608 - ours
+        for charge in found["charges"]:
+            # Before basil a charge names its invoice.
+            del charge["invoice"]
         return {
             **found,
             "portal_configurations": ledger.rows(engine, configurations),

@@ -781,7 +781,7 @@ def _objects_of(cursor: Cursor, events: Sequence[Event]) -> set[_Object]:
 
 
 def _rows_of(cursor: Cursor, objects: set[_Object]) -> set[Subject]:
-    """Return the rows at rest that are folded from the events of *objects*, which are customers and notes."""
+    """Return the rows at rest that are folded from the events of *objects*, which are customers, notes and invoices."""
     if not objects:
         return set()
     accounts, modes, keys = map(list, zip(*objects, strict=True))
@@ -798,6 +798,9 @@ FROM k JOIN balances AS t ON (t.account, t.livemode, t.customer) = (k.account, k
 UNION ALL
 SELECT 'credit_note_lines', k.account, k.livemode, t.id, t.credit_note, ''
 FROM k JOIN credit_note_lines AS t ON (t.account, t.livemode, t.credit_note) = (k.account, k.livemode, k.key)
+UNION ALL
+SELECT 'invoice_payments', k.account, k.livemode, t.id, '', ''
+FROM k JOIN invoice_payments AS t ON (t.account, t.livemode, t.id) = (k.account, k.livemode, k.key)
 UNION ALL
 SELECT 'credit_notes', k.account, k.livemode, t.id, '', ''
 FROM k JOIN credit_notes AS t ON (t.account, t.livemode, t.id) = (k.account, k.livemode, k.key)

@@ -320,4 +320,7 @@ PAYMENT_SHAPE: Final = Shape(
     subject="invoice_payment",
     rank_of=_rank_of_payment,
     empty=dict.fromkeys(("invoice", "payment_intent", "charge", "status", "currency", "amount_paid", "paid_at")),
+    # One that was read from its invoice is in the invoice's order.
+    leader="invoices",
+    is_led=lambda subject: not subject.id.startswith("inpay_"),
 )

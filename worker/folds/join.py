@@ -57,7 +57,8 @@ class Shape:
     columns of the row's key beyond its world. ``child`` is a table whose rows belong to this one's, by the columns
     ``child_key``: a row for each step, which ``child_of`` tells, twins left out; or where that is None, the parts
     that the last step told that lists them. ``leader`` is the table of the object whose order the row shares, where
-    that is another. ``order`` puts the facts of a row and its leader in order where the chain alone does not.
+    that is another; ``is_led`` picks the rows that have one. ``order`` puts the facts of a row and its leader in
+    order where the chain alone does not.
     ``follow`` sees the row before a step, the step, and the row with it laid over; there it sets what the step means
     for columns that the step does not carry, and returns whether the row before, as it is kept, was enough to know
     that, and all anomalies of it.
@@ -81,6 +82,7 @@ class Shape:
     child_key: tuple[str, ...] = ()
     child_of: Callable[[Facts], Row | None] | None = None
     leader: str = ""
+    is_led: Callable[[Subject], bool] = lambda _: True
     order: Callable[[Sequence[Facts]], Path] | None = None
     follow: Callable[[Row, Facts, Row], bool] = _follow_nothing
 
@@ -112,7 +114,7 @@ class Joined:
 
 def advance(shape: Shape, row: Row, facts: Sequence[Facts]) -> Joined | None:
     """Return *row* with *facts* laid over it; None where only all the object's events can tell."""
-    if not shape.keeps_all:
+    if not shape.keeps_all or (len(facts) > 1 and leader_of(shape, facts[0].subject) is not None):
         return None
     steps = facts if len(facts) == 1 else _in_order_from(shape, row, facts)
     if steps is None or steps[0].position <= (shape.rank_of(row), shape.stamp_of(row)):
@@ -184,15 +186,20 @@ def in_order(shape: Shape, facts: Iterable[Facts]) -> Path:
     known = list(facts)
     if shape.order is not None:
         return shape.order(known)
-    if not shape.leader:
+    leading = [each for each in known if each.subject.table == shape.leader]
+    if not leading:
         return chain.order(known, Rules(shape.names, prefer=shape.prefer))
     rules = Rules(shape.names, rows={each.event_id: each for each in known if each.subject.table == shape.table})
-    return chain.of_rows(chain.order([each for each in known if each.subject.table == shape.leader], rules), rules)
+    led_by = {each.event_id for each in leading}
+    alone = [each for each in rules.rows.values() if each.event_id not in led_by]
+    return chain.of_rows(chain.order([*leading, *alone], rules), rules)
 
 
 def leader_of(shape: Shape, subject: Subject) -> Subject | None:
     """Return the row of the object that orders the row *subject*, where that is another."""
-    return Subject(shape.leader, subject.account, subject.livemode, subject.source) if shape.leader else None
+    if not shape.leader or not shape.is_led(subject):
+        return None
+    return Subject(shape.leader, subject.account, subject.livemode, subject.source)
 
 
 def with_leader(shape: Shape, subject: Subject, told: Mapping[Subject, Sequence[Facts]]) -> list[Facts]:

@@ -292,11 +292,11 @@ HISTORIES: Histories = {
             subscribed(),
             invoice_payment("ia", 900, **BY_INTENT),
             invoice_payment("ib", 600, type="payment_intent", payment_intent="pi_2#"),
-            charge(amount=900, amount_captured=900),
-            charge(LATEST, id="ch_2#", payment_intent="pi_2#", amount=600, amount_captured=600, amount_refunded=600),
-            refund("ra", 600, charge=None, payment_intent="pi_2#"),
+            charge(LATEST, amount=900, amount_captured=900, amount_refunded=900, refunded=True),
+            charge(id="ch_2#", payment_intent="pi_2#", amount=600, amount_captured=600),
+            refund("ra", 900, charge=None),
         ],
-        (600, 0, "partial"),
+        (900, 0, "partial"),
     ),
     # The refund is of a charge that no event has reported: it is held against what all charges took.
     "invoiced_twice_one_unknown": (

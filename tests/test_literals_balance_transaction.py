@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import Engine
 
 from tests.envelopes import event
-from tests.ledger import anomalies, kinds, take_in
+from tests.ledger import anomalies, kinds, rows, take_in
 from tests.literals import assert_rows, at
 
 T = 1_700_000_000
@@ -286,3 +286,23 @@ def test_default_currency_is_the_customers(engine: Engine, read: int, ending: in
     )
     assert anomalies(engine) == found
     assert kinds(engine, "cus_1") == ["balance.changed"]
+
+
+def test_a_currency_that_is_the_default_no_more(engine: Engine) -> None:
+    """Since the customer's events report another currency, a later read of the ledger decides this one (rule 9)."""
+    take_in(
+        engine,
+        event("evt_1", "customer.created", T, CUSTOMER),
+        event(
+            "evt_2",
+            "customer.updated",
+            T + 9,
+            {**CUSTOMER, "balance": 0, "currency": "eur"},
+            before={"balance": -303, "currency": "usd"},
+        ),
+        _observed("obs_1", T + 50, _entry(1, -303, -303, "usd")),
+        _observed("obs_2", T + 50, _entry(2, -101, -404, "usd")),
+    )
+
+    found = rows(engine, "SELECT currency, amount, event_id FROM balances ORDER BY currency")
+    assert [tuple(row.values()) for row in found] == [("eur", 0, "evt_2"), ("usd", -404, "obs_2")]

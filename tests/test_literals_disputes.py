@@ -339,6 +339,22 @@ def test_in_every_column_the_last_word(engine: Engine) -> None:
     ]
 
 
+def test_a_closing_in_the_second_of_an_update(engine: Engine) -> None:
+    """Of two events of one second that do not carry what was before, the closing is the later: it ends a dispute."""
+    for one, other in (("a", "b"), ("b", "a")):
+        id_ = f"du_{one}"
+        ledger.take_in(
+            engine,
+            event(f"evt_{id_}_{one}", CLOSED, 20, dispute(id_, status="won")),
+            event(f"evt_{id_}_{other}", UPDATED, 20, dispute(id_, status="under_review")),
+        )
+
+    assert ledger.rows(engine, "SELECT id, status FROM disputes ORDER BY id") == [
+        {"id": "du_a", "status": "won"},
+        {"id": "du_b", "status": "won"},
+    ]
+
+
 # How a dispute finds its order, and when it does not: (fields of the dispute, account, livemode, disputed amount).
 FOUND: dict[str, tuple[dict[str, object], str, bool, int | None]] = {
     "by_both": ({}, "", False, 1000),

@@ -425,7 +425,8 @@ def hold(seed: int) -> tuple[int, int]:
         if subject.table == "balances" and not doubt:
             assert result.row["amount"] == life.amount, seed
             assert [each.kind for each in result.anomalies] == [], seed
-        if subject.table == "balances" and not doubt and (read or not share):
+        # Where a circle of steps is told twice, only the ledger can show whether it was gone through twice.
+        if subject.table == "balances" and not doubt and read and not share:
             assert sorted(int(str(row["amount"])) for row in result.children) == sorted(life.changes), seed
     return doubts, len(subjects)
 

@@ -54,8 +54,8 @@ BREAKS = (
     Break(
         "a chain with a gap is laid over",
         CHAIN,
-        "    if gaps or len(ends) > 1 or _spare(edges):\n",
-        "    if len(ends) > 1 or _spare(edges):\n",
+        "    if gaps or len(ends) > 1 or len({edge.step for edge in edges}) < len(edges):\n",
+        "    if len(ends) > 1 or len({edge.step for edge in edges}) < len(edges):\n",
     ),
     Break(
         "stamp before rank", "worker/folds/facts.py", "return (self.rank, self.stamp)", "return (self.stamp, self.rank)"
@@ -86,7 +86,7 @@ BREAKS = (
     Break(
         "greatest id decides a second",
         CHAIN,
-        "    for edge in reversed(_in_order(ending, rules.prefer)):\n",
+        "    for edge in _backwards(ending, rules.prefer):\n",
         "    for edge in sorted(ending.edges, key=_seniority_of, reverse=True):\n",
     ),
     Break("no anchor", CHAIN, "    found += fitting or [known]\n", "    found.append(None)\n"),
@@ -99,10 +99,10 @@ BREAKS = (
     Break(
         "twins are never dropped",
         CHAIN,
-        "    while gaps := _gaps(found[0][0], start):\n",
+        "    while gaps := degrees.gaps_without(found[0]):\n",
         "    while gaps := 0:\n",
     ),
-    Break("a possible twin is no doubt", CHAIN, "        if gaps == ending.gaps:\n", "        if False:\n"),
+    Break("a possible twin is no doubt", CHAIN, "        if others:\n", "        if False:\n"),
     Break(
         "a doubt is forgotten", CHAIN, "    return list(distinct.values())[:COURSES_MAX]\n", "    return followed[:1]\n"
     ),
@@ -122,7 +122,7 @@ BREAKS = (
     Break(
         "a balance is decided by its own columns alone",
         "worker/folds/customer.py",
-        "            _balance=customer.balance,\n",
+        "            _balance=_balance_of(customer),\n",
         "",
     ),
     Break(
@@ -202,16 +202,21 @@ BREAKS = (
     Break(
         "an order and its refund do not wait for each other",
         PROJECTION,
-        "    if found or moved:\n",
-        "    if found and not moved:\n",
+        "    if found or any(moved.values()):\n",
+        "    if found and not any(moved.values()):\n",
     ),
     Break(
         "an order and its charge do not wait for each other",
         PROJECTION,
-        "        return []\n    keep_others_from_appending(cursor)\n",
-        "        return []\n",
+        "        return False\n    keep_others_from_appending(cursor)\n",
+        "        return False\n",
     ),
-    Break("an order that another holds is passed over for good", PROJECTION, "    if passed:\n", "    if False:\n"),
+    Break(
+        "an order that another holds is passed over for good",
+        PROJECTION,
+        "    settling.owe(cursor, passed, why.pop() if len(why) == 1 else None)\n    return bool(passed)\n",
+        "    return False\n",
+    ),
     Break(
         "what a charge laid on is taken for the session's",
         PROJECTION,
@@ -282,8 +287,8 @@ BREAKS = (
     Break(
         "news are history",
         PROJECTION,
-        "        _project(cursor, news, now, fold_version)",
-        '        _project(cursor, news, now, fold_version, withheld="fold_version")',
+        "_project(cursor, news, now, fold_version)",
+        '_project(cursor, news, now, fold_version, withheld="fold_version")',
     ),
     Break("a new event takes its object's history along", PROJECTION, "anew=past.anew | waiting", "anew=past.anew"),
 )

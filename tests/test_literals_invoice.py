@@ -13,6 +13,8 @@ from sqlalchemy import Engine
 from tests.envelopes import event
 from tests.ledger import anomalies, kinds, rows, take_in
 from tests.literals import assert_rows, at
+from worker import explain
+from worker.folds.facts import Subject
 
 T = 1_700_000_000
 
@@ -342,6 +344,17 @@ def test_moments_are_the_earliest(engine: Engine) -> None:
 
     [row] = rows(engine, "SELECT total, finalized_at, paid_at, event_id FROM invoices")
     assert row == {"total": 909, "finalized_at": at(T + 2), "paid_at": at(T + 4), "event_id": "evt_2"}
+
+
+def test_an_explanation_names_the_first_event_of_a_moment(engine: Engine) -> None:
+    """Every later event repeats when an invoice was finalized and paid; the first that said so set it (rule 5)."""
+    steps = (("invoice.finalized", "open"), ("invoice.paid", "paid"), ("invoice.updated", "paid"))
+    bodies = [event(f"evt_{n}", kind, T + 50 + n, _invoice("in_1", status)) for n, (kind, status) in enumerate(steps)]
+    take_in(engine, *bodies)
+
+    explanation = explain.explain(engine, Subject("invoices", "", False, "in_1"))  # noqa: FBT003 - the mode
+    by_column = {each["column"]: each["event_id"] for each in explanation.columns}
+    assert (by_column["finalized_at"], by_column["paid_at"], by_column["total"]) == ("evt_0", "evt_1", "evt_2")
 
 
 @pytest.mark.parametrize("arrival", [(0, 1, 2), (2, 1, 0), (1, 2, 0)])

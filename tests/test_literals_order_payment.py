@@ -4,6 +4,7 @@ Manual capture, delayed methods and released holds after docs.stripe.com/payment
 /api/charges/object and /api/events/types; stripe-facts, section 11. In a history `#` stands for its name.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 
@@ -93,6 +94,12 @@ RELEASING_REFUND = event(
     },
 )
 
+
+def reported_late(body: bytes) -> bytes:
+    """Return the event *body* as one that Stripe created after what it reports."""
+    return json.dumps({**json.loads(body), "created": LATEST}).encode()
+
+
 # A history; the order's status, paid_at and failed_at; its changes, each with the event that it names.
 Outcome = tuple[str | None, datetime | None, datetime | None]
 PROCESSING: Outcome = ("processing", None, None)
@@ -161,6 +168,29 @@ HISTORIES: Mapping[str, tuple[Sequence[bytes], Outcome, Sequence[tuple[str, str]
         [session(), CANCELED],
         ("failed", None, at(LATER)),
         [OPENED_PROCESSING, ("order.failed", "canceled")],
+    ),
+    # When Stripe canceled it, or made the refund, and not when it reported that.
+    "canceled_before_its_event": (
+        [session(), reported_late(CANCELED)],
+        ("failed", None, at(LATER)),
+        [OPENED_PROCESSING, ("order.failed", "canceled")],
+    ),
+    "refunded_before_its_event": (
+        [session(), charge("succeeded", **HELD), reported_late(RELEASING_REFUND)],
+        ("failed", None, at(LATER)),
+        [OPENED_PROCESSING, ("order.failed", "refund")],
+    ),
+    # Until the last of several holds was released, something was still held.
+    "two_holds": (
+        [
+            session(),
+            charge("succeeded", **HELD),
+            charge("succeeded", number=2, **HELD),
+            charge("expired", LATER, **RELEASED),
+            charge("expired", LATEST, number=2, **RELEASED),
+        ],
+        ("failed", None, at(LATEST)),
+        [OPENED_PROCESSING, ("order.failed", "expired_2")],
     ),
     "one_still_held": (
         [session(), charge("succeeded", number=2, **HELD), charge("expired", LATER, **RELEASED)],

@@ -139,6 +139,22 @@ def test_an_invoice_names_its_payment(engine: Engine) -> None:
         assert [tuple(row.values()) for row in rows] == wanted
 
 
+@pytest.mark.parametrize("order", [*permutations(range(3))], ids=str)
+def test_an_invoice_that_was_tried_again(engine: Engine, order: tuple[int, ...]) -> None:
+    """Each attempt has a charge of its own: the last one is the payment's, and two are no contradiction."""
+    tried = invoice("in_1", status="open", amount_paid=0, payment_intent="pi_1", charge="ch_1")
+    paid = {**tried, "status": "paid", "amount_paid": 900, "charge": "ch_3"}
+    history = [
+        event(1, "invoice.payment_failed", tried, t=T + 1),
+        event(2, "invoice.payment_failed", {**tried, "charge": "ch_2"}, t=T + 2),
+        event(3, "invoice.paid", paid, t=T + 3),
+    ]
+    ledger.take_in(engine, *(history[index] for index in order))
+
+    assert ledger.rows(engine, "SELECT charge, status FROM invoice_payments") == [{"charge": "ch_3", "status": "paid"}]
+    assert ledger.anomalies(engine) == []
+
+
 @pytest.mark.parametrize("draft_first", [True, False], ids=["in order", "deleted first"])
 def test_a_deleted_draft(engine: Engine, *, draft_first: bool) -> None:
     """A draft that was deleted is marked so, and no later word of it makes it owed again; others cannot be deleted."""

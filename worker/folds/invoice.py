@@ -177,8 +177,10 @@ def _own_payment_told(invoice: Invoice) -> Told:
             status=None if is_elsewhere else _STATUS_OF_OWN_PAYMENT.get(str(_status(invoice))),
             currency=invoice.currency,
             amount_paid=None if is_elsewhere else invoice.amount_paid,
+            # The latest attempt's, which is another than that of the attempt before.
+            **references(charge=invoice.charge),
         ),
-        {"invoice": invoice.id, **references(payment_intent=invoice.payment_intent, charge=invoice.charge)},
+        {"invoice": invoice.id, **references(payment_intent=invoice.payment_intent)},
     )
 
 

@@ -208,7 +208,7 @@ def test_an_imported_history_is_announced_late(engine: Engine, tmp_path: Path) -
 
 
 def corrected(engine: Engine, before: Mapping[str, Any], after: Mapping[str, Any], reason: str | None) -> None:
-    """Append a correction of cs_1, by an event of the first minute, from what was told to what is so."""
+    """Append a correction of cs_1, by an event of the first minute, from what was *last* announced to what is so."""
     append(engine, ("order.corrected", "cs_1", 1, reason))
     ledger.execute(
         engine,
@@ -222,20 +222,20 @@ def corrected(engine: Engine, before: Mapping[str, Any], after: Mapping[str, Any
 def paid(engine: Engine, reason: str | None) -> dict[str, Any]:
     """Append that cs_1 was paid in the third minute, and return what that says."""
     append(engine, ("order.paid", "cs_1", 3, reason))
-    told = {"status": "paid", "amount_total": 1_500}
+    last = {"status": "paid", "amount_total": 1_500}
     ledger.execute(
         engine,
         "UPDATE changes SET after = CAST(:after AS jsonb) WHERE kind = 'order.paid'",
-        after=msgspec.json.encode({**told, "lines": None}).decode(),
+        after=msgspec.json.encode({**last, "lines": None}).decode(),
     )
-    return told
+    return last
 
 
 @pytest.mark.parametrize("batch_max", [1, withheld.RELEASE_BATCH_MAX])
 def test_a_correction_is_released_behind_what_it_corrects(engine: Engine, batch_max: int) -> None:
     """Though the event that is left is older, and the payment gets a newer number first."""
-    told = paid(engine, "import")
-    corrected(engine, told, {**told, "status": "processing"}, "fold_version")
+    last = paid(engine, "import")
+    corrected(engine, last, {**last, "status": "processing"}, "fold_version")
 
     assert withheld.release(engine, ALL, batch_max=batch_max) == 2
     assert briefly(shown(engine)) == [("order.paid", "cs_1"), ("order.corrected", "cs_1")]
@@ -253,9 +253,9 @@ def test_a_correction_behind_a_later_step_stays_withheld(engine: Engine) -> None
 
 @pytest.mark.parametrize(("status", "released"), [("processing", 0), ("paid", 1)])
 def test_a_payment_that_was_corrected(engine: Engine, status: str, released: int) -> None:
-    """It stays withheld where the order went back; where the amount alone was corrected it is told."""
-    told = paid(engine, "import")
-    corrected(engine, told, {"status": status, "amount_total": 1_400}, None)
+    """It stays withheld where the order went back; where the amount alone was corrected it is released."""
+    last = paid(engine, "import")
+    corrected(engine, last, {"status": status, "amount_total": 1_400}, None)
 
     assert withheld.release(engine, ALL) == released
 

@@ -1,4 +1,4 @@
-"""What the feed tells of an order is right in the end: steps back and other amounts are corrected."""
+"""What the feed announces of an order is right in the end: steps back and other amounts are corrected."""
 
 import random
 from collections import Counter
@@ -22,7 +22,7 @@ from worker import folds, refunding
 from worker.folds.checkout_session import kind_of_step
 
 STEP = ("status", "amount_total", "currency")
-TOLD = "SELECT kind, before, after, at, event_id FROM changes WHERE subject = 'order' ORDER BY seq"
+ANNOUNCED = "SELECT kind, before, after, at, event_id FROM changes WHERE subject = 'order' ORDER BY seq"
 
 
 @pytest.fixture
@@ -56,9 +56,10 @@ def delayed(account: Account) -> tuple[str, list[Sent]]:
     return session, list(account.events)
 
 
-def told(engine: Engine) -> list[tuple[str, str | None, int | None]]:
+def announced(engine: Engine) -> list[tuple[str, str | None, int | None]]:
     """Return the kind, the status and the total of each change of an order, in their order."""
-    return [(row["kind"], row["after"]["status"], row["after"]["amount_total"]) for row in ledger.rows(engine, TOLD)]
+    found = ledger.rows(engine, ANNOUNCED)
+    return [(row["kind"], row["after"]["status"], row["after"]["amount_total"]) for row in found]
 
 
 def assert_the_last_word_is_the_row(engine: Engine) -> None:
@@ -66,7 +67,7 @@ def assert_the_last_word_is_the_row(engine: Engine) -> None:
     changes = ledger.rows(engine, "SELECT * FROM changes WHERE subject = 'order' ORDER BY seq")
     last = {row["subject_id"]: row["after"] for row in changes if row["kind"] != "order.refund_changed"}
     held = {row["id"]: row for row in ledger.rows(engine, "SELECT id, status, amount_total, currency FROM orders")}
-    # Of a status that is not known nothing is told.
+    # Of a status that is not known nothing is announced.
     assert {order for order, row in held.items() if row["status"] is not None} <= last.keys()
     for order in held.keys() & last.keys():
         assert [last[order][name] for name in STEP] == [held[order][name] for name in STEP]
@@ -75,16 +76,16 @@ def assert_the_last_word_is_the_row(engine: Engine) -> None:
 
 
 def test_a_step_back_is_corrected(engine: Engine, account: Account) -> None:
-    """An order that was told as paid, by an event that is then set aside, is corrected to what is left of it."""
+    """An order that was announced as paid, by an event that is then set aside, is corrected to what is left of it."""
     session, events = delayed(account)
     ledger.take_in(engine, *(event.body for event in events), set_aside(events[-1]))
 
-    assert told(engine) == [
+    assert announced(engine) == [
         ("order.processing", "processing", 2_000),
         ("order.paid", "paid", 2_000),
         ("order.corrected", "processing", 2_000),
     ]
-    _, paid, corrected = ledger.rows(engine, TOLD)
+    _, paid, corrected = ledger.rows(engine, ANNOUNCED)
     assert corrected["before"] == {name: value for name, value in paid["after"].items() if name != "lines"}
     assert corrected["before"].keys() == corrected["after"].keys()
     assert (corrected["event_id"], corrected["at"]) == (
@@ -95,7 +96,7 @@ def test_a_step_back_is_corrected(engine: Engine, account: Account) -> None:
 
 
 def test_every_arrival_of_a_step_back(engine: Engine, account: Account) -> None:
-    """However it arrives, the last word is the row, and nothing is told twice; what never was paid is never told so."""
+    """However it arrives, the last change is the row, none comes twice, and what was never paid is never paid."""
     session, events = delayed(account)
     opened = seen(account, session, status="open", payment_status="unpaid")
     bodies = [opened, *(event.body for event in events), set_aside(events[-1])]
@@ -104,27 +105,27 @@ def test_every_arrival_of_a_step_back(engine: Engine, account: Account) -> None:
     for batches in random.Random(41).sample(list(ledger.splits(bodies)), 60):
         ledger.take_in_batches(engine, batches)
         assert_the_last_word_is_the_row(engine)
-        last.add(told(engine)[-1][1:])
+        last.add(announced(engine)[-1][1:])
     assert last == {("processing", 2_000)}
 
 
 def test_a_step_back_is_never_a_one_shot(engine: Engine, account: Account) -> None:
-    """The status that is left may never have been told: it is a correction, and stays one when amounts move."""
+    """The status that is left may never have been announced: it is a correction, and stays one when amounts move."""
     session, events = delayed(account)
     ledger.take_in(engine, events[-1].body)
     ledger.record(engine, map(ledger.delivery, (events[0].body, set_aside(events[-1]))))
     ledger.fold(engine)
-    assert told(engine) == [("order.paid", "paid", 2_000), ("order.corrected", "processing", 2_000)]
+    assert announced(engine) == [("order.paid", "paid", 2_000), ("order.corrected", "processing", 2_000)]
 
     account.advance(5)
     moved = {**account.session(session), "payment_status": "unpaid", "amount_total": 1_500}
     ledger.take_in(engine, account.emit("checkout.session.completed", moved).body)
-    assert told(engine)[2:] == [("order.corrected", "processing", 1_500)]
+    assert announced(engine)[2:] == [("order.corrected", "processing", 1_500)]
     account.advance(5)
     again = {**account.session(session), "amount_total": 1_500}
     ledger.take_in(engine, account.emit("checkout.session.async_payment_succeeded", again).body)
-    # It has been told as paid once, and once is all.
-    assert told(engine)[3:] == [("order.corrected", "paid", 1_500)]
+    # It has been announced as paid once, and once is all.
+    assert announced(engine)[3:] == [("order.corrected", "paid", 1_500)]
     assert_the_last_word_is_the_row(engine)
 
 
@@ -153,7 +154,7 @@ def test_another_amount_is_corrected(
         assert_the_last_word_is_the_row(engine)
         assert ledger.kinds(engine, session).count("order.paid") == 1
     ledger.take_in_batches(engine, [bodies[:1], bodies[1:]])
-    found = ledger.rows(engine, TOLD)
+    found = ledger.rows(engine, ANNOUNCED)
     if after is None:
         assert [row["kind"] for row in found] == ["order.paid"]
         return
@@ -173,7 +174,7 @@ def test_an_amount_that_moves_with_a_step_is_no_correction(engine: Engine, accou
     account.complete(session)
     ledger.take_in(engine, *bodies, account.events[-1].body)
 
-    assert told(engine) == [
+    assert announced(engine) == [
         ("order.opened", "open", 2_000),
         ("order.corrected", "open", 1_800),
         ("order.paid", "paid", 1_500),
@@ -181,13 +182,13 @@ def test_an_amount_that_moves_with_a_step_is_no_correction(engine: Engine, accou
 
 
 def test_an_order_that_was_away_comes_back_otherwise(engine: Engine) -> None:
-    """Without a row nothing is told; what comes back is held against what was told before the row went."""
+    """Without a row nothing is announced; what comes back is held against what was announced before the row went."""
     body = sample("checkout.session.completed", {}, now=1).payload()
     for version, amount in (("2025-01-01", 2_000), ("2025-02-01", "twenty"), ("2025-03-01", 1_500)):
         body["api_version"], body["data"]["object"]["amount_total"] = version, amount
         ledger.take_in(engine, msgspec.json.encode(body))
 
-    assert told(engine) == [("order.paid", "paid", 2_000), ("order.corrected", "paid", 1_500)]
+    assert announced(engine) == [("order.paid", "paid", 2_000), ("order.corrected", "paid", 1_500)]
     assert_the_last_word_is_the_row(engine)
 
 
@@ -248,7 +249,7 @@ def test_a_dispute_that_is_won_on_appeal(engine: Engine, paying: Account) -> Non
 
 
 def test_a_sum_that_is_not_known_any_more(engine: Engine, paying: Account) -> None:
-    """An order whose refunds come to a sum no more is told so; where no way to payments was ever known, nothing is."""
+    """An order whose refunds come to a sum no more has a change; where no way to payments was ever known, none."""
     known, unknown = (paying.open_session(amount=2_000) for _ in range(2))
     for session in (known, unknown):
         paying.complete(session)

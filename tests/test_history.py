@@ -22,7 +22,7 @@ CONCLUDED = """
 UPDATE outcomes AS o SET state = :state, cause = :cause FROM inbox AS i
 WHERE i.seq = o.seq AND :name IN (i.object_type, i.object_id)
 """
-TOLD = """
+ANNOUNCED = """
 SELECT kind, withheld, before, after FROM changes WHERE subject_id = :id ORDER BY seq
 """
 
@@ -56,11 +56,11 @@ def shown(engine: Engine) -> list[dict[str, Any]]:
         return [dict(row) for row in feed.page(connection, 0, 100_000).rows]
 
 
-def told(engine: Engine, subject_id: str, name: str) -> list[tuple[str, str | None, object, object]]:
+def announced(engine: Engine, subject_id: str, name: str) -> list[tuple[str, str | None, object, object]]:
     """Return the changes of one object: kind, why withheld, and what *name* was before and after."""
     return [
         (row["kind"], row["withheld"], (row["before"] or {}).get(name), row["after"][name])
-        for row in ledger.rows(engine, TOLD, id=subject_id)
+        for row in ledger.rows(engine, ANNOUNCED, id=subject_id)
     ]
 
 
@@ -138,13 +138,13 @@ ARRIVALS = pytest.mark.parametrize("arrival", [alone, together, one_by_one, afte
 
 @ARRIVALS
 def test_a_new_event_of_an_object_whose_history_waits(engine: Engine, arrival: Arrival) -> None:
-    """What the history moves is withheld, and what the event moves beyond it is told, whichever is folded first."""
+    """What the history moves is withheld, and what the event moves beyond it is not, whichever is folded first."""
     account = Account(seed=45)
     session, customer = account.open_session(amount=2_000), account.create_customer(currency="usd")
     account.adjust_balance(customer, -500)
     record(engine, seen(account, session), *(event.body for event in account.events))
     fold_by(engine, OLDER)
-    # An older release that read other amounts, and told them.
+    # An older release that read other amounts, and announced them.
     for statement in (
         "UPDATE orders SET amount_total = 15",
         "UPDATE balances SET amount = -100",
@@ -159,13 +159,13 @@ def test_a_new_event_of_an_object_whose_history_waits(engine: Engine, arrival: A
     account.adjust_balance(customer, -200)
     arrival(engine, account.events[-1].body)
 
-    assert told(engine, session, "amount_total") == [
+    assert announced(engine, session, "amount_total") == [
         ("order.opened", None, None, 15),
         ("order.corrected", "fold_version", 15, 2_000),
         ("order.paid", None, 2_000, 2_000),
     ]
-    assert told(engine, customer, "amount") == [
-        ("balance.changed", None, told(engine, customer, "amount")[0][2], -100),
+    assert announced(engine, customer, "amount") == [
+        ("balance.changed", None, announced(engine, customer, "amount")[0][2], -100),
         ("balance.changed", "fold_version", -100, -500),
         ("balance.changed", None, -500, -700),
     ]
@@ -196,7 +196,7 @@ def test_a_new_refund_of_an_order_whose_history_waits(engine: Engine, arrival: A
 
     arrival(engine, new.body)
 
-    refunds = [row for row in ledger.rows(engine, TOLD, id=session) if row["kind"] == "order.refund_changed"]
+    refunds = [row for row in ledger.rows(engine, ANNOUNCED, id=session) if row["kind"] == "order.refund_changed"]
     assert [
         (row["withheld"], row["before"]["refunded_amount"], row["after"]["refunded_amount"]) for row in refunds
     ] == [
@@ -223,9 +223,9 @@ def test_what_was_parked_is_news(engine: Engine, arrival: Arrival) -> None:
 
     arrival(engine, last)
 
-    assert told(engine, parked, "status") == [("order.paid", None, None, "paid")]
-    assert told(engine, ignored, "status") == [("order.paid", "fold_version", None, "paid")]
-    assert told(engine, new, "status") == [("order.paid", None, None, "paid")]
+    assert announced(engine, parked, "status") == [("order.paid", None, None, "paid")]
+    assert announced(engine, ignored, "status") == [("order.paid", "fold_version", None, "paid")]
+    assert announced(engine, new, "status") == [("order.paid", None, None, "paid")]
 
 
 def test_any_arrival_tells_the_same(engine: Engine) -> None:
@@ -260,7 +260,7 @@ def test_any_arrival_tells_the_same(engine: Engine) -> None:
 
 
 def last_words(changes: list[dict[str, Any]]) -> dict[str, tuple[str, bytes]]:
-    """Return what was last told of each order, credit note and dispute, but for refunds, which may come and go."""
+    """Return what was last announced of each order, credit note and dispute, but for refunds, which may come and go."""
     return {
         row["subject_id"]: (row["kind"], msgspec.json.encode(row["after"]))
         for row in changes

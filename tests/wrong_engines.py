@@ -269,18 +269,18 @@ BREAKS = (
         "and anomaly not in {each for _, _, each in held}",
     ),
     Break(
-        "nobody is refunded", "worker/refunding.py", "return _changes(cursor, _refunded(cursor, moved))", "return []"
+        "no one is refunded", "worker/refunding.py", "return _changes(cursor, _refunded(cursor, moved))", "return []"
     ),
     Break("what was told is told again", PROJECTION, "if cursor.fetchone() == (True,):", "if False:"),
     Break("the old row is trusted", PROJECTION, "        if each.again:\n", "        if False:\n"),
     Break(
-        "changes at every event", SESSION, "if all(told.get(name) == now[name] for name in _CORRECTED_BY):", "if False:"
+        "changes at every event", SESSION, "if all(last.get(name) == now[name] for name in _CORRECTED_BY):", "if False:"
     ),
     Break(
-        "no changes after the first", SESSION, "if all(told.get(name) == now[name] for name in _CORRECTED_BY):", "if 1:"
+        "no changes after the first", SESSION, "if all(last.get(name) == now[name] for name in _CORRECTED_BY):", "if 1:"
     ),
     Break("a step back is a one-shot", SESSION, "if is_onward and one_shot not in kinds", "if one_shot not in kinds"),
-    Break("a one-shot is told again", SESSION, "if is_onward and one_shot not in kinds", "if is_onward"),
+    Break("a one-shot is announced again", SESSION, "if is_onward and one_shot not in kinds", "if is_onward"),
     Break("lines are complete for ever", SESSION, "moved = was_complete and any(", "moved = False and any("),
     Break("lines that differ are right", SESSION, 'difference if laid["_lines_moved"] else None', "None"),
     Break("history is news", PROJECTION, 'withheld="fold_version"', "withheld=None"),

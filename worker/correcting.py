@@ -1,10 +1,10 @@
-"""What the feed last told of an order, and whether that has to be corrected.
+"""What the feed last announced of an order, and whether that has to be corrected.
 
 Note [The feed's last word of an order is its row]
-    A fold compares a row with the row before it. What a reader acts on is what the feed told, and the two may differ:
-    a row that went (its one event was set aside) has no row before it when it comes back, and a one-shot that is there
-    already is not told again. So what a fold finds is held against the last one-shot or correction of the order, under
-    the lock of those who append changes. What is withheld counts as told: it is what may be released.
+    A fold compares a row with the row before it. What a reader acts on is what the feed announced, and the two may
+    differ: a row that went (its one event was ignored) has no row before it when it comes back, and a one-shot that is
+    there already is not announced again. So what a fold finds is held against the last one-shot or correction of the
+    order, under the lock of those who append changes. What is withheld counts as announced: it is what may be released.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,8 +17,8 @@ from worker.folds.checkout_session import CORRECTED, KINDS_WITH_LINES
 from worker.refunding import KIND as REFUND_CHANGED
 
 _Order: TypeAlias = tuple[str, bool, str]
-_Told: TypeAlias = tuple[Mapping[str, Any] | None, Sequence[str]]
-"""What was last told of an order, and which one-shots were told of it."""
+_Announced: TypeAlias = tuple[Mapping[str, Any] | None, Sequence[str]]
+"""What was last announced of an order, and which one-shots were announced of it."""
 
 
 def is_of_order(change: Mapping[str, Any]) -> bool:
@@ -27,16 +27,16 @@ def is_of_order(change: Mapping[str, Any]) -> bool:
 
 
 def against_the_feed(cursor: Cursor, found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return *found* with each step of an order as it is after all that the feed told of that order.
+    """Return *found* with each step of an order as it is after all that the feed announced of that order.
 
     The caller keeps others from appending.
     """
-    told = _told(cursor, [change for change in found if is_of_order(change)])
-    return [each for change in found for each in (_settled(change, told) if is_of_order(change) else [change])]
+    announced = _announced(cursor, [change for change in found if is_of_order(change)])
+    return [each for change in found for each in (_settled(change, announced) if is_of_order(change) else [change])]
 
 
-def _settled(change: dict[str, Any], told: Mapping[_Order, _Told]) -> list[dict[str, Any]]:
-    last, kinds = told.get((change["account"], change["livemode"], change["subject_id"]), (None, ()))
+def _settled(change: dict[str, Any], announced: Mapping[_Order, _Announced]) -> list[dict[str, Any]]:
+    last, kinds = announced.get((change["account"], change["livemode"], change["subject_id"]), (None, ()))
     kind = checkout_session.kind_of_step(last, change["after"], kinds)
     if kind is None:
         return []
@@ -49,12 +49,12 @@ def _settled(change: dict[str, Any], told: Mapping[_Order, _Told]) -> list[dict[
     return [{**change, "kind": kind, "before": before, "after": {**after, **more}}]
 
 
-def _told(cursor: Cursor, changes: Sequence[Mapping[str, Any]]) -> dict[_Order, _Told]:
-    """Return what was told of the orders of *changes*, without those of which nothing was."""
+def _announced(cursor: Cursor, changes: Sequence[Mapping[str, Any]]) -> dict[_Order, _Announced]:
+    """Return what was announced of the orders of *changes*, without those of which nothing was."""
     if not changes:
         return {}
     cursor.execute(
-        _LAST_TOLD,
+        _LAST_ANNOUNCED,
         (
             text_array([str(change["account"]) for change in changes]),
             boolean_array(change["livemode"] is True for change in changes),
@@ -69,7 +69,7 @@ SELECT seq, kind, after FROM changes AS c
 WHERE (c.account, c.livemode, c.subject, c.subject_id) = (k.account, k.livemode, 'order', k.id) AND c.kind
 """
 # See Note [A row is found by its key, whatever the planner believes]; each kind is found by the index of its own.
-_LAST_TOLD: Final = f"""
+_LAST_ANNOUNCED: Final = f"""
 SELECT k.account, k.livemode, k.id, (array_agg(t.after ORDER BY t.seq DESC))[1], array_agg(t.kind)
 FROM unnest(%s::text[], %s::boolean[], %s::text[]) AS k (account, livemode, id)
 CROSS JOIN LATERAL (

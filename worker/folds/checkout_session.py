@@ -20,8 +20,8 @@ Note [Lines are those of the totals that they were listed with]
     and an event can be held against the row alone.
 
 Note [A step back is a correction]
-    A status that is told stays true, but where what it was told by turns out to be wrong: the event is set aside, or
-    a rendering of it that nobody signed is replaced. A reader has acted on it by then, and must hear so. The status
+    A status that was announced stays true, but where what it came by turns out to be wrong: the event is set aside, or
+    a rendering of it that no one signed is replaced. A reader has acted on it by then, and must hear so. The status
     that is left was passed by before, so it is no news of its own, and the one-shot stays the only one of its kind: an
     order that is paid again after a step back is a correction as well.
 """
@@ -355,7 +355,7 @@ def _follow(row: Row, step: Facts, laid: Row) -> bool:
 
 
 def _difference(lines: Sequence[Row], order: Row) -> Mapping[str, Value] | None:
-    """Return in which total *lines* differ from their *order*, None where in none that both tell."""
+    """Return in which total *lines* differ from their *order*, None where in none that both have."""
     currency, subtotal = order["currency"], order["amount_subtotal"]
     others = {line["currency"] for line in lines} - {None, currency}
     if others and currency is not None:
@@ -461,19 +461,19 @@ _PLACE_OF_STATUS: Final[Mapping[object, int]] = {
 }
 
 
-def kind_of_step(told: Mapping[str, Any] | None, now: Mapping[str, Any], kinds: Collection[str] = ()) -> Kind | None:
-    """Return which change an order makes that is *now* so, after all that a reader was *told* of it; None for none.
+def kind_of_step(last: Mapping[str, Any] | None, now: Mapping[str, Any], kinds: Collection[str] = ()) -> Kind | None:
+    """Return which change an order makes that is *now* so, by what was *last* announced of it; None for none.
 
-    *told* is None where that was nothing, and *kinds* are the one-shots that were among it.
+    *last* is None where that was nothing, and *kinds* are the one-shots that were among it.
     See Note [A step back is a correction].
     """
     one_shot = _KIND_OF_STATUS.get(now["status"])
-    if told is None:
+    if last is None:
         return one_shot
-    if all(told.get(name) == now[name] for name in _CORRECTED_BY):
+    if all(last.get(name) == now[name] for name in _CORRECTED_BY):
         return None
-    was, place = (_PLACE_OF_STATUS.get(each.get("status"), _OPEN - 1) for each in (told, now))
-    is_onward = told.get("status") != now["status"] and place >= was
+    was, place = (_PLACE_OF_STATUS.get(each.get("status"), _OPEN - 1) for each in (last, now))
+    is_onward = last.get("status") != now["status"] and place >= was
     return one_shot if is_onward and one_shot not in kinds else CORRECTED
 
 

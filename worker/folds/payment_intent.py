@@ -1,6 +1,6 @@
-"""What a canceled payment intent says: no money will come by it.
+"""What a canceled payment intent means: no money will come by it.
 
-Source: https://docs.stripe.com/api/payment_intents/object. Nothing else is kept of an intent: its charges say whether
+Source: https://docs.stripe.com/api/payment_intents/object. Nothing else is kept of an intent: its charges show whether
 money came.
 """
 

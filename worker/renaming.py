@@ -44,8 +44,8 @@ LOCK_SECONDS_MAX: Final = 1
 TRIES_MAX: Final = 40
 
 MOVED: Final = (
-    tables.inbox, tables.renderings, tables.mentions, tables.stripe_calls, tables.stripe_jobs, tables.anomalies,
-    tables.changes, *tables.PROJECTIONS,
+    tables.inbox, tables.renderings, tables.mentions, tables.unsettled, tables.stripe_calls, tables.stripe_jobs,
+    tables.anomalies, tables.changes, *tables.PROJECTIONS,
 )  # fmt: skip
 """Every table that names an account."""
 
@@ -309,7 +309,7 @@ class _Work:
         """Yield one step after another, each to be done before the next is asked for."""
         yield self._executing(_JOBS)
         yield self._executing(_ANOMALIES)
-        for table in (tables.stripe_calls, *tables.PROJECTIONS):
+        for table in (tables.stripe_calls, tables.unsettled, *tables.PROJECTIONS):
             yield from self._again_and_again(_mover_of(table))
         yield from self._changes()
         yield from self._again_and_again(self._move_some)

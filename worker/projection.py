@@ -634,6 +634,8 @@ class _Reasons:
 
     def of(self, subject: Subject, joined: Joined | None) -> str | None:
         """Return why changes of the row *joined* of *subject*, or of one that is gone, are withheld; None for news."""
+        if not self._events and not self._objects:
+            return self._withheld
         by = None if joined is None else joined.decided_by
         is_by_history = by is not None and (subject.account, subject.livemode, by.event_id) in self._events
         is_history = is_by_history or _object_of(subject) in self._objects
@@ -1314,11 +1316,12 @@ def _implied(subject: Subject, joined: Joined, saved: _Saved) -> Iterator[tuple[
     shape, before = folds.SHAPES[subject.table], saved.known.get(subject)
     changes = shape.changes(before, joined.row)
     world = (subject.account, subject.livemode)
-    children = joined.children if changes else ()
+    children = joined.children if changes and shape.child_of is not None else ()
     fresh = [child for child in children if (*world, str(child["event_id"])) in saved.fresh]
-    steps = shape.steps(before, joined.row, fresh)
+    steps = shape.steps(before, joined.row, fresh) if fresh else []
     if not steps:
-        yield from ((change, _named_by(joined)) for change in changes)
+        for change in changes:
+            yield change, _named_by(joined)
         return
     for change, child in zip(steps, fresh, strict=True):
         source = saved.fresh[*world, str(child["event_id"])]

@@ -184,6 +184,8 @@ def fold_all(shape: Shape, facts: Iterable[Facts]) -> Joined | None:
 def in_order(shape: Shape, facts: Iterable[Facts]) -> Path:
     """Return the facts of one row, out of its own and its leader's, in the order in which they are laid."""
     known = list(facts)
+    if len(known) == 1 and shape.order is None:
+        return Path(known, set(), is_ambiguous=False)
     if shape.order is not None:
         return shape.order(known)
     leading = [each for each in known if each.subject.table == shape.leader]

@@ -95,9 +95,16 @@ class Rules:
     may_repeat: bool = True
 
     def carried(self, facts: Facts) -> dict[str, Value]:
-        """Return the state after an event, with that of the row that shares its order."""
+        """Return the state after an event, with that of the row that shares its order, under names of its own.
+
+        Both may have a status or a currency, which are not the same.
+        """
         row = self.rows.get(facts.event_id)
-        return facts.after if row is None else {**facts.after, **row.after}
+        return facts.after if row is None else {**facts.after, **{_of_row(name): row.after[name] for name in row.after}}
+
+
+def _of_row(name: str) -> str:
+    return f"row: {name}"
 
 
 def order(facts: Iterable[Facts], rules: Rules) -> Path:
@@ -110,7 +117,8 @@ def order(facts: Iterable[Facts], rules: Rules) -> Path:
         courses = _follow(courses, group, rules)
     best, *others = courses
     steps, twins = best.unwound(rules)
-    is_ambiguous = any(best.carried.get(name) != each.carried.get(name) for each in others for name in rules.names)
+    names = [_of_row(name) for name in rules.names] if rules.rows else rules.names
+    is_ambiguous = any(best.carried.get(name) != each.carried.get(name) for each in others for name in names)
     return Path(steps, twins, is_ambiguous)
 
 
@@ -228,7 +236,7 @@ def _follow(courses: Sequence[_Course], group: list[Facts], rules: Rules) -> lis
         found = _most_preferred(found, edges, endings_max, rules)
     followed = [_followed(course, group, ending, rules) for course, ending in found]
     if testimony is not None and testimony.end is not None:
-        followed = [each for each in followed if each.carried.get(testimony.name) == testimony.end] or followed
+        followed = [each for each in followed if each.carried.get(_of_row(testimony.name)) == testimony.end] or followed
     if len(followed) == 1:
         return followed
     followed.sort(key=lambda each: _rank_of(each, rules), reverse=True)

@@ -20,9 +20,9 @@ Note [A row is found by its key, whatever the planner believes]
 import hashlib
 from collections import defaultdict, deque
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import datetime
-from functools import cache
+from functools import cache, cached_property
 from typing import Any, Final, NamedTuple, TypeAlias
 
 import msgspec
@@ -65,8 +65,7 @@ Apart: TypeAlias = deque[tuple[int, ...]]
 _log = structlog.get_logger()
 
 
-@dataclass(frozen=True, slots=True)
-class Claimed:
+class Claimed(Struct, frozen=True):
     """An event taken for folding; ``again`` where it had an outcome before, ``set_aside`` by an operator's word.
 
     ``attempts`` is how often it has failed alone since it became pending. Of an event of which copies say different
@@ -88,8 +87,7 @@ class Share(NamedTuple):
     of: int
 
 
-@dataclass(slots=True)
-class _Outcome:
+class _Outcome(Struct):
     seq: int
     state: str
     reason: str | None
@@ -124,14 +122,20 @@ class _Part:
         ]
 
 
-@dataclass(slots=True)
+@dataclass
 class _Saved:
-    """What one batch came to; ``fresh`` are the sources of the events that had no outcome before."""
+    """What one batch of events, as they are *judged*, came to."""
 
     rows: dict[Subject, Joined]
     known: dict[Subject, Row]
     gone: list[Subject]
-    fresh: Mapping[_Object, str] = field(default_factory=dict)
+    judged: Sequence[tuple[Claimed, folds.Verdict]] = ()
+
+    @cached_property
+    def fresh(self) -> dict[_Object, str]:
+        """The sources of the events that had no outcome before."""
+        events = [each.event for each, _ in self.judged if not each.again]
+        return {(event.account, event.livemode, event.id): event.source for event in events}
 
 
 def run_once(
@@ -152,7 +156,6 @@ def run_once(
     Raises:
         Transient: PostgreSQL does not answer, or has not given any event in time; nothing is lost.
     """
-    _queue_copies(engine, bounds)
     parts: Apart = deque() if apart is None else apart
     folded = _run_batch(engine, parts, now=now, limit=limit, share=share, bounds=bounds)
     while apart is None and parts:
@@ -165,11 +168,6 @@ def run_one(engine: Engine, seq: int, *, now: datetime) -> int:
     return _run_batch(engine, deque([(seq,)]), now=now, limit=1, share=None, bounds=None)
 
 
-def _queue_copies(engine: Engine, bounds: Bounds | None) -> None:
-    with database.transaction(engine, bounds) as connection, database.cursor(connection) as cursor:
-        renderings.queue(cursor)
-
-
 def _run_batch(
     engine: Engine, apart: Apart, *, now: datetime, limit: int, share: Share | None, bounds: Bounds | None
 ) -> int:
@@ -179,10 +177,13 @@ def _run_batch(
     compared: list[int] = []
     try:
         with database.transaction(engine, bounds) as connection, database.cursor(connection) as cursor:
-            claimed = claim(
-                cursor, limit=limit if only is None else len(only), only=only, share=share, compared=compared
-            )
-            owes = project(cursor, claimed, now=now) if claimed else bool(settling.owed(cursor))
+            # What is queued is queued for good, though the batch may fail: it is committed by itself.
+            queued = renderings.queue(cursor) if only is None else 0
+            if not queued:
+                claimed = claim(
+                    cursor, limit=limit if only is None else len(only), only=only, share=share, compared=compared
+                )
+                owes = project(cursor, claimed, now=now) if claimed else bool(settling.owed(cursor))
     except Exception as error:
         failure = None if isinstance(error, Transient) or not (claimed or compared) else failure_of(error)
         if failure is None:
@@ -192,6 +193,8 @@ def _run_batch(
         if not claimed:
             return _divide_compared(engine, apart, compared, failure, bounds=bounds)
         return _divide(engine, apart, claimed, failure, now=now, bounds=bounds)
+    if queued:
+        return _run_batch(engine, apart, now=now, limit=limit, share=share, bounds=bounds)
     if owes:
         _settle_owed(engine, now=now, bounds=bounds)
     return len(claimed)
@@ -564,11 +567,7 @@ def _project(cursor: Cursor, part: _Part, now: datetime, fold_version: int, *, w
     anew = part.anew | _rows_of(cursor, part.objects)
     _mention(cursor, events, part.facts)
     saved = _join(cursor, part.facts, anew)
-    saved.fresh = {
-        (each.event.account, each.event.livemode, each.event.id): each.event.source
-        for each, _ in part.judged
-        if not each.again
-    }
+    saved.judged = part.judged
     open_orders = settling.open_orders(saved.rows)
     for subject in open_orders:
         del saved.rows[subject]
@@ -622,7 +621,7 @@ class _Reasons:
     """Why changes are not in the feed: all of a part that is *withheld*, and those by copies of what was known."""
 
     def __init__(self, part: _Part, withheld: str | None) -> None:
-        self._withheld = withheld
+        self.of_all = withheld
         history = [each for each, _ in part.judged if each.choice is not None and each.choice.is_history]
         self._events = {(each.event.account, each.event.livemode, each.event.id) for each in history}
         self._objects = {_object_of(subject) for each in history for subject in _rows_before(each)}
@@ -632,14 +631,19 @@ class _Reasons:
             else:
                 self._objects.add(_object_of(subject))
 
+    @property
+    def is_one(self) -> bool:
+        """Whether there is one reason, or none, for all changes."""
+        return not self._events and not self._objects
+
     def of(self, subject: Subject, joined: Joined | None) -> str | None:
         """Return why changes of the row *joined* of *subject*, or of one that is gone, are withheld; None for news."""
-        if not self._events and not self._objects:
-            return self._withheld
+        if self.is_one:
+            return self.of_all
         by = None if joined is None else joined.decided_by
         is_by_history = by is not None and (subject.account, subject.livemode, by.event_id) in self._events
         is_history = is_by_history or _object_of(subject) in self._objects
-        return self._withheld or ("rendering" if is_history else None)
+        return self.of_all or ("rendering" if is_history else None)
 
 
 _NOTHING: Final = _Part((), {}, set(), set())
@@ -842,20 +846,13 @@ def _lock(cursor: Cursor, subjects: Iterable[Subject], objects: Iterable[_Object
 
 def _mention(cursor: Cursor, events: Sequence[Event], facts: dict[Subject, list[Facts]]) -> None:
     """Note which events speak of another object's rows, so that those rows can be folded from all that is said."""
-    told = {
-        (one.event_id, subject.account, subject.livemode, subject.source)
+    by_id = {(event.account, event.livemode, event.id): event for event in events}
+    found = {
+        (event.account, event.livemode, subject.source, event.seq)
         for subject, ones in facts.items()
         for one in ones
+        if (event := by_id.get(_by(one))) is not None and event.object_id != subject.source
     }
-    by_event: dict[tuple[str, str, bool], set[str]] = defaultdict(set)
-    for event_id, account, livemode, source in told:
-        by_event[event_id, account, livemode].add(source)
-    found = [
-        (event.account, event.livemode, source, event.seq)
-        for event in events
-        for source in by_event.get((event.id, event.account, event.livemode), ())
-        if source != event.object_id
-    ]
     if found:
         cursor.execute(
             "INSERT INTO mentions (account, livemode, object_id, seq)"
@@ -874,7 +871,7 @@ def _join(cursor: Cursor, facts: dict[Subject, list[Facts]], anew: set[Subject])
     joined: dict[Subject, Joined] = {}
     led = _led_rows(cursor, facts.keys() - anew)
     # A doubt is for all the events of the object to decide, which all of its rows share.
-    refold = anew | _in_doubt(cursor, (facts.keys() - anew) | led)
+    refold = anew | _in_doubt(cursor, (known.keys() - anew) | led)
     for subject in facts.keys() - refold:
         shape, row = folds.SHAPES[subject.table], known.get(subject)
         if row is not None and settling.is_laid_on(subject, row):
@@ -901,9 +898,11 @@ def _join(cursor: Cursor, facts: dict[Subject, list[Facts]], anew: set[Subject])
     return _Saved(joined, known, gone)
 
 
-def _in_doubt(cursor: Cursor, subjects: Iterable[Subject]) -> set[Subject]:
-    """Return those of *subjects* whose order is noted as ambiguous, and the rows that order them."""
-    named = {_named(subject): subject for subject in subjects}
+def _in_doubt(cursor: Cursor, at_rest: Collection[Subject]) -> set[Subject]:
+    """Return those of the rows *at_rest* whose order is noted as ambiguous, and the rows that order them."""
+    if not at_rest:
+        return set()
+    named = {_named(subject): subject for subject in at_rest}
     cursor.execute(
         """
         SELECT a.account, a.livemode, a.subject, a.subject_id
@@ -1153,7 +1152,12 @@ def _set_aside(cursor: Cursor, words: Sequence[Event]) -> None:
 
 def _note_anomalies(cursor: Cursor, saved: _Saved, now: datetime) -> None:
     """Write which anomalies of the rows that were folded are in force now, and which are over."""
-    touched = {_named(subject): subject for subject in (*saved.rows, *saved.gone)}
+    found = [row for subject, joined in saved.rows.items() for row in anomaly_rows(subject, joined, now)]
+    # Of what had no row before none is in force.
+    touched = {_named(subject): subject for subject in (*saved.rows, *saved.gone) if subject in saved.known}
+    if not touched:
+        _write_anomalies(cursor, found, (), now)
+        return
     cursor.execute(
         """
         SELECT a.account, a.livemode, a.subject, a.subject_id, a.id, a.kind
@@ -1163,7 +1167,6 @@ def _note_anomalies(cursor: Cursor, saved: _Saved, now: datetime) -> None:
         (*_world_arrays([*touched.values()]), text_array([subject_id for *_, subject_id in touched])),
     )
     in_force = cursor.fetchall()
-    found = [row for subject, joined in saved.rows.items() for row in anomaly_rows(subject, joined, now)]
     held = {(row["account"], row["livemode"], row["id"]) for row in found}
     over = [
         (account, livemode, anomaly)
@@ -1268,6 +1271,8 @@ def _named(subject: Subject) -> tuple[str, bool, str, str]:
 
 def anomaly_rows(subject: Subject, joined: Joined, now: datetime) -> list[dict[str, Any]]:
     """Return the rows by which the table tells what is wrong with a row; *now* is when that was seen."""
+    if not joined.anomalies:
+        return []
     rows = [_anomaly_row(subject, joined.row, anomaly, now) for anomaly in joined.anomalies]
     # The same may be wrong twice, as a ledger's chain may be broken by the same amount in two places.
     return list({row["id"]: row for row in rows}.values())
@@ -1315,13 +1320,14 @@ def _implied(subject: Subject, joined: Joined, saved: _Saved) -> Iterator[tuple[
     """Yield what the row *joined* implies, and which event each change names: every step where all of them are new."""
     shape, before = folds.SHAPES[subject.table], saved.known.get(subject)
     changes = shape.changes(before, joined.row)
+    if not changes:
+        return
     world = (subject.account, subject.livemode)
-    children = joined.children if changes and shape.child_of is not None else ()
+    children = joined.children if shape.child_of is not None else ()
     fresh = [child for child in children if (*world, str(child["event_id"])) in saved.fresh]
     steps = shape.steps(before, joined.row, fresh) if fresh else []
     if not steps:
-        for change in changes:
-            yield change, _named_by(joined)
+        yield from ((change, _named_by(joined)) for change in changes)
         return
     for change, child in zip(steps, fresh, strict=True):
         source = saved.fresh[*world, str(child["event_id"])]
@@ -1330,6 +1336,9 @@ def _implied(subject: Subject, joined: Joined, saved: _Saved) -> Iterator[tuple[
 
 def _moved(saved: _Saved, reasons: _Reasons) -> dict[str | None, list[Moved]]:
     """Return what may have moved the refunds of orders, by the reason why that is withheld, news first."""
+    if reasons.is_one:
+        moved = [*refunding.moved(saved.rows, saved.known), *refunding.vanished(saved.gone, saved.known)]
+        return {reasons.of_all: moved}
     rows: dict[str | None, dict[Subject, Joined]] = defaultdict(dict, {None: {}})
     gone: dict[str | None, list[Subject]] = defaultdict(list)
     for subject, joined in saved.rows.items():
@@ -1367,7 +1376,9 @@ def append(cursor: Cursor, found: list[dict[str, Any]], withheld: str | None = N
     if not found:
         return
     found.sort(key=lambda row: (row["at"], row["subject"], row["subject_id"]))
-    rows = [{**row, "withheld": row.get("withheld") or withheld} for row in found]
+    rows = found
+    if withheld is not None or "withheld" not in found[0]:
+        rows = [{**row, "withheld": row.get("withheld") or withheld} for row in found]
     if any(row["kind"] == CORRECTED for row in rows) or _may_be_told(cursor, rows):
         settled = correcting.against_the_feed(cursor, rows)
         cursor.execute(_APPEND, (msgspec.json.encode(settled).decode(),))

@@ -28,7 +28,6 @@ _SHOWN: Final = (
     *("refunded_amount", "refund_status"),
 )
 ROWS_AT_ONCE: Final = 1_000
-_WAYS: Final = ("payment_intent", "charge", "invoice")
 # What of an order decides which refunds are its own, whether they can be added up, and how much of it they are.
 _OF_ORDER: Final = ("payment_intent", "invoice", "currency", "amount_total")
 _TABLES: Final = ("charges", "invoice_payments", "orders", "refunds")
@@ -53,36 +52,43 @@ class Moved(NamedTuple):
 
 def moved(rows: Mapping[Subject, Joined], known: Mapping[Subject, Row]) -> list[Moved]:
     """Return those of *rows* that may change what an order's refunds come to, where they were *known* otherwise."""
-    return [
-        each
-        for subject, joined in rows.items()
-        if subject.table in _TABLES and _moves_money(subject, joined.row, known.get(subject))
-        for each in _moved(subject, joined.row, known.get(subject), joined.source)
-    ]
+    found: list[Moved] = []
+    for subject, joined in rows.items():
+        if subject.table in _TABLES:
+            before = known.get(subject)
+            if before is None:
+                found.append(_leading(subject, joined.row, joined.row, joined.source))
+            elif _moves_money(subject, joined.row, before):
+                found += _moved(subject, joined.row, before, joined.source)
+    return found
 
 
 def vanished(gone: Iterable[Subject], known: Mapping[Subject, Row]) -> list[Moved]:
     """Return those of the rows that are *gone*, as they were *known*, that may change it."""
     return [
-        each
-        for subject in gone
-        if subject.table in _TABLES
-        for each in _moved(subject, known[subject], None, "observation")
+        _leading(subject, known[subject], known[subject], "observation") for subject in gone if subject.table in _TABLES
     ]
 
 
-def _moves_money(subject: Subject, row: Row, known: Row | None) -> bool:
+def _moves_money(subject: Subject, row: Row, known: Row) -> bool:
     if subject.table == "orders":
-        return any(row[name] != (None if known is None else known[name]) for name in _OF_ORDER)
+        return any(row[name] != known[name] for name in _OF_ORDER)
     return row != known
 
 
-def _moved(subject: Subject, row: Row, known: Row | None, source: str) -> Iterator[Moved]:
-    """Yield what leads to the orders of *row*, and to those that it led to before."""
-    is_refunded = any(_is_refunded(subject, each) for each in (row, known) if each is not None)
-    for intent, charge, invoice in {_ways(subject, each) for each in (row, known) if each is not None}:
-        ways = (intent, charge, invoice)
-        yield Moved(subject.account, subject.livemode, *ways, row["event_id"], row["as_of"], source, is_refunded)
+def _moved(subject: Subject, row: Row, known: Row, source: str) -> list[Moved]:
+    """Return what leads to the orders of *row*, and to those that it led to before, when it was *known*."""
+    now, before = (_leading(subject, each, row, source) for each in (row, known))
+    is_refunded = now.is_refunded or before.is_refunded
+    return list(dict.fromkeys(each._replace(is_refunded=is_refunded) for each in (now, before)))
+
+
+def _leading(subject: Subject, row: Row, by: Row, source: str) -> Moved:
+    """Return what leads to the orders of *row*, which was moved *by* what made it what it is."""
+    is_refunded = _is_refunded(subject, row)
+    return Moved(
+        subject.account, subject.livemode, *_ways(subject, row), by["event_id"], by["as_of"], source, is_refunded
+    )
 
 
 def _is_refunded(subject: Subject, row: Row) -> bool:
@@ -168,7 +174,10 @@ def _refunded(cursor: Cursor, moved: list[Moved]) -> list[Moved]:
         (
             text_array([each.account for each in asked]),
             boolean_array(each.livemode for each in asked),
-            *(text_array([str(getattr(each, way) or "") for each in asked]) for way in _WAYS),
+            *(
+                text_array([str(way or "") for way in ways])
+                for ways in zip(*(each[2:5] for each in asked), strict=True)
+            ),
         ),
     )
     refunded = {number for (number,) in cursor.fetchall()}

@@ -5,8 +5,9 @@ would say something else of an event already folded; the clock then folds again 
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Final, TypeAlias
+
+from msgspec import Struct
 
 from schemas.errors import Unfoldable
 from worker.folds import (
@@ -95,8 +96,7 @@ TABLES_OF_OBJECT: Final[Mapping[str, tuple[str, ...]]] = {
 """By type of object, the tables in which the object's own id is the key of a row."""
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(Struct, frozen=True):
     """What became of one event: facts where it is folded, else a reason, and its code."""
 
     state: str

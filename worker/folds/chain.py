@@ -22,6 +22,8 @@ from functools import cached_property
 from itertools import groupby, pairwise
 from typing import Final, TypeAlias
 
+from msgspec import Struct
+
 from worker.folds.facts import Anomaly, Facts, Value
 
 Position: TypeAlias = tuple[int, tuple[object, ...]]
@@ -44,8 +46,7 @@ order: seniority decides, and each state that an event leads to is an end that i
 _NOTHING: Final = "nothing comes before a .created event"
 
 
-@dataclass(frozen=True, slots=True)
-class Path:
+class Path(Struct, frozen=True):
     """Events in their order, the ids of those left out as twins, and whether their end is a choice between rows.
 
     *anomalies* are what the order itself shows.

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Final
 
+from msgspec import Struct
+
 from worker.folds import chain
 from worker.folds.chain import Path, Rules
 from worker.folds.facts import Anomaly, Change, Facts, Row, Subject, Value, Witness
@@ -92,8 +94,7 @@ class Shape:
         return frozenset(self.empty) | {"account", "livemode", *self.key, "event_id", "as_of"}
 
 
-@dataclass(frozen=True, slots=True)
-class Joined:
+class Joined(Struct, frozen=True):
     """A row, what is wrong with it, and by which source its deciding event came.
 
     ``children`` are the rows that belong to it, all there are of them where they ``replace_all``. ``is_whole`` tells
@@ -160,11 +161,11 @@ def fold_all(shape: Shape, facts: Iterable[Facts]) -> Joined | None:
     None where there is no event of the row itself: a row is never made up.
     """
     known = list(facts)
-    own = [each for each in known if each.subject.table == shape.table]
-    if all(each.is_witness for each in own):
+    own = next((each.subject for each in known if each.subject.table == shape.table and not each.is_witness), None)
+    if own is None:
         return None
     path = in_order(shape, known)
-    row = _empty(shape, own[0].subject)
+    row = _empty(shape, own)
     anomalies = list(path.anomalies)
     for step in path.steps:
         anomalies += [_two_references(step, name, row) for name in _disagreements(row, step)]
@@ -177,7 +178,7 @@ def fold_all(shape: Shape, facts: Iterable[Facts]) -> Joined | None:
     if path.is_ambiguous:
         anomalies.append(Anomaly(AMBIGUOUS_ORDER, {"as_of": row["as_of"]}))
     # Twins tell one step, and so one child of it; but of two that tell one state, one alone may list the parts.
-    real = [step for step in path.steps if shape.child_of is None or step.event_id not in path.twins]
+    real = [step for step in path.steps if step.event_id not in path.twins] if shape.child_of else path.steps
     return Joined(row, tuple(anomalies), _children(shape, real), path.steps[-1].source, is_whole=True, replace_all=True)
 
 
@@ -211,8 +212,10 @@ def with_leader(shape: Shape, subject: Subject, told: Mapping[Subject, Sequence[
 
 
 def _drop_what_no_column_keeps(shape: Shape, row: Row) -> None:
-    for name in row.keys() - shape.names:
-        del row[name]
+    # The names that a row keeps come first and are all there, so that one that has no more is whole.
+    if len(row) > len(shape.names):
+        for name in row.keys() - shape.names:
+            del row[name]
 
 
 def _children(shape: Shape, steps: Sequence[Facts]) -> tuple[Row, ...]:
@@ -240,6 +243,8 @@ def _lay(shape: Shape, row: Row, step: Facts) -> Row:
 
 def _disagreements(row: Row, step: Facts) -> list[str]:
     """Return the names of the references on which *step* and *row* both speak and differ."""
+    if not step.references:
+        return []
     return [
         name
         for name, reference in step.references.items()

@@ -11,9 +11,11 @@ Note [A charge decides what its session leaves open]
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
+
+from msgspec import structs
 
 from worker.folds import checkout_session
 from worker.folds.facts import Row, Witness
@@ -70,7 +72,9 @@ def settle(joined: Joined, payment: Payment) -> Joined:
     row: Row = {**joined.row, "status": decision.status, f"{decision.status}_at": decision.at}
     own = checkout_session.SHAPE.anomalies(joined.row)
     others = [each for each in joined.anomalies if each not in own]
-    return replace(joined, row=row, anomalies=(*others, *checkout_session.SHAPE.anomalies(row)), decided_by=decision.by)
+    return structs.replace(
+        joined, row=row, anomalies=(*others, *checkout_session.SHAPE.anomalies(row)), decided_by=decision.by
+    )
 
 
 def decide(row: Row, payment: Payment) -> Decision | None:

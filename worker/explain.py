@@ -256,7 +256,7 @@ def _setters(path: Path, row: Row) -> dict[str, Facts]:
         found |= {name: step for name, value in step.references.items() if value is not None}
     # What was inferred since is no event's word.
     found = {name: step for name, step in found.items() if name in row and row[name] == step.after[name]}
-    for step in reversed(path.steps):
+    for step in reversed(join.real_moments(path.steps)):
         found |= {name: step for name, at in step.moments.items() if row.get(name) == at}
     return found
 

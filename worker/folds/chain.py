@@ -351,7 +351,7 @@ def _starts(edges: Sequence[_Edge], names: Sequence[str], course: _Course) -> li
 def _movers(edges: Sequence[_Edge]) -> Iterator[Hashable]:
     """Yield the states after events that may have moved the rank, but do not report what was before."""
     for edge in edges:
-        if edge.facts.before is None and edge.facts.source != "observation":
+        if edge.facts.before is None and not edge.facts.is_observation:
             yield edge.after
 
 
@@ -559,7 +559,7 @@ def _beyond(edges: Sequence[_Edge], floor: _Floor) -> Iterator[_Edge]:
 
 def _seniority(facts: Facts) -> tuple[bool, str]:
     """Where nothing else decides: an event over an observation, then the greatest id."""
-    return (facts.source != "observation", facts.event_id)
+    return (not facts.is_observation, facts.event_id)
 
 
 def _seniority_of(edge: _Edge) -> tuple[bool, str]:

@@ -94,6 +94,11 @@ class Facts(Struct, frozen=True, array_like=True):
         return (self.rank, self.stamp)
 
     @property
+    def is_observation(self) -> bool:
+        """Whether it is what we read or decided ourselves, and no event of Stripe's."""
+        return self.source == "observation"
+
+    @property
     def after(self) -> dict[str, Value]:
         """The state that the event tells, under the names of ``before``."""
         return {**self.columns, **self.references}

@@ -10,10 +10,11 @@ Note [The row depends on the set alone]
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cached_property
 from typing import Final
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from worker.folds import chain
 from worker.folds.chain import Path, Rules
@@ -122,7 +123,7 @@ def advance(shape: Shape, row: Row, facts: Sequence[Facts]) -> Joined | None:
         return None
     advanced = row
     for step in steps:
-        if _disagreements(advanced, step):
+        if _disagreements(advanced, step) or _may_be_of_a_reading(advanced, step):
             return None
         laid = _lay(shape, advanced, step)
         if not shape.follow(advanced, step, laid):
@@ -167,7 +168,7 @@ def fold_all(shape: Shape, facts: Iterable[Facts]) -> Joined | None:
     path = in_order(shape, known)
     row = _empty(shape, own)
     anomalies = list(path.anomalies)
-    for step in path.steps:
+    for step in real_moments(path.steps):
         anomalies += [_two_references(step, name, row) for name in _disagreements(row, step)]
         laid = _lay(shape, row, step)
         shape.follow(row, step, laid)
@@ -239,6 +240,34 @@ def _lay(shape: Shape, row: Row, step: Facts) -> Row:
         known = laid[name]
         laid[name] = moment if known is None else min(known, moment)  # type: ignore[type-var]  # moments hold times only
     return laid
+
+
+def real_moments(steps: Sequence[Facts]) -> Sequence[Facts]:
+    """Return *steps* with a moment in an observation only where no event of Stripe's reports it.
+
+    An observation is dated by a lower bound: see schemas/stripe_api.py. What Stripe's events date is known better.
+    """
+    if len(steps) == 1 or not any(step.moments and step.is_observation for step in steps):
+        return steps
+    real = {name for step in steps if not step.is_observation for name in step.moments}
+    return [
+        structs.replace(step, moments={name: at for name, at in step.moments.items() if name not in real})
+        if step.is_observation
+        else step
+        for step in steps
+    ]
+
+
+def _may_be_of_a_reading(row: Row, step: Facts) -> bool:
+    """Return whether it matters, of a moment that *row* and *step* have, which is an observation's: see real_moments.
+
+    The row does not show by what its moments are known. A later reading of what is known is no matter.
+    """
+    for name, at in step.moments.items():
+        known = row[name]
+        if isinstance(known, datetime) and (at < known if step.is_observation else known < at):
+            return True
+    return False
 
 
 def _disagreements(row: Row, step: Facts) -> list[str]:

@@ -3,9 +3,13 @@
 Fields and versions are in stripe-facts, sections 2.7 and 6.
 """
 
+import inspect
+import re
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import stripe
 from sqlalchemy import Engine
 
 from tests.envelopes import Json, event
@@ -201,6 +205,26 @@ SESSIONS: Mapping[str, tuple[Json, Json]] = {
         {"configuration": "bpc_2", "customer": "cus_2"},
     ),
 }
+
+
+def test_empty_lists_of_the_features_stay_lists(engine: Engine) -> None:
+    """Every list that Stripe's SDK knows in the features is kept as a list where it is empty."""
+    source = inspect.getsource(sys.modules[stripe.billing_portal.Configuration.__module__])
+    lists = sorted(set(re.findall(r"^ +(\w+): (?:Optional\[)?List\[", source, re.MULTILINE)))
+    assert "products" in lists
+    features: Json = {"newer": dict.fromkeys(lists, []), "enabled": False}
+
+    take_in(
+        engine,
+        event(
+            "evt_1",
+            "billing_portal.configuration.created",
+            MADE,
+            {**CONFIGURATION, "id": "bpc_1", "features": features},
+        ),
+    )
+
+    assert rows(engine, "SELECT features FROM portal_configurations") == [{"features": features}]
 
 
 def test_a_portal_session(engine: Engine) -> None:

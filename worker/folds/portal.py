@@ -92,14 +92,17 @@ def _configuration_told(configuration: Configuration) -> Told:
     )
 
 
-_LISTS: Final = ("allowed_updates", "conditions", "default_allowed_updates", "options", "prices", "products")
+LISTS: Final = (
+    *("allowed_updates", "conditions", "default_allowed_updates"),
+    *("interval_options", "options", "prices", "products"),
+)
 """The lists in the features: what is empty elsewhere is an object."""
 
 
 def _plain(value: Any, name: str = "") -> Any:  # noqa: ANN401 - any JSON
     """Return *value*, which is called *name*, alike however a copy writes it: see schemas/contents.py."""
     if isinstance(value, (dict, list)) and not value:
-        return [] if name in _LISTS else {}
+        return [] if name in LISTS else {}
     if isinstance(value, dict):
         return {key: _plain(each, key) for key, each in value.items()}
     if isinstance(value, list):

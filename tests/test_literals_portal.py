@@ -212,7 +212,7 @@ def test_empty_lists_of_the_features_stay_lists(engine: Engine) -> None:
     source = inspect.getsource(sys.modules[stripe.billing_portal.Configuration.__module__])
     lists = sorted(set(re.findall(r"^ +(\w+): (?:Optional\[)?List\[", source, re.MULTILINE)))
     assert "products" in lists
-    features: Json = {"newer": dict.fromkeys(lists, []), "enabled": False}
+    features: Json = {"newer": {name: [] for name in lists}, "enabled": False}
 
     take_in(
         engine,

@@ -1289,6 +1289,7 @@ def _anomaly_row(subject: Subject, row: Row, anomaly: Anomaly, now: datetime) ->
 
 def _append_changes(cursor: Cursor, saved: _Saved, reasons: _Reasons) -> None:
     """Append what the rows that were *saved* imply, withheld where there is a reason."""
+    begun = saved.known | correcting.openings(cursor, saved.rows, saved.known)
     found = [
         {
             "account": subject.account,
@@ -1302,7 +1303,7 @@ def _append_changes(cursor: Cursor, saved: _Saved, reasons: _Reasons) -> None:
             "withheld": reasons.of(subject, joined),
         }
         for subject, joined in saved.rows.items()
-        for change, named_by in _implied(subject, joined, saved)
+        for change, named_by in _implied(subject, joined, begun.get(subject), saved.fresh)
     ]
     stock.add_lines(cursor, found)
     moved = _moved(saved, reasons)
@@ -1311,20 +1312,25 @@ def _append_changes(cursor: Cursor, saved: _Saved, reasons: _Reasons) -> None:
     append(cursor, found + _refund_changes(cursor, moved))
 
 
-def _implied(subject: Subject, joined: Joined, saved: _Saved) -> Iterator[tuple[Change, dict[str, object]]]:
-    """Yield what the row *joined* implies, and which event each change names: every step where all of them are new."""
-    shape, before = folds.SHAPES[subject.table], saved.known.get(subject)
+def _implied(
+    subject: Subject, joined: Joined, before: Row | None, sources: Mapping[_Object, str]
+) -> Iterator[tuple[Change, dict[str, object]]]:
+    """Yield what the row *joined* implies, and which event each change names: every step where all of them are new.
+
+    New are the events in *sources*, by which each of them came.
+    """
+    shape = folds.SHAPES[subject.table]
     changes = shape.changes(before, joined.row)
     world = (subject.account, subject.livemode)
     children = joined.children if changes and shape.child_of is not None else ()
-    fresh = [child for child in children if (*world, str(child["event_id"])) in saved.fresh]
+    fresh = [child for child in children if (*world, str(child["event_id"])) in sources]
     steps = shape.steps(before, joined.row, fresh) if fresh else []
     if not steps:
         for change in changes:
             yield change, _named_by(joined)
         return
     for change, child in zip(steps, fresh, strict=True):
-        source = saved.fresh[*world, str(child["event_id"])]
+        source = sources[*world, str(child["event_id"])]
         yield change, {"event_id": child["event_id"], "source": source, "at": child["as_of"]}
 
 

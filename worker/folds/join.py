@@ -99,7 +99,8 @@ class Joined:
     ``children`` are the rows that belong to it, all there are of them where they ``replace_all``. ``is_whole`` tells
     that all its events were read; a row that was only advanced does not know of the anomalies that only they show.
     ``decided_by`` is the event of another object by which the row came to its state, where one decided. No event of its
-    own was read where it ``is_at_rest``: what its events' order left in doubt is as it was.
+    own was read where it ``is_at_rest``: what its events' order left in doubt is as it was. ``opening`` is what the row
+    was where its changes begin, unless they were announced before, or begin with an empty row.
     """
 
     row: Row
@@ -110,6 +111,7 @@ class Joined:
     replace_all: bool
     decided_by: Witness | None = None
     is_at_rest: bool = False
+    opening: Row | None = None
 
 
 def advance(shape: Shape, row: Row, facts: Sequence[Facts]) -> Joined | None:
@@ -178,7 +180,9 @@ def fold_all(shape: Shape, facts: Iterable[Facts]) -> Joined | None:
         anomalies.append(Anomaly(AMBIGUOUS_ORDER, {"as_of": row["as_of"]}))
     # Twins tell one step, and so one child of it; but of two that tell one state, one alone may list the parts.
     real = [step for step in path.steps if shape.child_of is None or step.event_id not in path.twins]
-    return Joined(row, tuple(anomalies), _children(shape, real), path.steps[-1].source, is_whole=True, replace_all=True)
+    opening = None if path.opening is None else dict(path.opening)
+    children, source = _children(shape, real), path.steps[-1].source
+    return Joined(row, tuple(anomalies), children, source, is_whole=True, replace_all=True, opening=opening)
 
 
 def in_order(shape: Shape, facts: Iterable[Facts]) -> Path:

@@ -1320,7 +1320,7 @@ def _implied(
     New are the events in *sources*, by which each of them came.
     """
     shape = folds.SHAPES[subject.table]
-    changes = shape.changes(before, joined.row)
+    changes = shape.changes(before, joined.row if joined.announced is None else joined.announced)
     world = (subject.account, subject.livemode)
     children = joined.children if changes and shape.child_of is not None else ()
     fresh = [child for child in children if (*world, str(child["event_id"])) in sources]

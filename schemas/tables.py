@@ -741,6 +741,15 @@ Index(
     postgresql_where=changes.c.kind == "order.corrected",
 )
 
+# Whether anything was announced of a balance.
+Index(
+    "changes_balance",
+    changes.c.account,
+    changes.c.livemode,
+    changes.c.subject_id,
+    postgresql_where=changes.c.kind == "balance.changed",
+)
+
 # The feed, which may have a long history of withheld changes before it.
 Index("changes_shown", changes.c.seq, postgresql_where=changes.c.withheld.is_(None))
 

@@ -179,6 +179,33 @@ def _arrive(engine: Engine, histories: Mapping[str, Sequence[bytes]], first: Seq
         ledger.fold(engine)
 
 
+@contextmanager
+def arrived_in_every_way(services: Services, histories: Mapping[str, Sequence[bytes]]) -> Iterator[Engine]:
+    """Yield a database that took in each history once for each of its ``ways``, as objects of their own.
+
+    The arrivals go side by side, one batch of each at a time, which are folded together.
+    """
+    arrivals = [
+        [[named(body, name, number) for body in batch] for batch in batches]
+        for name, bodies in histories.items()
+        for number, batches in enumerate(ledger.splits(bodies))
+    ]
+    with migrated_database(services) as database_url:
+        engine = database.engine(database_url)
+        for step in zip_longest(*arrivals, fillvalue=()):
+            together = [ledger.delivery(body) for batch in step for body in batch]
+            ledger.record(engine, together)
+            ledger.fold(engine, limit=len(together))
+        yield engine
+        engine.dispose()
+
+
+def ways(name: str, bodies: Sequence[bytes]) -> Iterator[tuple[str, list[list[bytes]]]]:
+    """Yield the ways in which a history may arrive, as batches in their order; before each what its ids end in."""
+    for number, batches in enumerate(ledger.splits(bodies)):
+        yield suffix(name, number), batches
+
+
 def named(body: bytes, name: str, number: int = 0) -> bytes:
     """Return *body* with its ids made those of the arrival *number* of the history *name*."""
     return body.replace(b"@", suffix(name, number).encode())

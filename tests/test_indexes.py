@@ -163,6 +163,10 @@ ASKED: Final = {
         "what an order was last corrected to (correcting)",
         f"SELECT seq FROM changes WHERE kind = 'order.corrected' AND {WORLD} AND subject_id = 'cs_1' ORDER BY seq",
     ),
+    "changes_balance": (
+        "whether anything was announced of a balance (correcting)",
+        f"SELECT seq FROM changes WHERE kind = 'balance.changed' AND {WORLD} AND subject_id = 'cus_1'",
+    ),
     "changes_refund": (
         "what was last told of an order's refunds (refunding)",
         f"SELECT seq FROM changes WHERE kind = 'order.refund_changed' AND {WORLD} AND subject_id = 'cs_1' ORDER BY seq",
@@ -173,7 +177,7 @@ ASKED: Final = {
     ),
     "changes_withheld": (
         "how many changes are withheld, by kind (status, changes withheld)",
-        "SELECT count(*) FROM changes WHERE withheld IS NOT NULL AND kind = 'balance.changed'",
+        "SELECT count(*) FROM changes WHERE withheld IS NOT NULL AND kind = 'invoice.changed'",
     ),
     "anomalies_in_force": (
         "what is wrong with an object (projection)",

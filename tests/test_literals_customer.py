@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import Engine
 
 from tests.envelopes import event
-from tests.ledger import anomalies, kinds, rows, take_in
+from tests.ledger import anomalies, kinds, rows, splits, take_in, take_in_batches
 from tests.literals import assert_rows, at
 
 T = 1_700_000_000
@@ -220,6 +220,116 @@ def test_default_currency_becomes_another(engine: Engine) -> None:
             ],
         },
     )
+    assert kinds(engine, "cus_1") == ["balance.changed"]
+
+
+Step = tuple[str, int, int]
+"""A change of a balance: its currency, and the amounts before and after it."""
+
+IN_DOLLARS = event("evt_1", "customer.created", T, _customer("cus_1", balance=-2501))
+IN_EUROS = event(
+    "evt_2",
+    "customer.updated",
+    T + 9,
+    _customer("cus_1", balance=-502, currency="eur"),
+    before={"balance": -2501, "currency": "usd"},
+)
+LESS_EUROS = event(
+    "evt_3",
+    "customer.updated",
+    T + 20,
+    _customer("cus_1", balance=-402, currency="eur"),
+    before={"balance": -502},
+)
+IN_DOLLARS_AGAIN = event(
+    "evt_4",
+    "customer.updated",
+    T + 30,
+    _customer("cus_1", balance=-2401),
+    before={"balance": -502, "currency": "eur"},
+)
+GONE = event("evt_5", "customer.deleted", T + 40, _customer("cus_1", balance=-502, currency="eur"))
+NAMED = event(
+    "evt_6", "customer.updated", T + 19, _customer("cus_1", balance=-502, currency="eur"), before={"name": "Other"}
+)
+LISTED = event(
+    "obs_1",
+    "payfold.customer_balance_transaction.observed",
+    T + 50,
+    {
+        "id": "cbtxn_1",
+        "object": "customer_balance_transaction",
+        "amount": -502,
+        "created": T + 5,
+        "currency": "eur",
+        "customer": "cus_1",
+        "ending_balance": -502,
+        "type": "adjustment",
+    },
+)
+WITHOUT_CURRENCY = event("evt_1", "customer.created", T, _customer("cus_1", balance=-2501, currency=None))
+WITH_CURRENCY = event(
+    "evt_2", "customer.updated", T + 5, _customer("cus_1", balance=-2501, currency="eur"), before={"currency": None}
+)
+WITH_BALANCE = event(
+    "evt_2",
+    "customer.updated",
+    T + 5,
+    _customer("cus_1", balance=-501, currency="eur"),
+    before={"currency": None, "balance": 0},
+)
+NO_BALANCE = event("evt_1", "customer.created", T, _customer("cus_1", balance=0, currency=None))
+
+DOLLARS = ("usd", 0, -2501)
+# The events, and what the feed announces of them, however they arrive.
+BECOMES: dict[str, tuple[list[bytes], list[Step]]] = {
+    "another": ([IN_DOLLARS, IN_EUROS], [DOLLARS]),
+    "another, of a customer that is deleted": ([IN_DOLLARS, IN_EUROS, GONE], [DOLLARS]),
+    "another, before a name": ([IN_DOLLARS, IN_EUROS, NAMED], [DOLLARS]),
+    # The ledger shows that the balance in euros moved, and when.
+    "another, and the ledger is read": ([IN_DOLLARS, IN_EUROS, LISTED], [("eur", 0, -502), DOLLARS]),
+    "known": ([WITHOUT_CURRENCY, WITH_CURRENCY], [("eur", 0, -2501)]),
+    "known as the balance moves": ([NO_BALANCE, WITH_BALANCE], [("eur", 0, -501)]),
+}
+
+
+def _announced(engine: Engine) -> list[Step]:
+    """Return the changes of the customer's balances, in their order."""
+    found = rows(engine, "SELECT before, after FROM changes WHERE kind = 'balance.changed' ORDER BY seq")
+    return [(each["after"]["currency"], each["before"]["amount"], each["after"]["amount"]) for each in found]
+
+
+@pytest.mark.parametrize("name", BECOMES)
+def test_a_currency_announces_no_change(engine: Engine, name: str) -> None:
+    """A default currency that becomes another moves no balance, in any arrival and any batches (design rule 9)."""
+    history, expected = BECOMES[name]
+    for batches in splits(history):
+        is_last_first = batches[0] in ([GONE], [NAMED])
+        take_in_batches(engine, batches)
+
+        # What is first known of a customer is all its balance: that a currency came between shows only later.
+        more = [("eur", 0, -502)] if is_last_first else []
+        assert sorted(_announced(engine)) == sorted([*more, *expected]), batches
+
+
+def test_what_moves_after_a_currency_is_announced(engine: Engine) -> None:
+    """In the new currency the changes begin with what its balance was, unless nothing of the customer was known."""
+    for batches in splits([IN_DOLLARS, IN_EUROS, LESS_EUROS]):
+        take_in_batches(engine, batches)
+
+        began = 0 if batches[0] == [LESS_EUROS] else -502
+        assert sorted(_announced(engine)) == [("eur", began, -402), DOLLARS], batches
+
+
+def test_a_currency_that_comes_back_announces_what_moved_meanwhile(engine: Engine) -> None:
+    """-2501 dollars are -2401 when dollars are the default again: that balance moved, and the feed ends there."""
+    for batches in splits([IN_DOLLARS, IN_EUROS, IN_DOLLARS_AGAIN]):
+        take_in_batches(engine, batches)
+
+        found = _announced(engine)
+        assert {currency for currency, _, _ in found} == {"usd"}, batches
+        assert [before for _, before, _ in found] == [0, *(after for _, _, after in found[:-1])], batches
+        assert found[-1][2] == -2401, batches
 
 
 def test_account_balance(engine: Engine) -> None:

@@ -16,7 +16,19 @@ from sqlalchemy import Engine
 from deploy.services import Services
 from tests import ledger
 from tests.literals import assert_rows, at
-from tests.stripe_payments import T, arrived_in_every_order, charge, dispute, event, session, suffix, suffixes
+from tests.stripe_payments import (
+    T,
+    arrived_in_every_order,
+    arrived_in_every_way,
+    charge,
+    dispute,
+    event,
+    session,
+    suffix,
+    suffixes,
+    ways,
+)
+from worker import rebuild, shadow, swap
 
 NEWEST: dict[str, Any] = {
     "id": "du_newest",
@@ -326,6 +338,76 @@ def test_lives_in_every_order(lives: Engine, name: str) -> None:
         if kinds[-1] == "dispute.closed":
             assert status in closings, end
     assert ledger.kinds(lives, f"du{suffix(name)}") == kinds
+
+
+Step = tuple[str, str]
+"""A change of a dispute: its kind and the status after it."""
+
+OPENING, CLOSED_LOST, CLOSED_WON = (
+    ("dispute.opened", "needs_response"),
+    ("dispute.closed", "lost"),
+    ("dispute.closed", "won"),
+)
+OPENED = reported("evt_a@", CREATED, 2000, "needs_response")
+LOST = reported("evt_b@", CLOSED, 4000, "lost")
+REVIEWED = reported("evt_c@", UPDATED, 5000, "under_review")
+WON = reported("evt_d@", CLOSED, 7000, "won")
+# What is reported of a dispute, and the changes of one that is folded event by event as it happens: an appeal closes a
+# dispute again with another status, and does not open it again.
+APPEALS: dict[str, tuple[list[bytes], list[Step]]] = {
+    "won_at_once": ([OPENED, LOST, WON], [OPENING, CLOSED_LOST, CLOSED_WON]),
+    "reviewed": ([OPENED, LOST, REVIEWED], [OPENING, CLOSED_LOST]),
+    "reviewed_and_not_known_before": ([LOST, REVIEWED], [CLOSED_LOST]),
+    "reviewed_and_won": ([OPENED, LOST, REVIEWED, WON], [OPENING, CLOSED_LOST, CLOSED_WON]),
+    "reviewed_and_lost": (
+        [OPENED, LOST, REVIEWED, reported("evt_d@", CLOSED, 7000, "lost")],
+        [OPENING, CLOSED_LOST],
+    ),
+    "inquired_again": (
+        [reported("evt_a@", CLOSED, 2000, "warning_closed"), reported("evt_b@", UPDATED, 3000, "needs_response")],
+        [("dispute.closed", "warning_closed"), OPENING],
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def appealed(services: Services) -> Iterator[Engine]:
+    """Return a database into which each appeal came in every order and in all batches."""
+    with arrived_in_every_way(services, {name: bodies for name, (bodies, _) in APPEALS.items()}) as engine:
+        yield engine
+
+
+@pytest.mark.parametrize("name", APPEALS)
+def test_appeals_in_every_arrival(appealed: Engine, name: str) -> None:
+    """The last change is the same in every arrival, each is announced once, and none that did not happen."""
+    bodies, happened = APPEALS[name]
+    for end, batches in ways(name, bodies):
+        changes = ledger.rows(
+            appealed,
+            "SELECT kind, after ->> 'status' AS status FROM changes WHERE subject_id = :id ORDER BY seq",
+            id=f"du{end}",
+        )
+        steps = [(change["kind"], change["status"]) for change in changes]
+        # It opens with the status of a dispute that is known first, whichever that is.
+        found = [(kind, None if kind == "dispute.opened" else status) for kind, status in steps]
+        known = [(kind, None if kind == "dispute.opened" else status) for kind, status in happened]
+
+        assert found[-1] == known[-1], batches
+        assert len(set(found)) == len(found), batches
+        assert set(found) <= {("dispute.opened", None), *known}, batches
+        if batches == [[body] for body in bodies]:
+            assert steps == happened
+
+
+def test_a_rebuild_of_appeals(appealed: Engine) -> None:
+    """A rebuild comes to the same rows, and a swap to it announces nothing."""
+    before = ledger.rows(appealed, "SELECT count(*) FROM changes")
+    with shadow.shadow(appealed) as made:
+        rebuild.rebuild(made)
+        found, appended = swap.swap(made)
+
+    assert (found.drift, appended) == (0, 0)
+    assert ledger.rows(appealed, "SELECT count(*) FROM changes") == before
 
 
 def test_in_every_column_the_last_word(engine: Engine) -> None:

@@ -14,6 +14,8 @@ from schemas import tables
 from schemas.database import Cursor, boolean_array, text_array
 from worker.folds import checkout_session
 from worker.folds.checkout_session import CORRECTED, KINDS_WITH_LINES
+from worker.folds.facts import Row, Subject
+from worker.folds.join import Joined
 from worker.refunding import KIND as REFUND_CHANGED
 
 _Order: TypeAlias = tuple[str, bool, str]
@@ -64,6 +66,33 @@ def _announced(cursor: Cursor, changes: Sequence[Mapping[str, Any]]) -> dict[_Or
     return {(account, livemode, order): (after, kinds) for account, livemode, order, after, kinds in cursor.fetchall()}
 
 
+def openings(cursor: Cursor, rows: Mapping[Subject, Joined], known: Mapping[Subject, Row]) -> dict[Subject, Row]:
+    """Return what balances among *rows* were before their first change, where the feed has announced none of them.
+
+    See Note [A currency moves no balance]. Who folds holds the lock of the customer, so that nothing is announced now.
+    """
+    found = {subject: joined.opening for subject, joined in rows.items() if joined.opening is not None}
+    resting = [subject for subject in found if subject in known]
+    if resting:
+        worlds = text_array([each.account for each in resting]), boolean_array(each.livemode for each in resting)
+        keys = zip(*(each.key for each in resting), strict=True)
+        cursor.execute(_BALANCES_ANNOUNCED, [*worlds, *map(text_array, keys)])
+        for number, *_ in cursor.fetchall():
+            del found[resting[number - 1]]
+    return found
+
+
+_BALANCES_ANNOUNCED: Final = """
+SELECT k.number
+FROM unnest(%s::text[], %s::boolean[], %s::text[], %s::text[]) WITH ORDINALITY
+    AS k (account, livemode, customer, currency, number)
+WHERE EXISTS (
+    SELECT FROM changes AS c
+    WHERE (c.account, c.livemode, c.subject_id) = (k.account, k.livemode, k.customer)
+        AND c.kind = 'balance.changed' AND c.after ->> 'currency' = k.currency
+    OFFSET 0
+)
+"""
 _OF_AN_ORDER: Final = """
 SELECT seq, kind, after FROM changes AS c
 WHERE (c.account, c.livemode, c.subject, c.subject_id) = (k.account, k.livemode, 'order', k.id) AND c.kind

@@ -1294,6 +1294,7 @@ def _anomaly_row(subject: Subject, row: Row, anomaly: Anomaly, now: datetime) ->
 
 def _append_changes(cursor: Cursor, saved: _Saved, reasons: _Reasons) -> None:
     """Append what the rows that were *saved* imply, withheld where there is a reason."""
+    begun = saved.known | correcting.openings(cursor, saved.rows, saved.known)
     found = [
         {
             "account": subject.account,
@@ -1307,7 +1308,7 @@ def _append_changes(cursor: Cursor, saved: _Saved, reasons: _Reasons) -> None:
             "withheld": reasons.of(subject, joined),
         }
         for subject, joined in saved.rows.items()
-        for change, named_by in _implied(subject, joined, saved)
+        for change, named_by in _implied(subject, joined, begun.get(subject), saved)
     ]
     stock.add_lines(cursor, found)
     moved = _moved(saved, reasons)
@@ -1316,10 +1317,12 @@ def _append_changes(cursor: Cursor, saved: _Saved, reasons: _Reasons) -> None:
     append(cursor, found + _refund_changes(cursor, moved))
 
 
-def _implied(subject: Subject, joined: Joined, saved: _Saved) -> Iterator[tuple[Change, dict[str, object]]]:
+def _implied(
+    subject: Subject, joined: Joined, before: Row | None, saved: _Saved
+) -> Iterator[tuple[Change, dict[str, object]]]:
     """Yield what the row *joined* implies, and which event each change names: every step where all of them are new."""
-    shape, before = folds.SHAPES[subject.table], saved.known.get(subject)
-    changes = shape.changes(before, joined.row)
+    shape = folds.SHAPES[subject.table]
+    changes = shape.changes(before, joined.row if joined.announced is None else joined.announced)
     if not changes:
         return
     world = (subject.account, subject.livemode)

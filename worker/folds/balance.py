@@ -10,6 +10,12 @@ Note [Two witnesses of a balance]
     Neither enters into the other's order, but for one thing: a step that the ledger lists twice is no twin, and where
     it was read after a second, it knows how often each step of that second was taken, and where it ended. The
     ledger's own chain shows whether a transaction is missing.
+
+Note [A currency moves no balance]
+    When the default currency becomes another, the customer's events report another balance from then on. It moved at
+    times that no event reports, so that its changes begin with what it then was; unless the ledger was read, which
+    lists all of them from 0. Only all the events show where a balance begins, and what of it was announced depends on
+    their arrival: a change begins with the opening until one was announced of that balance, then with its row.
 """
 
 from collections import Counter
@@ -19,7 +25,7 @@ from datetime import datetime
 from itertools import groupby, pairwise
 from typing import Final
 
-from msgspec import UNSET, Struct, UnsetType
+from msgspec import UNSET, Struct, UnsetType, structs
 
 from worker.folds import chain
 from worker.folds.chain import Path, Rules, Stamp, Testimony
@@ -174,14 +180,41 @@ def _order(facts: Sequence[Facts]) -> Path:
     )
     customer = chain.order([each for each in facts if each.subject.table == "customers"], rules)
     reported = chain.of_rows(customer, rules)
+    currency = own[0].subject.currency
+    path = _with_ledger(customer, reported, ledger, currency)
+    if not any(_names_another(step, currency) for step in customer.steps):
+        return path
+    opening = 0 if ledger is not None else _opening(customer.steps, reported.steps[0], currency)
+    return structs.replace(path, opening={"amount": opening})
+
+
+def _with_ledger(customer: Path, reported: Path, ledger: _Ledger | None, currency: str) -> Path:
+    """Return the order of what the customer *reported* and the *ledger* lists of the balance in *currency*."""
     if ledger is None:
         return reported
-    is_default = _default_currency(customer.steps) == own[0].subject.currency
+    is_default = _default_currency(customer.steps) == currency
     twins, broken = reported.twins | ledger.path.twins, _broken(ledger.listed)
     if not reported.steps or (not is_default and ledger.read_at > reported.steps[-1].created):
         return Path([*reported.steps, *ledger.path.steps], twins, ledger.path.is_ambiguous, broken)
     differs = _differs(ledger, reported.steps) if is_default else ()
     return Path([*ledger.path.steps, *reported.steps], twins, reported.is_ambiguous, (*broken, *differs))
+
+
+def _names_another(step: Facts, currency: str) -> bool:
+    """Return whether the customer's event *step* names a default currency other than *currency*, or one before it."""
+    return any(state.get("currency") not in (None, currency) for state in (step.before or {}, step.columns))
+
+
+def _opening(customer: Sequence[Facts], first: Facts, currency: str) -> Value:
+    """Return the balance before its first change, where *first* of the *customer*'s events reports it.
+
+    See Note [A currency moves no balance].
+    """
+    until = next(number for number, step in enumerate(customer) if step.event_id == first.event_id)
+    if not any(_names_another(step, currency) for step in customer[: until + 1]):
+        return 0
+    before, after = _before_and_after(first)
+    return after if before is None else before
 
 
 def _default_currency(steps: Sequence[Facts]) -> Value:

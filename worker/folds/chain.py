@@ -49,13 +49,15 @@ _NOTHING: Final = "nothing comes before a .created event"
 class Path(Struct, frozen=True):
     """Events in their order, the ids of those left out as twins, and whether their end is a choice between rows.
 
-    *anomalies* are what the order itself shows.
+    *anomalies* are what the order itself shows, and *opening* what the row was before the first change of it that is
+    to be announced, where the order shows that, too.
     """
 
     steps: list[Facts]
     twins: set[str]
     is_ambiguous: bool
     anomalies: tuple[Anomaly, ...] = ()
+    opening: Mapping[str, Value] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,8 @@ Note [An inquiry is no dispute]
     Some banks ask before they dispute: the statuses that begin with ``warning_`` take no money. An inquiry becomes a
     dispute, and opens as one, at its first other status. One that becomes none ends as ``warning_closed``, which Stripe
     reports as a closing like the others. A dispute that was lost may be appealed, and be won after all: it closes
-    again, and does not open again.
+    again, and does not open again. So the last closing is what the feed ends with while an appeal is under way, also
+    where the closing becomes known after the appeal.
 """
 
 from typing import Final
@@ -97,5 +98,6 @@ SHAPE: Final = Shape(
     empty=dict.fromkeys(("charge", "payment_intent", "status", "reason", "currency", "amount")),
     anomalies=lambda row: unknown_status(row, _STATUSES),
     changes=_changes,
+    announces_steps=True,
     prefer=lambda facts: int(facts.columns.get("status") in _CLOSED),
 )

@@ -62,6 +62,7 @@ class Shape:
     that the last step told that lists them. ``leader`` is the table of the object whose order the row shares, where
     that is another; ``is_led`` picks the rows that have one. ``order`` puts the facts of a row and its leader in
     order where the chain alone does not.
+    Where it ``announces_steps``, the last step that implies a change is announced, though later ones imply none.
     ``follow`` sees the row before a step, the step, and the row with it laid over; there it sets what the step means
     for columns that the step does not carry, and returns whether the row before, as it is kept, was enough to know
     that, and all anomalies of it.
@@ -87,6 +88,7 @@ class Shape:
     leader: str = ""
     is_led: Callable[[Subject], bool] = lambda _: True
     order: Callable[[Sequence[Facts]], Path] | None = None
+    announces_steps: bool = False
     follow: Callable[[Row, Facts, Row], bool] = _follow_nothing
 
     @cached_property
@@ -100,8 +102,10 @@ class Joined(Struct, frozen=True):
 
     ``children`` are the rows that belong to it, all there are of them where they ``replace_all``. ``is_whole`` tells
     that all its events were read; a row that was only advanced does not know of the anomalies that only they show.
-    ``decided_by`` is the event of another object by which the row came to its state, where one decided. No event of its
-    own was read where it ``is_at_rest``: what its events' order left in doubt is as it was.
+    ``decided_by`` is the event of another object by which the row came to its state, where one decided; or the one that
+    reported the row as it was ``announced``, where a step of it is that later ones do not undo. No event of its own was
+    read where it ``is_at_rest``: what its events' order left in doubt is as it was. ``opening`` is what the row was
+    where its changes begin, unless they were announced before, or begin with an empty row.
     """
 
     row: Row
@@ -112,6 +116,8 @@ class Joined(Struct, frozen=True):
     replace_all: bool
     decided_by: Witness | None = None
     is_at_rest: bool = False
+    opening: Row | None = None
+    announced: Row | None = None
 
 
 def advance(shape: Shape, row: Row, facts: Sequence[Facts]) -> Joined | None:
@@ -134,7 +140,8 @@ def advance(shape: Shape, row: Row, facts: Sequence[Facts]) -> Joined | None:
     anomalies = tuple(shape.anomalies(advanced))
     _drop_what_no_column_keeps(shape, advanced)
     children = _children(shape, steps)
-    return Joined(advanced, anomalies, children, steps[-1].source, is_whole=False, replace_all=has_parts)
+    joined = Joined(advanced, anomalies, children, steps[-1].source, is_whole=False, replace_all=has_parts)
+    return _announcing(shape, joined, row, steps) if shape.announces_steps else joined
 
 
 def _in_order_from(shape: Shape, row: Row, facts: Sequence[Facts]) -> list[Facts] | None:
@@ -180,7 +187,22 @@ def fold_all(shape: Shape, facts: Iterable[Facts]) -> Joined | None:
         anomalies.append(Anomaly(AMBIGUOUS_ORDER, {"as_of": row["as_of"]}))
     # Twins tell one step, and so one child of it; but of two that tell one state, one alone may list the parts.
     real = [step for step in path.steps if step.event_id not in path.twins] if shape.child_of else path.steps
-    return Joined(row, tuple(anomalies), _children(shape, real), path.steps[-1].source, is_whole=True, replace_all=True)
+    opening = None if path.opening is None else dict(path.opening)
+    children, source = _children(shape, real), path.steps[-1].source
+    joined = Joined(row, tuple(anomalies), children, source, is_whole=True, replace_all=True, opening=opening)
+    return _announcing(shape, joined, None, path.steps) if shape.announces_steps else joined
+
+
+def _announcing(shape: Shape, joined: Joined, row: Row | None, steps: Sequence[Facts]) -> Joined:
+    """Return *joined* with the last of *steps* after *row* that implies a change, where there is one."""
+    before = row
+    for step in steps:
+        after = _lay(shape, before or _empty(shape, step.subject), step)
+        if shape.changes(before, after):
+            by = Witness(step.event_id, step.source, step.created)
+            joined = structs.replace(joined, announced=after, decided_by=by)
+        before = after
+    return joined
 
 
 def in_order(shape: Shape, facts: Iterable[Facts]) -> Path:

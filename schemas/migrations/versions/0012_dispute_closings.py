@@ -25,6 +25,7 @@ CREATE TABLE unsettled (
 CREATE UNIQUE INDEX changes_dispute_closed ON changes (account, livemode, subject_id, (after ->> 'status'))
     WHERE kind = 'dispute.closed';
 CREATE INDEX changes_corrected ON changes (account, livemode, subject_id, seq) WHERE kind = 'order.corrected';
+CREATE INDEX changes_balance ON changes (account, livemode, subject_id) WHERE kind = 'balance.changed';
 CREATE UNIQUE INDEX changes_one_shot_of_0012 ON changes (account, livemode, subject, subject_id, kind)
     WHERE kind IN ('order.opened', 'order.processing', 'order.paid', 'order.completed', 'order.failed', 'order.expired',
     'credit_note.issued', 'credit_note.voided', 'dispute.opened');
@@ -41,6 +42,7 @@ DROP INDEX changes_one_shot;
 CREATE UNIQUE INDEX changes_one_shot ON changes (account, livemode, subject, subject_id, kind)
     WHERE kind IN ('order.opened', 'order.processing', 'order.paid', 'order.completed', 'order.failed', 'order.expired',
     'credit_note.issued', 'credit_note.voided', 'dispute.opened', 'dispute.closed');
+DROP INDEX changes_balance;
 DROP INDEX changes_corrected;
 DROP INDEX changes_dispute_closed;
 DROP TABLE unsettled;

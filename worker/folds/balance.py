@@ -157,7 +157,8 @@ def _change_of(step: Facts) -> Row | None:
 class _Ledger:
     """What was read of a ledger in one currency: *path* holds its transactions in their order, *read_at* when.
 
-    A transaction that was read several times is one: the last reading counts, the others are the path's twins.
+    A transaction that was read several times is one: the last reading counts, the others are the path's twins. What a
+    reading finds as it was known is not recorded again, so that the latest one of any transaction is of them all.
     """
 
     path: Path
@@ -177,6 +178,7 @@ def _order(facts: Sequence[Facts]) -> Path:
         ("amount",),
         rows={each.event_id: each for each in own if each.rank == _BY_CUSTOMER},
         testimony={} if ledger is None else _testimony(ledger),
+        counts=True,
     )
     customer = chain.order([each for each in facts if each.subject.table == "customers"], rules)
     reported = chain.of_rows(customer, rules)
@@ -231,7 +233,7 @@ def _ledger(facts: Sequence[Facts]) -> _Ledger | None:
     listed = chain.order([several[-1] for several in readings.values()], rules)
     steps = [each for step in listed.steps for each in readings[step.columns["_transaction"]]]
     earlier = {each.event_id for several in readings.values() for each in several[:-1]}
-    return _Ledger(Path(steps, earlier, listed.is_ambiguous), steps[-1].created)
+    return _Ledger(Path(steps, earlier, listed.is_ambiguous), max(step.created for step in steps))
 
 
 def _testimony(ledger: _Ledger) -> dict[Stamp, Testimony]:

@@ -43,6 +43,9 @@ LOOKS_MAX: Final = 16_384
 that a twin may make. Where that takes more (250 equal pairs, none of which fits another), the second is not put in
 order: seniority decides, and each state that an event leads to is an end that is possible."""
 
+SPARE_MAX: Final = 16
+"""Of how many equal steps of a second it is tried whether fewer leave as few gaps; of more it counts as possible."""
+
 _NOTHING: Final = "nothing comes before a .created event"
 
 
@@ -87,7 +90,7 @@ class Rules:
     *names* are the columns that a doubt has to reach. *prefer* ranks last states where several are possible.
     *rows* holds, by event, the facts of another row of the object that shares its order. *testimony* is what
     another source lists, by stamp. The chain begins in *start*, where that fits. Without *may_repeat* no event
-    is the twin of another.
+    is the twin of another. Where it *counts*, how often that other row was moved is a matter of doubt, too.
     """
 
     names: Collection[str]
@@ -96,6 +99,16 @@ class Rules:
     testimony: Mapping[Stamp, Testimony] = field(default_factory=dict)
     start: Mapping[str, Value] = field(default_factory=dict)
     may_repeat: bool = True
+    counts: bool = False
+
+    def moves(self, facts: Facts) -> bool:
+        """Return whether an event moved the row that shares its order, where it counts how often that was."""
+        row = self.rows.get(facts.event_id) if self.counts else None
+        return (
+            row is not None
+            and row.before is not None
+            and any(row.before[name] != row.after[name] for name in self.names)
+        )
 
     def carried(self, facts: Facts) -> dict[str, Value]:
         """Return the state after an event, with that of the row that shares its order, under names of its own.
@@ -122,6 +135,7 @@ def order(facts: Iterable[Facts], rules: Rules) -> Path:
     steps, twins = best.unwound(rules)
     names = [_of_row(name) for name in rules.names] if rules.rows else rules.names
     is_ambiguous = any(best.carried.get(name) != each.carried.get(name) for each in others for name in names)
+    is_ambiguous |= not best.is_countable
     return Path(steps, twins, is_ambiguous)
 
 
@@ -173,8 +187,8 @@ class _Edge:
 class _Ending:
     """One way through the events of a position: *edges* from *start*, with so many *gaps*, until the state *end*.
 
-    Those *left_out* are twins; where the edges need not lose all of them, the ending *is_doubtful*. Where it
-    *is_unordered*, the order of its edges is not known, but for the last one, which leads to *end*.
+    Those *left_out* are twins; where the edges need not lose all of them, the ending *is_doubtful*, and where they may
+    lose more and still end so, it is not *is_countable*. Where it *is_unordered*, the order of its edges is not known, but for the last one, which leads to *end*.
     """
 
     edges: Sequence[_Edge]
@@ -184,16 +198,22 @@ class _Ending:
     left_out: tuple[_Edge, ...] = ()
     is_doubtful: bool = False
     is_unordered: bool = False
+    is_countable: bool = True
 
 
 @dataclass(frozen=True)
 class _Course:
-    """One way in which the events came about until the last one of *group*; *carried* is the state after it."""
+    """One way in which the events came about until the last one of *group*; *carried* is the state after it.
+
+    The row that shares the order was moved so many times, by *moves*, unless that is not *is_countable*.
+    """
 
     before: "_Course | None"
     group: Sequence[Facts]
     carried: Mapping[str, Value]
     ending: _Ending | None = None
+    moves: int = 0
+    is_countable: bool = True
 
     @cached_property
     def state(self) -> Hashable:
@@ -223,7 +243,10 @@ class _Course:
 def _follow(courses: Sequence[_Course], group: list[Facts], rules: Rules) -> list[_Course]:
     """Return the courses on which *group* follows *courses* with the fewest gaps, the preferred first."""
     if len(group) == 1 and len(courses) == 1:
-        return [_Course(courses[0], group, {**courses[0].carried, **rules.carried(group[0])})]
+        (course,), (facts,) = courses, group
+        moves = course.moves + rules.moves(facts)
+        carried = {**course.carried, **rules.carried(facts)}
+        return [_Course(course, group, carried, moves=moves, is_countable=course.is_countable)]
     names, testimony = _common_names(group), rules.testimony.get(group[0].stamp)
     edges = _edges(group, names)
     starts = [_starts(edges, names, course) for course in courses]
@@ -245,7 +268,9 @@ def _follow(courses: Sequence[_Course], group: list[Facts], rules: Rules) -> lis
     followed.sort(key=lambda each: _rank_of(each, rules), reverse=True)
     distinct: dict[Hashable, _Course] = {}
     for each in followed:
-        distinct.setdefault(each.state, each)
+        chosen = distinct.setdefault(each.state, each)
+        if chosen.moves != each.moves or not each.is_countable:
+            distinct[each.state] = replace(chosen, is_countable=False)
     return list(distinct.values())[:COURSES_MAX]
 
 
@@ -275,7 +300,9 @@ def _followed(course: _Course, group: list[Facts], ending: _Ending, rules: Rules
         if len(carried) == len(names):
             # What came before makes no difference.
             break
-    return _Course(course, group, {**course.carried, **carried}, ending)
+    moves = course.moves + sum(rules.moves(edge.facts) for edge in _without(ending.edges, ending.left_out))
+    is_countable = course.is_countable and ending.is_countable
+    return _Course(course, group, {**course.carried, **carried}, ending, moves, is_countable)
 
 
 def _laid_out(ending: _Ending, rules: Rules) -> list[Facts]:
@@ -323,8 +350,10 @@ def _endings(
         for number, way in enumerate(ways):
             degrees, left = _Degrees(_without(kept, way), start), (*left_out, *way)
             gaps, ends = degrees.survey()
-            found += [_Ending(edges, start, gaps, end, left, number > 0) for end in ends]
-            found += _with_less(found[-1], degrees, twins.spare(way))
+            spare = twins.spare(way)
+            less = _ends_with_less_moves(degrees, [edge for edge in spare if rules.counts], rules)
+            found += [_Ending(edges, start, gaps, end, left, number > 0, is_countable=end not in less) for end in ends]
+            found += _with_less(found[-1], degrees, spare)
     fewest = min(each.gaps for each in found)
     found = [each for each in found if each.gaps == fewest]
     # Where it begins is a guess only where nothing that is known to come before fits as well.
@@ -503,6 +532,21 @@ def _with_less(ending: _Ending, degrees: "_Degrees", spare: Sequence[_Edge]) -> 
             ends |= others
             left_out = (*ending.left_out, *way)
             yield from (replace(ending, end=end, left_out=left_out, is_doubtful=True) for end in others)
+
+
+def _ends_with_less_moves(degrees: "_Degrees", spare: Sequence[_Edge], rules: Rules) -> set[Hashable]:
+    """Return in which states an order with no more gaps may end that leaves out steps by which the row was moved."""
+    if len(spare) > SPARE_MAX:
+        return degrees.survey()[1]
+    gaps, number, into = degrees.gaps, {edge: index for index, edge in enumerate(spare)}, _by_end(spare)
+    found: set[Hashable] = set()
+    for last in spare:
+        for before in _ways(into, number, [last.before]).values():
+            way = (*before, last)
+            with degrees.without(way):
+                if degrees.gaps <= gaps and any(rules.moves(edge.facts) for edge in way):
+                    found |= degrees.survey()[1]
+    return found
 
 
 def _by_end(edges: Iterable[_Edge]) -> dict[Hashable, list[_Edge]]:

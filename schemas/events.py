@@ -20,6 +20,8 @@ from schemas.errors import BodyEmpty, BodyNotJson, BodyNotText, NotAnEvent
 THIN_EVENT = "v2.core.event"
 TEXT_CHARACTERS_MAX = 255
 """Stripe's ids are up to 255 characters long; nothing that we key by is longer."""
+OBSERVED = "obs_"
+"""How the id of an observation begins; no event of Stripe's does."""
 CREATED_MAX = 253_402_300_799
 """The last second of the year 9999, in Unix time."""
 

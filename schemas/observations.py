@@ -18,8 +18,6 @@ from schemas.database import Cursor
 from schemas.errors import BodyNotJson, NotAnObject, Refused
 from schemas.inbox import Delivery
 
-ID_PREFIX: Final = "obs_"
-
 Object = dict[str, Any]
 """One of Stripe's objects, as its JSON says it."""
 
@@ -99,7 +97,7 @@ def _observation(
     account, livemode = world.account, world.livemode
     identity = msgspec.json.encode([account, livemode, object_id, kind, created, content.decode()])
     event = {
-        "id": ID_PREFIX + hashlib.sha256(identity).hexdigest()[:40],
+        "id": events.OBSERVED + hashlib.sha256(identity).hexdigest()[:40],
         "object": "event",
         "type": kind,
         "created": created,

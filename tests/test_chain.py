@@ -10,6 +10,7 @@ from time import process_time
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 from sqlalchemy import Engine
 
 from tests import busy, histories, ledger, reference
@@ -335,6 +336,25 @@ def test_a_step_that_may_be_a_twin_is_a_doubt() -> None:
     assert ended(*history, switched("evt_4", 2, "y", "on"))[1:] == ([], {"evt_1"})
     seen = event("obs_1", 2, {"url": "on"}, table="payment_links")
     assert ended(*history, seen)[1:] == ([], {"evt_1"})
+
+
+def test_a_reading_between_two_changes_of_the_next_second() -> None:
+    """On, then off and on in one second, and read as off between the two: a reading is dated too early, and it ends on.
+
+    A reading that nothing of the second explains is where it begins.
+    """
+    off, on = switched("evt_2", 3, "off", "on"), switched("evt_1", 3, "on", "off")
+    read = structs.replace(event("obs_1", 2, {"url": "off"}, table="payment_links"), source="observation")
+    began = switched("evt_0", 0, "on", "x")
+
+    assert ended(began, read, off, on) == ({**ended(began, on, off)[0], "event_id": "evt_1"}, [], set())
+    assert ended(began, read, off, on)[0]["url"] == "on"
+    # Read long before, or with nothing before it that says where the second began.
+    long_ago = structs.replace(read, created=SECOND - timedelta(60), stamp=(SECOND - timedelta(60),))
+    assert ended(long_ago, off, on)[0]["url"] == "off"
+    assert ended(read, off, on)[1] == ["ambiguous_order"]
+    other = structs.replace(read, columns={"url": "y"})
+    assert ended(began, other, switched("evt_1", 3, "on", "off"), switched("evt_2", 3, "off", "y"))[0]["url"] == "on"
 
 
 def test_a_choice_passes_its_doubt_on() -> None:

@@ -11,13 +11,19 @@ Note [A doubt is several courses]
     twin. Each end is kept as a course of its own, the preferred one first. The courses that fit the next second
     with the fewest gaps go on, so a later event decides what came before it. The object is in doubt where the
     courses that are left at the end would give different rows.
+
+Note [A reading may be of the next second]
+    An observation is dated by the earliest that Stripe may have answered, often a second before what it saw. So a
+    second does not begin with what was read shortly before it, where that is a state of this second itself and is not
+    what the events before the reading led to: it was read between two of the second's own events. Without anything
+    before the reading it is not known where the second begins.
 """
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import cached_property
 from itertools import groupby, pairwise
 from typing import Final, TypeAlias
@@ -42,6 +48,9 @@ LOOKS_MAX: Final = 16_384
 """How many times the events of one second are looked at: once for each state in which the second may begin and each gap
 that a twin may make. Where that takes more (250 equal pairs, none of which fits another), the second is not put in
 order: seniority decides, and each state that an event leads to is an end that is possible."""
+
+READING_TIME_MAX: Final = timedelta(seconds=5)
+"""How much older than what it saw a reading may be dated: by the duration of the call, and less than a second more."""
 
 SPARE_MAX: Final = 16
 """Of how many equal steps of a second it is tried whether fewer leave as few gaps; of more it counts as possible."""
@@ -188,7 +197,8 @@ class _Ending:
     """One way through the events of a position: *edges* from *start*, with so many *gaps*, until the state *end*.
 
     Those *left_out* are twins; where the edges need not lose all of them, the ending *is_doubtful*, and where they may
-    lose more and still end so, it is not *is_countable*. Where it *is_unordered*, the order of its edges is not known, but for the last one, which leads to *end*.
+    lose more and still end so, it is not *is_countable*. Where it *is_unordered*, the order of its edges is not known,
+    but for the last one, which leads to *end*.
     """
 
     edges: Sequence[_Edge]
@@ -363,7 +373,7 @@ def _endings(
 def _starts(edges: Sequence[_Edge], names: Sequence[str], course: _Course) -> list[Hashable | None]:
     """Return the states in which *edges* may begin; None stands for any."""
     found: list[Hashable | None] = [_NOTHING] if any(edge.before is _NOTHING for edge in edges) else []
-    earlier = course.earlier_than(edges[0].facts.position)
+    earlier = _before_a_reading(course.earlier_than(edges[0].facts.position), edges, names)
     if earlier is None:
         begun = course.carried if course.before is None else {}
         found += [_state(begun, names)] if begun and begun.keys() >= set(names) else []
@@ -377,6 +387,35 @@ def _starts(edges: Sequence[_Edge], names: Sequence[str], course: _Course) -> li
     if earlier.group[0].rank < edges[0].facts.rank:
         found += _movers(edges)
     return list(dict.fromkeys(found))
+
+
+def _before_a_reading(course: _Course | None, edges: Sequence[_Edge], names: Sequence[str]) -> _Course | None:
+    """Return *course* until what its last readings may have seen of *edges* themselves.
+
+    See Note [A reading may be of the next second].
+    """
+    states = {state for edge in edges for state in (edge.before, edge.after)}
+    position = edges[0].facts.position
+    while course is not None and _may_be_of_second(course.group, position[1]):
+        before = None if course.before is None else course.before.earlier_than(position)
+        seen = _known_of(course, names)
+        if seen not in states or (before is not None and _known_of(before, names) == seen):
+            break
+        course = before
+    return course
+
+
+def _may_be_of_second(group: Sequence[Facts], stamp: Stamp) -> bool:
+    """Return whether *group* is a reading that may be of what the second *stamp* brought, for all that it is dated."""
+    if len(group) > 1 or not group[0].is_observation:
+        return False
+    dated, begun = group[0].stamp[0], stamp[0]
+    return isinstance(dated, datetime) and isinstance(begun, datetime) and begun - dated <= READING_TIME_MAX
+
+
+def _known_of(course: _Course, names: Sequence[str]) -> Hashable | None:
+    """Return the state after *course*, None where it has not all the *names*."""
+    return _state(course.carried, names) if course.carried.keys() >= set(names) else None
 
 
 def _movers(edges: Sequence[_Edge]) -> Iterator[Hashable]:

@@ -2,8 +2,9 @@
 
 import json
 import random
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 CUSTOMER = "cus_1"
@@ -60,6 +61,45 @@ def transaction(name: str, amount: int, ending: int, at: int, *, read_at: int, *
         "created": BEGAN + at,
     }
     return body(f"obs_{name}_{read_at}", _READ, BEGAN + read_at, about | fields)
+
+
+@dataclass
+class _Second:
+    """What the events and the ledger of a customer report of one second."""
+
+    steps: list[tuple[object, object]] = field(default_factory=list)
+    read_at: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def has_twins_around(self) -> bool:
+        """Whether steps are reported twice that lead around, so that they may have been taken twice."""
+        around = set(self.steps)
+        while True:
+            befores = {before for before, _ in around}
+            rest = {step for step in around if step[1] in befores}
+            if rest == around:
+                return bool(around) and len(set(self.steps)) < len(self.steps)
+            around = rest
+
+
+def may_have_gone_around_twice(bodies: Iterable[bytes]) -> bool:
+    """Return whether steps of one second lead around and are reported twice, and the ledger does not show how often.
+
+    It does where the last of its transactions was read after that second.
+    """
+    seconds: dict[int, _Second] = defaultdict(_Second)
+    for event in map(json.loads, bodies):
+        about, before = event["data"]["object"], event["data"].get("previous_attributes")
+        if event["type"] == _READ:
+            seen = seconds[about["created"]].read_at
+            seen[about["id"]] = max(event["created"], seen.get(about["id"], 0))
+        elif before is not None:
+            after = {name: about[name] for name in ("balance", "name")}
+            seconds[event["created"]].steps.append((tuple({**after, **before}.values()), tuple(after.values())))
+    # Which of the transactions of a second is the last may not be known.
+    listed = max((at for at, second in seconds.items() if second.read_at), default=0)
+    read_at = min(seconds[listed].read_at.values()) if listed else 0
+    return any(second.has_twins_around for at, second in seconds.items() if at >= read_at)
 
 
 def live(rng: random.Random, *, twins: float, read: bool) -> Life:

@@ -261,6 +261,11 @@ def test_an_absent_key_erases_nothing(engine: Engine) -> None:
     }
 
 
+def without_captured(**fields: object) -> dict[str, Any]:
+    """Return a charge that succeeded, of which it is not known whether it was captured."""
+    return {name: value for name, value in charge(**fields).items() if name not in ("captured", "amount_captured")}
+
+
 PENDING = charge(status="pending", paid=False, captured=True)
 # Each history: its events, then status, captured, captured_at, released_at, refunded, event and anomalies.
 # The times run against the ranks, so that a rank which is not there would let the wrong event decide.
@@ -296,6 +301,15 @@ HISTORIES: dict[str, tuple[list[bytes], tuple[object, ...]]] = {
         [event("evt_x@", "charge.expired", 10, released()), event("evt_h@", "charge.updated", 20, hold())],
         ("succeeded", False, None, at(T + 10), True, "evt_x@", []),
     ),
+    # Uncaptured is what is reported as not captured: a charge without the key is not known to be held.
+    "without_captured_over_later_hold": (
+        [event("evt_u@", "charge.updated", 10, without_captured()), event("evt_h@", "charge.succeeded", 20, hold())],
+        ("succeeded", False, None, None, False, "evt_u@", []),
+    ),
+    "without_captured_in_one_second": (
+        [event("evt_1u@", "charge.updated", 10, without_captured()), event("evt_2h@", "charge.succeeded", 10, hold())],
+        ("succeeded", False, None, None, False, "evt_1u@", []),
+    ),
     "in_one_second": (
         [
             event("evt_1c@", "charge.captured", 10, charge()),
@@ -328,6 +342,11 @@ HISTORIES: dict[str, tuple[list[bytes], tuple[object, ...]]] = {
         ("succeeded", False, None, at(T + 20), True, "evt_u@", []),
     ),
     # By the type alone: docs.stripe.com/api/events/types "Occurs whenever an uncaptured charge expires."
+    # Only a hold is released by being refunded: without the key it is not known to be one.
+    "refunded_without_captured": (
+        [event("evt_r@", "charge.refunded", 10, without_captured(amount_refunded=5000, refunded=True))],
+        ("succeeded", None, None, None, True, "evt_r@", []),
+    ),
     "released_as_expired": (
         [event("evt_h@", "charge.succeeded", 10, hold()), event("evt_x@", "charge.expired", 20, hold())],
         ("succeeded", False, None, at(T + 20), False, "evt_x@", []),
@@ -383,6 +402,25 @@ def test_statuses_in_every_order(arrived: Engine, name: str) -> None:
         assert tuple(row.values()) == tuple(
             value.replace("@", end) if isinstance(value, str) else value for value in expected
         ), end
+
+
+def test_more_refunded_in_one_second(engine: Engine) -> None:
+    """Of two events of one second without what was before, the one that reports more refunded is the later (rule 4)."""
+    for id_, (more, less) in {"ch_a": ("a", "b"), "ch_b": ("b", "a")}.items():
+        bodies = [
+            event(f"evt_{id_}_{more}", "charge.refunded", 10, charge(id_, amount_refunded=700)),
+            event(f"evt_{id_}_{less}", "charge.refunded", 10, charge(id_, amount_refunded=500)),
+        ]
+        ledger.take_in(engine, *bodies)
+        ledger.take_in(engine, *(body.replace(id_.encode(), f"{id_}2".encode()) for body in reversed(bodies)))
+
+    found = ledger.rows(engine, "SELECT id, amount_refunded, event_id FROM charges ORDER BY id")
+    assert [tuple(row.values()) for row in found] == [
+        ("ch_a", 700, "evt_ch_a_a"),
+        ("ch_a2", 700, "evt_ch_a2_a"),
+        ("ch_b", 700, "evt_ch_b_b"),
+        ("ch_b2", 700, "evt_ch_b2_b"),
+    ]
 
 
 def test_a_charge_alone_is_no_change(engine: Engine) -> None:

@@ -8,6 +8,7 @@ Every amount, id and text of an object is used once in it, so that no column agr
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import pytest
 from sqlalchemy import Engine
 
 from tests.envelopes import Json, event
@@ -968,6 +969,33 @@ def test_the_oldest_place_of_the_shipping_address(engine: Engine) -> None:
 
     rows_ = [order("cs_a", **{**OF_2021, "shipping": OLD_SHIPPING}), order("cs_b", shipping=OLD_SHIPPING)]
     assert_rows(engine, {"orders": rows_})
+
+
+# What a later event holds of where the buyer's address was; and whether it clears the address.
+LATER_SHIPPING: dict[str, tuple[Json, bool]] = {
+    "cs_null": ({"collected_information": {"business_name": None, "shipping_details": None}}, True),
+    "cs_nothing": ({"collected_information": None}, True),
+    "cs_old_null": ({"shipping_details": None, "without": ["collected_information"]}, True),
+    "cs_oldest_null": ({"shipping": None, "without": ["collected_information"]}, True),
+    "cs_absent": ({"collected_information": {"business_name": None}}, False),
+    "cs_without": ({"without": ["collected_information"]}, False),
+}
+
+
+@pytest.mark.parametrize("order_", [(0, 1), (1, 0)], ids=["as it happened", "backwards"])
+def test_a_later_null_clears_the_shipping_address(engine: Engine, order_: tuple[int, int]) -> None:
+    """Null is carried, and an absent key is not (rule 5), whichever of its places a version has."""
+    for id_, (fields, _) in LATER_SHIPPING.items():
+        bodies = [
+            event(f"evt_{id_}_1", COMPLETED, DONE, session(id_)),
+            event(f"evt_{id_}_2", COMPLETED, DONE + 9, session(id_, **fields)),
+        ]
+        take_in(engine, *(bodies[number] for number in order_))
+
+    found = rows(engine, "SELECT id, shipping FROM orders")
+    assert {row["id"]: row["shipping"] for row in found} == {
+        id_: None if is_cleared else SHIPPING for id_, (_, is_cleared) in LATER_SHIPPING.items()
+    }
 
 
 def test_a_setup_of_2019_is_complete(engine: Engine) -> None:

@@ -8,10 +8,11 @@ import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 
+import pytest
 from sqlalchemy import Engine
 
 from tests.envelopes import Json, event
-from tests.ledger import rows, take_in
+from tests.ledger import rows, splits, take_in, take_in_batches
 from tests.literals import at
 
 DONE, LATER, LATEST = 1_760_000_300, 1_760_090_000, 1_760_100_000
@@ -148,6 +149,33 @@ HISTORIES: Mapping[str, tuple[Sequence[bytes], Outcome, Sequence[tuple[str, str]
         ("paid", at(LATER), None),
         [OPENED_PROCESSING, ("order.paid", "succeeded_2")],
     ),
+    # A charge of a delayed method may fail after it succeeded: it pays nothing (rule 10: succeeded, and captured). The
+    # order is again what its own event reports, and so the correction names that one.
+    "captured_and_failed_before": (
+        [charge("succeeded"), charge("failed", LATER, paid=False, status="failed"), session()],
+        PROCESSING,
+        [OPENED_PROCESSING],
+    ),
+    "captured_and_failed": (
+        [session(), charge("succeeded"), charge("failed", LATER, paid=False, status="failed")],
+        PROCESSING,
+        [OPENED_PROCESSING, ("order.paid", "succeeded_1"), ("order.corrected", "completed")],
+    ),
+    "captured_and_failed_and_again": (
+        [
+            session(),
+            charge("succeeded"),
+            charge("failed", LATER, paid=False, status="failed"),
+            charge("succeeded", LATEST, number=2),
+        ],
+        ("paid", at(LATEST), None),
+        [
+            OPENED_PROCESSING,
+            ("order.paid", "succeeded_1"),
+            ("order.corrected", "completed"),
+            ("order.corrected", "succeeded_2"),
+        ],
+    ),
     # ---- holds that were released ----
     "released": (
         [session(), charge("succeeded", **HELD), charge("expired", LATER, **RELEASED)],
@@ -252,6 +280,21 @@ def test_a_charge_that_was_captured_and_released(engine: Engine) -> None:
     [row] = rows(engine, "SELECT status, paid_at FROM orders")
     assert row == {"status": "paid", "paid_at": at(LATEST)}
     assert noted(engine) == {("ch_1_1", "released_and_captured")}
+
+
+@pytest.mark.parametrize("name", ["captured_and_failed", "captured_and_failed_and_again"])
+def test_a_charge_that_was_captured_and_failed_later(engine: Engine, name: str) -> None:
+    """It pays its order no longer, in whatever order and batches its events arrive; it was captured all the same."""
+    steps, outcome, _ = HISTORIES[name]
+    for batches in splits(steps):
+        take_in_batches(engine, batches)
+
+        [row] = rows(engine, "SELECT status, paid_at, failed_at FROM orders")
+        assert tuple(row.values()) == outcome, batches
+        [first, *_] = rows(engine, "SELECT status, captured_at FROM charges ORDER BY id")
+        assert first == {"status": "failed", "captured_at": at(DONE)}, batches
+        last = rows(engine, "SELECT after ->> 'status' AS status FROM changes ORDER BY seq DESC LIMIT 1")
+        assert last == [{"status": outcome[0]}], batches
 
 
 def changes(engine: Engine, name: str) -> list[tuple[str, str]]:

@@ -99,6 +99,23 @@ CONFIGURATIONS: Mapping[str, tuple[Sequence[Step], int, Json]] = {
         1,
         {"active": False, "updated": at(CHANGED)},
     ),
+    # Null is carried, and an absent key is not (rule 5): a login page may be closed again.
+    "closed_login": (
+        [
+            (CREATED, MADE, {}, None, ()),
+            (UPDATED, CHANGED, {"login_page": {"enabled": False, "url": None}, "updated": CHANGED}, None, ()),
+        ],
+        1,
+        {"login_page_url": None, "updated": at(CHANGED)},
+    ),
+    "null_login": (
+        [
+            (CREATED, MADE, {}, None, ()),
+            (UPDATED, CHANGED, {"login_page": None, "name": None, "updated": CHANGED}, None, ()),
+        ],
+        1,
+        {"login_page_url": None, "name": None, "updated": at(CHANGED)},
+    ),
     # What was read at Stripe is folded like an event.
     "read": ([("payfold.billing_portal.configuration.observed", LATER, {}, None, ())], 0, {}),
     # Its own `updated` is before the event's `created`: the later delivery of an older state changes nothing.
@@ -238,6 +255,25 @@ def test_a_portal_session(engine: Engine) -> None:
     assert_rows(engine, {"portal_sessions": expected})
     assert rows(engine, "SELECT id FROM events WHERE convert_from(payload, 'UTF8') LIKE '%test_secret%'") == []
     assert anomalies(engine) == []
+
+
+def test_a_later_null_of_a_portal_session(engine: Engine) -> None:
+    """Null is carried, and an absent key is not (rule 5), however the two arrive."""
+    observed = "payfold.billing_portal.session.observed"
+    cleared: Json = {"flow_type": None, "return_url": None}
+    for id_, order in (("null", (0, 1)), ("null_first", (1, 0)), ("absent", (0, 1)), ("absent_first", (1, 0))):
+        later = {**SESSION, "id": id_, "flow": None, "return_url": None}
+        if id_.startswith("absent"):
+            later = {name: value for name, value in later.items() if name not in ("flow", "return_url")}
+        made = event(f"evt_{id_}", "billing_portal.session.created", MADE, {**SESSION, "id": id_})
+        arrivals = [made, event(f"obs_{id_}", observed, LATER, later)]
+        take_in(engine, *(arrivals[number] for number in order))
+
+    expected = [
+        {"id": id_, **SESSION_ROW, "event_id": f"obs_{id_}", "as_of": at(LATER), **columns}
+        for id_, columns in (("null", cleared), ("null_first", cleared), ("absent", {}), ("absent_first", {}))
+    ]
+    assert_rows(engine, {"portal_sessions": expected})
 
 
 def test_a_portal_session_whose_time_is_up(engine: Engine) -> None:

@@ -596,6 +596,51 @@ VERDICTS: Mapping[str, tuple[Sequence[Body], int | None, Mapping[str, str]]] = {
             "re_1": "it does not count: it failed",
         },
     ),
+    "a refund was canceled since": (
+        [
+            session(),
+            charge(2, 1000, amount_refunded=500),
+            refund(3, 1000, 500),
+            refund(4, 2000, 500, "refund.updated", status="canceled"),
+        ],
+        0,
+        {
+            "ch_1": "it reports 500 refunded: some of its refunds failed or were canceled since",
+            "re_1": "it does not count: it was canceled",
+        },
+    ),
+    # At 2500 the charge does not count the refund that failed at 2000: 300 is what the other comes to.
+    "a refund failed before, and another counts": (
+        [
+            session(),
+            refund(2, 1000, 500),
+            refund(3, 2000, 500, "refund.failed", status="failed"),
+            refund(4, 2400, 300, id="re_2", created=START + 2400),
+            charge(5, 2500, amount_refunded=300),
+        ],
+        300,
+        {
+            "ch_1": "its refunds come to what it reports",
+            "re_1": "it does not count: it failed",
+            "re_2": "it counts",
+        },
+    ),
+    # All the charge reports is a refund that failed since; the other is newer.
+    "a refund failed since, and another is newer": (
+        [
+            session(),
+            charge(2, 1000, amount_refunded=500),
+            refund(3, 1000, 500),
+            refund(4, 2000, 500, "refund.failed", status="failed"),
+            refund(5, 2400, 300, id="re_2", created=START + 2400),
+        ],
+        300,
+        {
+            "ch_1": "it reports 500 refunded: its refunds are newer",
+            "re_1": "it does not count: it failed",
+            "re_2": "it counts",
+        },
+    ),
     "less is reported than is known": (
         [session(), charge(2, 3000, amount_refunded=200), refund(3, 1000, 500)],
         500,

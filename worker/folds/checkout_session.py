@@ -302,7 +302,8 @@ def _email(session: CheckoutSession) -> str | UnsetType | None:
 
 def _shipping(session: CheckoutSession) -> Value | UnsetType:
     collected = session.collected_information
-    newest = collected.shipping_details if isinstance(collected, _CollectedInformation) else UNSET
+    # Null, as much as an address that is null, is nothing that was collected.
+    newest = collected.shipping_details if isinstance(collected, _CollectedInformation) else collected
     # A newer place is null while an older one is filled in some versions that have both.
     places = (newest, session.shipping_details, session.shipping)
     filled = next((place for place in places if isinstance(place, _Shipping)), None)

@@ -92,7 +92,7 @@ def _of_note(event: Event, transaction: Transaction, note: str) -> Facts:
         created=event.created,
         rank=_WITNESS,
         stamp=(event.created,),
-        columns={"_to_balance": -transaction.amount},
+        columns={"_to_balance": -transaction.amount, "_to_balance_currency": transaction.currency},
         is_witness=True,
     )
 

@@ -719,7 +719,10 @@ def settle_all(cursor: Cursor, *, now: datetime, account: str | None = None) -> 
     """Settle all orders and notes at rest, or those of one *account*, while no one else folds or sees them."""
     for page in settling.pages(cursor, account):
         keep_others_from_appending(cursor)
-        _save_settled(cursor, saved := _Saved({}, {}, []), {}, page, now)
+        notes = load(cursor, [subject for subject in page if subject.table == "credit_notes"])
+        as_they_are = {subject: settling.note_as_it_is(row) for subject, row in notes.items()}
+        orders = [subject for subject in page if subject.table == "orders"]
+        _save_settled(cursor, saved := _Saved({}, dict(notes), []), as_they_are, orders, now)
         _append_changes(cursor, saved, NEWS)
 
 

@@ -227,7 +227,7 @@ def settled(cursor: Cursor, rows: Mapping[Subject, Joined]) -> dict[Subject, Joi
 
 
 def pages(cursor: Cursor, account: str | None) -> Iterator[list[Subject]]:
-    """Yield all open orders, and notes of which the refund is known, or those of one *account*, some at once."""
+    """Yield all open orders, and notes that their refunds may change, or those of one *account*, some at once."""
     yield from _pages_of_orders(cursor, account)
     yield from _pages_of_notes(cursor, account)
 
@@ -267,13 +267,25 @@ def _pages_of_notes(cursor: Cursor, account: str | None) -> Iterator[list[Subjec
         after = rows[-1]
 
 
-_PAGE_OF_NOTES: Final = """
+# Parts that contradict each other do so still, whatever else comes.
+_PAGE_OF_NOTES: Final = f"""
 SELECT account, livemode, id FROM credit_notes AS n
 WHERE refund IS NOT NULL AND (%(account)s::text IS NULL OR account = %(account)s)
     AND EXISTS (SELECT FROM refunds AS r WHERE (r.account, r.livemode, r.id) = (n.account, n.livemode, n.refund))
+    AND NOT EXISTS (
+        SELECT FROM anomalies AS a WHERE a.resolved_at IS NULL AND a.subject = '{credit_note.SHAPE.subject}'
+            AND a.kind = '{credit_note.SPLIT}'
+            AND (a.account, a.livemode, a.subject_id) = (n.account, n.livemode, n.id)
+    )
     AND (account, livemode, id) > (%(of_account)s, %(mode)s, %(id)s)
 ORDER BY account, livemode, id LIMIT %(limit)s
 """
+
+
+def note_as_it_is(row: Row) -> Joined:
+    """Return a note of ``pages`` as its own events make it, or with its refund laid on, which may be laid on again."""
+    anomalies = tuple(credit_note.SHAPE.anomalies(row))
+    return Joined(row, anomalies, (), "replay", is_whole=False, replace_all=False, is_at_rest=True)
 
 
 def refunds_of(cursor: Cursor, notes: Mapping[Subject, Joined]) -> dict[Subject, Row]:

@@ -10,10 +10,11 @@ Note [Where a credit note's money goes]
 
     The events of a refund name no note, so what the refund that an old note names adds is laid on last, by
     ``with_refund``. All of its amount is the note's: "the sum of refund, credit and outside of Stripe amounts must
-    equal the credit note total" (https://docs.stripe.com/api/credit_notes/create before basil, which first gave a note a
-    part of a refund). That also holds of a refund that fails or is canceled: of an issued note only memo and metadata
-    change (https://docs.stripe.com/api/credit_notes/update), and where the refund was of a paid invoice, it cannot be
-    voided (https://docs.stripe.com/api/credit_notes/void). An amount in another currency is no known part of the note.
+    equal the credit note total" (https://docs.stripe.com/api/credit_notes/create, before basil gave notes a part of a
+    refund). That also holds of a refund that fails or is canceled: of an issued note only memo and metadata change
+    (https://docs.stripe.com/api/credit_notes/update), and it is voided only while its invoice is open, so not where
+    something was refunded (https://docs.stripe.com/api/credit_notes/void). An amount in another currency is no known
+    part of the note.
 """
 
 from collections.abc import Mapping
@@ -75,7 +76,7 @@ class CreditNote(Struct):
 
 
 _reader = Reader(CreditNote)
-_SPLIT: Final = "credit_note_split"
+SPLIT: Final = "credit_note_split"
 _Parts: TypeAlias = tuple[int | None, int | None]
 """What was refunded, and what went to the balance."""
 _RANKS: Final = {"issued": 0, "void": 1}
@@ -246,7 +247,7 @@ def _anomalies(row: Row) -> list[Anomaly]:
         found.append(Anomaly("credit_note_sides", {"amount": amount, "pre_payment": pre, "post_payment": post}))
     contradiction = row.get("_contradiction")
     if isinstance(contradiction, Mapping):
-        return [*found, Anomaly(_SPLIT, contradiction)]
+        return [*found, Anomaly(SPLIT, contradiction)]
     return [*found, *_lost(row)]
 
 
@@ -254,7 +255,7 @@ def _lost(row: Row) -> list[Anomaly]:
     """Return that a part of the note went somewhere that is not named."""
     refunded = row["refunded_amount"]
     is_lost = _share(row) is not None and isinstance(refunded, int) and row["to_balance_amount"] is None
-    return [Anomaly(_SPLIT, _detail(row, _known(refunded), None))] if is_lost else []
+    return [Anomaly(SPLIT, _detail(row, _known(refunded), None))] if is_lost else []
 
 
 def _detail(row: Row, refunded: int | None, to_balance: int | None) -> dict[str, Value]:
@@ -287,7 +288,7 @@ def with_refund(joined: Joined, refund: Row | None) -> Joined:
     parts = _split(share, amount, to_balance, has_refund=True, has_balance=has_balance)
     refunded, left = parts or (None, None)
     laid: Row = {**row, "refunded_amount": refunded, "to_balance_amount": left}
-    found = [Anomaly(_SPLIT, _detail(row, amount, to_balance))] if parts is None else _lost(laid)
+    found = [Anomaly(SPLIT, _detail(row, amount, to_balance))] if parts is None else _lost(laid)
     return replace(joined, row=laid, anomalies=(*joined.anomalies, *found))
 
 
@@ -298,7 +299,7 @@ def _amount_of(refund: Row | None, currency: Value) -> int | None:
 
 
 def _contradicts_itself(joined: Joined) -> bool:
-    return any(each.kind == _SPLIT for each in joined.anomalies)
+    return any(each.kind == SPLIT for each in joined.anomalies)
 
 
 _SHOWN: Final = (

@@ -90,6 +90,10 @@ CASES: Final = {
     "a ledger in another currency": Case([note(), listed(currency="eur")], NOT_KNOWN),
     "a ledger in another currency, and the refund": Case([note(), refund(), listed(currency="eur")], (615, 363)),
     "a note without a currency": Case([note(without=["currency"]), refund(), listed()], NOT_KNOWN),
+    "a ledger of another transaction": Case([note(), listed(id="cbtxn_other_#"), refund(700)], (700, 278)),
+    "a ledger of another transaction, too": Case(
+        [note(), listed(), listed(-9, id="cbtxn_other_#"), refund()], (615, 363)
+    ),
     "a refund of another id": Case([note(), refund(id="re_other_#")], NOT_KNOWN),
     # 700 + 363 + 31 is 85 too many.
     "the refund and the ledger are too many": Case([note(), refund(700), listed()], NOT_KNOWN, SPLIT),
@@ -279,6 +283,22 @@ def test_a_refund_that_is_set_aside(engine: Engine, amount: int, others: list[Js
     assert parts_of(engine) == {"cn_1": (615, 363) if others else NOT_KNOWN}
     assert wrong_notes(engine) == []
     assert_rebuilt(engine)
+
+
+@pytest.mark.parametrize("is_known", [True, False])
+def test_a_note_that_a_release_before_folded(engine: Engine, *, is_known: bool) -> None:
+    """A note without its refund's id gets its parts when the clock folds it again, and is issued once."""
+    told, gave = bodies([note(), refund()], "1")
+    ledger.take_in(engine, told, *([gave] if is_known else []))
+    ledger.execute(engine, "UPDATE credit_notes SET refund = NULL, refunded_amount = NULL, to_balance_amount = NULL")
+    ledger.execute(engine, "UPDATE outcomes SET fold_version = :older", older=folds.FOLD_VERSION - 1)
+    ledger.take_in(engine, gave)
+    with database.transaction(engine) as connection, database.cursor(connection) as cursor:
+        projection.queue_outdated(cursor)
+    ledger.fold(engine)
+
+    assert parts_of(engine) == {"cn_1": (615, 363)}
+    assert ledger.kinds(engine, "cn_1") == ["credit_note.issued"]
 
 
 def explained(engine: Engine, *, hours: int | None = None) -> tuple[Explanation, dict[str, dict[str, Any]]]:

@@ -29,6 +29,8 @@ from worker.folds.reading import Name, Reader, Reference, Seconds, Told, Whole, 
 
 TRANSACTION_TYPES: Final = ("payfold.customer_balance_transaction.observed",)
 _BY_LEDGER, _BY_CUSTOMER = range(2)
+LISTED: Final = "_listed "
+"""What begins the name under which a credit note is told of one of its transactions, before the transaction's id."""
 # Before anything that a credit note itself says, so that it decides nothing.
 _WITNESS: Final = -1
 
@@ -92,7 +94,7 @@ def _of_note(event: Event, transaction: Transaction, note: str) -> Facts:
         created=event.created,
         rank=_WITNESS,
         stamp=(event.created,),
-        columns={"_to_balance": -transaction.amount, "_to_balance_currency": transaction.currency},
+        columns={f"{LISTED}{transaction.id}": {"amount": -transaction.amount, "currency": transaction.currency}},
         is_witness=True,
     )
 

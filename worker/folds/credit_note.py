@@ -24,6 +24,7 @@ from typing import Final, TypeAlias
 from msgspec import UNSET, Struct, UnsetType
 
 from schemas.kinds import Kind
+from worker.folds.balance import LISTED
 from worker.folds.facts import Anomaly, Change, Event, Facts, Row, Value
 from worker.folds.join import Joined, Shape, unknown_status
 from worker.folds.reading import Name, Reader, Reference, Seconds, Told, Whole, carried, moment, references, say
@@ -216,9 +217,11 @@ def _share(row: Row) -> int | None:
 
 
 def _listed(row: Row) -> int | None:
-    """Return what the ledger lists for the note, if that is in the note's currency."""
-    is_same = row["currency"] is not None and row.get("_to_balance_currency") == row["currency"]
-    return _known(row.get("_to_balance")) if is_same else None
+    """Return what the ledger lists for the note in its currency: of the transaction that it names, else of the one."""
+    named = row["customer_balance_transaction"]
+    ones = [value for name, value in row.items() if name.startswith(LISTED) and named in (None, name[len(LISTED) :])]
+    found = [one["amount"] for one in ones if isinstance(one, Mapping) and one["currency"] == row["currency"]]
+    return _known(found[0]) if len(found) == 1 else None
 
 
 def _known(value: Value) -> int | None:

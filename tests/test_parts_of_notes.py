@@ -311,10 +311,9 @@ def explained(engine: Engine, *, hours: int | None = None) -> tuple[Explanation,
 def test_an_explanation_names_the_refund(engine: Engine) -> None:
     """The parts are by the refund's event, now and as of each time since that was received; before, they are null."""
     rows = []
-    for hours, each in enumerate(
-        bodies([note(), refund(status="pending"), refund(created=T + 9, kind="updated")], "1")
-    ):
-        received = ledger.NOW + timedelta(hours=hours)
+    history = [note(), refund(status="pending"), refund(created=T + 9, kind="updated")]
+    for hour, each in enumerate(bodies(history, "1")):
+        received = ledger.NOW + timedelta(hours=hour)
         ledger.record(engine, [replace(ledger.delivery(each), received_at=received)])
         ledger.fold(engine)
         rows += ledger.rows(engine, "SELECT * FROM credit_notes")

@@ -191,8 +191,8 @@ def test_arrival_changes_nothing(engine: Engine, names: list[str], chance: rando
 
 def test_worlds_never_meet(engine: Engine) -> None:
     """A refund of another account or mode, by the same id, is none of the note."""
-    told, gave = bodies([note(), refund()], "1")
-    ledger.take_in(engine, told, account="acct_1")
+    sent, gave = bodies([note(), refund()], "1")
+    ledger.take_in(engine, sent, account="acct_1")
     ledger.take_in(engine, gave, account="acct_2")
     ledger.take_in(engine, gave.replace(b'"livemode": false', b'"livemode": true').replace(b"evt_", b"evt_l"))
     ledger.take_in(engine, body(note(), "1", 7), account="acct_2")
@@ -288,8 +288,8 @@ def test_a_refund_that_is_set_aside(engine: Engine, amount: int, others: list[Js
 @pytest.mark.parametrize("is_known", [True, False])
 def test_a_note_that_a_release_before_folded(engine: Engine, *, is_known: bool) -> None:
     """A note without its refund's id gets its parts when the clock folds it again, and is issued once."""
-    told, gave = bodies([note(), refund()], "1")
-    ledger.take_in(engine, told, *([gave] if is_known else []))
+    sent, gave = bodies([note(), refund()], "1")
+    ledger.take_in(engine, sent, *([gave] if is_known else []))
     ledger.execute(engine, "UPDATE credit_notes SET refund = NULL, refunded_amount = NULL, to_balance_amount = NULL")
     ledger.execute(engine, "UPDATE outcomes SET fold_version = :older", older=folds.FOLD_VERSION - 1)
     ledger.take_in(engine, gave)
@@ -333,8 +333,8 @@ def test_an_explanation_names_the_refund(engine: Engine) -> None:
 
 def test_a_rename_joins_a_note_and_its_refund(engine: Engine) -> None:
     """A note of the one name gets its parts by the refund of the other."""
-    told, gave = bodies([note(), refund()], "1")
-    ledger.record(engine, [ledger.delivery(told, account="shop"), ledger.delivery(gave, account="acct_1")])
+    sent, gave = bodies([note(), refund()], "1")
+    ledger.record(engine, [ledger.delivery(sent, account="shop"), ledger.delivery(gave, account="acct_1")])
     ledger.fold(engine)
 
     renaming.rename(engine, "shop", "acct_1", now=ledger.NOW, is_one=True)

@@ -30,7 +30,7 @@ from worker.folds.reading import Name, Reader, Reference, Seconds, Told, Whole, 
 TRANSACTION_TYPES: Final = ("payfold.customer_balance_transaction.observed",)
 _BY_LEDGER, _BY_CUSTOMER = range(2)
 LISTED: Final = "_listed "
-"""What begins the name under which a credit note is told of one of its transactions, before the transaction's id."""
+"""Begins the name under which a transaction reports its amount to the credit note that made it; its id follows."""
 # Before anything that a credit note itself says, so that it decides nothing.
 _WITNESS: Final = -1
 

@@ -202,7 +202,7 @@ class CreditNote(Shown):
     amount: int | None
     pre_payment_amount: int | None
     post_payment_amount: int | None
-    refunded_amount: int | None = Field(description="null where the note names a refund without its amount")
+    refunded_amount: int | None = Field(description="null where the note names a refund of which no amount is known")
     out_of_band_amount: int | None
     to_balance_amount: int | None = Field(description="what is left of post; null where that is not known")
     customer: Id | None
@@ -213,6 +213,7 @@ class CreditNote(Shown):
     effective_at: datetime | None
     voided_at: datetime | None
     lines_complete: bool
+    refund: Id | None = Field(description="the one that an old API version names; null where the note has amounts")
 
 
 class CreditNoteLine(Shown):

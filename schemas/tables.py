@@ -291,7 +291,8 @@ outcomes = Table(
     Index("outcomes_parked", "seq", postgresql_where=text("state = 'parked'")),
 )
 
-# Orders that others held while their charges moved, until they are settled: see worker/settling.py.
+# Orders and credit notes that others held while their charges or refunds moved, until they are settled: see
+# worker/settling.py.
 unsettled = Table(
     "unsettled",
     metadata,
@@ -567,8 +568,11 @@ credit_notes = _projection(
     _moment("effective_at"),
     _moment("voided_at"),
     Column("lines_complete", Boolean, nullable=False, server_default=false()),
+    # The refund that a version before basil names by its id alone; null where the note reports what was refunded.
+    Column("refund", Text),
     _of_one("credit_notes", "invoice"),
     _of_one("credit_notes", "customer"),
+    _of_one("credit_notes", "refund"),
     _newest("credit_notes"),
 )
 

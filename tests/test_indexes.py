@@ -104,6 +104,10 @@ ASKED: Final = {
         "GET /v1/credit-notes?customer=",
         f"SELECT * FROM credit_notes WHERE {WORLD} AND customer = 'cus_1'",
     ),
+    "credit_notes_refund": (
+        "the note of which a refund is a part (settling)",
+        f"SELECT id FROM credit_notes WHERE {WORLD} AND refund = 're_1'",
+    ),
     "credit_notes_newest": ("GET /v1/credit-notes", f"SELECT * FROM credit_notes {PAGE}"),
     "credit_note_lines_credit_note": (
         "the lines of a note (GET /v1/credit-notes/{id}, projection)",

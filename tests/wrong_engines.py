@@ -21,12 +21,13 @@ ROOT = Path(__file__).parent.parent
 TESTS = (
     *("tests/test_join.py", "tests/test_orders.py", "tests/test_money.py", "tests/test_projection.py"),
     *("tests/test_harm.py", "tests/test_lines.py", "tests/test_corrections.py", "tests/test_history.py"),
-    "tests/test_settling.py",
+    *("tests/test_settling.py", "tests/test_parts_of_notes.py"),
 )
 JOIN = "worker/folds/join.py"
 CHAIN = "worker/folds/chain.py"
 BALANCE = "worker/folds/balance.py"
 SESSION = "worker/folds/checkout_session.py"
+NOTE = "worker/folds/credit_note.py"
 PROJECTION = "worker/projection.py"
 BREAK_SECONDS_MAX = 600
 
@@ -222,6 +223,20 @@ BREAKS = (
         PROJECTION,
         "if row is not None and settling.is_laid_on(subject, row):",
         "if False:",
+    ),
+    Break("a refund finds no note at rest", "worker/settling.py", "    if ways.refunds:\n", "    if False:\n"),
+    Break(
+        "a rebuild gives old notes no refunds",
+        "worker/settling.py",
+        "    yield from _pages_of_notes(cursor, account)\n",
+        "",
+    ),
+    Break("a refund in another currency counts", NOTE, ' or refund["currency"] != currency:', ":"),
+    Break(
+        "parts that contradict each other are a guess",
+        NOTE,
+        "refunded, left = parts or (None, None)",
+        "refunded, left = parts or (amount, None)",
     ),
     Break(
         "no lock on the change feed",

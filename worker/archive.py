@@ -670,6 +670,7 @@ def leave_out(cursor: Cursor, made: Shadow) -> LeftOut:
     )
     if objects:
         cursor.execute(sql.SQL(_LEAVE_OUT_ORDERS).format(**names, **_tables_of_payments(made)))
+        cursor.execute(sql.SQL(_LEAVE_OUT_NOTES).format(**names, notes=sql.Identifier(made.live, "credit_notes")))
     return LeftOut(objects, events)
 
 
@@ -698,6 +699,13 @@ WHERE EXISTS (
     JOIN {{left_out}} AS l ON (l.account, l.livemode, l.object_id) = (r.account, r.livemode, r.id)
     WHERE (c.account, c.livemode, c.payment_intent) = (o.account, o.livemode, o.payment_intent)
 )
+ON CONFLICT DO NOTHING
+"""
+# Of a note that its refund settles that one is wanted.
+_LEAVE_OUT_NOTES: Final = """
+INSERT INTO {left_out} (account, livemode, object_id)
+SELECT n.account, n.livemode, n.id FROM {notes} AS n JOIN {left_out} AS l
+    ON (l.account, l.livemode, l.object_id) = (n.account, n.livemode, n.refund)
 ON CONFLICT DO NOTHING
 """
 

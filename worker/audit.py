@@ -19,7 +19,7 @@ from sqlalchemy import Engine
 from schemas import checkout, database, inbox, observations, tables
 from schemas.budget import Lane
 from schemas.database import Cursor
-from schemas.errors import Archived, CallDeclined, MissingAtStripe, NotAnObject
+from schemas.errors import CallDeclined, MissingAtStripe, NotAnObject
 from schemas.inbox import Delivery
 from schemas.observations import Answer, World
 from worker import acting, difference, folds, projection, settling
@@ -218,7 +218,7 @@ def _differing(
     on_the_way = _on_the_way(cursor, at_hand)
     found: dict[Subject, Joined] = {}
     archived: set[_Object] = set()
-    for subject, facts in _facts_of(cursor, set(at_hand)):
+    for subject, facts in projection.facts_at_hand(cursor, set(at_hand)):
         shape = folds.SHAPES[subject.table]
         if facts is None:
             # What is told now is laid over the row, unless only all that was told before could tell.
@@ -232,24 +232,12 @@ def _differing(
             joined = join.fold_all(shape, read.values())
         if joined is not None and _object_of(subject) not in on_the_way:
             found[subject] = joined
-    found |= settling.settled(cursor, settling.open_orders(found))
+    found |= settling.settled(cursor, settling.open_rows(found))
     pairs = {
         subject: Pair(tables.metadata.tables[subject.table], known.get(subject), joined.row)
         for subject, joined in found.items()
     }
     return [(subject, pair) for subject, pair in pairs.items() if _differences(pair)], len(archived)
-
-
-def _facts_of(cursor: Cursor, subjects: set[Subject]) -> Iterator[tuple[Subject, list[Facts] | None]]:
-    """Yield all that the inbox says of each of *subjects*, None where a payload of it is archived."""
-    try:
-        yield from projection.facts_of(cursor, subjects, {}).items()
-    except Archived:
-        if len(subjects) > 1:
-            for subject in subjects:
-                yield from _facts_of(cursor, {subject})
-        else:
-            yield from ((subject, None) for subject in subjects)
 
 
 _Object: TypeAlias = tuple[str, bool, str]

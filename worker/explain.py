@@ -18,7 +18,7 @@ from schemas import database, tables
 from schemas.database import Cursor
 from schemas.errors import NotFoundError
 from worker import behind, folds, projection, settling
-from worker.folds import join, payment
+from worker.folds import credit_note, join, payment
 from worker.folds.chain import Path
 from worker.folds.facts import Event, Facts, Row, Subject
 from worker.folds.join import Joined, Shape
@@ -76,8 +76,8 @@ def _explained(engine: Engine, subject: Subject, as_of: datetime | None) -> Expl
         at_rest = None if as_of is not None else projection.load(cursor, [subject]).get(subject)
         facts = _facts(subject, told)
         own = join.fold_all(folds.SHAPES[subject.table], facts)
-        joined = None if own is None else _settled(cursor, subject, own, as_of)
-        by = _decider(cursor, subject, own, joined)
+        joined, event_id = (None, None) if own is None else _settled(cursor, subject, own, as_of)
+        by = _decider(cursor, subject, own, joined, event_id)
     if not told:
         raise NotFoundError(
             f"No event speaks of {subject.id}" + ("." if as_of is None else f", or none had been received by {as_of}.")
@@ -111,7 +111,7 @@ def _facts(subject: Subject, told: list[dict[str, Any]]) -> list[Facts]:
     return [one for each in folded for one in folds.judge(_event(each)).facts if one.subject in wanted]
 
 
-# ---- What an order's charges lay on ----
+# ---- What an order's charges, and a note's refund, lay on ----
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,15 +123,35 @@ class _Decider:
 
 
 _HOW: Final = {"charges": "by its charge", "payment_intents": "by its payment intent", "refunds": "by its refund"}
+_WHY: Final = {
+    "orders": "it settles the payment, which the session leaves open",
+    "credit_notes": "it reports the amount of the refund, which the note only names",
+}
 
 
-def _settled(cursor: Cursor, subject: Subject, own: Joined, as_of: datetime | None) -> Joined:
-    """Return the row *own*, as its own events make it, with what was known of its payment at *as_of* laid on."""
-    orders = settling.open_orders({subject: own})
-    if not orders:
-        return own
-    known = settling.payments_of(cursor, orders)[subject]
-    return payment.settle(own, known if as_of is None else _payment_as_of(cursor, subject, own.row, known, as_of))
+def _settled(cursor: Cursor, subject: Subject, own: Joined, as_of: datetime | None) -> tuple[Joined, str | None]:
+    """Return the row *own*, as its own events make it, with what was known at *as_of* of other objects laid on.
+
+    The second is the event that laid it on, None where none did.
+    """
+    left_open = settling.open_rows({subject: own})
+    if not left_open:
+        return own, None
+    if subject.table == "credit_notes":
+        return _with_refund(cursor, subject, own, as_of)
+    known = settling.payments_of(cursor, left_open)[subject]
+    then = known if as_of is None else _payment_as_of(cursor, subject, own.row, known, as_of)
+    joined = payment.settle(own, then)
+    return joined, None if joined.decided_by is None else joined.decided_by.event_id
+
+
+def _with_refund(cursor: Cursor, note: Subject, own: Joined, as_of: datetime | None) -> tuple[Joined, str | None]:
+    if as_of is None:
+        refund = settling.refunds_of(cursor, {note: own}).get(note)
+    else:
+        refund = _row_as_of(cursor, replace(note, table="refunds", id=str(own.row["refund"])), as_of)
+    joined = credit_note.with_refund(own, refund)
+    return joined, None if refund is None or joined == own else str(refund["event_id"])
 
 
 def _payment_as_of(cursor: Cursor, subject: Subject, order: Row, known: Payment, as_of: datetime) -> Payment:
@@ -168,18 +188,20 @@ def _place_in_its_second(event: dict[str, Any]) -> tuple[bool, bool, bool, str]:
     return not is_named, event["type"] == "charge.updated", event["source"] == "observation", event["id"]
 
 
-def _decider(cursor: Cursor, subject: Subject, own: Joined | None, joined: Joined | None) -> _Decider | None:
-    """Return which event of another object laid what on *own*, so that *joined* came of it; None where none did."""
-    if own is None or joined is None or joined.decided_by is None:
+def _decider(
+    cursor: Cursor, subject: Subject, own: Joined | None, joined: Joined | None, event_id: str | None
+) -> _Decider | None:
+    """Return what the event of another object laid on *own*, so that *joined* came of it; None where none did."""
+    if own is None or joined is None or event_id is None:
         return None
     with cursor.connection.cursor(row_factory=dict_row, binary=True) as rows:
-        wanted = (subject.account, subject.livemode, joined.decided_by.event_id)
+        wanted = (subject.account, subject.livemode, event_id)
         event = rows.execute("SELECT * FROM events WHERE (account, livemode, id) = (%s, %s, %s)", wanted).fetchone()
     if event is None:
         return None
-    sets = sorted(name for name in payment.DECIDED if joined.row[name] != own.row[name])
+    sets = sorted(name for name in own.row if joined.row[name] != own.row[name])
     table = folds.TABLES_OF_OBJECT[str(event["object_type"])][0]
-    return _Decider(_HOW[table], _line(event, sets, "it settles the payment, which the session leaves open"))
+    return _Decider(_HOW[table], _line(event, sets, _WHY[subject.table]))
 
 
 def _in_part(

@@ -328,13 +328,13 @@ def _compare(cursor: Cursor, objects: Sequence[Sequence[tuple[bool, list[Facts]]
 
 
 def _joined(cursor: Cursor, facts: Mapping[Subject, list[Facts]]) -> dict[Subject, Joined]:
-    """Return the joined rows; charges that only the log has settle no order yet."""
+    """Return the joined rows; charges and refunds that only the log has settle no order and no note yet."""
     found = {}
     for subject, several in facts.items():
         joined = join.fold_all(folds.SHAPES[subject.table], several) if several else None
         if joined is not None:
             found[subject] = joined
-    return found | settling.settled(cursor, settling.open_orders(found))
+    return found | settling.settled(cursor, settling.open_rows(found))
 
 
 def _by_table(subjects: Iterable[Subject]) -> dict[str, list[Subject]]:

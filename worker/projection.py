@@ -275,7 +275,7 @@ def _conclude_alone(engine: Engine, claimed: Claimed, failure: Failure, *, now: 
 def park(cursor: Cursor, claimed: Claimed, failure: Failure, *, now: datetime) -> bool:
     """Park the event: its data is at fault. The rows that it, or another copy of it, had made are folded without it.
 
-    Returns whether orders that this may settle are held by others.
+    Returns whether rows that this may settle are held by others.
     """
     _note_contradictions(cursor, [claimed], now)
     outcome = _Outcome(claimed.event.seq, "parked", failure.reason, failure.cause, claimed.attempts + 1)
@@ -543,7 +543,7 @@ def project(
 ) -> bool:
     """Fold *claimed* into the tables, in the cursor's transaction; the caller commits at once.
 
-    Returns whether orders that *claimed* may settle are held by others: none are while others are kept from folding.
+    Returns whether rows that *claimed* may settle are held by others: none are while others are kept from folding.
     """
     if not claimed:
         return False
@@ -561,22 +561,22 @@ def project(
 def _project(cursor: Cursor, part: _Part, now: datetime, fold_version: int, *, withheld: str | None = None) -> bool:
     """Fold *part*, of which the objects are locked; its changes are kept from the feed where they are *withheld*.
 
-    Returns whether orders that it may settle are held by others.
+    Returns whether rows that it may settle are held by others.
     """
     events = [each.event for each, _ in part.judged]
     anew = part.anew | _rows_of(cursor, part.objects)
     _mention(cursor, events, part.facts)
     saved = _join(cursor, part.facts, anew)
     saved.judged = part.judged
-    open_orders = settling.open_orders(saved.rows)
-    for subject in open_orders:
+    left_open = settling.open_rows(saved.rows)
+    for subject in left_open:
         del saved.rows[subject]
     _save(cursor, saved)
     _note_anomalies(cursor, saved, now)
     _conclude(cursor, part.outcomes, now, fold_version)
     _set_aside(cursor, [event for event in events if event.type == folds.EVENT_IGNORED])
     reasons = _Reasons(part, withheld)
-    owes = _settle(cursor, saved, open_orders, reasons, now)
+    owes = _settle(cursor, saved, left_open, reasons, now)
     _append_changes(cursor, saved, reasons)
     return owes
 
@@ -652,36 +652,36 @@ NEWS: Final = _Reasons(_NOTHING, None)
 
 
 def _settle(
-    cursor: Cursor, saved: _Saved, open_orders: dict[Subject, Joined], reasons: _Reasons, now: datetime
+    cursor: Cursor, saved: _Saved, left_open: dict[Subject, Joined], reasons: _Reasons, now: datetime
 ) -> bool:
-    """Save *open_orders*, and the orders at rest that what is *saved* may settle, as their payments settle them.
+    """Save the rows *left_open*, and those at rest that what is *saved* may settle, as other objects settle them.
 
     Returns whether there are some at rest that others hold, which are owed then: see Note [The lock of an order at rest
     is only tried].
     """
     ways = settling.moved(saved.rows, saved.known, saved.gone)
-    if not open_orders and not any(ways):
+    if not left_open and not any(ways):
         return False
     keep_others_from_appending(cursor)
-    own = open_orders.keys() | saved.rows.keys() | set(saved.gone)
+    own = left_open.keys() | saved.rows.keys() | set(saved.gone)
     found = [subject for subject in settling.found_by(cursor, ways) if subject not in own]
     held = _try_locks(cursor, found)
     why = {reasons.of(subject, joined) for subject, joined in saved.rows.items() if subject.table in settling.MOVING}
-    _save_settled(cursor, saved, open_orders, held, now)
+    _save_settled(cursor, saved, left_open, held, now)
     passed = [subject for subject in found if subject not in held]
     settling.owe(cursor, passed, why.pop() if len(why) == 1 else None)
     return bool(passed)
 
 
 def _save_settled(
-    cursor: Cursor, saved: _Saved, open_orders: dict[Subject, Joined], at_rest: Iterable[Subject], now: datetime
+    cursor: Cursor, saved: _Saved, left_open: dict[Subject, Joined], at_rest: Collection[Subject], now: datetime
 ) -> None:
-    """Settle *open_orders*, which were joined, and those *at_rest*, and add them to what is *saved*.
+    """Settle the rows *left_open*, which were joined, and those *at_rest*, and add them to what is *saved*.
 
-    The caller holds the locks of the orders, and keeps others from appending.
+    The caller holds the locks of their objects, and keeps others from appending.
     """
-    resting = settling.at_rest(cursor, [*at_rest])
-    rows = settling.settled(cursor, {**open_orders, **{subject: own for subject, (_, own) in resting.items()}})
+    resting = settling.at_rest(cursor, at_rest) | _notes_at_rest(cursor, at_rest)
+    rows = settling.settled(cursor, {**left_open, **{subject: own for subject, (_, own) in resting.items()}})
     saved.known |= {subject: row for subject, (row, _) in resting.items()}
     if rows:
         _save(cursor, settled := _Saved(rows, saved.known, []))
@@ -689,15 +689,27 @@ def _save_settled(
         saved.rows |= rows
 
 
+def _notes_at_rest(cursor: Cursor, subjects: Iterable[Subject]) -> dict[Subject, tuple[Row, Joined]]:
+    """Return those of *subjects* that are notes at rest and still open: each row, and what its own events alone make.
+
+    What the row was before a refund is in its events alone, so a note with archived ones stays as it is.
+    """
+    known = load(cursor, [subject for subject in subjects if subject.table == "credit_notes"])
+    facts = facts_at_hand(cursor, set(known))
+    own = {subject: join.fold_all(folds.SHAPES[subject.table], several or ()) for subject, several in facts}
+    joined = {subject: each for subject, each in own.items() if each is not None}
+    return {subject: (known[subject], each) for subject, each in settling.open_rows(joined).items()}
+
+
 def _settle_owed(engine: Engine, *, now: datetime, bounds: Bounds | None) -> None:
-    """Settle orders that others held while their payments moved, once those are done with them."""
+    """Settle orders and notes that others held while what settles them moved, once those are done with them."""
     try:
         with database.transaction(engine, bounds) as connection, database.cursor(connection) as cursor:
             share_folding(cursor)
-            orders = settling.owed(cursor)
-            _lock(cursor, orders, ())
+            subjects = settling.owed(cursor)
+            _lock(cursor, subjects, ())
             keep_others_from_appending(cursor)
-            for withheld, some in settling.take_owed(cursor, orders).items():
+            for withheld, some in settling.take_owed(cursor, subjects).items():
                 _save_settled(cursor, saved := _Saved({}, {}, []), {}, some, now)
                 _append_changes(cursor, saved, _Reasons(_NOTHING, withheld))
     except (DBAPIError, database.DriverError) as error:
@@ -708,10 +720,13 @@ def _settle_owed(engine: Engine, *, now: datetime, bounds: Bounds | None) -> Non
 
 
 def settle_all(cursor: Cursor, *, now: datetime, account: str | None = None) -> None:
-    """Settle all orders at rest, or those of one *account*, while no one else folds or sees them."""
+    """Settle all orders and notes at rest, or those of one *account*, while no one else folds or sees them."""
     for page in settling.pages(cursor, account):
         keep_others_from_appending(cursor)
-        _save_settled(cursor, saved := _Saved({}, {}, []), {}, page, now)
+        notes = load(cursor, [subject for subject in page if subject.table == "credit_notes"])
+        as_they_are = {subject: settling.note_as_it_is(row) for subject, row in notes.items()}
+        orders = [subject for subject in page if subject.table == "orders"]
+        _save_settled(cursor, saved := _Saved({}, dict(notes), []), as_they_are, orders, now)
         _append_changes(cursor, saved, NEWS)
 
 
@@ -1029,6 +1044,18 @@ def facts_of(
             for subject in led.get(one.subject, ()):
                 found[subject].append(one)
     return found
+
+
+def facts_at_hand(cursor: Cursor, subjects: set[Subject]) -> Iterator[tuple[Subject, list[Facts] | None]]:
+    """Yield all that the inbox says of each of *subjects*, None where a payload of it is archived."""
+    try:
+        yield from facts_of(cursor, subjects, {}).items()
+    except Archived:
+        if len(subjects) > 1:
+            for subject in subjects:
+                yield from facts_at_hand(cursor, {subject})
+        else:
+            yield from ((subject, None) for subject in subjects)
 
 
 def _save(cursor: Cursor, saved: _Saved) -> None:

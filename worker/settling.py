@@ -1,15 +1,17 @@
-"""Orders whose session leaves open whether they are paid, and what their charges make of them.
+"""Rows that their own events leave open, and what the rows of other objects make of them.
 
-The rule is in worker/folds/payment.py; its rows are found here. As with refunds, the one of an order and its charges
-that is folded last has to notice the other, so this is done under the lock to append changes: see the Note [Whoever
-comes second sees the other] in worker/refunding.py.
+An order may leave open whether it is paid, which its charges show: worker/folds/payment.py. A credit note of an old API
+version may leave open how much of it was refunded, which the refund shows that it names: worker/folds/credit_note.py.
+Those are the rules; their rows are found here. The one of an order and its charges, or of a note and its refund, that
+is folded last has to notice the other, so this is done under the lock to append changes: see the Note [Whoever comes
+second sees the other] in worker/refunding.py.
 
 Note [The lock of an order at rest is only tried]
     A batch that holds the lock to append must not wait for the lock of an object: the holder of that may wait for the
     lock to append. So the lock of an order at rest is tried. A batch that holds it settles the order itself, once it
     gets the lock to append, and then sees the charges that the first batch saved. But that batch may fail, and its
     event be parked. So orders that were passed over are noted in ``unsettled``, in the transaction that saves their
-    charges, and settled in one of their own after the commit, or by a later turn.
+    charges, and settled in one of their own after the commit, or by a later turn. So are notes, for their refunds.
 """
 
 from collections import defaultdict
@@ -17,10 +19,11 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final, NamedTuple, cast
 
+from msgspec.structs import replace
 from psycopg.rows import dict_row
 
 from schemas.database import Cursor, boolean_array, text_array
-from worker.folds import checkout_session, payment
+from worker.folds import checkout_session, credit_note, payment
 from worker.folds.facts import Row, Subject
 from worker.folds.join import Joined
 from worker.folds.payment import Payment
@@ -30,22 +33,26 @@ ORDERS_AT_ONCE: Final = 1_000
 MOVING: Final = {
     "charges": ("payment_intent", "status", "captured_at", "released_at"),
     "payment_intents": ("canceled_at",),
-    "refunds": ("payment_intent", "charge", "reason", "created"),
+    "refunds": ("payment_intent", "charge", "reason", "created", "currency", "amount"),
 }
-"""By table, the columns by which its row may settle an order."""
+"""By table, the columns by which its row may settle an order, or a note."""
+_IS_OPEN: Final = {"orders": payment.is_open, "credit_notes": credit_note.is_open}
 
 
 class Ways(NamedTuple):
-    """Payment intents and charges, as subjects, by which the orders are found that a batch may settle."""
+    """Payment intents, charges and refunds, as subjects, by which the rows are found that a batch may settle."""
 
     intents: set[Subject]
     charges: set[Subject]
+    refunds: set[Subject]
 
 
-def open_orders(rows: Mapping[Subject, Joined]) -> dict[Subject, Joined]:
-    """Return those of *rows* that are orders of which their own events leave open whether they are paid."""
+def open_rows(rows: Mapping[Subject, Joined]) -> dict[Subject, Joined]:
+    """Return those of *rows* that are orders or notes which their own events leave open."""
     return {
-        subject: joined for subject, joined in rows.items() if subject.table == "orders" and payment.is_open(joined.row)
+        subject: joined
+        for subject, joined in rows.items()
+        if subject.table in _IS_OPEN and _IS_OPEN[subject.table](joined.row)
     }
 
 
@@ -57,8 +64,8 @@ def is_laid_on(subject: Subject, row: Row) -> bool:
 
 
 def moved(rows: Mapping[Subject, Joined], known: Mapping[Subject, Row], gone: Iterable[Subject]) -> Ways:
-    """Return by which payments orders at rest may be settled, now that *rows* are as they are and some are *gone*."""
-    ways = Ways(set(), set())
+    """Return by what orders and notes at rest may be settled, now that *rows* are as they are and some are *gone*."""
+    ways = Ways(set(), set(), set())
     for subject, joined in rows.items():
         if subject.table in MOVING:
             before = known.get(subject)
@@ -72,6 +79,8 @@ def moved(rows: Mapping[Subject, Joined], known: Mapping[Subject, Row], gone: It
 
 
 def _add_ways(ways: Ways, subject: Subject, row: Row | None) -> None:
+    if row is not None and subject.table == "refunds":
+        ways.refunds.add(subject)
     if row is None or (subject.table == "refunds" and row["reason"] != payment.RELEASED):
         return
     intent = subject.id if subject.table == "payment_intents" else row["payment_intent"]
@@ -82,11 +91,15 @@ def _add_ways(ways: Ways, subject: Subject, row: Row | None) -> None:
 
 
 def found_by(cursor: Cursor, ways: Ways) -> list[Subject]:
-    """Return the open orders at rest that are found by *ways*; the caller keeps others from appending."""
-    if not any(ways):
-        return []
-    cursor.execute(_FOUND, (*_key_arrays(ways.intents), *_key_arrays(ways.charges)))
-    return [Subject("orders", *row) for row in cursor.fetchall()]
+    """Return the open orders and notes at rest that are found by *ways*; the caller keeps others from appending."""
+    found: list[Subject] = []
+    if ways.intents or ways.charges:
+        cursor.execute(_FOUND, (*_key_arrays(ways.intents), *_key_arrays(ways.charges)))
+        found += [Subject("orders", *row) for row in cursor.fetchall()]
+    if ways.refunds:
+        cursor.execute(_FOUND_NOTES, _key_arrays(ways.refunds))
+        found += [Subject("credit_notes", *row) for row in cursor.fetchall()]
+    return found
 
 
 _FOUND: Final = f"""
@@ -107,12 +120,19 @@ SELECT w.account, w.livemode, o.id FROM ways AS w CROSS JOIN LATERAL (
     OFFSET 0
 ) AS o ORDER BY 1, 2, 3
 """
+_FOUND_NOTES: Final = """
+SELECT k.account, k.livemode, n.id FROM unnest(%s::text[], %s::boolean[], %s::text[]) AS k (account, livemode, refund)
+CROSS JOIN LATERAL (
+    SELECT id FROM credit_notes AS n
+    WHERE (n.account, n.livemode, n.refund) = (k.account, k.livemode, k.refund) OFFSET 0
+) AS n ORDER BY 1, 2, 3
+"""
 
 
-def owe(cursor: Cursor, orders: Collection[Subject], withheld: str | None) -> None:
-    """Note that *orders* are to be settled; what is news of one thing is news, though *withheld* for another."""
-    if orders:
-        cursor.execute(_OWE, (withheld, *_key_arrays(orders)))
+def owe(cursor: Cursor, subjects: Collection[Subject], withheld: str | None) -> None:
+    """Note that *subjects* are to be settled; what is news of one thing is news, though *withheld* for another."""
+    if subjects:
+        cursor.execute(_OWE, (withheld, *_key_arrays(subjects)))
 
 
 _OWE: Final = """
@@ -124,9 +144,16 @@ SET withheld = CASE WHEN excluded.withheld IS NOT NULL THEN known.withheld END
 
 
 def owed(cursor: Cursor) -> list[Subject]:
-    """Return some of the orders that are to be settled; those of an account that is being renamed wait until it is."""
+    """Return some of what is to be settled; that of an account that is being renamed waits until it is.
+
+    Each is returned as an order and as a note: only one of the two is there.
+    """
     cursor.execute(_OWED, (ORDERS_AT_ONCE,))
-    return [Subject("orders", *row) for row in cursor.fetchall()]
+    return [each for key in cursor.fetchall() for each in _either(*key)]
+
+
+def _either(account: str, livemode: bool, id_: str) -> list[Subject]:  # noqa: FBT001 - a row of its table
+    return [Subject(table, account, livemode, id_) for table in _IS_OPEN]
 
 
 _OWED: Final = """
@@ -135,15 +162,15 @@ WHERE NOT EXISTS (SELECT FROM account_names AS n WHERE n.finished_at IS NULL AND
 """
 
 
-def take_owed(cursor: Cursor, orders: Collection[Subject]) -> dict[str | None, list[Subject]]:
-    """Return those of *orders* that are still to be settled, by why that is withheld, and owe them no longer.
+def take_owed(cursor: Cursor, subjects: Collection[Subject]) -> dict[str | None, list[Subject]]:
+    """Return those of *subjects* that are still to be settled, by why that is withheld, and owe them no longer.
 
     The caller holds their locks.
     """
-    cursor.execute(_TAKE_OWED, _key_arrays(orders))
+    cursor.execute(_TAKE_OWED, _key_arrays(subjects))
     found: dict[str | None, list[Subject]] = defaultdict(list)
     for withheld, *key in cursor.fetchall():
-        found[withheld].append(Subject("orders", *key))
+        found[withheld] += _either(*key)
     return found
 
 
@@ -159,11 +186,12 @@ def at_rest(cursor: Cursor, subjects: Collection[Subject]) -> dict[Subject, tupl
 
     The caller holds their locks.
     """
-    if not subjects:
+    orders = [subject for subject in subjects if subject.table == "orders"]
+    if not orders:
         return {}
     found: dict[Subject, tuple[Row, Joined]] = {}
     with cursor.connection.cursor(row_factory=dict_row, binary=True) as rows:
-        for row in rows.execute(_AT_REST, _key_arrays(subjects)):
+        for row in rows.execute(_AT_REST, _key_arrays(orders)):
             failed_at, source = cast("datetime | None", row.pop("own_failed_at")), str(row.pop("source"))
             own = payment.base(row, failed_at=failed_at)
             anomalies = tuple(checkout_session.SHAPE.anomalies(own))
@@ -188,14 +216,23 @@ LEFT JOIN inbox AS e ON (e.account, e.livemode, e.id) = (o.account, o.livemode, 
 """
 
 
-def settled(cursor: Cursor, orders: Mapping[Subject, Joined]) -> dict[Subject, Joined]:
-    """Return *orders*, as their own events make them, with what their payments come to laid on."""
+def settled(cursor: Cursor, rows: Mapping[Subject, Joined]) -> dict[Subject, Joined]:
+    """Return the open *rows*, as their own events make them, with what the rows of other objects come to laid on."""
+    orders = {subject: joined for subject, joined in rows.items() if subject.table == "orders"}
     payments = payments_of(cursor, orders)
-    return {subject: payment.settle(joined, payments[subject]) for subject, joined in orders.items()}
+    found = {subject: payment.settle(joined, payments[subject]) for subject, joined in orders.items()}
+    notes = {subject: joined for subject, joined in rows.items() if subject.table == "credit_notes"}
+    refunds = refunds_of(cursor, notes)
+    return found | {subject: credit_note.with_refund(joined, refunds.get(subject)) for subject, joined in notes.items()}
 
 
 def pages(cursor: Cursor, account: str | None) -> Iterator[list[Subject]]:
-    """Yield all open orders, or those of one *account*, some at once."""
+    """Yield all open orders, and notes that their refunds may change, or those of one *account*, some at once."""
+    yield from _pages_of_orders(cursor, account)
+    yield from _pages_of_notes(cursor, account)
+
+
+def _pages_of_orders(cursor: Cursor, account: str | None) -> Iterator[list[Subject]]:
     after: Sequence[Any] = ("", False, "", "")
     while True:
         cursor.execute(_PAGE, {"account": account, "limit": ORDERS_AT_ONCE, **_named(after)})
@@ -215,6 +252,59 @@ SELECT account, livemode, payment_intent, id FROM orders
 WHERE {payment.OF_ORDER_OPEN} AND (%(account)s::text IS NULL OR account = %(account)s)
     AND (account, livemode, payment_intent, id) > (%(of_account)s, %(mode)s, %(intent)s, %(id)s)
 ORDER BY account, livemode, payment_intent, id LIMIT %(limit)s
+"""
+
+
+def _pages_of_notes(cursor: Cursor, account: str | None) -> Iterator[list[Subject]]:
+    after: Sequence[Any] = ("", False, "")
+    while True:
+        values = dict(zip(("of_account", "mode", "id"), after, strict=True))
+        cursor.execute(_PAGE_OF_NOTES, {"account": account, "limit": ORDERS_AT_ONCE, **values})
+        rows = cursor.fetchall()
+        if not rows:
+            return
+        yield [Subject("credit_notes", *row) for row in rows]
+        after = rows[-1]
+
+
+# Parts that contradict each other do so still, whatever else comes.
+_PAGE_OF_NOTES: Final = f"""
+SELECT account, livemode, id FROM credit_notes AS n
+WHERE refund IS NOT NULL AND (%(account)s::text IS NULL OR account = %(account)s)
+    AND EXISTS (SELECT FROM refunds AS r WHERE (r.account, r.livemode, r.id) = (n.account, n.livemode, n.refund))
+    AND NOT EXISTS (
+        SELECT FROM anomalies AS a WHERE a.resolved_at IS NULL AND a.subject = '{credit_note.SHAPE.subject}'
+            AND a.kind = '{credit_note.SPLIT}'
+            AND (a.account, a.livemode, a.subject_id) = (n.account, n.livemode, n.id)
+    )
+    AND (account, livemode, id) > (%(of_account)s, %(mode)s, %(id)s)
+ORDER BY account, livemode, id LIMIT %(limit)s
+"""
+
+
+def note_as_it_is(row: Row) -> Joined:
+    """Return a note of ``pages`` as its own events make it, or with its refund laid on, which may be laid on again."""
+    anomalies = tuple(credit_note.SHAPE.anomalies(row))
+    return Joined(row, anomalies, (), "replay", is_whole=False, replace_all=False, is_at_rest=True)
+
+
+def refunds_of(cursor: Cursor, notes: Mapping[Subject, Joined]) -> dict[Subject, Row]:
+    """Return the refunds that *notes* name, by the note, without those that are not known."""
+    named = {subject: replace(subject, table="refunds", id=str(each.row["refund"])) for subject, each in notes.items()}
+    if not named:
+        return {}
+    found: dict[Subject, Row] = {}
+    with cursor.connection.cursor(row_factory=dict_row, binary=True) as rows:
+        for row in rows.execute(_REFUNDS, _key_arrays(set(named.values()))):
+            found[Subject("refunds", row["account"], row["livemode"], row["id"])] = row
+    return {subject: found[refund] for subject, refund in named.items() if refund in found}
+
+
+_REFUNDS: Final = """
+SELECT r.* FROM unnest(%s::text[], %s::boolean[], %s::text[]) AS k (account, livemode, id)
+CROSS JOIN LATERAL (
+    SELECT * FROM refunds AS r WHERE (r.account, r.livemode, r.id) = (k.account, k.livemode, k.id) OFFSET 0
+) AS r
 """
 
 

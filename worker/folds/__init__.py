@@ -26,7 +26,7 @@ from worker.folds import (
 from worker.folds.facts import Event, Facts
 from worker.folds.join import Shape
 
-FOLD_VERSION: Final = 6
+FOLD_VERSION: Final = 7
 
 EVENT_IGNORED: Final = "payfold.event.ignored"
 """An operator's word that an event is to be left aside; it is about an event, and has no row of its own."""

@@ -35,6 +35,8 @@ from worker.folds.reading import Name, Reader, Reference, Seconds, Told, Whole, 
 
 TRANSACTION_TYPES: Final = ("payfold.customer_balance_transaction.observed",)
 _BY_LEDGER, _BY_CUSTOMER = range(2)
+LISTED: Final = "_listed "
+"""Begins the name under which a transaction reports its amount to the credit note that made it; its id follows."""
 # Before anything that a credit note itself says, so that it decides nothing.
 _WITNESS: Final = -1
 
@@ -98,7 +100,7 @@ def _of_note(event: Event, transaction: Transaction, note: str) -> Facts:
         created=event.created,
         rank=_WITNESS,
         stamp=(event.created,),
-        columns={"_to_balance": -transaction.amount},
+        columns={f"{LISTED}{transaction.id}": {"amount": -transaction.amount, "currency": transaction.currency}},
         is_witness=True,
     )
 

@@ -7,15 +7,26 @@ Note [Where a credit note's money goes]
     but the last; before, it named one refund without its amount, and no pre and post. What the note cannot
     tell is null until something else tells it, and that is no anomaly; what it tells and does not add up is
     one, and nothing is guessed. The balance transaction that a note made, once it is seen, tells its part.
+
+    The events of a refund name no note, so what the refund that an old note names adds is laid on last, by
+    ``with_refund``. All of its amount is the note's: "the sum of refund, credit and outside of Stripe amounts must
+    equal the credit note total" (https://docs.stripe.com/api/credit_notes/create, before basil gave notes a part of a
+    refund). That also holds of a refund that fails or is canceled: of an issued note only memo and metadata change
+    (https://docs.stripe.com/api/credit_notes/update), and it is voided only while its invoice is open, so not where
+    something was refunded (https://docs.stripe.com/api/credit_notes/void). An amount in another currency is no known
+    part of the note.
 """
 
-from typing import Final
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Final, TypeAlias
 
 from msgspec import UNSET, Struct, UnsetType
 
 from schemas.kinds import Kind
+from worker.folds.balance import LISTED
 from worker.folds.facts import Anomaly, Change, Event, Facts, Row, Value
-from worker.folds.join import Shape, unknown_status
+from worker.folds.join import Joined, Shape, unknown_status
 from worker.folds.reading import Name, Reader, Reference, Seconds, Told, Whole, carried, moment, references, say
 
 TYPES: Final = ("credit_note.created", "credit_note.updated", "credit_note.voided", "payfold.credit_note.observed")
@@ -66,6 +77,9 @@ class CreditNote(Struct):
 
 
 _reader = Reader(CreditNote)
+SPLIT: Final = "credit_note_split"
+_Parts: TypeAlias = tuple[int | None, int | None]
+"""What was refunded, and what went to the balance."""
 _RANKS: Final = {"issued": 0, "void": 1}
 
 
@@ -119,6 +133,7 @@ def _told(note: CreditNote) -> Told:
                 customer=note.customer,
                 invoice=note.invoice,
                 customer_balance_transaction=note.customer_balance_transaction,
+                refund=note.refund,
             ),
         },
     )
@@ -162,21 +177,55 @@ def _lines(event: Event, note: CreditNote) -> tuple[Facts, ...]:
 
 def _infer(row: Row) -> None:
     _infer_sides(row)
-    post, out_of_band = row["post_payment_amount"], row["out_of_band_amount"]
-    has_balance = row.get("_balance")
     if row["refunded_amount"] is None and row.get("_refund") is False:
         row["refunded_amount"] = 0
-    refunded = row["refunded_amount"]
-    if refunded is None and isinstance(post, int) and has_balance is False:
-        row["refunded_amount"] = refunded = post - _whole(out_of_band)
-    if isinstance(post, int) and isinstance(refunded, int):
-        rest = post - refunded - _whole(out_of_band)
-        adds_up = rest > 0 if has_balance else rest == 0
-        row["to_balance_amount"] = rest if adds_up else None
-    elif isinstance(post, int) and isinstance(listed := row.get("_to_balance"), int):
-        # The balance transaction tells what the note could not, and with it what is left for the refund.
+    refunded, listed, share = _known(row["refunded_amount"]), _listed(row), _share(row)
+    if refunded is not None:
+        row["refund"] = None
+    if share is None:
         row["to_balance_amount"] = listed
-        row["refunded_amount"] = post - listed - _whole(out_of_band)
+        return
+    has_balance = row.get("_balance")
+    to_balance = 0 if listed is None and has_balance is False else listed
+    parts = _split(share, refunded, to_balance, has_refund=row.get("_refund") is True, has_balance=has_balance)
+    row["refunded_amount"], row["to_balance_amount"] = parts or (refunded, None)
+    if parts is None:
+        row["_contradiction"] = _detail(row, refunded, listed)
+
+
+def _split(
+    share: int, refunded: int | None, to_balance: int | None, *, has_refund: bool, has_balance: Value
+) -> _Parts | None:
+    """Return the parts of *share*, the one that is None by the other; None where they contradict what the note names.
+
+    A note *has_balance* True where it names a transaction, False where it reports that there is none, else None.
+    """
+    if refunded is None and to_balance is None:
+        return None, None
+    if refunded is not None and to_balance is None and has_balance is None and refunded < share:
+        return refunded, None
+    refunded = share - (to_balance or 0) if refunded is None else refunded
+    to_balance = share - refunded if to_balance is None else to_balance
+    adds_up = refunded + to_balance == share
+    return (refunded, to_balance) if adds_up and refunded >= has_refund and to_balance >= bool(has_balance) else None
+
+
+def _share(row: Row) -> int | None:
+    """Return what refunds and the balance share; None where the side after the payment is not known."""
+    post = row["post_payment_amount"]
+    return post - _whole(row["out_of_band_amount"]) if isinstance(post, int) else None
+
+
+def _listed(row: Row) -> int | None:
+    """Return what the ledger lists for the note in its currency: of the transaction that it names, else of the one."""
+    named = row["customer_balance_transaction"]
+    ones = [value for name, value in row.items() if name.startswith(LISTED) and named in (None, name[len(LISTED) :])]
+    found = [one["amount"] for one in ones if isinstance(one, Mapping) and one["currency"] == row["currency"]]
+    return _known(found[0]) if len(found) == 1 else None
+
+
+def _known(value: Value) -> int | None:
+    return value if isinstance(value, int) else None
 
 
 def _whole(value: Value) -> int:
@@ -196,15 +245,64 @@ def _infer_sides(row: Row) -> None:
 
 def _anomalies(row: Row) -> list[Anomaly]:
     amount, pre, post = row["amount"], row["pre_payment_amount"], row["post_payment_amount"]
-    refunded, to_balance = row["refunded_amount"], row["to_balance_amount"]
     found = unknown_status(row, _RANKS)
     if isinstance(amount, int) and isinstance(pre, int) and isinstance(post, int) and amount != pre + post:
         found.append(Anomaly("credit_note_sides", {"amount": amount, "pre_payment": pre, "post_payment": post}))
-    if isinstance(post, int) and isinstance(refunded, int) and to_balance is None:
-        out_of_band = _whole(row["out_of_band_amount"])
-        split = {"post_payment": post, "refunded": refunded, "out_of_band": out_of_band}
-        found.append(Anomaly("credit_note_split", split))
-    return found
+    contradiction = row.get("_contradiction")
+    if isinstance(contradiction, Mapping):
+        return [*found, Anomaly(SPLIT, contradiction)]
+    return [*found, *_lost(row)]
+
+
+def _lost(row: Row) -> list[Anomaly]:
+    """Return that a part of the note went somewhere that is not named."""
+    refunded = row["refunded_amount"]
+    is_lost = _share(row) is not None and isinstance(refunded, int) and row["to_balance_amount"] is None
+    return [Anomaly(SPLIT, _detail(row, _known(refunded), None))] if is_lost else []
+
+
+def _detail(row: Row, refunded: int | None, to_balance: int | None) -> dict[str, Value]:
+    """Return the parts of *row* that are known, *refunded* and *to_balance* where they are."""
+    parts = {"refunded": refunded, "to_balance": to_balance}
+    known = {name: part for name, part in parts.items() if part is not None}
+    return {"post_payment": row["post_payment_amount"], "out_of_band": _whole(row["out_of_band_amount"]), **known}
+
+
+# From here on: what the refund lays on that an old note names.
+
+
+def is_open(row: Row) -> bool:
+    """Return whether *row* names a refund by its id alone, which may show the note's parts."""
+    return row["refund"] is not None
+
+
+def with_refund(joined: Joined, refund: Row | None) -> Joined:
+    """Return the open note *joined*, as its own events and the ledger make it, with what its *refund* adds laid on.
+
+    Where that contradicts the other parts neither is known.
+    """
+    row, amount = joined.row, _amount_of(refund, joined.row["currency"])
+    if amount is None or _contradicts_itself(joined):
+        return joined
+    share, to_balance = _share(row), _known(row["to_balance_amount"])
+    if share is None:
+        return replace(joined, row={**row, "refunded_amount": amount})
+    has_balance = True if row["customer_balance_transaction"] is not None else None
+    parts = _split(share, amount, to_balance, has_refund=True, has_balance=has_balance)
+    refunded, left = parts or (None, None)
+    laid: Row = {**row, "refunded_amount": refunded, "to_balance_amount": left}
+    found = [Anomaly(SPLIT, _detail(row, amount, to_balance))] if parts is None else _lost(laid)
+    return replace(joined, row=laid, anomalies=(*joined.anomalies, *found))
+
+
+def _amount_of(refund: Row | None, currency: Value) -> int | None:
+    if refund is None or currency is None or refund["currency"] != currency:
+        return None
+    return _known(refund["amount"])
+
+
+def _contradicts_itself(joined: Joined) -> bool:
+    return any(each.kind == SPLIT for each in joined.anomalies)
 
 
 _SHOWN: Final = (
@@ -230,7 +328,7 @@ SHAPE: Final = Shape(
             (
                 *("number", "status", "type", "reason", "currency", "amount"),
                 *("pre_payment_amount", "post_payment_amount", "refunded_amount", "out_of_band_amount"),
-                *("to_balance_amount", "customer", "invoice", "customer_balance_transaction"),
+                *("to_balance_amount", "customer", "invoice", "customer_balance_transaction", "refund"),
                 *("memo", "created", "effective_at", "voided_at"),
             )
         ),
@@ -240,7 +338,7 @@ SHAPE: Final = Shape(
     infer=_infer,
     anomalies=_anomalies,
     changes=_changes,
-    # Whether the old shape named a refund, and the new one a balance transaction, is no column of its own.
+    # Whether a note reports that it has no refund, or no balance transaction, is no column of its own.
     keeps_all=False,
 )
 

@@ -23,8 +23,6 @@ from worker.folds.join import Joined
 
 RELEASED: Final = "expired_uncaptured_charge"
 """The reason of a refund that gives nothing back, since what it releases was only held."""
-DECIDED: Final = ("status", "paid_at", "failed_at")
-"""The columns of an order that a charge may set."""
 _SAYS_COMPLETE: Final = "session_status = 'complete' AND payment_intent IS NOT NULL"
 OF_ORDER_OPEN: Final = f"{_SAYS_COMPLETE} AND (payment_status IS NULL OR payment_status = 'unpaid')"
 """``is_open`` as PostgreSQL has it, but for the mode: a session in setup mode has no payment intent."""

@@ -18,10 +18,9 @@ Note [Where a credit note's money goes]
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Final, TypeAlias
 
-from msgspec import UNSET, Struct, UnsetType
+from msgspec import UNSET, Struct, UnsetType, structs
 
 from schemas.kinds import Kind
 from worker.folds.balance import LISTED
@@ -286,13 +285,13 @@ def with_refund(joined: Joined, refund: Row | None) -> Joined:
         return joined
     share, to_balance = _share(row), _known(row["to_balance_amount"])
     if share is None:
-        return replace(joined, row={**row, "refunded_amount": amount})
+        return structs.replace(joined, row={**row, "refunded_amount": amount})
     has_balance = True if row["customer_balance_transaction"] is not None else None
     parts = _split(share, amount, to_balance, has_refund=True, has_balance=has_balance)
     refunded, left = parts or (None, None)
     laid: Row = {**row, "refunded_amount": refunded, "to_balance_amount": left}
     found = [Anomaly(SPLIT, _detail(row, amount, to_balance))] if parts is None else _lost(laid)
-    return replace(joined, row=laid, anomalies=(*joined.anomalies, *found))
+    return structs.replace(joined, row=laid, anomalies=(*joined.anomalies, *found))
 
 
 def _amount_of(refund: Row | None, currency: Value) -> int | None:

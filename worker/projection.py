@@ -647,9 +647,7 @@ NEWS: Final = _Reasons(_NOTHING, None)
 """Nothing is withheld."""
 
 
-def _settle(
-    cursor: Cursor, saved: _Saved, left_open: dict[Subject, Joined], reasons: _Reasons, now: datetime
-) -> bool:
+def _settle(cursor: Cursor, saved: _Saved, left_open: dict[Subject, Joined], reasons: _Reasons, now: datetime) -> bool:
     """Save the rows *left_open*, and those at rest that what is *saved* may settle, as other objects settle them.
 
     Returns whether there are some at rest that others hold, which are owed then: see Note [The lock of an order at rest

@@ -1,0 +1,203 @@
+"""An account of Stripe's by rules of its own: it keeps its objects, changes them as it lives, and reports by events.
+
+Written from Stripe's documentation alone (docs.stripe.com/api, summed up in stripe-facts): nothing here knows what a
+fold reads, and nothing is computed from events. What the account holds of an object is the truth about its row.
+
+Note [What the account does not do]
+    Where Stripe's behaviour is not documented, the account avoids it: a refund of a charge after one of its refunds
+    failed (whether ``amount_refunded`` falls is not known), an async payment that succeeds after it failed, a default
+    currency that changes, an invoice that is overpaid or paid outside of Stripe, credit notes of both sides at once, a
+    ledger that is read after its customer was deleted, an appeal that is made or decided within a second, and
+    a dispute in the second of another event of its charge (``charge.disputed`` becomes true, and no event is documented
+    that would name what it was before).
+"""
+
+import json
+import random
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from schemas import observations
+from schemas.inbox import Delivery
+from tests import envelopes, ledger
+
+Body = dict[str, Any]
+Key = tuple[str, str]
+"""A table, and what names a row of it within its world."""
+
+BEGINNING: Final = 1_793_200_000
+"""When the newest API version had just come out."""
+CURRENCIES: Final = ("usd", "eur", "jpy")
+
+
+def at(seconds: int | None) -> datetime | None:
+    """Return Stripe's *seconds* since 1970 as the time that a column holds."""
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
+
+
+@dataclass
+class Thing:
+    """One object of the account: how Stripe shows it now, and what the account knows of it beyond that.
+
+    *told* is the body that the last event of it showed, *as_of* the second of that event; *facts* are columns that the
+    object itself does not show, such as when it was paid.
+    """
+
+    table: str
+    body: Body
+    facts: dict[str, Any] = field(default_factory=dict)
+    told: Body | None = None
+    as_of: int | None = None
+    was_read: bool = False
+    second: int = 0
+    states: set[str] = field(default_factory=set)
+
+    @property
+    def id(self) -> str:
+        """The id of the object."""
+        return str(self.body["id"])
+
+    @property
+    def key(self) -> Key:
+        """The row that the object is."""
+        return (self.table, self.id)
+
+    def __getitem__(self, name: str) -> Any:  # noqa: ANN401 - JSON
+        """Return a field as it is now."""
+        return self.body[name]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How a history is told: Stripe's habits that are not documented vary from one to the next."""
+
+    names_before: bool
+    """Whether events that are no ``.updated`` have ``previous_attributes`` (charge.captured, refund.failed …)."""
+    updates_invoices: bool
+    """Whether an ``invoice.updated`` goes with ``invoice.finalized`` and the like."""
+    rest_is_refunded: bool
+    """Whether ``amount_refunded`` of a charge captured in part contains what was released."""
+
+
+@dataclass(frozen=True)
+class Expected:
+    """A row that the account knows: its *columns*, and the rows whose anomalies excuse that it is wrong."""
+
+    columns: Mapping[str, Any]
+    relies: frozenset[Key] = frozenset()
+
+
+class Account:
+    """The account's clock, its objects, and what it reported so far."""
+
+    def __init__(self, seed: str, number: int, twins: float) -> None:
+        """Begin history *number*; two that follow each other share their ids, in live and in test mode."""
+        self.rng = random.Random(seed)
+        self.number = number
+        self.suffix = f"{number // 2}"
+        self.livemode = bool(number % 2)
+        self.twins = twins
+        self.now = BEGINNING + self.rng.randrange(86_400)
+        self.things: dict[Key, Thing] = {}
+        self.deliveries: list[tuple[str, Delivery]] = []
+        self.twinned = self.circled = False
+        self._counts: defaultdict[str, int] = defaultdict(int)
+        odds = [self.rng.random() < 0.5 for _ in range(3)]
+        self.shape = Shape(*odds)
+
+    # ---- Time and chance ----
+
+    def tick(self) -> None:
+        """Let some time pass: often none, so that much happens in one second."""
+        self.now += self.rng.choice((0, 0, 0, 0, 1, 1, 2, 60, 3600, 20_000))
+
+    def chance(self, share: float) -> bool:
+        """Return True in a *share* of all cases."""
+        return self.rng.random() < share
+
+    def name(self, prefix: str) -> str:
+        """Return the id of a new object."""
+        self._counts[prefix] += 1
+        return f"{prefix}_{self.suffix}x{self._counts[prefix]}"
+
+    def all_of(self, table: str) -> list[Thing]:
+        """Return the objects of a kind, oldest first."""
+        return [thing for (name, _), thing in self.things.items() if name == table]
+
+    # ---- Objects ----
+
+    def add(self, table: str, body: Body, **facts: object) -> Thing:
+        """Make an object, without an event."""
+        made = Thing(table, body, dict(facts), second=self.now)
+        self.things[made.key] = made
+        return made
+
+    def change(self, thing: Thing, *types: str, before: bool | None = None, **fields: object) -> None:
+        """Change *fields* of an object and report it by an event of each of *types*.
+
+        An event names what was *before* as Stripe's do: those of a type ``.updated`` always.
+        """
+        previous = _difference(thing.body, fields)
+        self._begin_second(thing)
+        thing.body = {**thing.body, **fields}
+        self._see_state(thing, moved=bool(previous))
+        for type_ in types:
+            named = type_.endswith(".updated") if before is None else before
+            self.emit(thing, type_, previous if named and previous else None)
+
+    def _begin_second(self, thing: Thing) -> None:
+        if thing.second != self.now:
+            thing.second, thing.states = self.now, set()
+        thing.states.add(_text(thing.body))
+
+    def _see_state(self, thing: Thing, *, moved: bool) -> None:
+        """Note where an object comes back within a second to what it was in it: its events are a circle."""
+        self.circled |= moved and _text(thing.body) in thing.states
+
+    def emit(self, thing: Thing, type_: str, previous: Body | None = None) -> None:
+        """Report an object as it is, now and then twice under two ids."""
+        thing.told, thing.as_of = thing.body, self.now
+        self._emit(thing, type_, previous)
+        if self.chance(self.twins):
+            self.twinned = True
+            self._emit(thing, type_, previous)
+
+    def _emit(self, thing: Thing, type_: str, previous: Body | None) -> None:
+        id_ = f"evt_{self.rng.getrandbits(72):018x}"
+        body = envelopes.event(id_, type_, self.now, thing.body, before=previous, livemode=self.livemode)
+        self.deliveries.append((thing.id, ledger.delivery(body)))
+
+    def observe(self, owner: str, type_: str, body: Body) -> None:
+        """Record that *body* was read just now: Stripe's ``Date`` less the duration of the call is a second before."""
+        told = observations.observe(
+            type_, body, account="", livemode=self.livemode, created=self.now - 1, now=ledger.NOW
+        )
+        self.deliveries.append((owner, told))
+
+
+def _text(body: Body) -> str:
+    return json.dumps(body, sort_keys=True)
+
+
+def _difference(body: Body, fields: Mapping[str, object]) -> Body:
+    """Return the values before of what differs; of nested hashes only the keys that do, as Stripe names them."""
+    previous: Body = {}
+    for name, value in fields.items():
+        was = body.get(name)
+        if was == value:
+            continue
+        nested = isinstance(was, dict) and isinstance(value, dict)
+        previous[name] = _difference_of_hashes(was, value) if nested else was
+    return previous
+
+
+def _difference_of_hashes(was: Body, value: Mapping[str, object]) -> Body:
+    return {name: was.get(name) for name in sorted({*was, *value}) if was.get(name) != value.get(name)}
+
+
+def picked(thing: Thing, names: Iterable[str]) -> dict[str, Any]:
+    """Return columns that are fields of the object by the same name."""
+    return {name: thing.body[name] for name in names}

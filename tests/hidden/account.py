@@ -22,6 +22,7 @@ from typing import Any, Final
 
 from schemas import observations
 from schemas.inbox import Delivery
+from schemas.observations import World
 from tests import envelopes, ledger
 
 Body = dict[str, Any]
@@ -30,6 +31,7 @@ Key = tuple[str, str]
 
 BEGINNING: Final = 1_793_200_000
 """When the newest API version had just come out."""
+WORLDS: Final = (World("", livemode=False), World("", livemode=True), World("acct_1", livemode=False))
 CURRENCIES: Final = ("usd", "eur", "jpy")
 
 
@@ -94,11 +96,12 @@ class Account:
     """The account's clock, its objects, and what it reported so far."""
 
     def __init__(self, seed: str, number: int, twins: float) -> None:
-        """Begin history *number*; two that follow each other share their ids, in live and in test mode."""
+        """Begin history *number*; three that follow each other share their ids, in three worlds."""
         self.rng = random.Random(seed)
         self.number = number
-        self.suffix = f"{number // 2}"
-        self.livemode = bool(number % 2)
+        self.suffix = f"{number // len(WORLDS)}"
+        self.world = WORLDS[number % len(WORLDS)]
+        self.livemode = self.world.livemode
         self.twins = twins
         self.now = BEGINNING + self.rng.randrange(86_400)
         self.things: dict[Key, Thing] = {}
@@ -167,13 +170,14 @@ class Account:
 
     def _emit(self, thing: Thing, type_: str, previous: Body | None) -> None:
         id_ = f"evt_{self.rng.getrandbits(72):018x}"
-        body = envelopes.event(id_, type_, self.now, thing.body, before=previous, livemode=self.livemode)
+        world = {"account": self.world.account or None, "livemode": self.world.livemode}
+        body = envelopes.event(id_, type_, self.now, thing.body, before=previous, **world)
         self.deliveries.append((thing.id, ledger.delivery(body)))
 
     def observe(self, owner: str, type_: str, body: Body) -> None:
         """Record that *body* was read just now: Stripe's ``Date`` less the duration of the call is a second before."""
         told = observations.observe(
-            type_, body, account="", livemode=self.livemode, created=self.now - 1, now=ledger.NOW
+            type_, body, account=self.world.account, livemode=self.livemode, created=self.now - 1, now=ledger.NOW
         )
         self.deliveries.append((owner, told))
 

@@ -80,7 +80,9 @@ def adjust_balance(account: Account) -> None:
 
 def balance_of(customer: Thing, currency: str) -> int:
     """Return what the ledger of a currency ends at."""
-    return next((entry["ending_balance"] for entry in reversed(customer.facts["ledger"]) if entry["currency"] == currency), 0)
+    return next(
+        (entry["ending_balance"] for entry in reversed(customer.facts["ledger"]) if entry["currency"] == currency), 0
+    )
 
 
 def enter(account: Account, customer: Thing, currency: str, amount: int, **fields: object) -> Body:
@@ -147,7 +149,9 @@ def create_invoice(account: Account, customer: Thing | None = None, total: int |
     amount = account.rng.randrange(1, 40) * 100 if total is None else total
     balance = balance_of(chosen, currency)
     due = max(0, amount + balance)
-    return account.add("invoices", _draft(account, chosen, currency, amount, due, balance), finalized=None, deleted=False)
+    return account.add(
+        "invoices", _draft(account, chosen, currency, amount, due, balance), finalized=None, deleted=False
+    )
 
 
 def _draft(account: Account, customer: Thing, currency: str, amount: int, due: int, balance: int) -> Body:
@@ -170,7 +174,12 @@ def _draft(account: Account, customer: Thing, currency: str, amount: int, due: i
         "pre_payment_credit_notes_amount": 0,
         "starting_balance": balance,
         "status": "draft",
-        "status_transitions": {"finalized_at": None, "marked_uncollectible_at": None, "paid_at": None, "voided_at": None},
+        "status_transitions": {
+            "finalized_at": None,
+            "marked_uncollectible_at": None,
+            "paid_at": None,
+            "voided_at": None,
+        },
         "subtotal": amount,
         "total": amount,
     }
@@ -225,9 +234,16 @@ def finalize_invoice(account: Account, invoice: Thing) -> None:
         enter(account, customer, currency, used, type="applied_to_invoice", invoice=invoice.id)
     due = total - used
     invoice.facts["used"] = used
-    amounts = {"amount_due": due, "amount_remaining": due, "starting_balance": starting, "ending_balance": starting + used}
+    amounts = {
+        "amount_due": due,
+        "amount_remaining": due,
+        "starting_balance": starting,
+        "ending_balance": starting + used,
+    }
     number = f"R-{account.suffix}-{invoice.id}"
-    change_invoice(account, invoice, "invoice.finalized", moment="finalized_at", status="open", number=number, **amounts)
+    change_invoice(
+        account, invoice, "invoice.finalized", moment="finalized_at", status="open", number=number, **amounts
+    )
     if due == 0:
         settle(account, invoice)
 
@@ -405,7 +421,9 @@ def _credit_after(account: Account, invoice: Thing, amount: int) -> None:
     outside = account.rng.choice((0, rest, rest // 3))
     fields: Body = {"refunds": refunds, "out_of_band_amount": outside or None}
     if rest - outside:
-        entry = enter(account, customer, currency, outside - rest, type="credit_note", credit_note=note.id, invoice=invoice.id)
+        entry = enter(
+            account, customer, currency, outside - rest, type="credit_note", credit_note=note.id, invoice=invoice.id
+        )
         fields["customer_balance_transaction"] = entry["id"]
     note.body.update(fields)
     note.facts.update(refunded=refunded, to_balance=rest - outside)
@@ -421,7 +439,9 @@ def _refunds_for(account: Account, invoice: Thing, wanted: int) -> list[Body]:
         amount = min(wanted, refundable(account, charge))
         if amount > 0:
             refund = add_refund(account, charge, amount)
-            made.append({"amount_refunded": amount, "payment_record_refund": None, "refund": refund.id, "type": "refund"})
+            made.append(
+                {"amount_refunded": amount, "payment_record_refund": None, "refund": refund.id, "type": "refund"}
+            )
             wanted -= amount
     return made
 

@@ -5,6 +5,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, Final
 
 import msgspec
@@ -12,6 +13,7 @@ from sqlalchemy import Engine
 
 from schemas import database, tables
 from schemas.inbox import Delivery
+from schemas.observations import World
 from tests import ledger
 from tests.hidden import shop, truth
 from tests.hidden.account import Account, Expected, Key
@@ -19,14 +21,16 @@ from worker import rebuild, rules, swap
 
 AT_ONCE: Final = 200
 SHOWN_MAX: Final = 12
+REPEATED: Final = (
+    *("order.refund_changed", "balance.changed", "payment_link.activated", "payment_link.deactivated"),
+    "invoice.changed",
+)
 TABLE_OF: Final = {"order": "orders", "balance": "balances"}
 DULL: Final = (
     *("object", "livemode", "lines", "line_items", "features", "customer_details", "metadata", "after_expiration"),
     *("client_reference_id", "customer_email", "expires_at", "total_details", "collected_information", "url"),
 )
 """Fields that are left out where events are shown."""
-World = bool
-"""Live or test; the account is '' throughout."""
 Place = tuple[World, Key]
 
 
@@ -57,11 +61,19 @@ class Report:
     def __str__(self) -> str:
         """Show the counts, a line for each table or kind."""
         pace = self.histories / max(self.seconds, 0.001) * 60
-        first = f"{self.histories} histories, {self.events} events, {sum(self.rows.values())} rows in {self.seconds:.0f} s"
+        first = (
+            f"{self.histories} histories, {self.events} events, {sum(self.rows.values())} rows in {self.seconds:.0f} s"
+        )
         lines = [f"{first} ({pace:.0f} histories a minute); drift {self.drift}, rules broken {self.broken}"]
-        lines += [_line(name, self.rows[name], self.flagged[name], self.flagged_wrong[name], self.wrong[name]) for name in sorted(self.rows)]
+        lines += [
+            _line(name, self.rows[name], self.flagged[name], self.flagged_wrong[name], self.wrong[name])
+            for name in sorted(self.rows)
+        ]
         kinds = sorted({*self.lost, *self.doubled, *self.untrue})
-        lines += [f"{kind}: lost {self.lost[kind]}, doubled {self.doubled[kind]}, untrue {self.untrue[kind]}" for kind in kinds]
+        lines += [
+            f"{kind}: lost {self.lost[kind]}, doubled {self.doubled[kind]}, untrue {self.untrue[kind]}"
+            for kind in kinds
+        ]
         return "\n".join([*lines, *self.faults[:SHOWN_MAX]])
 
 
@@ -118,15 +130,15 @@ def read_rows(engine: Engine) -> dict[Place, Mapping[str, Any]]:
     for table in (*(each.name for each in tables.PROJECTIONS if each.name != "balance_changes"), "order_book"):
         for row in ledger.rows(engine, f"SELECT * FROM {table}"):  # noqa: S608 - our own names
             name = f"{row['customer']} {row['currency']}" if table == "balances" else row["id"]
-            found[row["livemode"], (table, name)] = row
+            found[_world(row), (table, name)] = row
     return found
 
 
 def read_flags(engine: Engine) -> dict[Place, str]:
     """Return the rows with an anomaly in force, and its kind."""
-    statement = "SELECT livemode, subject, subject_id, kind FROM anomalies WHERE resolved_at IS NULL"
+    statement = "SELECT account, livemode, subject, subject_id, kind FROM anomalies WHERE resolved_at IS NULL"
     return {
-        (row["livemode"], (TABLE_OF.get(row["subject"], f"{row['subject']}s"), row["subject_id"])): row["kind"]
+        (_world(row), (TABLE_OF.get(row["subject"], f"{row['subject']}s"), row["subject_id"])): row["kind"]
         for row in ledger.rows(engine, statement)
     }
 
@@ -141,12 +153,25 @@ class Judge:
         self.flags = read_flags(engine)
         self.announced = self._read_news(engine)
         self.moved = self._read_balance_changes(engine)
+        self.last = self._read_topics(engine)
+
+    @staticmethod
+    def _read_topics(engine: Engine) -> dict[tuple[World, truth.Topic], list[Mapping[str, Any]]]:
+        """Return what each change that repeats was followed by, in the feed's order."""
+        found: dict[tuple[World, truth.Topic], list[Mapping[str, Any]]] = {}
+        statement = "SELECT account, livemode, subject, subject_id, kind, after FROM changes WHERE withheld IS NULL ORDER BY seq"
+        for row in ledger.rows(engine, statement):
+            if row["kind"] in REPEATED:
+                currency = row["after"]["currency"] if row["kind"] == "balance.changed" else ""
+                topic = (row["subject"], row["subject_id"], currency)
+                found.setdefault((_world(row), topic), []).append(row["after"])
+        return found
 
     @staticmethod
     def _read_news(engine: Engine) -> Counter[tuple[World, truth.News]]:
-        statement = "SELECT livemode, subject, subject_id, kind, after FROM changes WHERE withheld IS NULL"
+        statement = "SELECT account, livemode, subject, subject_id, kind, after FROM changes WHERE withheld IS NULL"
         return Counter(
-            (row["livemode"], (row["subject"], row["subject_id"], _kind(row)))
+            (_world(row), (row["subject"], row["subject_id"], _kind(row)))
             for row in ledger.rows(engine, statement)
             if row["kind"] in truth.KNOWN_KINDS
         )
@@ -155,7 +180,7 @@ class Judge:
     def _read_balance_changes(engine: Engine) -> Counter[tuple[World, tuple[Any, ...]]]:
         columns = ("customer", "currency", "amount", "ending_balance", "as_of")
         return Counter(
-            (row["livemode"], tuple(row[name] for name in columns))
+            (_world(row), tuple(row[name] for name in columns))
             for row in ledger.rows(engine, "SELECT * FROM balance_changes")
         )
 
@@ -167,6 +192,19 @@ class Judge:
             self._judge_row(account, key, expected)
         self._judge_news(account)
         self._judge_balance_changes(account)
+        for topic, last, relies in truth.last_announced(account):
+            self._judge_topic(account, topic, last, relies)
+
+    def _judge_topic(self, account: Account, topic: truth.Topic, last: truth.Last, relies: frozenset[Key]) -> None:
+        """What was announced last is how it is, and no two changes that follow each other hold the same."""
+        found = self.last.pop((account.world, topic), [])
+        if not found and last.is_silent:
+            return
+        if any(one == other for one, other in pairwise(found)):
+            self._fault(self.report.doubled, topic[0], _shown(account, topic[:2], {"the same twice": found}))
+        said = {name: found[-1].get(name) for name in last.after} if found else None
+        if said != last.after and not any((account.world, key) in self.flags for key in relies):
+            self._fault(self.report.lost, topic[0], _shown(account, topic[:2], {"last": (said, last.after)}, relies))
 
     def rest(self) -> None:
         """Count the rows, changes and balance changes that no account knows of."""
@@ -182,7 +220,7 @@ class Judge:
         self.report.faults.append(text)
 
     def _judge_row(self, account: Account, key: Key, expected: Expected) -> None:
-        place = (account.livemode, key)
+        place = (account.world, key)
         row, flag = self.rows.pop(place, None), self.flags.get(place)
         wrong = {
             name: (None if row is None else row[name], value)
@@ -190,7 +228,9 @@ class Judge:
             if row is None or row[name] != value
         }
         self.report.rows[key[0]] += 1
-        excuse = flag or next((self.flags[found] for one in expected.relies if (found := (account.livemode, one)) in self.flags), None)
+        excuse = flag or next(
+            (self.flags[found] for one in expected.relies if (found := (account.world, one)) in self.flags), None
+        )
         if flag or (wrong and excuse):
             self.report.flagged[key[0]] += 1
             self.report.flagged_wrong[key[0]] += bool(wrong)
@@ -206,7 +246,7 @@ class Judge:
 
     def _judge_news(self, account: Account) -> None:
         for news, (least, most) in truth.news(account).items():
-            count = self.announced.pop((account.livemode, news), 0)
+            count = self.announced.pop((account.world, news), 0)
             if count < least:
                 self._fault(self.report.lost, news[2], _shown(account, news[:2], {news[2]: "lost"}))
             if count > most:
@@ -214,11 +254,15 @@ class Judge:
 
     def _judge_balance_changes(self, account: Account) -> None:
         for change, count in truth.balance_changes(account).items():
-            found = self.moved.pop((account.livemode, change), 0)
+            found = self.moved.pop((account.world, change), 0)
             self.report.rows["balance_changes"] += count
             if found != count:
                 shown = {"balance_changes": (found, count), "change": change}
                 self._fault(self.report.wrong, "balance_changes", _shown(account, ("customers", change[0]), shown))
+
+
+def _world(row: Mapping[str, Any]) -> World:
+    return World(row["account"], row["livemode"])
 
 
 def _kind(row: Mapping[str, Any]) -> str:

@@ -332,9 +332,7 @@ def release(account: Account) -> None:
     session = account.rng.choice(waiting(account, "held"))
     charge = charge_of(account, session)
     amount, intent = charge["amount"], str(charge["payment_intent"])
-    account.change(
-        charge, "charge.expired", before=account.shape.names_before, amount_refunded=amount, refunded=True
-    )
+    account.change(charge, "charge.expired", before=account.shape.names_before, amount_refunded=amount, refunded=True)
     charge.facts["released_at"] = account.now
     body: Body = {
         "id": intent,
@@ -469,7 +467,8 @@ def movable_disputes(account: Account) -> list[Thing]:
     return [
         dispute
         for dispute in account.all_of("disputes")
-        if dispute["status"] in DISPUTE_STEPS and account.now not in {dispute.facts["closed_at"], dispute.facts["appealed_at"]}
+        if dispute["status"] in DISPUTE_STEPS
+        and account.now not in {dispute.facts["closed_at"], dispute.facts["appealed_at"]}
     ]
 
 
@@ -524,7 +523,9 @@ ACTIONS: Final[tuple[tuple[int, billing.Action, Need], ...]] = (
     (
         1,
         billing.void_invoice,
-        lambda account: [one for one in billing.invoices_of(account, "open", "uncollectible") if not one["amount_paid"]],
+        lambda account: [
+            one for one in billing.invoices_of(account, "open", "uncollectible") if not one["amount_paid"]
+        ],
     ),
     (1, billing.give_up, lambda account: billing.invoices_of(account, "open")),
     (
@@ -549,11 +550,14 @@ def void(_: object) -> None:
 
 
 def live(seed: str, number: int, *, twins: float) -> Account:
-    """Return an account that lived through history *number*."""
+    """Return an account that lived through history *number*: one thing after the other, some of it again at once."""
     account = Account(seed, number, twins)
     for _ in range(account.rng.randint(3, 30)):
-        possible = [(weight, action) for weight, action, need in ACTIONS if need(account)]
-        account.rng.choices([action for _, action in possible], [weight for weight, _ in possible])[0](account)
+        possible = [chosen for chosen in ACTIONS if chosen[2](account)]
+        _, action, need = account.rng.choices(possible, [weight for weight, _, _ in possible])[0]
+        for _ in range(account.rng.randint(2, 6) if account.chance(0.15) else 1):
+            if need(account):
+                action(account)
         account.tick()
     if billing.alive(account) and account.chance(0.7):
         billing.read_ledger(account)

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, Final
 
 from tests.hidden import shop
@@ -198,7 +199,10 @@ def _balances(customer: Thing) -> Iterator[tuple[Key, Expected]]:
         amounts[customer["currency"]] = balance_of(customer, customer["currency"])
     entries = {("balance_transactions", entry["id"]) for entry in customer.facts["ledger"]}
     for currency, amount in amounts.items():
-        yield ("balances", f"{customer.id} {currency}"), Expected({"amount": amount}, frozenset({customer.key, *entries}))
+        yield (
+            ("balances", f"{customer.id} {currency}"),
+            Expected({"amount": amount}, frozenset({customer.key, *entries})),
+        )
 
 
 def balance_changes(account: Account) -> Counter[tuple[Any, ...]]:
@@ -276,7 +280,10 @@ def _news_of_dispute(dispute: Thing) -> dict[News, tuple[int, int]]:
     """
     opened: dict[News, tuple[int, int]] = {}
     if dispute.facts["was_real"]:
-        opened["dispute", dispute.id, "dispute.opened"] = (int(dispute["status"] in shop.OPEN_DISPUTES), 1)
+        opened["dispute", dispute.id, "dispute.opened"] = (
+            int(dispute["status"] in {"needs_response", "under_review"}),
+            1,
+        )
     closed: dict[News, tuple[int, int]] = {
         ("dispute", dispute.id, f"dispute.closed:{status}"): (int(status == dispute["status"]), 1)
         for status in dispute.facts["closed"]
@@ -289,3 +296,38 @@ def _add(found: dict[News, tuple[int, int]], subject: tuple[str, str], passed: l
         found[*subject, kind] = (0, 1)
     if passed:
         found[*subject, passed[-1]] = (1, 1)
+
+
+# ---- What was announced last ----
+
+Topic = tuple[str, str, str]
+"""The subject of a change that repeats, its id, and the currency of a balance (else '')."""
+
+
+@dataclass(frozen=True)
+class Last:
+    """What the last change of a topic holds; where *is_silent*, there may be none since nothing ever moved."""
+
+    after: Columns
+    is_silent: bool
+
+
+def last_announced(account: Account) -> Iterator[tuple[Topic, Last, frozenset[Key]]]:
+    """Yield what was announced last of each topic, and the rows whose anomalies excuse that it is another."""
+    for link in account.all_of("payment_links"):
+        yield ("payment_link", link.id, ""), Last({"active": link["active"]}, is_silent=False), frozenset({link.key})
+    for key, expected in rows(account):
+        if key[0] == "balances":
+            customer, currency = key[1].split(" ")
+            amount = expected.columns["amount"]
+            last = Last({"amount": amount}, is_silent=amount == 0)
+            yield ("balance", customer, currency), last, expected.relies | {key}
+        elif key[0] == "order_book":
+            amount = expected.columns["refunded_amount"]
+            last = Last({"refunded_amount": amount}, is_silent=not amount)
+            yield ("order", key[1], ""), last, expected.relies
+    for invoice in account.all_of("invoices"):
+        if invoice.told is not None and not invoice.facts["deleted"]:
+            same = ("status", "total", "amount_paid")
+            last = Last(picked(invoice, same), is_silent=invoice["status"] == "draft")
+            yield ("invoice", invoice.id, ""), last, frozenset({invoice.key})

@@ -74,31 +74,32 @@ def test_tables_are_true_for_long(engine: Engine, seed: int, histories: int, twi
 
 
 class Edit(NamedTuple):
-    """What is done to a *table* behind the engine, and the faults that must then be counted: counter, name, number."""
+    """What is done to one row of a *table*, and the faults that must then be counted: counter, name, number."""
 
     table: str
     statement: str
     counter: str
     name: str
     number: int = 1
+    where: str = ""
 
 
 FIRST = "ctid = (SELECT min(ctid) FROM {})"
 COLUMNS = "account, livemode, subject, subject_id, kind, event_id, source, at, before, after"
-PAID = "seq = (SELECT min(seq) FROM changes WHERE kind = 'order.paid')"
-ON = "seq = (SELECT min(seq) FROM changes WHERE kind = 'payment_link.activated')"
-COPY = f"INSERT INTO changes ({COLUMNS}) SELECT {COLUMNS} FROM changes WHERE "
+PAID = "ctid = (SELECT min(ctid) FROM changes WHERE kind = 'order.paid')"
+ON = "ctid = (SELECT min(ctid) FROM changes WHERE kind = 'payment_link.activated')"
+COPY = "INSERT INTO changes ({0}) SELECT {0} FROM changes".format(COLUMNS)  # noqa: S608, UP032 - our own names
 EDITS = (
     Edit("charges", "UPDATE charges SET amount = amount + 1", "wrong", "charges"),
     Edit("orders", "UPDATE orders SET created = created + interval '1 s'", "wrong", "orders"),
     Edit("refunds", "DELETE FROM refunds", "wrong", "refunds"),
     Edit("customers", "UPDATE customers SET account = 'acct_2'", "wrong", "customers", 2),
     Edit("balance_changes", "UPDATE balance_changes SET amount = amount - 1", "wrong", "balance_changes", 2),
-    Edit("changes", f"DELETE FROM changes WHERE {PAID}", "lost", "order.paid"),
-    Edit("changes", f"UPDATE changes SET withheld = 'import' WHERE {PAID}", "lost", "order.paid"),
-    Edit("changes", f"UPDATE changes SET subject_id = 'cs_no' WHERE {PAID}", "untrue", "order.paid"),
-    Edit("changes", COPY + PAID, "doubled", "order.paid"),
-    Edit("changes", COPY + ON, "doubled", "payment_link"),
+    Edit("changes", "DELETE FROM changes", "lost", "order.paid", where=PAID),
+    Edit("changes", "UPDATE changes SET withheld = 'import'", "lost", "order.paid", where=PAID),
+    Edit("changes", "UPDATE changes SET subject_id = 'cs_no'", "untrue", "order.paid", where=PAID),
+    Edit("changes", COPY, "doubled", "order.paid", where=PAID),
+    Edit("changes", COPY, "doubled", "payment_link", where=ON),
 )
 
 
@@ -125,11 +126,10 @@ def judged(engine: Engine, accounts: Sequence[Account]) -> Report:
 
 @contextmanager
 def edited(engine: Engine, edit: Edit) -> Iterator[None]:
-    """Edit the first row of a table, or what the statement names, and put the table back in the end."""
-    where = "" if "WHERE" in edit.statement else " WHERE " + FIRST.format(edit.table)
+    """Edit the first row of a table, or the one that the edit names, and put the table back in the end."""
     ledger.execute(engine, f"CREATE TABLE kept AS TABLE {edit.table}")
-    ledger.execute(engine, edit.statement + where)
+    ledger.execute(engine, f"{edit.statement} WHERE {edit.where or FIRST.format(edit.table)}")
     yield
     ledger.execute(engine, f"TRUNCATE {edit.table}")
-    ledger.execute(engine, f"INSERT INTO {edit.table} OVERRIDING SYSTEM VALUE TABLE kept")  # noqa: S608 - our own names
+    ledger.execute(engine, f"INSERT INTO {edit.table} OVERRIDING SYSTEM VALUE TABLE kept")
     ledger.execute(engine, "DROP TABLE kept")

@@ -170,7 +170,7 @@ class Account:
 
     def _emit(self, thing: Thing, type_: str, previous: Body | None) -> None:
         id_ = f"evt_{self.rng.getrandbits(72):018x}"
-        world = {"account": self.world.account or None, "livemode": self.world.livemode}
+        world: Body = {"account": self.world.account or None, "livemode": self.world.livemode}
         body = envelopes.event(id_, type_, self.now, thing.body, before=previous, **world)
         self.deliveries.append((thing.id, ledger.delivery(body)))
 
@@ -193,13 +193,11 @@ def _difference(body: Body, fields: Mapping[str, object]) -> Body:
         was = body.get(name)
         if was == value:
             continue
-        nested = isinstance(was, dict) and isinstance(value, dict)
-        previous[name] = _difference_of_hashes(was, value) if nested else was
+        if isinstance(was, dict) and isinstance(value, dict):
+            previous[name] = {key: was.get(key) for key in sorted({*was, *value}) if was.get(key) != value.get(key)}
+        else:
+            previous[name] = was
     return previous
-
-
-def _difference_of_hashes(was: Body, value: Mapping[str, object]) -> Body:
-    return {name: was.get(name) for name in sorted({*was, *value}) if was.get(name) != value.get(name)}
 
 
 def picked(thing: Thing, names: Iterable[str]) -> dict[str, Any]:

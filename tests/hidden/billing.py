@@ -39,7 +39,7 @@ def create_customer(account: Account, *, currency: str | None = None) -> Thing:
     )
     account.emit(customer, "customer.created")
     if balance:
-        _enter(account, customer, str(customer["currency"]), balance, type="initial", moves_balance=False)
+        _entry(account, customer, str(customer["currency"]), balance, type="initial")
     if currency is not None:
         account.change(customer, "customer.updated", currency=currency)
     return customer
@@ -87,12 +87,15 @@ def balance_of(customer: Thing, currency: str) -> int:
 
 def enter(account: Account, customer: Thing, currency: str, amount: int, **fields: object) -> Body:
     """Enter *amount* into the ledger; a customer event reports it in the default currency alone."""
-    return _enter(account, customer, currency, amount, **fields)
+    entry = _entry(account, customer, currency, amount, **fields)
+    if customer["currency"] in {None, currency}:
+        ending = entry["ending_balance"]
+        account.change(customer, "customer.updated", balance=ending, currency=currency)
+        customer.facts["changes"].append((currency, amount, ending, account.now))
+    return entry
 
 
-def _enter(
-    account: Account, customer: Thing, currency: str, amount: int, *, moves_balance: bool = True, **fields: object
-) -> Body:
+def _entry(account: Account, customer: Thing, currency: str, amount: int, **fields: object) -> Body:
     ending = balance_of(customer, currency) + amount
     entry: Body = {
         "id": account.name("cbtxn"),
@@ -111,9 +114,6 @@ def _enter(
         **fields,
     }
     customer.facts["ledger"].append(entry)
-    if moves_balance and customer["currency"] in {None, currency}:
-        account.change(customer, "customer.updated", balance=ending, currency=currency)
-        customer.facts["changes"].append((currency, amount, ending, account.now))
     return entry
 
 
@@ -214,10 +214,11 @@ def delete_draft(account: Account) -> None:
 
 def change_invoice(account: Account, invoice: Thing, *types: str, moment: str | None = None, **fields: object) -> None:
     """Change an invoice as Stripe reports it: by the *types*, and by an ``invoice.updated`` in some histories."""
+    found: Body = dict(fields)
     if moment is not None:
-        fields["status_transitions"] = {**invoice["status_transitions"], moment: account.now}
+        found["status_transitions"] = {**invoice["status_transitions"], moment: account.now}
     updated = ("invoice.updated",) if account.shape.updates_invoices or not types else ()
-    account.change(invoice, *types, *updated, **fields)
+    account.change(invoice, *types, *updated, **found)
 
 
 def finalize(account: Account) -> None:
@@ -287,7 +288,7 @@ def record_payment(account: Account, invoice: Thing, charge: Thing, amount: int)
     }
     account.emit(account.add("invoice_payments", payment), "invoice_payment.paid")
     rest = int(invoice["amount_remaining"]) - amount
-    amounts = {"amount_paid": int(invoice["amount_paid"]) + amount, "amount_remaining": rest}
+    amounts: Body = {"amount_paid": int(invoice["amount_paid"]) + amount, "amount_remaining": rest}
     if rest:
         change_invoice(account, invoice, **amounts)
     else:
@@ -400,7 +401,7 @@ def _note(account: Account, invoice: Thing, amount: int, **fields: object) -> Th
 def _credit_before(account: Account, invoice: Thing, amount: int) -> None:
     account.emit(_note(account, invoice, amount, pre_payment_amount=amount), "credit_note.created")
     rest = int(invoice["amount_remaining"]) - amount
-    amounts = {
+    amounts: Body = {
         "pre_payment_credit_notes_amount": int(invoice["pre_payment_credit_notes_amount"]) + amount,
         "amount_due": int(invoice["amount_due"]) - amount,
         "amount_remaining": rest,

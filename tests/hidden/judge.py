@@ -21,6 +21,9 @@ from worker import rebuild, rules, swap
 
 AT_ONCE: Final = 200
 SHOWN_MAX: Final = 12
+IN_THE_FEED: Final = """
+SELECT account, livemode, subject, subject_id, kind, after FROM changes WHERE withheld IS NULL ORDER BY seq
+"""
 REPEATED: Final = (
     *("order.refund_changed", "balance.changed", "payment_link.activated", "payment_link.deactivated"),
     "invoice.changed",
@@ -159,8 +162,7 @@ class Judge:
     def _read_topics(engine: Engine) -> dict[tuple[World, truth.Topic], list[Mapping[str, Any]]]:
         """Return what each change that repeats was followed by, in the feed's order."""
         found: dict[tuple[World, truth.Topic], list[Mapping[str, Any]]] = {}
-        statement = "SELECT account, livemode, subject, subject_id, kind, after FROM changes WHERE withheld IS NULL ORDER BY seq"
-        for row in ledger.rows(engine, statement):
+        for row in ledger.rows(engine, IN_THE_FEED):
             if row["kind"] in REPEATED:
                 currency = row["after"]["currency"] if row["kind"] == "balance.changed" else ""
                 topic = (row["subject"], row["subject_id"], currency)
@@ -169,10 +171,9 @@ class Judge:
 
     @staticmethod
     def _read_news(engine: Engine) -> Counter[tuple[World, truth.News]]:
-        statement = "SELECT account, livemode, subject, subject_id, kind, after FROM changes WHERE withheld IS NULL"
         return Counter(
             (_world(row), (row["subject"], row["subject_id"], _kind(row)))
-            for row in ledger.rows(engine, statement)
+            for row in ledger.rows(engine, IN_THE_FEED)
             if row["kind"] in truth.KNOWN_KINDS
         )
 

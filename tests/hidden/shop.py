@@ -204,7 +204,8 @@ def complete_session(account: Account) -> None:
 
 
 def _complete(account: Account, session: Thing, status: str, moment: str | None, **fields: object) -> None:
-    account.change(session, "checkout.session.completed", status="complete", url=None, **fields)
+    found: Body = dict(fields)
+    account.change(session, "checkout.session.completed", status="complete", url=None, **found)
     session.facts["completed_at"] = account.now
     move_order(account, session, status, moment)
 

@@ -244,7 +244,7 @@ def _counts(refund: Thing) -> bool:
 def _credited(session: Thing, notes: list[Thing]) -> int | None:
     if session["invoice"] is None:
         return None
-    return sum(note["amount"] for note in notes if note["status"] != "void")
+    return sum(int(note["amount"]) for note in notes if note["status"] != "void")
 
 
 # ---- News ----

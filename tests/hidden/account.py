@@ -82,6 +82,8 @@ class Shape:
     """Whether an ``invoice.updated`` goes with ``invoice.finalized`` and the like."""
     rest_is_refunded: bool
     """Whether ``amount_refunded`` of a charge captured in part contains what was released."""
+    hears_refunds: bool
+    """Whether the endpoint subscribes to events of refunds; else the charge alone reports them."""
 
 
 @dataclass(frozen=True)
@@ -108,8 +110,7 @@ class Account:
         self.deliveries: list[tuple[str, Delivery]] = []
         self.twinned = self.circled = False
         self._counts: defaultdict[str, int] = defaultdict(int)
-        odds = [self.rng.random() < 0.5 for _ in range(3)]
-        self.shape = Shape(*odds)
+        self.shape = Shape(*(self.chance(share) for share in (0.5, 0.5, 0.5, 0.85)))
 
     # ---- Time and chance ----
 
@@ -161,7 +162,9 @@ class Account:
         self.circled |= moved and _text(thing.body) in thing.states
 
     def emit(self, thing: Thing, type_: str, previous: Body | None = None) -> None:
-        """Report an object as it is, now and then twice under two ids."""
+        """Report an object as it is, now and then twice under two ids; unless no one hears of its kind."""
+        if thing.table == "refunds" and not self.shape.hears_refunds:
+            return
         thing.told, thing.as_of = thing.body, self.now
         self._emit(thing, type_, previous)
         if self.chance(self.twins):

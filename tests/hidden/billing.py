@@ -495,6 +495,10 @@ def refundable(account: Account, charge: Thing) -> int:
     """Return how much of a charge may be refunded; see Note [What the account does not do]."""
     if charge.facts["frozen"] or not charge["captured"] or charge["status"] != "succeeded":
         return 0
+    return _rest(account, charge)
+
+
+def _rest(account: Account, charge: Thing) -> int:
     back = sum(int(refund["amount"]) for refund in account.all_of("refunds") if refund["charge"] == charge.id)
     return int(charge["amount_captured"]) - back
 
@@ -516,7 +520,7 @@ def add_refund(account: Account, charge: Thing, amount: int) -> Thing:
     refund = account.add("refunds", body, failed_at=None)
     account.emit(refund, "refund.created")
     total = int(charge["amount_refunded"]) + amount
-    whole = refundable(account, charge) == 0
+    whole = _rest(account, charge) == 0
     account.change(charge, "charge.refunded", before=True, amount_refunded=total, refunded=whole)
     return refund
 

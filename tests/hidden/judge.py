@@ -28,6 +28,7 @@ REPEATED: Final = (
     *("order.refund_changed", "balance.changed", "payment_link.activated", "payment_link.deactivated"),
     "invoice.changed",
 )
+NAMED_BY: Final = {"balances": ("customer", "currency"), "payment_link_funnel": ("payment_link", "currency")}
 TABLE_OF: Final = {"order": "orders", "balance": "balances"}
 DULL: Final = (
     *("object", "livemode", "lines", "line_items", "features", "customer_details", "metadata", "after_expiration"),
@@ -130,9 +131,10 @@ def take_in(engine: Engine, accounts: Sequence[Account], rng: random.Random) -> 
 def read_rows(engine: Engine) -> dict[Place, Mapping[str, Any]]:
     """Return every row of every table that an account knows of."""
     found: dict[Place, Mapping[str, Any]] = {}
-    for table in (*(each.name for each in tables.PROJECTIONS if each.name != "balance_changes"), "order_book"):
+    names = [each.name for each in tables.PROJECTIONS if each.name != "balance_changes"]
+    for table in (*names, "order_book", "payment_link_funnel"):
         for row in ledger.rows(engine, f"SELECT * FROM {table}"):  # noqa: S608 - our own names
-            name = f"{row['customer']} {row['currency']}" if table == "balances" else row["id"]
+            name = " ".join(str(row[column]) for column in NAMED_BY.get(table, ("id",)))
             found[_world(row), (table, name)] = row
     return found
 

@@ -1,6 +1,6 @@
 """What the account says about itself at the end of its life: its rows, and what was news."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -111,19 +111,20 @@ def _portal_session(made: Thing) -> Columns:
     return {"created": at(made["created"]), "expired_at": None, "flow_type": flow and flow["type"]}
 
 
+FUNNEL: Final = ("opened", "completed", "paid", "expired", "amount_paid")
 MOMENTS: Final = ("completed_at", "paid_at", "failed_at", "expired_at")
 
 
 def _order(session: Thing) -> Columns:
     details, recovery = session["customer_details"], session["after_expiration"]
     collected = session["collected_information"]
-    amounts = session["total_details"] or {}
+    amounts, shown = session["total_details"] or {}, session.body.get("presentment_details", {})
     return {
         "status": session.facts["status"],
         "session_status": session["status"],
         **{f"amount_{name}": amounts.get(f"amount_{name}") for name in ("discount", "shipping", "tax")},
-        "presentment_currency": None,
-        "presentment_amount": None,
+        "presentment_currency": shown.get("presentment_currency"),
+        "presentment_amount": shown.get("presentment_amount"),
         "customer_email": details["email"] if details else session["customer_email"],
         "recovery_url": recovery and recovery["recovery"]["url"],
         "shipping": collected and collected["shipping_details"],
@@ -160,6 +161,7 @@ def rows(account: Account) -> Iterator[tuple[Key, Expected]]:
         if session.told is not None or session.was_read:
             yield ("order_book", session.id), _of_book(account, session)
         yield from _lines(session)
+    yield from _funnel(account)
     for customer in account.all_of("customers"):
         yield from _balances(customer)
     for note in account.all_of("credit_notes"):
@@ -205,6 +207,20 @@ def _balances(customer: Thing) -> Iterator[tuple[Key, Expected]]:
         )
 
 
+def _funnel(account: Account) -> Iterator[tuple[Key, Expected]]:
+    """Yield what became of the sessions of each link that are known to Payfold, by currency."""
+    found: dict[Key, Counter[str]] = defaultdict(Counter)
+    for session in account.all_of("orders"):
+        if session["payment_link"] and (session.told is not None or session.was_read):
+            counts = found["payment_link_funnel", f"{session['payment_link']} {session['currency']}"]
+            paid = session.facts["status"] == "paid"
+            counts.update(opened=1, completed=session["status"] == "complete", expired=session["status"] == "expired")
+            counts.update(paid=paid, amount_paid=session["amount_total"] if paid else 0)
+    for key, counts in found.items():
+        relies = {one.key for one in account.all_of("orders")}
+        yield key, Expected({name: counts[name] for name in FUNNEL}, frozenset(relies))
+
+
 def balance_changes(account: Account) -> Counter[tuple[Any, ...]]:
     """Count the changes of balances that customers' events report: customer, currency, amount, ending, second."""
     return Counter(
@@ -223,18 +239,36 @@ def _of_book(account: Account, session: Thing) -> Expected:
     refunds = [refund for refund in account.all_of("refunds") if refund["payment_intent"] in intents]
     disputes = [dispute for dispute in account.all_of("disputes") if dispute["payment_intent"] in intents]
     notes = [note for note in account.all_of("credit_notes") if note["invoice"] == session["invoice"]]
-    columns = {**_came_back(charges, refunds, disputes), "credited_amount": _credited(session, notes)}
+    columns = {**_came_back(account, session, refunds), **_disputed(account, session, disputes)}
+    columns["credited_amount"] = _credited(session, notes)
     return Expected(columns, frozenset(thing.key for thing in (session, *charges, *refunds, *disputes, *notes)))
 
 
-def _came_back(charges: list[Thing], refunds: list[Thing], disputes: list[Thing]) -> Columns:
+def _came_back(account: Account, session: Thing, refunds: list[Thing]) -> Columns:
+    """Return what was refunded, null where no event can have reported it."""
+    charges = shop.charges_of(account, session)
     if not charges:
-        return dict.fromkeys(("refunded_amount", "disputed_amount", "refund_status"))
+        return {"refunded_amount": None, "refund_status": None}
     refunded = sum(refund["amount"] for refund in refunds if _counts(refund))
+    if refunded and not account.shape.hears_refunds and any(map(_is_in_part, charges)):
+        return {"refunded_amount": None}
     taken = sum(charge["amount_captured"] for charge in charges if charge.facts["captured_at"])
     status = "none" if not refunded else "full" if refunded == taken else "partial"
-    disputed = sum(dispute["amount"] for dispute in disputes if dispute["status"] in (*shop.OPEN_DISPUTES, "lost"))
-    return {"refunded_amount": refunded, "disputed_amount": disputed, "refund_status": status}
+    return {"refunded_amount": refunded, "refund_status": status}
+
+
+def _is_in_part(charge: Thing) -> bool:
+    return charge.facts["captured_at"] is not None and charge["amount_captured"] < charge["amount"]
+
+
+def _disputed(account: Account, session: Thing, disputes: list[Thing]) -> Columns:
+    """Return what was or may be lost by disputes, null where it is in another currency."""
+    if not shop.charges_of(account, session):
+        return {"disputed_amount": None}
+    counted = [one for one in disputes if one["status"] in (*shop.OPEN_DISPUTES, "lost")]
+    if any(one["currency"] != session["currency"] for one in counted):
+        return {"disputed_amount": None}
+    return {"disputed_amount": sum(one["amount"] for one in counted)}
 
 
 def _counts(refund: Thing) -> bool:

@@ -32,6 +32,8 @@ Key = tuple[str, str]
 BEGINNING: Final = 1_793_200_000
 """When the newest API version had just come out."""
 WORLDS: Final = (World("", livemode=False), World("", livemode=True), World("acct_1", livemode=False))
+OF_REFUNDS: Final = ("refund.created", "refund.updated", "refund.failed", "charge.refund.updated")
+UNHEARD: Final = ((), (), (), (), (), OF_REFUNDS, ("charge.refunded",))
 CURRENCIES: Final = ("usd", "eur", "jpy")
 
 
@@ -45,7 +47,8 @@ class Thing:
     """One object of the account: how Stripe shows it now, and what the account knows of it beyond that.
 
     *told* is the body that the last event of it showed, *as_of* the second of that event; *facts* are columns that the
-    object itself does not show, such as when it was paid.
+    object itself does not show, such as when it was paid. It *came back* where it was within a second what it had been
+    in it before, and *was twinned* where two events report one change.
     """
 
     table: str
@@ -54,6 +57,8 @@ class Thing:
     told: Body | None = None
     as_of: int | None = None
     was_read: bool = False
+    was_twinned: bool = False
+    came_back: bool = False
     second: int = 0
     states: set[str] = field(default_factory=set)
 
@@ -82,8 +87,14 @@ class Shape:
     """Whether an ``invoice.updated`` goes with ``invoice.finalized`` and the like."""
     rest_is_refunded: bool
     """Whether ``amount_refunded`` of a charge captured in part contains what was released."""
-    hears_refunds: bool
-    """Whether the endpoint subscribes to events of refunds; else the charge alone reports them."""
+    unheard: frozenset[str]
+    """The types that the endpoint does not subscribe to: now and then those of refunds, so that their charges alone
+    report them, or the one of charges, so that the refunds alone do."""
+
+    @property
+    def hears_refunds(self) -> bool:
+        """Whether refunds are reported."""
+        return "refund.created" not in self.unheard
 
 
 @dataclass(frozen=True)
@@ -110,7 +121,12 @@ class Account:
         self.deliveries: list[tuple[str, Delivery]] = []
         self.twinned = self.circled = False
         self._counts: defaultdict[str, int] = defaultdict(int)
-        self.shape = Shape(*(self.chance(share) for share in (0.5, 0.5, 0.5, 0.85)))
+        self.shape = Shape(
+            names_before=self.chance(0.5),
+            updates_invoices=self.chance(0.5),
+            rest_is_refunded=self.chance(0.5),
+            unheard=frozenset(self.rng.choice(UNHEARD)),
+        )
 
     # ---- Time and chance ----
 
@@ -159,16 +175,17 @@ class Account:
 
     def _see_state(self, thing: Thing, *, moved: bool) -> None:
         """Note where an object comes back within a second to what it was in it: its events are a circle."""
-        self.circled |= moved and _text(thing.body) in thing.states
+        if moved and _text(thing.body) in thing.states:
+            self.circled = thing.came_back = True
 
     def emit(self, thing: Thing, type_: str, previous: Body | None = None) -> None:
-        """Report an object as it is, now and then twice under two ids; unless no one hears of its kind."""
-        if thing.table == "refunds" and not self.shape.hears_refunds:
+        """Report an object as it is, now and then twice under two ids; unless no one hears of it."""
+        if type_ in self.shape.unheard:
             return
         thing.told, thing.as_of = thing.body, self.now
         self._emit(thing, type_, previous)
         if self.chance(self.twins):
-            self.twinned = True
+            self.twinned = thing.was_twinned = True
             self._emit(thing, type_, previous)
 
     def _emit(self, thing: Thing, type_: str, previous: Body | None) -> None:

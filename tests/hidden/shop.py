@@ -509,6 +509,32 @@ def move_dispute(account: Account) -> None:
         _take_funds(account, dispute, account.things["charges", dispute["charge"]])
 
 
+# ---- Reads ----
+
+READABLE: Final = (
+    *("payment_links", "customers", "invoices", "credit_notes", "charges", "refunds", "disputes"),
+    *("invoice_payments", "portal_configurations"),
+)
+
+
+def readable(account: Account) -> list[Thing]:
+    """Return the objects that Payfold may read at Stripe, as its audit does."""
+    return [
+        thing
+        for table in READABLE
+        for thing in account.all_of(table)
+        if not (thing.facts.get("deleted") or thing.facts.get("frozen"))
+        and (table != "refunds" or account.shape.hears_refunds)
+    ]
+
+
+def read_object(account: Account) -> None:
+    """Read an object as it is now; also what events have not reported is then known."""
+    thing = account.rng.choice(readable(account))
+    thing.told, thing.was_read = thing.body, True
+    account.observe(thing.id, f"payfold.{thing['object']}.observed", thing.body)
+
+
 # ---- A life ----
 
 Need = Callable[[Account], Any]
@@ -538,6 +564,7 @@ ACTIONS: Final[tuple[tuple[int, billing.Action, Need], ...]] = (
     (4, billing.adjust_balance, billing.alive),
     (1, billing.delete_customer, billing.alive),
     (3, billing.read_ledger, billing.alive),
+    (4, read_object, readable),
     (4, billing.draft_invoice, _currencies_known),
     (4, billing.finalize, lambda account: billing.invoices_of(account, "draft")),
     (1, billing.delete_draft, lambda account: billing.invoices_of(account, "draft")),

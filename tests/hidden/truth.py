@@ -29,10 +29,7 @@ SAME: Final[Mapping[str, tuple[str, ...]]] = {
     "invoice_payments": ("invoice", "status", "currency", "amount_paid"),
     "refunds": ("status", "currency", "amount", "charge", "payment_intent", "reason"),
     "payment_intents": ("status",),
-    "charges": (
-        *("payment_intent", "status", "currency", "amount", "captured", "amount_captured"),
-        *("amount_refunded", "refunded"),
-    ),
+    "charges": (*("payment_intent", "status", "currency", "amount", "captured", "amount_captured"),),
     "disputes": ("charge", "payment_intent", "status", "reason", "currency", "amount"),
     "portal_configurations": ("active", "is_default", "name", "features"),
     "portal_sessions": ("configuration", "customer", "return_url"),
@@ -93,8 +90,9 @@ def _payment_intent(intent: Thing) -> Columns:
 def _charge(charge: Thing) -> Columns:
     assert charge.told is not None
     moments = {name: at(charge.facts[name]) for name in ("captured_at", "released_at")}
-    # That a charge is disputed is reported by its next event alone.
-    return {"invoice": None, "disputed": charge.told["disputed"], **moments}
+    # What no event reported is known from the next one on.
+    told = {name: charge.told[name] for name in ("amount_refunded", "refunded", "disputed")}
+    return {"invoice": None, **told, **moments}
 
 
 def _dispute(_: Thing) -> Columns:

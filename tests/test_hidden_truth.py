@@ -45,7 +45,7 @@ def assert_true(report: Report) -> None:
     print(report)  # noqa: T201 - the figures
     faults = (report.wrong, report.lost, report.doubled, report.untrue)
     assert [dict(counter) for counter in faults] == [{}, {}, {}, {}]
-    assert (report.drift, report.broken) == (0, 0)
+    assert (report.drift, report.broken, report.unfolded) == (0, 0, 0)
 
 
 @pytest.mark.parametrize("twins", [0.0, 0.04])

@@ -143,7 +143,7 @@ class Account:
 
     def tick(self) -> None:
         """Let some time pass: often none, so that much happens in one second."""
-        self.now += self.rng.choice((0, 0, 0, 0, 1, 1, 2, 60, 3600, 20_000))
+        self.now += self.rng.choice((0, 0, 0, 0, 1, 1, 2, 60, 3600, self.rng.choice((20_000, 20_000, 100_000))))
 
     def chance(self, share: float) -> bool:
         """Return True in a *share* of all cases."""
@@ -209,10 +209,11 @@ class Account:
         body = envelopes.event(id_, type_, self.now, thing.body, before=previous, **world)
         self.deliveries.append((thing.id, ledger.delivery(body)))
 
-    def observe(self, owner: str, type_: str, body: Body) -> None:
+    def observe(self, owner: str, type_: str, body: Body, created: int | None = None) -> None:
         """Record that *body* was read just now: Stripe's ``Date`` less the duration of the call is a second before."""
+        second = self.now - 1 if created is None else created
         told = observations.observe(
-            type_, body, account=self.world.account, livemode=self.livemode, created=self.now - 1, now=ledger.NOW
+            type_, body, account=self.world.account, livemode=self.livemode, created=second, now=ledger.NOW
         )
         self.deliveries.append((owner, told))
 

@@ -17,6 +17,8 @@ SHIPPING: Final[Body] = {
         "state": "OR",
     },
 }
+GRACE: Final = 3600
+"""Seconds after a session's own end, before our clock decides that it is over (``PAYFOLD_EXPIRY_GRACE_MINUTES``)."""
 OPEN_DISPUTES: Final = ("needs_response", "under_review", "appeal_under_review")
 
 
@@ -55,7 +57,16 @@ def open_session(account: Account) -> None:
     mode = account.rng.choices(("payment", "subscription", "setup"), (7, 2, 1))[0]
     link = account.rng.choice([None, *account.all_of("payment_links")]) if mode == "payment" else None
     currency = str(link["currency"]) if link else account.rng.choice(CURRENCIES)
-    add_session(account, mode, currency, payment_link=link.id if link else None)
+    session = add_session(account, mode, currency, payment_link=link.id if link else None)
+    if session["payment_status"] == "unpaid" and account.chance(0.2):
+        account.observe(session.id, "payfold.checkout.session.registered", session.body, account.now)
+        _see_open(session)
+
+
+def _see_open(session: Thing) -> None:
+    session.was_read = True
+    if session["status"] == "open":
+        session.facts["passed"].append("order.opened")
 
 
 def add_session(account: Account, mode: str, currency: str, **fields: object) -> Thing:
@@ -158,9 +169,7 @@ def read_session(account: Account) -> None:
     if whole == session.facts["shown"]:
         return
     session.facts.update(shown=whole, listed=session.facts["lines"], listed_at=_totals(session))
-    session.was_read = True
-    if session["status"] == "open":
-        session.facts["passed"].append("order.opened")
+    _see_open(session)
     account.observe(session.id, "payfold.checkout.session.observed", whole)
 
 
@@ -181,6 +190,25 @@ def move_order(account: Account, session: Thing, status: str, moment: str | None
         session.facts[moment] = account.now
 
 
+def overdue(account: Account) -> list[Thing]:
+    """Return the sessions that were seen open and are over by our clock, whatever really became of them."""
+    return [
+        session
+        for session in account.all_of("orders")
+        if "order.opened" in session.facts["passed"]
+        and "by_clock" not in session.facts
+        and session["expires_at"] + GRACE <= account.now
+    ]
+
+
+def expire_by_clock(account: Account) -> None:
+    """Let our clock decide that a session is over; whatever Stripe reports, then or before, outranks it."""
+    session = account.rng.choice(overdue(account))
+    session.facts["by_clock"] = session["expires_at"] + GRACE
+    about = {"object": "checkout.session", "id": session.id}
+    account.observe(session.id, "payfold.checkout.session.clock_expired", about, session.facts["by_clock"])
+
+
 def expire_session(account: Account) -> None:
     """Expire an open session; now and then a buyer comes back by its recovery link."""
     session = account.rng.choice(sessions_of(account, "open"))
@@ -195,9 +223,14 @@ def expire_session(account: Account) -> None:
         add_session(account, str(session["mode"]), session["currency"] or "usd", **of)
 
 
+def payable(account: Account) -> list[Thing]:
+    """Return the sessions that a buyer may still finish."""
+    return [session for session in sessions_of(account, "open") if account.now < session["expires_at"]]
+
+
 def complete_session(account: Account) -> None:
     """Let a buyer finish a session, by a way that its mode has."""
-    session = account.rng.choice(sessions_of(account, "open"))
+    session = account.rng.choice(payable(account))
     details: Body = {"customer_details": {"email": "typed@example.com", "name": "Buyer"}}
     if session["mode"] == "payment" and account.chance(0.2):
         details["presentment_details"] = {"presentment_amount": 4321, "presentment_currency": "cad"}
@@ -555,9 +588,10 @@ ACTIONS: Final[tuple[tuple[int, billing.Action, Need], ...]] = (
     (2, create_link, lambda _: True),
     (3, change_link, lambda account: account.all_of("payment_links")),
     (6, open_session, lambda _: True),
-    (7, complete_session, lambda account: sessions_of(account, "open")),
+    (7, complete_session, payable),
     (2, expire_session, lambda account: sessions_of(account, "open")),
     (3, read_session, readable_sessions),
+    (4, expire_by_clock, overdue),
     (4, clear, lambda account: waiting(account, "delayed")),
     (2, bounce, lambda account: waiting(account, "delayed")),
     (4, capture, lambda account: waiting(account, "held")),

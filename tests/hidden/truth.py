@@ -113,12 +113,25 @@ FUNNEL: Final = ("opened", "completed", "paid", "expired", "amount_paid")
 MOMENTS: Final = ("completed_at", "paid_at", "failed_at", "expired_at")
 
 
+def is_over_by_clock(session: Thing) -> bool:
+    """Return whether nothing is known of how a session ended, and our clock decides."""
+    return session["status"] == "open" and "by_clock" in session.facts
+
+
+def status_of(session: Thing) -> str:
+    """Return what an order's status is."""
+    return "expired" if is_over_by_clock(session) else str(session.facts["status"])
+
+
 def _order(session: Thing) -> Columns:
     details, recovery = session["customer_details"], session["after_expiration"]
     collected = session["collected_information"]
     amounts, shown = session["total_details"] or {}, session.body.get("presentment_details", {})
+    moments = {name: at(session.facts[name]) for name in MOMENTS}
+    if is_over_by_clock(session):
+        moments["expired_at"] = at(session.facts["by_clock"])
     return {
-        "status": session.facts["status"],
+        "status": status_of(session),
         "session_status": session["status"],
         **{f"amount_{name}": amounts.get(f"amount_{name}") for name in ("discount", "shipping", "tax")},
         "presentment_currency": shown.get("presentment_currency"),
@@ -128,7 +141,7 @@ def _order(session: Thing) -> Columns:
         "shipping": collected and collected["shipping_details"],
         "created": at(session["created"]),
         "expires_at": at(session["expires_at"]),
-        **{name: at(session.facts[name]) for name in MOMENTS},
+        **moments,
         "lines_complete": shop.lines_are_complete(session),
     }
 
@@ -212,7 +225,7 @@ def _funnel(account: Account) -> Iterator[tuple[Key, Expected]]:
         if session["payment_link"] and (session.told is not None or session.was_read):
             counts = found["payment_link_funnel", f"{session['payment_link']} {session['currency']}"]
             paid = session.facts["status"] == "paid"
-            counts.update(opened=1, completed=session["status"] == "complete", expired=session["status"] == "expired")
+            counts.update(opened=1, completed=session["status"] == "complete", expired=status_of(session) == "expired")
             counts.update(paid=paid, amount_paid=session["amount_total"] if paid else 0)
     for key, counts in found.items():
         relies = {one.key for one in account.all_of("orders")}
@@ -296,7 +309,11 @@ def news(account: Account) -> dict[News, tuple[int, int]]:
     """
     found: dict[News, tuple[int, int]] = {}
     for session in account.all_of("orders"):
-        _add(found, ("order", session.id), session.facts["passed"])
+        if "by_clock" in session.facts:
+            # Where this arrives before the read that it came from, the amounts of the order are news too.
+            found["order", session.id, "order.expired"] = found["order", session.id, "order.corrected"] = (0, 1)
+        passed = [*session.facts["passed"], *["order.expired"] * is_over_by_clock(session)]
+        _add(found, ("order", session.id), passed)
     for note in account.all_of("credit_notes"):
         passed = ["credit_note.issued"] + ["credit_note.voided"] * (note["status"] == "void")
         _add(found, ("credit_note", note.id), passed)

@@ -209,6 +209,10 @@ class Account:
         body = envelopes.event(id_, type_, self.now, thing.body, before=previous, **world)
         self.deliveries.append((thing.id, ledger.delivery(body)))
 
+    def mention(self, type_: str, body: Body) -> None:
+        """Report an object that the account does not keep, since nothing here depends on it."""
+        self.emit(Thing("", {"livemode": self.livemode, "metadata": {}, **body}), type_)
+
     def observe(self, owner: str, type_: str, body: Body, created: int | None = None) -> None:
         """Record that *body* was read just now: Stripe's ``Date`` less the duration of the call is a second before."""
         second = self.now - 1 if created is None else created

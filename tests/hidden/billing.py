@@ -242,9 +242,8 @@ def finalize_invoice(account: Account, invoice: Thing) -> None:
         "ending_balance": starting + used,
     }
     number = f"R-{account.suffix}-{invoice.id}"
-    change_invoice(
-        account, invoice, "invoice.finalized", moment="finalized_at", status="open", number=number, **amounts
-    )
+    types = ("invoice.finalized", "invoice.sent") if account.chance(0.3) else ("invoice.finalized",)
+    change_invoice(account, invoice, *types, moment="finalized_at", status="open", number=number, **amounts)
     if due == 0:
         settle(account, invoice)
 

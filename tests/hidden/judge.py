@@ -59,6 +59,8 @@ class Report:
     broken: int = 0
     unfolded: int = 0
     faults: list[str] = field(default_factory=list)
+    doubts: list[str] = field(default_factory=list)
+    """The rows that are flagged, and wrong."""
 
     @property
     def flagged_share(self) -> float:
@@ -244,6 +246,8 @@ class Judge:
         if flag or (wrong and excuse):
             self.report.flagged[key[0]] += 1
             self.report.flagged_wrong[key[0]] += bool(wrong)
+            if wrong:
+                self.report.doubts.append(_shown(account, key, {str(excuse): wrong}, expected.relies))
             self._judge_flag(account, key, str(excuse))
         elif wrong:
             self._fault(self.report.wrong, key[0], _shown(account, key, wrong, expected.relies))

@@ -293,11 +293,19 @@ def _buy_at_once(account: Account, session: Thing, total: int, details: Body) ->
     intent, currency = details["payment_intent"], str(session["currency"])
     _decline(account, intent, total, currency)
     charge = billing.add_charge(account, intent, total, currency)
+    _succeed(account, charge)
     if account.chance(0.15):
         details |= _invoice_it(account, charge)
     if account.chance(0.3):
         account.now += 1
     _complete(account, session, "paid", "paid_at", payment_status="paid", **details)
+
+
+def _succeed(account: Account, charge: Thing) -> None:
+    """Report the payment intent of a charge that was captured."""
+    amounts = {"amount": charge["amount"], "amount_received": charge["amount_captured"], "currency": charge["currency"]}
+    about = {"id": charge["payment_intent"], "object": "payment_intent", "status": "succeeded", **amounts}
+    account.mention("payment_intent.succeeded", about)
 
 
 def _invoice_it(account: Account, charge: Thing) -> Body:
@@ -381,6 +389,7 @@ def capture(account: Account) -> None:
     fields = {"captured": True, "amount_captured": taken, "amount_refunded": rest}
     account.change(charge, "charge.captured", before=account.shape.names_before, **fields)
     charge.facts["captured_at"] = account.now
+    _succeed(account, charge)
     move_order(account, session, "paid", "paid_at")
 
 
@@ -541,6 +550,8 @@ def move_dispute(account: Account) -> None:
     account.change(dispute, "charge.dispute.closed" if closes else "charge.dispute.updated", status=status)
     if closes:
         dispute.facts["closed"].append(status)
+        if status == "won" and account.chance(0.5):
+            account.emit(dispute, "charge.dispute.funds_reinstated")
         dispute.facts["closed_at"] = account.now
     if status == "appeal_under_review":
         dispute.facts["appealed_at"] = account.now

@@ -3,7 +3,9 @@
 Note [What was refunded of an order]
     Refunds are reported twice: by themselves, and by the charge that they are of, as a sum. Either may be missing or
     older. What a charge reports beyond its refunds that were known by then is *unseen*, and is added to the refunds.
-    A refund was there by the earlier of its own time and that of the event that decides its row.
+    A refund was there by the earlier of its own time and that of the event that decides its row. Where the charge was
+    read by ourselves, which is dated up to some seconds before what was seen, it may report refunds of those seconds,
+    too: nothing is unseen where they explain it.
 
     Of a charge that was captured in part, reports show ``amount_refunded`` with and without the rest that was released.
     Where the known refunds explain it either way, nothing is unseen; otherwise the sum is not known. Without
@@ -92,7 +94,8 @@ CROSS JOIN LATERAL (
 LEFT JOIN LATERAL (
     WITH paid AS (
         SELECT c.id, c.payment_intent, c.currency, c.amount, c.amount_captured, c.amount_refunded, c.refunded,
-            c.as_of, s.is_captured, s.is_captured AND c.amount_captured >= c.amount AS is_whole,
+            c.as_of, starts_with(c.event_id, 'obs_') AS is_read,
+            s.is_captured, s.is_captured AND c.amount_captured >= c.amount AS is_whole,
             NOT s.is_captured AND c.released_at IS NOT NULL AS is_released,
             s.is_captured
                 OR (c.captured IS NOT FALSE AND coalesce(c.status, '') NOT IN ('pending', 'failed')) AS may_give
@@ -138,9 +141,21 @@ LEFT JOIN LATERAL (
             WHERE g.charge = p.id
         ) AS t
         CROSS JOIN LATERAL (
+            SELECT p.is_read AND EXISTS (
+                SELECT FROM (
+                    SELECT sum(g.amount) OVER (ORDER BY g.created) AS amount FROM given AS g
+                    WHERE g.charge = p.id AND g.currency = p.currency
+                        AND g.created > p.as_of AND g.created <= p.as_of + interval '5 s'
+                ) AS late
+                WHERE t.known + late.amount
+                    IN (p.amount_refunded, p.amount_refunded - (p.amount::numeric - p.amount_captured))
+            ) AS is_seen_late
+        ) AS l
+        CROSS JOIN LATERAL (
             SELECT CASE
                 WHEN p.amount_refunded = 0 THEN 0
                 WHEN p.amount_refunded IS NULL OR t.is_known_mixed THEN NULL
+                WHEN l.is_seen_late THEN 0
                 WHEN p.is_whole THEN greatest(0, p.amount_refunded - t.known)
                 WHEN t.known IN (p.amount_refunded, p.amount_refunded - (p.amount::numeric - p.amount_captured)) THEN 0
             END AS unseen

@@ -1,4 +1,4 @@
-"""A small account of Stripe's that lives by rules of its own: what it holds is what the tables must say.
+"""A small account of Stripe's that lives by rules of its own: what it holds is what the tables must hold.
 
 The account (tests/hidden) is written from Stripe's documentation, and its truth is what it did, never what its events
 add up to. Many accounts live in one database at once; their events arrive in any order, some of them twice, and several

@@ -56,15 +56,15 @@ def at(seconds: int | None) -> datetime | None:
 class Thing:
     """One object of the account: how Stripe shows it now, and what the account knows of it beyond that.
 
-    *told* is the body that the last event of it showed, *as_of* the second of that event; *facts* are columns that the
-    object itself does not show, such as when it was paid. Its *second* is that of its last change. It *came back* where
-    it was within a second what it had been in it before, and *was twinned* where two events report one change.
+    *reported* is the body that the last event of it showed, *as_of* the second of that event; *facts* are columns that
+    the object itself does not show, such as when it was paid. Its *second* is that of its last change. It *came back*
+    where it was within a second what it had been in it before, and *was twinned* where two events report one change.
     """
 
     table: str
     body: Body
     facts: dict[str, Any] = field(default_factory=dict)
-    told: Body | None = None
+    reported: Body | None = None
     as_of: int | None = None
     was_read: bool = False
     was_twinned: bool = False
@@ -82,6 +82,11 @@ class Thing:
         """The row that the object is."""
         return (self.table, self.id)
 
+    @property
+    def is_known(self) -> bool:
+        """Whether Payfold has heard of the object."""
+        return self.reported is not None or self.was_read
+
     def __getitem__(self, name: str) -> Any:  # noqa: ANN401 - JSON
         """Return a field as it is now."""
         return self.body[name]
@@ -89,7 +94,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Shape:
-    """How a history is told: Stripe's habits that are not documented vary from one to the next."""
+    """Stripe's habits that are not documented, and what the endpoint hears: they vary from one history to the next."""
 
     names_before: bool
     """Whether events that are no ``.updated`` have ``previous_attributes`` (charge.captured, refund.failed …)."""
@@ -109,7 +114,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Expected:
-    """A row that the account knows: its *columns*, and the rows whose anomalies excuse that it is wrong."""
+    """A row that the account knows: its *columns*, and the rows of which an anomaly excuses that it is wrong."""
 
     columns: Mapping[str, Any]
     relies: frozenset[Key] = frozenset()
@@ -197,7 +202,7 @@ class Account:
         """Report an object as it is, now and then twice under two ids; unless no one hears of it."""
         if type_ in self.shape.unheard:
             return
-        thing.told, thing.as_of = thing.body, self.now
+        thing.reported, thing.as_of = thing.body, self.now
         self._emit(thing, type_, previous)
         if self.chance(self.twins):
             self.twinned = thing.was_twinned = True
@@ -216,10 +221,10 @@ class Account:
     def observe(self, owner: str, type_: str, body: Body, created: int | None = None) -> None:
         """Record that *body* was read just now: Stripe's ``Date`` less the duration of the call is a second before."""
         second = self.now - 1 if created is None else created
-        told = observations.observe(
+        read = observations.observe(
             type_, body, account=self.world.account, livemode=self.livemode, created=second, now=ledger.NOW
         )
-        self.deliveries.append((owner, told))
+        self.deliveries.append((owner, read))
 
 
 def _text(body: Body) -> str:

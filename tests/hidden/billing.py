@@ -124,7 +124,8 @@ def read_ledger(account: Account) -> None:
     account.circled |= _comes_back(entries[known:])
     for entry in entries[known:]:
         account.observe(customer.id, "payfold.customer_balance_transaction.observed", entry)
-        account.add("balance_transactions", entry).as_of = account.now - 1
+        listed = account.add("balance_transactions", entry)
+        listed.reported, listed.as_of = entry, account.now - 1
         customer.facts["read"][entry["currency"]] = entry["ending_balance"]
     customer.facts["read_up_to"] = len(entries)
 

@@ -18,6 +18,7 @@ from tests import ledger
 from tests.hidden import shop, truth
 from tests.hidden.account import KNOWN_FAULTS, Account, Expected, Key
 from worker import rebuild, rules, swap
+from worker.difference import Difference
 
 AT_ONCE: Final = 200
 SHOWN_MAX: Final = 12
@@ -87,7 +88,7 @@ class Report:
             f"{kind}: lost {self.lost[kind]}, doubled {self.doubled[kind]}, untrue {self.untrue[kind]}"
             for kind in kinds
         ]
-        return "\n".join([*lines, *self.faults[:SHOWN_MAX]])
+        return "\n".join([*lines, *self.faults[:SHOWN_MAX], *self.doubts[:SHOWN_MAX]])
 
 
 def _line(name: str, rows: int, flagged: int, flagged_wrong: int, wrong: int) -> str:
@@ -107,8 +108,7 @@ def tangled(account: Account) -> list[Delivery]:
     elif way == "reversed":
         found.reverse()
     else:
-        places = {id(one): number + chance.random() * 6 for number, one in enumerate(found)}
-        found.sort(key=lambda one: places[id(one)])
+        found = [found[place] for place in sorted(range(len(found)), key=lambda place: place + chance.random() * 6)]
     return found
 
 
@@ -158,7 +158,7 @@ def read_flags(engine: Engine) -> dict[Place, str]:
 
 
 class Judge:
-    """Holds what the accounts say against the tables, and counts."""
+    """Holds what the accounts know against the tables, and counts."""
 
     def __init__(self, engine: Engine, report: Report) -> None:
         """Read the tables once, for all accounts."""
@@ -214,9 +214,11 @@ class Judge:
             return
         if any(one == other for one, other in pairwise(found)):
             self._fault(self.report.doubled, topic[0], _shown(account, topic[:2], {"the same twice": found}))
-        said = {name: found[-1].get(name) for name in last.after} if found else None
-        if said != last.after and not any((account.world, key) in self.flags for key in relies):
-            self._fault(self.report.lost, topic[0], _shown(account, topic[:2], {"last": (said, last.after)}, relies))
+        found_last = {name: found[-1].get(name) for name in last.after} if found else None
+        if found_last != last.after and not any((account.world, key) in self.flags for key in relies):
+            self._fault(
+                self.report.lost, topic[0], _shown(account, topic[:2], {"last": (found_last, last.after)}, relies)
+            )
 
     def rest(self) -> None:
         """Count the rows, changes and balance changes that no account knows of."""
@@ -334,16 +336,12 @@ def prove(engine: Engine, report: Report) -> None:
     """Hold the tables against a rebuild and against money's own rules; every event is folded, or of no use to us."""
     (counted,) = ledger.rows(engine, "SELECT count(*) AS number FROM events WHERE state IN ('pending', 'parked')")
     report.unfolded += counted["number"]
+    differences: list[Difference] = []
     with rebuild.rebuilt(engine) as made:
-        report.drift += _noted(report, lambda tell: swap.compare(made, tell=tell))
+        swap.compare(made, tell=differences.append)
+    report.drift += len(differences)
+    report.faults += [f"a rebuild differs: {difference}" for difference in differences]
     with database.transaction(engine) as connection, database.cursor(connection) as cursor:
         broken = [finding for finding in rules.check(cursor)[1] if finding.state == "broken"]
     report.broken += len(broken)
     report.faults += [f"rule broken: {finding}" for finding in broken]
-
-
-def _noted(report: Report, compare: Any) -> int:  # noqa: ANN401 - a function that is handed another
-    differences: list[Any] = []
-    compare(differences.append)
-    report.faults += [f"a rebuild differs: {difference}" for difference in differences]
-    return len(differences)

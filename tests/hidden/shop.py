@@ -191,7 +191,7 @@ def move_order(account: Account, session: Thing, status: str, moment: str | None
 
 
 def overdue(account: Account) -> list[Thing]:
-    """Return the sessions that were seen open and are over by our clock, whatever really became of them."""
+    """Return the sessions that were seen open and are over by our clock, however they really ended."""
     return [
         session
         for session in account.all_of("orders")
@@ -202,7 +202,7 @@ def overdue(account: Account) -> list[Thing]:
 
 
 def expire_by_clock(account: Account) -> None:
-    """Let our clock decide that a session is over; whatever Stripe reports, then or before, outranks it."""
+    """Let our clock decide that a session is over; what Stripe reports, then or before, outranks it."""
     session = account.rng.choice(overdue(account))
     session.facts["by_clock"] = session["expires_at"] + GRACE
     about = {"object": "checkout.session", "id": session.id}
@@ -262,9 +262,9 @@ def _subscribe(account: Account, session: Thing, details: Body) -> None:
     billing.finalize_invoice(account, invoice)
     if invoice["status"] == "open":
         billing.pay_part(account, invoice, int(invoice["amount_remaining"]))
-    said = "paid" if session["amount_total"] else "no_payment_required"
+    words = "paid" if session["amount_total"] else "no_payment_required"
     found = {"customer": customer.id, "invoice": invoice.id, "subscription": subscription}
-    _complete(account, session, "paid", "paid_at", payment_status=said, **found, **details)
+    _complete(account, session, "paid", "paid_at", payment_status=words, **found, **details)
 
 
 def _buy(account: Account, session: Thing, details: Body) -> None:
@@ -382,7 +382,7 @@ def capture(account: Account) -> None:
     session = account.rng.choice(waiting(account, "held"))
     charge = charge_of(account, session)
     amount = int(charge["amount"])
-    # Where the charge alone reports refunds, they never come to what was released: no one could tell them apart.
+    # Where the charge alone reports refunds, they never come to what was released: no one could know which is which.
     most = amount if account.shape.hears_refunds else amount // 3
     taken = account.rng.randint(1, most) if account.chance(0.4) else amount
     rest = amount - taken if account.shape.rest_is_refunded else 0
@@ -582,7 +582,7 @@ def readable(account: Account) -> list[Thing]:
 def read_object(account: Account) -> None:
     """Read an object as it is now; also what events have not reported is then known."""
     thing = account.rng.choice(readable(account))
-    thing.told, thing.was_read = thing.body, True
+    thing.reported, thing.was_read = thing.body, True
     account.observe(thing.id, f"payfold.{thing['object']}.observed", thing.body)
 
 

@@ -1,4 +1,4 @@
-"""What the account says about itself at the end of its life: its rows, and what was news."""
+"""What the account knows of itself at the end of its life: its rows, and what was news."""
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
@@ -88,11 +88,11 @@ def _payment_intent(intent: Thing) -> Columns:
 
 
 def _charge(charge: Thing) -> Columns:
-    assert charge.told is not None
+    assert charge.reported is not None
     moments = {name: at(charge.facts[name]) for name in ("captured_at", "released_at")}
     # What no event reported is known from the next one on.
-    told = {name: charge.told[name] for name in ("amount_refunded", "refunded", "disputed")}
-    return {"invoice": None, **told, **moments}
+    last = {name: charge.reported[name] for name in ("amount_refunded", "refunded", "disputed")}
+    return {"invoice": None, **last, **moments}
 
 
 def _dispute(_: Thing) -> Columns:
@@ -166,10 +166,10 @@ ROWS: Final[Mapping[str, Callable[[Thing], Columns]]] = {
 def rows(account: Account) -> Iterator[tuple[Key, Expected]]:
     """Yield every row that the account knows; of ``balance_changes``, which are named by events, see below."""
     for thing in account.things.values():
-        if thing.told is not None or thing.was_read or thing.table == "balance_transactions":
+        if thing.is_known:
             yield thing.key, Expected(_columns(thing), _relies(account, thing))
     for session in account.all_of("orders"):
-        if session.told is not None or session.was_read:
+        if session.is_known:
             yield ("order_book", session.id), _of_book(account, session)
         yield from _lines(session)
     yield from _funnel(account)
@@ -222,7 +222,7 @@ def _funnel(account: Account) -> Iterator[tuple[Key, Expected]]:
     """Yield what became of the sessions of each link that are known to Payfold, by currency."""
     found: dict[Key, Counter[str]] = defaultdict(Counter)
     for session in account.all_of("orders"):
-        if session["payment_link"] and (session.told is not None or session.was_read):
+        if session["payment_link"] and session.is_known:
             counts = found["payment_link_funnel", f"{session['payment_link']} {session['currency']}"]
             paid = session.facts["status"] == "paid"
             counts.update(opened=1, completed=session["status"] == "complete", expired=status_of(session) == "expired")
@@ -362,7 +362,7 @@ class Last:
 
 
 def last_announced(account: Account) -> Iterator[tuple[Topic, Last, frozenset[Key]]]:
-    """Yield what was announced last of each topic, and the rows whose anomalies excuse that it is another."""
+    """Yield what was announced last of each topic, and the rows of which an anomaly excuses that it is another."""
     for link in account.all_of("payment_links"):
         yield ("payment_link", link.id, ""), Last({"active": link["active"]}, is_silent=False), frozenset({link.key})
     for key, expected in rows(account):
@@ -376,7 +376,7 @@ def last_announced(account: Account) -> Iterator[tuple[Topic, Last, frozenset[Ke
             last = Last({"refunded_amount": amount}, is_silent=not amount)
             yield ("order", key[1], ""), last, expected.relies
     for invoice in account.all_of("invoices"):
-        if invoice.told is not None and not invoice.facts["deleted"]:
+        if invoice.is_known and not invoice.facts["deleted"]:
             same = ("status", "total", "amount_paid")
             last = Last(picked(invoice, same), is_silent=invoice["status"] == "draft")
             yield ("invoice", invoice.id, ""), last, frozenset({invoice.key})

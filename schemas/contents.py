@@ -24,7 +24,34 @@ def hash_of(payload: bytes) -> bytes:
     """
     event = _decoded(payload)
     content = None if event is None else _encoded(_content(event))
-    return hashlib.sha256(b"bytes " + payload if content is None else content).digest()
+    return _hash_of_bytes(payload) if content is None else hashlib.sha256(content).digest()
+
+
+def _hash_of_bytes(payload: bytes) -> bytes:
+    return hashlib.sha256(b"bytes " + payload).digest()
+
+
+class Hashes:
+    """The hashes of copies of one event, of which those that differ by spacing alone are hashed once."""
+
+    def __init__(self) -> None:
+        self._known: dict[bytes, bytes] = {}
+
+    def of(self, payload: bytes) -> bytes:
+        """Return ``hash_of`` *payload*."""
+        written = _unspaced(payload)
+        found = self._known.get(written) or hash_of(payload)
+        # What is compared by its bytes is another with other spacing.
+        if found != _hash_of_bytes(payload):
+            self._known[written] = found
+        return found
+
+
+def _unspaced(payload: bytes) -> bytes:
+    try:
+        return msgspec.json.format(payload, indent=-1)
+    except (msgspec.DecodeError, RecursionError):
+        return payload
 
 
 def _decoded(payload: bytes) -> dict[str, Any] | None:
@@ -69,14 +96,18 @@ def _encoded(content: dict[str, Any]) -> bytes | None:
         return None
 
 
+_PLAIN: Final = frozenset((bool, int, str, type(None)))
+
+
 def _plain(value: Any, levels: int) -> Any:  # noqa: ANN401 - any JSON
     """Return *value*, nested no deeper than *levels*, with one word for what has several."""
     if isinstance(value, (dict, list)) and not levels:
         raise RecursionError
+    # Most of what an object holds is plain: no call for each of that, since a replay compares all that it finds.
     if isinstance(value, dict):
-        return {key: _plain(each, levels - 1) for key, each in value.items()}
+        return {key: each if type(each) in _PLAIN else _plain(each, levels - 1) for key, each in value.items()}
     if isinstance(value, list):
-        return [_plain(each, levels - 1) for each in value] or {}
+        return [each if type(each) in _PLAIN else _plain(each, levels - 1) for each in value] or {}
     return whole(value)
 
 

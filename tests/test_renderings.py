@@ -490,6 +490,16 @@ def test_there_is_always_a_hash() -> None:
     assert [from_below(200, each) for each in odd] == [contents.hash_of(each) for each in odd]
 
 
+def test_copies_with_other_spacing_are_hashed_once_and_alike() -> None:
+    """What several copies share of their hashes changes none, also where a copy is compared by its bytes."""
+    wide = [nested(levels).replace(b":", b" : ") for levels in (10, 210, 700)]
+    copies = [body(), msgspec.json.format(body(), indent=4), *wide, *(nested(levels) for levels in (10, 210, 700))]
+    copies += [body()[:-1], body()[:-1] + b" ", b"", b" ", b"\xff", b'{"a": "\xff"}', b'{"a":"\xff"}']
+    for some in (copies, copies[::-1]):
+        hashes = contents.Hashes()
+        assert [hashes.of(each) for each in some] == [contents.hash_of(each) for each in some]
+
+
 def test_a_copy_that_is_hard_to_compare_holds_up_no_other(engine: Engine, tmp_path: Path) -> None:
     """Copies that are nested too deeply are compared by their bytes; all others fold."""
     ledger.record(engine, [ledger.delivery(nested(700)), ledger.delivery(body(2))])

@@ -13,7 +13,7 @@ Note [One content is folded]
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import structlog
@@ -29,6 +29,8 @@ KEPT_MAX: Final = 16
 """Further contents of one event: beyond these the least are dropped."""
 QUEUED_MAX: Final = 1_000
 """Events that one call of ``queue`` lets be claimed."""
+COMPARED_AT_ONCE: Final = 50
+"""Events of which copies are compared between two statements: hosts end a transaction that waits for its client."""
 HASH_BYTES_SHOWN: Final = 8
 NAMED_BY: Final = ("api_version",)
 """Of the details of an anomaly of copies, what names it: it is the same one while copies come and go."""
@@ -103,11 +105,11 @@ class Choice(Struct, frozen=True):
 # ---- Choosing, which depends on the copies alone ----
 
 
-def judged(rendering: Rendering) -> Rendering:
-    """Return *rendering* with its content and the verdict of these folds, where its payload is at hand."""
+def judged(rendering: Rendering, hashes: contents.Hashes) -> Rendering:
+    """Return *rendering* with its content, one of *hashes*, and these folds' verdict, where its payload is at hand."""
     if rendering.is_archived:
         return rendering
-    content = rendering.content or contents.hash_of(rendering.event.payload)
+    content = rendering.content or hashes.of(rendering.event.payload)
     return replace(rendering, content=content, verdict=folds.judge(rendering.event))
 
 
@@ -131,7 +133,8 @@ def _merit(copy: Rendering) -> tuple[bool, bool, bool]:
 
 def choose(copies: Sequence[Rendering]) -> Choice:
     """Return what *copies* of one event, of which one is in the inbox, come to."""
-    found = [judged(copy) for copy in copies]
+    hashes = contents.Hashes()
+    found = [judged(copy, hashes) for copy in copies]
     before = next(copy for copy in found if copy.is_chosen)
     if before.content is None:
         before, found = _guessed(before, found)
@@ -251,11 +254,20 @@ def examine(cursor: Cursor, seqs: Sequence[int]) -> dict[int, Choice]:
             copies[row[0]].append(_of_row(row))
     if not copies:
         return {}
-    states = _add_chosen(cursor, copies)
-    found = {seq: _with_state(choose(several), states[seq], is_own=is_own) for seq, several in copies.items()}
+    found: dict[int, Choice] = {}
+    for seqs_at_once in _at_once([*copies]):
+        some = {seq: copies[seq] for seq in seqs_at_once}
+        states = _add_chosen(cursor, some)
+        found |= {seq: _with_state(choose(several), states[seq], is_own=is_own) for seq, several in some.items()}
     if is_own:
         _write(cursor, copies, found)
     return found
+
+
+def _at_once(seqs: Sequence[int]) -> Iterator[Sequence[int]]:
+    """Yield *seqs* in parts of ``COMPARED_AT_ONCE``."""
+    for start in range(0, len(seqs), COMPARED_AT_ONCE):
+        yield seqs[start : start + COMPARED_AT_ONCE]
 
 
 def _with_state(choice: Choice, state: str | None, *, is_own: bool) -> Choice:

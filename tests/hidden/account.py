@@ -10,6 +10,10 @@ Note [What the account does not do]
     ledger that is read after its customer was deleted, an appeal that is made or decided within a second, and
     a dispute in the second of another event of its charge (``charge.disputed`` becomes true, and no event is documented
     that would name what it was before).
+
+    Two things that happen within one second it avoids since only a guess could tell them from others: a refund that
+    fails in the second of its charge's last event (the charge may report it or not; by rule 10 of the design it does
+    not), and a refund in the second of a capture in part (of which the charge may report the rest as refunded).
 """
 
 import json
@@ -24,16 +28,6 @@ from schemas import observations
 from schemas.inbox import Delivery
 from schemas.observations import World
 from tests import envelopes, ledger
-
-READ_AT_ONCE: Final = "an object is read in the second in which it changed"
-REFUND_FAILS_AT_ONCE: Final = "a refund fails in the second in which its charge changed"
-KNOWN_FAULTS: Final = frozenset({READ_AT_ONCE, REFUND_FAILS_AT_ONCE})
-"""What the account avoids since the tables are known to be wrong about it. Each is to be mended, and then taken off.
-
-A read is stamped with a second before the one in which it was made (Stripe's ``Date`` less the call's duration), so
-that moments are a second early, a refund that it had seen counts twice, and the changes of its second turn round. A
-refund that failed in the second of its charge's last event counts as if it had not.
-"""
 
 Body = dict[str, Any]
 Key = tuple[str, str]
@@ -123,9 +117,8 @@ class Expected:
 class Account:
     """The account's clock, its objects, and what it reported so far."""
 
-    def __init__(self, seed: str, number: int, *, twins: float, avoids: frozenset[str] = KNOWN_FAULTS) -> None:
+    def __init__(self, seed: str, number: int, *, twins: float) -> None:
         """Begin history *number*; three that follow each other share their ids, in three worlds."""
-        self.avoids = avoids
         self.rng = random.Random(seed)
         self.number = number
         self.suffix = f"{number // len(WORLDS)}"
@@ -162,10 +155,6 @@ class Account:
     def all_of(self, table: str) -> list[Thing]:
         """Return the objects of a kind, oldest first."""
         return [thing for (name, _), thing in self.things.items() if name == table]
-
-    def has_settled(self, thing: Thing, known_fault: str) -> bool:
-        """Return whether something may be done with an object, which a *known_fault* forbids while it changes."""
-        return known_fault not in self.avoids or thing.second != self.now
 
     # ---- Objects ----
 

@@ -16,7 +16,7 @@ from schemas.inbox import Delivery
 from schemas.observations import World
 from tests import ledger
 from tests.hidden import shop, truth
-from tests.hidden.account import KNOWN_FAULTS, Account, Expected, Key
+from tests.hidden.account import Account, Expected, Key
 from worker import rebuild, rules, swap
 from worker.difference import Difference
 
@@ -311,11 +311,11 @@ def groups(histories: int) -> Iterator[range]:
         yield range(start, min(start + AT_ONCE, histories))
 
 
-def run(engine: Engine, seed: int, histories: int, *, twins: float, avoids: frozenset[str] = KNOWN_FAULTS) -> Report:
+def run(engine: Engine, seed: int, histories: int, *, twins: float) -> Report:
     """Live, take in and judge so many *histories*, a share of *twins* of their events under two ids."""
     report, began = Report(), time.monotonic()
     for numbers in groups(histories):
-        accounts = [shop.live(f"{seed}.{number}", number, twins=twins, avoids=avoids) for number in numbers]
+        accounts = [shop.live(f"{seed}.{number}", number, twins=twins) for number in numbers]
         ledger.clear(engine)
         take_in(engine, accounts, random.Random(f"{seed}.{numbers.start}"))
         judge(engine, accounts, report)

@@ -132,7 +132,7 @@ def test_changes_within_a_second_end_as_they_ended(seed: int, count: int) -> Non
     account.advance(rng.choice((0, 1)))
     for _ in range(count):
         account.update_payment_link(link, active=rng.random() < 0.5, metadata={"step": str(rng.randrange(3))})
-    told = [facts for event in account.events for facts in folds.judge(reference.event_of(event.body)).facts]
+    told = [facts for event in account.events for facts in folds.judge(histories.event_of(event.body)).facts]
     rng.shuffle(told)
 
     row = arrive(split(told, rng)).row

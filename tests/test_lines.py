@@ -12,7 +12,7 @@ from sqlalchemy import Engine
 
 from deploy.sandbox.account import Account
 from schemas import checkout, database
-from tests import ledger, reference
+from tests import histories, ledger, reference
 from tests.stage import HOUR, stage
 from tests.test_at_stripe import fetch
 from tests.test_join import SECOND, arrive, split
@@ -169,7 +169,7 @@ def test_equal_totals_need_no_other_event(account: Account) -> None:
 
 def facts_of(body: bytes) -> tuple[Facts, ...]:
     """Return what the event in *body* says."""
-    return folds.judge(reference.event_of(body)).facts
+    return folds.judge(histories.event_of(body)).facts
 
 
 def a_step(number: int, rng: random.Random) -> Facts:

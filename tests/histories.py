@@ -40,7 +40,8 @@ def observed(account: Account, rng: random.Random) -> list[bytes]:
         created = event["created"] + rng.choice((-1, 0, 0, 1))
         if told["object"] == "checkout.session":
             kind = rng.choice((checkout.OBSERVED, checkout.OBSERVED, checkout.REGISTERED, checkout.MISSING))
-            found.append(_observation(kind, _with_lines(told, rng), created))
+            missing = {"id": told["id"], "object": "checkout.session"}
+            found.append(_observation(kind, missing if kind == checkout.MISSING else _with_lines(told, rng), created))
         elif told["object"] == "customer":
             tombstone = {"id": told["id"], "object": "customer", "deleted": True}
             found.append(_observation("payfold.customer.observed", rng.choice((told, tombstone)), created))
@@ -59,7 +60,7 @@ def _observation(kind: str, about: dict[str, Any], created: int) -> bytes:
     return seen.envelope.payload
 
 
-def event_of(body: bytes, *, account: str = "", source: str = "webhook") -> Event:
+def event_of(body: bytes, *, account: str = "", source: str | None = None) -> Event:
     """Return the event in *body* as it comes out of the inbox."""
     envelope = events.read(body)
     return Event(
@@ -72,7 +73,7 @@ def event_of(body: bytes, *, account: str = "", source: str = "webhook") -> Even
         object_type=envelope.object_type,
         object_id=envelope.object_id,
         payload=envelope.payload,
-        source=source,
+        source=source or ("observation" if envelope.type.startswith("payfold.") else "webhook"),
     )
 
 

@@ -8,6 +8,7 @@ tried, with every choice of equal steps left out, so a second may hold ``EVENTS_
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from itertools import pairwise, permutations, product
 from typing import Any, Final
 
@@ -104,6 +105,8 @@ def subjects_of(thing: Thing, objects: Objects) -> Iterator[Subject]:
     reports = objects[thing]
     if kind == "invoice" and any(PAYMENT + "status" in report.after for report in reports):
         yield Subject("invoice_payments", account, livemode, id_)
+    if kind == "credit_note":
+        yield from {line: None for report in reports for line in _lines(report, "credit_note_lines", "credit_note")}
     if kind == "customer":
         for currency in sorted({report.after["currency"] for report in reports if _has_balance(report)}):
             yield Subject("balances", account, livemode, id_, currency=currency)
@@ -122,15 +125,18 @@ def known_of(subject: Subject, objects: Objects) -> Known | None:
     """Return what is known of one row."""
     if subject.table == "balances":
         return _balance(subject, objects)
+    if subject.table == "credit_note_lines":
+        return _line_of_note(subject, objects)
     kind = next(kind for kind, table in TABLE_OF.items() if table == subject.table)
     if subject.table == "invoice_payments" and _thing(subject, kind) not in objects:
         return _payment_of_invoice(subject, objects)
     thing = _thing(subject, kind)
-    course = course_of(objects[thing], _ledger_of(thing, objects))
-    row = folded(subject, course.reports)
+    courses = courses_of(objects[thing], _ledger_of(thing, objects))
+    rows = [folded(subject, course) for course in courses]
     if subject.table == "credit_notes":
-        _split(row, course.reports, _to_balance(subject, objects))
-    return Known(_shown(subject, row), _parts(subject, course.reports), course.is_ambiguous)
+        for row in rows:
+            _split(row, _to_balance(subject, objects))
+    return _known(subject, rows, _parts(subject, courses[0]))
 
 
 def _thing(subject: Subject, kind: str) -> Thing:
@@ -139,10 +145,16 @@ def _thing(subject: Subject, kind: str) -> Thing:
 
 def _payment_of_invoice(subject: Subject, objects: Objects) -> Known:
     """Return the payment that an invoice of before basil names, in the order of the invoice's events."""
-    course = course_of(objects[_thing(subject, "invoice")])
-    naming = [report for report in course.reports if PAYMENT + "status" in report.after]
-    row = folded(subject, [_of_payment(report) for report in naming])
-    return Known(_shown(subject, row | {"invoice": subject.id}), {}, course.is_ambiguous)
+    courses = courses_of(objects[_thing(subject, "invoice")])
+    naming = [[_of_payment(each) for each in course if PAYMENT + "status" in each.after] for course in courses]
+    return _known(subject, [folded(subject, course) | {"invoice": subject.id} for course in naming], {})
+
+
+def _known(subject: Subject, rows: Sequence[Row], parts: dict[Subject, Row]) -> Known:
+    """Return the likeliest of *rows*; it is in doubt where another has other values in it."""
+    shown = [_shown(subject, row) for row in rows]
+    values = [{name: row[name] for name in row if name not in ("event_id", "as_of")} for row in shown]
+    return Known(shown[0], parts, any(each != values[0] for each in values))
 
 
 def _of_payment(report: Report) -> Report:
@@ -157,20 +169,19 @@ def _of_payment(report: Report) -> Report:
 # ---- The order of one object's events (rules 2 to 4) ----
 
 
-@dataclass(frozen=True)
-class Course:
-    """An object's events in their order, without twins, and whether another order is as likely."""
-
-    reports: list[Report]
-    is_ambiguous: bool
+Course = tuple[Report, ...]
+"""An object's events in an order that they may have had, without twins."""
+NOTHING: Final = object()
+"""What the event of an object's creation follows."""
+Start = Report | object | None
 
 
 @dataclass(frozen=True)
 class Way:
-    """One way through a second: the events in an order, those that are left out, and how many do not fit."""
+    """One way through a second: its events in an order, those that are left out, and how many do not fit."""
 
-    reports: tuple[Report, ...]
-    left_out: tuple[Report, ...]
+    reports: Course
+    left_out: Course
     gaps: int
 
     @property
@@ -181,93 +192,147 @@ class Way:
 
 @dataclass(frozen=True)
 class Group:
-    """The events of one rank and stamp, which second is before theirs, and the ways that may have been gone.
+    """The events of one rank and stamp, and by which ways they may have gone on from the group *before*.
 
-    ``ways`` has for each of the starts (by the state that the second before ended in) the possible ways.
+    ``ways`` has each possible way with the way of the group before that it goes on from, None where it begins.
     """
 
-    number: int
-    reports: Sequence[Report]
-    previous: "Group | None"
-    ways: "Sequence[tuple[Way | None, Sequence[Way]]]"
-    is_in_doubt: bool
+    before: "Group | None"
+    rank: int
+    stamp: datetime
+    ways: "Sequence[tuple[Way | None, Way]]"
 
     @property
     def ends(self) -> list[Way]:
-        """The best way to each of the states that it may have ended in."""
-        return _best_by_end(way for _, ways in self.ways for way in ways)
+        """The likeliest way to each state that the group may have ended in, the likeliest state first."""
+        by_state: dict[str, list[Way]] = defaultdict(list)
+        for _, way in self.ways:
+            by_state[_state(way.last)].append(way)
+        ranked = sorted(by_state.values(), key=lambda ways: max(map(_preference, ways)), reverse=True)
+        return [max(ways, key=_likelihood) for ways in ranked]
+
+    def ways_to(self, end: Way) -> "list[tuple[Way | None, Way]]":
+        """Return for each way of the group before the likeliest that goes on from it to the state of *end*."""
+        found: dict[int, tuple[Way | None, Way]] = {}
+        for start, way in self.ways:
+            if _state(way.last) == _state(end.last):
+                known = found.get(id(start))
+                found[id(start)] = (start, way) if known is None else max((known, (start, way)), key=lambda each: _likelihood(each[1]))
+        return sorted(found.values(), key=lambda each: (each[0] and _likelihood(each[0]) or (), _likelihood(each[1])), reverse=True)
 
 
-Ledger = Mapping[Any, Any]
-
-
-def course_of(reports: Sequence[Report], ledger: "LedgerView | None" = None) -> Course:
-    """Return the order of the events of one object; raises TooMany."""
+def courses_of(reports: Iterable[Report], ledger: "LedgerView | None" = None) -> list[Course]:
+    """Return the orders that the events of one object may have had, the likeliest first; raises TooMany."""
     groups: list[Group] = []
-    by_place: dict[Any, list[Report]] = defaultdict(list)
+    by_place: dict[tuple[int, datetime], list[Report]] = defaultdict(list)
     for report in sorted(reports, key=lambda each: each.event_id):
         by_place[report.rank, report.stamp].append(report)
-    for number, (place, members) in enumerate(sorted(by_place.items())):
-        earlier = [group for group in groups if group.reports[0].stamp < place[1]]
-        groups.append(_group(number, members, earlier[-1] if earlier else None, ledger))
-    return _chosen(groups)
+    for (_, stamp), members in sorted(by_place.items()):
+        earlier = [group for group in groups if group.stamp < stamp]
+        groups.append(_group(members, earlier[-1] if earlier else None, _is_moved(members[0], groups), ledger))
+    return [
+        tuple(report for group in groups for report in chosen[id(group)].reports)
+        for chosen in _choices(groups[::-1], {})
+    ]
 
 
-def _group(number: int, members: Sequence[Report], previous: Group | None, ledger: "LedgerView | None") -> Group:
-    """Try every way of a second from every state that the second before may have ended in."""
-    starts: list[Way | None] = list(previous.ends) if previous else [None]
-    tried = [(start, _ways(members, start and start.last, ledger)) for start in starts]
-    fewest = min(ways[0].gaps for _, ways in tried)
-    kept = [(start, ways) for start, ways in tried if ways[0].gaps == fewest]
-    is_decided = len(kept) == 1 or any(report.is_observation for report in members)
-    ends = {_state(way.last) for _, ways in kept for way in ways}
-    doubt = len(ends) > 1 or (previous is not None and previous.is_in_doubt and not is_decided)
-    return Group(number, members, previous, kept, doubt)
+def _choices(groups: Sequence[Group], chosen: dict[int, Way]) -> Iterator[dict[int, Way]]:
+    """Yield which way each group may have gone: where the last ended, then where those ended that it goes on from."""
+    if not groups:
+        yield chosen
+        return
+    group, *others = groups
+    wanted = [chosen[id(group)]] if id(group) in chosen else group.ends
+    for end in wanted:
+        for start, way in group.ways_to(end):
+            more = {id(group): way}
+            if start is not None and group.before is not None:
+                more[id(group.before)] = start
+            yield from _choices(others, more | chosen)
 
 
-def _ways(members: Sequence[Report], start: Report | None, ledger: "LedgerView | None") -> list[Way]:
-    """Return all ways of the fewest gaps, without and with equal steps left out, the likeliest first."""
-    if len(members) > EVENTS_MAX:
-        raise TooMany
+def _is_moved(first: Report, groups: Sequence[Group]) -> bool:
+    """Whether the rank of *first* is reached in its second: what came before is of lower ranks."""
+    known = [group.rank for group in groups if group.stamp <= first.stamp]
+    return bool(known) and max(known) < first.rank
+
+
+def _group(
+    members: Sequence[Report], before: Group | None, is_moved: bool, ledger: "LedgerView | None"
+) -> Group:
+    """Try every way from every state that the group before may have ended in, and keep those of the fewest gaps."""
+    starts: list[tuple[Way | None, Start]] = [(end, end.last) for end in before.ends] if before else []
+    if any(report.before is None for report in members):
+        starts.append((None, NOTHING))
     ways = [
-        Way(order, left_out, _gaps(order, start))
-        for left_out in _leavings(members)
-        for order in permutations([each for each in members if each not in left_out])
+        (end, way)
+        for end, start in starts or [(None, None)]
+        for way in _ways(members, start, is_moved)
     ]
     if ledger is not None:
         ways = ledger.supported(ways)
-    fewest = min(way.gaps for way in ways)
-    return sorted((way for way in ways if way.gaps == fewest), key=_likelihood, reverse=True)
+    fewest = min(way.gaps for _, way in ways)
+    return Group(before, members[0].rank, members[0].stamp, [(end, way) for end, way in ways if way.gaps == fewest])
 
 
-def _leavings(members: Sequence[Report]) -> Iterator[tuple[Report, ...]]:
+def _ways(members: Sequence[Report], start: Start, is_moved: bool) -> Iterator[Way]:
+    """Yield every way, in all orders, without and with equal steps left out."""
+    if len(members) > EVENTS_MAX:
+        raise TooMany
+    movers = _movers(members) if is_moved else []
+    for left_out in _leavings(members):
+        for order in permutations([each for each in members if each not in left_out]):
+            yield Way(order, left_out, _gaps_before(order[0], start, movers) + _gaps(order))
+
+
+def _leavings(members: Sequence[Report]) -> Iterator[Course]:
     """Yield which of equal steps may be left out: of each kind all but one at most, those with the least ids."""
-    kinds: dict[Any, list[Report]] = defaultdict(list)
+    kinds: list[list[Report]] = []
     for report in members:
-        kinds[_step(report)].append(report)
-    for counts in product(*(range(len(kind)) for kind in kinds.values())):
-        chosen = zip(kinds.values(), counts, strict=True)
-        yield tuple(report for kind, count in chosen for report in sorted(kind, key=lambda each: each.event_id)[:count])
+        kind = next((kind for kind in kinds if _are_one_step(kind[0], report)), None)
+        if kind is None:
+            kinds.append([report])
+        else:
+            kind.append(report)
+    for counts in product(*(range(len(kind)) for kind in kinds)):
+        chosen = zip(kinds, counts, strict=True)
+        yield tuple(report for kind, count in chosen for report in kind[:count])
 
 
-def _gaps(order: Sequence[Report], start: Report | None) -> int:
-    pairs = pairwise(order if start is None else (start, *order))
-    return sum(not _follows(report, earlier) for earlier, report in pairs)
+def _are_one_step(one: Report, other: Report) -> bool:
+    """Whether two events may be twins: they agree on all that both carry, as they do by two versions."""
+    if one.before is None or other.before is None:
+        return one.before is other.before and _fits(one.after, other.after)
+    return _fits(one.before, other.before) and _fits(one.after, other.after)
 
 
-def _follows(report: Report, earlier: Report) -> bool:
-    """Whether *report* may come right after *earlier*: what was before it is what was after the other."""
-    if report.before is None:
-        return False
-    if report.before is report.after and report.rank > earlier.rank and not report.is_observation:
-        # It moved the rank, so that something was another before, which it does not list.
-        return all(report.before[name] == earlier.after[name] for name in () if name in earlier.after)
-    shared = report.before.keys() & earlier.after.keys()
-    return all(report.before[name] == earlier.after[name] for name in shared)
+def _gaps(order: Course) -> int:
+    return sum(not _fits(later.before, earlier.after) for earlier, later in pairwise(order))
 
 
-def _step(report: Report) -> str:
-    return repr((_sorted(report.before), _sorted(report.after)))
+def _gaps_before(first: Report, start: Start, movers: Sequence[Report]) -> int:
+    if start is NOTHING:
+        return first.before is not None
+    after = start.after if isinstance(start, Report) else {}
+    if not movers:
+        return start is not None and not _fits(first.before, after)
+    # The second begins with what moved the rank, or with what leads to the same.
+    return min(
+        (not _fits(first.before, mover.before or {})) + (mover.before is not mover.after and not _fits(mover.before, after))
+        for mover in movers
+    )
+
+
+def _movers(members: Sequence[Report]) -> list[Report]:
+    """Return what may have moved the rank: what lists it, else events that do not list what was before, else all."""
+    listing = [report for report in members if report.rank_before < report.rank]
+    unlisted = [report for report in members if report.before is report.after]
+    return listing or [report for report in unlisted if not report.is_observation] or unlisted
+
+
+def _fits(before: Row | None, after: Row) -> bool:
+    """Whether what was *before* an event is what was *after* another, on the columns that both carry."""
+    return before is not None and all(before[name] == after[name] for name in before.keys() & after.keys())
 
 
 def _state(report: Report) -> str:
@@ -282,47 +347,17 @@ def _sorted(value: Any) -> Any:  # noqa: ANN401 - a JSON value
 
 
 def _likelihood(way: Way) -> tuple[Any, ...]:
-    """Return what decides between ways of equally many gaps; of several steps that lose one the greatest id does."""
+    """Return what decides between two ways to one state; of several steps that could lose one, the greatest id does."""
     left = sorted((report.event_id for report in way.left_out), reverse=True)
-    return (-len(way.left_out), _preference(way.last), left, [report.event_id for report in reversed(way.reports)])
+    return (*_preference(way), left, [report.event_id for report in reversed(way.reports)])
 
 
-def _preference(last: Report) -> tuple[Any, ...]:
+def _preference(way: Way) -> tuple[Any, ...]:
+    """Return what decides between two states that a second may have ended in."""
+    last = way.last
     amount = last.after.get("amount_refunded")
-    is_closed = last.thing[2] == "dispute" and last.type == "charge.dispute.closed"
-    return (-1 if amount is None else amount, is_closed, not last.is_observation, last.event_id)
-
-
-def _best_by_end(ways: Iterable[Way]) -> list[Way]:
-    found: dict[str, Way] = {}
-    for way in sorted(ways, key=_likelihood, reverse=True):
-        found.setdefault(_state(way.last), way)
-    return list(found.values())
-
-
-def _chosen(groups: Sequence[Group]) -> Course:
-    """Go back from the last second: its likeliest end decides where each second before it must have ended."""
-    chosen: dict[int, Way] = {}
-    for group in reversed(groups):
-        if group.number in chosen:
-            continue
-        _choose(group, group.ends[0], chosen)
-    reports = [report for group in groups for report in chosen[group.number].reports]
-    return Course(reports, groups[-1].is_in_doubt)
-
-
-def _choose(group: Group, end: Way, chosen: dict[int, Way]) -> None:
-    state = _state(end.last)
-    options = [
-        (way, start)
-        for start, ways in group.ways
-        for way in ways
-        if _state(way.last) == state
-    ]
-    best, start = max(options, key=lambda option: (_likelihood(option[0]), option[1] and _likelihood(option[1])))
-    chosen[group.number] = best
-    if group.previous is not None and start is not None and group.previous.number not in chosen:
-        _choose(group.previous, start, chosen)
+    is_closed = last.thing[2] == "dispute" and last.after.get("status") in ("won", "lost", "warning_closed")
+    return (-len(way.left_out), -1 if amount is None else amount, is_closed, not last.is_observation, last.event_id)
 
 
 # ---- The left fold (rules 5 and 6) ----
@@ -402,23 +437,31 @@ def _shown(subject: Subject, row: Row) -> Row:
 
 
 def _parts(subject: Subject, course: Sequence[Report]) -> dict[Subject, Row]:
-    child, parent = {"orders": ("order_lines", "order_id"), "credit_notes": ("credit_note_lines", "credit_note")}.get(
-        subject.table, (None, None)
-    )
-    if child is None or parent is None:
+    """Return an order's lines: those of the last list that was whole."""
+    if subject.table != "orders":
         return {}
-    listing = [report for report in course if report.is_whole]
-    if not listing and child == "credit_note_lines":
-        listing = [report for report in course if report.lines is not None]
-    if not listing:
-        return {}
-    last = listing[-1]
+    last = next((report for report in reversed(course) if report.is_whole), None)
+    return {} if last is None else _lines(last, "order_lines", "order_id")
+
+
+def _lines(report: Report, table: str, parent: str) -> dict[Subject, Row]:
+    account, livemode, _, id_ = report.thing
     found = {}
-    for line in last.lines or ():
-        of = Subject(child, subject.account, subject.livemode, line["id"])
-        row = {**line, parent: subject.id, "event_id": last.event_id, "as_of": last.created}
+    for line in report.lines or ():
+        of = Subject(table, account, livemode, line["id"], root=id_)
+        row = {**line, parent: id_, "event_id": report.event_id, "as_of": report.created}
         found[of] = _shown(of, row)
     return found
+
+
+def _line_of_note(subject: Subject, objects: Objects) -> Known:
+    """Return a line of a credit note as the last event that lists it does: a page that lacks it removes nothing."""
+    note = (subject.account, subject.livemode, "credit_note", subject.root)
+    rows = []
+    for course in courses_of(objects[note]):
+        listed = [_lines(report, "credit_note_lines", "credit_note") for report in course]
+        rows.append([lines[subject] for lines in listed if subject in lines][-1])
+    return _known(subject, rows, {})
 
 
 # ---- What an old credit note does not carry (rule 6) ----
@@ -428,13 +471,13 @@ def _to_balance(subject: Subject, objects: Objects) -> int | None:
     """Return what went to the balance by the ledger: the negative of the note's transaction."""
     for thing, reports in objects.items():
         if thing[:2] == (subject.account, subject.livemode) and thing[2] == "customer_balance_transaction":
-            row = folded(Subject("balance_transactions", *thing[:2], thing[3]), course_of(reports).reports)
+            row = folded(Subject("balance_transactions", *thing[:2], thing[3]), courses_of(reports)[0])
             if row.get("credit_note") == subject.id and row.get("amount") is not None:
                 return -int(row["amount"])
     return None
 
 
-def _split(row: Row, course: Sequence[Report], by_ledger: int | None) -> None:
+def _split(row: Row, by_ledger: int | None) -> None:
     """Fill in *row* how the amount of a note is split, where no event carried it; what is not known stays null."""
     amount, type_ = row.get("amount"), row.get("type")
     if "pre_payment_amount" not in row and type_ in ("pre_payment", "post_payment") and amount is not None:
@@ -462,7 +505,7 @@ def _of_rest(row: Row, rest: int | None, by_ledger: int | None) -> tuple[int | N
     if row["refund"] is None:
         if not is_known or rest is None:
             return 0, None
-        return 0, rest if transaction or rest == 0 else None
+        return 0, rest if bool(transaction) == (rest > 0) else None
     return (rest, 0) if is_known and not transaction else (None, None)
 
 
@@ -472,7 +515,7 @@ def _of_rest(row: Row, rest: int | None, by_ledger: int | None) -> tuple[int | N
 class LedgerView:
     """TODO"""
 
-    def supported(self, ways: list[Way]) -> list[Way]:
+    def supported(self, ways: list[tuple[Way | None, Way]]) -> list[tuple[Way | None, Way]]:
         return ways
 
 
@@ -482,19 +525,22 @@ def _ledger_of(thing: Thing, objects: Objects) -> LedgerView | None:
 
 def _balance(subject: Subject, objects: Objects) -> Known | None:
     customer = _thing(subject, "customer")
-    course = course_of(objects[customer]) if customer in objects else Course([], False)
-    own = [report for report in course.reports if _has_balance(report) and report.after["currency"] == subject.currency]
-    listed = _listed(subject, objects)
-    default = next((r.after["currency"] for r in reversed(course.reports) if "currency" in r.after), None)
-    changes = _balance_changes(subject, course.reports)
-    if own and (default == subject.currency or not listed.reports or listed.reports[-1].created <= own[-1].created):
-        row = {"amount": own[-1].after["balance"], "event_id": own[-1].event_id, "as_of": own[-1].created}
-        return Known(_shown(subject, row), changes, course.is_ambiguous)
-    if not listed.reports:
+    courses = courses_of(objects[customer], _ledger_of(customer, objects)) if customer in objects else [()]
+    lists = _listed(subject, objects)
+    rows = [row for course in courses for listed in lists if (row := _balance_row(subject, course, listed)) is not None]
+    return _known(subject, rows, _balance_changes(subject, courses[0])) if rows else None
+
+
+def _balance_row(subject: Subject, course: Course, listed: Course) -> Row | None:
+    """Return the balance in one currency: the customer's events decide that in the default one, the ledger others."""
+    own = [report for report in course if _has_balance(report) and report.after["currency"] == subject.currency]
+    default = next((each.after["currency"] for each in reversed(course) if "currency" in each.after), None)
+    if own and (default == subject.currency or not listed or listed[-1].created <= own[-1].created):
+        return {"amount": own[-1].after["balance"], "event_id": own[-1].event_id, "as_of": own[-1].created}
+    if not listed:
         return None
-    last = listed.reports[-1]
-    row = {"amount": last.after["ending_balance"], "event_id": last.event_id, "as_of": last.created}
-    return Known(_shown(subject, row), changes, listed.is_ambiguous)
+    last = listed[-1]
+    return {"amount": last.after["ending_balance"], "event_id": last.event_id, "as_of": last.created}
 
 
 def _balance_changes(subject: Subject, course: Sequence[Report]) -> dict[Subject, Row]:
@@ -518,18 +564,16 @@ def _balance_changes(subject: Subject, course: Sequence[Report]) -> dict[Subject
     return found
 
 
-def _listed(subject: Subject, objects: Objects) -> Course:
+def _listed(subject: Subject, objects: Objects) -> list[Course]:
     """Return the ledger of one currency as a chain of balances: each transaction once, as it was read last."""
     entries = []
     for thing, reports in objects.items():
         if thing[:2] != (subject.account, subject.livemode) or thing[2] != "customer_balance_transaction":
             continue
-        last = course_of(reports).reports[-1]
+        last = courses_of(reports)[0][-1]
         if (last.after.get("customer"), last.after.get("currency")) == (subject.id, subject.currency):
             entries.append(_entry(last))
-    if not entries:
-        return Course([], False)
-    return course_of(entries)
+    return courses_of(entries) if entries else [()]
 
 
 def _entry(last: Report) -> Report:

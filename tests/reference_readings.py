@@ -33,6 +33,7 @@ class Report:
     type: str
     created: datetime
     rank: int
+    rank_before: int
     stamp: datetime
     after: Row
     before: Row | None
@@ -79,6 +80,7 @@ def read(body: bytes, account: str = "") -> Report | None:
         type=envelope.type,
         created=created,
         rank=reading.rank(after, envelope.type),
+        rank_before=reading.rank(before, envelope.type),
         stamp=after.get("updated") or created,
         after=after,
         before=None if envelope.type.endswith(".created") else before,

@@ -7,7 +7,7 @@ tried, with every choice of equal steps left out, so a second may hold ``EVENTS_
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import pairwise, permutations, product
 from typing import Any, Final
@@ -178,11 +178,15 @@ Start = Report | object | None
 
 @dataclass(frozen=True)
 class Way:
-    """One way through a second: its events in an order, those that are left out, and how many do not fit."""
+    """One way through a second: its events in an order, those that are left out, and how many do not fit.
+
+    ``needless`` is how many were left out although no more would fit without.
+    """
 
     reports: Course
     left_out: Course
     gaps: int
+    needless: int = 0
 
     @property
     def last(self) -> Report:
@@ -214,11 +218,15 @@ class Group:
     def ways_to(self, end: Way) -> "list[tuple[Way | None, Way]]":
         """Return for each way of the group before the likeliest that goes on from it to the state of *end*."""
         found: dict[int, tuple[Way | None, Way]] = {}
-        for start, way in self.ways:
+        for start, way in sorted(self.ways, key=_likelihood_of_pair):
             if _state(way.last) == _state(end.last):
-                known = found.get(id(start))
-                found[id(start)] = (start, way) if known is None else max((known, (start, way)), key=lambda each: _likelihood(each[1]))
-        return sorted(found.values(), key=lambda each: (each[0] and _likelihood(each[0]) or (), _likelihood(each[1])), reverse=True)
+                found[id(start)] = (start, way)
+        return sorted(found.values(), key=_likelihood_of_pair, reverse=True)
+
+
+def _likelihood_of_pair(pair: "tuple[Way | None, Way]") -> tuple[Any, ...]:
+    start, way = pair
+    return (-way.needless, *(_likelihood(start) if start else ()), *_likelihood(way))
 
 
 def courses_of(reports: Iterable[Report], ledger: "LedgerView | None" = None) -> list[Course]:
@@ -248,7 +256,7 @@ def _choices(groups: Sequence[Group], chosen: dict[int, Way]) -> Iterator[dict[i
             more = {id(group): way}
             if start is not None and group.before is not None:
                 more[id(group.before)] = start
-            yield from _choices(others, more | chosen)
+            yield from _choices(others, chosen | more)
 
 
 def _is_moved(first: Report, groups: Sequence[Group]) -> bool:
@@ -264,15 +272,18 @@ def _group(
     starts: list[tuple[Way | None, Start]] = [(end, end.last) for end in before.ends] if before else []
     if any(report.before is None for report in members):
         starts.append((None, NOTHING))
-    ways = [
-        (end, way)
-        for end, start in starts or [(None, None)]
-        for way in _ways(members, start, is_moved)
-    ]
+    ways = [(end, way) for end, start in starts or [(None, None)] for way in _ways(members, start, is_moved)]
     if ledger is not None:
         ways = ledger.supported(ways)
     fewest = min(way.gaps for _, way in ways)
-    return Group(before, members[0].rank, members[0].stamp, [(end, way) for end, way in ways if way.gaps == fewest])
+    kept = [(end, way) for end, way in ways if way.gaps == fewest]
+    counted = [(end, _counted(way, [other for start, other in kept if start is end])) for end, way in kept]
+    return Group(before, members[0].rank, members[0].stamp, counted)
+
+
+def _counted(way: Way, others: Sequence[Way]) -> Way:
+    """Return *way* with what it leaves out needlessly: beyond the least of *others* of the same start."""
+    return replace(way, needless=len(way.left_out) - min(len(other.left_out) for other in others))
 
 
 def _ways(members: Sequence[Report], start: Start, is_moved: bool) -> Iterator[Way]:
@@ -349,7 +360,7 @@ def _sorted(value: Any) -> Any:  # noqa: ANN401 - a JSON value
 def _likelihood(way: Way) -> tuple[Any, ...]:
     """Return what decides between two ways to one state; of several steps that could lose one, the greatest id does."""
     left = sorted((report.event_id for report in way.left_out), reverse=True)
-    return (*_preference(way), left, [report.event_id for report in reversed(way.reports)])
+    return (*_preference(way), -len(left), left, [report.event_id for report in reversed(way.reports)])
 
 
 def _preference(way: Way) -> tuple[Any, ...]:
@@ -357,7 +368,7 @@ def _preference(way: Way) -> tuple[Any, ...]:
     last = way.last
     amount = last.after.get("amount_refunded")
     is_closed = last.thing[2] == "dispute" and last.after.get("status") in ("won", "lost", "warning_closed")
-    return (-len(way.left_out), -1 if amount is None else amount, is_closed, not last.is_observation, last.event_id)
+    return (-way.needless, -1 if amount is None else amount, is_closed, not last.is_observation, last.event_id)
 
 
 # ---- The left fold (rules 5 and 6) ----

@@ -5,12 +5,12 @@ of payloads (those here are in ``tests/reference_readings.py``) nor its way to a
 tried, with every choice of equal steps left out, so a second may hold ``EVENTS_MAX`` events of one object.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import pairwise, permutations, product
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from schemas import tables
 from tests import reference_readings as readings
@@ -42,23 +42,32 @@ def tables_of(bodies: Iterable[bytes], *, account: str = "") -> dict[Subject, Ro
     """
     found: dict[Subject, Row] = {}
     for subject, known in account_of(bodies, account=account).items():
+        if known is None:
+            raise TooMany
         found |= {subject: known.row, **known.parts}
     return found | settled(found)
 
 
-def account_of(bodies: Iterable[bytes], *, account: str = "") -> dict[Subject, Known]:
-    """Return what is known of each row that is folded from an object's own events; raises as ``tables_of``."""
+def account_of(bodies: Iterable[bytes], *, account: str = "") -> dict[Subject, Known | None]:
+    """Return what is known of each row before charges settle it, None where a second cannot be tried out."""
     objects = objects_of(bodies, account=account)
-    found: dict[Subject, Known] = {}
-    for thing in objects:
-        for subject in subjects_of(thing, objects):
-            known = known_of(subject, objects)
-            if known is not None:
-                found[subject] = known
-    return found
+    subjects = {subject: None for thing in objects for subject in subjects_of(thing, objects)}
+    return {subject: _known_or_none(subject, objects) for subject in subjects}
+
+
+def _known_or_none(subject: Subject, objects: "Objects") -> Known | None:
+    try:
+        return known_of(subject, objects)
+    except TooMany:
+        return None
 
 
 Objects = Mapping[Thing, Sequence[Report]]
+
+
+def public(row: Mapping[str, Any]) -> Row:
+    """Return an engine's *row* without the columns that are its own."""
+    return {name: value for name, value in row.items() if not name.startswith("_")}
 
 
 def objects_of(bodies: Iterable[bytes], *, account: str = "") -> Objects:
@@ -121,7 +130,7 @@ def _has_balance(report: Report) -> bool:
     return report.after.get("currency") is not None and "balance" in report.after
 
 
-def known_of(subject: Subject, objects: Objects) -> Known | None:
+def known_of(subject: Subject, objects: Objects) -> Known:
     """Return what is known of one row."""
     if subject.table == "balances":
         return _balance(subject, objects)
@@ -229,7 +238,7 @@ def _likelihood_of_pair(pair: "tuple[Way | None, Way]") -> tuple[Any, ...]:
     return (-way.needless, *(_likelihood(start) if start else ()), *_likelihood(way))
 
 
-def courses_of(reports: Iterable[Report], ledger: "LedgerView | None" = None) -> list[Course]:
+def courses_of(reports: Iterable[Report], ledger: Mapping[datetime, "Page"] | None = None) -> list[Course]:
     """Return the orders that the events of one object may have had, the likeliest first; raises TooMany."""
     groups: list[Group] = []
     by_place: dict[tuple[int, datetime], list[Report]] = defaultdict(list)
@@ -237,7 +246,7 @@ def courses_of(reports: Iterable[Report], ledger: "LedgerView | None" = None) ->
         by_place[report.rank, report.stamp].append(report)
     for (_, stamp), members in sorted(by_place.items()):
         earlier = [group for group in groups if group.stamp < stamp]
-        groups.append(_group(members, earlier[-1] if earlier else None, _is_moved(members[0], groups), ledger))
+        groups.append(_group(members, earlier[-1] if earlier else None, _is_moved(members[0], groups), (ledger or {}).get(stamp)))
     return [
         tuple(report for group in groups for report in chosen[id(group)].reports)
         for chosen in _choices(groups[::-1], {})
@@ -266,15 +275,15 @@ def _is_moved(first: Report, groups: Sequence[Group]) -> bool:
 
 
 def _group(
-    members: Sequence[Report], before: Group | None, is_moved: bool, ledger: "LedgerView | None"
+    members: Sequence[Report], before: Group | None, is_moved: bool, page: "Page | None"
 ) -> Group:
     """Try every way from every state that the group before may have ended in, and keep those of the fewest gaps."""
     starts: list[tuple[Way | None, Start]] = [(end, end.last) for end in before.ends] if before else []
     if any(report.before is None for report in members):
         starts.append((None, NOTHING))
     ways = [(end, way) for end, start in starts or [(None, None)] for way in _ways(members, start, is_moved)]
-    if ledger is not None:
-        ways = ledger.supported(ways)
+    if page is not None:
+        ways = page.supported(ways)
     fewest = min(way.gaps for _, way in ways)
     kept = [(end, way) for end, way in ways if way.gaps == fewest]
     counted = [(end, _counted(way, [other for start, other in kept if start is end])) for end, way in kept]
@@ -421,9 +430,9 @@ def _order_status(row: Row, last: Report) -> str | None:
     return session if session in ("open", "expired") else None
 
 
-def lines_are_complete(course: Sequence[Report]) -> bool:
+def lines_are_complete(course: Iterable["Totals"]) -> bool:
     """Whether the lines that were listed last are those of the totals that came since (rule 11)."""
-    listing: Row | None = None
+    listing: Mapping[str, Any] | None = None
     for report in course:
         if report.is_whole:
             listing = report.after
@@ -433,6 +442,18 @@ def lines_are_complete(course: Sequence[Report]) -> bool:
         ):
             listing = None
     return listing is not None
+
+
+class Totals(Protocol):
+    """What an event carries of an order's totals, and whether it lists all its lines."""
+
+    @property
+    def after(self) -> Mapping[str, Any]:
+        """The columns that it carries."""
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it lists all lines."""
 
 
 def _shown(subject: Subject, row: Row) -> Row:
@@ -523,51 +544,92 @@ def _of_rest(row: Row, rest: int | None, by_ledger: int | None) -> tuple[int | N
 # ---- Balances (rule 9) ----
 
 
-class LedgerView:
-    """TODO"""
-
-    def supported(self, ways: list[tuple[Way | None, Way]]) -> list[tuple[Way | None, Way]]:
-        return ways
+Step = tuple[Any, Any, Any]
+"""A currency, a balance in it before a change, and after."""
 
 
-def _ledger_of(thing: Thing, objects: Objects) -> LedgerView | None:
-    return None
+@dataclass(frozen=True)
+class Page:
+    """What a customer's ledger lists of one second: its steps, whether all of them, and where it begins and ends."""
+
+    steps: Counter[Step]
+    is_whole: bool
+    begins: Mapping[str, int]
+    ends: Mapping[str, int]
+
+    def supported(self, ways: Sequence[tuple[Way | None, Way]]) -> list[tuple[Way | None, Way]]:
+        """Return which of *ways* leave out what the ledger does not list, and no more; all where it supports none."""
+        found = [pair for pair in ways if self._agrees(pair[1])]
+        return found or list(ways)
+
+    def _agrees(self, way: Way) -> bool:
+        kept = Counter(step for report in way.reports if (step := _balance_step(report)) is not None)
+        left = Counter(step for report in way.left_out if (step := _balance_step(report)) is not None)
+        return all(self._is_right(kept[step], left[step], self.steps[step]) for step in kept)
+
+    def _is_right(self, kept: int, left: int, listed: int) -> bool:
+        if self.is_whole:
+            return kept == max(1, min(listed, kept + left))
+        return kept >= min(listed, kept + left)
 
 
-def _balance(subject: Subject, objects: Objects) -> Known | None:
+def _ledger_of(thing: Thing, objects: Objects) -> Mapping[datetime, Page]:
+    """Return what the ledger of a customer lists, by second; nothing for other objects."""
+    if thing[2] != "customer":
+        return {}
+    entries = [
+        courses_of(reports)[0][-1]
+        for other, reports in objects.items()
+        if other[:2] == thing[:2] and other[2] == "customer_balance_transaction"
+    ]
+    own = [entry for entry in entries if entry.after.get("customer") == thing[3]]
+    read_at = max((entry.created for entry in own), default=None)
+    seconds: dict[datetime, Counter[Step]] = defaultdict(Counter)
+    for entry in own:
+        ending, amount = entry.after["ending_balance"], entry.after["amount"]
+        seconds[entry.after["created"]][entry.after["currency"], ending - amount, ending] += 1
+    return {} if read_at is None else {at: Page(steps, read_at > at, {}, {}) for at, steps in seconds.items()}
+
+
+def _balance_step(report: Report) -> Step | None:
+    """Return how an event moved the balance in its currency, None where it did not, or moved another."""
+    if not _has_balance(report) or report.before is None:
+        return None
+    before, was = report.before.get("balance"), report.before.get("currency")
+    now, currency = report.after["balance"], report.after["currency"]
+    return (currency, before, now) if None not in (before, now) and before != now and was in (None, currency) else None
+
+
+def _balance(subject: Subject, objects: Objects) -> Known:
     customer = _thing(subject, "customer")
     courses = courses_of(objects[customer], _ledger_of(customer, objects)) if customer in objects else [()]
     lists = _listed(subject, objects)
-    rows = [row for course in courses for listed in lists if (row := _balance_row(subject, course, listed)) is not None]
-    return _known(subject, rows, _balance_changes(subject, courses[0])) if rows else None
+    rows = [_balance_row(subject, course, listed) for course in courses for listed in lists]
+    return _known(subject, rows, _balance_changes(subject, courses[0]))
 
 
-def _balance_row(subject: Subject, course: Course, listed: Course) -> Row | None:
+def _balance_row(subject: Subject, course: Course, listed: Course) -> Row:
     """Return the balance in one currency: the customer's events decide that in the default one, the ledger others."""
     own = [report for report in course if _has_balance(report) and report.after["currency"] == subject.currency]
     default = next((each.after["currency"] for each in reversed(course) if "currency" in each.after), None)
     if own and (default == subject.currency or not listed or listed[-1].created <= own[-1].created):
         return {"amount": own[-1].after["balance"], "event_id": own[-1].event_id, "as_of": own[-1].created}
-    if not listed:
-        return None
     last = listed[-1]
     return {"amount": last.after["ending_balance"], "event_id": last.event_id, "as_of": last.created}
 
 
-def _balance_changes(subject: Subject, course: Sequence[Report]) -> dict[Subject, Row]:
+def _balance_changes(subject: Subject, course: Course) -> dict[Subject, Row]:
     found = {}
     for report in course:
-        if not _has_balance(report) or report.after["currency"] != subject.currency or report.before is None:
-            continue
-        before, was = report.before.get("balance"), report.before.get("currency")
-        if report.after["balance"] is None or before is None or before == report.after["balance"] or was not in (None, subject.currency):
+        step = _balance_step(report)
+        if step is None or step[0] != subject.currency:
             continue
         of = Subject("balance_changes", subject.account, subject.livemode, report.event_id)
         row = {
             "customer": subject.id,
             "currency": subject.currency,
-            "amount": report.after["balance"] - before,
-            "ending_balance": report.after["balance"],
+            "amount": step[2] - step[1],
+            "ending_balance": step[2],
             "event_id": report.event_id,
             "as_of": report.created,
         }

@@ -9,7 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from itertools import pairwise, permutations, product
+from itertools import groupby, pairwise, permutations, product
 from typing import Any, Final, Protocol
 
 from schemas import tables
@@ -140,7 +140,7 @@ def known_of(subject: Subject, objects: Objects) -> Known:
     if subject.table == "invoice_payments" and _thing(subject, kind) not in objects:
         return _payment_of_invoice(subject, objects)
     thing = _thing(subject, kind)
-    courses = courses_of(objects[thing], _ledger_of(thing, objects))
+    courses = courses_of(objects[thing], _ledger_of(_default_balance(subject, objects[thing]), objects) if subject.table == "customers" else None)
     rows = [folded(subject, course) for course in courses]
     if subject.table == "credit_notes":
         for row in rows:
@@ -554,13 +554,18 @@ class Page:
 
     steps: Counter[Step]
     is_whole: bool
-    begins: Mapping[str, int]
-    ends: Mapping[str, int]
+    begins: Any
+    ends: Any
 
     def supported(self, ways: Sequence[tuple[Way | None, Way]]) -> list[tuple[Way | None, Way]]:
         """Return which of *ways* leave out what the ledger does not list, and no more; all where it supports none."""
-        found = [pair for pair in ways if self._agrees(pair[1])]
-        return found or list(ways)
+        counted = [pair for pair in ways if self._agrees(pair[1])] or list(ways)
+        fewest = min(way.gaps for _, way in counted)
+        return [pair for pair in counted if pair[1].gaps == fewest and self._joins(pair[1])] or counted
+
+    def _joins(self, way: Way) -> bool:
+        steps = [step for report in way.reports if (step := _balance_step(report)) is not None]
+        return self.is_whole and bool(steps) and (steps[0][1], steps[-1][2]) == (self.begins, self.ends)
 
     def _agrees(self, way: Way) -> bool:
         kept = Counter(step for report in way.reports if (step := _balance_step(report)) is not None)
@@ -573,22 +578,27 @@ class Page:
         return kept >= min(listed, kept + left)
 
 
-def _ledger_of(thing: Thing, objects: Objects) -> Mapping[datetime, Page]:
-    """Return what the ledger of a customer lists, by second; nothing for other objects."""
-    if thing[2] != "customer":
-        return {}
-    entries = [
-        courses_of(reports)[0][-1]
-        for other, reports in objects.items()
-        if other[:2] == thing[:2] and other[2] == "customer_balance_transaction"
-    ]
-    own = [entry for entry in entries if entry.after.get("customer") == thing[3]]
-    read_at = max((entry.created for entry in own), default=None)
-    seconds: dict[datetime, Counter[Step]] = defaultdict(Counter)
-    for entry in own:
-        ending, amount = entry.after["ending_balance"], entry.after["amount"]
-        seconds[entry.after["created"]][entry.after["currency"], ending - amount, ending] += 1
-    return {} if read_at is None else {at: Page(steps, read_at > at, {}, {}) for at, steps in seconds.items()}
+def _ledger_of(subject: Subject, objects: Objects) -> Mapping[datetime, Page]:
+    """Return what the ledger of a customer lists in one currency, by second."""
+    listed = _listed(subject, objects)[0]
+    found = {}
+    for at, group in groupby(listed, key=lambda entry: entry.stamp):
+        entries = list(group)
+        steps = Counter(_step_of_ledger(entry) for entry in entries)
+        is_whole = listed[-1].created > at
+        found[at] = Page(steps, is_whole, _step_of_ledger(entries[0])[1], _step_of_ledger(entries[-1])[2])
+    return found
+
+
+def _default_balance(customer: Subject, reports: Sequence[Report]) -> Subject:
+    """Return the balance in the currency that a customer's last event names."""
+    newest = max(reports, key=lambda report: ("currency" in report.after, report.rank, report.stamp))
+    return Subject("balances", customer.account, customer.livemode, customer.id, currency=newest.after.get("currency") or "")
+
+
+def _step_of_ledger(entry: Report) -> Step:
+    assert entry.before is not None
+    return (entry.after["currency"], entry.before["ending_balance"], entry.after["ending_balance"])
 
 
 def _balance_step(report: Report) -> Step | None:
@@ -602,7 +612,7 @@ def _balance_step(report: Report) -> Step | None:
 
 def _balance(subject: Subject, objects: Objects) -> Known:
     customer = _thing(subject, "customer")
-    courses = courses_of(objects[customer], _ledger_of(customer, objects)) if customer in objects else [()]
+    courses = courses_of(objects[customer], _ledger_of(subject, objects)) if customer in objects else [()]
     lists = _listed(subject, objects)
     rows = [_balance_row(subject, course, listed) for course in courses for listed in lists]
     return _known(subject, rows, _balance_changes(subject, courses[0]))
@@ -652,7 +662,7 @@ def _listed(subject: Subject, objects: Objects) -> list[Course]:
 def _entry(last: Report) -> Report:
     """Return a transaction as a step of its balance, in the second in which it was made."""
     ending, amount = last.after["ending_balance"], last.after["amount"]
-    step = {"after": {"ending_balance": ending}, "before": {"ending_balance": ending - amount}}
+    step = {name: {"currency": last.after["currency"], "ending_balance": at} for name, at in (("before", ending - amount), ("after", ending))}
     return Report(**{**vars(last), **step, "stamp": last.after["created"], "rank": 0})
 
 

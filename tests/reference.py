@@ -8,7 +8,7 @@ tried, with every choice of equal steps left out, so a second may hold ``EVENTS_
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import UTC, datetime
 from itertools import groupby, pairwise, permutations, product
 from typing import Any, Final, Protocol
 
@@ -189,13 +189,13 @@ Start = Report | object | None
 class Way:
     """One way through a second: its events in an order, those that are left out, and how many do not fit.
 
-    ``needless`` is how many were left out although no more would fit without.
+    ``strangeness`` is 0 where what is left out is what the rule names: no more than helps, of the right steps.
     """
 
     reports: Course
     left_out: Course
     gaps: int
-    needless: int = 0
+    strangeness: int = 0
 
     @property
     def last(self) -> Report:
@@ -235,7 +235,7 @@ class Group:
 
 def _likelihood_of_pair(pair: "tuple[Way | None, Way]") -> tuple[Any, ...]:
     start, way = pair
-    return (-way.needless, *(_likelihood(start) if start else ()), *_likelihood(way))
+    return (-way.strangeness, *(_likelihood(start) if start else ()), *_likelihood(way))
 
 
 def courses_of(reports: Iterable[Report], ledger: Mapping[datetime, "Page"] | None = None) -> list[Course]:
@@ -291,8 +291,16 @@ def _group(
 
 
 def _counted(way: Way, others: Sequence[Way]) -> Way:
-    """Return *way* with what it leaves out needlessly: beyond the least of *others* of the same start."""
-    return replace(way, needless=len(way.left_out) - min(len(other.left_out) for other in others))
+    """Return *way* with its strangeness among *others* of the same start, of as few gaps."""
+    least = min(len(other.left_out) for other in others)
+    losers = max(_losing(other) for other in others if len(other.left_out) == least)
+    return replace(way, strangeness=2 * (len(way.left_out) - least) + (_losing(way) != losers))
+
+
+def _losing(way: Way) -> list[str]:
+    """Return for each event that is left out the greatest id of its equals: the greatest of them loses one first."""
+    greatest = (max(each.event_id for each in way.reports if _are_one_step(each, out)) for out in way.left_out)
+    return sorted(greatest, reverse=True)
 
 
 def _ways(members: Sequence[Report], start: Start, is_moved: bool) -> Iterator[Way]:
@@ -321,6 +329,8 @@ def _leavings(members: Sequence[Report]) -> Iterator[Course]:
 
 def _are_one_step(one: Report, other: Report) -> bool:
     """Whether two events may be twins: they agree on all that both carry, as they do by two versions."""
+    if one.thing != other.thing:
+        return False  # Each transaction of a ledger is one of its own.
     if one.before is None or other.before is None:
         return one.before is other.before and _fits(one.after, other.after)
     return _fits(one.before, other.before) and _fits(one.after, other.after)
@@ -377,7 +387,7 @@ def _preference(way: Way) -> tuple[Any, ...]:
     last = way.last
     amount = last.after.get("amount_refunded")
     is_closed = last.thing[2] == "dispute" and last.after.get("status") in ("won", "lost", "warning_closed")
-    return (-way.needless, -1 if amount is None else amount, is_closed, not last.is_observation, last.event_id)
+    return (-way.strangeness, -1 if amount is None else amount, is_closed, not last.is_observation, last.event_id)
 
 
 # ---- The left fold (rules 5 and 6) ----
@@ -648,22 +658,24 @@ def _balance_changes(subject: Subject, course: Course) -> dict[Subject, Row]:
 
 
 def _listed(subject: Subject, objects: Objects) -> list[Course]:
-    """Return the ledger of one currency as a chain of balances: each transaction once, as it was read last."""
+    """Return the ledger of one currency as a chain of balances from 0: each transaction once, as it was read last."""
     entries = []
     for thing, reports in objects.items():
         if thing[:2] != (subject.account, subject.livemode) or thing[2] != "customer_balance_transaction":
             continue
         last = courses_of(reports)[0][-1]
         if (last.after.get("customer"), last.after.get("currency")) == (subject.id, subject.currency):
-            entries.append(_entry(last))
-    return courses_of(entries) if entries else [()]
+            entries.append(_entry(last, last.after["amount"], last.after["ending_balance"]))
+    if not entries:
+        return [()]
+    opening = replace(_entry(entries[0], 0, 0), stamp=datetime.min.replace(tzinfo=UTC))
+    return [course[1:] for course in courses_of([opening, *entries])]
 
 
-def _entry(last: Report) -> Report:
+def _entry(last: Report, amount: int, ending: int) -> Report:
     """Return a transaction as a step of its balance, in the second in which it was made."""
-    ending, amount = last.after["ending_balance"], last.after["amount"]
-    step = {name: {"currency": last.after["currency"], "ending_balance": at} for name, at in (("before", ending - amount), ("after", ending))}
-    return Report(**{**vars(last), **step, "stamp": last.after["created"], "rank": 0})
+    before, after = ({"currency": last.after["currency"], "ending_balance": at} for at in (ending - amount, ending))
+    return replace(last, rank=0, rank_before=0, stamp=last.after.get("created", last.stamp), before=before, after=after)
 
 
 # ---- What charges say of an order (rule 10) ----

@@ -6,6 +6,7 @@ Fields and versions are in stripe-facts, sections 2.7 and 6.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import pytest
 from sqlalchemy import Engine
 
 from tests.envelopes import Json, event
@@ -147,6 +148,16 @@ def test_a_portal_configuration(engine: Engine) -> None:
     ]
     assert_rows(engine, {"portal_configurations": expected})
     assert anomalies(engine) == []
+
+
+@pytest.mark.xfail(strict=True, reason="A list that the fold does not know becomes an object where it is empty.")
+def test_an_empty_list_of_features(engine: Engine) -> None:
+    """A list stays a list where it is empty, also one that only the newest version has (`interval_options`)."""
+    features = {"subscription_pause": {"duration": {"interval_options": [], "type": "indefinite"}, "enabled": False}}
+    take_in(engine, event("evt_1", CREATED, MADE, {**CONFIGURATION, "id": "bpc_1", "features": features}))
+
+    [row] = rows(engine, "SELECT features FROM portal_configurations")
+    assert row == {"features": features}
 
 
 # ---- Sessions ----

@@ -18,11 +18,20 @@ from tests.reference_readings import PAYMENT, Report, Thing
 from worker.folds.facts import Subject
 
 Row = dict[str, Any]
+Stamp = tuple[datetime, datetime]
 EVENTS_MAX: Final = 6
+BEGINNING: Final = datetime.min.replace(tzinfo=UTC)
 
 
 class TooMany(Exception):
     """A second holds more events of one object than all orders of can be tried."""
+
+
+class TwoShapes(TooMany):
+    """A second holds one portal configuration in the shapes of two versions, of which the features cannot be compared.
+
+    What may follow what is then not decided: "the keys that both carry" orders A and B, and B and C, but not A and C.
+    """
 
 
 @dataclass(frozen=True)
@@ -140,7 +149,10 @@ def known_of(subject: Subject, objects: Objects) -> Known:
     if subject.table == "invoice_payments" and _thing(subject, kind) not in objects:
         return _payment_of_invoice(subject, objects)
     thing = _thing(subject, kind)
-    courses = courses_of(objects[thing], _ledger_of(_default_balance(subject, objects[thing]), objects) if subject.table == "customers" else None)
+    courses = courses_of(
+        objects[thing],
+        _ledger_of(_default_balance(subject, objects[thing]), objects) if subject.table == "customers" else None,
+    )
     rows = [folded(subject, course) for course in courses]
     if subject.table == "credit_notes":
         for row in rows:
@@ -212,7 +224,7 @@ class Group:
 
     before: "Group | None"
     rank: int
-    stamp: datetime
+    stamp: Stamp
     ways: "Sequence[tuple[Way | None, Way]]"
 
     @property
@@ -238,15 +250,22 @@ def _likelihood_of_pair(pair: "tuple[Way | None, Way]") -> tuple[Any, ...]:
     return (-way.strangeness, *(_likelihood(start) if start else ()), *_likelihood(way))
 
 
-def courses_of(reports: Iterable[Report], ledger: Mapping[datetime, "Page"] | None = None) -> list[Course]:
+def courses_of(reports: Iterable[Report], ledger: Mapping[Stamp, "Page"] | None = None) -> list[Course]:
     """Return the orders that the events of one object may have had, the likeliest first; raises TooMany."""
     groups: list[Group] = []
-    by_place: dict[tuple[int, datetime], list[Report]] = defaultdict(list)
+    by_place: dict[tuple[int, Stamp], list[Report]] = defaultdict(list)
     for report in sorted(reports, key=lambda each: each.event_id):
         by_place[report.rank, report.stamp].append(report)
     for (_, stamp), members in sorted(by_place.items()):
         earlier = [group for group in groups if group.stamp < stamp]
-        groups.append(_group(members, earlier[-1] if earlier else None, _is_moved(members[0], groups), (ledger or {}).get(stamp)))
+        groups.append(
+            _group(
+                members,
+                earlier[-1] if earlier else None,
+                _movers(members) if _is_moved(members[0], groups) else (),
+                (ledger or {}).get(stamp),
+            )
+        )
     return [
         tuple(report for group in groups for report in chosen[id(group)].reports)
         for chosen in _choices(groups[::-1], {})
@@ -274,14 +293,12 @@ def _is_moved(first: Report, groups: Sequence[Group]) -> bool:
     return bool(known) and max(known) < first.rank
 
 
-def _group(
-    members: Sequence[Report], before: Group | None, is_moved: bool, page: "Page | None"
-) -> Group:
+def _group(members: Sequence[Report], before: Group | None, movers: Sequence[Report], page: "Page | None") -> Group:
     """Try every way from every state that the group before may have ended in, and keep those of the fewest gaps."""
     starts: list[tuple[Way | None, Start]] = [(end, end.last) for end in before.ends] if before else []
     if any(report.before is None for report in members):
         starts.append((None, NOTHING))
-    ways = [(end, way) for end, start in starts or [(None, None)] for way in _ways(members, start, is_moved)]
+    ways = [(end, way) for end, start in starts or [(None, None)] for way in _ways(members, start, movers)]
     if page is not None:
         ways = page.supported(ways)
     fewest = min(way.gaps for _, way in ways)
@@ -303,11 +320,12 @@ def _losing(way: Way) -> list[str]:
     return sorted(greatest, reverse=True)
 
 
-def _ways(members: Sequence[Report], start: Start, is_moved: bool) -> Iterator[Way]:
+def _ways(members: Sequence[Report], start: Start, movers: Sequence[Report]) -> Iterator[Way]:
     """Yield every way, in all orders, without and with equal steps left out."""
     if len(members) > EVENTS_MAX:
         raise TooMany
-    movers = _movers(members) if is_moved else []
+    if "features" in members[0].after and len({tuple(sorted(report.after)) for report in members}) > 1:
+        raise TwoShapes
     for left_out in _leavings(members):
         for order in permutations([each for each in members if each not in left_out]):
             yield Way(order, left_out, _gaps_before(order[0], start, movers) + _gaps(order))
@@ -348,7 +366,8 @@ def _gaps_before(first: Report, start: Start, movers: Sequence[Report]) -> int:
         return start is not None and not _fits(first.before, after)
     # The second begins with what moved the rank, or with what leads to the same.
     return min(
-        (not _fits(first.before, mover.before or {})) + (mover.before is not mover.after and not _fits(mover.before, after))
+        (not _fits(first.before, mover.before or {}))
+        + (mover.before is not mover.after and not _fits(mover.before, after))
         for mover in movers
     )
 
@@ -410,7 +429,11 @@ def folded(subject: Subject, course: Sequence[Report]) -> Row:
     row: Row = {}
     for report in course:
         kept = REFERENCES.get(subject.table, ())
-        row |= {name: value for name, value in report.after.items() if value is not None or name not in kept or name not in row}
+        row |= {
+            name: value
+            for name, value in report.after.items()
+            if value is not None or name not in kept or name not in row
+        }
         for name, at in report.moments.items():
             row[name] = min(row.get(name) or at, at)
     last = course[-1]
@@ -471,7 +494,9 @@ def _shown(subject: Subject, row: Row) -> Row:
     names = [column.name for column in tables.metadata.tables[subject.table].columns]
     found = {name: row.get(name) for name in names}
     found |= {"account": subject.account, "livemode": subject.livemode}
-    found |= {"customer": subject.id, "currency": subject.currency} if subject.table == "balances" else {"id": subject.id}
+    found |= (
+        {"customer": subject.id, "currency": subject.currency} if subject.table == "balances" else {"id": subject.id}
+    )
     return found
 
 
@@ -588,14 +613,14 @@ class Page:
         return kept >= min(listed, kept + left)
 
 
-def _ledger_of(subject: Subject, objects: Objects) -> Mapping[datetime, Page]:
+def _ledger_of(subject: Subject, objects: Objects) -> Mapping[Stamp, Page]:
     """Return what the ledger of a customer lists in one currency, by second."""
     listed = _listed(subject, objects)[0]
     found = {}
     for at, group in groupby(listed, key=lambda entry: entry.stamp):
         entries = list(group)
         steps = Counter(_step_of_ledger(entry) for entry in entries)
-        is_whole = listed[-1].created > at
+        is_whole = listed[-1].created > at[1]
         found[at] = Page(steps, is_whole, _step_of_ledger(entries[0])[1], _step_of_ledger(entries[-1])[2])
     return found
 
@@ -603,7 +628,9 @@ def _ledger_of(subject: Subject, objects: Objects) -> Mapping[datetime, Page]:
 def _default_balance(customer: Subject, reports: Sequence[Report]) -> Subject:
     """Return the balance in the currency that a customer's last event names."""
     newest = max(reports, key=lambda report: ("currency" in report.after, report.rank, report.stamp))
-    return Subject("balances", customer.account, customer.livemode, customer.id, currency=newest.after.get("currency") or "")
+    return Subject(
+        "balances", customer.account, customer.livemode, customer.id, currency=newest.after.get("currency") or ""
+    )
 
 
 def _step_of_ledger(entry: Report) -> Step:
@@ -668,14 +695,15 @@ def _listed(subject: Subject, objects: Objects) -> list[Course]:
             entries.append(_entry(last, last.after["amount"], last.after["ending_balance"]))
     if not entries:
         return [()]
-    opening = replace(_entry(entries[0], 0, 0), stamp=datetime.min.replace(tzinfo=UTC))
+    opening = replace(_entry(entries[0], 0, 0), stamp=(BEGINNING, BEGINNING))
     return [course[1:] for course in courses_of([opening, *entries])]
 
 
 def _entry(last: Report, amount: int, ending: int) -> Report:
     """Return a transaction as a step of its balance, in the second in which it was made."""
+    made = last.after.get("created") or last.created
     before, after = ({"currency": last.after["currency"], "ending_balance": at} for at in (ending - amount, ending))
-    return replace(last, rank=0, rank_before=0, stamp=last.after.get("created", last.stamp), before=before, after=after)
+    return replace(last, rank=0, rank_before=0, stamp=(made, made), before=before, after=after)
 
 
 # ---- What charges say of an order (rule 10) ----

@@ -34,7 +34,7 @@ class Report:
     created: datetime
     rank: int
     rank_before: int
-    stamp: datetime
+    stamp: tuple[datetime, datetime]
     after: Row
     before: Row | None
     moments: dict[str, datetime] = field(default_factory=dict)
@@ -81,7 +81,7 @@ def read(body: bytes, account: str = "") -> Report | None:
         created=created,
         rank=reading.rank(after, envelope.type),
         rank_before=reading.rank(before, envelope.type),
-        stamp=after.get("updated") or created,
+        stamp=(after.get("updated") or created, created),
         after=after,
         before=None if envelope.type.endswith(".created") else before,
         moments={name: at for name, at in moments.items() if at is not None},
@@ -237,12 +237,8 @@ def _list(about: Json, name: str, columns: Callable[[Json], Row]) -> tuple[tuple
 _SESSION_PLAN: Final = {
     **_as(_plain, "payment_status", "mode", "currency", "amount_subtotal", "amount_total", "client_reference_id"),
     **_as(_id, "customer", "payment_link", "payment_intent", "subscription", "invoice", "recovered_from"),
-    **{
-        name: (_plain, (f"total_details.{name}",)) for name in ("amount_discount", "amount_shipping", "amount_tax")
-    },
-    **{
-        name: (_plain, (f"presentment_details.{name}",)) for name in ("presentment_currency", "presentment_amount")
-    },
+    **{name: (_plain, (f"total_details.{name}",)) for name in ("amount_discount", "amount_shipping", "amount_tax")},
+    **{name: (_plain, (f"presentment_details.{name}",)) for name in ("presentment_currency", "presentment_amount")},
     "session_status": (_plain, ("status",)),
     "customer_email": (_plain, ("customer_details.email", "customer_email")),
     "recovery_url": (_plain, ("after_expiration.recovery.url",)),
@@ -296,8 +292,9 @@ def _session_rank(after: Row, type_: str) -> int:
         return 0
     if type_ == FAILED:
         return 4
-    ranks = {None: 3, "unpaid": 3} | dict.fromkeys(NO_MONEY_OWED, 5)
-    return ranks.get(after.get("payment_status"), 0)
+    ranks: dict[str | None, int] = {None: 3, "unpaid": 3} | dict.fromkeys(NO_MONEY_OWED, 5)
+    payment: str | None = after.get("payment_status")
+    return ranks.get(payment, 0)
 
 
 def _session_moments(after: Row, _about: Json, type_: str, created: datetime) -> dict[str, datetime | None]:
@@ -380,7 +377,13 @@ _INVOICE_PLAN: Final = {
 }
 PAYMENT: Final = "payment."
 """What begins the names of an old invoice's columns that are those of its payment."""
-_PAYMENT_STATUSES: Final = {"draft": "open", "open": "open", "uncollectible": "open", "paid": "paid", "void": "canceled"}
+_PAYMENT_STATUSES: Final = {
+    "draft": "open",
+    "open": "open",
+    "uncollectible": "open",
+    "paid": "paid",
+    "void": "canceled",
+}
 
 
 def _invoice(about: Json, type_: str) -> Row:
@@ -406,7 +409,7 @@ def _payment_of(about: Json, found: Row) -> Row:
         return {}
     payment = {name: value for name, value in named.items() if name in about}
     payment |= {name: found[name] for name in ("currency", "amount_paid") if name in found}
-    payment["status"] = _PAYMENT_STATUSES.get(found.get("status"))
+    payment["status"] = _PAYMENT_STATUSES.get(str(found.get("status")))
     if about.get("paid_out_of_band"):
         payment |= {"status": None, "amount_paid": None}
     return {PAYMENT + name: value for name, value in payment.items()}
@@ -414,7 +417,7 @@ def _payment_of(about: Json, found: Row) -> Row:
 
 def _invoice_rank(after: Row, _type: str) -> int:
     ranks = {"draft": 0, "open": 1, "uncollectible": 2, "paid": 3, "void": 3}
-    return 4 if after["deleted"] else ranks.get(after.get("status"), 0)
+    return 4 if after["deleted"] else ranks.get(str(after.get("status")), 0)
 
 
 def _invoice_moments(after: Row, about: Json, _type: str, created: datetime) -> dict[str, datetime | None]:
@@ -424,7 +427,11 @@ def _invoice_moments(after: Row, about: Json, _type: str, created: datetime) -> 
             return _time(carried)
         return created if status is not None and after.get("status") == status else None
 
-    moments = {"finalized_at": of("finalized_at"), "paid_at": of("paid_at", "paid"), "voided_at": of("voided_at", "void")}
+    moments = {
+        "finalized_at": of("finalized_at"),
+        "paid_at": of("paid_at", "paid"),
+        "voided_at": of("voided_at", "void"),
+    }
     paid_by_it = moments["paid_at"] if after.get(PAYMENT + "status") == "paid" else None
     return {**moments, PAYMENT + "paid_at": paid_by_it}
 
@@ -454,7 +461,10 @@ _NOTE_PLAN: Final = {
     **_as(_plain, "post_payment_amount", "out_of_band_amount", "memo"),
     **_as(_id, "customer", "invoice", "customer_balance_transaction"),
     **_as(_maybe_time, "created", "effective_at"),
-    "refunded_amount": (lambda parts: None if parts is None else sum(part["amount_refunded"] for part in parts), ("refunds",)),
+    "refunded_amount": (
+        lambda parts: None if parts is None else sum(part["amount_refunded"] for part in parts),
+        ("refunds",),
+    ),
     "refund": (_id, ("refund",)),
 }
 
@@ -529,7 +539,7 @@ def _refund(about: Json, _type: str) -> Row:
 
 
 def _refund_rank(after: Row, _type: str) -> int:
-    return {"succeeded": 1, "failed": 2, "canceled": 2}.get(after.get("status"), 0)
+    return {"succeeded": 1, "failed": 2, "canceled": 2}.get(str(after.get("status")), 0)
 
 
 def _refund_moments(after: Row, _about: Json, _type: str, created: datetime) -> dict[str, datetime | None]:
@@ -548,7 +558,6 @@ def _intent(about: Json, _type: str) -> Row:
 
 
 # ---- The billing portal ----
-
 
 
 def _features(value: Any) -> Any:  # noqa: ANN401 - a JSON value

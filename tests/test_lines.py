@@ -198,7 +198,7 @@ def a_step(number: int, rng: random.Random) -> Facts:
 class Carried(NamedTuple):
     """What a step carries, and whether it lists all lines."""
 
-    after: Row
+    after: Mapping[str, Any]
     is_whole: bool
 
 
@@ -212,7 +212,9 @@ def test_complete_is_what_the_set_says(rng: random.Random) -> None:
     whole = join.fold_all(folds.SHAPES["orders"], steps)
     assert whole is not None
     assert row == whole.row
-    assert row["lines_complete"] is reference.lines_are_complete([Carried(one.columns, one.parts is not None) for one in steps])
+    assert row["lines_complete"] is reference.lines_are_complete(
+        [Carried(one.columns, one.parts is not None) for one in steps]
+    )
 
 
 def test_lines_are_read_again_once(database_url: str, redis_url: str) -> None:

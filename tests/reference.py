@@ -463,18 +463,21 @@ def _order_status(row: Row, last: Report) -> str | None:
     return session if session in ("open", "expired") else None
 
 
+TOTALS: Final = ("amount_subtotal", "amount_total", "currency")
+
+
 def lines_are_complete(course: Iterable["Totals"]) -> bool:
-    """Whether the lines that were listed last are those of the totals that came since (rule 11)."""
-    listing: Mapping[str, Any] | None = None
+    """Whether the lines that were listed last are those of the totals that came since (rule 11).
+
+    A listing that carries no totals is of those that the order had by then, and those are null before any is carried.
+    """
+    known: Row = dict.fromkeys(TOTALS)
+    is_complete = False
     for report in course:
-        if report.is_whole:
-            listing = report.after
-        elif listing is not None and any(
-            name in report.after and name in listing and report.after[name] != listing[name]
-            for name in ("amount_subtotal", "amount_total", "currency")
-        ):
-            listing = None
-    return listing is not None
+        carried = {name: report.after[name] for name in TOTALS if name in report.after}
+        is_complete = report.is_whole or (is_complete and all(known[name] == carried[name] for name in carried))
+        known |= carried
+    return is_complete
 
 
 class Totals(Protocol):
@@ -735,7 +738,8 @@ def _settled(order: Row, found: Mapping[Subject, Row]) -> Row:
         and (row["payment_intent"] == order["payment_intent"] or row["charge"] in ids)
     ]
     canceled = [row["canceled_at"] for row in of("payment_intents") if row["id"] == order["payment_intent"]]
-    paying = [row for row in charges if row["status"] == "succeeded" and row["captured"]]
+    # Captured beats released: what was once reported as captured paid.
+    paying = [row for row in charges if row["captured_at"] is not None]
     if paying:
         return order | {"status": "paid", "paid_at": order["paid_at"] or min(row["captured_at"] for row in paying)}
     ends = [_released_at(row, refunds, canceled) for row in charges if row["status"] != "failed"]

@@ -9,10 +9,9 @@ from deploy.sandbox.account import LATEST, Account
 from deploy.sandbox.history import tangle
 from deploy.sandbox.line_items import line_items
 from deploy.sandbox.rendering import render, twin
-from schemas import checkout, observations
-from tests import reference
+from schemas import checkout, events, observations
 from worker import folds
-from worker.folds.facts import Facts, Subject
+from worker.folds.facts import Event, Facts, Subject, utc
 
 VERSIONS = ("2024-06-20", "2025-03-31.basil", "2025-09-30.clover", "2026-03-25.dahlia", LATEST)
 NOW = datetime(2026, 11, 22, tzinfo=UTC)
@@ -25,10 +24,10 @@ def bodies_of(seed: int) -> list[bytes]:
     """
     rng = random.Random(seed)
     account = tangle(seed, money=rng.random() < 0.7)
-    events = list(account.events)
-    events += [twin(event, seed=seed) for event in rng.sample(events, rng.randint(0, 1))]
+    sent = list(account.events)
+    sent += [twin(event, seed=seed) for event in rng.sample(sent, rng.randint(0, 1))]
     version = rng.choice(VERSIONS)
-    told = [render(event, rng.choice((version, LATEST))).body for event in events]
+    told = [render(event, rng.choice((version, LATEST))).body for event in sent]
     return told + (observed(account, rng) if rng.random() < 0.5 else [])
 
 
@@ -41,7 +40,8 @@ def observed(account: Account, rng: random.Random) -> list[bytes]:
         created = event["created"] + rng.choice((-1, 0, 0, 1))
         if told["object"] == "checkout.session":
             kind = rng.choice((checkout.OBSERVED, checkout.OBSERVED, checkout.REGISTERED, checkout.MISSING))
-            found.append(_observation(kind, _with_lines(told, rng), created))
+            missing = {"id": told["id"], "object": "checkout.session"}
+            found.append(_observation(kind, missing if kind == checkout.MISSING else _with_lines(told, rng), created))
         elif told["object"] == "customer":
             tombstone = {"id": told["id"], "object": "customer", "deleted": True}
             found.append(_observation("payfold.customer.observed", rng.choice((told, tombstone)), created))
@@ -60,10 +60,27 @@ def _observation(kind: str, about: dict[str, Any], created: int) -> bytes:
     return seen.envelope.payload
 
 
+def event_of(body: bytes, *, account: str = "", source: str | None = None) -> Event:
+    """Return the event in *body* as it comes out of the inbox."""
+    envelope = events.read(body)
+    return Event(
+        seq=0,
+        account=envelope.account or account,
+        livemode=envelope.livemode,
+        id=envelope.id,
+        type=envelope.type,
+        created=utc(envelope.created),
+        object_type=envelope.object_type,
+        object_id=envelope.object_id,
+        payload=envelope.payload,
+        source=source or ("observation" if envelope.type.startswith("payfold.") else "webhook"),
+    )
+
+
 def facts_of(bodies: list[bytes]) -> dict[Subject, list[Facts]]:
     """Return what the events in *bodies* say, by the row that it is about."""
     found: dict[Subject, list[Facts]] = defaultdict(list)
     for body in bodies:
-        for facts in folds.judge(reference.event_of(body)).facts:
+        for facts in folds.judge(event_of(body)).facts:
             found[facts.subject].append(facts)
     return found

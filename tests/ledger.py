@@ -19,7 +19,7 @@ NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
 REFERENCE_SCHEMA = "reference"
 
 
-def delivery(body: bytes, *, account: str = "", source: str = "webhook") -> Delivery:
+def delivery(body: bytes, *, account: str = "", source: str | None = None) -> Delivery:
     """Return *body* as it is delivered under a secret labelled *account*."""
     envelope = events.read(body)
     return Delivery(
@@ -27,7 +27,7 @@ def delivery(body: bytes, *, account: str = "", source: str = "webhook") -> Deli
         account=envelope.account or account,
         sha256=hashlib.sha256(body).digest(),
         signature=None,
-        source=source,
+        source=source or ("observation" if envelope.type.startswith("payfold.") else "webhook"),
         received_at=NOW,
     )
 

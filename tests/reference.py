@@ -1,455 +1,791 @@
-"""The rules of joining, written plainly and slowly, to hold the quick ones against.
+"""What a set of events must come to: the design's rules as plainly as they can be computed, and as slowly.
 
-Orders within a second are found by trying every permutation, and twins by trying to leave out every set of equal
-steps. Nothing of ``worker.folds.chain`` and ``worker.folds.join`` is used; what a single event says, and what follows
-from a joined row, is.
+Written from the design and Stripe's documentation alone, and independent of the engine: it shares neither its readings
+of payloads (those here are in ``tests/reference_readings.py``) nor its way to an order. Here every order of a second is
+tried, with every choice of equal steps left out, so a second may hold ``EVENTS_MAX`` events of one object.
 """
 
-import json
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import groupby, pairwise, permutations
-from typing import Any
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from itertools import groupby, pairwise, permutations, product
+from typing import Any, Final, Protocol
 
-from schemas import events
-from worker import folds
-from worker.folds.facts import Event, Facts, Row, Subject, utc
-from worker.folds.join import Shape
+from schemas import tables
+from tests import reference_readings as readings
+from tests.reference_readings import PAYMENT, Report, Thing
+from worker.folds.facts import Subject
 
-NOTHING = object()
-TOTALS = ("amount_subtotal", "amount_total", "currency")
-SECOND_EVENTS_MAX = 6
-"""Of one object in one second: more would take too many permutations."""
+Row = dict[str, Any]
+Stamp = tuple[datetime, datetime]
+EVENTS_MAX: Final = 6
+READING_TIME_MAX: Final = timedelta(seconds=5)
+BEGINNING: Final = datetime.min.replace(tzinfo=UTC)
 
 
 class TooMany(Exception):
-    """A second holds more events of one object than every order of can be tried."""
+    """A second holds more events of one object than all orders of can be tried."""
 
 
-def event_of(body: bytes, *, account: str = "", source: str = "webhook") -> Event:
-    """Return the event in *body* as it comes out of the inbox."""
-    envelope = events.read(body)
-    return Event(
-        seq=0,
-        account=envelope.account or account,
-        livemode=envelope.livemode,
-        id=envelope.id,
-        type=envelope.type,
-        created=utc(envelope.created),
-        object_type=envelope.object_type,
-        object_id=envelope.object_id,
-        payload=envelope.payload,
-        source=source,
-    )
+class TwoShapes(TooMany):
+    """A second holds one portal configuration in the shapes of two versions, of which the features cannot be compared.
 
-
-def tables_of(bodies: Iterable[bytes], *, account: str = "") -> dict[Subject, Row]:
-    """Return the rows that the events in *bodies* come to; the first rendering of each id counts."""
-    known: dict[tuple[str, bool, str], Event] = {}
-    for body in bodies:
-        event = event_of(body, account=account)
-        known.setdefault((event.account, event.livemode, event.id), event)
-    facts = by_row(each for event in known.values() for each in folds.judge(event).facts)
-    found: dict[Subject, Row] = {}
-    for subject, several in facts.items():
-        if all(each.is_witness for each in several):
-            continue
-        result = fold(subject, facts)
-        ordered, found[subject] = result.order, result.row
-        shape = folds.SHAPES[subject.table]
-        real = [step for step in ordered if step.event_id not in result.twins]
-        # One alone of two that tell one state may list the parts.
-        for child in children(shape, ordered if shape.child_of is None else real):
-            found[Subject(shape.child, subject.account, subject.livemode, str(child["id"]))] = child
-    for subject, row in found.items():
-        if subject.table == "orders":
-            row.update(settlement(row, found))
-    return found
-
-
-def settlement(order: Row, rows: Mapping[Subject, Row]) -> Row:
-    """Return what the charges among *rows* make of *order*, where its own events leave that open.
-
-    The rule is the first paragraph of rule 10; a canceled intent holds nothing.
+    What may follow what is then not decided: "the keys that both carry" orders A and B, and B and C, but not A and C.
     """
-    if order["session_status"] != "complete" or order["payment_status"] not in (None, "unpaid"):
-        return {}
-    intent = order["payment_intent"]
-    if intent is None or order["mode"] == "setup":
-        return {}
-    world = (order["account"], order["livemode"])
-
-    def of(table: str) -> list[Row]:
-        return [row for key, row in rows.items() if key.table == table and (key.account, key.livemode) == world]
-
-    charges = [row for row in of("charges") if row["payment_intent"] == intent]
-    captured = [row["captured_at"] for row in charges if row["captured_at"] and row["status"] == "succeeded"]
-    if captured:
-        return {"status": "paid", "paid_at": min(captured)}  # type: ignore[type-var]  # a moment holds times only
-    ids = [row["id"] for row in charges]
-    releases = [
-        row
-        for row in of("refunds")
-        if row["reason"] == "expired_uncaptured_charge" and (row["payment_intent"] == intent or row["charge"] in ids)
-    ]
-    cancellations = [row["canceled_at"] for row in of("payment_intents") if row["id"] == intent]
-    freed: list[Any] = []
-    for row in charges:
-        named = [each["created"] for each in releases if each["charge"] in (None, row["id"])]
-        if row["status"] != "failed":
-            freed.append(next((at for at in (row["released_at"], *named, *cancellations) if at), None))
-    freed = freed or [each["created"] for each in releases] or cancellations
-    if order["status"] == "failed" or not freed or None in freed:
-        return {}
-    return {"status": "failed", "failed_at": max(freed)}
-
-
-def children(shape: Shape, steps: Sequence[Facts]) -> list[Row]:
-    """Return the rows that belong to a row: one for each step, or the parts that were listed last."""
-    if shape.child_of is not None:
-        return [child for child in map(shape.child_of, steps) if child is not None]
-    listings = [step.parts for step in steps if step.parts is not None]
-    return list(listings[-1]) if listings else []
-
-
-def by_row(facts: Iterable[Facts]) -> dict[Subject, list[Facts]]:
-    """Return *facts* by the row that they are about."""
-    found: dict[Subject, list[Facts]] = {}
-    for each in facts:
-        found.setdefault(each.subject, []).append(each)
-    return found
 
 
 @dataclass(frozen=True)
-class Folded:
-    """A row, the order of what is said of it, the ids of the twins, and whether the row is in doubt."""
+class Known:
+    """A row, before charges settle it, with the rows that are parts of it, and whether its order is in doubt."""
 
     row: Row
-    order: list[Facts]
-    twins: set[str]
+    parts: dict[Subject, Row]
     is_ambiguous: bool
 
 
-def fold(subject: Subject, facts: Mapping[Subject, Sequence[Facts]]) -> Folded:
-    """Return what *facts* come to for one row: rule 4 for the events of its object, and rule 9 for a balance."""
-    own = facts[subject]
-    if subject.table == "balances":
-        return _balance(subject, own, facts.get(_object_of("customers", subject), ()))
-    if subject.table == "credit_note_lines":
-        courses = _courses(facts[_object_of("credit_notes", subject)], {each.event_id: each for each in own})
-    elif subject.table == "invoice_payments" and (invoice := facts.get(_object_of("invoices", subject))):
-        courses = _courses(invoice, {each.event_id: each for each in own})
-    else:
-        courses = _courses(own, {each.event_id: each for each in own})
-    return _folded(courses)
+def tables_of(bodies: Iterable[bytes], *, account: str = "") -> dict[Subject, Row]:
+    """Return the rows that the events in *bodies* come to; the first rendering of each id counts.
+
+    Raises:
+        TooMany: a second cannot be tried out.
+    """
+    found: dict[Subject, Row] = {}
+    for subject, known in account_of(bodies, account=account).items():
+        if known is None:
+            raise TooMany
+        found |= {subject: known.row, **known.parts}
+    return found | settled(found)
 
 
-def _object_of(table: str, subject: Subject) -> Subject:
-    return Subject(table, subject.account, subject.livemode, subject.root or subject.id)
+def account_of(bodies: Iterable[bytes], *, account: str = "") -> dict[Subject, Known | None]:
+    """Return what is known of each row before charges settle it, None where a second cannot be tried out."""
+    objects = objects_of(bodies, account=account)
+    subjects = {subject: None for thing in objects for subject in subjects_of(thing, objects)}
+    return {subject: _known_or_none(subject, objects) for subject in subjects}
 
 
-def _folded(courses: Sequence["Course"]) -> Folded:
-    """Return the row of the first of *courses*, in doubt where another one gives another row."""
-    best = courses[0]
-    rows = [joined(course.laid) for course in courses]
-    names = rows[0].keys() - {"event_id", "as_of"}
-    is_ambiguous = any(row[name] != rows[0][name] for row in rows for name in names)
-    return Folded(rows[0], best.laid, best.twins, is_ambiguous)
+def _known_or_none(subject: Subject, objects: "Objects") -> Known | None:
+    try:
+        return known_of(subject, objects)
+    except TooMany:
+        return None
 
 
-def joined(ordered: Sequence[Facts]) -> Row:
-    """Return the row of events that are in their order: rule 5, one column after the other."""
-    subject, last = ordered[0].subject, ordered[-1]
-    shape = folds.SHAPES[subject.table]
-    key = dict(zip(shape.key, subject.key, strict=True))
-    row: Row = {**shape.empty, "account": subject.account, "livemode": subject.livemode, **key}
-    for facts in ordered:
-        row.update(facts.columns)
-        row.update({name: value for name, value in facts.references.items() if value is not None})
-    told = [(name, at) for facts in ordered if not facts.by_clock for name, at in facts.moments.items()]
-    told += last.moments.items() if last.by_clock else ()
-    for name in {name for name, _ in told}:
-        row[name] = min(at for other, at in told if other == name)
-    row |= {"event_id": last.event_id, "as_of": last.created}
-    if shape.table == "orders":
-        row["lines_complete"] = lines_are_complete(ordered)
-    shape.infer(row)
+Objects = Mapping[Thing, Sequence[Report]]
+
+
+def public(row: Mapping[str, Any]) -> Row:
+    """Return an engine's *row* without the columns that are its own."""
     return {name: value for name, value in row.items() if not name.startswith("_")}
 
 
-def lines_are_complete(ordered: Sequence[Facts]) -> bool:
-    """Return whether an order's lines were listed, and no later event carries another total: rule 11."""
-    known: dict[str, object] = {}
-    listed: dict[str, object] = {}
+def objects_of(bodies: Iterable[bytes], *, account: str = "") -> Objects:
+    """Return what is reported of each object, without what an operator set aside."""
+    events: dict[tuple[str, bool, str], Report] = {}
+    aside = {}
+    for body in bodies:
+        word = readings.set_aside(body, account)
+        report = readings.read(body, account)
+        if word is not None:
+            aside[word] = True
+        if report is not None:
+            events.setdefault((*report.thing[:2], report.event_id), report)
+    found: dict[Thing, list[Report]] = defaultdict(list)
+    for key, report in events.items():
+        if key not in aside:
+            found[report.thing].append(report)
+    return found
+
+
+# ---- Which rows there are ----
+
+TABLE_OF: Final = {
+    "checkout.session": "orders",
+    "payment_link": "payment_links",
+    "customer": "customers",
+    "customer_balance_transaction": "balance_transactions",
+    "invoice": "invoices",
+    "invoice_payment": "invoice_payments",
+    "credit_note": "credit_notes",
+    "charge": "charges",
+    "refund": "refunds",
+    "dispute": "disputes",
+    "payment_intent": "payment_intents",
+    "billing_portal.configuration": "portal_configurations",
+    "billing_portal.session": "portal_sessions",
+}
+
+
+def subjects_of(thing: Thing, objects: Objects) -> Iterator[Subject]:
+    """Yield the rows that an object's events are folded into."""
+    account, livemode, kind, id_ = thing
+    yield Subject(TABLE_OF[kind], account, livemode, id_)
+    reports = objects[thing]
+    if kind == "invoice" and any(PAYMENT + "status" in report.after for report in reports):
+        yield Subject("invoice_payments", account, livemode, id_)
+    if kind == "credit_note":
+        yield from {line: None for report in reports for line in _lines(report, "credit_note_lines", "credit_note")}
+    if kind == "customer":
+        for currency in sorted({report.after["currency"] for report in reports if _has_balance(report)}):
+            yield Subject("balances", account, livemode, id_, currency=currency)
+    if kind == "customer_balance_transaction":
+        for report in reports:
+            customer, currency = report.after.get("customer"), report.after.get("currency")
+            if customer and currency:
+                yield Subject("balances", account, livemode, customer, currency=currency)
+
+
+def _has_balance(report: Report) -> bool:
+    return report.after.get("currency") is not None and "balance" in report.after
+
+
+def known_of(subject: Subject, objects: Objects) -> Known:
+    """Return what is known of one row."""
+    if subject.table == "balances":
+        return _balance(subject, objects)
+    if subject.table == "credit_note_lines":
+        return _line_of_note(subject, objects)
+    kind = next(kind for kind, table in TABLE_OF.items() if table == subject.table)
+    if subject.table == "invoice_payments" and _thing(subject, kind) not in objects:
+        return _payment_of_invoice(subject, objects)
+    thing = _thing(subject, kind)
+    courses = courses_of(
+        objects[thing],
+        _ledger_of(_default_balance(subject, objects[thing]), objects) if subject.table == "customers" else None,
+    )
+    rows = [folded(subject, course) for course in courses]
+    if subject.table == "credit_notes":
+        for row in rows:
+            _split(row, _to_balance(subject, objects))
+    return _known(subject, rows, _parts(subject, courses[0]))
+
+
+def _thing(subject: Subject, kind: str) -> Thing:
+    return (subject.account, subject.livemode, kind, subject.id)
+
+
+def _payment_of_invoice(subject: Subject, objects: Objects) -> Known:
+    """Return the payment that an invoice of before basil names, in the order of the invoice's events."""
+    courses = courses_of(objects[_thing(subject, "invoice")])
+    naming = [[_of_payment(each) for each in course if PAYMENT + "status" in each.after] for course in courses]
+    return _known(subject, [folded(subject, course) | {"invoice": subject.id} for course in naming], {})
+
+
+def _known(subject: Subject, rows: Sequence[Row], parts: dict[Subject, Row]) -> Known:
+    """Return the likeliest of *rows*; it is in doubt where another has other values in it."""
+    shown = [_shown(subject, row) for row in rows]
+    values = [{name: row[name] for name in row if name not in ("event_id", "as_of")} for row in shown]
+    return Known(shown[0], parts, any(each != values[0] for each in values))
+
+
+def _of_payment(report: Report) -> Report:
+    def own(values: Mapping[str, Any]) -> Row:
+        return {name.removeprefix(PAYMENT): value for name, value in values.items() if name.startswith(PAYMENT)}
+
+    return Report(
+        **{**vars(report), "after": own(report.after), "before": None, "moments": own(report.moments)},
+    )
+
+
+# ---- The order of one object's events (rules 2 to 4) ----
+
+
+Course = tuple[Report, ...]
+"""An object's events in an order that they may have had, without twins."""
+NOTHING: Final = object()
+"""What the event of an object's creation follows."""
+Start = Report | object | None
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way through a second: its events in an order, those that are left out, and how many do not fit.
+
+    ``strangeness`` is 0 where what is left out is what the rule names: no more than helps, of the right steps.
+    """
+
+    reports: Course
+    left_out: Course
+    gaps: int
+    strangeness: int = 0
+
+    @property
+    def last(self) -> Report:
+        """The event that ends it."""
+        return self.reports[-1]
+
+
+@dataclass(frozen=True)
+class Group:
+    """The events of one rank and stamp, and by which ways they may have gone on from the group *before*.
+
+    ``ways`` has each possible way with the way of the group before that it goes on from, None where it begins.
+    """
+
+    before: "Group | None"
+    rank: int
+    stamp: Stamp
+    ways: "Sequence[tuple[Way | None, Way]]"
+
+    @property
+    def ends(self) -> list[Way]:
+        """The likeliest way to each state that the group may have ended in, the likeliest state first."""
+        by_state: dict[str, list[Way]] = defaultdict(list)
+        for _, way in self.ways:
+            by_state[_state(way.last)].append(way)
+        ranked = sorted(by_state.values(), key=lambda ways: max(map(_preference, ways)), reverse=True)
+        return [max(ways, key=_likelihood) for ways in ranked]
+
+    def ways_to(self, end: Way) -> "list[tuple[Way | None, Way]]":
+        """Return for each way of the group before the likeliest that goes on from it to the state of *end*.
+
+        One for each number of changes of a customer's balance, since these are counted.
+        """
+        found: dict[tuple[int, int], tuple[Way | None, Way]] = {}
+        for start, way in sorted(self.ways, key=_likelihood_of_pair):
+            if _state(way.last) == _state(end.last):
+                moves = sum(_balance_step(report) is not None for report in way.reports)
+                found[id(start), moves] = (start, way)
+        return sorted(found.values(), key=_likelihood_of_pair, reverse=True)
+
+
+def _likelihood_of_pair(pair: "tuple[Way | None, Way]") -> tuple[Any, ...]:
+    start, way = pair
+    return (-way.strangeness, *(_likelihood(start) if start else ()), *_likelihood(way))
+
+
+def courses_of(reports: Iterable[Report], ledger: Mapping[Stamp, "Page"] | None = None) -> list[Course]:
+    """Return the orders that the events of one object may have had, the likeliest first; raises TooMany."""
+    groups: list[Group] = []
+    by_place: dict[tuple[int, Stamp], list[Report]] = defaultdict(list)
+    for report in sorted(reports, key=lambda each: each.event_id):
+        by_place[report.rank, report.stamp].append(report)
+    for (_, stamp), members in sorted(by_place.items()):
+        earlier = _until_read([group for group in groups if group.stamp < stamp], members, stamp)
+        groups.append(
+            _group(
+                members,
+                earlier[-1] if earlier else None,
+                _movers(members) if _is_moved(members[0], groups) else (),
+                (ledger or {}).get(stamp),
+            )
+        )
+    return [
+        tuple(report for group in groups for report in chosen[id(group)].reports)
+        for chosen in _choices(groups[::-1], {})
+    ]
+
+
+def _until_read(groups: Sequence[Group], members: Sequence[Report], stamp: Stamp) -> list[Group]:
+    """Return *groups* without the last readings that may have seen what *members* did in the second *stamp*.
+
+    A reading is dated by the earliest that it may be of, some seconds before what it saw.
+    """
+    found = list(groups)
+    states = [state for each in members for state in (each.before, each.after) if state is not None]
+    while found and stamp[0] - found[-1].stamp[0] <= READING_TIME_MAX:
+        seen = {id(way.last): way.last for _, way in found[-1].ways}
+        (read, *others) = seen.values()
+        is_known = len(found) > 1 and any(_fits(read.after, end.last.after) for end in found[-2].ends)
+        if others or not read.is_observation or is_known or not any(_fits(read.after, state) for state in states):
+            break
+        found.pop()
+    return found
+
+
+def _choices(groups: Sequence[Group], chosen: dict[int, Way]) -> Iterator[dict[int, Way]]:
+    """Yield which way each group may have gone: where the last ended, then where those ended that it goes on from."""
+    if not groups:
+        yield chosen
+        return
+    group, *others = groups
+    wanted = [chosen[id(group)]] if id(group) in chosen else group.ends
+    for end in wanted:
+        for start, way in group.ways_to(end):
+            more = {id(group): way}
+            if start is not None and group.before is not None:
+                more[id(group.before)] = start
+            yield from _choices(others, chosen | more)
+
+
+def _is_moved(first: Report, groups: Sequence[Group]) -> bool:
+    """Whether the rank of *first* is reached in its second: what came before is of lower ranks."""
+    known = [group.rank for group in groups if group.stamp <= first.stamp]
+    return bool(known) and max(known) < first.rank
+
+
+def _group(members: Sequence[Report], before: Group | None, movers: Sequence[Report], page: "Page | None") -> Group:
+    """Try every way from every state that the group before may have ended in, and keep those of the fewest gaps."""
+    starts: list[tuple[Way | None, Start]] = [(end, end.last) for end in before.ends] if before else []
+    if any(report.before is None for report in members):
+        starts.append((None, NOTHING))
+    ways = [(end, way) for end, start in starts or [(None, None)] for way in _ways(members, start, movers)]
+    if page is not None:
+        ways = page.supported(ways)
+    fewest = min(way.gaps for _, way in ways)
+    kept = [(end, way) for end, way in ways if way.gaps == fewest]
+    counted = [(end, _counted(way, [other for start, other in kept if start is end])) for end, way in kept]
+    return Group(before, members[0].rank, members[0].stamp, counted)
+
+
+def _counted(way: Way, others: Sequence[Way]) -> Way:
+    """Return *way* with its strangeness among *others* of the same start, of as few gaps."""
+    least = min(len(other.left_out) for other in others)
+    losers = max(_losing(other) for other in others if len(other.left_out) == least)
+    return replace(way, strangeness=2 * (len(way.left_out) - least) + (_losing(way) != losers))
+
+
+def _losing(way: Way) -> list[str]:
+    """Return for each event that is left out the greatest id of its equals: the greatest of them loses one first."""
+    greatest = (max(each.event_id for each in way.reports if _are_one_step(each, out)) for out in way.left_out)
+    return sorted(greatest, reverse=True)
+
+
+def _ways(members: Sequence[Report], start: Start, movers: Sequence[Report]) -> Iterator[Way]:
+    """Yield every way, in all orders, without and with equal steps left out."""
+    if len(members) > EVENTS_MAX:
+        raise TooMany
+    if "features" in members[0].after and len({tuple(sorted(report.after)) for report in members}) > 1:
+        raise TwoShapes
+    for left_out in _leavings(members):
+        for order in permutations([each for each in members if each not in left_out]):
+            yield Way(order, left_out, _gaps_before(order[0], start, movers) + _gaps(order))
+
+
+def _leavings(members: Sequence[Report]) -> Iterator[Course]:
+    """Yield which of equal steps may be left out: of each kind all but one at most, those with the least ids."""
+    kinds: list[list[Report]] = []
+    for report in members:
+        kind = next((kind for kind in kinds if _are_one_step(kind[0], report)), None)
+        if kind is None:
+            kinds.append([report])
+        else:
+            kind.append(report)
+    for counts in product(*(range(len(kind)) for kind in kinds)):
+        chosen = zip(kinds, counts, strict=True)
+        yield tuple(report for kind, count in chosen for report in kind[:count])
+
+
+def _are_one_step(one: Report, other: Report) -> bool:
+    """Whether two events may be twins: they agree on all that both carry, as they do by two versions."""
+    if one.thing != other.thing:
+        return False  # Each transaction of a ledger is one of its own.
+    if one.before is None or other.before is None:
+        return one.before is other.before and _fits(one.after, other.after)
+    return _fits(one.before, other.before) and _fits(one.after, other.after)
+
+
+def _gaps(order: Course) -> int:
+    return sum(not _fits(later.before, earlier.after) for earlier, later in pairwise(order))
+
+
+def _gaps_before(first: Report, start: Start, movers: Sequence[Report]) -> int:
+    if start is NOTHING:
+        return first.before is not None
+    after = start.after if isinstance(start, Report) else {}
+    if not movers:
+        return start is not None and not _fits(first.before, after)
+    # The second begins with what moved the rank, or with what leads to the same.
+    return min(
+        (not _fits(first.before, mover.before or {}))
+        + (mover.before is not mover.after and not _fits(mover.before, after))
+        for mover in movers
+    )
+
+
+def _movers(members: Sequence[Report]) -> list[Report]:
+    """Return what may have moved the rank: what lists it, else events that do not list what was before, else all."""
+    listing = [report for report in members if report.rank_before < report.rank]
+    unlisted = [report for report in members if report.before is report.after]
+    return listing or [report for report in unlisted if not report.is_observation] or unlisted
+
+
+def _fits(before: Row | None, after: Row) -> bool:
+    """Whether what was *before* an event is what was *after* another, on the columns that both carry."""
+    return before is not None and all(before[name] == after[name] for name in before.keys() & after.keys())
+
+
+def _state(report: Report) -> str:
+    return repr(_sorted(report.after))
+
+
+def _sorted(value: Any) -> Any:  # noqa: ANN401 - a JSON value
+    """Return *value* with its keys in one order, so that equal ones are written alike."""
+    if isinstance(value, dict):
+        return [(name, _sorted(value[name])) for name in sorted(value)]
+    return [_sorted(each) for each in value] if isinstance(value, list) else value
+
+
+def _likelihood(way: Way) -> tuple[Any, ...]:
+    """Return what decides between two ways to one state; of several steps that could lose one, the greatest id does."""
+    left = sorted((report.event_id for report in way.left_out), reverse=True)
+    return (*_preference(way), -len(left), left, [report.event_id for report in reversed(way.reports)])
+
+
+def _preference(way: Way) -> tuple[Any, ...]:
+    """Return what decides between two states that a second may have ended in."""
+    last = way.last
+    amount = last.after.get("amount_refunded")
+    is_closed = last.thing[2] == "dispute" and last.after.get("status") in ("won", "lost", "warning_closed")
+    return (-way.strangeness, -1 if amount is None else amount, is_closed, not last.is_observation, last.event_id)
+
+
+# ---- The left fold (rules 5 and 6) ----
+
+REFERENCES: Final = {
+    "orders": ("customer", "payment_link", "payment_intent", "subscription", "invoice", "recovered_from"),
+    "invoices": ("customer", "subscription"),
+    "credit_notes": ("customer", "invoice", "customer_balance_transaction"),
+    "invoice_payments": ("invoice", "payment_intent", "charge"),
+    "charges": ("payment_intent", "invoice"),
+    "refunds": ("charge", "payment_intent"),
+    "disputes": ("charge", "payment_intent"),
+    "balance_transactions": ("customer", "invoice", "credit_note", "order_id"),
+    "portal_sessions": ("configuration", "customer"),
+}
+
+
+def folded(subject: Subject, course: Sequence[Report]) -> Row:
+    """Return the row of the events of *course*, which are in their order."""
+    row: Row = {}
+    for report in course:
+        kept = REFERENCES.get(subject.table, ())
+        row |= {
+            name: value
+            for name, value in report.after.items()
+            if value is not None or name not in kept or name not in row
+        }
+    # The earliest real event, and what we read or decided ourselves only where there is none.
+    for name in {name for report in course for name in report.moments}:
+        of = [report for report in course if name in report.moments]
+        row[name] = min(each.moments[name] for each in [each for each in of if not each.is_observation] or of)
+    last = course[-1]
+    row |= {"event_id": last.event_id, "as_of": last.created}
+    if last.type.endswith(readings.CLOCK):
+        row["expired_at"] = last.created
+    if subject.table == "orders":
+        row["status"] = _order_status(row, last)
+        row["lines_complete"] = lines_are_complete(course)
+    if subject.table == "credit_notes":
+        row["lines_complete"] = any(report.is_whole for report in course)
+    return row
+
+
+def _order_status(row: Row, last: Report) -> str | None:
+    session, payment = row.get("session_status"), row.get("payment_status")
+    if session == "complete":
+        if row.get("mode") == "setup" and payment in (None, "unpaid", *readings.NO_MONEY_OWED):
+            return "complete"
+        if payment in readings.NO_MONEY_OWED:
+            return "paid"
+        if last.type == readings.FAILED:
+            return "failed"
+        return "processing" if payment == "unpaid" else None
+    if last.type.endswith(readings.CLOCK):
+        return "expired"
+    return session if session in ("open", "expired") else None
+
+
+TOTALS: Final = ("amount_subtotal", "amount_total", "currency")
+
+
+def lines_are_complete(course: Iterable["Totals"]) -> bool:
+    """Whether the lines that were listed last are those of the totals that came since (rule 11).
+
+    A listing that carries no totals is of those that the order had by then, and those are null before any is carried.
+    """
+    known: Row = dict.fromkeys(TOTALS)
     is_complete = False
-    for facts in ordered:
-        totals = {name: facts.columns[name] for name in TOTALS if name in facts.columns}
-        known |= totals
-        if facts.parts is not None:
-            is_complete, listed = True, dict(known)
-        elif any(total != listed.get(name) for name, total in totals.items()):
-            is_complete = False
+    for report in course:
+        carried = {name: report.after[name] for name in TOTALS if name in report.after}
+        is_complete = report.is_whole or (is_complete and all(known[name] == carried[name] for name in carried))
+        known |= carried
     return is_complete
 
 
-# ---- Rule 4: the chain, and the courses that a doubt leaves open ----
+class Totals(Protocol):
+    """What an event carries of an order's totals, and whether it lists all its lines."""
+
+    @property
+    def after(self) -> Mapping[str, Any]:
+        """The columns that it carries."""
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it lists all lines."""
+
+
+def _shown(subject: Subject, row: Row) -> Row:
+    """Return *row* with every column of its table, and no other."""
+    names = [column.name for column in tables.metadata.tables[subject.table].columns]
+    found = {name: row.get(name) for name in names}
+    found |= {"account": subject.account, "livemode": subject.livemode}
+    found |= (
+        {"customer": subject.id, "currency": subject.currency} if subject.table == "balances" else {"id": subject.id}
+    )
+    return found
+
+
+# ---- Lines ----
+
+
+def _parts(subject: Subject, course: Sequence[Report]) -> dict[Subject, Row]:
+    """Return an order's lines: those of the last list that was whole."""
+    if subject.table != "orders":
+        return {}
+    last = next((report for report in reversed(course) if report.is_whole), None)
+    return {} if last is None else _lines(last, "order_lines", "order_id")
+
+
+def _lines(report: Report, table: str, parent: str) -> dict[Subject, Row]:
+    account, livemode, _, id_ = report.thing
+    found = {}
+    for line in report.lines or ():
+        of = Subject(table, account, livemode, line["id"], root=id_)
+        row = {**line, parent: id_, "event_id": report.event_id, "as_of": report.created}
+        found[of] = _shown(of, row)
+    return found
+
+
+def _line_of_note(subject: Subject, objects: Objects) -> Known:
+    """Return a line of a credit note as the last event that lists it does: a page that lacks it removes nothing."""
+    note = (subject.account, subject.livemode, "credit_note", subject.root)
+    rows = []
+    for course in courses_of(objects[note]):
+        listed = [_lines(report, "credit_note_lines", "credit_note") for report in course]
+        rows.append([lines[subject] for lines in listed if subject in lines][-1])
+    return _known(subject, rows, {})
+
+
+# ---- What an old credit note does not carry (rule 6) ----
+
+
+def _to_balance(subject: Subject, objects: Objects) -> int | None:
+    """Return what went to the balance by the ledger: the negative of the note's transaction."""
+    for thing, reports in objects.items():
+        if thing[:2] == (subject.account, subject.livemode) and thing[2] == "customer_balance_transaction":
+            row = folded(Subject("balance_transactions", *thing[:2], thing[3]), courses_of(reports)[0])
+            if row.get("credit_note") == subject.id and row.get("amount") is not None:
+                return -int(row["amount"])
+    return None
+
+
+def _split(row: Row, by_ledger: int | None) -> None:
+    """Fill in *row* how the amount of a note is split, where no event carried it; what is not known stays null."""
+    amount, type_ = row.get("amount"), row.get("type")
+    if "pre_payment_amount" not in row and type_ in ("pre_payment", "post_payment") and amount is not None:
+        row["pre_payment_amount"] = amount if type_ == "pre_payment" else 0
+    if "post_payment_amount" not in row and type_ in ("pre_payment", "post_payment") and amount is not None:
+        row["post_payment_amount"] = amount if type_ == "post_payment" else 0
+    if row.get("refunded_amount") is not None:
+        row["refund"] = None
+    post = row.get("post_payment_amount")
+    rest = None if post is None else post - (row.get("out_of_band_amount") or 0)
+    refunded, to_balance = _of_rest(row, rest, by_ledger)
+    row |= {"refunded_amount": refunded, "to_balance_amount": to_balance}
+
+
+def _of_rest(row: Row, rest: int | None, by_ledger: int | None) -> tuple[int | None, int | None]:
+    """Return what of the *rest* was refunded, and what went to the balance."""
+    transaction = row.get("customer_balance_transaction")
+    if row.get("refunded_amount") is not None:
+        left = None if rest is None else rest - row["refunded_amount"]
+        is_sound = left is not None and (left > 0 if transaction else left == 0)
+        return row["refunded_amount"], left if is_sound else None
+    if "refund" not in row:
+        return None, by_ledger
+    is_known = "customer_balance_transaction" in row and "out_of_band_amount" in row
+    if by_ledger is not None and rest is not None:
+        return rest - by_ledger, by_ledger
+    if row["refund"] is None:
+        if not is_known or rest is None:
+            return 0, None
+        return 0, rest if bool(transaction) == (rest > 0) else None
+    return (rest, 0) if is_known and not transaction else (None, None)
+
+
+# ---- Balances (rule 9) ----
+
+
+Step = tuple[Any, Any, Any]
+"""A currency, a balance in it before a change, and after."""
 
 
 @dataclass(frozen=True)
-class Course:
-    """One way in which an object's events may have come about: *laid* are the facts of the row, in that order."""
+class Page:
+    """What a customer's ledger lists of one second: its steps, whether all of them, and where it begins and ends."""
 
-    events: list[Facts]
-    laid: list[Facts]
-    twins: set[str]
-
-
-@dataclass(frozen=True)
-class Listing:
-    """What a ledger lists of one second: how often each step was taken, and whether it was read after the second."""
-
-    steps: Mapping[tuple[object, object], int]
-    end: object
+    steps: Counter[Step]
     is_whole: bool
+    begins: Any
+    ends: Any
+
+    def supported(self, ways: Sequence[tuple[Way | None, Way]]) -> list[tuple[Way | None, Way]]:
+        """Return which of *ways* leave out what the ledger does not list, and no more; all where it supports none."""
+        counted = [pair for pair in ways if self._agrees(pair[1])] or list(ways)
+        fewest = min(way.gaps for _, way in counted)
+        return [pair for pair in counted if pair[1].gaps == fewest and self._joins(pair[1])] or counted
+
+    def _joins(self, way: Way) -> bool:
+        steps = [step for report in way.reports if (step := _balance_step(report)) is not None]
+        return self.is_whole and bool(steps) and (steps[0][1], steps[-1][2]) == (self.begins, self.ends)
+
+    def _agrees(self, way: Way) -> bool:
+        kept = Counter(step for report in way.reports if (step := _balance_step(report)) is not None)
+        left = Counter(step for report in way.left_out if (step := _balance_step(report)) is not None)
+        return all(self._is_right(kept[step], left[step], self.steps[step]) for step in kept)
+
+    def _is_right(self, kept: int, left: int, listed: int) -> bool:
+        if self.is_whole:
+            return kept == max(1, min(listed, kept + left))
+        return kept >= min(listed, kept + left)
 
 
-def _courses(
-    events: Sequence[Facts], rows: Mapping[str, Facts], ledger: Mapping[Any, Listing] | None = None
-) -> list[Course]:
-    """Return the courses of *events* that are left, the chosen one first; *rows* are what is laid, by event."""
-    courses = [Course([], [], set())]
-    for _, group in groupby(sorted(events, key=lambda each: each.position), lambda each: each.position):
-        second = list(group)
-        listing = (ledger or {}).get(second[0].stamp)
-        found = [each for course in courses for each in _ends(second, course, rows, listing)]
-        fewest = min(gaps for gaps, *_ in found)
-        left = [each for each in found if each[0] == fewest]
-        if listing is not None and listing.is_whole:
-            left = [each for each in left if _carried(each[-1].laid).get("amount") == listing.end] or left
-        left.sort(key=lambda each: each[1], reverse=True)
-        by_state: dict[str, Course] = {}
-        for *_, course in left:
-            by_state.setdefault(_text(_state_of(course, rows)), course)
-        courses = list(by_state.values())
-    return courses
+def _ledger_of(subject: Subject, objects: Objects) -> Mapping[Stamp, Page]:
+    """Return what the ledger of a customer lists in one currency, by second."""
+    listed = _listed(subject, objects)[0]
+    found = {}
+    for at, group in groupby(listed, key=lambda entry: entry.stamp):
+        entries = list(group)
+        steps = Counter(_step_of_ledger(entry) for entry in entries)
+        is_whole = max(entry.created for entry in listed) > at[1]
+        found[at] = Page(steps, is_whole, _step_of_ledger(entries[0])[1], _step_of_ledger(entries[-1])[2])
+    return found
 
 
-def _state_of(course: Course, rows: Mapping[str, Facts]) -> dict[str, Any]:
-    return _carried([*course.events, *(rows[each.event_id] for each in course.events if each.event_id in rows)])
+def _default_balance(customer: Subject, reports: Sequence[Report]) -> Subject:
+    """Return the balance in the currency that a customer's last event names."""
+    newest = max(reports, key=lambda report: ("currency" in report.after, report.rank, report.stamp))
+    return Subject(
+        "balances", customer.account, customer.livemode, customer.id, currency=newest.after.get("currency") or ""
+    )
 
 
-def _carried(events: Sequence[Facts]) -> dict[str, Any]:
-    carried: dict[str, Any] = {}
-    for each in events:
-        carried |= each.after
-    return carried
+def _step_of_ledger(entry: Report) -> Step:
+    assert entry.before is not None
+    return (entry.after["currency"], entry.before["ending_balance"], entry.after["ending_balance"])
 
 
-def _text(state: object) -> str:
-    return json.dumps(state, sort_keys=True, default=str)
+def _balance_step(report: Report) -> Step | None:
+    """Return how an event moved the balance in its currency, None where it did not, or moved another."""
+    if not _has_balance(report) or report.before is None:
+        return None
+    before, was = report.before.get("balance"), report.before.get("currency")
+    now, currency = report.after["balance"], report.after["currency"]
+    return (currency, before, now) if None not in (before, now) and before != now and was in (None, currency) else None
 
 
-Key = tuple[bool, int, bool, str]
+def _balance(subject: Subject, objects: Objects) -> Known:
+    customer = _thing(subject, "customer")
+    courses = courses_of(objects[customer], _ledger_of(subject, objects)) if customer in objects else [()]
+    lists = _listed(subject, objects)
+    rows = [_balance_row(subject, course, listed) for course in courses for listed in lists]
+    known = _known(subject, rows, _balance_changes(subject, courses[0]))
+    counts = {len(_balance_changes(subject, course)) for course in courses}
+    return replace(known, is_ambiguous=known.is_ambiguous or len(counts) > 1)
 
 
-def _ends(
-    second: list[Facts], course: Course, rows: Mapping[str, Facts], listing: Listing | None
-) -> list[tuple[int, Key, Course]]:
-    """Return where *second* may end after *course*: the gaps, how much the end is preferred, and the course."""
-    if len(second) > SECOND_EVENTS_MAX:
-        raise TooMany
-    common = set.intersection(*({*each.after} & {*(each.before or each.after)} for each in second))
-    after = {each.event_id: _text({name: each.after[name] for name in common}) for each in second}
-    before = {
-        each.event_id: NOTHING if each.is_first else _text({name: (each.before or each.after)[name] for name in common})
-        for each in second
+def _balance_row(subject: Subject, course: Course, listed: Course) -> Row:
+    """Return the balance in one currency: the customer's events decide that in the default one, the ledger others."""
+    own = [report for report in course if _has_balance(report) and report.after["currency"] == subject.currency]
+    default = next((each.after["currency"] for each in reversed(course) if "currency" in each.after), None)
+    if own and (default == subject.currency or not listed or listed[-1].created <= own[-1].created):
+        return {"amount": own[-1].after["balance"], "event_id": own[-1].event_id, "as_of": own[-1].created}
+    last = listed[-1]
+    return {"amount": last.after["ending_balance"], "event_id": last.event_id, "as_of": last.created}
+
+
+def _balance_changes(subject: Subject, course: Course) -> dict[Subject, Row]:
+    found = {}
+    for report in course:
+        step = _balance_step(report)
+        if step is None or step[0] != subject.currency:
+            continue
+        of = Subject("balance_changes", subject.account, subject.livemode, report.event_id)
+        row = {
+            "customer": subject.id,
+            "currency": subject.currency,
+            "amount": step[2] - step[1],
+            "ending_balance": step[2],
+            "event_id": report.event_id,
+            "as_of": report.created,
+        }
+        found[of] = _shown(of, row)
+    return found
+
+
+def _listed(subject: Subject, objects: Objects) -> list[Course]:
+    """Return the ledger of one currency as a chain of balances from 0: each transaction once, as it was read last."""
+    entries = []
+    for thing, reports in objects.items():
+        if thing[:2] != (subject.account, subject.livemode) or thing[2] != "customer_balance_transaction":
+            continue
+        last = courses_of(reports)[0][-1]
+        if (last.after.get("customer"), last.after.get("currency")) == (subject.id, subject.currency):
+            entries.append(_entry(last, last.after["amount"], last.after["ending_balance"]))
+    if not entries:
+        return [()]
+    opening = replace(_entry(entries[0], 0, 0), stamp=(BEGINNING, BEGINNING))
+    return [course[1:] for course in courses_of([opening, *entries])]
+
+
+def _entry(last: Report, amount: int, ending: int) -> Report:
+    """Return a transaction as a step of its balance, in the second in which it was made."""
+    made = last.after.get("created") or last.created
+    before, after = ({"currency": last.after["currency"], "ending_balance": at} for at in (ending - amount, ending))
+    return replace(last, rank=0, rank_before=0, stamp=(made, made), before=before, after=after)
+
+
+# ---- What charges say of an order (rule 10) ----
+
+
+def settled(found: Mapping[Subject, Row]) -> dict[Subject, Row]:
+    """Return the orders that are complete and not said to be paid, with what the charges of their intent lay on."""
+    return {
+        subject: _settled(row, found)
+        for subject, row in found.items()
+        if subject.table == "orders"
+        and row["session_status"] == "complete"
+        and row["payment_status"] in (None, "unpaid")
+        and row["mode"] != "setup"
+        and row["payment_intent"] is not None
     }
-    equal: dict[tuple[object, object], list[Facts]] = {}
-    for each in sorted(second, key=_seniority):
-        equal.setdefault((before[each.event_id], after[each.event_id]), []).append(each)
-    sets = [kept for kept in _kept_sets(equal) if listing is None or _fits(kept, second, listing, rows)]
-    found: list[tuple[int, Key, Course]] = []
-    for start in _starts(second, course, common, before, after):
-        orders = {tuple(each.event_id for each in kept): _best_orders(kept, before, after, start) for kept in sets}
-        fewest = min(gaps for gaps, _ in orders.values())
-        fitting = [kept for kept in sets if orders[tuple(each.event_id for each in kept)][0] == fewest]
-        # As few are left out as do, and of several those of the step with the greatest id.
-        chosen = max(fitting, key=lambda kept: (len(kept), _greatest_left_out(second, kept, equal)))
-        for kept in fitting:
-            for order in orders[tuple(each.event_id for each in kept)][1]:
-                laid, twins = _with_twins(order, second, before, after)
-                steps = [rows[each.event_id] for each in laid if each.event_id in rows]
-                key = (kept is chosen, *_preference(order[-1]))
-                whole = Course([*course.events, *laid], [*course.laid, *steps], course.twins | twins)
-                found.append((fewest + (start is None), key, whole))
-    fewest = min(gaps for gaps, *_ in found)
-    # To begin anywhere is worse than to begin where it is known to, and better than a gap.
-    return [(gaps, key, each) for gaps, key, each in found if gaps == fewest]
 
 
-def _kept_sets(equal: Mapping[tuple[object, object], list[Facts]]) -> Iterator[list[Facts]]:
-    """Yield what may be kept of a second's events: of equal steps any number, those with the greatest ids."""
-    kept: list[list[Facts]] = [[]]
-    for same in equal.values():
-        kept = [[*each, *same[less:]] for each in kept for less in range(len(same))]
-    yield from kept
+def _settled(order: Row, found: Mapping[Subject, Row]) -> Row:
+    def of(table: str) -> list[Row]:
+        return [row for subject, row in found.items() if subject.table == table and _are_of_one_world(row, order)]
 
-
-def _fits(kept: Sequence[Facts], second: Sequence[Facts], listing: Listing, rows: Mapping[str, Facts]) -> bool:
-    """Return whether *kept* holds each step at least as often as it is listed, or just as often where all are."""
-    counts, reported = (_balance_steps(events, rows) for events in (kept, second))
-    least = _balance_steps(list({_text([each.before, each.after]): each for each in second}.values()), rows)
-    for step, times in listing.steps.items():
-        wanted = min(times, reported[step])
-        if counts[step] < wanted or (listing.is_whole and counts[step] > max(wanted, least[step])):
-            return False
-    return True
-
-
-def _balance_steps(events: Sequence[Facts], rows: Mapping[str, Facts]) -> Counter[tuple[object, object]]:
-    steps = [rows[each.event_id] for each in events if each.event_id in rows]
-    return Counter((each.before["amount"], each.after["amount"]) for each in steps if each.before is not None)
-
-
-def _greatest_left_out(
-    second: Sequence[Facts], kept: Sequence[Facts], equal: Mapping[tuple[object, object], list[Facts]]
-) -> list[tuple[bool, str]]:
-    out = [each for each in second if each not in kept]
-    return sorted((_seniority(same[-1]) for same in equal.values() for each in same if each in out), reverse=True)
-
-
-def _starts(
-    second: Sequence[Facts],
-    course: Course,
-    common: set[str],
-    before: Mapping[str, object],
-    after: Mapping[str, object],
-) -> list[object]:
-    """Return the states in which a second may begin, None for any: where the last event not later in time ended."""
-    stamp, rank = second[0].stamp, second[0].rank
-    earlier = [each for each in course.events if each.stamp <= stamp]
-    nothing = [NOTHING] if any(each.is_first for each in second) else []
-    if not earlier:
-        return nothing or [None]
-    carried = _carried(earlier)
-    shared = {name for name in common if name in carried}
-    known = _text({name: carried[name] for name in shared})
-    fitting = [
-        before[each.event_id]
-        for each in second
-        if not each.is_first and _text({name: (each.before or each.after)[name] for name in shared}) == known
+    charges = [row for row in of("charges") if row["payment_intent"] == order["payment_intent"]]
+    ids = {row["id"] for row in charges}
+    refunds = [
+        row
+        for row in of("refunds")
+        if row["reason"] == "expired_uncaptured_charge"
+        and (row["payment_intent"] == order["payment_intent"] or row["charge"] in ids)
     ]
-    moving = [
-        after[each.event_id]
-        for each in second
-        if earlier[-1].rank < rank and not each.before and each.source != "observation"
-    ]
-    return list(dict.fromkeys([*nothing, *(fitting or [known]), *moving]))
+    canceled = [row["canceled_at"] for row in of("payment_intents") if row["id"] == order["payment_intent"]]
+    # Captured beats released: what was once reported as captured paid.
+    paying = [row for row in charges if row["captured_at"] is not None]
+    if paying:
+        return order | {"status": "paid", "paid_at": order["paid_at"] or min(row["captured_at"] for row in paying)}
+    ends = [_released_at(row, refunds, canceled) for row in charges if row["status"] != "failed"]
+    if not ends:
+        ends = [min([*canceled, *(row["created"] for row in refunds)], default=None)]
+    if None in ends:
+        return order
+    return order | {"status": "failed", "failed_at": order["failed_at"] or max(at for at in ends if at is not None)}
 
 
-def _best_orders(
-    kept: Sequence[Facts], before: Mapping[str, object], after: Mapping[str, object], start: object
-) -> tuple[int, list[list[Facts]]]:
-    """Return the fewest gaps of any order of *kept*, and for each state it may end in the most preferred such order."""
-    # From the end: the first, where the most preferred come first, is the one that is wanted.
-    fewest, ends = len(kept) + 1, dict[object, list[Facts]]()
-    for backwards in permutations(sorted(kept, key=_preference, reverse=True)):
-        order = list(backwards[::-1])
-        gaps = _gaps(order, before, after, start)
-        if gaps < fewest:
-            fewest, ends = gaps, {}
-        if gaps == fewest:
-            ends.setdefault(after[order[-1].event_id], order)
-    return fewest, list(ends.values())
+def _released_at(charge: Row, refunds: Sequence[Row], canceled: Sequence[Any]) -> Any:  # noqa: ANN401 - a time
+    """Return when a hold was released, None where it is still held, or pending."""
+    if charge["status"] == "pending":
+        return None
+    naming = [row["created"] for row in refunds if row["charge"] in (None, charge["id"])]
+    moments = [at for at in (charge["released_at"], *naming, *canceled) if at is not None]
+    return min(moments, default=None)
 
 
-def _with_twins(
-    order: Sequence[Facts], second: Sequence[Facts], before: Mapping[str, object], after: Mapping[str, object]
-) -> tuple[list[Facts], set[str]]:
-    """Return *order* with the events that it leaves out next to the last step that they repeat, and their ids."""
-    laid = list(order)
-    twins = [each for each in sorted(second, key=_seniority) if each not in order]
-    for twin in twins:
-        step = (before[twin.event_id], after[twin.event_id])
-        laid.insert(
-            max(
-                i
-                for i, each in enumerate(laid)
-                if each in order and (before[each.event_id], after[each.event_id]) == step
-            ),
-            twin,
-        )
-    return laid, {each.event_id for each in twins}
-
-
-def _gaps(order: Sequence[Facts], before: Mapping[str, object], after: Mapping[str, object], start: object) -> int:
-    gaps, state = 0, start
-    for index, each in enumerate(order):
-        if before[each.event_id] != state and not (index == 0 and start is None):
-            gaps += 1
-        state = after[each.event_id]
-    return gaps
-
-
-def _seniority(facts: Facts) -> tuple[bool, str]:
-    return (facts.source != "observation", facts.event_id)
-
-
-def _preference(facts: Facts) -> tuple[int, bool, str]:
-    prefer: Callable[[Facts], int] = folds.SHAPES[facts.subject.table].prefer
-    return (prefer(facts), *_seniority(facts))
-
-
-# ---- Rule 9: a balance has two witnesses ----
-
-
-def _balance(subject: Subject, own: Sequence[Facts], customer: Sequence[Facts]) -> Folded:
-    """Return the balance as the customer says in its default currency, and as the newer of the two says in others."""
-    own_events = {each.event_id for each in customer}
-    by_customer = {each.event_id: each for each in own if each.event_id in own_events}
-    readings: dict[object, Facts] = {}
-    for each in sorted(
-        (each for each in own if each.event_id not in own_events), key=lambda each: (each.created, each.event_id)
-    ):
-        readings[each.columns["_transaction"]] = each
-    transactions = list(readings.values())
-    ledger = _ledger_order(transactions)
-    read_at = ledger[-1].created if ledger else None
-    listings = {
-        stamp: _listing(list(group), stamp[0] < read_at) for stamp, group in groupby(ledger, lambda each: each.stamp)
-    }
-    courses = _courses(customer, by_customer, listings)
-    result = _folded(courses) if by_customer else None
-    if result is None or (
-        ledger
-        and read_at > result.order[-1].created  # type: ignore[operator]  # as above
-        and _carried(courses[0].events).get("currency") != subject.currency
-    ):
-        laid = [*(result.order if result else []), *ledger]
-        return Folded(joined(laid), laid, result.twins if result else set(), is_ambiguous=False)
-    laid = [*ledger, *result.order]
-    return Folded(joined(laid), laid, result.twins, result.is_ambiguous)
-
-
-def _listing(steps: Sequence[Facts], is_whole: bool) -> Listing:  # noqa: FBT001 - named by its place
-    counts = Counter[tuple[object, object]](((each.before or {})["amount"], each.after["amount"]) for each in steps)
-    return Listing(counts, steps[-1].after["amount"], is_whole)
-
-
-def _ledger_order(transactions: Sequence[Facts]) -> list[Facts]:
-    """Return *transactions* in the order with the fewest breaks, second by second from 0; none is a twin."""
-    laid: list[Facts] = []
-    for _, group in groupby(sorted(transactions, key=lambda each: each.stamp), lambda each: each.stamp):
-        second = sorted(group, key=_preference, reverse=True)
-        if len(second) > SECOND_EVENTS_MAX:
-            raise TooMany
-        known = laid[-1].after["amount"] if laid else 0
-        orders = [list(order[::-1]) for order in permutations(second)]
-        laid += min(orders, key=lambda order: _breaks(order, known))
-    return laid
-
-
-def _breaks(order: Iterable[Facts], known: object) -> int:
-    states = [(None, known), *((each.before["amount"], each.after["amount"]) for each in order if each.before)]
-    return sum(before != reached for (_, reached), (before, _) in pairwise(states))
+def _are_of_one_world(one: Row, other: Row) -> bool:
+    return (one["account"], one["livemode"]) == (other["account"], other["livemode"])

@@ -455,23 +455,37 @@ def hold(seed: int) -> tuple[int, int]:
     share, read = rng.choice((0.0, 0.04, 0.3)), rng.random() < 0.5
     life = busy.live(rng, twins=share, read=read)
     known = histories.facts_of(life.bodies)
+    rows = reference.account_of(life.bodies)
     doubts = 0
     subjects = [subject for subject in known if subject.table in ("balances", "customers")]
     for subject in subjects:
         result = arrived(subject, known, rng)
         doubt = join.AMBIGUOUS_ORDER in {each.kind for each in result.anomalies}
         doubts += doubt
-        try:
-            expected = reference.fold(subject, known)
-        except reference.TooMany:
-            pass
-        else:
-            assert (result.row, doubt) == (expected.row, expected.is_ambiguous), seed
+        # Where the ledger was read, the engine orders a customer's own row without it: see the test below.
+        if (expected := rows[subject]) is not None and (subject.table == "balances" or not read):
+            assert (reference.public(result.row), doubt) == (expected.row, expected.is_ambiguous), seed
         if subject.table == "balances" and not doubt:
             assert result.row["amount"] == life.amount, seed
             assert [each.kind for each in result.anomalies] == [], seed
             assert sorted(int(str(row["amount"])) for row in result.children) == sorted(life.changes), seed
     return doubts, len(subjects)
+
+
+@pytest.mark.xfail(strict=True, reason="The ledger decides the order for the balance alone.")
+def test_the_ledger_orders_the_customer_too() -> None:
+    """The ledger shows that one of two equal changes is a twin: the name is that of the balance's last event."""
+    history = [
+        CREATED,
+        customer("evt_1", 9, -500, {"balance": 0, "name": "A"}, name="B"),
+        customer("evt_2", 9, 0, {"balance": -500, "name": "B"}),
+        customer("evt_3", 9, -500, {"balance": 0, "name": "A"}, name="B"),
+        *listed((-500, -500), (500, 0)),
+    ]
+    found = folded(history, Subject("customers", "", False, busy.CUSTOMER))  # noqa: FBT003 - test mode
+
+    assert shown(history) == (0, [500, -500], [])
+    assert (found.row["name"], found.row["event_id"], found.anomalies) == ("A", "evt_2", ())
 
 
 def arrived(subject: Subject, known: dict[Subject, list[Facts]], rng: random.Random) -> join.Joined:

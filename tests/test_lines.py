@@ -3,7 +3,7 @@
 import random
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import given
@@ -12,7 +12,7 @@ from sqlalchemy import Engine
 
 from deploy.sandbox.account import Account
 from schemas import checkout, database
-from tests import ledger, reference
+from tests import histories, ledger, reference
 from tests.stage import HOUR, stage
 from tests.test_at_stripe import fetch
 from tests.test_join import SECOND, arrive, split
@@ -169,7 +169,7 @@ def test_equal_totals_need_no_other_event(account: Account) -> None:
 
 def facts_of(body: bytes) -> tuple[Facts, ...]:
     """Return what the event in *body* says."""
-    return folds.judge(reference.event_of(body)).facts
+    return folds.judge(histories.event_of(body)).facts
 
 
 def a_step(number: int, rng: random.Random) -> Facts:
@@ -195,6 +195,13 @@ def a_step(number: int, rng: random.Random) -> Facts:
     )
 
 
+class Carried(NamedTuple):
+    """What a step carries, and whether it lists all lines."""
+
+    after: Mapping[str, Any]
+    is_whole: bool
+
+
 @given(rng=st.randoms(use_true_random=False))
 def test_complete_is_what_the_set_says(rng: random.Random) -> None:
     """Laid over the row at rest or folded from all events, in any order and any batches: the same, as rule 11 says."""
@@ -205,7 +212,9 @@ def test_complete_is_what_the_set_says(rng: random.Random) -> None:
     whole = join.fold_all(folds.SHAPES["orders"], steps)
     assert whole is not None
     assert row == whole.row
-    assert row["lines_complete"] is reference.lines_are_complete(steps)
+    assert row["lines_complete"] is reference.lines_are_complete(
+        [Carried(one.columns, one.parts is not None) for one in steps]
+    )
 
 
 def test_lines_are_read_again_once(database_url: str, redis_url: str) -> None:

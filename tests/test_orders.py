@@ -10,7 +10,7 @@ from sqlalchemy import Engine
 from deploy.sandbox.account import Account, Event
 from deploy.sandbox.rendering import render, twin
 from schemas import checkout, observations
-from tests import ledger, reference
+from tests import histories, ledger
 from worker import folds
 from worker.folds.checkout_session import CLOCK_EXPIRED
 
@@ -469,9 +469,9 @@ def test_every_type_that_is_folded_has_an_outcome() -> None:
     """Each type that a fold is registered for names its object, and a payload that fits nothing parks it."""
     for kind, (object_type, _) in folds.FOLDS.items():
         event = Account(seed=1).emit(kind, {"id": 7, "object": object_type})
-        assert folds.judge(reference.event_of(event.body)).state == "parked"
+        assert folds.judge(histories.event_of(event.body)).state == "parked"
         wrong = Account(seed=1).emit(kind, {"id": "x_1", "object": "something_else"})
-        verdict = folds.judge(reference.event_of(wrong.body))
+        verdict = folds.judge(histories.event_of(wrong.body))
         assert (verdict.state, verdict.reason) == (
             "parked",
             f"its object is something_else, where {object_type} is wanted",

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from sqlalchemy import Engine
 
 from deploy.sandbox.account import Account
-from tests import histories, ledger, reference
+from tests import histories, ledger
 from tests.web import serving, settings_of
 from worker import folds
 from worker.folds.facts import Facts
@@ -34,7 +34,7 @@ def rewritten(value: Any, *, inside: str = "") -> Any:  # noqa: ANN401 - any JSO
 
 def facts_of(event: dict[str, Any]) -> list[Facts]:
     """Return what the folds read in *event*."""
-    verdict = folds.judge(reference.event_of(json.dumps(event).encode()))
+    verdict = folds.judge(histories.event_of(json.dumps(event).encode()))
     assert verdict.state == "folded", verdict.reason
     return list(verdict.facts)
 
@@ -45,7 +45,7 @@ def test_rewritten_events_say_the_same(seed: int) -> None:
     for body in histories.bodies_of(seed)[:20]:
         event = json.loads(body)
         copy = {**event, "data": rewritten(event["data"])}
-        if folds.judge(reference.event_of(body)).state == "folded":
+        if folds.judge(histories.event_of(body)).state == "folded":
             assert facts_of(copy) == facts_of(event)
 
 
@@ -75,10 +75,10 @@ def test_a_number_without_end() -> None:
     """A number of ten thousand digits matters where it is kept, and nowhere else."""
     digits = "9" * 10_000
     body = json.dumps(customer(balance=-500, unknown=0, name=HALF)).replace('"unknown": 0', f'"unknown": {digits}')
-    assert folds.judge(reference.event_of(body.encode())).state == "folded"
+    assert folds.judge(histories.event_of(body.encode())).state == "folded"
 
     body = json.dumps(customer(balance=0)).replace('"balance": 0', f'"balance": {digits}')
-    verdict = folds.judge(reference.event_of(body.encode()))
+    verdict = folds.judge(histories.event_of(body.encode()))
     assert (verdict.state, verdict.cause) == ("parked", "payload_unreadable")
     assert verdict.reason is not None
     assert "balance" in verdict.reason

@@ -407,7 +407,7 @@ def _before_a_reading(course: _Course | None, edges: Sequence[_Edge], names: Seq
 
 def _may_be_of_second(group: Sequence[Facts], stamp: Stamp) -> bool:
     """Return whether *group* is a reading that may be of what the second *stamp* brought, for all that it is dated."""
-    if len(group) > 1 or not group[0].is_observation:
+    if len(group) > 1 or not group[0].is_observation or group[0].before is not None:
         return False
     dated, begun = group[0].stamp[0], stamp[0]
     return isinstance(dated, datetime) and isinstance(begun, datetime) and begun - dated <= READING_TIME_MAX

@@ -560,20 +560,9 @@ def _intent(about: Json, _type: str) -> Row:
 # ---- The billing portal ----
 
 
-def _features(value: Any) -> Any:  # noqa: ANN401 - a JSON value
-    """Return the features as sent, but for one empty list, which the engine takes for an empty object of PHP's.
-
-    That it does is a fault: see ``test_an_empty_list_of_features`` in ``tests/test_literals_portal.py``.
-    """
-    pause = value.get("subscription_pause") if isinstance(value, dict) else None
-    if not pause or pause.get("duration", {}).get("interval_options") != []:
-        return _map(value)
-    return {**value, "subscription_pause": {**pause, "duration": {**pause["duration"], "interval_options": {}}}}
-
-
 _CONFIGURATION_PLAN: Final = {
     **_as(_plain, "active", "is_default", "name"),
-    **_as(_features, "features"),
+    **_as(_map, "features"),
     **_as(_maybe_time, "created", "updated"),
     "login_page_url": (_plain, ("login_page.url",)),
 }

@@ -360,10 +360,9 @@ def _endings(
         for number, way in enumerate(ways):
             degrees, left = _Degrees(_without(kept, way), start), (*left_out, *way)
             gaps, ends = degrees.survey()
-            spare = twins.spare(way)
-            less = _ends_with_less_moves(degrees, [edge for edge in spare if rules.counts], rules)
+            less = _ends_with_less_moves(degrees, twins.spare(way), rules)
             found += [_Ending(edges, start, gaps, end, left, number > 0, is_countable=end not in less) for end in ends]
-            found += _with_less(found[-1], degrees, spare)
+            found += _with_less(found[-1], degrees, twins, way, rules)
     fewest = min(each.gaps for each in found)
     found = [each for each in found if each.gaps == fewest]
     # Where it begins is a guess only where nothing that is known to come before fits as well.
@@ -557,8 +556,11 @@ def _ways_between(spare: Sequence[_Edge], degrees: "_Degrees") -> list[tuple[_Ed
     return sorted(ways, key=lambda way: (len(way), [number[edge] for edge in way]))
 
 
-def _with_less(ending: _Ending, degrees: "_Degrees", spare: Sequence[_Edge]) -> Iterator[_Ending]:
-    """Yield endings where more equal steps are left out, and which therefore end elsewhere with no more gaps."""
+def _with_less(
+    ending: _Ending, degrees: "_Degrees", twins: _Twins, left_out: tuple[_Edge, ...], rules: Rules
+) -> Iterator[_Ending]:
+    """Yield endings where more than *left_out* of the *twins* are, and which so end elsewhere with no more gaps."""
+    spare = twins.spare(left_out)
     if not spare:
         return
     ends = degrees.survey()[1]
@@ -567,14 +569,18 @@ def _with_less(ending: _Ending, degrees: "_Degrees", spare: Sequence[_Edge]) -> 
         with degrees.without(way):
             # Of what is not connected with the way the ends are the same.
             others = degrees.ends_around(way[0].before) - ends if way and degrees.gaps == ending.gaps else ()
+            less = _ends_with_less_moves(degrees, twins.spare((*left_out, *way)), rules) if others else set()
         if others:
             ends |= others
-            left_out = (*ending.left_out, *way)
-            yield from (replace(ending, end=end, left_out=left_out, is_doubtful=True) for end in others)
+            out = (*ending.left_out, *way)
+            for end in others:
+                yield replace(ending, end=end, left_out=out, is_doubtful=True, is_countable=end not in less)
 
 
 def _ends_with_less_moves(degrees: "_Degrees", spare: Sequence[_Edge], rules: Rules) -> set[Hashable]:
     """Return in which states an order with no more gaps may end that leaves out steps by which the row was moved."""
+    if not rules.counts:
+        return set()
     if len(spare) > SPARE_MAX:
         return degrees.survey()[1]
     gaps, number, into = degrees.gaps, {edge: index for index, edge in enumerate(spare)}, _by_end(spare)

@@ -223,6 +223,7 @@ class Group:
     ``ways`` has each possible way with the way of the group before that it goes on from, None where it begins.
     """
 
+    members: Sequence[Report]
     before: "Group | None"
     rank: int
     stamp: Stamp
@@ -285,12 +286,14 @@ def _until_read(groups: Sequence[Group], members: Sequence[Report], stamp: Stamp
     found = list(groups)
     states = [state for each in members for state in (each.before, each.after) if state is not None]
     while found and stamp[0] - found[-1].stamp[0] <= READING_TIME_MAX:
-        seen = {id(way.last): way.last for _, way in found[-1].ways}
-        (read, *others) = seen.values()
-        is_known = len(found) > 1 and any(_fits(read.after, end.last.after) for end in found[-2].ends)
-        if others or not read.is_observation or is_known or not any(_fits(read.after, state) for state in states):
-            break
-        found.pop()
+        group = found.pop()
+        read = group.ends[0].last
+        rest = [report for report in group.members if report is not read]
+        if rest and read.is_observation:
+            found.append(_group(rest, group.before, (), None))
+        is_known = bool(found) and any(_fits(read.after, end.last.after) for end in found[-1].ends)
+        if not read.is_observation or is_known or not any(_fits(read.after, state) for state in states):
+            return [*found[: -1 if rest and read.is_observation else None], group]
     return found
 
 
@@ -326,7 +329,7 @@ def _group(members: Sequence[Report], before: Group | None, movers: Sequence[Rep
     fewest = min(way.gaps for _, way in ways)
     kept = [(end, way) for end, way in ways if way.gaps == fewest]
     counted = [(end, _counted(way, [other for start, other in kept if start is end])) for end, way in kept]
-    return Group(before, members[0].rank, members[0].stamp, counted)
+    return Group(members, before, members[0].rank, members[0].stamp, counted)
 
 
 def _counted(way: Way, others: Sequence[Way]) -> Way:

@@ -26,7 +26,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from functools import cached_property
 from itertools import groupby, pairwise
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from msgspec import Struct
 
@@ -259,7 +259,7 @@ def _follow(courses: Sequence[_Course], group: list[Facts], rules: Rules) -> lis
         return [_Course(course, group, carried, moves=moves, is_countable=course.is_countable)]
     names, testimony = _common_names(group), rules.testimony.get(group[0].stamp)
     edges = _edges(group, names)
-    starts = [_starts(edges, names, course) for course in courses]
+    starts = [_starts(edges, names, course, rules) for course in courses]
     if _is_too_much(edges, sum(map(len, starts))):
         found = [(course, each) for course in courses for each in _unordered(edges)]
     else:
@@ -369,10 +369,10 @@ def _endings(
     return [each for each in found if each.start is not None] or found
 
 
-def _starts(edges: Sequence[_Edge], names: Sequence[str], course: _Course) -> list[Hashable | None]:
+def _starts(edges: Sequence[_Edge], names: Sequence[str], course: _Course, rules: Rules) -> list[Hashable | None]:
     """Return the states in which *edges* may begin; None stands for any."""
     found: list[Hashable | None] = [_NOTHING] if any(edge.before is _NOTHING for edge in edges) else []
-    earlier = _before_a_reading(course.earlier_than(edges[0].facts.position), edges, names)
+    earlier = _before_a_reading(course.earlier_than(edges[0].facts.position), edges, names, rules)
     if earlier is None:
         begun = course.carried if course.before is None else {}
         found += [_state(begun, names)] if begun and begun.keys() >= set(names) else []
@@ -388,33 +388,45 @@ def _starts(edges: Sequence[_Edge], names: Sequence[str], course: _Course) -> li
     return list(dict.fromkeys(found))
 
 
-def _before_a_reading(course: _Course | None, edges: Sequence[_Edge], names: Sequence[str]) -> _Course | None:
+def _before_a_reading(
+    course: _Course | None, edges: Sequence[_Edge], names: Sequence[str], rules: Rules
+) -> _Course | None:
     """Return *course* until what its last readings may have seen of *edges* themselves.
 
     See Note [A reading may be of the next second].
     """
     states = {state for edge in edges for state in (edge.before, edge.after)}
     position = edges[0].facts.position
-    while course is not None and _may_be_of_second(course.group, position[1]):
-        before = None if course.before is None else course.before.earlier_than(position)
-        seen = _known_of(course, names)
-        if seen not in states or (before is not None and _known_of(before, names) == seen):
+    while course is not None and course.group[0].stamp[0] >= _least_date(position[1]):
+        steps = list(course.group) if course.ending is None else _laid_out(course.ending, rules)
+        seen = _known_of(course.carried, names)
+        if not steps[-1].is_observation or steps[-1].before is not None or seen not in states:
+            break
+        before = _without_last(course, steps, position, rules)
+        if before is not None and _known_of(before.carried, names) == seen:
             break
         course = before
     return course
 
 
-def _may_be_of_second(group: Sequence[Facts], stamp: Stamp) -> bool:
-    """Return whether *group* is a reading that may be of what the second *stamp* brought, for all that it is dated."""
-    if len(group) > 1 or not group[0].is_observation or group[0].before is not None:
-        return False
-    dated, begun = group[0].stamp[0], stamp[0]
-    return isinstance(dated, datetime) and isinstance(begun, datetime) and begun - dated <= READING_TIME_MAX
+def _least_date(stamp: Stamp) -> Any:  # noqa: ANN401 - a time, as all stamps begin with one
+    """Return the earliest date of a reading that may be of what the second *stamp* brought."""
+    return stamp[0] - READING_TIME_MAX  # type: ignore[operator]  # as above
 
 
-def _known_of(course: _Course, names: Sequence[str]) -> Hashable | None:
-    """Return the state after *course*, None where it has not all the *names*."""
-    return _state(course.carried, names) if course.carried.keys() >= set(names) else None
+def _without_last(course: _Course, steps: Sequence[Facts], position: Position, rules: Rules) -> _Course | None:
+    """Return *course*, of which *steps* are the last group in its order, without the last of them."""
+    if len(steps) == 1:
+        return None if course.before is None else course.before.earlier_than(position)
+    carried = dict(course.before.carried) if course.before is not None else {}
+    for step in steps[:-1]:
+        carried |= rules.carried(step)
+    return _Course(course.before, steps[:-1], carried)
+
+
+def _known_of(carried: Mapping[str, Value], names: Sequence[str]) -> Hashable | None:
+    """Return the state *carried*, None where it has not all the *names*."""
+    return _state(carried, names) if carried.keys() >= set(names) else None
 
 
 def _movers(edges: Sequence[_Edge]) -> Iterator[Hashable]:

@@ -754,9 +754,10 @@ def _released_at(charge: Row, refunds: Sequence[Row], canceled: Sequence[Any]) -
     """Return when a hold was released, None where it is still held, or pending."""
     if charge["status"] == "pending":
         return None
+    if charge["released_at"] is not None:
+        return charge["released_at"]
     naming = [row["created"] for row in refunds if row["charge"] in (None, charge["id"])]
-    moments = [at for at in (charge["released_at"], *naming, *canceled) if at is not None]
-    return min(moments, default=None)
+    return min((at for at in (*naming, *canceled) if at is not None), default=None)
 
 
 def _are_of_one_world(one: Row, other: Row) -> bool:

@@ -261,7 +261,7 @@ def _session(about: Json, type_: str) -> Row:
     if type_.endswith(MISSING):
         return {}
     found = _columns(about, _SESSION_PLAN)
-    if found.get("session_status") is None and type_ in _STATUS_BY_TYPE:
+    if "session_status" not in found and type_ in _STATUS_BY_TYPE:
         found["session_status"] = _STATUS_BY_TYPE[type_]
     if about.get("currency_conversion"):
         found |= _before_conversion(about, about["currency_conversion"])
@@ -388,7 +388,7 @@ _PAYMENT_STATUSES: Final = {
 
 def _invoice(about: Json, type_: str) -> Row:
     found = _columns(about, _INVOICE_PLAN)
-    if found.get("status") is None and "paid" in about:
+    if "status" not in found and "paid" in about:
         found["status"] = _status_of_2015(about)
     return {**found, **_payment_of(about, found), "deleted": _is_deleted(about, type_)}
 

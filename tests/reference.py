@@ -24,7 +24,7 @@ BEGINNING: Final = datetime.min.replace(tzinfo=UTC)
 
 
 class TooMany(Exception):
-    """A second holds more events of one object than all orders of can be tried."""
+    """A second holds more events of one object than can be tried in every order."""
 
 
 class TwoShapes(TooMany):
@@ -80,19 +80,19 @@ def public(row: Mapping[str, Any]) -> Row:
 
 
 def objects_of(bodies: Iterable[bytes], *, account: str = "") -> Objects:
-    """Return what is reported of each object, without what an operator set aside."""
+    """Return what is reported of each object, without the events that an operator ignored."""
     events: dict[tuple[str, bool, str], Report] = {}
-    aside = {}
+    ignored = set()
     for body in bodies:
-        word = readings.set_aside(body, account)
+        word = readings.ignored(body, account)
         report = readings.read(body, account)
         if word is not None:
-            aside[word] = True
+            ignored.add(word)
         if report is not None:
             events.setdefault((*report.thing[:2], report.event_id), report)
     found: dict[Thing, list[Report]] = defaultdict(list)
     for key, report in events.items():
-        if key not in aside:
+        if key not in ignored:
             found[report.thing].append(report)
     return found
 
@@ -149,10 +149,8 @@ def known_of(subject: Subject, objects: Objects) -> Known:
     if subject.table == "invoice_payments" and _thing(subject, kind) not in objects:
         return _payment_of_invoice(subject, objects)
     thing = _thing(subject, kind)
-    courses = courses_of(
-        objects[thing],
-        _ledger_of(_default_balance(subject, objects[thing]), objects) if subject.table == "customers" else None,
-    )
+    balance = _default_balance(subject, objects[thing]) if subject.table == "customers" else None
+    courses = courses_of(objects[thing], balance and _ledger_of(balance, objects))
     rows = [folded(subject, course) for course in courses]
     if subject.table == "credit_notes":
         for row in rows:
@@ -182,9 +180,7 @@ def _of_payment(report: Report) -> Report:
     def own(values: Mapping[str, Any]) -> Row:
         return {name.removeprefix(PAYMENT): value for name, value in values.items() if name.startswith(PAYMENT)}
 
-    return Report(
-        **{**vars(report), "after": own(report.after), "before": None, "moments": own(report.moments)},
-    )
+    return replace(report, after=own(report.after), before=None, moments=own(report.moments))
 
 
 # ---- The order of one object's events (rules 2 to 4) ----
@@ -709,11 +705,11 @@ def _entry(last: Report, amount: int, ending: int) -> Report:
     return replace(last, rank=0, rank_before=0, stamp=(made, made), before=before, after=after)
 
 
-# ---- What charges say of an order (rule 10) ----
+# ---- What charges add to an order (rule 10) ----
 
 
 def settled(found: Mapping[Subject, Row]) -> dict[Subject, Row]:
-    """Return the orders that are complete and not said to be paid, with what the charges of their intent lay on."""
+    """Return the orders that are complete and not reported as paid, with what the charges of their intent add."""
     return {
         subject: _settled(row, found)
         for subject, row in found.items()

@@ -149,8 +149,9 @@ def known_of(subject: Subject, objects: Objects) -> Known:
     if subject.table == "invoice_payments" and _thing(subject, kind) not in objects:
         return _payment_of_invoice(subject, objects)
     thing = _thing(subject, kind)
-    balance = _default_balance(subject, objects[thing]) if subject.table == "customers" else None
-    courses = courses_of(objects[thing], balance and _ledger_of(balance, objects))
+    is_customer = subject.table == "customers"
+    ledger = _ledger_of(_default_balance(subject, objects[thing]), objects) if is_customer else None
+    courses = courses_of(objects[thing], ledger)
     rows = [folded(subject, course) for course in courses]
     if subject.table == "credit_notes":
         for row in rows:

@@ -107,7 +107,7 @@ def overlaid(after: Json, previous: Json) -> Json:
 
 
 def ignored(body: bytes, account: str = "") -> tuple[str, bool, str] | None:
-    """Return the account, mode and id of the event that an operator ignored by *body*, None where it is another event."""
+    """Return the account, mode and id of the event that an operator ignored by *body*, None for other events."""
     envelope = events.read(body)
     if envelope.type != "payfold.event.ignored" or envelope.object_id is None:
         return None

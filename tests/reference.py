@@ -211,6 +211,15 @@ class Way:
         """The event that ends it."""
         return self.reports[-1]
 
+    @property
+    def carried(self) -> Course:
+        """What is folded: a twin of another version is no step, but what it alone carries is known from it."""
+        return tuple(
+            each
+            for report in self.reports
+            for each in (*(replace(out, before=out.after) for out in self.left_out if _adds_to(out, report)), report)
+        )
+
 
 @dataclass(frozen=True)
 class Group:
@@ -264,7 +273,7 @@ def courses_of(reports: Iterable[Report], ledger: Mapping[Stamp, "Page"] | None 
             )
         )
     return [
-        tuple(report for group in groups for report in chosen[id(group)].reports)
+        tuple(report for group in groups for report in chosen[id(group)].carried)
         for chosen in _choices(groups[::-1], {})
     ]
 
@@ -349,6 +358,10 @@ def _are_one_step(one: Report, other: Report) -> bool:
     if one.before is None or other.before is None:
         return one.before is other.before and _fits(one.after, other.after)
     return _fits(one.before, other.before) and _fits(one.after, other.after)
+
+
+def _adds_to(out: Report, report: Report) -> bool:
+    return _are_one_step(out, report) and out.after.keys() != report.after.keys()
 
 
 def _gaps(order: Course) -> int:

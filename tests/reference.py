@@ -25,7 +25,7 @@ BEGINNING: Final = datetime.min.replace(tzinfo=UTC)
 
 
 class TooMany(Exception):
-    """A second holds more events of one object than all orders of can be tried."""
+    """A second holds more events of one object than can be tried in every order."""
 
 
 class TwoShapes(TooMany):
@@ -81,19 +81,19 @@ def public(row: Mapping[str, Any]) -> Row:
 
 
 def objects_of(bodies: Iterable[bytes], *, account: str = "") -> Objects:
-    """Return what is reported of each object, without what an operator set aside."""
+    """Return what is reported of each object, without the events that an operator ignored."""
     events: dict[tuple[str, bool, str], Report] = {}
-    aside = {}
+    ignored = set()
     for body in bodies:
-        word = readings.set_aside(body, account)
+        word = readings.ignored(body, account)
         report = readings.read(body, account)
         if word is not None:
-            aside[word] = True
+            ignored.add(word)
         if report is not None:
             events.setdefault((*report.thing[:2], report.event_id), report)
     found: dict[Thing, list[Report]] = defaultdict(list)
     for key, report in events.items():
-        if key not in aside:
+        if key not in ignored:
             found[report.thing].append(report)
     return found
 
@@ -150,10 +150,9 @@ def known_of(subject: Subject, objects: Objects) -> Known:
     if subject.table == "invoice_payments" and _thing(subject, kind) not in objects:
         return _payment_of_invoice(subject, objects)
     thing = _thing(subject, kind)
-    courses = courses_of(
-        objects[thing],
-        _ledger_of(_default_balance(subject, objects[thing]), objects) if subject.table == "customers" else None,
-    )
+    is_customer = subject.table == "customers"
+    ledger = _ledger_of(_default_balance(subject, objects[thing]), objects) if is_customer else None
+    courses = courses_of(objects[thing], ledger)
     rows = [folded(subject, course) for course in courses]
     if subject.table == "credit_notes":
         for row in rows:
@@ -183,9 +182,7 @@ def _of_payment(report: Report) -> Report:
     def own(values: Mapping[str, Any]) -> Row:
         return {name.removeprefix(PAYMENT): value for name, value in values.items() if name.startswith(PAYMENT)}
 
-    return Report(
-        **{**vars(report), "after": own(report.after), "before": None, "moments": own(report.moments)},
-    )
+    return replace(report, after=own(report.after), before=None, moments=own(report.moments))
 
 
 # ---- The order of one object's events (rules 2 to 4) ----
@@ -214,6 +211,15 @@ class Way:
     def last(self) -> Report:
         """The event that ends it."""
         return self.reports[-1]
+
+    @property
+    def carried(self) -> Course:
+        """What is folded: a twin of another version is no step, but what it alone carries is known from it."""
+        return tuple(
+            each
+            for report in self.reports
+            for each in (*(replace(out, before=out.after) for out in self.left_out if _adds_to(out, report)), report)
+        )
 
 
 @dataclass(frozen=True)
@@ -273,7 +279,7 @@ def courses_of(reports: Iterable[Report], ledger: Mapping[Stamp, "Page"] | None 
             )
         )
     return [
-        tuple(report for group in groups for report in chosen[id(group)].reports)
+        tuple(report for group in groups for report in chosen[id(group)].carried)
         for chosen in _choices(groups[::-1], {})
     ]
 
@@ -377,6 +383,10 @@ def _are_one_step(one: Report, other: Report) -> bool:
     if one.before is None or other.before is None:
         return one.before is other.before and _fits(one.after, other.after)
     return _fits(one.before, other.before) and _fits(one.after, other.after)
+
+
+def _adds_to(out: Report, report: Report) -> bool:
+    return _are_one_step(out, report) and out.after.keys() != report.after.keys()
 
 
 def _gaps(order: Course) -> int:
@@ -740,11 +750,11 @@ def _entry(last: Report, amount: int, ending: int) -> Report:
     return replace(last, rank=0, rank_before=0, stamp=(made, made), before=before, after=after)
 
 
-# ---- What charges say of an order (rule 10) ----
+# ---- What charges add to an order (rule 10) ----
 
 
 def settled(found: Mapping[Subject, Row]) -> dict[Subject, Row]:
-    """Return the orders that are complete and not said to be paid, with what the charges of their intent lay on."""
+    """Return the orders that are complete and not reported as paid, with what the charges of their intent add."""
     return {
         subject: _settled(row, found)
         for subject, row in found.items()
@@ -785,9 +795,10 @@ def _released_at(charge: Row, refunds: Sequence[Row], canceled: Sequence[Any]) -
     """Return when a hold was released, None where it is still held, or pending."""
     if charge["status"] == "pending":
         return None
+    if charge["released_at"] is not None:
+        return charge["released_at"]
     naming = [row["created"] for row in refunds if row["charge"] in (None, charge["id"])]
-    moments = [at for at in (charge["released_at"], *naming, *canceled) if at is not None]
-    return min(moments, default=None)
+    return min((at for at in (*naming, *canceled) if at is not None), default=None)
 
 
 def _are_of_one_world(one: Row, other: Row) -> bool:

@@ -106,8 +106,8 @@ def overlaid(after: Json, previous: Json) -> Json:
     return before
 
 
-def set_aside(body: bytes, account: str = "") -> tuple[str, bool, str] | None:
-    """Return the account, mode and id of the event that an operator's word in *body* sets aside, None for others."""
+def ignored(body: bytes, account: str = "") -> tuple[str, bool, str] | None:
+    """Return the account, mode and id of the event that an operator ignored by *body*, None for other events."""
     envelope = events.read(body)
     if envelope.type != "payfold.event.ignored" or envelope.object_id is None:
         return None
@@ -261,7 +261,7 @@ def _session(about: Json, type_: str) -> Row:
     if type_.endswith(MISSING):
         return {}
     found = _columns(about, _SESSION_PLAN)
-    if found.get("session_status") is None and type_ in _STATUS_BY_TYPE:
+    if "session_status" not in found and type_ in _STATUS_BY_TYPE:
         found["session_status"] = _STATUS_BY_TYPE[type_]
     if about.get("currency_conversion"):
         found |= _before_conversion(about, about["currency_conversion"])
@@ -388,7 +388,7 @@ _PAYMENT_STATUSES: Final = {
 
 def _invoice(about: Json, type_: str) -> Row:
     found = _columns(about, _INVOICE_PLAN)
-    if found.get("status") is None and "paid" in about:
+    if "status" not in found and "paid" in about:
         found["status"] = _status_of_2015(about)
     return {**found, **_payment_of(about, found), "deleted": _is_deleted(about, type_)}
 
@@ -450,8 +450,8 @@ def _invoice_payment(about: Json, _type: str) -> Row:
 
 def _invoice_payment_moments(after: Row, about: Json, _type: str, created: datetime) -> dict[str, datetime | None]:
     carried = _at(about, "status_transitions.paid_at")
-    said = None if carried is _NONE else _maybe_time(carried)
-    return {"paid_at": said or (created if after.get("status") == "paid" else None)}
+    at = None if carried is _NONE else _maybe_time(carried)
+    return {"paid_at": at or (created if after.get("status") == "paid" else None)}
 
 
 # ---- Credit notes ----
@@ -478,8 +478,8 @@ def _note_rank(after: Row, _type: str) -> int:
 
 
 def _note_moments(after: Row, about: Json, _type: str, created: datetime) -> dict[str, datetime | None]:
-    said = _maybe_time(about.get("voided_at"))
-    return {"voided_at": said or (created if after.get("status") == "void" else None)}
+    at = _maybe_time(about.get("voided_at"))
+    return {"voided_at": at or (created if after.get("status") == "void" else None)}
 
 
 def _note_line(line: Json) -> Row:

@@ -125,8 +125,8 @@ def advance(shape: Shape, row: Row, facts: Sequence[Facts]) -> Joined | None:
     """Return *row* with *facts* laid over it; None where only all the object's events can tell."""
     if not shape.keeps_all or (len(facts) > 1 and leader_of(shape, facts[0].subject) is not None):
         return None
-    # What an observation left says not for sure where several events begin: see Note [A reading may be of the next
-    # second] in worker/folds/chain.py.
+    # Where several events begin is not sure after an observation: see Note [A reading may be of the next second] in
+    # worker/folds/chain.py.
     if len(facts) > 1 and str(row["event_id"]).startswith(OBSERVED):
         return None
     steps = facts if len(facts) == 1 else _in_order_from(shape, row, facts)

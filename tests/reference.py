@@ -269,15 +269,14 @@ def courses_of(reports: Iterable[Report], ledger: Mapping[Stamp, "Page"] | None 
     for report in sorted(reports, key=lambda each: each.event_id):
         by_place[report.rank, report.stamp].append(report)
     for (_, stamp), members in sorted(by_place.items()):
-        earlier = _until_read([group for group in groups if group.stamp < stamp], members, stamp)
-        groups.append(
-            _group(
-                members,
-                earlier[-1] if earlier else None,
-                _movers(members) if _is_moved(members[0], groups) else (),
-                (ledger or {}).get(stamp),
-            )
-        )
+        earlier = [group for group in groups if group.stamp < stamp]
+        movers = _movers(members) if _is_moved(members[0], groups) else ()
+        # Where something was missed, what was read last knows better: it leaves fewer gaps.
+        tried = [
+            _group(members, some[-1] if some else None, movers, (ledger or {}).get(stamp))
+            for some in (_until_read(earlier, members, stamp), earlier)
+        ]
+        groups.append(min(tried, key=lambda group: group.ways[0][1].gaps))
     return [
         tuple(report for group in groups for report in chosen[id(group)].carried)
         for chosen in _choices(groups[::-1], {})
@@ -294,7 +293,7 @@ def _until_read(groups: Sequence[Group], members: Sequence[Report], stamp: Stamp
     while found and stamp[0] - found[-1].stamp[0] <= READING_TIME_MAX:
         group = found.pop()
         read = group.ends[0].last
-        rest = [report for report in group.members if report is not read]
+        rest = [each for each in group.members if not (each.is_observation and each.after == read.after)]
         if rest and read.is_observation:
             found.append(_group(rest, group.before, (), None))
         is_known = bool(found) and any(_fits(read.after, end.last.after) for end in found[-1].ends)

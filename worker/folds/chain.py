@@ -15,8 +15,9 @@ Note [A doubt is several courses]
 Note [A reading may be of the next second]
     An observation is dated by the earliest that Stripe may have answered, often a second before what it saw. So a
     second does not begin with what was read shortly before it, where that is a state of this second itself and is not
-    what the events before the reading led to: it was read between two of the second's own events. Without anything
-    before the reading it is not known where the second begins.
+    what the events before the reading led to: it was read between two of the second's own events. Unless that leaves
+    more gaps: then something was missed, and the reading knows better. Without anything before the reading it is not
+    known where the second begins.
 """
 
 from collections import Counter, defaultdict
@@ -259,12 +260,12 @@ def _follow(courses: Sequence[_Course], group: list[Facts], rules: Rules) -> lis
         return [_Course(course, group, carried, moves=moves, is_countable=course.is_countable)]
     names, testimony = _common_names(group), rules.testimony.get(group[0].stamp)
     edges = _edges(group, names)
-    starts = [_starts(edges, names, course, rules) for course in courses]
-    if _is_too_much(edges, sum(map(len, starts))):
+    begun = [(course, starts) for course in courses for starts in [_beginnings(edges, names, course, rules)]]
+    if _is_too_much(edges, sum(len(starts) for _, several in begun for starts in several)):
         found = [(course, each) for course in courses for each in _unordered(edges)]
     else:
-        begun = zip(courses, starts, strict=True)
-        found = [(course, each) for course, some in begun for each in _endings(edges, some, testimony, rules)]
+        ended = [(course, [_endings(edges, each, testimony, rules) for each in several]) for course, several in begun]
+        found = [(course, each) for course, several in ended for each in min(several, key=_gaps_of)]
     fewest = min(ending.gaps for _, ending in found)
     found = [(course, ending) for course, ending in found if ending.gaps == fewest]
     endings_max = ENDINGS_MAX if len(group) <= ENDINGS_MAX else max(COURSES_MAX, ENDINGS_MAX**2 // len(group))
@@ -282,6 +283,10 @@ def _follow(courses: Sequence[_Course], group: list[Facts], rules: Rules) -> lis
         if chosen.moves != each.moves or not each.is_countable:
             distinct[each.state] = replace(chosen, is_countable=False)
     return list(distinct.values())[:COURSES_MAX]
+
+
+def _gaps_of(endings: Sequence[_Ending]) -> int:
+    return min(each.gaps for each in endings)
 
 
 def _rank_of(course: _Course, rules: Rules) -> tuple[bool, int, tuple[bool, str]]:
@@ -369,10 +374,23 @@ def _endings(
     return [each for each in found if each.start is not None] or found
 
 
-def _starts(edges: Sequence[_Edge], names: Sequence[str], course: _Course, rules: Rules) -> list[Hashable | None]:
-    """Return the states in which *edges* may begin; None stands for any."""
+def _beginnings(
+    edges: Sequence[_Edge], names: Sequence[str], course: _Course, rules: Rules
+) -> list[list[Hashable | None]]:
+    """Return in which states *edges* may begin after *course*: without what was read last before them, and with it.
+
+    The second is worth a look only where readings may be of what *edges* did, and counts where it leaves fewer gaps.
+    """
+    earlier = course.earlier_than(edges[0].facts.position)
+    before = _before_a_reading(earlier, edges, names, rules)
+    return [_starts(edges, names, course, each) for each in ([earlier] if before is earlier else [before, earlier])]
+
+
+def _starts(
+    edges: Sequence[_Edge], names: Sequence[str], course: _Course, earlier: _Course | None
+) -> list[Hashable | None]:
+    """Return the states in which *edges* of *course* may begin where they come after *earlier*; None stands for any."""
     found: list[Hashable | None] = [_NOTHING] if any(edge.before is _NOTHING for edge in edges) else []
-    earlier = _before_a_reading(course.earlier_than(edges[0].facts.position), edges, names, rules)
     if earlier is None:
         begun = course.carried if course.before is None else {}
         found += [_state(begun, names)] if begun and begun.keys() >= set(names) else []
@@ -415,13 +433,19 @@ def _least_date(stamp: Stamp) -> Any:  # noqa: ANN401 - a time, as all stamps be
 
 
 def _without_last(course: _Course, steps: Sequence[Facts], position: Position, rules: Rules) -> _Course | None:
-    """Return *course*, of which *steps* are the last group in its order, without the last of them."""
-    if len(steps) == 1:
+    """Return *course*, of which *steps* are the last group in its order, without the reading that ends it.
+
+    The same reading may be there twice.
+    """
+    rest = list(steps[:-1])
+    while rest and rest[-1].is_observation and rest[-1].after == steps[-1].after:
+        rest.pop()
+    if not rest:
         return None if course.before is None else course.before.earlier_than(position)
     carried = dict(course.before.carried) if course.before is not None else {}
-    for step in steps[:-1]:
+    for step in rest:
         carried |= rules.carried(step)
-    return _Course(course.before, steps[:-1], carried)
+    return _Course(course.before, rest, carried)
 
 
 def _known_of(carried: Mapping[str, Value], names: Sequence[str]) -> Hashable | None:

@@ -50,8 +50,11 @@ def unseen(charge: Row, refunds: Sequence[Row]) -> int | None:
     known = int(sum(each["amount"] for each in by_then))
     captured = charge["amount_captured"]
     fits = [reported] if captured is None else [reported, reported - (charge["amount"] - captured)]
-    if any(known + late in fits for late in seen_late(charge, refunds)):
+    late = seen_late(charge, refunds)
+    if any(known + each in fits for each in late):
         return 0
+    if late and reported > known:
+        return None
     if captured == charge["amount"]:
         return max(0, reported - known)
     return 0 if known in fits else None

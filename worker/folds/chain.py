@@ -145,7 +145,7 @@ def order(facts: Iterable[Facts], rules: Rules) -> Path:
     steps, twins = best.unwound(rules)
     names = [_of_row(name) for name in rules.names] if rules.rows else rules.names
     is_ambiguous = any(best.carried.get(name) != each.carried.get(name) for each in others for name in names)
-    is_ambiguous |= not best.is_countable
+    is_ambiguous |= not best.is_countable or any(each.moves != best.moves for each in others)
     return Path(steps, twins, is_ambiguous)
 
 
@@ -277,11 +277,14 @@ def _follow(courses: Sequence[_Course], group: list[Facts], rules: Rules) -> lis
     if len(followed) == 1:
         return followed
     followed.sort(key=lambda each: _rank_of(each, rules), reverse=True)
+    # What follows a reading may go on from what was before it.
+    befores = [each.before for each in followed] if all(map(_is_reading, group)) else [None] * len(followed)
     distinct: dict[Hashable, _Course] = {}
-    for each in followed:
-        chosen = distinct.setdefault(each.state, each)
+    for each, before in zip(followed, befores, strict=True):
+        key = (each.state, None if before is None else before.state)
+        chosen = distinct.setdefault(key, each)
         if chosen.moves != each.moves or not each.is_countable:
-            distinct[each.state] = replace(chosen, is_countable=False)
+            distinct[key] = replace(chosen, is_countable=False)
     return list(distinct.values())[:COURSES_MAX]
 
 
@@ -418,13 +421,20 @@ def _before_a_reading(
     while course is not None and course.group[0].stamp[0] >= _least_date(position[1]):
         steps = list(course.group) if course.ending is None else _laid_out(course.ending, rules)
         seen = _known_of(course.carried, names)
-        if not steps[-1].is_observation or steps[-1].before is not None or seen not in states:
+        if not _is_reading(steps[-1]):
+            break
+        if seen not in states and steps[-1].stamp != position[1]:
             break
         before = _without_last(course, steps, position, rules)
         if before is not None and _known_of(before.carried, names) == seen:
             break
         course = before
     return course
+
+
+def _is_reading(facts: Facts) -> bool:
+    """Return whether *facts* are dated by when they were read; what a ledger lists has dates of its own."""
+    return facts.is_observation and facts.before is None
 
 
 def _least_date(stamp: Stamp) -> Any:  # noqa: ANN401 - a time, as all stamps begin with one
@@ -438,7 +448,7 @@ def _without_last(course: _Course, steps: Sequence[Facts], position: Position, r
     The same reading may be there twice.
     """
     rest = list(steps[:-1])
-    while rest and rest[-1].is_observation and rest[-1].after == steps[-1].after:
+    while rest and _is_reading(rest[-1]) and rest[-1].after == steps[-1].after:
         rest.pop()
     if not rest:
         return None if course.before is None else course.before.earlier_than(position)

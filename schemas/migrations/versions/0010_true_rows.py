@@ -5,7 +5,7 @@ Note [What was refunded of an order]
     older. What a charge reports beyond its refunds that were known by then is *unseen*, and is added to the refunds.
     A refund was there by the earlier of its own time and that of the event that decides its row. Where the charge was
     read by ourselves, which is dated up to some seconds before what was seen, it may report refunds of those seconds,
-    too: nothing is unseen where they explain it.
+    too: nothing is unseen where they explain it, and otherwise the sum is not known.
 
     Of a charge that was captured in part, reports show ``amount_refunded`` with and without the rest that was released.
     Where the known refunds explain it either way, nothing is unseen; otherwise the sum is not known. Without
@@ -141,21 +141,20 @@ LEFT JOIN LATERAL (
             WHERE g.charge = p.id
         ) AS t
         CROSS JOIN LATERAL (
-            SELECT p.is_read AND EXISTS (
-                SELECT FROM (
-                    SELECT sum(g.amount) OVER (ORDER BY g.created) AS amount FROM given AS g
-                    WHERE g.charge = p.id AND g.currency = p.currency
-                        AND g.created > p.as_of AND g.created <= p.as_of + interval '5 s'
-                ) AS late
-                WHERE t.known + late.amount
-                    IN (p.amount_refunded, p.amount_refunded - (p.amount::numeric - p.amount_captured))
-            ) AS is_seen_late
+            SELECT count(*) > 0 AS is_any, coalesce(bool_or(t.known + late.amount
+                IN (p.amount_refunded, p.amount_refunded - (p.amount::numeric - p.amount_captured))), false) AS is_seen
+            FROM (
+                SELECT sum(g.amount) OVER (ORDER BY g.created) AS amount FROM given AS g
+                WHERE p.is_read AND g.charge = p.id AND g.currency = p.currency
+                    AND g.created > p.as_of AND g.created <= p.as_of + interval '5 s'
+            ) AS late
         ) AS l
         CROSS JOIN LATERAL (
             SELECT CASE
                 WHEN p.amount_refunded = 0 THEN 0
                 WHEN p.amount_refunded IS NULL OR t.is_known_mixed THEN NULL
-                WHEN l.is_seen_late THEN 0
+                WHEN l.is_seen THEN 0
+                WHEN l.is_any AND p.amount_refunded > t.known THEN NULL
                 WHEN p.is_whole THEN greatest(0, p.amount_refunded - t.known)
                 WHEN t.known IN (p.amount_refunded, p.amount_refunded - (p.amount::numeric - p.amount_captured)) THEN 0
             END AS unseen

@@ -134,6 +134,18 @@ def test_a_circle_that_is_reported_twice() -> None:
     assert shown([*history, *twice]) == (0, [500, 500, -500, -500], [])
 
 
+def test_a_ledger_begins_with_nothing() -> None:
+    """Given and taken back in one second, in a currency of which the customer reports nothing, ends at 0."""
+    ledger = [
+        transaction(f"cbtxn_{n}", *each, 9, read_at=10, currency="eur")
+        for n, each in enumerate([(-500, 0), (500, 500)])
+    ]
+
+    result = folded(ledger, structs.replace(USD, currency="eur"))
+
+    assert (result.row["amount"], result.anomalies) == (0, ())
+
+
 def test_a_later_reading_of_one_transaction_is_of_all() -> None:
     """A ledger that was read again and had one more had all of the earlier seconds, though nothing else is recorded."""
     again = customer("evt_4", 9, 0, {"balance": -500})
@@ -349,6 +361,9 @@ def test_a_reading_between_two_changes_of_the_next_second() -> None:
 
     assert ended(began, read, off, on) == ({**ended(began, on, off)[0], "event_id": "evt_1"}, [], set())
     assert ended(began, read, off, on)[0]["url"] == "on"
+    known = join.fold_all(folds.SHAPES["payment_links"], [began, read])
+    assert known is not None
+    assert join.advance(folds.SHAPES["payment_links"], known.row, [off, on]) is None
     # Read long before, or with nothing before it that says where the second began.
     long_ago = structs.replace(read, created=SECOND - timedelta(60), stamp=(SECOND - timedelta(60),))
     assert ended(long_ago, off, on)[0]["url"] == "off"

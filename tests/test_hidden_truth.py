@@ -87,7 +87,8 @@ class Edit(NamedTuple):
 FIRST = "ctid = (SELECT min(ctid) FROM {})"
 COLUMNS = "account, livemode, subject, subject_id, kind, event_id, source, at, before, after"
 PAID = "ctid = (SELECT min(ctid) FROM changes WHERE kind = 'order.paid')"
-ON = "ctid = (SELECT min(ctid) FROM changes WHERE kind = 'payment_link.activated')"
+LAST = "NOT EXISTS (SELECT FROM changes AS d WHERE d.seq > c.seq AND d.subject_id = c.subject_id)"
+ON = f"seq = (SELECT max(seq) FROM changes AS c WHERE kind = 'payment_link.activated' AND {LAST})"  # noqa: S608 - our own
 COPY = "INSERT INTO changes ({0}) SELECT {0} FROM changes".format(COLUMNS)  # noqa: S608, UP032 - our own names
 EDITS = (
     Edit("charges", "UPDATE charges SET amount = amount + 1", "wrong", "charges"),

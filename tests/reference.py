@@ -21,6 +21,7 @@ Row = dict[str, Any]
 Stamp = tuple[datetime, datetime]
 EVENTS_MAX: Final = 6
 READING_TIME_MAX: Final = timedelta(seconds=5)
+STRANGE: Final = 100
 BEGINNING: Final = datetime.min.replace(tzinfo=UTC)
 
 
@@ -276,11 +277,23 @@ def courses_of(reports: Iterable[Report], ledger: Mapping[Stamp, "Page"] | None 
             _group(members, some[-1] if some else None, movers, (ledger or {}).get(stamp))
             for some in (_until_read(earlier, members, stamp), earlier)
         ]
-        groups.append(min(tried, key=lambda group: group.ways[0][1].gaps))
+        groups.append(_likelier(*tried))
     return [
         tuple(report for group in groups for report in chosen[id(group)].carried)
         for chosen in _choices(groups[::-1], {})
     ]
+
+
+def _likelier(before: Group, after: Group) -> Group:
+    """Return the group with fewer gaps: the one that begins *before* a reading, or the one that begins *after* it.
+
+    Where nothing is known before the reading, its state is the likeliest to begin with.
+    """
+    gaps = [group.ways[0][1].gaps for group in (before, after)]
+    if gaps[0] != gaps[1] or before.before is not None or after.before is None:
+        return before if gaps[0] <= gaps[1] else after
+    strange = [(start, replace(way, strangeness=way.strangeness + STRANGE)) for start, way in before.ways]
+    return replace(after, ways=[*after.ways, *strange])
 
 
 def _until_read(groups: Sequence[Group], members: Sequence[Report], stamp: Stamp) -> list[Group]:
@@ -288,18 +301,20 @@ def _until_read(groups: Sequence[Group], members: Sequence[Report], stamp: Stamp
 
     A reading is dated by the earliest that it may be of, some seconds before what it saw.
     """
-    found = list(groups)
-    states = [state for each in members for state in (each.before, each.after) if state is not None]
-    while found and stamp[0] - found[-1].stamp[0] <= READING_TIME_MAX:
+    found, read = list(groups), list[Report]()
+    while found and stamp[0] - found[-1].stamp[0] <= READING_TIME_MAX and found[-1].ends[0].last.is_observation:
         group = found.pop()
-        read = group.ends[0].last
-        rest = [each for each in group.members if not (each.is_observation and each.after == read.after)]
-        if rest and read.is_observation:
+        order = group.ends[0].reports
+        last = max((number for number, each in enumerate(order, 1) if not each.is_observation), default=0)
+        read += order[last:]
+        rest = [each for each in group.members if not any(_are_one_step(each, other) for other in order[last:])]
+        if rest:
             found.append(_group(rest, group.before, (), None))
-        is_known = bool(found) and any(_fits(read.after, end.last.after) for end in found[-1].ends)
-        if not read.is_observation or is_known or not any(_fits(read.after, state) for state in states):
-            return [*found[: -1 if rest and read.is_observation else None], group]
-    return found
+    ends = [end.last.after for end in found[-1].ends] if found else []
+    states = [state for each in members for state in (each.before, each.after) if state is not None]
+    is_known = all(any(_fits(each.after, end) for end in ends) for each in read)
+    is_seen = any(each.stamp == stamp or any(_fits(each.after, state) for state in states) for each in read)
+    return found if is_seen and not is_known else list(groups)
 
 
 def _choices(groups: Sequence[Group], chosen: dict[int, Way]) -> Iterator[dict[int, Way]]:
@@ -468,10 +483,13 @@ def folded(subject: Subject, course: Sequence[Report]) -> Row:
             for name, value in report.after.items()
             if value is not None or name not in kept or name not in row
         }
-    # The earliest real event, and what we read or decided ourselves only where there is none.
+    # The earliest real event, and what we read ourselves only where that is not dated a little too early.
     for name in {name for report in course for name in report.moments}:
         of = [report for report in course if name in report.moments]
-        row[name] = min(each.moments[name] for each in [each for each in of if not each.is_observation] or of)
+        real = min((each.moments[name] for each in of if not each.is_observation), default=None)
+        read = [each.moments[name] for each in of if each.is_observation]
+        ours = [at for at in read if real is None or real - at > READING_TIME_MAX]
+        row[name] = min(ours if real is None else [real, *ours])
     last = course[-1]
     row |= {"event_id": last.event_id, "as_of": last.created}
     if last.type.endswith(readings.CLOCK):

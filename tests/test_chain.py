@@ -372,6 +372,58 @@ def test_a_reading_between_two_changes_of_the_next_second() -> None:
     assert ended(began, other, switched("evt_1", 3, "on", "off"), switched("evt_2", 3, "off", "y"))[0]["url"] == "on"
 
 
+def test_two_readings_of_one_state() -> None:
+    """X → Z → X in one second, and read as Z in each of the two seconds before, since both are dated too early: X."""
+    history = [switched("evt_2", 10, "z", "x"), switched("evt_1", 10, "x", "z")]
+    began = event("evt_0", 0, {"url": "x"}, table="payment_links", is_first=True)
+    readings = [
+        structs.replace(event(f"obs_{at}", at, {"url": "z"}, table="payment_links"), source="observation")
+        for at in (8, 9)
+    ]
+
+    row, wrong, _ = ended(began, *readings, *history)
+
+    assert (row["url"], wrong) == ("x", [])
+
+
+def test_a_reading_before_anything_else_is_the_likeliest_beginning() -> None:
+    """X was read, and X → Y → X follows: it is likelier that this began at X than at Y, and not sure."""
+    read = structs.replace(event("obs_1", 8, {"url": "x"}, table="payment_links"), source="observation")
+    there, back = switched("evt_1", 9, "y", "x"), switched("evt_2", 9, "x", "y")
+    there_again = switched("evt_3", 9, "y", "x")
+
+    assert (ended(read, there, back)[0]["url"], ended(read, there, back)[1]) == ("x", ["ambiguous_order"])
+    assert ended(read, back, structs.replace(there, event_id="evt_9"))[0]["url"] == "x"
+    assert ended(read, back, there, there_again)[0]["url"] == "y"
+
+
+def test_a_reading_within_a_batch_begins_no_second() -> None:
+    """A batch that holds a reading and what follows it is laid over no row: the reading may be of what follows."""
+    shape = folds.SHAPES["payment_links"]
+    began = join.fold_all(shape, [event("evt_0", 0, {"url": "z"}, table="payment_links", is_first=True)])
+    read = structs.replace(event("obs_1", 9, {"url": "y"}, table="payment_links"), source="observation")
+    batch = [read, switched("evt_1", 10, "y", "z"), switched("evt_2", 10, "z", "y")]
+    assert began is not None
+
+    assert join.advance(shape, began.row, batch) is None
+
+
+def test_busy_seconds_without_a_reading_are_soon_in_order() -> None:
+    """Six seconds of two hundred changes each are put in order for about six times what one takes."""
+    seconds = [[switched(f"evt_{at}_{n:03}", at, str(n + 1), str(n)) for n in range(200)] for at in range(1, 7)]
+    lasts = [began_and_ended(each) for each in (seconds[:1], seconds)]
+
+    assert lasts[1] < 30 * lasts[0]
+
+
+def began_and_ended(seconds: Sequence[Sequence[Facts]]) -> float:
+    """Return how long the events of *seconds* take to be put in order, in seconds of the processor."""
+    history = [each for second in seconds for each in second]
+    began = process_time()
+    join.in_order(folds.SHAPES["payment_links"], history)
+    return process_time() - began
+
+
 def test_a_choice_passes_its_doubt_on() -> None:
     """A charge refunded and not in each of two seconds may be either, and is noted; the larger amount stands."""
     history = [

@@ -79,6 +79,19 @@ def test_a_reading_makes_no_moment_earlier(engine: Engine, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
+def test_a_reading_long_before_any_event_is_the_moment(engine: Engine, name: str) -> None:
+    """What was read long before an event reports it came true when it was read: the first event was missed."""
+    _, read, again = sent(name, "1")
+    for body in (read, again):
+        record(engine, body)
+        ledger.fold(engine)
+
+    assert moments(engine, name) == [dict.fromkeys(CASES[name][1], at(T - 1))]
+    with rebuilt(engine) as made:
+        assert swap.compare(made, tell=print).drift == 0
+
+
+@pytest.mark.parametrize("name", CASES)
 def test_a_reading_is_a_moment_where_no_event_is(engine: Engine, name: str) -> None:
     """What only readings report came true by the earliest of them."""
     _, first, _ = sent(name, "1")

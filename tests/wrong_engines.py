@@ -316,10 +316,10 @@ BREAKS = (
     Break(
         "a reading begins the second that it saw",
         CHAIN,
-        "earlier = _before_a_reading(course.earlier_than(edges[0].facts.position), edges, names, rules)",
-        "earlier = course.earlier_than(edges[0].facts.position)",
+        "before = _before_readings(earlier, edges, names, rules)",
+        "before = earlier",
     ),
-    Break("several events are laid over a reading", JOIN, 'str(row["event_id"]).startswith(OBSERVED)', "False"),
+    Break("several events are laid over a reading", JOIN, "_is_after_a_reading(row, facts)", "False"),
     Break("a circle that is reported twice is no doubt", CHAIN, "is_ambiguous |= not best.is_countable", "pass"),
     Break("a ledger is as old as its last line", BALANCE, "max(step.created for step in steps)", "steps[-1].created"),
     Break("a new event takes its object's history along", PROJECTION, "anew=past.anew | waiting", "anew=past.anew"),

@@ -8,6 +8,7 @@ that of what is new and never of what there is.
 
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any, Final
 
@@ -226,12 +227,15 @@ def _read_ledger(desk: Desk, call: Call) -> Made:
     known = desk.within(lambda opened: _known_transactions(opened, call))
     found: list[Delivery] = []
     unreadable = 0
+    at: int | None = None
     path = ("customers", call.object_id, "balance_transactions")
     for page in desk.api.pages(call.world, *path, lane=call.lane):
         unreadable += len(page.items)
+        # All as of the first page, which is the earliest.
+        at = page.at if at is None else at
         for each in page.objects:
             with suppress(NotAnObject):
-                found.append(_observed(each, call, desk.now()))
+                found.append(_observed(replace(each, at=at), call, desk.now()))
         if any(each.id in known for each in page.objects):
             break
     unreadable -= len(found)

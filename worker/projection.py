@@ -169,7 +169,14 @@ def run_one(engine: Engine, seq: int, *, now: datetime) -> int:
 
 
 def _run_batch(
-    engine: Engine, apart: Apart, *, now: datetime, limit: int, share: Share | None, bounds: Bounds | None
+    engine: Engine,
+    apart: Apart,
+    *,
+    now: datetime,
+    limit: int,
+    share: Share | None,
+    bounds: Bounds | None,
+    is_queued: bool = False,
 ) -> int:
     only = apart.popleft() if apart else None
     claimed: list[Claimed] = []
@@ -178,7 +185,7 @@ def _run_batch(
     try:
         with database.transaction(engine, bounds) as connection, database.cursor(connection) as cursor:
             # What is queued is queued for good, though the batch may fail: it is committed by itself.
-            queued = renderings.queue(cursor) if only is None else 0
+            queued = renderings.queue(cursor) if only is None and not is_queued else 0
             if not queued:
                 claimed = claim(
                     cursor, limit=limit if only is None else len(only), only=only, share=share, compared=compared
@@ -194,7 +201,7 @@ def _run_batch(
             return _divide_compared(engine, apart, compared, failure, bounds=bounds)
         return _divide(engine, apart, claimed, failure, now=now, bounds=bounds)
     if queued:
-        return _run_batch(engine, apart, now=now, limit=limit, share=share, bounds=bounds)
+        return _run_batch(engine, apart, now=now, limit=limit, share=share, bounds=bounds, is_queued=True)
     if owes:
         _settle_owed(engine, now=now, bounds=bounds)
     return len(claimed)

@@ -27,7 +27,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from functools import cached_property
 from itertools import groupby, pairwise
-from typing import Any, Final, TypeAlias
+from typing import Final, TypeAlias
 
 from msgspec import Struct
 
@@ -265,7 +265,7 @@ def _follow(courses: Sequence[_Course], group: list[Facts], rules: Rules) -> lis
         found = [(course, each) for course in courses for each in _unordered(edges)]
     else:
         ended = [(course, [_endings(edges, each, testimony, rules) for each in several]) for course, several in begun]
-        found = [(course, each) for course, several in ended for each in min(several, key=_gaps_of)]
+        found = [(course, each) for course, several in ended for each in _chosen(several)]
     fewest = min(ending.gaps for _, ending in found)
     found = [(course, ending) for course, ending in found if ending.gaps == fewest]
     endings_max = ENDINGS_MAX if len(group) <= ENDINGS_MAX else max(COURSES_MAX, ENDINGS_MAX**2 // len(group))
@@ -288,8 +288,16 @@ def _follow(courses: Sequence[_Course], group: list[Facts], rules: Rules) -> lis
     return list(distinct.values())[:COURSES_MAX]
 
 
-def _gaps_of(endings: Sequence[_Ending]) -> int:
-    return min(each.gaps for each in endings)
+def _chosen(several: Sequence[Sequence[_Ending]]) -> Sequence[_Ending]:
+    """Return those of *several* with the fewest gaps; of as few the first.
+
+    Where the first begin anywhere, since nothing is known before a reading, its state is the likeliest to begin with.
+    """
+    fewest = min(each.gaps for endings in several for each in endings)
+    first, *others = [endings for endings in several if min(each.gaps for each in endings) == fewest]
+    if others and all(each.start is None for each in first):
+        return [*others[0], *(replace(each, is_doubtful=True) for each in first)]
+    return first
 
 
 def _rank_of(course: _Course, rules: Rules) -> tuple[bool, int, tuple[bool, str]]:
@@ -385,7 +393,7 @@ def _beginnings(
     The second is worth a look only where readings may be of what *edges* did, and counts where it leaves fewer gaps.
     """
     earlier = course.earlier_than(edges[0].facts.position)
-    before = _before_a_reading(earlier, edges, names, rules)
+    before = _before_readings(earlier, edges, names, rules)
     return [_starts(edges, names, course, each) for each in ([earlier] if before is earlier else [before, earlier])]
 
 
@@ -409,27 +417,27 @@ def _starts(
     return list(dict.fromkeys(found))
 
 
-def _before_a_reading(
+def _before_readings(
     course: _Course | None, edges: Sequence[_Edge], names: Sequence[str], rules: Rules
 ) -> _Course | None:
-    """Return *course* until what its last readings may have seen of *edges* themselves.
+    """Return *course* until its last readings, where these may be of what *edges* did.
 
     See Note [A reading may be of the next second].
     """
-    states = {state for edge in edges for state in (edge.before, edge.after)}
     position = edges[0].facts.position
-    while course is not None and course.group[0].stamp[0] >= _least_date(position[1]):
-        steps = list(course.group) if course.ending is None else _laid_out(course.ending, rules)
-        seen = _known_of(course.carried, names)
-        if not _is_reading(steps[-1]):
-            break
-        if seen not in states and steps[-1].stamp != position[1]:
-            break
-        before = _without_last(course, steps, position, rules)
-        if before is not None and _known_of(before.carried, names) == seen:
-            break
-        course = before
-    return course
+    before, read = course, list[Facts]()
+    while before is not None and _may_be_of(before, position) and _is_reading(_last_of(before, rules)):
+        steps = list(before.group) if before.ending is None else _laid_out(before.ending, rules)
+        until = max((number for number, step in enumerate(steps, 1) if not _is_reading(step)), default=0)
+        read += steps[until:]
+        before = _with_group(before, steps[:until], position, rules)
+    carried = before.carried if before is not None else {}
+    seen = {_known_of({**carried, **each.after}, names) for each in read}
+    if seen <= {_known_of(carried, names)}:
+        return course
+    states = {state for edge in edges for state in (edge.before, edge.after)}
+    is_of_second = any(each.stamp == position[1] for each in read)
+    return before if is_of_second or seen & states else course
 
 
 def _is_reading(facts: Facts) -> bool:
@@ -437,25 +445,25 @@ def _is_reading(facts: Facts) -> bool:
     return facts.is_observation and facts.before is None
 
 
-def _least_date(stamp: Stamp) -> Any:  # noqa: ANN401 - a time, as all stamps begin with one
-    """Return the earliest date of a reading that may be of what the second *stamp* brought."""
-    return stamp[0] - READING_TIME_MAX  # type: ignore[operator]  # as above
+def _may_be_of(course: _Course, position: Position) -> bool:
+    """Return whether a reading that ends *course* is new enough to be of the second of *position*."""
+    dated, begun = course.group[0].stamp[0], position[1][0]
+    # Stamps begin with a time.
+    return isinstance(dated, datetime) and isinstance(begun, datetime) and begun - dated <= READING_TIME_MAX
 
 
-def _without_last(course: _Course, steps: Sequence[Facts], position: Position, rules: Rules) -> _Course | None:
-    """Return *course*, of which *steps* are the last group in its order, without the reading that ends it.
+def _last_of(course: _Course, rules: Rules) -> Facts:
+    return course.group[-1] if course.ending is None else next(_from_end(course.ending, rules))
 
-    The same reading may be there twice.
-    """
-    rest = list(steps[:-1])
-    while rest and _is_reading(rest[-1]) and rest[-1].after == steps[-1].after:
-        rest.pop()
-    if not rest:
+
+def _with_group(course: _Course, group: Sequence[Facts], position: Position, rules: Rules) -> _Course | None:
+    """Return *course* with *group* alone, which is in order, for its last one; what came before where that is empty."""
+    if not group:
         return None if course.before is None else course.before.earlier_than(position)
     carried = dict(course.before.carried) if course.before is not None else {}
-    for step in rest:
-        carried |= rules.carried(step)
-    return _Course(course.before, rest, carried)
+    for facts in group:
+        carried |= rules.carried(facts)
+    return _Course(course.before, group, carried)
 
 
 def _known_of(carried: Mapping[str, Value], names: Sequence[str]) -> Hashable | None:

@@ -10,7 +10,7 @@ Note [The row depends on the set alone]
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import cached_property
 from typing import Final
 
@@ -127,7 +127,7 @@ def advance(shape: Shape, row: Row, facts: Sequence[Facts]) -> Joined | None:
         return None
     # Where several events begin is not sure after an observation: see Note [A reading may be of the next second] in
     # worker/folds/chain.py.
-    if len(facts) > 1 and str(row["event_id"]).startswith(OBSERVED):
+    if len(facts) > 1 and _is_after_a_reading(row, facts):
         return None
     steps = facts if len(facts) == 1 else _in_order_from(shape, row, facts)
     if steps is None or steps[0].position <= (shape.rank_of(row), shape.stamp_of(row)):
@@ -147,6 +147,10 @@ def advance(shape: Shape, row: Row, facts: Sequence[Facts]) -> Joined | None:
     children = _children(shape, steps)
     joined = Joined(advanced, anomalies, children, steps[-1].source, is_whole=False, replace_all=has_parts)
     return _announcing(shape, joined, row, steps) if shape.announces_steps else joined
+
+
+def _is_after_a_reading(row: Row, facts: Sequence[Facts]) -> bool:
+    return str(row["event_id"]).startswith(OBSERVED) or any(step.is_observation for step in facts)
 
 
 def _in_order_from(shape: Shape, row: Row, facts: Sequence[Facts]) -> list[Facts] | None:
@@ -270,30 +274,37 @@ def _lay(shape: Shape, row: Row, step: Facts) -> Row:
 
 
 def real_moments(steps: Sequence[Facts]) -> Sequence[Facts]:
-    """Return *steps* with a moment in an observation only where no event of Stripe's reports it.
+    """Return *steps* without those moments of readings that an event of Stripe's dates, a few seconds later, better.
 
-    An observation is dated by a lower bound: see schemas/stripe_api.py. What Stripe's events date is known better.
+    A reading is dated by a lower bound: see schemas/stripe_api.py. What it shows long before any event was missed.
     """
     if len(steps) == 1 or not any(step.moments and step.is_observation for step in steps):
         return steps
-    real = {name for step in steps if not step.is_observation for name in step.moments}
-    return [
-        structs.replace(step, moments={name: at for name, at in step.moments.items() if name not in real})
-        if step.is_observation
-        else step
-        for step in steps
-    ]
+    real: dict[str, datetime] = {}
+    for step in steps:
+        if not step.is_observation:
+            real |= {name: min(at, real.get(name, at)) for name, at in step.moments.items()}
+    return [_without_moments(step, real) if step.is_observation else step for step in steps]
+
+
+def _without_moments(step: Facts, real: Mapping[str, datetime]) -> Facts:
+    kept = {
+        name: at for name, at in step.moments.items() if name not in real or real[name] - at > chain.READING_TIME_MAX
+    }
+    return step if len(kept) == len(step.moments) else structs.replace(step, moments=kept)
 
 
 def _may_be_of_a_reading(row: Row, step: Facts) -> bool:
-    """Return whether it matters, of a moment that *row* and *step* have, which is an observation's: see real_moments.
+    """Return whether it matters, of a moment that *row* and *step* have, which is a reading's: see real_moments.
 
     The row does not show by what its moments are known. A later reading of what is known is no matter.
     """
     for name, at in step.moments.items():
         known = row[name]
-        if isinstance(known, datetime) and (at < known if step.is_observation else known < at):
-            return True
+        if isinstance(known, datetime):
+            later = known - at if step.is_observation else at - known
+            if timedelta() < later <= chain.READING_TIME_MAX:
+                return True
     return False
 
 

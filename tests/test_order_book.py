@@ -51,13 +51,13 @@ def unseen(charge: Row, refunds: Sequence[Row]) -> int | None:
     captured = charge["amount_captured"]
     fits = [reported] if captured is None else [reported, reported - (charge["amount"] - captured)]
     late = seen_late(charge, refunds)
-    if any(known + each in fits for each in late):
+    if known in fits or any(known + each in fits for each in late):
         return 0
     if late and reported > known:
         return None
     if captured == charge["amount"]:
         return max(0, reported - known)
-    return 0 if known in fits else None
+    return None
 
 
 def seen_late(charge: Row, refunds: Sequence[Row]) -> list[int]:

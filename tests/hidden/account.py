@@ -14,8 +14,8 @@ Note [What the account does not do]
     Two things that happen within one second it avoids since only a guess could tell them from others: a refund that
     fails in the second of its charge's last event (the charge may report it or not; by rule 10 of the design it does
     not), and a refund in the second of a capture in part (of which the charge may report the rest as refunded). Nor is
-    a charge read in the second of its last change, since an endpoint may not hear of that change: a read is dated a
-    second before it was made, and so before the events of that second.
+    a charge read in the second of its last change, or where an endpoint does not hear of its refunds: a read is dated a
+    second before it was made, and so before, or within, the events that do not know what it saw.
 """
 
 import json

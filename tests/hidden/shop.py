@@ -574,7 +574,7 @@ def readable(account: Account) -> list[Thing]:
         for table in READABLE
         for thing in account.all_of(table)
         if not (thing.facts.get("deleted") or thing.facts.get("frozen"))
-        and (table != "charges" or thing.second != account.now)
+        and (table != "charges" or ("charge.refunded" not in account.shape.unheard and thing.second != account.now))
         and (table != "refunds" or account.shape.hears_refunds)
     ]
 

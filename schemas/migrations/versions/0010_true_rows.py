@@ -154,9 +154,9 @@ LEFT JOIN LATERAL (
                 WHEN p.amount_refunded = 0 THEN 0
                 WHEN p.amount_refunded IS NULL OR t.is_known_mixed THEN NULL
                 WHEN l.is_seen THEN 0
-                WHEN l.is_any AND p.amount_refunded > t.known THEN NULL
-                WHEN p.is_whole THEN greatest(0, p.amount_refunded - t.known)
                 WHEN t.known IN (p.amount_refunded, p.amount_refunded - (p.amount::numeric - p.amount_captured)) THEN 0
+                WHEN p.is_whole AND NOT (l.is_any AND p.amount_refunded > t.known)
+                    THEN greatest(0, p.amount_refunded - t.known)
             END AS unseen
         ) AS u
         WHERE p.may_give

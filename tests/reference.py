@@ -290,7 +290,8 @@ def _likelier(before: Group, after: Group) -> Group:
     Where nothing is known before the reading, its state is the likeliest to begin with.
     """
     gaps = [group.ways[0][1].gaps for group in (before, after)]
-    if gaps[0] != gaps[1] or before.before is not None or after.before is None:
+    is_created = any(each.before is None for each in before.members)
+    if gaps[0] != gaps[1] or is_created or before.before is not None or after.before is None:
         return before if gaps[0] <= gaps[1] else after
     strange = [(start, replace(way, strangeness=way.strangeness + STRANGE)) for start, way in before.ways]
     return replace(after, ways=[*after.ways, *strange])

@@ -36,6 +36,10 @@ class TwoShapes(TooMany):
     """
 
 
+class TwoStamps(TooMany):
+    """A configuration was read in the second of its changes: its own ``updated`` is exact, when it was read is not."""
+
+
 @dataclass(frozen=True)
 class Known:
     """A row, before charges settle it, with the rows that are parts of it, and whether its order is in doubt."""
@@ -315,7 +319,11 @@ def _until_read(groups: Sequence[Group], members: Sequence[Report], stamp: Stamp
     states = [state for each in members for state in (each.before, each.after) if state is not None]
     is_known = all(any(_fits(each.after, end) for end in ends) for each in read)
     is_seen = any(each.stamp == stamp or any(_fits(each.after, state) for state in states) for each in read)
-    return found if is_seen and not is_known else list(groups)
+    if not is_seen or is_known:
+        return list(groups)
+    if "features" in members[0].after:
+        raise TwoStamps
+    return found
 
 
 def _choices(groups: Sequence[Group], chosen: dict[int, Way]) -> Iterator[dict[int, Way]]:
@@ -328,7 +336,8 @@ def _choices(groups: Sequence[Group], chosen: dict[int, Way]) -> Iterator[dict[i
     for end in wanted:
         for start, way in group.ways_to(end):
             more = {id(group): way}
-            if start is not None and group.before is not None:
+            # A reading that a later second does not begin with has no say in what came before both.
+            if start is not None and group.before is not None and id(group.before) not in chosen:
                 more[id(group.before)] = start
             yield from _choices(others, chosen | more)
 

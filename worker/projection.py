@@ -1412,7 +1412,7 @@ def append(cursor: Cursor, found: list[dict[str, Any]], withheld: str | None = N
         return
     found.sort(key=lambda row: (row["at"], row["subject"], row["subject_id"]))
     rows = found
-    if withheld is not None or "withheld" not in found[0]:
+    if withheld is not None or any("withheld" not in row for row in found):
         rows = [{**row, "withheld": row.get("withheld") or withheld} for row in found]
     if any(row["kind"] == CORRECTED for row in rows) or _may_be_told(cursor, rows):
         settled = correcting.against_the_feed(cursor, rows)

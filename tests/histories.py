@@ -9,9 +9,10 @@ from deploy.sandbox.account import LATEST, Account
 from deploy.sandbox.history import tangle
 from deploy.sandbox.line_items import line_items
 from deploy.sandbox.rendering import render, twin
-from schemas import checkout, events, observations
-from worker import folds
-from worker.folds.facts import Event, Facts, Subject, utc
+from schemas import checkout, observations
+from tests import ledger
+from worker import folds, projection
+from worker.folds.facts import Event, Facts, Subject
 
 VERSIONS = ("2024-06-20", "2025-03-31.basil", "2025-09-30.clover", "2026-03-25.dahlia", LATEST)
 NOW = datetime(2026, 11, 22, tzinfo=UTC)
@@ -62,19 +63,7 @@ def _observation(kind: str, about: dict[str, Any], created: int) -> bytes:
 
 def event_of(body: bytes, *, account: str = "", source: str | None = None) -> Event:
     """Return the event in *body* as it comes out of the inbox."""
-    envelope = events.read(body)
-    return Event(
-        seq=0,
-        account=envelope.account or account,
-        livemode=envelope.livemode,
-        id=envelope.id,
-        type=envelope.type,
-        created=utc(envelope.created),
-        object_type=envelope.object_type,
-        object_id=envelope.object_id,
-        payload=envelope.payload,
-        source=source or ("observation" if envelope.type.startswith("payfold.") else "webhook"),
-    )
+    return projection.event_of(ledger.delivery(body, account=account, source=source))
 
 
 def facts_of(bodies: list[bytes]) -> dict[Subject, list[Facts]]:

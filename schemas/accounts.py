@@ -9,6 +9,7 @@ Note [What splits an account]
     - Events are under '', and no secret has no label: the endpoint that they came by was given one.
     - Deliveries are under a name that no secret is labelled with, and did not name it themselves (as those of
       connected accounts and of an organization's destination do): the label was changed or taken away.
+    - Only what jobs read is under a name that is neither a secret's nor a key's: it was the label of a key.
     - A key has no label and every secret has one, or the other way round and no delivery ever came under the key's
       label while others came under '': what the key's jobs record is of another account than the deliveries.
     - A rename was begun and not ended.
@@ -178,7 +179,7 @@ def faults(cursor: Cursor, settings: Settings) -> list[Fault]:
         # What is not read for want of room is among the connected accounts, of which there may be thousands.
         lost.sort(key=lambda account: account.startswith(OWN_PREFIX))
         seen = look(cursor, [*labels, *keys, "", *lost][:ACCOUNTS_READ_MAX])
-        found += [*_of_secrets(labels, lost, seen), *_of_keys(labels, keys, seen)]
+        found += [*_of_secrets(labels, keys, lost, seen), *_of_keys(labels, keys, seen)]
     return found
 
 
@@ -194,17 +195,18 @@ def _unfinished(cursor: Cursor) -> list[Fault]:
     ]
 
 
-def _of_secrets(labels: list[str], lost: list[str], seen: "Mapping[str, Seen]") -> list[Fault]:
+def _of_secrets(labels: list[str], keys: list[str], lost: list[str], seen: "Mapping[str, Seen]") -> list[Fault]:
     found = []
     new, which = _successor(labels, seen)
-    for account in (each for each in lost if _was_label(each, seen)):
+    were_labels = {each for each in lost if _was_label(each, keys, seen)}
+    for account in sorted(were_labels):
         how = f"under the label {account}" if account else "without an account"
         detail = (
             f"Events were recorded {how}, and no secret in STRIPE_WEBHOOK_SECRETS is so labelled any more: what"
             f" arrives now is recorded under {which}, and an order of both times is split in two. {_KEPT}"
         )
         found.append(Fault("label_splits", detail, _command(account, new)))
-    unknown = [each for each in lost if not seen.get(each, NOT_SEEN).is_known and not _was_label(each, seen)]
+    unknown = [each for each in lost if not seen.get(each, NOT_SEEN).is_known and each not in were_labels]
     if unknown and not any(each.own for each in seen.values()):
         more = f" and {len(unknown) - 1:,} more accounts" if len(unknown) > 1 else ""
         detail = (
@@ -220,10 +222,14 @@ def _of_secrets(labels: list[str], lost: list[str], seen: "Mapping[str, Seen]") 
 _KEPT: Final = "If it is another account, keep its secret configured."
 
 
-def _was_label(account: str, seen: "Mapping[str, Seen]") -> bool:
-    """Return whether it is known that deliveries under *account* did not name it themselves."""
+def _was_label(account: str, keys: list[str], seen: "Mapping[str, Seen]") -> bool:
+    """Return whether it is known that what is recorded under *account* did not name it itself."""
     its = seen.get(account, NOT_SEEN)
-    return account == "" or its.is_labelled or not (its.is_known or account.startswith(OWN_PREFIX))
+    if account == "" or its.is_labelled:
+        return True
+    if account.startswith(OWN_PREFIX) or account not in seen:
+        return False
+    return not its.is_known or not (its.has_delivery or account in keys)
 
 
 def _of_keys(labels: list[str], keys: list[str], seen: "Mapping[str, Seen]") -> list[Fault]:

@@ -394,6 +394,18 @@ def test_what_splits_an_account(engine: Engine) -> None:
         assert faults(engine, secrets, keys) == expected, (named, secrets, keys)
 
 
+def test_the_label_that_a_key_had(engine: Engine) -> None:
+    """What only jobs read is under the label of a key; once no key has it, that is a label lost like any other."""
+    ledger.record(engine, [ledger.delivery(body("obs_1"), account="a", source="observation")])
+    ledger.record(engine, [ledger.delivery(body("evt_1")), ledger.delivery(body("evt_2"), account="b")])
+    ledger.record(engine, [ledger.delivery(body("obs_2"), account="acct_9", source="observation")])
+
+    assert faults(engine, "whsec_1,b=whsec_2", "sk_test_1,a=sk_test_2") == []
+    lost = [("label_splits", "payfold accounts rename a NEW --yes")]
+    assert faults(engine, "whsec_1,b=whsec_2", "sk_test_1") == lost
+    assert faults(engine, "whsec_1,b=whsec_2") == lost
+
+
 def test_no_fault_once_renamed(engine: Engine) -> None:
     """After the rename neither the label nor its absence splits anything, nor does the key without it."""
     ledger.record(engine, [ledger.delivery(body("evt_1"))])

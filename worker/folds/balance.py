@@ -8,8 +8,9 @@ Note [Two witnesses of a balance]
     default currency, and what it was before; the ledger, which has to be asked for, tells every transaction in
     every currency. So the customer's events decide in its default currency, and whichever is newer in the others.
     Neither enters into the other's order, but for one thing: a step that the ledger lists twice is no twin, and where
-    it was read after a second, it knows how often each step of that second was taken, and where it ended. The
-    ledger's own chain shows whether a transaction is missing.
+    it was read after a second, it knows how often each step of that second was taken, and where it ended. So a
+    transaction is a witness of the customer as well, whose row has the same order. The ledger's own chain shows
+    whether a transaction is missing.
 
 Note [A currency moves no balance]
     When the default currency becomes another, the customer's events report another balance from then on. It moved at
@@ -18,8 +19,8 @@ Note [A currency moves no balance]
     their arrival: a change begins with the opening until one was announced of that balance, then with its row.
 """
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import groupby, pairwise
@@ -37,7 +38,7 @@ TRANSACTION_TYPES: Final = ("payfold.customer_balance_transaction.observed",)
 _BY_LEDGER, _BY_CUSTOMER = range(2)
 LISTED: Final = "_listed "
 """Begins the name under which a transaction reports its amount to the credit note that made it; its id follows."""
-# Before anything that a credit note itself says, so that it decides nothing.
+# Before anything that a customer or a credit note itself says, so that it decides nothing.
 _WITNESS: Final = -1
 
 
@@ -85,7 +86,7 @@ def fold_transaction(event: Event) -> tuple[Facts, ...]:
     customer, note = told["customer"], told.get("credit_note")
     found = [row]
     if customer is not None:
-        found.append(_by_ledger(event, transaction, customer))
+        found += _by_ledger(event, transaction, customer)
     if note is not None:
         found.append(_of_note(event, transaction, note))
     return tuple(found)
@@ -105,9 +106,10 @@ def _of_note(event: Event, transaction: Transaction, note: str) -> Facts:
     )
 
 
-def _by_ledger(event: Event, transaction: Transaction, customer: str) -> Facts:
+def _by_ledger(event: Event, transaction: Transaction, customer: str) -> Iterator[Facts]:
+    """Yield what a transaction says of the balance, and knows of the *customer*."""
     after, before = transaction.ending_balance, transaction.ending_balance - transaction.amount
-    return say(
+    listed = say(
         event,
         "balances",
         customer,
@@ -117,6 +119,10 @@ def _by_ledger(event: Event, transaction: Transaction, customer: str) -> Facts:
         rank=_BY_LEDGER,
         stamp=(utc(transaction.created),),
     )
+    yield listed
+    columns = {**listed.columns, "_currency": transaction.currency}
+    subject = structs.replace(listed.subject, table="customers", currency="")
+    yield structs.replace(listed, subject=subject, columns=columns, rank=_WITNESS, is_witness=True)
 
 
 def by_customer(event: Event, customer: str, currency: str, *, amount: int, before: int | None) -> Facts:
@@ -182,7 +188,7 @@ def _order(facts: Sequence[Facts]) -> Path:
         testimony={} if ledger is None else _testimony(ledger),
         counts=True,
     )
-    customer = chain.order([each for each in facts if each.subject.table == "customers"], rules)
+    customer = chain.order([each for each in facts if _is_of_customer(each)], rules)
     reported = chain.of_rows(customer, rules)
     currency = own[0].subject.currency
     path = _with_ledger(customer, reported, ledger, currency)
@@ -190,6 +196,35 @@ def _order(facts: Sequence[Facts]) -> Path:
         return path
     opening = 0 if ledger is not None else _opening(customer.steps, reported.steps[0], currency)
     return structs.replace(path, opening={"amount": opening})
+
+
+def _is_of_customer(facts: Facts) -> bool:
+    return facts.subject.table == "customers" and not facts.is_witness
+
+
+def order_of_customer(facts: Sequence[Facts], names: Collection[str]) -> Path:
+    """Return what is said of a customer, whose row has the columns *names*, in the order of its balances."""
+    events = [each for each in facts if not each.is_witness]
+    listed: dict[Value, list[Facts]] = defaultdict(list)
+    for each in facts:
+        if each.is_witness:
+            listed[each.columns["_currency"]].append(each)
+    testimony: dict[Stamp, Testimony] = {}
+    rows = {each.event_id: _with_amount(each) for each in events} if listed else {}
+    for currency, transactions in listed.items():
+        ledger = _ledger(transactions)
+        assert ledger is not None, "there are transactions"  # noqa: S101 - for the types alone
+        others = {each.stamp for each in events if _names_another(each, currency)}
+        testimony |= {stamp: each for stamp, each in _testimony(ledger).items() if stamp not in others}
+    return chain.order(events, Rules(names, rows=rows, testimony=testimony))
+
+
+def _with_amount(step: Facts) -> Facts:
+    """Return the customer's event *step* with the balance that it tells under the name of the ledger's."""
+    states = [
+        None if state is None else {**state, "amount": state.get("_balance")} for state in (step.columns, step.before)
+    ]
+    return structs.replace(step, columns=states[0], before=states[1])
 
 
 def _with_ledger(customer: Path, reported: Path, ledger: _Ledger | None, currency: str) -> Path:
@@ -204,7 +239,7 @@ def _with_ledger(customer: Path, reported: Path, ledger: _Ledger | None, currenc
     return Path([*ledger.path.steps, *reported.steps], twins, reported.is_ambiguous, (*broken, *differs))
 
 
-def _names_another(step: Facts, currency: str) -> bool:
+def _names_another(step: Facts, currency: Value) -> bool:
     """Return whether the customer's event *step* names a default currency other than *currency*, or one before it."""
     return any(state.get("currency") not in (None, currency) for state in (step.before or {}, step.columns))
 

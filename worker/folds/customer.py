@@ -110,4 +110,5 @@ SHAPE: Final = Shape(
         "deleted": False,
     },
     rank_of=lambda row: int(row["deleted"] is True),
+    order=lambda facts: balance.order_of_customer(facts, SHAPE.names),
 )

@@ -209,6 +209,20 @@ def test_a_long_ledger_is_listed_whole_or_not_at_all(at: Stage) -> None:
     assert at.rows("SELECT count(*) AS rows FROM balance_transactions") == [{"rows": 250}]
 
 
+def test_a_ledger_is_as_old_as_its_first_page(at: Stage) -> None:
+    """What later pages list may be older than what the first has missed since, so that all are dated by the first."""
+    customer = at.account.create_customer(currency="usd")
+    for amount in range(1, 251):
+        at.account.adjust_balance(customer, amount)
+    at.deliver()
+    at.faults.add(None, "*/balance_transactions", times=3, after=lambda: at.account.advance(10))
+
+    assert fetch(at).recorded == 250
+    read = at.rows("SELECT DISTINCT created FROM inbox WHERE source = 'observation'")
+    # What is asked is dated by a whole second, less how long the answer took.
+    assert [at.now - timedelta(seconds=30) - row["created"] <= timedelta(seconds=2) for row in read] == [True]
+
+
 def test_all_lines_of_a_long_credit_note(at: Stage) -> None:
     """A note whose event shows a first page of its lines is completed."""
     customer = at.account.create_customer(currency="usd")

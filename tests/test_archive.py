@@ -25,6 +25,7 @@ from tests import command, ledger
 from tests.test_replay import lived_in
 from worker import archive, operator, projection, rebuild, swap
 from worker.archive import Done
+from worker.archived import beside
 from worker.digest import digests
 from worker.rebuild import Sizes, nobody
 
@@ -187,7 +188,7 @@ def test_whatever_an_inbox_holds(engine: Engine, folder: Path) -> None:
     assert (done.dropped, payloads(engine)) == (len(held) - 1, {parked: held.pop(parked)})
     assert at_rest(engine) == before
 
-    with archive.beside(engine, folder, progress=nobody) as made:
+    with beside(engine, folder, progress=nobody) as made:
         rebuild.rebuild(made)
         assert digests(engine, schema=made.schema) == before[0]
         kept = ledger.rows(engine, f"SELECT * FROM {made.schema}.archived")  # noqa: S608 - our own name
@@ -229,7 +230,7 @@ def test_a_rebuild_with_the_archive(shop: Engine, folder: Path, sizes: Sizes, be
     """It is what it was before archiving, outcomes and mentions included."""
     archived(shop, folder, before)
 
-    with archive.beside(shop, folder, progress=nobody) as made:
+    with beside(shop, folder, progress=nobody) as made:
         rebuild.rebuild(made, sizes=sizes)
         found = swap.compare(made, tell=lambda _: None)
 
@@ -345,13 +346,13 @@ def test_what_goes_on_meanwhile(shop: Engine, folder: Path) -> None:
     told = customer.payload()
     again = sample("customer.updated", told["data"]["object"], now=TIMES[-1] + 100)
 
-    with archive.beside(shop, None, progress=nobody) as made:
+    with beside(shop, None, progress=nobody) as made:
         rebuild.rebuild(made)
         ledger.record(shop, [ledger.delivery(event.body) for event in (*sold.events, again)])
         ledger.fold(shop)
         assert swap.compare(made, tell=lambda _: None).drift == 0
 
-    with archive.beside(shop, folder, progress=nobody) as made:
+    with beside(shop, folder, progress=nobody) as made:
         rebuild.rebuild(made)
         ledger.record(shop, [ledger.delivery(link(TIMES[-1]).body)])
         ledger.fold(shop)
@@ -392,7 +393,7 @@ def test_another_rendering_is_not_taken(shop: Engine, folder: Path) -> None:
 
     with (
         pytest.raises(ConflictError, match="lacks the payloads of 1 events"),
-        archive.beside(shop, folder, progress=nobody),
+        beside(shop, folder, progress=nobody),
     ):
         pass
 
@@ -444,7 +445,7 @@ def whole(engine: Engine, folder: Path, before: list[Any]) -> None:
     archived(engine, folder)
     assert payloads(engine) == {}
     assert at_rest(engine) == before
-    with archive.beside(engine, folder, progress=nobody) as made:
+    with beside(engine, folder, progress=nobody) as made:
         rebuild.rebuild(made)
         assert digests(engine, schema=made.schema) == before[0]
 
@@ -580,7 +581,7 @@ def test_a_rebuild_that_goes_on(shop: Engine, folder: Path) -> None:
             waits(shop, for_lock="relation")
         steps.append(step)
 
-    with archive.beside(shop, None, progress=nobody) as made:
+    with beside(shop, None, progress=nobody) as made:
         rebuild.rebuild(made, progress=progress)
         assert digests(shop, schema=made.schema) == digests(shop)
     thread.join()

@@ -15,7 +15,7 @@ from deploy.cli import app
 from deploy.commands.base import require_writable
 from schemas.errors import ConfigurationError
 from tests.command import environment
-from worker import archive
+from worker import restore
 
 READ = {
     "replay FILES": ["replay"],
@@ -89,7 +89,7 @@ def test_an_archive_of_files_alone() -> None:
     Path("pipe").rename("folder/payfold-events-1-2.ndjson")
 
     with pytest.raises(ConfigurationError, match=r"payfold-events-1-2\.ndjson is a pipe"):
-        archive.logs_in(Path("folder"))
+        restore.logs_in(Path("folder"))
 
 
 @pytest.mark.usefixtures("made")

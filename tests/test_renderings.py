@@ -19,7 +19,7 @@ from schemas.settings import SigningSecret
 from tests import ledger
 from tests.command import payfold
 from tests.web import CLERK, SECRET, Web, serving, settings_of, signed
-from worker import archive, projection, rebuild, renderings, replay, swap
+from worker import archive, archived, projection, rebuild, renderings, replay, swap
 from worker.digest import digests
 from worker.eventlog import OwnLine, write
 from worker.plan import plan
@@ -426,7 +426,7 @@ def test_what_is_archived_is_compared_by_its_hash(engine: Engine, tmp_path: Path
     assert ledger.anomalies(engine) == ["contents_differ"]
     assert ledger.rows(engine, "SELECT state FROM events ORDER BY seq")[0] == {"state": "folded"}
     # Where the other copy is chosen, what was archived is found again by its bytes.
-    with archive.beside(engine, tmp_path, progress=rebuild.nobody) as made:
+    with archived.beside(engine, tmp_path, progress=rebuild.nobody) as made:
         rebuild.rebuild(made, sizes=IN_ONE_PROCESS)
         assert swap.compare(made, tell=print).drift == 0
 

@@ -23,33 +23,27 @@ import fcntl
 import hashlib
 import os
 import random
-import re
 import shutil
 import time
 from array import array
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import IO, Final
 
 import psycopg
-from msgspec.structs import replace
 from psycopg import sql
 from sqlalchemy import Engine
 
-from schemas import accounts, contents, database, files, inbox
+from schemas import accounts, contents, database, inbox
 from schemas.database import Cursor
 from schemas.errors import ConfigurationError, ConflictError
-from schemas.inbox import Delivery
-from worker import eventlog, projection, shadow
-from worker.folds.payment import OF_ORDER_OPEN
-from worker.shadow import Shadow
+from worker import eventlog, projection
+from worker.restore import NAME, ROWS_READ, SUFFIX
 
-ROWS_READ: Final = 500
 ROWS_DELETED_MAX: Final = 5_000
 """Payloads that one transaction deletes, where a partition is not emptied as a whole."""
 ROWS_KEPT_MAX: Final = 1_000
@@ -59,10 +53,6 @@ LOCK_SECONDS_MAX: Final = 1
 TRIES_MAX: Final = 40
 ROOM_SHARE: Final = 4
 """A log takes a tenth of what it holds, or less; room for a fourth has to be there."""
-NAMES_TOLD_MAX: Final = 3
-SUFFIX: Final = ".ndjson.zst"
-
-_NAME: Final = re.compile(r"payfold-events-([0-9]+)-([0-9]+)(?:-[0-9]+)?\.ndjson(?:\.zst|\.gz)?")
 
 Progress = Callable[[str, int, int], None]
 
@@ -248,7 +238,7 @@ def _at_hand(engine: Engine, partition: str, held: _Held) -> int:
 
 def _known(engine: Engine, part: Part, before: datetime, folder: Path) -> tuple[_Held, Path | None]:
     """Return the log that an unfinished run has left, with what it holds; None where there is none."""
-    named = [(path, _NAME.fullmatch(path.name)) for path in sorted(folder.iterdir()) if path.is_file()]
+    named = [(path, NAME.fullmatch(path.name)) for path in sorted(folder.iterdir()) if path.is_file()]
     paths = [path for path, found in named if found and (int(found[1]), int(found[2])) == (part.first, part.last)]
     if not paths:
         return _Held(), None
@@ -427,303 +417,3 @@ def _lock(cursor: Cursor, partition: str, mode: str) -> None:
         f"{partition} is in use: does a rebuild go on, or is a transaction left open? Its payloads stay for now. Run"
         " the same command again: it takes the log that is written for its own."
     )
-
-
-# ---- Finding again ----
-
-
-def logs_in(folder: Path) -> list[Path]:
-    """Return the logs of the archive in *folder*.
-
-    Raises:
-        ConfigurationError: there is no such folder, or no log in it.
-    """
-    if not folder.is_dir():
-        raise ConfigurationError(f"--archive: there is no folder {folder}.")
-    found = sorted(path for path in folder.iterdir() if _NAME.fullmatch(path.name))
-    for path in found:
-        if kind := files.irregular(path):
-            raise ConfigurationError(f"--archive: {path} is {kind}, and only files are read.")
-    if not found:
-        raise ConfigurationError(f"--archive: {folder} has no log by a name as payfold-events-1-1000{SUFFIX}.")
-    return found
-
-
-def _names(engine: Engine) -> dict[str, str]:
-    with database.transaction(engine) as connection, database.cursor(connection) as cursor:
-        return accounts.names(cursor)
-
-
-def _chunks(path: Path, names: Mapping[str, str]) -> Iterator[list[Delivery]]:
-    """Yield what the log at *path* holds, with accounts called by the newest of *names*.
-
-    Raises:
-        ConflictError: it is damaged.
-    """
-    entries = eventlog.read(str(path), account="", now=datetime.now(UTC))
-    while chunk := list(islice(entries, ROWS_READ)):
-        for entry in chunk:
-            if entry.delivery is None:
-                raise ConflictError(f"The archive is damaged. {entry.place}: {entry.fault}")
-        yield [entry.delivery.named(names) for entry in chunk if entry.delivery is not None]
-
-
-# By the hash, so that of several copies only the one that the inbox has is taken.
-_MATCHED: Final = """
-SELECT i.seq, t.payload
-FROM unnest(%b::text[], %b::boolean[], %b::text[], %b::bytea[], %b::bytea[])
-    AS t (account, livemode, id, payload_sha256, payload)
-JOIN {inbox} AS i USING (account, livemode, id)
-WHERE i.payload_sha256 = t.payload_sha256
-    AND NOT EXISTS (SELECT FROM {payloads} AS b WHERE b.seq = i.seq)
-"""
-
-
-def _arguments(deliveries: Sequence[Delivery]) -> list[list[Any]]:
-    return [
-        [each.account for each in deliveries],
-        [each.envelope.livemode for each in deliveries],
-        [each.envelope.id for each in deliveries],
-        [each.sha256 for each in deliveries],
-        [each.envelope.payload for each in deliveries],
-    ]
-
-
-@contextmanager
-def beside(engine: Engine, folder: Path | None, *, progress: Progress) -> Iterator[Shadow]:
-    """Make a schema to rebuild in, with the payloads of the archive in *folder* where one is given; see ``shadow``.
-
-    Raises:
-        ConflictError: the archive is damaged, or lacks what is archived.
-    """
-    with shadow.shadow(engine, has_archive=folder is not None) as made:
-        if folder is not None:
-            bring(made, folder, progress=progress)
-        yield made
-
-
-@contextmanager
-def within(engine: Engine, folder: Path, *, progress: Progress) -> Iterator[Engine]:
-    """Yield an engine on the live tables, in which payloads of the archive in *folder* are found among the others.
-
-    Raises:
-        ConflictError: the archive is damaged, or lacks what is archived.
-    """
-    with beside(engine, folder, progress=progress) as made:
-        yield made.within
-
-
-def bring(made: Shadow, folder: Path, *, progress: Progress) -> None:
-    """Read what the database lacks out of the archive in *folder*, into *made*.
-
-    Raises:
-        ConflictError: the archive is damaged, or lacks what is archived.
-    """
-    statement = sql.SQL("INSERT INTO {archived} (seq, payload)" + _MATCHED + "ON CONFLICT DO NOTHING").format(
-        archived=sql.Identifier(made.schema, "archived"),
-        inbox=sql.Identifier(made.live, "inbox"),
-        payloads=sql.Identifier(made.live, "payloads"),
-    )
-    logs, names = logs_in(folder), _names(made.engine)
-    for number, path in enumerate(logs):
-        progress("Reading the archive", number, len(logs))
-        for deliveries in _chunks(path, names):
-            with database.transaction(made.engine) as connection, database.cursor(connection) as cursor:
-                cursor.execute(statement, _arguments(deliveries))
-    progress("Reading the archive", len(logs), len(logs))
-    with database.transaction(made.engine) as connection, database.cursor(connection) as cursor:
-        cursor.execute(sql.SQL("ANALYZE {}").format(sql.Identifier(made.schema, "archived")))
-        lacking = sql.SQL("FROM {} AS i WHERE {}").format(sql.Identifier(made.live, "inbox"), _absent(made, "i"))
-        _require_none(cursor, lacking, folder)
-
-
-def _require_none(cursor: Cursor, lacking: sql.Composable, folder: Path) -> None:
-    cursor.execute(sql.SQL("SELECT count(*) {}").format(lacking))
-    (count,) = cursor.fetchone() or (0,)
-    if count:
-        cursor.execute(sql.SQL("SELECT i.id {} ORDER BY i.seq LIMIT {}").format(lacking, sql.Literal(NAMES_TOLD_MAX)))
-        named = ", ".join(event for (event,) in cursor.fetchall()) + (", …" if count > NAMES_TOLD_MAX else "")
-        raise ConflictError(f"The archive in {folder} lacks the payloads of {count:,} events: {named}.")
-
-
-def archived_with(cursor: Cursor, seq: int) -> list[int]:
-    """Return the archived events without which event *seq* cannot be folded anew: all that speak of its objects."""
-    cursor.execute(_ARCHIVED_WITH, {"seq": seq})
-    return [found for (found,) in cursor.fetchall()]
-
-
-_ARCHIVED_WITH: Final = """
-WITH objects AS (
-    SELECT account, livemode, object_id FROM inbox WHERE seq = %(seq)s AND object_id IS NOT NULL
-    UNION
-    SELECT account, livemode, object_id FROM mentions WHERE seq = %(seq)s
-), told AS (
-    SELECT %(seq)s::bigint AS seq
-    UNION
-    SELECT i.seq FROM objects JOIN inbox AS i USING (account, livemode, object_id)
-    UNION
-    SELECT m.seq FROM objects JOIN mentions AS m USING (account, livemode, object_id)
-)
-SELECT seq FROM told WHERE NOT EXISTS (SELECT FROM payloads AS b WHERE b.seq = told.seq) ORDER BY seq
-"""
-
-
-def bring_back(engine: Engine, seqs: Sequence[int], folder: Path) -> None:
-    """Bring the payloads of the events numbered *seqs* back out of the archive in *folder*, into the database.
-
-    Raises:
-        ConflictError: the archive is damaged, or lacks one of them.
-    """
-    statement = sql.SQL("INSERT INTO payloads (seq, payload)" + _MATCHED + "ON CONFLICT DO NOTHING").format(
-        inbox=sql.Identifier("inbox"), payloads=sql.Identifier("payloads")
-    )
-    lacking = sql.SQL("FROM inbox AS i LEFT JOIN payloads AS b USING (seq) WHERE i.seq = ANY ({}) AND b.seq IS NULL")
-    with database.transaction(engine) as connection, database.cursor(connection) as cursor:
-        names = accounts.names(cursor)
-        cursor.execute("SELECT account, livemode, id FROM inbox WHERE seq = ANY (%s)", (list(seqs),))
-        # In the midst of a rename the inbox has the old name as well, which the log may call by one that is older.
-        wanted = defaultdict[tuple[str, bool, str], list[str]](list)
-        for account, livemode, event in cursor.fetchall():
-            wanted[names.get(account, account), livemode, event].append(account)
-    for path in sorted(logs_in(folder), key=lambda each: not _may_hold(each, seqs)):
-        for deliveries in _chunks(path, names):
-            found = [replace(each, account=name) for each in deliveries for name in wanted.get(each.key, ())]
-            if found:
-                with database.transaction(engine) as connection, database.cursor(connection) as cursor:
-                    cursor.execute(statement, _arguments(found))
-        with database.transaction(engine) as connection, database.cursor(connection) as cursor:
-            cursor.execute(sql.SQL("SELECT count(*) {}").format(lacking.format(sql.Literal(list(seqs)))))
-            if cursor.fetchone() == (0,):
-                return
-    with database.transaction(engine) as connection, database.cursor(connection) as cursor:
-        _require_none(cursor, lacking.format(sql.Literal(list(seqs))), folder)
-
-
-def _may_hold(path: Path, seqs: Iterable[int]) -> bool:
-    """Tell whether the name of *path* says that it holds one of *seqs*; in another database they had other numbers."""
-    found = _NAME.fullmatch(path.name)
-    return found is not None and any(int(found[1]) <= seq <= int(found[2]) for seq in seqs)
-
-
-# ---- What is left out without it ----
-
-
-@dataclass(frozen=True, slots=True)
-class LeftOut:
-    """How many *objects* cannot be rebuilt, since the payloads of so many *events* are archived."""
-
-    objects: int
-    events: int
-
-
-def _absent(made: Shadow, alias: str) -> sql.Composed:
-    """Return the condition that the payload of an event is neither in the database nor in *made*."""
-    return sql.SQL(
-        "NOT EXISTS (SELECT FROM {live} AS b WHERE b.seq = {seq})"
-        " AND NOT EXISTS (SELECT FROM {made} AS b WHERE b.seq = {seq})"
-    ).format(
-        live=sql.Identifier(made.live, "payloads"),
-        made=sql.Identifier(made.schema, "archived"),
-        seq=sql.Identifier(alias, "seq"),
-    )
-
-
-def leave_out(cursor: Cursor, made: Shadow) -> LeftOut:
-    """Note in *made* the objects of which it does not have every payload, and return how many those are.
-
-    What has an inbox of its own has its payloads too.
-    """
-    if made.has_inbox:
-        return LeftOut(0, 0)
-    names = {
-        "left_out": sql.Identifier(made.schema, "left_out"),
-        "inbox": sql.Identifier(made.live, "inbox"),
-        "mentions": sql.Identifier(made.live, "mentions"),
-        "lines": sql.Identifier(made.live, "credit_note_lines"),
-        "absent": _absent(made, "i"),
-    }
-    cursor.execute(sql.SQL("TRUNCATE {left_out}").format(**names))
-    cursor.execute(
-        sql.SQL(
-            """
-            WITH absent AS MATERIALIZED (
-                SELECT i.seq, i.account, i.livemode, i.object_id FROM {inbox} AS i WHERE {absent}
-            ), noted AS (
-                INSERT INTO {left_out} (account, livemode, object_id)
-                SELECT account, livemode, object_id FROM absent WHERE object_id IS NOT NULL
-                UNION
-                SELECT m.account, m.livemode, m.object_id FROM absent JOIN {mentions} AS m USING (seq)
-                RETURNING 1
-            )
-            SELECT (SELECT count(*) FROM noted), (SELECT count(*) FROM absent)
-            """
-        ).format(**names)
-    )
-    objects, events = cursor.fetchone() or (0, 0)
-    # Anomalies of a note's line know the line alone.
-    cursor.execute(
-        sql.SQL(
-            "INSERT INTO {left_out} (account, livemode, object_id) SELECT n.account, n.livemode, n.id"
-            " FROM {lines} AS n JOIN {left_out} AS o ON (o.account, o.livemode, o.object_id)"
-            " = (n.account, n.livemode, n.credit_note) ON CONFLICT DO NOTHING"
-        ).format(**names)
-    )
-    if objects:
-        cursor.execute(sql.SQL(_LEAVE_OUT_ORDERS).format(**names, **_tables_of_payments(made)))
-        cursor.execute(sql.SQL(_LEAVE_OUT_NOTES).format(**names, notes=sql.Identifier(made.live, "credit_notes")))
-    return LeftOut(objects, events)
-
-
-def _tables_of_payments(made: Shadow) -> dict[str, sql.Identifier]:
-    return {name: sql.Identifier(made.live, name) for name in ("orders", "charges", "refunds")}
-
-
-# Of an order that its charges settle all of these are wanted.
-_LEAVE_OUT_ORDERS: Final = f"""
-INSERT INTO {{left_out}} (account, livemode, object_id)
-SELECT o.account, o.livemode, o.id FROM (SELECT * FROM {{orders}} WHERE {OF_ORDER_OPEN}) AS o
-WHERE EXISTS (
-    SELECT FROM {{left_out}} AS l
-    WHERE (l.account, l.livemode, l.object_id) = (o.account, o.livemode, o.payment_intent)
-    UNION ALL
-    SELECT FROM {{charges}} AS c JOIN {{left_out}} AS l
-        ON (l.account, l.livemode, l.object_id) = (c.account, c.livemode, c.id)
-    WHERE (c.account, c.livemode, c.payment_intent) = (o.account, o.livemode, o.payment_intent)
-    UNION ALL
-    SELECT FROM {{refunds}} AS r JOIN {{left_out}} AS l
-        ON (l.account, l.livemode, l.object_id) = (r.account, r.livemode, r.id)
-    WHERE (r.account, r.livemode, r.payment_intent) = (o.account, o.livemode, o.payment_intent)
-    UNION ALL
-    SELECT FROM {{charges}} AS c
-    JOIN {{refunds}} AS r ON (r.account, r.livemode, r.charge) = (c.account, c.livemode, c.id)
-    JOIN {{left_out}} AS l ON (l.account, l.livemode, l.object_id) = (r.account, r.livemode, r.id)
-    WHERE (c.account, c.livemode, c.payment_intent) = (o.account, o.livemode, o.payment_intent)
-)
-ON CONFLICT DO NOTHING
-"""
-# Of a note that its refund settles that one is wanted.
-_LEAVE_OUT_NOTES: Final = """
-INSERT INTO {left_out} (account, livemode, object_id)
-SELECT n.account, n.livemode, n.id FROM {notes} AS n JOIN {left_out} AS l
-    ON (l.account, l.livemode, l.object_id) = (n.account, n.livemode, n.refund)
-ON CONFLICT DO NOTHING
-"""
-
-
-def require_all(made: Shadow) -> None:
-    """Find out before the work is done whether *made* has every payload.
-
-    Raises:
-        ConflictError: it has not, so the tables cannot be brought to what it says.
-    """
-    with database.transaction(made.engine) as connection, database.cursor(connection) as cursor:
-        require_none(leave_out(cursor, made))
-
-
-def require_none(left: LeftOut) -> None:
-    """Raise ConflictError where something is left out."""
-    if left.events:
-        raise ConflictError(
-            f"{left.events:,} events of {left.objects:,} objects are archived, so the tables cannot be brought to what"
-            " the others say. Nothing has changed: give --archive DIR too."
-        )

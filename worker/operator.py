@@ -12,7 +12,7 @@ from schemas import database, inbox, observations
 from schemas.database import Cursor
 from schemas.errors import ConflictError, NotFoundError
 from worker import archive as archives
-from worker import folds, projection
+from worker import folds, projection, restore
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,7 @@ def retry(
     """
     with database.transaction(engine) as connection, database.cursor(connection) as cursor:
         found = find(cursor, event_id, account=account, livemode=livemode)
-        archived = archives.archived_with(cursor, found.seq)
+        archived = restore.archived_with(cursor, found.seq)
     if archived and archive is None:
         raise ConflictError(
             f"{event_id} cannot be folded anew, since {len(archived):,} events of its objects are archived; it stays"
@@ -83,9 +83,9 @@ def retry(
         )
     waiting = [found.seq]
     if archived and archive is not None:
-        archives.logs_in(archive)
+        restore.logs_in(archive)
         with archives.alone(archive):
-            archives.bring_back(engine, archived, archive)
+            restore.bring_back(engine, archived, archive)
             waiting += _queue(engine, found.seq, archived=archived)
             return _folded(engine, waiting, now)
     _queue(engine, found.seq)

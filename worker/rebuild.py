@@ -40,7 +40,7 @@ from schemas.database import Cursor
 from schemas.errors import DatabaseAway
 from schemas.inbox import RECORD_ROWS_MAX
 from schemas.settings import SigningSecret
-from worker import archive, copying, eventlog, folds, projection, renderings, shadow
+from worker import archived, copying, eventlog, folds, projection, renderings, shadow
 from worker.eventlog import Entry
 from worker.folds import join
 from worker.folds.facts import Event, Facts, Subject
@@ -152,7 +152,7 @@ def record(
 def catch_up(made: Shadow) -> int:
     """Fold what the live tables have folded since *made* was filled, and return how many events that was."""
     with database.transaction(made.engine) as connection, database.cursor(connection) as cursor:
-        archive.leave_out(cursor, made)
+        archived.leave_out(cursor, made)
         seqs = lacking(cursor, made)
     _fold_in_steps(made, [seqs[at : at + CATCH_UP_EVENTS] for at in range(0, len(seqs), CATCH_UP_EVENTS)], nobody)
     _take_over_attempts(made)
@@ -162,7 +162,7 @@ def catch_up(made: Shadow) -> int:
 def lacking(cursor: Cursor, made: Shadow) -> list[int]:
     """Return the events to which the live tables gave an outcome that *made* does not have.
 
-    Without those of objects that are left out (see ``archive.leave_out``): they cannot all be folded.
+    Without those of objects that are left out (see ``archived.leave_out``): they cannot all be folded.
     """
     cursor.execute(
         sql.SQL(

@@ -20,7 +20,7 @@ from schemas import database
 from schemas.database import Cursor
 from schemas.settings import SigningSecret
 from schemas.version import version
-from worker import archive, audit, logcheck, projection, rebuild, rules, shadow, swap
+from worker import archived, audit, logcheck, projection, rebuild, rules, shadow, swap
 from worker.acting import Desk
 from worker.difference import MAIN_AMOUNTS, Difference, told
 from worker.eventlog import Entry
@@ -126,7 +126,7 @@ def run(engine: Engine, checks: Sequence[str], wanted: Wanted) -> dict[str, Any]
     """
     if wanted.repair and wanted.archive is None:
         with shadow.shadow(engine) as made:
-            archive.require_all(made)
+            archived.require_all(made)
     started = datetime.now(UTC)
     drift = _Drift(wanted.each)
     parts = _parts(engine, checks, wanted, drift)
@@ -205,7 +205,7 @@ def _broken(finding: rules.Finding) -> Difference:
 
 
 def _by_rebuild(engine: Engine, wanted: Wanted, drift: _Drift) -> dict[str, Any]:
-    with archive.beside(engine, wanted.archive, progress=wanted.progress) as made:
+    with archived.beside(engine, wanted.archive, progress=wanted.progress) as made:
         rebuild.rebuild(made, progress=wanted.progress, sizes=wanted.sizes)
         found = swap.compare(made, tell=lambda difference: drift.add(REBUILD, difference))
     left_out = {"objects": found.objects_left_out, "events": found.events_left_out}
@@ -237,7 +237,7 @@ def _by_logs(engine: Engine, wanted: Wanted, drift: _Drift) -> dict[str, Any]:
         )
         wanted.progress("Reading the log", 1, 1)
         if wanted.archive is not None:
-            archive.bring(made, wanted.archive, progress=wanted.progress)
+            archived.bring(made, wanted.archive, progress=wanted.progress)
         counts = logcheck.compare(made, tell=lambda difference: drift.add(LOG, difference))
     return {"logs": {**counts, "refused": refused}}
 
@@ -272,7 +272,7 @@ def _repair(engine: Engine, checks: Sequence[str], wanted: Wanted) -> dict[str, 
     while projection.run_once(engine, now=datetime.now(UTC)):
         pass
     if REBUILD in checks or RULES in checks:
-        with archive.beside(engine, wanted.archive, progress=wanted.progress) as made:
+        with archived.beside(engine, wanted.archive, progress=wanted.progress) as made:
             rebuild.rebuild(made, progress=wanted.progress, sizes=wanted.sizes)
             found, changes = swap.swap(made)
         done |= {"rows_swapped": found.drift, "changes": changes}

@@ -34,8 +34,7 @@ from schemas import accounts, database, inbox, tables
 from schemas.accounts import shown
 from schemas.database import Cursor, boolean_array, integer_array, text_array
 from schemas.errors import ConfigurationError, ConflictError, NotFoundError
-from worker import archive as archives
-from worker import projection, refunding
+from worker import projection, refunding, restore
 
 OBJECTS_AT_ONCE: Final = 500
 ROWS_AT_ONCE: Final = 5_000
@@ -215,7 +214,7 @@ def _bring_back(engine: Engine, old: str, new: str, archive: Path | None, *, is_
         is_begun = accounts.names(cursor).get(old) == new
         unread = [seq for its in accounts.look(cursor, (old, new)).values() for seq in its.archived]
     if unread and archive is not None and not is_begun:
-        archives.bring_back(engine, unread, archive)
+        restore.bring_back(engine, unread, archive)
     with database.transaction(engine) as connection, database.cursor(connection) as cursor:
         _require_sense(cursor, old, new, is_one=is_one)
         names = {"old": old, "new": new}
@@ -223,7 +222,7 @@ def _bring_back(engine: Engine, old: str, new: str, archive: Path | None, *, is_
     if archived and archive is None:
         raise _wanted(archived, names, is_begun=is_begun)
     if archived and archive is not None:
-        archives.bring_back(engine, archived, archive)
+        restore.bring_back(engine, archived, archive)
 
 
 def _wanted(archived: Sequence[int], names: Mapping[str, str], *, is_begun: bool) -> ConflictError:

@@ -25,7 +25,7 @@ from schemas import database, tables
 from schemas.database import Cursor
 from schemas.errors import ConflictError
 from worker import (
-    archive,
+    archived,
     correcting,
     difference,
     digest,
@@ -37,7 +37,7 @@ from worker import (
     shadow,
     stock,
 )
-from worker.archive import LeftOut
+from worker.archived import LeftOut
 from worker.difference import Comparison, Difference, Pair
 from worker.digest import Digest
 from worker.folds.facts import Subject
@@ -101,7 +101,7 @@ def swap(made: Shadow, *, tell: Callable[[Difference], None] = lambda _: None) -
             has changed then.
     """
     with _held(made) as (cursor, left):
-        archive.require_none(left)
+        archived.require_none(left)
         implied = _Implied(cursor, made)
         found = difference.compare(cursor, made, tell=tell, pair=implied.add)
         implied.flush()
@@ -156,7 +156,7 @@ def _catch_up_beside(made: Shadow) -> None:
 
 def _caught_up(cursor: Cursor, made: Shadow, *, is_last: bool) -> LeftOut | None:
     """Let *made* catch up while folding pauses, and return what is left out; None where it would take too long."""
-    left = archive.leave_out(cursor, made)
+    left = archived.leave_out(cursor, made)
     seqs = [] if made.has_inbox else rebuild.lacking(cursor, made)
     if len(seqs) > rebuild.CATCH_UP_EVENTS and not is_last:
         return None

@@ -151,7 +151,7 @@ def events_export(
 
     A line is an event; it is compressed by Zstandard unless the file's ending says otherwise, and not in a terminal.
     """
-    from worker import archive as archives
+    from worker import archived
     from worker.eventlog import compressed, form_of, writing
     from worker.replay import Filters, export, left_out
 
@@ -164,7 +164,7 @@ def events_export(
     with (
         opened_database() as engine,
         bars() as bar,
-        nullcontext(engine) if archive is None else archives.within(engine, archive, progress=shown_on(bar)) as source,
+        nullcontext(engine) if archive is None else archived.within(engine, archive, progress=shown_on(bar)) as source,
     ):
         with compressed(sys.stdout.buffer, form) if to is None else writing(to.resolve(), form) as stream:
             for line in export(source, filters=filters, with_renderings=renderings):

@@ -47,9 +47,8 @@ def rebuild(
     form: FormatOption = Format.TABLE,
 ) -> None:
     """Fold the inbox beside the live tables and print every difference; exit 3 if there is one and no --swap."""
-    from worker import archive as archives
+    from worker import archived, shadow
     from worker import rebuild as rebuilding
-    from worker import shadow
     from worker import swap as swapping
 
     logs = logs_named(logs or [])
@@ -72,9 +71,9 @@ def rebuild(
                 made, logs, account=account, now=datetime.now(UTC), refuse=_told_on(bar), secrets=secrets
             )
         else:
-            made = opened.enter_context(archives.beside(engine, archive, progress=shown_on(bar)))
+            made = opened.enter_context(archived.beside(engine, archive, progress=shown_on(bar)))
         if swap:
-            archives.require_all(made)
+            archived.require_all(made)
         rebuilding.rebuild(made, progress=shown_on(bar))
         if swap:
             found, changes = swapping.swap(made, tell=listed)

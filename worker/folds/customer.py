@@ -4,11 +4,13 @@ Source: https://docs.stripe.com/api/customers/object. ``customer.subscription.*`
 customers: events are routed by their exact type and the object that they carry.
 """
 
+from collections.abc import Sequence
 from typing import Final
 
 from msgspec import UNSET, Struct, UnsetType
 
 from worker.folds import balance
+from worker.folds.chain import Path
 from worker.folds.facts import Event, Facts
 from worker.folds.join import Shape
 from worker.folds.reading import (
@@ -102,6 +104,10 @@ def _told(customer: Customer) -> Told:
     )
 
 
+def _order(facts: Sequence[Facts]) -> Path:
+    return balance.order_of_customer(facts, SHAPE.names)
+
+
 SHAPE: Final = Shape(
     table="customers",
     subject="customer",
@@ -110,5 +116,5 @@ SHAPE: Final = Shape(
         "deleted": False,
     },
     rank_of=lambda row: int(row["deleted"] is True),
-    order=lambda facts: balance.order_of_customer(facts, SHAPE.names),
+    order=_order,
 )

@@ -43,6 +43,7 @@ def logs_in(folder: Path) -> list[Path]:
 
 
 def names_in(engine: Engine) -> dict[str, str]:
+    """Return the newest name of each account by each of its old ones."""
     with database.transaction(engine) as connection, database.cursor(connection) as cursor:
         return accounts.names(cursor)
 
@@ -61,7 +62,6 @@ def deliveries_in(path: Path, names: Mapping[str, str]) -> Iterator[list[Deliver
         yield [entry.delivery.named(names) for entry in chunk if entry.delivery is not None]
 
 
-# By the hash, so that of several copies only the one that the inbox has is taken.
 MATCHED: Final = """
 SELECT i.seq, t.payload
 FROM unnest(%b::text[], %b::boolean[], %b::text[], %b::bytea[], %b::bytea[])
@@ -70,9 +70,11 @@ JOIN {inbox} AS i USING (account, livemode, id)
 WHERE i.payload_sha256 = t.payload_sha256
     AND NOT EXISTS (SELECT FROM {payloads} AS b WHERE b.seq = i.seq)
 """
+"""Selects the payloads that are lacking, by their hash: of several copies only the one that the inbox has."""
 
 
 def arguments(deliveries: Sequence[Delivery]) -> list[list[Any]]:
+    """Return *deliveries* as the arrays that ``MATCHED`` takes."""
     return [
         [each.account for each in deliveries],
         [each.envelope.livemode for each in deliveries],
@@ -83,6 +85,7 @@ def arguments(deliveries: Sequence[Delivery]) -> list[list[Any]]:
 
 
 def require_none_lacking(cursor: Cursor, lacking: sql.Composable, folder: Path) -> None:
+    """Raise ConflictError where events are *lacking*, as rows ``i``, that the archive in *folder* should have."""
     cursor.execute(sql.SQL("SELECT count(*) {}").format(lacking))
     (count,) = cursor.fetchone() or (0,)
     if count:

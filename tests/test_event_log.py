@@ -16,7 +16,7 @@ import zstandard
 
 from deploy.sandbox.account import Account
 from deploy.sandbox.history import tangle
-from worker import eventlog
+from worker import eventlog, logwriter
 
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
 EVENTS = [event.payload() for event in tangle(1, contradictory=False).events][:3]
@@ -284,7 +284,7 @@ def test_broken_element_in_one_line(read: Callable[[bytes], list[str]]) -> None:
 def put_aside(path: Path) -> bytes:
     """Return a log of what cannot be read in the one at *path*, each text below a remark."""
     return b"".join(
-        eventlog.remark(entry) + b"".join(entry.text).rstrip(b"\r\n") + b"\n"
+        logwriter.remark(entry.place, entry.fault) + b"".join(entry.text).rstrip(b"\r\n") + b"\n"
         for entry in eventlog.read(str(path), account="", now=NOW)
         if entry.fault is not None
     )
@@ -480,7 +480,7 @@ def own_line(**changed: object) -> bytes:
         "redacted": [],
         "payload": payload,
     }
-    return eventlog.write(msgspec.convert(fields | changed, eventlog.OwnLine))
+    return logwriter.write(msgspec.convert(fields | changed, logwriter.OwnLine))
 
 
 def test_own_line(tmp_path: Path) -> None:
@@ -507,10 +507,10 @@ def test_own_line_altered(read: Callable[[bytes], list[str]]) -> None:
 
 
 @pytest.mark.parametrize("form", ["plain", "gzip", "Zstandard"])
-def test_writing(tmp_path: Path, read: Callable[[bytes], list[str]], form: eventlog.Compression) -> None:
+def test_writing(tmp_path: Path, read: Callable[[bytes], list[str]], form: logwriter.Compression) -> None:
     """A log is compressed as it is asked for, and is there only once it is whole."""
     path = tmp_path / "events"
-    with eventlog.writing(path, form) as stream:
+    with logwriter.writing(path, form) as stream:
         stream.write(NDJSON)
         assert not path.exists()
 
@@ -524,7 +524,7 @@ def test_writing_broken_off(tmp_path: Path) -> None:
     (tmp_path / "events.zst").write_bytes(b"before")
 
     def write() -> None:
-        with eventlog.writing(tmp_path / "events.zst", "Zstandard") as stream:
+        with logwriter.writing(tmp_path / "events.zst", "Zstandard") as stream:
             stream.write(b"half")
             raise RuntimeError
 
@@ -600,5 +600,5 @@ def test_a_remark_on_a_name_that_is_no_text(tmp_path: Path) -> None:
     refused, read_well = eventlog.read(str(path), account="", now=NOW)
 
     assert refused.fault is not None
-    assert eventlog.remark(refused).isascii()
+    assert logwriter.remark(refused.place, refused.fault).isascii()
     assert read_well.delivery is not None

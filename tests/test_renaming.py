@@ -17,7 +17,7 @@ from schemas.observations import World
 from schemas.settings import Settings
 from tests import ledger
 from tests.test_account_names import body, feed, recorded_in, sold, take_in, world
-from worker import archive, calls, eventlog, renaming, replay
+from worker import archive, calls, logwriter, renaming, replay
 
 LATER: Final = datetime(2099, 1, 1, tzinfo=UTC)
 NOW: Final = datetime(2026, 11, 22, 12, tzinfo=UTC)
@@ -240,7 +240,7 @@ def observed(account: Account, session: str) -> bytes:
         now=NOW,
     )
     redacted, payload = list(seen.envelope.redacted), seen.envelope.payload
-    return eventlog.line_of("", "observation", NOW, None, seen.sha256.hex(), redacted, payload)
+    return logwriter.line_of("", "observation", NOW, None, seen.sha256.hex(), redacted, payload)
 
 
 def reading(engine: Engine, path: Path, statement: str) -> replay.Reading:

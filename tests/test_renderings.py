@@ -21,7 +21,7 @@ from tests.command import payfold
 from tests.web import CLERK, SECRET, Web, serving, settings_of, signed
 from worker import archive, archived, projection, rebuild, renderings, replay, swap
 from worker.digest import digests
-from worker.eventlog import OwnLine, write
+from worker.logwriter import OwnLine, write
 from worker.plan import plan
 from worker.rebuild import IN_ONE_PROCESS
 from worker.replay import Reading

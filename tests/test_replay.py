@@ -30,7 +30,7 @@ from schemas.inbox import RECORD_ROWS_MAX
 from tests import ledger
 from tests.command import environment, payfold, started
 from tests.histories import bodies_of
-from worker import eventlog, folds, operator, projection
+from worker import folds, logwriter, operator, projection
 from worker.digest import digests
 from worker.plan import plan
 from worker.replay import Counts, Filters, Reading, export, follow, replay
@@ -536,7 +536,7 @@ def test_what_is_learnt_beside_a_silent_import_is_announced(engine: Engine, tmp_
     opened = {name: shop.open_session() for name, shop in observed.items()}
     told = {name: shop.emit(kind, shop.session(opened[name])).body for name, shop in observed.items()}
     lines = [
-        eventlog.line_of("", "observation", NOW, None, hashlib.sha256(told["then"]).hexdigest(), [], told["then"]),
+        logwriter.line_of("", "observation", NOW, None, hashlib.sha256(told["then"]).hexdigest(), [], told["then"]),
     ]
     path = tmp_path / "log"
     path.write_bytes(b"".join(lines))

@@ -41,7 +41,7 @@ from sqlalchemy import Engine
 from schemas import accounts, contents, database, inbox
 from schemas.database import Cursor
 from schemas.errors import ConfigurationError, ConflictError
-from worker import eventlog, projection
+from worker import eventlog, logwriter, projection
 from worker.restore import NAME, ROWS_READ, SUFFIX
 
 ROWS_DELETED_MAX: Final = 5_000
@@ -259,7 +259,7 @@ def _written(
                 " sound?"
             )
 
-    with eventlog.writing(path, "Zstandard", check=check) as stream:
+    with logwriter.writing(path, "Zstandard", check=check) as stream:
         held = _read(engine, part, before, stream, progress)
     return held, path
 
@@ -291,7 +291,9 @@ def _read(
             _note_contents(cursor, {row[0]: row[9] for row in rows})
         for seq, account, livemode, event, source, received_at, signature, sha256, redacted, payload in rows:
             if stream is not None:
-                stream.write(eventlog.line_of(account, source, received_at, signature, sha256.hex(), redacted, payload))
+                stream.write(
+                    logwriter.line_of(account, source, received_at, signature, sha256.hex(), redacted, payload)
+                )
             held.seqs.append(seq)
             held.hashes += sha256
             fingerprint.add(account, livemode, event, sha256, payload)

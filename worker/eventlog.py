@@ -1,11 +1,8 @@
-"""Event logs as files: what others write of Stripe's events, and what we write of our inbox.
+"""Reads event logs: files of Stripe's events that others wrote, and our own.
 
-Read is JSON, however it is laid out: events, arrays of them, Stripe's list pages and lines of our own, each on a
-line of its own (NDJSON), spread over many lines, or one after the other; plain, gzip or Zstandard. Written is NDJSON,
-a line an event, with the payload as the text that was recorded, so that the very bytes are kept::
-
-    {"object": "payfold.delivery", "account": "", "source": "webhook", "received_at": "…", "signature": "…",
-     "payload_sha256": "…", "redacted": [], "payload": "{…}"}
+A log is JSON, however it is laid out: events, arrays of them, Stripe's list pages and lines of our own (see
+worker/logwriter.py), each on a line of its own (NDJSON), spread over many lines, or one after the other; plain, gzip or
+Zstandard.
 
 Note [A fault costs one entry]
     A line that cannot be read is told with its number, and reading goes on with the next. JSON that is spread
@@ -22,37 +19,31 @@ import gzip
 import hashlib
 import io
 import json
-import os
 import re
 import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from itertools import chain
-from pathlib import Path
-from typing import IO, Final, Literal, TypeAlias
+from typing import Final
 
 import msgspec
 import zstandard
 from msgspec import Raw, Struct
 
 from schemas import events, listing, signature
-from schemas.errors import BodyNotJson, BodyNotText, ConfigurationError, NotAnEvent, Refused
+from schemas.errors import BodyNotJson, BodyNotText, NotAnEvent, Refused
 from schemas.inbox import Delivery
 from schemas.settings import SigningSecret
+from worker.logwriter import OWN_LINE, REMARK, OwnLine
 
-OWN_LINE: Final = "payfold.delivery"
 HAS_MORE: Final = "this page of a list says has_more: there are older events that it does not hold"
 LINE_BYTES_MAX: Final = 16 * 1024 * 1024
 CHUNK_BYTES: Final = 64 * 1024
 STANDARD_INPUT: Final = "-"
-_REMARK: Final = b"# payfold: "
 NO_NAMES: Final[Mapping[str, str]] = {}
-
-
-Source: TypeAlias = Literal["webhook", "replay", "gap", "observation"]
 
 
 class _Signers:
@@ -71,19 +62,6 @@ class _Signers:
 
     def _newest(self, account: str) -> str:
         return self._names.get(account, account)
-
-
-class OwnLine(Struct, kw_only=True):
-    """A line of our own log; ``payload_sha256`` is of the body before credentials were blanked."""
-
-    object: Literal["payfold.delivery"] = OWN_LINE
-    account: str
-    source: Source
-    received_at: datetime
-    signature: str | None
-    payload_sha256: str
-    redacted: list[str]
-    payload: str
 
 
 class _Kind(Struct):
@@ -301,7 +279,7 @@ def _items(lines: _Lines) -> Iterator[_Item]:
     line = line.removeprefix(_BYTE_ORDER_MARK)
     while line:
         text = line.strip()
-        if not text or text.startswith(_REMARK):
+        if not text or text.startswith(REMARK):
             pass
         elif len(line) < LINE_BYTES_MAX and _is_json(text):
             page = listing.cut(text)
@@ -748,108 +726,3 @@ def _own(item: bytes, signers: _Signers) -> Delivery:
 def _is_verified(line: OwnLine, payload: bytes, secrets: Sequence[SigningSecret]) -> bool:
     """Return whether one of *secrets* signed *payload*, of which no credential is blanked."""
     return line.signature is not None and not line.redacted and signature.is_by_any(line.signature, payload, secrets)
-
-
-# ---- Writing ----
-
-_encode_line = msgspec.json.Encoder().encode
-
-
-def remark(entry: Entry) -> bytes:
-    """Return a line that says where *entry* was and what is wrong with it, and that is passed over when read."""
-    told = f"{entry.place}: {entry.fault}".replace("\n", " ")
-    return _REMARK + told.encode(errors="backslashreplace") + b"\n"
-
-
-def write(line: OwnLine) -> bytes:
-    """Return *line* as it stands in a log, with its line break."""
-    return _encode_line(line) + b"\n"
-
-
-Compression: TypeAlias = Literal["plain", "gzip", "Zstandard"]
-PLAIN_ENDINGS: Final = (".ndjson", ".json", ".jsonl", ".txt")
-
-
-def form_of(path: Path | None) -> Compression:
-    """Return how a log at *path* is compressed: as its ending says, and by Zstandard where that says nothing."""
-    ending = "" if path is None else path.suffix
-    return "plain" if ending in PLAIN_ENDINGS else "gzip" if ending == ".gz" else "Zstandard"
-
-
-def line_of(
-    account: str,
-    source: Source,
-    received_at: datetime,
-    signature: str | None,
-    sha256: str,
-    redacted: list[str],
-    payload: bytes,
-) -> bytes:
-    """Return the line of an event as the inbox has it; *sha256* is in hexadecimal."""
-    return write(
-        OwnLine(
-            account=account,
-            source=source,
-            received_at=received_at.astimezone(UTC),
-            signature=signature,
-            payload_sha256=sha256,
-            redacted=redacted,
-            payload=payload.decode(),
-        )
-    )
-
-
-@contextmanager
-def writing(path: Path, form: Compression, *, check: Callable[[Path], None] = lambda _: None) -> Iterator[IO[bytes]]:
-    """Open a new log at *path*; it appears there when it is whole and on disk.
-
-    *check* is given the file before it gets its name, and may raise, which leaves nothing behind.
-
-    Raises:
-        ConfigurationError: when it cannot be written there.
-    """
-    draft = path.with_name(f"{path.name}.part")
-    try:
-        # Never into a file that somebody else has open.
-        draft.unlink(missing_ok=True)
-        with open(draft, "xb", opener=_for_us_alone) as file:
-            with compressed(file, form) as stream:
-                yield stream
-            file.flush()
-            os.fsync(file.fileno())
-        check(draft)
-        draft.replace(path)
-        _sync_folder(path.parent)
-    except OSError as error:
-        raise ConfigurationError(f"Cannot write {path}: {error.strerror}.") from None
-    finally:
-        draft.unlink(missing_ok=True)
-
-
-def _for_us_alone(path: str, flags: int) -> int:
-    """Open a file that only its owner may read: it holds what buyers told."""
-    return os.open(path, flags, 0o600)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Let the names in *folder* outlive a loss of power."""
-    if os.name != "posix":
-        return
-    opened = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(opened)
-    finally:
-        os.close(opened)
-
-
-@contextmanager
-def compressed(file: IO[bytes], form: Compression) -> Iterator[IO[bytes]]:
-    """Yield what writes a log into *file*, in the given form."""
-    if form == "Zstandard":
-        with zstandard.ZstdCompressor(level=10, write_checksum=True).stream_writer(file, closefd=False) as stream:
-            yield stream
-    elif form == "gzip":
-        with gzip.GzipFile(fileobj=file, mode="wb") as stream:
-            yield stream  # type: ignore[misc]  # it is one in all but name
-    else:
-        yield file

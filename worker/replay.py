@@ -24,7 +24,7 @@ from schemas.database import Cursor, integer_array
 from schemas.errors import ConflictError, Transient
 from schemas.inbox import RECORD_ROWS_MAX, Delivery, Receipt, Recorded
 from schemas.settings import SigningSecret
-from worker import eventlog, lanes, projection, renderings
+from worker import eventlog, lanes, logwriter, projection, renderings
 from worker.eventlog import Entry
 from worker.folds.facts import utc
 from worker.lanes import Lane, Order
@@ -527,7 +527,7 @@ def export(engine: Engine, *, filters: Filters, with_renderings: bool = False) -
             cursor.execute(statement, {**given, "first": first, "last": last})
             rows = cursor.fetchall()
         for row in rows:
-            yield eventlog.line_of(*row[:7])
+            yield logwriter.line_of(*row[:7])
 
 
 def left_out(engine: Engine, *, filters: Filters) -> int:

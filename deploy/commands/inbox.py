@@ -152,7 +152,7 @@ def events_export(
     A line is an event; it is compressed by Zstandard unless the file's ending says otherwise, and not in a terminal.
     """
     from worker import archived
-    from worker.eventlog import compressed, form_of, writing
+    from worker.logwriter import compressed, form_of, writing
     from worker.replay import Filters, export, left_out
 
     filters = Filters(since=utc(since), until=utc(until))

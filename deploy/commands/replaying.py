@@ -92,7 +92,7 @@ def replay(  # noqa: PLR0913 - an option each
     """Record what the inbox lacks of the logs, then fold it; exit 1 if a line is refused or an event not folded."""
     from worker import lanes
     from worker import replay as logs_of_events
-    from worker.eventlog import remark
+    from worker.logwriter import remark
     from worker.plan import plan
 
     if sum((dry_run, record_only, no_announce)) > 1:
@@ -106,7 +106,7 @@ def replay(  # noqa: PLR0913 - an option each
 
         def refuse(entry: "Entry") -> None:
             bar.console.print(output.in_one_line(f"{entry.place}: {entry.fault}"))
-            aside.write(remark(entry))
+            aside.write(remark(entry.place, entry.fault))
             piece = b""
             for piece in entry.text:
                 aside.write(piece)

@@ -12,8 +12,8 @@ Note [The inbox is append-only]
     worker/renderings.py).
 """
 
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
 
 from sqlalchemy import (
     BigInteger,
@@ -876,3 +876,10 @@ PROJECTIONS: Final = (
 
 REBUILT: Final = (pending, mentions, outcomes, *PROJECTIONS, changes, anomalies)
 """What a rebuild needs a second one of, to fold the same inbox beside the live tables."""
+MAIN_AMOUNTS: Final = ("amount_total", "total", "amount")
+"""What a row is worth as a whole, by the first of these columns that it has."""
+
+
+def worth_of(row: Mapping[str, Any]) -> Any:  # noqa: ANN401 - a value of a row
+    """Return what *row* is worth, in minor units; None where it has no amount, or that is not known."""
+    return next((row[name] for name in MAIN_AMOUNTS if row.get(name) is not None), None)

@@ -37,8 +37,6 @@ _OWNER_OF: Final = {
     "order_lines": "order_id",
 }
 """By which column a row names the object whose events it is folded from, where that is not its id."""
-MAIN_AMOUNTS: Final = ("amount_total", "total", "amount")
-"""What a row that is missing or extra is worth, by the first of these that it has."""
 
 
 PERSONAL: Final = frozenset(
@@ -239,7 +237,7 @@ def differences(pair: Pair) -> list[Difference]:
         "at": row.get("created") or row["as_of"],
     }
     if pair.held is None or pair.expected is None:
-        worth = next((row[name] for name in MAIN_AMOUNTS if row.get(name) is not None), None)
+        worth = tables.worth_of(row)
         sign = 1 if pair.expected is None else -1
         return [
             Difference(**world, currency=row.get("currency"), amount=sign * worth if isinstance(worth, int) else None)

@@ -25,7 +25,6 @@ from schemas import contents, database, tables
 from schemas.database import Cursor, integer_array
 from schemas.inbox import Delivery, Recorded
 from worker import folds, projection, settling
-from worker.difference import MAIN_AMOUNTS
 from worker.folds import join
 from worker.folds.facts import Event, Facts, Row, Subject
 from worker.folds.join import Joined, Shape
@@ -278,7 +277,7 @@ class _Groups:
         row = after or before or {}
         self._rows[table, would, status, row.get("currency") or ""] += 1
         for each, sign in ((before, -1), (after, 1)):
-            worth = next((each[name] for name in MAIN_AMOUNTS if each.get(name) is not None), None) if each else None
+            worth = tables.worth_of(each) if each else None
             if each is not None and worth is not None:
                 self._amounts[table, would, status, each.get("currency") or ""] += sign * worth
 

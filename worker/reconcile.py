@@ -16,13 +16,13 @@ import msgspec
 from psycopg.rows import dict_row
 from sqlalchemy import Engine
 
-from schemas import database
+from schemas import database, tables
 from schemas.database import Cursor
 from schemas.settings import SigningSecret
 from schemas.version import version
 from worker import archived, audit, logcheck, projection, rebuild, rules, shadow, swap
 from worker.acting import Desk
-from worker.difference import MAIN_AMOUNTS, Difference, told
+from worker.difference import Difference, told
 from worker.eventlog import Entry
 from worker.rebuild import USUAL, Progress, Sizes, nobody
 
@@ -90,7 +90,7 @@ class _Drift:
         }
         self.total += 1
         self.kinds[check, found.kind] += 1
-        if found.currency is not None and found.amount is not None and found.column in (None, *MAIN_AMOUNTS):
+        if found.currency is not None and found.amount is not None and found.column in (None, *tables.MAIN_AMOUNTS):
             self.money.setdefault(check, Counter())[found.currency] += found.amount
             self.rows.setdefault(check, Counter())[found.currency] += 1
         if len(self.listed) < DRIFT_LISTED_MAX:

@@ -11,7 +11,8 @@ from deploy.sandbox.line_items import line_items
 from deploy.sandbox.rendering import render, twin
 from schemas import checkout, observations
 from tests import ledger
-from worker import folds, projection
+from worker import folds
+from worker.claim import event_of_delivery
 from worker.folds.facts import Event, Facts, Subject
 
 VERSIONS = ("2024-06-20", "2025-03-31.basil", "2025-09-30.clover", "2026-03-25.dahlia", LATEST)
@@ -63,7 +64,7 @@ def _observation(kind: str, about: dict[str, Any], created: int) -> bytes:
 
 def event_of(body: bytes, *, account: str = "", source: str | None = None) -> Event:
     """Return the event in *body* as it comes out of the inbox."""
-    return projection.event_of(ledger.delivery(body, account=account, source=source))
+    return event_of_delivery(ledger.delivery(body, account=account, source=source))
 
 
 def facts_of(bodies: list[bytes]) -> dict[Subject, list[Facts]]:

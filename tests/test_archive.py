@@ -23,9 +23,10 @@ from schemas import database
 from schemas.errors import ConfigurationError, ConflictError
 from tests import command, ledger
 from tests.test_replay import lived_in
-from worker import archive, operator, projection, rebuild, swap
+from worker import archive, operator, rebuild, swap
 from worker.archive import Done
 from worker.archived import beside
+from worker.claim import keep_others_from_folding, queue_outdated
 from worker.digest import digests
 from worker.rebuild import Sizes, nobody
 
@@ -454,7 +455,7 @@ def test_killed_between_file_and_drop(shop: Engine, folder: Path, request: pytes
     """Killed when the log has its name and before a payload goes, the next run knows the log for its own."""
     before, held = at_rest(shop), payloads(shop)
     with database.transaction(shop) as connection, database.cursor(connection) as cursor:
-        projection.keep_others_from_folding(cursor)
+        keep_others_from_folding(cursor)
         process = request.getfixturevalue("started")
         waits(shop, for_lock="advisory")
         kill(process)
@@ -507,7 +508,7 @@ def archive_meanwhile(engine: Engine, folder: Path, work: Callable[[], None]) ->
     found: list[Done] = []
     thread = threading.Thread(target=lambda: found.extend(archived(engine, folder)))
     with database.transaction(engine) as connection, database.cursor(connection) as cursor:
-        projection.keep_others_from_folding(cursor)
+        keep_others_from_folding(cursor)
         thread.start()
         waits(engine, for_lock="advisory")
         work()
@@ -675,7 +676,7 @@ def test_an_older_fold_version(shop: Engine, folder: Path, run: Callable[..., co
     at_hand, gone = count(shop, "payloads"), count(shop, "events WHERE payload IS NULL")
 
     with database.transaction(shop) as connection, database.cursor(connection) as cursor:
-        queued = [projection.queue_outdated(cursor, limit=50) for _ in range(at_hand // 50 + 2)]
+        queued = [queue_outdated(cursor, limit=50) for _ in range(at_hand // 50 + 2)]
     ledger.execute(shop, "DELETE FROM pending")
     told, row = run("status"), run("status", "--format", "json").json
     assert run("rebuild", "--archive", folder, "--swap").code == 0

@@ -22,6 +22,8 @@ from schemas.database import Bounds
 from schemas.errors import DatabaseAway
 from tests import ledger
 from worker import folds, operator, projection
+from worker.batch import Claimed
+from worker.claim import claim
 
 HASTY = Bounds(statement=10, lock=0.2, whole=30)
 HASTY_STATEMENT = Bounds(statement=1, lock=10, whole=30)
@@ -190,10 +192,10 @@ def test_trouble_that_lasts_longer_than_the_batch_does(engine: Engine) -> None:
 # ---- Parking under the claim ----
 
 
-def _claimed(engine: Engine, only: list[int] | None = None) -> list[projection.Claimed]:
+def _claimed(engine: Engine, only: list[int] | None = None) -> list[Claimed]:
     """Return what a claim takes, and give it back."""
     with database.transaction(engine) as connection, database.cursor(connection) as cursor:
-        claimed = projection.claim(cursor, limit=500, only=only)
+        claimed = claim(cursor, limit=500, only=only)
         connection.rollback()
     return claimed
 

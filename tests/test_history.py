@@ -15,6 +15,7 @@ from schemas import database, feed
 from tests import ledger
 from tests.test_orders import seen
 from worker import folds, projection
+from worker.claim import REFOLD_EVENTS_MAX, claim, queue_outdated
 
 OLDER = folds.FOLD_VERSION - 1
 
@@ -30,7 +31,7 @@ SELECT kind, withheld, before, after FROM changes WHERE subject_id = :id ORDER B
 def fold_by(engine: Engine, version: int) -> None:
     """Fold what is pending, as a release of the fold *version* noted it."""
     with database.transaction(engine) as connection, database.cursor(connection) as cursor:
-        while claimed := projection.claim(cursor, limit=projection.FOLD_BATCH_MAX):
+        while claimed := claim(cursor, limit=projection.FOLD_BATCH_MAX):
             projection.project(cursor, claimed, now=ledger.NOW, fold_version=version)
 
 
@@ -44,10 +45,10 @@ def record(engine: Engine, *bodies: bytes) -> None:
     ledger.record(engine, map(ledger.delivery, bodies))
 
 
-def queue(engine: Engine, limit: int = projection.REFOLD_EVENTS_MAX) -> int:
+def queue(engine: Engine, limit: int = REFOLD_EVENTS_MAX) -> int:
     """Queue as the clock does what an older version folded, and return how many events that was."""
     with database.transaction(engine) as connection, database.cursor(connection) as cursor:
-        return projection.queue_outdated(cursor, limit=limit)
+        return queue_outdated(cursor, limit=limit)
 
 
 def shown(engine: Engine) -> list[dict[str, Any]]:

@@ -9,10 +9,11 @@ from sqlalchemy import Engine, Row, Select, Table, select, text
 
 from api.reads import OrderFilters
 from schemas import database, feed, lookup, tables
-from worker import projection, refunding
+from worker import refunding
 from worker.folds import payment
 from worker.folds.facts import Subject
 from worker.folds.join import Joined
+from worker.rows import load_rows
 
 pytestmark = pytest.mark.integration
 
@@ -29,7 +30,7 @@ ASKED: Final = {
         "SELECT count(*) FROM inbox WHERE source = 'webhook' AND received_at > now() - interval '1 hour'",
     ),
     "inbox_object": (
-        "all events of an object (projection.facts_of, explain, observations.news)",
+        "all events of an object (facts_of, explain, observations.news)",
         f"SELECT seq FROM inbox WHERE {WORLD} AND object_id = 'cs_1'",
     ),
     "inbox_thin": (
@@ -37,11 +38,11 @@ ASKED: Final = {
         "SELECT seq FROM inbox WHERE type LIKE 'v_.%' AND received_at >= now()",
     ),
     "inbox_set_aside": (
-        "whether an operator has set an event aside (projection.claim)",
+        "whether an operator has set an event aside (claim)",
         f"SELECT seq FROM inbox WHERE type = 'payfold.event.ignored' AND {WORLD} AND object_id = 'evt_1'",
     ),
     "outcomes_fold_version": (
-        "outcomes of an older fold version (projection.queue_outdated, status)",
+        "outcomes of an older fold version (queue_outdated, status)",
         "SELECT seq FROM outcomes WHERE fold_version = 1 AND seq >= 1 ORDER BY seq LIMIT 500",
     ),
     "outcomes_parked": (
@@ -319,7 +320,7 @@ def test_a_batch_finds_its_refunds_without_looking_at_others(engine: Engine, tab
     prefix = {"orders": "cs", "charges": "ch", "refunds": "re", "invoice_payments": "inpay"}[table]
     subjects = [Subject(table, "", True, f"{prefix}_{number}") for number in (7, 8)]  # noqa: FBT003 - the mode
     with database.transaction(engine) as connection, database.cursor(connection) as cursor:
-        rows = projection.load(cursor, subjects)
+        rows = load_rows(cursor, subjects)
         joined = {
             subject: Joined(row, (), (), "webhook", is_whole=True, replace_all=False) for subject, row in rows.items()
         }

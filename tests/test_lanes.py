@@ -18,9 +18,10 @@ from deploy.sandbox.history import shop_history
 from schemas import database
 from schemas.errors import DatabaseAway
 from tests import ledger
-from worker import lanes, projection
+from worker import lanes
+from worker.claim import LOOK_AHEAD_BATCHES, Share, claim
 from worker.lanes import LANES, Lane, Order
-from worker.projection import FOLD_BATCH_MAX, LOOK_AHEAD_BATCHES, Share
+from worker.projection import FOLD_BATCH_MAX
 from worker.rebuild import refolded
 
 pytestmark = pytest.mark.integration
@@ -72,7 +73,7 @@ def pending(engine: Engine) -> int:
 def claimed_of(engine: Engine, share: Share | None, *, limit: int) -> list[tuple[int, str | None]]:
     """Return the number and the object of what a share would take, and leave it."""
     with database.transaction(engine) as connection, database.cursor(connection) as cursor:
-        claimed = projection.claim(cursor, limit=limit, share=share)
+        claimed = claim(cursor, limit=limit, share=share)
         connection.rollback()
     return [(each.event.seq, each.event.object_id) for each in claimed]
 

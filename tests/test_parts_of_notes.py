@@ -22,6 +22,7 @@ from schemas import database, observations
 from tests import ledger
 from tests.test_settling import DAY, Json, T, bodies, body, claim_one, take_in_all_ways, wait_for_a_lock
 from worker import explain, folds, projection, renaming, swap
+from worker.claim import claim, lock_objects, queue_outdated
 from worker.explain import Explanation
 from worker.folds.facts import Subject
 from worker.plan import plan
@@ -235,7 +236,7 @@ def test_a_note_that_another_holds(engine: Engine, *, fails: bool) -> None:
     refunded = threading.Thread(target=lambda: projection.run_once(engine, now=ledger.NOW))
 
     with database.transaction(engine) as connection, database.cursor(connection) as cursor:
-        projection._lock(cursor, [NOTE], ())  # as a batch of the note holds it
+        lock_objects(cursor, [NOTE], ())  # as a batch of the note holds it
         refunded.start()
         wait_for_a_lock(engine, refunded)
         assert ledger.rows(engine, "SELECT state FROM events WHERE id = 'evt_1_1'") == [{"state": "folded"}]
@@ -256,10 +257,10 @@ def test_what_is_owed_to_a_note_survives(engine: Engine) -> None:
     ledger.take_in(engine, body(note(), "1", 0))
     ledger.record(engine, [ledger.delivery(body(refund(), "1", 1))])
     with database.transaction(engine) as other, database.cursor(other) as holding:
-        projection._lock(holding, [NOTE], ())
+        lock_objects(holding, [NOTE], ())
         with database.transaction(engine) as connection, database.cursor(connection) as cursor:
             # The process ends after this commit.
-            projection.project(cursor, projection.claim(cursor, limit=9), now=ledger.NOW)
+            projection.project(cursor, claim(cursor, limit=9), now=ledger.NOW)
     assert parts_of(engine) == {"cn_1": NOT_KNOWN}
 
     assert projection.run_once(engine, now=ledger.NOW) == 0
@@ -294,7 +295,7 @@ def test_a_note_that_a_release_before_folded(engine: Engine, *, is_known: bool) 
     ledger.execute(engine, "UPDATE outcomes SET fold_version = :older", older=folds.FOLD_VERSION - 1)
     ledger.take_in(engine, gave)
     with database.transaction(engine) as connection, database.cursor(connection) as cursor:
-        projection.queue_outdated(cursor)
+        queue_outdated(cursor)
     ledger.fold(engine)
 
     assert parts_of(engine) == {"cn_1": (615, 363)}

@@ -20,6 +20,7 @@ from schemas import database, tables
 from tests import histories, ledger, reference
 from tests.test_corrections import assert_the_last_word_is_the_row
 from worker import folds, projection
+from worker.claim import claim, queue_outdated
 from worker.rebuild import refolded
 
 ONE_SHOT = {"order.opened", "order.processing", "order.paid", "order.completed", "order.failed", "order.expired"}
@@ -142,12 +143,12 @@ def test_never_two_workers_on_one_object(engine: Engine) -> None:
 
     def second() -> None:
         with database.transaction(engine) as connection, database.cursor(connection) as cursor:
-            claimed = projection.claim(cursor, limit=1)
+            claimed = claim(cursor, limit=1)
             second_has_claimed.set()
             projection.project(cursor, claimed, now=ledger.NOW)
 
     with database.transaction(engine) as connection, database.cursor(connection) as cursor:
-        projection.project(cursor, projection.claim(cursor, limit=1), now=ledger.NOW)
+        projection.project(cursor, claim(cursor, limit=1), now=ledger.NOW)
         thread = threading.Thread(target=second)
         thread.start()
         assert second_has_claimed.wait(timeout=30)
@@ -180,7 +181,7 @@ def test_an_order_and_its_refund_at_once(engine: Engine, first: str, mode: Liter
     ledger.record(engine, [ledger.delivery(body) for body in by_kind[first]])
 
     with database.transaction(engine) as connection, database.cursor(connection) as cursor:
-        projection.project(cursor, projection.claim(cursor, limit=9), now=ledger.NOW)
+        projection.project(cursor, claim(cursor, limit=9), now=ledger.NOW)
         # Neither worker sees what the other has not committed, so the second has to wait.
         ledger.record(engine, [ledger.delivery(body) for body in by_kind[second]])
         thread = threading.Thread(target=ledger.fold, args=[engine])
@@ -199,7 +200,7 @@ def test_a_reader_with_a_cursor_misses_no_change(engine: Engine) -> None:
     ledger.record(engine, [ledger.delivery(account.events[0].body)])
 
     with database.transaction(engine) as connection, database.cursor(connection) as cursor:
-        projection.project(cursor, projection.claim(cursor, limit=1), now=ledger.NOW)
+        projection.project(cursor, claim(cursor, limit=1), now=ledger.NOW)
         # The first worker has appended and not committed. The second folds another object, and has to wait.
         ledger.record(engine, [ledger.delivery(account.events[1].body)])
         thread = threading.Thread(target=ledger.fold, args=[engine])
@@ -378,12 +379,12 @@ def test_an_older_fold_version_is_folded_again(engine: Engine) -> None:
     account.emit("product.created", {"id": "prod_1", "object": "product"})
     ledger.record(engine, [ledger.delivery(event.body) for event in account.events])
     with database.transaction(engine) as connection, database.cursor(connection) as cursor:
-        projection.project(cursor, projection.claim(cursor, limit=9), now=ledger.NOW, fold_version=0)
+        projection.project(cursor, claim(cursor, limit=9), now=ledger.NOW, fold_version=0)
     with database.transaction(engine) as connection:
         connection.execute(text("UPDATE orders SET amount_total = 1, currency = 'old'"))
 
     with database.transaction(engine) as connection, database.cursor(connection) as cursor:
-        assert projection.queue_outdated(cursor) == 2
+        assert queue_outdated(cursor) == 2
     assert ledger.fold(engine) == 2
 
     assert ledger.rows(engine, "SELECT DISTINCT fold_version FROM events") == [{"fold_version": folds.FOLD_VERSION}]

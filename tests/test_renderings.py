@@ -20,6 +20,7 @@ from tests import ledger
 from tests.command import payfold
 from tests.web import CLERK, SECRET, Web, serving, settings_of, signed
 from worker import archive, archived, projection, rebuild, renderings, replay, swap
+from worker.claim import claim
 from worker.digest import digests
 from worker.logwriter import OwnLine, write
 from worker.plan import plan
@@ -621,7 +622,7 @@ def test_recording_never_waits_for_a_fold(engine: Engine, database_url: str) -> 
     again = msgspec.structs.replace(copies[0], signature="t=1,v1=00")
     with psycopg.connect(database_url) as folding, folding.cursor() as cursor:
         renderings.queue(cursor)
-        claimed = projection.claim(cursor, limit=9)
+        claimed = claim(cursor, limit=9)
         projection.project(cursor, claimed, now=ledger.NOW)
         assert [each.event.id for each in claimed] == ["evt_1"]
         bounded = database.BATCH._replace(statement=5)

@@ -25,6 +25,8 @@ from tests import ledger, reference
 from tests.literals import at
 from tests.stage import stage
 from worker import audit, explain, fetches, folds, projection, renaming, swap
+from worker.batch import Claimed
+from worker.claim import claim, lock_objects
 from worker.difference import Difference
 from worker.explain import Explanation
 from worker.folds.facts import Subject
@@ -362,11 +364,11 @@ def test_several_workers_settle_together(engine: Engine, workers: int) -> None:
         assert ledger.digest_of(engine, made.schema) == ledger.digest_of(engine)
 
 
-def claim_one(cursor: database.Cursor, event_id: str) -> list[projection.Claimed]:
+def claim_one(cursor: database.Cursor, event_id: str) -> list[Claimed]:
     """Claim the one event *event_id*."""
     cursor.execute("SELECT seq FROM inbox WHERE id = %s", (event_id,))
     ((seq,),) = cursor.fetchall()
-    return projection.claim(cursor, limit=1, only=[seq])
+    return claim(cursor, limit=1, only=[seq])
 
 
 @pytest.mark.parametrize("first", [0, 1])
@@ -406,7 +408,7 @@ def test_an_order_that_another_holds_is_settled(engine: Engine, *, fails: bool) 
     charged = threading.Thread(target=lambda: projection.run_once(engine, now=ledger.NOW))
 
     with database.transaction(engine) as connection, database.cursor(connection) as cursor:
-        projection._lock(cursor, [order], ())  # as a batch of the order holds it
+        lock_objects(cursor, [order], ())  # as a batch of the order holds it
         charged.start()
         wait_for_a_lock(engine, charged)
         folded = ledger.rows(engine, "SELECT state FROM events WHERE id = 'evt_2_1'")
@@ -430,10 +432,10 @@ def test_what_is_owed_to_an_order_survives(engine: Engine) -> None:
     order = Subject("orders", "", False, "cs_1")  # noqa: FBT003 - the mode
     ledger.record(engine, [ledger.delivery(body(captured(), "1", 2))])
     with database.transaction(engine) as other, database.cursor(other) as holding:
-        projection._lock(holding, [order], ())
+        lock_objects(holding, [order], ())
         with database.transaction(engine) as connection, database.cursor(connection) as cursor:
             # The process ends after this commit.
-            projection.project(cursor, projection.claim(cursor, limit=9), now=ledger.NOW)
+            projection.project(cursor, claim(cursor, limit=9), now=ledger.NOW)
     assert orders(engine)["cs_1"]["status"] == "processing"
 
     assert projection.run_once(engine, now=ledger.NOW) == 0

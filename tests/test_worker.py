@@ -13,6 +13,7 @@ from schemas import broker, database
 from schemas.settings import Settings
 from tests import ledger
 from worker import app, projection
+from worker.claim import claim
 
 
 @pytest.fixture
@@ -94,7 +95,7 @@ def test_a_sweep_finds_what_nobody_woke_for(celery: Celery, engine: Engine) -> N
     """The clock's sweep folds what is pending and what an older fold version folded."""
     with_links(engine, 2)
     with database.transaction(engine) as connection, database.cursor(connection) as cursor:
-        projection.project(cursor, projection.claim(cursor, limit=1), now=ledger.NOW, fold_version=0)
+        projection.project(cursor, claim(cursor, limit=1), now=ledger.NOW, fold_version=0)
 
     assert celery.tasks[broker.SWEEP]() == 2
 

@@ -46,7 +46,7 @@ class Break:
 BREAKS = (
     Break(
         "arrival order",
-        PROJECTION,
+        "worker/joining.py",
         "result = join.advance(shape, row, facts[subject]) if row is not None else result",
         "result = result or join.fold_all(shape, facts[subject])",
     ),
@@ -65,7 +65,7 @@ BREAKS = (
     Break("a first page is all", SESSION, "or session.line_items.has_more:", "or False:"),
     Break(
         "lines that are gone stay",
-        PROJECTION,
+        "worker/rows.py",
         "if joined.replace_all and subject in saved.known]",
         "if joined.is_whole and subject in saved.known and not folds.SHAPES[subject.table].child_key == ('order_id',)]",
     ),
@@ -129,13 +129,13 @@ BREAKS = (
     ),
     Break(
         "a row in doubt is laid over",
-        PROJECTION,
+        "worker/joining.py",
         "refold = anew | _in_doubt(cursor, (known.keys() - anew) | led)",
         "refold = set(anew)",
     ),
     Break(
         "rows that share an order are not folded with it",
-        PROJECTION,
+        "worker/joining.py",
         "refold |= {each for each in led if join.leader_of(",
         "refold |= {each for each in led if False and join.leader_of(",
     ),
@@ -200,10 +200,15 @@ BREAKS = (
         "chosen = max(at_hand or best, key=lambda each: each.rank)",
         "chosen = max(at_hand or best, key=lambda each: each.is_chosen)",
     ),
-    Break("no lock on the object", PROJECTION, "SELECT pg_advisory_xact_lock(number) FROM (", "SELECT number FROM ("),
+    Break(
+        "no lock on the object",
+        "worker/claim.py",
+        "SELECT pg_advisory_xact_lock(number) FROM (",
+        "SELECT number FROM (",
+    ),
     Break(
         "an order and its refund do not wait for each other",
-        PROJECTION,
+        "worker/changes.py",
         "    if found or any(moved.values()):\n",
         "    if found and not any(moved.values()):\n",
     ),
@@ -221,7 +226,7 @@ BREAKS = (
     ),
     Break(
         "what a charge laid on is taken for the session's",
-        PROJECTION,
+        "worker/joining.py",
         "if row is not None and settling.is_laid_on(subject, row):",
         "if False:",
     ),
@@ -241,31 +246,31 @@ BREAKS = (
     ),
     Break(
         "no lock on the change feed",
-        PROJECTION,
+        "worker/claim.py",
         "SELECT pg_advisory_xact_lock(hashtextextended(current_schema() || ' changes', 0))",
         "SELECT 1",
     ),
     Break(
         "refold from the batch alone",
-        PROJECTION,
+        "worker/joining.py",
         "            if one.subject in found:\n",
         "            if one.subject in found and one.event_id in {e.event_id for s in at_hand.values() for e in s}:\n",
     ),
     Break(
         "parked events are folded along",
-        PROJECTION,
+        "worker/joining.py",
         "coalesce(o.state, %s) <> 'parked' OR (i.account",
         "%s <> '' OR (i.account",
     ),
     Break(
         "pending events are folded along",
-        PROJECTION,
+        "worker/joining.py",
         '"pending" if with_pending else "parked"',
         '"pending"',
     ),
     Break(
         "an event at hand brings those of its id in other worlds back",
-        PROJECTION,
+        "worker/joining.py",
         "OR (i.account, i.livemode, i.id) IN (\n                SELECT * FROM",
         "OR i.id IN (\n                SELECT k.id FROM",
     ),
@@ -277,17 +282,17 @@ BREAKS = (
         "",
     ),
     Break("a batch that fails is given up", PROJECTION, "apart.extendleft([seqs[half:], seqs[:half]])", "seqs[half:]"),
-    Break("what waits is not stepped over", PROJECTION, "(due_at IS NULL OR due_at <= now())", "true"),
+    Break("what waits is not stepped over", "worker/claim.py", "(due_at IS NULL OR due_at <= now())", "true"),
     Break(
         "anomalies of one id are one",
-        PROJECTION,
+        "worker/anomalies.py",
         "and (account, livemode, anomaly) not in held",
         "and anomaly not in {each for _, _, each in held}",
     ),
     Break(
         "no one is refunded", "worker/refunding.py", "return _changes(cursor, _refunded(cursor, moved))", "return []"
     ),
-    Break("what was told is told again", PROJECTION, "if cursor.fetchone() == (True,):", "if False:"),
+    Break("what was told is told again", "worker/changes.py", "if cursor.fetchone() == (True,):", "if False:"),
     Break("the old row is trusted", PROJECTION, "        if each.again:\n", "        if False:\n"),
     Break(
         "changes at every event", SESSION, "if all(last.get(name) == now[name] for name in _CORRECTED_BY):", "if False:"

@@ -17,9 +17,10 @@ from schemas.database import BATCH, condition, cursor, transaction
 from schemas.errors import ConflictError
 from schemas.settings import Settings
 from schemas.stripe_api import StripeApi
-from worker import discovery, expiry, fetches, gaps, lanes, projection, timekeeping
+from worker import discovery, expiry, fetches, gaps, lanes, timekeeping
 from worker import reconcile as reconciling
 from worker.acting import THREADS, Desk, Round
+from worker.claim import queue_outdated
 from worker.lanes import Lane
 from worker.projection import Apart
 from worker.rebuild import IN_ONE_PROCESS
@@ -53,7 +54,7 @@ def create(settings: Settings, engine: Engine, beside: Lane | None = None, turns
         try:
             inbox.make_room(engine)
             with transaction(engine, BATCH) as connection, cursor(connection) as opened:
-                queued = projection.queue_outdated(opened)
+                queued = queue_outdated(opened)
                 timekeeping.end_portal_sessions(opened, now=datetime.now(UTC), after=portal_session)
             if queued:
                 _log.info("events.queued_anew", events=queued)

@@ -41,7 +41,8 @@ from sqlalchemy import Engine
 from schemas import accounts, contents, database, inbox
 from schemas.database import Cursor
 from schemas.errors import ConfigurationError, ConflictError
-from worker import eventlog, logwriter, projection
+from worker import eventlog, logwriter
+from worker.claim import keep_others_from_folding
 from worker.restore import NAME, ROWS_READ, SUFFIX
 
 ROWS_DELETED_MAX: Final = 5_000
@@ -405,7 +406,7 @@ def _lock(cursor: Cursor, partition: str, mode: str) -> None:
     for _ in range(TRIES_MAX):
         try:
             with cursor.connection.transaction():
-                projection.keep_others_from_folding(cursor)
+                keep_others_from_folding(cursor)
                 cursor.execute(
                     sql.SQL("LOCK TABLE ONLY {} IN {} MODE").format(sql.Identifier(partition), sql.SQL(mode))
                 )

@@ -24,11 +24,14 @@ from schemas.inbox import Delivery
 from schemas.observations import Answer, World
 from worker import acting, difference, folds, projection, settling
 from worker.acting import Desk
+from worker.claim import event_of_delivery
 from worker.difference import EXTRA, Difference, Pair
 from worker.folds import join
 from worker.folds.facts import Facts, Subject, utc
 from worker.folds.join import Joined
+from worker.joining import facts_at_hand
 from worker.rebuild import Progress, nobody
+from worker.rows import load_rows
 
 NOT_ASKED: Final = "not asked, since no key serves it"
 CUSTOMERS: Final = 500
@@ -209,16 +212,16 @@ def _differing(
     """Return the rows that *told* would change, with what they would be, and of how many objects that is not known."""
     at_hand: dict[Subject, list[Facts]] = defaultdict(list)
     for delivery in told:
-        verdict = folds.judge(projection.event_of(delivery))
+        verdict = folds.judge(event_of_delivery(delivery))
         tally.unreadable += verdict.state == "parked"
         for one in verdict.facts:
             at_hand[one.subject].append(one)
-    known = projection.load(cursor, at_hand)
+    known = load_rows(cursor, at_hand)
     own = settling.at_rest(cursor, [subject for subject in known if subject.table == "orders"])
     on_the_way = _on_the_way(cursor, at_hand)
     found: dict[Subject, Joined] = {}
     archived: set[_Object] = set()
-    for subject, facts in projection.facts_at_hand(cursor, set(at_hand)):
+    for subject, facts in facts_at_hand(cursor, set(at_hand)):
         shape = folds.SHAPES[subject.table]
         if facts is None:
             # What is told now is laid over the row, unless only all that was told before could tell.
@@ -291,7 +294,7 @@ def _put_right(cursor: Cursor, desk: Desk, world: World, told: dict[str, Deliver
 
 def _customer_of(delivery: Delivery) -> str | None:
     """Return whose ledger a balance transaction is of: its rows are folded from the customer's events."""
-    for one in folds.judge(projection.event_of(delivery)).facts:
+    for one in folds.judge(event_of_delivery(delivery)).facts:
         if one.subject.table == "balances":
             return one.subject.source
     return None

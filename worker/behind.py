@@ -11,9 +11,10 @@ from typing import Any, Final
 from psycopg.rows import dict_row
 
 from schemas.database import Cursor, boolean_array, text_array
-from worker import folds, projection
+from worker import folds
 from worker.folds import join, payment
 from worker.folds.facts import Event, Facts, Row, Subject
+from worker.rows import load_rows
 
 _LOST: Final = {"failed": "it failed", "canceled": "it was canceled"}
 _EVENT: Final = (
@@ -39,7 +40,7 @@ def of_order(cursor: Cursor, order: Row, *, as_of: datetime | None) -> list[dict
     and left out.
     """
     subjects = _subjects(cursor, order)
-    rows = projection.load(cursor, subjects) if as_of is None else _received(cursor, subjects, as_of)
+    rows = load_rows(cursor, subjects) if as_of is None else _received(cursor, subjects, as_of)
     charges, refunds = _linked(order, rows)
     of_charges = [(refund, _charge_of(refund, charges)) for refund in refunds]
     shown = [_charge(charge, [refund for refund, its in of_charges if its is charge]) for charge in charges]

@@ -17,12 +17,13 @@ from sqlalchemy import Engine
 from schemas import database, tables
 from schemas.database import Cursor
 from schemas.errors import NotFoundError
-from worker import behind, folds, projection, settling
+from worker import behind, folds, settling
 from worker.folds import credit_note, join, payment
 from worker.folds.chain import Path
 from worker.folds.facts import Event, Facts, Row, Subject
 from worker.folds.join import Joined, Shape
 from worker.folds.payment import Payment
+from worker.rows import load_rows
 
 _KEY: Final = ("account", "livemode", "event_id", "as_of")
 
@@ -73,7 +74,7 @@ def _explained(engine: Engine, subject: Subject, as_of: datetime | None) -> Expl
         cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
         told = _told(cursor, subject, as_of)
         anomalies = [] if as_of is not None else _anomalies(cursor, subject)
-        at_rest = None if as_of is not None else projection.load(cursor, [subject]).get(subject)
+        at_rest = None if as_of is not None else load_rows(cursor, [subject]).get(subject)
         facts = _facts(subject, told)
         own = join.fold_all(folds.SHAPES[subject.table], facts)
         joined, event_id = (None, None) if own is None else _settled(cursor, subject, own, as_of)

@@ -32,7 +32,8 @@ from schemas import database, logs, stopping
 from schemas.database import Bounds
 from schemas.settings import Settings
 from worker import projection
-from worker.projection import Apart, Share
+from worker.claim import Share
+from worker.projection import Apart
 
 LANES: Final = 2
 """Batches that are folded at once; two processors have no use for more."""

@@ -24,11 +24,14 @@ from sqlalchemy import Engine
 from schemas import contents, database, tables
 from schemas.database import Cursor, integer_array
 from schemas.inbox import Delivery, Recorded
-from worker import folds, projection, settling
+from worker import folds, settling
+from worker.claim import event_of_delivery
 from worker.folds import join
 from worker.folds.facts import Event, Facts, Row, Subject
 from worker.folds.join import Joined, Shape
+from worker.joining import facts_of
 from worker.replay import MENDED, NEWER, Counts, Held, Key, Reading, held
+from worker.rows import load_rows
 
 OBJECTS_AT_ONCE: Final = 200
 APPEAR: Final = "appear"
@@ -162,7 +165,7 @@ def _foresee(cursor: Cursor, notes: _Notes, deliveries: Sequence[Delivery]) -> C
         if key in inboxed and not inboxed[key].may_gain_by(delivery):
             counts[Recorded.DUPLICATE.value] += 1
             continue
-        verdict = folds.judge(projection.event_of(delivery))
+        verdict = folds.judge(event_of_delivery(delivery))
         rank = _rank_of(delivery, verdict)
         before = notes.foreseen(key) or known.get(key)
         if before is None:
@@ -306,8 +309,8 @@ def _compare(cursor: Cursor, objects: Sequence[Sequence[tuple[bool, list[Facts]]
             for one in facts:
                 told[one.subject] += [one] if stands else []
                 replaced.add((one.subject, one.event_id))
-    known = projection.load(cursor, told)
-    held = projection.facts_of(cursor, set(told), {}, with_pending=True)
+    known = load_rows(cursor, told)
+    held = facts_of(cursor, set(told), {}, with_pending=True)
     told = {
         subject: [
             *join.with_leader(folds.SHAPES[subject.table], subject, told),

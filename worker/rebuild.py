@@ -41,6 +41,9 @@ from schemas.errors import DatabaseAway
 from schemas.inbox import RECORD_ROWS_MAX
 from schemas.settings import SigningSecret
 from worker import archived, copying, eventlog, folds, projection, renderings, shadow
+from worker.anomalies import anomaly_rows, contradictions
+from worker.batch import shortened
+from worker.claim import reason_of
 from worker.eventlog import Entry
 from worker.folds import join
 from worker.folds.facts import Event, Facts, Subject
@@ -298,7 +301,7 @@ def _planned(reader: Cursor, made: Shadow, folder: Path, sizes: Sizes) -> tuple[
         " FROM inbox LEFT JOIN payloads USING (seq) WHERE type = %s ORDER BY account, livemode, object_id, seq",
         (folds.EVENT_IGNORED,),
     )
-    set_aside = {(row[0], row[1], row[2]): projection.reason_of(row[3]) for row in reader.fetchall()}
+    set_aside = {(row[0], row[1], row[2]): reason_of(row[3]) for row in reader.fetchall()}
     job = _Job(
         url=made.engine.url.render_as_string(hide_password=False),
         path=(made.schema, made.live) if made.has_inbox or made.has_archive else (made.live,),
@@ -416,10 +419,10 @@ def _judge_range(bounds: tuple[int, int]) -> dict[str, Path]:
                     if event.seq in copies:
                         choice = renderings.choose_with(copies.pop(event.seq), event.payload)
                         event = choice.chosen.event
-                        for contradiction in projection.contradictions(choice, job.now):
+                        for contradiction in contradictions(choice, job.now):
                             anomalies.add_row(contradiction)
                     verdict = _verdict(job, event)
-                    reason = projection.shortened(verdict.reason)
+                    reason = shortened(verdict.reason)
                     outcomes.add(
                         (
                             *(event.seq, verdict.state, reason, row[10], row[11] or job.now),
@@ -528,7 +531,7 @@ def _join_file(number: int) -> dict[str, Path]:
         rows[subject.table].add_row(joined.row)
         for child in joined.children:
             rows[folds.SHAPES[subject.table].child].add_row(child)
-        for anomaly in projection.anomaly_rows(subject, joined, job.now):
+        for anomaly in anomaly_rows(subject, joined, job.now):
             rows[tables.anomalies.name].add_row(anomaly)
     return {name: path for each in rows.values() for name, path in each.written().items()}
 

@@ -3,7 +3,7 @@
 Note [A rename leaves one world]
     1. The name is written while nothing can be recorded and nothing be folded (see Note [An account is recorded under
        its newest name]): from then on all that arrives is the new name's. Until the rename is finished no event of
-       either name is folded by anyone else (``projection.claim``), so that no fold sees half of an object.
+       either name is folded by anyone else (``claim.claim``), so that no fold sees half of an object.
     2. Rows of every table are relabelled; of two with one key the new name's stays.
     3. Events are relabelled, some objects at a time. Where both names have one, it becomes what it would be had it been
        recorded under one name: one event with the copies of both. An object of which both names had folded events is
@@ -35,6 +35,9 @@ from schemas.accounts import shown
 from schemas.database import Cursor, boolean_array, integer_array, text_array
 from schemas.errors import ConfigurationError, ConflictError, NotFoundError
 from worker import projection, refunding, restore
+from worker.batch import Claimed
+from worker.changes import append_changes
+from worker.claim import claim, keep_others_from_appending, keep_others_from_folding
 
 OBJECTS_AT_ONCE: Final = 500
 ROWS_AT_ONCE: Final = 5_000
@@ -262,7 +265,7 @@ def _pause(cursor: Cursor) -> None:
     for _ in range(TRIES_MAX):
         try:
             with cursor.connection.transaction():
-                projection.keep_others_from_folding(cursor)
+                keep_others_from_folding(cursor)
                 # In the order in which others write to them.
                 cursor.execute("LOCK TABLE inbox, renderings, stripe_calls, stripe_jobs IN SHARE ROW EXCLUSIVE MODE")
         except (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected):
@@ -299,7 +302,7 @@ class _Work:
 
         def take(cursor: Cursor) -> None:
             # Archiving waits for this lock, too, before it drops payloads.
-            projection.keep_others_from_folding(cursor)
+            keep_others_from_folding(cursor)
             step(cursor)
 
         _retrying(engine, take, prepare=prepare)
@@ -376,7 +379,7 @@ class _Work:
         """Fold the events numbered *seqs* again, and withhold the changes that this makes."""
         if not seqs:
             return
-        projection.keep_others_from_appending(cursor)
+        keep_others_from_appending(cursor)
         last = _last_change(cursor)
         cursor.execute(
             "INSERT INTO pending (seq, again) SELECT unnest(%s::bigint[]), true"
@@ -389,10 +392,10 @@ class _Work:
 
     def _fold_or_divide(self, cursor: Cursor, seqs: Sequence[int]) -> None:
         """Fold *seqs*, and park what fails alone for a reason in its data: see ``projection.run_once``."""
-        claimed: list[projection.Claimed] = []
+        claimed: list[Claimed] = []
         try:
             with cursor.connection.transaction():
-                claimed = projection.claim(cursor, limit=len(seqs), only=seqs, though_renamed=True)
+                claimed = claim(cursor, limit=len(seqs), only=seqs, though_renamed=True)
                 projection.project(cursor, claimed, now=self._now)
         except Exception as error:
             failure = projection.failure_of(error)
@@ -413,10 +416,10 @@ class _Work:
     def _finish(self, cursor: Cursor) -> None:
         cursor.execute(_SET_ASIDE, self._names)
         self._fold(cursor, [seq for (seq,) in cursor.fetchall()])
-        projection.keep_others_from_appending(cursor)
+        keep_others_from_appending(cursor)
         last = _last_change(cursor)
         projection.settle_all(cursor, now=self._now, account=self._names["new"])
-        projection.append(cursor, refunding.untold_of(cursor, self._names["new"]))
+        append_changes(cursor, refunding.untold_of(cursor, self._names["new"]))
         self._withhold(cursor, last)
         cursor.execute(
             "DELETE FROM mentions AS m WHERE account = %(new)s AND NOT EXISTS"
@@ -537,7 +540,7 @@ def _arrays(objects: Sequence[_Object]) -> dict[str, str]:
     }
 
 
-# Each key is one probe of an index, whatever the planner believes: see the Note of that name in worker/projection.py.
+# Each key is one probe of an index, whatever the planner believes: see the Note of that name in worker/rows.py.
 _OBJECTS: Final = "unnest(%(modes)s::boolean[], %(objects)s::text[]) AS k (livemode, object_id)"
 _EVENTS: Final = """
 (SELECT * FROM inbox WHERE account = ANY (ARRAY[{accounts}])

@@ -25,10 +25,11 @@ from schemas.errors import ConflictError, Transient
 from schemas.inbox import RECORD_ROWS_MAX, Delivery, Receipt, Recorded
 from schemas.settings import SigningSecret
 from worker import eventlog, lanes, logwriter, projection, renderings
+from worker.batch import Claimed
+from worker.claim import claim, keep_others_from_folding
 from worker.eventlog import Entry
 from worker.folds.facts import utc
 from worker.lanes import Lane, Order
-from worker.projection import Claimed
 
 EXPORT_ROWS: Final = 500
 OUTCOMES_READ: Final = 100_000
@@ -373,7 +374,7 @@ class _Withholding(_Recording):
         copies, parked = list(self._copies), set(self._parked_before)
         try:
             with database.transaction(self._engine) as connection, database.cursor(connection) as cursor:
-                projection.keep_others_from_folding(cursor)
+                keep_others_from_folding(cursor)
                 # What a rename holds back would be folded, and announced, by the worker that folds after it.
                 accounts.require_settled(cursor)
                 cursor.execute("SELECT coalesce(max(seq), 0) FROM changes")
@@ -381,7 +382,7 @@ class _Withholding(_Recording):
                 receipts = inbox.record(cursor, deliveries)
                 self._note_copies(cursor, deliveries, receipts)
                 renderings.queue(cursor)
-                while claimed := projection.claim(cursor, limit=projection.FOLD_BATCH_MAX):
+                while claimed := claim(cursor, limit=projection.FOLD_BATCH_MAX):
                     projection.project(cursor, claimed, now=self._now)
                 self._withhold(cursor, last)
         except Exception as error:

@@ -38,6 +38,7 @@ from worker import (
     stock,
 )
 from worker.archived import LeftOut
+from worker.claim import claim, keep_others_from_appending, keep_others_from_folding
 from worker.difference import Comparison, Difference, Pair
 from worker.digest import Digest
 from worker.folds.facts import Subject
@@ -169,7 +170,7 @@ def _pause(cursor: Cursor, *, is_last: bool) -> bool:
     cursor.execute(sql.SQL("SET LOCAL lock_timeout = {}").format(sql.Literal(f"{LOCK_SECONDS_MAX}s")))
     try:
         with cursor.connection.transaction():
-            projection.keep_others_from_folding(cursor)
+            keep_others_from_folding(cursor)
     except psycopg.errors.LockNotAvailable:
         if is_last:
             raise ConflictError(
@@ -186,7 +187,7 @@ def _catch_up_here(cursor: Cursor, made: Shadow, seqs: list[int]) -> None:
         return
     cursor.execute(made.path())
     rebuild.queue(cursor, seqs)
-    while claimed := projection.claim(cursor, limit=projection.FOLD_BATCH_MAX):
+    while claimed := claim(cursor, limit=projection.FOLD_BATCH_MAX):
         projection.project(cursor, claimed, now=datetime.now(UTC))
     cursor.execute(sql.SQL("SET LOCAL search_path = {}").format(sql.Identifier(made.live)))
     rebuild.take_over_attempts(cursor, made)
@@ -337,7 +338,7 @@ def _settle_anomalies(cursor: Cursor, made: Shadow) -> None:
 
 def _append(cursor: Cursor, made: Shadow) -> int:
     """Append the changes that were gathered, in the order of their times, and return how many."""
-    projection.keep_others_from_appending(cursor)
+    keep_others_from_appending(cursor)
     columns = sql.SQL("account, livemode, subject, subject_id, kind, event_id, source, at, before, after, withheld")
     cursor.execute(
         sql.SQL(

@@ -20,7 +20,7 @@ from sqlalchemy import ColumnElement, Connection, Engine, FromClause, and_, dele
 from schemas import database, tables
 from schemas.feed import Selection
 from schemas.kinds import Kind
-from worker import projection
+from worker.claim import keep_others_from_appending, share_folding
 
 RELEASE_BATCH_MAX: Final = 5_000
 """Changes that are released in one transaction, for which folding waits."""
@@ -88,8 +88,8 @@ def release(
 def _release_batch(engine: Engine, wanted: Wanted, batch_max: int) -> int:
     with database.transaction(engine) as connection, database.cursor(connection) as cursor:
         # As folding does, so that an import that withholds what it appends has not begun, or has ended.
-        projection.share_folding(cursor)
-        projection.keep_others_from_appending(cursor)
+        share_folding(cursor)
+        keep_others_from_appending(cursor)
         oldest = select(_changes.c.seq).where(wanted.condition, ~_OVERTAKEN).order_by(_changes.c.seq).limit(batch_max)
         batch = oldest.correlate(None).scalar_subquery()
         gone = delete(_changes).where(_changes.c.seq.in_(batch)).returning(_changes).cte("gone")

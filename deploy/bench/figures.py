@@ -22,8 +22,9 @@ from deploy.bench.stand import LOOPBACK, PLAIN, READY_SECONDS_MAX, BenchError, S
 from deploy.sandbox.account import START
 from schemas import database
 from schemas.stripe_api import StripeApi
-from worker import expiry, projection
+from worker import expiry
 from worker.acting import Desk
+from worker.claim import queue_outdated
 
 WARM_UP: Final = 300
 """Requests sent before any is measured."""
@@ -526,7 +527,7 @@ def _before_any_sale() -> datetime:
 
 def _sweep(stand: Stand) -> int:
     with database.transaction(stand.engine) as connection, database.cursor(connection) as cursor:
-        return projection.queue_outdated(cursor)
+        return queue_outdated(cursor)
 
 
 def _quickest(work: Callable[[], Any]) -> float:

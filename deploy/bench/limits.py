@@ -18,7 +18,8 @@ from deploy.bench.events import deliveries
 from schemas import database, events
 from schemas.database import Cursor
 from schemas.inbox import Delivery
-from worker import projection, shadow
+from worker import shadow
+from worker.claim import event_of_delivery
 from worker.folds import checkout_session, join, payment_link
 from worker.folds.facts import Row
 from worker.folds.reading import Reader
@@ -83,7 +84,7 @@ def _prepared(connection: "psycopg.Connection[tuple[object, ...]]", chunk: Seque
 
 
 def _order_row(delivery: Delivery) -> Row | None:
-    event = projection.event_of(delivery)
+    event = event_of_delivery(delivery)
     if event.object_type != "checkout.session":
         return None
     joined = join.fold_all(checkout_session.SHAPE, list(checkout_session.fold(event)))

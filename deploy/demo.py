@@ -27,8 +27,8 @@ from deploy.sandbox_shop import ACCOUNT, SandboxShop
 from schemas import database
 from schemas.errors import ConflictError
 from schemas.settings import Settings
-from worker import swap
-from worker.rebuild import refolded
+from worker.proof import swap
+from worker.proof.rebuild import refolded
 
 EVENTS_PER_SECOND: Final = 500
 STEP_SECONDS_MAX: Final = 60

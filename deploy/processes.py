@@ -23,7 +23,7 @@ from honcho.printer import Message, Printer
 from honcho.process import Popen
 
 from deploy.leash import leashed
-from worker.slots import ending
+from schemas.slots import ending
 
 PROCFILE: Final = Path(__file__).with_name("Procfile")
 """In a checkout a link to the one that Heroku wants at the top; the wheel has the file itself here."""

@@ -318,7 +318,7 @@ def _seen(payloads: Mapping[int, bytes], readable: Sequence[int], archived: Sequ
 
 # Events of an account are found by its key alone, at whose ends the oldest and the newest of Stripe's ids are; what we
 # observed ourselves may be there as well, so the newest of all events are looked at too. A payload is one probe of an
-# index, whatever the planner believes: see the Note of that name in worker/rows.py.
+# index, whatever the planner believes: see the Note of that name in worker/folding/rows.py.
 _DELIVERIES: Final = """
 WITH given AS MATERIALIZED (SELECT unnest(%(accounts)s::text[]) AS account), found AS (
     SELECT given.account, ends.seq FROM given CROSS JOIN LATERAL (

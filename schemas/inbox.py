@@ -3,7 +3,7 @@
 Note [An account is recorded under its newest name]
     The statement that records reads ``account_names`` itself, so a rename that is committed holds for every process at
     once: webhook, replay, jobs and commands. Who renames locks the tables that arrivals are written to (see
-    worker/renaming.py), so that a statement either ended before, and its rows are moved, or begins after, and sees the
+    logs/renaming.py), so that a statement either ended before, and its rows are moved, or begins after, and sees the
     name. Few databases have such names. So ``RECORD`` only looks for one of a given account, and then records nothing;
     ``RECORD_NAMED`` then renames. Two deliveries of one statement may be one event once they are renamed: the first is
     recorded, and the other is a copy of it.
@@ -12,7 +12,7 @@ Note [A copy with other bytes is kept until it is compared]
     ``RECORD`` writes the first delivery of an event. Of a further one ``KEEP_COPIES`` compares the hash of the body:
     the same bytes are a duplicate, unless this delivery is signed and the other was not. Other bytes are kept in
     ``renderings``; whether they say something else is for the fold to find out, which looks for what is not compared
-    yet (see worker/renderings.py). It is a statement of its own, whose snapshot has whatever ``RECORD`` waited for. It
+    yet (see folding/renderings.py). It is a statement of its own, whose snapshot has whatever ``RECORD`` waited for. It
     writes new rows alone, and none of ``pending``, so that it never waits for a fold to end.
 
 Note [What names a copy]

@@ -9,7 +9,7 @@ Note [The inbox is append-only]
     archived (see Note [An archive loses nothing]); what the event is known by stays. The one exception is an event of
     which copies with several contents came: the one that is folded stands in ``inbox``, the others in ``renderings``,
     and where another is chosen the projection exchanges the two (see Note [One content is folded] in
-    worker/renderings.py).
+    worker/folding/renderings.py).
 """
 
 from collections.abc import Mapping, Sequence
@@ -292,7 +292,7 @@ outcomes = Table(
 )
 
 # Orders and credit notes that others held while their charges or refunds moved, until they are settled: see
-# worker/settling.py.
+# worker/folding/settling.py.
 unsettled = Table(
     "unsettled",
     metadata,

@@ -12,7 +12,7 @@ from deploy.sandbox.rendering import render, twin
 from schemas import checkout, observations
 from tests import ledger
 from worker import folds
-from worker.claim import event_of_delivery
+from worker.folding.claim import event_of_delivery
 from worker.folds.facts import Event, Facts, Subject
 
 VERSIONS = ("2024-06-20", "2025-03-31.basil", "2025-09-30.clover", "2026-03-25.dahlia", LATEST)

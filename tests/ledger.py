@@ -12,8 +12,9 @@ from sqlalchemy import Engine, insert, text
 
 from schemas import database, events, inbox, tables
 from schemas.inbox import Delivery
-from worker import digest, projection
+from worker.folding import projection
 from worker.folds.facts import Row, Subject
+from worker.proof import digest
 
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
 REFERENCE_SCHEMA = "reference"

@@ -14,10 +14,10 @@ from celery.schedules import schedule
 
 from schemas import broker
 from schemas.heartbeats import BEAT_SECONDS
+from schemas.watchdog import Limits
 from worker import __main__ as worker
 from worker import clock
 from worker.process import Made, run
-from worker.watchdog import Limits
 
 LIMITS: Final = Limits(look=0.2, deaf=3.0, intervals=1.0)
 

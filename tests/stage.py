@@ -16,8 +16,8 @@ from schemas import checkout, database, inbox, observations
 from schemas.settings import Settings
 from schemas.stripe_api import ANSWER_SECONDS_MAX, BODY_SECONDS_MAX, StripeApi
 from tests import ledger
-from worker import expiry
-from worker.acting import Desk, Round
+from worker.stripe_jobs import expiry
+from worker.stripe_jobs.rounds import Desk, Round
 
 KEY = "sk_test_sandbox_key_that_nobody_may_see"
 HOUR = 3_600

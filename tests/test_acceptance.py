@@ -23,7 +23,7 @@ from deploy.services import Postgres, Valkey, free_port
 from schemas import broker, database
 from schemas.migrate import upgrade
 from tests import ledger
-from worker.rebuild import refolded
+from worker.proof.rebuild import refolded
 
 SECRET = "whsec_acceptance"
 DEADLINE_SECONDS = 60

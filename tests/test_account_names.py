@@ -25,11 +25,13 @@ from tests import histories, ledger
 from tests.command import Ran, payfold
 from tests.stage import stage
 from tests.web import until
-from worker import archive, expiry, gaps, logcheck, renaming, replay, shadow
-from worker.plan import plan
-from worker.rebuild import rebuilt
-from worker.rebuild import record as record_in
-from worker.swap import prove, swap
+from worker.logs import archive, renaming, replay
+from worker.logs.dry_run import plan
+from worker.proof import against_logs, shadow
+from worker.proof.rebuild import rebuilt
+from worker.proof.rebuild import record as record_in
+from worker.proof.swap import prove, swap
+from worker.stripe_jobs import expiry, gaps
 
 LATER: Final = datetime(2099, 1, 1, tzinfo=UTC)
 NOW: Final = datetime(2026, 11, 22, 12, tzinfo=UTC)
@@ -519,7 +521,7 @@ def reconciled_with(engine: Engine, log: Path) -> dict[str, int]:
     """Return how the inbox differs from *log*."""
     with shadow.shadow(engine, has_inbox=True) as made:
         record_in(made, [str(log)], account="", now=NOW, refuse=lambda _: None)
-        return logcheck.compare(made, tell=lambda _: None)
+        return against_logs.compare(made, tell=lambda _: None)
 
 
 def test_archived_payloads(engine: Engine, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from schemas.observations import World
 from tests import command
 from tests.stage import HOUR, KEY, Stage, stage
 from tests.web import serving, until
-from worker import calls, expiry
+from worker.stripe_jobs import expiry, queue
 
 HERE = World("", livemode=False)
 
@@ -79,7 +79,7 @@ def test_what_another_worker_has_in_hand(at: Stage) -> None:
     """The command does not do it a second time, and says so with exit 1."""
     (session,) = at.open()
     desk = at.desk()
-    desk.within(lambda opened: calls.begin(opened, HERE, expiry.JOB, now=datetime.now(UTC)))
+    desk.within(lambda opened: queue.begin(opened, HERE, expiry.JOB, now=datetime.now(UTC)))
 
     ran = payfold(at, "sessions", "expire")
 

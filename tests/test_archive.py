@@ -23,12 +23,13 @@ from schemas import database
 from schemas.errors import ConfigurationError, ConflictError
 from tests import command, ledger
 from tests.test_replay import lived_in
-from worker import archive, operator, rebuild, swap
-from worker.archive import Done
-from worker.archived import beside
-from worker.claim import keep_others_from_folding, queue_outdated
-from worker.digest import digests
-from worker.rebuild import Sizes, nobody
+from worker.folding.claim import keep_others_from_folding, queue_outdated
+from worker.logs import archive, retry
+from worker.logs.archive import Done
+from worker.proof import rebuild, swap
+from worker.proof.archived import beside
+from worker.proof.digest import digests
+from worker.proof.rebuild import Sizes, nobody
 
 SHOP = shop_history(31, 120, money=True)
 TIMES = sorted(event.created for event in SHOP.events)
@@ -639,7 +640,7 @@ def test_retry_with_an_archive_at_fault(engine: Engine, folder: Path) -> None:
     before = at_rest(engine)
 
     with pytest.raises(ConflictError, match="lacks the payloads of 2 events"):
-        operator.retry(engine, late["id"], now=ledger.NOW, archive=folder)
+        retry.retry(engine, late["id"], now=ledger.NOW, archive=folder)
 
     assert at_rest(engine) == before
     assert len(payloads(engine)) == 2

@@ -20,8 +20,8 @@ from schemas.stripe_api import StripeApi
 from tests import ledger
 from tests.stage import HOUR, KEY, Stage, stage
 from tests.web import OPERATOR, READER, serving, settings_of
-from worker import discovery, expiry, fetches, gaps
-from worker.acting import Desk, Round
+from worker.stripe_jobs import discovery, expiry, fetches, gaps
+from worker.stripe_jobs.rounds import Desk, Round
 
 HERE = World("", livemode=False)
 

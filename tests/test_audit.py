@@ -13,9 +13,9 @@ from schemas.errors import KeyRefused
 from schemas.inbox import Delivery
 from tests import command, ledger
 from tests.stage import KEY, Stage, stage
-from worker import audit
-from worker.audit import Listed
-from worker.difference import Difference
+from worker.proof import against_stripe
+from worker.proof.against_stripe import Listed
+from worker.proof.difference import Difference
 
 ORDERS = 60
 
@@ -36,7 +36,7 @@ def deliver(at: Stage, lost: set[str] = frozenset()) -> None:  # type: ignore[as
 
 def audited(at: Stage, **arguments: Any) -> tuple[dict[str, Listed], list[Difference]]:  # noqa: ANN401 - as audit's own
     """Return what an audit listed, by the kind of object, and what it found."""
-    told = list(audit.audit(at.desk(), **arguments))
+    told = list(against_stripe.audit(at.desk(), **arguments))
     listed = {each.object: each for each in told if isinstance(each, Listed)}
     found = [each for each in told if isinstance(each, Difference)]
     for tally in listed.values():
@@ -47,7 +47,7 @@ def audited(at: Stage, **arguments: Any) -> tuple[dict[str, Listed], list[Differ
 def test_a_shop_that_is_told_of_everything(at: Stage) -> None:
     """Nothing differs but what no event tells: sessions that are open, and the ledger."""
     deliver(at)
-    audit.repair(at.desk())
+    against_stripe.repair(at.desk())
 
     listed, found = audited(at)
 
@@ -62,7 +62,7 @@ def test_a_shop_that_is_told_of_everything(at: Stage) -> None:
 def test_pages_are_what_it_costs(at: Stage) -> None:
     """An audit costs a call for each hundred objects of a kind, and one for each customer with a balance."""
     deliver(at)
-    audit.repair(at.desk())
+    against_stripe.repair(at.desk())
     at.api.calls.clear()
 
     audited(at)
@@ -83,7 +83,7 @@ def test_events_that_never_came(at: Stage, seed: int) -> None:
     deliver(at, set(chance.sample(candidates, 25)))
 
     _, found = audited(at)
-    repaired = audit.repair(at.desk())
+    repaired = against_stripe.repair(at.desk())
     _, left = audited(at)
 
     assert len(found) > 5
@@ -107,7 +107,7 @@ EDITS = {
 def test_a_row_that_somebody_edited(at: Stage, edit: str) -> None:
     """What was changed by hand is found though its events are all there, and a repair folds them anew."""
     deliver(at)
-    audit.repair(at.desk())
+    against_stripe.repair(at.desk())
     paid = next(session for session in at.account.session_ids() if at.account.expected_status(session) == "paid")
     before = at.rows("SELECT * FROM orders WHERE id = :id", id=paid)
     ledger.execute(at.engine, EDITS[edit], id=paid)
@@ -116,7 +116,7 @@ def test_a_row_that_somebody_edited(at: Stage, edit: str) -> None:
     assert {each.id for each in found} == {paid}
     assert {each.kind for each in found} == {"missing" if edit == "a row less" else "different"}
 
-    audit.repair(at.desk())
+    against_stripe.repair(at.desk())
     assert audited(at)[1] == []
     assert at.rows("SELECT * FROM orders WHERE id = :id", id=paid) == before
 
@@ -124,7 +124,7 @@ def test_a_row_that_somebody_edited(at: Stage, edit: str) -> None:
 def test_a_row_that_stripe_does_not_know(at: Stage) -> None:
     """A row that Stripe neither lists nor knows is extra; a repair notes that it is missing there."""
     deliver(at)
-    audit.repair(at.desk())
+    against_stripe.repair(at.desk())
     other = shop_history(18, 3)
     paid = next(event for event in other.events if event.type == "checkout.session.completed")
     ledger.record(at.engine, [ledger.delivery(paid.body)])
@@ -142,7 +142,7 @@ def test_a_row_that_stripe_does_not_know(at: Stage) -> None:
 def test_a_draft_that_was_deleted(at: Stage) -> None:
     """A draft may be deleted at Stripe: that Stripe does not know it any more is no difference."""
     deliver(at)
-    audit.repair(at.desk())
+    against_stripe.repair(at.desk())
     other = Account(seed=20)
     draft = other.create_invoice(other.create_customer(), 500)
     ledger.record(at.engine, [ledger.delivery(each.body) for each in other.events if each.type == "invoice.created"])
@@ -155,7 +155,7 @@ def test_a_draft_that_was_deleted(at: Stage) -> None:
 def test_what_no_key_serves(at: Stage) -> None:
     """Rows of another mode or account are told, and never called for."""
     deliver(at)
-    audit.repair(at.desk())
+    against_stripe.repair(at.desk())
     live = shop_history(19, 5, livemode=True)
     ledger.record(at.engine, [ledger.delivery(event.body) for event in live.events])
     at.fold()
@@ -163,7 +163,7 @@ def test_what_no_key_serves(at: Stage) -> None:
     listed, found = audited(at)
 
     assert found == []
-    assert listed[audit.NOT_ASKED].livemode
+    assert listed[against_stripe.NOT_ASKED].livemode
     assert not any(session in made.path for made in at.api.calls for session in live.session_ids())
 
 
@@ -173,7 +173,7 @@ def test_a_key_that_stripe_refuses(database_url: str, redis_url: str) -> None:
         at.account.create_payment_link()
         deliver(at)
         with pytest.raises(KeyRefused, match="401"):
-            list(audit.audit(at.desk(), repair=True))
+            list(against_stripe.audit(at.desk(), repair=True))
         assert at.rows("SELECT FROM inbox WHERE source = 'observation'") == []
 
 
@@ -198,7 +198,7 @@ def test_the_command(at: Stage) -> None:
 def test_what_is_archived(at: Stage) -> None:
     """A row whose events are archived is held against what Stripe lists, unless only all its events could tell."""
     deliver(at)
-    audit.repair(at.desk())
+    against_stripe.repair(at.desk())
     ledger.execute(at.engine, "DELETE FROM payloads")
     (order,) = at.rows("SELECT id FROM orders WHERE amount_total > 0 AND status = 'paid' LIMIT 1")
 
@@ -219,7 +219,7 @@ def test_what_is_archived(at: Stage) -> None:
 def test_what_is_on_the_way_elsewhere(at: Stage, account: str, *, livemode: bool, is_found: bool) -> None:
     """A row is not compared while an event of its object is not folded yet; an event of another world is no reason."""
     deliver(at)
-    audit.repair(at.desk())
+    against_stripe.repair(at.desk())
     paid = next(event for event in at.account.events if event.type == "checkout.session.completed")
     ledger.execute(at.engine, "UPDATE orders SET amount_total = 1 WHERE id = :id", id=paid.object_id)
     told = paid.payload() | {"id": "evt_on_the_way", "livemode": livemode}

@@ -23,8 +23,9 @@ from tests import ledger
 from tests.command import payfold, started
 from tests.faults import Proxy
 from tests.web import until
-from worker import replay, withheld
-from worker.withheld import Wanted
+from worker.folding import withheld
+from worker.folding.withheld import Wanted
+from worker.logs import replay
 
 ALL = Wanted(feed.ALL)
 START = datetime(2026, 11, 20, tzinfo=UTC)

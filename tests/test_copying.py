@@ -10,7 +10,7 @@ from psycopg import sql
 from sqlalchemy import Engine
 
 from schemas import database, tables
-from worker import copying
+from worker.folding import copy_rows
 
 pytestmark = pytest.mark.integration
 
@@ -24,7 +24,7 @@ values = st.recursive(
     max_leaves=6,
 )
 moments = st.datetimes(datetime(1970, 1, 1), datetime(9999, 12, 31), timezones=st.just(UTC))  # noqa: DTZ001 - bounds of aware times
-FORM = copying.Form(tables.payment_links)
+FORM = copy_rows.Form(tables.payment_links)
 
 
 @given(st.lists(st.tuples(st.none() | texts, st.none() | st.booleans(), st.none() | values, st.none() | moments)))
@@ -53,7 +53,7 @@ def test_rows_arrive_as_they_are(
     ]
     with database.transaction(engine) as connection, database.cursor(connection) as cursor:
         cursor.execute("TRUNCATE payment_links")
-        copying.into(cursor, sql.Identifier("payment_links"), FORM.columns, map(FORM.line, rows))
+        copy_rows.into(cursor, sql.Identifier("payment_links"), FORM.columns, map(FORM.line, rows))
         cursor.execute("SELECT url, active, metadata, created FROM payment_links ORDER BY length(id), id")
         assert cursor.fetchall() == told
 

@@ -12,9 +12,9 @@ from deploy.sandbox.history import shop_history, tangle
 from schemas import database, tables
 from tests import ledger
 from tests.command import payfold
-from worker.digest import ALL, Digest, digests
-from worker.rebuild import refolded
-from worker.shadow import SCHEMA_HOURS_MAX, SCHEMA_PREFIX
+from worker.proof.digest import ALL, Digest, digests
+from worker.proof.rebuild import refolded
+from worker.proof.shadow import SCHEMA_HOURS_MAX, SCHEMA_PREFIX
 
 SHOP = shop_history(3, 60)
 COLUMNS = [column for table in tables.PROJECTIONS for column in table.columns]

@@ -16,7 +16,8 @@ import zstandard
 
 from deploy.sandbox.account import Account
 from deploy.sandbox.history import tangle
-from worker import eventlog, logwriter
+from worker.logs import reader
+from worker.logs import writer as log_writer
 
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
 EVENTS = [event.payload() for event in tangle(1, contradictory=False).events][:3]
@@ -44,7 +45,7 @@ def read(tmp_path: Path) -> Callable[[bytes], list[str]]:
         path.write_bytes(log)
         return [
             entry.delivery.envelope.id if entry.delivery else f"{entry.place.removeprefix(str(path))} {entry.fault}"
-            for entry in eventlog.read(str(path), account="", now=NOW)
+            for entry in reader.read(str(path), account="", now=NOW)
         ]
 
     return entries
@@ -122,7 +123,7 @@ def test_bytes_are_kept(tmp_path: Path) -> None:
     body = '{ "id":"evt_1" ,"type":"x","created":1, "data":{"object":{"name":"Zoë \\u00e9","price":1.50}}}'.encode()
     for log in (body, b"[" + body + b"]", b"[\n\n" + body + b"\n]", b'{"object":"list",\n"data": [' + body + b"]}"):
         (tmp_path / "log").write_bytes(log)
-        (entry,) = eventlog.read(str(tmp_path / "log"), account="", now=NOW)
+        (entry,) = reader.read(str(tmp_path / "log"), account="", now=NOW)
         assert entry.delivery is not None
         assert entry.delivery.envelope.payload == body
 
@@ -215,7 +216,7 @@ def test_no_place_in_what_is_nested_too_deeply(read: Callable[[bytes], list[str]
 def test_one_place_of_a_long_array(read: Callable[[bytes], list[str]]) -> None:
     """The column is that of the line, however much of it was read and let go of before."""
     before = b"[" + b",".join(COMPACT * 400)
-    assert len(before) > 4 * eventlog.CHUNK_BYTES
+    assert len(before) > 4 * reader.CHUNK_BYTES
 
     *_, fault = read(before + b', {"id": nil}]\n')
 
@@ -284,8 +285,8 @@ def test_broken_element_in_one_line(read: Callable[[bytes], list[str]]) -> None:
 def put_aside(path: Path) -> bytes:
     """Return a log of what cannot be read in the one at *path*, each text below a remark."""
     return b"".join(
-        logwriter.remark(entry.place, entry.fault) + b"".join(entry.text).rstrip(b"\r\n") + b"\n"
-        for entry in eventlog.read(str(path), account="", now=NOW)
+        log_writer.remark(entry.place, entry.fault) + b"".join(entry.text).rstrip(b"\r\n") + b"\n"
+        for entry in reader.read(str(path), account="", now=NOW)
         if entry.fault is not None
     )
 
@@ -326,13 +327,13 @@ def test_a_long_line_is_put_aside_in_pieces(read: Callable[[bytes], list[str]], 
     line = b'{"id": "' + b"x" * 50 * 1024**2 + b'"}'
     (tmp_path / "log").write_bytes(line + b"\n" + NDJSON)
 
-    entries = eventlog.read(str(tmp_path / "log"), account="", now=NOW)
+    entries = reader.read(str(tmp_path / "log"), account="", now=NOW)
     long = next(entries)
     sizes = [len(piece) for piece in long.text]
 
     assert long.fault is not None
     assert sum(sizes) in (len(line), len(line) + 1)
-    assert max(sizes) <= eventlog.LINE_BYTES_MAX
+    assert max(sizes) <= reader.LINE_BYTES_MAX
     assert [entry.delivery.envelope.id for entry in entries if entry.delivery] == IDS
 
 
@@ -342,7 +343,7 @@ def test_progress_in_bytes(tmp_path: Path) -> None:
     path.write_bytes(zstandard.compress(NDJSON * 1000))
     told: list[int] = []
 
-    assert len(list(eventlog.read(str(path), account="", now=NOW, progress=told.append))) == 3000
+    assert len(list(reader.read(str(path), account="", now=NOW, progress=told.append))) == 3000
     assert sum(told) == path.stat().st_size
 
 
@@ -388,7 +389,7 @@ def test_junk_after_compressed_log(read: Callable[[bytes], list[str]], compress:
 @pytest.mark.parametrize("start", [b'{"id": "', b"x", b"[1, "], ids=["object", "garbage", "array"])
 def test_line_over_the_limit(read: Callable[[bytes], list[str]], start: bytes) -> None:
     """A line without an end is told as too long, in bounded memory, and the next one is read."""
-    entries = read(COMPACT[0] + b"\n" + start + b"x" * (eventlog.LINE_BYTES_MAX + 5) + b"\n" + COMPACT[1] + b"\n")
+    entries = read(COMPACT[0] + b"\n" + start + b"x" * (reader.LINE_BYTES_MAX + 5) + b"\n" + COMPACT[1] + b"\n")
 
     assert (entries[0], entries[-1]) == (IDS[0], IDS[1])
     assert len(entries) == 3 + (start == b"[1, ")
@@ -418,7 +419,7 @@ def test_array_over_the_limit_of_a_line(read: Callable[[bytes], list[str]]) -> N
     """An array in one line may be longer than a line of single events: its elements are read one by one."""
     account = Account(seed=1)
     for _ in range(40):
-        account.create_payment_link(metadata={"noise": "x" * (eventlog.LINE_BYTES_MAX // 32)})
+        account.create_payment_link(metadata={"noise": "x" * (reader.LINE_BYTES_MAX // 32)})
 
     assert read(b"[" + b",".join(event.body for event in account.events) + b"]") == [
         event.id for event in account.events
@@ -442,7 +443,7 @@ def test_another_kind_of_file(read: Callable[[bytes], list[str]], log: bytes, wo
 
 def test_missing_file(tmp_path: Path) -> None:
     """A file that cannot be opened is an entry with a fault, so that the others are read."""
-    (entry,) = eventlog.read(str(tmp_path / "missing"), account="", now=NOW)
+    (entry,) = reader.read(str(tmp_path / "missing"), account="", now=NOW)
 
     assert (entry.delivery, entry.fault) == (None, "it cannot be read: No such file or directory")
 
@@ -452,7 +453,7 @@ def test_pipe(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     writer = threading.Thread(target=(tmp_path / "pipe").write_bytes, args=(COMPRESSED["gzip"],))
     writer.start()
-    entries = list(eventlog.read(str(tmp_path / "pipe"), account="", now=NOW))
+    entries = list(reader.read(str(tmp_path / "pipe"), account="", now=NOW))
     writer.join()
 
     assert [entry.delivery and entry.delivery.envelope.id for entry in entries] == IDS
@@ -463,7 +464,7 @@ def test_account_of_a_log(tmp_path: Path) -> None:
     named = tangle(1).events[0].payload() | {"account": "acct_own"}
     (tmp_path / "log").write_bytes(COMPACT[0] + b"\n" + msgspec.json.encode(named))
 
-    entries = eventlog.read(str(tmp_path / "log"), account="acct_log", now=NOW)
+    entries = reader.read(str(tmp_path / "log"), account="acct_log", now=NOW)
 
     assert [entry.delivery and entry.delivery.account for entry in entries] == ["acct_log", "acct_own"]
 
@@ -480,14 +481,14 @@ def own_line(**changed: object) -> bytes:
         "redacted": [],
         "payload": payload,
     }
-    return logwriter.write(msgspec.convert(fields | changed, logwriter.OwnLine))
+    return log_writer.write(msgspec.convert(fields | changed, log_writer.OwnLine))
 
 
 def test_own_line(tmp_path: Path) -> None:
     """A line of our own log keeps account, signature, hash, what was blanked and when it was received."""
     (tmp_path / "log").write_bytes(own_line(redacted=["data.object.url"], payload_sha256="ab" * 32))
 
-    (entry,) = eventlog.read(str(tmp_path / "log"), account="acct_log", now=datetime.now(UTC))
+    (entry,) = reader.read(str(tmp_path / "log"), account="acct_log", now=datetime.now(UTC))
 
     assert entry.delivery is not None
     assert (entry.delivery.account, entry.delivery.signature) == ("acct_1", "t=1,v1=abc")
@@ -507,10 +508,10 @@ def test_own_line_altered(read: Callable[[bytes], list[str]]) -> None:
 
 
 @pytest.mark.parametrize("form", ["plain", "gzip", "Zstandard"])
-def test_writing(tmp_path: Path, read: Callable[[bytes], list[str]], form: logwriter.Compression) -> None:
+def test_writing(tmp_path: Path, read: Callable[[bytes], list[str]], form: log_writer.Compression) -> None:
     """A log is compressed as it is asked for, and is there only once it is whole."""
     path = tmp_path / "events"
-    with logwriter.writing(path, form) as stream:
+    with log_writer.writing(path, form) as stream:
         stream.write(NDJSON)
         assert not path.exists()
 
@@ -524,7 +525,7 @@ def test_writing_broken_off(tmp_path: Path) -> None:
     (tmp_path / "events.zst").write_bytes(b"before")
 
     def write() -> None:
-        with logwriter.writing(tmp_path / "events.zst", "Zstandard") as stream:
+        with log_writer.writing(tmp_path / "events.zst", "Zstandard") as stream:
             stream.write(b"half")
             raise RuntimeError
 
@@ -551,7 +552,7 @@ def test_reading_is_lazy(tmp_path: Path) -> None:
             buffer[: len(text)] = text
             return len(text)
 
-    items = eventlog._items(eventlog._Lines(io.BufferedReader(Endless())))  # type: ignore[type-var]  # any raw stream will do
+    items = reader._items(reader._Lines(io.BufferedReader(Endless())))  # type: ignore[type-var]  # any raw stream will do
 
     assert [next(items).text for _ in range(200)] == [element] * 200
 
@@ -564,10 +565,10 @@ def test_a_page_that_is_not_the_last(tmp_path: Path, laid_out: Callable[[object]
     path.write_bytes(COMPACT[0] + b"\n" + laid_out({**page(EVENTS), "has_more": has_more}) + b"\n" + COMPACT[0])
     warnings: list[str] = []
 
-    entries = list(eventlog.read(str(path), account="", now=NOW, warn=warnings.append))
+    entries = list(reader.read(str(path), account="", now=NOW, warn=warnings.append))
 
     assert [entry.fault for entry in entries] == [None] * (len(EVENTS) + 2)
-    assert warnings == ([f"{path}: line 2: {eventlog.HAS_MORE}"] if has_more else [])
+    assert warnings == ([f"{path}: line 2: {reader.HAS_MORE}"] if has_more else [])
 
 
 @pytest.mark.parametrize("kind", ["pre_payment", "standard", "card"])
@@ -597,8 +598,8 @@ def test_a_remark_on_a_name_that_is_no_text(tmp_path: Path) -> None:
     path = tmp_path / "log"
     path.write_bytes(b'{"\\ud800": ' + COMPACT[0] + b"}\n" + COMPACT[0] + b"\n")
 
-    refused, read_well = eventlog.read(str(path), account="", now=NOW)
+    refused, read_well = reader.read(str(path), account="", now=NOW)
 
     assert refused.fault is not None
-    assert logwriter.remark(refused.place, refused.fault).isascii()
+    assert log_writer.remark(refused.place, refused.fault).isascii()
     assert read_well.delivery is not None

@@ -16,8 +16,8 @@ from schemas.observations import World
 from schemas.stripe_api import StripeApi
 from tests.conftest import SEED_OPTION
 from tests.stage import HOUR, KEY, Stage, stage
-from worker import calls, discovery, expiry
-from worker.acting import Desk
+from worker.stripe_jobs import discovery, expiry, queue
+from worker.stripe_jobs.rounds import Desk
 
 HERE = World("", livemode=False)
 EXPIRE = "*/expire"
@@ -304,11 +304,11 @@ def test_a_dead_worker_leaves_its_session_to_another(at: Stage) -> None:
     (session,) = at.open()
     dying = at.desk()
     dying.within(lambda opened: expiry._ask(opened, dying, HERE))
-    dying.within(lambda opened: calls.lease(opened, HERE, ["expire"], limit=1, now=at.now))
+    dying.within(lambda opened: queue.lease(opened, HERE, ["expire"], limit=1, now=at.now))
     checkout.expire(dying.api, HERE, session, read_first=False, now=at.now)
 
     assert at.expire().counted == {}
-    at.expire(at.desk(later=calls.LEASE))
+    at.expire(at.desk(later=queue.LEASE))
 
     assert [made.method for made in at.api.calls] == ["POST", "GET"]
     assert at.status(session) == "expired"

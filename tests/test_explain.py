@@ -12,9 +12,10 @@ from deploy.sandbox.account import Account
 from deploy.sandbox.rendering import twin
 from tests import histories, ledger
 from tests.command import payfold
-from worker import explain, folds
-from worker.explain import Explanation
+from worker import folds
 from worker.folds.facts import Subject
+from worker.proof import explain
+from worker.proof.explain import Explanation
 
 TABLES = ("orders", "credit_notes", "payment_links", "customers", "balances")
 SEEDS = 60

@@ -23,12 +23,12 @@ from deploy.services import Postgres, Valkey
 from schemas import broker
 from schemas.migrate import upgrade
 from schemas.settings import Settings
+from schemas.turns import Periodic, Turns
+from schemas.watchdog import DEAF_EXIT, Timer
 from tests import faults, ledger, short_worker
 from tests.faults import Shop, Started, environment, started
 from tests.web import until
 from worker import app, clock
-from worker.turns import Periodic, Turns
-from worker.watchdog import DEAF_EXIT, Timer
 
 pytestmark = [
     pytest.mark.integration,

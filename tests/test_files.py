@@ -15,7 +15,7 @@ from deploy.cli import app
 from deploy.commands.base import require_writable
 from schemas.errors import ConfigurationError
 from tests.command import environment
-from worker import restore
+from worker.logs import restore
 
 READ = {
     "replay FILES": ["replay"],

@@ -21,9 +21,11 @@ from schemas import database, tables
 from schemas.database import Bounds
 from schemas.errors import DatabaseAway
 from tests import ledger
-from worker import folds, operator, projection
-from worker.batch import Claimed
-from worker.claim import claim
+from worker import folds
+from worker.folding import projection
+from worker.folding.batch import Claimed
+from worker.folding.claim import claim
+from worker.logs import retry
 
 HASTY = Bounds(statement=10, lock=0.2, whole=30)
 HASTY_STATEMENT = Bounds(statement=1, lock=10, whole=30)
@@ -292,7 +294,7 @@ def test_a_pending_event_can_be_ignored(engine: Engine) -> None:
     run(engine)
     ledger.execute(engine, "GRANT INSERT, UPDATE ON orders TO CURRENT_USER")
 
-    found = operator.ignore(engine, stuck["id"], reason="a test", now=ledger.NOW)
+    found = retry.ignore(engine, stuck["id"], reason="a test", now=ledger.NOW)
 
     assert found.state == "ignored"
     make_due(engine)
@@ -339,7 +341,7 @@ def test_a_pending_event_can_be_tried_at_once(engine: Engine) -> None:
     ledger.execute(engine, "GRANT INSERT, UPDATE ON orders TO CURRENT_USER")
     (stuck, *_) = ledger.rows(engine, "SELECT id FROM events WHERE state = 'pending'")
 
-    assert operator.retry(engine, stuck["id"], now=ledger.NOW).state == "folded"
+    assert retry.retry(engine, stuck["id"], now=ledger.NOW).state == "folded"
 
 
 # ---- One world per row ----

@@ -14,8 +14,9 @@ from deploy.sandbox.history import shop_history
 from schemas import database, feed
 from tests import ledger
 from tests.test_orders import seen
-from worker import folds, projection
-from worker.claim import REFOLD_EVENTS_MAX, claim, queue_outdated
+from worker import folds
+from worker.folding import projection
+from worker.folding.claim import REFOLD_EVENTS_MAX, claim, queue_outdated
 
 OLDER = folds.FOLD_VERSION - 1
 

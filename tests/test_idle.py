@@ -11,9 +11,10 @@ from sqlalchemy import Engine, text
 from deploy.sandbox.history import shop_history
 from schemas import database
 from tests import ledger
-from worker import archive, rebuild, reconcile, replay, shadow, swap
-from worker.digest import digests
-from worker.replay import Filters, Reading
+from worker.logs import archive, replay
+from worker.logs.replay import Filters, Reading
+from worker.proof import rebuild, reconcile, shadow, swap
+from worker.proof.digest import digests
 
 SHOP = shop_history(31, 30, money=True)
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)

@@ -9,11 +9,11 @@ from sqlalchemy import Engine, Row, Select, Table, select, text
 
 from api.reads import OrderFilters
 from schemas import database, feed, lookup, tables
-from worker import refunding
+from worker.folding import order_refunds
+from worker.folding.rows import load_rows
 from worker.folds import payment
 from worker.folds.facts import Subject
 from worker.folds.join import Joined
-from worker.rows import load_rows
 
 pytestmark = pytest.mark.integration
 
@@ -50,7 +50,7 @@ ASKED: Final = {
         "SELECT count(*) FROM outcomes WHERE state = 'parked'",
     ),
     "stripe_calls_due": (
-        "the calls whose turn it is (worker.calls)",
+        "the calls whose turn it is (worker.stripe_jobs.queue)",
         "SELECT object_id FROM stripe_calls WHERE given_up IS NULL AND lane = 1 AND due_at <= now() ORDER BY due_at",
     ),
     "orders_newest": ("GET /v1/orders", f"SELECT * FROM orders {PAGE}"),
@@ -324,7 +324,7 @@ def test_a_batch_finds_its_refunds_without_looking_at_others(engine: Engine, tab
         joined = {
             subject: Joined(row, (), (), "webhook", is_whole=True, replace_all=False) for subject, row in rows.items()
         }
-        found = refunding.changes(cursor, refunding.moved(joined, {}))
+        found = order_refunds.changes(cursor, order_refunds.moved(joined, {}))
         # Tables without rows are read whole, which costs nothing.
         cursor.execute("SELECT relname FROM pg_stat_xact_user_tables WHERE seq_scan > 0 AND seq_tup_read > 0")
         read_whole = cursor.fetchall()

@@ -19,8 +19,8 @@ from schemas.stripe_api import StripeApi
 from tests import command, ledger
 from tests.stage import HOUR, KEY, Stage, stage
 from tests.web import serving, until
-from worker import acting, discovery, fetches, gaps
-from worker.acting import Desk
+from worker.stripe_jobs import discovery, fetches, gaps, rounds
+from worker.stripe_jobs.rounds import Desk
 
 A_DAY: Final = timedelta(days=1)
 
@@ -189,7 +189,7 @@ def test_a_call_that_fails_holds_up_no_other(at: Stage, capsys: pytest.CaptureFi
     assert "stripe.call_failed" in "".join(capsys.readouterr())
     ((call,)) = at.rows("SELECT object_id, attempts, leased_until, given_up FROM stripe_calls")
     assert call == {"object_id": sessions[0], "attempts": 1, "leased_until": None, "given_up": None}
-    for attempt in range(1, acting.ATTEMPTS_MAX):
+    for attempt in range(1, rounds.ATTEMPTS_MAX):
         at.expire(at.desk(later=attempt * timedelta(hours=1)))
     assert at.rows("SELECT given_up FROM stripe_calls") == [{"given_up": "It failed with RaiseException."}]
 
@@ -236,7 +236,7 @@ def test_a_round_ends_with_its_slice(at: Stage) -> None:
     ledger.execute(at.engine, "ALTER TABLE stripe_jobs RENAME TO away")
 
     found = [
-        len(acting.go_round(at.desk(slice_seconds_max=most), "fetch", lambda *_: None, worlds=worlds).failed)
+        len(rounds.go_round(at.desk(slice_seconds_max=most), "fetch", lambda *_: None, worlds=worlds).failed)
         for most in (60, -1)
     ]
 

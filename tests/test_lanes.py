@@ -18,11 +18,11 @@ from deploy.sandbox.history import shop_history
 from schemas import database
 from schemas.errors import DatabaseAway
 from tests import ledger
-from worker import lanes
-from worker.claim import LOOK_AHEAD_BATCHES, Share, claim
-from worker.lanes import LANES, Lane, Order
-from worker.projection import FOLD_BATCH_MAX
-from worker.rebuild import refolded
+from worker.folding import parallel
+from worker.folding.claim import LOOK_AHEAD_BATCHES, Share, claim
+from worker.folding.parallel import LANES, Lane, Order
+from worker.folding.projection import FOLD_BATCH_MAX
+from worker.proof.rebuild import refolded
 
 pytestmark = pytest.mark.integration
 
@@ -95,7 +95,7 @@ def test_two_lanes_leave_what_one_leaves(engine: Engine, lane: Lane) -> None:
     lane.start()
     count = record_shop(engine, seed=8)
 
-    assert lanes.fold(engine, beside=lane) == count
+    assert parallel.fold(engine, beside=lane) == count
 
     live = ledger.digest_of(engine)
     with refolded(engine, seed=9) as made:
@@ -144,7 +144,7 @@ def test_a_lane_that_is_killed_is_replaced(engine: Engine, lane: Lane) -> None:
     os.kill(killed, signal.SIGKILL)
     count = record_shop(engine, seed=4)
     with capture_logs() as said:
-        assert lanes.fold(engine, beside=lane) == count
+        assert parallel.fold(engine, beside=lane) == count
     assert [(each["event"], each["exitcode"]) for each in said if each["log_level"] == "error"] == [
         ("lane.ended", -signal.SIGKILL)
     ]
@@ -167,7 +167,7 @@ def test_a_lane_that_is_killed_as_it_folds_loses_nothing(engine: Engine, lane: L
     left = pending(engine)
     # It may have been killed between a batch and its report.
     assert count - left - FOLD_BATCH_MAX <= by_lane <= count - left
-    assert lanes.fold(engine) == left
+    assert parallel.fold(engine) == left
     assert ledger.rows(engine, "SELECT count(*) AS found FROM outcomes") == [{"found": count}]
 
 
@@ -179,7 +179,7 @@ def test_a_lane_that_hangs_is_killed_and_replaced(engine: Engine, database_url: 
         os.kill(hung, signal.SIGSTOP)
         count = record_shop(engine, seed=14)
         with capture_logs() as lines:
-            assert lanes.fold(engine, beside=lane) == count
+            assert parallel.fold(engine, beside=lane) == count
         lane.start()
         assert pid_of_lane() != hung
 
@@ -209,7 +209,7 @@ def test_a_lane_ends_after_the_batch_at_hand(engine: Engine, lane: Lane) -> None
     left = pending(engine)
     assert left > 0
     assert left % FOLD_BATCH_MAX == 0
-    assert lanes.fold(engine) == left
+    assert parallel.fold(engine) == left
 
 
 def test_an_interrupted_fold_leaves_no_lane_at_work(engine: Engine, lane: Lane) -> None:
@@ -227,12 +227,12 @@ def test_an_interrupted_fold_leaves_no_lane_at_work(engine: Engine, lane: Lane) 
 
     event.listen(engine, "commit", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        lanes.fold(engine, beside=lane)
+        parallel.fold(engine, beside=lane)
 
     assert not lane.is_folding
     left = pending(engine)
     assert left > 5 * FOLD_BATCH_MAX
-    assert lanes.fold(engine, beside=lane) == left
+    assert parallel.fold(engine, beside=lane) == left
 
 
 def test_where_no_process_can_be_had_the_fold_is_alone(engine: Engine) -> None:
@@ -246,7 +246,7 @@ def test_where_no_process_can_be_had_the_fold_is_alone(engine: Engine) -> None:
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         assert not lane.is_folding
-        assert lanes.fold(engine, beside=lane) == count
+        assert parallel.fold(engine, beside=lane) == count
 
     assert [(each["event"], each["reason"]) for each in said if each["log_level"] == "error"] == [
         ("lane.ended", "OSError")
@@ -259,7 +259,7 @@ def test_a_lane_stops_when_its_time_is_up(engine: Engine, lane: Lane) -> None:
     lane.begin(Order(until=time.monotonic()))
 
     assert lane.end() == 0
-    assert lanes.fold(engine, until=time.monotonic(), beside=lane) == FOLD_BATCH_MAX
+    assert parallel.fold(engine, until=time.monotonic(), beside=lane) == FOLD_BATCH_MAX
     assert pending(engine) == 2 * FOLD_BATCH_MAX
 
 
@@ -270,6 +270,6 @@ def test_a_lane_that_finds_no_database_leaves_it_to_its_parent(engine: Engine) -
         lane.begin(Order())
         assert lane.end() == 0
         with pytest.raises(DatabaseAway):
-            lanes.fold(away, beside=lane)
+            parallel.fold(away, beside=lane)
         count = record_shop(engine, seed=6)
-        assert lanes.fold(engine, beside=lane) == count
+        assert parallel.fold(engine, beside=lane) == count

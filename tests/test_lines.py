@@ -17,9 +17,10 @@ from tests.stage import HOUR, stage
 from tests.test_at_stripe import fetch
 from tests.test_join import SECOND, arrive, split
 from tests.test_orders import item, listed, seen
-from worker import folds, rules
+from worker import folds
 from worker.folds import join
 from worker.folds.facts import Facts, Row, Subject
+from worker.proof import money_rules
 
 ONE = listed([item(1, amount_subtotal=1_500, amount_total=1_500)])
 THREE = listed([item(1, quantity=3, amount_subtotal=4_500, amount_total=4_500)])
@@ -59,7 +60,7 @@ def shown(engine: Engine) -> tuple[Any, ...]:
 def state_of_rule(engine: Engine) -> str:
     """Return what the rule of an order's lines comes to for the one order."""
     with database.transaction(engine) as connection, database.cursor(connection) as cursor:
-        (tally,) = (tally for tally in rules.check(cursor)[0] if tally.rule == "order-lines")
+        (tally,) = (tally for tally in money_rules.check(cursor)[0] if tally.rule == "order-lines")
     return next(state for state in ("holds", "broken", "not_provable") if getattr(tally, state))
 
 

@@ -14,8 +14,8 @@ from sqlalchemy import Engine
 from tests.envelopes import Json, event
 from tests.ledger import anomalies, kinds, rows, take_in
 from tests.literals import assert_rows, at
-from worker import explain
 from worker.folds.facts import Subject
+from worker.proof import explain
 
 OPENED, DONE, LATER, EXPIRES = 1_760_000_100, 1_760_000_300, 1_760_003_900, 1_760_086_500
 

@@ -28,7 +28,7 @@ from tests.stripe_payments import (
     suffixes,
     ways,
 )
-from worker import rebuild, shadow, swap
+from worker.proof import rebuild, shadow, swap
 
 NEWEST: dict[str, Any] = {
     "id": "du_newest",

@@ -13,8 +13,8 @@ from sqlalchemy import Engine
 from tests.envelopes import event
 from tests.ledger import anomalies, kinds, rows, take_in
 from tests.literals import assert_rows, at
-from worker import explain
 from worker.folds.facts import Subject
+from worker.proof import explain
 
 T = 1_700_000_000
 

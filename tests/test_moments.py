@@ -14,8 +14,8 @@ from sqlalchemy import Engine
 from tests import ledger
 from tests.envelopes import event
 from tests.literals import at
-from worker import swap
-from worker.rebuild import rebuilt
+from worker.proof import swap
+from worker.proof.rebuild import rebuilt
 
 T: Final = 1_700_000_000
 DAY: Final = 86_400

@@ -11,9 +11,9 @@ from deploy.sandbox.account import Account
 from deploy.sandbox.rendering import render, twin
 from schemas import database, observations
 from tests import busy, ledger
-from worker import timekeeping
+from worker.folding import portal_clock
 from worker.folds.portal import SESSION_CLOCK_EXPIRED
-from worker.rebuild import refolded
+from worker.proof.rebuild import refolded
 
 VERSIONS = ("2024-06-20", "2025-03-31.basil", "2025-09-30.clover", "2026-03-25.dahlia")
 ARRIVALS = 4
@@ -795,7 +795,7 @@ def test_the_clock_finds_the_sessions_whose_time_is_up(engine: Engine, account: 
 
     for expected in (1, 0):
         with database.transaction(engine) as connection, database.cursor(connection) as cursor:
-            assert timekeeping.end_portal_sessions(cursor, now=now, after=timedelta(hours=1)) == expected
+            assert portal_clock.end_portal_sessions(cursor, now=now, after=timedelta(hours=1)) == expected
         ledger.fold(engine)
 
     (ended,) = ledger.rows(engine, "SELECT id, created, expired_at FROM portal_sessions WHERE expired_at IS NOT NULL")

@@ -18,7 +18,8 @@ from schemas.errors import StripeAway
 from schemas.observations import World
 from tests import ledger
 from tests.stage import Stage, stage
-from worker import audit, discovery, fetches, gaps
+from worker.proof import against_stripe
+from worker.stripe_jobs import discovery, fetches, gaps
 
 HERE: Final = World("", livemode=False)
 ALWAYS: Final = 10**9
@@ -348,9 +349,9 @@ def test_an_odd_object_ends_no_comparison(at: Stage, odd: Callable[[bytes], byte
     make_odd(at, "/v1/checkout/sessions", sessions[1], odd)
     make_odd(at, f"/v1/checkout/sessions/{sessions[1]}", sessions[1], odd)
 
-    sent = list(audit.audit(at.desk()))
+    sent = list(against_stripe.audit(at.desk()))
 
-    tally = next(each for each in sent if isinstance(each, audit.Listed) and each.object == "checkout.session")
+    tally = next(each for each in sent if isinstance(each, against_stripe.Listed) and each.object == "checkout.session")
     assert (tally.listed, tally.different) == (3, 1)
     assert tally.unreadable >= 1
 

@@ -12,9 +12,9 @@ from schemas import database
 from schemas.errors import ConflictError, NotFoundError
 from tests import ledger
 from tests.command import payfold
-from worker import operator
-from worker.digest import digests
-from worker.rebuild import refolded
+from worker.logs import retry
+from worker.proof.digest import digests
+from worker.proof.rebuild import refolded
 
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
 
@@ -81,7 +81,7 @@ def test_retry_what_was_folded(engine: Engine) -> None:
     ledger.fold(engine)
     before = digests(engine), run(engine, "SELECT * FROM changes")
 
-    assert operator.retry(engine, account.events[0].id, now=NOW).state == "folded"
+    assert retry.retry(engine, account.events[0].id, now=NOW).state == "folded"
     assert (digests(engine), run(engine, "SELECT * FROM changes")) == before
 
 
@@ -102,7 +102,7 @@ def test_ignore(engine: Engine, database_url: str) -> None:
 def test_ignored_in_a_rebuild(engine: Engine) -> None:
     """What was set aside is aside in a rebuild too, in whatever order it comes to it, and nothing is left pending."""
     event = parked_for_good(engine)
-    operator.ignore(engine, event, reason="a test", now=NOW)
+    retry.ignore(engine, event, reason="a test", now=NOW)
     live = digests(engine)
 
     for seed in range(6):
@@ -120,12 +120,12 @@ def test_ignore_what_is_not_parked(engine: Engine, database_url: str) -> None:
     ledger.record(engine, [ledger.delivery(account.events[0].body)])
     ledger.fold(engine)
     aside = parked_for_good(engine)
-    operator.ignore(engine, aside, reason="", now=NOW)
+    retry.ignore(engine, aside, reason="", now=NOW)
     before = run(engine, "SELECT * FROM events")
 
     ran = payfold("events", "ignore", account.events[0].id, DATABASE_URL=database_url)
     with pytest.raises(ConflictError, match="is ignored"):
-        operator.ignore(engine, aside, reason="", now=NOW)
+        retry.ignore(engine, aside, reason="", now=NOW)
 
     assert (ran.code, ran.out) == (1, "")
     assert "Only a parked or pending event can be set aside, and" in ran.err
@@ -153,12 +153,12 @@ def test_one_of_several(engine: Engine) -> None:
 
     for account, livemode in ((None, None), ("", None), (None, True)):
         with pytest.raises(ConflictError, match="say which"):
-            operator.retry(engine, body["id"], now=NOW, account=account, livemode=livemode)
+            retry.retry(engine, body["id"], now=NOW, account=account, livemode=livemode)
     with pytest.raises(NotFoundError):
-        operator.retry(engine, body["id"], now=NOW, account="acct_2", livemode=True)
+        retry.retry(engine, body["id"], now=NOW, account="acct_2", livemode=True)
     assert run(engine, "SELECT sum(attempts) FROM events") == [(4,)]
 
-    found = operator.retry(engine, body["id"], now=NOW, account="acct_1", livemode=True)
+    found = retry.retry(engine, body["id"], now=NOW, account="acct_1", livemode=True)
 
     assert (found.account, found.livemode, found.state) == ("acct_1", True, "ignored")
     assert run(engine, "SELECT account, livemode FROM events WHERE attempts = 2") == [("acct_1", True)]

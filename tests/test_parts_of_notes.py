@@ -21,13 +21,16 @@ from sqlalchemy import Engine
 from schemas import database, observations
 from tests import ledger
 from tests.test_settling import DAY, Json, T, bodies, body, claim_one, take_in_all_ways, wait_for_a_lock
-from worker import explain, folds, projection, renaming, swap
-from worker.claim import claim, lock_objects, queue_outdated
-from worker.explain import Explanation
+from worker import folds
+from worker.folding import projection
+from worker.folding.claim import claim, lock_objects, queue_outdated
 from worker.folds.facts import Subject
-from worker.plan import plan
-from worker.rebuild import rebuilt
-from worker.replay import Reading
+from worker.logs import renaming
+from worker.logs.dry_run import plan
+from worker.logs.replay import Reading
+from worker.proof import explain, swap
+from worker.proof.explain import Explanation
+from worker.proof.rebuild import rebuilt
 
 Parts = tuple[int | None, int | None]
 """What was refunded, and what went to the balance."""

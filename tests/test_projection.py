@@ -19,9 +19,10 @@ from deploy.sandbox.samples import sample
 from schemas import database, tables
 from tests import histories, ledger, reference
 from tests.test_corrections import assert_the_last_word_is_the_row
-from worker import folds, projection
-from worker.claim import claim, queue_outdated
-from worker.rebuild import refolded
+from worker import folds
+from worker.folding import projection
+from worker.folding.claim import claim, queue_outdated
+from worker.proof.rebuild import refolded
 
 ONE_SHOT = {"order.opened", "order.processing", "order.paid", "order.completed", "order.failed", "order.expired"}
 KIND_OF_STATUS = {

@@ -12,10 +12,11 @@ from deploy.sandbox.history import shop_history
 from schemas import database
 from tests import histories, ledger
 from tests.stage import stage
-from worker import gaps, rebuild, reconcile, shadow, swap
-from worker.digest import digests
-from worker.reconcile import LOG, REBUILD, Wanted
-from worker.replay import NO_FILTERS, Reading, export, replay
+from worker.logs.replay import NO_FILTERS, Reading, export, replay
+from worker.proof import rebuild, reconcile, shadow, swap
+from worker.proof.digest import digests
+from worker.proof.reconcile import LOG, REBUILD, Wanted
+from worker.stripe_jobs import gaps
 
 HISTORIES = 25
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)

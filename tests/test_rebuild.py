@@ -16,11 +16,12 @@ from deploy.sandbox.history import shop_history, tangle
 from schemas import database, observations, tables
 from tests import histories, ledger
 from tests.command import payfold
-from worker import difference, folds, rebuild, shadow, swap
-from worker.difference import Difference
-from worker.digest import digests, digests_seen
-from worker.rebuild import Sizes, refolded
-from worker.shadow import Shadow
+from worker import folds
+from worker.proof import difference, rebuild, shadow, swap
+from worker.proof.difference import Difference
+from worker.proof.digest import digests, digests_seen
+from worker.proof.rebuild import Sizes, refolded
+from worker.proof.shadow import Shadow
 
 SHOP = shop_history(12, 300, money=True)
 EDITS = 500

@@ -13,7 +13,7 @@ from deploy.sandbox.history import shop_history
 from schemas import database
 from tests import command, ledger
 from tests.command import payfold
-from worker.digest import digests
+from worker.proof.digest import digests
 
 SHOP = shop_history(21, 120, money=True)
 

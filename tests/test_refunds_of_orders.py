@@ -14,10 +14,10 @@ from sqlalchemy import Engine
 from schemas import database, observations
 from tests import ledger
 from tests.command import payfold
-from worker import refunding
-from worker.explain import explain
+from worker.folding import order_refunds
 from worker.folds import SHAPES
 from worker.folds.facts import Row, Subject
+from worker.proof.explain import explain
 
 Body = bytes
 START = 1_700_000_000
@@ -456,7 +456,7 @@ def test_a_rename_and_a_swap_find_what_was_not_announced(engine: Engine) -> None
     ledger.execute(engine, "DELETE FROM changes WHERE kind = 'order.refund_changed'")
 
     with database.transaction(engine) as connection, database.cursor(connection) as cursor:
-        found = [refunding.untold(cursor, told_in="public"), refunding.untold_of(cursor, "")]
+        found = [order_refunds.untold(cursor, told_in="public"), order_refunds.untold_of(cursor, "")]
 
     assert [[(row["subject_id"], row["after"]["refunded_amount"]) for row in rows] for rows in found] == [
         [("cs_1", 500)],

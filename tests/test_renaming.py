@@ -17,7 +17,8 @@ from schemas.observations import World
 from schemas.settings import Settings
 from tests import ledger
 from tests.test_account_names import body, feed, recorded_in, sold, take_in, world
-from worker import archive, calls, logwriter, renaming, replay
+from worker.logs import archive, renaming, replay, writer
+from worker.stripe_jobs import queue
 
 LATER: Final = datetime(2099, 1, 1, tzinfo=UTC)
 NOW: Final = datetime(2026, 11, 22, 12, tzinfo=UTC)
@@ -207,21 +208,21 @@ def test_a_round_that_meets_a_rename(engine: Engine) -> None:
     ledger.execute(engine, NAMED, old="", new="acct_1")
 
     with database.transaction(engine) as connection, database.cursor(connection) as cursor:
-        assert calls.begin(cursor, World("", livemode=False), "fetch", now=NOW) is None
-        assert calls.begin(cursor, World("acct_1", livemode=False), "fetch", now=NOW) is not None
+        assert queue.begin(cursor, World("", livemode=False), "fetch", now=NOW) is None
+        assert queue.begin(cursor, World("acct_1", livemode=False), "fetch", now=NOW) is not None
 
 
 def test_a_call_that_spans_a_rename(engine: Engine) -> None:
     """A call that was leased under the old name is done under the new one as well."""
-    wanted = calls.Wanted("object", "re_1", "refund", Lane.REFETCH)
+    wanted = queue.Wanted("object", "re_1", "refund", Lane.REFETCH)
     old = World("", livemode=False)
     with database.transaction(engine) as connection, database.cursor(connection) as cursor:
-        calls.want(cursor, old, [wanted], now=NOW)
-        (leased,) = calls.lease(cursor, old, ["object"], limit=1, now=NOW)
+        queue.want(cursor, old, [wanted], now=NOW)
+        (leased,) = queue.lease(cursor, old, ["object"], limit=1, now=NOW)
     renaming.rename(engine, "", "acct_1", now=NOW)
 
     with database.transaction(engine) as connection, database.cursor(connection) as cursor:
-        calls.done(cursor, leased)
+        queue.done(cursor, leased)
 
     assert ledger.rows(engine, "SELECT account FROM stripe_calls") == []
 
@@ -240,7 +241,7 @@ def observed(account: Account, session: str) -> bytes:
         now=NOW,
     )
     redacted, payload = list(seen.envelope.redacted), seen.envelope.payload
-    return logwriter.line_of("", "observation", NOW, None, seen.sha256.hex(), redacted, payload)
+    return writer.line_of("", "observation", NOW, None, seen.sha256.hex(), redacted, payload)
 
 
 def reading(engine: Engine, path: Path, statement: str) -> replay.Reading:

@@ -19,13 +19,15 @@ from schemas.settings import SigningSecret
 from tests import ledger
 from tests.command import payfold
 from tests.web import CLERK, SECRET, Web, serving, settings_of, signed
-from worker import archive, archived, projection, rebuild, renderings, replay, swap
-from worker.claim import claim
-from worker.digest import digests
-from worker.logwriter import OwnLine, write
-from worker.plan import plan
-from worker.rebuild import IN_ONE_PROCESS
-from worker.replay import Reading
+from worker.folding import projection, renderings
+from worker.folding.claim import claim
+from worker.logs import archive, replay
+from worker.logs.dry_run import plan
+from worker.logs.replay import Reading
+from worker.logs.writer import OwnLine, write
+from worker.proof import archived, rebuild, swap
+from worker.proof.digest import digests
+from worker.proof.rebuild import IN_ONE_PROCESS
 
 CREATED = 1_760_000_000
 VERSION = "2025-09-30.clover"

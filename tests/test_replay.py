@@ -30,10 +30,12 @@ from schemas.inbox import RECORD_ROWS_MAX
 from tests import ledger
 from tests.command import environment, payfold, started
 from tests.histories import bodies_of
-from worker import folds, logwriter, operator, projection
-from worker.digest import digests
-from worker.plan import plan
-from worker.replay import Counts, Filters, Reading, export, follow, replay
+from worker import folds
+from worker.folding import projection
+from worker.logs import retry, writer
+from worker.logs.dry_run import plan
+from worker.logs.replay import Counts, Filters, Reading, export, follow, replay
+from worker.proof.digest import digests
 
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
 SHOP = shop_history(3, 20)
@@ -216,7 +218,7 @@ def tables_at_rest(engine: Engine) -> list[list[tuple[Any, ...]]]:
 def words_of_an_operator(engine: Engine, tmp_path: Path) -> bytes:
     """Return the observation by which an operator sets evt_parked aside, taken out of another inbox."""
     met(engine, log(tmp_path / "aside", [], *MIXED[:2]))
-    operator.ignore(engine, "evt_parked", reason="a test", now=NOW)
+    retry.ignore(engine, "evt_parked", reason="a test", now=NOW)
     *_, line = export(engine, filters=NOTHING)
     return line.rstrip()
 
@@ -536,7 +538,7 @@ def test_what_is_learnt_beside_a_silent_import_is_announced(engine: Engine, tmp_
     opened = {name: shop.open_session() for name, shop in observed.items()}
     told = {name: shop.emit(kind, shop.session(opened[name])).body for name, shop in observed.items()}
     lines = [
-        logwriter.line_of("", "observation", NOW, None, hashlib.sha256(told["then"]).hexdigest(), [], told["then"]),
+        writer.line_of("", "observation", NOW, None, hashlib.sha256(told["then"]).hexdigest(), [], told["then"]),
     ]
     path = tmp_path / "log"
     path.write_bytes(b"".join(lines))
@@ -640,7 +642,7 @@ def lived_in(engine: Engine) -> None:
     webhooks.append(ledger.delivery(account.emit("checkout.session.expired", session | {"status": "expired"}).body))
     ledger.record(engine, webhooks)
     ledger.fold(engine)
-    operator.ignore(engine, "evt_parked", reason="not ours", now=NOW)
+    retry.ignore(engine, "evt_parked", reason="not ours", now=NOW)
     with database.transaction(engine) as connection:
         connection.execute(text("UPDATE inbox SET signature = 't=1,v1=' || id WHERE source = 'webhook'"))
 

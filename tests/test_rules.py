@@ -13,8 +13,8 @@ from schemas import checkout, database, observations, tables
 from schemas.inbox import Delivery
 from tests import ledger
 from tests.command import ROOT
-from worker import rules
-from worker.rules import Finding, Tally
+from worker.proof import money_rules
+from worker.proof.money_rules import Finding, Tally
 
 SHOP = shop_history(31, 400, money=True)
 SEEDS = 120
@@ -47,7 +47,7 @@ def shop(engine: Engine) -> Engine:
 def checked(engine: Engine) -> tuple[dict[str, Tally], list[Finding]]:
     """Return the tally of each rule, and what was found."""
     with database.transaction(engine) as connection, database.cursor(connection) as cursor:
-        tallies, findings = rules.check(cursor)
+        tallies, findings = money_rules.check(cursor)
     assert all(tally.checked == tally.holds + tally.broken + tally.not_provable for tally in tallies)
     return {tally.rule: tally for tally in tallies}, findings
 
@@ -69,7 +69,9 @@ def test_a_shop_keeps_every_rule(shop: Engine) -> None:
     tallies, findings = checked(shop)
 
     assert [finding for finding in findings if finding.state == "broken"] == []
-    assert {rule: tally.broken for rule, tally in tallies.items()} == dict.fromkeys((r.name for r in rules.RULES), 0)
+    assert {rule: tally.broken for rule, tally in tallies.items()} == dict.fromkeys(
+        (r.name for r in money_rules.RULES), 0
+    )
     assert [rule for rule, tally in tallies.items() if not tally.holds] == []
     assert tallies["order-lines"].not_provable == 0
 
@@ -189,22 +191,22 @@ def test_a_gap_of_the_ledger_is_not_provable(shop: Engine) -> None:
 
 def test_what_is_listed_is_bounded(engine: Engine) -> None:
     """Of what is not provable the first are listed, and all are counted."""
-    bare = shop_history(5, rules.NOT_PROVABLE_LISTED_MAX + 50)
+    bare = shop_history(5, money_rules.NOT_PROVABLE_LISTED_MAX + 50)
     ledger.record(engine, [ledger.delivery(event.body) for event in bare.events])
     ledger.fold(engine)
 
     tallies, findings = checked(engine)
 
-    assert tallies["order-lines"].not_provable > rules.NOT_PROVABLE_LISTED_MAX
+    assert tallies["order-lines"].not_provable > money_rules.NOT_PROVABLE_LISTED_MAX
     listed = [finding for finding in findings if finding.rule == "order-lines"]
-    assert len(listed) == rules.NOT_PROVABLE_LISTED_MAX
+    assert len(listed) == money_rules.NOT_PROVABLE_LISTED_MAX
     assert {finding.detail for finding in listed} == {"not all lines are known"}
 
 
 def test_every_rule_explains_itself() -> None:
     """Each has a title and says what it needs, and where Stripe says so."""
-    assert len({rule.name for rule in rules.RULES}) == len(rules.RULES)
-    for rule in rules.RULES:
+    assert len({rule.name for rule in money_rules.RULES}) == len(money_rules.RULES)
+    for rule in money_rules.RULES:
         assert rule.title
         assert "https://docs.stripe.com/" in rule.explains
         assert f"| `{rule.name}` |" in (ROOT / "README.md").read_text(encoding="utf-8")

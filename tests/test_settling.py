@@ -24,13 +24,17 @@ from schemas.inbox import Delivery
 from tests import ledger, reference
 from tests.literals import at
 from tests.stage import stage
-from worker import audit, explain, fetches, folds, projection, renaming, swap
-from worker.batch import Claimed
-from worker.claim import claim, lock_objects
-from worker.difference import Difference
-from worker.explain import Explanation
+from worker import folds
+from worker.folding import projection
+from worker.folding.batch import Claimed
+from worker.folding.claim import claim, lock_objects
 from worker.folds.facts import Subject
-from worker.rebuild import rebuilt
+from worker.logs import renaming
+from worker.proof import against_stripe, explain, swap
+from worker.proof.difference import Difference
+from worker.proof.explain import Explanation
+from worker.proof.rebuild import rebuilt
+from worker.stripe_jobs import fetches
 
 T: Final = 1_700_000_000
 DAY: Final = 86_400
@@ -649,7 +653,7 @@ def test_an_audit_sees_no_difference(database_url: str, redis_url: str) -> None:
         shop.fold()
         shop.account.advance(DAY)
 
-        found = [each for each in audit.audit(shop.desk()) if isinstance(each, Difference)]
+        found = [each for each in against_stripe.audit(shop.desk()) if isinstance(each, Difference)]
 
         assert shop.status(id_) == "paid"
         assert [each for each in found if each.table == "orders"] == []

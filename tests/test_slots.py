@@ -19,7 +19,8 @@ from deploy.sandbox.server import Fault
 from schemas import broker
 from tests import command, ledger
 from tests.stage import HOUR, Stage, stage
-from worker import calls, projection
+from worker.folding import projection
+from worker.stripe_jobs import queue as call_queue
 
 pytestmark = [
     pytest.mark.integration,
@@ -151,7 +152,7 @@ def test_a_worker_that_dies_between_an_answer_and_its_commit(at: Stage) -> None:
         process.send_signal(signal.SIGTERM)
         assert process.wait(SECONDS_MAX) == 0
     at.deliver()
-    at.account.advance(2 * int(calls.LEASE.total_seconds()))
+    at.account.advance(2 * int(call_queue.LEASE.total_seconds()))
     while at.rows("SELECT FROM stripe_calls"):
         at.expire(at.desk())
 

@@ -19,22 +19,22 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from sqlalchemy import Engine
 
 from api.status import StatusReader, TooSlow
-from schemas import broker, heartbeats, status
+from schemas import broker, heartbeats, status, watchdog
 from schemas.broker import Ear
 from schemas.database import transaction
 from schemas.errors import DatabaseAway
 from schemas.heartbeats import RUNNING, Beat, Heart
 from schemas.settings import Settings
 from schemas.status import Broker, Limits, Memory, Silent, Status
+from schemas.turns import Turns
+from schemas.watchdog import Watchdog
 from tests import command, faults, ledger
 from tests.test_supervision import Broken
 from tests.web import serving, settings_of, until
 from worker import __main__ as worker_process
-from worker import app, watchdog
-from worker.lanes import Lane
+from worker import app
+from worker.folding.parallel import Lane
 from worker.process import Made
-from worker.turns import Turns
-from worker.watchdog import Watchdog
 
 AWAY = Broker(state="away")
 WORKER = ("fold", ""), ("consumer", "fold"), ("consumer", "stripe")

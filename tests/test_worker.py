@@ -12,8 +12,9 @@ from deploy.sandbox.account import Account
 from schemas import broker, database
 from schemas.settings import Settings
 from tests import ledger
-from worker import app, projection
-from worker.claim import claim
+from worker import app
+from worker.folding import projection
+from worker.folding.claim import claim
 
 
 @pytest.fixture

@@ -29,7 +29,7 @@ CHAIN = "worker/folds/chain.py"
 BALANCE = "worker/folds/balance.py"
 SESSION = "worker/folds/checkout_session.py"
 NOTE = "worker/folds/credit_note.py"
-PROJECTION = "worker/projection.py"
+PROJECTION = "worker/folding/projection.py"
 BREAK_SECONDS_MAX = 600
 
 
@@ -46,7 +46,7 @@ class Break:
 BREAKS = (
     Break(
         "arrival order",
-        "worker/joining.py",
+        "worker/folding/joining.py",
         "result = join.advance(shape, row, facts[subject]) if row is not None else result",
         "result = result or join.fold_all(shape, facts[subject])",
     ),
@@ -65,7 +65,7 @@ BREAKS = (
     Break("a first page is all", SESSION, "or session.line_items.has_more:", "or False:"),
     Break(
         "lines that are gone stay",
-        "worker/rows.py",
+        "worker/folding/rows.py",
         "if joined.replace_all and subject in saved.known]",
         "if joined.is_whole and subject in saved.known and not folds.SHAPES[subject.table].child_key == ('order_id',)]",
     ),
@@ -129,13 +129,13 @@ BREAKS = (
     ),
     Break(
         "a row in doubt is laid over",
-        "worker/joining.py",
+        "worker/folding/joining.py",
         "refold = anew | _in_doubt(cursor, (known.keys() - anew) | led)",
         "refold = set(anew)",
     ),
     Break(
         "rows that share an order are not folded with it",
-        "worker/joining.py",
+        "worker/folding/joining.py",
         "refold |= {each for each in led if join.leader_of(",
         "refold |= {each for each in led if False and join.leader_of(",
     ),
@@ -196,19 +196,19 @@ BREAKS = (
     ),
     Break(
         "the first copy stays",
-        "worker/renderings.py",
+        "worker/folding/renderings.py",
         "chosen = max(at_hand or best, key=lambda each: each.rank)",
         "chosen = max(at_hand or best, key=lambda each: each.is_chosen)",
     ),
     Break(
         "no lock on the object",
-        "worker/claim.py",
+        "worker/folding/claim.py",
         "SELECT pg_advisory_xact_lock(number) FROM (",
         "SELECT number FROM (",
     ),
     Break(
         "an order and its refund do not wait for each other",
-        "worker/changes.py",
+        "worker/folding/changes.py",
         "    if found or any(moved.values()):\n",
         "    if found and not any(moved.values()):\n",
     ),
@@ -226,14 +226,14 @@ BREAKS = (
     ),
     Break(
         "what a charge laid on is taken for the session's",
-        "worker/joining.py",
+        "worker/folding/joining.py",
         "if row is not None and settling.is_laid_on(subject, row):",
         "if False:",
     ),
-    Break("a refund finds no note at rest", "worker/settling.py", "    if ways.refunds:\n", "    if False:\n"),
+    Break("a refund finds no note at rest", "worker/folding/settling.py", "    if ways.refunds:\n", "    if False:\n"),
     Break(
         "a rebuild gives old notes no refunds",
-        "worker/settling.py",
+        "worker/folding/settling.py",
         "    yield from _pages_of_notes(cursor, account)\n",
         "",
     ),
@@ -246,31 +246,31 @@ BREAKS = (
     ),
     Break(
         "no lock on the change feed",
-        "worker/claim.py",
+        "worker/folding/claim.py",
         "SELECT pg_advisory_xact_lock(hashtextextended(current_schema() || ' changes', 0))",
         "SELECT 1",
     ),
     Break(
         "refold from the batch alone",
-        "worker/joining.py",
+        "worker/folding/joining.py",
         "            if one.subject in found:\n",
         "            if one.subject in found and one.event_id in {e.event_id for s in at_hand.values() for e in s}:\n",
     ),
     Break(
         "parked events are folded along",
-        "worker/joining.py",
+        "worker/folding/joining.py",
         "coalesce(o.state, %s) <> 'parked' OR (i.account",
         "%s <> '' OR (i.account",
     ),
     Break(
         "pending events are folded along",
-        "worker/joining.py",
+        "worker/folding/joining.py",
         '"pending" if with_pending else "parked"',
         '"pending"',
     ),
     Break(
         "an event at hand brings those of its id in other worlds back",
-        "worker/joining.py",
+        "worker/folding/joining.py",
         "OR (i.account, i.livemode, i.id) IN (\n                SELECT * FROM",
         "OR i.id IN (\n                SELECT k.id FROM",
     ),
@@ -282,17 +282,20 @@ BREAKS = (
         "",
     ),
     Break("a batch that fails is given up", PROJECTION, "apart.extendleft([seqs[half:], seqs[:half]])", "seqs[half:]"),
-    Break("what waits is not stepped over", "worker/claim.py", "(due_at IS NULL OR due_at <= now())", "true"),
+    Break("what waits is not stepped over", "worker/folding/claim.py", "(due_at IS NULL OR due_at <= now())", "true"),
     Break(
         "anomalies of one id are one",
-        "worker/anomalies.py",
+        "worker/folding/anomalies.py",
         "and (account, livemode, anomaly) not in held",
         "and anomaly not in {each for _, _, each in held}",
     ),
     Break(
-        "no one is refunded", "worker/refunding.py", "return _changes(cursor, _refunded(cursor, moved))", "return []"
+        "no one is refunded",
+        "worker/folding/order_refunds.py",
+        "return _changes(cursor, _refunded(cursor, moved))",
+        "return []",
     ),
-    Break("what was told is told again", "worker/changes.py", "if cursor.fetchone() == (True,):", "if False:"),
+    Break("what was told is told again", "worker/folding/changes.py", "if cursor.fetchone() == (True,):", "if False:"),
     Break("the old row is trusted", PROJECTION, "        if each.again:\n", "        if False:\n"),
     Break(
         "changes at every event", SESSION, "if all(last.get(name) == now[name] for name in _CORRECTED_BY):", "if False:"

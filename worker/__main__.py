@@ -17,13 +17,14 @@ import structlog
 from celery.exceptions import SecurityWarning as RunsAsRoot
 from celery.signals import worker_ready, worker_shutting_down
 
-from schemas import accounts, broker, stopping
+from schemas import accounts, broker, stopping, watchdog
 from schemas.broker import FOLD_QUEUE, STRIPE_QUEUE
 from schemas.heartbeats import Heart
-from worker import app, lanes, watchdog
+from schemas.slots import Parent
+from schemas.watchdog import Limits, Timer, Watchdog
+from worker import app
+from worker.folding import parallel
 from worker.process import Made, run
-from worker.slots import Parent
-from worker.watchdog import Limits, Timer, Watchdog
 
 # What Celery loads as a worker starts: loaded before the fork it is shared by the slots.
 _SHARED: Final = (
@@ -58,7 +59,7 @@ def start(made: Made, limits: Limits = Limits()) -> int:  # noqa: B008 - it is f
     warnings.filterwarnings("ignore", category=RunsAsRoot)
     for module in _SHARED:
         importlib.import_module(module)
-    lanes.settle_down()
+    parallel.settle_down()
     parent = os.getpid()
     slots = {name: partial(_serve, made, limits, parent, of) for name, of in queues.items()}
     return Parent(slots).run()

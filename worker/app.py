@@ -17,14 +17,15 @@ from schemas.database import BATCH, condition, cursor, transaction
 from schemas.errors import ConflictError
 from schemas.settings import Settings
 from schemas.stripe_api import StripeApi
-from worker import discovery, expiry, fetches, gaps, lanes, timekeeping
-from worker import reconcile as reconciling
-from worker.acting import THREADS, Desk, Round
-from worker.claim import queue_outdated
-from worker.lanes import Lane
-from worker.projection import Apart
-from worker.rebuild import IN_ONE_PROCESS
-from worker.turns import Periodic, Turns
+from schemas.turns import Periodic, Turns
+from worker.folding import parallel, portal_clock
+from worker.folding.claim import queue_outdated
+from worker.folding.parallel import Lane
+from worker.folding.projection import Apart
+from worker.proof import reconcile as reconciling
+from worker.proof.rebuild import IN_ONE_PROCESS
+from worker.stripe_jobs import discovery, expiry, fetches, gaps
+from worker.stripe_jobs.rounds import THREADS, Desk, Round
 
 FOLD_SECONDS_MAX: Final = 5.0
 """A fold task ends after this and wakes its successor, so that a worker asked to stop never takes long."""
@@ -55,7 +56,7 @@ def create(settings: Settings, engine: Engine, beside: Lane | None = None, turns
             inbox.make_room(engine)
             with transaction(engine, BATCH) as connection, cursor(connection) as opened:
                 queued = queue_outdated(opened)
-                timekeeping.end_portal_sessions(opened, now=datetime.now(UTC), after=portal_session)
+                portal_clock.end_portal_sessions(opened, now=datetime.now(UTC), after=portal_session)
             if queued:
                 _log.info("events.queued_anew", events=queued)
         finally:
@@ -179,7 +180,7 @@ def fold_until_done(
     """
     started = time.monotonic()
     until = started + seconds_max
-    folded = lanes.fold(engine, until=until, beside=beside, apart=apart, bounds=BATCH, step=step)
+    folded = parallel.fold(engine, until=until, beside=beside, apart=apart, bounds=BATCH, step=step)
     if time.monotonic() > until:
         broker.send(app, broker.FOLD, queue=broker.FOLD_QUEUE)
     if folded:

@@ -16,9 +16,8 @@ from celery import beat
 from celery.schedules import crontab
 from celery.signals import beat_init
 
-from schemas import broker, stopping
+from schemas import broker, stopping, watchdog
 from schemas.heartbeats import BEAT_SECONDS, Heart, Mark
-from worker import watchdog
 from worker.process import Made, run
 
 STILL_SECONDS_MAX: Final = 60.0

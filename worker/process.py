@@ -13,9 +13,10 @@ from sqlalchemy import Engine
 from schemas import database, logs
 from schemas.errors import ConfigurationError
 from schemas.settings import Settings
-from worker import app, lanes
-from worker.lanes import Lane
-from worker.turns import Turns
+from schemas.turns import Turns
+from worker import app
+from worker.folding import parallel
+from worker.folding.parallel import Lane
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +47,7 @@ def run(start: Callable[[Made], int]) -> NoReturn:
     def _keep_ours(**_: object) -> None:
         """Celery sets up logging of its own unless a receiver of this signal does."""
 
-    lanes.settle_down()
+    parallel.settle_down()
     try:
         code = start(made)
     finally:

@@ -22,9 +22,9 @@ from deploy.bench.stand import LOOPBACK, PLAIN, READY_SECONDS_MAX, BenchError, S
 from deploy.sandbox.account import START
 from schemas import database
 from schemas.stripe_api import StripeApi
-from worker import expiry
-from worker.acting import Desk
-from worker.claim import queue_outdated
+from worker.folding.claim import queue_outdated
+from worker.stripe_jobs import expiry
+from worker.stripe_jobs.rounds import Desk
 
 WARM_UP: Final = 300
 """Requests sent before any is measured."""

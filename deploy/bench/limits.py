@@ -18,12 +18,12 @@ from deploy.bench.events import deliveries
 from schemas import database, events
 from schemas.database import Cursor
 from schemas.inbox import Delivery
-from worker import shadow
-from worker.claim import event_of_delivery
+from worker.folding.claim import event_of_delivery
 from worker.folds import checkout_session, join, payment_link
 from worker.folds.facts import Row
 from worker.folds.reading import Reader
-from worker.shadow import REPLACED
+from worker.proof import shadow
+from worker.proof.shadow import REPLACED
 
 CHUNK: Final = 500
 COMMITS: Final = 300

@@ -77,7 +77,7 @@ def accounts_rename(
     form: FormatOption = Format.TABLE,
 ) -> None:
     """Join two names of one account: all that was recorded under OLD, and all that arrives under it, is NEW's."""
-    from worker import renaming
+    from worker.logs import renaming
 
     old, new = ("" if each in accounts.DEFAULT_WORDS else each for each in (old, new))
     if new and not LABEL.fullmatch(new):

@@ -17,7 +17,7 @@ from deploy.output import Format, err
 from schemas.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from worker.archive import Part
+    from worker.logs.archive import Part
 
 
 def events_archive(
@@ -29,7 +29,7 @@ def events_archive(
     form: FormatOption = Format.TABLE,
 ) -> None:
     """Move old payloads into logs: written, read back, compared, and only then dropped; exit 2 if --yes is missing."""
-    from worker import archive as archives
+    from worker.logs import archive as archives
 
     _require_lasting(to)
     moment = utc(before) or before

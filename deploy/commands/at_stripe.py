@@ -17,7 +17,7 @@ from schemas.errors import (
 )
 
 if TYPE_CHECKING:
-    from worker.acting import Desk, Round
+    from worker.stripe_jobs.rounds import Desk, Round
 
 
 sessions_app: Final = typer.Typer(help="Open sessions at Stripe: find them, expire them.", no_args_is_help=True)
@@ -30,7 +30,7 @@ def sessions_expire(
     form: FormatOption = Format.TABLE,
 ) -> None:
     """Expire the open sessions that are stale, now; by our clock where no key serves them."""
-    from worker import expiry
+    from worker.stripe_jobs import expiry
 
     with opened_desk(wants_key=False) as desk:
         if dry_run:
@@ -43,7 +43,7 @@ def sessions_expire(
 @sessions_app.command("poll")
 def sessions_poll(form: FormatOption = Format.TABLE) -> None:
     """Ask Stripe for its open sessions, now, and record those that are not known."""
-    from worker import discovery
+    from worker.stripe_jobs import discovery
 
     with opened_desk() as desk:
         _act(desk, discovery.run_once, form, "Asking for open sessions")
@@ -58,7 +58,7 @@ def gaps_fill(
     form: FormatOption = Format.TABLE,
 ) -> None:
     """Ask Stripe for the events of the last while, now, and record those that never came."""
-    from worker import gaps
+    from worker.stripe_jobs import gaps
 
     start = utc(since)
     with opened_desk() as desk:
@@ -70,7 +70,7 @@ def opened_desk(*, wants_key: bool = True) -> Iterator["Desk"]:
     """Yield what the jobs at Stripe need, with a key."""
     from schemas import broker
     from schemas.stripe_api import StripeApi
-    from worker.acting import THREADS, Desk
+    from worker.stripe_jobs.rounds import THREADS, Desk
 
     settings = settings_here()
     if wants_key and not settings.api_keys:
@@ -86,7 +86,7 @@ def opened_desk(*, wants_key: bool = True) -> Iterator["Desk"]:
 
 def _act(desk: "Desk", run_once: "Callable[[Desk], Round]", form: Format, words: str) -> None:
     """Do a job to its end, fold what it recorded, and say what came of it; exit 1 if Stripe did not let us."""
-    from worker import projection
+    from worker.folding import projection
 
     recorded, counted, failed = 0, Counter[str](), list[str]()
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TextColumn("{task.completed:,}"), TimeElapsedColumn())

@@ -20,7 +20,7 @@ from schemas.feed import FeedPage, Selection
 from schemas.kinds import CHOICES, SUBJECTS, chosen
 
 if TYPE_CHECKING:
-    from worker.withheld import Wanted
+    from worker.folding.withheld import Wanted
 
 LOOK_SECONDS: Final = 0.5
 """The pause between two looks for new changes."""
@@ -134,7 +134,7 @@ def withheld(
     form: FormatOption = Format.TABLE,
 ) -> None:
     """Count the changes that are kept from the feed, by reason and kind; release them; exit 2 without --yes."""
-    from worker import withheld as keeping
+    from worker.folding import withheld as keeping
 
     if yes and not release:
         raise ConfigurationError("--yes is for --release; without it, changes are only counted.")
@@ -152,7 +152,7 @@ _COUNTED: Final = ("reason", "kind", "changes", "first", "last")
 
 
 def _release(engine: Engine, wanted: "Wanted", form: Format, *, yes: bool) -> None:
-    from worker import withheld as keeping
+    from worker.folding import withheld as keeping
 
     with database.transaction(engine) as connection:
         found = keeping.counts(connection, wanted, overtaken=False)

@@ -36,7 +36,7 @@ from schemas.errors import (
 )
 
 if TYPE_CHECKING:
-    from worker.operator import Found
+    from worker.logs.retry import Found
 
 
 app: Final = typer.Typer()
@@ -102,10 +102,10 @@ def events_retry(
     event_id: EventId, archive: ArchiveOption = None, account: AccountOption = None, livemode: ModeOption = None
 ) -> None:
     """Fold an event again, now and in this process; exit 1 if it fails again."""
-    from worker import operator
+    from worker.logs import retry
 
     with opened_database() as engine:
-        found = operator.retry(
+        found = retry.retry(
             engine, event_id, now=datetime.now(UTC), account=account, livemode=livemode, archive=archive
         )
     _tell(found)
@@ -121,11 +121,11 @@ def events_ignore(
     livemode: ModeOption = None,
 ) -> None:
     """Ignore a parked or pending event, by an observation that replays like everything else."""
-    from worker import operator
+    from worker.logs import retry
 
     with opened_database() as engine:
         now = datetime.now(UTC)
-        _tell(operator.ignore(engine, event_id, reason=reason, now=now, account=account, livemode=livemode))
+        _tell(retry.ignore(engine, event_id, reason=reason, now=now, account=account, livemode=livemode))
 
 
 def _tell(found: "Found") -> None:
@@ -151,9 +151,9 @@ def events_export(
 
     A line is an event; it is compressed by Zstandard unless the file's ending says otherwise, and not in a terminal.
     """
-    from worker import archived
-    from worker.logwriter import compressed, form_of, writing
-    from worker.replay import Filters, export, left_out
+    from worker.logs.replay import Filters, export, left_out
+    from worker.logs.writer import compressed, form_of, writing
+    from worker.proof import archived
 
     filters = Filters(since=utc(since), until=utc(until))
     if to is not None:

@@ -14,7 +14,7 @@ from schemas import database, lookup, tables
 from schemas.errors import ConflictError, NotFoundError
 
 if TYPE_CHECKING:
-    from worker.explain import Explanation
+    from worker.proof.explain import Explanation
 
 orders_app: Final = typer.Typer(help="The order table.", no_args_is_help=True)
 credit_notes_app: Final = typer.Typer(help="The credit notes.", no_args_is_help=True)
@@ -99,8 +99,8 @@ def _explain(
     livemode: bool | None,
     form: Format,
 ) -> None:
-    from worker import explain
     from worker.folds.facts import Subject
+    from worker.proof import explain
 
     with opened_database() as engine:
         world = _world_of(engine, id_, account=account, livemode=livemode)

@@ -18,7 +18,7 @@ def digest(
     table: Annotated[str | None, typer.Option(help="Only this table.")] = None, form: FormatOption = Format.TABLE
 ) -> None:
     """Print one line per projection table and one for all: its name, its rows, and the hash of them."""
-    from worker.digest import digests
+    from worker.proof.digest import digests
 
     known = [each.name for each in tables.PROJECTIONS]
     if table is not None and table not in known:

@@ -26,8 +26,8 @@ from schemas import database, tables
 from schemas.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from worker.difference import Comparison, Difference
-    from worker.eventlog import Entry
+    from worker.logs.reader import Entry
+    from worker.proof.difference import Comparison, Difference
 
 DIFFERENCES_SHOWN: Final = 100
 
@@ -47,9 +47,9 @@ def rebuild(
     form: FormatOption = Format.TABLE,
 ) -> None:
     """Fold the inbox beside the live tables and print every difference; exit 3 if there is one and no --swap."""
-    from worker import archived, shadow
-    from worker import rebuild as rebuilding
-    from worker import swap as swapping
+    from worker.proof import archived, shadow
+    from worker.proof import rebuild as rebuilding
+    from worker.proof import swap as swapping
 
     logs = logs_named(logs or [])
     if logs and swap:

@@ -30,7 +30,7 @@ from deploy.output import Format, err
 from schemas.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from worker.eventlog import Entry
+    from worker.logs.reader import Entry
 
 _LOG_COLUMNS: Final = ("events", "missing_here", "missing_there", "different", "refused")
 SHOWN_MAX: Final = 50
@@ -76,7 +76,7 @@ def reconcile(
     """Check the tables by money's rules and by a rebuild, on request by logs and by Stripe; exit 3 on a difference."""
     if context.invoked_subcommand is not None:
         return
-    from worker import reconcile as reconciling
+    from worker.proof import reconcile as reconciling
 
     logs = logs_named(logs or [])
     for path, option in ((report, "--report"), (differences, "--csv")):
@@ -117,7 +117,7 @@ def reconcile_history(
     limit: Annotated[int, typer.Option(min=1, max=10_000, help="How many.")] = 20, form: FormatOption = Format.TABLE
 ) -> None:
     """List the last reconciliations, newest first."""
-    from worker import reconcile as reconciling
+    from worker.proof import reconcile as reconciling
 
     with opened_database() as engine:
         found = reconciling.history(engine, limit=limit)

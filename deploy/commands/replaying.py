@@ -42,8 +42,8 @@ from schemas.errors import ConfigurationError
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
-    from worker.eventlog import Entry
-    from worker.replay import Counts
+    from worker.logs.reader import Entry
+    from worker.logs.replay import Counts
 
 app: Final = typer.Typer()
 
@@ -90,10 +90,10 @@ def replay(  # noqa: PLR0913 - an option each
     form: FormatOption = Format.TABLE,
 ) -> None:
     """Record what the inbox lacks of the logs, then fold it; exit 1 if a line is refused or an event not folded."""
-    from worker import lanes
-    from worker import replay as logs_of_events
-    from worker.logwriter import remark
-    from worker.plan import plan
+    from worker.folding import parallel
+    from worker.logs import replay as logs_of_events
+    from worker.logs.dry_run import plan
+    from worker.logs.writer import remark
 
     if sum((dry_run, record_only, no_announce)) > 1:
         raise ConfigurationError("Only one of --dry-run, --record-only and --no-announce can be meant.")
@@ -124,7 +124,7 @@ def replay(  # noqa: PLR0913 - an option each
             counts, more["plan"] = foreseen.counts, foreseen.rows
         else:
             others = partial(_follow, engine, bar) if record_only else None
-            lanes.settle_down()
+            parallel.settle_down()
             done = logs_of_events.replay(engine, logs, others=others, withhold=no_announce)
             counts, more["parked_by_cause"] = done.counts, [asdict(each) for each in done.parked]
             if no_announce:
@@ -138,7 +138,7 @@ def replay(  # noqa: PLR0913 - an option each
 
 
 def _why_pending(engine: "Engine", *, is_left_to_others: bool) -> str:
-    from worker.replay import why_pending
+    from worker.logs.replay import why_pending
 
     if is_left_to_others:
         return "These are recorded, and no worker has folded any for a while: do the worker and the clock run?"
@@ -198,7 +198,7 @@ def _shown_on(bar: Progress, paths: Sequence[str]) -> Callable[[int, int], None]
 def _follow(engine: "Engine", bar: Progress) -> None:
     """Watch the deployment's workers fold what is pending."""
     from schemas.broker import Waker
-    from worker.replay import follow
+    from worker.logs.replay import follow
 
     settings = settings_here()
     task = bar.add_task("Folding", total=None, events=0)

@@ -22,7 +22,7 @@ from schemas import database, envfile, migrate
 from schemas.accounts import faults_here
 from schemas.errors import ConfigurationError, ConflictError, PayfoldError
 from schemas.settings import SCOPES, Settings
-from worker.slots import ENDS_MAX, ENDS_SECONDS, Ends
+from schemas.slots import ENDS_MAX, ENDS_SECONDS, Ends
 
 app: Final = typer.Typer()
 migrate_app: Final = typer.Typer(help="Bring the schema to this release.", invoke_without_command=True)

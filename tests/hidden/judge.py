@@ -17,8 +17,8 @@ from schemas.observations import World
 from tests import ledger
 from tests.hidden import shop, truth
 from tests.hidden.account import Account, Expected, Key
-from worker import rebuild, rules, swap
-from worker.difference import Difference
+from worker.proof import money_rules, rebuild, swap
+from worker.proof.difference import Difference
 
 AT_ONCE: Final = 200
 SHOWN_MAX: Final = 12
@@ -342,6 +342,6 @@ def prove(engine: Engine, report: Report) -> None:
     report.drift += len(differences)
     report.faults += [f"a rebuild differs: {difference}" for difference in differences]
     with database.transaction(engine) as connection, database.cursor(connection) as cursor:
-        broken = [finding for finding in rules.check(cursor)[1] if finding.state == "broken"]
+        broken = [finding for finding in money_rules.check(cursor)[1] if finding.state == "broken"]
     report.broken += len(broken)
     report.faults += [f"rule broken: {finding}" for finding in broken]

@@ -1,0 +1,345 @@
+"""What is pending, taken to be folded: claims and shares of it, what of older fold versions is due, and the locks.
+
+Note [Folding one object is exclusive]
+    Two workers may claim events of one object. Each takes an advisory lock on every object of its batch, in
+    one order, and only then loads the rows, so that the second sees what the first saved. The locks end with
+    the transaction.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final, NamedTuple
+
+import msgspec
+import structlog
+from msgspec import Struct
+
+from schemas import inbox
+from schemas.database import Cursor, integer_array, text_array
+from schemas.errors import Archived
+from schemas.inbox import Delivery
+from worker import folds
+from worker.folding import renderings
+from worker.folding.batch import Claimed, Object
+from worker.folding.renderings import Choice
+from worker.folds.facts import Event, Subject, utc
+
+_log: Final = structlog.get_logger()
+
+LOOK_AHEAD_BATCHES: Final = 3
+"""How many batches of what is pending a share looks through for its own; what others have at hand is among them."""
+REFOLD_EVENTS_MAX: Final = 5000
+"""Events of an older fold version that are queued at once."""
+
+
+class Share(NamedTuple):
+    """One of *of* shares, among which the events are dealt by their object."""
+
+    number: int
+    of: int
+
+
+ENVELOPE: Final = "i.seq, i.account, i.livemode, i.id, i.type, i.created, i.object_type, i.object_id, i.source"
+# Nothing is asked for each event where no event at all is set aside, as is usual.
+SET_ASIDE: Final = """CASE WHEN (SELECT EXISTS (SELECT FROM inbox WHERE type = 'payfold.event.ignored')) THEN (
+    SELECT a.seq FROM inbox AS a
+    WHERE a.type = 'payfold.event.ignored'
+        AND (a.account, a.livemode, a.object_id) = (i.account, i.livemode, i.id)
+    ORDER BY a.seq LIMIT 1
+) END"""
+
+
+def share_folding(cursor: Cursor) -> None:
+    """Wait for the one that keeps others from folding, and let none begin to until the transaction ends."""
+    cursor.execute("SELECT pg_advisory_xact_lock_shared(hashtextextended(current_schema() || ' fold', 0))")
+
+
+def keep_others_from_folding(cursor: Cursor) -> None:
+    """Let nobody else fold until the transaction ends, as soon as those who do have ended theirs."""
+    cursor.execute("SELECT pg_advisory_xact_lock(hashtextextended(current_schema() || ' fold', 0))")
+
+
+def keep_others_from_appending(cursor: Cursor) -> None:
+    """Let nobody else append_changes to ``changes`` until the transaction ends."""
+    cursor.execute("SELECT pg_advisory_xact_lock(hashtextextended(current_schema() || ' changes', 0))")
+
+
+def claim(
+    cursor: Cursor,
+    *,
+    limit: int,
+    only: Sequence[int] | None = None,
+    share: Share | None = None,
+    though_renamed: bool = False,
+    compared: list[int] | None = None,
+) -> list[Claimed]:
+    """Take up to *limit* pending events that are due, oldest first, that no other worker has taken.
+
+    Of one *share* these are not all that are pending: see ``LOOK_AHEAD_BATCHES``. Of those numbered *only* each is
+    taken, due or not. Those of an account that is being renamed are left to who renames it, *though_renamed*: see
+    logs/renaming.py. *compared* gets the numbers of what was taken while copies are compared, and is empty after.
+    """
+    # A swap, and a snapshot to compare the tables in, hold the lock alone.
+    share_folding(cursor)
+    number, of = share or (None, None)
+    cursor.execute(
+        _CLAIM_ONLY if only is not None else _CLAIM if share is None else _CLAIM_SHARE,
+        {
+            "only": None if only is None else integer_array(only),
+            "limit": limit,
+            "number": number,
+            "of": of,
+            "near": limit * LOOK_AHEAD_BATCHES,
+            "though_renamed": though_renamed,
+        },
+        binary=True,
+    )
+    rows = cursor.fetchall()
+    underway = [] if compared is None else compared
+    underway[:] = [row[0] for row in rows]
+    choices = _choices(cursor, rows)
+    underway.clear()
+    _as_chosen(cursor, rows, choices)
+    payloads = inbox.payloads_of(cursor, [seq for row in rows for seq in (row[0], row[10]) if seq is not None])
+    # What is set aside is not read, and neither is that of which the outcome stands.
+    standing = _standing(cursor, rows, choices)
+    payloads = {row[0]: b"" for row in rows if row[10] is not None or row[0] in standing} | payloads
+    archived = [row for row in rows if row[0] not in payloads]
+    if archived:
+        _leave(cursor, archived)
+        if len(archived) == len(rows):
+            return claim(cursor, limit=limit, only=only, share=share, though_renamed=though_renamed)
+    return [
+        Claimed(
+            event_in(row, payloads),
+            row[9] or (row[0] in choices and choices[row[0]].is_other and choices[row[0]].state is not None),
+            None if row[10] is None else reason_of(payloads.get(row[10])),
+            row[11],
+            choices.get(row[0]),
+            row[0] in standing,
+        )
+        for row in rows
+        if row[0] in payloads
+    ]
+
+
+def _choices(cursor: Cursor, rows: Sequence[Sequence[Any]]) -> dict[int, Choice]:
+    """Return what the copies of each event come to; a first delivery has none that was looked for."""
+    asked = [row[0] for row in rows if row[9] or row[12]]
+    return renderings.examine(cursor, asked) if asked else {}
+
+
+def _as_chosen(cursor: Cursor, rows: list[tuple[Any, ...]], choices: Mapping[int, Choice]) -> None:
+    """Bring *rows* to what the inbox has now of the events of which another copy was chosen."""
+    moved = [seq for seq, choice in choices.items() if choice.moved]
+    if not moved:
+        return
+    cursor.execute(f"SELECT {ENVELOPE} FROM inbox AS i WHERE seq = ANY (%s::bigint[])", (integer_array(moved),))
+    found = {row[0]: row for row in cursor.fetchall()}
+    rows[:] = [(*found.get(row[0], row[:9]), *row[9:]) for row in rows]
+
+
+def _standing(cursor: Cursor, rows: Sequence[Sequence[Any]], choices: Mapping[int, Choice]) -> set[int]:
+    """Return the events of which only copies came, and the outcome that they have stands."""
+    asked = [row[0] for row in rows if row[12] and not row[9] and not (row[0] in choices and choices[row[0]].is_other)]
+    if not asked:
+        return set()
+    cursor.execute("SELECT seq FROM outcomes WHERE seq = ANY (%s::bigint[])", (integer_array(asked),))
+    return {seq for (seq,) in cursor.fetchall()}
+
+
+# Nothing is asked for each event unless a rename goes on, which is seldom.
+_SETTLED: Final = """
+CASE WHEN %(though_renamed)s OR NOT (SELECT EXISTS (SELECT FROM account_names WHERE finished_at IS NULL)) THEN true
+ELSE NOT EXISTS (
+    SELECT FROM inbox AS i JOIN account_names AS n ON i.account IN (n.old, n.new)
+    WHERE i.seq = pending.seq AND n.finished_at IS NULL
+) END"""
+# What waits to be tried again is stepped over.
+_DUE: Final = f"(due_at IS NULL OR due_at <= now()) AND {_SETTLED}"
+_TAKEN: Final = f"""
+SELECT {ENVELOPE}, taken.again, {SET_ASIDE}, taken.attempts, taken.copies
+FROM taken CROSS JOIN LATERAL (SELECT * FROM inbox WHERE inbox.seq = taken.seq OFFSET 0) AS i ORDER BY i.seq
+"""
+_CLAIM: Final = f"""
+WITH taken AS MATERIALIZED (
+    SELECT seq, again, attempts, copies FROM pending WHERE {_DUE} ORDER BY seq LIMIT %(limit)s FOR UPDATE SKIP LOCKED
+)
+{_TAKEN}
+"""
+_CLAIM_ONLY: Final = f"""
+WITH taken AS MATERIALIZED (
+    SELECT seq, again, attempts, copies FROM pending WHERE seq = ANY (%(only)s::bigint[]) AND {_SETTLED}
+    ORDER BY seq LIMIT %(limit)s FOR UPDATE SKIP LOCKED
+)
+{_TAKEN}
+"""
+# Only what is near is looked at: where all that is pending is of one object, the other shares find that soon. What is
+# found is locked one by one, until there is enough.
+_CLAIM_SHARE: Final = f"""
+WITH near AS MATERIALIZED (
+    SELECT seq FROM pending WHERE {_DUE} ORDER BY seq LIMIT %(near)s
+), own AS MATERIALIZED (
+    SELECT i.* FROM near CROSS JOIN LATERAL (SELECT * FROM inbox WHERE inbox.seq = near.seq OFFSET 0) AS i
+    WHERE mod(hashtext(concat(i.account, i.object_id)), %(of)s) IN (%(number)s, %(number)s - %(of)s)
+), taken AS MATERIALIZED (
+    SELECT o.*, p.again, p.attempts, p.copies
+    FROM (SELECT * FROM own ORDER BY seq) AS o CROSS JOIN LATERAL (
+        SELECT again, attempts, copies FROM pending WHERE pending.seq = o.seq FOR UPDATE SKIP LOCKED
+    ) AS p
+    LIMIT %(limit)s
+)
+SELECT {ENVELOPE}, i.again, {SET_ASIDE}, i.attempts, i.copies FROM taken AS i ORDER BY i.seq
+"""
+
+
+def _leave(cursor: Cursor, archived: Sequence[Sequence[Any]]) -> None:
+    """Take events whose payloads are archived off what is pending: the outcome that each has stands."""
+    seqs = [row[0] for row in archived]
+    cursor.execute(
+        "INSERT INTO outcomes (seq, state, reason, cause, attempts, folded_at, fold_version)"
+        " SELECT seq, 'parked', 'its payload is archived', 'payload_archived', 1, now(), %s"
+        " FROM unnest(%s::bigint[]) AS k (seq)"
+        " ON CONFLICT (seq) DO NOTHING",
+        (folds.FOLD_VERSION, seqs),
+    )
+    cursor.execute("DELETE FROM pending WHERE seq = ANY (%s)", (seqs,))
+    for row in archived:
+        _log.warning("event.archived", event_id=row[3], reason="it is not folded anew: its payload is archived")
+
+
+def event_in(row: Sequence[Any], payloads: Mapping[int, bytes]) -> Event:
+    """Return the event of a row of ``ENVELOPE``.
+
+    Raises:
+        Archived: when its payload is not at hand.
+    """
+    payload = payloads.get(row[0])
+    if payload is None:
+        raise Archived(
+            f"The payload of {row[3]} is archived: "
+            "`payfold rebuild --archive DIR --swap` folds its object from the archive."
+        )
+    return Event(*(*row[:8], payload, row[8]))
+
+
+def event_of_delivery(delivery: Delivery) -> Event:
+    """Return *delivery* as it would be claimed once it is recorded, but for its number."""
+    envelope = delivery.envelope
+    return Event(
+        seq=0,
+        account=delivery.account,
+        livemode=envelope.livemode,
+        id=envelope.id,
+        type=envelope.type,
+        created=utc(envelope.created),
+        object_type=envelope.object_type,
+        object_id=envelope.object_id,
+        payload=envelope.payload,
+        source=delivery.source,
+    )
+
+
+class _Ignored(Struct):
+    reason: str | None = None
+
+
+class _IgnoredData(Struct):
+    object: _Ignored
+
+
+class _IgnoredEvent(Struct):
+    data: _IgnoredData
+
+
+_decode_ignored = msgspec.json.Decoder(_IgnoredEvent).decode
+
+
+def reason_of(observation: bytes | None) -> str:
+    """Return why an operator ignores an event, by the *observation* that says so, None where that is archived.
+
+    An observation of a replayed log may hold anything, and sets its event aside all the same.
+    """
+    try:
+        reason = None if observation is None else _decode_ignored(observation).data.object.reason
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        reason = None
+    # PostgreSQL's text holds any character but this one.
+    kept = (reason or "").replace("\0", "")
+    return f"set aside by an operator: {kept}" if kept else "set aside by an operator"
+
+
+def _lock_key(subject: Subject) -> str:
+    # By the object whose events they come from, so that a row and its children are one.
+    return f"{subject.account} {subject.livemode} {subject.source}"
+
+
+def try_locks(cursor: Cursor, subjects: Sequence[Subject]) -> set[Subject]:
+    """Return those of *subjects* that no one else holds, and hold them until the transaction ends."""
+    if not subjects:
+        return set()
+    cursor.execute(
+        "SELECT pg_try_advisory_xact_lock(hashtextextended(current_schema() || key, 0))"
+        " FROM unnest(%s::text[]) WITH ORDINALITY AS k (key, number) ORDER BY number",
+        (text_array([_lock_key(each) for each in subjects]),),
+    )
+    return {subject for subject, (is_held,) in zip(subjects, cursor.fetchall(), strict=True) if is_held}
+
+
+def lock_objects(cursor: Cursor, subjects: Iterable[Subject], objects: Iterable[Object]) -> None:
+    """Wait until no one else folds one of *objects*, or of those of *subjects*, and hold them until the end."""
+    keys = {_lock_key(each) for each in subjects}
+    keys |= {f"{account} {livemode} {id_}" for account, livemode, id_ in objects}
+    cursor.execute(
+        """
+        SELECT pg_advisory_xact_lock(number) FROM (
+            SELECT DISTINCT hashtextextended(current_schema() || key, 0) AS number FROM unnest(%s::text[]) AS key
+            ORDER BY number
+        ) AS sorted
+        """,
+        (text_array([*keys]),),
+    )
+
+
+def queue_outdated(cursor: Cursor, *, limit: int = REFOLD_EVENTS_MAX, fold_version: int = folds.FOLD_VERSION) -> int:
+    """Queue up to *limit* events that an older fold version gave their outcome, and return how many.
+
+    Not those whose payload is archived: without it they could only be parked.
+    """
+    queued, version, seq = 0, -1, -1
+    # From what is at hand to what is outdated and back, so that no pass counts through all that is archived.
+    while queued < limit:
+        cursor.execute(_OUTDATED, {"version": version, "newest": fold_version, "seq": seq, "limit": limit})
+        version, outdated = cursor.fetchone() or (None, None)
+        if version is None:
+            break
+        if not outdated:
+            version, seq = version + 1, -1
+            continue
+        cursor.execute(_QUEUE, (outdated, limit - queued))
+        queued += cursor.rowcount
+        seq = outdated[-1] + 1
+    return queued
+
+
+# Of the oldest fold version from *version* on, the outdated events from the first payload at hand on.
+_OUTDATED: Final = """
+WITH oldest AS (
+    SELECT fold_version FROM outcomes WHERE fold_version >= %(version)s AND fold_version < %(newest)s
+    ORDER BY fold_version LIMIT 1
+), at_hand AS (
+    SELECT seq FROM payloads WHERE seq >= %(seq)s ORDER BY seq LIMIT 1
+)
+SELECT fold_version, ARRAY(
+    SELECT o.seq FROM outcomes AS o
+    WHERE o.fold_version = oldest.fold_version AND o.seq >= (SELECT seq FROM at_hand) ORDER BY o.seq LIMIT %(limit)s
+)
+FROM oldest
+"""
+_QUEUE: Final = """
+INSERT INTO pending (seq, again)
+SELECT seq, true FROM unnest(%s::bigint[]) AS k (seq)
+WHERE EXISTS (SELECT FROM payloads AS b WHERE b.seq = k.seq)
+    AND NOT EXISTS (SELECT FROM pending AS p WHERE p.seq = k.seq)
+ORDER BY seq LIMIT %s
+ON CONFLICT (seq) DO NOTHING
+"""

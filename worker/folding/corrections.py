@@ -1,0 +1,109 @@
+"""What the feed last announced of an order, and whether that has to be corrected.
+
+Note [The feed's last word of an order is its row]
+    A fold compares a row with the row before it. What a reader acts on is what the feed announced, and the two may
+    differ: a row that went (its one event was ignored) has no row before it when it comes back, and a one-shot that is
+    there already is not announced again. So what a fold finds is held against the last one-shot or correction of the
+    order, under the lock of those who append changes. What is withheld counts as announced: it is what may be released.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, TypeAlias
+
+from schemas import tables
+from schemas.database import Cursor, boolean_array, text_array
+from worker.folding.order_refunds import KIND as REFUND_CHANGED
+from worker.folds import checkout_session
+from worker.folds.checkout_session import CORRECTED, KINDS_WITH_LINES
+from worker.folds.facts import Row, Subject
+from worker.folds.join import Joined
+
+_Order: TypeAlias = tuple[str, bool, str]
+_Announced: TypeAlias = tuple[Mapping[str, Any] | None, Sequence[str]]
+"""What was last announced of an order, and which one-shots were announced of it."""
+
+
+def is_of_order(change: Mapping[str, Any]) -> bool:
+    """Return whether *change* is a step of an order itself, and not of its refunds."""
+    return bool(change["subject"] == "order" and change["kind"] != REFUND_CHANGED)
+
+
+def against_the_feed(cursor: Cursor, found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return *found* with each step of an order as it is after all that the feed announced of that order.
+
+    The caller keeps others from appending.
+    """
+    announced = _announced(cursor, [change for change in found if is_of_order(change)])
+    return [each for change in found for each in (_settled(change, announced) if is_of_order(change) else [change])]
+
+
+def _settled(change: dict[str, Any], announced: Mapping[_Order, _Announced]) -> list[dict[str, Any]]:
+    last, kinds = announced.get((change["account"], change["livemode"], change["subject_id"]), (None, ()))
+    kind = checkout_session.kind_of_step(last, change["after"], kinds)
+    if kind is None:
+        return []
+    if kind == change["kind"] != CORRECTED:
+        return [change]
+    after = {name: value for name, value in change["after"].items() if name != "lines"}
+    before = change["before"] if last is None else {name: last.get(name) for name in after}
+    # A one-shot that was found as a correction: the feed never had it. Its lines are not at hand here.
+    more = {"lines": None} if kind in KINDS_WITH_LINES else {}
+    return [{**change, "kind": kind, "before": before, "after": {**after, **more}}]
+
+
+def _announced(cursor: Cursor, changes: Sequence[Mapping[str, Any]]) -> dict[_Order, _Announced]:
+    """Return what was announced of the orders of *changes*, without those of which nothing was."""
+    if not changes:
+        return {}
+    cursor.execute(
+        _LAST_ANNOUNCED,
+        (
+            text_array([str(change["account"]) for change in changes]),
+            boolean_array(change["livemode"] is True for change in changes),
+            text_array([str(change["subject_id"]) for change in changes]),
+        ),
+    )
+    return {(account, livemode, order): (after, kinds) for account, livemode, order, after, kinds in cursor.fetchall()}
+
+
+def openings(cursor: Cursor, rows: Mapping[Subject, Joined], known: Mapping[Subject, Row]) -> dict[Subject, Row]:
+    """Return what balances among *rows* were before their first change, where the feed has announced none of them.
+
+    See Note [A currency moves no balance]. Who folds holds the lock of the customer, so that nothing is announced now.
+    """
+    found = {subject: joined.opening for subject, joined in rows.items() if joined.opening is not None}
+    resting = [subject for subject in found if subject in known]
+    if resting:
+        worlds = text_array([each.account for each in resting]), boolean_array(each.livemode for each in resting)
+        keys = zip(*(each.key for each in resting), strict=True)
+        cursor.execute(_BALANCES_ANNOUNCED, [*worlds, *map(text_array, keys)])
+        for number, *_ in cursor.fetchall():
+            del found[resting[number - 1]]
+    return found
+
+
+_BALANCES_ANNOUNCED: Final = """
+SELECT k.number
+FROM unnest(%s::text[], %s::boolean[], %s::text[], %s::text[]) WITH ORDINALITY
+    AS k (account, livemode, customer, currency, number)
+WHERE EXISTS (
+    SELECT FROM changes AS c
+    WHERE (c.account, c.livemode, c.subject_id) = (k.account, k.livemode, k.customer)
+        AND c.kind = 'balance.changed' AND c.after ->> 'currency' = k.currency
+    OFFSET 0
+)
+"""
+_OF_AN_ORDER: Final = """
+SELECT seq, kind, after FROM changes AS c
+WHERE (c.account, c.livemode, c.subject, c.subject_id) = (k.account, k.livemode, 'order', k.id) AND c.kind
+"""
+# See Note [A row is found by its key, whatever the planner believes]; each kind is found by the index of its own.
+_LAST_ANNOUNCED: Final = f"""
+SELECT k.account, k.livemode, k.id, (array_agg(t.after ORDER BY t.seq DESC))[1], array_agg(t.kind)
+FROM unnest(%s::text[], %s::boolean[], %s::text[]) AS k (account, livemode, id)
+CROSS JOIN LATERAL (
+    ({_OF_AN_ORDER} IN ({", ".join(f"'{kind}'" for kind in tables.ONE_SHOT_KINDS)}) OFFSET 0)
+    UNION ALL ({_OF_AN_ORDER} = '{CORRECTED}' OFFSET 0)
+) AS t
+GROUP BY k.account, k.livemode, k.id
+"""

@@ -1,0 +1,210 @@
+"""What events say is joined with the rows at rest, or with all that the inbox says of an object."""
+
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from typing import Final
+
+from schemas import inbox
+from schemas.database import Cursor, boolean_array, integer_array, text_array
+from schemas.errors import Archived
+from worker import folds
+from worker.folding import settling
+from worker.folding.anomalies import row_name
+from worker.folding.batch import Object, Saved, event_key_of
+from worker.folding.claim import ENVELOPE, SET_ASIDE, event_in
+from worker.folding.rows import load_rows, world_arrays
+from worker.folds import join
+from worker.folds.facts import Event, Facts, Subject
+from worker.folds.join import Joined
+
+
+def objects_of(cursor: Cursor, events: Sequence[Event]) -> set[Object]:
+    """Return the customers and notes that *events* may have told of before: their own, or those of a transaction."""
+    found = {
+        (event.account, event.livemode, event.object_id)
+        for event in events
+        if event.object_type in ("customer", "credit_note") and event.object_id is not None
+    }
+    seqs = [event.seq for event in events if event.object_type == "customer_balance_transaction"]
+    if seqs:
+        # Seldom asked, so that no index by number is kept for it.
+        cursor.execute("SELECT account, livemode, object_id FROM mentions WHERE seq = ANY (%s)", (seqs,))
+        found.update(cursor.fetchall())
+    return found
+
+
+def rows_of(cursor: Cursor, objects: set[Object]) -> set[Subject]:
+    """Return the rows at rest that are folded from the events of *objects*, which are customers, notes and invoices."""
+    if not objects:
+        return set()
+    accounts, modes, keys = map(list, zip(*objects, strict=True))
+    cursor.execute(_OTHER_ROWS, {"accounts": accounts, "modes": modes, "keys": keys})
+    return {Subject(*row) for row in cursor.fetchall()}
+
+
+_OTHER_ROWS: Final = """
+WITH k AS (
+    SELECT * FROM unnest(%(accounts)s::text[], %(modes)s::boolean[], %(keys)s::text[]) AS k (account, livemode, key)
+)
+SELECT 'balances', k.account, k.livemode, customer, '', currency
+FROM k JOIN balances AS t ON (t.account, t.livemode, t.customer) = (k.account, k.livemode, k.key)
+UNION ALL
+SELECT 'credit_note_lines', k.account, k.livemode, t.id, t.credit_note, ''
+FROM k JOIN credit_note_lines AS t ON (t.account, t.livemode, t.credit_note) = (k.account, k.livemode, k.key)
+UNION ALL
+SELECT 'invoice_payments', k.account, k.livemode, t.id, '', ''
+FROM k JOIN invoice_payments AS t ON (t.account, t.livemode, t.id) = (k.account, k.livemode, k.key)
+UNION ALL
+SELECT 'credit_notes', k.account, k.livemode, t.id, '', ''
+FROM k JOIN credit_notes AS t ON (t.account, t.livemode, t.id) = (k.account, k.livemode, k.key)
+"""
+
+
+def mention(cursor: Cursor, events: Sequence[Event], facts: dict[Subject, list[Facts]]) -> None:
+    """Note which events speak of another object's rows, so that those rows can be folded from all that is said."""
+    by_id = {(event.account, event.livemode, event.id): event for event in events}
+    found = {
+        (event.account, event.livemode, subject.source, event.seq)
+        for subject, ones in facts.items()
+        for one in ones
+        if (event := by_id.get(event_key_of(one))) is not None and event.object_id != subject.source
+    }
+    if found:
+        cursor.execute(
+            "INSERT INTO mentions (account, livemode, object_id, seq)"
+            " SELECT * FROM unnest(%s::text[], %s::boolean[], %s::text[], %s::bigint[]) ON CONFLICT DO NOTHING",
+            (
+                text_array([account for account, _, _, _ in found]),
+                boolean_array(livemode for _, livemode, _, _ in found),
+                text_array([source for _, _, source, _ in found]),
+                integer_array(seq for _, _, _, seq in found),
+            ),
+        )
+
+
+def join_facts(cursor: Cursor, facts: dict[Subject, list[Facts]], anew: set[Subject]) -> Saved:
+    """Return the rows that *facts* make of those at rest; those *anew* are folded from all that the inbox holds.
+
+    The caller holds the locks of their objects.
+    """
+    known = load_rows(cursor, facts.keys() | anew)
+    joined: dict[Subject, Joined] = {}
+    led = _led_rows(cursor, facts.keys() - anew)
+    # A doubt is for all the events of the object to decide, which all of its rows share.
+    refold = anew | _in_doubt(cursor, (known.keys() - anew) | led)
+    for subject in facts.keys() - refold:
+        shape, row = folds.SHAPES[subject.table], known.get(subject)
+        if row is not None and settling.is_laid_on(subject, row):
+            refold.add(subject)
+            continue
+        # An object without a row has no folded events, so that this batch has all of them; unless others speak of it.
+        leader = join.leader_of(shape, subject)
+        is_new = row is None and (shape.keeps_all if leader is None else leader not in known)
+        result = join.fold_all(shape, join.with_leader(shape, subject, facts)) if is_new else None
+        result = join.advance(shape, row, facts[subject]) if row is not None else result
+        if result is None:
+            refold.add(subject)
+        else:
+            joined[subject] = result
+    refold |= {each for each in led if join.leader_of(folds.SHAPES[each.table], each) in refold}
+    known |= load_rows(cursor, refold - facts.keys() - anew)
+    gone = []
+    for subject, all_facts in facts_of(cursor, refold, facts).items():
+        result = join.fold_all(folds.SHAPES[subject.table], all_facts)
+        if result is not None:
+            joined[subject] = result
+        elif subject in known:
+            gone.append(subject)
+    return Saved(joined, known, gone)
+
+
+def _in_doubt(cursor: Cursor, at_rest: Collection[Subject]) -> set[Subject]:
+    """Return those of the rows *at_rest* whose order is noted as ambiguous, and the rows that order them."""
+    if not at_rest:
+        return set()
+    named = {row_name(subject): subject for subject in at_rest}
+    cursor.execute(
+        """
+        SELECT a.account, a.livemode, a.subject, a.subject_id
+        FROM unnest(%s::text[], %s::boolean[], %s::text[]) AS k (account, livemode, subject_id)
+        CROSS JOIN LATERAL (
+            SELECT * FROM anomalies AS a WHERE a.resolved_at IS NULL AND a.kind = %s
+                AND (a.account, a.livemode, a.subject_id) = (k.account, k.livemode, k.subject_id) OFFSET 0
+        ) AS a
+        """,
+        (*world_arrays([*named.values()]), text_array([name for *_, name in named]), join.AMBIGUOUS_ORDER),
+    )
+    found = {named[row] for row in cursor.fetchall() if row in named}
+    leaders = {join.leader_of(folds.SHAPES[each.table], each) for each in found}
+    return found.union(each for each in leaders if each is not None)
+
+
+def _led_rows(cursor: Cursor, subjects: Iterable[Subject]) -> set[Subject]:
+    """Return the rows at rest that share the order of one of *subjects*, and so change with it."""
+    leaders = {shape.leader for shape in folds.SHAPES.values() if shape.leader}
+    found = {(each.account, each.livemode, each.id) for each in subjects if each.table in leaders}
+    return {each for each in rows_of(cursor, found) if folds.SHAPES[each.table].leader}
+
+
+def facts_of(
+    cursor: Cursor, subjects: set[Subject], at_hand: dict[Subject, list[Facts]], *, with_pending: bool = False
+) -> dict[Subject, list[Facts]]:
+    """Return all that the inbox says of *subjects* and of what orders them, but for what is not or no longer folded.
+
+    Of what is to be folded that counts of which the facts are *at_hand*, or all *with_pending*.
+    """
+    found: dict[Subject, list[Facts]] = {subject: [] for subject in subjects}
+    if not subjects:
+        return found
+    judged = [one for several in at_hand.values() for one in several]
+    led: dict[Subject | None, list[Subject]] = defaultdict(list)
+    for subject in subjects:
+        led[join.leader_of(folds.SHAPES[subject.table], subject)].append(subject)
+    cursor.execute(
+        f"""
+        WITH k AS (
+            SELECT DISTINCT * FROM unnest(%s::text[], %s::boolean[], %s::text[]) AS k (account, livemode, object_id)
+        ), wanted AS (
+            SELECT i.seq FROM k JOIN inbox AS i USING (account, livemode, object_id)
+            UNION
+            SELECT m.seq FROM k JOIN mentions AS m USING (account, livemode, object_id)
+        )
+        SELECT {ENVELOPE}
+        FROM wanted JOIN inbox AS i USING (seq) LEFT JOIN outcomes AS o USING (seq)
+        WHERE {SET_ASIDE} IS NULL AND (
+            coalesce(o.state, %s) <> 'parked' OR (i.account, i.livemode, i.id) IN (
+                SELECT * FROM unnest(%s::text[], %s::boolean[], %s::text[])
+            )
+        )
+        """,
+        (
+            *world_arrays(keys := list(subjects)),
+            text_array([key.source for key in keys]),
+            "pending" if with_pending else "parked",
+            # What is new, and what was parked and may fold now: the batch has judged it already.
+            *world_arrays([one.subject for one in judged]),
+            text_array([one.event_id for one in judged]),
+        ),
+        binary=True,
+    )
+    rows = cursor.fetchall()
+    payloads = inbox.payloads_of(cursor, [row[0] for row in rows])
+    for row in rows:
+        for one in folds.judge(event_in(row, payloads)).facts:
+            if one.subject in found:
+                found[one.subject].append(one)
+            for subject in led.get(one.subject, ()):
+                found[subject].append(one)
+    return found
+
+
+def facts_at_hand(cursor: Cursor, subjects: set[Subject]) -> Iterator[tuple[Subject, list[Facts] | None]]:
+    """Yield all that the inbox says of each of *subjects*, None where a payload of it is archived."""
+    try:
+        yield from facts_of(cursor, subjects, {}).items()
+    except Archived:
+        if len(subjects) > 1:
+            for subject in subjects:
+                yield from facts_at_hand(cursor, {subject})
+        else:
+            yield from ((subject, None) for subject in subjects)

@@ -1,0 +1,125 @@
+"""What an older fold version had folded, and waits for its turn to be folded again.
+
+Note [History is not news]
+    When a release folds differently, the clock lets all that an older version folded be folded again. What that moves
+    happened long ago, so its changes are withheld. A new event may come for an object of which the history waits for
+    its turn. Then, in the same transaction, the object is first folded from the events that had been folded before,
+    which is what the row would have been had this release been there all along, and withheld is what that moves; what
+    the new event moves beyond it is announced. What was parked had no part in the row, so it is as good as new. Of an
+    object with archived events the row stays as it is, since it cannot be folded again.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final, TypeAlias
+
+from schemas.database import Cursor, boolean_array, integer_array, text_array
+from worker.folds.facts import Facts, Subject
+
+Object: TypeAlias = tuple[str, bool, str]
+"""An object's id in its world."""
+
+
+def is_at_hand(cursor: Cursor, fold_version: int) -> bool:
+    """Return whether any outcome is of an older version than *fold_version*, and has its payload at hand."""
+    # By the index, whatever the planner believes: it would read a table through to find that no row is older.
+    cursor.execute("SELECT fold_version FROM outcomes ORDER BY fold_version LIMIT 1")
+    oldest = cursor.fetchone()
+    if oldest is None or oldest[0] >= fold_version:
+        return False
+    cursor.execute(_IS_AT_HAND, {"version": fold_version})
+    return cursor.fetchone() == (True,)
+
+
+# From one version to the next, so that what is archived, and stays as it is for ever, is not read through.
+_IS_AT_HAND: Final = """
+WITH RECURSIVE older AS (
+    SELECT min(fold_version) AS version FROM outcomes WHERE fold_version < %(version)s
+    UNION ALL
+    SELECT (
+        SELECT min(o.fold_version) FROM outcomes AS o
+        WHERE o.fold_version > older.version AND o.fold_version < %(version)s
+    ) FROM older WHERE older.version IS NOT NULL
+)
+SELECT EXISTS (
+    SELECT FROM older WHERE EXISTS (
+        SELECT FROM outcomes AS o WHERE o.fold_version = older.version
+            AND o.seq >= (SELECT seq FROM payloads ORDER BY seq LIMIT 1)
+    )
+)
+"""
+
+
+def outdated(cursor: Cursor, seqs: Sequence[int], fold_version: int) -> set[int]:
+    """Return those of the events numbered *seqs* that a version older than *fold_version* had folded or ignored."""
+    cursor.execute(
+        "SELECT seq FROM outcomes WHERE seq = ANY (%s::bigint[]) AND fold_version < %s AND state <> 'parked'",
+        (integer_array(seqs), fold_version),
+    )
+    return {seq for (seq,) in cursor.fetchall()}
+
+
+def objects(cursor: Cursor, of: set[Object], fold_version: int) -> set[Object]:
+    """Return the objects among *of* that have events of a version older than *fold_version*, and all at hand."""
+    if not of:
+        return set()
+    cursor.execute(_WITH_HISTORY, {**_arrays(of), "version": fold_version})
+    return set(cursor.fetchall())
+
+
+def _arrays(of: Iterable[Object]) -> dict[str, str]:
+    accounts, modes, keys = zip(*of, strict=True)
+    return {"accounts": text_array(accounts), "modes": boolean_array(modes), "keys": text_array(keys)}
+
+
+_OBJECTS: Final = "unnest(%(accounts)s::text[], %(modes)s::boolean[], %(keys)s::text[]) AS k (account, livemode, key)"
+_WITH_HISTORY: Final = f"""
+SELECT k.account, k.livemode, k.key FROM {_OBJECTS}
+CROSS JOIN LATERAL (
+    SELECT i.seq FROM inbox AS i WHERE (i.account, i.livemode, i.object_id) = (k.account, k.livemode, k.key)
+    UNION
+    SELECT m.seq FROM mentions AS m WHERE (m.account, m.livemode, m.object_id) = (k.account, k.livemode, k.key)
+) AS e
+GROUP BY k.account, k.livemode, k.key
+HAVING bool_or(EXISTS (
+        SELECT FROM outcomes AS o WHERE o.seq = e.seq AND o.fold_version < %(version)s AND o.state <> 'parked'
+    )) AND bool_and(EXISTS (SELECT FROM payloads AS b WHERE b.seq = e.seq))
+"""
+
+_WAYS: Final = {
+    "charges": ("payment_intent", "invoice"),
+    "invoice_payments": ("invoice", "payment_intent", "charge"),
+    "orders": ("payment_intent", "invoice"),
+    "payment_intents": (),
+    "refunds": ("payment_intent", "charge"),
+}
+"""By table, the columns by which an order and what became of its money find each other."""
+
+
+def neighbours(cursor: Cursor, facts: Mapping[Subject, Sequence[Facts]]) -> set[Subject]:
+    """Return the rows at rest that, with those of *facts*, decide what an order's money comes to."""
+    found: set[Subject] = set()
+    ids = {
+        (subject.account, subject.livemode, each)
+        for subject, several in facts.items()
+        if subject.table in _WAYS
+        for each in (subject.id, *(one.after.get(way) for one in several for way in _WAYS[subject.table]))
+        if isinstance(each, str)
+    }
+    seen = set(ids)
+    while ids:
+        cursor.execute(_NEIGHBOURS, _arrays(ids))
+        rows = cursor.fetchall()
+        found |= {Subject(table, account, livemode, key) for table, account, livemode, key, _ in rows}
+        ids = {(account, livemode, each) for _, account, livemode, _, ways in rows for each in ways if each} - seen
+        seen |= ids
+    return found
+
+
+# Each key is one probe of an index, whatever the planner believes: see the Note of that name in worker/folding/rows.py.
+_NEIGHBOURS: Final = " UNION ALL ".join(
+    f"SELECT '{table}', t.account, t.livemode, t.id, ARRAY[{', '.join(f't.{way}' for way in ('id', *ways))}]"
+    f" FROM {_OBJECTS} CROSS JOIN LATERAL (SELECT * FROM {table} AS t"
+    f" WHERE (t.account, t.livemode, t.{name}) = (k.account, k.livemode, k.key) OFFSET 0) AS t"
+    for table, ways in _WAYS.items()
+    for name in ("id", *ways)
+)

@@ -1,0 +1,452 @@
+"""The one writer of the tables: takes what is pending, joins it with what is known, saves the difference."""
+
+from collections import defaultdict, deque
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Final, TypeAlias
+
+import structlog
+from sqlalchemy import Engine
+from sqlalchemy.exc import DBAPIError
+
+from schemas import database
+from schemas.database import Bounds, Cursor, integer_array, text_array
+from schemas.errors import Archived, Transient
+from worker import folds
+from worker.folding import older_versions, renderings, settling
+from worker.folding.anomalies import note_anomalies, note_contradictions
+from worker.folding.batch import (
+    NEWS,
+    NOTHING,
+    Claimed,
+    Outcome,
+    Part,
+    Reasons,
+    Saved,
+    every_copy,
+    object_of,
+    rows_before,
+)
+from worker.folding.changes import announce
+from worker.folding.claim import Share, claim, keep_others_from_appending, lock_objects, share_folding, try_locks
+from worker.folding.joining import facts_at_hand, join_facts, mention, objects_of, rows_of
+from worker.folding.rows import load_rows, save_rows
+from worker.folds import join
+from worker.folds.facts import Event, Facts, Row, Subject
+from worker.folds.join import Joined
+
+FOLD_BATCH_MAX: Final = 500
+"""Events folded in one transaction."""
+RETRY_SECONDS_MIN: Final = 1
+RETRY_SECONDS_MAX: Final = 300
+"""An event that failed alone, its data not at fault, is tried again after the first, then twice as late, up to this."""
+Apart: TypeAlias = deque[tuple[int, ...]]
+"""Groups of pending events, by their numbers, that are to be folded apart since their batch failed."""
+_log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why an event could not be folded. It *is_of_data* where it would fail again, and so is parked."""
+
+    cause: str
+    reason: str
+    is_of_data: bool
+
+
+def run_once(
+    engine: Engine,
+    *,
+    now: datetime,
+    limit: int = FOLD_BATCH_MAX,
+    share: Share | None = None,
+    apart: Apart | None = None,
+    bounds: Bounds | None = None,
+) -> int:
+    """Fold up to *limit* pending events, of one *share* or of all, in one transaction; return how many those were.
+
+    A batch that fails is divided until the event at fault stands alone; that is parked where its data is at fault, and
+    otherwise tried again later. The parts are kept in *apart* for the next calls, which take them first; without it
+    they are folded before this returns.
+
+    Raises:
+        Transient: PostgreSQL does not answer, or has not given any event in time; nothing is lost.
+    """
+    parts: Apart = deque() if apart is None else apart
+    folded = _run_batch(engine, parts, now=now, limit=limit, share=share, bounds=bounds)
+    while apart is None and parts:
+        folded += _run_batch(engine, parts, now=now, limit=limit, share=share, bounds=bounds)
+    return folded
+
+
+def run_one(engine: Engine, seq: int, *, now: datetime) -> int:
+    """Fold the pending event *seq* by itself, due or not, and return whether it had been pending."""
+    return _run_batch(engine, deque([(seq,)]), now=now, limit=1, share=None, bounds=None)
+
+
+def _run_batch(
+    engine: Engine,
+    apart: Apart,
+    *,
+    now: datetime,
+    limit: int,
+    share: Share | None,
+    bounds: Bounds | None,
+    is_queued: bool = False,
+) -> int:
+    only = apart.popleft() if apart else None
+    claimed: list[Claimed] = []
+    owes = False
+    compared: list[int] = []
+    try:
+        with database.transaction(engine, bounds) as connection, database.cursor(connection) as cursor:
+            # What is queued is queued for good, though the batch may fail: it is committed by itself.
+            queued = renderings.queue(cursor) if only is None and not is_queued else 0
+            if not queued:
+                claimed = claim(
+                    cursor, limit=limit if only is None else len(only), only=only, share=share, compared=compared
+                )
+                owes = project(cursor, claimed, now=now) if claimed else bool(settling.owed(cursor))
+    except Exception as error:
+        failure = None if isinstance(error, Transient) or not (claimed or compared) else failure_of(error)
+        if failure is None:
+            if only is not None:
+                apart.appendleft(only)
+            raise
+        if not claimed:
+            return _divide_compared(engine, apart, compared, failure, bounds=bounds)
+        return _divide(engine, apart, claimed, failure, now=now, bounds=bounds)
+    if queued:
+        return _run_batch(engine, apart, now=now, limit=limit, share=share, bounds=bounds, is_queued=True)
+    if owes:
+        _settle_owed(engine, now=now, bounds=bounds)
+    return len(claimed)
+
+
+def _divide(
+    engine: Engine, apart: Apart, claimed: Sequence[Claimed], failure: Failure, *, now: datetime, bounds: Bounds | None
+) -> int:
+    """Put the halves of a batch that failed into *apart*; conclude what failed alone, and return how many that is."""
+    if len(claimed) == 1:
+        return _conclude_alone(engine, claimed[0], failure, now=now, bounds=bounds)
+    seqs = tuple(each.event.seq for each in claimed)
+    half = len(seqs) // 2
+    apart.extendleft([seqs[half:], seqs[:half]])
+    return 0
+
+
+def _divide_compared(
+    engine: Engine, apart: Apart, compared: Sequence[int], failure: Failure, *, bounds: Bounds | None
+) -> int:
+    """Divide events whose copies could not be compared, as ``_divide`` does; one alone is tried again later.
+
+    It is never parked: what is not compared yet would be queued at once, to fail again.
+    """
+    if len(compared) > 1:
+        half = len(compared) // 2
+        apart.extendleft([tuple(compared[half:]), tuple(compared[:half])])
+        return 0
+    with database.transaction(engine, bounds) as connection, database.cursor(connection) as cursor:
+        share_folding(cursor)
+        cursor.execute("SELECT attempts FROM pending WHERE seq = ANY (%s) FOR UPDATE SKIP LOCKED", (list(compared),))
+        for (attempts,) in cursor.fetchall():
+            _postpone(cursor, compared[0], attempts, failure)
+    _log.warning("event.postponed", seq=compared[0], cause=failure.cause, reason=failure.reason)
+    return 1
+
+
+def failure_of(error: Exception) -> Failure:
+    """Return why the events failed that met *error*; PostgreSQL's own words could quote them, so none is kept."""
+    if isinstance(error, Archived):
+        return Failure("payload_archived", str(error), is_of_data=True)
+    if isinstance(error, (DBAPIError, database.DriverError)):
+        condition = database.condition(error)
+        if database.is_fault_of_data(error):
+            return Failure("row_refused", f"PostgreSQL refused its row: {condition}", is_of_data=True)
+        cause = "database_busy" if database.is_busy(error) else "database_refused"
+        return Failure(cause, f"PostgreSQL did not fold it: {condition}", is_of_data=False)
+    if isinstance(error, (MemoryError, OSError)):
+        return Failure("machine_short", f"this machine could not fold it: {type(error).__name__}", is_of_data=False)
+    return Failure("fold_failed", f"the join failed with {type(error).__name__}", is_of_data=True)
+
+
+def _conclude_alone(engine: Engine, claimed: Claimed, failure: Failure, *, now: datetime, bounds: Bounds | None) -> int:
+    """Park the event, or let it be tried again later, unless it is no longer what was *claimed*; return how many.
+
+    Another copy may have been chosen since, or another worker may have folded it: it is claimed again, and what is
+    pending then is compared with what failed.
+    """
+    owes = False
+    with database.transaction(engine, bounds) as connection, database.cursor(connection) as cursor:
+        share_folding(cursor)
+        cursor.execute("SAVEPOINT untouched")
+        if claim(cursor, limit=1, only=(claimed.event.seq,)) != [claimed]:
+            return 0
+        if failure.is_of_data:
+            owes = park(cursor, claimed, failure, now=now)
+        else:
+            # A choice of another copy stays with the fold that it is made for: the next try makes it again.
+            cursor.execute("ROLLBACK TO SAVEPOINT untouched")
+            _postpone(cursor, claimed.event.seq, claimed.attempts, failure)
+    if owes:
+        _settle_owed(engine, now=now, bounds=bounds)
+    event = "event.parked" if failure.is_of_data else "event.postponed"
+    _log.warning(event, event_id=claimed.event.id, cause=failure.cause, reason=failure.reason)
+    return 1
+
+
+def park(cursor: Cursor, claimed: Claimed, failure: Failure, *, now: datetime) -> bool:
+    """Park the event: its data is at fault. The rows that it, or another copy of it, had made are folded without it.
+
+    Returns whether rows that this may settle are held by others.
+    """
+    note_contradictions(cursor, [claimed], now)
+    outcome = Outcome(claimed.event.seq, "parked", failure.reason, failure.cause, claimed.attempts + 1)
+    _conclude(cursor, [outcome], now, folds.FOLD_VERSION)
+    return claimed.again and _fold_without(cursor, claimed, now)
+
+
+def _fold_without(cursor: Cursor, claimed: Claimed, now: datetime) -> bool:
+    """Fold the rows that the parked event had made from what the others say; where that fails too, they stay."""
+    part = replace(_part(cursor, [(claimed, folds.Verdict("parked"))]), judged=())
+    is_history = claimed.choice is not None and claimed.choice.is_history
+    try:
+        with cursor.connection.transaction():
+            lock_objects(cursor, part.anew, part.objects)
+            return _project(cursor, part, now, folds.FOLD_VERSION, withheld="rendering" if is_history else None)
+    except Exception as error:
+        if isinstance(error, Transient) or not failure_of(error).is_of_data:
+            raise
+        _log.warning("event.rows_stay", event_id=claimed.event.id, reason=failure_of(error).reason)
+        return False
+
+
+def _postpone(cursor: Cursor, seq: int, attempts: int, failure: Failure) -> None:
+    """Let the event *seq*, which has failed alone so many times before, be tried again later."""
+    delay = min(RETRY_SECONDS_MAX, RETRY_SECONDS_MIN * 2 ** min(attempts, 16))
+    cursor.execute(
+        "UPDATE pending SET attempts = %s, due_at = now() + make_interval(secs => %s), cause = %s, reason = %s"
+        " WHERE seq = %s",
+        (min(attempts + 1, 32767), delay, failure.cause, failure.reason, seq),
+    )
+
+
+def project(
+    cursor: Cursor, claimed: Sequence[Claimed], *, now: datetime, fold_version: int = folds.FOLD_VERSION
+) -> bool:
+    """Fold *claimed* into the tables, in the cursor's transaction; the caller commits at once.
+
+    Returns whether rows that *claimed* may settle are held by others: none are while others are kept from folding.
+    """
+    if not claimed:
+        return False
+    _let_stand(cursor, [each for each in claimed if each.stands])
+    part = _part(cursor, [(each, _judge(each)) for each in claimed if not each.stands])
+    neighbours = (
+        older_versions.neighbours(cursor, part.facts) if older_versions.is_at_hand(cursor, fold_version) else None
+    )
+    lock_objects(cursor, part.facts.keys() | part.anew | (neighbours or set()), part.objects)
+    past, news = (None, part) if neighbours is None else _divided(cursor, part, neighbours, fold_version)
+    owes = past is not None and _project(cursor, past, now, fold_version, withheld="fold_version")
+    owes |= news is not None and _project(cursor, news, now, fold_version)
+    note_contradictions(cursor, claimed, now)
+    return owes
+
+
+def _project(cursor: Cursor, part: Part, now: datetime, fold_version: int, *, withheld: str | None = None) -> bool:
+    """Fold *part*, of which the objects are locked; its changes are kept from the feed where they are *withheld*.
+
+    Returns whether rows that it may settle are held by others.
+    """
+    events = [each.event for each, _ in part.judged]
+    anew = part.anew | rows_of(cursor, part.objects)
+    mention(cursor, events, part.facts)
+    saved = join_facts(cursor, part.facts, anew)
+    saved.judged = part.judged
+    left_open = settling.open_rows(saved.rows)
+    for subject in left_open:
+        del saved.rows[subject]
+    save_rows(cursor, saved)
+    note_anomalies(cursor, saved, now)
+    _conclude(cursor, part.outcomes, now, fold_version)
+    _set_aside(cursor, [event for event in events if event.type == folds.EVENT_IGNORED])
+    reasons = Reasons(part, withheld)
+    owes = _settle(cursor, saved, left_open, reasons, now)
+    announce(cursor, saved, reasons)
+    return owes
+
+
+def _part(cursor: Cursor, judged: Sequence[tuple[Claimed, folds.Verdict]]) -> Part:
+    """Return *judged* with what it says, and what is to be folded again for it."""
+    facts: dict[Subject, list[Facts]] = defaultdict(list)
+    anew: set[Subject] = set()
+    for each, verdict in judged:
+        for one in verdict.facts:
+            facts[one.subject].append(one)
+        if each.again:
+            anew |= rows_before(each).union(one.subject for one in verdict.facts)
+    again = [event for each, _ in judged if each.again for event in every_copy(each)]
+    return Part(judged, facts, anew, objects_of(cursor, again))
+
+
+def _divided(
+    cursor: Cursor, part: Part, neighbours: set[Subject], fold_version: int
+) -> tuple[Part | None, Part | None]:
+    """Return of *part* what an older fold version had folded, and what is new, each None where it is nothing.
+
+    To the first belong all rows that the second may touch, or find with its own, and that are not folded again yet.
+    """
+    again = [each.event.seq for each, _ in part.judged if each.again and each.set_aside is None]
+    outdated = older_versions.outdated(cursor, again, fold_version)
+    if len(outdated) == len(part.judged):
+        return part, None
+    past, news = (
+        _part(cursor, [each for each in part.judged if (each[0].event.seq in outdated) is is_past])
+        for is_past in (True, False)
+    )
+    touched = news.facts.keys() | news.anew | neighbours
+    objects = older_versions.objects(cursor, {object_of(subject) for subject in touched}, fold_version)
+    if not outdated and not objects:
+        return None, news
+    waiting = {subject for subject in touched if object_of(subject) in objects}
+    return replace(past, anew=past.anew | waiting, objects=past.objects | objects), news
+
+
+def _settle(cursor: Cursor, saved: Saved, left_open: dict[Subject, Joined], reasons: Reasons, now: datetime) -> bool:
+    """Save the rows *left_open*, and those at rest that what is *saved* may settle, as other objects settle them.
+
+    Returns whether there are some at rest that others hold, which are owed then: see Note [The lock of an order at rest
+    is only tried].
+    """
+    ways = settling.moved(saved.rows, saved.known, saved.gone)
+    if not left_open and not any(ways):
+        return False
+    keep_others_from_appending(cursor)
+    own = left_open.keys() | saved.rows.keys() | set(saved.gone)
+    found = [subject for subject in settling.found_by(cursor, ways) if subject not in own]
+    held = try_locks(cursor, found)
+    why = {reasons.of(subject, joined) for subject, joined in saved.rows.items() if subject.table in settling.MOVING}
+    _save_settled(cursor, saved, left_open, held, now)
+    passed = [subject for subject in found if subject not in held]
+    settling.owe(cursor, passed, why.pop() if len(why) == 1 else None)
+    return bool(passed)
+
+
+def _save_settled(
+    cursor: Cursor, saved: Saved, left_open: dict[Subject, Joined], at_rest: Collection[Subject], now: datetime
+) -> None:
+    """Settle the rows *left_open*, which were joined, and those *at_rest*, and add them to what is *saved*.
+
+    The caller holds the locks of their objects, and keeps others from appending.
+    """
+    resting = settling.at_rest(cursor, at_rest) | _notes_at_rest(cursor, at_rest)
+    rows = settling.settled(cursor, {**left_open, **{subject: own for subject, (_, own) in resting.items()}})
+    saved.known |= {subject: row for subject, (row, _) in resting.items()}
+    if rows:
+        save_rows(cursor, settled := Saved(rows, saved.known, []))
+        note_anomalies(cursor, settled, now)
+        saved.rows |= rows
+
+
+def _notes_at_rest(cursor: Cursor, subjects: Iterable[Subject]) -> dict[Subject, tuple[Row, Joined]]:
+    """Return those of *subjects* that are notes at rest and still open: each row, and what its own events alone make.
+
+    What the row was before a refund is in its events alone, so a note with archived ones stays as it is.
+    """
+    known = load_rows(cursor, [subject for subject in subjects if subject.table == "credit_notes"])
+    facts = facts_at_hand(cursor, set(known))
+    own = {subject: join.fold_all(folds.SHAPES[subject.table], several or ()) for subject, several in facts}
+    joined = {subject: each for subject, each in own.items() if each is not None}
+    return {subject: (known[subject], each) for subject, each in settling.open_rows(joined).items()}
+
+
+def _settle_owed(engine: Engine, *, now: datetime, bounds: Bounds | None) -> None:
+    """Settle orders and notes that others held while what settles them moved, once those are done with them."""
+    try:
+        with database.transaction(engine, bounds) as connection, database.cursor(connection) as cursor:
+            share_folding(cursor)
+            subjects = settling.owed(cursor)
+            lock_objects(cursor, subjects, ())
+            keep_others_from_appending(cursor)
+            for withheld, some in settling.take_owed(cursor, subjects).items():
+                _save_settled(cursor, saved := Saved({}, {}, []), {}, some, now)
+                announce(cursor, saved, Reasons(NOTHING, withheld))
+    except (DBAPIError, database.DriverError) as error:
+        if not database.is_busy(error):
+            raise
+        # They are owed still, and a later turn settles them.
+        _log.warning("orders.unsettled", condition=database.condition(error))
+
+
+def settle_all(cursor: Cursor, *, now: datetime, account: str | None = None) -> None:
+    """Settle all orders and notes at rest, or those of one *account*, while no one else folds or sees them."""
+    for page in settling.pages(cursor, account):
+        keep_others_from_appending(cursor)
+        notes = load_rows(cursor, [subject for subject in page if subject.table == "credit_notes"])
+        as_they_are = {subject: settling.note_as_it_is(row) for subject, row in notes.items()}
+        orders = [subject for subject in page if subject.table == "orders"]
+        _save_settled(cursor, saved := Saved({}, dict(notes), []), as_they_are, orders, now)
+        announce(cursor, saved, NEWS)
+
+
+def _let_stand(cursor: Cursor, standing: Sequence[Claimed]) -> None:
+    """Take events off what is pending, whose copies were compared and change nothing.
+
+    Where one says something else, its event counts as folded once more, which a rebuild catches up with.
+    """
+    if not standing:
+        return
+    more = [each.event.seq for each in standing if each.choice is not None and each.choice.is_more]
+    cursor.execute(
+        "UPDATE outcomes SET attempts = least(attempts::integer + 1, 32767) WHERE seq = ANY (%s::bigint[])",
+        (integer_array(more),),
+    )
+    seqs = integer_array(each.event.seq for each in standing)
+    cursor.execute("DELETE FROM pending WHERE seq = ANY (%s::bigint[])", (seqs,))
+
+
+def _judge(claimed: Claimed) -> folds.Verdict:
+    if claimed.set_aside is not None:
+        return folds.set_aside(claimed.set_aside)
+    return folds.judge(claimed.event)
+
+
+def _conclude(cursor: Cursor, outcomes: Sequence[Outcome], now: datetime, fold_version: int) -> None:
+    """Write what became of the events and take them off what is pending."""
+    seqs = integer_array(outcome.seq for outcome in outcomes)
+    cursor.execute(
+        """
+        INSERT INTO outcomes AS known (seq, state, reason, cause, attempts, folded_at, fold_version)
+        SELECT seq, state, nullif(reason, ''), nullif(cause, ''), attempts, %s, %s
+        FROM unnest(%s::bigint[], %s::text[], %s::text[], %s::text[], %s::integer[])
+            AS t (seq, state, reason, cause, attempts)
+        ON CONFLICT (seq) DO UPDATE SET
+            state = excluded.state, reason = excluded.reason, cause = excluded.cause,
+            attempts = least(known.attempts::integer + excluded.attempts, 32767),
+            folded_at = excluded.folded_at, fold_version = excluded.fold_version
+        """,
+        (
+            now,
+            fold_version,
+            seqs,
+            text_array([outcome.state for outcome in outcomes]),
+            text_array([outcome.reason or "" for outcome in outcomes]),
+            text_array([outcome.cause or "" for outcome in outcomes]),
+            integer_array(min(outcome.attempts, 32767) for outcome in outcomes),
+        ),
+    )
+    cursor.execute("DELETE FROM pending WHERE seq = ANY(%s::bigint[])", (seqs,))
+
+
+def _set_aside(cursor: Cursor, words: Sequence[Event]) -> None:
+    """Queue the events that an operator has set aside, so that they and their rows are judged anew."""
+    for word in words:
+        cursor.execute(
+            """
+            INSERT INTO pending (seq, again) SELECT seq, true FROM inbox WHERE (account, livemode, id) = (%s, %s, %s)
+            ON CONFLICT (seq) DO UPDATE SET
+                again = true, attempts = 0, due_at = NULL, cause = NULL, reason = NULL
+            """,
+            (word.account, word.livemode, word.object_id),
+        )

@@ -1,0 +1,384 @@
+"""Rows that their own events leave open, and what the rows of other objects make of them.
+
+An order may leave open whether it is paid, which its charges show: worker/folds/payment.py. A credit note of an old API
+version may leave open how much of it was refunded, which the refund shows that it names: worker/folds/credit_note.py.
+Those are the rules; their rows are found here. The one of an order and its charges, or of a note and its refund, that
+is folded last has to notice the other, so this is done under the lock to append changes: see the Note [Whoever comes
+second sees the other] in worker/folding/order_refunds.py.
+
+Note [The lock of an order at rest is only tried]
+    A batch that holds the lock to append must not wait for the lock of an object: the holder of that may wait for the
+    lock to append. So the lock of an order at rest is tried. A batch that holds it settles the order itself, once it
+    gets the lock to append, and then sees the charges that the first batch saved. But that batch may fail, and its
+    event be parked. So orders that were passed over are noted in ``unsettled``, in the transaction that saves their
+    charges, and settled in one of their own after the commit, or by a later turn. So are notes, for their refunds.
+"""
+
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
+from typing import Any, Final, NamedTuple, cast
+
+from msgspec.structs import replace
+from psycopg.rows import dict_row
+
+from schemas.database import Cursor, boolean_array, text_array
+from worker.folds import checkout_session, credit_note, payment
+from worker.folds.facts import Row, Subject
+from worker.folds.join import Joined
+from worker.folds.payment import Payment
+
+ORDERS_AT_ONCE: Final = 1_000
+
+MOVING: Final = {
+    "charges": ("payment_intent", "status", "captured_at", "released_at"),
+    "payment_intents": ("canceled_at",),
+    "refunds": ("payment_intent", "charge", "reason", "created", "currency", "amount"),
+}
+"""By table, the columns by which its row may settle an order, or a note."""
+_IS_OPEN: Final = {"orders": payment.is_open, "credit_notes": credit_note.is_open}
+
+
+class Ways(NamedTuple):
+    """Payment intents, charges and refunds, as subjects, by which the rows are found that a batch may settle."""
+
+    intents: set[Subject]
+    charges: set[Subject]
+    refunds: set[Subject]
+
+
+def open_rows(rows: Mapping[Subject, Joined]) -> dict[Subject, Joined]:
+    """Return those of *rows* that are orders or notes which their own events leave open."""
+    return {
+        subject: joined
+        for subject, joined in rows.items()
+        if subject.table in _IS_OPEN and _IS_OPEN[subject.table](joined.row)
+    }
+
+
+def is_laid_on(subject: Subject, row: Row) -> bool:
+    """Return whether *row* is an order that may hold what its charges laid on, so that nothing may be laid over it."""
+    if subject.table != "orders" or (row["paid_at"] is None and row["failed_at"] is None):
+        return False
+    return payment.is_open(row)
+
+
+def moved(rows: Mapping[Subject, Joined], known: Mapping[Subject, Row], gone: Iterable[Subject]) -> Ways:
+    """Return by what orders and notes at rest may be settled, now that *rows* are as they are and some are *gone*."""
+    ways = Ways(set(), set(), set())
+    for subject, joined in rows.items():
+        if subject.table in MOVING:
+            before = known.get(subject)
+            if before is None or any(joined.row[name] != before[name] for name in MOVING[subject.table]):
+                _add_ways(ways, subject, joined.row)
+                _add_ways(ways, subject, before)
+    for subject in gone:
+        if subject.table in MOVING:
+            _add_ways(ways, subject, known.get(subject))
+    return ways
+
+
+def _add_ways(ways: Ways, subject: Subject, row: Row | None) -> None:
+    if row is not None and subject.table == "refunds":
+        ways.refunds.add(subject)
+    if row is None or (subject.table == "refunds" and row["reason"] != payment.RELEASED):
+        return
+    intent = subject.id if subject.table == "payment_intents" else row["payment_intent"]
+    if intent is not None:
+        ways.intents.add(Subject("payment_intents", subject.account, subject.livemode, str(intent)))
+    if row.get("charge") is not None:
+        ways.charges.add(Subject("charges", subject.account, subject.livemode, str(row["charge"])))
+
+
+def found_by(cursor: Cursor, ways: Ways) -> list[Subject]:
+    """Return the open orders and notes at rest that are found by *ways*; the caller keeps others from appending."""
+    found: list[Subject] = []
+    if ways.intents or ways.charges:
+        cursor.execute(_FOUND, (*_key_arrays(ways.intents), *_key_arrays(ways.charges)))
+        found += [Subject("orders", *row) for row in cursor.fetchall()]
+    if ways.refunds:
+        cursor.execute(_FOUND_NOTES, _key_arrays(ways.refunds))
+        found += [Subject("credit_notes", *row) for row in cursor.fetchall()]
+    return found
+
+
+_FOUND: Final = f"""
+WITH ways AS MATERIALIZED (
+    SELECT * FROM unnest(%s::text[], %s::boolean[], %s::text[]) AS k (account, livemode, payment_intent)
+    UNION
+    SELECT k.account, k.livemode, c.payment_intent
+    FROM unnest(%s::text[], %s::boolean[], %s::text[]) AS k (account, livemode, id)
+    CROSS JOIN LATERAL (
+        SELECT payment_intent FROM charges AS c
+        WHERE (c.account, c.livemode, c.id) = (k.account, k.livemode, k.id) AND payment_intent IS NOT NULL OFFSET 0
+    ) AS c
+)
+SELECT w.account, w.livemode, o.id FROM ways AS w CROSS JOIN LATERAL (
+    SELECT id FROM orders
+    WHERE (orders.account, orders.livemode, orders.payment_intent) = (w.account, w.livemode, w.payment_intent)
+        AND {payment.OF_ORDER_OPEN}
+    OFFSET 0
+) AS o ORDER BY 1, 2, 3
+"""
+_FOUND_NOTES: Final = """
+SELECT k.account, k.livemode, n.id FROM unnest(%s::text[], %s::boolean[], %s::text[]) AS k (account, livemode, refund)
+CROSS JOIN LATERAL (
+    SELECT id FROM credit_notes AS n
+    WHERE (n.account, n.livemode, n.refund) = (k.account, k.livemode, k.refund) OFFSET 0
+) AS n ORDER BY 1, 2, 3
+"""
+
+
+def owe(cursor: Cursor, subjects: Collection[Subject], withheld: str | None) -> None:
+    """Note that *subjects* are to be settled; what is news of one thing is news, though *withheld* for another."""
+    if subjects:
+        cursor.execute(_OWE, (withheld, *_key_arrays(subjects)))
+
+
+_OWE: Final = """
+INSERT INTO unsettled AS known (account, livemode, id, withheld)
+SELECT account, livemode, id, %s FROM unnest(%s::text[], %s::boolean[], %s::text[]) AS k (account, livemode, id)
+ON CONFLICT (account, livemode, id) DO UPDATE
+SET withheld = CASE WHEN excluded.withheld IS NOT NULL THEN known.withheld END
+"""
+
+
+def owed(cursor: Cursor) -> list[Subject]:
+    """Return some of what is to be settled; that of an account that is being renamed waits until it is.
+
+    Each is returned as an order and as a note: only one of the two is there.
+    """
+    cursor.execute(_OWED, (ORDERS_AT_ONCE,))
+    return [each for key in cursor.fetchall() for each in _either(*key)]
+
+
+def _either(account: str, livemode: bool, id_: str) -> list[Subject]:  # noqa: FBT001 - a row of its table
+    return [Subject(table, account, livemode, id_) for table in _IS_OPEN]
+
+
+_OWED: Final = """
+SELECT account, livemode, id FROM unsettled AS u
+WHERE NOT EXISTS (SELECT FROM account_names AS n WHERE n.finished_at IS NULL AND u.account IN (n.old, n.new)) LIMIT %s
+"""
+
+
+def take_owed(cursor: Cursor, subjects: Collection[Subject]) -> dict[str | None, list[Subject]]:
+    """Return those of *subjects* that are still to be settled, by why that is withheld, and owe them no longer.
+
+    The caller holds their locks.
+    """
+    cursor.execute(_TAKE_OWED, _key_arrays(subjects))
+    found: dict[str | None, list[Subject]] = defaultdict(list)
+    for withheld, *key in cursor.fetchall():
+        found[withheld] += _either(*key)
+    return found
+
+
+_TAKE_OWED: Final = """
+DELETE FROM unsettled AS u USING unnest(%s::text[], %s::boolean[], %s::text[]) AS k (account, livemode, id)
+WHERE (u.account, u.livemode, u.id) = (k.account, k.livemode, k.id)
+RETURNING u.withheld, u.account, u.livemode, u.id
+"""
+
+
+def at_rest(cursor: Cursor, subjects: Collection[Subject]) -> dict[Subject, tuple[Row, Joined]]:
+    """Return those of *subjects* that are open orders at rest: each row, and the row that its own events alone make.
+
+    The caller holds their locks.
+    """
+    orders = [subject for subject in subjects if subject.table == "orders"]
+    if not orders:
+        return {}
+    found: dict[Subject, tuple[Row, Joined]] = {}
+    with cursor.connection.cursor(row_factory=dict_row, binary=True) as rows:
+        for row in rows.execute(_AT_REST, _key_arrays(orders)):
+            failed_at, source = cast("datetime | None", row.pop("own_failed_at")), str(row.pop("source"))
+            own = payment.base(row, failed_at=failed_at)
+            anomalies = tuple(checkout_session.SHAPE.anomalies(own))
+            joined = Joined(own, anomalies, (), source, is_whole=False, replace_all=False, is_at_rest=True)
+            found[Subject("orders", row["account"], row["livemode"], row["id"])] = (row, joined)
+    return found
+
+
+# That a session failed itself only its event shows, which may be archived: when it was created is enough.
+_AT_REST: Final = f"""
+SELECT o.*, coalesce(e.source, 'replay') AS source, (
+    SELECT min(i.created) FROM inbox AS i JOIN outcomes AS u USING (seq)
+    WHERE (i.account, i.livemode, i.object_id) = (o.account, o.livemode, o.id)
+        AND i.type = '{checkout_session.ASYNC_PAYMENT_FAILED}' AND u.state = 'folded'
+) AS own_failed_at
+FROM unnest(%s::text[], %s::boolean[], %s::text[]) AS k (account, livemode, id)
+CROSS JOIN LATERAL (
+    SELECT * FROM orders AS o
+    WHERE (o.account, o.livemode, o.id) = (k.account, k.livemode, k.id) AND {payment.OF_ORDER_OPEN} OFFSET 0
+) AS o
+LEFT JOIN inbox AS e ON (e.account, e.livemode, e.id) = (o.account, o.livemode, o.event_id)
+"""
+
+
+def settled(cursor: Cursor, rows: Mapping[Subject, Joined]) -> dict[Subject, Joined]:
+    """Return the open *rows*, as their own events make them, with what the rows of other objects come to laid on."""
+    orders = {subject: joined for subject, joined in rows.items() if subject.table == "orders"}
+    payments = payments_of(cursor, orders)
+    found = {subject: payment.settle(joined, payments[subject]) for subject, joined in orders.items()}
+    notes = {subject: joined for subject, joined in rows.items() if subject.table == "credit_notes"}
+    refunds = refunds_of(cursor, notes)
+    return found | {subject: credit_note.with_refund(joined, refunds.get(subject)) for subject, joined in notes.items()}
+
+
+def pages(cursor: Cursor, account: str | None) -> Iterator[list[Subject]]:
+    """Yield all open orders, and notes that their refunds may change, or those of one *account*, some at once."""
+    yield from _pages_of_orders(cursor, account)
+    yield from _pages_of_notes(cursor, account)
+
+
+def _pages_of_orders(cursor: Cursor, account: str | None) -> Iterator[list[Subject]]:
+    after: Sequence[Any] = ("", False, "", "")
+    while True:
+        cursor.execute(_PAGE, {"account": account, "limit": ORDERS_AT_ONCE, **_named(after)})
+        rows = cursor.fetchall()
+        if not rows:
+            return
+        yield [Subject("orders", row[0], row[1], row[3]) for row in rows]
+        after = rows[-1]
+
+
+def _named(after: Sequence[Any]) -> dict[str, Any]:
+    return dict(zip(("of_account", "mode", "intent", "id"), after, strict=True))
+
+
+_PAGE: Final = f"""
+SELECT account, livemode, payment_intent, id FROM orders
+WHERE {payment.OF_ORDER_OPEN} AND (%(account)s::text IS NULL OR account = %(account)s)
+    AND (account, livemode, payment_intent, id) > (%(of_account)s, %(mode)s, %(intent)s, %(id)s)
+ORDER BY account, livemode, payment_intent, id LIMIT %(limit)s
+"""
+
+
+def _pages_of_notes(cursor: Cursor, account: str | None) -> Iterator[list[Subject]]:
+    after: Sequence[Any] = ("", False, "")
+    while True:
+        values = dict(zip(("of_account", "mode", "id"), after, strict=True))
+        cursor.execute(_PAGE_OF_NOTES, {"account": account, "limit": ORDERS_AT_ONCE, **values})
+        rows = cursor.fetchall()
+        if not rows:
+            return
+        yield [Subject("credit_notes", *row) for row in rows]
+        after = rows[-1]
+
+
+# Parts that contradict each other do so still, whatever else comes.
+_PAGE_OF_NOTES: Final = f"""
+SELECT account, livemode, id FROM credit_notes AS n
+WHERE refund IS NOT NULL AND (%(account)s::text IS NULL OR account = %(account)s)
+    AND EXISTS (SELECT FROM refunds AS r WHERE (r.account, r.livemode, r.id) = (n.account, n.livemode, n.refund))
+    AND NOT EXISTS (
+        SELECT FROM anomalies AS a WHERE a.resolved_at IS NULL AND a.subject = '{credit_note.SHAPE.subject}'
+            AND a.kind = '{credit_note.SPLIT}'
+            AND (a.account, a.livemode, a.subject_id) = (n.account, n.livemode, n.id)
+    )
+    AND (account, livemode, id) > (%(of_account)s, %(mode)s, %(id)s)
+ORDER BY account, livemode, id LIMIT %(limit)s
+"""
+
+
+def note_as_it_is(row: Row) -> Joined:
+    """Return a note of ``pages`` as its own events make it, or with its refund laid on, which may be laid on again."""
+    anomalies = tuple(credit_note.SHAPE.anomalies(row))
+    return Joined(row, anomalies, (), "replay", is_whole=False, replace_all=False, is_at_rest=True)
+
+
+def refunds_of(cursor: Cursor, notes: Mapping[Subject, Joined]) -> dict[Subject, Row]:
+    """Return the refunds that *notes* name, by the note, without those that are not known."""
+    named = {subject: replace(subject, table="refunds", id=str(each.row["refund"])) for subject, each in notes.items()}
+    if not named:
+        return {}
+    found: dict[Subject, Row] = {}
+    with cursor.connection.cursor(row_factory=dict_row, binary=True) as rows:
+        for row in rows.execute(_REFUNDS, _key_arrays(set(named.values()))):
+            found[Subject("refunds", row["account"], row["livemode"], row["id"])] = row
+    return {subject: found[refund] for subject, refund in named.items() if refund in found}
+
+
+_REFUNDS: Final = """
+SELECT r.* FROM unnest(%s::text[], %s::boolean[], %s::text[]) AS k (account, livemode, id)
+CROSS JOIN LATERAL (
+    SELECT * FROM refunds AS r WHERE (r.account, r.livemode, r.id) = (k.account, k.livemode, k.id) OFFSET 0
+) AS r
+"""
+
+
+def payments_of(cursor: Cursor, orders: Mapping[Subject, Joined]) -> dict[Subject, Payment]:
+    """Return what is known of the payments of *orders*, by the order."""
+    intents = {_intent_of(subject, joined.row) for subject, joined in orders.items()}
+    if not intents:
+        return {}
+    charges, refunds, canceled = (_by_intent(cursor, statement, intents) for statement in _OF_PAYMENT)
+    found = {
+        intent: Payment(charges[intent], refunds[intent], next(iter(canceled[intent]), None)) for intent in intents
+    }
+    return {subject: found[_intent_of(subject, joined.row)] for subject, joined in orders.items()}
+
+
+def _intent_of(subject: Subject, row: Row) -> Subject:
+    return Subject("payment_intents", subject.account, subject.livemode, str(row["payment_intent"]))
+
+
+def _by_intent(cursor: Cursor, statement: str, intents: Collection[Subject]) -> dict[Subject, list[Row]]:
+    found: dict[Subject, list[Row]] = defaultdict(list)
+    with cursor.connection.cursor(row_factory=dict_row, binary=True) as rows:
+        for row in rows.execute(statement, _key_arrays(intents)):
+            found[Subject("payment_intents", row["account"], row["livemode"], row.pop("of_intent"))].append(row)
+    return found
+
+
+# A row's own event_id, as_of and source give way to those of the event that made it what it is.
+_OF_INTENT: Final = """
+SELECT k.payment_intent AS of_intent, t.*,
+    coalesce(e.id, t.event_id) AS event_id, coalesce(e.created, t.as_of) AS as_of,
+    coalesce(e.source, 'replay') AS source
+FROM unnest(%s::text[], %s::boolean[], %s::text[]) AS k (account, livemode, payment_intent)
+CROSS JOIN LATERAL ({rows} OFFSET 0) AS t
+LEFT JOIN LATERAL ({event} LIMIT 1) AS e ON true
+"""
+_DECIDING: Final = """
+SELECT id, source, created FROM inbox AS i
+WHERE (i.account, i.livemode, i.id) = (t.account, t.livemode, t.event_id)
+"""
+# What came to a charge after it was captured, or released, did not settle its order.
+_MOVING_CHARGE: Final = """
+SELECT i.id, i.source, i.created FROM inbox AS i JOIN outcomes AS u USING (seq)
+WHERE (i.account, i.livemode, i.object_id) = (t.account, t.livemode, t.id) AND u.state = 'folded'
+    AND i.created = coalesce(t.captured_at, t.released_at)
+ORDER BY i.type IN ('charge.captured', 'charge.expired') DESC, i.type = 'charge.updated', i.source = 'observation', i.id
+"""
+_OF_PAYMENT: Final = (
+    _OF_INTENT.format(
+        rows="SELECT * FROM charges AS c"
+        " WHERE (c.account, c.livemode, c.payment_intent) = (k.account, k.livemode, k.payment_intent)",
+        event=_MOVING_CHARGE,
+    ),
+    _OF_INTENT.format(
+        rows="SELECT * FROM refunds AS r"
+        " WHERE (r.account, r.livemode, r.payment_intent) = (k.account, k.livemode, k.payment_intent)"
+        f" AND r.reason = '{payment.RELEASED}'"
+        " UNION SELECT r.* FROM charges AS c"
+        " JOIN refunds AS r ON (r.account, r.livemode, r.charge) = (c.account, c.livemode, c.id)"
+        " WHERE (c.account, c.livemode, c.payment_intent) = (k.account, k.livemode, k.payment_intent)"
+        f" AND r.reason = '{payment.RELEASED}'",
+        event=_DECIDING,
+    ),
+    _OF_INTENT.format(
+        rows="SELECT * FROM payment_intents AS p"
+        " WHERE (p.account, p.livemode, p.id) = (k.account, k.livemode, k.payment_intent)",
+        event=_DECIDING,
+    ),
+)
+
+
+def _key_arrays(subjects: Collection[Subject]) -> tuple[str, str, str]:
+    return (
+        text_array([each.account for each in subjects]),
+        boolean_array(each.livemode for each in subjects),
+        text_array([each.id for each in subjects]),
+    )

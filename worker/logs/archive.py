@@ -1,0 +1,420 @@
+"""Old payloads in logs of their own: written, read back, dropped from the database, and found again where wanted.
+
+Note [An archive loses nothing]
+    What an event is known by stays in the inbox for ever: its id, by which a delivery is told for a duplicate, its
+    number, its outcome, and the hash of its body. Its payload moves, a partition at a time, in steps of which each
+    may be the last:
+
+    1. A log of the payloads is written under a draft's name and forced to disk. A draft is nobody's archive.
+    2. It is read back from the disk, through the very reader that ``replay`` uses. Count and hash, over the events in
+       their order with every byte of their payloads, have to be those of what the database holds; only then does
+       the file get its name, and the folder is forced to disk.
+    3. The hash of what each says (see schemas/contents.py) is kept: a copy that comes later is compared with it.
+    4. Folding pauses, and nobody else can write to the partition. An event whose hash in the inbox is still the one
+       that was written, which is neither pending nor parked, goes; any other stays as it is.
+
+    Whoever is killed before the fourth step leaves a file too many, which the next run reads, and takes for its own
+    if it has the same count and hash; whoever is killed within it leaves the transaction undone. An existing
+    file is never written to. What was archived counts for as much as what was not: the file is matched with the
+    inbox by account, mode, id and hash, so that it may be copied, renamed or replayed into an empty database.
+"""
+
+import fcntl
+import hashlib
+import os
+import random
+import shutil
+import time
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from itertools import islice
+from pathlib import Path
+from typing import IO, Final
+
+import psycopg
+from psycopg import sql
+from sqlalchemy import Engine
+
+from schemas import accounts, contents, database, inbox
+from schemas.database import Cursor
+from schemas.errors import ConfigurationError, ConflictError
+from worker.folding.claim import keep_others_from_folding
+from worker.logs import reader, writer
+from worker.logs.restore import NAME, ROWS_READ, SUFFIX
+
+ROWS_DELETED_MAX: Final = 5_000
+"""Payloads that one transaction deletes, where a partition is not emptied as a whole."""
+ROWS_KEPT_MAX: Final = 1_000
+"""Up to so many payloads are put back into a partition that is emptied; where more stay, the others are deleted."""
+LOCK_SECONDS_MAX: Final = 1
+"""So long one try waits for a partition, and lets others wait behind it."""
+TRIES_MAX: Final = 40
+ROOM_SHARE: Final = 4
+"""A log takes a tenth of what it holds, or less; room for a fourth has to be there."""
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What of one *partition* can be archived: *events* numbered from *first* to *last*, with so many *bytes*."""
+
+    partition: str
+    first: int
+    last: int
+    events: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """What became of a part: the file that has it, how many payloads were *dropped*, and how many changed and stay.
+
+    Of so many *gone* another run had dropped the payload first. *is_known* is whether the file was there already, from
+    a run that did not come to its end.
+    """
+
+    part: Part
+    path: Path
+    dropped: int
+    stayed: int
+    gone: int
+    is_known: bool
+
+
+# ---- What there is to archive ----
+
+# Not what is parked: whatever its cause, its payload is still wanted.
+_ARCHIVABLE: Final = """
+FROM {partition} AS b JOIN inbox AS i USING (seq) JOIN outcomes AS o USING (seq)
+WHERE i.created < %(before)s AND o.state <> 'parked' AND NOT EXISTS (SELECT FROM pending AS p WHERE p.seq = b.seq)
+    AND b.seq BETWEEN %(first)s AND %(last)s AND i.seq BETWEEN %(first)s AND %(last)s
+    AND o.seq BETWEEN %(first)s AND %(last)s
+"""
+_SUMMED: Final = f"SELECT min(b.seq), max(b.seq), count(*), sum(octet_length(b.payload)) {_ARCHIVABLE}"
+_READ: Final = f"""
+SELECT b.seq, i.account, i.livemode, i.id, i.source, i.received_at, i.signature, i.payload_sha256, i.redacted, b.payload
+{_ARCHIVABLE} ORDER BY b.seq LIMIT {ROWS_READ}
+"""
+
+
+def plan(engine: Engine, *, before: datetime) -> list[Part]:
+    """Return what can be archived of the events created before *before*, by partition.
+
+    Raises:
+        ConflictError: a rename of an account is not finished, which may want any payload.
+    """
+    with database.transaction(engine) as connection, database.cursor(connection) as cursor:
+        accounts.require_settled(cursor)
+        found = [_part(cursor, name, before) for name in inbox.partitions(cursor)]
+    return [part for part in found if part is not None]
+
+
+def _part(cursor: Cursor, partition: str, before: datetime) -> Part | None:
+    named = sql.Identifier(partition)
+    cursor.execute(sql.SQL("SELECT min(seq), max(seq) FROM {}").format(named))
+    first, last = cursor.fetchone() or (None, None)
+    if first is None:
+        return None
+    cursor.execute(sql.SQL(_SUMMED).format(partition=named), {"before": before, "first": first, "last": last})
+    first, last, events, size = cursor.fetchone() or (None, None, 0, 0)
+    return Part(partition, first, last, events, int(size)) if events else None
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Keep others from archiving into *folder*, which is there, for as long as the block takes.
+
+    The lock is on the folder and not in the database, where it would be a transaction that waits for a disk, and that a
+    host may end. Runs into several folders cost each other nothing but a second copy.
+
+    Raises:
+        ConflictError: another run is at it.
+    """
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConflictError(f"Events are being archived already, into {folder}.") from None
+        except OSError:
+            # Not every file system has such locks. Without one, two runs at once end with an error and lose nothing.
+            pass
+        yield
+    finally:
+        os.close(opened)
+
+
+def clear_drafts(folder: Path) -> None:
+    """Remove what a killed run did not finish: nobody has dropped a payload for it."""
+    for path in folder.glob("payfold-events-*.part"):
+        path.unlink(missing_ok=True)
+
+
+def require_room(parts: Iterable[Part], folder: Path) -> None:
+    """Find out before anything is written whether *folder* has room.
+
+    Raises:
+        ConfigurationError: it has not.
+    """
+    wanted, free = sum(part.bytes for part in parts) // ROOM_SHARE, shutil.disk_usage(folder).free
+    if wanted > free:
+        raise ConfigurationError(
+            f"{folder} has {free:,} bytes left, and the archive may want {wanted:,}. Nothing has been written. Name a"
+            " folder with more room, or an earlier date."
+        )
+
+
+# ---- Writing ----
+
+
+class _Fingerprint:
+    """Count and hash of events in their order, by what makes them an event and every byte of their payloads."""
+
+    def __init__(self) -> None:
+        self.events = 0
+        self._hash = hashlib.sha256()
+
+    def add(self, account: str, livemode: object, event: str, sha256: bytes, payload: bytes) -> None:
+        self.events += 1
+        for each in (account.encode(), b"live" if livemode else b"test", event.encode(), sha256, payload):
+            self._hash.update(len(each).to_bytes(8, "big"))
+            self._hash.update(each)
+
+    @property
+    def value(self) -> tuple[int, bytes]:
+        return self.events, self._hash.digest()
+
+
+@dataclass(slots=True)
+class _Held:
+    """What a file holds: the numbers of its events, the hashes of their bodies, and its fingerprint."""
+
+    seqs: "array[int]" = field(default_factory=lambda: array("q"))
+    hashes: bytearray = field(default_factory=bytearray)
+    fingerprint: tuple[int, bytes] = (0, b"")
+
+    def rows(self) -> Iterator[tuple[int, bytes]]:
+        size = hashlib.sha256().digest_size
+        for number, seq in enumerate(self.seqs):
+            yield seq, bytes(self.hashes[number * size : (number + 1) * size])
+
+
+def archive(
+    engine: Engine, part: Part, *, before: datetime, folder: Path, progress: Callable[[int], None] = lambda _: None
+) -> Done:
+    """Write a log of *part* into *folder*, read it back, and then drop its payloads.
+
+    *progress* is told how many events each step took. See Note [An archive loses nothing].
+
+    Raises:
+        ConfigurationError: the log cannot be written; nothing has changed.
+        ConflictError: it does not read back as it was written, or the partition is in use for too long; no payload
+            has gone but those of the steps before.
+    """
+    held, path = _known(engine, part, before, folder)
+    is_known = path is not None
+    if path is None:
+        held, path = _written(engine, part, before, folder, progress)
+    return _concluded(engine, part, held, path, is_known=is_known)
+
+
+def _concluded(engine: Engine, part: Part, held: _Held, path: Path, *, is_known: bool) -> Done:
+    dropped = _drop(engine, part.partition, held)
+    stayed = _at_hand(engine, part.partition, held) if dropped < len(held.seqs) else 0
+    return Done(part, path, dropped, stayed, len(held.seqs) - dropped - stayed, is_known)
+
+
+def _at_hand(engine: Engine, partition: str, held: _Held) -> int:
+    """Return how many of the payloads that are *held* the database still has."""
+    statement = sql.SQL("SELECT count(*) FROM {} WHERE seq = ANY (%s::bigint[])").format(sql.Identifier(partition))
+    with database.transaction(engine) as connection, database.cursor(connection) as cursor:
+        cursor.execute(statement, (database.integer_array(held.seqs),))
+        (count,) = cursor.fetchone() or (0,)
+        return int(count)
+
+
+def _known(engine: Engine, part: Part, before: datetime, folder: Path) -> tuple[_Held, Path | None]:
+    """Return the log that an unfinished run has left, with what it holds; None where there is none."""
+    named = [(path, NAME.fullmatch(path.name)) for path in sorted(folder.iterdir()) if path.is_file()]
+    paths = [path for path, found in named if found and (int(found[1]), int(found[2])) == (part.first, part.last)]
+    if not paths:
+        return _Held(), None
+    held = _read(engine, part, before, None, lambda _: None)
+    return held, next((path for path in paths if _fingerprint_of(path) == held.fingerprint), None)
+
+
+def _written(
+    engine: Engine, part: Part, before: datetime, folder: Path, progress: Callable[[int], None]
+) -> tuple[_Held, Path]:
+    """Write a log, read it back before it gets its name, and return it with what it holds."""
+    path, held = _free_name(folder, part), _Held()
+
+    def check(draft: Path) -> None:
+        if _fingerprint_of(draft) != held.fingerprint:
+            raise ConflictError(
+                f"{path} does not read back as it was written, so it was removed, and no payload has gone. Is the disk"
+                " sound?"
+            )
+
+    with writer.writing(path, "Zstandard", check=check) as stream:
+        held = _read(engine, part, before, stream, progress)
+    return held, path
+
+
+def _free_name(folder: Path, part: Part) -> Path:
+    """Return a name that nothing has: what is there is never written to."""
+    name, number = f"payfold-events-{part.first}-{part.last}", 1
+    path = folder / f"{name}{SUFFIX}"
+    while path.exists():
+        number += 1
+        path = folder / f"{name}-{number}{SUFFIX}"
+    return path
+
+
+def _read(
+    engine: Engine, part: Part, before: datetime, stream: IO[bytes] | None, progress: Callable[[int], None]
+) -> _Held:
+    """Read the events of *part*, write each to *stream*, and return what they are.
+
+    A transaction for each few: nothing old is held on to, and whatever changes meanwhile is found before it matters.
+    """
+    held, fingerprint = _Held(), _Fingerprint()
+    statement = sql.SQL(_READ).format(partition=sql.Identifier(part.partition))
+    first = part.first
+    while True:
+        with database.transaction(engine) as connection, database.cursor(connection) as cursor:
+            cursor.execute(statement, {"before": before, "first": first, "last": part.last}, binary=True)
+            rows = cursor.fetchall()
+            _note_contents(cursor, {row[0]: row[9] for row in rows})
+        for seq, account, livemode, event, source, received_at, signature, sha256, redacted, payload in rows:
+            if stream is not None:
+                stream.write(writer.line_of(account, source, received_at, signature, sha256.hex(), redacted, payload))
+            held.seqs.append(seq)
+            held.hashes += sha256
+            fingerprint.add(account, livemode, event, sha256, payload)
+        if len(rows) < ROWS_READ:
+            held.fingerprint = fingerprint.value
+            return held
+        first = rows[-1][0] + 1
+        progress(len(rows))
+
+
+def _note_contents(cursor: Cursor, payloads: Mapping[int, bytes]) -> None:
+    """Keep the hashes of what *payloads*, by number, say; they count once the payload is gone."""
+    hashes = [contents.hash_of(bytes(payload)).hex() for payload in payloads.values()]
+    cursor.execute(
+        "INSERT INTO contents (seq, content_sha256)"
+        " SELECT seq, decode(sha256, 'hex') FROM unnest(%s::bigint[], %s::text[]) AS k (seq, sha256)"
+        " ON CONFLICT (seq) DO UPDATE SET content_sha256 = excluded.content_sha256",
+        (database.integer_array(payloads), database.text_array(hashes)),
+    )
+
+
+def _fingerprint_of(path: Path) -> tuple[int, bytes] | None:
+    """Return count and hash of the log at *path*, as the disk has it; None where it cannot be read."""
+    _forget(path)
+    found = _Fingerprint()
+    for entry in reader.read(str(path), account="", now=datetime.now(UTC)):
+        if entry.delivery is None:
+            return None
+        told = entry.delivery
+        found.add(told.account, told.envelope.livemode, told.envelope.id, told.sha256, told.envelope.payload)
+    return found.value
+
+
+def _forget(path: Path) -> None:
+    """Let the system forget what it has of *path* in memory, where it can, so that reading it visits the disk."""
+    if hasattr(os, "posix_fadvise"):
+        with path.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+# ---- Dropping ----
+
+_UNCHANGED: Final = """
+FROM {told} AS a (seq, payload_sha256) JOIN inbox AS i USING (seq) JOIN outcomes AS o USING (seq)
+WHERE i.payload_sha256 = a.payload_sha256 AND o.state <> 'parked'
+    AND NOT EXISTS (SELECT FROM pending AS p WHERE p.seq = a.seq)
+"""
+
+
+def _drop(engine: Engine, partition: str, held: _Held) -> int:
+    """Drop the payloads that are *held*, but for what has changed meanwhile, and return how many that were."""
+    dropped = _empty(engine, partition, held)
+    return _delete(engine, partition, held) if dropped is None else dropped
+
+
+def _empty(engine: Engine, partition: str, held: _Held) -> int | None:
+    """Empty *partition* and put back what stays, which costs nothing; None where too much stays."""
+    named = sql.Identifier(partition)
+    with database.transaction(engine) as connection, database.cursor(connection) as cursor:
+        cursor.execute("CREATE TEMPORARY TABLE told (seq bigint PRIMARY KEY, payload_sha256 bytea) ON COMMIT DROP")
+        with cursor.copy("COPY told FROM STDIN (FORMAT binary)") as copy:
+            copy.set_types(["int8", "bytea"])
+            for row in held.rows():
+                copy.write_row(row)
+        cursor.execute("ANALYZE told")
+        _lock(cursor, partition, "ACCESS EXCLUSIVE")
+        cursor.execute(
+            sql.SQL(
+                "CREATE TEMPORARY TABLE going ON COMMIT DROP AS SELECT b.seq FROM {partition} AS b WHERE b.seq IN"
+                f" (SELECT a.seq {_UNCHANGED})"
+            ).format(partition=named, told=sql.Identifier("told"))
+        )
+        cursor.execute(
+            sql.SQL(
+                "CREATE TEMPORARY TABLE staying ON COMMIT DROP AS SELECT b.* FROM {} AS b"
+                " WHERE NOT EXISTS (SELECT FROM going AS g WHERE g.seq = b.seq) LIMIT {}"
+            ).format(named, sql.Literal(ROWS_KEPT_MAX + 1))
+        )
+        if cursor.rowcount > ROWS_KEPT_MAX:
+            return None
+        cursor.execute("SELECT count(*) FROM going")
+        (dropped,) = cursor.fetchone() or (0,)
+        cursor.execute(sql.SQL("TRUNCATE ONLY {0}; INSERT INTO {0} SELECT * FROM staying ORDER BY seq").format(named))
+        return int(dropped)
+
+
+def _delete(engine: Engine, partition: str, held: _Held) -> int:
+    """Delete payloads from *partition*, some at a time; its space is used again, and given back once it is emptied."""
+    statement = sql.SQL("DELETE FROM {partition} AS b WHERE b.seq IN (SELECT a.seq " + _UNCHANGED + ")").format(
+        partition=sql.Identifier(partition), told=sql.SQL("unnest(%b::bigint[], %b::bytea[])")
+    )
+    dropped, rows = 0, held.rows()
+    while chunk := list(islice(rows, ROWS_DELETED_MAX)):
+        with database.transaction(engine) as connection, database.cursor(connection) as cursor:
+            # Readers may go on, but for those who fold.
+            _lock(cursor, partition, "SHARE ROW EXCLUSIVE")
+            cursor.execute(statement, ([seq for seq, _ in chunk], [sha256 for _, sha256 in chunk]))
+            dropped += cursor.rowcount
+    return dropped
+
+
+def _lock(cursor: Cursor, partition: str, mode: str) -> None:
+    """Let nobody fold, nor write to *partition*, until the transaction ends; what was written is then to be seen.
+
+    Raises:
+        ConflictError: it is locked for too long, or a rename has begun, which may want any payload.
+    """
+    cursor.execute(sql.SQL("SET LOCAL lock_timeout = {}").format(sql.Literal(f"{LOCK_SECONDS_MAX}s")))
+    for _ in range(TRIES_MAX):
+        try:
+            with cursor.connection.transaction():
+                keep_others_from_folding(cursor)
+                cursor.execute(
+                    sql.SQL("LOCK TABLE ONLY {} IN {} MODE").format(sql.Identifier(partition), sql.SQL(mode))
+                )
+        except psycopg.errors.LockNotAvailable:
+            time.sleep(random.uniform(0.05, 0.5))  # noqa: S311 - jitter
+        else:
+            # A rename writes its name, and takes each of its steps, under the lock on folding.
+            accounts.require_settled(cursor)
+            return
+    raise ConflictError(
+        f"{partition} is in use: does a rebuild go on, or is a transaction left open? Its payloads stay for now. Run"
+        " the same command again: it takes the log that is written for its own."
+    )

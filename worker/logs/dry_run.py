@@ -1,0 +1,368 @@
+"""Says what a replay would do: what it would meet, and which rows would appear and change, by how much money.
+
+Note [What is foreseen is kept in a file]
+    A log may be longer than memory, and what it says of an order may stand at its two ends. So what its news say is
+    kept in a temporary file of SQLite's, by the object that they speak of. Then a few objects at once are joined with
+    all that the inbox says of them, and compared with their rows. The database is only read.
+"""
+
+import pickle
+import sqlite3
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import groupby, islice
+from operator import itemgetter
+from typing import Any, Final, NamedTuple
+
+import msgspec
+from psycopg import sql
+from psycopg.rows import dict_row
+from sqlalchemy import Engine
+
+from schemas import contents, database, tables
+from schemas.database import Cursor, integer_array
+from schemas.inbox import Delivery, Recorded
+from worker import folds
+from worker.folding import settling
+from worker.folding.claim import event_of_delivery
+from worker.folding.joining import facts_of
+from worker.folding.rows import load_rows
+from worker.folds import join
+from worker.folds.facts import Event, Facts, Row, Subject
+from worker.folds.join import Joined, Shape
+from worker.logs.replay import MENDED, NEWER, Counts, Held, Key, Reading, held
+
+OBJECTS_AT_ONCE: Final = 200
+APPEAR: Final = "appear"
+CHANGE: Final = "change"
+DISAPPEAR: Final = "disappear"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a replay would come to: its *counts*, and its *rows* in groups.
+
+    A group is a dict of table, rows_would (appear, change, disappear), status (of what changes it, before and after),
+    currency, rows, and amount: by how much the groups' money would grow, None where it has none.
+    """
+
+    counts: Counts
+    rows: list[dict[str, Any]]
+
+
+def plan(engine: Engine, logs: Reading) -> Plan:
+    """Return what a replay of *logs* would do; nothing is written."""
+    counts: Counts = Counter()
+    logs = logs.named_as_in(engine)
+    with closing(_Notes()) as notes:
+        for wanted in logs.chunks(counts):
+            with database.transaction(engine) as connection, database.cursor(connection) as cursor:
+                counts.update(_foresee(cursor, notes, wanted))
+        counts.update(notes.outcomes())
+        groups = _Groups()
+        objects = notes.objects()
+        while some := list(islice(objects, OBJECTS_AT_ONCE)):
+            with database.transaction(engine) as connection, database.cursor(connection) as cursor:
+                _compare(cursor, some, groups)
+    return Plan(counts, groups.rows())
+
+
+# ---- What the log says ----
+
+
+class _Foreseen(NamedTuple):
+    """What would be folded of an event: how good that copy is, what it would come to, and how it came.
+
+    *first* is None where the inbox has the event. It *was_parked* there, and another copy *is_taken*.
+    """
+
+    rank: tuple[bool, bool, str, str]
+    state: str
+    first: str | None
+    was_parked: bool = False
+    is_taken: bool = False
+
+
+class _Notes:
+    """What is foreseen of each event that would be news, and what those say of each object."""
+
+    def __init__(self) -> None:
+        self._file = sqlite3.connect("")  # a temporary file, which goes with the connection
+        self._file.executescript(
+            """
+            CREATE TABLE events (key BLOB PRIMARY KEY, foreseen BLOB, state TEXT, times INT) WITHOUT ROWID;
+            CREATE TABLE said (object BLOB, key BLOB, stands INT, facts BLOB, PRIMARY KEY (object, key, stands))
+                WITHOUT ROWID;
+            CREATE INDEX said_by_event ON said (key);
+            """
+        )
+
+    def close(self) -> None:
+        self._file.close()
+
+    def foreseen(self, key: Key) -> _Foreseen | None:
+        """Return what would be folded of an event; None of one that was not looked at."""
+        found = self._file.execute("SELECT foreseen FROM events WHERE key = ?", (_encoded(*key),)).fetchone()
+        return None if found is None else pickle.loads(found[0])  # noqa: S301 - our own
+
+    def note(self, key: Key, foreseen: _Foreseen) -> None:
+        """Note what would be folded of an event."""
+        times = (foreseen.first is not None) + foreseen.is_taken
+        self._file.execute(
+            "INSERT OR REPLACE INTO events VALUES (?, ?, ?, ?)",
+            (_encoded(*key), pickle.dumps(foreseen, protocol=5), foreseen.state, times),
+        )
+
+    def say(self, key: Key, verdict: folds.Verdict) -> None:
+        """Note what the copy says that would now be folded, and no other."""
+        self._file.execute("UPDATE OR REPLACE said SET stands = 0 WHERE key = ?", (_encoded(*key),))
+        self._say(_encoded(*key), verdict.facts, stands=True)
+
+    def pass_over(self, event: Event) -> None:
+        """Note that what *event* says in the inbox would no longer stand."""
+        self._say(_encoded(event.account, event.livemode, event.id), folds.judge(event).facts, stands=False)
+
+    def set_aside(self, key: Key) -> None:
+        """Note that an event of the log would be set aside by an operator's word."""
+        self._file.execute("UPDATE events SET state = 'ignored' WHERE key = ?", (_encoded(*key),))
+        self._file.execute("UPDATE OR REPLACE said SET stands = 0 WHERE key = ?", (_encoded(*key),))
+
+    def _say(self, key: bytes, facts: Iterable[Facts], *, stands: bool) -> None:
+        by_object: dict[bytes, list[Facts]] = defaultdict(list)
+        for one in facts:
+            by_object[_encoded(one.subject.account, one.subject.livemode, one.subject.source)].append(one)
+        self._file.executemany(
+            "INSERT OR REPLACE INTO said VALUES (?, ?, ?, ?)",
+            [(of, key, stands, pickle.dumps(several, protocol=5)) for of, several in by_object.items()],
+        )
+
+    def outcomes(self) -> Mapping[str, int]:
+        """Return how many of what would be new would have which state."""
+        found = self._file.execute("SELECT state, sum(times) FROM events WHERE times > 0 GROUP BY state").fetchall()
+        return dict(found)
+
+    def objects(self) -> Iterator[list[tuple[bool, list[Facts]]]]:
+        """Yield for each object what is said of it, event by event, and whether that would stand."""
+        found = self._file.execute("SELECT object, stands, facts FROM said ORDER BY object")
+        for _, said in groupby(found, key=itemgetter(0)):
+            yield [(bool(stands), pickle.loads(facts)) for _, stands, facts in said]  # noqa: S301 - our own
+
+
+def _encoded(account: str, livemode: bool, id_: str) -> bytes:  # noqa: FBT001 - the parts of a key
+    return msgspec.json.encode([account, livemode, id_])
+
+
+def _foresee(cursor: Cursor, notes: _Notes, deliveries: Sequence[Delivery]) -> Counts:
+    """Note what would become of *deliveries*, and return how that changes what they are counted as."""
+    counts: Counts = Counter()
+    inboxed = held(cursor, deliveries)
+    copied = {each.key for each in deliveries if each.key in inboxed and inboxed[each.key].may_gain_by(each)}
+    known = _known(cursor, {key: inboxed[key] for key in copied})
+    news: dict[Key, Delivery] = {}
+    for delivery in deliveries:
+        key = delivery.key
+        if key in inboxed and not inboxed[key].may_gain_by(delivery):
+            counts[Recorded.DUPLICATE.value] += 1
+            continue
+        verdict = folds.judge(event_of_delivery(delivery))
+        rank = _rank_of(delivery, verdict)
+        before = notes.foreseen(key) or known.get(key)
+        if before is None:
+            counts[Recorded.NEW.value] += 1
+            notes.note(key, _Foreseen(rank, verdict.state, Recorded.NEW.value))
+        elif _is_better(rank, before.rank):
+            # Of several copies that would take the place of another in turn, the last counts.
+            counts[Recorded.DUPLICATE.value] += before.is_taken
+            counts[_named(before)] -= before.is_taken
+            after = before._replace(rank=rank, state=verdict.state, is_taken=True)
+            counts[_named(after)] += 1
+            notes.note(key, after)
+        else:
+            counts[Recorded.DUPLICATE.value] += 1
+            continue
+        notes.say(key, verdict)
+        news[key] = delivery
+    words = [each for each in news.values() if each.envelope.type == folds.EVENT_IGNORED]
+    aside = [(each.account, each.envelope.livemode, str(each.envelope.object_id)) for each in words]
+    for event in _held(cursor, [*(key for key in news if key in inboxed), *aside]):
+        notes.pass_over(event)
+    for key in [*_set_aside(cursor, list(news)), *aside]:
+        notes.set_aside(key)
+    return counts
+
+
+def _named(foreseen: _Foreseen) -> str:
+    """Return what a copy counts as that takes the place of another."""
+    return MENDED if foreseen.was_parked and foreseen.state != "parked" else NEWER
+
+
+def _rank_of(delivery: Delivery, verdict: folds.Verdict) -> tuple[bool, bool, str, str]:
+    envelope = delivery.envelope
+    content = contents.hash_of(envelope.payload).hex()
+    return (verdict.state != "parked", delivery.signed, (envelope.api_version or "")[:10], content)
+
+
+def _is_better(one: tuple[bool, bool, str, str], other: tuple[bool, bool, str, str]) -> bool:
+    """Return whether the copy with the rank *one* is folded rather than the *other*: see folding/renderings.py."""
+    return one > other
+
+
+def _known(cursor: Cursor, inboxed: Mapping[Key, Held]) -> dict[Key, _Foreseen]:
+    """Return what the inbox would go on to fold of its events, where nothing better comes."""
+    numbers = {one.seq: key for key, one in inboxed.items()}
+    cursor.execute(_VERSIONS, (integer_array(numbers),))
+    about = {seq: (version, content, is_parked) for seq, version, content, is_parked in cursor.fetchall()}
+    found = {}
+    for event in _held(cursor, list(inboxed)):
+        version, _, is_parked = about[event.seq]
+        rank = (folds.judge(event).state != "parked", inboxed[numbers[event.seq]].signed, version)
+        content = contents.hash_of(event.payload).hex()
+        found[numbers[event.seq]] = _Foreseen((*rank, content), "", None, was_parked=is_parked)
+    for seq, key in numbers.items():
+        version, kept, is_parked = about[seq]
+        # Of what is archived the hash stands for it; it could be folded, and a copy of its version is taken for it.
+        content = "~" if kept is None else bytes(kept).hex()
+        found.setdefault(key, _Foreseen((True, inboxed[key].signed, version, content), "", None, was_parked=is_parked))
+    return found
+
+
+_VERSIONS: Final = """
+SELECT i.seq, coalesce(left(i.api_version, 10), ''), c.content_sha256, coalesce(o.state = 'parked', false)
+FROM inbox AS i LEFT JOIN contents AS c USING (seq) LEFT JOIN outcomes AS o USING (seq)
+WHERE i.seq = ANY (%s::bigint[])
+"""
+_HELD: Final = """
+SELECT i.seq, i.account, i.livemode, i.id, i.type, i.created, i.object_type, i.object_id, b.payload, i.source
+FROM unnest(%s::text[], %s::boolean[], %s::text[]) AS k (account, livemode, id)
+JOIN inbox AS i USING (account, livemode, id) JOIN payloads AS b USING (seq)
+"""
+_ASIDE: Final = """
+SELECT DISTINCT account, livemode, object_id
+FROM unnest(%s::text[], %s::boolean[], %s::text[]) AS k (account, livemode, object_id)
+JOIN inbox USING (account, livemode, object_id) WHERE type = 'payfold.event.ignored'
+"""
+
+
+def _held(cursor: Cursor, keys: Sequence[Key]) -> list[Event]:
+    return [Event(*row) for row in _by_key(cursor, _HELD, keys)]
+
+
+def _set_aside(cursor: Cursor, keys: Sequence[Key]) -> list[Key]:
+    """Return those of *keys* that the inbox has an operator's word on."""
+    return [(row[0], row[1], row[2]) for row in _by_key(cursor, _ASIDE, keys)]
+
+
+def _by_key(cursor: Cursor, statement: str, keys: Sequence[Key]) -> list[Any]:
+    if not keys:
+        return []
+    cursor.execute(statement, [list(column) for column in zip(*keys, strict=True)], binary=True)
+    return cursor.fetchall()
+
+
+# ---- What the tables would say ----
+
+
+class _Groups:
+    """The rows that would not be as they are, counted, with their money by currency."""
+
+    def __init__(self) -> None:
+        self._rows: Counter[tuple[str, ...]] = Counter()
+        self._amounts: Counter[tuple[str, ...]] = Counter()
+
+    def add(self, table: str, before: Mapping[str, Any] | None, after: Mapping[str, Any] | None) -> None:
+        """Take in a row as it is, and as it would be."""
+        if before == after:
+            return
+        would = APPEAR if before is None else DISAPPEAR if after is None else CHANGE
+        statuses = [str(row["status"]) for row in (before, after) if row is not None and row.get("status") is not None]
+        status = " → ".join(dict.fromkeys(statuses))
+        row = after or before or {}
+        self._rows[table, would, status, row.get("currency") or ""] += 1
+        for each, sign in ((before, -1), (after, 1)):
+            worth = tables.worth_of(each) if each else None
+            if each is not None and worth is not None:
+                self._amounts[table, would, status, each.get("currency") or ""] += sign * worth
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return the groups, by table."""
+        return [
+            {
+                "table": table,
+                "rows_would": would,
+                "status": status or None,
+                "currency": currency or None,
+                "rows": self._rows[group],
+                "amount": self._amounts.get(group) if currency else None,
+            }
+            for group in sorted(self._rows.keys() | self._amounts.keys())
+            for table, would, status, currency in [group]
+        ]
+
+
+def _compare(cursor: Cursor, objects: Sequence[Sequence[tuple[bool, list[Facts]]]], groups: _Groups) -> None:
+    """Join what the log says of *objects* with what the inbox does, and compare with the rows that are there."""
+    told: dict[Subject, list[Facts]] = defaultdict(list)
+    replaced: set[tuple[Subject, str]] = set()
+    for several in objects:
+        for stands, facts in several:
+            for one in facts:
+                told[one.subject] += [one] if stands else []
+                replaced.add((one.subject, one.event_id))
+    known = load_rows(cursor, told)
+    held = facts_of(cursor, set(told), {}, with_pending=True)
+    told = {
+        subject: [
+            *join.with_leader(folds.SHAPES[subject.table], subject, told),
+            *(one for one in facts if (one.subject, one.event_id) not in replaced),
+        ]
+        for subject, facts in held.items()
+    }
+    children = {table: _children(cursor, folds.SHAPES[table], of) for table, of in _by_table(told).items()}
+    rows = _joined(cursor, told)
+    for subject in told:
+        shape, row, joined = folds.SHAPES[subject.table], known.get(subject), rows.get(subject)
+        groups.add(subject.table, row, None if joined is None else joined.row)
+        before = children[subject.table].get(subject, {})
+        after = {} if joined is None else {each["id"]: each for each in joined.children}
+        for id_ in before.keys() | after.keys():
+            groups.add(shape.child, before.get(id_), after.get(id_))
+
+
+def _joined(cursor: Cursor, facts: Mapping[Subject, list[Facts]]) -> dict[Subject, Joined]:
+    """Return the joined rows; charges and refunds that only the log has settle no order and no note yet."""
+    found = {}
+    for subject, several in facts.items():
+        joined = join.fold_all(folds.SHAPES[subject.table], several) if several else None
+        if joined is not None:
+            found[subject] = joined
+    return found | settling.settled(cursor, settling.open_rows(found))
+
+
+def _by_table(subjects: Iterable[Subject]) -> dict[str, list[Subject]]:
+    grouped: dict[str, list[Subject]] = defaultdict(list)
+    for subject in subjects:
+        grouped[subject.table].append(subject)
+    return grouped
+
+
+def _children(cursor: Cursor, shape: Shape, parents: Sequence[Subject]) -> dict[Subject, dict[Any, Row]]:
+    """Return the rows that belong to each of *parents*, by their ids."""
+    if not shape.child:
+        return {}
+    names = ("account", "livemode", *shape.child_key)
+    wanted = {(each.account, each.livemode, *each.key): each for each in parents}
+    found: dict[Subject, dict[Any, Row]] = defaultdict(dict)
+    with cursor.connection.cursor(row_factory=dict_row, binary=True) as rows:
+        rows.execute(
+            sql.SQL("SELECT t.* FROM unnest({arrays}) AS k ({names}) JOIN {table} AS t USING ({names})").format(
+                arrays=sql.SQL(", ").join(sql.SQL("%s::boolean[]" if n == "livemode" else "%s::text[]") for n in names),
+                names=sql.SQL(", ").join(map(sql.Identifier, names)),
+                table=sql.Identifier(tables.metadata.tables[shape.child].name),
+            ),
+            [list(column) for column in zip(*wanted, strict=True)],
+        )
+        for row in rows:
+            found[wanted[tuple(row[name] for name in names)]][row["id"]] = row
+    return found

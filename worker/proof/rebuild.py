@@ -1,0 +1,565 @@
+"""Folds the whole inbox anew, beside the live tables.
+
+The tables are a function of the events, so what comes out has to be the same; that is the proof. Two ways lead
+there, and share nothing but the folds and the join: ``rebuilt`` reads every event once and writes every row once;
+``refolded`` lets the projection fold them step by step, in an order of its own.
+
+Note [Every event is read once, every row is written once]
+    What an event says is kept in a file for its object, among some hundred of such files by the hash of the
+    object's id. Each file then holds all that is said of its objects and fits into memory, however long the
+    history is: they are joined there, and the rows go into empty tables by COPY, before these have an index.
+    Reading and joining are divided among processes; the tables are filled in the one transaction that makes
+    them, so that no row has to be visited again to be known as committed.
+"""
+
+import multiprocessing
+import os
+import random
+import struct
+import tempfile
+import threading
+import zlib
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import islice
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import structlog
+from psycopg import sql
+from sqlalchemy import Engine, Table
+from sqlalchemy.exc import DBAPIError
+
+from schemas import accounts, database, inbox, tables
+from schemas.database import Cursor
+from schemas.errors import DatabaseAway
+from schemas.inbox import RECORD_ROWS_MAX
+from schemas.settings import SigningSecret
+from worker import folds
+from worker.folding import copy_rows, projection, renderings
+from worker.folding.anomalies import anomaly_rows, contradictions
+from worker.folding.batch import shortened
+from worker.folding.claim import reason_of
+from worker.folds import join
+from worker.folds.facts import Event, Facts, Subject
+from worker.logs import reader as log_reader
+from worker.logs.reader import Entry
+from worker.proof import archived, shadow
+from worker.proof.shadow import Shadow
+
+PROCESSES_MAX: Final = 4
+FILES_MAX: Final = 512
+FACTS_BUFFERED_MAX: Final = 20_000
+ROWS_READ: Final = 1_000
+CATCH_UP_EVENTS: Final = 500
+
+Progress = Callable[[str, int, int], None]
+"""Is told what is being done, how much of it is, and how much there is to do."""
+
+_log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """How the work is divided, in events.
+
+    The facts of *per_file* events are in memory at once, in each process; one reads *per_task* events at a time; up to
+    *alone_max* are not worth another process.
+    """
+
+    per_file: int = 5_000
+    per_task: int = 5_000
+    alone_max: int = 30_000
+
+
+USUAL: Final = Sizes()
+IN_ONE_PROCESS: Final = Sizes(alone_max=2**63)
+"""For a worker, which is not to take every core from those who fold."""
+
+
+def nobody(_step: str, _done: int, _total: int) -> None:
+    """Be told of progress, and tell nobody."""
+
+
+@contextmanager
+def rebuilt(engine: Engine, *, progress: Progress = nobody) -> Iterator[Shadow]:
+    """Fold every event that has an outcome into a schema of its own, yield that, then drop it."""
+    with shadow.shadow(engine) as made:
+        rebuild(made, progress=progress)
+        yield made
+
+
+def rebuild(made: Shadow, *, progress: Progress = nobody, sizes: Sizes = USUAL) -> None:
+    """Fill *made* from its own inbox, or from the events of the live one that have an outcome."""
+    try:
+        _rebuild_at_once(made, progress, sizes)
+    except DatabaseAway:
+        raise
+    except Exception as error:  # whatever a row is at fault for, the projection parks its event alone
+        if isinstance(error, (DBAPIError, database.DriverError)) and not database.is_fault_of_data(error):
+            raise
+        _log.warning("rebuild.step_by_step", reason=type(error).__name__)
+        _make_empty(made)
+        seqs = _seqs(made)
+        _fold_in_steps(made, [seqs[at : at + CATCH_UP_EVENTS] for at in range(0, len(seqs), CATCH_UP_EVENTS)], progress)
+        _take_over_attempts(made)
+
+
+@contextmanager
+def refolded(engine: Engine, *, seed: int, progress: Progress = nobody) -> Iterator[Shadow]:
+    """Let the projection fold the inbox in an order drawn from *seed*, yield what it made, then drop that."""
+    chance = random.Random(seed)  # noqa: S311 - an order to be repeated, not a secret
+    with shadow.shadow(engine) as made:
+        _make_empty(made)
+        seqs = _seqs(made)
+        chance.shuffle(seqs)
+        batches = []
+        while seqs:
+            batches.append([seqs.pop() for _ in range(min(len(seqs), chance.randint(1, projection.FOLD_BATCH_MAX)))])
+        _fold_in_steps(made, batches, progress)
+        yield made
+
+
+def record(
+    made: Shadow,
+    paths: Sequence[str],
+    *,
+    account: str,
+    now: datetime,
+    refuse: Callable[[Entry], None],
+    secrets: Sequence[SigningSecret] = (),
+) -> int:
+    """Record the logs at *paths* in the inbox of *made*, and return how many of their entries could not be read.
+
+    *account* stands for events that name none, *refuse* is called with each entry that cannot be read, and a signature
+    counts where one of *secrets* verifies it.
+    """
+    refused = 0
+    with database.transaction(made.within) as connection, database.cursor(connection) as cursor:
+        names = accounts.names(cursor)
+    for path in paths:
+        entries = log_reader.read(path, account=account, now=now, secrets=secrets, names=names)
+        while chunk := list(islice(entries, RECORD_ROWS_MAX)):
+            deliveries = [entry.delivery for entry in chunk if entry.delivery is not None]
+            with database.transaction(made.within) as connection, database.cursor(connection) as cursor:
+                inbox.record(cursor, deliveries)
+            for entry in chunk:
+                if entry.delivery is None:
+                    refused += 1
+                    refuse(entry)
+    return refused
+
+
+def catch_up(made: Shadow) -> int:
+    """Fold what the live tables have folded since *made* was filled, and return how many events that was."""
+    with database.transaction(made.engine) as connection, database.cursor(connection) as cursor:
+        archived.leave_out(cursor, made)
+        seqs = lacking(cursor, made)
+    _fold_in_steps(made, [seqs[at : at + CATCH_UP_EVENTS] for at in range(0, len(seqs), CATCH_UP_EVENTS)], nobody)
+    _take_over_attempts(made)
+    return len(seqs)
+
+
+def lacking(cursor: Cursor, made: Shadow) -> list[int]:
+    """Return the events to which the live tables gave an outcome that *made* does not have.
+
+    Without those of objects that are left out (see ``archived.leave_out``): they cannot all be folded.
+    """
+    cursor.execute(
+        sql.SQL(
+            """
+            SELECT o.seq FROM {live} AS o JOIN {inbox} AS i USING (seq) LEFT JOIN {made} AS m USING (seq)
+            WHERE (m.seq IS NULL OR m.attempts <> o.attempts)
+                AND (EXISTS (SELECT FROM {payloads} AS b WHERE b.seq = o.seq)
+                    OR EXISTS (SELECT FROM {archived} AS b WHERE b.seq = o.seq))
+                AND NOT EXISTS (SELECT FROM {left_out} AS l
+                    WHERE (l.account, l.livemode, l.object_id) = (i.account, i.livemode, i.object_id))
+                AND NOT EXISTS (SELECT FROM {left_out} AS l JOIN {mentions} AS n USING (account, livemode, object_id)
+                    WHERE n.seq = o.seq)
+            ORDER BY o.seq
+            """
+        ).format(
+            live=sql.Identifier(made.live, "outcomes"),
+            made=sql.Identifier(made.schema, "outcomes"),
+            archived=sql.Identifier(made.schema, "archived"),
+            left_out=sql.Identifier(made.schema, "left_out"),
+            **{name: sql.Identifier(made.live, name) for name in ("inbox", "payloads", "mentions")},
+        )
+    )
+    return [seq for (seq,) in cursor.fetchall()]
+
+
+def _take_over_attempts(made: Shadow) -> None:
+    with database.transaction(made.engine) as connection, database.cursor(connection) as cursor:
+        take_over_attempts(cursor, made)
+
+
+def take_over_attempts(cursor: Cursor, made: Shadow) -> None:
+    """Let the outcomes of *made* tell when and how often the live tables folded their events."""
+    cursor.execute(
+        sql.SQL(
+            "UPDATE {made} AS m SET attempts = o.attempts, folded_at = o.folded_at FROM {live} AS o"
+            " WHERE o.seq = m.seq AND (m.attempts, m.folded_at) IS DISTINCT FROM (o.attempts, o.folded_at)"
+        ).format(live=sql.Identifier(made.live, "outcomes"), made=sql.Identifier(made.schema, "outcomes"))
+    )
+
+
+def _make_empty(made: Shadow) -> None:
+    with database.transaction(made.engine) as connection, database.cursor(connection) as cursor:
+        shadow.make_tables(cursor, made)
+        shadow.make_indexes(cursor, made)
+
+
+def _seqs(made: Shadow) -> list[int]:
+    with database.transaction(made.within) as connection, database.cursor(connection) as cursor:
+        # What is pending the live tables do not tell.
+        cursor.execute(
+            sql.SQL("SELECT seq FROM inbox WHERE {} ORDER BY seq").format(
+                sql.SQL("true")
+                if made.has_inbox
+                else sql.SQL("seq IN (SELECT seq FROM {} JOIN payloads USING (seq))").format(
+                    sql.Identifier(made.live, "outcomes")
+                )
+            )
+        )
+        return [seq for (seq,) in cursor.fetchall()]
+
+
+def _fold_in_steps(made: Shadow, batches: Sequence[Sequence[int]], progress: Progress) -> None:
+    total, folded = sum(map(len, batches)), 0
+    for batch in batches:
+        with database.transaction(made.within) as connection, database.cursor(connection) as cursor:
+            queue(cursor, batch)
+        while projection.run_once(made.within, now=datetime.now(UTC)):
+            pass
+        folded += len(batch)
+        progress("Folding", folded, total)
+
+
+def queue(cursor: Cursor, seqs: Sequence[int]) -> None:
+    """Let the projection fold *seqs* anew where *cursor* looks first."""
+    # An operator's word queues its event, which may be among them.
+    cursor.execute(
+        "INSERT INTO pending (seq, again) SELECT unnest(%s::bigint[]), true ON CONFLICT DO NOTHING", (list(seqs),)
+    )
+
+
+# ---- At once ----
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """What every process has to know: *set_aside* tells the events that an operator has set aside, and why."""
+
+    url: str
+    path: tuple[str, ...]
+    live: str
+    snapshot: str
+    has_inbox: bool
+    has_archive: bool
+    set_aside: Mapping[tuple[str, bool, str], str]
+    folder: Path
+    files: int
+    now: datetime
+
+
+def _rebuild_at_once(made: Shadow, progress: Progress, sizes: Sizes) -> None:
+    with (
+        tempfile.TemporaryDirectory(prefix="payfold-rebuild-") as folder,
+        database.transaction(made.within, may_idle=True) as reading,
+        database.cursor(reading) as reader,
+        database.transaction(made.engine, may_idle=True) as writing,
+        database.cursor(writing) as writer,
+    ):
+        reader.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        # To be emptied is the one thing that a snapshot does not hide: nobody archives until all is read.
+        reader.execute("LOCK TABLE payloads IN ACCESS SHARE MODE")
+        ranges, job = _planned(reader, made, Path(folder), sizes)
+        shadow.make_tables(writer, made)
+        with _processes(job, is_alone=len(ranges) * sizes.per_task <= sizes.alone_max) as pool:
+            for at, written in enumerate(_each(pool, _judge_range, ranges), 1):
+                _copy(writer, made, written)
+                progress("Reading events", at, len(ranges))
+            for at, written in enumerate(_each(pool, _join_file, range(job.files)), 1):
+                _copy(writer, made, written)
+                progress("Joining", at, job.files)
+        progress("Making indexes", 0, 1)
+        shadow.make_indexes(writer, made)
+        progress("Making indexes", 1, 1)
+        # An order and its charges may have been joined in different files.
+        writer.execute(made.path())
+        projection.settle_all(writer, now=job.now)
+
+
+def _planned(reader: Cursor, made: Shadow, folder: Path, sizes: Sizes) -> tuple[list[tuple[int, int]], _Job]:
+    reader.execute("SELECT pg_export_snapshot(), min(seq), max(seq), count(*) FROM inbox")
+    snapshot, first, last, count = reader.fetchone() or ("", None, None, 0)
+    reader.execute(
+        "SELECT DISTINCT ON (account, livemode, object_id) account, livemode, object_id, payload"
+        " FROM inbox LEFT JOIN payloads USING (seq) WHERE type = %s ORDER BY account, livemode, object_id, seq",
+        (folds.EVENT_IGNORED,),
+    )
+    set_aside = {(row[0], row[1], row[2]): reason_of(row[3]) for row in reader.fetchall()}
+    job = _Job(
+        url=made.engine.url.render_as_string(hide_password=False),
+        path=(made.schema, made.live) if made.has_inbox or made.has_archive else (made.live,),
+        live=made.live,
+        snapshot=snapshot,
+        has_inbox=made.has_inbox,
+        has_archive=made.has_archive,
+        set_aside=set_aside,
+        folder=folder,
+        files=max(1, min(FILES_MAX, count // sizes.per_file + 1)),
+        now=datetime.now(UTC),
+    )
+    if first is None:
+        return [], job
+    # Numbers have gaps, where a duplicate drew one.
+    width = max(1, (last - first + 1) * sizes.per_task // max(count, 1))
+    return [(at, min(at + width, last + 1)) for at in range(first, last + 1, width)], job
+
+
+class _Here(Executor):
+    """Runs everything at once, in this process."""
+
+    def submit(self, work: Callable[..., Any], /, *arguments: Any, **named: Any) -> "Future[Any]":  # noqa: ANN401 - as its parent
+        done: Future[Any] = Future()
+        done.set_result(work(*arguments, **named))
+        return done
+
+
+@contextmanager
+def _processes(job: _Job, *, is_alone: bool) -> Iterator[Executor]:
+    count = min(PROCESSES_MAX, os.cpu_count() or 1)
+    if is_alone or count == 1:
+        _begin(job)
+        yield _Here()
+        return
+    with ProcessPoolExecutor(
+        count, mp_context=multiprocessing.get_context("spawn"), initializer=_begin, initargs=(job,)
+    ) as pool:
+        try:
+            yield pool
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+
+
+def _each(pool: Executor, work: Callable[[Any], dict[str, Path]], parts: Iterable[Any]) -> Iterator[dict[str, Path]]:
+    """Yield what *work* makes of each part; no more are begun than are soon wanted, since each leaves files."""
+    waiting: list[Future[dict[str, Path]]] = []
+    for part in parts:
+        waiting.append(pool.submit(work, part))
+        if len(waiting) > PROCESSES_MAX + 1:
+            yield waiting.pop(0).result()
+    for each in waiting:
+        yield each.result()
+
+
+def _copy(writer: Cursor, made: Shadow, written: Mapping[str, Path]) -> None:
+    """Fill tables with what was *written* for them, and remove the files."""
+    for name, path in written.items():
+        table = sql.Identifier(made.schema, name)
+        # Rows of a table that this very transaction made may be known as committed to all from the beginning.
+        frozen = sql.SQL("" if name == tables.anomalies.name else "FREEZE, ")
+        columns = copy_rows.Form(tables.metadata.tables[name]).columns
+        statement = sql.SQL("COPY {} ({}) FROM STDIN ({}{})").format(table, columns, frozen, copy_rows.FORMAT)
+        with path.open("rb") as file, writer.copy(statement) as copy:
+            while block := file.read(1024 * 1024):
+                copy.write(block)
+        path.unlink()
+
+
+# ---- In each process ----
+
+_JOB: _Job
+
+
+def _begin(job: _Job) -> None:
+    global _JOB  # noqa: PLW0603 - what a process begins with is the one thing its tasks share
+    _JOB = job
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()  # type: ignore[func-returns-value]  # it ends
+
+
+def _judge_range(bounds: tuple[int, int]) -> dict[str, Path]:
+    """Judge the events numbered within *bounds*, keep what they say, and write what became of them."""
+    job = _JOB
+    outcomes, mentions = _Rows(tables.outcomes, job.folder), _Rows(tables.mentions, job.folder)
+    anomalies = _Rows(tables.anomalies, job.folder)
+    told: set[tuple[str, bool, str, int]] = set()
+    spill = _Spill(job)
+    engine = database.engine(job.url, connections_max=1)
+    try:
+        with database.transaction(engine, may_idle=True) as connection:
+            with database.cursor(connection) as cursor:
+                cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
+                cursor.execute(sql.SQL("SET TRANSACTION SNAPSHOT {}").format(sql.Literal(job.snapshot)))
+                path = sql.SQL(", ").join(map(sql.Identifier, job.path))
+                cursor.execute(sql.SQL("SET LOCAL search_path = {}").format(path))
+                # What the live tables have not compared yet is not in them.
+                copies = renderings.of_range(cursor, *bounds, with_fresh=job.has_inbox)
+            driver = connection.connection.driver_connection
+            with driver.cursor("events", binary=True) as rows:  # type: ignore[union-attr]  # the pool does not know the driver's type
+                rows.itersize = ROWS_READ
+                statement = sql.SQL(
+                    _OWN_EVENTS if job.has_inbox else _ARCHIVED_EVENTS if job.has_archive else _EVENTS
+                ).format(
+                    columns=sql.SQL(_COLUMNS),
+                    outcomes=sql.Identifier(job.live, "outcomes"),
+                    payloads=sql.Identifier(job.live, "payloads"),
+                )
+                first, end = bounds
+                rows.execute(statement, {"first": first, "end": end})
+                for row in rows:
+                    event = Event(*row[:10])
+                    if event.seq in copies:
+                        choice = renderings.choose_with(copies.pop(event.seq), event.payload)
+                        event = choice.chosen.event
+                        for contradiction in contradictions(choice, job.now):
+                            anomalies.add_row(contradiction)
+                    verdict = _verdict(job, event)
+                    reason = shortened(verdict.reason)
+                    outcomes.add(
+                        (
+                            *(event.seq, verdict.state, reason, row[10], row[11] or job.now),
+                            *(folds.FOLD_VERSION, verdict.cause),
+                        )
+                    )
+                    spill.add(verdict.facts)
+                    for one in verdict.facts:
+                        if one.subject.source != event.object_id:
+                            told.add((event.account, event.livemode, one.subject.source, event.seq))
+    finally:
+        engine.dispose()
+    spill.flush()
+    for mention in told:
+        mentions.add(mention)
+    return {**outcomes.written(), **mentions.written(), **anomalies.written()}
+
+
+_COLUMNS: Final = (
+    "i.seq, i.account, i.livemode, i.id, i.type, i.created, i.object_type, i.object_id, b.payload, i.source"
+)
+# The range is told of the payloads too, so that no other partition of theirs is looked at, nor waited for.
+_EVENTS: Final = """
+SELECT {columns}, o.attempts, o.folded_at
+FROM inbox AS i JOIN payloads AS b USING (seq) JOIN {outcomes} AS o USING (seq)
+WHERE i.seq >= %(first)s AND i.seq < %(end)s AND b.seq >= %(first)s AND b.seq < %(end)s ORDER BY i.seq
+"""
+# Where one came back meanwhile, perhaps in another copy, it stands.
+_ARCHIVED_EVENTS: Final = """
+SELECT {columns}, o.attempts, o.folded_at
+FROM inbox AS i JOIN {outcomes} AS o USING (seq)
+    LEFT JOIN {payloads} AS p ON p.seq = i.seq AND p.seq >= %(first)s AND p.seq < %(end)s
+    LEFT JOIN archived AS a ON a.seq = i.seq
+    CROSS JOIN LATERAL (SELECT coalesce(p.payload, a.payload) AS payload) AS b
+WHERE i.seq >= %(first)s AND i.seq < %(end)s AND b.payload IS NOT NULL ORDER BY i.seq
+"""
+_OWN_EVENTS: Final = """
+SELECT {columns}, 1::smallint, NULL::timestamptz FROM inbox AS i JOIN payloads AS b USING (seq)
+WHERE i.seq >= %(first)s AND i.seq < %(end)s AND b.seq >= %(first)s AND b.seq < %(end)s ORDER BY i.seq
+"""
+
+
+def _verdict(job: _Job, event: Event) -> folds.Verdict:
+    reason = job.set_aside.get((event.account, event.livemode, event.id))
+    return folds.judge(event) if reason is None else folds.set_aside(reason)
+
+
+class _Spill:
+    """Keeps facts in the file of their object, a block of them behind its length."""
+
+    def __init__(self, job: _Job) -> None:
+        self._job = job
+        self._encode = msgspec.msgpack.Encoder().encode
+        self._buffered: dict[int, list[Facts]] = defaultdict(list)
+        self._count = 0
+
+    def add(self, facts: Iterable[Facts]) -> None:
+        for one in facts:
+            subject = one.subject
+            key = f"{subject.account} {subject.livemode} {subject.source}".encode(errors="surrogatepass")
+            self._buffered[zlib.crc32(key) % self._job.files].append(one)
+            self._count += 1
+        if self._count >= FACTS_BUFFERED_MAX:
+            self.flush()
+
+    def flush(self) -> None:
+        for number, facts in self._buffered.items():
+            block = self._encode(facts)
+            with (self._job.folder / f"{number}.{os.getpid()}.facts").open("ab") as file:
+                file.write(_LENGTH.pack(len(block)))
+                file.write(block)
+        self._buffered.clear()
+        self._count = 0
+
+
+_LENGTH: Final = struct.Struct("<q")
+
+
+def _kept(job: _Job, number: int) -> Iterator[Facts]:
+    """Yield the facts of one file, and remove it."""
+    decode = msgspec.msgpack.Decoder(list[list[Any]]).decode
+    for path in job.folder.glob(f"{number}.*.facts"):
+        with path.open("rb") as file:
+            while length := file.read(_LENGTH.size):
+                for subject, event_id, source, created, rank, stamp, *more, parts in decode(
+                    file.read(_LENGTH.unpack(length)[0])
+                ):
+                    # Lists come back of what were tuples.
+                    lines = None if parts is None else tuple(parts)
+                    yield Facts(*(Subject(*subject), event_id, source, created, rank, tuple(stamp), *more, lines))
+        path.unlink()
+
+
+def _join_file(number: int) -> dict[str, Path]:
+    """Join all that is said of the objects of one file, and write their rows."""
+    job = _JOB
+    told: dict[Subject, list[Facts]] = defaultdict(list)
+    for facts in _kept(job, number):
+        told[facts.subject].append(facts)
+    rows = {table.name: _Rows(table, job.folder) for table in (*tables.PROJECTIONS, tables.anomalies)}
+    for subject in told:
+        shape = folds.SHAPES[subject.table]
+        joined = join.fold_all(shape, join.with_leader(shape, subject, told))
+        if joined is None:
+            continue
+        rows[subject.table].add_row(joined.row)
+        for child in joined.children:
+            rows[folds.SHAPES[subject.table].child].add_row(child)
+        for anomaly in anomaly_rows(subject, joined, job.now):
+            rows[tables.anomalies.name].add_row(anomaly)
+    return {name: path for each in rows.values() for name, path in each.written().items()}
+
+
+class _Rows:
+    """Rows of one table on their way into a file, in the form of COPY."""
+
+    def __init__(self, table: Table, folder: Path) -> None:
+        self._name = table.name
+        self._folder = folder
+        self._line = copy_rows.Form(table).line
+        self._lines: list[bytes] = []
+
+    def add_row(self, row: Mapping[str, Any]) -> None:
+        self._lines.append(self._line(row))
+
+    def add(self, values: Sequence[Any]) -> None:
+        self._lines.append(copy_rows.line(values))
+
+    def written(self) -> dict[str, Path]:
+        """Write the rows, and return the file by the table's name; nothing where there are none."""
+        if not self._lines:
+            return {}
+        handle, name = tempfile.mkstemp(suffix=f".{self._name}", dir=self._folder)
+        with os.fdopen(handle, "wb") as file:
+            file.writelines(self._lines)
+        self._lines.clear()
+        return {self._name: Path(name)}

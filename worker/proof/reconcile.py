@@ -1,0 +1,349 @@
+"""Answers whether the tables are right: by money's own rules, by a rebuild, by somebody else's log, and by Stripe.
+
+What a run came to is one object (see ``run``), which the command prints, the report draws and the history keeps.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+from psycopg.rows import dict_row
+from sqlalchemy import Engine
+
+from schemas import database, tables
+from schemas.database import Cursor
+from schemas.settings import SigningSecret
+from schemas.version import version
+from worker.folding import projection
+from worker.logs.reader import Entry
+from worker.proof import against_logs, against_stripe, archived, money_rules, rebuild, shadow, swap
+from worker.proof.difference import Difference, told
+from worker.proof.rebuild import USUAL, Progress, Sizes, nobody
+from worker.stripe_jobs.rounds import Desk
+
+RULES: Final = "rules"
+REBUILD: Final = "rebuild"
+LOG: Final = "log"
+STRIPE: Final = "stripe"
+DRIFT_LISTED_MAX: Final = 1_000
+"""So many differences a result lists itself; all of them go where ``Wanted.each`` takes them."""
+
+
+def _ignore(_: object) -> None:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a run is to check.
+
+    *logs* are files of events, in which *account* stands for events that name none, and a signature counts where one of
+    *secrets* verifies it; *desk* is where Stripe is asked,
+    for what was created *since*; *archive* is the folder of what is archived. With *repair* the run puts right what it
+    can, and then looks again. *each* is told every difference and *refuse* every entry of a log that cannot be read.
+    """
+
+    logs: Sequence[str] = ()
+    account: str = ""
+    secrets: Sequence[SigningSecret] = ()
+    desk: Desk | None = None
+    since: datetime | None = None
+    archive: Path | None = None
+    repair: bool = False
+    each: Callable[[dict[str, Any]], None] = _ignore
+    refuse: Callable[[Entry], None] = _ignore
+    progress: Progress = nobody
+    sizes: Sizes = USUAL
+
+
+@dataclass(slots=True)
+class _Drift:
+    """What differs, as it is found: all of it counted, some of it listed."""
+
+    each: Callable[[dict[str, Any]], None]
+    listed: list[dict[str, Any]] = field(default_factory=list)
+    total: int = 0
+    kinds: Counter[tuple[str, str]] = field(default_factory=Counter)
+    money: dict[str, Counter[str]] = field(default_factory=dict)
+    rows: dict[str, Counter[str]] = field(default_factory=dict)
+
+    def add(self, check: str, found: Difference) -> None:
+        """Take in one difference that *check* found."""
+        row = {
+            "check": check,
+            "kind": found.kind,
+            "account": found.account,
+            "livemode": found.livemode,
+            "table": found.table,
+            "id": found.id,
+            "column": found.column,
+            "held": told(found.column, found.held),
+            "expected": told(found.column, found.expected),
+            "currency": found.currency,
+            "amount": found.amount,
+            "at": found.at,
+        }
+        self.total += 1
+        self.kinds[check, found.kind] += 1
+        if found.currency is not None and found.amount is not None and found.column in (None, *tables.MAIN_AMOUNTS):
+            self.money.setdefault(check, Counter())[found.currency] += found.amount
+            self.rows.setdefault(check, Counter())[found.currency] += 1
+        if len(self.listed) < DRIFT_LISTED_MAX:
+            self.listed.append(row)
+        self.each(row)
+
+    def summed(self) -> list[dict[str, Any]]:
+        """Return by how much the tables hold too much, for each currency, by the first check that tells of money.
+
+        Several checks tell of the same cent, so they are not added up.
+        """
+        check = next((each for each in (REBUILD, STRIPE, RULES) if each in self.money), None)
+        if check is None:
+            return []
+        return [
+            {"currency": currency, "amount": amount, "count": self.rows[check][currency]}
+            for currency, amount in sorted(self.money[check].items())
+        ]
+
+
+def run(engine: Engine, checks: Sequence[str], wanted: Wanted) -> dict[str, Any]:
+    """Make the *checks*, keep what they came to, and return it.
+
+    The result holds ``run``, ``events``, ``money``, ``drift``, ``drift_total``, ``drift_money`` and, of each check
+    that was made, ``rules`` with ``not_provable``, ``tables``, ``logs`` or ``stripe``; after a repair also
+    ``repaired``, which is what there was to be put right; and where objects are archived, and no archive is at hand,
+    how many objects and events are ``left_out`` of the rebuild.
+
+    Raises:
+        KeyRefused, StripeAway: Stripe does not answer; nothing has changed.
+        ConflictError: folding did not pause in time, the archive lacks what it should have, or it is not at hand
+            where a repair wants it; nothing has changed.
+    """
+    if wanted.repair and wanted.archive is None:
+        with shadow.shadow(engine) as made:
+            archived.require_all(made)
+    started = datetime.now(UTC)
+    drift = _Drift(wanted.each)
+    parts = _parts(engine, checks, wanted, drift)
+    repaired = None
+    if wanted.repair and drift.total:
+        repaired = {"drift_total": drift.total, "kinds": _kinds(drift)}
+        repaired |= _repair(engine, checks, wanted)
+        drift = _Drift(wanted.each)
+        parts = _parts(engine, checks, wanted, drift)
+    result = {
+        "run": {
+            "id": 0,
+            "started_at": started,
+            "finished_at": datetime.now(UTC),
+            "outcome": "drift" if drift.total else "ok",
+            "version": version(),
+            "checks": list(checks),
+        },
+        **_of_the_shop(engine),
+        **parts,
+        "drift": drift.listed,
+        "drift_total": drift.total,
+        "drift_kinds": _kinds(drift),
+        "drift_money": drift.summed(),
+    }
+    if repaired is not None:
+        result["repaired"] = repaired
+    result["run"]["id"] = _keep(engine, result)
+    return result
+
+
+def _kinds(drift: _Drift) -> list[dict[str, Any]]:
+    return [{"check": check, "kind": kind, "count": count} for (check, kind), count in sorted(drift.kinds.items())]
+
+
+def _parts(engine: Engine, checks: Sequence[str], wanted: Wanted, drift: _Drift) -> dict[str, Any]:
+    made = {RULES: _by_rules, REBUILD: _by_rebuild, LOG: _by_logs, STRIPE: _by_stripe}
+    parts: dict[str, Any] = {}
+    for check in checks:
+        parts |= made[check](engine, wanted, drift)
+    return parts
+
+
+def _by_rules(engine: Engine, wanted: Wanted, drift: _Drift) -> dict[str, Any]:
+    wanted.progress("Money rules", 0, 1)
+    with _at_one_moment(engine) as cursor:
+        tallies, findings = money_rules.check(cursor)
+    titles = {rule.name: rule.title for rule in money_rules.RULES}
+    unproven = [finding for finding in findings if finding.state != "broken"]
+    for finding in findings:
+        if finding.state == "broken":
+            drift.add(RULES, _broken(finding))
+    wanted.progress("Money rules", 1, 1)
+    names = ("rule", "account", "livemode", "table", "id", "detail", "at")
+    return {
+        "rules": [{**asdict(tally), "title": titles[tally.rule]} for tally in tallies],
+        "not_provable": [{name: getattr(each, name) for name in names} for each in unproven],
+    }
+
+
+def _broken(finding: money_rules.Finding) -> Difference:
+    held, expected = finding.held, finding.expected
+    is_money = finding.currency is not None and held is not None and expected is not None
+    return Difference(
+        finding.table,
+        finding.rule,
+        finding.account,
+        finding.livemode,
+        finding.id,
+        held=held,
+        expected=expected,
+        currency=finding.currency,
+        amount=held - expected if is_money and held is not None and expected is not None else None,
+        at=finding.at,
+    )
+
+
+def _by_rebuild(engine: Engine, wanted: Wanted, drift: _Drift) -> dict[str, Any]:
+    with archived.beside(engine, wanted.archive, progress=wanted.progress) as made:
+        rebuild.rebuild(made, progress=wanted.progress, sizes=wanted.sizes)
+        found = swap.compare(made, tell=lambda difference: drift.add(REBUILD, difference))
+    left_out = {"objects": found.objects_left_out, "events": found.events_left_out}
+    return ({"left_out": left_out} if found.events_left_out else {}) | {
+        "tables": [
+            {
+                "table": tally.table,
+                "live": tally.held,
+                "rebuilt": tally.expected,
+                "missing": tally.missing,
+                "extra": tally.extra,
+                "different": tally.different,
+            }
+            for tally in found.tallies
+        ]
+    }
+
+
+def _by_logs(engine: Engine, wanted: Wanted, drift: _Drift) -> dict[str, Any]:
+    with shadow.shadow(engine, has_inbox=True) as made:
+        wanted.progress("Reading the log", 0, 1)
+        refused = rebuild.record(
+            made,
+            wanted.logs,
+            account=wanted.account,
+            now=datetime.now(UTC),
+            refuse=wanted.refuse,
+            secrets=wanted.secrets,
+        )
+        wanted.progress("Reading the log", 1, 1)
+        if wanted.archive is not None:
+            archived.bring(made, wanted.archive, progress=wanted.progress)
+        counts = against_logs.compare(made, tell=lambda difference: drift.add(LOG, difference))
+    return {"logs": {**counts, "refused": refused}}
+
+
+def _by_stripe(_: Engine, wanted: Wanted, drift: _Drift) -> dict[str, Any]:
+    if wanted.desk is None:
+        raise ValueError("a desk is wanted where Stripe is to be asked")
+    tallies = []
+    for found in against_stripe.audit(wanted.desk, since=wanted.since, progress=wanted.progress):
+        if isinstance(found, against_stripe.Listed):
+            tallies.append(asdict(found))
+        else:
+            drift.add(STRIPE, found)
+    return {"stripe": [_shown_tally(tally) for tally in tallies]}
+
+
+def _shown_tally(tally: dict[str, Any]) -> dict[str, Any]:
+    renamed = {"missing": "missing_here", "extra": "missing_there"}
+    only_where_any = ("archived", "unreadable")
+    return {renamed.get(name, name): value for name, value in tally.items() if value or name not in only_where_any}
+
+
+def _repair(engine: Engine, checks: Sequence[str], wanted: Wanted) -> dict[str, Any]:
+    """Put right what can be: what is missing is recorded, and the tables are brought to what the inbox then says."""
+    done: dict[str, Any] = {}
+    if LOG in checks:
+        done["events_recorded"], done["events_mended"] = against_logs.record_missing(
+            engine, wanted.logs, account=wanted.account, secrets=wanted.secrets
+        )
+    if STRIPE in checks and wanted.desk is not None:
+        done["objects_put_right"] = against_stripe.repair(wanted.desk, since=wanted.since, progress=wanted.progress)
+    while projection.run_once(engine, now=datetime.now(UTC)):
+        pass
+    if REBUILD in checks or RULES in checks:
+        with archived.beside(engine, wanted.archive, progress=wanted.progress) as made:
+            rebuild.rebuild(made, progress=wanted.progress, sizes=wanted.sizes)
+            found, changes = swap.swap(made)
+        done |= {"rows_swapped": found.drift, "changes": changes}
+    return done
+
+
+# ---- What is said of the shop as a whole ----
+
+
+@contextmanager
+def _at_one_moment(engine: Engine) -> Iterator[Cursor]:
+    with database.transaction(engine) as connection, database.cursor(connection) as cursor:
+        cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        yield cursor
+
+
+_EVENTS: Final = """
+SELECT
+    (SELECT count(*) FROM inbox) AS recorded,
+    (SELECT min(created) FROM inbox) AS first_created,
+    (SELECT max(created) FROM inbox) AS last_created,
+    (SELECT count(*) FROM outcomes WHERE state = 'parked') AS parked,
+    (SELECT count(*) FROM pending) AS pending
+"""
+_MONEY: Final = """
+SELECT to_char(coalesce(completed_at, created) AT TIME ZONE 'UTC', 'YYYY-MM-DD') AS day, status, currency,
+    count(*) AS orders, CASE WHEN currency IS NOT NULL THEN coalesce(sum(amount_total), 0) END AS amount
+FROM orders GROUP BY 1, 2, 3 ORDER BY 1, 2, 3
+"""
+
+
+def _of_the_shop(engine: Engine) -> dict[str, Any]:
+    with _at_one_moment(engine) as cursor, cursor.connection.cursor(row_factory=dict_row) as rows:
+        events = rows.execute(_EVENTS).fetchone()
+        money = rows.execute(_MONEY).fetchall()
+    # A sum of many may be more than a bigint holds, and comes as a decimal.
+    return {"events": events, "money": [{**row, "amount": _whole(row["amount"])} for row in money]}
+
+
+def _whole(amount: Decimal | None) -> int | None:
+    return None if amount is None else int(amount)
+
+
+# ---- History ----
+
+
+def _keep(engine: Engine, result: dict[str, Any]) -> int:
+    kept = {name: value for name, value in result.items() if name not in ("drift", "money", "not_provable")}
+    with database.transaction(engine) as connection, database.cursor(connection) as cursor:
+        cursor.execute(
+            "INSERT INTO reconciliations (started_at, finished_at, outcome, checks, drift, result)"
+            " VALUES (%s, %s, %s, %s, %s, %s) RETURNING id",
+            (
+                result["run"]["started_at"],
+                result["run"]["finished_at"],
+                result["run"]["outcome"],
+                result["run"]["checks"],
+                result["drift_total"],
+                msgspec.json.encode(kept).decode(),
+            ),
+        )
+        (number,) = cursor.fetchone() or (0,)
+        return int(number)
+
+
+def history(engine: Engine, *, limit: int) -> list[dict[str, Any]]:
+    """Return the last runs, newest first."""
+    with _at_one_moment(engine) as cursor, cursor.connection.cursor(row_factory=dict_row) as rows:
+        rows.execute(
+            "SELECT id, started_at, finished_at, outcome, checks, drift FROM reconciliations ORDER BY id DESC LIMIT %s",
+            (limit,),
+        )
+        return rows.fetchall()

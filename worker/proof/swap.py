@@ -1,0 +1,341 @@
+"""Brings the live tables to the result of a rebuild, and appends the changes that follow.
+
+Note [A swap writes the difference]
+    To rename the rebuilt tables into the live ones' place would lock out every reader for a moment, and would
+    show a reader whose transaction is older an empty table, or one half of the old state and one of the new:
+    PostgreSQL does not undo a renaming for whoever looks at an earlier moment. So the rows that differ are
+    written, in one transaction: no reader waits, or sees anything but the one state or the other; and indexes,
+    views and grants, those of others among them, are what they were. Folding waits meanwhile, recording does not.
+"""
+
+import random
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import msgspec
+import psycopg
+from psycopg import sql
+from sqlalchemy import Table
+
+from schemas import database, tables
+from schemas.database import Cursor
+from schemas.errors import ConflictError
+from worker import folds
+from worker.folding import corrections, expired_items, order_refunds, projection, settling
+from worker.folding.claim import claim, keep_others_from_appending, keep_others_from_folding
+from worker.folds.facts import Subject
+from worker.proof import archived, difference, digest, rebuild, shadow
+from worker.proof.archived import LeftOut
+from worker.proof.difference import Comparison, Difference, Pair
+from worker.proof.digest import Digest
+from worker.proof.shadow import REPLACED, Shadow
+
+LOCK_SECONDS_MAX: Final = 5
+"""So long one try waits for folding to pause: longer than a batch takes."""
+TRIES_MAX: Final = 12
+CHANGES_AT_ONCE: Final = 500
+PROOF_DIFFERENCES_MAX: Final = 20
+
+
+def compare(made: Shadow, *, tell: Callable[[Difference], None]) -> Comparison:
+    """Compare the live tables with *made* as of one moment, at which both have folded the same events.
+
+    What *made* has from an inbox of its own is compared as it is, and objects of which a payload is archived are left
+    out, unless *made* has it.
+    """
+    with database.transaction(made.engine, may_idle=True) as connection, database.cursor(connection) as cursor:
+        cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        left = at_one_moment(cursor, made)
+        found = difference.compare(cursor, made, tell=tell)
+        found.objects_left_out, found.events_left_out = left.objects, left.events
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """The digests of the *live* tables and of those made *again*, as of one moment, and their first *differences*."""
+
+    live: list[Digest]
+    again: list[Digest]
+    differences: list[Difference]
+
+    @property
+    def holds(self) -> bool:
+        """Whether both are the same."""
+        return self.live == self.again
+
+
+def prove(made: Shadow) -> Proof:
+    """Hold the digests of the live tables against those of *made* once both have folded the same events."""
+    found: list[Difference] = []
+    with database.transaction(made.engine, may_idle=True) as connection, database.cursor(connection) as cursor:
+        cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        at_one_moment(cursor, made)
+        live = digest.digests_seen(cursor, schema=made.live)
+        again = digest.digests_seen(cursor, schema=made.schema)
+        if live != again:
+            difference.compare(cursor, made, tell=found.append)
+    return Proof(live, again, found[:PROOF_DIFFERENCES_MAX])
+
+
+def swap(made: Shadow, *, tell: Callable[[Difference], None] = lambda _: None) -> tuple[Comparison, int]:
+    """Bring the live tables to *made*, in one transaction; return what differed, and how many changes were appended.
+
+    *tell* is told each difference that there was.
+
+    Raises:
+        ConflictError: when folding does not pause in time, or a payload is archived that *made* does not have; nothing
+            has changed then.
+    """
+    with _held(made) as (cursor, left):
+        archived.require_none(left)
+        implied = _Implied(cursor, made)
+        found = difference.compare(cursor, made, tell=tell, pair=implied.add)
+        implied.flush()
+        implied.add_refunds()
+        for table in REPLACED:
+            _write(cursor, made, table)
+        _settle_anomalies(cursor, made)
+        return found, _append(cursor, made)
+
+
+def at_one_moment(reader: Cursor, made: Shadow) -> LeftOut:
+    """Let *reader*, which has read nothing yet, see the live tables and *made* after the same events."""
+    for last in range(TRIES_MAX, 0, -1):
+        _catch_up_beside(made)
+        with database.transaction(made.engine, may_idle=True) as connection, database.cursor(connection) as cursor:
+            if not _pause(cursor, is_last=last == 1):
+                continue
+            shadow.require_same_names(cursor, made)
+            with database.transaction(made.engine) as folding, database.cursor(folding) as catching_up:
+                left = _caught_up(catching_up, made, is_last=last == 1)
+            if left is not None:
+                # Its snapshot is what it sees from here on, whatever is folded once the pause is over.
+                reader.execute("SELECT")
+                return left
+    raise ConflictError(_TOO_BUSY)
+
+
+@contextmanager
+def _held(made: Shadow) -> Iterator[tuple[Cursor, LeftOut]]:
+    """Let folding pause, and *made* catch up with what was folded, for as long as the block takes."""
+    for last in range(TRIES_MAX, 0, -1):
+        _catch_up_beside(made)
+        with database.transaction(made.engine, may_idle=True) as connection, database.cursor(connection) as cursor:
+            if not _pause(cursor, is_last=last == 1):
+                continue
+            shadow.require_same_names(cursor, made)
+            left = _caught_up(cursor, made, is_last=last == 1)
+            if left is not None:
+                yield cursor, left
+                return
+    raise ConflictError(_TOO_BUSY)
+
+
+_TOO_BUSY: Final = "Folding is too busy to be compared with: try again, or at a quieter time."
+
+
+def _catch_up_beside(made: Shadow) -> None:
+    """Let *made* catch up with most of what was folded, while folding goes on."""
+    if not made.has_inbox:
+        rebuild.catch_up(made)
+
+
+def _caught_up(cursor: Cursor, made: Shadow, *, is_last: bool) -> LeftOut | None:
+    """Let *made* catch up while folding pauses, and return what is left out; None where it would take too long."""
+    left = archived.leave_out(cursor, made)
+    seqs = [] if made.has_inbox else rebuild.lacking(cursor, made)
+    if len(seqs) > rebuild.CATCH_UP_EVENTS and not is_last:
+        return None
+    _catch_up_here(cursor, made, seqs)
+    return left
+
+
+def _pause(cursor: Cursor, *, is_last: bool) -> bool:
+    """Keep others from folding until the transaction ends; False where they did not let us in time."""
+    cursor.execute(sql.SQL("SET LOCAL lock_timeout = {}").format(sql.Literal(f"{LOCK_SECONDS_MAX}s")))
+    try:
+        with cursor.connection.transaction():
+            keep_others_from_folding(cursor)
+    except psycopg.errors.LockNotAvailable:
+        if is_last:
+            raise ConflictError(
+                "Folding did not pause in time: is a transaction left open? Nothing has changed; try again."
+            ) from None
+        time.sleep(random.uniform(0.05, 0.5))  # noqa: S311 - jitter
+        return False
+    return True
+
+
+def _catch_up_here(cursor: Cursor, made: Shadow, seqs: list[int]) -> None:
+    """Fold *seqs* in *made* within the transaction that keeps others from folding."""
+    if not seqs:
+        return
+    cursor.execute(made.path())
+    rebuild.queue(cursor, seqs)
+    while claimed := claim(cursor, limit=projection.FOLD_BATCH_MAX):
+        projection.project(cursor, claimed, now=datetime.now(UTC))
+    cursor.execute(sql.SQL("SET LOCAL search_path = {}").format(sql.Identifier(made.live)))
+    rebuild.take_over_attempts(cursor, made)
+
+
+class _Implied:
+    """The changes that follow from the rows that differ; they are gathered beside the live ones."""
+
+    def __init__(self, cursor: Cursor, made: Shadow) -> None:
+        self._cursor = cursor
+        self._made = made
+        self._found: list[dict[str, Any]] = []
+        cursor.execute(sql.SQL("TRUNCATE {}").format(sql.Identifier(made.schema, "changes")))
+
+    def add(self, pair: Pair) -> None:
+        """Note what a consumer wants to hear of a row that appears or changes."""
+        shape = folds.SHAPES.get(pair.table.name)
+        if shape is None or pair.expected is None:
+            return
+        self._found += [
+            {
+                "account": pair.expected["account"],
+                "livemode": pair.expected["livemode"],
+                "subject": shape.subject,
+                "subject_id": difference.owner(pair.table, pair.expected),
+                "kind": change.kind,
+                "event_id": pair.expected["event_id"],
+                "at": pair.expected["as_of"],
+                "before": change.before,
+                "after": change.after,
+            }
+            for change in shape.changes(pair.held, pair.expected)
+        ]
+        if len(self._found) >= CHANGES_AT_ONCE:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what was gathered; what an event brings that had been folded before is no news, and is withheld."""
+        if not self._found:
+            return
+        # Whoever else appends waits, since folding does.
+        self._found = corrections.against_the_feed(self._cursor, self._found)
+        self._within(lambda: expired_items.add_lines(self._cursor, self._found))
+        self._within(self._name_deciders)
+        self._cursor.execute(
+            sql.SQL(
+                """
+                INSERT INTO {made} (account, livemode, subject, subject_id, kind, event_id, source, at, before, after,
+                    withheld)
+                SELECT c.account, c.livemode, c.subject, c.subject_id, c.kind, c.event_id, i.source, c.at, c.before,
+                    c.after, CASE WHEN EXISTS (
+                        SELECT FROM {outcomes} AS o WHERE o.seq = i.seq AND o.state = 'folded'
+                    ) THEN 'swap' END
+                FROM json_populate_recordset(NULL::{made}, %s) AS c
+                JOIN {inbox} AS i ON (i.account, i.livemode, i.id) = (c.account, c.livemode, c.event_id)
+                ON CONFLICT DO NOTHING
+                """
+            ).format(
+                made=sql.Identifier(self._made.schema, "changes"),
+                inbox=sql.Identifier(self._made.live, "inbox"),
+                outcomes=sql.Identifier(self._made.live, "outcomes"),
+            ),
+            (msgspec.json.encode(self._found).decode(),),
+        )
+        self._found.clear()
+
+    def _name_deciders(self) -> None:
+        """Let the change of an order that its charge settled name the charge's event."""
+        orders = {
+            Subject("orders", row["account"], row["livemode"], row["subject_id"])
+            for row in self._found
+            if row["subject"] == "order" and row["kind"] != order_refunds.KIND
+        }
+        own = {subject: joined for subject, (_, joined) in settling.at_rest(self._cursor, orders).items()}
+        settled = settling.settled(self._cursor, own)
+        for row in self._found:
+            joined = settled.get(Subject("orders", row["account"], row["livemode"], row["subject_id"]))
+            if joined is not None and joined.decided_by is not None and row["kind"] != order_refunds.KIND:
+                row.update(event_id=joined.decided_by.event_id, at=joined.decided_by.at)
+
+    def add_refunds(self) -> None:
+        """Note the orders whose refunded amount is then another than was last told."""
+        self._within(lambda: self._found.extend(order_refunds.untold(self._cursor, told_in=self._made.live)))
+        self.flush()
+
+    def _within(self, work: Callable[[], None]) -> None:
+        self._cursor.execute(self._made.path())
+        work()
+        self._cursor.execute(sql.SQL("SET LOCAL search_path = {}").format(sql.Identifier(self._made.live)))
+
+
+def _write(cursor: Cursor, made: Shadow, table: Table) -> None:
+    """Write the rows of *table* that differ, and delete those that are not expected."""
+    key = difference.key_of(table)
+    names = [column.name for column in table.columns]
+    others = [name for name in names if name not in key]
+    held, expected = sql.Identifier(made.live, table.name), sql.Identifier(made.schema, table.name)
+    keys = sql.SQL(", ").join(map(sql.Identifier, key))
+    same = sql.SQL(" AND ").join(sql.SQL("h.{0} = e.{0}").format(sql.Identifier(name)) for name in key)
+    cursor.execute(
+        sql.SQL("DELETE FROM {held} AS h WHERE NOT EXISTS (SELECT FROM {expected} AS e WHERE {same})").format(
+            held=held, expected=expected, same=same
+        )
+    )
+    update = (
+        sql.SQL("UPDATE SET ({}) = ROW ({})").format(
+            sql.SQL(", ").join(map(sql.Identifier, others)),
+            sql.SQL(", ").join(sql.Identifier("excluded", name) for name in others),
+        )
+        if others
+        else sql.SQL("NOTHING")
+    )
+    cursor.execute(
+        sql.SQL(
+            "INSERT INTO {held} ({names}) SELECT {values} FROM {expected} AS e LEFT JOIN {held} AS h USING ({keys})"
+            " WHERE {distinct} ON CONFLICT ({keys}) DO {update}"
+        ).format(
+            held=held,
+            expected=expected,
+            names=sql.SQL(", ").join(map(sql.Identifier, names)),
+            values=sql.SQL(", ").join(sql.Identifier("e", name) for name in names),
+            keys=keys,
+            distinct=difference.distinct(table),
+            update=update,
+        )
+    )
+
+
+def _settle_anomalies(cursor: Cursor, made: Shadow) -> None:
+    """Put in force the anomalies that *made* has, and resolve the others."""
+    held, expected = sql.Identifier(made.live, "anomalies"), sql.Identifier(made.schema, "anomalies")
+    cursor.execute(
+        sql.SQL(
+            "UPDATE {held} AS h SET resolved_at = now() WHERE resolved_at IS NULL AND NOT EXISTS"
+            " (SELECT FROM {expected} AS e WHERE (e.account, e.livemode, e.id) = (h.account, h.livemode, h.id)"
+            " AND e.resolved_at IS NULL)"
+        ).format(held=held, expected=expected)
+    )
+    names = sql.SQL(", ").join(sql.Identifier(column.name) for column in tables.anomalies.columns)
+    cursor.execute(
+        sql.SQL(
+            "INSERT INTO {held} AS h ({names}) SELECT {names} FROM {expected} WHERE resolved_at IS NULL"
+            " ON CONFLICT (account, livemode, id) DO UPDATE SET resolved_at = NULL, detail = excluded.detail"
+            " WHERE h.resolved_at IS NOT NULL OR h.detail <> excluded.detail"
+        ).format(held=held, expected=expected, names=names)
+    )
+
+
+def _append(cursor: Cursor, made: Shadow) -> int:
+    """Append the changes that were gathered, in the order of their times, and return how many."""
+    keep_others_from_appending(cursor)
+    columns = sql.SQL("account, livemode, subject, subject_id, kind, event_id, source, at, before, after, withheld")
+    cursor.execute(
+        sql.SQL(
+            "INSERT INTO {live} ({columns}) SELECT {columns} FROM {made} ORDER BY at, subject, subject_id, seq"
+            " ON CONFLICT DO NOTHING"
+        ).format(
+            live=sql.Identifier(made.live, "changes"), made=sql.Identifier(made.schema, "changes"), columns=columns
+        )
+    )
+    return cursor.rowcount

@@ -1,0 +1,249 @@
+"""Expires what has been open for too long: at Stripe where a key serves it, by our clock where none does.
+
+An open session holds the shop's stock. Which are stale follows from the orders alone; that one of them is
+expired is Stripe's to say, and only its answer is recorded.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from functools import partial
+from typing import Any, Final
+
+import structlog
+
+from schemas import checkout, inbox, observations
+from schemas.budget import Lane
+from schemas.checkout import Ending
+from schemas.database import Cursor
+from schemas.errors import CallDeclined, DatabaseAway, MissingAtStripe, NotAnObject
+from schemas.inbox import Delivery
+from schemas.observations import World
+from schemas.settings import Settings
+from worker.folds.checkout_session import CLOCK_EXPIRED
+from worker.stripe_jobs import queue, rounds
+from worker.stripe_jobs.queue import Call, Progress, Wanted
+from worker.stripe_jobs.rounds import Desk, Made, Round, Slice
+
+JOB: Final = "expire_sessions"
+TTL_METADATA_KEY: Final = "payfold_session_ttl_minutes"
+"""In a payment link's metadata: minutes, or off, for the sessions of this link."""
+BATCH_MAX: Final = 200
+LISTED_MAX: Final = 10_000
+EXPIRE: Final = "expire"
+READ: Final = "session"
+
+_log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Stale:
+    """An open session that is to go, and why. *purpose* is to expire it, or to read it where its own end has passed."""
+
+    world: World
+    id: str
+    purpose: str
+    created: datetime | None
+    expires_at: datetime | None
+    minutes_allowed: int | None
+
+    def reason(self, now: datetime) -> str:
+        """Say why it is to go."""
+        if self.purpose == READ:
+            return f"its own end, {self.expires_at:%Y-%m-%d %H:%M:%S} UTC, has passed: read what became of it"
+        minutes = (now - self.created).total_seconds() / 60 if self.created else 0
+        return f"open for {minutes:,.0f} minutes, of {self.minutes_allowed} allowed"
+
+
+_STALE: Final = """
+SELECT o.id, o.created, o.expires_at, allowed.minutes, o.expires_at <= %(now)s - %(grace)s AS has_ended
+FROM orders AS o
+LEFT JOIN payment_links AS l ON (l.account, l.livemode, l.id) = (o.account, o.livemode, o.payment_link)
+CROSS JOIN LATERAL (SELECT coalesce(l.metadata ->> %(key)s, o.metadata ->> %(key)s) AS told) AS link
+CROSS JOIN LATERAL (
+    SELECT CASE
+        WHEN o.payment_link IS NULL THEN (%(ttl)s::jsonb ->> coalesce(o.mode, 'payment'))::int
+        WHEN link.told ~ '^[1-9][0-9]{0,3}$' THEN link.told::int
+        WHEN link.told = 'off' THEN NULL
+        ELSE (%(ttl)s::jsonb ->> 'link')::int
+    END AS minutes
+) AS allowed
+WHERE (o.account, o.livemode, o.status) = (%(account)s, %(livemode)s, 'open')
+    AND (o.created <= %(now)s - make_interval(mins => allowed.minutes) OR o.expires_at <= %(now)s - %(grace)s)
+    AND NOT EXISTS (
+        SELECT FROM stripe_calls AS c
+        WHERE (c.account, c.livemode, c.object_id) = (o.account, o.livemode, o.id)
+            AND c.purpose IN ('expire', 'session')
+            -- The lines of one that is to be expired may be asked for too, and of one that has ended less urgently.
+            AND (c.purpose = 'expire' OR o.expires_at <= %(now)s - %(grace)s
+                AND (c.lane = %(lane)s OR c.given_up IS NOT NULL))
+    )
+    -- What is recorded of it, and not yet folded, may be its end.
+    AND NOT EXISTS (
+        SELECT FROM inbox AS i JOIN pending AS p USING (seq)
+        WHERE (i.account, i.livemode, i.object_id) = (o.account, o.livemode, o.id)
+    )
+ORDER BY o.created LIMIT %(limit)s
+"""
+
+
+def stale(cursor: Cursor, world: World, settings: Settings, *, now: datetime, limit: int = BATCH_MAX) -> list[Stale]:
+    """Return up to *limit* open sessions of *world* that are to go and are not being dealt with, oldest first."""
+    cursor.execute(
+        _STALE,
+        {
+            "account": world.account,
+            "livemode": world.livemode,
+            "now": now,
+            "grace": timedelta(minutes=settings.payfold_expiry_grace_minutes),
+            "ttl": _ttl(settings),
+            "key": TTL_METADATA_KEY,
+            "lane": int(Lane.EXPIRY),
+            "limit": limit,
+        },
+    )
+    return [
+        Stale(world, row[0], READ if row[4] else EXPIRE, created=row[1], expires_at=row[2], minutes_allowed=row[3])
+        for row in cursor.fetchall()
+    ]
+
+
+def _ttl(settings: Settings) -> str:
+    minutes = settings.session_ttl_minutes
+    told = ", ".join(f'"{mode}": {"null" if allowed is None else allowed}' for mode, allowed in minutes.items())
+    return f"{{{told}}}"
+
+
+def run_once(desk: Desk) -> Round:
+    """Expire what is stale, in every world, and return what came of it."""
+    found = rounds.go_round(desk, JOB, lambda *step: _expire(desk, *step))
+    for world in rounds.unserved(desk):
+        try:
+            _expire_unserved(desk, world, found)
+        except DatabaseAway:
+            raise
+        except Exception as error:  # noqa: BLE001 - it is kept, and the other worlds go on
+            rounds.fail(desk, JOB, world, error, found)
+        else:
+            desk.within(partial(queue.pause, world=world, job=JOB))
+    return found
+
+
+def _expire_unserved(desk: Desk, world: World, found: Round) -> None:
+    found.recorded += _expire_by_clock(desk, world, found)
+    if not desk.api.is_idle:
+        left = desk.within(partial(stale, world=world, settings=desk.settings, now=desk.now(), limit=LISTED_MAX))
+        found.count("not_served", len(left))
+        if left:
+            _log.info("sessions.not_served", sessions=len(left), account=world.account, livemode=world.livemode)
+
+
+def _expire(desk: Desk, world: World, _: Progress, found: Round, share: Slice) -> None:
+    while True:
+        asked = desk.within(lambda opened: _ask(opened, desk, world))
+        rounds.work_off(desk, world, (EXPIRE, READ), lambda call: _make(desk, call), found, share)
+        if share.is_over and (asked == BATCH_MAX or found.is_more):
+            found.is_more = True
+            return
+        if asked < BATCH_MAX:
+            return
+
+
+def _ask(cursor: Cursor, desk: Desk, world: World) -> int:
+    found = stale(cursor, world, desk.settings, now=desk.now())
+    wanted = [Wanted(each.purpose, each.id, "checkout.session", Lane.EXPIRY, each.created) for each in found]
+    return queue.want(cursor, world, wanted, now=desk.now()) if wanted else 0
+
+
+def _make(desk: Desk, call: Call) -> Made:
+    try:
+        return _end(desk, call) if call.purpose == EXPIRE else read(desk, call)
+    except CallDeclined as error:
+        return Made(counted="declined", given_up=str(error))
+    except NotAnObject as error:
+        return Made(counted="unreadable", given_up=str(error))
+
+
+def _end(desk: Desk, call: Call) -> Made:
+    outcome = checkout.expire(desk.api, call.world, call.object_id, read_first=call.attempts > 0, now=desk.now())
+    if outcome.ending is Ending.MISSING:
+        return _missing(outcome.deliveries)
+    if outcome.ending is Ending.STILL_OPEN:
+        given_up = "Stripe leaves it open" if call.attempts + 1 >= rounds.ATTEMPTS_MAX else ""
+        return Made(outcome.deliveries, "left_open", again=True, given_up=given_up)
+    return Made(outcome.deliveries, "expired" if outcome.ending is Ending.EXPIRED else "was_over")
+
+
+def read(desk: Desk, call: Call) -> Made:
+    """Read what a session is by now, with all its lines."""
+    try:
+        answer = checkout.read(desk.api, call.world, call.object_id, lane=call.lane)
+    except MissingAtStripe:
+        return _missing((checkout.missing(call.world, call.object_id, now=desk.now()),))
+    # Past its own end Stripe's timer is only late: it is looked at again, and not at once.
+    ends = answer.body.get("expires_at")
+    is_late = answer.body.get("status") == "open" and isinstance(ends, int) and ends < answer.at
+    return Made((checkout.observed(answer, call.world, now=desk.now()),), "sessions", again=is_late)
+
+
+def _missing(deliveries: tuple[Delivery, ...]) -> Made:
+    return Made(deliveries, "missing", given_up="Stripe knows no such session", is_news=True)
+
+
+_ENDED: Final = """
+SELECT id, expires_at FROM orders
+WHERE (account, livemode, status) = (%s, %s, 'open') AND expires_at <= %s ORDER BY created LIMIT %s
+"""
+
+
+def _expire_by_clock(desk: Desk, world: World, found: Round) -> int:
+    """Record that sessions have ended by our clock, where nobody can be asked; whatever Stripe says outranks it."""
+    grace = timedelta(minutes=desk.settings.payfold_expiry_grace_minutes)
+
+    def expire(cursor: Cursor) -> int:
+        cursor.execute(_ENDED, (world.account, world.livemode, desk.now() - grace, BATCH_MAX))
+        ended = [
+            observations.observe(
+                CLOCK_EXPIRED,
+                {"object": "checkout.session", "id": session},
+                account=world.account,
+                livemode=world.livemode,
+                # The time at which it was over, and not the one at which anybody looked, so that looking twice is one.
+                created=int((expires_at + grace).timestamp()),
+                now=desk.now(),
+            )
+            for session, expires_at in cursor.fetchall()
+        ]
+        if ended:
+            inbox.record(cursor, ended)
+        return len(ended)
+
+    times = desk.within(expire)
+    if times:
+        found.count("expired_by_clock", times)
+        _log.info("sessions.expired_by_clock", sessions=times, account=world.account, livemode=world.livemode)
+    found.is_more = found.is_more or times == BATCH_MAX
+    return times
+
+
+LISTED: Final = ("account", "livemode", "id", "created", "expires_at", "action", "why")
+
+
+def listed(desk: Desk) -> list[dict[str, Any]]:
+    """Return what a pass would do now, and why, oldest first in each world; nothing is done."""
+    now = desk.now()
+    found = []
+    for world in rounds.known_worlds(desk):
+        is_served = desk.api.serves(world)
+        for each in desk.within(partial(stale, world=world, settings=desk.settings, now=now, limit=LISTED_MAX)):
+            action = _ACTIONS[is_served, each.purpose]
+            values = (world.account, world.livemode, each.id, each.created, each.expires_at, action, each.reason(now))
+            found.append(dict(zip(LISTED, values, strict=True)))
+    return found
+
+
+_ACTIONS: Final = {
+    (True, EXPIRE): "expire at Stripe",
+    (True, READ): "read from Stripe",
+    (False, EXPIRE): "none: no key serves it",
+    (False, READ): "expire by our clock",
+}

@@ -1,0 +1,298 @@
+"""Reads from Stripe what its events leave out, and records it as observations.
+
+What is to be read follows from what became known: the change feed says which order was completed and whose
+balance moved, an anomaly that the order of events was in doubt, a thin event which object it speaks of, and a
+charge that the session of its payment is out of date. The change feed is read by its number, so that the cost is
+that of what is new and never of what there is.
+"""
+
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+from schemas import checkout, events, observations
+from schemas.budget import Lane
+from schemas.database import Cursor
+from schemas.errors import CallDeclined, MissingAtStripe, NotAnObject, Refused
+from schemas.inbox import Delivery
+from schemas.observations import Answer, World
+from worker.folds import payment
+from worker.stripe_jobs import expiry, gaps, queue, rounds
+from worker.stripe_jobs.queue import Call, Progress, Wanted
+from worker.stripe_jobs.rounds import Desk, Made, Round, Slice
+
+JOB: Final = "fetch"
+PURPOSES: Final = ("session", "ledger", "credit_note", "object", "event")
+THIN_EVENTS_READ: Final = 500
+"""Thin events whose payloads are in memory at once."""
+CHANGES_MAX: Final = 5_000
+"""Changes looked at in one round."""
+AGE_MAX: Final = timedelta(days=30)
+"""What happened longer ago (a replayed log) is not read from Stripe, where it may be gone."""
+RECENT: Final = timedelta(hours=1)
+"""What happened longer ago waits for its turn behind everything else."""
+OVERLAP: Final = timedelta(minutes=1)
+
+_PATHS: Final = {
+    "billing_portal.configuration": ("billing_portal", "configurations"),
+    "charge": ("charges",),
+    "checkout.session": ("checkout", "sessions"),
+    "credit_note": ("credit_notes",),
+    "customer": ("customers",),
+    "dispute": ("disputes",),
+    "invoice": ("invoices",),
+    "invoice_payment": ("invoice_payments",),
+    "payment_link": ("payment_links",),
+    "refund": ("refunds",),
+}
+"""By type of object, where Stripe answers for one."""
+
+
+def run_once(desk: Desk) -> Round:
+    """Read what is to be read, in every world that a key serves."""
+    return rounds.go_round(desk, JOB, lambda *step: _fetch(desk, *step))
+
+
+def _fetch(desk: Desk, world: World, progress: Progress, found: Round, share: Slice) -> None:
+    started = desk.now()
+    reached = progress.reached_seq or 0
+    newest = desk.within(lambda opened: plan(opened, desk, world, progress))
+    desk.within(lambda opened: queue.reach(opened, world, JOB, at=started, seq=newest))
+    found.is_more = found.is_more or newest >= reached + CHANGES_MAX
+    rounds.work_off(desk, world, PURPOSES, lambda call: _make(desk, call), found, share)
+
+
+def plan(cursor: Cursor, desk: Desk, world: World, progress: Progress) -> int:
+    """Ask for what is to be read of *world*, and return the number of the last change that was looked at."""
+    values = {
+        "account": world.account,
+        "livemode": world.livemode,
+        "seq": progress.reached_seq or 0,
+        "limit": CHANGES_MAX,
+        "oldest": desk.now() - AGE_MAX,
+        "recent": desk.now() - RECENT,
+        "refetch": int(Lane.REFETCH),
+        "backfill": int(Lane.BACKFILL),
+        "open_lines": desk.settings.payfold_open_session_lines,
+        "thin_since": (progress.reached_at or desk.now() - AGE_MAX) - OVERLAP,
+        "types": list(_PATHS),
+    }
+    wanted: dict[tuple[str, str], Wanted] = {}
+    cursor.execute(_FROM_CHANGES, values)
+    found = cursor.fetchall()
+    cursor.execute(_FROM_ANOMALIES, values)
+    found += cursor.fetchall()
+    cursor.execute(_FROM_CHARGES, values)
+    found += cursor.fetchall()
+    found += _of_thin_events(cursor, values)
+    for purpose, object_id, object_type, lane in found:
+        wanted[purpose, object_id] = Wanted(purpose, object_id, object_type, Lane(lane))
+    if wanted:
+        queue.want(cursor, world, list(wanted.values()), now=desk.now())
+    cursor.execute(
+        "SELECT coalesce(max(seq), %(seq)s)"
+        " FROM (SELECT seq FROM changes WHERE seq > %(seq)s ORDER BY seq LIMIT %(limit)s) AS looked_at",
+        values,
+    )
+    (newest,) = cursor.fetchone() or (0,)
+    return int(newest)
+
+
+_LANE: Final = "CASE WHEN c.at < %(recent)s THEN %(backfill)s ELSE %(refetch)s END"
+_FROM_CHANGES: Final = f"""
+WITH c AS MATERIALIZED (
+    SELECT * FROM (SELECT * FROM changes WHERE seq > %(seq)s ORDER BY seq LIMIT %(limit)s) AS looked_at
+    WHERE (account, livemode) = (%(account)s, %(livemode)s) AND at >= %(oldest)s
+)
+-- The lines of an order that was completed, or has expired, or is open and of interest.
+SELECT 'session', o.id, 'checkout.session', {_LANE}
+FROM c JOIN orders AS o ON (o.account, o.livemode, o.id) = (c.account, c.livemode, c.subject_id)
+WHERE c.subject = 'order' AND NOT o.lines_complete AND o.mode IS DISTINCT FROM 'setup'
+    AND (o.status <> 'open' OR %(open_lines)s = 'all' OR (%(open_lines)s = 'shop' AND o.payment_link IS NULL))
+UNION ALL
+-- The session again, now that its charge has paid it, or failed.
+SELECT 'object', o.id, 'checkout.session', {_LANE}
+FROM c JOIN orders AS o ON (o.account, o.livemode, o.id) = (c.account, c.livemode, c.subject_id)
+WHERE c.kind IN ('order.paid', 'order.failed') AND o.as_of < c.at AND {payment.OF_ORDER_OPEN}
+UNION ALL
+-- Why a balance moved, which only the ledger tells. What the ledger itself told needs no reading.
+SELECT 'ledger', c.subject_id, 'customer', {_LANE}
+FROM c WHERE c.kind = 'balance.changed' AND c.source <> 'observation'
+UNION ALL
+SELECT 'ledger', n.customer, 'customer', {_LANE}
+FROM c JOIN credit_notes AS n ON (n.account, n.livemode, n.id) = (c.account, c.livemode, c.subject_id)
+WHERE c.subject = 'credit_note' AND n.customer IS NOT NULL AND n.customer_balance_transaction IS NOT NULL
+UNION ALL
+SELECT 'ledger', i.customer, 'customer', {_LANE}
+FROM c JOIN invoices AS i ON (i.account, i.livemode, i.id) = (c.account, c.livemode, c.subject_id)
+WHERE c.subject = 'invoice' AND i.customer IS NOT NULL AND i.ending_balance <> i.starting_balance
+UNION ALL
+SELECT 'credit_note', n.id, 'credit_note', {_LANE}
+FROM c JOIN credit_notes AS n ON (n.account, n.livemode, n.id) = (c.account, c.livemode, c.subject_id)
+WHERE c.subject = 'credit_note' AND NOT n.lines_complete
+"""
+
+# The object's type is that of its latest event; a balance is its customer's to tell.
+_FROM_ANOMALIES: Final = """
+SELECT 'object', a.object_id, i.object_type, %(refetch)s
+FROM anomalies AS a
+JOIN inbox AS i ON (i.account, i.livemode, i.id) = (a.account, a.livemode, a.event_id)
+WHERE (a.account, a.livemode) = (%(account)s, %(livemode)s) AND a.resolved_at IS NULL
+    AND a.kind IN ('ambiguous_order', 'expired_and_complete') AND a.seen_at >= %(thin_since)s
+    AND i.object_type = ANY (%(types)s) AND i.object_id = a.object_id
+    AND NOT EXISTS (
+        SELECT FROM inbox AS o WHERE (o.account, o.livemode, o.object_id) = (i.account, i.livemode, i.object_id)
+            AND o.source = 'observation' AND o.received_at >= a.seen_at
+    )
+"""
+
+# A session that left its payment open, once per event that moved its charge since: what is read is later than that.
+_FROM_CHARGES: Final = f"""
+WITH moved AS MATERIALIZED (
+    SELECT id, object_id, created, received_at FROM inbox
+    WHERE received_at >= %(thin_since)s AND (account, livemode) = (%(account)s, %(livemode)s)
+        AND object_type = 'charge' AND created >= %(oldest)s
+)
+SELECT 'object', o.id, 'checkout.session', CASE WHEN m.created < %(recent)s THEN %(backfill)s ELSE %(refetch)s END
+FROM moved AS m
+JOIN charges AS c ON (c.account, c.livemode, c.id) = (%(account)s, %(livemode)s, m.object_id) AND c.event_id = m.id
+CROSS JOIN LATERAL (
+    SELECT id, as_of FROM orders
+    WHERE (orders.account, orders.livemode, orders.payment_intent) = (c.account, c.livemode, c.payment_intent)
+        AND {payment.OF_ORDER_OPEN}
+    OFFSET 0
+) AS o
+WHERE o.as_of < m.created AND NOT EXISTS (
+    SELECT FROM inbox AS i WHERE (i.account, i.livemode, i.object_id) = (%(account)s, %(livemode)s, o.id)
+        AND i.source = 'observation' AND i.received_at >= m.received_at
+)
+"""
+
+_THIN_EVENTS: Final = """
+SELECT t.seq, t.object_id, t.object_type, t.received_at, b.payload FROM inbox AS t JOIN payloads AS b USING (seq)
+WHERE t.type LIKE 'v_.%%' AND t.received_at >= %(thin_since)s
+    AND (t.account, t.livemode) = (%(account)s, %(livemode)s) AND t.seq > %(behind)s
+ORDER BY t.seq LIMIT %(thin_limit)s
+"""
+_THIN_COLUMNS: Final = ("object_ids", "object_types", "received", "twins")
+# A thin event names its twin, if it has one; without it the object that it speaks of is read.
+_UNREAD: Final = """
+SELECT CASE WHEN t.twin IS NULL THEN 'object' ELSE 'event' END, coalesce(t.twin, t.object_id),
+    CASE WHEN t.twin IS NULL THEN t.object_type ELSE 'event' END, %(refetch)s
+FROM unnest(%(object_ids)s::text[], %(object_types)s::text[], %(received)s::timestamptz[], %(twins)s::text[])
+    AS t (object_id, object_type, received_at, twin)
+WHERE (t.twin IS NOT NULL OR t.object_type = ANY (%(types)s))
+    AND NOT EXISTS (
+        SELECT FROM inbox AS i WHERE (i.account, i.livemode, i.id) = (%(account)s, %(livemode)s, t.twin)
+    )
+    AND NOT EXISTS (
+        SELECT FROM inbox AS o WHERE (o.account, o.livemode, o.object_id) = (%(account)s, %(livemode)s, t.object_id)
+            AND o.source = 'observation' AND o.received_at >= t.received_at AND t.twin IS NULL
+    )
+"""
+
+
+def _of_thin_events(cursor: Cursor, values: dict[str, Any]) -> Iterator[tuple[str, str, str, int]]:
+    """Yield what thin events make worth reading. Their payloads may hold what PostgreSQL takes for no JSON."""
+    behind = 0
+    while True:
+        cursor.execute(_THIN_EVENTS, values | {"behind": behind, "thin_limit": THIN_EVENTS_READ})
+        known = [(seq, *row, events.twin_of(bytes(payload))) for seq, *row, payload in cursor.fetchall()]
+        if not known:
+            return
+        seqs, *columns = map(list, zip(*known, strict=True))
+        cursor.execute(_UNREAD, values | dict(zip(_THIN_COLUMNS, columns, strict=True)))
+        yield from cursor.fetchall()
+        behind = seqs[-1]
+
+
+def _make(desk: Desk, call: Call) -> Made:
+    try:
+        return _MAKE[call.purpose](desk, call)
+    except MissingAtStripe:
+        return Made(counted="missing", given_up="Stripe knows no such object")
+    except CallDeclined as error:
+        return Made(counted="declined", given_up=str(error))
+    except (NotAnObject, Refused) as error:
+        return Made(counted="unreadable", given_up=str(error))
+
+
+def _read_ledger(desk: Desk, call: Call) -> Made:
+    """List the customer's balance transactions, down to those that are known; all are recorded or none.
+
+    Where some have nothing to be recorded by, the others are recorded, and the call is given up for a person to see.
+    """
+    known = desk.within(lambda opened: _known_transactions(opened, call))
+    found: list[Delivery] = []
+    unreadable = 0
+    at: int | None = None
+    path = ("customers", call.object_id, "balance_transactions")
+    for page in desk.api.pages(call.world, *path, lane=call.lane):
+        unreadable += len(page.items)
+        # All as of the first page, which is the earliest.
+        at = page.at if at is None else at
+        for each in page.objects:
+            with suppress(NotAnObject):
+                found.append(_observed(replace(each, at=at), call, desk.now()))
+        if any(each.id in known for each in page.objects):
+            break
+    unreadable -= len(found)
+    given_up = f"{unreadable} of its transactions have no readable id and type." if unreadable else ""
+    return Made(tuple(found), "ledgers", given_up=given_up)
+
+
+def _known_transactions(cursor: Cursor, call: Call) -> set[str]:
+    """Return the transactions that are known, none of them where the ledger's chain has a gap."""
+    values = {"account": call.world.account, "livemode": call.world.livemode, "customer": call.object_id}
+    cursor.execute(
+        """
+        SELECT t.id FROM balance_transactions AS t
+        WHERE (t.account, t.livemode, t.customer) = (%(account)s, %(livemode)s, %(customer)s)
+            AND NOT EXISTS (
+                SELECT FROM anomalies AS a WHERE (a.account, a.livemode) = (%(account)s, %(livemode)s)
+                    AND a.kind = 'broken_chain' AND a.resolved_at IS NULL
+                    AND a.object_id = %(customer)s
+            )
+        """,
+        values,
+    )
+    return {row[0] for row in cursor.fetchall()}
+
+
+def _read_credit_note(desk: Desk, call: Call) -> Made:
+    answer = desk.api.call(call.world, "get", "credit_notes", call.object_id, lane=call.lane)
+    lines = answer.body.get("lines")
+    if isinstance(lines, dict) and lines.get("has_more"):
+        data = desk.api.whole(call.world, "credit_notes", call.object_id, "lines", lane=call.lane)
+        if data is not None:
+            answer = Answer({**answer.body, "lines": {**lines, "data": data, "has_more": False}}, answer.at)
+    return Made((_observed(answer, call, desk.now()),), "credit_notes")
+
+
+def _read_object(desk: Desk, call: Call) -> Made:
+    if call.object_type == "checkout.session":
+        answer = checkout.read(desk.api, call.world, call.object_id, lane=call.lane)
+    else:
+        answer = desk.api.call(call.world, "get", *_PATHS[call.object_type], call.object_id, lane=call.lane)
+    # However well it is known: what it says now is what the events left in doubt.
+    return Made((_observed(answer, call, desk.now()),), "objects", is_news=True)
+
+
+def _read_event(desk: Desk, call: Call) -> Made:
+    body = desk.api.event(call.world, call.object_id, lane=call.lane)
+    return Made((gaps.event_of(body, call.world, now=desk.now()),), "events", is_news=True)
+
+
+_MAKE: Final = {
+    "session": expiry.read,
+    "ledger": _read_ledger,
+    "credit_note": _read_credit_note,
+    "object": _read_object,
+    "event": _read_event,
+}
+
+
+def _observed(answer: Answer, call: Call, now: datetime) -> Delivery:
+    return observations.of_answer(observations.kind_of(answer), answer, call.world, now=now)

@@ -1,0 +1,348 @@
+"""What every job at Stripe has in common: a round through the worlds that a key serves, in slices of time.
+
+A round of a job is leased for one world, so that two clocks, or two workers, never do it at once. What ends it is
+kept with the job, and keeps no other world and no other job from its round: see Note [What ended a job is kept].
+
+Note [A window fits into a slice]
+    Stripe lists the newest first, so a job that lists knows how far it has come only at the end of a window of time.
+    One that does not end within the slice of its job is left between two pages, so that more urgent jobs get a turn.
+    What it listed is recorded, and the next window is narrower. Windows that end in time grow again. The narrowest is
+    wider than the overlap of two rounds, and is listed to its end, so that each round comes further.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from typing import Final, TypeVar
+
+import structlog
+from sqlalchemy import Engine
+from sqlalchemy.exc import DBAPIError
+
+from schemas import accounts, inbox, observations
+from schemas.database import BATCH, Cursor, DriverError, condition, cursor, transaction
+from schemas.errors import DatabaseAway, KeyRefused, NotAnObject, NotServed, PayfoldError, StripeAway, Transient
+from schemas.inbox import Delivery, Recorded
+from schemas.observations import Answer, World
+from schemas.settings import Settings
+from schemas.stripe_api import Page, StripeApi
+from worker.stripe_jobs import queue
+from worker.stripe_jobs.queue import Call, Progress
+
+SLICE_SECONDS_MAX: Final = 5.0
+"""A job ends after this and leaves the rest to its successor, so that more urgent ones get their turn."""
+WINDOW_MIN: Final = timedelta(minutes=10)
+THREADS: Final = 4
+"""Calls to Stripe that one worker makes at once: an answer takes a quarter of a second or more."""
+ATTEMPTS_MAX: Final = 12
+"""After so many attempts that came to nothing, or left a session open, a person has to look."""
+
+Result = TypeVar("Result")
+
+_log = structlog.get_logger()
+
+
+def _utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class Desk:
+    """Where the jobs work: the database, Stripe, the settings and the clock."""
+
+    engine: Engine
+    api: StripeApi
+    settings: Settings
+    now: Callable[[], datetime] = _utc_now
+    threads: int = THREADS
+    slice_seconds_max: float = SLICE_SECONDS_MAX
+    step: Callable[[], None] = lambda: None
+    """Called after each transaction, so that the work is seen to come further."""
+    is_by_hand: bool = False
+    """Whether a person asked for it: then it is tried although Stripe has refused it, or it is said why it was not."""
+    _widths: "dict[tuple[str, World], timedelta]" = field(default_factory=dict, repr=False)
+
+    def width(self, job: str, world: World, width_max: timedelta) -> timedelta:
+        """Return how much time a window of *job* spans: see Note [A window fits into a slice]."""
+        return min(self._widths.get((job, world), width_max), width_max)
+
+    def narrow(self, job: str, world: World, width: timedelta) -> None:
+        """Let the next window of *job* span a fourth of *width*."""
+        self._widths[job, world] = max(width / 4, WINDOW_MIN)
+
+    def widen(self, job: str, world: World, width: timedelta) -> None:
+        """Let the next window of *job* span twice as much as *width*."""
+        self._widths[job, world] = width * 2
+
+    def within(self, work: Callable[[Cursor], Result]) -> Result:
+        """Return what *work* returns, done in one transaction; bounded in time, but where a person waits for it."""
+        try:
+            with (
+                transaction(self.engine, None if self.is_by_hand else BATCH) as connection,
+                cursor(connection) as opened,
+            ):
+                return work(opened)
+        finally:
+            self.step()
+
+    def record(self, opened: Cursor, deliveries: Sequence[Delivery], *, all_of_them: bool = False) -> int:
+        """Record what of *deliveries* is news, or *all_of_them*, and return how many events the inbox did not have."""
+        fresh = deliveries if all_of_them or not deliveries else observations.news(opened, deliveries)
+        return sum(receipt.recorded is Recorded.NEW for receipt in inbox.record(opened, fresh)) if fresh else 0
+
+
+@dataclass(slots=True)
+class Round:
+    """What one round of a job came to, in all worlds."""
+
+    recorded: int = 0
+    failed: list[str] = field(default_factory=list)
+    """Why it was stopped or put off, where it was."""
+    error: str = ""
+    """The kind of the last error among these."""
+    is_more: bool = False
+    counted: dict[str, int] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def count(self, what: str, times: int = 1, *, recorded: int = 0) -> None:
+        """Count *what*, and the events that were recorded with it; several threads may."""
+        with self._lock:
+            self.recorded += recorded
+            if what:
+                self.counted[what] = self.counted.get(what, 0) + times
+
+
+class Slice:
+    """A job's share of time."""
+
+    def __init__(self, seconds_max: float) -> None:
+        self._ends = time.monotonic() + seconds_max
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it is somebody else's turn."""
+        return time.monotonic() > self._ends
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What a call brought: observations, what to count it as, and whether it is to be made again or given up."""
+
+    deliveries: tuple[Delivery, ...] = ()
+    counted: str = ""
+    again: bool = False
+    given_up: str = ""
+    is_news: bool = False
+    """Whether what it brought is recorded however well it is known: the order of events was in doubt."""
+
+
+Step = Callable[[World, Progress, Round, Slice], None]
+
+
+def go_round(desk: Desk, job: str, step: Step, *, worlds: Sequence[World] | None = None) -> Round:
+    """Take *step* in each world that a key serves, and return what came of it."""
+    found, share = Round(), Slice(desk.slice_seconds_max)
+    for world in served(desk) if worlds is None else worlds:
+        progress = _begun(desk, job, world, found)
+        if progress is None:
+            if share.is_over:
+                # It waited for a lock, and so would each of the other worlds.
+                break
+            continue
+        before, found.is_more = found.is_more, False
+        try:
+            _go(desk, job, step, world, progress, found, share)
+        except DatabaseAway:
+            # Of one connection that fell silent the others know nothing, so the lease may still be given back.
+            with suppress(DatabaseAway):
+                desk.within(partial(queue.release, world=world, job=job))
+            raise
+        except Exception as error:  # noqa: BLE001 - it is kept, and the other worlds and jobs go on
+            fail(desk, job, world, error, found)
+        found.is_more = found.is_more or before
+    if found.counted or found.recorded:
+        _log.info(f"stripe.{job}", recorded=found.recorded, **found.counted)
+    return found
+
+
+def _begun(desk: Desk, job: str, world: World, found: Round) -> Progress | None:
+    """Lease a round of *job* in *world*; None where it cannot be had now."""
+    try:
+        progress = desk.within(
+            partial(queue.begin, world=world, job=job, now=desk.now(), though_stopped=desk.is_by_hand)
+        )
+    except (DBAPIError, DriverError) as error:
+        # The lease may be another worker's, so nothing is written of it.
+        _note_failed(error, found)
+        _log.error("stripe.failed", job=job, account=world.account, livemode=world.livemode, reason=reason_of(error))
+        return None
+    if progress is None and desk.is_by_hand:
+        found.failed.append(f"Another worker is doing this for {world}, or ended in the midst: try again later.")
+    return progress
+
+
+def _go(
+    desk: Desk, job: str, step: Step, world: World, progress: Progress, found: Round, share: Slice
+) -> None:  # fmt: skip
+    try:
+        step(world, progress, found, share)
+    except (KeyRefused, NotServed) as error:
+        reason = str(error)
+        desk.within(lambda opened: queue.stop(opened, world, job, reason, now=desk.now()))
+        _note_failed(error, found)
+        _log.error("stripe.stopped", job=job, account=world.account, livemode=world.livemode, reason=reason)
+    else:
+        if found.is_more:
+            desk.within(lambda opened: queue.pause(opened, world, job))
+        else:
+            desk.within(lambda opened: queue.end(opened, world, job, now=desk.now()))
+
+
+def fail(desk: Desk, job: str, world: World, error: Exception, found: Round) -> None:
+    """Keep and log what ended a round of *job* in *world*."""
+    reason, may_pass = reason_of(error), isinstance(error, Transient)
+    _note_failed(error, found)
+    if may_pass:
+        _log.warning("stripe.postponed", job=job, account=world.account, livemode=world.livemode, reason=reason)
+    else:
+        _log.error("stripe.failed", job=job, account=world.account, livemode=world.livemode, reason=reason)
+    # What PostgreSQL refuses here, it may be what the round failed with; then the log alone has it.
+    with suppress(DBAPIError, DriverError):
+        desk.within(lambda opened: queue.fail(opened, world, job, reason, now=desk.now(), may_pass=may_pass))
+
+
+def _note_failed(error: Exception, found: Round) -> None:
+    found.failed.append(reason_of(error))
+    found.error = condition(error)
+
+
+def reason_of(error: Exception) -> str:
+    """Return why something failed: our own words, else the kind of error alone, since its words could quote data."""
+    return str(error) if isinstance(error, PayfoldError) else f"It failed with {condition(error)}."
+
+
+def observe_each(
+    page: Page, observe: Callable[[Answer], Delivery], found: Round, *, job: str, world: World
+) -> list[Delivery]:
+    """Return what *observe* makes of each object of a *page*; count and log those that cannot be recorded."""
+    seen: list[Delivery] = []
+    for answer in page.objects:
+        with suppress(NotAnObject):
+            seen.append(observe(answer))
+    note_unreadable(len(page.items) - len(seen), found, job=job, world=world)
+    return seen
+
+
+def note_unreadable(times: int, found: Round, *, job: str, world: World) -> None:
+    """Count and log that so many items of a page have nothing to be recorded by."""
+    if times:
+        found.count("unreadable", times)
+        _log.warning("stripe.unreadable", job=job, account=world.account, livemode=world.livemode, items=times)
+
+
+def served(desk: Desk) -> list[World]:
+    """Return the worlds that a key serves: those of the keys themselves, and connected accounts that are known."""
+    if desk.api.is_idle:
+        return []
+    known = known_worlds(desk)
+    return sorted({*desk.api.own_worlds(), *(world for world in known if desk.api.serves(world))}, key=str)
+
+
+def known_worlds(desk: Desk) -> list[World]:
+    """Return the worlds of the inbox, and learn what their accounts are called by now."""
+    known, names = desk.within(lambda opened: (queue.worlds(opened), accounts.names(opened)))
+    desk.api.learn(names)
+    return known
+
+
+def unserved(desk: Desk) -> list[World]:
+    """Return the worlds of the inbox that no key serves."""
+    return [world for world in known_worlds(desk) if not desk.api.serves(world)]
+
+
+def work_off(
+    desk: Desk,
+    world: World,
+    purposes: Sequence[str],
+    make: Callable[[Call], Made],
+    found: Round,
+    share: Slice,
+) -> None:
+    """Make the calls of *purposes* that are due, several at once, until none is left or the slice is over.
+
+    What a call brought is recorded, and the call forgotten, in one transaction.
+
+    Raises:
+        KeyRefused, NotServed, Transient: the first that a call met; it and what was not begun is done later.
+    """
+    faults: list[Exception] = []
+
+    def work() -> None:
+        while not faults:
+            taken = desk.within(lambda opened: queue.lease(opened, world, purposes, limit=1, now=desk.now()))
+            if not taken:
+                return
+            try:
+                _make_or_put_off(desk, taken[0], make, found)
+            except Exception as error:  # noqa: BLE001 - told to whoever asked for the work
+                faults.append(error)
+            if share.is_over:
+                found.is_more = True
+                return
+
+    if desk.threads == 1:
+        work()
+    else:
+        with ThreadPoolExecutor(desk.threads, thread_name_prefix="stripe") as pool:
+            for future in [pool.submit(work) for _ in range(desk.threads)]:
+                future.result()
+    if faults:
+        raise faults[0]
+
+
+def _make_or_put_off(desk: Desk, call: Call, make: Callable[[Call], Made], found: Round) -> None:
+    """Make a *call*; one that fails by a fault of ours is tried again later, and holds up no other."""
+    try:
+        _make(desk, call, make, found)
+    except (KeyRefused, NotServed, Transient):
+        raise
+    except Exception as error:  # noqa: BLE001 - one call's, which is logged and kept with it
+        reason = reason_of(error)
+        _log.error("stripe.call_failed", purpose=call.purpose, object_id=call.object_id, reason=reason)
+        given_up = reason if call.attempts + 1 >= ATTEMPTS_MAX else ""
+        _conclude(desk, call, Made(counted="failed", again=True, given_up=given_up), found)
+
+
+def _make(desk: Desk, call: Call, make: Callable[[Call], Made], found: Round) -> None:
+    try:
+        made = make(call)
+    except StripeAway as error:
+        _log.warning("stripe.call_postponed", purpose=call.purpose, object_id=call.object_id, reason=str(error))
+        found.count("postponed")
+        desk.within(lambda opened: queue.put_off(opened, call, now=desk.now(), is_known=False))
+        return
+    except (KeyRefused, NotServed, Transient):
+        desk.within(lambda opened: queue.put_off(opened, call, now=desk.now(), is_known=True))
+        raise
+    _conclude(desk, call, made, found)
+
+
+def _conclude(desk: Desk, call: Call, made: Made, found: Round) -> None:
+    """Record what a call brought, and note what is to become of it."""
+
+    def conclude(opened: Cursor) -> int:
+        recorded = desk.record(opened, made.deliveries, all_of_them=made.is_news)
+        if made.given_up:
+            queue.give_up(opened, call, made.given_up)
+        elif made.again:
+            queue.put_off(opened, call, now=desk.now(), is_known=False)
+        else:
+            queue.done(opened, call)
+        return recorded
+
+    found.count(made.counted, recorded=desk.within(conclude))

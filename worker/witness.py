@@ -141,6 +141,8 @@ def hash_(value: Json) -> dict[str, Any] | UnsetType:
 
 # ---- Conversions ----
 
+_ADDRESS: Final = ("city", "country", "line1", "line2", "postal_code", "state")
+
 
 def _is_converted(session: Body) -> bool:
     """Tell whether Adaptive Pricing before basil put a *session* into its buyer's currency."""
@@ -159,6 +161,16 @@ def _presented_as(key: str) -> Conversion:
 def _not_converted(session: Body, found: Json) -> Json:
     """A conversion gives the subtotal and the total in the shop's currency, and nothing between them."""
     return UNSET if _is_converted(session) else found
+
+
+def _name_and_address(_: Body, shipping: Json) -> Json:
+    """Return *shipping* as it is since basil, which dropped its carrier, phone and tracking number."""
+    if not isinstance(shipping, Mapping):
+        return None if shipping is None else UNSET
+    address = shipping.get("address")
+    if isinstance(address, Mapping):
+        address = {key: address.get(key) for key in _ADDRESS}
+    return {"name": shipping.get("name"), "address": address}
 
 
 def _sum_of_refunds(_: Body, refunds: Json) -> Json:
@@ -204,7 +216,7 @@ _PARTIAL_PAYMENTS: Final = f"{_BASIL}/add-support-for-multiple-partial-payments-
 _PARTS_OF_A_NOTE: Final = f"{_API}/credit_notes/create"
 _SHIPPING: Final = f"{_BASIL}/checkout-session-remove-shipping-details"
 
-_COLLECTED_SHIPPING: Final = "collected_information/shipping_details"
+_SHIPPING_PATHS: Final = ("collected_information/shipping_details", "shipping_details", "shipping")
 _PRESENTED_AMOUNT: Final = "presentment_details/presentment_amount"
 _PRESENTED_CURRENCY: Final = "presentment_details/presentment_currency"
 
@@ -249,7 +261,7 @@ MAP: Final[tuple[Mapped, ...]] = (
         _text("customer_email", "customer_details/email", "customer_email"),
         _text("recovery_url", "after_expiration/recovery/url"),
         # The oldest name until https://docs.stripe.com/changelog/2022-08-01/updates-shipping-property-checkout-session
-        _hash("shipping", _COLLECTED_SHIPPING, "shipping_details", "shipping", source=_SHIPPING),
+        _hash("shipping", *_SHIPPING_PATHS, conversion=_name_and_address, source=_SHIPPING),
         _hash("metadata"),
         *map(_moment, ("created", "expires_at")),
     ),

@@ -42,6 +42,7 @@ class Mapped(Struct, frozen=True):
     """Where Stripe's JSON holds a column: at the first of *paths* that is not null, read as a *kind* of value.
 
     A path is keys joined by slashes; ``..`` is the object that lists this one. *source* is the page that documents it.
+    Null is a value, unless *null_is_silent*: a reference, and the time at which something happened, stay once known.
     """
 
     table: str
@@ -50,14 +51,15 @@ class Mapped(Struct, frozen=True):
     kind: Kind
     source: str
     conversion: Conversion | None = None
+    null_is_silent: bool = False
 
     def of(self, body: Body) -> Value | UnsetType:
         """Return the value that *body* states, UNSET where it states none."""
         found = _first(body, self.paths)
         value = found if self.conversion is None else self.conversion(body, found)
-        if value is None and self.kind is not reference:
-            return None
-        return UNSET if value is None or value is UNSET else self.kind(value)
+        if value is None:
+            return UNSET if self.null_is_silent else None
+        return UNSET if value is UNSET else self.kind(value)
 
 
 class Listed(Struct, frozen=True):
@@ -85,10 +87,8 @@ class Listed(Struct, frozen=True):
 
 
 def _at(body: Json, path: str) -> Json:
-    """Return the JSON at *path*: null where it or an object on the way is null, UNSET where a key is absent."""
+    """Return the JSON at *path*, UNSET where a key is absent, as every key of an object that is null."""
     for key in path.split("/"):
-        if body is None:
-            return None
         body = body.get(key, UNSET) if isinstance(body, Mapping) else UNSET
     return body
 
@@ -167,10 +167,9 @@ def _name_and_address(_: Body, shipping: Json) -> Json:
     """Return *shipping* as it is since basil, which dropped its carrier, phone and tracking number."""
     if not isinstance(shipping, Mapping):
         return None if shipping is None else UNSET
-    address = shipping.get("address")
-    if isinstance(address, Mapping):
-        address = {key: address.get(key) for key in _ADDRESS}
-    return {"name": shipping.get("name"), "address": address}
+    address = hash_(shipping.get("address"))
+    parts = None if address is UNSET else {key: address.get(key) for key in _ADDRESS}
+    return {"name": shipping.get("name"), "address": parts}
 
 
 def _sum_of_refunds(_: Body, refunds: Json) -> Json:
@@ -191,11 +190,6 @@ def _rest_to_balance(note: Body, post_payment: Json) -> Json:
     rest = parts[0] - parts[1] - parts[2]
     is_named = note.get("customer_balance_transaction") is not None
     return rest if rest >= 0 and is_named == (rest > 0) else UNSET
-
-
-def _named_alone(note: Body, refund: Json) -> Json:
-    """From basil on a *note* lists its refunds with their amounts, and no *refund* is known by its id alone."""
-    return UNSET if "refunds" in note else refund
 
 
 def _once_canceled(intent: Body, found: Json) -> Json:
@@ -221,16 +215,17 @@ _PRESENTED_AMOUNT: Final = "presentment_details/presentment_amount"
 _PRESENTED_CURRENCY: Final = "presentment_details/presentment_currency"
 
 
-def _as(kind: Kind) -> Callable[..., Mapped]:
+def _as(kind: Kind, *, null_is_silent: bool = False) -> Callable[..., Mapped]:
     """Return what makes a line of the map: a column, its paths (its own name if none), conversion and source."""
 
     def line(column: str, *paths: str, conversion: Conversion | None = None, source: str = "") -> Mapped:
-        return Mapped("", column, paths or (column,), kind, source, conversion)
+        return Mapped("", column, paths or (column,), kind, source, conversion, null_is_silent)
 
     return line
 
 
-_text, _whole, _flag, _moment, _reference, _hash = map(_as, (text, whole, flag, moment, reference, hash_))
+_text, _whole, _flag, _moment, _hash = map(_as, (text, whole, flag, moment, hash_))
+_reference, _once, _known = (_as(kind, null_is_silent=True) for kind in (reference, moment, whole))
 
 
 def _of(table: str, page: str, *lines: Mapped) -> tuple[Mapped, ...]:
@@ -292,7 +287,7 @@ MAP: Final[tuple[Mapped, ...]] = (
         _moment("created"),
     ),
     # In the currency of the customer; what is negative is the customer's credit.
-    *_of("balances", "", _whole("amount", "balance", "account_balance", source=_ACCOUNT_BALANCE)),
+    *_of("balances", "", _known("amount", "balance", "account_balance", source=_ACCOUNT_BALANCE)),
     *_of(
         "balance_transactions",
         "customer_balance_transactions/object#customer_balance_transaction_object",
@@ -313,9 +308,9 @@ MAP: Final[tuple[Mapped, ...]] = (
         _reference("subscription", "parent/subscription_details/subscription", "subscription", source=_PARENT),
         _flag("deleted", source=f"{_API}/invoices/delete"),
         _moment("created", "created", "date", source=f"{_CHANGELOG}/2019-03-14/renames-date-field-invoices-created"),
-        _moment("finalized_at", "status_transitions/finalized_at", "finalized_at", source=_FINALIZED),
-        _moment("paid_at", "status_transitions/paid_at"),
-        _moment("voided_at", "status_transitions/voided_at"),
+        _once("finalized_at", "status_transitions/finalized_at", "finalized_at", source=_FINALIZED),
+        _once("paid_at", "status_transitions/paid_at"),
+        _once("voided_at", "status_transitions/voided_at"),
     ),
     *_of(
         "credit_notes",
@@ -325,8 +320,8 @@ MAP: Final[tuple[Mapped, ...]] = (
         _whole("refunded_amount", "refunds", conversion=_sum_of_refunds),
         _whole("to_balance_amount", "post_payment_amount", conversion=_rest_to_balance, source=_PARTS_OF_A_NOTE),
         *map(_reference, ("customer", "invoice", "customer_balance_transaction")),
-        _reference("refund", conversion=_named_alone, source=_PARTIAL_PAYMENTS),
-        *map(_moment, ("created", "effective_at", "voided_at")),
+        *map(_moment, ("created", "effective_at")),
+        _once("voided_at"),
     ),
     *_of(
         "credit_note_lines",
@@ -344,7 +339,7 @@ MAP: Final[tuple[Mapped, ...]] = (
         _reference("charge", "payment/charge"),
         *map(_text, ("status", "currency")),
         _whole("amount_paid"),
-        _moment("paid_at", "status_transitions/paid_at"),
+        _once("paid_at", "status_transitions/paid_at"),
     ),
     *_of(
         "refunds",
@@ -358,7 +353,7 @@ MAP: Final[tuple[Mapped, ...]] = (
         "payment_intents",
         "payment_intents/object#payment_intent_object",
         _text("status", conversion=_once_canceled),
-        _moment("canceled_at", conversion=_once_canceled),
+        _once("canceled_at", conversion=_once_canceled),
     ),
     *_of(
         "charges",
@@ -414,6 +409,7 @@ EXCEPTIONS: Final[Mapping[tuple[str, str], str]] = {
     ("orders", "expired_at"): _EVENTS_DATE,
     ("orders", "lines_complete"): _OTHERS_TOO,
     ("credit_notes", "lines_complete"): _OTHERS_TOO,
+    ("credit_notes", "refund"): "It names the refund of an old shape until any event of the note reports its amount.",
     ("payment_links", "created"): "A payment link has no created: its payment_link.created event dates it.",
     ("refunds", "failed_at"): _EVENTS_DATE,
     ("charges", "captured_at"): _EVENTS_DATE,

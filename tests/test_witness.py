@@ -152,7 +152,12 @@ def _listed(body: Body) -> int:
     return sum(len(data) for data in pages if isinstance(data, list))
 
 
-@settings(max_examples=300)
+def _fits(value: witness.Value, kind: type) -> bool:
+    """Tell whether *value* is null or of the *kind* that its column has; true is no number."""
+    return value is None or (isinstance(value, kind) and isinstance(value, bool) == (kind is bool))
+
+
+@settings(max_examples=150)
 @given(seed=st.integers(0, 2**32), data=st.data())
 def test_no_json_is_too_odd(seed: int, data: st.DataObject) -> None:
     """Whatever stands where, nothing is raised, no more rows are stated than are listed, and each value fits."""
@@ -166,11 +171,10 @@ def test_no_json_is_too_odd(seed: int, data: st.DataObject) -> None:
 
     assert len(found) <= 2 + _listed(body)
     for statement in found:
-        assert statement.id
         columns = tables.metadata.tables[statement.table].columns
-        assert all(
-            value is None or type(value) is columns[name].type.python_type for name, value in statement.columns.items()
-        )
+        kinds = {name: columns[name].type.python_type for name in statement.columns}
+        assert statement.id
+        assert all(_fits(value, kinds[name]) for name, value in statement.columns.items())
 
 
 @given(odd=_JSON, kind=st.sampled_from(sorted({each.object for each in witness.LISTED})))
@@ -265,7 +269,7 @@ def test_lines_are_stated_whole_or_not_at_all() -> None:
     page = {"object": "list", "data": [line], "has_more": False}
     session = {"id": "cs_1", "object": "checkout.session", "line_items": page}
 
-    columns = {"order_id": "cs_1", "price": "price_1", "product": "prod_1", "quantity": 3, "amount_total": 300}
+    columns: Body = {"order_id": "cs_1", "price": "price_1", "product": "prod_1", "quantity": 3, "amount_total": 300}
     assert witness.statements(session) == [Statement("order_lines", "li_1", columns)]
     assert witness.statements({**session, "line_items": {**page, "has_more": True}}) == []
     assert witness.statements(line) == []
@@ -339,7 +343,7 @@ def test_what_is_deleted_says_only_that() -> None:
 def test_only_what_is_kept_is_stated() -> None:
     """A preview is no invoice, and of payment intents only the canceled ones have a row."""
     intent = {"id": "pi_1", "object": "payment_intent", "canceled_at": T}
-    canceled = {"status": "canceled", "canceled_at": AT_T}
+    canceled: Body = {"status": "canceled", "canceled_at": AT_T}
 
     assert witness.statements({"id": "upcoming_in_1", "object": "invoice", "total": 900}) == []
     assert witness.statements({**intent, "status": "succeeded", "canceled_at": None}) == []

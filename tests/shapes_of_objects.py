@@ -37,8 +37,8 @@ class Chance(random.Random):
         return T + self.number()
 
     def text(self) -> str:
-        """Return a new text that is not all ASCII."""
-        return f"Zoë ☕ {self.number()}"
+        """Return a new text that is not all ASCII, and may have half a surrogate pair."""
+        return self.choice(("Zoë ☕", "cut \ud83c")) + str(self.number())
 
     def flag(self) -> bool:
         """Return true or false."""

@@ -9,6 +9,8 @@ Note [A witness of its own]
     imported here. Where an object leaves a doubt, the column is left out: a wrong statement is worse than none.
 """
 
+import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, TypeAlias
@@ -103,11 +105,12 @@ def _first(body: Body, paths: Iterable[str]) -> Json:
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _BIGINT_MAX: Final = 2**63 - 1
+_HALF_A_PAIR: Final = re.compile("[\ud800-\udfff]")
 
 
 def text(value: Json) -> str | UnsetType:
-    """Return a text."""
-    return value if isinstance(value, str) else UNSET
+    """Return a text as PostgreSQL can hold it: a NUL it cannot, and half a surrogate pair is replaced."""
+    return _HALF_A_PAIR.sub("\ufffd", value) if isinstance(value, str) and "\0" not in value else UNSET
 
 
 def whole(value: Json) -> int | UnsetType:
@@ -131,12 +134,18 @@ def moment(value: Json) -> datetime | UnsetType:
 def reference(value: Json) -> str | UnsetType:
     """Return the id of another object, which is given as its id or, expanded, as the object itself."""
     id_ = value.get("id") if isinstance(value, Mapping) else value
-    return id_ if isinstance(id_, str) and id_ else UNSET
+    return text(id_) if id_ else UNSET
 
 
 def hash_(value: Json) -> dict[str, Any] | UnsetType:
-    """Return an object as it is; PHP, which has one word for both, writes an empty one as an empty list."""
-    return dict(value) if isinstance(value, Mapping) or value == [] else UNSET
+    """Return an object, its texts as ``text`` has them; PHP, with one word for both, writes an empty one as ``[]``."""
+    if not isinstance(value, dict):
+        return {} if value == [] else UNSET
+    try:
+        written = json.dumps(value, ensure_ascii=False)
+        return UNSET if r"\u0000" in written else dict(json.loads(_HALF_A_PAIR.sub("\ufffd", written)))
+    except RecursionError:
+        return UNSET
 
 
 # ---- Conversions ----

@@ -218,7 +218,7 @@ def payment_link(chance: Chance) -> tuple[str, str | None, Body]:
 
 
 def customer(chance: Chance) -> tuple[str, str | None, Body]:
-    """Return a customer, whose balance had another name until 2019-10-17."""
+    """Return a customer, where the balance had another name until 2019-10-17."""
     balance, version = chance.choice((("balance", ENDIVE), ("account_balance", "2017-08-15")))
     body = {
         "id": chance.id_("cus"),

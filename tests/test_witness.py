@@ -95,7 +95,7 @@ def _changed(before: Body, after: Body) -> Body:
 def test_a_row_is_what_its_object_states(engine: Engine, seed: int) -> None:
     """Each row has the columns that the object states, of any type and version, in the one event or in the last of two.
 
-    Whatever an earlier event reported in the same state is overwritten.
+    It overwrites what an earlier event reported in the same state.
     """
     chance = Chance(seed)
     first = [(shape, shape(chance)) for _ in range(ROUNDS) for shape in SHAPES]
@@ -141,7 +141,7 @@ def test_no_custom_feedback_options_are_an_empty_list(engine: Engine) -> None:
     assert rows["portal_configurations", "bpc_1", ""]["features"] == features
 
 
-# ---- Whatever the JSON ----
+# ---- Odd JSON ----
 
 _LEAVES: Final = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
 _JSON: Final = st.recursive(
@@ -171,7 +171,7 @@ def _fits(value: witness.Value, kind: type) -> bool:
 @settings(max_examples=150)
 @given(seed=st.integers(0, 2**32), data=st.data())
 def test_no_json_is_too_odd(seed: int, data: st.DataObject) -> None:
-    """Whatever stands where, nothing is raised, no more rows are stated than are listed, and each value fits."""
+    """With any JSON in any place nothing is raised, no more rows are stated than are listed, and each value fits."""
     chance = Chance(seed)
     _, _, body = chance.choice(SHAPES)(chance)
     for _ in range(data.draw(st.integers(1, 4))):
@@ -307,7 +307,7 @@ def test_a_credit_note_adds_up() -> None:
 
 
 def test_an_old_credit_note_leaves_its_parts_open() -> None:
-    """Before basil a note names one refund by its id, and nothing of it says how much that was."""
+    """Before basil a note names one refund by its id, and never how much that was."""
     note = {"id": "cn_1", "object": "credit_note", "amount": 900, "refund": "re_1", "out_of_band_amount": None}
 
     assert _stated(note, "credit_notes") == {"amount": 900, "out_of_band_amount": None}
@@ -323,7 +323,7 @@ def test_a_balance_is_in_the_customers_currency() -> None:
 
 
 def test_an_invoice_was_dated_elsewhere_before_2019() -> None:
-    """`date` became `created`, and `finalized_at` went into status_transitions; null says that nothing happened yet."""
+    """`date` became `created`, and `finalized_at` went into status_transitions; null means that nothing happened yet."""
     invoice = {"id": "in_1", "object": "invoice", "subscription": "sub_1"}
     older = {**invoice, "date": T, "finalized_at": T}
     newer = {"created": T, "status_transitions": {"finalized_at": T, "paid_at": None, "voided_at": None}}

@@ -29,7 +29,7 @@ Conversion: TypeAlias = Callable[[Body, Json], Json]
 
 
 class Statement(Struct, frozen=True):
-    """What one object of Stripe's says of one row: the *columns* that it carries, by name.
+    """What one object of Stripe's states of one row: the *columns* that it carries, by name.
 
     *currency* is a part of the key of balances alone, elsewhere ''. A column that the object does not carry is absent.
     """
@@ -144,7 +144,7 @@ def hash_(value: Json) -> dict[str, Any] | UnsetType:
     try:
         written = json.dumps(value, ensure_ascii=False)
         return UNSET if r"\u0000" in written else dict(json.loads(_HALF_A_PAIR.sub("\ufffd", written)))
-    except RecursionError:
+    except (RecursionError, ValueError):  # deeper, or with more digits, than Python's own JSON reads
         return UNSET
 
 
@@ -400,6 +400,9 @@ MAP: Final[tuple[Mapped, ...]] = (
 )
 """Every column that one object of Stripe's states by itself."""
 
+_LINES: Final = {table: [each for each in MAP if each.table == table] for table in sorted({each.table for each in MAP})}
+"""The lines of the map by their table."""
+
 _EVENTS_DATE: Final = "No object has this moment: the first event that reports it dates it."
 _OTHERS_TOO: Final = "It is counted from lists of lines over several events, and no object has it."
 _OF_AN_EVENT: Final = "Stripe has no such object: a row is made from the previous_attributes of one customer.updated."
@@ -407,22 +410,18 @@ _OF_AN_EVENT: Final = "Stripe has no such object: a row is made from the previou
 EXCEPTIONS: Final[Mapping[tuple[str, str], str]] = {
     **{
         (table, column): "It is of the event that decides the row by the order of events, not of an object."
-        for table in ("balance_changes", *dict.fromkeys(each.table for each in MAP))
+        for table in ("balance_changes", *_LINES)
         for column in ("event_id", "as_of")
     },
     **{("balance_changes", column): _OF_AN_EVENT for column in ("customer", "currency", "amount", "ending_balance")},
+    **{("orders", column): _EVENTS_DATE for column in ("completed_at", "paid_at", "failed_at", "expired_at")},
+    **{("charges", column): _EVENTS_DATE for column in ("captured_at", "released_at")},
+    ("refunds", "failed_at"): _EVENTS_DATE,
     ("orders", "status"): "It is inferred from the session, its charges, refunds and cancellation together.",
-    ("orders", "completed_at"): _EVENTS_DATE,
-    ("orders", "paid_at"): _EVENTS_DATE,
-    ("orders", "failed_at"): _EVENTS_DATE,
-    ("orders", "expired_at"): _EVENTS_DATE,
     ("orders", "lines_complete"): _OTHERS_TOO,
     ("credit_notes", "lines_complete"): _OTHERS_TOO,
     ("credit_notes", "refund"): "It names the refund of an old shape until any event of the note reports its amount.",
     ("payment_links", "created"): "A payment link has no created: its payment_link.created event dates it.",
-    ("refunds", "failed_at"): _EVENTS_DATE,
-    ("charges", "captured_at"): _EVENTS_DATE,
-    ("charges", "released_at"): _EVENTS_DATE,
     ("portal_sessions", "expired_at"): "A portal session has no end that Stripe reports: our clock dates it.",
 }
 """Why no object states the other columns, by table and column.
@@ -461,7 +460,7 @@ _PREVIEW: Final = "upcoming_in_"
 
 
 def statements(body: Mapping[str, Any]) -> list[Statement]:
-    """Return what *body*, an object as Stripe gives it, of any API version, says of each row that it speaks of.
+    """Return what *body*, an object as Stripe gives it, of any API version, states of each row that it is about.
 
     It raises on no JSON: an unknown object states nothing, a value of the wrong type is left out.
     """
@@ -475,9 +474,9 @@ def statements(body: Mapping[str, Any]) -> list[Statement]:
 
 
 def _statement(table: str, body: Body) -> Statement | None:
-    """Return what *body* says of its row of *table*; None where that is nothing, or where the key is not known."""
+    """Return what *body* states of its row of *table*; None where that is nothing, or where the key is not known."""
     id_, currency = reference(body), text(body.get("currency")) if table == "balances" else ""
-    columns = {each.column: value for each in MAP if each.table == table and (value := each.of(body)) is not UNSET}
+    columns = {each.column: value for each in _LINES[table] if (value := each.of(body)) is not UNSET}
     if not columns or id_ is UNSET or currency is UNSET or id_.startswith(_PREVIEW):
         return None
     return Statement(table, id_, columns, currency)

@@ -323,7 +323,7 @@ def test_a_balance_is_in_the_customers_currency() -> None:
 
 
 def test_an_invoice_was_dated_elsewhere_before_2019() -> None:
-    """`date` became `created`, and `finalized_at` went into status_transitions; null means that nothing happened yet."""
+    """`date` became `created`, and `finalized_at` went into status_transitions; null is for what did not happen yet."""
     invoice = {"id": "in_1", "object": "invoice", "subscription": "sub_1"}
     older = {**invoice, "date": T, "finalized_at": T}
     newer = {"created": T, "status_transitions": {"finalized_at": T, "paid_at": None, "voided_at": None}}

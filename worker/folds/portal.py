@@ -92,17 +92,23 @@ def _configuration_told(configuration: Configuration) -> Told:
     )
 
 
-LISTS: Final = (
-    *("allowed_updates", "conditions", "default_allowed_updates"),
-    *("interval_options", "options", "prices", "products"),
+OBJECTS: Final = (
+    *("features", "customer_update", "invoice_history", "payment_method_update", "subscription_cancel"),
+    *(
+        "subscription_pause",
+        "subscription_update",
+        "cancellation_reason",
+        "schedule_at_period_end",
+        "adjustable_quantity",
+    ),
 )
-"""The lists in the features: what is empty elsewhere is an object."""
+"""The objects in the features: what is empty elsewhere is a list."""
 
 
-def _plain(value: Any, name: str = "") -> Any:  # noqa: ANN401 - any JSON
+def _plain(value: Any, name: str = "features") -> Any:  # noqa: ANN401 - any JSON
     """Return *value*, which is called *name*, alike however a copy writes it: see schemas/contents.py."""
     if isinstance(value, (dict, list)) and not value:
-        return [] if name in LISTS else {}
+        return {} if name in OBJECTS else []
     if isinstance(value, dict):
         return {key: _plain(each, key) for key, each in value.items()}
     if isinstance(value, list):

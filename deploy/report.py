@@ -44,7 +44,7 @@ _STATUSES_MAX: Final = 4
 """A table of more statuses is printed smaller, so that no amount is cut off."""
 
 _CHECKS: Final = {
-    "rules": ("Money rules", "The rows of the tables against each other, by its own arithmetic."),
+    "rules": ("Money rules", "Money by its own arithmetic: the rows of the tables against each other."),
     "rebuild": (
         "Rebuild",
         "The tables against a rebuild with the same folds, which finds lost and changed rows and not a wrong reading.",
@@ -397,8 +397,8 @@ def _rules(rows: Sequence[Row] | None) -> Html:
         "Money rules",
         tag(
             "p",
-            "A rule holds where its two sides come to the same, and is broken where they do not. Not provable means "
-            "that Stripe never told a figure it needs: an older version of its API, or an event not sent here.",
+            "A rule holds where its two sides come to the same, and is broken where they do not. It is not provable "
+            "where something that it needs is not known, and the line below the rule gives the reason.",
         ),
         table(
             "Money rules and how often they hold",
@@ -519,7 +519,7 @@ def _differences(found: Row) -> Html:
             ("What", "Where", "At", "Held", "Expected", "Difference"),
             [
                 (
-                    tag("span", _check(each["check"]), below(each["kind"]), *map(below, _details(each))),
+                    tag("span", _check(each["check"]), below(each["kind"]), *_details(each)),
                     _where(each),
                     moment(each["at"]),
                     _value(each["held"], each),
@@ -534,9 +534,9 @@ def _differences(found: Row) -> Html:
     )
 
 
-def _details(difference: Row) -> list[str]:
-    """Return what a rule has to say of the *difference*; the other checks only name what differs."""
-    return [difference["detail"]] if difference.get("detail") else []
+def _details(difference: Row) -> list[Html]:
+    """Return why a rule is broken; the other checks only name what differs."""
+    return [tag("span", difference["detail"], class_="below why")] if difference.get("detail") else []
 
 
 def _not_provable(found: Row) -> Html:

@@ -645,7 +645,7 @@ def test_a_balance_and_its_ledger(engine: Engine) -> None:
     wrong = f"{BROKEN}the balance is not what its ledger ends at"
     early = "its ledger was not read since its last event"
     ahead = "its ledger may be ahead of its events, or behind them"
-    # Two entries of one second, from -500 to -200 and from there to -900; -900 is where none goes on from.
+    # Two entries of one second, from -500 to -200 and from there to -900: -500 + 300 - 700.
     within = [entry(300, -200, 5), entry(-700, -900, 5)]
     cases: list[tuple[Rows, str]] = [
         ([balance(-500, 0), entry(-500, -500, 0)], HOLDS),
@@ -666,8 +666,14 @@ def test_a_balance_and_its_ledger(engine: Engine) -> None:
         ([balance(-700, 11), entry(-500, -500, 0)], early),
         ([balance(-700, 11), entry(-500, -500, 0), entry(9, 9, 5, currency="cad")], wrong),
         ([balance(-499, 0), entry(-500, -500, 0), ("customers", {"id_": "cus_#", "test_clock": "clock_1"})], "clock"),
-        # Forth and back within a second: either may be the last.
-        ([balance(0, 1), entry(-500, -500, 0), entry(500, 0, 0)], "the order of its ledger is not known"),
+        # Forth and back within a second: -500 + 500.
+        ([balance(0, 1), entry(-500, -500, 0), entry(500, 0, 0)], HOLDS),
+        # The entry from 0 to -200 is not known.
+        ([balance(-500, 0), entry(-300, -500, 0)], HOLDS),
+        ([balance(-499, 0), entry(-300, -500, 0)], "not all of its ledger is known"),
+        ([balance(-900, 5), *within], "not all of its ledger is known"),
+        # The balance is what all entries come to, and the last one says otherwise.
+        ([balance(-500, 0), entry(-500, -501, 0)], wrong),
         ([balance(-500, 0)], "its ledger was not read"),
         ([balance(-500, 0), entry(-500, -500, 0, currency="cad")], "its ledger was not read"),
         ([balance(None, 0), entry(-500, -500, 0)], "an amount is not known"),

@@ -507,29 +507,19 @@ CROSS JOIN LATERAL (
 
 # The customer's events decide in its default currency, and the ledger, which was read later, is the other witness. Both
 # may be right where an event is missing: with an entry that is later than the balance, or of the same second as long as
-# the balance is one that it had then. A ledger is read whole, for all currencies at once. Of several entries of the
-# last second that one is the last from which no other goes on.
+# the balance is one that it had then. A ledger is read whole, for all currencies at once, and begins with nothing, so
+# that its amounts come to where it ends; where they do not, some of its entries are not known.
 _BALANCE_LEDGER: Final = """
 WITH recent AS (
     SELECT * FROM (
         SELECT *, max(created) OVER (PARTITION BY account, livemode, customer, currency) AS last_at,
+            sum(amount) OVER (PARTITION BY account, livemode, customer, currency) AS total,
             max(as_of) OVER (PARTITION BY account, livemode, customer) AS read_at
         FROM balance_transactions
     ) AS t WHERE created = last_at
-), ends AS (
-    SELECT account, livemode, customer, currency,
-        CASE WHEN count(*) = 1 AND max(more) = 1 THEN max(amount) END AS amount
-    FROM (
-        SELECT t.account, t.livemode, t.customer, t.currency, v.amount, sum(v.step) AS more
-        FROM recent AS t
-        CROSS JOIN LATERAL (
-            VALUES (t.ending_balance::numeric, 1), (t.ending_balance::numeric - t.amount, -1)
-        ) AS v (amount, step)
-        GROUP BY t.account, t.livemode, t.customer, t.currency, v.amount HAVING sum(v.step) > 0
-    ) AS e
-    GROUP BY account, livemode, customer, currency
 ), ledgers AS (
     SELECT b.account, b.livemode, b.customer, b.currency, max(t.last_at) AS last_at, max(t.read_at) AS read_at,
+        max(t.total) AS total, bool_or(t.ending_balance = t.total) AS is_whole,
         bool_or(b.amount IN (t.ending_balance::numeric, t.ending_balance::numeric - t.amount)) AS is_seen,
         CASE WHEN count(*) = 1 THEN max(t.ending_balance) END AS only_end,
         max(t.ending_balance) FILTER (WHERE t.event_id = b.event_id) AS own_end
@@ -538,22 +528,23 @@ WITH recent AS (
     GROUP BY b.account, b.livemode, b.customer, b.currency
 )
 SELECT b.account, b.livemode, b.customer || ' ' || b.currency,
-    CASE WHEN w.reason IS NOT NULL THEN 'not provable' WHEN b.amount = w.ends_at THEN 'holds' ELSE 'broken' END,
-    b.currency, b.amount, w.ends_at, coalesce(w.reason, 'the balance is not what its ledger ends at'), b.as_of
+    CASE WHEN w.reason IS NOT NULL THEN 'not provable' WHEN b.amount = o.ends_at THEN 'holds' ELSE 'broken' END,
+    b.currency, b.amount, o.ends_at, coalesce(w.reason, 'the balance is not what its ledger ends at'), b.as_of
 FROM balances AS b
 LEFT JOIN ledgers AS l
     ON (l.account, l.livemode, l.customer, l.currency) = (b.account, b.livemode, b.customer, b.currency)
-LEFT JOIN ends AS e ON (e.account, e.livemode, e.customer, e.currency) = (b.account, b.livemode, b.customer, b.currency)
 LEFT JOIN customers AS c ON (c.account, c.livemode, c.id) = (b.account, b.livemode, b.customer)
-CROSS JOIN LATERAL (SELECT coalesce(l.own_end, l.only_end, e.amount) AS ends_at) AS o
 CROSS JOIN LATERAL (
-    SELECT o.ends_at, CASE
+    SELECT coalesce(l.own_end, CASE WHEN l.is_whole THEN l.total ELSE l.only_end END) AS ends_at
+) AS o
+CROSS JOIN LATERAL (
+    SELECT CASE
         WHEN l.read_at IS NULL THEN 'its ledger was not read'
         WHEN b.amount IS NULL THEN 'an amount is not known'
-        WHEN o.ends_at IS NULL THEN 'the order of its ledger is not known'
         WHEN l.own_end IS NOT NULL THEN NULL
         WHEN l.read_at < b.as_of THEN 'its ledger was not read since its last event'
         WHEN b.amount = o.ends_at THEN NULL
+        WHEN o.ends_at IS NULL OR NOT (l.is_whole OR b.amount = l.total) THEN 'not all of its ledger is known'
         WHEN c.test_clock IS NOT NULL THEN 'a test clock sets its times'
         WHEN l.read_at = b.as_of OR l.last_at > b.as_of OR (l.last_at = b.as_of AND l.is_seen)
             THEN 'its ledger may be ahead of its events, or behind them'

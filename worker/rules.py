@@ -137,24 +137,28 @@ _ORDER_LINES: Final = """
 SELECT o.account, o.livemode, o.id,
     CASE WHEN NOT o.lines_complete OR l.unknown OR o.amount_total IS NULL OR o.amount_subtotal IS NULL
             OR o.amount_shipping IS NULL OR o.amount_tax IS NULL THEN 'not provable'
-        WHEN l.others > 0 OR l.subtotal <> o.amount_subtotal THEN 'broken'
+        WHEN l.others IS NOT NULL OR l.subtotal <> o.amount_subtotal THEN 'broken'
         WHEN l.total + o.amount_shipping IN (o.amount_total, o.amount_total - (o.amount_tax - l.tax)) THEN 'holds'
         ELSE 'broken' END,
-    o.currency,
-    CASE WHEN l.subtotal <> o.amount_subtotal THEN o.amount_subtotal ELSE o.amount_total END,
-    CASE WHEN l.subtotal <> o.amount_subtotal THEN l.subtotal ELSE l.total + o.amount_shipping END,
+    CASE WHEN l.others IS NULL THEN o.currency END,
+    CASE WHEN l.others IS NOT NULL THEN NULL
+        WHEN l.subtotal <> o.amount_subtotal THEN o.amount_subtotal ELSE o.amount_total END,
+    CASE WHEN l.others IS NOT NULL THEN NULL
+        WHEN l.subtotal <> o.amount_subtotal THEN l.subtotal ELSE l.total + o.amount_shipping END,
     CASE WHEN NOT o.lines_complete AND o.status = 'open' THEN 'lines of open sessions were not read'
         WHEN NOT o.lines_complete THEN 'not all lines are known'
         WHEN l.unknown OR o.amount_total IS NULL OR o.amount_subtotal IS NULL
             OR o.amount_shipping IS NULL OR o.amount_tax IS NULL THEN 'an amount is not known'
-        WHEN l.others > 0 THEN 'a line is in another currency'
+        WHEN l.others IS NOT NULL
+            THEN 'a line is in another currency than its order: ' || l.others || ' and ' || upper(o.currency)
         WHEN l.subtotal <> o.amount_subtotal THEN 'the subtotal is not that of its lines'
         ELSE 'the total is not that of its lines and the shipping' END,
     coalesce(o.created, o.as_of)
 FROM orders AS o
 CROSS JOIN LATERAL (
     SELECT coalesce(sum(t.amount_subtotal), 0) AS subtotal, coalesce(sum(t.amount_total), 0) AS total,
-        coalesce(sum(t.amount_tax), 0) AS tax, count(*) FILTER (WHERE t.currency <> o.currency) AS others,
+        coalesce(sum(t.amount_tax), 0) AS tax,
+        string_agg(DISTINCT upper(t.currency), ', ') FILTER (WHERE t.currency <> o.currency) AS others,
         coalesce(bool_or(t.amount_subtotal IS NULL OR t.amount_total IS NULL OR t.amount_tax IS NULL), false) AS unknown
     FROM order_lines AS t WHERE (t.account, t.livemode, t.order_id) = (o.account, o.livemode, o.id)
 ) AS l

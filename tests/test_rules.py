@@ -174,12 +174,12 @@ def test_more_is_refunded_than_was_charged(shop: Engine) -> None:
 
 
 def test_a_charge_reports_less_than_was_refunded(shop: Engine) -> None:
-    """A charge that reports a part of a refund that was made in the same second, and still stood, is found."""
+    """A charge that reports a cent where all of it was refunded in the same second is found."""
     (charge, refunded) = run(
         shop,
         "SELECT c.id, c.amount_refunded FROM charges AS c JOIN refunds AS r ON r.charge = c.id"
-        " WHERE r.status = 'succeeded' AND r.amount = c.amount_refunded AND r.created = c.as_of AND r.amount > 1"
-        " AND c.captured_at IS NOT NULL ORDER BY c.id LIMIT 1",
+        " WHERE r.status = 'succeeded' AND r.amount = c.amount AND r.created = c.as_of AND c.amount_refunded = c.amount"
+        " ORDER BY c.id LIMIT 1",
     )[0]
     run(shop, "UPDATE charges SET amount_refunded = 1 WHERE id = :id", id=charge)
 
@@ -448,8 +448,12 @@ def test_refunds_that_a_charge_reports(engine: Engine) -> None:
             ({**in_part, "amount_refunded": 200}, [refund(200, 5)], HOLDS),
             ({**in_part, "amount_refunded": 700}, [refund(200, 5)], HOLDS),
             ({**in_part, "amount_refunded": 300}, [refund(200, 5)], UNKNOWN),
-            ({"amount_refunded": 499}, [refund(500, 10)], LESS),
+            # Not both fit into 500: the 499 that are reported, and 500 in the same second.
+            ({"amount": 500, "amount_captured": 500, "amount_refunded": 499}, [refund(500, 10)], LESS),
+            ({"amount_refunded": 499}, [refund(500, 10)], LATE),
             ({}, [refund(501, 5, until=20)], LESS),
+            # Older than the charge, so that one of the two times is wrong.
+            ({"captured_at": at(7)}, [refund(501, 5, until=20)], LATE),
             ({"amount_refunded": 0}, [refund(500, 10)], LATE),
             ({"amount_refunded": 300}, [refund(200, 10), refund(300, 10)], LATE),
             ({"amount_refunded": 0}, [refund(500, 5)], LATE),

@@ -405,11 +405,11 @@ LEFT JOIN (
 
 # Rule 10 of the design: what a charge reports are its refunds that were made until then, less those that had failed. It
 # may report more, which are refunds that are not known. Less proves something of refunds alone that still stood
-# afterwards. One of the very second of the report may have come after it; but where it is the only one, and the report
-# has more than those before, it is in the report. A charge that was read may report refunds of these seconds.
+# afterwards. One of the very second of the report may have come after it, but not where the charge has no room for it
+# next to what is reported. A charge that was read may report refunds of the seconds that this took.
 _CHARGE_REFUNDS: Final = f"""
 WITH taken AS (
-    SELECT account, livemode, id, payment_intent, currency, as_of, amount_refunded,
+    SELECT account, livemode, id, payment_intent, currency, as_of, captured_at, amount_refunded,
         starts_with(event_id, 'obs_') AS is_read,
         captured_at IS NOT NULL OR (status = 'succeeded' AND captured) IS TRUE AS is_captured,
         released_at IS NOT NULL OR captured IS FALSE AS is_held,
@@ -432,13 +432,12 @@ WITH taken AS (
         coalesce(sum(g.amount) FILTER (WHERE k.is_late), 0) AS late,
         coalesce(sum(g.amount) FILTER (WHERE k.stood AND g.created < c.as_of), 0) AS before,
         coalesce(sum(g.amount) FILTER (WHERE k.stood AND g.created = c.as_of), 0) AS within,
-        count(*) FILTER (WHERE k.stood AND g.created = c.as_of) = 1
-            AND NOT bool_or(g.created <= c.as_of AND NOT k.stood) AS is_only_one
+        count(*) FILTER (WHERE k.stood AND g.created = c.as_of) = 1 AS is_only_one
     FROM given AS g JOIN taken AS c ON (c.account, c.livemode, c.id) = (g.account, g.livemode, g.charge)
     CROSS JOIN LATERAL (
         SELECT g.created <= c.as_of AND (g.failed_at IS NULL OR g.failed_at > c.as_of) AS is_known,
             c.is_read AND g.created > c.as_of AND g.created <= c.as_of + interval '5 s' AS is_late,
-            coalesce(g.status = 'succeeded', false) AND g.as_of >= c.as_of AS stood
+            coalesce(g.status = 'succeeded' AND g.created >= c.captured_at, false) AND g.as_of >= c.as_of AS stood
     ) AS k
     GROUP BY g.account, g.livemode, g.charge
 )
@@ -462,8 +461,9 @@ FROM taken AS c
 LEFT JOIN sums AS r ON (r.account, r.livemode, r.charge) = (c.account, c.livemode, c.id)
 CROSS JOIN LATERAL (
     SELECT coalesce(r.known, 0) AS known, coalesce(r.late, 0) AS late,
-        coalesce(r.before + CASE WHEN c.amount_refunded > r.before AND r.is_only_one THEN r.within ELSE 0 END, 0)
-            AS least
+        coalesce(
+            r.before + CASE WHEN r.is_only_one AND c.amount_refunded + r.within > c.most THEN r.within ELSE 0 END, 0
+        ) AS least
 ) AS s
 WHERE (r.charge IS NOT NULL OR c.amount_refunded IS DISTINCT FROM 0) AND (c.is_captured OR NOT c.is_held)
 """

@@ -250,6 +250,7 @@ def test_as_a_person_reads_it(shop: Engine, database_url: str) -> None:
 
     assert "in total 2.50 USD too much" in ran.err
     assert "amount_total" in ran.out
+    assert "the total is not subtotal - discount + shipping, nor that and the tax" in ran.out
     assert rebuilt.code == 3
     assert "2.50 USD" in rebuilt.out
     assert payfold("rebuild", "--swap", DATABASE_URL=database_url).code == 0

@@ -99,7 +99,8 @@ def _check(cursor: Cursor, rule: Rule) -> tuple[Tally, list[Finding]]:
         rows.execute(rule.query)
         for account, livemode, id_, state, currency, held, expected, detail, at in rows:
             counts[state] += 1
-            reasons.update([detail] if state == "not provable" else [])
+            if state == "not provable":
+                reasons[detail] += 1
             if state == "broken" or (state == "not provable" and counts[state] <= NOT_PROVABLE_LISTED_MAX):
                 world, sides = (rule.name, account, livemode, rule.table), (_whole(held), _whole(expected))
                 findings.append(Finding(*world, id_, state, currency, *sides, detail, at))

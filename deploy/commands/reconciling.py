@@ -184,7 +184,8 @@ def _print(result: dict[str, Any], form: Format) -> None:
     if unreadable := sum(each.get("unreadable", 0) for each in result.get("stripe", ())):
         err.print(f"{unreadable:,} of Stripe's objects could not be read, and were not compared.")
     shown = [_shown(row) for row in result["drift"][:SHOWN_MAX]]
-    _section("Differences", shown, ("check", "kind", "table", "id", "column", "held", "expected", "too much"))
+    why = ("detail",) if any(row["detail"] for row in shown) else ()
+    _section("Differences", shown, ("check", "kind", "table", "id", "column", "held", "expected", "too much", *why))
     if result["drift_total"] > len(shown):
         err.print(f"… and {result['drift_total'] - len(shown):,} more: --csv FILE.csv has them all.")
     if "repaired" in result:

@@ -160,6 +160,25 @@ def in_one_line(value: object) -> str:
     return shown(value).replace("\n", "\\n")
 
 
+def percent_proven(rules: Iterable[Mapping[str, Any]]) -> int | None:
+    """Return how much of what *rules* checked they proved, in whole percent; None where they checked nothing.
+
+    A row counts once for each rule that is about it, and is proven where that holds or is broken. It is rounded down,
+    so that 100 is all.
+    """
+    counts = [(rule["checked"], rule["not_provable"]) for rule in rules]
+    checked, unproven = (sum(column) for column in zip(*counts, strict=True)) if counts else (0, 0)
+    return (checked - unproven) * 100 // checked if checked else None
+
+
+def why_not_provable(rule: Mapping[str, Any]) -> str:
+    """Return of how many rows a *rule* could not be proven, and for what reasons; empty where all were."""
+    if not rule["not_provable"]:
+        return ""
+    why = ", ".join(f"{each['rows']:,} {each['reason']}" for each in rule.get("reasons", ()))
+    return f"{rule['not_provable']:,} of {rule['checked']:,} not provable" + (f": {why}" if why else "")
+
+
 def money(amount: int, currency: str) -> str:
     """Return *amount*, in the smallest unit, as a person writes it: 2000 usd is 20.00 USD."""
     digits = 0 if currency in _ZERO_DECIMAL else 3 if currency in _THREE_DECIMAL else 2

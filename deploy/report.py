@@ -44,8 +44,11 @@ _STATUSES_MAX: Final = 4
 """A table of more statuses is printed smaller, so that no amount is cut off."""
 
 _CHECKS: Final = {
-    "rules": ("Money rules", "The rows of the tables against each other, by arithmetic."),
-    "rebuild": ("Rebuild", "The tables against a second set, folded from the events alone."),
+    "rules": ("Money rules", "Money by its own arithmetic: the rows of the tables against each other."),
+    "rebuild": (
+        "Rebuild",
+        "The tables against a rebuild with the same folds, which finds lost and changed rows and not a wrong reading.",
+    ),
     "log": ("Event logs", "The recorded events against the logs that were given."),
     "stripe": ("Stripe", "The tables against what Stripe's API answers now."),
 }
@@ -84,6 +87,7 @@ def html(result: Row) -> str:
         _not_provable(found),
         tag(
             "footer",
+            tag("p", _PROVEN_MEANS) if output.percent_proven(found.get("rules", ())) is not None else "",
             f"Made from run {run['id']} by Payfold {run.get('version', '')}. The whole result is in this page's "
             "source, as JSON, in the element with the id “result”.",
         ),
@@ -107,7 +111,7 @@ def _head(found: Row) -> Html:
     return tag(
         "header",
         tag("p", "Reconciliation", class_="eyebrow"),
-        tag("p", "no drift" if is_ok else "drift", class_=f"badge {'ok' if is_ok else 'drift'}"),
+        tag("p", _badge(found), class_=f"badge {'ok' if is_ok else 'drift'}"),
         tag("h1", *(_unbroken(part) if place % 2 else part for place, part in enumerate(parts))),
         tag("p", _caveats(found), class_="lead"),
         tag(
@@ -118,6 +122,21 @@ def _head(found: Row) -> Html:
             _fact("Pending", f"{events['pending']:,}", "events that were not folded yet"),
         ),
     )
+
+
+# Of all rows that the money rules checked, each counted once for every rule that is about it, those where the rule
+# holds or is broken, rounded down. See ``output.percent_proven``.
+_PROVEN_MEANS: Final = (
+    "Proven: the share of the rows checked by the money rules where the rule either holds or is broken, rounded down. "
+    "A row counts once for each rule that is about it; the others are not provable, for the reasons that are listed."
+)
+
+
+def _badge(found: Row) -> str:
+    """Return whether there is drift, and how much of what the rules checked is proven."""
+    proven = output.percent_proven(found.get("rules", ()))
+    words = ["no drift" if found["run"]["outcome"] == "ok" else "drift"]
+    return "; ".join(words if proven is None else [*words, f"{proven} % proven"])
 
 
 def _verdict(found: Row) -> str:
@@ -378,15 +397,15 @@ def _rules(rows: Sequence[Row] | None) -> Html:
         "Money rules",
         tag(
             "p",
-            "A rule holds where its two sides come to the same, and is broken where they do not. Not provable means "
-            "that Stripe never told a figure it needs: an older version of its API, or an event not sent here.",
+            "A rule holds where its two sides come to the same, and is broken where they do not. It is not provable "
+            "where something that it needs is not known, and the line below the rule gives the reason.",
         ),
         table(
             "Money rules and how often they hold",
             ("Rule", "Checked", "Holds", "Broken", "Not provable"),
             [
                 (
-                    tag("span", row["title"], below(row["rule"])),
+                    tag("span", row["title"], below(row["rule"]), *map(below, _why_not(row))),
                     row["checked"],
                     row["holds"],
                     *faults(row["broken"]),
@@ -397,6 +416,11 @@ def _rules(rows: Sequence[Row] | None) -> Html:
             texts=1,
         ),
     )
+
+
+def _why_not(rule: Row) -> list[str]:
+    """Return the reasons of what of *rule* is not provable, with how many rows each is of."""
+    return [f"{each['rows']:,} not provable: {each['reason']}" for each in rule.get("reasons", ())]
 
 
 def _tables(rows: Sequence[Row] | None) -> Html:
@@ -495,7 +519,7 @@ def _differences(found: Row) -> Html:
             ("What", "Where", "At", "Held", "Expected", "Difference"),
             [
                 (
-                    tag("span", _check(each["check"]), below(each["kind"])),
+                    tag("span", _check(each["check"]), below(each["kind"]), *_details(each)),
                     _where(each),
                     moment(each["at"]),
                     _value(each["held"], each),
@@ -508,6 +532,11 @@ def _differences(found: Row) -> Html:
             kind="dense",
         ),
     )
+
+
+def _details(difference: Row) -> list[Html]:
+    """Return why a rule is broken; the other checks only name what differs."""
+    return [tag("span", difference["detail"], class_="below why")] if difference.get("detail") else []
 
 
 def _not_provable(found: Row) -> Html:

@@ -56,6 +56,11 @@ def test_nothing_is_wrong(shop: Engine, database_url: str) -> None:
     assert ran.json["run"]["outcome"] == "ok"
     assert ran.json["run"]["checks"] == ["rules", "rebuild"]
     assert {each["broken"] for each in ran.json["rules"]} == {0}
+    for each in ran.json["rules"]:
+        assert each["not_provable"] == sum(reason["rows"] for reason in each["reasons"])
+    (lines,) = (each for each in ran.json["rules"] if each["rule"] == "order-lines")
+    # No session was read, and a shop's events have no lines; all sessions ended.
+    assert lines["reasons"] == [{"reason": "not all lines are known", "rows": lines["checked"]}]
     assert ran.json["events"]["recorded"] == len(SHOP.events)
     sold = sum(each["amount"] for each in ran.json["money"] if (each["status"], each["currency"]) == ("paid", "usd"))
     (held,) = ledger.rows(
@@ -229,7 +234,11 @@ def test_errors(shop: Engine, database_url: str, tmp_path: Path) -> None:
 
 def test_as_a_person_reads_it(shop: Engine, database_url: str) -> None:
     """The tables in a terminal, and the sentence that sums them up."""
-    assert "The tables are what the events say." in payfold("reconcile", DATABASE_URL=database_url).err
+    well = payfold("reconcile", DATABASE_URL=database_url)
+    assert "The tables are what the events say." in well.err
+    assert "% of what the money rules checked is proven." in well.err
+    assert "order-lines: " in well.out
+    assert "same folds" in well.out
     run(
         shop,
         "UPDATE orders SET amount_total = amount_total + 250 WHERE id ="
@@ -241,6 +250,7 @@ def test_as_a_person_reads_it(shop: Engine, database_url: str) -> None:
 
     assert "in total 2.50 USD too much" in ran.err
     assert "amount_total" in ran.out
+    assert "the total is not subtotal - discount + shipping, nor that and the tax" in ran.out
     assert rebuilt.code == 3
     assert "2.50 USD" in rebuilt.out
     assert payfold("rebuild", "--swap", DATABASE_URL=database_url).code == 0

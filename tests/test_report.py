@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deploy import charts, report
+from deploy import charts, output, report
 from deploy.output import money
 from tests.browser import chromium
 
@@ -105,7 +105,7 @@ def busy() -> Result:
         for number in range(40)
     ]
     drift += [
-        difference(check="rules", kind="order-total", held=None, account="acct_1"),
+        difference(check="rules", kind="order-total", held=None, account="acct_1", detail="the total is not the sum"),
         difference(
             check="log", kind="missing", table=None, column=None, held=None, expected=None, amount=None, at=None
         ),
@@ -129,6 +129,7 @@ def busy() -> Result:
                 "holds": 8,
                 "broken": 1,
                 "not_provable": 1,
+                "reasons": [{"reason": "an amount is not known", "rows": 1}],
             }
         ],
         tables=[{"table": "orders", "live": 1100, "rebuilt": 1101, "missing": 1, "extra": 0, "different": 41}],
@@ -243,6 +244,68 @@ def test_no_drift() -> None:
 
     assert page.text_of["h1"] == ["The tables are what the events say."]
     assert "Not checked: Event logs and Stripe." in page.text_of["p"]
+
+
+def rule(**changes: object) -> dict[str, Any]:
+    """Return what a rule came to that holds of the ten rows that it is about, but for *changes*."""
+    named = {"rule": "order-lines", "title": "Lines come to totals", "checked": 10, "holds": 10}
+    return {**named, "broken": 0, "not_provable": 0, "reasons": [], **changes}
+
+
+@pytest.mark.parametrize(
+    ("rows", "badge"),
+    [
+        ([rule()], "no drift; 100 % proven"),
+        # Of 10 + 1,000 rows 7 + 1,000 are proven, which is 99.7 %.
+        ([rule(holds=7, not_provable=3), rule(checked=1000, holds=1000)], "no drift; 99 % proven"),
+        ([rule(holds=0, not_provable=10)], "no drift; 0 % proven"),
+        ([rule(checked=0, holds=0)], "no drift"),
+        ([], "no drift"),
+    ],
+)
+def test_how_much_is_proven(rows: list[dict[str, Any]], badge: str) -> None:
+    """The badge has the share of what the rules checked that is proven, rounded down, which the footnote defines."""
+    page = read(result(rules=rows))
+
+    assert badge in page.text_of["p"]
+    assert any(text.startswith("Proven: the share of the rows checked") for text in page.text_of["p"]) == ("%" in badge)
+
+
+def test_a_broken_row_is_proven() -> None:
+    """A rule that is broken is proven to be: drift with nothing left open is proven in whole."""
+    page = read(result(rules=[rule(holds=9, broken=1)], drift_total=1, drift=[difference()]))
+
+    assert "drift; 100 % proven" in page.text_of["p"]
+
+
+def test_why_not() -> None:
+    """Below each rule the page has how many rows could not be proven, by reason, and by each broken row why it is."""
+    reasons = [
+        {"reason": "lines of open sessions were not read", "rows": 900},
+        {"reason": "an amount is not known", "rows": 74},
+    ]
+    of_lines = rule(checked=1058, holds=84, not_provable=974, reasons=reasons)
+    (found,) = read(result(rules=[of_lines])).table("Money rules")
+
+    assert found["Rule"].endswith(
+        "900 not provable: lines of open sessions were not read74 not provable: an amount is not known"
+    )
+    assert output.why_not_provable(of_lines) == (
+        "974 of 1,058 not provable: 900 lines of open sessions were not read, 74 an amount is not known"
+    )
+    assert [row["What"] for row in read(busy()).table("43 differences") if "not the sum" in row["What"]] == [
+        "Money rulesorder-totalthe total is not the sum"
+    ]
+
+
+def test_each_check_names_its_witness() -> None:
+    """The rules go by arithmetic, and the rebuild by the same folds, of which no wrong reading is found."""
+    compares = {row["Check"]: row["Compares"] for row in read(result()).table("The checks of this run")}
+
+    assert compares["Money rules"].startswith("Money by its own arithmetic")
+    assert compares["Rebuild"] == (
+        "The tables against a rebuild with the same folds, which finds lost and changed rows and not a wrong reading."
+    )
 
 
 def test_no_rebuild() -> None:
@@ -512,7 +575,13 @@ def test_each_check_is_shown() -> None:
         "1 different",
     ]
     assert page.table("Money rules and how often") == [
-        {"Rule": "Lines come to totalsorder-total", "Checked": "10", "Holds": "8", "Broken": "1", "Not provable": "1"}
+        {
+            "Rule": "Lines come to totalsorder-total1 not provable: an amount is not known",
+            "Checked": "10",
+            "Holds": "8",
+            "Broken": "1",
+            "Not provable": "1",
+        }
     ]
     assert page.table("Rows of each table") == [
         {"Table": "orders", "Live": "1,100", "Rebuilt": "1,101", "Missing": "1", "Extra": "0", "Different": "41"}

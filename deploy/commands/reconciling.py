@@ -1,7 +1,7 @@
 """``payfold reconcile``: are the tables right? By money's rules, by a rebuild, by a log, and by Stripe."""
 
 import csv
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -48,7 +48,11 @@ CSV_COLUMNS: Final = (
     "currency",
     "amount",
     "at",
+    "detail",
 )
+# Which witness each check of the tables calls.
+_BY_RULES: Final = "Money rules, by their own arithmetic"
+_BY_REBUILD: Final = "Rebuild, with the same folds: it finds lost and changed rows, and not a wrong reading"
 
 app: Final = typer.Typer(help="Are the tables right?", invoke_without_command=True)
 
@@ -164,8 +168,9 @@ def _print(result: dict[str, Any], form: Format) -> None:
     if form is not Format.TABLE:
         output.one(result, form)
         return
-    _section("Money rules", result.get("rules"), ("rule", "checked", "holds", "broken", "not_provable"))
-    _section("Rebuild", result.get("tables"), ("table", "live", "rebuilt", "missing", "extra", "different"))
+    _section(_BY_RULES, result.get("rules"), ("rule", "checked", "holds", "broken", "not_provable"))
+    _unproven(result.get("rules", ()))
+    _section(_BY_REBUILD, result.get("tables"), ("table", "live", "rebuilt", "missing", "extra", "different"))
     if "logs" in result:
         _section("Logs", [result["logs"]], _LOG_COLUMNS)
         if result["logs"].get("archived"):
@@ -179,13 +184,16 @@ def _print(result: dict[str, Any], form: Format) -> None:
     if unreadable := sum(each.get("unreadable", 0) for each in result.get("stripe", ())):
         err.print(f"{unreadable:,} of Stripe's objects could not be read, and were not compared.")
     shown = [_shown(row) for row in result["drift"][:SHOWN_MAX]]
-    _section("Differences", shown, ("check", "kind", "table", "id", "column", "held", "expected", "too much"))
+    why = ("detail",) if any(row["detail"] for row in shown) else ()
+    _section("Differences", shown, ("check", "kind", "table", "id", "column", "held", "expected", "too much", *why))
     if result["drift_total"] > len(shown):
         err.print(f"… and {result['drift_total'] - len(shown):,} more: --csv FILE.csv has them all.")
     if "repaired" in result:
         there_were = result["repaired"]["drift_total"]
         err.print(f"There were {there_were:,} differences before the repair, and {result['drift_total']:,} are left.")
     err.print(verdict(result))
+    if (proven := output.percent_proven(result.get("rules", ()))) is not None:
+        err.print(f"{proven} % of what the money rules checked is proven.")
     if "left_out" in result:
         err.print(left_out(**result["left_out"]))
 
@@ -196,6 +204,15 @@ def verdict(result: dict[str, Any]) -> str:
         return "The tables are what the events say."
     money = ", ".join(output.money(each["amount"], each["currency"]) for each in result["drift_money"])
     return f"{result['drift_total']:,} differences" + (f", in total {money} too much." if money else ".")
+
+
+def _unproven(rules: Sequence[Mapping[str, Any]]) -> None:
+    """Print why rules could not be proven, a line each."""
+    lines = [(rule["rule"], why) for rule in rules if (why := output.why_not_provable(rule))]
+    for name, why in lines:
+        output.out.print(f"{name}: {why}")
+    if lines:
+        output.out.print()
 
 
 def _section(title: str, rows: list[dict[str, Any]] | None, columns: tuple[str, ...]) -> None:

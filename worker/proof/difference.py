@@ -66,6 +66,7 @@ class Difference:
     currency: str | None = None
     amount: int | None = None
     at: datetime | None = None
+    detail: str | None = None
 
 
 @dataclass(slots=True)

@@ -4,9 +4,11 @@ Note [Broken, or not provable]
     A rule is broken only where all that it needs is there and disagrees. Where something is not known, because no
     event told it or its list is not whole, the row is *not provable*, which is a gap of knowledge and no drift.
     Each rule compares amounts of one currency; rows of two currencies are broken where they may not differ, and are
-    never added up.
+    never added up. What one missing event explains is not broken either, so that a report is held only against what
+    was over before it.
 """
 
+from collections import Counter
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
@@ -26,8 +28,9 @@ class Rule:
     """A rule: its *name*, what it says in a line, and its *query*.
 
     The query gives, for each row that it is about: account, livemode, id, state, currency, held, expected, detail and
-    at. It computes in numeric, since odd amounts may come to more than a bigint holds. *explains* names what it needs
-    and compares.
+    at. The detail of a row that is not provable is one of a few reasons, by which such rows are counted. The query
+    computes in numeric, since odd amounts may come to more than a bigint holds, and finds what it joins by a hash or an
+    index. *explains* names what it needs and compares.
     """
 
     name: str
@@ -55,14 +58,23 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True)
+class Reason:
+    """Why a rule could not be proven of so many *rows*."""
+
+    reason: str
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
 class Tally:
-    """Of how many rows a rule was checked, and what came of it."""
+    """Of how many rows a rule was checked, what came of it, and the *reasons* of what is not provable, most first."""
 
     rule: str
     checked: int
     holds: int
     broken: int
     not_provable: int
+    reasons: tuple[Reason, ...] = ()
 
 
 def check(cursor: Cursor) -> tuple[list[Tally], list[Finding]]:
@@ -80,18 +92,24 @@ def check(cursor: Cursor) -> tuple[list[Tally], list[Finding]]:
 
 
 def _check(cursor: Cursor, rule: Rule) -> tuple[Tally, list[Finding]]:
-    counts = dict.fromkeys(get_args(State), 0)
+    counts, reasons = dict.fromkeys(get_args(State), 0), Counter[str]()
     findings = []
     with cursor.connection.cursor("rule", binary=True) as rows:
         rows.itersize = ROWS_READ
         rows.execute(rule.query)
         for account, livemode, id_, state, currency, held, expected, detail, at in rows:
             counts[state] += 1
+            if state == "not provable":
+                reasons[detail] += 1
             if state == "broken" or (state == "not provable" and counts[state] <= NOT_PROVABLE_LISTED_MAX):
                 world, sides = (rule.name, account, livemode, rule.table), (_whole(held), _whole(expected))
                 findings.append(Finding(*world, id_, state, currency, *sides, detail, at))
-    tally = Tally(rule.name, sum(counts.values()), counts["holds"], counts["broken"], counts["not provable"])
-    return tally, findings
+    outcomes = (counts["holds"], counts["broken"], counts["not provable"])
+    return Tally(rule.name, sum(outcomes), *outcomes, _by_rows(reasons)), findings
+
+
+def _by_rows(reasons: Counter[str]) -> tuple[Reason, ...]:
+    return tuple(Reason(*each) for each in sorted(reasons.items(), key=lambda each: (-each[1], each[0])))
 
 
 def _whole(amount: Decimal | int | None) -> int | None:
@@ -120,21 +138,28 @@ _ORDER_LINES: Final = """
 SELECT o.account, o.livemode, o.id,
     CASE WHEN NOT o.lines_complete OR l.unknown OR o.amount_total IS NULL OR o.amount_subtotal IS NULL
             OR o.amount_shipping IS NULL OR o.amount_tax IS NULL THEN 'not provable'
-        WHEN l.others > 0 OR l.subtotal <> o.amount_subtotal THEN 'broken'
+        WHEN l.others IS NOT NULL OR l.subtotal <> o.amount_subtotal THEN 'broken'
         WHEN l.total + o.amount_shipping IN (o.amount_total, o.amount_total - (o.amount_tax - l.tax)) THEN 'holds'
         ELSE 'broken' END,
-    o.currency,
-    CASE WHEN l.subtotal <> o.amount_subtotal THEN o.amount_subtotal ELSE o.amount_total END,
-    CASE WHEN l.subtotal <> o.amount_subtotal THEN l.subtotal ELSE l.total + o.amount_shipping END,
-    CASE WHEN NOT o.lines_complete OR l.unknown THEN 'not all lines are known'
-        WHEN l.others > 0 THEN 'a line is in another currency'
+    CASE WHEN l.others IS NULL THEN o.currency END,
+    CASE WHEN l.others IS NOT NULL THEN NULL
+        WHEN l.subtotal <> o.amount_subtotal THEN o.amount_subtotal ELSE o.amount_total END,
+    CASE WHEN l.others IS NOT NULL THEN NULL
+        WHEN l.subtotal <> o.amount_subtotal THEN l.subtotal ELSE l.total + o.amount_shipping END,
+    CASE WHEN NOT o.lines_complete AND o.status = 'open' THEN 'lines of open sessions were not read'
+        WHEN NOT o.lines_complete THEN 'not all lines are known'
+        WHEN l.unknown OR o.amount_total IS NULL OR o.amount_subtotal IS NULL
+            OR o.amount_shipping IS NULL OR o.amount_tax IS NULL THEN 'an amount is not known'
+        WHEN l.others IS NOT NULL
+            THEN 'a line is in another currency than its order: ' || l.others || ' and ' || upper(o.currency)
         WHEN l.subtotal <> o.amount_subtotal THEN 'the subtotal is not that of its lines'
         ELSE 'the total is not that of its lines and the shipping' END,
     coalesce(o.created, o.as_of)
 FROM orders AS o
 CROSS JOIN LATERAL (
     SELECT coalesce(sum(t.amount_subtotal), 0) AS subtotal, coalesce(sum(t.amount_total), 0) AS total,
-        coalesce(sum(t.amount_tax), 0) AS tax, count(*) FILTER (WHERE t.currency <> o.currency) AS others,
+        coalesce(sum(t.amount_tax), 0) AS tax,
+        string_agg(DISTINCT upper(t.currency), ', ') FILTER (WHERE t.currency <> o.currency) AS others,
         coalesce(bool_or(t.amount_subtotal IS NULL OR t.amount_total IS NULL OR t.amount_tax IS NULL), false) AS unknown
     FROM order_lines AS t WHERE (t.account, t.livemode, t.order_id) = (o.account, o.livemode, o.id)
 ) AS l
@@ -143,9 +168,13 @@ WHERE o.mode IS DISTINCT FROM 'setup'
 
 # Before basil the charge of a converted price is in the buyer's currency, and so is compared with what was presented.
 # Less may be captured than was authorized: then the rest was released, and the total is what was authorized.
+#
+# Without a captured charge there are two proofs. An order that its session left open is paid by a charge alone. And an
+# intent has one charge at a time that is pending or held, so that none had paid where that is reported later.
 _PAID_ORDER: Final = """
 SELECT o.account, o.livemode, o.id,
-    CASE WHEN c.id IS NULL OR o.currency IS NULL OR c.currency IS NULL THEN 'not provable'
+    CASE WHEN c.id IS NULL THEN CASE WHEN x.is_out OR x.is_its_ground THEN 'broken' ELSE 'not provable' END
+        WHEN o.currency IS NULL OR c.currency IS NULL THEN 'not provable'
         WHEN NOT p.is_comparable THEN 'broken'
         WHEN p.total IS NULL OR c.amount IS NULL THEN 'not provable'
         WHEN p.total = c.amount AND c.amount >= p.captured THEN 'holds'
@@ -153,7 +182,9 @@ SELECT o.account, o.livemode, o.id,
     CASE WHEN p.is_comparable THEN c.currency END,
     CASE WHEN p.is_comparable THEN p.total ELSE o.amount_total END,
     CASE WHEN p.total = c.amount THEN p.captured ELSE c.amount END,
-    CASE WHEN c.id IS NULL THEN 'its charge is not known'
+    CASE WHEN c.id IS NULL AND x.is_out THEN 'its charge was not captured when it was reported after the payment'
+        WHEN c.id IS NULL AND x.is_its_ground THEN 'only a charge can have paid it, and none was captured'
+        WHEN c.id IS NULL THEN 'its charge is not known'
         WHEN o.currency IS NULL OR c.currency IS NULL THEN 'a currency is not known'
         WHEN NOT p.is_comparable
             THEN 'order and charge are in two currencies: ' || upper(o.currency) || ' and ' || upper(c.currency)
@@ -165,9 +196,17 @@ FROM orders AS o
 LEFT JOIN LATERAL (
     SELECT * FROM charges AS t
     WHERE (t.account, t.livemode, t.payment_intent) = (o.account, o.livemode, o.payment_intent)
-        AND t.status = 'succeeded' AND t.captured IS NOT FALSE
+        AND ((t.status = 'succeeded' AND t.captured IS NOT FALSE)
+            OR (t.captured_at IS NOT NULL AND t.released_at IS NOT NULL))
     ORDER BY t.captured IS NULL, t.id LIMIT 1
 ) AS c ON true
+CROSS JOIN LATERAL (
+    SELECT coalesce(bool_or(t.as_of > o.paid_at AND t.released_at IS NULL
+            AND (t.status = 'pending' OR (t.status = 'succeeded' AND t.captured IS FALSE))), false) AS is_out,
+        count(*) > 0 AND coalesce(o.payment_status = 'unpaid', true) AS is_its_ground
+    FROM charges AS t
+    WHERE c.id IS NULL AND (t.account, t.livemode, t.payment_intent) = (o.account, o.livemode, o.payment_intent)
+) AS x
 CROSS JOIN LATERAL (
     SELECT coalesce(c.currency IN (o.currency, o.presentment_currency), false) AS is_comparable,
         CASE c.currency WHEN o.currency THEN o.amount_total WHEN o.presentment_currency THEN o.presentment_amount END
@@ -198,19 +237,138 @@ FROM (
 ) AS n
 """
 
-_INVOICE_AMOUNTS: Final = """
-SELECT account, livemode, id,
-    CASE WHEN amount_due IS NULL OR amount_paid IS NULL OR amount_remaining IS NULL THEN 'not provable'
-        WHEN amount_remaining = amount_due::numeric - amount_paid THEN 'holds'
-        WHEN coalesce(amount_overpaid, amount_paid::numeric - amount_due) > 0 THEN 'not provable'
+# Negative in the ledger is credit. A transaction is found by what the note names, else by the note that it names.
+_NOTE_BALANCE: Final = """
+SELECT n.account, n.livemode, n.id,
+    CASE WHEN t.currency IS NULL OR n.currency IS NULL THEN 'not provable'
+        WHEN t.currency <> n.currency THEN 'broken'
+        WHEN n.to_balance_amount IS NULL OR t.amount IS NULL THEN 'not provable'
+        WHEN n.to_balance_amount = -t.amount THEN 'holds'
         ELSE 'broken' END,
-    currency, amount_remaining, amount_due::numeric - amount_paid,
-    CASE WHEN amount_due IS NULL OR amount_paid IS NULL OR amount_remaining IS NULL THEN 'an amount is not known'
-        WHEN coalesce(amount_overpaid, amount_paid::numeric - amount_due) > 0
-            THEN 'more was paid than is due, and how that is counted is not documented'
+    CASE WHEN t.currency = n.currency THEN n.currency END, n.to_balance_amount, -t.amount,
+    CASE WHEN t.entries > 1 THEN 'which balance transaction is its own is not known'
+        WHEN t.entries = 0 THEN 'its balance transaction was not read'
+        WHEN t.currency IS NULL OR n.currency IS NULL THEN 'a currency is not known'
+        WHEN t.currency <> n.currency
+            THEN 'note and balance transaction are in two currencies: ' || upper(n.currency) || ' and '
+                || upper(t.currency)
+        WHEN n.to_balance_amount IS NULL OR t.amount IS NULL THEN 'what went to the balance is not known'
+        ELSE 'what went to the balance is not what its balance transaction credits' END,
+    coalesce(n.created, n.as_of)
+FROM credit_notes AS n
+LEFT JOIN balance_transactions AS own
+    ON (own.account, own.livemode, own.id) = (n.account, n.livemode, n.customer_balance_transaction)
+LEFT JOIN (
+    SELECT account, livemode, credit_note, count(*) AS entries, min(amount) AS amount, min(currency) AS currency
+    FROM balance_transactions WHERE credit_note IS NOT NULL GROUP BY account, livemode, credit_note
+) AS naming ON (naming.account, naming.livemode, naming.credit_note) = (n.account, n.livemode, n.id)
+    AND n.customer_balance_transaction IS NULL
+CROSS JOIN LATERAL (
+    SELECT CASE WHEN own.id IS NOT NULL THEN 1 ELSE coalesce(naming.entries, 0) END AS entries,
+        CASE WHEN own.id IS NOT NULL THEN own.currency WHEN naming.entries = 1 THEN naming.currency END AS currency,
+        CASE WHEN own.id IS NOT NULL THEN own.amount ELSE naming.amount END::numeric AS amount
+) AS t
+WHERE n.customer_balance_transaction IS NOT NULL OR n.to_balance_amount IS DISTINCT FROM 0 OR t.entries > 0
+"""
+
+# A line's amount is before discounts and exclusive tax, and the note's after them, with shipping. Neither tax nor
+# shipping is kept, nor the billing credits that lower the lines of an invoice; a line of the note's own has none.
+_NOTE_LINES: Final = """
+SELECT n.account, n.livemode, n.id,
+    CASE WHEN NOT n.lines_complete OR n.amount IS NULL OR l.unknown THEN 'not provable'
+        WHEN n.amount = s.net THEN 'holds'
+        WHEN n.amount < s.net AND l.is_custom THEN 'broken'
+        ELSE 'not provable' END,
+    n.currency, n.amount, s.net,
+    CASE WHEN NOT n.lines_complete THEN 'not all lines are known'
+        WHEN n.amount IS NULL OR l.unknown THEN 'an amount is not known'
+        WHEN n.amount > s.net THEN 'the rest may be tax or shipping, which are not kept'
+        WHEN l.is_custom THEN 'less is credited than its lines come to'
+        ELSE 'billing credits may have lowered it, which are not kept' END,
+    coalesce(n.created, n.as_of)
+FROM credit_notes AS n
+LEFT JOIN (
+    SELECT account, livemode, credit_note, sum(amount) AS gross, sum(discount_amount) AS discount,
+        bool_or(amount IS NULL OR discount_amount IS NULL) AS unknown,
+        bool_and(coalesce(type = 'custom_line_item', false) AND amount >= 0) AS is_custom
+    FROM credit_note_lines GROUP BY account, livemode, credit_note
+) AS l ON (l.account, l.livemode, l.credit_note) = (n.account, n.livemode, n.id)
+CROSS JOIN LATERAL (SELECT coalesce(l.gross, 0) - coalesce(l.discount, 0) AS net) AS s
+"""
+
+# What remains is documented as what is due less what was paid. That is not yet known to hold where more was paid, where
+# the invoice was given up, and where it was paid outside of Stripe, as what its payments leave open may have been.
+_INVOICE_AMOUNTS: Final = """
+SELECT i.account, i.livemode, i.id,
+    CASE WHEN i.amount_due IS NULL OR i.amount_paid IS NULL OR i.amount_remaining IS NULL THEN 'not provable'
+        WHEN s.is_right THEN 'holds'
+        WHEN s.is_overpaid OR i.status IS NULL OR i.status NOT IN ('draft', 'open', 'paid') OR p.is_open
+            THEN 'not provable'
+        ELSE 'broken' END,
+    i.currency, i.amount_remaining, s.rest,
+    CASE WHEN i.amount_due IS NULL OR i.amount_paid IS NULL OR i.amount_remaining IS NULL THEN 'an amount is not known'
+        WHEN s.is_overpaid THEN 'more was paid than is due, and how that is counted is not documented'
+        WHEN i.status IN ('void', 'uncollectible') THEN 'what remains of a void or uncollectible one is not documented'
+        WHEN i.status IS NULL OR i.status NOT IN ('draft', 'open', 'paid') THEN 'its status is not known'
+        WHEN p.is_open THEN 'it may have been paid outside of Stripe, and how that is counted is not documented'
         ELSE 'what remains is not what is due less what was paid' END,
-    coalesce(created, as_of)
-FROM invoices
+    coalesce(i.created, i.as_of)
+FROM invoices AS i
+CROSS JOIN LATERAL (
+    SELECT i.amount_due::numeric - i.amount_paid AS rest,
+        i.amount_remaining = i.amount_due::numeric - i.amount_paid AS is_right,
+        coalesce(coalesce(i.amount_overpaid, i.amount_paid::numeric - i.amount_due) > 0, false) AS is_overpaid
+) AS s
+CROSS JOIN LATERAL (
+    SELECT i.status = 'paid' AND i.amount_paid <= i.amount_due AND i.amount_due > greatest(
+        coalesce(sum(t.amount_paid) FILTER (WHERE t.id = t.invoice), 0),
+        coalesce(sum(t.amount_paid) FILTER (WHERE t.id <> t.invoice), 0)
+    ) AS is_open
+    FROM invoice_payments AS t
+    WHERE NOT s.is_right AND (t.account, t.livemode, t.invoice) = (i.account, i.livemode, i.id)
+        AND t.status = 'paid' AND coalesce(t.payment_intent, t.charge) IS NOT NULL
+) AS p
+"""
+
+# Before basil an invoice made its own payment, which is under the invoice's id and may be the same as another. What its
+# payments had come to when it was paid, it must report as paid. Credit from the balance lowers what is due instead.
+_INVOICE_PAID: Final = """
+SELECT i.account, i.livemode, i.id,
+    CASE WHEN i.amount_paid IS NULL OR p.unknown THEN 'not provable'
+        WHEN p.others IS NOT NULL THEN 'broken'
+        WHEN p.is_loose THEN 'not provable'
+        WHEN i.amount_paid = s.paid THEN 'holds'
+        WHEN s.is_overpaid THEN 'not provable'
+        WHEN i.status = 'paid' AND i.amount_paid < s.settled THEN 'broken'
+        ELSE 'not provable' END,
+    CASE WHEN p.others IS NULL THEN i.currency END, i.amount_paid,
+    CASE WHEN p.others IS NULL THEN s.settled END,
+    CASE WHEN i.amount_paid IS NULL OR p.unknown THEN 'an amount is not known'
+        WHEN p.others IS NOT NULL
+            THEN 'a payment is in another currency than its invoice: ' || p.others || ' and ' || upper(i.currency)
+        WHEN p.is_loose THEN 'a currency is not known'
+        WHEN s.is_overpaid THEN 'more was paid than is due, and how that is counted is not documented'
+        WHEN i.status = 'paid' AND i.amount_paid < s.settled THEN 'less was paid than its payments had come to'
+        WHEN i.amount_paid < s.paid THEN 'it has not reported since its last payment'
+        ELSE 'some payments are not known, or were made outside of Stripe' END,
+    coalesce(i.created, i.as_of)
+FROM invoices AS i
+LEFT JOIN (
+    SELECT t.account, t.livemode, t.invoice, bool_or(t.amount_paid IS NULL) AS unknown,
+        bool_or((t.currency = v.currency) IS NULL) AS is_loose, bool_or(t.id <> t.invoice) AS has_its_own,
+        string_agg(DISTINCT upper(t.currency), ', ') FILTER (WHERE t.currency <> v.currency) AS others,
+        sum(t.amount_paid) FILTER (WHERE t.id <> t.invoice) AS paid,
+        sum(t.amount_paid) FILTER (WHERE t.id <> t.invoice AND coalesce(t.paid_at, t.as_of) <= v.paid_at) AS settled,
+        sum(t.amount_paid) FILTER (WHERE t.id = t.invoice) AS by_invoice
+    FROM invoice_payments AS t JOIN invoices AS v ON (v.account, v.livemode, v.id) = (t.account, t.livemode, t.invoice)
+    WHERE t.status = 'paid' GROUP BY t.account, t.livemode, t.invoice
+) AS p ON (p.account, p.livemode, p.invoice) = (i.account, i.livemode, i.id)
+CROSS JOIN LATERAL (
+    SELECT coalesce(CASE WHEN p.has_its_own THEN p.paid ELSE p.by_invoice END, 0) AS paid,
+        coalesce(CASE WHEN p.has_its_own THEN p.settled ELSE p.by_invoice END, 0) AS settled,
+        coalesce(coalesce(i.amount_overpaid, i.amount_paid::numeric - i.amount_due) > 0, false) AS is_overpaid
+) AS s
+WHERE NOT i.deleted AND (i.amount_paid IS DISTINCT FROM 0 OR p.invoice IS NOT NULL)
 """
 
 # A charge may report its capture before the last step of it, so that more than that proves nothing. What releases a
@@ -246,28 +404,69 @@ LEFT JOIN (
 ) AS c ON (c.account, c.livemode, c.id) = (r.account, r.livemode, r.charge)
 """
 
-# A charge tells its refunds when it tells of itself, and a refund when it does: only those that the charge's last word
-# can have counted are held against it.
-_CHARGE_REFUNDED: Final = """
+# Rule 10 of the design: what a charge reports are its refunds that were made until then, less those that had failed. It
+# may report more, which are refunds that are not known. Less proves something of refunds alone that still stood
+# afterwards. One of the very second of the report may have come after it, but not where the charge has no room for it
+# next to what is reported. A charge that was read may report refunds of the seconds that this took.
+_CHARGE_REFUNDS: Final = f"""
+WITH taken AS (
+    SELECT account, livemode, id, payment_intent, currency, as_of, captured_at, amount_refunded,
+        starts_with(event_id, 'obs_') AS is_read,
+        captured_at IS NOT NULL OR (status = 'succeeded' AND captured) IS TRUE AS is_captured,
+        released_at IS NOT NULL OR captured IS FALSE AS is_held,
+        CASE WHEN amount_captured < amount THEN amount::numeric - amount_captured END AS not_captured,
+        greatest(amount, amount_captured) AS most
+    FROM charges
+), of_intents AS (
+    SELECT DISTINCT ON (account, livemode, payment_intent) account, livemode, payment_intent, id FROM taken
+    WHERE is_captured AND payment_intent IS NOT NULL ORDER BY account, livemode, payment_intent, id
+), given AS (
+    SELECT r.account, r.livemode, coalesce(r.charge, i.id) AS charge, r.amount, r.currency, r.status, r.failed_at,
+        r.as_of, least(r.created, r.as_of) AS created
+    FROM refunds AS r LEFT JOIN of_intents AS i
+        ON (i.account, i.livemode, i.payment_intent) = (r.account, r.livemode, r.payment_intent) AND r.charge IS NULL
+    WHERE r.reason IS DISTINCT FROM '{payment.RELEASED}'
+), sums AS (
+    SELECT g.account, g.livemode, g.charge, bool_or(g.amount IS NULL) AS unknown,
+        bool_or(g.currency IS DISTINCT FROM c.currency) AS is_mixed,
+        coalesce(sum(g.amount) FILTER (WHERE k.is_known), 0) AS known,
+        coalesce(sum(g.amount) FILTER (WHERE k.is_late), 0) AS late,
+        coalesce(sum(g.amount) FILTER (WHERE k.stood AND g.created < c.as_of), 0) AS before,
+        coalesce(sum(g.amount) FILTER (WHERE k.stood AND g.created = c.as_of), 0) AS within,
+        count(*) FILTER (WHERE k.stood AND g.created = c.as_of) = 1 AS is_only_one
+    FROM given AS g JOIN taken AS c ON (c.account, c.livemode, c.id) = (g.account, g.livemode, g.charge)
+    CROSS JOIN LATERAL (
+        SELECT g.created <= c.as_of AND (g.failed_at IS NULL OR g.failed_at > c.as_of) AS is_known,
+            c.is_read AND g.created > c.as_of AND g.created <= c.as_of + interval '5 s' AS is_late,
+            coalesce(g.status = 'succeeded' AND g.created >= c.captured_at, false) AND g.as_of >= c.as_of AS stood
+    ) AS k
+    GROUP BY g.account, g.livemode, g.charge
+)
 SELECT c.account, c.livemode, c.id,
-    CASE WHEN c.amount_refunded IS NULL OR r.unknown THEN 'not provable'
-        WHEN c.amount_refunded BETWEEN r.least AND r.most THEN 'holds'
-        WHEN c.amount_refunded > r.most THEN 'not provable'
-        ELSE CASE WHEN c.amount_refunded >= r.settled THEN 'not provable' ELSE 'broken' END END,
-    c.currency, c.amount_refunded, r.settled,
+    CASE WHEN c.amount_refunded IS NULL OR r.unknown OR r.is_mixed THEN 'not provable'
+        WHEN c.amount_refunded > c.most THEN 'broken'
+        WHEN NOT c.is_captured THEN 'not provable'
+        WHEN c.amount_refunded IN (s.known, s.known + s.late, s.known + c.not_captured) THEN 'holds'
+        WHEN c.amount_refunded < s.least THEN 'broken'
+        ELSE 'not provable' END,
+    c.currency, c.amount_refunded, CASE WHEN c.amount_refunded > c.most THEN c.most ELSE s.least END,
     CASE WHEN c.amount_refunded IS NULL OR r.unknown THEN 'an amount is not known'
-        WHEN c.amount_refunded > r.most THEN 'not all of its refunds are known'
-        WHEN c.amount_refunded >= r.settled THEN 'it has not told of itself since its last refund'
-        ELSE 'less was refunded than its refunds that had succeeded' END,
+        WHEN r.is_mixed THEN 'a refund is in another currency than its charge'
+        WHEN c.amount_refunded > c.most THEN 'more is reported as refunded than was charged'
+        WHEN NOT c.is_captured THEN 'that it was captured is not known'
+        WHEN c.amount_refunded < s.least THEN 'less is reported as refunded than its refunds come to'
+        WHEN c.amount_refunded < s.known THEN 'it may not have counted its last refund, or one may have failed'
+        ELSE 'not all of its refunds are known' END,
     c.as_of
-FROM charges AS c
-JOIN LATERAL (
-    SELECT count(*) AS refunds, coalesce(sum(t.amount) FILTER (WHERE t.status = 'succeeded'), 0) AS least,
-        coalesce(sum(t.amount), 0) AS most,
-        coalesce(sum(t.amount) FILTER (WHERE t.status = 'succeeded' AND t.as_of < c.as_of), 0) AS settled,
-        coalesce(bool_or(t.amount IS NULL OR t.currency IS DISTINCT FROM c.currency), false) AS unknown
-    FROM refunds AS t WHERE (t.account, t.livemode, t.charge) = (c.account, c.livemode, c.id)
-) AS r ON r.refunds > 0 OR (c.amount_refunded <> 0 AND c.captured IS NOT FALSE)
+FROM taken AS c
+LEFT JOIN sums AS r ON (r.account, r.livemode, r.charge) = (c.account, c.livemode, c.id)
+CROSS JOIN LATERAL (
+    SELECT coalesce(r.known, 0) AS known, coalesce(r.late, 0) AS late,
+        coalesce(
+            r.before + CASE WHEN r.is_only_one AND c.amount_refunded + r.within > c.most THEN r.within ELSE 0 END, 0
+        ) AS least
+) AS s
+WHERE (r.charge IS NOT NULL OR c.amount_refunded IS DISTINCT FROM 0) AND (c.is_captured OR NOT c.is_held)
 """
 
 # A gap may always be an entry that is not known, so it proves nothing; the balance's last word may (below).
@@ -285,16 +484,16 @@ _BALANCE_CHANGES: Final = """
 SELECT b.account, b.livemode, b.customer || ' ' || b.currency,
     CASE WHEN l.ending_balance IS NULL OR b.amount IS NULL THEN 'not provable'
         WHEN b.amount = l.ending_balance THEN 'holds'
-        WHEN l.as_of < b.as_of OR l.is_tied OR x.is_listed THEN 'not provable'
+        WHEN l.as_of < b.as_of OR l.is_tied OR l.is_passed OR x.is_listed THEN 'not provable'
         ELSE 'broken' END,
     b.currency, b.amount, l.ending_balance,
-    CASE WHEN l.ending_balance IS NULL OR b.amount IS NULL THEN 'nothing told of a change'
-        WHEN l.as_of < b.as_of OR l.is_tied OR x.is_listed THEN 'which word is the last is not known'
+    CASE WHEN l.ending_balance IS NULL OR b.amount IS NULL THEN 'no change of it was reported'
+        WHEN l.as_of < b.as_of OR l.is_tied OR l.is_passed OR x.is_listed THEN 'which report is the last is not known'
         ELSE 'the balance is not what its last change left' END,
     b.as_of
 FROM balances AS b
 LEFT JOIN LATERAL (
-    SELECT c.ending_balance, c.as_of, EXISTS (
+    SELECT c.ending_balance, c.as_of, c.as_of = b.as_of AND c.id <> b.event_id AS is_passed, EXISTS (
         SELECT FROM balance_changes AS o
         WHERE (o.account, o.livemode, o.customer, o.currency) = (c.account, c.livemode, c.customer, c.currency)
             AND o.as_of = c.as_of AND o.id <> c.id
@@ -309,6 +508,53 @@ CROSS JOIN LATERAL (
         WHERE (t.account, t.livemode, t.customer, t.currency) = (b.account, b.livemode, b.customer, b.currency)
     ) AS is_listed
 ) AS x
+"""
+
+# The customer's events decide in its default currency, and the ledger, which was read later, is the other witness. Both
+# may be right where an event is missing: with an entry that is later than the balance, or of the same second as long as
+# the balance is one that it had then. A ledger is read whole, for all currencies at once, and begins with nothing, so
+# that its amounts come to where it ends; where they do not, some of its entries are not known.
+_BALANCE_LEDGER: Final = """
+WITH recent AS (
+    SELECT * FROM (
+        SELECT *, max(created) OVER (PARTITION BY account, livemode, customer, currency) AS last_at,
+            sum(amount) OVER (PARTITION BY account, livemode, customer, currency) AS total,
+            max(as_of) OVER (PARTITION BY account, livemode, customer) AS read_at
+        FROM balance_transactions
+    ) AS t WHERE created = last_at
+), ledgers AS (
+    SELECT b.account, b.livemode, b.customer, b.currency, max(t.last_at) AS last_at, max(t.read_at) AS read_at,
+        max(t.total) AS total, bool_or(t.ending_balance = t.total) AS is_whole,
+        bool_or(b.amount IN (t.ending_balance::numeric, t.ending_balance::numeric - t.amount)) AS is_seen,
+        CASE WHEN count(*) = 1 THEN max(t.ending_balance) END AS only_end,
+        max(t.ending_balance) FILTER (WHERE t.event_id = b.event_id) AS own_end
+    FROM balances AS b JOIN recent AS t
+        ON (t.account, t.livemode, t.customer, t.currency) = (b.account, b.livemode, b.customer, b.currency)
+    GROUP BY b.account, b.livemode, b.customer, b.currency
+)
+SELECT b.account, b.livemode, b.customer || ' ' || b.currency,
+    CASE WHEN w.reason IS NOT NULL THEN 'not provable' WHEN b.amount = o.ends_at THEN 'holds' ELSE 'broken' END,
+    b.currency, b.amount, o.ends_at, coalesce(w.reason, 'the balance is not what its ledger ends at'), b.as_of
+FROM balances AS b
+LEFT JOIN ledgers AS l
+    ON (l.account, l.livemode, l.customer, l.currency) = (b.account, b.livemode, b.customer, b.currency)
+LEFT JOIN customers AS c ON (c.account, c.livemode, c.id) = (b.account, b.livemode, b.customer)
+CROSS JOIN LATERAL (
+    SELECT coalesce(l.own_end, CASE WHEN l.is_whole THEN l.total ELSE l.only_end END) AS ends_at
+) AS o
+CROSS JOIN LATERAL (
+    SELECT CASE
+        WHEN l.read_at IS NULL THEN 'its ledger was not read'
+        WHEN b.amount IS NULL THEN 'an amount is not known'
+        WHEN l.own_end IS NOT NULL THEN NULL
+        WHEN l.read_at < b.as_of THEN 'its ledger was not read since its last event'
+        WHEN b.amount = o.ends_at THEN NULL
+        WHEN o.ends_at IS NULL OR NOT (l.is_whole OR b.amount = l.total) THEN 'not all of its ledger is known'
+        WHEN c.test_clock IS NOT NULL THEN 'a test clock sets its times'
+        WHEN l.read_at = b.as_of OR l.last_at > b.as_of OR (l.last_at = b.as_of AND l.is_seen)
+            THEN 'its ledger may be ahead of its events, or behind them'
+    END AS reason
+) AS w
 """
 
 RULES: Final = (
@@ -332,7 +578,9 @@ RULES: Final = (
         "order-charged",
         "A paid order's total is what was charged",
         "Needs the charge that was captured for the order's payment intent. Compares its amount with the total in its"
-        " currency: the order's, or what was presented to the buyer. Less may have been captured, and not more."
+        " currency: the order's, or what was presented to the buyer. Less may have been captured, and not more. Broken,"
+        " too, where charges are known, none was captured, and the order is paid by nothing but a charge, or one is"
+        " reported as pending or held after the payment."
         " Source: https://docs.stripe.com/api/charges/object.",
         "orders",
         _PAID_ORDER,
@@ -346,12 +594,40 @@ RULES: Final = (
         _NOTE_SPLIT,
     ),
     Rule(
+        "credit-note-balance",
+        "What of a credit note went to the balance is what its balance transaction credits",
+        "Needs the balance transaction that the note names, or the only one that names the note. Its amount is"
+        " negative, in the currency of the note."
+        " Source: https://docs.stripe.com/api/customer_balance_transactions/object.",
+        "credit_notes",
+        _NOTE_BALANCE,
+    ),
+    Rule(
+        "credit-note-lines",
+        "A credit note's amount is its lines, less their discounts",
+        "Needs all lines. Exclusive tax, shipping and billing credits are not kept: more than the lines may be the"
+        " first two, and less may be the last, but for a note of custom lines alone."
+        " Source: https://docs.stripe.com/api/credit_notes/line_item.",
+        "credit_notes",
+        _NOTE_LINES,
+    ),
+    Rule(
         "invoice-amounts",
         "What remains of an invoice is what is due, less what was paid",
-        "Needs the three amounts. Of an invoice that is overpaid it is not documented what remains."
+        "Needs the three amounts. It is not documented what remains of an invoice that is overpaid, void or"
+        " uncollectible, or was paid outside of Stripe, so that only a match proves something of these."
         " Source: https://docs.stripe.com/api/invoices/object.",
         "invoices",
         _INVOICE_AMOUNTS,
+    ),
+    Rule(
+        "invoice-paid",
+        "What was paid of an invoice is what its payments come to",
+        "Needs the invoice's payments that were paid, in its currency; before basil the payment is made from the"
+        " invoice. A paid invoice reports no less than its payments had come to when it was paid. What is more may have"
+        " been paid outside of Stripe. Source: https://docs.stripe.com/api/invoice-payment/object.",
+        "invoices",
+        _INVOICE_PAID,
     ),
     Rule(
         "refunds-within-charge",
@@ -363,12 +639,13 @@ RULES: Final = (
         _REFUNDS_WITHIN,
     ),
     Rule(
-        "charge-refunded",
-        "A charge's refunded amount covers the refunds that had succeeded when it told of itself",
-        "Lies between the refunds that succeeded, and those and the pending, failed and canceled ones. Of a charge that"
-        " tells more than the known refunds, some are not known. Source: https://docs.stripe.com/api/charges/object.",
+        "charge-refunds",
+        "A charge's refunded amount is what its refunds came to when it was reported",
+        "Needs the charge's refunds, but for those that had failed or release a hold. Of a charge that was captured in"
+        " part, what was released may be in it or not. Less is broken where the refunds still stood afterwards, and"
+        " more than was charged always. Source: https://docs.stripe.com/api/charges/object.",
         "charges",
-        _CHARGE_REFUNDED,
+        _CHARGE_REFUNDS,
     ),
     Rule(
         "balance-chain",
@@ -385,5 +662,13 @@ RULES: Final = (
         " Source: https://docs.stripe.com/api/customers/object.",
         "balances",
         _BALANCE_CHANGES,
+    ),
+    Rule(
+        "balance-ledger",
+        "A customer's balance is what its ledger ends at",
+        "Needs a ledger in that currency that was read in or after the second of the balance's last event, and whose"
+        " last entry is not later. Source: https://docs.stripe.com/api/customer_balance_transactions/list.",
+        "balances",
+        _BALANCE_LEDGER,
     ),
 )

@@ -88,6 +88,7 @@ class _Drift:
             "currency": found.currency,
             "amount": found.amount,
             "at": found.at,
+            "detail": found.detail,
         }
         self.total += 1
         self.kinds[check, found.kind] += 1
@@ -116,9 +117,9 @@ def run(engine: Engine, checks: Sequence[str], wanted: Wanted) -> dict[str, Any]
     """Make the *checks*, keep what they came to, and return it.
 
     The result holds ``run``, ``events``, ``money``, ``drift``, ``drift_total``, ``drift_money`` and, of each check
-    that was made, ``rules`` with ``not_provable``, ``tables``, ``logs`` or ``stripe``; after a repair also
-    ``repaired``, which is what there was to be put right; and where objects are archived, and no archive is at hand,
-    how many objects and events are ``left_out`` of the rebuild.
+    that was made, ``rules`` (each with the ``reasons`` of what it could not prove) with ``not_provable``, ``tables``,
+    ``logs`` or ``stripe``; after a repair also ``repaired``, which is what there was to be put right; and where objects
+    are archived, and no archive is at hand, how many objects and events are ``left_out`` of the rebuild.
 
     Raises:
         KeyRefused, StripeAway: Stripe does not answer; nothing has changed.
@@ -202,6 +203,7 @@ def _broken(finding: money_rules.Finding) -> Difference:
         currency=finding.currency,
         amount=held - expected if is_money and held is not None and expected is not None else None,
         at=finding.at,
+        detail=finding.detail,
     )
 
 

@@ -25,6 +25,7 @@ from schemas.errors import (
     BrokerAway,
     BudgetSpent,
     CallDeclined,
+    KeyForbidden,
     KeyRefused,
     MissingAtStripe,
     NotAnObject,
@@ -163,7 +164,7 @@ class StripeApi:
         """
         following: Object = {}
         while True:
-            text, at = self._bytes_of(world, "get", *path, lane=lane, limit=PAGE_ROWS, **params, **following)
+            text, at = self._bytes_of(world, "get", *path, lane=lane, limit=PAGE_ROWS, **{**params, **following})
             found = listing.cut(text)
             if found is None:
                 raise StripeAway(f"What was answered is no list. {StripeAway.__doc__}")
@@ -269,7 +270,8 @@ def _meaning(error: stripe.StripeError, key: ApiKey) -> Exception:
     if status == 403 and code == "account_invalid" and key.acts_for:  # noqa: PLR2004 - HTTP's number
         return NotServed(f"{NotServed.__doc__} The unlabelled key has no access to {key.acts_for}.")
     if status in {401, 403}:
-        return KeyRefused(f"{detail} {KeyRefused.__doc__}")
+        kind = KeyForbidden if status == 403 else KeyRefused  # noqa: PLR2004 - HTTP's number
+        return kind(f"{detail} {kind.__doc__}")
     if status == 404:  # noqa: PLR2004 - HTTP's number
         return MissingAtStripe()
     if status in {400, 402}:

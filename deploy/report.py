@@ -79,7 +79,7 @@ def html(result: Row) -> str:
         _rules(found.get("rules")),
         _tables(found.get("tables")),
         _logs(found.get("logs")),
-        _stripe(found.get("stripe")),
+        _stripe(found.get("stripe"), found.get("witnesses", {}).get("stripe")),
         _differences(found),
         _not_provable(found),
         tag(
@@ -447,7 +447,7 @@ def _logs(row: Row | None) -> Html:
     )
 
 
-def _stripe(rows: Sequence[Row] | None) -> Html:
+def _stripe(rows: Sequence[Row] | None, witness: str | None) -> Html:
     if rows is None:
         return Html()
     return section(
@@ -455,6 +455,7 @@ def _stripe(rows: Sequence[Row] | None) -> Html:
         "Tables against Stripe",
         tag(
             "p",
+            f"Compared {witness}. " if witness else "",
             "Missing here: Stripe lists it and no table holds it. Missing there: a table holds what Stripe does not.",
         ),
         table(

@@ -5,8 +5,8 @@ canceled ones have rows, and Stripe's list cannot be narrowed to them. Portal se
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -165,7 +165,7 @@ def audit(
     repair: bool = False,
     seed: int | None = None,
     customers_max: int = CUSTOMERS_MAX,
-) -> Iterator[Listed | Difference]:
+) -> Generator[Listed | Difference, None, None]:
     """List what Stripe has that was created *since*, and yield each difference, and a tally of each kind of object.
 
     One that was interrupted goes on where it was: see Note [An audit goes on where it was]. *seed* chooses the sample
@@ -197,9 +197,10 @@ def audit(
         kept.close()
 
 
-def repair(desk: Desk, *, since: datetime | None = None, progress: Progress = nobody) -> int:
+def repair(desk: Desk, *, since: datetime | None = None, progress: Progress = nobody, seed: int | None = None) -> int:
     """Put right what an audit finds, and return how many differences that were."""
-    return sum(isinstance(each, Difference) for each in audit(desk, since=since, progress=progress, repair=True))
+    with closing(audit(desk, since=since, progress=progress, repair=True, seed=seed)) as found:
+        return sum(isinstance(each, Difference) for each in found)
 
 
 def _fold(engine: Engine) -> None:

@@ -111,7 +111,7 @@ def _compare(cursor: Cursor, world: World, objects: Sequence[Answer], found: Fou
     rows = {(each.table, each.id) for each in found.differences}
     changed = {(each.table, each.id) for each in by_joining}
     found.only_by_map = sum(
-        table in folds.SHAPES and (world.account, world.livemode, id_.split(" ")[0]) not in joined.archived
+        table in folds.SHAPES and (*_world(world), id_.split(" ")[0]) not in joined.archived
         for table, id_ in rows - changed
     )
     found.wrong = {
@@ -239,16 +239,21 @@ def _by_map(cursor: Cursor, world: World, objects: Sequence[Answer]) -> Iterator
     """See Note [The map is a second witness]."""
     stated = {str(each.id): (each, witness.statements(each.body)) for each in objects if not each.odd}
     rows = _rows_at_rest(cursor, world, stated)
-    busy = _on_the_way(cursor, ((world.account, world.livemode, id_) for id_ in stated))
+    names = {said.id for _, statements in stated.values() for said in statements}
+    busy = {id_ for *_, id_ in _on_the_way(cursor, ((*_world(world), id_) for id_ in {*stated, *names}))}
     for id_, (answer, statements) in stated.items():
-        if (world.account, world.livemode, id_) in busy:
+        if id_ in busy:
             continue
         for said in statements:
             row = rows.get(_place(said))
-            if row is not None and _is_settled(row, answer):
+            if row is not None and said.id not in busy and _is_settled(row, answer):
                 yield from _differences(Pair(_table(said.table), row, {**row, **_known(said, row)}))
         if lines := _LINES.get(str(answer.body.get("object"))):
             yield from _missing_lines(world, lines, answer, statements, rows)
+
+
+def _world(world: World) -> tuple[str, bool]:
+    return (world.account, world.livemode)
 
 
 def _known(said: Statement, row: Mapping[str, Any]) -> dict[str, Any]:
@@ -284,7 +289,7 @@ def _rows_at_rest(
             statement = sql.SQL("SELECT * FROM {} WHERE (account, livemode) = (%s, %s) AND {} = ANY (%s)").format(
                 sql.Identifier(name), sql.Identifier(column)
             )
-            opened.execute(statement, (world.account, world.livemode, sorted(ids)))
+            opened.execute(statement, (*_world(world), sorted(ids)))
             rows |= {(name, difference.identity(_table(name), row)): row for row in opened}
     return rows
 
@@ -357,7 +362,7 @@ def _explained_charges(cursor: Cursor, world: World, found: Sequence[Difference]
     if not by_charge:
         return
     with cursor.connection.cursor(row_factory=dict_row, binary=True) as opened:
-        for row in opened.execute(_OF_CHARGES, (world.account, world.livemode, sorted(by_charge))):
+        for row in opened.execute(_OF_CHARGES, (*_world(world), sorted(by_charge))):
             for column in _explained_columns(row, by_charge[row["id"]]):
                 yield ("charges", row["id"], column)
 
@@ -392,7 +397,7 @@ def _paid_by_invoice(cursor: Cursor, world: World, pairs: Mapping[Subject, Pair]
         return
     cursor.execute(
         "SELECT id FROM invoice_payments WHERE (account, livemode) = (%s, %s) AND id = ANY (%s)",
-        (world.account, world.livemode, [str(invoice) for invoice in invoices.values()]),
+        (*_world(world), [str(invoice) for invoice in invoices.values()]),
     )
     known = {id_ for (id_,) in cursor.fetchall()}
     for payment, invoice in invoices.items():

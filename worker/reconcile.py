@@ -5,7 +5,7 @@ What a run came to is one object (see ``run``), which the command prints, the re
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -20,7 +20,7 @@ from schemas import database
 from schemas.database import Cursor
 from schemas.settings import SigningSecret
 from schemas.version import version
-from worker import archive, audit, logcheck, projection, rebuild, rules, shadow, swap
+from worker import archive, audit, logcheck, projection, rebuild, rules, shadow, swap, witness
 from worker.acting import Desk
 from worker.difference import MAIN_AMOUNTS, Difference, told
 from worker.eventlog import Entry
@@ -30,6 +30,11 @@ RULES: Final = "rules"
 REBUILD: Final = "rebuild"
 LOG: Final = "log"
 STRIPE: Final = "stripe"
+WITNESSES: Final = {
+    REBUILD: "against a rebuild with the same folds, which finds lost and changed rows and not a wrong reading",
+    STRIPE: f"against Stripe, by a map of {len(witness.MAP)} columns",
+}
+"""By check, what the tables were compared with."""
 DRIFT_LISTED_MAX: Final = 1_000
 """So many differences a result lists itself; all of them go where ``Wanted.each`` takes them."""
 
@@ -44,7 +49,8 @@ class Wanted:
 
     *logs* are files of events, in which *account* stands for events that name none, and a signature counts where one of
     *secrets* verifies it; *desk* is where Stripe is asked,
-    for what was created *since*; *archive* is the folder of what is archived. With *repair* the run puts right what it
+    for what was created *since*, and *seed* chooses the sample where there are too many customers to look at all;
+    *archive* is the folder of what is archived. With *repair* the run puts right what it
     can, and then looks again. *each* is told every difference and *refuse* every entry of a log that cannot be read.
     """
 
@@ -53,6 +59,7 @@ class Wanted:
     secrets: Sequence[SigningSecret] = ()
     desk: Desk | None = None
     since: datetime | None = None
+    seed: int | None = None
     archive: Path | None = None
     repair: bool = False
     each: Callable[[dict[str, Any]], None] = _ignore
@@ -114,7 +121,7 @@ class _Drift:
 def run(engine: Engine, checks: Sequence[str], wanted: Wanted) -> dict[str, Any]:
     """Make the *checks*, keep what they came to, and return it.
 
-    The result holds ``run``, ``events``, ``money``, ``drift``, ``drift_total``, ``drift_money`` and, of each check
+    The result holds ``run``, ``witnesses``, ``events``, ``money``, ``drift``, ``drift_total``, ``drift_money`` and, of each check
     that was made, ``rules`` with ``not_provable``, ``tables``, ``logs`` or ``stripe``; after a repair also
     ``repaired``, which is what there was to be put right; and where objects are archived, and no archive is at hand,
     how many objects and events are ``left_out`` of the rebuild.
@@ -145,6 +152,7 @@ def run(engine: Engine, checks: Sequence[str], wanted: Wanted) -> dict[str, Any]
             "version": version(),
             "checks": list(checks),
         },
+        "witnesses": {check: WITNESSES[check] for check in checks if check in WITNESSES},
         **_of_the_shop(engine),
         **parts,
         "drift": drift.listed,
@@ -246,17 +254,20 @@ def _by_stripe(_: Engine, wanted: Wanted, drift: _Drift) -> dict[str, Any]:
     if wanted.desk is None:
         raise ValueError("a desk is wanted where Stripe is to be asked")
     tallies = []
-    for found in audit.audit(wanted.desk, since=wanted.since, progress=wanted.progress):
-        if isinstance(found, audit.Listed):
-            tallies.append(asdict(found))
-        else:
-            drift.add(STRIPE, found)
+    auditing = audit.audit(wanted.desk, since=wanted.since, progress=wanted.progress, seed=wanted.seed)
+    # Closed at once where this is interrupted, so that it is kept how far it came.
+    with closing(auditing) as found:
+        for each in found:
+            if isinstance(each, audit.Listed):
+                tallies.append(asdict(each))
+            else:
+                drift.add(STRIPE, each)
     return {"stripe": [_shown_tally(tally) for tally in tallies]}
 
 
 def _shown_tally(tally: dict[str, Any]) -> dict[str, Any]:
     renamed = {"missing": "missing_here", "extra": "missing_there"}
-    only_where_any = ("archived", "unreadable")
+    only_where_any = ("archived", "unreadable", "only_by_map", "sampled_of", "is_forbidden")
     return {renamed.get(name, name): value for name, value in tally.items() if value or name not in only_where_any}
 
 
@@ -268,7 +279,9 @@ def _repair(engine: Engine, checks: Sequence[str], wanted: Wanted) -> dict[str, 
             engine, wanted.logs, account=wanted.account, secrets=wanted.secrets
         )
     if STRIPE in checks and wanted.desk is not None:
-        done["objects_put_right"] = audit.repair(wanted.desk, since=wanted.since, progress=wanted.progress)
+        done["objects_put_right"] = audit.repair(
+            wanted.desk, since=wanted.since, progress=wanted.progress, seed=wanted.seed
+        )
     while projection.run_once(engine, now=datetime.now(UTC)):
         pass
     if REBUILD in checks or RULES in checks:

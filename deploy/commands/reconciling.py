@@ -1,7 +1,7 @@
 """``payfold reconcile``: are the tables right? By money's rules, by a rebuild, by a log, and by Stripe."""
 
 import csv
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -62,6 +62,13 @@ def reconcile(
     ] = None,
     stripe: Annotated[bool, typer.Option("--stripe", help="Ask Stripe too, within the budget of calls.")] = False,
     since: Since = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Choose the customers that --stripe looks at, where there are too many; else the day does.",
+        ),
+    ] = None,
     repair: Annotated[
         bool, typer.Option("--repair", help="Record what is missing, put the tables right, and look again.")
     ] = False,
@@ -96,6 +103,7 @@ def reconcile(
             secrets=settings_here().signing_secrets,
             desk=desk,
             since=utc(since),
+            seed=seed,
             archive=archive,
             repair=repair,
             each=each,
@@ -165,7 +173,12 @@ def _print(result: dict[str, Any], form: Format) -> None:
         output.one(result, form)
         return
     _section("Money rules", result.get("rules"), ("rule", "checked", "holds", "broken", "not_provable"))
-    _section("Rebuild", result.get("tables"), ("table", "live", "rebuilt", "missing", "extra", "different"))
+    witnesses = result.get("witnesses", {})
+    _section(
+        _title("Rebuild", witnesses.get("rebuild")),
+        result.get("tables"),
+        ("table", "live", "rebuilt", "missing", "extra", "different"),
+    )
     if "logs" in result:
         _section("Logs", [result["logs"]], _LOG_COLUMNS)
         if result["logs"].get("archived"):
@@ -173,11 +186,9 @@ def _print(result: dict[str, Any], form: Format) -> None:
                 f"{result['logs']['archived']:,} events of the log are archived here, and not compared: --archive DIR."
             )
     columns = ("account", "livemode", "object", "listed", "missing_here", "missing_there", "different")
-    _section("Stripe", result.get("stripe"), columns)
-    if archived := sum(each.get("archived", 0) for each in result.get("stripe", ())):
-        err.print(f"{archived:,} rows could not be held against Stripe: they are folded from archived events.")
-    if unreadable := sum(each.get("unreadable", 0) for each in result.get("stripe", ())):
-        err.print(f"{unreadable:,} of Stripe's objects could not be read, and were not compared.")
+    _section(_title("Stripe", witnesses.get("stripe")), result.get("stripe"), columns)
+    for words in of_stripe(result.get("stripe", ())):
+        err.print(words)
     shown = [_shown(row) for row in result["drift"][:SHOWN_MAX]]
     _section("Differences", shown, ("check", "kind", "table", "id", "column", "held", "expected", "too much"))
     if result["drift_total"] > len(shown):
@@ -188,6 +199,29 @@ def _print(result: dict[str, Any], form: Format) -> None:
     err.print(verdict(result))
     if "left_out" in result:
         err.print(left_out(**result["left_out"]))
+
+
+def _title(name: str, witness: str | None) -> str:
+    return name if witness is None else f"{name}: {witness}"
+
+
+def of_stripe(tallies: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """Yield in sentences what the comparison with Stripe did not look at, and what no repair puts right."""
+    if archived := sum(each.get("archived", 0) for each in tallies):
+        yield f"{archived:,} rows could not be folded again with what Stripe lists: their events are archived."
+    if unreadable := sum(each.get("unreadable", 0) for each in tallies):
+        yield f"{unreadable:,} of Stripe's objects could not be read, and were not compared."
+    for each in tallies:
+        if each.get("is_forbidden"):
+            yield f"{each['object']} was not compared: the API key may not list it."
+        if each.get("sampled_of"):
+            known, listed = each["sampled_of"], each["listed"]
+            yield f"{each['object']}: a sample, {listed:,} of {known:,} were looked at; --seed N chooses another."
+    if only := sum(each.get("only_by_map", 0) for each in tallies):
+        yield (
+            f"{only:,} rows differ from Stripe by the map, and folding what Stripe lists would leave them as they are: "
+            "a column is read from the wrong place, or an edited row came out the same. No repair puts these right."
+        )
 
 
 def verdict(result: dict[str, Any]) -> str:

@@ -244,11 +244,14 @@ def _by_map(cursor: Cursor, world: World, objects: Sequence[Answer]) -> Iterator
     for id_, (answer, statements) in stated.items():
         if id_ in busy:
             continue
+        lines = _LINES.get(str(answer.body.get("object")))
+        has_lines = lines is not None and _has_all_lines(lines, answer, rows)
         for said in statements:
             row = rows.get(_place(said))
-            if row is not None and said.id not in busy and _is_settled(row, answer):
+            is_compared = said.id not in busy and (has_lines or said.table not in _PARENT_COLUMNS)
+            if row is not None and is_compared and _is_settled(row, answer):
                 yield from _differences(Pair(_table(said.table), row, {**row, **_known(said, row)}))
-        if lines := _LINES.get(str(answer.body.get("object"))):
+        if lines is not None and has_lines:
             yield from _missing_lines(world, lines, answer, statements, rows)
 
 
@@ -294,6 +297,14 @@ def _rows_at_rest(
     return rows
 
 
+def _has_all_lines(lines: _Lines, answer: Answer, rows: Mapping[_Place, dict[str, Any]]) -> bool:
+    """Return whether the object's row was decided before Stripe answered, and all its lines are known since."""
+    parent, page = rows.get((lines.parent, str(answer.id))), answer.body.get(lines.listed)
+    if parent is None or not isinstance(page, dict) or page.get("has_more") is not False:
+        return False
+    return parent["lines_complete"] is True and _is_settled(parent, answer)
+
+
 def _missing_lines(
     world: World,
     lines: _Lines,
@@ -301,23 +312,16 @@ def _missing_lines(
     statements: Sequence[Statement],
     rows: Mapping[_Place, dict[str, Any]],
 ) -> Iterator[Difference]:
-    """Yield the lines that are listed and have no row, and those that have one and are not listed.
-
-    Of an object whose row does not have all lines yet neither is known.
-    """
-    parent = rows.get((lines.parent, str(answer.id)))
-    page = answer.body.get(lines.listed)
-    if parent is None or not parent["lines_complete"] or not isinstance(page, dict) or not _is_settled(parent, answer):
-        return
+    """Yield the lines that are listed and have no row, and those that have one and are not listed."""
+    table, parent = _table(lines.table), rows[lines.parent, str(answer.id)]
     listed = {_place(said): said for said in statements if said.table == lines.table}
     key = {"account": world.account, "livemode": world.livemode, "as_of": parent["as_of"]}
     for place, said in listed.items():
         if place not in rows:
-            yield from difference.differences(Pair(_table(lines.table), None, {**said.columns, **key, "id": said.id}))
-    if not page.get("has_more"):
-        for place, row in rows.items():
-            if place[0] == lines.table and row[lines.column] == answer.id and place not in listed:
-                yield from difference.differences(Pair(_table(lines.table), row, None))
+            yield from difference.differences(Pair(table, None, {**said.columns, **key, "id": said.id}))
+    for place, row in rows.items():
+        if place[0] == lines.table and row[lines.column] == answer.id and place not in listed:
+            yield from difference.differences(Pair(table, row, None))
 
 
 # ---- What the tables explain ----
@@ -336,7 +340,7 @@ def _unexplained(
 
 _REPORTED_BY_OTHERS: Final = ("amount_refunded", "refunded", "disputed")
 _OF_CHARGES: Final = """
-SELECT c.id, c.amount, r.newer, r.not_older, r.failed_since, r.failed_from,
+SELECT c.id, c.amount, r.newer, r.not_older, r.newer_failed, r.failed_since, r.failed_from,
     EXISTS (
         SELECT FROM disputes AS d WHERE (d.account, d.livemode, d.charge) = (c.account, c.livemode, c.id)
     ) AS is_disputed
@@ -344,6 +348,7 @@ FROM charges AS c CROSS JOIN LATERAL (
     SELECT
         coalesce(sum(r.amount) FILTER (WHERE failed_at IS NULL AND r.created > c.as_of), 0) AS newer,
         coalesce(sum(r.amount) FILTER (WHERE failed_at IS NULL AND r.created >= c.as_of), 0) AS not_older,
+        coalesce(sum(r.amount) FILTER (WHERE failed_at IS NOT NULL AND r.created >= c.as_of), 0) AS newer_failed,
         coalesce(sum(r.amount) FILTER (WHERE r.created <= c.as_of AND failed_at > c.as_of), 0) AS failed_since,
         coalesce(sum(r.amount) FILTER (WHERE r.created <= c.as_of AND failed_at >= c.as_of), 0) AS failed_from
     FROM refunds AS r
@@ -381,9 +386,11 @@ def _explained_columns(row: Mapping[str, Any], columns: Mapping[str | None, Diff
 def _is_moved_by_refunds(row: Mapping[str, Any], amount: Difference) -> bool:
     if not isinstance(amount.held, int) or not isinstance(amount.expected, int):
         return False
-    # Of refunds in the second of the charge's last event it is not known whether the event has them.
-    grown, fallen = (row["newer"], row["not_older"]), (0, row["failed_since"], row["failed_from"])
-    return amount.expected - amount.held in {more - less for more, less in product(grown, fallen)}
+    # It is not known whether the event has refunds of its second, and whether the amount falls when a refund fails.
+    grown, failed = (row["newer"], row["not_older"]), (0, row["newer_failed"])
+    fallen = (0, row["failed_since"], row["failed_from"])
+    explained = {more + lost - less for more, lost, less in product(grown, failed, fallen)}
+    return amount.expected - amount.held in explained
 
 
 def _paid_by_invoice(cursor: Cursor, world: World, pairs: Mapping[Subject, Pair]) -> Iterator[_Name]:

@@ -121,8 +121,8 @@ class _Drift:
 def run(engine: Engine, checks: Sequence[str], wanted: Wanted) -> dict[str, Any]:
     """Make the *checks*, keep what they came to, and return it.
 
-    The result holds ``run``, ``witnesses``, ``events``, ``money``, ``drift``, ``drift_total``, ``drift_money`` and, of each check
-    that was made, ``rules`` with ``not_provable``, ``tables``, ``logs`` or ``stripe``; after a repair also
+    The result holds ``run``, ``witnesses``, ``events``, ``money``, ``drift``, ``drift_total``, ``drift_money`` and, of
+    each check that was made, ``rules`` with ``not_provable``, ``tables``, ``logs`` or ``stripe``; after a repair also
     ``repaired``, which is what there was to be put right; and where objects are archived, and no archive is at hand,
     how many objects and events are ``left_out`` of the rebuild.
 

@@ -6,7 +6,7 @@ one object. It knows nothing of what Payfold makes of the answers.
 
 import json
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -17,18 +17,28 @@ Body = Mapping[str, Any]
 Lists = Mapping[str, Sequence[Body]]
 """By the path of a list, without ``/v1/``, the objects that it has, in any order."""
 
+REFUSED: Final[Body] = {"error": {"type": "api_error", "message": "No."}}
 NO_SUCH_OBJECT: Final = {"error": {"type": "invalid_request_error", "code": "resource_missing", "message": "No such"}}
 
 
+def _let_in(_: str) -> int:
+    return 200
+
+
 @contextmanager
-def serving(worlds: Mapping[str, Lists], *, now: int) -> Iterator[str]:
-    """Serve what each key of *worlds* may see at the second *now*, and yield the address."""
+def serving(worlds: Mapping[str, Lists], *, now: int, door: Callable[[str], int] = _let_in) -> Iterator[str]:
+    """Serve what each key of *worlds* may see at the second *now*, and yield the address.
+
+    *door* is given the path and the query of each call, and returns the status that it is to have.
+    """
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             key = self.headers["Authorization"].removeprefix("Bearer ")
             url = urlsplit(self.path)
-            status, body = answered(worlds[key], url.path.removeprefix("/v1/"), parse_qs(url.query))
+            status, body = door(self.path), REFUSED
+            if status == 200:
+                status, body = answered(worlds[key], url.path.removeprefix("/v1/"), parse_qs(url.query))
             text = json.dumps(body).encode()
             self.send_response_only(status)
             self.send_header("Date", formatdate(now, usegmt=True))

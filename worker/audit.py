@@ -227,7 +227,7 @@ def _go(audit: _Audit, worlds: Sequence[World], progress: Progress) -> Iterator[
                 )
         except KeyForbidden:
             # A restricted key may be let in elsewhere; one that is let in nowhere is refused.
-            if world not in let_in and kind is not _LEDGERS:
+            if world not in let_in:
                 raise
             walk.tally.is_forbidden = True
         else:

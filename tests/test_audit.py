@@ -249,13 +249,13 @@ def test_what_only_the_map_finds(at: Stage) -> None:
     at.account.advance(60)
 
     listed, found = audited(at)
-    ran = command.payfold("reconcile", "--stripe", **at.environment)
+    ran = command.python("deploy", "reconcile", "--stripe", settings=at.environment)
 
     assert [(each.table, each.id, each.column, each.held, each.expected) for each in found] == [
         ("refunds", refund["id"], "status", "failed", "succeeded")
     ]
     assert (listed["refund"].different, listed["refund"].only_by_map) == (1, 1)
     assert ran.code == 3
-    assert "1 rows differ from Stripe by the map" in ran.err
+    assert "Different by the map alone: 1." in ran.err
     assert "Stripe: against Stripe, by a map of" in ran.out
     assert audit.repair(at.desk()) == 0

@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any, Final
 
+import structlog
 from psycopg import sql
 from sqlalchemy import Engine
 
@@ -41,6 +42,8 @@ WINDOW_PAGES: Final = 50
 SETTLED: Final = timedelta(minutes=1)
 """What is younger may be on its way."""
 _LONG_AGO: Final = datetime(1970, 1, 1, tzinfo=UTC)
+
+_log = structlog.get_logger()
 
 
 @dataclass(slots=True)
@@ -189,11 +192,15 @@ def audit(
     kept = walks.opened(
         desk.settings.payfold_data_dir, arguments, seed=desk.now().toordinal() if seed is None else seed, now=desk.now()
     )
+    if kept.taken:
+        _log.info("audit.resumed", begun=kept.begun.isoformat(), steps=len(kept.taken))
     try:
         yield from _go(_Audit(desk, since, repair, customers_max, kept), worlds, progress)
         kept.end()
     finally:
         kept.write()
+        if kept.is_kept:
+            _log.warning("audit.interrupted", reason="the same command goes on from here, within a day")
         kept.close()
 
 
@@ -352,7 +359,8 @@ def _compared(
     if page is not None:
         tally.listed += len(page.items)
         tally.unreadable += page.unreadable
-    found = comparison.compare(audit.desk, world, objects, by_map=not audit.repair)
+    settled = [each for each in objects if not _is_young(each)]
+    found = comparison.compare(audit.desk, world, settled, by_map=not audit.repair)
     tally.archived += found.archived
     tally.unreadable += found.unreadable
     tally.only_by_map += found.only_by_map
@@ -360,6 +368,12 @@ def _compared(
         audit.desk.within(lambda opened: _put_right(opened, audit.desk, world, found))
         _fold(audit.desk.engine)
     return found.differences
+
+
+def _is_young(answer: Answer) -> bool:
+    """Return whether the object was created so short a time before Stripe answered that its event may be on its way."""
+    created = answer.body.get("created")
+    return isinstance(created, int) and created > answer.at - SETTLED.total_seconds()
 
 
 def _put_right(cursor: Cursor, desk: Desk, world: World, found: Found) -> None:

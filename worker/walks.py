@@ -114,11 +114,13 @@ class Walks:
         if self.file is not None:
             with suppress(OSError):
                 self.path.unlink(missing_ok=True)
+            self.close()
 
     def close(self) -> None:
         """Let go of the file."""
         if self.file is not None:
             self.file.close()
+            self.file = None
 
 
 def opened(folder: Path, arguments: object, *, seed: int, now: datetime) -> Walks:
@@ -137,8 +139,6 @@ def opened(folder: Path, arguments: object, *, seed: int, now: datetime) -> Walk
         made.begun, made.seed, made.taken = head.begun, head.seed, steps
     else:
         made.end()
-        made.close()
-        made.file = None
     return made
 
 

@@ -219,8 +219,9 @@ def of_stripe(tallies: Sequence[dict[str, Any]]) -> Iterator[str]:
             yield f"{each['object']}: a sample, {listed:,} of {known:,} were looked at; --seed N chooses another."
     if only := sum(each.get("only_by_map", 0) for each in tallies):
         yield (
-            f"{only:,} rows differ from Stripe by the map, and folding what Stripe lists would leave them as they are: "
-            "a column is read from the wrong place, or an edited row came out the same. No repair puts these right."
+            f"Different by the map alone: {only:,}. Folding what Stripe lists would leave these rows as they are, and no "
+            "repair puts them right: a fold reads a column from the wrong place, or an event is in the inbox that Stripe "
+            "does not stand by."
         )
 
 

@@ -102,7 +102,7 @@ def _told(customer: Customer) -> Told:
     )
 
 
-SHAPE: Final = Shape(
+SHAPE: Final[Shape] = Shape(
     table="customers",
     subject="customer",
     empty={

@@ -9,6 +9,8 @@ Note [A witness of its own]
     imported here. Where an object leaves a doubt, the column is left out: a wrong statement is worse than none.
 """
 
+import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, TypeAlias
@@ -27,7 +29,7 @@ Conversion: TypeAlias = Callable[[Body, Json], Json]
 
 
 class Statement(Struct, frozen=True):
-    """What one object of Stripe's says of one row: the *columns* that it carries, by name.
+    """What one object of Stripe's states of one row: the *columns* that it carries, by name.
 
     *currency* is a part of the key of balances alone, elsewhere ''. A column that the object does not carry is absent.
     """
@@ -42,6 +44,7 @@ class Mapped(Struct, frozen=True):
     """Where Stripe's JSON holds a column: at the first of *paths* that is not null, read as a *kind* of value.
 
     A path is keys joined by slashes; ``..`` is the object that lists this one. *source* is the page that documents it.
+    Null is a value, unless *null_is_silent*: a reference, and the time at which something happened, stay once known.
     """
 
     table: str
@@ -50,14 +53,15 @@ class Mapped(Struct, frozen=True):
     kind: Kind
     source: str
     conversion: Conversion | None = None
+    null_is_silent: bool = False
 
     def of(self, body: Body) -> Value | UnsetType:
         """Return the value that *body* states, UNSET where it states none."""
         found = _first(body, self.paths)
         value = found if self.conversion is None else self.conversion(body, found)
-        if value is None and self.kind is not reference:
-            return None
-        return UNSET if value is None or value is UNSET else self.kind(value)
+        if value is None:
+            return UNSET if self.null_is_silent else None
+        return UNSET if value is UNSET else self.kind(value)
 
 
 class Listed(Struct, frozen=True):
@@ -85,10 +89,8 @@ class Listed(Struct, frozen=True):
 
 
 def _at(body: Json, path: str) -> Json:
-    """Return the JSON at *path*: null where it or an object on the way is null, UNSET where a key is absent."""
+    """Return the JSON at *path*, UNSET where a key is absent, as every key of an object that is null."""
     for key in path.split("/"):
-        if body is None:
-            return None
         body = body.get(key, UNSET) if isinstance(body, Mapping) else UNSET
     return body
 
@@ -103,11 +105,12 @@ def _first(body: Body, paths: Iterable[str]) -> Json:
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _BIGINT_MAX: Final = 2**63 - 1
+_HALF_A_PAIR: Final = re.compile("[\ud800-\udfff]")
 
 
 def text(value: Json) -> str | UnsetType:
-    """Return a text."""
-    return value if isinstance(value, str) else UNSET
+    """Return a text as PostgreSQL can hold it: a NUL it cannot, and half a surrogate pair is replaced."""
+    return _HALF_A_PAIR.sub("\ufffd", value) if isinstance(value, str) and "\0" not in value else UNSET
 
 
 def whole(value: Json) -> int | UnsetType:
@@ -131,12 +134,18 @@ def moment(value: Json) -> datetime | UnsetType:
 def reference(value: Json) -> str | UnsetType:
     """Return the id of another object, which is given as its id or, expanded, as the object itself."""
     id_ = value.get("id") if isinstance(value, Mapping) else value
-    return id_ if isinstance(id_, str) and id_ else UNSET
+    return text(id_) if id_ else UNSET
 
 
 def hash_(value: Json) -> dict[str, Any] | UnsetType:
-    """Return an object as it is; PHP, which has one word for both, writes an empty one as an empty list."""
-    return dict(value) if isinstance(value, Mapping) or value == [] else UNSET
+    """Return an object, its texts as ``text`` has them; PHP, with one word for both, writes an empty one as ``[]``."""
+    if not isinstance(value, dict):
+        return {} if value == [] else UNSET
+    try:
+        written = json.dumps(value, ensure_ascii=False)
+        return UNSET if r"\u0000" in written else dict(json.loads(_HALF_A_PAIR.sub("\ufffd", written)))
+    except (RecursionError, ValueError):  # deeper, or with more digits, than Python's own JSON reads
+        return UNSET
 
 
 # ---- Conversions ----
@@ -167,10 +176,9 @@ def _name_and_address(_: Body, shipping: Json) -> Json:
     """Return *shipping* as it is since basil, which dropped its carrier, phone and tracking number."""
     if not isinstance(shipping, Mapping):
         return None if shipping is None else UNSET
-    address = shipping.get("address")
-    if isinstance(address, Mapping):
-        address = {key: address.get(key) for key in _ADDRESS}
-    return {"name": shipping.get("name"), "address": address}
+    address = hash_(shipping.get("address"))
+    parts = None if address is UNSET else {key: address.get(key) for key in _ADDRESS}
+    return {"name": shipping.get("name"), "address": parts}
 
 
 def _sum_of_refunds(_: Body, refunds: Json) -> Json:
@@ -191,11 +199,6 @@ def _rest_to_balance(note: Body, post_payment: Json) -> Json:
     rest = parts[0] - parts[1] - parts[2]
     is_named = note.get("customer_balance_transaction") is not None
     return rest if rest >= 0 and is_named == (rest > 0) else UNSET
-
-
-def _named_alone(note: Body, refund: Json) -> Json:
-    """From basil on a *note* lists its refunds with their amounts, and no *refund* is known by its id alone."""
-    return UNSET if "refunds" in note else refund
 
 
 def _once_canceled(intent: Body, found: Json) -> Json:
@@ -221,16 +224,17 @@ _PRESENTED_AMOUNT: Final = "presentment_details/presentment_amount"
 _PRESENTED_CURRENCY: Final = "presentment_details/presentment_currency"
 
 
-def _as(kind: Kind) -> Callable[..., Mapped]:
+def _as(kind: Kind, *, null_is_silent: bool = False) -> Callable[..., Mapped]:
     """Return what makes a line of the map: a column, its paths (its own name if none), conversion and source."""
 
     def line(column: str, *paths: str, conversion: Conversion | None = None, source: str = "") -> Mapped:
-        return Mapped("", column, paths or (column,), kind, source, conversion)
+        return Mapped("", column, paths or (column,), kind, source, conversion, null_is_silent)
 
     return line
 
 
-_text, _whole, _flag, _moment, _reference, _hash = map(_as, (text, whole, flag, moment, reference, hash_))
+_text, _whole, _flag, _moment, _hash = map(_as, (text, whole, flag, moment, hash_))
+_reference, _once, _known = (_as(kind, null_is_silent=True) for kind in (reference, moment, whole))
 
 
 def _of(table: str, page: str, *lines: Mapped) -> tuple[Mapped, ...]:
@@ -292,7 +296,7 @@ MAP: Final[tuple[Mapped, ...]] = (
         _moment("created"),
     ),
     # In the currency of the customer; what is negative is the customer's credit.
-    *_of("balances", "", _whole("amount", "balance", "account_balance", source=_ACCOUNT_BALANCE)),
+    *_of("balances", "", _known("amount", "balance", "account_balance", source=_ACCOUNT_BALANCE)),
     *_of(
         "balance_transactions",
         "customer_balance_transactions/object#customer_balance_transaction_object",
@@ -313,9 +317,9 @@ MAP: Final[tuple[Mapped, ...]] = (
         _reference("subscription", "parent/subscription_details/subscription", "subscription", source=_PARENT),
         _flag("deleted", source=f"{_API}/invoices/delete"),
         _moment("created", "created", "date", source=f"{_CHANGELOG}/2019-03-14/renames-date-field-invoices-created"),
-        _moment("finalized_at", "status_transitions/finalized_at", "finalized_at", source=_FINALIZED),
-        _moment("paid_at", "status_transitions/paid_at"),
-        _moment("voided_at", "status_transitions/voided_at"),
+        _once("finalized_at", "status_transitions/finalized_at", "finalized_at", source=_FINALIZED),
+        _once("paid_at", "status_transitions/paid_at"),
+        _once("voided_at", "status_transitions/voided_at"),
     ),
     *_of(
         "credit_notes",
@@ -325,8 +329,8 @@ MAP: Final[tuple[Mapped, ...]] = (
         _whole("refunded_amount", "refunds", conversion=_sum_of_refunds),
         _whole("to_balance_amount", "post_payment_amount", conversion=_rest_to_balance, source=_PARTS_OF_A_NOTE),
         *map(_reference, ("customer", "invoice", "customer_balance_transaction")),
-        _reference("refund", conversion=_named_alone, source=_PARTIAL_PAYMENTS),
-        *map(_moment, ("created", "effective_at", "voided_at")),
+        *map(_moment, ("created", "effective_at")),
+        _once("voided_at"),
     ),
     *_of(
         "credit_note_lines",
@@ -344,7 +348,7 @@ MAP: Final[tuple[Mapped, ...]] = (
         _reference("charge", "payment/charge"),
         *map(_text, ("status", "currency")),
         _whole("amount_paid"),
-        _moment("paid_at", "status_transitions/paid_at"),
+        _once("paid_at", "status_transitions/paid_at"),
     ),
     *_of(
         "refunds",
@@ -358,7 +362,7 @@ MAP: Final[tuple[Mapped, ...]] = (
         "payment_intents",
         "payment_intents/object#payment_intent_object",
         _text("status", conversion=_once_canceled),
-        _moment("canceled_at", conversion=_once_canceled),
+        _once("canceled_at", conversion=_once_canceled),
     ),
     *_of(
         "charges",
@@ -396,6 +400,9 @@ MAP: Final[tuple[Mapped, ...]] = (
 )
 """Every column that one object of Stripe's states by itself."""
 
+_LINES: Final = {table: [each for each in MAP if each.table == table] for table in sorted({each.table for each in MAP})}
+"""The lines of the map by their table."""
+
 _EVENTS_DATE: Final = "No object has this moment: the first event that reports it dates it."
 _OTHERS_TOO: Final = "It is counted from lists of lines over several events, and no object has it."
 _OF_AN_EVENT: Final = "Stripe has no such object: a row is made from the previous_attributes of one customer.updated."
@@ -403,21 +410,18 @@ _OF_AN_EVENT: Final = "Stripe has no such object: a row is made from the previou
 EXCEPTIONS: Final[Mapping[tuple[str, str], str]] = {
     **{
         (table, column): "It is of the event that decides the row by the order of events, not of an object."
-        for table in ("balance_changes", *dict.fromkeys(each.table for each in MAP))
+        for table in ("balance_changes", *_LINES)
         for column in ("event_id", "as_of")
     },
     **{("balance_changes", column): _OF_AN_EVENT for column in ("customer", "currency", "amount", "ending_balance")},
+    **{("orders", column): _EVENTS_DATE for column in ("completed_at", "paid_at", "failed_at", "expired_at")},
+    **{("charges", column): _EVENTS_DATE for column in ("captured_at", "released_at")},
+    ("refunds", "failed_at"): _EVENTS_DATE,
     ("orders", "status"): "It is inferred from the session, its charges, refunds and cancellation together.",
-    ("orders", "completed_at"): _EVENTS_DATE,
-    ("orders", "paid_at"): _EVENTS_DATE,
-    ("orders", "failed_at"): _EVENTS_DATE,
-    ("orders", "expired_at"): _EVENTS_DATE,
     ("orders", "lines_complete"): _OTHERS_TOO,
     ("credit_notes", "lines_complete"): _OTHERS_TOO,
+    ("credit_notes", "refund"): "It names the refund of an old shape until any event of the note reports its amount.",
     ("payment_links", "created"): "A payment link has no created: its payment_link.created event dates it.",
-    ("refunds", "failed_at"): _EVENTS_DATE,
-    ("charges", "captured_at"): _EVENTS_DATE,
-    ("charges", "released_at"): _EVENTS_DATE,
     ("portal_sessions", "expired_at"): "A portal session has no end that Stripe reports: our clock dates it.",
 }
 """Why no object states the other columns, by table and column.
@@ -456,7 +460,7 @@ _PREVIEW: Final = "upcoming_in_"
 
 
 def statements(body: Mapping[str, Any]) -> list[Statement]:
-    """Return what *body*, an object as Stripe gives it, of any API version, says of each row that it speaks of.
+    """Return what *body*, an object as Stripe gives it, of any API version, states of each row that it is about.
 
     It raises on no JSON: an unknown object states nothing, a value of the wrong type is left out.
     """
@@ -470,9 +474,9 @@ def statements(body: Mapping[str, Any]) -> list[Statement]:
 
 
 def _statement(table: str, body: Body) -> Statement | None:
-    """Return what *body* says of its row of *table*; None where that is nothing, or where the key is not known."""
+    """Return what *body* states of its row of *table*; None where that is nothing, or where the key is not known."""
     id_, currency = reference(body), text(body.get("currency")) if table == "balances" else ""
-    columns = {each.column: value for each in MAP if each.table == table and (value := each.of(body)) is not UNSET}
+    columns = {each.column: value for each in _LINES[table] if (value := each.of(body)) is not UNSET}
     if not columns or id_ is UNSET or currency is UNSET or id_.startswith(_PREVIEW):
         return None
     return Statement(table, id_, columns, currency)

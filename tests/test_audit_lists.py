@@ -211,6 +211,40 @@ def test_payments_before_basil(at: Stripe) -> None:
     assert named(at.audited()[1]) == [("invoice_payments", "missing", "inpay_2", None)]
 
 
+def test_an_older_api_version(at: Stripe) -> None:
+    """A null that no event of the endpoint's old version states is not known, and no difference; an edited one is."""
+    invoice = {"id": "in_1", "object": "invoice", "created": T, "currency": "usd", "status": "open", "total": 500}
+    configuration = {"id": "bpc_1", "object": "billing_portal.configuration", "created": T, "updated": T}
+    features = {"invoice_history": {"enabled": True}}
+    ledger.take_in(
+        at.engine,
+        event("evt_1", "invoice.finalized", T, invoice, version="2022-11-15"),
+        event("evt_2", "invoice.finalized", T, {**invoice, "id": "in_2"}, version="2022-11-15"),
+        event("evt_3", "invoice.finalized", T, {**invoice, "id": "in_3"}),
+        event(
+            "evt_4",
+            "billing_portal.configuration.created",
+            T,
+            {**configuration, "features": features},
+            version="2022-11-15",
+        ),
+    )
+    for number in (1, 2, 3):
+        at.add("invoices", {**invoice, "id": f"in_{number}", "amount_overpaid": 0})
+    newer = {"invoice_history": {"enabled": True, "of": "all"}, "cart": {"enabled": False}}
+    at.add("billing_portal/configurations", {**configuration, "features": newer})
+    ledger.execute(at.engine, "UPDATE invoices SET total = NULL WHERE id = 'in_2'")
+
+    listed, found = at.audited()
+
+    # The same null, of an event of the newest version, is no rendering of Stripe's.
+    assert named(found) == [
+        ("invoices", "different", "in_2", "total"),
+        ("invoices", "different", "in_3", "amount_overpaid"),
+    ]
+    assert (listed["invoice"].unstated, listed["billing_portal.configuration"].unstated) == (2, 1)
+
+
 # ---- Not all of it ----
 
 

@@ -52,7 +52,8 @@ class Listed:
 
     Not compared are *archived* ones, whose rows are folded from payloads that are not at hand, and *unreadable* ones,
     which have no readable id in Stripe's answer, or which no fold can read. *only_by_map* counts the different rows
-    that folding what Stripe lists would leave as they are. Where only a sample was looked at, the tables hold
+    that folding what Stripe lists would leave as they are, *unstated* the values that the API version of the recorded
+    events lacks. Where only a sample was looked at, the tables hold
     *sampled_of* objects. Where the key may not list the kind, it *is_forbidden*.
     """
 
@@ -66,6 +67,7 @@ class Listed:
     archived: int = 0
     unreadable: int = 0
     only_by_map: int = 0
+    unstated: int = 0
     sampled_of: int = 0
     is_forbidden: bool = False
 
@@ -364,6 +366,7 @@ def _compared(
     tally.archived += found.archived
     tally.unreadable += found.unreadable
     tally.only_by_map += found.only_by_map
+    tally.unstated += found.unstated
     if found.wrong and audit.repair:
         audit.desk.within(lambda opened: _put_right(opened, audit.desk, world, found))
         _fold(audit.desk.engine)

@@ -12,6 +12,12 @@ Note [The map is a second witness]
     worker/witness.py, which shares nothing with the folds. Only settled rows are compared: no event of the object is
     pending, and the row was decided before Stripe answered. What only the map finds, no repair puts right.
 
+Note [An older API version carries less]
+    Stripe lists objects in the newest version of its API, and an endpoint may send events of an older one, which lacks
+    some keys. Such a column is null, since null is what is not known; and the features of a portal lack what came
+    later. Whether the deciding event states a column is read by the map, and not by the folds: so a column that a fold
+    reads from the wrong place, and finds nothing there, is still a difference.
+
 Note [What no event of a charge reports]
     A dispute sets ``disputed`` of its charge, and a refund that fails may lower ``amount_refunded``, without an event
     of the charge. Its row has them from the charge's next event on. Such a difference is none where the dispute or the
@@ -20,16 +26,19 @@ Note [What no event of a charge reports]
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import product
 from typing import Any, Final, NamedTuple, TypeAlias
 
+import msgspec
+from msgspec import Struct
 from psycopg import sql
 from psycopg.rows import dict_row
 from sqlalchemy import Table
 
-from schemas import checkout, events, observations, tables
+from schemas import checkout, events, inbox, observations, tables
 from schemas.database import Cursor
 from schemas.errors import NotAnObject
 from schemas.inbox import Delivery
@@ -51,7 +60,8 @@ class Found:
     """What a comparison of some objects came to: the *differences*, and the numbers of objects that were not compared.
 
     *archived* are objects whose rows are folded from payloads that are not at hand, *unreadable* ones have no id or
-    cannot be folded. *only_by_map* counts the rows that folding the objects would leave as they are. *deliveries* are
+    cannot be folded. *only_by_map* counts the rows that folding the objects would leave as they are, *unstated* the
+    values of Stripe's that the API version of the events lacks. *deliveries* are
     the observations of the objects, by their ids; *wrong* has the ids of the rows that a repair changes, and by each
     the object that it is folded from.
     """
@@ -60,6 +70,7 @@ class Found:
     archived: int = 0
     unreadable: int = 0
     only_by_map: int = 0
+    unstated: int = 0
     deliveries: dict[str, Delivery] = field(default_factory=dict)
     wrong: dict[str, str] = field(default_factory=dict)
 
@@ -75,7 +86,7 @@ def compare(desk: Desk, world: World, objects: Sequence[Answer], *, by_map: bool
             found.deliveries[str(each.id)] = _observed(each, world, desk.now())
         except NotAnObject:
             found.unreadable += 1
-    desk.within(lambda opened: _compare(opened, world, objects if by_map else (), found))
+    desk.within(lambda opened: _compare(opened, world, objects, found, by_map=by_map))
     return found
 
 
@@ -95,38 +106,39 @@ def _without_lines(session: Answer) -> Answer:
 
 _Object: TypeAlias = tuple[str, bool, str]
 """Account, mode and id."""
+_Place: TypeAlias = tuple[str, str]
+"""Table, and what names a row of it in its world."""
 _Name: TypeAlias = tuple[str, str, str | None]
-"""Table, what names a row of it in its world, and column."""
+"""The same, and a column."""
 
 
-def _compare(cursor: Cursor, world: World, objects: Sequence[Answer], found: Found) -> None:
+def _compare(cursor: Cursor, world: World, objects: Sequence[Answer], found: Found, *, by_map: bool) -> None:
     # An event that is recorded or folded between two of the queries would look like a difference.
     cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
     joined = _by_joining(cursor, found)
-    by_joining = [each for pair in joined.pairs.values() for each in _differences(pair)]
-    by_map = list(_by_map(cursor, world, [each for each in objects if str(each.id) in joined.readable]))
-    known = {_name(each): each for each in (*by_map, *by_joining)}
-    found.differences = _unexplained(cursor, world, list(known.values()), joined.pairs)
-    found.archived = len(joined.archived)
+    pairs = list(joined.pairs.values())
+    changed = {_row(pair) for pair in pairs if _differences(pair)}
+    if by_map:
+        pairs = [*_by_map(cursor, world, [each for each in objects if str(each.id) in joined.readable]), *pairs]
+    known = {_name(each): each for pair in pairs for each in _differences(pair)}
+    unstated = _unstated(cursor, world, pairs) if by_map else set()
+    explained = _explained(cursor, world, list(known.values()), joined.pairs)
+    found.differences = [each for name, each in known.items() if name not in unstated | explained]
+    found.archived, found.unstated = len(joined.archived), len(unstated)
     rows = {(each.table, each.id) for each in found.differences}
-    changed = {(each.table, each.id) for each in by_joining}
     found.only_by_map = sum(
         table in folds.SHAPES and (*_world(world), id_.split(" ")[0]) not in joined.archived
         for table, id_ in rows - changed
     )
-    found.wrong = {
-        subject.id: subject.source
-        for subject, pair in joined.pairs.items()
-        if (subject.table, _identity(pair)) in rows & changed
-    }
+    found.wrong = {subject.id: subject.source for subject, pair in joined.pairs.items() if _row(pair) in rows & changed}
 
 
 def _name(each: Difference) -> _Name:
     return (each.table, each.id, each.column)
 
 
-def _identity(pair: Pair) -> str:
-    return difference.identity(pair.table, pair.held or pair.expected or {})
+def _row(pair: Pair) -> _Place:
+    return (str(pair.table.name), difference.identity(pair.table, pair.held or pair.expected or {}))
 
 
 def _differences(pair: Pair) -> list[Difference]:
@@ -231,12 +243,10 @@ _LINES: Final = {
     "credit_note": _Lines("lines", "credit_note_lines", "credit_note", "credit_notes"),
 }
 _PARENT_COLUMNS: Final = {each.table: each.column for each in _LINES.values()}
-_Place: TypeAlias = tuple[str, str]
-"""Table, and what names a row of it in its world."""
 
 
-def _by_map(cursor: Cursor, world: World, objects: Sequence[Answer]) -> Iterator[Difference]:
-    """See Note [The map is a second witness]."""
+def _by_map(cursor: Cursor, world: World, objects: Sequence[Answer]) -> Iterator[Pair]:
+    """Yield rows as they are and as the map makes them: see Note [The map is a second witness]."""
     stated = {str(each.id): (each, witness.statements(each.body)) for each in objects if not each.odd}
     rows = _rows_at_rest(cursor, world, stated)
     names = {said.id for _, statements in stated.values() for said in statements}
@@ -250,7 +260,7 @@ def _by_map(cursor: Cursor, world: World, objects: Sequence[Answer]) -> Iterator
             row = rows.get(_place(said))
             is_compared = said.id not in busy and (has_lines or said.table not in _PARENT_COLUMNS)
             if row is not None and is_compared and _is_settled(row, answer):
-                yield from _differences(Pair(_table(said.table), row, {**row, **_known(said, row)}))
+                yield Pair(_table(said.table), row, {**row, **_known(said, row)})
         if lines is not None and has_lines:
             yield from _missing_lines(world, lines, answer, statements, rows)
 
@@ -311,31 +321,26 @@ def _missing_lines(
     answer: Answer,
     statements: Sequence[Statement],
     rows: Mapping[_Place, dict[str, Any]],
-) -> Iterator[Difference]:
+) -> Iterator[Pair]:
     """Yield the lines that are listed and have no row, and those that have one and are not listed."""
     table, parent = _table(lines.table), rows[lines.parent, str(answer.id)]
     listed = {_place(said): said for said in statements if said.table == lines.table}
     key = {"account": world.account, "livemode": world.livemode, "as_of": parent["as_of"]}
     for place, said in listed.items():
         if place not in rows:
-            yield from difference.differences(Pair(table, None, {**said.columns, **key, "id": said.id}))
+            yield Pair(table, None, {**said.columns, **key, "id": said.id})
     for place, row in rows.items():
         if place[0] == lines.table and row[lines.column] == answer.id and place not in listed:
-            yield from difference.differences(Pair(table, row, None))
+            yield Pair(table, row, None)
 
 
 # ---- What the tables explain ----
 
 
-def _unexplained(
-    cursor: Cursor, world: World, found: Sequence[Difference], pairs: Mapping[Subject, Pair]
-) -> list[Difference]:
-    """Return those of *found* for which the tables hold no reason."""
-    explained = {
-        *_explained_charges(cursor, world, [each for each in found if each.table == "charges"]),
-        *_paid_by_invoice(cursor, world, pairs),
-    }
-    return [each for each in found if _name(each) not in explained]
+def _explained(cursor: Cursor, world: World, found: Sequence[Difference], pairs: Mapping[Subject, Pair]) -> set[_Name]:
+    """Return those of *found* for which other rows are the reason."""
+    charges = [each for each in found if each.table == "charges"]
+    return {*_explained_charges(cursor, world, charges), *_paid_by_invoice(cursor, world, pairs)}
 
 
 _REPORTED_BY_OTHERS: Final = ("amount_refunded", "refunded", "disputed")
@@ -410,3 +415,64 @@ def _paid_by_invoice(cursor: Cursor, world: World, pairs: Mapping[Subject, Pair]
     for payment, invoice in invoices.items():
         if invoice in known:
             yield ("invoice_payments", payment, None)
+
+
+# ---- What older API versions do not carry ----
+
+_MAPPED: Final = {(each.table, each.column) for each in witness.MAP}
+
+
+def _unstated(cursor: Cursor, world: World, pairs: Sequence[Pair]) -> set[_Name]:
+    """See Note [An older API version carries less]."""
+    doubted = [pair for pair in pairs if pair.held is not None and pair.expected is not None and _differences(pair)]
+    events_of = {str(pair.held["event_id"]) for pair in doubted if pair.held is not None}
+    stated = _stated_by_old_events(cursor, world, events_of) if events_of else {}
+    return {
+        (*_row(pair), name)
+        for pair in doubted
+        if pair.held is not None and pair.expected is not None
+        for name, held in pair.held.items()
+        if (str(pair.table.name), name) in _MAPPED
+        and (said := stated.get((str(pair.held["event_id"]), _row(pair)))) is not None
+        and _is_unstated(said, name, held, pair.expected[name])
+    }
+
+
+def _is_unstated(said: Statement, name: str, held: object, expected: object) -> bool:
+    if held is None:
+        return expected is not None and name not in said.columns
+    return held != expected and said.columns.get(name) == held and name == "features" and _is_part(held, expected)
+
+
+def _is_part(held: object, whole: object) -> bool:
+    """Return whether *whole* is *held*, but for keys that only *whole* has."""
+    if isinstance(held, dict) and isinstance(whole, dict):
+        return all(key in whole and _is_part(value, whole[key]) for key, value in held.items())
+    return held == whole
+
+
+def _stated_by_old_events(
+    cursor: Cursor, world: World, ids: Iterable[str]
+) -> dict[tuple[str, _Place], Statement]:  # fmt: skip
+    """Return what those of the events *ids* that are of an older API version than the folds say of each row."""
+    cursor.execute(
+        "SELECT id, seq FROM inbox"
+        " WHERE (account, livemode) = (%s, %s) AND id = ANY (%s) AND left(api_version, 10) < %s",
+        (*_world(world), sorted(ids), folds.API_VERSION[:10]),
+    )
+    seqs: dict[str, int] = dict(cursor.fetchall())
+    payloads = inbox.payloads_of(cursor, list(seqs.values())) if seqs else {}
+    found: dict[tuple[str, _Place], Statement] = {}
+    for id_, seq in seqs.items():
+        with suppress(msgspec.DecodeError, KeyError, RecursionError):
+            body = msgspec.json.decode(payloads[seq], type=_Event).data.object
+            found |= {(id_, _place(said)): said for said in witness.statements(body)}
+    return found
+
+
+class _Data(Struct):
+    object: dict[str, Any]
+
+
+class _Event(Struct):
+    data: _Data

@@ -219,10 +219,12 @@ def of_stripe(tallies: Sequence[dict[str, Any]]) -> Iterator[str]:
             yield f"{each['object']}: a sample, {listed:,} of {known:,} were looked at; --seed N chooses another."
     if only := sum(each.get("only_by_map", 0) for each in tallies):
         yield (
-            f"Different by the map alone: {only:,}. Folding what Stripe lists would leave these rows as they are, and no "
-            "repair puts them right: a fold reads a column from the wrong place, or an event is in the inbox that Stripe "
-            "does not stand by."
+            f"Different by the map alone: {only:,}. Folding what Stripe lists would leave these rows as they are, and "
+            "no repair puts them right: a fold reads a column from the wrong place, or an event in the inbox reports "
+            "what Stripe does not."
         )
+    if unstated := sum(each.get("unstated", 0) for each in tallies):
+        yield f"{unstated:,} values that Stripe lists are not in the recorded events, of an older API version."
 
 
 def verdict(result: dict[str, Any]) -> str:

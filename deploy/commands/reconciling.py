@@ -1,7 +1,7 @@
 """``payfold reconcile``: are the tables right? By money's rules, by a rebuild, by a log, and by Stripe."""
 
 import csv
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -172,6 +172,8 @@ def _print(result: dict[str, Any], form: Format) -> None:
     if form is not Format.TABLE:
         output.one(result, form)
         return
+    from deploy.report import notes_on_stripe
+
     _section("Money rules", result.get("rules"), ("rule", "checked", "holds", "broken", "not_provable"))
     witnesses = result.get("witnesses", {})
     _section(
@@ -187,7 +189,7 @@ def _print(result: dict[str, Any], form: Format) -> None:
             )
     columns = ("account", "livemode", "object", "listed", "missing_here", "missing_there", "different")
     _section(_title("Stripe", witnesses.get("stripe")), result.get("stripe"), columns)
-    for words in of_stripe(result.get("stripe", ())):
+    for words in notes_on_stripe(result.get("stripe", ())):
         err.print(words)
     shown = [_shown(row) for row in result["drift"][:SHOWN_MAX]]
     _section("Differences", shown, ("check", "kind", "table", "id", "column", "held", "expected", "too much"))
@@ -203,28 +205,6 @@ def _print(result: dict[str, Any], form: Format) -> None:
 
 def _title(name: str, witness: str | None) -> str:
     return name if witness is None else f"{name}: {witness}"
-
-
-def of_stripe(tallies: Sequence[dict[str, Any]]) -> Iterator[str]:
-    """Yield in sentences what the comparison with Stripe did not look at, and what no repair puts right."""
-    if archived := sum(each.get("archived", 0) for each in tallies):
-        yield f"{archived:,} rows could not be folded again with what Stripe lists: their events are archived."
-    if unreadable := sum(each.get("unreadable", 0) for each in tallies):
-        yield f"{unreadable:,} of Stripe's objects could not be read, and were not compared."
-    for each in tallies:
-        if each.get("is_forbidden"):
-            yield f"{each['object']} was not compared: the API key may not list it."
-        if each.get("sampled_of"):
-            known, listed = each["sampled_of"], each["listed"]
-            yield f"{each['object']}: a sample, {listed:,} of {known:,} were looked at; --seed N chooses another."
-    if only := sum(each.get("only_by_map", 0) for each in tallies):
-        yield (
-            f"Different by the map alone: {only:,}. Folding what Stripe lists would leave these rows as they are, and "
-            "no repair puts them right: a fold reads a column from the wrong place, or an event in the inbox reports "
-            "what Stripe does not."
-        )
-    if unstated := sum(each.get("unstated", 0) for each in tallies):
-        yield f"{unstated:,} values that Stripe lists are not in the recorded events, of an older API version."
 
 
 def verdict(result: dict[str, Any]) -> str:

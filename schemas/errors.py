@@ -9,7 +9,6 @@ The docstring of an error is its message to the person who meets it::
     ├── ConflictError               the thing is there, but not in the state that the act needs (exit 1)
     ├── CursorBeyond                the change feed has never given that number (exit 1)
     ├── KeyRefused                  Stripe takes none of our calls with this key: the job stops, and says so
-    │   └── KeyForbidden            Stripe does not take this one
     ├── Permanent                   trying again gives the same answer
     │   ├── Refused                 not recorded: the sender is told why
     │   │   ├── SignatureMissing, SignatureMalformed, SignatureMismatch, SignatureExpired
@@ -173,9 +172,10 @@ class StripeAway(Transient):
 class KeyRefused(PayfoldError):
     """Stripe refuses the API key: check STRIPE_API_KEY, and what a restricted key may do."""
 
-
-class KeyForbidden(KeyRefused):
-    """Stripe does not let the API key do this: check STRIPE_API_KEY, and what a restricted key may do."""
+    def __init__(self, detail: str | None = None, *, is_forbidden: bool = False) -> None:
+        super().__init__(detail)
+        self.is_forbidden = is_forbidden
+        """Whether Stripe knows the key, and does not let it do this."""
 
 
 class NotServed(Permanent):

@@ -25,7 +25,6 @@ from schemas.errors import (
     BrokerAway,
     BudgetSpent,
     CallDeclined,
-    KeyForbidden,
     KeyRefused,
     MissingAtStripe,
     NotAnObject,
@@ -270,8 +269,7 @@ def _meaning(error: stripe.StripeError, key: ApiKey) -> Exception:
     if status == 403 and code == "account_invalid" and key.acts_for:  # noqa: PLR2004 - HTTP's number
         return NotServed(f"{NotServed.__doc__} The unlabelled key has no access to {key.acts_for}.")
     if status in {401, 403}:
-        kind = KeyForbidden if status == 403 else KeyRefused  # noqa: PLR2004 - HTTP's number
-        return kind(f"{detail} {kind.__doc__}")
+        return KeyRefused(f"{detail} {KeyRefused.__doc__}", is_forbidden=status == 403)  # noqa: PLR2004 - HTTP's number
     if status == 404:  # noqa: PLR2004 - HTTP's number
         return MissingAtStripe()
     if status in {400, 402}:

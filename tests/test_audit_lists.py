@@ -69,9 +69,9 @@ class Stripe:
 
     def audited(self, **arguments: Any) -> tuple[dict[str, Listed], list[Difference]]:  # noqa: ANN401 - as audit's own
         """Return what an audit listed, by the kind of object, and what it found."""
-        told = list(audit.audit(self.desk, **arguments))
-        listed = {each.object: each for each in told if isinstance(each, Listed)}
-        return listed, [each for each in told if isinstance(each, Difference)]
+        sent = list(audit.audit(self.desk, **arguments))
+        listed = {each.object: each for each in sent if isinstance(each, Listed)}
+        return listed, [each for each in sent if isinstance(each, Difference)]
 
     def called(self, path: str) -> int:
         """Return how often a path was called."""
@@ -288,7 +288,7 @@ def test_a_sample_of_customers(at: Stripe) -> None:
 
 
 def test_a_kind_that_the_key_may_not_list(at: Stripe) -> None:
-    """A restricted key is told what it may not list, and the rest is compared; one that may list nothing is refused."""
+    """A restricted key may not list everything, and the rest is compared; one that may list nothing is refused."""
     sell(at, 1)
     at.refuses = lambda path: 403 if "/v1/charges" in path else 200
 

@@ -19,7 +19,7 @@ from sqlalchemy import Engine
 from schemas import checkout, database, inbox, tables
 from schemas.budget import Lane
 from schemas.database import Cursor
-from schemas.errors import CallDeclined, KeyForbidden, MissingAtStripe, NotAnObject
+from schemas.errors import CallDeclined, KeyRefused, MissingAtStripe, NotAnObject
 from schemas.inbox import Delivery
 from schemas.observations import Answer, World
 from schemas.stripe_api import PAGE_ROWS, Page
@@ -234,9 +234,9 @@ def _go(audit: _Audit, worlds: Sequence[World], progress: Progress) -> Iterator[
                 yield from (
                     _audit_ledgers(audit, world, walk) if kind is _LEDGERS else _audit_kind(audit, world, kind, walk)
                 )
-        except KeyForbidden:
+        except KeyRefused as error:
             # A restricted key may be let in elsewhere; one that is let in nowhere is refused.
-            if world not in let_in:
+            if not error.is_forbidden or world not in let_in:
                 raise
             walk.tally.is_forbidden = True
         else:

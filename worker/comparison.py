@@ -249,18 +249,18 @@ def _by_map(cursor: Cursor, world: World, objects: Sequence[Answer]) -> Iterator
     """Yield rows as they are and as the map makes them: see Note [The map is a second witness]."""
     stated = {str(each.id): (each, witness.statements(each.body)) for each in objects if not each.odd}
     rows = _rows_at_rest(cursor, world, stated)
-    names = {said.id for _, statements in stated.values() for said in statements}
+    names = {statement.id for _, statements in stated.values() for statement in statements}
     busy = {id_ for *_, id_ in _on_the_way(cursor, ((*_world(world), id_) for id_ in {*stated, *names}))}
     for id_, (answer, statements) in stated.items():
         if id_ in busy:
             continue
         lines = _LINES.get(str(answer.body.get("object")))
         has_lines = lines is not None and _has_all_lines(lines, answer, rows)
-        for said in statements:
-            row = rows.get(_place(said))
-            is_compared = said.id not in busy and (has_lines or said.table not in _PARENT_COLUMNS)
+        for statement in statements:
+            row = rows.get(_place(statement))
+            is_compared = statement.id not in busy and (has_lines or statement.table not in _PARENT_COLUMNS)
             if row is not None and is_compared and _is_settled(row, answer):
-                yield Pair(_table(said.table), row, {**row, **_known(said, row)})
+                yield Pair(_table(statement.table), row, {**row, **_known(statement, row)})
         if lines is not None and has_lines:
             yield from _missing_lines(world, lines, answer, statements, rows)
 
@@ -269,12 +269,15 @@ def _world(world: World) -> tuple[str, bool]:
     return (world.account, world.livemode)
 
 
-def _known(said: Statement, row: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in said.columns.items() if name in row}
+def _known(statement: Statement, row: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in statement.columns.items() if name in row}
 
 
-def _place(said: Statement) -> _Place:
-    return (said.table, tables.key_name([said.id, said.currency] if said.currency else [said.id]))
+def _place(statement: Statement) -> _Place:
+    return (
+        statement.table,
+        tables.key_name([statement.id, statement.currency] if statement.currency else [statement.id]),
+    )
 
 
 def _table(name: str) -> Table:
@@ -293,16 +296,16 @@ def _rows_at_rest(
     """Return the rows that are spoken of, and all lines of the objects that list any, by a query for each table."""
     wanted: dict[str, set[str]] = defaultdict(set)
     for id_, (_, statements) in stated.items():
-        for said in statements:
-            wanted[said.table].add(id_ if said.table in _PARENT_COLUMNS else said.id)
+        for statement in statements:
+            wanted[statement.table].add(id_ if statement.table in _PARENT_COLUMNS else statement.id)
     rows: dict[_Place, dict[str, Any]] = {}
     with cursor.connection.cursor(row_factory=dict_row, binary=True) as opened:
         for name, ids in wanted.items():
             column = _PARENT_COLUMNS.get(name, "customer" if name == "balances" else "id")
-            statement = sql.SQL("SELECT * FROM {} WHERE (account, livemode) = (%s, %s) AND {} = ANY (%s)").format(
+            query = sql.SQL("SELECT * FROM {} WHERE (account, livemode) = (%s, %s) AND {} = ANY (%s)").format(
                 sql.Identifier(name), sql.Identifier(column)
             )
-            opened.execute(statement, (*_world(world), sorted(ids)))
+            opened.execute(query, (*_world(world), sorted(ids)))
             rows |= {(name, difference.identity(_table(name), row)): row for row in opened}
     return rows
 
@@ -324,11 +327,11 @@ def _missing_lines(
 ) -> Iterator[Pair]:
     """Yield the lines that are listed and have no row, and those that have one and are not listed."""
     table, parent = _table(lines.table), rows[lines.parent, str(answer.id)]
-    listed = {_place(said): said for said in statements if said.table == lines.table}
+    listed = {_place(statement): statement for statement in statements if statement.table == lines.table}
     key = {"account": world.account, "livemode": world.livemode, "as_of": parent["as_of"]}
-    for place, said in listed.items():
+    for place, statement in listed.items():
         if place not in rows:
-            yield Pair(table, None, {**said.columns, **key, "id": said.id})
+            yield Pair(table, None, {**statement.columns, **key, "id": statement.id})
     for place, row in rows.items():
         if place[0] == lines.table and row[lines.column] == answer.id and place not in listed:
             yield Pair(table, row, None)
@@ -432,19 +435,21 @@ def _unstated(cursor: Cursor, world: World, pairs: Sequence[Pair]) -> set[_Name]
         for pair in doubted
         if pair.held is not None and pair.expected is not None
         for name, held in pair.held.items()
-        if (said := stated.get((str(pair.held["event_id"]), _row(pair)))) is not None
-        and _is_unstated(said, name, held, pair.expected[name])
+        if (statement := stated.get((str(pair.held["event_id"]), _row(pair)))) is not None
+        and _is_unstated(statement, name, held, pair.expected[name])
     }
 
 
-def _is_unstated(said: Statement, name: str, held: object, expected: object) -> bool:
-    """Return whether a column is other than Stripe lists it since the event that *said* what it is is older."""
-    if (said.table, name) == ("credit_notes", "refund"):
+def _is_unstated(statement: Statement, name: str, held: object, expected: object) -> bool:
+    """Return whether a column is other than Stripe lists it since the event that decided it is older."""
+    if (statement.table, name) == ("credit_notes", "refund"):
         # Only versions before basil state it; it is null where the parts of the note are known.
         return held is not None and expected is None
-    if (said.table, name) == ("portal_configurations", "features"):
-        return held != expected and said.columns.get(name) == held and _is_part(held, expected)
-    return (said.table, name) in _MAPPED and held is None and expected is not None and name not in said.columns
+    if (statement.table, name) == ("portal_configurations", "features"):
+        return held != expected and statement.columns.get(name) == held and _is_part(held, expected)
+    return (
+        (statement.table, name) in _MAPPED and held is None and expected is not None and name not in statement.columns
+    )
 
 
 def _is_part(held: object, whole: object) -> bool:
@@ -469,7 +474,7 @@ def _stated_by_old_events(
     for id_, seq in seqs.items():
         with suppress(msgspec.DecodeError, KeyError, RecursionError):
             body = msgspec.json.decode(payloads[seq], type=_Event).data.object
-            found |= {(id_, _place(said)): said for said in witness.statements(body)}
+            found |= {(id_, _place(statement)): statement for statement in witness.statements(body)}
     return found
 
 

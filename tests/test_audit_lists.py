@@ -1,5 +1,6 @@
 """What an audit makes of lists written out by hand: lines, what other tables explain, samples, and interruptions."""
 
+import fcntl
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
@@ -41,6 +42,7 @@ class Stripe:
     lists: dict[str, list[Body]] = field(default_factory=lambda: {path: [] for path in PATHS})
     calls: list[str] = field(default_factory=list)
     refuses: Callable[[str], int] = lambda _: 200
+    now: int = T + DAY
 
     def door(self, path: str) -> int:
         """Note a call, and return its status."""
@@ -53,7 +55,7 @@ class Stripe:
 
     @property
     def desk(self) -> Desk:
-        """Return a desk that calls it a day after all that happened."""
+        """Return a desk that calls it now, a day after all that happened."""
         settings = Settings.load(
             {
                 "DATABASE_URL": self.engine.url.render_as_string(hide_password=False),
@@ -65,7 +67,7 @@ class Stripe:
             }
         )
         api = StripeApi(settings, self.redis, retries_max=0)
-        return Desk(self.engine, api, settings, now=lambda: datetime.fromtimestamp(T + DAY, UTC))
+        return Desk(self.engine, api, settings, now=lambda: datetime.fromtimestamp(self.now, UTC))
 
     def audited(self, **arguments: Any) -> tuple[dict[str, Listed], list[Difference]]:  # noqa: ANN401 - as audit's own
         """Return what an audit listed, by the kind of object, and what it found."""
@@ -327,13 +329,12 @@ def test_an_audit_goes_on_where_it_was(at: Stripe) -> None:
 
 
 def test_an_audit_that_is_closed(at: Stripe) -> None:
-    """What was found before Ctrl-C is kept; other arguments begin another audit, and after a day it begins again."""
+    """What was found before Ctrl-C is kept, whatever came of the last line; other arguments begin another audit."""
     sell(at, 250)
     ledger.execute(at.engine, "UPDATE customers SET name = 'edited' WHERE id = 'cus_0240'")
-    with closing(audit.audit(at.desk)) as interrupted:
-        next(each for each in interrupted if isinstance(each, Difference))
-    (kept,) = at.folder.glob("*")
+    kept = interrupted(at)
     assert kept.stat().st_mode & 0o777 == 0o600
+    kept.write_bytes(kept.read_bytes() + b'{"account":"')
 
     at.calls.clear()
     at.audited(seed=7)
@@ -343,3 +344,34 @@ def test_an_audit_that_is_closed(at: Stripe) -> None:
     assert (at.called("customers"), at.called("charges")) == (2, 0)
     assert named(found) == [("customers", "different", "cus_0240", "name")]
     assert not kept.exists()
+
+
+def interrupted(at: Stripe) -> Path:
+    """Interrupt an audit at its first difference, and return the file that is kept of it."""
+    with closing(audit.audit(at.desk)) as begun:
+        next(each for each in begun if isinstance(each, Difference))
+    (kept,) = at.folder.glob("*")
+    return kept
+
+
+def test_an_audit_of_yesterday(at: Stripe) -> None:
+    """After a day an audit begins again; where nothing can be kept, or another process keeps it, it is made whole."""
+    sell(at, 250)
+    ledger.execute(at.engine, "UPDATE customers SET name = 'edited' WHERE id = 'cus_0240'")
+    kept = interrupted(at)
+    at.now += 2 * DAY
+    at.calls.clear()
+    at.audited()
+    assert (at.called("customers"), kept.exists()) == (3, False)
+
+    kept = interrupted(at)
+    with kept.open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        at.calls.clear()
+        assert len(at.audited()[1]) == 1
+    assert (at.called("customers"), kept.exists()) == (3, True)
+
+    kept.unlink()
+    at.folder.rmdir()
+    at.folder.touch()
+    assert len(at.audited()[1]) == 1

@@ -24,11 +24,10 @@ from schemas.inbox import Delivery
 from schemas.observations import Answer, World
 from schemas.stripe_api import PAGE_ROWS, Page
 from schemas.version import version
-from worker import acting, comparison, folds, projection, walks
+from worker import acting, comparison, folds, projection, walks, witness
 from worker.acting import Desk
 from worker.comparison import Found
 from worker.difference import EXTRA, Difference
-from worker.folds.facts import utc
 from worker.rebuild import Progress, nobody
 from worker.walks import Step, Walks
 
@@ -287,7 +286,8 @@ def _count(tally: Listed, found: Sequence[Difference]) -> None:
 
 
 def _created(page: Page) -> list[datetime]:
-    return [utc(each.body["created"]) for each in page.objects if isinstance(each.body.get("created"), int)]
+    moments = (witness.moment(each.body.get("created")) for each in page.objects)
+    return [moment for moment in moments if isinstance(moment, datetime)]
 
 
 # ---- What Stripe lists ----

@@ -330,7 +330,7 @@ TABLES: Final = sorted({each.table for each in witness.MAP} - NOT_LISTED)
 
 
 @pytest.fixture(scope="module")
-def found(services: Services) -> Iterator[dict[str, set[str]]]:
+def found(services: Services, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, set[str]]]:
     """Return by table the columns that `reconcile --stripe` names."""
     with migrated_database(services) as database_url:
         engine = database.engine(database_url)
@@ -353,6 +353,7 @@ def found(services: Services) -> Iterator[dict[str, set[str]]]:
                         "REDIS_URL": services.redis_url,
                         "STRIPE_API_KEY": KEY,
                         "STRIPE_API_BASE": address,
+                        "PAYFOLD_DATA_DIR": str(tmp_path_factory.mktemp("data")),
                     },
                 )
             )

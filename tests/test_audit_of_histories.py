@@ -6,6 +6,7 @@ The account is the one of tests/hidden, which knows nothing of the folds. Its ob
 import random
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import pytest
 from redis import Redis
@@ -52,14 +53,16 @@ def engine(database_url: str) -> Iterator[Engine]:
 
 
 @pytest.mark.parametrize("histories", [SHORT, pytest.param(LONG, marks=pytest.mark.long)])
-def test_an_honest_account(engine: Engine, redis_url: str, request: pytest.FixtureRequest, histories: int) -> None:
+def test_an_honest_account(
+    engine: Engine, redis_url: str, tmp_path: Path, request: pytest.FixtureRequest, histories: int
+) -> None:
     """No row differs, by joining or by the map; except one of which an anomaly says that it is in doubt."""
     seed = random.Random(str(request.config.getoption(SEED_OPTION))).randrange(10**9)
     print(f"the account's seed is {seed}")  # noqa: T201 - repeats a failure
     accounts = [shop.live(f"{seed}.{number}", number, twins=0.0) for number in range(histories)]
     judge.take_in(engine, accounts, random.Random(seed))
 
-    listed, found = audited(engine, redis_url, accounts)
+    listed, found = audited(engine, redis_url, tmp_path, accounts)
 
     honest = [str(each) for each in found if not is_in_doubt(engine, each)]
     assert not honest, "\n".join(honest)
@@ -67,7 +70,9 @@ def test_an_honest_account(engine: Engine, redis_url: str, request: pytest.Fixtu
         assert listed[kind] > 0
 
 
-def audited(engine: Engine, redis_url: str, accounts: Sequence[Account]) -> tuple[dict[str, int], list[Difference]]:
+def audited(
+    engine: Engine, redis_url: str, folder: Path, accounts: Sequence[Account]
+) -> tuple[dict[str, int], list[Difference]]:
     """Return how many objects of each kind were listed, and what differs."""
     now = max(account.now for account in accounts) + 86_400
     listed: dict[str, int] = defaultdict(int)
@@ -79,6 +84,7 @@ def audited(engine: Engine, redis_url: str, accounts: Sequence[Account]) -> tupl
                 "REDIS_URL": redis_url,
                 "STRIPE_API_KEY": "sk_test_a,sk_live_a,acct_1=sk_test_b",
                 "STRIPE_API_BASE": address,
+                "PAYFOLD_DATA_DIR": str(folder),
                 "PAYFOLD_STRIPE_CALLS_PER_SECOND": "1000",
             }
         )

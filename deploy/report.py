@@ -5,7 +5,7 @@ It is whole in itself: no script runs, nothing is fetched, and the result it was
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any, Final, TypeAlias
@@ -82,7 +82,7 @@ def html(result: Row) -> str:
         _rules(found.get("rules")),
         _tables(found.get("tables")),
         _logs(found.get("logs")),
-        _stripe(found.get("stripe")),
+        _stripe(found.get("stripe"), found.get("witnesses", {}).get("stripe")),
         _differences(found),
         _not_provable(found),
         tag(
@@ -471,7 +471,7 @@ def _logs(row: Row | None) -> Html:
     )
 
 
-def _stripe(rows: Sequence[Row] | None) -> Html:
+def _stripe(rows: Sequence[Row] | None, witness: str | None) -> Html:
     if rows is None:
         return Html()
     return section(
@@ -479,8 +479,10 @@ def _stripe(rows: Sequence[Row] | None) -> Html:
         "Tables against Stripe",
         tag(
             "p",
+            f"Compared {witness}. " if witness else "",
             "Missing here: Stripe lists it and no table holds it. Missing there: a table holds what Stripe does not.",
         ),
+        *(tag("p", each) for each in notes_on_stripe(rows)),
         table(
             "Objects that Stripe lists, and how the tables differ",
             ("Object", "Account", "Listed", "Missing here", "Missing there", "Different"),
@@ -496,6 +498,28 @@ def _stripe(rows: Sequence[Row] | None) -> Html:
             texts=2,
         ),
     )
+
+
+def notes_on_stripe(tallies: Sequence[Row]) -> Iterator[str]:
+    """Yield in sentences what the comparison with Stripe did not look at, and what no repair puts right."""
+    if archived := sum(each.get("archived", 0) for each in tallies):
+        yield f"{archived:,} rows could not be folded again with what Stripe lists: their events are archived."
+    if unreadable := sum(each.get("unreadable", 0) for each in tallies):
+        yield f"{unreadable:,} of Stripe's objects could not be read, and were not compared."
+    for each in tallies:
+        if each.get("is_forbidden"):
+            yield f"{each['object']} was not compared: the API key may not list it."
+        if each.get("sampled_of"):
+            known, listed = each["sampled_of"], each["listed"]
+            yield f"{each['object']}: a sample, {listed:,} of {known:,} were looked at; --seed N chooses another."
+    if only := sum(each.get("only_by_map", 0) for each in tallies):
+        yield (
+            f"Different by the map alone: {only:,}. Folding what Stripe lists would leave these rows as they are, and "
+            "no repair puts them right: a fold reads a column from the wrong place, or an event in the inbox reports "
+            "what Stripe does not."
+        )
+    if unstated := sum(each.get("unstated", 0) for each in tallies):
+        yield f"{unstated:,} values that Stripe lists are not in the recorded events, of an older API version."
 
 
 # ---- One by one ----

@@ -172,6 +172,11 @@ class StripeAway(Transient):
 class KeyRefused(PayfoldError):
     """Stripe refuses the API key: check STRIPE_API_KEY, and what a restricted key may do."""
 
+    def __init__(self, detail: str | None = None, *, is_forbidden: bool = False) -> None:
+        super().__init__(detail)
+        self.is_forbidden = is_forbidden
+        """Whether Stripe knows the key, and does not let it do this."""
+
 
 class NotServed(Permanent):
     """No key in STRIPE_API_KEY serves this account and mode, so Stripe is not called."""

@@ -163,7 +163,7 @@ class StripeApi:
         """
         following: Object = {}
         while True:
-            text, at = self._bytes_of(world, "get", *path, lane=lane, limit=PAGE_ROWS, **params, **following)
+            text, at = self._bytes_of(world, "get", *path, lane=lane, limit=PAGE_ROWS, **{**params, **following})
             found = listing.cut(text)
             if found is None:
                 raise StripeAway(f"What was answered is no list. {StripeAway.__doc__}")
@@ -269,7 +269,7 @@ def _meaning(error: stripe.StripeError, key: ApiKey) -> Exception:
     if status == 403 and code == "account_invalid" and key.acts_for:  # noqa: PLR2004 - HTTP's number
         return NotServed(f"{NotServed.__doc__} The unlabelled key has no access to {key.acts_for}.")
     if status in {401, 403}:
-        return KeyRefused(f"{detail} {KeyRefused.__doc__}")
+        return KeyRefused(f"{detail} {KeyRefused.__doc__}", is_forbidden=status == 403)  # noqa: PLR2004 - HTTP's number
     if status == 404:  # noqa: PLR2004 - HTTP's number
         return MissingAtStripe()
     if status in {400, 402}:

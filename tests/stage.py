@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from redis import Redis
@@ -136,12 +137,13 @@ def stage(
     account = Account(seed=seed, payments=True, start=start) if history is None else history()
     api, faults = SandboxApi({KEY: account}), Faults()
     engine = database.engine(database_url, connections_max=9)
-    with serving(api, faults) as address, Redis.from_url(redis_url) as redis:
+    with serving(api, faults) as address, Redis.from_url(redis_url) as redis, TemporaryDirectory() as folder:
         environment = {
             "DATABASE_URL": database_url,
             "REDIS_URL": redis_url,
             "STRIPE_API_KEY": KEY,
             "STRIPE_API_BASE": address,
+            "PAYFOLD_DATA_DIR": folder,
             "PAYFOLD_STRIPE_CALLS_PER_SECOND": "1000",
             **settings,
         }

@@ -249,6 +249,7 @@ def test_as_a_person_reads_it(shop: Engine, database_url: str) -> None:
     rebuilt = payfold("rebuild", DATABASE_URL=database_url)
 
     assert "in total 2.50 USD too much" in ran.err
+    assert "Rebuild: against a rebuild with the same folds, which finds lost and changed rows and not a" in ran.out
     assert "amount_total" in ran.out
     assert "the total is not subtotal - discount + shipping, nor that and the tax" in ran.out
     assert rebuilt.code == 3

@@ -598,6 +598,26 @@ def test_each_check_is_shown() -> None:
     )
 
 
+def test_how_stripe_was_compared() -> None:
+    """The page names the witness, and what was left out of the comparison with Stripe."""
+    tally = {"account": "", "livemode": True, "listed": 400, "missing_here": 0, "missing_there": 0, "different": 2}
+    page = read(
+        result(
+            witnesses={"stripe": "against Stripe, by a map of 120 columns"},
+            stripe=[
+                {**tally, "object": "customer", "sampled_of": 900, "only_by_map": 2},
+                {**tally, "object": "charge", "is_forbidden": True},
+            ],
+        )
+    )
+    words = " ".join(page.text_of["p"])
+
+    assert "Compared against Stripe, by a map of 120 columns." in words
+    assert "customer: a sample, 400 of 900 were looked at" in words
+    assert "charge was not compared: the API key may not list it." in words
+    assert "Different by the map alone: 2." in words
+
+
 def test_what_was_not_checked() -> None:
     """A check that did not run has no table, and the overview says that it did not."""
     page = read(result(tables=[]))

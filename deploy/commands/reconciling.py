@@ -51,8 +51,6 @@ CSV_COLUMNS: Final = (
     "detail",
 )
 # Which witness each check of the tables calls.
-_BY_RULES: Final = "Money rules, by their own arithmetic"
-_BY_REBUILD: Final = "Rebuild, with the same folds: it finds lost and changed rows, and not a wrong reading"
 
 app: Final = typer.Typer(help="Are the tables right?", invoke_without_command=True)
 
@@ -66,6 +64,13 @@ def reconcile(
     ] = None,
     stripe: Annotated[bool, typer.Option("--stripe", help="Ask Stripe too, within the budget of calls.")] = False,
     since: Since = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Choose the customers that --stripe looks at, where there are too many; else the day does.",
+        ),
+    ] = None,
     repair: Annotated[
         bool, typer.Option("--repair", help="Record what is missing, put the tables right, and look again.")
     ] = False,
@@ -100,6 +105,7 @@ def reconcile(
             secrets=settings_here().signing_secrets,
             desk=desk,
             since=utc(since),
+            seed=seed,
             archive=archive,
             repair=repair,
             each=each,
@@ -168,9 +174,20 @@ def _print(result: dict[str, Any], form: Format) -> None:
     if form is not Format.TABLE:
         output.one(result, form)
         return
-    _section(_BY_RULES, result.get("rules"), ("rule", "checked", "holds", "broken", "not_provable"))
+    from deploy.report import notes_on_stripe
+
+    witnesses = result.get("witnesses", {})
+    _section(
+        _title("Money rules", witnesses.get("rules")),
+        result.get("rules"),
+        ("rule", "checked", "holds", "broken", "not_provable"),
+    )
     _unproven(result.get("rules", ()))
-    _section(_BY_REBUILD, result.get("tables"), ("table", "live", "rebuilt", "missing", "extra", "different"))
+    _section(
+        _title("Rebuild", witnesses.get("rebuild")),
+        result.get("tables"),
+        ("table", "live", "rebuilt", "missing", "extra", "different"),
+    )
     if "logs" in result:
         _section("Logs", [result["logs"]], _LOG_COLUMNS)
         if result["logs"].get("archived"):
@@ -178,11 +195,9 @@ def _print(result: dict[str, Any], form: Format) -> None:
                 f"{result['logs']['archived']:,} events of the log are archived here, and not compared: --archive DIR."
             )
     columns = ("account", "livemode", "object", "listed", "missing_here", "missing_there", "different")
-    _section("Stripe", result.get("stripe"), columns)
-    if archived := sum(each.get("archived", 0) for each in result.get("stripe", ())):
-        err.print(f"{archived:,} rows could not be held against Stripe: they are folded from archived events.")
-    if unreadable := sum(each.get("unreadable", 0) for each in result.get("stripe", ())):
-        err.print(f"{unreadable:,} of Stripe's objects could not be read, and were not compared.")
+    _section(_title("Stripe", witnesses.get("stripe")), result.get("stripe"), columns)
+    for words in notes_on_stripe(result.get("stripe", ())):
+        err.print(words)
     shown = [_shown(row) for row in result["drift"][:SHOWN_MAX]]
     why = ("detail",) if any(row["detail"] for row in shown) else ()
     _section("Differences", shown, ("check", "kind", "table", "id", "column", "held", "expected", "too much", *why))
@@ -196,6 +211,10 @@ def _print(result: dict[str, Any], form: Format) -> None:
         err.print(f"{proven} % of what the money rules checked is proven.")
     if "left_out" in result:
         err.print(left_out(**result["left_out"]))
+
+
+def _title(name: str, witness: str | None) -> str:
+    return name if witness is None else f"{name}: {witness}"
 
 
 def verdict(result: dict[str, Any]) -> str:

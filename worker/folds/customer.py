@@ -108,7 +108,7 @@ def _order(facts: Sequence[Facts]) -> Path:
     return balance.order_of_customer(facts, SHAPE.names)
 
 
-SHAPE: Final = Shape(
+SHAPE: Final[Shape] = Shape(
     table="customers",
     subject="customer",
     empty={

@@ -1,48 +1,52 @@
-"""Holds the tables against Stripe itself: lists its objects, and says which rows they would change.
+"""Compares the tables with Stripe itself: lists its objects, and finds the rows that are not what it lists.
 
-Note [An object differs when it would change its row]
-    Nothing is compared field by field. An object as Stripe lists it is turned into the observation that would be
-    recorded of it, and joined with all that the inbox says of the object: where that comes to another row than the
-    one that is there, the row is wrong. So what an event told after the list was made is no difference, nor is what
-    a list does not show.
+How an object and its row are compared is in proof/comparison.py. Payment intents are not asked for: of these only
+canceled ones have rows, and Stripe's list cannot be narrowed to them. Portal sessions cannot be read at Stripe at all.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing, suppress
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final, TypeAlias
+from functools import partial
+from typing import Any, Final
 
+import structlog
 from psycopg import sql
 from sqlalchemy import Engine
 
-from schemas import checkout, database, inbox, observations, tables
+from schemas import checkout, database, inbox, tables
 from schemas.budget import Lane
 from schemas.database import Cursor
-from schemas.errors import CallDeclined, MissingAtStripe, NotAnObject
+from schemas.errors import CallDeclined, KeyRefused, MissingAtStripe, NotAnObject
 from schemas.inbox import Delivery
 from schemas.observations import Answer, World
+from schemas.stripe_api import PAGE_ROWS, Page
+from schemas.version import version
 from worker import folds
-from worker.folding import projection, settling
+from worker.folding import projection
 from worker.folding.claim import event_of_delivery
-from worker.folding.joining import facts_at_hand
-from worker.folding.rows import load_rows
-from worker.folds import join
-from worker.folds.facts import Facts, Subject, utc
-from worker.folds.join import Joined
-from worker.proof import difference
-from worker.proof.difference import EXTRA, Difference, Pair
+from worker.proof import comparison, walks, witness
+from worker.proof.comparison import Found
+from worker.proof.difference import EXTRA, Difference
 from worker.proof.rebuild import Progress, nobody
+from worker.proof.walks import Step, Walks
 from worker.stripe_jobs import rounds
 from worker.stripe_jobs.rounds import Desk
 
 NOT_ASKED: Final = "not asked, since no key serves it"
 CUSTOMERS: Final = 500
 """Customers whose ledgers are looked up at once."""
-DECIDED_BY: Final = ("event_id", "as_of")
-"""Columns that say who decided, and not what."""
+CUSTOMERS_MAX: Final = 10_000
+"""Customers that a run looks at: of more, the newest half of these, and pages of a hundred at random among the rest."""
+WINDOW_PAGES: Final = 50
+"""After so many pages the rows of the time that they span are looked at, for those that no page listed."""
 SETTLED: Final = timedelta(minutes=1)
 """What is younger may be on its way."""
+_LONG_AGO: Final = datetime(1970, 1, 1, tzinfo=UTC)
+
+_log = structlog.get_logger()
 
 
 @dataclass(slots=True)
@@ -50,7 +54,10 @@ class Listed:
     """What came of the objects of one kind in one world: how many Stripe listed, and how many rows differ.
 
     Not compared are *archived* ones, whose rows are folded from payloads that are not at hand, and *unreadable* ones,
-    which have no readable id in Stripe's answer, or which no fold can read.
+    which have no readable id in Stripe's answer, or which no fold can read. *only_by_map* counts the different rows
+    that folding what Stripe lists would leave as they are, *unstated* the values that the API version of the recorded
+    events lacks. Where only a sample was looked at, the tables hold
+    *sampled_of* objects. Where the key may not list the kind, it *is_forbidden*.
     """
 
     account: str
@@ -62,38 +69,118 @@ class Listed:
     different: int = 0
     archived: int = 0
     unreadable: int = 0
+    only_by_map: int = 0
+    unstated: int = 0
+    sampled_of: int = 0
+    is_forbidden: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class _Kind:
     """A kind of object: its *name*, the *table* of its rows, the *path* of its list, and whether that is *by_age*.
 
-    Payment links do not tell when they were created; there are few of them, so all are looked at.
+    Payment links do not tell when they were created, and lists of portal configurations cannot be narrowed by it; there
+    are few of both, so all are looked at. *params* narrow the list to what has rows; *rows* are those that it can have.
     """
 
     name: str
     table: str
     path: tuple[str, ...]
     by_age: bool = True
+    params: Mapping[str, Any] = field(default_factory=dict)
+    rows: str = "true"
+    is_sampled: bool = False
+
+    @property
+    def created(self) -> str:
+        """The time by which a row is looked for: never before its object was created."""
+        return "coalesce(created, as_of)" if "created" in tables.metadata.tables[self.table].columns else "as_of"
 
 
 _KINDS: Final = (
-    _Kind("checkout.session", "orders", ("checkout", "sessions")),
+    _Kind("checkout.session", "orders", ("checkout", "sessions"), params={"expand": ["data.line_items"]}),
     _Kind("payment_link", "payment_links", ("payment_links",), by_age=False),
-    _Kind("invoice", "invoices", ("invoices",)),
+    # A draft that was deleted is not listed.
+    _Kind("invoice", "invoices", ("invoices",), rows="NOT deleted"),
     _Kind("credit_note", "credit_notes", ("credit_notes",)),
     _Kind("refund", "refunds", ("refunds",)),
+    _Kind("charge", "charges", ("charges",)),
+    _Kind("dispute", "disputes", ("disputes",)),
+    # Others have no events, and the payments that invoices before basil report have no id of their own.
+    _Kind(
+        "invoice_payment",
+        "invoice_payments",
+        ("invoice_payments",),
+        params={"status": "paid"},
+        rows="id IS DISTINCT FROM invoice",
+    ),
+    _Kind("customer", "customers", ("customers",), rows="NOT deleted", is_sampled=True),
+    _Kind("billing_portal.configuration", "portal_configurations", ("billing_portal", "configurations"), by_age=False),
 )
-_LEDGER: Final = "customer_balance_transaction"
+_LEDGERS: Final = _Kind("customer_balance_transaction", "balance_transactions", ("customers",))
+
+
+@dataclass(frozen=True, slots=True)
+class _Audit:
+    """What an audit was asked for, and how far it has come."""
+
+    desk: Desk
+    since: datetime | None
+    repair: bool
+    customers_max: int
+    kept: Walks
+
+
+@dataclass(slots=True)
+class _Walk:
+    """How far the list of a kind was followed: see ``walks.Step``.
+
+    *ids* were listed since *above*, and *edge* on the page before that.
+    """
+
+    tally: Listed
+    above: datetime
+    after: str | None = None
+    ids: set[str] = field(default_factory=set)
+    edge: set[str] = field(default_factory=set)
+    open: set[str] = field(default_factory=set)
+    starts: list[str] | None = None
+    is_listed: bool = False
+    is_done: bool = False
+
+    @property
+    def is_sample(self) -> bool:
+        """Whether the rest of the list is only looked at in pages that were chosen."""
+        return self.starts is not None
+
+    def take(self, step: Step) -> None:
+        """Go on by a step."""
+        self.tally = Listed(**step.tally)
+        self.after, self.starts = step.after or self.after, step.starts
+        self.is_listed, self.is_done = step.is_listed, step.is_done
+        self.ids.update(step.ids)
+        self.open.difference_update(step.ids)
+        if step.above is not None:
+            self.above, self.open = step.above, set(step.open)
+            self.edge, self.ids = set(step.ids), set()
 
 
 def audit(
-    desk: Desk, *, since: datetime | None = None, progress: Progress = nobody, repair: bool = False
-) -> Iterator[Listed | Difference]:
+    desk: Desk,
+    *,
+    since: datetime | None = None,
+    progress: Progress = nobody,
+    repair: bool = False,
+    seed: int | None = None,
+    customers_max: int = CUSTOMERS_MAX,
+) -> Generator[Listed | Difference, None, None]:
     """List what Stripe has that was created *since*, and yield each difference, and a tally of each kind of object.
 
-    With *repair* what differs is recorded as it was listed, its rows are folded anew, and sessions that Stripe does
-    not know are recorded as missing.
+    One that was interrupted goes on where it was: see Note [An audit goes on where it was]. *seed* chooses the sample
+    of *customers_max* customers, without one the day does.
+
+    With *repair* what differs is recorded as it was listed, its rows are folded again, and sessions that Stripe does
+    not know are recorded as missing; the map is left out, since it puts nothing right.
 
     Raises:
         KeyRefused, NotServed, Transient: Stripe does not let us look; what was found until then stands.
@@ -102,17 +189,30 @@ def audit(
     for world in rounds.unserved(desk):
         yield Listed(world.account, world.livemode, NOT_ASKED)
     worlds = rounds.served(desk)
-    for number, world in enumerate(worlds):
-        progress("Asking Stripe", number, len(worlds))
-        for kind in _KINDS:
-            yield from _audit_kind(desk, world, kind, since, repair=repair)
-        yield from _audit_ledgers(desk, world, repair=repair)
-    progress("Asking Stripe", len(worlds), len(worlds))
+    place = desk.engine.url
+    arguments = [
+        *(version(), place.host, place.port, place.database, [str(world) for world in worlds]),
+        *(since, repair, seed, customers_max),
+    ]
+    kept = walks.opened(
+        desk.settings.payfold_data_dir, arguments, seed=desk.now().toordinal() if seed is None else seed, now=desk.now()
+    )
+    if kept.taken:
+        _log.info("audit.resumed", begun=kept.begun.isoformat(), steps=len(kept.taken))
+    try:
+        yield from _go(_Audit(desk, since, repair, customers_max, kept), worlds, progress)
+        kept.end()
+    finally:
+        kept.write()
+        if kept.is_kept:
+            _log.warning("audit.interrupted", reason="the same command goes on from here, within a day")
+        kept.close()
 
 
-def repair(desk: Desk, *, since: datetime | None = None, progress: Progress = nobody) -> int:
+def repair(desk: Desk, *, since: datetime | None = None, progress: Progress = nobody, seed: int | None = None) -> int:
     """Put right what an audit finds, and return how many differences that were."""
-    return sum(isinstance(each, Difference) for each in audit(desk, since=since, progress=progress, repair=True))
+    with closing(audit(desk, since=since, progress=progress, repair=True, seed=seed)) as found:
+        return sum(isinstance(each, Difference) for each in found)
 
 
 def _fold(engine: Engine) -> None:
@@ -120,164 +220,175 @@ def _fold(engine: Engine) -> None:
         pass
 
 
-def _audit_kind(
-    desk: Desk, world: World, kind: _Kind, since: datetime | None, *, repair: bool
-) -> Iterator[Listed | Difference]:
-    tally = Listed(world.account, world.livemode, kind.name)
-    params = {"created": {"gte": int(since.timestamp())}} if since is not None and kind.by_age else {}
-    started = desk.now() - SETTLED
-    seen: set[str] = set()
-    above: datetime | None = None
-    for page in desk.api.pages(world, *kind.path, lane=Lane.BACKFILL, **params):
-        tally.listed += len(page.items)
-        tally.unreadable += page.unreadable
-        yield from _counted(tally, _compare(desk, world, tally, page.objects, repair=repair))
-        ids = {str(each.id) for each in page.objects}
-        times = [each.body["created"] for each in page.objects if isinstance(each.body.get("created"), int)]
-        if not kind.by_age or not times:
-            seen |= ids
+def _go(audit: _Audit, worlds: Sequence[World], progress: Progress) -> Iterator[Listed | Difference]:
+    taken: dict[tuple[str, bool, str], list[Step]] = defaultdict(list)
+    for step in audit.kept.taken:
+        taken[step.place].append(step)
+    places = [(world, kind) for world in worlds for kind in (*_KINDS, _LEDGERS)]
+    let_in: set[World] = set()
+    for number, (world, kind) in enumerate(places):
+        progress("Asking Stripe", number, len(places))
+        walk = _Walk(Listed(world.account, world.livemode, kind.name), audit.kept.begun - SETTLED)
+        for step in taken[world.account, world.livemode, kind.name]:
+            walk.take(step)
+            yield from walks.found_in(step)
+        try:
+            if not walk.is_done:
+                yield from (
+                    _audit_ledgers(audit, world, walk) if kind is _LEDGERS else _audit_kind(audit, world, kind, walk)
+                )
+        except KeyRefused as error:
+            # A restricted key may be let in elsewhere; one that is let in nowhere is refused.
+            if not error.is_forbidden or world not in let_in:
+                raise
+            walk.tally.is_forbidden = True
         else:
-            lowest = utc(min(times))
-            rows = _between(desk, world, kind, lowest, above or started) - ids - seen
-            yield from _counted(tally, _unlisted(desk, world, kind, tally, rows, repair=repair))
-            seen, above = ids, lowest
-    # What is older than the last, or everything where nothing was listed.
-    rows = _between(desk, world, kind, since, above or started, is_last=True) - seen
-    yield from _counted(tally, _unlisted(desk, world, kind, tally, rows, repair=repair))
-    yield tally
+            let_in.add(world)
+        yield walk.tally
+    progress("Asking Stripe", len(places), len(places))
 
 
-def _counted(tally: Listed, found: Sequence[Difference]) -> Sequence[Difference]:
-    for kind, _, __ in {(each.kind, each.table, each.id) for each in found}:
-        setattr(tally, kind, getattr(tally, kind) + 1)
+def _audit_kind(audit: _Audit, world: World, kind: _Kind, walk: _Walk) -> Iterator[Difference]:
+    lowest: datetime | None = None
+    for number, (page, is_chosen) in enumerate(_pages(audit, world, kind, walk), start=1):
+        found = _compared(audit, world, walk.tally, page.objects, page=page)
+        step = _step(kind, walk, ids=[str(each.id) for each in page.objects], starts=walk.starts)
+        step.after = None if is_chosen or not step.ids else step.ids[-1]
+        created = _created(page)
+        lowest = min(created) if created and not is_chosen else lowest
+        if is_chosen and created:
+            _look_at(audit, world, kind, walk, step, min(created), max(created), above=walk.above)
+        elif kind.by_age and lowest is not None and _is_end_of_window(walk, page, number):
+            _look_at(audit, world, kind, walk, step, lowest, walk.above, above=lowest)
+        yield from _taken(audit, walk, step, found)
+    if not walk.is_listed:
+        yield from _taken(audit, walk, _bottom(audit, world, kind, walk), [])
+    yield from _ask_for_open(audit, world, kind, walk)
+
+
+def _is_end_of_window(walk: _Walk, page: Page, number: int) -> bool:
+    return not page.has_more or walk.is_sample or number % WINDOW_PAGES == 0
+
+
+def _step(kind: _Kind, walk: _Walk, **values: Any) -> Step:  # noqa: ANN401 - of a step's own
+    world = (walk.tally.account, walk.tally.livemode)
+    return Step(*world, kind.name, {}, **values)
+
+
+def _taken(audit: _Audit, walk: _Walk, step: Step, found: Sequence[Difference]) -> Sequence[Difference]:
+    """Keep a *step* with what was *found*, go on by it, and return what was found."""
+    _count(walk.tally, found)
+    step.tally = asdict(walk.tally)
+    audit.kept.add(step, found)
+    walk.take(step)
     return found
 
 
-def _audit_ledgers(desk: Desk, world: World, *, repair: bool) -> Iterator[Listed | Difference]:
-    """List the ledger of every customer who has a balance."""
-    tally = Listed(world.account, world.livemode, _LEDGER)
-    last = ""
-    while customers := desk.within(lambda opened: _customers(opened, world, after=last)):  # noqa: B023 - called at once
-        for customer in customers:
-            objects: list[Answer] = []
-            try:
-                for page in desk.api.pages(world, "customers", customer, "balance_transactions", lane=Lane.BACKFILL):
-                    tally.listed += len(page.items)
-                    tally.unreadable += page.unreadable
-                    # All as of the first page, which is the earliest.
-                    objects += [replace(each, at=objects[0].at if objects else page.at) for each in page.objects]
-            except MissingAtStripe:
-                continue
-            except (CallDeclined, NotAnObject):
-                tally.unreadable += 1
-            yield from _counted(tally, _compare(desk, world, tally, objects, repair=repair))
-        last = customers[-1]
-    yield tally
+def _count(tally: Listed, found: Sequence[Difference]) -> None:
+    for kind, _, __ in {(each.kind, each.table, each.id) for each in found}:
+        setattr(tally, kind, getattr(tally, kind) + 1)
 
 
-def _customers(cursor: Cursor, world: World, *, after: str) -> list[str]:
-    cursor.execute(
-        "SELECT DISTINCT customer FROM balances WHERE (account, livemode) = (%s, %s) AND customer > %s"
-        " ORDER BY customer LIMIT %s",
-        (world.account, world.livemode, after, CUSTOMERS),
-    )
-    return [customer for (customer,) in cursor.fetchall()]
+def _created(page: Page) -> list[datetime]:
+    moments = (witness.moment(each.body.get("created")) for each in page.objects)
+    return [moment for moment in moments if isinstance(moment, datetime)]
 
 
-# ---- What Stripe has ----
+# ---- What Stripe lists ----
 
 
-def _compare(desk: Desk, world: World, tally: Listed, objects: Sequence[Answer], *, repair: bool) -> list[Difference]:
-    told: dict[str, Delivery] = {}
-    for each in objects:
+def _pages(audit: _Audit, world: World, kind: _Kind, walk: _Walk) -> Iterator[tuple[Page, bool]]:
+    """Yield the pages of a list that are left, newest first, and whether each is one of a sample."""
+    if walk.is_listed:
+        return
+    if not walk.is_sample:
+        for page in _followed(audit, world, kind, walk):
+            is_enough = kind.is_sampled and page.has_more and _choose(audit, world, kind, walk, page)
+            yield page, False
+            if is_enough:
+                break
+    while walk.starts:
+        start, walk.starts = walk.starts[0], walk.starts[1:]
+        with suppress(CallDeclined, MissingAtStripe):
+            yield next(_list(audit, world, kind, start)), True
+
+
+def _list(audit: _Audit, world: World, kind: _Kind, after: str | None) -> Iterator[Page]:
+    params = dict(kind.params)
+    if audit.since is not None and kind.by_age:
+        params["created"] = {"gte": int(audit.since.timestamp())}
+    if after is not None:
+        params["starting_after"] = after
+    return audit.desk.api.pages(world, *kind.path, lane=Lane.BACKFILL, **params)
+
+
+def _followed(audit: _Audit, world: World, kind: _Kind, walk: _Walk) -> Iterator[Page]:
+    """Follow a list from where the walk is; from the top where Stripe does not know that object any more."""
+    if walk.after is not None:
         try:
-            told[str(each.id)] = _observed(each, world, desk.now())
-        except NotAnObject:
-            tally.unreadable += 1
-    found, archived = desk.within(lambda opened: _differing(opened, tally, list(told.values())))
-    tally.archived += archived
-    if found and repair:
-        wrong = {subject.id: subject.source for subject, _ in found}
-        desk.within(lambda opened: _put_right(opened, desk, world, told, wrong))
-        _fold(desk.engine)
-    return [one for _, pair in found for one in _differences(pair)]
-
-
-def _observed(answer: Answer, world: World, now: datetime) -> Delivery:
-    if answer.body.get("object") == "checkout.session":
-        return checkout.observed(answer, world, now=now)
-    return observations.of_answer(observations.kind_of(answer), answer, world, now=now)
-
-
-def _differing(
-    cursor: Cursor, tally: Listed, told: Sequence[Delivery]
-) -> tuple[list[tuple[Subject, Pair]], int]:  # fmt: skip
-    """Return the rows that *told* would change, with what they would be, and of how many objects that is not known."""
-    at_hand: dict[Subject, list[Facts]] = defaultdict(list)
-    for delivery in told:
-        verdict = folds.judge(event_of_delivery(delivery))
-        tally.unreadable += verdict.state == "parked"
-        for one in verdict.facts:
-            at_hand[one.subject].append(one)
-    known = load_rows(cursor, at_hand)
-    own = settling.at_rest(cursor, [subject for subject in known if subject.table == "orders"])
-    on_the_way = _on_the_way(cursor, at_hand)
-    found: dict[Subject, Joined] = {}
-    archived: set[_Object] = set()
-    for subject, facts in facts_at_hand(cursor, set(at_hand)):
-        shape = folds.SHAPES[subject.table]
-        if facts is None:
-            # What is told now is laid over the row, unless only all that was told before could tell.
-            row = own[subject][1].row if subject in own else known.get(subject)
-            joined = None if row is None else join.advance(shape, row, at_hand[subject])
-            if joined is None:
-                archived.add(_object_of(subject))
+            yield from _list(audit, world, kind, walk.after)
+        except (CallDeclined, MissingAtStripe):
+            walk.after = None
         else:
-            # An answer that is in the inbox already is read once.
-            read = {(one.subject, one.event_id): one for one in (*join.with_leader(shape, subject, at_hand), *facts)}
-            joined = join.fold_all(shape, read.values())
-        if joined is not None and _object_of(subject) not in on_the_way:
-            found[subject] = joined
-    found |= settling.settled(cursor, settling.open_rows(found))
-    pairs = {
-        subject: Pair(tables.metadata.tables[subject.table], known.get(subject), joined.row)
-        for subject, joined in found.items()
-    }
-    return [(subject, pair) for subject, pair in pairs.items() if _differences(pair)], len(archived)
+            return
+    yield from _list(audit, world, kind, None)
 
 
-_Object: TypeAlias = tuple[str, bool, str]
-"""Account, mode and id."""
-
-
-def _object_of(subject: Subject) -> _Object:
-    return (subject.account, subject.livemode, subject.source)
-
-
-def _on_the_way(cursor: Cursor, subjects: Iterable[Subject]) -> set[_Object]:
-    """Return the objects of which an event is not folded yet: what their rows will say is not known."""
-    wanted = sorted({_object_of(subject) for subject in subjects})
-    cursor.execute(
-        """
-        SELECT DISTINCT account, livemode, object_id
-        FROM unnest(%s::text[], %s::boolean[], %s::text[]) AS k (account, livemode, object_id)
-        JOIN inbox AS i USING (account, livemode, object_id) JOIN pending USING (seq)
-        """,
-        [list(column) for column in zip(*wanted, strict=True)] or [[], [], []],
+def _choose(audit: _Audit, world: World, kind: _Kind, walk: _Walk, page: Page) -> bool:
+    """Choose pages of a sample behind *page* where half of what may be listed was and there is too much; else False."""
+    half, listed = audit.customers_max // 2, walk.tally.listed
+    if not listed < half <= listed + len(page.items):
+        return False
+    known = sql.SQL("FROM {} WHERE (account, livemode) = (%s, %s) AND {} AND {} >= %s").format(
+        sql.Identifier(kind.table), sql.SQL(kind.rows), sql.SQL(kind.created)
     )
-    return {(account, livemode, object_id) for account, livemode, object_id in cursor.fetchall()}
+    older = sql.SQL("{} < %s ORDER BY md5(id || %s) LIMIT %s").format(sql.SQL(kind.created))
+    bounds = (world.account, world.livemode, audit.since or _LONG_AGO)
+    sample = (min(_created(page), default=walk.above), str(audit.kept.seed), max(1, half // PAGE_ROWS))
+
+    def choose(cursor: Cursor) -> tuple[int, list[str]]:
+        cursor.execute(sql.SQL("SELECT count(*) {}").format(known), bounds)
+        (count,) = cursor.fetchone() or (0,)
+        cursor.execute(sql.SQL("SELECT id {} AND {}").format(known, older), (*bounds, *sample))
+        return count, [id_ for (id_,) in cursor.fetchall()]
+
+    count, starts = audit.desk.within(choose)
+    if count > audit.customers_max:
+        walk.tally.sampled_of, walk.starts = count, starts
+    return walk.is_sample
 
 
-def _differences(pair: Pair) -> list[Difference]:
-    return [each for each in difference.differences(pair) if each.column not in DECIDED_BY]
+def _compared(
+    audit: _Audit, world: World, tally: Listed, objects: Sequence[Answer], *, page: Page | None = None
+) -> list[Difference]:
+    """Compare *objects*, put right what is wrong where that is wanted, and return what differs."""
+    if page is not None:
+        tally.listed += len(page.items)
+        tally.unreadable += page.unreadable
+    settled = [each for each in objects if not _is_young(each)]
+    found = comparison.compare(audit.desk, world, settled, by_map=not audit.repair)
+    tally.archived += found.archived
+    tally.unreadable += found.unreadable
+    tally.only_by_map += found.only_by_map
+    tally.unstated += found.unstated
+    if found.wrong and audit.repair:
+        audit.desk.within(lambda opened: _put_right(opened, audit.desk, world, found))
+        _fold(audit.desk.engine)
+    return found.differences
 
 
-def _put_right(cursor: Cursor, desk: Desk, world: World, told: dict[str, Delivery], wrong: dict[str, str]) -> None:
-    """Record what is news of the *wrong* rows' objects, and let all that the inbox says of them be folded anew."""
-    sources = set(wrong.values()) | set(wrong)
+def _is_young(answer: Answer) -> bool:
+    """Return whether the object was created so short a time before Stripe answered that its event may be on its way."""
+    created = answer.body.get("created")
+    return isinstance(created, int) and created > answer.at - SETTLED.total_seconds()
+
+
+def _put_right(cursor: Cursor, desk: Desk, world: World, found: Found) -> None:
+    """Record what is news of the wrong rows' objects, and let all that the inbox says of them be folded again."""
+    sources = set(found.wrong.values()) | set(found.wrong)
     desk.record(
         cursor,
-        [delivery for id_, delivery in told.items() if id_ in sources or _customer_of(delivery) in sources],
+        [delivery for id_, delivery in found.deliveries.items() if id_ in sources or _customer_of(delivery) in sources],
     )
     cursor.execute(
         sql.SQL(
@@ -303,51 +414,134 @@ def _customer_of(delivery: Delivery) -> str | None:
     return None
 
 
+def _audit_ledgers(audit: _Audit, world: World, walk: _Walk) -> Iterator[Difference]:
+    """List the ledger of every customer who has a balance."""
+    while customers := audit.desk.within(partial(_customers, world=world, after=walk.after or "")):
+        for customer in customers:
+            try:
+                objects = _ledger(audit, world, walk.tally, customer)
+            except MissingAtStripe:
+                continue
+            found = _compared(audit, world, walk.tally, objects)
+            yield from _taken(audit, walk, _step(_LEDGERS, walk, after=customer), found)
+        walk.after = customers[-1]
+    _taken(audit, walk, _step(_LEDGERS, walk, is_done=True), [])
+
+
+def _ledger(audit: _Audit, world: World, tally: Listed, customer: str) -> list[Answer]:
+    objects: list[Answer] = []
+    try:
+        for page in audit.desk.api.pages(world, "customers", customer, "balance_transactions", lane=Lane.BACKFILL):
+            tally.listed += len(page.items)
+            tally.unreadable += page.unreadable
+            # All as of the first page, which is the earliest.
+            objects += [replace(each, at=objects[0].at if objects else page.at) for each in page.objects]
+    except (CallDeclined, NotAnObject):
+        tally.unreadable += 1
+    return objects
+
+
+def _customers(cursor: Cursor, *, world: World, after: str) -> list[str]:
+    cursor.execute(
+        "SELECT DISTINCT customer FROM balances WHERE (account, livemode) = (%s, %s) AND customer > %s"
+        " ORDER BY customer LIMIT %s",
+        (world.account, world.livemode, after, CUSTOMERS),
+    )
+    return [customer for (customer,) in cursor.fetchall()]
+
+
 # ---- What Stripe does not list ----
 
 
+def _look_at(
+    audit: _Audit,
+    world: World,
+    kind: _Kind,
+    walk: _Walk,
+    step: Step,
+    low: datetime,
+    high: datetime,
+    *,
+    above: datetime,
+) -> None:
+    """Note in *step* the rows created after *low* and until *high* that no page has listed so far.
+
+    A row without the time at which its object was created is looked for by a later one, and listed by a later page.
+    """
+    rows = audit.desk.within(partial(_between, world=world, kind=kind, low=low, high=high))
+    listed = {*walk.ids, *walk.edge, *step.ids}
+    step.open = sorted((walk.open | rows) - listed)
+    step.above = above
+
+
 def _between(
-    desk: Desk, world: World, kind: _Kind, low: datetime | None, high: datetime, *, is_last: bool = False
+    cursor: Cursor, *, world: World, kind: _Kind, low: datetime, high: datetime, is_bottom: bool = False
 ) -> set[str]:
-    """Return the rows created after *low*, or at it if that *is_last*, and until *high*."""
-    table = tables.metadata.tables[kind.table]
-    statement = sql.SQL(
-        "SELECT id FROM {} WHERE (account, livemode) = (%s, %s) AND coalesce(created, as_of) <= %s"
-        " AND coalesce(created, as_of) {} %s"
-    ).format(sql.Identifier(table.name), sql.SQL(">=" if is_last else ">"))
-    bounds: tuple[Any, ...] = (world.account, world.livemode, high, low or datetime(1970, 1, 1, tzinfo=UTC))
-
-    def read(cursor: Cursor) -> set[str]:
-        cursor.execute(statement, bounds)
-        return {id_ for (id_,) in cursor.fetchall()}
-
-    return desk.within(read)
+    statement = sql.SQL("SELECT id FROM {} WHERE (account, livemode) = (%s, %s) AND {} AND {} <= %s AND {} {} %s")
+    created = sql.SQL(kind.created)
+    cursor.execute(
+        statement.format(
+            sql.Identifier(kind.table), sql.SQL(kind.rows), created, created, sql.SQL(">=" if is_bottom else ">")
+        ),
+        (world.account, world.livemode, high, low),
+    )
+    return {id_ for (id_,) in cursor.fetchall()}
 
 
-def _unlisted(
-    desk: Desk, world: World, kind: _Kind, tally: Listed, rows: set[str], *, repair: bool
-) -> list[Difference]:
-    """Ask for each of *rows*, which a list did not have, and return what differs."""
-    found: list[Difference] = []
-    for id_ in sorted(rows):
-        try:
-            answer = desk.api.call(world, "get", *kind.path, id_, lane=Lane.BACKFILL)
-        except MissingAtStripe:
-            if kind.name == "invoice" and _is_draft(desk, world, id_):
-                continue  # A draft may be deleted at Stripe, and its row stays what it last was.
-            found.append(Difference(kind.table, EXTRA, world.account, world.livemode, id_))
-            if repair and kind.name == "checkout.session":
-                _record(desk, checkout.missing(world, id_, now=desk.now()))
-        except CallDeclined:
-            tally.unreadable += 1
-        else:
-            if not answer.body.get("deleted"):
-                found += _compare(desk, world, tally, [answer], repair=repair)
-    return found
+def _bottom(audit: _Audit, world: World, kind: _Kind, walk: _Walk) -> Step:
+    """Return the step that ends a list: older than all of it, or all where nothing was listed, are rows to ask for."""
+    since = audit.since if kind.by_age else None
+    rows = walk.open
+    if not walk.is_sample:
+        low = since or _LONG_AGO
+        below = audit.desk.within(partial(_between, world=world, kind=kind, low=low, high=walk.above, is_bottom=True))
+        rows = rows | (below - walk.ids - walk.edge)
+    if since is not None:
+        rows = rows - audit.desk.within(partial(_created_before, world=world, ids=rows, since=since))
+    return _step(kind, walk, above=walk.above, open=sorted(rows), is_listed=True)
+
+
+def _created_before(cursor: Cursor, *, world: World, ids: set[str], since: datetime) -> set[str]:
+    """Return those of *ids* that an event before *since* is of."""
+    cursor.execute(
+        "SELECT DISTINCT object_id FROM inbox WHERE (account, livemode) = (%s, %s) AND object_id = ANY (%s)"
+        " AND created < %s",
+        (world.account, world.livemode, sorted(ids), since),
+    )
+    return {id_ for (id_,) in cursor.fetchall()}
+
+
+def _ask_for_open(audit: _Audit, world: World, kind: _Kind, walk: _Walk) -> Iterator[Difference]:
+    """Ask for each row that no page listed, and yield what differs."""
+    while walk.open:
+        asked = sorted(walk.open)[:PAGE_ROWS]
+        found = [each for id_ in asked for each in _asked(audit, world, kind, walk.tally, id_)]
+        yield from _taken(audit, walk, _step(kind, walk, ids=asked, is_listed=True), found)
+    _taken(audit, walk, _step(kind, walk, is_listed=True, is_done=True), [])
+
+
+def _asked(audit: _Audit, world: World, kind: _Kind, tally: Listed, id_: str) -> list[Difference]:
+    try:
+        answer = audit.desk.api.call(world, "get", *kind.path, id_, lane=Lane.BACKFILL)
+    except MissingAtStripe:
+        return _missing(audit, world, kind, id_)
+    except CallDeclined:
+        tally.unreadable += 1
+        return []
+    # One that is not in the state that the list was narrowed to, or was deleted, is as a list would have shown it.
+    return _compared(audit, world, tally, [answer])
+
+
+def _missing(audit: _Audit, world: World, kind: _Kind, id_: str) -> list[Difference]:
+    if kind.name == "invoice" and _is_draft(audit.desk, world, id_):
+        return []  # A draft may be deleted at Stripe, and its row stays what it last was.
+    if audit.repair and kind.name == "checkout.session":
+        _record(audit.desk, checkout.missing(world, id_, now=audit.desk.now()))
+    return [Difference(kind.table, EXTRA, world.account, world.livemode, id_)]
 
 
 def _is_draft(desk: Desk, world: World, invoice: str) -> bool:
-    """Tell whether the row of *invoice* says that nobody owed it yet."""
+    """Return whether the row of *invoice* is one of which nothing was owed yet."""
 
     def read(cursor: Cursor) -> bool:
         cursor.execute(

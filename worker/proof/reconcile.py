@@ -5,7 +5,7 @@ What a run came to is one object (see ``run``), which the command prints, the re
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -22,7 +22,7 @@ from schemas.settings import SigningSecret
 from schemas.version import version
 from worker.folding import projection
 from worker.logs.reader import Entry
-from worker.proof import against_logs, against_stripe, archived, money_rules, rebuild, shadow, swap
+from worker.proof import against_logs, against_stripe, archived, money_rules, rebuild, shadow, swap, witness
 from worker.proof.difference import Difference, told
 from worker.proof.rebuild import USUAL, Progress, Sizes, nobody
 from worker.stripe_jobs.rounds import Desk
@@ -31,6 +31,12 @@ RULES: Final = "rules"
 REBUILD: Final = "rebuild"
 LOG: Final = "log"
 STRIPE: Final = "stripe"
+WITNESSES: Final = {
+    RULES: "by its own arithmetic",
+    REBUILD: "against a rebuild with the same folds, which finds lost and changed rows and not a wrong reading",
+    STRIPE: f"against Stripe, by a map of {len(witness.MAP)} columns",
+}
+"""By check, what the tables were compared with."""
 DRIFT_LISTED_MAX: Final = 1_000
 """So many differences a result lists itself; all of them go where ``Wanted.each`` takes them."""
 
@@ -45,7 +51,8 @@ class Wanted:
 
     *logs* are files of events, in which *account* stands for events that name none, and a signature counts where one of
     *secrets* verifies it; *desk* is where Stripe is asked,
-    for what was created *since*; *archive* is the folder of what is archived. With *repair* the run puts right what it
+    for what was created *since*, and *seed* chooses the sample where there are too many customers to look at all;
+    *archive* is the folder of what is archived. With *repair* the run puts right what it
     can, and then looks again. *each* is told every difference and *refuse* every entry of a log that cannot be read.
     """
 
@@ -54,6 +61,7 @@ class Wanted:
     secrets: Sequence[SigningSecret] = ()
     desk: Desk | None = None
     since: datetime | None = None
+    seed: int | None = None
     archive: Path | None = None
     repair: bool = False
     each: Callable[[dict[str, Any]], None] = _ignore
@@ -116,10 +124,10 @@ class _Drift:
 def run(engine: Engine, checks: Sequence[str], wanted: Wanted) -> dict[str, Any]:
     """Make the *checks*, keep what they came to, and return it.
 
-    The result holds ``run``, ``events``, ``money``, ``drift``, ``drift_total``, ``drift_money`` and, of each check
-    that was made, ``rules`` (each with the ``reasons`` of what it could not prove) with ``not_provable``, ``tables``,
-    ``logs`` or ``stripe``; after a repair also ``repaired``, which is what there was to be put right; and where objects
-    are archived, and no archive is at hand, how many objects and events are ``left_out`` of the rebuild.
+    The result holds ``run``, ``witnesses``, ``events``, ``money``, ``drift``, ``drift_total``, ``drift_money`` and, of
+    each check that was made, ``rules`` (each with the ``reasons`` of what it could not prove) with ``not_provable``,
+    ``tables``, ``logs`` or ``stripe``; after a repair also ``repaired``, which is what there was to be put right; and
+    where objects are archived, and no archive is at hand, how many objects and events are ``left_out`` of the rebuild.
 
     Raises:
         KeyRefused, StripeAway: Stripe does not answer; nothing has changed.
@@ -147,6 +155,7 @@ def run(engine: Engine, checks: Sequence[str], wanted: Wanted) -> dict[str, Any]
             "version": version(),
             "checks": list(checks),
         },
+        "witnesses": {check: WITNESSES[check] for check in checks if check in WITNESSES},
         **_of_the_shop(engine),
         **parts,
         "drift": drift.listed,
@@ -249,17 +258,20 @@ def _by_stripe(_: Engine, wanted: Wanted, drift: _Drift) -> dict[str, Any]:
     if wanted.desk is None:
         raise ValueError("a desk is wanted where Stripe is to be asked")
     tallies = []
-    for found in against_stripe.audit(wanted.desk, since=wanted.since, progress=wanted.progress):
-        if isinstance(found, against_stripe.Listed):
-            tallies.append(asdict(found))
-        else:
-            drift.add(STRIPE, found)
+    auditing = against_stripe.audit(wanted.desk, since=wanted.since, progress=wanted.progress, seed=wanted.seed)
+    # Closed at once where this is interrupted, so that it is kept how far it came.
+    with closing(auditing) as found:
+        for each in found:
+            if isinstance(each, against_stripe.Listed):
+                tallies.append(asdict(each))
+            else:
+                drift.add(STRIPE, each)
     return {"stripe": [_shown_tally(tally) for tally in tallies]}
 
 
 def _shown_tally(tally: dict[str, Any]) -> dict[str, Any]:
     renamed = {"missing": "missing_here", "extra": "missing_there"}
-    only_where_any = ("archived", "unreadable")
+    only_where_any = ("archived", "unreadable", "only_by_map", "unstated", "sampled_of", "is_forbidden")
     return {renamed.get(name, name): value for name, value in tally.items() if value or name not in only_where_any}
 
 
@@ -271,7 +283,9 @@ def _repair(engine: Engine, checks: Sequence[str], wanted: Wanted) -> dict[str, 
             engine, wanted.logs, account=wanted.account, secrets=wanted.secrets
         )
     if STRIPE in checks and wanted.desk is not None:
-        done["objects_put_right"] = against_stripe.repair(wanted.desk, since=wanted.since, progress=wanted.progress)
+        done["objects_put_right"] = against_stripe.repair(
+            wanted.desk, since=wanted.since, progress=wanted.progress, seed=wanted.seed
+        )
     while projection.run_once(engine, now=datetime.now(UTC)):
         pass
     if REBUILD in checks or RULES in checks:

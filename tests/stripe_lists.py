@@ -1,0 +1,82 @@
+"""Stripe's lists over HTTP, of objects that a test made: https://docs.stripe.com/api/pagination.
+
+Only what an audit calls: ``GET`` of a list with ``limit``, ``starting_after``, ``created[gte]`` and ``status``, and of
+one object. It knows nothing of what Payfold makes of the answers.
+"""
+
+import json
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from email.utils import formatdate
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, Final
+from urllib.parse import parse_qs, urlsplit
+
+Body = Mapping[str, Any]
+Lists = Mapping[str, Sequence[Body]]
+"""By the path of a list, without ``/v1/``, the objects that it has, in any order."""
+
+REFUSED: Final[Body] = {"error": {"type": "api_error", "message": "No."}}
+NO_SUCH_OBJECT: Final = {"error": {"type": "invalid_request_error", "code": "resource_missing", "message": "No such"}}
+
+
+def _let_in(_: str) -> int:
+    return 200
+
+
+@contextmanager
+def serving(worlds: Mapping[str, Lists], *, now: int, door: Callable[[str], int] = _let_in) -> Iterator[str]:
+    """Serve what each key of *worlds* may see at the second *now*, and yield the address.
+
+    *door* is given the path and the query of each call, and returns the status that it is to have.
+    """
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            key = self.headers["Authorization"].removeprefix("Bearer ")
+            url = urlsplit(self.path)
+            status, body = door(self.path), REFUSED
+            if status == 200:
+                status, body = answered(worlds[key], url.path.removeprefix("/v1/"), parse_qs(url.query))
+            text = json.dumps(body).encode()
+            self.send_response_only(status)
+            self.send_header("Date", formatdate(now, usegmt=True))
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(text)))
+            self.end_headers()
+            self.wfile.write(text)
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def answered(lists: Lists, path: str, asked: Mapping[str, list[str]]) -> tuple[int, Body]:
+    """Return the status and the JSON of what Stripe answers to *path*."""
+    if path in lists:
+        return 200, page(lists[path], path, asked)
+    folder, _, id_ = path.rpartition("/")
+    found = next((each for each in lists.get(folder, ()) if each["id"] == id_), None)
+    return (404, NO_SUCH_OBJECT) if found is None else (200, found)
+
+
+def page(objects: Sequence[Body], path: str, asked: Mapping[str, list[str]]) -> Body:
+    """Return a page, newest first; deleted objects are retrieved as such, and not listed."""
+    since = int(asked.get("created[gte]", ["0"])[0])
+    status = asked.get("status", [None])[0]
+    found = [
+        each
+        for each in sorted(objects, key=lambda one: one.get("created", 0), reverse=True)
+        if not each.get("deleted") and each.get("created", since) >= since and status in {None, each.get("status")}
+    ]
+    if "starting_after" in asked:
+        found = found[[each["id"] for each in found].index(asked["starting_after"][0]) + 1 :]
+    limit = int(asked["limit"][0])
+    return {"object": "list", "url": f"/v1/{path}", "data": found[:limit], "has_more": len(found) > limit}

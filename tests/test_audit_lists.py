@@ -1,0 +1,377 @@
+"""What an audit makes of lists written out by hand: lines, what other tables explain, samples, and interruptions."""
+
+import fcntl
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+from redis import Redis
+from sqlalchemy import Engine
+
+from schemas.errors import KeyRefused, StripeAway
+from schemas.settings import Settings
+from schemas.stripe_api import StripeApi
+from tests import ledger, stripe_lists
+from tests.envelopes import event
+from tests.stripe_payments import Body, T, charge, dispute, refund, session
+from worker.proof import against_stripe
+from worker.proof.against_stripe import Listed
+from worker.proof.difference import Difference
+from worker.stripe_jobs.rounds import Desk
+
+KEY: Final = "sk_test_lists"
+DAY: Final = 86_400
+PATHS: Final = (
+    *("checkout/sessions", "payment_links", "invoices", "credit_notes", "refunds", "charges", "disputes"),
+    *("invoice_payments", "customers", "billing_portal/configurations"),
+)
+
+
+@dataclass
+class Stripe:
+    """A Stripe that lists what it is given, and a door to it: the calls that were made, and what a path answers."""
+
+    engine: Engine
+    redis: Redis
+    folder: Path
+    address: str = ""
+    lists: dict[str, list[Body]] = field(default_factory=lambda: {path: [] for path in PATHS})
+    calls: list[str] = field(default_factory=list)
+    refuses: Callable[[str], int] = lambda _: 200
+    now: int = T + DAY
+
+    def door(self, path: str) -> int:
+        """Note a call, and return its status."""
+        self.calls.append(path)
+        return self.refuses(path)
+
+    def add(self, path: str, *objects: Body) -> None:
+        """Let Stripe list *objects*."""
+        self.lists[path] += objects
+
+    @property
+    def desk(self) -> Desk:
+        """Return a desk that calls it now, a day after all that happened."""
+        settings = Settings.load(
+            {
+                "DATABASE_URL": self.engine.url.render_as_string(hide_password=False),
+                "REDIS_URL": "redis://127.0.0.1",
+                "STRIPE_API_KEY": KEY,
+                "STRIPE_API_BASE": self.address,
+                "PAYFOLD_DATA_DIR": str(self.folder),
+                "PAYFOLD_STRIPE_CALLS_PER_SECOND": "1000",
+            }
+        )
+        api = StripeApi(settings, self.redis, retries_max=0)
+        return Desk(self.engine, api, settings, now=lambda: datetime.fromtimestamp(self.now, UTC))
+
+    def audited(self, **arguments: Any) -> tuple[dict[str, Listed], list[Difference]]:  # noqa: ANN401 - as audit's own
+        """Return what an audit listed, by the kind of object, and what it found."""
+        sent = list(against_stripe.audit(self.desk, **arguments))
+        listed = {each.object: each for each in sent if isinstance(each, Listed)}
+        return listed, [each for each in sent if isinstance(each, Difference)]
+
+    def called(self, path: str) -> int:
+        """Return how often a path was called."""
+        return sum(call.split("?")[0] == f"/v1/{path}" for call in self.calls)
+
+
+@pytest.fixture
+def at(engine: Engine, redis_url: str, tmp_path: Path) -> Iterator[Stripe]:
+    """Return a Stripe that lists nothing yet."""
+    with serving(engine, redis_url, tmp_path / "data") as made:
+        yield made
+
+
+@contextmanager
+def serving(engine: Engine, redis_url: str, folder: Path) -> Iterator[Stripe]:
+    """Serve a Stripe."""
+    with Redis.from_url(redis_url) as redis:
+        made = Stripe(engine, redis, folder)
+        with stripe_lists.serving({KEY: made.lists}, now=T + DAY, door=made.door) as address:
+            made.address = address
+            yield made
+
+
+def named(found: Sequence[Difference]) -> list[tuple[str, str, str, str | None]]:
+    """Return what each difference is: its table, kind, id and column."""
+    return sorted(((each.table, each.kind, each.id, each.column) for each in found), key=str)
+
+
+def customer(number: int, /, **fields: object) -> Body:
+    """Return a customer, created *number* seconds after ``T``."""
+    return {
+        "id": f"cus_{number:04}",
+        "object": "customer",
+        "balance": 0,
+        "created": T + number,
+        "currency": None,
+        "delinquent": False,
+        "email": None,
+        "livemode": False,
+        "metadata": {},
+        "name": None,
+        **fields,
+    }
+
+
+def sell(at: Stripe, count: int) -> list[Body]:
+    """Let Stripe have so many customers, and report each."""
+    customers = [customer(number) for number in range(count)]
+    bodies = [event(f"evt_{each['id']}", "customer.created", each["created"], each) for each in customers]
+    ledger.record(at.engine, map(ledger.delivery, bodies))
+    ledger.fold(at.engine)
+    at.add("customers", *customers)
+    return customers
+
+
+# ---- Lines, and what other tables explain ----
+
+
+def test_lines(at: Stripe) -> None:
+    """A line without a row and a row without a line are found once all lines are known, and not before."""
+    line = {"id": "li_1", "object": "item", "currency": "usd", "quantity": 1, "amount_total": 5000}
+
+    def lines(id_: str) -> Body:
+        return {"object": "list", "data": [{**line, "id": id_}], "has_more": False}
+
+    known, other = session("cs_1"), session("cs_2")
+    at.add("checkout/sessions", {**known, "line_items": lines("li_2")}, {**other, "line_items": lines("li_3")})
+    read = event("evt_1", "payfold.checkout.session.observed", T, {**known, "line_items": lines("li_1")})
+    ledger.take_in(at.engine, read, event("evt_2", "checkout.session.completed", T, other))
+
+    assert named(at.audited()[1]) == [
+        ("order_lines", "extra", "li_1", None),
+        ("order_lines", "missing", "li_2", None),
+    ]
+
+
+def test_what_refunds_and_disputes_explain(at: Stripe) -> None:
+    """No event of a charge reports a dispute of it, or that a refund failed; what nothing explains is found."""
+    moved: tuple[tuple[Body, dict[str, object]], ...] = (
+        (charge("ch_1", disputed=True), {"disputed": False}),
+        (charge("ch_2", amount_refunded=0), {"amount_refunded": 1500}),
+        (charge("ch_3", amount_refunded=5000, refunded=True), {"amount_refunded": 3500, "refunded": False}),
+        (charge("ch_4", amount_refunded=700, disputed=True), {"amount_refunded": 0, "disputed": False}),
+    )
+    bodies = [event(f"evt_{now['id']}", "charge.updated", T + 100, {**now, **before}) for now, before in moved]
+    of_others = (
+        ("charge.dispute.created", dispute("du_1", charge="ch_1", payment_intent="pi_1")),
+        ("refund.failed", refund("re_2", charge="ch_2", created=50, status="failed")),
+        ("refund.created", refund("re_3", charge="ch_3", created=150)),
+    )
+    bodies += [event(f"evt_{each['id']}", type_, T + 2000, each) for type_, each in of_others]
+    ledger.take_in(at.engine, *bodies)
+    at.add("charges", *(now for now, _ in moved))
+    at.add("disputes", of_others[0][1])
+    at.add("refunds", of_others[1][1], of_others[2][1])
+
+    assert named(at.audited()[1]) == [
+        ("charges", "different", "ch_4", "amount_refunded"),
+        ("charges", "different", "ch_4", "disputed"),
+    ]
+
+
+def test_deleted_customers(at: Stripe) -> None:
+    """A deleted customer is not listed: that is right where its event came, and else a difference."""
+    customers = sell(at, 3)
+    at.lists["customers"][1:] = [{"id": each["id"], "object": "customer", "deleted": True} for each in customers[1:]]
+    ledger.take_in(at.engine, event("evt_deleted", "customer.deleted", T + 60, customers[2]))
+
+    listed, found = at.audited()
+
+    assert named(found) == [("customers", "different", "cus_0001", "deleted")]
+    assert listed["customer"].listed == 1
+    assert [call for call in at.calls if "cus_" in call] == ["/v1/customers/cus_0001"]
+    assert against_stripe.repair(at.desk) == 1
+    assert at.audited()[1] == []
+
+
+def test_payments_before_basil(at: Stripe) -> None:
+    """A payment that an old invoice reports itself is listed by an id of its own, which is no missing row."""
+    invoice = {
+        "id": "in_1",
+        "object": "invoice",
+        "amount_paid": 500,
+        "charge": "ch_1",
+        "created": T,
+        "currency": "usd",
+        "payment_intent": "pi_1",
+        "status": "paid",
+        "status_transitions": {"paid_at": T},
+    }
+    ledger.take_in(at.engine, event("evt_1", "invoice.paid", T, invoice, version="2024-06-20"))
+    payment = {"object": "invoice_payment", "created": T, "status": "paid", "amount_paid": 500, "currency": "usd"}
+    at.add("invoices", invoice)
+    at.add("invoice_payments", {**payment, "id": "inpay_1", "invoice": "in_1"})
+    at.add("invoice_payments", {**payment, "id": "inpay_2", "invoice": "in_2"})
+
+    assert named(at.audited()[1]) == [("invoice_payments", "missing", "inpay_2", None)]
+
+
+def test_an_older_api_version(at: Stripe) -> None:
+    """A null that no event of the endpoint's old version states is not known, and no difference; an edited one is."""
+    invoice = {"id": "in_1", "object": "invoice", "created": T, "currency": "usd", "status": "open", "total": 500}
+    configuration = {"id": "bpc_1", "object": "billing_portal.configuration", "created": T, "updated": T}
+    features = {"invoice_history": {"enabled": True}}
+    ledger.take_in(
+        at.engine,
+        event("evt_1", "invoice.finalized", T, invoice, version="2022-11-15"),
+        event("evt_2", "invoice.finalized", T, {**invoice, "id": "in_2"}, version="2022-11-15"),
+        event("evt_3", "invoice.finalized", T, {**invoice, "id": "in_3"}),
+        event(
+            "evt_4",
+            "billing_portal.configuration.created",
+            T,
+            {**configuration, "features": features},
+            version="2022-11-15",
+        ),
+    )
+    for number in (1, 2, 3):
+        at.add("invoices", {**invoice, "id": f"in_{number}", "amount_overpaid": 0})
+    newer = {"invoice_history": {"enabled": True, "of": "all"}, "cart": {"enabled": False}}
+    at.add("billing_portal/configurations", {**configuration, "features": newer})
+    ledger.execute(at.engine, "UPDATE invoices SET total = NULL WHERE id = 'in_2'")
+
+    listed, found = at.audited()
+
+    # The same null, of an event of the newest version, is no rendering of Stripe's.
+    assert named(found) == [
+        ("invoices", "different", "in_2", "total"),
+        ("invoices", "different", "in_3", "amount_overpaid"),
+    ]
+    assert (listed["invoice"].unstated, listed["billing_portal.configuration"].unstated) == (2, 1)
+
+
+# ---- Not all of it ----
+
+
+def test_since(at: Stripe) -> None:
+    """Only what was created since is listed, and an older charge that moved since is not asked for one by one."""
+    old, new, edited = charge("ch_1", created=T), charge("ch_2", created=T + 500), charge("ch_3", created=T + 600)
+    ledger.take_in(
+        at.engine,
+        event("evt_1", "charge.succeeded", T, old),
+        event("evt_2", "charge.updated", T + 700, old),
+        event("evt_3", "charge.succeeded", T + 500, new),
+        event("evt_4", "charge.succeeded", T + 600, edited),
+    )
+    at.add("charges", {**old, "amount": 1}, new, {**edited, "amount": 1})
+
+    listed, found = at.audited(since=datetime.fromtimestamp(T + 400, UTC))
+
+    assert listed["charge"].listed == 2
+    assert named(found) == [("charges", "different", "ch_3", "amount")]
+    assert not any("/charges/" in call for call in at.calls)
+
+
+def test_a_sample_of_customers(at: Stripe) -> None:
+    """Of too many customers the newest and some others are looked at; the tally counts both, and a seed chooses."""
+    customers = sell(at, 900)
+    ledger.execute(at.engine, "UPDATE customers SET name = 'edited' WHERE id = 'cus_0899'")
+
+    def sampled(seed: int) -> tuple[Listed, list[Difference], list[str]]:
+        at.calls.clear()
+        listed, found = at.audited(customers_max=400, seed=seed)
+        return listed["customer"], found, [call for call in at.calls if "/customers" in call]
+
+    tally, found, calls = sampled(1)
+    assert named(found) == [("customers", "different", "cus_0899", "name")]
+    assert tally.sampled_of == len(customers)
+    assert tally.listed <= 400
+    assert len(calls) == 4
+    assert sampled(1)[2] == calls
+    assert any(sampled(seed)[2] != calls for seed in range(2, 5))
+    assert at.audited(customers_max=900)[0]["customer"].sampled_of == 0
+
+
+def test_a_kind_that_the_key_may_not_list(at: Stripe) -> None:
+    """A restricted key may not list everything, and the rest is compared; one that may list nothing is refused."""
+    sell(at, 1)
+    at.refuses = lambda path: 403 if "/v1/charges" in path else 200
+
+    listed, found = at.audited()
+
+    assert (listed["charge"].is_forbidden, listed["customer"].listed, found) == (True, 1, [])
+    at.refuses = lambda _: 403
+    with pytest.raises(KeyRefused, match="403"):
+        at.audited()
+
+
+# ---- Interrupted ----
+
+
+def test_an_audit_goes_on_where_it_was(at: Stripe) -> None:
+    """Interrupted at any call, an audit with the same arguments asks for nothing twice and finds the same."""
+    sell(at, 250)
+    ledger.execute(at.engine, "UPDATE customers SET name = 'edited' WHERE id IN ('cus_0240', 'cus_0100', 'cus_0002')")
+    ledger.execute(at.engine, "DELETE FROM customers WHERE id = 'cus_0150'")
+    ledger.take_in(at.engine, event("evt_gone", "customer.created", T + 120, customer(120, id="cus_gone")))
+    expected = at.audited()
+    in_one = sorted(at.calls)
+    assert len(expected[1]) == 5
+
+    for number in range(len(in_one)):
+        at.calls.clear()
+        at.refuses = lambda _, number=number: 503 if len(at.calls) == number + 1 else 200  # type: ignore[misc]
+        with pytest.raises(StripeAway):
+            at.audited()
+        at.refuses = lambda _: 200
+        listed, found = at.audited()
+
+        assert (number, listed, named(found)) == (number, expected[0], named(expected[1]))
+        assert sorted(at.calls) == sorted([*in_one, at.calls[number]])
+        assert list(at.folder.glob("*")) == []
+
+
+def test_an_audit_that_is_closed(at: Stripe) -> None:
+    """What was found before Ctrl-C is kept, whatever came of the last line; other arguments begin another audit."""
+    sell(at, 250)
+    ledger.execute(at.engine, "UPDATE customers SET name = 'edited' WHERE id = 'cus_0240'")
+    kept = interrupted(at)
+    assert kept.stat().st_mode & 0o777 == 0o600
+    kept.write_bytes(kept.read_bytes() + b'{"account":"')
+
+    at.calls.clear()
+    at.audited(seed=7)
+    assert at.called("customers") == 3
+    at.calls.clear()
+    _, found = at.audited()
+    assert (at.called("customers"), at.called("charges")) == (2, 0)
+    assert named(found) == [("customers", "different", "cus_0240", "name")]
+    assert not kept.exists()
+
+
+def interrupted(at: Stripe) -> Path:
+    """Interrupt an audit at its first difference, and return the file that is kept of it."""
+    with closing(against_stripe.audit(at.desk)) as begun:
+        next(each for each in begun if isinstance(each, Difference))
+    (kept,) = at.folder.glob("*")
+    return kept
+
+
+def test_an_audit_of_yesterday(at: Stripe) -> None:
+    """After a day an audit begins again; where nothing can be kept, or another process keeps it, it is made whole."""
+    sell(at, 250)
+    ledger.execute(at.engine, "UPDATE customers SET name = 'edited' WHERE id = 'cus_0240'")
+    kept = interrupted(at)
+    at.now += 2 * DAY
+    at.calls.clear()
+    at.audited()
+    assert (at.called("customers"), kept.exists()) == (3, False)
+
+    kept = interrupted(at)
+    with kept.open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        at.calls.clear()
+        assert len(at.audited()[1]) == 1
+    assert (at.called("customers"), kept.exists()) == (3, True)
+
+    kept.unlink()
+    at.folder.rmdir()
+    at.folder.touch()
+    assert len(at.audited()[1]) == 1

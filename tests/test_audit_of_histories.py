@@ -1,0 +1,138 @@
+"""An audit of an honest account finds nothing: what Stripe lists in the end is what the tables hold.
+
+The account is the one of tests/hidden, which knows nothing of the folds. Its objects are served as Stripe lists them.
+"""
+
+import random
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+from redis import Redis
+from sqlalchemy import Engine
+
+from schemas import database
+from schemas.observations import World
+from schemas.settings import Settings
+from schemas.stripe_api import StripeApi
+from tests import ledger, stripe_lists
+from tests.conftest import SEED_OPTION
+from tests.hidden import judge, shop
+from tests.hidden.account import Account, Body, Thing
+from worker.proof import against_stripe
+from worker.proof.against_stripe import Listed
+from worker.proof.difference import Difference
+from worker.stripe_jobs.rounds import Desk
+
+SHORT = 10
+LONG = 200
+PATHS = {
+    "orders": "checkout/sessions",
+    "payment_links": "payment_links",
+    "invoices": "invoices",
+    "credit_notes": "credit_notes",
+    "refunds": "refunds",
+    "charges": "charges",
+    "disputes": "disputes",
+    "invoice_payments": "invoice_payments",
+    "customers": "customers",
+    "portal_configurations": "billing_portal/configurations",
+}
+KEYS = {World("", livemode=False): "sk_test_a", World("", livemode=True): "sk_live_a"}
+KEYS[World("acct_1", livemode=False)] = "sk_test_b"
+FLAGGED = {"order": "orders", "balance": "balances"}
+
+
+@pytest.fixture
+def engine(database_url: str) -> Iterator[Engine]:
+    """Return an engine for several workers on an empty database."""
+    made = database.engine(database_url, connections_max=9)
+    yield made
+    made.dispose()
+
+
+@pytest.mark.parametrize("histories", [SHORT, pytest.param(LONG, marks=pytest.mark.long)])
+def test_an_honest_account(
+    engine: Engine, redis_url: str, tmp_path: Path, request: pytest.FixtureRequest, histories: int
+) -> None:
+    """No row differs, by joining or by the map; except one of which an anomaly says that it is in doubt."""
+    seed = random.Random(str(request.config.getoption(SEED_OPTION))).randrange(10**9)
+    print(f"the account's seed is {seed}")  # noqa: T201 - repeats a failure
+    accounts = [shop.live(f"{seed}.{number}", number, twins=0.0) for number in range(histories)]
+    judge.take_in(engine, accounts, random.Random(seed))
+
+    listed, found = audited(engine, redis_url, tmp_path, accounts)
+
+    honest = [str(each) for each in found if not is_in_doubt(engine, each)]
+    assert not honest, "\n".join(honest)
+    for kind in ("checkout.session", "charge", "customer", "invoice"):
+        assert listed[kind] > 0
+
+
+def audited(
+    engine: Engine, redis_url: str, folder: Path, accounts: Sequence[Account]
+) -> tuple[dict[str, int], list[Difference]]:
+    """Return how many objects of each kind were listed, and what differs."""
+    now = max(account.now for account in accounts) + 86_400
+    listed: dict[str, int] = defaultdict(int)
+    found: list[Difference] = []
+    with stripe_lists.serving(served(accounts), now=now) as address, Redis.from_url(redis_url) as redis:
+        settings = Settings.load(
+            {
+                "DATABASE_URL": engine.url.render_as_string(hide_password=False),
+                "REDIS_URL": redis_url,
+                "STRIPE_API_KEY": "sk_test_a,sk_live_a,acct_1=sk_test_b",
+                "STRIPE_API_BASE": address,
+                "PAYFOLD_DATA_DIR": str(folder),
+                "PAYFOLD_STRIPE_CALLS_PER_SECOND": "1000",
+            }
+        )
+        for each in against_stripe.audit(Desk(engine, StripeApi(settings, redis), settings)):
+            if isinstance(each, Listed):
+                listed[each.object] += each.listed
+                assert (each.unreadable, each.archived) == (0, 0)
+            else:
+                found.append(each)
+    return listed, found
+
+
+def served(accounts: Sequence[Account]) -> dict[str, stripe_lists.Lists]:
+    """Return what each key may list: what some event or a read made known, as it is in the end."""
+    worlds: dict[str, dict[str, list[Body]]] = {key: {path: [] for path in PATHS.values()} for key in KEYS.values()}
+    for account in accounts:
+        lists = worlds[KEYS[account.world]]
+        for table, path in PATHS.items():
+            lists[path] += [shown(thing) for thing in account.all_of(table) if thing.is_known and is_there(thing)]
+        for customer in account.all_of("customers"):
+            if not customer.facts["deleted"]:
+                known = customer.facts["ledger"][: customer.facts["read_up_to"]]
+                lists[f"customers/{customer.id}/balance_transactions"] = known[::-1]
+    return worlds  # type: ignore[return-value]  # lists are sequences
+
+
+def is_there(thing: Thing) -> bool:
+    """Return whether Stripe can still be asked for an object; a draft that was deleted is gone."""
+    return thing.table != "invoices" or not thing.facts["deleted"]
+
+
+def shown(thing: Thing) -> Body:
+    """Return an object as it is listed: a session with its lines, a deleted customer as what is left of it."""
+    if thing.table == "customers" and thing.facts["deleted"]:
+        return {"id": thing.id, "object": "customer", "deleted": True}
+    if thing.table == "orders":
+        lines = {"object": "list", "data": thing.facts["lines"], "has_more": False}
+        return {**thing.body, "line_items": lines}
+    return thing.body
+
+
+def is_in_doubt(engine: Engine, found: Difference) -> bool:
+    """Return whether an anomaly in force is about the row."""
+    rows = ledger.rows(
+        engine,
+        "SELECT subject FROM anomalies WHERE resolved_at IS NULL AND (account, livemode, subject_id) = (:a, :l, :i)",
+        a=found.account,
+        l=found.livemode,
+        i=found.id,
+    )
+    return any(FLAGGED.get(row["subject"], f"{row['subject']}s") == found.table for row in rows)

@@ -11,18 +11,28 @@ from sqlalchemy.exc import DBAPIError
 from deploy import output
 from deploy.commands import (
     accounts,
-    at_stripe,
     bench,
     changes,
-    connecting,
-    health,
-    inbox,
-    objects,
-    proof,
-    rebuilding,
-    reconciling,
-    replaying,
-    running,
+    config,
+    credit_notes,
+    customers,
+    demo,
+    digest,
+    emit,
+    endpoints,
+    events,
+    gaps,
+    init,
+    migrate,
+    orders,
+    payment_links,
+    rebuild,
+    reconcile,
+    replay,
+    sessions,
+    status,
+    tokens,
+    up,
 )
 from deploy.commands.base import FAILED, MIGRATIONS_PENDING, USAGE, first_line
 from deploy.output import err
@@ -37,25 +47,25 @@ app: Final = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+for each in (init, config, up, demo, status, emit, replay, digest, rebuild, bench):
+    app.add_typer(each.app)
 _GROUPS: Final = {
-    "migrate": running.migrate_app,
-    "events": inbox.events_app,
-    "changes": changes.app,
-    "orders": objects.orders_app,
-    "credit-notes": objects.credit_notes_app,
-    "payment-links": objects.payment_links_app,
-    "customers": objects.customers_app,
-    "reconcile": reconciling.app,
-    "sessions": at_stripe.sessions_app,
-    "gaps": at_stripe.gaps_app,
-    "accounts": accounts.accounts_app,
-    "endpoints": connecting.endpoints_app,
-    "tokens": running.tokens_app,
+    "migrate": migrate,
+    "events": events,
+    "changes": changes,
+    "orders": orders,
+    "credit-notes": credit_notes,
+    "payment-links": payment_links,
+    "customers": customers,
+    "reconcile": reconcile,
+    "sessions": sessions,
+    "gaps": gaps,
+    "accounts": accounts,
+    "endpoints": endpoints,
+    "tokens": tokens,
 }
-for each in (connecting.app, running.app, health.app, inbox.app, replaying.app, proof.app, rebuilding.app, bench.app):
-    app.add_typer(each)
 for name, group in _GROUPS.items():
-    app.add_typer(group, name=name)
+    app.add_typer(group.app, name=name)
 
 
 def _print_version(is_asked: bool) -> None:  # noqa: FBT001 - as typer calls it

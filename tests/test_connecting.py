@@ -15,7 +15,8 @@ import typer
 from stripe.params import WebhookEndpointCreateParams
 
 from deploy import endpoints
-from deploy.commands import connecting
+from deploy.commands import init as command
+from deploy.commands.endpoints import endpoints_create
 from deploy.sandbox.account import Account
 from deploy.sandbox.http_api import StripeApi as SandboxApi
 from deploy.sandbox.server import Fault, Faults, serving
@@ -93,7 +94,7 @@ def init(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
     def run(**settings: str) -> str:
         for name, value in settings.items():
             monkeypatch.setenv(name, value)
-        connecting.init()
+        command.init()
         printed = capsys.readouterr()
         assert printed.err == ""
         return printed.out
@@ -322,7 +323,7 @@ def test_usage(
     monkeypatch.setenv("STRIPE_API_KEY", key)
 
     with pytest.raises(ConfigurationError) as raised:
-        connecting.endpoints_create(url, account=None, livemode=livemode, yes=True)
+        endpoints_create(url, account=None, livemode=livemode, yes=True)
 
     assert words in str(raised.value)
     assert "hunter2" not in str(raised.value)
@@ -334,7 +335,7 @@ def test_create_without_a_word(stripe: Stripe, monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.setenv(name, value)
 
     with pytest.raises(typer.Exit) as raised:
-        connecting.endpoints_create(URL, account=None, livemode=None, yes=False)
+        endpoints_create(URL, account=None, livemode=None, yes=False)
 
     assert raised.value.exit_code == 2
     assert stripe.listed() == []

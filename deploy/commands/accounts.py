@@ -24,14 +24,14 @@ from schemas.accounts import Fault
 from schemas.errors import ConfigurationError
 from schemas.settings import LABEL, Settings
 
-accounts_app: Final = typer.Typer(help="The names of accounts.", no_args_is_help=True)
+app: Final = typer.Typer(help="The names of accounts.", no_args_is_help=True)
 
 _COLUMNS: Final = (
     "account", "livemode", "events", "orders", "first_received_at", "last_received_at", "labelled_by", "renamed_from"
 )  # fmt: skip
 
 
-@accounts_app.command("list")
+@app.command("list")
 def accounts_list(form: FormatOption = Format.TABLE) -> None:
     """List the accounts and modes that the inbox holds, and what labels them."""
     settings = settings_here()
@@ -65,7 +65,7 @@ def _row(world: accounts.Known, settings: Settings) -> dict[str, Any]:
     return {**asdict(world), "labelled_by": labelled_by}
 
 
-@accounts_app.command("rename")
+@app.command("rename")
 def accounts_rename(
     old: Annotated[str, typer.Argument(metavar="OLD", help="The name until now; '' is the account without one.")],
     new: Annotated[str, typer.Argument(metavar="NEW", help="The name from now on: letters, digits and _, or ''.")],

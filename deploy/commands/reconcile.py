@@ -10,7 +10,6 @@ import typer
 from rich.progress import Progress
 
 from deploy import output
-from deploy.commands.at_stripe import opened_desk
 from deploy.commands.base import (
     DRIFT,
     FAILED,
@@ -25,7 +24,8 @@ from deploy.commands.base import (
     shown_on,
     utc,
 )
-from deploy.commands.rebuilding import left_out
+from deploy.commands.jobs import opened_desk
+from deploy.commands.rebuild import left_out
 from deploy.output import Format, err
 from schemas.errors import ConfigurationError
 

@@ -1,68 +1,21 @@
-"""What is done at Stripe, by hand."""
+"""Jobs at Stripe, begun by hand."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING
 
 import typer
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from deploy import output
-from deploy.commands.base import FAILED, TIMES, FormatOption, opened_database, settings_here, utc
+from deploy.commands.base import FAILED, opened_database, settings_here
 from deploy.output import Format, err
-from schemas.errors import (
-    ConfigurationError,
-)
+from schemas.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from worker.stripe_jobs.rounds import Desk, Round
-
-
-sessions_app: Final = typer.Typer(help="Open sessions at Stripe: find them, expire them.", no_args_is_help=True)
-gaps_app: Final = typer.Typer(help="Events that never came.", no_args_is_help=True)
-
-
-@sessions_app.command("expire")
-def sessions_expire(
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Expire nothing; say what would go, and why.")] = False,
-    form: FormatOption = Format.TABLE,
-) -> None:
-    """Expire the open sessions that are stale, now; by our clock where no key serves them."""
-    from worker.stripe_jobs import expiry
-
-    with opened_desk(wants_key=False) as desk:
-        if dry_run:
-            found = expiry.listed(desk)
-            output.rows(found, expiry.LISTED, form, empty="No open session is stale.")
-            return
-        _act(desk, expiry.run_once, form, "Expiring stale sessions")
-
-
-@sessions_app.command("poll")
-def sessions_poll(form: FormatOption = Format.TABLE) -> None:
-    """Ask Stripe for its open sessions, now, and record those that are not known."""
-    from worker.stripe_jobs import discovery
-
-    with opened_desk() as desk:
-        _act(desk, discovery.run_once, form, "Asking for open sessions")
-
-
-@gaps_app.command("fill")
-def gaps_fill(
-    since: Annotated[
-        datetime | None,
-        typer.Option(formats=TIMES, metavar="TIME", help="From then on, 30 days ago at most; else the checkpoint."),
-    ] = None,
-    form: FormatOption = Format.TABLE,
-) -> None:
-    """Ask Stripe for the events of the last while, now, and record those that never came."""
-    from worker.stripe_jobs import gaps
-
-    start = utc(since)
-    with opened_desk() as desk:
-        _act(desk, lambda desk: gaps.run_once(desk, since=start), form, "Asking for events that never came")
 
 
 @contextmanager
@@ -84,7 +37,7 @@ def opened_desk(*, wants_key: bool = True) -> Iterator["Desk"]:
         yield Desk(engine, StripeApi(settings, redis), settings, is_by_hand=True)
 
 
-def _act(desk: "Desk", run_once: "Callable[[Desk], Round]", form: Format, words: str) -> None:
+def run_job(desk: "Desk", run_once: "Callable[[Desk], Round]", form: Format, words: str) -> None:
     """Do a job to its end, fold what it recorded, and say what came of it; exit 1 if Stripe did not let us."""
     from worker.folding import projection
 

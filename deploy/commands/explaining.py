@@ -1,14 +1,14 @@
-"""One object at a time: its row, and what made it."""
+"""What made a row, as a command prints it."""
 
 from dataclasses import asdict
 from datetime import datetime
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from sqlalchemy import Engine, select
 
 from deploy import output
-from deploy.commands.base import TIMES, AccountOption, FormatOption, ModeOption, one_row, opened_database, utc
+from deploy.commands.base import TIMES, opened_database, utc
 from deploy.output import Format, err
 from schemas import database, lookup, tables
 from schemas.errors import ConflictError, NotFoundError
@@ -16,12 +16,7 @@ from schemas.errors import ConflictError, NotFoundError
 if TYPE_CHECKING:
     from worker.proof.explain import Explanation
 
-orders_app: Final = typer.Typer(help="The order table.", no_args_is_help=True)
-credit_notes_app: Final = typer.Typer(help="The credit notes.", no_args_is_help=True)
-payment_links_app: Final = typer.Typer(help="The payment links.", no_args_is_help=True)
-customers_app: Final = typer.Typer(help="The customers and their balances.", no_args_is_help=True)
 
-OrderId = Annotated[str, typer.Argument(metavar="ORDER", help="The id of its Checkout Session, as cs_live_1….")]
 AsOf = Annotated[
     datetime | None,
     typer.Option(
@@ -30,66 +25,7 @@ AsOf = Annotated[
 ]
 
 
-@orders_app.command("show")
-def orders_show(
-    order_id: OrderId, account: AccountOption = None, livemode: ModeOption = None, form: FormatOption = Format.TABLE
-) -> None:
-    """Show one order."""
-    with opened_database() as engine:
-        output.one(one_row(engine, tables.orders, order_id, account=account, livemode=livemode), form)
-
-
-@orders_app.command("explain")
-def orders_explain(
-    order_id: OrderId,
-    as_of: AsOf = None,
-    account: AccountOption = None,
-    livemode: ModeOption = None,
-    form: FormatOption = Format.TABLE,
-) -> None:
-    """Say which event set each column of an order, and what became of the others."""
-    _explain("orders", order_id, as_of, account=account, livemode=livemode, form=form)
-
-
-@credit_notes_app.command("explain")
-def credit_notes_explain(
-    note: Annotated[str, typer.Argument(metavar="NOTE", help="Its id, as cn_1….")],
-    as_of: AsOf = None,
-    account: AccountOption = None,
-    livemode: ModeOption = None,
-    form: FormatOption = Format.TABLE,
-) -> None:
-    """Say which event set each column of a credit note, and what became of the others."""
-    _explain("credit_notes", note, as_of, account=account, livemode=livemode, form=form)
-
-
-@payment_links_app.command("explain")
-def payment_links_explain(
-    link: Annotated[str, typer.Argument(metavar="LINK", help="Its id, as plink_1….")],
-    as_of: AsOf = None,
-    account: AccountOption = None,
-    livemode: ModeOption = None,
-    form: FormatOption = Format.TABLE,
-) -> None:
-    """Say which event set each column of a payment link, and what became of the others."""
-    _explain("payment_links", link, as_of, account=account, livemode=livemode, form=form)
-
-
-@customers_app.command("explain")
-def customers_explain(
-    customer: Annotated[str, typer.Argument(metavar="CUSTOMER", help="The id, as cus_1….")],
-    currency: Annotated[str | None, typer.Option(help="Explain the balance in this currency instead, as usd.")] = None,
-    as_of: AsOf = None,
-    account: AccountOption = None,
-    livemode: ModeOption = None,
-    form: FormatOption = Format.TABLE,
-) -> None:
-    """Say which event set each column of a customer, or of a balance, and what became of the others."""
-    table = "customers" if currency is None else "balances"
-    _explain(table, customer, as_of, currency=(currency or "").lower(), account=account, livemode=livemode, form=form)
-
-
-def _explain(
+def explain_row(
     table: str,
     id_: str,
     as_of: datetime | None,
@@ -99,6 +35,7 @@ def _explain(
     livemode: bool | None,
     form: Format,
 ) -> None:
+    """Print what made the row *id_* of *table*, as it was known *as_of* a time."""
     from worker.folds.facts import Subject
     from worker.proof import explain
 

@@ -1,17 +1,14 @@
-"""The inbox: events, logs in, logs out."""
+"""The inbox: events listed, tried again, ignored, exported and archived."""
 
 import sys
-import time
 from contextlib import nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
-import msgspec
 import typer
 
 from deploy import output
-from deploy.commands.archiving import events_archive
 from deploy.commands.base import (
     FAILED,
     AccountOption,
@@ -24,30 +21,25 @@ from deploy.commands.base import (
     one_row,
     opened_database,
     require_writable,
-    settings_here,
     shown_on,
     utc,
 )
+from deploy.commands.events_archive import events_archive
 from deploy.output import Format, err
 from schemas import database, lookup, tables
-from schemas.errors import (
-    ConfigurationError,
-    ConflictError,
-)
+from schemas.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from worker.logs.retry import Found
 
 
-app: Final = typer.Typer()
-events_app: Final = typer.Typer(help="The inbox.", no_args_is_help=True)
-
+app: Final = typer.Typer(help="The inbox.", no_args_is_help=True)
 EventId = Annotated[str, typer.Argument(metavar="EVENT", help="Its id, as evt_1…; behind -- if it begins with -.")]
 _EVENT_COLUMNS: Final = ("seq", "id", "type", "object_id", "created", "state", "cause", "reason")
 _FURTHER_COLUMNS: Final = ("attempts", "due_at", "account", "livemode", "source", "received_at")
 
 
-@events_app.command("list")
+@app.command("list")
 def events_list(
     state: Annotated[str | None, typer.Option(help=f"Only those {', '.join(tables.STATES)}.")] = None,
     kind: Annotated[str | None, typer.Option("--type", help="Only this type.")] = None,
@@ -69,7 +61,7 @@ def events_list(
     output.rows([dict(row) for row in found], shown, form, empty="No such event.")
 
 
-@events_app.command("show")
+@app.command("show")
 def events_show(
     event_id: EventId, account: AccountOption = None, livemode: ModeOption = None, form: FormatOption = Format.TABLE
 ) -> None:
@@ -97,7 +89,7 @@ def _copied(rendering: dict[str, Any]) -> str:
     return (rendering["content_sha256"] or "to be compared")[:16]
 
 
-@events_app.command("retry")
+@app.command("retry")
 def events_retry(
     event_id: EventId, archive: ArchiveOption = None, account: AccountOption = None, livemode: ModeOption = None
 ) -> None:
@@ -113,7 +105,7 @@ def events_retry(
         raise typer.Exit(FAILED)
 
 
-@events_app.command("ignore")
+@app.command("ignore")
 def events_ignore(
     event_id: EventId,
     reason: Annotated[str, typer.Option(help="Why, for whoever looks later.")] = "",
@@ -133,7 +125,7 @@ def _tell(found: "Found") -> None:
     err.print(f"{output.in_one_line(found.id)} is {found.state}{reason}")
 
 
-@events_app.command("export")
+@app.command("export")
 def events_export(
     to: Annotated[
         Path | None,
@@ -179,55 +171,4 @@ def events_export(
         raise typer.Exit(FAILED)
 
 
-events_app.command("archive")(events_archive)
-
-
-@app.command()
-def emit(
-    kind: Annotated[str, typer.Argument(metavar="TYPE", help="The event's type, as checkout.session.completed.")],
-    override: Annotated[
-        list[str] | None, typer.Option(help="KEY=VALUE of the object; the value as JSON or text.")
-    ] = None,
-    to: Annotated[str | None, typer.Option(help="Where to send it; the webhook here by default.")] = None,
-) -> None:
-    """Send a signed sample delivery; exit 1 unless it is accepted."""
-    import httpx
-
-    from deploy.sandbox import SandboxError
-    from deploy.sandbox.samples import sample
-    from deploy.sandbox.signing import sign
-
-    settings = settings_here()
-    if not settings.signing_secrets:
-        raise ConfigurationError(
-            "STRIPE_WEBHOOK_SECRETS: it is not set, so nothing can be signed. Set it to the endpoint's signing secret, "
-            "which `payfold up` prints. Example: STRIPE_WEBHOOK_SECRETS=whsec_a"
-        )
-    try:
-        event = sample(kind, dict(_override(each) for each in override or []), now=int(time.time()))
-    except SandboxError as error:
-        raise ConfigurationError(str(error)) from None
-    url = to or f"http://127.0.0.1:{settings.port}/webhooks/stripe"
-    header = sign(event.body, settings.signing_secrets[0].secret.decode(), int(time.time()))
-    try:
-        answer = httpx.post(url, content=event.body, headers={"Stripe-Signature": header}, timeout=20)
-    except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
-        raise ConfigurationError(f"--to is no address to post to: {error} Example: http://127.0.0.1:8000") from None
-    except httpx.HTTPError as error:
-        raise ConflictError(
-            f"{url} does not answer ({type(error).__name__}): does the web process run there?"
-        ) from None
-    output.one({"id": event.id, "type": event.type, "sent_to": url, "status": answer.status_code}, Format.TABLE)
-    if not answer.is_success:
-        err.print(answer.text)
-        raise typer.Exit(FAILED)
-
-
-def _override(given: str) -> tuple[str, Any]:
-    key, equals, value = given.partition("=")
-    if not equals or not key:
-        raise ConfigurationError(f"--override wants KEY=VALUE, as amount_total=500; {given} is not that.")
-    try:
-        return key, msgspec.json.decode(value)
-    except msgspec.DecodeError:
-        return key, value
+app.command("archive")(events_archive)

@@ -1,0 +1,80 @@
+"""Everything on this machine next to a sandbox Stripe that sells, with the proof."""
+
+import os
+import secrets as random_secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Final, TextIO
+
+import typer
+
+from deploy import local, output
+from deploy.commands.base import FAILED
+from deploy.commands.up import introduce, settings_with
+from deploy.output import err
+from deploy.processes import Ended
+from deploy.services import ServicesError
+from schemas import envfile
+from schemas.errors import ConflictError, PayfoldError
+
+app: Final = typer.Typer()
+
+
+@app.command()
+def demo(
+    orders: Annotated[int, typer.Option(min=1, max=1_000_000, help="How many orders the sandbox shop sells.")] = 1000,
+    port: Annotated[
+        int | None, typer.Option(min=1, max=local.PORT_MAX, help="Port of the web process; else PORT, else a free one.")
+    ] = None,
+    leave: Annotated[bool, typer.Option("--exit", help="End after the summary.")] = False,
+    seed: Annotated[int | None, typer.Option(help="Repeats an earlier demo.")] = None,
+) -> None:
+    """Run everything beside a sandbox Stripe that sells, and prove the tables; exit 0 only if the proof holds."""
+    from deploy import demo as show
+    from deploy.sandbox_shop import open_shop
+
+    settings = settings_with(port)
+    show.refuse_the_orders_of_others(settings)
+    seed = random_secrets.randbelow(10**6) if seed is None else seed
+    holds = False
+    ended: Ended | None = None
+    with local.stop_when_told():
+        try:
+            with local.temporary_folder(settings) as folder:
+                if envfile.source_of("PAYFOLD_LOG_LEVEL", os.environ) is None:
+                    os.environ["PAYFOLD_LOG_LEVEL"] = "warning"
+                err.print(f"A sandbox shop of seed {seed} sells {orders:,} orders.")
+                with (
+                    _shown_on_failure(folder / "processes.log") as log,
+                    open_shop(seed, orders) as shop,
+                    local.running(
+                        settings, folder, environment=shop.environment, output=log, may_take_another_port=True
+                    ) as running,
+                ):
+                    err.print(f"Payfold runs at {running.address}, beside a sandbox Stripe.\n")
+                    try:
+                        with running.processes.interrupting():
+                            holds = show.run(running, shop, seed=seed, progress_to=err, summary_to=output.out)
+                            if not leave:
+                                introduce(running)
+                                local.wait_until_told()
+                    finally:
+                        ended = running.processes.ended
+        except KeyboardInterrupt:
+            err.print("Stopped.")
+    if ended is not None:
+        raise ConflictError(f"{ended}\nSo the demo was stopped.")
+    if not holds:
+        raise typer.Exit(FAILED)
+
+
+@contextmanager
+def _shown_on_failure(path: Path) -> Iterator[TextIO]:
+    """Yield a file for what the processes say, which is only worth reading when something goes wrong."""
+    with path.open("w") as log:
+        try:
+            yield log
+        except (PayfoldError, ServicesError):
+            err.print(path.read_text())
+            raise

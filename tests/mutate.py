@@ -23,7 +23,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from tempfile import TemporaryDirectory
-from typing import Final
+from typing import Any, Final
 
 from deploy.services import Services, embedded_services
 from tests.databases import TEMPLATE_VARIABLE, migrated
@@ -73,6 +73,27 @@ def stages(file: str) -> list[list[str]]:
     return [first[:1], first[1:] + [f"tests/test_{each}.py" for each in THEN.get(name, ())]]
 
 
+class _Helper:
+    """A process that answers each line with one: see ``tests.mutate_slot`` and ``tests.mutate_pure``."""
+
+    def __init__(self, module: str, tree: Path, environment: dict[str, str]) -> None:
+        command, pipe = [sys.executable, "-m", module], subprocess.PIPE
+        self._process = subprocess.Popen(command, cwd=tree, env=environment, stdin=pipe, stdout=pipe, text=True)
+
+    def ask(self, job: dict[str, object]) -> Any:  # noqa: ANN401 - what JSON holds
+        """Return the answer to *job*."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        print(json.dumps(job), file=self._process.stdin, flush=True)
+        return json.loads(self._process.stdout.readline())
+
+    def close(self) -> None:
+        """End it."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
+
+
 class Slot:
     """A process that runs the tests on one mutant after the other, in a tree of its own."""
 
@@ -83,23 +104,24 @@ class Slot:
             copy(ROOT / part, folder / part)
         # Compiled once, the tests start in a fifth of the time.
         environment = {**environment, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": ""}
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.mutate_slot"],
-            cwd=folder,
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+        self._whole = _Helper("tests.mutate_slot", folder, environment)
+        self._pure = _Helper("tests.mutate_pure", folder, environment)
 
     def close(self) -> None:
-        """End the process."""
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait()
+        """End the processes."""
+        self._whole.close()
+        self._pure.close()
 
     def run(self, mutant: Mutant, favored: Sequence[str]) -> tuple[str, str]:
         """Return what became of *mutant* (noticed, survived or broken), and the test that noticed it."""
+        if mutant.file.startswith("worker/folds/"):
+            files = [file for files in stages(mutant.file) for file in files]
+            job = {"module": mutant.file[:-3].replace("/", "."), "text": mutant.text(), "files": files, "favored": favored}
+            if by := self._pure.ask(job):
+                return "noticed", by
+        return self._run_whole(mutant, favored)
+
+    def _run_whole(self, mutant: Mutant, favored: Sequence[str]) -> tuple[str, str]:
         path = self._tree / mutant.file
         original, stat = path.read_text(), path.stat()
         path.write_text(mutant.text())
@@ -109,20 +131,14 @@ class Slot:
             job = {"favored": favored, "seconds": SECONDS_MAX, "migrates": mutant.file in VIEWS}
             found = ("survived", "")
             for tests in filter(None, stages(mutant.file)):
-                found = self._ask({**job, "tests": tests})
+                verdict, by = self._whole.ask({**job, "tests": tests})
+                found = (verdict, by)
                 if found[0] != "survived":
                     break
             return found
         finally:
             path.write_text(original)
             os.utime(path, (stat.st_atime, stat.st_mtime))
-
-    def _ask(self, job: dict[str, object]) -> tuple[str, str]:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        print(json.dumps(job), file=self._process.stdin, flush=True)
-        verdict, by = json.loads(self._process.stdout.readline())
-        return verdict, by
 
 
 _times: Final = iter(range(1_000_000_000, 2**31))

@@ -160,6 +160,8 @@ class _Maker:
         if isinstance(node, ast.FunctionDef):
             scope = node.name
         for kind, part, wrong in self._of(node):
+            if kind == "number" and scope == "module":
+                continue  # a constant that is only compared, with others like it
             start, end = self._span(part)
             yield Mutant(self._file, scope, kind, self._text[start:end], wrong, 0, part.lineno, start, end)
         for child in self._meant(node):

@@ -20,7 +20,7 @@ from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 from types import FunctionType, ModuleType, SimpleNamespace
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import msgspec
 import pytest
@@ -36,7 +36,7 @@ from worker.folds.facts import Event, Facts, Row, Subject
 from worker.folds.join import Joined
 from worker.folds.payment import Payment
 
-EVENTS_MAX: Final = 1_500
+EVENTS_MAX: Final = 6_000
 _TABLES: Final = (*tables.PROJECTIONS, tables.changes, tables.anomalies)
 _TYPES: Final = {column.name: column.type for table in _TABLES for column in table.columns}
 
@@ -50,10 +50,12 @@ class World:
         self._events: dict[tuple[str, bool, str], Event] = {}
         self._facts: dict[Subject, list[Facts]] = defaultdict(list)
         self._own: dict[Subject, Joined] = {}
+        self._led: dict[Subject, set[Subject]] = defaultdict(set)
+        self._linked: dict[Subject, set[Subject]] = defaultdict(set)
 
     def take(self, batch: Iterable[Event]) -> None:
         """Fold a batch."""
-        touched, fresh = dict[Subject, None](), {}
+        touched, fresh, news = dict[Subject, None](), {}, defaultdict[Subject, list[Facts]](list)
         for event in batch:
             key = (event.account, event.livemode, event.id)
             if key in self._events:
@@ -61,27 +63,43 @@ class World:
             self._events[key], fresh[key] = event, event.source
             for facts in folds.judge(event).facts:
                 self._facts[facts.subject].append(facts)
+                news[facts.subject].append(facts)
                 touched[facts.subject] = None
-        for subject in list(self._facts):
-            if subject not in touched and join.leader_of(folds.SHAPES[subject.table], subject) in touched:
-                touched[subject] = None
+        for subject in list(touched):
+            leader = join.leader_of(folds.SHAPES[subject.table], subject)
+            if leader is not None:
+                self._led[leader].add(subject)
+        touched |= dict.fromkeys(led for subject in list(touched) for led in self._led[subject])
         for subject in touched:
-            shape = folds.SHAPES[subject.table]
-            joined = join.fold_all(shape, join.with_leader(shape, subject, self._facts))
+            joined = self._joined(subject, news[subject])
             if joined is not None:
                 self._own[subject] = joined
+                for link in _links(subject, joined.row):
+                    self._linked[link].add(subject)
         self._save(touched, fresh)
 
+    def _joined(self, subject: Subject, news: list[Facts]) -> Joined | None:
+        """Return the row *subject* with its *news*: laid over it where they are later than it, else folded anew."""
+        shape, held = folds.SHAPES[subject.table], self._own.get(subject)
+        is_sure = held is not None and not any(each.kind == join.AMBIGUOUS_ORDER for each in held.anomalies)
+        advanced = join.advance(shape, held.row, news) if held is not None and is_sure and news else None
+        if held is None or advanced is None:
+            return join.fold_all(shape, join.with_leader(shape, subject, self._facts))
+        kept = [each for each in held.anomalies if each.kind in join.SEEN_IN_ALL and each not in advanced.anomalies]
+        children = advanced.children if advanced.replace_all else (*held.children, *advanced.children)
+        return structs.replace(advanced, anomalies=(*advanced.anomalies, *kept), children=children)
+
     def _save(self, touched: Mapping[Subject, None], fresh: dict[tuple[str, bool, str], str]) -> None:
-        before = {subject: joined.row for subject, joined in self.rows.items()}
-        moved = {each for each in self._own if each in touched or each.table in ("orders", "credit_notes")}
+        moved = {each for each in touched if each in self._own}
+        for _ in range(2):  # a refund names a charge, which names the intent of an order
+            moved |= {near for each in moved for link in _links(each, self._own[each].row) for near in self._linked[link]}
         saved = SimpleNamespace(fresh=fresh)
         for subject in sorted(moved):
-            joined = self._settled(subject)
-            if subject not in touched and joined == self.rows.get(subject):
+            joined, held = self._settled(subject), self.rows.get(subject)
+            if subject not in touched and joined == held:
                 continue
             self.rows[subject] = joined
-            known = before.get(subject) if joined.opening is None or subject in before else joined.opening
+            known = joined.opening if held is None else held.row
             for change, by in projection._implied(subject, joined, known, saved):  # type: ignore[arg-type]  # what it reads
                 self._append(subject, change.kind, change.before, change.after, by)
 
@@ -109,10 +127,11 @@ class World:
 
     def _payment(self, order: Subject, intent: object) -> Payment:
         def of(table: str) -> list[Row]:
-            found = [(each, joined) for each, joined in self._own.items() if each.table == table]
-            world = [each for each in found if (each[0].account, each[0].livemode) == (order.account, order.livemode)]
-            return [{**joined.row, "source": joined.source, **self._mover(each, joined.row)} for each, joined in world]
+            known = [(each, self._own[each]) for each in sorted(near) if each.table == table]
+            return [{**joined.row, "source": joined.source, **self._mover(each, joined.row)} for each, joined in known]
 
+        near = set(self._linked[structs.replace(order, table="payment_intents", id=str(intent))])
+        near |= {other for each in near for link in _links(each, self._own[each].row) for other in self._linked[link]}
         charges = [each for each in of("charges") if each["payment_intent"] == intent]
         ids = {each["id"] for each in charges}
         refunds = [each for each in of("refunds") if each["payment_intent"] == intent or each["charge"] in ids]
@@ -121,7 +140,10 @@ class World:
 
     def _mover(self, subject: Subject, row: Row) -> Row:
         at = row.get("captured_at") or row.get("released_at")
-        own = [each for each in self._events.values() if each.object_id == subject.id and each.created == at]
+        if subject.table != "charges" or at is None:
+            return {}
+        ids = {facts.event_id for facts in self._facts[subject] if facts.created == at}
+        own = [self._events[subject.account, subject.livemode, id_] for id_ in ids]
         order = sorted(own, key=lambda each: (each.type not in ("charge.captured", "charge.expired"), each.id))
         return {"event_id": order[0].id, "as_of": order[0].created, "source": order[0].source} if order else {}
 
@@ -145,6 +167,16 @@ class World:
         for table in _TABLES:
             _fill(made, table, rows[table.name] if table.name in rows else self.found(table.name))
         return made
+
+
+def _links(subject: Subject, row: Row) -> Iterator[Subject]:
+    """Yield by what the *row* of a payment is found: itself, and the intent, charge and refund that it names."""
+    if subject.table in ("charges", "payment_intents", "refunds"):
+        yield subject
+    if subject.table in ("charges", "refunds", "orders", "credit_notes"):
+        for column in ("payment_intent", "charge", "refund"):
+            if row.get(column) is not None:
+                yield structs.replace(subject, table=f"{column}s", id=str(row[column]))
 
 
 def _fill(memory: sqlite3.Connection, table: Table, rows: list[dict[str, Any]]) -> None:
@@ -171,7 +203,7 @@ def _read(name: str, value: Any) -> Any:  # noqa: ANN401 - as above
     return json.loads(value) if isinstance(type_, JSON) else value
 
 
-_ARRAY: Final = re.compile(r"ARRAY\(\s*SELECT (\w+)")
+_ARRAY: Final = re.compile(r"ARRAY\(\s*SELECT (\w+)", re.IGNORECASE)
 
 
 class Listener:
@@ -304,6 +336,9 @@ def put(module: ModuleType, text: str) -> None:
         old = vars(module).get(name)
         if isinstance(old, FunctionType) and old.__module__ == module.__name__:
             old.__code__, old.__defaults__, old.__kwdefaults__ = new.__code__, new.__defaults__, new.__kwdefaults__
+        elif name.endswith("TYPES") and isinstance(old, tuple):
+            for kind in set(old) - set(new):
+                cast("dict[str, Any]", folds.FOLDS).pop(kind, None)
         elif isinstance(old, join.Shape):
             old.__dict__.clear()
             old.__dict__.update(vars(new))

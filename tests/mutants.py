@@ -1,18 +1,18 @@
 """Makes mutants: the present code with one thing in it meaning something else.
 
-Each is made from the syntax tree of a fold (or the text of a view's SQL), so none rots: what the code says now is what is
-changed. A mutant is named by its place in words and not by its line: the function, what stood there, what stands there.
+Each is made from the syntax tree of a fold, or the text of a view's SQL, as they are now, so that none rots. A mutant
+is named by its place in words and not by its line: the function, what stood there, what stands there.
 """
 
 import ast
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import chain, pairwise
 from pathlib import Path
-from typing import Final, cast, get_args
+from typing import Final
 
 from schemas import kinds, tables
 
@@ -54,7 +54,18 @@ _FLIPPED: Final[Mapping[type[ast.AST], str]] = {
 _ORDERS: Final = (ast.Lt, ast.LtE, ast.Gt, ast.GtE)
 _OPERATORS: Final[Mapping[type[ast.AST], str]] = {ast.Add: "-", ast.Sub: "+", ast.Mult: "+", ast.BitOr: "-"}
 _OTHER_NAMES: Final = {"min": "max", "max": "min", "any": "all", "all": "any", "sorted": "list", "reversed": "list"}
-_OPTIONAL: Final = ("before", "rank", "moments", "stamp", "is_first", "root", "currency", "references", "by_clock", "parts")
+_OPTIONAL: Final = (
+    "before",
+    "rank",
+    "moments",
+    "stamp",
+    "is_first",
+    "root",
+    "currency",
+    "references",
+    "by_clock",
+    "parts",
+)
 _REQUIRED: Final = {"say": (), "Shape": ("table", "subject", "empty"), "Facts": ("currency", "rank", "stamp")}
 
 
@@ -79,7 +90,13 @@ class Mutant:
     @property
     def name(self) -> str:
         """What names the mutant wherever its lines move to."""
-        return f"{self.file} {self.scope}: {self.right} -> {self.wrong}" + (f" #{self.number}" if self.number else "")
+        words = f"{self.file} {self.scope}: {self.right} -> {self.wrong}" + (f" #{self.number}" if self.number else "")
+        return " ".join(words.split())
+
+    @property
+    def is_of_fold(self) -> bool:
+        """Whether it is of a pure fold, so that tests can be tried in memory."""
+        return self.file.startswith("worker/folds/")
 
     def text(self) -> str:
         """Return the file with the mutant in it."""
@@ -102,11 +119,8 @@ def _numbered(found: Iterator[Mutant]) -> Iterator[Mutant]:
             continue
         places.add((each.start, each.end, each.wrong))
         key = (each.scope, each.right, each.wrong)
-        yield Mutant(*(getattr(each, name) for name in _BEFORE_NUMBER), seen[key], each.line, each.start, each.end)
+        yield replace(each, number=seen[key])
         seen[key] += 1
-
-
-_BEFORE_NUMBER: Final = ("file", "scope", "kind", "right", "wrong")
 
 
 # ---- Python ----
@@ -176,7 +190,7 @@ class _Maker:
         if isinstance(node, ast.FunctionDef):
             return node.body[1:] if ast.get_docstring(node) else node.body
         if isinstance(node, ast.AnnAssign):
-            return [node.value] if node.value else []
+            return [node.value] if node.value and "TypeAlias" not in ast.unparse(node.annotation) else []
         if isinstance(node, ast.Call) and ast.unparse(node.func) in ("cast", "isinstance", "Reader"):
             return node.args[:1] if ast.unparse(node.func) == "isinstance" else node.args[1:]
         return list(ast.iter_child_nodes(node))
@@ -207,6 +221,11 @@ class _Maker:
                 yield from self._compare(node)
             case ast.UnaryOp(op=ast.Not() | ast.USub()) if node not in self._dropped:
                 yield "condition" if isinstance(node.op, ast.Not) else "sign", node, f"({self._source(node.operand)})"
+            case _:
+                yield from self._of_value(node)
+
+    def _of_value(self, node: ast.AST) -> Iterator[tuple[str, ast.expr | ast.stmt | ast.keyword, str]]:
+        match node:
             case ast.BinOp():
                 yield from self._binary(node)
             case ast.Call():
@@ -218,6 +237,11 @@ class _Maker:
                 for one, other in pairwise(names.elts):
                     swapped = {one: other, other: one}
                     yield "rank", names, ", ".join(self._source(swapped.get(each, each)) for each in names.elts)
+            case _:
+                yield from self._of_statement(node)
+
+    def _of_statement(self, node: ast.AST) -> Iterator[tuple[str, ast.expr | ast.stmt, str]]:
+        match node:
             case ast.Assign(targets=[ast.Subscript()]) | ast.AugAssign() | ast.Expr(value=ast.Call()):
                 yield "statement", node, "pass"
             case ast.Dict():
@@ -299,7 +323,7 @@ class _Maker:
         if word in kinds.KINDS:
             subject = word.partition(".")[0]
             alike = [each for each in kinds.KINDS if each.startswith(subject + ".")]
-            other = alike[(alike.index(cast("kinds.Kind", word)) + 1) % len(alike)]
+            other = alike[(alike.index(word) + 1) % len(alike)]
             yield "change", node, f'"{other if other != word else "order.paid"}"'
         elif word in self._columns:
             yield "column", node, f'"{self._columns[word]}"'

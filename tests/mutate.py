@@ -1,10 +1,12 @@
 """Makes mutants of what the folds mean, and counts how many the tests notice.
 
-    deploy/dev run python -m tests.mutate [--seed N] [--sample K] [--minutes M] [--slots S] [WORD…]
+    deploy/dev run python -m tests.mutate [--seed N] [--sample K] [--minutes M] [--slots S] [--memory [--write]] [WORD…]
 
-Each mutant (see ``tests.mutants``) is put into a copy of the tree, and has to turn the tests of its file red. With a
-sample, K of them chosen by the seed; with words, only those whose name holds all of them. What behaves as the code does is
-listed in ``tests.mutants_explained``, with the reason, and is not run. Prints a table and each survivor with its line.
+Each mutant (see ``tests.mutants``) has to turn the tests of its file red: those of a fold first in memory, where most
+need milliseconds, then in a copy of the tree with a database. With a sample, K of them chosen by the seed; with words,
+only those whose name holds all of them. What behaves as the code does is listed in ``tests.mutants_explained``, with
+the reason, and is not run. In ``--memory`` only mutants of folds are run, without those that take a database to notice:
+see ``tests/mutants_beyond_memory.txt``, which ``--write`` makes again. Prints a table and each survivor with its line.
 Ends with 1 if any mutant survived.
 """
 
@@ -20,12 +22,13 @@ import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from tempfile import TemporaryDirectory
 from typing import Any, Final
 
-from deploy.services import Services, embedded_services
+from deploy.services import embedded_services
 from tests.databases import TEMPLATE_VARIABLE, migrated
 from tests.mutants import ROOT, VIEWS, Mutant, made
 from tests.mutants_explained import EXPLAINED
@@ -41,7 +44,7 @@ TESTS: Final[dict[str, tuple[str, ...]]] = {
     "payment": ("payment", "order_payment"),
     "payment_intent": ("payment_intents", "one_second", "payment"),
     "payment_link": ("payment_link", "one_second", "changes"),
-    "portal": ("portal", "one_second",),
+    "portal": ("portal", "one_second"),
     "refund": ("refunds", "one_second", "refunded"),
     "explain": ("explain", "checkout_session"),
     "0001_spine": ("link_funnel",),
@@ -60,6 +63,7 @@ THEN: Final[dict[str, tuple[str, ...]]] = {
     "0010_true_rows": ("order_book", "refunds_of_orders"),
 }
 """By file: what other tests are run where those notice nothing."""
+BEYOND_MEMORY: Final = ROOT / "tests" / "mutants_beyond_memory.txt"
 FAVORED_MAX: Final = 12
 SECONDS_MAX: Final = 400
 _PARTS: Final = ("api", "deploy", "schemas", "tests", "worker", "pyproject.toml", "Procfile", "README.md")
@@ -72,11 +76,16 @@ def stages(file: str) -> list[list[str]]:
     return [first[:1], first[1:] + [f"tests/test_{each}.py" for each in THEN.get(name, ())]]
 
 
+def literal_tests(file: str) -> list[str]:
+    """Return the test files that are tried in memory for a mutant of *file*."""
+    return [f"tests/test_literals_{each}.py" for each in TESTS[Path(file).stem]]
+
+
 class _Helper:
     """A process that answers each line with one: see ``tests.mutate_slot`` and ``tests.mutate_pure``."""
 
-    def __init__(self, module: str, tree: Path, environment: dict[str, str]) -> None:
-        command, pipe = [sys.executable, "-m", module], subprocess.PIPE
+    def __init__(self, module: str, tree: Path, environment: dict[str, str], *arguments: str) -> None:
+        command, pipe = [sys.executable, "-m", module, *arguments], subprocess.PIPE
         self._process = subprocess.Popen(command, cwd=tree, env=environment, stdin=pipe, stdout=pipe, text=True)
 
     def ask(self, job: dict[str, object]) -> Any:  # noqa: ANN401 - what JSON holds
@@ -93,6 +102,26 @@ class _Helper:
         self._process.wait()
 
 
+class Memory:
+    """A process that runs tests on the mutants of folds without a database: see ``tests.mutate_pure``."""
+
+    def __init__(self, mutants: Iterable[Mutant]) -> None:
+        files = {test for each in mutants if each.is_of_fold for test in literal_tests(each.file)}
+        self._helper = _Helper("tests.mutate_pure", ROOT, dict(os.environ), *sorted(files))
+
+    def close(self) -> None:
+        """End it."""
+        self._helper.close()
+
+    def run(self, mutant: Mutant, favored: Sequence[str]) -> tuple[str, str]:
+        """Return what the tests find of *mutant* that need no database: noticed, with the test, or survived."""
+        if not mutant.is_of_fold:
+            return "survived", ""
+        name, files = mutant.file[:-3].replace("/", "."), literal_tests(mutant.file)
+        by = str(self._helper.ask({"module": name, "text": mutant.text(), "files": files, "favored": favored}))
+        return "noticed" if by else "survived", by
+
+
 class Slot:
     """A process that runs the tests on one mutant after the other, in a tree of its own."""
 
@@ -103,24 +132,13 @@ class Slot:
             copy(ROOT / part, folder / part)
         # Compiled once, the tests start in a fifth of the time.
         environment = {**environment, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": ""}
-        self._whole = _Helper("tests.mutate_slot", folder, environment)
-        self._pure = _Helper("tests.mutate_pure", folder, environment)
+        self._helper = _Helper("tests.mutate_slot", folder, environment)
 
     def close(self) -> None:
-        """End the processes."""
-        self._whole.close()
-        self._pure.close()
+        """End the process."""
+        self._helper.close()
 
-    def run_pure(self, mutant: Mutant, favored: Sequence[str]) -> tuple[str, str]:
-        """Return what the tests find of *mutant* that need no database: noticed, with the test, or survived."""
-        if not mutant.file.startswith("worker/folds/"):
-            return "survived", ""
-        files = [file for files in stages(mutant.file) for file in files]
-        job = {"module": mutant.file[:-3].replace("/", "."), "text": mutant.text(), "files": files, "favored": favored}
-        by = str(self._pure.ask(job))
-        return "noticed" if by else "survived", by
-
-    def run_whole(self, mutant: Mutant, favored: Sequence[str]) -> tuple[str, str]:
+    def run(self, mutant: Mutant, favored: Sequence[str]) -> tuple[str, str]:
         """Return what became of *mutant* (noticed, survived or broken), and the test that noticed it."""
         path = self._tree / mutant.file
         original, stat = path.read_text(), path.stat()
@@ -131,7 +149,7 @@ class Slot:
             job = {"favored": favored, "seconds": SECONDS_MAX, "migrates": mutant.file in VIEWS}
             found = ("survived", "")
             for tests in filter(None, stages(mutant.file)):
-                verdict, by = self._whole.ask({**job, "tests": tests})
+                verdict, by = self._helper.ask({**job, "tests": tests})
                 found = (verdict, by)
                 if found[0] != "survived":
                     break
@@ -153,18 +171,21 @@ class Run:
         for each in mutants:
             if each not in self.found:
                 self._waiting.put(each)
-        self._left: SimpleQueue[Mutant] = SimpleQueue()
+        self.left: SimpleQueue[Mutant] = SimpleQueue()
         self._deadline = deadline
         self._lock = threading.Lock()
         self._killers: dict[str, Counter[str]] = defaultdict(Counter)
 
-    def work(self, slot: Slot) -> None:
-        """Take one mutant after the other until none is left or the time is over: all in memory, then the rest."""
+    def remember(self, memory: Memory) -> None:
+        """Try each mutant in memory, and leave what is not noticed there."""
         for mutant in self._each(self._waiting):
-            if not self._try(slot.run_pure, mutant, is_last=False):
-                self._left.put(mutant)
-        for mutant in self._each(self._left):
-            self._try(slot.run_whole, mutant, is_last=True)
+            if not self._try(memory.run, mutant, is_last=False):
+                self.left.put(mutant)
+
+    def work(self, slot: Slot) -> None:
+        """Try one after the other of what is left."""
+        for mutant in self._each(self.left):
+            self._try(slot.run, mutant, is_last=True)
 
     def _each(self, waiting: SimpleQueue[Mutant]) -> Iterator[Mutant]:
         while time.monotonic() < self._deadline:
@@ -181,8 +202,14 @@ class Run:
             self._note(mutant, verdict, by, time.monotonic() - started)
         return is_known
 
+    def survivors(self, *, is_over: bool) -> list[Mutant]:
+        """Return what no test noticed; what is left survived too where that *is_over*."""
+        while is_over and not self.left.empty():
+            self.found[self.left.get()] = "survived"
+        return [each for each, verdict in self.found.items() if verdict == "survived"]
+
     def _favored(self, mutant: Mutant) -> list[str]:
-        """Return the tests that noticed other mutants of this function, then of this file, the most successful first."""
+        """Return the tests that noticed other mutants of this function, then of this file, the likeliest first."""
         with self._lock:
             near, far = (self._killers[key].most_common() for key in (f"{mutant.file} {mutant.scope}", mutant.file))
         return list(dict.fromkeys(test for test, _ in (*near, *far)))[:FAVORED_MAX]
@@ -223,31 +250,40 @@ def table_of(found: dict[Mutant, str]) -> Iterator[str]:
         yield f"{name:<50}{len(group):>7}{of['noticed']:>9}{of['explained']:>11}{of['survived']:>10}"
 
 
-def chosen(words: Iterable[str], *, seed: int, sample: int | None) -> list[Mutant]:
-    """Return the mutants to be run, in an order that the *seed* decides."""
+def chosen(words: Iterable[str], *, seed: int, memory: bool, again: bool) -> list[Mutant]:
+    """Return the mutants to be run, in an order that the *seed* decides: in *memory* those that are noticed there."""
     mutants = [each for each in made() if all(word in each.name for word in words)]
+    if memory:
+        beyond = set() if again else set(BEYOND_MEMORY.read_text().splitlines())
+        mutants = [each for each in mutants if each.is_of_fold and each.name not in beyond]
     random.Random(seed).shuffle(mutants)
-    return mutants[:sample]
+    return mutants
 
 
-def run(mutants: Sequence[Mutant], services: Services, *, minutes: float, slots: int) -> dict[Mutant, str]:
-    """Run the tests on each of *mutants* that is not explained, and return what became of each."""
-    result = Run(mutants, deadline=time.monotonic() + minutes * 60)
-    urls = {"DATABASE_URL": services.database_url, "REDIS_URL": services.redis_url}
-    with TemporaryDirectory(prefix="payfold-mutants-") as folder, migrated(services.database_url) as template:
-        environment = {**os.environ, **urls, TEMPLATE_VARIABLE: template}
-        running = []
-        for number in range(slots):
-            (Path(folder) / str(number)).mkdir()
-            running.append(Slot(Path(folder) / str(number), environment))
-        threads = [threading.Thread(target=result.work, args=(slot,)) for slot in running]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        for slot in running:
-            slot.close()
-    return result.found
+def _in_threads(work: Callable[[Any], None], helpers: Sequence[Memory] | Sequence[Slot]) -> None:
+    threads = [threading.Thread(target=work, args=(each,)) for each in helpers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for each in helpers:
+        each.close()
+
+
+def run_whole(result: Run, *, slots: int) -> None:
+    """Run the tests with a database on what is left of *result*."""
+    given = (os.environ.get("DATABASE_URL"), os.environ.get("REDIS_URL"))
+    with ExitStack() as running:
+        folder = Path(running.enter_context(TemporaryDirectory(prefix="payfold-mutants-")))
+        services = running.enter_context(
+            embedded_services(folder / "services", durable=False, database_url=given[0], redis_url=given[1])
+        )
+        template = running.enter_context(migrated(services.database_url))
+        urls = {"DATABASE_URL": services.database_url, "REDIS_URL": services.redis_url, TEMPLATE_VARIABLE: template}
+        trees = [folder / str(number) for number in range(slots)]
+        for tree in trees:
+            tree.mkdir()
+        _in_threads(result.work, [Slot(tree, {**os.environ, **urls}) for tree in trees])
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -258,22 +294,27 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--sample", type=int)
     parser.add_argument("--minutes", type=float, default=100)
     parser.add_argument("--slots", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--memory", action="store_true")
+    parser.add_argument("--write", action="store_true")
     given = parser.parse_args(arguments)
-    started, mutants = time.monotonic(), chosen(given.words, seed=given.seed, sample=given.sample)
-    with TemporaryDirectory(prefix="payfold-mutants-") as folder, embedded_services(
-        Path(folder) / "services",
-        durable=False,
-        database_url=os.environ.get("DATABASE_URL"),
-        redis_url=os.environ.get("REDIS_URL"),
-    ) as services:
-        found = run(mutants, services, minutes=given.minutes, slots=given.slots)
-    print("\n".join(table_of(found)))  # noqa: T201 - its output
-    survivors = [each for each, verdict in found.items() if verdict == "survived"]
+    started, mutants = time.monotonic(), chosen(given.words, seed=given.seed, memory=given.memory, again=given.write)
+    result = Run(mutants[: given.sample], deadline=time.monotonic() + given.minutes * 60)
+    _in_threads(result.remember, [Memory(mutants[: given.sample]) for _ in range(given.slots)])
+    if not given.memory:
+        run_whole(result, slots=given.slots)
+    survivors = result.survivors(is_over=given.memory)
+    if given.write:
+        BEYOND_MEMORY.write_text("".join(f"{name}\n" for name in sorted(each.name for each in survivors)))
+    _report(result, survivors)
+    minutes = (time.monotonic() - started) / 60
+    print(f"{len(result.found)} mutants in {minutes:.1f} minutes; repeat with --seed {given.seed}")  # noqa: T201 - its output
+    return min(len(survivors), 1)
+
+
+def _report(result: Run, survivors: Sequence[Mutant]) -> None:
+    print("\n".join(table_of(result.found)))  # noqa: T201 - its output
     for each in survivors:
         print(f"\nsurvived: {each.name}\n{diff_of(each)}")  # noqa: T201 - as above
-    minutes = (time.monotonic() - started) / 60
-    print(f"{len(found)} of {len(mutants)} mutants in {minutes:.1f} minutes; repeat with --seed {given.seed}")  # noqa: T201 - as above
-    return min(len(survivors), 1)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """Runs literal tests on the folds alone: no database, so that a mutant of a fold costs a fraction of a second.
 
-A test that takes events in and reads rows, changes or anomalies by a simple query can be answered from memory: the present
-folds and joins, driven batch by batch as the projection drives them. Which tests can is found by running them at the
-start; what else they need (a view, another process) is left to the database. Then a module and its text, as a mutant has
-it, come from stdin, a line each, and the answer is the test that notices.
+A test that takes events in and reads rows, changes or anomalies by a simple query can be answered from memory: the
+present folds and joins, driven batch by batch as the projection drives them. Which tests can is found by running them
+at the start; what else they need (a view, another process) is left to the database. Then a module and its text, as a
+mutant has it, come from stdin, a line each, and the answer is the test that notices. The arguments are the test files.
 """
 
 import gc
@@ -18,7 +18,6 @@ from contextlib import contextmanager
 from datetime import datetime
 from functools import cached_property
 from importlib import import_module
-from pathlib import Path
 from types import FunctionType, ModuleType, SimpleNamespace
 from typing import Any, Final, cast
 
@@ -92,7 +91,9 @@ class World:
     def _save(self, touched: Mapping[Subject, None], fresh: dict[tuple[str, bool, str], str]) -> None:
         moved = {each for each in touched if each in self._own}
         for _ in range(2):  # a refund names a charge, which names the intent of an order
-            moved |= {near for each in moved for link in _links(each, self._own[each].row) for near in self._linked[link]}
+            moved |= {
+                near for each in moved for link in _links(each, self._own[each].row) for near in self._linked[link]
+            }
         saved = SimpleNamespace(fresh=fresh)
         for subject in sorted(moved):
             joined, held = self._settled(subject), self.rows.get(subject)
@@ -103,7 +104,9 @@ class World:
             for change, by in projection._implied(subject, joined, known, saved):  # type: ignore[arg-type]  # what it reads
                 self._append(subject, change.kind, change.before, change.after, by)
 
-    def _append(self, subject: Subject, kind: str, before: object, after: Mapping[str, Any], by: dict[str, Any]) -> None:
+    def _append(
+        self, subject: Subject, kind: str, before: object, after: Mapping[str, Any], by: dict[str, Any]
+    ) -> None:
         name = folds.SHAPES[subject.table].subject
         change = {"account": subject.account, "livemode": subject.livemode, "subject": name, "subject_id": subject.id}
         change |= {"kind": kind, **by, "before": before, "after": dict(after), "withheld": None}
@@ -113,7 +116,9 @@ class World:
             key = (subject.account, subject.livemode, subject.id)
             announced = {key: (own[-1]["after"], [each["kind"] for each in own])} if own else {}
             found = correcting._settled(change, announced)
-        one_shots = {(each["subject_id"], each["kind"]) for each in self.changes if each["kind"] in tables.ONE_SHOT_KINDS}
+        one_shots = {
+            (each["subject_id"], each["kind"]) for each in self.changes if each["kind"] in tables.ONE_SHOT_KINDS
+        }
         self.changes += [each for each in found if (each["subject_id"], each["kind"]) not in one_shots]
 
     def _settled(self, subject: Subject) -> Joined:
@@ -158,7 +163,12 @@ class World:
         """What simple queries are asked of."""
         made = sqlite3.connect(":memory:")
         anomalies = [
-            {"subject_id": subject.id, "kind": each.kind, "subject": folds.SHAPES[subject.table].subject, "detail": each.detail}
+            {
+                "subject_id": subject.id,
+                "kind": each.kind,
+                "subject": folds.SHAPES[subject.table].subject,
+                "detail": each.detail,
+            }
             for subject, joined in self.rows.items()
             for each in joined.anomalies
         ]
@@ -183,7 +193,8 @@ def _fill(memory: sqlite3.Connection, table: Table, rows: list[dict[str, Any]]) 
     names = [column.name for column in table.columns]
     memory.execute(f"CREATE TABLE {table.name} ({', '.join(names)})")
     marks = ", ".join("?" * len(names))
-    memory.executemany(f"INSERT INTO {table.name} VALUES ({marks})", [[_kept(row.get(each)) for each in names] for row in rows])
+    insert = f"INSERT INTO {table.name} VALUES ({marks})"  # noqa: S608 - our own names
+    memory.executemany(insert, [[_kept(row.get(each)) for each in names] for row in rows])
 
 
 def _kept(value: Any) -> Any:  # noqa: ANN401 - a column's value
@@ -322,8 +333,8 @@ def listen(files: Iterable[str]) -> Tests:
         small = all(sum(map(len, one.batches)) <= EVENTS_MAX for one in arguments if isinstance(one, Listener))
         if not small or not found.run(each):
             del found.found[each]
-    for each in Listener.made:
-        each.computed = (0, World())
+    for listener in Listener.made:
+        listener.computed = (0, World())
     gc.freeze()
     return found
 
@@ -350,7 +361,9 @@ def noticed_by(tests: Tests, files: list[str], favored: list[str]) -> str:
     """Return the first test of *files* that fails now, the *favored* ones first; '' for none."""
     place = {name: number for number, name in enumerate(favored)}
     wanted = [name for name in tests.found if name.partition("::")[0] in files]
-    return next((name for name in sorted(wanted, key=lambda name: place.get(name, len(place))) if not tests.run(name)), "")
+    return next(
+        (name for name in sorted(wanted, key=lambda name: place.get(name, len(place))) if not tests.run(name)), ""
+    )
 
 
 def run(tests: Tests, job: dict[str, Any]) -> str:
@@ -375,6 +388,6 @@ def run(tests: Tests, job: dict[str, Any]) -> str:
 if __name__ == "__main__":
     answers = os.dup(1)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    able = listen(sorted(str(each) for each in Path("tests").glob("test_literals_*.py") if "explain" not in each.name))
+    able = listen(sys.argv[1:])
     for line in sys.stdin:
         os.write(answers, json.dumps(run(able, json.loads(line))).encode() + b"\n")

@@ -1,7 +1,7 @@
-"""Runs tests on a tree that changes between the runs: a process for each, forked from one that imported the rest before.
+"""Runs tests on a tree that changes between the runs: a process for each, forked from one that imported the rest.
 
-Reads from stdin, a line each: the test files, the tests that come first, and the seconds it may take. Answers what became
-of it, and the test that noticed. ``tests.mutate`` starts it.
+Reads from stdin, a line each: the test files, the tests that come first, and the seconds it may take. Answers what
+became of it, and the test that noticed. ``tests.mutate`` starts it.
 """
 
 import gc
@@ -11,6 +11,7 @@ import select
 import signal
 import sys
 from contextlib import suppress
+from importlib import import_module
 from typing import Any, Final
 
 import pytest
@@ -42,10 +43,8 @@ class Watch:
 
 def preload() -> None:
     """Import what the tests import, and forget those modules of ours that may change or that use such ones."""
-    import tests.command
-    import tests.stripe_payments
-    import worker.explain  # noqa: F401 - for what it imports
-
+    for name in ("tests.command", "tests.stripe_payments", "worker.explain"):
+        import_module(name)
     for name in list(sys.modules):
         if name.partition(".")[0] in _CHANGES and name not in ("__main__", "deploy") and not name.startswith(_STAYS):
             del sys.modules[name]

@@ -1,7 +1,7 @@
 """The real application on a real server, for the tests that speak HTTP."""
 
-import os
 import hashlib
+import os
 import secrets
 import socket
 import threading

@@ -285,3 +285,25 @@ def test_a_portal_session_whose_time_is_up(engine: Engine) -> None:
 
     over: Json = {**SESSION_ROW, "expired_at": at(LATER), "as_of": at(LATER)}
     assert_rows(engine, {"portal_sessions": [{"id": id_, **over, "event_id": f"evt_{id_}_end"} for id_ in ("a", "b")]})
+
+
+def test_a_configuration_that_an_older_event_follows(engine: Engine) -> None:
+    """A configuration's own `updated` comes before the event's time, also where the older one arrives on its own later."""
+    updated = "billing_portal.configuration.updated"
+    newer = {**CONFIGURATION, "id": "bpc_n", "name": "Newer", "updated": CHANGED}
+    older = {**CONFIGURATION, "id": "bpc_n", "name": "Older", "updated": CHANGED - 1}
+    take_in(engine, event("evt_newer", updated, CHANGED, newer), event("evt_older", updated, LATER, older))
+
+    found = rows(engine, "SELECT name, event_id FROM portal_configurations")
+    assert found == [{"name": "Newer", "event_id": "evt_newer"}]
+
+
+def test_what_is_reported_of_a_session_after_its_end(engine: Engine) -> None:
+    """Our clock's word outranks what is created later, which arrives on its own."""
+    clock = "payfold.billing_portal.session.clock_expired"
+    observed = "payfold.billing_portal.session.observed"
+    ended = event("evt_end", clock, CHANGED, {**SESSION, "id": "bps_e"})
+    take_in(engine, ended, event("obs_later", observed, LATER, {**SESSION, "id": "bps_e"}))
+
+    found = rows(engine, "SELECT event_id, expired_at FROM portal_sessions")
+    assert found == [{"event_id": "evt_end", "expired_at": at(CHANGED)}]

@@ -71,14 +71,13 @@ _PARTS: Final = ("api", "deploy", "schemas", "tests", "worker", "pyproject.toml"
 
 def stages(file: str) -> list[list[str]]:
     """Return the test files that are run for a mutant of *file*: first some, then the rest."""
-    name = Path(file).stem
-    first = [f"tests/test_literals_{each}.py" for each in TESTS[name]]
-    return [first[:1], first[1:] + [f"tests/test_{each}.py" for each in THEN.get(name, ())]]
+    first = literal_tests(file)
+    return [first[:1], first[1:] + [f"tests/test_{each}.py" for each in THEN.get(Path(file).stem, ())]]
 
 
 def literal_tests(file: str) -> list[str]:
     """Return the test files that are tried in memory for a mutant of *file*."""
-    return [f"tests/test_literals_{each}.py" for each in TESTS[Path(file).stem]]
+    return [f"tests/test_literals_{each}.py" for each in (*TESTS[Path(file).stem], "subjects")]
 
 
 class _Helper:

@@ -290,12 +290,17 @@ def test_a_portal_session_whose_time_is_up(engine: Engine) -> None:
 def test_a_configuration_that_an_older_event_follows(engine: Engine) -> None:
     """A configuration's own `updated` comes before the event's time, also where the older one arrives on its own later."""
     updated = "billing_portal.configuration.updated"
-    newer = {**CONFIGURATION, "id": "bpc_n", "name": "Newer", "updated": CHANGED}
-    older = {**CONFIGURATION, "id": "bpc_n", "name": "Older", "updated": CHANGED - 1}
-    take_in(engine, event("evt_newer", updated, CHANGED, newer), event("evt_older", updated, LATER, older))
+    # Updated between the event before and this one; and one that does not say when, which counts by its own time.
+    newer = {**CONFIGURATION, "id": "bpc_1", "updated": CHANGED + 5}
+    older = {**CONFIGURATION, "id": "bpc_1", "updated": CHANGED + 2}
+    take_in(engine, event("evt_1_newer", updated, CHANGED, newer), event("evt_1_older", updated, LATER, older))
+    silent = {name: value for name, value in CONFIGURATION.items() if name != "updated"}
+    dated = {**CONFIGURATION, "id": "bpc_2", "updated": CHANGED}
+    take_in(engine, event("evt_2_newer", updated, LATER, {**silent, "id": "bpc_2"}))
+    take_in(engine, event("evt_2_older", updated, CHANGED, dated))
 
-    found = rows(engine, "SELECT name, event_id FROM portal_configurations")
-    assert found == [{"name": "Newer", "event_id": "evt_newer"}]
+    found = rows(engine, "SELECT event_id FROM portal_configurations ORDER BY id")
+    assert found == [{"event_id": "evt_1_newer"}, {"event_id": "evt_2_newer"}]
 
 
 def test_what_is_reported_of_a_session_after_its_end(engine: Engine) -> None:

@@ -13,6 +13,7 @@ from sqlalchemy import Engine
 from tests.envelopes import event
 from tests.ledger import anomalies, kinds, rows, take_in
 from tests.literals import assert_rows, at
+from worker import folds
 
 T = 1_700_000_000
 
@@ -636,3 +637,12 @@ def test_lines_that_are_not_listed(engine: Engine) -> None:
             "credit_note_lines": [{**LINE_ROW_1, **_seen("evt_1", T)}],
         },
     )
+
+
+def test_an_update_of_a_note_is_no_change() -> None:
+    """Of an issued note only memo and metadata change (docs.stripe.com/api/credit_notes/update): no news of money."""
+    shape = folds.SHAPES["credit_notes"]
+    issued = {**shape.empty, "status": "issued", "type": "pre_payment", "amount": 300}
+
+    assert shape.changes(issued, {**issued, "memo": "another"}) == []
+    assert [each.kind for each in shape.changes(issued, {**issued, "status": "void"})] == ["credit_note.voided"]

@@ -288,7 +288,7 @@ def test_a_portal_session_whose_time_is_up(engine: Engine) -> None:
 
 
 def test_a_configuration_that_an_older_event_follows(engine: Engine) -> None:
-    """A configuration's own `updated` comes before the event's time, also where the older one arrives on its own later."""
+    """A configuration's own `updated` comes before the event's time, also where the older one arrives alone later."""
     updated = "billing_portal.configuration.updated"
     # Updated between the event before and this one; and one that does not say when, which counts by its own time.
     newer = {**CONFIGURATION, "id": "bpc_1", "updated": CHANGED + 5}

@@ -327,7 +327,8 @@ def listen(files: Iterable[str]) -> Tests:
         setattr(module, name, stand_in)
     found = Tests()
     options = ["-q", "-n", "0", "-p", "no:cacheprovider", "--tb=no", "--assert=plain", "--disable-warnings"]
-    pytest.main([*options, *files], plugins=[found])
+    if chosen := list(files):  # without any, all tests there are would be run
+        pytest.main([*options, *chosen], plugins=[found])
     for each in list(found.found):
         arguments = found.found[each][1].values()
         small = all(sum(map(len, one.batches)) <= EVENTS_MAX for one in arguments if isinstance(one, Listener))

@@ -646,3 +646,26 @@ def test_an_update_of_a_note_is_no_change() -> None:
 
     assert shape.changes(issued, {**issued, "memo": "another"}) == []
     assert [each.kind for each in shape.changes(issued, {**issued, "status": "void"})] == ["credit_note.voided"]
+
+
+def test_what_a_change_holds() -> None:
+    """A reader acts on each part of the note's money and on whose it is; number, memo and times are read elsewhere."""
+    shown = {
+        "status": "issued",
+        "type": "mixed",
+        "reason": "duplicate",
+        "currency": "usd",
+        "amount": 1000,
+        "pre_payment_amount": 100,
+        "post_payment_amount": 900,
+        "refunded_amount": 500,
+        "out_of_band_amount": 150,
+        "to_balance_amount": 250,
+        "customer": "cus_1",
+        "invoice": "in_1",
+        "customer_balance_transaction": "cbtxn_1",
+    }
+    shape = folds.SHAPES["credit_notes"]
+
+    [change] = shape.changes(None, {**shape.empty, **shown, "number": "CN-1", "memo": "memo"})
+    assert (change.kind, change.before, change.after) == ("credit_note.issued", None, shown)

@@ -650,7 +650,7 @@ def test_an_update_of_a_note_is_no_change() -> None:
 
 def test_what_a_change_holds() -> None:
     """A reader acts on each part of the note's money and on whose it is; number, memo and times are read elsewhere."""
-    shown = {
+    shown: dict[str, Any] = {
         "status": "issued",
         "type": "mixed",
         "reason": "duplicate",

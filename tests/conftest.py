@@ -21,7 +21,7 @@ from hypothesis import settings
 from psycopg.sql import SQL, Identifier
 
 from deploy.services import Postgres, Services, Valkey
-from tests.databases import drop
+from tests.databases import TEMPLATE_VARIABLE, drop, migrated
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -125,11 +125,10 @@ def services(request: pytest.FixtureRequest) -> Services:
 @pytest.fixture(scope="session")
 def template_database(services: Services) -> Iterator[str]:
     """Return the name of a migrated database with nothing in it, from which others are copied."""
-    from schemas.migrate import upgrade  # noqa: PLC0415 - the tests of the servers themselves need no schema
-
-    name = f"payfold_template_{secrets.token_hex(4)}"
-    with _database(services.database_url, name):
-        upgrade(_at_database(services.database_url, name))
+    if given := os.environ.get(TEMPLATE_VARIABLE):
+        yield given
+        return
+    with migrated(services.database_url) as name:
         yield name
 
 

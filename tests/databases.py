@@ -1,12 +1,18 @@
 """Databases that tests make for themselves."""
 
+import secrets
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final
+from urllib.parse import urlsplit
 
 import psycopg
 from psycopg.sql import SQL, Identifier
 
 DROP_SECONDS_MAX: Final = 30
+TEMPLATE_VARIABLE: Final = "PAYFOLD_TEST_TEMPLATE"
+"""Names a migrated database from which tests copy theirs, so that a run of few tests need not migrate one."""
 
 
 def drop(connection: "psycopg.Connection[tuple[object, ...]]", name: str) -> None:
@@ -20,3 +26,18 @@ def drop(connection: "psycopg.Connection[tuple[object, ...]]", name: str) -> Non
                 raise
         else:
             return
+
+
+@contextmanager
+def migrated(server_url: str) -> Iterator[str]:
+    """Make a migrated database with nothing in it, and yield its name."""
+    from schemas.migrate import upgrade  # noqa: PLC0415 - the tests of the servers themselves need no schema
+
+    name = f"payfold_template_{secrets.token_hex(4)}"
+    with psycopg.connect(server_url, autocommit=True) as connection:
+        connection.execute(SQL("CREATE DATABASE {}").format(Identifier(name)))
+        try:
+            upgrade(urlsplit(server_url)._replace(path=f"/{name}").geturl())
+            yield name
+        finally:
+            drop(connection, name)

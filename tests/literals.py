@@ -30,11 +30,18 @@ def assert_rows(engine: Engine, expected: Rows, *, views: Iterable[str] = ()) ->
     """
     names = [*(table.name for table in tables.PROJECTIONS), *views]
     assert set(expected) <= set(names), f"no such table: {set(expected) - set(names)}"
+    wanted = in_whole(expected)
     for name in names:
-        wanted = [{**WORLD, **row} for row in expected.get(name, ())]
-        for row in wanted:
+        assert sorted_rows(_found(engine, TABLES[name])) == wanted.get(name, []), name
+
+
+def in_whole(expected: Rows) -> dict[str, list[dict[str, Any]]]:
+    """Return the rows *expected* by table, sorted, each with its account and mode."""
+    wanted = {name: [{**WORLD, **row} for row in rows] for name, rows in expected.items()}
+    for name, rows in wanted.items():
+        for row in rows:
             assert set(row) == set(TABLES[name].columns.keys()), f"a row of {name} does not name every column"
-        assert _sorted(_found(engine, TABLES[name])) == _sorted(wanted), name
+    return {name: sorted_rows(rows) for name, rows in wanted.items()}
 
 
 def _found(engine: Engine, table: Table) -> list[dict[str, Any]]:
@@ -42,5 +49,6 @@ def _found(engine: Engine, table: Table) -> list[dict[str, Any]]:
         return [dict(row) for row in connection.execute(select(table)).mappings()]
 
 
-def _sorted(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def sorted_rows(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return *rows* in an order that they alone decide."""
     return sorted(({name: row[name] for name in sorted(row)} for row in rows), key=repr)

@@ -274,6 +274,10 @@ HISTORIES: dict[str, tuple[list[bytes], tuple[object, ...]]] = {
         [event("evt_p@", "charge.pending", 10, PENDING)],
         ("pending", True, None, None, False, "evt_p@", []),
     ),
+    "read": (
+        [event("obs_1@", "payfold.charge.observed", 10, charge())],
+        ("succeeded", True, at(T + 10), None, False, "obs_1@", []),
+    ),
     "uncaptured": (
         [event("evt_h@", "charge.succeeded", 10, hold())],
         ("succeeded", False, None, None, False, "evt_h@", []),

@@ -13,6 +13,7 @@ from sqlalchemy import Engine
 from tests.envelopes import event
 from tests.ledger import anomalies, kinds, rows, take_in
 from tests.literals import assert_rows, at
+from worker import folds
 
 T = 1_700_000_000
 
@@ -636,3 +637,35 @@ def test_lines_that_are_not_listed(engine: Engine) -> None:
             "credit_note_lines": [{**LINE_ROW_1, **_seen("evt_1", T)}],
         },
     )
+
+
+def test_an_update_of_a_note_is_no_change() -> None:
+    """Of an issued note only memo and metadata change (docs.stripe.com/api/credit_notes/update): no news of money."""
+    shape = folds.SHAPES["credit_notes"]
+    issued = {**shape.empty, "status": "issued", "type": "pre_payment", "amount": 300}
+
+    assert shape.changes(issued, {**issued, "memo": "another"}) == []
+    assert [each.kind for each in shape.changes(issued, {**issued, "status": "void"})] == ["credit_note.voided"]
+
+
+def test_what_a_change_holds() -> None:
+    """A reader acts on each part of the note's money and on whose it is; number, memo and times are read elsewhere."""
+    shown: dict[str, Any] = {
+        "status": "issued",
+        "type": "mixed",
+        "reason": "duplicate",
+        "currency": "usd",
+        "amount": 1000,
+        "pre_payment_amount": 100,
+        "post_payment_amount": 900,
+        "refunded_amount": 500,
+        "out_of_band_amount": 150,
+        "to_balance_amount": 250,
+        "customer": "cus_1",
+        "invoice": "in_1",
+        "customer_balance_transaction": "cbtxn_1",
+    }
+    shape = folds.SHAPES["credit_notes"]
+
+    [change] = shape.changes(None, {**shape.empty, **shown, "number": "CN-1", "memo": "memo"})
+    assert (change.kind, change.before, change.after) == ("credit_note.issued", None, shown)

@@ -579,3 +579,13 @@ def test_what_is_no_customer(engine: Engine) -> None:
     take_in(engine, *(event(f"evt_{number}", kind, T, about) for number, (kind, about) in enumerate(OTHERS)))
 
     assert_rows(engine, {})
+
+
+def test_a_customer_that_reports_no_balance(engine: Engine) -> None:
+    """A currency alone makes no row of a balance, and neither does a null."""
+    about = {"object": "customer", "currency": "usd", "livemode": False, "metadata": {}}
+    silent, null = {**about, "id": "cus_a"}, {**about, "id": "cus_b", "balance": None}
+    take_in(engine, event("evt_a", "customer.created", T, silent), event("evt_b", "customer.created", T, null))
+
+    assert rows(engine, "SELECT id FROM customers ORDER BY id") == [{"id": "cus_a"}, {"id": "cus_b"}]
+    assert rows(engine, "SELECT customer FROM balances") == []

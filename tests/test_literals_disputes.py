@@ -488,3 +488,14 @@ def test_several_disputes_of_one_order(engine: Engine) -> None:
     )
 
     assert ledger.rows(engine, "SELECT disputed_amount FROM order_book") == [{"disputed_amount": 351}]
+
+
+def test_every_status_of_the_reference_is_known(engine: Engine) -> None:
+    """None of the statuses of docs.stripe.com/api/disputes/object is an anomaly, in a reading as in an event."""
+    for number, status in enumerate(STATUSES):
+        about = dispute(f"du_{number}", status=status)
+        ledger.take_in(engine, event(f"obs_{number}", "payfold.dispute.observed", 2000 + number, about))
+
+    found = ledger.rows(engine, "SELECT status FROM disputes")
+    assert sorted(row["status"] for row in found) == sorted(STATUSES)
+    assert ledger.anomalies(engine) == []

@@ -299,3 +299,13 @@ def assert_rows_of_2015(engine: Engine, seen: dict[str, Any]) -> None:
     }
     invoice = {**OLD_INVOICE_ROW, **unknown, "paid_at": at(T + 9)}
     assert_rows(engine, {"invoices": [{**invoice, **seen}], "invoice_payments": [{**payment, **seen}]})
+
+
+def test_an_old_invoice_that_is_void_after_it_was_paid(engine: Engine) -> None:
+    """The payment keeps the time at which it was made; its invoice is noted as paid and void elsewhere."""
+    about = {**OLD_INVOICE, "id": "in_v", "payment_intent": "pi_v", "charge": "ch_v"}
+    void = {**about, "status": "void", "status_transitions": {"paid_at": None, "voided_at": T + 20}}
+    take_in(engine, event("evt_1", "invoice.paid", T + 9, about), event("evt_2", "invoice.voided", T + 20, void))
+
+    [payment] = rows(engine, "SELECT status, paid_at, event_id FROM invoice_payments")
+    assert payment == {"status": "canceled", "paid_at": at(T + 3), "event_id": "evt_2"}

@@ -85,6 +85,8 @@ HISTORIES: Mapping[str, tuple[Sequence[Step], int, Json, Sequence[str]]] = {
         [ACTIVATED],
     ),
     "one_second_off": ([(UPDATED, MADE, OFF, ON), (CREATED, MADE, {}, None)], 0, OFF, [DEACTIVATED]),
+    # A version that would not report whether it is active: no change is known.
+    "not_said": ([(CREATED, MADE, {"active": None}, None)], 0, {"active": None}, []),
     "renamed": (
         [(CREATED, MADE, {}, None), (UPDATED, CHANGED, {"metadata": {"sku": "3"}}, {"metadata": {"sku": "1"}})],
         1,

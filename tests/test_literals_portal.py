@@ -285,3 +285,30 @@ def test_a_portal_session_whose_time_is_up(engine: Engine) -> None:
 
     over: Json = {**SESSION_ROW, "expired_at": at(LATER), "as_of": at(LATER)}
     assert_rows(engine, {"portal_sessions": [{"id": id_, **over, "event_id": f"evt_{id_}_end"} for id_ in ("a", "b")]})
+
+
+def test_a_configuration_that_an_older_event_follows(engine: Engine) -> None:
+    """A configuration's own `updated` comes before the event's time, also where the older one arrives alone later."""
+    updated = "billing_portal.configuration.updated"
+    # Updated between the event before and this one; and one that does not say when, which counts by its own time.
+    newer = {**CONFIGURATION, "id": "bpc_1", "updated": CHANGED + 5}
+    older = {**CONFIGURATION, "id": "bpc_1", "updated": CHANGED + 2}
+    take_in(engine, event("evt_1_newer", updated, CHANGED, newer), event("evt_1_older", updated, LATER, older))
+    silent = {name: value for name, value in CONFIGURATION.items() if name != "updated"}
+    dated = {**CONFIGURATION, "id": "bpc_2", "updated": CHANGED}
+    take_in(engine, event("evt_2_newer", updated, LATER, {**silent, "id": "bpc_2"}))
+    take_in(engine, event("evt_2_older", updated, CHANGED, dated))
+
+    found = rows(engine, "SELECT event_id FROM portal_configurations ORDER BY id")
+    assert found == [{"event_id": "evt_1_newer"}, {"event_id": "evt_2_newer"}]
+
+
+def test_what_is_reported_of_a_session_after_its_end(engine: Engine) -> None:
+    """Our clock's word outranks what is created later, which arrives on its own."""
+    clock = "payfold.billing_portal.session.clock_expired"
+    observed = "payfold.billing_portal.session.observed"
+    ended = event("evt_end", clock, CHANGED, {**SESSION, "id": "bps_e"})
+    take_in(engine, ended, event("obs_later", observed, LATER, {**SESSION, "id": "bps_e"}))
+
+    found = rows(engine, "SELECT event_id, expired_at FROM portal_sessions")
+    assert found == [{"event_id": "evt_end", "expired_at": at(CHANGED)}]

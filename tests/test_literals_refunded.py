@@ -593,3 +593,17 @@ def test_a_dispute_through_the_invoice(engine: Engine) -> None:
     )
 
     assert ledger.rows(engine, "SELECT disputed_amount FROM order_book") == [{"disputed_amount": 40}]
+
+
+def test_a_loose_refund_of_an_order_in_two_currencies(engine: Engine) -> None:
+    """What was captured has no one sum, so that it is not known whether a refund of an unknown charge is all of it."""
+    ledger.take_in(
+        engine,
+        event("evt_1", "checkout.session.completed", 10, session("cs_1", payment_intent="pi_1")),
+        event("evt_2", "charge.succeeded", 11, charge("ch_1", payment_intent="pi_1")),
+        event("evt_3", "charge.succeeded", 12, charge("ch_2", payment_intent="pi_1", currency="eur")),
+        event("evt_4", "refund.created", 20, refund("re_1", created=20, payment_intent="pi_1", charge="ch_x")),
+    )
+
+    found = ledger.rows(engine, "SELECT refunded_amount, refund_status FROM order_book")
+    assert found == [{"refunded_amount": 1500, "refund_status": None}]

@@ -250,6 +250,7 @@ HISTORIES: dict[str, tuple[list[bytes], tuple[object, ...]]] = {
         ],
         ("failed", "expired_or_canceled_card", at(T + 10), "evt_1f@", []),
     ),
+    "read": ([reported("obs_1@", "payfold.refund.observed", 20, "succeeded")], ("succeeded", None, None, "obs_1@", [])),
     "unknown": (
         [reported("evt_u@", "refund.updated", 20, "under_review")],
         ("under_review", None, None, "evt_u@", ["unknown_status"]),

@@ -1,6 +1,7 @@
 """The real application on a real server, for the tests that speak HTTP."""
 
 import hashlib
+import os
 import secrets
 import socket
 import threading
@@ -26,7 +27,7 @@ from deploy.services import Services
 from schemas.broker import FOLD_QUEUE
 from schemas.migrate import upgrade
 from schemas.settings import Settings
-from tests.databases import drop
+from tests.databases import TEMPLATE_VARIABLE, drop
 
 SECRET: Final = "whsec_test"
 TOKENS: Final = {
@@ -164,7 +165,8 @@ def migrated_database(services: Services) -> Iterator[str]:
     """Make a database for all tests of a file, and return its URL."""
     name = f"payfold_web_{secrets.token_hex(4)}"
     with psycopg.connect(services.database_url, autocommit=True) as connection:
-        connection.execute(SQL("CREATE DATABASE {}").format(Identifier(name)))
+        template = Identifier(os.environ.get(TEMPLATE_VARIABLE, "template1"))
+        connection.execute(SQL("CREATE DATABASE {} TEMPLATE {}").format(Identifier(name), template))
     database_url = urlsplit(services.database_url)._replace(path=f"/{name}").geturl()
     try:
         upgrade(database_url)

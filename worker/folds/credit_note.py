@@ -333,7 +333,6 @@ SHAPE: Final = Shape(
         ),
         "lines_complete": False,
     },
-    rank_of=lambda row: _rank(row["status"]),
     infer=_infer,
     anomalies=_anomalies,
     changes=_changes,

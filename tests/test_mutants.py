@@ -1,0 +1,44 @@
+"""Mutants of what the folds mean: the lists keep up with the code, and a few mutants of each run are noticed."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+
+from tests.mutants import ROOT, made
+from tests.mutants_explained import EXPLAINED
+from tests.mutate import BEYOND_MEMORY
+
+SAMPLE = 6
+NEVER_EXPLAINED = ("arithmetic", "rank", "sign")
+TIME = re.compile(r'"(\w+_at|as_of|created|updated)"')
+
+
+def test_what_is_listed_is_made() -> None:
+    """Each name that is explained, or left to tests with a database, is still that of one mutant."""
+    names = [each.name for each in made()]
+
+    assert len(set(names)) == len(names)
+    assert {*EXPLAINED, *BEYOND_MEMORY.read_text().splitlines()} - set(names) == set()
+
+
+def test_few_are_explained() -> None:
+    """At most one in twenty is explained, and none of a rank, a sign, or a column that is no time."""
+    mutants = made()
+    explained = [each for each in mutants if each.name in EXPLAINED]
+
+    assert len(explained) <= len(mutants) / 20
+    assert [each.name for each in explained if each.kind in NEVER_EXPLAINED] == []
+    assert [each.name for each in explained if each.kind == "column" and not TIME.fullmatch(each.right)] == []
+
+
+def test_a_few_mutants_are_noticed(request: pytest.FixtureRequest) -> None:
+    """Mutants that the run's seed chooses turn the literal tests red; one that does not is printed with its change."""
+    seed = str(request.config.getoption("hypothesis_seed"))
+    options = ["--memory", "--sample", str(SAMPLE), "--slots", "1", "--seed", seed]
+    ran = subprocess.run([sys.executable, "-m", "tests.mutate", *options], cwd=ROOT, capture_output=True, check=False)
+
+    assert ran.returncode == 0, (
+        f"python -m tests.mutate {' '.join(options)}\n{ran.stdout.decode()}{ran.stderr.decode()}"
+    )

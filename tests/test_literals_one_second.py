@@ -44,6 +44,12 @@ STEPS: dict[str, tuple[Body, str, str, str, tuple[Any, Any, Any]]] = {
         (1_700_000_010, 1_700_000_011, 1_700_000_010),
     ),
     "invoices": (INVOICE, "invoice.created", "invoice.updated", "amount_due", (100, 200, 100)),
+    # Before basil (docs.stripe.com/changelog/basil/2025-03-31/add-support-for-multiple-partial-payments-on-invoices).
+    "invoice_payments": (
+        {**INVOICE, "id": "in_2", "status": "open", "payment_intent": "pi_1"},
+        *("invoice.created", "invoice.updated", "charge"),
+        ("ch_1", "ch_2", "ch_1"),
+    ),
     "payment_links": (LINK, "payment_link.created", "payment_link.updated", "active", (True, False, True)),
     "portal_configurations": (
         PORTAL,

@@ -166,6 +166,11 @@ def _own_payment(event: Event, invoice: Invoice, before: Invoice | None) -> tupl
     return (say(event, "invoice_payments", invoice.id, after=after, before=known, rank=rank, moments=moments),)
 
 
+def _ways(invoice: Invoice) -> dict[str, str | None]:
+    """Return the charge and the payment intent that the invoice itself names, before basil."""
+    return references(charge=invoice.charge, payment_intent=invoice.payment_intent)
+
+
 _STATUS_OF_OWN_PAYMENT: Final = {"paid": "paid", "open": "open", "uncollectible": "open", "void": "canceled"}
 
 
@@ -211,6 +216,8 @@ def _told(invoice: Invoice) -> Told:
             pre_payment_credit_notes_amount=invoice.pre_payment_credit_notes_amount,
             post_payment_credit_notes_amount=invoice.post_payment_credit_notes_amount,
             created=moment(invoice.date if invoice.created is UNSET else invoice.created),
+            # No columns of its own row, but part of the state by which its events and its payment are put in order.
+            **{f"_{name}": way for name, way in _ways(invoice).items()},
         ),
         references(customer=invoice.customer, subscription=_subscription(invoice)),
     )

@@ -694,7 +694,7 @@ def test_equal_contents_give_equal_rows(engine: Engine) -> None:
         return msgspec.json.encode(fields)
 
     def features(empty: object, number: float) -> dict[str, Any]:
-        update = {"enabled": True, "allowed_updates": empty, "adjustable": empty, "maximum": number}
+        update = {"enabled": True, "allowed_updates": empty, "schedule_at_period_end": empty, "maximum": number}
         return portal | {"features": {"subscription_update": update, "products": [number, {"prices": empty}]}}
 
     paid = invoice | {"amount_paid": 20}
@@ -722,5 +722,5 @@ def test_equal_contents_give_equal_rows(engine: Engine) -> None:
         assert ends[0] == ends[1]
 
     (row,) = ledger.rows(engine, "SELECT features FROM portal_configurations")
-    update = {"enabled": True, "allowed_updates": [], "adjustable": {}, "maximum": 1500}
+    update = {"enabled": True, "allowed_updates": [], "schedule_at_period_end": {}, "maximum": 1500}
     assert row["features"] == {"subscription_update": update, "products": [1500, {"prices": []}]}

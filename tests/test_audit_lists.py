@@ -157,18 +157,24 @@ def test_what_refunds_and_disputes_explain(at: Stripe) -> None:
         (charge("ch_2", amount_refunded=0), {"amount_refunded": 1500}),
         (charge("ch_3", amount_refunded=5000, refunded=True), {"amount_refunded": 3500, "refunded": False}),
         (charge("ch_4", amount_refunded=700, disputed=True), {"amount_refunded": 0, "disputed": False}),
+        # Of a part that was captured alone it is not documented whether its refund is a full one.
+        (
+            charge("ch_5", amount_captured=1500, amount_refunded=1500, refunded=True),
+            {"amount_refunded": 0, "refunded": False},
+        ),
     )
     bodies = [event(f"evt_{now['id']}", "charge.updated", T + 100, {**now, **before}) for now, before in moved]
     of_others = (
         ("charge.dispute.created", dispute("du_1", charge="ch_1", payment_intent="pi_1")),
         ("refund.failed", refund("re_2", charge="ch_2", created=50, status="failed")),
         ("refund.created", refund("re_3", charge="ch_3", created=150)),
+        ("refund.created", refund("re_5", charge="ch_5", created=150)),
     )
     bodies += [event(f"evt_{each['id']}", type_, T + 2000, each) for type_, each in of_others]
     ledger.take_in(at.engine, *bodies)
     at.add("charges", *(now for now, _ in moved))
     at.add("disputes", of_others[0][1])
-    at.add("refunds", of_others[1][1], of_others[2][1])
+    at.add("refunds", *(each for _, each in of_others[1:]))
 
     assert named(at.audited()[1]) == [
         ("charges", "different", "ch_4", "amount_refunded"),

@@ -353,7 +353,7 @@ def _explained(cursor: Cursor, world: World, found: Sequence[Difference], pairs:
 
 _REPORTED_BY_OTHERS: Final = ("amount_refunded", "refunded", "disputed")
 _OF_CHARGES: Final = """
-SELECT c.id, c.amount, r.newer, r.not_older, r.newer_failed, r.failed_since, r.failed_from,
+SELECT c.id, c.amount, c.amount_captured, r.newer, r.not_older, r.newer_failed, r.failed_since, r.failed_from,
     EXISTS (
         SELECT FROM disputes AS d WHERE (d.account, d.livemode, d.charge) = (c.account, c.livemode, c.id)
     ) AS is_disputed
@@ -392,8 +392,18 @@ def _explained_columns(row: Mapping[str, Any], columns: Mapping[str | None, Diff
     amount = columns.get("amount_refunded")
     if amount is not None and _is_moved_by_refunds(row, amount):
         yield "amount_refunded"
-        if refunded is not None and refunded.expected is (amount.expected == row["amount"]):
+        if refunded is not None and _may_be_refunded(row, amount.expected) in (refunded.expected, None):
             yield "refunded"
+
+
+def _may_be_refunded(row: Mapping[str, Any], amount: object) -> bool | None:
+    """Return whether a charge of which *amount* was refunded is so in full; None for all that was captured of more.
+
+    Whether Stripe calls that a full refund is not documented.
+    """
+    if amount == row["amount"]:
+        return True
+    return None if amount == row["amount_captured"] else False
 
 
 def _is_moved_by_refunds(row: Mapping[str, Any], amount: Difference) -> bool:

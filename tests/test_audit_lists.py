@@ -247,6 +247,26 @@ def test_an_older_api_version(at: Stripe) -> None:
     assert (listed["invoice"].unstated, listed["billing_portal.configuration"].unstated) == (2, 1)
 
 
+# ---- On its way ----
+
+
+def test_what_was_just_created(at: Stripe) -> None:
+    """An event takes up to a minute, and open sessions are found by a poll; what a test clock made is not young."""
+    now = T + DAY
+    # Open sessions are polled every 120 seconds.
+    for number, age in enumerate((0, 170, 200, -DAY)):
+        at.add("checkout/sessions", session(f"cs_open_{number}", created=now - age, status="open", mode="payment"))
+    for number, age in enumerate((0, 50, 80, -DAY)):
+        at.add("checkout/sessions", session(f"cs_paid_{number}", created=now - age))
+        at.add("charges", charge(f"ch_{number}", created=now - age))
+
+    assert named(at.audited()[1]) == [
+        *(("charges", "missing", f"ch_{number}", None) for number in (2, 3)),
+        *(("orders", "missing", f"cs_open_{number}", None) for number in (2, 3)),
+        *(("orders", "missing", f"cs_paid_{number}", None) for number in (2, 3)),
+    ]
+
+
 # ---- Not all of it ----
 
 

@@ -17,7 +17,7 @@ from schemas.settings import Settings
 from schemas.stripe_api import StripeApi
 from tests import ledger, stripe_lists
 from tests.envelopes import event
-from tests.stripe_payments import Body, T, charge, dispute, refund, session
+from tests.stripe_payments import Body, T, charge, dispute, hold, refund, session
 from worker.proof import against_stripe
 from worker.proof.against_stripe import Listed
 from worker.proof.difference import Difference
@@ -173,6 +173,44 @@ def test_what_refunds_and_disputes_explain(at: Stripe) -> None:
     assert named(at.audited()[1]) == [
         ("charges", "different", "ch_4", "amount_refunded"),
         ("charges", "different", "ch_4", "disputed"),
+    ]
+
+
+def test_a_payment_that_was_captured_by_hand(at: Stripe) -> None:
+    """The charge of a hold reports its capture, and no event of its session does: Stripe's paid session is no news."""
+    for number in range(4):
+        of = {"payment_intent": f"pi_{number}"}
+        ended = session(f"cs_{number}", **of)
+        at.add("checkout/sessions", ended)
+        at.add("charges", charge(f"ch_{number}", **of))
+        unpaid = {**ended, "payment_status": "unpaid"}
+        ledger.take_in(
+            at.engine,
+            event(f"evt_{number}_1", "checkout.session.completed", T + 10, unpaid),
+            event(f"evt_{number}_2", "charge.succeeded", T + 10, hold(f"ch_{number}", **of)),
+        )
+        if number != 1:
+            captured = charge(f"ch_{number}", **of)
+            ledger.take_in(at.engine, event(f"evt_{number}_3", "charge.captured", T + 50, captured))
+    at.lists["charges"][1] = hold("ch_1", payment_intent="pi_1")
+    ledger.execute(at.engine, "UPDATE orders SET amount_total = 1 WHERE id = 'cs_2'")
+    ledger.execute(at.engine, "UPDATE orders SET paid_at = paid_at - interval '1 day' WHERE id = 'cs_3'")
+
+    # Nothing here captured the hold of cs_1, and a person edited cs_2 and cs_3.
+    assert named(at.audited()[1]) == [
+        ("orders", "different", "cs_1", "paid_at"),
+        ("orders", "different", "cs_1", "payment_status"),
+        ("orders", "different", "cs_1", "status"),
+        ("orders", "different", "cs_2", "amount_total"),
+        ("orders", "different", "cs_3", "paid_at"),
+    ]
+    against_stripe.repair(at.desk)
+    assert at.audited()[1] == []
+    statement = "SELECT amount_total, payment_status, paid_at FROM orders WHERE id <> 'cs_1' ORDER BY id"
+    captured = (5000, "unpaid", datetime.fromtimestamp(T + 50, UTC))
+    assert [tuple(row.values()) for row in ledger.rows(at.engine, statement)] == [captured] * 3
+    assert ledger.rows(at.engine, "SELECT status, payment_status FROM orders WHERE id = 'cs_1'") == [
+        {"status": "paid", "payment_status": "paid"}
     ]
 
 

@@ -387,7 +387,7 @@ def _is_young(answer: Answer, desk: Desk) -> bool:
         return False
     is_polled = answer.body.get("object") == "checkout.session" and answer.body.get("status") == "open"
     young = SETTLED + timedelta(seconds=desk.settings.payfold_poll_seconds if is_polled else 0)
-    # Objects of a test clock may be created far ahead; others at most while the call was made, since when the answer is.
+    # Objects of a test clock may be created far ahead, and others while the call was made, as of whose begin it is.
     return -SETTLED.total_seconds() < answer.at - created < young.total_seconds()
 
 

@@ -72,9 +72,9 @@ class Found:
 
     *archived* are objects whose rows are folded from payloads that are not at hand, *unreadable* ones have no id or
     cannot be folded. *only_by_map* counts the rows that folding the objects would leave as they are, *unstated* the
-    values of Stripe's that the API version of the events lacks. *deliveries* are
-    the observations of the objects that a repair may record, by their ids; *wrong* has the ids of the rows that a repair changes, and by each
-    the object that it is folded from.
+    values of Stripe's that the API version of the events lacks. *deliveries* are the observations of the objects that a
+    repair may record, by their ids; *wrong* has the ids of the rows that a repair changes, and by each the object that
+    it is folded from.
     """
 
     differences: list[Difference] = field(default_factory=list)
@@ -440,9 +440,9 @@ def _paid_by_invoice(cursor: Cursor, world: World, pairs: Mapping[Subject, Pair]
         (*_world(world), [str(invoice) for invoice in invoices.values()]),
     )
     known = {id_ for (id_,) in cursor.fetchall()}
-    for payment, invoice in invoices.items():
+    for id_, invoice in invoices.items():
         if invoice in known:
-            yield ("invoice_payments", payment, None)
+            yield ("invoice_payments", id_, None)
 
 
 _CAPTURED: Final = """

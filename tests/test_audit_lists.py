@@ -286,6 +286,33 @@ def test_an_older_api_version(at: Stripe) -> None:
     assert (listed["invoice"].unstated, listed["billing_portal.configuration"].unstated) == (2, 1)
 
 
+def test_what_follows_from_what_an_old_version_lacks(at: Stripe) -> None:
+    """A session of 2019 has no payment status, so its order's status and when it was paid are not known either."""
+    old = session("cs_1")
+    del old["status"], old["payment_status"]
+    ledger.take_in(
+        at.engine,
+        *(
+            event(f"evt_{number}", "checkout.session.completed", T, {**body, "id": f"cs_{number}"}, version=version)
+            for number, body, version in (
+                (1, old, "2019-11-05"),
+                (2, old, "2019-11-05"),
+                (3, session(), "2022-11-15"),
+            )
+        ),
+    )
+    at.add("checkout/sessions", *(session(f"cs_{number}") for number in (1, 2, 3)))
+    ledger.execute(at.engine, "UPDATE orders SET completed_at = NULL WHERE id = 'cs_2'")
+    ledger.execute(at.engine, "UPDATE orders SET status = NULL, paid_at = NULL WHERE id = 'cs_3'")
+
+    # The type of an event reports that a session is complete, and a person edited what else is null.
+    assert named(at.audited()[1]) == [
+        ("orders", "different", "cs_2", "completed_at"),
+        ("orders", "different", "cs_3", "paid_at"),
+        ("orders", "different", "cs_3", "status"),
+    ]
+
+
 # ---- On its way ----
 
 

@@ -14,9 +14,10 @@ Note [The map is a second witness]
 
 Note [An older API version carries less]
     Stripe lists objects in the newest version of its API, and an endpoint may send events of an older one, which lacks
-    some keys. Such a column is null, since null is what is not known; and the features of a portal lack what came
-    later. Whether the deciding event states a column is read by the map, and not by the folds: so a column that a fold
-    reads from the wrong place, and finds nothing there, is still a difference.
+    some keys. Such a column is null, since null is what is not known, and so is what is inferred from it, as an order's
+    status is; and the features of a portal lack what came later. Whether the deciding event states a column is read by
+    the map, and not by the folds: so a column that a fold reads from the wrong place, and finds nothing there, is still
+    a difference.
 
 Note [What no event of a charge reports]
     A dispute sets ``disputed`` of its charge, and a refund that fails may lower ``amount_refunded``, without an event
@@ -488,22 +489,41 @@ def _unstated(cursor: Cursor, world: World, pairs: Sequence[Pair]) -> set[_Name]
         (*_row(pair), name)
         for pair in doubted
         if pair.held is not None and pair.expected is not None
-        for name, held in pair.held.items()
+        for name in pair.held
         if (statement := stated.get((str(pair.held["event_id"]), _row(pair)))) is not None
-        and _is_unstated(statement, name, held, pair.expected[name])
+        and _is_unstated(statement, name, pair.held, pair.expected)
     }
 
 
-def _is_unstated(statement: Statement, name: str, held: object, expected: object) -> bool:
+_INFERRED_FROM: Final = {
+    ("orders", "status"): ("session_status", "payment_status", "mode"),
+    ("orders", "completed_at"): ("session_status",),
+    ("orders", "expired_at"): ("session_status",),
+    ("orders", "paid_at"): ("session_status", "payment_status", "mode"),
+    ("refunds", "failed_at"): ("status",),
+    ("charges", "captured_at"): ("captured", "status"),
+}
+"""By table and column, the mapped columns from which the folds infer one that no object has."""
+
+
+def _is_unstated(statement: Statement, name: str, held: Mapping[str, Any], expected: Mapping[str, Any]) -> bool:
     """Return whether a column is other than Stripe lists it since the event that decided it is older."""
     if (statement.table, name) == ("credit_notes", "refund"):
         # Only versions before basil state it; it is null where the parts of the note are known.
-        return held is not None and expected is None
+        return held[name] is not None and expected[name] is None
     if (statement.table, name) == ("portal_configurations", "features"):
-        return held != expected and statement.columns.get(name) == held and _is_part(held, expected)
-    return (
-        (statement.table, name) in _MAPPED and held is None and expected is not None and name not in statement.columns
+        was, now = held[name], expected[name]
+        return was != now and statement.columns.get(name) == was and _is_part(was, now)
+    if held[name] is not None or expected[name] is None:
+        return False
+    inputs = _INFERRED_FROM.get((statement.table, name), ())
+    return _is_lacking(statement, name) or any(
+        held[each] is None and expected[each] is not None and _is_lacking(statement, each) for each in inputs
     )
+
+
+def _is_lacking(statement: Statement, name: str) -> bool:
+    return (statement.table, name) in _MAPPED and name not in statement.columns
 
 
 def _is_part(held: object, whole: object) -> bool:

@@ -17,7 +17,7 @@ from schemas.errors import KeyRefused, StripeAway
 from schemas.settings import Settings
 from schemas.stripe_api import StripeApi
 from tests import ledger, stripe_lists
-from tests.envelopes import event
+from tests.envelopes import NEWEST, event
 from tests.stripe_payments import Body, T, charge, dispute, hold, refund, session
 from worker.proof import against_stripe
 from worker.proof.against_stripe import Listed
@@ -310,6 +310,32 @@ def test_what_follows_from_what_an_old_version_lacks(at: Stripe) -> None:
         ("orders", "different", "cs_2", "completed_at"),
         ("orders", "different", "cs_3", "paid_at"),
         ("orders", "different", "cs_3", "status"),
+    ]
+
+
+def test_features_that_were_removed(at: Stripe) -> None:
+    """Portals could pause subscriptions until 2024-04-10, and in another way since 2026-10-28; the rest is compared."""
+    pause, portal = {"enabled": True}, {"object": "billing_portal.configuration", "created": T, "updated": T}
+    newer = {"enabled": False, "duration": {"type": "indefinite"}}
+    then, now = (
+        {"invoice_history": {"enabled": True}},
+        {"invoice_history": {"enabled": True}, "cart": {"enabled": False}},
+    )
+    cases: dict[str, tuple[str, Body, Body]] = {
+        "bpc_1": ("2023-10-16", {**then, "subscription_pause": pause}, now),
+        "bpc_2": ("2023-10-16", {**then, "subscription_pause": pause}, {**now, "subscription_pause": newer}),
+        # Found: a feature that both have is another, one is gone that was never removed, or the version has them all.
+        "bpc_3": ("2023-10-16", {"invoice_history": {"enabled": False}, "subscription_pause": pause}, now),
+        "bpc_4": ("2023-10-16", {**then, "customer_update": {"enabled": True}}, now),
+        "bpc_5": (NEWEST, {**now, "subscription_pause": pause}, now),
+    }
+    for id_, (version, before, features) in cases.items():
+        body = {**portal, "id": id_, "features": before}
+        ledger.take_in(at.engine, event(f"evt_{id_}", "billing_portal.configuration.created", T, body, version=version))
+        at.add("billing_portal/configurations", {**portal, "id": id_, "features": features})
+
+    assert named(at.audited()[1]) == [
+        ("portal_configurations", "different", id_, "features") for id_ in ("bpc_3", "bpc_4", "bpc_5")
     ]
 
 

@@ -406,6 +406,29 @@ def test_what_has_just_changed(at: Stripe) -> None:
     ] == ["ch_1", "ch_2"]
 
 
+def test_an_entry_of_a_ledger_never_changes(at: Stripe) -> None:
+    """A ledger that differs costs no call but its own: what changes it is a new entry, which is young."""
+    owner = customer(1, balance=-500, currency="usd")
+    entry = {
+        "id": "cbtxn_1",
+        "object": "customer_balance_transaction",
+        "amount": -500,
+        "created": T + 1,
+        "currency": "usd",
+        "customer": owner["id"],
+        "ending_balance": -500,
+        "livemode": False,
+        "type": "adjustment",
+    }
+    ledger.take_in(at.engine, event("evt_1", "customer.created", T + 1, owner))
+    at.add("customers", owner)
+    spent = {**entry, "id": "cbtxn_2", "amount": 100, "ending_balance": -400, "created": T + DAY - 1}
+    at.lists[f"customers/{owner['id']}/balance_transactions"] = [entry, spent]
+
+    assert named(at.audited()[1]) == [("balance_transactions", "missing", "cbtxn_1", None)]
+    assert at.called("events") == 0
+
+
 # ---- Not all of it ----
 
 

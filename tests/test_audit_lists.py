@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
 import pytest
 from redis import Redis
 from sqlalchemy import Engine
@@ -16,8 +17,8 @@ from schemas.errors import KeyRefused, StripeAway
 from schemas.settings import Settings
 from schemas.stripe_api import StripeApi
 from tests import ledger, stripe_lists
-from tests.envelopes import event
-from tests.stripe_payments import Body, T, charge, dispute, refund, session
+from tests.envelopes import NEWEST, event
+from tests.stripe_payments import Body, T, charge, dispute, hold, refund, session
 from worker.proof import against_stripe
 from worker.proof.against_stripe import Listed
 from worker.proof.difference import Difference
@@ -27,7 +28,7 @@ KEY: Final = "sk_test_lists"
 DAY: Final = 86_400
 PATHS: Final = (
     *("checkout/sessions", "payment_links", "invoices", "credit_notes", "refunds", "charges", "disputes"),
-    *("invoice_payments", "customers", "billing_portal/configurations"),
+    *("invoice_payments", "customers", "billing_portal/configurations", "events"),
 )
 
 
@@ -182,6 +183,44 @@ def test_what_refunds_and_disputes_explain(at: Stripe) -> None:
     ]
 
 
+def test_a_payment_that_was_captured_by_hand(at: Stripe) -> None:
+    """The charge of a hold reports its capture, and no event of its session does: Stripe's paid session is no news."""
+    for number in range(4):
+        of = {"payment_intent": f"pi_{number}"}
+        ended = session(f"cs_{number}", **of)
+        at.add("checkout/sessions", ended)
+        at.add("charges", charge(f"ch_{number}", **of))
+        unpaid = {**ended, "payment_status": "unpaid"}
+        ledger.take_in(
+            at.engine,
+            event(f"evt_{number}_1", "checkout.session.completed", T + 10, unpaid),
+            event(f"evt_{number}_2", "charge.succeeded", T + 10, hold(f"ch_{number}", **of)),
+        )
+        if number != 1:
+            captured = charge(f"ch_{number}", **of)
+            ledger.take_in(at.engine, event(f"evt_{number}_3", "charge.captured", T + 50, captured))
+    at.lists["charges"][1] = hold("ch_1", payment_intent="pi_1")
+    ledger.execute(at.engine, "UPDATE orders SET amount_total = 1 WHERE id = 'cs_2'")
+    ledger.execute(at.engine, "UPDATE orders SET paid_at = paid_at - interval '1 day' WHERE id = 'cs_3'")
+
+    # Nothing here captured the hold of cs_1, and a person edited cs_2 and cs_3.
+    assert named(at.audited()[1]) == [
+        ("orders", "different", "cs_1", "paid_at"),
+        ("orders", "different", "cs_1", "payment_status"),
+        ("orders", "different", "cs_1", "status"),
+        ("orders", "different", "cs_2", "amount_total"),
+        ("orders", "different", "cs_3", "paid_at"),
+    ]
+    against_stripe.repair(at.desk)
+    assert at.audited()[1] == []
+    statement = "SELECT amount_total, payment_status, paid_at FROM orders WHERE id <> 'cs_1' ORDER BY id"
+    by_charge = (5000, "unpaid", datetime.fromtimestamp(T + 50, UTC))
+    assert [tuple(row.values()) for row in ledger.rows(at.engine, statement)] == [by_charge] * 3
+    assert ledger.rows(at.engine, "SELECT status, payment_status FROM orders WHERE id = 'cs_1'") == [
+        {"status": "paid", "payment_status": "paid"}
+    ]
+
+
 def test_deleted_customers(at: Stripe) -> None:
     """A deleted customer is not listed: that is right where its event came, and else a difference."""
     customers = sell(at, 3)
@@ -253,6 +292,149 @@ def test_an_older_api_version(at: Stripe) -> None:
     assert (listed["invoice"].unstated, listed["billing_portal.configuration"].unstated) == (2, 1)
 
 
+def test_what_follows_from_what_an_old_version_lacks(at: Stripe) -> None:
+    """A session of 2019 has no payment status, so its order's status and when it was paid are not known either."""
+    old = session("cs_1")
+    del old["status"], old["payment_status"]
+    ledger.take_in(
+        at.engine,
+        *(
+            event(f"evt_{number}", "checkout.session.completed", T, {**body, "id": f"cs_{number}"}, version=version)
+            for number, body, version in (
+                (1, old, "2019-11-05"),
+                (2, old, "2019-11-05"),
+                (3, session(), "2022-11-15"),
+            )
+        ),
+    )
+    at.add("checkout/sessions", *(session(f"cs_{number}") for number in (1, 2, 3)))
+    ledger.execute(at.engine, "UPDATE orders SET completed_at = NULL WHERE id = 'cs_2'")
+    ledger.execute(at.engine, "UPDATE orders SET status = NULL, paid_at = NULL WHERE id = 'cs_3'")
+
+    # The type of an event reports that a session is complete, and a person edited what else is null.
+    assert named(at.audited()[1]) == [
+        ("orders", "different", "cs_2", "completed_at"),
+        ("orders", "different", "cs_3", "paid_at"),
+        ("orders", "different", "cs_3", "status"),
+    ]
+
+
+def test_features_that_were_removed(at: Stripe) -> None:
+    """Portals could pause subscriptions until 2024-04-10, and in another way since 2026-10-28; the rest is compared."""
+    pause, portal = {"enabled": True}, {"object": "billing_portal.configuration", "created": T, "updated": T}
+    newer = {"enabled": False, "duration": {"type": "indefinite"}}
+    then, now = (
+        {"invoice_history": {"enabled": True}},
+        {"invoice_history": {"enabled": True}, "cart": {"enabled": False}},
+    )
+    cases: dict[str, tuple[str, Body, Body]] = {
+        "bpc_1": ("2023-10-16", {**then, "subscription_pause": pause}, now),
+        "bpc_2": ("2023-10-16", {**then, "subscription_pause": pause}, {**now, "subscription_pause": newer}),
+        # Found: a feature that both have is another, one is gone that was never removed, or the version has them all.
+        "bpc_3": ("2023-10-16", {"invoice_history": {"enabled": False}, "subscription_pause": pause}, now),
+        "bpc_4": ("2023-10-16", {**then, "customer_update": {"enabled": True}}, now),
+        "bpc_5": (NEWEST, {**now, "subscription_pause": pause}, now),
+    }
+    for id_, (version, before, features) in cases.items():
+        body = {**portal, "id": id_, "features": before}
+        ledger.take_in(at.engine, event(f"evt_{id_}", "billing_portal.configuration.created", T, body, version=version))
+        at.add("billing_portal/configurations", {**portal, "id": id_, "features": features})
+
+    assert named(at.audited()[1]) == [
+        ("portal_configurations", "different", id_, "features") for id_ in ("bpc_3", "bpc_4", "bpc_5")
+    ]
+
+
+# ---- On its way ----
+
+
+def test_what_was_just_created(at: Stripe) -> None:
+    """An event takes up to a minute, and open sessions are found by a poll; what a test clock made is not young."""
+    now = T + DAY
+    # Open sessions are polled every 120 seconds.
+    for number, age in enumerate((0, 170, 200, -DAY)):
+        at.add("checkout/sessions", session(f"cs_open_{number}", created=now - age, status="open", mode="payment"))
+    for number, age in enumerate((0, 50, 80, -DAY)):
+        at.add("checkout/sessions", session(f"cs_paid_{number}", created=now - age))
+        at.add("charges", charge(f"ch_{number}", created=now - age))
+
+    assert named(at.audited()[1]) == [
+        *(("charges", "missing", f"ch_{number}", None) for number in (2, 3)),
+        *(("orders", "missing", f"cs_open_{number}", None) for number in (2, 3)),
+        *(("orders", "missing", f"cs_paid_{number}", None) for number in (2, 3)),
+    ]
+
+
+def test_what_has_just_changed(at: Stripe) -> None:
+    """An object of which Stripe has an event of the last minute is on its way; older events never came."""
+    intents = [{"payment_intent": f"pi_{number}"} for number in range(5)]
+    held = {**session("cs_3", **intents[3]), "payment_status": "unpaid"}
+    opened = session("cs_4", **intents[4], status="open", payment_status="unpaid")
+    ledger.take_in(
+        at.engine,
+        *(event(f"evt_{n}", "charge.succeeded", T + 9, charge(f"ch_{n}", **intents[n])) for n in range(3)),
+        event("evt_3", "charge.succeeded", T + 9, hold("ch_3", **intents[3])),
+        event("evt_3_1", "checkout.session.completed", T + 9, held),
+        event("evt_4", "payfold.checkout.session.observed", T + 9, opened),
+    )
+    now = T + DAY
+    refunded = [charge(f"ch_{number}", **intents[number], amount_refunded=1500) for number in range(3)]
+    captured, paid, completed = (
+        charge("ch_3", **intents[3]),
+        session("cs_3", **intents[3]),
+        session("cs_4", **intents[4]),
+    )
+    at.add("charges", *refunded, captured)
+    at.add("checkout/sessions", paid, completed)
+    at.add(
+        "events",
+        *(
+            msgspec.json.decode(each)
+            for each in (
+                event("evt_0_2", "charge.refunded", now - 1, refunded[0]),
+                event("evt_1_2", "charge.refunded", now - 90, refunded[1]),
+                event("evt_3_2", "charge.captured", now - 1, captured),
+                event("evt_4_2", "checkout.session.completed", now - 1, completed),
+            )
+        ),
+    )
+    never_came = [("charges", "different", f"ch_{number}", "amount_refunded") for number in (1, 2)]
+
+    assert named(at.audited()[1]) == never_came
+    # Without the right to list events, whatever differs is reported.
+    at.refuses = lambda path: 403 if "/v1/events" in path else 200
+    assert {each.id for each in at.audited()[1]} == {"ch_0", "ch_1", "ch_2", "ch_3", "cs_3", "cs_4"}
+    at.refuses = lambda _: 200
+    assert against_stripe.repair(at.desk) == len(never_came)
+    assert at.audited()[1] == []
+    assert [
+        row["id"] for row in ledger.rows(at.engine, "SELECT id FROM charges WHERE amount_refunded > 0 ORDER BY id")
+    ] == ["ch_1", "ch_2"]
+
+
+def test_an_entry_of_a_ledger_never_changes(at: Stripe) -> None:
+    """A ledger that differs costs no call but its own: what changes it is a new entry, which is young."""
+    owner = customer(1, balance=-500, currency="usd")
+    entry = {
+        "id": "cbtxn_1",
+        "object": "customer_balance_transaction",
+        "amount": -500,
+        "created": T + 1,
+        "currency": "usd",
+        "customer": owner["id"],
+        "ending_balance": -500,
+        "livemode": False,
+        "type": "adjustment",
+    }
+    ledger.take_in(at.engine, event("evt_1", "customer.created", T + 1, owner))
+    at.add("customers", owner)
+    spent = {**entry, "id": "cbtxn_2", "amount": 100, "ending_balance": -400, "created": T + DAY - 1}
+    at.lists[f"customers/{owner['id']}/balance_transactions"] = [entry, spent]
+
+    assert named(at.audited()[1]) == [("balance_transactions", "missing", "cbtxn_1", None)]
+    assert at.called("events") == 0
+
+
 # ---- Not all of it ----
 
 
@@ -312,7 +494,7 @@ def test_a_kind_that_the_key_may_not_list(at: Stripe) -> None:
 
 
 def test_an_audit_goes_on_where_it_was(at: Stripe) -> None:
-    """Interrupted at any call, an audit with the same arguments asks for nothing twice and finds the same."""
+    """Interrupted at any call, an audit with the same arguments asks for that call again and finds the same."""
     sell(at, 250)
     ledger.execute(at.engine, "UPDATE customers SET name = 'edited' WHERE id IN ('cus_0240', 'cus_0100', 'cus_0002')")
     ledger.execute(at.engine, "DELETE FROM customers WHERE id = 'cus_0150'")
@@ -330,7 +512,9 @@ def test_an_audit_goes_on_where_it_was(at: Stripe) -> None:
         listed, found = at.audited()
 
         assert (number, listed, named(found)) == (number, expected[0], named(expected[1]))
-        assert sorted(at.calls) == sorted([*in_one, at.calls[number]])
+        # A page on which something differs is not kept before Stripe has listed its events, so it is asked for again.
+        is_of_events = at.calls[number].startswith("/v1/events")
+        assert sorted(at.calls) == sorted([*in_one, *at.calls[number - is_of_events : number + 1]])
         assert list(at.folder.glob("*")) == []
 
 

@@ -14,14 +14,21 @@ Note [The map is a second witness]
 
 Note [An older API version carries less]
     Stripe lists objects in the newest version of its API, and an endpoint may send events of an older one, which lacks
-    some keys. Such a column is null, since null is what is not known; and the features of a portal lack what came
-    later. Whether the deciding event states a column is read by the map, and not by the folds: so a column that a fold
-    reads from the wrong place, and finds nothing there, is still a difference.
+    some keys. Such a column is null, since null is what is not known, and so is what is inferred from it, as an order's
+    status is; and the features of a portal lack what came later. Whether the deciding event states a column is read by
+    the map, and not by the folds: so a column that a fold reads from the wrong place, and finds nothing there, is still
+    a difference.
 
 Note [What no event of a charge reports]
     A dispute sets ``disputed`` of its charge, and a refund that fails may lower ``amount_refunded``, without an event
     of the charge. Its row has them from the charge's next event on. Such a difference is none where the dispute or the
     refunds are in the tables and explain it to the cent.
+
+Note [No event of a session reports its capture]
+    A session whose payment is captured by hand completes as unpaid, and its charge reports the capture later: see Note
+    [A charge decides what its session leaves open] in worker/folds/payment.py. Stripe then shows the session as paid,
+    without an event of it. That is no difference where a charge of the intent was captured, nor may a repair record
+    the session as it is shown: the order would be paid when Stripe was asked, and not when the charge was captured.
 """
 
 from collections import defaultdict
@@ -48,7 +55,7 @@ from worker.folding import settling
 from worker.folding.claim import event_of_delivery
 from worker.folding.joining import facts_at_hand
 from worker.folding.rows import load_rows
-from worker.folds import join
+from worker.folds import join, payment
 from worker.folds.facts import Facts, Row, Subject, utc
 from worker.folds.join import Joined
 from worker.proof import difference, witness
@@ -66,9 +73,9 @@ class Found:
 
     *archived* are objects whose rows are folded from payloads that are not at hand, *unreadable* ones have no id or
     cannot be folded. *only_by_map* counts the rows that folding the objects would leave as they are, *unstated* the
-    values of Stripe's that the API version of the events lacks. *deliveries* are
-    the observations of the objects, by their ids; *wrong* has the ids of the rows that a repair changes, and by each
-    the object that it is folded from.
+    values of Stripe's that the API version of the events lacks. *deliveries* are the observations of the objects that a
+    repair may record, by their ids; *wrong* has the ids of the rows that a repair changes, and by each the object that
+    it is folded from.
     """
 
     differences: list[Difference] = field(default_factory=list)
@@ -127,7 +134,10 @@ def _compare(cursor: Cursor, world: World, objects: Sequence[Answer], found: Fou
         pairs = [*_by_map(cursor, world, [each for each in objects if str(each.id) in joined.readable]), *pairs]
     known = {_name(each): each for pair in pairs for each in _differences(pair)}
     unstated = _unstated(cursor, world, pairs) if by_map else set()
-    explained = _explained(cursor, world, list(known.values()), joined.pairs)
+    captured = _captured(cursor, world, joined.pairs)
+    explained = _explained(cursor, world, list(known.values()), joined.pairs, captured)
+    for id_ in captured:
+        found.deliveries.pop(id_, None)
     found.differences = [each for name, each in known.items() if name not in unstated | explained]
     found.archived, found.unstated = len(joined.archived), len(unstated)
     rows = {(each.table, each.id) for each in found.differences}
@@ -345,10 +355,21 @@ def _missing_lines(
 # ---- What the tables explain ----
 
 
-def _explained(cursor: Cursor, world: World, found: Sequence[Difference], pairs: Mapping[Subject, Pair]) -> set[_Name]:
+def _explained(
+    cursor: Cursor,
+    world: World,
+    found: Sequence[Difference],
+    pairs: Mapping[Subject, Pair],
+    captured: Mapping[str, datetime],
+) -> set[_Name]:
     """Return those of *found* for which other rows are the reason."""
     charges = [each for each in found if each.table == "charges"]
-    return {*_explained_charges(cursor, world, charges), *_paid_by_invoice(cursor, world, pairs)}
+    orders = [each for each in found if each.table == "orders" and each.id in captured]
+    return {
+        *_explained_charges(cursor, world, charges),
+        *_paid_by_invoice(cursor, world, pairs),
+        *(_name(each) for each in orders if _is_by_capture(each, captured[each.id])),
+    }
 
 
 _REPORTED_BY_OTHERS: Final = ("amount_refunded", "refunded", "disputed")
@@ -430,9 +451,38 @@ def _paid_by_invoice(cursor: Cursor, world: World, pairs: Mapping[Subject, Pair]
         (*_world(world), [str(invoice) for invoice in invoices.values()]),
     )
     known = {id_ for (id_,) in cursor.fetchall()}
-    for payment, invoice in invoices.items():
+    for id_, invoice in invoices.items():
         if invoice in known:
-            yield ("invoice_payments", payment, None)
+            yield ("invoice_payments", id_, None)
+
+
+_CAPTURED: Final = """
+SELECT o.id, min(c.captured_at) FROM orders AS o JOIN charges AS c USING (account, livemode, payment_intent)
+WHERE (o.account, o.livemode) = (%s, %s) AND o.id = ANY (%s) AND c.captured_at IS NOT NULL
+    AND (c.status = 'succeeded' OR c.released_at IS NOT NULL)
+GROUP BY o.id
+"""
+
+
+def _captured(cursor: Cursor, world: World, pairs: Mapping[Subject, Pair]) -> dict[str, datetime]:
+    """Return when a charge was captured of each order that is open but for it, and that Stripe shows as paid.
+
+    See Note [No event of a session reports its capture].
+    """
+    orders = [
+        subject.id
+        for subject, pair in pairs.items()
+        if subject.table == "orders" and pair.held and pair.expected and payment.is_open(pair.held)
+        if pair.expected["payment_status"] == "paid"
+    ]
+    if not orders:
+        return {}
+    cursor.execute(_CAPTURED, (*_world(world), orders))
+    return dict(cursor.fetchall())
+
+
+def _is_by_capture(order: Difference, captured_at: datetime) -> bool:
+    return order.column == "payment_status" or (order.column == "paid_at" and order.held == captured_at)
 
 
 # ---- What older API versions do not carry ----
@@ -449,22 +499,52 @@ def _unstated(cursor: Cursor, world: World, pairs: Sequence[Pair]) -> set[_Name]
         (*_row(pair), name)
         for pair in doubted
         if pair.held is not None and pair.expected is not None
-        for name, held in pair.held.items()
+        for name in pair.held
         if (statement := stated.get((str(pair.held["event_id"]), _row(pair)))) is not None
-        and _is_unstated(statement, name, held, pair.expected[name])
+        and _is_unstated(statement, name, pair.held, pair.expected)
     }
 
 
-def _is_unstated(statement: Statement, name: str, held: object, expected: object) -> bool:
+_INFERRED_FROM: Final = {
+    ("orders", "status"): ("session_status", "payment_status", "mode"),
+    ("orders", "completed_at"): ("session_status",),
+    ("orders", "expired_at"): ("session_status",),
+    ("orders", "paid_at"): ("session_status", "payment_status", "mode"),
+    ("refunds", "failed_at"): ("status",),
+    ("charges", "captured_at"): ("captured", "status"),
+}
+"""By table and column, the mapped columns from which the folds infer one that no object has."""
+
+
+def _is_unstated(statement: Statement, name: str, held: Mapping[str, Any], expected: Mapping[str, Any]) -> bool:
     """Return whether a column is other than Stripe lists it since the event that decided it is older."""
     if (statement.table, name) == ("credit_notes", "refund"):
         # Only versions before basil state it; it is null where the parts of the note are known.
-        return held is not None and expected is None
+        return held[name] is not None and expected[name] is None
     if (statement.table, name) == ("portal_configurations", "features"):
-        return held != expected and statement.columns.get(name) == held and _is_part(held, expected)
-    return (
-        (statement.table, name) in _MAPPED and held is None and expected is not None and name not in statement.columns
+        was, now = held[name], expected[name]
+        return was != now and statement.columns.get(name) == was and _is_part(_without_removed(was), now)
+    if held[name] is not None or expected[name] is None:
+        return False
+    inputs = _INFERRED_FROM.get((statement.table, name), ())
+    return _is_lacking(statement, name) or any(
+        held[each] is None and expected[each] is not None and _is_lacking(statement, each) for each in inputs
     )
+
+
+def _is_lacking(statement: Statement, name: str) -> bool:
+    return (statement.table, name) in _MAPPED and name not in statement.columns
+
+
+_REMOVED_FEATURES: Final = ("subscription_pause",)
+"""Of a portal, until 2024-04-10; since 2026-10-28 another feature has the name, and no version has both."""
+
+
+def _without_removed(features: object) -> object:
+    """Return the *features* of a portal, in a version before the newest, without those that the newest has not."""
+    if not isinstance(features, dict):
+        return features
+    return {name: value for name, value in features.items() if name not in _REMOVED_FEATURES}
 
 
 def _is_part(held: object, whole: object) -> bool:

@@ -167,7 +167,8 @@ WHERE o.mode IS DISTINCT FROM 'setup'
 """
 
 # Before basil the charge of a converted price is in the buyer's currency, and so is compared with what was presented.
-# Less may be captured than was authorized: then the rest was released, and the total is what was authorized.
+# Less may be captured than was authorized: then the rest was released, and the total is what was authorized. A merchant
+# may also raise what is authorized, and capture more than that, so that only less than the total proves something.
 #
 # Without a captured charge there are two proofs. An order that its session left open is paid by a charge alone. And an
 # intent has one charge at a time that is pending or held, so that none had paid where that is reported later.
@@ -178,6 +179,7 @@ SELECT o.account, o.livemode, o.id,
         WHEN NOT p.is_comparable THEN 'broken'
         WHEN p.total IS NULL OR c.amount IS NULL THEN 'not provable'
         WHEN p.total = c.amount AND c.amount >= p.captured THEN 'holds'
+        WHEN p.total <= c.amount THEN 'not provable'
         ELSE 'broken' END,
     CASE WHEN p.is_comparable THEN c.currency END,
     CASE WHEN p.is_comparable THEN p.total ELSE o.amount_total END,
@@ -189,8 +191,9 @@ SELECT o.account, o.livemode, o.id,
         WHEN NOT p.is_comparable
             THEN 'order and charge are in two currencies: ' || upper(o.currency) || ' and ' || upper(c.currency)
         WHEN p.total IS NULL OR c.amount IS NULL THEN 'an amount is not known'
-        WHEN p.total = c.amount THEN 'more was captured than the total'
-        ELSE 'the total is not what was charged' END,
+        WHEN p.total > c.amount THEN 'the total is not what was charged'
+        WHEN p.total < p.captured THEN 'more may be captured than was authorized'
+        ELSE 'an authorization may be raised above the total' END,
     coalesce(o.created, o.as_of)
 FROM orders AS o
 LEFT JOIN LATERAL (
@@ -578,9 +581,10 @@ RULES: Final = (
         "order-charged",
         "A paid order's total is what was charged",
         "Needs the charge that was captured for the order's payment intent. Compares its amount with the total in its"
-        " currency: the order's, or what was presented to the buyer. Less may have been captured, and not more. Broken,"
-        " too, where charges are known, none was captured, and the order is paid by nothing but a charge, or one is"
-        " reported as pending or held after the payment."
+        " currency: the order's, or what was presented to the buyer. Less may have been captured; more, or a raised"
+        " authorization, is not provable (https://docs.stripe.com/payments/overcapture). Broken, too, where charges"
+        " are known, none was captured, and the order is paid by nothing but a charge, or one is reported as pending or"
+        " held after the payment."
         " Source: https://docs.stripe.com/api/charges/object.",
         "orders",
         _PAID_ORDER,

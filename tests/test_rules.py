@@ -359,6 +359,32 @@ def test_what_a_charge_gave_back(
         assert findings[0].detail == "a refund is in another currency than its charge: CAD and USD"
 
 
+def test_refunds_that_were_made_again(engine: Engine) -> None:
+    """Of several refunds one may have failed before the next was made; the charge or one refund alone shows more."""
+    failed = "a refund may have failed before the next was made"
+    more = f"{BROKEN}more was refunded than was charged"
+    twice = [refund(1500, 5), refund(1500, 9, id_="re_#_again")]
+    cases: list[tuple[Row, Rows, str | None]] = [
+        ({}, [refund(700, 5), refund(800, 9)], HOLDS),
+        ({}, twice, failed),
+        ({}, [refund(1, 5), refund(1500, 9)], failed),
+        ({"amount_refunded": 1500}, twice, failed),
+        ({"amount_refunded": None}, twice, failed),
+        ({}, [refund(1500, 5, status="failed"), refund(1500, 9, id_="re_#_again")], HOLDS),
+        ({"amount_refunded": 3000}, twice, more),
+        ({}, [refund(1, 5), refund(1501, 9)], more),
+        # The hold of 1500 may have been raised, and captured, since its last report.
+        ({"captured": False, "captured_at": None}, [refund(1600, 5)], "that it was captured is not known"),
+        ({"amount_captured": 1600}, [refund(1600, 5)], HOLDS),
+        ({"amount_captured": 1600}, [refund(1601, 5)], more),
+        ({"amount_captured": 1000}, [refund(600, 5), refund(600, 9, id_="re_#_again")], CAPTURED),
+    ]
+    for number, (charge, others, _) in enumerate(cases):
+        place(engine, number, [("charges", {**CHARGE, **charge}), *others])
+    ids = [f"charges_{number}" for number in range(len(cases))]
+    assert outcomes(engine, "refunds-within-charge", ids) == dict(zip(ids, (each for *_, each in cases), strict=True))
+
+
 @pytest.mark.parametrize(
     ("overpaid", "remaining", "state"),
     [(300, 0, "not provable"), (None, 0, "not provable"), (0, 0, "broken"), (300, -300, "holds")],
@@ -426,6 +452,7 @@ CHARGE = {
 }
 LESS = f"{BROKEN}less is reported as refunded than its refunds come to"
 UNKNOWN = "not all of its refunds are known"
+CAPTURED = "more was refunded than its charge reports as captured"
 LATE = "it may not have counted its last refund, or one may have failed"
 
 
@@ -462,7 +489,14 @@ def test_refunds_that_a_charge_reports(engine: Engine) -> None:
             # Not both fit into 500: the 499 that are reported, and 500 in the same second.
             ({"amount": 500, "amount_captured": 500, "amount_refunded": 499}, [refund(500, 10)], LESS),
             ({"amount_refunded": 499}, [refund(500, 10)], LATE),
-            ({}, [refund(501, 5, until=20)], LESS),
+            # It may have required an action until then; but not both fit into the charge.
+            ({}, [refund(501, 5, until=20)], LATE),
+            ({"amount_refunded": 0}, [refund(1500, 5, until=20)], LATE),
+            ({"amount_refunded": 1}, [refund(1500, 5, until=20)], LESS),
+            ({"amount_refunded": 499}, [refund(500, 5, until=20), refund(502, 6, until=20)], LESS),
+            ({"amount_refunded": 499}, [refund(500, 5, until=20), refund(501, 6, until=20)], LATE),
+            # The one of 400 is among the 500, and the other was not paid out yet.
+            ({"amount_refunded": 500}, [refund(400, 5, until=20), refund(1100, 6, until=20)], LATE),
             # Older than the charge, so that one of the two times is wrong.
             ({"captured_at": at(7)}, [refund(501, 5, until=20)], LATE),
             ({"amount_refunded": 0}, [refund(500, 10)], LATE),
@@ -537,6 +571,12 @@ def test_what_was_paid_of_an_invoice(engine: Engine) -> None:
             ({}, [payment(None, 5, **own, status=None)], OUTSIDE),
             ({"amount_paid": 1200, "amount_overpaid": 200}, [payment(1300, 5)], more),
             ({"amount_paid": 1200, "amount_overpaid": None}, [payment(1000, 5)], more),
+            # Older versions have no such amount, and may count no more as paid than was due.
+            ({"amount_overpaid": None}, [payment(1200, 5)], more),
+            ({"amount_overpaid": None}, [payment(400, 1), payment(601, 5)], more),
+            ({"amount_overpaid": None, "amount_due": None}, [payment(1200, 5)], "an amount is not known"),
+            ({"amount_overpaid": None, "amount_due": 1200}, [payment(1200, 5)], less),
+            ({"amount_overpaid": None}, [payment(1001, 5, **own)], less),
             (
                 {},
                 [payment(1000, 5, currency="cad")],
@@ -556,6 +596,7 @@ def test_what_remains_of_an_invoice(engine: Engine) -> None:
     rest = {"amount_paid": 400, "amount_remaining": 599}
     wrong = f"{BROKEN}what remains is not what is due less what was paid"
     given_up = "what remains of a void or uncollectible one is not documented"
+    off = "a part may have been paid outside of Stripe, which is not kept"
     outside = "it may have been paid outside of Stripe, and how that is counted is not documented"
     tried(
         engine,
@@ -565,7 +606,10 @@ def test_what_remains_of_an_invoice(engine: Engine) -> None:
         [
             ({}, [], HOLDS),
             ({"status": "void", "amount_paid": 0, "amount_remaining": 1000}, [], HOLDS),
-            ({"status": "open", **rest}, [], wrong),
+            ({"status": "open", "amount_paid": 0, "amount_remaining": 600}, [], off),
+            ({"status": "open", **rest}, [], off),
+            ({"status": "open", "amount_paid": 400, "amount_remaining": 601}, [], wrong),
+            ({"status": "open", "amount_paid": 400, "amount_remaining": -1}, [], wrong),
             ({"status": "draft", "amount_paid": 0}, [], wrong),
             ({"status": "void", "amount_paid": 0}, [], given_up),
             ({"status": "uncollectible", "amount_paid": 0}, [], given_up),

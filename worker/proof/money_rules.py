@@ -300,12 +300,13 @@ CROSS JOIN LATERAL (SELECT coalesce(l.gross, 0) - coalesce(l.discount, 0) AS net
 """
 
 # What remains is documented as what is due less what was paid. That is not yet known to hold where more was paid, where
-# the invoice was given up, and where it was paid outside of Stripe, as what its payments leave open may have been.
+# the invoice was given up, and where it was paid outside of Stripe, as what its payments leave open may have been. A
+# part of an open one, too, may be paid outside, of which Stripe takes it from what remains, and we keep nothing.
 _INVOICE_AMOUNTS: Final = """
 SELECT i.account, i.livemode, i.id,
     CASE WHEN i.amount_due IS NULL OR i.amount_paid IS NULL OR i.amount_remaining IS NULL THEN 'not provable'
         WHEN s.is_right THEN 'holds'
-        WHEN s.is_overpaid OR i.status IS NULL OR i.status NOT IN ('draft', 'open', 'paid') OR p.is_open
+        WHEN s.is_overpaid OR i.status IS NULL OR i.status NOT IN ('draft', 'open', 'paid') OR p.is_open OR s.is_less
             THEN 'not provable'
         ELSE 'broken' END,
     i.currency, i.amount_remaining, s.rest,
@@ -313,6 +314,7 @@ SELECT i.account, i.livemode, i.id,
         WHEN s.is_overpaid THEN 'more was paid than is due, and how that is counted is not documented'
         WHEN i.status IN ('void', 'uncollectible') THEN 'what remains of a void or uncollectible one is not documented'
         WHEN i.status IS NULL OR i.status NOT IN ('draft', 'open', 'paid') THEN 'its status is not known'
+        WHEN s.is_less THEN 'a part may have been paid outside of Stripe, which is not kept'
         WHEN p.is_open THEN 'it may have been paid outside of Stripe, and how that is counted is not documented'
         ELSE 'what remains is not what is due less what was paid' END,
     coalesce(i.created, i.as_of)
@@ -320,6 +322,7 @@ FROM invoices AS i
 CROSS JOIN LATERAL (
     SELECT i.amount_due::numeric - i.amount_paid AS rest,
         i.amount_remaining = i.amount_due::numeric - i.amount_paid AS is_right,
+        i.status = 'open' AND i.amount_remaining BETWEEN 0 AND i.amount_due::numeric - i.amount_paid AS is_less,
         coalesce(coalesce(i.amount_overpaid, i.amount_paid::numeric - i.amount_due) > 0, false) AS is_overpaid
 ) AS s
 CROSS JOIN LATERAL (
@@ -334,19 +337,21 @@ CROSS JOIN LATERAL (
 """
 
 # Before basil an invoice made its own payment, which is under the invoice's id and may be the same as another. What its
-# payments had come to when it was paid, it must report as paid. Credit from the balance lowers what is due instead.
+# payments had come to when it was paid, it must report as paid, but for what is more than was due: versions
+# before basil do not name that. Credit from the balance lowers what is due instead.
 _INVOICE_PAID: Final = """
 SELECT i.account, i.livemode, i.id,
     CASE WHEN i.amount_paid IS NULL OR p.unknown THEN 'not provable'
         WHEN p.others IS NOT NULL THEN 'broken'
         WHEN p.is_loose THEN 'not provable'
         WHEN i.amount_paid = s.paid THEN 'holds'
-        WHEN s.is_overpaid THEN 'not provable'
+        WHEN s.is_overpaid IS NOT FALSE THEN 'not provable'
         WHEN i.status = 'paid' AND i.amount_paid < s.settled THEN 'broken'
         ELSE 'not provable' END,
     CASE WHEN p.others IS NULL THEN i.currency END, i.amount_paid,
     CASE WHEN p.others IS NULL THEN s.settled END,
     CASE WHEN i.amount_paid IS NULL OR p.unknown THEN 'an amount is not known'
+        WHEN p.others IS NULL AND s.is_overpaid IS NULL THEN 'an amount is not known'
         WHEN p.others IS NOT NULL
             THEN 'a payment is in another currency than its invoice: ' || p.others || ' and ' || upper(i.currency)
         WHEN p.is_loose THEN 'a currency is not known'
@@ -369,17 +374,21 @@ LEFT JOIN (
 CROSS JOIN LATERAL (
     SELECT coalesce(CASE WHEN p.has_its_own THEN p.paid ELSE p.by_invoice END, 0) AS paid,
         coalesce(CASE WHEN p.has_its_own THEN p.settled ELSE p.by_invoice END, 0) AS settled,
-        coalesce(coalesce(i.amount_overpaid, i.amount_paid::numeric - i.amount_due) > 0, false) AS is_overpaid
+        coalesce(
+            i.amount_overpaid > 0, greatest(i.amount_paid, CASE WHEN p.has_its_own THEN p.settled END) > i.amount_due
+        ) AS is_overpaid
 ) AS s
 WHERE NOT i.deleted AND (i.amount_paid IS DISTINCT FROM 0 OR p.invoice IS NOT NULL)
 """
 
 # A charge may report its capture before the last step of it, so that more than that proves nothing. What releases a
-# hold is no refund.
+# hold is no refund. A refund that failed gives way to another, and the event of that may not be here yet: so several
+# come to too much only where the charge itself reports as much, and one alone where it was captured.
 _REFUNDS_WITHIN: Final = f"""
 SELECT r.account, r.livemode, r.charge,
     CASE WHEN c.amount IS NULL OR c.currency IS NULL OR r.unknown THEN 'not provable'
-        WHEN r.others > 0 OR r.amount > c.most THEN 'broken'
+        WHEN r.others > 0 THEN 'broken'
+        WHEN r.amount > c.most AND c.is_captured AND (r.largest > c.most OR c.amount_refunded > c.most) THEN 'broken'
         WHEN r.amount > c.captured_amount THEN 'not provable'
         ELSE 'holds' END,
     CASE WHEN r.others = 0 THEN c.currency END, CASE WHEN r.others = 0 THEN r.amount END, c.captured_amount,
@@ -387,11 +396,14 @@ SELECT r.account, r.livemode, r.charge,
         WHEN r.unknown THEN 'an amount is not known'
         WHEN r.others > 0
             THEN 'a refund is in another currency than its charge: ' || r.currencies || ' and ' || upper(c.currency)
-        WHEN r.amount > c.most THEN 'more was refunded than was charged'
-        ELSE 'more was refunded than its charge reports as captured' END,
+        WHEN r.amount <= c.most THEN 'more was refunded than its charge reports as captured'
+        WHEN NOT c.is_captured THEN 'that it was captured is not known'
+        WHEN r.largest > c.most OR c.amount_refunded > c.most THEN 'more was refunded than was charged'
+        ELSE 'a refund may have failed before the next was made' END,
     r.at
 FROM (
-    SELECT t.account, t.livemode, t.charge, sum(t.amount) AS amount, max(coalesce(t.created, t.as_of)) AS at,
+    SELECT t.account, t.livemode, t.charge, sum(t.amount) AS amount, max(t.amount) AS largest,
+        max(coalesce(t.created, t.as_of)) AS at,
         count(*) FILTER (WHERE t.currency <> p.currency) AS others,
         string_agg(DISTINCT upper(t.currency), ', ') FILTER (WHERE t.currency <> p.currency) AS currencies,
         bool_or(t.amount IS NULL OR t.currency IS NULL) AS unknown
@@ -401,7 +413,7 @@ FROM (
     GROUP BY t.account, t.livemode, t.charge
 ) AS r
 LEFT JOIN (
-    SELECT *, greatest(amount, amount_captured) AS most,
+    SELECT *, greatest(amount, amount_captured) AS most, captured IS TRUE AS is_captured,
         CASE WHEN captured THEN coalesce(amount_captured, amount) ELSE amount END AS captured_amount
     FROM charges
 ) AS c ON (c.account, c.livemode, c.id) = (r.account, r.livemode, r.charge)
@@ -409,8 +421,9 @@ LEFT JOIN (
 
 # Rule 10 of the design: what a charge reports are its refunds that were made until then, less those that had failed. It
 # may report more, which are refunds that are not known. Less proves something of refunds alone that still stood
-# afterwards. One of the very second of the report may have come after it, but not where the charge has no room for it
-# next to what is reported. A charge that was read may report refunds of the seconds that this took.
+# afterwards. These may have required an action until then, or have come after it in its very second, and then are not
+# counted: but not where each is more than what is reported, and the charge has no room for them next to that. A charge
+# that was read may report refunds of the seconds that this took.
 _CHARGE_REFUNDS: Final = f"""
 WITH taken AS (
     SELECT account, livemode, id, payment_intent, currency, as_of, captured_at, amount_refunded,
@@ -434,14 +447,13 @@ WITH taken AS (
         bool_or(g.currency IS DISTINCT FROM c.currency) AS is_mixed,
         coalesce(sum(g.amount) FILTER (WHERE k.is_known), 0) AS known,
         coalesce(sum(g.amount) FILTER (WHERE k.is_late), 0) AS late,
-        coalesce(sum(g.amount) FILTER (WHERE k.stood AND g.created < c.as_of), 0) AS before,
-        coalesce(sum(g.amount) FILTER (WHERE k.stood AND g.created = c.as_of), 0) AS within,
-        count(*) FILTER (WHERE k.stood AND g.created = c.as_of) = 1 AS is_only_one
+        sum(g.amount) FILTER (WHERE k.stood) AS stood, min(g.amount) FILTER (WHERE k.stood) AS smallest
     FROM given AS g JOIN taken AS c ON (c.account, c.livemode, c.id) = (g.account, g.livemode, g.charge)
     CROSS JOIN LATERAL (
         SELECT g.created <= c.as_of AND (g.failed_at IS NULL OR g.failed_at > c.as_of) AS is_known,
             c.is_read AND g.created > c.as_of AND g.created <= c.as_of + interval '5 s' AS is_late,
-            coalesce(g.status = 'succeeded' AND g.created >= c.captured_at, false) AND g.as_of >= c.as_of AS stood
+            coalesce(g.status = 'succeeded' AND g.created >= c.captured_at, false)
+                AND g.created <= c.as_of AND g.as_of >= c.as_of AS stood
     ) AS k
     GROUP BY g.account, g.livemode, g.charge
 )
@@ -465,9 +477,8 @@ FROM taken AS c
 LEFT JOIN sums AS r ON (r.account, r.livemode, r.charge) = (c.account, c.livemode, c.id)
 CROSS JOIN LATERAL (
     SELECT coalesce(r.known, 0) AS known, coalesce(r.late, 0) AS late,
-        coalesce(
-            r.before + CASE WHEN r.is_only_one AND c.amount_refunded + r.within > c.most THEN r.within ELSE 0 END, 0
-        ) AS least
+        CASE WHEN c.amount_refunded < r.smallest AND c.amount_refunded + r.stood > c.most THEN r.stood ELSE 0 END
+            AS least
 ) AS s
 WHERE (r.charge IS NOT NULL OR c.amount_refunded IS DISTINCT FROM 0) AND (c.is_captured OR NOT c.is_held)
 """
@@ -637,7 +648,8 @@ RULES: Final = (
         "refunds-within-charge",
         "No more is refunded than was charged",
         "Needs the charge, and every refund's amount; refunds that failed or were canceled, or released a hold, do not"
-        " count. More than is reported as captured, and no more than was charged, is not provable."
+        " count. More than is reported as captured, and no more than was charged, is not provable; nor is what several"
+        " come to, of which one may have failed, unless the charge reports more than it captured."
         " Source: https://docs.stripe.com/api/refunds/object.",
         "charges",
         _REFUNDS_WITHIN,
@@ -646,8 +658,8 @@ RULES: Final = (
         "charge-refunds",
         "A charge's refunded amount is what its refunds came to when it was reported",
         "Needs the charge's refunds, but for those that had failed or release a hold. Of a charge that was captured in"
-        " part, what was released may be in it or not. Less is broken where the refunds still stood afterwards, and"
-        " more than was charged always. Source: https://docs.stripe.com/api/charges/object.",
+        " part, what was released may be in it or not. Less than each is broken where the refunds still stood"
+        " afterwards, and the charge has no room for them all; more than was charged always. Source: https://docs.stripe.com/api/charges/object.",
         "charges",
         _CHARGE_REFUNDS,
     ),

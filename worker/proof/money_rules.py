@@ -219,13 +219,17 @@ CROSS JOIN LATERAL (
 WHERE o.status = 'paid' AND o.mode = 'payment' AND o.payment_intent IS NOT NULL
 """
 
+# Of the parts that went out one may have been inferred from the others, so that they add up whatever it is. What went
+# to the balance is another witness where the ledger lists it, or where nothing went; and what was refunded is, but for
+# a refund that an old note names by its id alone and that is not known.
 _NOTE_SPLIT: Final = """
 SELECT account, livemode, id,
     CASE WHEN amount IS NULL OR pre_payment_amount IS NULL OR post_payment_amount IS NULL THEN 'not provable'
         WHEN amount <> pre_payment_amount::numeric + post_payment_amount THEN 'broken'
         WHEN refunded_amount IS NULL OR to_balance_amount IS NULL THEN 'not provable'
-        WHEN post_payment_amount = went THEN 'holds'
-        ELSE 'broken' END,
+        WHEN post_payment_amount <> went THEN 'broken'
+        WHEN is_rest OR is_refund_open THEN 'not provable'
+        ELSE 'holds' END,
     currency,
     CASE WHEN amount <> pre_payment_amount::numeric + post_payment_amount THEN amount ELSE post_payment_amount END,
     CASE WHEN amount <> pre_payment_amount::numeric + post_payment_amount
@@ -233,10 +237,27 @@ SELECT account, livemode, id,
     CASE WHEN amount IS NULL OR pre_payment_amount IS NULL OR post_payment_amount IS NULL OR refunded_amount IS NULL
             OR to_balance_amount IS NULL THEN 'a part of it is not known'
         WHEN amount <> pre_payment_amount::numeric + post_payment_amount THEN 'the amount is not its two sides'
-        ELSE 'what was credited after payment is not what went out' END,
+        WHEN post_payment_amount <> went THEN 'what was credited after payment is not what went out'
+        WHEN is_rest THEN 'what went to the balance is known from its other parts alone'
+        ELSE 'what was refunded is known from its other parts alone' END,
     coalesce(created, as_of)
 FROM (
-    SELECT *, refunded_amount::numeric + coalesce(out_of_band_amount, 0) + to_balance_amount AS went FROM credit_notes
+    SELECT n.*, n.refunded_amount::numeric + coalesce(n.out_of_band_amount, 0) + n.to_balance_amount AS went,
+        n.to_balance_amount <> 0 AND NOT coalesce(
+            CASE WHEN n.customer_balance_transaction IS NULL THEN naming.is_listed
+                ELSE own.amount IS NOT NULL AND own.currency = n.currency END, false
+        ) AS is_rest,
+        n.refund IS NOT NULL AND NOT coalesce(r.amount IS NOT NULL AND r.currency = n.currency, false) AS is_refund_open
+    FROM credit_notes AS n
+    LEFT JOIN balance_transactions AS own
+        ON (own.account, own.livemode, own.id) = (n.account, n.livemode, n.customer_balance_transaction)
+    LEFT JOIN (
+        SELECT account, livemode, credit_note, currency, count(*) = 1 AND count(amount) = 1 AS is_listed
+        FROM balance_transactions WHERE credit_note IS NOT NULL GROUP BY account, livemode, credit_note, currency
+    ) AS naming
+        ON (naming.account, naming.livemode, naming.credit_note, naming.currency)
+            = (n.account, n.livemode, n.id, n.currency)
+    LEFT JOIN refunds AS r ON (r.account, r.livemode, r.id) = (n.account, n.livemode, n.refund)
 ) AS n
 """
 
@@ -486,10 +507,13 @@ WHERE (r.charge IS NOT NULL OR c.amount_refunded IS DISTINCT FROM 0) AND (c.is_c
 # A gap may always be an entry that is not known, so it proves nothing; the balance's last word may (below).
 _BALANCE_CHAIN: Final = """
 SELECT account, livemode, id, CASE WHEN ending_balance = was + amount THEN 'holds' ELSE 'not provable' END,
-    currency, ending_balance, was + amount, 'the entry before it is not known', coalesce(created, as_of)
+    currency, ending_balance, was + amount,
+    CASE WHEN ending_balance IS NULL OR amount IS NULL OR (was IS NULL AND NOT is_first) THEN 'an amount is not known'
+        WHEN is_first THEN 'it is the first entry that is known'
+        ELSE 'the entry before it is not known' END,
+    coalesce(created, as_of)
 FROM (
-    SELECT *, CASE WHEN row_number() OVER ledger = 1 THEN ending_balance::numeric - amount
-        ELSE lag(ending_balance) OVER ledger END AS was
+    SELECT *, (lag(ending_balance) OVER ledger)::numeric AS was, row_number() OVER ledger = 1 AS is_first
     FROM balance_transactions WINDOW ledger AS (PARTITION BY account, livemode, customer, currency ORDER BY created, id)
 ) AS t
 """
@@ -603,7 +627,8 @@ RULES: Final = (
     Rule(
         "credit-note-split",
         "A credit note is what it took before payment and after, and the latter is what went out",
-        "Needs every part: amount = pre + post, and post = refunds + out of band + to the balance."
+        "Needs every part: amount = pre + post, and post = refunds + out of band + to the balance. Where one of these"
+        " is known from the others alone, that they add up proves nothing."
         " Source: https://docs.stripe.com/api/credit_notes/object.",
         "credit_notes",
         _NOTE_SPLIT,
@@ -666,7 +691,7 @@ RULES: Final = (
     Rule(
         "balance-chain",
         "Each entry of a customer's ledger leaves what was before it, and its amount",
-        "Needs the entry before it; a step between two that do not meet is not known."
+        "Needs the entry before it; a step between two that do not meet is not known, nor is the one before the first."
         " Source: https://docs.stripe.com/api/customer_balance_transactions/object.",
         "balance_transactions",
         _BALANCE_CHAIN,

@@ -1,7 +1,7 @@
 """How the command shows rows: a table to read, or JSON to pass on."""
 
 import sys
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
 from enum import StrEnum
@@ -169,6 +169,40 @@ def percent_proven(rules: Iterable[Mapping[str, Any]]) -> int | None:
     counts = [(rule["checked"], rule["not_provable"]) for rule in rules]
     checked, unproven = (sum(column) for column in zip(*counts, strict=True)) if counts else (0, 0)
     return (checked - unproven) * 100 // checked if checked else None
+
+
+def in_part(result: Mapping[str, Any]) -> list[str]:
+    """Return what the comparison with Stripe of a reconciliation's *result* did not look at; none where it was whole.
+
+    What a kind of object is not compared for is a flag of its tally (``is_forbidden``) or stands in place of its name.
+    """
+    if not result.get("stripe") and "stripe_error" not in result:
+        return []
+    since = result["run"].get("since")
+    left = [] if since is None else [f"only what was created since {shown(since)}"]
+    left += dict.fromkeys(words for tally in result.get("stripe", ()) for words in _left_of(tally))
+    stopped = result.get("stripe_error")
+    return left if stopped is None else [*left, f"stopped by {stopped['kind']}"]
+
+
+_NOT_ASKED: Final = "not asked"
+
+
+def _left_of(tally: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what was not looked at of the objects of one *tally*."""
+    kind = str(tally["object"])
+    if kind.startswith(_NOT_ASKED):
+        mode = "live" if tally["livemode"] else "test"
+        yield f"{tally['account'] or 'the own account'}, {mode}: {kind}"
+    if known := tally.get("sampled_of"):
+        yield f"{kind}: {tally['listed']:,} of {known:,}"
+    if unreadable := tally.get("unreadable"):
+        yield f"{kind}: without {unreadable:,} that could not be read"
+    for name, value in tally.items():
+        if value is True and name.startswith("is_"):
+            yield f"{kind}: {name.removeprefix('is_').replace('_', ' ')}"
+        elif isinstance(value, str) and name != "object" and value.startswith(_NOT_ASKED):
+            yield f"{kind}: {value}"
 
 
 def why_not_provable(rule: Mapping[str, Any]) -> str:

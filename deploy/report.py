@@ -136,7 +136,10 @@ def _badge(found: Row) -> str:
     """Return whether there is drift, and how much of what the rules checked is proven."""
     proven = output.percent_proven(found.get("rules", ()))
     words = ["no drift" if found["run"]["outcome"] == "ok" else "drift"]
-    return "; ".join(words if proven is None else [*words, f"{proven} % proven"])
+    if proven is not None:
+        percent, checked = proven
+        words.append(f"proven: {percent} % of {checked:,} checked by rules")
+    return "; ".join(words)
 
 
 def _verdict(found: Row) -> str:
@@ -154,12 +157,11 @@ def _verdict(found: Row) -> str:
 def _caveats(found: Row) -> str:
     """Say what the verdict does not."""
     in_part = output.in_part(found)
-    left = [name for name in _CHECKS if name not in found["run"]["checks"] and not (name == "stripe" and in_part)]
+    left = [name for name in _CHECKS if name not in found["run"]["checks"] and name not in in_part]
     unproven = _unproven(found)
     waiting = found["events"]["parked"] + found["events"]["pending"]
     said = [f"Not checked: {listed(_CHECKS[name][0] for name in left)}."] if left else []
-    if in_part:
-        said.append(f"Stripe: only in part ({'; '.join(in_part)}).")
+    said += [f"{_CHECKS[name][0]}: only in part ({'; '.join(words)})." for name, words in in_part.items()]
     if not left and not in_part and "left_out" not in found:
         said.append("Everything was checked.")
     if unproven:
@@ -214,7 +216,7 @@ def _overview(found: Row) -> Html:
         title, compares = _CHECKS.get(name, (name, ""))
         told = results.get(name)
         outcome = nothing("not checked") if name not in checked else _outcome(told) if told is not None else ""
-        if name == "stripe" and in_part:
+        if name in in_part:
             outcome = tag("span", _outcome(told or ()), ", looked at only in part")
         rows.append((title if told is None else tag("a", title, href=f"#{name}"), compares, outcome))
     return section(

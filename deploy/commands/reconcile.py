@@ -209,7 +209,8 @@ def _print(result: dict[str, Any], form: Format) -> None:
         err.print(f"There were {there_were:,} differences before the repair, and {result['drift_total']:,} are left.")
     err.print(verdict(result))
     if (proven := output.percent_proven(result.get("rules", ()))) is not None:
-        err.print(f"{proven} % of what the money rules checked is proven.")
+        percent, checked = proven
+        err.print(f"Of {checked:,} rows: {percent} % of what the money rules checked is proven.")
     if "left_out" in result:
         err.print(left_out(**result["left_out"]))
 
@@ -227,9 +228,9 @@ def _title(name: str, witness: str | None) -> str:
 
 def verdict(result: dict[str, Any]) -> str:
     """Return in a sentence what a run came to, and in another what it did not look at."""
-    left = output.in_part(result)
-    words = [_verdict(result), f"Stripe: only in part ({'; '.join(left)})." if left else ""]
-    return output.in_one_line(" ".join(filter(None, words)))
+    names = {"log": "Event logs", "stripe": "Stripe"}
+    left = [f"{names[check]}: only in part ({'; '.join(words)})." for check, words in output.in_part(result).items()]
+    return output.in_one_line(" ".join([_verdict(result), *left]))
 
 
 def _verdict(result: dict[str, Any]) -> str:

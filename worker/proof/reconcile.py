@@ -155,6 +155,8 @@ def run(engine: Engine, checks: Sequence[str], wanted: Wanted) -> dict[str, Any]
             "finished_at": datetime.now(UTC),
             "outcome": "drift" if drift.total else "ok",
             "version": version(),
+            "since": wanted.since,
+            "seed": wanted.seed,
             "checks": [check for check in checks if check != STRIPE or "stripe_error" not in parts],
         },
         "witnesses": {check: WITNESSES[check] for check in checks if check in WITNESSES},

@@ -17,7 +17,7 @@ from schemas.inbox import Delivery
 from tests import command, ledger
 from tests.envelopes import event
 from tests.stage import KEY, Stage, stage
-from worker.proof import against_stripe, money_rules
+from worker.proof import against_stripe, money_rules, witness
 from worker.proof.against_stripe import Listed
 from worker.proof.difference import Difference
 
@@ -194,6 +194,11 @@ def test_the_command(at: Stage) -> None:
 
     assert found.code == 3
     assert {each["check"] for each in found.json["drift"]} == {"stripe"}
+    asked = {each["object"] for each in found.json["stripe"]}
+    stated = {each.table for each in witness.LISTED if each.object in asked}
+    columns = sum(each.table in stated for each in witness.MAP)
+    assert found.json["witnesses"]["stripe"] == f"against Stripe, by a map of {columns} columns"
+    assert columns == 139
     assert repaired.code == 0, repaired.err
     assert repaired.json["repaired"]["drift_total"] == found.json["drift_total"]
     sessions = next(each for each in repaired.json["stripe"] if each["object"] == "checkout.session")

@@ -252,7 +252,7 @@ def test_a_failure_keeps_the_other_checks(
 
 
 def test_a_repair_without_stripe(at: Stage) -> None:
-    """Where Stripe fails a repair puts right what the inbox says, and names what it could not."""
+    """Where Stripe fails a repair puts right what the inbox shows, and names what it could not."""
     deliver(at)
     ledger.execute(at.engine, "DELETE FROM orders WHERE id = (SELECT min(id) FROM orders)")
     settings = at.environment | {"STRIPE_API_KEY": "sk_test_unknown"}

@@ -219,7 +219,7 @@ CROSS JOIN LATERAL (
 WHERE o.status = 'paid' AND o.mode = 'payment' AND o.payment_intent IS NOT NULL
 """
 
-# Of the parts that went out one may have been inferred from the others, so that they add up whatever it is. What went
+# Of the parts that went out one may have been inferred from the others, so that they add up in any case. What went
 # to the balance is another witness where the ledger lists it, or where nothing went; and what was refunded is, but for
 # a refund that an old note names by its id alone and that is not known.
 _NOTE_SPLIT: Final = """

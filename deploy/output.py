@@ -1,7 +1,7 @@
 """How the command shows rows: a table to read, or JSON to pass on."""
 
 import sys
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
 from enum import StrEnum
@@ -160,15 +160,57 @@ def in_one_line(value: object) -> str:
     return shown(value).replace("\n", "\\n")
 
 
-def percent_proven(rules: Iterable[Mapping[str, Any]]) -> int | None:
-    """Return how much of what *rules* checked they proved, in whole percent; None where they checked nothing.
+def percent_proven(rules: Iterable[Mapping[str, Any]]) -> tuple[int, int] | None:
+    """Return how much of what *rules* checked they proved, in whole percent, and how many rows they checked, if any.
 
     A row counts once for each rule that is about it, and is proven where that holds or is broken. It is rounded down,
     so that 100 is all.
     """
     counts = [(rule["checked"], rule["not_provable"]) for rule in rules]
     checked, unproven = (sum(column) for column in zip(*counts, strict=True)) if counts else (0, 0)
-    return (checked - unproven) * 100 // checked if checked else None
+    return ((checked - unproven) * 100 // checked, checked) if checked else None
+
+
+def in_part(result: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Return what a reconciliation's *result* did not look at, by the check; a check that looked at all is absent."""
+    archived = (result.get("logs") or {}).get("archived")
+    of_logs = [f"{archived:,} events of the logs are archived here"] if archived else []
+    of_stripe = list(_left_at_stripe(result))
+    return {check: left for check, left in (("log", of_logs), ("stripe", of_stripe)) if left}
+
+
+def _left_at_stripe(result: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what was not looked at, each once.
+
+    Why a kind of object was not compared is a flag of its tally (``is_forbidden``), or stands in place of its name.
+    """
+    tallies, since = result.get("stripe") or (), result["run"].get("since")
+    if since is not None and (tallies or "stripe_error" in result):
+        moment = since if isinstance(since, datetime) else datetime.fromisoformat(since)
+        yield f"only what was created since {shown(moment)} UTC"
+    yield from dict.fromkeys(words for tally in tallies for words in _left_of(tally))
+    if "stripe_error" in result:
+        yield f"stopped by {result['stripe_error']['kind']}"
+
+
+_NOT_ASKED: Final = "not asked"
+
+
+def _left_of(tally: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what was not looked at of the objects of one *tally*."""
+    kind = str(tally["object"])
+    if kind.startswith(_NOT_ASKED):
+        account, mode = tally["account"], "live" if tally["livemode"] else "test"
+        yield f"{f'{account}, {mode}' if account else f'{mode} mode'}: {kind}"
+    if known := tally.get("sampled_of"):
+        yield f"{kind}: {tally['listed']:,} of {known:,}"
+    if unreadable := tally.get("unreadable"):
+        yield f"{kind}: without {unreadable:,} that could not be read"
+    for name, value in tally.items():
+        if value is True and name.startswith("is_"):
+            yield f"{kind}: {name.removeprefix('is_').replace('_', ' ')}"
+        elif isinstance(value, str) and name != "object" and value.startswith(_NOT_ASKED):
+            yield f"{kind}: {value}"
 
 
 def why_not_provable(rule: Mapping[str, Any]) -> str:

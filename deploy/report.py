@@ -82,7 +82,7 @@ def html(result: Row) -> str:
         _rules(found.get("rules")),
         _tables(found.get("tables")),
         _logs(found.get("logs")),
-        _stripe(found.get("stripe"), found.get("witnesses", {}).get("stripe")),
+        _stripe(found),
         _differences(found),
         _not_provable(found),
         tag(
@@ -136,7 +136,10 @@ def _badge(found: Row) -> str:
     """Return whether there is drift, and how much of what the rules checked is proven."""
     proven = output.percent_proven(found.get("rules", ()))
     words = ["no drift" if found["run"]["outcome"] == "ok" else "drift"]
-    return "; ".join(words if proven is None else [*words, f"{proven} % proven"])
+    if proven is not None:
+        percent, checked = proven
+        words.append(f"proven: {percent} % of {checked:,} checked by rules")
+    return "; ".join(words)
 
 
 def _verdict(found: Row) -> str:
@@ -153,10 +156,14 @@ def _verdict(found: Row) -> str:
 
 def _caveats(found: Row) -> str:
     """Say what the verdict does not."""
-    left = [name for name in _CHECKS if name not in found["run"]["checks"]]
+    in_part = output.in_part(found)
+    left = [name for name in _CHECKS if name not in found["run"]["checks"] and name not in in_part]
     unproven = _unproven(found)
     waiting = found["events"]["parked"] + found["events"]["pending"]
-    said = [f"Not checked: {listed(_CHECKS[name][0] for name in left)}." if left else "Everything was checked."]
+    said = [f"Not checked: {listed(_CHECKS[name][0] for name in left)}."] if left else []
+    said += [f"{_CHECKS[name][0]}: only in part ({'; '.join(words)})." for name, words in in_part.items()]
+    if not left and not in_part and "left_out" not in found:
+        said.append("Everything was checked.")
     if unproven:
         said.append(f"{counted(unproven, 'result')} of the rules could not be proven either way.")
     if "left_out" in found:
@@ -203,12 +210,14 @@ def _overview(found: Row) -> Html:
         "log": [found["logs"]] if found.get("logs") else None,
         "stripe": found.get("stripe"),
     }
-    checked = found["run"]["checks"]
+    checked, in_part = found["run"]["checks"], output.in_part(found)
     rows: list[tuple[str, str, str]] = []
     for name in dict.fromkeys((*_CHECKS, *checked)):
         title, compares = _CHECKS.get(name, (name, ""))
         told = results.get(name)
         outcome = nothing("not checked") if name not in checked else _outcome(told) if told is not None else ""
+        if name in in_part:
+            outcome = tag("span", _outcome(told or ()), ", looked at only in part")
         rows.append((title if told is None else tag("a", title, href=f"#{name}"), compares, outcome))
     return section(
         "checked", "What was checked", table("The checks of this run", ("Check", "Compares", "Result"), rows)
@@ -471,9 +480,11 @@ def _logs(row: Row | None) -> Html:
     )
 
 
-def _stripe(rows: Sequence[Row] | None, witness: str | None) -> Html:
+def _stripe(found: Row) -> Html:
+    rows: Sequence[Row] | None = found.get("stripe")
     if rows is None:
         return Html()
+    witness, failed = found.get("witnesses", {}).get("stripe"), found.get("stripe_error")
     return section(
         "stripe",
         "Tables against Stripe",
@@ -482,6 +493,7 @@ def _stripe(rows: Sequence[Row] | None, witness: str | None) -> Html:
             f"Compared {witness}. " if witness else "",
             "Missing here: Stripe lists it and no table holds it. Missing there: a table holds what Stripe does not.",
         ),
+        tag("p", fault(f"It was not compared in whole: {failed['detail']}"), f" {failed['to_do']}") if failed else "",
         *(tag("p", each) for each in notes_on_stripe(rows)),
         table(
             "Objects that Stripe lists, and how the tables differ",

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -10,12 +11,13 @@ import pytest
 from deploy.sandbox.account import Account
 from deploy.sandbox.history import shop_history
 from deploy.sandbox.rendering import render
+from deploy.sandbox.server import Fault
 from schemas.errors import KeyRefused
 from schemas.inbox import Delivery
 from tests import command, ledger
 from tests.envelopes import event
 from tests.stage import KEY, Stage, stage
-from worker.proof import against_stripe
+from worker.proof import against_stripe, money_rules, witness
 from worker.proof.against_stripe import Listed
 from worker.proof.difference import Difference
 
@@ -192,11 +194,74 @@ def test_the_command(at: Stage) -> None:
 
     assert found.code == 3
     assert {each["check"] for each in found.json["drift"]} == {"stripe"}
+    asked = {each["object"] for each in found.json["stripe"]}
+    stated = {each.table for each in witness.LISTED if each.object in asked}
+    columns = sum(each.table in stated for each in witness.MAP)
+    assert found.json["witnesses"]["stripe"] == f"against Stripe, by a map of {columns} columns"
+    assert columns == 139
     assert repaired.code == 0, repaired.err
     assert repaired.json["repaired"]["drift_total"] == found.json["drift_total"]
     sessions = next(each for each in repaired.json["stripe"] if each["object"] == "checkout.session")
     assert (sessions["listed"], sessions["missing_here"]) == (len(at.account.session_ids()), 0)
     assert KEY not in found.out + found.err + repaired.out + repaired.err
+
+
+@pytest.mark.parametrize(
+    ("key", "kind", "to_do", "code", "listed"),
+    [
+        # What is listed before the failure is held against the tables, and found.
+        (KEY, "StripeAway", "again", 3, ["checkout.session", "payment_link"]),
+        ("sk_test_unknown", "KeyRefused", "STRIPE_API_KEY", 1, []),
+    ],
+)
+def test_a_failure_keeps_the_other_checks(
+    at: Stage, tmp_path: Path, key: str, kind: str, to_do: str, code: int, listed: list[str]
+) -> None:
+    """Where Stripe fails, what was found until then stands, is kept and shown with what failed and what to do."""
+    lost = {event.id for event in at.account.events if event.type.startswith("checkout.session.")}
+    deliver(at, set(sorted(lost)[:10]))
+    at.faults.add(Fault.UNAVAILABLE, "/v1/invoices", times=99)
+    page, lines = tmp_path / "page.html", tmp_path / "all.csv"
+    settings = at.environment | {"STRIPE_API_KEY": key}
+
+    ran = command.python(
+        *("deploy", "reconcile", "--stripe", "--format", "json", "--report", str(page), "--csv", str(lines)),
+        settings=settings,
+    )
+    read = command.python("deploy", "reconcile", "--stripe", settings=settings)
+
+    assert (ran.code, read.code, ran.json["drift_total"] > 0) == (code, code, code == 3)
+    assert ran.json["stripe_error"]["kind"] == kind
+    assert to_do in ran.json["stripe_error"]["to_do"]
+    assert {each["rule"] for each in ran.json["rules"]} == {each.name for each in money_rules.RULES}
+    assert ran.json["tables"]
+    assert [each["object"] for each in ran.json["stripe"]] == listed
+    assert ran.json["run"]["checks"] == ["rules", "rebuild"]
+    for shown in (page.read_text(), read.err):
+        assert ran.json["stripe_error"]["to_do"] in shown
+        assert "Stripe: only in part" in shown
+    assert lines.read_text().count("\n") == 1 + ran.json["drift_total"]
+    kept = at.rows("SELECT id, checks, drift, result FROM reconciliations ORDER BY id")[0]
+    assert (kept["id"], kept["checks"], kept["drift"]) == (
+        ran.json["run"]["id"],
+        ["rules", "rebuild"],
+        ran.json["drift_total"],
+    )
+    assert kept["result"]["stripe_error"] == ran.json["stripe_error"]
+    assert key not in ran.out + ran.err + page.read_text() + read.out + read.err
+
+
+def test_a_repair_without_stripe(at: Stage) -> None:
+    """Where Stripe fails a repair puts right what the inbox shows, and names what it could not."""
+    deliver(at)
+    ledger.execute(at.engine, "DELETE FROM orders WHERE id = (SELECT min(id) FROM orders)")
+    settings = at.environment | {"STRIPE_API_KEY": "sk_test_unknown"}
+
+    ran = command.python("deploy", "reconcile", "--stripe", "--repair", "--format", "json", settings=settings)
+
+    assert (ran.code, ran.json["drift_total"], ran.json["repaired"]["drift_total"]) == (1, 0, 1)
+    assert ran.json["stripe_error"]["kind"] == "KeyRefused"
+    assert "objects_put_right" not in ran.json["repaired"]
 
 
 def test_what_is_archived(at: Stage) -> None:

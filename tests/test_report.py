@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deploy import charts, output, report
+from deploy.commands.reconcile import verdict
 from deploy.output import money
 from tests.browser import chromium
 
@@ -255,10 +256,13 @@ def rule(**changes: object) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("rows", "badge"),
     [
-        ([rule()], "no drift; 100 % proven"),
+        ([rule()], "no drift; proven: 100 % of 10 checked by rules"),
         # Of 10 + 1,000 rows 7 + 1,000 are proven, which is 99.7 %.
-        ([rule(holds=7, not_provable=3), rule(checked=1000, holds=1000)], "no drift; 99 % proven"),
-        ([rule(holds=0, not_provable=10)], "no drift; 0 % proven"),
+        (
+            [rule(holds=7, not_provable=3), rule(checked=1000, holds=1000)],
+            "no drift; proven: 99 % of 1,010 checked by rules",
+        ),
+        ([rule(holds=0, not_provable=10)], "no drift; proven: 0 % of 10 checked by rules"),
         ([rule(checked=0, holds=0)], "no drift"),
         ([], "no drift"),
     ],
@@ -275,7 +279,64 @@ def test_a_broken_row_is_proven() -> None:
     """A rule that is broken is proven to be: drift with nothing left open is proven in whole."""
     page = read(result(rules=[rule(holds=9, broken=1)], drift_total=1, drift=[difference()]))
 
-    assert "drift; 100 % proven" in page.text_of["p"]
+    assert "drift; proven: 100 % of 10 checked by rules" in page.text_of["p"]
+
+
+LISTED = {"account": "acct_1", "livemode": True, "listed": 400, "missing_here": 0, "missing_there": 0, "different": 0}
+LEFT_OUT: list[tuple[dict[str, Any], str]] = [
+    ({"object": "customer", "sampled_of": 900}, "customer: 400 of 900"),
+    ({"object": "charge", "is_forbidden": True}, "charge: forbidden"),
+    ({"object": "charge", "is_not_served": True}, "charge: not served"),
+    ({"object": "charge", "why": "not asked, since it is late"}, "charge: not asked, since it is late"),
+    ({"object": "charge", "unreadable": 3}, "charge: without 3 that could not be read"),
+    ({"object": "not asked, since no key serves it"}, "acct_1, live: not asked, since no key serves it"),
+    ({"object": "not asked, as of today", "livemode": False, "account": ""}, "test mode: not asked, as of today"),
+]
+
+
+@pytest.mark.parametrize(("tally", "words"), LEFT_OUT)
+def test_stripe_was_asked_in_part(tally: dict[str, Any], words: str) -> None:
+    """What was not asked at Stripe is named next to the verdict, on the page and in the terminal."""
+    found = result(stripe=[{**LISTED, "object": "dispute"}, {**LISTED, **tally}])
+    found["run"]["checks"] = ["rules", "rebuild", "log", "stripe"]
+    page = read(found)
+
+    assert f"Stripe: only in part ({words})." in page.text_of["p"]
+    assert verdict(found) == f"The tables are what the events say. Stripe: only in part ({words})."
+    (line,) = (row for row in page.table("The checks of this run") if row["Check"] == "Stripe")
+    assert line["Result"] == "no difference, looked at only in part"
+
+
+def test_stripe_was_asked_since() -> None:
+    """What was created before `--since` was not looked at; all that was left out stands in one sentence, each once."""
+    tallies = [{**LISTED, **tally} for tally, _ in LEFT_OUT]
+    found = result(stripe=[*tallies, *tallies])
+    found["run"] |= {"checks": ["rules", "rebuild", "log", "stripe"], "since": "2026-01-02T00:00:00Z", "seed": None}
+    words = "; ".join(["only what was created since 2026-01-02 00:00:00 UTC", *(words for _, words in LEFT_OUT)])
+
+    assert f"Stripe: only in part ({words})." in read(found).text_of["p"]
+    assert "Everything was checked." not in report.html(found)
+    # Without Stripe that is no part of what was checked.
+    del found["stripe"]
+    found["run"]["checks"] = ["rules", "rebuild", "log"]
+    assert "Not checked: Stripe." in read(found).text_of["p"]
+
+
+def test_everything_was_checked() -> None:
+    """That everything was is claimed of a run that left out nothing: no objects, and no events of the logs."""
+    whole = {**LISTED, "object": "customer"}
+    found = result(
+        stripe=[whole], logs={"events": 9, "missing_here": 0, "missing_there": 0, "different": 0, "refused": 0}
+    )
+    found["run"]["checks"] = ["rules", "rebuild", "log", "stripe"]
+    assert "Everything was checked." in read(found).text_of["p"]
+    assert verdict(found) == "The tables are what the events say."
+
+    found["left_out"] = {"objects": 2, "events": 5}
+    assert "Everything was checked." not in report.html(found)
+    del found["left_out"]
+    found["logs"]["archived"] = 4
+    assert "Event logs: only in part (4 events of the logs are archived here)." in read(found).text_of["p"]
 
 
 def test_why_not() -> None:

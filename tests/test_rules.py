@@ -123,7 +123,9 @@ def test_other_versions_keep_every_rule(engine: Engine) -> None:
     assert [rule for rule, tally in tallies.items() if not tally.holds] == []
 
 
-OF_A_PAID_ORDER = "payment_intent IN (SELECT payment_intent FROM orders WHERE status = 'paid')"
+CHARGED = """status = 'paid' AND payment_intent IN (
+    SELECT payment_intent FROM charges WHERE captured AND charges.currency = orders.currency AND amount = amount_total
+)"""
 JUST_CHANGED = """event_id IN (SELECT id FROM balance_changes) AND 1 = (
     SELECT count(*) FROM balance_changes AS c
     WHERE (c.customer, c.currency, c.as_of) = (balances.customer, balances.currency, balances.as_of)
@@ -132,7 +134,7 @@ PAID_BY_PAYMENTS = "status = 'paid' AND id IN (SELECT invoice FROM invoice_payme
 CENTS = {
     "order-total": ("orders", "amount_shipping", "mode = 'payment' AND amount_total > 0 AND amount_tax = 0"),
     "order-lines": ("order_lines", "amount_subtotal", "true"),
-    "order-charged": ("charges", "amount", OF_A_PAID_ORDER),
+    "order-charged": ("orders", "amount_total", CHARGED),
     "credit-note-split": ("credit_notes", "amount", "true"),
     "invoice-amounts": ("invoices", "amount_remaining", PAID_BY_PAYMENTS),
     "balance-last": ("balances", "amount", JUST_CHANGED),
@@ -288,7 +290,14 @@ def states(engine: Engine, rule: str) -> tuple[str, list[Finding]]:
         ({}, {"currency": "cad", "amount": 2055}, "broken", None),
         # The rest of what was authorized was released.
         ({}, {"amount_captured": 1000}, "holds", None),
-        ({}, {"amount_captured": 1600}, "broken", "usd"),
+        # By overcapture, or by an authorization that was raised, all or a part of which was captured.
+        ({}, {"amount_captured": 1600}, "not provable", "usd"),
+        ({}, {"amount": 1600, "amount_captured": 1600}, "not provable", "usd"),
+        ({}, {"amount": 1600, "amount_captured": None}, "not provable", "usd"),
+        ({}, {"amount": 1600, "amount_captured": 1400}, "not provable", "usd"),
+        (PRESENTED, {"currency": "cad", "amount": 2055, "amount_captured": 2100}, "not provable", "cad"),
+        # What was authorized never falls: less than the total, and more than that was captured, is no such case.
+        ({}, {"amount": 1400, "amount_captured": 1450}, "broken", "usd"),
         ({}, {"amount": 1400, "amount_captured": 1400}, "broken", "usd"),
         # Its session left it open, so that only a captured charge can have paid it.
         ({}, {"captured": False, "amount_captured": 0}, "broken", None),
@@ -348,6 +357,32 @@ def test_what_a_charge_gave_back(
     assert found == state
     if refund.get("currency"):
         assert findings[0].detail == "a refund is in another currency than its charge: CAD and USD"
+
+
+def test_refunds_that_were_made_again(engine: Engine) -> None:
+    """Of several refunds one may have failed before the next was made; the charge or one refund alone shows more."""
+    failed = "a refund may have failed before the next was made"
+    more = f"{BROKEN}more was refunded than was charged"
+    twice = [refund(1500, 5), refund(1500, 9, id_="re_#_again")]
+    cases: list[tuple[Row, Rows, str | None]] = [
+        ({}, [refund(700, 5), refund(800, 9)], HOLDS),
+        ({}, twice, failed),
+        ({}, [refund(1, 5), refund(1500, 9)], failed),
+        ({"amount_refunded": 1500}, twice, failed),
+        ({"amount_refunded": None}, twice, failed),
+        ({}, [refund(1500, 5, status="failed"), refund(1500, 9, id_="re_#_again")], HOLDS),
+        ({"amount_refunded": 3000}, twice, more),
+        ({}, [refund(1, 5), refund(1501, 9)], more),
+        # The hold of 1500 may have been raised, and captured, since its last report.
+        ({"captured": False, "captured_at": None}, [refund(1600, 5)], "that it was captured is not known"),
+        ({"amount_captured": 1600}, [refund(1600, 5)], HOLDS),
+        ({"amount_captured": 1600}, [refund(1601, 5)], more),
+        ({"amount_captured": 1000}, [refund(600, 5), refund(600, 9, id_="re_#_again")], CAPTURED),
+    ]
+    for number, (charge, others, _) in enumerate(cases):
+        place(engine, number, [("charges", {**CHARGE, **charge}), *others])
+    ids = [f"charges_{number}" for number in range(len(cases))]
+    assert outcomes(engine, "refunds-within-charge", ids) == dict(zip(ids, (each for *_, each in cases), strict=True))
 
 
 @pytest.mark.parametrize(
@@ -417,6 +452,7 @@ CHARGE = {
 }
 LESS = f"{BROKEN}less is reported as refunded than its refunds come to"
 UNKNOWN = "not all of its refunds are known"
+CAPTURED = "more was refunded than its charge reports as captured"
 LATE = "it may not have counted its last refund, or one may have failed"
 
 
@@ -453,7 +489,14 @@ def test_refunds_that_a_charge_reports(engine: Engine) -> None:
             # Not both fit into 500: the 499 that are reported, and 500 in the same second.
             ({"amount": 500, "amount_captured": 500, "amount_refunded": 499}, [refund(500, 10)], LESS),
             ({"amount_refunded": 499}, [refund(500, 10)], LATE),
-            ({}, [refund(501, 5, until=20)], LESS),
+            # It may have required an action until then; but not both fit into the charge.
+            ({}, [refund(501, 5, until=20)], LATE),
+            ({"amount_refunded": 0}, [refund(1500, 5, until=20)], LATE),
+            ({"amount_refunded": 1}, [refund(1500, 5, until=20)], LESS),
+            ({"amount_refunded": 499}, [refund(500, 5, until=20), refund(502, 6, until=20)], LESS),
+            ({"amount_refunded": 499}, [refund(500, 5, until=20), refund(501, 6, until=20)], LATE),
+            # The one of 400 is among the 500, and the other was not paid out yet.
+            ({"amount_refunded": 500}, [refund(400, 5, until=20), refund(1100, 6, until=20)], LATE),
             # Older than the charge, so that one of the two times is wrong.
             ({"captured_at": at(7)}, [refund(501, 5, until=20)], LATE),
             ({"amount_refunded": 0}, [refund(500, 10)], LATE),
@@ -528,6 +571,12 @@ def test_what_was_paid_of_an_invoice(engine: Engine) -> None:
             ({}, [payment(None, 5, **own, status=None)], OUTSIDE),
             ({"amount_paid": 1200, "amount_overpaid": 200}, [payment(1300, 5)], more),
             ({"amount_paid": 1200, "amount_overpaid": None}, [payment(1000, 5)], more),
+            # Older versions have no such amount, and may count no more as paid than was due.
+            ({"amount_overpaid": None}, [payment(1200, 5)], more),
+            ({"amount_overpaid": None}, [payment(400, 1), payment(601, 5)], more),
+            ({"amount_overpaid": None, "amount_due": None}, [payment(1200, 5)], "an amount is not known"),
+            ({"amount_overpaid": None, "amount_due": 1200}, [payment(1200, 5)], less),
+            ({"amount_overpaid": None}, [payment(1001, 5, **own)], less),
             (
                 {},
                 [payment(1000, 5, currency="cad")],
@@ -547,6 +596,7 @@ def test_what_remains_of_an_invoice(engine: Engine) -> None:
     rest = {"amount_paid": 400, "amount_remaining": 599}
     wrong = f"{BROKEN}what remains is not what is due less what was paid"
     given_up = "what remains of a void or uncollectible one is not documented"
+    off = "a part may have been paid outside of Stripe, which is not kept"
     outside = "it may have been paid outside of Stripe, and how that is counted is not documented"
     tried(
         engine,
@@ -556,7 +606,10 @@ def test_what_remains_of_an_invoice(engine: Engine) -> None:
         [
             ({}, [], HOLDS),
             ({"status": "void", "amount_paid": 0, "amount_remaining": 1000}, [], HOLDS),
-            ({"status": "open", **rest}, [], wrong),
+            ({"status": "open", "amount_paid": 0, "amount_remaining": 600}, [], off),
+            ({"status": "open", **rest}, [], off),
+            ({"status": "open", "amount_paid": 400, "amount_remaining": 601}, [], wrong),
+            ({"status": "open", "amount_paid": 400, "amount_remaining": -1}, [], wrong),
             ({"status": "draft", "amount_paid": 0}, [], wrong),
             ({"status": "void", "amount_paid": 0}, [], given_up),
             ({"status": "uncollectible", "amount_paid": 0}, [], given_up),
@@ -581,7 +634,7 @@ NOTE = {
 }
 
 
-def entry(amount: int, ending: int, made: int = 0, **columns: object) -> tuple[str, Row]:
+def entry(amount: int | None, ending: int, made: int = 0, **columns: object) -> tuple[str, Row]:
     """Return an entry of the ledger of the case's customer, made at the second *made* and read ten seconds later."""
     usual = {"customer": "cus_#", "currency": "usd", "amount": amount, "ending_balance": ending}
     read = {"event_id": f"obs_#_{ending}", "as_of": at(made + 10)}
@@ -708,6 +761,72 @@ def test_a_balance_and_its_ledger(engine: Engine) -> None:
     assert outcomes(engine, "balance-ledger", ids) == dict(zip(ids, expected, strict=True))
 
 
+def test_a_ledger_is_proven_step_by_step(engine: Engine) -> None:
+    """The first entry that is known follows upon none, so that it proves nothing; nor does what has no amount."""
+    first, gap, unknown = (
+        "it is the first entry that is known",
+        "the entry before it is not known",
+        "an amount is not known",
+    )
+    ledger_of: list[tuple[tuple[str, Row], str]] = [
+        (entry(-500, -500), first),
+        (entry(300, -200, 5), HOLDS),
+        (entry(-700, -901, 9), gap),
+        # Each currency has a ledger of its own.
+        (entry(40, 40, 3, currency="cad"), first),
+        (entry(2, 42, 4, currency="cad"), HOLDS),
+        (entry(None, 1, 3, customer="cus_2"), unknown),
+        (entry(5, 6, 4, customer="cus_2"), HOLDS),
+        (entry(None, 11, 5, customer="cus_2"), unknown),
+        (entry(5, 12, 6, customer="cus_2", ending_balance=None), unknown),
+        (entry(5, 17, 7, customer="cus_2"), unknown),
+    ]
+    place(engine, 0, [each for each, _ in ledger_of])
+    ids = [str(row["id_"]).replace("#", "0") for (_, row), _ in ledger_of]
+    assert outcomes(engine, "balance-chain", ids) == dict(zip(ids, (outcome for _, outcome in ledger_of), strict=True))
+
+
+def test_where_a_note_went(engine: Engine) -> None:
+    """What went out is compared with what was credited after payment, unless a part is known from the others alone."""
+    parts = {"pre_payment_amount": 0, "post_payment_amount": 900, "refunded_amount": 400, "to_balance_amount": 500}
+    inferred = "what went to the balance is known from its other parts alone"
+    refunded = "what was refunded is known from its other parts alone"
+    wrong = f"{BROKEN}what was credited after payment is not what went out"
+    named: Row = {"id_": "cbtxn_#"}
+    unnamed = {"customer_balance_transaction": None}
+    whole = {**unnamed, "refunded_amount": 900, "to_balance_amount": 0}
+    tried(
+        engine,
+        "credit-note-split",
+        "credit_notes",
+        {**NOTE, **parts},
+        [
+            ({}, [entry(-500, -500, **named)], HOLDS),
+            (unnamed, [entry(-500, -500, credit_note="credit_notes_#")], HOLDS),
+            ({}, [], inferred),
+            (unnamed, [], inferred),
+            ({}, [entry(-500, -500, currency="cad", **named)], inferred),
+            ({}, [entry(None, -500, **named)], inferred),
+            (
+                unnamed,
+                [entry(-500, -500, credit_note="credit_notes_#"), entry(500, 0, credit_note="credit_notes_#")],
+                inferred,
+            ),
+            ({"to_balance_amount": 501}, [], wrong),
+            ({"refunded_amount": 399}, [entry(-500, -500, **named)], wrong),
+            # Nothing went to the balance, and its refunds come to all of it.
+            (whole, [], HOLDS),
+            ({**whole, "pre_payment_amount": 900, "post_payment_amount": 0, "refunded_amount": 0}, [], HOLDS),
+            # Before basil it names its refund by the id alone, which may be known, or not.
+            ({**whole, "refund": "re_#_900"}, [refund(900, 5)], HOLDS),
+            ({**whole, "refund": "re_#_900"}, [], refunded),
+            ({**whole, "refund": "re_#_900"}, [refund(900, 5, currency="cad")], refunded),
+            ({"refunded_amount": None}, [], "a part of it is not known"),
+            ({"amount": 901}, [], f"{BROKEN}the amount is not its two sides"),
+        ],
+    )
+
+
 def test_reasons_are_counted(engine: Engine) -> None:
     """Of what is not provable each reason has its number of rows, the most frequent first."""
     for number in range(5):
@@ -799,8 +918,10 @@ SMALL_SHOP: Rows = [
         },
     ),
     ("credit_note_lines", {**line(1000, 100)[1], "id_": "cnli_1", "credit_note": "cn_1"}),
-    entry(-500, -500, id_="cbtxn_1", customer="cus_1"),
-    balance(-500, 0, customer="cus_1"),
+    entry(-700, -700, -9, id_="cbtxn_0", customer="cus_1"),
+    entry(200, -500, -5, id_="cbtxn_2", customer="cus_1"),
+    entry(-500, -1000, id_="cbtxn_1", customer="cus_1"),
+    balance(-1000, 0, customer="cus_1"),
     # A balance that no ledger is read of.
     balance(-70, 0, customer="cus_2", event_id="evt_2"),
     ("balance_changes", {"id_": "evt_2", "customer": "cus_2", "currency": "usd", "amount": -70, "ending_balance": -70}),
@@ -815,7 +936,7 @@ AMOUNTS: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "order-charged": {
         "orders": ("amount_total", "presentment_amount"),
-        "charges": ("amount", "amount_captured"),
+        "charges": ("amount",),
     },
     "credit-note-split": {
         "credit_notes": (

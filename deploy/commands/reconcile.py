@@ -118,7 +118,7 @@ def reconcile(
     _print(result, form)
     if result["drift_total"]:
         raise typer.Exit(DRIFT)
-    if result.get("logs", {}).get("refused"):
+    if result.get("logs", {}).get("refused") or "stripe_error" in result:
         raise typer.Exit(FAILED)
 
 
@@ -198,6 +198,7 @@ def _print(result: dict[str, Any], form: Format) -> None:
     _section(_title("Stripe", witnesses.get("stripe")), result.get("stripe"), columns)
     for words in notes_on_stripe(result.get("stripe", ())):
         err.print(words)
+    _failed(result)
     shown = [_shown(row) for row in result["drift"][:SHOWN_MAX]]
     why = ("detail",) if any(row["detail"] for row in shown) else ()
     _section("Differences", shown, ("check", "kind", "table", "id", "column", "held", "expected", "too much", *why))
@@ -208,9 +209,17 @@ def _print(result: dict[str, Any], form: Format) -> None:
         err.print(f"There were {there_were:,} differences before the repair, and {result['drift_total']:,} are left.")
     err.print(verdict(result))
     if (proven := output.percent_proven(result.get("rules", ()))) is not None:
-        err.print(f"{proven} % of what the money rules checked is proven.")
+        percent, checked = proven
+        err.print(f"Of {checked:,} rows: {percent} % of what the money rules checked is proven.")
     if "left_out" in result:
         err.print(left_out(**result["left_out"]))
+
+
+def _failed(result: dict[str, Any]) -> None:
+    """Print why Stripe could not be asked, or nothing could be put right there, and what to do."""
+    for part in (result, result.get("repaired", {})):
+        if failed := part.get("stripe_error"):
+            err.print(output.shown(f"Stripe: {failed['detail']} {failed['to_do']}"), style="red")
 
 
 def _title(name: str, witness: str | None) -> str:
@@ -218,7 +227,13 @@ def _title(name: str, witness: str | None) -> str:
 
 
 def verdict(result: dict[str, Any]) -> str:
-    """Return in a sentence what a run came to."""
+    """Return in a sentence what a run came to, and in another what it did not look at."""
+    names = {"log": "Event logs", "stripe": "Stripe"}
+    left = [f"{names[check]}: only in part ({'; '.join(words)})." for check, words in output.in_part(result).items()]
+    return output.in_one_line(" ".join([_verdict(result), *left]))
+
+
+def _verdict(result: dict[str, Any]) -> str:
     if not result["drift_total"]:
         return "The tables are what the events say."
     money = ", ".join(output.money(each["amount"], each["currency"]) for each in result["drift_money"])

@@ -167,7 +167,8 @@ WHERE o.mode IS DISTINCT FROM 'setup'
 """
 
 # Before basil the charge of a converted price is in the buyer's currency, and so is compared with what was presented.
-# Less may be captured than was authorized: then the rest was released, and the total is what was authorized.
+# Less may be captured than was authorized: then the rest was released, and the total is what was authorized. A merchant
+# may also raise what is authorized, and capture more than that, so that only less than the total proves something.
 #
 # Without a captured charge there are two proofs. An order that its session left open is paid by a charge alone. And an
 # intent has one charge at a time that is pending or held, so that none had paid where that is reported later.
@@ -178,6 +179,7 @@ SELECT o.account, o.livemode, o.id,
         WHEN NOT p.is_comparable THEN 'broken'
         WHEN p.total IS NULL OR c.amount IS NULL THEN 'not provable'
         WHEN p.total = c.amount AND c.amount >= p.captured THEN 'holds'
+        WHEN p.total <= c.amount THEN 'not provable'
         ELSE 'broken' END,
     CASE WHEN p.is_comparable THEN c.currency END,
     CASE WHEN p.is_comparable THEN p.total ELSE o.amount_total END,
@@ -189,8 +191,9 @@ SELECT o.account, o.livemode, o.id,
         WHEN NOT p.is_comparable
             THEN 'order and charge are in two currencies: ' || upper(o.currency) || ' and ' || upper(c.currency)
         WHEN p.total IS NULL OR c.amount IS NULL THEN 'an amount is not known'
-        WHEN p.total = c.amount THEN 'more was captured than the total'
-        ELSE 'the total is not what was charged' END,
+        WHEN p.total > c.amount THEN 'the total is not what was charged'
+        WHEN p.total < p.captured THEN 'more may be captured than was authorized'
+        ELSE 'an authorization may be raised above the total' END,
     coalesce(o.created, o.as_of)
 FROM orders AS o
 LEFT JOIN LATERAL (
@@ -216,13 +219,17 @@ CROSS JOIN LATERAL (
 WHERE o.status = 'paid' AND o.mode = 'payment' AND o.payment_intent IS NOT NULL
 """
 
+# Of the parts that went out one may have been inferred from the others, so that they add up in any case. What went
+# to the balance is another witness where the ledger lists it, or where nothing went; and what was refunded is, but for
+# a refund that an old note names by its id alone and that is not known.
 _NOTE_SPLIT: Final = """
 SELECT account, livemode, id,
     CASE WHEN amount IS NULL OR pre_payment_amount IS NULL OR post_payment_amount IS NULL THEN 'not provable'
         WHEN amount <> pre_payment_amount::numeric + post_payment_amount THEN 'broken'
         WHEN refunded_amount IS NULL OR to_balance_amount IS NULL THEN 'not provable'
-        WHEN post_payment_amount = went THEN 'holds'
-        ELSE 'broken' END,
+        WHEN post_payment_amount <> went THEN 'broken'
+        WHEN is_rest OR is_refund_open THEN 'not provable'
+        ELSE 'holds' END,
     currency,
     CASE WHEN amount <> pre_payment_amount::numeric + post_payment_amount THEN amount ELSE post_payment_amount END,
     CASE WHEN amount <> pre_payment_amount::numeric + post_payment_amount
@@ -230,10 +237,27 @@ SELECT account, livemode, id,
     CASE WHEN amount IS NULL OR pre_payment_amount IS NULL OR post_payment_amount IS NULL OR refunded_amount IS NULL
             OR to_balance_amount IS NULL THEN 'a part of it is not known'
         WHEN amount <> pre_payment_amount::numeric + post_payment_amount THEN 'the amount is not its two sides'
-        ELSE 'what was credited after payment is not what went out' END,
+        WHEN post_payment_amount <> went THEN 'what was credited after payment is not what went out'
+        WHEN is_rest THEN 'what went to the balance is known from its other parts alone'
+        ELSE 'what was refunded is known from its other parts alone' END,
     coalesce(created, as_of)
 FROM (
-    SELECT *, refunded_amount::numeric + coalesce(out_of_band_amount, 0) + to_balance_amount AS went FROM credit_notes
+    SELECT n.*, n.refunded_amount::numeric + coalesce(n.out_of_band_amount, 0) + n.to_balance_amount AS went,
+        n.to_balance_amount <> 0 AND NOT coalesce(
+            CASE WHEN n.customer_balance_transaction IS NULL THEN naming.is_listed
+                ELSE own.amount IS NOT NULL AND own.currency = n.currency END, false
+        ) AS is_rest,
+        n.refund IS NOT NULL AND NOT coalesce(r.amount IS NOT NULL AND r.currency = n.currency, false) AS is_refund_open
+    FROM credit_notes AS n
+    LEFT JOIN balance_transactions AS own
+        ON (own.account, own.livemode, own.id) = (n.account, n.livemode, n.customer_balance_transaction)
+    LEFT JOIN (
+        SELECT account, livemode, credit_note, currency, count(*) = 1 AND count(amount) = 1 AS is_listed
+        FROM balance_transactions WHERE credit_note IS NOT NULL GROUP BY account, livemode, credit_note, currency
+    ) AS naming
+        ON (naming.account, naming.livemode, naming.credit_note, naming.currency)
+            = (n.account, n.livemode, n.id, n.currency)
+    LEFT JOIN refunds AS r ON (r.account, r.livemode, r.id) = (n.account, n.livemode, n.refund)
 ) AS n
 """
 
@@ -297,12 +321,13 @@ CROSS JOIN LATERAL (SELECT coalesce(l.gross, 0) - coalesce(l.discount, 0) AS net
 """
 
 # What remains is documented as what is due less what was paid. That is not yet known to hold where more was paid, where
-# the invoice was given up, and where it was paid outside of Stripe, as what its payments leave open may have been.
+# the invoice was given up, and where it was paid outside of Stripe, as what its payments leave open may have been. A
+# part of an open one, too, may be paid outside, of which Stripe takes it from what remains, and we keep nothing.
 _INVOICE_AMOUNTS: Final = """
 SELECT i.account, i.livemode, i.id,
     CASE WHEN i.amount_due IS NULL OR i.amount_paid IS NULL OR i.amount_remaining IS NULL THEN 'not provable'
         WHEN s.is_right THEN 'holds'
-        WHEN s.is_overpaid OR i.status IS NULL OR i.status NOT IN ('draft', 'open', 'paid') OR p.is_open
+        WHEN s.is_overpaid OR i.status IS NULL OR i.status NOT IN ('draft', 'open', 'paid') OR p.is_open OR s.is_less
             THEN 'not provable'
         ELSE 'broken' END,
     i.currency, i.amount_remaining, s.rest,
@@ -310,6 +335,7 @@ SELECT i.account, i.livemode, i.id,
         WHEN s.is_overpaid THEN 'more was paid than is due, and how that is counted is not documented'
         WHEN i.status IN ('void', 'uncollectible') THEN 'what remains of a void or uncollectible one is not documented'
         WHEN i.status IS NULL OR i.status NOT IN ('draft', 'open', 'paid') THEN 'its status is not known'
+        WHEN s.is_less THEN 'a part may have been paid outside of Stripe, which is not kept'
         WHEN p.is_open THEN 'it may have been paid outside of Stripe, and how that is counted is not documented'
         ELSE 'what remains is not what is due less what was paid' END,
     coalesce(i.created, i.as_of)
@@ -317,6 +343,7 @@ FROM invoices AS i
 CROSS JOIN LATERAL (
     SELECT i.amount_due::numeric - i.amount_paid AS rest,
         i.amount_remaining = i.amount_due::numeric - i.amount_paid AS is_right,
+        i.status = 'open' AND i.amount_remaining BETWEEN 0 AND i.amount_due::numeric - i.amount_paid AS is_less,
         coalesce(coalesce(i.amount_overpaid, i.amount_paid::numeric - i.amount_due) > 0, false) AS is_overpaid
 ) AS s
 CROSS JOIN LATERAL (
@@ -331,19 +358,21 @@ CROSS JOIN LATERAL (
 """
 
 # Before basil an invoice made its own payment, which is under the invoice's id and may be the same as another. What its
-# payments had come to when it was paid, it must report as paid. Credit from the balance lowers what is due instead.
+# payments had come to when it was paid, it must report as paid, but for what is more than was due: versions
+# before basil do not name that. Credit from the balance lowers what is due instead.
 _INVOICE_PAID: Final = """
 SELECT i.account, i.livemode, i.id,
     CASE WHEN i.amount_paid IS NULL OR p.unknown THEN 'not provable'
         WHEN p.others IS NOT NULL THEN 'broken'
         WHEN p.is_loose THEN 'not provable'
         WHEN i.amount_paid = s.paid THEN 'holds'
-        WHEN s.is_overpaid THEN 'not provable'
+        WHEN s.is_overpaid IS NOT FALSE THEN 'not provable'
         WHEN i.status = 'paid' AND i.amount_paid < s.settled THEN 'broken'
         ELSE 'not provable' END,
     CASE WHEN p.others IS NULL THEN i.currency END, i.amount_paid,
     CASE WHEN p.others IS NULL THEN s.settled END,
     CASE WHEN i.amount_paid IS NULL OR p.unknown THEN 'an amount is not known'
+        WHEN p.others IS NULL AND s.is_overpaid IS NULL THEN 'an amount is not known'
         WHEN p.others IS NOT NULL
             THEN 'a payment is in another currency than its invoice: ' || p.others || ' and ' || upper(i.currency)
         WHEN p.is_loose THEN 'a currency is not known'
@@ -366,17 +395,21 @@ LEFT JOIN (
 CROSS JOIN LATERAL (
     SELECT coalesce(CASE WHEN p.has_its_own THEN p.paid ELSE p.by_invoice END, 0) AS paid,
         coalesce(CASE WHEN p.has_its_own THEN p.settled ELSE p.by_invoice END, 0) AS settled,
-        coalesce(coalesce(i.amount_overpaid, i.amount_paid::numeric - i.amount_due) > 0, false) AS is_overpaid
+        coalesce(
+            i.amount_overpaid > 0, greatest(i.amount_paid, CASE WHEN p.has_its_own THEN p.settled END) > i.amount_due
+        ) AS is_overpaid
 ) AS s
 WHERE NOT i.deleted AND (i.amount_paid IS DISTINCT FROM 0 OR p.invoice IS NOT NULL)
 """
 
 # A charge may report its capture before the last step of it, so that more than that proves nothing. What releases a
-# hold is no refund.
+# hold is no refund. A refund that failed gives way to another, and the event of that may not be here yet: so several
+# come to too much only where the charge itself reports as much, and one alone where it was captured.
 _REFUNDS_WITHIN: Final = f"""
 SELECT r.account, r.livemode, r.charge,
     CASE WHEN c.amount IS NULL OR c.currency IS NULL OR r.unknown THEN 'not provable'
-        WHEN r.others > 0 OR r.amount > c.most THEN 'broken'
+        WHEN r.others > 0 THEN 'broken'
+        WHEN r.amount > c.most AND c.is_captured AND (r.largest > c.most OR c.amount_refunded > c.most) THEN 'broken'
         WHEN r.amount > c.captured_amount THEN 'not provable'
         ELSE 'holds' END,
     CASE WHEN r.others = 0 THEN c.currency END, CASE WHEN r.others = 0 THEN r.amount END, c.captured_amount,
@@ -384,11 +417,14 @@ SELECT r.account, r.livemode, r.charge,
         WHEN r.unknown THEN 'an amount is not known'
         WHEN r.others > 0
             THEN 'a refund is in another currency than its charge: ' || r.currencies || ' and ' || upper(c.currency)
-        WHEN r.amount > c.most THEN 'more was refunded than was charged'
-        ELSE 'more was refunded than its charge reports as captured' END,
+        WHEN r.amount <= c.most THEN 'more was refunded than its charge reports as captured'
+        WHEN NOT c.is_captured THEN 'that it was captured is not known'
+        WHEN r.largest > c.most OR c.amount_refunded > c.most THEN 'more was refunded than was charged'
+        ELSE 'a refund may have failed before the next was made' END,
     r.at
 FROM (
-    SELECT t.account, t.livemode, t.charge, sum(t.amount) AS amount, max(coalesce(t.created, t.as_of)) AS at,
+    SELECT t.account, t.livemode, t.charge, sum(t.amount) AS amount, max(t.amount) AS largest,
+        max(coalesce(t.created, t.as_of)) AS at,
         count(*) FILTER (WHERE t.currency <> p.currency) AS others,
         string_agg(DISTINCT upper(t.currency), ', ') FILTER (WHERE t.currency <> p.currency) AS currencies,
         bool_or(t.amount IS NULL OR t.currency IS NULL) AS unknown
@@ -398,7 +434,7 @@ FROM (
     GROUP BY t.account, t.livemode, t.charge
 ) AS r
 LEFT JOIN (
-    SELECT *, greatest(amount, amount_captured) AS most,
+    SELECT *, greatest(amount, amount_captured) AS most, captured IS TRUE AS is_captured,
         CASE WHEN captured THEN coalesce(amount_captured, amount) ELSE amount END AS captured_amount
     FROM charges
 ) AS c ON (c.account, c.livemode, c.id) = (r.account, r.livemode, r.charge)
@@ -406,8 +442,9 @@ LEFT JOIN (
 
 # Rule 10 of the design: what a charge reports are its refunds that were made until then, less those that had failed. It
 # may report more, which are refunds that are not known. Less proves something of refunds alone that still stood
-# afterwards. One of the very second of the report may have come after it, but not where the charge has no room for it
-# next to what is reported. A charge that was read may report refunds of the seconds that this took.
+# afterwards. These may have required an action until then, or have come after it in its very second, and then are not
+# counted: but not where each is more than what is reported, and the charge has no room for them next to that. A charge
+# that was read may report refunds of the seconds that this took.
 _CHARGE_REFUNDS: Final = f"""
 WITH taken AS (
     SELECT account, livemode, id, payment_intent, currency, as_of, captured_at, amount_refunded,
@@ -431,14 +468,13 @@ WITH taken AS (
         bool_or(g.currency IS DISTINCT FROM c.currency) AS is_mixed,
         coalesce(sum(g.amount) FILTER (WHERE k.is_known), 0) AS known,
         coalesce(sum(g.amount) FILTER (WHERE k.is_late), 0) AS late,
-        coalesce(sum(g.amount) FILTER (WHERE k.stood AND g.created < c.as_of), 0) AS before,
-        coalesce(sum(g.amount) FILTER (WHERE k.stood AND g.created = c.as_of), 0) AS within,
-        count(*) FILTER (WHERE k.stood AND g.created = c.as_of) = 1 AS is_only_one
+        sum(g.amount) FILTER (WHERE k.stood) AS stood, min(g.amount) FILTER (WHERE k.stood) AS smallest
     FROM given AS g JOIN taken AS c ON (c.account, c.livemode, c.id) = (g.account, g.livemode, g.charge)
     CROSS JOIN LATERAL (
         SELECT g.created <= c.as_of AND (g.failed_at IS NULL OR g.failed_at > c.as_of) AS is_known,
             c.is_read AND g.created > c.as_of AND g.created <= c.as_of + interval '5 s' AS is_late,
-            coalesce(g.status = 'succeeded' AND g.created >= c.captured_at, false) AND g.as_of >= c.as_of AS stood
+            coalesce(g.status = 'succeeded' AND g.created >= c.captured_at, false)
+                AND g.created <= c.as_of AND g.as_of >= c.as_of AS stood
     ) AS k
     GROUP BY g.account, g.livemode, g.charge
 )
@@ -462,9 +498,8 @@ FROM taken AS c
 LEFT JOIN sums AS r ON (r.account, r.livemode, r.charge) = (c.account, c.livemode, c.id)
 CROSS JOIN LATERAL (
     SELECT coalesce(r.known, 0) AS known, coalesce(r.late, 0) AS late,
-        coalesce(
-            r.before + CASE WHEN r.is_only_one AND c.amount_refunded + r.within > c.most THEN r.within ELSE 0 END, 0
-        ) AS least
+        CASE WHEN c.amount_refunded < r.smallest AND c.amount_refunded + r.stood > c.most THEN r.stood ELSE 0 END
+            AS least
 ) AS s
 WHERE (r.charge IS NOT NULL OR c.amount_refunded IS DISTINCT FROM 0) AND (c.is_captured OR NOT c.is_held)
 """
@@ -472,10 +507,13 @@ WHERE (r.charge IS NOT NULL OR c.amount_refunded IS DISTINCT FROM 0) AND (c.is_c
 # A gap may always be an entry that is not known, so it proves nothing; the balance's last word may (below).
 _BALANCE_CHAIN: Final = """
 SELECT account, livemode, id, CASE WHEN ending_balance = was + amount THEN 'holds' ELSE 'not provable' END,
-    currency, ending_balance, was + amount, 'the entry before it is not known', coalesce(created, as_of)
+    currency, ending_balance, was + amount,
+    CASE WHEN ending_balance IS NULL OR amount IS NULL OR (was IS NULL AND NOT is_first) THEN 'an amount is not known'
+        WHEN is_first THEN 'it is the first entry that is known'
+        ELSE 'the entry before it is not known' END,
+    coalesce(created, as_of)
 FROM (
-    SELECT *, CASE WHEN row_number() OVER ledger = 1 THEN ending_balance::numeric - amount
-        ELSE lag(ending_balance) OVER ledger END AS was
+    SELECT *, (lag(ending_balance) OVER ledger)::numeric AS was, row_number() OVER ledger = 1 AS is_first
     FROM balance_transactions WINDOW ledger AS (PARTITION BY account, livemode, customer, currency ORDER BY created, id)
 ) AS t
 """
@@ -578,9 +616,10 @@ RULES: Final = (
         "order-charged",
         "A paid order's total is what was charged",
         "Needs the charge that was captured for the order's payment intent. Compares its amount with the total in its"
-        " currency: the order's, or what was presented to the buyer. Less may have been captured, and not more. Broken,"
-        " too, where charges are known, none was captured, and the order is paid by nothing but a charge, or one is"
-        " reported as pending or held after the payment."
+        " currency: the order's, or what was presented to the buyer. Less may have been captured; more, or a raised"
+        " authorization, is not provable (https://docs.stripe.com/payments/overcapture). Broken, too, where charges"
+        " are known, none was captured, and the order is paid by nothing but a charge, or one is reported as pending or"
+        " held after the payment."
         " Source: https://docs.stripe.com/api/charges/object.",
         "orders",
         _PAID_ORDER,
@@ -588,7 +627,8 @@ RULES: Final = (
     Rule(
         "credit-note-split",
         "A credit note is what it took before payment and after, and the latter is what went out",
-        "Needs every part: amount = pre + post, and post = refunds + out of band + to the balance."
+        "Needs every part: amount = pre + post, and post = refunds + out of band + to the balance. Where one of these"
+        " is known from the others alone, that they add up proves nothing."
         " Source: https://docs.stripe.com/api/credit_notes/object.",
         "credit_notes",
         _NOTE_SPLIT,
@@ -633,7 +673,8 @@ RULES: Final = (
         "refunds-within-charge",
         "No more is refunded than was charged",
         "Needs the charge, and every refund's amount; refunds that failed or were canceled, or released a hold, do not"
-        " count. More than is reported as captured, and no more than was charged, is not provable."
+        " count. More than is reported as captured, and no more than was charged, is not provable; nor is what several"
+        " come to, of which one may have failed, unless the charge reports more than it captured."
         " Source: https://docs.stripe.com/api/refunds/object.",
         "charges",
         _REFUNDS_WITHIN,
@@ -642,15 +683,15 @@ RULES: Final = (
         "charge-refunds",
         "A charge's refunded amount is what its refunds came to when it was reported",
         "Needs the charge's refunds, but for those that had failed or release a hold. Of a charge that was captured in"
-        " part, what was released may be in it or not. Less is broken where the refunds still stood afterwards, and"
-        " more than was charged always. Source: https://docs.stripe.com/api/charges/object.",
+        " part, what was released may be in it or not. Less than each is broken where the refunds still stood"
+        " afterwards, and the charge has no room for them all; more than was charged always. Source: https://docs.stripe.com/api/charges/object.",
         "charges",
         _CHARGE_REFUNDS,
     ),
     Rule(
         "balance-chain",
         "Each entry of a customer's ledger leaves what was before it, and its amount",
-        "Needs the entry before it; a step between two that do not meet is not known."
+        "Needs the entry before it; a step between two that do not meet is not known, nor is the one before the first."
         " Source: https://docs.stripe.com/api/customer_balance_transactions/object.",
         "balance_transactions",
         _BALANCE_CHAIN,

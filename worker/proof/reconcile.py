@@ -18,6 +18,7 @@ from sqlalchemy import Engine
 
 from schemas import database, tables
 from schemas.database import Cursor
+from schemas.errors import BrokerAway, DatabaseAway, KeyRefused, NotServed, PayfoldError
 from schemas.settings import SigningSecret
 from schemas.version import version
 from worker.folding import projection
@@ -31,10 +32,13 @@ RULES: Final = "rules"
 REBUILD: Final = "rebuild"
 LOG: Final = "log"
 STRIPE: Final = "stripe"
+# Of these tables Stripe is asked for no object: see proof/against_stripe.py.
+_NOT_ASKED: Final = ("payment_intents", "portal_sessions")
+_COLUMNS: Final = sum(each.table not in _NOT_ASKED for each in witness.MAP)
 WITNESSES: Final = {
     RULES: "by its own arithmetic",
     REBUILD: "against a rebuild with the same folds, which finds lost and changed rows and not a wrong reading",
-    STRIPE: f"against Stripe, by a map of {len(witness.MAP)} columns",
+    STRIPE: f"against Stripe, by a map of {_COLUMNS} columns",
 }
 """By check, what the tables were compared with."""
 DRIFT_LISTED_MAX: Final = 1_000
@@ -128,9 +132,10 @@ def run(engine: Engine, checks: Sequence[str], wanted: Wanted) -> dict[str, Any]
     each check that was made, ``rules`` (each with the ``reasons`` of what it could not prove) with ``not_provable``,
     ``tables``, ``logs`` or ``stripe``; after a repair also ``repaired``, which is what there was to be put right; and
     where objects are archived, and no archive is at hand, how many objects and events are ``left_out`` of the rebuild.
+    Where Stripe does not let us look, all that was found until then stands: the check is not among those of ``run``,
+    and ``stripe_error`` holds the *kind* of the failure, its *detail*, and what is *to_do*.
 
     Raises:
-        KeyRefused, StripeAway: Stripe does not answer; nothing has changed.
         ConflictError: folding did not pause in time, the archive lacks what it should have, or it is not at hand
             where a repair wants it; nothing has changed.
     """
@@ -143,7 +148,7 @@ def run(engine: Engine, checks: Sequence[str], wanted: Wanted) -> dict[str, Any]
     repaired = None
     if wanted.repair and drift.total:
         repaired = {"drift_total": drift.total, "kinds": _kinds(drift)}
-        repaired |= _repair(engine, checks, wanted)
+        repaired |= _repair(engine, [each for each in checks if each != STRIPE or "stripe_error" not in parts], wanted)
         drift = _Drift(wanted.each)
         parts = _parts(engine, checks, wanted, drift)
     result = {
@@ -153,7 +158,9 @@ def run(engine: Engine, checks: Sequence[str], wanted: Wanted) -> dict[str, Any]
             "finished_at": datetime.now(UTC),
             "outcome": "drift" if drift.total else "ok",
             "version": version(),
-            "checks": list(checks),
+            "since": wanted.since,
+            "seed": wanted.seed,
+            "checks": [check for check in checks if check != STRIPE or "stripe_error" not in parts],
         },
         "witnesses": {check: WITNESSES[check] for check in checks if check in WITNESSES},
         **_of_the_shop(engine),
@@ -257,16 +264,37 @@ def _by_logs(engine: Engine, wanted: Wanted, drift: _Drift) -> dict[str, Any]:
 def _by_stripe(_: Engine, wanted: Wanted, drift: _Drift) -> dict[str, Any]:
     if wanted.desk is None:
         raise ValueError("a desk is wanted where Stripe is to be asked")
-    tallies = []
+    tallies: list[dict[str, Any]] = []
+    failed: dict[str, Any] = {}
     auditing = against_stripe.audit(wanted.desk, since=wanted.since, progress=wanted.progress, seed=wanted.seed)
     # Closed at once where this is interrupted, so that it is kept how far it came.
-    with closing(auditing) as found:
+    with _kept_in(failed), closing(auditing) as found:
         for each in found:
             if isinstance(each, against_stripe.Listed):
-                tallies.append(asdict(each))
+                tallies.append(_shown_tally(asdict(each)))
             else:
                 drift.add(STRIPE, each)
-    return {"stripe": [_shown_tally(tally) for tally in tallies]}
+    return {"stripe": tallies, **failed}
+
+
+_TO_DO: Final = (
+    (KeyRefused, "Check STRIPE_API_KEY, and what a restricted key may do, and run the command again."),
+    (NotServed, "Add a key that serves it to STRIPE_API_KEY, and run the command again."),
+    (BrokerAway, "Check REDIS_URL, and run the command again: within a day it goes on where it was."),
+    (PayfoldError, "Run the command again: within a day it goes on where it was."),
+)
+
+
+@contextmanager
+def _kept_in(failed: dict[str, Any]) -> Iterator[None]:
+    """Keep in *failed* why Stripe could not be asked, so that what else was found is not lost with it."""
+    try:
+        yield
+    except DatabaseAway:
+        raise
+    except PayfoldError as error:
+        to_do = next(words for kind, words in _TO_DO if isinstance(error, kind))
+        failed["stripe_error"] = {"kind": type(error).__name__, "detail": str(error), "to_do": to_do}
 
 
 def _shown_tally(tally: dict[str, Any]) -> dict[str, Any]:
@@ -283,9 +311,10 @@ def _repair(engine: Engine, checks: Sequence[str], wanted: Wanted) -> dict[str, 
             engine, wanted.logs, account=wanted.account, secrets=wanted.secrets
         )
     if STRIPE in checks and wanted.desk is not None:
-        done["objects_put_right"] = against_stripe.repair(
-            wanted.desk, since=wanted.since, progress=wanted.progress, seed=wanted.seed
-        )
+        with _kept_in(done):
+            done["objects_put_right"] = against_stripe.repair(
+                wanted.desk, since=wanted.since, progress=wanted.progress, seed=wanted.seed
+            )
     while projection.run_once(engine, now=datetime.now(UTC)):
         pass
     if REBUILD in checks or RULES in checks:

@@ -40,6 +40,8 @@ class Stripe:
     folder: Path
     address: str = ""
     lists: dict[str, list[Body]] = field(default_factory=lambda: {path: [] for path in PATHS})
+    keys: str = KEY
+    worlds: dict[str, stripe_lists.Lists] = field(default_factory=dict)
     calls: list[str] = field(default_factory=list)
     refuses: Callable[[str], int] = lambda _: 200
     now: int = T + DAY
@@ -60,7 +62,7 @@ class Stripe:
             {
                 "DATABASE_URL": self.engine.url.render_as_string(hide_password=False),
                 "REDIS_URL": "redis://127.0.0.1",
-                "STRIPE_API_KEY": KEY,
+                "STRIPE_API_KEY": self.keys,
                 "STRIPE_API_BASE": self.address,
                 "PAYFOLD_DATA_DIR": str(self.folder),
                 "PAYFOLD_STRIPE_CALLS_PER_SECOND": "1000",
@@ -92,7 +94,8 @@ def serving(engine: Engine, redis_url: str, folder: Path) -> Iterator[Stripe]:
     """Serve a Stripe."""
     with Redis.from_url(redis_url) as redis:
         made = Stripe(engine, redis, folder)
-        with stripe_lists.serving({KEY: made.lists}, now=T + DAY, door=made.door) as address:
+        made.worlds[KEY] = made.lists
+        with stripe_lists.serving(made.worlds, now=T + DAY, door=made.door) as address:
             made.address = address
             yield made
 
@@ -299,6 +302,42 @@ def test_a_kind_that_the_key_may_not_list(at: Stripe) -> None:
     assert (listed["charge"].is_forbidden, listed["customer"].listed, found) == (True, 1, [])
     at.refuses = lambda _: 403
     with pytest.raises(KeyRefused, match="403"):
+        at.audited()
+
+
+def test_a_restricted_key_without_sessions(at: Stripe) -> None:
+    """The kinds that a key may not list need not be the last ones."""
+    sell(at, 1)
+    at.refuses = lambda path: 403 if "/v1/checkout" in path or "/v1/payment_links" in path else 200
+
+    listed, found = at.audited()
+
+    assert [kind for kind, tally in listed.items() if tally.is_forbidden] == ["checkout.session", "payment_link"]
+    assert (list(listed)[0], listed["customer"].listed, found) == ("checkout.session", 1, [])
+
+
+@pytest.mark.parametrize(
+    ("keys", "reason"),
+    [(KEY, "The unlabelled key has no access to acct_1"), (f"acct_1=sk_test_revoked,{KEY}", "Stripe answered 401")],
+)
+def test_a_world_that_is_not_let_in(at: Stripe, keys: str, reason: str) -> None:
+    """A disconnected account and a revoked key of one account cost no other account its audit."""
+    at.keys = keys
+    sell(at, 1)
+    ledger.execute(at.engine, "UPDATE customers SET name = 'edited'")
+    ledger.take_in(at.engine, event("evt_2", "charge.succeeded", T, charge("ch_1")), account="acct_1")
+
+    sent = list(against_stripe.audit(at.desk))
+
+    (refused,) = [each for each in sent if isinstance(each, Listed) and each.account == "acct_1"]
+    assert refused.object == against_stripe.REFUSED
+    assert reason in refused.reason
+    assert named([each for each in sent if isinstance(each, Difference)]) == [
+        ("customers", "different", "cus_0000", "name")
+    ]
+    assert list(at.folder.glob("*")) == []
+    at.worlds.clear()
+    with pytest.raises(KeyRefused, match="401"):
         at.audited()
 
 

@@ -4,8 +4,7 @@ How an object and its row are compared is in proof/comparison.py. Payment intent
 canceled ones have rows, and Stripe's list cannot be narrowed to them. Portal sessions cannot be read at Stripe at all.
 """
 
-from collections import defaultdict
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -19,7 +18,7 @@ from sqlalchemy import Engine
 from schemas import checkout, database, inbox, tables
 from schemas.budget import Lane
 from schemas.database import Cursor
-from schemas.errors import CallDeclined, KeyRefused, MissingAtStripe, NotAnObject
+from schemas.errors import CallDeclined, KeyRefused, MissingAtStripe, NotAnObject, NotServed
 from schemas.inbox import Delivery
 from schemas.observations import Answer, World
 from schemas.stripe_api import PAGE_ROWS, Page
@@ -36,6 +35,7 @@ from worker.stripe_jobs import rounds
 from worker.stripe_jobs.rounds import Desk
 
 NOT_ASKED: Final = "not asked, since no key serves it"
+REFUSED: Final = "not asked any more, since Stripe refuses it"
 CUSTOMERS: Final = 500
 """Customers whose ledgers are looked up at once."""
 CUSTOMERS_MAX: Final = 10_000
@@ -57,7 +57,8 @@ class Listed:
     which have no readable id in Stripe's answer, or which no fold can read. *only_by_map* counts the different rows
     that folding what Stripe lists would leave as they are, *unstated* the values that the API version of the recorded
     events lacks. Where only a sample was looked at, the tables hold
-    *sampled_of* objects. Where the key may not list the kind, it *is_forbidden*.
+    *sampled_of* objects. Where the key may not list the kind, it *is_forbidden*. A world that Stripe does not let us
+    look at has a tally of its own, with the *reason*.
     """
 
     account: str
@@ -73,6 +74,7 @@ class Listed:
     unstated: int = 0
     sampled_of: int = 0
     is_forbidden: bool = False
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +120,7 @@ _KINDS: Final = (
     _Kind("billing_portal.configuration", "portal_configurations", ("billing_portal", "configurations"), by_age=False),
 )
 _LEDGERS: Final = _Kind("customer_balance_transaction", "balance_transactions", ("customers",))
+_WALKED: Final = (*_KINDS, _LEDGERS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +186,8 @@ def audit(
     not know are recorded as missing; the map is left out, since it puts nothing right.
 
     Raises:
-        KeyRefused, NotServed, Transient: Stripe does not let us look; what was found until then stands.
+        KeyRefused, NotServed: Stripe lets us look at no world; what was found until then stands.
+        Transient: Stripe does not let us look now; the same.
     """
     _fold(desk.engine)
     for world in rounds.unserved(desk):
@@ -221,31 +225,69 @@ def _fold(engine: Engine) -> None:
 
 
 def _go(audit: _Audit, worlds: Sequence[World], progress: Progress) -> Iterator[Listed | Difference]:
-    taken: dict[tuple[str, bool, str], list[Step]] = defaultdict(list)
-    for step in audit.kept.taken:
-        taken[step.place].append(step)
-    places = [(world, kind) for world in worlds for kind in (*_KINDS, _LEDGERS)]
-    let_in: set[World] = set()
-    for number, (world, kind) in enumerate(places):
-        progress("Asking Stripe", number, len(places))
-        walk = _Walk(Listed(world.account, world.livemode, kind.name), audit.kept.begun - SETTLED)
-        for step in taken[world.account, world.livemode, kind.name]:
-            walk.take(step)
-            yield from walks.found_in(step)
+    """Audit each of the *worlds*; one that Stripe refuses costs the others nothing, and all of them end the audit."""
+    refusals: list[KeyRefused | NotServed] = []
+    count = len(worlds) * len(_WALKED)
+    for number, world in enumerate(worlds):
+        done = number * len(_WALKED)
         try:
-            if not walk.is_done:
-                yield from (
-                    _audit_ledgers(audit, world, walk) if kind is _LEDGERS else _audit_kind(audit, world, kind, walk)
-                )
+            yield from _audit_world(audit, world, lambda kinds, done=done: progress("Asking Stripe", done + kinds, count))  # type: ignore[misc]
+        except (KeyRefused, NotServed) as error:
+            refusals.append(error)
+            _log.warning("audit.refused", account=world.account, livemode=world.livemode, reason=str(error))
+            yield Listed(world.account, world.livemode, REFUSED, reason=str(error))
+    if refusals and len(refusals) == len(worlds):
+        raise refusals[0]
+    progress("Asking Stripe", count, count)
+
+
+def _audit_world(audit: _Audit, world: World, progress: Callable[[int], None]) -> Iterator[Listed | Difference]:
+    """Audit each kind that the key of *world* may list; *progress* gets the number of kinds that are done.
+
+    Raises:
+        KeyRefused, NotServed: the key may list nothing, or is not let in any more.
+    """
+    tallies: list[Listed] = []
+    refusals: list[KeyRefused] = []
+    is_let_in = False
+    for number, kind in enumerate(_WALKED):
+        progress(number)
+        walk = _begun(audit, world, kind)
+        yield from _kept_of(audit, walk)
+        try:
+            yield from _audited(audit, world, kind, walk)
         except KeyRefused as error:
-            # A restricted key may be let in elsewhere; one that is let in nowhere is refused.
-            if not error.is_forbidden or world not in let_in:
+            if not error.is_forbidden:
                 raise
+            refusals.append(error)
             walk.tally.is_forbidden = True
         else:
-            let_in.add(world)
-        yield walk.tally
-    progress("Asking Stripe", len(places), len(places))
+            # Without customers who have a balance no ledger is asked for.
+            is_let_in = is_let_in or kind is not _LEDGERS
+        tallies.append(walk.tally)
+        if is_let_in:
+            yield from tallies
+            tallies = []
+    if not is_let_in:
+        raise refusals[0]
+
+
+def _begun(audit: _Audit, world: World, kind: _Kind) -> _Walk:
+    return _Walk(Listed(world.account, world.livemode, kind.name), audit.kept.begun - SETTLED)
+
+
+def _kept_of(audit: _Audit, walk: _Walk) -> Iterator[Difference]:
+    """Let *walk* go on by the steps that an interrupted audit kept of it, and yield what they found."""
+    for step in audit.kept.taken:
+        if step.place == (walk.tally.account, walk.tally.livemode, walk.tally.object):
+            walk.take(step)
+            yield from walks.found_in(step)
+
+
+def _audited(audit: _Audit, world: World, kind: _Kind, walk: _Walk) -> Iterator[Difference]:
+    if walk.is_done:
+        return
+    yield from _audit_ledgers(audit, world, walk) if kind is _LEDGERS else _audit_kind(audit, world, kind, walk)
 
 
 def _audit_kind(audit: _Audit, world: World, kind: _Kind, walk: _Walk) -> Iterator[Difference]:

@@ -18,9 +18,10 @@ from schemas.stripe_api import StripeApi
 from tests import ledger, stripe_lists
 from tests.envelopes import event
 from tests.stripe_payments import Body, T, charge, dispute, refund, session
-from worker.proof import against_stripe
+from worker.proof import against_stripe, walks
 from worker.proof.against_stripe import Listed
 from worker.proof.difference import Difference
+from worker.proof.walks import Step
 from worker.stripe_jobs.rounds import Desk
 
 KEY: Final = "sk_test_lists"
@@ -414,3 +415,19 @@ def test_an_audit_of_yesterday(at: Stripe) -> None:
     at.folder.rmdir()
     at.folder.touch()
     assert len(at.audited()[1]) == 1
+
+
+def test_a_disk_that_is_full(tmp_path: Path) -> None:
+    """What cannot be written is not kept, and neither the audit nor its end fails for it."""
+    now = datetime.fromtimestamp(T, UTC)
+    kept = walks.opened(tmp_path, [1], seed=1, now=now)
+    kept.path.symlink_to("/dev/full")
+    kept.add(Step("", False, "charge", {}), [])
+
+    kept.write()
+    assert not kept.is_kept
+    kept.add(Step("", False, "refund", {}), [])
+    kept.write()
+    kept.end()
+
+    assert list(tmp_path.glob("*")) == []

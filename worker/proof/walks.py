@@ -15,8 +15,9 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
+from io import FileIO
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import Any, Final
 
 import msgspec
 import structlog
@@ -76,7 +77,7 @@ class Walks:
     seed: int
     begun: datetime
     taken: list[Step] = field(default_factory=list)
-    file: IO[bytes] | None = None
+    file: FileIO | None = None
     is_broken: bool = False
     _lines: list[bytes] = field(default_factory=list, repr=False)
     _written: float = field(default_factory=time.monotonic, repr=False)
@@ -95,9 +96,8 @@ class Walks:
         try:
             if self.file is None:
                 self.file = _locked(self.path)
-                self.file.write(msgspec.json.encode(_Head(self.begun, self.seed)) + b"\n")
-            self.file.writelines(self._lines)
-            self.file.flush()
+                self._lines.insert(0, msgspec.json.encode(_Head(self.begun, self.seed)) + b"\n")
+            _write(self.file, b"".join(self._lines))
         except OSError as error:
             self.is_broken = True
             _log.warning("audit.not_kept", file=str(self.path), reason=error.strerror)
@@ -119,7 +119,8 @@ class Walks:
     def close(self) -> None:
         """Let go of the file."""
         if self.file is not None:
-            self.file.close()
+            with suppress(OSError):
+                self.file.close()
             self.file = None
 
 
@@ -142,7 +143,7 @@ def opened(folder: Path, arguments: object, *, seed: int, now: datetime) -> Walk
     return made
 
 
-def _locked(path: Path, *, is_new: bool = True) -> IO[bytes]:
+def _locked(path: Path, *, is_new: bool = True) -> FileIO:
     """Open the file of an audit for this process alone.
 
     Raises:
@@ -152,7 +153,8 @@ def _locked(path: Path, *, is_new: bool = True) -> IO[bytes]:
     if is_new:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_APPEND | (os.O_CREAT if is_new else 0), 0o600)
-    file = os.fdopen(descriptor, "r+b")
+    # Without a buffer, which would keep what a full disk did not take, and fail again when the file is closed.
+    file = FileIO(descriptor, "r+")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -161,9 +163,16 @@ def _locked(path: Path, *, is_new: bool = True) -> IO[bytes]:
     return file
 
 
-def _read(file: IO[bytes]) -> tuple[_Head | None, list[Step]]:
+def _write(file: FileIO, text: bytes) -> None:
+    """Write all of *text*; raises OSError where the disk takes only a part."""
+    rest = memoryview(text)
+    while rest:
+        rest = rest[file.write(rest) :]
+
+
+def _read(file: FileIO) -> tuple[_Head | None, list[Step]]:
     """Return what a file holds, without a last line that was not written whole."""
-    text = file.read()
+    text = file.readall()
     whole = text.rfind(b"\n") + 1
     file.truncate(whole)
     lines = text[:whole].splitlines()

@@ -30,7 +30,8 @@ def _let_in(_: str) -> int:
 def serving(worlds: Mapping[str, Lists], *, now: int, door: Callable[[str], int] = _let_in) -> Iterator[str]:
     """Serve what each key of *worlds* may see at the second *now*, and yield the address.
 
-    A world of a connected account is named as ``key@acct_1``. Another key is answered 401, another account 403. *door* is given the path and the query of each call, and returns the status that it is to have.
+    A world of a connected account is named as ``key@acct_1``. Another key is answered 401, another account 403. *door*
+    is given the path and the query of each call, and returns the status that it is to have.
     """
 
     class Handler(BaseHTTPRequestHandler):

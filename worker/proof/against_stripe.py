@@ -4,9 +4,11 @@ How an object and its row are compared is in proof/comparison.py. Payment intent
 canceled ones have rows, and Stripe's list cannot be narrowed to them. Portal sessions cannot be read at Stripe at all.
 """
 
+import hashlib
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any, Final
@@ -75,6 +77,11 @@ class Listed:
     sampled_of: int = 0
     is_forbidden: bool = False
     reason: str = ""
+
+
+_COUNTS: Final = tuple(each.name for each in fields(Listed) if each.type is int)
+_OF_PAGES: Final = ("listed", "sampled_of", "unreadable")
+"""Counted once for a page, whatever becomes of its objects."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +157,28 @@ class _Walk:
     starts: list[str] | None = None
     is_listed: bool = False
     is_done: bool = False
+    kept: Counter[str] = field(default_factory=Counter)
+    """What of the tally is in steps that were kept."""
+
+    @property
+    def place(self) -> tuple[str, bool, str]:
+        """The world and the kind."""
+        return (self.tally.account, self.tally.livemode, self.tally.object)
+
+    @property
+    def uncounted(self) -> Counter[str]:
+        """What of the tally is in no step yet."""
+        return Counter({name: getattr(self.tally, name) for name in _COUNTS}) - self.kept
+
+    def count(self, came: Mapping[str, int]) -> None:
+        """Add to the tally what a step came to."""
+        for name, count in came.items():
+            setattr(self.tally, name, getattr(self.tally, name) + count)
+        self.kept.update(came)
+
+    def behind(self, step: Step) -> str | None:
+        """Return the object behind which the page of the next *step* began."""
+        return self.starts[-1 - len(step.starts or ())] if self.starts else self.after
 
     @property
     def is_sample(self) -> bool:
@@ -158,7 +187,6 @@ class _Walk:
 
     def take(self, step: Step) -> None:
         """Go on by a step."""
-        self.tally = Listed(**step.tally)
         self.after, self.starts = step.after or self.after, step.starts
         self.is_listed, self.is_done = step.is_listed, step.is_done
         self.ids.update(step.ids)
@@ -196,13 +224,14 @@ def audit(
     place = desk.engine.url
     arguments = [
         *(version(), place.host, place.port, place.database, [str(world) for world in worlds]),
+        *(desk.settings.stripe_api_base, _fingerprint(desk)),
         *(since, repair, seed, customers_max),
     ]
     kept = walks.opened(
         desk.settings.payfold_data_dir, arguments, seed=desk.now().toordinal() if seed is None else seed, now=desk.now()
     )
     if kept.taken:
-        _log.info("audit.resumed", begun=kept.begun.isoformat(), steps=len(kept.taken))
+        _log.info("audit.resumed", begun=kept.begun.isoformat(), steps=sum(map(len, kept.taken.values())))
     try:
         yield from _go(_Audit(desk, since, repair, customers_max, kept), worlds, progress)
         kept.end()
@@ -211,6 +240,12 @@ def audit(
         if kept.is_kept:
             _log.warning("audit.interrupted", reason="the same command goes on from here, within a day")
         kept.close()
+
+
+def _fingerprint(desk: Desk) -> str:
+    """Return what tells one set of keys from another, and shows none of them."""
+    keys = ((key.account, key.livemode, key.secret) for key in desk.settings.api_keys)
+    return hashlib.sha256(repr(sorted(keys)).encode()).hexdigest()
 
 
 def repair(desk: Desk, *, since: datetime | None = None, progress: Progress = nobody, seed: int | None = None) -> int:
@@ -229,9 +264,9 @@ def _go(audit: _Audit, worlds: Sequence[World], progress: Progress) -> Iterator[
     refusals: list[KeyRefused | NotServed] = []
     count = len(worlds) * len(_WALKED)
     for number, world in enumerate(worlds):
-        done = number * len(_WALKED)
+        done = partial(_tell, progress, number * len(_WALKED), count)
         try:
-            yield from _audit_world(audit, world, lambda kinds, done=done: progress("Asking Stripe", done + kinds, count))  # type: ignore[misc]
+            yield from _audit_world(audit, world, done)
         except (KeyRefused, NotServed) as error:
             refusals.append(error)
             _log.warning("audit.refused", account=world.account, livemode=world.livemode, reason=str(error))
@@ -239,6 +274,10 @@ def _go(audit: _Audit, worlds: Sequence[World], progress: Progress) -> Iterator[
     if refusals and len(refusals) == len(worlds):
         raise refusals[0]
     progress("Asking Stripe", count, count)
+
+
+def _tell(progress: Progress, before: int, count: int, kinds: int) -> None:
+    progress("Asking Stripe", before + kinds, count)
 
 
 def _audit_world(audit: _Audit, world: World, progress: Callable[[int], None]) -> Iterator[Listed | Difference]:
@@ -253,8 +292,8 @@ def _audit_world(audit: _Audit, world: World, progress: Callable[[int], None]) -
     for number, kind in enumerate(_WALKED):
         progress(number)
         walk = _begun(audit, world, kind)
-        yield from _kept_of(audit, walk)
         try:
+            yield from _kept_of(audit, world, kind, walk)
             yield from _audited(audit, world, kind, walk)
         except KeyRefused as error:
             if not error.is_forbidden:
@@ -276,12 +315,37 @@ def _begun(audit: _Audit, world: World, kind: _Kind) -> _Walk:
     return _Walk(Listed(world.account, world.livemode, kind.name), audit.kept.begun - SETTLED)
 
 
-def _kept_of(audit: _Audit, walk: _Walk) -> Iterator[Difference]:
-    """Let *walk* go on by the steps that an interrupted audit kept of it, and yield what they found."""
-    for step in audit.kept.taken:
-        if step.place == (walk.tally.account, walk.tally.livemode, walk.tally.object):
-            walk.take(step)
+def _kept_of(audit: _Audit, world: World, kind: _Kind, walk: _Walk) -> Iterator[Difference]:
+    """Let *walk* go on by the steps that an interrupted audit kept of it, and yield what differs of what they found."""
+    for step in audit.kept.taken.get(walk.place, ()):
+        if not step.differences or audit.repair:
+            # What a repair found, it has put right.
             yield from walks.found_in(step)
+        else:
+            again = Listed(*walk.place)
+            found = _looked_again(audit, world, kind, again, step, after=walk.behind(step))
+            _count(again, found)
+            step.tally = {**step.tally, **{name: getattr(again, name) for name in _COUNTS if name not in _OF_PAGES}}
+            yield from found
+        walk.count(step.tally)
+        walk.take(step)
+
+
+def _looked_again(
+    audit: _Audit, world: World, kind: _Kind, tally: Listed, step: Step, *, after: str | None
+) -> list[Difference]:
+    """Ask again for all that a *step* is of, whose page began behind *after*, and return what differs by now."""
+    if kind is _LEDGERS:
+        return _differing_in_ledger(audit, world, tally, str(step.after))
+    ids, found = set(step.ids), []
+    if not step.is_listed:
+        with suppress(CallDeclined, MissingAtStripe):
+            page = next(_list(audit, world, kind, after))
+            objects = [each for each in page.objects if each.id in ids]
+            ids.difference_update(str(each.id) for each in objects)
+            found = _compared(audit, world, tally, objects)
+    # By now others may be on the page, and it may be gone.
+    return [*found, *(each for id_ in sorted(ids) for each in _asked(audit, world, kind, tally, id_))]
 
 
 def _audited(audit: _Audit, world: World, kind: _Kind, walk: _Walk) -> Iterator[Difference]:
@@ -320,7 +384,8 @@ def _step(kind: _Kind, walk: _Walk, **values: Any) -> Step:  # noqa: ANN401 - of
 def _taken(audit: _Audit, walk: _Walk, step: Step, found: Sequence[Difference]) -> Sequence[Difference]:
     """Keep a *step* with what was *found*, go on by it, and return what was found."""
     _count(walk.tally, found)
-    step.tally = asdict(walk.tally)
+    step.tally = dict(walk.uncounted)
+    walk.kept.update(step.tally)
     audit.kept.add(step, found)
     walk.take(step)
     return found
@@ -460,14 +525,18 @@ def _audit_ledgers(audit: _Audit, world: World, walk: _Walk) -> Iterator[Differe
     """List the ledger of every customer who has a balance."""
     while customers := audit.desk.within(partial(_customers, world=world, after=walk.after or "")):
         for customer in customers:
-            try:
-                objects = _ledger(audit, world, walk.tally, customer)
-            except MissingAtStripe:
-                continue
-            found = _compared(audit, world, walk.tally, objects)
+            found = _differing_in_ledger(audit, world, walk.tally, customer)
             yield from _taken(audit, walk, _step(_LEDGERS, walk, after=customer), found)
         walk.after = customers[-1]
     _taken(audit, walk, _step(_LEDGERS, walk, is_done=True), [])
+
+
+def _differing_in_ledger(audit: _Audit, world: World, tally: Listed, customer: str) -> list[Difference]:
+    try:
+        objects = _ledger(audit, world, tally, customer)
+    except MissingAtStripe:
+        return []
+    return _compared(audit, world, tally, objects)
 
 
 def _ledger(audit: _Audit, world: World, tally: Listed, customer: str) -> list[Answer]:
@@ -564,7 +633,7 @@ def _ask_for_open(audit: _Audit, world: World, kind: _Kind, walk: _Walk) -> Iter
 
 def _asked(audit: _Audit, world: World, kind: _Kind, tally: Listed, id_: str) -> list[Difference]:
     try:
-        answer = audit.desk.api.call(world, "get", *kind.path, id_, lane=Lane.BACKFILL)
+        answer = audit.desk.api.call(world, "get", *kind.path, id_, lane=Lane.BACKFILL, **_expanded(kind))
     except MissingAtStripe:
         return _missing(audit, world, kind, id_)
     except CallDeclined:
@@ -572,6 +641,12 @@ def _asked(audit: _Audit, world: World, kind: _Kind, tally: Listed, id_: str) ->
         return []
     # One that is not in the state that the list was narrowed to, or was deleted, is as a list would have shown it.
     return _compared(audit, world, tally, [answer])
+
+
+def _expanded(kind: _Kind) -> dict[str, Any]:
+    """Return what makes a single object as whole as its list shows it."""
+    names = [name.removeprefix("data.") for name in kind.params.get("expand", ())]
+    return {"expand": names} if names else {}
 
 
 def _missing(audit: _Audit, world: World, kind: _Kind, id_: str) -> list[Difference]:

@@ -1,10 +1,11 @@
 """How far an audit has come, and what it found on the way, kept in a file so that an interrupted one can go on.
 
 Note [An audit goes on where it was]
-    An audit of a large account takes hours of calls. What it found is kept page by page: the differences and tallies
-    so far, and behind which object the next page begins. Ctrl-C, Stripe away and a spent budget end the audit; the
-    same command yields again what was found, and asks only for the rest. A file older than a day is thrown away, since
-    the tables it was found in are not those of today. An audit that ends within seconds writes no file.
+    An audit of a large account takes hours of calls. What it found is kept page by page: the differences and tallies,
+    and behind which object the next page begins. Ctrl-C, Stripe away and a spent budget end the audit; the same
+    command asks only for the rest, and again for pages on which something differed, which may be right by now. A file
+    older than a day is thrown away, since the tables it was found in are not those of today. An audit that ends within
+    seconds writes no file.
 """
 
 import fcntl
@@ -35,16 +36,16 @@ _log = structlog.get_logger()
 class Step(Struct, omit_defaults=True):
     """What a page of the list of one *kind*, in the world of *account* and *livemode*, came to.
 
-    *tally* is that of the kind so far. The next page begins behind the object *after*. *ids* were on the page. Where
-    the rows that were created since *above* have been looked at, *open* are those of them that no page listed. *starts*
-    are the objects behind which the pages of a sample begin that are still to be asked for. Once all *is listed*, only
-    the *open* rows are left to be asked for.
+    *tally* is what this step adds to that of the kind. The next page begins behind the object *after*. *ids* were on
+    the page. Where the rows that were created since *above* have been looked at, *open* are those of them that no page
+    listed. *starts* are the objects behind which the pages of a sample begin that are still to be asked for. Once all
+    *is listed*, only the *open* rows are left to be asked for.
     """
 
     account: str
     livemode: bool
     kind: str
-    tally: dict[str, Any]
+    tally: dict[str, int]
     differences: list[dict[str, Any]] = []
     after: str | None = None
     ids: list[str] = []
@@ -76,7 +77,7 @@ class Walks:
     path: Path
     seed: int
     begun: datetime
-    taken: list[Step] = field(default_factory=list)
+    taken: dict[tuple[str, bool, str], list[Step]] = field(default_factory=dict)
     file: FileIO | None = None
     is_broken: bool = False
     _lines: list[bytes] = field(default_factory=list, repr=False)
@@ -137,7 +138,9 @@ def opened(folder: Path, arguments: object, *, seed: int, now: datetime) -> Walk
         return made
     head, steps = _read(made.file)
     if head is not None and now - head.begun < KEPT:
-        made.begun, made.seed, made.taken = head.begun, head.seed, steps
+        made.begun, made.seed = head.begun, head.seed
+        for step in steps:
+            made.taken.setdefault(step.place, []).append(step)
     else:
         made.end()
     return made

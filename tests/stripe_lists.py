@@ -66,6 +66,9 @@ def serving(worlds: Mapping[str, Lists], *, now: int, door: Callable[[str], int]
 def answered(lists: Lists, path: str, asked: Mapping[str, list[str]]) -> tuple[int, Body]:
     """Return the status and the JSON of what Stripe answers to *path*."""
     if path in lists:
+        after = asked.get("starting_after", [None])[0]
+        if after is not None and not any(each["id"] == after and not each.get("deleted") for each in lists[path]):
+            return 400, NO_SUCH_OBJECT
         return 200, page(lists[path], path, asked)
     folder, _, id_ = path.rpartition("/")
     found = next((each for each in lists.get(folder, ()) if each["id"] == id_), None)

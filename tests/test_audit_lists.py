@@ -408,6 +408,60 @@ def test_what_was_put_right_in_the_interruption(at: Stripe) -> None:
     assert len(at.calls) < 10
 
 
+def delete(at: Stripe, *numbers: int) -> None:
+    """Let Stripe delete some customers."""
+    for index, each in enumerate(at.lists["customers"]):
+        if each["created"] - T in numbers:
+            at.lists["customers"][index] = {**each, "deleted": True}
+
+
+def test_a_page_whose_last_object_is_deleted(at: Stripe) -> None:
+    """A list goes on behind the last object of a page that is still there, and nothing is listed twice."""
+    sell(at, 250)
+
+    def door(path: str) -> int:
+        if "starting_after=cus_0150" in path:
+            delete(at, 150, 151)
+        return 200
+
+    at.refuses = door
+    listed, found = at.audited()
+
+    assert (listed["customer"].listed, found) == (250, [])
+    assert [call[-8:] for call in at.calls if "/customers" in call] == [
+        *("imit=100", "cus_0150", "cus_0151", "cus_0152", "cus_0050"),
+    ]
+
+
+@pytest.mark.parametrize("is_interrupted", [True, False])
+def test_a_page_that_is_deleted(at: Stripe, *, is_interrupted: bool) -> None:
+    """Without an object to go on behind, a list is followed from its top, and counted and reported once."""
+    customers = sell(at, 250)
+    ledger.execute(at.engine, "UPDATE customers SET name = 'edited' WHERE id IN ('cus_0149', 'cus_0200')")
+
+    def door(path: str) -> int:
+        if "starting_after=cus_0050" in path:
+            delete(at, *range(50, 150))
+            bodies = [event(f"evt_{each['id']}_gone", "customer.deleted", T + 900, each) for each in customers[50:150]]
+            ledger.record(at.engine, map(ledger.delivery, bodies))
+            ledger.fold(at.engine)
+            at.refuses = lambda path: 503 if is_interrupted and "starting_after=cus_0050" in path else 200
+        return at.refuses(path) if at.refuses is not door else 200
+
+    at.refuses = door
+    if is_interrupted:
+        with pytest.raises(StripeAway):
+            at.audited()
+        at.refuses = lambda _: 200
+    listed, found = at.audited()
+
+    names = [("customers", "different", "cus_0200", "name")]
+    assert named(found) == [*([] if is_interrupted else [("customers", "different", "cus_0149", "name")]), *names]
+    assert (listed["customer"].listed, listed["customer"].different) == (150, 1)
+    at.calls.clear()
+    assert at.audited()[0] == listed
+
+
 def test_other_keys_begin_another_audit(at: Stripe) -> None:
     """What another key or another Stripe listed is not gone on with, and no key is written down."""
     sell(at, 1)

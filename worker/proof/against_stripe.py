@@ -6,7 +6,7 @@ canceled ones have rows, and Stripe's list cannot be narrowed to them. Portal se
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime, timedelta
@@ -145,7 +145,8 @@ class _Audit:
 class _Walk:
     """How far the list of a kind was followed: see ``walks.Step``.
 
-    *ids* were listed since *above*, and *edge* on the page before that.
+    *ids* were listed since *above*, and *edge* on the page before that. *page* are those of the last page, of which
+    *after* is the last that is not known to be deleted.
     """
 
     tally: Listed
@@ -159,6 +160,9 @@ class _Walk:
     is_done: bool = False
     kept: Counter[str] = field(default_factory=Counter)
     """What of the tally is in steps that were kept."""
+    page: list[str] = field(default_factory=list)
+    has_restarted: bool = False
+    yielded: set[tuple[str, str, str, str | None]] = field(default_factory=set)
 
     @property
     def place(self) -> tuple[str, bool, str]:
@@ -176,6 +180,26 @@ class _Walk:
             setattr(self.tally, name, getattr(self.tally, name) + count)
         self.kept.update(came)
 
+    def news(self, found: Iterable[Difference]) -> list[Difference]:
+        """Return what of *found* was not yielded yet, which is once for each row and column."""
+        fresh = {(each.table, each.kind, each.id, each.column): each for each in found}
+        fresh = {name: each for name, each in fresh.items() if name not in self.yielded}
+        self.yielded.update(fresh)
+        return list(fresh.values())
+
+    def go_back(self) -> bool:
+        """Go on behind the object before *after* on its page; False where there is none."""
+        self.page = self.page[:-1]
+        if self.page:
+            self.after = self.page[-1]
+        return bool(self.page)
+
+    def restart(self, above: datetime) -> None:
+        """Begin again at the top of the list."""
+        self.tally, self.kept, self.above, self.after = Listed(*self.place), Counter(), above, None
+        self.ids, self.edge, self.open = set(), set(), set()
+        self.has_restarted = True
+
     def behind(self, step: Step) -> str | None:
         """Return the object behind which the page of the next *step* began."""
         return self.starts[-1 - len(step.starts or ())] if self.starts else self.after
@@ -187,7 +211,9 @@ class _Walk:
 
     def take(self, step: Step) -> None:
         """Go on by a step."""
-        self.after, self.starts = step.after or self.after, step.starts
+        if step.after is not None:
+            self.after, self.page = step.after, list(step.ids)
+        self.starts = step.starts
         self.is_listed, self.is_done = step.is_listed, step.is_done
         self.ids.update(step.ids)
         self.open.difference_update(step.ids)
@@ -317,16 +343,16 @@ def _begun(audit: _Audit, world: World, kind: _Kind) -> _Walk:
 
 def _kept_of(audit: _Audit, world: World, kind: _Kind, walk: _Walk) -> Iterator[Difference]:
     """Let *walk* go on by the steps that an interrupted audit kept of it, and yield what differs of what they found."""
-    for step in audit.kept.taken.get(walk.place, ()):
+    for step in walks.since_restart(audit.kept.taken.get(walk.place, [])):
         if not step.differences or audit.repair:
             # What a repair found, it has put right.
-            yield from walks.found_in(step)
+            found = walks.found_in(step)
         else:
             again = Listed(*walk.place)
             found = _looked_again(audit, world, kind, again, step, after=walk.behind(step))
             _count(again, found)
             step.tally = {**step.tally, **{name: getattr(again, name) for name in _COUNTS if name not in _OF_PAGES}}
-            yield from found
+        yield from walk.news(found)
         walk.count(step.tally)
         walk.take(step)
 
@@ -388,7 +414,7 @@ def _taken(audit: _Audit, walk: _Walk, step: Step, found: Sequence[Difference]) 
     walk.kept.update(step.tally)
     audit.kept.add(step, found)
     walk.take(step)
-    return found
+    return walk.news(found)
 
 
 def _count(tally: Listed, found: Sequence[Difference]) -> None:
@@ -430,15 +456,28 @@ def _list(audit: _Audit, world: World, kind: _Kind, after: str | None) -> Iterat
 
 
 def _followed(audit: _Audit, world: World, kind: _Kind, walk: _Walk) -> Iterator[Page]:
-    """Follow a list from where the walk is; from the top where Stripe does not know that object any more."""
-    if walk.after is not None:
+    """Follow a list from where the walk is.
+
+    Where that object was deleted, an earlier one of its page is gone on behind. Where all were, so is the list's top.
+    """
+    while True:
         try:
             yield from _list(audit, world, kind, walk.after)
         except (CallDeclined, MissingAtStripe):
-            walk.after = None
+            if walk.after is None:
+                raise
+            if not walk.go_back():
+                if walk.has_restarted:
+                    raise
+                _begin_again(audit, kind, walk)
         else:
             return
-    yield from _list(audit, world, kind, None)
+
+
+def _begin_again(audit: _Audit, kind: _Kind, walk: _Walk) -> None:
+    """Forget what was listed, but not what was found."""
+    walk.restart(audit.kept.begun - SETTLED)
+    audit.kept.add(_step(kind, walk, is_restart=True), [])
 
 
 def _choose(audit: _Audit, world: World, kind: _Kind, walk: _Walk, page: Page) -> bool:

@@ -12,7 +12,7 @@ import fcntl
 import hashlib
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -39,7 +39,8 @@ class Step(Struct, omit_defaults=True):
     *tally* is what this step adds to that of the kind. The next page begins behind the object *after*. *ids* were on
     the page. Where the rows that were created since *above* have been looked at, *open* are those of them that no page
     listed. *starts* are the objects behind which the pages of a sample begin that are still to be asked for. Once all
-    *is listed*, only the *open* rows are left to be asked for.
+    *is listed*, only the *open* rows are left to be asked for. What
+    was listed before one that *is restart* is listed again.
     """
 
     account: str
@@ -54,6 +55,7 @@ class Step(Struct, omit_defaults=True):
     starts: list[str] | None = None
     is_listed: bool = False
     is_done: bool = False
+    is_restart: bool = False
 
     @property
     def place(self) -> tuple[str, bool, str]:
@@ -183,6 +185,12 @@ def _read(file: FileIO) -> tuple[_Head | None, list[Step]]:
         return msgspec.json.decode(lines[0], type=_Head), [msgspec.json.decode(each, type=Step) for each in lines[1:]]
     except (IndexError, msgspec.DecodeError):
         return None, []
+
+
+def since_restart(steps: Sequence[Step]) -> Sequence[Step]:
+    """Return those of *steps* that still count."""
+    last = max((number for number, step in enumerate(steps, start=1) if step.is_restart), default=0)
+    return steps[last:]
 
 
 def found_in(step: Step) -> list[Difference]:

@@ -343,6 +343,28 @@ def test_a_world_that_is_not_let_in(at: Stripe, keys: str, reason: str) -> None:
         at.audited()
 
 
+def test_a_key_of_another_sandbox(at: Stripe) -> None:
+    """Where Stripe lists no session of ours, none is recorded as missing, as often as a repair is tried."""
+    ledger.take_in(at.engine, event("evt_1", "checkout.session.completed", T, session("cs_1")))
+    at.add("checkout/sessions", session("cs_other"))
+
+    for _ in range(2):
+        against_stripe.repair(at.desk)
+    listed, found = at.audited()
+
+    assert named(found) == [("orders", "extra", "cs_1", None)]
+    assert "another account or sandbox" in listed["checkout.session"].reason
+    assert ledger.rows(at.engine, "SELECT FROM inbox WHERE type = 'payfold.checkout.session.missing'") == []
+
+    at.add("checkout/sessions", session("cs_2"))
+    ledger.take_in(at.engine, event("evt_2", "checkout.session.completed", T, session("cs_2")))
+    against_stripe.repair(at.desk)
+    assert at.audited()[0]["checkout.session"].reason == ""
+    assert ledger.rows(at.engine, "SELECT object_id FROM inbox WHERE type = 'payfold.checkout.session.missing'") == [
+        {"object_id": "cs_1"}
+    ]
+
+
 # ---- Interrupted ----
 
 

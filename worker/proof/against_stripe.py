@@ -38,6 +38,10 @@ from worker.stripe_jobs.rounds import Desk
 
 NOT_ASKED: Final = "not asked, since no key serves it"
 REFUSED: Final = "not asked any more, since Stripe refuses it"
+ANOTHER_SANDBOX: Final = (
+    "Stripe lists no session that an event here is of: is the API key of another account or sandbox? --repair records"
+    " no session as missing."
+)
 CUSTOMERS: Final = 500
 """Customers whose ledgers are looked up at once."""
 CUSTOMERS_MAX: Final = 10_000
@@ -60,7 +64,7 @@ class Listed:
     that folding what Stripe lists would leave as they are, *unstated* the values that the API version of the recorded
     events lacks. Where only a sample was looked at, the tables hold
     *sampled_of* objects. Where the key may not list the kind, it *is_forbidden*. A world that Stripe does not let us
-    look at has a tally of its own, with the *reason*.
+    look at has a tally of its own, with the *reason*; one of sessions has it where all of them are another's.
     """
 
     account: str
@@ -106,8 +110,9 @@ class _Kind:
         return "coalesce(created, as_of)" if "created" in tables.metadata.tables[self.table].columns else "as_of"
 
 
+_SESSIONS: Final = _Kind("checkout.session", "orders", ("checkout", "sessions"), params={"expand": ["data.line_items"]})
 _KINDS: Final = (
-    _Kind("checkout.session", "orders", ("checkout", "sessions"), params={"expand": ["data.line_items"]}),
+    _SESSIONS,
     _Kind("payment_link", "payment_links", ("payment_links",), by_age=False),
     # A draft that was deleted is not listed.
     _Kind("invoice", "invoices", ("invoices",), rows="NOT deleted"),
@@ -161,6 +166,8 @@ class _Walk:
     kept: Counter[str] = field(default_factory=Counter)
     """What of the tally is in steps that were kept."""
     page: list[str] = field(default_factory=list)
+    is_known: bool = False
+    """Whether an object was listed that an event here is of."""
     has_restarted: bool = False
     yielded: set[tuple[str, str, str, str | None]] = field(default_factory=set)
 
@@ -213,7 +220,7 @@ class _Walk:
         """Go on by a step."""
         if step.after is not None:
             self.after, self.page = step.after, list(step.ids)
-        self.starts = step.starts
+        self.starts, self.is_known = step.starts, self.is_known or step.is_known
         self.is_listed, self.is_done = step.is_listed, step.is_done
         self.ids.update(step.ids)
         self.open.difference_update(step.ids)
@@ -349,7 +356,7 @@ def _kept_of(audit: _Audit, world: World, kind: _Kind, walk: _Walk) -> Iterator[
             found = walks.found_in(step)
         else:
             again = Listed(*walk.place)
-            found = _looked_again(audit, world, kind, again, step, after=walk.behind(step))
+            found = _looked_again(audit, world, kind, walk, again, step)
             _count(again, found)
             step.tally = {**step.tally, **{name: getattr(again, name) for name in _COUNTS if name not in _OF_PAGES}}
         yield from walk.news(found)
@@ -357,34 +364,38 @@ def _kept_of(audit: _Audit, world: World, kind: _Kind, walk: _Walk) -> Iterator[
         walk.take(step)
 
 
-def _looked_again(
-    audit: _Audit, world: World, kind: _Kind, tally: Listed, step: Step, *, after: str | None
-) -> list[Difference]:
-    """Ask again for all that a *step* is of, whose page began behind *after*, and return what differs by now."""
+def _looked_again(audit: _Audit, world: World, kind: _Kind, walk: _Walk, tally: Listed, step: Step) -> list[Difference]:
+    """Ask again for all that the next *step* of *walk* is of, and return what differs by now."""
     if kind is _LEDGERS:
         return _differing_in_ledger(audit, world, tally, str(step.after))
     ids, found = set(step.ids), []
     if not step.is_listed:
         with suppress(CallDeclined, MissingAtStripe):
-            page = next(_list(audit, world, kind, after))
+            page = next(_list(audit, world, kind, walk.behind(step)))
             objects = [each for each in page.objects if each.id in ids]
             ids.difference_update(str(each.id) for each in objects)
             found = _compared(audit, world, tally, objects)
     # By now others may be on the page, and it may be gone.
-    return [*found, *(each for id_ in sorted(ids) for each in _asked(audit, world, kind, tally, id_))]
+    return [*found, *(each for id_ in sorted(ids) for each in _asked(audit, world, kind, walk, tally, id_))]
 
 
 def _audited(audit: _Audit, world: World, kind: _Kind, walk: _Walk) -> Iterator[Difference]:
     if walk.is_done:
         return
     yield from _audit_ledgers(audit, world, walk) if kind is _LEDGERS else _audit_kind(audit, world, kind, walk)
+    if kind is _SESSIONS and walk.tally.extra and not walk.is_known:
+        walk.tally.reason = ANOTHER_SANDBOX
 
 
 def _audit_kind(audit: _Audit, world: World, kind: _Kind, walk: _Walk) -> Iterator[Difference]:
     lowest: datetime | None = None
     for number, (page, is_chosen) in enumerate(_pages(audit, world, kind, walk), start=1):
+        # Asked first, since a repair records what was not known.
+        walk.is_known = walk.is_known or _is_known(audit, world, kind, page)
         found = _compared(audit, world, walk.tally, page.objects, page=page)
-        step = _step(kind, walk, ids=[str(each.id) for each in page.objects], starts=walk.starts)
+        step = _step(
+            kind, walk, is_known=walk.is_known, ids=[str(each.id) for each in page.objects], starts=walk.starts
+        )
         step.after = None if is_chosen or not step.ids else step.ids[-1]
         created = _created(page)
         lowest = min(created) if created and not is_chosen else lowest
@@ -396,6 +407,23 @@ def _audit_kind(audit: _Audit, world: World, kind: _Kind, walk: _Walk) -> Iterat
     if not walk.is_listed:
         yield from _taken(audit, walk, _bottom(audit, world, kind, walk), [])
     yield from _ask_for_open(audit, world, kind, walk)
+
+
+def _is_known(audit: _Audit, world: World, kind: _Kind, page: Page) -> bool:
+    """Return whether Stripe itself has sent an event of one of the sessions on *page*."""
+    if kind is not _SESSIONS:
+        return True
+    ids = [str(each.id) for each in page.objects]
+
+    def read(cursor: Cursor) -> bool:
+        cursor.execute(
+            "SELECT EXISTS (SELECT FROM inbox WHERE (account, livemode) = (%s, %s) AND object_id = ANY (%s)"
+            " AND source <> 'observation')",
+            (world.account, world.livemode, ids),
+        )
+        return cursor.fetchone() == (True,)
+
+    return audit.desk.within(read)
 
 
 def _is_end_of_window(walk: _Walk, page: Page, number: int) -> bool:
@@ -665,16 +693,16 @@ def _ask_for_open(audit: _Audit, world: World, kind: _Kind, walk: _Walk) -> Iter
     """Ask for each row that no page listed, and yield what differs."""
     while walk.open:
         asked = sorted(walk.open)[:PAGE_ROWS]
-        found = [each for id_ in asked for each in _asked(audit, world, kind, walk.tally, id_)]
+        found = [each for id_ in asked for each in _asked(audit, world, kind, walk, walk.tally, id_)]
         yield from _taken(audit, walk, _step(kind, walk, ids=asked, is_listed=True), found)
     _taken(audit, walk, _step(kind, walk, is_listed=True, is_done=True), [])
 
 
-def _asked(audit: _Audit, world: World, kind: _Kind, tally: Listed, id_: str) -> list[Difference]:
+def _asked(audit: _Audit, world: World, kind: _Kind, walk: _Walk, tally: Listed, id_: str) -> list[Difference]:
     try:
         answer = audit.desk.api.call(world, "get", *kind.path, id_, lane=Lane.BACKFILL, **_expanded(kind))
     except MissingAtStripe:
-        return _missing(audit, world, kind, id_)
+        return _missing(audit, world, kind, id_, is_known=walk.is_known)
     except CallDeclined:
         tally.unreadable += 1
         return []
@@ -688,10 +716,10 @@ def _expanded(kind: _Kind) -> dict[str, Any]:
     return {"expand": names} if names else {}
 
 
-def _missing(audit: _Audit, world: World, kind: _Kind, id_: str) -> list[Difference]:
+def _missing(audit: _Audit, world: World, kind: _Kind, id_: str, *, is_known: bool) -> list[Difference]:
     if kind.name == "invoice" and _is_draft(audit.desk, world, id_):
         return []  # A draft may be deleted at Stripe, and its row stays what it last was.
-    if audit.repair and kind.name == "checkout.session":
+    if audit.repair and is_known and kind is _SESSIONS:
         _record(audit.desk, checkout.missing(world, id_, now=audit.desk.now()))
     return [Difference(kind.table, EXTRA, world.account, world.livemode, id_)]
 

@@ -56,6 +56,7 @@ class Step(Struct, omit_defaults=True):
     is_listed: bool = False
     is_done: bool = False
     is_restart: bool = False
+    is_known: bool = False
 
     @property
     def place(self) -> tuple[str, bool, str]:

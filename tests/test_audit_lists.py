@@ -196,6 +196,49 @@ def test_deleted_customers(at: Stripe) -> None:
     assert at.audited()[1] == []
 
 
+def test_ledgers(at: Stripe) -> None:
+    """A row that no ledger lists is found, though its customer has no balance; a ledger that is missing is counted."""
+
+    def row(customer: int, amount: int = -500) -> Body:
+        return {
+            "id": f"cbtxn_{customer}",
+            "object": "customer_balance_transaction",
+            "amount": amount,
+            "created": T,
+            "currency": "usd",
+            "customer": f"cus_{customer}",
+            "ending_balance": amount,
+            "type": "adjustment",
+        }
+
+    rows = [row(number) for number in (1, 2, 3)]
+    ledger.take_in(
+        at.engine,
+        *(event(f"evt_{each['id']}", "payfold.customer_balance_transaction.observed", T, each) for each in rows),
+    )
+    for number in (1, 2):
+        at.add("customers", {"id": f"cus_{number}", "object": "customer", "deleted": True})
+        at.lists[f"customers/cus_{number}/balance_transactions"] = [rows[number - 1]]
+    ledger.execute(
+        at.engine,
+        "INSERT INTO balance_transactions"
+        " SELECT (jsonb_populate_record(t, jsonb_build_object('id', id || '_invented'))).*"
+        " FROM balance_transactions AS t WHERE customer <> 'cus_3'",
+    )
+    ledger.execute(at.engine, "DELETE FROM balances WHERE customer = 'cus_2'")
+
+    listed, found = at.audited()
+
+    of_ledgers = [each for each in found if each.table == "balance_transactions"]
+    assert named(of_ledgers) == [
+        ("balance_transactions", "extra", "cbtxn_1_invented", None),
+        ("balance_transactions", "extra", "cbtxn_2_invented", None),
+    ]
+    assert [(each.amount, each.currency) for each in of_ledgers] == [(-500, "usd")] * 2
+    tally = listed["customer_balance_transaction"]
+    assert (tally.listed, tally.extra, tally.unreadable) == (2, 2, 1)
+
+
 def test_payments_before_basil(at: Stripe) -> None:
     """A payment that an old invoice reports itself is listed by an id of its own, which is no missing row."""
     invoice = {

@@ -28,9 +28,9 @@ from schemas.version import version
 from worker import folds
 from worker.folding import projection
 from worker.folding.claim import event_of_delivery
-from worker.proof import comparison, walks, witness
+from worker.proof import comparison, difference, walks, witness
 from worker.proof.comparison import Found
-from worker.proof.difference import EXTRA, Difference
+from worker.proof.difference import EXTRA, Difference, Pair
 from worker.proof.rebuild import Progress, nobody
 from worker.proof.walks import Step, Walks
 from worker.stripe_jobs import rounds
@@ -334,7 +334,7 @@ def _audit_world(audit: _Audit, world: World, progress: Callable[[int], None]) -
             refusals.append(error)
             walk.tally.is_forbidden = True
         else:
-            # Without customers who have a balance no ledger is asked for.
+            # Without customers who have a ledger none is asked for.
             is_let_in = is_let_in or kind is not _LEDGERS
         tallies.append(walk.tally)
         if is_let_in:
@@ -589,7 +589,7 @@ def _customer_of(delivery: Delivery) -> str | None:
 
 
 def _audit_ledgers(audit: _Audit, world: World, walk: _Walk) -> Iterator[Difference]:
-    """List the ledger of every customer who has a balance."""
+    """List the ledger of every customer who has a balance, or a row of a ledger."""
     while customers := audit.desk.within(partial(_customers, world=world, after=walk.after or "")):
         for customer in customers:
             found = _differing_in_ledger(audit, world, walk.tally, customer)
@@ -599,31 +599,52 @@ def _audit_ledgers(audit: _Audit, world: World, walk: _Walk) -> Iterator[Differe
 
 
 def _differing_in_ledger(audit: _Audit, world: World, tally: Listed, customer: str) -> list[Difference]:
-    try:
-        objects = _ledger(audit, world, tally, customer)
-    except MissingAtStripe:
-        return []
-    return _compared(audit, world, tally, objects)
-
-
-def _ledger(audit: _Audit, world: World, tally: Listed, customer: str) -> list[Answer]:
+    """Return how a customer's rows differ from the ledger at Stripe; one that cannot be read counts as unreadable."""
     objects: list[Answer] = []
+    before, asked_at = tally.unreadable, audit.desk.now()
     try:
         for page in audit.desk.api.pages(world, "customers", customer, "balance_transactions", lane=Lane.BACKFILL):
             tally.listed += len(page.items)
             tally.unreadable += page.unreadable
             # All as of the first page, which is the earliest.
             objects += [replace(each, at=objects[0].at if objects else page.at) for each in page.objects]
-    except (CallDeclined, NotAnObject):
+    except (CallDeclined, MissingAtStripe, NotAnObject):
         tally.unreadable += 1
-    return objects
+    is_whole = tally.unreadable == before
+    found = _compared(audit, world, tally, objects)
+    if is_whole:
+        ids = [str(each.id) for each in objects]
+        read = partial(_invented, world=world, customer=customer, listed=ids, until=asked_at - SETTLED)
+        found += audit.desk.within(read)
+    return found
+
+
+def _invented(cursor: Cursor, *, world: World, customer: str, listed: list[str], until: datetime) -> list[Difference]:
+    """Return the rows of a ledger, created until *until*, that Stripe has not *listed*."""
+    table = tables.balance_transactions
+    names = [str(column.name) for column in table.columns]
+    cursor.execute(
+        sql.SQL(
+            "SELECT {} FROM {} WHERE (account, livemode, customer) = (%s, %s, %s) AND id <> ALL (%s) AND {} <= %s"
+            " ORDER BY id"
+        ).format(sql.SQL(", ").join(map(sql.Identifier, names)), sql.Identifier(table.name), sql.SQL(_LEDGERS.created)),
+        (world.account, world.livemode, customer, listed, until),
+    )
+    rows = [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
+    return [each for row in rows for each in difference.differences(Pair(table, row, None))]
 
 
 def _customers(cursor: Cursor, *, world: World, after: str) -> list[str]:
     cursor.execute(
-        "SELECT DISTINCT customer FROM balances WHERE (account, livemode) = (%s, %s) AND customer > %s"
-        " ORDER BY customer LIMIT %s",
-        (world.account, world.livemode, after, CUSTOMERS),
+        """
+        SELECT customer FROM balances
+            WHERE (account, livemode) = (%(account)s, %(livemode)s) AND customer > %(after)s
+        UNION
+        SELECT customer FROM balance_transactions
+            WHERE (account, livemode) = (%(account)s, %(livemode)s) AND customer > %(after)s
+        ORDER BY customer LIMIT %(limit)s
+        """,
+        {"account": world.account, "livemode": world.livemode, "after": after, "limit": CUSTOMERS},
     )
     return [customer for (customer,) in cursor.fetchall()]
 

@@ -591,16 +591,38 @@ def test_an_audit_of_yesterday(at: Stripe) -> None:
     assert len(at.audited()[1]) == 1
 
 
+def test_a_day_from_the_last_step(at: Stripe) -> None:
+    """An audit that takes days is gone on with within a day of its last page, and shows each page as it comes."""
+    sell(at, 250)
+    ledger.execute(at.engine, "UPDATE customers SET name = 'edited' WHERE id IN ('cus_0240', 'cus_0010')")
+    shown: list[tuple[str, int]] = []
+
+    def audit() -> Iterator[Listed | Difference]:
+        return against_stripe.audit(at.desk, progress=lambda name, done, _: shown.append((name, done)))
+
+    for expected in ("cus_0240", "cus_0010"):
+        with closing(audit()) as begun:  # type: ignore[type-var]  # a generator
+            assert any(isinstance(each, Difference) and each.id == expected for each in begun)
+        at.now += DAY - 3600
+
+    at.calls.clear()
+    assert len([each for each in audit() if isinstance(each, Difference)]) == 2
+    assert at.called("charges") == 0
+    rows = [done for name, done in shown if name == "Objects listed"]
+    assert rows[:3] == [100, 100, 200]
+    assert rows[-3:] == [100, 200, 250]
+
+
 def test_a_disk_that_is_full(tmp_path: Path) -> None:
     """What cannot be written is not kept, and neither the audit nor its end fails for it."""
     now = datetime.fromtimestamp(T, UTC)
     kept = walks.opened(tmp_path, [1], seed=1, now=now)
     kept.path.symlink_to("/dev/full")
-    kept.add(Step("acct_1", livemode=False, kind="charge", tally={}), [])
+    kept.add(Step("acct_1", livemode=False, kind="charge", tally={}), [], now=now)
 
     kept.write()
     assert not kept.is_kept
-    kept.add(Step("acct_1", livemode=False, kind="refund", tally={}), [])
+    kept.add(Step("acct_1", livemode=False, kind="refund", tally={}), [], now=now)
     kept.write()
     kept.end()
 

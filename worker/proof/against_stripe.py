@@ -6,7 +6,7 @@ canceled ones have rows, and Stripe's list cannot be narrowed to them. Portal se
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime, timedelta
@@ -135,6 +135,23 @@ _LEDGERS: Final = _Kind("customer_balance_transaction", "balance_transactions", 
 _WALKED: Final = (*_KINDS, _LEDGERS)
 
 
+@dataclass(slots=True)
+class _Shown:
+    """Reports how many of *count* kinds are done, and how many objects were listed so far."""
+
+    progress: Progress
+    count: int
+    rows: int = 0
+
+    def kinds(self, done: int) -> None:
+        self.progress("Asking Stripe", done, self.count)
+
+    def listed(self, rows: int) -> None:
+        self.rows += rows
+        if rows:
+            self.progress("Objects listed", self.rows, self.rows)
+
+
 @dataclass(frozen=True, slots=True)
 class _Audit:
     """What an audit was asked for, and how far it has come."""
@@ -144,6 +161,7 @@ class _Audit:
     repair: bool
     customers_max: int
     kept: Walks
+    shown: _Shown
 
 
 @dataclass(slots=True)
@@ -266,7 +284,8 @@ def audit(
     if kept.taken:
         _log.info("audit.resumed", begun=kept.begun.isoformat(), steps=sum(map(len, kept.taken.values())))
     try:
-        yield from _go(_Audit(desk, since, repair, customers_max, kept), worlds, progress)
+        shown = _Shown(progress, len(worlds) * len(_WALKED))
+        yield from _go(_Audit(desk, since, repair, customers_max, kept, shown), worlds)
         kept.end()
     finally:
         kept.write()
@@ -292,29 +311,23 @@ def _fold(engine: Engine) -> None:
         pass
 
 
-def _go(audit: _Audit, worlds: Sequence[World], progress: Progress) -> Iterator[Listed | Difference]:
+def _go(audit: _Audit, worlds: Sequence[World]) -> Iterator[Listed | Difference]:
     """Audit each of the *worlds*; one that Stripe refuses costs the others nothing, and all of them end the audit."""
     refusals: list[KeyRefused | NotServed] = []
-    count = len(worlds) * len(_WALKED)
     for number, world in enumerate(worlds):
-        done = partial(_tell, progress, number * len(_WALKED), count)
         try:
-            yield from _audit_world(audit, world, done)
+            yield from _audit_world(audit, world, number * len(_WALKED))
         except (KeyRefused, NotServed) as error:
             refusals.append(error)
             _log.warning("audit.refused", account=world.account, livemode=world.livemode, reason=str(error))
             yield Listed(world.account, world.livemode, REFUSED, reason=str(error))
     if refusals and len(refusals) == len(worlds):
         raise refusals[0]
-    progress("Asking Stripe", count, count)
+    audit.shown.kinds(audit.shown.count)
 
 
-def _tell(progress: Progress, before: int, count: int, kinds: int) -> None:
-    progress("Asking Stripe", before + kinds, count)
-
-
-def _audit_world(audit: _Audit, world: World, progress: Callable[[int], None]) -> Iterator[Listed | Difference]:
-    """Audit each kind that the key of *world* may list; *progress* gets the number of kinds that are done.
+def _audit_world(audit: _Audit, world: World, done: int) -> Iterator[Listed | Difference]:
+    """Audit each kind that the key of *world* may list, after so many kinds that were *done* in others.
 
     Raises:
         KeyRefused, NotServed: the key may list nothing, or is not let in any more.
@@ -322,8 +335,8 @@ def _audit_world(audit: _Audit, world: World, progress: Callable[[int], None]) -
     tallies: list[Listed] = []
     refusals: list[KeyRefused] = []
     is_let_in = False
-    for number, kind in enumerate(_WALKED):
-        progress(number)
+    for number, kind in enumerate(_WALKED, start=done):
+        audit.shown.kinds(number)
         walk = _begun(audit, world, kind)
         try:
             yield from _kept_of(audit, world, kind, walk)
@@ -361,6 +374,7 @@ def _kept_of(audit: _Audit, world: World, kind: _Kind, walk: _Walk) -> Iterator[
             step.tally = {**step.tally, **{name: getattr(again, name) for name in _COUNTS if name not in _OF_PAGES}}
         yield from walk.news(found)
         walk.count(step.tally)
+        audit.shown.listed(step.tally.get("listed", 0))
         walk.take(step)
 
 
@@ -440,7 +454,8 @@ def _taken(audit: _Audit, walk: _Walk, step: Step, found: Sequence[Difference]) 
     _count(walk.tally, found)
     step.tally = dict(walk.uncounted)
     walk.kept.update(step.tally)
-    audit.kept.add(step, found)
+    audit.kept.add(step, found, now=audit.desk.now())
+    audit.shown.listed(step.tally.get("listed", 0))
     walk.take(step)
     return walk.news(found)
 
@@ -505,7 +520,7 @@ def _followed(audit: _Audit, world: World, kind: _Kind, walk: _Walk) -> Iterator
 def _begin_again(audit: _Audit, kind: _Kind, walk: _Walk) -> None:
     """Forget what was listed, but not what was found."""
     walk.restart(audit.kept.begun - SETTLED)
-    audit.kept.add(_step(kind, walk, is_restart=True), [])
+    audit.kept.add(_step(kind, walk, is_restart=True), [], now=audit.desk.now())
 
 
 def _choose(audit: _Audit, world: World, kind: _Kind, walk: _Walk, page: Page) -> bool:
@@ -608,7 +623,11 @@ def _differing_in_ledger(audit: _Audit, world: World, tally: Listed, customer: s
             tally.unreadable += page.unreadable
             # All as of the first page, which is the earliest.
             objects += [replace(each, at=objects[0].at if objects else page.at) for each in page.objects]
-    except (CallDeclined, MissingAtStripe, NotAnObject):
+    except MissingAtStripe:
+        # A deleted customer has no ledger any more.
+        tally.unreadable += not audit.desk.within(partial(_is_deleted, world=world, customer=customer))
+        return []
+    except (CallDeclined, NotAnObject):
         tally.unreadable += 1
     is_whole = tally.unreadable == before
     found = _compared(audit, world, tally, objects)
@@ -617,6 +636,14 @@ def _differing_in_ledger(audit: _Audit, world: World, tally: Listed, customer: s
         read = partial(_invented, world=world, customer=customer, listed=ids, until=asked_at - SETTLED)
         found += audit.desk.within(read)
     return found
+
+
+def _is_deleted(cursor: Cursor, *, world: World, customer: str) -> bool:
+    cursor.execute(
+        "SELECT deleted FROM customers WHERE (account, livemode, id) = (%s, %s, %s)",
+        (world.account, world.livemode, customer),
+    )
+    return cursor.fetchone() == (True,)
 
 
 def _invented(cursor: Cursor, *, world: World, customer: str, listed: list[str], until: datetime) -> list[Difference]:

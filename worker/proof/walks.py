@@ -4,7 +4,7 @@ Note [An audit goes on where it was]
     An audit of a large account takes hours of calls. What it found is kept page by page: the differences and tallies,
     and behind which object the next page begins. Ctrl-C, Stripe away and a spent budget end the audit; the same
     command asks only for the rest, and again for pages on which something differed, which may be right by now. A file
-    older than a day is thrown away, since the tables it was found in are not those of today. An audit that ends within
+    without a step of the last day is thrown away, since the tables are not those of today. An audit that ends within
     seconds writes no file.
 """
 
@@ -57,6 +57,7 @@ class Step(Struct, omit_defaults=True):
     is_done: bool = False
     is_restart: bool = False
     is_known: bool = False
+    at: datetime | None = None
 
     @property
     def place(self) -> tuple[str, bool, str]:
@@ -86,8 +87,9 @@ class Walks:
     _lines: list[bytes] = field(default_factory=list, repr=False)
     _written: float = field(default_factory=time.monotonic, repr=False)
 
-    def add(self, step: Step, differences: Iterable[Difference]) -> None:
-        """Keep a *step* and the *differences* that it found."""
+    def add(self, step: Step, differences: Iterable[Difference], *, now: datetime) -> None:
+        """Keep a *step* and the *differences* that it found *now*."""
+        step.at = now
         step.differences = [_plain(each) for each in differences]
         self._lines.append(msgspec.json.encode(step) + b"\n")
         if time.monotonic() - self._written > WRITE_SECONDS:
@@ -140,7 +142,8 @@ def opened(folder: Path, arguments: object, *, seed: int, now: datetime) -> Walk
         made.is_broken = True
         return made
     head, steps = _read(made.file)
-    if head is not None and now - head.begun < KEPT:
+    moments = [each.at for each in steps if each.at is not None]
+    if head is not None and now - max(moments, default=head.begun) < KEPT:
         made.begun, made.seed = head.begun, head.seed
         for step in steps:
             made.taken.setdefault(step.place, []).append(step)

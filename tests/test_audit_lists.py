@@ -389,7 +389,12 @@ def test_a_world_that_is_not_let_in(at: Stripe, keys: str, reason: str) -> None:
 def test_a_key_of_another_sandbox(at: Stripe) -> None:
     """Where Stripe lists no session of ours, none is recorded as missing, as often as a repair is tried."""
     ledger.take_in(at.engine, event("evt_1", "checkout.session.completed", T, session("cs_1")))
-    at.add("checkout/sessions", session("cs_other"))
+    at.add("checkout/sessions", session("cs_other"), session("cs_\0"), session("cs_\ud800"))
+    at.refuses = lambda path: 503 if "/v1/billing_portal" in path else 200
+    with pytest.raises(StripeAway):
+        at.audited()
+    at.refuses = lambda _: 200
+    assert at.audited()[0]["checkout.session"].reason == against_stripe.ANOTHER_SANDBOX
 
     for _ in range(2):
         against_stripe.repair(at.desk)

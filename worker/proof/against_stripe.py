@@ -394,9 +394,8 @@ def _looked_again(audit: _Audit, world: World, kind: _Kind, walk: _Walk, tally: 
 
 
 def _audited(audit: _Audit, world: World, kind: _Kind, walk: _Walk) -> Iterator[Difference]:
-    if walk.is_done:
-        return
-    yield from _audit_ledgers(audit, world, walk) if kind is _LEDGERS else _audit_kind(audit, world, kind, walk)
+    if not walk.is_done:
+        yield from _audit_ledgers(audit, world, walk) if kind is _LEDGERS else _audit_kind(audit, world, kind, walk)
     if kind is _SESSIONS and walk.tally.extra and not walk.is_known:
         walk.tally.reason = ANOTHER_SANDBOX
 
@@ -407,9 +406,7 @@ def _audit_kind(audit: _Audit, world: World, kind: _Kind, walk: _Walk) -> Iterat
         # Asked first, since a repair records what was not known.
         walk.is_known = walk.is_known or _is_known(audit, world, kind, page)
         found = _compared(audit, world, walk.tally, page.objects, page=page)
-        step = _step(
-            kind, walk, is_known=walk.is_known, ids=[str(each.id) for each in page.objects], starts=walk.starts
-        )
+        step = _step(kind, walk, is_known=walk.is_known, ids=_ids(page.objects), starts=walk.starts)
         step.after = None if is_chosen or not step.ids else step.ids[-1]
         created = _created(page)
         lowest = min(created) if created and not is_chosen else lowest
@@ -423,11 +420,16 @@ def _audit_kind(audit: _Audit, world: World, kind: _Kind, walk: _Walk) -> Iterat
     yield from _ask_for_open(audit, world, kind, walk)
 
 
+def _ids(objects: Sequence[Answer]) -> list[str]:
+    """Return the ids that a row can have: neither a file nor PostgreSQL takes half of a surrogate pair, or a NUL."""
+    return [each.id for each in objects if each.id is not None and each.id.isprintable()]
+
+
 def _is_known(audit: _Audit, world: World, kind: _Kind, page: Page) -> bool:
     """Return whether Stripe itself has sent an event of one of the sessions on *page*."""
     if kind is not _SESSIONS:
         return True
-    ids = [str(each.id) for each in page.objects]
+    ids = _ids(page.objects)
 
     def read(cursor: Cursor) -> bool:
         cursor.execute(
@@ -632,8 +634,7 @@ def _differing_in_ledger(audit: _Audit, world: World, tally: Listed, customer: s
     is_whole = tally.unreadable == before
     found = _compared(audit, world, tally, objects)
     if is_whole:
-        ids = [str(each.id) for each in objects]
-        read = partial(_invented, world=world, customer=customer, listed=ids, until=asked_at - SETTLED)
+        read = partial(_invented, world=world, customer=customer, listed=_ids(objects), until=asked_at - SETTLED)
         found += audit.desk.within(read)
     return found
 

@@ -85,7 +85,7 @@ class Listed:
 
 _COUNTS: Final = tuple(each.name for each in fields(Listed) if each.type is int)
 _OF_PAGES: Final = ("listed", "sampled_of", "unreadable")
-"""Counted once for a page, whatever becomes of its objects."""
+"""Counted once for a page, however its objects compare."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,7 +295,7 @@ def audit(
 
 
 def _fingerprint(desk: Desk) -> str:
-    """Return what tells one set of keys from another, and shows none of them."""
+    """Return a hash that differs for another set of keys, and shows none of them."""
     keys = ((key.account, key.livemode, key.secret) for key in desk.settings.api_keys)
     return hashlib.sha256(repr(sorted(keys)).encode()).hexdigest()
 

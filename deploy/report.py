@@ -521,6 +521,8 @@ def notes_on_stripe(tallies: Sequence[Row]) -> Iterator[str]:
     for each in tallies:
         if each.get("is_forbidden"):
             yield f"{each['object']} was not compared: the API key may not list it."
+        if each.get("reason"):
+            yield f"{_world(each)}: {each['object']}. {each['reason']}"
         if each.get("sampled_of"):
             known, listed = each["sampled_of"], each["listed"]
             yield f"{each['object']}: a sample, {listed:,} of {known:,} were looked at; --seed N chooses another."

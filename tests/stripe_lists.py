@@ -18,6 +18,7 @@ Lists = Mapping[str, Sequence[Body]]
 """By the path of a list, without ``/v1/``, the objects that it has, in any order."""
 
 REFUSED: Final[Body] = {"error": {"type": "api_error", "message": "No."}}
+NOT_CONNECTED: Final[Body] = {"error": {"type": "invalid_request_error", "code": "account_invalid", "message": "No."}}
 NO_SUCH_OBJECT: Final = {"error": {"type": "invalid_request_error", "code": "resource_missing", "message": "No such"}}
 
 
@@ -29,16 +30,20 @@ def _let_in(_: str) -> int:
 def serving(worlds: Mapping[str, Lists], *, now: int, door: Callable[[str], int] = _let_in) -> Iterator[str]:
     """Serve what each key of *worlds* may see at the second *now*, and yield the address.
 
-    *door* is given the path and the query of each call, and returns the status that it is to have.
+    A world of a connected account is named as ``key@acct_1``. Another key is answered 401, another account 403. *door*
+    is given the path and the query of each call, and returns the status that it is to have.
     """
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            key = self.headers["Authorization"].removeprefix("Bearer ")
+            key, account = self.headers["Authorization"].removeprefix("Bearer "), self.headers["Stripe-Account"]
+            world = f"{key}@{account}" if account else key
             url = urlsplit(self.path)
             status, body = door(self.path), REFUSED
+            if world not in worlds:
+                status, body = (403, NOT_CONNECTED) if key in worlds else (401, REFUSED)
             if status == 200:
-                status, body = answered(worlds[key], url.path.removeprefix("/v1/"), parse_qs(url.query))
+                status, body = answered(worlds[world], url.path.removeprefix("/v1/"), parse_qs(url.query))
             text = json.dumps(body).encode()
             self.send_response_only(status)
             self.send_header("Date", formatdate(now, usegmt=True))
@@ -61,6 +66,9 @@ def serving(worlds: Mapping[str, Lists], *, now: int, door: Callable[[str], int]
 def answered(lists: Lists, path: str, asked: Mapping[str, list[str]]) -> tuple[int, Body]:
     """Return the status and the JSON of what Stripe answers to *path*."""
     if path in lists:
+        after = asked.get("starting_after", [None])[0]
+        if after is not None and not any(each["id"] == after and not each.get("deleted") for each in lists[path]):
+            return 400, NO_SUCH_OBJECT
         return 200, page(lists[path], path, asked)
     folder, _, id_ = path.rpartition("/")
     found = next((each for each in lists.get(folder, ()) if each["id"] == id_), None)

@@ -668,6 +668,7 @@ def test_how_stripe_was_compared() -> None:
             stripe=[
                 {**tally, "object": "customer", "sampled_of": 900, "only_by_map": 2},
                 {**tally, "object": "charge", "is_forbidden": True},
+                {**tally, "object": "not asked", "account": "acct_1", "reason": "Stripe answered 401."},
             ],
         )
     )
@@ -676,6 +677,7 @@ def test_how_stripe_was_compared() -> None:
     assert "Compared against Stripe, by a map of 120 columns." in words
     assert "customer: a sample, 400 of 900 were looked at" in words
     assert "charge was not compared: the API key may not list it." in words
+    assert "acct_1, live: not asked. Stripe answered 401." in words
     assert "Different by the map alone: 2." in words
 
 

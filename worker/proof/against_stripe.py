@@ -11,10 +11,11 @@ Note [What has just changed is on its way]
     what differs is reported.
 """
 
-from collections import defaultdict
-from collections.abc import Generator, Iterator, Mapping, Sequence
+import hashlib
+from collections import Counter
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from itertools import islice
@@ -27,7 +28,7 @@ from sqlalchemy import Engine
 from schemas import checkout, database, inbox, tables
 from schemas.budget import Lane
 from schemas.database import Cursor
-from schemas.errors import CallDeclined, KeyRefused, MissingAtStripe, NotAnObject, Refused
+from schemas.errors import CallDeclined, KeyRefused, MissingAtStripe, NotAnObject, NotServed, Refused
 from schemas.inbox import Delivery
 from schemas.observations import Answer, World
 from schemas.stripe_api import PAGE_ROWS, Page
@@ -35,15 +36,20 @@ from schemas.version import version
 from worker import folds
 from worker.folding import projection
 from worker.folding.claim import event_of_delivery
-from worker.proof import comparison, walks, witness
+from worker.proof import comparison, difference, walks, witness
 from worker.proof.comparison import Found
-from worker.proof.difference import EXTRA, Difference
+from worker.proof.difference import EXTRA, Difference, Pair
 from worker.proof.rebuild import Progress, nobody
 from worker.proof.walks import Step, Walks
 from worker.stripe_jobs import gaps, rounds
 from worker.stripe_jobs.rounds import Desk
 
 NOT_ASKED: Final = "not asked, since no key serves it"
+REFUSED: Final = "not asked any more, since Stripe refuses it"
+ANOTHER_SANDBOX: Final = (
+    "Stripe lists no session that an event here is of: is the API key of another account or sandbox? --repair records"
+    " no session as missing."
+)
 CUSTOMERS: Final = 500
 """Customers whose ledgers are looked up at once."""
 CUSTOMERS_MAX: Final = 10_000
@@ -67,7 +73,8 @@ class Listed:
     which have no readable id in Stripe's answer, or which no fold can read. *only_by_map* counts the different rows
     that folding what Stripe lists would leave as they are, *unstated* the values that the API version of the recorded
     events lacks. Where only a sample was looked at, the tables hold
-    *sampled_of* objects. Where the key may not list the kind, it *is_forbidden*.
+    *sampled_of* objects. Where the key may not list the kind, it *is_forbidden*. A world that Stripe does not let us
+    look at has a tally of its own, with the *reason*; one of sessions has it where all of them are another's.
     """
 
     account: str
@@ -83,6 +90,12 @@ class Listed:
     unstated: int = 0
     sampled_of: int = 0
     is_forbidden: bool = False
+    reason: str = ""
+
+
+_COUNTS: Final = tuple(each.name for each in fields(Listed) if each.type is int)
+_OF_PAGES: Final = ("listed", "sampled_of", "unreadable")
+"""Counted once for a page, however its objects compare."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +120,9 @@ class _Kind:
         return "coalesce(created, as_of)" if "created" in tables.metadata.tables[self.table].columns else "as_of"
 
 
+_SESSIONS: Final = _Kind("checkout.session", "orders", ("checkout", "sessions"), params={"expand": ["data.line_items"]})
 _KINDS: Final = (
-    _Kind("checkout.session", "orders", ("checkout", "sessions"), params={"expand": ["data.line_items"]}),
+    _SESSIONS,
     _Kind("payment_link", "payment_links", ("payment_links",), by_age=False),
     # A draft that was deleted is not listed.
     _Kind("invoice", "invoices", ("invoices",), rows="NOT deleted"),
@@ -128,6 +142,24 @@ _KINDS: Final = (
     _Kind("billing_portal.configuration", "portal_configurations", ("billing_portal", "configurations"), by_age=False),
 )
 _LEDGERS: Final = _Kind("customer_balance_transaction", "balance_transactions", ("customers",))
+_WALKED: Final = (*_KINDS, _LEDGERS)
+
+
+@dataclass(slots=True)
+class _Shown:
+    """Reports how many of *count* kinds are done, and how many objects were listed so far."""
+
+    progress: Progress
+    count: int
+    rows: int = 0
+
+    def kinds(self, done: int) -> None:
+        self.progress("Asking Stripe", done, self.count)
+
+    def listed(self, rows: int) -> None:
+        self.rows += rows
+        if rows:
+            self.progress("Objects listed", self.rows, self.rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,13 +171,15 @@ class _Audit:
     repair: bool
     customers_max: int
     kept: Walks
+    shown: _Shown
 
 
 @dataclass(slots=True)
 class _Walk:
     """How far the list of a kind was followed: see ``walks.Step``.
 
-    *ids* were listed since *above*, and *edge* on the page before that.
+    *ids* were listed since *above*, and *edge* on the page before that. *page* are those of the last page, of which
+    *after* is the last that is not known to be deleted.
     """
 
     tally: Listed
@@ -157,6 +191,53 @@ class _Walk:
     starts: list[str] | None = None
     is_listed: bool = False
     is_done: bool = False
+    kept: Counter[str] = field(default_factory=Counter)
+    """What of the tally is in steps that were kept."""
+    page: list[str] = field(default_factory=list)
+    is_known: bool = False
+    """Whether an object was listed that an event here is of."""
+    has_restarted: bool = False
+    yielded: set[tuple[str, str, str, str | None]] = field(default_factory=set)
+
+    @property
+    def place(self) -> tuple[str, bool, str]:
+        """The world and the kind."""
+        return (self.tally.account, self.tally.livemode, self.tally.object)
+
+    @property
+    def uncounted(self) -> Counter[str]:
+        """What of the tally is in no step yet."""
+        return Counter({name: getattr(self.tally, name) for name in _COUNTS}) - self.kept
+
+    def count(self, came: Mapping[str, int]) -> None:
+        """Add to the tally what a step came to."""
+        for name, count in came.items():
+            setattr(self.tally, name, getattr(self.tally, name) + count)
+        self.kept.update(came)
+
+    def news(self, found: Iterable[Difference]) -> list[Difference]:
+        """Return what of *found* was not yielded yet, which is once for each row and column."""
+        fresh = {(each.table, each.kind, each.id, each.column): each for each in found}
+        fresh = {name: each for name, each in fresh.items() if name not in self.yielded}
+        self.yielded.update(fresh)
+        return list(fresh.values())
+
+    def go_back(self) -> bool:
+        """Go on behind the object before *after* on its page; False where there is none."""
+        self.page = self.page[:-1]
+        if self.page:
+            self.after = self.page[-1]
+        return bool(self.page)
+
+    def restart(self, above: datetime) -> None:
+        """Begin again at the top of the list."""
+        self.tally, self.kept, self.above, self.after = Listed(*self.place), Counter(), above, None
+        self.ids, self.edge, self.open = set(), set(), set()
+        self.has_restarted = True
+
+    def behind(self, step: Step) -> str | None:
+        """Return the object behind which the page of the next *step* began."""
+        return self.starts[-1 - len(step.starts or ())] if self.starts else self.after
 
     @property
     def is_sample(self) -> bool:
@@ -165,8 +246,9 @@ class _Walk:
 
     def take(self, step: Step) -> None:
         """Go on by a step."""
-        self.tally = Listed(**step.tally)
-        self.after, self.starts = step.after or self.after, step.starts
+        if step.after is not None:
+            self.after, self.page = step.after, list(step.ids)
+        self.starts, self.is_known = step.starts, self.is_known or step.is_known
         self.is_listed, self.is_done = step.is_listed, step.is_done
         self.ids.update(step.ids)
         self.open.difference_update(step.ids)
@@ -193,7 +275,8 @@ def audit(
     not know are recorded as missing; the map is left out, since it puts nothing right.
 
     Raises:
-        KeyRefused, NotServed, Transient: Stripe does not let us look; what was found until then stands.
+        KeyRefused, NotServed: Stripe lets us look at no world; what was found until then stands.
+        Transient: Stripe does not let us look now; the same.
     """
     _fold(desk.engine)
     for world in rounds.unserved(desk):
@@ -202,21 +285,29 @@ def audit(
     place = desk.engine.url
     arguments = [
         *(version(), place.host, place.port, place.database, [str(world) for world in worlds]),
+        *(desk.settings.stripe_api_base, _fingerprint(desk)),
         *(since, repair, seed, customers_max),
     ]
     kept = walks.opened(
         desk.settings.payfold_data_dir, arguments, seed=desk.now().toordinal() if seed is None else seed, now=desk.now()
     )
     if kept.taken:
-        _log.info("audit.resumed", begun=kept.begun.isoformat(), steps=len(kept.taken))
+        _log.info("audit.resumed", begun=kept.begun.isoformat(), steps=sum(map(len, kept.taken.values())))
     try:
-        yield from _go(_Audit(desk, since, repair, customers_max, kept), worlds, progress)
+        shown = _Shown(progress, len(worlds) * len(_WALKED))
+        yield from _go(_Audit(desk, since, repair, customers_max, kept, shown), worlds)
         kept.end()
     finally:
         kept.write()
         if kept.is_kept:
             _log.warning("audit.interrupted", reason="the same command goes on from here, within a day")
         kept.close()
+
+
+def _fingerprint(desk: Desk) -> str:
+    """Return a hash that differs for another set of keys, and shows none of them."""
+    keys = ((key.account, key.livemode, key.secret) for key in desk.settings.api_keys)
+    return hashlib.sha256(repr(sorted(keys)).encode()).hexdigest()
 
 
 def repair(desk: Desk, *, since: datetime | None = None, progress: Progress = nobody, seed: int | None = None) -> int:
@@ -230,39 +321,102 @@ def _fold(engine: Engine) -> None:
         pass
 
 
-def _go(audit: _Audit, worlds: Sequence[World], progress: Progress) -> Iterator[Listed | Difference]:
-    taken: dict[tuple[str, bool, str], list[Step]] = defaultdict(list)
-    for step in audit.kept.taken:
-        taken[step.place].append(step)
-    places = [(world, kind) for world in worlds for kind in (*_KINDS, _LEDGERS)]
-    let_in: set[World] = set()
-    for number, (world, kind) in enumerate(places):
-        progress("Asking Stripe", number, len(places))
-        walk = _Walk(Listed(world.account, world.livemode, kind.name), audit.kept.begun - SETTLED)
-        for step in taken[world.account, world.livemode, kind.name]:
-            walk.take(step)
-            yield from walks.found_in(step)
+def _go(audit: _Audit, worlds: Sequence[World]) -> Iterator[Listed | Difference]:
+    """Audit each of the *worlds*; one that Stripe refuses costs the others nothing, and all of them end the audit."""
+    refusals: list[KeyRefused | NotServed] = []
+    for number, world in enumerate(worlds):
         try:
-            if not walk.is_done:
-                yield from (
-                    _audit_ledgers(audit, world, walk) if kind is _LEDGERS else _audit_kind(audit, world, kind, walk)
-                )
+            yield from _audit_world(audit, world, number * len(_WALKED))
+        except (KeyRefused, NotServed) as error:
+            refusals.append(error)
+            _log.warning("audit.refused", account=world.account, livemode=world.livemode, reason=str(error))
+            yield Listed(world.account, world.livemode, REFUSED, reason=str(error))
+    if refusals and len(refusals) == len(worlds):
+        raise refusals[0]
+    audit.shown.kinds(audit.shown.count)
+
+
+def _audit_world(audit: _Audit, world: World, done: int) -> Iterator[Listed | Difference]:
+    """Audit each kind that the key of *world* may list, after so many kinds that were *done* in others.
+
+    Raises:
+        KeyRefused, NotServed: the key may list nothing, or is not let in any more.
+    """
+    tallies: list[Listed] = []
+    refusals: list[KeyRefused] = []
+    is_let_in = False
+    for number, kind in enumerate(_WALKED, start=done):
+        audit.shown.kinds(number)
+        walk = _begun(audit, world, kind)
+        try:
+            yield from _kept_of(audit, world, kind, walk)
+            yield from _audited(audit, world, kind, walk)
         except KeyRefused as error:
-            # A restricted key may be let in elsewhere; one that is let in nowhere is refused.
-            if not error.is_forbidden or world not in let_in:
+            if not error.is_forbidden:
                 raise
+            refusals.append(error)
             walk.tally.is_forbidden = True
         else:
-            let_in.add(world)
-        yield walk.tally
-    progress("Asking Stripe", len(places), len(places))
+            # Without customers who have a ledger none is asked for.
+            is_let_in = is_let_in or kind is not _LEDGERS
+        tallies.append(walk.tally)
+        if is_let_in:
+            yield from tallies
+            tallies = []
+    if not is_let_in:
+        raise refusals[0]
+
+
+def _begun(audit: _Audit, world: World, kind: _Kind) -> _Walk:
+    return _Walk(Listed(world.account, world.livemode, kind.name), audit.kept.begun - SETTLED)
+
+
+def _kept_of(audit: _Audit, world: World, kind: _Kind, walk: _Walk) -> Iterator[Difference]:
+    """Let *walk* go on by the steps that an interrupted audit kept of it, and yield what differs of what they found."""
+    for step in walks.since_restart(audit.kept.taken.get(walk.place, [])):
+        if not step.differences or audit.repair:
+            # What a repair found, it has put right.
+            found = walks.found_in(step)
+        else:
+            again = Listed(*walk.place)
+            found = _looked_again(audit, world, kind, walk, again, step)
+            _count(again, found)
+            step.tally = {**step.tally, **{name: getattr(again, name) for name in _COUNTS if name not in _OF_PAGES}}
+        yield from walk.news(found)
+        walk.count(step.tally)
+        audit.shown.listed(step.tally.get("listed", 0))
+        walk.take(step)
+
+
+def _looked_again(audit: _Audit, world: World, kind: _Kind, walk: _Walk, tally: Listed, step: Step) -> list[Difference]:
+    """Ask again for all that the next *step* of *walk* is of, and return what differs by now."""
+    if kind is _LEDGERS:
+        return _differing_in_ledger(audit, world, tally, str(step.after))
+    ids, found = set(step.ids), []
+    if not step.is_listed:
+        with suppress(CallDeclined, MissingAtStripe):
+            page = next(_list(audit, world, kind, walk.behind(step)))
+            objects = [each for each in page.objects if each.id in ids]
+            ids.difference_update(str(each.id) for each in objects)
+            found = _compared(audit, world, tally, objects)
+    # By now others may be on the page, and it may be gone.
+    return [*found, *(each for id_ in sorted(ids) for each in _asked(audit, world, kind, walk, tally, id_))]
+
+
+def _audited(audit: _Audit, world: World, kind: _Kind, walk: _Walk) -> Iterator[Difference]:
+    if not walk.is_done:
+        yield from _audit_ledgers(audit, world, walk) if kind is _LEDGERS else _audit_kind(audit, world, kind, walk)
+    if kind is _SESSIONS and walk.tally.extra and not walk.is_known:
+        walk.tally.reason = ANOTHER_SANDBOX
 
 
 def _audit_kind(audit: _Audit, world: World, kind: _Kind, walk: _Walk) -> Iterator[Difference]:
     lowest: datetime | None = None
     for number, (page, is_chosen) in enumerate(_pages(audit, world, kind, walk), start=1):
+        # Asked first, since a repair records what was not known.
+        walk.is_known = walk.is_known or _is_known(audit, world, kind, page)
         found = _compared(audit, world, walk.tally, page.objects, page=page)
-        step = _step(kind, walk, ids=[str(each.id) for each in page.objects], starts=walk.starts)
+        step = _step(kind, walk, is_known=walk.is_known, ids=_ids(page.objects), starts=walk.starts)
         step.after = None if is_chosen or not step.ids else step.ids[-1]
         created = _created(page)
         lowest = min(created) if created and not is_chosen else lowest
@@ -274,6 +428,28 @@ def _audit_kind(audit: _Audit, world: World, kind: _Kind, walk: _Walk) -> Iterat
     if not walk.is_listed:
         yield from _taken(audit, walk, _bottom(audit, world, kind, walk), [])
     yield from _ask_for_open(audit, world, kind, walk)
+
+
+def _ids(objects: Sequence[Answer]) -> list[str]:
+    """Return the ids that a row can have: neither a file nor PostgreSQL takes half of a surrogate pair, or a NUL."""
+    return [each.id for each in objects if each.id is not None and each.id.isprintable()]
+
+
+def _is_known(audit: _Audit, world: World, kind: _Kind, page: Page) -> bool:
+    """Return whether Stripe itself has sent an event of one of the sessions on *page*."""
+    if kind is not _SESSIONS:
+        return True
+    ids = _ids(page.objects)
+
+    def read(cursor: Cursor) -> bool:
+        cursor.execute(
+            "SELECT EXISTS (SELECT FROM inbox WHERE (account, livemode) = (%s, %s) AND object_id = ANY (%s)"
+            " AND source <> 'observation')",
+            (world.account, world.livemode, ids),
+        )
+        return cursor.fetchone() == (True,)
+
+    return audit.desk.within(read)
 
 
 def _is_end_of_window(walk: _Walk, page: Page, number: int) -> bool:
@@ -288,10 +464,12 @@ def _step(kind: _Kind, walk: _Walk, **values: Any) -> Step:  # noqa: ANN401 - of
 def _taken(audit: _Audit, walk: _Walk, step: Step, found: Sequence[Difference]) -> Sequence[Difference]:
     """Keep a *step* with what was *found*, go on by it, and return what was found."""
     _count(walk.tally, found)
-    step.tally = asdict(walk.tally)
-    audit.kept.add(step, found)
+    step.tally = dict(walk.uncounted)
+    walk.kept.update(step.tally)
+    audit.kept.add(step, found, now=audit.desk.now())
+    audit.shown.listed(step.tally.get("listed", 0))
     walk.take(step)
-    return found
+    return walk.news(found)
 
 
 def _count(tally: Listed, found: Sequence[Difference]) -> None:
@@ -333,15 +511,28 @@ def _list(audit: _Audit, world: World, kind: _Kind, after: str | None) -> Iterat
 
 
 def _followed(audit: _Audit, world: World, kind: _Kind, walk: _Walk) -> Iterator[Page]:
-    """Follow a list from where the walk is; from the top where Stripe does not know that object any more."""
-    if walk.after is not None:
+    """Follow a list from where the walk is.
+
+    Where that object was deleted, an earlier one of its page is gone on behind. Where all were, so is the list's top.
+    """
+    while True:
         try:
             yield from _list(audit, world, kind, walk.after)
         except (CallDeclined, MissingAtStripe):
-            walk.after = None
+            if walk.after is None:
+                raise
+            if not walk.go_back():
+                if walk.has_restarted:
+                    raise
+                _begin_again(audit, kind, walk)
         else:
             return
-    yield from _list(audit, world, kind, None)
+
+
+def _begin_again(audit: _Audit, kind: _Kind, walk: _Walk) -> None:
+    """Forget what was listed, but not what was found."""
+    walk.restart(audit.kept.begun - SETTLED)
+    audit.kept.add(_step(kind, walk, is_restart=True), [], now=audit.desk.now())
 
 
 def _choose(audit: _Audit, world: World, kind: _Kind, walk: _Walk, page: Page) -> bool:
@@ -472,37 +663,73 @@ def _customer_of(delivery: Delivery) -> str | None:
 
 
 def _audit_ledgers(audit: _Audit, world: World, walk: _Walk) -> Iterator[Difference]:
-    """List the ledger of every customer who has a balance."""
+    """List the ledger of every customer who has a balance, or a row of a ledger."""
     while customers := audit.desk.within(partial(_customers, world=world, after=walk.after or "")):
         for customer in customers:
-            try:
-                objects = _ledger(audit, world, walk.tally, customer)
-            except MissingAtStripe:
-                continue
-            found = _compared(audit, world, walk.tally, objects)
+            found = _differing_in_ledger(audit, world, walk.tally, customer)
             yield from _taken(audit, walk, _step(_LEDGERS, walk, after=customer), found)
         walk.after = customers[-1]
     _taken(audit, walk, _step(_LEDGERS, walk, is_done=True), [])
 
 
-def _ledger(audit: _Audit, world: World, tally: Listed, customer: str) -> list[Answer]:
+def _differing_in_ledger(audit: _Audit, world: World, tally: Listed, customer: str) -> list[Difference]:
+    """Return how a customer's rows differ from the ledger at Stripe; one that cannot be read counts as unreadable."""
     objects: list[Answer] = []
+    before, asked_at = tally.unreadable, audit.desk.now()
     try:
         for page in audit.desk.api.pages(world, "customers", customer, "balance_transactions", lane=Lane.BACKFILL):
             tally.listed += len(page.items)
             tally.unreadable += page.unreadable
             # All as of the first page, which is the earliest.
             objects += [replace(each, at=objects[0].at if objects else page.at) for each in page.objects]
+    except MissingAtStripe:
+        # A deleted customer has no ledger any more.
+        tally.unreadable += not audit.desk.within(partial(_is_deleted, world=world, customer=customer))
+        return []
     except (CallDeclined, NotAnObject):
         tally.unreadable += 1
-    return objects
+    is_whole = tally.unreadable == before
+    found = _compared(audit, world, tally, objects)
+    if is_whole:
+        read = partial(_invented, world=world, customer=customer, listed=_ids(objects), until=asked_at - SETTLED)
+        found += audit.desk.within(read)
+    return found
+
+
+def _is_deleted(cursor: Cursor, *, world: World, customer: str) -> bool:
+    cursor.execute(
+        "SELECT deleted FROM customers WHERE (account, livemode, id) = (%s, %s, %s)",
+        (world.account, world.livemode, customer),
+    )
+    return cursor.fetchone() == (True,)
+
+
+def _invented(cursor: Cursor, *, world: World, customer: str, listed: list[str], until: datetime) -> list[Difference]:
+    """Return the rows of a ledger, created until *until*, that Stripe has not *listed*."""
+    table = tables.balance_transactions
+    names = [str(column.name) for column in table.columns]
+    cursor.execute(
+        sql.SQL(
+            "SELECT {} FROM {} WHERE (account, livemode, customer) = (%s, %s, %s) AND id <> ALL (%s) AND {} <= %s"
+            " ORDER BY id"
+        ).format(sql.SQL(", ").join(map(sql.Identifier, names)), sql.Identifier(table.name), sql.SQL(_LEDGERS.created)),
+        (world.account, world.livemode, customer, listed, until),
+    )
+    rows = [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
+    return [each for row in rows for each in difference.differences(Pair(table, row, None))]
 
 
 def _customers(cursor: Cursor, *, world: World, after: str) -> list[str]:
     cursor.execute(
-        "SELECT DISTINCT customer FROM balances WHERE (account, livemode) = (%s, %s) AND customer > %s"
-        " ORDER BY customer LIMIT %s",
-        (world.account, world.livemode, after, CUSTOMERS),
+        """
+        SELECT customer FROM balances
+            WHERE (account, livemode) = (%(account)s, %(livemode)s) AND customer > %(after)s
+        UNION
+        SELECT customer FROM balance_transactions
+            WHERE (account, livemode) = (%(account)s, %(livemode)s) AND customer > %(after)s
+        ORDER BY customer LIMIT %(limit)s
+        """,
+        {"account": world.account, "livemode": world.livemode, "after": after, "limit": CUSTOMERS},
     )
     return [customer for (customer,) in cursor.fetchall()]
 
@@ -572,16 +799,16 @@ def _ask_for_open(audit: _Audit, world: World, kind: _Kind, walk: _Walk) -> Iter
     """Ask for each row that no page listed, and yield what differs."""
     while walk.open:
         asked = sorted(walk.open)[:PAGE_ROWS]
-        found = [each for id_ in asked for each in _asked(audit, world, kind, walk.tally, id_)]
+        found = [each for id_ in asked for each in _asked(audit, world, kind, walk, walk.tally, id_)]
         yield from _taken(audit, walk, _step(kind, walk, ids=asked, is_listed=True), found)
     _taken(audit, walk, _step(kind, walk, is_listed=True, is_done=True), [])
 
 
-def _asked(audit: _Audit, world: World, kind: _Kind, tally: Listed, id_: str) -> list[Difference]:
+def _asked(audit: _Audit, world: World, kind: _Kind, walk: _Walk, tally: Listed, id_: str) -> list[Difference]:
     try:
-        answer = audit.desk.api.call(world, "get", *kind.path, id_, lane=Lane.BACKFILL)
+        answer = audit.desk.api.call(world, "get", *kind.path, id_, lane=Lane.BACKFILL, **_expanded(kind))
     except MissingAtStripe:
-        return _missing(audit, world, kind, id_)
+        return _missing(audit, world, kind, id_, is_known=walk.is_known)
     except CallDeclined:
         tally.unreadable += 1
         return []
@@ -589,10 +816,16 @@ def _asked(audit: _Audit, world: World, kind: _Kind, tally: Listed, id_: str) ->
     return _compared(audit, world, tally, [answer])
 
 
-def _missing(audit: _Audit, world: World, kind: _Kind, id_: str) -> list[Difference]:
+def _expanded(kind: _Kind) -> dict[str, Any]:
+    """Return what makes a single object as whole as its list shows it."""
+    names = [name.removeprefix("data.") for name in kind.params.get("expand", ())]
+    return {"expand": names} if names else {}
+
+
+def _missing(audit: _Audit, world: World, kind: _Kind, id_: str, *, is_known: bool) -> list[Difference]:
     if kind.name == "invoice" and _is_draft(audit.desk, world, id_):
         return []  # A draft may be deleted at Stripe, and its row stays what it last was.
-    if audit.repair and kind.name == "checkout.session":
+    if audit.repair and is_known and kind is _SESSIONS:
         _record(audit.desk, checkout.missing(world, id_, now=audit.desk.now()))
     return [Difference(kind.table, EXTRA, world.account, world.livemode, id_)]
 

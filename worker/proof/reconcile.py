@@ -299,7 +299,7 @@ def _kept_in(failed: dict[str, Any]) -> Iterator[None]:
 
 def _shown_tally(tally: dict[str, Any]) -> dict[str, Any]:
     renamed = {"missing": "missing_here", "extra": "missing_there"}
-    only_where_any = ("archived", "unreadable", "only_by_map", "unstated", "sampled_of", "is_forbidden")
+    only_where_any = ("archived", "unreadable", "only_by_map", "unstated", "sampled_of", "is_forbidden", "reason")
     return {renamed.get(name, name): value for name, value in tally.items() if value or name not in only_where_any}
 
 

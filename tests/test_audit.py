@@ -211,7 +211,7 @@ def test_the_command(at: Stage) -> None:
     [
         # What is listed before the failure is held against the tables, and found.
         (KEY, "StripeAway", "again", 3, ["checkout.session", "payment_link"]),
-        ("sk_test_unknown", "KeyRefused", "STRIPE_API_KEY", 1, []),
+        ("sk_test_unknown", "KeyRefused", "STRIPE_API_KEY", 1, [against_stripe.REFUSED]),
     ],
 )
 def test_a_failure_keeps_the_other_checks(

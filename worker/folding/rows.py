@@ -95,7 +95,7 @@ def save_rows(cursor: Cursor, saved: Saved) -> None:
         form = _FORMS[table]
         copy_rows.into(cursor, sql.Identifier(table), form.columns, map(form.line, rows))
     for table, rows in moved.items():
-        # If two objects claimed one child, the statement would fail, so one row wins. Stripe's ids belong to one object.
+        # If two objects claimed one child, the statement would fail, so one row wins. An id of Stripe's has one object.
         distinct = {_identity(table, row): row for row in rows}
         cursor.execute(_merge(table), (msgspec.json.encode(list(distinct.values())).decode(),))
     for table, keys in _by_table(saved.gone).items():

@@ -47,7 +47,7 @@ def _settled(change: dict[str, Any], announced: Mapping[_Order, _Announced]) -> 
         return [change]
     after = {name: value for name, value in change["after"].items() if name != "lines"}
     before = change["before"] if last is None else {name: last.get(name) for name in after}
-    # A one-shot that was found as a correction: the feed never had it. Its lines are not at hand here.
+    # A fold found a correction, but the feed never had the one-shot, so that is sent. Its lines are not loaded here.
     more = {"lines": None} if kind in KINDS_WITH_LINES else {}
     return [{**change, "kind": kind, "before": before, "after": {**after, **more}}]
 

@@ -115,7 +115,8 @@ def neighbours(cursor: Cursor, facts: Mapping[Subject, Sequence[Facts]]) -> set[
     return found
 
 
-# Each key is one probe of an index, whatever the planner believes: see the Note of that name in worker/folding/rows.py.
+# Each key is one probe of an index: see Note [A row is found by its key, whatever the planner believes] in
+# worker/folding/rows.py.
 _NEIGHBOURS: Final = " UNION ALL ".join(
     f"SELECT '{table}', t.account, t.livemode, t.id, ARRAY[{', '.join(f't.{way}' for way in ('id', *ways))}]"
     f" FROM {_OBJECTS} CROSS JOIN LATERAL (SELECT * FROM {table} AS t"

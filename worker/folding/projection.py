@@ -37,7 +37,7 @@ from worker.folds.facts import Event, Facts, Row, Subject
 from worker.folds.join import Joined
 
 FOLD_BATCH_MAX: Final = 500
-"""Events folded in one transaction."""
+"""Events that are folded in one transaction."""
 RETRY_SECONDS_MIN: Final = 1
 RETRY_SECONDS_MAX: Final = 300
 """An event that failed alone, not because of its data, is tried again after ``RETRY_SECONDS_MIN``.

@@ -201,7 +201,7 @@ def at_rest(cursor: Cursor, subjects: Collection[Subject]) -> dict[Subject, tupl
     return found
 
 
-# That a session failed itself only its event shows, which may be archived: when it was created is enough.
+# Only its event shows that a session itself failed. The event may be archived, but its time of creation is enough.
 _AT_REST: Final = f"""
 SELECT o.*, coalesce(e.source, 'replay') AS source, (
     SELECT min(i.created) FROM inbox AS i JOIN outcomes AS u USING (seq)
@@ -218,7 +218,7 @@ LEFT JOIN inbox AS e ON (e.account, e.livemode, e.id) = (o.account, o.livemode, 
 
 
 def settled(cursor: Cursor, rows: Mapping[Subject, Joined]) -> dict[Subject, Joined]:
-    """Return the open *rows*, as their own events make them, with what the rows of other objects come to laid on."""
+    """Return the open *rows*, made by their own events, with the decisions of other objects' rows laid on."""
     orders = {subject: joined for subject, joined in rows.items() if subject.table == "orders"}
     payments = payments_of(cursor, orders)
     found = {subject: payment.settle(joined, payments[subject]) for subject, joined in orders.items()}

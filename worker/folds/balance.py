@@ -40,7 +40,7 @@ from worker.folds.reading import Name, Reader, Reference, Seconds, Told, Whole, 
 TRANSACTION_TYPES: Final = ("payfold.customer_balance_transaction.observed",)
 _BY_LEDGER, _BY_CUSTOMER = range(2)
 LISTED: Final = "_listed "
-"""Begins the name under which a transaction reports its amount to the credit note that made it; its id follows."""
+"""A transaction reports its amount to the credit note that made it, under this name followed by its id."""
 # Lower than every rank of a customer's or a credit note's own events, so that a witness decides nothing.
 _WITNESS: Final = -1
 
@@ -178,7 +178,7 @@ class _Ledger:
 
     @property
     def listed(self) -> list[Facts]:
-        """The transactions, each once, in their order."""
+        """The transactions in their order, each once."""
         return [step for step in self.path.steps if step.event_id not in self.path.twins]
 
 
@@ -249,7 +249,7 @@ def _names_another(step: Facts, currency: Value) -> bool:
 
 
 def _opening(customer: Sequence[Facts], first: Facts, currency: str) -> Value:
-    """Return the balance before its first change, where *first* of the *customer*'s events reports it.
+    """Return the balance before its first change. *first* is the first of the *customer*'s events that reports it.
 
     See Note [A currency moves no balance].
     """

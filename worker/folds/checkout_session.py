@@ -52,7 +52,7 @@ TYPES: Final = (
     MISSING,
 )
 
-# The status that the type implies, for API versions whose sessions have no status.
+# The status that the type implies, for API versions where a session has no status.
 _STATUS_OF_TYPE: Final = {
     "checkout.session.completed": "complete",
     "checkout.session.async_payment_succeeded": "complete",
@@ -336,7 +336,7 @@ def _moments(event: Event, status: object, session: CheckoutSession) -> dict[str
     return found
 
 
-# Whether the lines are complete: see Note [Lines are those of the totals that they were listed with].
+# The totals that show new lines: see Note [Lines are those of the totals that they were listed with].
 _TOTALS: Final = ("amount_subtotal", "amount_total", "currency")
 
 

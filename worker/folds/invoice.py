@@ -190,7 +190,7 @@ def _own_payment_told(invoice: Invoice) -> Told:
 
 
 def _status(invoice: Invoice) -> str | UnsetType | None:
-    """Return the status, or what it must have been: see Note [Before 2018 an invoice had no status]."""
+    """Return the status; infer it where there is none: see Note [Before 2018 an invoice had no status]."""
     if invoice.status is not UNSET or invoice.closed is UNSET:
         return invoice.status
     if invoice.paid is True:
@@ -232,7 +232,7 @@ def _subscription(invoice: Invoice) -> Reference | UnsetType:
 
 
 def _moments(event: Event, invoice: Invoice, status: object) -> dict[str, datetime]:
-    """Return the times of the invoice's steps; the event's time for a status whose own time the invoice lacks."""
+    """Return the times of the invoice's steps. If it lacks the time of its status, that is the event's time."""
     told = invoice.status_transitions if isinstance(invoice.status_transitions, _Transitions) else _Transitions()
     # For some months before 2019-03-14 the invoice itself had this field.
     finalized_at = invoice.finalized_at if told.finalized_at is None else told.finalized_at

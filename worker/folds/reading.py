@@ -22,7 +22,7 @@ Whole: TypeAlias = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 Seconds: TypeAlias = Annotated[int, Meta(ge=0, le=CREATED_MAX)]
 """A time in Unix seconds."""
 Name: TypeAlias = Annotated[str, Meta(min_length=1, max_length=TEXT_CHARACTERS_MAX)]
-"""An id or a code of Stripe's."""
+"""An id or a code from Stripe."""
 
 
 class Expanded(Struct):
@@ -75,7 +75,7 @@ _decode_untyped = msgspec.json.Decoder(_UntypedSnapshot).decode
 
 
 class Reader(Generic[ObjectType]):
-    """Reads the payloads of events whose object is of one type."""
+    """Reads the payloads of events with objects of one type."""
 
     def __init__(self, object_type: type[ObjectType]) -> None:
         self._type = object_type

@@ -1,1 +1,1 @@
-"""Folds what the inbox holds into the tables, and proves that the tables are right."""
+"""Folds the events of the inbox into the tables, and proves that the tables are right."""

@@ -1,9 +1,9 @@
-"""The worker process: ``python -m worker``. Folding has a slot of its own, and so have calls to Stripe.
+"""The worker process: ``python -m worker``. Folding has its own slot, and calls to Stripe have another.
 
 Note [Each slot is a process]
-    A fold keeps a processor busy and a call to Stripe waits for its answer, so neither may stand in the other's way.
-    The worker's first process only forks the slots (see Note [The parent does nothing else]); they share what was
-    loaded before. Each takes its messages, and is looked after by a timer and a watchdog of its own.
+    A fold keeps a processor busy and a call to Stripe waits for its answer, so neither may hold up the other. The
+    worker's first process only forks the slots (see Note [The parent does nothing else]), which share the modules that
+    were loaded before. Each slot takes its own messages, and has a timer and a watchdog of its own.
 """
 
 import importlib
@@ -26,7 +26,7 @@ from worker import app
 from worker.folding import parallel
 from worker.process import Made, run
 
-# What Celery loads as a worker starts: loaded before the fork it is shared by the slots.
+# The modules that Celery loads when a worker starts. Loaded before the fork, the slots share them.
 _SHARED: Final = (
     "celery.app.control",
     "celery.app.events",
@@ -45,7 +45,7 @@ _log = structlog.get_logger()
 
 
 def start(made: Made, limits: Limits = Limits()) -> int:  # noqa: B008 - it is frozen
-    """Keep the slots running until the worker is asked to stop; a task at hand is finished first."""
+    """Keep the slots running until the worker is asked to stop. A running task is finished first."""
     settings = made.settings
     if not settings.api_keys:
         _log.info(
@@ -55,7 +55,7 @@ def start(made: Made, limits: Limits = Limits()) -> int:  # noqa: B008 - it is f
     queues: dict[str, tuple[str, ...]] = {"fold": (FOLD_QUEUE, STRIPE_QUEUE)}
     if has_jobs_at_stripe:
         queues = {"fold": (FOLD_QUEUE,), "stripe": (STRIPE_QUEUE,)}
-    # Celery warns of root because of pickled messages, and here no message is read that is not JSON.
+    # Celery warns of running as root because of pickled messages, but here only JSON messages are read.
     warnings.filterwarnings("ignore", category=RunsAsRoot)
     for module in _SHARED:
         importlib.import_module(module)
@@ -68,17 +68,17 @@ def start(made: Made, limits: Limits = Limits()) -> int:  # noqa: B008 - it is f
 def _serve(made: Made, limits: Limits, parent: int, queues: tuple[str, ...]) -> int:
     """Take the messages of *queues* until this process is asked to stop, and return its exit code."""
     if FOLD_QUEUE in queues:
-        # Before any thread is started, so that it can be forked.
+        # The lane is forked before any thread is started, because a fork must not have threads.
         made.lane.start("fork")
         accounts.log_faults(made.engine, made.settings)
     stopping.begin_with_end_of(parent)
-    # Celery sends this from its handler of the signal, whatever the consumer waits for.
+    # Celery sends this from its signal handler, so it comes even while the consumer waits.
     worker_shutting_down.connect(
         lambda **_: stopping.begin(shut_down_seconds=limits.shut_down, end_seconds=limits.end), weak=False
     )
     heart = _look_after(made, limits, queues)
     try:
-        # It returns, against its types, and with a code where Celery met an error that it does not recover from.
+        # Contrary to its types this function returns, with an exit code if Celery cannot recover from an error.
         take: Callable[[list[str]], object] = made.app.worker_main
         code = take(
             ["--quiet", "worker", "--pool", "solo", "--queues", ",".join(queues), "--loglevel", "WARNING",
@@ -92,7 +92,7 @@ def _serve(made: Made, limits: Limits, parent: int, queues: tuple[str, ...]) -> 
 
 
 def _look_after(made: Made, limits: Limits, queues: tuple[str, ...]) -> Heart:
-    """Start what looks after the consumer, and what shows that it and the jobs live."""
+    """Start the timer and the watchdog of the consumer, and return the started heart, which reports their beats."""
     jobs = app.periodic(made.app, *queues)
     timer = Timer(made.turns, jobs, silent_seconds=limits.intervals * jobs[0].every)
     dog = Watchdog(made.turns, broker.ear, broker.redis(made.settings), deaf_seconds=limits.deaf)

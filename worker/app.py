@@ -1,4 +1,4 @@
-"""The Celery application: the tasks, each of which only opens the edges and calls what does the work."""
+"""The Celery application and its tasks. Each task only opens the edges and calls the function that does the work."""
 
 import time
 from collections import deque
@@ -28,10 +28,10 @@ from worker.stripe_jobs import discovery, expiry, fetches, gaps
 from worker.stripe_jobs.rounds import THREADS, Desk, Round
 
 FOLD_SECONDS_MAX: Final = 5.0
-"""A fold task ends after this and wakes its successor, so that a worker asked to stop never takes long."""
+"""A fold task ends after this and wakes its successor, so that a worker stops soon when it is asked to."""
 
 DATABASE_CONNECTIONS_MAX: Final = THREADS + 2
-"""Of the calls to Stripe at once, the job that makes them, and the heartbeats."""
+"""One for each simultaneous call to Stripe, one for the job that makes them, and one for the heartbeats."""
 
 _log = structlog.get_logger()
 
@@ -39,7 +39,7 @@ _log = structlog.get_logger()
 def create(settings: Settings, engine: Engine, beside: Lane | None = None, turns: Turns | None = None) -> Celery:
     """Return the application with its tasks, which work on the database of *engine*, and its timetable.
 
-    A backlog is folded by the lane *beside* as well. The jobs are added to *turns*.
+    The lane *beside* helps to fold a backlog. The jobs are added to *turns*.
     """
     app = broker.celery(settings)
     turns = turns or Turns()
@@ -47,11 +47,11 @@ def create(settings: Settings, engine: Engine, beside: Lane | None = None, turns
     portal_session = timedelta(minutes=settings.payfold_portal_session_minutes)
 
     def fold() -> int:
-        """Fold what is pending and return how many events that was."""
+        """Fold the pending events and return their number."""
         return fold_until_done(app, engine, beside, apart, step=turns.step)
 
     def sweep() -> int:
-        """Make room, queue what an older fold version folded and what the time has ended, then fold what is pending."""
+        """Make room, queue outdated events and the ends of portal sessions, then fold the pending events."""
         try:
             inbox.make_room(engine)
             with transaction(engine, BATCH) as connection, cursor(connection) as opened:
@@ -60,7 +60,7 @@ def create(settings: Settings, engine: Engine, beside: Lane | None = None, turns
             if queued:
                 _log.info("events.queued_anew", events=queued)
         finally:
-            # Also where one of these fails, which is then logged: none of it is in the way of what is pending.
+            # Also if one of these fails, which is then logged: no failure here should keep events from being folded.
             folded = fold_until_done(app, engine, beside, apart, step=turns.step)
         return folded
 
@@ -70,14 +70,14 @@ def create(settings: Settings, engine: Engine, beside: Lane | None = None, turns
     desk = Desk(engine, api, settings, step=turns.step)
     for name, run_once in _STRIPE_JOBS.items():
         _add(app, turns, name, partial(_act, app, turns, name, run_once, desk))
-    # Acknowledged at once: the broker would give a message that is worked at for so long to somebody else too.
+    # Acknowledged at once, because the job is long and the broker would give the message to another worker as well.
     _add(app, turns, broker.RECONCILE, partial(_reconcile, engine, turns), acks_late=False)
     app.conf.beat_schedule = _timetable(settings)
     return app
 
 
 def _add(app: Celery, turns: Turns, job: str, work: Callable[[], int], *, acks_late: bool = True) -> None:
-    """Let the messages called *job* do *work*, one at a time with all else that this process does."""
+    """Let messages of the name *job* call *work*. This process does one job at a time."""
     turns.add(job, work)
 
     @app.task(name=job, shared=False, acks_late=acks_late)
@@ -94,7 +94,7 @@ _STRIPE_JOBS: Final[dict[str, Callable[[Desk], Round]]] = {
 
 
 def _act(app: Celery, turns: Turns, job: str, run_once: Callable[[Desk], Round], desk: Desk) -> int:
-    """Do one slice of *job*, wake the worker that folds what it recorded, and leave the rest to a successor."""
+    """Do one slice of *job*, wake the worker that folds the recorded events, and leave the rest to a successor."""
     found = run_once(desk)
     if found.error:
         turns.fail(found.error)
@@ -106,7 +106,7 @@ def _act(app: Celery, turns: Turns, job: str, run_once: Callable[[Desk], Round],
 
 
 def _reconcile(engine: Engine, turns: Turns) -> int:
-    """Hold the tables against money's rules and a rebuild, keep what came of it, and say so loudly on drift."""
+    """Check the tables against the rules of money and a rebuild, save the result, and log an error on drift."""
     try:
         result = reconciling.run(
             engine,
@@ -125,7 +125,7 @@ def _reconcile(engine: Engine, turns: Turns) -> int:
 
 
 def periodic(app: Celery, *queues: str) -> list[Periodic]:
-    """Return the jobs that come in *queues* again and again, the most frequent first."""
+    """Return the periodic jobs of *queues*, the most frequent first."""
     found = [
         Periodic(entry["task"], float(entry["schedule"]))
         for entry in app.conf.beat_schedule.values()
@@ -135,14 +135,14 @@ def periodic(app: Celery, *queues: str) -> list[Periodic]:
 
 
 def _timetable(settings: Settings) -> dict[str, dict[str, object]]:
-    """Return what the clock sends, and how often; a message that nobody took until the next one is void."""
+    """Return the messages that the clock sends, and how often. A message expires when the next one is sent."""
 
     def entry(task: str, every: int, queue: str) -> dict[str, object]:
         return {"task": task, "schedule": every, "options": {"queue": queue, "expires": every}}
 
     found = {
         "sweep": entry(broker.SWEEP, settings.payfold_sweep_seconds, broker.FOLD_QUEUE),
-        # Without a key it is our clock that says what has expired.
+        # Sent without a key as well: then our clock decides which sessions have expired.
         "expire": entry(broker.EXPIRE_SESSIONS, settings.payfold_expire_seconds, broker.STRIPE_QUEUE),
     }
     if settings.api_keys:
@@ -151,7 +151,7 @@ def _timetable(settings: Settings) -> dict[str, dict[str, object]]:
         found["gaps"] = entry(broker.FILL_GAPS, settings.payfold_gap_seconds, broker.STRIPE_QUEUE)
     if settings.payfold_reconcile_at is not None:
         hour, minute = settings.payfold_reconcile_at.split(":")
-        # Not among what is folded, which it would hold up.
+        # Not in the queue of folding, which it would hold up.
         found["reconcile"] = {
             "task": broker.RECONCILE,
             "schedule": crontab(hour=hour, minute=minute),
@@ -169,14 +169,14 @@ def fold_until_done(
     seconds_max: float = FOLD_SECONDS_MAX,
     step: Callable[[], None] = lambda: None,
 ) -> int:
-    """Fold batches until nothing is pending or the time is up, and return how many events that was.
+    """Fold batches until nothing is pending or the time is up, and return the number of events.
 
     *step* is called after each batch.
 
-    When the time is up, a successor is woken: it takes its turn behind other messages, or in another worker.
+    When the time is up, a successor is woken. It runs after other messages that wait, or in another worker.
 
     Raises:
-        Transient: what is folded until then is saved.
+        Transient: PostgreSQL does not answer, or not in time. Events that were folded before stay folded.
     """
     started = time.monotonic()
     until = started + seconds_max

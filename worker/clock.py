@@ -2,8 +2,8 @@
 
 Note [A clock that stands still ends]
     Each message is sent within seconds or is lost, and the next look at the timetable comes 5 seconds later at most.
-    Should the clock stand still all the same, a thread ends the process with one line, and what started the clock
-    starts it again.
+    If the clock stands still all the same, a thread logs one line and ends the process. The supervisor that started the
+    clock then starts it again.
 """
 
 import os
@@ -21,13 +21,16 @@ from schemas.heartbeats import BEAT_SECONDS, Heart, Mark
 from worker.process import Made, run
 
 STILL_SECONDS_MAX: Final = 60.0
-"""Of standing still, for any reason; to send every message to a silent broker takes less."""
+"""Seconds without a look at the timetable after which the process ends.
+
+To send every message to a broker that does not answer takes less.
+"""
 
 _log = structlog.get_logger()
 
 
 class Timetable(beat.Scheduler):
-    """Celery's scheduler, but it sends each message in bounded time, and notes when it last looked."""
+    """Celery's scheduler, except that it sends each message in bounded time, and notes when it last looked."""
 
     looked_at = time.monotonic()
     mark: ClassVar[Mark] = Mark("clock")
@@ -38,7 +41,7 @@ class Timetable(beat.Scheduler):
         super().__init__(*args, **kwargs)
 
     def tick(self, *args: Any, **kwargs: Any) -> float:  # noqa: ANN401 - Celery's own
-        """Send what is due, and return in how many seconds to look again."""
+        """Send the messages that are due, and return the seconds until the next look."""
         try:
             for entry in tuple(self._unsent.values()):
                 self.apply_entry(entry)
@@ -52,15 +55,16 @@ class Timetable(beat.Scheduler):
 
     @property
     def producer(self) -> None:  # type: ignore[override]
-        """Nothing: a message takes a connection from the pool, and Celery's own would wait for the broker for good."""
+        """None, because messages use a pool of connections. Celery's producer would wait for the broker for ever."""
 
     def apply_entry(self, entry: beat.ScheduleEntry, producer: object = None) -> None:  # noqa: ARG002 - Celery's own
         """Send the message of *entry*.
 
-        If the broker does not take it the next one is sent at its time; one that comes once a day is sent at each look.
+        If the broker does not take it, it is dropped, and the next one is sent at its own time. A daily message is
+        tried again at each look instead.
         """
         is_away = not broker.send(self.app, str(entry.task), **(entry.options or {}))
-        # To send every message to a silent broker takes long.
+        # Noted after each message, because sending all of them to a broker that does not answer takes long.
         self._note()
         self._unsent.pop(str(entry.name), None)
         if is_away and isinstance(entry.schedule, crontab):
@@ -75,8 +79,9 @@ def start(made: Made, still_seconds_max: float = STILL_SECONDS_MAX, beat_seconds
     beat_init.connect(lambda **_: stopping.begin_at_sigterm(), weak=False)
     watchdog.start("clock", _end_if_still(still_seconds_max), every=1.0)
     Heart(made.engine, Timetable.mark.beats, every=beat_seconds).start()
-    # Nothing is kept of past times: each interval is short, and a dyno forgets its disk anyway.
-    # The class and not its name, by which this file would be loaded a second time: the thread above looks at this one.
+    # Past times are not saved, because each interval is short, and a dyno loses its disk anyway.
+    # Celery gets the class itself. By its name, Celery would load this file a second time, with another class than the
+    # one that the thread above looks at.
     scheduler: Any = Timetable
     made.app.Beat(scheduler_cls=scheduler, loglevel="WARNING", quiet=True, redirect_stdouts=False).run()
     return 0

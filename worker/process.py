@@ -1,4 +1,4 @@
-"""What the worker's and the clock's process have in common: settings, logs, and a schema to work on."""
+"""The common start of the worker's and the clock's process: settings, logs, engine and application."""
 
 import signal
 import sys
@@ -21,7 +21,7 @@ from worker.folding.parallel import Lane
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """What a process works with; nothing of it is opened yet."""
+    """The parts that a process works with. None of them has an open connection yet."""
 
     app: Celery
     settings: Settings
@@ -31,11 +31,11 @@ class Made:
 
 
 def run(start: Callable[[Made], int]) -> NoReturn:
-    """Make the application, hand it to *start*, and exit with what that returns.
+    """Make the application, pass it to *start*, and exit with the code that *start* returns.
 
-    A setting that cannot be used ends the process with 2.
+    A setting that cannot be used ends the process with code 2.
     """
-    # A process that is asked to stop before Celery listens has nothing to finish.
+    # Before Celery handles this signal, the process has nothing to finish.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
         made = _make()
@@ -45,7 +45,7 @@ def run(start: Callable[[Made], int]) -> NoReturn:
 
     @setup_logging.connect(weak=False)
     def _keep_ours(**_: object) -> None:
-        """Celery sets up logging of its own unless a receiver of this signal does."""
+        """Do nothing. Celery sets up its own logging unless this signal has a receiver."""
 
     parallel.settle_down()
     try:

@@ -1,4 +1,4 @@
-"""Which anomalies of rows and events are in force, and which are over."""
+"""Records the anomalies of rows and events, and resolves those that are over."""
 
 import hashlib
 from collections.abc import Collection, Mapping, Sequence
@@ -20,9 +20,9 @@ from worker.folds.join import Joined
 
 
 def note_anomalies(cursor: Cursor, saved: Saved, now: datetime) -> None:
-    """Write which anomalies of the rows that were folded are in force now, and which are over."""
+    """Write the anomalies of the folded rows, and resolve their earlier ones that are over."""
     found = [row for subject, joined in saved.rows.items() for row in anomaly_rows(subject, joined, now)]
-    # Of what had no row before none is in force.
+    # A row that is new has no earlier anomalies.
     touched = {row_name(subject): subject for subject in (*saved.rows, *saved.gone) if subject in saved.known}
     if not touched:
         write_anomalies(cursor, found, (), now)
@@ -42,7 +42,7 @@ def note_anomalies(cursor: Cursor, saved: Saved, now: datetime) -> None:
         for account, livemode, subject, subject_id, anomaly, kind in in_force
         if (row := touched.get((account, livemode, subject, subject_id))) is not None
         and (account, livemode, anomaly) not in held
-        # A row that was only advanced does not show what only all its events show.
+        # A row that was only advanced does not show the anomalies that only all its events show, so those stay.
         and not (row in saved.rows and _keeps(saved.rows[row], kind))
     ]
     write_anomalies(cursor, found, over, now)
@@ -51,7 +51,7 @@ def note_anomalies(cursor: Cursor, saved: Saved, now: datetime) -> None:
 def write_anomalies(
     cursor: Cursor, found: Sequence[Mapping[str, Any]], over: Sequence[tuple[str, bool, str]], now: datetime
 ) -> None:
-    """Put in force what was *found*, and resolve what is *over*: account, mode and id of anomalies."""
+    """Write the anomalies *found* as unresolved, and resolve those *over*: account, mode and id of each."""
     if over:
         cursor.execute(
             """
@@ -71,16 +71,16 @@ def write_anomalies(
 
 
 def _keeps(joined: Joined, kind: str) -> bool:
-    """Return whether an anomaly of *kind* may be in force though *joined*, of which not all events were read, has none.
+    """Return whether an anomaly of *kind* may persist although *joined* has none, because not all events were read.
 
-    What is at rest is in the doubt in which its last event left it.
+    The order of a row at rest stays as ambiguous as its last event left it.
     """
     is_of_order = kind == join.AMBIGUOUS_ORDER and joined.is_at_rest
     return not joined.is_whole and (kind in join.SEEN_IN_ALL or is_of_order)
 
 
 def note_contradictions(cursor: Cursor, claimed: Sequence[Claimed], now: datetime) -> None:
-    """Write which anomalies are in force of the events of which copies were compared."""
+    """Write the anomalies of events with compared copies, and resolve their earlier ones that are over."""
     choices = [each.choice for each in claimed if each.choice is not None]
     if not choices:
         return
@@ -103,7 +103,7 @@ def note_contradictions(cursor: Cursor, claimed: Sequence[Claimed], now: datetim
 
 
 def contradictions(choice: Choice, now: datetime) -> list[dict[str, Any]]:
-    """Return the rows by which the table shows that copies of one event contradict each other."""
+    """Return the rows of ``anomalies`` for copies of one event that contradict each other."""
     event = choice.chosen.event
     return [
         {
@@ -122,7 +122,10 @@ def contradictions(choice: Choice, now: datetime) -> list[dict[str, Any]]:
 
 
 def _identified(table: str, name: str, anomaly: Anomaly, *, by: Collection[str] | None = None) -> dict[str, Any]:
-    """Return what tells an anomaly of what is called *name* from all others: its detail, or what that has *by* name."""
+    """Return the columns that identify an *anomaly* of the row *name* of *table*.
+
+    Its details are part of the identity: all of them, or only those named *by*.
+    """
     detail = {key: value for key, value in anomaly.detail.items() if by is None or key in by}
     identity = msgspec.json.encode([table, name, anomaly.kind, detail], order="sorted")
     return {
@@ -134,16 +137,16 @@ def _identified(table: str, name: str, anomaly: Anomaly, *, by: Collection[str] 
 
 
 def row_name(subject: Subject) -> tuple[str, bool, str, str]:
-    """Return what names the row of *subject* where rows of all tables stand together."""
+    """Return the name of *subject*'s row in tables that hold names of rows of all tables."""
     return (subject.account, subject.livemode, folds.SHAPES[subject.table].subject, tables.key_name(subject.key))
 
 
 def anomaly_rows(subject: Subject, joined: Joined, now: datetime) -> list[dict[str, Any]]:
-    """Return the rows by which the table tells what is wrong with a row; *now* is when that was seen."""
+    """Return the rows of ``anomalies`` for the anomalies of *joined*. They were seen *now*."""
     if not joined.anomalies:
         return []
     rows = [_anomaly_row(subject, joined.row, anomaly, now) for anomaly in joined.anomalies]
-    # The same may be wrong twice, as a ledger's chain may be broken by the same amount in two places.
+    # A row may have one anomaly twice: a ledger's chain may be broken by the same amount in two places.
     return list({row["id"]: row for row in rows}.values())
 
 

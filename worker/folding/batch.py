@@ -1,4 +1,4 @@
-"""A batch of events on its way into the tables: what was claimed, what came of it, and what of it is news."""
+"""A batch of events on its way into the tables: the claimed events, their outcomes, and which changes are news."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,14 +15,16 @@ from worker.folds.join import Joined
 REASON_CHARACTERS_MAX: Final = 500
 
 Object: TypeAlias = tuple[str, bool, str]
-"""An object's id in its world."""
+"""An object's account, mode and id."""
 
 
 class Claimed(Struct, frozen=True):
-    """An event taken for folding; ``again`` where it had an outcome before, ``set_aside`` by an operator's word.
+    """An event taken for folding.
 
-    ``attempts`` is how often it has failed alone since it became pending. Of an event of which copies say different
-    things ``choice`` is what they come to. Where its outcome ``stands``, only copies came, and none was chosen.
+    ``again`` is true where it had an outcome before. ``set_aside`` is the reason where an operator ignores it.
+    ``attempts`` is how often it has failed alone since it became pending. ``choice`` is the choice among its copies,
+    if it has copies with other contents. ``stands`` is true where it keeps its outcome, because only copies came and
+    none of them was chosen.
     """
 
     event: Event
@@ -34,7 +36,7 @@ class Claimed(Struct, frozen=True):
 
 
 class Outcome(Struct):
-    """What became of an event, after so many *attempts*."""
+    """The outcome of an event after a number of *attempts*."""
 
     seq: int
     state: str
@@ -45,7 +47,11 @@ class Outcome(Struct):
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Events of a batch, as they are *judged*: what they say, and the rows and *objects* to be folded again for it."""
+    """Events of a batch with their verdicts, *judged*.
+
+    *facts* are the facts of the verdicts. The rows *anew* and the rows of *objects* are to be folded from all their
+    events, because some of the events had an outcome before.
+    """
 
     judged: Sequence[tuple[Claimed, folds.Verdict]]
     facts: dict[Subject, list[Facts]]
@@ -54,7 +60,7 @@ class Part:
 
     @property
     def outcomes(self) -> list[Outcome]:
-        """What became of the events."""
+        """The outcomes of the events."""
         return [
             Outcome(each.event.seq, verdict.state, shortened(verdict.reason), verdict.cause, each.attempts + 1)
             for each, verdict in self.judged
@@ -63,7 +69,7 @@ class Part:
 
 @dataclass
 class Saved:
-    """What one batch of events, as they are *judged*, came to."""
+    """The result of one batch: the new *rows*, the rows *known* before, and the rows that are *gone*."""
 
     rows: dict[Subject, Joined]
     known: dict[Subject, Row]
@@ -78,7 +84,11 @@ class Saved:
 
 
 class Reasons:
-    """Why changes are not in the feed: all of a part that is *withheld*, and those by copies of what was known."""
+    """Why changes are withheld from the feed.
+
+    All changes of a part may be *withheld* for one reason. Changes that come only from copies of known events are
+    withheld as well.
+    """
 
     def __init__(self, part: Part, withheld: str | None) -> None:
         self.of_all = withheld
@@ -93,11 +103,11 @@ class Reasons:
 
     @property
     def is_one(self) -> bool:
-        """Whether there is one reason, or none, for all changes."""
+        """Whether all changes have the same reason, or all have none."""
         return not self._events and not self._objects
 
     def of(self, subject: Subject, joined: Joined | None) -> str | None:
-        """Return why changes of the row *joined* of *subject*, or of one that is gone, are withheld; None for news."""
+        """Return why changes of *subject* are withheld; None for news. *joined* is its row, None where it is gone."""
         if self.is_one:
             return self.of_all
         by = None if joined is None else joined.decided_by
@@ -108,11 +118,11 @@ class Reasons:
 
 NOTHING: Final = Part((), {}, set(), set())
 NEWS: Final = Reasons(NOTHING, None)
-"""Nothing is withheld."""
+"""No change is withheld."""
 
 
 def object_of(subject: Subject) -> Object:
-    """Return the object whose events the row *subject* is folded from."""
+    """Return the object that has the events of the row *subject*."""
     return (subject.account, subject.livemode, subject.source)
 
 
@@ -122,24 +132,24 @@ def event_key_of(one: Facts) -> Object:
 
 
 def every_copy(claimed: Claimed) -> list[Event]:
-    """Return the event with all that its copies say instead."""
+    """Return the event and the events of its other copies."""
     return [claimed.event, *(copy.event for copy in (claimed.choice.kept if claimed.choice else ()))]
 
 
 def rows_before(claimed: Claimed) -> set[Subject]:
-    """Return the rows that the event, or another copy of it, may have made before."""
+    """Return the rows that an earlier fold of the event, or of another copy of it, may have made."""
     found = {subject for event in every_copy(claimed) for subject in _own_subjects(event)}
     kept = claimed.choice.kept if claimed.choice else ()
     return found | {one.subject for copy in kept for one in copy.verdict.facts}
 
 
 def shortened(reason: str | None) -> str | None:
-    """Return *reason* as it is kept."""
+    """Return *reason*, shortened to the length that is kept."""
     return reason[:REASON_CHARACTERS_MAX] if reason else None
 
 
 def _own_subjects(event: Event) -> list[Subject]:
-    """Return the rows that *event* may have made before, whatever it says now."""
+    """Return the rows with the id of *event*'s object, which an earlier fold may have made."""
     if event.object_type is None or event.object_id is None:
         return []
     names = folds.TABLES_OF_OBJECT.get(event.object_type, ())

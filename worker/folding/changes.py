@@ -1,10 +1,10 @@
-"""Changes that rows imply are appended to the feed, each once.
+"""Appends the changes that rows imply to the feed, each once.
 
 Note [Changes come in commit order]
-    A reader of ``changes`` keeps the last number it saw. Numbers are drawn before the commit, so a slower
-    transaction could bring a smaller one to light later. Hence one lock, taken directly before the numbers
-    are drawn and held to the commit that follows at once. What follows from the rows of several objects is looked
-    for under that lock too: see Note [Whoever comes second sees the other].
+    A reader of ``changes`` keeps the last number that it saw. Numbers are drawn before the commit, so a slower
+    transaction could make a smaller number visible later. So one lock is taken directly before the numbers are drawn,
+    and held to the commit that follows at once. Changes that depend on the rows of several objects are computed under
+    that lock too: see Note [The second transaction sees the first].
 """
 
 from collections import defaultdict
@@ -27,7 +27,7 @@ from worker.folds.join import Joined
 
 
 def announce(cursor: Cursor, saved: Saved, reasons: Reasons) -> None:
-    """Append what the rows that were *saved* imply, withheld where there is a reason."""
+    """Append the changes that the *saved* rows imply. Changes with one of *reasons* are withheld."""
     begun = saved.known | corrections.openings(cursor, saved.rows, saved.known)
     found = [
         {
@@ -54,7 +54,10 @@ def announce(cursor: Cursor, saved: Saved, reasons: Reasons) -> None:
 def _implied(
     subject: Subject, joined: Joined, before: Row | None, saved: Saved
 ) -> Iterator[tuple[Change, dict[str, object]]]:
-    """Yield what the row *joined* implies, and which event each change names: every step where all of them are new."""
+    """Yield the changes that the row *joined* implies, each with the event that it names.
+
+    It is a change for every step where the new steps lead from the row before to this one, otherwise one change.
+    """
     shape = folds.SHAPES[subject.table]
     changes = shape.changes(before, joined.row if joined.announced is None else joined.announced)
     if not changes:
@@ -72,7 +75,7 @@ def _implied(
 
 
 def _moved(saved: Saved, reasons: Reasons) -> dict[str | None, list[Moved]]:
-    """Return what may have moved the refunds of orders, by the reason why that is withheld, news first."""
+    """Return the rows that may have changed the refunds of orders, by the reason to withhold that; news come first."""
     if reasons.is_one:
         moved = [*order_refunds.moved(saved.rows, saved.known), *order_refunds.vanished(saved.gone, saved.known)]
         return {reasons.of_all: moved}
@@ -89,7 +92,7 @@ def _moved(saved: Saved, reasons: Reasons) -> dict[str | None, list[Moved]]:
 
 
 def _refund_changes(cursor: Cursor, moved: Mapping[str | None, list[Moved]]) -> list[dict[str, Any]]:
-    """Return how the refunds of orders changed; withheld is what nothing but known history moved."""
+    """Return the changes of orders' refunds. A change is withheld only if no row that is news contributed to it."""
     found: dict[Object, dict[str, Any]] = {}
     for reason, rows in moved.items():
         for row in order_refunds.changes(cursor, rows):
@@ -98,7 +101,7 @@ def _refund_changes(cursor: Cursor, moved: Mapping[str | None, list[Moved]]) -> 
 
 
 def _named_by(joined: Joined) -> dict[str, object]:
-    """Return which event a change of the row *joined* names: the one that decided its state."""
+    """Return the event that a change of the row *joined* names: the one that decided the row's state."""
     by = joined.decided_by
     if by is not None:
         return {"event_id": by.event_id, "source": by.source, "at": by.at}
@@ -106,9 +109,10 @@ def _named_by(joined: Joined) -> dict[str, object]:
 
 
 def append_changes(cursor: Cursor, found: list[dict[str, Any]], withheld: str | None = None) -> None:
-    """Append the changes *found*, but for one-shots that are there; the caller keeps others from appending.
+    """Append the changes *found*, without one-shots that the feed already has.
 
-    They are kept from the feed where they are *withheld*, which is the reason, as is one that a row has of its own.
+    *withheld* is a reason to keep them all from the feed. A change may also have such a reason of its own. The caller
+    keeps others from appending.
     """
     if not found:
         return
@@ -124,7 +128,10 @@ def append_changes(cursor: Cursor, found: list[dict[str, Any]], withheld: str | 
 
 
 def _may_be_told(cursor: Cursor, rows: Sequence[Mapping[str, Any]]) -> bool:
-    """Return whether the feed has one of the changes *rows*, or has told of an object that had no row before."""
+    """Return whether the feed may already have one of the changes *rows*.
+
+    That is so if it has a change of the same kind, or any change of an object that had no row before.
+    """
     closed = [row for row in rows if row["kind"] == tables.DISPUTE_CLOSED]
     if closed:
         cursor.execute(_CLOSED_BEFORE, _names_of(closed, "subject_id"))
@@ -141,8 +148,8 @@ def _names_of(rows: Sequence[Mapping[str, Any]], *names: str) -> list[str]:
     return [texts[0], boolean_array(row["livemode"] is True for row in rows), *texts[1:]]
 
 
-# A one-shot change is told once: an object that is folded anew may come by its state a second time. Who appends holds
-# the lock, so what is not there cannot appear.
+# A one-shot change is announced once, but an object that is folded again may reach its state a second time. The caller
+# holds the lock to append, so no such change can appear after this query.
 _TOLD_BEFORE: Final = f"""
 SELECT EXISTS (
     SELECT FROM unnest(%s::text[], %s::boolean[], %s::text[], %s::text[], %s::text[], %s::boolean[])
@@ -155,7 +162,7 @@ SELECT EXISTS (
     ) AS told
 )
 """
-# By another status, or by the same.
+# With another status, or with the same.
 _CLOSED_BEFORE: Final = f"""
 SELECT EXISTS (
     SELECT FROM unnest(%s::text[], %s::boolean[], %s::text[]) AS k (account, livemode, subject_id)

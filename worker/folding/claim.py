@@ -1,9 +1,9 @@
-"""What is pending, taken to be folded: claims and shares of it, what of older fold versions is due, and the locks.
+"""Claims pending events for folding, in whole or by shares, takes the locks, and queues events of older fold versions.
 
 Note [Folding one object is exclusive]
-    Two workers may claim events of one object. Each takes an advisory lock on every object of its batch, in
-    one order, and only then loads the rows, so that the second sees what the first saved. The locks end with
-    the transaction.
+    Two workers may claim events of one object. Each takes an advisory lock on every object of its batch, always in the
+    same order, and loads the rows only then. So the second worker sees the rows that the first saved. The locks end
+    with the transaction.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,20 +26,20 @@ from worker.folds.facts import Event, Subject, utc
 _log: Final = structlog.get_logger()
 
 LOOK_AHEAD_BATCHES: Final = 3
-"""How many batches of what is pending a share looks through for its own; what others have at hand is among them."""
+"""Batches of pending events that a share scans for its own; events that other workers hold are among them."""
 REFOLD_EVENTS_MAX: Final = 5000
-"""Events of an older fold version that are queued at once."""
+"""Events of older fold versions that one call queues."""
 
 
 class Share(NamedTuple):
-    """One of *of* shares, among which the events are dealt by their object."""
+    """Share *number* of the *of* shares of the pending events. All events of an object are in the same share."""
 
     number: int
     of: int
 
 
 ENVELOPE: Final = "i.seq, i.account, i.livemode, i.id, i.type, i.created, i.object_type, i.object_id, i.source"
-# Nothing is asked for each event where no event at all is set aside, as is usual.
+# Usually no event at all is ignored, and then nothing is looked up for the single events.
 SET_ASIDE: Final = """CASE WHEN (SELECT EXISTS (SELECT FROM inbox WHERE type = 'payfold.event.ignored')) THEN (
     SELECT a.seq FROM inbox AS a
     WHERE a.type = 'payfold.event.ignored'
@@ -49,17 +49,17 @@ SET_ASIDE: Final = """CASE WHEN (SELECT EXISTS (SELECT FROM inbox WHERE type = '
 
 
 def share_folding(cursor: Cursor) -> None:
-    """Wait for the one that keeps others from folding, and let none begin to until the transaction ends."""
+    """Wait while a transaction keeps others from folding, and let none start to until this transaction ends."""
     cursor.execute("SELECT pg_advisory_xact_lock_shared(hashtextextended(current_schema() || ' fold', 0))")
 
 
 def keep_others_from_folding(cursor: Cursor) -> None:
-    """Let nobody else fold until the transaction ends, as soon as those who do have ended theirs."""
+    """Wait for all transactions that fold, then keep others from folding until this transaction ends."""
     cursor.execute("SELECT pg_advisory_xact_lock(hashtextextended(current_schema() || ' fold', 0))")
 
 
 def keep_others_from_appending(cursor: Cursor) -> None:
-    """Let nobody else append_changes to ``changes`` until the transaction ends."""
+    """Keep other transactions from appending to ``changes`` until this transaction ends."""
     cursor.execute("SELECT pg_advisory_xact_lock(hashtextextended(current_schema() || ' changes', 0))")
 
 
@@ -74,11 +74,12 @@ def claim(
 ) -> list[Claimed]:
     """Take up to *limit* pending events that are due, oldest first, that no other worker has taken.
 
-    Of one *share* these are not all that are pending: see ``LOOK_AHEAD_BATCHES``. Of those numbered *only* each is
-    taken, due or not. Those of an account that is being renamed are left to who renames it, *though_renamed*: see
-    logs/renaming.py. *compared* gets the numbers of what was taken while copies are compared, and is empty after.
+    With a *share* it may miss pending events of that share: see ``LOOK_AHEAD_BATCHES``. With *only* it takes the events
+    of those numbers, due or not. Events of an account that is being renamed are taken only with *though_renamed*, by
+    the rename itself: see logs/renaming.py. While copies are compared, *compared* holds the numbers of the events that
+    were taken; it is empty afterwards.
     """
-    # A swap, and a snapshot to compare the tables in, hold the lock alone.
+    # A swap of schemas, and a snapshot to compare the tables in, hold this lock exclusively.
     share_folding(cursor)
     number, of = share or (None, None)
     cursor.execute(
@@ -100,7 +101,7 @@ def claim(
     underway.clear()
     _as_chosen(cursor, rows, choices)
     payloads = inbox.payloads_of(cursor, [seq for row in rows for seq in (row[0], row[10]) if seq is not None])
-    # What is set aside is not read, and neither is that of which the outcome stands.
+    # Ignored events and events that keep their outcome are not folded, so their payloads are not needed.
     standing = _standing(cursor, rows, choices)
     payloads = {row[0]: b"" for row in rows if row[10] is not None or row[0] in standing} | payloads
     archived = [row for row in rows if row[0] not in payloads]
@@ -123,13 +124,13 @@ def claim(
 
 
 def _choices(cursor: Cursor, rows: Sequence[Sequence[Any]]) -> dict[int, Choice]:
-    """Return what the copies of each event come to; a first delivery has none that was looked for."""
+    """Return the choice among the copies of each event. A first delivery has no copies, so it is not looked up."""
     asked = [row[0] for row in rows if row[9] or row[12]]
     return renderings.examine(cursor, asked) if asked else {}
 
 
 def _as_chosen(cursor: Cursor, rows: list[tuple[Any, ...]], choices: Mapping[int, Choice]) -> None:
-    """Bring *rows* to what the inbox has now of the events of which another copy was chosen."""
+    """Replace in *rows* the events of which another copy was chosen by what the inbox holds now."""
     moved = [seq for seq, choice in choices.items() if choice.moved]
     if not moved:
         return
@@ -139,7 +140,7 @@ def _as_chosen(cursor: Cursor, rows: list[tuple[Any, ...]], choices: Mapping[int
 
 
 def _standing(cursor: Cursor, rows: Sequence[Sequence[Any]], choices: Mapping[int, Choice]) -> set[int]:
-    """Return the events of which only copies came, and the outcome that they have stands."""
+    """Return the events that keep their outcome: only copies of them came, and none with another content was chosen."""
     asked = [row[0] for row in rows if row[12] and not row[9] and not (row[0] in choices and choices[row[0]].is_other)]
     if not asked:
         return set()
@@ -147,14 +148,14 @@ def _standing(cursor: Cursor, rows: Sequence[Sequence[Any]], choices: Mapping[in
     return {seq for (seq,) in cursor.fetchall()}
 
 
-# Nothing is asked for each event unless a rename goes on, which is seldom.
+# Usually no rename is under way, and then nothing is looked up for the single events.
 _SETTLED: Final = """
 CASE WHEN %(though_renamed)s OR NOT (SELECT EXISTS (SELECT FROM account_names WHERE finished_at IS NULL)) THEN true
 ELSE NOT EXISTS (
     SELECT FROM inbox AS i JOIN account_names AS n ON i.account IN (n.old, n.new)
     WHERE i.seq = pending.seq AND n.finished_at IS NULL
 ) END"""
-# What waits to be tried again is stepped over.
+# Events that wait for their next try are skipped.
 _DUE: Final = f"(due_at IS NULL OR due_at <= now()) AND {_SETTLED}"
 _TAKEN: Final = f"""
 SELECT {ENVELOPE}, taken.again, {SET_ASIDE}, taken.attempts, taken.copies
@@ -173,8 +174,8 @@ WITH taken AS MATERIALIZED (
 )
 {_TAKEN}
 """
-# Only what is near is looked at: where all that is pending is of one object, the other shares find that soon. What is
-# found is locked one by one, until there is enough.
+# Scan a bounded number of pending events, so that a share without any of its own finds that out quickly. The events
+# found are locked one by one, until there are enough.
 _CLAIM_SHARE: Final = f"""
 WITH near AS MATERIALIZED (
     SELECT seq FROM pending WHERE {_DUE} ORDER BY seq LIMIT %(near)s
@@ -193,7 +194,7 @@ SELECT {ENVELOPE}, i.again, {SET_ASIDE}, i.attempts, i.copies FROM taken AS i OR
 
 
 def _leave(cursor: Cursor, archived: Sequence[Sequence[Any]]) -> None:
-    """Take events whose payloads are archived off what is pending: the outcome that each has stands."""
+    """Delete events with archived payloads from ``pending``. Each keeps its outcome; one without any is parked."""
     seqs = [row[0] for row in archived]
     cursor.execute(
         "INSERT INTO outcomes (seq, state, reason, cause, attempts, folded_at, fold_version)"
@@ -211,7 +212,7 @@ def event_in(row: Sequence[Any], payloads: Mapping[int, bytes]) -> Event:
     """Return the event of a row of ``ENVELOPE``.
 
     Raises:
-        Archived: when its payload is not at hand.
+        Archived: when its payload is archived.
     """
     payload = payloads.get(row[0])
     if payload is None:
@@ -223,7 +224,7 @@ def event_in(row: Sequence[Any], payloads: Mapping[int, bytes]) -> Event:
 
 
 def event_of_delivery(delivery: Delivery) -> Event:
-    """Return *delivery* as it would be claimed once it is recorded, but for its number."""
+    """Return the event that would be claimed once *delivery* is recorded. Its number is 0."""
     envelope = delivery.envelope
     return Event(
         seq=0,
@@ -255,21 +256,21 @@ _decode_ignored = msgspec.json.Decoder(_IgnoredEvent).decode
 
 
 def reason_of(observation: bytes | None) -> str:
-    """Return why an operator ignores an event, by the *observation* that says so, None where that is archived.
+    """Return the reason of an *observation* by which an operator ignores an event; pass None where it is archived.
 
-    An observation of a replayed log may hold anything, and sets its event aside all the same.
+    The observation ignores its event even where it is malformed, as one from a replayed log may be.
     """
     try:
         reason = None if observation is None else _decode_ignored(observation).data.object.reason
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         reason = None
-    # PostgreSQL's text holds any character but this one.
+    # NUL is the only character that PostgreSQL's text cannot hold.
     kept = (reason or "").replace("\0", "")
     return f"set aside by an operator: {kept}" if kept else "set aside by an operator"
 
 
 def _lock_key(subject: Subject) -> str:
-    # By the object whose events they come from, so that a row and its children are one.
+    # The key names the object that has the events, so that a row and its children share one lock.
     return f"{subject.account} {subject.livemode} {subject.source}"
 
 
@@ -286,7 +287,7 @@ def try_locks(cursor: Cursor, subjects: Sequence[Subject]) -> set[Subject]:
 
 
 def lock_objects(cursor: Cursor, subjects: Iterable[Subject], objects: Iterable[Object]) -> None:
-    """Wait until no one else folds one of *objects*, or of those of *subjects*, and hold them until the end."""
+    """Wait for the locks of *objects* and of the objects of *subjects*, and hold them until the transaction ends."""
     keys = {_lock_key(each) for each in subjects}
     keys |= {f"{account} {livemode} {id_}" for account, livemode, id_ in objects}
     cursor.execute(
@@ -301,12 +302,12 @@ def lock_objects(cursor: Cursor, subjects: Iterable[Subject], objects: Iterable[
 
 
 def queue_outdated(cursor: Cursor, *, limit: int = REFOLD_EVENTS_MAX, fold_version: int = folds.FOLD_VERSION) -> int:
-    """Queue up to *limit* events that an older fold version gave their outcome, and return how many.
+    """Queue up to *limit* events with an outcome of an older fold version, and return how many.
 
-    Not those whose payload is archived: without it they could only be parked.
+    Events with an archived payload are left out, because without the payload they could only be parked.
     """
     queued, version, seq = 0, -1, -1
-    # From what is at hand to what is outdated and back, so that no pass counts through all that is archived.
+    # Each pass starts at the first payload that is not archived, so that no pass reads through the archived events.
     while queued < limit:
         cursor.execute(_OUTDATED, {"version": version, "newest": fold_version, "seq": seq, "limit": limit})
         version, outdated = cursor.fetchone() or (None, None)
@@ -321,7 +322,7 @@ def queue_outdated(cursor: Cursor, *, limit: int = REFOLD_EVENTS_MAX, fold_versi
     return queued
 
 
-# Of the oldest fold version from *version* on, the outdated events from the first payload at hand on.
+# The outdated events of the oldest fold version from *version* on, from the first payload that is not archived.
 _OUTDATED: Final = """
 WITH oldest AS (
     SELECT fold_version FROM outcomes WHERE fold_version >= %(version)s AND fold_version < %(newest)s

@@ -1,10 +1,10 @@
 r"""Rows in the form that COPY reads.
 
 Note [The JSON encoder writes what COPY reads]
-    A row as a JSON array, its brackets taken off, is a line of CSV whose texts stand in quotes, whose escape is a
-    backslash and whose null is ``null``: numbers, booleans and times are spelled as PostgreSQL reads them. One call
-    of a C function writes it, where a text made value by value takes six times as long. Only a control character
-    is told otherwise: JSON's ``\n`` is two characters to CSV, so it is put back as the one that it stands for.
+    A row as a JSON array without its brackets is a line of CSV: texts are in quotes, the escape is a backslash, the
+    null is ``null``, and PostgreSQL can read the numbers, booleans and times. One call of a C function writes the line;
+    a line that is put together value by value takes six times as long. Only control characters differ: JSON's ``\n``
+    is two characters to CSV, so each such escape is replaced by its control character.
 """
 
 import re
@@ -28,7 +28,7 @@ _CONTROLS: Final = {b"b": b"\b", b"f": b"\f", b"n": b"\n", b"r": b"\r", b"t": b"
 
 
 class Form:
-    """How the rows of one *table* are written, its columns in their order or only those *named*."""
+    """Writes the rows of one *table*, with all columns in their order or only the columns *named*."""
 
     def __init__(self, table: Table, named: Sequence[str] = ()) -> None:
         names = named or [column.name for column in table.columns]
@@ -38,11 +38,11 @@ class Form:
 
     @property
     def columns(self) -> sql.Composed:
-        """The columns that a row has, as COPY lists them."""
+        """The columns of a row, as a list for COPY."""
         return sql.SQL(", ").join(map(sql.Identifier, self._names))
 
     def line(self, row: Mapping[str, Any]) -> bytes:
-        """Return *row* as a line, its end included."""
+        """Return *row* as a line with its line end."""
         if self._json:
             nested = {name: _encode(row[name]).decode() for name in self._json if row[name] is not None}
             row = {**row, **nested} if nested else row
@@ -50,7 +50,7 @@ class Form:
 
 
 def line(values: Sequence[Any]) -> bytes:
-    """Return *values*, none of which is JSON, as a line, its end included."""
+    """Return *values*, none of them JSON, as a line with its line end."""
     written = _encode(values)[1:-1] + b"\n"
     if b"\\" in written and _CONTROL.search(written.replace(b"\\\\", b"")):
         return _ESCAPED.sub(_unescaped, written)

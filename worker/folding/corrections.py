@@ -1,10 +1,11 @@
-"""What the feed last announced of an order, and whether that has to be corrected.
+"""Compares an order's new state with the last one that the feed announced, and corrects the feed if needed.
 
 Note [The feed's last word of an order is its row]
-    A fold compares a row with the row before it. What a reader acts on is what the feed announced, and the two may
-    differ: a row that went (its one event was ignored) has no row before it when it comes back, and a one-shot that is
-    there already is not announced again. So what a fold finds is held against the last one-shot or correction of the
-    order, under the lock of those who append changes. What is withheld counts as announced: it is what may be released.
+    A fold compares a row with the row before it, but a reader acts on the announcements of the feed, and the two may
+    differ. A row that was deleted because its only event was ignored has no row before it when it comes back, and a
+    one-shot that the feed has is not announced again. So the changes that a fold finds are compared with the order's
+    last one-shot or correction, under the lock to append changes. Withheld changes count as announced, because they may
+    be released.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,7 +21,7 @@ from worker.folds.join import Joined
 
 _Order: TypeAlias = tuple[str, bool, str]
 _Announced: TypeAlias = tuple[Mapping[str, Any] | None, Sequence[str]]
-"""What was last announced of an order, and which one-shots were announced of it."""
+"""The last announced state of an order, and the kinds of one-shots that were announced of it."""
 
 
 def is_of_order(change: Mapping[str, Any]) -> bool:
@@ -29,7 +30,7 @@ def is_of_order(change: Mapping[str, Any]) -> bool:
 
 
 def against_the_feed(cursor: Cursor, found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return *found* with each step of an order as it is after all that the feed announced of that order.
+    """Return *found* with each step of an order compared with the feed: kept, dropped, or made a correction.
 
     The caller keeps others from appending.
     """
@@ -46,13 +47,13 @@ def _settled(change: dict[str, Any], announced: Mapping[_Order, _Announced]) -> 
         return [change]
     after = {name: value for name, value in change["after"].items() if name != "lines"}
     before = change["before"] if last is None else {name: last.get(name) for name in after}
-    # A one-shot that was found as a correction: the feed never had it. Its lines are not at hand here.
+    # A fold found a correction, but the feed never had the one-shot, so that is sent. Its lines are not loaded here.
     more = {"lines": None} if kind in KINDS_WITH_LINES else {}
     return [{**change, "kind": kind, "before": before, "after": {**after, **more}}]
 
 
 def _announced(cursor: Cursor, changes: Sequence[Mapping[str, Any]]) -> dict[_Order, _Announced]:
-    """Return what was announced of the orders of *changes*, without those of which nothing was."""
+    """Return what the feed announced of the orders of *changes*. Orders without any announcement are left out."""
     if not changes:
         return {}
     cursor.execute(
@@ -67,9 +68,10 @@ def _announced(cursor: Cursor, changes: Sequence[Mapping[str, Any]]) -> dict[_Or
 
 
 def openings(cursor: Cursor, rows: Mapping[Subject, Joined], known: Mapping[Subject, Row]) -> dict[Subject, Row]:
-    """Return what balances among *rows* were before their first change, where the feed has announced none of them.
+    """Return the openings of balances among *rows* that have no announced change yet.
 
-    See Note [A currency moves no balance]. Who folds holds the lock of the customer, so that nothing is announced now.
+    See Note [A currency moves no balance]. The caller holds the lock of each customer, so no change of these balances
+    can be announced at the same time.
     """
     found = {subject: joined.opening for subject, joined in rows.items() if joined.opening is not None}
     resting = [subject for subject in found if subject in known]

@@ -1,4 +1,4 @@
-"""The items of an order that was paid, to be sent, or has expired, to be put back: they are part of the change."""
+"""Adds an order's items to its change: those of a paid order to be sent, those of an expired one to be put back."""
 
 from collections.abc import Sequence
 from typing import Any, Final
@@ -23,9 +23,9 @@ WHERE l.lines IS NOT NULL
 
 
 def add_lines(cursor: Cursor, changes: Sequence[dict[str, Any]]) -> None:
-    """Fill the ``lines`` of those of *changes* whose order has all of them, from the lines as they are at rest.
+    """Fill the ``lines`` of *changes* from the saved lines, if the order's lines are complete.
 
-    A line is its price, product and quantity; nothing of the buyer is in it.
+    A line is its price, product and quantity. It holds nothing about the buyer.
     """
     chosen = [change for change in changes if change["after"].get("lines") is not None]
     if not chosen:

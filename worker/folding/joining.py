@@ -1,4 +1,4 @@
-"""What events say is joined with the rows at rest, or with all that the inbox says of an object."""
+"""Joins new facts with the saved rows, or with all facts of the inbox about an object."""
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -19,7 +19,10 @@ from worker.folds.join import Joined
 
 
 def objects_of(cursor: Cursor, events: Sequence[Event]) -> set[Object]:
-    """Return the customers and notes that *events* may have told of before: their own, or those of a transaction."""
+    """Return the customers and credit notes that earlier folds of *events* may have changed.
+
+    They are the events' own objects, and the ones that a balance transaction mentions.
+    """
     found = {
         (event.account, event.livemode, event.object_id)
         for event in events
@@ -27,14 +30,14 @@ def objects_of(cursor: Cursor, events: Sequence[Event]) -> set[Object]:
     }
     seqs = [event.seq for event in events if event.object_type == "customer_balance_transaction"]
     if seqs:
-        # Seldom asked, so that no index by number is kept for it.
+        # This query is rare, so there is no index by number for it.
         cursor.execute("SELECT account, livemode, object_id FROM mentions WHERE seq = ANY (%s)", (seqs,))
         found.update(cursor.fetchall())
     return found
 
 
 def rows_of(cursor: Cursor, objects: set[Object]) -> set[Subject]:
-    """Return the rows at rest that are folded from the events of *objects*, which are customers, notes and invoices."""
+    """Return the saved rows that are folded from the events of *objects*: customers, credit notes and invoices."""
     if not objects:
         return set()
     accounts, modes, keys = map(list, zip(*objects, strict=True))
@@ -61,7 +64,7 @@ FROM k JOIN credit_notes AS t ON (t.account, t.livemode, t.id) = (k.account, k.l
 
 
 def mention(cursor: Cursor, events: Sequence[Event], facts: dict[Subject, list[Facts]]) -> None:
-    """Note which events speak of another object's rows, so that those rows can be folded from all that is said."""
+    """Note which events have facts about another object's rows, so that a fold of those rows can find the events."""
     by_id = {(event.account, event.livemode, event.id): event for event in events}
     found = {
         (event.account, event.livemode, subject.source, event.seq)
@@ -83,21 +86,22 @@ def mention(cursor: Cursor, events: Sequence[Event], facts: dict[Subject, list[F
 
 
 def join_facts(cursor: Cursor, facts: dict[Subject, list[Facts]], anew: set[Subject]) -> Saved:
-    """Return the rows that *facts* make of those at rest; those *anew* are folded from all that the inbox holds.
+    """Return the saved rows with *facts* joined. The rows *anew* are folded from all their facts in the inbox.
 
     The caller holds the locks of their objects.
     """
     known = load_rows(cursor, facts.keys() | anew)
     joined: dict[Subject, Joined] = {}
     led = _led_rows(cursor, facts.keys() - anew)
-    # A doubt is for all the events of the object to decide, which all of its rows share.
+    # An ambiguous order can be settled only by all the events of the object, and all its rows share that order.
     refold = anew | _in_doubt(cursor, (known.keys() - anew) | led)
     for subject in facts.keys() - refold:
         shape, row = folds.SHAPES[subject.table], known.get(subject)
         if row is not None and settling.is_laid_on(subject, row):
             refold.add(subject)
             continue
-        # An object without a row has no folded events, so that this batch has all of them; unless others speak of it.
+        # An object without a row has no folded events, so this batch has all of them, except those that mention it from
+        # another object.
         leader = join.leader_of(shape, subject)
         is_new = row is None and (shape.keeps_all if leader is None else leader not in known)
         result = join.fold_all(shape, join.with_leader(shape, subject, facts)) if is_new else None
@@ -119,7 +123,7 @@ def join_facts(cursor: Cursor, facts: dict[Subject, list[Facts]], anew: set[Subj
 
 
 def _in_doubt(cursor: Cursor, at_rest: Collection[Subject]) -> set[Subject]:
-    """Return those of the rows *at_rest* whose order is noted as ambiguous, and the rows that order them."""
+    """Return those of the rows *at_rest* that have an ambiguous order, and the rows that lead them."""
     if not at_rest:
         return set()
     named = {row_name(subject): subject for subject in at_rest}
@@ -140,7 +144,7 @@ def _in_doubt(cursor: Cursor, at_rest: Collection[Subject]) -> set[Subject]:
 
 
 def _led_rows(cursor: Cursor, subjects: Iterable[Subject]) -> set[Subject]:
-    """Return the rows at rest that share the order of one of *subjects*, and so change with it."""
+    """Return the saved rows that share the order of one of *subjects*, and so change with it."""
     leaders = {shape.leader for shape in folds.SHAPES.values() if shape.leader}
     found = {(each.account, each.livemode, each.id) for each in subjects if each.table in leaders}
     return {each for each in rows_of(cursor, found) if folds.SHAPES[each.table].leader}
@@ -149,9 +153,10 @@ def _led_rows(cursor: Cursor, subjects: Iterable[Subject]) -> set[Subject]:
 def facts_of(
     cursor: Cursor, subjects: set[Subject], at_hand: dict[Subject, list[Facts]], *, with_pending: bool = False
 ) -> dict[Subject, list[Facts]]:
-    """Return all that the inbox says of *subjects* and of what orders them, but for what is not or no longer folded.
+    """Return all facts of the inbox about *subjects* and about the rows that lead them.
 
-    Of what is to be folded that counts of which the facts are *at_hand*, or all *with_pending*.
+    Ignored and parked events are left out. A pending event counts if its facts are *at_hand*; *with_pending* lets
+    every pending event count.
     """
     found: dict[Subject, list[Facts]] = {subject: [] for subject in subjects}
     if not subjects:
@@ -181,7 +186,7 @@ def facts_of(
             *world_arrays(keys := list(subjects)),
             text_array([key.source for key in keys]),
             "pending" if with_pending else "parked",
-            # What is new, and what was parked and may fold now: the batch has judged it already.
+            # New events, and parked events that may be folded now: the batch has judged both already.
             *world_arrays([one.subject for one in judged]),
             text_array([one.event_id for one in judged]),
         ),
@@ -199,7 +204,7 @@ def facts_of(
 
 
 def facts_at_hand(cursor: Cursor, subjects: set[Subject]) -> Iterator[tuple[Subject, list[Facts] | None]]:
-    """Yield all that the inbox says of each of *subjects*, None where a payload of it is archived."""
+    """Yield each of *subjects* with all its facts in the inbox, None where one of the payloads is archived."""
     try:
         yield from facts_of(cursor, subjects, {}).items()
     except Archived:

@@ -1,12 +1,12 @@
-"""What an older fold version had folded, and waits for its turn to be folded again.
+"""Finds the events that an older fold version had folded, and that wait to be folded again.
 
 Note [History is not news]
-    When a release folds differently, the clock lets all that an older version folded be folded again. What that moves
-    happened long ago, so its changes are withheld. A new event may come for an object of which the history waits for
-    its turn. Then, in the same transaction, the object is first folded from the events that had been folded before,
-    which is what the row would have been had this release been there all along, and withheld is what that moves; what
-    the new event moves beyond it is announced. What was parked had no part in the row, so it is as good as new. Of an
-    object with archived events the row stays as it is, since it cannot be folded again.
+    When a release folds differently, the clock queues all events that an older version folded. The changes that follow
+    happened long ago, so they are withheld. A new event may come for an object while that object's history still waits.
+    Then, in the same transaction, the object is first folded from the events that were folded before. The result is the
+    row that this release would have made from the beginning, and its changes are withheld. Only the changes that the
+    new event makes to that row are announced. A parked event had no part in the row, so it counts as new. An object
+    with archived events cannot be folded again, so its row stays as it is.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,12 +16,12 @@ from schemas.database import Cursor, boolean_array, integer_array, text_array
 from worker.folds.facts import Facts, Subject
 
 Object: TypeAlias = tuple[str, bool, str]
-"""An object's id in its world."""
+"""An object's account, mode and id."""
 
 
 def is_at_hand(cursor: Cursor, fold_version: int) -> bool:
-    """Return whether any outcome is of an older version than *fold_version*, and has its payload at hand."""
-    # By the index, whatever the planner believes: it would read a table through to find that no row is older.
+    """Return whether an event with a payload has an outcome of a version older than *fold_version*."""
+    # This form makes the planner use the index. It would read the whole table to find that no row is older.
     cursor.execute("SELECT fold_version FROM outcomes ORDER BY fold_version LIMIT 1")
     oldest = cursor.fetchone()
     if oldest is None or oldest[0] >= fold_version:
@@ -30,7 +30,7 @@ def is_at_hand(cursor: Cursor, fold_version: int) -> bool:
     return cursor.fetchone() == (True,)
 
 
-# From one version to the next, so that what is archived, and stays as it is for ever, is not read through.
+# Goes from one version to the next, so that it does not read through archived events, which keep old versions for ever.
 _IS_AT_HAND: Final = """
 WITH RECURSIVE older AS (
     SELECT min(fold_version) AS version FROM outcomes WHERE fold_version < %(version)s
@@ -50,7 +50,7 @@ SELECT EXISTS (
 
 
 def outdated(cursor: Cursor, seqs: Sequence[int], fold_version: int) -> set[int]:
-    """Return those of the events numbered *seqs* that a version older than *fold_version* had folded or ignored."""
+    """Return the events among *seqs* that a version older than *fold_version* had folded or ignored."""
     cursor.execute(
         "SELECT seq FROM outcomes WHERE seq = ANY (%s::bigint[]) AND fold_version < %s AND state <> 'parked'",
         (integer_array(seqs), fold_version),
@@ -59,7 +59,7 @@ def outdated(cursor: Cursor, seqs: Sequence[int], fold_version: int) -> set[int]
 
 
 def objects(cursor: Cursor, of: set[Object], fold_version: int) -> set[Object]:
-    """Return the objects among *of* that have events of a version older than *fold_version*, and all at hand."""
+    """Return the objects among *of* that have an event of a version older than *fold_version*, and all payloads."""
     if not of:
         return set()
     cursor.execute(_WITH_HISTORY, {**_arrays(of), "version": fold_version})
@@ -92,11 +92,11 @@ _WAYS: Final = {
     "payment_intents": (),
     "refunds": ("payment_intent", "charge"),
 }
-"""By table, the columns by which an order and what became of its money find each other."""
+"""By table: the columns that lead from an order to the objects of its money, and back."""
 
 
 def neighbours(cursor: Cursor, facts: Mapping[Subject, Sequence[Facts]]) -> set[Subject]:
-    """Return the rows at rest that, with those of *facts*, decide what an order's money comes to."""
+    """Return the saved rows that decide about an order's money together with the rows of *facts*."""
     found: set[Subject] = set()
     ids = {
         (subject.account, subject.livemode, each)
@@ -115,7 +115,8 @@ def neighbours(cursor: Cursor, facts: Mapping[Subject, Sequence[Facts]]) -> set[
     return found
 
 
-# Each key is one probe of an index, whatever the planner believes: see the Note of that name in worker/folding/rows.py.
+# Each key is one probe of an index: see Note [A row is found by its key, whatever the planner believes] in
+# worker/folding/rows.py.
 _NEIGHBOURS: Final = " UNION ALL ".join(
     f"SELECT '{table}', t.account, t.livemode, t.id, ARRAY[{', '.join(f't.{way}' for way in ('id', *ways))}]"
     f" FROM {_OBJECTS} CROSS JOIN LATERAL (SELECT * FROM {table} AS t"

@@ -1,14 +1,14 @@
-"""What an order's refunds come to, as a change: a truth that spans several objects.
+"""Announces the sum of an order's refunds, which depends on several objects.
 
-Note [Whoever comes second sees the other]
-    A refund knows its payment intent or its charge, a charge its intent or its invoice, and the order that intent, or
-    an invoice that was paid by it. Whichever is folded last has to notice the others, and neither knows all of the way
-    between. So this is asked under the lock of those who append changes, which is held to the commit: whoever has it
-    sees all that was saved by those who had it before.
+Note [The second transaction sees the first]
+    A refund names its payment intent or its charge, a charge names its intent or its invoice, and the order names the
+    intent or an invoice that was paid by it. The object that is folded last has to notice the others, and none of them
+    has the whole path between refund and order. So the orders are looked up under the lock of transactions that append
+    changes, which is held to the commit. A transaction that has the lock sees everything that earlier holders saved.
 
 Note [Most orders were never refunded]
-    First one statement finds which of a batch's rows lead to a refund at all, or to a charge that reports one, by index
-    probes. Only for those are the orders looked for, and what the order book shows of them.
+    First one statement finds by index probes which rows of a batch lead to a refund at all, or to a charge that reports
+    one. Only for those rows are the orders, and their state in the order book, looked up.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -28,15 +28,16 @@ _SHOWN: Final = (
     *("refunded_amount", "refund_status"),
 )
 ROWS_AT_ONCE: Final = 1_000
-# What of an order decides which refunds are its own, whether they can be added up, and how much of it they are.
+# The columns of an order that decide which refunds belong to it, whether these can be added up, and which part of the
+# order they are.
 _OF_ORDER: Final = ("payment_intent", "invoice", "currency", "amount_total")
 _TABLES: Final = ("charges", "invoice_payments", "orders", "refunds")
 
 
 class Moved(NamedTuple):
-    """A row that may change what an order's refunds come to: how its orders are found, and which event moved it.
+    """A row that may change the sum of an order's refunds, with the references to find the order and its last event.
 
-    It *is_refunded* where it is a refund, or a charge that reports one; of others that is asked.
+    *is_refunded* is true for a refund, and for a charge that reports one. Other rows have to be looked up.
     """
 
     account: str
@@ -51,7 +52,7 @@ class Moved(NamedTuple):
 
 
 def moved(rows: Mapping[Subject, Joined], known: Mapping[Subject, Row]) -> list[Moved]:
-    """Return those of *rows* that may change what an order's refunds come to, where they were *known* otherwise."""
+    """Return those of *rows* that may change the sum of an order's refunds and differ from the *known* row."""
     found: list[Moved] = []
     for subject, joined in rows.items():
         if subject.table in _TABLES:
@@ -64,7 +65,7 @@ def moved(rows: Mapping[Subject, Joined], known: Mapping[Subject, Row]) -> list[
 
 
 def vanished(gone: Iterable[Subject], known: Mapping[Subject, Row]) -> list[Moved]:
-    """Return those of the rows that are *gone*, as they were *known*, that may change it."""
+    """Return those of the rows *gone* that may change the sum of an order's refunds, as they were *known*."""
     return [
         _leading(subject, known[subject], known[subject], "observation") for subject in gone if subject.table in _TABLES
     ]
@@ -77,14 +78,14 @@ def _moves_money(subject: Subject, row: Row, known: Row) -> bool:
 
 
 def _moved(subject: Subject, row: Row, known: Row, source: str) -> list[Moved]:
-    """Return what leads to the orders of *row*, and to those that it led to before, when it was *known*."""
+    """Return the references to the orders of *row* and, from the row *known* before, to its earlier orders."""
     now, before = (_leading(subject, each, row, source) for each in (row, known))
     is_refunded = now.is_refunded or before.is_refunded
     return list(dict.fromkeys(each._replace(is_refunded=is_refunded) for each in (now, before)))
 
 
 def _leading(subject: Subject, row: Row, by: Row, source: str) -> Moved:
-    """Return what leads to the orders of *row*, which was moved *by* what made it what it is."""
+    """Return the references to the orders of *row*, with the event of the row *by*, which moved it."""
     is_refunded = _is_refunded(subject, row)
     return Moved(
         subject.account, subject.livemode, *_ways(subject, row), by["event_id"], by["as_of"], source, is_refunded
@@ -92,20 +93,20 @@ def _leading(subject: Subject, row: Row, by: Row, source: str) -> Moved:
 
 
 def _is_refunded(subject: Subject, row: Row) -> bool:
-    # A charge that does not report what was refunded of it leaves the sum unknown.
+    # A charge that does not report its refunded amount leaves the sum unknown.
     return subject.table == "refunds" or (subject.table == "charges" and row["amount_refunded"] != 0)
 
 
 def _ways(subject: Subject, row: Row) -> tuple[Value, Value, Value]:
-    """Return the payment intent, charge and invoice that *row* names, or is."""
+    """Return the payment intent, charge and invoice of *row*. It names them, or is one of them itself."""
     charge = subject.id if subject.table == "charges" else row.get("charge")
-    # An order with an intent was paid by that.
+    # An order with an intent was paid by its intent, not by its invoice.
     is_by_intent = subject.table == "orders" and row["payment_intent"] is not None
     return row.get("payment_intent"), charge, None if is_by_intent else row.get("invoice")
 
 
 def changes(cursor: Cursor, moved: list[Moved]) -> list[dict[str, Any]]:
-    """Return a change for each order of which *moved* changed what was refunded, since it was last announced.
+    """Return a change for each order of *moved* with other refunds than its last announced change.
 
     The rows are saved. The caller keeps others from appending.
     """
@@ -121,9 +122,9 @@ def _changes(cursor: Cursor, moved: list[Moved]) -> list[dict[str, Any]]:
 
 
 def untold(cursor: Cursor, *, told_in: str) -> list[dict[str, Any]]:
-    """Return a change for each order that was refunded otherwise than the feed of the schema *told_in* last has it.
+    """Return a change for each order with other refunds than its last change in the feed of the schema *told_in*.
 
-    It is by the event of the order's row, since no one event is behind it.
+    The change names the event of the order's row, because no single event caused it.
     """
     with cursor.connection.cursor(row_factory=dict_row) as found:
         last = sql.SQL(_LAST).format(changes=sql.Identifier(told_in, "changes"))
@@ -132,7 +133,7 @@ def untold(cursor: Cursor, *, told_in: str) -> list[dict[str, Any]]:
 
 
 def untold_of(cursor: Cursor, account: str) -> list[dict[str, Any]]:
-    """Return a change for each order of *account* that was refunded otherwise than its last change has it.
+    """Return a change for each order of *account* with other refunds than its last change in the feed.
 
     The caller keeps others from appending.
     """
@@ -186,7 +187,8 @@ def _refunded(cursor: Cursor, moved: list[Moved]) -> list[Moved]:
     ]
 
 
-# An EXISTS with an OFFSET is made no join, nor a table read whole: see Note [A row is found by its key] in projection.
+# An EXISTS with an OFFSET becomes no join, and no scan of a whole table: see Note [A row is found by its key, whatever
+# the planner believes] in worker/folding/rows.py.
 _REFUNDED: Final = """
 WITH m AS (
     SELECT * FROM unnest(%s::text[], %s::boolean[], %s::text[], %s::text[], %s::text[])
@@ -237,9 +239,9 @@ SELECT DISTINCT number FROM ways AS w WHERE
     ))
 """
 
-# What was last announced of an order's refunds, and whether the order book has another sum or status. Where nothing was
-# announced the sum was 0, of whatever status: then one that is not known is announced only if a way to a payment is
-# known, and something was refunded.
+# The last announced refunds of an order, if the order book has another sum or status. Where nothing was announced, the
+# sum was 0, and the status does not matter. Then an unknown sum is announced only if something was refunded and a path
+# from the order to a payment is known.
 _LAST: Final = """
 LEFT JOIN LATERAL (
     SELECT c.after AS told FROM {changes} AS c
@@ -264,7 +266,7 @@ WHERE CASE
     )
 END
 """
-# From what moved to its intents and charges, from these to their invoices, and from all of them to the orders.
+# From the moved rows to their intents and charges, from these to their invoices, and from all of them to the orders.
 _AFFECTED: Final = sql.Composed(
     [
         sql.SQL(

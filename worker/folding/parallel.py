@@ -1,13 +1,14 @@
-"""Folding in two processes at once, where there is more to fold than one batch.
+"""Folds in two processes at once if there is more to fold than one batch.
 
 Note [Each lane has objects of its own]
-    A session is opened and paid within minutes, so that two batches in a row speak of the same objects, and the second
-    would wait for the locks of the first. So what is pending is dealt by its object. Lanes are processes: two threads
-    would wait for each other's turn of the interpreter, which takes half of the time that a batch takes.
+    A session is opened and paid within minutes, so two batches in a row have events of the same objects, and the second
+    would wait for the locks of the first. So pending events are divided by their objects. Lanes are processes, because
+    two threads would wait for each other's turn of the interpreter, which takes half of the time of a batch.
 
 Note [A silent lane is replaced]
-    A lane reports each batch, and a batch is bounded, so one that reports nothing for longer hangs: it is killed, and
-    the next backlog starts another. What it had claimed is pending again, since its transaction ends with it.
+    A lane reports each batch, and the time of a batch is bounded. So a lane that reports nothing for longer hangs: it
+    is killed, and the next backlog starts another. Its claimed events are pending again, because its transaction ends
+    with the process.
 """
 
 import gc
@@ -36,32 +37,32 @@ from worker.folding.claim import Share
 from worker.folding.projection import Apart
 
 LANES: Final = 2
-"""Batches that are folded at once; two processors have no use for more."""
+"""Batches that are folded at once. Two processors have no use for more."""
 YOUNG_OBJECTS_MAX: Final = 50_000
-"""New objects at which the collector looks for cycles; a batch makes about as many, and none of them is in one."""
+"""New objects after which the collector looks for cycles. A batch makes about as many, and none of them in a cycle."""
 
 REPORT_SECONDS_MAX: Final = 30.0
-"""For so long a lane is waited for: a batch is over before, even on a database that is silent."""
+"""Seconds to wait for a lane's report. A batch takes less, even on a database that does not answer."""
 CLOSE_SECONDS_MAX: Final = 5.0
-"""For so long a lane may go on with its batch when its parent ends; then it is killed."""
+"""Seconds for which a lane may go on with its batch when its parent ends. Then it is killed."""
 
 Start = Literal["fork", "spawn"]
-"""How a process begins: a fork shares memory with its parent, which may have no threads then."""
+"""How a process begins. A fork shares memory with its parent, which must not have threads at that time."""
 
 _log = structlog.get_logger()
 
 
 def settle_down() -> None:
-    """Leave what this process has loaded to no collector of cycles."""
+    """Exempt all objects that this process has loaded from the collection of cycles."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(YOUNG_OBJECTS_MAX, 20, 20)
 
 
 class Order(Struct, frozen=True):
-    """What a lane is to fold: of one *share* or all, until a time of the monotonic clock, each batch within *bounds*.
+    """A lane's task: fold one *share* or all, *until* a time of the monotonic clock, each batch within *bounds*.
 
-    It is *now* at the time of folding unless another time is given.
+    *now* replaces the current time in folding, if it is given.
     """
 
     share: Share | None = None
@@ -71,7 +72,7 @@ class Order(Struct, frozen=True):
 
 
 class Report(Struct, frozen=True):
-    """What a lane folded since its last report, and whether it *is_done* with its order."""
+    """The number of events that a lane folded since its last report, and whether it *is_done* with its order."""
 
     folded: int
     is_done: bool
@@ -87,19 +88,19 @@ def fold(
     bounds: Bounds | None = None,
     step: Callable[[], None] = lambda: None,
 ) -> int:
-    """Fold batches until nothing is pending, or *until* a time of the monotonic clock; return how many events.
+    """Fold batches until nothing is pending, or *until* a time of the monotonic clock; return the number of events.
 
-    A backlog is shared with the lane *beside*; what that does already counts as well. What is left of a batch that
-    failed is kept in *apart*, for a process that folds again. *step* is called after each batch of either.
+    A backlog is shared with the lane *beside*, and the events that the lane folds are counted as well. The rest of a
+    failed batch is kept in *apart*, for the next call in this process. *step* is called after each batch of either.
 
     Raises:
-        Transient: PostgreSQL does not answer, or not within *bounds*; what is folded until then is saved.
+        Transient: PostgreSQL does not answer, or not within *bounds*. Events that were folded before stay folded.
     """
     parts: Apart = deque() if apart is None else apart
     folded = projection.run_once(engine, now=now or datetime.now(UTC), apart=parts, bounds=bounds)
     is_shared = beside is not None and (beside.is_folding or folded == projection.FOLD_BATCH_MAX)
     if beside is not None and is_shared:
-        # A message for a few events is done after one batch; behind a full one there is more.
+        # One batch is enough for a few events. Only a full batch shows that more are pending.
         if folded == projection.FOLD_BATCH_MAX:
             beside.begin(Order(Share(1, LANES), until, now, bounds))
         try:
@@ -108,7 +109,7 @@ def fold(
             beside.stop()
             raise
         folded += beside.end(step)
-    # Of both shares, and whatever the lane could not do.
+    # This run folds new events of both shares, and those that the lane failed to fold.
     is_more = folded or is_shared or parts
     return folded + (_run(engine, Order(None, until, now, bounds), parts, step) if is_more else 0)
 
@@ -135,10 +136,10 @@ def _run(
 
 
 class Lane:
-    """Another process that folds when it is told to, and ends with this one.
+    """Another process that folds on order, and ends with this one.
 
-    It begins when it is started, or when there is first something to do. Should it end before, a new one takes its
-    place; what it had claimed is pending again.
+    It starts at ``start``, or at the first order. If it ends early, a new process takes its place, and the events that
+    it had claimed are pending again.
     """
 
     def __init__(self, database_url: str, *, report_seconds_max: float = REPORT_SECONDS_MAX) -> None:
@@ -150,14 +151,14 @@ class Lane:
         self._folded = 0
 
     def start(self, how: Start = "spawn") -> None:
-        """Begin the process, unless it is there."""
+        """Start the process, unless it runs already."""
         if self._process is not None:
             return
         context: ForkContext | SpawnContext = (
             multiprocessing.get_context("fork") if how == "fork" else multiprocessing.get_context("spawn")
         )
         ours, theirs = context.Pipe()
-        # Not a daemon's, which multiprocessing would stop in the midst of a batch; it ends as the line does.
+        # It is no daemon process, which multiprocessing would stop in the middle of a batch. It ends with the line.
         inherited = ours if how == "fork" else None
         process = context.Process(target=_serve, args=(self._url, os.getpid(), theirs, inherited), name="lane")
         process.start()
@@ -165,9 +166,9 @@ class Lane:
         self._process, self._line = process, ours
 
     def begin(self, order: Order) -> None:
-        """Let it fold; what it was told before it does no more, after the batch at hand.
+        """Send *order*. The lane drops an earlier order after its current batch.
 
-        Where no process can be had nothing is begun.
+        If no process can be started, nothing happens.
         """
         for _ in range(2):
             try:
@@ -182,19 +183,20 @@ class Lane:
 
     @property
     def is_folding(self) -> bool:
-        """Whether it has something to do still."""
+        """Whether it still has an order to work on."""
         self.listen()
         return self._orders > 0
 
     def listen(self, _: int = 0) -> None:
-        """Take its reports, of which there is room for some thousand, without waiting for more."""
+        """Take the reports that have arrived, without waiting. The line has room for some thousand reports."""
         while self._orders and self._line is not None and self._line.poll():
             self._hear()
 
     def end(self, step: Callable[[], None] = lambda: None) -> int:
-        """Wait until it has done what it was told, and return how many events it has folded since the last time.
+        """Wait until it has done its orders, and return how many events it has folded since the last call.
 
-        What it failed at is pending still, and fails again when it is folded here. *step* is called at each report.
+        Events that it failed to fold are still pending, and fail again when this process folds them. *step* is called
+        at each report.
         """
         while self._orders:
             self._hear()
@@ -215,7 +217,7 @@ class Lane:
         self._orders -= report.is_done
 
     def stop(self) -> None:
-        """Wait for the batch at hand, and let it do no more."""
+        """Wait for the current batch, and let it fold no more."""
         if self.is_folding:
             self.begin(Order(until=-math.inf))
             self.end()
@@ -228,7 +230,7 @@ class Lane:
         _log.error("lane.ended", reason=type(error).__name__, exitcode=None if process is None else process.exitcode)
 
     def close(self) -> None:
-        """Let the process end after the batch at hand, or kill it if that takes long."""
+        """Let the process end after its current batch, or kill it if that takes longer than ``CLOSE_SECONDS_MAX``."""
         if self._process is not None and self._line is not None:
             self._line.close()
             self._process.join(CLOSE_SECONDS_MAX)
@@ -244,8 +246,8 @@ def _serve(
     line: "Connection[Report, Order]",
     inherited: "Connection[Order, Report] | None",
 ) -> None:
-    """Do what comes over *line*, until its other end is gone; a copy of that is *inherited* by a fork."""
-    # The parent is asked to stop as well, and then closes the line.
+    """Carry out the orders from *line* until its other end is closed. A fork has *inherited* a copy of that end."""
+    # The parent gets these signals as well, and closes the line.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
     stopping.begin_with_end_of(parent, by=signal.SIGKILL)
@@ -264,10 +266,10 @@ def _serve(
         while True:
             order = line.recv()
             try:
-                # Another order, or the end of the line, comes before what is left of this one.
+                # Another order, or the end of the line, ends this order early.
                 _run(engine, order, apart, report=report, is_over=line.poll)
             except Exception as error:  # noqa: BLE001 - the parent meets it as well, and logs what it is
                 _log.warning("lane.failed", kind=database.condition(error))
-            # A connection that nobody uses may be gone by the next backlog, and counts where they are few.
+            # An idle connection may be dead by the next backlog, and takes up one of the few that some databases allow.
             engine.dispose()
             line.send(Report(0, is_done=True))

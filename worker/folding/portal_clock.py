@@ -1,4 +1,4 @@
-"""What follows from the time alone, recorded as observations: Stripe sends no event of it."""
+"""Records the ends of portal sessions as observations, because Stripe sends no event when a session ends."""
 
 from datetime import datetime, timedelta
 from typing import Final
@@ -24,7 +24,7 @@ def end_portal_sessions(cursor: Cursor, *, now: datetime, after: timedelta, limi
             {"object": "billing_portal.session", "id": session},
             account=account,
             livemode=livemode,
-            # The time at which it was over, and not the one at which anybody looked, so that looking twice is one.
+            # The time at which the session ended, not the time of this pass, so that two passes record one observation.
             created=int((created + after).timestamp()),
             now=now,
         )

@@ -1,4 +1,4 @@
-"""The one writer of the tables: takes what is pending, joins it with what is known, saves the difference."""
+"""The one writer of the tables: takes pending events, joins their facts with the known rows, saves the difference."""
 
 from collections import defaultdict, deque
 from collections.abc import Collection, Iterable, Sequence
@@ -37,18 +37,21 @@ from worker.folds.facts import Event, Facts, Row, Subject
 from worker.folds.join import Joined
 
 FOLD_BATCH_MAX: Final = 500
-"""Events folded in one transaction."""
+"""Events that are folded in one transaction."""
 RETRY_SECONDS_MIN: Final = 1
 RETRY_SECONDS_MAX: Final = 300
-"""An event that failed alone, its data not at fault, is tried again after the first, then twice as late, up to this."""
+"""An event that failed alone, not because of its data, is tried again after ``RETRY_SECONDS_MIN``.
+
+The delay doubles with each try, up to this.
+"""
 Apart: TypeAlias = deque[tuple[int, ...]]
-"""Groups of pending events, by their numbers, that are to be folded apart since their batch failed."""
+"""Groups of pending events, by their numbers. Each group is to be folded by itself, because their batch failed."""
 _log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why an event could not be folded. It *is_of_data* where it would fail again, and so is parked."""
+    """Why an event could not be folded. With *is_of_data* it would fail again, so the event is parked."""
 
     cause: str
     reason: str
@@ -64,11 +67,11 @@ def run_once(
     apart: Apart | None = None,
     bounds: Bounds | None = None,
 ) -> int:
-    """Fold up to *limit* pending events, of one *share* or of all, in one transaction; return how many those were.
+    """Fold up to *limit* pending events, of one *share* or of all, in one transaction, and return their number.
 
-    A batch that fails is divided until the event at fault stands alone; that is parked where its data is at fault, and
-    otherwise tried again later. The parts are kept in *apart* for the next calls, which take them first; without it
-    they are folded before this returns.
+    A batch that fails is divided until the event at fault is alone. That event is parked if its data is at fault, and
+    otherwise tried again later. The parts are kept in *apart* for the next calls, which take them first. Without
+    *apart* they are folded before this returns.
 
     Raises:
         Transient: PostgreSQL does not answer, or has not given any event in time; nothing is lost.
@@ -101,7 +104,7 @@ def _run_batch(
     compared: list[int] = []
     try:
         with database.transaction(engine, bounds) as connection, database.cursor(connection) as cursor:
-            # What is queued is queued for good, though the batch may fail: it is committed by itself.
+            # Queued events must stay queued even if the batch fails, so they are committed by themselves.
             queued = renderings.queue(cursor) if only is None and not is_queued else 0
             if not queued:
                 claimed = claim(
@@ -127,7 +130,10 @@ def _run_batch(
 def _divide(
     engine: Engine, apart: Apart, claimed: Sequence[Claimed], failure: Failure, *, now: datetime, bounds: Bounds | None
 ) -> int:
-    """Put the halves of a batch that failed into *apart*; conclude what failed alone, and return how many that is."""
+    """Put the halves of a failed batch into *apart*, or conclude an event that failed alone.
+
+    Return how many events were concluded.
+    """
     if len(claimed) == 1:
         return _conclude_alone(engine, claimed[0], failure, now=now, bounds=bounds)
     seqs = tuple(each.event.seq for each in claimed)
@@ -139,9 +145,9 @@ def _divide(
 def _divide_compared(
     engine: Engine, apart: Apart, compared: Sequence[int], failure: Failure, *, bounds: Bounds | None
 ) -> int:
-    """Divide events whose copies could not be compared, as ``_divide`` does; one alone is tried again later.
+    """Divide events with copies that could not be compared, as ``_divide`` does; one alone is tried again later.
 
-    It is never parked: what is not compared yet would be queued at once, to fail again.
+    It is never parked, because copies that are not compared would be queued again at once, and fail again.
     """
     if len(compared) > 1:
         half = len(compared) // 2
@@ -157,7 +163,7 @@ def _divide_compared(
 
 
 def failure_of(error: Exception) -> Failure:
-    """Return why the events failed that met *error*; PostgreSQL's own words could quote them, so none is kept."""
+    """Return the failure for *error*. PostgreSQL's message could quote an event, so only its condition is kept."""
     if isinstance(error, Archived):
         return Failure("payload_archived", str(error), is_of_data=True)
     if isinstance(error, (DBAPIError, database.DriverError)):
@@ -172,10 +178,10 @@ def failure_of(error: Exception) -> Failure:
 
 
 def _conclude_alone(engine: Engine, claimed: Claimed, failure: Failure, *, now: datetime, bounds: Bounds | None) -> int:
-    """Park the event, or let it be tried again later, unless it is no longer what was *claimed*; return how many.
+    """Park the event, or let it be tried again later; return 1, or 0 if it is no longer as it was *claimed*.
 
-    Another copy may have been chosen since, or another worker may have folded it: it is claimed again, and what is
-    pending then is compared with what failed.
+    Since the failure another copy may have been chosen, or another worker may have folded the event. So it is claimed
+    again and compared with the event that failed.
     """
     owes = False
     with database.transaction(engine, bounds) as connection, database.cursor(connection) as cursor:
@@ -186,7 +192,7 @@ def _conclude_alone(engine: Engine, claimed: Claimed, failure: Failure, *, now: 
         if failure.is_of_data:
             owes = park(cursor, claimed, failure, now=now)
         else:
-            # A choice of another copy stays with the fold that it is made for: the next try makes it again.
+            # A choice of another copy must be saved together with its fold, so it is undone until the next try.
             cursor.execute("ROLLBACK TO SAVEPOINT untouched")
             _postpone(cursor, claimed.event.seq, claimed.attempts, failure)
     if owes:
@@ -197,9 +203,9 @@ def _conclude_alone(engine: Engine, claimed: Claimed, failure: Failure, *, now: 
 
 
 def park(cursor: Cursor, claimed: Claimed, failure: Failure, *, now: datetime) -> bool:
-    """Park the event: its data is at fault. The rows that it, or another copy of it, had made are folded without it.
+    """Park the event, because its data is at fault, and fold the rows that it or another copy had made without it.
 
-    Returns whether rows that this may settle are held by others.
+    Returns whether other transactions hold rows that this may settle.
     """
     note_contradictions(cursor, [claimed], now)
     outcome = Outcome(claimed.event.seq, "parked", failure.reason, failure.cause, claimed.attempts + 1)
@@ -208,7 +214,7 @@ def park(cursor: Cursor, claimed: Claimed, failure: Failure, *, now: datetime) -
 
 
 def _fold_without(cursor: Cursor, claimed: Claimed, now: datetime) -> bool:
-    """Fold the rows that the parked event had made from what the others say; where that fails too, they stay."""
+    """Fold the rows that the parked event had made from their other events. If that fails too, the rows stay."""
     part = replace(_part(cursor, [(claimed, folds.Verdict("parked"))]), judged=())
     is_history = claimed.choice is not None and claimed.choice.is_history
     try:
@@ -223,7 +229,7 @@ def _fold_without(cursor: Cursor, claimed: Claimed, now: datetime) -> bool:
 
 
 def _postpone(cursor: Cursor, seq: int, attempts: int, failure: Failure) -> None:
-    """Let the event *seq*, which has failed alone so many times before, be tried again later."""
+    """Let the event *seq* be tried again later; it has failed alone *attempts* times before."""
     delay = min(RETRY_SECONDS_MAX, RETRY_SECONDS_MIN * 2 ** min(attempts, 16))
     cursor.execute(
         "UPDATE pending SET attempts = %s, due_at = now() + make_interval(secs => %s), cause = %s, reason = %s"
@@ -235,9 +241,9 @@ def _postpone(cursor: Cursor, seq: int, attempts: int, failure: Failure) -> None
 def project(
     cursor: Cursor, claimed: Sequence[Claimed], *, now: datetime, fold_version: int = folds.FOLD_VERSION
 ) -> bool:
-    """Fold *claimed* into the tables, in the cursor's transaction; the caller commits at once.
+    """Fold *claimed* into the tables, in the cursor's transaction. The caller commits at once.
 
-    Returns whether rows that *claimed* may settle are held by others: none are while others are kept from folding.
+    Returns whether other transactions hold rows that *claimed* may settle. None do while others are kept from folding.
     """
     if not claimed:
         return False
@@ -255,9 +261,9 @@ def project(
 
 
 def _project(cursor: Cursor, part: Part, now: datetime, fold_version: int, *, withheld: str | None = None) -> bool:
-    """Fold *part*, of which the objects are locked; its changes are kept from the feed where they are *withheld*.
+    """Fold *part*, with its objects locked. *withheld* is the reason to keep its changes from the feed, if any.
 
-    Returns whether rows that it may settle are held by others.
+    Returns whether other transactions hold rows that *part* may settle.
     """
     events = [each.event for each, _ in part.judged]
     anew = part.anew | rows_of(cursor, part.objects)
@@ -278,7 +284,7 @@ def _project(cursor: Cursor, part: Part, now: datetime, fold_version: int, *, wi
 
 
 def _part(cursor: Cursor, judged: Sequence[tuple[Claimed, folds.Verdict]]) -> Part:
-    """Return *judged* with what it says, and what is to be folded again for it."""
+    """Return the part of *judged*: its facts, and the rows and objects that have to be folded again."""
     facts: dict[Subject, list[Facts]] = defaultdict(list)
     anew: set[Subject] = set()
     for each, verdict in judged:
@@ -293,9 +299,9 @@ def _part(cursor: Cursor, judged: Sequence[tuple[Claimed, folds.Verdict]]) -> Pa
 def _divided(
     cursor: Cursor, part: Part, neighbours: set[Subject], fold_version: int
 ) -> tuple[Part | None, Part | None]:
-    """Return of *part* what an older fold version had folded, and what is new, each None where it is nothing.
+    """Divide *part* into events that an older fold version had folded, and new events; each is None if it is empty.
 
-    To the first belong all rows that the second may touch, or find with its own, and that are not folded again yet.
+    The first also gets all rows that the second may touch, or find next to its own, and that are not folded again yet.
     """
     again = [each.event.seq for each, _ in part.judged if each.again and each.set_aside is None]
     outdated = older_versions.outdated(cursor, again, fold_version)
@@ -314,10 +320,10 @@ def _divided(
 
 
 def _settle(cursor: Cursor, saved: Saved, left_open: dict[Subject, Joined], reasons: Reasons, now: datetime) -> bool:
-    """Save the rows *left_open*, and those at rest that what is *saved* may settle, as other objects settle them.
+    """Settle by other objects the rows *left_open* and the resting rows that *saved* may settle, and save them.
 
-    Returns whether there are some at rest that others hold, which are owed then: see Note [The lock of an order at rest
-    is only tried].
+    Returns whether other transactions hold some of the resting rows, which are then owed: see Note [The lock of an
+    order at rest is only tried].
     """
     ways = settling.moved(saved.rows, saved.known, saved.gone)
     if not left_open and not any(ways):
@@ -336,7 +342,7 @@ def _settle(cursor: Cursor, saved: Saved, left_open: dict[Subject, Joined], reas
 def _save_settled(
     cursor: Cursor, saved: Saved, left_open: dict[Subject, Joined], at_rest: Collection[Subject], now: datetime
 ) -> None:
-    """Settle the rows *left_open*, which were joined, and those *at_rest*, and add them to what is *saved*.
+    """Settle the rows *left_open*, which were just joined, and the rows *at_rest*, and add them to *saved*.
 
     The caller holds the locks of their objects, and keeps others from appending.
     """
@@ -350,9 +356,9 @@ def _save_settled(
 
 
 def _notes_at_rest(cursor: Cursor, subjects: Iterable[Subject]) -> dict[Subject, tuple[Row, Joined]]:
-    """Return those of *subjects* that are notes at rest and still open: each row, and what its own events alone make.
+    """Return the open credit notes among *subjects*: each saved row, and the row that its own events alone make.
 
-    What the row was before a refund is in its events alone, so a note with archived ones stays as it is.
+    Only the events show the row before its refund, so a note with archived events is left out and stays as it is.
     """
     known = load_rows(cursor, [subject for subject in subjects if subject.table == "credit_notes"])
     facts = facts_at_hand(cursor, set(known))
@@ -362,7 +368,7 @@ def _notes_at_rest(cursor: Cursor, subjects: Iterable[Subject]) -> dict[Subject,
 
 
 def _settle_owed(engine: Engine, *, now: datetime, bounds: Bounds | None) -> None:
-    """Settle orders and notes that others held while what settles them moved, once those are done with them."""
+    """Settle the orders and notes that another transaction held when they should have been settled."""
     try:
         with database.transaction(engine, bounds) as connection, database.cursor(connection) as cursor:
             share_folding(cursor)
@@ -375,12 +381,12 @@ def _settle_owed(engine: Engine, *, now: datetime, bounds: Bounds | None) -> Non
     except (DBAPIError, database.DriverError) as error:
         if not database.is_busy(error):
             raise
-        # They are owed still, and a later turn settles them.
+        # They are still owed, and a later turn settles them.
         _log.warning("orders.unsettled", condition=database.condition(error))
 
 
 def settle_all(cursor: Cursor, *, now: datetime, account: str | None = None) -> None:
-    """Settle all orders and notes at rest, or those of one *account*, while no one else folds or sees them."""
+    """Settle all saved orders and notes, or those of one *account*, while no one else folds or sees them."""
     for page in settling.pages(cursor, account):
         keep_others_from_appending(cursor)
         notes = load_rows(cursor, [subject for subject in page if subject.table == "credit_notes"])
@@ -391,9 +397,9 @@ def settle_all(cursor: Cursor, *, now: datetime, account: str | None = None) -> 
 
 
 def _let_stand(cursor: Cursor, standing: Sequence[Claimed]) -> None:
-    """Take events off what is pending, whose copies were compared and change nothing.
+    """Delete from ``pending`` the events that keep their outcome although their copies were compared.
 
-    Where one says something else, its event counts as folded once more, which a rebuild catches up with.
+    An event with a new content counts one more attempt, so that a rebuild notices it and catches up.
     """
     if not standing:
         return
@@ -413,7 +419,7 @@ def _judge(claimed: Claimed) -> folds.Verdict:
 
 
 def _conclude(cursor: Cursor, outcomes: Sequence[Outcome], now: datetime, fold_version: int) -> None:
-    """Write what became of the events and take them off what is pending."""
+    """Write the outcomes of the events and delete the events from ``pending``."""
     seqs = integer_array(outcome.seq for outcome in outcomes)
     cursor.execute(
         """
@@ -440,7 +446,7 @@ def _conclude(cursor: Cursor, outcomes: Sequence[Outcome], now: datetime, fold_v
 
 
 def _set_aside(cursor: Cursor, words: Sequence[Event]) -> None:
-    """Queue the events that an operator has set aside, so that they and their rows are judged anew."""
+    """Queue the events that an operator ignores, so that they are judged and their rows folded again."""
     for word in words:
         cursor.execute(
             """

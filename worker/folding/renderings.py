@@ -1,15 +1,15 @@
-"""Chooses which copy of an event is folded, where copies came that say different things.
+"""Chooses which copy of an event is folded, if copies with different contents came.
 
 Note [One content is folded]
     Under one event id every different content is kept (see schemas/contents.py): the chosen one in ``inbox``, the
-    others in ``renderings``. Which one is chosen depends on the contents alone: one that these folds can read, then one
-    that a verified delivery signed, then the newer API version, then the greater hash. So it is the same in every order
-    of arrival. Of a content that was written in several ways the first that can be read, and was signed, stays.
+    others in ``renderings``. The choice depends on the contents alone. It prefers a content that these folds can read,
+    then one that a verified delivery signed, then the newer API version, then the greater hash. So it is the same for
+    every order of arrival. If one content was written in several ways, the first readable and signed one is kept.
 
-    A copy comes with its bytes alone (see Note [A copy with other bytes is kept until it is compared]). ``queue`` lets
-    its event be claimed. The worker that claimed it has the event alone, and ``examine`` compares its copies. Where the
-    choice is another, ``inbox`` and ``renderings`` exchange the two, and the objects of both are folded again.
-    Otherwise the event's outcome stands.
+    A copy is recorded as bytes, without a comparison (see Note [A copy with other bytes is kept until it is compared]).
+    ``queue`` makes its event pending. The worker that claims the event has it alone, and ``examine`` compares the
+    copies. If another copy is chosen, ``inbox`` and ``renderings`` exchange the two, and the objects of both are folded
+    again. Otherwise the event keeps its outcome.
 """
 
 from collections import defaultdict
@@ -26,22 +26,22 @@ from worker import folds
 from worker.folds.facts import Anomaly, Event
 
 KEPT_MAX: Final = 16
-"""Further contents of one event: beyond these the least are dropped."""
+"""Other contents of one event that are kept. Beyond these, those of least weight are dropped."""
 QUEUED_MAX: Final = 1_000
-"""Events that one call of ``queue`` lets be claimed."""
+"""Events that one call of ``queue`` makes pending."""
 COMPARED_AT_ONCE: Final = 50
-"""Events of which copies are compared between two statements: hosts end a transaction that waits for its client."""
+"""Events with copies to compare between two statements. Hosts end a transaction that waits long for its client."""
 HASH_BYTES_SHOWN: Final = 8
 NAMED_BY: Final = ("api_version",)
-"""Of the details of an anomaly of copies, what names it: it is the same one while copies come and go."""
+"""The details that identify an anomaly of copies. It stays the same anomaly while copies come and go."""
 
 _log = structlog.get_logger()
 
 
 class Rendering(Struct, frozen=True, kw_only=True):
-    """One copy of an event, as it was written; *sha256* names it, and *content* is None until it is compared.
+    """One copy of an event, as it was written. *sha256* is its name, and *content* is None until it is compared.
 
-    Its event has no payload where that is archived.
+    Its event has no payload if the payload is archived.
     """
 
     event: Event
@@ -55,7 +55,7 @@ class Rendering(Struct, frozen=True, kw_only=True):
 
     @property
     def is_readable(self) -> bool:
-        """Whether these folds can read it: what is archived was folded."""
+        """Whether these folds can read it. An archived copy counts as readable, because it was folded."""
         return self.is_archived or self.verdict.state != "parked"
 
     @property
@@ -65,26 +65,27 @@ class Rendering(Struct, frozen=True, kw_only=True):
 
     @property
     def about(self) -> tuple[str, str, str]:
-        """What kind of event it is, of which object: no two events of one id have another."""
+        """The event's type and its object's type and id. If copies differ in these, the event's id was reused."""
         return (self.event.type, self.event.object_type or "", self.event.object_id or "")
 
     @property
     def weight(self) -> tuple[bool, str, bytes]:
-        """What is kept of many, the greatest first, readable or not."""
+        """The order in which other copies are kept, the greatest first, readable or not."""
         return (self.signed, self.version, self.content or b"")
 
     @property
     def rank(self) -> tuple[bool, bool, str, bytes]:
-        """What is chosen of several: the greatest."""
+        """The order by which a copy is chosen: the greatest."""
         return (self.is_readable, *self.weight)
 
 
 class Choice(Struct, frozen=True):
-    """What several copies of one event come to.
+    """The choice among several copies of one event.
 
-    *kept* are the other contents, one copy of each; *dropped* counts those beyond. What is *moved* was not chosen
-    before, and *is_other* where it says something else than what was. *state* is what had become of the event until
-    then, and *is_more* whether there are contents that were not known.
+    *kept* are the other contents, one copy of each; *dropped* counts the contents beyond ``KEPT_MAX``. *moved* is true
+    if the chosen copy was not the chosen one before, and *is_other* if its content differs from the one before or only
+    one of the two is readable. *state* is the outcome of the event until then. *is_more* is true if there are contents
+    that were not known.
     """
 
     chosen: Rendering
@@ -98,7 +99,7 @@ class Choice(Struct, frozen=True):
 
     @property
     def is_history(self) -> bool:
-        """Whether what changes by the choice is no news: it had been folded, and the other copy is unsigned."""
+        """Whether changes by this choice are no news: the event had been folded, and the new copy is unsigned."""
         return self.is_other and self.state == "folded" and not self.chosen.signed
 
 
@@ -106,7 +107,7 @@ class Choice(Struct, frozen=True):
 
 
 def judged(rendering: Rendering, hashes: contents.Hashes) -> Rendering:
-    """Return *rendering* with its content, one of *hashes*, and these folds' verdict, where its payload is at hand."""
+    """Return *rendering* with its content, computed by *hashes*, and these folds' verdict; unchanged if archived."""
     if rendering.is_archived:
         return rendering
     content = rendering.content or hashes.of(rendering.event.payload)
@@ -119,7 +120,7 @@ def chosen_of(copies: Iterable[Rendering]) -> tuple[Rendering, list[Rendering]]:
     for copy in copies:
         by_content[copy.content or b""].append(copy)
     best = [max(several, key=_merit) for several in by_content.values()]
-    # What is archived can be folded only where it was folded before.
+    # An archived copy cannot be folded, so it is chosen only if it was the chosen one before.
     at_hand = [each for each in best if each.is_chosen or not each.is_archived]
     chosen = max(at_hand or best, key=lambda each: each.rank)
     others = sorted((each for each in best if each is not chosen), key=lambda each: each.weight, reverse=True)
@@ -127,12 +128,12 @@ def chosen_of(copies: Iterable[Rendering]) -> tuple[Rendering, list[Rendering]]:
 
 
 def _merit(copy: Rendering) -> tuple[bool, bool, bool]:
-    """Return what makes one copy better than another of the same content."""
+    """Return the order by which one copy of a content is better than another."""
     return (copy.is_readable, copy.signed, copy.is_chosen)
 
 
 def choose(copies: Sequence[Rendering]) -> Choice:
-    """Return what *copies* of one event, of which one is in the inbox, come to."""
+    """Return the choice among *copies* of one event. One of them is in the inbox."""
     hashes = contents.Hashes()
     found = [judged(copy, hashes) for copy in copies]
     before = next(copy for copy in found if copy.is_chosen)
@@ -153,7 +154,7 @@ def choose(copies: Sequence[Rendering]) -> Choice:
 
 
 def _guessed(archived: Rendering, found: Sequence[Rendering]) -> tuple[Rendering, list[Rendering]]:
-    """Take what was archived without a hash for the same as a copy of its version: nothing shows that it is not."""
+    """Treat a copy that was archived without a hash as equal to a copy of its version, as nothing shows otherwise."""
     alike = [
         copy.content
         for copy in found
@@ -164,9 +165,9 @@ def _guessed(archived: Rendering, found: Sequence[Rendering]) -> tuple[Rendering
 
 
 def anomalies_of(several: Sequence[Rendering]) -> list[Anomaly]:
-    """Return what is wrong with an event of which there are *several* contents.
+    """Return the anomalies of an event with *several* contents.
 
-    Other API versions say the same in other words; only within one version can contents contradict each other.
+    Different API versions write the same state differently, so only contents of one version can contradict each other.
     """
     found: list[Anomaly] = []
     abouts = sorted({each.about for each in several})
@@ -190,16 +191,16 @@ def anomalies_of(several: Sequence[Rendering]) -> list[Anomaly]:
 
 # ---- In the database ----
 
-# A schema to rebuild in reads the inbox of the live one, which alone chooses.
+# A rebuild's schema reads the inbox of the live schema, and only the live schema may choose copies.
 _IS_OWN: Final = """
 SELECT count(DISTINCT relnamespace) = 1 FROM pg_class WHERE oid IN ('pending'::regclass, 'renderings'::regclass)
 """
 
 
 def queue(cursor: Cursor) -> int:
-    """Let the events be claimed of which copies came that were not compared yet; return how many those are.
+    """Make events pending that have copies to compare, and return how many.
 
-    Those that another worker has claimed are left for the next call.
+    Events that another worker has claimed are left for the next call.
     """
     cursor.execute("SELECT EXISTS (SELECT FROM renderings WHERE content_sha256 IS NULL)")
     if cursor.fetchone() != (True,) or not _is_own(cursor):
@@ -243,8 +244,8 @@ SELECT (SELECT count(*) FROM marked) + (SELECT count(*) FROM queued)
 def examine(cursor: Cursor, seqs: Sequence[int]) -> dict[int, Choice]:
     """Choose among the copies of the events numbered *seqs*, which the caller has claimed, and write the choice.
 
-    Returns the choice of each event of which there are several copies. In a schema to rebuild in nothing is written:
-    the inbox is the live one's, and what that has not compared yet does not count.
+    Returns the choice for each event that has several copies. In a rebuild's schema nothing is written, because the
+    inbox belongs to the live schema, and copies that the live schema has not compared yet do not count.
     """
     is_own = _is_own(cursor)
     cursor.execute(_COPIES, (integer_array(seqs),), binary=True)
@@ -276,8 +277,8 @@ def _with_state(choice: Choice, state: str | None, *, is_own: bool) -> Choice:
 
 _EVENT: Final = "seq, account, livemode, id, type, created, object_type, object_id, payload, source"
 _CONTENT: Final = 13
-# Each key is one probe of an index, in the order in which those who record write: see the Note [A row is found by its
-# key, whatever the planner believes] in worker/folding/rows.py.
+# Each key is one probe of an index, in the order in which recording writes: see the Note [A row is found by its key,
+# whatever the planner believes] in worker/folding/rows.py.
 _COPIES: Final = """
 SELECT i.seq, r.account, r.livemode, r.id, r.type, r.created, r.object_type, r.object_id, r.payload, r.source,
     r.api_version, r.payload_sha256, r.signature IS NOT NULL AND r.verified, r.content_sha256, false
@@ -314,20 +315,20 @@ def _of_row(row: Sequence[Any]) -> Rendering:
 
 
 def _add_chosen(cursor: Cursor, copies: dict[int, list[Rendering]]) -> dict[int, str | None]:
-    """Add to *copies* what the inbox has of each event, and return what became of it."""
+    """Add to *copies* the copy in the inbox of each event, and return the state of each event's outcome."""
     cursor.execute(_CHOSEN, (integer_array(copies),), binary=True)
     rows = cursor.fetchall()
     payloads = inbox.payloads_of(cursor, [row[0] for row in rows])
     for row in rows:
         payload = payloads.get(row[0])
-        # A hash that was kept is of what was archived, and that may have been replaced since.
+        # A kept hash is that of an archived payload. If a payload is there, it may have replaced that one since.
         content = row[_CONTENT] if payload is None else None
         copies[row[0]].append(_of_row([*row[:8], payload, *row[9:_CONTENT], content, row[14]]))
     return {row[0]: row[15] for row in rows}
 
 
 def _write(cursor: Cursor, copies: Mapping[int, Sequence[Rendering]], found: Mapping[int, Choice]) -> None:
-    """Write what was chosen: the inbox has that, ``renderings`` the others, and what is no other is gone."""
+    """Write the choices: chosen copies into the inbox and the others into ``renderings``. All further copies go."""
     moved = {seq: choice.chosen for seq, choice in found.items() if choice.moved}
     left = [(each, seq) for seq in moved for each in found[seq].kept if each.is_chosen]
     stays = {
@@ -348,7 +349,7 @@ def _write(cursor: Cursor, copies: Mapping[int, Sequence[Rendering]], found: Map
 
 
 def _exchange(cursor: Cursor, moved: Mapping[int, Rendering], left: Sequence[tuple[Rendering, int]]) -> None:
-    """Put the copies *moved* into the inbox, and what is *left* of those before among the others."""
+    """Put the copies *moved* into the inbox, and the earlier ones that are *left* into ``renderings``."""
     keep = (integer_array(seq for _, seq in left), _hex(copy.content for copy, _ in left))
     cursor.execute(_SET_ASIDE, keep)
     seqs, hashes = integer_array(moved), _hex(copy.sha256 for copy in moved.values())
@@ -412,7 +413,7 @@ def _delete(cursor: Cursor, copies: Sequence[Rendering]) -> None:
 
 
 def _note_contents(cursor: Cursor, copies: Sequence[Rendering]) -> None:
-    """Note the contents of *copies*, which are compared now."""
+    """Save the contents of *copies*, which marks them as compared."""
     if copies:
         cursor.execute(
             "UPDATE renderings AS r SET content_sha256 = decode(k.content, 'hex') FROM"
@@ -425,9 +426,9 @@ def _note_contents(cursor: Cursor, copies: Sequence[Rendering]) -> None:
 
 
 def of_range(cursor: Cursor, first: int, end: int, *, with_fresh: bool) -> dict[int, list[Rendering]]:
-    """Return the further copies of each event numbered from *first* up to *end*, and what the inbox has of it.
+    """Return the copies of each event numbered from *first* up to *end*, if it has copies besides that in the inbox.
 
-    What stands in the inbox comes without its payload. *with_fresh* are also those that were not compared yet.
+    The copy in the inbox comes without its payload. *with_fresh* includes copies that are not compared yet.
     """
     found: dict[int, list[Rendering]] = defaultdict(list)
     cursor.execute(_OF_RANGE, (first, end, with_fresh), binary=True)
@@ -454,7 +455,7 @@ FROM inbox AS i WHERE i.seq = ANY (%s::bigint[])
 
 
 def choose_with(copies: Sequence[Rendering], payload: bytes) -> Choice:
-    """Return what *copies* of ``of_range`` come to, where *payload* is of the one in the inbox."""
+    """Return the choice among *copies* of ``of_range``. *payload* is that of the copy in the inbox."""
     return choose(
         [
             replace(copy, event=replace(copy.event, payload=payload), is_archived=False) if copy.is_chosen else copy

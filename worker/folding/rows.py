@@ -1,9 +1,9 @@
-"""Rows at rest: found by their keys, written and deleted.
+"""Finds saved rows by their keys, writes rows and deletes them.
 
 Note [A row is found by its key, whatever the planner believes]
-    A batch asks for some hundred rows of a table that grows while it is folded. Of a table that was small when it was
-    last looked at, the planner would read all and hash it. A lateral subquery with an OFFSET is not merged into a
-    join, so that each key is one probe of an index: what a batch costs does not depend on what is there already.
+    A batch needs some hundred rows of a table that grows during the folding. If the table was small when PostgreSQL
+    last analyzed it, the planner would read and hash all of it. A lateral subquery with an OFFSET is not merged into a
+    join, so each key is one probe of an index. The cost of a batch then does not depend on the size of the table.
 """
 
 from collections import defaultdict
@@ -24,7 +24,7 @@ from worker.folds.facts import Row, Subject, Value
 
 
 def load_rows(cursor: Cursor, subjects: Iterable[Subject]) -> dict[Subject, Row]:
-    """Return the rows at rest, without those that are not there."""
+    """Return the saved rows of *subjects*. Subjects without a row are left out."""
     found: dict[Subject, Row] = {}
     for table, keys in _by_table(subjects).items():
         names = _key_names(table)
@@ -61,7 +61,7 @@ def world_arrays(keys: Sequence[Subject]) -> tuple[str, str]:
 
 
 def _key_rows(names: Sequence[str]) -> sql.Composed:
-    """Return keys given as arrays, as rows that can be joined with."""
+    """Return SQL that turns keys given as arrays into rows to join with."""
     arrays = sql.SQL(", ").join(sql.SQL("%s::boolean[]" if name == "livemode" else "%s::text[]") for name in names)
     return sql.SQL("unnest({arrays}) AS k ({names})").format(arrays=arrays, names=_listed(names))
 
@@ -78,12 +78,12 @@ def _by_table(subjects: Iterable[Subject]) -> dict[str, list[Subject]]:
 
 
 def save_rows(cursor: Cursor, saved: Saved) -> None:
-    """Write the rows that were *saved* and differ from those known, with their children, and delete what is gone."""
+    """Write the rows of *saved* that differ from the known ones, with their children, and delete the rows gone."""
     moved: dict[str, list[Row]] = defaultdict(list)
     new: dict[str, list[Row]] = defaultdict(list)
     for subject, joined in saved.rows.items():
         known = saved.known.get(subject)
-        # What has no row is locked and not there, so it is appended; what has one is merged.
+        # A new row is appended: its object is locked, so no one else can have added it. A known row is merged.
         if known is None:
             new[subject.table].append(joined.row)
         elif joined.row != known:
@@ -95,7 +95,7 @@ def save_rows(cursor: Cursor, saved: Saved) -> None:
         form = _FORMS[table]
         copy_rows.into(cursor, sql.Identifier(table), form.columns, map(form.line, rows))
     for table, rows in moved.items():
-        # Two objects that claim one child would otherwise stop the batch; Stripe's ids are one object's.
+        # If two objects claimed one child, the statement would fail, so one row wins. An id of Stripe's has one object.
         distinct = {_identity(table, row): row for row in rows}
         cursor.execute(_merge(table), (msgspec.json.encode(list(distinct.values())).decode(),))
     for table, keys in _by_table(saved.gone).items():
@@ -112,7 +112,7 @@ _FORMS: Final = {table.name: copy_rows.Form(table) for table in tables.PROJECTIO
 
 
 def _drop_strayed_children(cursor: Cursor, saved: Saved) -> None:
-    """Delete the children of rows that are gone, or have other ones now, which are no longer theirs."""
+    """Delete all children of rows that are gone, and the former children of rows that have other ones now."""
     whole = [subject for subject, joined in saved.rows.items() if joined.replace_all and subject in saved.known]
     for table, keys in _by_table([*whole, *saved.gone]).items():
         shape = folds.SHAPES[table]
@@ -129,7 +129,7 @@ def _drop_strayed_children(cursor: Cursor, saved: Saved) -> None:
 
 
 def _same(names: Sequence[str], of_table: Sequence[str] = ()) -> sql.Composed:
-    """Return the condition that a row's key is one of those given, where the table may name its columns otherwise."""
+    """Return the condition that a row's key is one of those given. *of_table* are the table's own column names."""
     pairs = zip(of_table or names, names, strict=True)
     return sql.SQL(" AND ").join(sql.SQL("t.{} = k.{}").format(*map(sql.Identifier, pair)) for pair in pairs)
 

@@ -1,17 +1,18 @@
-"""Rows that their own events leave open, and what the rows of other objects make of them.
+"""Settles rows that their own events leave open, by the rows of other objects.
 
-An order may leave open whether it is paid, which its charges show: worker/folds/payment.py. A credit note of an old API
-version may leave open how much of it was refunded, which the refund shows that it names: worker/folds/credit_note.py.
-Those are the rules; their rows are found here. The one of an order and its charges, or of a note and its refund, that
-is folded last has to notice the other, so this is done under the lock to append changes: see the Note [Whoever comes
-second sees the other] in worker/folding/order_refunds.py.
+An order may leave open whether it is paid, and its charges then show it: worker/folds/payment.py. A credit note of an
+old API version may leave open how much of it was refunded, and the refund that it names shows it:
+worker/folds/credit_note.py. Those modules have the rules, and this one finds the rows. Of an order and its charges, or
+of a note and its refund, the row that is folded last has to notice the other. So this is done under the lock to append
+changes: see Note [The second transaction sees the first] in worker/folding/order_refunds.py.
 
 Note [The lock of an order at rest is only tried]
-    A batch that holds the lock to append must not wait for the lock of an object: the holder of that may wait for the
-    lock to append. So the lock of an order at rest is tried. A batch that holds it settles the order itself, once it
-    gets the lock to append, and then sees the charges that the first batch saved. But that batch may fail, and its
-    event be parked. So orders that were passed over are noted in ``unsettled``, in the transaction that saves their
-    charges, and settled in one of their own after the commit, or by a later turn. So are notes, for their refunds.
+    A batch that holds the lock to append must not wait for the lock of an object, because the holder of that lock may
+    wait for the lock to append. So it only tries the lock of an order at rest. If another batch holds that lock, it
+    settles the order itself: it gets the lock to append later, and then sees the charges that the first batch saved.
+    But that other batch may fail, and its event be parked. So the orders that were passed over are noted in
+    ``unsettled``, in the transaction that saves their charges. They are settled in a transaction of their own after the
+    commit, or by a later turn. The same holds for credit notes and their refunds.
 """
 
 from collections import defaultdict
@@ -35,12 +36,12 @@ MOVING: Final = {
     "payment_intents": ("canceled_at",),
     "refunds": ("payment_intent", "charge", "reason", "created", "currency", "amount"),
 }
-"""By table, the columns by which its row may settle an order, or a note."""
+"""By table: the columns that decide whether a row settles an order or a credit note."""
 _IS_OPEN: Final = {"orders": payment.is_open, "credit_notes": credit_note.is_open}
 
 
 class Ways(NamedTuple):
-    """Payment intents, charges and refunds, as subjects, by which the rows are found that a batch may settle."""
+    """Payment intents, charges and refunds, as subjects. They lead to the rows that a batch may settle."""
 
     intents: set[Subject]
     charges: set[Subject]
@@ -48,7 +49,7 @@ class Ways(NamedTuple):
 
 
 def open_rows(rows: Mapping[Subject, Joined]) -> dict[Subject, Joined]:
-    """Return those of *rows* that are orders or notes which their own events leave open."""
+    """Return the orders and credit notes among *rows* that their own events leave open."""
     return {
         subject: joined
         for subject, joined in rows.items()
@@ -57,14 +58,14 @@ def open_rows(rows: Mapping[Subject, Joined]) -> dict[Subject, Joined]:
 
 
 def is_laid_on(subject: Subject, row: Row) -> bool:
-    """Return whether *row* is an order that may hold what its charges laid on, so that nothing may be laid over it."""
+    """Return whether *row* is an order that its charges may have settled, so that no event may be laid over it."""
     if subject.table != "orders" or (row["paid_at"] is None and row["failed_at"] is None):
         return False
     return payment.is_open(row)
 
 
 def moved(rows: Mapping[Subject, Joined], known: Mapping[Subject, Row], gone: Iterable[Subject]) -> Ways:
-    """Return by what orders and notes at rest may be settled, now that *rows* are as they are and some are *gone*."""
+    """Return the ways to the orders and notes that may be settled because *rows* changed or rows are *gone*."""
     ways = Ways(set(), set(), set())
     for subject, joined in rows.items():
         if subject.table in MOVING:
@@ -91,7 +92,7 @@ def _add_ways(ways: Ways, subject: Subject, row: Row | None) -> None:
 
 
 def found_by(cursor: Cursor, ways: Ways) -> list[Subject]:
-    """Return the open orders and notes at rest that are found by *ways*; the caller keeps others from appending."""
+    """Return the saved open orders and notes that *ways* lead to. The caller keeps others from appending."""
     found: list[Subject] = []
     if ways.intents or ways.charges:
         cursor.execute(_FOUND, (*_key_arrays(ways.intents), *_key_arrays(ways.charges)))
@@ -130,7 +131,7 @@ CROSS JOIN LATERAL (
 
 
 def owe(cursor: Cursor, subjects: Collection[Subject], withheld: str | None) -> None:
-    """Note that *subjects* are to be settled; what is news of one thing is news, though *withheld* for another."""
+    """Add *subjects* to ``unsettled``. Their changes are *withheld* only if each call for them has such a reason."""
     if subjects:
         cursor.execute(_OWE, (withheld, *_key_arrays(subjects)))
 
@@ -144,9 +145,9 @@ SET withheld = CASE WHEN excluded.withheld IS NOT NULL THEN known.withheld END
 
 
 def owed(cursor: Cursor) -> list[Subject]:
-    """Return some of what is to be settled; that of an account that is being renamed waits until it is.
+    """Return some of the rows that are to be settled. Rows of an account wait while it is being renamed.
 
-    Each is returned as an order and as a note: only one of the two is there.
+    Each is returned as an order and as a credit note, although only one of the two exists.
     """
     cursor.execute(_OWED, (ORDERS_AT_ONCE,))
     return [each for key in cursor.fetchall() for each in _either(*key)]
@@ -163,7 +164,7 @@ WHERE NOT EXISTS (SELECT FROM account_names AS n WHERE n.finished_at IS NULL AND
 
 
 def take_owed(cursor: Cursor, subjects: Collection[Subject]) -> dict[str | None, list[Subject]]:
-    """Return those of *subjects* that are still to be settled, by why that is withheld, and owe them no longer.
+    """Delete *subjects* from ``unsettled``, and return those that were there, by the reason to withhold their changes.
 
     The caller holds their locks.
     """
@@ -182,7 +183,7 @@ RETURNING u.withheld, u.account, u.livemode, u.id
 
 
 def at_rest(cursor: Cursor, subjects: Collection[Subject]) -> dict[Subject, tuple[Row, Joined]]:
-    """Return those of *subjects* that are open orders at rest: each row, and the row that its own events alone make.
+    """Return the open orders among *subjects*: each saved row, and the row that its own events alone make.
 
     The caller holds their locks.
     """
@@ -200,7 +201,7 @@ def at_rest(cursor: Cursor, subjects: Collection[Subject]) -> dict[Subject, tupl
     return found
 
 
-# That a session failed itself only its event shows, which may be archived: when it was created is enough.
+# Only its event shows that a session itself failed. The event may be archived, but its time of creation is enough.
 _AT_REST: Final = f"""
 SELECT o.*, coalesce(e.source, 'replay') AS source, (
     SELECT min(i.created) FROM inbox AS i JOIN outcomes AS u USING (seq)
@@ -217,7 +218,7 @@ LEFT JOIN inbox AS e ON (e.account, e.livemode, e.id) = (o.account, o.livemode, 
 
 
 def settled(cursor: Cursor, rows: Mapping[Subject, Joined]) -> dict[Subject, Joined]:
-    """Return the open *rows*, as their own events make them, with what the rows of other objects come to laid on."""
+    """Return the open *rows*, made by their own events, with the decisions of other objects' rows laid on."""
     orders = {subject: joined for subject, joined in rows.items() if subject.table == "orders"}
     payments = payments_of(cursor, orders)
     found = {subject: payment.settle(joined, payments[subject]) for subject, joined in orders.items()}
@@ -227,7 +228,7 @@ def settled(cursor: Cursor, rows: Mapping[Subject, Joined]) -> dict[Subject, Joi
 
 
 def pages(cursor: Cursor, account: str | None) -> Iterator[list[Subject]]:
-    """Yield all open orders, and notes that their refunds may change, or those of one *account*, some at once."""
+    """Yield pages of all open orders and of the notes that their refunds may change, or of those of one *account*."""
     yield from _pages_of_orders(cursor, account)
     yield from _pages_of_notes(cursor, account)
 
@@ -267,7 +268,7 @@ def _pages_of_notes(cursor: Cursor, account: str | None) -> Iterator[list[Subjec
         after = rows[-1]
 
 
-# Parts that contradict each other do so still, whatever else comes.
+# Notes with an anomaly of contradictory parts are left out, because no refund can resolve the contradiction.
 _PAGE_OF_NOTES: Final = f"""
 SELECT account, livemode, id FROM credit_notes AS n
 WHERE refund IS NOT NULL AND (%(account)s::text IS NULL OR account = %(account)s)
@@ -283,13 +284,13 @@ ORDER BY account, livemode, id LIMIT %(limit)s
 
 
 def note_as_it_is(row: Row) -> Joined:
-    """Return a note of ``pages`` as its own events make it, or with its refund laid on, which may be laid on again."""
+    """Return a note of ``pages`` as it is. Its refund may be laid on already, and can be laid on again."""
     anomalies = tuple(credit_note.SHAPE.anomalies(row))
     return Joined(row, anomalies, (), "replay", is_whole=False, replace_all=False, is_at_rest=True)
 
 
 def refunds_of(cursor: Cursor, notes: Mapping[Subject, Joined]) -> dict[Subject, Row]:
-    """Return the refunds that *notes* name, by the note, without those that are not known."""
+    """Return the refunds that *notes* name, by the note. Unknown refunds are left out."""
     named = {subject: replace(subject, table="refunds", id=str(each.row["refund"])) for subject, each in notes.items()}
     if not named:
         return {}
@@ -309,7 +310,7 @@ CROSS JOIN LATERAL (
 
 
 def payments_of(cursor: Cursor, orders: Mapping[Subject, Joined]) -> dict[Subject, Payment]:
-    """Return what is known of the payments of *orders*, by the order."""
+    """Return the payments of *orders*, by the order."""
     intents = {_intent_of(subject, joined.row) for subject, joined in orders.items()}
     if not intents:
         return {}
@@ -332,7 +333,7 @@ def _by_intent(cursor: Cursor, statement: str, intents: Collection[Subject]) -> 
     return found
 
 
-# A row's own event_id, as_of and source give way to those of the event that made it what it is.
+# The event_id, as_of and source of a row are replaced by those of the event that decided it.
 _OF_INTENT: Final = """
 SELECT k.payment_intent AS of_intent, t.*,
     coalesce(e.id, t.event_id) AS event_id, coalesce(e.created, t.as_of) AS as_of,
@@ -345,7 +346,7 @@ _DECIDING: Final = """
 SELECT id, source, created FROM inbox AS i
 WHERE (i.account, i.livemode, i.id) = (t.account, t.livemode, t.event_id)
 """
-# What came to a charge after it was captured, or released, did not settle its order.
+# Events of a charge after its capture or its release did not settle the order, so they are not named.
 _MOVING_CHARGE: Final = """
 SELECT i.id, i.source, i.created FROM inbox AS i JOIN outcomes AS u USING (seq)
 WHERE (i.account, i.livemode, i.object_id) = (t.account, t.livemode, t.id) AND u.state = 'folded'

@@ -1,13 +1,15 @@
-"""Changes that are kept from the feed: how many there are, and why, and their release.
+"""Counts the changes that are withheld from the feed, by reason, and releases them.
 
 Note [What is released is new]
-    A reader's cursor is past the old number of a withheld change. So it is appended again with a new number, under the
-    lock of those who append, and the old row goes in the same transaction: at each moment there is one of them.
+    A reader's cursor is past the old number of a withheld change. So the change is appended again with a new number,
+    under the lock to append, and the old row is deleted in the same transaction. At each moment exactly one of the two
+    is there.
 
 Note [What is overtaken stays withheld]
-    The last change of a subject shows what it now is. A withheld order.opened that came after the order.paid which the
-    feed has had, or an older balance after a newer one, would be a lie. Of each line of changes of one subject, none is
-    released behind one of a later time, which may be withheld with a lower number: a rename joins two histories.
+    The last change of a subject must show its present state. If the feed has order.paid, releasing an earlier
+    order.opened after it would be wrong, and so would be an older balance after a newer one. So within each line of
+    changes of one subject, no change is released behind a change of a later time. That later change may be withheld
+    too, with a lower number, because a rename joins two histories.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,11 +25,11 @@ from schemas.kinds import Kind
 from worker.folding.claim import keep_others_from_appending, share_folding
 
 RELEASE_BATCH_MAX: Final = 5_000
-"""Changes that are released in one transaction, for which folding waits."""
+"""Changes that are released in one transaction. Folding waits for that transaction."""
 _REFUNDS: Final[Kind] = "order.refund_changed"
-"""A line of its own; all other kinds of one subject are one line, in which each overtakes those before."""
+"""This kind is a line of its own. All other kinds of a subject are one line, where each overtakes the earlier ones."""
 _CORRECTED: Final[Kind] = "order.corrected"
-"""It may be by an older event than what it corrects, so that its number counts and not its time."""
+"""A correction may name an older event than the change that it corrects, so its number counts and not its time."""
 
 _changes: Final = tables.changes
 _NAMES: Final = [column.name for column in _changes.c if column.name not in ("seq", "withheld")]
@@ -35,23 +37,23 @@ _NAMES: Final = [column.name for column in _changes.c if column.name not in ("se
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """Which withheld changes are meant: those of a *selection* whose deciding event was created from *since* on."""
+    """The withheld changes of a *selection* with a deciding event that was created at *since* or later."""
 
     selection: Selection
     since: datetime | None = None
 
     @property
     def condition(self) -> ColumnElement[bool]:
-        """The condition that a change is withheld and meant."""
+        """The condition that a change is withheld and belongs to the selection."""
         chosen = [_changes.c[name].in_(values) for name, values in self.selection.values.items()]
         dated = [] if self.since is None else [_changes.c.at >= self.since]
         return and_(_changes.c.withheld.is_not(None), *chosen, *dated)
 
 
 def counts(connection: Connection, wanted: Wanted, *, overtaken: bool | None = None) -> Sequence[dict[str, Any]]:
-    """Return how many changes are withheld, by reason and kind, with the earliest and the latest of their times.
+    """Return how many changes are withheld, by reason and kind, with their earliest and their latest time.
 
-    Of those that are *overtaken*, or of the others, where that is given.
+    With *overtaken* true or false, only the changes that are overtaken, or that are not, are counted.
     """
     at, number = _changes.c.at, func.count().label("changes")
     query = select(
@@ -76,7 +78,7 @@ def release(
 ) -> int:
     """Append the *wanted* changes that are not overtaken to the feed, in their old order, and return how many.
 
-    Killed at any point, each of them is either in the feed or withheld. *progress* gets the number released so far.
+    If the process is killed, each change is either in the feed or withheld. *progress* gets the number released so far.
     """
     released = 0
     while (batch := _release_batch(engine, wanted, batch_max)) > 0:
@@ -87,7 +89,7 @@ def release(
 
 def _release_batch(engine: Engine, wanted: Wanted, batch_max: int) -> int:
     with database.transaction(engine) as connection, database.cursor(connection) as cursor:
-        # As folding does, so that an import that withholds what it appends has not begun, or has ended.
+        # Folding takes this lock too. It keeps a release apart from an import, which withholds the changes it appends.
         share_folding(cursor)
         keep_others_from_appending(cursor)
         oldest = select(_changes.c.seq).where(wanted.condition, ~_OVERTAKEN).order_by(_changes.c.seq).limit(batch_max)
@@ -99,7 +101,7 @@ def _release_batch(engine: Engine, wanted: Wanted, batch_max: int) -> int:
 
 
 def _overtaken() -> ColumnElement[bool]:
-    """Return the condition that the feed has had a later change of the same line, or would have it before."""
+    """Return the condition that the feed has a later change of the same line, or would get it first."""
     later = _changes.alias("later")
     subject = ("account", "livemode", "subject", "subject_id")
     same = [later.c[name] == _changes.c[name] for name in subject]
@@ -109,7 +111,7 @@ def _overtaken() -> ColumnElement[bool]:
 
 def _is_later_step(later: FromClause) -> ColumnElement[bool]:
     line = (later.c.kind == _changes.c.kind) | (later.c.kind != _REFUNDS) & (_changes.c.kind != _REFUNDS)
-    # A customer has a balance in each currency.
+    # A customer has one balance in each currency.
     one, other = (table.c.after["currency"].astext for table in (later, _changes))
     balance = (_changes.c.subject != "balance") | (one == other)
     is_step = (later.c.kind != _CORRECTED) & (_changes.c.kind != _CORRECTED)
@@ -117,13 +119,13 @@ def _is_later_step(later: FromClause) -> ColumnElement[bool]:
 
 
 def _is_other_word(later: FromClause) -> ColumnElement[bool]:
-    """Return the condition that one of the two is a correction, by which the other is no more what is last told."""
+    """Return the condition that one of the two changes is a correction, and makes the other one outdated."""
     is_line = (later.c.kind != _REFUNDS) & (_changes.c.kind != _REFUNDS) & (later.c.seq > _changes.c.seq)
-    # A correction follows what it corrects, though that may have been released with a newer number.
+    # A correction follows the change that it corrects, even if that change was released with a newer number.
     was = later.c.after.op("-")("lines")
     corrects = (_changes.c.kind == _CORRECTED) & was.is_distinct_from(_changes.c.before)
     one, other = (table.c.after["status"].astext for table in (later, _changes))
-    # A payment whose amount alone was corrected is released, so that it is told once.
+    # If a correction left the status and changed only the amount, the payment is still released, to be announced once.
     steps_back = (later.c.kind == _CORRECTED) & (_changes.c.kind != _CORRECTED) & one.is_distinct_from(other)
     return and_(is_line, corrects | steps_back)
 

@@ -1,7 +1,7 @@
-"""What each event means: pure functions from an event to facts, and from facts to a row.
+"""The meaning of each event: pure functions from an event to facts, and from facts to a row.
 
-Nothing here reads a clock, opens a connection or writes a line of log. ``FOLD_VERSION`` rises whenever a fold
-would say something else of an event already folded; the clock then folds again what an older one folded.
+Nothing here reads a clock, opens a connection or logs. ``FOLD_VERSION`` rises whenever a fold would return other facts
+for an event that is already folded. The clock then queues the events that an older version folded.
 """
 
 from collections.abc import Callable, Mapping
@@ -29,7 +29,7 @@ from worker.folds.join import Shape
 FOLD_VERSION: Final = 7
 
 EVENT_IGNORED: Final = "payfold.event.ignored"
-"""An operator's word that an event is to be left aside; it is about an event, and has no row of its own."""
+"""An operator's instruction to ignore another event. It has no row of its own."""
 
 Fold: TypeAlias = Callable[[Event], tuple[Facts, ...]]
 
@@ -48,13 +48,13 @@ FOLDS: Final[Mapping[str, tuple[str, Fold]]] = {
     **dict.fromkeys(portal.SESSION_TYPES, ("billing_portal.session", portal.fold_session)),
     **dict.fromkeys(refund.TYPES, ("refund", refund.fold)),
 }
-"""By event type: the type of object that it must carry, and the fold that reads it."""
+"""By event type: the type of the object that the event must carry, and the fold that reads the event."""
 
 STRIPE_TYPES: Final = tuple(sorted(kind for kind in FOLDS if not kind.startswith("payfold.")))
-"""What a webhook endpoint has to send: the types of Stripe's own events that a fold reads."""
+"""The types of Stripe's own events that a fold reads. A webhook endpoint has to send all of them."""
 
 API_VERSION: Final = "2026-10-28.endive"
-"""The newest version of Stripe's API that the folds were written for; of older ones they read what those have."""
+"""The newest version of Stripe's API that the folds were written for. They read the fields of older ones as well."""
 
 SHAPES: Final[Mapping[str, Shape]] = {
     shape.table: shape
@@ -76,7 +76,7 @@ SHAPES: Final[Mapping[str, Shape]] = {
         refund.SHAPE,
     )
 }
-"""By table, how its rows are joined."""
+"""By table: how the rows of the table are joined."""
 
 TABLES_OF_OBJECT: Final[Mapping[str, tuple[str, ...]]] = {
     "billing_portal.configuration": ("portal_configurations",),
@@ -93,11 +93,11 @@ TABLES_OF_OBJECT: Final[Mapping[str, tuple[str, ...]]] = {
     "payment_link": ("payment_links",),
     "refund": ("refunds",),
 }
-"""By type of object, the tables in which the object's own id is the key of a row."""
+"""By type of object: the tables in which the object's own id is the key of a row."""
 
 
 class Verdict(Struct, frozen=True):
-    """What became of one event: facts where it is folded, else a reason, and its code."""
+    """The outcome of one event: facts if it is folded, otherwise a reason and the reason's code, the *cause*."""
 
     state: str
     reason: str | None = None
@@ -122,7 +122,7 @@ def set_aside(reason: str) -> Verdict:
 
 
 def judge(event: Event) -> Verdict:
-    """Return what *event* says, or why it says nothing."""
+    """Return the facts of *event*, or the reason why it has none."""
     if event.type == EVENT_IGNORED:
         return Verdict("folded")
     wanted = FOLDS.get(event.type)
@@ -137,7 +137,7 @@ def judge(event: Event) -> Verdict:
     except Unfoldable as error:
         return _parked("payload_unreadable", str(error))
     except Exception as error:  # noqa: BLE001 - a fault of a fold parks its event, and holds up no other
-        # The error's own words could quote the event, so only its kind is kept.
+        # The error's message could quote the event, so only the error's type is kept.
         return _parked("fold_failed", f"the fold failed with {type(error).__name__}")
 
 

@@ -1,22 +1,25 @@
-"""What is known of customers' credit balances: negative is credit, and each currency has one of its own.
+"""Folds customers' credit balances. A negative amount is credit, and a customer has one balance in each currency.
 
 Source: https://docs.stripe.com/api/customer_balance_transactions/object and
 https://docs.stripe.com/billing/customer/balance.
 
 Note [Two witnesses of a balance]
-    Stripe sends no event for a balance transaction. ``customer.updated`` tells the balance in the customer's
-    default currency, and what it was before; the ledger, which has to be asked for, tells every transaction in
-    every currency. So the customer's events decide in its default currency, and whichever is newer in the others.
-    Neither enters into the other's order, but for one thing: a step that the ledger lists twice is no twin, and where
-    it was read after a second, it knows how often each step of that second was taken, and where it ended. So a
-    transaction is a witness of the customer as well, whose row has the same order. The ledger's own chain shows
-    whether a transaction is missing.
+    Stripe sends no event for a balance transaction. ``customer.updated`` carries the balance in the customer's
+    default currency, and the balance before the event. The ledger has to be requested; it lists every transaction in
+    every currency. So the customer's events decide the balance in the default currency. In the other currencies the
+    newer of the two sources decides.
+
+    Neither source affects the order of the other, with one exception. A step that the ledger lists twice was taken
+    twice, and is no twin. A ledger that was read after a second also shows how often each step of that second was
+    taken, and with which balance that second ended. So a transaction is a witness of the customer as well, because the
+    customer's row has the same order. The ledger's own chain shows whether a transaction is missing.
 
 Note [A currency moves no balance]
-    When the default currency becomes another, the customer's events report another balance from then on. It moved at
-    times that no event reports, so that its changes begin with what it then was; unless the ledger was read, which
-    lists all of them from 0. Only all the events show where a balance begins, and what of it was announced depends on
-    their arrival: a change begins with the opening until one was announced of that balance, then with its row.
+    When a customer's default currency changes, the customer's events report another balance from then on. That balance
+    moved earlier, at times that no event reports. So its changes begin with the amount that the first of these events
+    shows. Where the ledger was read they begin with 0, because the ledger lists all of them. Only all the events
+    together show where a balance begins, and how much of it was announced depends on the order of their arrival. So
+    the first change that is announced of a balance begins with its opening, and each later one with its row.
 """
 
 from collections import Counter, defaultdict
@@ -37,8 +40,8 @@ from worker.folds.reading import Name, Reader, Reference, Seconds, Told, Whole, 
 TRANSACTION_TYPES: Final = ("payfold.customer_balance_transaction.observed",)
 _BY_LEDGER, _BY_CUSTOMER = range(2)
 LISTED: Final = "_listed "
-"""Begins the name under which a transaction reports its amount to the credit note that made it; its id follows."""
-# Before anything that a customer or a credit note itself says, so that it decides nothing.
+"""A transaction reports its amount to the credit note that made it, under this name followed by its id."""
+# Lower than every rank of a customer's or a credit note's own events, so that a witness decides nothing.
 _WITNESS: Final = -1
 
 
@@ -62,7 +65,7 @@ _reader = Reader(Transaction)
 
 
 def fold_transaction(event: Event) -> tuple[Facts, ...]:
-    """Return what *event*, of one of ``TRANSACTION_TYPES``, says of its transaction and of the balance after it.
+    """Return the facts of *event*, of one of ``TRANSACTION_TYPES``: its transaction, and the balance after it.
 
     Raises:
         Unfoldable: when the transaction in it cannot be read.
@@ -93,7 +96,7 @@ def fold_transaction(event: Event) -> tuple[Facts, ...]:
 
 
 def _of_note(event: Event, transaction: Transaction, note: str) -> Facts:
-    """Return what a transaction knows of the credit note that made it: how much of the note went to the balance."""
+    """Return how much of the credit note that made the *transaction* went to the balance."""
     return Facts(
         subject=Subject("credit_notes", event.account, event.livemode, note),
         event_id=event.id,
@@ -107,7 +110,7 @@ def _of_note(event: Event, transaction: Transaction, note: str) -> Facts:
 
 
 def _by_ledger(event: Event, transaction: Transaction, customer: str) -> Iterator[Facts]:
-    """Yield what a transaction says of the balance, and knows of the *customer*."""
+    """Yield the *transaction*'s facts about the balance, and the same as a witness of the *customer*."""
     after, before = transaction.ending_balance, transaction.ending_balance - transaction.amount
     listed = say(
         event,
@@ -126,7 +129,7 @@ def _by_ledger(event: Event, transaction: Transaction, customer: str) -> Iterato
 
 
 def by_customer(event: Event, customer: str, currency: str, *, amount: int, before: int | None) -> Facts:
-    """Return what a customer's *event* says of the balance in its default *currency*, and of the one *before*."""
+    """Return the facts of a customer's *event* about the balance in its default *currency*, now and *before*."""
     return say(
         event,
         "balances",
@@ -139,7 +142,7 @@ def by_customer(event: Event, customer: str, currency: str, *, amount: int, befo
 
 
 def _change_of(step: Facts) -> Row | None:
-    """Return the balance change that a customer's event tells; the ledger's are transactions of their own."""
+    """Return the balance change that a customer's event reports. A step of the ledger is a transaction instead."""
     if step.rank != _BY_CUSTOMER or step.before is None:
         return None
     before, after = step.before["amount"], step.columns["amount"]
@@ -163,10 +166,11 @@ def _change_of(step: Facts) -> Row | None:
 
 @dataclass(frozen=True, slots=True)
 class _Ledger:
-    """What was read of a ledger in one currency: *path* holds its transactions in their order, *read_at* when.
+    """A ledger in one currency: *path* holds its transactions in order, *read_at* is the time of the last reading.
 
-    A transaction that was read several times is one: the last reading counts, the others are the path's twins. What a
-    reading finds as it was known is not recorded again, so that the latest one of any transaction is of them all.
+    Several readings of one transaction count as one step: the last reading counts, the others are twins in the path. A
+    reading that finds a transaction unchanged is not recorded again. So the latest reading of any one transaction is
+    taken as the time at which all were read.
     """
 
     path: Path
@@ -174,12 +178,12 @@ class _Ledger:
 
     @property
     def listed(self) -> list[Facts]:
-        """The transactions, each once, in their order."""
+        """The transactions in their order, each once."""
         return [step for step in self.path.steps if step.event_id not in self.path.twins]
 
 
 def _order(facts: Sequence[Facts]) -> Path:
-    """Return what is said of a balance in its order: the customer's events by the customer's own chain."""
+    """Return the *facts* of a balance in their order. The customer's events follow the chain of the customer."""
     own = [each for each in facts if each.subject.table == "balances"]
     ledger = _ledger([each for each in own if each.rank == _BY_LEDGER])
     rules = Rules(
@@ -203,7 +207,7 @@ def _is_of_customer(facts: Facts) -> bool:
 
 
 def order_of_customer(facts: Sequence[Facts], names: Collection[str]) -> Path:
-    """Return what is said of a customer, whose row has the columns *names*, in the order of its balances."""
+    """Return the *facts* of a customer in the order of its balances; *names* are the columns of its row."""
     events = [each for each in facts if not each.is_witness]
     listed: dict[Value, list[Facts]] = defaultdict(list)
     for each in facts:
@@ -220,7 +224,7 @@ def order_of_customer(facts: Sequence[Facts], names: Collection[str]) -> Path:
 
 
 def _with_amount(step: Facts) -> Facts:
-    """Return the customer's event *step* with the balance that it tells under the name of the ledger's."""
+    """Return the customer's event *step* with its balance under the name that the ledger uses."""
     states = [
         None if state is None else {**state, "amount": state.get("_balance")} for state in (step.columns, step.before)
     ]
@@ -228,7 +232,7 @@ def _with_amount(step: Facts) -> Facts:
 
 
 def _with_ledger(customer: Path, reported: Path, ledger: _Ledger | None, currency: str) -> Path:
-    """Return the order of what the customer *reported* and the *ledger* lists of the balance in *currency*."""
+    """Return the steps of the balance in *currency*, those *reported* by the customer and the *ledger*'s, in order."""
     if ledger is None:
         return reported
     is_default = _default_currency(customer.steps) == currency
@@ -240,12 +244,12 @@ def _with_ledger(customer: Path, reported: Path, ledger: _Ledger | None, currenc
 
 
 def _names_another(step: Facts, currency: Value) -> bool:
-    """Return whether the customer's event *step* names a default currency other than *currency*, or one before it."""
+    """Return whether *step* names a default currency other than *currency*, after the event or before it."""
     return any(state.get("currency") not in (None, currency) for state in (step.before or {}, step.columns))
 
 
 def _opening(customer: Sequence[Facts], first: Facts, currency: str) -> Value:
-    """Return the balance before its first change, where *first* of the *customer*'s events reports it.
+    """Return the balance before its first change. *first* is the first of the *customer*'s events that reports it.
 
     See Note [A currency moves no balance].
     """
@@ -274,7 +278,7 @@ def _ledger(facts: Sequence[Facts]) -> _Ledger | None:
 
 
 def _testimony(ledger: _Ledger) -> dict[Stamp, Testimony]:
-    """Return what the ledger lists of each second; how it ended, where it was read after that second."""
+    """Return what the ledger lists of each second, and the last balance of seconds before the ledger was read."""
     found: dict[Stamp, Testimony] = {}
     for stamp, group in groupby(ledger.listed, key=lambda step: step.stamp):
         steps = list(group)
@@ -302,9 +306,9 @@ def _amount(state: Mapping[str, Value]) -> int:
 
 
 def _differs(ledger: _Ledger, reported: Sequence[Facts]) -> tuple[Anomaly, ...]:
-    """Return that the two witnesses differ, although the ledger was read in or after the customer's last second.
+    """Return an anomaly where the two witnesses differ and the ledger is not older than the customer's last event.
 
-    Read within that second, it may have seen any balance that the customer had in it.
+    A ledger that was read in the second of that event may show any balance that the customer had in that second.
     """
     last = reported[-1]
     listed, amount = ledger.listed[-1].columns["amount"], last.columns["amount"]
@@ -317,7 +321,7 @@ def _differs(ledger: _Ledger, reported: Sequence[Facts]) -> tuple[Anomaly, ...]:
 
 
 def _changes(before: Row | None, after: Row) -> list[Change]:
-    # A customer begins with nothing, which is nothing to tell.
+    # A customer begins with a balance of 0, so 0 in a first row is no change.
     known = 0 if before is None else before["amount"]
     if known == after["amount"]:
         return []
@@ -359,7 +363,7 @@ SHAPE: Final = Shape(
     subject="balance",
     key=("customer", "currency"),
     empty={"amount": None},
-    # What decides, and what is wrong, shows only in all the events of the customer and its ledger.
+    # The deciding event and the anomalies show only in all the events of the customer and its ledger.
     keeps_all=False,
     leader="customers",
     order=_order,

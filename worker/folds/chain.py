@@ -1,23 +1,23 @@
-"""The one order of an object's events, computed from the events alone.
+"""Computes the one order of an object's events, from the events alone.
 
 Note [The chain is an Eulerian path]
-    Several events may share a rank and a second. Each reports a state after it and, through its previous
-    attributes, the state before it: states are nodes and events are edges, and an order without a gap is a
-    path that takes every edge once. Whether there is one, and where it ends, follows from the nodes' degrees,
-    so nothing is searched. Where there is none, the fewest gaps are counted from the degrees as well.
+    Several events may share a rank and a second. Each reports the state after it and, through its previous attributes,
+    the state before it. So states are nodes and events are edges, and an order without a gap is a path that takes every
+    edge once. Whether there is such a path, and where it ends, follows from the nodes' degrees, so nothing is searched.
+    If there is none, the fewest gaps follow from the degrees as well.
 
 Note [A doubt is several courses]
-    A second may leave several ends possible: a circle that may begin anywhere, or an equal step that may be a
-    twin. Each end is kept as a course of its own, the preferred one first. The courses that fit the next second
-    with the fewest gaps go on, so a later event decides what came before it. The object is in doubt where the
-    courses that are left at the end would give different rows.
+    The events of a second may have several possible ends: a circle may begin anywhere, and an equal step may be a twin.
+    Each end is kept as a course of its own, the preferred one first. The courses that fit the next second with the
+    fewest gaps go on, so a later event decides the order of earlier ones. The object is in doubt if the courses that
+    are left at the end would give different rows.
 
 Note [A reading may be of the next second]
-    An observation is dated by the earliest that Stripe may have answered, often a second before what it saw. So a
-    second does not begin with what was read shortly before it, where that is a state of this second itself and is not
-    what the events before the reading led to: it was read between two of the second's own events. Unless that leaves
-    more gaps: then something was missed, and the reading knows better. Without anything before the reading it is not
-    known where the second begins.
+    An observation carries the earliest time at which Stripe may have answered, often a second before the state that it
+    saw. Suppose that a reading came shortly before a second, that its state is one of this second, and that the events
+    before the reading did not lead to that state. Then it was read between two of the second's own events, and the
+    second does not begin with it. If that leaves more gaps, however, an event was missed, and the second does begin
+    with the reading. If no event came before the reading, it is not known where the second begins.
 """
 
 from collections import Counter, defaultdict
@@ -37,33 +37,35 @@ Position: TypeAlias = tuple[int, tuple[object, ...]]
 Stamp: TypeAlias = tuple[object, ...]
 
 COURSES_MAX: Final = 8
-"""How many courses are kept. The object is in doubt with two as with more; of more the least preferred are dropped."""
+"""Courses that are kept; of more, the least preferred are dropped. The object is in doubt with two as with more."""
 ENDINGS_MAX: Final = 64
-"""How many ends of one second are looked at: a circle of hundreds of states may end in any of them. Of more events
-than this fewer are, but not fewer than the courses that are kept."""
+"""Ends of one second that are examined, because a circle of hundreds of states may end in any of them. With more events
+than this fewer ends are examined, but never fewer than ``COURSES_MAX``."""
 CHAIN_STEPS_MAX: Final = 64
-"""How many steps from the end a chain is put in order: earlier ones of the same second cannot reach the row,
-unless sixty-four later ones all leave out a key that they carry."""
+"""Steps of a second that are ordered, counted from the end. Earlier steps of the same second cannot affect the row,
+unless sixty-four later ones all lack a key that they carry."""
 
 LOOKS_MAX: Final = 16_384
-"""How many times the events of one second are looked at: once for each state in which the second may begin and each gap
-that a twin may make. Where that takes more (250 equal pairs, none of which fits another), the second is not put in
-order: seniority decides, and each state that an event leads to is an end that is possible."""
+"""Looks at single events that the order of one second may take. All its events are looked at once for each state in
+which the second may begin, and for each gap that a twin may make. If that takes more looks (as with 250 equal pairs,
+none of which fits another), the second is not ordered: seniority decides, and each state after an event is a possible
+end."""
 
 READING_TIME_MAX: Final = timedelta(seconds=5)
-"""How much older than what it saw a reading may be dated: by the duration of the call, and less than a second more."""
+"""How much earlier than the state that it saw a reading may be dated: the call's duration plus less than a second."""
 
 SPARE_MAX: Final = 16
-"""Of how many equal steps of a second it is tried whether fewer leave as few gaps; of more it counts as possible."""
+"""Spare equal steps of a second up to which we try whether leaving out some of them adds no gap. With more of them we
+assume that it is possible."""
 
 _NOTHING: Final = "nothing comes before a .created event"
 
 
 class Path(Struct, frozen=True):
-    """Events in their order, the ids of those left out as twins, and whether their end is a choice between rows.
+    """Events in their order, the ids of those left out as twins, and whether different rows are possible at the end.
 
-    *anomalies* are what the order itself shows, and *opening* what the row was before the first change of it that is
-    to be announced, where the order shows that, too.
+    *anomalies* are those that the order itself shows. *opening* is the row's state before its first change that is to
+    be announced, if the order shows it.
     """
 
     steps: list[Facts]
@@ -75,9 +77,9 @@ class Path(Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Testimony:
-    """What another source lists of one second: the *steps* of a row, as a state before and after, and their *end*.
+    """The steps that another source lists of one second, each by its state before and after, and their *end*.
 
-    The end is None where that source may not have seen the whole second. *name* is the column that it speaks of.
+    The end is None if that source may not have seen the whole second. *name* is the column of these states.
     """
 
     name: str
@@ -85,7 +87,7 @@ class Testimony:
     end: Value
 
     def step_of(self, row: Facts) -> tuple[Value, Value]:
-        """Return the step that *row* reports, as far as this speaks of it."""
+        """Return the step that *row* reports in the column *name*."""
         return ((row.before or {}).get(self.name), row.after.get(self.name))
 
 
@@ -95,12 +97,13 @@ def _no_preference(_: Facts) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What decides beyond the events' states.
+    """What decides the order, in addition to the events' states.
 
-    *names* are the columns that a doubt has to reach. *prefer* ranks last states where several are possible.
-    *rows* holds, by event, the facts of another row of the object that shares its order. *testimony* is what
-    another source lists, by stamp. The chain begins in *start*, where that fits. Without *may_repeat* no event
-    is the twin of another. Where it *counts*, how often that other row was moved is a matter of doubt, too.
+    *names* are the columns in which courses must differ for a doubt. *prefer* ranks last states where several are
+    possible. *rows* holds, by event, the facts of another row of the object that shares its order. *testimony* holds,
+    by stamp, the steps that another source lists. The chain begins in the state *start*, if that fits. Without
+    *may_repeat* no event is the twin of another. With *counts* there is also a doubt if it is uncertain how often that
+    other row was moved.
     """
 
     names: Collection[str]
@@ -112,7 +115,7 @@ class Rules:
     counts: bool = False
 
     def moves(self, facts: Facts) -> bool:
-        """Return whether an event moved the row that shares its order, where it counts how often that was."""
+        """Return whether an event moved the row that shares its order; False if that is not to be counted."""
         row = self.rows.get(facts.event_id) if self.counts else None
         return (
             row is not None
@@ -121,9 +124,9 @@ class Rules:
         )
 
     def carried(self, facts: Facts) -> dict[str, Value]:
-        """Return the state after an event, with that of the row that shares its order, under names of its own.
+        """Return the state after an event, together with that of the row that shares its order.
 
-        Both may have a status or a currency, which are not the same.
+        The row's values have names of their own, because both may have a status or a currency, with other values.
         """
         row = self.rows.get(facts.event_id)
         return facts.after if row is None else {**facts.after, **{_of_row(name): row.after[name] for name in row.after}}
@@ -134,7 +137,7 @@ def _of_row(name: str) -> str:
 
 
 def order(facts: Iterable[Facts], rules: Rules) -> Path:
-    """Return *facts*, all of one object and each once, in their one order."""
+    """Return *facts* in their one order. They are all of one object, each event once."""
     groups = list(by_position(facts))
     if all(len(group) == 1 for group in groups):
         return Path([group[0] for group in groups], set(), is_ambiguous=False)
@@ -150,13 +153,13 @@ def order(facts: Iterable[Facts], rules: Rules) -> Path:
 
 
 def of_rows(path: Path, rules: Rules) -> Path:
-    """Return the order of the facts in ``rules.rows``, where *path* is that of the events that order them."""
+    """Return the facts in ``rules.rows`` in the order of *path*, which is that of their events."""
     steps = [rules.rows[step.event_id] for step in path.steps if step.event_id in rules.rows]
     return Path(steps, path.twins, path.is_ambiguous)
 
 
 def by_position(facts: Iterable[Facts]) -> Iterator[list[Facts]]:
-    """Yield *facts* by rank and stamp, the lowest first; those of one position by their ids."""
+    """Yield *facts* in groups of one rank and stamp, the lowest first. Each group is sorted by the events' ids."""
     ordered = sorted(facts, key=lambda each: (each.position, each.event_id))
     for _, group in groupby(ordered, lambda each: each.position):
         yield list(group)
@@ -165,7 +168,7 @@ def by_position(facts: Iterable[Facts]) -> Iterator[list[Facts]]:
 def only_order(group: Sequence[Facts], state: Mapping[str, Value]) -> list[Facts] | None:
     """Return *group*, of one position, as the one chain that begins in *state*.
 
-    None where *state* does not hold all of it, where it has a gap or several ends, or two of its steps may be one.
+    Return None if *state* lacks a value, if the chain has a gap or several ends, or if two of its steps are equal.
     """
     names = _common_names(group)
     if any(state.get(name) is None for name in names):
@@ -182,7 +185,7 @@ def only_order(group: Sequence[Facts], state: Mapping[str, Value]) -> list[Facts
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Edge:
-    """An event between two states, each reduced to what all events of its group carry."""
+    """An event between two states, each reduced to the keys that all events of its group carry."""
 
     before: Hashable
     after: Hashable
@@ -195,11 +198,11 @@ class _Edge:
 
 @dataclass(frozen=True)
 class _Ending:
-    """One way through the events of a position: *edges* from *start*, with so many *gaps*, until the state *end*.
+    """One way through the events of a position: *edges* from *start* to *end*, with a number of *gaps*.
 
-    Those *left_out* are twins; where the edges need not lose all of them, the ending *is_doubtful*, and where they may
-    lose more and still end so, it is not *is_countable*. Where it *is_unordered*, the order of its edges is not known,
-    but for the last one, which leads to *end*.
+    The edges *left_out* are twins. The ending *is_doubtful* if not all of them have to be left out. It is not
+    *is_countable* if more could be left out with the same end. If it *is_unordered*, only its last edge is known, which
+    leads to *end*.
     """
 
     edges: Sequence[_Edge]
@@ -214,9 +217,9 @@ class _Ending:
 
 @dataclass(frozen=True)
 class _Course:
-    """One way in which the events came about until the last one of *group*; *carried* is the state after it.
+    """One possible order of the events up to the last one of *group*. *carried* is the state after that event.
 
-    The row that shares the order was moved so many times, by *moves*, unless that is not *is_countable*.
+    *moves* counts how often the row that shares the order was moved; the number is uncertain without *is_countable*.
     """
 
     before: "_Course | None"
@@ -228,11 +231,11 @@ class _Course:
 
     @cached_property
     def state(self) -> Hashable:
-        """What is carried, to compare courses by."""
+        """The state *carried*, in a form to compare courses by."""
         return _hashable(self.carried)
 
     def earlier_than(self, position: Position) -> "_Course | None":
-        """Return the course until the last event that came before *position* in time, None where none did."""
+        """Return the course up to the last event that came before *position* in time, None if none did."""
         course: _Course | None = self
         while course is not None and course.group and course.group[0].stamp > position[1]:
             course = course.before
@@ -252,7 +255,7 @@ class _Course:
 
 
 def _follow(courses: Sequence[_Course], group: list[Facts], rules: Rules) -> list[_Course]:
-    """Return the courses on which *group* follows *courses* with the fewest gaps, the preferred first."""
+    """Return *courses* continued by *group* in the ways with the fewest gaps, the preferred course first."""
     if len(group) == 1 and len(courses) == 1:
         (course,), (facts,) = courses, group
         moves = course.moves + rules.moves(facts)
@@ -277,7 +280,7 @@ def _follow(courses: Sequence[_Course], group: list[Facts], rules: Rules) -> lis
     if len(followed) == 1:
         return followed
     followed.sort(key=lambda each: _rank_of(each, rules), reverse=True)
-    # What follows a reading may go on from what was before it.
+    # An event after a reading may go on from the state before the reading, so that state distinguishes courses too.
     befores = [each.before for each in followed] if all(map(_is_reading, group)) else [None] * len(followed)
     distinct: dict[Hashable, _Course] = {}
     for each, before in zip(followed, befores, strict=True):
@@ -289,9 +292,10 @@ def _follow(courses: Sequence[_Course], group: list[Facts], rules: Rules) -> lis
 
 
 def _chosen(several: Sequence[Sequence[_Ending]]) -> Sequence[_Ending]:
-    """Return those of *several* with the fewest gaps; of as few the first.
+    """Return the endings of *several* with the fewest gaps; if more than one has as few, the first.
 
-    Where the first begin anywhere, since nothing is known before a reading, its state is the likeliest to begin with.
+    The first may begin in any state, if no event came before a reading. Then the reading's state is the likeliest
+    beginning.
     """
     fewest = min(each.gaps for endings in several for each in endings)
     first, *others = [endings for endings in several if min(each.gaps for each in endings) == fewest]
@@ -310,7 +314,10 @@ def _rank_of(course: _Course, rules: Rules) -> tuple[bool, int, tuple[bool, str]
 def _most_preferred(
     found: Sequence[tuple[_Course, _Ending]], edges: Sequence[_Edge], number: int, rules: Rules
 ) -> list[tuple[_Course, _Ending]]:
-    """Return *number* of *found*, by ``_rank_of`` as if the preferred of the edges into an end were always the last."""
+    """Return the first *number* of *found* by ``_rank_of``.
+
+    Of the edges into an end, the preferred one is taken for the last edge.
+    """
     best: dict[Hashable, tuple[int, tuple[bool, str]]] = {}
     for edge in edges:
         key = (rules.prefer(edge.facts), _seniority_of(edge))
@@ -324,7 +331,7 @@ def _followed(course: _Course, group: list[Facts], ending: _Ending, rules: Rules
     for facts in _from_end(ending, rules):
         carried = {**rules.carried(facts), **carried}
         if len(carried) == len(names):
-            # What came before makes no difference.
+            # All names have a value now, so earlier events make no difference.
             break
     moves = course.moves + sum(rules.moves(edge.facts) for edge in _without(ending.edges, ending.left_out))
     is_countable = course.is_countable and ending.is_countable
@@ -337,7 +344,7 @@ def _laid_out(ending: _Ending, rules: Rules) -> list[Facts]:
 
 
 def _from_end(ending: _Ending, rules: Rules) -> Iterator[Facts]:
-    """Yield the events of *ending* from the last to the first, each twin next to the last step that it repeats."""
+    """Yield the events of *ending* from the last to the first. Twins come next to the last step that they repeat."""
     twins: dict[tuple[Hashable, Hashable], list[Facts]] = defaultdict(list)
     for edge in ending.left_out:
         twins[edge.step].append(edge.facts)
@@ -350,7 +357,7 @@ def _from_end(ending: _Ending, rules: Rules) -> Iterator[Facts]:
 
 
 def _is_too_much(edges: Sequence[_Edge], starts: int) -> bool:
-    """Return whether more looks than ``LOOKS_MAX`` are needed to put *edges* in order from each of *starts*."""
+    """Return whether ordering *edges* from each of *starts* takes more looks than ``LOOKS_MAX``."""
     looks = len(edges) * starts
     if looks * len(edges) <= LOOKS_MAX:
         return False
@@ -367,7 +374,7 @@ def _unordered(edges: Sequence[_Edge]) -> list[_Ending]:
 def _endings(
     edges: Sequence[_Edge], starts: Sequence[Hashable | None], testimony: Testimony | None, rules: Rules
 ) -> list[_Ending]:
-    """Return every end that *edges* may have from one of *starts*, by an order with the fewest gaps."""
+    """Return an ending for every end that an order of *edges* from one of *starts* with the fewest gaps may have."""
     kept, left_out, floor = _by_testimony(edges, testimony, rules)
     twins = _Twins(kept, floor) if rules.may_repeat else _NO_TWINS
     found: list[_Ending] = []
@@ -381,16 +388,16 @@ def _endings(
             found += _with_less(found[-1], degrees, twins, way, rules)
     fewest = min(each.gaps for each in found)
     found = [each for each in found if each.gaps == fewest]
-    # Where it begins is a guess only where nothing that is known to come before fits as well.
+    # A guessed beginning counts only if no known earlier state fits as well.
     return [each for each in found if each.start is not None] or found
 
 
 def _beginnings(
     edges: Sequence[_Edge], names: Sequence[str], course: _Course, rules: Rules
 ) -> list[list[Hashable | None]]:
-    """Return in which states *edges* may begin after *course*: without what was read last before them, and with it.
+    """Return the states in which *edges* may begin after *course*: without the last readings in it, and with them.
 
-    The second is worth a look only where readings may be of what *edges* did, and counts where it leaves fewer gaps.
+    There is a second list only if readings may show states of *edges*. It counts only if it leaves fewer gaps.
     """
     earlier = course.earlier_than(edges[0].facts.position)
     before = _before_readings(earlier, edges, names, rules)
@@ -400,7 +407,7 @@ def _beginnings(
 def _starts(
     edges: Sequence[_Edge], names: Sequence[str], course: _Course, earlier: _Course | None
 ) -> list[Hashable | None]:
-    """Return the states in which *edges* of *course* may begin where they come after *earlier*; None stands for any."""
+    """Return the states in which *edges* of *course* may begin after *earlier*. None stands for any state."""
     found: list[Hashable | None] = [_NOTHING] if any(edge.before is _NOTHING for edge in edges) else []
     if earlier is None:
         begun = course.carried if course.before is None else {}
@@ -420,7 +427,7 @@ def _starts(
 def _before_readings(
     course: _Course | None, edges: Sequence[_Edge], names: Sequence[str], rules: Rules
 ) -> _Course | None:
-    """Return *course* until its last readings, where these may be of what *edges* did.
+    """Return *course* without its last readings if these may show states of *edges*, otherwise *course*.
 
     See Note [A reading may be of the next second].
     """
@@ -441,12 +448,12 @@ def _before_readings(
 
 
 def _is_reading(facts: Facts) -> bool:
-    """Return whether *facts* are dated by when they were read; what a ledger lists has dates of its own."""
+    """Return whether *facts* carry the time of their reading. Transactions of a ledger have a time of their own."""
     return facts.is_observation and facts.before is None
 
 
 def _may_be_of(course: _Course, position: Position) -> bool:
-    """Return whether a reading that ends *course* is new enough to be of the second of *position*."""
+    """Return whether a reading at the end of *course* is new enough to show the second of *position*."""
     dated, begun = course.group[0].stamp[0], position[1][0]
     # Stamps begin with a time.
     return isinstance(dated, datetime) and isinstance(begun, datetime) and begun - dated <= READING_TIME_MAX
@@ -457,7 +464,7 @@ def _last_of(course: _Course, rules: Rules) -> Facts:
 
 
 def _with_group(course: _Course, group: Sequence[Facts], position: Position, rules: Rules) -> _Course | None:
-    """Return *course* with *group* alone, which is in order, for its last one; what came before where that is empty."""
+    """Return *course* with its last group replaced by the ordered *group*; without that group if *group* is empty."""
     if not group:
         return None if course.before is None else course.before.earlier_than(position)
     carried = dict(course.before.carried) if course.before is not None else {}
@@ -467,12 +474,12 @@ def _with_group(course: _Course, group: Sequence[Facts], position: Position, rul
 
 
 def _known_of(carried: Mapping[str, Value], names: Sequence[str]) -> Hashable | None:
-    """Return the state *carried*, None where it has not all the *names*."""
+    """Return the state *carried*, None if it lacks one of *names*."""
     return _state(carried, names) if carried.keys() >= set(names) else None
 
 
 def _movers(edges: Sequence[_Edge]) -> Iterator[Hashable]:
-    """Yield the states after events that may have moved the rank, but do not report what was before."""
+    """Yield the states after events that may have raised the rank, but do not report the state before."""
     for edge in edges:
         if edge.facts.before is None and not edge.facts.is_observation:
             yield edge.after
@@ -501,9 +508,9 @@ def _state(values: Mapping[str, Value], names: Sequence[str]) -> Hashable:
 
 
 def _hashable(value: object) -> Hashable:
-    # The usual ones first: to ask whether something is a mapping takes long.
+    # The usual types come first, because the check for a mapping is slow.
     if value is None or isinstance(value, (str, int, datetime)):
-        # True and 1 are the same key to Python, and not the same state.
+        # For Python True and 1 are the same key, but they are different states.
         return (type(value).__name__, value)
     if isinstance(value, Mapping):
         return tuple(sorted((key, _hashable(item)) for key, item in value.items()))
@@ -520,7 +527,7 @@ _RowStep: TypeAlias = tuple[Value, Value]
 
 @dataclass(frozen=True, slots=True)
 class _Floor:
-    """What is known to have happened: by event the step of a row that it reports, and by step how often it did."""
+    """The steps that are known to have happened: *steps* by the event that reports them, *least* how often each did."""
 
     steps: Mapping[str, _RowStep]
     least: Mapping[_RowStep, int]
@@ -530,7 +537,10 @@ _NO_FLOOR: Final = _Floor({}, {})
 
 
 def _repeated(edges: Sequence[_Edge]) -> list[list[_Edge]]:
-    """Return the steps that several *edges* report, the greatest id first; each from the least senior on."""
+    """Return the edges of each step that several *edges* report, the least senior edge first.
+
+    The steps are ordered by their most senior edges, the greatest first.
+    """
     if len({(edge.before, edge.after) for edge in edges}) == len(edges):
         return []
     reported: dict[_Step, list[_Edge]] = defaultdict(list)
@@ -541,9 +551,9 @@ def _repeated(edges: Sequence[_Edge]) -> list[list[_Edge]]:
 
 
 class _Twins:
-    """The steps that several edges report, of which all but one may be left out.
+    """The steps that several edges report. All edges of a step but one may be left out.
 
-    A step that is reported only as often as it is known to have happened has none to spare.
+    If a step is reported only as often as it is known to have happened, it has no edge to spare.
     """
 
     def __init__(self, edges: Sequence[_Edge], floor: _Floor) -> None:
@@ -554,7 +564,7 @@ class _Twins:
         return self._floor.steps.get(edge.facts.event_id)
 
     def spare(self, left_out: Collection[_Edge] = ()) -> list[_Edge]:
-        """Return of each step the least senior edge that may go after those *left_out*; in the order of the steps."""
+        """Return the next edge of each step that may be left out after those *left_out*, the least senior one."""
         if not self._repeated:
             return []
         gone = Counter(edge.step for edge in left_out)
@@ -578,7 +588,7 @@ def _without(edges: Sequence[_Edge], left_out: Collection[_Edge]) -> list[_Edge]
 
 
 def _without_twins(edges: Sequence[_Edge], start: Hashable | None, twins: _Twins) -> list[tuple[_Edge, ...]]:
-    """Return the twins that make gaps in *edges*: in every way in which they may be left out, the chosen one first."""
+    """Return every way to leave out twins so that *edges* lose gaps, the chosen way first."""
     found: list[tuple[_Edge, ...]] = [()]
     if not twins.spare():
         return found
@@ -600,7 +610,10 @@ def _without_twins(edges: Sequence[_Edge], start: Hashable | None, twins: _Twins
 
 
 def _ways_between(spare: Sequence[_Edge], degrees: "_Degrees") -> list[tuple[_Edge, ...]]:
-    """Return the ways by equal steps from states left too often to those entered too often, the first to lose first."""
+    """Return the ways by *spare* edges from states left too often to states entered too often.
+
+    The way that should be left out first comes first.
+    """
     if not spare:
         return []
     left, entered = degrees.unequal()
@@ -613,7 +626,7 @@ def _ways_between(spare: Sequence[_Edge], degrees: "_Degrees") -> list[tuple[_Ed
 def _with_less(
     ending: _Ending, degrees: "_Degrees", twins: _Twins, left_out: tuple[_Edge, ...], rules: Rules
 ) -> Iterator[_Ending]:
-    """Yield endings where more than *left_out* of the *twins* are, and which so end elsewhere with no more gaps."""
+    """Yield endings that leave out more of *twins* than *left_out* does, and so end elsewhere without more gaps."""
     spare = twins.spare(left_out)
     if not spare:
         return
@@ -621,7 +634,7 @@ def _with_less(
     number = {edge: index for index, edge in enumerate(spare)}
     for way in _ways(_by_end(spare), number, ends.copy()).values():
         with degrees.without(way):
-            # Of what is not connected with the way the ends are the same.
+            # The ends of parts that are not connected with the way stay the same.
             others = degrees.ends_around(way[0].before) - ends if way and degrees.gaps == ending.gaps else ()
             less = _ends_with_less_moves(degrees, twins.spare((*left_out, *way)), rules) if others else set()
         if others:
@@ -632,7 +645,7 @@ def _with_less(
 
 
 def _ends_with_less_moves(degrees: "_Degrees", spare: Sequence[_Edge], rules: Rules) -> set[Hashable]:
-    """Return in which states an order with no more gaps may end that leaves out steps by which the row was moved."""
+    """Return the possible ends of orders that leave out steps which moved the row, and have no more gaps."""
     if not rules.counts:
         return set()
     if len(spare) > SPARE_MAX:
@@ -658,9 +671,9 @@ def _by_end(edges: Iterable[_Edge]) -> dict[Hashable, list[_Edge]]:
 def _ways(
     into: Mapping[Hashable, Sequence[_Edge]], number: Mapping[_Edge, int], ends: Iterable[Hashable]
 ) -> dict[Hashable, tuple[_Edge, ...]]:
-    """Return, by state, the fewest spare edges from it to one of *ends*: without them a chain ends there.
+    """Return, by state, the shortest way of spare edges from it to one of *ends*. Without them a chain ends there.
 
-    *into* holds the edges by the state that they lead to, *number* their order.
+    *into* holds the edges by the state that they lead to, and *number* holds their order.
     """
     ways: dict[Hashable, tuple[_Edge, ...]] = dict.fromkeys(ends, ())
     reached = list(ways)
@@ -677,7 +690,7 @@ def _ways(
 def _by_testimony(
     edges: Sequence[_Edge], testimony: Testimony | None, rules: Rules
 ) -> tuple[list[_Edge], tuple[_Edge, ...], _Floor]:
-    """Return *edges* without what *testimony* shows to be twins, these, and what it shows to have happened."""
+    """Return *edges* without the twins that *testimony* shows, these twins, and the steps that it shows to be real."""
     if testimony is None:
         return list(edges), (), _NO_FLOOR
     rows = [row for edge in edges if (row := rules.rows.get(edge.facts.event_id)) is not None]
@@ -688,7 +701,7 @@ def _by_testimony(
 
 
 def _beyond(edges: Sequence[_Edge], floor: _Floor) -> Iterator[_Edge]:
-    """Yield those of *edges* that report a step which *floor* lists more often than it happened."""
+    """Yield the surplus of *edges*: those that report a step of *floor* more often than it happened."""
     counts = Counter(floor.steps.get(edge.facts.event_id) for edge in edges)
     for same in _repeated(edges):
         for edge in same[:-1]:
@@ -703,7 +716,7 @@ def _beyond(edges: Sequence[_Edge], floor: _Floor) -> Iterator[_Edge]:
 
 
 def _seniority(facts: Facts) -> tuple[bool, str]:
-    """Where nothing else decides: an event over an observation, then the greatest id."""
+    """Return the rank that decides if nothing else does: an event outranks an observation, then the greater id wins."""
     return (not facts.is_observation, facts.event_id)
 
 
@@ -716,20 +729,20 @@ def _preferred(edges: Sequence[_Edge], prefer: Callable[[Facts], int]) -> list[_
 
 
 def _last(ending: _Ending, prefer: Callable[[Facts], int]) -> _Edge:
-    """Return the edge that *ending* ends with: of several that may be the last, the preferred one."""
+    """Return the last edge of *ending*. If several edges may be the last, it is the preferred one."""
     return next(_backwards(ending, prefer))
 
 
 def _in_order(ending: _Ending, prefer: Callable[[Facts], int]) -> list[_Edge]:
-    """Return the edges of *ending* in an order with its gaps."""
+    """Return the edges of *ending* in an order that has the ending's number of gaps."""
     return [*_backwards(ending, prefer)][::-1]
 
 
 def _backwards(ending: _Ending, prefer: Callable[[Facts], int]) -> Iterator[_Edge]:
     """Yield the edges of *ending* from the last to the first.
 
-    The order is found from its end: a step may be the last if what is left can be ordered up to it without a
-    gap more. Where several may, the preference and then seniority decide.
+    The order is found from its end. A step may be the last if the other steps can be ordered before it without a
+    further gap. If several steps may be the last, the preference decides, and then seniority.
     """
     left, gaps, ends = _preferred(_without(ending.edges, ending.left_out), prefer), ending.gaps, {ending.end}
     if ending.is_unordered:
@@ -742,9 +755,9 @@ def _backwards(ending: _Ending, prefer: Callable[[Facts], int]) -> Iterator[_Edg
 
 
 def _index_of_last(edges: Sequence[_Edge], gaps: int, start: Hashable | None, ends: Collection[Hashable]) -> int:
-    """Return which of *edges* comes last, in one of the states *ends*."""
+    """Return the index of the one of *edges* that comes last. It leads to one of the states *ends*."""
     able = [index for index, edge in enumerate(edges) if edge.after in ends]
-    # One of them is the last, so that the only one needs no look.
+    # One of them is the last, so a single one needs no check.
     return able[0] if len(able) == 1 else next(index for index in able if _may_be_last(edges, index, gaps, start))
 
 
@@ -764,10 +777,10 @@ def _survey(edges: Sequence[_Edge], start: Hashable | None) -> tuple[int, set[Ha
 class _Degrees:
     """How much more often each state is entered than left by *edges*, and which of the states are connected.
 
-    A connected part whose every state is entered as often as it is left is one closed walk, which may end
-    wherever it begins. Any other takes as many walks as its states are entered in excess, and they end there.
-    A walk needs no gap before it if it is the first and begins in *start*, or anywhere where that is unknown.
-    Equal steps may be left out for a while: as one of them stays, the parts are the same.
+    If all states of a connected part are entered as often as they are left, the part is one closed walk, which may
+    begin and end in any of them. Any other part takes as many walks as its states are entered in excess, and the walks
+    end in those states. A walk needs no gap before it if it is the first, and begins in *start* or *start* is unknown.
+    Equal steps may be left out for a while. One of them always stays, so the parts do not change.
     """
 
     def __init__(self, edges: Sequence[_Edge], start: Hashable | None) -> None:
@@ -787,20 +800,20 @@ class _Degrees:
 
     @property
     def gaps(self) -> int:
-        """The fewest of any order."""
+        """The fewest gaps of any order."""
         return sum([walks or 1 for walks in self._walks]) - (self._start is None or self._begins_at_start())
 
     def gaps_without(self, way: Sequence[_Edge]) -> int:
-        """Return the fewest gaps where the edges of *way*, each of which follows the one before, are left out."""
+        """Return the fewest gaps without the edges of *way*. Each of these edges follows the one before."""
         with self.without(way):
             return self.gaps
 
     def survey(self) -> tuple[int, set[Hashable]]:
-        """Return the fewest gaps, and the states in which an order with so many may end."""
+        """Return the fewest gaps, and the states in which an order with that many gaps may end."""
         return self.gaps, set().union(*map(self._ends_of, range(len(self._parts))))
 
     def ends_around(self, state: Hashable) -> set[Hashable]:
-        """Return those ends of an order that are connected with *state*."""
+        """Return the possible ends of an order that are connected with *state*."""
         return self._ends_of(self._part_of[state])
 
     def unequal(self) -> tuple[set[Hashable], set[Hashable]]:
@@ -812,11 +825,11 @@ class _Degrees:
 
     @contextmanager
     def without(self, left_out: Sequence[_Edge]) -> Iterator[None]:
-        """Leave edges out of the count, while others report the same steps."""
+        """Leave edges out of the count inside the block. Other edges must report the same steps."""
         if not left_out:
             yield
             return
-        # In the middle of a way a state loses what enters and what leaves it.
+        # A state in the middle of a way loses one edge into it and one out of it, so its excess stays the same.
         breaks = [pair for pair in pairwise(left_out) if pair[0].after != pair[1].before]
         froms = [left_out[0].before, *(edge.before for _, edge in breaks)]
         tos = [*(edge.after for edge, _ in breaks), left_out[-1].after]
@@ -845,11 +858,12 @@ class _Degrees:
         if part != self._first:
             return ends or self._parts[part]
         if not self._begins_at_start():
-            # As few gaps are left by beginning in the middle, and coming back to it from the part's true start.
+            # An order that begins in the middle of the part, and returns there from the part's own start, has as few
+            # gaps.
             return ends | {self._start} if any(edge.before == self._start for edge in self._edges) else ends
         if self._walks[part] > 1:
             return ends
-        # Its one walk is the first of all, so it is the last only where it is alone.
+        # The part's only walk is the first of all walks, so it is the last only if there is no other part.
         return (ends or {self._start}) if len(self._parts) == 1 else set()
 
 

@@ -1,8 +1,8 @@
-"""What charge events say of a charge: whether its money was taken, is only held, or came back.
+"""Folds charge events into charges: whether the money was taken, is only held, or came back.
 
 Source: https://docs.stripe.com/api/charges/object and
-https://docs.stripe.com/payments/place-a-hold-on-a-payment-method. A hold that was released shows as ``charge.expired``
-or as refunded without having been captured. A delayed method's pending charge may say captured already.
+https://docs.stripe.com/payments/place-a-hold-on-a-payment-method. A released hold shows as ``charge.expired``, or as a
+charge that was refunded and never captured. A pending charge of a delayed method may be marked as captured already.
 """
 
 from datetime import datetime
@@ -49,7 +49,7 @@ _PENDING, _HELD, _ENDED = range(3)
 
 
 def fold(event: Event) -> tuple[Facts, ...]:
-    """Return what *event*, of one of ``TYPES``, says of its charge.
+    """Return the facts of *event*, of one of ``TYPES``, about its charge.
 
     Raises:
         Unfoldable: when the charge in it cannot be read.

@@ -1,29 +1,29 @@
-"""What Checkout Session events say of an order.
+"""Folds Checkout Session events into orders.
 
-Source: facts of Stripe's Checkout Session object and its events, https://docs.stripe.com/api/checkout/sessions/object.
+Source: https://docs.stripe.com/api/checkout/sessions/object, Stripe's Checkout Session object and its events.
 
 Note [Failed looks like an unpaid completion]
-    A session whose delayed payment failed stays complete and unpaid, and its snapshot is the one that
-    ``checkout.session.completed`` told before. Only the event's type carries the failure.
+    A session with a failed delayed payment stays complete and unpaid, and its snapshot equals that of the earlier
+    ``checkout.session.completed``. Only the event's type shows the failure.
 
-Note [An older API version says the same in other places]
-    Columns are read by the presence of fields, never by the version's name. Before basil the address stood in
-    ``shipping_details``, and before 2022-08-01 in ``shipping``. Before presentment details, Stripe's currency
-    conversion put the buyer's currency into ``currency`` and ``amount_total`` and the shop's into
-    ``currency_conversion``; the parts that it did not convert back are unknown in the shop's currency, so they are
-    null and not wrong.
+Note [An older API version has the same values in other fields]
+    Columns are read by the presence of fields, never by the version's name. Before basil the address was in
+    ``shipping_details``, and before 2022-08-01 in ``shipping``. Before there were presentment details, Stripe's
+    currency conversion put the buyer's currency into ``currency`` and ``amount_total``, and the shop's into
+    ``currency_conversion``. The amounts that it did not convert back are unknown in the shop's currency, so they are
+    null rather than wrong.
 
 Note [Lines are those of the totals that they were listed with]
-    No webhook lists lines, and a buyer may change them: a quantity, an optional item, a promotion code. An event that
-    carries other totals than the event that listed the lines shows that there are newer ones. While the lines are
-    complete no event since their listing has carried other totals, so the row has those that they were listed with,
-    and an event can be held against the row alone.
+    No webhook lists lines, and a buyer may change them: a quantity, an optional item, a promotion code. An event with
+    other totals than the event that listed the lines shows that the order has newer lines. While the lines are
+    complete, no event since their listing has carried other totals. So the row still has the totals of that listing,
+    and an event can be compared with the row alone.
 
 Note [A step back is a correction]
-    A status that was announced stays true, but where what it came by turns out to be wrong: the event is set aside, or
-    a rendering of it that no one signed is replaced. A reader has acted on it by then, and must hear so. The status
-    that is left was passed by before, so it is no news of its own, and the one-shot stays the only one of its kind: an
-    order that is paid again after a step back is a correction as well.
+    A status that was announced stays true unless the event that led to it turns out to be wrong: an operator ignores
+    the event, or an unsigned rendering of it is replaced. By then readers have acted on the status, so they must get a
+    correction. The order falls back to a status that it had before, which is no news of its own. A one-shot is sent
+    only once for an order, so an order that is paid again after a step back is a correction as well.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -52,7 +52,7 @@ TYPES: Final = (
     MISSING,
 )
 
-# What the type alone says, for API versions older than the session's own status.
+# The status that the type implies, for API versions where a session has no status.
 _STATUS_OF_TYPE: Final = {
     "checkout.session.completed": "complete",
     "checkout.session.async_payment_succeeded": "complete",
@@ -166,7 +166,7 @@ _reader = Reader(CheckoutSession)
 
 
 def fold(event: Event) -> tuple[Facts, ...]:
-    """Return what *event*, of one of ``TYPES``, says of its order.
+    """Return the facts of *event*, of one of ``TYPES``, about its order.
 
     Raises:
         Unfoldable: when the session in it cannot be read.
@@ -174,7 +174,7 @@ def fold(event: Event) -> tuple[Facts, ...]:
     session, before = _reader.read(event.payload)
     status = _STATUS_OF_TYPE.get(event.type, UNSET) if session.status is UNSET else session.status
     columns = _columns(session)
-    # The clock knows that the time is up, and nothing new of the session itself.
+    # The clock knows that the session's time is up. It knows nothing new about the session's own status.
     by_clock = event.type == CLOCK_EXPIRED
     if status is not UNSET and not by_clock:
         columns["session_status"] = status
@@ -202,7 +202,7 @@ def fold(event: Event) -> tuple[Facts, ...]:
 
 
 def _lines(event: Event, session: CheckoutSession) -> tuple[Row, ...] | None:
-    """Return the order's lines where the session lists them in whole; the first page of them says nothing."""
+    """Return the order's lines; None where the session does not list all of them, as with a first page."""
     if not isinstance(session.line_items, _LineItems) or session.line_items.has_more:
         return None
     return tuple({line.id: _line(event, session, line) for line in session.line_items.data}.values())
@@ -234,9 +234,9 @@ def _line(event: Event, session: CheckoutSession, line: _LineItem) -> Row:
     }
 
 
-# An unknown status ranks lowest, so that it undoes nothing that is known.
+# An unknown status ranks lowest, so that it replaces no known status.
 _OPEN, _CLOCK_EXPIRED, _EXPIRED, _PROCESSING, _FAILED, _PAID = range(6)
-# That Stripe does not know a session says nothing of what it was, so it decides nothing.
+# A session that is missing at Stripe had some status before, so its event ranks below all and decides nothing.
 _RANK_OF_TYPE: Final = {CLOCK_EXPIRED: _CLOCK_EXPIRED, MISSING: _OPEN - 1}
 _SETTLED: Final = ("paid", "no_payment_required")
 
@@ -275,7 +275,7 @@ def _columns(session: CheckoutSession) -> dict[str, Value]:
 
 
 def _presentment(session: CheckoutSession) -> dict[str, Value]:
-    """Return the buyer's currency and, where it displaced the shop's, the shop's amounts in their place."""
+    """Return the buyer's currency and amount and, where these stand in the shop's fields, the shop's amounts."""
     details, conversion = session.presentment_details, session.currency_conversion
     if isinstance(details, _PresentmentDetails):
         return carried(presentment_currency=details.presentment_currency, presentment_amount=details.presentment_amount)
@@ -294,7 +294,7 @@ def _presentment(session: CheckoutSession) -> dict[str, Value]:
 
 
 def _email(session: CheckoutSession) -> str | UnsetType | None:
-    """The address that the buyer typed; until then, the one that the shop passed."""
+    """Return the email address that the buyer typed or, until then, the one that the shop passed."""
     if isinstance(session.customer_details, _CustomerDetails) and session.customer_details.email:
         return session.customer_details.email
     return session.customer_email
@@ -302,9 +302,9 @@ def _email(session: CheckoutSession) -> str | UnsetType | None:
 
 def _shipping(session: CheckoutSession) -> Value | UnsetType:
     collected = session.collected_information
-    # Null, as much as an address that is null, is nothing that was collected.
+    # If the collected information is null, or its address is null, no address was collected.
     newest = collected.shipping_details if isinstance(collected, _CollectedInformation) else collected
-    # A newer place is null while an older one is filled in some versions that have both.
+    # Some versions have both a newer and an older field, and fill only the older one.
     places = (newest, session.shipping_details, session.shipping)
     filled = next((place for place in places if isinstance(place, _Shipping)), None)
     if filled is not None:
@@ -336,12 +336,12 @@ def _moments(event: Event, status: object, session: CheckoutSession) -> dict[str
     return found
 
 
-# Whether the lines are complete: see Note [Lines are those of the totals that they were listed with].
+# The totals that show new lines: see Note [Lines are those of the totals that they were listed with].
 _TOTALS: Final = ("amount_subtotal", "amount_total", "currency")
 
 
 def _follow(row: Row, step: Facts, laid: Row) -> bool:
-    """Set in *laid* whether *step* leaves the order's lines complete, and in what lines listed again still differ."""
+    """Set in *laid* whether the lines are complete after *step*, and how lines that were listed again differ."""
     was_complete = row["lines_complete"] is True
     moved = was_complete and any(name in step.columns and step.columns[name] != row[name] for name in _TOTALS)
     if step.parts is None:
@@ -351,12 +351,12 @@ def _follow(row: Row, step: Facts, laid: Row) -> bool:
     laid["_lines_moved"] = moved or row.get("_lines_moved") is True
     difference = _difference(step.parts, laid)
     laid["_lines_differ"] = difference if laid["_lines_moved"] else None
-    # Whether lines had moved before, and whether those before differed, is not kept.
+    # The row does not keep whether the lines had changed before, or whether the earlier lines differed.
     return not was_complete and difference is None
 
 
 def _difference(lines: Sequence[Row], order: Row) -> Mapping[str, Value] | None:
-    """Return in which total *lines* differ from their *order*, None where in none that both have."""
+    """Return the first total in which *lines* differ from their *order*; None where all that both have are equal."""
     currency, subtotal = order["currency"], order["amount_subtotal"]
     others = {line["currency"] for line in lines} - {None, currency}
     if others and currency is not None:
@@ -374,7 +374,7 @@ def _difference_of_total(lines: Sequence[Row], order: Row) -> Mapping[str, Value
     whole, shipping, taxes = (order[name] for name in ("amount_total", "amount_shipping", "amount_tax"))
     if not (isinstance(whole, int) and isinstance(shipping, int) and isinstance(taxes, int)):
         return None
-    # The tax that the lines do not have is that on shipping.
+    # Tax of the order that is not on the lines is tax on shipping.
     if total is None or tax is None or total + shipping in (whole, whole - (taxes - tax)):
         return None
     return _differing("amount_total", whole, total + shipping)
@@ -385,12 +385,12 @@ def _differing(column: str, order: Value, lines: Value) -> Mapping[str, Value]:
 
 
 def _sum(lines: Sequence[Row], name: str) -> int | None:
-    """Return the sum of what *lines* have as *name*, None where one of them has nothing."""
+    """Return the sum of the column *name* of *lines*; None where one of them lacks it."""
     amounts = [amount for line in lines if isinstance(amount := line[name], int)]
     return sum(amounts) if len(amounts) == len(lines) else None
 
 
-# From here on: what follows from the joined row.
+# From here on: inferences from the joined row.
 
 
 def _rank_of(row: Row) -> int:
@@ -399,7 +399,7 @@ def _rank_of(row: Row) -> int:
 
 
 def _status(row: Row) -> str | None:
-    """Return the order's status; None where Stripe said something that we do not know."""
+    """Return the order's status; None where Stripe sent a value that we do not know."""
     rank = _rank_of(row)
     # In 2019 a session had no payment status, and one in setup mode has nothing to pay.
     is_settled = rank == _PAID or (row["session_status"] == "complete" and row["payment_status"] is None)
@@ -442,7 +442,7 @@ _KIND_OF_STATUS: Final[Mapping[str, Kind]] = {
     "failed": "order.failed",
     "expired": "order.expired",
 }
-# What a shop acts on. What may name or describe a person is joined when the feed is read.
+# The columns that a shop acts on. Columns that may name or describe a person are joined when the feed is read.
 _SHOWN: Final = (
     *("status", "session_status", "payment_status", "mode"),
     *("currency", "amount_subtotal", "amount_discount", "amount_shipping", "amount_tax", "amount_total"),
@@ -463,9 +463,9 @@ _PLACE_OF_STATUS: Final[Mapping[object, int]] = {
 
 
 def kind_of_step(last: Mapping[str, Any] | None, now: Mapping[str, Any], kinds: Collection[str] = ()) -> Kind | None:
-    """Return which change an order makes that is *now* so, by what was *last* announced of it; None for none.
+    """Return the kind of change from the *last* announced state of an order to the state *now*; None for no change.
 
-    *last* is None where that was nothing, and *kinds* are the one-shots that were among it.
+    *last* is None where nothing was announced, and *kinds* are the one-shots that were announced.
     See Note [A step back is a correction].
     """
     one_shot = _KIND_OF_STATUS.get(now["status"])

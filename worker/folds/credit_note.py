@@ -1,20 +1,20 @@
-"""What credit note events say of a note and its lines.
+"""Folds credit note events into credit notes and their lines.
 
 Source: https://docs.stripe.com/api/credit_notes/object.
 
 Note [Where a credit note's money goes]
-    ``amount = pre + post`` and ``post = refunds + out of band + to the balance``. Since basil a note tells all
-    but the last; before, it named one refund without its amount, and no pre and post. What the note cannot
-    tell is null until something else tells it, and that is no anomaly; what it tells and does not add up is
-    one, and nothing is guessed. The balance transaction that a note made, once it is seen, tells its part.
+    ``amount = pre + post`` and ``post = refunds + out of band + to the balance``. Since basil a note carries all these
+    amounts except the last. Before basil it named one refund without the amount, and carried neither pre nor post. A
+    part that the note does not carry is null until another object shows it, which is no anomaly. Parts that do not add
+    up are an anomaly, and nothing is guessed. The balance transaction that a note made shows the part of the balance.
 
-    The events of a refund name no note, so what the refund that an old note names adds is laid on last, by
-    ``with_refund``. All of its amount is the note's: "the sum of refund, credit and outside of Stripe amounts must
-    equal the credit note total" (https://docs.stripe.com/api/credit_notes/create, before basil gave notes a part of a
-    refund). That also holds of a refund that fails or is canceled: of an issued note only memo and metadata change
-    (https://docs.stripe.com/api/credit_notes/update), and it is voided only while its invoice is open, so not where
-    something was refunded (https://docs.stripe.com/api/credit_notes/void). An amount in another currency is no known
-    part of the note.
+    The events of a refund name no note. So ``with_refund`` lays the refund that an old note names on the note's row
+    last. The refund's whole amount belongs to the note: "the sum of refund, credit and outside of Stripe amounts must
+    equal the credit note total" (https://docs.stripe.com/api/credit_notes/create, before basil let a note have a part
+    of a refund). That also holds for a refund that fails or is canceled: only memo and metadata of an issued note
+    change (https://docs.stripe.com/api/credit_notes/update), and a note is voided only while its invoice is open, so
+    never after a refund (https://docs.stripe.com/api/credit_notes/void). A refund in another currency does not count,
+    because its part of the note is unknown.
 """
 
 from collections.abc import Mapping
@@ -78,12 +78,12 @@ class CreditNote(Struct):
 _reader = Reader(CreditNote)
 SPLIT: Final = "credit_note_split"
 _Parts: TypeAlias = tuple[int | None, int | None]
-"""What was refunded, and what went to the balance."""
+"""The amount that was refunded, and the amount that went to the balance."""
 _RANKS: Final = {"issued": 0, "void": 1}
 
 
 def fold(event: Event) -> tuple[Facts, ...]:
-    """Return what *event*, of one of ``TYPES``, says of its credit note and of the lines that it shows.
+    """Return the facts of *event*, of one of ``TYPES``, about its credit note and the lines that it lists.
 
     Raises:
         Unfoldable: when the note in it cannot be read.
@@ -120,7 +120,7 @@ def _told(note: CreditNote) -> Told:
             memo=note.memo,
             created=moment(note.created),
             effective_at=moment(note.effective_at),
-            # A first page says nothing of whether the lines that were seen before were all.
+            # A first page does not show whether earlier events listed all lines, so it leaves the column as it is.
             lines_complete=True if isinstance(note.lines, _Lines) and not note.lines.has_more else UNSET,
             _refund=note.refund if note.refund is UNSET else note.refund is not None,
             _balance=UNSET
@@ -139,14 +139,14 @@ def _told(note: CreditNote) -> Told:
 
 
 def _refunded(note: CreditNote) -> int | UnsetType:
-    """The sum of the refunds since basil; unknown from the one refund's id before."""
+    """Return the sum of the refunds, which a note lists since basil. Before, it had only the id of one refund."""
     if isinstance(note.refunds, list):
         return sum(refund.amount_refunded for refund in note.refunds)
     return UNSET
 
 
 def _lines(event: Event, note: CreditNote) -> tuple[Facts, ...]:
-    """Lines never change once the note is issued, so all that were ever seen belong to it."""
+    """Return the facts of the note's lines. They never change after the issue, so each line that was seen stays."""
     if not isinstance(note.lines, _Lines):
         return ()
     return tuple(
@@ -171,7 +171,7 @@ def _lines(event: Event, note: CreditNote) -> tuple[Facts, ...]:
     )
 
 
-# From here on: what follows from the joined row.
+# From here on: inferences from the joined row.
 
 
 def _infer(row: Row) -> None:
@@ -195,9 +195,10 @@ def _infer(row: Row) -> None:
 def _split(
     share: int, refunded: int | None, to_balance: int | None, *, has_refund: bool, has_balance: Value
 ) -> _Parts | None:
-    """Return the parts of *share*, the one that is None by the other; None where they contradict what the note names.
+    """Return both parts of *share*, a missing one computed from the other; None where they contradict the note.
 
-    A note *has_balance* True where it names a transaction, False where it reports that there is none, else None.
+    *has_balance* is True where the note names a balance transaction, False where it reports none, and None where it
+    does neither.
     """
     if refunded is None and to_balance is None:
         return None, None
@@ -210,13 +211,17 @@ def _split(
 
 
 def _share(row: Row) -> int | None:
-    """Return what refunds and the balance share; None where the side after the payment is not known."""
+    """Return the sum of refunds and the part of the balance; None where the amount after the payment is unknown."""
     post = row["post_payment_amount"]
     return post - _whole(row["out_of_band_amount"]) if isinstance(post, int) else None
 
 
 def _listed(row: Row) -> int | None:
-    """Return what the ledger lists for the note in its currency: of the transaction that it names, else of the one."""
+    """Return the amount that the ledger lists for the note, in the note's currency.
+
+    It is that of the balance transaction that the note names. For a note that names none it is that of its only
+    transaction, None where there are several.
+    """
     named = row["customer_balance_transaction"]
     ones = [value for name, value in row.items() if name.startswith(LISTED) and named in (None, name[len(LISTED) :])]
     found = [one["amount"] for one in ones if isinstance(one, Mapping) and one["currency"] == row["currency"]]
@@ -228,12 +233,12 @@ def _known(value: Value) -> int | None:
 
 
 def _whole(value: Value) -> int:
-    """Stripe says null where nothing went out of band."""
+    """Return *value*, and 0 for null, which Stripe sends where nothing was paid out of band."""
     return value if isinstance(value, int) else 0
 
 
 def _infer_sides(row: Row) -> None:
-    """Before basil's pre and post, a note was wholly one or the other, by its type."""
+    """Set pre and post of a note from before basil: the whole amount is one or the other, by the note's type."""
     if row["pre_payment_amount"] is not None or row["post_payment_amount"] is not None:
         return
     if row["type"] == "pre_payment":
@@ -254,31 +259,31 @@ def _anomalies(row: Row) -> list[Anomaly]:
 
 
 def _lost(row: Row) -> list[Anomaly]:
-    """Return that a part of the note went somewhere that is not named."""
+    """Return an anomaly where the refunds leave a part of the note over and nothing names its destination."""
     refunded = row["refunded_amount"]
     is_lost = _share(row) is not None and isinstance(refunded, int) and row["to_balance_amount"] is None
     return [Anomaly(SPLIT, _detail(row, _known(refunded), None))] if is_lost else []
 
 
 def _detail(row: Row, refunded: int | None, to_balance: int | None) -> dict[str, Value]:
-    """Return the parts of *row* that are known, *refunded* and *to_balance* where they are."""
+    """Return the amounts of an anomaly's detail, without those of *refunded* and *to_balance* that are None."""
     parts = {"refunded": refunded, "to_balance": to_balance}
     known = {name: part for name, part in parts.items() if part is not None}
     return {"post_payment": row["post_payment_amount"], "out_of_band": _whole(row["out_of_band_amount"]), **known}
 
 
-# From here on: what the refund lays on that an old note names.
+# From here on: the refund of an old note, laid on the note's row.
 
 
 def is_open(row: Row) -> bool:
-    """Return whether *row* names a refund by its id alone, which may show the note's parts."""
+    """Return whether *row* names a refund by its id alone. The refund's own row may then show the note's parts."""
     return row["refund"] is not None
 
 
 def with_refund(joined: Joined, refund: Row | None) -> Joined:
-    """Return the open note *joined*, as its own events and the ledger make it, with what its *refund* adds laid on.
+    """Return the open note *joined*, made by its own events and the ledger, with its *refund* laid on.
 
-    Where that contradicts the other parts neither is known.
+    Where the refund contradicts the other parts, both the refunded amount and that of the balance are null.
     """
     row, amount = joined.row, _amount_of(refund, joined.row["currency"])
     if amount is None or _contradicts_itself(joined):
@@ -336,7 +341,7 @@ SHAPE: Final = Shape(
     infer=_infer,
     anomalies=_anomalies,
     changes=_changes,
-    # Whether a note reports that it has no refund, or no balance transaction, is no column of its own.
+    # A note may report that it has no refund or no balance transaction, and no column keeps that.
     keeps_all=False,
 )
 

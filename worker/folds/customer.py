@@ -1,7 +1,7 @@
-"""What customer events say of a customer, and of its balance in the default currency.
+"""Folds customer events into customers and their balances in the default currency.
 
-Source: https://docs.stripe.com/api/customers/object. ``customer.subscription.*`` and their like are not
-customers: events are routed by their exact type and the object that they carry.
+Source: https://docs.stripe.com/api/customers/object. Events such as ``customer.subscription.*`` are not folded here:
+events are routed by their exact type and the object that they carry.
 """
 
 from collections.abc import Sequence
@@ -51,7 +51,7 @@ _reader = Reader(Customer)
 
 
 def fold(event: Event) -> tuple[Facts, ...]:
-    """Return what *event*, of one of ``TYPES``, says of its customer.
+    """Return the facts of *event*, of one of ``TYPES``, about its customer.
 
     Raises:
         Unfoldable: when the customer in it cannot be read.
@@ -66,12 +66,12 @@ def fold(event: Event) -> tuple[Facts, ...]:
 
 
 def _balance(event: Event, customer: Customer, before: Customer | None) -> tuple[Facts, ...]:
-    """Return the balance that *event* tells, which is in the customer's own currency and in no other."""
+    """Return the facts of *event* about the customer's balance, which is in the default currency only."""
     amount = _amount(customer)
     if not isinstance(customer.currency, str) or amount is None:
         return ()
     known = None
-    # Where the default currency was another one, its balance was that of another row.
+    # If the default currency was another one before, the earlier balance belongs to another row.
     if before is not None and before.currency in (None, customer.currency):
         known = _amount(before)
     return (balance.by_customer(event, customer.id, customer.currency, amount=amount, before=known),)
@@ -97,7 +97,7 @@ def _told(customer: Customer) -> Told:
             deleted=customer.deleted,
             metadata=customer.metadata,
             created=moment(customer.created),
-            # No column of its own row, but part of the state by which its events are put in order.
+            # The customer's row has no such column. It is part of the state that orders the customer's events.
             _balance=_balance_of(customer),
         ),
         references(test_clock=customer.test_clock),

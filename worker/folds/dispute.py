@@ -1,13 +1,13 @@
-"""What dispute events say.
+"""Folds dispute events into disputes.
 
 Source: https://docs.stripe.com/api/disputes/object.
 
 Note [An inquiry is no dispute]
-    Some banks ask before they dispute: the statuses that begin with ``warning_`` take no money. An inquiry becomes a
-    dispute, and opens as one, at its first other status. One that becomes none ends as ``warning_closed``, which Stripe
-    reports as a closing like the others. A dispute that was lost may be appealed, and be won after all: it closes
-    again, and does not open again. So the last closing is what the feed ends with while an appeal is under way, also
-    where the closing becomes known after the appeal.
+    Some banks inquire before they dispute: while the status begins with ``warning_``, no money is taken. At its first
+    other status the inquiry becomes a dispute, and the feed announces that it is opened. An inquiry that becomes no
+    dispute ends as ``warning_closed``, which Stripe reports as a closing like the others. A dispute that was lost may
+    be appealed and won: it then closes again, and does not open again. So during an appeal the feed's last change is
+    the last closing, even where we learn of the closing after the appeal.
 """
 
 from typing import Final
@@ -52,7 +52,7 @@ _reader = Reader(Dispute)
 
 
 def fold(event: Event) -> tuple[Facts, ...]:
-    """Return what *event*, of one of ``TYPES``, says of its dispute.
+    """Return the facts of *event*, of one of ``TYPES``, about its dispute.
 
     Raises:
         Unfoldable: when the dispute in it cannot be read.

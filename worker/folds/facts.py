@@ -1,12 +1,12 @@
-"""What a fold is given, and what it says.
+"""The arguments and the results of a fold.
 
 Note [A fold infers nothing]
-    A fold reads one event and reports what that event carries: an absent key says nothing, a null says null.
-    What several events mean together is the join's to find, and what can be inferred is inferred from the
-    joined row, so that no rule depends on which event was read first.
+    A fold reads one event and reports the values that this event carries. For an absent key it reports nothing, for a
+    null it reports null. The join finds what several events mean together. Inferences are made from the joined row, so
+    that no rule depends on which event was read first.
 
-They are msgspec's structs, which are made, hashed and compared several times as fast as dataclasses: one is made for
-every event that is folded. Those that a rebuild keeps in files are written as arrays.
+The types are msgspec's structs, because one is made for every event that is folded, and structs are made, hashed and
+compared several times as fast as dataclasses. Those that a rebuild keeps in files are written as arrays.
 """
 
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ Row: TypeAlias = dict[str, Value]
 
 
 class Event(Struct, frozen=True):
-    """An event out of the inbox. ``created`` is aware and UTC; ``payload`` is the body, credentials blanked."""
+    """An event from the inbox. ``created`` is aware and UTC; ``payload`` is the body with its credentials blanked."""
 
     seq: int
     account: str
@@ -37,10 +37,10 @@ class Event(Struct, frozen=True):
 
 
 class Subject(Struct, frozen=True, order=True, cache_hash=True, array_like=True):
-    """What one row is about: its table and its key.
+    """The table and the key of one row.
 
-    A balance has a *currency* beyond its customer's *id*, since a customer has one in each. *root* names the object
-    from the events of which the row is folded, where that is another than *id*.
+    The key of a balance is its customer's *id* and a *currency*, because a customer has one balance in each currency.
+    *root* is the id of the object that has the row's events, if it is not *id*.
     """
 
     table: str
@@ -52,7 +52,7 @@ class Subject(Struct, frozen=True, order=True, cache_hash=True, array_like=True)
 
     @property
     def source(self) -> str:
-        """The object whose events the row is folded from."""
+        """The id of the object that has the row's events."""
         return self.root or self.id
 
     @property
@@ -62,15 +62,14 @@ class Subject(Struct, frozen=True, order=True, cache_hash=True, array_like=True)
 
 
 class Facts(Struct, frozen=True, array_like=True):
-    """What one event says of one row.
+    """The values that one event reports about one row.
 
-    ``stamp`` orders events of one rank, as a tuple of times of which the first differing one decides.
-    ``columns`` and ``references`` hold the keys that the event carries; ``before`` holds the values that both
-    had before the event, where it tells, by the same names. ``moments`` are the times at which what the event
-    says came true. ``is_first`` is said by a ``.created`` event, which nothing comes before; ``by_clock`` by
-    our clock, which any real event outranks. ``is_witness`` is said by an event of another object, which knows
-    something of the row and does not make one. ``parts`` are rows of another table that belong to this one, where
-    the event lists them in whole; None where it does not.
+    ``stamp`` orders events of one rank: a tuple of times, compared from the left. ``columns`` and ``references`` hold
+    the keys that the event carries. ``before`` holds the values of both before the event, under the same names; None
+    where the event does not report them. ``moments`` are the times at which the states that it reports began.
+    ``is_first`` marks a ``.created`` event, which no event precedes. ``by_clock`` marks an event of our clock, which
+    every real event outranks. ``is_witness`` marks an event of another object, which adds to the row but does not make
+    one. ``parts`` are rows of another table that belong to this row; None where the event does not list all of them.
     """
 
     subject: Subject
@@ -90,22 +89,22 @@ class Facts(Struct, frozen=True, array_like=True):
 
     @property
     def position(self) -> tuple[int, tuple[datetime, ...]]:
-        """Where the event stands among those of its row, but for the chain."""
+        """The event's place in the order of its row's events, before the chain orders events of one place."""
         return (self.rank, self.stamp)
 
     @property
     def is_observation(self) -> bool:
-        """Whether it is what we read or decided ourselves, and no event of Stripe's."""
+        """Whether the event is our own, made from a reading or a decision, and not Stripe's."""
         return self.source == "observation"
 
     @property
     def after(self) -> dict[str, Value]:
-        """The state that the event tells, under the names of ``before``."""
+        """The state after the event, under the names of ``before``."""
         return {**self.columns, **self.references}
 
 
 class Witness(Struct, frozen=True):
-    """An event that a change names: its id, by which *source* it came, and when it was created."""
+    """An event that a change names: its id, the *source* that delivered it, and the time of its creation."""
 
     event_id: str
     source: str
@@ -113,16 +112,16 @@ class Witness(Struct, frozen=True):
 
 
 class Anomaly(Struct, frozen=True):
-    """Something about a row that should not be. ``detail`` holds no personal data."""
+    """A fault of a row. ``detail`` holds no personal data."""
 
     kind: str
     detail: Mapping[str, Value | list[str]]
 
 
 class Change(Struct, frozen=True):
-    """A step that a consumer of the change feed wants to hear of, with what it acts on; it holds no personal data.
+    """A step for the consumers of the change feed, with the values that they act on. It holds no personal data.
 
-    ``lines`` of an order are an empty list where all of them are known: they are filled in from where they are kept.
+    ``lines`` of an order are an empty list where all lines are known; they are filled in later from their own table.
     """
 
     kind: Kind

@@ -1,18 +1,18 @@
-"""What invoice events say of an invoice, and invoice payment events of the way to its payment.
+"""Folds invoice events into invoices, and invoice payment events into the links from an invoice to its payment.
 
 Source: https://docs.stripe.com/api/invoices/object and https://docs.stripe.com/api/invoice-payment/object.
 
 ``invoice.upcoming`` is a preview of an invoice that does not exist, and is not folded. Only a draft can be deleted.
 
 Note [Before basil an invoice names its payment]
-    Since basil an invoice payment stands between an invoice and its payment intent. Before, the invoice named its
-    intent and its charge itself. Then its payment is a row under the invoice's own id, which no invoice payment of
-    Stripe's has. An account that moved to basil may have both rows for one payment: they lead to the same intent.
+    Since basil an invoice payment links an invoice to its payment intent. Before basil, the invoice itself named its
+    intent and its charge. For such an invoice we make a payment row under the invoice's own id, which no invoice
+    payment of Stripe's has. An account that moved to basil may have both rows for one payment; both name one intent.
 
 Note [Before 2018 an invoice had no status]
-    It had ``paid``, ``forgiven``, ``closed`` and ``attempted``. Paid and forgiven (today's uncollectible) are certain,
-    and what was attempted and is not closed is open. A closed one may have been given up or may be paid elsewhere, and
-    one that was not attempted may be a draft or not: then the status is null, with an anomaly.
+    It had ``paid``, ``forgiven``, ``closed`` and ``attempted``. Paid and forgiven (today's uncollectible) are certain.
+    An invoice that was attempted and is not closed is open. A closed invoice may have been given up or paid elsewhere,
+    and an invoice that was not attempted may be a draft or not: in both cases the status is null, with an anomaly.
     Source: https://docs.stripe.com/upgrades (2018-11-08).
 """
 
@@ -135,7 +135,7 @@ _DELETED_RANK: Final = 4
 
 
 def fold(event: Event) -> tuple[Facts, ...]:
-    """Return what *event*, of one of ``TYPES``, says of its invoice and, before basil, of its payment.
+    """Return the facts of *event*, of one of ``TYPES``, about its invoice and, before basil, about its payment.
 
     Raises:
         Unfoldable: when the invoice in it cannot be read.
@@ -175,14 +175,14 @@ _STATUS_OF_OWN_PAYMENT: Final = {"paid": "paid", "open": "open", "uncollectible"
 
 
 def _own_payment_told(invoice: Invoice) -> Told:
-    # What was paid elsewhere did not come by the intent, and what became of that is not known.
+    # An invoice that was paid elsewhere was not paid by its intent, and the state of that intent is not known.
     is_elsewhere = invoice.paid_out_of_band is True
     return Told(
         carried(
             status=None if is_elsewhere else _STATUS_OF_OWN_PAYMENT.get(str(_status(invoice))),
             currency=invoice.currency,
             amount_paid=None if is_elsewhere else invoice.amount_paid,
-            # The latest attempt's, which is another than that of the attempt before.
+            # The charge of the latest attempt. Each attempt has its own charge, so this is a column and no reference.
             **references(charge=invoice.charge),
         ),
         {"invoice": invoice.id, **references(payment_intent=invoice.payment_intent)},
@@ -190,7 +190,7 @@ def _own_payment_told(invoice: Invoice) -> Told:
 
 
 def _status(invoice: Invoice) -> str | UnsetType | None:
-    """Return the status, or what it must have been: see Note [Before 2018 an invoice had no status]."""
+    """Return the status; infer it where there is none: see Note [Before 2018 an invoice had no status]."""
     if invoice.status is not UNSET or invoice.closed is UNSET:
         return invoice.status
     if invoice.paid is True:
@@ -216,7 +216,7 @@ def _told(invoice: Invoice) -> Told:
             pre_payment_credit_notes_amount=invoice.pre_payment_credit_notes_amount,
             post_payment_credit_notes_amount=invoice.post_payment_credit_notes_amount,
             created=moment(invoice.date if invoice.created is UNSET else invoice.created),
-            # No columns of its own row, but part of the state by which its events and its payment are put in order.
+            # The invoice's row has no such columns. They are part of the state that orders its events and its payment.
             **{f"_{name}": way for name, way in _ways(invoice).items()},
         ),
         references(customer=invoice.customer, subscription=_subscription(invoice)),
@@ -224,7 +224,7 @@ def _told(invoice: Invoice) -> Told:
 
 
 def _subscription(invoice: Invoice) -> Reference | UnsetType:
-    """The parent's since basil, the invoice's own before."""
+    """Return the parent's subscription since basil, and the invoice's own before."""
     if isinstance(invoice.parent, _Parent):
         details = invoice.parent.subscription_details
         return None if details is None else details.subscription
@@ -232,9 +232,9 @@ def _subscription(invoice: Invoice) -> Reference | UnsetType:
 
 
 def _moments(event: Event, invoice: Invoice, status: object) -> dict[str, datetime]:
-    """Return the times that the invoice tells; where it only tells its status, the event's."""
+    """Return the times of the invoice's steps. If it lacks the time of its status, that is the event's time."""
     told = invoice.status_transitions if isinstance(invoice.status_transitions, _Transitions) else _Transitions()
-    # For some months before 2019-03-14 this one stood on the invoice itself.
+    # For some months before 2019-03-14 the invoice itself had this field.
     finalized_at = invoice.finalized_at if told.finalized_at is None else told.finalized_at
     known = {"finalized_at": finalized_at, "paid_at": told.paid_at, "voided_at": told.voided_at}
     moments = {name: utc(at) for name, at in known.items() if at is not None}
@@ -293,7 +293,7 @@ SHAPE: Final = Shape(
 
 
 def fold_payment(event: Event) -> tuple[Facts, ...]:
-    """Return what *event*, of one of ``PAYMENT_TYPES``, says of its invoice payment.
+    """Return the facts of *event*, of one of ``PAYMENT_TYPES``, about its invoice payment.
 
     Raises:
         Unfoldable: when the invoice payment in it cannot be read.
@@ -318,7 +318,10 @@ def _payment_told(payment: InvoicePayment) -> Told:
 
 
 def _rank_of_payment(row: Row) -> int:
-    """Return the rank; one of an invoice itself has the invoice's, which is not known beyond what the row shows."""
+    """Return the rank of the row; a payment that was read from its invoice has the invoice's rank.
+
+    The row does not show the invoice's status, so this is the highest rank that fits the status of the payment.
+    """
     if row["id"] != row["invoice"]:
         return 0
     return _RANKS["uncollectible"] if row["status"] == "open" else _RANKS["paid"]
@@ -329,7 +332,7 @@ PAYMENT_SHAPE: Final = Shape(
     subject="invoice_payment",
     rank_of=_rank_of_payment,
     empty=dict.fromkeys(("invoice", "payment_intent", "charge", "status", "currency", "amount_paid", "paid_at")),
-    # One that was read from its invoice is in the invoice's order.
+    # A payment that was read from its invoice follows the invoice's order.
     leader="invoices",
     is_led=lambda subject: not subject.id.startswith("inpay_"),
 )

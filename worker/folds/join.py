@@ -1,11 +1,11 @@
 """How the events of one object become its row.
 
 Note [The row depends on the set alone]
-    The events of an object have one order, computed from the events: rank, then stamp, then the chain of
-    states that they tell. Its row is the left fold of them in that order. Arrival, batching and duplication
-    do not enter into it. An event strictly above the row by rank and stamp is the last in that order
-    whatever came before, so it may be laid over the row as it stands (``advance``); for any other the row is
-    folded anew from all the object's events (``fold_all``). Both take the same step, ``_lay``.
+    The events of an object have one order, computed from the events: rank, then stamp, then the chain of the
+    states that they report. The object's row is the left fold of its events in that order. Arrival, batching and
+    duplication have no influence. An event strictly above the row by rank and stamp is the last in that order, so it
+    can be laid over the row as it stands (``advance``). For any other event the row is folded again from all the
+    object's events (``fold_all``). Both take the same step, ``_lay``.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -32,41 +32,46 @@ SEEN_IN_ALL: Final = (TWO_REFERENCES, BROKEN_CHAIN, LINES_DIFFER, MISSING_AT_STR
 
 
 def unknown_status(row: Row, known: Collection[str]) -> list[Anomaly]:
-    """Return that the status of *row* is none that is *known*, as an anomaly; without a status there is none."""
+    """Return an anomaly where *row* has a status that is not *known*; a row without a status has none."""
     status = row["status"]
     return [] if status is None or status in known else [Anomaly(UNKNOWN_STATUS, {"status": status})]
 
 
 def _infer_nothing(_: Row) -> None:
-    """Leave the row as its events tell it."""
+    """Leave the row with the values that its events report."""
 
 
 def _follow_nothing(_row: Row, _step: Facts, _laid: Row) -> bool:
-    """Leave the row as the step tells it."""
+    """Leave the row with the values that the step reports."""
     return True
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What the join has to know of one kind of row.
+    """How the join treats the rows of one *table*.
 
-    ``subject`` names what a row is about, in changes and anomalies. ``empty`` is the row that no event has
-    touched. ``rank_of`` tells the rank of a row's deciding event from the row, never below the true one, and
-    ``stamp_of`` its stamp. ``infer`` sets what follows from the row's own columns; ``anomalies`` and
-    ``changes`` report on it; ``steps`` on each of the children that are new, where they are all of the way from the row
-    before, else on nothing. ``clock_rank`` is the rank of what our clock says, and ``clock_moment`` the
-    moment that only counts while the clock decides. ``prefer`` ranks last states where the events leave
-    several possible. Where the row does not keep all that the inference needs, ``keeps_all`` is false: such a
-    row is always folded anew, and what it carries beyond its columns is dropped at the end. ``key`` names the
-    columns of the row's key beyond its world. ``child`` is a table whose rows belong to this one's, by the columns
-    ``child_key``: a row for each step, which ``child_of`` tells, twins left out; or where that is None, the parts
-    that the last step told that lists them. ``leader`` is the table of the object whose order the row shares, where
-    that is another; ``is_led`` picks the rows that have one. ``order`` puts the facts of a row and its leader in
-    order where the chain alone does not.
-    Where it ``announces_steps``, the last step that implies a change is announced, though later ones imply none.
-    ``follow`` sees the row before a step, the step, and the row with it laid over; there it sets what the step means
-    for columns that the step does not carry, and returns whether the row before, as it is kept, was enough to know
-    that, and all anomalies of it.
+    ``subject`` is the name of the row's kind in changes and anomalies. ``empty`` is the row before any event.
+    ``key`` names the columns of the row's key beyond its world.
+
+    ``rank_of`` and ``stamp_of`` return the rank and the stamp of the row's deciding event, read from the row; neither
+    is ever below the true one. ``infer`` sets the columns that follow from other columns of the row. ``anomalies`` and
+    ``changes`` report on the row. ``steps`` reports on each new child, if the new children lead all the way from the
+    row before; otherwise on none. ``clock_rank`` is the rank of our clock's events, and ``clock_moment`` the moment
+    that counts only while such an event decides. ``prefer`` ranks the last states where the events leave several
+    possible. ``keeps_all`` is false where the row does not keep all that ``infer`` needs. Such a row is always folded
+    from all its events, and the values that have no column are dropped at the end.
+
+    ``child`` is a table with rows that belong to this one's, by the columns ``child_key``. ``child_of`` returns the
+    child of a step, twins left out. Where it is None, the children are the parts of the last step that lists parts.
+
+    ``leader`` is the table of another object, if the row shares that object's order; ``is_led`` picks the rows that
+    have a leader. ``order`` orders the facts of a row and its leader where the chain alone does not.
+
+    With ``announces_steps`` the last step that implies a change is announced, even if later steps imply none.
+
+    ``follow`` gets the row before a step, the step, and the row with the step laid over. In the last it sets what the
+    step means for columns that the step does not carry. It returns whether the row before, as it is kept, was enough
+    to set them and to find all their anomalies.
     """
 
     table: str
@@ -94,19 +99,19 @@ class Shape:
 
     @cached_property
     def names(self) -> frozenset[str]:
-        """The columns of a row: what else a step carries is dropped at the end."""
+        """The columns of a row. Other values that a step carries are dropped at the end."""
         return frozenset(self.empty) | {"account", "livemode", *self.key, "event_id", "as_of"}
 
 
 class Joined(Struct, frozen=True):
-    """A row, what is wrong with it, and by which source its deciding event came.
+    """A row with its anomalies and the source of its deciding event.
 
-    ``children`` are the rows that belong to it, all there are of them where they ``replace_all``. ``is_whole`` tells
-    that all its events were read; a row that was only advanced does not know of the anomalies that only they show.
-    ``decided_by`` is the event of another object by which the row came to its state, where one decided; or the one that
-    reported the row as it was ``announced``, where a step of it is that later ones do not undo. No event of its own was
-    read where it ``is_at_rest``: what its events' order left in doubt is as it was. ``opening`` is what the row was
-    where its changes begin, unless they were announced before, or begin with an empty row.
+    ``children`` are rows that belong to it; with ``replace_all`` they are all of them. ``is_whole`` is true where all
+    its events were read; a row that was only advanced lacks the anomalies that only all the events show.
+    ``decided_by`` is the event of another object that brought the row to its state, if one did. Where ``announced``
+    is set, it is the event of that step: a step to announce although later steps followed. With ``is_at_rest`` no
+    event of the row was read, so doubts about their order stay as they were. ``opening`` is the row's state before its
+    first change, where that is not an empty row; it counts until a change of the row is announced.
     """
 
     row: Row
@@ -122,11 +127,11 @@ class Joined(Struct, frozen=True):
 
 
 def advance(shape: Shape, row: Row, facts: Sequence[Facts]) -> Joined | None:
-    """Return *row* with *facts* laid over it; None where only all the object's events can tell."""
+    """Return *row* with *facts* laid over it; None where the row can be computed only from all the object's events."""
     if not shape.keeps_all or (len(facts) > 1 and leader_of(shape, facts[0].subject) is not None):
         return None
-    # Where several events begin is not sure after an observation: see Note [A reading may be of the next second] in
-    # worker/folds/chain.py.
+    # After an observation it is uncertain with which of several events the chain goes on: see Note [A reading may be of
+    # the next second] in worker/folds/chain.py.
     if len(facts) > 1 and _is_after_a_reading(row, facts):
         return None
     steps = facts if len(facts) == 1 else _in_order_from(shape, row, facts)
@@ -154,7 +159,7 @@ def _is_after_a_reading(row: Row, facts: Sequence[Facts]) -> bool:
 
 
 def _in_order_from(shape: Shape, row: Row, facts: Sequence[Facts]) -> list[Facts] | None:
-    """Return *facts*, all later than *row*, in their order; None where only all the object's events can tell it."""
+    """Return *facts*, all later than *row*, in order; None where the order depends on all the object's events."""
     steps: list[Facts] = []
     for group in chain.by_position(facts):
         ordered = group if len(group) == 1 else _without_a_gap(shape, row, steps, group)
@@ -165,17 +170,17 @@ def _in_order_from(shape: Shape, row: Row, facts: Sequence[Facts]) -> list[Facts
 
 
 def _without_a_gap(shape: Shape, row: Row, steps: Sequence[Facts], group: Sequence[Facts]) -> list[Facts] | None:
-    """Return *group*, of one position, as the one chain that begins where *row* and the *steps* before have ended."""
+    """Return *group*, of one position, as the one chain that begins at the state after *row* and *steps*, or None."""
     state = {**row, **{name: value for step in steps for name, value in step.columns.items()}}
-    # Where it begins is known only of what nothing but the last word of a step can have set.
+    # That state is known only if every value in it was set by a step, not inferred or kept from an earlier reference.
     is_told = shape.infer is _infer_nothing and not any(step.references for step in group)
     return chain.only_order(group, state) if is_told else None
 
 
 def fold_all(shape: Shape, facts: Iterable[Facts]) -> Joined | None:
-    """Return the row of the object whose events are *facts*, in any order and each once, its leader's among them.
+    """Return the row that *facts* make. They come in any order, each event once, and include those of the leader.
 
-    None where there is no event of the row itself: a row is never made up.
+    Return None if none of them is an event of the row itself: a row is never made up.
     """
     known = list(facts)
     own = next((each.subject for each in known if each.subject.table == shape.table and not each.is_witness), None)
@@ -194,7 +199,7 @@ def fold_all(shape: Shape, facts: Iterable[Facts]) -> Joined | None:
     _drop_what_no_column_keeps(shape, row)
     if path.is_ambiguous:
         anomalies.append(Anomaly(AMBIGUOUS_ORDER, {"as_of": row["as_of"]}))
-    # Twins tell one step, and so one child of it; but of two that tell one state, one alone may list the parts.
+    # Twins report one step, so that step has one child. But of two twins, only one may list the parts.
     real = [step for step in path.steps if step.event_id not in path.twins] if shape.child_of else path.steps
     opening = None if path.opening is None else dict(path.opening)
     children, source = _children(shape, real), path.steps[-1].source
@@ -203,7 +208,7 @@ def fold_all(shape: Shape, facts: Iterable[Facts]) -> Joined | None:
 
 
 def _announcing(shape: Shape, joined: Joined, row: Row | None, steps: Sequence[Facts]) -> Joined:
-    """Return *joined* with the last of *steps* after *row* that implies a change, where there is one."""
+    """Return *joined* with the last of *steps* that implies a change, if one does; *row* is the row before them."""
     before = row
     for step in steps:
         after = _lay(shape, before or _empty(shape, step.subject), step)
@@ -215,7 +220,7 @@ def _announcing(shape: Shape, joined: Joined, row: Row | None, steps: Sequence[F
 
 
 def in_order(shape: Shape, facts: Iterable[Facts]) -> Path:
-    """Return the facts of one row, out of its own and its leader's, in the order in which they are laid."""
+    """Return the facts of one row in the order in which they are laid. *facts* are its own and its leader's."""
     known = list(facts)
     if len(known) == 1 and shape.order is None:
         return Path(known, set(), is_ambiguous=False)
@@ -231,20 +236,20 @@ def in_order(shape: Shape, facts: Iterable[Facts]) -> Path:
 
 
 def leader_of(shape: Shape, subject: Subject) -> Subject | None:
-    """Return the row of the object that orders the row *subject*, where that is another."""
+    """Return the row that leads *subject*; None where *subject* has an order of its own."""
     if not shape.leader or not shape.is_led(subject):
         return None
     return Subject(shape.leader, subject.account, subject.livemode, subject.source)
 
 
 def with_leader(shape: Shape, subject: Subject, told: Mapping[Subject, Sequence[Facts]]) -> list[Facts]:
-    """Return what *told* holds of the row *subject*, and of the row that orders it."""
+    """Return the facts in *told* about the row *subject* and about its leader."""
     leader = leader_of(shape, subject)
     return [*told.get(subject, ()), *(told.get(leader, ()) if leader is not None else ())]
 
 
 def _drop_what_no_column_keeps(shape: Shape, row: Row) -> None:
-    # The names that a row keeps come first and are all there, so that one that has no more is whole.
+    # A row always has all the names that it keeps, so a row with no more names than those has nothing to drop.
     if len(row) > len(shape.names):
         for name in row.keys() - shape.names:
             del row[name]
@@ -262,7 +267,7 @@ def _empty(shape: Shape, subject: Subject) -> Row:
 
 
 def _lay(shape: Shape, row: Row, step: Facts) -> Row:
-    """Return *row* with *step*, which comes after all that made it, laid over it."""
+    """Return *row* with *step* laid over it. The step comes after all steps that made the row."""
     laid = {**row, **step.columns, "event_id": step.event_id, "as_of": step.created}
     if shape.clock_rank is not None and "as_of" in row and shape.rank_of(row) == shape.clock_rank:
         laid[shape.clock_moment] = None
@@ -274,9 +279,10 @@ def _lay(shape: Shape, row: Row, step: Facts) -> Row:
 
 
 def real_moments(steps: Sequence[Facts]) -> Sequence[Facts]:
-    """Return *steps* without those moments of readings that an event of Stripe's dates, a few seconds later, better.
+    """Return *steps* without the moments of readings that an event of Stripe's dates a few seconds later.
 
-    A reading is dated by a lower bound: see schemas/stripe_api.py. What it shows long before any event was missed.
+    A reading carries a lower bound as its time (see schemas/stripe_api.py), so the event's time is better. A reading
+    long before the event keeps its moment: the event of what it shows was missed.
     """
     if len(steps) == 1 or not any(step.moments and step.is_observation for step in steps):
         return steps
@@ -295,9 +301,10 @@ def _without_moments(step: Facts, real: Mapping[str, datetime]) -> Facts:
 
 
 def _may_be_of_a_reading(row: Row, step: Facts) -> bool:
-    """Return whether it matters, of a moment that *row* and *step* have, which is a reading's: see real_moments.
+    """Return whether *row* and *step* share a moment that ``real_moments`` might take from a reading.
 
-    The row does not show by what its moments are known. A later reading of what is known is no matter.
+    The row does not show which of its moments come from readings. A reading later than the known moment changes
+    nothing.
     """
     for name, at in step.moments.items():
         known = row[name]
@@ -309,7 +316,7 @@ def _may_be_of_a_reading(row: Row, step: Facts) -> bool:
 
 
 def _disagreements(row: Row, step: Facts) -> list[str]:
-    """Return the names of the references on which *step* and *row* both speak and differ."""
+    """Return the names of the references that both *step* and *row* have, with different values."""
     if not step.references:
         return []
     return [

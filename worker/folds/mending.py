@@ -1,12 +1,12 @@
-"""Reads JSON that another language has written again, by the types that are wanted of it.
+"""Reads JSON that a program in another language has rewritten, guided by the wanted types.
 
 Note [What a copy may change]
-    A log often went through a program before it came here. PHP has one word for the empty list and the empty object,
-    so it writes ``{}`` as ``[]``; others write 1500 as ``1500.0`` or ``"1500"``; a name cut in the middle of a
-    character leaves half of a surrogate pair, which JSON can write and PostgreSQL's text cannot hold: it becomes
-    U+FFFD, as Unicode advises for what cannot be decoded. Each of these can mean one thing only where the wanted type
-    is known; anything else stays as it is, and is refused by who reads it. Only what a strict decoder refused comes
-    here.
+    A log often went through another program before it came here. PHP does not distinguish the empty list from the empty
+    object, so it writes ``{}`` as ``[]``. Others write 1500 as ``1500.0`` or ``"1500"``. A name that was cut in the
+    middle of a character ends in half of a surrogate pair, which JSON can write and PostgreSQL's text cannot hold. That
+    half becomes U+FFFD, as Unicode advises for text that cannot be decoded. If the wanted type is known, each of these
+    has only one meaning. Any other value stays as it is, and its reader refuses it. Only payloads that a strict decoder
+    refused come here.
 """
 
 import json
@@ -19,7 +19,7 @@ import msgspec
 from msgspec import inspect
 
 _EXACT_FLOAT: Final = 2.0**53
-"""Up to here a float is one whole number and no other."""
+"""Up to this number, each float without a fraction stands for exactly one whole number."""
 _INTEGER_CHARACTERS_MAX: Final = 4_000
 _INTEGER: Final = re.compile(r"-?(?:0|[1-9][0-9]{0,18})")
 _HALF_A_PAIR: Final = re.compile("[\ud800-\udfff]")
@@ -28,7 +28,7 @@ _HALF_A_PAIR: Final = re.compile("[\ud800-\udfff]")
 def decode(text: bytes) -> Any:  # noqa: ANN401 - any JSON
     """Return the JSON in *text*, which may hold halves of surrogate pairs.
 
-    A whole number with more digits than Python converts becomes another one that no column holds either.
+    A whole number with more digits than Python converts is cut to a smaller one, which is still too large for a column.
 
     Raises:
         ValueError: it is not JSON.
@@ -46,7 +46,7 @@ def _refuse(constant: str) -> None:
 
 
 def convert(value: Any, wanted: Any) -> Any:  # noqa: ANN401 - any JSON, and any type
-    """Return *value*, decoded JSON, as the type *wanted*, with what a copy may have changed put right.
+    """Return *value*, decoded JSON, as the type *wanted*, with the changes of a copy undone.
 
     Raises:
         msgspec.ValidationError: with the place and the kind of the fault, never the value.

@@ -1,13 +1,13 @@
-"""What the charges of its payment intent add to an order whose session leaves open whether it was paid.
+"""Decides by its charges whether an order was paid, if the events of its session leave that open.
 
 Source: https://docs.stripe.com/payments/place-a-hold-on-a-payment-method and
 https://docs.stripe.com/api/payment_intents/cancel.
 
 Note [A charge decides what its session leaves open]
-    A session whose payment is captured later completes as unpaid, and no further event of the session comes: its charge
-    reports the capture, or the release of the hold. Sessions of 2019 have no payment status at all. The events of the
-    session make the row, as those of any object do; ``settle`` lays on last what the rows of its charges come to. So
-    the join never reads rows of other objects, and this module nothing else.
+    If a payment is captured later, its session completes as unpaid, and no further event of the session comes. The
+    charge reports the capture, or the release of the hold. Sessions of 2019 have no payment status at all. The events
+    of the session make the row, as with any other object. Last, ``settle`` lays the decision of the charges on that
+    row. So the join never reads rows of other objects, and this module reads nothing but rows.
 """
 
 from collections.abc import Sequence
@@ -22,17 +22,17 @@ from worker.folds.facts import Row, Witness
 from worker.folds.join import Joined
 
 RELEASED: Final = "expired_uncaptured_charge"
-"""The reason of a refund that gives nothing back, since what it releases was only held."""
+"""The reason of a refund that returns no money, because it releases a charge that was only held."""
 _SAYS_COMPLETE: Final = "session_status = 'complete' AND payment_intent IS NOT NULL"
 OF_ORDER_OPEN: Final = f"{_SAYS_COMPLETE} AND (payment_status IS NULL OR payment_status = 'unpaid')"
-"""``is_open`` as PostgreSQL has it, but for the mode: a session in setup mode has no payment intent."""
+"""``is_open`` in SQL. It leaves out the mode, because a session in setup mode has no payment intent."""
 
 
 @dataclass(frozen=True, slots=True)
 class Payment:
-    """What is known of one payment intent: rows of ``charges``, of releasing ``refunds``, and of ``payment_intents``.
+    """The rows of one payment intent: its ``charges``, the ``refunds`` that release holds, and its cancellation.
 
-    Each row has the *source* of its event as well; that of a charge is the one that captured or released it.
+    Each row also has the *source* of its event. The event of a charge is the one that captured or released it.
     """
 
     charges: Sequence[Row] = ()
@@ -42,7 +42,7 @@ class Payment:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What a payment came to: *status* is paid or failed, *at* is when, and *by* the event that shows it."""
+    """The result of a payment: *status* is paid or failed, *at* is its time, and *by* is the event that shows it."""
 
     status: str
     at: datetime
@@ -50,20 +50,20 @@ class Decision:
 
 
 def is_open(row: Row) -> bool:
-    """Return whether *row*, of an order, is complete and no event of its session has decided whether it is paid."""
+    """Return whether the order *row* is complete and the events of its session leave open whether it is paid."""
     is_undecided = row["payment_status"] in (None, "unpaid") and row["mode"] != "setup"
     return row["session_status"] == "complete" and row["payment_intent"] is not None and is_undecided
 
 
 def base(row: Row, *, failed_at: datetime | None) -> Row:
-    """Return the open order *row* without what charges laid on it; *failed_at* is when its session reported failure."""
+    """Return the open order *row* as it was before ``settle``; *failed_at* is the time of its session's failure."""
     own: Row = {**row, "paid_at": None, "failed_at": failed_at}
     checkout_session.SHAPE.infer(own)
     return own
 
 
 def settle(joined: Joined, payment: Payment) -> Joined:
-    """Return the order *joined*, as its own events make it, with what its *payment* came to laid on."""
+    """Return the order *joined*, made by its own events, with the decision of its *payment* laid on."""
     decision = decide(joined.row, payment)
     if decision is None:
         return joined
@@ -76,9 +76,9 @@ def settle(joined: Joined, payment: Payment) -> Joined:
 
 
 def decide(row: Row, payment: Payment) -> Decision | None:
-    """Return what *payment* makes of the order *row*; None where nothing is decided, or its session did.
+    """Return what *payment* decides about the order *row*; None if nothing is decided, or if the session decided.
 
-    A captured charge beats a failure that the session reported; a released one only confirms it.
+    A captured charge overrides a failure that the session reported. A released charge only confirms that failure.
     """
     if not is_open(row):
         return None
@@ -90,17 +90,17 @@ def decide(row: Row, payment: Payment) -> Decision | None:
 
 
 def _captured_at(charge: Row) -> datetime | None:
-    """Return when the charge was captured; None where it was not, or has failed since.
+    """Return the time of the charge's capture; None where it was not captured, or failed later.
 
-    A delayed method's pending charge may already be marked as captured, and pays nothing. What was both captured and
-    released was captured.
+    A pending charge of a delayed method may already be marked as captured, and pays nothing yet. A charge that was
+    both captured and released counts as captured.
     """
     stands = charge["status"] == "succeeded" or charge["released_at"] is not None
     return _time(charge, "captured_at") if stands else None
 
 
 def _failure(payment: Payment) -> Decision | None:
-    """Return that no money came, if nothing is held or pending and a hold was released or the intent was canceled.
+    """Return the failure if no charge is held or pending, and a hold was released or the intent was canceled.
 
     A canceled intent holds nothing any more, and takes no further charge.
     """
@@ -110,7 +110,7 @@ def _failure(payment: Payment) -> Decision | None:
     ended = [each for each in found if each is not None]
     if len(ended) < len(found):
         return None
-    # Of several holds the last one released decides; without any, what reports that there are none.
+    # Of several holds the last release decides. Without a hold, an unnamed refund or the cancellation decides.
     if ended:
         return max(ended, key=lambda each: each.at)
     rest = [_released_by(refund) for refund in unnamed]
@@ -118,9 +118,9 @@ def _failure(payment: Payment) -> Decision | None:
 
 
 def _release(charge: Row, payment: Payment, unnamed: list[Row]) -> Decision | None:
-    """Return by what the hold of *charge* ended: its own event, else a refund's, else the intent's; None if it is held.
+    """Return how the hold of *charge* ended: by its own event, else a refund's, else the intent's; None if it is held.
 
-    A refund that names no charge, one of *unnamed*, is used up.
+    If no refund names the charge, one of *unnamed* is taken for it and removed from the list.
     """
     named = [each for each in payment.releases if each["charge"] == charge["id"]]
     refunds = named or ([unnamed.pop(0)] if unnamed else [])
@@ -140,7 +140,7 @@ def _unnamed_releases(payment: Payment) -> list[Row]:
 
 
 def _is_held_and_id(charge: Row) -> tuple[bool, str]:
-    """Order charges so that a refund that names none is first taken for what is known to be released."""
+    """Order released charges first, so that an unnamed refund is taken for a charge that is known to be released."""
     return charge["released_at"] is None, str(charge["id"])
 
 

@@ -1,7 +1,7 @@
-"""What a canceled payment intent means: no money will come by it.
+"""Folds the cancellation of a payment intent: no money will come by it.
 
-Source: https://docs.stripe.com/api/payment_intents/object. Nothing else is kept of an intent: its charges show whether
-money came.
+Source: https://docs.stripe.com/api/payment_intents/object. No other event of an intent is kept, because its charges
+show whether money came.
 """
 
 from typing import Final
@@ -27,7 +27,7 @@ _reader = Reader(PaymentIntent)
 
 
 def fold(event: Event) -> tuple[Facts, ...]:
-    """Return what *event*, of one of ``TYPES``, says of its payment intent.
+    """Return the facts of *event*, of one of ``TYPES``, about its payment intent.
 
     Raises:
         Unfoldable: when the intent in it cannot be read.

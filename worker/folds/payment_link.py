@@ -1,7 +1,7 @@
-"""What payment link events say of a link.
+"""Folds payment link events into payment links.
 
-Source: https://docs.stripe.com/api/payment-link/object. The object has no time of creation, so it is known
-only once the created event is seen; links are never deleted.
+Source: https://docs.stripe.com/api/payment-link/object. The object has no time of creation, so only the created event
+shows that time. Links are never deleted.
 """
 
 from typing import Final
@@ -31,14 +31,14 @@ _reader = Reader(PaymentLink)
 
 
 def fold(event: Event) -> tuple[Facts, ...]:
-    """Return what *event*, of one of ``TYPES``, says of its link.
+    """Return the facts of *event*, of one of ``TYPES``, about its link.
 
     Raises:
         Unfoldable: when the link in it cannot be read.
     """
     link, before = _reader.read(event.payload)
     told = None if before is None else _told(before)
-    # The object does not say when it was created; the event of its creation does.
+    # The object has no time of creation, so the time of the created event is taken.
     moments = {"created": event.created} if event.type == CREATED else {}
     return (say(event, "payment_links", link.id, after=_told(link), before=told, moments=moments),)
 

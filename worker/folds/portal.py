@@ -1,8 +1,8 @@
-"""What billing portal events say of its configurations and sessions.
+"""Folds billing portal events into portal configurations and sessions.
 
 Source: https://docs.stripe.com/api/customer_portal/configurations/object and
-https://docs.stripe.com/api/customer_portal/sessions/object. A configuration has a time of its own at which it
-was updated. A session's url is a credential, so it is never read; a session has no event of its end.
+https://docs.stripe.com/api/customer_portal/sessions/object. A configuration carries the time of its last update. A
+session's url is a credential, so it is never read. Stripe sends no event when a session ends.
 """
 
 from typing import Any, Final
@@ -64,7 +64,7 @@ _sessions = Reader(Session)
 
 
 def fold_configuration(event: Event) -> tuple[Facts, ...]:
-    """Return what *event*, of one of ``CONFIGURATION_TYPES``, says of its configuration.
+    """Return the facts of *event*, of one of ``CONFIGURATION_TYPES``, about its configuration.
 
     Raises:
         Unfoldable: when the configuration in it cannot be read.
@@ -102,11 +102,11 @@ OBJECTS: Final = (
         "adjustable_quantity",
     ),
 )
-"""The objects in the features: what is empty elsewhere is a list."""
+"""The objects among the features. Any other empty value in the features is a list."""
 
 
 def _plain(value: Any, name: str = "features") -> Any:  # noqa: ANN401 - any JSON
-    """Return *value*, which is called *name*, alike however a copy writes it: see schemas/contents.py."""
+    """Return *value*, of the key *name*, in one form for all ways to write it: see schemas/contents.py."""
     if isinstance(value, (dict, list)) and not value:
         return {} if name in OBJECTS else []
     if isinstance(value, dict):
@@ -117,8 +117,8 @@ def _plain(value: Any, name: str = "features") -> Any:  # noqa: ANN401 - any JSO
 
 
 def _stamp_of(row: Row) -> tuple[Value, ...]:
-    # An event without the key is stamped with its own time, which the row cannot tell from the configuration's: the
-    # later of the two is never below the true stamp.
+    # An event without the key ``updated`` is stamped with its own time. The row does not show which of the two times
+    # the stamp was, so the later one is taken: it is never below the true stamp.
     updated, as_of = row["updated"], row["as_of"]
     return (max(updated, as_of) if updated is not None else as_of, as_of)  # type: ignore[type-var]  # both are times
 
@@ -132,7 +132,7 @@ CONFIGURATION_SHAPE: Final = Shape(
 
 
 def fold_session(event: Event) -> tuple[Facts, ...]:
-    """Return what *event*, of one of ``SESSION_TYPES``, says of its portal session.
+    """Return the facts of *event*, of one of ``SESSION_TYPES``, about its portal session.
 
     Raises:
         Unfoldable: when the session in it cannot be read.
@@ -144,7 +144,7 @@ def fold_session(event: Event) -> tuple[Facts, ...]:
         carried(flow_type=flow, return_url=session.return_url, created=moment(session.created)),
         references(configuration=session.configuration, customer=session.customer),
     )
-    # Only our clock ever tells of a portal session's end, so the moment stands once it is told.
+    # Only our clock ever reports the end of a portal session, so that moment is never corrected.
     moments = {"expired_at": event.created} if by_clock else {}
     return (say(event, "portal_sessions", session.id, after=told, before=None, rank=int(by_clock), moments=moments),)
 

@@ -1,8 +1,8 @@
-"""Reading an event's payload into a typed object: only the fields that a fold keeps.
+"""Reads an event's payload into a typed object with only the fields that a fold keeps.
 
-Every field of a Stripe object may be absent, from an older API version or a partial rendering, so each has
-``UNSET`` as its default. A value of another type, a number beyond 64 bits or a text that PostgreSQL cannot
-hold makes the event unfoldable.
+Every field of a Stripe object may be absent, because of an older API version or a partial rendering. So each has the
+default ``UNSET``. A value of another type, a number beyond 64 bits or a text that PostgreSQL cannot hold makes the
+event unfoldable.
 """
 
 from collections.abc import Mapping
@@ -18,15 +18,15 @@ from worker.folds import mending
 from worker.folds.facts import Event, Facts, Subject, Value, utc
 
 Whole: TypeAlias = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
-"""An amount in the currency's smallest unit: what a BIGINT holds."""
+"""An amount in the currency's smallest unit, in the range of a BIGINT."""
 Seconds: TypeAlias = Annotated[int, Meta(ge=0, le=CREATED_MAX)]
 """A time in Unix seconds."""
 Name: TypeAlias = Annotated[str, Meta(min_length=1, max_length=TEXT_CHARACTERS_MAX)]
-"""An id or a code of Stripe's."""
+"""An id or a code from Stripe."""
 
 
 class Expanded(Struct):
-    """An object that stands where its id may stand too."""
+    """A whole object in a place that elsewhere has only the object's id."""
 
     id: Name
 
@@ -38,21 +38,21 @@ ObjectType = TypeVar("ObjectType", bound=Struct)
 
 
 class Told(Struct, frozen=True):
-    """What an object tells: the columns and the references that it carries."""
+    """The columns and the references that an object carries."""
 
     columns: dict[str, Value]
     references: dict[str, str | None] = {}
 
 
 class Data(Struct, Generic[ObjectType]):
-    """What happened: the object after it, and what its changed keys held before."""
+    """The object after the event, and the values of its changed keys before the event."""
 
     object: ObjectType
     previous_attributes: dict[str, Any] | None = None
 
 
 class Snapshot(Struct, Generic[ObjectType]):
-    """An event with its object. The envelope is read again, so that an odd one is parked and not believed."""
+    """An event with its object. The envelope is checked again, so that an event with a malformed one is parked."""
 
     id: Name
     type: Name
@@ -75,7 +75,7 @@ _decode_untyped = msgspec.json.Decoder(_UntypedSnapshot).decode
 
 
 class Reader(Generic[ObjectType]):
-    """Reads the payloads of events whose object is of one type."""
+    """Reads the payloads of events with objects of one type."""
 
     def __init__(self, object_type: type[ObjectType]) -> None:
         self._type = object_type
@@ -83,7 +83,7 @@ class Reader(Generic[ObjectType]):
         self._decode = msgspec.json.Decoder(self._snapshot).decode
 
     def read(self, payload: bytes) -> tuple[ObjectType, ObjectType | None]:
-        """Return the object after the event and, where the event tells, before it.
+        """Return the object after the event and the object before it, None where the event does not report that.
 
         Raises:
             Unfoldable: with the place and the kind of the fault, never the value.
@@ -121,13 +121,13 @@ class Reader(Generic[ObjectType]):
 
 
 def _reports(after: Mapping[str, Any], previous: Mapping[str, Any]) -> bool:
-    """Return whether *previous* reports anything of the object: a credential is none, as in schemas/contents.py."""
+    """Return whether *previous* has any key but credentials, which do not count: see schemas/contents.py."""
     kind = after.get("object")
     return bool(previous.keys() - set(CREDENTIALS.get(kind, ()) if isinstance(kind, str) else ()))
 
 
 def _untyped(payload: bytes) -> Any:  # noqa: ANN401 - any JSON
-    """Return the JSON in *payload*, however its texts and numbers are written; None where it is none."""
+    """Return the JSON in *payload*, with its texts and numbers written in any way; None where it is not JSON."""
     try:
         return mending.decode(payload)
     except ValueError:
@@ -146,12 +146,15 @@ def _require_storable(value: object) -> None:
 
 
 def overlay(after: Mapping[str, Any], previous: Mapping[str, Any]) -> dict[str, Any]:
-    """Return *after* as it was before: nested objects are told in part, and an absent metadata key as null."""
+    """Return *after* as it was before the event.
+
+    *previous* holds only the changed keys of a nested object, and null for a metadata key that was absent.
+    """
     before = dict(after)
     for key, value in previous.items():
         known = before.get(key)
         if value == [] and isinstance(known, Mapping):
-            continue  # an empty object, as another language writes it: nothing of it changed
+            continue  # an empty object, as some languages write it: none of its keys changed
         if isinstance(known, Mapping) and isinstance(value, Mapping):
             before[key] = overlay(known, value)
         else:
@@ -167,7 +170,7 @@ def carried(**fields: object) -> dict[str, Value]:
 
 
 def references(**fields: Reference | UnsetType) -> dict[str, str | None]:
-    """Return the ids of those of *fields* that the object carries, from wherever an object is given in whole."""
+    """Return the ids of those of *fields* that the object carries. A field holds an id or a whole object."""
     return {
         name: value.id if isinstance(value, Expanded) else value
         for name, value in fields.items()
@@ -194,7 +197,7 @@ def say(
     moments: Mapping[str, datetime] | None = None,
     is_first: bool = False,
 ) -> Facts:
-    """Return the facts of *event* about the row *key* of *table*, ordered by the event's time unless told otherwise."""
+    """Return the facts of *event* about the row *key* of *table*. The default *stamp* is the event's time."""
     return Facts(
         subject=Subject(table, event.account, event.livemode, key, root, currency),
         event_id=event.id,

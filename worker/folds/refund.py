@@ -1,7 +1,7 @@
-"""What refund events say. ``charge.refund.updated`` carries a refund, and is one thing with ``refund.updated``.
+"""Folds refund events into refunds. ``charge.refund.updated`` carries a refund and means ``refund.updated``.
 
-Source: https://docs.stripe.com/api/refunds/object. A refund may fail after it succeeded, and has no mode of
-its own: the event's counts.
+Source: https://docs.stripe.com/api/refunds/object. A refund may fail after it succeeded. The object has no
+``livemode``, so that of the event counts.
 """
 
 from typing import Final
@@ -41,7 +41,7 @@ _RANKS: Final = {"pending": 0, "requires_action": 0, "succeeded": 1, "failed": _
 
 
 def fold(event: Event) -> tuple[Facts, ...]:
-    """Return what *event*, of one of ``TYPES``, says of its refund.
+    """Return the facts of *event*, of one of ``TYPES``, about its refund.
 
     Raises:
         Unfoldable: when the refund in it cannot be read.

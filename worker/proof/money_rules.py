@@ -1,11 +1,11 @@
-"""Money's own rules, held against the tables: what has to add up, whoever wrote it.
+"""Checks the tables by rules of money: amounts that have to add up, no matter which code wrote them.
 
 Note [Broken, or not provable]
-    A rule is broken only where all that it needs is there and disagrees. Where something is not known, because no
-    event told it or its list is not whole, the row is *not provable*, which is a gap of knowledge and no drift.
-    Each rule compares amounts of one currency; rows of two currencies are broken where they may not differ, and are
-    never added up. What one missing event explains is not broken either, so that a report is held only against what
-    was over before it.
+    A rule is broken only if all values that it needs are known and disagree. If a value is not known, because no event
+    reported it or its list is not complete, the row is *not provable*: a gap in knowledge, and no drift. Each rule
+    compares amounts of one currency. If two currencies may not differ and do, the rule is broken; amounts of two
+    currencies are never added up. A disagreement that one missing event can explain breaks no rule either, so a report
+    is compared only with what had ended before it.
 """
 
 from collections import Counter
@@ -19,18 +19,18 @@ from worker.folds import payment
 
 State = Literal["holds", "broken", "not provable"]
 NOT_PROVABLE_LISTED_MAX: Final = 200
-"""So many rows that are not provable are listed for each rule; all are counted."""
+"""For each rule up to so many rows that are not provable are listed; all are counted."""
 ROWS_READ: Final = 500
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """A rule: its *name*, what it says in a line, and its *query*.
+    """A rule: its *name*, its text in one line, and its *query*.
 
-    The query gives, for each row that it is about: account, livemode, id, state, currency, held, expected, detail and
-    at. The detail of a row that is not provable is one of a few reasons, by which such rows are counted. The query
-    computes in numeric, since odd amounts may come to more than a bigint holds, and finds what it joins by a hash or an
-    index. *explains* names what it needs and compares.
+    The query returns, for each row that the rule is about: account, livemode, id, state, currency, held, expected,
+    detail and at. The detail of a row that is not provable is one of a few reasons, by which such rows are counted. The
+    query computes in numeric, since the sum of odd amounts may be larger than a bigint holds, and joins by a hash or an
+    index. *explains* names the values that the rule needs and compares.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """A row of *table* of which a rule is broken or cannot be proven; *held* and *expected* are in minor units."""
+    """A row of *table* that breaks a rule, or is not provable by it; *held* and *expected* are in minor units."""
 
     rule: str
     account: str
@@ -59,7 +59,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Reason:
-    """Why a rule could not be proven of so many *rows*."""
+    """A reason for which a rule could not be proven, and the number of its *rows*."""
 
     reason: str
     rows: int
@@ -67,7 +67,7 @@ class Reason:
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """Of how many rows a rule was checked, what came of it, and the *reasons* of what is not provable, most first."""
+    """How many rows a rule was checked for, the results, and the *reasons* of rows not provable, most common first."""
 
     rule: str
     checked: int
@@ -78,10 +78,10 @@ class Tally:
 
 
 def check(cursor: Cursor) -> tuple[list[Tally], list[Finding]]:
-    """Check every rule on the tables that *cursor* finds, and return the tallies and what does not hold.
+    """Check every rule on the tables that *cursor* finds, and return the tallies and the findings.
 
-    All rows that break a rule are listed, and of those that are not provable the first
-    ``NOT_PROVABLE_LISTED_MAX`` of each rule.
+    The findings have all rows that break a rule, and for each rule the first ``NOT_PROVABLE_LISTED_MAX`` rows that are
+    not provable.
     """
     tallies, findings = [], []
     for rule in RULES:

@@ -176,9 +176,9 @@ def rename(
     it.
 
     Raises:
-        ConfigurationError, ConflictError, NotFoundError: it makes no sense, or payloads are archived and there is no
-            *archive*, or others did not let it through in time. The message says whether the rename is begun, so that
-            events of both names wait until the same command ends it, or nothing has changed.
+        ConfigurationError, ConflictError, NotFoundError: the names do not fit, or payloads are archived and no
+            *archive* is given, or other processes held a lock for too long. The message states whether the rename has
+            begun, so that events of both names wait until the same command ends it, or nothing has changed.
     """
     _bring_back(engine, old, new, archive, is_one=is_one)
     with database.transaction(engine) as connection, database.cursor(connection) as cursor:
@@ -541,7 +541,8 @@ def _arrays(objects: Sequence[_Object]) -> dict[str, str]:
     }
 
 
-# Each key is one probe of an index, whatever the planner believes: see the Note of that name in worker/folding/rows.py.
+# Each key is one probe of an index: see Note [A row is found by its key, whatever the planner believes] in
+# worker/folding/rows.py.
 _OBJECTS: Final = "unnest(%(modes)s::boolean[], %(objects)s::text[]) AS k (livemode, object_id)"
 _EVENTS: Final = """
 (SELECT * FROM inbox WHERE account = ANY (ARRAY[{accounts}])
@@ -668,7 +669,7 @@ _RELABEL_MENTIONS: Final = f"""
 UPDATE mentions AS m SET account = %(new)s FROM {_OBJECTS}
 WHERE m.account = %(old)s AND (m.livemode, m.object_id) = (k.livemode, k.object_id)
 """
-# What an operator set aside under one name may have been folded under the other.
+# An event that an operator ignored under one name may have been folded under the other.
 _SET_ASIDE: Final = """
 SELECT i.seq FROM inbox AS w JOIN inbox AS i ON (i.account, i.livemode, i.id) = (w.account, w.livemode, w.object_id)
 JOIN outcomes AS o ON o.seq = i.seq

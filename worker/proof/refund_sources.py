@@ -235,7 +235,7 @@ def _since(charge: Row, giving: Sequence[Row], counted: Sequence[Row]) -> str:
 
 
 def _is_known(refund: Row, charge: Row) -> bool:
-    """Tell whether the last event of *charge* can have counted *refund*: made by then, and not failed yet."""
+    """Return whether the last event of *charge* can have counted *refund*: made by then, and not failed yet."""
     at, failed_at = charge["as_of"], refund["failed_at"]
     made = min(each for each in (refund["created"], refund["as_of"]) if isinstance(each, datetime))
     return isinstance(at, datetime) and made <= at and not (isinstance(failed_at, datetime) and failed_at <= at)

@@ -154,7 +154,7 @@ _ADDRESS: Final = ("city", "country", "line1", "line2", "postal_code", "state")
 
 
 def _is_converted(session: Body) -> bool:
-    """Tell whether Adaptive Pricing before basil put a *session* into its buyer's currency."""
+    """Return whether Adaptive Pricing before basil put a *session* into its buyer's currency."""
     return isinstance(session.get("currency_conversion"), Mapping)
 
 

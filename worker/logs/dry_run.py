@@ -253,7 +253,7 @@ def _held(cursor: Cursor, keys: Sequence[Key]) -> list[Event]:
 
 
 def _set_aside(cursor: Cursor, keys: Sequence[Key]) -> list[Key]:
-    """Return those of *keys* that an operator has set aside, as the inbox has it."""
+    """Return those of *keys* that an operator has ignored, by the events in the inbox."""
     return [(row[0], row[1], row[2]) for row in _by_key(cursor, _ASIDE, keys)]
 
 

@@ -255,7 +255,7 @@ def queue(cursor: Cursor, seqs: Sequence[int]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """What every process needs; *set_aside* maps each event that an operator has set aside to the reason."""
+    """What every process needs; *set_aside* maps each event that an operator ignored to the reason."""
 
     url: str
     path: tuple[str, ...]

@@ -1,7 +1,7 @@
 """Expires sessions that have been open for too long: at Stripe where a key serves them, else by our clock.
 
 An open session holds the shop's stock. The stale sessions are found in the orders alone. Only Stripe decides whether a
-session is expired, so its answer is what is recorded.
+session is expired, so only its answer is recorded.
 """
 
 from dataclasses import dataclass

@@ -26,7 +26,7 @@ from worker.stripe_jobs.rounds import Desk, Made, Round, Slice
 JOB: Final = "fetch"
 PURPOSES: Final = ("session", "ledger", "credit_note", "object", "event")
 THIN_EVENTS_READ: Final = 500
-"""Thin events whose payloads are in memory at once."""
+"""Thin events with payloads in memory at once."""
 CHANGES_MAX: Final = 5_000
 """Changes that one round looks at."""
 AGE_MAX: Final = timedelta(days=30)

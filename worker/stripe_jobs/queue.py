@@ -229,7 +229,7 @@ _JOB: Final = "(account, livemode, job) = (%s, %s, %s)"
 def reach(
     cursor: Cursor, world: World, job: str, *, at: datetime | None = None, seq: int | None = None, found: int = 0
 ) -> None:
-    """Note how far *job* has come, and what it *found* on the way."""
+    """Record the progress of *job*, and add the number of events that it *found*."""
     cursor.execute(
         f"UPDATE stripe_jobs SET reached_at = coalesce(%s, reached_at), reached_seq = coalesce(%s, reached_seq),"
         f" found = found + %s WHERE {_JOB}",

@@ -48,7 +48,7 @@ from worker.logs.restore import NAME, ROWS_READ, SUFFIX
 ROWS_DELETED_MAX: Final = 5_000
 """Payloads that one transaction deletes, if the partition is not emptied as a whole."""
 ROWS_KEPT_MAX: Final = 1_000
-"""A partition is emptied, and up to so many payloads put back. If more stay, the other payloads are deleted."""
+"""A partition is emptied, and up to so many payloads put back. If more stay, the others are deleted instead."""
 LOCK_SECONDS_MAX: Final = 1
 """How long one try waits for a partition; others wait behind it for as long."""
 TRIES_MAX: Final = 40
@@ -388,7 +388,7 @@ def _delete(engine: Engine, partition: str, held: _Held) -> int:
     dropped, rows = 0, held.rows()
     while chunk := list(islice(rows, ROWS_DELETED_MAX)):
         with database.transaction(engine) as connection, database.cursor(connection) as cursor:
-            # Others may still read the partition; only folding waits.
+            # Others may still read the partition, but neither fold nor write to it.
             _lock(cursor, partition, "SHARE ROW EXCLUSIVE")
             cursor.execute(statement, ([seq for seq, _ in chunk], [sha256 for _, sha256 in chunk]))
             dropped += cursor.rowcount

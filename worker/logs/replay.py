@@ -95,7 +95,7 @@ class Parked:
 
 @dataclass(slots=True)
 class Replayed:
-    """What a replay came to: its counts, how many changes of each kind it withheld, and why events are parked."""
+    """The result of a replay: its counts, how many changes of each kind it withheld, and why events are parked."""
 
     counts: Counts
     withheld: Counts
@@ -131,7 +131,7 @@ class Reading:
         return replace(self, names=names, filters=replace(self.filters, account=account))
 
     def chunks(self, counts: Counts) -> Iterator[list[Delivery]]:
-        """Yield the wanted deliveries of the logs, several at once, and count what is met."""
+        """Yield the wanted deliveries of the logs, several at once, and count all entries."""
         wanted: list[Delivery] = []
         size = 0
         for entry in self._entries(counts):
@@ -174,7 +174,7 @@ def replay(
     withhold: bool = False,
     backlog: int = BACKLOG,
 ) -> Replayed:
-    """Record the events of *logs* that the inbox lacks, fold them, and return what was met.
+    """Record the events of *logs* that the inbox lacks, fold them, and return the counts.
 
     Where *others* are given, they fold, and this waits for them. With *withhold* the changes that this makes are kept
     from the feed, which is meant for a first import: see Note [What is withheld was never to be seen]. From *backlog*
@@ -241,7 +241,7 @@ class _Recording:
         self.withheld: Counts = Counter()
 
     def take(self, deliveries: Sequence[Delivery]) -> list[str]:
-        """Record *deliveries* and fold what is pending; return what became of each."""
+        """Record *deliveries* and fold pending events; return the result of recording each."""
         self._make_room()
         news = self._news(deliveries)
         receipts = self._record(news) if news else []

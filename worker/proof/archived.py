@@ -28,7 +28,7 @@ def beside(engine: Engine, folder: Path | None, *, progress: Progress) -> Iterat
     """Make a schema to rebuild in, with the payloads of the archive in *folder* where one is given; see ``shadow``.
 
     Raises:
-        ConflictError: the archive is damaged, or lacks what is archived.
+        ConflictError: the archive is damaged, or lacks an archived payload.
     """
     with shadow.shadow(engine, has_archive=folder is not None) as made:
         if folder is not None:
@@ -41,7 +41,7 @@ def within(engine: Engine, folder: Path, *, progress: Progress) -> Iterator[Engi
     """Yield an engine on the live tables that also finds payloads of the archive in *folder*.
 
     Raises:
-        ConflictError: the archive is damaged, or lacks what is archived.
+        ConflictError: the archive is damaged, or lacks an archived payload.
     """
     with beside(engine, folder, progress=progress) as made:
         yield made.within
@@ -51,7 +51,7 @@ def bring(made: Shadow, folder: Path, *, progress: Progress) -> None:
     """Read the payloads that the database lacks from the archive in *folder* into *made*.
 
     Raises:
-        ConflictError: the archive is damaged, or lacks what is archived.
+        ConflictError: the archive is damaged, or lacks an archived payload.
     """
     statement = sql.SQL("INSERT INTO {archived} (seq, payload)" + MATCHED + "ON CONFLICT DO NOTHING").format(
         archived=sql.Identifier(made.schema, "archived"),

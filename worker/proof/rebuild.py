@@ -218,7 +218,7 @@ def _make_empty(made: Shadow) -> None:
 
 def _seqs(made: Shadow) -> list[int]:
     with database.transaction(made.within) as connection, database.cursor(connection) as cursor:
-        # The live tables have no facts of pending events yet.
+        # The live tables do not include events that are only pending.
         cursor.execute(
             sql.SQL("SELECT seq FROM inbox WHERE {} ORDER BY seq").format(
                 sql.SQL("true")
@@ -363,7 +363,7 @@ def _each(pool: Executor, work: Callable[[Any], dict[str, Path]], parts: Iterabl
 
 
 def _copy(writer: Cursor, made: Shadow, written: Mapping[str, Path]) -> None:
-    """Fill tables with what was *written* for them, and remove the files."""
+    """Copy the *written* files into their tables, and remove the files."""
     for name, path in written.items():
         table = sql.Identifier(made.schema, name)
         # FREEZE marks the rows as committed for all readers. PostgreSQL allows it, as this transaction made the table.

@@ -16,7 +16,7 @@ from schemas.errors import ConflictError
 
 SCHEMA_PREFIX: Final = "payfold_rebuild_"
 SCHEMA_HOURS_MAX: Final = 24
-"""Each rebuild has its own schema, so that two may run at once. A schema older than this is left from a killed one."""
+"""Each rebuild has its own schema, so that two may run at once. An older schema is left from a killed rebuild."""
 
 REPLACED: Final = (tables.mentions, tables.outcomes, *tables.PROJECTIONS)
 """The tables that a rebuild fills, and that a swap brings the live ones to."""

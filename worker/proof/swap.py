@@ -218,7 +218,7 @@ class _Implied:
         """Write the gathered changes; those of an event that had been folded before are not new, and are withheld."""
         if not self._found:
             return
-        # No one else appends now, since only folding appends, and it waits.
+        # No one else appends now: appending waits during the pause, as folding does.
         self._found = corrections.against_the_feed(self._cursor, self._found)
         self._within(lambda: expired_items.add_lines(self._cursor, self._found))
         self._within(self._name_deciders)

@@ -1,21 +1,21 @@
-"""Old payloads in logs of their own: written, read back, dropped from the database, and found again where wanted.
+"""Moves old payloads into log files: writes them, reads them back, and drops them from the database.
 
 Note [An archive loses nothing]
-    What an event is known by stays in the inbox for ever: its id, by which a delivery is told for a duplicate, its
-    number, its outcome, and the hash of its body. Its payload moves, a partition at a time, in steps of which each
-    may be the last:
+    The inbox keeps for ever what identifies an event: its id, by which a duplicate is recognized, its number, its
+    outcome, and the hash of its body. Its payload moves, a partition at a time, in steps. The process may be killed
+    after any of them:
 
-    1. A log of the payloads is written under a draft's name and forced to disk. A draft is nobody's archive.
-    2. It is read back from the disk, through the very reader that ``replay`` uses. Count and hash, over the events in
-       their order with every byte of their payloads, have to be those of what the database holds; only then does
+    1. A log of the payloads is written under a draft's name and forced to disk. No one takes a draft for an archive.
+    2. It is read back from the disk, by the same reader that ``replay`` uses. The count of its events, and the hash
+       over them in their order with every byte of their payloads, have to equal those of the database. Only then does
        the file get its name, and the folder is forced to disk.
-    3. The hash of what each says (see schemas/contents.py) is kept: a copy that comes later is compared with it.
-    4. Folding pauses, and nobody else can write to the partition. An event whose hash in the inbox is still the one
-       that was written, which is neither pending nor parked, goes; any other stays as it is.
+    3. The hash of each event's content (see schemas/contents.py) is kept: a copy that comes later is compared with it.
+    4. Folding pauses, and no one else can write to the partition. The payload of an event is dropped if the event's
+       hash in the inbox is still the one that was written, and it is neither pending nor parked. Others stay.
 
-    Whoever is killed before the fourth step leaves a file too many, which the next run reads, and takes for its own
-    if it has the same count and hash; whoever is killed within it leaves the transaction undone. An existing
-    file is never written to. What was archived counts for as much as what was not: the file is matched with the
+    A run that is killed before the fourth step leaves a file too many. The next run reads that file, and uses it if it
+    has the same count and hash. A run that is killed within the fourth step leaves its transaction undone. An existing
+    file is never written to. An archived payload is as good as one in the database: the file is matched with the
     inbox by account, mode, id and hash, so that it may be copied, renamed or replayed into an empty database.
 """
 
@@ -46,21 +46,21 @@ from worker.logs import reader, writer
 from worker.logs.restore import NAME, ROWS_READ, SUFFIX
 
 ROWS_DELETED_MAX: Final = 5_000
-"""Payloads that one transaction deletes, where a partition is not emptied as a whole."""
+"""Payloads that one transaction deletes, if the partition is not emptied as a whole."""
 ROWS_KEPT_MAX: Final = 1_000
-"""Up to so many payloads are put back into a partition that is emptied; where more stay, the others are deleted."""
+"""A partition is emptied, and up to so many payloads put back. If more stay, the others are deleted instead."""
 LOCK_SECONDS_MAX: Final = 1
-"""So long one try waits for a partition, and lets others wait behind it."""
+"""How long one try waits for a partition; others wait behind it for as long."""
 TRIES_MAX: Final = 40
 ROOM_SHARE: Final = 4
-"""A log takes a tenth of what it holds, or less; room for a fourth has to be there."""
+"""A log takes a tenth of the size of its payloads, or less; room for a fourth is required."""
 
 Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """What of one *partition* can be archived: *events* numbered from *first* to *last*, with so many *bytes*."""
+    """The part of a *partition* that can be archived: *events* numbered from *first* to *last*, of so many *bytes*."""
 
     partition: str
     first: int
@@ -71,10 +71,10 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """What became of a part: the file that has it, how many payloads were *dropped*, and how many changed and stay.
+    """The result for a part: its file, how many payloads were *dropped*, and how many changed and stay.
 
-    Of so many *gone* another run had dropped the payload first. *is_known* is whether the file was there already, from
-    a run that did not come to its end.
+    Another run had dropped the payloads of *gone* events before. *is_known* is whether the file was there already, from
+    a run that did not finish.
     """
 
     part: Part
@@ -87,7 +87,7 @@ class Done:
 
 # ---- What there is to archive ----
 
-# Not what is parked: whatever its cause, its payload is still wanted.
+# Parked events are not archived: their payloads are needed to fold them later.
 _ARCHIVABLE: Final = """
 FROM {partition} AS b JOIN inbox AS i USING (seq) JOIN outcomes AS o USING (seq)
 WHERE i.created < %(before)s AND o.state <> 'parked' AND NOT EXISTS (SELECT FROM pending AS p WHERE p.seq = b.seq)
@@ -102,10 +102,10 @@ SELECT b.seq, i.account, i.livemode, i.id, i.source, i.received_at, i.signature,
 
 
 def plan(engine: Engine, *, before: datetime) -> list[Part]:
-    """Return what can be archived of the events created before *before*, by partition.
+    """Return the parts of partitions that can be archived, of events created before *before*.
 
     Raises:
-        ConflictError: a rename of an account is not finished, which may want any payload.
+        ConflictError: the rename of an account is not finished, and may need any payload.
     """
     with database.transaction(engine) as connection, database.cursor(connection) as cursor:
         accounts.require_settled(cursor)
@@ -126,13 +126,13 @@ def _part(cursor: Cursor, partition: str, before: datetime) -> Part | None:
 
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """Keep others from archiving into *folder*, which is there, for as long as the block takes.
+    """Keep others from archiving into *folder*, which has to exist, for as long as the block takes.
 
-    The lock is on the folder and not in the database, where it would be a transaction that waits for a disk, and that a
-    host may end. Runs into several folders cost each other nothing but a second copy.
+    The lock is on the folder. In the database it would be a transaction that waits for a disk, and that the database's
+    host may end. Runs into different folders do no harm: at worst they write a second copy.
 
     Raises:
-        ConflictError: another run is at it.
+        ConflictError: another run archives into it.
     """
     opened = os.open(folder, os.O_RDONLY)
     try:
@@ -149,16 +149,16 @@ def alone(folder: Path) -> Iterator[None]:
 
 
 def clear_drafts(folder: Path) -> None:
-    """Remove what a killed run did not finish: nobody has dropped a payload for it."""
+    """Remove the drafts of killed runs: no payload has been dropped for a draft."""
     for path in folder.glob("payfold-events-*.part"):
         path.unlink(missing_ok=True)
 
 
 def require_room(parts: Iterable[Part], folder: Path) -> None:
-    """Find out before anything is written whether *folder* has room.
+    """Check that *folder* has room, before anything is written.
 
     Raises:
-        ConfigurationError: it has not.
+        ConfigurationError: it has too little.
     """
     wanted, free = sum(part.bytes for part in parts) // ROOM_SHARE, shutil.disk_usage(folder).free
     if wanted > free:
@@ -172,7 +172,7 @@ def require_room(parts: Iterable[Part], folder: Path) -> None:
 
 
 class _Fingerprint:
-    """Count and hash of events in their order, by what makes them an event and every byte of their payloads."""
+    """Count and hash of events in their order: of account, mode, id and body hash, and every byte of the payloads."""
 
     def __init__(self) -> None:
         self.events = 0
@@ -191,7 +191,7 @@ class _Fingerprint:
 
 @dataclass(slots=True)
 class _Held:
-    """What a file holds: the numbers of its events, the hashes of their bodies, and its fingerprint."""
+    """The contents of a file: the numbers of its events, the hashes of their bodies, and its fingerprint."""
 
     seqs: "array[int]" = field(default_factory=lambda: array("q"))
     hashes: bytearray = field(default_factory=bytearray)
@@ -208,12 +208,12 @@ def archive(
 ) -> Done:
     """Write a log of *part* into *folder*, read it back, and then drop its payloads.
 
-    *progress* is told how many events each step took. See Note [An archive loses nothing].
+    *progress* is called with the number of events of each step. See Note [An archive loses nothing].
 
     Raises:
         ConfigurationError: the log cannot be written; nothing has changed.
-        ConflictError: it does not read back as it was written, or the partition is in use for too long; no payload
-            has gone but those of the steps before.
+        ConflictError: the log does not read back as it was written, or the partition is in use for too long; only
+            payloads of earlier steps have been dropped.
     """
     held, path = _known(engine, part, before, folder)
     is_known = path is not None
@@ -238,7 +238,7 @@ def _at_hand(engine: Engine, partition: str, held: _Held) -> int:
 
 
 def _known(engine: Engine, part: Part, before: datetime, folder: Path) -> tuple[_Held, Path | None]:
-    """Return the log that an unfinished run has left, with what it holds; None where there is none."""
+    """Return the log that an unfinished run has left, with its contents; None where there is none."""
     named = [(path, NAME.fullmatch(path.name)) for path in sorted(folder.iterdir()) if path.is_file()]
     paths = [path for path, found in named if found and (int(found[1]), int(found[2])) == (part.first, part.last)]
     if not paths:
@@ -250,7 +250,7 @@ def _known(engine: Engine, part: Part, before: datetime, folder: Path) -> tuple[
 def _written(
     engine: Engine, part: Part, before: datetime, folder: Path, progress: Callable[[int], None]
 ) -> tuple[_Held, Path]:
-    """Write a log, read it back before it gets its name, and return it with what it holds."""
+    """Write a log, read it back before it gets its name, and return it with its contents."""
     path, held = _free_name(folder, part), _Held()
 
     def check(draft: Path) -> None:
@@ -266,7 +266,7 @@ def _written(
 
 
 def _free_name(folder: Path, part: Part) -> Path:
-    """Return a name that nothing has: what is there is never written to."""
+    """Return the name of no existing file, since existing files are never written to."""
     name, number = f"payfold-events-{part.first}-{part.last}", 1
     path = folder / f"{name}{SUFFIX}"
     while path.exists():
@@ -278,9 +278,10 @@ def _free_name(folder: Path, part: Part) -> Path:
 def _read(
     engine: Engine, part: Part, before: datetime, stream: IO[bytes] | None, progress: Callable[[int], None]
 ) -> _Held:
-    """Read the events of *part*, write each to *stream*, and return what they are.
+    """Read the events of *part*, write each to *stream*, and return the contents.
 
-    A transaction for each few: nothing old is held on to, and whatever changes meanwhile is found before it matters.
+    Each transaction reads a few events, so that none stays open for long. Events that change between reading and
+    dropping are noticed before their payloads are dropped.
     """
     held, fingerprint = _Held(), _Fingerprint()
     statement = sql.SQL(_READ).format(partition=sql.Identifier(part.partition))
@@ -304,7 +305,7 @@ def _read(
 
 
 def _note_contents(cursor: Cursor, payloads: Mapping[int, bytes]) -> None:
-    """Keep the hashes of what *payloads*, by number, say; they count once the payload is gone."""
+    """Keep the hashes of the contents of *payloads*, by number; they are used once the payload is gone."""
     hashes = [contents.hash_of(bytes(payload)).hex() for payload in payloads.values()]
     cursor.execute(
         "INSERT INTO contents (seq, content_sha256)"
@@ -315,7 +316,7 @@ def _note_contents(cursor: Cursor, payloads: Mapping[int, bytes]) -> None:
 
 
 def _fingerprint_of(path: Path) -> tuple[int, bytes] | None:
-    """Return count and hash of the log at *path*, as the disk has it; None where it cannot be read."""
+    """Return count and hash of the log at *path*, read from the disk; None where it cannot be read."""
     _forget(path)
     found = _Fingerprint()
     for entry in reader.read(str(path), account="", now=datetime.now(UTC)):
@@ -327,7 +328,7 @@ def _fingerprint_of(path: Path) -> tuple[int, bytes] | None:
 
 
 def _forget(path: Path) -> None:
-    """Let the system forget what it has of *path* in memory, where it can, so that reading it visits the disk."""
+    """Drop *path* from the system's cache, where that is possible, so that it is read from the disk itself."""
     if hasattr(os, "posix_fadvise"):
         with path.open("rb") as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
@@ -343,13 +344,13 @@ WHERE i.payload_sha256 = a.payload_sha256 AND o.state <> 'parked'
 
 
 def _drop(engine: Engine, partition: str, held: _Held) -> int:
-    """Drop the payloads that are *held*, but for what has changed meanwhile, and return how many that were."""
+    """Drop the *held* payloads, except those that have changed since they were read; return how many were dropped."""
     dropped = _empty(engine, partition, held)
     return _delete(engine, partition, held) if dropped is None else dropped
 
 
 def _empty(engine: Engine, partition: str, held: _Held) -> int | None:
-    """Empty *partition* and put back what stays, which costs nothing; None where too much stays."""
+    """Empty *partition* and put back the payloads that stay, which is cheap; None, and no change, where many stay."""
     named = sql.Identifier(partition)
     with database.transaction(engine) as connection, database.cursor(connection) as cursor:
         cursor.execute("CREATE TEMPORARY TABLE told (seq bigint PRIMARY KEY, payload_sha256 bytea) ON COMMIT DROP")
@@ -380,14 +381,14 @@ def _empty(engine: Engine, partition: str, held: _Held) -> int | None:
 
 
 def _delete(engine: Engine, partition: str, held: _Held) -> int:
-    """Delete payloads from *partition*, some at a time; its space is used again, and given back once it is emptied."""
+    """Delete payloads from *partition*, some at a time; their space is used again, and freed once it is emptied."""
     statement = sql.SQL("DELETE FROM {partition} AS b WHERE b.seq IN (SELECT a.seq " + _UNCHANGED + ")").format(
         partition=sql.Identifier(partition), told=sql.SQL("unnest(%b::bigint[], %b::bytea[])")
     )
     dropped, rows = 0, held.rows()
     while chunk := list(islice(rows, ROWS_DELETED_MAX)):
         with database.transaction(engine) as connection, database.cursor(connection) as cursor:
-            # Readers may go on, but for those who fold.
+            # Others may still read the partition, but neither fold nor write to it.
             _lock(cursor, partition, "SHARE ROW EXCLUSIVE")
             cursor.execute(statement, ([seq for seq, _ in chunk], [sha256 for _, sha256 in chunk]))
             dropped += cursor.rowcount
@@ -395,10 +396,12 @@ def _delete(engine: Engine, partition: str, held: _Held) -> int:
 
 
 def _lock(cursor: Cursor, partition: str, mode: str) -> None:
-    """Let nobody fold, nor write to *partition*, until the transaction ends; what was written is then to be seen.
+    """Keep others from folding, and from writing to *partition*, until the transaction ends.
+
+    All that others wrote before is then visible.
 
     Raises:
-        ConflictError: it is locked for too long, or a rename has begun, which may want any payload.
+        ConflictError: it is locked for too long, or a rename has begun, which may need any payload.
     """
     cursor.execute(sql.SQL("SET LOCAL lock_timeout = {}").format(sql.Literal(f"{LOCK_SECONDS_MAX}s")))
     for _ in range(TRIES_MAX):

@@ -1,9 +1,10 @@
-"""Says what a replay would do: what it would meet, and which rows would appear and change, by how much money.
+"""Predicts a replay: how many events of each kind it would meet, and which rows would change, by how much money.
 
 Note [What is foreseen is kept in a file]
-    A log may be longer than memory, and what it says of an order may stand at its two ends. So what its news say is
-    kept in a temporary file of SQLite's, by the object that they speak of. Then a few objects at once are joined with
-    all that the inbox says of them, and compared with their rows. The database is only read.
+    A log may be longer than memory, and the events of one order may stand at its two ends. So the facts of the log's
+    new events are kept in a temporary SQLite file, by the object that they are about. Then the facts of a few objects
+    at once are joined with all facts that the inbox has of them, and compared with their rows. The database is only
+    read.
 """
 
 import pickle
@@ -42,10 +43,10 @@ DISAPPEAR: Final = "disappear"
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a replay would come to: its *counts*, and its *rows* in groups.
+    """The predicted result of a replay: its *counts*, and its *rows* in groups.
 
-    A group is a dict of table, rows_would (appear, change, disappear), status (of what changes it, before and after),
-    currency, rows, and amount: by how much the groups' money would grow, None where it has none.
+    A group is a dict of table, rows_would (appear, change, disappear), status (of the rows, before and after),
+    currency, rows, and amount: by how much the money of the group would grow, None where it has no money.
     """
 
     counts: Counts
@@ -69,13 +70,14 @@ def plan(engine: Engine, logs: Reading) -> Plan:
     return Plan(counts, groups.rows())
 
 
-# ---- What the log says ----
+# ---- The events of the log ----
 
 
 class _Foreseen(NamedTuple):
-    """What would be folded of an event: how good that copy is, what it would come to, and how it came.
+    """The copy of an event that would be folded: its rank among the copies, and the state that its event would have.
 
-    *first* is None where the inbox has the event. It *was_parked* there, and another copy *is_taken*.
+    *first* is what the first copy counts as, None where the inbox has the event. *was_parked* is whether the event is
+    parked there, and *is_taken* whether this copy takes the place of another.
     """
 
     rank: tuple[bool, bool, str, str]
@@ -86,10 +88,10 @@ class _Foreseen(NamedTuple):
 
 
 class _Notes:
-    """What is foreseen of each event that would be news, and what those say of each object."""
+    """The prediction for each event that would be new, and the facts of these events for each object."""
 
     def __init__(self) -> None:
-        self._file = sqlite3.connect("")  # a temporary file, which goes with the connection
+        self._file = sqlite3.connect("")  # a temporary file, deleted with the connection
         self._file.executescript(
             """
             CREATE TABLE events (key BLOB PRIMARY KEY, foreseen BLOB, state TEXT, times INT) WITHOUT ROWID;
@@ -103,12 +105,12 @@ class _Notes:
         self._file.close()
 
     def foreseen(self, key: Key) -> _Foreseen | None:
-        """Return what would be folded of an event; None of one that was not looked at."""
+        """Return the copy of an event that would be folded; None for an event that was not looked at."""
         found = self._file.execute("SELECT foreseen FROM events WHERE key = ?", (_encoded(*key),)).fetchone()
         return None if found is None else pickle.loads(found[0])  # noqa: S301 - our own
 
     def note(self, key: Key, foreseen: _Foreseen) -> None:
-        """Note what would be folded of an event."""
+        """Keep the copy of an event that would be folded."""
         times = (foreseen.first is not None) + foreseen.is_taken
         self._file.execute(
             "INSERT OR REPLACE INTO events VALUES (?, ?, ?, ?)",
@@ -116,16 +118,16 @@ class _Notes:
         )
 
     def say(self, key: Key, verdict: folds.Verdict) -> None:
-        """Note what the copy says that would now be folded, and no other."""
+        """Keep the facts of the copy that would now be folded, in place of those of earlier copies."""
         self._file.execute("UPDATE OR REPLACE said SET stands = 0 WHERE key = ?", (_encoded(*key),))
         self._say(_encoded(*key), verdict.facts, stands=True)
 
     def pass_over(self, event: Event) -> None:
-        """Note that what *event* says in the inbox would no longer stand."""
+        """Note that the facts of *event*, as the inbox has it, would no longer count."""
         self._say(_encoded(event.account, event.livemode, event.id), folds.judge(event).facts, stands=False)
 
     def set_aside(self, key: Key) -> None:
-        """Note that an event of the log would be set aside by an operator's word."""
+        """Note that an event of the log would be ignored, since an operator has decided so."""
         self._file.execute("UPDATE events SET state = 'ignored' WHERE key = ?", (_encoded(*key),))
         self._file.execute("UPDATE OR REPLACE said SET stands = 0 WHERE key = ?", (_encoded(*key),))
 
@@ -139,12 +141,12 @@ class _Notes:
         )
 
     def outcomes(self) -> Mapping[str, int]:
-        """Return how many of what would be new would have which state."""
+        """Return how many of the new events would have which state."""
         found = self._file.execute("SELECT state, sum(times) FROM events WHERE times > 0 GROUP BY state").fetchall()
         return dict(found)
 
     def objects(self) -> Iterator[list[tuple[bool, list[Facts]]]]:
-        """Yield for each object what is said of it, event by event, and whether that would stand."""
+        """Yield the facts of each object, event by event, and whether they would count."""
         found = self._file.execute("SELECT object, stands, facts FROM said ORDER BY object")
         for _, said in groupby(found, key=itemgetter(0)):
             yield [(bool(stands), pickle.loads(facts)) for _, stands, facts in said]  # noqa: S301 - our own
@@ -155,7 +157,7 @@ def _encoded(account: str, livemode: bool, id_: str) -> bytes:  # noqa: FBT001 -
 
 
 def _foresee(cursor: Cursor, notes: _Notes, deliveries: Sequence[Delivery]) -> Counts:
-    """Note what would become of *deliveries*, and return how that changes what they are counted as."""
+    """Keep the prediction for *deliveries*, and return how it changes the counts."""
     counts: Counts = Counter()
     inboxed = held(cursor, deliveries)
     copied = {each.key for each in deliveries if each.key in inboxed and inboxed[each.key].may_gain_by(each)}
@@ -173,7 +175,7 @@ def _foresee(cursor: Cursor, notes: _Notes, deliveries: Sequence[Delivery]) -> C
             counts[Recorded.NEW.value] += 1
             notes.note(key, _Foreseen(rank, verdict.state, Recorded.NEW.value))
         elif _is_better(rank, before.rank):
-            # Of several copies that would take the place of another in turn, the last counts.
+            # If several copies would replace each other in turn, only the last one counts.
             counts[Recorded.DUPLICATE.value] += before.is_taken
             counts[_named(before)] -= before.is_taken
             after = before._replace(rank=rank, state=verdict.state, is_taken=True)
@@ -194,7 +196,7 @@ def _foresee(cursor: Cursor, notes: _Notes, deliveries: Sequence[Delivery]) -> C
 
 
 def _named(foreseen: _Foreseen) -> str:
-    """Return what a copy counts as that takes the place of another."""
+    """Return what a copy counts as if it takes the place of another."""
     return MENDED if foreseen.was_parked and foreseen.state != "parked" else NEWER
 
 
@@ -210,7 +212,7 @@ def _is_better(one: tuple[bool, bool, str, str], other: tuple[bool, bool, str, s
 
 
 def _known(cursor: Cursor, inboxed: Mapping[Key, Held]) -> dict[Key, _Foreseen]:
-    """Return what the inbox would go on to fold of its events, where nothing better comes."""
+    """Return the copies of its events that the inbox would fold if no better copy came."""
     numbers = {one.seq: key for key, one in inboxed.items()}
     cursor.execute(_VERSIONS, (integer_array(numbers),))
     about = {seq: (version, content, is_parked) for seq, version, content, is_parked in cursor.fetchall()}
@@ -222,7 +224,8 @@ def _known(cursor: Cursor, inboxed: Mapping[Key, Held]) -> dict[Key, _Foreseen]:
         found[numbers[event.seq]] = _Foreseen((*rank, content), "", None, was_parked=is_parked)
     for seq, key in numbers.items():
         version, kept, is_parked = about[seq]
-        # Of what is archived the hash stands for it; it could be folded, and a copy of its version is taken for it.
+        # The hash stands for an archived payload. It could be folded, so it ranks as not parked; a copy of its version
+        # is taken to be the same.
         content = "~" if kept is None else bytes(kept).hex()
         found.setdefault(key, _Foreseen((True, inboxed[key].signed, version, content), "", None, was_parked=is_parked))
     return found
@@ -250,7 +253,7 @@ def _held(cursor: Cursor, keys: Sequence[Key]) -> list[Event]:
 
 
 def _set_aside(cursor: Cursor, keys: Sequence[Key]) -> list[Key]:
-    """Return those of *keys* that the inbox has an operator's word on."""
+    """Return those of *keys* that an operator has ignored, by the events in the inbox."""
     return [(row[0], row[1], row[2]) for row in _by_key(cursor, _ASIDE, keys)]
 
 
@@ -261,18 +264,18 @@ def _by_key(cursor: Cursor, statement: str, keys: Sequence[Key]) -> list[Any]:
     return cursor.fetchall()
 
 
-# ---- What the tables would say ----
+# ---- The rows of the tables ----
 
 
 class _Groups:
-    """The rows that would not be as they are, counted, with their money by currency."""
+    """The rows that would change, counted, with their money by currency."""
 
     def __init__(self) -> None:
         self._rows: Counter[tuple[str, ...]] = Counter()
         self._amounts: Counter[tuple[str, ...]] = Counter()
 
     def add(self, table: str, before: Mapping[str, Any] | None, after: Mapping[str, Any] | None) -> None:
-        """Take in a row as it is, and as it would be."""
+        """Add a row as it is, and as it would be."""
         if before == after:
             return
         would = APPEAR if before is None else DISAPPEAR if after is None else CHANGE
@@ -302,7 +305,7 @@ class _Groups:
 
 
 def _compare(cursor: Cursor, objects: Sequence[Sequence[tuple[bool, list[Facts]]]], groups: _Groups) -> None:
-    """Join what the log says of *objects* with what the inbox does, and compare with the rows that are there."""
+    """Join the log's facts of *objects* with those of the inbox, and compare the results with the existing rows."""
     told: dict[Subject, list[Facts]] = defaultdict(list)
     replaced: set[tuple[Subject, str]] = set()
     for several in objects:
@@ -331,7 +334,7 @@ def _compare(cursor: Cursor, objects: Sequence[Sequence[tuple[bool, list[Facts]]
 
 
 def _joined(cursor: Cursor, facts: Mapping[Subject, list[Facts]]) -> dict[Subject, Joined]:
-    """Return the joined rows; charges and refunds that only the log has settle no order and no note yet."""
+    """Return the joined rows. Charges and refunds that only the log has are not used to settle orders and notes yet."""
     found = {}
     for subject, several in facts.items():
         joined = join.fold_all(folds.SHAPES[subject.table], several) if several else None

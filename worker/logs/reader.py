@@ -5,14 +5,14 @@ logs/writer.py), each on a line of its own (NDJSON), spread over many lines, or 
 Zstandard.
 
 Note [A fault costs one entry]
-    A line that cannot be read is told with its number, and reading goes on with the next. JSON that is spread
-    over many lines has no such border, so what follows a broken item is looked for at the next line that
-    begins as the broken one did.
+    A line that cannot be read is reported with its number, and reading goes on with the next line. JSON that is
+    spread over many lines has no such border. After a broken item reading therefore goes on at the next line that
+    begins as the broken item did.
 
 Note [What cannot be read can be put right and read again]
-    An entry with a fault carries the text that it stands for, which may be long and so comes in pieces. In a file
-    of such texts, each below a remark that says where it was and what is wrong (``remark``), only the remarks are
-    passed over: whoever puts a text right there can read the file like any other log.
+    An entry with a fault carries the text that could not be read, in pieces, since it may be long. Such texts can be
+    written to a file, each below a remark that gives its place and its fault (``remark``). The reader skips these
+    remarks, so once the texts are corrected, the file can be read like any other log.
 """
 
 import gzip
@@ -47,16 +47,17 @@ NO_NAMES: Final[Mapping[str, str]] = {}
 
 
 class _Signers:
-    """The secrets that may have signed what a log quotes; the accounts go by their newest *names*."""
+    """The secrets that may have made the signatures in a log; accounts are compared by their newest *names*."""
 
     def __init__(self, secrets: Sequence[SigningSecret], names: Mapping[str, str]) -> None:
         self._secrets = secrets
         self._names = names
 
     def of(self, own: str | None, account: str) -> list[SigningSecret]:
-        """Return those by which an event, whose *own* account may be None, is recorded under *account*.
+        """Return the secrets that may have signed an event recorded under *account*.
 
-        A secret without a label may be of any account: who labels it later has events without a name.
+        *own* is the account that the event itself names, or None. A secret without a label may be of any account. If
+        it gets a label later, the events that it signed before are recorded without an account.
         """
         return [each for each in self._secrets if self._newest(own or each.account or account) == self._newest(account)]
 
@@ -72,7 +73,7 @@ class _Kind(Struct):
 class Entry:
     """One event of a log, or why it cannot be read; ``place`` is the file and the line, from 1.
 
-    ``text`` is what cannot be read, in pieces, which are there until the next entry is asked for.
+    ``text`` is the text that cannot be read, in pieces. They can be read until the next entry is asked for.
     """
 
     place: str
@@ -85,11 +86,11 @@ class Entry:
 
 
 def nobody(_: int) -> None:
-    """Be told how many bytes were read, and tell nobody."""
+    """Ignore how many bytes were read."""
 
 
 def _ignore(_: str) -> None:
-    """Do nothing with warnings."""
+    """Ignore a warning."""
 
 
 def read(
@@ -102,13 +103,13 @@ def read(
     secrets: Sequence[SigningSecret] = (),
     names: Mapping[str, str] = NO_NAMES,
 ) -> Iterator[Entry]:
-    """Yield what the log at *path* holds, one by one; ``-`` is standard input.
+    """Yield the entries of the log at *path*, one by one; ``-`` is standard input.
 
-    *account* stands for events that name none; *now* is when they are received, unless the log tells. A file that
-    breaks off, or cannot be opened, is an entry with a fault after all that was read of it. *progress* is told how many
-    bytes of the file, compressed as it is, each step read; *warn* gets the place of each list page that has more. A
-    signature that the log quotes counts where the payload is as it was signed, and one of *secrets* verifies it that is
-    of the line's account; *names* has the newest name of each account by each of its old ones.
+    *account* stands for events that name none. *now* is when events are received, unless the log has that time. If the
+    file breaks off or cannot be opened, the last entry reports this as its fault. *progress* is called with the number
+    of bytes that each step read of the file, compressed as it is. *warn* is called with the place of each list page
+    that has more. A signature in the log counts where the payload is the one that was signed, and one of *secrets*, of
+    the line's account, verifies it. *names* maps each old name of an account to its newest.
     """
     by_whom = _Signers(secrets, names)
     name = "standard input" if path == STANDARD_INPUT else path
@@ -145,7 +146,7 @@ def _opened(path: str, progress: Callable[[int], None]) -> Iterator[io.BufferedI
 
 
 class _Counted(io.RawIOBase):
-    """A file that tells how many bytes of it each step read."""
+    """A file that reports how many bytes each step read of it."""
 
     def __init__(self, file: io.RawIOBase, progress: Callable[[int], None]) -> None:
         self._file = file
@@ -214,10 +215,10 @@ class _Zstandard(io.RawIOBase):
 
 
 class _Lines:
-    """The lines of a log. What was read too far can be given back; ``number`` is that of the last one taken.
+    """The lines of a log; ``number`` is that of the last line taken. Text that was read too far can be given back.
 
-    Where the file is damaged it ends, and ``damage`` says why. ``pages_with_more`` are the lines in which list pages
-    begin after which Stripe has others.
+    A damaged file ends where it is damaged, and ``damage`` is the error. ``pages_with_more`` are the lines in which
+    those list pages begin after which Stripe has more.
     """
 
     def __init__(self, stream: io.BufferedIOBase) -> None:
@@ -241,13 +242,13 @@ class _Lines:
         return self._back.read(CHUNK_BYTES) or self._or_damage(lambda: self._stream.read1(CHUNK_BYTES))
 
     def rest_of(self, line: bytes) -> Iterator[bytes]:
-        """Yield what follows in a line of which *line* is the beginning, in pieces."""
+        """Yield the rest of the line that begins with *line*, in pieces."""
         while line and not line.endswith(b"\n"):
             line = self._or_damage(lambda: self._stream.readline(CHUNK_BYTES))
             yield line
 
     def give_back(self, rest: bytes, number: int) -> None:
-        """Take *rest*, which begins in line *number*, as what comes next."""
+        """Put back *rest*, which begins in line *number*, to be read next."""
         self._back = io.BytesIO(rest + self._back.read())
         self.number = number - 1
 
@@ -262,7 +263,7 @@ class _Lines:
 
 @dataclass(frozen=True, slots=True)
 class _Item:
-    """The *text* that begins in line *number*, of an event; or with a *fault*, and then *rest* is what follows it."""
+    """The *text* of an event, from line *number*; or text with a *fault*, and *rest* is the text that follows it."""
 
     number: int
     text: bytes
@@ -292,7 +293,7 @@ def _items(lines: _Lines) -> Iterator[_Item]:
         else:
             rest = lines.rest_of(line)
             yield _Item(lines.number, line, _fault_of(line), rest)
-            for _ in rest:  # which nobody wanted
+            for _ in rest:  # as much as the caller left unread
                 pass
         line = lines.take()
 
@@ -326,7 +327,7 @@ _TOO_LONG: Final = f"it is longer than {LINE_BYTES_MAX // 1024**2} MiB"
 
 
 class _Broken(Exception):
-    """What was read is not JSON, and no more of it would make it so: by a fault *at* a line and a column, from 1."""
+    """The text is not JSON, and reading more cannot change that; the fault is *at* a line and a column, from 1."""
 
     def __init__(self, words: str = "", at: tuple[int, int] | None = None) -> None:
         super().__init__(words)
@@ -341,11 +342,11 @@ class _CutOff(_Broken):
 
 
 class _Over(Exception):
-    """Nothing more of this can be read, and that has been told."""
+    """Nothing more of this value can be read, and its fault has been reported."""
 
 
-# Latin-1 shows each byte as one character, so a text can be cut anywhere and be turned back into its bytes; what is
-# outside of ASCII stands inside of strings only, which nobody here reads.
+# Latin-1 shows each byte as one character, so a text can be cut anywhere and be turned back into its bytes. Characters
+# outside of ASCII can only stand inside of strings, and their values do not matter here.
 _CODE: Final = "latin-1"
 _SPACE: Final = re.compile(r"[ \t\r\n]*")
 _LITERAL_CHARACTERS_MAX: Final = 5
@@ -354,14 +355,14 @@ _STRING_OR_CONSTANT: Final = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|NaN|-?Infinit
 
 
 class _Constant(Exception):
-    """What Python reads and JSON has not: NaN, Infinity or -Infinity."""
+    """A constant that Python reads and JSON does not have: NaN, Infinity or -Infinity."""
 
 
 def _refuse_constant(name: str) -> object:
     raise _Constant(name)
 
 
-# Numbers are not read, since one may have more digits than Python converts.
+# Numbers are not converted, since a number may have more digits than Python converts.
 _decoder: Final = json.JSONDecoder(parse_int=len, parse_float=len, parse_constant=_refuse_constant)
 
 
@@ -395,15 +396,15 @@ class _Spread:
         self._column = 1
         self._text = first.decode(_CODE)
         self._at = 0
-        # What is passed, and was not yielded: it began here, before which some may have been let go of.
+        # Offset in the text of the first character that was read and not yet yielded. Earlier ones are in _passed.
         self._from = 0
         self._passed = ""
         self._has_elements = False
-        # True for what JSON's printers make; else a line without an end is just a broken line.
+        # True for JSON as printers lay it out over lines. Otherwise a value that does not end in its line is broken.
         self._is_laid_out = first.endswith(b"\n") and first.rstrip().endswith((b"{", b"[", b",", b":"))
 
     def items(self) -> Iterator[_Item]:
-        """Yield what the value holds, leaving the lines at what follows."""
+        """Yield the items of the value, and leave the lines at the text after it."""
         number = self._number
         try:
             if self._next() == "[":
@@ -414,7 +415,7 @@ class _Spread:
             pass
         except _Broken as fault:
             if self._is_laid_out:
-                # Nothing has been taken from an event, so what was tried as a part of it is read for itself.
+                # No item was yielded from a broken event, so the lines that were tried as its parts are read again.
                 self._at = len(self._text[: self._at].rstrip()) if self._has_elements else self._text.find("\n")
                 self._find_next_like("")
                 yield from self._told(number, fault)
@@ -425,14 +426,14 @@ class _Spread:
         self._lines.give_back(rest.encode(_CODE), self._number_at(self._at))
 
     def _told(self, number: int, fault: _Broken | str, rest: Iterable[bytes] = (), end: str = "") -> Iterator[_Item]:
-        # A file that breaks off says so itself.
+        # Where the file breaks off, ``read`` reports that.
         if self._lines.damage is None or not isinstance(fault, _CutOff):
             yield _Item(number, self._unread(end), self._described(fault, number), rest)
-        for _ in rest:  # which nobody wanted
+        for _ in rest:  # as much as the caller left unread
             pass
 
     def _described(self, fault: _Broken | str, number: int) -> str:
-        """Return *fault* with its place in what begins in line *number*, in which its reader looks first."""
+        """Return *fault* with its place: in line *number*, which the entry names, the column is enough."""
         if isinstance(fault, str) or fault.at is None:
             return str(fault)
         line, column = fault.at
@@ -443,7 +444,7 @@ class _Spread:
         return f"it is not JSON: {_LINE_ENDS}"
 
     def _unread(self, end: str) -> bytes:
-        """Return what was passed and not yielded, until *end*, without what stands between the elements of an array."""
+        """Return the text that was read and not yielded, until *end*, without commas and spaces around it."""
         text = (self._passed + self._text[self._from : self._at]).strip(" \t\r\n,")
         self._from, self._passed = self._at, ""
         return (re.split(end, text, maxsplit=1)[0] if end else text).encode(_CODE)
@@ -514,7 +515,7 @@ class _Spread:
         return str(self._value())
 
     def _next(self) -> str:
-        """Return the next character that is no space, without passing it."""
+        """Return the next character that is no space, without moving past it."""
         while True:
             space = _SPACE.match(self._text, self._at)
             self._at = space.end() if space else self._at
@@ -524,7 +525,7 @@ class _Spread:
                 raise _CutOff
 
     def _value(self) -> object:
-        """Pass one value, and return it."""
+        """Move past one value, and return it."""
         self._next()
         # A value that ends with the text may be the beginning of a longer number.
         while (found := self._decoded()) is None or found[1] == len(self._text):
@@ -564,7 +565,7 @@ class _Spread:
         return _Broken(f"it is not JSON: {words}", (self._number_at(position), column))
 
     def _may_go_on(self, error: json.JSONDecodeError) -> bool:
-        """Tell whether the text is right as far as it was read."""
+        """Return whether the text is right as far as it was read, so that more of it may complete the value."""
         if error.msg.startswith("Unterminated string"):
             return True
         if error.msg.endswith(_NO_VALUE):
@@ -581,7 +582,7 @@ class _Spread:
         return bool(more)
 
     def _forget(self) -> None:
-        """Let go of what has been passed."""
+        """Free the text that has been read."""
         if self._at > CHUNK_BYTES:
             self._let_go()
 
@@ -597,7 +598,7 @@ class _Spread:
         return self._number + self._text.count("\n", 0, position)
 
     def _rest_of_line(self) -> Iterator[bytes]:
-        """Go to where the next line begins, yielding what is passed."""
+        """Move to the beginning of the next line, and yield the text on the way."""
         while (end := self._text.find("\n", self._at)) < 0:
             yield self._text[self._at :].encode(_CODE)
             self._number, self._text, self._at, self._from = self._number_at(self._at), "", 0, 0
@@ -610,7 +611,7 @@ class _Spread:
         """Go to the next line that begins with an object at *indentation*; False where there is none."""
         begins = re.compile(rf"\n{indentation}(?={{)")
         while (found := begins.search(self._text, self._at)) is None:
-            # What stands at the end may be the beginning of it.
+            # Such a line may begin at the end of the text.
             self._at = max(self._at, len(self._text) - len(indentation) - 1)
             self._forget()
             if not self._grow():
@@ -664,7 +665,7 @@ def _delivery(item: bytes, account: str, now: datetime, signers: _Signers) -> De
         account=envelope.account or account,
         sha256=hashlib.sha256(item).digest(),
         signature=None,
-        # Somebody else's log tells what Stripe sent, but an observation stays what it is.
+        # Other programs' logs hold what Stripe sent, so it counts as replayed. An observation remains an observation.
         source="observation" if envelope.type.startswith("payfold.") else "replay",
         received_at=now,
     )
@@ -685,14 +686,15 @@ def _require_event(item: bytes) -> None:
 
 
 def _require_single_keys(item: bytes) -> None:
-    """Raise NotAnEvent where an object has a key twice: what a log was made to say is then anybody's guess."""
+    """Raise NotAnEvent where an object has a key twice: it is then not known which of the values is meant."""
     try:
-        # Cheap, and right but for a quotation mark written as \u0022: each key is followed by one such pair.
+        # Each key is followed by one such pair, so counting them is cheap. Only a quotation mark that is written as
+        # \u0022 can mislead the count.
         again = msgspec.json.encode(msgspec.json.decode(item))
         if msgspec.json.format(item, indent=-1).count(b'":') != again.count(b'":'):
             json.loads(item, object_pairs_hook=_unique)
     except (msgspec.DecodeError, RecursionError, ValueError):
-        return  # odd, and for the fold to judge
+        return  # the fold judges it
 
 
 def _unique(pairs: list[tuple[str, object]]) -> None:

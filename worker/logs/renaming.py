@@ -1,20 +1,20 @@
-"""Joins two names of one account: what was recorded under the old one becomes the new one's.
+"""Joins two names of one account: all that was recorded under the old name moves to the new one.
 
 Note [A rename leaves one world]
-    1. The name is written while nothing can be recorded and nothing be folded (see Note [An account is recorded under
-       its newest name]): from then on all that arrives is the new name's. Until the rename is finished no event of
-       either name is folded by anyone else (``claim.claim``), so that no fold sees half of an object.
-    2. Rows of every table are relabelled; of two with one key the new name's stays.
-    3. Events are relabelled, some objects at a time. Where both names have one, it becomes what it would be had it been
-       recorded under one name: one event with the copies of both. An object of which both names had folded events is
-       folded again, in the same transaction; for any other the rows are right as they are. What that moves is history,
-       and its changes are withheld.
-    4. Charges and refunds of the one name may be of orders of the other: these changes are withheld too. The rename is
-       finished.
+    1. The new name is written while no one can record or fold (see Note [An account is recorded under its newest
+       name]). From then on all deliveries are recorded under the new name. Until the rename is finished no one else
+       folds events of either name (``claim.claim``), so that no fold sees half of an object.
+    2. The rows of every table are relabelled. If both names have a row with the same key, the new name's row stays.
+    3. Events are relabelled, some objects at a time. If both names have an event, it becomes one event with the copies
+       of both, as if it had been recorded under one name. If both names have folded events of an object, the object is
+       folded again, in the same transaction; the rows of other objects are right as they are. The changes that this
+       makes are about the past, so they are withheld.
+    4. Charges and refunds of one name may belong to orders of the other. The changes of these orders are withheld too.
+       Then the rename is finished.
 
-    Recording stops for no longer than it takes to write the name. All else is done in steps, each a transaction. A step
-    that has been done finds nothing more to do, so a rename that was killed is ended by the same command. Until then
-    nothing is lost: events of the two names wait.
+    Recording stops only while the name is written. All else is done in steps, each in a transaction. A step that was
+    done before finds nothing to do, so the same command finishes a rename that was killed. Until then nothing is lost:
+    events of the two names wait.
 """
 
 import random
@@ -43,7 +43,7 @@ from worker.logs import restore
 OBJECTS_AT_ONCE: Final = 500
 ROWS_AT_ONCE: Final = 5_000
 LOCK_SECONDS_MAX: Final = 1
-"""So long one try waits for those who record, and lets others wait behind it."""
+"""How long one try waits for the processes that record; others wait behind it for as long."""
 TRIES_MAX: Final = 40
 
 MOVED: Final = (
@@ -59,10 +59,10 @@ _Object = tuple[bool, str]
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a rename would do.
+    """The effects that a rename would have.
 
-    *events* and *orders* are relabelled. *doubled* events both names have. *objects* of which both have folded events
-    are folded again, and payloads of *archived* of their events are not in the database.
+    *events* and *orders* would be relabelled. *doubled* is how many events both names have. *objects* that have folded
+    events of both names would be folded again. *archived* is how many of their events have archived payloads.
     """
 
     events: int
@@ -74,7 +74,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Renamed:
-    """What a rename did: how many events it relabelled, how many it joined, and how many changes it withheld."""
+    """The effects of a rename: how many events it relabelled, how many it joined, and how many changes it withheld."""
 
     events: int
     joined: int
@@ -85,10 +85,10 @@ class Renamed:
 
 
 def plan(engine: Engine, old: str, new: str, *, is_one: bool = False) -> Plan:
-    """Return what renaming *old* to *new* would do, as ``rename`` does it; nothing is written.
+    """Return the effects that renaming *old* to *new* by ``rename`` would have; nothing is written.
 
     Raises:
-        ConfigurationError, ConflictError, NotFoundError: it makes no sense.
+        ConfigurationError, ConflictError, NotFoundError: the rename makes no sense.
     """
     with database.transaction(engine) as connection, database.cursor(connection) as cursor:
         _require_sense(cursor, old, new, is_one=is_one)
@@ -134,7 +134,7 @@ def _require_sense(cursor: Cursor, old: str, new: str, *, is_one: bool) -> None:
 
 
 def _require_one_account(cursor: Cursor, old: str, new: str, *, is_one: bool) -> None:
-    """Raise ConflictError where deliveries under the two names name two accounts, or may, unless it *is_one*."""
+    """Raise ConflictError if deliveries under the two names are of two accounts, or may be, unless it *is_one*."""
     seen = accounts.look(cursor, (old, new))
     of_old, of_new = seen[old].own, seen[new].own
     if of_old and of_new and of_old.isdisjoint(of_new):
@@ -169,16 +169,16 @@ def rename(
     progress: Progress = lambda *_: None,
     objects_at_once: int = OBJECTS_AT_ONCE,
 ) -> Renamed:
-    """Let *old* be called *new*: see Note [A rename leaves one world].
+    """Rename *old* to *new*: see Note [A rename leaves one world].
 
-    Payloads that are archived, and wanted to fold an object again or to see of which account they are, are brought back
-    out of the logs in the folder *archive*. That it *is_one* account is the operator's word, for where no payload shows
+    Archived payloads that are needed to fold an object again, or to find their account, are brought back from the logs
+    in the folder *archive*. With *is_one* the operator states that the names are of one account, if no payload shows
     it.
 
     Raises:
-        ConfigurationError, ConflictError, NotFoundError: it makes no sense, or payloads are archived and there is no
-            *archive*, or others did not let it through in time. The message says whether the rename is begun, so that
-            events of both names wait until the same command ends it, or nothing has changed.
+        ConfigurationError, ConflictError, NotFoundError: the rename makes no sense, or payloads are archived and no
+            *archive* is given, or other processes held a lock for too long. The message states whether the rename has
+            begun, so that events of both names wait until the same command ends it, or nothing has changed.
     """
     _bring_back(engine, old, new, archive, is_one=is_one)
     with database.transaction(engine) as connection, database.cursor(connection) as cursor:
@@ -192,10 +192,10 @@ def rename(
 
 
 def _retrying(engine: Engine, step: Callable[[Cursor], None], *, prepare: Callable[[], None] = lambda: None) -> None:
-    """Take *step* in a transaction, after *prepare* each time, and again where others were in its way.
+    """Take *step* in a transaction, after *prepare*, and try both again if another transaction conflicts.
 
-    Others are in its way where each waits for the other, or an event that it relabels has just arrived under the new
-    name.
+    There is a conflict if two transactions wait for each other, or if an event that the step relabels has just arrived
+    under the new name.
     """
     for _ in range(TRIES_MAX):
         prepare()
@@ -213,7 +213,7 @@ def _retrying(engine: Engine, step: Callable[[Cursor], None], *, prepare: Callab
 
 
 def _bring_back(engine: Engine, old: str, new: str, archive: Path | None, *, is_one: bool) -> None:
-    """Bring back what is wanted of the *archive*, or raise ConflictError where something is and there is none."""
+    """Bring back the payloads that are needed from the *archive*, or raise ConflictError if there is none."""
     with database.transaction(engine) as connection, database.cursor(connection) as cursor:
         is_begun = accounts.names(cursor).get(old) == new
         unread = [seq for its in accounts.look(cursor, (old, new)).values() for seq in its.archived]
@@ -247,11 +247,11 @@ def _write_name(cursor: Cursor, old: str, new: str, now: datetime, *, is_one: bo
     """Write the name while nothing is recorded or folded.
 
     Raises:
-        ConflictError: those who record did not pause in time; nothing has changed.
+        ConflictError: recording did not pause in time; nothing has changed.
     """
     _pause(cursor)
     _require_sense(cursor, old, new, is_one=is_one)
-    # What was called OLD before is called NEW, and what is called back to an old name of its own is one no more.
+    # Older names of OLD become names of NEW. If NEW was an old name itself, as in a rename back, it no longer is.
     cursor.execute("DELETE FROM account_names WHERE old = %s", (new,))
     cursor.execute("UPDATE account_names SET new = %s WHERE new = %s", (new, old))
     cursor.execute(
@@ -267,7 +267,7 @@ def _pause(cursor: Cursor) -> None:
         try:
             with cursor.connection.transaction():
                 keep_others_from_folding(cursor)
-                # In the order in which others write to them.
+                # The tables are in the order in which others write to them.
                 cursor.execute("LOCK TABLE inbox, renderings, stripe_calls, stripe_jobs IN SHARE ROW EXCLUSIVE MODE")
         except (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected):
             time.sleep(random.uniform(0.05, 0.5))  # noqa: S311 - jitter
@@ -280,22 +280,22 @@ def _pause(cursor: Cursor) -> None:
 
 
 class _Work:
-    """The steps of one rename, each of which is done again without harm, and what they came to."""
+    """The steps of one rename, each of which can be repeated without harm, and their counts."""
 
     def __init__(self, old: str, new: str, now: datetime, total: int, progress: Progress, objects_at_once: int) -> None:
         self.counts = Counter[str]()
-        """What the steps came to: how many events they ``moved`` and ``joined``, and how many changes ``withheld``."""
+        """How many events the steps ``moved`` and ``joined``, and how many changes they ``withheld``."""
         self._names = {"old": old, "new": new}
         self._now = now
         self._total = total
         self._progress = progress
         self._limit = objects_at_once
         self._rows = 0
-        # Of what was relabelled before nothing is looked at again, which PostgreSQL still has to step over.
+        # Objects up to this one are done. A search from the start would have to step over their dead rows each time.
         self._after: _Object = (False, "")
 
     def take(self, engine: Engine, step: Callable[[Cursor], None]) -> None:
-        """Take *step*, and count what it did once, however often it has to be tried."""
+        """Take *step*, and count its effects once, however often it is tried."""
         before = self.counts.copy()
 
         def prepare() -> None:
@@ -309,7 +309,7 @@ class _Work:
         _retrying(engine, take, prepare=prepare)
 
     def steps(self) -> Iterator[Callable[[Cursor], None]]:
-        """Yield one step after another, each to be done before the next is asked for."""
+        """Yield the steps one by one; each has to be done before the next is asked for."""
         yield self._executing(_JOBS)
         yield self._executing(_ANOMALIES)
         for table in (tables.stripe_calls, tables.unsettled, *tables.PROJECTIONS):
@@ -353,7 +353,7 @@ class _Work:
             yield move
 
     def _move_some(self, cursor: Cursor, names: dict[str, str]) -> int:
-        """Relabel the events of some objects, and fold again what both names have; return how many those were."""
+        """Relabel the events of some objects, fold again the objects of both names, and return how much was done."""
         objects, seqs = _next(cursor, names, self._after, self._limit)
         if not objects and not seqs:
             return 0
@@ -392,7 +392,7 @@ class _Work:
         self._withhold(cursor, last)
 
     def _fold_or_divide(self, cursor: Cursor, seqs: Sequence[int]) -> None:
-        """Fold *seqs*, and park what fails alone for a reason in its data: see ``projection.run_once``."""
+        """Fold *seqs*, and park each event that fails by itself because of its data: see ``projection.run_once``."""
         claimed: list[Claimed] = []
         try:
             with cursor.connection.transaction():
@@ -410,7 +410,7 @@ class _Work:
             self._fold_or_divide(cursor, seqs[half:])
 
     def _withhold(self, cursor: Cursor, last: int) -> None:
-        """Withhold the changes behind the number *last*; others were kept from appending."""
+        """Withhold the changes numbered above *last*; no one else could append any."""
         cursor.execute("UPDATE changes SET withheld = 'rename' WHERE seq > %s AND withheld IS NULL", (last,))
         self.counts["withheld"] += cursor.rowcount
 
@@ -440,7 +440,7 @@ def _last_change(cursor: Cursor) -> int:
 
 
 def _mover_of(table: Table) -> Callable[[Cursor, dict[str, str]], int]:
-    """Return what relabels some rows of *table*, and drops those of which the new name has one."""
+    """Return a function that relabels some rows of *table*, and drops rows that the new name has too."""
     keys = [column.name for column in table.primary_key if column.name != "account"]
     statement = sql.SQL(
         """
@@ -475,8 +475,8 @@ def _equal(one: str, other: str, names: Sequence[str]) -> sql.Composed:
     return sql.SQL(" AND ").join(pairs)
 
 
-# Each job had come so far under one of the names: where the other was ahead, what lies between is looked at again. A
-# name without a row had not begun; of its changes, which the other's job has passed by, none was looked at.
+# Each job is set back to the lesser progress of the two names, and looks again at all that comes after it. If a name
+# has no row, its job had not begun: it has seen none of its changes, though the other name's job is past their numbers.
 _JOBS: Final = (
     """
     INSERT INTO stripe_jobs (account, livemode, job)
@@ -500,7 +500,7 @@ _JOBS: Final = (
     """,
     "UPDATE stripe_jobs SET account = %(new)s, leased_until = NULL WHERE account = %(old)s",
 )
-# An anomaly that either name has in force is in force until its row is folded again.
+# If an anomaly is in force under either name, it stays in force until its row is folded again.
 _ANOMALIES: Final = (
     """
     UPDATE anomalies AS n SET
@@ -523,7 +523,7 @@ AND (
     OR n.kind = '{tables.DISPUTE_CLOSED}' AND n.after ->> 'status' = o.after ->> 'status'
 )
 """
-# Of two one-shots the one that is in the feed stays.
+# If both names have a change that may happen only once, the one that was announced stays.
 _CHANGES: Final = (
     f"DELETE FROM changes AS n USING changes AS o WHERE {_ONE_SHOT} AND n.withheld IS NOT NULL AND o.withheld IS NULL",
     f"DELETE FROM changes AS o USING changes AS n WHERE {_ONE_SHOT}",
@@ -541,7 +541,8 @@ def _arrays(objects: Sequence[_Object]) -> dict[str, str]:
     }
 
 
-# Each key is one probe of an index, whatever the planner believes: see the Note of that name in worker/folding/rows.py.
+# Each key is one probe of an index: see Note [A row is found by its key, whatever the planner believes] in
+# worker/folding/rows.py.
 _OBJECTS: Final = "unnest(%(modes)s::boolean[], %(objects)s::text[]) AS k (livemode, object_id)"
 _EVENTS: Final = """
 (SELECT * FROM inbox WHERE account = ANY (ARRAY[{accounts}])
@@ -557,7 +558,7 @@ _EITHER: Final = {"accounts": "%(old)s, %(new)s"}
 
 
 def _next(cursor: Cursor, names: dict[str, str], after: _Object, limit: int) -> tuple[list[_Object], list[int]]:
-    """Return the next objects that the old name has, or else the numbers of events that are of no object."""
+    """Return the next objects of the old name or, if there are none, the numbers of its events without an object."""
     values = {**names, "mode": after[0], "object": after[1], "limit": limit}
     for table, condition in (("inbox", "(livemode, object_id) > (%(mode)s, %(object)s)"), ("mentions", "true")):
         cursor.execute(
@@ -574,10 +575,10 @@ def _next(cursor: Cursor, names: dict[str, str], after: _Object, limit: int) -> 
 def _with_neighbours(
     cursor: Cursor, names: dict[str, str], objects: Sequence[_Object], seqs: Sequence[int]
 ) -> list[_Object]:
-    """Return *objects* with those that have to be moved along.
+    """Return *objects*, and the objects that have to be moved with them.
 
-    These are the objects of events that mention one of them, without which it could not be folded, and the objects of
-    events that the other name has too, where it has another object.
+    These are the objects of events that mention one of *objects*, since it could not be folded without these events,
+    and the objects that an event of theirs has under the other name, if that copy is of another object.
     """
     found, news = set(objects), list(objects)
     while news or seqs:
@@ -646,7 +647,7 @@ SELECT seq FROM (
 
 
 def _archived(cursor: Cursor, names: dict[str, str], objects: Sequence[_Object]) -> list[int]:
-    """Return the archived events without which *objects* cannot be folded again."""
+    """Return the archived events that are needed to fold *objects* again."""
     return _seqs_of(cursor, names, objects, "NOT EXISTS (SELECT FROM payloads AS b WHERE b.seq = found.seq)")
 
 
@@ -668,7 +669,7 @@ _RELABEL_MENTIONS: Final = f"""
 UPDATE mentions AS m SET account = %(new)s FROM {_OBJECTS}
 WHERE m.account = %(old)s AND (m.livemode, m.object_id) = (k.livemode, k.object_id)
 """
-# What an operator set aside under one name may have been folded under the other.
+# An event that an operator ignored under one name may have been folded under the other.
 _SET_ASIDE: Final = """
 SELECT i.seq FROM inbox AS w JOIN inbox AS i ON (i.account, i.livemode, i.id) = (w.account, w.livemode, w.object_id)
 JOIN outcomes AS o ON o.seq = i.seq
@@ -680,7 +681,7 @@ WHERE w.type = 'payfold.event.ignored' AND w.account = %(new)s AND o.cause IS DI
 
 
 def _move_renderings(cursor: Cursor, values: Mapping[str, str]) -> None:
-    """Relabel the other copies of the events *seqs* of the old name, but for those that the new one has too."""
+    """Relabel the other copies of the old name's events *seqs*, except those that the new name has too."""
     for statement in _MOVE_RENDERINGS:
         cursor.execute(statement, values)
 
@@ -706,7 +707,7 @@ _MOVE_RENDERINGS: Final = (
 
 @dataclass(frozen=True, slots=True)
 class _Pair:
-    """One event under both names: the number that it *keeps*, and the one that goes."""
+    """One event under both names: the number that is *kept*, and the one that is *gone*."""
 
     kept: int
     gone: int
@@ -751,7 +752,7 @@ _COPY_SHA256: Final = inbox.COPY_SHA256.format(
     signed="g.signature IS NOT NULL AND g.verified", sha256="g.payload_sha256", payload="b.payload"
 )
 _JOIN: Final = (
-    # As when a copy comes: it is compared when the event is folded. What is archived on both sides is one of them.
+    # As when a copy arrives, it is compared when the event is folded. If both are archived, only the kept one counts.
     f"""
     INSERT INTO renderings (account, livemode, id, type, api_version, created, object_type, object_id, redacted,
         payload_sha256, signature, verified, source, received_at, payload)

@@ -1,10 +1,11 @@
 """Brings event logs into the inbox and out of it.
 
 Note [What is withheld was never to be seen]
-    The first import of an old shop's history would tell its consumers of every order they ever had. With *withhold*
-    the changes that it makes are kept for the record, and hidden from the feed. So each step records and folds in one
-    transaction, with others kept from folding: no worker finds an event pending that it would then announce. What
-    came by webhook meanwhile, and is folded along, is told as ever.
+    The first import of an old shop's history would announce to its consumers every order that it ever had. With
+    *withhold* the changes that the import makes are kept for the record, and hidden from the feed. Each step therefore
+    records and folds in one transaction, during which no one else folds: otherwise a worker could find a recorded
+    event pending, fold it, and announce the change. Changes by webhooks that arrive during the import, and are folded
+    with it, are announced as usual.
 """
 
 import time
@@ -35,7 +36,7 @@ from worker.logs.reader import Entry
 EXPORT_ROWS: Final = 500
 OUTCOMES_READ: Final = 100_000
 BACKLOG: Final = 5_000
-"""Events that are worth a process that folds them beside the recording."""
+"""From so many events on, it is worth having another process fold while this one records."""
 RECORD_BYTES_MAX: Final = 16 * 1024 * 1024
 LOOK_SECONDS: Final = 0.5
 PATIENCE_SECONDS: Final = 60.0
@@ -55,7 +56,7 @@ class Filters:
     livemode: bool | None = None
 
     def wants(self, delivery: Delivery) -> bool:
-        """Tell whether *delivery* passes."""
+        """Return whether *delivery* passes the filters."""
         created = utc(delivery.envelope.created)
         return (
             (self.since is None or created >= self.since)
@@ -73,9 +74,10 @@ Key: TypeAlias = tuple[str, bool, str]
 Counts: TypeAlias = Counter[str]
 """What a replay met.
 
-``seen`` is the sum of ``filtered``, ``new``, ``newer``, ``mended``, ``duplicate`` and ``refused``; what became of the
-new, the newer and the mended is the sum of ``folded``, ``ignored``, ``parked`` and ``pending``. A copy is newer where
-it is now folded in the place of another, and has mended its event where that was parked and no longer is.
+``seen`` is the sum of ``filtered``, ``new``, ``newer``, ``mended``, ``duplicate`` and ``refused``. The sum of ``new``,
+``newer`` and ``mended`` is that of ``folded``, ``ignored``, ``parked`` and ``pending``, which count their outcomes. A
+copy counts as newer when it is now folded in place of another copy, and as mended when its event was parked and no
+longer is.
 """
 NEWER: Final = "newer"
 MENDED: Final = "mended"
@@ -93,7 +95,7 @@ class Parked:
 
 @dataclass(slots=True)
 class Replayed:
-    """What a replay came to: its counts, how many changes of each kind it withheld, and why events are parked."""
+    """The result of a replay: its counts, how many changes of each kind it withheld, and why events are parked."""
 
     counts: Counts
     withheld: Counts
@@ -102,13 +104,13 @@ class Replayed:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """Which logs are read, and who hears of it.
+    """Which logs are read, and how that is reported.
 
-    *filters* choose what is wanted, *account* stands for events that name none, and *now* is when they are received. By
-    *names* accounts are called as they are by now, the filter's as well.
-    *refuse* is told each entry that cannot be read; *warn* what is odd about a file; *progress* how many entries were
-    read until then, and how many bytes of the files since it was last told. A signature counts where one of *secrets*
-    verifies it.
+    *filters* choose the events that are wanted, *account* stands for events that name none, and *now* is when events
+    are received. *names* maps the old names of accounts to their newest, for the events and for the filter. *refuse* is
+    called with each entry that cannot be read, *warn* with a text about anything odd in a file, and *progress* with how
+    many entries were read so far, and how many bytes of the files since its last call. A signature counts where one of
+    *secrets* verifies it.
     """
 
     paths: Sequence[str]
@@ -122,14 +124,14 @@ class Reading:
     secrets: Sequence[SigningSecret] = ()
 
     def named_as_in(self, engine: Engine) -> "Reading":
-        """Return the same logs, with accounts called as they are in the database of *engine*."""
+        """Return the same logs, with the names that accounts have in the database of *engine*."""
         with database.transaction(engine) as connection, database.cursor(connection) as cursor:
             names = accounts.names(cursor)
         account = None if self.filters.account is None else names.get(self.filters.account, self.filters.account)
         return replace(self, names=names, filters=replace(self.filters, account=account))
 
     def chunks(self, counts: Counts) -> Iterator[list[Delivery]]:
-        """Yield what is wanted of the logs, some at once, and count what is met."""
+        """Yield the wanted deliveries of the logs, several at once, and count all entries."""
         wanted: list[Delivery] = []
         size = 0
         for entry in self._entries(counts):
@@ -172,11 +174,11 @@ def replay(
     withhold: bool = False,
     backlog: int = BACKLOG,
 ) -> Replayed:
-    """Record what the inbox lacks of *logs*, fold it, and return what was met.
+    """Record the events of *logs* that the inbox lacks, fold them, and return the counts.
 
-    Where *others* are given the folding is left to them, and they are waited for. With *withhold* the changes that
-    this makes are kept from the feed, which is for a first import: see Note [What is withheld was never to be seen].
-    From *backlog* events on, another process folds beside the recording.
+    Where *others* are given, they fold, and this waits for them. With *withhold* the changes that this makes are kept
+    from the feed, which is meant for a first import: see Note [What is withheld was never to be seen]. From *backlog*
+    events on, another process folds while this one records.
 
     Raises:
         ConflictError: changes have been announced here, so this is no first import.
@@ -195,7 +197,7 @@ def replay(
 
 
 class _Folder:
-    """Folds what is recorded: when all is, or beside the recording from a *backlog* on; None leaves it to others."""
+    """Folds recorded events: at the end, or from a *backlog* on while others are recorded; None leaves it to others."""
 
     def __init__(self, engine: Engine, now: datetime, backlog: int | None) -> None:
         self._engine = engine
@@ -205,7 +207,7 @@ class _Folder:
         self._recorded = 0
 
     def go_on(self, recorded: int) -> None:
-        """Have what is pending folded, *recorded* events more."""
+        """Have pending events folded, of which there are *recorded* more."""
         self._recorded += recorded
         if self._is_beside and not self._lane.is_folding:
             self._lane.begin(Order(now=self._now))
@@ -215,17 +217,17 @@ class _Folder:
         return self._backlog is not None and self._recorded >= self._backlog
 
     def end(self) -> None:
-        """Return once nothing is pending, whoever recorded it."""
+        """Return once nothing is pending, of this recording or of any other."""
         if self._backlog is not None:
             parallel.fold(self._engine, now=self._now, beside=self._lane if self._is_beside else None)
 
     def close(self) -> None:
-        """Let nothing run any more."""
+        """End the process that folds, where there is one."""
         self._lane.close()
 
 
 class _Recording:
-    """Brings deliveries in, and has them folded."""
+    """Records deliveries, and has them folded."""
 
     def __init__(self, engine: Engine, now: datetime, folder: _Folder) -> None:
         self._engine = engine
@@ -239,7 +241,7 @@ class _Recording:
         self.withheld: Counts = Counter()
 
     def take(self, deliveries: Sequence[Delivery]) -> list[str]:
-        """Record *deliveries* and fold what is pending; return what became of each."""
+        """Record *deliveries* and fold pending events; return the result of recording each."""
         self._make_room()
         news = self._news(deliveries)
         receipts = self._record(news) if news else []
@@ -247,11 +249,11 @@ class _Recording:
         became = [receipt.recorded for receipt in receipts]
         became += [Recorded.DUPLICATE] * (len(deliveries) - len(news))
         self._is_known = not all(each is Recorded.NEW for each in became)
-        # What becomes of a copy is known when it is folded.
+        # The outcome of a copy is known only when it is folded.
         return [each.value for each in became if each is not Recorded.COPY]
 
     def _news(self, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
-        """Return those of *deliveries* that the inbox may lack; a log that was new until now is taken to stay so."""
+        """Return the *deliveries* that the inbox may lack: after a chunk of new ones only, all of them, unchecked."""
         if not self._is_known:
             return deliveries
         with database.transaction(self._engine) as connection, database.cursor(connection) as cursor:
@@ -298,13 +300,13 @@ class _Recording:
         return counts
 
     def _make_room(self) -> None:
-        """Make the next partition as soon as one is begun: perhaps no clock runs yet."""
+        """Make the next partition as soon as one is begun: the clock that would make it may not be running yet."""
         partition = self._fresh[-1] // inbox.PARTITION_EVENTS if self._fresh else 0
         if partition > self._partition and inbox.make_room(self._engine) is not None:
             self._partition = partition
 
     def outcomes(self) -> Mapping[str, int]:
-        """Return what became of the copies, and how many of what was new have which state."""
+        """Return how many copies had which result, and how many of the new events have which state."""
         found = self._conclude_copies()
         with database.transaction(self._engine) as connection, database.cursor(connection) as cursor:
             for at in range(0, len(self._fresh), OUTCOMES_READ):
@@ -318,7 +320,7 @@ class _Recording:
         return found
 
     def parked(self) -> list[Parked]:
-        """Return what of the new is parked, by cause, the most frequent first."""
+        """Return the new events that are parked, by cause, the most frequent cause first."""
         events: Counts = Counter()
         first: dict[str, int] = {}
         with database.transaction(self._engine) as connection, database.cursor(connection) as cursor:
@@ -348,11 +350,11 @@ JOIN outcomes AS o USING (seq)
 
 
 class _Withholding(_Recording):
-    """Brings deliveries in and folds them, and keeps the changes that this makes from the feed."""
+    """Records deliveries and folds them, and keeps the changes that this makes from the feed."""
 
     def __init__(self, engine: Engine, now: datetime, folder: _Folder) -> None:
         super().__init__(engine, now, folder)
-        # The log's own observations, which nothing else tells from those that are made meanwhile.
+        # Observations of the log. Nothing else distinguishes them from observations made during the import.
         self._observed: set[Key] = set()
         self._names: Mapping[str, str] = {}
         with database.transaction(engine) as connection, database.cursor(connection) as cursor:
@@ -365,7 +367,7 @@ class _Withholding(_Recording):
                 )
 
     def take(self, deliveries: Sequence[Delivery]) -> list[str]:
-        """Do as the recording does, and remember what the log observed, whether it is known here or not."""
+        """Record and fold *deliveries*, and remember the log's observations, even those that the inbox has already."""
         observed = (each.named(self._names) for each in deliveries if each.source == "observation")
         self._observed.update(each.key for each in observed)
         return super().take(deliveries)
@@ -376,7 +378,7 @@ class _Withholding(_Recording):
         try:
             with database.transaction(self._engine) as connection, database.cursor(connection) as cursor:
                 keep_others_from_folding(cursor)
-                # What a rename holds back would be folded, and announced, by the worker that folds after it.
+                # Events that a rename holds back would be folded, and announced, by the worker that folds after it.
                 accounts.require_settled(cursor)
                 cursor.execute("SELECT coalesce(max(seq), 0) FROM changes")
                 (last,) = cursor.fetchone() or (0,)
@@ -388,12 +390,12 @@ class _Withholding(_Recording):
                 self._withhold(cursor, last)
         except Exception as error:
             self._copies, self._parked_before = copies, parked
-            # A fault of one event, which alone is parked, and announces nothing.
+            # One event is at fault. It is looked for, since it alone is to be parked, and announces nothing.
             if isinstance(error, Transient) or not claimed or not projection.failure_of(error).is_of_data:
                 raise
             half = len(deliveries) // 2
             if not half and not is_again:
-                # It may be the fault of another event that is pending, which is then parked.
+                # Another pending event may be at fault, and is parked by this.
                 self._folder.end()
                 return self._record(deliveries, is_again=True)
             if not half:
@@ -404,7 +406,7 @@ class _Withholding(_Recording):
         return receipts
 
     def _withhold(self, cursor: Cursor, last: int) -> None:
-        """Withhold what was appended behind the number *last* by what the log told."""
+        """Withhold the changes numbered above *last* that came from the log's events."""
         names = accounts.names(cursor)
         if names != self._names:
             self._observed = {(names.get(account, account), mode, event) for account, mode, event in self._observed}
@@ -429,7 +431,7 @@ SELECT kind, count(*) FROM hidden GROUP BY kind
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """What the inbox has of an event: its number, the hash of its body, whether that was signed, or is only claimed."""
+    """An event in the inbox: its number, the hash of its body, and whether that body was signed, or is only claimed."""
 
     seq: int
     sha256: bytes
@@ -442,7 +444,7 @@ class Held:
 
 
 def held(cursor: Cursor, deliveries: Sequence[Delivery]) -> dict[Key, Held]:
-    """Return what the inbox has of each event that it has."""
+    """Return, by key, the events of *deliveries* that the inbox has."""
     keys = [list(column) for column in zip(*(delivery.key for delivery in deliveries), strict=True)]
     cursor.execute(_HELD, keys)
     return {(row[0], row[1], row[2]): Held(row[3], bytes(row[4]), row[5], row[6]) for row in cursor.fetchall()}
@@ -464,10 +466,10 @@ def follow(
     patience_seconds: float = PATIENCE_SECONDS,
     pause: Callable[[float], None] = time.sleep,
 ) -> int:
-    """Watch others fold what is pending until nothing is, and return how many events are left.
+    """Wait until others have folded all pending events, and return how many are left.
 
-    They are woken again and again, and *progress* is told how many are folded, of how many. Some are left only when
-    nobody has folded any for *patience_seconds*.
+    The others are woken again and again. *progress* is called with how many events are folded, of how many. Some are
+    left only when no event was folded for *patience_seconds*.
     """
     total = left = _pending(engine)
     waited = 0.0
@@ -509,12 +511,12 @@ def why_pending(engine: Engine) -> str:
 
 
 def export(engine: Engine, *, filters: Filters, with_renderings: bool = False) -> Iterator[bytes]:
-    """Yield the inbox as lines of our log, in the order in which it was recorded, without what is archived.
+    """Yield the inbox as lines of our log, in the order in which it was recorded, without archived events.
 
-    Of an event with several contents it is the one that is folded, and *with_renderings* the others behind it.
+    Of an event with several contents the folded one is exported, and with *with_renderings* the others after it.
 
-    A transaction for each few, none of which is open while a line is taken: however slowly that goes, nothing old is
-    held on to. What is recorded after the export has begun is left to the next.
+    Each transaction reads a few events and ends before their lines are taken, so that a slow reader keeps no
+    transaction open. Events that are recorded after the export has begun are left to the next export.
     """
     given = {"since": filters.since, "until": filters.until, "rows": EXPORT_ROWS}
     with database.transaction(engine) as connection, database.cursor(connection) as cursor:
@@ -554,7 +556,7 @@ SELECT min(seq), max(seq) FROM (
     ORDER BY seq LIMIT %(rows)s
 ) AS few
 """
-# Both sides are bounded by themselves, so that neither is read as a whole.
+# Each table has bounds of its own, so that PostgreSQL reads neither of them as a whole.
 _EXPORTED: Final = """
 SELECT account, source, received_at, signature, encode(payload_sha256, 'hex'), redacted, payload, i.seq
 FROM inbox AS i JOIN payloads AS b USING (seq)
@@ -563,7 +565,7 @@ WHERE i.seq BETWEEN %(first)s AND %(last)s AND b.seq BETWEEN %(first)s AND %(las
     AND (%(until)s::timestamptz IS NULL OR created < %(until)s)
 ORDER BY seq
 """
-# The others come behind the one that is folded.
+# The other contents come after the folded one.
 _ALL_EXPORTED: Final = f"""
 SELECT account, source, received_at, signature, sha256, redacted, payload FROM (
     SELECT account, source, received_at, signature, sha256, redacted, payload, seq, 0 AS place

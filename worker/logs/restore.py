@@ -1,4 +1,4 @@
-"""The payloads of an archive found again: in its logs, and back into the database."""
+"""Finds the payloads of an archive again in its logs, and brings them back into the database."""
 
 import re
 from collections import defaultdict
@@ -49,10 +49,10 @@ def names_in(engine: Engine) -> dict[str, str]:
 
 
 def deliveries_in(path: Path, names: Mapping[str, str]) -> Iterator[list[Delivery]]:
-    """Yield what the log at *path* holds, with accounts called by the newest of *names*.
+    """Yield the deliveries of the log at *path*, with the newest name of each account by *names*.
 
     Raises:
-        ConflictError: it is damaged.
+        ConflictError: the log is damaged.
     """
     entries = reader.read(str(path), account="", now=datetime.now(UTC))
     while chunk := list(islice(entries, ROWS_READ)):
@@ -70,7 +70,7 @@ JOIN {inbox} AS i USING (account, livemode, id)
 WHERE i.payload_sha256 = t.payload_sha256
     AND NOT EXISTS (SELECT FROM {payloads} AS b WHERE b.seq = i.seq)
 """
-"""Selects the payloads that are lacking, by their hash: of several copies only the one that the inbox has."""
+"""Selects the lacking payloads by their hash: of several copies only the one that the inbox has."""
 
 
 def arguments(deliveries: Sequence[Delivery]) -> list[list[Any]]:
@@ -95,7 +95,7 @@ def require_none_lacking(cursor: Cursor, lacking: sql.Composable, folder: Path) 
 
 
 def archived_with(cursor: Cursor, seq: int) -> list[int]:
-    """Return the archived events without which event *seq* cannot be folded anew: all that speak of its objects."""
+    """Return the archived events that are needed to fold event *seq* again: those about the same objects."""
     cursor.execute(_ARCHIVED_WITH, {"seq": seq})
     return [found for (found,) in cursor.fetchall()]
 
@@ -117,7 +117,7 @@ SELECT seq FROM told WHERE NOT EXISTS (SELECT FROM payloads AS b WHERE b.seq = t
 
 
 def bring_back(engine: Engine, seqs: Sequence[int], folder: Path) -> None:
-    """Bring the payloads of the events numbered *seqs* back out of the archive in *folder*, into the database.
+    """Bring the payloads of the events numbered *seqs* from the archive in *folder* back into the database.
 
     Raises:
         ConflictError: the archive is damaged, or lacks one of them.
@@ -129,7 +129,7 @@ def bring_back(engine: Engine, seqs: Sequence[int], folder: Path) -> None:
     with database.transaction(engine) as connection, database.cursor(connection) as cursor:
         names = accounts.names(cursor)
         cursor.execute("SELECT account, livemode, id FROM inbox WHERE seq = ANY (%s)", (list(seqs),))
-        # In the midst of a rename the inbox has the old name as well, which the log may call by one that is older.
+        # During a rename the inbox has the account's old name too, and the log may have an even older one.
         wanted = defaultdict[tuple[str, bool, str], list[str]](list)
         for account, livemode, event in cursor.fetchall():
             wanted[names.get(account, account), livemode, event].append(account)
@@ -148,6 +148,6 @@ def bring_back(engine: Engine, seqs: Sequence[int], folder: Path) -> None:
 
 
 def _may_hold(path: Path, seqs: Iterable[int]) -> bool:
-    """Tell whether the name of *path* says that it holds one of *seqs*; in another database they had other numbers."""
+    """Return whether *path* holds one of *seqs* by its name; in a log of another database the numbers are others."""
     found = NAME.fullmatch(path.name)
     return found is not None and any(int(found[1]) <= seq <= int(found[2]) for seq in seqs)

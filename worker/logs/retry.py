@@ -1,4 +1,4 @@
-"""What an operator does with single events: try one again, or set one aside."""
+"""The actions of an operator on single events: fold one again, or ignore one."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from worker.logs import restore
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """An event in the inbox, and what has become of it."""
+    """An event in the inbox, and its outcome."""
 
     seq: int
     account: str
@@ -30,10 +30,10 @@ class Found:
 
 
 def find(cursor: Cursor, event_id: str, *, account: str | None = None, livemode: bool | None = None) -> Found:
-    """Return the event *event_id*, of any *account* and mode where none is given.
+    """Return the event *event_id*, of any account and mode unless *account* or *livemode* is given.
 
     Raises:
-        NotFoundError: the inbox has none of that id.
+        NotFoundError: the inbox has no event of that id.
         ConflictError: several accounts or modes have one.
     """
     cursor.execute(
@@ -67,13 +67,13 @@ def retry(
     livemode: bool | None = None,
     archive: Path | None = None,
 ) -> Found:
-    """Fold the event *event_id* again, in this process, and return what became of it.
+    """Fold the event *event_id* again, in this process, and return its outcome.
 
-    Payloads of its objects that are archived are brought back out of the logs in the folder *archive*, and events of
-    these objects that were parked for want of them are folded too.
+    Archived payloads of its objects are brought back from the logs in the folder *archive*. Events of these objects
+    that were parked because the payloads were missing are folded too.
 
     Raises:
-        ConflictError: payloads are archived, and there is no *archive* or it lacks them; nothing has changed.
+        ConflictError: payloads are archived, and no *archive* is given or it lacks them; nothing has changed.
     """
     with database.transaction(engine) as connection, database.cursor(connection) as cursor:
         found = find(cursor, event_id, account=account, livemode=livemode)
@@ -114,7 +114,7 @@ def _folded(engine: Engine, seqs: Sequence[int], now: datetime) -> Found:
     return _at(engine, seqs[0])
 
 
-# Events of the objects that the archived ones speak of.
+# Parked events of the objects that the archived events are about.
 _WAITING: Final = """
 WITH objects AS (
     SELECT account, livemode, object_id FROM inbox WHERE seq = ANY (%(archived)s) AND object_id IS NOT NULL
@@ -138,10 +138,10 @@ def ignore(
     account: str | None = None,
     livemode: bool | None = None,
 ) -> Found:
-    """Ignore the event *event_id*, which is parked or pending, from now on, and return what became of it.
+    """Ignore the event *event_id*, which is parked or pending, from now on, and return its outcome.
 
     Raises:
-        ConflictError: it is neither, so the tables rest on it.
+        ConflictError: it is neither, so rows of the tables depend on it.
     """
     with database.transaction(engine) as connection, database.cursor(connection) as cursor:
         found = find(cursor, event_id, account=account, livemode=livemode)

@@ -1,6 +1,6 @@
-"""Writes logs of our own: NDJSON, a line an event, with the payload as the text that was recorded.
+"""Writes logs of our own: NDJSON, one line for each event, with the payload as the text that was recorded.
 
-So the very bytes are kept::
+The bytes of the payload are thus kept as they were::
 
     {"object": "payfold.delivery", "account": "", "source": "webhook", "received_at": "…", "signature": "…",
      "payload_sha256": "…", "redacted": [], "payload": "{…}"}
@@ -22,7 +22,7 @@ from schemas.errors import ConfigurationError
 
 OWN_LINE: Final = "payfold.delivery"
 REMARK: Final = b"# payfold: "
-"""Begins a line that is passed over when a log is read."""
+"""Begins a line that readers of a log skip."""
 
 Source: TypeAlias = Literal["webhook", "replay", "gap", "observation"]
 
@@ -44,12 +44,12 @@ _encode_line = msgspec.json.Encoder().encode
 
 
 def remark(place: str, fault: str | None) -> bytes:
-    """Return a line that names the *place* of an entry and its *fault*, and that is passed over when read."""
+    """Return a line that names the *place* of an entry and its *fault*, and that readers skip."""
     return REMARK + f"{place}: {fault}".replace("\n", " ").encode(errors="backslashreplace") + b"\n"
 
 
 def write(line: OwnLine) -> bytes:
-    """Return *line* as it stands in a log, with its line break."""
+    """Return *line* as bytes of a log, with its line break."""
     return _encode_line(line) + b"\n"
 
 
@@ -58,7 +58,7 @@ PLAIN_ENDINGS: Final = (".ndjson", ".json", ".jsonl", ".txt")
 
 
 def form_of(path: Path | None) -> Compression:
-    """Return how a log at *path* is compressed: as its ending says, and by Zstandard where that says nothing."""
+    """Return how a log at *path* is compressed: by its name's ending, and with Zstandard for any other ending."""
     ending = "" if path is None else path.suffix
     return "plain" if ending in PLAIN_ENDINGS else "gzip" if ending == ".gz" else "Zstandard"
 
@@ -72,7 +72,7 @@ def line_of(
     redacted: list[str],
     payload: bytes,
 ) -> bytes:
-    """Return the line of an event as the inbox has it; *sha256* is in hexadecimal."""
+    """Return the line of an event from its values in the inbox; *sha256* is in hexadecimal."""
     return write(
         OwnLine(
             account=account,
@@ -88,16 +88,16 @@ def line_of(
 
 @contextmanager
 def writing(path: Path, form: Compression, *, check: Callable[[Path], None] = lambda _: None) -> Iterator[IO[bytes]]:
-    """Open a new log at *path*; it appears there when it is whole and on disk.
+    """Open a new log at *path*; it appears there when it is complete and on disk.
 
-    *check* is given the file before it gets its name, and may raise, which leaves nothing behind.
+    *check* is called with the file before the file gets its name. If it raises, no file is left behind.
 
     Raises:
-        ConfigurationError: when it cannot be written there.
+        ConfigurationError: the log cannot be written there.
     """
     draft = path.with_name(f"{path.name}.part")
     try:
-        # Never into a file that somebody else has open.
+        # A new file, since another process may have the old one open.
         draft.unlink(missing_ok=True)
         with open(draft, "xb", opener=_for_us_alone) as file:
             with compressed(file, form) as stream:
@@ -119,7 +119,7 @@ def _for_us_alone(path: str, flags: int) -> int:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Let the names in *folder* outlive a loss of power."""
+    """Force the names in *folder* to disk, so that they survive a loss of power."""
     if os.name != "posix":
         return
     opened = os.open(folder, os.O_RDONLY)
@@ -131,7 +131,7 @@ def _sync_folder(folder: Path) -> None:
 
 @contextmanager
 def compressed(file: IO[bytes], form: Compression) -> Iterator[IO[bytes]]:
-    """Yield what writes a log into *file*, in the given form."""
+    """Yield a stream that writes a log into *file*, in the given form."""
     if form == "Zstandard":
         with zstandard.ZstdCompressor(level=10, write_checksum=True).stream_writer(file, closefd=False) as stream:
             yield stream

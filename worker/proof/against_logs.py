@@ -1,4 +1,4 @@
-"""Holds the inbox against somebody else's log: what is missing here, or there, and what is told otherwise."""
+"""Compares the inbox with another program's log: events missing here, missing there, and with other content."""
 
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -21,8 +21,8 @@ from worker.proof.shadow import Shadow
 TABLE: Final = "events"
 ROWS_READ: Final = 500
 
-# Of what the log covers, and no more: its accounts and modes, from its first event to its last. Observations are ours
-# alone, unless the log has some.
+# Only the range of the log is compared: its accounts and modes, from its first event to its last. Observations are left
+# out unless the log has some, since otherwise only the inbox has them.
 _COMPARED: Final = """
 WITH covered AS (
     SELECT account, livemode, min(created) AS first, max(created) AS last, bool_or(source = 'observation') AS has_ours
@@ -51,11 +51,11 @@ UNION ALL SELECT content_sha256 FROM {contents} WHERE seq = %(seq)s
 
 
 def compare(made: Shadow, *, tell: Callable[[Difference], None]) -> dict[str, int]:
-    """Compare the live inbox with that of *made*, tell each difference, and return how many there are of each kind.
+    """Compare the live inbox with that of *made*, and return how many differences there are of each kind.
 
-    A copy of an event says nothing else where the inbox keeps its content too, or has another API version's. It is a
-    difference all the same where it could be folded, and the one that the inbox has is parked. An event whose payload
-    is archived is compared by hashes; where no hash of what it said is kept, it is counted as ``archived``.
+    *tell* is called with each difference. A copy of an event is no difference if the inbox keeps its content too, or
+    has the event in another API version. It is one, however, if the copy could be folded and that of the inbox is
+    parked. An archived event is compared by hashes. If no hash of its content is kept, it is counted as ``archived``.
     """
     names = {
         "log": sql.Identifier(made.schema, "inbox"),
@@ -90,13 +90,13 @@ _COUNTED: Final = {MISSING: "missing_here", EXTRA: "missing_there"}
 
 
 def _kept(cursor: Cursor, names: Mapping[str, sql.Composable], seq: int) -> set[bytes]:
-    """Return the hashes of the other contents that are kept of an event, and of what is archived of it."""
+    """Return the hashes of an event's other contents that are kept, and of its archived content."""
     cursor.execute(sql.SQL(_KEPT).format(**names), {"seq": seq})
     return {bytes(content) for (content,) in cursor.fetchall()}
 
 
 def _kind_of(row: Sequence[Any], kept: Callable[[int], set[bytes]]) -> str | None:
-    """Return how a row of ``_COMPARED`` is a difference; None where it is none."""
+    """Return the kind of difference that a row of ``_COMPARED`` is; None where it is none."""
     is_held, is_expected, account, livemode, event, _, seq, is_parked, payload, expected, *more = row
     if not is_held or not is_expected:
         return EXTRA if is_held else MISSING
@@ -120,7 +120,7 @@ def _kind_of_archived(expected: bytes | None, kept: set[bytes]) -> str | None:
 
 
 def _is_of_another_version(one: bytes, other: bytes) -> bool:
-    """Return whether two copies have different API versions, which say the same in other words."""
+    """Return whether two copies have different API versions, in which the same content has another form."""
     versions = [events.value_at(each, "api_version") for each in (one, other)]
     return versions[0] != versions[1]
 
@@ -128,9 +128,9 @@ def _is_of_another_version(one: bytes, other: bytes) -> bool:
 def record_missing(
     engine: Engine, paths: Sequence[str], *, account: str, secrets: Sequence[SigningSecret] = ()
 ) -> tuple[int, int]:
-    """Record what the inbox lacks of the logs at *paths*, and fold it.
+    """Record the events of the logs at *paths* that the inbox lacks, and fold them.
 
-    Returns how many events that was, and how many that were parked a better copy has mended.
+    Returns how many events were new, and how many parked ones could be folded thanks to a better copy.
     """
     done = replay.replay(engine, Reading(paths, datetime.now(UTC), account=account, secrets=secrets))
     return done.counts[Recorded.NEW.value], done.counts[replay.MENDED]

@@ -1,14 +1,14 @@
-"""Compares the tables with Stripe itself: lists its objects, and finds the rows that are not what it lists.
+"""Compares the tables with Stripe itself: lists Stripe's objects, and finds the rows that differ from them.
 
-How an object and its row are compared is in proof/comparison.py. Payment intents are not asked for: of these only
-canceled ones have rows, and Stripe's list cannot be narrowed to them. Portal sessions cannot be read at Stripe at all.
+proof/comparison.py compares an object with its row. Payment intents are not asked for: only canceled ones have rows,
+and Stripe's list cannot be narrowed to those. Portal sessions cannot be read at Stripe at all.
 
 Note [What has just changed is on its way]
-    Stripe lists a refund at once, and its webhook is a second away. So where objects differ, Stripe is also asked for
-    its events since a minute before the objects were listed. Objects that such an event is of, or names as its charge
-    or its payment, are no more compared than those that were just created, nor does a repair record them: the next
-    audit compares them. A busy shop has more events than are asked for, and a restricted key may not list any; then
-    what differs is reported.
+    Stripe lists a refund at once, but its webhook comes about a second later. So where objects differ, Stripe is also
+    asked for its events since a minute before the objects were listed. If such an event is of an object, or names it as
+    its charge or its payment, the object is treated like one that was just created: it is not compared, and a repair
+    does not record it. The next audit compares it. If a busy shop has more events than are asked for, or a restricted
+    key may not list events, the differences are reported.
 """
 
 import hashlib
@@ -51,15 +51,15 @@ ANOTHER_SANDBOX: Final = (
     " no session as missing."
 )
 CUSTOMERS: Final = 500
-"""Customers whose ledgers are looked up at once."""
+"""Customers that are looked up at once, to list their ledgers."""
 CUSTOMERS_MAX: Final = 10_000
-"""Customers that a run looks at: of more, the newest half of these, and pages of a hundred at random among the rest."""
+"""Customers that a run looks at. If there are more, half are the newest, half are random pages of a hundred others."""
 WINDOW_PAGES: Final = 50
-"""After so many pages the rows of the time that they span are looked at, for those that no page listed."""
+"""After so many pages the rows of the time that they span are searched for rows that no page listed."""
 SETTLED: Final = timedelta(minutes=1)
-"""What is younger may be on its way."""
+"""The webhook of a younger object may be on its way."""
 EVENT_PAGES_MAX: Final = 20
-"""So many pages of a hundred events, the newest, are asked for where objects differ."""
+"""Where objects differ, up to so many pages of the newest events are asked for, of a hundred events each."""
 _LONG_AGO: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 _log = structlog.get_logger()
@@ -67,14 +67,14 @@ _log = structlog.get_logger()
 
 @dataclass(slots=True)
 class Listed:
-    """What came of the objects of one kind in one world: how many Stripe listed, and how many rows differ.
+    """The tally of one kind of object in one world: how many objects Stripe listed, and how many rows differ.
 
-    Not compared are *archived* ones, whose rows are folded from payloads that are not at hand, and *unreadable* ones,
-    which have no readable id in Stripe's answer, or which no fold can read. *only_by_map* counts the different rows
-    that folding what Stripe lists would leave as they are, *unstated* the values that the API version of the recorded
-    events lacks. Where only a sample was looked at, the tables hold
-    *sampled_of* objects. Where the key may not list the kind, it *is_forbidden*. A world that Stripe does not let us
-    look at has a tally of its own, with the *reason*; one of sessions has it where all of them are another's.
+    Two kinds of objects are not compared: *archived* ones, since payloads that their rows are folded from are archived,
+    and *unreadable* ones, which have no readable id in Stripe's answer, or which no fold can read. *only_by_map* counts
+    differing rows that would stay the same if the listed objects were folded. *unstated* counts values that are absent
+    from the API version of the recorded events. If only a sample was looked at, the tables hold *sampled_of* objects.
+    *is_forbidden* is whether the key may not list the kind. If Stripe refuses a world, the world has a tally of its own
+    with the *reason*. The tally of sessions has a *reason* if all of them belong to another sandbox.
     """
 
     account: str
@@ -95,15 +95,16 @@ class Listed:
 
 _COUNTS: Final = tuple(each.name for each in fields(Listed) if each.type is int)
 _OF_PAGES: Final = ("listed", "sampled_of", "unreadable")
-"""Counted once for a page, however its objects compare."""
+"""Counted once for a page, when it is first listed, and not when its objects are compared again."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Kind:
     """A kind of object: its *name*, the *table* of its rows, the *path* of its list, and whether that is *by_age*.
 
-    Payment links do not tell when they were created, and lists of portal configurations cannot be narrowed by it; there
-    are few of both, so all are looked at. *params* narrow the list to what has rows; *rows* are those that it can have.
+    Payment links have no creation time, and lists of portal configurations cannot be narrowed by it. There are few of
+    both, so all are looked at. *params* narrow the list to objects that have rows, and *rows* is the condition of the
+    rows that the list can have.
     """
 
     name: str
@@ -116,7 +117,7 @@ class _Kind:
 
     @property
     def created(self) -> str:
-        """The time by which a row is looked for: never before its object was created."""
+        """The time by which rows are searched, as SQL: never earlier than the creation of the object."""
         return "coalesce(created, as_of)" if "created" in tables.metadata.tables[self.table].columns else "as_of"
 
 
@@ -124,13 +125,13 @@ _SESSIONS: Final = _Kind("checkout.session", "orders", ("checkout", "sessions"),
 _KINDS: Final = (
     _SESSIONS,
     _Kind("payment_link", "payment_links", ("payment_links",), by_age=False),
-    # A draft that was deleted is not listed.
+    # Stripe does not list a deleted draft.
     _Kind("invoice", "invoices", ("invoices",), rows="NOT deleted"),
     _Kind("credit_note", "credit_notes", ("credit_notes",)),
     _Kind("refund", "refunds", ("refunds",)),
     _Kind("charge", "charges", ("charges",)),
     _Kind("dispute", "disputes", ("disputes",)),
-    # Others have no events, and the payments that invoices before basil report have no id of their own.
+    # Only paid ones have events, and the payments that invoices before basil report have no id of their own.
     _Kind(
         "invoice_payment",
         "invoice_payments",
@@ -164,7 +165,7 @@ class _Shown:
 
 @dataclass(frozen=True, slots=True)
 class _Audit:
-    """What an audit was asked for, and how far it has come."""
+    """The arguments of an audit, and its progress."""
 
     desk: Desk
     since: datetime | None
@@ -178,8 +179,8 @@ class _Audit:
 class _Walk:
     """How far the list of a kind was followed: see ``walks.Step``.
 
-    *ids* were listed since *above*, and *edge* on the page before that. *page* are those of the last page, of which
-    *after* is the last that is not known to be deleted.
+    *ids* were listed since *above*, and *edge* on the page before that. *page* are the ids of the last page; *after* is
+    the last of them that is not known to be deleted.
     """
 
     tally: Listed
@@ -192,10 +193,10 @@ class _Walk:
     is_listed: bool = False
     is_done: bool = False
     kept: Counter[str] = field(default_factory=Counter)
-    """What of the tally is in steps that were kept."""
+    """The part of the tally that is in kept steps."""
     page: list[str] = field(default_factory=list)
     is_known: bool = False
-    """Whether an object was listed that an event here is of."""
+    """Whether the list had an object that Stripe has sent an event of."""
     has_restarted: bool = False
     yielded: set[tuple[str, str, str, str | None]] = field(default_factory=set)
 
@@ -206,24 +207,24 @@ class _Walk:
 
     @property
     def uncounted(self) -> Counter[str]:
-        """What of the tally is in no step yet."""
+        """The part of the tally that is in no step yet."""
         return Counter({name: getattr(self.tally, name) for name in _COUNTS}) - self.kept
 
     def count(self, came: Mapping[str, int]) -> None:
-        """Add to the tally what a step came to."""
+        """Add the tally of a step."""
         for name, count in came.items():
             setattr(self.tally, name, getattr(self.tally, name) + count)
         self.kept.update(came)
 
     def news(self, found: Iterable[Difference]) -> list[Difference]:
-        """Return what of *found* was not yielded yet, which is once for each row and column."""
+        """Return the differences of *found* that were not yielded yet; each row and column is yielded once."""
         fresh = {(each.table, each.kind, each.id, each.column): each for each in found}
         fresh = {name: each for name, each in fresh.items() if name not in self.yielded}
         self.yielded.update(fresh)
         return list(fresh.values())
 
     def go_back(self) -> bool:
-        """Go on behind the object before *after* on its page; False where there is none."""
+        """Let the list go on after the object before *after* on its page; False if there is none."""
         self.page = self.page[:-1]
         if self.page:
             self.after = self.page[-1]
@@ -236,12 +237,12 @@ class _Walk:
         self.has_restarted = True
 
     def behind(self, step: Step) -> str | None:
-        """Return the object behind which the page of the next *step* began."""
+        """Return the object after which the page of the next *step* began."""
         return self.starts[-1 - len(step.starts or ())] if self.starts else self.after
 
     @property
     def is_sample(self) -> bool:
-        """Whether the rest of the list is only looked at in pages that were chosen."""
+        """Whether only chosen pages of the rest of the list are looked at."""
         return self.starts is not None
 
     def take(self, step: Step) -> None:
@@ -266,17 +267,18 @@ def audit(
     seed: int | None = None,
     customers_max: int = CUSTOMERS_MAX,
 ) -> Generator[Listed | Difference, None, None]:
-    """List what Stripe has that was created *since*, and yield each difference, and a tally of each kind of object.
+    """List Stripe's objects that were created *since*, and yield each difference, and a tally of each kind of object.
 
-    One that was interrupted goes on where it was: see Note [An audit goes on where it was]. *seed* chooses the sample
-    of *customers_max* customers, without one the day does.
+    An interrupted audit goes on where it was: see Note [An audit goes on where it was]. *seed* chooses the sample of
+    *customers_max* customers; without a seed the date does.
 
-    With *repair* what differs is recorded as it was listed, its rows are folded again, and sessions that Stripe does
-    not know are recorded as missing; the map is left out, since it puts nothing right.
+    With *repair* differing objects are recorded as they were listed, their rows are folded again, and sessions that
+    Stripe does not know are recorded as missing. The map is then not used, since a repair cannot correct what only the
+    map finds.
 
     Raises:
-        KeyRefused, NotServed: Stripe lets us look at no world; what was found until then stands.
-        Transient: Stripe does not let us look now; the same.
+        KeyRefused, NotServed: Stripe refuses every world; differences that were yielded until then are valid.
+        Transient: Stripe cannot be asked now; the same holds.
     """
     _fold(desk.engine)
     for world in rounds.unserved(desk):
@@ -305,13 +307,13 @@ def audit(
 
 
 def _fingerprint(desk: Desk) -> str:
-    """Return a hash that differs for another set of keys, and shows none of them."""
+    """Return a hash of the set of keys, which reveals none of them."""
     keys = ((key.account, key.livemode, key.secret) for key in desk.settings.api_keys)
     return hashlib.sha256(repr(sorted(keys)).encode()).hexdigest()
 
 
 def repair(desk: Desk, *, since: datetime | None = None, progress: Progress = nobody, seed: int | None = None) -> int:
-    """Put right what an audit finds, and return how many differences that were."""
+    """Correct the differences that an audit finds, and return how many there were."""
     with closing(audit(desk, since=since, progress=progress, repair=True, seed=seed)) as found:
         return sum(isinstance(each, Difference) for each in found)
 
@@ -322,7 +324,7 @@ def _fold(engine: Engine) -> None:
 
 
 def _go(audit: _Audit, worlds: Sequence[World]) -> Iterator[Listed | Difference]:
-    """Audit each of the *worlds*; one that Stripe refuses costs the others nothing, and all of them end the audit."""
+    """Audit each of the *worlds*. If Stripe refuses one, the others go on; if it refuses all, the audit ends."""
     refusals: list[KeyRefused | NotServed] = []
     for number, world in enumerate(worlds):
         try:
@@ -357,7 +359,7 @@ def _audit_world(audit: _Audit, world: World, done: int) -> Iterator[Listed | Di
             refusals.append(error)
             walk.tally.is_forbidden = True
         else:
-            # Without customers who have a ledger none is asked for.
+            # The ledgers prove no access: if no customer has a ledger, Stripe was not asked.
             is_let_in = is_let_in or kind is not _LEDGERS
         tallies.append(walk.tally)
         if is_let_in:
@@ -372,10 +374,10 @@ def _begun(audit: _Audit, world: World, kind: _Kind) -> _Walk:
 
 
 def _kept_of(audit: _Audit, world: World, kind: _Kind, walk: _Walk) -> Iterator[Difference]:
-    """Let *walk* go on by the steps that an interrupted audit kept of it, and yield what differs of what they found."""
+    """Let *walk* go on by the steps that an interrupted audit kept of it, and yield their differences that remain."""
     for step in walks.since_restart(audit.kept.taken.get(walk.place, [])):
         if not step.differences or audit.repair:
-            # What a repair found, it has put right.
+            # A repair has corrected what it found.
             found = walks.found_in(step)
         else:
             again = Listed(*walk.place)
@@ -389,7 +391,7 @@ def _kept_of(audit: _Audit, world: World, kind: _Kind, walk: _Walk) -> Iterator[
 
 
 def _looked_again(audit: _Audit, world: World, kind: _Kind, walk: _Walk, tally: Listed, step: Step) -> list[Difference]:
-    """Ask again for all that the next *step* of *walk* is of, and return what differs by now."""
+    """Ask again for all objects of the next *step* of *walk*, and return the differences that there are now."""
     if kind is _LEDGERS:
         return _differing_in_ledger(audit, world, tally, str(step.after))
     ids, found = set(step.ids), []
@@ -399,7 +401,7 @@ def _looked_again(audit: _Audit, world: World, kind: _Kind, walk: _Walk, tally: 
             objects = [each for each in page.objects if each.id in ids]
             ids.difference_update(str(each.id) for each in objects)
             found = _compared(audit, world, tally, objects)
-    # By now others may be on the page, and it may be gone.
+    # The page may have other objects by now, or no longer exist, so the rest are asked for one by one.
     return [*found, *(each for id_ in sorted(ids) for each in _asked(audit, world, kind, walk, tally, id_))]
 
 
@@ -413,7 +415,7 @@ def _audited(audit: _Audit, world: World, kind: _Kind, walk: _Walk) -> Iterator[
 def _audit_kind(audit: _Audit, world: World, kind: _Kind, walk: _Walk) -> Iterator[Difference]:
     lowest: datetime | None = None
     for number, (page, is_chosen) in enumerate(_pages(audit, world, kind, walk), start=1):
-        # Asked first, since a repair records what was not known.
+        # Before the comparison, since a repair records the objects.
         walk.is_known = walk.is_known or _is_known(audit, world, kind, page)
         found = _compared(audit, world, walk.tally, page.objects, page=page)
         step = _step(kind, walk, is_known=walk.is_known, ids=_ids(page.objects), starts=walk.starts)
@@ -431,7 +433,7 @@ def _audit_kind(audit: _Audit, world: World, kind: _Kind, walk: _Walk) -> Iterat
 
 
 def _ids(objects: Sequence[Answer]) -> list[str]:
-    """Return the ids that a row can have: neither a file nor PostgreSQL takes half of a surrogate pair, or a NUL."""
+    """Return the ids that a row can have: files and PostgreSQL take neither half of a surrogate pair nor a NUL."""
     return [each.id for each in objects if each.id is not None and each.id.isprintable()]
 
 
@@ -462,7 +464,7 @@ def _step(kind: _Kind, walk: _Walk, **values: Any) -> Step:  # noqa: ANN401 - of
 
 
 def _taken(audit: _Audit, walk: _Walk, step: Step, found: Sequence[Difference]) -> Sequence[Difference]:
-    """Keep a *step* with what was *found*, go on by it, and return what was found."""
+    """Keep a *step* with the differences *found*, let the walk go on by it, and return the new ones."""
     _count(walk.tally, found)
     step.tally = dict(walk.uncounted)
     walk.kept.update(step.tally)
@@ -486,7 +488,7 @@ def _created(page: Page) -> list[datetime]:
 
 
 def _pages(audit: _Audit, world: World, kind: _Kind, walk: _Walk) -> Iterator[tuple[Page, bool]]:
-    """Yield the pages of a list that are left, newest first, and whether each is one of a sample."""
+    """Yield the remaining pages of a list, newest first, and whether each is a page of a sample."""
     if walk.is_listed:
         return
     if not walk.is_sample:
@@ -513,7 +515,8 @@ def _list(audit: _Audit, world: World, kind: _Kind, after: str | None) -> Iterat
 def _followed(audit: _Audit, world: World, kind: _Kind, walk: _Walk) -> Iterator[Page]:
     """Follow a list from where the walk is.
 
-    Where that object was deleted, an earlier one of its page is gone on behind. Where all were, so is the list's top.
+    If the object to go on after was deleted, the list goes on after an earlier one of its page. If all objects of the
+    page were deleted, the list begins again at the top, once.
     """
     while True:
         try:
@@ -530,13 +533,13 @@ def _followed(audit: _Audit, world: World, kind: _Kind, walk: _Walk) -> Iterator
 
 
 def _begin_again(audit: _Audit, kind: _Kind, walk: _Walk) -> None:
-    """Forget what was listed, but not what was found."""
+    """Forget the listed objects, but not the differences found."""
     walk.restart(audit.kept.begun - SETTLED)
     audit.kept.add(_step(kind, walk, is_restart=True), [], now=audit.desk.now())
 
 
 def _choose(audit: _Audit, world: World, kind: _Kind, walk: _Walk, page: Page) -> bool:
-    """Choose pages of a sample behind *page* where half of what may be listed was and there is too much; else False."""
+    """Choose sample pages after *page* if half of the allowed objects are listed and more exist; False otherwise."""
     half, listed = audit.customers_max // 2, walk.tally.listed
     if not listed < half <= listed + len(page.items):
         return False
@@ -562,13 +565,13 @@ def _choose(audit: _Audit, world: World, kind: _Kind, walk: _Walk, page: Page) -
 def _compared(
     audit: _Audit, world: World, tally: Listed, objects: Sequence[Answer], *, page: Page | None = None
 ) -> list[Difference]:
-    """Compare *objects*, put right what is wrong where that is wanted, and return what differs."""
+    """Compare *objects*, correct wrong rows if this is a repair, and return the differences."""
     if page is not None:
         tally.listed += len(page.items)
         tally.unreadable += page.unreadable
     settled = [each for each in objects if not _is_young(each, audit.desk)]
     found = comparison.compare(audit.desk, world, settled, by_map=not audit.repair)
-    # An entry of a ledger never changes, so one that is on its way was just created.
+    # An entry of a ledger never changes, so only a new one can be on its way, and those are not compared.
     is_fixed = tally.object == _LEDGERS.name
     if found.differences and not is_fixed and (moved := _moved(audit.desk, world, settled)):
         settled = [each for each in settled if not moved & _names_of(each)]
@@ -584,21 +587,22 @@ def _compared(
 
 
 def _is_young(answer: Answer, desk: Desk) -> bool:
-    """Return whether the object was created so short a time before Stripe answered that it may be on its way.
+    """Return whether the object was created so shortly before Stripe answered that its webhook may be on its way.
 
-    No event reports an open session: the poll finds it.
+    An open session has no event: the poll finds it, so it counts as young for a poll's time longer.
     """
     created = answer.body.get("created")
     if not isinstance(created, int):
         return False
     is_polled = answer.body.get("object") == "checkout.session" and answer.body.get("status") == "open"
     young = SETTLED + timedelta(seconds=desk.settings.payfold_poll_seconds if is_polled else 0)
-    # Objects of a test clock may be created far ahead, and others while the call was made, as of whose begin it is.
+    # ``answer.at`` is when the call began, so an object created during the call is from shortly after that. Objects of
+    # a test clock may be created far in the future.
     return -SETTLED.total_seconds() < answer.at - created < young.total_seconds()
 
 
 def _moved(desk: Desk, world: World, objects: Sequence[Answer]) -> set[str]:
-    """Return what events speak of that are no older than a minute: see Note [What has just changed is on its way]."""
+    """Return the ids in the events of the last minute: see Note [What has just changed is on its way]."""
     since = min(each.at for each in objects) - int(SETTLED.total_seconds())
     found: set[str] = set()
     try:
@@ -625,14 +629,14 @@ def _spoken_of(delivery: Delivery) -> set[str]:
 
 
 def _names_of(answer: Answer) -> set[str]:
-    """Return the ids by which an event may speak of an object: a payment moves its session."""
+    """Return the ids by which an event may name an object: a session also by its payment, which moves it."""
     is_session = answer.body.get("object") == "checkout.session"
     named = (answer.body.get("id"), answer.body.get("payment_intent") if is_session else None)
     return {each for each in named if isinstance(each, str)}
 
 
 def _put_right(cursor: Cursor, desk: Desk, world: World, found: Found) -> None:
-    """Record what is news of the wrong rows' objects, and let all that the inbox says of them be folded again."""
+    """Record the new observations of the wrong rows' objects, and queue all events of them to be folded again."""
     sources = set(found.wrong.values()) | set(found.wrong)
     desk.record(
         cursor,
@@ -655,7 +659,7 @@ def _put_right(cursor: Cursor, desk: Desk, world: World, found: Found) -> None:
 
 
 def _customer_of(delivery: Delivery) -> str | None:
-    """Return whose ledger a balance transaction is of: its rows are folded from the customer's events."""
+    """Return the customer of a balance transaction; its rows are folded from the customer's events."""
     for one in folds.judge(event_of_delivery(delivery)).facts:
         if one.subject.table == "balances":
             return one.subject.source
@@ -673,14 +677,14 @@ def _audit_ledgers(audit: _Audit, world: World, walk: _Walk) -> Iterator[Differe
 
 
 def _differing_in_ledger(audit: _Audit, world: World, tally: Listed, customer: str) -> list[Difference]:
-    """Return how a customer's rows differ from the ledger at Stripe; one that cannot be read counts as unreadable."""
+    """Return the differences of a customer's rows from the ledger at Stripe; count a ledger that cannot be read."""
     objects: list[Answer] = []
     before, asked_at = tally.unreadable, audit.desk.now()
     try:
         for page in audit.desk.api.pages(world, "customers", customer, "balance_transactions", lane=Lane.BACKFILL):
             tally.listed += len(page.items)
             tally.unreadable += page.unreadable
-            # All as of the first page, which is the earliest.
+            # All pages count as read at the time of the first one, which is the earliest.
             objects += [replace(each, at=objects[0].at if objects else page.at) for each in page.objects]
     except MissingAtStripe:
         # A deleted customer has no ledger any more.
@@ -750,7 +754,7 @@ def _look_at(
 ) -> None:
     """Note in *step* the rows created after *low* and until *high* that no page has listed so far.
 
-    A row without the time at which its object was created is looked for by a later one, and listed by a later page.
+    A row without a creation time is searched by a later time, so an older page, which comes later, may list it.
     """
     rows = audit.desk.within(partial(_between, world=world, kind=kind, low=low, high=high))
     listed = {*walk.ids, *walk.edge, *step.ids}
@@ -773,7 +777,7 @@ def _between(
 
 
 def _bottom(audit: _Audit, world: World, kind: _Kind, walk: _Walk) -> Step:
-    """Return the step that ends a list: older than all of it, or all where nothing was listed, are rows to ask for."""
+    """Return the step that ends a list, with the rows to ask for: those older than the list, and all if it is empty."""
     since = audit.since if kind.by_age else None
     rows = walk.open
     if not walk.is_sample:
@@ -786,7 +790,7 @@ def _bottom(audit: _Audit, world: World, kind: _Kind, walk: _Walk) -> Step:
 
 
 def _created_before(cursor: Cursor, *, world: World, ids: set[str], since: datetime) -> set[str]:
-    """Return those of *ids* that an event before *since* is of."""
+    """Return those of *ids* that have an event before *since*."""
     cursor.execute(
         "SELECT DISTINCT object_id FROM inbox WHERE (account, livemode) = (%s, %s) AND object_id = ANY (%s)"
         " AND created < %s",
@@ -796,7 +800,7 @@ def _created_before(cursor: Cursor, *, world: World, ids: set[str], since: datet
 
 
 def _ask_for_open(audit: _Audit, world: World, kind: _Kind, walk: _Walk) -> Iterator[Difference]:
-    """Ask for each row that no page listed, and yield what differs."""
+    """Ask for the object of each row that no page listed, and yield the differences."""
     while walk.open:
         asked = sorted(walk.open)[:PAGE_ROWS]
         found = [each for id_ in asked for each in _asked(audit, world, kind, walk, walk.tally, id_)]
@@ -812,26 +816,26 @@ def _asked(audit: _Audit, world: World, kind: _Kind, walk: _Walk, tally: Listed,
     except CallDeclined:
         tally.unreadable += 1
         return []
-    # One that is not in the state that the list was narrowed to, or was deleted, is as a list would have shown it.
+    # An object outside of the state that the list was narrowed to, or a deleted one, is compared as if it were listed.
     return _compared(audit, world, tally, [answer])
 
 
 def _expanded(kind: _Kind) -> dict[str, Any]:
-    """Return what makes a single object as whole as its list shows it."""
+    """Return the parameters by which a single object is as complete as in its list."""
     names = [name.removeprefix("data.") for name in kind.params.get("expand", ())]
     return {"expand": names} if names else {}
 
 
 def _missing(audit: _Audit, world: World, kind: _Kind, id_: str, *, is_known: bool) -> list[Difference]:
     if kind.name == "invoice" and _is_draft(audit.desk, world, id_):
-        return []  # A draft may be deleted at Stripe, and its row stays what it last was.
+        return []  # A draft may be deleted at Stripe, and its row stays as it was.
     if audit.repair and is_known and kind is _SESSIONS:
         _record(audit.desk, checkout.missing(world, id_, now=audit.desk.now()))
     return [Difference(kind.table, EXTRA, world.account, world.livemode, id_)]
 
 
 def _is_draft(desk: Desk, world: World, invoice: str) -> bool:
-    """Return whether the row of *invoice* is one of which nothing was owed yet."""
+    """Return whether *invoice* is a draft by its row, so that nothing was owed yet."""
 
     def read(cursor: Cursor) -> bool:
         cursor.execute(

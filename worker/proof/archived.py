@@ -1,6 +1,6 @@
-"""A schema to rebuild in, with the payloads of an archive: and without one, which objects are left out.
+"""Makes a schema to rebuild in, with the payloads of an archive; without an archive, finds the objects to leave out.
 
-What is read out of the archive is in the schema beside the live tables, and goes with it.
+Payloads that are read out of the archive are kept in the schema, and are dropped with it.
 """
 
 from collections.abc import Callable, Iterator
@@ -28,7 +28,7 @@ def beside(engine: Engine, folder: Path | None, *, progress: Progress) -> Iterat
     """Make a schema to rebuild in, with the payloads of the archive in *folder* where one is given; see ``shadow``.
 
     Raises:
-        ConflictError: the archive is damaged, or lacks what is archived.
+        ConflictError: the archive is damaged, or lacks an archived payload.
     """
     with shadow.shadow(engine, has_archive=folder is not None) as made:
         if folder is not None:
@@ -38,20 +38,20 @@ def beside(engine: Engine, folder: Path | None, *, progress: Progress) -> Iterat
 
 @contextmanager
 def within(engine: Engine, folder: Path, *, progress: Progress) -> Iterator[Engine]:
-    """Yield an engine on the live tables, in which payloads of the archive in *folder* are found among the others.
+    """Yield an engine on the live tables that also finds payloads of the archive in *folder*.
 
     Raises:
-        ConflictError: the archive is damaged, or lacks what is archived.
+        ConflictError: the archive is damaged, or lacks an archived payload.
     """
     with beside(engine, folder, progress=progress) as made:
         yield made.within
 
 
 def bring(made: Shadow, folder: Path, *, progress: Progress) -> None:
-    """Read what the database lacks out of the archive in *folder*, into *made*.
+    """Read the payloads that the database lacks from the archive in *folder* into *made*.
 
     Raises:
-        ConflictError: the archive is damaged, or lacks what is archived.
+        ConflictError: the archive is damaged, or lacks an archived payload.
     """
     statement = sql.SQL("INSERT INTO {archived} (seq, payload)" + MATCHED + "ON CONFLICT DO NOTHING").format(
         archived=sql.Identifier(made.schema, "archived"),
@@ -97,7 +97,7 @@ def _absent(made: Shadow, alias: str) -> sql.Composed:
 def leave_out(cursor: Cursor, made: Shadow) -> LeftOut:
     """Note in *made* the objects of which it does not have every payload, and return how many those are.
 
-    What has an inbox of its own has its payloads too.
+    If *made* has its own inbox, it has all payloads of that.
     """
     if made.has_inbox:
         return LeftOut(0, 0)
@@ -126,7 +126,7 @@ def leave_out(cursor: Cursor, made: Shadow) -> LeftOut:
         ).format(**names)
     )
     objects, events = cursor.fetchone() or (0, 0)
-    # Anomalies of a note's line know the line alone.
+    # An anomaly of a credit note's line names only the line.
     cursor.execute(
         sql.SQL(
             "INSERT INTO {left_out} (account, livemode, object_id) SELECT n.account, n.livemode, n.id"
@@ -144,7 +144,7 @@ def _tables_of_payments(made: Shadow) -> dict[str, sql.Identifier]:
     return {name: sql.Identifier(made.live, name) for name in ("orders", "charges", "refunds")}
 
 
-# Of an order that its charges settle all of these are wanted.
+# An order that is settled by its charges needs the payloads of its intent, of its charges and of their refunds.
 _LEAVE_OUT_ORDERS: Final = f"""
 INSERT INTO {{left_out}} (account, livemode, object_id)
 SELECT o.account, o.livemode, o.id FROM (SELECT * FROM {{orders}} WHERE {OF_ORDER_OPEN}) AS o
@@ -167,7 +167,7 @@ WHERE EXISTS (
 )
 ON CONFLICT DO NOTHING
 """
-# Of a note that its refund settles that one is wanted.
+# A credit note that is settled by its refund needs the payloads of that refund.
 _LEAVE_OUT_NOTES: Final = """
 INSERT INTO {left_out} (account, livemode, object_id)
 SELECT n.account, n.livemode, n.id FROM {notes} AS n JOIN {left_out} AS l
@@ -177,10 +177,10 @@ ON CONFLICT DO NOTHING
 
 
 def require_all(made: Shadow) -> None:
-    """Find out before the work is done whether *made* has every payload.
+    """Check, before the work is done, that *made* has every payload.
 
     Raises:
-        ConflictError: it has not, so the tables cannot be brought to what it says.
+        ConflictError: it has not, so the tables cannot be brought to it.
     """
     with database.transaction(made.engine) as connection, database.cursor(connection) as cursor:
         require_none(leave_out(cursor, made))

@@ -1,34 +1,34 @@
 """Compares objects as Stripe lists them with the rows at rest, in two ways.
 
 Note [An object differs when it would change its row]
-    An object as Stripe lists it is turned into the observation that would be recorded of it, and joined with all that
-    the inbox holds of the object: where that comes to another row than the one that is there, the row is wrong. So an
-    event that was recorded after the list was made is no difference, nor is what a list does not show. This finds the
-    rows that are missing, and it is what a repair puts right.
+    An object as Stripe lists it is turned into the observation that would be recorded of it. This is joined with all
+    events that the inbox has of the object. If the result is another row than the existing one, the existing one is
+    wrong. Events that were recorded after the list was made are therefore no difference, nor are values that a list
+    does not show. This comparison finds missing rows, and a repair corrects what it finds.
 
 Note [The map is a second witness]
-    A column that the folds read from the wrong place is as wrong in the observation as in the row, so joining does not
-    find it. Each column that an object carries is therefore also compared with the row at rest, by the map of
+    If the folds read a column from the wrong place, it is as wrong in the observation as in the row, so joining cannot
+    find the fault. Each column that an object has is therefore also compared with the row in the table, by the map of
     proof/witness.py, which shares nothing with the folds. Only settled rows are compared: no event of the object is
-    pending, and the row was decided before Stripe answered. What only the map finds, no repair puts right.
+    pending, and the row was decided before Stripe answered. A repair cannot correct what only the map finds.
 
 Note [An older API version carries less]
-    Stripe lists objects in the newest version of its API, and an endpoint may send events of an older one, which lacks
-    some keys. Such a column is null, since null is what is not known, and so is what is inferred from it, as an order's
-    status is; and the features of a portal lack what came later. Whether the deciding event states a column is read by
-    the map, and not by the folds: so a column that a fold reads from the wrong place, and finds nothing there, is still
-    a difference.
+    Stripe lists objects in the newest version of its API, and an endpoint may send events of an older version, which
+    lacks some keys. The column of such a key is null, which means not known, and so are columns that are inferred from
+    it, such as an order's status. Features of a portal that were added later are also absent. The map decides whether
+    the deciding event states a column, and not the folds. So if a fold reads a column from the wrong place, and finds
+    nothing there, that is still a difference.
 
 Note [What no event of a charge reports]
     A dispute sets ``disputed`` of its charge, and a refund that fails may lower ``amount_refunded``, without an event
-    of the charge. Its row has them from the charge's next event on. Such a difference is none where the dispute or the
-    refunds are in the tables and explain it to the cent.
+    of the charge. The row has the new values only from the charge's next event on. Until then they are not reported as
+    differences, if the dispute or the refunds are in the tables and explain them to the cent.
 
 Note [No event of a session reports its capture]
-    A session whose payment is captured by hand completes as unpaid, and its charge reports the capture later: see Note
-    [A charge decides what its session leaves open] in worker/folds/payment.py. Stripe then shows the session as paid,
-    without an event of it. That is no difference where a charge of the intent was captured, nor may a repair record
-    the session as it is shown: the order would be paid when Stripe was asked, and not when the charge was captured.
+    If a payment is captured by hand, its session completes as unpaid, and its charge reports the capture later: see
+    Note [A charge decides what its session leaves open] in worker/folds/payment.py. Stripe then shows the session as
+    paid, without an event of it. That is no difference if a charge of the intent was captured. A repair may not record
+    the session as it is shown: the order would be paid at the time Stripe was asked, not when the charge was captured.
 """
 
 from collections import defaultdict
@@ -64,18 +64,18 @@ from worker.proof.witness import Statement
 from worker.stripe_jobs.rounds import Desk
 
 DECIDED_BY: Final = ("event_id", "as_of")
-"""Columns that hold which event decided."""
+"""Columns that name the deciding event."""
 
 
 @dataclass(slots=True)
 class Found:
-    """What a comparison of some objects came to: the *differences*, and the numbers of objects that were not compared.
+    """The result of comparing some objects: the *differences*, and the numbers of objects that were not compared.
 
-    *archived* are objects whose rows are folded from payloads that are not at hand, *unreadable* ones have no id or
-    cannot be folded. *only_by_map* counts the rows that folding the objects would leave as they are, *unstated* the
-    values of Stripe's that the API version of the events lacks. *deliveries* are the observations of the objects that a
-    repair may record, by their ids; *wrong* has the ids of the rows that a repair changes, and by each the object that
-    it is folded from.
+    *archived* objects have rows that are folded from archived payloads; *unreadable* ones have no id or cannot be
+    folded. *only_by_map* counts differing rows that would stay the same if the objects were folded. *unstated* counts
+    Stripe's values that are absent from the API version of the events. *deliveries* are the observations that a repair
+    may record, by the ids of their objects. *wrong* maps the id of each row that a repair changes to the object that
+    the row is folded from.
     """
 
     differences: list[Difference] = field(default_factory=list)
@@ -88,7 +88,7 @@ class Found:
 
 
 def compare(desk: Desk, world: World, objects: Sequence[Answer], *, by_map: bool = True) -> Found:
-    """Compare *objects* of *world* with their rows by joining them and, where wanted, *by_map*.
+    """Compare *objects* of *world* with their rows by joining them and, if wanted, *by_map*.
 
     It takes a fixed number of queries, however many objects there are.
     """
@@ -119,7 +119,7 @@ def _without_lines(session: Answer) -> Answer:
 _Object: TypeAlias = tuple[str, bool, str]
 """Account, mode and id."""
 _Place: TypeAlias = tuple[str, str]
-"""Table, and what names a row of it in its world."""
+"""Table, and the key of a row within its account and mode."""
 _Name: TypeAlias = tuple[str, str, str | None]
 """The same, and a column."""
 
@@ -164,7 +164,7 @@ def _differences(pair: Pair) -> list[Difference]:
 
 
 class _Joinings(NamedTuple):
-    """Rows as they are and as joining makes them; objects whose payloads are not at hand; ids that a fold can read."""
+    """Rows as they are and as joining makes them; objects with archived payloads; ids that a fold can read."""
 
     pairs: dict[Subject, Pair]
     archived: set[_Object]
@@ -212,13 +212,13 @@ def _facts(found: Found) -> tuple[dict[Subject, list[Facts]], set[str]]:
 
 
 def _laid_over(subject: Subject, row: Row | None, facts: Sequence[Facts]) -> Joined | None:
-    """Return *row* with *facts* laid over it; None where only all that is archived could tell."""
+    """Return *row* with *facts* applied to it; None if the archived payloads would be needed to know."""
     return None if row is None else join.advance(folds.SHAPES[subject.table], row, facts)
 
 
 def _joined(subject: Subject, facts: Iterable[Facts], at_hand: Mapping[Subject, list[Facts]]) -> Joined | None:
     shape = folds.SHAPES[subject.table]
-    # An answer that is in the inbox already is read once.
+    # If the inbox has the same answer already, it is used once.
     read = {(one.subject, one.event_id): one for one in (*join.with_leader(shape, subject, at_hand), *facts)}
     return join.fold_all(shape, read.values())
 
@@ -228,7 +228,7 @@ def _object_of(subject: Subject) -> _Object:
 
 
 def _on_the_way(cursor: Cursor, objects: Iterable[_Object]) -> set[_Object]:
-    """Return the objects of which an event is not folded yet: what their rows will be is not known."""
+    """Return the objects that have an event that is not folded yet: their next rows are not known."""
     wanted = sorted(set(objects))
     cursor.execute(
         """
@@ -245,7 +245,7 @@ def _on_the_way(cursor: Cursor, objects: Iterable[_Object]) -> set[_Object]:
 
 
 class _Lines(NamedTuple):
-    """Where an object lists its lines, the *table* of their rows, and the *column* that names the object in them."""
+    """The key under which an object lists its lines, the *table* of their rows, and its *column* for the object."""
 
     listed: str
     table: str
@@ -300,7 +300,7 @@ def _table(name: str) -> Table:
 
 
 def _is_settled(row: Mapping[str, Any], answer: Answer) -> bool:
-    """Return whether *row* was decided before Stripe answered, so that the answer knows all that the row knows."""
+    """Return whether *row* was decided before Stripe answered, so that the answer includes all that the row has."""
     decided: datetime = row["as_of"]
     return decided < utc(answer.at)
 
@@ -308,7 +308,7 @@ def _is_settled(row: Mapping[str, Any], answer: Answer) -> bool:
 def _rows_at_rest(
     cursor: Cursor, world: World, stated: Mapping[str, tuple[Answer, Sequence[Statement]]]
 ) -> dict[_Place, dict[str, Any]]:
-    """Return the rows that are spoken of, and all lines of the objects that list any, by a query for each table."""
+    """Return the rows that the objects state, and all lines of objects that list any, by one query for each table."""
     wanted: dict[str, set[str]] = defaultdict(set)
     for id_, (_, statements) in stated.items():
         for statement in statements:
@@ -326,7 +326,7 @@ def _rows_at_rest(
 
 
 def _has_all_lines(lines: _Lines, answer: Answer, rows: Mapping[_Place, dict[str, Any]]) -> bool:
-    """Return whether the object's row was decided before Stripe answered, and all its lines are known since."""
+    """Return whether the lines can be compared: Stripe lists all, and the object's row is settled and has all."""
     parent, page = rows.get((lines.parent, str(answer.id))), answer.body.get(lines.listed)
     if parent is None or not isinstance(page, dict) or page.get("has_more") is not False:
         return False
@@ -340,7 +340,7 @@ def _missing_lines(
     statements: Sequence[Statement],
     rows: Mapping[_Place, dict[str, Any]],
 ) -> Iterator[Pair]:
-    """Yield the lines that are listed and have no row, and those that have one and are not listed."""
+    """Yield the listed lines that have no row, and the rows of lines that are not listed."""
     table, parent = _table(lines.table), rows[lines.parent, str(answer.id)]
     listed = {_place(statement): statement for statement in statements if statement.table == lines.table}
     key = {"account": world.account, "livemode": world.livemode, "as_of": parent["as_of"]}
@@ -362,7 +362,7 @@ def _explained(
     pairs: Mapping[Subject, Pair],
     captured: Mapping[str, datetime],
 ) -> set[_Name]:
-    """Return those of *found* for which other rows are the reason."""
+    """Return those of *found* that other rows explain."""
     charges = [each for each in found if each.table == "charges"]
     orders = [each for each in found if each.table == "orders" and each.id in captured]
     return {
@@ -418,9 +418,10 @@ def _explained_columns(row: Mapping[str, Any], columns: Mapping[str | None, Diff
 
 
 def _may_be_refunded(row: Mapping[str, Any], amount: object) -> bool | None:
-    """Return whether a charge of which *amount* was refunded is so in full; None for all that was captured of more.
+    """Return whether a charge with *amount* refunded is fully refunded.
 
-    Whether Stripe calls that a full refund is not documented.
+    None if that is all that was captured, but less than the charge's amount: it is not documented whether Stripe calls
+    that a full refund.
     """
     if amount == row["amount"]:
         return True
@@ -430,7 +431,7 @@ def _may_be_refunded(row: Mapping[str, Any], amount: object) -> bool | None:
 def _is_moved_by_refunds(row: Mapping[str, Any], amount: Difference) -> bool:
     if not isinstance(amount.held, int) or not isinstance(amount.expected, int):
         return False
-    # It is not known whether the event has refunds of its second, and whether the amount falls when a refund fails.
+    # It is not known whether the event counts refunds of its own second, and whether the amount falls when one fails.
     grown, failed = (row["newer"], row["not_older"]), (0, row["newer_failed"])
     fallen = (0, row["failed_since"], row["failed_from"])
     explained = {more + lost - less for more, lost, less in product(grown, failed, fallen)}
@@ -438,7 +439,7 @@ def _is_moved_by_refunds(row: Mapping[str, Any], amount: Difference) -> bool:
 
 
 def _paid_by_invoice(cursor: Cursor, world: World, pairs: Mapping[Subject, Pair]) -> Iterator[_Name]:
-    """Yield the invoice payments without a row that their invoices themselves report, as before basil."""
+    """Yield the invoice payments without a row for which the invoice itself reports a payment, as before basil."""
     invoices = {
         subject.id: pair.expected["invoice"]
         for subject, pair in pairs.items()
@@ -465,7 +466,7 @@ GROUP BY o.id
 
 
 def _captured(cursor: Cursor, world: World, pairs: Mapping[Subject, Pair]) -> dict[str, datetime]:
-    """Return when a charge was captured of each order that is open but for it, and that Stripe shows as paid.
+    """Return the time of the capture for each order that Stripe shows as paid, though its session left it open.
 
     See Note [No event of a session reports its capture].
     """
@@ -513,13 +514,13 @@ _INFERRED_FROM: Final = {
     ("refunds", "failed_at"): ("status",),
     ("charges", "captured_at"): ("captured", "status"),
 }
-"""By table and column, the mapped columns from which the folds infer one that no object has."""
+"""By table and column that no object has, the mapped columns from which the folds infer it."""
 
 
 def _is_unstated(statement: Statement, name: str, held: Mapping[str, Any], expected: Mapping[str, Any]) -> bool:
-    """Return whether a column is other than Stripe lists it since the event that decided it is older."""
+    """Return whether a column differs from Stripe's list because its deciding event is of an older API version."""
     if (statement.table, name) == ("credit_notes", "refund"):
-        # Only versions before basil state it; it is null where the parts of the note are known.
+        # Only versions before basil state it. It is null where the parts of the note are known.
         return held[name] is not None and expected[name] is None
     if (statement.table, name) == ("portal_configurations", "features"):
         was, now = held[name], expected[name]
@@ -537,18 +538,18 @@ def _is_lacking(statement: Statement, name: str) -> bool:
 
 
 _REMOVED_FEATURES: Final = ("subscription_pause",)
-"""Of a portal, until 2024-04-10; since 2026-10-28 another feature has the name, and no version has both."""
+"""Features of a portal until 2024-04-10. Since 2026-10-28 another feature has this name; no version has both."""
 
 
 def _without_removed(features: object) -> object:
-    """Return the *features* of a portal, in a version before the newest, without those that the newest has not."""
+    """Return the *features* of a portal in an older version, without those that the newest version lacks."""
     if not isinstance(features, dict):
         return features
     return {name: value for name, value in features.items() if name not in _REMOVED_FEATURES}
 
 
 def _is_part(held: object, whole: object) -> bool:
-    """Return whether *whole* is *held*, but for keys that only *whole* has."""
+    """Return whether *whole* equals *held*, except for keys that only *whole* has."""
     if isinstance(held, dict) and isinstance(whole, dict):
         return all(key in whole and _is_part(value, whole[key]) for key, value in held.items())
     return held == whole
@@ -557,7 +558,7 @@ def _is_part(held: object, whole: object) -> bool:
 def _stated_by_old_events(
     cursor: Cursor, world: World, ids: Iterable[str]
 ) -> dict[tuple[str, _Place], Statement]:  # fmt: skip
-    """Return what those of the events *ids* that are of an older API version than the folds say of each row."""
+    """Return what the events *ids* state of each row, of those events with an older API version than the folds have."""
     cursor.execute(
         "SELECT id, seq FROM inbox"
         " WHERE (account, livemode) = (%s, %s) AND id = ANY (%s) AND left(api_version, 10) < %s",

@@ -29,30 +29,30 @@ _MONEY: Final = {
     for table in tables.PROJECTIONS
 }
 _CURRENCY_OF: Final = {"presentment_amount": "presentment_currency"}
-"""Where an amount's currency is not the row's own."""
+"""By column of an amount, the column of its currency, where that is not the row's own."""
 _OWNER_OF: Final = {
     "balance_changes": "customer",
     "balances": "customer",
     "credit_note_lines": "credit_note",
     "order_lines": "order_id",
 }
-"""By which column a row names the object whose events it is folded from, where that is not its id."""
+"""By table, the column with the id of the object that a row is folded from, where that is not the row's own id."""
 
 
 PERSONAL: Final = frozenset(
     ("customer_email", "description", "email", "memo", "metadata", "name", "recovery_url", "shipping")
 )
-"""Columns of which only that they differ is told: what a comparison comes to is kept, and goes from hand to hand."""
+"""Columns with personal data. A difference hides their values, since results are kept and passed from hand to hand."""
 HIDDEN: Final = "(hidden)"
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One way in which a row that is *held* is not the row that is *expected*.
+    """One difference between a row that is *held* and the row that is *expected*.
 
-    *kind* is missing (it is not held), extra (it is not expected) or different, in one *column*. *amount* is by how
-    much the money held is too much, in the smallest unit of *currency*; None where it is no money, or money of two
-    currencies. *at* is when the object was created, else the time of its deciding event.
+    *kind* is missing (the row is not held), extra (it is not expected) or different, in one *column*. *amount* is the
+    money held less the money expected, in the smallest unit of *currency*; None where the column is no money, or the
+    currencies differ. *at* is when the object was created, else the time of its deciding event.
     """
 
     table: str
@@ -71,7 +71,7 @@ class Difference:
 
 @dataclass(slots=True)
 class Tally:
-    """What a comparison of one table came to, in rows."""
+    """The result of comparing one table, in rows."""
 
     table: str
     held: int = 0
@@ -82,17 +82,17 @@ class Tally:
 
     @property
     def drift(self) -> int:
-        """Rows that are not as expected."""
+        """The number of rows that are not as expected."""
         return self.missing + self.extra + self.different
 
 
 @dataclass(slots=True)
 class Comparison:
-    """What a comparison came to.
+    """The result of a comparison.
 
-    *money* is, by account, mode, table, column and currency, by how much what is held is too much.
+    *money* is the money held less the money expected, by account, mode, table, column and currency.
 
-    Not compared are so many *objects_left_out*, of which so many *events_left_out* are archived.
+    *objects_left_out* is how many objects were not compared, since payloads of *events_left_out* events are archived.
     """
 
     tallies: list[Tally] = field(default_factory=list)
@@ -102,7 +102,7 @@ class Comparison:
 
     @property
     def drift(self) -> int:
-        """Rows of all tables that are not as expected."""
+        """The number of rows, of all tables, that are not as expected."""
         return sum(tally.drift for tally in self.tallies)
 
 
@@ -123,9 +123,10 @@ class Pair:
 def compare(
     cursor: Cursor, made: Shadow, *, tell: Callable[[Difference], None], pair: Callable[[Pair], None] = lambda _: None
 ) -> Comparison:
-    """Compare the live tables with those of *made*; *tell* is told each difference, *pair* each pair of rows.
+    """Compare the live tables with those of *made*.
 
-    Rows of objects that *made* leaves out are not compared.
+    *tell* is called with each difference, *pair* with each pair of rows that differ. Rows of objects that *made* leaves
+    out are not compared.
     """
     found = Comparison()
     compared = _compared(cursor, made)
@@ -144,7 +145,7 @@ def compare(
 
 
 _Compared = Callable[[Table], tuple[sql.Composable, sql.Composable]]
-"""Returns the live rows of a table that are compared, and those that are expected, as a statement selects from them."""
+"""Returns the live rows of a table to compare, and the expected rows, each as SQL to select from."""
 
 
 def _compared(cursor: Cursor, made: Shadow) -> _Compared:
@@ -177,20 +178,20 @@ def _count(cursor: Cursor, rows: sql.Composable) -> int:
 
 
 def distinct(table: Table) -> sql.Composed:
-    """Return the condition that row *h* of a table is not what row *e* is, either being null where there is none."""
+    """Return the condition that rows *h* and *e* of a table differ; a row that does not exist is null."""
     names = [column.name for column in table.columns]
     held, expected = (sql.SQL(", ").join(sql.Identifier(alias, name) for name in names) for alias in ("h", "e"))
     return sql.SQL("ROW({}) IS DISTINCT FROM ROW({})").format(held, expected)
 
 
 def key_of(table: Table) -> list[str]:
-    """Return the names of the columns by which a row of *table* is found."""
+    """Return the names of the key columns of *table*."""
     return [column.name for column in table.primary_key]
 
 
 def _pairs(cursor: Cursor, compared: _Compared, table: Table) -> Iterator[Pair]:
     held_rows, expected_rows = compared(table)
-    # By name, since a column that a migration added stands behind all others in the table.
+    # By name, since a column that a migration added comes after all others in the table.
     names = [str(column.name) for column in table.columns]
     statement = sql.SQL(
         "SELECT {columns} FROM {held} AS h FULL JOIN {expected} AS e USING ({key}) WHERE {distinct} ORDER BY {sorted}"
@@ -217,7 +218,7 @@ def _pairs(cursor: Cursor, compared: _Compared, table: Table) -> Iterator[Pair]:
 
 
 def identity(table: Table, row: Mapping[str, Any]) -> str:
-    """Return what names *row* in its world."""
+    """Return the key that names *row* within its account and mode."""
     return tables.key_name([str(row[name]) for name in key_of(table) if name not in ("account", "livemode")])
 
 
@@ -227,7 +228,7 @@ def owner(table: Table, row: Mapping[str, Any]) -> str:
 
 
 def differences(pair: Pair) -> list[Difference]:
-    """Return each way in which the two rows differ: one where there is only one of them, else one for each column."""
+    """Return the differences of the two rows: one for a row without its counterpart, else one for each column."""
     row = pair.held or pair.expected or {}
     world: dict[str, Any] = {
         "table": str(pair.table.name),
@@ -257,12 +258,12 @@ def differences(pair: Pair) -> list[Difference]:
 
 
 def told(column: str | None, value: object) -> object:
-    """Return *value* as it may be told of a column."""
+    """Return *value* as a report may show it: the value of a column with personal data is hidden."""
     return HIDDEN if column in PERSONAL and value is not None else value
 
 
 def _by_how_much(pair: Pair, name: str) -> dict[str, Any]:
-    """Return the amount between the two, and its currency, where both are money of one currency."""
+    """Return the amount by which the two differ, and its currency, where both are money of one currency."""
     held, expected = pair.held or {}, pair.expected or {}
     currency = held.get(_CURRENCY_OF.get(name, "currency"))
     is_of_one = currency is not None and currency == expected.get(_CURRENCY_OF.get(name, "currency"))
@@ -272,7 +273,7 @@ def _by_how_much(pair: Pair, name: str) -> dict[str, Any]:
 
 
 def _add_money(money: Counter[tuple[str, bool, str, str, str]], pair: Pair) -> None:
-    """Add what is held and take away what is expected, each in the currency of its own row."""
+    """Add the money held and subtract the money expected, each in the currency of its own row."""
     for name in _MONEY[pair.table.name]:
         for row, sign in ((pair.held, 1), (pair.expected, -1)):
             currency = row.get(_CURRENCY_OF.get(name, "currency")) if row is not None else None
@@ -286,7 +287,7 @@ def _compare_anomalies(
 ) -> Tally:
     """Compare the anomalies that are in force: they too follow from the events.
 
-    *with_events* are those of events of which copies contradict each other: a log may have one of these copies only.
+    *with_events* includes anomalies of events with contradicting copies. A log may have only one of these copies.
     """
     held_rows, expected_rows = compared(tables.anomalies)
     statement = sql.SQL(

@@ -1,4 +1,4 @@
-"""One hash per table, so that two states of the tables can be compared at a glance."""
+"""Computes one hash for each table, so that two states of the tables can be compared at a glance."""
 
 import hashlib
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ class Digest:
 def digests(engine: Engine, *, schema: str | None = None) -> list[Digest]:
     """Return the digest of each projection table, by name, and of all, as of one moment.
 
-    Every column counts. *schema* is where the tables are, by default where the connection looks first.
+    Every column counts. *schema* is the schema of the tables, by default the one where the connection looks first.
     """
     with database.transaction(engine) as connection, database.cursor(connection) as cursor:
         cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
@@ -34,8 +34,8 @@ def digests(engine: Engine, *, schema: str | None = None) -> list[Digest]:
 
 
 def digests_seen(cursor: Cursor, *, schema: str | None = None) -> list[Digest]:
-    """Return the digests of what the cursor's transaction, which reads only from here on, sees."""
-    # How times are written is the server's to configure, and not ours to rely on.
+    """Return the digests of the tables as the cursor's transaction sees them; it has to read only from here on."""
+    # The text form of times depends on the server's configuration, so it is set here.
     cursor.execute("SET LOCAL timezone = 'UTC'; SET LOCAL datestyle = 'ISO, YMD'")
     each = [_digest(cursor, table, schema) for table in sorted(tables.PROJECTIONS, key=lambda table: table.name)]
     whole = hashlib.sha256("".join(f"{one.table} {one.sha256}\n" for one in each).encode()).hexdigest()

@@ -1,6 +1,6 @@
-"""Says of one row which event set each of its columns, and what became of every other event that speaks of it.
+"""Explains one row: which event set each of its columns, and why every other event about it did not.
 
-The order of events is the join's own (``join.in_order``), and the row is its result: nothing is decided here a
+The order of events is the join's own (``join.in_order``), and the row is its result, so nothing is decided here a
 second time.
 """
 
@@ -36,14 +36,14 @@ _NO_PATH: Final = Path([], set(), is_ambiguous=False)
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """A row of *table* as its events make it, None where they make none; what set each column; and its *timeline*.
+    """A row of *table* as its events make it, None where they make none, with the event that set each column.
 
     *columns* are dicts of column, value, event_id, type, created and how; *timeline* dicts of event_id, type, created,
-    received_at, source, api_version, state, verdict and sets. *anomalies* are those in force. *money* is what is behind
-    an order's refunded amount: see ``refund_sources.of_order``.
+    received_at, source, api_version, state, verdict and sets. *anomalies* are those in force. *money* explains an
+    order's refunded amount: see ``refund_sources.of_order``.
 
-    Where payloads are archived, the row is the one at rest, and what set a column is not known: it may have been one of
-    these events. As of an earlier time there is no row then.
+    Where payloads are archived, the row is the one in the table, and the event that set a column is not known: it may
+    be one of those with archived payloads. There is no row then as of an earlier time.
     """
 
     table: str
@@ -59,10 +59,10 @@ class Explanation:
 
 
 def explain(engine: Engine, subject: Subject, *, as_of: datetime | None = None) -> Explanation:
-    """Explain the row *subject*, as it was known at *as_of* by what had been received, else as it is.
+    """Explain the row *subject* as it is, or from the events that had been received by *as_of*.
 
     Raises:
-        NotFoundError: no event speaks of it, or none had by then.
+        NotFoundError: no event is about it, or none had been received by then.
     """
     explained = _explained(engine, subject, as_of)
     if subject.table != "orders" or explained.row is None:
@@ -106,7 +106,7 @@ def _explained(engine: Engine, subject: Subject, as_of: datetime | None) -> Expl
 
 
 def _facts(subject: Subject, told: list[dict[str, Any]]) -> list[Facts]:
-    """Return what the events *told* say of *subject* and of what orders it; nothing where a payload is archived."""
+    """Return the facts, from the events *told*, of *subject* and its leader; none where a payload is archived."""
     folded = [each for each in told if each["state"] == "folded"]
     if any(each["payload"] is None for each in folded):
         return []
@@ -114,7 +114,7 @@ def _facts(subject: Subject, told: list[dict[str, Any]]) -> list[Facts]:
     return [one for each in folded for one in folds.judge(_event(each)).facts if one.subject in wanted]
 
 
-# ---- What an order's charges, and a note's refund, lay on ----
+# ---- Columns that an order's charges, or a note's refund, set ----
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,9 +133,9 @@ _WHY: Final = {
 
 
 def _settled(cursor: Cursor, subject: Subject, own: Joined, as_of: datetime | None) -> tuple[Joined, str | None]:
-    """Return the row *own*, as its own events make it, with what was known at *as_of* of other objects laid on.
+    """Return the row *own*, as its own events make it, with the columns set that other objects decided by *as_of*.
 
-    The second is the event that laid it on, None where none did.
+    The second value is the event that set them, None where none did.
     """
     left_open = settling.open_rows({subject: own})
     if not left_open:
@@ -158,7 +158,7 @@ def _with_refund(cursor: Cursor, note: Subject, own: Joined, as_of: datetime | N
 
 
 def _payment_as_of(cursor: Cursor, subject: Subject, order: Row, known: Payment, as_of: datetime) -> Payment:
-    """Return what of the payment that is *known* now was known at *as_of*."""
+    """Return the part of the payment *known* now that was known at *as_of*."""
 
     def then(table: str, rows: Iterable[Row]) -> list[Row]:
         found = (_row_as_of(cursor, replace(subject, table=table, id=str(row["id"])), as_of) for row in rows)
@@ -177,7 +177,7 @@ def _row_as_of(cursor: Cursor, subject: Subject, as_of: datetime) -> Row | None:
 
 
 def _moved_by(row: Row, told: Iterable[dict[str, Any]]) -> Row:
-    """Return which of the events *told* captured or released the charge *row*; nothing where none did."""
+    """Return the one of the events *told* that captured or released the charge *row*; nothing where none did."""
     at = row.get("captured_at") or row.get("released_at")
     own = [each for each in told if each["object_id"] == row["id"] and each["state"] == "folded"]
     moved = [each for each in own if at is not None and each["created"] == at]
@@ -194,7 +194,7 @@ def _place_in_its_second(event: dict[str, Any]) -> tuple[bool, bool, bool, str]:
 def _decider(
     cursor: Cursor, subject: Subject, own: Joined | None, joined: Joined | None, event_id: str | None
 ) -> _Decider | None:
-    """Return what the event of another object laid on *own*, so that *joined* came of it; None where none did."""
+    """Return the event of another object that turned *own* into *joined*, with the columns it set; None without one."""
     if own is None or joined is None or event_id is None:
         return None
     with cursor.connection.cursor(row_factory=dict_row, binary=True) as rows:
@@ -210,7 +210,7 @@ def _decider(
 def _in_part(
     subject: Subject, shape: Shape, told: list[dict[str, Any]], row: Row | None, anomalies: list[dict[str, Any]]
 ) -> Explanation:
-    """Explain what can be without the payloads that are archived."""
+    """Explain as much as is possible without the archived payloads."""
     by_id = {each["id"]: each for each in told}
     decides = None if row is None else row["event_id"]
     columns = [] if row is None else [_column(shape, name, row, {}, by_id, None) for name in row if name not in _KEY]
@@ -274,12 +274,12 @@ def _event(told: dict[str, Any]) -> Event:
 
 
 def _setters(path: Path, row: Row) -> dict[str, Facts]:
-    """Return, by column, the step whose word stands: the last that carries it, or the first of a moment."""
+    """Return, by column, the step that set it: the last step that has the column, or for a time the first."""
     found: dict[str, Facts] = {}
     for step in path.steps:
         found |= dict.fromkeys(step.columns, step)
         found |= {name: step for name, value in step.references.items() if value is not None}
-    # What was inferred since is no event's word.
+    # A value that was inferred afterwards comes from no event.
     found = {name: step for name, step in found.items() if name in row and row[name] == step.after[name]}
     for step in reversed(join.real_moments(path.steps)):
         found |= {name: step for name, at in step.moments.items() if row.get(name) == at}
@@ -314,7 +314,7 @@ def _column(
 
 
 def _timeline(told: list[dict[str, Any]], path: Path, setters: dict[str, Facts]) -> list[dict[str, Any]]:
-    """Return the events in the order of the join, those that are no part of it at their own time."""
+    """Return the events in the order of the join, and those that are not part of it at their own time."""
     place = {step.event_id: number for number, step in enumerate(path.steps)}
     steps = {step.event_id: step for step in path.steps}
     last_place, keys = -1, {}
@@ -375,7 +375,7 @@ def _tells_the_same(one: Facts, other: Facts) -> bool:
     return one.position == other.position and all(one.after[name] == other.after[name] for name in shared)
 
 
-# Source: what the address line shows in Stripe's Dashboard for an object of each kind.
+# Source: the address line of Stripe's Dashboard for an object of each kind.
 _PLACES: Final = {
     "orders": ("payments", "payment_intent"),
     "payment_links": ("payment-links", "id"),
@@ -387,7 +387,7 @@ _PLACES: Final = {
 
 
 def _dashboard(subject: Subject, row: Row) -> str | None:
-    """Return where Stripe's Dashboard shows the object; it is only told, and nothing is asked of it."""
+    """Return the address at which Stripe's Dashboard shows the object; no request is made to it."""
     place, name = _PLACES.get(subject.table, ("", ""))
     if not place or row.get(name) is None:
         return None

@@ -1,11 +1,11 @@
-"""Money's own rules, held against the tables: what has to add up, whoever wrote it.
+"""Checks the tables by rules of money: amounts that have to add up, no matter which code wrote them.
 
 Note [Broken, or not provable]
-    A rule is broken only where all that it needs is there and disagrees. Where something is not known, because no
-    event told it or its list is not whole, the row is *not provable*, which is a gap of knowledge and no drift.
-    Each rule compares amounts of one currency; rows of two currencies are broken where they may not differ, and are
-    never added up. What one missing event explains is not broken either, so that a report is held only against what
-    was over before it.
+    A rule is broken only if all values that it needs are known and disagree. If a value is not known, because no event
+    reported it or its list is not complete, the row is *not provable*: a gap in knowledge, and no drift. Each rule
+    compares amounts of one currency. If two currencies may not differ and do, the rule is broken; amounts of two
+    currencies are never added up. A disagreement that one missing event can explain breaks no rule either, so a report
+    is compared only with what had ended before it.
 """
 
 from collections import Counter
@@ -19,18 +19,18 @@ from worker.folds import payment
 
 State = Literal["holds", "broken", "not provable"]
 NOT_PROVABLE_LISTED_MAX: Final = 200
-"""So many rows that are not provable are listed for each rule; all are counted."""
+"""For each rule up to so many rows that are not provable are listed; all are counted."""
 ROWS_READ: Final = 500
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """A rule: its *name*, what it says in a line, and its *query*.
+    """A rule: its *name*, its text in one line, and its *query*.
 
-    The query gives, for each row that it is about: account, livemode, id, state, currency, held, expected, detail and
-    at. The detail of a row that is not provable is one of a few reasons, by which such rows are counted. The query
-    computes in numeric, since odd amounts may come to more than a bigint holds, and finds what it joins by a hash or an
-    index. *explains* names what it needs and compares.
+    The query returns, for each row that the rule is about: account, livemode, id, state, currency, held, expected,
+    detail and at. The detail of a row that is not provable is one of a few reasons, by which such rows are counted. The
+    query computes in numeric, since the sum of odd amounts may be larger than a bigint holds, and joins by a hash or an
+    index. *explains* names the values that the rule needs and compares.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """A row of *table* of which a rule is broken or cannot be proven; *held* and *expected* are in minor units."""
+    """A row of *table* that breaks a rule, or is not provable by it; *held* and *expected* are in minor units."""
 
     rule: str
     account: str
@@ -59,7 +59,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Reason:
-    """Why a rule could not be proven of so many *rows*."""
+    """A reason for which a rule could not be proven, and the number of its *rows*."""
 
     reason: str
     rows: int
@@ -67,7 +67,7 @@ class Reason:
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """Of how many rows a rule was checked, what came of it, and the *reasons* of what is not provable, most first."""
+    """How many rows a rule was checked for, the results, and the *reasons* of rows not provable, most common first."""
 
     rule: str
     checked: int
@@ -78,10 +78,10 @@ class Tally:
 
 
 def check(cursor: Cursor) -> tuple[list[Tally], list[Finding]]:
-    """Check every rule on the tables that *cursor* finds, and return the tallies and what does not hold.
+    """Check every rule on the tables that *cursor* finds, and return the tallies and the findings.
 
-    All rows that break a rule are listed, and of those that are not provable the first
-    ``NOT_PROVABLE_LISTED_MAX`` of each rule.
+    The findings have all rows that break a rule, and for each rule the first ``NOT_PROVABLE_LISTED_MAX`` rows that are
+    not provable.
     """
     tallies, findings = [], []
     for rule in RULES:
@@ -166,12 +166,13 @@ CROSS JOIN LATERAL (
 WHERE o.mode IS DISTINCT FROM 'setup'
 """
 
-# Before basil the charge of a converted price is in the buyer's currency, and so is compared with what was presented.
-# Less may be captured than was authorized: then the rest was released, and the total is what was authorized. A merchant
-# may also raise what is authorized, and capture more than that, so that only less than the total proves something.
+# Before basil the charge of a converted price is in the buyer's currency, and is then compared with the presented
+# amount. If less was captured than authorized, the rest was released, and the total is the authorized amount. A
+# merchant may also raise the authorization, and capture more, so only a charge below the total proves an error.
 #
-# Without a captured charge there are two proofs. An order that its session left open is paid by a charge alone. And an
-# intent has one charge at a time that is pending or held, so that none had paid where that is reported later.
+# If no charge was captured, there are two proofs of an error. First, an order that its session left open can be paid
+# only by a charge. Second, an intent has only one charge at a time that is pending or held. If such a charge is
+# reported after the payment, no other charge had paid.
 _PAID_ORDER: Final = """
 SELECT o.account, o.livemode, o.id,
     CASE WHEN c.id IS NULL THEN CASE WHEN x.is_out OR x.is_its_ground THEN 'broken' ELSE 'not provable' END
@@ -219,9 +220,9 @@ CROSS JOIN LATERAL (
 WHERE o.status = 'paid' AND o.mode = 'payment' AND o.payment_intent IS NOT NULL
 """
 
-# Of the parts that went out one may have been inferred from the others, so that they add up in any case. What went
-# to the balance is another witness where the ledger lists it, or where nothing went; and what was refunded is, but for
-# a refund that an old note names by its id alone and that is not known.
+# One of the parts that went out may have been inferred from the others, and then they add up in any case. So a second
+# source is needed. The part that went to the balance has one if the ledger lists it, or if nothing went there. The
+# refunded part has one, unless an old note names its refund only by the id, and that refund is not known.
 _NOTE_SPLIT: Final = """
 SELECT account, livemode, id,
     CASE WHEN amount IS NULL OR pre_payment_amount IS NULL OR post_payment_amount IS NULL THEN 'not provable'
@@ -261,7 +262,8 @@ FROM (
 ) AS n
 """
 
-# Negative in the ledger is credit. A transaction is found by what the note names, else by the note that it names.
+# In the ledger a negative amount is a credit. The transaction is the one that the note names, else the one that names
+# the note.
 _NOTE_BALANCE: Final = """
 SELECT n.account, n.livemode, n.id,
     CASE WHEN t.currency IS NULL OR n.currency IS NULL THEN 'not provable'
@@ -295,8 +297,9 @@ CROSS JOIN LATERAL (
 WHERE n.customer_balance_transaction IS NOT NULL OR n.to_balance_amount IS DISTINCT FROM 0 OR t.entries > 0
 """
 
-# A line's amount is before discounts and exclusive tax, and the note's after them, with shipping. Neither tax nor
-# shipping is kept, nor the billing credits that lower the lines of an invoice; a line of the note's own has none.
+# A line's amount is before discounts and exclusive tax; the note's amount is after them, with shipping. Tax and
+# shipping are not kept, nor are the billing credits that lower the lines of an invoice. Custom lines of a note have no
+# such credits.
 _NOTE_LINES: Final = """
 SELECT n.account, n.livemode, n.id,
     CASE WHEN NOT n.lines_complete OR n.amount IS NULL OR l.unknown THEN 'not provable'
@@ -320,9 +323,10 @@ LEFT JOIN (
 CROSS JOIN LATERAL (SELECT coalesce(l.gross, 0) - coalesce(l.discount, 0) AS net) AS s
 """
 
-# What remains is documented as what is due less what was paid. That is not yet known to hold where more was paid, where
-# the invoice was given up, and where it was paid outside of Stripe, as what its payments leave open may have been. A
-# part of an open one, too, may be paid outside, of which Stripe takes it from what remains, and we keep nothing.
+# The documentation gives the remaining amount as the amount due less the amount paid. It is not known whether that
+# holds if more was paid, if the invoice was given up, or if it was paid outside of Stripe, as the amount that its
+# payments do not cover may have been. A part of an open invoice may be paid outside of Stripe, too. Stripe subtracts
+# that from the remaining amount, and we do not keep it.
 _INVOICE_AMOUNTS: Final = """
 SELECT i.account, i.livemode, i.id,
     CASE WHEN i.amount_due IS NULL OR i.amount_paid IS NULL OR i.amount_remaining IS NULL THEN 'not provable'
@@ -357,9 +361,10 @@ CROSS JOIN LATERAL (
 ) AS p
 """
 
-# Before basil an invoice made its own payment, which is under the invoice's id and may be the same as another. What its
-# payments had come to when it was paid, it must report as paid, but for what is more than was due: versions
-# before basil do not name that. Credit from the balance lowers what is due instead.
+# Before basil an invoice made its own payment, which is recorded under the invoice's id, and may be the same as another
+# payment. When an invoice is paid, it must report at least the sum of its payments until then as paid. The exception is
+# a sum above the amount due: versions before basil do not report the excess. Credit from the balance is no payment; it
+# lowers the amount due instead.
 _INVOICE_PAID: Final = """
 SELECT i.account, i.livemode, i.id,
     CASE WHEN i.amount_paid IS NULL OR p.unknown THEN 'not provable'
@@ -402,9 +407,10 @@ CROSS JOIN LATERAL (
 WHERE NOT i.deleted AND (i.amount_paid IS DISTINCT FROM 0 OR p.invoice IS NOT NULL)
 """
 
-# A charge may report its capture before the last step of it, so that more than that proves nothing. What releases a
-# hold is no refund. A refund that failed gives way to another, and the event of that may not be here yet: so several
-# come to too much only where the charge itself reports as much, and one alone where it was captured.
+# A charge may report its capture before the last step of the capture, so refunds above the captured amount prove
+# nothing. Releasing a hold is no refund. A refund that fails may be replaced by another before the event of the failure
+# arrives. So the sum of several refunds is too much only if the charge itself reports as much. A single refund can be
+# too much by itself. Both need a charge that was captured.
 _REFUNDS_WITHIN: Final = f"""
 SELECT r.account, r.livemode, r.charge,
     CASE WHEN c.amount IS NULL OR c.currency IS NULL OR r.unknown THEN 'not provable'
@@ -440,11 +446,12 @@ LEFT JOIN (
 ) AS c ON (c.account, c.livemode, c.id) = (r.account, r.livemode, r.charge)
 """
 
-# Rule 10 of the design: what a charge reports are its refunds that were made until then, less those that had failed. It
-# may report more, which are refunds that are not known. Less proves something of refunds alone that still stood
-# afterwards. These may have required an action until then, or have come after it in its very second, and then are not
-# counted: but not where each is more than what is reported, and the charge has no room for them next to that. A charge
-# that was read may report refunds of the seconds that this took.
+# Rule 10 of the design: a charge reports the sum of its refunds that were made until then, without those that had
+# failed. If it reports more, some refunds are not known. If it reports less, only refunds that still stood afterwards
+# can prove an error. The report may leave such refunds out because they required an action until then, or because they
+# came after it in the same second. That is no explanation if each of them is more than the reported amount, and the
+# charge has no room for them in addition to that amount. A charge that was read from Stripe may report refunds of the
+# seconds that reading took.
 _CHARGE_REFUNDS: Final = f"""
 WITH taken AS (
     SELECT account, livemode, id, payment_intent, currency, as_of, captured_at, amount_refunded,
@@ -504,7 +511,7 @@ CROSS JOIN LATERAL (
 WHERE (r.charge IS NOT NULL OR c.amount_refunded IS DISTINCT FROM 0) AND (c.is_captured OR NOT c.is_held)
 """
 
-# A gap may always be an entry that is not known, so it proves nothing; the balance's last word may (below).
+# A gap may always be an entry that is not known, so it proves nothing. The last change of a balance may: see below.
 _BALANCE_CHAIN: Final = """
 SELECT account, livemode, id, CASE WHEN ending_balance = was + amount THEN 'holds' ELSE 'not provable' END,
     currency, ending_balance, was + amount,
@@ -548,10 +555,11 @@ CROSS JOIN LATERAL (
 ) AS x
 """
 
-# The customer's events decide in its default currency, and the ledger, which was read later, is the other witness. Both
-# may be right where an event is missing: with an entry that is later than the balance, or of the same second as long as
-# the balance is one that it had then. A ledger is read whole, for all currencies at once, and begins with nothing, so
-# that its amounts come to where it ends; where they do not, some of its entries are not known.
+# The customer's events decide the balance in its default currency. The ledger is read later, and is a second witness.
+# If an event is missing, both may be right: the ledger then has an entry that is later than the balance, or one of the
+# same second, and the balance is one that the ledger had in that second. A ledger is read as a whole, for all
+# currencies at once, and begins at zero, so the sum of its amounts is the balance that it ends with. If the sum
+# differs, some of its entries are not known.
 _BALANCE_LEDGER: Final = """
 WITH recent AS (
     SELECT * FROM (

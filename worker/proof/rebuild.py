@@ -1,15 +1,15 @@
-"""Folds the whole inbox anew, beside the live tables.
+"""Folds the whole inbox again, into a second set of tables.
 
-The tables are a function of the events, so what comes out has to be the same; that is the proof. Two ways lead
-there, and share nothing but the folds and the join: ``rebuilt`` reads every event once and writes every row once;
-``refolded`` lets the projection fold them step by step, in an order of its own.
+The tables are a function of the events, so a rebuild has to give the same tables; that is the proof. There are two
+ways to rebuild, which share nothing but the folds and the join: ``rebuilt`` reads every event once and writes every
+row once; ``refolded`` lets the projection fold the events step by step, in a random order.
 
 Note [Every event is read once, every row is written once]
-    What an event says is kept in a file for its object, among some hundred of such files by the hash of the
-    object's id. Each file then holds all that is said of its objects and fits into memory, however long the
-    history is: they are joined there, and the rows go into empty tables by COPY, before these have an index.
-    Reading and joining are divided among processes; the tables are filled in the one transaction that makes
-    them, so that no row has to be visited again to be known as committed.
+    The facts of an event are kept in a file for its object, one of some hundred files that are chosen by the hash of
+    the object's id. Each file then holds all facts of its objects and fits into memory, however long the history is.
+    The facts of a file are joined there, and the rows go into empty tables by COPY, before these have an index.
+    Reading and joining are divided among processes. The tables are filled in the same transaction that makes them, so
+    that PostgreSQL need not visit the rows again to mark them as committed.
 """
 
 import multiprocessing
@@ -59,7 +59,7 @@ ROWS_READ: Final = 1_000
 CATCH_UP_EVENTS: Final = 500
 
 Progress = Callable[[str, int, int], None]
-"""Is told what is being done, how much of it is, and how much there is to do."""
+"""Called with the name of the step, how much of it is done, and how much there is to do."""
 
 _log = structlog.get_logger()
 
@@ -68,8 +68,8 @@ _log = structlog.get_logger()
 class Sizes:
     """How the work is divided, in events.
 
-    The facts of *per_file* events are in memory at once, in each process; one reads *per_task* events at a time; up to
-    *alone_max* are not worth another process.
+    Each process has the facts of *per_file* events in memory at once, and reads *per_task* events at a time. Up to
+    *alone_max* events are not worth another process.
     """
 
     per_file: int = 5_000
@@ -79,16 +79,16 @@ class Sizes:
 
 USUAL: Final = Sizes()
 IN_ONE_PROCESS: Final = Sizes(alone_max=2**63)
-"""For a worker, which is not to take every core from those who fold."""
+"""For a worker, which must not take every core from the processes that fold."""
 
 
 def nobody(_step: str, _done: int, _total: int) -> None:
-    """Be told of progress, and tell nobody."""
+    """Ignore progress reports."""
 
 
 @contextmanager
 def rebuilt(engine: Engine, *, progress: Progress = nobody) -> Iterator[Shadow]:
-    """Fold every event that has an outcome into a schema of its own, yield that, then drop it."""
+    """Fold every event that has an outcome into a new schema, yield the schema, then drop it."""
     with shadow.shadow(engine) as made:
         rebuild(made, progress=progress)
         yield made
@@ -100,7 +100,7 @@ def rebuild(made: Shadow, *, progress: Progress = nobody, sizes: Sizes = USUAL) 
         _rebuild_at_once(made, progress, sizes)
     except DatabaseAway:
         raise
-    except Exception as error:  # whatever a row is at fault for, the projection parks its event alone
+    except Exception as error:  # if one row is at fault, the projection parks only its event
         if isinstance(error, (DBAPIError, database.DriverError)) and not database.is_fault_of_data(error):
             raise
         _log.warning("rebuild.step_by_step", reason=type(error).__name__)
@@ -112,7 +112,7 @@ def rebuild(made: Shadow, *, progress: Progress = nobody, sizes: Sizes = USUAL) 
 
 @contextmanager
 def refolded(engine: Engine, *, seed: int, progress: Progress = nobody) -> Iterator[Shadow]:
-    """Let the projection fold the inbox in an order drawn from *seed*, yield what it made, then drop that."""
+    """Let the projection fold the inbox in an order drawn from *seed*, yield the tables it made, then drop them."""
     chance = random.Random(seed)  # noqa: S311 - an order to be repeated, not a secret
     with shadow.shadow(engine) as made:
         _make_empty(made)
@@ -136,7 +136,7 @@ def record(
 ) -> int:
     """Record the logs at *paths* in the inbox of *made*, and return how many of their entries could not be read.
 
-    *account* stands for events that name none, *refuse* is called with each entry that cannot be read, and a signature
+    *account* stands for events that name none. *refuse* is called with each entry that cannot be read. A signature
     counts where one of *secrets* verifies it.
     """
     refused = 0
@@ -156,7 +156,7 @@ def record(
 
 
 def catch_up(made: Shadow) -> int:
-    """Fold what the live tables have folded since *made* was filled, and return how many events that was."""
+    """Fold the events that the live tables have folded since *made* was filled, and return how many those were."""
     with database.transaction(made.engine) as connection, database.cursor(connection) as cursor:
         archived.leave_out(cursor, made)
         seqs = lacking(cursor, made)
@@ -168,7 +168,8 @@ def catch_up(made: Shadow) -> int:
 def lacking(cursor: Cursor, made: Shadow) -> list[int]:
     """Return the events to which the live tables gave an outcome that *made* does not have.
 
-    Without those of objects that are left out (see ``archived.leave_out``): they cannot all be folded.
+    Events of objects that are left out are not among them (see ``archived.leave_out``): not all of these events can be
+    folded.
     """
     cursor.execute(
         sql.SQL(
@@ -200,7 +201,7 @@ def _take_over_attempts(made: Shadow) -> None:
 
 
 def take_over_attempts(cursor: Cursor, made: Shadow) -> None:
-    """Let the outcomes of *made* tell when and how often the live tables folded their events."""
+    """Copy into the outcomes of *made* when the live tables folded each event, and after how many attempts."""
     cursor.execute(
         sql.SQL(
             "UPDATE {made} AS m SET attempts = o.attempts, folded_at = o.folded_at FROM {live} AS o"
@@ -217,7 +218,7 @@ def _make_empty(made: Shadow) -> None:
 
 def _seqs(made: Shadow) -> list[int]:
     with database.transaction(made.within) as connection, database.cursor(connection) as cursor:
-        # What is pending the live tables do not tell.
+        # The live tables do not include events that are only pending.
         cursor.execute(
             sql.SQL("SELECT seq FROM inbox WHERE {} ORDER BY seq").format(
                 sql.SQL("true")
@@ -242,8 +243,8 @@ def _fold_in_steps(made: Shadow, batches: Sequence[Sequence[int]], progress: Pro
 
 
 def queue(cursor: Cursor, seqs: Sequence[int]) -> None:
-    """Let the projection fold *seqs* anew where *cursor* looks first."""
-    # An operator's word queues its event, which may be among them.
+    """Queue *seqs*, so that the projection folds them again, in the schema where *cursor* looks first."""
+    # When an operator's decision about an event is folded, it queues that event, which may be one of *seqs*.
     cursor.execute(
         "INSERT INTO pending (seq, again) SELECT unnest(%s::bigint[]), true ON CONFLICT DO NOTHING", (list(seqs),)
     )
@@ -254,7 +255,7 @@ def queue(cursor: Cursor, seqs: Sequence[int]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """What every process has to know: *set_aside* tells the events that an operator has set aside, and why."""
+    """What every process needs; *set_aside* maps each event that an operator ignored to the reason."""
 
     url: str
     path: tuple[str, ...]
@@ -277,7 +278,7 @@ def _rebuild_at_once(made: Shadow, progress: Progress, sizes: Sizes) -> None:
         database.cursor(writing) as writer,
     ):
         reader.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
-        # To be emptied is the one thing that a snapshot does not hide: nobody archives until all is read.
+        # A snapshot does not protect from TRUNCATE. This lock keeps archiving out until all is read.
         reader.execute("LOCK TABLE payloads IN ACCESS SHARE MODE")
         ranges, job = _planned(reader, made, Path(folder), sizes)
         shadow.make_tables(writer, made)
@@ -319,13 +320,13 @@ def _planned(reader: Cursor, made: Shadow, folder: Path, sizes: Sizes) -> tuple[
     )
     if first is None:
         return [], job
-    # Numbers have gaps, where a duplicate drew one.
+    # The numbers have gaps, since a duplicate uses one up.
     width = max(1, (last - first + 1) * sizes.per_task // max(count, 1))
     return [(at, min(at + width, last + 1)) for at in range(first, last + 1, width)], job
 
 
 class _Here(Executor):
-    """Runs everything at once, in this process."""
+    """An executor that runs each task immediately, in this process."""
 
     def submit(self, work: Callable[..., Any], /, *arguments: Any, **named: Any) -> "Future[Any]":  # noqa: ANN401 - as its parent
         done: Future[Any] = Future()
@@ -351,7 +352,7 @@ def _processes(job: _Job, *, is_alone: bool) -> Iterator[Executor]:
 
 
 def _each(pool: Executor, work: Callable[[Any], dict[str, Path]], parts: Iterable[Any]) -> Iterator[dict[str, Path]]:
-    """Yield what *work* makes of each part; no more are begun than are soon wanted, since each leaves files."""
+    """Yield the result of *work* for each part. Only a few are begun in advance, since each result is files."""
     waiting: list[Future[dict[str, Path]]] = []
     for part in parts:
         waiting.append(pool.submit(work, part))
@@ -362,10 +363,10 @@ def _each(pool: Executor, work: Callable[[Any], dict[str, Path]], parts: Iterabl
 
 
 def _copy(writer: Cursor, made: Shadow, written: Mapping[str, Path]) -> None:
-    """Fill tables with what was *written* for them, and remove the files."""
+    """Copy the *written* files into their tables, and remove the files."""
     for name, path in written.items():
         table = sql.Identifier(made.schema, name)
-        # Rows of a table that this very transaction made may be known as committed to all from the beginning.
+        # FREEZE marks the rows as committed for all readers. PostgreSQL allows it, as this transaction made the table.
         frozen = sql.SQL("" if name == tables.anomalies.name else "FREEZE, ")
         columns = copy_rows.Form(tables.metadata.tables[name]).columns
         statement = sql.SQL("COPY {} ({}) FROM STDIN ({}{})").format(table, columns, frozen, copy_rows.FORMAT)
@@ -389,7 +390,7 @@ def _begin(job: _Job) -> None:
 
 
 def _judge_range(bounds: tuple[int, int]) -> dict[str, Path]:
-    """Judge the events numbered within *bounds*, keep what they say, and write what became of them."""
+    """Judge the events numbered within *bounds*, keep their facts, and write their outcomes."""
     job = _JOB
     outcomes, mentions = _Rows(tables.outcomes, job.folder), _Rows(tables.mentions, job.folder)
     anomalies = _Rows(tables.anomalies, job.folder)
@@ -403,7 +404,7 @@ def _judge_range(bounds: tuple[int, int]) -> dict[str, Path]:
                 cursor.execute(sql.SQL("SET TRANSACTION SNAPSHOT {}").format(sql.Literal(job.snapshot)))
                 path = sql.SQL(", ").join(map(sql.Identifier, job.path))
                 cursor.execute(sql.SQL("SET LOCAL search_path = {}").format(path))
-                # What the live tables have not compared yet is not in them.
+                # Copies that the live tables have not compared yet have no effect on them.
                 copies = renderings.of_range(cursor, *bounds, with_fresh=job.has_inbox)
             driver = connection.connection.driver_connection
             with driver.cursor("events", binary=True) as rows:  # type: ignore[union-attr]  # the pool does not know the driver's type
@@ -447,13 +448,13 @@ def _judge_range(bounds: tuple[int, int]) -> dict[str, Path]:
 _COLUMNS: Final = (
     "i.seq, i.account, i.livemode, i.id, i.type, i.created, i.object_type, i.object_id, b.payload, i.source"
 )
-# The range is told of the payloads too, so that no other partition of theirs is looked at, nor waited for.
+# The range is given for the payloads too, so that PostgreSQL reads, and waits for, no other partition of them.
 _EVENTS: Final = """
 SELECT {columns}, o.attempts, o.folded_at
 FROM inbox AS i JOIN payloads AS b USING (seq) JOIN {outcomes} AS o USING (seq)
 WHERE i.seq >= %(first)s AND i.seq < %(end)s AND b.seq >= %(first)s AND b.seq < %(end)s ORDER BY i.seq
 """
-# Where one came back meanwhile, perhaps in another copy, it stands.
+# If an archived payload has come back since, perhaps as another copy, the one that came back is used.
 _ARCHIVED_EVENTS: Final = """
 SELECT {columns}, o.attempts, o.folded_at
 FROM inbox AS i JOIN {outcomes} AS o USING (seq)
@@ -474,7 +475,7 @@ def _verdict(job: _Job, event: Event) -> folds.Verdict:
 
 
 class _Spill:
-    """Keeps facts in the file of their object, a block of them behind its length."""
+    """Writes facts into the file of their object, in blocks; each block follows its length."""
 
     def __init__(self, job: _Job) -> None:
         self._job = job
@@ -513,14 +514,14 @@ def _kept(job: _Job, number: int) -> Iterator[Facts]:
                 for subject, event_id, source, created, rank, stamp, *more, parts in decode(
                     file.read(_LENGTH.unpack(length)[0])
                 ):
-                    # Lists come back of what were tuples.
+                    # The decoder returns lists, where tuples were encoded.
                     lines = None if parts is None else tuple(parts)
                     yield Facts(*(Subject(*subject), event_id, source, created, rank, tuple(stamp), *more, lines))
         path.unlink()
 
 
 def _join_file(number: int) -> dict[str, Path]:
-    """Join all that is said of the objects of one file, and write their rows."""
+    """Join all facts of the objects of one file, and write their rows."""
     job = _JOB
     told: dict[Subject, list[Facts]] = defaultdict(list)
     for facts in _kept(job, number):
@@ -540,7 +541,7 @@ def _join_file(number: int) -> dict[str, Path]:
 
 
 class _Rows:
-    """Rows of one table on their way into a file, in the form of COPY."""
+    """Collects the rows of one table, to be written into a file in COPY's format."""
 
     def __init__(self, table: Table, folder: Path) -> None:
         self._name = table.name

@@ -1,6 +1,6 @@
-"""Answers whether the tables are right: by money's own rules, by a rebuild, by somebody else's log, and by Stripe.
+"""Checks whether the tables are right: by the rules of money, a rebuild, another program's log, and Stripe itself.
 
-What a run came to is one object (see ``run``), which the command prints, the report draws and the history keeps.
+The result of a run is one object (see ``run``), which the command prints, the report draws and the history keeps.
 """
 
 from collections import Counter
@@ -32,7 +32,7 @@ RULES: Final = "rules"
 REBUILD: Final = "rebuild"
 LOG: Final = "log"
 STRIPE: Final = "stripe"
-# Of these tables Stripe is asked for no object: see proof/against_stripe.py.
+# Stripe is not asked for the objects of these tables: see proof/against_stripe.py.
 _NOT_ASKED: Final = ("payment_intents", "portal_sessions")
 _COLUMNS: Final = sum(each.table not in _NOT_ASKED for each in witness.MAP)
 WITNESSES: Final = {
@@ -40,9 +40,9 @@ WITNESSES: Final = {
     REBUILD: "against a rebuild with the same folds, which finds lost and changed rows and not a wrong reading",
     STRIPE: f"against Stripe, by a map of {_COLUMNS} columns",
 }
-"""By check, what the tables were compared with."""
+"""By check, the thing that the tables were compared with."""
 DRIFT_LISTED_MAX: Final = 1_000
-"""So many differences a result lists itself; all of them go where ``Wanted.each`` takes them."""
+"""A result lists up to so many differences; ``Wanted.each`` is called with all of them."""
 
 
 def _ignore(_: object) -> None:
@@ -51,13 +51,13 @@ def _ignore(_: object) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What a run is to check.
+    """The things that a run checks, and how.
 
-    *logs* are files of events, in which *account* stands for events that name none, and a signature counts where one of
-    *secrets* verifies it; *desk* is where Stripe is asked,
-    for what was created *since*, and *seed* chooses the sample where there are too many customers to look at all;
-    *archive* is the folder of what is archived. With *repair* the run puts right what it
-    can, and then looks again. *each* is told every difference and *refuse* every entry of a log that cannot be read.
+    *logs* are files of events. In them *account* stands for events that name none, and a signature counts where one of
+    *secrets* verifies it. Through *desk* Stripe is asked for objects that were created *since*, and *seed* chooses the
+    sample where there are too many customers to ask for all. *archive* is the folder of archived payloads. With
+    *repair* the run corrects what it can, and then checks again. *each* is called with every difference, *refuse* with
+    every entry of a log that cannot be read.
     """
 
     logs: Sequence[str] = ()
@@ -76,7 +76,7 @@ class Wanted:
 
 @dataclass(slots=True)
 class _Drift:
-    """What differs, as it is found: all of it counted, some of it listed."""
+    """Collects the differences: counts all of them, and lists some."""
 
     each: Callable[[dict[str, Any]], None]
     listed: list[dict[str, Any]] = field(default_factory=list)
@@ -86,7 +86,7 @@ class _Drift:
     rows: dict[str, Counter[str]] = field(default_factory=dict)
 
     def add(self, check: str, found: Difference) -> None:
-        """Take in one difference that *check* found."""
+        """Add a difference that *check* found."""
         row = {
             "check": check,
             "kind": found.kind,
@@ -112,9 +112,9 @@ class _Drift:
         self.each(row)
 
     def summed(self) -> list[dict[str, Any]]:
-        """Return by how much the tables hold too much, for each currency, by the first check that tells of money.
+        """Return the money held less the money expected, by currency, as the first check that found any reports it.
 
-        Several checks tell of the same cent, so they are not added up.
+        Several checks can find the same cent, so their amounts are not added up.
         """
         check = next((each for each in (REBUILD, STRIPE, RULES) if each in self.money), None)
         if check is None:
@@ -126,18 +126,18 @@ class _Drift:
 
 
 def run(engine: Engine, checks: Sequence[str], wanted: Wanted) -> dict[str, Any]:
-    """Make the *checks*, keep what they came to, and return it.
+    """Make the *checks*, keep their result, and return it.
 
     The result holds ``run``, ``witnesses``, ``events``, ``money``, ``drift``, ``drift_total``, ``drift_money`` and, of
     each check that was made, ``rules`` (each with the ``reasons`` of what it could not prove) with ``not_provable``,
-    ``tables``, ``logs`` or ``stripe``; after a repair also ``repaired``, which is what there was to be put right; and
-    where objects are archived, and no archive is at hand, how many objects and events are ``left_out`` of the rebuild.
-    Where Stripe does not let us look, all that was found until then stands: the check is not among those of ``run``,
-    and ``stripe_error`` holds the *kind* of the failure, its *detail*, and what is *to_do*.
+    ``tables``, ``logs`` or ``stripe``; after a repair also ``repaired``, which counts what had to be corrected; and
+    where objects are archived, and no archive is given, how many objects and events are ``left_out`` of the rebuild.
+    If Stripe refuses or fails, all that was found until then is kept: the check is not among those of ``run``, and
+    ``stripe_error`` holds the *kind* of the failure, its *detail*, and what is *to_do*.
 
     Raises:
-        ConflictError: folding did not pause in time, the archive lacks what it should have, or it is not at hand
-            where a repair wants it; nothing has changed.
+        ConflictError: folding did not pause in time, the archive lacks payloads that it should have, or no archive is
+            given where a repair needs one; nothing has changed.
     """
     if wanted.repair and wanted.archive is None:
         with shadow.shadow(engine) as made:
@@ -267,7 +267,7 @@ def _by_stripe(_: Engine, wanted: Wanted, drift: _Drift) -> dict[str, Any]:
     tallies: list[dict[str, Any]] = []
     failed: dict[str, Any] = {}
     auditing = against_stripe.audit(wanted.desk, since=wanted.since, progress=wanted.progress, seed=wanted.seed)
-    # Closed at once where this is interrupted, so that it is kept how far it came.
+    # If this is interrupted the audit is closed at once, so that its progress is kept.
     with _kept_in(failed), closing(auditing) as found:
         for each in found:
             if isinstance(each, against_stripe.Listed):
@@ -287,7 +287,7 @@ _TO_DO: Final = (
 
 @contextmanager
 def _kept_in(failed: dict[str, Any]) -> Iterator[None]:
-    """Keep in *failed* why Stripe could not be asked, so that what else was found is not lost with it."""
+    """Keep in *failed* why Stripe could not be asked, so that the findings of the other checks are not lost."""
     try:
         yield
     except DatabaseAway:
@@ -304,7 +304,7 @@ def _shown_tally(tally: dict[str, Any]) -> dict[str, Any]:
 
 
 def _repair(engine: Engine, checks: Sequence[str], wanted: Wanted) -> dict[str, Any]:
-    """Put right what can be: what is missing is recorded, and the tables are brought to what the inbox then says."""
+    """Correct what can be corrected: record the missing events, and bring the tables to what the inbox then implies."""
     done: dict[str, Any] = {}
     if LOG in checks:
         done["events_recorded"], done["events_mended"] = against_logs.record_missing(
@@ -325,7 +325,7 @@ def _repair(engine: Engine, checks: Sequence[str], wanted: Wanted) -> dict[str, 
     return done
 
 
-# ---- What is said of the shop as a whole ----
+# ---- The shop as a whole ----
 
 
 @contextmanager
@@ -354,7 +354,7 @@ def _of_the_shop(engine: Engine) -> dict[str, Any]:
     with _at_one_moment(engine) as cursor, cursor.connection.cursor(row_factory=dict_row) as rows:
         events = rows.execute(_EVENTS).fetchone()
         money = rows.execute(_MONEY).fetchall()
-    # A sum of many may be more than a bigint holds, and comes as a decimal.
+    # A sum may be larger than a bigint holds, so PostgreSQL returns a decimal.
     return {"events": events, "money": [{**row, "amount": _whole(row["amount"])} for row in money]}
 
 

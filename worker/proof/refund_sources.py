@@ -1,6 +1,6 @@
-"""The charges and refunds behind an order's refunded amount, and where one contradicts the other.
+"""Lists the charges and refunds behind an order's refunded amount, and where they contradict each other.
 
-The order book decides what they come to; here they are only listed, so that a person sees why.
+The order book computes the amount. This module only lists the charges and refunds, so that a person sees the reason.
 """
 
 from collections import defaultdict
@@ -35,9 +35,8 @@ def of_order(cursor: Cursor, order: Row, *, as_of: datetime | None) -> list[dict
     """Return the charges and refunds behind *order*, as they are, or as they were known at *as_of*.
 
     Each is a dict of object, id, status, currency, amount, amount_captured, amount_refunded (as a charge reports it),
-    amount_by_refunds (what a charge's refunds come to; None where one is in another currency, or its amount is not
-    known), event_id, as_of and verdict. An object of which a payload is archived is not known as of an earlier time,
-    and left out.
+    amount_by_refunds (the sum of a charge's refunds; None if one is in another currency, or of unknown amount),
+    event_id, as_of and verdict. As of an earlier time objects with an archived payload are not known, and are left out.
     """
     subjects = _subjects(cursor, order)
     rows = load_rows(cursor, subjects) if as_of is None else _received(cursor, subjects, as_of)
@@ -47,7 +46,7 @@ def of_order(cursor: Cursor, order: Row, *, as_of: datetime | None) -> list[dict
     return shown + [_refund(refund, charge, order) for refund, charge in of_charges]
 
 
-# ---- Which they are ----
+# ---- The charges and refunds of an order ----
 
 
 def _subjects(cursor: Cursor, order: Row) -> list[Subject]:
@@ -55,7 +54,7 @@ def _subjects(cursor: Cursor, order: Row) -> list[Subject]:
     return [Subject(table, str(order["account"]), order["livemode"] is True, id_) for table, id_ in cursor.fetchall()]
 
 
-# Arrays, so that each table is probed by an index and none is read whole.
+# With arrays PostgreSQL looks up each table by an index, and reads none as a whole.
 _BEHIND: Final = """
 WITH payments AS (
     SELECT id, payment_intent, charge FROM invoice_payments
@@ -88,7 +87,7 @@ WHERE (account, livemode) = (%(account)s, %(livemode)s) AND charge = ANY (ARRAY(
 
 
 def _received(cursor: Cursor, subjects: Sequence[Subject], as_of: datetime) -> dict[Subject, Row]:
-    """Return the rows of *subjects* that what had been received by *as_of* makes."""
+    """Return the rows of *subjects* as the events that had been received by *as_of* make them."""
     facts: dict[Subject, list[Facts]] = defaultdict(list)
     archived: set[str] = set()
     for event in _events(cursor, subjects, as_of):
@@ -121,7 +120,7 @@ WHERE e.state = 'folded' AND e.received_at <= %s
 
 
 def _linked(order: Row, rows: Mapping[Subject, Row]) -> tuple[list[Row], list[Row]]:
-    """Return those of *rows* that lead to *order*: its charges and its refunds, by their ids."""
+    """Return the charges and the refunds among *rows* that belong to *order*, sorted by id."""
     by_table: dict[str, list[Row]] = defaultdict(list)
     for subject in sorted(rows):
         by_table[subject.table].append(rows[subject])
@@ -138,7 +137,7 @@ def _linked(order: Row, rows: Mapping[Subject, Row]) -> tuple[list[Row], list[Ro
     return charges, refunds
 
 
-# ---- What they report ----
+# ---- Their verdicts ----
 
 
 def _is_captured(charge: Row) -> bool:
@@ -150,9 +149,9 @@ def _is_released(charge: Row) -> bool:
 
 
 def _charge_of(refund: Row, charges: Iterable[Row]) -> Row | None:
-    """Return the charge that *refund* names, else that of its intent: the captured one before one that was released.
+    """Return the charge that *refund* names, else a charge of its intent: a captured one rather than a released one.
 
-    It is the rule of the order book.
+    This is the order book's rule.
     """
     if refund["charge"] is not None:
         return next((each for each in charges if each["id"] == refund["charge"]), None)
@@ -180,7 +179,7 @@ def _charge(charge: Row, refunds: Sequence[Row]) -> dict[str, Any]:
 
 
 def _sum(refunds: Iterable[Row], charge: Row) -> int | None:
-    """Return what *refunds* come to in the currency of *charge*; None where one is in another, or of unknown amount."""
+    """Return the sum of *refunds* in the currency of *charge*; None if one is in another, or of unknown amount."""
     amounts = [
         each["amount"] if each["currency"] == charge["currency"] else None for each in refunds if each["amount"] != 0
     ]
@@ -203,9 +202,10 @@ def _verdict(charge: Row, refunds: Sequence[Row]) -> str:
 
 
 def _compared(reported: int, known: int, rest: int, since: str) -> str:
-    """Return how what a charge *reported* as refunded compares with its refunds that were *known* by then.
+    """Return how the amount that a charge *reported* as refunded compares with its refunds *known* by then, as words.
 
-    *rest* was never captured, and may be in what it reported. *since* is what became of its refunds after that.
+    *rest* was never captured, and may be part of the reported amount. *since* describes what happened to the refunds
+    after the report.
     """
     if known in (reported, reported - rest):
         less = "" if known == reported else f", less the {rest} that was released"
@@ -220,13 +220,13 @@ def _compared(reported: int, known: int, rest: int, since: str) -> str:
 
 
 def _released_rest(charge: Row) -> int:
-    """Return how much of *charge* was not captured, and so released; 0 where that is not known."""
+    """Return how much of *charge* was not captured, and so was released; 0 if that is not known."""
     amount, captured = charge["amount"], charge["amount_captured"]
     return max(0, amount - captured) if isinstance(amount, int) and isinstance(captured, int) else 0
 
 
 def _since(charge: Row, giving: Sequence[Row], counted: Sequence[Row]) -> str:
-    """Return what became of the refunds of *charge* since its last event, as words; empty where nothing did."""
+    """Return, as words, what happened to the refunds of *charge* since its last event; empty if nothing did."""
     newer = [each for each in counted if not _is_known(each, charge)]
     if newer:
         return f"{'its' if len(newer) == len(counted) else 'some of its'} refunds are newer"
@@ -235,7 +235,7 @@ def _since(charge: Row, giving: Sequence[Row], counted: Sequence[Row]) -> str:
 
 
 def _is_known(refund: Row, charge: Row) -> bool:
-    """Tell whether the last event of *charge* can have counted *refund*: made by then, and not failed yet."""
+    """Return whether the last event of *charge* can have counted *refund*: made by then, and not failed yet."""
     at, failed_at = charge["as_of"], refund["failed_at"]
     made = min(each for each in (refund["created"], refund["as_of"]) if isinstance(each, datetime))
     return isinstance(at, datetime) and made <= at and not (isinstance(failed_at, datetime) and failed_at <= at)

@@ -1,4 +1,4 @@
-"""A second set of the tables, in a schema of its own beside the live one, to be filled and compared, then dropped."""
+"""A second set of the tables, in a schema next to the live one, to be filled and compared, then dropped."""
 
 import secrets
 import time
@@ -16,22 +16,22 @@ from schemas.errors import ConflictError
 
 SCHEMA_PREFIX: Final = "payfold_rebuild_"
 SCHEMA_HOURS_MAX: Final = 24
-"""Each rebuild has a schema of its own, so that two may run at once; an older one was left by a killed process."""
+"""Each rebuild has its own schema, so that two may run at once. An older schema is left from a killed rebuild."""
 
 REPLACED: Final = (tables.mentions, tables.outcomes, *tables.PROJECTIONS)
-"""What a rebuild fills, and a swap puts in the place of the live ones."""
+"""The tables that a rebuild fills, and that a swap brings the live ones to."""
 _BESIDE: Final = (tables.pending, tables.changes, tables.anomalies)
-"""What else the projection writes; empty here, and never swapped."""
+"""The other tables that the projection writes; they begin empty in the schema, and are never swapped."""
 _RECORDED: Final = (tables.inbox, tables.payloads, tables.contents, tables.renderings)
-"""What an inbox of its own consists of."""
+"""The tables of an inbox, for a schema with its own."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shadow:
-    """The *schema* beside the *live* one; ``within`` finds a table here first, and else, as the inbox, there.
+    """A *schema* next to the *live* one. ``within`` looks for a table in it first, and then in the live one.
 
-    It has a table ``archived``, for payloads that the live schema lacks, which with *has_archive* are found among the
-    others; and a table ``left_out`` of the objects that are not to be compared.
+    It has a table ``archived`` for payloads that the live schema lacks. With *has_archive* these are found among the
+    live payloads. Its table ``left_out`` has the objects that are not to be compared.
     """
 
     engine: Engine
@@ -41,10 +41,10 @@ class Shadow:
     has_inbox: bool
     has_archive: bool = False
     names: Mapping[str, str] = field(default_factory=dict)
-    """What accounts were called when it was made."""
+    """The names of accounts when the schema was made."""
 
     def path(self) -> sql.Composed:
-        """Return the statement that lets a transaction look here first, and then in the live schema."""
+        """Return the statement that lets a transaction look in this schema first, and then in the live one."""
         return sql.SQL("SET LOCAL search_path = {}, {}").format(sql.Identifier(self.schema), sql.Identifier(self.live))
 
 
@@ -52,11 +52,11 @@ class Shadow:
 def shadow(engine: Engine, *, has_inbox: bool = False, has_archive: bool = False) -> Iterator[Shadow]:
     """Make a schema, yield it, and drop it with all that is left in it.
 
-    With *has_inbox* it has an inbox of its own, to be filled from logs; with *has_archive* payloads of its own, beside
-    those of the live one.
+    With *has_inbox* it has its own inbox, to be filled from logs. With *has_archive* it has payloads of an archive, in
+    addition to the live ones.
 
     Raises:
-        ConflictError: an account is being renamed, so that the inbox holds a part of it under either name.
+        ConflictError: an account is being renamed, so that the inbox holds a part of it under each name.
     """
     made = _make(engine, has_inbox=has_inbox, has_archive=has_archive)
     try:
@@ -66,7 +66,7 @@ def shadow(engine: Engine, *, has_inbox: bool = False, has_archive: bool = False
             _drop(cursor, made.schema)
 
 
-# Of the same payload twice, the live one is read last, and stands.
+# If a payload is in both, the live one is read last, and is used.
 _BESIDE_THE_PAYLOADS: Final = """
 CREATE UNLOGGED TABLE {schema}.archived (LIKE {live}.payloads INCLUDING ALL) WITH (toast_tuple_target = 8160);
 CREATE TABLE {schema}.left_out (
@@ -101,10 +101,10 @@ def _make(engine: Engine, *, has_inbox: bool, has_archive: bool) -> Shadow:
 
 
 def require_same_names(cursor: Cursor, made: Shadow) -> None:
-    """Find out whether accounts are called as they were when *made* was.
+    """Check that accounts still have the names that they had when *made* was made.
 
     Raises:
-        ConflictError: one was renamed since, so that its rows cannot be compared.
+        ConflictError: an account was renamed since, so that its rows cannot be compared.
     """
     accounts.require_settled(cursor)
     if accounts.names(cursor) != made.names:
@@ -118,7 +118,7 @@ def make_tables(cursor: Cursor, made: Shadow) -> None:
 
 
 def make_indexes(cursor: Cursor, made: Shadow) -> None:
-    """Give the filled tables the keys and indexes of the live ones, by the same names, and tell the planner of them."""
+    """Give the filled tables the keys and indexes of the live ones, by the same names, and run ANALYZE on them."""
     names = [table.name for table in REPLACED]
     cursor.execute(
         """
@@ -151,10 +151,10 @@ def _copy_table(cursor: Cursor, table: Table, schema: str, live: str, *, parts: 
 
 
 def _copy_view(cursor: Cursor, view: str, schema: str, live: str) -> None:
-    """Make *view*, by which the projection finds an order's refunds, over the tables of *schema*."""
+    """Make *view* over the tables of *schema*; the projection finds an order's refunds by it."""
     cursor.execute("SELECT pg_get_viewdef(%s::regclass)", (view,))
     (definition,) = cursor.fetchone() or ("",)
-    # The definition names its tables as the path finds them, so the path decides which they are.
+    # The view's definition has no schemas, so the search path decides which tables it names.
     cursor.execute("SELECT current_setting('search_path')")
     (before,) = cursor.fetchone() or ("",)
     cursor.execute(sql.SQL("SET LOCAL search_path = {}, {}").format(sql.Identifier(schema), sql.Identifier(live)))
@@ -176,7 +176,7 @@ def _drop(cursor: Cursor, schema: str) -> None:
 
 
 def _within(engine: Engine, schema: str, live: str) -> Engine:
-    """Return *engine* with *schema* before the *live* one, in which only what is missing there is then found."""
+    """Return *engine* with *schema* in the search path before the *live* one."""
     path = sql.SQL("SET LOCAL search_path = {}, {}").format(sql.Identifier(schema), sql.Identifier(live)).as_string()
     within = engine.execution_options()
 

@@ -1,11 +1,11 @@
 """Brings the live tables to the result of a rebuild, and appends the changes that follow.
 
 Note [A swap writes the difference]
-    To rename the rebuilt tables into the live ones' place would lock out every reader for a moment, and would
-    show a reader whose transaction is older an empty table, or one half of the old state and one of the new:
-    PostgreSQL does not undo a renaming for whoever looks at an earlier moment. So the rows that differ are
-    written, in one transaction: no reader waits, or sees anything but the one state or the other; and indexes,
-    views and grants, those of others among them, are what they were. Folding waits meanwhile, recording does not.
+    To rename the rebuilt tables into the place of the live ones would lock out every reader for a moment. A reader
+    with an older transaction would see an empty table, or half of the old state and half of the new one, since
+    PostgreSQL does not undo a renaming for older snapshots. So only the rows that differ are written, in one
+    transaction. No reader waits, and each sees either the old state or the new one. Indexes, views and grants stay as
+    they were, including those that others have made. Folding waits for the swap, recording does not.
 """
 
 import random
@@ -35,7 +35,7 @@ from worker.proof.digest import Digest
 from worker.proof.shadow import REPLACED, Shadow
 
 LOCK_SECONDS_MAX: Final = 5
-"""So long one try waits for folding to pause: longer than a batch takes."""
+"""How long one try waits for folding to pause: longer than a batch takes."""
 TRIES_MAX: Final = 12
 CHANGES_AT_ONCE: Final = 500
 PROOF_DIFFERENCES_MAX: Final = 20
@@ -44,8 +44,8 @@ PROOF_DIFFERENCES_MAX: Final = 20
 def compare(made: Shadow, *, tell: Callable[[Difference], None]) -> Comparison:
     """Compare the live tables with *made* as of one moment, at which both have folded the same events.
 
-    What *made* has from an inbox of its own is compared as it is, and objects of which a payload is archived are left
-    out, unless *made* has it.
+    If *made* has an inbox of its own, its tables are compared as they are. Objects with an archived payload are left
+    out, unless *made* has the payload. *tell* is called with each difference.
     """
     with database.transaction(made.engine, may_idle=True) as connection, database.cursor(connection) as cursor:
         cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
@@ -70,7 +70,7 @@ class Proof:
 
 
 def prove(made: Shadow) -> Proof:
-    """Hold the digests of the live tables against those of *made* once both have folded the same events."""
+    """Compare the digests of the live tables with those of *made*, once both have folded the same events."""
     found: list[Difference] = []
     with database.transaction(made.engine, may_idle=True) as connection, database.cursor(connection) as cursor:
         cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
@@ -85,11 +85,11 @@ def prove(made: Shadow) -> Proof:
 def swap(made: Shadow, *, tell: Callable[[Difference], None] = lambda _: None) -> tuple[Comparison, int]:
     """Bring the live tables to *made*, in one transaction; return what differed, and how many changes were appended.
 
-    *tell* is told each difference that there was.
+    *tell* is called with each difference that there was.
 
     Raises:
-        ConflictError: when folding does not pause in time, or a payload is archived that *made* does not have; nothing
-            has changed then.
+        ConflictError: folding does not pause in time, or a payload is archived that *made* does not have; nothing has
+            changed then.
     """
     with _held(made) as (cursor, left):
         archived.require_none(left)
@@ -114,7 +114,7 @@ def at_one_moment(reader: Cursor, made: Shadow) -> LeftOut:
             with database.transaction(made.engine) as folding, database.cursor(folding) as catching_up:
                 left = _caught_up(catching_up, made, is_last=last == 1)
             if left is not None:
-                # Its snapshot is what it sees from here on, whatever is folded once the pause is over.
+                # This takes the reader's snapshot, so it sees no event that is folded after the pause.
                 reader.execute("SELECT")
                 return left
     raise ConflictError(_TOO_BUSY)
@@ -122,7 +122,7 @@ def at_one_moment(reader: Cursor, made: Shadow) -> LeftOut:
 
 @contextmanager
 def _held(made: Shadow) -> Iterator[tuple[Cursor, LeftOut]]:
-    """Let folding pause, and *made* catch up with what was folded, for as long as the block takes."""
+    """Let *made* catch up with the folded events, and let folding pause for as long as the block takes."""
     for last in range(TRIES_MAX, 0, -1):
         _catch_up_beside(made)
         with database.transaction(made.engine, may_idle=True) as connection, database.cursor(connection) as cursor:
@@ -140,13 +140,13 @@ _TOO_BUSY: Final = "Folding is too busy to be compared with: try again, or at a 
 
 
 def _catch_up_beside(made: Shadow) -> None:
-    """Let *made* catch up with most of what was folded, while folding goes on."""
+    """Let *made* catch up with most of the folded events, while folding goes on."""
     if not made.has_inbox:
         rebuild.catch_up(made)
 
 
 def _caught_up(cursor: Cursor, made: Shadow, *, is_last: bool) -> LeftOut | None:
-    """Let *made* catch up while folding pauses, and return what is left out; None where it would take too long."""
+    """Let *made* catch up while folding pauses, and return what is left out; None if it would take too long."""
     left = archived.leave_out(cursor, made)
     seqs = [] if made.has_inbox else rebuild.lacking(cursor, made)
     if len(seqs) > rebuild.CATCH_UP_EVENTS and not is_last:
@@ -156,7 +156,7 @@ def _caught_up(cursor: Cursor, made: Shadow, *, is_last: bool) -> LeftOut | None
 
 
 def _pause(cursor: Cursor, *, is_last: bool) -> bool:
-    """Keep others from folding until the transaction ends; False where they did not let us in time."""
+    """Keep others from folding until the transaction ends; False if they did not pause in time."""
     cursor.execute(sql.SQL("SET LOCAL lock_timeout = {}").format(sql.Literal(f"{LOCK_SECONDS_MAX}s")))
     try:
         with cursor.connection.transaction():
@@ -184,7 +184,7 @@ def _catch_up_here(cursor: Cursor, made: Shadow, seqs: list[int]) -> None:
 
 
 class _Implied:
-    """The changes that follow from the rows that differ; they are gathered beside the live ones."""
+    """The changes that follow from the rows that differ, gathered in a table of their own until they are appended."""
 
     def __init__(self, cursor: Cursor, made: Shadow) -> None:
         self._cursor = cursor
@@ -193,7 +193,7 @@ class _Implied:
         cursor.execute(sql.SQL("TRUNCATE {}").format(sql.Identifier(made.schema, "changes")))
 
     def add(self, pair: Pair) -> None:
-        """Note what a consumer wants to hear of a row that appears or changes."""
+        """Gather the changes that a consumer expects when a row appears or changes."""
         shape = folds.SHAPES.get(pair.table.name)
         if shape is None or pair.expected is None:
             return
@@ -215,10 +215,10 @@ class _Implied:
             self.flush()
 
     def flush(self) -> None:
-        """Write what was gathered; what an event brings that had been folded before is no news, and is withheld."""
+        """Write the gathered changes; those of an event that had been folded before are not new, and are withheld."""
         if not self._found:
             return
-        # Whoever else appends waits, since folding does.
+        # No one else appends now: appending waits during the pause, as folding does.
         self._found = corrections.against_the_feed(self._cursor, self._found)
         self._within(lambda: expired_items.add_lines(self._cursor, self._found))
         self._within(self._name_deciders)
@@ -245,7 +245,7 @@ class _Implied:
         self._found.clear()
 
     def _name_deciders(self) -> None:
-        """Let the change of an order that its charge settled name the charge's event."""
+        """Where a charge settled an order, let the order's change name the charge's event."""
         orders = {
             Subject("orders", row["account"], row["livemode"], row["subject_id"])
             for row in self._found
@@ -259,7 +259,7 @@ class _Implied:
                 row.update(event_id=joined.decided_by.event_id, at=joined.decided_by.at)
 
     def add_refunds(self) -> None:
-        """Note the orders whose refunded amount is then another than was last told."""
+        """Gather a change for each order with another refunded amount than the one last announced."""
         self._within(lambda: self._found.extend(order_refunds.untold(self._cursor, told_in=self._made.live)))
         self.flush()
 
@@ -307,7 +307,7 @@ def _write(cursor: Cursor, made: Shadow, table: Table) -> None:
 
 
 def _settle_anomalies(cursor: Cursor, made: Shadow) -> None:
-    """Put in force the anomalies that *made* has, and resolve the others."""
+    """Put the anomalies of *made* in force, and resolve all others."""
     held, expected = sql.Identifier(made.live, "anomalies"), sql.Identifier(made.schema, "anomalies")
     cursor.execute(
         sql.SQL(
@@ -327,7 +327,7 @@ def _settle_anomalies(cursor: Cursor, made: Shadow) -> None:
 
 
 def _append(cursor: Cursor, made: Shadow) -> int:
-    """Append the changes that were gathered, in the order of their times, and return how many."""
+    """Append the gathered changes in the order of their times, and return how many there were."""
     keep_others_from_appending(cursor)
     columns = sql.SQL("account, livemode, subject, subject_id, kind, event_id, source, at, before, after, withheld")
     cursor.execute(

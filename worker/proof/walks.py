@@ -1,11 +1,11 @@
-"""How far an audit has come, and what it found on the way, kept in a file so that an interrupted one can go on.
+"""Keeps the progress and the findings of an audit in a file, so that an interrupted audit can go on.
 
 Note [An audit goes on where it was]
-    An audit of a large account takes hours of calls. What it found is kept page by page: the differences and tallies,
-    and behind which object the next page begins. Ctrl-C, Stripe away and a spent budget end the audit; the same
-    command asks only for the rest, and again for pages on which something differed, which may be right by now. A file
-    without a step of the last day is thrown away, since the tables are not those of today. An audit that ends within
-    seconds writes no file.
+    An audit of a large account takes hours of calls. So it keeps its findings page by page: the differences, the
+    tallies, and the object after which the next page begins. Ctrl-C, an outage of Stripe and a spent budget end the
+    audit. The same command then asks only for the rest, and again for pages with differences, since the rows may be
+    right by now. A file without a step of the last day is thrown away, since the tables have changed too much. An audit
+    that ends within seconds writes no file.
 """
 
 import fcntl
@@ -28,19 +28,18 @@ from worker.proof.difference import Difference
 
 KEPT: Final = timedelta(hours=24)
 WRITE_SECONDS: Final = 5.0
-"""What was found is written so often, and when the audit ends early."""
+"""The steps are written this often, and when the audit ends early."""
 
 _log = structlog.get_logger()
 
 
 class Step(Struct, omit_defaults=True):
-    """What a page of the list of one *kind*, in the world of *account* and *livemode*, came to.
+    """The result of one page of the list of a *kind*, in the world of *account* and *livemode*.
 
-    *tally* is what this step adds to that of the kind. The next page begins behind the object *after*. *ids* were on
-    the page. Where the rows that were created since *above* have been looked at, *open* are those of them that no page
-    listed. *starts* are the objects behind which the pages of a sample begin that are still to be asked for. Once all
-    *is listed*, only the *open* rows are left to be asked for. What
-    was listed before one that *is restart* is listed again.
+    This step adds *tally* to that of the kind. The next page begins after the object *after*. *ids* were on the page.
+    If the rows created since *above* were looked at, *open* are those of them that no page listed. *starts* are the
+    objects after which the remaining pages of a sample begin. Once all *is listed*, only the objects of the *open* rows
+    are left to be asked for. A step that *is restart* makes the audit list all earlier pages again.
     """
 
     account: str
@@ -72,10 +71,10 @@ class _Head(Struct):
 
 @dataclass(slots=True)
 class Walks:
-    """The steps of one audit: those *taken* before it was interrupted, and those since, which are kept for the next.
+    """The steps of one audit: those *taken* before it was interrupted, and later ones, which are kept for the next run.
 
-    *seed* is the seed of the audit's samples, which stays the same when it goes on. The *file* at *path* is made once
-    there is something to write; one that *is broken* cannot be written, or is another process's.
+    *seed* is the seed of the audit's samples, which stays the same when the audit goes on. The *file* at *path* is made
+    once there is something to write. It *is broken* if it cannot be written, or another process has it.
     """
 
     path: Path
@@ -96,7 +95,7 @@ class Walks:
             self.write()
 
     def write(self) -> None:
-        """Write what is not written yet; where that cannot be done, the audit goes on, and cannot be continued."""
+        """Write the new steps; if that fails, the audit goes on, but cannot be continued after an interruption."""
         if self.is_broken or not self._lines:
             return
         try:
@@ -123,7 +122,7 @@ class Walks:
             self.close()
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file, which also unlocks it."""
         if self.file is not None:
             with suppress(OSError):
                 self.file.close()
@@ -131,7 +130,7 @@ class Walks:
 
 
 def opened(folder: Path, arguments: object, *, seed: int, now: datetime) -> Walks:
-    """Return the walks of the audit with *arguments*: those of an interrupted one of the last day, else new ones."""
+    """Return the walks of the audit with *arguments*: those interrupted within the last day, else new ones."""
     name = hashlib.sha256(msgspec.json.encode(arguments)).hexdigest()[:16]
     made = Walks(folder / f"audit-{name}.ndjson", seed, now)
     try:
@@ -156,13 +155,13 @@ def _locked(path: Path, *, is_new: bool = True) -> FileIO:
     """Open the file of an audit for this process alone.
 
     Raises:
-        FileNotFoundError: it is not there, and not to be made.
+        FileNotFoundError: it does not exist, and *is_new* does not allow to make it.
         OSError: it cannot be opened, or another process has it.
     """
     if is_new:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_APPEND | (os.O_CREAT if is_new else 0), 0o600)
-    # Without a buffer, which would keep what a full disk did not take, and fail again when the file is closed.
+    # Without a buffer: it would keep the bytes that a full disk did not take, and fail again when the file is closed.
     file = FileIO(descriptor, "r+")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -180,7 +179,7 @@ def _write(file: FileIO, text: bytes) -> None:
 
 
 def _read(file: FileIO) -> tuple[_Head | None, list[Step]]:
-    """Return what a file holds, without a last line that was not written whole."""
+    """Return the contents of a file, without a last line that was not written to its end."""
     text = file.readall()
     whole = text.rfind(b"\n") + 1
     file.truncate(whole)
@@ -192,13 +191,13 @@ def _read(file: FileIO) -> tuple[_Head | None, list[Step]]:
 
 
 def since_restart(steps: Sequence[Step]) -> Sequence[Step]:
-    """Return those of *steps* that still count."""
+    """Return those of *steps* that still count: the ones after the last restart."""
     last = max((number for number, step in enumerate(steps, start=1) if step.is_restart), default=0)
     return steps[last:]
 
 
 def found_in(step: Step) -> list[Difference]:
-    """Return the differences of a *step* that was kept."""
+    """Return the differences of a kept *step*."""
     return [msgspec.convert(each, Difference) for each in step.differences]
 
 

@@ -1,12 +1,12 @@
-"""What the columns mean, stated a second time: where Stripe's JSON holds each, apart from the folds.
+"""Defines the columns a second time, without the folds: the place of each in Stripe's JSON.
 
 ``MAP`` names the paths of each column in Stripe's objects, newest place first. ``EXCEPTIONS`` gives for every other
 column the reason why no single object states it. ``statements`` reads one object by the map.
 
 Note [A witness of its own]
-    A column that the folds read from the wrong place agrees with itself in every rebuild. So what a column means
-    stands here again, as paths in Stripe's objects, written from Stripe's documentation. Nothing of the folds is
-    imported here. Where an object leaves a doubt, the column is left out: a wrong statement is worse than none.
+    If the folds read a column from the wrong place, every rebuild repeats the fault and agrees with it. So this module
+    defines each column again, as paths in Stripe's objects, written from Stripe's documentation. It imports nothing of
+    the folds. If an object leaves a doubt, the column is left out: a wrong statement is worse than none.
 """
 
 import json
@@ -23,15 +23,15 @@ Body: TypeAlias = Mapping[str, Json]
 Value: TypeAlias = str | int | bool | datetime | dict[str, Any] | list[Any] | None
 """The value of a column, as PostgreSQL gives it back."""
 Kind: TypeAlias = Callable[[Json], Value | UnsetType]
-"""Makes the value of a column from JSON that is not null; UNSET where that is of another type."""
+"""Converts JSON that is not null to the value of a column; UNSET if the JSON is of another type."""
 Conversion: TypeAlias = Callable[[Body, Json], Json]
-"""Makes other JSON from an object and from what its paths gave, which is null or UNSET where there was nothing."""
+"""Converts the JSON that an object has at its paths, which is null or UNSET if nothing is there, to other JSON."""
 
 
 class Statement(Struct, frozen=True):
-    """What one object of Stripe's states of one row: the *columns* that it carries, by name.
+    """The values that one object of Stripe states for one row: its *columns*, by name.
 
-    *currency* is a part of the key of balances alone, elsewhere ''. A column that the object does not carry is absent.
+    *currency* is part of the key only for balances, and '' elsewhere. A column that the object lacks is absent.
     """
 
     table: str
@@ -41,10 +41,11 @@ class Statement(Struct, frozen=True):
 
 
 class Mapped(Struct, frozen=True):
-    """Where Stripe's JSON holds a column: at the first of *paths* that is not null, read as a *kind* of value.
+    """The place of a column in Stripe's JSON: the first of *paths* that is not null, read as a *kind* of value.
 
     A path is keys joined by slashes; ``..`` is the object that lists this one. *source* is the page that documents it.
-    Null is a value, unless *null_is_silent*: a reference, and the time at which something happened, stay once known.
+    Null is a value, unless *null_is_silent*, as for references and times at which something happened: these stay once
+    they are known.
     """
 
     table: str
@@ -56,7 +57,7 @@ class Mapped(Struct, frozen=True):
     null_is_silent: bool = False
 
     def of(self, body: Body) -> Value | UnsetType:
-        """Return the value that *body* states, UNSET where it states none."""
+        """Return the value that *body* states, UNSET if it states none."""
         found = _first(body, self.paths)
         value = found if self.conversion is None else self.conversion(body, found)
         if value is None:
@@ -67,7 +68,7 @@ class Mapped(Struct, frozen=True):
 class Listed(Struct, frozen=True):
     """The objects of type *object* state rows of *table*, each itself or through the items of its list *items*.
 
-    Where *whole*, a list states nothing unless it has all items: a part of an order's lines is no order's lines.
+    With *whole* a list states nothing unless it has all items, since some of an order's lines are not its lines.
     """
 
     object: str
@@ -89,14 +90,14 @@ class Listed(Struct, frozen=True):
 
 
 def _at(body: Json, path: str) -> Json:
-    """Return the JSON at *path*, UNSET where a key is absent, as every key of an object that is null."""
+    """Return the JSON at *path*, UNSET if a key is absent; null has no keys."""
     for key in path.split("/"):
         body = body.get(key, UNSET) if isinstance(body, Mapping) else UNSET
     return body
 
 
 def _first(body: Body, paths: Iterable[str]) -> Json:
-    """Return the JSON at the first of *paths* that is not null, else null where one is null, else UNSET."""
+    """Return the JSON at the first of *paths* that is not null, else null if any of them is null, else UNSET."""
     there = [value for path in paths if (value := _at(body, path)) is not UNSET]
     return next((value for value in there if value is not None), None if there else UNSET)
 
@@ -109,7 +110,7 @@ _HALF_A_PAIR: Final = re.compile("[\ud800-\udfff]")
 
 
 def text(value: Json) -> str | UnsetType:
-    """Return a text as PostgreSQL can hold it: a NUL it cannot, and half a surrogate pair is replaced."""
+    """Return a text as PostgreSQL can hold it: half a surrogate pair is replaced, a text with a NUL is UNSET."""
     return _HALF_A_PAIR.sub("\ufffd", value) if isinstance(value, str) and "\0" not in value else UNSET
 
 
@@ -132,13 +133,13 @@ def moment(value: Json) -> datetime | UnsetType:
 
 
 def reference(value: Json) -> str | UnsetType:
-    """Return the id of another object, which is given as its id or, expanded, as the object itself."""
+    """Return the id of another object from its id or, if it is expanded, from the object itself."""
     id_ = value.get("id") if isinstance(value, Mapping) else value
     return text(id_) if id_ else UNSET
 
 
 def hash_(value: Json) -> dict[str, Any] | UnsetType:
-    """Return an object, its texts as ``text`` has them; PHP, with one word for both, writes an empty one as ``[]``."""
+    """Return an object, with its texts as ``text`` returns them. PHP writes an empty object as ``[]``, like a list."""
     if not isinstance(value, dict):
         return {} if value == [] else UNSET
     try:
@@ -154,12 +155,12 @@ _ADDRESS: Final = ("city", "country", "line1", "line2", "postal_code", "state")
 
 
 def _is_converted(session: Body) -> bool:
-    """Tell whether Adaptive Pricing before basil put a *session* into its buyer's currency."""
+    """Return whether Adaptive Pricing before basil put a *session* into its buyer's currency."""
     return isinstance(session.get("currency_conversion"), Mapping)
 
 
 def _presented_as(key: str) -> Conversion:
-    """Before basil what the buyer saw is the session's own *key*, if there was a conversion."""
+    """Before basil the value that the buyer saw is the session's own *key*, if there was a conversion."""
 
     def convert(session: Body, found: Json) -> Json:
         return _at(session, key) if found in (None, UNSET) and _is_converted(session) else found
@@ -168,7 +169,7 @@ def _presented_as(key: str) -> Conversion:
 
 
 def _not_converted(session: Body, found: Json) -> Json:
-    """A conversion gives the subtotal and the total in the shop's currency, and nothing between them."""
+    """A conversion has only the subtotal and the total in the shop's currency, and no amounts between them."""
     return UNSET if _is_converted(session) else found
 
 
@@ -188,9 +189,9 @@ def _sum_of_refunds(_: Body, refunds: Json) -> Json:
 
 
 def _rest_to_balance(note: Body, post_payment: Json) -> Json:
-    """Return what a *note* gave to the customer's balance: refunds, balance and out of band make up *post_payment*.
+    """Return the amount that a *note* credited to the customer's balance: *post_payment* less refunds and out of band.
 
-    ``out_of_band_amount`` is null where there is none. The note names a balance transaction if there is a rest.
+    ``out_of_band_amount`` is null if there is none. The note names a balance transaction if there is a rest.
     """
     refunded, out_of_band = _sum_of_refunds(note, note.get("refunds")), note.get("out_of_band_amount", UNSET)
     parts = [whole(post_payment), refunded, 0 if out_of_band is None else whole(out_of_band)]
@@ -202,7 +203,7 @@ def _rest_to_balance(note: Body, post_payment: Json) -> Json:
 
 
 def _once_canceled(intent: Body, found: Json) -> Json:
-    """Of payment intents only the canceled ones are kept."""
+    """Only canceled payment intents have rows."""
     return found if intent.get("status") == "canceled" else UNSET
 
 
@@ -225,7 +226,7 @@ _PRESENTED_CURRENCY: Final = "presentment_details/presentment_currency"
 
 
 def _as(kind: Kind, *, null_is_silent: bool = False) -> Callable[..., Mapped]:
-    """Return what makes a line of the map: a column, its paths (its own name if none), conversion and source."""
+    """Return a function that makes a line of the map from a column, its paths (by default its name) and the rest."""
 
     def line(column: str, *paths: str, conversion: Conversion | None = None, source: str = "") -> Mapped:
         return Mapped("", column, paths or (column,), kind, source, conversion, null_is_silent)
@@ -238,7 +239,7 @@ _reference, _once, _known = (_as(kind, null_is_silent=True) for kind in (referen
 
 
 def _of(table: str, page: str, *lines: Mapped) -> tuple[Mapped, ...]:
-    """Return *lines* as those of *table*; one that names no source has the place of its newest path in *page*."""
+    """Return *lines* as those of *table*; the source of a line, if not given, is its newest path's place in *page*."""
     return tuple(
         replace(each, table=table, source=each.source or f"{_API}/{page}-{each.paths[0].replace('/', '-')}")
         for each in lines
@@ -261,7 +262,7 @@ MAP: Final[tuple[Mapped, ...]] = (
         _whole("amount_shipping", "total_details/amount_shipping", conversion=_not_converted),
         _whole("amount_tax", "total_details/amount_tax", conversion=_not_converted),
         *map(_reference, ("customer", "payment_link", "payment_intent", "subscription", "invoice", "recovered_from")),
-        # What the buyer typed, else what the shop passed when it created the session.
+        # The address that the buyer typed, else the one that the shop passed when it created the session.
         _text("customer_email", "customer_details/email", "customer_email"),
         _text("recovery_url", "after_expiration/recovery/url"),
         # The oldest name until https://docs.stripe.com/changelog/2022-08-01/updates-shipping-property-checkout-session
@@ -295,7 +296,7 @@ MAP: Final[tuple[Mapped, ...]] = (
         _hash("metadata"),
         _moment("created"),
     ),
-    # In the currency of the customer; what is negative is the customer's credit.
+    # In the currency of the customer. A negative amount is the customer's credit.
     *_of("balances", "", _known("amount", "balance", "account_balance", source=_ACCOUNT_BALANCE)),
     *_of(
         "balance_transactions",
@@ -426,9 +427,9 @@ EXCEPTIONS: Final[Mapping[tuple[str, str], str]] = {
 }
 """Why no object states the other columns, by table and column.
 
-Of columns that are mapped an object of an older shape leaves some out, since they are inferred: the split of a credit
-note before 2025-05-28, the status of an invoice before 2018-11-08, what lies between the totals of a converted session,
-and, before basil, the invoice payment that is made from the invoice itself.
+Objects of older versions leave out some mapped columns, which are then inferred: the split of a credit note before
+2025-05-28, the status of an invoice before 2018-11-08, the amounts between the totals of a converted session, and,
+before basil, the invoice payment that is made from the invoice itself.
 """
 
 # ---- Reading an object ----
@@ -453,16 +454,16 @@ LISTED: Final[tuple[Listed, ...]] = (
     Listed("payment_link", "payment_links"),
     Listed("refund", "refunds"),
 )
-"""Which rows the objects of each type state."""
+"""The rows that the objects of each type state."""
 
 _PREVIEW: Final = "upcoming_in_"
-"""How the id of a preview begins, of an invoice that is not stored (docs.stripe.com/api/invoices/create_preview)."""
+"""Begins the id of a preview, an invoice that is not stored (docs.stripe.com/api/invoices/create_preview)."""
 
 
 def statements(body: Mapping[str, Any]) -> list[Statement]:
-    """Return what *body*, an object as Stripe gives it, of any API version, states of each row that it is about.
+    """Return the statements of *body*, a Stripe object of any API version, one for each row that it is about.
 
-    It raises on no JSON: an unknown object states nothing, a value of the wrong type is left out.
+    No JSON makes it raise: an unknown object states nothing, and a value of the wrong type is left out.
     """
     every = [
         _statement(listed.table, item)
@@ -474,7 +475,7 @@ def statements(body: Mapping[str, Any]) -> list[Statement]:
 
 
 def _statement(table: str, body: Body) -> Statement | None:
-    """Return what *body* states of its row of *table*; None where that is nothing, or where the key is not known."""
+    """Return the statement of *body* about its row of *table*; None if it has no column, or the key is not known."""
     id_, currency = reference(body), text(body.get("currency")) if table == "balances" else ""
     columns = {each.column: value for each in _LINES[table] if (value := each.of(body)) is not UNSET}
     if not columns or id_ is UNSET or currency is UNSET or id_.startswith(_PREVIEW):

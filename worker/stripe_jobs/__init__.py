@@ -1,1 +1,1 @@
-"""What is asked of Stripe: queued calls, expiry, missed events, open sessions. Nothing here folds."""
+"""Jobs that call Stripe: queued calls, expiry, missed events, open sessions. Nothing here folds."""

@@ -1,7 +1,7 @@
-"""Finds open sessions: Stripe sends no event when one opens, so it is asked for those that are.
+"""Finds open sessions: Stripe sends no event when a session opens, so this asks Stripe for the open ones.
 
-Each round asks for what was created since the round before, and somewhat earlier, so that what Stripe lists a
-little late is not missed. A session that closes in between tells of itself by an event.
+Each round asks for the sessions created since the round before, and somewhat earlier, so that sessions that Stripe
+lists a little late are not missed. When a session closes between two rounds, Stripe sends an event of it.
 """
 
 from datetime import UTC, datetime, timedelta
@@ -19,7 +19,7 @@ from worker.stripe_jobs.rounds import Desk, Round, Slice
 JOB: Final = "poll_sessions"
 OVERLAP: Final = timedelta(minutes=5)
 LIFE_MAX: Final = timedelta(hours=24)
-"""No session stays open for longer, so the first round asks for no older ones."""
+"""No session stays open longer than this, so the first round asks for no older ones."""
 WINDOW_MAX: Final = LIFE_MAX + 2 * OVERLAP
 """Listed in one go, where that fits: see Note [A window fits into a slice]."""
 
@@ -51,7 +51,7 @@ def _poll(desk: Desk, world: World, progress: Progress, found: Round, share: Sli
 def _poll_window(
     desk: Desk, world: World, start: datetime, end: datetime | None, found: Round, share: Slice | None
 ) -> datetime | None:
-    """Record what is open of a window, and return when it was listed; None where the slice was over before all was."""
+    """Record the open sessions of a window, and return when they were listed; None if the slice ended before that."""
     created = {"gte": int(start.timestamp())} | ({} if end is None else {"lte": int(end.timestamp())})
     wants_lines = desk.settings.payfold_open_session_lines != "off"
     expand = {"expand": ["data.line_items"]} if wants_lines else {}

@@ -1,7 +1,7 @@
-"""Expires what has been open for too long: at Stripe where a key serves it, by our clock where none does.
+"""Expires sessions that have been open for too long: at Stripe where a key serves them, else by our clock.
 
-An open session holds the shop's stock. Which are stale follows from the orders alone; that one of them is
-expired is Stripe's to say, and only its answer is recorded.
+An open session holds the shop's stock. The stale sessions are found in the orders alone. Only Stripe decides whether a
+session is expired, so only its answer is recorded.
 """
 
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ from worker.stripe_jobs.rounds import Desk, Made, Round, Slice
 
 JOB: Final = "expire_sessions"
 TTL_METADATA_KEY: Final = "payfold_session_ttl_minutes"
-"""In a payment link's metadata: minutes, or off, for the sessions of this link."""
+"""Key in a payment link's metadata; its value is the minutes for the sessions of this link, or off."""
 BATCH_MAX: Final = 200
 LISTED_MAX: Final = 10_000
 EXPIRE: Final = "expire"
@@ -37,7 +37,7 @@ _log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class Stale:
-    """An open session that is to go, and why. *purpose* is to expire it, or to read it where its own end has passed."""
+    """An open session to end, and why. *purpose* is to expire it, or to read it if its own end has passed."""
 
     world: World
     id: str
@@ -47,7 +47,7 @@ class Stale:
     minutes_allowed: int | None
 
     def reason(self, now: datetime) -> str:
-        """Say why it is to go."""
+        """Return why the session is to end."""
         if self.purpose == READ:
             return f"its own end, {self.expires_at:%Y-%m-%d %H:%M:%S} UTC, has passed: read what became of it"
         minutes = (now - self.created).total_seconds() / 60 if self.created else 0
@@ -87,7 +87,10 @@ ORDER BY o.created LIMIT %(limit)s
 
 
 def stale(cursor: Cursor, world: World, settings: Settings, *, now: datetime, limit: int = BATCH_MAX) -> list[Stale]:
-    """Return up to *limit* open sessions of *world* that are to go and are not being dealt with, oldest first."""
+    """Return up to *limit* stale open sessions of *world*, oldest first.
+
+    Sessions that a call is queued for, or that have an event that is not folded yet, are left out.
+    """
     cursor.execute(
         _STALE,
         {
@@ -114,7 +117,7 @@ def _ttl(settings: Settings) -> str:
 
 
 def run_once(desk: Desk) -> Round:
-    """Expire what is stale, in every world, and return what came of it."""
+    """Expire the stale sessions of every world, and return the results."""
     found = rounds.go_round(desk, JOB, lambda *step: _expire(desk, *step))
     for world in rounds.unserved(desk):
         try:
@@ -174,12 +177,12 @@ def _end(desk: Desk, call: Call) -> Made:
 
 
 def read(desk: Desk, call: Call) -> Made:
-    """Read what a session is by now, with all its lines."""
+    """Read the session's current state, with all its lines."""
     try:
         answer = checkout.read(desk.api, call.world, call.object_id, lane=call.lane)
     except MissingAtStripe:
         return _missing((checkout.missing(call.world, call.object_id, now=desk.now()),))
-    # Past its own end Stripe's timer is only late: it is looked at again, and not at once.
+    # Past the session's own end Stripe's timer is only late, so the session is read again later.
     ends = answer.body.get("expires_at")
     is_late = answer.body.get("status") == "open" and isinstance(ends, int) and ends < answer.at
     return Made((checkout.observed(answer, call.world, now=desk.now()),), "sessions", again=is_late)
@@ -196,7 +199,7 @@ WHERE (account, livemode, status) = (%s, %s, 'open') AND expires_at <= %s ORDER 
 
 
 def _expire_by_clock(desk: Desk, world: World, found: Round) -> int:
-    """Record that sessions have ended by our clock, where nobody can be asked; whatever Stripe says outranks it."""
+    """Record that sessions have ended by our clock, where no key can ask Stripe; anything from Stripe outranks it."""
     grace = timedelta(minutes=desk.settings.payfold_expiry_grace_minutes)
 
     def expire(cursor: Cursor) -> int:
@@ -207,7 +210,7 @@ def _expire_by_clock(desk: Desk, world: World, found: Round) -> int:
                 {"object": "checkout.session", "id": session},
                 account=world.account,
                 livemode=world.livemode,
-                # The time at which it was over, and not the one at which anybody looked, so that looking twice is one.
+                # The time at which the session ended, not the time of this round, so that two rounds record the same.
                 created=int((expires_at + grace).timestamp()),
                 now=desk.now(),
             )
@@ -229,7 +232,7 @@ LISTED: Final = ("account", "livemode", "id", "created", "expires_at", "action",
 
 
 def listed(desk: Desk) -> list[dict[str, Any]]:
-    """Return what a pass would do now, and why, oldest first in each world; nothing is done."""
+    """Return what a round would do now, and why, oldest first in each world; nothing is done."""
     now = desk.now()
     found = []
     for world in rounds.known_worlds(desk):

@@ -1,9 +1,9 @@
-"""Reads from Stripe what its events leave out, and records it as observations.
+"""Reads objects from Stripe that its events leave out, and records them as observations.
 
-What is to be read follows from what became known: the change feed says which order was completed and whose
-balance moved, an anomaly that the order of events was in doubt, a thin event which object it speaks of, and a
-charge that the session of its payment is out of date. The change feed is read by its number, so that the cost is
-that of what is new and never of what there is.
+There are four reasons to read an object. The change feed shows that an order was completed, or a customer's balance
+moved. An anomaly shows that the order of events was in doubt. A thin event names an object without its content. A
+charge has moved since its payment's session was last seen. The change feed is read from the number where the round
+before ended, so the cost depends on the new changes only.
 """
 
 from collections.abc import Iterator
@@ -26,13 +26,13 @@ from worker.stripe_jobs.rounds import Desk, Made, Round, Slice
 JOB: Final = "fetch"
 PURPOSES: Final = ("session", "ledger", "credit_note", "object", "event")
 THIN_EVENTS_READ: Final = 500
-"""Thin events whose payloads are in memory at once."""
+"""Thin events with payloads in memory at once."""
 CHANGES_MAX: Final = 5_000
-"""Changes looked at in one round."""
+"""Changes that one round looks at."""
 AGE_MAX: Final = timedelta(days=30)
-"""What happened longer ago (a replayed log) is not read from Stripe, where it may be gone."""
+"""Objects of older changes (from a replayed log) are not read, since Stripe may not have them any more."""
 RECENT: Final = timedelta(hours=1)
-"""What happened longer ago waits for its turn behind everything else."""
+"""Objects of older changes are read after all others."""
 OVERLAP: Final = timedelta(minutes=1)
 
 _PATHS: Final = {
@@ -47,11 +47,11 @@ _PATHS: Final = {
     "payment_link": ("payment_links",),
     "refund": ("refunds",),
 }
-"""By type of object, where Stripe answers for one."""
+"""By type of object, the path at which Stripe returns one."""
 
 
 def run_once(desk: Desk) -> Round:
-    """Read what is to be read, in every world that a key serves."""
+    """Read the objects that are due, in every world that a key serves."""
     return rounds.go_round(desk, JOB, lambda *step: _fetch(desk, *step))
 
 
@@ -65,7 +65,7 @@ def _fetch(desk: Desk, world: World, progress: Progress, found: Round, share: Sl
 
 
 def plan(cursor: Cursor, desk: Desk, world: World, progress: Progress) -> int:
-    """Ask for what is to be read of *world*, and return the number of the last change that was looked at."""
+    """Queue the objects to read of *world*, and return the number of the last change that was looked at."""
     values = {
         "account": world.account,
         "livemode": world.livemode,
@@ -134,7 +134,7 @@ FROM c JOIN credit_notes AS n ON (n.account, n.livemode, n.id) = (c.account, c.l
 WHERE c.subject = 'credit_note' AND NOT n.lines_complete
 """
 
-# The object's type is that of its latest event; a balance is its customer's to tell.
+# The object has the type of its latest event. A balance is read with its customer.
 _FROM_ANOMALIES: Final = """
 SELECT 'object', a.object_id, i.object_type, %(refetch)s
 FROM anomalies AS a
@@ -148,7 +148,8 @@ WHERE (a.account, a.livemode) = (%(account)s, %(livemode)s) AND a.resolved_at IS
     )
 """
 
-# A session that left its payment open, once per event that moved its charge since: what is read is later than that.
+# A session that left its payment open is read once per event that moved its charge since: what is read is then later
+# than that event.
 _FROM_CHARGES: Final = f"""
 WITH moved AS MATERIALIZED (
     SELECT id, object_id, created, received_at FROM inbox
@@ -177,7 +178,7 @@ WHERE t.type LIKE 'v_.%%' AND t.received_at >= %(thin_since)s
 ORDER BY t.seq LIMIT %(thin_limit)s
 """
 _THIN_COLUMNS: Final = ("object_ids", "object_types", "received", "twins")
-# A thin event names its twin, if it has one; without it the object that it speaks of is read.
+# If a thin event names a full event of the same change, that event is read; otherwise the object that it is about.
 _UNREAD: Final = """
 SELECT CASE WHEN t.twin IS NULL THEN 'object' ELSE 'event' END, coalesce(t.twin, t.object_id),
     CASE WHEN t.twin IS NULL THEN t.object_type ELSE 'event' END, %(refetch)s
@@ -195,7 +196,7 @@ WHERE (t.twin IS NOT NULL OR t.object_type = ANY (%(types)s))
 
 
 def _of_thin_events(cursor: Cursor, values: dict[str, Any]) -> Iterator[tuple[str, str, str, int]]:
-    """Yield what thin events make worth reading. Their payloads may hold what PostgreSQL takes for no JSON."""
+    """Yield what to read because of thin events. Python parses their payloads, since PostgreSQL may reject them."""
     behind = 0
     while True:
         cursor.execute(_THIN_EVENTS, values | {"behind": behind, "thin_limit": THIN_EVENTS_READ})
@@ -220,9 +221,9 @@ def _make(desk: Desk, call: Call) -> Made:
 
 
 def _read_ledger(desk: Desk, call: Call) -> Made:
-    """List the customer's balance transactions, down to those that are known; all are recorded or none.
+    """List the customer's balance transactions, down to the known ones; record all of them or none.
 
-    Where some have nothing to be recorded by, the others are recorded, and the call is given up for a person to see.
+    If some have no readable id and type, the others are recorded, and the call is given up, so that a person sees it.
     """
     known = desk.within(lambda opened: _known_transactions(opened, call))
     found: list[Delivery] = []
@@ -231,7 +232,7 @@ def _read_ledger(desk: Desk, call: Call) -> Made:
     path = ("customers", call.object_id, "balance_transactions")
     for page in desk.api.pages(call.world, *path, lane=call.lane):
         unreadable += len(page.items)
-        # All as of the first page, which is the earliest.
+        # All pages count as read at the time of the first one, which is the earliest.
         at = page.at if at is None else at
         for each in page.objects:
             with suppress(NotAnObject):
@@ -244,7 +245,7 @@ def _read_ledger(desk: Desk, call: Call) -> Made:
 
 
 def _known_transactions(cursor: Cursor, call: Call) -> set[str]:
-    """Return the transactions that are known, none of them where the ledger's chain has a gap."""
+    """Return the known transactions; none if the chain of the ledger has a gap, so that all of it is listed."""
     values = {"account": call.world.account, "livemode": call.world.livemode, "customer": call.object_id}
     cursor.execute(
         """
@@ -276,7 +277,7 @@ def _read_object(desk: Desk, call: Call) -> Made:
         answer = checkout.read(desk.api, call.world, call.object_id, lane=call.lane)
     else:
         answer = desk.api.call(call.world, "get", *_PATHS[call.object_type], call.object_id, lane=call.lane)
-    # However well it is known: what it says now is what the events left in doubt.
+    # It is recorded even if the inbox has the same content, since it settles what the events left in doubt.
     return Made((_observed(answer, call, desk.now()),), "objects", is_news=True)
 
 

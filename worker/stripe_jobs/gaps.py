@@ -1,8 +1,8 @@
 """Fetches events that never came, from the list that Stripe keeps for 30 days.
 
-Each account and mode has a checkpoint: everything before it is in the inbox. A round lists what the folds want
-from somewhat before the checkpoint to a minute ago, since Stripe may list the newest late, and records what the
-inbox lacks. Source: https://docs.stripe.com/api/events/list.
+Each account and mode has a checkpoint: all events before it are in the inbox. A round lists the events that the folds
+use, from somewhat before the checkpoint to a minute ago, since Stripe may list the newest events late. It records
+those that the inbox lacks. Source: https://docs.stripe.com/api/events/list.
 """
 
 import hashlib
@@ -28,11 +28,11 @@ from worker.stripe_jobs.rounds import Desk, Round, Slice
 
 JOB: Final = "fill_gaps"
 TYPES_MAX: Final = 20
-"""Event types that Stripe takes in one request."""
+"""Event types that Stripe accepts in one request."""
 OVERLAP: Final = timedelta(minutes=5)
 SETTLED: Final = timedelta(minutes=1)
 WINDOW_MAX: Final = timedelta(hours=6)
-"""Listed in one go, so that a long gap is filled in steps of which each is kept: Note [A window fits into a slice]."""
+"""A long gap is filled in windows of this width; each one filled is kept: see Note [A window fits into a slice]."""
 KEPT: Final = timedelta(days=30)
 """Stripe lists no older events."""
 CLIFF: Final = timedelta(days=25)
@@ -42,12 +42,12 @@ _log = structlog.get_logger()
 
 
 def wanted_types() -> list[str]:
-    """Return the event types that the folds want of Stripe."""
+    """Return the event types of Stripe that the folds use."""
     return sorted(kind for kind in folds.FOLDS if not kind.startswith("payfold."))
 
 
 def run_once(desk: Desk, *, since: datetime | None = None) -> Round:
-    """Fill the gaps of every world that a key serves, from *since* where it is given, else from its checkpoint."""
+    """Fill the gaps of every world that a key serves, from *since* if it is given, else from its checkpoint."""
     return rounds.go_round(desk, JOB, lambda *step: _fill(desk, since, *step))
 
 
@@ -55,13 +55,13 @@ def _fill(desk: Desk, since: datetime | None, world: World, progress: Progress, 
     oldest = desk.now() - KEPT
     checkpoint = _checkpoint(desk, world, progress)
     start = max(checkpoint if since is None else since, oldest)
-    # What begins after the checkpoint leaves a hole before it, which is still to be filled.
+    # A start after the checkpoint leaves a gap between the two, so the checkpoint has to stay.
     moves_checkpoint = start <= max(checkpoint, oldest)
     until = desk.now() - SETTLED
     while start < until:
         width = desk.width(JOB, world, WINDOW_MAX)
         end = min(start + width, until)
-        # Who asks for a time of their own waits for all of it.
+        # A person who gives *since* waits until all of it is done.
         may_leave = since is None and width > rounds.WINDOW_MIN
         if not _fill_window(desk, world, start, end, found, share if may_leave else None):
             desk.narrow(JOB, world, width)
@@ -77,7 +77,7 @@ def _fill(desk: Desk, since: datetime | None, world: World, progress: Progress, 
 
 
 def _checkpoint(desk: Desk, world: World, progress: Progress) -> datetime:
-    """Return up to when, less the overlap, nothing is missing."""
+    """Return the time before which no event is missing, less the overlap."""
     if progress.reached_at is None:
         return (desk.within(lambda opened: _first_received(opened, world)) or desk.now() - SETTLED) - OVERLAP
     if progress.reached_at < desk.now() - CLIFF:
@@ -92,7 +92,7 @@ def _checkpoint(desk: Desk, world: World, progress: Progress) -> datetime:
 
 
 def _first_received(cursor: Cursor, world: World) -> datetime | None:
-    """Return since when deliveries are recorded: what came by webhooks then began to be complete."""
+    """Return when the first webhook was recorded: since then the inbox is meant to be complete."""
     cursor.execute(
         "SELECT received_at FROM inbox WHERE (account, livemode) = (%s, %s) AND source = 'webhook'"
         " ORDER BY seq LIMIT 1",
@@ -103,7 +103,7 @@ def _first_received(cursor: Cursor, world: World) -> datetime | None:
 
 
 def _fill_window(desk: Desk, world: World, start: datetime, end: datetime, found: Round, share: Slice | None) -> bool:
-    """Record what the inbox lacks of a window; False where the slice was over before all pages were listed."""
+    """Record the events of a window that the inbox lacks; False if the slice ended before all pages were listed."""
     types = wanted_types()
     created = {"gte": int(start.timestamp()), "lte": int(end.timestamp())}
     for first in range(0, len(types), TYPES_MAX):
@@ -118,7 +118,7 @@ def _fill_window(desk: Desk, world: World, start: datetime, end: datetime, found
 
 
 def _deliveries(page: Page, world: World, found: Round, *, now: datetime) -> list[Delivery]:
-    """Return the events of a *page*, however odd; what has no readable id, type and created is counted and logged."""
+    """Return the events of a *page*, however odd; count and log items without a readable id, type and created."""
     listed: list[Delivery] = []
     for item in page.items:
         with suppress(Refused):
@@ -140,7 +140,7 @@ def _record(cursor: Cursor, world: World, listed: list[Delivery]) -> int:
 def _lacking(cursor: Cursor, listed: Sequence[Delivery]) -> list[Delivery]:
     """Return those of *listed* that the inbox does not have, or has parked, or in an older API version.
 
-    The list is read again and again, and its copies of all else would each be kept and compared every time.
+    The others are left out, since the list is read again and again, and each copy would be kept and compared each time.
     """
     keys = [
         text_array([each.account for each in listed]),
@@ -156,7 +156,7 @@ def _lacking(cursor: Cursor, listed: Sequence[Delivery]) -> list[Delivery]:
     ]
 
 
-# A list is of one world, and its account may have been renamed.
+# The list is of one world, but its account may have been renamed.
 _FOLDED: Final = """
 SELECT i.id, coalesce(left(i.api_version, 10), '')
 FROM unnest(%s::text[], %s::boolean[], %s::text[]) AS k (account, livemode, id)
@@ -170,7 +170,7 @@ def event_of(body: bytes, world: World, *, now: datetime) -> Delivery:
     """Return the delivery of an event as Stripe listed it, byte for byte, as the inbox takes it.
 
     Raises:
-        Refused: it has no id, type or created to keep it by.
+        Refused: it has no id, type or created, which recording needs.
     """
     return Delivery(
         envelope=events.read(body),

@@ -1,22 +1,22 @@
-"""What is to be done at Stripe, who is doing it, and how far each job has come. Nothing here calls Stripe.
+"""The queue of calls to Stripe, their leases, and the progress of each job. Nothing here calls Stripe.
 
 Note [A rename meets a round]
-    What is written first is written under the account's newest name, as in the inbox: a round may begin before a
-    rename. A round that began under the old name gives back a lease that the rename has dropped, and its progress is
-    lost, since the new name's job had its own; none begins under an old name. A call that was leased under the old name
-    is concluded under both, since the rename may or may not have relabelled it.
+    New calls and jobs are written under the account's newest name, as in the inbox, since a rename may happen during a
+    round. If a round began under the old name, the rename has dropped its lease, and its progress is lost, since the
+    job under the new name has its own. No round begins under an old name. A call that was leased under the old name is
+    concluded under both names, since the rename may or may not have relabelled it.
 
 Note [A lease, not a lock]
-    A call to Stripe takes as long as it takes, so no transaction is held open for it. A worker leases what it
-    is about to do; nobody else takes it meanwhile. If the worker dies the lease runs out, and whoever comes
-    next sees by the attempts that something may have been done, and reads before doing it again.
+    A call to Stripe may take long, so no transaction is held open for it. A worker leases a call before it makes it,
+    and no other worker takes the call during the lease. If the worker dies, the lease runs out. The next worker sees
+    from the attempts that the call may have been made, and reads the object before it makes the call again.
 
 Note [What ended a job is kept]
-    A round that ends before its time would end so again and again, and a checkpoint would stand still with nothing to
-    show it. So ``failed_at`` is since when no round has ended well, and ``failure`` is why, for `status` and health: at
-    once where trying again may not help (Stripe declines the call, or we failed), and after ten minutes where it
-    usually does (Stripe or Redis away, the budget spent). A round that ends well clears both. A refused key is kept as
-    ``stopped``.
+    A round that fails may fail again and again, and its checkpoint would stand still without anyone noticing. So
+    ``failed_at`` is the time since which no round has ended well, and ``failure`` is the reason, for `status` and
+    health. They show it at once where trying again may not help (Stripe declines the call, or we failed), and after ten
+    minutes where it usually does (Stripe or Redis away, the budget spent). A round that ends well clears both. A
+    refused key is kept as ``stopped``.
 """
 
 import random
@@ -30,19 +30,19 @@ from schemas.database import Cursor
 from schemas.observations import World
 
 LEASE: Final = timedelta(minutes=5)
-"""Longer than one call with all its tries and reads can take."""
+"""Longer than one call can take, with all its tries and reads."""
 RETRY_SECONDS_MIN: Final = 2
 RETRY_SECONDS_MAX: Final = 900
 STOPPED: Final = timedelta(minutes=10)
-"""After this a job that Stripe refused is tried again, with one call."""
+"""A job that Stripe refused is tried again after this time, with one call."""
 PERSISTS: Final = timedelta(minutes=10)
-"""For so long what passes by itself may last before it counts as a failure of the job."""
+"""A fault that passes by itself counts as a failure of the job once it has lasted this long."""
 FAILURE_CHARACTERS_MAX: Final = 500
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """Something to be done at Stripe; *attempts* are those of which the outcome is not known."""
+    """A call to make at Stripe; *attempts* counts the attempts with an unknown outcome."""
 
     world: World
     purpose: str
@@ -55,7 +55,7 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """An object with which something is to be done at Stripe, at once or, in its turn, as if since *due_at*."""
+    """An object to make a call for, at once, or in its turn among those that are due since *due_at*."""
 
     purpose: str
     object_id: str
@@ -84,10 +84,10 @@ def worlds(cursor: Cursor) -> list[World]:
 
 
 def want(cursor: Cursor, world: World, wanted: Sequence[Wanted], *, now: datetime) -> int:
-    """Ask for what is *wanted*, once each however often it is asked for, and return how many were new.
+    """Queue a call for each of *wanted*, one however often it is wanted, and return how many calls were new.
 
-    What is leased at the time is done once more afterwards, since it may have been too early; what was given up
-    stays so.
+    A call that is leased at the time is made once more afterwards, since it may have been made too early. A call that
+    was given up stays given up.
     """
     cursor.execute(
         """
@@ -121,9 +121,10 @@ def want(cursor: Cursor, world: World, wanted: Sequence[Wanted], *, now: datetim
 def lease(
     cursor: Cursor, world: World, purposes: Sequence[str], *, limit: int, now: datetime
 ) -> list[Call]:  # fmt: skip
-    """Take up to *limit* calls that are due, the most urgent first, for this worker alone.
+    """Lease up to *limit* due calls to this worker, the most urgent first.
 
-    The attempt is counted here, before it is made: whoever finds it counted, and not done, knows nothing of it.
+    The attempt is counted here, before it is made. If a call has a counted attempt and is still queued, it is not known
+    whether that attempt was made.
     """
     cursor.execute(
         """
@@ -161,16 +162,16 @@ def _key(call: Call) -> tuple[str, str, bool, str, str]:
 
 
 def done(cursor: Cursor, call: Call) -> None:
-    """Forget *call*, unless it was asked for again while it was made."""
+    """Remove *call* from the queue, unless it was asked for again while it was made."""
     cursor.execute(f"DELETE FROM stripe_calls WHERE {_ONE} AND asked_at <= %s", (*_key(call), call.asked_at))
     if not cursor.rowcount:
         cursor.execute(f"UPDATE stripe_calls SET leased_until = NULL, attempts = 0 WHERE {_ONE}", _key(call))
 
 
 def put_off(cursor: Cursor, call: Call, *, now: datetime, is_known: bool) -> None:
-    """Let *call* be made again later, the later the more often that was needed.
+    """Have *call* made again later; the delay grows with each attempt.
 
-    *is_known* says that nothing was done at Stripe, so that the attempt does not count.
+    *is_known* means that it is known that nothing was done at Stripe, so that the attempt does not count.
     """
     delay = min(RETRY_SECONDS_MAX, RETRY_SECONDS_MIN * 2 ** min(call.attempts, 10)) * random.uniform(0.75, 1.25)  # noqa: S311 - jitter
     cursor.execute(
@@ -188,12 +189,12 @@ def give_up(cursor: Cursor, call: Call, reason: str) -> None:
     cursor.execute(f"UPDATE stripe_calls SET leased_until = NULL, given_up = %s WHERE {_ONE}", (reason, *_key(call)))
 
 
-# Jobs: what goes round by the clock, once for each world.
+# Jobs: rounds that the clock starts, one for each world.
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a job has come, None where it has never run."""
+    """How far a job has come; a value is None where the job has never run."""
 
     reached_at: datetime | None
     reached_seq: int | None
@@ -202,9 +203,9 @@ class Progress:
 def begin(
     cursor: Cursor, world: World, job: str, *, now: datetime, though_stopped: bool = False
 ) -> Progress | None:  # fmt: skip
-    """Lease a round of *job* to this worker; None where another has it, or Stripe has refused it for now.
+    """Lease a round of *job* to this worker; None if another worker has it, or Stripe has refused it for now.
 
-    None, too, where the account has a newer name, under which its next round begins. With *though_stopped* the job is
+    Also None if the account has a newer name: the next round begins under that one. With *though_stopped* the job is
     tried again although Stripe has refused it.
     """
     cursor.execute(
@@ -228,7 +229,7 @@ _JOB: Final = "(account, livemode, job) = (%s, %s, %s)"
 def reach(
     cursor: Cursor, world: World, job: str, *, at: datetime | None = None, seq: int | None = None, found: int = 0
 ) -> None:
-    """Note how far *job* has come, and what it *found* on the way."""
+    """Record the progress of *job*, and add the number of events that it *found*."""
     cursor.execute(
         f"UPDATE stripe_jobs SET reached_at = coalesce(%s, reached_at), reached_seq = coalesce(%s, reached_seq),"
         f" found = found + %s WHERE {_JOB}",
@@ -237,7 +238,7 @@ def reach(
 
 
 def end(cursor: Cursor, world: World, job: str, *, now: datetime) -> None:
-    """Give the lease of *job* back: the round is done, and nothing is wrong with it."""
+    """Give the lease of *job* back: the round has ended well."""
     cursor.execute(
         "UPDATE stripe_jobs SET leased_until = NULL, done_at = %s, stopped = NULL, stopped_until = NULL,"
         f" failed_at = NULL, failure = NULL WHERE {_JOB}",
@@ -246,7 +247,7 @@ def end(cursor: Cursor, world: World, job: str, *, now: datetime) -> None:
 
 
 def pause(cursor: Cursor, world: World, job: str) -> None:
-    """Give the lease of *job* back: its slice is over, nothing was wrong with it, and it goes on next time."""
+    """Give the lease of *job* back: its slice is over without a fault, and the next round goes on from here."""
     cursor.execute(
         f"UPDATE stripe_jobs SET leased_until = NULL, failed_at = NULL, failure = NULL WHERE {_JOB}",
         (world.account, world.livemode, job),
@@ -254,14 +255,14 @@ def pause(cursor: Cursor, world: World, job: str) -> None:
 
 
 def release(cursor: Cursor, world: World, job: str) -> None:
-    """Give the lease of *job* back, and keep nothing of how its round ended."""
+    """Give the lease of *job* back, and record nothing about how its round ended."""
     cursor.execute(f"UPDATE stripe_jobs SET leased_until = NULL WHERE {_JOB}", (world.account, world.livemode, job))
 
 
 def fail(cursor: Cursor, world: World, job: str, failure: str, *, now: datetime, may_pass: bool) -> None:
     """Give the lease of *job* back, and keep what ended its round; see Note [What ended a job is kept].
 
-    What *may_pass* by itself is kept once no round has ended well for ``PERSISTS``.
+    A fault that *may_pass* by itself is kept only once no round has ended well for ``PERSISTS``.
     """
     cursor.execute(
         """
@@ -286,7 +287,7 @@ def fail(cursor: Cursor, world: World, job: str, failure: str, *, now: datetime,
 
 
 def stop(cursor: Cursor, world: World, job: str, reason: str, *, now: datetime) -> None:
-    """Stop *job*, since Stripe refuses the key: nothing of it is tried for a while."""
+    """Stop *job*, since Stripe refuses the key: it is not tried again for a while."""
     cursor.execute(
         "UPDATE stripe_jobs SET leased_until = NULL, stopped = %s, stopped_until = %s,"
         f" failed_at = coalesce(failed_at, %s), failure = NULL WHERE {_JOB}",

@@ -1,7 +1,7 @@
-"""What every job at Stripe has in common: a round through the worlds that a key serves, in slices of time.
+"""The common part of all jobs at Stripe: a round through the worlds that a key serves, in slices of time.
 
-A round of a job is leased for one world, so that two clocks, or two workers, never do it at once. What ends it is
-kept with the job, and keeps no other world and no other job from its round: see Note [What ended a job is kept].
+A round of a job is leased for one world, so that two clocks, or two workers, never do it at once. An error that ends a
+round is kept with the job, and stops no other world and no other job: see Note [What ended a job is kept].
 
 Note [A window fits into a slice]
     Stripe lists the newest first, so a job that lists knows how far it has come only at the end of a window of time.
@@ -40,7 +40,7 @@ WINDOW_MIN: Final = timedelta(minutes=10)
 THREADS: Final = 4
 """Calls to Stripe that one worker makes at once: an answer takes a quarter of a second or more."""
 ATTEMPTS_MAX: Final = 12
-"""After so many attempts that came to nothing, or left a session open, a person has to look."""
+"""After so many attempts that failed, or left a session open, a person has to look."""
 
 Result = TypeVar("Result")
 
@@ -53,7 +53,7 @@ def _utc_now() -> datetime:
 
 @dataclass(frozen=True, slots=True)
 class Desk:
-    """Where the jobs work: the database, Stripe, the settings and the clock."""
+    """The context of the jobs: the database, Stripe, the settings and the clock."""
 
     engine: Engine
     api: StripeApi
@@ -62,9 +62,9 @@ class Desk:
     threads: int = THREADS
     slice_seconds_max: float = SLICE_SECONDS_MAX
     step: Callable[[], None] = lambda: None
-    """Called after each transaction, so that the work is seen to come further."""
+    """Called after each transaction, to show that the work goes on."""
     is_by_hand: bool = False
-    """Whether a person asked for it: then it is tried although Stripe has refused it, or it is said why it was not."""
+    """Whether a person started this. Then a job that Stripe has refused is tried, or the reason why not is reported."""
     _widths: "dict[tuple[str, World], timedelta]" = field(default_factory=dict, repr=False)
 
     def width(self, job: str, world: World, width_max: timedelta) -> timedelta:
@@ -80,7 +80,7 @@ class Desk:
         self._widths[job, world] = width * 2
 
     def within(self, work: Callable[[Cursor], Result]) -> Result:
-        """Return what *work* returns, done in one transaction; bounded in time, but where a person waits for it."""
+        """Run *work* in one transaction and return its result; its time is limited, unless a person waits for it."""
         try:
             with (
                 transaction(self.engine, None if self.is_by_hand else BATCH) as connection,
@@ -91,18 +91,18 @@ class Desk:
             self.step()
 
     def record(self, opened: Cursor, deliveries: Sequence[Delivery], *, all_of_them: bool = False) -> int:
-        """Record what of *deliveries* is news, or *all_of_them*, and return how many events the inbox did not have."""
+        """Record the *deliveries* that are new, or *all_of_them*, and return how many events the inbox did not have."""
         fresh = deliveries if all_of_them or not deliveries else observations.news(opened, deliveries)
         return sum(receipt.recorded is Recorded.NEW for receipt in inbox.record(opened, fresh)) if fresh else 0
 
 
 @dataclass(slots=True)
 class Round:
-    """What one round of a job came to, in all worlds."""
+    """The result of one round of a job, in all worlds."""
 
     recorded: int = 0
     failed: list[str] = field(default_factory=list)
-    """Why it was stopped or put off, where it was."""
+    """The reasons for which it was stopped or put off, if any."""
     error: str = ""
     """The kind of the last error among these."""
     is_more: bool = False
@@ -125,40 +125,40 @@ class Slice:
 
     @property
     def is_over(self) -> bool:
-        """Whether it is somebody else's turn."""
+        """Whether the job has used up its time, so that another job gets its turn."""
         return time.monotonic() > self._ends
 
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """What a call brought: observations, what to count it as, and whether it is to be made again or given up."""
+    """The result of a call: observations, what to count it as, and whether it is to be made again or given up."""
 
     deliveries: tuple[Delivery, ...] = ()
     counted: str = ""
     again: bool = False
     given_up: str = ""
     is_news: bool = False
-    """Whether what it brought is recorded however well it is known: the order of events was in doubt."""
+    """Whether its observations are recorded even if their content is known, since the order of events was in doubt."""
 
 
 Step = Callable[[World, Progress, Round, Slice], None]
 
 
 def go_round(desk: Desk, job: str, step: Step, *, worlds: Sequence[World] | None = None) -> Round:
-    """Take *step* in each world that a key serves, and return what came of it."""
+    """Take *step* in each world that a key serves, and return the results."""
     found, share = Round(), Slice(desk.slice_seconds_max)
     for world in served(desk) if worlds is None else worlds:
         progress = _begun(desk, job, world, found)
         if progress is None:
             if share.is_over:
-                # It waited for a lock, and so would each of the other worlds.
+                # This round waited for a lock in vain, and each of the other worlds would wait for it, too.
                 break
             continue
         before, found.is_more = found.is_more, False
         try:
             _go(desk, job, step, world, progress, found, share)
         except DatabaseAway:
-            # Of one connection that fell silent the others know nothing, so the lease may still be given back.
+            # If only this connection fell silent, the lease can still be given back by another one.
             with suppress(DatabaseAway):
                 desk.within(partial(queue.release, world=world, job=job))
             raise
@@ -171,13 +171,13 @@ def go_round(desk: Desk, job: str, step: Step, *, worlds: Sequence[World] | None
 
 
 def _begun(desk: Desk, job: str, world: World, found: Round) -> Progress | None:
-    """Lease a round of *job* in *world*; None where it cannot be had now."""
+    """Lease a round of *job* in *world*; None if that is not possible now."""
     try:
         progress = desk.within(
             partial(queue.begin, world=world, job=job, now=desk.now(), though_stopped=desk.is_by_hand)
         )
     except (DBAPIError, DriverError) as error:
-        # The lease may be another worker's, so nothing is written of it.
+        # The lease may be another worker's, so nothing is written about it.
         _note_failed(error, found)
         _log.error("stripe.failed", job=job, account=world.account, livemode=world.livemode, reason=reason_of(error))
         return None
@@ -211,7 +211,7 @@ def fail(desk: Desk, job: str, world: World, error: Exception, found: Round) -> 
         _log.warning("stripe.postponed", job=job, account=world.account, livemode=world.livemode, reason=reason)
     else:
         _log.error("stripe.failed", job=job, account=world.account, livemode=world.livemode, reason=reason)
-    # What PostgreSQL refuses here, it may be what the round failed with; then the log alone has it.
+    # If PostgreSQL refuses this too, perhaps for the same reason as the round, only the log has the error.
     with suppress(DBAPIError, DriverError):
         desk.within(lambda opened: queue.fail(opened, world, job, reason, now=desk.now(), may_pass=may_pass))
 
@@ -229,7 +229,7 @@ def reason_of(error: Exception) -> str:
 def observe_each(
     page: Page, observe: Callable[[Answer], Delivery], found: Round, *, job: str, world: World
 ) -> list[Delivery]:
-    """Return what *observe* makes of each object of a *page*; count and log those that cannot be recorded."""
+    """Return the result of *observe* for each object of a *page*; count and log objects that cannot be recorded."""
     seen: list[Delivery] = []
     for answer in page.objects:
         with suppress(NotAnObject):
@@ -239,7 +239,7 @@ def observe_each(
 
 
 def note_unreadable(times: int, found: Round, *, job: str, world: World) -> None:
-    """Count and log that so many items of a page have nothing to be recorded by."""
+    """Count and log how many items of a page lack an id, or another value that recording needs."""
     if times:
         found.count("unreadable", times)
         _log.warning("stripe.unreadable", job=job, account=world.account, livemode=world.livemode, items=times)
@@ -254,7 +254,7 @@ def served(desk: Desk) -> list[World]:
 
 
 def known_worlds(desk: Desk) -> list[World]:
-    """Return the worlds of the inbox, and learn what their accounts are called by now."""
+    """Return the worlds of the inbox, and load the newest names of their accounts."""
     known, names = desk.within(lambda opened: (queue.worlds(opened), accounts.names(opened)))
     desk.api.learn(names)
     return known
@@ -275,10 +275,10 @@ def work_off(
 ) -> None:
     """Make the calls of *purposes* that are due, several at once, until none is left or the slice is over.
 
-    What a call brought is recorded, and the call forgotten, in one transaction.
+    The result of a call is recorded, and the call removed from the queue, in one transaction.
 
     Raises:
-        KeyRefused, NotServed, Transient: the first that a call met; it and what was not begun is done later.
+        KeyRefused, NotServed, Transient: the first that a call met; this call, and those not begun, are made later.
     """
     faults: list[Exception] = []
 
@@ -289,7 +289,7 @@ def work_off(
                 return
             try:
                 _make_or_put_off(desk, taken[0], make, found)
-            except Exception as error:  # noqa: BLE001 - told to whoever asked for the work
+            except Exception as error:  # noqa: BLE001 - raised again once all threads have ended
                 faults.append(error)
             if share.is_over:
                 found.is_more = True
@@ -306,7 +306,7 @@ def work_off(
 
 
 def _make_or_put_off(desk: Desk, call: Call, make: Callable[[Call], Made], found: Round) -> None:
-    """Make a *call*; one that fails by a fault of ours is tried again later, and holds up no other."""
+    """Make a *call*; if it fails by a fault of ours it is tried again later, and holds up no other call."""
     try:
         _make(desk, call, make, found)
     except (KeyRefused, NotServed, Transient):
@@ -333,7 +333,7 @@ def _make(desk: Desk, call: Call, make: Callable[[Call], Made], found: Round) ->
 
 
 def _conclude(desk: Desk, call: Call, made: Made, found: Round) -> None:
-    """Record what a call brought, and note what is to become of it."""
+    """Record the result of a call, and remove the call, put it off or give it up."""
 
     def conclude(opened: Cursor) -> int:
         recorded = desk.record(opened, made.deliveries, all_of_them=made.is_news)

@@ -108,7 +108,7 @@ STRIPE_JOBS: Final = ("expire_sessions", "poll_sessions", "fetch", "fill_gaps")
 
 
 NEWEST: Final = "(COALESCE(created, '-infinity'::timestamp with time zone))"
-"""By which lists are sorted; an object that does not say when it was created comes last."""
+"""Lists are sorted by this. An object without a creation time comes last."""
 
 
 def key_name(key: Sequence[str]) -> str:
@@ -201,8 +201,7 @@ inbox = Table(
     ),
 )
 
-# Apart from what an event is known by, and in partitions by number, which `schemas.inbox` makes: what was said long ago
-# may be archived.
+# Apart from `inbox`, since the bytes of old events may be archived. `schemas.inbox` makes the partitions, by number.
 payloads = Table(
     "payloads",
     metadata,
@@ -210,7 +209,7 @@ payloads = Table(
     Column("payload", LargeBinary, nullable=False),
     postgresql_partition_by="RANGE (seq)",
 )
-# The hash of what an archived payload said (see schemas/contents.py), which stands for it.
+# The hash of an archived payload's content (see schemas/contents.py), which stands for the payload.
 contents = Table(
     "contents",
     metadata,
@@ -218,8 +217,8 @@ contents = Table(
     Column("content_sha256", LargeBinary, nullable=False),
 )
 
-# The copies of an event that say something else than the one in the inbox; and those that only just came, of which
-# nobody has looked at the content yet.
+# The copies of an event that have another content than the one in the inbox, and those that just arrived and are not
+# compared yet.
 renderings = Table(
     "renderings",
     metadata,
@@ -266,7 +265,7 @@ mentions = Table(
     "mentions",
     metadata,
     *_world(),
-    # The object whose row an event of another object speaks of, as a balance transaction does of its customer's.
+    # An object that an event of another object is about as well, as a balance transaction is about its customer.
     Column("object_id", Text, nullable=False),
     Column("seq", BigInteger, nullable=False),
     PrimaryKeyConstraint("account", "livemode", "object_id", "seq"),
@@ -317,7 +316,7 @@ stripe_calls = Table(
     _moment("due_at", nullable=False),
     # Attempts of which the outcome is not known, or was no answer.
     Column("attempts", SmallInteger, nullable=False, server_default=text("0")),
-    # Until then one worker has it, and whoever comes after that must find out what the worker did.
+    # Until then one worker has the call. A worker that takes it after that must find out what the first one did.
     _moment("leased_until"),
     # Why it is not tried again.
     Column("given_up", Text),
@@ -676,7 +675,7 @@ portal_sessions = _projection(
     _moment("created"),
     _moment("expired_at"),
     _newest("portal_sessions"),
-    # The clock looks for those whose time is up.
+    # The clock looks for sessions that are past their time.
     Index("portal_sessions_open", "created", postgresql_where=text("expired_at IS NULL")),
 )
 
@@ -735,7 +734,7 @@ Index(
     postgresql_where=changes.c.kind == DISPUTE_CLOSED,
 )
 
-# What was last told of an order, where that was a correction.
+# The newest correction of an order.
 Index(
     "changes_corrected",
     changes.c.account,
@@ -760,7 +759,7 @@ Index("changes_shown", changes.c.seq, postgresql_where=changes.c.withheld.is_(No
 # How many are withheld, by kind.
 Index("changes_withheld", changes.c.kind, postgresql_where=changes.c.withheld.is_not(None))
 
-# What was last told of an order's refunds.
+# The newest change of an order's refunds.
 Index(
     "changes_refund",
     changes.c.account,
@@ -875,7 +874,7 @@ PROJECTIONS: Final = (
 """The tables that are a function of the inbox: what the digest covers and a rebuild rebuilds."""
 
 REBUILT: Final = (pending, mentions, outcomes, *PROJECTIONS, changes, anomalies)
-"""What a rebuild needs a second one of, to fold the same inbox beside the live tables."""
+"""A rebuild makes a second one of each of these tables, to fold the same inbox next to the live ones."""
 MAIN_AMOUNTS: Final = ("amount_total", "total", "amount")
 """What a row is worth as a whole, by the first of these columns that it has."""
 

@@ -1,4 +1,4 @@
-"""What the tables say, as JSON."""
+"""The rows of the tables, as JSON."""
 
 import base64
 import binascii
@@ -36,7 +36,7 @@ _BOUNDS: Final = "payfold_read_bounds"
 
 
 class Route(APIRoute):
-    """A route whose answer leaves out what was not set: the personal data, for a token that may not see it."""
+    """A route that leaves unset fields out of its answer: personal data is not set for a token that may not see it."""
 
     def __init__(self, *args: Any, **more: Any) -> None:  # noqa: ANN401 - FastAPI's own
         super().__init__(*args, **{**more, "response_model_exclude_unset": True})
@@ -87,7 +87,7 @@ def reading(engine: Engine) -> Iterator[Connection]:
 
 
 class Filters(BaseModel):
-    """What every list can be asked. Whatever else a list takes is the name of a column, and its value."""
+    """The filters that every list takes. Any other filter of a list is the name of a column, with its value."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -102,7 +102,7 @@ class Filters(BaseModel):
 
 
 class DatedFilters(Filters):
-    """Filters of rows that say when they were created."""
+    """Filters of rows that have a creation time."""
 
     created_from: FilterMoment = Field(None, description="a time with its offset, as 2026-11-01T00:00:00Z")
     created_before: FilterMoment = None
@@ -240,7 +240,7 @@ def show_credit_note(
 
 
 def _lines(connection: Connection, table: Table, owner: ColumnElement[Any], row: Any) -> Sequence[Any]:  # noqa: ANN401 - a row's mapping
-    """Return the rows of *table* whose *owner* is *row*."""
+    """Return the rows of *table* that name *row* in the column *owner*."""
     world = (table.c.account == row["account"], table.c.livemode == row["livemode"])
     query = select(table).where(*world, owner == row["id"]).order_by(table.c.id)
     return connection.execute(query).mappings().all()
@@ -384,7 +384,7 @@ def show_event(
     return answers.EventWithPayload.of(found, personal=sees)
 
 
-def one(request: Request, table: Table, key: str, account: str | None, livemode: bool | None) -> Any:  # noqa: ANN401, FBT001 - a row's mapping, and what the address says
+def one(request: Request, table: Table, key: str, account: str | None, livemode: bool | None) -> Any:  # noqa: ANN401, FBT001 - a row's mapping, and a part of the address
     """Return the row of *table* with the id *key*, in the world that was asked for."""
     with reading(request.app.state.engine) as connection:
         return _row(connection, table, key, account, livemode)
@@ -469,12 +469,12 @@ def _read_cursor(cursor: str, kind: type[Any], length: int) -> list[Any]:
 
 
 def _is_storable(part: object) -> bool:
-    """Tell whether PostgreSQL can compare with *part*, a text or a number."""
+    """Return whether PostgreSQL can compare with *part*, a text or a number."""
     return abs(part) < 2**63 if isinstance(part, int) else "\0" not in str(part)
 
 
 def _seconds(at: str) -> float:
-    """Return the time of a cursor, in Unix seconds; those that do not say when they were created have -Infinity."""
+    """Return the time of a cursor, in Unix seconds: -Infinity for an object without a creation time."""
     try:
         seconds = float(at)
     except ValueError:

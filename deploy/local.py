@@ -152,7 +152,7 @@ def run_until_told(work: Coroutine[Any, Any, Result]) -> Result:
     """Run *work* in an event loop of its own and return its result; ``stop_when_told`` ends it too.
 
     Raises:
-        KeyboardInterrupt: it was told to stop, and is cancelled.
+        KeyboardInterrupt: a signal asked for a stop, and *work* was cancelled.
     """
     import uvloop  # noqa: PLC0415 - as httpx below
 
@@ -181,7 +181,10 @@ def _handlers_restored() -> Iterator[None]:
 
 @contextmanager
 def temporary_folder(settings: Settings, *, prefix: str = DEMO_PREFIX) -> Iterator[Path]:
-    """Make a data folder for one demo, and remove it and what killed demos, or whoever has *prefix*, left behind."""
+    """Make a data folder for one demo, and remove it afterwards.
+
+    Folders with the same *prefix* that killed runs left behind are removed first.
+    """
     parent = settings.payfold_data_dir.absolute()
     parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     for left in parent.glob(f"{prefix}*"):
@@ -300,8 +303,8 @@ def _claimed_port(port: int) -> Iterator[None]:
     Raises:
         StartError: it may not be opened, or, as a PortLost, it is taken.
     """
-    # The web process binds it seconds from now. Until the end, the datagram port of the same number tells another
-    # Payfold, which may be starting just now, that this one is spoken for.
+    # The web process binds the port seconds from now. Until the end, this socket holds the datagram port of the same
+    # number, so that another Payfold that is just starting takes another port.
     with socket.socket(type=socket.SOCK_DGRAM) as claim:
         try:
             claim.bind((LOOPBACK, port))

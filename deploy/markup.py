@@ -77,7 +77,7 @@ def table(
     has_total: bool = False,
     kind: str = "",
 ) -> Html:
-    """Return a table whose first *texts* columns are words (all, unless told) and the others figures.
+    """Return a table: its first *texts* columns (by default all) are words, and the others figures.
 
     With *has_total* its last row is the sum of the others.
     """

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 PIPE_COLUMNS: Final = 1000
-"""A table's width where no terminal says one: a file, a pipe or a copied line is not to be broken."""
+"""A table's width without a terminal, so that no line in a file, a pipe or a copy is broken."""
 
 _UNBOUNDED: Final = 1_000_000
 """More columns than any row has."""
@@ -47,7 +47,7 @@ class Format(StrEnum):
 def rows(
     found: Iterable[Mapping[str, Any]], columns: Sequence[str], form: Format, *, empty: str, to: Console = out
 ) -> None:
-    """Print *columns* of the rows *found*; *empty* is said where a table would have none."""
+    """Print *columns* of the rows *found*, or *empty* instead of a table without rows."""
     if form is Format.NDJSON:
         for row in found:
             print(_json({name: row[name] for name in columns}))  # noqa: T201 - data goes to stdout
@@ -118,7 +118,7 @@ def amount(column: str, value: object, currency: object) -> str:
 
 
 def plain(value: object) -> Any:  # noqa: ANN401 - JSON values
-    """Return *value* as whoever reads its JSON gets it."""
+    """Return *value* as a reader of its JSON gets it."""
     return msgspec.json.decode(_json(value))
 
 
@@ -127,7 +127,7 @@ def _json(value: object) -> str:
 
 
 def _in_utc(value: object) -> object:
-    """Return *value* with its times in UTC, whatever zone the database's session is in."""
+    """Return *value* with its times in UTC, for a database session in any zone."""
     if isinstance(value, datetime):
         return value.astimezone(UTC)
     if isinstance(value, dict):

@@ -1,7 +1,7 @@
 """Runs the Procfile's own processes on this machine, so that what runs here is what runs in production.
 
-honcho reads the Procfile, starts the commands and prints their lines. Its manager is left out: it ends every process as
-soon as one has ended, and the acceptance tests kill one with -9 and start it again beside the living.
+honcho reads the Procfile, starts the commands and prints their lines. Its manager is not used: it ends every process as
+soon as one has ended, but the acceptance tests kill one with -9 and start it again while the others run.
 """
 
 import contextlib
@@ -143,7 +143,7 @@ class Processes:
         return None if running is None else running.process.poll()
 
     def wait(self) -> Ended | None:
-        """Block until a process ends that nobody killed here, and return which; None when a stop was asked for."""
+        """Block until a process ends that was not killed here, and return it; None when a stop was asked for."""
         while (ended := self._ends.get()) is not None:
             if not ended.expected_to_end:
                 return Ended(ended.name, ended.wait(), ended.last_lines)
@@ -181,7 +181,7 @@ class _Lines:
 
 @dataclass(eq=False)
 class _Running:
-    """One started process, with the two threads that print its lines and tell of its end."""
+    """One started process, with the two threads that print its lines and report its end."""
 
     name: str
     process: "subprocess.Popen[bytes]"
@@ -197,7 +197,7 @@ class _Running:
         self._reader.start()
 
     def terminate(self) -> None:
-        """Ask it to end. Only the process itself: how its children end is for it to say."""
+        """Ask the process to end. Its children are not asked: the process itself decides how they end."""
         self.expected_to_end = True
         self.process.terminate()
 

@@ -59,7 +59,7 @@ _FUTURE: Final = "dated after this run"
 _NO_AGE: Final = "no date"
 _AMOUNT: Final = re.compile(r"(\S+ [A-Z]{3}\b)")
 
-# The page may do nothing but show itself; a browser told so refuses the rest, whatever a value smuggled in.
+# By this policy a browser only shows the page, and refuses everything else that a value may have smuggled in.
 _META: Final = """<meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
@@ -155,7 +155,7 @@ def _verdict(found: Row) -> str:
 
 
 def _caveats(found: Row) -> str:
-    """Say what the verdict does not."""
+    """Return sentences on what the verdict leaves out."""
     in_part = output.in_part(found)
     left = [name for name in _CHECKS if name not in found["run"]["checks"] and name not in in_part]
     unproven = _unproven(found)

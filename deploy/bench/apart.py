@@ -1,7 +1,7 @@
-"""What is measured in a process of its own, and what processes take of the machine's memory and time (Linux).
+"""Measures work in a process of its own, and the memory and processor time that processes take (Linux).
 
-``python -m deploy.bench.apart rebuild`` folds the inbox anew, ``… record LOG`` records a log beside the live tables and
-folds that; both print how long it took. The database is the one that DATABASE_URL names.
+``python -m deploy.bench.apart rebuild`` folds the inbox again. ``… record LOG`` records a log next to the live tables
+and folds that. Both print how long it took. The database is the one that DATABASE_URL names.
 """
 
 import os
@@ -37,7 +37,7 @@ class ApartError(PayfoldError):
 
 
 class Inside(Struct, frozen=True):
-    """What a process says of its work."""
+    """The report of a process on its own work."""
 
     seconds: float
 
@@ -75,7 +75,7 @@ def rebuilt(environment: Mapping[str, str]) -> Taken:
 
 
 def recorded(environment: Mapping[str, str], log: Path) -> Taken:
-    """Record *log* beside the live tables of *environment* and fold it at once."""
+    """Record *log* next to the live tables of *environment* and fold it at once."""
     return _taken([sys.executable, "-m", "deploy.bench.apart", "record", str(log)], environment)
 
 
@@ -146,7 +146,7 @@ def pss_bytes(pids: Iterable[int]) -> int:
 
 
 def _told(pid: int, file: str, name: str) -> int:
-    """Return the bytes that a process's *file* tells under *name*; 0 of one that has ended."""
+    """Return the bytes that *name* has in a process's *file*; 0 for a process that has ended."""
     try:
         lines = (_PROC / str(pid) / file).read_text().splitlines()
     except OSError:

@@ -39,12 +39,12 @@ LIST_PATH: Final = "/v1/orders?status=paid&limit=50"
 SEED: Final = 20_261
 
 Tell = Callable[[str], None]
-"""Is told what is being measured."""
+"""Shows what is being measured."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """How much of everything is measured, in events unless the name says otherwise."""
+    """How much is measured for each figure, in events unless the name has another unit."""
 
     runs: int
     acks: int
@@ -339,7 +339,7 @@ def load_history(stand: Stand, count: int) -> Figure:
 
 
 def rebuild(stand: Stand, runs: int, tell: Tell) -> list[Figure]:
-    """Measure events rebuilt in a second beside loading the very rows in bulk, and the memory that takes."""
+    """Measure events rebuilt in a second against loading the same rows in bulk, and the memory of a rebuild."""
     count = _inbox_rows(stand)
     rates, quick, memory = [], [], []
     folder = stand.folder / "rows"
@@ -389,7 +389,7 @@ def rebuild(stand: Stand, runs: int, tell: Tell) -> list[Figure]:
 
 
 def replay(site: Site, sizes: Sizes, tell: Tell) -> list[Figure]:
-    """Measure the replay of a log into an empty database, beside recording and rebuilding the same log."""
+    """Measure the replay of a log into an empty database, against recording and rebuilding the same log."""
     with site.stand() as stand:
         events.record(stand.engine, islice(events.history(SEED + 5, payments=True), sizes.replayed))
         return [replay_of(site, stand, sizes.runs, tell)]

@@ -26,11 +26,11 @@ class Target(Struct, frozen=True):
     floor: float | None = None
 
     def is_met(self, value: float) -> bool:
-        """Tell whether *value* reaches it."""
+        """Return whether *value* reaches it."""
         return value >= self.bound if self.at_least else value <= self.bound
 
     def is_far_from(self, value: float) -> bool:
-        """Tell whether *value* is so far off that noise does not explain it."""
+        """Return whether *value* is so far off that noise does not explain it."""
         if self.at_least:
             return value < (self.bound / MARGIN if self.floor is None else self.floor)
         return value > self.bound * MARGIN
@@ -48,7 +48,8 @@ class Run(Struct, frozen=True, omit_defaults=True):
 class Figure(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One figure over its runs.
 
-    *target* bounds the ratio where there is a limit, and else what is measured; *fault* says what makes it worthless.
+    *target* bounds the ratio to the limit, or the measured value where there is no limit. *fault* is the reason why
+    the figure is worthless, if it is.
     """
 
     name: str
@@ -96,7 +97,7 @@ class Figure(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     @property
     def plain_met(self) -> bool | None:
-        """Whether the target beside the plain alternative is reached, None as above."""
+        """Whether the target against the plain alternative is reached, None as above."""
         unknown = self.plain_target is None or self.plain_ratio is None
         return None if unknown else self.plain_target.is_met(self.plain_ratio)  # type: ignore[union-attr,arg-type]  # known
 
@@ -161,7 +162,7 @@ def _target(target: Target | None) -> dict[str, Any] | None:
 
 
 def show(figures: Sequence[Figure], machine: Mapping[str, Any], console: Console) -> None:
-    """Print the figures with targets, those beside the plain alternative, what is for orientation, and the machine."""
+    """Print the figures with targets, those against the plain alternative, the others, and the machine."""
     judged = [figure for figure in figures if figure.target is not None]
     beside = [figure for figure in figures if figure.plain_target is not None]
     others = [figure for figure in figures if figure.target is None]

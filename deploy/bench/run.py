@@ -45,7 +45,7 @@ USUAL: Final = Sizes(
     reads=300,
 )
 SMALL_EVENTS: Final = 100_000
-"""The history beside which a long one is measured."""
+"""Events in the short history against which a long one is measured."""
 FULL_EVENTS: Final = 3_000_000
 DISK_BYTES_PER_EVENT: Final = 6_000
 DISK_SPARE: Final = 1.6
@@ -132,7 +132,7 @@ class Bench:
     only: str = ""
 
     def wants(self, *names: str) -> bool:
-        """Tell whether one of *names* is to be measured."""
+        """Return whether one of *names* is to be measured."""
         return not self.only or self.only in names
 
     def usual(self) -> list[Figure]:
@@ -180,7 +180,7 @@ class Bench:
     # ---- Growing ----
 
     def _grow(self, few: int, many: int) -> list[Figure]:
-        """Let an inbox grow to *many* events, and measure it beside one of *few*; measuring adds some to both."""
+        """Let an inbox grow to *many* events, and measure it against one of *few*; measuring adds some to both."""
         with self.site.stand(GROWN, is_kept=True) as growing:
             self._fill(growing, few)
         with (

@@ -158,7 +158,7 @@ def require_writable(path: Path, option: str, *, is_replaced: bool = False) -> N
 
 @contextmanager
 def opened_database(*, behind_is_fine: bool = False, connections_max: int = 5) -> Iterator[Engine]:
-    """Yield an engine on the database, whose schema is this release's."""
+    """Yield an engine on the database, after checking that its schema is this release's."""
     engine = database.engine(settings_here().postgresql, connections_max=connections_max)
     try:
         if not behind_is_fine:
@@ -176,7 +176,7 @@ def utc(moment: datetime | None) -> datetime | None:
 
 
 def one_row(engine: Engine, table: Table, key: str, *, account: str | None, livemode: bool | None) -> dict[str, Any]:
-    """Return the row of *table* whose id is *key*.
+    """Return the row of *table* with the id *key*.
 
     Raises:
         NotFoundError: there is none.
@@ -192,6 +192,6 @@ def one_row(engine: Engine, table: Table, key: str, *, account: str | None, live
 
 
 def first_line(error: BaseException | None) -> str:
-    """Return the first line of what *error* says; what follows may quote data."""
+    """Return the first line of *error*'s message; the lines after it may quote data."""
     cause = error.orig if isinstance(error, DBAPIError) else error
     return str(cause).partition("\n")[0]

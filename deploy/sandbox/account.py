@@ -43,11 +43,11 @@ __all__ = [
 
 
 class Account(Checkout, CreditNotes, Portal, Endpoints):
-    """One shop's Stripe account in one mode, with a clock of its own that moves only when told.
+    """One shop's Stripe account in one mode, with a clock of its own that moves only by a call.
 
     The same seed and the same calls give the same events, byte by byte. Two accounts of one seed give the same
     ids (apart from the mode in a session's), which no receiver may trip over. Without *payments*, a session names
-    its payment and subscription, and that is all there is of them; with it they are made and tell of themselves.
+    its payment and subscription, but these do not exist. With it they are made and have events of their own.
     """
 
     def __init__(

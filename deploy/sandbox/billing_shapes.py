@@ -541,7 +541,7 @@ def charge(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def payment_method_details(method: str) -> dict[str, Any]:
-    """Return a charge's ``payment_method_details``: a card, or a method of which nothing more is told."""
+    """Return a charge's ``payment_method_details``: of a card, or only the name of another method."""
     if method != "card":
         return {method: {}, "type": method}
     details = {"brand": "visa", "country": "US", "exp_month": 8, "exp_year": 2030, "funding": "credit", "last4": "4242"}
@@ -549,7 +549,7 @@ def payment_method_details(method: str) -> dict[str, Any]:
 
 
 def refund(fields: dict[str, Any]) -> dict[str, Any]:
-    """Return a refund; it has no ``livemode``, and tells why it failed or waits only where it does."""
+    """Return a refund; it has no ``livemode``, and a reason for failing or waiting only where it does."""
     return {**_REFUND, **fields}
 
 

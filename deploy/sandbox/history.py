@@ -32,7 +32,7 @@ _DECISIONS: Final = {"pay": 72, "leave": 16, "pay by a delayed method": 10, "cal
 _CLEARINGS: Final = {"clears": 78, "fails": 17, "clears at once": 5}
 
 _MONTH_SECONDS: Final = 30 * DAY_SECONDS
-# What becomes of a sale, each with its weight; and what an office does beside selling.
+# What becomes of a sale, each with its weight; and the other work of an office.
 _FATES: Final = {"nothing": 89, "refunds": 9, "dispute": 2}
 _OFFICE: Final = (lives.invoice, lives.invoice, lives.invoice, lives.balance, lives.portal, lives.deletion)
 
@@ -322,9 +322,9 @@ def _shop(account: Account, seed: int, orders: int) -> _Shop:
 def tangle(seed: int, *, contradictory: bool | None = None, money: bool = False) -> Account:
     """Return a small account: 1 to 4 links and sessions, 3 to 12 events, most of them within the same seconds.
 
-    The links change 2 to 5 times within one second. A *contradictory* tangle (by default one in eight) also has
-    an event that says expired of a session that completes; the true status of that session is the completed one.
-    With *money* there are all other objects too, and up to 60 events, since one payment is told by many.
+    The links change 2 to 5 times within one second. A *contradictory* tangle (by default one in eight) also has an
+    event that a session expired, although the session completes; its true status is the completed one. With *money*
+    there are all other objects too, and up to 60 events, since one payment has many.
     """
     rng = random.Random(f"tangle {seed}")
     account = Account(seed=seed, payments=money)
@@ -418,7 +418,7 @@ def _recovered(account: Account, rng: random.Random) -> lives.Life:
 
 
 def _contradiction(account: Account, rng: random.Random) -> lives.Life:
-    """Say expired and completed of one session, in either order. It emits 2 events."""
+    """Emit an expired and a completed event of one session, in either order."""
     session = account.open_session()
     expired = account.session(session) | {"status": "expired", "url": None}
     expired_first = _flip(rng, 0.5)

@@ -45,7 +45,7 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A response: its status, its JSON as bytes, and headers beside the usual ones."""
+    """A response: its status, its JSON as bytes, and headers besides the usual ones."""
 
     status: int
     body: bytes
@@ -54,7 +54,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """A call that was made, for whoever counts them. It never holds the key."""
+    """A call that was made, for tests that count calls. It never holds the key."""
 
     method: str
     path: str

@@ -23,9 +23,9 @@ class Invoices(Payments):
         super().__init__(**parameters)
         # By invoice, all its lines, of which the object holds the first page.
         self._invoice_lines: dict[str, list[Object]] = {}
-        # By invoice, the intent that pays it; made at finalisation and told by the invoice payment.
+        # By invoice, the intent that pays it: made at finalisation, and named by the invoice payment.
         self._intents: dict[str, str] = {}
-        # By subscription, whose it is, its price and currency.
+        # By subscription, its customer, price and currency.
         self._subscriptions: dict[str, tuple[str, int, str]] = {}
         # By invoice, the intents that have paid it, and by customer, how many invoices have a number.
         self._paying: dict[str, list[str]] = {}
@@ -141,7 +141,7 @@ class Invoices(Payments):
         )
 
     def invoice_intents(self, invoice: str) -> list[str]:
-        """Return the payment intents that have paid an invoice, as its invoice payments tell."""
+        """Return the payment intents that have paid an invoice, as its invoice payments name them."""
         return list(self._paying.get(invoice, []))
 
     # What Checkout and the public methods share.
@@ -281,7 +281,7 @@ class Invoices(Payments):
         return intent
 
     def _settle(self, invoice: str, intent: str) -> None:
-        """Tell that a payment, which has cleared, paid all that remained of an invoice."""
+        """Emit the events of a cleared payment that paid all that remained of an invoice."""
         current = self._invoice(invoice, "open", "uncollectible")
         amount = current["amount_remaining"]
         self._untold[invoice] = {
@@ -326,7 +326,7 @@ class Invoices(Payments):
         }
 
     def _tell_failure(self, invoice: str) -> None:
-        """Tell that a payment of an invoice failed, and its customer is late."""
+        """Emit the events of a failed payment of an invoice, which makes its customer late."""
         current = self._invoice(invoice, "open")
         self._set_delinquent(current["customer"], late=True)
         self._turn(current, "invoice.payment_failed", attempted=True, attempt_count=current["attempt_count"] + 1)
@@ -338,7 +338,7 @@ class Invoices(Payments):
             self._emit("customer.updated", after, previous)
 
     def _turn(self, invoice: Object, *event_types: str, **changes: Any) -> Object:  # noqa: ANN401 (JSON values)
-        """Change an invoice, and tell it as an update and by the names of what happened, all of one snapshot."""
+        """Change an invoice, and emit an update and *event_types*, all with the same snapshot."""
         after, previous = self._change(invoice, **changes)
         self._emit("invoice.updated", after, previous)
         for event_type in event_types:

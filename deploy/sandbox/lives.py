@@ -1,7 +1,7 @@
 """What becomes of money, step by step: the lives of balances, invoices, credit notes, refunds, disputes and portals.
 
-A life changes an account and yields between its steps; whoever lives it decides how much time passes there. What
-happens within one step happens within one second, which is where receivers go wrong.
+A life changes an account and yields between its steps; its caller decides how much time passes there. The changes of
+one step happen within one second, and changes within one second are where receivers go wrong.
 """
 
 import random
@@ -51,7 +51,7 @@ def move_balance(account: Account, rng: random.Random, customer: str) -> None:
     for _ in range(moves):
         match rng.randrange(6):
             case 0:
-                # Another currency than the customer's own is told by no event.
+                # A change in another currency than the customer's own has no event.
                 account.adjust_balance(customer, rng.choice((-400, 250)), currency=rng.choice(_CURRENCIES))
             case 1:
                 account.update_customer(customer, metadata={"tier": rng.choice(("silver", "gold"))})
@@ -60,7 +60,7 @@ def move_balance(account: Account, rng: random.Random, customer: str) -> None:
 
 
 def deletion(account: Account, rng: random.Random) -> Life:
-    """A customer is deleted, and a change that came before is told only after that."""
+    """A customer is deleted, and the event of an earlier change comes only after that."""
     customer = account.create_customer(email="gone@example.com", name="Zoë Quillon")
     yield
     if flip(rng, 0.5):

@@ -1,7 +1,7 @@
 """The billing portal: its configurations, and the sessions in which customers use it.
 
-A configuration is the one object that says itself when it was ``updated``. A session is told once, at its creation,
-and its url lets whoever has it in.
+A configuration is the only object with a time at which it was ``updated``. A session has one event, at its creation,
+and anyone who has its url can enter.
 """
 
 from collections.abc import Mapping

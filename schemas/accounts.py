@@ -316,9 +316,9 @@ def _seen(payloads: Mapping[int, bytes], readable: Sequence[int], archived: Sequ
     return Seen(frozenset(name for name in found if name is not None), None in found)
 
 
-# Events of an account are found by its key alone, at whose ends the oldest and the newest of Stripe's ids are; what we
-# observed ourselves may be there as well, so the newest of all events are looked at too. A payload is one probe of an
-# index, whatever the planner believes: see the Note of that name in worker/folding/rows.py.
+# The events of an account are found by the inbox's key alone. The oldest and the newest of Stripe's ids are at the ends
+# of that key. Our own observations may be there as well, so the newest of all events are looked at too. A payload is
+# one probe of an index, no matter what the planner estimates: see the Note on that in worker/folding/rows.py.
 _DELIVERIES: Final = """
 WITH given AS MATERIALIZED (SELECT unnest(%(accounts)s::text[]) AS account), found AS (
     SELECT given.account, ends.seq FROM given CROSS JOIN LATERAL (

@@ -1,4 +1,4 @@
-"""The inbox: the only door by which anything that Payfold comes to know enters its tables.
+"""The inbox: every fact that enters Payfold's tables enters here.
 
 Note [An account is recorded under its newest name]
     The statement that records reads ``account_names`` itself, so a rename that is committed holds for every process at
@@ -11,9 +11,9 @@ Note [An account is recorded under its newest name]
 Note [A copy with other bytes is kept until it is compared]
     ``RECORD`` writes the first delivery of an event. Of a further one ``KEEP_COPIES`` compares the hash of the body:
     the same bytes are a duplicate, unless this delivery is signed and the other was not. Other bytes are kept in
-    ``renderings``; whether they say something else is for the fold to find out, which looks for what is not compared
-    yet (see folding/renderings.py). It is a statement of its own, whose snapshot has whatever ``RECORD`` waited for. It
-    writes new rows alone, and none of ``pending``, so that it never waits for a fold to end.
+    ``renderings``. The fold looks for copies that are not compared yet, and finds out whether their content differs
+    (see folding/renderings.py). ``KEEP_COPIES`` is a statement of its own, so that its snapshot includes the rows that
+    ``RECORD`` waited for. It writes new rows alone, and none of ``pending``, so that it never waits for a fold to end.
 
 Note [What names a copy]
     Where credentials are blanked, a log can claim any hash for the body: only that of a signed delivery, and of a
@@ -49,7 +49,7 @@ RECORD_ROWS_MAX = 1000
 PARTITION_EVENTS: Final = 1_000_000
 """Numbers for which a partition keeps the payloads."""
 ROOM_LOCK: Final = "1s"
-"""For so long a new partition waits for those who read: whoever comes behind it waits as well."""
+"""For so long a new partition waits for readers: every statement that comes after it waits as well."""
 ROOM_BOUNDS: Final = database.BATCH._replace(statement=18)
 """To make a partition may take nearly as long as a transaction may: it is compared with the rest."""
 
@@ -354,8 +354,9 @@ def partitions(cursor: Cursor) -> list[str]:
 def make_room(of: Engine) -> int | None:
     """Make the partitions that the next payloads will need, and return how many those are.
 
-    What comes before one is made is kept with the rest, so being late loses nothing: where they cannot be made, for
-    now because somebody reads everything, or at all, that is logged, and None is returned.
+    A payload that comes before its partition is made is kept with the rest, so being late loses nothing. Where
+    partitions cannot be made (for now, because another session reads the whole table, or at all), that is logged, and
+    None is returned.
 
     Raises:
         DatabaseAway: when PostgreSQL does not answer.
@@ -377,7 +378,7 @@ def _make_room(cursor: Cursor) -> int:
     while begins <= last + PARTITION_EVENTS:
         name = sql.Identifier(f"payloads_from_{begins}")
         bounds = {"name": name, "begins": sql.Literal(begins), "ends": sql.Literal(begins + PARTITION_EVENTS)}
-        # Made and then attached, which leaves those alone who record meanwhile.
+        # Made and then attached, which does not block processes that record at the same time.
         cursor.execute(
             sql.SQL(
                 "CREATE TABLE {name} (LIKE payloads INCLUDING ALL) WITH (toast_tuple_target = 8160);"

@@ -91,7 +91,7 @@ class Token:
 
 
 class Settings(BaseSettings):
-    """What the environment says. Names here are the variables' names in lower case."""
+    """The settings from the environment. Names here are the variables' names in lower case."""
 
     model_config = SettingsConfigDict(frozen=True, extra="ignore", case_sensitive=False, hide_input_in_errors=True)
 
@@ -336,7 +336,7 @@ class Settings(BaseSettings):
             raise ConfigurationError("\n".join(_faults(error, cls))) from None
 
     def shown(self) -> dict[str, str]:
-        """Return each setting by its variable's name; a secret says only that it is set."""
+        """Return each setting by its variable's name; of a secret only whether it is set."""
         return {name.upper(): _shown(getattr(self, name)) for name in type(self).model_fields}
 
 

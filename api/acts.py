@@ -1,6 +1,6 @@
 """What the shop may ask us to do: keep the session that it opened, expire one, open the billing portal.
 
-Whatever comes of it is recorded in the inbox like everything else; nothing here writes a table.
+The outcome is recorded in the inbox like every other fact; nothing here writes another table.
 """
 
 import uuid
@@ -105,7 +105,7 @@ def register_order(
         about,
         account=world.account,
         livemode=world.livemode,
-        # It was so when Stripe made it. Whatever happened since is Stripe's to tell.
+        # The observation holds for the moment of creation: later changes come from Stripe.
         created=session.created,
         now=datetime.now(UTC),
     )

@@ -119,14 +119,14 @@ _AT_STRIPE: Final = {
     CallDeclined: (422, "declined_by_stripe"),
     MissingAtStripe: (404, "missing_at_stripe"),
     NotAnObject: (502, "answer_unreadable"),
-    # Our own credentials are wrong, and not those of whoever asks.
+    # Our own credentials are wrong, and not those of the client.
     KeyRefused: (502, "key_refused"),
 }
 
 
 def _methods_of_acts(acts: Sequence[BaseRoute], request: Request) -> str:
     """Return the methods of those of *acts* that are done at the address of *request* by another method."""
-    # The address was taken for that of a thing whose id ends like an act.
+    # The address was taken for that of an object with an id that ends like an act.
     matching = (route for route in acts if isinstance(route, Route) and not route.path.endswith("}"))
     found = (route.methods or () for route in matching if route.matches(request.scope)[0] is Match.PARTIAL)
     return ", ".join(sorted({method for methods in found for method in methods}))

@@ -2,7 +2,7 @@
 
 Note [An acknowledgement follows its commit]
     ``record`` returns after the row is committed, or raises. Nothing else may answer a delivery with a 2xx.
-    A commit whose outcome is unknown is answered as a failure: Stripe sends again, and the inbox knows it.
+    A commit with an unknown outcome is answered as a failure: Stripe sends again, and the inbox knows the event.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ SHARED_ROWS_MAX: Final = 256
 SHARED_BYTES_MAX: Final = 8 * 1024 * 1024
 """Of their bodies, after which no further one is added: the driver makes copies of them."""
 ANSWER_SECONDS_MAX: Final = 10
-"""After this a delivery is answered, whatever PostgreSQL does."""
+"""After this a delivery is answered, even if PostgreSQL has not."""
 
 _seldom: Final = Seldom()
 
@@ -54,7 +54,7 @@ class Attempt(NamedTuple):
 
 
 class Recorder:
-    """One task on one connection that records whatever waits, as often as there is something."""
+    """One task on one connection that records all waiting deliveries, whenever there are some."""
 
     last: Attempt | None = None
     """Without those that wrote nothing: only duplicates, or what PostgreSQL refused for a fault in its data."""

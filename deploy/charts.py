@@ -143,7 +143,7 @@ def counts(title: str, numbers: Mapping[str, int]) -> Html:
 
 
 def _picture(title: str, words: str, height: int, drawn: Iterable[str]) -> Html:
-    """Return an image as wide as there is room, whose text keeps its size: what lies across is measured in percent."""
+    """Return an image as wide as there is room. Its text keeps its size, since widths are in percent."""
     return tag("svg", *drawn, role="img", aria_label=f"{title}. {words}", width="100%", height=height)
 
 

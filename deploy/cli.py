@@ -127,5 +127,5 @@ def _fail(words: object, code: int) -> None:
 
 
 def _refusal(error: DBAPIError | database.DriverError) -> str:
-    # What it says of data may quote the data.
+    # The message of a fault in data may quote the data.
     return database.condition(error) if database.is_fault_of_data(error) else first_line(error)

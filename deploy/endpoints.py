@@ -60,7 +60,7 @@ def opened(settings: Settings) -> StripeApi:
 
 
 def worlds(settings: Settings, *, account: str | None, livemode: bool | None) -> list[World]:
-    """Return the accounts and modes whose own keys are configured, or those that were asked for."""
+    """Return the accounts and modes that have keys of their own configured, or those of them that were asked for."""
     return [
         World(key.account, key.livemode)
         for key in settings.api_keys

@@ -34,7 +34,7 @@ class SandboxShop:
 
     @property
     def environment(self) -> dict[str, str]:
-        """The settings by which Payfold acts at this Stripe, and every second: nobody waits for a demo's clock."""
+        """The settings by which Payfold acts at this Stripe, and every second, so that a demo does not take long."""
         return {
             "STRIPE_API_KEY": f"{ACCOUNT}={KEY}",
             "STRIPE_API_BASE": self.address,

@@ -38,7 +38,7 @@ def opened_desk(*, wants_key: bool = True) -> Iterator["Desk"]:
 
 
 def run_job(desk: "Desk", run_once: "Callable[[Desk], Round]", form: Format, words: str) -> None:
-    """Do a job to its end, fold what it recorded, and say what came of it; exit 1 if Stripe did not let us."""
+    """Do a job to its end, fold what it recorded, and print the outcome; exit 1 if Stripe did not let us."""
     from worker.folding import projection
 
     recorded, counted, failed = 0, Counter[str](), list[str]()

@@ -102,7 +102,7 @@ def _unfolded(engine: Engine) -> dict[str, int]:
 
 
 class _Listed:
-    """Keeps the first differences that it is told, *limit* at most, and counts all that were *found*."""
+    """Keeps the first *limit* differences that it is called with, and counts all in *found*."""
 
     def __init__(self, limit: int) -> None:
         self.kept: list[Difference] = []

@@ -163,7 +163,7 @@ _PARKED: Final = (
 
 
 def _keep(aside: IO[bytes], path: Path) -> None:
-    """Write what was put *aside* to *path*, which may be one of the logs that were read."""
+    """Write the refused lines in *aside* to *path*, which may be one of the logs that were read."""
     aside.seek(0)
     try:
         with path.open("wb") as file:

@@ -137,7 +137,7 @@ class Customers(Journal):
         return current
 
     def _post(self, customer: str, kind: str, amount: int, currency: str, **links: str | None) -> str:
-        """Add a row to the ledger and tell of it, if it is in the default currency."""
+        """Add a row to the ledger, and emit an event if it is in the default currency."""
         before = self._customer(customer)
         row = self._append(customer, kind, amount, currency, **links)
         changes: dict[str, Any] = {}

@@ -186,8 +186,8 @@ class _Delivery:
 class _Run:
     """One call of :func:`deliver`: a line of deliveries, and workers that take from its head.
 
-    What has to be tried again waits outside the line, so that it holds up nobody, and then joins its end. It counts
-    as unfinished until it is back in the line, which is how ``line.join`` knows the end.
+    A delivery that has to be tried again waits outside the line, so that it holds up no other, and then joins the end
+    of the line. Until then it counts as unfinished, so that ``line.join`` waits for it.
     """
 
     url: httpx.URL

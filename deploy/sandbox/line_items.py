@@ -16,7 +16,7 @@ MANY: Final = 13
 
 
 def line_items(session: Object) -> list[Object]:
-    """Return the line items of *session*, whose totals and its shipping add up to its own; none in setup mode."""
+    """Return the line items of *session*; with its shipping they add up to its totals. Setup mode has none."""
     totals = session["total_details"]
     if session["mode"] == "setup" or totals is None:
         return []

@@ -136,7 +136,7 @@ class Faults:
 
 
 class _Protocol(HttpToolsProtocol):
-    """HTTP whose application may lose the connection."""
+    """HTTP with an application that may drop the connection."""
 
     def on_headers_complete(self) -> None:
         super().on_headers_complete()

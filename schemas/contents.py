@@ -1,4 +1,4 @@
-"""What an event says, apart from how it was written: the hash by which two copies of one event are compared."""
+"""The hash of an event's content, however its JSON is written. Two copies of one event are compared by it."""
 
 import hashlib
 import json

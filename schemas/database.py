@@ -98,12 +98,12 @@ def engine(database_url: str, *, connections_max: int = 5, pool_seconds_max: flo
 def transaction(of: Engine, bounds: Bounds | None = None, *, may_idle: bool = False) -> Iterator[Connection]:
     """Open one transaction, committed at the end and rolled back on an error.
 
-    With *bounds* PostgreSQL ends what takes too long, and where PostgreSQL is silent, this process does. With
-    *may_idle* PostgreSQL does not end it for waiting on us, as hosts configure it to: for the few that need one
-    moment's view while others work.
+    With *bounds* PostgreSQL ends a statement or a transaction that takes too long; if PostgreSQL is silent, this
+    process ends it. With *may_idle* PostgreSQL does not end the transaction for waiting on us, as hosts configure it
+    to do. That is for the few transactions that keep one snapshot while other work goes on.
 
     Raises:
-        DatabaseAway: when PostgreSQL does not answer, goes away meanwhile, or takes no writes.
+        DatabaseAway: when PostgreSQL does not answer, goes away during the transaction, or takes no writes.
     """
     try:
         with _connected(of) as connection, _watched(connection, None if bounds is None else bounds.whole):

@@ -396,7 +396,7 @@ class _Bounded:
         rows = self.rows(query)
         return rows[0] if rows else dict.fromkeys(query.selected_columns.keys())
 
-    def value(self, query: Query) -> Any:  # noqa: ANN401 - whatever it counts
+    def value(self, query: Query) -> Any:  # noqa: ANN401 - a value of any type
         """Return the one value of *query*."""
         return next(iter(self.row(query).values()))
 

@@ -107,8 +107,8 @@ class Watchdog:
     def beats(self, queues: Sequence[str]) -> Iterator[Beat]:
         """Return the heartbeat of the consumer of *queues*, and that of folding.
 
-        The consumer lives where a BRPOP was answered, where its task comes further, and where Redis is away. A job that
-        the timer does meanwhile has to come further too.
+        The consumer counts as alive when a BRPOP was answered, when its task makes progress, and while Redis is away. A
+        job that the timer does at that time has to make progress too.
         """
         turns = self._turns
         excused_at = min(self._excused_at, turns.stepped_at) if turns.is_at_work else self._excused_at

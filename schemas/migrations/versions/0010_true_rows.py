@@ -1,4 +1,4 @@
-"""What charges, refunds, invoices and canceled payment intents say of the money of an order.
+"""The money of an order, from its charges, refunds, invoices and canceled payment intents.
 
 Note [What was refunded of an order]
     Refunds are reported twice: by themselves, and by the charge that they are of, as a sum. Either may be missing or

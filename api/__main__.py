@@ -226,7 +226,7 @@ def server_options(settings: Settings) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Serve until told to stop; a setting that cannot be used ends the process with 2."""
+    """Serve until a signal stops the process; a setting that cannot be used ends it with 2."""
     try:
         settings = Settings.load()
         app.create(settings)

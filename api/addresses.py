@@ -55,7 +55,7 @@ def encode_segments(scope: Scope) -> None:
 
 
 async def known_parameters(request: Request, _: Annotated[Token, Depends(require("read"))]) -> None:
-    """Let a request pass whose parameters its route knows.
+    """Let a request pass if its route knows all its parameters.
 
     Raises:
         RequestValidationError: a parameter that is ignored would look like a filter that found everything.

@@ -51,8 +51,8 @@ class _Waiter:
 class Lookout:
     """Looks for new changes on behalf of all requests that wait for one.
 
-    LISTEN would want a session of its own, which a pooler in transaction mode does not give. One look for
-    however many wait costs one index probe, and none while nobody waits.
+    LISTEN needs a session of its own, which a pooler in transaction mode does not give. One look costs one index
+    probe for all waiting requests together, and there is no look while no request waits.
     """
 
     def __init__(self, engine: Engine) -> None:

@@ -40,10 +40,10 @@ def _forget(task: "asyncio.Task[Any]") -> None:
 
 
 class Deadlines(Generic[Key]):
-    """Calls *late* with whatever was begun and has not ended after *seconds*.
+    """Calls *late* with each key that was begun and has not ended after *seconds*.
 
-    Each has the same time, so they are due in the order in which they began, and the timer waits for the first alone: a
-    timer for each would cost a delivery as much as verifying it.
+    All have the same time, so they are due in the order in which they began, and one timer waits for the first alone:
+    a timer for each would cost a delivery as much as verifying it.
     """
 
     def __init__(self, seconds: float, late: Callable[[Key], None]) -> None:

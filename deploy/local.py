@@ -29,7 +29,7 @@ DEMO_PREFIX: Final = "demo-"
 BENCH_PREFIX: Final = "bench-"
 PORT_MAX: Final = 65_535
 PORTS_TRIED: Final = 2
-"""Where any port will do, another is tried once when a program took the first between its choice and its binding."""
+"""Where any port will do, a second one is tried if another program takes the first before it is bound."""
 ADDRESS_IN_USE: Final = "address already in use"
 PORT_SECONDS_MAX: Final = 1.0
 """For so long a listener on a port has to take a connection, before the port is tried by binding it."""
@@ -124,7 +124,7 @@ def _is_configured(name: str) -> bool:
 
 @contextmanager
 def stop_when_told() -> Iterator[None]:
-    """Raise KeyboardInterrupt here at the first SIGINT, SIGTERM or SIGHUP, and leave what then ends in peace."""
+    """Raise KeyboardInterrupt here at the first SIGINT, SIGTERM or SIGHUP; later ones do not disturb the shutdown."""
 
     def stop(*_: object) -> None:
         end_in_peace()
@@ -137,7 +137,7 @@ def stop_when_told() -> Iterator[None]:
 
 
 def end_in_peace() -> None:
-    """Within ``stop_when_told``, let no signal disturb what ends from here on."""
+    """Within ``stop_when_told``, ignore signals from here on, so that the shutdown is not disturbed."""
     for each in STOP_SIGNALS:
         signal.signal(each, lambda *_: None)
 
@@ -304,7 +304,7 @@ def _claimed_port(port: int) -> Iterator[None]:
         StartError: it may not be opened, or, as a PortLost, it is taken.
     """
     # The web process binds the port seconds from now. Until the end, this socket holds the datagram port of the same
-    # number, so that another Payfold that is just starting takes another port.
+    # number, so that another Payfold that is just starting finds it taken.
     with socket.socket(type=socket.SOCK_DGRAM) as claim:
         try:
             claim.bind((LOOPBACK, port))

@@ -1,4 +1,4 @@
-"""The figures: what each is, how it is measured, and what it is held against."""
+"""The figures: how each is measured, and its target."""
 
 import http.client
 import random
@@ -96,7 +96,7 @@ def acks_on(stand: Stand, sizes: Sizes, tell: Tell, bodies: Iterator[bytes], *, 
         kept = _inbox_rows(stand) - known
         if kept != ours.accepted or ours.refused:
             fault = f"{ours.accepted} were acknowledged and {ours.refused} were not, but {kept} are in the inbox"
-        # It is so quick that what it does once is no measure.
+        # The bare app is so quick that one pass is too short to measure.
         bare = None if alone else _saturate(stand, stand.bare_port, chosen * BARE_TIMES).rate
         plain = _saturate(stand, stand.plain_port, chosen[: sizes.plain_acks]).rate if has_plain else None
         stand.plain_redis.flushdb()  # its worker would be busy with these for long, at the cost of what comes next
@@ -287,7 +287,7 @@ def delivered_on(stand: Stand, sizes: Sizes, tell: Tell, bodies: Iterator[bytes]
 
 
 class _Observer:
-    """Looks at what is folded every two milliseconds, as anybody else sees it, until so many events are."""
+    """Reads every two milliseconds which events are folded, on a connection of its own, until *count* are."""
 
     def __init__(self, stand: Stand, count: int) -> None:
         self.seen: dict[str, float] = {}
@@ -302,7 +302,7 @@ class _Observer:
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
-        # All is sent and answered by now; what is still to be folded has a little time.
+        # All events are sent and answered by now; those that are still to be folded get a little time.
         self._thread.join(0 if kind else OBSERVED_SECONDS_MAX)
         self._is_over.set()
         self._thread.join()
@@ -432,7 +432,7 @@ PROCESSES: Final = ("web", "worker", "clock")
 
 
 def idle(stand: Stand, sizes: Sizes, tell: Tell) -> list[Figure]:
-    """Measure what the processes take while nothing happens, after they have worked."""
+    """Measure the memory and processor time of idle processes, after they have worked."""
     tell("idle")
     runs: dict[str, tuple[Run, ...]] = {}
     if apart.IS_LINUX:
@@ -474,7 +474,7 @@ def reads(stand: Stand, sizes: Sizes, tell: Tell) -> list[Figure]:
     """Measure how long one client waits for an order, and for a filtered page of them."""
     tell("reads")
     stand.run("web")
-    # What the server's own vacuum does within a minute of so many changes, at a time of its own choosing.
+    # The server's own vacuum would do this within a minute of so many changes, but at a time of its own choosing.
     stand.analyze()
     count = _inbox_rows(stand)
     ids = stand.column("SELECT id FROM orders TABLESAMPLE BERNOULLI (50) LIMIT 5000")
@@ -521,7 +521,7 @@ def passes(stand: Stand) -> dict[str, float]:
 
 
 def _before_any_sale() -> datetime:
-    """No session is stale then, so that each pass finds what the first one found."""
+    """Return a time before all sales: no session is stale then, so that each pass finds what the first one found."""
     return datetime.fromtimestamp(START, UTC) - timedelta(hours=EXPIRED_HOURS)
 
 

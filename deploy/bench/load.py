@@ -41,7 +41,7 @@ class LoadError(PayfoldError):
 
 
 class Loaded(Struct, frozen=True):
-    """What came of a saturating load; *refused* counts every answer but a 200."""
+    """The answers to a saturating load; *refused* counts every answer but a 200."""
 
     accepted: int
     refused: int
@@ -136,7 +136,7 @@ class _Connection(asyncio.Protocol):
 
     @property
     def is_open(self) -> bool:
-        """Whether it takes a request."""
+        """Whether the connection takes a request."""
         return self._transport is not None and not self._transport.is_closing()
 
     def send(self, request: bytes) -> None:
@@ -146,12 +146,12 @@ class _Connection(asyncio.Protocol):
         self._transport.write(request)
 
     def close(self) -> None:
-        """End it."""
+        """Close the connection."""
         if self._transport is not None:
             self._transport.close()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Be ready."""
+        """Keep the transport, so that requests can be sent."""
         self._transport = transport  # type: ignore[assignment]  # a socket's is one for both ways
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -228,7 +228,7 @@ async def pacing(port: int, requests: Sequence[bytes], rate: float) -> list[Answ
     started = time.monotonic() + LEAD_SECONDS
     for number in range(len(requests)):
         due = started + number / rate
-        await asyncio.sleep(0)  # who is late still has to hear the answers
+        await asyncio.sleep(0)  # even if requests are late, answers have to be received
         while (early := due - time.monotonic()) > 0:  # noqa: ASYNC110 - there is nothing to wait for but the time
             # The loop's timers count whole milliseconds, and may be early.
             await asyncio.sleep(ceil(early * 1000) / 1000)
@@ -238,7 +238,7 @@ async def pacing(port: int, requests: Sequence[bytes], rate: float) -> list[Answ
 
 
 class _Pacer:
-    """Sends what is due on a connection that is idle; what is late for want of one goes out first."""
+    """Sends each request that is due on an idle connection; requests that are late for want of one go out first."""
 
     def __init__(self, requests: Sequence[bytes]) -> None:
         self.idle: deque[_Connection] = deque()

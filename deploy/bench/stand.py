@@ -1,4 +1,4 @@
-"""Where it is measured: embedded servers, databases of its own, and the real processes, started one by one."""
+"""The place of a measurement: embedded servers, databases of its own, and the real processes, started one by one."""
 
 import hashlib
 import os
@@ -72,7 +72,7 @@ class Site:
                 self._drop(name)
 
     def _broker(self) -> str:
-        """Return where there is a broker with nothing in it."""
+        """Return the URL of an empty broker."""
         url = _at(self.services.redis_url, str(next(self._numbers)))
         with broker.redis(Settings.load({"REDIS_URL": url})) as client:
             client.flushdb()
@@ -183,13 +183,13 @@ class Stand:
             self._starting.pop(0)
 
     def start(self, *names: str) -> None:
-        """Do so without waiting until they are ready, which ``run`` then does."""
+        """Start them as ``run`` does, without waiting until they are ready; a later ``run`` waits."""
         for name in self._processes.names:
             if self.runs(name) and name not in names:
                 self._processes.kill(name)
         started = [name for name in names if not self.runs(name)]
         if "worker" in started:
-            # The broker is a hint: what a killed worker held is not to come back while something is measured.
+            # The broker is a hint: messages that a killed worker held must not come back during a measurement.
             self.redis.flushdb()
         for name in started:
             self._processes.start_one(name)
@@ -291,7 +291,7 @@ def _first(connection: "psycopg.Connection[tuple[Any, ...]]", statement: str) ->
 
 
 def machine(at: Site) -> dict[str, object]:
-    """Return what was measured on."""
+    """Return the facts of the machine and its servers that a measurement depends on."""
     with psycopg.connect(at.services.database_url, autocommit=True) as connection:
         postgresql = str(_first(connection, "SHOW server_version")).split(" ")[0]
     with broker.redis(Settings.load({"REDIS_URL": at.services.redis_url})) as client:

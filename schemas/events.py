@@ -19,7 +19,7 @@ from schemas.errors import BodyEmpty, BodyNotJson, BodyNotText, NotAnEvent
 
 THIN_EVENT = "v2.core.event"
 TEXT_CHARACTERS_MAX = 255
-"""Stripe's ids are up to 255 characters long; nothing that we key by is longer."""
+"""Stripe's ids are up to 255 characters long; no key of ours is longer."""
 OBSERVED = "obs_"
 """How the id of an observation begins; no event of Stripe's does."""
 CREATED_MAX = 253_402_300_799
@@ -228,7 +228,7 @@ OBJECT_ALONE = "It is an object without its event, as the Dashboard's event data
 
 
 def _advice(body: bytes) -> Iterator[str]:
-    """Yield what to pass on instead of *body*, where that can be seen."""
+    """Yield advice on what to send instead of *body*, where that can be found out."""
     try:
         found = json.loads(body, parse_int=len, parse_float=len)
     except (ValueError, RecursionError):
@@ -274,7 +274,7 @@ _PLAIN_NAME = re.compile(r"[A-Za-z0-9_-]{1,40}")
 
 
 def _shown(key: str) -> str:
-    """Return *key* as a message may show it: another one may be anything, as the address of a person."""
+    """Return *key* as a message may show it: an unknown key may be anything, even the address of a person."""
     return key if _PLAIN_NAME.fullmatch(key) else "?"
 
 
@@ -306,7 +306,7 @@ def _envelope_of(body: bytes) -> Envelope:
 
 
 def _account_in(context: str | None) -> str | None:
-    """Return the account that an event is of by its routing *context*: the last that this names."""
+    """Return the account of an event by its routing *context*: the last account in it."""
     named = [part for part in (context or "").split("/") if part.startswith("acct_")]
     return named[-1] if named else None
 

@@ -121,7 +121,7 @@ def _settle_streams() -> None:
 
 
 def _fail(words: object, code: int) -> None:
-    # What it names may come from a stranger.
+    # A name in the message may come from a stranger.
     err.print(output.shown(str(words)), style="red")
     sys.exit(code)
 

@@ -39,7 +39,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """What was proven, and what not: orders and balances unlike the shop's own books, and the tables folded again."""
+    """The result of the proof: orders and balances unlike the shop's own books, and the tables folded again."""
 
     forgotten: int
     """Carts that were left behind and are not expired."""
@@ -50,7 +50,7 @@ class Proof:
 
     @property
     def holds(self) -> bool:
-        """Whether everything was."""
+        """Whether everything was proven."""
         wrong = self.forgotten + self.differing + self.unbalanced + self.pending
         return wrong == 0 and self.refolded.holds
 
@@ -137,7 +137,7 @@ WHERE c.kind = 'order.expired' AND o.id = ANY (:left) ORDER BY c.seq
 
 
 def _wait_until_folded(engine: Engine) -> int:
-    """Return what is still to be folded or to be read from Stripe: nothing, if there is time."""
+    """Return how much work is left to fold or to read from Stripe: 0, if there is time."""
     deadline = time.monotonic() + STEP_SECONDS_MAX
     while (pending := int(_rows(engine, _TO_DO)[0]["found"])) > 0 and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -291,7 +291,7 @@ SELECT
 
 
 def _after_the_sale(console: Console, found: list[dict[str, Any]]) -> None:
-    """Print what came of the money, a line for each kind and state: how many, and how much in each currency."""
+    """Print what became of the money, a line for each kind and state: how many, and how much in each currency."""
     lines: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in found:
         lines.setdefault((row["what"], row["status"]), []).append(row)

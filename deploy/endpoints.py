@@ -39,7 +39,7 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """A new endpoint with its signing secret, which Stripe answers this once."""
+    """A new endpoint with its signing secret, which Stripe shows only at its creation."""
 
     id: str
     account: str
@@ -80,7 +80,7 @@ def create(api: StripeApi, world: World, url: str) -> Made:
 
     Raises:
         ConflictError: there is one, or Stripe declined.
-        StripeAway: it is not known whether it was made.
+        StripeAway: it is not known whether the endpoint was made.
         KeyRefused, NotServed: as ``StripeApi.call``.
     """
     if there := listed(api, world, url=url):
@@ -110,7 +110,7 @@ def create(api: StripeApi, world: World, url: str) -> Made:
 
 
 def advice(found: Iterable[Endpoint]) -> list[str]:
-    """Return a sentence for each thing that should be otherwise: what it is, and what to do."""
+    """Return a sentence for each fault of an endpoint: the fault, and the remedy."""
     endpoints = list(found)
     urls = Counter((each.account, each.livemode, each.url) for each in endpoints)
     several = [

@@ -32,7 +32,7 @@ PORTS_TRIED: Final = 2
 """Where any port will do, a second one is tried if another program takes the first before it is bound."""
 ADDRESS_IN_USE: Final = "address already in use"
 PORT_SECONDS_MAX: Final = 1.0
-"""For so long a listener on a port has to take a connection, before the port is tried by binding it."""
+"""A listener on a port has this long to take a connection, before the port is tried by binding it."""
 STOP_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 Result = TypeVar("Result")
@@ -86,20 +86,20 @@ def refuse_unknown_names() -> None:
 
 
 class Laid(NamedTuple):
-    """A setting that `payfold up` or a demo, which runs here, stands in for."""
+    """A setting that is not configured and that a running `payfold up` or demo provides."""
 
     value: str
     source: str
 
 
 def here(settings: Settings) -> Settings:
-    """Return *settings*, completed with what runs in the data folder: see ``laid``."""
+    """Return *settings*, completed with those of a Payfold that runs in the data folder: see ``laid``."""
     found = {name: each.value for name, each in laid(settings).items()}
     return Settings.load({**envfile.completed(os.environ), **found}) if found else settings
 
 
 def laid(settings: Settings) -> dict[str, Laid]:
-    """Return the settings that are not configured and that a running `up` or demo gives: servers, secret, token, port.
+    """Return the unconfigured settings that a running `up` or demo provides: servers, secret, token, port.
 
     Where a database is configured, only one that runs on it counts.
     """
@@ -143,7 +143,7 @@ def end_in_peace() -> None:
 
 
 def wait_until_told() -> NoReturn:
-    """Do nothing until ``stop_when_told`` ends that."""
+    """Sleep until ``stop_when_told`` raises KeyboardInterrupt."""
     while True:
         signal.pause()
 
@@ -162,7 +162,7 @@ def run_until_told(work: Coroutine[Any, Any, Result]) -> Result:
             loop.add_signal_handler(each, task.cancel)
         return await task
 
-    # A handler that raises may do so within a callback of a transport, and there the loop swallows it.
+    # A handler that raises may run within a callback of a transport, where the loop swallows the error.
     with suppress(asyncio.CancelledError), _handlers_restored():
         return uvloop.run(cancellable())
     signal.raise_signal(signal.SIGINT)
@@ -213,11 +213,11 @@ def running(
 ) -> Iterator[Running]:
     """Run the servers that the settings do not name, the migrations, and every process, until the block ends.
 
-    *environment* is laid over the one here, for the processes alone. A port that is taken is an error. Where none is
-    configured and it *may_take_another_port*, it takes a random free one.
+    *environment* is added to this process's own, for the started processes alone. A port that is taken is an error.
+    Where no port is configured and it *may_take_another_port*, it takes a random free one.
 
     Raises:
-        StartError, ServicesError, ConfigurationError: with what to do.
+        StartError, ServicesError, ConfigurationError: with the remedy.
     """
     named = services.embedded_services(
         folder,

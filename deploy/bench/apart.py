@@ -44,10 +44,10 @@ class Inside(Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """What a whole process took.
+    """The memory and time of a whole process.
 
-    *pss_bytes* is the peak of its and its children's proportional set sizes together, None where unknown; *rss_bytes*
-    is the peak resident set of each of them, its own first.
+    *pss_bytes* is the peak of the proportional set sizes of the process and its children together, None where unknown.
+    *rss_bytes* has the peak resident set of each of them, the process's own first.
     """
 
     seconds: float
@@ -57,7 +57,7 @@ class Taken:
 
     @property
     def inside(self) -> Inside:
-        """What it printed, where it is one of this file's."""
+        """The report that the process printed, if it runs this file."""
         return msgspec.json.decode(self.out, type=Inside)
 
 
@@ -108,7 +108,7 @@ def _taken(command: Sequence[str], environment: Mapping[str, str]) -> Taken:
 
 
 def family(pid: int) -> list[int]:
-    """Return *pid* and the ids of all that descend from it."""
+    """Return *pid* and the ids of all its descendants."""
     children: dict[int, list[int]] = defaultdict(list)
     for each in _PROC.glob("[0-9]*"):
         fields = _stat(int(each.name))
@@ -121,7 +121,7 @@ def family(pid: int) -> list[int]:
 
 
 def _stat(pid: int) -> list[str]:
-    """Return the fields of a process behind its name; nothing of one that has ended."""
+    """Return the fields after the name in a process's stat file; none for a process that has ended."""
     try:
         return (_PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -141,7 +141,7 @@ def processor_seconds(pids: Iterable[int]) -> float:
 
 
 def pss_bytes(pids: Iterable[int]) -> int:
-    """Return the memory of *pids* together, in which what several share counts once."""
+    """Return the memory of *pids* together; memory that several share counts once."""
     return sum(_told(pid, "smaps_rollup", "Pss:") for pid in pids)
 
 

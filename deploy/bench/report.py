@@ -1,4 +1,4 @@
-"""What was measured, held against targets: medians, ratios, the table and the JSON of it."""
+"""The report of the measurements against their targets: medians, ratios, the table and the JSON."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import median
@@ -9,15 +9,15 @@ from rich.console import Console
 from rich.table import Table
 
 MARGIN: Final = 2.0
-"""So many times worse than its target a ratio may be before ``--check`` complains, unless the target has a floor."""
+"""A ratio may be this many times worse than its target before ``--check`` complains, unless the target has a floor."""
 NOT_MEASURED: Final = "not measured"
 
 
 class Target(Struct, frozen=True):
     """A bound that is to be reached: from above, or from below with *at_least*.
 
-    The *floor* is for what is not reached yet: about half of what two quiet processors came to, so that a regression
-    is noticed all the same. Machines are noisy, and CI's more so.
+    The *floor* is for a target that is not reached yet: it is about half of the result on two quiet processors, so that
+    a regression is noticed all the same. Machines are noisy, and CI's more so.
     """
 
     bound: float
@@ -89,7 +89,7 @@ class Figure(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     @property
     def met(self) -> bool | None:
-        """Whether the target is reached; None where there is none, or nothing to hold against it."""
+        """Whether the target is reached; None where there is no target, or no value to compare with it."""
         value = self.ratio if self.limit_name else self.measured
         if self.fault:
             return False
@@ -108,7 +108,7 @@ def _median(values: Iterable[float | None]) -> float | None:
 
 
 def below_floor(figures: Sequence[Figure]) -> list[str]:
-    """Return what is wrong beyond noise, a line each: ratios far from their targets, and figures that are worthless.
+    """Return the faults beyond noise, a line each: ratios far from their targets, and figures that are worthless.
 
     Absolute figures are never judged.
     """
@@ -124,7 +124,7 @@ def below_floor(figures: Sequence[Figure]) -> list[str]:
 
 
 def document(figures: Sequence[Figure], machine: Mapping[str, Any], mode: str, events: int) -> dict[str, Any]:
-    """Return all of it as it is passed on; *events* are those of the longest history, 0 where none grew."""
+    """Return the whole run as JSON values; *events* is the length of the longest history, 0 where none grew."""
     return {"mode": mode, "events": events, "machine": dict(machine), "figures": [_told(figure) for figure in figures]}
 
 

@@ -85,7 +85,7 @@ class Budget:
     def pause(self, endpoint: str, reason: str) -> None:
         """Pause calls of what Stripe reports as called too often, for longer each time in a row."""
         if not reason:
-            return  # An object was locked, by another call: that is no matter of how often.
+            return  # An object was locked by another call, which the rate of calls does not change.
         name = f"{self._name}:pause" if reason.startswith("global") else f"{self._name}:pause:{endpoint}"
         try:
             times = int(self._redis.incr(f"{name}:times"))
@@ -93,4 +93,4 @@ class Budget:
             self._redis.pexpire(f"{name}:times", int(PAUSE_SECONDS_MAX * 2000))
             self._redis.set(name, reason, px=int(seconds * 1000))
         except (RedisError, OSError):
-            return  # Then nothing draws either.
+            return  # Without Redis no call draws either.

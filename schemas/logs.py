@@ -31,7 +31,7 @@ _LEVELS: Final = {"debug": logging.DEBUG, "info": logging.INFO, "warning": loggi
 
 
 class Seldom:
-    """Lets one line a second through of each kind, for what a stranger can cause as often as he likes."""
+    """Lets one line a second of each kind through, for lines that a stranger can cause as often as he likes."""
 
     def __init__(self, seconds: float = SELDOM_SECONDS, now: Callable[[], float] = time.monotonic) -> None:
         self._seconds = seconds

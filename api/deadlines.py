@@ -1,4 +1,4 @@
-"""Bounds on how long many things may take, at the cost of one timer for all of them."""
+"""Deadlines for many tasks, at the cost of one timer for all of them."""
 
 import asyncio
 from collections.abc import Callable, Coroutine, Hashable
@@ -61,7 +61,7 @@ class Deadlines(Generic[Key]):
             self._timer = self._loop.call_at(due, self._look)
 
     def end(self, key: Key) -> None:
-        """Ask no more of *key*."""
+        """Drop the deadline of *key*."""
         self._due.pop(key, None)
 
     def _look(self) -> None:

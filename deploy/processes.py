@@ -26,7 +26,7 @@ from deploy.leash import leashed
 from schemas.slots import ending
 
 PROCFILE: Final = Path(__file__).with_name("Procfile")
-"""In a checkout a link to the one that Heroku wants at the top; the wheel has the file itself here."""
+"""In a checkout a link to the Procfile at the top, where Heroku looks for it; the wheel has the file itself here."""
 RELEASE: Final = "release"
 GRACE_SECONDS: Final = 30.0  # what Heroku gives a process between SIGTERM and SIGKILL
 LAST_LINES_MAX: Final = 20  # of a process that ended by itself
@@ -40,7 +40,7 @@ def read_procfile(procfile: Path = PROCFILE) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """A process that ended by itself: its exit code, or the negative number of a signal, and the last it wrote."""
+    """A process that ended by itself: its exit code, or the negative number of a signal, and its last lines."""
 
     name: str
     code: int
@@ -96,7 +96,7 @@ class Processes:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What the Procfile calls them."""
+        """The names of the processes in the Procfile."""
         return tuple(self._commands)
 
     def start(self) -> None:
@@ -228,7 +228,7 @@ class _Running:
 
     @property
     def last_lines(self) -> str:
-        """The end of what it wrote."""
+        """The last lines of the process."""
         return b"".join(self._last_lines).decode(errors="replace").rstrip()
 
     def _watch(self) -> None:
@@ -242,7 +242,7 @@ class _Running:
 
 
 def _popen(command: str, env: Mapping[str, str], procfile: Path) -> "subprocess.Popen[bytes]":
-    # The shell gives way to the one simple command, so that a signal reaches that and not a shell around it.
+    # The shell replaces itself by the one simple command, so that a signal reaches the command and not a shell.
     process: subprocess.Popen[bytes] = Popen(
         leashed(["/bin/sh", "-c", f"exec {command}"], signal.SIGTERM),
         shell=False,

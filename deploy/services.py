@@ -94,7 +94,7 @@ class FolderNotOurs(ServicesError):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Services:
-    """Where the servers are. The URLs hold passwords, so the representation leaves them out."""
+    """The URLs of the servers. They hold passwords, so the representation leaves these out."""
 
     database_url: str
     redis_url: str
@@ -113,7 +113,7 @@ def _without_password(url: str) -> str:
 
 
 def first_binary(candidates: Iterable[Path], server: str, setting: str) -> Path:
-    """Return the first candidate that can be run, by the name it is given, which may be a link's.
+    """Return the first candidate that can be run, under its given name, which may be a link's.
 
     Raises:
         ServerMissing: none can; the message names the *setting* that makes the server unnecessary.
@@ -139,7 +139,7 @@ def _on_path(*names: str) -> Iterator[Path]:
 
 
 def _debian_postgres() -> list[Path]:
-    """Return what Debian keeps off the PATH, newest major first."""
+    """Return the binaries that Debian keeps off the PATH, newest major version first."""
     majors = (path for path in Path("/usr/lib/postgresql").glob("*") if path.name.isdigit())
     usable = (path for path in majors if int(path.name) >= POSTGRES_MAJOR_MIN)
     return [path / "bin/postgres" for path in sorted(usable, key=lambda path: -int(path.name))]
@@ -225,7 +225,7 @@ def free_port() -> int:
     while True:
         port = secrets.choice(PORTS)
         with socket.socket() as probe:
-            # As the servers do: what a stopped server left in TIME_WAIT is no obstacle.
+            # As the servers do, so that a stopped server's connections in TIME_WAIT are no obstacle.
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             with contextlib.suppress(OSError):
                 probe.bind((LOOPBACK, port))
@@ -427,13 +427,13 @@ class _Server(ABC):
 
 
 def _plain_environment() -> dict[str, str]:
-    """Return all that a server needs to know of ours, which holds secrets and settings for other programs."""
+    """Return the few variables that a server needs; our own environment also has secrets and other settings."""
     return {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C.UTF-8"}
 
 
 @dataclass(frozen=True, slots=True)
 class Disguise:
-    """How PostgreSQL is run by a user it refuses: a command to put in front, and who then owns the data (None: we)."""
+    """A way to run PostgreSQL for a user that it refuses: a command prefix, and the data's owner (None: this user)."""
 
     prefix: tuple[str, ...] = ()
     owner: int | None = None
@@ -500,7 +500,7 @@ class Postgres(_Server):
             if postgres_bin
             else None
         )
-        # Its tools are in the folder of the binary itself, and not in that of a link to it.
+        # PostgreSQL's tools are in the folder of the binary itself, and not in that of a link to it.
         super().__init__(folder, (chosen or _find_postgres()).resolve())
         self._durable = durable
         self._disguises = disguises
@@ -525,7 +525,7 @@ class Postgres(_Server):
         if not self._working_folder.exists():
             self._make_cluster()
         _hand_over(self._working_folder, os.geteuid() if disguise.owner is None else disguise.owner)
-        # It names a process of the past, and PostgreSQL will not start if that number is another program's by now.
+        # The file names a process of the past. PostgreSQL would not start if another program has that number by now.
         (self._working_folder / "postmaster.pid").unlink(missing_ok=True)
 
     def _disguise(self) -> Disguise:
@@ -613,7 +613,7 @@ class Valkey(_Server):
 
     def __init__(self, folder: Path, *, valkey_bin: Path | None = None) -> None:
         chosen = first_binary([valkey_bin], f"server at {valkey_bin}", "REDIS_URL") if valkey_bin else None
-        # A link stays one: Debian's redis-server leads to redis-check-rdb, which is a server only under the other name.
+        # Links are not resolved: Debian's redis-server links to redis-check-rdb, which is a server only by that name.
         super().__init__(folder, chosen or _find_valkey())
 
     @property

@@ -1,4 +1,4 @@
-"""What the commands have in common: their options, the database with this release's schema, and exit codes."""
+"""The common parts of the commands: options, the database with this release's schema, and exit codes."""
 
 import glob
 import os
@@ -54,7 +54,7 @@ Until = Annotated[
 
 
 def settings_here() -> Settings:
-    """Return the settings, with the embedded servers that run here where none are named; logs follow them."""
+    """Return the settings, with the embedded servers that run here if they name none, and set up logging by them."""
     settings = local.here(local.settings())
     logs.configure(settings)
     return settings
@@ -76,7 +76,7 @@ def bars() -> Progress:
 
 
 def shown_on(bar: Progress) -> Callable[[str, int, int], None]:
-    """Return what shows each step of long work as a line of *bar*."""
+    """Return a function that shows each step of long work as a line of *bar*."""
     tasks: dict[str, TaskID] = {}
 
     def show(step: str, done: int, total: int) -> None:
@@ -139,7 +139,7 @@ def _require_input() -> None:
 def require_writable(path: Path, option: str, *, is_replaced: bool = False) -> None:
     """Find out before long work is done whether *path*, which *option* names, can be written at the end of it.
 
-    What is written to the null device is thrown away, but for a file that *is_replaced* by a new one of its name.
+    The null device is allowed, and discards the output, unless the file *is_replaced* by a new one of its name.
 
     Raises:
         ConfigurationError: it cannot, or it is there and no file.

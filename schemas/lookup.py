@@ -31,14 +31,14 @@ from sqlalchemy.dialects.postgresql import ARRAY
 from schemas import tables
 
 FOUND_MAX: Final = 2
-"""Rows that are looked for: one, and another that makes it doubtful which is meant."""
+"""Rows that are looked for: one, and a second one, which makes the id ambiguous."""
 _KEYS: Final = {tables.order_book.name: tables.orders, tables.events.name: tables.inbox}
 """By view, the table that has the keys of its rows."""
 _FEW: Final = {
     "parked": select(tables.outcomes.c.seq).where(tables.outcomes.c.state == "parked"),
     "pending": select(tables.pending.c.seq),
 }
-"""Where the events of a state are kept apart; a view that computes each one's state would have to look at all."""
+"""Tables that hold the events of one state; the view computes the state, and would have to look at all events."""
 
 
 def by_id(
@@ -54,7 +54,7 @@ def by_id(
 def query_of(table: Table, *, of_account: bool) -> Select[Any]:
     """Return the query by ``id``, ``modes`` and, where it is *of_account*, ``account``.
 
-    It is kept, since making it takes as long as asking it.
+    The query is cached, since building it takes as long as running it.
     """
     modes = (
         func.unnest(bindparam("modes", type_=ARRAY(Boolean))).table_valued("livemode", name="modes").render_derived()

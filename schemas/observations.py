@@ -24,7 +24,7 @@ Object = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """An account and a mode: rows of two never meet."""
+    """An account and a mode: rows of two worlds never mix."""
 
     account: str
     livemode: bool
@@ -35,11 +35,11 @@ class World:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What Stripe answered, and a time (Unix seconds, Stripe's clock) at which it was surely so.
+    """An object from Stripe's answer, and a time (Unix seconds, Stripe's clock) at which it surely was in this state.
 
-    That time is the answer's ``Date`` less the duration of the call, so it never claims to have seen what
-    happened while the call was on its way. An object that our decoder refuses is *odd*, the very bytes of it, and
-    then *body* holds only those of its plain values that can be read.
+    That time is the answer's ``Date`` less the duration of the call, so that it is before any change that happened
+    while the call was on its way. For an object that our decoder refuses, *odd* has its very bytes, and *body* only
+    those of its plain values that can be read.
     """
 
     body: Object
@@ -54,10 +54,10 @@ class Answer:
 
 
 def answer_of(text: bytes, at: int) -> Answer:
-    """Return the answer that *text*, the JSON of an object, was at the time *at*.
+    """Return the answer in *text*, the JSON of an object, at the time *at*.
 
     Raises:
-        NotAnObject: it is no object at all.
+        NotAnObject: *text* is no object at all.
     """
     try:
         found = msgspec.json.decode(text)
@@ -141,7 +141,7 @@ def kind_of(answer: Answer) -> str:
     return f"payfold.{answer.body.get('object')}.observed"
 
 
-# The newest is the one of the latest second, and of those the one that came last.
+# The newest rendering is that of the latest second, and within one second the last received.
 _LAST_RENDERINGS: Final = """
 SELECT k.number, last.seq
 FROM unnest(%s::int[], %s::text[], %s::boolean[], %s::text[], %s::text[])

@@ -30,7 +30,7 @@ ROWS_MAX: Final = 100
 ROWS_DEFAULT: Final = 20
 BALANCE_ROWS_MAX: Final = 100
 ONE: Final = problems.declared(404, 409)
-"""How a route that shows one row may end, too."""
+"""Further answers of a route that shows one row."""
 READ: Final = Bounds(statement=5, lock=5, whole=8)
 _BOUNDS: Final = "payfold_read_bounds"
 
@@ -55,7 +55,7 @@ _NEWEST: Final[ColumnElement[Any]] = literal_column(tables.NEWEST)
 
 
 def only(values: tuple[str, ...]) -> AfterValidator:
-    """Return what refuses a filter that is none of *values*, which are all ours: it would find nothing."""
+    """Return a validator that refuses any value but *values*: they are all there are, so another would find nothing."""
 
     def check(value: str) -> str:
         if value not in values:
@@ -66,7 +66,7 @@ def only(values: tuple[str, ...]) -> AfterValidator:
 
 
 def bounded(engine: Engine, bounds: Bounds) -> Engine:
-    """Return *engine*, for reads that are bounded so."""
+    """Return *engine*, for reads within *bounds*."""
     return engine.execution_options(**{_BOUNDS: bounds})
 
 
@@ -110,7 +110,7 @@ class DatedFilters(Filters):
     def wanted(self, table: Table) -> list[ColumnElement[bool]]:
         """Return the conditions on *table* that were asked for."""
         found = super().wanted(table)
-        # Both, since the index by which a list pages knows of no null.
+        # Both columns, since the index by which a list pages has no null.
         for moment in (table.c.created, _NEWEST):
             if self.created_from is not None:
                 found.append(moment >= self.created_from)
@@ -412,9 +412,9 @@ def _page(
     newest: ColumnElement[Any] = _NEWEST,
     shown: Table | None = None,
 ) -> Page[Row]:
-    """Return the page of *table* that *filters* ask for, newest first, with the cursor of the next.
+    """Return the page of *table* that *filters* ask for, newest first, with the cursor of the next page.
 
-    *shown* is a view over the table, which then computes what it adds for the rows of the page and no others.
+    *shown* is a view over the table, which then computes its added columns for the rows of the page alone.
     *sees* is whether the token may see personal data.
     """
     _check_scope(filters, sees=sees)
@@ -444,7 +444,7 @@ def _page(
 
 
 def _check_scope(filters: Filters, *, sees: bool) -> None:
-    """Refuse a filter by personal data: to ask whether a value is there is to see it."""
+    """Refuse a filter by personal data without the scope: asking whether a value exists reveals it."""
     asked = filters.model_fields_set & answers.personal_fields(type(filters))
     if asked and not sees:
         raise HTTPException(403, f"Rows are found by {', '.join(sorted(asked))} with a token of the scope personal.")

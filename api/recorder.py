@@ -24,7 +24,7 @@ from schemas.logs import Seldom
 SHARED_ROWS_MAX: Final = 256
 """Deliveries in one statement."""
 SHARED_BYTES_MAX: Final = 8 * 1024 * 1024
-"""Of their bodies, after which no further one is added: the driver makes copies of them."""
+"""Bytes of their bodies, after which no further delivery is added: the driver makes copies of them."""
 ANSWER_SECONDS_MAX: Final = 10
 """After this a delivery is answered, even if PostgreSQL has not."""
 
@@ -57,7 +57,7 @@ class Recorder:
     """One task on one connection that records all waiting deliveries, whenever there are some."""
 
     last: Attempt | None = None
-    """Without those that wrote nothing: only duplicates, or what PostgreSQL refused for a fault in its data."""
+    """The last attempt that wrote a row, or failed; one that found only duplicates or faulty data does not count."""
 
     def __init__(self, database_url: str, *, answer_seconds_max: float = ANSWER_SECONDS_MAX) -> None:
         self._url = database_url
@@ -95,7 +95,7 @@ class Recorder:
         return self._connection is not None and not self._connection.closed
 
     async def stop(self) -> None:
-        """Record what waits, then close."""
+        """Record the waiting deliveries, then close."""
         while unanswered := [each.done for each in (*self._recording, *self._waiting) if not each.done.done()]:
             await asyncio.wait(unanswered)
         self._task.cancel()
@@ -111,7 +111,7 @@ class Recorder:
                 if self._recording:
                     await self._record_together(self._recording)
         except Exception:
-            # It is not foreseen, so nothing is known of what was recorded.
+            # This error is not foreseen, so it is not known which deliveries were recorded.
             await self._disconnect()
             for each in self._recording:
                 _give_up(each.done)

@@ -1,4 +1,4 @@
-"""Bearer tokens: who may ask."""
+"""Bearer tokens, and the scopes that routes require."""
 
 import hashlib
 import hmac

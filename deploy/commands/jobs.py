@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def opened_desk(*, wants_key: bool = True) -> Iterator["Desk"]:
-    """Yield what the jobs at Stripe need, with a key."""
+    """Yield the desk that the jobs at Stripe need, with a key."""
     from schemas import broker
     from schemas.stripe_api import StripeApi
     from worker.stripe_jobs.rounds import THREADS, Desk

@@ -1,4 +1,4 @@
-"""What Stripe's objects of money look like, in the way of ``shapes``: every field of API version 2026-10-28.endive.
+"""The shapes of Stripe's objects of money, in the way of ``shapes``: every field of API version 2026-10-28.endive.
 
 Customers, invoices, credit notes, payments, refunds, disputes and the billing portal.
 """
@@ -463,7 +463,7 @@ def invoice_line(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def invoice_payment(fields: dict[str, Any]) -> dict[str, Any]:
-    """Return what a payment intent paid of an invoice."""
+    """Return an invoice payment: the part of an invoice that a payment intent paid."""
     return {
         "id": None,
         "object": "invoice_payment",

@@ -1,8 +1,8 @@
 """Invoices: drafted, finalised, and then paid, given up or voided.
 
-At finalisation the customer's balance in the invoice's currency is applied, and what is left is due; nothing due is
-paid. Voiding gives the balance back. What a payment intent pays of an invoice is an invoice payment, which since
-basil is the only way from one to the other. See https://docs.stripe.com/invoicing/overview.
+At finalisation the customer's balance in the invoice's currency is applied, and the rest is due. An invoice with
+nothing due is paid at once. Voiding gives the balance back. An invoice payment has the part of an invoice that a
+payment intent pays, and since basil is the only link between the two. See https://docs.stripe.com/invoicing/overview.
 """
 
 from collections import Counter
@@ -80,7 +80,7 @@ class Invoices(Payments):
 
     @api_call
     def finalize_invoice(self, invoice: str) -> None:
-        """Finalise a draft: the balance is applied, and what is left is due. Nothing due is paid at once."""
+        """Finalise a draft: the balance is applied, and the rest is due. Without a rest it is paid at once."""
         self._finalize(invoice)
 
     @api_call
@@ -144,7 +144,7 @@ class Invoices(Payments):
         """Return the payment intents that have paid an invoice, as its invoice payments name them."""
         return list(self._paying.get(invoice, []))
 
-    # What Checkout and the public methods share.
+    # Shared by Checkout and the public methods.
 
     def _draft(
         self,
@@ -236,11 +236,11 @@ class Invoices(Payments):
         )
 
     def _finalize(self, invoice: str, *, use_balance: bool = True, intent: str | None = None) -> None:
-        """Open a draft, or pay it where nothing is due. *intent* is what pays it, where that is known already."""
+        """Open a draft, or pay it if nothing is due. *intent* pays it, if the intent is known already."""
         draft = self._invoice(invoice, "draft")
         currency, total = draft["currency"], draft["total"]
         balance = self.expected_balance(draft["customer"], currency)
-        # A credit pays as much as it can; what the customer owes from before is due with this invoice.
+        # A credit pays as much as it can; the customer's debt from before is due with this invoice.
         ending = min(balance + total, 0) if use_balance else balance
         applied = ending - balance
         due = total - applied

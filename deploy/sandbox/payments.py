@@ -1,7 +1,7 @@
-"""Payments, and what takes them back: payment intents, charges, refunds and disputes.
+"""Payments, and the ways to take them back: payment intents, charges, refunds and disputes.
 
-A charge is pending, succeeded or failed. Of a succeeded one refunds are made, each a way of its own from pending to
-succeeded, failed or canceled, and a succeeded one may still fail. A dispute takes the money at once, unless it is
+A charge is pending, succeeded or failed. A succeeded charge may have refunds. Each refund goes from pending to
+succeeded, failed or canceled, and a succeeded refund may still fail. A dispute takes the money at once, unless it is
 only an inquiry, and gives it back when it is won.
 """
 
@@ -46,7 +46,8 @@ class Payments(Customers):
     ) -> str:
         """Pay *amount* by a new charge of *intent* (or a new one) and return the intent.
 
-        What is not *cleared* is processing. Since basil neither of the two names its *invoice*.
+        A payment that is not *cleared* is processing. Since basil neither the charge nor the intent names its
+        *invoice*.
         """
         intent = intent or self._new_intent(amount, currency, customer=customer, method=method, invoice=invoice)
         asked = self._find("payment_intent", intent)

@@ -48,7 +48,7 @@ class Portal(Customers):
     ) -> None:
         """Change a configuration's active, name, default_return_url, login page, metadata or *features*.
 
-        Of each feature the keys given are changed. An update that changes nothing has no event.
+        In each feature only the given keys are changed. An update that changes nothing has no event.
         """
         if unknown := fields.keys() - {"active", "name", "default_return_url"}:
             raise ParameterError(f"Received unknown parameters: {', '.join(sorted(unknown))}")

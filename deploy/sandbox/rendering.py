@@ -20,7 +20,7 @@ _BASIL: Final = "2025-03-31"
 
 @dataclass(frozen=True, slots=True)
 class Drift:
-    """What changed about one kind of object with one version, and how to undo it."""
+    """A change of one kind of object's shape by one version, and how to undo it."""
 
     since: str
     """The first version with the new shape, as its date (versions sort by nothing else)."""
@@ -32,7 +32,7 @@ class Drift:
 def render(event: Event, api_version: str) -> Event:
     """Return *event* as an endpoint pinned to *api_version*, the same or an older one, receives it.
 
-    The object before the change is turned into the older shape too, and what differs then is what changed.
+    The object before the change is turned into the older shape too; the event's changes are the differences then.
 
     Raises:
         ValueError: the version is newer than the event's; what a newer version adds cannot be known.

@@ -114,7 +114,7 @@ _STORIES: Final[Mapping[str, Callable[[Account], object]]] = {
     "refund.failed": lambda account: account.fail_refund(account.refund(_intent(account))),
     "refund.updated": lambda account: account.fail_refund(account.refund(_intent(account))),
 }
-"""By type, what has to happen at a shop for Stripe to send it."""
+"""By type, the steps at a shop after which Stripe sends an event of it."""
 
 
 def sample(kind: str, overrides: Mapping[str, Any], *, now: int) -> Event:

@@ -61,7 +61,7 @@ class Taken:
         return msgspec.json.decode(self.out, type=Inside)
 
 
-# ---- For who measures ----
+# ---- For the measuring process ----
 
 
 def payfold(environment: Mapping[str, str], *arguments: str) -> Taken:
@@ -159,7 +159,7 @@ def _told(pid: int, file: str, name: str) -> int:
 
 def main(work: str, log: str = "") -> None:
     """Do *work* and print what it took."""
-    from worker.proof import rebuild, shadow  # noqa: PLC0415 - who measures wants none of it
+    from worker.proof import rebuild, shadow  # noqa: PLC0415 - the measuring process needs none of it
 
     engine = database.engine(Settings.load().postgresql)
     started = time.monotonic()

@@ -63,7 +63,7 @@ class Answered(Struct, frozen=True, array_like=True):
     status: int
 
 
-# ---- For who measures ----
+# ---- For the measuring process ----
 
 
 def saturate(port: int, requests: Path, count: int, *, client: str | None = None) -> Loaded:

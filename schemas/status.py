@@ -456,7 +456,7 @@ def _look_for_faults(settings: Settings, until: float, connection: Connection) -
         ]
 
 
-# ---- Who lives ----
+# ---- Liveness ----
 
 _LOOPS: Final = (("web", ""), ("clock", ""), ("fold", ""), ("consumer", FOLD_QUEUE), ("consumer", STRIPE_QUEUE))
 _JUDGED: Final[dict[str, Literal["clock", "worker"]]] = {"clock": "clock", "fold": "worker", "consumer": "worker"}

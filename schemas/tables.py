@@ -442,7 +442,7 @@ orders = _projection(
     _of_one("orders", "customer"),
     _of_one("orders", "payment_intent"),
     _of_one("orders", "invoice"),
-    # A shop finds an order by its own key, and by who bought.
+    # A shop finds an order by its own key, and by its buyer.
     *(
         Index(f"orders_{name}", name, postgresql_where=text(f"{name} IS NOT NULL"))
         for name in ("client_reference_id", "customer_email")

@@ -21,9 +21,8 @@ Note [What was refunded of an order]
     A sum is null where a part of it is in another currency than the order's, or has a currency while the order's is not
     known. For an order without a currency even a refunded amount of 0 is not known. The status compares the refunds of
     each charge with its captured amount, in the charge's own currency, and without a charge the refunds with the
-    order's total. A captured charge without
-    ``amount_captured`` that reports to be ``refunded`` was refunded whole, even where the sum is not known, unless one
-    of its refunds failed after that report.
+    order's total. A captured charge without ``amount_captured`` that reports to be ``refunded`` was refunded whole,
+    even where the sum is not known, unless one of its refunds failed after that report.
 """
 
 from alembic import op

@@ -57,7 +57,7 @@ class Recorder:
     """One task on one connection that records all waiting deliveries, whenever there are some."""
 
     last: Attempt | None = None
-    """The last attempt that wrote a row, or failed; one that found only duplicates or faulty data does not count."""
+    """The last attempt that wrote a row or failed; an attempt with only duplicates or refused data does not count."""
 
     def __init__(self, database_url: str, *, answer_seconds_max: float = ANSWER_SECONDS_MAX) -> None:
         self._url = database_url

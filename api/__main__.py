@@ -19,26 +19,26 @@ from schemas.settings import Settings
 STOP_SECONDS_MAX: Final = 25
 """A dyno is killed 30 seconds after it is asked to stop."""
 HEAD_BYTES_MAX: Final = 128 * 1024
-"""Of a request's line and headers together."""
+"""Bytes of a request's line and headers together."""
 HEADERS_MAX: Final = 256
 URL_BYTES_MAX: Final = 16 * 1024
 HEAD_SECONDS_MAX: Final = 10.0
 IDLE_SECONDS_MAX: Final = 5
 """Between two requests on one connection."""
 SEND_SECONDS_MAX: Final = 30.0
-"""How long a client may take to read what was sent, before there is room for more."""
+"""How long a client may take to read the bytes that were sent, before there is room for more."""
 START_SECONDS_MAX: Final = 30
-"""One of several web processes that does not answer its parent for so long is killed: a slow machine imports slowly."""
+"""One of several web processes that does not answer its parent for this long is killed: slow machines import slowly."""
 PIPELINED_MAX: Final = 16
 """Requests on one connection that wait for the answers before theirs."""
 CONNECTIONS_MAX: Final = 1000
-"""Of one process, so that heads and what is buffered are bounded together as well."""
+"""Connections of one process, so that its heads and buffers are bounded together as well."""
 
 _seldom: Final = Seldom()
 
 
 class _Seldom(logging.Filter):
-    """Lets one line a second of each kind through, of what uvicorn logs of the requests of strangers."""
+    """Lets one line a second of each kind through, of those that uvicorn logs about the requests of strangers."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         return _lines_of_uvicorn.left_out(f"{record.lineno} {record.exc_info and record.exc_info[0]}") is not None
@@ -51,14 +51,14 @@ logging.getLogger("uvicorn.error").addFilter(_Seldom())
 
 
 class _HeadRefused(Exception):
-    """The parser is to stop: the request is answered."""
+    """Raised to stop the parser: the request is answered already."""
 
 
 class BoundedHttp(HttpToolsProtocol):
     """HTTP/1.1 on connections that are bounded in bytes and seconds in every state; uvicorn bounds few of them.
 
-    A head has its time and size, a connection between two requests its time, and so has what the client does not
-    read. The body and the answer are bounded by the application; if a body was not read to its end, the connection
+    A head has a time and a size, a connection between two requests has a time, and so has an answer that the client
+    does not read. The application bounds the body and the answer. If a body was not read to its end, the connection
     ends with the answer.
     """
 
@@ -79,14 +79,14 @@ class BoundedHttp(HttpToolsProtocol):
         self._expect_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Leave no timer behind."""
+        """Stop the timers of the connection."""
         self._head_is_here()
         if self._unread is not None:
             self._unread.cancel()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Read what came, and no more of a head that has grown too long."""
+        """Parse *data*, but no more of a head that has grown too long."""
         if self.timeout_keep_alive_task is not None:
             # A byte between two requests ends the idle time, and begins that of a head.
             self._unset_keepalive_if_required()
@@ -120,7 +120,7 @@ class BoundedHttp(HttpToolsProtocol):
             raise _HeadRefused
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Take a header, or what follows the last chunk of a body."""
+        """Take a header, or a trailer after the last chunk of a body."""
         self._bytes_left -= len(name) + len(value)
         if self._bytes_left < 0 or len(self.headers) == HEADERS_MAX:
             self._refuse_head()
@@ -128,7 +128,7 @@ class BoundedHttp(HttpToolsProtocol):
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        """Leave the request to the application."""
+        """Hand the request to the application."""
         self._head_is_here()
         if len(self.pipeline) >= PIPELINED_MAX:
             self._refuse(429, "too_many_pipelined", "Too many requests were sent before their answers.")
@@ -160,7 +160,7 @@ class BoundedHttp(HttpToolsProtocol):
         self._bound_what_is_unread()
 
     def resume_writing(self) -> None:
-        """Give the client its time afresh when it is slow again."""
+        """Stop the time of a client that reads again; the next pause begins a new one."""
         super().resume_writing()
         if self._unread is not None and not self.transport.is_closing():
             self._unread.cancel()
@@ -226,7 +226,7 @@ def server_options(settings: Settings) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Serve until told to stop; a setting that cannot be used ends the process with 2."""
+    """Serve until a signal stops the process; a setting that cannot be used ends it with 2."""
     try:
         settings = Settings.load()
         app.create(settings)

@@ -1,6 +1,6 @@
-"""What the shop may ask us to do: keep the session that it opened, expire one, open the billing portal.
+"""The acts that a shop may ask for: keep the session that it opened, expire one, open the billing portal.
 
-Whatever comes of it is recorded in the inbox like everything else; nothing here writes a table.
+The outcome is recorded in the inbox like every other fact; nothing here writes another table.
 """
 
 import uuid
@@ -62,7 +62,7 @@ class OpenSession(BaseModel):
 def _body(bytes_max: int) -> Callable[[Request], AsyncIterator[bytes]]:
     """Return a dependency that reads a body.
 
-    FastAPI reads a body that it knows of before any dependency, and so before the token is judged.
+    FastAPI reads a declared body before any dependency, and so before the token is checked.
     """
 
     async def read(request: Request) -> AsyncIterator[bytes]:
@@ -105,7 +105,7 @@ def register_order(
         about,
         account=world.account,
         livemode=world.livemode,
-        # It was so when Stripe made it. Whatever happened since is Stripe's to tell.
+        # The observation holds for the moment of creation: later changes come from Stripe.
         created=session.created,
         now=datetime.now(UTC),
     )
@@ -151,10 +151,10 @@ def _fault(place: tuple[str, ...], fault: str) -> RequestValidationError:
 
 
 def _label(settings: Settings) -> str:
-    """Return the account of a session that names none, as its own webhook will be labelled.
+    """Return the account of a session that names none: the label that its own webhook will have.
 
     Raises:
-        RequestValidationError: it may be one of several.
+        RequestValidationError: there are several such labels.
     """
     labels = {secret.account for secret in settings.signing_secrets} or {""}
     if len(labels) == 1:
@@ -166,7 +166,7 @@ def _label(settings: Settings) -> str:
 
 
 def _names(request: Request) -> dict[str, str]:
-    """Return what accounts are called by now, for the keys of Stripe's API as well."""
+    """Return the newest name of each account by its old ones, and take the keys of Stripe's API under these as well."""
     with reads.reading(request.app.state.engine) as connection, cursor(connection) as opened:
         names = accounts.names(opened)
     request.app.state.stripe.learn(names)
@@ -267,7 +267,7 @@ def create_portal_session(
 
 
 def _world_of(request: Request, customer: str, account: str | None, livemode: bool | None) -> World:  # noqa: FBT001 - as asked
-    """Return where *customer* is: as it is known, else what was asked for, else the only world that has a key."""
+    """Return the world of *customer*: its known one, else the one asked for, else the only one that has a key."""
     names = _names(request)
     account = None if account is None else names.get(account, account)
     customers = tables.customers

@@ -1,12 +1,12 @@
-"""What an address holds: an id, which may be any text, and the parameters that its route knows.
+"""The parts of an address: an id, which may be any text, and the parameters that its route knows.
 
 Note [An id may be any text]
-    Stripe's ids are plain, but the inbox keeps all that is signed, and an id may hold a slash, a question mark or a
+    Stripe's ids are plain, but the inbox keeps every signed event, and an id may hold a slash, a question mark or a
     percent sign. A server decodes the path as a whole, after which ``/v1/orders/a%2Fexpire`` (the order ``a/expire``)
-    and ``/v1/orders/a/expire`` (what is done to the order ``a``) are the same. So the path of a request to ``/v1`` is
-    written again from the bytes that were sent, each segment encoded on its own, and ``Id`` decodes what a route took
-    as one. A slash may also stand in an id as it is, as long as the address then means no other route: a route's id is
-    declared as ``{...:id}``, and routes with more segments come before.
+    and ``/v1/orders/a/expire`` (the act on the order ``a``) are the same. So the path of a request to ``/v1`` is
+    written again from the bytes that were sent, each segment encoded on its own, and ``Id`` decodes the segment that a
+    route took as an id. An id may also hold an unencoded slash, as long as the address then means no other route: a
+    route's id is declared as ``{...:id}``, and routes with more segments come before.
 """
 
 from collections.abc import Iterator
@@ -34,11 +34,11 @@ class _AnyId(Convertor[str]):
     regex = ".+"
 
     def convert(self, value: str) -> str:
-        """Return what stands in the address."""
+        """Return *value* as it stands in the address."""
         return value
 
     def to_string(self, value: str) -> str:
-        """Return what is to stand in an address."""
+        """Return *value* as it is to stand in an address."""
         return value
 
 
@@ -55,7 +55,7 @@ def encode_segments(scope: Scope) -> None:
 
 
 async def known_parameters(request: Request, _: Annotated[Token, Depends(require("read"))]) -> None:
-    """Let a request pass whose parameters its route knows.
+    """Let a request pass if its route knows all its parameters.
 
     Raises:
         RequestValidationError: a parameter that is ignored would look like a filter that found everything.

@@ -116,7 +116,7 @@ class Application:
                 too_late = problems.postponed("The answer took too long: try again.")
                 await too_late(exchange.scope, exchange.receive, exchange.send)
         except Exception:
-            # It is answered and logged. The server would log it again with the words of the driver, which quote rows.
+            # The error is answered and logged. The server would log it again with the driver's words, which quote rows.
             if not exchange.is_answered:
                 raise
 
@@ -149,7 +149,7 @@ class Application:
         # Read once, and not when the first one asks whether the process is ready.
         migrate.pending_after(())
         accounts.log_faults(engine, settings)
-        # What is loaded stays: the collector of cycles need not look at it again.
+        # Everything loaded by now stays, so the collector of cycles need not look at it again.
         gc.collect()
         gc.freeze()
         try:

@@ -1,10 +1,11 @@
 """The bodies of requests: bounded in bytes and seconds each, and in bytes together.
 
 Note [Bodies share one room]
-    A body counts from its first byte until its request is answered, so what is being read and what waits for its commit
-    are bounded together. What is still being read may fill half of the room at most: its sender has proven nothing yet,
-    and a body that arrived with its head, as Stripe's do, is verified without waiting and finds the other half.
-    What counts is what has arrived, not what was announced, so a slow sender holds no more than it sent.
+    A body counts from its first byte until its request is answered, so bodies that are being read and bodies that wait
+    for their commit are bounded together. Bodies that are being read may fill half of the room at most, since their
+    senders have proven nothing yet. A body that arrived with its head, as Stripe's do, is verified without waiting and
+    finds the other half. Only bytes that have arrived count, not announced ones, so a slow sender holds no more than it
+    sent.
 """
 
 import asyncio
@@ -15,9 +16,9 @@ from typing import Any, Final
 from schemas.errors import BodyTooLarge, BodyTooSlow, Transient
 
 ROOM_BYTES_MAX: Final = 64 * 1024 * 1024
-"""Of the bodies in memory; more are turned away, and come again."""
+"""Bytes of the bodies in memory; more are turned away, and come again."""
 READING_BYTES_MAX: Final = ROOM_BYTES_MAX // 2
-"""Of those, the bodies that have not arrived whole."""
+"""Bytes of the bodies among them that have not arrived whole."""
 BODY_SECONDS_MAX: Final = 10
 
 Scope = MutableMapping[str, Any]
@@ -32,7 +33,7 @@ class Overloaded(Transient):
 
 
 class Room:
-    """What the bodies of one process may take of its memory."""
+    """The memory that the bodies of one process may take."""
 
     def __init__(self, bytes_max: int = ROOM_BYTES_MAX, reading_bytes_max: int = READING_BYTES_MAX) -> None:
         self._left = bytes_max

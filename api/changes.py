@@ -24,7 +24,7 @@ from schemas.logs import Seldom
 WAIT_SECONDS_MAX: Final = 25
 LOOK_SECONDS: Final = 0.2
 LOOK_ROWS_MAX: Final = 500
-"""New changes that are held against the filters of those who wait, at one look."""
+"""New changes that one look compares with the filters of the waiting readers."""
 STOP_SECONDS_MAX: Final = 1
 
 _seldom: Final = Seldom()
@@ -33,7 +33,7 @@ router: Final = APIRouter(prefix="/v1", dependencies=[Depends(require("read"))])
 
 
 class _Waiter:
-    """A reader who waits, and the number of the last change that was held against what the reader wants."""
+    """A waiting reader, and the number of the last change that was compared with the reader's selection."""
 
     def __init__(self, after: int, wanted: Selection) -> None:
         self.after = after
@@ -51,8 +51,8 @@ class _Waiter:
 class Lookout:
     """Looks for new changes on behalf of all requests that wait for one.
 
-    LISTEN would want a session of its own, which a pooler in transaction mode does not give. One look for
-    however many wait costs one index probe, and none while nobody waits.
+    LISTEN needs a session of its own, which a pooler in transaction mode does not give. One look costs one index
+    probe for all waiting requests together, and there is no look while no request waits.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -74,7 +74,7 @@ class Lookout:
             self._waiters.discard(waiter)
 
     async def stop(self) -> None:
-        """End the looking, and give up on a look that does not come to an end."""
+        """Stop looking, and give up on a look that does not end."""
         self._task.cancel()
         await asyncio.wait([self._task], timeout=STOP_SECONDS_MAX)
 
@@ -95,7 +95,7 @@ class Lookout:
             await asyncio.sleep(0 if is_more else LOOK_SECONDS)
 
     async def _look(self, waiters: Sequence[_Waiter]) -> bool:
-        """Call those of *waiters* for whom there is something, and return whether there is more to be looked at."""
+        """Wake those of *waiters* that a new change is for, and return whether there are more changes to look at."""
         if not waiters:
             return False
         changes = await run_in_threadpool(self._latest, min(waiter.after for waiter in waiters))
@@ -162,7 +162,7 @@ def _read(engine: Engine, after: int, limit: int, wanted: Selection, *, personal
     return FeedPage(rows, page.next_after, page.has_more)
 
 
-# The feed itself holds nothing personal. What there is now, of the object or of its customer, is joined for the page.
+# The feed itself holds nothing personal. The present personal data of the object or its customer is joined for a page.
 _PERSONAL: Final = text("""
 WITH k AS (
     SELECT * FROM unnest(
@@ -203,7 +203,7 @@ SELECT k.seq, p.customer_email, p.metadata, p.shipping, p.memo, p.lines FROM k C
 
 
 def _with_personal_data(connection: Connection, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return *rows* with what is personal of each; all of that is null where the row is gone."""
+    """Return *rows*, each with its personal data, which is all null if the row is gone."""
     keys = {"seqs": "seq", "subjects": "subject", "accounts": "account", "modes": "livemode", "ids": "subject_id"}
     found = connection.execute(_PERSONAL, {name: [row[of] for row in rows] for name, of in keys.items()}).mappings()
     known = {row["seq"]: {name: value for name, value in row.items() if name != "seq"} for row in found}

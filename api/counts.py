@@ -1,4 +1,4 @@
-"""Counts of deliveries by what became of them: added up in memory, and every few seconds in PostgreSQL for all.
+"""Counts of deliveries by outcome: added up in memory, and every few seconds in PostgreSQL for all processes.
 
 A write that may or may not have been committed is repeated, so after a lost connection a count may be too high.
 """
@@ -20,17 +20,17 @@ from schemas.database import integer_array, text_array
 from schemas.logs import Seldom
 
 WRITE_SECONDS: Final = 5.0
-"""Between two writes: so much is lost where a process is killed."""
+"""Between two writes: the counts of this time are lost if a process is killed."""
 USE_SECONDS_MAX: Final = 1.0
-"""Of one use of PostgreSQL, the connection included."""
+"""For one use of PostgreSQL, the connection included."""
 OUTCOMES: Final = ("new", "copy", "duplicate", "postponed", "failed")
-"""What becomes of a delivery, but for one that is refused."""
+"""The outcomes of deliveries, without those that are refused."""
 REFUSED: Final = "refused"
 CONNECTION: Final = "connection"
-"""Of what was refused before it was known to be a delivery: most of it comes from strangers."""
+"""The outcome of a request that was refused before it was known to be a delivery: most come from strangers."""
 
 Kind = tuple[str, str]
-"""An outcome, and of what was refused, or of a connection, the reason, else empty."""
+"""An outcome, and the reason of a refused delivery or connection, else an empty text."""
 
 _seldom: Final = Seldom(60)
 """While PostgreSQL is away each write fails, and the deliveries' own lines are logged anyway."""
@@ -92,9 +92,9 @@ class DeliveryCounts:
         return self._fresh.total() + sum(each.count for each in self._waiting.values())
 
     async def write(self) -> str:
-        """Add to the table what was counted since the last time; where that fails it is kept for the next.
+        """Add the counts since the last time to the table; if that fails, they are kept for the next time.
 
-        Returns ok, or what the obstacle is.
+        Returns ok, or the obstacle.
         """
         async with self._turn:
             self._note()
@@ -124,7 +124,7 @@ class DeliveryCounts:
             await self.write()
 
     def _note(self) -> None:
-        """Add what was counted to what waits, with the time."""
+        """Add the new counts to the waiting ones, with the time."""
         now = datetime.fromtimestamp(time.time(), UTC)
         for kind, count in self._fresh.items():
             waiting = self._waiting.setdefault(kind, _Waiting(0, now, now))

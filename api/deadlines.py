@@ -1,4 +1,4 @@
-"""Bounds on how long many things may take, at the cost of one timer for all of them."""
+"""Deadlines for many tasks, at the cost of one timer for all of them."""
 
 import asyncio
 from collections.abc import Callable, Coroutine, Hashable
@@ -40,10 +40,10 @@ def _forget(task: "asyncio.Task[Any]") -> None:
 
 
 class Deadlines(Generic[Key]):
-    """Calls *late* with whatever was begun and has not ended after *seconds*.
+    """Calls *late* with each key that was begun and has not ended after *seconds*.
 
-    Each has the same time, so they are due in the order in which they began, and the timer waits for the first alone: a
-    timer for each would cost a delivery as much as verifying it.
+    All have the same time, so they are due in the order in which they began, and one timer waits for the first alone:
+    a timer for each would cost a delivery as much as verifying it.
     """
 
     def __init__(self, seconds: float, late: Callable[[Key], None]) -> None:
@@ -61,7 +61,7 @@ class Deadlines(Generic[Key]):
             self._timer = self._loop.call_at(due, self._look)
 
     def end(self, key: Key) -> None:
-        """Ask no more of *key*."""
+        """Drop the deadline of *key*."""
         self._due.pop(key, None)
 
     def _look(self) -> None:

@@ -8,7 +8,7 @@ Header = tuple[bytes, bytes]
 NO_STORE: Final[Header] = (b"cache-control", b"no-store")
 NO_SNIFF: Final[Header] = (b"x-content-type-options", b"nosniff")
 DOCUMENTATION: Final = ("/docs", "/openapi.json", "/static-offline-docs/")
-"""The same for everybody, so that a cache may keep it."""
+"""These pages are the same for every client, so that a cache may keep them."""
 
 
 def completed(path: str, given: Iterable[Header]) -> list[Header]:

@@ -1,4 +1,7 @@
-"""How this process is, for what starts, balances and watches it. Nothing here waits for the pool of threads."""
+"""The health of this process, for the programs that start, balance and watch it.
+
+Nothing here waits for the pool of threads.
+"""
 
 import asyncio
 from typing import Final
@@ -12,9 +15,9 @@ from api.tokens import require
 from schemas.status import Health, Status
 
 STATUS_AGE_SECONDS_MAX: Final = 3.0
-"""Of what the metrics show, so that they may be asked for often."""
+"""The age of the status in the metrics, so that they may be asked for often."""
 STATUS_SECONDS_MAX: Final = 2.0
-"""For so long the metrics wait for it."""
+"""The metrics wait this long for the status."""
 
 probes: Final = APIRouter(prefix="/health", tags=["health"])
 operations: Final = APIRouter(tags=["operations"])

@@ -1,7 +1,7 @@
-"""What is counted and measured, in the format that Prometheus reads.
+"""Counts and measurements, in the format that Prometheus reads.
 
-A value that is not known has no sample. What is of one web process alone has its ``instance``; everything else is the
-same whichever process answers.
+A value that is not known has no sample. A value of one web process alone has the label ``instance``; every other value
+is the same from each process.
 """
 
 from collections import Counter
@@ -33,7 +33,7 @@ class Instance:
 
 @dataclass(frozen=True)
 class Own:
-    """What one web process has: deliveries that wait for their commit, and counts that wait to be written."""
+    """The values of one web process: deliveries that wait for their commit, and counts that wait to be written."""
 
     instance: Instance
     in_flight: int

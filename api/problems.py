@@ -1,4 +1,4 @@
-"""Errors as RFC 9457 problem documents: what is wrong and what to do, and nothing about us."""
+"""Errors as RFC 9457 problem documents: the fault and the remedy, and nothing about our own process."""
 
 import traceback
 from collections.abc import Sequence
@@ -58,7 +58,7 @@ def _schemas() -> dict[str, Any]:
 
 
 SCHEMAS: Final = _schemas()
-"""Of a problem document, by their names on the OpenAPI page."""
+"""The schemas of a problem document, by their names on the OpenAPI page."""
 _DECLARED: Final = {
     401: "No bearer token, or none that is known here.",
     403: "The token lacks the scope.",
@@ -110,7 +110,7 @@ def _place(error: Exception) -> str:
 
 
 def postponed(detail: str) -> Response:
-    """Return the answer to what is to be asked again in a while."""
+    """Return the answer to a request that should be repeated in a while."""
     return _response(503, detail, {"Retry-After": str(RETRY_AFTER_SECONDS)})
 
 
@@ -119,21 +119,21 @@ _AT_STRIPE: Final = {
     CallDeclined: (422, "declined_by_stripe"),
     MissingAtStripe: (404, "missing_at_stripe"),
     NotAnObject: (502, "answer_unreadable"),
-    # Our own credentials are wrong, and not those of whoever asks.
+    # Our own credentials are wrong, and not those of the client.
     KeyRefused: (502, "key_refused"),
 }
 
 
 def _methods_of_acts(acts: Sequence[BaseRoute], request: Request) -> str:
-    """Return the methods of those of *acts* that are done at the address of *request* by another method."""
-    # The address was taken for that of a thing whose id ends like an act.
+    """Return the methods of those of *acts* that have the address of *request* but another method."""
+    # The address was taken for that of an object with an id that ends like an act.
     matching = (route for route in acts if isinstance(route, Route) and not route.path.endswith("}"))
     found = (route.methods or () for route in matching if route.matches(request.scope)[0] is Match.PARTIAL)
     return ", ".join(sorted({method for methods in found for method in methods}))
 
 
 def install(app: FastAPI, acts: Sequence[BaseRoute]) -> None:
-    """Answer every error of *app* with a problem document; *acts* are the routes that do something to a thing."""
+    """Answer every error of *app* with a problem document; *acts* are the routes that act on an object."""
 
     @app.exception_handler(HTTPException)
     def http(_: Request, error: HTTPException) -> Response:

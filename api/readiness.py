@@ -1,9 +1,9 @@
 """Whether deliveries can be taken, found out by trying, in a bounded time in every state of PostgreSQL and Redis.
 
 Note [A try is what recording is]
-    A try runs the recorder's statement and rolls it back, in a new session each time: a setting that makes a database
-    or a role read-only holds for new sessions alone. Where no new session can be had, the session of the last try is
-    used once more, as long as the recorder too has one to go on with.
+    A try runs the recorder's statement and rolls it back. It uses a new session each time, since a setting that makes a
+    database or a role read-only holds for new sessions alone. If no new session can be opened, the session of the last
+    try is used once more, as long as the recorder still has a session too.
 """
 
 import asyncio
@@ -27,15 +27,15 @@ TRY_SECONDS_MAX: Final = 1.0
 STATEMENT_SECONDS_MAX: Final = 0.9
 LOCK_SECONDS_MAX: Final = 0.6
 MIGRATIONS_SECONDS_MAX: Final = 0.5
-"""To read which version the schema has."""
+"""For reading the version of the schema."""
 BROKER_SECONDS_MAX: Final = 1.0
 ROOM_BYTES: Final = 256 * 1024
-"""What is tried to be recorded once a disk was full: a small row finds a place in what there is."""
+"""Once a disk was full, a try records this many bytes: a small row would still find a place in the pages there are."""
 FRESH_SECONDS: Final = 1.0
-"""For so long a finding serves all who ask."""
+"""A finding answers all requests for this long."""
 STATUS_SECONDS_MAX: Final = 1.0
 STATUS_AGE_SECONDS_MAX: Final = 10.0
-"""A worker is silent after half a minute, so that to read its heartbeats seldom is enough."""
+"""A worker counts as silent after half a minute, so reading its heartbeats seldom is enough."""
 
 UNKNOWN: Final = "unknown"
 _IN_TROUBLE: Final = ("stopped", "failing")
@@ -52,7 +52,7 @@ _BOUNDS: Final = (
 
 @dataclass(frozen=True)
 class Finding:
-    """What a look found.
+    """The result of a look.
 
     *database* is ok or the obstacle, as it was at *as_of* by the event loop's clock; *migrations* is unknown where that
     could not be read.
@@ -65,7 +65,7 @@ class Finding:
 
 
 class Readiness:
-    """Looks on behalf of all who ask, at most once a second, on a connection of its own."""
+    """Looks for all requests together, at most once a second, on a connection of its own."""
 
     def __init__(
         self, database_url: str, redis: Redis, recorder: Recorder, status: StatusReader, *, has_stripe_key: bool
@@ -79,7 +79,7 @@ class Readiness:
         self._room_since: Attempt | None = None
         """An attempt that found the disk full, since which there was room again."""
         self._migrations = UNKNOWN
-        """As they were when they could last be read."""
+        """The migrations' state when it could last be read."""
         self._look: asyncio.Task[Finding] | None = None
         self._fresh_until = 0.0
 
@@ -94,7 +94,7 @@ class Readiness:
         if database_is in database.SPEECHLESS:
             status = None
         migrations = self._migrations if database_is == "ok" else found.migrations
-        # What was just recorded was recorded: that the rest could never be read yet is no obstacle.
+        # A delivery was just recorded. So it is no obstacle that the migrations' state could never be read yet.
         is_not_behind = migrations == "ok" or (migrations == UNKNOWN and attempt is not None)
         return Health(
             ready=database_is == "ok" and is_not_behind,
@@ -119,7 +119,7 @@ class Readiness:
         now = asyncio.get_running_loop().time()
         if self._look is None or (self._look.done() and now >= self._fresh_until):
             self._look = asyncio.create_task(self._find(), name="readiness")
-        # Others may wait for it too, so it outlasts the request that began it.
+        # Other requests may wait for the look too, so it outlasts the request that began it.
         return await asyncio.shield(self._look)
 
     async def _find(self) -> Finding:
@@ -131,7 +131,7 @@ class Readiness:
         now = asyncio.get_running_loop().time
         began_at = now()
         database_is = await self._try()
-        # A try that got no answer shows nothing of the time since it began, in which the recorder may have had one.
+        # A try without an answer proves nothing about the time since it began: the recorder may have got one since.
         as_of = began_at if database_is == "silent" else now()
         return as_of, database_is, UNKNOWN if database_is in database.SPEECHLESS else await self._read_migrations()
 
@@ -162,7 +162,7 @@ class Readiness:
     async def _use(self, work: Callable[[Driver], Awaitable[Result]], *, is_new: bool = False) -> Result:
         """Return what *work* returns, and roll back what it did; a failure closes the connection."""
         connection = await self._connect() if is_new or self._connection is None else self._connection
-        # It is handed back once it is known to be good: a try that takes too long is left to itself.
+        # The connection is put back once it is known to be good. A try that takes too long keeps it.
         self._connection = None
         try:
             await connection.execute(_BOUNDS)

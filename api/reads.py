@@ -1,4 +1,4 @@
-"""What the tables say, as JSON."""
+"""The rows of the tables, as JSON."""
 
 import base64
 import binascii
@@ -30,13 +30,13 @@ ROWS_MAX: Final = 100
 ROWS_DEFAULT: Final = 20
 BALANCE_ROWS_MAX: Final = 100
 ONE: Final = problems.declared(404, 409)
-"""How a route that shows one row may end, too."""
+"""Further answers of a route that shows one row."""
 READ: Final = Bounds(statement=5, lock=5, whole=8)
 _BOUNDS: Final = "payfold_read_bounds"
 
 
 class Route(APIRoute):
-    """A route whose answer leaves out what was not set: the personal data, for a token that may not see it."""
+    """A route that leaves unset fields out of its answer: personal data is not set for a token that may not see it."""
 
     def __init__(self, *args: Any, **more: Any) -> None:  # noqa: ANN401 - FastAPI's own
         super().__init__(*args, **{**more, "response_model_exclude_unset": True})
@@ -55,7 +55,7 @@ _NEWEST: Final[ColumnElement[Any]] = literal_column(tables.NEWEST)
 
 
 def only(values: tuple[str, ...]) -> AfterValidator:
-    """Return what refuses a filter that is none of *values*, which are all ours: it would find nothing."""
+    """Return a validator that refuses any value but *values*: they are all there are, so another would find nothing."""
 
     def check(value: str) -> str:
         if value not in values:
@@ -66,7 +66,7 @@ def only(values: tuple[str, ...]) -> AfterValidator:
 
 
 def bounded(engine: Engine, bounds: Bounds) -> Engine:
-    """Return *engine*, for reads that are bounded so."""
+    """Return *engine*, for reads within *bounds*."""
     return engine.execution_options(**{_BOUNDS: bounds})
 
 
@@ -87,7 +87,7 @@ def reading(engine: Engine) -> Iterator[Connection]:
 
 
 class Filters(BaseModel):
-    """What every list can be asked. Whatever else a list takes is the name of a column, and its value."""
+    """The filters that every list takes. Any other filter of a list is the name of a column, with its value."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -102,7 +102,7 @@ class Filters(BaseModel):
 
 
 class DatedFilters(Filters):
-    """Filters of rows that say when they were created."""
+    """Filters of rows that have a creation time."""
 
     created_from: FilterMoment = Field(None, description="a time with its offset, as 2026-11-01T00:00:00Z")
     created_before: FilterMoment = None
@@ -110,7 +110,7 @@ class DatedFilters(Filters):
     def wanted(self, table: Table) -> list[ColumnElement[bool]]:
         """Return the conditions on *table* that were asked for."""
         found = super().wanted(table)
-        # Both, since the index by which a list pages knows of no null.
+        # Both columns, since the index by which a list pages has no null.
         for moment in (table.c.created, _NEWEST):
             if self.created_from is not None:
                 found.append(moment >= self.created_from)
@@ -240,7 +240,7 @@ def show_credit_note(
 
 
 def _lines(connection: Connection, table: Table, owner: ColumnElement[Any], row: Any) -> Sequence[Any]:  # noqa: ANN401 - a row's mapping
-    """Return the rows of *table* whose *owner* is *row*."""
+    """Return the rows of *table* that name *row* in the column *owner*."""
     world = (table.c.account == row["account"], table.c.livemode == row["livemode"])
     query = select(table).where(*world, owner == row["id"]).order_by(table.c.id)
     return connection.execute(query).mappings().all()
@@ -384,7 +384,7 @@ def show_event(
     return answers.EventWithPayload.of(found, personal=sees)
 
 
-def one(request: Request, table: Table, key: str, account: str | None, livemode: bool | None) -> Any:  # noqa: ANN401, FBT001 - a row's mapping, and what the address says
+def one(request: Request, table: Table, key: str, account: str | None, livemode: bool | None) -> Any:  # noqa: ANN401, FBT001 - a row's mapping, and a part of the address
     """Return the row of *table* with the id *key*, in the world that was asked for."""
     with reading(request.app.state.engine) as connection:
         return _row(connection, table, key, account, livemode)
@@ -412,9 +412,9 @@ def _page(
     newest: ColumnElement[Any] = _NEWEST,
     shown: Table | None = None,
 ) -> Page[Row]:
-    """Return the page of *table* that *filters* ask for, newest first, with the cursor of the next.
+    """Return the page of *table* that *filters* ask for, newest first, with the cursor of the next page.
 
-    *shown* is a view over the table, which then computes what it adds for the rows of the page and no others.
+    *shown* is a view over the table, which then computes its added columns for the rows of the page alone.
     *sees* is whether the token may see personal data.
     """
     _check_scope(filters, sees=sees)
@@ -444,7 +444,7 @@ def _page(
 
 
 def _check_scope(filters: Filters, *, sees: bool) -> None:
-    """Refuse a filter by personal data: to ask whether a value is there is to see it."""
+    """Refuse a filter by personal data without the scope: asking whether a value exists reveals it."""
     asked = filters.model_fields_set & answers.personal_fields(type(filters))
     if asked and not sees:
         raise HTTPException(403, f"Rows are found by {', '.join(sorted(asked))} with a token of the scope personal.")
@@ -469,12 +469,12 @@ def _read_cursor(cursor: str, kind: type[Any], length: int) -> list[Any]:
 
 
 def _is_storable(part: object) -> bool:
-    """Tell whether PostgreSQL can compare with *part*, a text or a number."""
+    """Return whether PostgreSQL can compare with *part*, a text or a number."""
     return abs(part) < 2**63 if isinstance(part, int) else "\0" not in str(part)
 
 
 def _seconds(at: str) -> float:
-    """Return the time of a cursor, in Unix seconds; those that do not say when they were created have -Infinity."""
+    """Return the time of a cursor, in Unix seconds: -Infinity for an object without a creation time."""
     try:
         seconds = float(at)
     except ValueError:

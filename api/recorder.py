@@ -2,7 +2,7 @@
 
 Note [An acknowledgement follows its commit]
     ``record`` returns after the row is committed, or raises. Nothing else may answer a delivery with a 2xx.
-    A commit whose outcome is unknown is answered as a failure: Stripe sends again, and the inbox knows it.
+    A commit with an unknown outcome is answered as a failure: Stripe sends again, and the inbox knows the event.
 """
 
 import asyncio
@@ -24,9 +24,9 @@ from schemas.logs import Seldom
 SHARED_ROWS_MAX: Final = 256
 """Deliveries in one statement."""
 SHARED_BYTES_MAX: Final = 8 * 1024 * 1024
-"""Of their bodies, after which no further one is added: the driver makes copies of them."""
+"""Bytes of their bodies, after which no further delivery is added: the driver makes copies of them."""
 ANSWER_SECONDS_MAX: Final = 10
-"""After this a delivery is answered, whatever PostgreSQL does."""
+"""After this a delivery is answered, even if PostgreSQL has not."""
 
 _seldom: Final = Seldom()
 
@@ -54,10 +54,10 @@ class Attempt(NamedTuple):
 
 
 class Recorder:
-    """One task on one connection that records whatever waits, as often as there is something."""
+    """One task on one connection that records all waiting deliveries, whenever there are some."""
 
     last: Attempt | None = None
-    """Without those that wrote nothing: only duplicates, or what PostgreSQL refused for a fault in its data."""
+    """The last attempt that wrote a row or failed; an attempt with only duplicates or refused data does not count."""
 
     def __init__(self, database_url: str, *, answer_seconds_max: float = ANSWER_SECONDS_MAX) -> None:
         self._url = database_url
@@ -95,7 +95,7 @@ class Recorder:
         return self._connection is not None and not self._connection.closed
 
     async def stop(self) -> None:
-        """Record what waits, then close."""
+        """Record the waiting deliveries, then close."""
         while unanswered := [each.done for each in (*self._recording, *self._waiting) if not each.done.done()]:
             await asyncio.wait(unanswered)
         self._task.cancel()
@@ -111,7 +111,7 @@ class Recorder:
                 if self._recording:
                     await self._record_together(self._recording)
         except Exception:
-            # It is not foreseen, so nothing is known of what was recorded.
+            # This error is not foreseen, so it is not known which deliveries were recorded.
             await self._disconnect()
             for each in self._recording:
                 _give_up(each.done)

@@ -17,7 +17,7 @@ from worker.folds import FOLD_VERSION
 ANSWER_SECONDS_MAX: Final = 10.0
 """After this a caller is answered, in every state of PostgreSQL and Redis."""
 KEPT_SECONDS_MAX: Final = 60.0
-"""For so long the last status stands in for one that takes longer than the caller waits."""
+"""The last status is answered for this long when a new one takes longer than the caller waits."""
 
 
 class TooSlow(Transient):
@@ -25,9 +25,9 @@ class TooSlow(Transient):
 
 
 class StatusReader:
-    """Reads the status for all who ask: one read is under way at most, and one is to follow it.
+    """Reads the status for all callers together: at most one read is under way, and one is to follow it.
 
-    Who asks gets the next read to begin, and shares it with all who ask before it begins.
+    A caller gets the next read that begins, and shares it with all other callers until then.
     """
 
     def __init__(self, settings: Settings, redis: Redis, *, answer_seconds_max: float = ANSWER_SECONDS_MAX) -> None:
@@ -55,9 +55,9 @@ class StatusReader:
         return reading.result()
 
     async def latest(self, *, age_max: float, wait_max: float) -> Status | None:
-        """Return a status that is at most *age_max* seconds old, which is waited for for *wait_max* seconds.
+        """Return a status that is at most *age_max* seconds old, after waiting at most *wait_max* seconds.
 
-        After that an older one is returned, up to a minute old, else None.
+        If none came by then, return an older one, up to a minute old, else None.
         """
         if self._is_younger(age_max) and self._last is not None and self._last.database != "away":
             return self._last
@@ -83,7 +83,7 @@ class StatusReader:
     async def _read_after(self, before: "asyncio.Task[Status] | None") -> Status:
         if before is not None:
             await asyncio.wait([before])
-        # From here on, who asks wants a later one.
+        # A caller from here on gets a later read.
         self._reading, self._next = self._next, None
         try:
             self._last = await asyncio.get_running_loop().run_in_executor(self._thread, self._read)

@@ -1,4 +1,4 @@
-"""Bearer tokens: who may ask."""
+"""Bearer tokens, and the scopes that routes require."""
 
 import hashlib
 import hmac
@@ -18,7 +18,7 @@ Credentials = Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
 
 
 def require(scope: Scope) -> Callable[[Request, HTTPAuthorizationCredentials | None], Awaitable[Token]]:
-    """Return a dependency that lets a request pass whose token has *scope* or one that includes it."""
+    """Return a dependency that lets a request pass if its token has *scope* or one that includes it."""
 
     # Asynchronous, since it waits for nothing: anything else FastAPI runs in a thread of its own.
     async def check(request: Request, credentials: Credentials) -> Token:

@@ -19,7 +19,7 @@ _TICKS_MAX: Final = 4
 _PERIOD_NAMES_MAX: Final = 6
 _MIDDLE_PERCENT_MAX: Final = 92
 _BAR_PERCENT_MAX: Final = 8
-"""Few bars are not to be as broad as the page."""
+"""Keeps a few bars from being as broad as the page."""
 _COUNT_PERCENT_MAX: Final = 84
 """The longest bar leaves room for its number."""
 _COUNT_HEIGHT: Final = 44
@@ -31,7 +31,7 @@ _COUNT_HEIGHT: Final = 44
 def stacked(
     title: str, currency: str, unit: str, statuses: Sequence[str], amounts: Mapping[tuple[date, str], int]
 ) -> Html:
-    """Draw a bar for each period, of a piece for each status; what is below zero hangs from the axis.
+    """Draw a bar for each period, with a piece for each status; pieces below zero hang from the axis.
 
     *amounts* are in the smallest unit of *currency*, by the start of the period and the status.
     """
@@ -49,7 +49,7 @@ def stacked(
         middle, pieces = slot * (place + 0.5), dict(zip(statuses, column, strict=True))
         drawn += _bar(period(start, unit), currency, pieces, ticks, middle, min(slot * 0.72, _BAR_PERCENT_MAX))
         if place % -(-len(starts) // _PERIOD_NAMES_MAX) == 0:
-            # A name that begins this near the edge would run over it.
+            # A name that begins so near to the edge would run over it.
             x, anchor = (f"{middle:.3f}%", "middle") if middle <= _MIDDLE_PERCENT_MAX else ("100%", "end")
             drawn.append(tag("text", _short(start, unit), x=x, y=_BOTTOM + 20, text_anchor=anchor))
     words = (
@@ -143,7 +143,7 @@ def counts(title: str, numbers: Mapping[str, int]) -> Html:
 
 
 def _picture(title: str, words: str, height: int, drawn: Iterable[str]) -> Html:
-    """Return an image as wide as there is room, whose text keeps its size: what lies across is measured in percent."""
+    """Return an image as wide as there is room. Its text keeps its size, since widths are in percent."""
     return tag("svg", *drawn, role="img", aria_label=f"{title}. {words}", width="100%", height=height)
 
 
@@ -177,7 +177,7 @@ def start_of(day: date, unit: str) -> date:
 def starts_of(first: date, last: date, unit: str) -> list[date]:
     """Return the starts of all periods from *first* to *last*, those in which nothing happened too."""
     starts = [start_of(first, unit)]
-    # What would begin after the last date that there is begins after *last* too.
+    # A period that would begin after the last possible date begins after *last* too.
     while (within := starts[-1].toordinal() + _LONGEST_DAYS[unit]) <= date.max.toordinal():
         if (following := start_of(date.fromordinal(within), unit)) > last:
             break

@@ -121,11 +121,11 @@ def _settle_streams() -> None:
 
 
 def _fail(words: object, code: int) -> None:
-    # What it names may come from a stranger.
+    # A name in the message may come from a stranger.
     err.print(output.shown(str(words)), style="red")
     sys.exit(code)
 
 
 def _refusal(error: DBAPIError | database.DriverError) -> str:
-    # What it says of data may quote the data.
+    # The message of a fault in data may quote the data.
     return database.condition(error) if database.is_fault_of_data(error) else first_line(error)

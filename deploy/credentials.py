@@ -23,7 +23,7 @@ _NAME: Final = "local"
 
 
 class Credentials(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
-    """What is kept; the port is where the web process was started last."""
+    """The credentials in a folder; the port is the one on which the web process was started last."""
 
     signing_secret: str | None = None
     token: str | None = None
@@ -41,7 +41,7 @@ class Credentials(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknow
 
 
 def kept(folder: Path) -> Credentials:
-    """Return what is kept in *folder*, nothing where there is no file.
+    """Return the credentials in *folder*, empty ones where there is no file.
 
     Raises:
         ConfigurationError: the file is damaged, another user's, or open to others; with what to do.
@@ -61,9 +61,9 @@ def kept(folder: Path) -> Credentials:
 
 
 def ensured(folder: Path, settings: Settings, *, port: int) -> Credentials:
-    """Return what *folder* keeps for *settings*, made where it is missing and nothing is configured; raises as `kept`.
+    """Return the credentials in *folder* that *settings* do not configure; missing ones are made. Raises as `kept`.
 
-    What is configured is left out, and what was kept before stays for when it is configured no more.
+    A kept credential stays in the folder while another one is configured, and is used again afterwards.
     """
     before = kept(folder)
     secret, token = before.signing_secret, before.token

@@ -1,11 +1,12 @@
 """``payfold demo``: a shop's worth of deliveries, late, twice and out of order, and the proof that the tables hold.
 
-Meanwhile Payfold finds the carts that were left behind and expires them; some buyers come back.
+Payfold also finds the carts that were left behind and expires them; some of their buyers come back.
 
 Note [A twin can look like an honest repeat]
-    Stripe rarely tells one change under two ids. Where a balance goes down, up and down again within a second, a
-    twin of the first step is exactly what a fourth step would look like, and only the ledger, which has to be
-    asked for, could tell. So balances are held against the shop's own books but for customers with a twin.
+    Stripe rarely reports one change in two events with different ids (twins). Where a balance goes down, up and down
+    again within a second, a twin of the first step looks exactly like a fourth step. Only the ledger, which has to be
+    requested, shows the difference. So balances are compared with the shop's own books except for customers with a
+    twin.
 """
 
 import time
@@ -38,7 +39,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """What was proven, and what not: orders and balances unlike the shop's own books, and the tables folded again."""
+    """The result of the proof: orders and balances unlike the shop's own books, and the tables folded again."""
 
     forgotten: int
     """Carts that were left behind and are not expired."""
@@ -49,7 +50,7 @@ class Proof:
 
     @property
     def holds(self) -> bool:
-        """Whether everything was."""
+        """Whether everything was proven."""
         wrong = self.forgotten + self.differing + self.unbalanced + self.pending
         return wrong == 0 and self.refolded.holds
 
@@ -65,7 +66,7 @@ def run(
         attempts = plan(sold, seed=seed, distortions=Distortions(events_per_second=EVENTS_PER_SECOND))
         report = _deliver(running, bars, "Deliveries, late, twice and out of order", attempts)
         expired = _step(bars, "Carts left behind are expired at Stripe", lambda: _wait_until_expired(engine, shop))
-        # The sandbox's Stripe told of those by webhooks too, and tells of the buyers who came back.
+        # The sandbox's Stripe sent events of those too, and sends events of the buyers who came back.
         later = shop.recover(expired[::2])[len(sold) :]
         back = _deliver(running, bars, "Some of their buyers come back", plan(later, seed=seed, distortions=PERFECT))
         pending = _step(bars, "The worker folds and reads the last of them", lambda: _wait_until_folded(engine))
@@ -121,7 +122,7 @@ def _deliver(running: Running, bars: Progress, words: str, attempts: Sequence[At
 
 
 def _wait_until_expired(engine: Engine, shop: SandboxShop) -> list[str]:
-    """Return the carts left behind of which the change feed says that they have expired: all, if there is time."""
+    """Return the carts left behind that have expired in the change feed: all, if there is time."""
     deadline = time.monotonic() + STEP_SECONDS_MAX
     while len(expired := _rows(engine, _EXPIRED, left=shop.left)) < len(shop.left) and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -136,7 +137,7 @@ WHERE c.kind = 'order.expired' AND o.id = ANY (:left) ORDER BY c.seq
 
 
 def _wait_until_folded(engine: Engine) -> int:
-    """Return what is still to be folded or to be read from Stripe: nothing, if there is time."""
+    """Return how much work is left to fold or to read from Stripe: 0, if there is time."""
     deadline = time.monotonic() + STEP_SECONDS_MAX
     while (pending := int(_rows(engine, _TO_DO)[0]["found"])) > 0 and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -176,7 +177,7 @@ _HELD: Final = "SELECT id, status, refunded_amount, credited_amount, disputed_am
 
 
 def _expected(shop: Account, session: str) -> tuple[str | int | None, ...]:
-    """Return what the shop's own books say of an order, in the columns of ``_HELD``."""
+    """Return an order from the shop's own books, in the columns of ``_HELD``."""
     return (
         shop.expected_status(session),
         shop.expected_refunded(session),
@@ -290,7 +291,7 @@ SELECT
 
 
 def _after_the_sale(console: Console, found: list[dict[str, Any]]) -> None:
-    """Print what came of the money, a line for each kind and state: how many, and how much in each currency."""
+    """Print what became of the money, a line for each kind and state: how many, and how much in each currency."""
     lines: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in found:
         lines.setdefault((row["what"], row["status"]), []).append(row)

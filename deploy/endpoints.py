@@ -39,7 +39,7 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """A new endpoint with its signing secret, which Stripe answers this once."""
+    """A new endpoint with its signing secret, which Stripe shows only at its creation."""
 
     id: str
     account: str
@@ -60,7 +60,7 @@ def opened(settings: Settings) -> StripeApi:
 
 
 def worlds(settings: Settings, *, account: str | None, livemode: bool | None) -> list[World]:
-    """Return the accounts and modes whose own keys are configured, or those that were asked for."""
+    """Return the accounts and modes that have keys of their own configured, or those of them that were asked for."""
     return [
         World(key.account, key.livemode)
         for key in settings.api_keys
@@ -80,7 +80,7 @@ def create(api: StripeApi, world: World, url: str) -> Made:
 
     Raises:
         ConflictError: there is one, or Stripe declined.
-        StripeAway: it is not known whether it was made.
+        StripeAway: it is not known whether the endpoint was made.
         KeyRefused, NotServed: as ``StripeApi.call``.
     """
     if there := listed(api, world, url=url):
@@ -110,7 +110,7 @@ def create(api: StripeApi, world: World, url: str) -> Made:
 
 
 def advice(found: Iterable[Endpoint]) -> list[str]:
-    """Return a sentence for each thing that should be otherwise: what it is, and what to do."""
+    """Return a sentence for each fault of an endpoint: the fault, and the remedy."""
     endpoints = list(found)
     urls = Counter((each.account, each.livemode, each.url) for each in endpoints)
     several = [

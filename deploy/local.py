@@ -29,10 +29,10 @@ DEMO_PREFIX: Final = "demo-"
 BENCH_PREFIX: Final = "bench-"
 PORT_MAX: Final = 65_535
 PORTS_TRIED: Final = 2
-"""Where any port will do, another is tried once when a program took the first between its choice and its binding."""
+"""Where any port will do, a second one is tried if another program takes the first before it is bound."""
 ADDRESS_IN_USE: Final = "address already in use"
 PORT_SECONDS_MAX: Final = 1.0
-"""For so long a listener on a port has to take a connection, before the port is tried by binding it."""
+"""A listener on a port has this long to take a connection, before the port is tried by binding it."""
 STOP_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 Result = TypeVar("Result")
@@ -86,20 +86,20 @@ def refuse_unknown_names() -> None:
 
 
 class Laid(NamedTuple):
-    """A setting that `payfold up` or a demo, which runs here, stands in for."""
+    """A setting that is not configured and that a running `payfold up` or demo provides."""
 
     value: str
     source: str
 
 
 def here(settings: Settings) -> Settings:
-    """Return *settings*, completed with what runs in the data folder: see ``laid``."""
+    """Return *settings*, completed with those of a Payfold that runs in the data folder: see ``laid``."""
     found = {name: each.value for name, each in laid(settings).items()}
     return Settings.load({**envfile.completed(os.environ), **found}) if found else settings
 
 
 def laid(settings: Settings) -> dict[str, Laid]:
-    """Return the settings that are not configured and that a running `up` or demo gives: servers, secret, token, port.
+    """Return the unconfigured settings that a running `up` or demo provides: servers, secret, token, port.
 
     Where a database is configured, only one that runs on it counts.
     """
@@ -124,7 +124,7 @@ def _is_configured(name: str) -> bool:
 
 @contextmanager
 def stop_when_told() -> Iterator[None]:
-    """Raise KeyboardInterrupt here at the first SIGINT, SIGTERM or SIGHUP, and leave what then ends in peace."""
+    """Raise KeyboardInterrupt here at the first SIGINT, SIGTERM or SIGHUP; later ones do not disturb the shutdown."""
 
     def stop(*_: object) -> None:
         end_in_peace()
@@ -137,13 +137,13 @@ def stop_when_told() -> Iterator[None]:
 
 
 def end_in_peace() -> None:
-    """Within ``stop_when_told``, let no signal disturb what ends from here on."""
+    """Within ``stop_when_told``, ignore signals from here on, so that the shutdown is not disturbed."""
     for each in STOP_SIGNALS:
         signal.signal(each, lambda *_: None)
 
 
 def wait_until_told() -> NoReturn:
-    """Do nothing until ``stop_when_told`` ends that."""
+    """Sleep until ``stop_when_told`` raises KeyboardInterrupt."""
     while True:
         signal.pause()
 
@@ -152,7 +152,7 @@ def run_until_told(work: Coroutine[Any, Any, Result]) -> Result:
     """Run *work* in an event loop of its own and return its result; ``stop_when_told`` ends it too.
 
     Raises:
-        KeyboardInterrupt: it was told to stop, and is cancelled.
+        KeyboardInterrupt: a signal asked for a stop, and *work* was cancelled.
     """
     import uvloop  # noqa: PLC0415 - as httpx below
 
@@ -162,7 +162,7 @@ def run_until_told(work: Coroutine[Any, Any, Result]) -> Result:
             loop.add_signal_handler(each, task.cancel)
         return await task
 
-    # A handler that raises may do so within a callback of a transport, and there the loop swallows it.
+    # A handler that raises may run within a callback of a transport, where the loop swallows the error.
     with suppress(asyncio.CancelledError), _handlers_restored():
         return uvloop.run(cancellable())
     signal.raise_signal(signal.SIGINT)
@@ -181,7 +181,10 @@ def _handlers_restored() -> Iterator[None]:
 
 @contextmanager
 def temporary_folder(settings: Settings, *, prefix: str = DEMO_PREFIX) -> Iterator[Path]:
-    """Make a data folder for one demo, and remove it and what killed demos, or whoever has *prefix*, left behind."""
+    """Make a data folder for one demo, and remove it afterwards.
+
+    Folders with the same *prefix* that killed runs left behind are removed first.
+    """
     parent = settings.payfold_data_dir.absolute()
     parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     for left in parent.glob(f"{prefix}*"):
@@ -210,11 +213,11 @@ def running(
 ) -> Iterator[Running]:
     """Run the servers that the settings do not name, the migrations, and every process, until the block ends.
 
-    *environment* is laid over the one here, for the processes alone. A port that is taken is an error. Where none is
-    configured and it *may_take_another_port*, it takes a random free one.
+    *environment* is added to this process's own, for the started processes alone. A port that is taken is an error.
+    Where no port is configured and it *may_take_another_port*, it takes a random free one.
 
     Raises:
-        StartError, ServicesError, ConfigurationError: with what to do.
+        StartError, ServicesError, ConfigurationError: with the remedy.
     """
     named = services.embedded_services(
         folder,
@@ -300,8 +303,8 @@ def _claimed_port(port: int) -> Iterator[None]:
     Raises:
         StartError: it may not be opened, or, as a PortLost, it is taken.
     """
-    # The web process binds it seconds from now. Until the end, the datagram port of the same number tells another
-    # Payfold, which may be starting just now, that this one is spoken for.
+    # The web process binds the port seconds from now. Until the end, this socket holds the datagram port of the same
+    # number, so that another Payfold that is just starting finds it taken.
     with socket.socket(type=socket.SOCK_DGRAM) as claim:
         try:
             claim.bind((LOOPBACK, port))

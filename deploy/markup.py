@@ -1,4 +1,4 @@
-"""What a page is made of: elements that escape what they are given, tables, and figures as a person writes them."""
+"""The parts of a page: elements that escape their text, tables, and figures as a person writes them."""
 
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
@@ -14,7 +14,7 @@ _WHOLE_LINES_MAX: Final = 15
 
 
 class Html(str):
-    """Text that is markup already; any other is escaped where it enters the page, so that no value can be forgotten."""
+    """Text that is markup already; any other text is escaped where it enters the page, so that none is forgotten."""
 
     __slots__ = ()
 
@@ -30,7 +30,7 @@ def tag(name: str, *children: str, **attributes: object) -> Html:
 
 
 def _escaped(value: object) -> str:
-    # What cannot be seen is spelled out, for a stranger may have put it there to mislead.
+    # Invisible characters are spelled out, since a stranger may have put them there to mislead.
     return escape(output.shown(value))
 
 
@@ -41,7 +41,7 @@ def section(name: str, title: str, *children: str) -> Html:
 
 
 def code(text: str) -> Html:
-    """Return *text* as machines write it."""
+    """Return *text* in the type of code."""
     return tag("code", text)
 
 
@@ -51,12 +51,12 @@ def below(text: str) -> Html:
 
 
 def nothing(text: str = "–") -> Html:  # noqa: RUF001 - a dash that is as wide as a figure
-    """Return *text* as what has no weight."""
+    """Return *text* marked as unimportant."""
     return tag("span", text, class_="none")
 
 
 def fault(text: str) -> Html:
-    """Return *text* as what is wrong."""
+    """Return *text* marked as a fault."""
     return tag("strong", text, class_="fault")
 
 
@@ -77,7 +77,7 @@ def table(
     has_total: bool = False,
     kind: str = "",
 ) -> Html:
-    """Return a table whose first *texts* columns are words (all, unless told) and the others figures.
+    """Return a table: its first *texts* columns (by default all) are words, and the others figures.
 
     With *has_total* its last row is the sum of the others.
     """
@@ -90,7 +90,7 @@ def table(
         "table", tag("caption", caption), tag("thead", tag("tr", *heads)), tag("tbody", *lines), total, class_=kind
     )
     is_short = len(lines) <= _WHOLE_LINES_MAX
-    # On a narrow screen it scrolls by itself, which a keyboard can do too.
+    # On a narrow screen the table scrolls by itself, also by keyboard.
     return tag("div", whole, class_="wide whole" if is_short else "wide", role="region", aria_label=caption, tabindex=0)
 
 
@@ -122,7 +122,7 @@ def figure(minor: int, currency: str) -> str:
 
 
 def signed(minor: int, currency: str) -> str:
-    """Return *minor* units with a plus where they are more than nothing."""
+    """Return *minor* units, with a plus sign if they are more than 0."""
     return f"{'+' if minor > 0 else ''}{amount(minor, currency)}"
 
 

@@ -14,14 +14,14 @@ from rich.table import Table
 from rich.text import Text
 
 PIPE_COLUMNS: Final = 1000
-"""A table's width where no terminal says one: a file, a pipe or a copied line is not to be broken."""
+"""A table's width without a terminal, so that no line in a file, a pipe or a copy is broken."""
 
 _UNBOUNDED: Final = 1_000_000
 """More columns than any row has."""
 
 
 def _console(**options: Any) -> Console:  # noqa: ANN401 - the library's options
-    # What is shown may come from a stranger: a payload's brackets are no markup, and its colons no pictures.
+    # The text may come from a stranger: a payload's brackets are no markup, and its colons no pictures.
     return Console(highlight=False, soft_wrap=True, markup=False, emoji=False, **options)
 
 
@@ -47,7 +47,7 @@ class Format(StrEnum):
 def rows(
     found: Iterable[Mapping[str, Any]], columns: Sequence[str], form: Format, *, empty: str, to: Console = out
 ) -> None:
-    """Print *columns* of the rows *found*; *empty* is said where a table would have none."""
+    """Print *columns* of the rows *found*, or *empty* instead of a table without rows."""
     if form is Format.NDJSON:
         for row in found:
             print(_json({name: row[name] for name in columns}))  # noqa: T201 - data goes to stdout
@@ -118,7 +118,7 @@ def amount(column: str, value: object, currency: object) -> str:
 
 
 def plain(value: object) -> Any:  # noqa: ANN401 - JSON values
-    """Return *value* as whoever reads its JSON gets it."""
+    """Return *value* as a reader of its JSON gets it."""
     return msgspec.json.decode(_json(value))
 
 
@@ -127,7 +127,7 @@ def _json(value: object) -> str:
 
 
 def _in_utc(value: object) -> object:
-    """Return *value* with its times in UTC, whatever zone the database's session is in."""
+    """Return *value* with its times in UTC, for a database session in any zone."""
     if isinstance(value, datetime):
         return value.astimezone(UTC)
     if isinstance(value, dict):
@@ -148,7 +148,7 @@ def shown(value: object) -> str:
     if isinstance(value, datetime):
         return f"{value.astimezone(UTC):%Y-%m-%d %H:%M:%S}"
     text = msgspec.json.encode(value).decode() if isinstance(value, (dict, list)) else str(value)
-    # A buyer's name could otherwise speak to the terminal.
+    # A buyer's name could otherwise send control codes to the terminal.
     return "".join(each if each.isprintable() or each == "\n" else repr(each)[1:-1] for each in text)
 
 
@@ -156,15 +156,15 @@ _IN_LINES: Final = ("payload",)
 
 
 def in_one_line(value: object) -> str:
-    """Return *value* as a table shows it, without line breaks: an id with one could pass itself off as two rows."""
+    """Return *value* as a table shows it, without line breaks: an id with one could look like two rows."""
     return shown(value).replace("\n", "\\n")
 
 
 def percent_proven(rules: Iterable[Mapping[str, Any]]) -> tuple[int, int] | None:
-    """Return how much of what *rules* checked they proved, in whole percent, and how many rows they checked, if any.
+    """Return the share of the rows checked by *rules* that is proven, in whole percent, and the count of these rows.
 
-    A row counts once for each rule that is about it, and is proven where that holds or is broken. It is rounded down,
-    so that 100 is all.
+    A row counts once for each rule that is about it, and is proven where the rule holds or is broken. The percentage is
+    rounded down, so that 100 means all. None where no row was checked.
     """
     counts = [(rule["checked"], rule["not_provable"]) for rule in rules]
     checked, unproven = (sum(column) for column in zip(*counts, strict=True)) if counts else (0, 0)
@@ -172,7 +172,7 @@ def percent_proven(rules: Iterable[Mapping[str, Any]]) -> tuple[int, int] | None
 
 
 def in_part(result: Mapping[str, Any]) -> dict[str, list[str]]:
-    """Return what a reconciliation's *result* did not look at, by the check; a check that looked at all is absent."""
+    """Return the parts that a reconciliation did not look at, by the check; a complete check is absent."""
     archived = (result.get("logs") or {}).get("archived")
     of_logs = [f"{archived:,} events of the logs are archived here"] if archived else []
     of_stripe = list(_left_at_stripe(result))
@@ -180,9 +180,10 @@ def in_part(result: Mapping[str, Any]) -> dict[str, list[str]]:
 
 
 def _left_at_stripe(result: Mapping[str, Any]) -> Iterator[str]:
-    """Yield what was not looked at, each once.
+    """Yield the parts of Stripe's data that were not looked at, each once.
 
-    Why a kind of object was not compared is a flag of its tally (``is_forbidden``), or stands in place of its name.
+    The reason why a kind of object was not compared is a flag of its tally (``is_forbidden``), or stands in place of
+    the kind's name.
     """
     tallies, since = result.get("stripe") or (), result["run"].get("since")
     if since is not None and (tallies or "stripe_error" in result):
@@ -197,7 +198,7 @@ _NOT_ASKED: Final = "not asked"
 
 
 def _left_of(tally: Mapping[str, Any]) -> Iterator[str]:
-    """Yield what was not looked at of the objects of one *tally*."""
+    """Yield the parts of one *tally*'s objects that were not looked at."""
     kind = str(tally["object"])
     if kind.startswith(_NOT_ASKED):
         account, mode = tally["account"], "live" if tally["livemode"] else "test"
@@ -214,7 +215,7 @@ def _left_of(tally: Mapping[str, Any]) -> Iterator[str]:
 
 
 def why_not_provable(rule: Mapping[str, Any]) -> str:
-    """Return of how many rows a *rule* could not be proven, and for what reasons; empty where all were."""
+    """Return for how many rows a *rule* could not be proven, and the reasons; empty where it was for all."""
     if not rule["not_provable"]:
         return ""
     why = ", ".join(f"{each['rows']:,} {each['reason']}" for each in rule.get("reasons", ()))

@@ -1,7 +1,7 @@
 """Runs the Procfile's own processes on this machine, so that what runs here is what runs in production.
 
-honcho reads the Procfile, starts the commands and prints their lines. Its manager is left out: it ends every process as
-soon as one has ended, and the acceptance tests kill one with -9 and start it again beside the living.
+honcho reads the Procfile, starts the commands and prints their lines. Its manager is not used: it ends every process as
+soon as one has ended, but the acceptance tests kill one with -9 and start it again while the others run.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ from deploy.leash import leashed
 from schemas.slots import ending
 
 PROCFILE: Final = Path(__file__).with_name("Procfile")
-"""In a checkout a link to the one that Heroku wants at the top; the wheel has the file itself here."""
+"""In a checkout a link to the Procfile at the top, where Heroku looks for it; the wheel has the file itself here."""
 RELEASE: Final = "release"
 GRACE_SECONDS: Final = 30.0  # what Heroku gives a process between SIGTERM and SIGKILL
 LAST_LINES_MAX: Final = 20  # of a process that ended by itself
@@ -40,7 +40,7 @@ def read_procfile(procfile: Path = PROCFILE) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """A process that ended by itself: its exit code, or the negative number of a signal, and the last it wrote."""
+    """A process that ended by itself: its exit code, or the negative number of a signal, and its last lines."""
 
     name: str
     code: int
@@ -96,7 +96,7 @@ class Processes:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What the Procfile calls them."""
+        """The names of the processes in the Procfile."""
         return tuple(self._commands)
 
     def start(self) -> None:
@@ -143,7 +143,7 @@ class Processes:
         return None if running is None else running.process.poll()
 
     def wait(self) -> Ended | None:
-        """Block until a process ends that nobody killed here, and return which; None when a stop was asked for."""
+        """Block until a process ends that was not killed here, and return it; None when a stop was asked for."""
         while (ended := self._ends.get()) is not None:
             if not ended.expected_to_end:
                 return Ended(ended.name, ended.wait(), ended.last_lines)
@@ -181,7 +181,7 @@ class _Lines:
 
 @dataclass(eq=False)
 class _Running:
-    """One started process, with the two threads that print its lines and tell of its end."""
+    """One started process, with the two threads that print its lines and report its end."""
 
     name: str
     process: "subprocess.Popen[bytes]"
@@ -197,7 +197,7 @@ class _Running:
         self._reader.start()
 
     def terminate(self) -> None:
-        """Ask it to end. Only the process itself: how its children end is for it to say."""
+        """Ask the process to end. Its children are not asked: the process itself decides how they end."""
         self.expected_to_end = True
         self.process.terminate()
 
@@ -228,7 +228,7 @@ class _Running:
 
     @property
     def last_lines(self) -> str:
-        """The end of what it wrote."""
+        """The last lines of the process."""
         return b"".join(self._last_lines).decode(errors="replace").rstrip()
 
     def _watch(self) -> None:
@@ -242,7 +242,7 @@ class _Running:
 
 
 def _popen(command: str, env: Mapping[str, str], procfile: Path) -> "subprocess.Popen[bytes]":
-    # The shell gives way to the one simple command, so that a signal reaches that and not a shell around it.
+    # The shell replaces itself by the one simple command, so that a signal reaches the command and not a shell.
     process: subprocess.Popen[bytes] = Popen(
         leashed(["/bin/sh", "-c", f"exec {command}"], signal.SIGTERM),
         shell=False,

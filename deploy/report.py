@@ -1,6 +1,6 @@
-"""One page that shows a person what a reconciliation found: to read on any screen, to print, and to keep.
+"""One page with the result of a reconciliation: to read on any screen, to print, and to keep.
 
-It is whole in itself: no script runs, nothing is fetched, and the result it was made from can be taken out again.
+The page is complete in itself: no script runs, nothing is fetched, and the JSON result can be taken out again.
 """
 
 import re
@@ -33,11 +33,11 @@ from deploy.markup import (
 )
 
 Row: TypeAlias = Mapping[str, Any]
-"""An object of the result: what it holds is JSON, and so may be anything."""
+"""An object of the result: its values are any JSON."""
 
 DIFFERENCES_MAX: Final = 1_000
 CURRENCIES_MAX: Final = 24
-"""So many currencies are drawn, those of most orders."""
+"""At most this many currencies are drawn, those with the most orders."""
 VERDICT_CURRENCIES_MAX: Final = 5
 
 _STATUSES_MAX: Final = 4
@@ -59,7 +59,7 @@ _FUTURE: Final = "dated after this run"
 _NO_AGE: Final = "no date"
 _AMOUNT: Final = re.compile(r"(\S+ [A-Z]{3}\b)")
 
-# The page may do nothing but show itself; a browser told so refuses the rest, whatever a value smuggled in.
+# By this policy a browser only shows the page, and refuses everything else that a value may have smuggled in.
 _META: Final = """<meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
@@ -93,7 +93,7 @@ def html(result: Row) -> str:
         ),
     )
     style = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
-    # No string of JSON needs this sign as it is, and without it nothing can end the element.
+    # JSON can write this sign as an escape, and without the sign itself no value can end the element.
     data = encoded.decode().replace("<", "\\u003c")
     return (
         f'<!DOCTYPE html>\n<html lang="en">\n<head>\n{_META}\n{title}\n<style>\n{style}</style>\n</head>\n'
@@ -124,8 +124,8 @@ def _head(found: Row) -> Html:
     )
 
 
-# Of all rows that the money rules checked, each counted once for every rule that is about it, those where the rule
-# holds or is broken, rounded down. See ``output.percent_proven``.
+# The share of the rows that the money rules checked, each counted once for every rule about it, where the rule holds or
+# is broken, rounded down. See ``output.percent_proven``.
 _PROVEN_MEANS: Final = (
     "Proven: the share of the rows checked by the money rules where the rule either holds or is broken, rounded down. "
     "A row counts once for each rule that is about it; the others are not provable, for the reasons that are listed."
@@ -145,7 +145,7 @@ def _badge(found: Row) -> str:
 def _verdict(found: Row) -> str:
     total = found["drift_total"]
     if found["run"]["outcome"] == "ok" and not total:
-        # Only a rebuild shows that much; the other checks merely find nothing.
+        # Only a rebuild proves this sentence; the other checks merely find no difference.
         is_shown = "rebuild" in found["run"]["checks"]
         return "The tables are what the events say." if is_shown else "No difference was found."
     money = [signed(each["amount"], each["currency"]) for each in found["drift_money"] if each["currency"]]
@@ -155,7 +155,7 @@ def _verdict(found: Row) -> str:
 
 
 def _caveats(found: Row) -> str:
-    """Say what the verdict does not."""
+    """Return sentences on what the verdict leaves out."""
     in_part = output.in_part(found)
     left = [name for name in _CHECKS if name not in found["run"]["checks"] and name not in in_part]
     unproven = _unproven(found)
@@ -225,7 +225,7 @@ def _overview(found: Row) -> Html:
 
 
 def _outcome(rows: Sequence[Row]) -> Html:
-    """Return the sum of what one check found."""
+    """Return the sum of the findings of one check."""
     totals = {name: sum(row.get(name) or 0 for row in rows) for name in _FAULTS}
     said = ", ".join(f"{total:,} {name.replace('_', ' ')}" for name, total in totals.items() if total)
     unproven = sum(row.get("not_provable", 0) for row in rows)
@@ -309,7 +309,7 @@ def _currency(currency: str, rows: Sequence[Row], now: date) -> Html:
     )
 
 
-# Where what is before or after the years of a chart is counted.
+# Amounts before and after the years of a chart are counted under these dates.
 _BEFORE: Final = date.min
 _AFTER: Final = date.max
 
@@ -428,7 +428,7 @@ def _rules(rows: Sequence[Row] | None) -> Html:
 
 
 def _why_not(rule: Row) -> list[str]:
-    """Return the reasons of what of *rule* is not provable, with how many rows each is of."""
+    """Return the reasons why rows are not provable by *rule*, each with its number of rows."""
     return [f"{each['rows']:,} not provable: {each['reason']}" for each in rule.get("reasons", ())]
 
 
@@ -513,7 +513,7 @@ def _stripe(found: Row) -> Html:
 
 
 def notes_on_stripe(tallies: Sequence[Row]) -> Iterator[str]:
-    """Yield in sentences what the comparison with Stripe did not look at, and what no repair puts right."""
+    """Yield sentences on the objects that the comparison with Stripe left out, and on faults that no repair mends."""
     if archived := sum(each.get("archived", 0) for each in tallies):
         yield f"{archived:,} rows could not be folded again with what Stripe lists: their events are archived."
     if unreadable := sum(each.get("unreadable", 0) for each in tallies):
@@ -573,7 +573,7 @@ def _differences(found: Row) -> Html:
 
 
 def _details(difference: Row) -> list[Html]:
-    """Return why a rule is broken; the other checks only name what differs."""
+    """Return why a rule is broken; nothing for the other checks, which only name the difference."""
     return [tag("span", difference["detail"], class_="below why")] if difference.get("detail") else []
 
 

@@ -14,10 +14,10 @@ from deploy.sandbox.server import serving
 ACCOUNT: Final = "acct_demo"
 KEY: Final = "sk_test_demo"
 CARTS_PER_ORDERS: Final = 50
-"""For so many orders one cart is left behind, and five at least."""
+"""One cart is left behind for this many orders, and at least five in all."""
 CARTS_MIN: Final = 5
 LEFT_SECONDS: Final = 2 * 3600
-"""So long ago the buyers left: longer than a session may stay open by default."""
+"""The buyers left this long ago: longer than a session may stay open by default."""
 YOUNG_SECONDS: Final = 600
 YOUNG_CARTS: Final = 3
 
@@ -34,7 +34,7 @@ class SandboxShop:
 
     @property
     def environment(self) -> dict[str, str]:
-        """The settings by which Payfold acts at this Stripe, and every second: nobody waits for a demo's clock."""
+        """The settings by which Payfold acts at this Stripe, and every second, so that a demo does not take long."""
         return {
             "STRIPE_API_KEY": f"{ACCOUNT}={KEY}",
             "STRIPE_API_BASE": self.address,

@@ -5,12 +5,12 @@ keep everything in one data folder:
 
     owner.lock           held by the one process that owns the folder
     services.json        the URLs, while that process runs
-    postgres/cluster     PostgreSQL's own data folder, beside its password and log
+    postgres/cluster     PostgreSQL's own data folder; its password and log are next to it
     valkey               the configuration with its password, and the log
 
-A server stops with its context manager, and with its parent when that is killed (Linux; elsewhere at the next start).
-Whoever starts a server is the only owner of its folder: `embedded_services` holds a lock for that, and a server found
-running in a folder just taken is what a dead owner left behind, and is ended.
+A server stops at the end of its context manager. When its parent is killed, it stops at once on Linux, and elsewhere
+at the next start. The process that starts a server is the only owner of its folder: `embedded_services` holds a lock
+for that. So a server that already runs in a folder when the lock is taken belongs to a dead owner, and is stopped.
 
     ServicesError
     ├── ServerMissing      no binary on this machine
@@ -49,7 +49,7 @@ from deploy.leash import leashed
 LOOPBACK: Final = "127.0.0.1"
 NOBODY: Final = 65534
 # Below the range from which the kernel gives clients their ports: a server that restarts finds its port free, and a
-# client that tries again meanwhile cannot be connected to itself.
+# client that reconnects while the server is down cannot be connected to itself.
 PORTS: Final = range(20_000, 32_000)
 PORT_ATTEMPTS_MAX: Final = 20
 START_SECONDS_MAX: Final = 120.0  # a long recovery after a crash included
@@ -58,14 +58,14 @@ OWNER_WAIT_SECONDS: Final = 1.0  # longer than `running_services` holds the lock
 POLL_SECONDS: Final = 0.005
 LOG_LINES_SHOWN: Final = 12
 WAL_MEGABYTES: Final = (1024, 4096)
-"""Least and most of the log that is written between two checkpoints; the least is what PostgreSQL takes by itself."""
+"""Least and most log to write between two checkpoints; the least is PostgreSQL's default."""
 WAL_SHARE: Final = 16
-"""The share of the disk's free room that the log may take, as one in so many."""
+"""The log may take one part in this many of the disk's free space."""
 POSTGRES_MAJOR_MIN: Final = 15
 
 
 class ServicesError(Exception):
-    """The embedded services cannot be had; the message says what to do."""
+    """The embedded services cannot run; the message names the remedy."""
 
 
 class ServerMissing(ServicesError):
@@ -81,7 +81,7 @@ class PortTaken(ServerFailed):
 
 
 class UserRefused(ServicesError):
-    """PostgreSQL does not run as this user, and there is no way here to run it as somebody else."""
+    """PostgreSQL refuses to run as this user, and cannot be run as another user here."""
 
 
 class FolderInUse(ServicesError):
@@ -94,7 +94,7 @@ class FolderNotOurs(ServicesError):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Services:
-    """Where the servers are. The URLs hold passwords, so the representation leaves them out."""
+    """The URLs of the servers. They hold passwords, so the representation leaves these out."""
 
     database_url: str
     redis_url: str
@@ -113,7 +113,7 @@ def _without_password(url: str) -> str:
 
 
 def first_binary(candidates: Iterable[Path], server: str, setting: str) -> Path:
-    """Return the first candidate that can be run, by the name it is given, which may be a link's.
+    """Return the first candidate that can be run, under its given name, which may be a link's.
 
     Raises:
         ServerMissing: none can; the message names the *setting* that makes the server unnecessary.
@@ -139,7 +139,7 @@ def _on_path(*names: str) -> Iterator[Path]:
 
 
 def _debian_postgres() -> list[Path]:
-    """Return what Debian keeps off the PATH, newest major first."""
+    """Return the binaries that Debian keeps off the PATH, newest major version first."""
     majors = (path for path in Path("/usr/lib/postgresql").glob("*") if path.name.isdigit())
     usable = (path for path in majors if int(path.name) >= POSTGRES_MAJOR_MIN)
     return [path / "bin/postgres" for path in sorted(usable, key=lambda path: -int(path.name))]
@@ -166,7 +166,11 @@ def _find_valkey() -> Path:
 
 
 def private_folder(folder: Path) -> Path:
-    """Return *folder* as an absolute path, made if need be, for nobody else's eyes."""
+    """Return *folder* as an absolute path. It is created if it is missing, and only its owner can open it.
+
+    Raises:
+        FolderNotOurs: another user owns it.
+    """
     folder = folder.absolute()
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     if (owner := folder.stat().st_uid) != os.geteuid():
@@ -221,7 +225,7 @@ def free_port() -> int:
     while True:
         port = secrets.choice(PORTS)
         with socket.socket() as probe:
-            # As the servers do: what a stopped server left in TIME_WAIT is no obstacle.
+            # As the servers do, so that a stopped server's connections in TIME_WAIT are no obstacle.
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             with contextlib.suppress(OSError):
                 probe.bind((LOOPBACK, port))
@@ -241,7 +245,7 @@ def wal_megabytes(free_bytes: int) -> int:
 def _working_folders() -> Iterator[tuple[int, str, str]]:
     """Yield the process id, program name and working folder of every process that may be looked at."""
     for process in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):  # it ended meanwhile, or is not ours to look at
+        with contextlib.suppress(OSError):  # the process has ended, or is not ours to look at
             yield int(process.name), (process / "comm").read_text().strip(), str((process / "cwd").readlink())
 
 
@@ -258,10 +262,10 @@ def _working_folders_by_lsof(program: str) -> Iterator[tuple[int, str, str]]:
 
 
 def processes_in(folder: Path, program: str) -> list[int]:
-    """Return the processes of *program* whose working folder is *folder*, where a server's always is.
+    """Return the ids of the processes of *program* that have *folder* as their working folder, as a server has.
 
-    The folder says more than a remembered process id: it cannot have gone to another program since, and it finds the
-    children of a server that was killed.
+    The folder is safer than a remembered process id, which another program may have by now. It also finds the children
+    of a server that was killed.
     """
     processes = _working_folders() if sys.platform == "linux" else _working_folders_by_lsof(program)
     here = str(folder.resolve())
@@ -276,8 +280,8 @@ def _signal_all(process_ids: Iterable[int], *signals: signal.Signals) -> None:
 
 
 def _end_leftovers(folder: Path, program: str, stop_signal: signal.Signals) -> None:
-    """Return once no process of *program* works in *folder*, politely at first."""
-    # Continued too, since one that was paused could not obey.
+    """Stop all processes of *program* in *folder*: ask first, kill those that take too long, and wait for the end."""
+    # A paused process must be continued to act on the signal.
     _signal_all(processes_in(folder, program), stop_signal, signal.SIGCONT)
     impatient_at = time.monotonic() + STOP_SECONDS_MAX
     while leftovers := processes_in(folder, program):
@@ -323,7 +327,7 @@ class _Server(ABC):
 
     @abstractmethod
     def _is_ready(self, process_id: int) -> bool:
-        """Say whether the server takes connections."""
+        """Return whether the server takes connections."""
 
     @property
     def _log(self) -> Path:
@@ -354,7 +358,7 @@ class _Server(ABC):
         self._process = None
 
     def kill(self) -> None:
-        """End the server as a power cut would: nothing is said goodbye to."""
+        """End the server as a power cut would, without a clean shutdown."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
@@ -398,7 +402,7 @@ class _Server(ABC):
 
     @contextmanager
     def _fresh_log(self) -> Iterator[int]:
-        """Open the log of this start, keeping that of the last one beside it."""
+        """Open the log of this start, and keep the log of the start before as ``.log.old``."""
         with contextlib.suppress(FileNotFoundError):
             self._log.replace(self._log.with_suffix(".log.old"))
         descriptor = os.open(self._log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
@@ -423,20 +427,20 @@ class _Server(ABC):
 
 
 def _plain_environment() -> dict[str, str]:
-    """Return all that a server needs to know of ours, which holds secrets and settings for other programs."""
+    """Return the few variables that a server needs; our own environment also has secrets and other settings."""
     return {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C.UTF-8"}
 
 
 @dataclass(frozen=True, slots=True)
 class Disguise:
-    """How PostgreSQL is run by a user it refuses: a command to put in front, and who then owns the data (None: we)."""
+    """A way to run PostgreSQL for a user that it refuses: a command prefix, and the data's owner (None: this user)."""
 
     prefix: tuple[str, ...] = ()
     owner: int | None = None
 
 
-# In a user namespace our own files stay within reach, so nothing changes hands. Where namespaces are not to be had (a
-# chroot, many a container) root becomes nobody, and keeps the one right to pass through folders closed to nobody.
+# In a user namespace our own files stay accessible, so no file changes its owner. Where namespaces are not available (a
+# chroot, many containers) root becomes the user 65534 and keeps one right: to pass through folders closed to that user.
 DISGUISES: Final = (
     Disguise(("unshare", "--user", f"--map-user={NOBODY}", f"--map-group={NOBODY}")),
     Disguise(
@@ -450,7 +454,7 @@ DISGUISES: Final = (
 
 
 def _is_refused() -> bool:
-    """Say whether PostgreSQL refuses this user: root, or a number without a name, as containers have them."""
+    """Return whether PostgreSQL refuses this user: root, or a number without a name, as containers have them."""
     try:
         return pwd.getpwuid(os.geteuid()).pw_uid == 0
     except KeyError:
@@ -496,7 +500,7 @@ class Postgres(_Server):
             if postgres_bin
             else None
         )
-        # Its tools are in the folder of the binary itself, and not in that of a link to it.
+        # PostgreSQL's tools are in the folder of the binary itself, and not in that of a link to it.
         super().__init__(folder, (chosen or _find_postgres()).resolve())
         self._durable = durable
         self._disguises = disguises
@@ -521,7 +525,7 @@ class Postgres(_Server):
         if not self._working_folder.exists():
             self._make_cluster()
         _hand_over(self._working_folder, os.geteuid() if disguise.owner is None else disguise.owner)
-        # It names a process of the past, and PostgreSQL will not start if that number is another program's by now.
+        # The file names a process of the past. PostgreSQL would not start if another program has that number by now.
         (self._working_folder / "postmaster.pid").unlink(missing_ok=True)
 
     def _disguise(self) -> Disguise:
@@ -534,13 +538,13 @@ class Postgres(_Server):
         )
 
     def _make_cluster(self) -> None:
-        """Make the cluster beside its place and move it there when whole, so that a kill on the way leaves none."""
+        """Make the cluster under another name and rename it when it is complete, so that a kill never leaves a part."""
         draft = self.folder / "cluster.new"
         _end_leftovers(draft, self.binary.name, signal.SIGTERM)  # of a start that was killed here
         if draft.exists():
             shutil.rmtree(draft)
         self._run_tool("initdb", *self._initdb_options(), f"--pgdata={draft}")
-        # Nobody enters but our role: the superuser has no password, and there is no line for it.
+        # Only our role can connect: the superuser has no password, and no line admits it.
         (draft / "pg_hba.conf").write_text(f"host all payfold {LOOPBACK}/32 scram-sha-256\n")
         self._run_tool(
             "postgres", "--single", "-c", "exit_on_error=on", "-D", str(draft), "postgres", say=self._roles()
@@ -564,7 +568,7 @@ class Postgres(_Server):
             command, cwd=self.folder, env=_plain_environment(), input=say, capture_output=True, text=True, check=False
         )
         if done.returncode != 0:
-            # What was said to it may come back in what it complains of, and is a secret.
+            # The tool may quote its input in an error, and the input holds the password.
             complaint = "".join(line for line in done.stderr.splitlines(keepends=True) if "PASSWORD" not in line)
             raise ServerFailed(f"{tool} could not make {self._working_folder}:\n{complaint}")
 
@@ -591,7 +595,7 @@ class Postgres(_Server):
         }
 
     def _is_ready(self, process_id: int) -> bool:
-        """Say whether the server says so itself, in the lines of its process file."""
+        """Return whether the server's own process file reports it ready."""
         try:
             lines = (self._working_folder / "postmaster.pid").read_text().splitlines()
         except FileNotFoundError:
@@ -609,7 +613,7 @@ class Valkey(_Server):
 
     def __init__(self, folder: Path, *, valkey_bin: Path | None = None) -> None:
         chosen = first_binary([valkey_bin], f"server at {valkey_bin}", "REDIS_URL") if valkey_bin else None
-        # A link stays one: Debian's redis-server leads to redis-check-rdb, which is a server only under the other name.
+        # Links are not resolved: Debian's redis-server links to redis-check-rdb, which is a server only by that name.
         super().__init__(folder, chosen or _find_valkey())
 
     @property
@@ -657,13 +661,13 @@ class Valkey(_Server):
 def embedded_services(
     data_folder: Path, *, durable: bool = True, database_url: str | None = None, redis_url: str | None = None
 ) -> Iterator[Services]:
-    """Run both servers in *data_folder* until the block ends; a URL that is given stands in for its server.
+    """Run both servers in *data_folder* until the block ends; a URL that is given replaces its server.
 
-    Meanwhile `running_services` finds them from other processes. What is in the database outlives the block.
+    During the block other processes find the servers by `running_services`. The database's content outlives the block.
 
     Raises:
         FolderInUse: another process has the folder.
-        ServicesError: a server cannot be had; the message says what to set instead.
+        ServicesError: a server cannot run; the message names the setting to use instead.
     """
     folder = private_folder(data_folder)
     with _ownership(folder), ExitStack() as running:

@@ -3,8 +3,8 @@
 Note [What splits an account]
     An event that names no account is recorded under the label of the secret that verified it, an object that a job
     reads under the label of its key, and both under '' where there is no label. So a label that is given, changed or
-    taken away splits an account in two, unless the names are joined. What can be known of it, with the labels of all
-    secrets and keys taken under their newest names:
+    taken away splits an account in two, unless the names are joined. These signs of a split can be found, with the
+    labels of all secrets and keys taken under their newest names:
 
     - Events are under '', and no secret has no label: the endpoint that they came by was given one.
     - Deliveries are under a name that no secret is labelled with, and did not name it themselves (as those of
@@ -14,9 +14,9 @@ Note [What splits an account]
       label while others came under '': what the key's jobs record is of another account than the deliveries.
     - A rename was begun and not ended.
 
-    A name that does not begin as Stripe's do was a label, even where the payloads of all its deliveries are archived.
-    Of another name that is not known then. It is reported, unless other accounts here name themselves, which is how
-    connected accounts come, and some of them are silent for long.
+    A name that does not begin as Stripe's names do was a label, even where the payloads of all its deliveries are
+    archived. Any other name may be either then. It is reported, unless other accounts here name themselves: these are
+    connected accounts, and some of them are silent for long.
 
     Two endpoints of two accounts, one with a label and one without, are no fault as long as both are configured.
 """
@@ -176,7 +176,7 @@ def faults(cursor: Cursor, settings: Settings) -> list[Fault]:
     found = _unfinished(cursor)
     if labels:
         lost = [account for account in known(cursor, limit=ACCOUNTS_LISTED_MAX) if account not in labels]
-        # What is not read for want of room is among the connected accounts, of which there may be thousands.
+        # The accounts beyond the limit, which are not read, are connected accounts, as there may be thousands of them.
         lost.sort(key=lambda account: account.startswith(OWN_PREFIX))
         seen = look(cursor, [*labels, *keys, "", *lost][:ACCOUNTS_READ_MAX])
         found += [*_of_secrets(labels, keys, lost, seen), *_of_keys(labels, keys, seen)]
@@ -223,7 +223,7 @@ _KEPT: Final = "If it is another account, keep its secret configured."
 
 
 def _was_label(account: str, keys: list[str], seen: "Mapping[str, Seen]") -> bool:
-    """Return whether it is known that what is recorded under *account* did not name it itself."""
+    """Return whether the events under *account* are known not to name it themselves."""
     its = seen.get(account, NOT_SEEN)
     if account == "" or its.is_labelled:
         return True
@@ -255,7 +255,7 @@ def _of_keys(labels: list[str], keys: list[str], seen: "Mapping[str, Seen]") -> 
 
 
 def _successor(labels: list[str], seen: "Mapping[str, Seen]") -> tuple[str, str]:
-    """Return the label that the endpoint of a lost one has now, as far as it can be known, and in words."""
+    """Return the label that the endpoint of a lost label has now, as far as it can be known, and the same in words."""
     unused = [label for label in labels if not seen.get(label, NOT_SEEN).has_delivery]
     candidates = labels if len(labels) == 1 else unused
     if len(candidates) == 1:
@@ -316,9 +316,9 @@ def _seen(payloads: Mapping[int, bytes], readable: Sequence[int], archived: Sequ
     return Seen(frozenset(name for name in found if name is not None), None in found)
 
 
-# Events of an account are found by its key alone, at whose ends the oldest and the newest of Stripe's ids are; what we
-# observed ourselves may be there as well, so the newest of all events are looked at too. A payload is one probe of an
-# index, whatever the planner believes: see the Note of that name in worker/folding/rows.py.
+# The events of an account are found by the inbox's key alone. The oldest and the newest of Stripe's ids are at the ends
+# of that key. Our own observations may be there as well, so the newest of all events are looked at too. A payload is
+# one probe of an index, no matter what the planner estimates: see the Note on that in worker/folding/rows.py.
 _DELIVERIES: Final = """
 WITH given AS MATERIALIZED (SELECT unnest(%(accounts)s::text[]) AS account), found AS (
     SELECT given.account, ends.seq FROM given CROSS JOIN LATERAL (

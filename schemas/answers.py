@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Audience:
-    """Who may see a field, as its annotation declares."""
+    """The readers who may see a field, as its annotation declares."""
 
     wants_personal: bool
 

@@ -1,8 +1,8 @@
 """The door to the broker, and the messages that go through it.
 
 Note [The broker is a hint]
-    A message says that there may be work and carries none: what is to be done is in PostgreSQL. So a message
-    may be lost, sent twice or arrive late, and losing all of them costs only the time to the next sweep.
+    A message means that there may be work, and carries none: the work itself is in PostgreSQL. So a message may be
+    lost, sent twice or arrive late, and losing all messages costs only the time to the next sweep.
 
 Note [A consumer may go deaf]
     A message that is acknowledged over a lost connection stays among kombu's unacknowledged ones. Celery logs that and
@@ -48,7 +48,7 @@ RECONNECT_SECONDS_MAX: Final = 3
 """Between two tries of a consumer to connect."""
 RETRY_SECONDS: Final = 1.0
 WAKE_SECONDS_MIN: Final = 0.005
-"""Between two messages of one process: a delivery waits for no longer than this to be told of."""
+"""Between two messages of one process: a delivery waits no longer than this for the message that announces it."""
 _AWAY = (RedisError, OperationalError, CeleryError, OSError)
 
 _log = structlog.get_logger()
@@ -200,10 +200,10 @@ def _client_options(settings: Settings) -> dict[str, Any]:
 
 
 class Waker:
-    """Tells the workers that there is work, from a thread of its own, so that no request waits for the broker.
+    """Wakes the workers by a message, from a thread of its own, so that no request waits for the broker.
 
-    However often it is asked, one message waits at most: a worker that takes it sees all that was committed
-    before.
+    At most one message waits, no matter how often it is asked for: the worker that takes it sees all work that was
+    committed before.
     """
 
     def __init__(self, settings: Settings, *, app: Celery | None = None) -> None:
@@ -231,7 +231,7 @@ class Waker:
             was_away, is_away = is_away, not self._send()
             if is_away != was_away:
                 _log.warning("broker.away") if is_away else _log.info("broker.back")
-            # Who asks meanwhile is served by the next message: a busy minute is not to ask the broker all the time.
+            # Requests in this pause share the next message, so that a busy minute does not load the broker.
             self._over.wait(WAKE_SECONDS_MIN)
         if self._asked.is_set():
             self._send()

@@ -1,10 +1,10 @@
 """How often Stripe may be called, by all processes together.
 
 Note [One budget for all calls]
-    Stripe counts calls per account and mode, whoever makes them. So every process draws from one bucket in
-    Redis before each try of a call. Lanes leave each other room: a lane draws only while the bucket holds more
-    than those before it keep back, so that expiring a session never waits for a backfill. A 429 pauses what
-    Stripe's header names: everything for a global limit, one endpoint for its own, and nothing where only an
+    Stripe counts the calls of all processes together, per account and mode. So every process draws from one bucket
+    in Redis before each try of a call. Lanes leave each other room: a lane draws only while the bucket holds more
+    than the lanes before it keep back, so that expiring a session never waits for a backfill. A 429 pauses what
+    Stripe's header names: every call for a global limit, one endpoint for its own limit, and nothing where only an
     object was locked. Source: https://docs.stripe.com/rate-limits.
 """
 
@@ -57,7 +57,7 @@ class Budget:
         self._redis = redis
         self._name = name
         self._rate = rate
-        # Whatever the lanes before it keep back, a full bucket always holds one call more.
+        # A full bucket always holds one call more than the lanes before it keep back.
         self._kept = (rate - 1) * _KEPT_SHARES[lane]
 
     def draw(self, endpoint: str) -> None:
@@ -83,9 +83,9 @@ class Budget:
         return milliseconds / 1000
 
     def pause(self, endpoint: str, reason: str) -> None:
-        """Let nobody call what Stripe said is called too often, for longer each time in a row."""
+        """Pause calls of what Stripe reports as called too often, for longer each time in a row."""
         if not reason:
-            return  # An object was locked, by another call: that is no matter of how often.
+            return  # An object was locked by another call, which the rate of calls does not change.
         name = f"{self._name}:pause" if reason.startswith("global") else f"{self._name}:pause:{endpoint}"
         try:
             times = int(self._redis.incr(f"{name}:times"))
@@ -93,4 +93,4 @@ class Budget:
             self._redis.pexpire(f"{name}:times", int(PAUSE_SECONDS_MAX * 2000))
             self._redis.set(name, reason, px=int(seconds * 1000))
         except (RedisError, OSError):
-            return  # Then nothing draws either.
+            return  # Without Redis no call draws either.

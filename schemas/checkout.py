@@ -1,9 +1,9 @@
-"""What web and worker both do with one Checkout Session at Stripe: read it in whole, and expire it.
+"""Reads a Checkout Session at Stripe in whole, and expires it: for the web process and for the worker.
 
 Note [Decide by reading]
-    An expire call that is declined, or whose answer is lost, says nothing of what the session is: the buyer
-    may have finished it in the same moment. So the session is read, and what it really is gets recorded. A
-    paid order is never expired, whatever the messages say. Source:
+    An expire call that is declined, or that loses its answer, does not show the session's state: the buyer may
+    have finished it in the same moment. So the session is read, and the state that was read is recorded. A paid
+    order is never expired, no matter what the messages claim. Source:
     https://docs.stripe.com/api/checkout/sessions/expire.
 """
 
@@ -36,7 +36,7 @@ class Ending(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of a session, what Stripe says it is now, and the observations to be recorded of it."""
+    """What became of a session, the session as Stripe has it now, and the observations of it to be recorded."""
 
     ending: Ending
     session: Object | None
@@ -49,7 +49,7 @@ def expire(api: StripeApi, world: World, session_id: str, *, read_first: bool, n
     With *read_first* it is only expired if it is still open: an earlier attempt may have done it.
 
     Raises:
-        KeyRefused, NotServed, Transient: as ``StripeApi.call`` says; nothing is learnt.
+        KeyRefused, NotServed, Transient: as from ``StripeApi.call``; nothing is learnt.
     """
     try:
         if read_first:
@@ -62,7 +62,7 @@ def expire(api: StripeApi, world: World, session_id: str, *, read_first: bool, n
 
 
 def _expire_open(api: StripeApi, world: World, session_id: str, now: datetime) -> Outcome:
-    # One key for this attempt: the SDK's tries share it, and a new attempt must not be told the old answer.
+    # One key for this attempt: the SDK's tries share it, and a new attempt must not get the old answer again.
     key = f"payfold-expire-{uuid.uuid4()}"
     path = ("checkout", "sessions", session_id, "expire")
     try:
@@ -87,7 +87,7 @@ def read(api: StripeApi, world: World, session_id: str, *, lane: Lane) -> Answer
 
 
 def with_whole_lines_or_none(answer: Answer) -> Answer:
-    """Return *answer*, of one session, without line items that are only a first page: a part of them says nothing."""
+    """Return *answer*, of one session, without its line items if they are only a first page: a part is of no use."""
     lines = answer.body.get("line_items")
     if not isinstance(lines, dict) or not lines.get("has_more"):
         return answer

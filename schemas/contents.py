@@ -1,4 +1,4 @@
-"""What an event says, apart from how it was written: the hash by which two copies of one event are compared."""
+"""The hash of an event's content, however its JSON is written. Two copies of one event are compared by it."""
 
 import hashlib
 import json
@@ -10,17 +10,18 @@ from schemas import events
 
 _CARRIED: Final = ("type", "created", "api_version", "related_object")
 _DEPTH_MAX: Final = 200
-"""Levels of nesting that are compared. What goes deeper is compared by its bytes, so that a hash never depends on how
+"""Levels of nesting that are compared. A deeper object is compared by its bytes, so that a hash never depends on how
 much of the stack is left. No object of Stripe's has 20."""
 
 
 def hash_of(payload: bytes) -> bytes:
     """Return the SHA-256 of the content of the event in *payload*.
 
-    The content is its type, created and API version, its object and previous attributes. No difference are: a
-    credential, spacing, the order of keys, what differs from one delivery to the next (``pending_webhooks``,
-    ``request``), and what other languages write for the same JSON: ``[]`` for ``{}`` (PHP has one word for both), and
-    1500.0 for 1500. What is no JSON, or nested too deeply, is compared by its bytes: there is always a hash.
+    The content is the event's type, created and API version, its object and previous attributes. These make no
+    difference: a credential, spacing, the order of keys, keys that change from one delivery to the next
+    (``pending_webhooks``, ``request``), and other languages' ways to write the same JSON: ``[]`` for ``{}`` (PHP has
+    one type for both), and 1500.0 for 1500. A payload that is no JSON, or is nested too deeply, is compared by its
+    bytes: there is always a hash.
     """
     event = _decoded(payload)
     content = None if event is None else _encoded(_content(event))
@@ -41,7 +42,7 @@ class Hashes:
         """Return ``hash_of`` *payload*."""
         written = _unspaced(payload)
         found = self._known.get(written) or hash_of(payload)
-        # What is compared by its bytes is another with other spacing.
+        # A payload that is compared by its bytes differs from one with other spacing.
         if found != _hash_of_bytes(payload):
             self._known[written] = found
         return found
@@ -63,7 +64,7 @@ def _decoded(payload: bytes) -> dict[str, Any] | None:
 
 
 def _decoded_slowly(payload: bytes) -> object:
-    # It takes half of a surrogate pair, which JSON allows and the quick decoder does not.
+    # The standard library takes half of a surrogate pair, which JSON allows and the quick decoder does not.
     try:
         return json.loads(payload)
     except (ValueError, RecursionError):
@@ -100,10 +101,10 @@ _PLAIN: Final = frozenset((bool, int, str, type(None)))
 
 
 def _plain(value: Any, levels: int) -> Any:  # noqa: ANN401 - any JSON
-    """Return *value*, nested no deeper than *levels*, with one word for what has several."""
+    """Return *value*, nested no deeper than *levels*, with one spelling for values that have several."""
     if isinstance(value, (dict, list)) and not levels:
         raise RecursionError
-    # Most of what an object holds is plain: no call for each of that, since a replay compares all that it finds.
+    # Most values of an object are plain, and get no call of their own, since a replay compares every event it finds.
     if isinstance(value, dict):
         return {key: each if type(each) in _PLAIN else _plain(each, levels - 1) for key, each in value.items()}
     if isinstance(value, list):

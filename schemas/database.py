@@ -4,7 +4,7 @@ Nothing here needs a session's state: no prepared statements, no session setting
 in transaction mode may stand between.
 
 Note [A silent connection is ended from outside]
-    After a failover, behind a NAT that forgets or a pooler that hangs, bytes stop and nothing closes. TCP's own
+    After a failover, behind a NAT that forgets or a pooler that hangs, bytes stop and no socket closes. TCP's own
     timeouts do not see a peer that still acknowledges, and no statement timeout runs where no statement arrives. So a
     transaction may have a deadline, and a thread of this process shuts down the socket of one that is overdue: the
     thread that waits for it gets an error, and the connection is thrown away.
@@ -35,7 +35,7 @@ from schemas.errors import DatabaseAway
 
 CONNECT_SECONDS_MAX: Final = 5
 POOL_SECONDS_MAX: Final = 10
-"""For so long a thread waits for one of the engine's connections."""
+"""A thread waits this long for one of the engine's connections."""
 PING_SECONDS_MAX: Final = 3.0
 FRESH_SECONDS: Final = 1.0
 """A connection that was used within this is not asked whether it is still there."""
@@ -98,12 +98,12 @@ def engine(database_url: str, *, connections_max: int = 5, pool_seconds_max: flo
 def transaction(of: Engine, bounds: Bounds | None = None, *, may_idle: bool = False) -> Iterator[Connection]:
     """Open one transaction, committed at the end and rolled back on an error.
 
-    With *bounds* PostgreSQL ends what takes too long, and where PostgreSQL is silent, this process does. With
-    *may_idle* PostgreSQL does not end it for waiting on us, as hosts configure it to: for the few that need one
-    moment's view while others work.
+    With *bounds* PostgreSQL ends a statement or a transaction that takes too long; if PostgreSQL is silent, this
+    process ends it. With *may_idle* PostgreSQL does not end the transaction for waiting on us, as hosts configure it
+    to do. That is for the few transactions that keep one snapshot while other work goes on.
 
     Raises:
-        DatabaseAway: when PostgreSQL does not answer, goes away meanwhile, or takes no writes.
+        DatabaseAway: when PostgreSQL does not answer, goes away during the transaction, or takes no writes.
     """
     try:
         with _connected(of) as connection, _watched(connection, None if bounds is None else bounds.whole):
@@ -135,7 +135,7 @@ def _connected(of: Engine) -> Iterator[Connection]:
     while True:
         with of.connect() as connection:
             if not _is_alive(connection):
-                # The other idle ones are as old: one silent connection is waited for, and not each in turn.
+                # The other idle connections are as old: only one silent connection is waited for, and not each in turn.
                 connection.invalidate()
                 of.dispose()
                 continue
@@ -148,7 +148,7 @@ def _connected(of: Engine) -> Iterator[Connection]:
 
 
 def _is_alive(connection: Connection) -> bool:
-    """Return whether a connection answers that has not been used for a while; a new one has just answered."""
+    """Return whether a connection answers. Only one that was not used for a while is asked; a new one just answered."""
     used_at = connection.info.setdefault("used_at", time.monotonic())
     if time.monotonic() - used_at < FRESH_SECONDS:
         return True
@@ -275,12 +275,12 @@ def is_fault_of_data(error: BaseException) -> bool:
     return not is_away(error)
 
 
-# Someone else is at work: a lock or a statement timed out, transactions met, or the server is short of something.
+# Other work is in the way: a lock or a statement timed out, transactions collided, or the server lacks a resource.
 _STATES_OF_BUSY: Final = ("40", "53", "55", "57")
 
 
 def is_busy(error: BaseException) -> bool:
-    """Return whether PostgreSQL could not do it now, rather than not at all."""
+    """Return whether PostgreSQL could not do the work now, rather than not at all."""
     cause = _cause(error)
     return isinstance(cause, psycopg.Error) and (cause.sqlstate or "").startswith(_STATES_OF_BUSY)
 
@@ -301,11 +301,11 @@ _OBSTACLES: Final = {
 
 
 SPEECHLESS: Final = ("away", "silent")
-"""The obstacles in which PostgreSQL answers nothing else either."""
+"""With these obstacles PostgreSQL answers no other statement either."""
 
 
 def obstacle(error: BaseException) -> str:
-    """Return in a word why PostgreSQL did not do it.
+    """Return in a word why PostgreSQL did not do the work.
 
     One of silent, read_only, locked, full, slow, exhausted, away, refused, or failed where it was not PostgreSQL.
     """

@@ -40,7 +40,7 @@ def data_folder(environment: Mapping[str, str]) -> Path:
 
 
 def read(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return what the file sets, by name in capitals; nothing where there is none.
+    """Return the settings in the file, by name in capitals; none where there is no file.
 
     A ``*_FILE`` in it that is a relative path is relative to the file's own folder.
 
@@ -59,7 +59,7 @@ def read(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def completed(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return *environment* with what the file sets and the environment does not, be it by ``NAME`` or ``NAME_FILE``."""
+    """Return *environment* with those settings of the file that it does not set by ``NAME`` or by ``NAME_FILE``."""
     given = {name.upper(): value for name, value in environment.items() if value != ""}
     ours = {name: value for name, value in read(environment).items() if not _is_set(name.removesuffix(_FILE), given)}
     return {**environment, **ours}
@@ -104,7 +104,7 @@ def _text_of(path: Path, *, is_named: bool) -> str | None:
     try:
         _require_regular(path, path)
         with open(path, encoding="utf-8-sig", opener=_without_waiting) as file:
-            # What is judged is what is then read, even where the name leads elsewhere in between.
+            # The open file is checked, so that the same file is read even if the name leads elsewhere by then.
             _require_regular(path, file.fileno())
             if not is_named:
                 _require_ours(path, os.fstat(file.fileno()))
@@ -131,7 +131,7 @@ def _without_waiting(path: str, flags: int) -> int:
 
 
 def _require_regular(path: Path, found: Path | int) -> None:
-    """Refuse what has no end, or would be waited for; *found* is the path or the number of the open file."""
+    """Refuse a file without an end or that has to be waited for; *found* is its path or the number of the open file."""
     if kind := files.irregular(found):
         raise ConfigurationError(
             f"{path}: it is {kind}, and settings are read from a regular file alone. Name one:"

@@ -8,9 +8,9 @@ The docstring of an error is its message to the person who meets it::
     ├── NotFoundError               what a command was asked for is not there (exit 1)
     ├── ConflictError               the thing is there, but not in the state that the act needs (exit 1)
     ├── CursorBeyond                the change feed has never given that number (exit 1)
-    ├── KeyRefused                  Stripe takes none of our calls with this key: the job stops, and says so
+    ├── KeyRefused                  Stripe takes none of our calls with this key: the job stops, and reports it
     ├── Permanent                   trying again gives the same answer
-    │   ├── Refused                 not recorded: the sender is told why
+    │   ├── Refused                 not recorded: the answer names the reason
     │   │   ├── SignatureMissing, SignatureMalformed, SignatureMismatch, SignatureExpired
     │   │   ├── BodyEmpty, BodyTooLarge, BodyTooSlow, BodyNotText, BodyNotJson, NotAnEvent
     │   ├── Unfoldable              recorded, then parked with this reason

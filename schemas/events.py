@@ -1,10 +1,10 @@
 """An event as it is delivered: reading its envelope, and blanking the credentials it carries.
 
 Note [A readable event is recorded]
-    Stripe signs what it sends, so a delivery that verifies is genuine, and one that is turned away
-    comes back for three days and is then lost. So an event is refused only when it has no id, type or created
-    to keep it by. Whatever else is odd (a field of another type, a number without end, ten thousand levels
-    of nesting) is left for the fold to judge: the bytes are kept, and parked if no fold can read them.
+    Stripe signs what it sends, so a delivery that verifies is genuine. If it is turned away, it comes back for
+    three days and is then lost. So an event is refused only when it has no id, type or created to keep it by.
+    Any other oddity (a field of another type, a number without end, ten thousand levels of nesting) is left for
+    the fold to judge: the bytes are kept, and parked if no fold can read them.
 """
 
 import json
@@ -19,7 +19,7 @@ from schemas.errors import BodyEmpty, BodyNotJson, BodyNotText, NotAnEvent
 
 THIN_EVENT = "v2.core.event"
 TEXT_CHARACTERS_MAX = 255
-"""Stripe's ids are up to 255 characters long; nothing that we key by is longer."""
+"""Stripe's ids are up to 255 characters long; no key of ours is longer."""
 OBSERVED = "obs_"
 """How the id of an observation begins; no event of Stripe's does."""
 CREATED_MAX = 253_402_300_799
@@ -31,7 +31,7 @@ CREDENTIALS: dict[str, tuple[str, ...]] = {
     "credit_note": ("pdf",),
     "invoice": ("hosted_invoice_url", "invoice_pdf"),
 }
-"""Keys of an object whose value lets its bearer act or read: they never reach a table, a log or an answer."""
+"""By object type, the keys of its credentials. Their values never reach a table, a log or an answer."""
 
 BLANK = b'""'
 _ABSENT = Raw(b"")
@@ -41,12 +41,12 @@ _UNMISTAKABLE_BYTES = 16
 
 
 class Envelope(Struct, frozen=True):
-    """What the inbox keys and lists an event by.
+    """The fields by which the inbox keys and lists an event.
 
     ``account`` is the event's own, else the last that its ``context`` names, as of an organization's destination; None
-    where the event names none. ``created`` is in Unix seconds; ``object_type`` and
-    ``object_id`` are None where the payload does not say. ``payload`` is the body with credentials blanked, at
-    their places and wherever else the same text stands, and ``redacted`` names the places, as ``data.object.url``.
+    where the event names none. ``created`` is in Unix seconds; ``object_type`` and ``object_id`` are None where the
+    payload does not name them. ``payload`` is the body with credentials blanked, at their places and everywhere else
+    that the same text stands, and ``redacted`` names the places, as ``data.object.url``.
     """
 
     id: str
@@ -182,9 +182,9 @@ _decode_untyped = msgspec.json.Decoder(_UntypedEvent).decode
 
 
 def _further_in(body: bytes, key: str, name: bytes) -> int:
-    """Return how often *name* stands within the values of the other keys, where *key* is nobody's credential.
+    """Return how often *name* stands within the values of the other keys, where a *key* further in is no credential.
 
-    Of a key that is told twice the first value is not among them, and so is missed.
+    If a key stands twice in an object, its first value is not among them and is missed.
     """
     data = _decode_untyped(body).data
     holders = (data.object, data.previous_attributes or {})
@@ -199,7 +199,7 @@ _AS_VALUE = {kind: re.compile(b'"%b"\\s*[,}\\]]' % re.escape(name)) for kind, na
 
 
 def _says_once(body: bytes, kind: str) -> bool:
-    """Tell whether nothing in *body* but an object of the type *kind* can hold what is to be blanked."""
+    """Return whether no part of *body* but an object of the type *kind* can hold a credential to blank."""
     if b"\\u00" in body and _ESCAPED_NAME.search(body):
         return False
     # In a loop of its own: a generator costs as much again.
@@ -228,7 +228,7 @@ OBJECT_ALONE = "It is an object without its event, as the Dashboard's event data
 
 
 def _advice(body: bytes) -> Iterator[str]:
-    """Yield what to pass on instead of *body*, where that can be seen."""
+    """Yield advice on what to send instead of *body*, where that can be found out."""
     try:
         found = json.loads(body, parse_int=len, parse_float=len)
     except (ValueError, RecursionError):
@@ -274,7 +274,7 @@ _PLAIN_NAME = re.compile(r"[A-Za-z0-9_-]{1,40}")
 
 
 def _shown(key: str) -> str:
-    """Return *key* as a message may show it: another one may be anything, as the address of a person."""
+    """Return *key* as a message may show it: an unknown key may be anything, even the address of a person."""
     return key if _PLAIN_NAME.fullmatch(key) else "?"
 
 
@@ -306,7 +306,7 @@ def _envelope_of(body: bytes) -> Envelope:
 
 
 def _account_in(context: str | None) -> str | None:
-    """Return the account that an event is of by its routing *context*: the last that this names."""
+    """Return the account of an event by its routing *context*: the last account in it."""
     named = [part for part in (context or "").split("/") if part.startswith("acct_")]
     return named[-1] if named else None
 
@@ -357,7 +357,7 @@ def _require_name(key: str, value: str | None) -> str:
 
 
 def _from_iso(created: object) -> int | None:
-    """Thin events tell the time in ISO 8601, in UTC and to the millisecond."""
+    """Return Unix seconds from the time of a thin event: ISO 8601, in UTC and to the millisecond."""
     try:
         moment = datetime.fromisoformat(str(created)).replace(microsecond=0)
         return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())

@@ -2,9 +2,9 @@
 
 Note [A filtered reader moves on]
     A reader who wants one kind in a thousand would otherwise have the same rows scanned at every request. A page looks
-    at a bounded number of rows, and its cursor moves past all of them, wanted or not. How far it looks is read first,
-    and then what is wanted up to there: numbers appear in the order of their commits, so a change that commits between
-    the two statements is beyond that.
+    at a bounded number of rows, and its cursor moves past all of them, wanted or not. A first statement reads how far
+    the page looks, and a second one the wanted changes up to there. Numbers appear in the order of their commits, so a
+    change that commits between the two statements is beyond that number.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -25,7 +25,7 @@ _shown: Final = _changes.c.withheld.is_(None)
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Which changes a reader wants: those that have, in every column that is named, one of the values given for it."""
+    """The changes that a reader wants: those that have, in every named column, one of the values given for it."""
 
     values: Mapping[str, Collection[object]]
 
@@ -50,7 +50,7 @@ def selection(**given: Collection[object] | object | None) -> Selection:
 
 @dataclass(frozen=True, slots=True)
 class FeedPage:
-    """Changes, the cursor behind them and behind what was passed over, and whether there is more to look at."""
+    """Changes, the cursor after all rows that were looked at, and whether there are more rows to look at."""
 
     rows: Sequence[Mapping[str, Any]]
     next_after: int
@@ -82,7 +82,7 @@ def page(
 
 
 def latest(connection: Connection, after: int, limit: int) -> Sequence[Mapping[str, Any]]:
-    """Return by what up to *limit* changes after the number *after* are chosen, in their order."""
+    """Return the columns for selecting, of up to *limit* changes after the number *after*, in their order."""
     names = ("seq", "account", "livemode", "subject", "subject_id", "kind")
     query = select(*(_changes.c[name] for name in names)).where(_shown, _changes.c.seq > after)
     return _rows(connection, query.order_by(_changes.c.seq).limit(limit))
@@ -104,7 +104,7 @@ def _reach(connection: Connection, after: int, scan_rows_max: int) -> tuple[int,
 
 
 def query_of(wanted: Selection, after: int, reached: int, limit: int, scan_rows_max: int) -> Select[Any]:
-    """Return the query of what is *wanted*: behind a limit of their own, rows are read by their number and no other."""
+    """Return the query of the *wanted* changes; the limit on the inner query makes PostgreSQL read rows by number."""
     looked_at = _following(after, scan_rows_max).where(_changes.c.seq <= reached).subquery()
     conditions = [looked_at.c[name].in_(values) for name, values in wanted.values.items()]
     return select(looked_at).where(*conditions).order_by(looked_at.c.seq).limit(limit)

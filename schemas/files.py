@@ -1,4 +1,4 @@
-"""What a path is: only a regular file has an end, and is opened without waiting for anybody."""
+"""The kind of a file: only a regular file has an end, and opens without waiting for another process."""
 
 import os
 import stat

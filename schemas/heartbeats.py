@@ -154,7 +154,7 @@ class Heart:
             self._note_failure(database.condition(error.__cause__ or error))
 
     def _note_failure(self, condition: str) -> None:
-        """Log a failed write, seldom: what comes of it is shown by the age of the row."""
+        """Log a failed write, seldom: the age of the row shows the effect."""
         now = time.monotonic()
         if now - self._logged.get(condition, float("-inf")) >= REPEAT_SECONDS:
             self._logged[condition] = now

@@ -1,25 +1,25 @@
-"""The inbox: the only door by which anything that Payfold comes to know enters its tables.
+"""The inbox: every fact that enters Payfold's tables enters here.
 
 Note [An account is recorded under its newest name]
     The statement that records reads ``account_names`` itself, so a rename that is committed holds for every process at
-    once: webhook, replay, jobs and commands. Who renames locks the tables that arrivals are written to (see
-    logs/renaming.py), so that a statement either ended before, and its rows are moved, or begins after, and sees the
-    name. Few databases have such names. So ``RECORD`` only looks for one of a given account, and then records nothing;
-    ``RECORD_NAMED`` then renames. Two deliveries of one statement may be one event once they are renamed: the first is
-    recorded, and the other is a copy of it.
+    once: webhook, replay, jobs and commands. A rename locks the tables that arrivals are written to (see
+    logs/renaming.py). So a statement either ends before it, and its rows are moved, or begins after it, and sees the
+    new name. Few databases have such names. So ``RECORD`` only checks whether a given account has one. If so, it
+    records nothing, and ``RECORD_NAMED`` then renames and records. Two deliveries of one statement may be one event
+    once they are renamed: the first is recorded, and the other is a copy of it.
 
 Note [A copy with other bytes is kept until it is compared]
-    ``RECORD`` writes the first delivery of an event. Of a further one ``KEEP_COPIES`` compares the hash of the body:
+    ``RECORD`` writes the first delivery of an event. For a later one ``KEEP_COPIES`` compares the hash of the body:
     the same bytes are a duplicate, unless this delivery is signed and the other was not. Other bytes are kept in
-    ``renderings``; whether they say something else is for the fold to find out, which looks for what is not compared
-    yet (see folding/renderings.py). It is a statement of its own, whose snapshot has whatever ``RECORD`` waited for. It
-    writes new rows alone, and none of ``pending``, so that it never waits for a fold to end.
+    ``renderings``. The fold looks for copies that are not compared yet, and finds out whether their content differs
+    (see folding/renderings.py). ``KEEP_COPIES`` is a statement of its own, so that its snapshot includes the rows that
+    ``RECORD`` waited for. It writes new rows alone, and none of ``pending``, so that it never waits for a fold to end.
 
 Note [What names a copy]
-    Where credentials are blanked, a log can claim any hash for the body: only that of a signed delivery, and of a
-    payload that is as it came, is known. So what is unsigned and blanked is compared by its payload, and a copy is
-    named in ``renderings`` by the hash of its body where it is signed, else by that of the claimed hash and the payload
-    together. A signed delivery never shares a row with what only claims to be the same.
+    Where credentials are blanked, a log can claim any hash for the body. The hash is known only for a signed delivery,
+    and for a payload that is as it came. So a copy that is unsigned and blanked is compared by its payload. In
+    ``renderings`` a copy is named by the hash of its body if it is signed, else by the hash of the claimed hash and the
+    payload together. So a signed delivery never shares a row with a copy that only claims to be the same.
 """
 
 import base64
@@ -47,11 +47,11 @@ RECORD_ROWS_MAX = 1000
 
 
 PARTITION_EVENTS: Final = 1_000_000
-"""Numbers for which a partition keeps the payloads."""
+"""A partition keeps the payloads of this many numbers."""
 ROOM_LOCK: Final = "1s"
-"""For so long a new partition waits for those who read: whoever comes behind it waits as well."""
+"""For this long a new partition waits for readers, since every statement that comes after it waits as well."""
 ROOM_BOUNDS: Final = database.BATCH._replace(statement=18)
-"""To make a partition may take nearly as long as a transaction may: it is compared with the rest."""
+"""Making a partition may take nearly as long as a transaction may: the rest is scanned for rows that belong in it."""
 
 _log = structlog.get_logger()
 
@@ -103,7 +103,7 @@ class Delivery(Struct, frozen=True):
 
     @property
     def sha256_chosen(self) -> bytes:
-        """The hash that it has in the inbox where it takes the place of another copy."""
+        """The hash that the delivery has in the inbox if it takes the place of another copy."""
         if not self.is_claimed:
             return self.sha256
         return hashlib.sha256(self.sha256 + self.envelope.payload).digest()
@@ -114,15 +114,15 @@ class Delivery(Struct, frozen=True):
         return (self.account, self.envelope.livemode, self.envelope.id)
 
     def named(self, names: Mapping[str, str]) -> "Delivery":
-        """Return it with its account called by the newest of *names*, by the old ones."""
+        """Return the delivery under the newest name of its account; *names* has the newest name by each old one."""
         new = names.get(self.account)
         return self if new is None else msgspec.structs.replace(self, account=new)
 
 
 _NEXT_SEQ: Final = "nextval((SELECT pg_get_serial_sequence('inbox', 'seq')::regclass))"
 # Numbers are drawn in the order of arrival, so that an object's events are folded as they came. Rows are written in the
-# order of their keys: two statements with the same events in another order would wait for each other for ever. What
-# was there does not come back.
+# order of their keys: two statements with the same events in another order would wait for each other for ever. Events
+# that were there already are not returned.
 _GIVEN: Final = """
     unnest(
         %(account)s::text[], %(livemode)s::boolean[], %(id)s::text[], %(type)s::text[], %(api_version)s::text[],
@@ -180,7 +180,7 @@ THEN r.payload_sha256 ELSE sha256(r.payload) END
 """
 """The hash of the body of a row *r* of ``renderings``, or, where that cannot be known, what names it."""
 
-# What is kept already is left out before it is written, so that nothing is locked for it.
+# Copies that are kept already are left out before the insert, so that no lock is taken for them.
 _KEEP_COPIES: Final = """
 WITH named AS MATERIALIZED (
     SELECT *, {copy_sha256} AS copy_sha256 FROM (
@@ -241,7 +241,7 @@ _REFUSAL: Final = (None,) * 4
 def arguments(deliveries: Sequence[Delivery]) -> dict[str, str | bytes]:
     """Return *deliveries* as the columns that ``RECORD`` takes, and their payloads one behind the other.
 
-    An empty text stands for null: where one may be missing, none is ever empty.
+    An empty text stands for null: a column that may be null never has an empty text.
     """
     envelopes = [delivery.envelope for delivery in deliveries]
     sizes = [len(envelope.payload) for envelope in envelopes]
@@ -354,8 +354,9 @@ def partitions(cursor: Cursor) -> list[str]:
 def make_room(of: Engine) -> int | None:
     """Make the partitions that the next payloads will need, and return how many those are.
 
-    What comes before one is made is kept with the rest, so being late loses nothing: where they cannot be made, for
-    now because somebody reads everything, or at all, that is logged, and None is returned.
+    A payload that comes before its partition is made is kept with the rest, so being late loses nothing. Where
+    partitions cannot be made (for now, because another session reads the whole table, or at all), that is logged, and
+    None is returned.
 
     Raises:
         DatabaseAway: when PostgreSQL does not answer.
@@ -377,7 +378,7 @@ def _make_room(cursor: Cursor) -> int:
     while begins <= last + PARTITION_EVENTS:
         name = sql.Identifier(f"payloads_from_{begins}")
         bounds = {"name": name, "begins": sql.Literal(begins), "ends": sql.Literal(begins + PARTITION_EVENTS)}
-        # Made and then attached, which leaves those alone who record meanwhile.
+        # Made and then attached, which does not block processes that record at the same time.
         cursor.execute(
             sql.SQL(
                 "CREATE TABLE {name} (LIKE payloads INCLUDING ALL) WITH (toast_tuple_target = 8160);"
@@ -389,7 +390,7 @@ def _make_room(cursor: Cursor) -> int:
     return made
 
 
-# Begins after all that is, whether it has a partition or is kept with the rest.
+# The next partition begins after all payloads, those in partitions and those that are kept with the rest.
 _NEXT_PARTITION: Final = """
 SELECT last, greatest(
     (

@@ -1,6 +1,6 @@
-"""The kinds of change in the feed, and what each is about: the one list of both.
+"""The kinds of change in the feed, and the subject of each: the one list of both.
 
-A fold can make no other: ``worker.folds.facts.Change`` and ``Shape.subject`` are held to it by type and by test.
+A fold can make no other: types and a test hold ``worker.folds.facts.Change`` and ``Shape.subject`` to this list.
 """
 
 from collections.abc import Collection
@@ -25,9 +25,9 @@ Kind: TypeAlias = Literal[
     "payment_link.deactivated",
 ]
 AllOf: TypeAlias = Literal["balance.*", "credit_note.*", "dispute.*", "invoice.*", "order.*", "payment_link.*"]
-"""Every kind that begins so."""
+"""Stands for every kind with this beginning."""
 Choice: TypeAlias = Literal[Kind, AllOf]
-"""What a reader may ask for."""
+"""The kinds, and groups of kinds, that a reader may ask for."""
 Subject: TypeAlias = Literal["balance", "credit_note", "dispute", "invoice", "order", "payment_link"]
 
 KINDS: Final[tuple[Kind, ...]] = get_args(Kind)

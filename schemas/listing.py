@@ -49,7 +49,7 @@ def cut(text: bytes) -> Page | None:
 
 
 def _cut_slowly(text: bytes) -> Page | None:
-    """Cut what the decoder refuses: by its brackets, and without recursion."""
+    """Cut a text that the decoder refuses: by its brackets, and without recursion."""
     try:
         start, is_page = (text.index(b"["), False) if text.lstrip()[:1] == b"[" else (_start_of_data(text), True)
         if start is None:

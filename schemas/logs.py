@@ -31,7 +31,7 @@ _LEVELS: Final = {"debug": logging.DEBUG, "info": logging.INFO, "warning": loggi
 
 
 class Seldom:
-    """Lets one line a second through of each kind, for what a stranger can cause as often as he likes."""
+    """Lets one line a second of each kind through, for lines that a stranger can cause as often as he likes."""
 
     def __init__(self, seconds: float = SELDOM_SECONDS, now: Callable[[], float] = time.monotonic) -> None:
         self._seconds = seconds
@@ -100,7 +100,7 @@ class _StandardError:
         left = text.encode(stream.encoding, "backslashreplace")
         while left:
             self._wait_for_room(descriptor)
-            # A pipe that has room takes so many bytes without waiting.
+            # A pipe that has room takes up to PIPE_BUF bytes without waiting.
             left = left[os.write(descriptor, left[: select.PIPE_BUF]) :]
             self._is_torn = bool(left)
 
@@ -194,11 +194,11 @@ def configure(settings: Settings) -> None:
     handler.addFilter(tracebacks.name_driver_errors)
     root = logging.getLogger()
     root.handlers[:] = [handler]
-    # Of the libraries' own affairs only their warnings concern who runs Payfold.
+    # Of the libraries' own lines only warnings and errors concern an operator of Payfold.
     root.setLevel(max(level, logging.WARNING))
 
 
-# What is logged before `configure`, and handlers that are not ours, must not raise either.
+# Lines before `configure`, and handlers that are not ours, must not raise either.
 _configure_ours(structlog.processors.JSONRenderer(), logging.INFO)
 logging.raiseExceptions = False
 logging.lastResort = _Handler()

@@ -1,9 +1,9 @@
-"""Finding rows without naming their account, however many rows there are.
+"""Finds rows by an id without their account, quickly in a table of any size.
 
-Note [Nobody says whose]
+Note [An id is looked up in every account]
     Keys, and the indexes of what an object is part of, begin with the account and the mode, so that accounts can be
-    dealt out. Who asks by an id alone would have a whole index read, in PostgreSQL before 18. There are few accounts,
-    and the index leads from each to the next: so they are walked first, and then looked for in each.
+    dealt out. For a query by the id alone, PostgreSQL before 18 would read a whole index. There are few accounts, and
+    the index leads from each to the next. So the accounts are listed first, and the id is then looked up in each.
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -31,14 +31,14 @@ from sqlalchemy.dialects.postgresql import ARRAY
 from schemas import tables
 
 FOUND_MAX: Final = 2
-"""Rows that are looked for: one, and another that makes it doubtful which is meant."""
+"""Rows that are looked for: one, and a second one, which makes the id ambiguous."""
 _KEYS: Final = {tables.order_book.name: tables.orders, tables.events.name: tables.inbox}
-"""The table whose keys a view's rows have."""
+"""By view, the table that has the keys of its rows."""
 _FEW: Final = {
     "parked": select(tables.outcomes.c.seq).where(tables.outcomes.c.state == "parked"),
     "pending": select(tables.pending.c.seq),
 }
-"""Where the events of a state are kept apart; a view that computes each one's state would have to look at all."""
+"""Tables that hold the events of one state; the view computes the state, and would have to look at all events."""
 
 
 def by_id(
@@ -54,7 +54,7 @@ def by_id(
 def query_of(table: Table, *, of_account: bool) -> Select[Any]:
     """Return the query by ``id``, ``modes`` and, where it is *of_account*, ``account``.
 
-    It is kept, since making it takes as long as asking it.
+    The query is cached, since building it takes as long as running it.
     """
     modes = (
         func.unnest(bindparam("modes", type_=ARRAY(Boolean))).table_valued("livemode", name="modes").render_derived()
@@ -67,7 +67,7 @@ def query_of(table: Table, *, of_account: bool) -> Select[Any]:
         accounts = _accounts(table)
         worlds = accounts.join(modes, true())
         found = found.where(table.c.account == accounts.c.account)
-    # Behind an offset it stays one look at the index for each, whatever the planner believes.
+    # The offset keeps this at one look at the index for each, no matter what the planner estimates.
     of_each = found.offset(0).lateral("found")
     return select(of_each).select_from(worlds.join(of_each, true())).limit(FOUND_MAX)
 
@@ -120,14 +120,14 @@ def latest_events(
 
 @cache
 def _indexed(table: Table) -> frozenset[str]:
-    """Return the columns of *table* whose rows an index finds once account and mode are known."""
+    """Return the columns of *table* by which an index finds rows once account and mode are known."""
     keys: list[Iterable[object]] = [table.primary_key.columns, *(index.expressions for index in table.indexes)]
     leads = [[part.name for part in key if isinstance(part, Column)] for key in keys]
     return frozenset(column for names in leads if names[:2] == ["account", "livemode"] for column in names[2:3])
 
 
 def _accounts(table: Table) -> FromClause:
-    """Return the accounts that *table* knows, which one index entry for each tells."""
+    """Return the accounts in *table*, by reading one index entry for each."""
     keys = _KEYS.get(table.name, table)
     accounts = select(func.min(keys.c.account).label("account")).cte("accounts", recursive=True)
     following = select(func.min(keys.c.account)).where(keys.c.account > accounts.c.account).scalar_subquery()

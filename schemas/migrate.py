@@ -1,6 +1,6 @@
-"""Brings the schema to this release, and says whether it is there.
+"""Brings the schema to this release, and checks whether it is there.
 
-Old code runs on the new schema: a migration adds, and what is no longer used goes in a later release.
+Old code must run on the new schema. So a migration only adds, and a later release drops what is no longer used.
 """
 
 from functools import cache
@@ -38,7 +38,7 @@ def pending(connection: Connection) -> list[str]:
 
 @cache
 def pending_after(current: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the revisions that a schema lacks whose table of versions holds *current*, as ``pending`` does."""
+    """Return the revisions that a schema with the revisions *current* lacks, as ``pending`` does."""
     from alembic.script import ScriptDirectory
 
     script = ScriptDirectory.from_config(_config())

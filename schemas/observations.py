@@ -1,8 +1,8 @@
-"""What Payfold learns or decides by other ways than a delivery, put into the shape of an event.
+"""Observations: facts that Payfold learns or decides without a delivery, put into the shape of an event.
 
-Note [Whatever is known came through the inbox]
-    An operator's word, a poll's answer, our clock: each is recorded as an observation, so that replaying the
-    inbox gives the same tables, whoever decided what and when.
+Note [Every fact enters through the inbox]
+    A decision of an operator, the answer to a poll, a deadline by our clock: each is recorded as an observation.
+    So replaying the inbox gives the same tables, no matter who decided what and when.
 """
 
 import hashlib
@@ -19,12 +19,12 @@ from schemas.errors import BodyNotJson, NotAnObject, Refused
 from schemas.inbox import Delivery
 
 Object = dict[str, Any]
-"""One of Stripe's objects, as its JSON says it."""
+"""One of Stripe's objects, decoded from its JSON."""
 
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """An account and a mode: rows of two never meet."""
+    """An account and a mode: rows of two worlds never mix."""
 
     account: str
     livemode: bool
@@ -35,11 +35,11 @@ class World:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What Stripe answered, and a time (Unix seconds, Stripe's clock) at which it was surely so.
+    """An object from Stripe's answer, and a time (Unix seconds, Stripe's clock) at which it surely was in this state.
 
-    That time is the answer's ``Date`` less the duration of the call, so it never claims to have seen what
-    happened while the call was on its way. An object that our decoder refuses is *odd*, the very bytes of it, and
-    then *body* holds only those of its plain values that can be read.
+    That time is the answer's ``Date`` less the duration of the call, so that it is before any change that happened
+    while the call was on its way. For an object that our decoder refuses, *odd* has its very bytes, and *body* only
+    those of its plain values that can be read.
     """
 
     body: Object
@@ -54,10 +54,10 @@ class Answer:
 
 
 def answer_of(text: bytes, at: int) -> Answer:
-    """Return the answer that *text*, the JSON of an object, was at the time *at*.
+    """Return the answer in *text*, the JSON of an object, at the time *at*.
 
     Raises:
-        NotAnObject: it is no object at all.
+        NotAnObject: *text* is no object at all.
     """
     try:
         found = msgspec.json.decode(text)
@@ -141,7 +141,7 @@ def kind_of(answer: Answer) -> str:
     return f"payfold.{answer.body.get('object')}.observed"
 
 
-# The newest is the one of the latest second, and of those the one that came last.
+# The newest rendering is that of the latest second, and within one second the last received.
 _LAST_RENDERINGS: Final = """
 SELECT k.number, last.seq
 FROM unnest(%s::int[], %s::text[], %s::boolean[], %s::text[], %s::text[])
@@ -156,10 +156,10 @@ CROSS JOIN LATERAL (
 
 
 def news(cursor: Cursor, deliveries: Sequence[Delivery]) -> list[Delivery]:
-    """Return those of *deliveries* that tell something else of their object than its last rendering in the inbox.
+    """Return those of *deliveries* in which the object differs from its last rendering in the inbox.
 
-    So an object that is looked at every minute, and stays as it is, is recorded once. A key that the last
-    rendering does not have (line items, which no webhook carries) is news; one that only it has is not.
+    So an object that is polled every minute, and does not change, is recorded once. A key that the last rendering
+    does not have (line items, which no webhook carries) is news; a key that only the last rendering has is not.
     """
     envelopes = [delivery.envelope for delivery in deliveries]
     cursor.execute(
@@ -174,7 +174,7 @@ def news(cursor: Cursor, deliveries: Sequence[Delivery]) -> list[Delivery]:
     )
     last: dict[int, int] = dict(cursor.fetchall())
     payloads = inbox.payloads_of(cursor, list(last.values()))
-    # Of an archived one nobody can tell, so what is told now counts as news.
+    # An archived rendering cannot be compared, so the delivery counts as news.
     known = {number: _object(payloads[seq]) for number, seq in last.items() if seq in payloads}
     return [
         delivery

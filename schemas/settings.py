@@ -27,23 +27,23 @@ _INCLUDED: dict[Scope, tuple[Scope, ...]] = {"register": ("read",), "admin": ("r
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 LABEL = re.compile(r"[A-Za-z0-9_]{1,255}")
-"""How an account is labelled."""
+"""The form of an account's label."""
 # No quote, comma or semicolon, and no second secret: a list with another separator than the comma is no one secret.
 _SECRET = re.compile(r"whsec_(?:(?!whsec_)[!#-&(-+\--:<-~])+")
 _HOST = re.compile(r"[A-Za-z0-9._:%-]+")
 _API_KEY = re.compile(r"(?:sk|rk)_(?P<mode>live|test)_(?:(?![sr]k_(?:live|test)_)[!#-&(-+\--:<-~])+")
 
 SESSION_MODES: tuple[str, ...] = ("payment", "subscription", "setup", "link")
-"""What has a time to live of its own: the modes of a Checkout Session, and any session of a payment link."""
+"""Each has a time to live of its own: the modes of a Checkout Session, and any session of a payment link."""
 SESSION_MINUTES_MAX = 24 * 60
 """Stripe itself expires a session after this."""
 _TTL_DEFAULT = 60
 FILE_BYTES_MAX = 64 * 1024
-"""No setting is longer, so a file that is was not meant."""
+"""No setting is longer, so a longer file was named by mistake."""
 
 _PREFIX = "PAYFOLD_"
 _FOR_THE_REPOSITORY = re.compile(r"PAYFOLD_(?:ENV_FILE|CALLED_AS|DEPLOYED|TEST_\w+)")
-"""Names that are no settings: where those are, and what deploy/dev and the tests of this repository are given."""
+"""Names that are no settings: the place of the settings, and variables of deploy/dev and of this repository's tests."""
 _FOR_A_NEIGHBOUR = re.compile(
     r"PAYFOLD\w*_(?:SERVICE_HOST|SERVICE_PORT(?:_\w+)?|PORT_\d+_(?:TCP|UDP|SCTP)(?:_(?:PROTO|PORT|ADDR))?)"
 )
@@ -80,7 +80,7 @@ class ApiKey:
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """A bearer token: who holds it, its scopes with those that they include, and its SHA-256 in hexadecimal."""
+    """A bearer token: its holder, its scopes with those that they include, and its SHA-256 in hexadecimal."""
 
     name: str
     scopes: frozenset[Scope]
@@ -91,7 +91,7 @@ class Token:
 
 
 class Settings(BaseSettings):
-    """What the environment says. Names here are the variables' names in lower case."""
+    """The settings from the environment. Names here are the variables' names in lower case."""
 
     model_config = SettingsConfigDict(frozen=True, extra="ignore", case_sensitive=False, hide_input_in_errors=True)
 
@@ -322,7 +322,7 @@ class Settings(BaseSettings):
     def load(cls, environment: Mapping[str, str] | None = None) -> Self:
         """Read the settings, from ``*_FILE`` where the environment names one.
 
-        An *environment* that is given is all there is; this process's own is completed by the ``.env`` file.
+        A given *environment* is used alone; this process's own is completed by the ``.env`` file.
 
         Raises:
             ConfigurationError: with the name, the fault and an example of each bad value.
@@ -336,7 +336,7 @@ class Settings(BaseSettings):
             raise ConfigurationError("\n".join(_faults(error, cls))) from None
 
     def shown(self) -> dict[str, str]:
-        """Return each setting by its variable's name; a secret says only that it is set."""
+        """Return each setting by its variable's name; of a secret only whether it is set."""
         return {name.upper(): _shown(getattr(self, name)) for name in type(self).model_fields}
 
 
@@ -359,7 +359,7 @@ def unknown(environment: Mapping[str, str] | None = None) -> list[str]:
 
 
 def _nearest(name: str, known: Sequence[str]) -> str:
-    # The prefix that they share would make all of them near.
+    # The prefix that they share would make all names look near.
     rests = {each.removeprefix(_PREFIX): each for each in known}
     near = difflib.get_close_matches(name.removeprefix(_PREFIX).removesuffix("_FILE"), rests, n=1, cutoff=0.5)
     hint = f"the nearest is {rests[near[0]]}." if near else "`payfold config` lists them."

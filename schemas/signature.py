@@ -29,9 +29,9 @@ class Claim(NamedTuple):
 
 
 def read(header: bytes | None, *, now: float) -> Claim:
-    """Return what the Stripe-Signature *header* claims, given the time in Unix seconds.
+    """Return the claim of the Stripe-Signature *header*, given the time in Unix seconds.
 
-    Judged before a body is read: what cannot be accepted with any body is not worth reading one.
+    It is judged before the body is read, so that no body is read for a header that cannot be accepted.
 
     Raises:
         SignatureMissing, SignatureMalformed, SignatureExpired: the fault.

@@ -1,9 +1,9 @@
-"""The parent of the worker's processes: it forks them, hands signals on, and forks again what ended.
+"""The parent of the worker's processes: it forks them, hands signals on, and forks a new one for each that ended.
 
 Note [The parent does nothing else]
     It has no thread, no connection and no consumer, so nothing can make it hang, and every fork begins as the first
-    did. It waits for signals alone, which are blocked but for that wait: so none arrives between a fork and the
-    moment the parent knows of it.
+    did. It only waits for signals, which are blocked at all other times. So no signal arrives between a fork and the
+    moment at which the parent knows of the new process.
 """
 
 import os
@@ -20,7 +20,7 @@ import structlog
 
 ENDS_MAX: Final = 3
 ENDS_SECONDS: Final = 600.0
-"""A slot that ends so often within this time ends the worker."""
+"""A slot that ends ``ENDS_MAX`` times within this time ends the worker."""
 STOP_SECONDS_MAX: Final = 29.0
 """Each slot ends by itself a second before this, and a platform kills a second after it."""
 _STOPS: Final = frozenset({signal.SIGTERM, signal.SIGINT})

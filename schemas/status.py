@@ -1,4 +1,4 @@
-"""How everything is, as values: read from PostgreSQL and Redis in bounded time, for commands, routes and metrics.
+"""The state of the whole system: read from PostgreSQL and Redis in bounded time, for commands, routes and metrics.
 
 Note [A count that takes too long is null]
     Each query has a bound of its own, and all of them together have one. A query that exceeds its bound, or waits for
@@ -6,9 +6,9 @@ Note [A count that takes too long is null]
 
 Note [Who is expected]
     A worker and a clock are expected where a web process beat within the last minute, or a webhook is pending. They are
-    silent once they were not seen for longer than their limit, all of which they were expected: what is just being
-    started, after a pause of days, is no fault. The worker is judged by its fold turns and by the consumer of each
-    queue, so that a slot that hangs is found while the other one works.
+    silent once they were expected, and not seen, for longer than their limit. So a system that is just being started
+    after a pause of days has no fault. The worker is judged by its fold turns and by the consumer of each queue, so
+    that a slot that hangs is found while the other one works.
 """
 
 import time
@@ -33,7 +33,7 @@ from schemas.heartbeats import RUNNING
 from schemas.settings import Settings
 
 SILENT_SECONDS: Final = 30.0
-"""After which a clock or a worker without a heartbeat is silent; a beat is 5 seconds old before it is written."""
+"""A clock or a worker without a heartbeat for this long is silent; a beat is 5 seconds old before it is written."""
 WEB_SECONDS: Final = 60.0
 """A web process that beat within this is there, so that a worker and a clock are expected."""
 SWEEPS_MISSED: Final = 4
@@ -42,18 +42,18 @@ RECONCILE_STEP_SECONDS_MAX: Final = 600.0
 """How long one step of the nightly reconcile may take, which keeps its slot busy: a query over a whole table."""
 QUERY_SECONDS_MAX: Final = 1.0
 READ_SECONDS_MAX: Final = 3.0
-"""Of all queries together."""
+"""For all queries together."""
 FAULTS_SECONDS: Final = 120.0
-"""For so long the faults that were found stand: they change with the settings, or as an account is renamed."""
+"""For this long the faults that were found are kept: they change only with the settings, or with a rename."""
 READ: Final = Bounds(statement=2, lock=1, whole=5)
 """Of the transaction in which a status is read."""
 WEEKS: Final = 4
 STRIPE_JOBS_MAX: Final = 100
 """Jobs at Stripe that are listed, those in trouble first: each account has four."""
 WEBHOOK_SEQS_MAX: Final = 1_000_000
-"""Among so many of the newest events the last webhook is looked for."""
+"""The last webhook is looked for among this many of the newest events."""
 UNCOMMITTED_SEQS_MAX: Final = 10_000
-"""So many of the newest events are looked at again, since one with a lower number may commit later."""
+"""This many of the newest events are looked at again, since one with a lower number may commit later."""
 
 
 class Broker(Answer):
@@ -276,7 +276,7 @@ class Limits(NamedTuple):
 
 @dataclass(slots=True)
 class Memory:
-    """What one process keeps from one read to the next, since to find it costs much and it seldom changes."""
+    """Values that one process keeps from one read to the next, since they cost much and seldom change."""
 
     faults: list[Fault] | None = None
     faults_at: float = 0.0
@@ -311,7 +311,7 @@ def read(
     seconds_max: float = READ_SECONDS_MAX,
     memory: "Memory | None" = None,
 ) -> Status:
-    """Return how everything is, within about *seconds_max*; open the transaction of *connection* with ``READ``.
+    """Return the status, within about *seconds_max*; open the transaction of *connection* with ``READ``.
 
     See Note [A count that takes too long is null]. A process that reads often hands in the same *memory* each time.
 
@@ -324,7 +324,7 @@ def read(
     query = _Bounded(connection, seconds_max)
     now = _now(connection)
     memory = memory or Memory()
-    # What needs the inbox comes last: where another session holds it, that takes all the time that is left.
+    # The queries on the inbox come last: if another session holds it, they take all the time that is left.
     parts: list[Callable[[], Values]] = [
         lambda: {"refused": query.answers(Refused, _REFUSED)},
         lambda: _grouped(query.answers(Cause, _PARKED), "parked", "parked_by_cause"),
@@ -370,7 +370,7 @@ class _Bounded:
         return min(QUERY_SECONDS_MAX, self._until - time.monotonic())
 
     def rows(self, query: Query) -> Sequence[dict[str, Any]] | None:
-        """Return the rows of *query*; None where they take too long."""
+        """Return the rows of *query*; None if they take too long."""
         return self.within(lambda connection: [dict(row) for row in connection.execute(query).mappings()])
 
     def within(self, work: Callable[[Connection], Found]) -> Found | None:
@@ -384,7 +384,7 @@ class _Bounded:
                 self._connection.exec_driver_sql(_timeout(seconds))
                 return work(self._connection)
         except (DBAPIError, DriverError) as error:
-            # What works on the driver's own cursor meets the driver's own errors.
+            # Work on the driver's own cursor raises the driver's own errors.
             cause = error.orig if isinstance(error, DBAPIError) else error
             if isinstance(cause, (psycopg.errors.QueryCanceled, psycopg.errors.LockNotAvailable)):
                 self.missed += 1
@@ -396,7 +396,7 @@ class _Bounded:
         rows = self.rows(query)
         return rows[0] if rows else dict.fromkeys(query.selected_columns.keys())
 
-    def value(self, query: Query) -> Any:  # noqa: ANN401 - whatever it counts
+    def value(self, query: Query) -> Any:  # noqa: ANN401 - a value of any type
         """Return the one value of *query*."""
         return next(iter(self.row(query).values()))
 
@@ -430,7 +430,7 @@ def _now(connection: Connection) -> datetime:
 
 
 def _seconds(at: datetime, now: datetime) -> float:
-    """Return how many seconds ago *at* was; what a skewed clock put into the future was just now."""
+    """Return how many seconds ago *at* was; a time that a skewed clock put into the future counts as now."""
     return max(0.0, round((now - at).total_seconds(), 3))
 
 
@@ -439,7 +439,7 @@ def _age(at: datetime | None, now: datetime) -> float | None:
 
 
 def _faults(query: _Bounded, settings: Settings, memory: "Memory") -> list[Fault] | None:
-    """Return what a person has to put right: what was found of late, else what is found now."""
+    """Return the faults that a person has to mend: those found a short while ago, else those found now."""
     if memory.faults is None or time.monotonic() - memory.faults_at >= FAULTS_SECONDS:
         memory.faults = query.within(partial(_look_for_faults, settings, time.monotonic() + query.seconds_left()))
         memory.faults_at = time.monotonic()
@@ -456,7 +456,7 @@ def _look_for_faults(settings: Settings, until: float, connection: Connection) -
         ]
 
 
-# ---- Who lives ----
+# ---- Liveness ----
 
 _LOOPS: Final = (("web", ""), ("clock", ""), ("fold", ""), ("consumer", FOLD_QUEUE), ("consumer", STRIPE_QUEUE))
 _JUDGED: Final[dict[str, Literal["clock", "worker"]]] = {"clock": "clock", "fold": "worker", "consumer": "worker"}
@@ -469,13 +469,13 @@ _BEATS: Final = select(_beats.c.kind, _beats.c.name, _beats.c.at, _beats.c.since
 
 
 def _liveness(query: _Bounded, now: datetime, settings: Settings, limits: Limits) -> dict[str, Any]:
-    """Return the heartbeats, the jobs, who is expected, and who of them is silent: see Note [Who is expected]."""
+    """Return the heartbeats, the jobs, the expected processes, and the silent ones: see Note [Who is expected]."""
     beats = query.rows(_BEATS)
     if beats is None:
         return dict.fromkeys(("heartbeats", "jobs", "expected", "silent"))
     missed = query.missed
     webhook_waits_since = query.value(_oldest(_IS_WEBHOOK))
-    # Of several processes the one that was seen last, which comes last.
+    # Of several processes the one that was seen last is kept: it comes last.
     found = {(beat["kind"], beat["name"]): beat for beat in beats}
     heartbeats = [
         Heartbeat(kind=kind, name=name, at=at, age_seconds=_age(at, now))
@@ -522,7 +522,7 @@ def _expected_for(
 def _silent(
     heartbeats: Sequence[Heartbeat], jobs: Sequence[Job], expected_for: float, settings: Settings, limits: Limits
 ) -> list[Silent]:
-    """Return who was not seen for too long; what was just begun has as much time to be seen first."""
+    """Return the processes that were not seen for too long; a process that just began has as much time first."""
     running = {_queue_of(job.job): job for job in jobs if job.outcome == RUNNING}
     found = []
     for beat in heartbeats:
@@ -606,7 +606,7 @@ def _folding(query: _Bounded, fold_version: int) -> dict[str, Any]:
     return {
         "fold_version": fold_version,
         "to_fold_anew": older,
-        # Only where there are any is each looked up.
+        # Each is looked up only if there are any.
         "to_fold_anew_archived": query.value(archived) if older else older,
     }
 

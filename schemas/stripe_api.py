@@ -117,7 +117,7 @@ class StripeApi:
         return ApiKey("", platform.livemode, platform.secret, acts_for=world.account)
 
     def serves(self, world: World) -> bool:
-        """Tell whether a key serves *world*."""
+        """Return whether a key serves *world*."""
         return self.key_for(world) is not None
 
     def own_worlds(self) -> list[World]:
@@ -134,7 +134,7 @@ class StripeApi:
         idempotency_key: str | None = None,
         **params: Any,  # noqa: ANN401 - Stripe's own parameters
     ) -> Answer:
-        """Call ``/v1/`` and *path*, whose parts are quoted, and return the object that is answered.
+        """Call ``/v1/`` and *path*, after quoting its parts, and return the object that is answered.
 
         Raises:
             NotServed: no key serves *world*; nothing was called.
@@ -142,8 +142,8 @@ class StripeApi:
             MissingAtStripe: 404.
             CallDeclined: 400 or 402.
             BudgetSpent, BrokerAway: nothing was called; try again later.
-            StripeAway: 409, 429, 5xx, a time-out, a lost connection, or what is no answer of Stripe's; whether it
-                acted is not known.
+            StripeAway: 409, 429, 5xx, a time-out, a lost connection, or an answer that is not Stripe's; whether
+                Stripe acted is not known.
         """
         text, at = self._bytes_of(world, method, *path, lane=lane, idempotency_key=idempotency_key, **params)
         try:
@@ -215,7 +215,7 @@ class StripeApi:
         return paced.taken(), _surely_at(answer.headers, time.monotonic() - started)
 
     def _client(self, key: ApiKey, lane: Lane) -> "tuple[stripe.StripeClient, _PacedClient]":
-        # Calls for connected accounts are counted with those of the account whose key makes them.
+        # Calls for connected accounts are counted with those of the account that owns the key.
         if (key.secret, lane) not in self._clients:
             paced = _PacedClient(
                 self._budget(key, lane) if self._is_paced else None,

@@ -3,12 +3,12 @@
 ``tests/test_indexes.py`` names the query that each index serves, and shows that it does.
 
 Note [The inbox is append-only]
-    What an event is known by is written once, into ``inbox``, and its bytes once, into ``payloads``; neither is updated
-    when the event is folded: what is waiting is a narrow row in ``pending`` that is deleted, what became of it a
+    The envelope of an event is written once, into ``inbox``, and its bytes once, into ``payloads``. Neither is updated
+    when the event is folded: a waiting event has a narrow row in ``pending``, which is deleted, and its outcome is a
     narrow row in ``outcomes``. ``events`` is the view over the four that people and commands read. The bytes may be
-    archived (see Note [An archive loses nothing]); what the event is known by stays. The one exception is an event of
-    which copies with several contents came: the one that is folded stands in ``inbox``, the others in ``renderings``,
-    and where another is chosen the projection exchanges the two (see Note [One content is folded] in
+    archived (see Note [An archive loses nothing]); the envelope stays. The one exception is an event that came in
+    copies with several contents: the copy that is folded stands in ``inbox``, the others in ``renderings``, and when
+    another one is chosen the projection exchanges the two (see Note [One content is folded] in
     worker/folding/renderings.py).
 """
 
@@ -86,7 +86,7 @@ ANOMALY_SUBJECTS: Final = (
     "portal_session",
     "refund",
 )
-"""What a row is about that an anomaly may be found of."""
+"""The kinds of subject that an anomaly may be about."""
 ANOMALY_KINDS: Final = (
     "ambiguous_order",
     "balance_differs",
@@ -108,7 +108,7 @@ STRIPE_JOBS: Final = ("expire_sessions", "poll_sessions", "fetch", "fill_gaps")
 
 
 NEWEST: Final = "(COALESCE(created, '-infinity'::timestamp with time zone))"
-"""By which lists are sorted; an object that does not say when it was created comes last."""
+"""Lists are sorted by this. An object without a creation time comes last."""
 
 
 def key_name(key: Sequence[str]) -> str:
@@ -142,7 +142,7 @@ def _newest(table: str) -> Index:
 
 
 def _world() -> list[Column[object]]:
-    """Test and live, and two accounts, never meet: every key begins with both."""
+    """Return the columns that begin every key, so that test and live, or two accounts, never mix."""
     return [Column("account", Text, nullable=False), Column("livemode", Boolean, nullable=False)]
 
 
@@ -201,8 +201,7 @@ inbox = Table(
     ),
 )
 
-# Apart from what an event is known by, and in partitions by number, which `schemas.inbox` makes: what was said long ago
-# may be archived.
+# Apart from `inbox`, since the bytes of old events may be archived. `schemas.inbox` makes the partitions, by number.
 payloads = Table(
     "payloads",
     metadata,
@@ -210,7 +209,7 @@ payloads = Table(
     Column("payload", LargeBinary, nullable=False),
     postgresql_partition_by="RANGE (seq)",
 )
-# The hash of what an archived payload said (see schemas/contents.py), which stands for it.
+# The hash of an archived payload's content (see schemas/contents.py), which stands for the payload.
 contents = Table(
     "contents",
     metadata,
@@ -218,8 +217,8 @@ contents = Table(
     Column("content_sha256", LargeBinary, nullable=False),
 )
 
-# The copies of an event that say something else than the one in the inbox; and those that only just came, of which
-# nobody has looked at the content yet.
+# The copies of an event that have another content than the one in the inbox, and those that just arrived and are not
+# compared yet.
 renderings = Table(
     "renderings",
     metadata,
@@ -250,9 +249,9 @@ pending = Table(
     "pending",
     metadata,
     Column("seq", BigInteger, primary_key=True, autoincrement=False),
-    # True where an outcome was given before, so that nothing of it may be built upon.
+    # True where the event had an outcome before, so that no result of it may be built upon.
     Column("again", Boolean, nullable=False, server_default=false()),
-    # How often it failed alone, for no fault in its data; what with; and when it is tried again.
+    # How often the event failed alone, without a fault in its data; with which error; and when it is tried again.
     Column("attempts", SmallInteger, nullable=False, server_default=text("0")),
     _moment("due_at"),
     Column("cause", Text),
@@ -266,7 +265,7 @@ mentions = Table(
     "mentions",
     metadata,
     *_world(),
-    # The object whose row an event of another object speaks of, as a balance transaction does of its customer's.
+    # An object that an event of another object is about as well, as a balance transaction is about its customer.
     Column("object_id", Text, nullable=False),
     Column("seq", BigInteger, nullable=False),
     PrimaryKeyConstraint("account", "livemode", "object_id", "seq"),
@@ -291,8 +290,8 @@ outcomes = Table(
     Index("outcomes_parked", "seq", postgresql_where=text("state = 'parked'")),
 )
 
-# Orders and credit notes that others held while their charges or refunds moved, until they are settled: see
-# worker/folding/settling.py.
+# Orders and credit notes that another transaction held while their charges or refunds changed, until they are settled:
+# see worker/folding/settling.py.
 unsettled = Table(
     "unsettled",
     metadata,
@@ -308,16 +307,16 @@ stripe_calls = Table(
     "stripe_calls",
     metadata,
     *_world(),
-    # What is to be done at Stripe, and with which object.
+    # The call to make at Stripe, and the object that it is for.
     Column("purpose", Text, nullable=False),
     Column("object_id", Text, nullable=False),
     Column("object_type", Text, nullable=False),
     Column("lane", SmallInteger, nullable=False),
     _moment("asked_at", nullable=False),
     _moment("due_at", nullable=False),
-    # Attempts of which the outcome is not known, or was no answer.
+    # Attempts with an unknown outcome, or without an answer.
     Column("attempts", SmallInteger, nullable=False, server_default=text("0")),
-    # Until then one worker has it, and whoever comes after that must find out what the worker did.
+    # Until then one worker has the call. A worker that takes it after that must find out what the first one did.
     _moment("leased_until"),
     # Why it is not tried again.
     Column("given_up", Text),
@@ -337,10 +336,10 @@ stripe_jobs = Table(
     Column("reached_seq", BigInteger),
     _moment("leased_until"),
     _moment("done_at"),
-    # Why Stripe refused it, and when it is tried again.
+    # Why Stripe refused the job, and when it is tried again.
     Column("stopped", Text),
     _moment("stopped_until"),
-    # What it found that had not come by itself.
+    # How many events or objects the job found that no delivery had brought.
     Column("found", BigInteger, nullable=False, server_default=text("0")),
     # Since when no round of it has ended well, and why; see Note [What ended a job is kept].
     _moment("failed_at"),
@@ -372,7 +371,7 @@ delivery_counts = Table(
     "delivery_counts",
     metadata,
     Column("outcome", Text, nullable=False),
-    # Of what was refused, else empty.
+    # Why the delivery was refused, else empty.
     Column("reason", Text, nullable=False),
     Column("count", BigInteger, nullable=False),
     _moment("since", nullable=False),
@@ -443,7 +442,7 @@ orders = _projection(
     _of_one("orders", "customer"),
     _of_one("orders", "payment_intent"),
     _of_one("orders", "invoice"),
-    # A shop finds an order by its own key, and by who bought.
+    # A shop finds an order by its own key, and by its buyer.
     *(
         Index(f"orders_{name}", name, postgresql_where=text(f"{name} IS NOT NULL"))
         for name in ("client_reference_id", "customer_email")
@@ -676,7 +675,7 @@ portal_sessions = _projection(
     _moment("created"),
     _moment("expired_at"),
     _newest("portal_sessions"),
-    # The clock looks for those whose time is up.
+    # The clock looks for sessions that are past their time.
     Index("portal_sessions_open", "created", postgresql_where=text("expired_at IS NULL")),
 )
 
@@ -710,7 +709,7 @@ ONE_SHOT_KINDS: Final[tuple[Kind, ...]] = (
     "credit_note.voided",
     "dispute.opened",
 )
-"""Kinds of change that a subject sees once at most; the unique index holds it."""
+"""A subject has at most one change of each of these kinds; the unique index enforces that."""
 DISPUTE_CLOSED: Final[Kind] = "dispute.closed"
 """A dispute is closed once by each closing status: one that was lost may be won on appeal."""
 
@@ -735,7 +734,7 @@ Index(
     postgresql_where=changes.c.kind == DISPUTE_CLOSED,
 )
 
-# What was last told of an order, where that was a correction.
+# The newest correction of an order.
 Index(
     "changes_corrected",
     changes.c.account,
@@ -760,7 +759,7 @@ Index("changes_shown", changes.c.seq, postgresql_where=changes.c.withheld.is_(No
 # How many are withheld, by kind.
 Index("changes_withheld", changes.c.kind, postgresql_where=changes.c.withheld.is_not(None))
 
-# What was last told of an order's refunds.
+# The newest change of an order's refunds.
 Index(
     "changes_refund",
     changes.c.account,
@@ -784,10 +783,10 @@ anomalies = Table(
     _moment("as_of", nullable=False),
     _moment("seen_at", nullable=False),
     _moment("resolved_at"),
-    # The object from the events of which the row is folded: for a balance, its customer.
+    # The row is folded from the events of this object: for a balance, its customer.
     Column("object_id", Text),
     PrimaryKeyConstraint("account", "livemode", "id"),
-    # A batch asks what is in force for the objects that it folds.
+    # A batch looks for the anomalies in force of the objects that it folds.
     Index(
         "anomalies_in_force",
         "account",
@@ -875,7 +874,7 @@ PROJECTIONS: Final = (
 """The tables that are a function of the inbox: what the digest covers and a rebuild rebuilds."""
 
 REBUILT: Final = (pending, mentions, outcomes, *PROJECTIONS, changes, anomalies)
-"""What a rebuild needs a second one of, to fold the same inbox beside the live tables."""
+"""A rebuild makes a second one of each of these tables, to fold the same inbox next to the live ones."""
 MAIN_AMOUNTS: Final = ("amount_total", "total", "amount")
 """What a row is worth as a whole, by the first of these columns that it has."""
 

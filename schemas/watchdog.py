@@ -1,9 +1,9 @@
-"""What looks after a slot's consumer: a timer that works when no message comes, and a watchdog that finds it deaf.
+"""Looks after a slot's consumer: a timer works when no message comes, and a watchdog finds a deaf consumer.
 
 Note [The watchdog sees answers, not turns]
-    A consumer that no longer asks Redis for messages looks well: its process runs, and its event loop turns. It is deaf
-    when no task runs and Redis has answered no BRPOP of its for long, although Redis answers the watchdog. First Celery
-    is made to connect again; if that does not help, the process ends, and the worker's parent forks another.
+    A consumer that no longer asks Redis for messages looks healthy: its process runs, and its event loop turns. It is
+    deaf when no task runs and Redis has not answered its BRPOP for long, although Redis answers the watchdog. First
+    Celery is made to connect again. If that does not help, the process ends, and the worker's parent forks another.
 """
 
 import os
@@ -25,19 +25,19 @@ from schemas.stopping import END_SECONDS, SHUT_DOWN_SECONDS
 from schemas.turns import Periodic, Turns
 
 DEAF_EXIT: Final = 75
-"""With this the watchdog ends a process, so that such ends can be counted apart."""
+"""The exit code with which the watchdog ends a process, so that such ends can be counted separately."""
 
 _log = structlog.get_logger()
 
 
 class Limits(NamedTuple):
-    """How long what looks after a process waits, in seconds."""
+    """How long the timer and the watchdog of a process wait, in seconds."""
 
     look: float = 1.0
     deaf: float = 30.0
     """Without an answer to a BRPOP; after twice this the process ends."""
     intervals: float = 3.0
-    """So many intervals of its most frequent message may pass before the timer works."""
+    """This many intervals of the slot's most frequent message may pass before the timer works."""
     shut_down: float = SHUT_DOWN_SECONDS
     """After the request to stop, until its connections to PostgreSQL are shut down."""
     end: float = END_SECONDS
@@ -107,8 +107,8 @@ class Watchdog:
     def beats(self, queues: Sequence[str]) -> Iterator[Beat]:
         """Return the heartbeat of the consumer of *queues*, and that of folding.
 
-        The consumer lives where a BRPOP was answered, where its task comes further, and where Redis is away. A job that
-        the timer does meanwhile has to come further too.
+        The consumer counts as alive when a BRPOP was answered, when its task makes progress, and while Redis is away. A
+        job that the timer does at that time has to make progress too.
         """
         turns = self._turns
         excused_at = min(self._excused_at, turns.stepped_at) if turns.is_at_work else self._excused_at

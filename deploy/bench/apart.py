@@ -1,7 +1,7 @@
-"""What is measured in a process of its own, and what processes take of the machine's memory and time (Linux).
+"""Measures work in a process of its own, and the memory and processor time that processes take (Linux).
 
-``python -m deploy.bench.apart rebuild`` folds the inbox anew, ``… record LOG`` records a log beside the live tables and
-folds that; both print how long it took. The database is the one that DATABASE_URL names.
+``python -m deploy.bench.apart rebuild`` folds the inbox again. ``… record LOG`` records a log next to the live tables
+and folds that. Both print how long it took. The database is the one that DATABASE_URL names.
 """
 
 import os
@@ -37,17 +37,17 @@ class ApartError(PayfoldError):
 
 
 class Inside(Struct, frozen=True):
-    """What a process says of its work."""
+    """The report of a process on its own work."""
 
     seconds: float
 
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """What a whole process took.
+    """The memory and time of a whole process.
 
-    *pss_bytes* is the peak of its and its children's proportional set sizes together, None where unknown; *rss_bytes*
-    is the peak resident set of each of them, its own first.
+    *pss_bytes* is the peak of the proportional set sizes of the process and its children together, None where unknown.
+    *rss_bytes* has the peak resident set of each of them, the process's own first.
     """
 
     seconds: float
@@ -57,11 +57,11 @@ class Taken:
 
     @property
     def inside(self) -> Inside:
-        """What it printed, where it is one of this file's."""
+        """The report that the process printed, if it runs this file."""
         return msgspec.json.decode(self.out, type=Inside)
 
 
-# ---- For who measures ----
+# ---- For the measuring process ----
 
 
 def payfold(environment: Mapping[str, str], *arguments: str) -> Taken:
@@ -75,7 +75,7 @@ def rebuilt(environment: Mapping[str, str]) -> Taken:
 
 
 def recorded(environment: Mapping[str, str], log: Path) -> Taken:
-    """Record *log* beside the live tables of *environment* and fold it at once."""
+    """Record *log* next to the live tables of *environment* and fold it at once."""
     return _taken([sys.executable, "-m", "deploy.bench.apart", "record", str(log)], environment)
 
 
@@ -108,7 +108,7 @@ def _taken(command: Sequence[str], environment: Mapping[str, str]) -> Taken:
 
 
 def family(pid: int) -> list[int]:
-    """Return *pid* and the ids of all that descend from it."""
+    """Return *pid* and the ids of all its descendants."""
     children: dict[int, list[int]] = defaultdict(list)
     for each in _PROC.glob("[0-9]*"):
         fields = _stat(int(each.name))
@@ -121,7 +121,7 @@ def family(pid: int) -> list[int]:
 
 
 def _stat(pid: int) -> list[str]:
-    """Return the fields of a process behind its name; nothing of one that has ended."""
+    """Return the fields after the name in a process's stat file; none for a process that has ended."""
     try:
         return (_PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -141,12 +141,12 @@ def processor_seconds(pids: Iterable[int]) -> float:
 
 
 def pss_bytes(pids: Iterable[int]) -> int:
-    """Return the memory of *pids* together, in which what several share counts once."""
+    """Return the memory of *pids* together; memory that several share counts once."""
     return sum(_told(pid, "smaps_rollup", "Pss:") for pid in pids)
 
 
 def _told(pid: int, file: str, name: str) -> int:
-    """Return the bytes that a process's *file* tells under *name*; 0 of one that has ended."""
+    """Return the bytes that *name* has in a process's *file*; 0 for a process that has ended."""
     try:
         lines = (_PROC / str(pid) / file).read_text().splitlines()
     except OSError:
@@ -159,7 +159,7 @@ def _told(pid: int, file: str, name: str) -> int:
 
 def main(work: str, log: str = "") -> None:
     """Do *work* and print what it took."""
-    from worker.proof import rebuild, shadow  # noqa: PLC0415 - who measures wants none of it
+    from worker.proof import rebuild, shadow  # noqa: PLC0415 - the measuring process needs none of it
 
     engine = database.engine(Settings.load().postgresql)
     started = time.monotonic()

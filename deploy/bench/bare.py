@@ -38,7 +38,7 @@ async def app(
 
 
 def main(port: int) -> None:
-    """Serve until told to stop."""
+    """Serve until a signal stops the process."""
     uvicorn.run(app, **{**server_options(Settings.load()), "port": port})
 
 

@@ -22,11 +22,11 @@ ACCOUNT: Final = "acct_bench"
 PATH: Final = "/webhooks/stripe"
 SHOP_ORDERS: Final = 5_000
 SHOP_SECONDS: Final = 4 * SHOP_ORDERS
-"""How long so many visits take. A history is shop after shop, since one remembers all of its objects."""
+"""How long the visits of one shop take. A history is shop after shop, since a shop remembers all of its objects."""
 
 
 def history(seed: int, *, payments: bool, first_shop: int = 0) -> Iterator[bytes]:
-    """Yield the bodies of events without end, the same for the same *seed*; *first_shop* leaves out what comes before.
+    """Yield the bodies of events without end, the same for the same *seed*; *first_shop* skips the shops before it.
 
     With *payments* they are mixed, and else of checkout sessions and payment links alone.
     """
@@ -67,7 +67,7 @@ def deliveries(bodies: Iterable[bytes]) -> list[Delivery]:
 
 
 def record(engine: Engine, bodies: Iterable[bytes]) -> int:
-    """Record *bodies* without a word to any worker, and return how many that were."""
+    """Record *bodies* without waking a worker, and return how many there were."""
     waiting, count = iter(bodies), 0
     while chunk := take(waiting, RECORD_ROWS_MAX):
         with database.transaction(engine) as connection, database.cursor(connection) as cursor:

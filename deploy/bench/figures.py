@@ -1,4 +1,4 @@
-"""The figures: what each is, how it is measured, and what it is held against."""
+"""The figures: how each is measured, and its target."""
 
 import http.client
 import random
@@ -39,12 +39,12 @@ LIST_PATH: Final = "/v1/orders?status=paid&limit=50"
 SEED: Final = 20_261
 
 Tell = Callable[[str], None]
-"""Is told what is being measured."""
+"""Shows what is being measured."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """How much of everything is measured, in events unless the name says otherwise."""
+    """How much is measured for each figure, in events unless the name has another unit."""
 
     runs: int
     acks: int
@@ -96,7 +96,7 @@ def acks_on(stand: Stand, sizes: Sizes, tell: Tell, bodies: Iterator[bytes], *, 
         kept = _inbox_rows(stand) - known
         if kept != ours.accepted or ours.refused:
             fault = f"{ours.accepted} were acknowledged and {ours.refused} were not, but {kept} are in the inbox"
-        # It is so quick that what it does once is no measure.
+        # The bare app is so quick that one pass is too short to measure.
         bare = None if alone else _saturate(stand, stand.bare_port, chosen * BARE_TIMES).rate
         plain = _saturate(stand, stand.plain_port, chosen[: sizes.plain_acks]).rate if has_plain else None
         stand.plain_redis.flushdb()  # its worker would be busy with these for long, at the cost of what comes next
@@ -287,7 +287,7 @@ def delivered_on(stand: Stand, sizes: Sizes, tell: Tell, bodies: Iterator[bytes]
 
 
 class _Observer:
-    """Looks at what is folded every two milliseconds, as anybody else sees it, until so many events are."""
+    """Reads every two milliseconds which events are folded, on a connection of its own, until *count* are."""
 
     def __init__(self, stand: Stand, count: int) -> None:
         self.seen: dict[str, float] = {}
@@ -302,7 +302,7 @@ class _Observer:
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
-        # All is sent and answered by now; what is still to be folded has a little time.
+        # All events are sent and answered by now; those that are still to be folded get a little time.
         self._thread.join(0 if kind else OBSERVED_SECONDS_MAX)
         self._is_over.set()
         self._thread.join()
@@ -339,7 +339,7 @@ def load_history(stand: Stand, count: int) -> Figure:
 
 
 def rebuild(stand: Stand, runs: int, tell: Tell) -> list[Figure]:
-    """Measure events rebuilt in a second beside loading the very rows in bulk, and the memory that takes."""
+    """Measure events rebuilt in a second against loading the same rows in bulk, and the memory of a rebuild."""
     count = _inbox_rows(stand)
     rates, quick, memory = [], [], []
     folder = stand.folder / "rows"
@@ -389,7 +389,7 @@ def rebuild(stand: Stand, runs: int, tell: Tell) -> list[Figure]:
 
 
 def replay(site: Site, sizes: Sizes, tell: Tell) -> list[Figure]:
-    """Measure the replay of a log into an empty database, beside recording and rebuilding the same log."""
+    """Measure the replay of a log into an empty database, against recording and rebuilding the same log."""
     with site.stand() as stand:
         events.record(stand.engine, islice(events.history(SEED + 5, payments=True), sizes.replayed))
         return [replay_of(site, stand, sizes.runs, tell)]
@@ -432,7 +432,7 @@ PROCESSES: Final = ("web", "worker", "clock")
 
 
 def idle(stand: Stand, sizes: Sizes, tell: Tell) -> list[Figure]:
-    """Measure what the processes take while nothing happens, after they have worked."""
+    """Measure the memory and processor time of idle processes, after they have worked."""
     tell("idle")
     runs: dict[str, tuple[Run, ...]] = {}
     if apart.IS_LINUX:
@@ -474,7 +474,7 @@ def reads(stand: Stand, sizes: Sizes, tell: Tell) -> list[Figure]:
     """Measure how long one client waits for an order, and for a filtered page of them."""
     tell("reads")
     stand.run("web")
-    # What the server's own vacuum does within a minute of so many changes, at a time of its own choosing.
+    # The server's own vacuum would do this within a minute of so many changes, but at a time of its own choosing.
     stand.analyze()
     count = _inbox_rows(stand)
     ids = stand.column("SELECT id FROM orders TABLESAMPLE BERNOULLI (50) LIMIT 5000")
@@ -521,7 +521,7 @@ def passes(stand: Stand) -> dict[str, float]:
 
 
 def _before_any_sale() -> datetime:
-    """No session is stale then, so that each pass finds what the first one found."""
+    """Return a time before all sales: no session is stale then, so that each pass finds what the first one found."""
     return datetime.fromtimestamp(START, UTC) - timedelta(hours=EXPIRED_HOURS)
 
 

@@ -1,4 +1,4 @@
-"""Draws what became of each rate while the inbox grew, from what full runs printed with ``--json``.
+"""Draws how each rate changed while the inbox grew, from the output of full runs with ``--json``.
 
     python -m deploy.bench.growth growth.json [FILE…] >growth.svg
 
@@ -47,7 +47,7 @@ def drawn(documents: list[dict[str, Any]]) -> Html:
 
 
 def _lines(documents: list[dict[str, Any]]) -> dict[str, dict[int, float]]:
-    """Return, by the title of a rate, what is left of it at each size."""
+    """Return, by the title of a rate, the share of it that is left at each size."""
     found: dict[str, dict[int, float]] = defaultdict(dict)
     for document in documents:
         for figure in document["figures"]:

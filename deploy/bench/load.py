@@ -1,8 +1,8 @@
 """Load from a process of its own, by a client that is faster than what it measures.
 
 ``saturate`` keeps 64 connections busy, by wrk where the machine has it and else by the client here; both send each
-prepared request once and wait for every answer. ``paced`` sends at a steady rate whatever the answers do, so that a
-slow answer is counted in full: the time of each runs from when it was due.
+prepared request once and wait for every answer. ``paced`` sends at a steady rate and does not slow down for slow
+answers. The time of each answer runs from when its request was due, so that a slow answer is counted in full.
 """
 
 import asyncio
@@ -41,7 +41,7 @@ class LoadError(PayfoldError):
 
 
 class Loaded(Struct, frozen=True):
-    """What came of a saturating load; *refused* counts every answer but a 200."""
+    """The answers to a saturating load; *refused* counts every answer but a 200."""
 
     accepted: int
     refused: int
@@ -63,7 +63,7 @@ class Answered(Struct, frozen=True, array_like=True):
     status: int
 
 
-# ---- For who measures ----
+# ---- For the measuring process ----
 
 
 def saturate(port: int, requests: Path, count: int, *, client: str | None = None) -> Loaded:
@@ -110,7 +110,7 @@ def _run(command: Sequence[str]) -> bytes:
         )
     except subprocess.TimeoutExpired:
         raise LoadError(f"{command[0]} sent load for {SECONDS_MAX} seconds without an end.") from None
-    # wrk says something of its own before.
+    # wrk prints lines of its own before that.
     last = done.stdout.rstrip().rpartition(b"\n")[2]
     if done.returncode or not last.startswith((b"{", b"[")):
         words = (done.stderr or done.stdout).decode(errors="replace").strip()
@@ -126,7 +126,7 @@ _STATUS: Final = slice(9, 12)
 
 
 class _Connection(asyncio.Protocol):
-    """One connection, with at most one request on its way; *tell* is told the status of its answer."""
+    """One connection, with at most one request on its way; it calls *tell* with the status of the answer."""
 
     def __init__(self, tell: Callable[["_Connection", int], None]) -> None:
         self._tell = tell
@@ -136,7 +136,7 @@ class _Connection(asyncio.Protocol):
 
     @property
     def is_open(self) -> bool:
-        """Whether it takes a request."""
+        """Whether the connection takes a request."""
         return self._transport is not None and not self._transport.is_closing()
 
     def send(self, request: bytes) -> None:
@@ -146,16 +146,16 @@ class _Connection(asyncio.Protocol):
         self._transport.write(request)
 
     def close(self) -> None:
-        """End it."""
+        """Close the connection."""
         if self._transport is not None:
             self._transport.close()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Be ready."""
+        """Keep the transport, so that requests can be sent."""
         self._transport = transport  # type: ignore[assignment]  # a socket's is one for both ways
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Tell that no answer will come to what is on its way."""
+        """Report the request that is on its way as lost."""
         del exc
         self._transport = None
         if self.is_waiting:
@@ -163,7 +163,7 @@ class _Connection(asyncio.Protocol):
             self._tell(self, _LOST)
 
     def data_received(self, data: bytes) -> None:
-        """Tell of the answer once all of it is here."""
+        """Report the answer once all of it has arrived."""
         self._buffer += data
         end = self._buffer.find(_END_OF_HEAD)
         if end < 0:
@@ -228,7 +228,7 @@ async def pacing(port: int, requests: Sequence[bytes], rate: float) -> list[Answ
     started = time.monotonic() + LEAD_SECONDS
     for number in range(len(requests)):
         due = started + number / rate
-        await asyncio.sleep(0)  # who is late still has to hear the answers
+        await asyncio.sleep(0)  # even if requests are late, answers have to be received
         while (early := due - time.monotonic()) > 0:  # noqa: ASYNC110 - there is nothing to wait for but the time
             # The loop's timers count whole milliseconds, and may be early.
             await asyncio.sleep(ceil(early * 1000) / 1000)
@@ -238,7 +238,7 @@ async def pacing(port: int, requests: Sequence[bytes], rate: float) -> list[Answ
 
 
 class _Pacer:
-    """Sends what is due on a connection that is idle; what is late for want of one goes out first."""
+    """Sends each request that is due on an idle connection; requests that are late for want of one go out first."""
 
     def __init__(self, requests: Sequence[bytes]) -> None:
         self.idle: deque[_Connection] = deque()
@@ -255,7 +255,7 @@ class _Pacer:
         self._send_late()
 
     def tell(self, connection: _Connection, status: int) -> None:
-        """Be told of an answer."""
+        """Note an answer, and use its connection again."""
         number, due, sent = self._on_way.pop(connection)
         self.found[number] = Answered(due, sent, time.monotonic(), status)
         self._left -= 1

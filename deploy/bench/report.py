@@ -1,4 +1,4 @@
-"""What was measured, held against targets: medians, ratios, the table and the JSON of it."""
+"""The report of the measurements against their targets: medians, ratios, the table and the JSON."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import median
@@ -9,15 +9,15 @@ from rich.console import Console
 from rich.table import Table
 
 MARGIN: Final = 2.0
-"""So many times worse than its target a ratio may be before ``--check`` complains, unless the target has a floor."""
+"""A ratio may be this many times worse than its target before ``--check`` complains, unless the target has a floor."""
 NOT_MEASURED: Final = "not measured"
 
 
 class Target(Struct, frozen=True):
     """A bound that is to be reached: from above, or from below with *at_least*.
 
-    The *floor* is for what is not reached yet: about half of what two quiet processors came to, so that a regression
-    is noticed all the same. Machines are noisy, and CI's more so.
+    The *floor* is for a target that is not reached yet: it is about half of the result on two quiet processors, so that
+    a regression is noticed all the same. Machines are noisy, and CI's more so.
     """
 
     bound: float
@@ -26,11 +26,11 @@ class Target(Struct, frozen=True):
     floor: float | None = None
 
     def is_met(self, value: float) -> bool:
-        """Tell whether *value* reaches it."""
+        """Return whether *value* reaches it."""
         return value >= self.bound if self.at_least else value <= self.bound
 
     def is_far_from(self, value: float) -> bool:
-        """Tell whether *value* is so far off that noise does not explain it."""
+        """Return whether *value* is so far off that noise does not explain it."""
         if self.at_least:
             return value < (self.bound / MARGIN if self.floor is None else self.floor)
         return value > self.bound * MARGIN
@@ -48,7 +48,8 @@ class Run(Struct, frozen=True, omit_defaults=True):
 class Figure(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One figure over its runs.
 
-    *target* bounds the ratio where there is a limit, and else what is measured; *fault* says what makes it worthless.
+    *target* bounds the ratio to the limit, or the measured value where there is no limit. *fault* is the reason why
+    the figure is worthless, if it is.
     """
 
     name: str
@@ -88,7 +89,7 @@ class Figure(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     @property
     def met(self) -> bool | None:
-        """Whether the target is reached; None where there is none, or nothing to hold against it."""
+        """Whether the target is reached; None where there is no target, or no value to compare with it."""
         value = self.ratio if self.limit_name else self.measured
         if self.fault:
             return False
@@ -96,7 +97,7 @@ class Figure(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     @property
     def plain_met(self) -> bool | None:
-        """Whether the target beside the plain alternative is reached, None as above."""
+        """Whether the target against the plain alternative is reached, None as above."""
         unknown = self.plain_target is None or self.plain_ratio is None
         return None if unknown else self.plain_target.is_met(self.plain_ratio)  # type: ignore[union-attr,arg-type]  # known
 
@@ -107,7 +108,7 @@ def _median(values: Iterable[float | None]) -> float | None:
 
 
 def below_floor(figures: Sequence[Figure]) -> list[str]:
-    """Return what is wrong beyond noise, a line each: ratios far from their targets, and figures that are worthless.
+    """Return the faults beyond noise, a line each: ratios far from their targets, and figures that are worthless.
 
     Absolute figures are never judged.
     """
@@ -123,7 +124,7 @@ def below_floor(figures: Sequence[Figure]) -> list[str]:
 
 
 def document(figures: Sequence[Figure], machine: Mapping[str, Any], mode: str, events: int) -> dict[str, Any]:
-    """Return all of it as it is passed on; *events* are those of the longest history, 0 where none grew."""
+    """Return the whole run as JSON values; *events* is the length of the longest history, 0 where none grew."""
     return {"mode": mode, "events": events, "machine": dict(machine), "figures": [_told(figure) for figure in figures]}
 
 
@@ -161,7 +162,7 @@ def _target(target: Target | None) -> dict[str, Any] | None:
 
 
 def show(figures: Sequence[Figure], machine: Mapping[str, Any], console: Console) -> None:
-    """Print the figures with targets, those beside the plain alternative, what is for orientation, and the machine."""
+    """Print the figures with targets, those against the plain alternative, the others, and the machine."""
     judged = [figure for figure in figures if figure.target is not None]
     beside = [figure for figure in figures if figure.plain_target is not None]
     others = [figure for figure in figures if figure.target is None]

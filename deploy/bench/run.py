@@ -45,7 +45,7 @@ USUAL: Final = Sizes(
     reads=300,
 )
 SMALL_EVENTS: Final = 100_000
-"""The history beside which a long one is measured."""
+"""Events in the short history against which a long one is measured."""
 FULL_EVENTS: Final = 3_000_000
 DISK_BYTES_PER_EVENT: Final = 6_000
 DISK_SPARE: Final = 1.6
@@ -61,7 +61,7 @@ SAME_MEMORY: Final = Target(1.25, at_least=False)
 
 
 class _Plan(Struct, frozen=True):
-    """What a folder's steps belong to."""
+    """The run that the steps in a folder belong to."""
 
     mode: str
     events: int
@@ -85,7 +85,7 @@ class Steps:
         """Return the steps that are kept at *path*, which belong to a run of this *mode* with *count* events.
 
         Raises:
-            ConfigurationError: they belong to another.
+            ConfigurationError: the steps belong to another run.
         """
         plan = _Plan(mode, count)
         if not path.exists():
@@ -132,7 +132,7 @@ class Bench:
     only: str = ""
 
     def wants(self, *names: str) -> bool:
-        """Tell whether one of *names* is to be measured."""
+        """Return whether one of *names* is to be measured."""
         return not self.only or self.only in names
 
     def usual(self) -> list[Figure]:
@@ -145,7 +145,7 @@ class Bench:
         return self._wanted(found)
 
     def full(self, count: int) -> list[Figure]:
-        """Measure everything, and what becomes of it while the inbox grows to *count* events."""
+        """Measure everything, and how it changes while the inbox grows to *count* events."""
         found = self._on_empty_tables()
         if self.wants("rebuild", "replay", "reads", "growth"):
             found += self._grow(min(SMALL_EVENTS, count), count)
@@ -180,7 +180,7 @@ class Bench:
     # ---- Growing ----
 
     def _grow(self, few: int, many: int) -> list[Figure]:
-        """Let an inbox grow to *many* events, and measure it beside one of *few*; measuring adds some to both."""
+        """Let an inbox grow to *many* events, and measure it against one of *few*; measuring adds some to both."""
         with self.site.stand(GROWN, is_kept=True) as growing:
             self._fill(growing, few)
         with (
@@ -211,7 +211,7 @@ class Bench:
     def _beside(self, short: Stand, few: int, grown: Stand, many: int) -> list[Figure]:
         """Measure everything with *few* events and with *many* in turn: the machine may change within the hour.
 
-        What takes long with a long history is measured there once, between two short ones.
+        A figure that takes long with a long history is measured there once, between two runs on the short one.
         """
         # Events that were sent before an interruption may not be sent again.
         seed = SystemRandom().randrange(10**9)
@@ -245,11 +245,11 @@ class Bench:
 
 _PASSES: Final = ("sweep", "expiry")
 _COMPARED: Final = frozenset(("acks", "latency_p50", "latency_p99", "fold", "delivered_p50", "delivered_p99", *_PASSES))
-"""What is measured on a long history only to be held against a short one."""
+"""Figures that are measured on a long history only to be compared with a short one."""
 _NOT_COMPARED: Final = ("rebuild_quick",)
 _TARGETS: Final = {"sweep": PASSES, "expiry": PASSES, "rebuild_memory": SAME_MEMORY}
 _BESIDE: Final = {"acks": ("latency",), "delivered": ("idle",)}
-"""What else is measured with a figure, since the same processes are wanted."""
+"""Other figures that are measured with a figure, since they need the same processes."""
 _PREFIXES: Final = {
     **{name: (name,) for name in NAMES},
     "fold": ("fold", "commit"),
@@ -280,9 +280,9 @@ def _together(several: Sequence[list[Figure]]) -> list[Figure]:
 
 
 def compared(shorts: Sequence[list[Figure]], longs: Sequence[list[Figure]]) -> list[Figure]:
-    """Return what becomes of each figure with a long history, pair by pair: the ratio of rates, or of what it takes.
+    """Return how each figure changes with a long history, pair by pair: the ratio of the rates, or of the costs.
 
-    One of *longs* may be held against several of *shorts*.
+    One of *longs* may be compared with several of *shorts*.
     """
     longs = [longs[0]] * len(shorts) if len(longs) == 1 else longs
     found = []
@@ -307,7 +307,7 @@ def compared(shorts: Sequence[list[Figure]], longs: Sequence[list[Figure]]) -> l
 
 
 def _comparable(figure: Figure) -> float | None:
-    """Return what is measured, where that does not depend on how much there was to do."""
+    """Return the measured value, if it does not depend on the amount of work."""
     if figure.name == "replay":
         return _events(figure) / figure.measured if figure.measured else None
     return figure.measured
@@ -323,7 +323,7 @@ def require_disk(
     """Return how much disk a full run of *count* events needs in *folder*, in words.
 
     Raises:
-        ConflictError: so much is not there.
+        ConflictError: the disk has less.
     """
     held = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     need = int(count * DISK_BYTES_PER_EVENT * DISK_SPARE)

@@ -1,4 +1,4 @@
-"""Where it is measured: embedded servers, databases of its own, and the real processes, started one by one."""
+"""The place of a measurement: embedded servers, databases of its own, and the real processes, started one by one."""
 
 import hashlib
 import os
@@ -44,7 +44,7 @@ class BenchError(PayfoldError):
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """The servers, and the folder that holds them and whatever else is written."""
+    """The servers, and the folder that holds their data and every other file that is written."""
 
     services: Services
     folder: Path
@@ -72,7 +72,7 @@ class Site:
                 self._drop(name)
 
     def _broker(self) -> str:
-        """Return where there is a broker with nothing in it."""
+        """Return the URL of an empty broker."""
         url = _at(self.services.redis_url, str(next(self._numbers)))
         with broker.redis(Settings.load({"REDIS_URL": url})) as client:
             client.flushdb()
@@ -113,7 +113,7 @@ def _at(url: str, path: str) -> str:
 
 
 def _foreign(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return *environment* without a setting of Payfold's: nothing is measured with somebody's own."""
+    """Return *environment* without settings of Payfold's, so that a user's own settings change no figure."""
     ours = {name.upper() for name in Settings.model_fields} | {envfile.ENV_FILE}
     return {name: value for name, value in environment.items() if name.upper().removesuffix("_FILE") not in ours}
 
@@ -154,7 +154,7 @@ class Stand:
         self._starting: list[str] = []
 
     def _procfile(self) -> Path:
-        """Write the Procfile's own lines, and beside them the limit's and the plain alternative's."""
+        """Write the Procfile's own lines, and add those of the limit and of the plain alternative."""
         lines = {name: command for name, command in read_procfile().items() if name != RELEASE}
         # The worker is to idle while events are recorded, and its own timer would begin to fold them.
         lines["worker"] = f"env PAYFOLD_SWEEP_SECONDS=3600 {lines['worker']}"
@@ -167,7 +167,8 @@ class Stand:
             "python -m celery -A tests.benchmarks.plain:celery worker --concurrency 2 --loglevel WARNING"
             " --without-gossip --without-mingle --without-heartbeat"
         )
-        # Beside the packages, since processes run in the folder of their Procfile; PYTHONPATH leads to the rest.
+        # Not in the folder of the packages: processes run in the folder of their Procfile, and find the packages by
+        # PYTHONPATH.
         path = self.folder / f"Procfile.{self.port}"
         path.write_text("".join(f"{name}: {command}\n" for name, command in lines.items()))
         return path
@@ -182,20 +183,20 @@ class Stand:
             self._starting.pop(0)
 
     def start(self, *names: str) -> None:
-        """Do so without waiting until they are ready, which ``run`` then does."""
+        """Start them as ``run`` does, without waiting until they are ready; a later ``run`` waits."""
         for name in self._processes.names:
             if self.runs(name) and name not in names:
                 self._processes.kill(name)
         started = [name for name in names if not self.runs(name)]
         if "worker" in started:
-            # The broker is a hint: what a killed worker held is not to come back while something is measured.
+            # The broker is a hint: messages that a killed worker held must not come back during a measurement.
             self.redis.flushdb()
         for name in started:
             self._processes.start_one(name)
         self._starting = [name for name in self._starting if name in names] + started
 
     def runs(self, name: str) -> bool:
-        """Tell whether the process *name* is there."""
+        """Return whether the process *name* runs."""
         try:
             self._processes.pid(name)
         except KeyError:
@@ -254,7 +255,7 @@ class Stand:
                 time.sleep(POLL_SECONDS)
             return time.monotonic() - started
 
-    def one(self, statement: str) -> Any:  # noqa: ANN401 - whatever a statement selects
+    def one(self, statement: str) -> Any:  # noqa: ANN401 - a value of any type
         """Return the one value that *statement* selects."""
         with database.transaction(self.engine) as connection:
             return connection.execute(text(statement)).scalar_one()
@@ -265,7 +266,7 @@ class Stand:
             return list(connection.execute(text(statement)).scalars())
 
     def analyze(self) -> None:
-        """Tell the planner of what is in the tables."""
+        """Update the planner's statistics of the tables."""
         with database.transaction(self.engine) as connection:
             connection.execute(text("ANALYZE"))
 
@@ -290,7 +291,7 @@ def _first(connection: "psycopg.Connection[tuple[Any, ...]]", statement: str) ->
 
 
 def machine(at: Site) -> dict[str, object]:
-    """Return what was measured on."""
+    """Return the facts of the machine and its servers that a measurement depends on."""
     with psycopg.connect(at.services.database_url, autocommit=True) as connection:
         postgresql = str(_first(connection, "SHOW server_version")).split(" ")[0]
     with broker.redis(Settings.load({"REDIS_URL": at.services.redis_url})) as client:

@@ -1,4 +1,4 @@
-"""What the commands have in common: their options, the database with this release's schema, and exit codes."""
+"""The common parts of the commands: options, the database with this release's schema, and exit codes."""
 
 import glob
 import os
@@ -54,7 +54,7 @@ Until = Annotated[
 
 
 def settings_here() -> Settings:
-    """Return the settings, with the embedded servers that run here where none are named; logs follow them."""
+    """Return the settings, with the embedded servers that run here if they name none, and set up logging by them."""
     settings = local.here(local.settings())
     logs.configure(settings)
     return settings
@@ -76,7 +76,7 @@ def bars() -> Progress:
 
 
 def shown_on(bar: Progress) -> Callable[[str, int, int], None]:
-    """Return what shows each step of long work as a line of *bar*."""
+    """Return a function that shows each step of long work as a line of *bar*."""
     tasks: dict[str, TaskID] = {}
 
     def show(step: str, done: int, total: int) -> None:
@@ -139,7 +139,7 @@ def _require_input() -> None:
 def require_writable(path: Path, option: str, *, is_replaced: bool = False) -> None:
     """Find out before long work is done whether *path*, which *option* names, can be written at the end of it.
 
-    What is written to the null device is thrown away, but for a file that *is_replaced* by a new one of its name.
+    The null device is allowed, and discards the output, unless the file *is_replaced* by a new one of its name.
 
     Raises:
         ConfigurationError: it cannot, or it is there and no file.
@@ -158,7 +158,7 @@ def require_writable(path: Path, option: str, *, is_replaced: bool = False) -> N
 
 @contextmanager
 def opened_database(*, behind_is_fine: bool = False, connections_max: int = 5) -> Iterator[Engine]:
-    """Yield an engine on the database, whose schema is this release's."""
+    """Yield an engine on the database, after checking that its schema is this release's."""
     engine = database.engine(settings_here().postgresql, connections_max=connections_max)
     try:
         if not behind_is_fine:
@@ -176,7 +176,7 @@ def utc(moment: datetime | None) -> datetime | None:
 
 
 def one_row(engine: Engine, table: Table, key: str, *, account: str | None, livemode: bool | None) -> dict[str, Any]:
-    """Return the row of *table* whose id is *key*.
+    """Return the row of *table* with the id *key*.
 
     Raises:
         NotFoundError: there is none.
@@ -192,6 +192,6 @@ def one_row(engine: Engine, table: Table, key: str, *, account: str | None, live
 
 
 def first_line(error: BaseException | None) -> str:
-    """Return the first line of what *error* says; what follows may quote data."""
+    """Return the first line of *error*'s message; the lines after it may quote data."""
     cause = error.orig if isinstance(error, DBAPIError) else error
     return str(cause).partition("\n")[0]

@@ -1,4 +1,4 @@
-"""``payfold bench``: how fast it is here, beside what this machine can do and beside the plain alternative."""
+"""``payfold bench``: Payfold's speed against this machine's limits and against the plain alternative."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -96,7 +96,7 @@ def _progress() -> "Tell":
 
 @contextmanager
 def _log_shown_on_failure(path: Path) -> Iterator[None]:
-    """Show the last of what the processes said when something goes wrong; the folder may be gone then."""
+    """Show the last lines of the processes on a failure, since the folder may be gone afterwards."""
     try:
         yield
     except (PayfoldError, ServicesError):

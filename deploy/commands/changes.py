@@ -1,4 +1,4 @@
-"""``payfold changes``: the change feed in a terminal, and what is kept from it."""
+"""``payfold changes``: the change feed in a terminal, and the changes that are withheld from it."""
 
 import sys
 import time
@@ -26,7 +26,7 @@ LOOK_SECONDS: Final = 0.5
 """The pause between two looks for new changes."""
 PAGE_ROWS: Final = 500
 PAGE_BOUNDS: Final = Bounds(statement=5, lock=5, whole=8)
-"""Of the reading of a page, after which a connection is taken for silent."""
+"""For reading a page; a connection that takes longer is taken for silent."""
 
 app: Final = typer.Typer(help="The change feed.", no_args_is_help=True)
 
@@ -80,7 +80,7 @@ def _follow(engine: Engine, after: int, wanted: Selection, form: Format, *, wait
 def _next(
     engine: Engine, after: int, wanted: Selection, *, waits: bool, bounds: Bounds = PAGE_BOUNDS
 ) -> FeedPage:  # fmt: skip
-    """Return the next page; who *waits* also waits for a database that is away, silent or busy."""
+    """Return the next page; a command that *waits* also waits for a database that is away, silent or busy."""
     is_away = False
     while True:
         try:
@@ -105,7 +105,7 @@ def _print(rows: Sequence[Mapping[str, Any]], form: Format) -> None:
 
 
 def _line(change: Mapping[str, Any]) -> Text:
-    """Return *change* as a person reads it: when, what, of what, and its money."""
+    """Return *change* as a person reads it: its time, kind, subject and money."""
     mode = "live" if change["livemode"] else "test"
     parts = [f"{change['seq']:>8}", output.shown(change["at"]), mode, f"{change['kind']:<24}", change["subject_id"]]
     parts += [part for part in (_money(change), change["account"]) if part]
@@ -173,7 +173,7 @@ def _release(engine: Engine, wanted: "Wanted", form: Format, *, yes: bool) -> No
 
 
 def _selection(kinds: list[str] | None, *, subject: str | None = None, **given: object) -> Selection:
-    """Return what the options choose.
+    """Return the selection of changes that the options choose.
 
     Raises:
         ConfigurationError: there is no such kind, or no such subject.

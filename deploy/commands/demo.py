@@ -71,7 +71,7 @@ def demo(
 
 @contextmanager
 def _shown_on_failure(path: Path) -> Iterator[TextIO]:
-    """Yield a file for what the processes say, which is only worth reading when something goes wrong."""
+    """Yield a file for the output of the processes, and print the file only on a failure."""
     with path.open("w") as log:
         try:
             yield log

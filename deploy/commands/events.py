@@ -85,7 +85,7 @@ _COPY_COLUMNS: Final = ("not folded", "type", "object_id", "api_version", "signe
 
 
 def _copied(rendering: dict[str, Any]) -> str:
-    """Return the beginning of the hash of what a copy says, as anomalies name it."""
+    """Return the beginning of the hash of a copy's content, as anomalies name it."""
     return (rendering["content_sha256"] or "to be compared")[:16]
 
 

@@ -105,7 +105,7 @@ _MOUNTS: Final = Path("/proc/mounts")
 
 
 def _file_system(place: Path) -> str | None:
-    """Return the kind of file system that *place* is on, None where the system does not tell.
+    """Return the kind of file system that *place* is on, None where the operating system does not report it.
 
     Source: https://man7.org/linux/man-pages/man5/fstab.5.html, for the order of the fields and the escapes in them.
     """

@@ -1,4 +1,4 @@
-"""What made a row, as a command prints it."""
+"""Prints the events that made a row."""
 
 from dataclasses import asdict
 from datetime import datetime
@@ -35,7 +35,7 @@ def explain_row(
     livemode: bool | None,
     form: Format,
 ) -> None:
-    """Print what made the row *id_* of *table*, as it was known *as_of* a time."""
+    """Print the events that made the row *id_* of *table*, as they were known *as_of* a time."""
     from worker.folds.facts import Subject
     from worker.proof import explain
 

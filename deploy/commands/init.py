@@ -14,9 +14,9 @@ from schemas.settings import Settings
 
 app: Final = typer.Typer()
 _FIRST: Final = ("DATABASE_URL", "REDIS_URL", "STRIPE_WEBHOOK_SECRETS", "STRIPE_API_KEY", "PAYFOLD_TOKENS")
-"""What a deployment sets; the rest has a default that does."""
+"""The settings of a deployment; the others have a sufficient default."""
 _NEVER: Final = ("PAYFOLD_DATA_DIR",)
-"""The file is found by it."""
+"""Not in the file, since the file is found by this setting."""
 
 
 @app.command()
@@ -46,7 +46,7 @@ def _write(path: Path) -> None:
 
 
 def _template() -> str:
-    """Return the file's first text: what a deployment sets, empty, and every other setting commented out."""
+    """Return the file's first text: a deployment's settings, empty, and every other setting commented out."""
     lines = [envfile.MARKER, "# The environment comes before this file. A name with nothing behind it is not set.", ""]
     for name in _FIRST:
         lines += [*_about(name), f"{name}=", ""]

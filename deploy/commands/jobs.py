@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def opened_desk(*, wants_key: bool = True) -> Iterator["Desk"]:
-    """Yield what the jobs at Stripe need, with a key."""
+    """Yield the desk that the jobs at Stripe need, with a key."""
     from schemas import broker
     from schemas.stripe_api import StripeApi
     from worker.stripe_jobs.rounds import THREADS, Desk
@@ -38,7 +38,7 @@ def opened_desk(*, wants_key: bool = True) -> Iterator["Desk"]:
 
 
 def run_job(desk: "Desk", run_once: "Callable[[Desk], Round]", form: Format, words: str) -> None:
-    """Do a job to its end, fold what it recorded, and say what came of it; exit 1 if Stripe did not let us."""
+    """Do a job to its end, fold what it recorded, and print the outcome; exit 1 if Stripe did not let us."""
     from worker.folding import projection
 
     recorded, counted, failed = 0, Counter[str](), list[str]()

@@ -102,7 +102,7 @@ def _unfolded(engine: Engine) -> dict[str, int]:
 
 
 class _Listed:
-    """Keeps the first differences that it is told, *limit* at most, and counts all that were *found*."""
+    """Keeps the first *limit* differences that it is called with, and counts all in *found*."""
 
     def __init__(self, limit: int) -> None:
         self.kept: list[Difference] = []
@@ -183,7 +183,7 @@ def _print(
 
 
 def left_out(objects: int, events: int) -> str:
-    """Return in a sentence what could not be compared."""
+    """Return a sentence on the objects that could not be compared."""
     return f"Left out: {objects:,} objects of {events:,} archived events. --archive DIR covers them."
 
 
@@ -191,7 +191,7 @@ SHOWN: Final = ("table", "id", "kind", "column", "live", "rebuilt", "too much")
 
 
 def row_of(difference: "Difference") -> dict[str, Any]:
-    """Return *difference* as it is passed on."""
+    """Return *difference* as JSON has it."""
     return {
         "account": difference.account,
         "livemode": difference.livemode,

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 _LOG_COLUMNS: Final = ("events", "missing_here", "missing_there", "different", "refused")
 SHOWN_MAX: Final = 50
-"""So many differences a table shows; JSON has a thousand, and the CSV file all."""
+"""A table shows this many differences; JSON has a thousand, and the CSV file all."""
 CSV_COLUMNS: Final = (
     "check",
     "kind",
@@ -141,7 +141,7 @@ def _told_on(bar: Progress) -> "Callable[[Entry], None]":
 
 @contextmanager
 def _csv(path: Path) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """Yield what writes a difference as a line of *path*."""
+    """Yield a function that writes a difference as a line of *path*."""
     try:
         file = path.open("w", newline="", encoding="utf-8")
     except OSError as error:
@@ -153,7 +153,7 @@ def _csv(path: Path) -> Iterator[Callable[[dict[str, Any]], None]]:
 
 
 def _plain(value: object) -> str:
-    """Return *value* as a spreadsheet may hold it: what begins like a formula is no formula."""
+    """Return *value* so that a spreadsheet takes no text for a formula."""
     if value is None:
         return ""
     text = output.shown(value)
@@ -216,7 +216,7 @@ def _print(result: dict[str, Any], form: Format) -> None:
 
 
 def _failed(result: dict[str, Any]) -> None:
-    """Print why Stripe could not be asked, or nothing could be put right there, and what to do."""
+    """Print why Stripe could not be asked, or why nothing could be repaired there, and the remedy."""
     for part in (result, result.get("repaired", {})):
         if failed := part.get("stripe_error"):
             err.print(output.shown(f"Stripe: {failed['detail']} {failed['to_do']}"), style="red")
@@ -227,7 +227,7 @@ def _title(name: str, witness: str | None) -> str:
 
 
 def verdict(result: dict[str, Any]) -> str:
-    """Return in a sentence what a run came to, and in another what it did not look at."""
+    """Return a sentence on the result of a run, and another on the parts that it did not look at."""
     names = {"log": "Event logs", "stripe": "Stripe"}
     left = [f"{names[check]}: only in part ({'; '.join(words)})." for check, words in output.in_part(result).items()]
     return output.in_one_line(" ".join([_verdict(result), *left]))

@@ -146,7 +146,7 @@ def _why_pending(engine: "Engine", *, is_left_to_others: bool) -> str:
 
 
 def _end(counts: "Counts", *, waiting: str | None, has_parked: bool) -> None:
-    """Print what to do about what was not folded, and exit 1 where something was refused or is not folded."""
+    """Print the remedy for events that were not folded, and exit 1 if any was refused or is not folded."""
     if waiting is not None:
         err.print(waiting)
     if has_parked:
@@ -163,7 +163,7 @@ _PARKED: Final = (
 
 
 def _keep(aside: IO[bytes], path: Path) -> None:
-    """Write what was put *aside* to *path*, which may be one of the logs that were read."""
+    """Write the refused lines in *aside* to *path*, which may be one of the logs that were read."""
     aside.seek(0)
     try:
         with path.open("wb") as file:
@@ -174,7 +174,7 @@ def _keep(aside: IO[bytes], path: Path) -> None:
 
 
 class _Rate(ProgressColumn):
-    """How many events were met, and how many a second."""
+    """The count of events that were read, and their rate a second."""
 
     def render(self, task: Task) -> Text:
         events = task.fields["events"]
@@ -188,7 +188,7 @@ def _bar() -> Progress:
 
 
 def _shown_on(bar: Progress, paths: Sequence[str]) -> Callable[[int, int], None]:
-    """Return what shows how far the logs are read, by their bytes where these are known."""
+    """Return a function that shows how far the logs are read, by their bytes where these are known."""
     is_known = all(Path(path).is_file() for path in paths)
     total = sum(Path(path).stat().st_size for path in paths) if is_known else None
     task = bar.add_task("Reading", total=total, events=0)
@@ -202,7 +202,7 @@ def _follow(engine: "Engine", bar: Progress) -> None:
 
     settings = settings_here()
     task = bar.add_task("Folding", total=None, events=0)
-    # Without a broker it is the sweep of the clock that finds what is pending.
+    # Without a broker the sweep of the clock finds the pending events.
     waker = Waker(settings) if settings.redis_url is not None else None
     try:
         follow(

@@ -1,4 +1,4 @@
-"""`payfold status`: how everything is, on one screen or as values."""
+"""`payfold status`: the state of the whole system, on one screen or as values."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Final
@@ -86,7 +86,7 @@ def _read(settings: Settings, limits: "Limits") -> "Status":
 
 
 def _unjudged(found: "Status") -> Iterator[str]:
-    """Return what cannot be judged, of what decides the exit code."""
+    """Yield those of the values that decide the exit code and are not known."""
     for name, what in _JUDGED.items():
         if _is_unknown(found, name):
             yield what
@@ -98,7 +98,7 @@ def _is_unknown(found: "Status", *names: str) -> bool:
 
 
 def _silences(silent: "Sequence[Silent]") -> Iterator[str]:
-    """Return a line for the clock and for the worker: since when each is silent, and what to do."""
+    """Yield a line for the clock and for the worker: since when each is silent, and the remedy."""
     for process, command in _COMMANDS.items():
         theirs = [each for each in silent if each.process == process]
         if theirs:

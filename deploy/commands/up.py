@@ -38,14 +38,14 @@ def up(port: PortOption = None) -> None:
 
 
 def settings_with(port: int | None) -> Settings:
-    """Return the settings, of which *port* is the one of the web process where it is given."""
+    """Return the settings, with *port* for the web process if it is given."""
     if port is not None:
         os.environ["PORT"] = str(port)  # the processes are to have it, too
     return local.settings()
 
 
 def _keep_running(processes: Processes) -> None:
-    """Start again what ends by itself, until a stop is asked for.
+    """Start each process again that ends by itself, until a stop is asked for.
 
     Raises:
         ConflictError: one of them has ended too often.
@@ -60,7 +60,7 @@ def _keep_running(processes: Processes) -> None:
 
 
 def introduce(running: local.Running) -> None:
-    """Print where everything runs, and what to type next."""
+    """Print the addresses of the running parts, and the commands to type next."""
     shown = {"webhook": f"{running.address}/webhooks/stripe", "API": f"{running.address}/docs"}
     shown["bearer token"] = "as configured" if running.token is None else running.token
     shown["signing secret"] = running.secret if running.is_secret_ours else "as configured"

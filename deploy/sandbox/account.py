@@ -1,7 +1,7 @@
-"""A Stripe account of a shop: its objects, what may happen to them, and the events that Stripe sends of it.
+"""A Stripe account of a shop: its objects, the changes that may happen to them, and the events that Stripe sends.
 
-What Stripe would refuse is refused here, by a :class:`SandboxError`. Each subject is a module of its own, and each
-stands on those before it: ``journal`` (clock, objects, events), ``customers``, ``payments``, ``invoices``,
+A call that Stripe would refuse is refused here, by a :class:`SandboxError`. Each subject is a module of its own, and
+each builds on those before it: ``journal`` (clock, objects, events), ``customers``, ``payments``, ``invoices``,
 ``credit_notes``, ``checkout``, ``portal`` and ``endpoints``. A new kind of object is a shape, and
 methods of its subject that change it and end in ``_emit``.
 """
@@ -43,11 +43,11 @@ __all__ = [
 
 
 class Account(Checkout, CreditNotes, Portal, Endpoints):
-    """One shop's Stripe account in one mode, with a clock of its own that moves only when told.
+    """One shop's Stripe account in one mode, with a clock of its own that moves only by a call.
 
     The same seed and the same calls give the same events, byte by byte. Two accounts of one seed give the same
     ids (apart from the mode in a session's), which no receiver may trip over. Without *payments*, a session names
-    its payment and subscription, and that is all there is of them; with it they are made and tell of themselves.
+    its payment and subscription, but these do not exist. With it they are made and have events of their own.
     """
 
     def __init__(
@@ -64,10 +64,10 @@ class Account(Checkout, CreditNotes, Portal, Endpoints):
             seed=seed, start=start, livemode=livemode, account=account, api_version=api_version, payments=payments
         )
 
-    # The truth of an order's money. What Stripe gives no way to know is null, never zero.
+    # The truth of an order's money. An amount that Stripe gives no way to know is null, never zero.
 
     def order_intents(self, session: str) -> list[str] | None:
-        """Return the payment intents behind an order: its own, or those that its own invoice was paid by.
+        """Return the payment intents behind an order: its own, or those that paid its own invoice.
 
         Null where neither is known. Later invoices of an order's subscription are not the order's.
         """
@@ -77,7 +77,7 @@ class Account(Checkout, CreditNotes, Portal, Endpoints):
         return self.invoice_intents(current["invoice"] or "") or None
 
     def expected_refunded(self, session: str) -> int | None:
-        """Return what the buyer of an order got back or is to get, in minor units; null without a payment.
+        """Return the amount that an order's buyer got back or is to get, in minor units; null without a payment.
 
         A refund counts unless it failed or was canceled.
         """
@@ -88,7 +88,7 @@ class Account(Checkout, CreditNotes, Portal, Endpoints):
         return _total(refund for refund in refunds if refund["status"] not in REFUND_LOST)
 
     def expected_credited(self, session: str) -> int | None:
-        """Return what was credited of an order's own invoice, in minor units; null without an invoice.
+        """Return the amount credited of an order's own invoice, in minor units; null without an invoice.
 
         A credit note counts unless it is void.
         """
@@ -100,7 +100,7 @@ class Account(Checkout, CreditNotes, Portal, Endpoints):
     def expected_disputed(self, session: str) -> int | None:
         """Return how much of an order is disputed or was lost to disputes, in minor units; null without a payment.
 
-        An inquiry takes no money. What was won or prevented does not count either.
+        An inquiry takes no money. A dispute that was won or prevented does not count either.
         """
         intents = self.order_intents(session)
         if intents is None:

@@ -1,4 +1,4 @@
-"""What Stripe's objects of money look like, in the way of ``shapes``: every field of API version 2026-10-28.endive.
+"""The shapes of Stripe's objects of money, in the way of ``shapes``: every field of API version 2026-10-28.endive.
 
 Customers, invoices, credit notes, payments, refunds, disputes and the billing portal.
 """
@@ -463,7 +463,7 @@ def invoice_line(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def invoice_payment(fields: dict[str, Any]) -> dict[str, Any]:
-    """Return what a payment intent paid of an invoice."""
+    """Return an invoice payment: the part of an invoice that a payment intent paid."""
     return {
         "id": None,
         "object": "invoice_payment",
@@ -541,7 +541,7 @@ def charge(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def payment_method_details(method: str) -> dict[str, Any]:
-    """Return a charge's ``payment_method_details``: a card, or a method of which nothing more is told."""
+    """Return a charge's ``payment_method_details``: of a card, or only the name of another method."""
     if method != "card":
         return {method: {}, "type": method}
     details = {"brand": "visa", "country": "US", "exp_month": 8, "exp_year": 2030, "funding": "credit", "last4": "4242"}
@@ -549,7 +549,7 @@ def payment_method_details(method: str) -> dict[str, Any]:
 
 
 def refund(fields: dict[str, Any]) -> dict[str, Any]:
-    """Return a refund; it has no ``livemode``, and tells why it failed or waits only where it does."""
+    """Return a refund; it has no ``livemode``, and a reason for failing or waiting only where it does."""
     return {**_REFUND, **fields}
 
 

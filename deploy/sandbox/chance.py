@@ -1,4 +1,4 @@
-"""Everything random in the sandbox: seeded ids in Stripe's layouts, and buyers that nobody is."""
+"""Everything random in the sandbox: seeded ids in Stripe's layouts, and invented buyers."""
 
 import random
 import string

@@ -1,7 +1,7 @@
 """Checkout: payment links and Checkout Sessions.
 
-Sessions go from open to complete or to expired and never back; links are switched on and off. Stripe tells nothing
-of a session's opening.
+Sessions go from open to complete or to expired and never back; links are switched on and off. Stripe sends no event
+when a session opens.
 """
 
 from collections.abc import Mapping
@@ -41,7 +41,7 @@ class Checkout(Invoices):
         super().__init__(**parameters)
         self.payments = payments
         self._link_amounts: dict[str, int] = {}
-        # What a session's object does not say: that its payment failed, and what its buyer is shown.
+        # Facts that are not in a session's object: that its payment failed, and the amount that its buyer is shown.
         self._failed: set[str] = set()
         self._presentments: dict[str, tuple[str, int]] = {}
         # The invoice that a session's payment will have.
@@ -115,7 +115,7 @@ class Checkout(Invoices):
 
         *amount* is the subtotal, to which *shipping* and *tax* are added and from which *discount* is taken, all
         in minor units; amount and currency default to the payment link's, or to 20 dollars. *expires_in* is in
-        seconds. *presentment* is the currency and the total that the buyer is shown; the session tells it once
+        seconds. *presentment* is the currency and the total that the buyer is shown; the session has it once
         complete. With *invoice_creation* a paid session gets an invoice, and its customer must be known.
         """
         if not SESSION_SECONDS_MIN <= expires_in <= SESSION_SECONDS_MAX:
@@ -214,8 +214,8 @@ class Checkout(Invoices):
     def expire(self, session: str) -> None:
         """Expire a session: Stripe's timer if its time has come, else a call of the shop.
 
-        ``expires_at`` stays as it was. A recoverable session gets its recovery url for 30 days, and tells the
-        email of some buyers, who have consented to be written to.
+        ``expires_at`` stays as it was. A recoverable session gets its recovery url for 30 days. It also has its
+        buyer's email, if the buyer has consented to be written to, as some do.
         """
         current = self._require_status(session, "open", "expired")
         current["status"] = "expired"
@@ -334,13 +334,13 @@ class Checkout(Invoices):
     # How sessions are paid.
 
     def _pays(self, current: Object) -> bool:
-        """Say whether a session's payment is made: where the account makes all of them, or an invoice wants it."""
+        """Return whether a session's payment is made: where the account makes all of them, or an invoice needs it."""
         return current["mode"] != "setup" and (self.payments or current["invoice_creation"]["enabled"])
 
     def _pay_for(self, current: Object) -> None:
-        """Take the payment of a session that completes, as its ``payment_status`` says.
+        """Take the payment of a session that completes, according to its ``payment_status``.
 
-        A subscription names its invoice at once; a payment has one, where it is to, when it has cleared.
+        A subscription names its invoice at once. A payment that is to have an invoice gets it when it has cleared.
         """
         subscribed = current["mode"] == "subscription"
         if current["customer"] is None and (subscribed or current["invoice_creation"]["enabled"]):
@@ -362,7 +362,7 @@ class Checkout(Invoices):
                 self._invoice_order(current)
 
     def _subscribe(self, current: Object) -> None:
-        """Begin a subscription, whose first invoice the session pays."""
+        """Begin a subscription; the session pays its first invoice."""
         subscription, customer = self._chance.id("sub"), current["customer"]
         currency, total = current["currency"], current["amount_total"]
         self._subscriptions[subscription] = (customer, total, currency)

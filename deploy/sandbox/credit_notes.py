@@ -1,6 +1,6 @@
-"""Credit notes: what a finalised invoice should not have asked for.
+"""Credit notes: amounts that a finalised invoice should not have asked for.
 
-The part of a note that an open invoice still asks for lowers what is due (pre-payment). The rest was paid already
+The part of a note that an open invoice still asks for lowers the amount due (pre-payment). The rest was paid already
 (post-payment) and goes back: as a refund, outside Stripe, or to the customer's balance.
 See https://docs.stripe.com/invoicing/integration/programmatic-credit-notes.
 """
@@ -40,7 +40,7 @@ class CreditNotes(Invoices):
     ) -> str:
         """Credit *amount* minor units of an open or paid invoice, and return the note's id.
 
-        What exceeds the remaining amount must be split in whole among *refund*, *credit* (to the balance) and
+        The part beyond the remaining amount must be split in whole among *refund*, *credit* (to the balance) and
         *out_of_band*. *lines* are the amounts of its lines, one by default. A note that leaves nothing due makes an
         open invoice paid.
         """
@@ -112,7 +112,7 @@ class CreditNotes(Invoices):
     def creditable(self, invoice: str) -> int:
         """Return how much of an invoice can still be credited, in minor units.
 
-        What was credited or refunded cannot be credited again.
+        An amount that was credited or refunded cannot be credited again.
         """
         notes = [self._find("credit_note", note) for note in self._notes.get(invoice, [])]
         credited = sum(note["amount"] for note in notes if note["status"] == "issued")

@@ -1,7 +1,7 @@
 """Customers and their credit balance.
 
-Each change of a balance is a row of the customer's ledger in one currency. Stripe sends no event of the row: what
-it sends is the customer's, and only for the default currency, which is the only one that the customer shows.
+Each change of a balance is a row of the customer's ledger in one currency. Stripe sends no event of the row. It sends
+one of the customer, and only for the default currency, which is the only one that the customer shows.
 See https://docs.stripe.com/billing/customer/balance.
 """
 
@@ -44,7 +44,7 @@ class Customers(Journal):
     ) -> str:
         """Create a customer and return its id. Without *currency* the first money decides it.
 
-        *balance* is in minor units, negative for what the shop owes the customer.
+        *balance* is in minor units, negative if the shop owes the customer.
         """
         return self._new_customer(email, name, currency=currency, balance=balance, metadata=metadata)
 
@@ -137,7 +137,7 @@ class Customers(Journal):
         return current
 
     def _post(self, customer: str, kind: str, amount: int, currency: str, **links: str | None) -> str:
-        """Add a row to the ledger and tell of it, if it is in the default currency."""
+        """Add a row to the ledger, and emit an event if it is in the default currency."""
         before = self._customer(customer)
         row = self._append(customer, kind, amount, currency, **links)
         changes: dict[str, Any] = {}

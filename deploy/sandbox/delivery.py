@@ -1,8 +1,9 @@
 """Deliveries of events over HTTP, as unreliable as real ones.
 
-:func:`plan` decides what is sent in which order, and is pure: Stripe promises neither order nor single delivery, and
-now and then makes two events of one change. :func:`deliver` carries a plan out: it signs every attempt afresh, takes
-any 2xx for success, follows no redirect, and tries the rest again. See https://docs.stripe.com/webhooks.
+:func:`plan` decides which events are sent in which order, and is pure: Stripe promises neither order nor single
+delivery, and now and then makes two events of one change. :func:`deliver` carries a plan out: it signs each attempt
+with the present time, takes any 2xx for success, follows no redirect, and tries failed attempts again. See
+https://docs.stripe.com/webhooks.
 """
 
 import asyncio
@@ -79,7 +80,7 @@ class Retries:
 
 @dataclass(slots=True)
 class DeliveryReport:
-    """What became of a plan; it grows while deliveries go on."""
+    """The results of a plan; the report grows while deliveries go on."""
 
     planned: int = 0
     """Attempts of the plan that have been begun."""
@@ -153,7 +154,7 @@ async def deliver(
     clock: Callable[[], float] = time.time,
     on_progress: Progress | None = None,
 ) -> DeliveryReport:
-    """Post *attempts* to *url*, in their order, and return what became of them.
+    """Post *attempts* to *url*, in their order, and return the report.
 
     At most *concurrency* posts are in flight. Each attempt follows the one before as soon as there is room, or at
     *rate* attempts a second, or, when *timed*, not before its due time. *clock* gives the Unix seconds that are
@@ -163,7 +164,7 @@ async def deliver(
         url=httpx.URL(url),
         secret=secret,
         retries=retries or Retries(),
-        # What a client makes of its time-out, in the form that a transport takes.
+        # The time-out in the form that a transport takes, as a client would pass it.
         extensions={"timeout": httpx.Timeout(timeout_seconds).as_dict()},
         clock=clock,
         on_progress=on_progress,
@@ -186,8 +187,8 @@ class _Delivery:
 class _Run:
     """One call of :func:`deliver`: a line of deliveries, and workers that take from its head.
 
-    What has to be tried again waits outside the line, so that it holds up nobody, and then joins its end. It counts
-    as unfinished until it is back in the line, which is how ``line.join`` knows the end.
+    A delivery that has to be tried again waits outside the line, so that it holds up no other, and then joins the end
+    of the line. Until then it counts as unfinished, so that ``line.join`` waits for it.
     """
 
     url: httpx.URL

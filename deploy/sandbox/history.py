@@ -26,13 +26,13 @@ _USUAL_CURRENCIES: Final = (70, 15, 6, 4, 1, 2, 2)
 _VISIT_SECONDS_MEAN: Final = 4.0
 _VISITS_PER_LINK_CHANGE: Final = 150
 
-# What a shop sees, each with its weight.
+# The kinds of visits to a shop, each with its weight.
 _VISITS: Final = {"cart": 50, "link": 41, "setup": 3, "subscription": 3, "nothing due": 3}
 _DECISIONS: Final = {"pay": 72, "leave": 16, "pay by a delayed method": 10, "called off": 2}
 _CLEARINGS: Final = {"clears": 78, "fails": 17, "clears at once": 5}
 
 _MONTH_SECONDS: Final = 30 * DAY_SECONDS
-# What becomes of a sale, each with its weight; and what an office does beside selling.
+# The events after a sale, each with its weight; and the other work of an office.
 _FATES: Final = {"nothing": 89, "refunds": 9, "dispute": 2}
 _OFFICE: Final = (lives.invoice, lives.invoice, lives.invoice, lives.balance, lives.portal, lives.deletion)
 
@@ -55,8 +55,8 @@ def shop_history(
 ) -> Account:
     """Return a shop that *orders* buyers visited, each opening a session; a recovered one opens another.
 
-    All has come to its end but for the last hundredth of the visits, which are open or processing. For 100,000
-    orders and more, :func:`stream_shop` needs less memory. With *money* the shop also has what comes after a sale:
+    All visits have come to their end but the last hundredth, which are open or processing. For 100,000 orders and
+    more, :func:`stream_shop` needs less memory. With *money* the shop also has the objects that come after a sale:
     customers and their balances, invoices, credit notes, refunds, disputes and the billing portal.
     """
     shop = Account(seed=seed, livemode=livemode, account=account, start=start, payments=money)
@@ -68,7 +68,7 @@ def shop_history(
 def stream_shop(shop: Account, seed: int, orders: int) -> Iterator[Event]:
     """Yield the events of :func:`shop_history` as they happen at *shop*, a new account, which keeps none.
 
-    A shop that makes payments (``Account(payments=True)``) has all that comes after a sale.
+    A shop that makes payments (``Account(payments=True)``) has all objects that come after a sale.
     """
     for _ in _shop(shop, seed, orders).run():
         yield from shop.take_events()
@@ -83,7 +83,7 @@ def _pick(rng: random.Random, weights: dict[str, int]) -> str:
 
 
 class _Shop:
-    """Drives an account through time: an agenda of what is to happen when, begun by visits."""
+    """Drives an account through time, by an agenda of steps and their times that begins with visits."""
 
     def __init__(self, account: Account, seed: int, orders: int) -> None:
         self._account = account
@@ -122,7 +122,7 @@ class _Shop:
         self._account.advance(max(0, until - self._account.now))
 
     def _after(self, seconds: float, happen: Callable[[str], object], object_id: str) -> None:
-        self._entries += 1  # keeps things of one second in the order in which they were decided
+        self._entries += 1  # keeps steps of one second in the order in which they were decided
         entry = (self._account.now + int(seconds), self._entries, happen, object_id)
         heapq.heappush(self._agenda, entry)
 
@@ -249,7 +249,7 @@ class _Shop:
 
 
 class _MoneyShop(_Shop):
-    """A shop that also has what comes after a sale, and an office that writes invoices."""
+    """A shop that also has the objects after a sale, and an office that writes invoices."""
 
     def __init__(self, account: Account, seed: int, orders: int) -> None:
         super().__init__(account, seed, orders)
@@ -270,7 +270,7 @@ class _MoneyShop(_Shop):
         self._sold(session)
 
     def _sold(self, session: str) -> None:
-        """Decide what becomes of a sale: most often nothing any more."""
+        """Decide what follows a sale: most often nothing."""
         current = self._account.session(session)
         paid = bool(self._account.order_intents(session))
         fate = _pick(self._random, _FATES)
@@ -322,9 +322,9 @@ def _shop(account: Account, seed: int, orders: int) -> _Shop:
 def tangle(seed: int, *, contradictory: bool | None = None, money: bool = False) -> Account:
     """Return a small account: 1 to 4 links and sessions, 3 to 12 events, most of them within the same seconds.
 
-    The links change 2 to 5 times within one second. A *contradictory* tangle (by default one in eight) also has
-    an event that says expired of a session that completes; the true status of that session is the completed one.
-    With *money* there are all other objects too, and up to 60 events, since one payment is told by many.
+    The links change 2 to 5 times within one second. A *contradictory* tangle (by default one in eight) also has an
+    event that a session expired, although the session completes; its true status is the completed one. With *money*
+    there are all other objects too, and up to 60 events, since one payment has many.
     """
     rng = random.Random(f"tangle {seed}")
     account = Account(seed=seed, payments=money)
@@ -334,7 +334,7 @@ def tangle(seed: int, *, contradictory: bool | None = None, money: bool = False)
     kinds = (_link, _delayed, _expired, *lives.BEGINNINGS) if money else _LIVES
     living = [rng.choice(kinds)(account, rng) for _ in range(rng.randint(1, 4 - contradictory))]
     living.append(contradiction)
-    # What is kept free: a burst in the last step, and a contradiction that has not begun.
+    # Room is kept for a burst in the last step, and for a contradiction that has not begun.
     events_max = MONEY_EVENTS_BEGUN_MAX if money else TANGLE_EVENTS_MAX - _BURST_MAX - (2 if contradictory else 0)
     while living and len(account.events) <= events_max:
         life = rng.choice(living)
@@ -418,7 +418,7 @@ def _recovered(account: Account, rng: random.Random) -> lives.Life:
 
 
 def _contradiction(account: Account, rng: random.Random) -> lives.Life:
-    """Say expired and completed of one session, in either order. It emits 2 events."""
+    """Emit an expired and a completed event of one session, in either order."""
     session = account.open_session()
     expired = account.session(session) | {"status": "expired", "url": None}
     expired_first = _flip(rng, 0.5)

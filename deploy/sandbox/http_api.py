@@ -3,7 +3,7 @@
     api = StripeApi({"sk_test_1": account})
     answer = api.answer(Call("GET", "/v1/checkout/sessions", {"status": "open"}, {"authorization": "Bearer sk_test_1"}))
 
-It checks what it is sent as Stripe does: an unknown parameter, a wrong filter or a reused idempotency key is a 400,
+It checks requests as Stripe does: an unknown parameter, a wrong filter or a reused idempotency key is answered 400,
 so that a wrong call is noticed. ``server`` puts it onto a port. Source: https://docs.stripe.com/api.
 """
 
@@ -45,7 +45,7 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A response: its status, its JSON as bytes, and headers beside the usual ones."""
+    """A response: its status, its JSON as bytes, and headers besides the usual ones."""
 
     status: int
     body: bytes
@@ -54,7 +54,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """A call that was made, for whoever counts them. It never holds the key."""
+    """A call that was made, for tests that count calls. It never holds the key."""
 
     method: str
     path: str
@@ -71,7 +71,7 @@ def encoded(body: object) -> bytes:
 
 
 class ApiError(SandboxError):
-    """What Stripe answers with an error body."""
+    """An error that Stripe answers with an error body."""
 
     def __init__(
         self,
@@ -140,7 +140,7 @@ class StripeApi:
         self.calls: list[Made] = []
 
     def answer(self, call: Call) -> Answer:
-        """Return what Stripe answers to *call*, having done it."""
+        """Do *call*, and return Stripe's answer to it."""
         with self.lock:
             self._requests += 1
             account: Account | None = None
@@ -158,7 +158,7 @@ class StripeApi:
         """Return how many calls were made of a path, in which * stands for anything."""
         return sum(fnmatchcase(made.path, path) and fnmatchcase(made.method, method) for made in self.calls)
 
-    # Who asks, and when.
+    # The account of a call, and its time.
 
     def _account_of(self, call: Call) -> Account:
         key = _key_of(call)
@@ -209,7 +209,7 @@ class StripeApi:
         try:
             return Answer(200, encoded(route.handler(account, call.params, *found)))
         except UnknownObjectError as error:
-            # Once it is executed an error is an answer, which an idempotency key keeps.
+            # An error of a call that was executed is an answer, which the idempotency key keeps.
             return ApiError(404, str(error).replace("'", ""), code="resource_missing", param="id").answer
         except ApiError as error:
             return error.answer
@@ -229,7 +229,7 @@ def _http_date(seconds: int) -> str:
     return format_datetime(datetime.fromtimestamp(seconds, UTC), usegmt=True)
 
 
-# What a parameter may hold.
+# The values that a parameter may have.
 
 
 def _text(name: str, value: object) -> None:

@@ -1,8 +1,8 @@
 """Invoices: drafted, finalised, and then paid, given up or voided.
 
-At finalisation the customer's balance in the invoice's currency is applied, and what is left is due; nothing due is
-paid. Voiding gives the balance back. What a payment intent pays of an invoice is an invoice payment, which since
-basil is the only way from one to the other. See https://docs.stripe.com/invoicing/overview.
+At finalisation the customer's balance in the invoice's currency is applied, and the rest is due. An invoice with
+nothing due is paid at once. Voiding gives the balance back. An invoice payment has the part of an invoice that a
+payment intent pays, and since basil is the only link between the two. See https://docs.stripe.com/invoicing/overview.
 """
 
 from collections import Counter
@@ -23,9 +23,9 @@ class Invoices(Payments):
         super().__init__(**parameters)
         # By invoice, all its lines, of which the object holds the first page.
         self._invoice_lines: dict[str, list[Object]] = {}
-        # By invoice, the intent that pays it; made at finalisation and told by the invoice payment.
+        # By invoice, the intent that pays it: made at finalisation, and named by the invoice payment.
         self._intents: dict[str, str] = {}
-        # By subscription, whose it is, its price and currency.
+        # By subscription, its customer, price and currency.
         self._subscriptions: dict[str, tuple[str, int, str]] = {}
         # By invoice, the intents that have paid it, and by customer, how many invoices have a number.
         self._paying: dict[str, list[str]] = {}
@@ -80,7 +80,7 @@ class Invoices(Payments):
 
     @api_call
     def finalize_invoice(self, invoice: str) -> None:
-        """Finalise a draft: the balance is applied, and what is left is due. Nothing due is paid at once."""
+        """Finalise a draft: the balance is applied, and the rest is due. Without a rest it is paid at once."""
         self._finalize(invoice)
 
     @api_call
@@ -141,10 +141,10 @@ class Invoices(Payments):
         )
 
     def invoice_intents(self, invoice: str) -> list[str]:
-        """Return the payment intents that have paid an invoice, as its invoice payments tell."""
+        """Return the payment intents that have paid an invoice, as its invoice payments name them."""
         return list(self._paying.get(invoice, []))
 
-    # What Checkout and the public methods share.
+    # Shared by Checkout and the public methods.
 
     def _draft(
         self,
@@ -236,11 +236,11 @@ class Invoices(Payments):
         )
 
     def _finalize(self, invoice: str, *, use_balance: bool = True, intent: str | None = None) -> None:
-        """Open a draft, or pay it where nothing is due. *intent* is what pays it, where that is known already."""
+        """Open a draft, or pay it if nothing is due. *intent* pays it, if the intent is known already."""
         draft = self._invoice(invoice, "draft")
         currency, total = draft["currency"], draft["total"]
         balance = self.expected_balance(draft["customer"], currency)
-        # A credit pays as much as it can; what the customer owes from before is due with this invoice.
+        # A credit pays as much as it can; the customer's debt from before is due with this invoice.
         ending = min(balance + total, 0) if use_balance else balance
         applied = ending - balance
         due = total - applied
@@ -281,7 +281,7 @@ class Invoices(Payments):
         return intent
 
     def _settle(self, invoice: str, intent: str) -> None:
-        """Tell that a payment, which has cleared, paid all that remained of an invoice."""
+        """Emit the events of a cleared payment that paid all that remained of an invoice."""
         current = self._invoice(invoice, "open", "uncollectible")
         amount = current["amount_remaining"]
         self._untold[invoice] = {
@@ -326,7 +326,7 @@ class Invoices(Payments):
         }
 
     def _tell_failure(self, invoice: str) -> None:
-        """Tell that a payment of an invoice failed, and its customer is late."""
+        """Emit the events of a failed payment of an invoice, which makes its customer late."""
         current = self._invoice(invoice, "open")
         self._set_delinquent(current["customer"], late=True)
         self._turn(current, "invoice.payment_failed", attempted=True, attempt_count=current["attempt_count"] + 1)
@@ -338,7 +338,7 @@ class Invoices(Payments):
             self._emit("customer.updated", after, previous)
 
     def _turn(self, invoice: Object, *event_types: str, **changes: Any) -> Object:  # noqa: ANN401 (JSON values)
-        """Change an invoice, and tell it as an update and by the names of what happened, all of one snapshot."""
+        """Change an invoice, and emit an update and *event_types*, all with the same snapshot."""
         after, previous = self._change(invoice, **changes)
         self._emit("invoice.updated", after, previous)
         for event_type in event_types:

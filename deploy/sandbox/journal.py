@@ -1,6 +1,6 @@
-"""What every account of the sandbox stands on: a clock, objects by kind and id, and the events told of them.
+"""The base of every account of the sandbox: a clock, objects by kind and id, and the events about them.
 
-The subjects (customers, payments, invoices …) are layers above it, each knowing only those below.
+The subjects (customers, payments, invoices …) are layers above it. Each layer knows only those below.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -22,7 +22,7 @@ _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder().decode
 
 Object = dict[str, Any]
-"""One of Stripe's objects, as its JSON says it."""
+"""One of Stripe's objects, decoded from its JSON."""
 
 
 class SandboxError(Exception):
@@ -57,7 +57,7 @@ class Event:
     body: bytes
     """The JSON exactly as delivered, and therefore as signed."""
     untold: tuple[tuple[str, str | None], ...] = ()
-    """What this version keeps to itself, and an older one tells: links that the object lost, by their old key."""
+    """Links that this version leaves out of the object and an older version shows, by their old key."""
 
     def payload(self) -> dict[str, Any]:
         """Return the event decoded, a fresh copy at every call."""
@@ -77,9 +77,9 @@ def copy_of(value: Object) -> Object:
 
 
 def previous_attributes(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what the keys that *after* changes were in *before*.
+    """Return the values that the keys changed in *after* had in *before*.
 
-    Nested objects tell only the keys that changed, arrays are told whole, and a key that is new was null.
+    A nested object has only the keys that changed, an array is given whole, and a new key has null.
     """
     previous: dict[str, Any] = {}
     for key in before.keys() | after.keys():
@@ -94,7 +94,7 @@ def previous_attributes(before: Mapping[str, Any], after: Mapping[str, Any]) -> 
 
 
 def merged_metadata(before: Mapping[str, str] | None, changes: Mapping[str, str | None]) -> dict[str, str]:
-    """Return metadata after an update: merged, and without the keys whose new value is null or empty."""
+    """Return metadata after an update: merged, and without the keys that now have null or an empty value."""
     merged = dict(before or {}) | dict(changes)
     return {key: value for key, value in merged.items() if value}
 
@@ -123,12 +123,12 @@ class Journal:
         self.api_version = api_version
         self._chance = Chance(f"account {seed}")
         self._objects: dict[str, dict[str, Object]] = {}
-        # By object, what older versions say of it that this one does not.
+        # By object, the links that older versions show and this one does not.
         self._untold: dict[str, dict[str, str | None]] = {}
         self._calling = NO_REQUEST
 
     def advance(self, seconds: int) -> None:
-        """Move the clock forward. Nothing happens by itself: a session past its time expires when told."""
+        """Move the clock forward. Nothing happens by itself: a session past its time expires only by a call."""
         if seconds < 0:
             raise ParameterError("time does not run backwards")
         self.now += seconds
@@ -160,7 +160,7 @@ class Journal:
         return reversed(self._objects.get(kind, {}).values())
 
     def knows(self, kind: str, object_id: str) -> bool:
-        """Say whether there is such an object."""
+        """Return whether there is such an object."""
         return self._knows(kind, object_id)
 
     def _find(self, kind: str, object_id: str) -> Object:
@@ -244,7 +244,7 @@ J = TypeVar("J", bound=Journal)
 
 
 def api_call(method: Callable[Concatenate[J, P], R]) -> Callable[Concatenate[J, P], R]:
-    """Make all events of *method* tell one request: that of the shop's own call."""
+    """Give all events of *method* the same request: that of the shop's own call."""
 
     @wraps(method)
     def call(self: J, /, *args: P.args, **kwargs: P.kwargs) -> R:

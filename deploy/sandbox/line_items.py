@@ -1,7 +1,7 @@
-"""What a Checkout Session sells: its line items, which no webhook ever carries.
+"""The line items of a Checkout Session, which no webhook ever carries.
 
-They are drawn from the session's id and not from the account's chance, so that a history is the same whether
-anybody asks for them or not. Source: https://docs.stripe.com/api/checkout/sessions/line_items.
+They are drawn from the session's id and not from the account's chance, so that asking for them does not change a
+history. Source: https://docs.stripe.com/api/checkout/sessions/line_items.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ MANY: Final = 13
 
 
 def line_items(session: Object) -> list[Object]:
-    """Return the line items of *session*, whose totals and its shipping add up to its own; none in setup mode."""
+    """Return the line items of *session*; with its shipping they add up to its totals. Setup mode has none."""
     totals = session["total_details"]
     if session["mode"] == "setup" or totals is None:
         return []
@@ -37,7 +37,7 @@ def _count(chance: Chance) -> int:
 
 
 def _split(amount: int, parts: int, chance: Chance) -> list[int]:
-    """Return *amount* in up to *parts* parts, each of something where there is something."""
+    """Return *amount* in up to *parts* parts, none of them zero unless *amount* is."""
     parts = max(1, min(parts, amount))
     usual = amount // parts
     found = [usual - (chance.flip(0.5) and usual // 3) for _ in range(parts - 1)]
@@ -45,7 +45,7 @@ def _split(amount: int, parts: int, chance: Chance) -> list[int]:
 
 
 def _shares(amount: int, weights: Sequence[int]) -> list[int]:
-    """Return *amount* in shares as large as *weights* are; the last takes what is left by rounding."""
+    """Return *amount* in shares in proportion to *weights*; the last share takes the rest from rounding."""
     whole = sum(weights)
     found = [amount * weight // whole if whole else 0 for weight in weights[:-1]]
     return [*found, amount - sum(found)]

@@ -1,7 +1,7 @@
-"""What becomes of money, step by step: the lives of balances, invoices, credit notes, refunds, disputes and portals.
+"""The course of money, step by step: the lives of balances, invoices, credit notes, refunds, disputes and portals.
 
-A life changes an account and yields between its steps; whoever lives it decides how much time passes there. What
-happens within one step happens within one second, which is where receivers go wrong.
+A life changes an account and yields between its steps; its caller decides how much time passes there. The changes of
+one step happen within one second, and changes within one second are where receivers go wrong.
 """
 
 import random
@@ -17,7 +17,7 @@ _BURST_MAX: Final = 5
 _CURRENCIES: Final = ("usd", "eur", "jpy")
 _LINES_MAX: Final = 14
 _LEFT_MIN: Final = 10
-"""What is not worth taking back any more, in minor units."""
+"""A smaller amount is not taken back any more, in minor units."""
 
 
 def flip(rng: random.Random, probability: float) -> bool:
@@ -51,7 +51,7 @@ def move_balance(account: Account, rng: random.Random, customer: str) -> None:
     for _ in range(moves):
         match rng.randrange(6):
             case 0:
-                # Another currency than the customer's own is told by no event.
+                # A change in another currency than the customer's own has no event.
                 account.adjust_balance(customer, rng.choice((-400, 250)), currency=rng.choice(_CURRENCIES))
             case 1:
                 account.update_customer(customer, metadata={"tier": rng.choice(("silver", "gold"))})
@@ -60,7 +60,7 @@ def move_balance(account: Account, rng: random.Random, customer: str) -> None:
 
 
 def deletion(account: Account, rng: random.Random) -> Life:
-    """A customer is deleted, and a change that came before is told only after that."""
+    """A customer is deleted, and the event of an earlier change comes only after that."""
     customer = account.create_customer(email="gone@example.com", name="Zoë Quillon")
     yield
     if flip(rng, 0.5):
@@ -81,7 +81,7 @@ def deletion(account: Account, rng: random.Random) -> Life:
 
 
 def invoice(account: Account, rng: random.Random) -> Life:
-    """A customer, often with a balance, is sent an invoice, which ends in one of all the ways."""
+    """A customer, often with a balance, is sent an invoice, which ends in any of the possible ways."""
     currency = rng.choice(_CURRENCIES)
     customer = account.create_customer(email="invoice@example.com")
     if flip(rng, 0.6):
@@ -117,7 +117,7 @@ def _collect(account: Account, rng: random.Random, opened: str) -> Life:
             if end == "voided note":
                 account.void_credit_note(note)
         case "credit it all":
-            # What the balance had paid of it can go back there; what was owed from before stays due.
+            # The part that the balance had paid can go back there; the debt from before stays due.
             amount = min(creditable, rng.choice((remaining, creditable)))
             account.issue_credit_note(opened, amount, credit=max(0, amount - remaining))
             if amount >= remaining:
@@ -173,7 +173,7 @@ def credit(account: Account, rng: random.Random, paid: str, amount: int) -> str:
     )
 
 
-# What takes payments back.
+# Refunds and disputes, which take payments back.
 
 
 def refunds(account: Account, rng: random.Random, session: str) -> Life:
@@ -224,7 +224,7 @@ def dispute(account: Account, rng: random.Random, session: str) -> Life:
     account.close_dispute(opened, "warning_closed" if inquiry else rng.choice(("won", "lost")))
 
 
-# Orders that have one of these ahead of them.
+# Orders that one of these lives follows.
 
 
 def refunded_order(account: Account, rng: random.Random) -> Life:

@@ -1,7 +1,7 @@
-"""Payments, and what takes them back: payment intents, charges, refunds and disputes.
+"""Payments, and the ways to take them back: payment intents, charges, refunds and disputes.
 
-A charge is pending, succeeded or failed. Of a succeeded one refunds are made, each a way of its own from pending to
-succeeded, failed or canceled, and a succeeded one may still fail. A dispute takes the money at once, unless it is
+A charge is pending, succeeded or failed. A succeeded charge may have refunds. Each refund goes from pending to
+succeeded, failed or canceled, and a succeeded refund may still fail. A dispute takes the money at once, unless it is
 only an inquiry, and gives it back when it is won.
 """
 
@@ -46,7 +46,8 @@ class Payments(Customers):
     ) -> str:
         """Pay *amount* by a new charge of *intent* (or a new one) and return the intent.
 
-        What is not *cleared* is processing. Since basil neither of the two names its *invoice*.
+        A payment that is not *cleared* is processing. Since basil neither the charge nor the intent names its
+        *invoice*.
         """
         intent = intent or self._new_intent(amount, currency, customer=customer, method=method, invoice=invoice)
         asked = self._find("payment_intent", intent)
@@ -80,7 +81,7 @@ class Payments(Customers):
     def _new_intent(
         self, amount: int, currency: str, *, customer: str | None, method: str = "card", invoice: str | None = None
     ) -> str:
-        """Make a payment intent that nobody has tried to pay yet, silently, and return its id."""
+        """Make a payment intent without any attempt to pay it, emit no event, and return its id."""
         intent = f"pi_3{self._chance.token(23)}"
         self._untold[intent] = {"invoice": invoice}
         self._store(
@@ -140,7 +141,7 @@ class Payments(Customers):
     ) -> str:
         """Refund *amount* minor units (all that is left by default) of a charge or payment intent; return the refund.
 
-        It has succeeded at once where the buyer paid by card, and is pending elsewhere, unless *status* says.
+        Without *status* it succeeds at once where the buyer paid by card, and is pending elsewhere.
         """
         return self._refund(payment, amount, status, reason)
 
@@ -189,7 +190,7 @@ class Payments(Customers):
     def fail_refund(self, refund: str, *, charge_falls: bool = True) -> None:
         """Let a refund fail, which one that succeeded may still do: the bank sends the money back to the shop.
 
-        Whether the charge's ``amount_refunded`` falls then is documented nowhere, so *charge_falls* says.
+        Whether the charge's ``amount_refunded`` falls then is documented nowhere, so *charge_falls* decides.
         """
         reason = {
             "failure_balance_transaction": self._chance.id("txn"),
@@ -227,11 +228,11 @@ class Payments(Customers):
         self._emit(event_type, after, previous)
 
     def refunds_of(self, intent: str) -> list[Object]:
-        """Return the refunds of a payment intent, oldest first, whatever became of them."""
+        """Return the refunds of a payment intent in any status, oldest first."""
         return [self.object("refund", refund) for refund in self._refunds.get(intent, [])]
 
     def disputes_of(self, intent: str) -> list[Object]:
-        """Return the disputes of a payment intent, oldest first, whatever became of them."""
+        """Return the disputes of a payment intent in any status, oldest first."""
         return [self.object("dispute", dispute) for dispute in self._disputes.get(intent, [])]
 
     # Disputes.
@@ -318,7 +319,7 @@ class Payments(Customers):
 
 
 def holds_money(dispute: Object) -> bool:
-    """Say whether a dispute has the shop's money now: lost for good, or until it is won."""
+    """Return whether the shop lacks a dispute's money now: for good, or until it wins."""
     return dispute["status"] not in DISPUTE_HARMLESS and not dispute["status"].startswith("warning_")
 
 

@@ -1,7 +1,7 @@
 """The billing portal: its configurations, and the sessions in which customers use it.
 
-A configuration is the one object that says itself when it was ``updated``. A session is told once, at its creation,
-and its url lets whoever has it in.
+A configuration is the only object with a time at which it was ``updated``. A session has one event, at its creation,
+and anyone who has its url can enter.
 """
 
 from collections.abc import Mapping
@@ -48,7 +48,7 @@ class Portal(Customers):
     ) -> None:
         """Change a configuration's active, name, default_return_url, login page, metadata or *features*.
 
-        Of each feature the keys given are changed. An update that changes nothing has no event.
+        In each feature only the given keys are changed. An update that changes nothing has no event.
         """
         if unknown := fields.keys() - {"active", "name", "default_return_url"}:
             raise ParameterError(f"Received unknown parameters: {', '.join(sorted(unknown))}")

@@ -20,7 +20,7 @@ _BASIL: Final = "2025-03-31"
 
 @dataclass(frozen=True, slots=True)
 class Drift:
-    """What changed about one kind of object with one version, and how to undo it."""
+    """A change of one kind of object's shape by one version, and how to undo it."""
 
     since: str
     """The first version with the new shape, as its date (versions sort by nothing else)."""
@@ -32,7 +32,7 @@ class Drift:
 def render(event: Event, api_version: str) -> Event:
     """Return *event* as an endpoint pinned to *api_version*, the same or an older one, receives it.
 
-    The object before the change is turned into the older shape too, and what differs then is what changed.
+    The object before the change is turned into the older shape too; the event's changes are the differences then.
 
     Raises:
         ValueError: the version is newer than the event's; what a newer version adds cannot be known.
@@ -62,7 +62,7 @@ def render(event: Event, api_version: str) -> Event:
 
 
 def before_change(snapshot: Mapping[str, Any], previous: Mapping[str, Any]) -> dict[str, Any]:
-    """Return an object before the change that ``previous_attributes`` tell: nested keys are partial.
+    """Return an object before the change that ``previous_attributes`` describe: nested objects are partial there.
 
     A null value of metadata means that there was none; elsewhere a key that was absent comes out as null.
     """
@@ -80,7 +80,7 @@ def before_change(snapshot: Mapping[str, Any], previous: Mapping[str, Any]) -> d
 def twin(event: Event, *, seed: int = 0) -> Event:
     """Return another Event object for the same change: a new id, and all else the same.
 
-    Stripe makes these rarely, and says so in https://docs.stripe.com/webhooks#handle-duplicate-events.
+    Stripe makes these rarely: https://docs.stripe.com/webhooks#handle-duplicate-events.
     """
     new_id = Chance(f"twin {seed} {event.id}").event_id()
     # The event's id is the first value in the body.
@@ -125,7 +125,7 @@ def _lift_shipping_details(session: dict[str, Any]) -> None:
 
 
 def _convert_currency(session: dict[str, Any]) -> None:
-    """Tell adaptive pricing as before basil: amounts in the buyer's currency, the shop's in a conversion."""
+    """Show adaptive pricing as before basil: amounts in the buyer's currency, the shop's in a conversion."""
     presentment = session.pop("presentment_details", None)
     if presentment is None:
         return  # not shown in another currency
@@ -172,7 +172,7 @@ def _tell_one_type(note: dict[str, Any]) -> None:
 
 
 def _refund_once(note: dict[str, Any]) -> None:
-    """Tell a credit note as before basil: of one refund at most, and of taxes by amount."""
+    """Show a credit note as before basil: with one refund at most, and taxes by amount."""
     refunds = note.pop("refunds")
     note["refund"] = refunds[0]["refund"] if refunds else None
     note["tax_amounts"] = _tax_amounts(note.pop("total_taxes"))
@@ -181,7 +181,7 @@ def _refund_once(note: dict[str, Any]) -> None:
 
 
 def _flatten_invoice(invoice: dict[str, Any]) -> None:
-    """Tell an invoice as before basil: paid or not, by what subscription, and taxes by amount."""
+    """Show an invoice as before basil: whether it is paid, its subscription, and taxes by amount."""
     parent = invoice.pop("parent")
     taxes = _tax_amounts(invoice.pop("total_taxes"))
     del invoice["amount_overpaid"]

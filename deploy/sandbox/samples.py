@@ -114,7 +114,7 @@ _STORIES: Final[Mapping[str, Callable[[Account], object]]] = {
     "refund.failed": lambda account: account.fail_refund(account.refund(_intent(account))),
     "refund.updated": lambda account: account.fail_refund(account.refund(_intent(account))),
 }
-"""By type, what has to happen at a shop for Stripe to send it."""
+"""By type, the steps at a shop after which Stripe sends an event of it."""
 
 
 def sample(kind: str, overrides: Mapping[str, Any], *, now: int) -> Event:
@@ -127,7 +127,7 @@ def sample(kind: str, overrides: Mapping[str, Any], *, now: int) -> Event:
     """
     if kind not in _STORIES:
         raise ParameterError(f"The sandbox knows no type {kind}, but {', '.join(sorted(_STORIES))}.")
-    # An order's money tells of itself only where the type is about that.
+    # An order's money has events of its own only where the type is about money.
     account = Account(seed=now, start=now, payments=not kind.startswith("checkout."))
     _STORIES[kind](account)
     event = [event for event in account.events if event.type == kind][-1]

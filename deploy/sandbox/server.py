@@ -32,7 +32,7 @@ START_SECONDS_MAX: Final = 20
 
 
 class Fault(Enum):
-    """What may go wrong with one call, by its HTTP status or in words."""
+    """A fault that may happen to one call, by its HTTP status or in words."""
 
     RATE_LIMITED = "global-rate"
     ENDPOINT_LIMITED = "endpoint-rate"
@@ -98,7 +98,7 @@ def _as_it_is(body: bytes) -> bytes:
 
 
 class Faults:
-    """What is to go wrong, in the order in which it was asked for."""
+    """The faults that are to happen, in the order in which they were asked for."""
 
     def __init__(self) -> None:
         self._rules: list[_Rule] = []
@@ -126,7 +126,7 @@ class Faults:
             self._rules.append(_Rule(fault, path, method, times, before, after, rewrite, trickle_seconds))
 
     def take(self, call: Call) -> _Rule | None:
-        """Return what is to happen to *call*, and count it."""
+        """Return the rule that applies to *call*, and count its use."""
         with self._lock:
             for rule in self._rules:
                 if rule.times > 0 and fnmatchcase(call.path, rule.path) and fnmatchcase(call.method, rule.method):
@@ -136,7 +136,7 @@ class Faults:
 
 
 class _Protocol(HttpToolsProtocol):
-    """HTTP whose application may lose the connection."""
+    """HTTP with an application that may drop the connection."""
 
     def on_headers_complete(self) -> None:
         super().on_headers_complete()
@@ -155,7 +155,7 @@ class _Application:
         rule = self._faults.take(call)
         fault = rule.fault if rule is not None else None
         answer: Answer | None = None
-        # What happens between two calls of one object happens wholly before or after each.
+        # A change from another thread happens wholly before or after a call, and never during one.
         with self._api.lock:
             if rule is not None:
                 rule.before()

@@ -1,7 +1,7 @@
-"""What Stripe's objects look like: every field of API version 2026-10-28.endive, null where Stripe has null.
+"""The shapes of Stripe's objects: every field of API version 2026-10-28.endive, null where Stripe has null.
 
 The shapes know nothing of time or state. Nested values of a shape are shared between objects and never changed
-in place: whoever changes an object replaces the value of a top-level key.
+in place: a change of an object replaces the value of a top-level key.
 """
 
 from typing import Any, Final

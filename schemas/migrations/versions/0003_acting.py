@@ -1,4 +1,4 @@
-"""What is to be done at Stripe, how far each job has come, and the indexes by which the clock finds work."""
+"""The calls to make at Stripe, the progress of each job, and the indexes by which the clock finds work."""
 
 from alembic import op
 
@@ -52,6 +52,6 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Drop them: what was still to be done is found again."""
+    """Drop them: calls that were still to be made are found again."""
     op.execute("DROP INDEX orders_open, inbox_thin")
     op.execute("DROP TABLE stripe_calls, stripe_jobs")

@@ -1,4 +1,4 @@
-"""What reconciliations came to."""
+"""The results of reconciliations."""
 
 from alembic import op
 
@@ -27,5 +27,5 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Drop it: the runs are forgotten, and nothing else rests on them."""
+    """Drop the table: the runs are forgotten, and nothing else depends on them."""
     op.execute("DROP TABLE reconciliations")

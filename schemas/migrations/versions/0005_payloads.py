@@ -68,7 +68,7 @@ LEFT JOIN outcomes AS o USING (seq);
 
 
 def upgrade() -> None:
-    """Move the payloads; what they were in keeps its size until it is vacuumed in full."""
+    """Move the payloads; their old table keeps its size until it is vacuumed in full."""
     op.execute("SET LOCAL lock_timeout = '5s'")
     op.execute(_STATEMENTS)
 

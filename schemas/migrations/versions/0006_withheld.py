@@ -9,11 +9,11 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Add the column, and the index by which the feed is read; every change there is has been announced."""
+    """Add the column, and the index by which the feed is read; every change so far has been announced."""
     op.execute("ALTER TABLE changes ADD COLUMN withheld boolean NOT NULL DEFAULT false")
     op.execute("CREATE INDEX changes_told ON changes (seq) WHERE NOT withheld")
 
 
 def downgrade() -> None:
-    """Drop it: what was withheld is then in the feed."""
+    """Drop the column: withheld changes are then in the feed."""
     op.execute("ALTER TABLE changes DROP COLUMN withheld")

@@ -9,7 +9,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Make them; orders are not folded meanwhile."""
+    """Make the indexes; orders are not folded while this runs."""
     op.execute("SET LOCAL lock_timeout = '5s'")
     op.execute(
         "CREATE INDEX orders_client_reference_id ON orders (client_reference_id) WHERE client_reference_id IS NOT NULL"

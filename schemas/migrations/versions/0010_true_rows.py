@@ -1,28 +1,28 @@
-"""What charges, refunds, invoices and canceled payment intents say of the money of an order.
+"""The money of an order, from its charges, refunds, invoices and canceled payment intents.
 
 Note [What was refunded of an order]
-    Refunds are reported twice: by themselves, and by the charge that they are of, as a sum. Either may be missing or
-    older. What a charge reports beyond its refunds that were known by then is *unseen*, and is added to the refunds.
-    A refund was there by the earlier of its own time and that of the event that decides its row. Where the charge was
-    read by ourselves, which is dated up to some seconds before what was seen, it may report refunds of those seconds,
-    too: nothing is unseen where they explain it, and otherwise the sum is not known.
+    Refunds are reported twice: by their own events, and by their charge, as a sum. Either report may be missing or
+    older. The amount that a charge reports beyond its refunds that were known by then is *unseen*, and is added to the
+    refunds. A refund counts as known by the earlier of its own time and that of the event that decides its row. A
+    charge that we read ourselves is dated up to some seconds before the state that was seen. So it may report refunds
+    of those seconds, too: nothing is unseen where these explain the amount, and otherwise the sum is not known.
 
-    Of a charge that was captured in part, reports show ``amount_refunded`` with and without the rest that was released.
+    For a charge that was captured in part, reports show ``amount_refunded`` with or without the rest that was released.
     Where the known refunds explain it either way, nothing is unseen; otherwise the sum is not known. Without
     ``amount_captured`` or ``amount`` (old versions have no ``amount_captured``) it is not known whether a charge was
     captured whole. Such a charge is read as one captured in part of which the rest is not known: only an
     ``amount_refunded`` of 0, or one that is exactly the known refunds, leaves nothing unseen. The same holds where
     neither ``captured`` nor ``status`` shows whether there was a capture at all.
 
-    A hold that was released gave nothing back, since nothing had come: neither its ``amount_refunded`` nor a refund
+    A hold that was released gave nothing back, since no money had come: neither its ``amount_refunded`` nor a refund
     that releases it counts, for any reason of that refund. A charge that is merely not captured yet may have been
     captured since, so that refunds of it do count.
 
-    A sum is null where a part of it is in another currency, or in one while the order's is not known. Of an order
-    without a currency even a refunded amount of 0 is not known. The status compares each charge with what was captured
-    of it, in its own currency; without a charge, the refunds with the order's total. A captured charge without
-    ``amount_captured`` that reports to be ``refunded`` was refunded whole, even where the sum is not known, unless one
-    of its refunds failed after that report.
+    A sum is null where a part of it is in another currency than the order's, or has a currency while the order's is not
+    known. For an order without a currency even a refunded amount of 0 is not known. The status compares the refunds of
+    each charge with its captured amount, in the charge's own currency, and without a charge the refunds with the
+    order's total. A captured charge without ``amount_captured`` that reports to be ``refunded`` was refunded whole,
+    even where the sum is not known, unless one of its refunds failed after that report.
 """
 
 from alembic import op
@@ -60,7 +60,7 @@ ALTER TABLE refunds ADD COLUMN failed_at timestamp with time zone;
 
 ALTER TABLE invoices ADD COLUMN deleted boolean DEFAULT false NOT NULL;
 """
-# Replaced and not dropped, so that what others were granted on it stays. See Note [What was refunded of an order].
+# Replaced and not dropped, so that grants on the view stay. See Note [What was refunded of an order].
 _BOOK = """
 CREATE OR REPLACE VIEW order_book AS
 SELECT

@@ -1,4 +1,4 @@
-"""Copies of an event that say something else than the one that is folded."""
+"""Copies of an event that have another content than the one that is folded."""
 
 from alembic import op
 

@@ -1,4 +1,4 @@
-"""A dispute is closed once by each closing status, what an order was last corrected to is found, and what is owed."""
+"""One closing of a dispute for each closing status, an index of orders' corrections, and a table of unsettled rows."""
 
 from alembic import op
 
@@ -7,8 +7,8 @@ down_revision = "0011"
 branch_labels = None
 depends_on = None
 
-# The release before appends with ON CONFLICT DO NOTHING, whichever index is in conflict. What locks readers out comes
-# last, when nothing is to be read through any more.
+# The release before appends with ON CONFLICT DO NOTHING, which holds for any index. The statements that lock readers
+# out come last, after those that read whole tables.
 _STATEMENTS = """
 -- In a transaction of its own, so that what is received meanwhile can be recorded.
 UPDATE inbox SET verified = false WHERE signature IS NOT NULL AND source <> 'webhook';
@@ -32,7 +32,7 @@ CREATE UNIQUE INDEX changes_one_shot_of_0012 ON changes (account, livemode, subj
 DROP INDEX changes_one_shot;
 ALTER INDEX changes_one_shot_of_0012 RENAME TO changes_one_shot;
 """
-# Of several closings the first was the only one.
+# Of several closings only the first is kept.
 _BACK = """
 DELETE FROM changes AS c USING changes AS first
 WHERE c.kind = 'dispute.closed' AND first.kind = 'dispute.closed' AND first.seq < c.seq

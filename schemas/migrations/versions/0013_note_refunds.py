@@ -7,7 +7,7 @@ down_revision = "0012"
 branch_labels = None
 depends_on = None
 
-# Notes that were folded before have none: the new fold version fills it.
+# Notes that were folded before have no such refund: the new fold version fills the column.
 _STATEMENTS = """
 ALTER TABLE credit_notes ADD COLUMN refund text;
 CREATE INDEX credit_notes_refund ON credit_notes (account, livemode, refund) WHERE refund IS NOT NULL;
@@ -24,6 +24,6 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Drop it: the amounts that it gave stay."""
+    """Drop the column: the amounts that were folded by it stay."""
     op.execute("SET LOCAL lock_timeout = '5s'")
     op.execute(_BACK)

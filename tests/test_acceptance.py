@@ -103,7 +103,9 @@ def nobody_may_append(payfold: Payfold) -> Iterator[None]:
 def test_a_worker_killed_in_mid_batch_loses_nothing(payfold: Payfold) -> None:
     """Killed with -9 between its writes and its commit, a worker leaves its batch to the next one."""
     account = shop_history(seed=21, orders=300)
-    waiting = "SELECT count(*) AS n FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+    waiting = (
+        "SELECT count(*) AS n FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'advisory'"
+    )
     with nobody_may_append(payfold):
         payfold.deliver(account)
         until(lambda: ledger.rows(payfold.engine, waiting)[0]["n"] > 0)

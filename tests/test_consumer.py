@@ -105,7 +105,7 @@ class Shop:
 
     def is_held(self) -> bool:
         """Return whether a consumer waits for what the test holds."""
-        waiting = "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+        waiting = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'advisory'"
         return bool(self.rows(waiting))
 
     def is_alone(self) -> bool:

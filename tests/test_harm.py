@@ -276,7 +276,10 @@ def test_a_newer_rendering_that_comes_while_the_older_fails(engine: Engine, data
 
 
 def _wait_for_locks(engine: Engine, count: int) -> None:
-    waiting = "SELECT count(*) AS waiting FROM pg_locks WHERE NOT granted"
+    waiting = (
+        "SELECT count(*) AS waiting FROM pg_stat_activity"
+        " WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    )
     for _ in range(100_000):
         if ledger.rows(engine, waiting)[0]["waiting"] >= count:
             return

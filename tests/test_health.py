@@ -104,7 +104,16 @@ def test_busy_reads(web: Web) -> None:
     with psycopg.connect(web.settings.libpq) as blocker:
         blocker.execute("LOCK TABLE orders IN ACCESS EXCLUSIVE MODE")
         reads = [blocked_read(web) for _ in range(READS)]
-        until(lambda: len(web.query("SELECT 1 FROM pg_locks WHERE NOT granted")) >= DATABASE_CONNECTIONS_MAX)
+        until(
+            lambda: (
+                len(
+                    web.query(
+                        "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+                    )
+                )
+                >= DATABASE_CONNECTIONS_MAX
+            )
+        )
 
         becomes(web)
         for path in ("/health/live", "/v1/status", "/metrics"):

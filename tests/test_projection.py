@@ -216,7 +216,10 @@ def test_a_reader_with_a_cursor_misses_no_change(engine: Engine) -> None:
 
 def wait_for_a_lock(engine: Engine) -> None:
     """Return once some connection waits for an advisory lock."""
-    waiting = "SELECT count(*) AS waiting FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+    waiting = (
+        "SELECT count(*) AS waiting FROM pg_stat_activity"
+        " WHERE datname = current_database() AND wait_event = 'advisory'"
+    )
     for _ in range(100_000):
         if ledger.rows(engine, waiting)[0]["waiting"]:
             return

@@ -420,7 +420,11 @@ def together(web: Web, bodies: list[bytes]) -> list[int]:
         blocker.execute("LOCK TABLE inbox IN ROW EXCLUSIVE MODE")
         blocker.execute("LOCK TABLE pending IN ACCESS EXCLUSIVE MODE")
         raws = [web.send_raw(posted(event("first")))]
-        until(lambda: web.query("SELECT 1 FROM pg_locks WHERE NOT granted"))
+        until(
+            lambda: web.query(
+                "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+            )
+        )
         raws += [web.send_raw(posted(body)) for body in bodies]
         # What was sent before this was read before its answer.
         assert web.get("/health/live").status_code == 200

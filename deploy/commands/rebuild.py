@@ -118,21 +118,6 @@ class _Listed:
 TALLY: Final = ("table", "live", "rebuilt", "missing", "extra", "different")
 
 
-def tallied(found: "Comparison") -> list[dict[str, Any]]:
-    """Return a row for each table: its rows on both sides, and those that differ."""
-    return [
-        {
-            "table": tally.table,
-            "live": tally.held,
-            "rebuilt": tally.expected,
-            "missing": tally.missing,
-            "extra": tally.extra,
-            "different": tally.different,
-        }
-        for tally in found.tallies
-    ]
-
-
 def money_of(found: "Comparison") -> list[dict[str, Any]]:
     """Return by how much the live tables hold too much, by account, mode, table, column and currency."""
     names = ("account", "livemode", "table", "column", "currency")
@@ -144,13 +129,13 @@ def _print(
 ) -> None:
     rows = [row_of(difference) for difference in listed.kept]
     if form is not Format.TABLE:
-        told = {"tables": tallied(found), "money": money_of(found), "differences": rows, "drift": found.drift}
+        told = {"tables": found.rows, "money": money_of(found), "differences": rows, "drift": found.drift}
         told |= {"differences_found": listed.found, **unfolded}
         left = {"objects": found.objects_left_out, "events": found.events_left_out}
         told |= {"left_out": left} if found.events_left_out else {}
         output.one(told if changes is None else told | {"swapped": True, "changes": changes}, form)
         return
-    output.rows(tallied(found), TALLY, form, empty="")
+    output.rows(found.rows, TALLY, form, empty="")
     if found.drift:
         output.out.print()
         output.rows([shown_difference(row) for row in rows], SHOWN, form, empty="")

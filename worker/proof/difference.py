@@ -105,6 +105,21 @@ class Comparison:
         """The number of rows, of all tables, that are not as expected."""
         return sum(tally.drift for tally in self.tallies)
 
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """A row for each table, to be shown: its rows on both sides, and those that differ."""
+        return [
+            {
+                "table": tally.table,
+                "live": tally.held,
+                "rebuilt": tally.expected,
+                "missing": tally.missing,
+                "extra": tally.extra,
+                "different": tally.different,
+            }
+            for tally in self.tallies
+        ]
+
 
 @dataclass(frozen=True, slots=True)
 class Pair:

@@ -228,19 +228,7 @@ def _by_rebuild(engine: Engine, wanted: Wanted, drift: _Drift) -> dict[str, Any]
         rebuild.rebuild(made, progress=wanted.progress, sizes=wanted.sizes)
         found = swap.compare(made, tell=lambda difference: drift.add(REBUILD, difference))
     left_out = {"objects": found.objects_left_out, "events": found.events_left_out}
-    return ({"left_out": left_out} if found.events_left_out else {}) | {
-        "tables": [
-            {
-                "table": tally.table,
-                "live": tally.held,
-                "rebuilt": tally.expected,
-                "missing": tally.missing,
-                "extra": tally.extra,
-                "different": tally.different,
-            }
-            for tally in found.tallies
-        ]
-    }
+    return ({"left_out": left_out} if found.events_left_out else {}) | {"tables": found.rows}
 
 
 def _by_logs(engine: Engine, wanted: Wanted, drift: _Drift) -> dict[str, Any]:

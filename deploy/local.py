@@ -34,6 +34,8 @@ ADDRESS_IN_USE: Final = "address already in use"
 PORT_SECONDS_MAX: Final = 1.0
 """A listener on a port has this long to take a connection, before the port is tried by binding it."""
 STOP_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+DROPPED_SECONDS: Final = 0.01
+"""After this a request to stop that was dropped within a finalizer is repeated."""
 
 Result = TypeVar("Result")
 
@@ -124,16 +126,37 @@ def _is_configured(name: str) -> bool:
 
 @contextmanager
 def stop_when_told() -> Iterator[None]:
-    """Raise KeyboardInterrupt here at the first SIGINT, SIGTERM or SIGHUP; later ones do not disturb the shutdown."""
+    """Raise KeyboardInterrupt here at the first SIGINT, SIGTERM or SIGHUP; later ones do not disturb the shutdown.
+
+    Where Python drops what a signal handler raises, since it ran within a finalizer, it is raised again after that.
+    """
+    is_stopping = False
 
     def stop(*_: object) -> None:
-        end_in_peace()
-        raise KeyboardInterrupt
+        nonlocal is_stopping
+        if not is_stopping:
+            is_stopping = True
+            raise KeyboardInterrupt
 
+    def repeat_if_dropped(dropped: "sys.UnraisableHookArgs") -> None:
+        nonlocal is_stopping
+        if not issubclass(dropped.exc_type, KeyboardInterrupt):
+            hook(dropped)
+            return
+        is_stopping = False
+        signal.setitimer(signal.ITIMER_REAL, DROPPED_SECONDS)
+
+    hook = sys.unraisablehook
     with _handlers_restored():
         for each in STOP_SIGNALS:
             signal.signal(each, stop)
-        yield
+        signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT))
+        sys.unraisablehook = repeat_if_dropped
+        try:
+            yield
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            sys.unraisablehook = hook
 
 
 def end_in_peace() -> None:
@@ -171,11 +194,11 @@ def run_until_told(work: Coroutine[Any, Any, Result]) -> Result:
 
 @contextmanager
 def _handlers_restored() -> Iterator[None]:
-    before = [signal.getsignal(each) for each in STOP_SIGNALS]
+    before = {each: signal.getsignal(each) for each in (*STOP_SIGNALS, signal.SIGALRM)}
     try:
         yield
     finally:
-        for each, handler in zip(STOP_SIGNALS, before, strict=True):
+        for each, handler in before.items():
             signal.signal(each, handler)
 
 

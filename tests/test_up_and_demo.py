@@ -6,7 +6,9 @@ import re
 import signal
 import socket
 import sys
+import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.integration, pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")]
 
 STOP_SECONDS_MAX = 20
+FINALIZED_SECONDS_MAX = 10
 ORDERS = 30
 SEED = 5
 
@@ -410,6 +413,23 @@ def test_told_to_stop_within_a_callback() -> None:
         local.run_until_told(wait_for_ever())
 
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_told_to_stop_within_a_finalizer() -> None:
+    """A signal stops the block even where it arrives within a finalizer, which drops what its handler raises."""
+    hook, left = sys.unraisablehook, threading.Event()
+    for kind in local.STOP_SIGNALS:
+        with pytest.raises(KeyboardInterrupt), local.stop_when_told():
+            gone = _Finalized()
+            weakref.finalize(gone, signal.raise_signal, kind)
+            del gone
+            left.wait(FINALIZED_SECONDS_MAX)
+
+    assert sys.unraisablehook is hook
+
+
+class _Finalized:
+    pass
 
 
 def test_demo_among_others(database_url: str, tmp_path: Path) -> None:

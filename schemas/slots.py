@@ -135,7 +135,7 @@ def _become(slot: _Slot, mask: set[int]) -> NoReturn:
         for number in (signal.SIGCHLD, signal.SIGALRM):
             signal.signal(number, signal.SIG_DFL)
         for number in _STOPS:
-            signal.signal(number, lambda *_: sys.exit(0))
+            signal.signal(number, lambda *_: os._exit(0))  # an exception could be dropped within a finalizer
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         code = slot.serve()
     except SystemExit as error:

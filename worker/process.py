@@ -1,5 +1,6 @@
 """The common start of the worker's and the clock's process: settings, logs, engine and application."""
 
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -35,8 +36,8 @@ def run(start: Callable[[Made], int]) -> NoReturn:
 
     A setting that cannot be used ends the process with code 2.
     """
-    # Before Celery handles this signal, the process has nothing to finish.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    # Before Celery handles this signal there is nothing to finish. An exception could be dropped within a finalizer.
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     try:
         made = _make()
     except ConfigurationError as error:

@@ -13,7 +13,7 @@ import structlog
 from fastapi import Depends, FastAPI
 from fastapi_offline import FastAPIOffline
 
-from api import acts, addresses, bodies, changes, documentation, headers, health, problems, reads, webhook
+from api import actions, addresses, bodies, changes, documentation, headers, health, problems, reads, webhook
 from api.bodies import BODY_SECONDS_MAX, Receive, Room, Scope, Send
 from api.counts import DeliveryCounts
 from api.metrics import Instance
@@ -90,10 +90,10 @@ class Application:
         self.fastapi.state.room = self._room = Room()
         self.fastapi.state.body_seconds_max = body_seconds_max
         known = Depends(addresses.known_parameters)
-        for router in (reads.router, acts.router, changes.router, health.operations):
+        for router in (reads.router, actions.router, changes.router, health.operations):
             self.fastapi.include_router(router, dependencies=[known], responses=problems.declared(401, 403, 422, 503))
         self.fastapi.include_router(health.probes)
-        problems.install(self.fastapi, acts.router.routes)
+        problems.install(self.fastapi, actions.router.routes)
         documentation.install(self.fastapi)
         self._webhook: Webhook | None = None
 
@@ -127,7 +127,7 @@ class Application:
         engine = database.engine(settings.postgresql, connections_max=DATABASE_CONNECTIONS_MAX)
         app.state.engine = reads.bounded(engine, self._read_bounds)
         app.state.redis = broker.redis(settings)
-        app.state.lookout = changes.Lookout(app.state.engine)
+        app.state.feed_watcher = changes.FeedWatcher(app.state.engine)
         app.state.stripe = StripeApi(settings, app.state.redis)
         app.state.waker = waker = broker.Waker(settings)
         recorder = Recorder(settings.libpq, answer_seconds_max=self._answer_seconds_max)
@@ -162,7 +162,7 @@ class Application:
             status.stop()
             await counts.stop()
             await redis_async.aclose()
-            await app.state.lookout.stop()
+            await app.state.feed_watcher.stop()
             waker.stop()
             app.state.redis.close()
             app.state.engine.dispose()

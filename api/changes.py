@@ -48,7 +48,7 @@ class _Waiter:
             self.after = max(self.after, changes[-1]["seq"])
 
 
-class Lookout:
+class FeedWatcher:
     """Looks for new changes on behalf of all requests that wait for one.
 
     LISTEN needs a session of its own, which a pooler in transaction mode does not give. One look costs one index
@@ -58,14 +58,14 @@ class Lookout:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._waiters: set[_Waiter] = set()
-        self._somebody_waits = asyncio.Event()
+        self._anyone_waits = asyncio.Event()
         self._task = tasks.start("lookout", self._work)
 
     async def wait(self, after: int, seconds: float, wanted: Selection = feed.ALL) -> None:
         """Return when a change after *after* is *wanted*, when *seconds* are up, or when the process is to stop."""
         waiter = _Waiter(after, wanted)
         self._waiters.add(waiter)
-        self._somebody_waits.set()
+        self._anyone_waits.set()
         try:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(seconds):
@@ -80,7 +80,7 @@ class Lookout:
 
     async def _work(self) -> None:
         while True:
-            await self._somebody_waits.wait()
+            await self._anyone_waits.wait()
             is_more = False
             try:
                 is_more = await self._look([waiter for waiter in self._waiters if not waiter.is_called.is_set()])
@@ -91,7 +91,7 @@ class Lookout:
                 for waiter in self._waiters:
                     waiter.is_called.set()
             if not self._waiters:
-                self._somebody_waits.clear()
+                self._anyone_waits.clear()
             await asyncio.sleep(0 if is_more else LOOK_SECONDS)
 
     async def _look(self, waiters: Sequence[_Waiter]) -> bool:
@@ -150,7 +150,7 @@ async def list_changes(
             return Changes(
                 data=[Change.model_validate(row) for row in page.rows], next_after=after, has_more=page.has_more
             )
-        await request.app.state.lookout.wait(after, left, wanted)
+        await request.app.state.feed_watcher.wait(after, left, wanted)
 
 
 def _read(engine: Engine, after: int, limit: int, wanted: Selection, *, personal: bool) -> FeedPage:

@@ -124,16 +124,16 @@ _AT_STRIPE: Final = {
 }
 
 
-def _methods_of_acts(acts: Sequence[BaseRoute], request: Request) -> str:
-    """Return the methods of those of *acts* that have the address of *request* but another method."""
+def _methods_of_actions(actions: Sequence[BaseRoute], request: Request) -> str:
+    """Return the methods of those of *actions* that have the address of *request* but another method."""
     # The address was taken for that of an object with an id that ends like an act.
-    matching = (route for route in acts if isinstance(route, Route) and not route.path.endswith("}"))
+    matching = (route for route in actions if isinstance(route, Route) and not route.path.endswith("}"))
     found = (route.methods or () for route in matching if route.matches(request.scope)[0] is Match.PARTIAL)
     return ", ".join(sorted({method for methods in found for method in methods}))
 
 
-def install(app: FastAPI, acts: Sequence[BaseRoute]) -> None:
-    """Answer every error of *app* with a problem document; *acts* are the routes that act on an object."""
+def install(app: FastAPI, actions: Sequence[BaseRoute]) -> None:
+    """Answer every error of *app* with a problem document; *actions* are the routes that act on an object."""
 
     @app.exception_handler(HTTPException)
     def http(_: Request, error: HTTPException) -> Response:
@@ -146,7 +146,7 @@ def install(app: FastAPI, acts: Sequence[BaseRoute]) -> None:
 
     @app.exception_handler(NotFoundError)
     def missing(request: Request, error: NotFoundError) -> Response:
-        if allowed := _methods_of_acts(acts, request):
+        if allowed := _methods_of_actions(actions, request):
             return _response(405, f"This address takes {allowed} only.", {"Allow": allowed})
         return _response(404, str(error))
 

@@ -20,7 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 from sqlalchemy import Engine, text
 
-from deploy.local import Running, run_until_told
+from deploy.local import Running, run_until_signal
 from deploy.output import money, table
 from deploy.sandbox.account import Account
 from deploy.sandbox.delivery import PERFECT, Attempt, DeliveryReport, Distortions, deliver, plan
@@ -110,7 +110,7 @@ def _step(bars: Progress, words: str, work: Callable[[], Result]) -> Result:
 
 def _deliver(running: Running, bars: Progress, words: str, attempts: Sequence[Attempt]) -> DeliveryReport:
     task = bars.add_task(words, total=len(attempts))
-    return run_until_told(
+    return run_until_signal(
         deliver(
             attempts,
             url=f"{running.address}/webhooks/stripe",
@@ -156,8 +156,8 @@ SELECT (SELECT count(*) FROM pending)
 def _prove(
     bars: Progress, engine: Engine, shop: SandboxShop, seed: int, *, pending: int, twinned: Collection[str]
 ) -> Proof:
-    told = {event.object_id for event in shop.account.events if event.type.startswith("checkout.session.")}
-    known = told.union(shop.left, shop.young)
+    reported = {event.object_id for event in shop.account.events if event.type.startswith("checkout.session.")}
+    known = reported.union(shop.left, shop.young)
     forgotten = len(shop.left) - len(_rows(engine, _EXPIRED, left=shop.left))
     held = {row["id"]: tuple(row.values())[1:] for row in _rows(engine, _HELD)}
     differing = sum(held.get(session) != _expected(shop.account, session) for session in known)

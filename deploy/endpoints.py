@@ -38,7 +38,7 @@ class Endpoint:
 
 
 @dataclass(frozen=True, slots=True)
-class Made:
+class NewEndpoint:
     """A new endpoint with its signing secret, which Stripe shows only at its creation."""
 
     id: str
@@ -75,7 +75,7 @@ def listed(api: StripeApi, world: World, *, url: str | None) -> list[Endpoint]:
     return [each for each in found if _is_ours(each.url, url)]
 
 
-def create(api: StripeApi, world: World, url: str) -> Made:
+def create(api: StripeApi, world: World, url: str) -> NewEndpoint:
     """Make an endpoint for *url* with exactly our event types.
 
     Raises:
@@ -106,7 +106,7 @@ def create(api: StripeApi, world: World, url: str) -> Made:
     secret = answer.body.get("secret")
     if not isinstance(secret, str):
         raise StripeAway(f"Stripe made {answer.id} and answered no secret: it is in Stripe's Dashboard.")
-    return Made(str(answer.id), world.account, secret)
+    return NewEndpoint(str(answer.id), world.account, secret)
 
 
 def advice(found: Iterable[Endpoint]) -> list[str]:

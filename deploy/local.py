@@ -125,7 +125,7 @@ def _is_configured(name: str) -> bool:
 
 
 @contextmanager
-def stop_when_told() -> Iterator[None]:
+def stop_on_signal() -> Iterator[None]:
     """Raise KeyboardInterrupt here at the first SIGINT, SIGTERM or SIGHUP; later ones do not disturb the shutdown.
 
     Where Python drops what a signal handler raises, since it ran within a finalizer, it is raised again after that.
@@ -160,19 +160,19 @@ def stop_when_told() -> Iterator[None]:
 
 
 def end_in_peace() -> None:
-    """Within ``stop_when_told``, ignore signals from here on, so that the shutdown is not disturbed."""
+    """Within ``stop_on_signal``, ignore signals from here on, so that the shutdown is not disturbed."""
     for each in STOP_SIGNALS:
         signal.signal(each, lambda *_: None)
 
 
-def wait_until_told() -> NoReturn:
-    """Sleep until ``stop_when_told`` raises KeyboardInterrupt."""
+def wait_for_signal() -> NoReturn:
+    """Sleep until ``stop_on_signal`` raises KeyboardInterrupt."""
     while True:
         signal.pause()
 
 
-def run_until_told(work: Coroutine[Any, Any, Result]) -> Result:
-    """Run *work* in an event loop of its own and return its result; ``stop_when_told`` ends it too.
+def run_until_signal(work: Coroutine[Any, Any, Result]) -> Result:
+    """Run *work* in an event loop of its own and return its result; ``stop_on_signal`` ends it too.
 
     Raises:
         KeyboardInterrupt: a signal asked for a stop, and *work* was cancelled.

@@ -432,7 +432,7 @@ def _plain_environment() -> dict[str, str]:
 
 
 @dataclass(frozen=True, slots=True)
-class Disguise:
+class RunAs:
     """A way to run PostgreSQL for a user that it refuses: a command prefix, and the data's owner (None: this user)."""
 
     prefix: tuple[str, ...] = ()
@@ -441,9 +441,9 @@ class Disguise:
 
 # In a user namespace our own files stay accessible, so no file changes its owner. Where namespaces are not available (a
 # chroot, many containers) root becomes the user 65534 and keeps one right: to pass through folders closed to that user.
-DISGUISES: Final = (
-    Disguise(("unshare", "--user", f"--map-user={NOBODY}", f"--map-group={NOBODY}")),
-    Disguise(
+RUN_AS_WAYS: Final = (
+    RunAs(("unshare", "--user", f"--map-user={NOBODY}", f"--map-group={NOBODY}")),
+    RunAs(
         (
             *("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"),
             *("--inh-caps=+dac_override", "--ambient-caps=+dac_override"),
@@ -461,9 +461,9 @@ def _is_refused() -> bool:
         return True
 
 
-def _works(disguise: Disguise, folder: Path, binary: Path) -> bool:
+def _works(run_as: RunAs, folder: Path, binary: Path) -> bool:
     script = 'test -w "$1" && exec "$2" --version'
-    command = [*disguise.prefix, "sh", "-c", script, "sh", str(folder), str(binary)]
+    command = [*run_as.prefix, "sh", "-c", script, "sh", str(folder), str(binary)]
     try:
         return subprocess.run(command, capture_output=True, check=False).returncode == 0  # noqa: S603 - our own command
     except FileNotFoundError:
@@ -493,7 +493,7 @@ class Postgres(_Server):
         *,
         durable: bool = True,
         postgres_bin: Path | None = None,
-        disguises: Sequence[Disguise] = DISGUISES,
+        ways: Sequence[RunAs] = RUN_AS_WAYS,
     ) -> None:
         chosen = (
             first_binary([postgres_bin / "postgres"], f"PostgreSQL in {postgres_bin}", "DATABASE_URL")
@@ -503,7 +503,7 @@ class Postgres(_Server):
         # PostgreSQL's tools are in the folder of the binary itself, and not in that of a link to it.
         super().__init__(folder, (chosen or _find_postgres()).resolve())
         self._durable = durable
-        self._disguises = disguises
+        self._ways = ways
         self._prefix: tuple[str, ...] = ()
 
     @property
@@ -520,18 +520,18 @@ class Postgres(_Server):
         return self.folder / "cluster"
 
     def _prepare(self) -> None:
-        disguise = self._disguise() if _is_refused() else Disguise()
-        self._prefix = disguise.prefix
+        run_as = self._run_as() if _is_refused() else RunAs()
+        self._prefix = run_as.prefix
         if not self._working_folder.exists():
             self._make_cluster()
-        _hand_over(self._working_folder, os.geteuid() if disguise.owner is None else disguise.owner)
+        _hand_over(self._working_folder, os.geteuid() if run_as.owner is None else run_as.owner)
         # The file names a process of the past. PostgreSQL would not start if another program has that number by now.
         (self._working_folder / "postmaster.pid").unlink(missing_ok=True)
 
-    def _disguise(self) -> Disguise:
-        for disguise in self._disguises:
-            if _works(disguise, self.folder, self.binary):
-                return disguise
+    def _run_as(self) -> RunAs:
+        for run_as in self._ways:
+            if _works(run_as, self.folder, self.binary):
+                return run_as
         raise UserRefused(
             "PostgreSQL runs neither as root nor as a user without a name, and neither unshare nor setpriv can make it "
             "somebody else here. Run payfold as an ordinary user, or set DATABASE_URL to a server of your own."

@@ -67,7 +67,7 @@ class World:
                 news[facts.subject].append(facts)
                 touched[facts.subject] = None
         for subject in list(touched):
-            leader = join.leader_of(folds.SHAPES[subject.table], subject)
+            leader = join.leader_of(folds.ROW_SPECS[subject.table], subject)
             if leader is not None:
                 self._led[leader].add(subject)
         touched |= dict.fromkeys(led for subject in list(touched) for led in self._led[subject])
@@ -81,7 +81,7 @@ class World:
 
     def _joined(self, subject: Subject, news: list[Facts]) -> Joined | None:
         """Return the row *subject* with its *news*: laid over it where they are later than it, else folded anew."""
-        shape, held = folds.SHAPES[subject.table], self._own.get(subject)
+        shape, held = folds.ROW_SPECS[subject.table], self._own.get(subject)
         is_sure = held is not None and not any(each.kind == join.AMBIGUOUS_ORDER for each in held.anomalies)
         advanced = join.advance(shape, held.row, news) if held is not None and is_sure and news else None
         if held is None or advanced is None:
@@ -109,7 +109,7 @@ class World:
     def _append(
         self, subject: Subject, kind: str, before: object, after: Mapping[str, Any], by: dict[str, Any]
     ) -> None:
-        name = folds.SHAPES[subject.table].subject
+        name = folds.ROW_SPECS[subject.table].subject
         change = {"account": subject.account, "livemode": subject.livemode, "subject": name, "subject_id": subject.id}
         change |= {"kind": kind, **by, "before": before, "after": dict(after), "withheld": None}
         found = [change]
@@ -157,7 +157,7 @@ class World:
     def found(self, table: str) -> list[Row]:
         """Return the rows of *table*."""
         own = [joined.row for subject, joined in self.rows.items() if subject.table == table]
-        parents = [each for each in self.rows.items() if folds.SHAPES[each[0].table].child == table]
+        parents = [each for each in self.rows.items() if folds.ROW_SPECS[each[0].table].child == table]
         return own + [child for _, joined in parents for child in joined.children]
 
     @cached_property
@@ -168,7 +168,7 @@ class World:
             {
                 "subject_id": subject.id,
                 "kind": each.kind,
-                "subject": folds.SHAPES[subject.table].subject,
+                "subject": folds.ROW_SPECS[subject.table].subject,
                 "detail": each.detail,
             }
             for subject, joined in self.rows.items()
@@ -353,7 +353,7 @@ def put(module: ModuleType, text: str) -> None:
         elif name.endswith("TYPES") and isinstance(old, tuple):
             for kind in set(old) - set(new):
                 cast("dict[str, Any]", folds.FOLDS).pop(kind, None)
-        elif isinstance(old, join.Shape):
+        elif isinstance(old, join.RowSpec):
             old.__dict__.clear()
             old.__dict__.update(vars(new))
         elif isinstance(old, (str, int, tuple, Mapping)) and not name.startswith("__"):

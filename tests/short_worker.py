@@ -17,7 +17,7 @@ from schemas.heartbeats import BEAT_SECONDS
 from schemas.watchdog import Limits
 from worker import __main__ as worker
 from worker import clock
-from worker.process import Made, run
+from worker.process import Parts, run
 
 LIMITS: Final = Limits(look=0.2, deaf=3.0, intervals=1.0)
 
@@ -54,19 +54,19 @@ class Stuck(schedule):
         threading.Event().wait()
 
 
-def _start_worker(made: Made, asked: argparse.Namespace) -> int:
+def _start_worker(parts: Parts, asked: argparse.Namespace) -> int:
     if asked.deaf:
         DeafChannel.deaf_max, DeafChannel.asks_max = asked.deaf, asked.asks
-        made.app.conf.broker_transport = DeafTransport
-    return worker.start(made, LIMITS._replace(shut_down=asked.shut_down, end=asked.end, beat=asked.beat))
+        parts.app.conf.broker_transport = DeafTransport
+    return worker.start(parts, LIMITS._replace(shut_down=asked.shut_down, end=asked.end, beat=asked.beat))
 
 
-def _start_clock(made: Made, asked: argparse.Namespace) -> int:
-    made.app.conf.broker_transport_options = made.app.conf.broker_transport_options | {"socket_timeout": 1.0}
+def _start_clock(parts: Parts, asked: argparse.Namespace) -> int:
+    parts.app.conf.broker_transport_options = parts.app.conf.broker_transport_options | {"socket_timeout": 1.0}
     if not asked.stuck:
-        return clock.start(made, beat_seconds=asked.beat)
-    made.app.conf.beat_schedule["stuck"] = {"task": "stuck", "schedule": Stuck(timedelta(seconds=1)), "options": {}}
-    return clock.start(made, still_seconds_max=2.0)
+        return clock.start(parts, beat_seconds=asked.beat)
+    parts.app.conf.beat_schedule["stuck"] = {"task": "stuck", "schedule": Stuck(timedelta(seconds=1)), "options": {}}
+    return clock.start(parts, still_seconds_max=2.0)
 
 
 if __name__ == "__main__":

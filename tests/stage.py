@@ -18,7 +18,7 @@ from schemas.settings import Settings
 from schemas.stripe_api import ANSWER_SECONDS_MAX, BODY_SECONDS_MAX, StripeApi
 from tests import ledger
 from worker.stripe_jobs import expiry
-from worker.stripe_jobs.rounds import Desk, Round
+from worker.stripe_jobs.rounds import JobContext, JobResult
 
 KEY = "sk_test_sandbox_key_that_nobody_may_see"
 HOUR = 3_600
@@ -26,7 +26,7 @@ HOUR = 3_600
 
 @dataclass(frozen=True)
 class Stage:
-    """A shop's account at the sandbox, its API on a port, and a desk whose clock is the account's."""
+    """A shop's account at the sandbox, its API on a port, and a job context with the account's clock."""
 
     account: Account
     api: SandboxApi
@@ -37,7 +37,7 @@ class Stage:
     environment: dict[str, str]
     """The settings, for a process of its own."""
 
-    def desk(
+    def context(
         self,
         *,
         threads: int = 1,
@@ -45,8 +45,8 @@ class Stage:
         retries_max: int = 0,
         answer_seconds_max: float = ANSWER_SECONDS_MAX,
         body_seconds_max: float = BODY_SECONDS_MAX,
-        **more: Any,  # noqa: ANN401 - a desk's own
-    ) -> Desk:
+        **more: Any,  # noqa: ANN401 - the context's own
+    ) -> JobContext:
         """Return a worker's desk, whose clock is *later* than Stripe's; the SDK does not try again by itself."""
         api = StripeApi(
             self.settings,
@@ -55,7 +55,7 @@ class Stage:
             answer_seconds_max=answer_seconds_max,
             body_seconds_max=body_seconds_max,
         )
-        return Desk(self.engine, api, self.settings, now=lambda: self.now + later, threads=threads, **more)
+        return JobContext(self.engine, api, self.settings, now=lambda: self.now + later, threads=threads, **more)
 
     @property
     def now(self) -> datetime:
@@ -95,9 +95,9 @@ class Stage:
         ledger.record(self.engine, [ledger.delivery(event.body) for event in self.account.events])
         self.fold()
 
-    def expire(self, desk: Desk | None = None) -> Round:
+    def expire(self, context: JobContext | None = None) -> JobResult:
         """Let the clock's job expire what is stale, and fold what it brought."""
-        found = expiry.run_once(desk or self.desk())
+        found = expiry.run_once(context or self.context())
         self.fold()
         return found
 

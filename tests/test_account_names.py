@@ -498,11 +498,11 @@ def test_an_old_log_after_the_rename(engine: Engine, tmp_path: Path) -> None:
     bodies = [event.body for event in sold().events]
     take_in(engine, bodies[:-1])
     log = tmp_path / "old.ndjson"
-    log.write_bytes(b"".join(replay.export(engine, filters=replay.NO_FILTERS)) + bodies[-1] + b"\n")
+    log.write_bytes(b"".join(replay.export(engine, filters=replay.ALL_EVENTS)) + bodies[-1] + b"\n")
     renaming.rename(engine, "", "acct_1", now=NOW)
 
     for account in ("", "acct_1"):
-        reading = replay.Reading([str(log)], NOW, replay.Filters(account=account))
+        reading = replay.Reading([str(log)], NOW, replay.LogFilters(account=account))
         counts = plan(engine, reading).counts
         assert (counts["duplicate"], counts["new"], counts["filtered"]) == (len(bodies) - 1, 1, 0)
     counts = replay.replay(engine, replay.Reading([str(log)], NOW)).counts
@@ -521,7 +521,7 @@ def reconciled_with(engine: Engine, log: Path) -> dict[str, int]:
     """Return how the inbox differs from *log*."""
     with shadow.shadow(engine, has_inbox=True) as made:
         record_in(made, [str(log)], account="", now=NOW, refuse=lambda _: None)
-        return against_logs.compare(made, tell=lambda _: None)
+        return against_logs.compare(made, on_difference=lambda _: None)
 
 
 def test_archived_payloads(engine: Engine, tmp_path: Path) -> None:
@@ -554,16 +554,16 @@ def test_jobs_at_stripe_go_on(database_url: str, redis_url: str) -> None:
     with stage(database_url, redis_url) as at:
         at.account.complete(at.account.open_session())
         at.account.advance(120)
-        gaps.run_once(at.desk(), since=at.now - timedelta(days=1))
-        gaps.run_once(at.desk())
+        gaps.run_once(at.context(), since=at.now - timedelta(days=1))
+        gaps.run_once(at.context())
         (before,) = at.rows("SELECT account, reached_at, found FROM stripe_jobs")
         renaming.rename(at.engine, "", "acct_1", now=at.now)
         at.account.complete(at.account.open_session())
         at.account.advance(120)
         at.api.calls.clear()
 
-        gaps.run_once(at.desk())
-        expiry.run_once(at.desk())
+        gaps.run_once(at.context())
+        expiry.run_once(at.context())
 
         jobs = at.rows("SELECT account, reached_at, found FROM stripe_jobs WHERE job = 'fill_gaps'")
         assert [job["account"] for job in jobs] == ["acct_1"]

@@ -78,8 +78,8 @@ def test_a_key_that_stripe_refuses(at: Stage) -> None:
 def test_what_another_worker_has_in_hand(at: Stage) -> None:
     """The command does not do it a second time, and says so with exit 1."""
     (session,) = at.open()
-    desk = at.desk()
-    desk.within(lambda opened: queue.begin(opened, HERE, expiry.JOB, now=datetime.now(UTC)))
+    context = at.context()
+    context.within(lambda opened: queue.begin(opened, HERE, expiry.JOB, now=datetime.now(UTC)))
 
     ran = payfold(at, "sessions", "expire")
 

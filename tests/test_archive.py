@@ -27,7 +27,7 @@ from worker.folding.claim import keep_others_from_folding, queue_outdated
 from worker.logs import archive, retry
 from worker.logs.archive import Done
 from worker.proof import rebuild, swap
-from worker.proof.archived import beside
+from worker.proof.archived import with_archived
 from worker.proof.digest import digests
 from worker.proof.rebuild import Sizes, nobody
 
@@ -190,7 +190,7 @@ def test_whatever_an_inbox_holds(engine: Engine, folder: Path) -> None:
     assert (done.dropped, payloads(engine)) == (len(held) - 1, {parked: held.pop(parked)})
     assert at_rest(engine) == before
 
-    with beside(engine, folder, progress=nobody) as made:
+    with with_archived(engine, folder, progress=nobody) as made:
         rebuild.rebuild(made)
         assert digests(engine, schema=made.schema) == before[0]
         kept = ledger.rows(engine, f"SELECT * FROM {made.schema}.archived")  # noqa: S608 - our own name
@@ -232,9 +232,9 @@ def test_a_rebuild_with_the_archive(shop: Engine, folder: Path, sizes: Sizes, be
     """It is what it was before archiving, outcomes and mentions included."""
     archived(shop, folder, before)
 
-    with beside(shop, folder, progress=nobody) as made:
+    with with_archived(shop, folder, progress=nobody) as made:
         rebuild.rebuild(made, sizes=sizes)
-        found = swap.compare(made, tell=lambda _: None)
+        found = swap.compare(made, on_difference=lambda _: None)
 
         assert digests(shop, schema=made.schema) == digests(shop)
         assert (found.drift, found.events_left_out) == (0, 0)
@@ -348,17 +348,17 @@ def test_what_goes_on_meanwhile(shop: Engine, folder: Path) -> None:
     told = customer.payload()
     again = sample("customer.updated", told["data"]["object"], now=TIMES[-1] + 100)
 
-    with beside(shop, None, progress=nobody) as made:
+    with with_archived(shop, None, progress=nobody) as made:
         rebuild.rebuild(made)
         ledger.record(shop, [ledger.delivery(event.body) for event in (*sold.events, again)])
         ledger.fold(shop)
-        assert swap.compare(made, tell=lambda _: None).drift == 0
+        assert swap.compare(made, on_difference=lambda _: None).drift == 0
 
-    with beside(shop, folder, progress=nobody) as made:
+    with with_archived(shop, folder, progress=nobody) as made:
         rebuild.rebuild(made)
         ledger.record(shop, [ledger.delivery(link(TIMES[-1]).body)])
         ledger.fold(shop)
-        assert swap.compare(made, tell=lambda _: None).drift == 0
+        assert swap.compare(made, on_difference=lambda _: None).drift == 0
 
 
 # ---- An archive at fault ----
@@ -395,7 +395,7 @@ def test_another_rendering_is_not_taken(shop: Engine, folder: Path) -> None:
 
     with (
         pytest.raises(ConflictError, match="lacks the payloads of 1 events"),
-        beside(shop, folder, progress=nobody),
+        with_archived(shop, folder, progress=nobody),
     ):
         pass
 
@@ -447,7 +447,7 @@ def whole(engine: Engine, folder: Path, before: list[Any]) -> None:
     archived(engine, folder)
     assert payloads(engine) == {}
     assert at_rest(engine) == before
-    with beside(engine, folder, progress=nobody) as made:
+    with with_archived(engine, folder, progress=nobody) as made:
         rebuild.rebuild(made)
         assert digests(engine, schema=made.schema) == before[0]
 
@@ -583,7 +583,7 @@ def test_a_rebuild_that_goes_on(shop: Engine, folder: Path) -> None:
             waits(shop, for_lock="relation")
         steps.append(step)
 
-    with beside(shop, None, progress=nobody) as made:
+    with with_archived(shop, None, progress=nobody) as made:
         rebuild.rebuild(made, progress=progress)
         assert digests(shop, schema=made.schema) == digests(shop)
     thread.join()

@@ -21,7 +21,7 @@ from tests import ledger
 from tests.stage import HOUR, KEY, Stage, stage
 from tests.web import OPERATOR, READER, serving, settings_of
 from worker.stripe_jobs import discovery, expiry, fetches, gaps
-from worker.stripe_jobs.rounds import Desk, Round
+from worker.stripe_jobs.rounds import JobContext, JobResult
 
 HERE = World("", livemode=False)
 
@@ -33,23 +33,23 @@ def at(database_url: str, redis_url: str) -> Iterator[Stage]:
         yield made
 
 
-def poll(at: Stage, desk: Desk | None = None) -> Round:
+def poll(at: Stage, context: JobContext | None = None) -> JobResult:
     """Let the clock's job ask for open sessions, and fold what it brought."""
-    found = discovery.run_once(desk or at.desk())
+    found = discovery.run_once(context or at.context())
     at.fold()
     return found
 
 
-def fetch(at: Stage, desk: Desk | None = None) -> Round:
+def fetch(at: Stage, context: JobContext | None = None) -> JobResult:
     """Let the clock's job read what is to be read, and fold what it brought."""
-    found = fetches.run_once(desk or at.desk())
+    found = fetches.run_once(context or at.context())
     at.fold()
     return found
 
 
-def fill(at: Stage, desk: Desk | None = None, **more: Any) -> Round:  # noqa: ANN401 - the job's own
+def fill(at: Stage, context: JobContext | None = None, **more: Any) -> JobResult:  # noqa: ANN401 - the job's own
     """Let the clock's job fetch events that never came, and fold them."""
-    found = gaps.run_once(desk or at.desk(), **more)
+    found = gaps.run_once(context or at.context(), **more)
     at.fold()
     return found
 
@@ -205,7 +205,7 @@ def test_a_long_ledger_is_listed_whole_or_not_at_all(at: Stage) -> None:
 
     assert fetch(at).counted == {"postponed": 1}
     assert at.rows("SELECT FROM balance_transactions") == []
-    fetch(at, at.desk(later=timedelta(minutes=1)))
+    fetch(at, at.context(later=timedelta(minutes=1)))
     assert at.rows("SELECT count(*) AS rows FROM balance_transactions") == [{"rows": 250}]
 
 
@@ -252,7 +252,7 @@ def test_an_object_whose_order_is_in_doubt_is_read(at: Stage) -> None:
     assert ledger.anomalies(at.engine) == ["ambiguous_order"]
     at.account.advance(30)
 
-    assert fetch(at, at.desk(later=timedelta(days=30))).counted == {"objects": 1}
+    assert fetch(at, at.context(later=timedelta(days=30))).counted == {"objects": 1}
     assert ledger.anomalies(at.engine) == []
     assert at.rows("SELECT metadata FROM payment_links") == [{"metadata": {}}]
 
@@ -276,7 +276,7 @@ def test_a_thin_event_brings_its_twin(at: Stage) -> None:
         ledger.record(at.engine, [ledger.delivery(body)])
     at.fold()
 
-    fetch(at, at.desk(later=timedelta(days=20)))
+    fetch(at, at.context(later=timedelta(days=20)))
 
     assert at.api.count("/v1/events/*") == 1
     assert (at.status(first), at.status(second)) == ("paid", "paid")
@@ -294,7 +294,7 @@ def test_an_odd_thin_event_holds_up_no_other(at: Stage, odd: bytes) -> None:
     ledger.record(at.engine, [ledger.delivery(strange[:-1] + b',"reason":' + odd + b"}"), ledger.delivery(wanted)])
     at.fold()
 
-    fetch(at, at.desk(later=timedelta(days=20)))
+    fetch(at, at.context(later=timedelta(days=20)))
 
     assert at.status(session) == "paid"
 
@@ -312,7 +312,7 @@ def test_every_page_of_thin_events_is_read(at: Stage) -> None:
     ledger.record(at.engine, [ledger.delivery(body) for body in (*others, wanted)])
     at.fold()
 
-    fetch(at, at.desk(later=timedelta(days=20)))
+    fetch(at, at.context(later=timedelta(days=20)))
 
     assert at.status(session) == "paid"
 
@@ -325,15 +325,15 @@ def test_an_event_that_was_never_generated(at: Stage) -> None:
     ledger.record(at.engine, [ledger.delivery(thin(1, kind, related_object=about))])
     at.fold()
 
-    assert fetch(at, at.desk(later=timedelta(days=22))).counted == {"objects": 1}
-    assert fetch(at, at.desk(later=timedelta(days=22))).counted == {}
+    assert fetch(at, at.context(later=timedelta(days=22))).counted == {"objects": 1}
+    assert fetch(at, at.context(later=timedelta(days=22))).counted == {}
     assert at.rows("SELECT email FROM customers") == [{"email": "buyer@example.com"}]
 
 
 def test_what_lags_behind_a_newer_event_changes_nothing(at: Stage) -> None:
     """An answer is dated before its call, so an event that was not seen in it stays the last word."""
     session = at.account.open_session()
-    api = at.desk().api
+    api = at.context().api
     answer = api.call(HERE, "get", "checkout", "sessions", session, lane=Lane.REFETCH)
     assert answer.at <= at.account.now
     at.account.complete(session)
@@ -352,7 +352,7 @@ def test_what_happened_long_ago_is_not_read(at: Stage) -> None:
     at.account.complete(at.account.open_session())
     at.deliver()
 
-    assert fetch(at, at.desk(later=timedelta(days=31))).counted == {}
+    assert fetch(at, at.context(later=timedelta(days=31))).counted == {}
 
 
 # Events that never came.
@@ -410,7 +410,7 @@ def test_a_long_gap_is_filled_in_steps(at: Stage) -> None:
     with database.transaction(at.engine) as connection, database.cursor(connection) as cursor:
         cursor.execute("UPDATE inbox SET received_at = %s", (at.now - timedelta(days=3),))
     rounds = 0
-    while fill(at, at.desk(slice_seconds_max=0.0)).is_more:
+    while fill(at, at.context(seconds_max=0.0)).is_more:
         rounds += 1
 
     assert rounds == 12
@@ -429,10 +429,10 @@ def test_a_full_window_is_left_between_its_pages(at: Stage) -> None:
     wanted = [event for event in at.account.events if event.created <= (at.now - gaps.SETTLED).timestamp()]
 
     for run_once, calls_max in ((gaps.run_once, lists), (discovery.run_once, 1)):
-        desk, rounds, is_more = at.desk(slice_seconds_max=0.0), 0, True
+        context, rounds, is_more = at.context(seconds_max=0.0), 0, True
         while is_more and rounds < 200:
             before, rounds = len(at.api.calls), rounds + 1
-            is_more = run_once(desk).is_more
+            is_more = run_once(context).is_more
             assert len(at.api.calls) - before <= calls_max
         assert 5 < rounds < 200
     assert at.rows("SELECT count(*) AS events FROM inbox WHERE source <> 'observation'") == [
@@ -466,7 +466,7 @@ def test_a_quiet_hour_costs_less_than_a_hundred_calls(at: Stage) -> None:
     for second in range(HOUR):
         for every, run_once in jobs.items():
             if second % every == 0:
-                run_once(at.desk())
+                run_once(at.context())
         at.account.advance(1)
 
     assert 0 < len(at.api.calls) < 100
@@ -513,13 +513,13 @@ def test_an_account_that_is_not_connected_stops_nothing(at: Stage) -> None:
 def test_no_key_serves_the_other_mode(at: Stage) -> None:
     """A test key is never used for a live row."""
     with pytest.raises(NotServed):
-        at.desk().api.call(World("", livemode=True), "get", "events", lane=Lane.REFETCH)
+        at.context().api.call(World("", livemode=True), "get", "events", lane=Lane.REFETCH)
     assert at.api.calls == []
 
 
 def test_an_id_is_never_a_path(at: Stage) -> None:
     """An id out of an event that holds slashes and question marks asks for an object of that name, and no other."""
-    api = at.desk().api
+    api = at.context().api
     with pytest.raises(Exception, match="no such object"):
         api.call(HERE, "get", "checkout", "sessions", "../events?limit=1", lane=Lane.REFETCH)
 
@@ -643,5 +643,5 @@ def test_without_a_key_nothing_is_read(database_url: str, redis_url: str) -> Non
         at.account.complete(at.account.open_session())
         at.deliver()
         for run_once in (discovery.run_once, fetches.run_once, gaps.run_once):
-            assert run_once(Desk(at.engine, StripeApi(at.settings, None), at.settings)).counted == {}
+            assert run_once(JobContext(at.engine, StripeApi(at.settings, None), at.settings)).counted == {}
         assert at.api.calls == []

@@ -40,7 +40,7 @@ def deliver(at: Stage, lost: set[str] = frozenset()) -> None:  # type: ignore[as
 
 def audited(at: Stage, **arguments: Any) -> tuple[dict[str, Listed], list[Difference]]:  # noqa: ANN401 - as audit's own
     """Return what an audit listed, by the kind of object, and what it found."""
-    told = list(against_stripe.audit(at.desk(), **arguments))
+    told = list(against_stripe.audit(at.context(), **arguments))
     listed = {each.object: each for each in told if isinstance(each, Listed)}
     found = [each for each in told if isinstance(each, Difference)]
     for tally in listed.values():
@@ -51,7 +51,7 @@ def audited(at: Stage, **arguments: Any) -> tuple[dict[str, Listed], list[Differ
 def test_a_shop_that_is_told_of_everything(at: Stage) -> None:
     """Nothing differs but what no event tells: sessions that are open, and the ledger."""
     deliver(at)
-    against_stripe.repair(at.desk())
+    against_stripe.repair(at.context())
 
     listed, found = audited(at)
 
@@ -68,7 +68,7 @@ def test_a_shop_that_is_told_of_everything(at: Stage) -> None:
 def test_pages_are_what_it_costs(at: Stage) -> None:
     """An audit costs a call for each hundred objects of a kind, and one for each customer with a balance."""
     deliver(at)
-    against_stripe.repair(at.desk())
+    against_stripe.repair(at.context())
     at.api.calls.clear()
 
     listed, _ = audited(at)
@@ -89,7 +89,7 @@ def test_events_that_never_came(at: Stage, seed: int) -> None:
     deliver(at, set(chance.sample(candidates, 25)))
 
     _, found = audited(at)
-    repaired = against_stripe.repair(at.desk())
+    repaired = against_stripe.repair(at.context())
     _, left = audited(at)
 
     assert len(found) > 5
@@ -113,7 +113,7 @@ EDITS = {
 def test_a_row_that_somebody_edited(at: Stage, edit: str) -> None:
     """What was changed by hand is found though its events are all there, and a repair folds them anew."""
     deliver(at)
-    against_stripe.repair(at.desk())
+    against_stripe.repair(at.context())
     paid = next(session for session in at.account.session_ids() if at.account.expected_status(session) == "paid")
     before = at.rows("SELECT * FROM orders WHERE id = :id", id=paid)
     ledger.execute(at.engine, EDITS[edit], id=paid)
@@ -122,7 +122,7 @@ def test_a_row_that_somebody_edited(at: Stage, edit: str) -> None:
     assert {each.id for each in found} == {paid}
     assert {each.kind for each in found} == {"missing" if edit == "a row less" else "different"}
 
-    against_stripe.repair(at.desk())
+    against_stripe.repair(at.context())
     assert audited(at)[1] == []
     assert at.rows("SELECT * FROM orders WHERE id = :id", id=paid) == before
 
@@ -130,7 +130,7 @@ def test_a_row_that_somebody_edited(at: Stage, edit: str) -> None:
 def test_a_row_that_stripe_does_not_know(at: Stage) -> None:
     """A row that Stripe neither lists nor knows is extra; a repair notes that it is missing there."""
     deliver(at)
-    against_stripe.repair(at.desk())
+    against_stripe.repair(at.context())
     other = shop_history(18, 3)
     paid = next(event for event in other.events if event.type == "checkout.session.completed")
     ledger.record(at.engine, [ledger.delivery(paid.body)])
@@ -148,7 +148,7 @@ def test_a_row_that_stripe_does_not_know(at: Stage) -> None:
 def test_a_draft_that_was_deleted(at: Stage) -> None:
     """A draft may be deleted at Stripe: that Stripe does not know it any more is no difference."""
     deliver(at)
-    against_stripe.repair(at.desk())
+    against_stripe.repair(at.context())
     other = Account(seed=20)
     draft = other.create_invoice(other.create_customer(), 500)
     ledger.record(at.engine, [ledger.delivery(each.body) for each in other.events if each.type == "invoice.created"])
@@ -161,7 +161,7 @@ def test_a_draft_that_was_deleted(at: Stage) -> None:
 def test_what_no_key_serves(at: Stage) -> None:
     """Rows of another mode or account are told, and never called for."""
     deliver(at)
-    against_stripe.repair(at.desk())
+    against_stripe.repair(at.context())
     live = shop_history(19, 5, livemode=True)
     ledger.record(at.engine, [ledger.delivery(event.body) for event in live.events])
     at.fold()
@@ -179,7 +179,7 @@ def test_a_key_that_stripe_refuses(database_url: str, redis_url: str) -> None:
         at.account.create_payment_link()
         deliver(at)
         with pytest.raises(KeyRefused, match="401"):
-            list(against_stripe.audit(at.desk(), repair=True))
+            list(against_stripe.audit(at.context(), repair=True))
         assert at.rows("SELECT FROM inbox WHERE source = 'observation'") == []
 
 
@@ -267,7 +267,7 @@ def test_a_repair_without_stripe(at: Stage) -> None:
 def test_what_is_archived(at: Stage) -> None:
     """A row whose events are archived is held against what Stripe lists, unless only all its events could tell."""
     deliver(at)
-    against_stripe.repair(at.desk())
+    against_stripe.repair(at.context())
     ledger.execute(at.engine, "DELETE FROM payloads")
     (order,) = at.rows("SELECT id FROM orders WHERE amount_total > 0 AND status = 'paid' LIMIT 1")
 
@@ -288,7 +288,7 @@ def test_what_is_archived(at: Stage) -> None:
 def test_what_is_on_the_way_elsewhere(at: Stage, account: str, *, livemode: bool, is_found: bool) -> None:
     """A row is not compared while an event of its object is not folded yet; an event of another world is no reason."""
     deliver(at)
-    against_stripe.repair(at.desk())
+    against_stripe.repair(at.context())
     paid = next(event for event in at.account.events if event.type == "checkout.session.completed")
     ledger.execute(at.engine, "UPDATE orders SET amount_total = 1 WHERE id = :id", id=paid.object_id)
     told = paid.payload() | {"id": "evt_on_the_way", "livemode": livemode}
@@ -308,7 +308,7 @@ def test_what_is_on_the_way_elsewhere(at: Stage, account: str, *, livemode: bool
 def test_what_only_the_map_finds(at: Stage) -> None:
     """Of a refund a false event said that it failed, which outranks what Stripe lists: folding leaves the row so."""
     deliver(at)
-    against_stripe.repair(at.desk())
+    against_stripe.repair(at.context())
     refund = next(each for each in at.account.newest("refund") if each["status"] == "succeeded")
     false = event("evt_false", "refund.failed", refund["created"] + 1, {**refund, "status": "failed"})
     ledger.take_in(at.engine, false)
@@ -324,7 +324,7 @@ def test_what_only_the_map_finds(at: Stage) -> None:
     assert ran.code == 3
     assert "Different by the map alone: 1." in ran.err
     assert "Stripe: against Stripe, by a map of" in ran.out
-    assert against_stripe.repair(at.desk()) == 0
+    assert against_stripe.repair(at.context()) == 0
 
 
 @pytest.mark.parametrize("version", ["2024-09-30.acacia", "2025-05-28.basil"])

@@ -24,7 +24,7 @@ from worker.proof import against_stripe, walks
 from worker.proof.against_stripe import Listed
 from worker.proof.difference import Difference
 from worker.proof.walks import Step
-from worker.stripe_jobs.rounds import Desk
+from worker.stripe_jobs.rounds import JobContext
 
 KEY: Final = "sk_test_lists"
 DAY: Final = 86_400
@@ -59,8 +59,8 @@ class Stripe:
         self.lists[path] += objects
 
     @property
-    def desk(self) -> Desk:
-        """Return a desk that calls it now, a day after all that happened."""
+    def context(self) -> JobContext:
+        """Return a context that calls it now, a day after all that happened."""
         settings = Settings.load(
             {
                 "DATABASE_URL": self.engine.url.render_as_string(hide_password=False),
@@ -72,11 +72,11 @@ class Stripe:
             }
         )
         api = StripeApi(settings, self.redis, retries_max=0)
-        return Desk(self.engine, api, settings, now=lambda: datetime.fromtimestamp(self.now, UTC))
+        return JobContext(self.engine, api, settings, now=lambda: datetime.fromtimestamp(self.now, UTC))
 
     def audited(self, **arguments: Any) -> tuple[dict[str, Listed], list[Difference]]:  # noqa: ANN401 - as audit's own
         """Return what an audit listed, by the kind of object, and what it found."""
-        sent = list(against_stripe.audit(self.desk, **arguments))
+        sent = list(against_stripe.audit(self.context, **arguments))
         listed = {each.object: each for each in sent if isinstance(each, Listed)}
         return listed, [each for each in sent if isinstance(each, Difference)]
 
@@ -216,7 +216,7 @@ def test_a_payment_that_was_captured_by_hand(at: Stripe) -> None:
         ("orders", "different", "cs_2", "amount_total"),
         ("orders", "different", "cs_3", "paid_at"),
     ]
-    against_stripe.repair(at.desk)
+    against_stripe.repair(at.context)
     assert at.audited()[1] == []
     statement = "SELECT amount_total, payment_status, paid_at FROM orders WHERE id <> 'cs_1' ORDER BY id"
     by_charge = (5000, "unpaid", datetime.fromtimestamp(T + 50, UTC))
@@ -237,7 +237,7 @@ def test_deleted_customers(at: Stripe) -> None:
     assert named(found) == [("customers", "different", "cus_0001", "deleted")]
     assert listed["customer"].listed == 1
     assert [call for call in at.calls if "cus_" in call] == ["/v1/customers/cus_0001"]
-    assert against_stripe.repair(at.desk) == 1
+    assert against_stripe.repair(at.context) == 1
     assert at.audited()[1] == []
 
 
@@ -453,7 +453,7 @@ def test_what_has_just_changed(at: Stripe) -> None:
     at.refuses = lambda path: 403 if "/v1/events" in path else 200
     assert {each.id for each in at.audited()[1]} == {"ch_0", "ch_1", "ch_2", "ch_3", "cs_3", "cs_4"}
     at.refuses = lambda _: 200
-    assert against_stripe.repair(at.desk) == len(never_came)
+    assert against_stripe.repair(at.context) == len(never_came)
     assert at.audited()[1] == []
     assert [
         row["id"] for row in ledger.rows(at.engine, "SELECT id FROM charges WHERE amount_refunded > 0 ORDER BY id")
@@ -560,7 +560,7 @@ def test_a_world_that_is_not_let_in(at: Stripe, keys: str, reason: str) -> None:
     ledger.execute(at.engine, "UPDATE customers SET name = 'edited'")
     ledger.take_in(at.engine, event("evt_2", "charge.succeeded", T, charge("ch_1")), account="acct_1")
 
-    sent = list(against_stripe.audit(at.desk))
+    sent = list(against_stripe.audit(at.context))
 
     (refused,) = [each for each in sent if isinstance(each, Listed) and each.account == "acct_1"]
     assert refused.object == against_stripe.REFUSED
@@ -585,7 +585,7 @@ def test_a_key_of_another_sandbox(at: Stripe) -> None:
     assert at.audited()[0]["checkout.session"].reason == against_stripe.ANOTHER_SANDBOX
 
     for _ in range(2):
-        against_stripe.repair(at.desk)
+        against_stripe.repair(at.context)
     listed, found = at.audited()
 
     assert named(found) == [("orders", "extra", "cs_1", None)]
@@ -594,7 +594,7 @@ def test_a_key_of_another_sandbox(at: Stripe) -> None:
 
     at.add("checkout/sessions", session("cs_2"))
     ledger.take_in(at.engine, event("evt_2", "checkout.session.completed", T, session("cs_2")))
-    against_stripe.repair(at.desk)
+    against_stripe.repair(at.context)
     assert at.audited()[0]["checkout.session"].reason == ""
     assert ledger.rows(at.engine, "SELECT object_id FROM inbox WHERE type = 'payfold.checkout.session.missing'") == [
         {"object_id": "cs_1"}
@@ -758,7 +758,7 @@ def test_an_audit_that_is_closed(at: Stripe) -> None:
 
 def interrupted(at: Stripe) -> Path:
     """Interrupt an audit at its first difference, and return the file that is kept of it."""
-    with closing(against_stripe.audit(at.desk)) as begun:
+    with closing(against_stripe.audit(at.context)) as begun:
         next(each for each in begun if isinstance(each, Difference))
     (kept,) = at.folder.glob("*")
     return kept
@@ -794,7 +794,7 @@ def test_a_day_from_the_last_step(at: Stripe) -> None:
     shown: list[tuple[str, int]] = []
 
     def audit() -> Iterator[Listed | Difference]:
-        return against_stripe.audit(at.desk, progress=lambda name, done, _: shown.append((name, done)))
+        return against_stripe.audit(at.context, progress=lambda name, done, _: shown.append((name, done)))
 
     for expected in ("cus_0240", "cus_0010"):
         with closing(audit()) as begun:  # type: ignore[type-var]  # a generator

@@ -23,7 +23,7 @@ from tests.hidden.account import Account, Body, Thing
 from worker.proof import against_stripe
 from worker.proof.against_stripe import Listed
 from worker.proof.difference import Difference
-from worker.stripe_jobs.rounds import Desk
+from worker.stripe_jobs.rounds import JobContext
 
 SHORT = 10
 LONG = 200
@@ -88,7 +88,7 @@ def audited(
                 "PAYFOLD_STRIPE_CALLS_PER_SECOND": "1000",
             }
         )
-        for each in against_stripe.audit(Desk(engine, StripeApi(settings, redis), settings)):
+        for each in against_stripe.audit(JobContext(engine, StripeApi(settings, redis), settings)):
             if isinstance(each, Listed):
                 listed[each.object] += each.listed
                 assert (each.unreadable, each.archived) == (0, 0)

@@ -41,7 +41,7 @@ def folded(bodies: Sequence[bytes], subject: Subject = USD) -> join.Joined:
     found: list[join.Joined] = []
     for order in (bodies, bodies[::-1], random.Random(3).sample(bodies, len(bodies))):
         known = histories.facts_of(list(order))
-        shape = folds.SHAPES[subject.table]
+        shape = folds.ROW_SPECS[subject.table]
         result = join.fold_all(shape, join.with_leader(shape, subject, known))
         assert result is not None
         found.append(result)
@@ -333,7 +333,7 @@ def switched(name: str, second: int, after: str, before: str) -> Facts:
 
 def ended(*history: Facts) -> tuple[Row, list[str], set[str]]:
     """Return the row of *history*, which is the same in every order, what is wrong with it, and which are twins."""
-    shape = folds.SHAPES[history[0].subject.table]
+    shape = folds.ROW_SPECS[history[0].subject.table]
     found = []
     for order in permutations(history) if len(history) < 6 else (history, history[::-1]):
         result = join.fold_all(shape, order)
@@ -385,9 +385,9 @@ def test_a_reading_between_two_changes_of_the_next_second() -> None:
 
     assert ended(began, read, off, on) == ({**ended(began, on, off)[0], "event_id": "evt_1"}, [], set())
     assert ended(began, read, off, on)[0]["url"] == "on"
-    known = join.fold_all(folds.SHAPES["payment_links"], [began, read])
+    known = join.fold_all(folds.ROW_SPECS["payment_links"], [began, read])
     assert known is not None
-    assert join.advance(folds.SHAPES["payment_links"], known.row, [off, on]) is None
+    assert join.advance(folds.ROW_SPECS["payment_links"], known.row, [off, on]) is None
     # Read long before, or with nothing before it that says where the second began.
     long_ago = structs.replace(read, created=SECOND - timedelta(60), stamp=(SECOND - timedelta(60),))
     assert ended(long_ago, off, on)[0]["url"] == "off"
@@ -423,7 +423,7 @@ def test_a_reading_before_anything_else_is_the_likeliest_beginning() -> None:
 
 def test_a_reading_within_a_batch_begins_no_second() -> None:
     """A batch that holds a reading and what follows it is laid over no row: the reading may be of what follows."""
-    shape = folds.SHAPES["payment_links"]
+    shape = folds.ROW_SPECS["payment_links"]
     began = join.fold_all(shape, [event("evt_0", 0, {"url": "z"}, table="payment_links", is_first=True)])
     read = structs.replace(event("obs_1", 9, {"url": "y"}, table="payment_links"), source="observation")
     batch = [read, switched("evt_1", 10, "y", "z"), switched("evt_2", 10, "z", "y")]
@@ -446,7 +446,7 @@ def began_and_ended(seconds: Sequence[Sequence[Facts]]) -> float:
     """Return how long the events of *seconds* take to be put in order, in seconds of the processor."""
     history = [each for second in seconds for each in second]
     began = process_time()
-    join.in_order(folds.SHAPES["payment_links"], history)
+    join.in_order(folds.ROW_SPECS["payment_links"], history)
     return process_time() - began
 
 
@@ -536,7 +536,7 @@ def test_what_is_too_much_to_put_in_order_is_by_seniority() -> None:
     assert (row["url"], row["event_id"], wrong, twins) == ("y249", "evt_0499", ["ambiguous_order"], set())
     later = switched("evt_9", 2, "end", "y248")
     assert ended(*history, later)[:2] == ({**row, "url": "end", "event_id": "evt_9", "as_of": later.created}, [])
-    assert join.in_order(folds.SHAPES["payment_links"], [*history, later]).steps[-2].after["url"] == "y248"
+    assert join.in_order(folds.ROW_SPECS["payment_links"], [*history, later]).steps[-2].after["url"] == "y248"
 
 
 # Against the reference, and against the truth.
@@ -581,7 +581,7 @@ def test_the_ledger_orders_the_customer_too() -> None:
 
 def arrived(subject: Subject, known: dict[Subject, list[Facts]], rng: random.Random) -> join.Joined:
     """Return the row *subject* after its events came in an order and in batches drawn by *rng*."""
-    shape = folds.SHAPES[subject.table]
+    shape = folds.ROW_SPECS[subject.table]
     by_event: dict[str, list[Facts]] = defaultdict(list)
     for each in join.with_leader(shape, subject, known):
         by_event[each.event_id].append(each)

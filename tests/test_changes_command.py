@@ -24,10 +24,10 @@ from tests.command import payfold, started
 from tests.faults import Proxy
 from tests.web import until
 from worker.folding import withheld
-from worker.folding.withheld import Wanted
+from worker.folding.withheld import WithheldChanges
 from worker.logs import replay
 
-ALL = Wanted(feed.ALL)
+ALL = WithheldChanges(feed.ALL)
 START = datetime(2026, 11, 20, tzinfo=UTC)
 
 
@@ -64,7 +64,7 @@ def briefly(changes: list[dict[str, Any]]) -> list[tuple[str, str]]:
     return [(change["kind"], change["subject_id"]) for change in changes]
 
 
-def counted(engine: Engine, wanted: Wanted = ALL) -> dict[tuple[str, str], int]:
+def counted(engine: Engine, wanted: WithheldChanges = ALL) -> dict[tuple[str, str], int]:
     """Return how many changes are withheld, by reason and kind."""
     with database.transaction(engine) as connection:
         return {(row["reason"], row["kind"]): row["changes"] for row in withheld.counts(connection, wanted)}
@@ -112,7 +112,9 @@ def test_only_what_is_asked_for_is_released(engine: Engine) -> None:
     )
     append(engine, ("order.paid", "cs_5", 5, "import"), livemode=True)
     assert counted(engine) == {("import", "order.paid"): 3, ("import", "order.expired"): 1, ("swap", "order.paid"): 1}
-    wanted = Wanted(feed.selection(kind=frozenset(("order.paid",)), livemode=False), START + timedelta(minutes=5))
+    wanted = WithheldChanges(
+        feed.selection(kind=frozenset(("order.paid",)), livemode=False), START + timedelta(minutes=5)
+    )
 
     assert withheld.release(engine, wanted) == 2
     assert briefly(shown(engine)) == [("order.paid", "cs_2"), ("order.paid", "cs_3")]

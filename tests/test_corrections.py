@@ -267,6 +267,6 @@ def test_a_sum_that_is_not_known_any_more(engine: Engine, paying: Account) -> No
     with database.transaction(engine) as connection, database.cursor(connection) as cursor:
         cursor.execute("SELECT current_schema()")
         ((schema,),) = cursor.fetchall()
-        found = order_refunds.untold(cursor, told_in=schema)
+        found = order_refunds.unannounced(cursor, announced_in=schema)
     assert [(row["subject_id"], row["kind"]) for row in found] == [(known, "order.refund_changed")]
     assert (found[0]["before"]["refunded_amount"], found[0]["after"]["refunded_amount"]) == (500, None)

@@ -25,7 +25,7 @@ import psycopg
 import pytest
 
 from deploy.leash import leashed
-from deploy.local import stop_when_told
+from deploy.local import stop_on_signal
 from deploy.sandbox.account import Account
 from deploy.sandbox.http_api import StripeApi
 from deploy.sandbox.server import serving
@@ -179,7 +179,7 @@ def deployed() -> Iterator[Deployed]:
     stripe = StripeApi({KEY: account}, clock=lambda: int(time.time()))
     # Everything is ended in reverse order, also when a signal ends the run.
     with ExitStack() as running:
-        running.enter_context(stop_when_told())
+        running.enter_context(stop_on_signal())
         settings = running.enter_context(servers(folder / "servers")) | SOON
         settings |= {
             "STRIPE_API_KEY": KEY,

@@ -17,7 +17,7 @@ from schemas.stripe_api import StripeApi
 from tests.conftest import SEED_OPTION
 from tests.stage import HOUR, KEY, Stage, stage
 from worker.stripe_jobs import discovery, expiry, queue
-from worker.stripe_jobs.rounds import Desk
+from worker.stripe_jobs.rounds import JobContext
 
 HERE = World("", livemode=False)
 EXPIRE = "*/expire"
@@ -149,7 +149,7 @@ def test_a_session_that_stripe_does_not_know(at: Stage) -> None:
 def test_an_end_that_has_passed_is_read(at: Stage) -> None:
     """A session whose own end has passed needs no expiring: one call reads what became of it."""
     (session,) = at.open(ago=26 * HOUR)
-    assert [row["action"] for row in expiry.listed(at.desk())] == ["read from Stripe"]
+    assert [row["action"] for row in expiry.listed(at.context())] == ["read from Stripe"]
 
     assert at.expire().counted == {"sessions": 1}
 
@@ -168,7 +168,7 @@ def test_stripes_timer_may_be_late(database_url: str, redis_url: str) -> None:
         assert at.status(session) == "open"
 
         at.account.expire(session)
-        at.expire(at.desk(later=timedelta(minutes=1)))
+        at.expire(at.context(later=timedelta(minutes=1)))
         assert at.status(session) == "expired"
         assert [made.method for made in at.api.calls] == ["GET", "GET"]
 
@@ -189,7 +189,7 @@ def test_an_ended_session_that_stripe_does_not_know(at: Stage) -> None:
     del at.account._objects["checkout.session"][session]
 
     assert at.expire().counted == {"missing": 1}
-    assert at.expire(at.desk(later=timedelta(hours=1))).counted == {}
+    assert at.expire(at.context(later=timedelta(hours=1))).counted == {}
     assert at.rows("SELECT kind, subject_id FROM anomalies") == [{"kind": "missing_at_stripe", "subject_id": session}]
 
 
@@ -214,8 +214,8 @@ def test_a_refused_key_stops_the_job_loudly(
     good = at.api._accounts, at.api._forbidden
     at.api._accounts, at.api._forbidden = refused._accounts, refused._forbidden
 
-    found = at.expire(at.desk())
-    again = at.expire(at.desk())
+    found = at.expire(at.context())
+    again = at.expire(at.context())
 
     assert len(found.failed) == 1
     assert f"Stripe answered {status}" in found.failed[0]
@@ -228,7 +228,7 @@ def test_a_refused_key_stops_the_job_loudly(
     assert KEY not in str(at.rows("SELECT * FROM stripe_jobs"))
 
     at.api._accounts, at.api._forbidden = good
-    assert at.expire(at.desk(later=timedelta(hours=1))).counted == {"expired": 3}
+    assert at.expire(at.context(later=timedelta(hours=1))).counted == {"expired": 3}
     assert at.rows("SELECT job FROM stripe_jobs WHERE stopped IS NOT NULL") == []
 
 
@@ -241,7 +241,7 @@ def test_what_stripe_cannot_do_now_is_tried_again(at: Stage, fault: Fault) -> No
     assert at.expire().counted == {"postponed": 1}
     assert at.status(session) == "open"
     assert at.expire().counted == {}
-    at.expire(at.desk(later=timedelta(minutes=1)))
+    at.expire(at.context(later=timedelta(minutes=1)))
 
     assert at.status(session) == "expired"
     assert [made.method for made in at.api.calls] == ["POST", "GET", "POST"]
@@ -257,8 +257,8 @@ def test_an_answer_that_was_lost_is_found_by_reading(at: Stage, fault: Fault) ->
     (session,) = at.open()
     at.faults.add(fault, EXPIRE)
 
-    at.expire(at.desk(answer_seconds_max=0.5))
-    at.expire(at.desk(later=timedelta(minutes=1)))
+    at.expire(at.context(answer_seconds_max=0.5))
+    at.expire(at.context(later=timedelta(minutes=1)))
     at.deliver()
 
     assert [made.method for made in at.api.calls] == ["POST", "GET"]
@@ -272,7 +272,7 @@ def test_the_network_is_tried_again_with_the_same_key(at: Stage, fault: Fault) -
     (session,) = at.open()
     at.faults.add(fault, EXPIRE)
 
-    at.expire(at.desk(retries_max=1))
+    at.expire(at.context(retries_max=1))
 
     assert at.status(session) == "expired"
     keys = [made.idempotency_key for made in at.api.calls if made.method == "POST"]
@@ -286,13 +286,13 @@ def test_a_rate_limit_pauses_what_stripe_names(at: Stage, fault: Fault, *, is_gl
     sessions = at.open(2)
     at.faults.add(fault, EXPIRE)
 
-    at.expire(at.desk(slice_seconds_max=0.0))
+    at.expire(at.context(seconds_max=0.0))
 
     paused = sorted(name.decode().rsplit(":", 1)[-1] for name in at.redis.keys("*:pause*") if b":times" not in name)  # type: ignore[union-attr]  # names
     assert paused == (["pause"] if is_global else ["post checkout/sessions/expire"])
 
     at.redis.flushdb()  # the pause is over
-    at.expire(at.desk(later=timedelta(minutes=1)))
+    at.expire(at.context(later=timedelta(minutes=1)))
     assert sorted((made.method, made.status) for made in at.api.calls) == [
         *(("GET", 200), ("POST", 200), ("POST", 200), ("POST", 429)),
     ]
@@ -302,13 +302,13 @@ def test_a_rate_limit_pauses_what_stripe_names(at: Stage, fault: Fault, *, is_gl
 def test_a_dead_worker_leaves_its_session_to_another(at: Stage) -> None:
     """Between Stripe's answer and our commit the worker dies: when its lease is over the session is read, once."""
     (session,) = at.open()
-    dying = at.desk()
+    dying = at.context()
     dying.within(lambda opened: expiry._ask(opened, dying, HERE))
     dying.within(lambda opened: queue.lease(opened, HERE, ["expire"], limit=1, now=at.now))
     checkout.expire(dying.api, HERE, session, read_first=False, now=at.now)
 
     assert at.expire().counted == {}
-    at.expire(at.desk(later=queue.LEASE))
+    at.expire(at.context(later=queue.LEASE))
 
     assert [made.method for made in at.api.calls] == ["POST", "GET"]
     assert at.status(session) == "expired"
@@ -323,7 +323,7 @@ def test_two_clocks_and_four_workers(at: Stage) -> None:
     def work() -> None:
         barrier.wait()
         for _ in range(2):
-            expiry.run_once(at.desk(threads=2))
+            expiry.run_once(at.context(threads=2))
 
     workers = [threading.Thread(target=work) for _ in range(4)]
     for worker in workers:
@@ -341,11 +341,11 @@ def test_a_thousand_sessions_cost_a_thousand_calls(at: Stage) -> None:
     """Expiring costs one call each, and finding them one for every fifty at the most."""
     for _ in range(1_000):
         at.account.open_session()
-    assert discovery.run_once(at.desk()).recorded == 1_000
+    assert discovery.run_once(at.context()).recorded == 1_000
     at.fold()
     at.account.advance(2 * HOUR)
 
-    found = at.expire(at.desk(threads=4, slice_seconds_max=600.0))
+    found = at.expire(at.context(threads=4, seconds_max=600.0))
 
     assert found.counted == {"expired": 1_000}
     assert at.api.count(EXPIRE) == 1_000
@@ -356,9 +356,9 @@ def test_a_slice_leaves_the_rest_to_its_successor(at: Stage) -> None:
     """When its time is over a job ends with work left, and says so."""
     at.open(5)
 
-    found = at.expire(at.desk(slice_seconds_max=0.0))
+    found = at.expire(at.context(seconds_max=0.0))
     assert found.is_more
-    while at.expire(at.desk()).is_more:
+    while at.expire(at.context()).is_more:
         pass
 
     assert at.rows("SELECT count(*) AS left FROM orders WHERE status = 'open'") == [{"left": 0}]
@@ -383,7 +383,7 @@ def test_a_buyer_who_pays_while_we_expire(at: Stage, request: pytest.FixtureRequ
         at.faults.add(rng.choice(faults), f"*/{session}/expire", **moves)  # type: ignore[arg-type]  # named above
     rounds = 0
     while at.rows("SELECT FROM orders WHERE status = 'open' LIMIT 1"):
-        at.expire(at.desk(threads=4, later=timedelta(minutes=rounds), slice_seconds_max=600.0))
+        at.expire(at.context(threads=4, later=timedelta(minutes=rounds), seconds_max=600.0))
         rounds += 1
         assert rounds < 10
     rng.shuffle(at.account.events)
@@ -444,7 +444,7 @@ def test_a_pass_can_be_looked_at_first(at: Stage) -> None:
     (old,) = at.open(ago=HOUR)
     (stale,) = at.open(ago=HOUR)
 
-    listed = expiry.listed(at.desk())
+    listed = expiry.listed(at.context())
 
     assert [(row["id"], row["action"], row["why"]) for row in listed] == [
         (old, "expire at Stripe", "open for 120 minutes, of 60 allowed"),
@@ -457,7 +457,9 @@ def test_nothing_is_called_without_redis(at: Stage) -> None:
     """The budget is in Redis: while it is away the job waits, and no session is lost or called twice."""
     (session,) = at.open()
     with Redis(host="127.0.0.1", port=1) as nobody:
-        found = at.expire(Desk(at.engine, StripeApi(at.settings, nobody), at.settings, now=lambda: at.now, threads=1))
+        found = at.expire(
+            JobContext(at.engine, StripeApi(at.settings, nobody), at.settings, now=lambda: at.now, threads=1)
+        )
 
     assert "Redis does not answer" in found.failed[0]
     assert at.expire().counted == {"expired": 1}

@@ -38,7 +38,7 @@ def assert_it_is_true(told: Explanation) -> None:
     events = {each["event_id"]: each for each in told.timeline}
     assert len(events) == len(told.timeline)
     assert all(each["verdict"] for each in told.timeline)
-    empty = folds.SHAPES[told.table].empty
+    empty = folds.ROW_SPECS[told.table].empty
     for column in told.columns:
         name, by = column["column"], column["event_id"]
         assert column["value"] == told.row[name]

@@ -12,7 +12,7 @@ from deploy.sandbox.history import shop_history
 from schemas import database
 from tests import ledger
 from worker.logs import archive, replay
-from worker.logs.replay import Filters, Reading
+from worker.logs.replay import LogFilters, Reading
 from worker.proof import rebuild, reconcile, shadow, swap
 from worker.proof.digest import digests
 
@@ -87,7 +87,7 @@ def test_archive(shop: Engine, engine: Engine, linger: Linger, tmp_path: Path) -
 
 def test_export(shop: Engine, engine: Engine, linger: Linger) -> None:
     """An export into a pipe that is read slowly holds no transaction open, and is whole."""
-    lines = replay.export(shop, filters=Filters())
+    lines = replay.export(shop, filters=LogFilters())
     first = next(lines)
     linger()
     held = waiting(engine)
@@ -110,8 +110,8 @@ def test_rebuild(shop: Engine, linger: Linger) -> None:
 
     with shadow.shadow(shop) as made:
         rebuild.rebuild(made, progress=linger)
-        assert swap.compare(made, tell=linger).drift == 1
-        found, _ = swap.swap(made, tell=linger)
+        assert swap.compare(made, on_difference=linger).drift == 1
+        found, _ = swap.swap(made, on_difference=linger)
 
     assert found.drift == 1
     assert digests(shop) == right
@@ -121,7 +121,7 @@ def test_reconcile(shop: Engine, linger: Linger, log: str) -> None:
     """A reconciliation by rules and by a log comes to its end, however slowly its findings are taken."""
     ledger.execute(shop, "DELETE FROM inbox WHERE seq = (SELECT max(seq) - 1 FROM inbox)")
 
-    wanted = reconcile.Wanted(logs=[log], each=linger, progress=linger)
+    wanted = reconcile.ReconcileRequest(logs=[log], each=linger, progress=linger)
     found = reconcile.run(shop, [reconcile.RULES, reconcile.LOG], wanted)
 
     assert [each["check"] for each in found["drift"]] == ["log"]

@@ -20,7 +20,7 @@ from tests import command, ledger
 from tests.stage import HOUR, KEY, Stage, stage
 from tests.web import serving, until
 from worker.stripe_jobs import discovery, fetches, gaps, rounds
-from worker.stripe_jobs.rounds import Desk
+from worker.stripe_jobs.rounds import JobContext
 
 A_DAY: Final = timedelta(days=1)
 
@@ -80,7 +80,7 @@ def test_what_stripe_declines_is_kept(at: Stage, fault: Fault, words: str) -> No
     """A job that Stripe declines has ended; `status` and health show it until a round ends well."""
     at.faults.add(fault, "/v1/events")
 
-    found = gaps.run_once(at.desk())
+    found = gaps.run_once(at.context())
 
     assert any(words in reason for reason in found.failed)
     kept = job(at, "fill_gaps")
@@ -92,7 +92,7 @@ def test_what_stripe_declines_is_kept(at: Stage, fault: Fault, words: str) -> No
     assert shown["since"] is not None
     assert health(at) == "failing: fill_gaps"
 
-    gaps.run_once(at.desk())
+    gaps.run_once(at.context())
     assert (job(at, "fill_gaps")["failure"], job(at, "fill_gaps")["failed_at"]) == (None, None)
     assert health(at) == "ok"
     assert [each["state"] for each in status(at)["jobs"]] == ["ok"]
@@ -104,7 +104,7 @@ def test_an_unforeseen_fault_is_kept_and_logged(at: Stage, capsys: pytest.Captur
     at.account.advance(120)
     refuse_rows(at, "inbox", "NEW.source = 'gap'")
 
-    gaps.run_once(at.desk(), since=at.now - A_DAY)
+    gaps.run_once(at.context(), since=at.now - A_DAY)
 
     kept = job(at, "fill_gaps")
     assert (kept["failure"], kept["leased_until"]) == ("It failed with RaiseException.", None)
@@ -112,7 +112,7 @@ def test_an_unforeseen_fault_is_kept_and_logged(at: Stage, capsys: pytest.Captur
     assert printed.count("stripe.failed") == 1
     assert "no room for" not in printed
     ledger.execute(at.engine, "DROP TRIGGER refused ON inbox")
-    assert gaps.run_once(at.desk(), since=at.now - A_DAY).recorded > 0
+    assert gaps.run_once(at.context(), since=at.now - A_DAY).recorded > 0
     assert job(at, "fill_gaps")["failure"] is None
 
 
@@ -122,12 +122,12 @@ def test_what_passes_by_itself_is_shown_when_it_lasts(at: Stage, fault: Fault) -
     at.faults.add(fault, "*", times=3)
 
     for minutes, is_shown in ((0, False), (9, False), (10, True)):
-        gaps.run_once(at.desk(later=timedelta(minutes=minutes)))
+        gaps.run_once(at.context(later=timedelta(minutes=minutes)))
         assert (job(at, "fill_gaps")["failure"] is not None) == is_shown
         assert job(at, "fill_gaps")["leased_until"] is None
     assert job(at, "fill_gaps")["failed_at"] == at.now
     assert health(at) == "failing: fill_gaps"
-    gaps.run_once(at.desk(later=timedelta(minutes=11)))
+    gaps.run_once(at.context(later=timedelta(minutes=11)))
     assert (job(at, "fill_gaps")["failure"], job(at, "fill_gaps")["failed_at"]) == (None, None)
 
 
@@ -136,16 +136,16 @@ def test_what_passes_is_forgotten_when_it_has(at: Stage) -> None:
     for minutes in (0, 30):
         at.faults.add(Fault.FAILED, "*", times=1)
         for more in (0, 1):
-            gaps.run_once(at.desk(later=timedelta(minutes=minutes + more)))
+            gaps.run_once(at.context(later=timedelta(minutes=minutes + more)))
             assert job(at, "fill_gaps")["failure"] is None
 
 
 def test_a_refused_key_is_no_second_fault(at: Stage) -> None:
     """What Stripe stops is shown as stopped, and no more as failing."""
     at.faults.add(Fault.DECLINED, "/v1/events")
-    gaps.run_once(at.desk())
+    gaps.run_once(at.context())
     at.api._accounts = {}
-    gaps.run_once(at.desk())
+    gaps.run_once(at.context())
 
     assert (job(at, "fill_gaps")["failure"], job(at, "fill_gaps")["stopped"] is not None) == (None, True)
     shown = status(at)
@@ -165,14 +165,14 @@ def test_a_worlds_failure_is_its_own(database_url: str, redis_url: str) -> None:
         at.account.open_session()
         refuse_rows(at, "inbox", "NEW.account = 'acct_1' AND NEW.source = 'observation'")
 
-        found = discovery.run_once(at.desk())
+        found = discovery.run_once(at.context())
 
         assert found.failed == ["It failed with RaiseException."]
         assert job(at, "poll_sessions", "acct_1")["failure"] == "It failed with RaiseException."
         for name in ("", "acct_3"):
             assert job(at, "poll_sessions", name)["failure"] is None
             assert job(at, "poll_sessions", name)["done_at"] is not None
-        assert fetches.run_once(at.desk()).counted["sessions"] > 0
+        assert fetches.run_once(at.context()).counted["sessions"] > 0
         assert health(at) == "failing: poll_sessions"
 
 
@@ -190,7 +190,7 @@ def test_a_call_that_fails_holds_up_no_other(at: Stage, capsys: pytest.CaptureFi
     ((call,)) = at.rows("SELECT object_id, attempts, leased_until, given_up FROM stripe_calls")
     assert call == {"object_id": sessions[0], "attempts": 1, "leased_until": None, "given_up": None}
     for attempt in range(1, rounds.ATTEMPTS_MAX):
-        at.expire(at.desk(later=attempt * timedelta(hours=1)))
+        at.expire(at.context(later=attempt * timedelta(hours=1)))
     assert at.rows("SELECT given_up FROM stripe_calls") == [{"given_up": "It failed with RaiseException."}]
 
 
@@ -211,18 +211,18 @@ def test_our_own_clocks_failure_is_kept(database_url: str, redis_url: str) -> No
 @pytest.mark.parametrize(("is_by_hand", "bound"), [(False, f"{BATCH.statement:.0f}s"), (True, "0")])
 def test_a_jobs_transactions_are_bounded(at: Stage, bound: str, *, is_by_hand: bool) -> None:
     """A worker's statements have a bound; a person who waits for a long one may end it."""
-    desk = at.desk(is_by_hand=is_by_hand)
+    context = at.context(is_by_hand=is_by_hand)
 
-    assert desk.within(lambda opened: opened.execute("SHOW statement_timeout").fetchone()) == (bound,)
+    assert context.within(lambda opened: opened.execute("SHOW statement_timeout").fetchone()) == (bound,)
 
 
 def test_no_call_waits_for_a_silent_redis(at: Stage) -> None:
     """Where Redis takes a connection and does not answer, a call is put off within seconds, and the job with it."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         settings = Settings.load(at.environment | {"REDIS_URL": f"redis://127.0.0.1:{silent.getsockname()[1]}"})
-        desk = Desk(at.engine, StripeApi(settings, broker.redis(settings)), settings, now=lambda: at.now)
+        context = JobContext(at.engine, StripeApi(settings, broker.redis(settings)), settings, now=lambda: at.now)
         began = time.monotonic()
-        found = gaps.run_once(desk)
+        found = gaps.run_once(context)
         took = time.monotonic() - began
 
     assert found.failed == [str(BrokerAway())]
@@ -236,7 +236,7 @@ def test_a_round_ends_with_its_slice(at: Stage) -> None:
     ledger.execute(at.engine, "ALTER TABLE stripe_jobs RENAME TO away")
 
     found = [
-        len(rounds.go_round(at.desk(slice_seconds_max=most), "fetch", lambda *_: None, worlds=worlds).failed)
+        len(rounds.run_job(at.context(seconds_max=most), "fetch", lambda *_: None, worlds=worlds).failed)
         for most in (60, -1)
     ]
 

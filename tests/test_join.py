@@ -49,7 +49,7 @@ def step(
 def arrive(batches: Sequence[Sequence[Facts]], of: Subject | None = None) -> join.Joined:
     """Return the row *of* what *batches* are about, as the projection joins what arrives one after the other."""
     subject = batches[0][0].subject if of is None else of
-    shape = folds.SHAPES[subject.table]
+    shape = folds.ROW_SPECS[subject.table]
     known: dict[Subject, list[Facts]] = defaultdict(list)
     result: join.Joined | None = None
     for batch in batches:
@@ -92,7 +92,7 @@ def compare(seed: int, arrivals: int) -> tuple[int, int, int]:
         if expected is None:
             continue
         by_event: dict[str, list[Facts]] = defaultdict(list)
-        for each in join.with_leader(folds.SHAPES[subject.table], subject, known):
+        for each in join.with_leader(folds.ROW_SPECS[subject.table], subject, known):
             by_event[each.event_id].append(each)
         events = list(by_event.values())
         for _ in range(arrivals):
@@ -176,7 +176,7 @@ def test_an_honest_repeat_is_no_duplicate() -> None:
 
 def test_a_later_second_needs_no_history() -> None:
     """Several changes of one later second are laid over a link's row, whatever its past; a gap asks for all of it."""
-    shape = folds.SHAPES["payment_links"]
+    shape = folds.ROW_SPECS["payment_links"]
     row = folded(step("evt_0", 5, 0)).row
     chain = [step("evt_3", 0, 1, second=1), step("evt_1", 1, 2, second=1), step("evt_2", 2, 3, second=1)]
 
@@ -194,7 +194,7 @@ def test_a_later_second_of_what_no_column_keeps() -> None:
         structs.replace(step(name, 0, 0, second=1), columns={"_beyond": 1}, before=None) for name in ("evt_1", "evt_2")
     ]
 
-    assert join.advance(folds.SHAPES["payment_links"], row, told) is None
+    assert join.advance(folds.ROW_SPECS["payment_links"], row, told) is None
 
 
 def test_a_twin_does_not_break_the_chain() -> None:
@@ -271,9 +271,9 @@ def test_shapes_fit_their_tables() -> None:
     """The columns that a shape fills are those of its table, no more and no fewer."""
     from schemas import tables  # noqa: PLC0415 - only this test wants the tables
 
-    steps = {shape.child for shape in folds.SHAPES.values() if shape.child}
+    steps = {shape.child for shape in folds.ROW_SPECS.values() if shape.child}
     # The lines of orders are fetched, and nothing fetches them yet.
-    assert {*folds.SHAPES} | steps | {"order_lines"} == {table.name for table in tables.PROJECTIONS}
-    for name, shape in folds.SHAPES.items():
+    assert {*folds.ROW_SPECS} | steps | {"order_lines"} == {table.name for table in tables.PROJECTIONS}
+    for name, shape in folds.ROW_SPECS.items():
         beyond = {"account", "livemode", *shape.key, "event_id", "as_of"}
         assert {*shape.empty} | beyond == {column.name for column in tables.metadata.tables[name].columns}

@@ -158,12 +158,12 @@ def test_equal_totals_need_no_other_event(account: Account) -> None:
     """The usual completion of a registered session is laid over its row; other totals are as well known from it."""
     session = account.open_session(amount=1_500)
     (registered,) = facts_of(seen(account, session, checkout.REGISTERED, line_items=ONE))
-    whole = join.fold_all(folds.SHAPES["orders"], [registered])
+    whole = join.fold_all(folds.ROW_SPECS["orders"], [registered])
     assert whole is not None
     account.advance(60)
     completed = facts_of(bought(account, session))
 
-    advanced = join.advance(folds.SHAPES["orders"], whole.row, completed)
+    advanced = join.advance(folds.ROW_SPECS["orders"], whole.row, completed)
     assert advanced is not None
     assert (advanced.row["lines_complete"], advanced.row["status"]) == (True, "paid")
 
@@ -210,7 +210,7 @@ def test_complete_is_what_the_set_says(rng: random.Random) -> None:
     arrived = rng.sample(steps, len(steps))
 
     row = arrive(split(arrived, rng)).row
-    whole = join.fold_all(folds.SHAPES["orders"], steps)
+    whole = join.fold_all(folds.ROW_SPECS["orders"], steps)
     assert whole is not None
     assert row == whole.row
     assert row["lines_complete"] is reference.lines_are_complete(

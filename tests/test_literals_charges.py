@@ -130,7 +130,7 @@ FAILED: dict[str, Any] = {
     "status": "failed",
 }
 
-SHAPES: dict[str, tuple[bytes, dict[str, Any]]] = {
+ROW_SPECS: dict[str, tuple[bytes, dict[str, Any]]] = {
     "newest": (
         event("evt_newest", "charge.updated", 50, NEWEST),
         {
@@ -234,10 +234,10 @@ SHAPES: dict[str, tuple[bytes, dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", ROW_SPECS)
 def test_every_column(engine: Engine, shape: str) -> None:
     """A charge's row is what the charge's page of Stripe's API reference gives its fields to mean, and nothing else."""
-    body, row = SHAPES[shape]
+    body, row = ROW_SPECS[shape]
 
     ledger.take_in(engine, body)
 

@@ -641,7 +641,7 @@ def test_lines_that_are_not_listed(engine: Engine) -> None:
 
 def test_an_update_of_a_note_is_no_change() -> None:
     """Of an issued note only memo and metadata change (docs.stripe.com/api/credit_notes/update): no news of money."""
-    shape = folds.SHAPES["credit_notes"]
+    shape = folds.ROW_SPECS["credit_notes"]
     issued = {**shape.empty, "status": "issued", "type": "pre_payment", "amount": 300}
 
     assert shape.changes(issued, {**issued, "memo": "another"}) == []
@@ -665,7 +665,7 @@ def test_what_a_change_holds() -> None:
         "invoice": "in_1",
         "customer_balance_transaction": "cbtxn_1",
     }
-    shape = folds.SHAPES["credit_notes"]
+    shape = folds.ROW_SPECS["credit_notes"]
 
     [change] = shape.changes(None, {**shape.empty, **shown, "number": "CN-1", "memo": "memo"})
     assert (change.kind, change.before, change.after) == ("credit_note.issued", None, shown)

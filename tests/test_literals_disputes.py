@@ -74,7 +74,7 @@ RECORDED: dict[str, Any] = {
     "reason": "general",
     "status": "warning_needs_response",
 }
-SHAPES: dict[str, tuple[bytes, dict[str, Any]]] = {
+ROW_SPECS: dict[str, tuple[bytes, dict[str, Any]]] = {
     "newest": (
         event("evt_newest", "charge.dispute.updated", 70, NEWEST),
         {
@@ -157,10 +157,10 @@ SHAPES: dict[str, tuple[bytes, dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", ROW_SPECS)
 def test_every_column(engine: Engine, shape: str) -> None:
     """A dispute's row is what the dispute's page of Stripe's API reference gives its fields to mean."""
-    body, row = SHAPES[shape]
+    body, row = ROW_SPECS[shape]
 
     ledger.take_in(engine, body)
 

@@ -57,7 +57,7 @@ OLD: dict[str, Any] = {
     "status": "succeeded",
     "transfer_reversal": None,
 }
-SHAPES: dict[str, tuple[bytes, dict[str, Any]]] = {
+ROW_SPECS: dict[str, tuple[bytes, dict[str, Any]]] = {
     "newest": (
         event("evt_newest", "refund.failed", 50, NEWEST),
         {
@@ -147,10 +147,10 @@ SHAPES: dict[str, tuple[bytes, dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", ROW_SPECS)
 def test_every_column(engine: Engine, shape: str) -> None:
     """A refund's row is what the refund's page of Stripe's API reference gives its fields to mean, and no other row."""
-    body, row = SHAPES[shape]
+    body, row = ROW_SPECS[shape]
 
     ledger.take_in(engine, body)
 

@@ -26,4 +26,4 @@ SUBJECTS = {
 @pytest.mark.parametrize("table", SUBJECTS)
 def test_what_a_row_is_called(table: str) -> None:
     """An order is a Checkout Session to Stripe; all others have Stripe's own names."""
-    assert folds.SHAPES[table].subject == SUBJECTS[table]
+    assert folds.ROW_SPECS[table].subject == SUBJECTS[table]

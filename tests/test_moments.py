@@ -75,7 +75,7 @@ def test_a_reading_makes_no_moment_earlier(engine: Engine, name: str) -> None:
 
     assert moments(engine, name) == [dict.fromkeys(CASES[name][1], at(T))]
     with rebuilt(engine) as made:
-        assert swap.compare(made, tell=print).drift == 0
+        assert swap.compare(made, on_difference=print).drift == 0
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -88,7 +88,7 @@ def test_a_reading_long_before_any_event_is_the_moment(engine: Engine, name: str
 
     assert moments(engine, name) == [dict.fromkeys(CASES[name][1], at(T - 1))]
     with rebuilt(engine) as made:
-        assert swap.compare(made, tell=print).drift == 0
+        assert swap.compare(made, on_difference=print).drift == 0
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -91,7 +91,7 @@ def test_an_odd_event_is_recorded_with_its_page(at: Stage, value: bytes) -> None
     sent = sold(at)
     make_odd(at, "/v1/events", sent[3], noted(value))
 
-    found = gaps.run_once(at.desk(), since=at.now - timedelta(days=1))
+    found = gaps.run_once(at.context(), since=at.now - timedelta(days=1))
 
     assert {row["id"] for row in at.rows("SELECT id FROM inbox")} == set(sent)
     assert found.recorded == len(sent)
@@ -116,7 +116,7 @@ def test_an_event_with_an_odd_name_is_recorded(at: Stage, old: bytes, new: bytes
     )
     make_odd(at, "/v1/events", odd, lambda item: item.replace(old, new))
 
-    assert gaps.run_once(at.desk(), since=at.now - timedelta(days=1)).recorded == len(sent)
+    assert gaps.run_once(at.context(), since=at.now - timedelta(days=1)).recorded == len(sent)
 
 
 def test_an_event_is_kept_byte_for_byte(at: Stage) -> None:
@@ -131,7 +131,7 @@ def test_an_event_is_kept_byte_for_byte(at: Stage) -> None:
         return body
 
     at.faults.add(None, "/v1/events", times=ALWAYS, rewrite=keep)
-    gaps.run_once(at.desk(), since=at.now - timedelta(days=1))
+    gaps.run_once(at.context(), since=at.now - timedelta(days=1))
 
     rows = at.rows("SELECT payload, payload_sha256, redacted FROM events")
     assert {row["payload_sha256"] for row in rows} == {hashlib.sha256(item).hexdigest() for item in listed}
@@ -163,7 +163,7 @@ def test_what_has_no_name_is_counted(
     sent = sold(at)
     make_odd(at, "/v1/events", sent[place], odd)
 
-    found = gaps.run_once(at.desk(), since=at.now - timedelta(days=1))
+    found = gaps.run_once(at.context(), since=at.now - timedelta(days=1))
 
     assert {row["id"] for row in at.rows("SELECT id FROM inbox")} == set(sent) - {sent[place]}
     assert found.counted["unreadable"] == 1
@@ -178,7 +178,7 @@ def test_the_last_of_a_page_may_have_no_name(at: Stage) -> None:
     hundredth = sessions[30]  # the newest are listed first
     make_odd(at, "/v1/checkout/sessions", hundredth, UNREADABLE["no object at all"])
 
-    found = discovery.run_once(at.desk())
+    found = discovery.run_once(at.context())
 
     assert found.recorded == 129
     assert found.failed == []
@@ -198,7 +198,7 @@ def test_an_odd_twin_is_read(at: Stage) -> None:
     make_odd(at, f"/v1/events/{first.id}", first.id, noted(rb'"\ud800"'))
     make_odd(at, f"/v1/events/{second.id}", second.id, UNREADABLE["no id"])
 
-    fetches.run_once(at.desk(later=timedelta(days=20)))
+    fetches.run_once(at.context(later=timedelta(days=20)))
 
     assert at.rows("SELECT source FROM inbox WHERE id = :id", id=first.id) == [{"source": "gap"}]
     ((call,)) = at.rows("SELECT object_id, given_up FROM stripe_calls")
@@ -215,14 +215,14 @@ def test_an_odd_session_is_found_with_its_page(at: Stage, value: bytes) -> None:
     sessions = [at.account.open_session() for _ in range(5)]
     make_odd(at, "/v1/checkout/sessions", sessions[2], noted(value))
 
-    found = discovery.run_once(at.desk())
+    found = discovery.run_once(at.context())
 
     assert found.failed == []
     assert {row["object_id"] for row in at.rows("SELECT object_id FROM inbox")} == set(sessions)
     at.fold()
     assert {at.status(session) for session in sessions if session != sessions[2]} == {"open"}
     at.account.advance(30)
-    assert discovery.run_once(at.desk()).recorded == 0
+    assert discovery.run_once(at.context()).recorded == 0
 
 
 def test_what_an_odd_session_becomes_is_news(at: Stage) -> None:
@@ -231,7 +231,7 @@ def test_what_an_odd_session_becomes_is_news(at: Stage) -> None:
     for value in (rb'"\ud800"', rb'"\udfff"', b'"whole"', rb'"\ud800"'):
         at.faults.add(None, "/v1/checkout/sessions", rewrite=with_odd(session, noted(value)))
         at.account.advance(30)
-        assert discovery.run_once(at.desk()).recorded == 1
+        assert discovery.run_once(at.context()).recorded == 1
 
 
 def test_a_session_without_a_name_is_counted(at: Stage) -> None:
@@ -239,7 +239,7 @@ def test_a_session_without_a_name_is_counted(at: Stage) -> None:
     sessions = [at.account.open_session() for _ in range(3)]
     make_odd(at, "/v1/checkout/sessions", sessions[1], lambda item: item.replace(b'"id":"cs_', b'"no":"cs_', 1))
 
-    found = discovery.run_once(at.desk())
+    found = discovery.run_once(at.context())
 
     assert (found.recorded, found.counted["unreadable"], found.failed) == (2, 1, [])
 
@@ -252,7 +252,7 @@ def test_an_odd_transaction_is_read_with_its_ledger(at: Stage, value: bytes) -> 
     at.deliver()
     make_odd(at, "*/balance_transactions", transactions[1], noted(value))
 
-    found = fetches.run_once(at.desk())
+    found = fetches.run_once(at.context())
 
     assert found.counted == {"ledgers": 1}
     assert at.rows("SELECT count(*) AS events FROM inbox WHERE object_id LIKE 'cbtxn_%'") == [{"events": 3}]
@@ -266,7 +266,7 @@ def test_a_transaction_without_a_name_is_given_up(at: Stage) -> None:
     at.deliver()
     make_odd(at, "*/balance_transactions", transactions[1], lambda _: b"{}")
 
-    fetches.run_once(at.desk())
+    fetches.run_once(at.context())
 
     assert at.rows("SELECT count(*) AS events FROM inbox WHERE object_id LIKE 'cbtxn_%'") == [{"events": 2}]
     assert at.rows("SELECT given_up FROM stripe_calls") == [
@@ -289,7 +289,7 @@ def test_an_odd_line_leaves_its_note_as_it_is_known(at: Stage) -> None:
         rewrite=lambda body: body.replace(b'"data": [', b'"data": [{"note":"\\ud800"},', 1),
     )
 
-    found = fetches.run_once(at.desk())
+    found = fetches.run_once(at.context())
 
     assert found.failed == []
     assert found.counted == {"credit_notes": 1, "sessions": 1}
@@ -330,7 +330,7 @@ def test_what_is_no_answer_is_asked_for_again(at: Stage) -> None:
     at.faults.add(None, "*/expire", rewrite=lambda _: b"<html>Sign in to this network</html>")
 
     assert at.expire().counted == {"postponed": 1}
-    assert at.expire(at.desk(later=timedelta(minutes=1))).counted == {"was_over": 1}
+    assert at.expire(at.context(later=timedelta(minutes=1))).counted == {"was_over": 1}
     assert at.status(session) == "expired"
 
 
@@ -349,7 +349,7 @@ def test_an_odd_object_ends_no_comparison(at: Stage, odd: Callable[[bytes], byte
     make_odd(at, "/v1/checkout/sessions", sessions[1], odd)
     make_odd(at, f"/v1/checkout/sessions/{sessions[1]}", sessions[1], odd)
 
-    sent = list(against_stripe.audit(at.desk()))
+    sent = list(against_stripe.audit(at.context()))
 
     tally = next(each for each in sent if isinstance(each, against_stripe.Listed) and each.object == "checkout.session")
     assert (tally.listed, tally.different) == (3, 1)
@@ -363,12 +363,12 @@ def test_an_answer_that_comes_in_drops_ends(at: Stage) -> None:
     """Each byte is in time, and the whole is not: the call ends, and is one whose outcome is not known."""
     session = at.account.open_session()
     at.faults.add(None, "*", times=ALWAYS, trickle_seconds=0.05)
-    desk = at.desk(body_seconds_max=0.5)
+    context = at.context(body_seconds_max=0.5)
     ended = threading.Event()
 
     def read() -> None:
         with pytest.raises(StripeAway):
-            desk.api.call(HERE, "get", "checkout", "sessions", session, lane=Lane.EXPIRY)
+            context.api.call(HERE, "get", "checkout", "sessions", session, lane=Lane.EXPIRY)
         ended.set()
 
     thread = threading.Thread(target=read, daemon=True)
@@ -383,7 +383,7 @@ def test_an_answer_that_breaks_off_is_no_answer(at: Stage) -> None:
     at.faults.add(Fault.CUT_SHORT, "*")
 
     with pytest.raises(StripeAway):
-        at.desk().api.call(HERE, "get", "checkout", "sessions", session, lane=Lane.EXPIRY)
+        at.context().api.call(HERE, "get", "checkout", "sessions", session, lane=Lane.EXPIRY)
 
 
 # The cutter.

@@ -379,7 +379,7 @@ def test_an_archived_event_is_no_drift(engine: Engine, archived: str) -> None:
     )
 
     with rebuilt(engine) as made:
-        found = swap.compare(made, tell=lambda _: None)
+        found = swap.compare(made, on_difference=lambda _: None)
 
     assert (found.drift, found.events_left_out) == (0, 1)
 

@@ -12,10 +12,10 @@ from deploy.sandbox.history import shop_history
 from schemas import database
 from tests import histories, ledger
 from tests.stage import stage
-from worker.logs.replay import NO_FILTERS, Reading, export, replay
+from worker.logs.replay import ALL_EVENTS, Reading, export, replay
 from worker.proof import rebuild, reconcile, shadow, swap
 from worker.proof.digest import digests
-from worker.proof.reconcile import LOG, REBUILD, Wanted
+from worker.proof.reconcile import LOG, REBUILD, ReconcileRequest
 from worker.stripe_jobs import gaps
 
 HISTORIES = 25
@@ -47,7 +47,7 @@ def happen(engine: Engine, chance: random.Random) -> None:
 
 def exported(engine: Engine, path: Path) -> str:
     """Export the inbox to *path*."""
-    path.write_bytes(b"".join(export(engine, filters=NO_FILTERS)))
+    path.write_bytes(b"".join(export(engine, filters=ALL_EVENTS)))
     return str(path)
 
 
@@ -78,7 +78,7 @@ def test_a_rebuild_is_what_is_there(engine: Engine, chance: random.Random) -> No
 
     with shadow.shadow(engine) as made:
         rebuild.rebuild(made)
-        differences = swap.compare(made, tell=print).drift
+        differences = swap.compare(made, on_difference=print).drift
 
     assert differences == 0
 
@@ -95,8 +95,8 @@ def test_what_was_lost_is_found_and_closed(
     (tmp_path / "rest").write_bytes(b"".join(line for at, line in enumerate(lines) if at not in lost))
     replay(other, Reading([str(tmp_path / "rest")], NOW))
 
-    found = reconcile.run(other, [LOG, REBUILD], Wanted(logs=[log]))
-    closed = reconcile.run(other, [LOG, REBUILD], Wanted(logs=[log], repair=True))
+    found = reconcile.run(other, [LOG, REBUILD], ReconcileRequest(logs=[log]))
+    closed = reconcile.run(other, [LOG, REBUILD], ReconcileRequest(logs=[log], repair=True))
 
     assert {(each["account"], each["id"]) for each in found["drift"]} == {known[at] for at in lost}
     assert {(each["check"], each["kind"]) for each in found["drift"]} == {("log", "missing")}
@@ -118,10 +118,10 @@ def test_what_never_came_is_found_and_fetched(
         path = tmp_path / "log"
         path.write_bytes(b"\n".join(event.body for event in at.account.events))
 
-        found = reconcile.run(at.engine, [LOG, REBUILD], Wanted(logs=[str(path)]))
-        gaps.run_once(at.desk(), since=at.now - gaps.KEPT)
+        found = reconcile.run(at.engine, [LOG, REBUILD], ReconcileRequest(logs=[str(path)]))
+        gaps.run_once(at.context(), since=at.now - gaps.KEPT)
         at.fold()
-        closed = reconcile.run(at.engine, [LOG, REBUILD], Wanted(logs=[str(path)]))
+        closed = reconcile.run(at.engine, [LOG, REBUILD], ReconcileRequest(logs=[str(path)]))
 
     assert {each["id"] for each in found["drift"]} == lost
     assert {(each["check"], each["kind"]) for each in found["drift"]} == {("log", "missing")}

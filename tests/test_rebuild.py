@@ -54,7 +54,7 @@ def run(engine: Engine, statement: str, **values: object) -> list[tuple[Any, ...
 def found_in(made: Shadow) -> list[Difference]:
     """Return every difference between the live tables and *made*."""
     told: list[Difference] = []
-    compared = swap.compare(made, tell=told.append)
+    compared = swap.compare(made, on_difference=told.append)
     assert bool(told) == bool(compared.drift)
     return told
 
@@ -146,14 +146,14 @@ def test_a_comparison_holds_up_nobody(shop: Engine) -> None:
     others = tangle(9, money=True).events
     folding = threading.Thread(target=ledger.take_in, args=[shop, *(event.body for event in others)], daemon=True)
 
-    def tell(difference: Difference) -> None:
+    def on_difference(difference: Difference) -> None:
         if not told:
             folding.start()
             folding.join(timeout=60)
         told.append(difference)
 
     with rebuild.rebuilt(shop) as made:
-        swap.compare(made, tell=tell)
+        swap.compare(made, on_difference=on_difference)
 
     assert not folding.is_alive(), "folding waited for the comparison"
     assert {each.column for each in told} == {"amount_total"}
@@ -171,7 +171,7 @@ def test_what_is_folded_once_the_pause_is_over(shop: Engine) -> None:
         swap.at_one_moment(reader, made)
         ledger.take_in(shop, *(event.body for event in tangle(9, money=True).events))
 
-        assert difference.compare(reader, made, tell=lambda _: None).drift == 0
+        assert difference.compare(reader, made, on_difference=lambda _: None).drift == 0
 
 
 # ---- Edits ----
@@ -274,7 +274,7 @@ def test_money_is_told_by_world(engine: Engine) -> None:
         )
 
     with rebuild.rebuilt(engine) as made:
-        compared = swap.compare(made, tell=lambda _: None)
+        compared = swap.compare(made, on_difference=lambda _: None)
 
     assert {key[:4]: amount for key, amount in compared.money.items()} == {
         ("", False, "orders", "amount_total"): 5,
@@ -307,7 +307,7 @@ def test_money_is_told_by_currency(shop: Engine) -> None:
 
     told: list[Difference] = []
     with rebuild.rebuilt(shop) as made:
-        compared = swap.compare(made, tell=told.append)
+        compared = swap.compare(made, on_difference=told.append)
 
     assert held > 7
     assert compared.money["", False, "orders", "amount_total", "usd"] == -7 - amount

@@ -15,7 +15,7 @@ from schemas import database, observations
 from tests import ledger
 from tests.command import payfold
 from worker.folding import order_refunds
-from worker.folds import SHAPES
+from worker.folds import ROW_SPECS
 from worker.folds.facts import Row, Subject
 from worker.proof.explain import explain
 
@@ -396,9 +396,9 @@ def test_a_dispute_s_status_that_stripe_has_yet_to_invent(engine: Engine) -> Non
 def test_a_dispute_that_closes_twice() -> None:
     """A dispute that was lost, appealed and won has a step for each end, and none for the appeal."""
     statuses = ("needs_response", "lost", "appeal_needs_response", "won")
-    rows: list[Row] = [{**SHAPES["disputes"].empty, "status": status} for status in statuses]
+    rows: list[Row] = [{**ROW_SPECS["disputes"].empty, "status": status} for status in statuses]
 
-    steps = [SHAPES["disputes"].changes(before, after) for before, after in zip([None, *rows], rows, strict=False)]
+    steps = [ROW_SPECS["disputes"].changes(before, after) for before, after in zip([None, *rows], rows, strict=False)]
 
     assert [[(each.kind, each.after["status"]) for each in step] for step in steps] == [
         [("dispute.opened", "needs_response")],
@@ -456,7 +456,7 @@ def test_a_rename_and_a_swap_find_what_was_not_announced(engine: Engine) -> None
     ledger.execute(engine, "DELETE FROM changes WHERE kind = 'order.refund_changed'")
 
     with database.transaction(engine) as connection, database.cursor(connection) as cursor:
-        found = [order_refunds.untold(cursor, told_in="public"), order_refunds.untold_of(cursor, "")]
+        found = [order_refunds.unannounced(cursor, announced_in="public"), order_refunds.unannounced_of(cursor, "")]
 
     assert [[(row["subject_id"], row["after"]["refunded_amount"]) for row in rows] for rows in found] == [
         [("cs_1", 500)],

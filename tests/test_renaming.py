@@ -156,7 +156,7 @@ def test_archived_in_the_midst_of_a_rename(engine: Engine, tmp_path: Path) -> No
     take_in(engine, bodies[::2], account="acct_0")
     take_in(engine, bodies[1::2], account="acct_1")
     log = tmp_path / f"payfold-events-1-{len(bodies)}.ndjson"
-    log.write_bytes(b"".join(replay.export(engine, filters=replay.NO_FILTERS)))
+    log.write_bytes(b"".join(replay.export(engine, filters=replay.ALL_EVENTS)))
     renaming.rename(engine, "acct_0", "", now=NOW)
     killed_in_the_midst(engine, "", "acct_1")
     ledger.execute(engine, "DELETE FROM payloads")
@@ -214,7 +214,7 @@ def test_a_round_that_meets_a_rename(engine: Engine) -> None:
 
 def test_a_call_that_spans_a_rename(engine: Engine) -> None:
     """A call that was leased under the old name is done under the new one as well."""
-    wanted = queue.Wanted("object", "re_1", "refund", Lane.REFETCH)
+    wanted = queue.CallRequest("object", "re_1", "refund", Lane.REFETCH)
     old = World("", livemode=False)
     with database.transaction(engine) as connection, database.cursor(connection) as cursor:
         queue.want(cursor, old, [wanted], now=NOW)

@@ -185,9 +185,9 @@ def test_every_order_of_arrival(web: Web, engine: Engine, tmp_path: Path, reques
     assert [each["kind"] for each in sorted(anomalies, key=lambda row: row["kind"])] == ["contents_differ", "id_reused"]
     assert len(kept) == 6
     with rebuild.rebuilt(engine) as made:
-        assert swap.compare(made, tell=print).drift == 0
+        assert swap.compare(made, on_difference=print).drift == 0
     with rebuild.refolded(engine, seed=seed) as made:
-        assert swap.compare(made, tell=print).drift == 0
+        assert swap.compare(made, on_difference=print).drift == 0
 
 
 def _written(folder: Path, *bodies: bytes) -> str:
@@ -429,9 +429,9 @@ def test_what_is_archived_is_compared_by_its_hash(engine: Engine, tmp_path: Path
     assert ledger.anomalies(engine) == ["contents_differ"]
     assert ledger.rows(engine, "SELECT state FROM events ORDER BY seq")[0] == {"state": "folded"}
     # Where the other copy is chosen, what was archived is found again by its bytes.
-    with archived.beside(engine, tmp_path, progress=rebuild.nobody) as made:
+    with archived.with_archived(engine, tmp_path, progress=rebuild.nobody) as made:
         rebuild.rebuild(made, sizes=IN_ONE_PROCESS)
-        assert swap.compare(made, tell=print).drift == 0
+        assert swap.compare(made, on_difference=print).drift == 0
 
 
 def test_copies_that_come_while_others_are_folded(engine: Engine, request: pytest.FixtureRequest) -> None:
@@ -561,7 +561,7 @@ def test_a_better_copy_that_is_tried_again(web: Web, engine: Engine, tmp_path: P
     ledger.fold(engine)
     assert (total(engine), state(engine)["signed"]) == (1500, True)
     with rebuild.rebuilt(engine) as made:
-        assert swap.compare(made, tell=print).drift == 0
+        assert swap.compare(made, on_difference=print).drift == 0
 
 
 def test_a_better_copy_that_cannot_be_folded(web: Web, engine: Engine, tmp_path: Path) -> None:
@@ -613,7 +613,7 @@ def test_what_only_claims_to_be_the_same(web: Web, engine: Engine, tmp_path: Pat
     assert {row["amount_total"] for _, (row,) in ends} == {1500}
     assert {event["signed"] for (event,), _ in ends} == {True}
     with rebuild.rebuilt(engine) as made:
-        assert swap.compare(made, tell=print).drift == 0
+        assert swap.compare(made, on_difference=print).drift == 0
 
 
 def test_recording_never_waits_for_a_fold(engine: Engine, database_url: str) -> None:

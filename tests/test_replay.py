@@ -34,12 +34,12 @@ from worker import folds
 from worker.folding import projection
 from worker.logs import retry, writer
 from worker.logs.dry_run import plan
-from worker.logs.replay import Counts, Filters, Reading, export, follow, replay
+from worker.logs.replay import Counts, LogFilters, Reading, export, follow, replay
 from worker.proof.digest import digests
 
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
 SHOP = shop_history(3, 20)
-NOTHING = Filters()
+NOTHING = LogFilters()
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def log(path: Path, events: Iterable[Event], *more: bytes) -> str:
     return str(path)
 
 
-def met(engine: Engine, *paths: str, filters: Filters = NOTHING, account: str = "", dry_run: bool = False) -> Counts:
+def met(engine: Engine, *paths: str, filters: LogFilters = NOTHING, account: str = "", dry_run: bool = False) -> Counts:
     """Replay logs and return the counts that are not zero, which add up."""
     logs = Reading(paths, NOW, filters, account)
     counts = +(plan(engine, logs).counts if dry_run else replay(engine, logs).counts)
@@ -176,10 +176,10 @@ def test_folding_beside_the_recording(engine: Engine, other_url: str, tmp_path: 
 
     at_work: list[int] = []
     logs = Reading([path], NOW, progress=lambda *_: at_work.append(len(lanes())))
-    beside = replay(engine, logs, backlog=1)
+    partner = replay(engine, logs, backlog=1)
 
     assert max(at_work) == 1
-    assert beside.counts == alone.counts
+    assert partner.counts == alone.counts
     assert alone.counts["seen"] > RECORD_ROWS_MAX
     assert digests(engine) == digests(other)
     assert lanes() == []
@@ -201,7 +201,7 @@ def test_a_replay_makes_room_for_payloads(engine: Engine, tmp_path: Path) -> Non
 
 def lanes() -> list[multiprocessing.process.BaseProcess]:
     """Return the processes that fold beside this one."""
-    return [each for each in multiprocessing.active_children() if each.name == "lane"]
+    return [each for each in multiprocessing.active_children() if each.name == "fold process"]
 
 
 def _of(engine: Engine, statement: str) -> list[tuple[Any, ...]]:
@@ -262,7 +262,7 @@ def test_filters(engine: Engine, tmp_path: Path) -> None:
     path = log(tmp_path / "log", SHOP.events)
     times = sorted({event.created for event in SHOP.events})
     since, until = times[3], times[-3]
-    filters = Filters(
+    filters = LogFilters(
         since=datetime.fromtimestamp(since, UTC), until=datetime.fromtimestamp(until, UTC), type="checkout.*.completed"
     )
     wanted = [
@@ -283,8 +283,8 @@ def test_filters_by_world(engine: Engine, tmp_path: Path) -> None:
     live = shop_history(4, 10, livemode=True)
     path = log(tmp_path / "log", [*SHOP.events, *live.events], odd(account="acct_2"))
 
-    assert met(engine, path, filters=Filters(account="acct_2"), account="acct_1")["new"] == 1
-    assert met(engine, path, filters=Filters(account="acct_1", livemode=True), account="acct_1")["new"] == len(
+    assert met(engine, path, filters=LogFilters(account="acct_2"), account="acct_1")["new"] == 1
+    assert met(engine, path, filters=LogFilters(account="acct_1", livemode=True), account="acct_1")["new"] == len(
         live.events
     )
     found = _of(engine, "SELECT account, livemode, count(*) FROM inbox GROUP BY 1, 2 ORDER BY 1, 2")
@@ -303,8 +303,8 @@ def test_account(engine: Engine, tmp_path: Path) -> None:
 
 # ---- The plan ----
 
-_PLANNED = [table for table in tables.PROJECTIONS if table.name in {shape.table for shape in folds.SHAPES.values()}]
-_PLANNED += [tables.metadata.tables[shape.child] for shape in folds.SHAPES.values() if shape.child]
+_PLANNED = [table for table in tables.PROJECTIONS if table.name in {shape.table for shape in folds.ROW_SPECS.values()}]
+_PLANNED += [tables.metadata.tables[shape.child] for shape in folds.ROW_SPECS.values() if shape.child]
 
 
 def at_rest(engine: Engine) -> dict[tuple[Any, ...], dict[str, Any]]:

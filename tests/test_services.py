@@ -16,7 +16,7 @@ import pytest
 import redis
 
 from deploy.services import (
-    DISGUISES,
+    RUN_AS_WAYS,
     FolderInUse,
     Postgres,
     ServerMissing,
@@ -95,7 +95,7 @@ def server_processes(folder: Path) -> list[int]:
     "prefix",
     [
         pytest.param((), id="this user"),
-        pytest.param(DISGUISES[0].prefix, marks=as_root, id="ordinary user"),
+        pytest.param(RUN_AS_WAYS[0].prefix, marks=as_root, id="ordinary user"),
         pytest.param(
             ("unshare", "--user", "--map-user=4242", "--map-group=4242"), marks=as_root, id="user without a name"
         ),
@@ -215,7 +215,7 @@ def test_stopped(tmp_path: Path) -> None:
 def test_root_without_namespaces(tmp_path: Path, postgres_bin: Path | None) -> None:
     """Where root cannot have a user namespace it becomes nobody, and the same data serves either way."""
     folder = tmp_path / "postgres"
-    with Postgres(folder, durable=False, postgres_bin=postgres_bin, disguises=DISGUISES[1:]) as as_nobody:
+    with Postgres(folder, durable=False, postgres_bin=postgres_bin, ways=RUN_AS_WAYS[1:]) as as_nobody:
         write_row(as_nobody.url, 1)
         (postmaster, *_) = processes_in(folder / "cluster", "postgres")
         assert Path(f"/proc/{postmaster}").stat().st_uid != 0
@@ -357,7 +357,7 @@ def test_chosen_binaries_missing(tmp_path: Path) -> None:
 @as_root
 def test_user_refused(tmp_path: Path, postgres_bin: Path | None) -> None:
     """Where root cannot be made somebody else the message says what to do instead."""
-    server = Postgres(tmp_path / "postgres", postgres_bin=postgres_bin, disguises=())
+    server = Postgres(tmp_path / "postgres", postgres_bin=postgres_bin, ways=())
 
     with pytest.raises(UserRefused, match="ordinary user, or set DATABASE_URL"):
         server.start()

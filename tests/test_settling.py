@@ -574,7 +574,7 @@ def test_a_session_is_read_again_when_its_charge_moves(database_url: str, redis_
         shop.deliver()
         intent = str(shop.account.session(id_)["payment_intent"])
         shop.account.advance(600)
-        fetches.run_once(shop.desk())
+        fetches.run_once(shop.context())
         shop.fold()
 
         for created, kind in ((600, "pending"), (DAY, "succeeded")):
@@ -586,7 +586,7 @@ def test_a_session_is_read_again_when_its_charge_moves(database_url: str, redis_
             for read in (1, 0, 0):
                 shop.api.calls.clear()
                 shop.account.advance(20)
-                fetches.run_once(shop.desk())
+                fetches.run_once(shop.context())
                 shop.fold()
                 assert [made.path for made in shop.api.calls if made.path.endswith(id_)] == [
                     f"/v1/checkout/sessions/{id_}"
@@ -653,7 +653,7 @@ def test_an_audit_sees_no_difference(database_url: str, redis_url: str) -> None:
         shop.fold()
         shop.account.advance(DAY)
 
-        found = [each for each in against_stripe.audit(shop.desk()) if isinstance(each, Difference)]
+        found = [each for each in against_stripe.audit(shop.context()) if isinstance(each, Difference)]
 
         assert shop.status(id_) == "paid"
         assert [each for each in found if each.table == "orders"] == []
@@ -665,6 +665,6 @@ def test_an_archived_charge_is_no_drift(engine: Engine) -> None:
     ledger.execute(engine, "DELETE FROM payloads WHERE seq IN (SELECT seq FROM inbox WHERE object_type = 'charge')")
 
     with rebuilt(engine) as made:
-        found = swap.compare(made, tell=lambda _: None)
+        found = swap.compare(made, on_difference=lambda _: None)
 
     assert (found.drift, found.events_left_out) == (0, 2)

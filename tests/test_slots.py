@@ -63,15 +63,15 @@ class Forked:
 
     fold: int
     stripe: int
-    lane: int
+    fold_process: int
 
 
 def forked_by(process: "subprocess.Popen[bytes]") -> Forked:
     """Return the processes of a worker, once they are there."""
     until(lambda: len(children(process.pid)) == 2 and len(children(children(process.pid)[0])) == 1)
     fold, stripe = children(process.pid)
-    (lane,) = children(fold)
-    return Forked(fold, stripe, lane)
+    (fold_process,) = children(fold)
+    return Forked(fold, stripe, fold_process)
 
 
 def children(pid: int) -> list[int]:
@@ -154,7 +154,7 @@ def test_a_worker_that_dies_between_an_answer_and_its_commit(at: Stage) -> None:
     at.deliver()
     at.account.advance(2 * int(call_queue.LEASE.total_seconds()))
     while at.rows("SELECT FROM stripe_calls"):
-        at.expire(at.desk())
+        at.expire(at.context())
 
     assert [made.method for made in at.api.calls] == ["POST", "GET"]
     assert at.status(session) == "expired"
@@ -193,7 +193,7 @@ def test_a_worker_that_is_asked_to_stop_takes_its_slots_along(at: Stage) -> None
         assert process.wait(SECONDS_MAX) == 0
         assert is_gone(forked.fold)
         assert is_gone(forked.stripe)
-        assert is_gone(forked.lane)
+        assert is_gone(forked.fold_process)
 
 
 def test_a_killed_worker_leaves_no_slot_behind(at: Stage) -> None:
@@ -205,7 +205,7 @@ def test_a_killed_worker_leaves_no_slot_behind(at: Stage) -> None:
 
         process.kill()
 
-        until(lambda: is_gone(forked.fold) and is_gone(forked.stripe) and is_gone(forked.lane))
+        until(lambda: is_gone(forked.fold) and is_gone(forked.stripe) and is_gone(forked.fold_process))
 
 
 def test_the_parent_has_one_thread_and_no_connection(at: Stage) -> None:
@@ -233,7 +233,7 @@ def test_a_slot_that_is_killed_is_forked_again(at: Stage, name: str) -> None:
         ledger.record(at.engine, [ledger.delivery(event.body) for event in at.account.events])
         send(at, broker.FOLD, broker.FOLD_QUEUE)
         until(lambda: at.rows("SELECT FROM payment_links WHERE id = :id", id=link) != [])
-        until(lambda: is_gone(forked.lane) == (name == "fold"))
+        until(lambda: is_gone(forked.fold_process) == (name == "fold"))
         process.send_signal(signal.SIGTERM)
         _, err = process.communicate(timeout=SECONDS_MAX)
 
@@ -272,15 +272,15 @@ def test_a_worker_whose_lane_is_gone_goes_on(at: Stage) -> None:
     account = shop_history(seed=8, orders=400, money=True)
     with worker(at) as process:
         forked = forked_by(process)
-        os.kill(forked.lane, signal.SIGKILL)
+        os.kill(forked.fold_process, signal.SIGKILL)
         ledger.record(at.engine, [ledger.delivery(event.body) for event in account.events])
         send(at, broker.FOLD, broker.FOLD_QUEUE)
         until(lambda: at.rows("SELECT FROM pending") == [])
-        assert forked.lane not in children(forked.fold)
+        assert forked.fold_process not in children(forked.fold)
         another = children(forked.fold)[-1]
         process.send_signal(signal.SIGTERM)
         _, said = process.communicate(timeout=SECONDS_MAX)
 
     assert len(account.events) > 2 * projection.FOLD_BATCH_MAX
-    assert said.count(b"lane.ended") == 1
+    assert said.count(b"fold_process.ended") == 1
     assert is_gone(another)

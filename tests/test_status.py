@@ -33,8 +33,8 @@ from tests.test_supervision import Broken
 from tests.web import serving, settings_of, until
 from worker import __main__ as worker_process
 from worker import app
-from worker.folding.parallel import Lane
-from worker.process import Made
+from worker.folding.parallel import FoldProcess
+from worker.process import Parts
 
 AWAY = Broker(state="away")
 WORKER = ("fold", ""), ("consumer", "fold"), ("consumer", "stripe")
@@ -572,8 +572,8 @@ def test_a_job_by_timer_that_hangs_is_seen_without_a_broker() -> None:
 
 def test_a_start_is_no_heartbeat(engine: Engine, database_url: str, redis_url: str) -> None:
     """A slot whose consumer Redis has not answered yet writes no heartbeat, however often it is begun."""
-    settings, lane, turns = settings_of(database_url, redis_url), Lane(database_url), Turns()
-    made = Made(app.create(settings, engine, lane, turns), settings, engine, lane, turns)
+    settings, lane, turns = settings_of(database_url, redis_url), FoldProcess(database_url), Turns()
+    made = Parts(app.create(settings, engine, lane, turns), settings, engine, lane, turns)
     seldom = watchdog.Limits(look=3600, beat=3600)
     heart = worker_process._look_after(made, seldom, (broker.FOLD_QUEUE, broker.STRIPE_QUEUE))
     heart.stop()

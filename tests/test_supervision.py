@@ -10,7 +10,7 @@ import redis
 from sqlalchemy import Engine
 
 from api import tasks
-from api.changes import Lookout
+from api.changes import FeedWatcher
 from api.recorder import Recorder
 from schemas import broker, logs
 from schemas.broker import FOLD_QUEUE
@@ -110,7 +110,7 @@ def test_lookout(engine: Engine, settings: Settings) -> None:
     """After an error that nothing foresaw, the change feed is looked at again."""
 
     async def run() -> None:
-        lookout = Lookout(Broken(engine))  # type: ignore[arg-type]  # that is the fault
+        feed_watcher = FeedWatcher(Broken(engine))  # type: ignore[arg-type]  # that is the fault
         try:
             with psycopg.connect(settings.libpq) as connection:
                 connection.execute(
@@ -118,9 +118,9 @@ def test_lookout(engine: Engine, settings: Settings) -> None:
                     " VALUES ('', false, 'order', 'cs_1', 'order.paid', 'evt_1', 'webhook', now())"
                 )
             async with asyncio.timeout(20):
-                await lookout.wait(0, 3600)
+                await feed_watcher.wait(0, 3600)
         finally:
-            await lookout.stop()
+            await feed_watcher.stop()
 
     asyncio.run(run())
 

@@ -409,8 +409,8 @@ def test_told_to_stop_within_a_callback() -> None:
             await asyncio.Event().wait()
 
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(KeyboardInterrupt), local.stop_when_told():
-        local.run_until_told(wait_for_ever())
+    with pytest.raises(KeyboardInterrupt), local.stop_on_signal():
+        local.run_until_signal(wait_for_ever())
 
     assert signal.getsignal(signal.SIGTERM) is before
 
@@ -419,17 +419,22 @@ def test_told_to_stop_within_a_finalizer() -> None:
     """A signal stops the block even where it arrives within a finalizer, which drops what its handler raises."""
     hook, left = sys.unraisablehook, threading.Event()
     for kind in local.STOP_SIGNALS:
-        with pytest.raises(KeyboardInterrupt), local.stop_when_told():
-            gone = _Finalized()
-            weakref.finalize(gone, signal.raise_signal, kind)
-            del gone
-            left.wait(FINALIZED_SECONDS_MAX)
+        with pytest.raises(KeyboardInterrupt), local.stop_on_signal():
+            stopped_within_a_finalizer(kind, left)
 
     assert sys.unraisablehook is hook
 
 
 class _Finalized:
     pass
+
+
+def stopped_within_a_finalizer(kind: signal.Signals, left: threading.Event) -> None:
+    """Raise the signal *kind* within a finalizer, then wait for *left*, but not for ever."""
+    gone = _Finalized()
+    weakref.finalize(gone, signal.raise_signal, kind)
+    del gone
+    left.wait(FINALIZED_SECONDS_MAX)
 
 
 def test_demo_among_others(database_url: str, tmp_path: Path) -> None:

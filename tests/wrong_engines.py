@@ -47,11 +47,11 @@ BREAKS = (
     Break(
         "arrival order",
         "worker/folding/joining.py",
-        "result = join.advance(shape, row, facts[subject]) if row is not None else result",
-        "result = result or join.fold_all(shape, facts[subject])",
+        "result = join.advance(spec, row, facts[subject]) if row is not None else result",
+        "result = result or join.fold_all(spec, facts[subject])",
     ),
     Break(
-        "an equal event is laid over", JOIN, "steps[0].position <= (shape.rank_of", "steps[0].position < (shape.rank_of"
+        "an equal event is laid over", JOIN, "steps[0].position <= (spec.rank_of", "steps[0].position < (spec.rank_of"
     ),
     Break(
         "a chain with a gap is laid over",
@@ -67,7 +67,7 @@ BREAKS = (
         "lines that are gone stay",
         "worker/folding/rows.py",
         "if joined.replace_all and subject in saved.known]",
-        "if joined.is_whole and subject in saved.known and not folds.SHAPES[subject.table].child_key == ('order_id',)]",
+        "if joined.is_whole and subject in saved.known and not folds.ROW_SPECS[subject.table].child_key == ('order_id',)]",
     ),
     Break("a missing session decides", SESSION, "MISSING: _OPEN - 1}", "MISSING: _EXPIRED}"),
     Break(
@@ -130,14 +130,14 @@ BREAKS = (
     Break(
         "a row in doubt is laid over",
         "worker/folding/joining.py",
-        "refold = anew | _in_doubt(cursor, (known.keys() - anew) | led)",
-        "refold = set(anew)",
+        "from_all = refold | _in_doubt(cursor, (known.keys() - refold) | led)",
+        "from_all = set(refold)",
     ),
     Break(
         "rows that share an order are not folded with it",
         "worker/folding/joining.py",
-        "refold |= {each for each in led if join.leader_of(",
-        "refold |= {each for each in led if False and join.leader_of(",
+        "from_all |= {each for each in led if join.leader_of(",
+        "from_all |= {each for each in led if False and join.leader_of(",
     ),
     Break(
         "something comes before created",
@@ -162,7 +162,7 @@ BREAKS = (
     ),
     Break("the last moment counts", JOIN, "moment if known is None else min(known, moment)", "moment"),
     Break("the largest moment counts", JOIN, "min(known, moment)", "max(known, moment)"),
-    Break("our clock's moment stays", JOIN, "laid[shape.clock_moment] = None", "pass"),
+    Break("our clock's moment stays", JOIN, "laid[spec.clock_moment] = None", "pass"),
     Break(
         "absent keys erase",
         "worker/folds/reading.py",
@@ -296,7 +296,7 @@ BREAKS = (
         "return []",
     ),
     Break("what was told is told again", "worker/folding/changes.py", "if cursor.fetchone() == (True,):", "if False:"),
-    Break("the old row is trusted", PROJECTION, "        if each.again:\n", "        if False:\n"),
+    Break("the old row is trusted", PROJECTION, "        if each.is_refold:\n", "        if False:\n"),
     Break(
         "changes at every event", SESSION, "if all(last.get(name) == now[name] for name in _CORRECTED_BY):", "if False:"
     ),
@@ -330,7 +330,9 @@ BREAKS = (
     Break("several events are laid over a reading", JOIN, "_is_after_a_reading(row, facts)", "False"),
     Break("a circle that is reported twice is no doubt", CHAIN, "is_ambiguous |= not best.is_countable", "pass"),
     Break("a ledger is as old as its last line", BALANCE, "max(step.created for step in steps)", "steps[-1].created"),
-    Break("a new event takes its object's history along", PROJECTION, "anew=past.anew | waiting", "anew=past.anew"),
+    Break(
+        "a new event takes its object's history along", PROJECTION, "refold=past.refold | waiting", "refold=past.refold"
+    ),
 )
 
 

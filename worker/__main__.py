@@ -24,7 +24,7 @@ from schemas.slots import Parent
 from schemas.watchdog import Limits, Timer, Watchdog
 from worker import app
 from worker.folding import parallel
-from worker.process import Made, run
+from worker.process import Parts, run
 
 # The modules that Celery loads when a worker starts. Loaded before the fork, the slots share them.
 _SHARED: Final = (
@@ -44,9 +44,9 @@ _SHARED: Final = (
 _log = structlog.get_logger()
 
 
-def start(made: Made, limits: Limits = Limits()) -> int:  # noqa: B008 - it is frozen
+def start(parts: Parts, limits: Limits = Limits()) -> int:  # noqa: B008 - it is frozen
     """Keep the slots running until the worker is asked to stop. A running task is finished first."""
-    settings = made.settings
+    settings = parts.settings
     if not settings.api_keys:
         _log.info(
             "stripe.idle", reason="STRIPE_API_KEY is not set, so nothing is asked of Stripe and nothing expired there"
@@ -61,25 +61,25 @@ def start(made: Made, limits: Limits = Limits()) -> int:  # noqa: B008 - it is f
         importlib.import_module(module)
     parallel.settle_down()
     parent = os.getpid()
-    slots = {name: partial(_serve, made, limits, parent, of) for name, of in queues.items()}
+    slots = {name: partial(_serve, parts, limits, parent, of) for name, of in queues.items()}
     return Parent(slots).run()
 
 
-def _serve(made: Made, limits: Limits, parent: int, queues: tuple[str, ...]) -> int:
+def _serve(parts: Parts, limits: Limits, parent: int, queues: tuple[str, ...]) -> int:
     """Take the messages of *queues* until this process is asked to stop, and return its exit code."""
     if FOLD_QUEUE in queues:
-        # The lane is forked before any thread is started, because a fork must not have threads.
-        made.lane.start("fork")
-        accounts.log_faults(made.engine, made.settings)
+        # The fold process is forked before any thread is started, because a fork must not have threads.
+        parts.fold_process.start("fork")
+        accounts.log_faults(parts.engine, parts.settings)
     stopping.begin_with_end_of(parent)
     # Celery sends this from its signal handler, so it comes even while the consumer waits.
     worker_shutting_down.connect(
         lambda **_: stopping.begin(shut_down_seconds=limits.shut_down, end_seconds=limits.end), weak=False
     )
-    heart = _look_after(made, limits, queues)
+    heart = _look_after(parts, limits, queues)
     try:
         # Contrary to its types this function returns, with an exit code if Celery cannot recover from an error.
-        take: Callable[[list[str]], object] = made.app.worker_main
+        take: Callable[[list[str]], object] = parts.app.worker_main
         code = take(
             ["--quiet", "worker", "--pool", "solo", "--queues", ",".join(queues), "--loglevel", "WARNING",
              "--without-gossip", "--without-mingle", "--without-heartbeat", "--hostname", f"{queues[0]}@%h"]
@@ -87,20 +87,20 @@ def _serve(made: Made, limits: Limits, parent: int, queues: tuple[str, ...]) -> 
         return code if isinstance(code, int) else 0
     finally:
         heart.stop()
-        made.lane.close()
-        made.engine.dispose()
+        parts.fold_process.close()
+        parts.engine.dispose()
 
 
-def _look_after(made: Made, limits: Limits, queues: tuple[str, ...]) -> Heart:
+def _look_after(parts: Parts, limits: Limits, queues: tuple[str, ...]) -> Heart:
     """Start the timer and the watchdog of the consumer, and return the started heart, which reports their beats."""
-    jobs = app.periodic(made.app, *queues)
-    timer = Timer(made.turns, jobs, silent_seconds=limits.intervals * jobs[0].every)
-    dog = Watchdog(made.turns, broker.ear, broker.redis(made.settings), deaf_seconds=limits.deaf)
+    jobs = app.periodic(parts.app, *queues)
+    timer = Timer(parts.turns, jobs, silent_seconds=limits.intervals * jobs[0].every)
+    dog = Watchdog(parts.turns, broker.ear, broker.redis(parts.settings), deaf_seconds=limits.deaf)
     worker_ready.connect(dog.attend, weak=False)
     watchdog.start("timer", timer.look, every=limits.look)
     watchdog.start("watchdog", dog.look, every=limits.look)
-    heart = Heart(made.engine, lambda: [*made.turns.beats(), *dog.beats(queues)], every=limits.beat)
-    made.turns.outcome_changed = heart.hurry
+    heart = Heart(parts.engine, lambda: [*parts.turns.beats(), *dog.beats(queues)], every=limits.beat)
+    parts.turns.outcome_changed = heart.hurry
     heart.start()
     return heart
 

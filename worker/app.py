@@ -20,12 +20,12 @@ from schemas.stripe_api import StripeApi
 from schemas.turns import Periodic, Turns
 from worker.folding import parallel, portal_clock
 from worker.folding.claim import queue_outdated
-from worker.folding.parallel import Lane
+from worker.folding.parallel import FoldProcess
 from worker.folding.projection import Apart
 from worker.proof import reconcile as reconciling
 from worker.proof.rebuild import IN_ONE_PROCESS
 from worker.stripe_jobs import discovery, expiry, fetches, gaps
-from worker.stripe_jobs.rounds import THREADS, Desk, Round
+from worker.stripe_jobs.rounds import THREADS, JobContext, JobResult
 
 FOLD_SECONDS_MAX: Final = 5.0
 """A fold task ends after this and wakes its successor, so that a worker stops soon when it is asked to."""
@@ -36,10 +36,12 @@ DATABASE_CONNECTIONS_MAX: Final = THREADS + 2
 _log = structlog.get_logger()
 
 
-def create(settings: Settings, engine: Engine, beside: Lane | None = None, turns: Turns | None = None) -> Celery:
+def create(
+    settings: Settings, engine: Engine, partner: FoldProcess | None = None, turns: Turns | None = None
+) -> Celery:
     """Return the application with its tasks, which work on the database of *engine*, and its timetable.
 
-    The lane *beside* helps to fold a backlog. The jobs are added to *turns*.
+    The fold process *partner* helps to fold a backlog. The jobs are added to *turns*.
     """
     app = broker.celery(settings)
     turns = turns or Turns()
@@ -48,7 +50,7 @@ def create(settings: Settings, engine: Engine, beside: Lane | None = None, turns
 
     def fold() -> int:
         """Fold the pending events and return their number."""
-        return fold_until_done(app, engine, beside, apart, step=turns.step)
+        return fold_until_done(app, engine, partner, apart, step=turns.step)
 
     def sweep() -> int:
         """Make room, queue outdated events and the ends of portal sessions, then fold the pending events."""
@@ -61,15 +63,15 @@ def create(settings: Settings, engine: Engine, beside: Lane | None = None, turns
                 _log.info("events.queued_anew", events=queued)
         finally:
             # Also if one of these fails, which is then logged: no failure here should keep events from being folded.
-            folded = fold_until_done(app, engine, beside, apart, step=turns.step)
+            folded = fold_until_done(app, engine, partner, apart, step=turns.step)
         return folded
 
     _add(app, turns, broker.FOLD, fold)
     _add(app, turns, broker.SWEEP, sweep)
     api = StripeApi(settings, broker.redis(settings), step=turns.step)
-    desk = Desk(engine, api, settings, step=turns.step)
+    context = JobContext(engine, api, settings, step=turns.step)
     for name, run_once in _STRIPE_JOBS.items():
-        _add(app, turns, name, partial(_act, app, turns, name, run_once, desk))
+        _add(app, turns, name, partial(_act, app, turns, name, run_once, context))
     # Acknowledged at once, because the job is long and the broker would give the message to another worker as well.
     _add(app, turns, broker.RECONCILE, partial(_reconcile, engine, turns), acks_late=False)
     app.conf.beat_schedule = _timetable(settings)
@@ -85,7 +87,7 @@ def _add(app: Celery, turns: Turns, job: str, work: Callable[[], int], *, acks_l
         return turns.by_message(job)
 
 
-_STRIPE_JOBS: Final[dict[str, Callable[[Desk], Round]]] = {
+_STRIPE_JOBS: Final[dict[str, Callable[[JobContext], JobResult]]] = {
     broker.EXPIRE_SESSIONS: expiry.run_once,
     broker.POLL_SESSIONS: discovery.run_once,
     broker.FETCH: fetches.run_once,
@@ -93,9 +95,9 @@ _STRIPE_JOBS: Final[dict[str, Callable[[Desk], Round]]] = {
 }
 
 
-def _act(app: Celery, turns: Turns, job: str, run_once: Callable[[Desk], Round], desk: Desk) -> int:
+def _act(app: Celery, turns: Turns, job: str, run_once: Callable[[JobContext], JobResult], context: JobContext) -> int:
     """Do one slice of *job*, wake the worker that folds the recorded events, and leave the rest to a successor."""
-    found = run_once(desk)
+    found = run_once(context)
     if found.error:
         turns.fail(found.error)
     if found.recorded:
@@ -111,7 +113,7 @@ def _reconcile(engine: Engine, turns: Turns) -> int:
         result = reconciling.run(
             engine,
             (reconciling.RULES, reconciling.REBUILD),
-            reconciling.Wanted(sizes=IN_ONE_PROCESS, progress=lambda *_: turns.step()),
+            reconciling.ReconcileRequest(sizes=IN_ONE_PROCESS, progress=lambda *_: turns.step()),
         )
     except ConflictError as error:
         _log.warning("reconcile.postponed", reason=str(error))
@@ -163,7 +165,7 @@ def _timetable(settings: Settings) -> dict[str, dict[str, object]]:
 def fold_until_done(
     app: Celery,
     engine: Engine,
-    beside: Lane | None = None,
+    partner: FoldProcess | None = None,
     apart: Apart | None = None,
     *,
     seconds_max: float = FOLD_SECONDS_MAX,
@@ -180,7 +182,7 @@ def fold_until_done(
     """
     started = time.monotonic()
     until = started + seconds_max
-    folded = parallel.fold(engine, until=until, beside=beside, apart=apart, bounds=BATCH, step=step)
+    folded = parallel.fold(engine, until=until, partner=partner, apart=apart, bounds=BATCH, step=step)
     if time.monotonic() > until:
         broker.send(app, broker.FOLD, queue=broker.FOLD_QUEUE)
     if folded:

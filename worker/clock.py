@@ -18,7 +18,7 @@ from celery.signals import beat_init
 
 from schemas import broker, stopping, watchdog
 from schemas.heartbeats import BEAT_SECONDS, Heart, Mark
-from worker.process import Made, run
+from worker.process import Parts, run
 
 STILL_SECONDS_MAX: Final = 60.0
 """Seconds without a look at the timetable after which the process ends.
@@ -74,16 +74,16 @@ class Timetable(beat.Scheduler):
             _log.warning("broker.away") if is_away else _log.info("broker.back")
 
 
-def start(made: Made, still_seconds_max: float = STILL_SECONDS_MAX, beat_seconds: float = BEAT_SECONDS) -> int:
+def start(parts: Parts, still_seconds_max: float = STILL_SECONDS_MAX, beat_seconds: float = BEAT_SECONDS) -> int:
     """Send the timetable's messages until the process is asked to stop."""
     beat_init.connect(lambda **_: stopping.begin_at_sigterm(), weak=False)
     watchdog.start("clock", _end_if_still(still_seconds_max), every=1.0)
-    Heart(made.engine, Timetable.mark.beats, every=beat_seconds).start()
+    Heart(parts.engine, Timetable.mark.beats, every=beat_seconds).start()
     # Past times are not saved, because each interval is short, and a dyno loses its disk anyway.
     # Celery gets the class itself. By its name, Celery would load this file a second time, with another class than the
     # one that the thread above looks at.
     scheduler: Any = Timetable
-    made.app.Beat(scheduler_cls=scheduler, loglevel="WARNING", quiet=True, redirect_stdouts=False).run()
+    parts.app.Beat(scheduler_cls=scheduler, loglevel="WARNING", quiet=True, redirect_stdouts=False).run()
     return 0
 
 

@@ -17,21 +17,21 @@ from schemas.settings import Settings
 from schemas.turns import Turns
 from worker import app
 from worker.folding import parallel
-from worker.folding.parallel import Lane
+from worker.folding.parallel import FoldProcess
 
 
 @dataclass(frozen=True, slots=True)
-class Made:
+class Parts:
     """The parts that a process works with. None of them has an open connection yet."""
 
     app: Celery
     settings: Settings
     engine: Engine
-    lane: Lane
+    fold_process: FoldProcess
     turns: Turns
 
 
-def run(start: Callable[[Made], int]) -> NoReturn:
+def run(start: Callable[[Parts], int]) -> NoReturn:
     """Make the application, pass it to *start*, and exit with the code that *start* returns.
 
     A setting that cannot be used ends the process with code 2.
@@ -39,7 +39,7 @@ def run(start: Callable[[Made], int]) -> NoReturn:
     # Before Celery handles this signal there is nothing to finish. An exception could be dropped within a finalizer.
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     try:
-        made = _make()
+        parts = _make()
     except ConfigurationError as error:
         sys.stderr.write(f"{error}\n")
         sys.exit(2)
@@ -50,16 +50,16 @@ def run(start: Callable[[Made], int]) -> NoReturn:
 
     parallel.settle_down()
     try:
-        code = start(made)
+        code = start(parts)
     finally:
-        made.engine.dispose()
+        parts.engine.dispose()
     sys.exit(code)
 
 
-def _make() -> Made:
+def _make() -> Parts:
     settings = Settings.load()
     logs.configure(settings)
     logs.report_unknown()
     engine = database.engine(settings.postgresql, connections_max=app.DATABASE_CONNECTIONS_MAX)
-    lane, turns = Lane(settings.postgresql), Turns()
-    return Made(app.create(settings, engine, lane, turns), settings, engine, lane, turns)
+    fold_process, turns = FoldProcess(settings.postgresql), Turns()
+    return Parts(app.create(settings, engine, fold_process, turns), settings, engine, fold_process, turns)

@@ -90,7 +90,7 @@ def _taken(command: Sequence[str], environment: Mapping[str, str]) -> Taken:
             while process.poll() is None:
                 pids = family(process.pid) if IS_LINUX else []
                 peak = max(peak, pss_bytes(pids))
-                peaks |= {pid: size for pid in pids if (size := _told(pid, "status", "VmHWM:"))}
+                peaks |= {pid: size for pid in pids if (size := _reading(pid, "status", "VmHWM:"))}
                 time.sleep(LOOK_SECONDS)
         finally:
             if process.poll() is None:
@@ -142,10 +142,10 @@ def processor_seconds(pids: Iterable[int]) -> float:
 
 def pss_bytes(pids: Iterable[int]) -> int:
     """Return the memory of *pids* together; memory that several share counts once."""
-    return sum(_told(pid, "smaps_rollup", "Pss:") for pid in pids)
+    return sum(_reading(pid, "smaps_rollup", "Pss:") for pid in pids)
 
 
-def _told(pid: int, file: str, name: str) -> int:
+def _reading(pid: int, file: str, name: str) -> int:
     """Return the bytes that *name* has in a process's *file*; 0 for a process that has ended."""
     try:
         lines = (_PROC / str(pid) / file).read_text().splitlines()

@@ -24,7 +24,7 @@ from schemas import database
 from schemas.stripe_api import StripeApi
 from worker.folding.claim import queue_outdated
 from worker.stripe_jobs import expiry
-from worker.stripe_jobs.rounds import Desk
+from worker.stripe_jobs.rounds import JobContext
 
 WARM_UP: Final = 300
 """Requests sent before any is measured."""
@@ -38,7 +38,7 @@ OBSERVED_SECONDS_MAX: Final = 30.0
 LIST_PATH: Final = "/v1/orders?status=paid&limit=50"
 SEED: Final = 20_261
 
-Tell = Callable[[str], None]
+Announce = Callable[[str], None]
 """Shows what is being measured."""
 
 
@@ -67,14 +67,16 @@ LATENCY_P50: Final = Target(5, at_least=False)
 LATENCY_P99: Final = Target(30, at_least=False)
 
 
-def acks(site: Site, sizes: Sizes, tell: Tell) -> list[Figure]:
+def acks(site: Site, sizes: Sizes, announce: Announce) -> list[Figure]:
     """Measure deliveries acknowledged in a second, and then how long each takes at half of that rate."""
     bodies = events.history(SEED, payments=True)
     with site.stand() as stand:
-        return acks_on(stand, sizes, tell, bodies)
+        return acks_on(stand, sizes, announce, bodies)
 
 
-def acks_on(stand: Stand, sizes: Sizes, tell: Tell, bodies: Iterator[bytes], *, alone: bool = False) -> list[Figure]:
+def acks_on(
+    stand: Stand, sizes: Sizes, announce: Announce, bodies: Iterator[bytes], *, alone: bool = False
+) -> list[Figure]:
     """Measure as ``acks`` does on *stand*; *alone* leaves out the limit and the plain alternative."""
     has_plain = PLAIN.exists() and not alone
     others = [] if alone else ["bare", *(["plain-web", "plain-worker"] if has_plain else [])]
@@ -88,7 +90,7 @@ def acks_on(stand: Stand, sizes: Sizes, tell: Tell, bodies: Iterator[bytes], *, 
     if has_plain:
         _saturate(stand, stand.plain_port, warm[:PLAIN_WARM_UP])
     for run in range(sizes.runs):
-        tell(f"acks, run {run + 1} of {sizes.runs}")
+        announce(f"acks, run {run + 1} of {sizes.runs}")
         chosen = events.take(bodies, sizes.acks)
         size = sum(map(len, chosen)) // len(chosen)
         known = _inbox_rows(stand)
@@ -102,7 +104,7 @@ def acks_on(stand: Stand, sizes: Sizes, tell: Tell, bodies: Iterator[bytes], *, 
         stand.plain_redis.flushdb()  # its worker would be busy with these for long, at the cost of what comes next
         runs.append(Run(ours.rate, bare, plain, {"client": ours.client, "body_bytes": size}))
         client = ours.client
-        tell(f"ack latency at half of that rate, run {run + 1} of {sizes.runs}")
+        announce(f"ack latency at half of that rate, run {run + 1} of {sizes.runs}")
         rate = ours.rate * LATENCY_SHARE
         latencies.append(_paced(stand, events.take(bodies, int(rate * sizes.latency_seconds)), rate))
     found = Figure(
@@ -195,12 +197,12 @@ FOLD: Final = Target(0.4, aim=0.5, floor=0.12)
 PLAIN_FOLD: Final = Target(20)
 
 
-def fold(site: Site, sizes: Sizes, tell: Tell) -> list[Figure]:
+def fold(site: Site, sizes: Sizes, announce: Announce) -> list[Figure]:
     """Measure events folded in a second, from pending to tables and changes, through Celery."""
     bodies = events.history(SEED + 1, payments=False)
     runs, singles = [], []
     for run in range(sizes.runs):
-        tell(f"fold rate, run {run + 1} of {sizes.runs}")
+        announce(f"fold rate, run {run + 1} of {sizes.runs}")
         with site.stand() as stand:
             stand.start("worker")
             chosen = events.take(bodies, sizes.fold)
@@ -258,21 +260,21 @@ DELIVERED_P50: Final = Target(30, at_least=False)
 DELIVERED_P99: Final = Target(200, at_least=False)
 
 
-def delivered(site: Site, sizes: Sizes, tell: Tell) -> list[Figure]:
+def delivered(site: Site, sizes: Sizes, announce: Announce) -> list[Figure]:
     """Measure how long after its delivery an event is folded, for all to see, and then what idling takes."""
     bodies = events.history(SEED + 2, payments=True)
     with site.stand() as stand:
-        return [*delivered_on(stand, sizes, tell, bodies), *idle(stand, sizes, tell)]
+        return [*delivered_on(stand, sizes, announce, bodies), *idle(stand, sizes, announce)]
 
 
-def delivered_on(stand: Stand, sizes: Sizes, tell: Tell, bodies: Iterator[bytes]) -> list[Figure]:
+def delivered_on(stand: Stand, sizes: Sizes, announce: Announce, bodies: Iterator[bytes]) -> list[Figure]:
     """Measure as ``delivered`` does, on *stand*."""
     stand.run("web", "worker")
     _require_accepted(_saturate(stand, stand.port, events.take(bodies, WARM_UP)))
     stand.seconds_to_fold()
     runs, missing = [], 0
     for run in range(sizes.runs):
-        tell(f"delivered to folded at {DELIVERIES_A_SECOND} deliveries a second, run {run + 1} of {sizes.runs}")
+        announce(f"delivered to folded at {DELIVERIES_A_SECOND} deliveries a second, run {run + 1} of {sizes.runs}")
         chosen = events.take(bodies, int(DELIVERIES_A_SECOND * sizes.delivered_seconds))
         with _Observer(stand, len(chosen)) as observer:
             sent = _paced(stand, chosen, DELIVERIES_A_SECOND)
@@ -338,7 +340,7 @@ def load_history(stand: Stand, count: int) -> Figure:
     return Figure(name="fold_mixed", title="fold rate of mixed events", unit="/s", runs=(Run(rate),))
 
 
-def rebuild(stand: Stand, runs: int, tell: Tell) -> list[Figure]:
+def rebuild(stand: Stand, runs: int, announce: Announce) -> list[Figure]:
     """Measure events rebuilt in a second against loading the same rows in bulk, and the memory of a rebuild."""
     count = _inbox_rows(stand)
     rates, quick, memory = [], [], []
@@ -346,7 +348,7 @@ def rebuild(stand: Stand, runs: int, tell: Tell) -> list[Figure]:
     folder.mkdir(exist_ok=True)
     rows = limits.export_rows(stand.settings.libpq, folder)
     for run in range(runs):
-        tell(f"rebuild of {count:,} events, run {run + 1} of {runs}")
+        announce(f"rebuild of {count:,} events, run {run + 1} of {runs}")
         taken = apart.rebuilt(stand.environment)
         inside = taken.inside
         bulk = limits.load_seconds(stand.settings.libpq, folder)
@@ -388,20 +390,20 @@ def rebuild(stand: Stand, runs: int, tell: Tell) -> list[Figure]:
     ]
 
 
-def replay(site: Site, sizes: Sizes, tell: Tell) -> list[Figure]:
+def replay(site: Site, sizes: Sizes, announce: Announce) -> list[Figure]:
     """Measure the replay of a log into an empty database, against recording and rebuilding the same log."""
     with site.stand() as stand:
         events.record(stand.engine, islice(events.history(SEED + 5, payments=True), sizes.replayed))
-        return [replay_of(site, stand, sizes.runs, tell)]
+        return [replay_of(site, stand, sizes.runs, announce)]
 
 
-def replay_of(site: Site, stand: Stand, runs_wanted: int, tell: Tell) -> Figure:
+def replay_of(site: Site, stand: Stand, runs_wanted: int, announce: Announce) -> Figure:
     """Measure as ``replay`` does, with the log of what is in the inbox of *stand*."""
     log = stand.folder / "events.ndjson.zst"
     apart.payfold(stand.environment, "events", "export", "--output", str(log))
     count, runs = _inbox_rows(stand), []
     for run in range(runs_wanted):
-        tell(f"replay of {count:,} events, run {run + 1} of {runs_wanted}")
+        announce(f"replay of {count:,} events, run {run + 1} of {runs_wanted}")
         with site.stand() as empty:
             replayed = apart.payfold(empty.environment, "replay", str(log), "--format", "json")
         counts = msgspec.json.decode(replayed.out)
@@ -431,9 +433,9 @@ SETTLE_SECONDS: Final = 2.0
 PROCESSES: Final = ("web", "worker", "clock")
 
 
-def idle(stand: Stand, sizes: Sizes, tell: Tell) -> list[Figure]:
+def idle(stand: Stand, sizes: Sizes, announce: Announce) -> list[Figure]:
     """Measure the memory and processor time of idle processes, after they have worked."""
-    tell("idle")
+    announce("idle")
     runs: dict[str, tuple[Run, ...]] = {}
     if apart.IS_LINUX:
         stand.run(*PROCESSES)
@@ -470,9 +472,9 @@ READ_ONE: Final = Target(10, at_least=False)
 READ_LIST: Final = Target(30, at_least=False)
 
 
-def reads(stand: Stand, sizes: Sizes, tell: Tell) -> list[Figure]:
+def reads(stand: Stand, sizes: Sizes, announce: Announce) -> list[Figure]:
     """Measure how long one client waits for an order, and for a filtered page of them."""
-    tell("reads")
+    announce("reads")
     stand.run("web")
     # The server's own vacuum would do this within a minute of so many changes, but at a time of its own choosing.
     stand.analyze()
@@ -516,8 +518,8 @@ EXPIRED_HOURS: Final = 1
 
 def passes(stand: Stand) -> dict[str, float]:
     """Return the seconds that a pass of the sweep and of the expiry take where there is nothing to be done."""
-    desk = Desk(stand.engine, StripeApi(stand.settings, stand.redis), stand.settings, now=_before_any_sale)
-    return {"sweep": _quickest(lambda: _sweep(stand)), "expiry": _quickest(lambda: expiry.run_once(desk))}
+    context = JobContext(stand.engine, StripeApi(stand.settings, stand.redis), stand.settings, now=_before_any_sale)
+    return {"sweep": _quickest(lambda: _sweep(stand)), "expiry": _quickest(lambda: expiry.run_once(context))}
 
 
 def _before_any_sale() -> datetime:

@@ -51,11 +51,11 @@ def merge_seconds(libpq: str, bodies: Sequence[bytes]) -> tuple[float, float]:
         connection.execute("CREATE TABLE payfold_bench.orders (LIKE public.orders INCLUDING ALL)")
         connection.execute("CREATE TEMP TABLE staging (LIKE public.orders) ON COMMIT DELETE ROWS")
         prepared = [_prepared(connection, chunk) for chunk in chunks]
-        told = [[(_reader(body), body) for body in chunk] for chunk in chunks]
+        parsed = [[(_reader(body), body) for body in chunk] for chunk in chunks]
         columns = [column.name for column in _described(connection)]
         merge = _merge(columns)
         started = time.monotonic()
-        for chunk, rows in zip(told, prepared, strict=True):
+        for chunk, rows in zip(parsed, prepared, strict=True):
             for reader, body in chunk:
                 reader.read(body)
             with connection.transaction(), connection.cursor() as cursor:

@@ -126,10 +126,10 @@ _STATUS: Final = slice(9, 12)
 
 
 class _Connection(asyncio.Protocol):
-    """One connection, with at most one request on its way; it calls *tell* with the status of the answer."""
+    """One connection, with at most one request on its way; it calls *announce* with the status of the answer."""
 
-    def __init__(self, tell: Callable[["_Connection", int], None]) -> None:
-        self._tell = tell
+    def __init__(self, announce: Callable[["_Connection", int], None]) -> None:
+        self._announce = announce
         self._buffer = b""
         self._transport: asyncio.WriteTransport | None = None
         self.is_waiting = False
@@ -160,7 +160,7 @@ class _Connection(asyncio.Protocol):
         self._transport = None
         if self.is_waiting:
             self.is_waiting = False
-            self._tell(self, _LOST)
+            self._announce(self, _LOST)
 
     def data_received(self, data: bytes) -> None:
         """Report the answer once all of it has arrived."""
@@ -173,12 +173,12 @@ class _Connection(asyncio.Protocol):
             return
         status, self._buffer = int(self._buffer[_STATUS]), b""
         self.is_waiting = False
-        self._tell(self, status)
+        self._announce(self, status)
 
 
-async def _connect(port: int, tell: Callable[[_Connection, int], None]) -> _Connection:
+async def _connect(port: int, announce: Callable[[_Connection, int], None]) -> _Connection:
     loop = asyncio.get_running_loop()
-    _, connection = await loop.create_connection(lambda: _Connection(tell), LOOPBACK, port)
+    _, connection = await loop.create_connection(lambda: _Connection(announce), LOOPBACK, port)
     return connection
 
 
@@ -196,11 +196,11 @@ async def saturating(port: int, requests: Sequence[bytes], connections: int = CO
 
     async def reconnect() -> None:
         try:
-            go_on(await _connect(port, tell))
+            go_on(await _connect(port, announce))
         except OSError as error:
             done.set_exception(error)
 
-    def tell(connection: _Connection, status: int) -> None:
+    def announce(connection: _Connection, status: int) -> None:
         statuses.append(status)
         if len(statuses) == len(requests):
             done.set_result(None)
@@ -209,7 +209,7 @@ async def saturating(port: int, requests: Sequence[bytes], connections: int = CO
         else:
             again.add(asyncio.create_task(reconnect()))
 
-    opened = [await _connect(port, tell) for _ in range(min(connections, len(requests)))]
+    opened = [await _connect(port, announce) for _ in range(min(connections, len(requests)))]
     started = time.monotonic()
     for connection in opened:
         go_on(connection)
@@ -224,7 +224,7 @@ async def saturating(port: int, requests: Sequence[bytes], connections: int = CO
 async def pacing(port: int, requests: Sequence[bytes], rate: float) -> list[Answered]:
     """Send *requests* at *rate* in a second, and return what became of each, in their order."""
     pacer = _Pacer(requests)
-    pacer.idle.extend([await _connect(port, pacer.tell) for _ in range(CONNECTIONS)])
+    pacer.idle.extend([await _connect(port, pacer.announce) for _ in range(CONNECTIONS)])
     started = time.monotonic() + LEAD_SECONDS
     for number in range(len(requests)):
         due = started + number / rate
@@ -254,7 +254,7 @@ class _Pacer:
         self._late.append((number, due))
         self._send_late()
 
-    def tell(self, connection: _Connection, status: int) -> None:
+    def announce(self, connection: _Connection, status: int) -> None:
         """Note an answer, and use its connection again."""
         number, due, sent = self._on_way.pop(connection)
         self.found[number] = Answered(due, sent, time.monotonic(), status)

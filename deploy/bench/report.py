@@ -125,10 +125,15 @@ def below_floor(figures: Sequence[Figure]) -> list[str]:
 
 def document(figures: Sequence[Figure], machine: Mapping[str, Any], mode: str, events: int) -> dict[str, Any]:
     """Return the whole run as JSON values; *events* is the length of the longest history, 0 where none grew."""
-    return {"mode": mode, "events": events, "machine": dict(machine), "figures": [_told(figure) for figure in figures]}
+    return {
+        "mode": mode,
+        "events": events,
+        "machine": dict(machine),
+        "figures": [_reading(figure) for figure in figures],
+    }
 
 
-def _told(figure: Figure) -> dict[str, Any]:
+def _reading(figure: Figure) -> dict[str, Any]:
     return {
         "name": figure.name,
         "title": figure.title,
@@ -164,7 +169,7 @@ def _target(target: Target | None) -> dict[str, Any] | None:
 def show(figures: Sequence[Figure], machine: Mapping[str, Any], console: Console) -> None:
     """Print the figures with targets, those against the plain alternative, the others, and the machine."""
     judged = [figure for figure in figures if figure.target is not None]
-    beside = [figure for figure in figures if figure.plain_target is not None]
+    partner = [figure for figure in figures if figure.plain_target is not None]
     others = [figure for figure in figures if figure.target is None]
     if judged:
         _print(
@@ -173,12 +178,12 @@ def show(figures: Sequence[Figure], machine: Mapping[str, Any], console: Console
             ("figure", "measured", "limit", "ratio", "target", "met"),
             [_judged(figure) for figure in judged],
         )
-    if beside:
+    if partner:
         _print(
             console,
             "Beside the plain alternative",
             ("figure", "measured", "plain", "ratio", "target", "met"),
-            [_beside(figure) for figure in beside],
+            [_next_to(figure) for figure in partner],
         )
     if others:
         _print(
@@ -207,7 +212,7 @@ def _judged(figure: Figure) -> tuple[str, ...]:
     )
 
 
-def _beside(figure: Figure) -> tuple[str, ...]:
+def _next_to(figure: Figure) -> tuple[str, ...]:
     ratio = "" if figure.plain_ratio is None else f"{figure.plain_ratio:.1f}"
     measured, plain = (amount(value, figure.unit) for value in (figure.measured, figure.plain))
     return figure.title, measured, plain, ratio, _bound(figure.plain_target), _yes(figure.plain_met)

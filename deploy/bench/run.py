@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Struct, structs
 
 from deploy.bench import events, figures
-from deploy.bench.figures import Sizes, Tell
+from deploy.bench.figures import Announce, Sizes
 from deploy.bench.report import Figure, Run, Target
 from deploy.bench.stand import Site, Stand
 from schemas.errors import ConfigurationError, ConflictError
@@ -128,7 +128,7 @@ class Bench:
     site: Site
     sizes: Sizes
     steps: Steps
-    tell: Tell
+    announce: Announce
     only: str = ""
 
     def wants(self, *names: str) -> bool:
@@ -141,7 +141,7 @@ class Bench:
         if self.wants("rebuild", "reads"):
             found += self.steps.figures("history", self._history)
         if self.wants("replay"):
-            found += self.steps.figures("replay", lambda: figures.replay(self.site, self.sizes, self.tell))
+            found += self.steps.figures("replay", lambda: figures.replay(self.site, self.sizes, self.announce))
         return self._wanted(found)
 
     def full(self, count: int) -> list[Figure]:
@@ -155,7 +155,7 @@ class Bench:
         return [each for each in found if not self.only or each.name.startswith(_PREFIXES[self.only])]
 
     def _on_empty_tables(self) -> list[Figure]:
-        measured: tuple[tuple[str, Callable[[Site, Sizes, Tell], list[Figure]]], ...] = (
+        measured: tuple[tuple[str, Callable[[Site, Sizes, Announce], list[Figure]]], ...] = (
             ("acks", figures.acks),
             ("fold", figures.fold),
             ("delivered", figures.delivered),
@@ -163,18 +163,18 @@ class Bench:
         found = []
         for name, measure in measured:
             if self.wants(name, *_BESIDE.get(name, ())):
-                found += self.steps.figures(name, partial(measure, self.site, self.sizes, self.tell))
+                found += self.steps.figures(name, partial(measure, self.site, self.sizes, self.announce))
         return found
 
     def _history(self) -> list[Figure]:
         count = self.sizes.history
-        self.tell(f"fold rate of {count:,} mixed events")
+        self.announce(f"fold rate of {count:,} mixed events")
         with self.site.stand() as stand:
             found = [figures.load_history(stand, count)]
             if self.wants("rebuild"):
-                found += figures.rebuild(stand, self.sizes.runs, self.tell)
+                found += figures.rebuild(stand, self.sizes.runs, self.announce)
             if self.wants("reads"):
-                found += figures.reads(stand, self.sizes, self.tell)
+                found += figures.reads(stand, self.sizes, self.announce)
         return found
 
     # ---- Growing ----
@@ -189,7 +189,7 @@ class Bench:
         ):
             self._fill(growing, many)
             growing.run()
-            return self._beside(short, few, growing, many)
+            return self._next_to(short, few, growing, many)
 
     def _fill(self, stand: Stand, count: int) -> None:
         """Record a history until *count* events are in the inbox and folded; what an interrupted run did counts."""
@@ -201,14 +201,14 @@ class Bench:
 
     def _add_shop(self, stand: Stand, number: int, held: int, count: int) -> int:
         """Record the events of one shop, or as many as are wanted, and have them folded; return how many they are."""
-        self.tell(f"filling: {held:,} of {count:,} events")
+        self.announce(f"filling: {held:,} of {count:,} events")
         stand.run("worker")
         bodies = next(events.shops(figures.SEED + 4, payments=True, first_shop=number))
         added = events.record(stand.engine, islice(bodies, count - held))
         stand.seconds_to_fold()
         return added
 
-    def _beside(self, short: Stand, few: int, grown: Stand, many: int) -> list[Figure]:
+    def _next_to(self, short: Stand, few: int, grown: Stand, many: int) -> list[Figure]:
         """Measure everything with *few* events and with *many* in turn: the machine may change within the hour.
 
         A figure that takes long with a long history is measured there once, between two runs on the short one.
@@ -220,22 +220,22 @@ class Bench:
         found = []
         for name, turns, measure in (
             ("passes", self.sizes.runs, _passes),
-            ("rebuild", 1, lambda stand: figures.rebuild(stand, 1, self.tell)),
-            ("replay", 1, lambda stand: [figures.replay_of(self.site, stand, 1, self.tell)]),
-            ("reads", self.sizes.runs, lambda stand: figures.reads(stand, once, self.tell)),
+            ("rebuild", 1, lambda stand: figures.rebuild(stand, 1, self.announce)),
+            ("replay", 1, lambda stand: [figures.replay_of(self.site, stand, 1, self.announce)]),
+            ("reads", self.sizes.runs, lambda stand: figures.reads(stand, once, self.announce)),
             ("fold", self.sizes.runs, lambda stand: _fold(stand, once, sold)),
-            ("acks", self.sizes.runs, lambda stand: figures.acks_on(stand, once, self.tell, mixed, alone=True)),
-            ("delivered", self.sizes.runs, lambda stand: figures.delivered_on(stand, once, self.tell, mixed)),
+            ("acks", self.sizes.runs, lambda stand: figures.acks_on(stand, once, self.announce, mixed, alone=True)),
+            ("delivered", self.sizes.runs, lambda stand: figures.delivered_on(stand, once, self.announce, mixed)),
         ):
             shorts: list[list[Figure]] = []
             longs: list[list[Figure]] = []
             for turn in range(turns):
                 for stand, length, count, kept in ((short, SHORT, few, shorts), (grown, GROWN, many, longs)):
-                    self.tell(f"{name} at {count:,} events, turn {turn + 1} of {turns}")
+                    self.announce(f"{name} at {count:,} events, turn {turn + 1} of {turns}")
                     kept.append(self.steps.figures(f"{name}, {length}, turn {turn}", partial(measure, stand)))
                     stand.run()
             if turns == 1:
-                self.tell(f"{name} at {few:,} events, again")
+                self.announce(f"{name} at {few:,} events, again")
                 shorts.append(self.steps.figures(f"{name}, {SHORT}, again", partial(measure, short)))
                 short.run()
             found += [figure for figure in _together(longs) if figure.name not in _COMPARED]

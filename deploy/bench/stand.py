@@ -295,15 +295,15 @@ def machine(at: Site) -> dict[str, object]:
     with psycopg.connect(at.services.database_url, autocommit=True) as connection:
         postgresql = str(_first(connection, "SHOW server_version")).split(" ")[0]
     with broker.redis(Settings.load({"REDIS_URL": at.services.redis_url})) as client:
-        told: Mapping[str, Any] = client.info("server")
-    name = "Valkey" if "valkey_version" in told else "Redis"
+        server: Mapping[str, Any] = client.info("server")
+    name = "Valkey" if "valkey_version" in server else "Redis"
     return {
         "": _processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "RAM": f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 1024**3:.0f} GB",
         "Python": sys.version.split(" ")[0],
         "PostgreSQL": postgresql,
-        name: told.get("valkey_version", told["redis_version"]),
+        name: server.get("valkey_version", server["redis_version"]),
     }
 
 

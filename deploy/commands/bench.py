@@ -15,7 +15,7 @@ from deploy.services import ServicesError
 from schemas.errors import ConfigurationError, PayfoldError
 
 if TYPE_CHECKING:
-    from deploy.bench.figures import Tell
+    from deploy.bench.figures import Announce
 
 LOG_LINES_SHOWN: Final = 20
 
@@ -43,7 +43,7 @@ def bench(
     if only is not None and (only not in run.NAMES or (only == "growth" and not full)):
         raise ConfigurationError(f"--only is one of {', '.join(run.NAMES)}, the last with --full alone.")
     count = (events or run.FULL_EVENTS) if full else 0
-    with local.stop_when_told(), ExitStack() as opened:
+    with local.stop_on_signal(), ExitStack() as opened:
         try:
             folder = opened.enter_context(_folder(keep))
             if full:
@@ -89,7 +89,7 @@ def _folder(keep: Path | None) -> Iterator[Path]:
         yield keep.absolute()
 
 
-def _progress() -> "Tell":
+def _progress() -> "Announce":
     started = time.monotonic()
     return lambda words: err.print(f"{time.monotonic() - started:6.1f} s  {words}")
 

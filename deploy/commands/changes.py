@@ -20,7 +20,7 @@ from schemas.feed import FeedPage, Selection
 from schemas.kinds import CHOICES, SUBJECTS, chosen
 
 if TYPE_CHECKING:
-    from worker.folding.withheld import Wanted
+    from worker.folding.withheld import WithheldChanges
 
 LOOK_SECONDS: Final = 0.5
 """The pause between two looks for new changes."""
@@ -54,7 +54,7 @@ def follow(
     if wait and form is Format.JSON:
         raise ConfigurationError("--format json wants an end: add --no-wait, or take ndjson.")
     wanted = _selection(kind, subject=subject, subject_id=subject_id, account=account, livemode=livemode)
-    with local.stop_when_told():
+    with local.stop_on_signal():
         try:
             with opened_database() as engine:
                 _follow(engine, after, wanted, form, waits=wait)
@@ -138,7 +138,7 @@ def withheld(
 
     if yes and not release:
         raise ConfigurationError("--yes is for --release; without it, changes are only counted.")
-    wanted = keeping.Wanted(_selection(kind, account=account, livemode=livemode), utc(since))
+    wanted = keeping.WithheldChanges(_selection(kind, account=account, livemode=livemode), utc(since))
     with opened_database() as engine:
         if release:
             _release(engine, wanted, form, yes=yes)
@@ -151,7 +151,7 @@ def withheld(
 _COUNTED: Final = ("reason", "kind", "changes", "first", "last")
 
 
-def _release(engine: Engine, wanted: "Wanted", form: Format, *, yes: bool) -> None:
+def _release(engine: Engine, wanted: "WithheldChanges", form: Format, *, yes: bool) -> None:
     from worker.folding import withheld as keeping
 
     with database.transaction(engine) as connection:

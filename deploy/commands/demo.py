@@ -39,7 +39,7 @@ def demo(
     seed = random_secrets.randbelow(10**6) if seed is None else seed
     holds = False
     ended: Ended | None = None
-    with local.stop_when_told():
+    with local.stop_on_signal():
         try:
             with local.temporary_folder(settings) as folder:
                 if envfile.source_of("PAYFOLD_LOG_LEVEL", os.environ) is None:
@@ -58,7 +58,7 @@ def demo(
                             holds = show.run(running, shop, seed=seed, progress_to=err, summary_to=output.out)
                             if not leave:
                                 introduce(running)
-                                local.wait_until_told()
+                                local.wait_for_signal()
                     finally:
                         ended = running.processes.ended
         except KeyboardInterrupt:

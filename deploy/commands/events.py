@@ -30,7 +30,7 @@ from schemas import database, lookup, tables
 from schemas.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from worker.logs.retry import Found
+    from worker.logs.retry import FoundEvent
 
 
 app: Final = typer.Typer(help="The inbox.", no_args_is_help=True)
@@ -100,7 +100,7 @@ def events_retry(
         found = retry.retry(
             engine, event_id, now=datetime.now(UTC), account=account, livemode=livemode, archive=archive
         )
-    _tell(found)
+    _announce(found)
     if found.state in ("parked", "pending"):
         raise typer.Exit(FAILED)
 
@@ -117,10 +117,10 @@ def events_ignore(
 
     with opened_database() as engine:
         now = datetime.now(UTC)
-        _tell(retry.ignore(engine, event_id, reason=reason, now=now, account=account, livemode=livemode))
+        _announce(retry.ignore(engine, event_id, reason=reason, now=now, account=account, livemode=livemode))
 
 
-def _tell(found: "Found") -> None:
+def _announce(found: "FoundEvent") -> None:
     reason = f": {output.shown(found.reason)}" if found.reason else "."
     err.print(f"{output.in_one_line(found.id)} is {found.state}{reason}")
 
@@ -143,11 +143,11 @@ def events_export(
 
     A line is an event; it is compressed by Zstandard unless the file's ending says otherwise, and not in a terminal.
     """
-    from worker.logs.replay import Filters, export, left_out
+    from worker.logs.replay import LogFilters, export, left_out
     from worker.logs.writer import compressed, form_of, writing
     from worker.proof import archived
 
-    filters = Filters(since=utc(since), until=utc(until))
+    filters = LogFilters(since=utc(since), until=utc(until))
     if to is not None:
         require_writable(to, "--output", is_replaced=True)
     written = 0

@@ -41,11 +41,11 @@ def explain_row(
 
     with opened_database() as engine:
         world = _world_of(engine, id_, account=account, livemode=livemode)
-        told = explain.explain(engine, Subject(table, *world, id_, currency=currency), as_of=utc(as_of))
+        explanation = explain.explain(engine, Subject(table, *world, id_, currency=currency), as_of=utc(as_of))
     if form is Format.TABLE:
-        _print(told, as_of)
+        _print(explanation, as_of)
     else:
-        output.one(asdict(told), form)
+        output.one(asdict(explanation), form)
 
 
 def _world_of(engine: Engine, object_id: str, *, account: str | None, livemode: bool | None) -> tuple[str, bool]:
@@ -64,32 +64,33 @@ def _world_of(engine: Engine, object_id: str, *, account: str | None, livemode: 
 _MONEY = ("object", "id", "status", "amount", "amount_captured", "amount_refunded", "amount_by_refunds", "verdict")
 
 
-def _print(told: "Explanation", as_of: datetime | None) -> None:
+def _print(explanation: "Explanation", as_of: datetime | None) -> None:
     if as_of is not None:
         err.print(f"As it was known at {output.shown(utc(as_of))} UTC, by what had been received until then.")
     out = output.out
     out.print("Timeline, in the order in which the events are laid over each other", style="bold")
-    events = [{**each, "sets": ", ".join(each["sets"]) or None} for each in told.timeline]
+    events = [{**each, "sets": ", ".join(each["sets"]) or None} for each in explanation.timeline]
     shown = ("created", "received_at", "source", "type", "event_id", "verdict", "sets")
     output.rows(events, shown, Format.TABLE, empty="")
     out.print()
-    if told.row is None:
+    if explanation.row is None:
         out.print("These events make no row.")
         return
     out.print("Columns", style="bold")
-    currency = told.row.get("currency")
+    currency = explanation.row.get("currency")
     columns = [
         {**each, "value": output.amount(each["column"], each["value"], currency), "event": each["event_id"]}
-        for each in told.columns
+        for each in explanation.columns
     ]
     output.rows(columns, ("column", "value", "how", "type", "event", "created"), Format.TABLE, empty="")
-    if told.money:
+    if explanation.money:
         out.print("\nThe charges and refunds behind refunded_amount", style="bold")
         money = [
-            {name: output.amount(name, value, each["currency"]) for name, value in each.items()} for each in told.money
+            {name: output.amount(name, value, each["currency"]) for name, value in each.items()}
+            for each in explanation.money
         ]
         output.rows(money, _MONEY, Format.TABLE, empty="")
-    for anomaly in told.anomalies:
+    for anomaly in explanation.anomalies:
         out.print(f"\n{anomaly['kind']}: {output.shown(anomaly['detail'])}")
-    if told.dashboard is not None:
-        out.print(f"\nStripe shows it at {told.dashboard}")
+    if explanation.dashboard is not None:
+        out.print(f"\nStripe shows it at {explanation.dashboard}")

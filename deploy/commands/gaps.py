@@ -6,7 +6,7 @@ from typing import Annotated, Final
 import typer
 
 from deploy.commands.base import TIMES, FormatOption, utc
-from deploy.commands.jobs import opened_desk, run_job
+from deploy.commands.jobs import opened_context, run_job
 from deploy.output import Format
 
 app: Final = typer.Typer(help="Events that never came.", no_args_is_help=True)
@@ -24,5 +24,5 @@ def gaps_fill(
     from worker.stripe_jobs import gaps
 
     start = utc(since)
-    with opened_desk() as desk:
-        run_job(desk, lambda desk: gaps.run_once(desk, since=start), form, "Asking for events that never came")
+    with opened_context() as context:
+        run_job(context, lambda context: gaps.run_once(context, since=start), form, "Asking for events that never came")

@@ -15,15 +15,15 @@ from deploy.output import Format, err
 from schemas.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from worker.stripe_jobs.rounds import Desk, Round
+    from worker.stripe_jobs.rounds import JobContext, JobResult
 
 
 @contextmanager
-def opened_desk(*, wants_key: bool = True) -> Iterator["Desk"]:
-    """Yield the desk that the jobs at Stripe need, with a key."""
+def opened_context(*, wants_key: bool = True) -> Iterator["JobContext"]:
+    """Yield the context that the jobs at Stripe need, with a key."""
     from schemas import broker
     from schemas.stripe_api import StripeApi
-    from worker.stripe_jobs.rounds import THREADS, Desk
+    from worker.stripe_jobs.rounds import THREADS, JobContext
 
     settings = settings_here()
     if wants_key and not settings.api_keys:
@@ -34,10 +34,10 @@ def opened_desk(*, wants_key: bool = True) -> Iterator["Desk"]:
     # All processes draw calls from one budget, which Redis keeps.
     redis = broker.redis(settings) if settings.api_keys else None
     with opened_database(connections_max=THREADS + 1) as engine:
-        yield Desk(engine, StripeApi(settings, redis), settings, is_by_hand=True)
+        yield JobContext(engine, StripeApi(settings, redis), settings, is_by_hand=True)
 
 
-def run_job(desk: "Desk", run_once: "Callable[[Desk], Round]", form: Format, words: str) -> None:
+def run_job(context: "JobContext", run_once: "Callable[[JobContext], JobResult]", form: Format, words: str) -> None:
     """Do a job to its end, fold what it recorded, and print the outcome; exit 1 if Stripe did not let us."""
     from worker.folding import projection
 
@@ -46,12 +46,12 @@ def run_job(desk: "Desk", run_once: "Callable[[Desk], Round]", form: Format, wor
     with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
         task = bar.add_task(words, total=None)
         while True:
-            found = run_once(desk)
+            found = run_once(context)
             recorded += found.recorded
             counted.update(found.counted)
             failed += found.failed
             bar.advance(task, sum(found.counted.values()) or found.recorded)
-            while projection.run_once(desk.engine, now=datetime.now(UTC)):
+            while projection.run_once(context.engine, now=datetime.now(UTC)):
                 pass
             if failed or not found.is_more:
                 break

@@ -71,14 +71,14 @@ def rebuild(
                 made, logs, account=account, now=datetime.now(UTC), refuse=_told_on(bar), secrets=secrets
             )
         else:
-            made = opened.enter_context(archived.beside(engine, archive, progress=shown_on(bar)))
+            made = opened.enter_context(archived.with_archived(engine, archive, progress=shown_on(bar)))
         if swap:
             archived.require_all(made)
         rebuilding.rebuild(made, progress=shown_on(bar))
         if swap:
-            found, changes = swapping.swap(made, tell=listed)
+            found, changes = swapping.swap(made, on_difference=listed)
         else:
-            found = swapping.compare(made, tell=listed)
+            found = swapping.compare(made, on_difference=listed)
         unfolded = _unfolded(engine)
     _print(found, listed, form, changes=changes if swap else None, unfolded=unfolded)
     if refused:

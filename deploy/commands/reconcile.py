@@ -24,7 +24,7 @@ from deploy.commands.base import (
     shown_on,
     utc,
 )
-from deploy.commands.jobs import opened_desk
+from deploy.commands.jobs import opened_context
 from deploy.commands.rebuild import left_out
 from deploy.output import Format, err
 from schemas.errors import ConfigurationError
@@ -96,14 +96,14 @@ def reconcile(
     checks += [reconciling.STRIPE] if stripe else []
     with ExitStack() as opened:
         each = opened.enter_context(_csv(differences)) if differences is not None else lambda _: None
-        desk = opened.enter_context(opened_desk()) if stripe else None
-        engine = desk.engine if desk is not None else opened.enter_context(opened_database())
+        at_stripe = opened.enter_context(opened_context()) if stripe else None
+        engine = at_stripe.engine if at_stripe is not None else opened.enter_context(opened_database())
         bar = opened.enter_context(bars())
-        wanted = reconciling.Wanted(
+        wanted = reconciling.ReconcileRequest(
             logs=logs,
             account=account,
             secrets=settings_here().signing_secrets,
-            desk=desk,
+            context=at_stripe,
             since=utc(since),
             seed=seed,
             archive=archive,

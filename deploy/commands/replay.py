@@ -100,7 +100,7 @@ def replay(  # noqa: PLR0913 - an option each
     paths = logs_named(files)
     if rejects is not None:
         require_writable(rejects, "--rejects")
-    filters = logs_of_events.Filters(utc(since), utc(until), kind, only_account, livemode)
+    filters = logs_of_events.LogFilters(utc(since), utc(until), kind, only_account, livemode)
     more: dict[str, Any] = {}
     with opened_database() as engine, TemporaryFile() as aside, _bar() as bar:
 

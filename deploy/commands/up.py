@@ -28,7 +28,7 @@ def up(port: PortOption = None) -> None:
     """
     settings = settings_with(port)
     folder = settings.payfold_data_dir.absolute() / local.UP_FOLDER
-    with local.stop_when_told():
+    with local.stop_on_signal():
         try:
             with local.running(settings, folder) as running:
                 introduce(running)

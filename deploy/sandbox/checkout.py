@@ -417,7 +417,7 @@ class Checkout(Invoices):
     def _fail_order(self, current: Object) -> None:
         if current["mode"] == "subscription":
             self._fail_payment(self._intents[current["invoice"]])
-            self._tell_failure(current["invoice"])
+            self._report_failure(current["invoice"])
         else:
             self._fail_payment(current["payment_intent"])
 

@@ -53,7 +53,7 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
-class Made:
+class RecordedCall:
     """A call that was made, for tests that count calls. It never holds the key."""
 
     method: str
@@ -137,7 +137,7 @@ class StripeApi:
         self._stored: dict[tuple[int, str], _Stored] = {}
         self._requests = 0
         self.lock = threading.RLock()
-        self.calls: list[Made] = []
+        self.calls: list[RecordedCall] = []
 
     def answer(self, call: Call) -> Answer:
         """Do *call*, and return Stripe's answer to it."""
@@ -354,7 +354,7 @@ def _lists(kind: str, url: str, *equal: str) -> Handler:
         matching = (
             each
             for each in account.newest(kind)
-            if all(_said(each.get(name)) == value for name, value in wanted.items())
+            if all(_plain(each.get(name)) == value for name, value in wanted.items())
             and _is_within(each.get("created"), params.get("created"))
             and not each.get("deleted")
         )
@@ -363,7 +363,7 @@ def _lists(kind: str, url: str, *equal: str) -> Handler:
     return handle  # type: ignore[return-value]  # a list has no id in its path
 
 
-def _said(value: object) -> object:
+def _plain(value: object) -> object:
     return str(value).lower() if isinstance(value, bool) else value
 
 

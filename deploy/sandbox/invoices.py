@@ -110,7 +110,7 @@ class Invoices(Payments):
             cleared=False,
         )
         self._fail_payment(intent)
-        self._tell_failure(invoice)
+        self._report_failure(invoice)
 
     @api_call
     def mark_uncollectible(self, invoice: str) -> None:
@@ -325,7 +325,7 @@ class Invoices(Payments):
             "status_transitions": invoice["status_transitions"] | {"paid_at": self.now},
         }
 
-    def _tell_failure(self, invoice: str) -> None:
+    def _report_failure(self, invoice: str) -> None:
         """Emit the events of a failed payment of an invoice, which makes its customer late."""
         current = self._invoice(invoice, "open")
         self._set_delinquent(current["customer"], late=True)

@@ -164,7 +164,7 @@ def _without_in(key: str, *keys: str) -> Callable[[dict[str, Any]], None]:
     return undo
 
 
-def _tell_one_type(note: dict[str, Any]) -> None:
+def _keep_one_type(note: dict[str, Any]) -> None:
     """Name a credit note by the state that its invoice was in, as long as there was no mixed one."""
     del note["pre_payment_amount"], note["post_payment_amount"]
     if note["type"] == "mixed":
@@ -255,7 +255,7 @@ DRIFTS: Final = (
     Drift("2025-12-15", "payment_intent", _without("customer_account")),
     Drift("2025-10-29", "credit_note", _without_in("refunds", "type", "payment_record_refund")),
     Drift("2025-08-27", "billing_portal.configuration", _without("name")),
-    Drift("2025-05-28", "credit_note", _tell_one_type),
+    Drift("2025-05-28", "credit_note", _keep_one_type),
     Drift("2025-04-30", "event", _without("context")),
     Drift("2025-04-30", "refund", _without("pending_reason")),
     Drift(_BASIL, "checkout.session", _lift_shipping_details),

@@ -22,7 +22,7 @@ import msgspec
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from deploy.sandbox.http_api import Answer, Call, Made, StripeApi
+from deploy.sandbox.http_api import Answer, Call, RecordedCall, StripeApi
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -189,7 +189,7 @@ class _Application:
 
     def _note(self, call: Call, status: int | None) -> None:
         key, account = call.headers.get("idempotency-key"), call.headers.get("stripe-account")
-        self._api.calls.append(Made(call.method, call.path, call.params, key, account, status))
+        self._api.calls.append(RecordedCall(call.method, call.path, call.params, key, account, status))
 
 
 async def _body(receive: Receive) -> bytes:

@@ -338,7 +338,7 @@ def prove(engine: Engine, report: Report) -> None:
     report.unfolded += counted["number"]
     differences: list[Difference] = []
     with rebuild.rebuilt(engine) as made:
-        swap.compare(made, tell=differences.append)
+        swap.compare(made, on_difference=differences.append)
     report.drift += len(differences)
     report.faults += [f"a rebuild differs: {difference}" for difference in differences]
     with database.transaction(engine) as connection, database.cursor(connection) as cursor:

@@ -138,7 +138,7 @@ def _identified(table: str, name: str, anomaly: Anomaly, *, by: Collection[str] 
 
 def row_name(subject: Subject) -> tuple[str, bool, str, str]:
     """Return the name of *subject*'s row in tables that hold names of rows of all tables."""
-    return (subject.account, subject.livemode, folds.SHAPES[subject.table].subject, tables.key_name(subject.key))
+    return (subject.account, subject.livemode, folds.ROW_SPECS[subject.table].subject, tables.key_name(subject.key))
 
 
 def anomaly_rows(subject: Subject, joined: Joined, now: datetime) -> list[dict[str, Any]]:
@@ -155,7 +155,7 @@ def _anomaly_row(subject: Subject, row: Row, anomaly: Anomaly, now: datetime) ->
         **_identified(subject.table, tables.key_name(subject.key), anomaly),
         "account": subject.account,
         "livemode": subject.livemode,
-        "subject": folds.SHAPES[subject.table].subject,
+        "subject": folds.ROW_SPECS[subject.table].subject,
         "object_id": subject.source,
         "event_id": row["event_id"],
         "as_of": row["as_of"],

@@ -21,15 +21,15 @@ Object: TypeAlias = tuple[str, bool, str]
 class Claimed(Struct, frozen=True):
     """An event taken for folding.
 
-    ``again`` is true where it had an outcome before. ``set_aside`` is the reason where an operator ignores it.
-    ``attempts`` is how often it has failed alone since it became pending. ``choice`` is the choice among its copies,
-    if it has copies with other contents. ``stands`` is true where it keeps its outcome, because only copies came and
-    none of them was chosen.
+    ``is_refold`` is true where it had an outcome before. ``ignored_because`` is the reason where an operator ignores
+    it. ``attempts`` is how often it has failed alone since it became pending. ``choice`` is the choice among its
+    copies, if it has copies with other contents. ``stands`` is true where it keeps its outcome, because only copies
+    came and none of them was chosen.
     """
 
     event: Event
-    again: bool
-    set_aside: str | None
+    is_refold: bool
+    ignored_because: str | None
     attempts: int = 0
     choice: Choice | None = None
     stands: bool = False
@@ -49,13 +49,13 @@ class Outcome(Struct):
 class Part:
     """Events of a batch with their verdicts, *judged*.
 
-    *facts* are the facts of the verdicts. The rows *anew* and the rows of *objects* are to be folded from all their
+    *facts* are the facts of the verdicts. The rows *refold* and the rows of *objects* are to be folded from all their
     events, because some of the events had an outcome before.
     """
 
     judged: Sequence[tuple[Claimed, folds.Verdict]]
     facts: dict[Subject, list[Facts]]
-    anew: set[Subject]
+    refold: set[Subject]
     objects: set[Object]
 
     @property
@@ -79,7 +79,7 @@ class Saved:
     @cached_property
     def fresh(self) -> dict[Object, str]:
         """The sources of the events that had no outcome before."""
-        events = [each.event for each, _ in self.judged if not each.again]
+        events = [each.event for each, _ in self.judged if not each.is_refold]
         return {(event.account, event.livemode, event.id): event.source for event in events}
 
 

@@ -33,7 +33,7 @@ def announce(cursor: Cursor, saved: Saved, reasons: Reasons) -> None:
         {
             "account": subject.account,
             "livemode": subject.livemode,
-            "subject": folds.SHAPES[subject.table].subject,
+            "subject": folds.ROW_SPECS[subject.table].subject,
             "subject_id": subject.id,
             "kind": change.kind,
             **named_by,
@@ -58,14 +58,14 @@ def _implied(
 
     It is a change for every step where the new steps lead from the row before to this one, otherwise one change.
     """
-    shape = folds.SHAPES[subject.table]
-    changes = shape.changes(before, joined.row if joined.announced is None else joined.announced)
+    spec = folds.ROW_SPECS[subject.table]
+    changes = spec.changes(before, joined.row if joined.announced is None else joined.announced)
     if not changes:
         return
     world = (subject.account, subject.livemode)
-    children = joined.children if shape.child_of is not None else ()
+    children = joined.children if spec.child_of is not None else ()
     fresh = [child for child in children if (*world, str(child["event_id"])) in saved.fresh]
-    steps = shape.steps(before, joined.row, fresh) if fresh else []
+    steps = spec.steps(before, joined.row, fresh) if fresh else []
     if not steps:
         yield from ((change, _named_by(joined)) for change in changes)
         return
@@ -120,14 +120,14 @@ def append_changes(cursor: Cursor, found: list[dict[str, Any]], withheld: str | 
     rows = found
     if withheld is not None or any("withheld" not in row for row in found):
         rows = [{**row, "withheld": row.get("withheld") or withheld} for row in found]
-    if any(row["kind"] == CORRECTED for row in rows) or _may_be_told(cursor, rows):
+    if any(row["kind"] == CORRECTED for row in rows) or _may_be_announced(cursor, rows):
         settled = corrections.against_the_feed(cursor, rows)
         cursor.execute(_APPEND, (msgspec.json.encode(settled).decode(),))
     else:
         copy_rows.into(cursor, sql.Identifier("changes"), _CHANGES.columns, map(_CHANGES.line, rows))
 
 
-def _may_be_told(cursor: Cursor, rows: Sequence[Mapping[str, Any]]) -> bool:
+def _may_be_announced(cursor: Cursor, rows: Sequence[Mapping[str, Any]]) -> bool:
     """Return whether the feed may already have one of the changes *rows*.
 
     That is so if it has a change of the same kind, or any change of an object that had no row before.
@@ -159,7 +159,7 @@ SELECT EXISTS (
             AND (c.account, c.livemode, c.subject, c.subject_id) = (k.account, k.livemode, k.subject, k.subject_id)
             AND (k.is_first OR c.kind = k.kind)
         OFFSET 0
-    ) AS told
+    ) AS announced
 )
 """
 # With another status, or with the same.
@@ -170,7 +170,7 @@ SELECT EXISTS (
         SELECT FROM changes AS c WHERE c.kind = '{tables.DISPUTE_CLOSED}'
             AND (c.account, c.livemode, c.subject_id) = (k.account, k.livemode, k.subject_id)
         OFFSET 0
-    ) AS told
+    ) AS announced
 )
 """
 _APPEND: Final = """

@@ -26,13 +26,13 @@ from worker.folds.facts import Event, Subject, utc
 _log: Final = structlog.get_logger()
 
 LOOK_AHEAD_BATCHES: Final = 3
-"""Batches of pending events that a share scans for its own; events that other workers hold are among them."""
+"""Batches of pending events that a shard scans for its own; events that other workers hold are among them."""
 REFOLD_EVENTS_MAX: Final = 5000
 """Events of older fold versions that one call queues."""
 
 
-class Share(NamedTuple):
-    """Share *number* of the *of* shares of the pending events. All events of an object are in the same share."""
+class Shard(NamedTuple):
+    """Shard *number* of the *of* shards of the pending events. All events of an object are in the same shard."""
 
     number: int
     of: int
@@ -40,7 +40,7 @@ class Share(NamedTuple):
 
 ENVELOPE: Final = "i.seq, i.account, i.livemode, i.id, i.type, i.created, i.object_type, i.object_id, i.source"
 # Usually no event at all is ignored, and then nothing is looked up for the single events.
-SET_ASIDE: Final = """CASE WHEN (SELECT EXISTS (SELECT FROM inbox WHERE type = 'payfold.event.ignored')) THEN (
+IGNORED_BECAUSE: Final = """CASE WHEN (SELECT EXISTS (SELECT FROM inbox WHERE type = 'payfold.event.ignored')) THEN (
     SELECT a.seq FROM inbox AS a
     WHERE a.type = 'payfold.event.ignored'
         AND (a.account, a.livemode, a.object_id) = (i.account, i.livemode, i.id)
@@ -68,22 +68,22 @@ def claim(
     *,
     limit: int,
     only: Sequence[int] | None = None,
-    share: Share | None = None,
+    shard: Shard | None = None,
     though_renamed: bool = False,
     compared: list[int] | None = None,
 ) -> list[Claimed]:
     """Take up to *limit* pending events that are due, oldest first, that no other worker has taken.
 
-    With a *share* it may miss pending events of that share: see ``LOOK_AHEAD_BATCHES``. With *only* it takes the events
+    With a *shard* it may miss pending events of that shard: see ``LOOK_AHEAD_BATCHES``. With *only* it takes the events
     of those numbers, due or not. Events of an account that is being renamed are taken only with *though_renamed*, by
     the rename itself: see logs/renaming.py. While copies are compared, *compared* holds the numbers of the events that
     were taken; it is empty afterwards.
     """
     # A swap of schemas, and a snapshot to compare the tables in, hold this lock exclusively.
     share_folding(cursor)
-    number, of = share or (None, None)
+    number, of = shard or (None, None)
     cursor.execute(
-        _CLAIM_ONLY if only is not None else _CLAIM if share is None else _CLAIM_SHARE,
+        _CLAIM_ONLY if only is not None else _CLAIM if shard is None else _CLAIM_SHARE,
         {
             "only": None if only is None else integer_array(only),
             "limit": limit,
@@ -108,7 +108,7 @@ def claim(
     if archived:
         _leave(cursor, archived)
         if len(archived) == len(rows):
-            return claim(cursor, limit=limit, only=only, share=share, though_renamed=though_renamed)
+            return claim(cursor, limit=limit, only=only, shard=shard, though_renamed=though_renamed)
     return [
         Claimed(
             event_in(row, payloads),
@@ -158,7 +158,7 @@ ELSE NOT EXISTS (
 # Events that wait for their next try are skipped.
 _DUE: Final = f"(due_at IS NULL OR due_at <= now()) AND {_SETTLED}"
 _TAKEN: Final = f"""
-SELECT {ENVELOPE}, taken.again, {SET_ASIDE}, taken.attempts, taken.copies
+SELECT {ENVELOPE}, taken.again, {IGNORED_BECAUSE}, taken.attempts, taken.copies
 FROM taken CROSS JOIN LATERAL (SELECT * FROM inbox WHERE inbox.seq = taken.seq OFFSET 0) AS i ORDER BY i.seq
 """
 _CLAIM: Final = f"""
@@ -174,7 +174,7 @@ WITH taken AS MATERIALIZED (
 )
 {_TAKEN}
 """
-# Scan a bounded number of pending events, so that a share without any of its own finds that out quickly. The events
+# Scan a bounded number of pending events, so that a shard without any of its own finds that out quickly. The events
 # found are locked one by one, until there are enough.
 _CLAIM_SHARE: Final = f"""
 WITH near AS MATERIALIZED (
@@ -189,7 +189,7 @@ WITH near AS MATERIALIZED (
     ) AS p
     LIMIT %(limit)s
 )
-SELECT {ENVELOPE}, i.again, {SET_ASIDE}, i.attempts, i.copies FROM taken AS i ORDER BY i.seq
+SELECT {ENVELOPE}, i.again, {IGNORED_BECAUSE}, i.attempts, i.copies FROM taken AS i ORDER BY i.seq
 """
 
 

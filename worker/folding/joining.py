@@ -11,7 +11,7 @@ from worker import folds
 from worker.folding import settling
 from worker.folding.anomalies import row_name
 from worker.folding.batch import Object, Saved, event_key_of
-from worker.folding.claim import ENVELOPE, SET_ASIDE, event_in
+from worker.folding.claim import ENVELOPE, IGNORED_BECAUSE, event_in
 from worker.folding.rows import load_rows, world_arrays
 from worker.folds import join
 from worker.folds.facts import Event, Facts, Subject
@@ -85,36 +85,36 @@ def mention(cursor: Cursor, events: Sequence[Event], facts: dict[Subject, list[F
         )
 
 
-def join_facts(cursor: Cursor, facts: dict[Subject, list[Facts]], anew: set[Subject]) -> Saved:
-    """Return the saved rows with *facts* joined. The rows *anew* are folded from all their facts in the inbox.
+def join_facts(cursor: Cursor, facts: dict[Subject, list[Facts]], refold: set[Subject]) -> Saved:
+    """Return the saved rows with *facts* joined. The rows *refold* are folded from all their facts in the inbox.
 
     The caller holds the locks of their objects.
     """
-    known = load_rows(cursor, facts.keys() | anew)
+    known = load_rows(cursor, facts.keys() | refold)
     joined: dict[Subject, Joined] = {}
-    led = _led_rows(cursor, facts.keys() - anew)
+    led = _led_rows(cursor, facts.keys() - refold)
     # An ambiguous order can be settled only by all the events of the object, and all its rows share that order.
-    refold = anew | _in_doubt(cursor, (known.keys() - anew) | led)
-    for subject in facts.keys() - refold:
-        shape, row = folds.SHAPES[subject.table], known.get(subject)
+    from_all = refold | _in_doubt(cursor, (known.keys() - refold) | led)
+    for subject in facts.keys() - from_all:
+        spec, row = folds.ROW_SPECS[subject.table], known.get(subject)
         if row is not None and settling.is_laid_on(subject, row):
-            refold.add(subject)
+            from_all.add(subject)
             continue
         # An object without a row has no folded events, so this batch has all of them, except those that mention it from
         # another object.
-        leader = join.leader_of(shape, subject)
-        is_new = row is None and (shape.keeps_all if leader is None else leader not in known)
-        result = join.fold_all(shape, join.with_leader(shape, subject, facts)) if is_new else None
-        result = join.advance(shape, row, facts[subject]) if row is not None else result
+        leader = join.leader_of(spec, subject)
+        is_new = row is None and (spec.keeps_all if leader is None else leader not in known)
+        result = join.fold_all(spec, join.with_leader(spec, subject, facts)) if is_new else None
+        result = join.advance(spec, row, facts[subject]) if row is not None else result
         if result is None:
-            refold.add(subject)
+            from_all.add(subject)
         else:
             joined[subject] = result
-    refold |= {each for each in led if join.leader_of(folds.SHAPES[each.table], each) in refold}
-    known |= load_rows(cursor, refold - facts.keys() - anew)
+    from_all |= {each for each in led if join.leader_of(folds.ROW_SPECS[each.table], each) in from_all}
+    known |= load_rows(cursor, from_all - facts.keys() - refold)
     gone = []
-    for subject, all_facts in facts_of(cursor, refold, facts).items():
-        result = join.fold_all(folds.SHAPES[subject.table], all_facts)
+    for subject, all_facts in facts_of(cursor, from_all, facts).items():
+        result = join.fold_all(folds.ROW_SPECS[subject.table], all_facts)
         if result is not None:
             joined[subject] = result
         elif subject in known:
@@ -139,15 +139,15 @@ def _in_doubt(cursor: Cursor, at_rest: Collection[Subject]) -> set[Subject]:
         (*world_arrays([*named.values()]), text_array([name for *_, name in named]), join.AMBIGUOUS_ORDER),
     )
     found = {named[row] for row in cursor.fetchall() if row in named}
-    leaders = {join.leader_of(folds.SHAPES[each.table], each) for each in found}
+    leaders = {join.leader_of(folds.ROW_SPECS[each.table], each) for each in found}
     return found.union(each for each in leaders if each is not None)
 
 
 def _led_rows(cursor: Cursor, subjects: Iterable[Subject]) -> set[Subject]:
     """Return the saved rows that share the order of one of *subjects*, and so change with it."""
-    leaders = {shape.leader for shape in folds.SHAPES.values() if shape.leader}
+    leaders = {spec.leader for spec in folds.ROW_SPECS.values() if spec.leader}
     found = {(each.account, each.livemode, each.id) for each in subjects if each.table in leaders}
-    return {each for each in rows_of(cursor, found) if folds.SHAPES[each.table].leader}
+    return {each for each in rows_of(cursor, found) if folds.ROW_SPECS[each.table].leader}
 
 
 def facts_of(
@@ -164,7 +164,7 @@ def facts_of(
     judged = [one for several in at_hand.values() for one in several]
     led: dict[Subject | None, list[Subject]] = defaultdict(list)
     for subject in subjects:
-        led[join.leader_of(folds.SHAPES[subject.table], subject)].append(subject)
+        led[join.leader_of(folds.ROW_SPECS[subject.table], subject)].append(subject)
     cursor.execute(
         f"""
         WITH k AS (
@@ -176,7 +176,7 @@ def facts_of(
         )
         SELECT {ENVELOPE}
         FROM wanted JOIN inbox AS i USING (seq) LEFT JOIN outcomes AS o USING (seq)
-        WHERE {SET_ASIDE} IS NULL AND (
+        WHERE {IGNORED_BECAUSE} IS NULL AND (
             coalesce(o.state, %s) <> 'parked' OR (i.account, i.livemode, i.id) IN (
                 SELECT * FROM unnest(%s::text[], %s::boolean[], %s::text[])
             )

@@ -121,18 +121,18 @@ def _changes(cursor: Cursor, moved: list[Moved]) -> list[dict[str, Any]]:
         return [_change(row) for row in found]
 
 
-def untold(cursor: Cursor, *, told_in: str) -> list[dict[str, Any]]:
-    """Return a change for each order with other refunds than its last change in the feed of the schema *told_in*.
+def unannounced(cursor: Cursor, *, announced_in: str) -> list[dict[str, Any]]:
+    """Return a change for each order with other refunds than its last change in the feed of the schema *announced_in*.
 
     The change names the event of the order's row, because no single event caused it.
     """
     with cursor.connection.cursor(row_factory=dict_row) as found:
-        last = sql.SQL(_LAST).format(changes=sql.Identifier(told_in, "changes"))
+        last = sql.SQL(_LAST).format(changes=sql.Identifier(announced_in, "changes"))
         found.execute(sql.SQL(_UNTOLD) + last)
         return [_change(row) for row in found]
 
 
-def untold_of(cursor: Cursor, account: str) -> list[dict[str, Any]]:
+def unannounced_of(cursor: Cursor, account: str) -> list[dict[str, Any]]:
     """Return a change for each order of *account* with other refunds than its last change in the feed.
 
     The caller keeps others from appending.
@@ -244,13 +244,13 @@ SELECT DISTINCT number FROM ways AS w WHERE
 # from the order to a payment is known.
 _LAST: Final = """
 LEFT JOIN LATERAL (
-    SELECT c.after AS told FROM {changes} AS c
+    SELECT c.after AS announced FROM {changes} AS c
     WHERE (c.account, c.livemode, c.subject_id) = (b.account, b.livemode, b.id) AND c.kind = 'order.refund_changed'
     ORDER BY c.seq DESC LIMIT 1
 ) AS t ON true
 WHERE CASE
-    WHEN t.told IS NOT NULL THEN (b.refunded_amount, b.refund_status)
-        IS DISTINCT FROM ((t.told ->> 'refunded_amount')::bigint, t.told ->> 'refund_status')
+    WHEN t.announced IS NOT NULL THEN (b.refunded_amount, b.refund_status)
+        IS DISTINCT FROM ((t.announced ->> 'refunded_amount')::bigint, t.announced ->> 'refund_status')
     WHEN b.refunded_amount IS NOT NULL THEN b.refunded_amount <> 0
     ELSE b.refund_status IS DISTINCT FROM 'none' AND (
         b.payment_intent IS NOT NULL
@@ -324,7 +324,7 @@ WITH moved AS (
 ), last AS (
     SELECT DISTINCT ON (account, livemode, id) * FROM affected ORDER BY account, livemode, id, as_of DESC, event_id DESC
 )
-SELECT l.event_id AS by_event, l.as_of AS at, l.source, t.told, b.*
+SELECT l.event_id AS by_event, l.as_of AS at, l.source, t.announced, b.*
 FROM last AS l CROSS JOIN LATERAL (
     SELECT * FROM order_book AS k WHERE (k.account, k.livemode, k.id) = (l.account, l.livemode, l.id) OFFSET 0
 ) AS b
@@ -334,7 +334,7 @@ FROM last AS l CROSS JOIN LATERAL (
     ]
 ).as_bytes()
 _UNTOLD: Final = """
-SELECT b.event_id AS by_event, b.as_of AS at, i.source, t.told, b.*
+SELECT b.event_id AS by_event, b.as_of AS at, i.source, t.announced, b.*
 FROM order_book AS b
 JOIN inbox AS i ON (i.account, i.livemode, i.id) = (b.account, b.livemode, b.event_id)
 """
@@ -351,6 +351,6 @@ def _change(row: Mapping[str, Any]) -> dict[str, Any]:
         "event_id": row["by_event"],
         "source": row["source"],
         "at": row["at"],
-        "before": row["told"] or {**now, "refunded_amount": 0, "refund_status": "none"},
+        "before": row["announced"] or {**now, "refunded_amount": 0, "refund_status": "none"},
         "after": now,
     }

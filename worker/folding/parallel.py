@@ -1,14 +1,14 @@
 """Folds in two processes at once if there is more to fold than one batch.
 
-Note [Each lane has objects of its own]
+Note [Each fold process has objects of its own]
     A session is opened and paid within minutes, so two batches in a row have events of the same objects, and the second
-    would wait for the locks of the first. So pending events are divided by their objects. Lanes are processes, because
-    two threads would wait for each other's turn of the interpreter, which takes half of the time of a batch.
+    would wait for the locks of the first. So pending events are divided by their objects. Threads would not do: two of
+    them would wait for each other's turn of the interpreter, which takes half of the time of a batch.
 
-Note [A silent lane is replaced]
-    A lane reports each batch, and the time of a batch is bounded. So a lane that reports nothing for longer hangs: it
-    is killed, and the next backlog starts another. Its claimed events are pending again, because its transaction ends
-    with the process.
+Note [A silent fold process is replaced]
+    A fold process reports each batch, and the time of a batch is bounded. So one that reports nothing for longer
+    hangs: it is killed, and the next backlog starts another. Its claimed events are pending again, because its
+    transaction ends with the process.
 """
 
 import gc
@@ -33,18 +33,18 @@ from schemas import database, logs, stopping
 from schemas.database import Bounds
 from schemas.settings import Settings
 from worker.folding import projection
-from worker.folding.claim import Share
+from worker.folding.claim import Shard
 from worker.folding.projection import Apart
 
-LANES: Final = 2
+FOLD_PROCESSES: Final = 2
 """Batches that are folded at once. Two processors have no use for more."""
 YOUNG_OBJECTS_MAX: Final = 50_000
 """New objects after which the collector looks for cycles. A batch makes about as many, and none of them in a cycle."""
 
 REPORT_SECONDS_MAX: Final = 30.0
-"""Seconds to wait for a lane's report. A batch takes less, even on a database that does not answer."""
+"""Seconds to wait for a fold process's report. A batch takes less, even on a database that does not answer."""
 CLOSE_SECONDS_MAX: Final = 5.0
-"""Seconds for which a lane may go on with its batch when its parent ends. Then it is killed."""
+"""Seconds for which a fold process may go on with its batch when its parent ends. Then it is killed."""
 
 Start = Literal["fork", "spawn"]
 """How a process begins. A fork shares memory with its parent, which must not have threads at that time."""
@@ -59,20 +59,20 @@ def settle_down() -> None:
     gc.set_threshold(YOUNG_OBJECTS_MAX, 20, 20)
 
 
-class Order(Struct, frozen=True):
-    """A lane's task: fold one *share* or all, *until* a time of the monotonic clock, each batch within *bounds*.
+class FoldRequest(Struct, frozen=True):
+    """A task: fold one *shard* or all, *until* a time of the monotonic clock, each batch within *bounds*.
 
     *now* replaces the current time in folding, if it is given.
     """
 
-    share: Share | None = None
+    shard: Shard | None = None
     until: float = math.inf
     now: datetime | None = None
     bounds: Bounds | None = None
 
 
 class Report(Struct, frozen=True):
-    """The number of events that a lane folded since its last report, and whether it *is_done* with its order."""
+    """The number of events folded since the last report, and whether the fold process *is_done* with its request."""
 
     folded: int
     is_done: bool
@@ -83,49 +83,51 @@ def fold(
     *,
     until: float = math.inf,
     now: datetime | None = None,
-    beside: "Lane | None" = None,
+    partner: "FoldProcess | None" = None,
     apart: Apart | None = None,
     bounds: Bounds | None = None,
     step: Callable[[], None] = lambda: None,
 ) -> int:
     """Fold batches until nothing is pending, or *until* a time of the monotonic clock; return the number of events.
 
-    A backlog is shared with the lane *beside*, and the events that the lane folds are counted as well. The rest of a
-    failed batch is kept in *apart*, for the next call in this process. *step* is called after each batch of either.
+    A backlog is shared with the fold process *partner*, and the events that it folds are counted as well. The rest of
+    a failed batch is kept in *apart*, for the next call in this process. *step* is called after each batch of either.
 
     Raises:
         Transient: PostgreSQL does not answer, or not within *bounds*. Events that were folded before stay folded.
     """
     parts: Apart = deque() if apart is None else apart
     folded = projection.run_once(engine, now=now or datetime.now(UTC), apart=parts, bounds=bounds)
-    is_shared = beside is not None and (beside.is_folding or folded == projection.FOLD_BATCH_MAX)
-    if beside is not None and is_shared:
+    is_shared = partner is not None and (partner.is_folding or folded == projection.FOLD_BATCH_MAX)
+    if partner is not None and is_shared:
         # One batch is enough for a few events. Only a full batch shows that more are pending.
         if folded == projection.FOLD_BATCH_MAX:
-            beside.begin(Order(Share(1, LANES), until, now, bounds))
+            partner.begin(FoldRequest(Shard(1, FOLD_PROCESSES), until, now, bounds))
         try:
-            folded += _run(engine, Order(Share(0, LANES), until, now, bounds), parts, step, beside.listen)
+            folded += _run(
+                engine, FoldRequest(Shard(0, FOLD_PROCESSES), until, now, bounds), parts, step, partner.listen
+            )
         except BaseException:
-            beside.stop()
+            partner.stop()
             raise
-        folded += beside.end(step)
-    # This run folds new events of both shares, and those that the lane failed to fold.
+        folded += partner.end(step)
+    # This run folds new events of both shards, and those that the fold process failed to fold.
     is_more = folded or is_shared or parts
-    return folded + (_run(engine, Order(None, until, now, bounds), parts, step) if is_more else 0)
+    return folded + (_run(engine, FoldRequest(None, until, now, bounds), parts, step) if is_more else 0)
 
 
 def _run(
     engine: Engine,
-    order: Order,
+    request: FoldRequest,
     apart: Apart,
     step: Callable[[], None] = lambda: None,
     report: Callable[[int], None] = lambda _: None,
     is_over: Callable[[], bool] = lambda: False,
 ) -> int:
     folded = 0
-    while time.monotonic() < order.until and not is_over():
+    while time.monotonic() < request.until and not is_over():
         batch = projection.run_once(
-            engine, now=order.now or datetime.now(UTC), share=order.share, apart=apart, bounds=order.bounds
+            engine, now=request.now or datetime.now(UTC), shard=request.shard, apart=apart, bounds=request.bounds
         )
         step()
         report(batch)
@@ -135,7 +137,7 @@ def _run(
     return folded
 
 
-class Lane:
+class FoldProcess:
     """Another process that folds on order, and ends with this one.
 
     It starts at ``start``, or at the first order. If it ends early, a new process takes its place, and the events that
@@ -146,8 +148,8 @@ class Lane:
         self._url = database_url
         self._report_seconds_max = report_seconds_max
         self._process: multiprocessing.process.BaseProcess | None = None
-        self._line: Connection[Order, Report] | None = None
-        self._orders = 0
+        self._line: Connection[FoldRequest, Report] | None = None
+        self._requests = 0
         self._folded = 0
 
     def start(self, how: Start = "spawn") -> None:
@@ -160,13 +162,13 @@ class Lane:
         ours, theirs = context.Pipe()
         # It is no daemon process, which multiprocessing would stop in the middle of a batch. It ends with the line.
         inherited = ours if how == "fork" else None
-        process = context.Process(target=_serve, args=(self._url, os.getpid(), theirs, inherited), name="lane")
+        process = context.Process(target=_serve, args=(self._url, os.getpid(), theirs, inherited), name="fold process")
         process.start()
         theirs.close()
         self._process, self._line = process, ours
 
-    def begin(self, order: Order) -> None:
-        """Send *order*. The lane drops an earlier order after its current batch.
+    def begin(self, request: FoldRequest) -> None:
+        """Send *request*. The fold process drops an earlier request after its current batch.
 
         If no process can be started, nothing happens.
         """
@@ -174,22 +176,22 @@ class Lane:
             try:
                 self.start()
                 assert self._line is not None, "a process that runs has a line"  # noqa: S101 - for the types alone
-                self._line.send(order)
+                self._line.send(request)
             except OSError as error:
                 self._lose(error)
             else:
-                self._orders += 1
+                self._requests += 1
                 return
 
     @property
     def is_folding(self) -> bool:
         """Whether it still has an order to work on."""
         self.listen()
-        return self._orders > 0
+        return self._requests > 0
 
     def listen(self, _: int = 0) -> None:
         """Take the reports that have arrived, without waiting. The line has room for some thousand reports."""
-        while self._orders and self._line is not None and self._line.poll():
+        while self._requests and self._line is not None and self._line.poll():
             self._hear()
 
     def end(self, step: Callable[[], None] = lambda: None) -> int:
@@ -198,7 +200,7 @@ class Lane:
         Events that it failed to fold are still pending, and fail again when this process folds them. *step* is called
         at each report.
         """
-        while self._orders:
+        while self._requests:
             self._hear()
             step()
         folded, self._folded = self._folded, 0
@@ -214,12 +216,12 @@ class Lane:
             self._lose(error)
             return
         self._folded += report.folded
-        self._orders -= report.is_done
+        self._requests -= report.is_done
 
     def stop(self) -> None:
         """Wait for the current batch, and let it fold no more."""
         if self.is_folding:
-            self.begin(Order(until=-math.inf))
+            self.begin(FoldRequest(until=-math.inf))
             self.end()
 
     def _lose(self, error: Exception) -> None:
@@ -227,7 +229,9 @@ class Lane:
         if process is not None:
             process.kill()
         self.close()
-        _log.error("lane.ended", reason=type(error).__name__, exitcode=None if process is None else process.exitcode)
+        _log.error(
+            "fold_process.ended", reason=type(error).__name__, exitcode=None if process is None else process.exitcode
+        )
 
     def close(self) -> None:
         """Let the process end after its current batch, or kill it if that takes longer than ``CLOSE_SECONDS_MAX``."""
@@ -237,14 +241,14 @@ class Lane:
             if self._process.is_alive():
                 self._process.kill()
                 self._process.join()
-        self._process, self._line, self._orders = None, None, 0
+        self._process, self._line, self._requests = None, None, 0
 
 
 def _serve(
     database_url: str,
     parent: int,
-    line: "Connection[Report, Order]",
-    inherited: "Connection[Order, Report] | None",
+    line: "Connection[Report, FoldRequest]",
+    inherited: "Connection[FoldRequest, Report] | None",
 ) -> None:
     """Carry out the orders from *line* until its other end is closed. A fork has *inherited* a copy of that end."""
     # The parent gets these signals as well, and closes the line.
@@ -264,12 +268,12 @@ def _serve(
 
     with suppress(EOFError, OSError):
         while True:
-            order = line.recv()
+            request = line.recv()
             try:
                 # Another order, or the end of the line, ends this order early.
-                _run(engine, order, apart, report=report, is_over=line.poll)
+                _run(engine, request, apart, report=report, is_over=line.poll)
             except Exception as error:  # noqa: BLE001 - the parent meets it as well, and logs what it is
-                _log.warning("lane.failed", kind=database.condition(error))
+                _log.warning("fold_process.failed", kind=database.condition(error))
             # An idle connection may be dead by the next backlog, and takes up one of the few that some databases allow.
             engine.dispose()
             line.send(Report(0, is_done=True))

@@ -29,7 +29,7 @@ from worker.folding.batch import (
     rows_before,
 )
 from worker.folding.changes import announce
-from worker.folding.claim import Share, claim, keep_others_from_appending, lock_objects, share_folding, try_locks
+from worker.folding.claim import Shard, claim, keep_others_from_appending, lock_objects, share_folding, try_locks
 from worker.folding.joining import facts_at_hand, join_facts, mention, objects_of, rows_of
 from worker.folding.rows import load_rows, save_rows
 from worker.folds import join
@@ -63,11 +63,11 @@ def run_once(
     *,
     now: datetime,
     limit: int = FOLD_BATCH_MAX,
-    share: Share | None = None,
+    shard: Shard | None = None,
     apart: Apart | None = None,
     bounds: Bounds | None = None,
 ) -> int:
-    """Fold up to *limit* pending events, of one *share* or of all, in one transaction, and return their number.
+    """Fold up to *limit* pending events, of one *shard* or of all, in one transaction, and return their number.
 
     A batch that fails is divided until the event at fault is alone. That event is parked if its data is at fault, and
     otherwise tried again later. The parts are kept in *apart* for the next calls, which take them first. Without
@@ -77,15 +77,15 @@ def run_once(
         Transient: PostgreSQL does not answer, or has not given any event in time; nothing is lost.
     """
     parts: Apart = deque() if apart is None else apart
-    folded = _run_batch(engine, parts, now=now, limit=limit, share=share, bounds=bounds)
+    folded = _run_batch(engine, parts, now=now, limit=limit, shard=shard, bounds=bounds)
     while apart is None and parts:
-        folded += _run_batch(engine, parts, now=now, limit=limit, share=share, bounds=bounds)
+        folded += _run_batch(engine, parts, now=now, limit=limit, shard=shard, bounds=bounds)
     return folded
 
 
 def run_one(engine: Engine, seq: int, *, now: datetime) -> int:
     """Fold the pending event *seq* by itself, due or not, and return whether it had been pending."""
-    return _run_batch(engine, deque([(seq,)]), now=now, limit=1, share=None, bounds=None)
+    return _run_batch(engine, deque([(seq,)]), now=now, limit=1, shard=None, bounds=None)
 
 
 def _run_batch(
@@ -94,7 +94,7 @@ def _run_batch(
     *,
     now: datetime,
     limit: int,
-    share: Share | None,
+    shard: Shard | None,
     bounds: Bounds | None,
     is_queued: bool = False,
 ) -> int:
@@ -108,7 +108,7 @@ def _run_batch(
             queued = renderings.queue(cursor) if only is None and not is_queued else 0
             if not queued:
                 claimed = claim(
-                    cursor, limit=limit if only is None else len(only), only=only, share=share, compared=compared
+                    cursor, limit=limit if only is None else len(only), only=only, shard=shard, compared=compared
                 )
                 owes = project(cursor, claimed, now=now) if claimed else bool(settling.owed(cursor))
     except Exception as error:
@@ -121,7 +121,7 @@ def _run_batch(
             return _divide_compared(engine, apart, compared, failure, bounds=bounds)
         return _divide(engine, apart, claimed, failure, now=now, bounds=bounds)
     if queued:
-        return _run_batch(engine, apart, now=now, limit=limit, share=share, bounds=bounds, is_queued=True)
+        return _run_batch(engine, apart, now=now, limit=limit, shard=shard, bounds=bounds, is_queued=True)
     if owes:
         _settle_owed(engine, now=now, bounds=bounds)
     return len(claimed)
@@ -210,7 +210,7 @@ def park(cursor: Cursor, claimed: Claimed, failure: Failure, *, now: datetime) -
     note_contradictions(cursor, [claimed], now)
     outcome = Outcome(claimed.event.seq, "parked", failure.reason, failure.cause, claimed.attempts + 1)
     _conclude(cursor, [outcome], now, folds.FOLD_VERSION)
-    return claimed.again and _fold_without(cursor, claimed, now)
+    return claimed.is_refold and _fold_without(cursor, claimed, now)
 
 
 def _fold_without(cursor: Cursor, claimed: Claimed, now: datetime) -> bool:
@@ -219,7 +219,7 @@ def _fold_without(cursor: Cursor, claimed: Claimed, now: datetime) -> bool:
     is_history = claimed.choice is not None and claimed.choice.is_history
     try:
         with cursor.connection.transaction():
-            lock_objects(cursor, part.anew, part.objects)
+            lock_objects(cursor, part.refold, part.objects)
             return _project(cursor, part, now, folds.FOLD_VERSION, withheld="rendering" if is_history else None)
     except Exception as error:
         if isinstance(error, Transient) or not failure_of(error).is_of_data:
@@ -252,7 +252,7 @@ def project(
     neighbours = (
         older_versions.neighbours(cursor, part.facts) if older_versions.is_at_hand(cursor, fold_version) else None
     )
-    lock_objects(cursor, part.facts.keys() | part.anew | (neighbours or set()), part.objects)
+    lock_objects(cursor, part.facts.keys() | part.refold | (neighbours or set()), part.objects)
     past, news = (None, part) if neighbours is None else _divided(cursor, part, neighbours, fold_version)
     owes = past is not None and _project(cursor, past, now, fold_version, withheld="fold_version")
     owes |= news is not None and _project(cursor, news, now, fold_version)
@@ -266,9 +266,9 @@ def _project(cursor: Cursor, part: Part, now: datetime, fold_version: int, *, wi
     Returns whether other transactions hold rows that *part* may settle.
     """
     events = [each.event for each, _ in part.judged]
-    anew = part.anew | rows_of(cursor, part.objects)
+    refold = part.refold | rows_of(cursor, part.objects)
     mention(cursor, events, part.facts)
-    saved = join_facts(cursor, part.facts, anew)
+    saved = join_facts(cursor, part.facts, refold)
     saved.judged = part.judged
     left_open = settling.open_rows(saved.rows)
     for subject in left_open:
@@ -276,7 +276,7 @@ def _project(cursor: Cursor, part: Part, now: datetime, fold_version: int, *, wi
     save_rows(cursor, saved)
     note_anomalies(cursor, saved, now)
     _conclude(cursor, part.outcomes, now, fold_version)
-    _set_aside(cursor, [event for event in events if event.type == folds.EVENT_IGNORED])
+    _note_ignored(cursor, [event for event in events if event.type == folds.EVENT_IGNORED])
     reasons = Reasons(part, withheld)
     owes = _settle(cursor, saved, left_open, reasons, now)
     announce(cursor, saved, reasons)
@@ -286,14 +286,14 @@ def _project(cursor: Cursor, part: Part, now: datetime, fold_version: int, *, wi
 def _part(cursor: Cursor, judged: Sequence[tuple[Claimed, folds.Verdict]]) -> Part:
     """Return the part of *judged*: its facts, and the rows and objects that have to be folded again."""
     facts: dict[Subject, list[Facts]] = defaultdict(list)
-    anew: set[Subject] = set()
+    refold: set[Subject] = set()
     for each, verdict in judged:
         for one in verdict.facts:
             facts[one.subject].append(one)
-        if each.again:
-            anew |= rows_before(each).union(one.subject for one in verdict.facts)
-    again = [event for each, _ in judged if each.again for event in every_copy(each)]
-    return Part(judged, facts, anew, objects_of(cursor, again))
+        if each.is_refold:
+            refold |= rows_before(each).union(one.subject for one in verdict.facts)
+    judged_before = [event for each, _ in judged if each.is_refold for event in every_copy(each)]
+    return Part(judged, facts, refold, objects_of(cursor, judged_before))
 
 
 def _divided(
@@ -303,20 +303,20 @@ def _divided(
 
     The first also gets all rows that the second may touch, or find next to its own, and that are not folded again yet.
     """
-    again = [each.event.seq for each, _ in part.judged if each.again and each.set_aside is None]
-    outdated = older_versions.outdated(cursor, again, fold_version)
+    judged_before = [each.event.seq for each, _ in part.judged if each.is_refold and each.ignored_because is None]
+    outdated = older_versions.outdated(cursor, judged_before, fold_version)
     if len(outdated) == len(part.judged):
         return part, None
     past, news = (
         _part(cursor, [each for each in part.judged if (each[0].event.seq in outdated) is is_past])
         for is_past in (True, False)
     )
-    touched = news.facts.keys() | news.anew | neighbours
+    touched = news.facts.keys() | news.refold | neighbours
     objects = older_versions.objects(cursor, {object_of(subject) for subject in touched}, fold_version)
     if not outdated and not objects:
         return None, news
     waiting = {subject for subject in touched if object_of(subject) in objects}
-    return replace(past, anew=past.anew | waiting, objects=past.objects | objects), news
+    return replace(past, refold=past.refold | waiting, objects=past.objects | objects), news
 
 
 def _settle(cursor: Cursor, saved: Saved, left_open: dict[Subject, Joined], reasons: Reasons, now: datetime) -> bool:
@@ -362,7 +362,7 @@ def _notes_at_rest(cursor: Cursor, subjects: Iterable[Subject]) -> dict[Subject,
     """
     known = load_rows(cursor, [subject for subject in subjects if subject.table == "credit_notes"])
     facts = facts_at_hand(cursor, set(known))
-    own = {subject: join.fold_all(folds.SHAPES[subject.table], several or ()) for subject, several in facts}
+    own = {subject: join.fold_all(folds.ROW_SPECS[subject.table], several or ()) for subject, several in facts}
     joined = {subject: each for subject, each in own.items() if each is not None}
     return {subject: (known[subject], each) for subject, each in settling.open_rows(joined).items()}
 
@@ -413,8 +413,8 @@ def _let_stand(cursor: Cursor, standing: Sequence[Claimed]) -> None:
 
 
 def _judge(claimed: Claimed) -> folds.Verdict:
-    if claimed.set_aside is not None:
-        return folds.set_aside(claimed.set_aside)
+    if claimed.ignored_because is not None:
+        return folds.ignored_by_operator(claimed.ignored_because)
     return folds.judge(claimed.event)
 
 
@@ -445,7 +445,7 @@ def _conclude(cursor: Cursor, outcomes: Sequence[Outcome], now: datetime, fold_v
     cursor.execute("DELETE FROM pending WHERE seq = ANY(%s::bigint[])", (seqs,))
 
 
-def _set_aside(cursor: Cursor, words: Sequence[Event]) -> None:
+def _note_ignored(cursor: Cursor, words: Sequence[Event]) -> None:
     """Queue the events that an operator ignores, so that they are judged and their rows folded again."""
     for word in words:
         cursor.execute(

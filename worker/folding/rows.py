@@ -46,7 +46,7 @@ def _rows_by_key(table: str) -> bytes:
 
 
 def _key_names(table: str) -> tuple[str, ...]:
-    return ("account", "livemode", *folds.SHAPES[table].key)
+    return ("account", "livemode", *folds.ROW_SPECS[table].key)
 
 
 def _key_arrays(keys: Sequence[Subject]) -> list[str]:
@@ -89,7 +89,7 @@ def save_rows(cursor: Cursor, saved: Saved) -> None:
         elif joined.row != known:
             moved[subject.table].append(joined.row)
         if joined.children:
-            moved[folds.SHAPES[subject.table].child] += joined.children
+            moved[folds.ROW_SPECS[subject.table].child] += joined.children
     _drop_strayed_children(cursor, saved)
     for table, rows in new.items():
         form = _FORMS[table]
@@ -115,14 +115,14 @@ def _drop_strayed_children(cursor: Cursor, saved: Saved) -> None:
     """Delete all children of rows that are gone, and the former children of rows that have other ones now."""
     whole = [subject for subject, joined in saved.rows.items() if joined.replace_all and subject in saved.known]
     for table, keys in _by_table([*whole, *saved.gone]).items():
-        shape = folds.SHAPES[table]
-        if shape.child:
+        spec = folds.ROW_SPECS[table]
+        if spec.child:
             names = _key_names(table)
-            child_names = ("account", "livemode", *shape.child_key)
+            child_names = ("account", "livemode", *spec.child_key)
             kept = [str(child["id"]) for key in keys if key in saved.rows for child in saved.rows[key].children]
             cursor.execute(
                 sql.SQL("DELETE FROM {table} AS t USING {keys} WHERE {same} AND NOT (t.id = ANY (%s::text[]))").format(
-                    table=sql.Identifier(shape.child), keys=_key_rows(names), same=_same(names, child_names)
+                    table=sql.Identifier(spec.child), keys=_key_rows(names), same=_same(names, child_names)
                 ),
                 [*_key_arrays(keys), text_array(kept)],
             )

@@ -36,7 +36,7 @@ _NAMES: Final = [column.name for column in _changes.c if column.name not in ("se
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class WithheldChanges:
     """The withheld changes of a *selection* with a deciding event that was created at *since* or later."""
 
     selection: Selection
@@ -50,7 +50,9 @@ class Wanted:
         return and_(_changes.c.withheld.is_not(None), *chosen, *dated)
 
 
-def counts(connection: Connection, wanted: Wanted, *, overtaken: bool | None = None) -> Sequence[dict[str, Any]]:
+def counts(
+    connection: Connection, wanted: WithheldChanges, *, overtaken: bool | None = None
+) -> Sequence[dict[str, Any]]:
     """Return how many changes are withheld, by reason and kind, with their earliest and their latest time.
 
     With *overtaken* true or false, only the changes that are overtaken, or that are not, are counted.
@@ -71,7 +73,7 @@ def counts(connection: Connection, wanted: Wanted, *, overtaken: bool | None = N
 
 def release(
     engine: Engine,
-    wanted: Wanted,
+    wanted: WithheldChanges,
     *,
     progress: Callable[[int], None] = lambda _: None,
     batch_max: int = RELEASE_BATCH_MAX,
@@ -87,7 +89,7 @@ def release(
     return released
 
 
-def _release_batch(engine: Engine, wanted: Wanted, batch_max: int) -> int:
+def _release_batch(engine: Engine, wanted: WithheldChanges, batch_max: int) -> int:
     with database.transaction(engine) as connection, database.cursor(connection) as cursor:
         # Folding takes this lock too. It keeps a release apart from an import, which withholds the changes it appends.
         share_folding(cursor)

@@ -24,7 +24,7 @@ from worker.folds import (
     refund,
 )
 from worker.folds.facts import Event, Facts
-from worker.folds.join import Shape
+from worker.folds.join import RowSpec
 
 FOLD_VERSION: Final = 7
 
@@ -56,9 +56,9 @@ STRIPE_TYPES: Final = tuple(sorted(kind for kind in FOLDS if not kind.startswith
 API_VERSION: Final = "2026-10-28.endive"
 """The newest version of Stripe's API that the folds were written for. They read the fields of older ones as well."""
 
-SHAPES: Final[Mapping[str, Shape]] = {
-    shape.table: shape
-    for shape in (
+ROW_SPECS: Final[Mapping[str, RowSpec]] = {
+    spec.table: spec
+    for spec in (
         balance.SHAPE,
         balance.TRANSACTION_SHAPE,
         charge.SHAPE,
@@ -116,7 +116,7 @@ def _parked(cause: str, reason: str) -> Verdict:
     return Verdict("parked", reason, cause=cause)
 
 
-def set_aside(reason: str) -> Verdict:
+def ignored_by_operator(reason: str) -> Verdict:
     """Return the verdict on an event that an operator ignores for *reason*."""
     return Verdict("ignored", reason, cause="set_aside")
 

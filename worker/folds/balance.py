@@ -34,8 +34,19 @@ from msgspec import UNSET, Struct, UnsetType, structs
 from worker.folds import chain
 from worker.folds.chain import Path, Rules, Stamp, Testimony
 from worker.folds.facts import Anomaly, Change, Event, Facts, Row, Subject, Value, utc
-from worker.folds.join import BROKEN_CHAIN, Shape
-from worker.folds.reading import Name, Reader, Reference, Seconds, Told, Whole, carried, moment, references, say
+from worker.folds.join import BROKEN_CHAIN, RowSpec
+from worker.folds.reading import (
+    Name,
+    Reader,
+    Reference,
+    Reported,
+    Seconds,
+    Whole,
+    carried,
+    make_facts,
+    moment,
+    references,
+)
 
 TRANSACTION_TYPES: Final = ("payfold.customer_balance_transaction.observed",)
 _BY_LEDGER, _BY_CUSTOMER = range(2)
@@ -71,7 +82,7 @@ def fold_transaction(event: Event) -> tuple[Facts, ...]:
         Unfoldable: when the transaction in it cannot be read.
     """
     transaction, _ = _reader.read(event.payload)
-    told = references(
+    reported = references(
         customer=transaction.customer,
         invoice=transaction.invoice,
         credit_note=transaction.credit_note,
@@ -85,8 +96,8 @@ def fold_transaction(event: Event) -> tuple[Facts, ...]:
         description=transaction.description,
         created=moment(transaction.created),
     )
-    row = say(event, "balance_transactions", transaction.id, after=Told(columns, told), before=None)
-    customer, note = told["customer"], told.get("credit_note")
+    row = make_facts(event, "balance_transactions", transaction.id, after=Reported(columns, reported), before=None)
+    customer, note = reported["customer"], reported.get("credit_note")
     found = [row]
     if customer is not None:
         found += _by_ledger(event, transaction, customer)
@@ -112,13 +123,13 @@ def _of_note(event: Event, transaction: Transaction, note: str) -> Facts:
 def _by_ledger(event: Event, transaction: Transaction, customer: str) -> Iterator[Facts]:
     """Yield the *transaction*'s facts about the balance, and the same as a witness of the *customer*."""
     after, before = transaction.ending_balance, transaction.ending_balance - transaction.amount
-    listed = say(
+    listed = make_facts(
         event,
         "balances",
         customer,
         currency=transaction.currency,
-        after=Told({"amount": after, "_transaction": transaction.id}),
-        before=Told({"amount": before}),
+        after=Reported({"amount": after, "_transaction": transaction.id}),
+        before=Reported({"amount": before}),
         rank=_BY_LEDGER,
         stamp=(utc(transaction.created),),
     )
@@ -130,13 +141,13 @@ def _by_ledger(event: Event, transaction: Transaction, customer: str) -> Iterato
 
 def by_customer(event: Event, customer: str, currency: str, *, amount: int, before: int | None) -> Facts:
     """Return the facts of a customer's *event* about the balance in its default *currency*, now and *before*."""
-    return say(
+    return make_facts(
         event,
         "balances",
         customer,
         currency=currency,
-        after=Told({"amount": amount}),
-        before=None if before is None else Told({"amount": before}),
+        after=Reported({"amount": amount}),
+        before=None if before is None else Reported({"amount": before}),
         rank=_BY_CUSTOMER,
     )
 
@@ -325,8 +336,8 @@ def _changes(before: Row | None, after: Row) -> list[Change]:
     known = 0 if before is None else before["amount"]
     if known == after["amount"]:
         return []
-    told = {"currency": after["currency"]}
-    return [Change("balance.changed", {**told, "amount": known}, {**told, "amount": after["amount"]})]
+    reported = {"currency": after["currency"]}
+    return [Change("balance.changed", {**reported, "amount": known}, {**reported, "amount": after["amount"]})]
 
 
 def _steps(before: Row | None, after: Row, children: Sequence[Row]) -> list[Change]:
@@ -347,7 +358,7 @@ def _whole(value: Value) -> int:
     return value
 
 
-TRANSACTION_SHAPE: Final = Shape(
+TRANSACTION_SHAPE: Final = RowSpec(
     table="balance_transactions",
     subject="balance_transaction",
     empty=dict.fromkeys(
@@ -358,7 +369,7 @@ TRANSACTION_SHAPE: Final = Shape(
     ),
 )
 
-SHAPE: Final = Shape(
+SHAPE: Final = RowSpec(
     table="balances",
     subject="balance",
     key=("customer", "currency"),

@@ -11,8 +11,8 @@ from typing import Final
 from msgspec import UNSET, Struct, UnsetType
 
 from worker.folds.facts import Anomaly, Event, Facts, Row
-from worker.folds.join import Shape, unknown_status
-from worker.folds.reading import Name, Reader, Reference, Told, Whole, carried, references, say
+from worker.folds.join import RowSpec, unknown_status
+from worker.folds.reading import Name, Reader, Reference, Reported, Whole, carried, make_facts, references
 
 EXPIRED: Final = "charge.expired"
 TYPES: Final = (
@@ -57,12 +57,12 @@ def fold(event: Event) -> tuple[Facts, ...]:
     charge, before = _reader.read(event.payload)
     is_released = event.type == EXPIRED or (charge.refunded is True and charge.captured is False)
     return (
-        say(
+        make_facts(
             event,
             "charges",
             charge.id,
-            after=_told(charge),
-            before=None if before is None else _told(before),
+            after=_reported(charge),
+            before=None if before is None else _reported(before),
             rank=_rank(charge.status, charge.captured, is_released=is_released),
             moments=_moments(event, charge, is_released=is_released),
         ),
@@ -85,8 +85,8 @@ def _moments(event: Event, charge: Charge, *, is_released: bool) -> dict[str, da
     return {}
 
 
-def _told(charge: Charge) -> Told:
-    return Told(
+def _reported(charge: Charge) -> Reported:
+    return Reported(
         carried(
             status=charge.status,
             currency=charge.currency,
@@ -121,7 +121,7 @@ _COLUMNS: Final = (
     *("payment_intent", "invoice", "status", "currency", "amount", "captured", "amount_captured"),
     *("captured_at", "released_at", "amount_refunded", "refunded", "disputed"),
 )
-SHAPE: Final = Shape(
+SHAPE: Final = RowSpec(
     table="charges",
     subject="charge",
     empty=dict.fromkeys(_COLUMNS),

@@ -35,7 +35,7 @@ from msgspec import UNSET, Struct, UnsetType
 
 from schemas.kinds import Kind
 from worker.folds.facts import Anomaly, Change, Event, Facts, Row, Subject, Value
-from worker.folds.join import LINES_DIFFER, MISSING_AT_STRIPE, UNKNOWN_STATUS, Shape
+from worker.folds.join import LINES_DIFFER, MISSING_AT_STRIPE, UNKNOWN_STATUS, RowSpec
 from worker.folds.reading import Metadata, Name, Reader, Reference, Seconds, Whole, carried, moment, references
 
 CLOCK_EXPIRED: Final = "payfold.checkout.session.clock_expired"
@@ -210,7 +210,7 @@ def _lines(event: Event, session: CheckoutSession) -> tuple[Row, ...] | None:
 
 def _line(event: Event, session: CheckoutSession, line: _LineItem) -> Row:
     price = line.price if isinstance(line.price, _Price) else None
-    told = carried(
+    reported = carried(
         description=line.description,
         quantity=line.quantity,
         currency=line.currency,
@@ -222,7 +222,7 @@ def _line(event: Event, session: CheckoutSession, line: _LineItem) -> Row:
     product = None if price is None else references(product=price.product).get("product")
     return {
         **dict.fromkeys(_LINE_COLUMNS),
-        **told,
+        **reported,
         "account": event.account,
         "livemode": event.livemode,
         "id": line.id,
@@ -503,7 +503,7 @@ _LINE_COLUMNS: Final = (
     *("amount_subtotal", "amount_discount", "amount_tax", "amount_total"),
 )
 
-SHAPE: Final = Shape(
+SHAPE: Final = RowSpec(
     table="orders",
     subject="order",
     empty={**dict.fromkeys(_COLUMNS), "lines_complete": False},

@@ -25,8 +25,19 @@ from msgspec import UNSET, Struct, UnsetType, structs
 from schemas.kinds import Kind
 from worker.folds.balance import LISTED
 from worker.folds.facts import Anomaly, Change, Event, Facts, Row, Value
-from worker.folds.join import Joined, Shape, unknown_status
-from worker.folds.reading import Name, Reader, Reference, Seconds, Told, Whole, carried, moment, references, say
+from worker.folds.join import Joined, RowSpec, unknown_status
+from worker.folds.reading import (
+    Name,
+    Reader,
+    Reference,
+    Reported,
+    Seconds,
+    Whole,
+    carried,
+    make_facts,
+    moment,
+    references,
+)
 
 TYPES: Final = ("credit_note.created", "credit_note.updated", "credit_note.voided", "payfold.credit_note.observed")
 
@@ -89,13 +100,13 @@ def fold(event: Event) -> tuple[Facts, ...]:
         Unfoldable: when the note in it cannot be read.
     """
     note, before = _reader.read(event.payload)
-    told = None if before is None else _told(before)
+    reported = None if before is None else _reported(before)
     moments = {}
     if note.status == "void":
         at = moment(note.voided_at)
         moments["voided_at"] = at if isinstance(at, type(event.created)) else event.created
-    facts = say(
-        event, "credit_notes", note.id, after=_told(note), before=told, rank=_rank(note.status), moments=moments
+    facts = make_facts(
+        event, "credit_notes", note.id, after=_reported(note), before=reported, rank=_rank(note.status), moments=moments
     )
     return (facts, *_lines(event, note))
 
@@ -104,8 +115,8 @@ def _rank(status: object) -> int:
     return _RANKS.get(str(status), 0)
 
 
-def _told(note: CreditNote) -> Told:
-    return Told(
+def _reported(note: CreditNote) -> Reported:
+    return Reported(
         carried(
             number=note.number,
             status=note.status,
@@ -150,11 +161,11 @@ def _lines(event: Event, note: CreditNote) -> tuple[Facts, ...]:
     if not isinstance(note.lines, _Lines):
         return ()
     return tuple(
-        say(
+        make_facts(
             event,
             "credit_note_lines",
             line.id,
-            after=Told(
+            after=Reported(
                 carried(
                     type=line.type,
                     description=line.description,
@@ -324,7 +335,7 @@ def _changes(before: Row | None, after: Row) -> list[Change]:
     return [Change(kind, known, {name: after[name] for name in _SHOWN})]
 
 
-SHAPE: Final = Shape(
+SHAPE: Final = RowSpec(
     table="credit_notes",
     subject="credit_note",
     empty={
@@ -345,7 +356,7 @@ SHAPE: Final = Shape(
     keeps_all=False,
 )
 
-LINE_SHAPE: Final = Shape(
+LINE_SHAPE: Final = RowSpec(
     table="credit_note_lines",
     subject="credit_note_line",
     empty=dict.fromkeys(

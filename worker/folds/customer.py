@@ -12,19 +12,19 @@ from msgspec import UNSET, Struct, UnsetType
 from worker.folds import balance
 from worker.folds.chain import Path
 from worker.folds.facts import Event, Facts
-from worker.folds.join import Shape
+from worker.folds.join import RowSpec
 from worker.folds.reading import (
     Metadata,
     Name,
     Reader,
     Reference,
+    Reported,
     Seconds,
-    Told,
     Whole,
     carried,
+    make_facts,
     moment,
     references,
-    say,
 )
 
 DELETED: Final = "customer.deleted"
@@ -58,10 +58,10 @@ def fold(event: Event) -> tuple[Facts, ...]:
     """
     customer, before = _reader.read(event.payload)
     is_deleted = customer.deleted or event.type == DELETED
-    after = _told(customer)
+    after = _reported(customer)
     after.columns["deleted"] = is_deleted
-    told = None if before is None else _told(before)
-    facts = say(event, "customers", customer.id, after=after, before=told, rank=int(is_deleted))
+    reported = None if before is None else _reported(before)
+    facts = make_facts(event, "customers", customer.id, after=after, before=reported, rank=int(is_deleted))
     return (facts, *_balance(event, customer, before))
 
 
@@ -87,8 +87,8 @@ def _balance_of(customer: Customer) -> int | UnsetType | None:
     return customer.account_balance if customer.balance is UNSET else customer.balance
 
 
-def _told(customer: Customer) -> Told:
-    return Told(
+def _reported(customer: Customer) -> Reported:
+    return Reported(
         carried(
             email=customer.email,
             name=customer.name,
@@ -108,7 +108,7 @@ def _order(facts: Sequence[Facts]) -> Path:
     return balance.order_of_customer(facts, SHAPE.names)
 
 
-SHAPE: Final[Shape] = Shape(
+SHAPE: Final[RowSpec] = RowSpec(
     table="customers",
     subject="customer",
     empty={

@@ -16,8 +16,8 @@ from msgspec import UNSET, Struct, UnsetType
 
 from schemas.kinds import Kind
 from worker.folds.facts import Change, Event, Facts, Row
-from worker.folds.join import Shape, unknown_status
-from worker.folds.reading import Name, Reader, Reference, Told, Whole, carried, references, say
+from worker.folds.join import RowSpec, unknown_status
+from worker.folds.reading import Name, Reader, Reference, Reported, Whole, carried, make_facts, references
 
 TYPES: Final = (
     "charge.dispute.closed",
@@ -58,12 +58,12 @@ def fold(event: Event) -> tuple[Facts, ...]:
         Unfoldable: when the dispute in it cannot be read.
     """
     dispute, before = _reader.read(event.payload)
-    told = None if before is None else _told(before)
-    return (say(event, "disputes", dispute.id, after=_told(dispute), before=told),)
+    reported = None if before is None else _reported(before)
+    return (make_facts(event, "disputes", dispute.id, after=_reported(dispute), before=reported),)
 
 
-def _told(dispute: Dispute) -> Told:
-    return Told(
+def _reported(dispute: Dispute) -> Reported:
+    return Reported(
         carried(status=dispute.status, reason=dispute.reason, currency=dispute.currency, amount=dispute.amount),
         references(charge=dispute.charge, payment_intent=dispute.payment_intent),
     )
@@ -92,7 +92,7 @@ def _changes(before: Row | None, after: Row) -> list[Change]:
     return [Change(kind, known, {name: after[name] for name in _SHOWN})]
 
 
-SHAPE: Final = Shape(
+SHAPE: Final = RowSpec(
     table="disputes",
     subject="dispute",
     empty=dict.fromkeys(("charge", "payment_intent", "status", "reason", "currency", "amount")),

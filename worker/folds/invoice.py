@@ -22,19 +22,19 @@ from typing import Final
 from msgspec import UNSET, Struct, UnsetType
 
 from worker.folds.facts import Anomaly, Change, Event, Facts, Row, utc
-from worker.folds.join import UNKNOWN_STATUS, Shape, unknown_status
+from worker.folds.join import UNKNOWN_STATUS, RowSpec, unknown_status
 from worker.folds.reading import (
     Expanded,
     Name,
     Reader,
     Reference,
+    Reported,
     Seconds,
-    Told,
     Whole,
     carried,
+    make_facts,
     moment,
     references,
-    say,
 )
 
 DELETED: Final = "invoice.deleted"
@@ -141,13 +141,13 @@ def fold(event: Event) -> tuple[Facts, ...]:
         Unfoldable: when the invoice in it cannot be read.
     """
     invoice, before = _reader.read(event.payload)
-    after, known = _told(invoice), None if before is None else _told(before)
+    after, known = _reported(invoice), None if before is None else _reported(before)
     is_deleted = bool(invoice.deleted) or event.type == DELETED
     if is_deleted:
         after.columns["deleted"] = True
     rank = _DELETED_RANK if is_deleted else _rank(after.columns.get("status"))
     moments = _moments(event, invoice, after.columns.get("status"))
-    facts = say(event, "invoices", invoice.id, after=after, before=known, rank=rank, moments=moments)
+    facts = make_facts(event, "invoices", invoice.id, after=after, before=known, rank=rank, moments=moments)
     return (facts, *_own_payment(event, invoice, before))
 
 
@@ -159,11 +159,11 @@ def _own_payment(event: Event, invoice: Invoice, before: Invoice | None) -> tupl
     """Return the payment that the invoice itself names: see Note [Before basil an invoice names its payment]."""
     if not any(isinstance(way, (str, Expanded)) for way in (invoice.payment_intent, invoice.charge)):
         return ()
-    after, known = _own_payment_told(invoice), None if before is None else _own_payment_told(before)
+    after, known = _own_payment_reported(invoice), None if before is None else _own_payment_reported(before)
     paid_at = _moments(event, invoice, _status(invoice)).get("paid_at")
     moments = {} if paid_at is None or invoice.paid_out_of_band is True else {"paid_at": paid_at}
     rank = _rank(_status(invoice))
-    return (say(event, "invoice_payments", invoice.id, after=after, before=known, rank=rank, moments=moments),)
+    return (make_facts(event, "invoice_payments", invoice.id, after=after, before=known, rank=rank, moments=moments),)
 
 
 def _ways(invoice: Invoice) -> dict[str, str | None]:
@@ -174,10 +174,10 @@ def _ways(invoice: Invoice) -> dict[str, str | None]:
 _STATUS_OF_OWN_PAYMENT: Final = {"paid": "paid", "open": "open", "uncollectible": "open", "void": "canceled"}
 
 
-def _own_payment_told(invoice: Invoice) -> Told:
+def _own_payment_reported(invoice: Invoice) -> Reported:
     # An invoice that was paid elsewhere was not paid by its intent, and the state of that intent is not known.
     is_elsewhere = invoice.paid_out_of_band is True
-    return Told(
+    return Reported(
         carried(
             status=None if is_elsewhere else _STATUS_OF_OWN_PAYMENT.get(str(_status(invoice))),
             currency=invoice.currency,
@@ -200,8 +200,8 @@ def _status(invoice: Invoice) -> str | UnsetType | None:
     return "open" if invoice.attempted is True and invoice.closed is False else None
 
 
-def _told(invoice: Invoice) -> Told:
-    return Told(
+def _reported(invoice: Invoice) -> Reported:
+    return Reported(
         carried(
             number=invoice.number,
             status=_status(invoice),
@@ -233,10 +233,10 @@ def _subscription(invoice: Invoice) -> Reference | UnsetType:
 
 def _moments(event: Event, invoice: Invoice, status: object) -> dict[str, datetime]:
     """Return the times of the invoice's steps. If it lacks the time of its status, that is the event's time."""
-    told = invoice.status_transitions if isinstance(invoice.status_transitions, _Transitions) else _Transitions()
+    reported = invoice.status_transitions if isinstance(invoice.status_transitions, _Transitions) else _Transitions()
     # For some months before 2019-03-14 the invoice itself had this field.
-    finalized_at = invoice.finalized_at if told.finalized_at is None else told.finalized_at
-    known = {"finalized_at": finalized_at, "paid_at": told.paid_at, "voided_at": told.voided_at}
+    finalized_at = invoice.finalized_at if reported.finalized_at is None else reported.finalized_at
+    known = {"finalized_at": finalized_at, "paid_at": reported.paid_at, "voided_at": reported.voided_at}
     moments = {name: utc(at) for name, at in known.items() if at is not None}
     if status == "paid":
         moments.setdefault("paid_at", event.created)
@@ -271,7 +271,7 @@ def _changes(before: Row | None, after: Row) -> list[Change]:
     return [Change("invoice.changed", known, {name: after[name] for name in _SHOWN})]
 
 
-SHAPE: Final = Shape(
+SHAPE: Final = RowSpec(
     table="invoices",
     subject="invoice",
     empty={
@@ -299,19 +299,19 @@ def fold_payment(event: Event) -> tuple[Facts, ...]:
         Unfoldable: when the invoice payment in it cannot be read.
     """
     payment, before = _payment_reader.read(event.payload)
-    told = None if before is None else _payment_told(before)
-    return (say(event, "invoice_payments", payment.id, after=_payment_told(payment), before=told),)
+    reported = None if before is None else _payment_reported(before)
+    return (make_facts(event, "invoice_payments", payment.id, after=_payment_reported(payment), before=reported),)
 
 
-def _payment_told(payment: InvoicePayment) -> Told:
+def _payment_reported(payment: InvoicePayment) -> Reported:
     way = payment.payment if isinstance(payment.payment, _Payment) else _Payment()
-    told = payment.status_transitions
-    return Told(
+    reported = payment.status_transitions
+    return Reported(
         carried(
             status=payment.status,
             currency=payment.currency,
             amount_paid=payment.amount_paid,
-            paid_at=moment(told.paid_at) if isinstance(told, _PaymentTransitions) else UNSET,
+            paid_at=moment(reported.paid_at) if isinstance(reported, _PaymentTransitions) else UNSET,
         ),
         references(invoice=payment.invoice, payment_intent=way.payment_intent, charge=way.charge),
     )
@@ -327,7 +327,7 @@ def _rank_of_payment(row: Row) -> int:
     return _RANKS["uncollectible"] if row["status"] == "open" else _RANKS["paid"]
 
 
-PAYMENT_SHAPE: Final = Shape(
+PAYMENT_SHAPE: Final = RowSpec(
     table="invoice_payments",
     subject="invoice_payment",
     rank_of=_rank_of_payment,

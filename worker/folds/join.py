@@ -47,7 +47,7 @@ def _follow_nothing(_row: Row, _step: Facts, _laid: Row) -> bool:
 
 
 @dataclass(frozen=True)
-class Shape:
+class RowSpec:
     """How the join treats the rows of one *table*.
 
     ``subject`` is the name of the row's kind in changes and anomalies. ``empty`` is the row before any event.
@@ -126,151 +126,151 @@ class Joined(Struct, frozen=True):
     announced: Row | None = None
 
 
-def advance(shape: Shape, row: Row, facts: Sequence[Facts]) -> Joined | None:
+def advance(spec: RowSpec, row: Row, facts: Sequence[Facts]) -> Joined | None:
     """Return *row* with *facts* laid over it; None where the row can be computed only from all the object's events."""
-    if not shape.keeps_all or (len(facts) > 1 and leader_of(shape, facts[0].subject) is not None):
+    if not spec.keeps_all or (len(facts) > 1 and leader_of(spec, facts[0].subject) is not None):
         return None
     # After an observation it is uncertain with which of several events the chain goes on: see Note [A reading may be of
     # the next second] in worker/folds/chain.py.
     if len(facts) > 1 and _is_after_a_reading(row, facts):
         return None
-    steps = facts if len(facts) == 1 else _in_order_from(shape, row, facts)
-    if steps is None or steps[0].position <= (shape.rank_of(row), shape.stamp_of(row)):
+    steps = facts if len(facts) == 1 else _in_order_from(spec, row, facts)
+    if steps is None or steps[0].position <= (spec.rank_of(row), spec.stamp_of(row)):
         return None
     advanced = row
     for step in steps:
         if _disagreements(advanced, step) or _may_be_of_a_reading(advanced, step):
             return None
-        laid = _lay(shape, advanced, step)
-        if not shape.follow(advanced, step, laid):
+        laid = _lay(spec, advanced, step)
+        if not spec.follow(advanced, step, laid):
             return None
         advanced = laid
-    shape.infer(advanced)
-    has_parts = shape.child_of is None and any(step.parts is not None for step in facts)
-    anomalies = tuple(shape.anomalies(advanced))
-    _drop_what_no_column_keeps(shape, advanced)
-    children = _children(shape, steps)
+    spec.infer(advanced)
+    has_parts = spec.child_of is None and any(step.parts is not None for step in facts)
+    anomalies = tuple(spec.anomalies(advanced))
+    _drop_what_no_column_keeps(spec, advanced)
+    children = _children(spec, steps)
     joined = Joined(advanced, anomalies, children, steps[-1].source, is_whole=False, replace_all=has_parts)
-    return _announcing(shape, joined, row, steps) if shape.announces_steps else joined
+    return _announcing(spec, joined, row, steps) if spec.announces_steps else joined
 
 
 def _is_after_a_reading(row: Row, facts: Sequence[Facts]) -> bool:
     return str(row["event_id"]).startswith(OBSERVED) or any(step.is_observation for step in facts)
 
 
-def _in_order_from(shape: Shape, row: Row, facts: Sequence[Facts]) -> list[Facts] | None:
+def _in_order_from(spec: RowSpec, row: Row, facts: Sequence[Facts]) -> list[Facts] | None:
     """Return *facts*, all later than *row*, in order; None where the order depends on all the object's events."""
     steps: list[Facts] = []
     for group in chain.by_position(facts):
-        ordered = group if len(group) == 1 else _without_a_gap(shape, row, steps, group)
+        ordered = group if len(group) == 1 else _without_a_gap(spec, row, steps, group)
         if ordered is None:
             return None
         steps += ordered
     return steps
 
 
-def _without_a_gap(shape: Shape, row: Row, steps: Sequence[Facts], group: Sequence[Facts]) -> list[Facts] | None:
+def _without_a_gap(spec: RowSpec, row: Row, steps: Sequence[Facts], group: Sequence[Facts]) -> list[Facts] | None:
     """Return *group*, of one position, as the one chain that begins at the state after *row* and *steps*, or None."""
     state = {**row, **{name: value for step in steps for name, value in step.columns.items()}}
     # That state is known only if every value in it was set by a step, not inferred or kept from an earlier reference.
-    is_told = shape.infer is _infer_nothing and not any(step.references for step in group)
+    is_told = spec.infer is _infer_nothing and not any(step.references for step in group)
     return chain.only_order(group, state) if is_told else None
 
 
-def fold_all(shape: Shape, facts: Iterable[Facts]) -> Joined | None:
+def fold_all(spec: RowSpec, facts: Iterable[Facts]) -> Joined | None:
     """Return the row that *facts* make. They come in any order, each event once, and include those of the leader.
 
     Return None if none of them is an event of the row itself: a row is never made up.
     """
     known = list(facts)
-    own = next((each.subject for each in known if each.subject.table == shape.table and not each.is_witness), None)
+    own = next((each.subject for each in known if each.subject.table == spec.table and not each.is_witness), None)
     if own is None:
         return None
-    path = in_order(shape, known)
-    row = _empty(shape, own)
+    path = in_order(spec, known)
+    row = _empty(spec, own)
     anomalies = list(path.anomalies)
     for step in real_moments(path.steps):
         anomalies += [_two_references(step, name, row) for name in _disagreements(row, step)]
-        laid = _lay(shape, row, step)
-        shape.follow(row, step, laid)
+        laid = _lay(spec, row, step)
+        spec.follow(row, step, laid)
         row = laid
-    shape.infer(row)
-    anomalies += shape.anomalies(row)
-    _drop_what_no_column_keeps(shape, row)
+    spec.infer(row)
+    anomalies += spec.anomalies(row)
+    _drop_what_no_column_keeps(spec, row)
     if path.is_ambiguous:
         anomalies.append(Anomaly(AMBIGUOUS_ORDER, {"as_of": row["as_of"]}))
     # Twins report one step, so that step has one child. But of two twins, only one may list the parts.
-    real = [step for step in path.steps if step.event_id not in path.twins] if shape.child_of else path.steps
+    real = [step for step in path.steps if step.event_id not in path.twins] if spec.child_of else path.steps
     opening = None if path.opening is None else dict(path.opening)
-    children, source = _children(shape, real), path.steps[-1].source
+    children, source = _children(spec, real), path.steps[-1].source
     joined = Joined(row, tuple(anomalies), children, source, is_whole=True, replace_all=True, opening=opening)
-    return _announcing(shape, joined, None, path.steps) if shape.announces_steps else joined
+    return _announcing(spec, joined, None, path.steps) if spec.announces_steps else joined
 
 
-def _announcing(shape: Shape, joined: Joined, row: Row | None, steps: Sequence[Facts]) -> Joined:
+def _announcing(spec: RowSpec, joined: Joined, row: Row | None, steps: Sequence[Facts]) -> Joined:
     """Return *joined* with the last of *steps* that implies a change, if one does; *row* is the row before them."""
     before = row
     for step in steps:
-        after = _lay(shape, before or _empty(shape, step.subject), step)
-        if shape.changes(before, after):
+        after = _lay(spec, before or _empty(spec, step.subject), step)
+        if spec.changes(before, after):
             by = Witness(step.event_id, step.source, step.created)
             joined = structs.replace(joined, announced=after, decided_by=by)
         before = after
     return joined
 
 
-def in_order(shape: Shape, facts: Iterable[Facts]) -> Path:
+def in_order(spec: RowSpec, facts: Iterable[Facts]) -> Path:
     """Return the facts of one row in the order in which they are laid. *facts* are its own and its leader's."""
     known = list(facts)
-    if len(known) == 1 and shape.order is None:
+    if len(known) == 1 and spec.order is None:
         return Path(known, set(), is_ambiguous=False)
-    if shape.order is not None:
-        return shape.order(known)
-    leading = [each for each in known if each.subject.table == shape.leader]
+    if spec.order is not None:
+        return spec.order(known)
+    leading = [each for each in known if each.subject.table == spec.leader]
     if not leading:
-        return chain.order(known, Rules(shape.names, prefer=shape.prefer))
-    rules = Rules(shape.names, rows={each.event_id: each for each in known if each.subject.table == shape.table})
+        return chain.order(known, Rules(spec.names, prefer=spec.prefer))
+    rules = Rules(spec.names, rows={each.event_id: each for each in known if each.subject.table == spec.table})
     led_by = {each.event_id for each in leading}
     alone = [each for each in rules.rows.values() if each.event_id not in led_by]
     return chain.of_rows(chain.order([*leading, *alone], rules), rules)
 
 
-def leader_of(shape: Shape, subject: Subject) -> Subject | None:
+def leader_of(spec: RowSpec, subject: Subject) -> Subject | None:
     """Return the row that leads *subject*; None where *subject* has an order of its own."""
-    if not shape.leader or not shape.is_led(subject):
+    if not spec.leader or not spec.is_led(subject):
         return None
-    return Subject(shape.leader, subject.account, subject.livemode, subject.source)
+    return Subject(spec.leader, subject.account, subject.livemode, subject.source)
 
 
-def with_leader(shape: Shape, subject: Subject, told: Mapping[Subject, Sequence[Facts]]) -> list[Facts]:
-    """Return the facts in *told* about the row *subject* and about its leader."""
-    leader = leader_of(shape, subject)
-    return [*told.get(subject, ()), *(told.get(leader, ()) if leader is not None else ())]
+def with_leader(spec: RowSpec, subject: Subject, reported: Mapping[Subject, Sequence[Facts]]) -> list[Facts]:
+    """Return the facts in *reported* about the row *subject* and about its leader."""
+    leader = leader_of(spec, subject)
+    return [*reported.get(subject, ()), *(reported.get(leader, ()) if leader is not None else ())]
 
 
-def _drop_what_no_column_keeps(shape: Shape, row: Row) -> None:
+def _drop_what_no_column_keeps(spec: RowSpec, row: Row) -> None:
     # A row always has all the names that it keeps, so a row with no more names than those has nothing to drop.
-    if len(row) > len(shape.names):
-        for name in row.keys() - shape.names:
+    if len(row) > len(spec.names):
+        for name in row.keys() - spec.names:
             del row[name]
 
 
-def _children(shape: Shape, steps: Sequence[Facts]) -> tuple[Row, ...]:
-    if shape.child_of is None:
+def _children(spec: RowSpec, steps: Sequence[Facts]) -> tuple[Row, ...]:
+    if spec.child_of is None:
         return next((step.parts for step in reversed(steps) if step.parts is not None), ())
-    return tuple(child for child in map(shape.child_of, steps) if child is not None)
+    return tuple(child for child in map(spec.child_of, steps) if child is not None)
 
 
-def _empty(shape: Shape, subject: Subject) -> Row:
-    key = dict(zip(shape.key, subject.key, strict=True))
-    return {**shape.empty, "account": subject.account, "livemode": subject.livemode, **key}
+def _empty(spec: RowSpec, subject: Subject) -> Row:
+    key = dict(zip(spec.key, subject.key, strict=True))
+    return {**spec.empty, "account": subject.account, "livemode": subject.livemode, **key}
 
 
-def _lay(shape: Shape, row: Row, step: Facts) -> Row:
+def _lay(spec: RowSpec, row: Row, step: Facts) -> Row:
     """Return *row* with *step* laid over it. The step comes after all steps that made the row."""
     laid = {**row, **step.columns, "event_id": step.event_id, "as_of": step.created}
-    if shape.clock_rank is not None and "as_of" in row and shape.rank_of(row) == shape.clock_rank:
-        laid[shape.clock_moment] = None
+    if spec.clock_rank is not None and "as_of" in row and spec.rank_of(row) == spec.clock_rank:
+        laid[spec.clock_moment] = None
     laid |= {name: reference for name, reference in step.references.items() if reference is not None}
     for name, moment in step.moments.items():
         known = laid[name]

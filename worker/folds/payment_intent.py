@@ -9,8 +9,8 @@ from typing import Final
 from msgspec import UNSET, Struct, UnsetType
 
 from worker.folds.facts import Event, Facts
-from worker.folds.join import Shape
-from worker.folds.reading import Name, Reader, Seconds, Told, carried, moment, say
+from worker.folds.join import RowSpec
+from worker.folds.reading import Name, Reader, Reported, Seconds, carried, make_facts, moment
 
 TYPES: Final = ("payment_intent.canceled",)
 
@@ -33,12 +33,14 @@ def fold(event: Event) -> tuple[Facts, ...]:
         Unfoldable: when the intent in it cannot be read.
     """
     intent, before = _reader.read(event.payload)
-    known = None if before is None else _told(before)
-    return (say(event, "payment_intents", intent.id, after=_told(intent), before=known),)
+    known = None if before is None else _reported(before)
+    return (make_facts(event, "payment_intents", intent.id, after=_reported(intent), before=known),)
 
 
-def _told(intent: PaymentIntent) -> Told:
-    return Told(carried(status=intent.status, canceled_at=moment(intent.canceled_at)))
+def _reported(intent: PaymentIntent) -> Reported:
+    return Reported(carried(status=intent.status, canceled_at=moment(intent.canceled_at)))
 
 
-SHAPE: Final = Shape(table="payment_intents", subject="payment_intent", empty=dict.fromkeys(("status", "canceled_at")))
+SHAPE: Final = RowSpec(
+    table="payment_intents", subject="payment_intent", empty=dict.fromkeys(("status", "canceled_at"))
+)

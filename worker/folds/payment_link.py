@@ -10,8 +10,8 @@ from msgspec import UNSET, Struct, UnsetType
 
 from schemas.kinds import Kind
 from worker.folds.facts import Change, Event, Facts, Row
-from worker.folds.join import Shape
-from worker.folds.reading import Metadata, Name, Reader, Told, carried, say
+from worker.folds.join import RowSpec
+from worker.folds.reading import Metadata, Name, Reader, Reported, carried, make_facts
 
 CREATED: Final = "payment_link.created"
 TYPES: Final = (CREATED, "payment_link.updated", "payfold.payment_link.observed")
@@ -37,14 +37,14 @@ def fold(event: Event) -> tuple[Facts, ...]:
         Unfoldable: when the link in it cannot be read.
     """
     link, before = _reader.read(event.payload)
-    told = None if before is None else _told(before)
+    reported = None if before is None else _reported(before)
     # The object has no time of creation, so the time of the created event is taken.
     moments = {"created": event.created} if event.type == CREATED else {}
-    return (say(event, "payment_links", link.id, after=_told(link), before=told, moments=moments),)
+    return (make_facts(event, "payment_links", link.id, after=_reported(link), before=reported, moments=moments),)
 
 
-def _told(link: PaymentLink) -> Told:
-    return Told(carried(active=link.active, url=link.url, currency=link.currency, metadata=link.metadata))
+def _reported(link: PaymentLink) -> Reported:
+    return Reported(carried(active=link.active, url=link.url, currency=link.currency, metadata=link.metadata))
 
 
 _SHOWN: Final = ("active", "currency")
@@ -58,7 +58,7 @@ def _changes(before: Row | None, after: Row) -> list[Change]:
     return [Change(kind, known, {name: after[name] for name in _SHOWN})]
 
 
-SHAPE: Final = Shape(
+SHAPE: Final = RowSpec(
     table="payment_links",
     subject="payment_link",
     empty=dict.fromkeys(("active", "url", "currency", "metadata", "created")),

@@ -11,8 +11,8 @@ from msgspec import UNSET, Struct, UnsetType
 
 from schemas import contents
 from worker.folds.facts import Event, Facts, Row, Value
-from worker.folds.join import Shape
-from worker.folds.reading import Name, Reader, Reference, Seconds, Told, carried, moment, references, say
+from worker.folds.join import RowSpec
+from worker.folds.reading import Name, Reader, Reference, Reported, Seconds, carried, make_facts, moment, references
 
 CONFIGURATION_TYPES: Final = (
     "billing_portal.configuration.created",
@@ -72,14 +72,14 @@ def fold_configuration(event: Event) -> tuple[Facts, ...]:
     configuration, before = _configurations.read(event.payload)
     updated = moment(configuration.updated)
     stamp = (updated if isinstance(updated, type(event.created)) else event.created, event.created)
-    told = None if before is None else _configuration_told(before)
-    after = _configuration_told(configuration)
-    return (say(event, "portal_configurations", configuration.id, after=after, before=told, stamp=stamp),)
+    reported = None if before is None else _configuration_reported(before)
+    after = _configuration_reported(configuration)
+    return (make_facts(event, "portal_configurations", configuration.id, after=after, before=reported, stamp=stamp),)
 
 
-def _configuration_told(configuration: Configuration) -> Told:
+def _configuration_reported(configuration: Configuration) -> Reported:
     page = configuration.login_page
-    return Told(
+    return Reported(
         carried(
             active=configuration.active,
             is_default=configuration.is_default,
@@ -123,7 +123,7 @@ def _stamp_of(row: Row) -> tuple[Value, ...]:
     return (max(updated, as_of) if updated is not None else as_of, as_of)  # type: ignore[type-var]  # both are times
 
 
-CONFIGURATION_SHAPE: Final = Shape(
+CONFIGURATION_SHAPE: Final = RowSpec(
     table="portal_configurations",
     subject="portal_configuration",
     empty=dict.fromkeys(("active", "is_default", "name", "features", "login_page_url", "created", "updated")),
@@ -140,16 +140,20 @@ def fold_session(event: Event) -> tuple[Facts, ...]:
     session, _ = _sessions.read(event.payload)
     by_clock = event.type == SESSION_CLOCK_EXPIRED
     flow = session.flow.type if isinstance(session.flow, _Flow) else session.flow
-    told = Told(
+    reported = Reported(
         carried(flow_type=flow, return_url=session.return_url, created=moment(session.created)),
         references(configuration=session.configuration, customer=session.customer),
     )
     # Only our clock ever reports the end of a portal session, so that moment is never corrected.
     moments = {"expired_at": event.created} if by_clock else {}
-    return (say(event, "portal_sessions", session.id, after=told, before=None, rank=int(by_clock), moments=moments),)
+    return (
+        make_facts(
+            event, "portal_sessions", session.id, after=reported, before=None, rank=int(by_clock), moments=moments
+        ),
+    )
 
 
-SESSION_SHAPE: Final = Shape(
+SESSION_SHAPE: Final = RowSpec(
     table="portal_sessions",
     subject="portal_session",
     empty=dict.fromkeys(("configuration", "customer", "flow_type", "return_url", "created", "expired_at")),

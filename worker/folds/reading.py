@@ -37,7 +37,7 @@ Metadata: TypeAlias = dict[str, str]
 ObjectType = TypeVar("ObjectType", bound=Struct)
 
 
-class Told(Struct, frozen=True):
+class Reported(Struct, frozen=True):
     """The columns and the references that an object carries."""
 
     columns: dict[str, Value]
@@ -183,13 +183,13 @@ def moment(value: int | UnsetType | None) -> Value | UnsetType:
     return utc(value) if isinstance(value, int) else value
 
 
-def say(
+def make_facts(
     event: Event,
     table: str,
     key: str,
     *,
-    after: Told,
-    before: Told | None,
+    after: Reported,
+    before: Reported | None,
     root: str = "",
     currency: str = "",
     rank: int = 0,

@@ -9,8 +9,19 @@ from typing import Final
 from msgspec import UNSET, Struct, UnsetType
 
 from worker.folds.facts import Event, Facts, Row
-from worker.folds.join import Shape, unknown_status
-from worker.folds.reading import Name, Reader, Reference, Seconds, Told, Whole, carried, moment, references, say
+from worker.folds.join import RowSpec, unknown_status
+from worker.folds.reading import (
+    Name,
+    Reader,
+    Reference,
+    Reported,
+    Seconds,
+    Whole,
+    carried,
+    make_facts,
+    moment,
+    references,
+)
 
 TYPES: Final = (
     "refund.created",
@@ -48,17 +59,19 @@ def fold(event: Event) -> tuple[Facts, ...]:
     """
     refund, before = _reader.read(event.payload)
     rank = _rank(refund.status)
-    told = None if before is None else _told(before)
+    reported = None if before is None else _reported(before)
     moments = {"failed_at": event.created} if rank == _NO_MONEY else {}
-    return (say(event, "refunds", refund.id, after=_told(refund), before=told, rank=rank, moments=moments),)
+    return (
+        make_facts(event, "refunds", refund.id, after=_reported(refund), before=reported, rank=rank, moments=moments),
+    )
 
 
 def _rank(status: object) -> int:
     return _RANKS.get(str(status), 0)
 
 
-def _told(refund: Refund) -> Told:
-    return Told(
+def _reported(refund: Refund) -> Reported:
+    return Reported(
         carried(
             status=refund.status,
             currency=refund.currency,
@@ -79,7 +92,7 @@ _COLUMNS: Final = (
     *("status", "currency", "amount", "charge", "payment_intent", "reason", "failure_reason"),
     *("created", "failed_at"),
 )
-SHAPE: Final = Shape(
+SHAPE: Final = RowSpec(
     table="refunds",
     subject="refund",
     empty=dict.fromkeys(_COLUMNS),

@@ -322,8 +322,8 @@ def _fingerprint_of(path: Path) -> tuple[int, bytes] | None:
     for entry in reader.read(str(path), account="", now=datetime.now(UTC)):
         if entry.delivery is None:
             return None
-        told = entry.delivery
-        found.add(told.account, told.envelope.livemode, told.envelope.id, told.sha256, told.envelope.payload)
+        logged = entry.delivery
+        found.add(logged.account, logged.envelope.livemode, logged.envelope.id, logged.sha256, logged.envelope.payload)
     return found.value
 
 
@@ -337,7 +337,7 @@ def _forget(path: Path) -> None:
 # ---- Dropping ----
 
 _UNCHANGED: Final = """
-FROM {told} AS a (seq, payload_sha256) JOIN inbox AS i USING (seq) JOIN outcomes AS o USING (seq)
+FROM {logged} AS a (seq, payload_sha256) JOIN inbox AS i USING (seq) JOIN outcomes AS o USING (seq)
 WHERE i.payload_sha256 = a.payload_sha256 AND o.state <> 'parked'
     AND NOT EXISTS (SELECT FROM pending AS p WHERE p.seq = a.seq)
 """
@@ -353,18 +353,18 @@ def _empty(engine: Engine, partition: str, held: _Held) -> int | None:
     """Empty *partition* and put back the payloads that stay, which is cheap; None, and no change, where many stay."""
     named = sql.Identifier(partition)
     with database.transaction(engine) as connection, database.cursor(connection) as cursor:
-        cursor.execute("CREATE TEMPORARY TABLE told (seq bigint PRIMARY KEY, payload_sha256 bytea) ON COMMIT DROP")
-        with cursor.copy("COPY told FROM STDIN (FORMAT binary)") as copy:
+        cursor.execute("CREATE TEMPORARY TABLE logged (seq bigint PRIMARY KEY, payload_sha256 bytea) ON COMMIT DROP")
+        with cursor.copy("COPY logged FROM STDIN (FORMAT binary)") as copy:
             copy.set_types(["int8", "bytea"])
             for row in held.rows():
                 copy.write_row(row)
-        cursor.execute("ANALYZE told")
+        cursor.execute("ANALYZE logged")
         _lock(cursor, partition, "ACCESS EXCLUSIVE")
         cursor.execute(
             sql.SQL(
                 "CREATE TEMPORARY TABLE going ON COMMIT DROP AS SELECT b.seq FROM {partition} AS b WHERE b.seq IN"
                 f" (SELECT a.seq {_UNCHANGED})"
-            ).format(partition=named, told=sql.Identifier("told"))
+            ).format(partition=named, logged=sql.Identifier("logged"))
         )
         cursor.execute(
             sql.SQL(
@@ -383,7 +383,7 @@ def _empty(engine: Engine, partition: str, held: _Held) -> int | None:
 def _delete(engine: Engine, partition: str, held: _Held) -> int:
     """Delete payloads from *partition*, some at a time; their space is used again, and freed once it is emptied."""
     statement = sql.SQL("DELETE FROM {partition} AS b WHERE b.seq IN (SELECT a.seq " + _UNCHANGED + ")").format(
-        partition=sql.Identifier(partition), told=sql.SQL("unnest(%b::bigint[], %b::bytea[])")
+        partition=sql.Identifier(partition), logged=sql.SQL("unnest(%b::bigint[], %b::bytea[])")
     )
     dropped, rows = 0, held.rows()
     while chunk := list(islice(rows, ROWS_DELETED_MAX)):

@@ -32,7 +32,7 @@ from worker.folding.joining import facts_of
 from worker.folding.rows import load_rows
 from worker.folds import join
 from worker.folds.facts import Event, Facts, Row, Subject
-from worker.folds.join import Joined, Shape
+from worker.folds.join import Joined, RowSpec
 from worker.logs.replay import MENDED, NEWER, Counts, Held, Key, Reading, held
 
 OBJECTS_AT_ONCE: Final = 200
@@ -117,21 +117,21 @@ class _Notes:
             (_encoded(*key), pickle.dumps(foreseen, protocol=5), foreseen.state, times),
         )
 
-    def say(self, key: Key, verdict: folds.Verdict) -> None:
+    def add(self, key: Key, verdict: folds.Verdict) -> None:
         """Keep the facts of the copy that would now be folded, in place of those of earlier copies."""
         self._file.execute("UPDATE OR REPLACE said SET stands = 0 WHERE key = ?", (_encoded(*key),))
-        self._say(_encoded(*key), verdict.facts, stands=True)
+        self._add(_encoded(*key), verdict.facts, stands=True)
 
     def pass_over(self, event: Event) -> None:
         """Note that the facts of *event*, as the inbox has it, would no longer count."""
-        self._say(_encoded(event.account, event.livemode, event.id), folds.judge(event).facts, stands=False)
+        self._add(_encoded(event.account, event.livemode, event.id), folds.judge(event).facts, stands=False)
 
-    def set_aside(self, key: Key) -> None:
+    def leave_out(self, key: Key) -> None:
         """Note that an event of the log would be ignored, since an operator has decided so."""
         self._file.execute("UPDATE events SET state = 'ignored' WHERE key = ?", (_encoded(*key),))
         self._file.execute("UPDATE OR REPLACE said SET stands = 0 WHERE key = ?", (_encoded(*key),))
 
-    def _say(self, key: bytes, facts: Iterable[Facts], *, stands: bool) -> None:
+    def _add(self, key: bytes, facts: Iterable[Facts], *, stands: bool) -> None:
         by_object: dict[bytes, list[Facts]] = defaultdict(list)
         for one in facts:
             by_object[_encoded(one.subject.account, one.subject.livemode, one.subject.source)].append(one)
@@ -184,14 +184,14 @@ def _foresee(cursor: Cursor, notes: _Notes, deliveries: Sequence[Delivery]) -> C
         else:
             counts[Recorded.DUPLICATE.value] += 1
             continue
-        notes.say(key, verdict)
+        notes.add(key, verdict)
         news[key] = delivery
     words = [each for each in news.values() if each.envelope.type == folds.EVENT_IGNORED]
     aside = [(each.account, each.envelope.livemode, str(each.envelope.object_id)) for each in words]
     for event in _held(cursor, [*(key for key in news if key in inboxed), *aside]):
         notes.pass_over(event)
-    for key in [*_set_aside(cursor, list(news)), *aside]:
-        notes.set_aside(key)
+    for key in [*_ignored(cursor, list(news)), *aside]:
+        notes.leave_out(key)
     return counts
 
 
@@ -252,7 +252,7 @@ def _held(cursor: Cursor, keys: Sequence[Key]) -> list[Event]:
     return [Event(*row) for row in _by_key(cursor, _HELD, keys)]
 
 
-def _set_aside(cursor: Cursor, keys: Sequence[Key]) -> list[Key]:
+def _ignored(cursor: Cursor, keys: Sequence[Key]) -> list[Key]:
     """Return those of *keys* that an operator has ignored, by the events in the inbox."""
     return [(row[0], row[1], row[2]) for row in _by_key(cursor, _ASIDE, keys)]
 
@@ -306,38 +306,38 @@ class _Groups:
 
 def _compare(cursor: Cursor, objects: Sequence[Sequence[tuple[bool, list[Facts]]]], groups: _Groups) -> None:
     """Join the log's facts of *objects* with those of the inbox, and compare the results with the existing rows."""
-    told: dict[Subject, list[Facts]] = defaultdict(list)
+    reported: dict[Subject, list[Facts]] = defaultdict(list)
     replaced: set[tuple[Subject, str]] = set()
     for several in objects:
         for stands, facts in several:
             for one in facts:
-                told[one.subject] += [one] if stands else []
+                reported[one.subject] += [one] if stands else []
                 replaced.add((one.subject, one.event_id))
-    known = load_rows(cursor, told)
-    held = facts_of(cursor, set(told), {}, with_pending=True)
-    told = {
+    known = load_rows(cursor, reported)
+    held = facts_of(cursor, set(reported), {}, with_pending=True)
+    reported = {
         subject: [
-            *join.with_leader(folds.SHAPES[subject.table], subject, told),
+            *join.with_leader(folds.ROW_SPECS[subject.table], subject, reported),
             *(one for one in facts if (one.subject, one.event_id) not in replaced),
         ]
         for subject, facts in held.items()
     }
-    children = {table: _children(cursor, folds.SHAPES[table], of) for table, of in _by_table(told).items()}
-    rows = _joined(cursor, told)
-    for subject in told:
-        shape, row, joined = folds.SHAPES[subject.table], known.get(subject), rows.get(subject)
+    children = {table: _children(cursor, folds.ROW_SPECS[table], of) for table, of in _by_table(reported).items()}
+    rows = _joined(cursor, reported)
+    for subject in reported:
+        spec, row, joined = folds.ROW_SPECS[subject.table], known.get(subject), rows.get(subject)
         groups.add(subject.table, row, None if joined is None else joined.row)
         before = children[subject.table].get(subject, {})
         after = {} if joined is None else {each["id"]: each for each in joined.children}
         for id_ in before.keys() | after.keys():
-            groups.add(shape.child, before.get(id_), after.get(id_))
+            groups.add(spec.child, before.get(id_), after.get(id_))
 
 
 def _joined(cursor: Cursor, facts: Mapping[Subject, list[Facts]]) -> dict[Subject, Joined]:
     """Return the joined rows. Charges and refunds that only the log has are not used to settle orders and notes yet."""
     found = {}
     for subject, several in facts.items():
-        joined = join.fold_all(folds.SHAPES[subject.table], several) if several else None
+        joined = join.fold_all(folds.ROW_SPECS[subject.table], several) if several else None
         if joined is not None:
             found[subject] = joined
     return found | settling.settled(cursor, settling.open_rows(found))
@@ -350,11 +350,11 @@ def _by_table(subjects: Iterable[Subject]) -> dict[str, list[Subject]]:
     return grouped
 
 
-def _children(cursor: Cursor, shape: Shape, parents: Sequence[Subject]) -> dict[Subject, dict[Any, Row]]:
+def _children(cursor: Cursor, spec: RowSpec, parents: Sequence[Subject]) -> dict[Subject, dict[Any, Row]]:
     """Return the rows that belong to each of *parents*, by their ids."""
-    if not shape.child:
+    if not spec.child:
         return {}
-    names = ("account", "livemode", *shape.child_key)
+    names = ("account", "livemode", *spec.child_key)
     wanted = {(each.account, each.livemode, *each.key): each for each in parents}
     found: dict[Subject, dict[Any, Row]] = defaultdict(dict)
     with cursor.connection.cursor(row_factory=dict_row, binary=True) as rows:
@@ -362,7 +362,7 @@ def _children(cursor: Cursor, shape: Shape, parents: Sequence[Subject]) -> dict[
             sql.SQL("SELECT t.* FROM unnest({arrays}) AS k ({names}) JOIN {table} AS t USING ({names})").format(
                 arrays=sql.SQL(", ").join(sql.SQL("%s::boolean[]" if n == "livemode" else "%s::text[]") for n in names),
                 names=sql.SQL(", ").join(map(sql.Identifier, names)),
-                table=sql.Identifier(tables.metadata.tables[shape.child].name),
+                table=sql.Identifier(tables.metadata.tables[spec.child].name),
             ),
             [list(column) for column in zip(*wanted, strict=True)],
         )

@@ -420,7 +420,7 @@ class _Work:
         keep_others_from_appending(cursor)
         last = _last_change(cursor)
         projection.settle_all(cursor, now=self._now, account=self._names["new"])
-        append_changes(cursor, order_refunds.untold_of(cursor, self._names["new"]))
+        append_changes(cursor, order_refunds.unannounced_of(cursor, self._names["new"]))
         self._withhold(cursor, last)
         cursor.execute(
             "DELETE FROM mentions AS m WHERE account = %(new)s AND NOT EXISTS"

@@ -28,7 +28,7 @@ from schemas.settings import SigningSecret
 from worker.folding import parallel, projection, renderings
 from worker.folding.batch import Claimed
 from worker.folding.claim import claim, keep_others_from_folding
-from worker.folding.parallel import Lane, Order
+from worker.folding.parallel import FoldProcess, FoldRequest
 from worker.folds.facts import utc
 from worker.logs import reader, writer
 from worker.logs.reader import Entry
@@ -43,7 +43,7 @@ PATIENCE_SECONDS: Final = 60.0
 
 
 @dataclass(frozen=True, slots=True)
-class Filters:
+class LogFilters:
     """Which events of a log are wanted.
 
     Created from *since* up to but not at *until*, of a type like *type*, of one *account*, of one mode.
@@ -67,7 +67,7 @@ class Filters:
         )
 
 
-NO_FILTERS: Final = Filters()
+ALL_EVENTS: Final = LogFilters()
 
 Key: TypeAlias = tuple[str, bool, str]
 """Account, mode and id of an event."""
@@ -115,7 +115,7 @@ class Reading:
 
     paths: Sequence[str]
     now: datetime
-    filters: Filters = NO_FILTERS
+    filters: LogFilters = ALL_EVENTS
     account: str = ""
     refuse: Callable[[Entry], None] = lambda _: None
     progress: Callable[[int, int], None] = lambda _, __: None
@@ -203,27 +203,27 @@ class _Folder:
         self._engine = engine
         self._now = now
         self._backlog = backlog
-        self._lane = Lane(engine.url.render_as_string(hide_password=False))
+        self._fold_process = FoldProcess(engine.url.render_as_string(hide_password=False))
         self._recorded = 0
 
     def go_on(self, recorded: int) -> None:
         """Have pending events folded, of which there are *recorded* more."""
         self._recorded += recorded
-        if self._is_beside and not self._lane.is_folding:
-            self._lane.begin(Order(now=self._now))
+        if self._has_partner and not self._fold_process.is_folding:
+            self._fold_process.begin(FoldRequest(now=self._now))
 
     @property
-    def _is_beside(self) -> bool:
+    def _has_partner(self) -> bool:
         return self._backlog is not None and self._recorded >= self._backlog
 
     def end(self) -> None:
         """Return once nothing is pending, of this recording or of any other."""
         if self._backlog is not None:
-            parallel.fold(self._engine, now=self._now, beside=self._lane if self._is_beside else None)
+            parallel.fold(self._engine, now=self._now, partner=self._fold_process if self._has_partner else None)
 
     def close(self) -> None:
         """End the process that folds, where there is one."""
-        self._lane.close()
+        self._fold_process.close()
 
 
 class _Recording:
@@ -510,7 +510,7 @@ def why_pending(engine: Engine) -> str:
     return "What is pending was taken by other workers, or recorded, while this ended: run it again to see."
 
 
-def export(engine: Engine, *, filters: Filters, with_renderings: bool = False) -> Iterator[bytes]:
+def export(engine: Engine, *, filters: LogFilters, with_renderings: bool = False) -> Iterator[bytes]:
     """Yield the inbox as lines of our log, in the order in which it was recorded, without archived events.
 
     Of an event with several contents the folded one is exported, and with *with_renderings* the others after it.
@@ -534,7 +534,7 @@ def export(engine: Engine, *, filters: Filters, with_renderings: bool = False) -
             yield writer.line_of(*row[:7])
 
 
-def left_out(engine: Engine, *, filters: Filters) -> int:
+def left_out(engine: Engine, *, filters: LogFilters) -> int:
     """Return how many events an export leaves out, since their payloads are archived."""
     with database.transaction(engine) as connection, database.cursor(connection) as cursor:
         cursor.execute(_LEFT_OUT, {"since": filters.since, "until": filters.until})

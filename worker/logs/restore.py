@@ -105,14 +105,14 @@ WITH objects AS (
     SELECT account, livemode, object_id FROM inbox WHERE seq = %(seq)s AND object_id IS NOT NULL
     UNION
     SELECT account, livemode, object_id FROM mentions WHERE seq = %(seq)s
-), told AS (
+), logged AS (
     SELECT %(seq)s::bigint AS seq
     UNION
     SELECT i.seq FROM objects JOIN inbox AS i USING (account, livemode, object_id)
     UNION
     SELECT m.seq FROM objects JOIN mentions AS m USING (account, livemode, object_id)
 )
-SELECT seq FROM told WHERE NOT EXISTS (SELECT FROM payloads AS b WHERE b.seq = told.seq) ORDER BY seq
+SELECT seq FROM logged WHERE NOT EXISTS (SELECT FROM payloads AS b WHERE b.seq = logged.seq) ORDER BY seq
 """
 
 

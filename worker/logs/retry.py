@@ -18,7 +18,7 @@ from worker.logs import restore
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class FoundEvent:
     """An event in the inbox, and its outcome."""
 
     seq: int
@@ -29,7 +29,7 @@ class Found:
     reason: str | None
 
 
-def find(cursor: Cursor, event_id: str, *, account: str | None = None, livemode: bool | None = None) -> Found:
+def find(cursor: Cursor, event_id: str, *, account: str | None = None, livemode: bool | None = None) -> FoundEvent:
     """Return the event *event_id*, of any account and mode unless *account* or *livemode* is given.
 
     Raises:
@@ -49,13 +49,13 @@ def find(cursor: Cursor, event_id: str, *, account: str | None = None, livemode:
         raise ConflictError(
             f"Several accounts or modes have an event {event_id}: say which (--account, --live, --test)."
         )
-    return Found(*rows[0])
+    return FoundEvent(*rows[0])
 
 
-def _at(engine: Engine, seq: int) -> Found:
+def _at(engine: Engine, seq: int) -> FoundEvent:
     with database.transaction(engine) as connection, database.cursor(connection) as cursor:
         cursor.execute("SELECT seq, account, livemode, id, state, reason FROM events WHERE seq = %s", (seq,))
-        return Found(*cursor.fetchall()[0])
+        return FoundEvent(*cursor.fetchall()[0])
 
 
 def retry(
@@ -66,7 +66,7 @@ def retry(
     account: str | None = None,
     livemode: bool | None = None,
     archive: Path | None = None,
-) -> Found:
+) -> FoundEvent:
     """Fold the event *event_id* again, in this process, and return its outcome.
 
     Archived payloads of its objects are brought back from the logs in the folder *archive*. Events of these objects
@@ -108,7 +108,7 @@ def _queue(engine: Engine, seq: int, *, archived: Sequence[int] = ()) -> list[in
     return waiting
 
 
-def _folded(engine: Engine, seqs: Sequence[int], now: datetime) -> Found:
+def _folded(engine: Engine, seqs: Sequence[int], now: datetime) -> FoundEvent:
     for seq in seqs:
         projection.run_one(engine, seq, now=now)
     return _at(engine, seqs[0])
@@ -137,7 +137,7 @@ def ignore(
     now: datetime,
     account: str | None = None,
     livemode: bool | None = None,
-) -> Found:
+) -> FoundEvent:
     """Ignore the event *event_id*, which is parked or pending, from now on, and return its outcome.
 
     Raises:

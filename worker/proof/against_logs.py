@@ -50,12 +50,13 @@ UNION ALL SELECT content_sha256 FROM {contents} WHERE seq = %(seq)s
 """
 
 
-def compare(made: Shadow, *, tell: Callable[[Difference], None]) -> dict[str, int]:
+def compare(made: Shadow, *, on_difference: Callable[[Difference], None]) -> dict[str, int]:
     """Compare the live inbox with that of *made*, and return how many differences there are of each kind.
 
-    *tell* is called with each difference. A copy of an event is no difference if the inbox keeps its content too, or
-    has the event in another API version. It is one, however, if the copy could be folded and that of the inbox is
-    parked. An archived event is compared by hashes. If no hash of its content is kept, it is counted as ``archived``.
+    *on_difference* is called with each difference. A copy of an event is no difference if the inbox keeps its content
+    too, or has the event in another API version. It is one, however, if the copy could be folded and that of the inbox
+    is parked. An archived event is compared by hashes. If no hash of its content is kept, it is counted as
+    ``archived``.
     """
     names = {
         "log": sql.Identifier(made.schema, "inbox"),
@@ -81,7 +82,7 @@ def compare(made: Shadow, *, tell: Callable[[Difference], None]) -> dict[str, in
                 if kind != ARCHIVED:
                     _, _, account, livemode, event, created, *_ = row
                     column = "payload" if kind == DIFFERENT else None
-                    tell(Difference(TABLE, kind, account, livemode, event, column, at=created))
+                    on_difference(Difference(TABLE, kind, account, livemode, event, column, at=created))
     return counts
 
 

@@ -37,12 +37,12 @@ from worker import folds
 from worker.folding import projection
 from worker.folding.claim import event_of_delivery
 from worker.proof import comparison, difference, walks, witness
-from worker.proof.comparison import Found
+from worker.proof.comparison import Compared
 from worker.proof.difference import EXTRA, Difference, Pair
 from worker.proof.rebuild import Progress, nobody
 from worker.proof.walks import Step, Walks
 from worker.stripe_jobs import gaps, rounds
-from worker.stripe_jobs.rounds import Desk
+from worker.stripe_jobs.rounds import JobContext
 
 NOT_ASKED: Final = "not asked, since no key serves it"
 REFUSED: Final = "not asked any more, since Stripe refuses it"
@@ -167,7 +167,7 @@ class _Shown:
 class _Audit:
     """The arguments of an audit, and its progress."""
 
-    desk: Desk
+    context: JobContext
     since: datetime | None
     repair: bool
     customers_max: int
@@ -259,7 +259,7 @@ class _Walk:
 
 
 def audit(
-    desk: Desk,
+    context: JobContext,
     *,
     since: datetime | None = None,
     progress: Progress = nobody,
@@ -280,24 +280,27 @@ def audit(
         KeyRefused, NotServed: Stripe refuses every world; differences that were yielded until then are valid.
         Transient: Stripe cannot be asked now; the same holds.
     """
-    _fold(desk.engine)
-    for world in rounds.unserved(desk):
+    _fold(context.engine)
+    for world in rounds.unserved(context):
         yield Listed(world.account, world.livemode, NOT_ASKED)
-    worlds = rounds.served(desk)
-    place = desk.engine.url
+    worlds = rounds.served(context)
+    place = context.engine.url
     arguments = [
         *(version(), place.host, place.port, place.database, [str(world) for world in worlds]),
-        *(desk.settings.stripe_api_base, _fingerprint(desk)),
+        *(context.settings.stripe_api_base, _fingerprint(context)),
         *(since, repair, seed, customers_max),
     ]
     kept = walks.opened(
-        desk.settings.payfold_data_dir, arguments, seed=desk.now().toordinal() if seed is None else seed, now=desk.now()
+        context.settings.payfold_data_dir,
+        arguments,
+        seed=context.now().toordinal() if seed is None else seed,
+        now=context.now(),
     )
     if kept.taken:
         _log.info("audit.resumed", begun=kept.begun.isoformat(), steps=sum(map(len, kept.taken.values())))
     try:
         shown = _Shown(progress, len(worlds) * len(_WALKED))
-        yield from _go(_Audit(desk, since, repair, customers_max, kept, shown), worlds)
+        yield from _run(_Audit(context, since, repair, customers_max, kept, shown), worlds)
         kept.end()
     finally:
         kept.write()
@@ -306,15 +309,17 @@ def audit(
         kept.close()
 
 
-def _fingerprint(desk: Desk) -> str:
+def _fingerprint(context: JobContext) -> str:
     """Return a hash of the set of keys, which reveals none of them."""
-    keys = ((key.account, key.livemode, key.secret) for key in desk.settings.api_keys)
+    keys = ((key.account, key.livemode, key.secret) for key in context.settings.api_keys)
     return hashlib.sha256(repr(sorted(keys)).encode()).hexdigest()
 
 
-def repair(desk: Desk, *, since: datetime | None = None, progress: Progress = nobody, seed: int | None = None) -> int:
+def repair(
+    context: JobContext, *, since: datetime | None = None, progress: Progress = nobody, seed: int | None = None
+) -> int:
     """Correct the differences that an audit finds, and return how many there were."""
-    with closing(audit(desk, since=since, progress=progress, repair=True, seed=seed)) as found:
+    with closing(audit(context, since=since, progress=progress, repair=True, seed=seed)) as found:
         return sum(isinstance(each, Difference) for each in found)
 
 
@@ -323,7 +328,7 @@ def _fold(engine: Engine) -> None:
         pass
 
 
-def _go(audit: _Audit, worlds: Sequence[World]) -> Iterator[Listed | Difference]:
+def _run(audit: _Audit, worlds: Sequence[World]) -> Iterator[Listed | Difference]:
     """Audit each of the *worlds*. If Stripe refuses one, the others go on; if it refuses all, the audit ends."""
     refusals: list[KeyRefused | NotServed] = []
     for number, world in enumerate(worlds):
@@ -451,7 +456,7 @@ def _is_known(audit: _Audit, world: World, kind: _Kind, page: Page) -> bool:
         )
         return cursor.fetchone() == (True,)
 
-    return audit.desk.within(read)
+    return audit.context.within(read)
 
 
 def _is_end_of_window(walk: _Walk, page: Page, number: int) -> bool:
@@ -468,7 +473,7 @@ def _taken(audit: _Audit, walk: _Walk, step: Step, found: Sequence[Difference]) 
     _count(walk.tally, found)
     step.tally = dict(walk.uncounted)
     walk.kept.update(step.tally)
-    audit.kept.add(step, found, now=audit.desk.now())
+    audit.kept.add(step, found, now=audit.context.now())
     audit.shown.listed(step.tally.get("listed", 0))
     walk.take(step)
     return walk.news(found)
@@ -509,7 +514,7 @@ def _list(audit: _Audit, world: World, kind: _Kind, after: str | None) -> Iterat
         params["created"] = {"gte": int(audit.since.timestamp())}
     if after is not None:
         params["starting_after"] = after
-    return audit.desk.api.pages(world, *kind.path, lane=Lane.BACKFILL, **params)
+    return audit.context.api.pages(world, *kind.path, lane=Lane.BACKFILL, **params)
 
 
 def _followed(audit: _Audit, world: World, kind: _Kind, walk: _Walk) -> Iterator[Page]:
@@ -535,7 +540,7 @@ def _followed(audit: _Audit, world: World, kind: _Kind, walk: _Walk) -> Iterator
 def _begin_again(audit: _Audit, kind: _Kind, walk: _Walk) -> None:
     """Forget the listed objects, but not the differences found."""
     walk.restart(audit.kept.begun - SETTLED)
-    audit.kept.add(_step(kind, walk, is_restart=True), [], now=audit.desk.now())
+    audit.kept.add(_step(kind, walk, is_restart=True), [], now=audit.context.now())
 
 
 def _choose(audit: _Audit, world: World, kind: _Kind, walk: _Walk, page: Page) -> bool:
@@ -556,7 +561,7 @@ def _choose(audit: _Audit, world: World, kind: _Kind, walk: _Walk, page: Page) -
         cursor.execute(sql.SQL("SELECT id {} AND {}").format(known, older), (*bounds, *sample))
         return count, [id_ for (id_,) in cursor.fetchall()]
 
-    count, starts = audit.desk.within(choose)
+    count, starts = audit.context.within(choose)
     if count > audit.customers_max:
         walk.tally.sampled_of, walk.starts = count, starts
     return walk.is_sample
@@ -569,24 +574,24 @@ def _compared(
     if page is not None:
         tally.listed += len(page.items)
         tally.unreadable += page.unreadable
-    settled = [each for each in objects if not _is_young(each, audit.desk)]
-    found = comparison.compare(audit.desk, world, settled, by_map=not audit.repair)
+    settled = [each for each in objects if not _is_young(each, audit.context)]
+    found = comparison.compare(audit.context, world, settled, by_map=not audit.repair)
     # An entry of a ledger never changes, so only a new one can be on its way, and those are not compared.
     is_fixed = tally.object == _LEDGERS.name
-    if found.differences and not is_fixed and (moved := _moved(audit.desk, world, settled)):
+    if found.differences and not is_fixed and (moved := _moved(audit.context, world, settled)):
         settled = [each for each in settled if not moved & _names_of(each)]
-        found = comparison.compare(audit.desk, world, settled, by_map=not audit.repair)
+        found = comparison.compare(audit.context, world, settled, by_map=not audit.repair)
     tally.archived += found.archived
     tally.unreadable += found.unreadable
     tally.only_by_map += found.only_by_map
     tally.unstated += found.unstated
     if found.wrong and audit.repair:
-        audit.desk.within(lambda opened: _put_right(opened, audit.desk, world, found))
-        _fold(audit.desk.engine)
+        audit.context.within(lambda opened: _put_right(opened, audit.context, world, found))
+        _fold(audit.context.engine)
     return found.differences
 
 
-def _is_young(answer: Answer, desk: Desk) -> bool:
+def _is_young(answer: Answer, context: JobContext) -> bool:
     """Return whether the object was created so shortly before Stripe answered that its webhook may be on its way.
 
     An open session has no event: the poll finds it, so it counts as young for a poll's time longer.
@@ -595,22 +600,22 @@ def _is_young(answer: Answer, desk: Desk) -> bool:
     if not isinstance(created, int):
         return False
     is_polled = answer.body.get("object") == "checkout.session" and answer.body.get("status") == "open"
-    young = SETTLED + timedelta(seconds=desk.settings.payfold_poll_seconds if is_polled else 0)
+    young = SETTLED + timedelta(seconds=context.settings.payfold_poll_seconds if is_polled else 0)
     # ``answer.at`` is when the call began, so an object created during the call is from shortly after that. Objects of
     # a test clock may be created far in the future.
     return -SETTLED.total_seconds() < answer.at - created < young.total_seconds()
 
 
-def _moved(desk: Desk, world: World, objects: Sequence[Answer]) -> set[str]:
+def _moved(context: JobContext, world: World, objects: Sequence[Answer]) -> set[str]:
     """Return the ids in the events of the last minute: see Note [What has just changed is on its way]."""
     since = min(each.at for each in objects) - int(SETTLED.total_seconds())
     found: set[str] = set()
     try:
-        pages = desk.api.pages(world, "events", lane=Lane.BACKFILL, created={"gte": since})
+        pages = context.api.pages(world, "events", lane=Lane.BACKFILL, created={"gte": since})
         for page in islice(pages, EVENT_PAGES_MAX):
             for item in page.items:
                 with suppress(Refused):
-                    found |= _spoken_of(gaps.event_of(item, world, now=desk.now()))
+                    found |= _spoken_of(gaps.event_of(item, world, now=context.now()))
     except (CallDeclined, MissingAtStripe):
         pass
     except KeyRefused as error:
@@ -635,10 +640,10 @@ def _names_of(answer: Answer) -> set[str]:
     return {each for each in named if isinstance(each, str)}
 
 
-def _put_right(cursor: Cursor, desk: Desk, world: World, found: Found) -> None:
+def _put_right(cursor: Cursor, context: JobContext, world: World, found: Compared) -> None:
     """Record the new observations of the wrong rows' objects, and queue all events of them to be folded again."""
     sources = set(found.wrong.values()) | set(found.wrong)
-    desk.record(
+    context.record(
         cursor,
         [delivery for id_, delivery in found.deliveries.items() if id_ in sources or _customer_of(delivery) in sources],
     )
@@ -668,7 +673,7 @@ def _customer_of(delivery: Delivery) -> str | None:
 
 def _audit_ledgers(audit: _Audit, world: World, walk: _Walk) -> Iterator[Difference]:
     """List the ledger of every customer who has a balance, or a row of a ledger."""
-    while customers := audit.desk.within(partial(_customers, world=world, after=walk.after or "")):
+    while customers := audit.context.within(partial(_customers, world=world, after=walk.after or "")):
         for customer in customers:
             found = _differing_in_ledger(audit, world, walk.tally, customer)
             yield from _taken(audit, walk, _step(_LEDGERS, walk, after=customer), found)
@@ -679,16 +684,16 @@ def _audit_ledgers(audit: _Audit, world: World, walk: _Walk) -> Iterator[Differe
 def _differing_in_ledger(audit: _Audit, world: World, tally: Listed, customer: str) -> list[Difference]:
     """Return the differences of a customer's rows from the ledger at Stripe; count a ledger that cannot be read."""
     objects: list[Answer] = []
-    before, asked_at = tally.unreadable, audit.desk.now()
+    before, asked_at = tally.unreadable, audit.context.now()
     try:
-        for page in audit.desk.api.pages(world, "customers", customer, "balance_transactions", lane=Lane.BACKFILL):
+        for page in audit.context.api.pages(world, "customers", customer, "balance_transactions", lane=Lane.BACKFILL):
             tally.listed += len(page.items)
             tally.unreadable += page.unreadable
             # All pages count as read at the time of the first one, which is the earliest.
             objects += [replace(each, at=objects[0].at if objects else page.at) for each in page.objects]
     except MissingAtStripe:
         # A deleted customer has no ledger any more.
-        tally.unreadable += not audit.desk.within(partial(_is_deleted, world=world, customer=customer))
+        tally.unreadable += not audit.context.within(partial(_is_deleted, world=world, customer=customer))
         return []
     except (CallDeclined, NotAnObject):
         tally.unreadable += 1
@@ -696,7 +701,7 @@ def _differing_in_ledger(audit: _Audit, world: World, tally: Listed, customer: s
     found = _compared(audit, world, tally, objects)
     if is_whole:
         read = partial(_invented, world=world, customer=customer, listed=_ids(objects), until=asked_at - SETTLED)
-        found += audit.desk.within(read)
+        found += audit.context.within(read)
     return found
 
 
@@ -756,7 +761,7 @@ def _look_at(
 
     A row without a creation time is searched by a later time, so an older page, which comes later, may list it.
     """
-    rows = audit.desk.within(partial(_between, world=world, kind=kind, low=low, high=high))
+    rows = audit.context.within(partial(_between, world=world, kind=kind, low=low, high=high))
     listed = {*walk.ids, *walk.edge, *step.ids}
     step.open = sorted((walk.open | rows) - listed)
     step.above = above
@@ -782,10 +787,12 @@ def _bottom(audit: _Audit, world: World, kind: _Kind, walk: _Walk) -> Step:
     rows = walk.open
     if not walk.is_sample:
         low = since or _LONG_AGO
-        below = audit.desk.within(partial(_between, world=world, kind=kind, low=low, high=walk.above, is_bottom=True))
+        below = audit.context.within(
+            partial(_between, world=world, kind=kind, low=low, high=walk.above, is_bottom=True)
+        )
         rows = rows | (below - walk.ids - walk.edge)
     if since is not None:
-        rows = rows - audit.desk.within(partial(_created_before, world=world, ids=rows, since=since))
+        rows = rows - audit.context.within(partial(_created_before, world=world, ids=rows, since=since))
     return _step(kind, walk, above=walk.above, open=sorted(rows), is_listed=True)
 
 
@@ -810,7 +817,7 @@ def _ask_for_open(audit: _Audit, world: World, kind: _Kind, walk: _Walk) -> Iter
 
 def _asked(audit: _Audit, world: World, kind: _Kind, walk: _Walk, tally: Listed, id_: str) -> list[Difference]:
     try:
-        answer = audit.desk.api.call(world, "get", *kind.path, id_, lane=Lane.BACKFILL, **_expanded(kind))
+        answer = audit.context.api.call(world, "get", *kind.path, id_, lane=Lane.BACKFILL, **_expanded(kind))
     except MissingAtStripe:
         return _missing(audit, world, kind, id_, is_known=walk.is_known)
     except CallDeclined:
@@ -827,14 +834,14 @@ def _expanded(kind: _Kind) -> dict[str, Any]:
 
 
 def _missing(audit: _Audit, world: World, kind: _Kind, id_: str, *, is_known: bool) -> list[Difference]:
-    if kind.name == "invoice" and _is_draft(audit.desk, world, id_):
+    if kind.name == "invoice" and _is_draft(audit.context, world, id_):
         return []  # A draft may be deleted at Stripe, and its row stays as it was.
     if audit.repair and is_known and kind is _SESSIONS:
-        _record(audit.desk, checkout.missing(world, id_, now=audit.desk.now()))
+        _record(audit.context, checkout.missing(world, id_, now=audit.context.now()))
     return [Difference(kind.table, EXTRA, world.account, world.livemode, id_)]
 
 
-def _is_draft(desk: Desk, world: World, invoice: str) -> bool:
+def _is_draft(context: JobContext, world: World, invoice: str) -> bool:
     """Return whether *invoice* is a draft by its row, so that nothing was owed yet."""
 
     def read(cursor: Cursor) -> bool:
@@ -844,10 +851,10 @@ def _is_draft(desk: Desk, world: World, invoice: str) -> bool:
         )
         return cursor.fetchone() == (True,)
 
-    return desk.within(read)
+    return context.within(read)
 
 
-def _record(desk: Desk, delivery: Delivery) -> None:
-    with database.transaction(desk.engine) as connection, database.cursor(connection) as cursor:
+def _record(context: JobContext, delivery: Delivery) -> None:
+    with database.transaction(context.engine) as connection, database.cursor(connection) as cursor:
         inbox.record(cursor, [delivery])
-    _fold(desk.engine)
+    _fold(context.engine)

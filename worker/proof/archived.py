@@ -24,7 +24,7 @@ Progress = Callable[[str, int, int], None]
 
 
 @contextmanager
-def beside(engine: Engine, folder: Path | None, *, progress: Progress) -> Iterator[Shadow]:
+def with_archived(engine: Engine, folder: Path | None, *, progress: Progress) -> Iterator[Shadow]:
     """Make a schema to rebuild in, with the payloads of the archive in *folder* where one is given; see ``shadow``.
 
     Raises:
@@ -43,7 +43,7 @@ def within(engine: Engine, folder: Path, *, progress: Progress) -> Iterator[Engi
     Raises:
         ConflictError: the archive is damaged, or lacks an archived payload.
     """
-    with beside(engine, folder, progress=progress) as made:
+    with with_archived(engine, folder, progress=progress) as made:
         yield made.within
 
 

@@ -61,14 +61,14 @@ from worker.folds.join import Joined
 from worker.proof import difference, witness
 from worker.proof.difference import DIFFERENT, Difference, Pair
 from worker.proof.witness import Statement
-from worker.stripe_jobs.rounds import Desk
+from worker.stripe_jobs.rounds import JobContext
 
 DECIDED_BY: Final = ("event_id", "as_of")
 """Columns that name the deciding event."""
 
 
 @dataclass(slots=True)
-class Found:
+class Compared:
     """The result of comparing some objects: the *differences*, and the numbers of objects that were not compared.
 
     *archived* objects have rows that are folded from archived payloads; *unreadable* ones have no id or cannot be
@@ -87,18 +87,18 @@ class Found:
     wrong: dict[str, str] = field(default_factory=dict)
 
 
-def compare(desk: Desk, world: World, objects: Sequence[Answer], *, by_map: bool = True) -> Found:
+def compare(context: JobContext, world: World, objects: Sequence[Answer], *, by_map: bool = True) -> Compared:
     """Compare *objects* of *world* with their rows by joining them and, if wanted, *by_map*.
 
     It takes a fixed number of queries, however many objects there are.
     """
-    found = Found()
+    found = Compared()
     for each in objects:
         try:
-            found.deliveries[str(each.id)] = _observed(each, world, desk.now())
+            found.deliveries[str(each.id)] = _observed(each, world, context.now())
         except NotAnObject:
             found.unreadable += 1
-    desk.within(lambda opened: _compare(opened, world, objects, found, by_map=by_map))
+    context.within(lambda opened: _compare(opened, world, objects, found, by_map=by_map))
     return found
 
 
@@ -124,7 +124,7 @@ _Name: TypeAlias = tuple[str, str, str | None]
 """The same, and a column."""
 
 
-def _compare(cursor: Cursor, world: World, objects: Sequence[Answer], found: Found, *, by_map: bool) -> None:
+def _compare(cursor: Cursor, world: World, objects: Sequence[Answer], found: Compared, *, by_map: bool) -> None:
     # An event that is recorded or folded between two of the queries would look like a difference.
     cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
     joined = _by_joining(cursor, found)
@@ -142,7 +142,7 @@ def _compare(cursor: Cursor, world: World, objects: Sequence[Answer], found: Fou
     found.archived, found.unstated = len(joined.archived), len(unstated)
     rows = {(each.table, each.id) for each in found.differences}
     found.only_by_map = sum(
-        table in folds.SHAPES and (*_world(world), id_.split(" ")[0]) not in joined.archived
+        table in folds.ROW_SPECS and (*_world(world), id_.split(" ")[0]) not in joined.archived
         for table, id_ in rows - changed
     )
     found.wrong = {subject.id: subject.source for subject, pair in joined.pairs.items() if _row(pair) in rows & changed}
@@ -171,7 +171,7 @@ class _Joinings(NamedTuple):
     readable: set[str]
 
 
-def _by_joining(cursor: Cursor, found: Found) -> _Joinings:
+def _by_joining(cursor: Cursor, found: Compared) -> _Joinings:
     """See Note [An object differs when it would change its row]."""
     at_hand, readable = _facts(found)
     known = load_rows(cursor, at_hand)
@@ -197,7 +197,7 @@ def _by_joining(cursor: Cursor, found: Found) -> _Joinings:
     return _Joinings(pairs, archived, readable)
 
 
-def _facts(found: Found) -> tuple[dict[Subject, list[Facts]], set[str]]:
+def _facts(found: Compared) -> tuple[dict[Subject, list[Facts]], set[str]]:
     at_hand: dict[Subject, list[Facts]] = defaultdict(list)
     readable: set[str] = set()
     for id_, delivery in found.deliveries.items():
@@ -213,14 +213,14 @@ def _facts(found: Found) -> tuple[dict[Subject, list[Facts]], set[str]]:
 
 def _laid_over(subject: Subject, row: Row | None, facts: Sequence[Facts]) -> Joined | None:
     """Return *row* with *facts* applied to it; None if the archived payloads would be needed to know."""
-    return None if row is None else join.advance(folds.SHAPES[subject.table], row, facts)
+    return None if row is None else join.advance(folds.ROW_SPECS[subject.table], row, facts)
 
 
 def _joined(subject: Subject, facts: Iterable[Facts], at_hand: Mapping[Subject, list[Facts]]) -> Joined | None:
-    shape = folds.SHAPES[subject.table]
+    spec = folds.ROW_SPECS[subject.table]
     # If the inbox has the same answer already, it is used once.
-    read = {(one.subject, one.event_id): one for one in (*join.with_leader(shape, subject, at_hand), *facts)}
-    return join.fold_all(shape, read.values())
+    read = {(one.subject, one.event_id): one for one in (*join.with_leader(spec, subject, at_hand), *facts)}
+    return join.fold_all(spec, read.values())
 
 
 def _object_of(subject: Subject) -> _Object:

@@ -136,12 +136,16 @@ class Pair:
 
 
 def compare(
-    cursor: Cursor, made: Shadow, *, tell: Callable[[Difference], None], pair: Callable[[Pair], None] = lambda _: None
+    cursor: Cursor,
+    made: Shadow,
+    *,
+    on_difference: Callable[[Difference], None],
+    pair: Callable[[Pair], None] = lambda _: None,
 ) -> Comparison:
     """Compare the live tables with those of *made*.
 
-    *tell* is called with each difference, *pair* with each pair of rows that differ. Rows of objects that *made* leaves
-    out are not compared.
+    *on_difference* is called with each difference, *pair* with each pair of rows that differ. Rows of objects that
+    *made* leaves out are not compared.
     """
     found = Comparison()
     compared = _compared(cursor, made)
@@ -152,10 +156,10 @@ def compare(
             setattr(tally, each.kind, getattr(tally, each.kind) + 1)
             _add_money(found.money, each)
             for difference in differences(each):
-                tell(difference)
+                on_difference(difference)
         found.tallies.append(tally)
     found.money = Counter({key: amount for key, amount in found.money.items() if amount})
-    found.tallies.append(_compare_anomalies(cursor, compared, tell, with_events=not made.has_inbox))
+    found.tallies.append(_compare_anomalies(cursor, compared, on_difference, with_events=not made.has_inbox))
     return found
 
 
@@ -263,8 +267,8 @@ def differences(pair: Pair) -> list[Difference]:
         Difference(
             **world,
             column=name,
-            held=told(name, pair.held[name]),
-            expected=told(name, pair.expected[name]),
+            held=shown_value(name, pair.held[name]),
+            expected=shown_value(name, pair.expected[name]),
             **_by_how_much(pair, name),
         )
         for name in pair.held
@@ -272,7 +276,7 @@ def differences(pair: Pair) -> list[Difference]:
     ]
 
 
-def told(column: str | None, value: object) -> object:
+def shown_value(column: str | None, value: object) -> object:
     """Return *value* as a report may show it: the value of a column with personal data is hidden."""
     return HIDDEN if column in PERSONAL and value is not None else value
 
@@ -298,7 +302,7 @@ def _add_money(money: Counter[tuple[str, bool, str, str, str]], pair: Pair) -> N
 
 
 def _compare_anomalies(
-    cursor: Cursor, compared: _Compared, tell: Callable[[Difference], None], *, with_events: bool
+    cursor: Cursor, compared: _Compared, on_difference: Callable[[Difference], None], *, with_events: bool
 ) -> Tally:
     """Compare the anomalies that are in force: they too follow from the events.
 
@@ -324,7 +328,7 @@ def _compare_anomalies(
                 continue
             kind = EXTRA if row["is_held"] else MISSING
             setattr(tally, kind, getattr(tally, kind) + 1)
-            tell(
+            on_difference(
                 Difference(
                     "anomalies",
                     kind,
@@ -340,6 +344,6 @@ def _compare_anomalies(
 
 def subject_of(pair: Pair) -> tuple[str, str] | None:
     """Return what the change feed calls the row's subject, and its id; None for a row that is part of another."""
-    shape = folds.SHAPES.get(pair.table.name)
+    spec = folds.ROW_SPECS.get(pair.table.name)
     row = pair.expected or pair.held
-    return None if shape is None or row is None else (shape.subject, owner(pair.table, row))
+    return None if spec is None or row is None else (spec.subject, owner(pair.table, row))

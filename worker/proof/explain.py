@@ -23,7 +23,7 @@ from worker.folding.rows import load_rows
 from worker.folds import credit_note, join, payment
 from worker.folds.chain import Path
 from worker.folds.facts import Event, Facts, Row, Subject
-from worker.folds.join import Joined, Shape
+from worker.folds.join import Joined, RowSpec
 from worker.folds.payment import Payment
 from worker.proof import refund_sources
 
@@ -74,43 +74,43 @@ def explain(engine: Engine, subject: Subject, *, as_of: datetime | None = None) 
 def _explained(engine: Engine, subject: Subject, as_of: datetime | None) -> Explanation:
     with database.transaction(engine) as connection, database.cursor(connection) as cursor:
         cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
-        told = _told(cursor, subject, as_of)
+        reports = _reports_of(cursor, subject, as_of)
         anomalies = [] if as_of is not None else _anomalies(cursor, subject)
         at_rest = None if as_of is not None else load_rows(cursor, [subject]).get(subject)
-        facts = _facts(subject, told)
-        own = join.fold_all(folds.SHAPES[subject.table], facts)
+        facts = _facts(subject, reports)
+        own = join.fold_all(folds.ROW_SPECS[subject.table], facts)
         joined, event_id = (None, None) if own is None else _settled(cursor, subject, own, as_of)
         by = _decider(cursor, subject, own, joined, event_id)
-    if not told:
+    if not reports:
         raise NotFoundError(
             f"No event speaks of {subject.id}" + ("." if as_of is None else f", or none had been received by {as_of}.")
         )
-    shape = folds.SHAPES[subject.table]
-    if any(each["payload"] is None and each["state"] == "folded" for each in told):
-        return _in_part(subject, shape, told, at_rest, anomalies)
-    path = join.in_order(shape, facts) if joined is not None else _NO_PATH
+    spec = folds.ROW_SPECS[subject.table]
+    if any(each["payload"] is None and each["state"] == "folded" for each in reports):
+        return _in_part(subject, spec, reports, at_rest, anomalies)
+    path = join.in_order(spec, facts) if joined is not None else _NO_PATH
     row = None if joined is None else joined.row
     setters = {} if row is None else _setters(path, row)
-    by_id = {each["id"]: each for each in told}
+    by_id = {each["id"]: each for each in reports}
     return Explanation(
         subject.table,
         tables.key_name(subject.key),
         subject.account,
         subject.livemode,
         row,
-        [] if row is None else [_column(shape, name, row, setters, by_id, by) for name in row if name not in _KEY],
-        [*_timeline(told, path, setters), *([] if by is None else [by.line])],
+        [] if row is None else [_column(spec, name, row, setters, by_id, by) for name in row if name not in _KEY],
+        [*_timeline(reports, path, setters), *([] if by is None else [by.line])],
         anomalies,
         None if row is None else _dashboard(subject, row),
     )
 
 
-def _facts(subject: Subject, told: list[dict[str, Any]]) -> list[Facts]:
-    """Return the facts, from the events *told*, of *subject* and its leader; none where a payload is archived."""
-    folded = [each for each in told if each["state"] == "folded"]
+def _facts(subject: Subject, reports: list[dict[str, Any]]) -> list[Facts]:
+    """Return the facts, from the events *reports*, of *subject* and its leader; none where a payload is archived."""
+    folded = [each for each in reports if each["state"] == "folded"]
     if any(each["payload"] is None for each in folded):
         return []
-    wanted = (subject, join.leader_of(folds.SHAPES[subject.table], subject))
+    wanted = (subject, join.leader_of(folds.ROW_SPECS[subject.table], subject))
     return [one for each in folded for one in folds.judge(_event(each)).facts if one.subject in wanted]
 
 
@@ -171,15 +171,15 @@ def _payment_as_of(cursor: Cursor, subject: Subject, order: Row, known: Payment,
 
 
 def _row_as_of(cursor: Cursor, subject: Subject, as_of: datetime) -> Row | None:
-    told = _told(cursor, subject, as_of)
-    joined = join.fold_all(folds.SHAPES[subject.table], _facts(subject, told))
-    return None if joined is None else {**joined.row, "source": joined.source, **_moved_by(joined.row, told)}
+    reports = _reports_of(cursor, subject, as_of)
+    joined = join.fold_all(folds.ROW_SPECS[subject.table], _facts(subject, reports))
+    return None if joined is None else {**joined.row, "source": joined.source, **_moved_by(joined.row, reports)}
 
 
-def _moved_by(row: Row, told: Iterable[dict[str, Any]]) -> Row:
-    """Return the one of the events *told* that captured or released the charge *row*; nothing where none did."""
+def _moved_by(row: Row, reports: Iterable[dict[str, Any]]) -> Row:
+    """Return the one of the events *reports* that captured or released the charge *row*; nothing where none did."""
     at = row.get("captured_at") or row.get("released_at")
-    own = [each for each in told if each["object_id"] == row["id"] and each["state"] == "folded"]
+    own = [each for each in reports if each["object_id"] == row["id"] and each["state"] == "folded"]
     moved = [each for each in own if at is not None and each["created"] == at]
     step = min(moved, key=_place_in_its_second, default=None)
     return {} if step is None else {"event_id": step["id"], "as_of": step["created"], "source": step["source"]}
@@ -208,17 +208,18 @@ def _decider(
 
 
 def _in_part(
-    subject: Subject, shape: Shape, told: list[dict[str, Any]], row: Row | None, anomalies: list[dict[str, Any]]
+    subject: Subject, spec: RowSpec, reports: list[dict[str, Any]], row: Row | None, anomalies: list[dict[str, Any]]
 ) -> Explanation:
     """Explain as much as is possible without the archived payloads."""
-    by_id = {each["id"]: each for each in told}
+    by_id = {each["id"]: each for each in reports}
     decides = None if row is None else row["event_id"]
-    columns = [] if row is None else [_column(shape, name, row, {}, by_id, None) for name in row if name not in _KEY]
+    columns = [] if row is None else [_column(spec, name, row, {}, by_id, None) for name in row if name not in _KEY]
     for column in columns:
         if column["how"] == _INFERRED:
             column["how"] = "not known: events are archived"
     timeline = [
-        each | {"verdict": _verdict_in_part(by_id[each["event_id"]], decides)} for each in _timeline(told, _NO_PATH, {})
+        each | {"verdict": _verdict_in_part(by_id[each["event_id"]], decides)}
+        for each in _timeline(reports, _NO_PATH, {})
     ]
     return Explanation(
         subject.table,
@@ -233,11 +234,11 @@ def _in_part(
     )
 
 
-def _verdict_in_part(told: dict[str, Any], decides: object) -> str:
-    if told["state"] != "folded":
-        return _verdict(told, None, _NO_PATH, {})
-    what = "archived" if told["payload"] is None else "at hand, beside archived ones"
-    return f"it decides; {what}" if told["id"] == decides else what
+def _verdict_in_part(reports: dict[str, Any], decides: object) -> str:
+    if reports["state"] != "folded":
+        return _verdict(reports, None, _NO_PATH, {})
+    what = "archived" if reports["payload"] is None else "at hand, beside archived ones"
+    return f"it decides; {what}" if reports["id"] == decides else what
 
 
 _TOLD: Final = """
@@ -251,7 +252,7 @@ WHERE %(as_of)s::timestamptz IS NULL OR e.received_at <= %(as_of)s ORDER BY e.cr
 """
 
 
-def _told(cursor: Cursor, subject: Subject, as_of: datetime | None) -> list[dict[str, Any]]:
+def _reports_of(cursor: Cursor, subject: Subject, as_of: datetime | None) -> list[dict[str, Any]]:
     wanted = {"account": subject.account, "livemode": subject.livemode, "source": subject.source, "as_of": as_of}
     with cursor.connection.cursor(row_factory=dict_row, binary=True) as rows:
         return rows.execute(_TOLD, wanted).fetchall()
@@ -263,14 +264,14 @@ def _anomalies(cursor: Cursor, subject: Subject) -> list[dict[str, Any]]:
             "SELECT kind, detail, seen_at FROM anomalies"
             " WHERE (account, livemode, subject, subject_id) = (%s, %s, %s, %s) AND resolved_at IS NULL"
             " ORDER BY kind, id",
-            (subject.account, subject.livemode, folds.SHAPES[subject.table].subject, tables.key_name(subject.key)),
+            (subject.account, subject.livemode, folds.ROW_SPECS[subject.table].subject, tables.key_name(subject.key)),
         )
         return rows.fetchall()
 
 
-def _event(told: dict[str, Any]) -> Event:
+def _event(reports: dict[str, Any]) -> Event:
     names = ("seq", "account", "livemode", "id", "type", "created", "object_type", "object_id", "payload", "source")
-    return Event(*(told[name] for name in names))
+    return Event(*(reports[name] for name in names))
 
 
 def _setters(path: Path, row: Row) -> dict[str, Facts]:
@@ -287,7 +288,7 @@ def _setters(path: Path, row: Row) -> dict[str, Facts]:
 
 
 def _column(
-    shape: Shape,
+    spec: RowSpec,
     name: str,
     row: Row,
     setters: dict[str, Facts],
@@ -298,27 +299,27 @@ def _column(
         event = {each: by.line[each] for each in ("event_id", "type", "created")}
         return {"column": name, "value": row[name], "how": by.how, **event}
     step = setters.get(name)
-    told = None if step is None else by_id[step.event_id]
-    is_empty = row[name] == shape.empty.get(name)
-    how = "told" if told is not None else "not told by any event" if is_empty else _INFERRED
-    if name in shape.key and told is None:
+    reports = None if step is None else by_id[step.event_id]
+    is_empty = row[name] == spec.empty.get(name)
+    how = "told" if reports is not None else "not told by any event" if is_empty else _INFERRED
+    if name in spec.key and reports is None:
         how = "the key"
     return {
         "column": name,
         "value": row[name],
         "how": how,
-        "event_id": None if told is None else told["id"],
-        "type": None if told is None else told["type"],
-        "created": None if told is None else told["created"],
+        "event_id": None if reports is None else reports["id"],
+        "type": None if reports is None else reports["type"],
+        "created": None if reports is None else reports["created"],
     }
 
 
-def _timeline(told: list[dict[str, Any]], path: Path, setters: dict[str, Facts]) -> list[dict[str, Any]]:
+def _timeline(reports: list[dict[str, Any]], path: Path, setters: dict[str, Facts]) -> list[dict[str, Any]]:
     """Return the events in the order of the join, and those that are not part of it at their own time."""
     place = {step.event_id: number for number, step in enumerate(path.steps)}
     steps = {step.event_id: step for step in path.steps}
     last_place, keys = -1, {}
-    for each in told:
+    for each in reports:
         last_place = max(last_place, place.get(each["id"], last_place))
         keys[each["id"]] = (place.get(each["id"], last_place), each["id"] not in place)
     return [
@@ -327,7 +328,7 @@ def _timeline(told: list[dict[str, Any]], path: Path, setters: dict[str, Facts])
             sorted(name for name, step in setters.items() if step.event_id == each["id"]),
             _verdict(each, steps.get(each["id"]), path, setters),
         )
-        for each in sorted(told, key=lambda each: keys[each["id"]])
+        for each in sorted(reports, key=lambda each: keys[each["id"]])
     ]
 
 
@@ -345,9 +346,9 @@ def _line(event: dict[str, Any], sets: list[str], verdict: str) -> dict[str, Any
     }
 
 
-def _verdict(told: dict[str, Any], step: Facts | None, path: Path, setters: dict[str, Facts]) -> str:
-    if told["state"] != "folded":
-        return f"{told['state']}: {told['reason']}" if told["reason"] else str(told["state"])
+def _verdict(reports: dict[str, Any], step: Facts | None, path: Path, setters: dict[str, Facts]) -> str:
+    if reports["state"] != "folded":
+        return f"{reports['state']}: {reports['reason']}" if reports["reason"] else str(reports["state"])
     if step is None:
         return "it says nothing of this row"
     if step is path.steps[-1]:
@@ -360,7 +361,7 @@ def _verdict(told: dict[str, Any], step: Facts | None, path: Path, setters: dict
 def _why_it_lost(step: Facts, path: Path) -> str:
     last = path.steps[-1]
     if step.event_id in path.twins:
-        twin = next(each for each in path.steps if each.event_id not in path.twins and _tells_the_same(each, step))
+        twin = next(each for each in path.steps if each.event_id not in path.twins and _same_report(each, step))
         return f"a duplicate: {twin.event_id} tells the same step"
     if step.rank < last.rank:
         return f"an older state, which {last.event_id} has left behind"
@@ -370,7 +371,7 @@ def _why_it_lost(step: Facts, path: Path) -> str:
     return f"overtaken by {overtaking.event_id}"
 
 
-def _tells_the_same(one: Facts, other: Facts) -> bool:
+def _same_report(one: Facts, other: Facts) -> bool:
     shared = one.after.keys() & other.after.keys()
     return one.position == other.position and all(one.after[name] == other.after[name] for name in shared)
 

@@ -255,7 +255,7 @@ def queue(cursor: Cursor, seqs: Sequence[int]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """What every process needs; *set_aside* maps each event that an operator ignored to the reason."""
+    """What every process needs; *ignored* maps each event that an operator ignored to the reason."""
 
     url: str
     path: tuple[str, ...]
@@ -263,7 +263,7 @@ class _Job:
     snapshot: str
     has_inbox: bool
     has_archive: bool
-    set_aside: Mapping[tuple[str, bool, str], str]
+    ignored: Mapping[tuple[str, bool, str], str]
     folder: Path
     files: int
     now: datetime
@@ -305,7 +305,7 @@ def _planned(reader: Cursor, made: Shadow, folder: Path, sizes: Sizes) -> tuple[
         " FROM inbox LEFT JOIN payloads USING (seq) WHERE type = %s ORDER BY account, livemode, object_id, seq",
         (folds.EVENT_IGNORED,),
     )
-    set_aside = {(row[0], row[1], row[2]): reason_of(row[3]) for row in reader.fetchall()}
+    ignored = {(row[0], row[1], row[2]): reason_of(row[3]) for row in reader.fetchall()}
     job = _Job(
         url=made.engine.url.render_as_string(hide_password=False),
         path=(made.schema, made.live) if made.has_inbox or made.has_archive else (made.live,),
@@ -313,7 +313,7 @@ def _planned(reader: Cursor, made: Shadow, folder: Path, sizes: Sizes) -> tuple[
         snapshot=snapshot,
         has_inbox=made.has_inbox,
         has_archive=made.has_archive,
-        set_aside=set_aside,
+        ignored=ignored,
         folder=folder,
         files=max(1, min(FILES_MAX, count // sizes.per_file + 1)),
         now=datetime.now(UTC),
@@ -470,8 +470,8 @@ WHERE i.seq >= %(first)s AND i.seq < %(end)s AND b.seq >= %(first)s AND b.seq < 
 
 
 def _verdict(job: _Job, event: Event) -> folds.Verdict:
-    reason = job.set_aside.get((event.account, event.livemode, event.id))
-    return folds.judge(event) if reason is None else folds.set_aside(reason)
+    reason = job.ignored.get((event.account, event.livemode, event.id))
+    return folds.judge(event) if reason is None else folds.ignored_by_operator(reason)
 
 
 class _Spill:
@@ -528,13 +528,13 @@ def _join_file(number: int) -> dict[str, Path]:
         told[facts.subject].append(facts)
     rows = {table.name: _Rows(table, job.folder) for table in (*tables.PROJECTIONS, tables.anomalies)}
     for subject in told:
-        shape = folds.SHAPES[subject.table]
-        joined = join.fold_all(shape, join.with_leader(shape, subject, told))
+        spec = folds.ROW_SPECS[subject.table]
+        joined = join.fold_all(spec, join.with_leader(spec, subject, told))
         if joined is None:
             continue
         rows[subject.table].add_row(joined.row)
         for child in joined.children:
-            rows[folds.SHAPES[subject.table].child].add_row(child)
+            rows[folds.ROW_SPECS[subject.table].child].add_row(child)
         for anomaly in anomaly_rows(subject, joined, job.now):
             rows[tables.anomalies.name].add_row(anomaly)
     return {name: path for each in rows.values() for name, path in each.written().items()}

@@ -24,9 +24,9 @@ from schemas.version import version
 from worker.folding import projection
 from worker.logs.reader import Entry
 from worker.proof import against_logs, against_stripe, archived, money_rules, rebuild, shadow, swap, witness
-from worker.proof.difference import Difference, told
+from worker.proof.difference import Difference, shown_value
 from worker.proof.rebuild import USUAL, Progress, Sizes, nobody
-from worker.stripe_jobs.rounds import Desk
+from worker.stripe_jobs.rounds import JobContext
 
 RULES: Final = "rules"
 REBUILD: Final = "rebuild"
@@ -42,7 +42,7 @@ WITNESSES: Final = {
 }
 """By check, the thing that the tables were compared with."""
 DRIFT_LISTED_MAX: Final = 1_000
-"""A result lists up to so many differences; ``Wanted.each`` is called with all of them."""
+"""A result lists up to so many differences; ``ReconcileRequest.each`` is called with all of them."""
 
 
 def _ignore(_: object) -> None:
@@ -50,12 +50,12 @@ def _ignore(_: object) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class ReconcileRequest:
     """The things that a run checks, and how.
 
     *logs* are files of events. In them *account* stands for events that name none, and a signature counts where one of
-    *secrets* verifies it. Through *desk* Stripe is asked for objects that were created *since*, and *seed* chooses the
-    sample where there are too many customers to ask for all. *archive* is the folder of archived payloads. With
+    *secrets* verifies it. Through *context* Stripe is asked for objects that were created *since*, and *seed* chooses
+    the sample where there are too many customers to ask for all. *archive* is the folder of archived payloads. With
     *repair* the run corrects what it can, and then checks again. *each* is called with every difference, *refuse* with
     every entry of a log that cannot be read.
     """
@@ -63,7 +63,7 @@ class Wanted:
     logs: Sequence[str] = ()
     account: str = ""
     secrets: Sequence[SigningSecret] = ()
-    desk: Desk | None = None
+    context: JobContext | None = None
     since: datetime | None = None
     seed: int | None = None
     archive: Path | None = None
@@ -95,8 +95,8 @@ class _Drift:
             "table": found.table,
             "id": found.id,
             "column": found.column,
-            "held": told(found.column, found.held),
-            "expected": told(found.column, found.expected),
+            "held": shown_value(found.column, found.held),
+            "expected": shown_value(found.column, found.expected),
             "currency": found.currency,
             "amount": found.amount,
             "at": found.at,
@@ -125,7 +125,7 @@ class _Drift:
         ]
 
 
-def run(engine: Engine, checks: Sequence[str], wanted: Wanted) -> dict[str, Any]:
+def run(engine: Engine, checks: Sequence[str], wanted: ReconcileRequest) -> dict[str, Any]:
     """Make the *checks*, keep their result, and return it.
 
     The result holds ``run``, ``witnesses``, ``events``, ``money``, ``drift``, ``drift_total``, ``drift_money`` and, of
@@ -180,7 +180,7 @@ def _kinds(drift: _Drift) -> list[dict[str, Any]]:
     return [{"check": check, "kind": kind, "count": count} for (check, kind), count in sorted(drift.kinds.items())]
 
 
-def _parts(engine: Engine, checks: Sequence[str], wanted: Wanted, drift: _Drift) -> dict[str, Any]:
+def _parts(engine: Engine, checks: Sequence[str], wanted: ReconcileRequest, drift: _Drift) -> dict[str, Any]:
     made = {RULES: _by_rules, REBUILD: _by_rebuild, LOG: _by_logs, STRIPE: _by_stripe}
     parts: dict[str, Any] = {}
     for check in checks:
@@ -188,7 +188,7 @@ def _parts(engine: Engine, checks: Sequence[str], wanted: Wanted, drift: _Drift)
     return parts
 
 
-def _by_rules(engine: Engine, wanted: Wanted, drift: _Drift) -> dict[str, Any]:
+def _by_rules(engine: Engine, wanted: ReconcileRequest, drift: _Drift) -> dict[str, Any]:
     wanted.progress("Money rules", 0, 1)
     with _at_one_moment(engine) as cursor:
         tallies, findings = money_rules.check(cursor)
@@ -223,15 +223,15 @@ def _broken(finding: money_rules.Finding) -> Difference:
     )
 
 
-def _by_rebuild(engine: Engine, wanted: Wanted, drift: _Drift) -> dict[str, Any]:
-    with archived.beside(engine, wanted.archive, progress=wanted.progress) as made:
+def _by_rebuild(engine: Engine, wanted: ReconcileRequest, drift: _Drift) -> dict[str, Any]:
+    with archived.with_archived(engine, wanted.archive, progress=wanted.progress) as made:
         rebuild.rebuild(made, progress=wanted.progress, sizes=wanted.sizes)
-        found = swap.compare(made, tell=lambda difference: drift.add(REBUILD, difference))
+        found = swap.compare(made, on_difference=lambda difference: drift.add(REBUILD, difference))
     left_out = {"objects": found.objects_left_out, "events": found.events_left_out}
     return ({"left_out": left_out} if found.events_left_out else {}) | {"tables": found.rows}
 
 
-def _by_logs(engine: Engine, wanted: Wanted, drift: _Drift) -> dict[str, Any]:
+def _by_logs(engine: Engine, wanted: ReconcileRequest, drift: _Drift) -> dict[str, Any]:
     with shadow.shadow(engine, has_inbox=True) as made:
         wanted.progress("Reading the log", 0, 1)
         refused = rebuild.record(
@@ -245,16 +245,16 @@ def _by_logs(engine: Engine, wanted: Wanted, drift: _Drift) -> dict[str, Any]:
         wanted.progress("Reading the log", 1, 1)
         if wanted.archive is not None:
             archived.bring(made, wanted.archive, progress=wanted.progress)
-        counts = against_logs.compare(made, tell=lambda difference: drift.add(LOG, difference))
+        counts = against_logs.compare(made, on_difference=lambda difference: drift.add(LOG, difference))
     return {"logs": {**counts, "refused": refused}}
 
 
-def _by_stripe(_: Engine, wanted: Wanted, drift: _Drift) -> dict[str, Any]:
-    if wanted.desk is None:
-        raise ValueError("a desk is wanted where Stripe is to be asked")
+def _by_stripe(_: Engine, wanted: ReconcileRequest, drift: _Drift) -> dict[str, Any]:
+    if wanted.context is None:
+        raise ValueError("a context is needed where Stripe is to be asked")
     tallies: list[dict[str, Any]] = []
     failed: dict[str, Any] = {}
-    auditing = against_stripe.audit(wanted.desk, since=wanted.since, progress=wanted.progress, seed=wanted.seed)
+    auditing = against_stripe.audit(wanted.context, since=wanted.since, progress=wanted.progress, seed=wanted.seed)
     # If this is interrupted the audit is closed at once, so that its progress is kept.
     with _kept_in(failed), closing(auditing) as found:
         for each in found:
@@ -291,22 +291,22 @@ def _shown_tally(tally: dict[str, Any]) -> dict[str, Any]:
     return {renamed.get(name, name): value for name, value in tally.items() if value or name not in only_where_any}
 
 
-def _repair(engine: Engine, checks: Sequence[str], wanted: Wanted) -> dict[str, Any]:
+def _repair(engine: Engine, checks: Sequence[str], wanted: ReconcileRequest) -> dict[str, Any]:
     """Correct what can be corrected: record the missing events, and bring the tables to what the inbox then implies."""
     done: dict[str, Any] = {}
     if LOG in checks:
         done["events_recorded"], done["events_mended"] = against_logs.record_missing(
             engine, wanted.logs, account=wanted.account, secrets=wanted.secrets
         )
-    if STRIPE in checks and wanted.desk is not None:
+    if STRIPE in checks and wanted.context is not None:
         with _kept_in(done):
             done["objects_put_right"] = against_stripe.repair(
-                wanted.desk, since=wanted.since, progress=wanted.progress, seed=wanted.seed
+                wanted.context, since=wanted.since, progress=wanted.progress, seed=wanted.seed
             )
     while projection.run_once(engine, now=datetime.now(UTC)):
         pass
     if REBUILD in checks or RULES in checks:
-        with archived.beside(engine, wanted.archive, progress=wanted.progress) as made:
+        with archived.with_archived(engine, wanted.archive, progress=wanted.progress) as made:
             rebuild.rebuild(made, progress=wanted.progress, sizes=wanted.sizes)
             found, changes = swap.swap(made)
         done |= {"rows_swapped": found.drift, "changes": changes}

@@ -97,7 +97,7 @@ def _received(cursor: Cursor, subjects: Sequence[Subject], as_of: datetime) -> d
         for one in folds.judge(Event(*(event[name] for name in _EVENT))).facts:
             facts[one.subject].append(one)
     joined = {
-        subject: join.fold_all(folds.SHAPES[subject.table], facts[subject])
+        subject: join.fold_all(folds.ROW_SPECS[subject.table], facts[subject])
         for subject in subjects
         if subject in facts and subject.id not in archived
     }

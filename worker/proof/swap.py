@@ -41,16 +41,16 @@ CHANGES_AT_ONCE: Final = 500
 PROOF_DIFFERENCES_MAX: Final = 20
 
 
-def compare(made: Shadow, *, tell: Callable[[Difference], None]) -> Comparison:
+def compare(made: Shadow, *, on_difference: Callable[[Difference], None]) -> Comparison:
     """Compare the live tables with *made* as of one moment, at which both have folded the same events.
 
     If *made* has an inbox of its own, its tables are compared as they are. Objects with an archived payload are left
-    out, unless *made* has the payload. *tell* is called with each difference.
+    out, unless *made* has the payload. *on_difference* is called with each difference.
     """
     with database.transaction(made.engine, may_idle=True) as connection, database.cursor(connection) as cursor:
         cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
         left = at_one_moment(cursor, made)
-        found = difference.compare(cursor, made, tell=tell)
+        found = difference.compare(cursor, made, on_difference=on_difference)
         found.objects_left_out, found.events_left_out = left.objects, left.events
         return found
 
@@ -78,14 +78,14 @@ def prove(made: Shadow) -> Proof:
         live = digest.digests_seen(cursor, schema=made.live)
         again = digest.digests_seen(cursor, schema=made.schema)
         if live != again:
-            difference.compare(cursor, made, tell=found.append)
+            difference.compare(cursor, made, on_difference=found.append)
     return Proof(live, again, found[:PROOF_DIFFERENCES_MAX])
 
 
-def swap(made: Shadow, *, tell: Callable[[Difference], None] = lambda _: None) -> tuple[Comparison, int]:
+def swap(made: Shadow, *, on_difference: Callable[[Difference], None] = lambda _: None) -> tuple[Comparison, int]:
     """Bring the live tables to *made*, in one transaction; return what differed, and how many changes were appended.
 
-    *tell* is called with each difference that there was.
+    *on_difference* is called with each difference that there was.
 
     Raises:
         ConflictError: folding does not pause in time, or a payload is archived that *made* does not have; nothing has
@@ -94,7 +94,7 @@ def swap(made: Shadow, *, tell: Callable[[Difference], None] = lambda _: None) -
     with _held(made) as (cursor, left):
         archived.require_none(left)
         implied = _Implied(cursor, made)
-        found = difference.compare(cursor, made, tell=tell, pair=implied.add)
+        found = difference.compare(cursor, made, on_difference=on_difference, pair=implied.add)
         implied.flush()
         implied.add_refunds()
         for table in REPLACED:
@@ -106,7 +106,7 @@ def swap(made: Shadow, *, tell: Callable[[Difference], None] = lambda _: None) -
 def at_one_moment(reader: Cursor, made: Shadow) -> LeftOut:
     """Let *reader*, which has read nothing yet, see the live tables and *made* after the same events."""
     for last in range(TRIES_MAX, 0, -1):
-        _catch_up_beside(made)
+        _catch_up_first(made)
         with database.transaction(made.engine, may_idle=True) as connection, database.cursor(connection) as cursor:
             if not _pause(cursor, is_last=last == 1):
                 continue
@@ -124,7 +124,7 @@ def at_one_moment(reader: Cursor, made: Shadow) -> LeftOut:
 def _held(made: Shadow) -> Iterator[tuple[Cursor, LeftOut]]:
     """Let *made* catch up with the folded events, and let folding pause for as long as the block takes."""
     for last in range(TRIES_MAX, 0, -1):
-        _catch_up_beside(made)
+        _catch_up_first(made)
         with database.transaction(made.engine, may_idle=True) as connection, database.cursor(connection) as cursor:
             if not _pause(cursor, is_last=last == 1):
                 continue
@@ -139,7 +139,7 @@ def _held(made: Shadow) -> Iterator[tuple[Cursor, LeftOut]]:
 _TOO_BUSY: Final = "Folding is too busy to be compared with: try again, or at a quieter time."
 
 
-def _catch_up_beside(made: Shadow) -> None:
+def _catch_up_first(made: Shadow) -> None:
     """Let *made* catch up with most of the folded events, while folding goes on."""
     if not made.has_inbox:
         rebuild.catch_up(made)
@@ -194,14 +194,14 @@ class _Implied:
 
     def add(self, pair: Pair) -> None:
         """Gather the changes that a consumer expects when a row appears or changes."""
-        shape = folds.SHAPES.get(pair.table.name)
-        if shape is None or pair.expected is None:
+        spec = folds.ROW_SPECS.get(pair.table.name)
+        if spec is None or pair.expected is None:
             return
         self._found += [
             {
                 "account": pair.expected["account"],
                 "livemode": pair.expected["livemode"],
-                "subject": shape.subject,
+                "subject": spec.subject,
                 "subject_id": difference.owner(pair.table, pair.expected),
                 "kind": change.kind,
                 "event_id": pair.expected["event_id"],
@@ -209,7 +209,7 @@ class _Implied:
                 "before": change.before,
                 "after": change.after,
             }
-            for change in shape.changes(pair.held, pair.expected)
+            for change in spec.changes(pair.held, pair.expected)
         ]
         if len(self._found) >= CHANGES_AT_ONCE:
             self.flush()
@@ -260,7 +260,7 @@ class _Implied:
 
     def add_refunds(self) -> None:
         """Gather a change for each order with another refunded amount than the one last announced."""
-        self._within(lambda: self._found.extend(order_refunds.untold(self._cursor, told_in=self._made.live)))
+        self._within(lambda: self._found.extend(order_refunds.unannounced(self._cursor, announced_in=self._made.live)))
         self.flush()
 
     def _within(self, work: Callable[[], None]) -> None:

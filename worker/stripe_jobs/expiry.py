@@ -21,8 +21,8 @@ from schemas.observations import World
 from schemas.settings import Settings
 from worker.folds.checkout_session import CLOCK_EXPIRED
 from worker.stripe_jobs import queue, rounds
-from worker.stripe_jobs.queue import Call, Progress, Wanted
-from worker.stripe_jobs.rounds import Desk, Made, Round, Slice
+from worker.stripe_jobs.queue import Call, CallRequest, JobProgress
+from worker.stripe_jobs.rounds import CallResult, JobContext, JobResult, TimeBudget
 
 JOB: Final = "expire_sessions"
 TTL_METADATA_KEY: Final = "payfold_session_ttl_minutes"
@@ -116,80 +116,84 @@ def _ttl(settings: Settings) -> str:
     return f"{{{told}}}"
 
 
-def run_once(desk: Desk) -> Round:
+def run_once(context: JobContext) -> JobResult:
     """Expire the stale sessions of every world, and return the results."""
-    found = rounds.go_round(desk, JOB, lambda *step: _expire(desk, *step))
-    for world in rounds.unserved(desk):
+    found = rounds.run_job(context, JOB, lambda *step: _expire(context, *step))
+    for world in rounds.unserved(context):
         try:
-            _expire_unserved(desk, world, found)
+            _expire_unserved(context, world, found)
         except DatabaseAway:
             raise
         except Exception as error:  # noqa: BLE001 - it is kept, and the other worlds go on
-            rounds.fail(desk, JOB, world, error, found)
+            rounds.fail(context, JOB, world, error, found)
         else:
-            desk.within(partial(queue.pause, world=world, job=JOB))
+            context.within(partial(queue.pause, world=world, job=JOB))
     return found
 
 
-def _expire_unserved(desk: Desk, world: World, found: Round) -> None:
-    found.recorded += _expire_by_clock(desk, world, found)
-    if not desk.api.is_idle:
-        left = desk.within(partial(stale, world=world, settings=desk.settings, now=desk.now(), limit=LISTED_MAX))
+def _expire_unserved(context: JobContext, world: World, found: JobResult) -> None:
+    found.recorded += _expire_by_clock(context, world, found)
+    if not context.api.is_idle:
+        left = context.within(
+            partial(stale, world=world, settings=context.settings, now=context.now(), limit=LISTED_MAX)
+        )
         found.count("not_served", len(left))
         if left:
             _log.info("sessions.not_served", sessions=len(left), account=world.account, livemode=world.livemode)
 
 
-def _expire(desk: Desk, world: World, _: Progress, found: Round, share: Slice) -> None:
+def _expire(context: JobContext, world: World, _: JobProgress, found: JobResult, time_left: TimeBudget) -> None:
     while True:
-        asked = desk.within(lambda opened: _ask(opened, desk, world))
-        rounds.work_off(desk, world, (EXPIRE, READ), lambda call: _make(desk, call), found, share)
-        if share.is_over and (asked == BATCH_MAX or found.is_more):
+        asked = context.within(lambda opened: _ask(opened, context, world))
+        rounds.work_off(context, world, (EXPIRE, READ), lambda call: _make(context, call), found, time_left)
+        if time_left.is_over and (asked == BATCH_MAX or found.is_more):
             found.is_more = True
             return
         if asked < BATCH_MAX:
             return
 
 
-def _ask(cursor: Cursor, desk: Desk, world: World) -> int:
-    found = stale(cursor, world, desk.settings, now=desk.now())
-    wanted = [Wanted(each.purpose, each.id, "checkout.session", Lane.EXPIRY, each.created) for each in found]
-    return queue.want(cursor, world, wanted, now=desk.now()) if wanted else 0
+def _ask(cursor: Cursor, context: JobContext, world: World) -> int:
+    found = stale(cursor, world, context.settings, now=context.now())
+    wanted = [CallRequest(each.purpose, each.id, "checkout.session", Lane.EXPIRY, each.created) for each in found]
+    return queue.want(cursor, world, wanted, now=context.now()) if wanted else 0
 
 
-def _make(desk: Desk, call: Call) -> Made:
+def _make(context: JobContext, call: Call) -> CallResult:
     try:
-        return _end(desk, call) if call.purpose == EXPIRE else read(desk, call)
+        return _end(context, call) if call.purpose == EXPIRE else read(context, call)
     except CallDeclined as error:
-        return Made(counted="declined", given_up=str(error))
+        return CallResult(counted="declined", given_up=str(error))
     except NotAnObject as error:
-        return Made(counted="unreadable", given_up=str(error))
+        return CallResult(counted="unreadable", given_up=str(error))
 
 
-def _end(desk: Desk, call: Call) -> Made:
-    outcome = checkout.expire(desk.api, call.world, call.object_id, read_first=call.attempts > 0, now=desk.now())
+def _end(context: JobContext, call: Call) -> CallResult:
+    outcome = checkout.expire(context.api, call.world, call.object_id, read_first=call.attempts > 0, now=context.now())
     if outcome.ending is Ending.MISSING:
         return _missing(outcome.deliveries)
     if outcome.ending is Ending.STILL_OPEN:
         given_up = "Stripe leaves it open" if call.attempts + 1 >= rounds.ATTEMPTS_MAX else ""
-        return Made(outcome.deliveries, "left_open", again=True, given_up=given_up)
-    return Made(outcome.deliveries, "expired" if outcome.ending is Ending.EXPIRED else "was_over")
+        return CallResult(outcome.deliveries, "left_open", is_to_be_repeated=True, given_up=given_up)
+    return CallResult(outcome.deliveries, "expired" if outcome.ending is Ending.EXPIRED else "was_over")
 
 
-def read(desk: Desk, call: Call) -> Made:
+def read(context: JobContext, call: Call) -> CallResult:
     """Read the session's current state, with all its lines."""
     try:
-        answer = checkout.read(desk.api, call.world, call.object_id, lane=call.lane)
+        answer = checkout.read(context.api, call.world, call.object_id, lane=call.lane)
     except MissingAtStripe:
-        return _missing((checkout.missing(call.world, call.object_id, now=desk.now()),))
+        return _missing((checkout.missing(call.world, call.object_id, now=context.now()),))
     # Past the session's own end Stripe's timer is only late, so the session is read again later.
     ends = answer.body.get("expires_at")
     is_late = answer.body.get("status") == "open" and isinstance(ends, int) and ends < answer.at
-    return Made((checkout.observed(answer, call.world, now=desk.now()),), "sessions", again=is_late)
+    return CallResult(
+        (checkout.observed(answer, call.world, now=context.now()),), "sessions", is_to_be_repeated=is_late
+    )
 
 
-def _missing(deliveries: tuple[Delivery, ...]) -> Made:
-    return Made(deliveries, "missing", given_up="Stripe knows no such session", is_news=True)
+def _missing(deliveries: tuple[Delivery, ...]) -> CallResult:
+    return CallResult(deliveries, "missing", given_up="Stripe knows no such session", is_news=True)
 
 
 _ENDED: Final = """
@@ -198,12 +202,12 @@ WHERE (account, livemode, status) = (%s, %s, 'open') AND expires_at <= %s ORDER 
 """
 
 
-def _expire_by_clock(desk: Desk, world: World, found: Round) -> int:
+def _expire_by_clock(context: JobContext, world: World, found: JobResult) -> int:
     """Record that sessions have ended by our clock, where no key can ask Stripe; anything from Stripe outranks it."""
-    grace = timedelta(minutes=desk.settings.payfold_expiry_grace_minutes)
+    grace = timedelta(minutes=context.settings.payfold_expiry_grace_minutes)
 
     def expire(cursor: Cursor) -> int:
-        cursor.execute(_ENDED, (world.account, world.livemode, desk.now() - grace, BATCH_MAX))
+        cursor.execute(_ENDED, (world.account, world.livemode, context.now() - grace, BATCH_MAX))
         ended = [
             observations.observe(
                 CLOCK_EXPIRED,
@@ -212,7 +216,7 @@ def _expire_by_clock(desk: Desk, world: World, found: Round) -> int:
                 livemode=world.livemode,
                 # The time at which the session ended, not the time of this round, so that two rounds record the same.
                 created=int((expires_at + grace).timestamp()),
-                now=desk.now(),
+                now=context.now(),
             )
             for session, expires_at in cursor.fetchall()
         ]
@@ -220,7 +224,7 @@ def _expire_by_clock(desk: Desk, world: World, found: Round) -> int:
             inbox.record(cursor, ended)
         return len(ended)
 
-    times = desk.within(expire)
+    times = context.within(expire)
     if times:
         found.count("expired_by_clock", times)
         _log.info("sessions.expired_by_clock", sessions=times, account=world.account, livemode=world.livemode)
@@ -231,13 +235,13 @@ def _expire_by_clock(desk: Desk, world: World, found: Round) -> int:
 LISTED: Final = ("account", "livemode", "id", "created", "expires_at", "action", "why")
 
 
-def listed(desk: Desk) -> list[dict[str, Any]]:
+def listed(context: JobContext) -> list[dict[str, Any]]:
     """Return what a round would do now, and why, oldest first in each world; nothing is done."""
-    now = desk.now()
+    now = context.now()
     found = []
-    for world in rounds.known_worlds(desk):
-        is_served = desk.api.serves(world)
-        for each in desk.within(partial(stale, world=world, settings=desk.settings, now=now, limit=LISTED_MAX)):
+    for world in rounds.known_worlds(context):
+        is_served = context.api.serves(world)
+        for each in context.within(partial(stale, world=world, settings=context.settings, now=now, limit=LISTED_MAX)):
             action = _ACTIONS[is_served, each.purpose]
             values = (world.account, world.livemode, each.id, each.created, each.expires_at, action, each.reason(now))
             found.append(dict(zip(LISTED, values, strict=True)))

@@ -20,8 +20,8 @@ from schemas.inbox import Delivery
 from schemas.observations import Answer, World
 from worker.folds import payment
 from worker.stripe_jobs import expiry, gaps, queue, rounds
-from worker.stripe_jobs.queue import Call, Progress, Wanted
-from worker.stripe_jobs.rounds import Desk, Made, Round, Slice
+from worker.stripe_jobs.queue import Call, CallRequest, JobProgress
+from worker.stripe_jobs.rounds import CallResult, JobContext, JobResult, TimeBudget
 
 JOB: Final = "fetch"
 PURPOSES: Final = ("session", "ledger", "credit_note", "object", "event")
@@ -50,36 +50,36 @@ _PATHS: Final = {
 """By type of object, the path at which Stripe returns one."""
 
 
-def run_once(desk: Desk) -> Round:
+def run_once(context: JobContext) -> JobResult:
     """Read the objects that are due, in every world that a key serves."""
-    return rounds.go_round(desk, JOB, lambda *step: _fetch(desk, *step))
+    return rounds.run_job(context, JOB, lambda *step: _fetch(context, *step))
 
 
-def _fetch(desk: Desk, world: World, progress: Progress, found: Round, share: Slice) -> None:
-    started = desk.now()
+def _fetch(context: JobContext, world: World, progress: JobProgress, found: JobResult, time_left: TimeBudget) -> None:
+    started = context.now()
     reached = progress.reached_seq or 0
-    newest = desk.within(lambda opened: plan(opened, desk, world, progress))
-    desk.within(lambda opened: queue.reach(opened, world, JOB, at=started, seq=newest))
+    newest = context.within(lambda opened: plan(opened, context, world, progress))
+    context.within(lambda opened: queue.reach(opened, world, JOB, at=started, seq=newest))
     found.is_more = found.is_more or newest >= reached + CHANGES_MAX
-    rounds.work_off(desk, world, PURPOSES, lambda call: _make(desk, call), found, share)
+    rounds.work_off(context, world, PURPOSES, lambda call: _make(context, call), found, time_left)
 
 
-def plan(cursor: Cursor, desk: Desk, world: World, progress: Progress) -> int:
+def plan(cursor: Cursor, context: JobContext, world: World, progress: JobProgress) -> int:
     """Queue the objects to read of *world*, and return the number of the last change that was looked at."""
     values = {
         "account": world.account,
         "livemode": world.livemode,
         "seq": progress.reached_seq or 0,
         "limit": CHANGES_MAX,
-        "oldest": desk.now() - AGE_MAX,
-        "recent": desk.now() - RECENT,
+        "oldest": context.now() - AGE_MAX,
+        "recent": context.now() - RECENT,
         "refetch": int(Lane.REFETCH),
         "backfill": int(Lane.BACKFILL),
-        "open_lines": desk.settings.payfold_open_session_lines,
-        "thin_since": (progress.reached_at or desk.now() - AGE_MAX) - OVERLAP,
+        "open_lines": context.settings.payfold_open_session_lines,
+        "thin_since": (progress.reached_at or context.now() - AGE_MAX) - OVERLAP,
         "types": list(_PATHS),
     }
-    wanted: dict[tuple[str, str], Wanted] = {}
+    wanted: dict[tuple[str, str], CallRequest] = {}
     cursor.execute(_FROM_CHANGES, values)
     found = cursor.fetchall()
     cursor.execute(_FROM_ANOMALIES, values)
@@ -88,9 +88,9 @@ def plan(cursor: Cursor, desk: Desk, world: World, progress: Progress) -> int:
     found += cursor.fetchall()
     found += _of_thin_events(cursor, values)
     for purpose, object_id, object_type, lane in found:
-        wanted[purpose, object_id] = Wanted(purpose, object_id, object_type, Lane(lane))
+        wanted[purpose, object_id] = CallRequest(purpose, object_id, object_type, Lane(lane))
     if wanted:
-        queue.want(cursor, world, list(wanted.values()), now=desk.now())
+        queue.want(cursor, world, list(wanted.values()), now=context.now())
     cursor.execute(
         "SELECT coalesce(max(seq), %(seq)s)"
         " FROM (SELECT seq FROM changes WHERE seq > %(seq)s ORDER BY seq LIMIT %(limit)s) AS looked_at",
@@ -209,39 +209,39 @@ def _of_thin_events(cursor: Cursor, values: dict[str, Any]) -> Iterator[tuple[st
         behind = seqs[-1]
 
 
-def _make(desk: Desk, call: Call) -> Made:
+def _make(context: JobContext, call: Call) -> CallResult:
     try:
-        return _MAKE[call.purpose](desk, call)
+        return _MAKE[call.purpose](context, call)
     except MissingAtStripe:
-        return Made(counted="missing", given_up="Stripe knows no such object")
+        return CallResult(counted="missing", given_up="Stripe knows no such object")
     except CallDeclined as error:
-        return Made(counted="declined", given_up=str(error))
+        return CallResult(counted="declined", given_up=str(error))
     except (NotAnObject, Refused) as error:
-        return Made(counted="unreadable", given_up=str(error))
+        return CallResult(counted="unreadable", given_up=str(error))
 
 
-def _read_ledger(desk: Desk, call: Call) -> Made:
+def _read_ledger(context: JobContext, call: Call) -> CallResult:
     """List the customer's balance transactions, down to the known ones; record all of them or none.
 
     If some have no readable id and type, the others are recorded, and the call is given up, so that a person sees it.
     """
-    known = desk.within(lambda opened: _known_transactions(opened, call))
+    known = context.within(lambda opened: _known_transactions(opened, call))
     found: list[Delivery] = []
     unreadable = 0
     at: int | None = None
     path = ("customers", call.object_id, "balance_transactions")
-    for page in desk.api.pages(call.world, *path, lane=call.lane):
+    for page in context.api.pages(call.world, *path, lane=call.lane):
         unreadable += len(page.items)
         # All pages count as read at the time of the first one, which is the earliest.
         at = page.at if at is None else at
         for each in page.objects:
             with suppress(NotAnObject):
-                found.append(_observed(replace(each, at=at), call, desk.now()))
+                found.append(_observed(replace(each, at=at), call, context.now()))
         if any(each.id in known for each in page.objects):
             break
     unreadable -= len(found)
     given_up = f"{unreadable} of its transactions have no readable id and type." if unreadable else ""
-    return Made(tuple(found), "ledgers", given_up=given_up)
+    return CallResult(tuple(found), "ledgers", given_up=given_up)
 
 
 def _known_transactions(cursor: Cursor, call: Call) -> set[str]:
@@ -262,28 +262,28 @@ def _known_transactions(cursor: Cursor, call: Call) -> set[str]:
     return {row[0] for row in cursor.fetchall()}
 
 
-def _read_credit_note(desk: Desk, call: Call) -> Made:
-    answer = desk.api.call(call.world, "get", "credit_notes", call.object_id, lane=call.lane)
+def _read_credit_note(context: JobContext, call: Call) -> CallResult:
+    answer = context.api.call(call.world, "get", "credit_notes", call.object_id, lane=call.lane)
     lines = answer.body.get("lines")
     if isinstance(lines, dict) and lines.get("has_more"):
-        data = desk.api.whole(call.world, "credit_notes", call.object_id, "lines", lane=call.lane)
+        data = context.api.whole(call.world, "credit_notes", call.object_id, "lines", lane=call.lane)
         if data is not None:
             answer = Answer({**answer.body, "lines": {**lines, "data": data, "has_more": False}}, answer.at)
-    return Made((_observed(answer, call, desk.now()),), "credit_notes")
+    return CallResult((_observed(answer, call, context.now()),), "credit_notes")
 
 
-def _read_object(desk: Desk, call: Call) -> Made:
+def _read_object(context: JobContext, call: Call) -> CallResult:
     if call.object_type == "checkout.session":
-        answer = checkout.read(desk.api, call.world, call.object_id, lane=call.lane)
+        answer = checkout.read(context.api, call.world, call.object_id, lane=call.lane)
     else:
-        answer = desk.api.call(call.world, "get", *_PATHS[call.object_type], call.object_id, lane=call.lane)
+        answer = context.api.call(call.world, "get", *_PATHS[call.object_type], call.object_id, lane=call.lane)
     # It is recorded even if the inbox has the same content, since it settles what the events left in doubt.
-    return Made((_observed(answer, call, desk.now()),), "objects", is_news=True)
+    return CallResult((_observed(answer, call, context.now()),), "objects", is_news=True)
 
 
-def _read_event(desk: Desk, call: Call) -> Made:
-    body = desk.api.event(call.world, call.object_id, lane=call.lane)
-    return Made((gaps.event_of(body, call.world, now=desk.now()),), "events", is_news=True)
+def _read_event(context: JobContext, call: Call) -> CallResult:
+    body = context.api.event(call.world, call.object_id, lane=call.lane)
+    return CallResult((gaps.event_of(body, call.world, now=context.now()),), "events", is_news=True)
 
 
 _MAKE: Final = {

@@ -23,8 +23,8 @@ from schemas.observations import World
 from schemas.stripe_api import Page
 from worker import folds
 from worker.stripe_jobs import queue, rounds
-from worker.stripe_jobs.queue import Progress
-from worker.stripe_jobs.rounds import Desk, Round, Slice
+from worker.stripe_jobs.queue import JobProgress
+from worker.stripe_jobs.rounds import JobContext, JobResult, TimeBudget
 
 JOB: Final = "fill_gaps"
 TYPES_MAX: Final = 20
@@ -46,41 +46,48 @@ def wanted_types() -> list[str]:
     return sorted(kind for kind in folds.FOLDS if not kind.startswith("payfold."))
 
 
-def run_once(desk: Desk, *, since: datetime | None = None) -> Round:
+def run_once(context: JobContext, *, since: datetime | None = None) -> JobResult:
     """Fill the gaps of every world that a key serves, from *since* if it is given, else from its checkpoint."""
-    return rounds.go_round(desk, JOB, lambda *step: _fill(desk, since, *step))
+    return rounds.run_job(context, JOB, lambda *step: _fill(context, since, *step))
 
 
-def _fill(desk: Desk, since: datetime | None, world: World, progress: Progress, found: Round, share: Slice) -> None:
-    oldest = desk.now() - KEPT
-    checkpoint = _checkpoint(desk, world, progress)
+def _fill(
+    context: JobContext,
+    since: datetime | None,
+    world: World,
+    progress: JobProgress,
+    found: JobResult,
+    time_left: TimeBudget,
+) -> None:
+    oldest = context.now() - KEPT
+    checkpoint = _checkpoint(context, world, progress)
     start = max(checkpoint if since is None else since, oldest)
     # A start after the checkpoint leaves a gap between the two, so the checkpoint has to stay.
     moves_checkpoint = start <= max(checkpoint, oldest)
-    until = desk.now() - SETTLED
+    until = context.now() - SETTLED
     while start < until:
-        width = desk.width(JOB, world, WINDOW_MAX)
+        width = context.width(JOB, world, WINDOW_MAX)
         end = min(start + width, until)
         # A person who gives *since* waits until all of it is done.
         may_leave = since is None and width > rounds.WINDOW_MIN
-        if not _fill_window(desk, world, start, end, found, share if may_leave else None):
-            desk.narrow(JOB, world, width)
+        if not _fill_window(context, world, start, end, found, time_left if may_leave else None):
+            context.narrow(JOB, world, width)
             found.is_more = True
             return
-        desk.widen(JOB, world, width)
+        context.widen(JOB, world, width)
         reached = max(end, progress.reached_at or end) if moves_checkpoint else None
-        desk.within(partial(queue.reach, world=world, job=JOB, at=reached))
+        context.within(partial(queue.reach, world=world, job=JOB, at=reached))
         start = end
-        if share.is_over and start < until and since is None:
+        if time_left.is_over and start < until and since is None:
             found.is_more = True
             return
 
 
-def _checkpoint(desk: Desk, world: World, progress: Progress) -> datetime:
+def _checkpoint(context: JobContext, world: World, progress: JobProgress) -> datetime:
     """Return the time before which no event is missing, less the overlap."""
     if progress.reached_at is None:
-        return (desk.within(lambda opened: _first_received(opened, world)) or desk.now() - SETTLED) - OVERLAP
-    if progress.reached_at < desk.now() - CLIFF:
+        return (context.within(lambda opened: _first_received(opened, world)) or context.now() - SETTLED) - OVERLAP
+    if progress.reached_at < context.now() - CLIFF:
         _log.warning(
             "stripe.checkpoint_is_old",
             account=world.account,
@@ -102,22 +109,24 @@ def _first_received(cursor: Cursor, world: World) -> datetime | None:
     return row[0] if row else None
 
 
-def _fill_window(desk: Desk, world: World, start: datetime, end: datetime, found: Round, share: Slice | None) -> bool:
+def _fill_window(
+    context: JobContext, world: World, start: datetime, end: datetime, found: JobResult, time_left: TimeBudget | None
+) -> bool:
     """Record the events of a window that the inbox lacks; False if the slice ended before all pages were listed."""
     types = wanted_types()
     created = {"gte": int(start.timestamp()), "lte": int(end.timestamp())}
     for first in range(0, len(types), TYPES_MAX):
         asked = types[first : first + TYPES_MAX]
-        for page in desk.api.pages(world, "events", lane=Lane.BACKFILL, types=asked, created=created):
-            listed = _deliveries(page, world, found, now=desk.now())
-            if new := desk.within(partial(_record, world=world, listed=listed)):
+        for page in context.api.pages(world, "events", lane=Lane.BACKFILL, types=asked, created=created):
+            listed = _deliveries(page, world, found, now=context.now())
+            if new := context.within(partial(_record, world=world, listed=listed)):
                 found.count("events_that_never_came", new, recorded=new)
-            if share is not None and share.is_over and page.has_more:
+            if time_left is not None and time_left.is_over and page.has_more:
                 return False
     return True
 
 
-def _deliveries(page: Page, world: World, found: Round, *, now: datetime) -> list[Delivery]:
+def _deliveries(page: Page, world: World, found: JobResult, *, now: datetime) -> list[Delivery]:
     """Return the events of a *page*, however odd; count and log items without a readable id, type and created."""
     listed: list[Delivery] = []
     for item in page.items:

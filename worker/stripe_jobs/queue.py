@@ -54,7 +54,7 @@ class Call:
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class CallRequest:
     """An object to make a call for, at once, or in its turn among those that are due since *due_at*."""
 
     purpose: str
@@ -83,7 +83,7 @@ def worlds(cursor: Cursor) -> list[World]:
     return [World(*row) for row in cursor.fetchall()]
 
 
-def want(cursor: Cursor, world: World, wanted: Sequence[Wanted], *, now: datetime) -> int:
+def want(cursor: Cursor, world: World, wanted: Sequence[CallRequest], *, now: datetime) -> int:
     """Queue a call for each of *wanted*, one however often it is wanted, and return how many calls were new.
 
     A call that is leased at the time is made once more afterwards, since it may have been made too early. A call that
@@ -193,7 +193,7 @@ def give_up(cursor: Cursor, call: Call, reason: str) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class JobProgress:
     """How far a job has come; a value is None where the job has never run."""
 
     reached_at: datetime | None
@@ -202,7 +202,7 @@ class Progress:
 
 def begin(
     cursor: Cursor, world: World, job: str, *, now: datetime, though_stopped: bool = False
-) -> Progress | None:  # fmt: skip
+) -> JobProgress | None:  # fmt: skip
     """Lease a round of *job* to this worker; None if another worker has it, or Stripe has refused it for now.
 
     Also None if the account has a newer name: the next round begins under that one. With *though_stopped* the job is
@@ -220,7 +220,7 @@ def begin(
         (world.account, world.livemode, job, now + LEASE, world.account, now, though_stopped, now),
     )
     row = cursor.fetchone()
-    return None if row is None else Progress(*row)
+    return None if row is None else JobProgress(*row)
 
 
 _JOB: Final = "(account, livemode, job) = (%s, %s, %s)"

@@ -32,9 +32,9 @@ from schemas.observations import Answer, World
 from schemas.settings import Settings
 from schemas.stripe_api import Page, StripeApi
 from worker.stripe_jobs import queue
-from worker.stripe_jobs.queue import Call, Progress
+from worker.stripe_jobs.queue import Call, JobProgress
 
-SLICE_SECONDS_MAX: Final = 5.0
+JOB_SECONDS_MAX: Final = 5.0
 """A job ends after this and leaves the rest to its successor, so that more urgent ones get their turn."""
 WINDOW_MIN: Final = timedelta(minutes=10)
 THREADS: Final = 4
@@ -52,7 +52,7 @@ def _utc_now() -> datetime:
 
 
 @dataclass(frozen=True, slots=True)
-class Desk:
+class JobContext:
     """The context of the jobs: the database, Stripe, the settings and the clock."""
 
     engine: Engine
@@ -60,7 +60,7 @@ class Desk:
     settings: Settings
     now: Callable[[], datetime] = _utc_now
     threads: int = THREADS
-    slice_seconds_max: float = SLICE_SECONDS_MAX
+    seconds_max: float = JOB_SECONDS_MAX
     step: Callable[[], None] = lambda: None
     """Called after each transaction, to show that the work goes on."""
     is_by_hand: bool = False
@@ -97,7 +97,7 @@ class Desk:
 
 
 @dataclass(slots=True)
-class Round:
+class JobResult:
     """The result of one round of a job, in all worlds."""
 
     recorded: int = 0
@@ -117,7 +117,7 @@ class Round:
                 self.counted[what] = self.counted.get(what, 0) + times
 
 
-class Slice:
+class TimeBudget:
     """A job's share of time."""
 
     def __init__(self, seconds_max: float) -> None:
@@ -130,80 +130,86 @@ class Slice:
 
 
 @dataclass(frozen=True, slots=True)
-class Made:
+class CallResult:
     """The result of a call: observations, what to count it as, and whether it is to be made again or given up."""
 
     deliveries: tuple[Delivery, ...] = ()
     counted: str = ""
-    again: bool = False
+    is_to_be_repeated: bool = False
     given_up: str = ""
     is_news: bool = False
     """Whether its observations are recorded even if their content is known, since the order of events was in doubt."""
 
 
-Step = Callable[[World, Progress, Round, Slice], None]
+Step = Callable[[World, JobProgress, JobResult, TimeBudget], None]
 
 
-def go_round(desk: Desk, job: str, step: Step, *, worlds: Sequence[World] | None = None) -> Round:
+def run_job(context: JobContext, job: str, step: Step, *, worlds: Sequence[World] | None = None) -> JobResult:
     """Take *step* in each world that a key serves, and return the results."""
-    found, share = Round(), Slice(desk.slice_seconds_max)
-    for world in served(desk) if worlds is None else worlds:
-        progress = _begun(desk, job, world, found)
+    found, time_left = JobResult(), TimeBudget(context.seconds_max)
+    for world in served(context) if worlds is None else worlds:
+        progress = _begun(context, job, world, found)
         if progress is None:
-            if share.is_over:
+            if time_left.is_over:
                 # This round waited for a lock in vain, and each of the other worlds would wait for it, too.
                 break
             continue
         before, found.is_more = found.is_more, False
         try:
-            _go(desk, job, step, world, progress, found, share)
+            _run(context, job, step, world, progress, found, time_left)
         except DatabaseAway:
             # If only this connection fell silent, the lease can still be given back by another one.
             with suppress(DatabaseAway):
-                desk.within(partial(queue.release, world=world, job=job))
+                context.within(partial(queue.release, world=world, job=job))
             raise
         except Exception as error:  # noqa: BLE001 - it is kept, and the other worlds and jobs go on
-            fail(desk, job, world, error, found)
+            fail(context, job, world, error, found)
         found.is_more = found.is_more or before
     if found.counted or found.recorded:
         _log.info(f"stripe.{job}", recorded=found.recorded, **found.counted)
     return found
 
 
-def _begun(desk: Desk, job: str, world: World, found: Round) -> Progress | None:
+def _begun(context: JobContext, job: str, world: World, found: JobResult) -> JobProgress | None:
     """Lease a round of *job* in *world*; None if that is not possible now."""
     try:
-        progress = desk.within(
-            partial(queue.begin, world=world, job=job, now=desk.now(), though_stopped=desk.is_by_hand)
+        progress = context.within(
+            partial(queue.begin, world=world, job=job, now=context.now(), though_stopped=context.is_by_hand)
         )
     except (DBAPIError, DriverError) as error:
         # The lease may be another worker's, so nothing is written about it.
         _note_failed(error, found)
         _log.error("stripe.failed", job=job, account=world.account, livemode=world.livemode, reason=reason_of(error))
         return None
-    if progress is None and desk.is_by_hand:
+    if progress is None and context.is_by_hand:
         found.failed.append(f"Another worker is doing this for {world}, or ended in the midst: try again later.")
     return progress
 
 
-def _go(
-    desk: Desk, job: str, step: Step, world: World, progress: Progress, found: Round, share: Slice
-) -> None:  # fmt: skip
+def _run(
+    context: JobContext,
+    job: str,
+    step: Step,
+    world: World,
+    progress: JobProgress,
+    found: JobResult,
+    time_left: TimeBudget,
+) -> None:
     try:
-        step(world, progress, found, share)
+        step(world, progress, found, time_left)
     except (KeyRefused, NotServed) as error:
         reason = str(error)
-        desk.within(lambda opened: queue.stop(opened, world, job, reason, now=desk.now()))
+        context.within(lambda opened: queue.stop(opened, world, job, reason, now=context.now()))
         _note_failed(error, found)
         _log.error("stripe.stopped", job=job, account=world.account, livemode=world.livemode, reason=reason)
     else:
         if found.is_more:
-            desk.within(lambda opened: queue.pause(opened, world, job))
+            context.within(lambda opened: queue.pause(opened, world, job))
         else:
-            desk.within(lambda opened: queue.end(opened, world, job, now=desk.now()))
+            context.within(lambda opened: queue.end(opened, world, job, now=context.now()))
 
 
-def fail(desk: Desk, job: str, world: World, error: Exception, found: Round) -> None:
+def fail(context: JobContext, job: str, world: World, error: Exception, found: JobResult) -> None:
     """Keep and log what ended a round of *job* in *world*."""
     reason, may_pass = reason_of(error), isinstance(error, Transient)
     _note_failed(error, found)
@@ -213,10 +219,10 @@ def fail(desk: Desk, job: str, world: World, error: Exception, found: Round) -> 
         _log.error("stripe.failed", job=job, account=world.account, livemode=world.livemode, reason=reason)
     # If PostgreSQL refuses this too, perhaps for the same reason as the round, only the log has the error.
     with suppress(DBAPIError, DriverError):
-        desk.within(lambda opened: queue.fail(opened, world, job, reason, now=desk.now(), may_pass=may_pass))
+        context.within(lambda opened: queue.fail(opened, world, job, reason, now=context.now(), may_pass=may_pass))
 
 
-def _note_failed(error: Exception, found: Round) -> None:
+def _note_failed(error: Exception, found: JobResult) -> None:
     found.failed.append(reason_of(error))
     found.error = condition(error)
 
@@ -227,7 +233,7 @@ def reason_of(error: Exception) -> str:
 
 
 def observe_each(
-    page: Page, observe: Callable[[Answer], Delivery], found: Round, *, job: str, world: World
+    page: Page, observe: Callable[[Answer], Delivery], found: JobResult, *, job: str, world: World
 ) -> list[Delivery]:
     """Return the result of *observe* for each object of a *page*; count and log objects that cannot be recorded."""
     seen: list[Delivery] = []
@@ -238,40 +244,40 @@ def observe_each(
     return seen
 
 
-def note_unreadable(times: int, found: Round, *, job: str, world: World) -> None:
+def note_unreadable(times: int, found: JobResult, *, job: str, world: World) -> None:
     """Count and log how many items of a page lack an id, or another value that recording needs."""
     if times:
         found.count("unreadable", times)
         _log.warning("stripe.unreadable", job=job, account=world.account, livemode=world.livemode, items=times)
 
 
-def served(desk: Desk) -> list[World]:
+def served(context: JobContext) -> list[World]:
     """Return the worlds that a key serves: those of the keys themselves, and connected accounts that are known."""
-    if desk.api.is_idle:
+    if context.api.is_idle:
         return []
-    known = known_worlds(desk)
-    return sorted({*desk.api.own_worlds(), *(world for world in known if desk.api.serves(world))}, key=str)
+    known = known_worlds(context)
+    return sorted({*context.api.own_worlds(), *(world for world in known if context.api.serves(world))}, key=str)
 
 
-def known_worlds(desk: Desk) -> list[World]:
+def known_worlds(context: JobContext) -> list[World]:
     """Return the worlds of the inbox, and load the newest names of their accounts."""
-    known, names = desk.within(lambda opened: (queue.worlds(opened), accounts.names(opened)))
-    desk.api.learn(names)
+    known, names = context.within(lambda opened: (queue.worlds(opened), accounts.names(opened)))
+    context.api.learn(names)
     return known
 
 
-def unserved(desk: Desk) -> list[World]:
+def unserved(context: JobContext) -> list[World]:
     """Return the worlds of the inbox that no key serves."""
-    return [world for world in known_worlds(desk) if not desk.api.serves(world)]
+    return [world for world in known_worlds(context) if not context.api.serves(world)]
 
 
 def work_off(
-    desk: Desk,
+    context: JobContext,
     world: World,
     purposes: Sequence[str],
-    make: Callable[[Call], Made],
-    found: Round,
-    share: Slice,
+    make: Callable[[Call], CallResult],
+    found: JobResult,
+    time_left: TimeBudget,
 ) -> None:
     """Make the calls of *purposes* that are due, several at once, until none is left or the slice is over.
 
@@ -284,65 +290,65 @@ def work_off(
 
     def work() -> None:
         while not faults:
-            taken = desk.within(lambda opened: queue.lease(opened, world, purposes, limit=1, now=desk.now()))
+            taken = context.within(lambda opened: queue.lease(opened, world, purposes, limit=1, now=context.now()))
             if not taken:
                 return
             try:
-                _make_or_put_off(desk, taken[0], make, found)
+                _make_or_put_off(context, taken[0], make, found)
             except Exception as error:  # noqa: BLE001 - raised again once all threads have ended
                 faults.append(error)
-            if share.is_over:
+            if time_left.is_over:
                 found.is_more = True
                 return
 
-    if desk.threads == 1:
+    if context.threads == 1:
         work()
     else:
-        with ThreadPoolExecutor(desk.threads, thread_name_prefix="stripe") as pool:
-            for future in [pool.submit(work) for _ in range(desk.threads)]:
+        with ThreadPoolExecutor(context.threads, thread_name_prefix="stripe") as pool:
+            for future in [pool.submit(work) for _ in range(context.threads)]:
                 future.result()
     if faults:
         raise faults[0]
 
 
-def _make_or_put_off(desk: Desk, call: Call, make: Callable[[Call], Made], found: Round) -> None:
+def _make_or_put_off(context: JobContext, call: Call, make: Callable[[Call], CallResult], found: JobResult) -> None:
     """Make a *call*; if it fails by a fault of ours it is tried again later, and holds up no other call."""
     try:
-        _make(desk, call, make, found)
+        _make(context, call, make, found)
     except (KeyRefused, NotServed, Transient):
         raise
     except Exception as error:  # noqa: BLE001 - one call's, which is logged and kept with it
         reason = reason_of(error)
         _log.error("stripe.call_failed", purpose=call.purpose, object_id=call.object_id, reason=reason)
         given_up = reason if call.attempts + 1 >= ATTEMPTS_MAX else ""
-        _conclude(desk, call, Made(counted="failed", again=True, given_up=given_up), found)
+        _conclude(context, call, CallResult(counted="failed", is_to_be_repeated=True, given_up=given_up), found)
 
 
-def _make(desk: Desk, call: Call, make: Callable[[Call], Made], found: Round) -> None:
+def _make(context: JobContext, call: Call, make: Callable[[Call], CallResult], found: JobResult) -> None:
     try:
         made = make(call)
     except StripeAway as error:
         _log.warning("stripe.call_postponed", purpose=call.purpose, object_id=call.object_id, reason=str(error))
         found.count("postponed")
-        desk.within(lambda opened: queue.put_off(opened, call, now=desk.now(), is_known=False))
+        context.within(lambda opened: queue.put_off(opened, call, now=context.now(), is_known=False))
         return
     except (KeyRefused, NotServed, Transient):
-        desk.within(lambda opened: queue.put_off(opened, call, now=desk.now(), is_known=True))
+        context.within(lambda opened: queue.put_off(opened, call, now=context.now(), is_known=True))
         raise
-    _conclude(desk, call, made, found)
+    _conclude(context, call, made, found)
 
 
-def _conclude(desk: Desk, call: Call, made: Made, found: Round) -> None:
+def _conclude(context: JobContext, call: Call, made: CallResult, found: JobResult) -> None:
     """Record the result of a call, and remove the call, put it off or give it up."""
 
     def conclude(opened: Cursor) -> int:
-        recorded = desk.record(opened, made.deliveries, all_of_them=made.is_news)
+        recorded = context.record(opened, made.deliveries, all_of_them=made.is_news)
         if made.given_up:
             queue.give_up(opened, call, made.given_up)
-        elif made.again:
-            queue.put_off(opened, call, now=desk.now(), is_known=False)
+        elif made.is_to_be_repeated:
+            queue.put_off(opened, call, now=context.now(), is_known=False)
         else:
             queue.done(opened, call)
         return recorded
 
-    found.count(made.counted, recorded=desk.within(conclude))
+    found.count(made.counted, recorded=context.within(conclude))

@@ -19,8 +19,8 @@ from schemas import database
 from schemas.errors import DatabaseAway
 from tests import ledger
 from worker.folding import parallel
-from worker.folding.claim import LOOK_AHEAD_BATCHES, Share, claim
-from worker.folding.parallel import LANES, Lane, Order
+from worker.folding.claim import LOOK_AHEAD_BATCHES, Shard, claim
+from worker.folding.parallel import FOLD_PROCESSES, FoldProcess, FoldRequest
 from worker.folding.projection import FOLD_BATCH_MAX
 from worker.proof.rebuild import refolded
 
@@ -28,9 +28,9 @@ pytestmark = pytest.mark.integration
 
 
 @pytest.fixture
-def lane(database_url: str) -> Iterator[Lane]:
+def fold_process(database_url: str) -> Iterator[FoldProcess]:
     """Return a lane that has not begun yet."""
-    with closing(Lane(database_url)) as made:
+    with closing(FoldProcess(database_url)) as made:
         yield made
 
 
@@ -59,7 +59,7 @@ def record_links(engine: Engine, count: int) -> None:
 
 def pid_of_lane() -> int:
     """Return the process of the one lane that runs."""
-    (process,) = [each for each in multiprocessing.active_children() if each.name == "lane"]
+    (process,) = [each for each in multiprocessing.active_children() if each.name == "fold process"]
     assert process.pid is not None
     return process.pid
 
@@ -70,32 +70,32 @@ def pending(engine: Engine) -> int:
     return int(row["found"])
 
 
-def claimed_of(engine: Engine, share: Share | None, *, limit: int) -> list[tuple[int, str | None]]:
+def claimed_of(engine: Engine, shard: Shard | None, *, limit: int) -> list[tuple[int, str | None]]:
     """Return the number and the object of what a share would take, and leave it."""
     with database.transaction(engine) as connection, database.cursor(connection) as cursor:
-        claimed = claim(cursor, limit=limit, share=share)
+        claimed = claim(cursor, limit=limit, shard=shard)
         connection.rollback()
     return [(each.event.seq, each.event.object_id) for each in claimed]
 
 
-def test_a_lane_folds_its_share(engine: Engine, lane: Lane) -> None:
+def test_a_lane_folds_its_share(engine: Engine, fold_process: FoldProcess) -> None:
     """It folds the events of its objects, says how many, and leaves the others."""
     count = record_shop(engine, seed=2)
-    wanted = len(claimed_of(engine, Share(1, LANES), limit=count))
+    wanted = len(claimed_of(engine, Shard(1, FOLD_PROCESSES), limit=count))
 
-    lane.begin(Order(Share(1, LANES)))
+    fold_process.begin(FoldRequest(Shard(1, FOLD_PROCESSES)))
 
-    assert lane.end() == wanted
-    assert lane.end() == 0
+    assert fold_process.end() == wanted
+    assert fold_process.end() == 0
     assert 0 < pending(engine) == count - wanted
 
 
-def test_two_lanes_leave_what_one_leaves(engine: Engine, lane: Lane) -> None:
+def test_two_lanes_leave_what_one_leaves(engine: Engine, fold_process: FoldProcess) -> None:
     """A backlog that is folded by two processes at once gives the tables that folding it step by step gives."""
-    lane.start()
+    fold_process.start()
     count = record_shop(engine, seed=8)
 
-    assert parallel.fold(engine, beside=lane) == count
+    assert parallel.fold(engine, partner=fold_process) == count
 
     live = ledger.digest_of(engine)
     with refolded(engine, seed=9) as made:
@@ -107,20 +107,20 @@ def test_every_event_is_of_one_share_and_every_object_too(engine: Engine, reques
     """The shares together are all that is pending, oldest first, and no object is dealt to two."""
     count = record_shop(engine, seed=int(request.config.getoption("hypothesis_seed")))
 
-    found = [claimed_of(engine, Share(number, LANES), limit=count) for number in range(LANES)]
+    found = [claimed_of(engine, Shard(number, FOLD_PROCESSES), limit=count) for number in range(FOLD_PROCESSES)]
 
-    assert sorted(each for share in found for each in share) == claimed_of(engine, None, limit=count)
-    assert all(share and share == sorted(share) for share in found)
-    assert not set.intersection(*({of for _, of in share} for share in found))
+    assert sorted(each for shard in found for each in shard) == claimed_of(engine, None, limit=count)
+    assert all(shard and shard == sorted(shard) for shard in found)
+    assert not set.intersection(*({of for _, of in shard} for shard in found))
 
 
 def test_a_share_takes_its_oldest_and_no_more_than_a_batch(engine: Engine) -> None:
     """What a share takes of many is the beginning of what it would take of few."""
     count = record_shop(engine, seed=3)
 
-    whole = claimed_of(engine, Share(1, LANES), limit=count)
+    whole = claimed_of(engine, Shard(1, FOLD_PROCESSES), limit=count)
 
-    assert claimed_of(engine, Share(1, LANES), limit=20) == whole[:20]
+    assert claimed_of(engine, Shard(1, FOLD_PROCESSES), limit=20) == whole[:20]
 
 
 def test_a_share_does_not_look_through_all_that_is_of_another(engine: Engine) -> None:
@@ -128,42 +128,43 @@ def test_a_share_does_not_look_through_all_that_is_of_another(engine: Engine) ->
     limit = 5
     record_links(engine, 400)
     of_each = {
-        number: {seq for seq, _ in claimed_of(engine, Share(number, LANES), limit=400)} for number in range(LANES)
+        number: {seq for seq, _ in claimed_of(engine, Shard(number, FOLD_PROCESSES), limit=400)}
+        for number in range(FOLD_PROCESSES)
     }
     near = sorted(of_each[0])[: limit * LOOK_AHEAD_BATCHES]
     ledger.execute(engine, "DELETE FROM pending WHERE seq < :last AND seq <> ALL (:near)", last=near[-1], near=near)
 
-    assert claimed_of(engine, Share(1, LANES), limit=limit) == []
-    assert [seq for seq, _ in claimed_of(engine, Share(0, LANES), limit=limit)] == near[:limit]
+    assert claimed_of(engine, Shard(1, FOLD_PROCESSES), limit=limit) == []
+    assert [seq for seq, _ in claimed_of(engine, Shard(0, FOLD_PROCESSES), limit=limit)] == near[:limit]
 
 
-def test_a_lane_that_is_killed_is_replaced(engine: Engine, lane: Lane) -> None:
+def test_a_lane_that_is_killed_is_replaced(engine: Engine, fold_process: FoldProcess) -> None:
     """What it was to fold is folded all the same, and the next backlog has a lane again."""
-    lane.start()
+    fold_process.start()
     killed = pid_of_lane()
     os.kill(killed, signal.SIGKILL)
     count = record_shop(engine, seed=4)
     with capture_logs() as said:
-        assert parallel.fold(engine, beside=lane) == count
+        assert parallel.fold(engine, partner=fold_process) == count
     assert [(each["event"], each["exitcode"]) for each in said if each["log_level"] == "error"] == [
-        ("lane.ended", -signal.SIGKILL)
+        ("fold_process.ended", -signal.SIGKILL)
     ]
     assert pid_of_lane() != killed
 
 
-def test_a_lane_that_is_killed_as_it_folds_loses_nothing(engine: Engine, lane: Lane) -> None:
+def test_a_lane_that_is_killed_as_it_folds_loses_nothing(engine: Engine, fold_process: FoldProcess) -> None:
     """Its batch is pending again, and whoever waits for it folds that."""
-    lane.start()
+    fold_process.start()
     count = record_shop(engine, seed=5)
-    lane.begin(Order())
+    fold_process.begin(FoldRequest())
     while pending(engine) == count:
-        assert lane.is_folding
+        assert fold_process.is_folding
     os.kill(pid_of_lane(), signal.SIGKILL)
 
-    by_lane = lane.end()
+    by_lane = fold_process.end()
 
     while ledger.rows(engine, WHO_IS_BUSY):
-        pass  # The server notices when it next speaks to the lane.
+        pass  # The server notices when it next writes to the fold process.
     left = pending(engine)
     # It may have been killed between a batch and its report.
     assert count - left - FOLD_BATCH_MAX <= by_lane <= count - left
@@ -173,38 +174,38 @@ def test_a_lane_that_is_killed_as_it_folds_loses_nothing(engine: Engine, lane: L
 
 def test_a_lane_that_hangs_is_killed_and_replaced(engine: Engine, database_url: str) -> None:
     """A lane that reports nothing for longer than a batch may take is replaced: its events are folded."""
-    with closing(Lane(database_url, report_seconds_max=1)) as lane:
-        lane.start()
+    with closing(FoldProcess(database_url, report_seconds_max=1)) as fold_process:
+        fold_process.start()
         hung = pid_of_lane()
         os.kill(hung, signal.SIGSTOP)
         count = record_shop(engine, seed=14)
         with capture_logs() as lines:
-            assert parallel.fold(engine, beside=lane) == count
-        lane.start()
+            assert parallel.fold(engine, partner=fold_process) == count
+        fold_process.start()
         assert pid_of_lane() != hung
 
     errors = [(each["event"], each["reason"]) for each in lines if each["log_level"] == "error"]
-    assert errors == [("lane.ended", "TimeoutError")]
+    assert errors == [("fold_process.ended", "TimeoutError")]
 
 
 def test_a_lane_that_hangs_does_not_outlast_its_parent(engine: Engine, database_url: str) -> None:
     """Closing a lane that hangs takes seconds, and then it is gone."""
-    with closing(Lane(database_url)) as lane:
-        lane.start()
+    with closing(FoldProcess(database_url)) as fold_process:
+        fold_process.start()
         os.kill(pid_of_lane(), signal.SIGSTOP)
 
-    assert [each for each in multiprocessing.active_children() if each.name == "lane"] == []
+    assert [each for each in multiprocessing.active_children() if each.name == "fold process"] == []
 
 
-def test_a_lane_ends_after_the_batch_at_hand(engine: Engine, lane: Lane) -> None:
+def test_a_lane_ends_after_the_batch_at_hand(engine: Engine, fold_process: FoldProcess) -> None:
     """Who is interrupted does not wait until all is folded; what is left is pending."""
-    lane.start()
+    fold_process.start()
     record_links(engine, 20 * FOLD_BATCH_MAX)
-    lane.begin(Order())
+    fold_process.begin(FoldRequest())
     while pending(engine) == 20 * FOLD_BATCH_MAX:
-        assert lane.is_folding
+        assert fold_process.is_folding
 
-    lane.close()
+    fold_process.close()
 
     left = pending(engine)
     assert left > 0
@@ -212,12 +213,14 @@ def test_a_lane_ends_after_the_batch_at_hand(engine: Engine, lane: Lane) -> None
     assert parallel.fold(engine) == left
 
 
-def test_an_interrupted_fold_leaves_no_lane_at_work(engine: Engine, lane: Lane) -> None:
+def test_an_interrupted_fold_leaves_no_lane_at_work(engine: Engine, fold_process: FoldProcess) -> None:
     """Whoever is interrupted goes after the batches at hand, and not when the lane has folded all of its share."""
-    lane.start()
+    fold_process.start()
     record_links(engine, 20 * FOLD_BATCH_MAX)
     # Beyond the beginning all is the lane's, so that it would go on to the end.
-    others = [seq for seq, _ in claimed_of(engine, Share(0, LANES), limit=20 * FOLD_BATCH_MAX)][2 * FOLD_BATCH_MAX :]
+    others = [seq for seq, _ in claimed_of(engine, Shard(0, FOLD_PROCESSES), limit=20 * FOLD_BATCH_MAX)][
+        2 * FOLD_BATCH_MAX :
+    ]
     ledger.execute(engine, "DELETE FROM pending WHERE seq = ANY (:others)", others=others)
     commits = itertools.count()
 
@@ -227,49 +230,49 @@ def test_an_interrupted_fold_leaves_no_lane_at_work(engine: Engine, lane: Lane) 
 
     event.listen(engine, "commit", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        parallel.fold(engine, beside=lane)
+        parallel.fold(engine, partner=fold_process)
 
-    assert not lane.is_folding
+    assert not fold_process.is_folding
     left = pending(engine)
     assert left > 5 * FOLD_BATCH_MAX
-    assert parallel.fold(engine, beside=lane) == left
+    assert parallel.fold(engine, partner=fold_process) == left
 
 
 def test_where_no_process_can_be_had_the_fold_is_alone(engine: Engine) -> None:
     """A lane that cannot be begun is missed, and said to be; each backlog tries again."""
     count = record_shop(engine, seed=7)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with closing(Lane("postgres://nobody:x@127.0.0.1:1/none")) as lane, capture_logs() as said:
+    with closing(FoldProcess("postgres://nobody:x@127.0.0.1:1/none")) as fold_process, capture_logs() as said:
         resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))  # which have long been taken
         try:
-            lane.begin(Order())
+            fold_process.begin(FoldRequest())
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-        assert not lane.is_folding
-        assert parallel.fold(engine, beside=lane) == count
+        assert not fold_process.is_folding
+        assert parallel.fold(engine, partner=fold_process) == count
 
     assert [(each["event"], each["reason"]) for each in said if each["log_level"] == "error"] == [
-        ("lane.ended", "OSError")
+        ("fold_process.ended", "OSError")
     ] * 2
 
 
-def test_a_lane_stops_when_its_time_is_up(engine: Engine, lane: Lane) -> None:
+def test_a_lane_stops_when_its_time_is_up(engine: Engine, fold_process: FoldProcess) -> None:
     """Both share the time that the task has."""
     record_links(engine, 3 * FOLD_BATCH_MAX)
-    lane.begin(Order(until=time.monotonic()))
+    fold_process.begin(FoldRequest(until=time.monotonic()))
 
-    assert lane.end() == 0
-    assert parallel.fold(engine, until=time.monotonic(), beside=lane) == FOLD_BATCH_MAX
+    assert fold_process.end() == 0
+    assert parallel.fold(engine, until=time.monotonic(), partner=fold_process) == FOLD_BATCH_MAX
     assert pending(engine) == 2 * FOLD_BATCH_MAX
 
 
 def test_a_lane_that_finds_no_database_leaves_it_to_its_parent(engine: Engine) -> None:
     """It folds nothing and stays; the error is raised where the fold was asked for."""
     away = database.engine("postgres://nobody:x@127.0.0.1:1/none")
-    with closing(Lane("postgres://nobody:x@127.0.0.1:1/none")) as lane:
-        lane.begin(Order())
-        assert lane.end() == 0
+    with closing(FoldProcess("postgres://nobody:x@127.0.0.1:1/none")) as fold_process:
+        fold_process.begin(FoldRequest())
+        assert fold_process.end() == 0
         with pytest.raises(DatabaseAway):
-            parallel.fold(away, beside=lane)
+            parallel.fold(away, partner=fold_process)
         count = record_shop(engine, seed=6)
-        assert parallel.fold(engine, beside=lane) == count
+        assert parallel.fold(engine, partner=fold_process) == count

@@ -213,7 +213,7 @@ def expire_order(request: Request, order_id: Id, account: Account = None, livemo
     )
 
 
-class PortalSessionWanted(BaseModel):
+class PortalSessionRequest(BaseModel):
     """Which billing portal the customer is to see, and where it leads back to."""
 
     model_config = ConfigDict(extra="forbid")
@@ -233,7 +233,7 @@ class PortalSessionWanted(BaseModel):
     openapi_extra={
         "requestBody": {
             "required": True,
-            "content": {"application/json": {"schema": PortalSessionWanted.model_json_schema()}},
+            "content": {"application/json": {"schema": PortalSessionRequest.model_json_schema()}},
         }
     },
 )
@@ -246,7 +246,7 @@ def create_portal_session(
     livemode: Livemode = None,
 ) -> answers.NewPortalSession:
     """Open a billing portal session. Its url lets its bearer in: it is answered once, and kept nowhere."""
-    wanted = _read(PortalSessionWanted, _object_in(body))
+    wanted = _read(PortalSessionRequest, _object_in(body))
     world = _world_of(request, customer_id, account, livemode)
     given = wanted.model_dump(exclude_none=True, exclude={"flow_type"})
     if wanted.flow_type is not None:

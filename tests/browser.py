@@ -21,7 +21,7 @@ FLAGS: Final = [
 
 @contextmanager
 def chromium() -> "Iterator[Browser]":
-    """Run a Chromium; without one the test is skipped."""
+    """Run Chromium; skip the test if there is none."""
     api = pytest.importorskip("playwright.sync_api", reason="no playwright")
     binary = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if binary is None:

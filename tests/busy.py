@@ -1,4 +1,4 @@
-"""Busy seconds of a customer: changes, twins and readings of its ledger, made without the sandbox and the folds."""
+"""Busy seconds of a customer: balance changes, twins and ledger reads, made without the sandbox and the folds."""
 
 import json
 import random
@@ -15,7 +15,7 @@ _READ = "payfold.customer_balance_transaction.observed"
 
 @dataclass(frozen=True)
 class Life:
-    """The events of a customer, the balance at their end, and the amounts by which it changed, in their order."""
+    """The events of a customer, the balance after them, and the amounts by which it changed, in order."""
 
     bodies: list[bytes]
     amount: int
@@ -36,7 +36,7 @@ def customer(
     before: Mapping[str, Any] | None = None,
     **fields: Any,  # noqa: ANN401 - JSON values
 ) -> bytes:
-    """Return an *event* of a customer *at* so many seconds: that of its creation where there is nothing *before*."""
+    """Return an *event* of a customer *at* so many seconds; without *before* it is the event of the creation."""
     about: dict[str, Any] = {
         "id": CUSTOMER,
         "object": "customer",
@@ -50,7 +50,7 @@ def customer(
 
 
 def transaction(name: str, amount: int, ending: int, at: int, *, read_at: int, **fields: Any) -> bytes:  # noqa: ANN401 - as above
-    """Return the observation, at *read_at*, of a transaction that was made *at* so many seconds, too."""
+    """Return the observation, at *read_at* seconds, of a transaction that was made *at* so many seconds."""
     about: dict[str, Any] = {"id": name, "object": "customer_balance_transaction", "type": "adjustment"}
     about |= {
         "customer": CUSTOMER,
@@ -65,7 +65,7 @@ def transaction(name: str, amount: int, ending: int, at: int, *, read_at: int, *
 def live(rng: random.Random, *, twins: float, read: bool) -> Life:
     """Return a life of up to three busy seconds, of up to four changes each; a share of them has *twins*.
 
-    Where the ledger is *read*, it is so now and then between the seconds or in them, and at the end.
+    If *read*, the ledger is read at random times between the seconds or in them, and at the end.
     """
     bodies = [customer("evt_0", 0, 0)] if rng.random() < 0.8 else []
     ledger: list[tuple[str, int, int, int]] = []

@@ -1,4 +1,4 @@
-"""Runs the payfold command as a person does: in a process of its own, with an environment that says all."""
+"""Runs the payfold command as a person does: in a process of its own, configured by its environment alone."""
 
 import os
 import subprocess
@@ -17,20 +17,20 @@ SECONDS_MAX = 120
 
 @dataclass(frozen=True)
 class Ran:
-    """How a command ended and what it said."""
+    """The exit code and the output of a command."""
 
     code: int
     out: str
     err: str
 
     @property
-    def json(self) -> Any:  # noqa: ANN401 - whatever was printed
-        """What it printed, which is one JSON text."""
+    def json(self) -> Any:  # noqa: ANN401 - any JSON
+        """The value of the one JSON text that the command printed."""
         return msgspec.json.decode(self.out)
 
 
 def environment(settings: Mapping[str, str]) -> dict[str, str]:
-    """Return an environment of *settings* and what a process needs to start at all."""
+    """Return an environment of *settings* and the variables that every process needs."""
     kept = {name: value for name in ("PATH", "HOME", "LANG", "TMPDIR") if (value := os.environ.get(name)) is not None}
     return {**kept, "PYTHONPATH": str(ROOT), "PAYFOLD_DATA_DIR": "no-such-folder", **settings}
 
@@ -51,7 +51,7 @@ def payfold(*arguments: str, stdin: bytes = b"", **settings: str) -> Ran:
 
 @contextmanager
 def started(*arguments: str, stdout: Path, stderr: Path, **settings: str) -> Iterator[subprocess.Popen[bytes]]:
-    """Run the command beside the test, and kill it at the end if it is still there."""
+    """Run the command in the background, and kill it at the end if it is still running."""
     with stdout.open("wb") as out, stderr.open("wb") as err:
         command = [sys.executable, "-m", "deploy", *arguments]
         process = subprocess.Popen(

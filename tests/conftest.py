@@ -1,4 +1,4 @@
-"""What every test may ask for: real servers, a fresh migrated database, and a seed that repeats the run.
+"""Fixtures for every test: real servers, a fresh migrated database, and a seed that repeats the run.
 
 The servers are those that `DATABASE_URL` and `REDIS_URL` name (a role that may create databases; logical databases from
 number 1 on are flushed), else embedded ones, started at first use and once for all of xdist's processes.
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 pytest.register_assert_rewrite("tests.literals")
 
-# A developer's own settings are no business of a test's: neither the .env of the checkout nor one that is named.
+# Tests ignore a developer's own settings: the .env of the checkout and a file that PAYFOLD_ENV_FILE names.
 os.environ["PAYFOLD_DATA_DIR"] = "no-such-folder"
 os.environ.pop("PAYFOLD_ENV_FILE", None)
 
@@ -37,7 +37,7 @@ SEED_OPTION = "hypothesis_seed"
 
 
 class Node(Protocol):
-    """One process of xdist's, as its untyped controller knows it."""
+    """One process of xdist, as its untyped controller knows it."""
 
     config: pytest.Config
     workerinput: dict[str, object]
@@ -48,7 +48,7 @@ class Node(Protocol):
 
 @pytest.hookimpl(tryfirst=True)  # before hypothesis reads its option
 def pytest_configure(config: pytest.Config) -> None:
-    """Choose the seed of the property tests, where the command line does not."""
+    """Choose the seed of the property tests if the command line does not."""
     settings.register_profile("payfold", print_blob=True, derandomize=False, deadline=None)
     settings.load_profile("payfold")
     if config.getoption(SEED_OPTION) is None:
@@ -56,18 +56,18 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_report_header(config: pytest.Config) -> str:
-    """Print the seed, so that a failure can be had again."""
+    """Print the seed, so that a failure can be repeated."""
     return f"repeat this run's random choices with --hypothesis-seed={config.getoption(SEED_OPTION)}"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Let the long tests be asked for."""
+    """Add the option that runs the long tests."""
     parser.addoption("--long", action="store_true", help="run the tests that take minutes too")
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m chooses
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark what uses a server, so that it can be run against another one, and skip what was not asked for."""
+    """Mark tests that use a server, so that they can be run against another one; skip the long tests unless asked."""
     for item in items:
         if item.get_closest_marker("long") and not config.getoption("--long"):
             item.add_marker(pytest.mark.skip(reason="takes minutes: ask for it with --long"))
@@ -77,13 +77,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Node) -> None:
-    """Hand the servers of the whole run to one of its processes."""
+    """Pass the addresses of the run's servers to one of its processes."""
     services = _services_of(node.config)
     node.workerinput["services"] = (services.database_url, services.redis_url)
 
 
 def _services_of(config: pytest.Config) -> Services:
-    """Return the run's servers, started now if nobody has asked yet and stopped when the run ends."""
+    """Return the run's servers; they start at the first call and stop when the run ends."""
     if SERVICES not in config.stash:
         running = ExitStack()
         config.add_cleanup(running.close)
@@ -112,19 +112,19 @@ def _path_in(variable: str) -> Path | None:
     return Path(value) if value else None
 
 
-# ---- What is shared ----
+# ---- Shared by all tests ----
 
 
 @pytest.fixture(scope="session")
 def services(request: pytest.FixtureRequest) -> Services:
-    """Where the run's servers are."""
+    """The addresses of the run's servers."""
     handed_down = getattr(request.config, "workerinput", {}).get("services")
     return Services(*handed_down) if handed_down else _services_of(request.config)
 
 
 @pytest.fixture(scope="session")
 def template_database(services: Services) -> Iterator[str]:
-    """Return the name of a migrated database with nothing in it, from which others are copied."""
+    """Return the name of an empty migrated database, from which others are copied."""
     if given := os.environ.get(TEMPLATE_VARIABLE):
         yield given
         return
@@ -155,7 +155,7 @@ def engine(database_url: str) -> Iterator["Engine"]:
 
 @pytest.fixture
 def another_database_url(services: Services, template_database: str) -> Iterator[str]:
-    """Return the URL of a second one, for the tests that compare two."""
+    """Return the URL of a second such database, for the tests that compare two."""
     name = f"payfold_test_{secrets.token_hex(4)}"
     with _database(services.database_url, name, template_database):
         yield _at_database(services.database_url, name)
@@ -173,13 +173,13 @@ def redis_url(services: Services, worker_id: str) -> str:
 
 @pytest.fixture
 def postgres_bin() -> Path | None:
-    """Return the folder of PostgreSQL's binaries to test with, None for the ones that are found."""
+    """Return the folder of PostgreSQL's binaries to test with, None for the installed ones."""
     return _path_in("PAYFOLD_TEST_POSTGRES_BIN")
 
 
 @pytest.fixture
 def valkey_bin() -> Path | None:
-    """Return the server to test with, None for the one that is found."""
+    """Return the Valkey binary to test with, None for the installed one."""
     return _path_in("PAYFOLD_TEST_VALKEY_BIN")
 
 
@@ -199,7 +199,7 @@ def own_valkey(tmp_path: Path, valkey_bin: Path | None) -> Iterator[Valkey]:
 
 @contextmanager
 def _database(server_url: str, name: str, template: str = "template1") -> Iterator[None]:
-    # Copying files beats copying through the log where nothing is forced to disk.
+    # Copying files is faster than copying through the log, since this server forces nothing to disk.
     create = SQL("CREATE DATABASE {} TEMPLATE {} STRATEGY file_copy").format(Identifier(name), Identifier(template))
     with psycopg.connect(server_url, autocommit=True) as connection:
         connection.execute(create)

@@ -16,7 +16,7 @@ TEMPLATE_VARIABLE: Final = "PAYFOLD_TEST_TEMPLATE"
 
 
 def drop(connection: "psycopg.Connection[tuple[object, ...]]", name: str) -> None:
-    """Drop a database with whoever is in it, once the server's own vacuum is out, which only a superuser may end."""
+    """Drop a database and end its sessions; wait for the server's own vacuum, which only a superuser may end."""
     deadline = time.monotonic() + DROP_SECONDS_MAX
     while True:
         try:
@@ -30,7 +30,7 @@ def drop(connection: "psycopg.Connection[tuple[object, ...]]", name: str) -> Non
 
 @contextmanager
 def migrated(server_url: str) -> Iterator[str]:
-    """Make a migrated database with nothing in it, and yield its name."""
+    """Make an empty migrated database, and yield its name."""
     from schemas.migrate import upgrade  # noqa: PLC0415 - the tests of the servers themselves need no schema
 
     name = f"payfold_template_{secrets.token_hex(4)}"

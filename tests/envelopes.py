@@ -22,7 +22,7 @@ def event(
 ) -> bytes:
     """Return the bytes of event *id_* as Stripe delivers it, its ``data.object`` rendered by API *version*.
 
-    *before* is what it lists as ``previous_attributes``. An observation has no *version*.
+    *before* is its ``previous_attributes``. An observation has no *version*.
     """
     data: dict[str, Any] = {"object": dict(object_)}
     if before is not None:

@@ -1,4 +1,4 @@
-"""Faults of the servers that a worker needs, and such a worker, for the tests of what outlasts them."""
+"""Faults of the servers that a worker needs, and such a worker, for the tests that it survives them."""
 
 import os
 import selectors
@@ -29,31 +29,31 @@ STOP_SECONDS_MAX = 40
 
 @dataclass(frozen=True)
 class Started:
-    """A process of ours with its log."""
+    """A process of Payfold with its log."""
 
     process: "subprocess.Popen[bytes]"
     log: Path
 
     def lines(self, event: str = "") -> list[dict[str, Any]]:
-        """Return what it logged, or what of that is called *event*."""
+        """Return its log lines: all of them, or those of one *event*."""
         lines = (line for line in self.log.read_bytes().splitlines() if line.startswith(b"{") and line.endswith(b"}"))
         found = [msgspec.json.decode(line) for line in lines]
         return [each for each in found if event in {"", each["event"]}]
 
     def children(self) -> list[int]:
-        """Return the processes that it forked, in that order."""
+        """Return the processes that it forked, in the order of forking."""
         pid = self.process.pid
         return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
     def stop(self) -> int:
-        """Ask it to stop and return its exit code."""
+        """Stop it by SIGTERM and return its exit code."""
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(STOP_SECONDS_MAX)
 
 
 @contextmanager
 def started(log: Path, module: str, *arguments: str, **settings: str) -> Iterator[Started]:
-    """Run ``python -m`` *module* in a process, and kill it at the end if it is still there."""
+    """Run ``python -m`` *module* in a process, and kill it at the end if it is still running."""
     with log.open("wb") as stderr:
         process = subprocess.Popen(
             [sys.executable, "-m", module, *arguments],
@@ -70,7 +70,7 @@ def started(log: Path, module: str, *arguments: str, **settings: str) -> Iterato
 
 @contextmanager
 def paused(server: Postgres | Valkey) -> Iterator[None]:
-    """Let all of a server's processes stand still: its connections stay, and nothing is answered."""
+    """Suspend all of a server's processes: its connections stay open, and no request is answered."""
     found = processes_in(server._working_folder, server.binary.name)
     assert found
     _signal(found, signal.SIGSTOP)
@@ -87,13 +87,13 @@ def _signal(processes: list[int], number: signal.Signals) -> None:
 
 
 def flush(url: str) -> None:
-    """Forget every message."""
+    """Delete every message of the broker."""
     with redis.Redis.from_url(url) as client:
         client.flushall()
 
 
 def cut(url: str) -> None:
-    """Cut every connection but our own, from the server's side."""
+    """Close every connection but our own, from the server's side."""
     with redis.Redis.from_url(url) as client:
         client.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
 
@@ -105,7 +105,7 @@ def waiting(url: str, queue: str = broker.FOLD_QUEUE) -> int:
 
 
 def put(url: str, task: str, queue: str) -> None:
-    """Send a message with its own connection."""
+    """Send a message over a connection of its own."""
     app = broker.celery(settings_of(url))
     app.send_task(task, queue=queue)
     app.close()
@@ -119,7 +119,7 @@ def settings_of(redis_url: str) -> Any:  # noqa: ANN401 - settings
 
 
 class Shop:
-    """A shop with events that are recorded a few at a time, without a message."""
+    """A shop with events that are recorded a few at a time, without a wake-up message."""
 
     def __init__(self, engine: Engine, *, seed: int = 41) -> None:
         self._engine, self._account, self._recorded = engine, Account(seed=seed), 0
@@ -133,7 +133,7 @@ class Shop:
         self._recorded += len(events)
 
     def pending(self) -> int:
-        """Return how many events are not folded."""
+        """Return the number of pending events."""
         (row,) = ledger.rows(self._engine, "SELECT count(*) AS found FROM pending")
         return int(row["found"])
 
@@ -143,7 +143,7 @@ class Shop:
 
 
 class Proxy:
-    """A way to a server that can fall silent: it takes bytes, as TCP does, and passes none of them on."""
+    """A proxy that can fall silent: it accepts bytes, as TCP does, and forwards none of them."""
 
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
@@ -164,18 +164,18 @@ class Proxy:
         self._thread.start()
 
     def fall_silent(self) -> int:
-        """Pass no more bytes of the connections that are there, and return how many those are; new ones work."""
+        """Stop forwarding on the connections that are open now, and return their number; new connections work."""
         with self._lock:
             self._silent |= set(self._peers)
             return len(self._silent) // 2
 
     def ports(self) -> list[int]:
-        """Return the ports from which it speaks to the server."""
+        """Return the local ports of its connections to the server."""
         with self._lock:
             return [each.getsockname()[1] for each in self._peers if each.getpeername()[1] == self._server[1]]
 
     def close(self) -> None:
-        """End it and every connection."""
+        """Close the proxy and every connection."""
         self._over.set()
         self._thread.join()
         for each in (self._listening, *self._peers):
@@ -220,5 +220,5 @@ class Proxy:
 
 
 def environment(database_url: str, redis_url: str, **more: str) -> Mapping[str, str]:
-    """Return the settings of a worker that sweeps each second, where anything asks it to."""
+    """Return the settings of a worker that sweeps each second, if anything triggers a sweep."""
     return {"DATABASE_URL": database_url, "REDIS_URL": redis_url, "PAYFOLD_SWEEP_SECONDS": "1", **more}

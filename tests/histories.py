@@ -20,17 +20,17 @@ NOW = datetime(2026, 11, 22, tzinfo=UTC)
 
 
 def bodies_of(seed: int) -> list[bytes]:
-    """Return the events of a small account, at various API versions and some of them told twice under two ids.
+    """Return the events of a small account, at various API versions, some of them sent twice under two ids.
 
-    In some, what was asked of Stripe meanwhile is among them.
+    Some histories also contain observations: answers of Stripe to our own calls.
     """
     rng = random.Random(seed)
     account = tangle(seed, money=rng.random() < 0.7)
     sent = list(account.events)
     sent += [twin(event, seed=seed) for event in rng.sample(sent, rng.randint(0, 1))]
     version = rng.choice(VERSIONS)
-    told = [render(event, rng.choice((version, LATEST))).body for event in sent]
-    return told + (observed(account, rng) if rng.random() < 0.5 else [])
+    rendered = [render(event, rng.choice((version, LATEST))).body for event in sent]
+    return rendered + (observed(account, rng) if rng.random() < 0.5 else [])
 
 
 def observed(account: Account, rng: random.Random) -> list[bytes]:
@@ -38,17 +38,17 @@ def observed(account: Account, rng: random.Random) -> list[bytes]:
     found = []
     for _ in range(rng.randint(1, 3)):
         event = rng.choice(account.events).payload()
-        told: dict[str, Any] = event["data"]["object"]
+        about: dict[str, Any] = event["data"]["object"]
         created = event["created"] + rng.choice((-1, 0, 0, 1))
-        if told["object"] == "checkout.session":
+        if about["object"] == "checkout.session":
             kind = rng.choice((checkout.OBSERVED, checkout.OBSERVED, checkout.REGISTERED, checkout.MISSING))
-            missing = {"id": told["id"], "object": "checkout.session"}
-            found.append(_observation(kind, missing if kind == checkout.MISSING else _with_lines(told, rng), created))
-        elif told["object"] == "customer":
-            tombstone = {"id": told["id"], "object": "customer", "deleted": True}
-            found.append(_observation("payfold.customer.observed", rng.choice((told, tombstone)), created))
+            missing = {"id": about["id"], "object": "checkout.session"}
+            found.append(_observation(kind, missing if kind == checkout.MISSING else _with_lines(about, rng), created))
+        elif about["object"] == "customer":
+            tombstone = {"id": about["id"], "object": "customer", "deleted": True}
+            found.append(_observation("payfold.customer.observed", rng.choice((about, tombstone)), created))
         else:
-            found.append(_observation(f"payfold.{told['object']}.observed", told, created))
+            found.append(_observation(f"payfold.{about['object']}.observed", about, created))
     return found
 
 
@@ -68,7 +68,7 @@ def event_of(body: bytes, *, account: str = "", source: str | None = None) -> Ev
 
 
 def facts_of(bodies: list[bytes]) -> dict[Subject, list[Facts]]:
-    """Return what the events in *bodies* say, by the row that it is about."""
+    """Return the facts of the events in *bodies*, by the row that they are about."""
     found: dict[Subject, list[Facts]] = defaultdict(list)
     for body in bodies:
         for facts in folds.judge(event_of(body)).facts:

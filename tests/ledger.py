@@ -1,4 +1,4 @@
-"""What tests of the projection have in common: recording events, folding them, and reading what came of it."""
+"""Helpers for tests of the projection: record events, fold them, and read the tables."""
 
 import hashlib
 import threading
@@ -21,7 +21,7 @@ REFERENCE_SCHEMA = "reference"
 
 
 def delivery(body: bytes, *, account: str = "", source: str | None = None) -> Delivery:
-    """Return *body* as it is delivered under a secret labelled *account*."""
+    """Return the delivery of *body* under a secret labelled *account*."""
     envelope = events.read(body)
     return Delivery(
         envelope=envelope,
@@ -40,7 +40,7 @@ def record(engine: Engine, deliveries: Iterable[Delivery]) -> list[inbox.Receipt
 
 
 def fold(engine: Engine, *, limit: int = projection.FOLD_BATCH_MAX) -> int:
-    """Fold until nothing is pending, *limit* events at a time, and return how many that was."""
+    """Fold until nothing is pending, *limit* events at a time, and return the number of folded events."""
     folded = 0
     while batch := projection.run_once(engine, now=NOW, limit=limit):
         folded += batch
@@ -62,7 +62,7 @@ def fold_with_workers(engine: Engine, workers: int, *, limit: int) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    # What one worker had claimed, another does not see: the last look is alone.
+    # A worker does not see events that another one had claimed, so the last fold runs alone.
     fold(engine, limit=limit)
     assert not faults, faults
 
@@ -75,7 +75,7 @@ def take_in(engine: Engine, *bodies: bytes, account: str = "") -> None:
 
 
 def splits(bodies: Sequence[bytes]) -> Iterator[list[list[bytes]]]:
-    """Yield *bodies* in every order, each divided in every way into batches that are folded one after the other."""
+    """Yield *bodies* in every order, each order divided into batches in every possible way."""
     for order in permutations(bodies):
         for count in range(len(order)):
             for cuts in combinations(range(1, len(order)), count):
@@ -91,7 +91,7 @@ def take_in_batches(engine: Engine, batches: Iterable[Iterable[bytes]]) -> None:
 
 
 def rows(engine: Engine, statement: str, **values: object) -> list[dict[str, Any]]:
-    """Return what *statement* selects."""
+    """Return the rows that *statement* selects."""
     with database.transaction(engine) as connection:
         return [dict(row) for row in connection.execute(text(statement), values).mappings()]
 
@@ -103,7 +103,7 @@ def execute(engine: Engine, statement: str, **values: object) -> None:
 
 
 def kinds(engine: Engine, subject_id: str) -> list[str]:
-    """Return the kinds of the changes of one subject, in their order."""
+    """Return the kinds of the changes of one subject, in the feed's order."""
     return [
         row["kind"]
         for row in rows(engine, "SELECT kind FROM changes WHERE subject_id = :id ORDER BY seq", id=subject_id)
@@ -127,7 +127,7 @@ def clear(engine: Engine) -> None:
 
 @contextmanager
 def schema_of(engine: Engine, reference: dict[Subject, Row]) -> Iterator[str]:
-    """Write the rows of *reference* as they are into a schema of their own, and yield its name."""
+    """Write the rows of *reference* unchanged into a schema of their own, and yield its name."""
     with database.transaction(engine) as connection:
         connection.execute(text(f"DROP SCHEMA IF EXISTS {REFERENCE_SCHEMA} CASCADE"))
         connection.execute(text(f"CREATE SCHEMA {REFERENCE_SCHEMA}"))
@@ -147,7 +147,7 @@ def digest_of(engine: Engine, schema: str | None = None) -> str:
 
 
 def digest_of_reference(engine: Engine, reference: dict[Subject, Row]) -> str:
-    """Return the digest that the rows of *reference* have."""
+    """Return the digest of the rows of *reference*."""
     with schema_of(engine, reference) as schema:
         return digest_of(engine, schema)
 

@@ -1,4 +1,4 @@
-"""Rows written out by hand: what events must have become, every column of every row of every table.
+"""Compares tables with expected rows that are written out by hand: every column of every row of every table.
 
 The literals stand in the tests, taken from Stripe's documentation; nothing here knows what a fold reads.
 """
@@ -50,5 +50,5 @@ def _found(engine: Engine, table: Table) -> list[dict[str, Any]]:
 
 
 def sorted_rows(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return *rows* in an order that they alone decide."""
+    """Return *rows* sorted by their own values."""
     return sorted(({name: row[name] for name in sorted(row)} for row in rows), key=repr)

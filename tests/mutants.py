@@ -1,7 +1,7 @@
-"""Makes mutants: the present code with one thing in it meaning something else.
+"""Makes mutants: copies of the present code with the meaning of one place changed.
 
 Each is made from the syntax tree of a fold, or the text of a view's SQL, as they are now, so that none rots. A mutant
-is named by its place in words and not by its line: the function, what stood there, what stands there.
+is named by its place in words and not by its line: the function, the original text, the new text.
 """
 
 import ast
@@ -37,7 +37,7 @@ VIEWS: Final[Mapping[str, str]] = {
     "schemas/migrations/versions/0001_spine.py": "CREATE VIEW payment_link_funnel",
     "schemas/migrations/versions/0010_true_rows.py": "CREATE OR REPLACE VIEW order_book",
 }
-"""By file: how the statement begins that makes the view as it is now."""
+"""By file: the start of the statement that makes the present view."""
 
 _FLIPPED: Final[Mapping[type[ast.AST], str]] = {
     ast.Eq: "!=",
@@ -70,12 +70,12 @@ _REQUIRED: Final = {"say": (), "Shape": ("table", "subject", "empty"), "Facts": 
 
 
 _OURS: Final = ("event", "step", "facts", "subject", "by", "charge_", "listed")
-"""What holds fields of ours, of whatever name."""
+"""Variables that hold our own objects, all fields of which are mutated."""
 
 
 @dataclass(frozen=True, slots=True)
 class Mutant:
-    """In *file*, from offset *start* to *end*, *right* becomes *wrong*; *number* counts alike ones of one *scope*."""
+    """In *file*, from offset *start* to *end*, *right* becomes *wrong*; *number* counts equal ones of one *scope*."""
 
     file: str
     scope: str
@@ -89,13 +89,13 @@ class Mutant:
 
     @property
     def name(self) -> str:
-        """What names the mutant wherever its lines move to."""
+        """The name of the mutant, which does not depend on line numbers."""
         words = f"{self.file} {self.scope}: {self.right} -> {self.wrong}" + (f" #{self.number}" if self.number else "")
         return " ".join(words.split())
 
     @property
     def is_of_fold(self) -> bool:
-        """Whether it is of a pure fold, so that tests can be tried in memory."""
+        """Whether it is in a pure fold, so that tests can run on it in memory."""
         return self.file.startswith("worker/folds/")
 
     def text(self) -> str:
@@ -142,7 +142,7 @@ def _python(file: str, table_names: tuple[str, ...]) -> Iterator[Mutant]:
 
 
 class _Maker:
-    """Walks one module, and makes what can be made of each node of its tree."""
+    """Walks the tree of one module, and makes all mutants of each node."""
 
     def __init__(self, file: str, columns: Mapping[str, str]) -> None:
         self._file, self._columns = file, columns
@@ -160,7 +160,7 @@ class _Maker:
                 yield from self._walk(node, "module")
 
     def _fields_of_structs(self) -> Iterator[tuple[str, str]]:
-        """Yield each field that is read of Stripe's objects, and the next one of the same type in its class."""
+        """Yield each field of Stripe's objects that is read, and the next field of the same type in its class."""
         for node in self._tree.body:
             if isinstance(node, ast.ClassDef) and any(ast.unparse(base) == "Struct" for base in node.bases):
                 fields = [each for each in node.body if isinstance(each, ast.AnnAssign)]
@@ -175,7 +175,7 @@ class _Maker:
             scope = node.name
         for kind, part, wrong in self._of(node):
             if kind == "number" and scope == "module":
-                continue  # a constant that is only compared, with others like it
+                continue  # a constant that is only compared with constants like it
             start, end = self._span(part)
             yield Mutant(self._file, scope, kind, self._text[start:end], wrong, 0, part.lineno, start, end)
         for child in self._meant(node):
@@ -184,7 +184,7 @@ class _Maker:
 
     @staticmethod
     def _meant(node: ast.AST) -> Sequence[ast.AST]:
-        """Return the children of *node* without types, docstrings and decorators."""
+        """Return the children of *node* but for types, docstrings and decorators."""
         if isinstance(node, ast.JoinedStr):
             return []
         if isinstance(node, ast.FunctionDef):
@@ -254,7 +254,7 @@ class _Maker:
                 pass
 
     def _is_covered(self, parent: ast.AST, child: ast.AST) -> bool:
-        """Return whether another mutant changes *child* already, or it is a key without which nothing is found."""
+        """Return whether another mutant changes *child* already, or *child* is a key that every lookup needs."""
         match parent, child:
             case ast.Compare() | ast.UnaryOp(), ast.Constant():
                 return True
@@ -332,13 +332,13 @@ class _Maker:
 
 
 def _places(node: ast.Dict) -> list[ast.expr]:
-    """Return the values of a mapping to ranks or statuses; none where it is another."""
+    """Return the values of a mapping to ranks or statuses; none for any other mapping."""
     values = [each for each in node.values if isinstance(each, ast.Constant) or ast.unparse(each)[1:].isupper()]
     return values if 1 < len(values) == len(node.values) else []
 
 
 def _names_columns(node: ast.AST) -> bool:
-    """Return whether *node* lists the columns of an empty row, without any of which no row is made."""
+    """Return whether *node* lists the columns of an empty row, each of which every row needs."""
     if isinstance(node, ast.AnnAssign):
         return ast.unparse(node.target) in ("_COLUMNS", "_LINE_COLUMNS")
     return isinstance(node, ast.Call) and ast.unparse(node.func) == "dict.fromkeys"
@@ -381,7 +381,7 @@ _SQL: Final[Sequence[tuple[str, str, str]]] = (
 
 
 def _view(file: str, begin: str) -> Iterator[Mutant]:
-    """Yield the mutants of the view of which the statement in *file* begins so."""
+    """Yield the mutants of the view that a statement in *file* makes, which starts with *begin*."""
     text = (ROOT / file).read_text()
     start = text.index(begin)
     statement = text[start : text.index(";", start)]

@@ -1,4 +1,4 @@
-"""The mutants that behave as the code does, each with what is equal."""
+"""The mutants that behave exactly as the code does, each with the reason."""
 
 from collections.abc import Mapping
 from typing import Final

@@ -1,13 +1,13 @@
-"""Makes mutants of what the folds mean, and counts how many the tests notice.
+"""Makes mutants of the folds, and counts how many of them the tests notice.
 
     deploy/dev run python -m tests.mutate [--seed N] [--sample K] [--minutes M] [--slots S] [--memory [--write]] [WORD…]
 
-Each mutant (see ``tests.mutants``) has to turn the tests of its file red: those of a fold first in memory, where most
-need milliseconds, then in a copy of the tree with a database. With a sample, K of them chosen by the seed; with words,
-only those whose name holds all of them. What behaves as the code does is listed in ``tests.mutants_explained``, with
-the reason, and is not run. In ``--memory`` only mutants of folds are run, without those that take a database to notice:
-see ``tests/mutants_beyond_memory.txt``, which ``--write`` makes again. Prints a table and each survivor with its line.
-Ends with 1 if any mutant survived.
+The tests of a mutant's file have to fail on it (see ``tests.mutants``): mutants of folds are tried first in memory,
+where most need milliseconds, then in a copy of the tree with a database. ``--sample`` runs K mutants chosen by the
+seed; words select the mutants that have all of them in their names. Mutants that behave exactly as the code does are
+listed with the reason in ``tests.mutants_explained``, and are not run. ``--memory`` runs only mutants of folds, and
+leaves out those that only tests with a database notice: they are listed in ``tests/mutants_beyond_memory.txt``, which
+``--write`` makes again. Prints a table and each survivor with its line. Ends with 1 if any mutant survived.
 """
 
 import argparse
@@ -50,7 +50,7 @@ TESTS: Final[dict[str, tuple[str, ...]]] = {
     "0001_spine": ("link_funnel",),
     "0010_true_rows": ("order_book", "refunded"),
 }
-"""By file: what of ``tests/test_literals_*`` is run first, the likeliest to notice before the others."""
+"""By file: the ``tests/test_literals_*`` that run first, the likeliest to notice before the others."""
 THEN: Final[dict[str, tuple[str, ...]]] = {
     "balance": ("chain", "money"),
     "charge": ("settling",),
@@ -62,7 +62,7 @@ THEN: Final[dict[str, tuple[str, ...]]] = {
     "explain": ("explain",),
     "0010_true_rows": ("order_book", "refunds_of_orders"),
 }
-"""By file: what other tests are run where those notice nothing."""
+"""By file: the other tests, which run if those notice nothing."""
 BEYOND_MEMORY: Final = ROOT / "tests" / "mutants_beyond_memory.txt"
 FAVORED_MAX: Final = 12
 SECONDS_MAX: Final = 400
@@ -70,7 +70,7 @@ _PARTS: Final = ("api", "deploy", "schemas", "tests", "worker", "pyproject.toml"
 
 
 def stages(file: str) -> list[list[str]]:
-    """Return the test files that are run for a mutant of *file*: first some, then the rest."""
+    """Return the test files for a mutant of *file*, in two stages: the likeliest to notice, then the rest."""
     first = literal_tests(file)
     return [first[:1], first[1:] + [f"tests/test_{each}.py" for each in THEN.get(Path(file).stem, ())]]
 
@@ -81,7 +81,7 @@ def literal_tests(file: str) -> list[str]:
 
 
 class _Helper:
-    """A process that answers each line with one: see ``tests.mutate_slot`` and ``tests.mutate_pure``."""
+    """A process that answers each line with one line: see ``tests.mutate_slot`` and ``tests.mutate_pure``."""
 
     def __init__(self, module: str, tree: Path, environment: dict[str, str], *arguments: str) -> None:
         command, pipe = [sys.executable, "-m", module, *arguments], subprocess.PIPE
@@ -95,7 +95,7 @@ class _Helper:
         return json.loads(self._process.stdout.readline())
 
     def close(self) -> None:
-        """End it."""
+        """End the process."""
         assert self._process.stdin is not None
         self._process.stdin.close()
         self._process.wait()
@@ -109,11 +109,11 @@ class Memory:
         self._helper = _Helper("tests.mutate_pure", ROOT, dict(os.environ), *sorted(files))
 
     def close(self) -> None:
-        """End it."""
+        """End the process."""
         self._helper.close()
 
     def run(self, mutant: Mutant, favored: Sequence[str]) -> tuple[str, str]:
-        """Return what the tests find of *mutant* that need no database: noticed, with the test, or survived."""
+        """Run the tests that need no database on *mutant*; return noticed, with the test, or survived."""
         if not mutant.is_of_fold:
             return "survived", ""
         name, files = mutant.file[:-3].replace("/", "."), literal_tests(mutant.file)
@@ -138,11 +138,11 @@ class Slot:
         self._helper.close()
 
     def run(self, mutant: Mutant, favored: Sequence[str]) -> tuple[str, str]:
-        """Return what became of *mutant* (noticed, survived or broken), and the test that noticed it."""
+        """Return the verdict on *mutant* (noticed, survived or broken), and the test that noticed it."""
         path = self._tree / mutant.file
         original, stat = path.read_text(), path.stat()
         path.write_text(mutant.text())
-        # Compiled code is taken for that of a source by its time and size, which two mutants may share.
+        # Python identifies the source of compiled code by time and size, which two mutants may share.
         os.utime(path, (next(_times), next(_times)))
         try:
             job = {"favored": favored, "seconds": SECONDS_MAX, "migrates": mutant.file in VIEWS}
@@ -162,7 +162,7 @@ _times: Final = iter(range(1_000_000_000, 2**31))
 
 
 class Run:
-    """The mutants that are run, and what became of each."""
+    """The mutants that are run, and the verdict on each."""
 
     def __init__(self, mutants: Sequence[Mutant], *, deadline: float) -> None:
         self.found: dict[Mutant, str] = {each: "explained" for each in mutants if each.name in EXPLAINED}
@@ -176,13 +176,13 @@ class Run:
         self._killers: dict[str, Counter[str]] = defaultdict(Counter)
 
     def remember(self, memory: Memory) -> None:
-        """Try each mutant in memory, and leave what is not noticed there."""
+        """Try each mutant in memory, and leave the unnoticed ones for the database."""
         for mutant in self._each(self._waiting):
             if not self._try(memory.run, mutant, is_last=False):
                 self.left.put(mutant)
 
     def work(self, slot: Slot) -> None:
-        """Try one after the other of what is left."""
+        """Try the mutants that are left, one after the other."""
         for mutant in self._each(self.left):
             self._try(slot.run, mutant, is_last=True)
 
@@ -202,7 +202,7 @@ class Run:
         return is_known
 
     def survivors(self, *, is_over: bool) -> list[Mutant]:
-        """Return what no test noticed; what is left survived too where that *is_over*."""
+        """Return the mutants that no test noticed; if the run *is_over*, untried ones count as survivors too."""
         while is_over and not self.left.empty():
             self.found[self.left.get()] = "survived"
         return [each for each, verdict in self.found.items() if verdict == "survived"]
@@ -225,7 +225,7 @@ class Run:
 
 
 def diff_of(mutant: Mutant) -> str:
-    """Return what *mutant* changes, as a reader would see it."""
+    """Return the change of *mutant* as a diff."""
     old, new = ((ROOT / mutant.file).read_text(), mutant.text())
     first = old.rindex("\n", 0, mutant.start) + 1
     ends = (old.index("\n", mutant.end), new.index("\n", mutant.start + len(mutant.wrong)))
@@ -235,7 +235,7 @@ def diff_of(mutant: Mutant) -> str:
 
 
 def table_of(found: dict[Mutant, str]) -> Iterator[str]:
-    """Yield a line for each file and each kind: how many were made, noticed, explained, and survived."""
+    """Yield a line for each file and each kind: the numbers of mutants made, noticed, explained, and survived."""
     yield f"{'':<50}{'made':>7}{'noticed':>9}{'explained':>11}{'survived':>10}"
     counted = {each: verdict for each, verdict in found.items() if verdict != "broken"}
     names = [("all", list(counted))]
@@ -250,7 +250,7 @@ def table_of(found: dict[Mutant, str]) -> Iterator[str]:
 
 
 def chosen(words: Iterable[str], *, seed: int, memory: bool, again: bool) -> list[Mutant]:
-    """Return the mutants to be run, in an order that the *seed* decides: in *memory* those that are noticed there."""
+    """Return the mutants to run, in an order decided by the *seed*: in *memory* those that can be noticed there."""
     mutants = [each for each in made() if all(word in each.name for word in words)]
     if memory:
         beyond = set() if again else set(BEYOND_MEMORY.read_text().splitlines())
@@ -270,7 +270,7 @@ def _in_threads(work: Callable[[Any], None], helpers: Sequence[Memory] | Sequenc
 
 
 def run_whole(result: Run, *, slots: int) -> None:
-    """Run the tests with a database on what is left of *result*."""
+    """Run the tests with a database on the mutants of *result* that are left."""
     given = (os.environ.get("DATABASE_URL"), os.environ.get("REDIS_URL"))
     with ExitStack() as running:
         folder = Path(running.enter_context(TemporaryDirectory(prefix="payfold-mutants-")))
@@ -286,7 +286,7 @@ def run_whole(result: Run, *, slots: int) -> None:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run what *arguments* choose, print what became of it, and return 1 if any mutant survived."""
+    """Run the mutants that *arguments* choose, print the verdicts, and return 1 if any mutant survived."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("words", nargs="*")
     parser.add_argument("--seed", type=int, default=secrets.randbelow(2**32))

@@ -1,9 +1,9 @@
 """Runs literal tests on the folds alone: no database, so that a mutant of a fold costs a fraction of a second.
 
-A test that takes events in and reads rows, changes or anomalies by a simple query can be answered from memory: the
-present folds and joins, driven batch by batch as the projection drives them. Which tests can is found by running them
-at the start; what else they need (a view, another process) is left to the database. Then a module and its text, as a
-mutant has it, come from stdin, a line each, and the answer is the test that notices. The arguments are the test files.
+A test that takes events in and reads rows, changes or anomalies by a simple query can be answered from memory: by the
+present folds and joins, driven batch by batch as the projection drives them. All tests are run once at the start to
+find those; tests that need more (a view, another process) are left to the database. Then each line of stdin holds a
+module and its mutated text, and each line of the answer the test that notices. The arguments are the test files.
 """
 
 import gc
@@ -43,7 +43,7 @@ _TYPES: Final = {column.name: column.type for table in _TABLES for column in tab
 
 
 class World:
-    """What batches of events come to, as the projection would have it."""
+    """The rows, changes and anomalies that the projection would make of batches of events."""
 
     def __init__(self) -> None:
         self.rows: dict[Subject, Joined] = {}
@@ -80,7 +80,7 @@ class World:
         self._save(touched, fresh)
 
     def _joined(self, subject: Subject, news: list[Facts]) -> Joined | None:
-        """Return the row *subject* with its *news*: laid over it where they are later than it, else folded anew."""
+        """Return the row *subject* with its *news*: laid over it if they are later, else folded from all its events."""
         shape, held = folds.ROW_SPECS[subject.table], self._own.get(subject)
         is_sure = held is not None and not any(each.kind == join.AMBIGUOUS_ORDER for each in held.anomalies)
         advanced = join.advance(shape, held.row, news) if held is not None and is_sure and news else None
@@ -162,7 +162,7 @@ class World:
 
     @cached_property
     def memory(self) -> sqlite3.Connection:
-        """What simple queries are asked of."""
+        """The in-memory database that answers simple queries."""
         made = sqlite3.connect(":memory:")
         anomalies = [
             {
@@ -182,7 +182,7 @@ class World:
 
 
 def _links(subject: Subject, row: Row) -> Iterator[Subject]:
-    """Yield by what the *row* of a payment is found: itself, and the intent, charge and refund that it names."""
+    """Yield the keys by which the *row* of a payment is found: its own, and the intent, charge and refund it names."""
     if subject.table in ("charges", "payment_intents", "refunds"):
         yield subject
     if subject.table in ("charges", "refunds", "orders", "credit_notes"):
@@ -220,7 +220,7 @@ _ARRAY: Final = re.compile(r"ARRAY\(\s*SELECT (\w+)", re.IGNORECASE)
 
 
 class Listener:
-    """Stands where the engine would, and keeps what a test took in."""
+    """Replaces the engine in a test, and keeps the events that the test took in."""
 
     made: Final[list["Listener"]] = []
 
@@ -229,14 +229,14 @@ class Listener:
         self.forget()
 
     def forget(self) -> None:
-        """Begin again."""
+        """Drop all events."""
         self.batches: list[list[Event]] = []
         self.waiting: list[Event] = []
         self.computed: tuple[int, World] = (0, World())
 
     @property
     def world(self) -> World:
-        """What was taken in comes to."""
+        """The result of the events that were taken in."""
         done, world = self.computed
         for batch in self.batches[done:]:
             world.take(batch)
@@ -287,14 +287,14 @@ _STAND_INS: Final[tuple[tuple[ModuleType, str, Callable[..., Any]], ...]] = (
 
 
 class Tests:
-    """The tests that can be answered from memory: each with its name, what it runs, and on what."""
+    """The tests that can be answered from memory: each with its name, its function, and its arguments."""
 
     def __init__(self) -> None:
         self.found: dict[str, tuple[Callable[..., object], dict[str, Any]]] = {}
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_fixture_setup(self, fixturedef: Any, request: Any) -> object:  # noqa: ANN401 - pytest's own, without types
-        """Give a listener where a test asks for a database."""
+        """Give a test a listener instead of a database."""
         made: dict[str, Callable[[], object]] = {
             **dict.fromkeys(("services", "template_database", "database_url"), lambda: "none"),
             "engine": Listener,
@@ -307,7 +307,7 @@ class Tests:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_pyfunc_call(self, pyfuncitem: pytest.Function) -> None:
-        """Keep what would be run."""
+        """Keep the test function instead of running it."""
         names = pyfuncitem._fixtureinfo.argnames
         self.found[pyfuncitem.nodeid] = (pyfuncitem.obj, {name: pyfuncitem.funcargs[name] for name in names})
 
@@ -318,18 +318,18 @@ class Tests:
             own.forget()
         try:
             function(**arguments)
-        except (Exception, pytest.fail.Exception):  # noqa: BLE001 - whatever it is, the test does not pass
+        except (Exception, pytest.fail.Exception):  # noqa: BLE001 - any failure of the test
             return False
         return True
 
 
 def listen(files: Iterable[str]) -> Tests:
-    """Return those tests of *files* that the folds alone can answer."""
+    """Return the tests of *files* that the folds alone can answer."""
     for module, name, stand_in in _STAND_INS:
         setattr(module, name, stand_in)
     found = Tests()
     options = ["-q", "-n", "0", "-p", "no:cacheprovider", "--tb=no", "--assert=plain", "--disable-warnings"]
-    if chosen := list(files):  # without any, all tests there are would be run
+    if chosen := list(files):  # without any argument, pytest would run all tests
         pytest.main([*options, *chosen], plugins=[found])
     for each in list(found.found):
         arguments = found.found[each][1].values()
@@ -343,9 +343,9 @@ def listen(files: Iterable[str]) -> Tests:
 
 
 def put(module: ModuleType, text: str) -> None:
-    """Give *module*, wherever it is in use, the functions, shapes and constants that *text* has."""
+    """Replace the functions, row specs and constants of *module*, wherever they are in use, by those of *text*."""
     fresh = ModuleType(module.__name__)
-    exec(compile(text, str(module.__file__), "exec"), fresh.__dict__)  # noqa: S102 - what it is for
+    exec(compile(text, str(module.__file__), "exec"), fresh.__dict__)  # noqa: S102 - its purpose
     for name, new in vars(fresh).items():
         old = vars(module).get(name)
         if isinstance(old, FunctionType) and old.__module__ == module.__name__:
@@ -370,7 +370,7 @@ def noticed_by(tests: Tests, files: list[str], favored: list[str]) -> str:
 
 
 def run(tests: Tests, job: dict[str, Any]) -> str:
-    """Answer the *job* in a process of its own: the test that notices, '' for none."""
+    """Run the *job* in a process of its own and return the test that notices, '' for none."""
     reading, writing = os.pipe()
     if os.fork() == 0:
         os.close(reading)
@@ -378,7 +378,7 @@ def run(tests: Tests, job: dict[str, Any]) -> str:
         try:
             put(import_module(job["module"]), job["text"])
             found = noticed_by(tests, job["files"], job["favored"])
-        finally:  # what cannot even be put in place, the database judges
+        finally:  # a mutant that cannot be put in place is left to the database
             os.write(writing, found.encode())
             os._exit(0)
     os.close(writing)

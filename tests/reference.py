@@ -1,4 +1,4 @@
-"""What a set of events must come to: the design's rules as plainly as they can be computed, and as slowly.
+"""Reference implementation: the tables that a set of events must give, computed by the design's rules, plain and slow.
 
 Written from the design and Stripe's documentation alone, and independent of the engine: it shares neither its readings
 of payloads (those here are in ``tests/reference_readings.py``) nor its way to an order. Here every order of a second is
@@ -38,14 +38,14 @@ class TwoShapes(TooMany):
 class ReadWithin(TooMany):
     """An object was read shortly before a second of several events that shows a state of that second.
 
-    Readings are dated too early, and the design does not say which of the two comes first: what must come of it is held
-    by tests/test_hidden_truth.py, whose accounts know.
+    Reads are dated too early, and the design leaves open which of the two comes first. tests/test_hidden_truth.py
+    checks these cases instead, because its accounts know the true order.
     """
 
 
 @dataclass(frozen=True)
 class Known:
-    """A row, before charges settle it, with the rows that are parts of it, and whether its order is in doubt."""
+    """A row before charges settle it, the rows that are its parts, and whether the order of its events is in doubt."""
 
     row: Row
     parts: dict[Subject, Row]
@@ -53,10 +53,10 @@ class Known:
 
 
 def tables_of(bodies: Iterable[bytes], *, account: str = "") -> dict[Subject, Row]:
-    """Return the rows that the events in *bodies* come to; the first rendering of each id counts.
+    """Return the rows of the events in *bodies*; the first rendering of each id counts.
 
     Raises:
-        TooMany: a second cannot be tried out.
+        TooMany: the orders of a second cannot all be tried.
     """
     found: dict[Subject, Row] = {}
     for subject, known in account_of(bodies, account=account).items():
@@ -67,7 +67,7 @@ def tables_of(bodies: Iterable[bytes], *, account: str = "") -> dict[Subject, Ro
 
 
 def account_of(bodies: Iterable[bytes], *, account: str = "") -> dict[Subject, Known | None]:
-    """Return what is known of each row before charges settle it, None where a second cannot be tried out."""
+    """Return each row before charges settle it, None where the orders of a second cannot all be tried."""
     objects = objects_of(bodies, account=account)
     subjects = {subject: None for thing in objects for subject in subjects_of(thing, objects)}
     return {subject: _known_or_none(subject, objects) for subject in subjects}
@@ -84,12 +84,12 @@ Objects = Mapping[Thing, Sequence[Report]]
 
 
 def public(row: Mapping[str, Any]) -> Row:
-    """Return an engine's *row* without the columns that are its own."""
+    """Return a *row* of the engine without its internal columns."""
     return {name: value for name, value in row.items() if not name.startswith("_")}
 
 
 def objects_of(bodies: Iterable[bytes], *, account: str = "") -> Objects:
-    """Return what is reported of each object, without the events that an operator ignored."""
+    """Return the reports of each object, without the events that an operator ignored."""
     events: dict[tuple[str, bool, str], Report] = {}
     ignored = set()
     for body in bodies:
@@ -106,7 +106,7 @@ def objects_of(bodies: Iterable[bytes], *, account: str = "") -> Objects:
     return found
 
 
-# ---- Which rows there are ----
+# ---- The rows that exist ----
 
 TABLE_OF: Final = {
     "checkout.session": "orders",
@@ -149,7 +149,7 @@ def _has_balance(report: Report) -> bool:
 
 
 def known_of(subject: Subject, objects: Objects) -> Known:
-    """Return what is known of one row."""
+    """Return one row, before charges settle it."""
     if subject.table == "balances":
         return _balance(subject, objects)
     if subject.table == "credit_note_lines":
@@ -180,7 +180,7 @@ def _payment_of_invoice(subject: Subject, objects: Objects) -> Known:
 
 
 def _known(subject: Subject, rows: Sequence[Row], parts: dict[Subject, Row]) -> Known:
-    """Return the likeliest of *rows*; it is in doubt where another has other values in it."""
+    """Return the likeliest of *rows*; it is in doubt if another one has other values."""
     shown = [_shown(subject, row) for row in rows]
     values = [{name: row[name] for name in row if name not in ("event_id", "as_of")} for row in shown]
     return Known(shown[0], parts, any(each != values[0] for each in values))
@@ -197,17 +197,17 @@ def _of_payment(report: Report) -> Report:
 
 
 Course = tuple[Report, ...]
-"""An object's events in an order that they may have had, without twins."""
+"""An object's events in a possible order, without twins."""
 NOTHING: Final = object()
-"""What the event of an object's creation follows."""
+"""The state before the event of an object's creation."""
 Start = Report | object | None
 
 
 @dataclass(frozen=True)
 class Way:
-    """One way through a second: its events in an order, those that are left out, and how many do not fit.
+    """One way through a second: its events in an order, the events left out, and the number of steps that do not fit.
 
-    ``strangeness`` is 0 where what is left out is what the rule names: no more than helps, of the right steps.
+    ``strangeness`` is 0 if the rule names exactly the events that are left out: no more than help, of the right steps.
     """
 
     reports: Course
@@ -222,7 +222,7 @@ class Way:
 
     @property
     def carried(self) -> Course:
-        """What is folded: a twin of another version is no step, but what it alone carries is known from it."""
+        """The events that are folded: a twin of another version is no step, but adds the columns that it alone has."""
         return tuple(
             each
             for report in self.reports
@@ -232,9 +232,9 @@ class Way:
 
 @dataclass(frozen=True)
 class Group:
-    """The events of one rank and stamp, and by which ways they may have gone on from the group *before*.
+    """The events of one rank and stamp, and the ways in which they may continue the group *before*.
 
-    ``ways`` has each possible way with the way of the group before that it goes on from, None where it begins.
+    ``ways`` has each possible way with the way of the group before that it continues, None for the first group.
     """
 
     members: Sequence[Report]
@@ -253,9 +253,9 @@ class Group:
         return [max(ways, key=_likelihood) for ways in ranked]
 
     def ways_to(self, end: Way) -> "list[tuple[Way | None, Way]]":
-        """Return for each way of the group before the likeliest that goes on from it to the state of *end*.
+        """Return for each way of the group before the likeliest way that continues it to the state of *end*.
 
-        One for each number of changes of a customer's balance, since these are counted.
+        There is one for each number of changes of a customer's balance, since these are counted.
         """
         found: dict[tuple[int, int], tuple[Way | None, Way]] = {}
         for start, way in sorted(self.ways, key=_likelihood_of_pair):
@@ -271,7 +271,7 @@ def _likelihood_of_pair(pair: "tuple[Way | None, Way]") -> tuple[Any, ...]:
 
 
 def courses_of(reports: Iterable[Report], ledger: Mapping[Stamp, "Page"] | None = None) -> list[Course]:
-    """Return the orders that the events of one object may have had, the likeliest first; raises TooMany."""
+    """Return the possible orders of the events of one object, the likeliest first; raises TooMany."""
     groups: list[Group] = []
     by_place: dict[tuple[int, Stamp], list[Report]] = defaultdict(list)
     for report in sorted(reports, key=lambda each: each.event_id):
@@ -288,7 +288,7 @@ def courses_of(reports: Iterable[Report], ledger: Mapping[Stamp, "Page"] | None 
 
 
 def _require_no_reading(groups: Sequence[Group], members: Sequence[Report], stamp: Stamp) -> None:
-    """Raise ReadWithin where a reading before *members* may be of what they did in the second *stamp*."""
+    """Raise ReadWithin if a read before *members* may show a state of theirs in the second *stamp*."""
     states = [state for each in members for state in (each.before, each.after) if state is not None]
     near = [group for group in groups if stamp[0] - group.stamp[0] <= READING_TIME_MAX]
     read = [each for group in near for each in group.members if each.is_observation and each.before is each.after]
@@ -297,7 +297,7 @@ def _require_no_reading(groups: Sequence[Group], members: Sequence[Report], stam
 
 
 def _choices(groups: Sequence[Group], chosen: dict[int, Way]) -> Iterator[dict[int, Way]]:
-    """Yield which way each group may have gone: where the last ended, then where those ended that it goes on from."""
+    """Yield a way for each group: choose the end of the last group, then the ends of the groups that it continues."""
     if not groups:
         yield chosen
         return
@@ -312,13 +312,13 @@ def _choices(groups: Sequence[Group], chosen: dict[int, Way]) -> Iterator[dict[i
 
 
 def _is_moved(first: Report, groups: Sequence[Group]) -> bool:
-    """Whether the rank of *first* is reached in its second: what came before is of lower ranks."""
+    """Whether the rank of *first* is reached in its second: all earlier events are of lower ranks."""
     known = [group.rank for group in groups if group.stamp <= first.stamp]
     return bool(known) and max(known) < first.rank
 
 
 def _group(members: Sequence[Report], before: Group | None, movers: Sequence[Report], page: "Page | None") -> Group:
-    """Try every way from every state that the group before may have ended in, and keep those of the fewest gaps."""
+    """Try every way from every end state of the group before, and keep those with the fewest gaps."""
     starts: list[tuple[Way | None, Start]] = [(end, end.last) for end in before.ends] if before else []
     if any(report.before is None for report in members):
         starts.append((None, NOTHING))
@@ -332,20 +332,20 @@ def _group(members: Sequence[Report], before: Group | None, movers: Sequence[Rep
 
 
 def _counted(way: Way, others: Sequence[Way]) -> Way:
-    """Return *way* with its strangeness among *others* of the same start, of as few gaps."""
+    """Return *way* with its strangeness among *others* of the same start and as few gaps."""
     least = min(len(other.left_out) for other in others)
     losers = max(_losing(other) for other in others if len(other.left_out) == least)
     return replace(way, strangeness=2 * (len(way.left_out) - least) + (_losing(way) != losers))
 
 
 def _losing(way: Way) -> list[str]:
-    """Return for each event that is left out the greatest id of its equals: the greatest of them loses one first."""
+    """Return for each event left out the greatest id of its equals: the step with the greatest id is left out first."""
     greatest = (max(each.event_id for each in way.reports if _are_one_step(each, out)) for out in way.left_out)
     return sorted(greatest, reverse=True)
 
 
 def _ways(members: Sequence[Report], start: Start, movers: Sequence[Report]) -> Iterator[Way]:
-    """Yield every way, in all orders, without and with equal steps left out."""
+    """Yield every way: all orders, with all choices of equal steps left out."""
     if len(members) > EVENTS_MAX:
         raise TooMany
     if "features" in members[0].after and len({tuple(sorted(report.after)) for report in members}) > 1:
@@ -356,7 +356,7 @@ def _ways(members: Sequence[Report], start: Start, movers: Sequence[Report]) -> 
 
 
 def _leavings(members: Sequence[Report]) -> Iterator[Course]:
-    """Yield which of equal steps may be left out: of each kind all but one at most, those with the least ids."""
+    """Yield the sets of equal steps that may be left out: of each kind at most all but one, the least ids first."""
     kinds: list[list[Report]] = []
     for report in members:
         kind = next((kind for kind in kinds if _are_one_step(kind[0], report)), None)
@@ -370,9 +370,9 @@ def _leavings(members: Sequence[Report]) -> Iterator[Course]:
 
 
 def _are_one_step(one: Report, other: Report) -> bool:
-    """Whether two events may be twins: they agree on all that both carry, as they do by two versions."""
+    """Whether two events may be twins: they agree on all columns that both carry, also across two versions."""
     if one.thing != other.thing:
-        return False  # Each transaction of a ledger is one of its own.
+        return False  # Two transactions of a ledger are never one step.
     if one.before is None or other.before is None:
         return one.before is other.before and _fits(one.after, other.after)
     return _fits(one.before, other.before) and _fits(one.after, other.after)
@@ -392,7 +392,7 @@ def _gaps_before(first: Report, start: Start, movers: Sequence[Report]) -> int:
     after = start.after if isinstance(start, Report) else {}
     if not movers:
         return start is not None and not _fits(first.before, after)
-    # The second begins with what moved the rank, or with what leads to the same.
+    # The second begins with an event that moved the rank, or with one of the same state before it.
     return min(
         (not _fits(first.before, mover.before or {}))
         + (mover.before is not mover.after and not _fits(mover.before, after))
@@ -401,14 +401,14 @@ def _gaps_before(first: Report, start: Start, movers: Sequence[Report]) -> int:
 
 
 def _movers(members: Sequence[Report]) -> list[Report]:
-    """Return what may have moved the rank: what lists it, else events that do not list what was before, else all."""
+    """Return the possible movers of the rank: events that list it, else those without previous values, else all."""
     listing = [report for report in members if report.rank_before < report.rank]
     unlisted = [report for report in members if report.before is report.after]
     return listing or [report for report in unlisted if not report.is_observation] or unlisted
 
 
 def _fits(before: Row | None, after: Row) -> bool:
-    """Whether what was *before* an event is what was *after* another, on the columns that both carry."""
+    """Whether the state *before* an event equals the state *after* another, in the columns that both carry."""
     return before is not None and all(before[name] == after[name] for name in before.keys() & after.keys())
 
 
@@ -417,20 +417,20 @@ def _state(report: Report) -> str:
 
 
 def _sorted(value: Any) -> Any:  # noqa: ANN401 - a JSON value
-    """Return *value* with its keys in one order, so that equal ones are written alike."""
+    """Return *value* with sorted keys, so that equal values have equal texts."""
     if isinstance(value, dict):
         return [(name, _sorted(value[name])) for name in sorted(value)]
     return [_sorted(each) for each in value] if isinstance(value, list) else value
 
 
 def _likelihood(way: Way) -> tuple[Any, ...]:
-    """Return what decides between two ways to one state; of several steps that could lose one, the greatest id does."""
+    """Return the sort key between two ways to one state; of several steps that could lose one, the greatest id does."""
     left = sorted((report.event_id for report in way.left_out), reverse=True)
     return (*_preference(way), -len(left), left, [report.event_id for report in reversed(way.reports)])
 
 
 def _preference(way: Way) -> tuple[Any, ...]:
-    """Return what decides between two states that a second may have ended in."""
+    """Return the sort key between two possible end states of a second."""
     last = way.last
     amount = last.after.get("amount_refunded")
     is_closed = last.thing[2] == "dispute" and last.after.get("status") in ("won", "lost", "warning_closed")
@@ -453,7 +453,7 @@ REFERENCES: Final = {
 
 
 def folded(subject: Subject, course: Sequence[Report]) -> Row:
-    """Return the row of the events of *course*, which are in their order."""
+    """Return the row of the events of *course*, which are in order."""
     row: Row = {}
     for report in course:
         kept = REFERENCES.get(subject.table, ())
@@ -462,7 +462,7 @@ def folded(subject: Subject, course: Sequence[Report]) -> Row:
             for name, value in report.after.items()
             if value is not None or name not in kept or name not in row
         }
-    # The earliest real event, and what we read ourselves only where that is not dated a little too early.
+    # The earliest real event; a read of our own only if its date cannot be a little too early.
     for name in {name for report in course for name in report.moments}:
         of = [report for report in course if name in report.moments]
         real = min((each.moments[name] for each in of if not each.is_observation), default=None)
@@ -500,9 +500,9 @@ TOTALS: Final = ("amount_subtotal", "amount_total", "currency")
 
 
 def lines_are_complete(course: Iterable["Totals"]) -> bool:
-    """Whether the lines that were listed last are those of the totals that came since (rule 11).
+    """Whether the lines that were listed last agree with the totals that came since (rule 11).
 
-    A listing that carries no totals is of those that the order had by then, and those are null before any is carried.
+    A listing without totals belongs to the totals that the order had then; they are null until an event carries them.
     """
     known: Row = dict.fromkeys(TOTALS)
     is_complete = False
@@ -514,15 +514,15 @@ def lines_are_complete(course: Iterable["Totals"]) -> bool:
 
 
 class Totals(Protocol):
-    """What an event carries of an order's totals, and whether it lists all its lines."""
+    """The totals of an order in one event, and whether the event lists all lines."""
 
     @property
     def after(self) -> Mapping[str, Any]:
-        """The columns that it carries."""
+        """The columns that the event carries."""
 
     @property
     def is_whole(self) -> bool:
-        """Whether it lists all lines."""
+        """Whether the event lists all lines."""
 
 
 def _shown(subject: Subject, row: Row) -> Row:
@@ -540,7 +540,7 @@ def _shown(subject: Subject, row: Row) -> Row:
 
 
 def _parts(subject: Subject, course: Sequence[Report]) -> dict[Subject, Row]:
-    """Return an order's lines: those of the last list that was whole."""
+    """Return an order's lines: those of the last complete list."""
     if subject.table != "orders":
         return {}
     last = next((report for report in reversed(course) if report.is_whole), None)
@@ -558,7 +558,7 @@ def _lines(report: Report, table: str, parent: str) -> dict[Subject, Row]:
 
 
 def _line_of_note(subject: Subject, objects: Objects) -> Known:
-    """Return a line of a credit note as the last event that lists it does: a page that lacks it removes nothing."""
+    """Return a line of a credit note from the last event that lists it: a page without it does not remove it."""
     note = (subject.account, subject.livemode, "credit_note", subject.root)
     rows = []
     for course in courses_of(objects[note]):
@@ -567,11 +567,11 @@ def _line_of_note(subject: Subject, objects: Objects) -> Known:
     return _known(subject, rows, {})
 
 
-# ---- What an old credit note does not carry (rule 6) ----
+# ---- Amounts that an old credit note does not carry (rule 6) ----
 
 
 def _to_balance(subject: Subject, objects: Objects) -> int | None:
-    """Return what went to the balance by the ledger: the negative of the note's transaction."""
+    """Return the amount credited to the balance, by the ledger: the negative of the note's transaction."""
     for thing, reports in objects.items():
         if thing[:2] == (subject.account, subject.livemode) and thing[2] == "customer_balance_transaction":
             row = folded(Subject("balance_transactions", *thing[:2], thing[3]), courses_of(reports)[0])
@@ -581,7 +581,7 @@ def _to_balance(subject: Subject, objects: Objects) -> int | None:
 
 
 def _split(row: Row, by_ledger: int | None) -> None:
-    """Fill in *row* how the amount of a note is split, where no event carried it; what is not known stays null."""
+    """Fill in the parts of a note's amount in *row*, if no event carried them; an unknown part stays null."""
     amount, type_ = row.get("amount"), row.get("type")
     if "pre_payment_amount" not in row and type_ in ("pre_payment", "post_payment") and amount is not None:
         row["pre_payment_amount"] = amount if type_ == "pre_payment" else 0
@@ -596,7 +596,7 @@ def _split(row: Row, by_ledger: int | None) -> None:
 
 
 def _of_rest(row: Row, rest: int | None, by_ledger: int | None) -> tuple[int | None, int | None]:
-    """Return what of the *rest* was refunded, and what went to the balance."""
+    """Return the parts of the *rest* that were refunded and credited to the balance."""
     transaction = row.get("customer_balance_transaction")
     if row.get("refunded_amount") is not None:
         left = None if rest is None else rest - row["refunded_amount"]
@@ -618,12 +618,12 @@ def _of_rest(row: Row, rest: int | None, by_ledger: int | None) -> tuple[int | N
 
 
 Step = tuple[Any, Any, Any]
-"""A currency, a balance in it before a change, and after."""
+"""A currency, and the balance in it before and after a change."""
 
 
 @dataclass(frozen=True)
 class Page:
-    """What a customer's ledger lists of one second: its steps, whether all of them, and where it begins and ends."""
+    """One second of a customer's ledger: its steps, whether they are complete, and the balance before and after."""
 
     steps: Counter[Step]
     is_whole: bool
@@ -631,7 +631,7 @@ class Page:
     ends: Any
 
     def supported(self, ways: Sequence[tuple[Way | None, Way]]) -> list[tuple[Way | None, Way]]:
-        """Return which of *ways* leave out what the ledger does not list, and no more; all where it supports none."""
+        """Return the *ways* that leave out exactly the steps that the ledger lacks; all ways if it fits none."""
         counted = [pair for pair in ways if self._agrees(pair[1])] or list(ways)
         fewest = min(way.gaps for _, way in counted)
         return [pair for pair in counted if pair[1].gaps == fewest and self._joins(pair[1])] or counted
@@ -652,7 +652,7 @@ class Page:
 
 
 def _ledger_of(subject: Subject, objects: Objects) -> Mapping[Stamp, Page]:
-    """Return what the ledger of a customer lists in one currency, by second."""
+    """Return the pages of a customer's ledger in one currency, by second."""
     listed = _listed(subject, objects)[0]
     found = {}
     for at, group in groupby(listed, key=lambda entry: entry.stamp):
@@ -677,7 +677,7 @@ def _step_of_ledger(entry: Report) -> Step:
 
 
 def _balance_step(report: Report) -> Step | None:
-    """Return how an event moved the balance in its currency, None where it did not, or moved another."""
+    """Return an event's step of the balance in its currency, None if it moved no balance or another one."""
     if not _has_balance(report) or report.before is None:
         return None
     before, was = report.before.get("balance"), report.before.get("currency")
@@ -696,7 +696,7 @@ def _balance(subject: Subject, objects: Objects) -> Known:
 
 
 def _balance_row(subject: Subject, course: Course, listed: Course) -> Row:
-    """Return the balance in one currency: the customer's events decide that in the default one, the ledger others."""
+    """Return the balance in one currency: by the customer's events in the default currency, by the ledger in others."""
     own = [report for report in course if _has_balance(report) and report.after["currency"] == subject.currency]
     default = next((each.after["currency"] for each in reversed(course) if "currency" in each.after), None)
     if own and (default == subject.currency or not listed or listed[-1].created <= own[-1].created):
@@ -725,7 +725,7 @@ def _balance_changes(subject: Subject, course: Course) -> dict[Subject, Row]:
 
 
 def _listed(subject: Subject, objects: Objects) -> list[Course]:
-    """Return the ledger of one currency as a chain of balances from 0: each transaction once, as it was read last."""
+    """Return the ledger of one currency as a chain of balances from 0: each transaction once, as last read."""
     entries = []
     for thing, reports in objects.items():
         if thing[:2] != (subject.account, subject.livemode) or thing[2] != "customer_balance_transaction":
@@ -740,17 +740,17 @@ def _listed(subject: Subject, objects: Objects) -> list[Course]:
 
 
 def _entry(last: Report, amount: int, ending: int) -> Report:
-    """Return a transaction as a step of its balance, in the second in which it was made."""
+    """Return a transaction as a step of its balance, dated by the second of its creation."""
     made = last.after.get("created") or last.created
     before, after = ({"currency": last.after["currency"], "ending_balance": at} for at in (ending - amount, ending))
     return replace(last, rank=0, rank_before=0, stamp=(made, made), before=before, after=after)
 
 
-# ---- What charges add to an order (rule 10) ----
+# ---- Charges settle an order (rule 10) ----
 
 
 def settled(found: Mapping[Subject, Row]) -> dict[Subject, Row]:
-    """Return the orders that are complete and not reported as paid, with what the charges of their intent add."""
+    """Return the complete orders that are not reported as paid, settled by the charges of their intents."""
     return {
         subject: _settled(row, found)
         for subject, row in found.items()
@@ -775,7 +775,7 @@ def _settled(order: Row, found: Mapping[Subject, Row]) -> Row:
         and (row["payment_intent"] == order["payment_intent"] or row["charge"] in ids)
     ]
     canceled = [row["canceled_at"] for row in of("payment_intents") if row["id"] == order["payment_intent"]]
-    # Captured beats released: what was once reported as captured paid.
+    # Captured beats released: a hold that was once reported as captured has paid.
     paying = [row for row in charges if row["captured_at"] is not None]
     if paying:
         return order | {"status": "paid", "paid_at": order["paid_at"] or min(row["captured_at"] for row in paying)}
@@ -788,7 +788,7 @@ def _settled(order: Row, found: Mapping[Subject, Row]) -> Row:
 
 
 def _released_at(charge: Row, refunds: Sequence[Row], canceled: Sequence[Any]) -> Any:  # noqa: ANN401 - a time
-    """Return when a hold was released, None where it is still held, or pending."""
+    """Return the time at which a hold was released, None if it is still held, or pending."""
     if charge["status"] == "pending":
         return None
     if charge["released_at"] is not None:

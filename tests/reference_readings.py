@@ -1,8 +1,8 @@
-"""What one event reports, read from its JSON: the columns after it and before it, its rank, and the rows it is about.
+"""Reads one event from its JSON: its columns after and before the event, its rank, and the rows that it is about.
 
-Written from Stripe's documentation alone (stripe-facts, sections 1, 2, 6 and 11, and the design's rules 1 and 3); what
-the events of one object then come to is in ``tests/reference.py``. A column that an event does not carry is absent from
-its columns, and one that it carries as null is None.
+Written from Stripe's documentation alone (stripe-facts, sections 1, 2, 6 and 11, and the design's rules 1 and 3);
+``tests/reference.py`` combines the events of one object. A column that an event does not carry is absent from its
+columns, and one that it carries as null is None.
 """
 
 import json
@@ -21,11 +21,11 @@ Thing = tuple[str, bool, str, str]
 
 @dataclass(frozen=True)
 class Report:
-    """What one event reports of its object.
+    """The report of one event about its object.
 
-    ``after`` and ``before`` are the object's kept columns, whichever rows they belong to; ``before`` is None where
-    nothing came before. ``moments`` are the times at which something became so. ``lines`` are the rows of a list that
-    the event holds, None where it holds none, and ``is_whole`` shows whether that list has no more.
+    ``after`` and ``before`` are the object's kept columns, of all rows that they belong to; ``before`` is None for the
+    first event. ``moments`` are the times at which a state was reached. ``lines`` are the rows of a list that the event
+    holds, None if it holds none, and ``is_whole`` shows whether that list is complete.
     """
 
     thing: Thing
@@ -43,13 +43,13 @@ class Report:
 
     @property
     def is_observation(self) -> bool:
-        """Whether Stripe was asked, or our clock decided: no event of Stripe's."""
+        """Whether it is no event of Stripe's, but an answer to our call or a decision of our clock."""
         return self.type.startswith("payfold.")
 
 
 @dataclass(frozen=True)
 class _Reading:
-    """How one kind of object is read."""
+    """The functions that read one kind of object."""
 
     columns: Callable[[Json, str], Row]
     rank: Callable[[Row, str], int]
@@ -58,7 +58,7 @@ class _Reading:
 
 
 def read(body: bytes, account: str = "") -> Report | None:
-    """Return what the event in *body* reports, None where nothing is kept of its kind."""
+    """Return the report of the event in *body*, None if its kind of object is not kept."""
     envelope = events.read(body)
     event = json.loads(envelope.payload, parse_float=_number)
     if not isinstance(event.get("data"), dict):
@@ -145,11 +145,11 @@ _OURS: Final = (".observed", ".registered", CLOCK, MISSING)
 
 
 def _object_of(type_: str) -> str | None:
-    """Return the kind of object that events of *type_* carry, None where they are not kept."""
+    """Return the kind of object that events of *type_* carry, None if it is not kept."""
     if not type_.startswith("payfold."):
         return _TYPES.get(type_)
     found = next((type_.removeprefix("payfold.").removesuffix(end) for end in _OURS if type_.endswith(end)), None)
-    # Of an intent its cancellation alone is kept, which only an event reports.
+    # Only the cancellation of an intent is kept, and only an event reports it.
     return found if found in _READINGS and found != "payment_intent" else None
 
 
@@ -157,7 +157,7 @@ def _object_of(type_: str) -> str | None:
 
 
 def _number(text: str) -> object:
-    """Other languages write whole numbers with a decimal point."""
+    """Read a whole number, which other languages write with a decimal point."""
     value = float(text)
     return int(value) if value.is_integer() else value
 
@@ -171,7 +171,7 @@ def _maybe_time(seconds: int | None) -> datetime | None:
 
 
 def _id(value: Any) -> Any:  # noqa: ANN401 - an id or an object
-    """Return the id where an object stands in its place, as an API read with ``expand`` has it."""
+    """Return the id, also of a whole object that ``expand`` has put in its place."""
     return value["id"] if isinstance(value, dict) else value
 
 
@@ -201,19 +201,19 @@ def _at(about: Json, path: str) -> Any:  # noqa: ANN401 - a JSON value
 
 
 def _first(about: Json, *paths: str) -> Any:  # noqa: ANN401 - a JSON value
-    """Return the first value of *paths* that is there and not null; else None where one is there, else ``_NONE``."""
+    """Return the first value at *paths* that is present and not null; else None if one is present, else ``_NONE``."""
     found = [value for path in paths if (value := _at(about, path)) is not _NONE]
     return next((value for value in found if value is not None), None if found else _NONE)
 
 
 def _columns(about: Json, plan: Mapping[str, tuple[Callable[[Any], Any], tuple[str, ...]]]) -> Row:
-    """Return the columns of *plan* that *about* carries: each is made of the first place that has a value."""
+    """Return the columns of *plan* that *about* carries: each from the first of its places that has a value."""
     read_ = {name: (make, _first(about, *paths)) for name, (make, paths) in plan.items()}
     return {name: make(value) for name, (make, value) in read_.items() if value is not _NONE}
 
 
 def _as(make: Callable[[Any], Any], *names: str) -> dict[str, tuple[Callable[[Any], Any], tuple[str, ...]]]:
-    """Return the plan of columns that are the object's own keys of the same *names*."""
+    """Return the plan of columns that are keys of the object with the same *names*."""
     return {name: (make, (name,)) for name in names}
 
 
@@ -269,7 +269,7 @@ def _session(about: Json, type_: str) -> Row:
 
 
 def _before_conversion(about: Json, conversion: Json) -> Row:
-    """Return a session's amounts in the shop's currency: the two totals alone are known in it."""
+    """Return a session's amounts in the shop's currency, in which only the two totals are known."""
     return {
         "currency": conversion["source_currency"],
         "amount_subtotal": conversion["amount_subtotal"],
@@ -281,7 +281,7 @@ def _before_conversion(about: Json, conversion: Json) -> Row:
 
 
 def _session_rank(after: Row, type_: str) -> int:
-    """Return the rank: open, expired by our clock, expired, unpaid, failed, paid; an unknown word is the lowest."""
+    """Return the rank: open, expired by our clock, expired, unpaid, failed, paid; an unknown status is the lowest."""
     if type_.endswith(MISSING):
         return -1
     if type_.endswith(CLOCK):
@@ -365,7 +365,7 @@ def _transaction(about: Json, _type: str) -> Row:
     return _columns(about, _TRANSACTION_PLAN)
 
 
-# ---- Invoices and what paid them ----
+# ---- Invoices and their payments ----
 
 _INVOICE_PLAN: Final = {
     **_as(_plain, "number", "status", "currency", "total", "amount_due", "amount_paid", "amount_remaining"),
@@ -376,7 +376,7 @@ _INVOICE_PLAN: Final = {
     "created": (_maybe_time, ("created", "date")),
 }
 PAYMENT: Final = "payment."
-"""What begins the names of an old invoice's columns that are those of its payment."""
+"""The prefix of an old invoice's columns that belong to its payment."""
 _PAYMENT_STATUSES: Final = {
     "draft": "open",
     "open": "open",
@@ -394,7 +394,7 @@ def _invoice(about: Json, type_: str) -> Row:
 
 
 def _status_of_2015(about: Json) -> str | None:
-    """Return the status that three booleans amount to, where they do."""
+    """Return the status that three booleans stand for, None if they stand for none."""
     if about.get("paid"):
         return "paid"
     if about.get("forgiven"):
@@ -403,7 +403,7 @@ def _status_of_2015(about: Json) -> str | None:
 
 
 def _payment_of(about: Json, found: Row) -> Row:
-    """Return what an invoice of before basil carries of its payment: it is its own, where it names what paid it."""
+    """Return the payment columns of an invoice of before basil; the payment is its own if the invoice names it."""
     named = {name: _id(about.get(name)) for name in ("payment_intent", "charge")}
     if not any(named.values()):
         return {}
@@ -505,7 +505,7 @@ def _charge(about: Json, _type: str) -> Row:
 
 
 def _is_released(after: Row, type_: str) -> bool:
-    """Whether a hold is over without a capture: the event's type reports it, or a refund of what was not captured."""
+    """Whether a hold ended without a capture: the event's type reports it, or a refund of an uncaptured charge."""
     return type_ == "charge.expired" or (after.get("refunded") is True and after.get("captured") is False)
 
 

@@ -1,8 +1,8 @@
 """Stripe's objects at random, in every shape that its versions gave them, written from its API reference.
 
-No two values of an object are equal, so that a value read from the wrong place shows. Money adds up where Stripe adds
-it up. What the reference calls nullable is null in part of the objects, what it calls expandable is an id, or the whole
-object in an answer. The names of the shapes are the API versions that first had them.
+No two values of an object are equal, so that a value read from the wrong place is noticed. Money adds up where Stripe
+adds it up. Fields that the reference calls nullable are null in some objects; expandable fields are ids, or whole
+objects in an answer. The names of the shapes are the API versions that first had them.
 """
 
 import random
@@ -57,7 +57,7 @@ class Chance(random.Random):
         return self.choice(({}, [], {"cart": self.text(), "note": self.text()}))
 
     def reference(self, prefix: str, kind: str, *, expanded: bool) -> Any:  # noqa: ANN401 - an id or an object
-        """Return a nullable reference to an object of the type *kind*, sometimes whole where it may be *expanded*."""
+        """Return a nullable reference to an object of the type *kind*, sometimes the whole object if *expanded*."""
         id_ = self.id_(prefix)
         whole = {"id": id_, "object": kind, "created": self.at(), "amount": self.number(), "status": self.text()}
         return self.maybe(whole if expanded and self.flag() else id_)
@@ -85,7 +85,7 @@ def _list_of(chance: Chance, items: Sequence[Body], *, whole: bool) -> Body:
 
 
 def _session(chance: Chance, *, expanded: bool = False) -> Body:
-    """Return what every version since 2021 has in common."""
+    """Return the fields that every version since 2021 has."""
     status, payment_status = chance.choice((("open", "unpaid"), ("complete", "paid"), ("expired", "unpaid")))
     return {
         "id": chance.id_("cs"),
@@ -218,7 +218,7 @@ def payment_link(chance: Chance) -> tuple[str, str | None, Body]:
 
 
 def customer(chance: Chance) -> tuple[str, str | None, Body]:
-    """Return a customer, where the balance had another name until 2019-10-17."""
+    """Return a customer; its balance had another name until 2019-10-17."""
     balance, version = chance.choice((("balance", ENDIVE), ("account_balance", "2017-08-15")))
     body = {
         "id": chance.id_("cus"),
@@ -237,7 +237,7 @@ def customer(chance: Chance) -> tuple[str, str | None, Body]:
 
 
 def deleted_customer(chance: Chance) -> tuple[str, str | None, Body]:
-    """Return what is left of a customer."""
+    """Return the tombstone of a customer."""
     return observed({"id": chance.id_("cus"), "object": "customer", "deleted": True})
 
 
@@ -338,7 +338,7 @@ def invoice_of_2018(chance: Chance) -> tuple[str, str | None, Body]:
 
 
 def deleted_invoice(chance: Chance) -> tuple[str, str | None, Body]:
-    """Return what is left of a draft."""
+    """Return the tombstone of a draft."""
     return observed({"id": chance.id_("in"), "object": "invoice", "deleted": True})
 
 
@@ -362,7 +362,7 @@ def _invoice_payment(chance: Chance, invoice: str) -> Body:
 
 
 def invoice_payment(chance: Chance) -> tuple[str, str | None, Body]:
-    """Return what paid an invoice."""
+    """Return the payment of an invoice."""
     body = _invoice_payment(chance, chance.id_("in"))
     return ("invoice_payment.paid", ENDIVE, body) if body["status"] == "paid" else observed(body)
 
@@ -420,7 +420,7 @@ def _refunded(chance: Chance) -> Body:
 
 
 def credit_note_of_endive(chance: Chance) -> tuple[str, str | None, Body]:
-    """Return a credit note whose parts after payment add up: refunds, out of band, and the customer's balance."""
+    """Return a credit note with post-payment parts that add up: refunds, out of band, and the customer's balance."""
     body = _credit_note(chance)
     refunds = [_refunded(chance) for _ in range(chance.randrange(3))]
     to_balance = chance.choice((0, chance.number()))

@@ -1,6 +1,6 @@
-"""The worker or the clock with short intervals, and with faults of its own: ``python -m tests.short_worker``.
+"""The worker or the clock with short intervals, and with injected faults: ``python -m tests.short_worker``.
 
-For the tests of what looks after a process, which would otherwise take minutes.
+It keeps the tests of the watchdogs short, which would otherwise take minutes.
 """
 
 import argparse
@@ -23,7 +23,7 @@ LIMITS: Final = Limits(look=0.2, deaf=3.0, intervals=1.0)
 
 
 class DeafChannel(broker.Channel):
-    """A channel that soon asks Redis for nothing any more: the read is swallowed, and the process goes on."""
+    """A channel that soon stops reading from Redis: the read is dropped, and the process continues."""
 
     asks_max: ClassVar[int] = 2
     deaf_max: ClassVar[int] = 1
@@ -41,13 +41,13 @@ class DeafChannel(broker.Channel):
 
 
 class DeafTransport(broker.Transport):
-    """A transport whose first channels go deaf."""
+    """A transport that makes its first channels deaf."""
 
     Channel = DeafChannel
 
 
 class Stuck(schedule):
-    """A time to send a message that takes for ever to be found out."""
+    """A schedule that never returns when asked for the next time."""
 
     def is_due(self, _: Any) -> Any:  # noqa: ANN401 - Celery's own
         """Return never."""

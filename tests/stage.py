@@ -1,4 +1,4 @@
-"""The sandbox Stripe on a port, and the jobs that call it, for the tests of what Payfold does there."""
+"""The sandbox Stripe on a port, and the jobs that call it, for the tests of Payfold's calls to Stripe."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -47,7 +47,7 @@ class Stage:
         body_seconds_max: float = BODY_SECONDS_MAX,
         **more: Any,  # noqa: ANN401 - the context's own
     ) -> JobContext:
-        """Return a worker's desk, whose clock is *later* than Stripe's; the SDK does not try again by itself."""
+        """Return a worker's job context with a clock *later* than Stripe's; the SDK does not retry by itself."""
         api = StripeApi(
             self.settings,
             self.redis,
@@ -63,15 +63,15 @@ class Stage:
         return datetime.fromtimestamp(self.account.now, UTC)
 
     def open(self, count: int = 1, *, ago: int = 2 * HOUR, **fields: Any) -> list[str]:  # noqa: ANN401 - a session's own
-        """Return sessions that were opened *ago* seconds before now, and registered."""
+        """Open and register sessions, let *ago* seconds pass, and return them."""
         sessions = [self.account.open_session(**fields) for _ in range(count)]
         self.register(sessions)
         self.account.advance(ago)
         return sessions
 
     def register(self, sessions: list[str]) -> None:
-        """Record *sessions* as the shop does when it has opened them, and fold that."""
-        told = [
+        """Record *sessions* as the shop does when it has opened them, and fold them."""
+        registered = [
             observations.observe(
                 checkout.REGISTERED,
                 self.account.session(session),
@@ -83,7 +83,7 @@ class Stage:
             for session in sessions
         ]
         with database.transaction(self.engine) as connection, database.cursor(connection) as cursor:
-            inbox.record(cursor, told)
+            inbox.record(cursor, registered)
         self.fold()
 
     def fold(self) -> None:
@@ -96,7 +96,7 @@ class Stage:
         self.fold()
 
     def expire(self, context: JobContext | None = None) -> JobResult:
-        """Let the clock's job expire what is stale, and fold what it brought."""
+        """Run the clock's job that expires stale sessions, and fold what it recorded."""
         found = expiry.run_once(context or self.context())
         self.fold()
         return found
@@ -108,7 +108,7 @@ class Stage:
         return status
 
     def rows(self, statement: str, **values: object) -> list[dict[str, Any]]:
-        """Return what *statement* selects."""
+        """Return the rows that *statement* selects."""
         return ledger.rows(self.engine, statement, **values)
 
     def kinds(self, session: str) -> list[str]:
@@ -116,7 +116,7 @@ class Stage:
         return ledger.kinds(self.engine, session)
 
     def statuses(self) -> list[tuple[str, int | None]]:
-        """Return what was called and answered, in its order: the last word of the path, and the status."""
+        """Return the calls in order: the last word of the path, and the status of the answer."""
         return [(f"{made.method} {made.path.rsplit('/', 1)[-1][:6]}", made.status) for made in self.api.calls]
 
 
@@ -130,7 +130,7 @@ def stage(
     history: Callable[[], Account] | None = None,
     **settings: str,
 ) -> Iterator[Stage]:
-    """Serve an account of *seed*, or one with a *history*, and yield it with what calls it.
+    """Serve an account of *seed*, or one with a *history*, and yield it with the jobs that call it.
 
     *settings* are laid over the usual ones.
     """

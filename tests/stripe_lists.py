@@ -1,7 +1,7 @@
 """Stripe's lists over HTTP, of objects that a test made: https://docs.stripe.com/api/pagination.
 
 Only what an audit calls: ``GET`` of a list with ``limit``, ``starting_after``, ``created[gte]`` and ``status``, and of
-one object. It knows nothing of what Payfold makes of the answers.
+one object. It does not depend on how Payfold uses the answers.
 """
 
 import json
@@ -28,7 +28,7 @@ def _let_in(_: str) -> int:
 
 @contextmanager
 def serving(worlds: Mapping[str, Lists], *, now: int, door: Callable[[str], int] = _let_in) -> Iterator[str]:
-    """Serve what each key of *worlds* may see at the second *now*, and yield the address.
+    """Serve to each key of *worlds* its objects as of the second *now*, and yield the address.
 
     A world of a connected account is named as ``key@acct_1``. Another key is answered 401, another account 403. *door*
     is given the path and the query of each call, and returns the status that it is to have.
@@ -64,7 +64,7 @@ def serving(worlds: Mapping[str, Lists], *, now: int, door: Callable[[str], int]
 
 
 def answered(lists: Lists, path: str, asked: Mapping[str, list[str]]) -> tuple[int, Body]:
-    """Return the status and the JSON of what Stripe answers to *path*."""
+    """Return the status and the JSON of Stripe's answer to *path*."""
     if path in lists:
         after = asked.get("starting_after", [None])[0]
         if after is not None and not any(each["id"] == after and not each.get("deleted") for each in lists[path]):
@@ -76,7 +76,7 @@ def answered(lists: Lists, path: str, asked: Mapping[str, list[str]]) -> tuple[i
 
 
 def page(objects: Sequence[Body], path: str, asked: Mapping[str, list[str]]) -> Body:
-    """Return a page, newest first; deleted objects are retrieved as such, and not listed."""
+    """Return a page, newest first; deleted objects can be retrieved, and are not listed."""
     since = int(asked.get("created[gte]", ["0"])[0])
     status = asked.get("status", [None])[0]
     found = [

@@ -42,7 +42,7 @@ def event(
 
 
 def session(id_: str = "cs@", /, **fields: object) -> Body:
-    """Return a session that was completed and paid with one of the delayed or captured methods."""
+    """Return a session that was completed and paid by a delayed method or by a capture."""
     return {
         "id": id_,
         "object": "checkout.session",
@@ -70,7 +70,7 @@ def session(id_: str = "cs@", /, **fields: object) -> Body:
 
 
 def charge(id_: str = "ch@", /, **fields: object) -> Body:
-    """Return a charge of 5000 that succeeded and was captured whole, of which nothing was refunded."""
+    """Return a charge of 5000 that succeeded, was captured in whole, and was not refunded."""
     return {
         "id": id_,
         "object": "charge",
@@ -97,7 +97,7 @@ def hold(id_: str = "ch@", /, **fields: object) -> Body:
 
 
 def released(id_: str = "ch@", /, **fields: object) -> Body:
-    """Return a charge of which the hold was released: refunded whole without having been captured."""
+    """Return a charge with a released hold: refunded in whole without a capture."""
     return hold(id_, amount_refunded=5000, refunded=True, **fields)
 
 
@@ -201,21 +201,21 @@ def arrived_in_every_way(services: Services, histories: Mapping[str, Sequence[by
 
 
 def ways(name: str, bodies: Sequence[bytes]) -> Iterator[tuple[str, list[list[bytes]]]]:
-    """Yield the ways in which a history may arrive, as batches in their order; before each what its ids end in."""
+    """Yield the ways in which a history may arrive, each as the suffix of its ids and its batches in order."""
     for number, batches in enumerate(ledger.splits(bodies)):
         yield suffix(name, number), batches
 
 
 def named(body: bytes, name: str, number: int = 0) -> bytes:
-    """Return *body* with its ids made those of the arrival *number* of the history *name*."""
+    """Return *body* with the ids of the arrival *number* of the history *name*."""
     return body.replace(b"@", suffix(name, number).encode())
 
 
 def suffix(name: str, number: int = 0) -> str:
-    """Return what the ids of the arrival *number* of the history *name* end in; 0 is the order as written."""
+    """Return the suffix of the ids in the arrival *number* of the history *name*; 0 is the order as written."""
     return f".{name}.{number}"
 
 
 def suffixes(name: str, bodies: Sequence[bytes]) -> Iterator[str]:
-    """Yield what the ids of every arrival of a history end in."""
+    """Yield the suffix of the ids of every arrival of a history."""
     return (suffix(name, number) for number in range(factorial(len(bodies))))

@@ -1,4 +1,4 @@
-"""The Procfile's own processes against real servers over HTTP: killed, flushed, restarted, and nothing is lost."""
+"""The Procfile's processes lose nothing when they or their real servers are killed, flushed or restarted."""
 
 import asyncio
 import os
@@ -30,7 +30,7 @@ DEADLINE_SECONDS = 60
 
 
 class Payfold:
-    """Payfold as it runs in production, on servers that a test may harm."""
+    """Payfold as it runs in production, on servers that a test may stop or kill."""
 
     def __init__(self, postgres: Postgres, valkey: Valkey, processes: Processes, address: str) -> None:
         self.postgres = postgres
@@ -40,7 +40,7 @@ class Payfold:
         self.engine: Engine = database.engine(postgres.url)
 
     def deliver(self, account: Account, *, seed: int = 1, rate: float | None = None) -> DeliveryReport:
-        """Send what happened at *account*, late, twice and out of order, until everything is accepted."""
+        """Send the events of *account* late, twice and out of order, until all are accepted."""
         attempts = plan(account.events, seed=seed, distortions=Distortions(events_per_second=2_000))
         retries = Retries(longest_seconds=1.0, tries_max=100)
         return asyncio.run(
@@ -48,11 +48,11 @@ class Payfold:
         )
 
     def count(self, table: str) -> int:
-        """Return how many rows *table* has."""
-        return int(ledger.rows(self.engine, f"SELECT count(*) AS n FROM {table}")[0]["n"])  # noqa: S608 - a test's own word
+        """Return the number of rows in *table*."""
+        return int(ledger.rows(self.engine, f"SELECT count(*) AS n FROM {table}")[0]["n"])  # noqa: S608 - a name from the test
 
     def assert_nothing_is_lost(self, account: Account) -> None:
-        """Everything that was accepted is in the inbox, folded, and the tables are what a rebuild gives."""
+        """Check that every accepted event is in the inbox and folded, and that the tables equal those of a rebuild."""
         until(lambda: self.count("pending") == 0)
         recorded = {row["id"] for row in ledger.rows(self.engine, "SELECT id FROM events WHERE state = 'folded'")}
         assert {event.id for event in account.events} <= recorded
@@ -64,7 +64,7 @@ class Payfold:
 
 
 def until(holds: Callable[[], bool]) -> None:
-    """Return once *holds* does."""
+    """Wait until *holds* is true."""
     deadline = time.monotonic() + DEADLINE_SECONDS
     while not holds():
         assert time.monotonic() < deadline, "it never came true"
@@ -72,7 +72,7 @@ def until(holds: Callable[[], bool]) -> None:
 
 @pytest.fixture
 def payfold(own_postgres: Postgres, own_valkey: Valkey, tmp_path: Path) -> Iterator[Payfold]:
-    """Return Payfold, running."""
+    """Return a running Payfold."""
     upgrade(own_postgres.url)
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith(("PAYFOLD_", "STRIPE_"))},
@@ -93,20 +93,20 @@ def payfold(own_postgres: Postgres, own_valkey: Valkey, tmp_path: Path) -> Itera
 
 
 @contextmanager
-def nobody_may_append(payfold: Payfold) -> Iterator[None]:
-    """Hold the lock before the change feed, so that a worker stands in the middle of its transaction."""
+def appending_is_locked(payfold: Payfold) -> Iterator[None]:
+    """Hold the lock of the change feed, so that a worker waits in the middle of its transaction."""
     with psycopg.connect(payfold.postgres.url) as connection:
         connection.execute("SELECT pg_advisory_xact_lock(hashtextextended(current_schema() || ' changes', 0))")
         yield
 
 
 def test_a_worker_killed_in_mid_batch_loses_nothing(payfold: Payfold) -> None:
-    """Killed with -9 between its writes and its commit, a worker leaves its batch to the next one."""
+    """The batch of a worker that is killed with -9 between its writes and its commit is folded by the next worker."""
     account = shop_history(seed=21, orders=300)
     waiting = (
         "SELECT count(*) AS n FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'advisory'"
     )
-    with nobody_may_append(payfold):
+    with appending_is_locked(payfold):
         payfold.deliver(account)
         until(lambda: ledger.rows(payfold.engine, waiting)[0]["n"] > 0)
         payfold.processes.kill("worker")
@@ -118,7 +118,7 @@ def test_a_worker_killed_in_mid_batch_loses_nothing(payfold: Payfold) -> None:
 
 
 def test_a_flushed_broker_loses_nothing(payfold: Payfold) -> None:
-    """What the broker forgot between the record and the wake, the sweep finds."""
+    """The sweep finds events if the broker lost their wake-up messages."""
     account = shop_history(seed=22, orders=100)
     payfold.processes.kill("worker")
     payfold.processes.kill("clock")
@@ -135,7 +135,7 @@ def test_a_flushed_broker_loses_nothing(payfold: Payfold) -> None:
 
 
 def test_a_restarted_database_loses_nothing(payfold: Payfold) -> None:
-    """Deliveries that meet a PostgreSQL that is away are not acknowledged, come again, and are all there at last."""
+    """Deliveries while PostgreSQL is down are not acknowledged, are sent again, and are all recorded in the end."""
     account = shop_history(seed=23, orders=600)
     reports: list[DeliveryReport] = []
     sender = threading.Thread(target=lambda: reports.append(payfold.deliver(account, rate=400)))
@@ -154,8 +154,8 @@ def test_a_restarted_database_loses_nothing(payfold: Payfold) -> None:
     payfold.assert_nothing_is_lost(account)
 
 
-def test_a_broker_that_is_away_holds_nobody_up(payfold: Payfold) -> None:
-    """With Redis killed every delivery is still answered 200, and folded once Redis is back."""
+def test_a_killed_broker_delays_no_delivery(payfold: Payfold) -> None:
+    """While Redis is killed every delivery is answered 200; it is folded once Redis is back."""
     account = shop_history(seed=24, orders=100)
     payfold.valkey.kill()
 
@@ -167,14 +167,14 @@ def test_a_broker_that_is_away_holds_nobody_up(payfold: Payfold) -> None:
 
 
 def test_asked_to_stop_every_process_ends_by_itself(payfold: Payfold) -> None:
-    """After SIGTERM the processes end within the 30 seconds that a dyno has, with nobody killed."""
+    """After SIGTERM the processes end by themselves within the 30 seconds that a dyno has."""
     account = shop_history(seed=25, orders=100)
     payfold.deliver(account)
 
     payfold.processes.stop()
 
     assert {name: payfold.processes.returncode(name) for name in payfold.processes.names} == {
-        # uvicorn ends in good order and then by the signal that asked for it.
+        # uvicorn shuts down in good order, and then ends itself by the signal that it received.
         "web": -15,
         "worker": 0,
         "clock": 0,

@@ -1,4 +1,4 @@
-"""An account is recorded under its newest name by every door, and a rename leaves one world."""
+"""Every way into the inbox records an account under its newest name, and a rename leaves one world."""
 
 import random
 import threading
@@ -39,20 +39,20 @@ NAMED: Final = "INSERT INTO account_names (old, new, renamed_at, finished_at) VA
 
 
 def body(event_id: str, *, api_version: str = "2026-10-28.endive", **more: object) -> bytes:
-    """Return an event that nothing is folded from."""
+    """Return an event that no fold reads."""
     about = {"object": "coupon", "id": f"of_{event_id}"}
     event = {"id": event_id, "type": "coupon.created", "created": 1_790_000_000, "api_version": api_version}
     return msgspec.json.encode(event | {"data": {"object": about}} | more)
 
 
 def recorded(engine: Engine) -> list[tuple[str, str, str]]:
-    """Return account, id and version of all that is recorded."""
+    """Return account, id and version of every recorded event."""
     found = ledger.rows(engine, "SELECT account, id, api_version FROM inbox ORDER BY id, account")
     return [(row["account"], row["id"], row["api_version"]) for row in found]
 
 
 def test_recording_under_the_new_name(engine: Engine) -> None:
-    """What arrives under an old name is recorded under the new one, and each delivery has its own receipt."""
+    """An event that arrives under an old name is recorded under the new one, and each delivery has its own receipt."""
     ledger.execute(engine, NAMED, old="", new="acct_1")
     under_old, under_other = ledger.delivery(body("evt_1")), ledger.delivery(body("evt_1"), account="acct_2")
 
@@ -64,7 +64,7 @@ def test_recording_under_the_new_name(engine: Engine) -> None:
 
 
 def test_one_event_under_two_names_in_one_statement(engine: Engine) -> None:
-    """Two deliveries that a rename makes one event are recorded once, and the second is a copy of the first."""
+    """Two deliveries of one event under an old and a new name are recorded once; the second is a copy."""
     ledger.execute(engine, NAMED, old="", new="acct_1")
     older = ledger.delivery(body("evt_1", api_version="2024-06-20"), account="acct_1")
     newer = ledger.delivery(body("evt_1"))
@@ -81,7 +81,7 @@ def test_one_event_under_two_names_in_one_statement(engine: Engine) -> None:
 
 
 def test_the_account_that_the_context_names(engine: Engine) -> None:
-    """A snapshot of an organization's destination is of the account that its context leads to, as a thin event is."""
+    """A snapshot event of an organization's destination belongs to the account in its context, as a thin event does."""
     ledger.record(engine, [ledger.delivery(body("evt_1", context="org_1/acct_7"), account="label")])
 
     assert recorded(engine) == [("acct_7", "evt_1", "2026-10-28.endive")]
@@ -91,35 +91,35 @@ def test_the_account_that_the_context_names(engine: Engine) -> None:
 
 
 def sold(seed: int = 3) -> Account:
-    """Return an account that has sold, been paid, refunded and given credit."""
+    """Return an account with sales, payments, refunds and credit notes."""
     return tangle(seed, money=True)
 
 
 def changed(event: bytes, **envelope: object) -> bytes:
-    """Return *event* with other values in its *envelope*."""
+    """Return *event* with the fields of *envelope* replaced."""
     return msgspec.json.encode(msgspec.json.decode(event) | envelope)
 
 
 def world(engine: Engine) -> set[str]:
-    """Return the accounts that any row of any table names."""
+    """Return the accounts in the rows of all tables."""
     named = [table for table in tables.metadata.sorted_tables if "account" in table.c]
     union = " UNION ".join(f"SELECT account FROM {table.name}" for table in named)  # noqa: S608 - our own names
     return {row["account"] for row in ledger.rows(engine, union)}
 
 
 def feed(engine: Engine) -> set[int]:
-    """Return the numbers of the changes that are in the feed."""
+    """Return the numbers of the changes in the feed."""
     return {row["seq"] for row in ledger.rows(engine, "SELECT seq FROM changes WHERE withheld IS NULL")}
 
 
 def announced(engine: Engine) -> list[tuple[str, str]]:
-    """Return subject and kind of the one-shot changes that are in the feed, in order."""
+    """Return subject and kind of the one-shot changes in the feed, in order."""
     found = ledger.rows(engine, "SELECT subject_id, kind FROM changes WHERE withheld IS NULL ORDER BY subject_id, kind")
     return [(row["subject_id"], row["kind"]) for row in found if row["kind"] in tables.ONE_SHOT_KINDS]
 
 
 def recorded_in(engine: Engine, bodies: list[bytes], account: str) -> str:
-    """Record and fold *bodies* in an empty database as *account*'s, and return the digest."""
+    """Record and fold *bodies* in an empty database as events of *account*, and return the digest."""
     ledger.clear(engine)
     ledger.execute(engine, "DELETE FROM account_names")
     take_in(engine, bodies, account=account)
@@ -133,7 +133,7 @@ def take_in(engine: Engine, bodies: list[bytes], *, account: str = "") -> None:
 
 
 def test_a_history_in_two_halves(engine: Engine) -> None:
-    """Objects of which both names have events are one again, exactly as if there had been one name."""
+    """Objects with events under both names become one, exactly as if there had been one name."""
     bodies = [event.body for event in sold().events]
     ledger.take_in(engine, *bodies[::2])
     ledger.take_in(engine, *bodies[1::2], account="acct_1")
@@ -154,7 +154,7 @@ def test_a_history_in_two_halves(engine: Engine) -> None:
 
 
 def test_events_that_both_names_have(engine: Engine) -> None:
-    """An event under both names is one, in its newest rendering, and what both announced is announced once."""
+    """An event under both names becomes one in its newest rendering, and changes of both are announced once."""
     events = sold().events
     older = [render(event, "2024-06-20").body for event in events]
     newer = [event.body for event in events]
@@ -172,7 +172,7 @@ def test_events_that_both_names_have(engine: Engine) -> None:
 
 
 def test_what_is_pending_is_announced(engine: Engine) -> None:
-    """What was not folded before the rename is announced when it is; what is folded again for it is withheld."""
+    """An event pending at the rename is announced when folded; changes from folding again are withheld."""
     account = Account(seed=1)
     session = account.open_session(amount=500)
     account.complete(session)
@@ -196,7 +196,7 @@ def test_what_is_pending_is_announced(engine: Engine) -> None:
 
 
 def test_other_accounts_and_both_modes(engine: Engine) -> None:
-    """Test and live are both renamed and stay apart, and an account that its events name is left alone."""
+    """Test and live mode are both renamed and stay apart; an account that Stripe's events name does not change."""
     live = [changed(event.body, livemode=True) for event in sold().events]
     other = [changed(event.body, account="acct_9") for event in sold(5).events]
     bodies = [*live, *other, *(event.body for event in sold().events)]
@@ -215,7 +215,7 @@ def test_other_accounts_and_both_modes(engine: Engine) -> None:
 
 
 def test_in_steps_and_killed_between(engine: Engine) -> None:
-    """A rename that ends in the midst holds back what it has not finished, and the same command ends it."""
+    """A killed rename withholds the changes of its unfinished part, and the same command completes it."""
     bodies = [event.body for event in sold().events]
     take_in(engine, bodies[::2])
     take_in(engine, bodies[1:-2:2], account="acct_1")
@@ -245,7 +245,7 @@ def test_in_steps_and_killed_between(engine: Engine) -> None:
 
 
 def test_a_rename_since_a_rebuild_began(engine: Engine) -> None:
-    """A rebuild from before a rename is neither compared nor swapped in: its rows have the old name."""
+    """A rebuild that began before a rename is neither compared nor swapped in: its rows have the old name."""
     take_in(engine, [event.body for event in sold().events])
 
     with rebuilt(engine) as made:
@@ -258,7 +258,7 @@ def test_a_rename_since_a_rebuild_began(engine: Engine) -> None:
 
 
 def test_chains_and_ways_back(engine: Engine) -> None:
-    """Names lead to the newest one over any number of renames, and back again; the rest is refused with a reason."""
+    """Names lead to the newest one over any number of renames, also back again; others are refused with a reason."""
     ledger.take_in(engine, body("evt_1"))
 
     def rename(old: str, new: str) -> None:
@@ -283,19 +283,19 @@ def test_chains_and_ways_back(engine: Engine) -> None:
 
 
 def names(engine: Engine) -> dict[str, str]:
-    """Return the names by the old ones."""
+    """Return the present names by the old ones."""
     return {row["old"]: row["new"] for row in ledger.rows(engine, "SELECT old, new FROM account_names")}
 
 
 def test_every_table_is_renamed() -> None:
-    """A table that names an account, and that a rename does not know, would keep the old name."""
+    """A rename covers every table with an account column."""
     assert {table.name for table in renaming.MOVED} == {
         table.name for table in tables.metadata.sorted_tables if "account" in table.c
     }
 
 
 def test_two_accounts_never_meet(engine: Engine) -> None:
-    """Two accounts that Stripe's own events name are not two names of one."""
+    """Two accounts that Stripe's own events name cannot be merged."""
     for account in ("acct_1", "acct_2"):
         ledger.record(engine, [ledger.delivery(body(f"evt_{account}", account=account))])
 
@@ -303,8 +303,8 @@ def test_two_accounts_never_meet(engine: Engine) -> None:
         renaming.rename(engine, "acct_1", "acct_2", now=NOW)
 
 
-def test_recording_meanwhile(engine: Engine) -> None:
-    """Nothing is left, or arrives, under the old name, however much is recorded while it is renamed."""
+def test_recording_during_a_rename(engine: Engine) -> None:
+    """No event stays or arrives under the old name, even if many are recorded during the rename."""
     known = [event.body for event in sold().events]
     take_in(engine, known)
     stop, recorded = threading.Event(), [0, 0]
@@ -312,7 +312,7 @@ def test_recording_meanwhile(engine: Engine) -> None:
     def keep_recording(lane: int) -> None:
         while not stop.is_set():
             news = [body(f"evt_{lane}_{recorded[lane]}_{at}") for at in range(5)]
-            # What is known is delivered again, and may be the very event that is being relabelled.
+            # Known events are delivered again, perhaps one that is being relabelled at this moment.
             again = known[recorded[lane] % len(known)]
             ledger.record(engine, [ledger.delivery(each) for each in (*news, again)])
             recorded[lane] += 1
@@ -335,18 +335,18 @@ def test_recording_meanwhile(engine: Engine) -> None:
     assert of_ours == [{"events": 5 * sum(recorded)}]
 
 
-# ---- What would split an account ----
+# ---- Configurations that would split an account ----
 
 
 def faults(engine: Engine, secrets: str, keys: str = "") -> list[tuple[str, str]]:
-    """Return code and command of what splits an account where these are configured."""
+    """Return code and command of the faults by which this configuration splits an account."""
     given_settings = Settings.load({"STRIPE_WEBHOOK_SECRETS": secrets, "STRIPE_API_KEY": keys})
     with database.transaction(engine) as connection, database.cursor(connection) as cursor:
         return [(fault.code, fault.command) for fault in accounts.faults(cursor, given_settings)]
 
 
 def test_a_fault_is_logged_at_the_start(engine: Engine, capsys: pytest.CaptureFixture[str]) -> None:
-    """Web and worker log once, as an error, which label splits an account, and with what it is mended."""
+    """Web and worker log once, as an error, the label that splits an account and the command that mends it."""
     ledger.record(engine, [ledger.delivery(body("evt_1"))])
     written = [""]
 
@@ -363,21 +363,21 @@ def test_a_fault_is_logged_at_the_start(engine: Engine, capsys: pytest.CaptureFi
 
 
 SPLITS: Final[list[tuple[list[str], str, str, list[tuple[str, str]]]]] = [
-    # A label is given.
+    # A label is added.
     ([""], "a=whsec_1", "", [("label_splits", "payfold accounts rename '' a --yes")]),
-    # It is changed, and taken away.
+    # The label is changed, and removed.
     (["a"], "b=whsec_1", "", [("label_splits", "payfold accounts rename a b --yes")]),
     (["a"], "whsec_1", "", [("label_splits", "payfold accounts rename a '' --yes")]),
-    # The one label that nothing came under yet is the new one; among several only the operator knows.
+    # A single label without events is the new name; among several only the operator knows the new one.
     (["", "b"], "a=whsec_1,b=whsec_2", "", [("label_splits", "payfold accounts rename '' a --yes")]),
     (["", "a", "b"], "a=whsec_1,b=whsec_2", "", [("label_splits", "payfold accounts rename '' NEW --yes")]),
-    # Two endpoints of two accounts, and an endpoint that nothing came by yet.
+    # Two endpoints of two accounts, and an endpoint without events.
     (["", "b"], "whsec_1,b=whsec_2", "", []),
     (["a"], "a=whsec_1,b=whsec_2", "", []),
-    # What events name themselves is no label, and without a secret nothing can arrive.
+    # An account that events name is no label, and without a secret no delivery is accepted.
     (["", "their own"], "whsec_1", "", []),
     (["", "a"], "", "", []),
-    # A key without the label that the secret has, and a label that only the key has.
+    # A key without the label of the secret, and a label of the key alone.
     (["a"], "a=whsec_1", "sk_test_1", [("key_label_splits", "payfold accounts rename '' a --yes")]),
     ([""], "whsec_1", "a=sk_test_1", [("key_label_splits", "payfold accounts rename '' a --yes")]),
     (["", "their own"], "whsec_1", "acct_9=sk_test_1", []),
@@ -386,7 +386,7 @@ SPLITS: Final[list[tuple[list[str], str, str, list[tuple[str, str]]]]] = [
 
 
 def test_what_splits_an_account(engine: Engine) -> None:
-    """A label that is given, changed or missing where others have one is a fault with the command that mends it."""
+    """A label that is added, changed or removed is a fault, reported with the command that mends it."""
     for named, secrets, keys, expected in SPLITS:
         ledger.execute(engine, "DELETE FROM inbox")
         for number, account in enumerate(named):
@@ -397,7 +397,7 @@ def test_what_splits_an_account(engine: Engine) -> None:
 
 
 def test_the_label_that_a_key_had(engine: Engine) -> None:
-    """What only jobs read is under the label of a key; once no key has it, that is a label lost like any other."""
+    """Events that only jobs read are under the label of a key; if no key has it any more, that is a fault too."""
     ledger.record(engine, [ledger.delivery(body("obs_1"), account="a", source="observation")])
     ledger.record(engine, [ledger.delivery(body("evt_1")), ledger.delivery(body("evt_2"), account="b")])
     ledger.record(engine, [ledger.delivery(body("obs_2"), account="acct_9", source="observation")])
@@ -409,7 +409,7 @@ def test_the_label_that_a_key_had(engine: Engine) -> None:
 
 
 def test_no_fault_once_renamed(engine: Engine) -> None:
-    """After the rename neither the label nor its absence splits anything, nor does the key without it."""
+    """After the rename there is no fault, with the label, without it, or with an unlabelled key."""
     ledger.record(engine, [ledger.delivery(body("evt_1"))])
     renaming.rename(engine, "", "a", now=NOW)
 
@@ -421,14 +421,14 @@ def test_no_fault_once_renamed(engine: Engine) -> None:
 @settings(max_examples=6, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 2**32), chance=st.randoms())
 def test_labels_that_come_and_go(engine: Engine, seed: int, chance: random.Random) -> None:
-    """Labels given, changed and taken away in mid-history, with the renames that are advised, leave one world.
+    """After labels are added, changed and removed in mid-history, and the advised renames are run, there is one world.
 
-    It is that of the same events under the last name from the start, and nothing is announced twice.
+    It equals the world of the same events under the last name from the start, and no change is announced twice.
     """
     ledger.clear(engine)
     ledger.execute(engine, "DELETE FROM account_names")
     bodies = histories.bodies_of(seed)
-    # Some in an older rendering too, which changes nothing, wherever it comes.
+    # Some events come in an older rendering too, which changes nothing at any position.
     bodies += [changed(each, api_version="2020-01-01") for each in chance.sample(bodies, min(3, len(bodies)))]
     bodies += [changed(event.body, account="acct_9") for event in tangle(seed + 1).events[:5]]
     chance.shuffle(bodies)
@@ -460,7 +460,7 @@ FROM orders AS o WHERE status = 'paid'
 
 
 def heed(engine: Engine, label: str, chance: random.Random) -> None:
-    """Do what is advised where one secret has this *label*, until nothing is."""
+    """Run the advised commands for one secret with this *label*, until there is no more advice."""
     while found := faults(engine, f"{label}=whsec_1" if label else "whsec_1"):
         _, _, _, old, new, _ = found[0][1].split(" ")
         renaming.rename(
@@ -469,7 +469,7 @@ def heed(engine: Engine, label: str, chance: random.Random) -> None:
 
 
 def test_the_commands(engine: Engine, database_url: str) -> None:
-    """Release and status fail with the command to type, which asks for --yes, and then all is well."""
+    """Release and status fail and name the command, which asks for --yes; after it both succeed."""
     take_in(engine, [event.body for event in sold().events])
 
     def run(*arguments: str) -> Ran:
@@ -490,11 +490,11 @@ def test_the_commands(engine: Engine, database_url: str) -> None:
     assert faults(engine, "acct_1=whsec_1") == []
 
 
-# ---- What was written under an old name ----
+# ---- Data under an old name ----
 
 
 def test_an_old_log_after_the_rename(engine: Engine, tmp_path: Path) -> None:
-    """What an old log calls by the old name is found to be known, and its filter knows both names."""
+    """Events of an old log under the old name are recognised as known, and its filter accepts both names."""
     bodies = [event.body for event in sold().events]
     take_in(engine, bodies[:-1])
     log = tmp_path / "old.ndjson"
@@ -518,14 +518,14 @@ def test_an_old_log_after_the_rename(engine: Engine, tmp_path: Path) -> None:
 
 
 def reconciled_with(engine: Engine, log: Path) -> dict[str, int]:
-    """Return how the inbox differs from *log*."""
+    """Return the differences between the inbox and *log*."""
     with shadow.shadow(engine, has_inbox=True) as made:
         record_in(made, [str(log)], account="", now=NOW, refuse=lambda _: None)
         return against_logs.compare(made, on_difference=lambda _: None)
 
 
 def test_archived_payloads(engine: Engine, tmp_path: Path) -> None:
-    """Rows of archived events are relabelled; what both names have wants the archive, and is refused without it."""
+    """Rows of archived events are relabelled; objects under both names need the archive, and are refused without it."""
     bodies = [event.body for event in sold().events]
     take_in(engine, bodies[::2])
     for part in archive.plan(engine, before=LATER):
@@ -550,7 +550,7 @@ def test_archived_payloads(engine: Engine, tmp_path: Path) -> None:
 
 
 def test_jobs_at_stripe_go_on(database_url: str, redis_url: str) -> None:
-    """A job goes on where it was under the old name, with the key that is labelled so, and calls no other account."""
+    """A job continues from its state under the old name, with the key of that label, and calls no other account."""
     with stage(database_url, redis_url) as at:
         at.account.complete(at.account.open_session())
         at.account.advance(120)

@@ -1,4 +1,4 @@
-"""What an operator does at Stripe by hand: look first, then act, and see what came of it."""
+"""Commands that call Stripe: an operator lists the work first, then does it, and sees the result."""
 
 import time
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ HERE = World("", livemode=False)
 
 @pytest.fixture
 def at(database_url: str, redis_url: str) -> Iterator[Stage]:
-    """Return a shop at the sandbox's Stripe whose clock is about that of the command."""
+    """Return a shop at the sandbox with about the same time as the command."""
     with stage(database_url, redis_url, start=int(time.time()) - 2 * HOUR) as made:
         yield made
 
@@ -31,7 +31,7 @@ def payfold(at: Stage, *arguments: str, **settings: str) -> command.Ran:
 
 
 def test_what_would_expire(at: Stage) -> None:
-    """A dry run lists what would go and why, calls nothing and changes nothing; the command then expires just that."""
+    """A dry run lists the stale sessions with reasons, without a call or a change; the command then expires these."""
     stale = at.open(2, ago=0)
     at.account.advance(2 * HOUR)
     young = at.open(ago=0)
@@ -51,7 +51,7 @@ def test_what_would_expire(at: Stage) -> None:
 
 
 def test_a_key_that_stripe_refuses(at: Stage) -> None:
-    """What Stripe refuses is told each time, with exit 1, and no row changes; with a good key it goes on at once."""
+    """A refused key is reported each time, with exit 1, and changes no row; a good key then works at once."""
     (session,) = at.open()
 
     for _ in range(2):
@@ -76,7 +76,7 @@ def test_a_key_that_stripe_refuses(at: Stage) -> None:
 
 
 def test_what_another_worker_has_in_hand(at: Stage) -> None:
-    """The command does not do it a second time, and says so with exit 1."""
+    """The command skips a session that another worker is expiring, and exits with 1 and a message."""
     (session,) = at.open()
     context = at.context()
     context.within(lambda opened: queue.begin(opened, HERE, expiry.JOB, now=datetime.now(UTC)))
@@ -90,7 +90,7 @@ def test_what_another_worker_has_in_hand(at: Stage) -> None:
 
 
 def test_open_sessions_by_hand(at: Stage) -> None:
-    """A poll finds what no event told of; a second one finds nothing new."""
+    """A poll finds open sessions, which no event reports; a second poll finds nothing new."""
     session = at.account.open_session()
     at.account.create_payment_link()
     at.deliver()  # Payfold knows an account by its events
@@ -101,7 +101,7 @@ def test_open_sessions_by_hand(at: Stage) -> None:
 
 
 def test_gaps_by_hand(at: Stage) -> None:
-    """Events that never came are found as far back as is asked for, and no further."""
+    """Events that were never delivered are found as far back as requested, and no further."""
     at.account.create_payment_link()
     at.deliver()
     old = at.account.open_session()
@@ -125,7 +125,7 @@ def test_gaps_by_hand(at: Stage) -> None:
 
 @pytest.mark.parametrize("arguments", [("sessions", "poll"), ("gaps", "fill")], ids=" ".join)
 def test_without_a_key(at: Stage, arguments: tuple[str, ...]) -> None:
-    """What only Stripe can tell cannot be asked without a key, and the error says what to set."""
+    """Without a key the commands that ask Stripe fail, and the error names the setting."""
     ran = payfold(at, *arguments, STRIPE_API_KEY="")
 
     assert ran.code == 2

@@ -58,9 +58,9 @@ ODD: Final = [
     ),
 ]
 AS_IT_IS: Final = [id_ for id_ in ODD if re.fullmatch("[a-z/]+", id_) and "//" not in id_ and not id_.startswith("/")]
-"""Those that may stand in an address without being encoded, as long as it is none of another route."""
+"""Ids that may be unencoded in an address, unless another route has that address."""
 FOUND: Final = {
-    # Of each route that takes an id: the answer where there is such a row, which is another where there is none.
+    # For each route with an id: the status of the answer if the row exists, which differs from that without a row.
     "GET /v1/orders/{}": 200,
     "PUT /v1/orders/{}": 200,
     "POST /v1/orders/{}/expire": 409,
@@ -74,7 +74,7 @@ FOUND: Final = {
 
 @pytest.fixture(scope="module")
 def web(services: Services) -> Iterator[Web]:
-    """Return a running web process with rows of every odd id."""
+    """Return a running web process with rows for every odd id."""
     with serving_many(services) as running:
         for key in ODD:
             plant(running, key)
@@ -82,21 +82,21 @@ def web(services: Services) -> Iterator[Web]:
 
 
 def plant(web: Web, key: str) -> None:
-    """Make a row with the id *key* in every table of which one row can be asked for."""
+    """Insert a row with the id *key* into every table with a route for one row."""
     web.query(PLANT, key)
     assert web.deliver(event(id=key)).status_code == 200
     assert ask(web, "PUT /v1/orders/{}", key, quote(key, safe=""))[0] in {200, 201}
 
 
 def ask(web: Web, route: str, key: str, written: str) -> tuple[int, Any]:
-    """Ask for *route* of the id *key*, with the id *written* so; return the status and the id that is answered."""
+    """Request *route* for the id *key*, spelled as *written*; return the status and the id in the answer."""
     method, path = route.split(" ")
     session = {"object": "checkout.session", "id": key, "status": "open", "payment_status": "unpaid", "mode": "payment"}
     more = {"livemode": False, "created": 0, "expires_at": 1}
     body = msgspec.json.encode({**session, **more} if method == "PUT" else {})
     head = [f"{method} {path.format(written)} HTTP/1.1", "Host: payfold", f"Authorization: {OWNER['Authorization']}"]
     head += [f"Content-Length: {len(body)}", "Connection: close", "", ""]
-    # Clients take dots out of an address, and encode what is not; here it is sent as written.
+    # HTTP clients remove dots from an address and encode characters; here it is sent as written.
     answer = web.send_raw("\r\n".join(head).encode() + body).answer()
     status, _, rest = answer.partition(b"\r\n")
     found = msgspec.json.decode(rest.partition(b"\r\n\r\n")[2])
@@ -104,7 +104,7 @@ def ask(web: Web, route: str, key: str, written: str) -> tuple[int, Any]:
 
 
 def test_every_route_with_an_id_is_asked(web: Web) -> None:
-    """The routes above are those of the OpenAPI page."""
+    """The routes above are all routes with an id on the OpenAPI page."""
     listed = web.client.get("/openapi.json").json()["paths"]
 
     found = {
@@ -126,7 +126,7 @@ def test_odd_ids(web: Web, route: str) -> None:
 
 @pytest.mark.parametrize("key", AS_IT_IS)
 def test_slashes_as_they_are(web: Web, key: str) -> None:
-    """An id with a slash that is not encoded is found where the address means no other route."""
+    """An id with an unencoded slash is found if no other route has that address."""
     for route, status in FOUND.items():
         if route.startswith("GET"):
             assert ask(web, route, key, key) == (status, key)
@@ -142,7 +142,7 @@ def test_no_id(web: Web, listed: str) -> None:
 
 
 def test_an_act_is_not_read(web: Web) -> None:
-    """To read the address of an act is answered with the method that it wants, where no row has such an id."""
+    """A GET of an action's address is answered with the allowed method, unless a row has such an id."""
     answer = web.client.get("/v1/orders/none/expire", headers=OWNER)
     assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
     assert web.client.get("/v1/orders/none/other", headers=OWNER).status_code == 404
@@ -159,7 +159,7 @@ def test_any_id(web: Web, key: str) -> None:
 
 
 def test_unknown_parameters(web: Web) -> None:
-    """A parameter that a route does not know is refused by its name at every route, once the token is known."""
+    """Every route refuses an unknown parameter by its name, once the token is accepted."""
     listed = web.client.get("/openapi.json").json()["paths"]
     for path, methods in listed.items():
         for method in methods if path.startswith("/v1/") else ():
@@ -182,7 +182,7 @@ def test_unknown_parameters(web: Web) -> None:
     ],
 )
 def test_unknown_values(web: Web, path: str, allowed: list[str]) -> None:
-    """A value that a column of ours never has is refused, with those that it has."""
+    """A value that one of our columns never has is refused with the list of allowed values."""
     refused = web.get(path)
 
     assert (refused.status_code, refused.headers["content-type"]) == (422, "application/problem+json")
@@ -193,7 +193,7 @@ def test_unknown_values(web: Web, path: str, allowed: list[str]) -> None:
 
 @pytest.mark.parametrize("path", ["/v1/invoices?status=novel", "/v1/refunds?status=novel", "/v1/events?type=novel"])
 def test_values_of_stripe(web: Web, path: str) -> None:
-    """Stripe's own words are open: one that is new finds nothing."""
+    """An unknown value of a column with Stripe's own words is accepted, and finds no row."""
     answer = web.get(path)
 
     assert (answer.status_code, answer.json()["data"]) == (200, [])

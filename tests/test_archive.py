@@ -1,4 +1,4 @@
-"""Old payloads go into logs that replay, nothing is lost on the way, and what is archived is found again."""
+"""Old payloads are moved into logs that can be replayed, without loss, and archived events can still be read."""
 
 import signal
 import subprocess
@@ -56,7 +56,7 @@ def another(another_database_url: str) -> Iterator[Engine]:
 
 @pytest.fixture
 def shop(engine: Engine) -> Engine:
-    """Return an engine on the tables of a shop."""
+    """Return an engine on a database with a shop's events, folded."""
     ledger.record(engine, [ledger.delivery(event.body) for event in SHOP.events])
     ledger.fold(engine)
     return engine
@@ -64,15 +64,15 @@ def shop(engine: Engine) -> Engine:
 
 @pytest.fixture
 def folder(pytestconfig: pytest.Config) -> Iterator[Path]:
-    """Return a folder that the command takes for one that lasts, as long as temporary files are elsewhere."""
-    # The cache is in the checkout, and so on a disk.
+    """Return a folder that the command accepts as permanent if the temporary files are elsewhere."""
+    # The cache is in the checkout, and so on disk.
     with tempfile.TemporaryDirectory(dir=pytestconfig.cache.mkdir("archive")) as made:
         yield Path(made)
 
 
 @pytest.fixture
 def run(database_url: str, tmp_path: Path) -> Callable[..., command.Ran]:
-    """Return what runs the command on the database."""
+    """Return a function that runs the command on the database."""
 
     def ran(*arguments: object, **settings: str) -> command.Ran:
         named = {"DATABASE_URL": database_url, "TMPDIR": str(tmp_path), **settings}
@@ -84,26 +84,26 @@ def run(database_url: str, tmp_path: Path) -> Callable[..., command.Ran]:
 
 
 def archived(engine: Engine, folder: Path, before: datetime = LATER) -> list[Done]:
-    """Archive the events created before *before*."""
+    """Archive the events that were created before *before*."""
     return [archive.archive(engine, part, before=before, folder=folder) for part in archive.plan(engine, before=before)]
 
 
 def count(engine: Engine, rest: str) -> int:
-    """Return how many rows *rest* finds."""
+    """Return the number of rows that *rest* selects."""
     (row,) = ledger.rows(engine, f"SELECT count(*) AS found FROM {rest}")  # noqa: S608 - our own statements
     found: int = row["found"]
     return found
 
 
 def size_of(engine: Engine, partition: str = "payloads_from_0") -> int:
-    """Return the bytes of a partition."""
+    """Return the size of a partition in bytes."""
     (row,) = ledger.rows(engine, "SELECT pg_total_relation_size(CAST(:name AS regclass)) AS bytes", name=partition)
     size: int = row["bytes"]
     return size
 
 
 def at_rest(engine: Engine) -> list[Any]:
-    """Return all that an archive must not touch."""
+    """Return all data that archiving must not change."""
     names = ("inbox", "pending", "outcomes", "mentions", "changes", "anomalies")
     return [digests(engine), *(ledger.rows(engine, f"SELECT * FROM {name} AS t ORDER BY t") for name in names)]  # noqa: S608
 
@@ -122,7 +122,7 @@ def link(at: int, link_id: str = "plink_1", **fields: Any) -> Event:  # noqa: AN
 
 
 def test_nothing_but_payloads_goes(shop: Engine, folder: Path) -> None:
-    """All the tables are what they were, the payloads are gone, and their partition gives its space back."""
+    """Archiving changes no table but the payloads, which are deleted, and their partition frees its space."""
     before, held, size = at_rest(shop), payloads(shop), size_of(shop)
 
     (done,) = archived(shop, folder)
@@ -136,7 +136,7 @@ def test_nothing_but_payloads_goes(shop: Engine, folder: Path) -> None:
 
 
 def test_only_what_is_old(shop: Engine, folder: Path) -> None:
-    """What was created later stays as it is, however many that are: the others are deleted one by one."""
+    """Events created later keep their payloads; in a shared partition the old ones are deleted one by one."""
     held = payloads(shop)
     old = {row["seq"] for row in ledger.rows(shop, "SELECT seq FROM inbox WHERE created < :half", half=HALF)}
 
@@ -147,7 +147,7 @@ def test_only_what_is_old(shop: Engine, folder: Path) -> None:
 
 
 def test_what_stays_in_an_emptied_partition(shop: Engine, folder: Path) -> None:
-    """What is parked or pending stays, in a partition that is emptied for the rest of it."""
+    """Parked and pending events keep their payloads, in a partition that is otherwise emptied."""
     odd = Account(seed=1).emit("refund.created", {"object": "charge", "id": "ch_odd"})
     ledger.record(shop, [ledger.delivery(odd.body)])
     ledger.fold(shop)
@@ -166,7 +166,7 @@ def test_what_stays_in_an_emptied_partition(shop: Engine, folder: Path) -> None:
 
 
 def test_replayed(shop: Engine, another: Engine, folder: Path, run: Callable[..., command.Ran]) -> None:
-    """The logs, replayed into an empty database, give the same tables, and every event as it was recorded."""
+    """The logs, replayed into an empty database, give the same tables and the same recorded events."""
     before = digests(shop)
     archived(shop, folder, HALF)
     archived(shop, folder)
@@ -180,11 +180,11 @@ def test_replayed(shop: Engine, another: Engine, folder: Path, run: Callable[...
     assert ledger.rows(another, f"{kept} ORDER BY id") == ledger.rows(shop, f"{kept} ORDER BY id")
 
 
-def test_whatever_an_inbox_holds(engine: Engine, folder: Path) -> None:
-    """Accounts, modes, blanked credentials, odd bodies and an operator's word are kept to the byte."""
+def test_every_content_of_an_inbox(engine: Engine, folder: Path) -> None:
+    """Accounts, modes, blanked credentials, odd bodies and operators' decisions are kept to the byte."""
     lived_in(engine)
     words = "SELECT id, state, reason FROM events ORDER BY id"
-    before, held, told = at_rest(engine), payloads(engine), ledger.rows(engine, words)
+    before, held, outcomes = at_rest(engine), payloads(engine), ledger.rows(engine, words)
     (parked,) = (row["seq"] for row in ledger.rows(engine, "SELECT seq FROM outcomes WHERE state = 'parked'"))
     (done,) = archived(engine, folder)
     assert (done.dropped, payloads(engine)) == (len(held) - 1, {parked: held.pop(parked)})
@@ -197,11 +197,11 @@ def test_whatever_an_inbox_holds(engine: Engine, folder: Path) -> None:
         assert {row["seq"]: bytes(row["payload"]) for row in kept} == held
         assert swap.swap(made)[0].drift == 0
 
-    assert ledger.rows(engine, words) == told
+    assert ledger.rows(engine, words) == outcomes
 
 
 def test_a_duplicate_of_an_archived_event(shop: Engine, folder: Path) -> None:
-    """A delivery of what is archived is a duplicate still, and brings no payload."""
+    """Another delivery of an archived event is a duplicate, and adds no payload."""
     archived(shop, folder)
     receipts = ledger.record(shop, [ledger.delivery(event.body) for event in SHOP.events[:50]])
 
@@ -229,7 +229,7 @@ def test_several_partitions(shop: Engine, folder: Path) -> None:
 @pytest.mark.parametrize("sizes", [Sizes(), MANY_PROCESSES], ids=["one process", "many processes"])
 @pytest.mark.parametrize("before", [HALF, LATER], ids=["half", "all"])
 def test_a_rebuild_with_the_archive(shop: Engine, folder: Path, sizes: Sizes, before: datetime) -> None:
-    """It is what it was before archiving, outcomes and mentions included."""
+    """A rebuild with the archive gives the tables from before archiving, outcomes and mentions included."""
     archived(shop, folder, before)
 
     with with_archived(shop, folder, progress=nobody) as made:
@@ -245,7 +245,7 @@ def test_a_rebuild_with_the_archive(shop: Engine, folder: Path, sizes: Sizes, be
 
 
 def test_a_rebuild_without_it(shop: Engine, folder: Path, run: Callable[..., command.Ran]) -> None:
-    """Objects of which an event is archived are not compared, which is said; what is at hand is, to the cent."""
+    """A rebuild without the archive compares all objects but those with archived events, and reports these."""
     archived(shop, folder, HALF)
     (of_order,) = ledger.rows(
         shop,
@@ -263,7 +263,7 @@ def test_a_rebuild_without_it(shop: Engine, folder: Path, run: Callable[..., com
     )
     ledger.execute(shop, "UPDATE orders SET amount_total = amount_total + 1 WHERE id = :id", id=order["id"])
     of_both = run("rebuild", "--format", "json")
-    told = run("rebuild", "--archive", folder)
+    with_it = run("rebuild", "--archive", folder)
 
     objects = count(
         shop, "(SELECT DISTINCT object_id FROM events WHERE payload IS NULL AND object_id IS NOT NULL) AS x"
@@ -275,13 +275,13 @@ def test_a_rebuild_without_it(shop: Engine, folder: Path, run: Callable[..., com
     assert sum(each["live"] for each in clean.json["tables"]) > 0
     assert (of_archived.code, of_archived.json["drift"]) == (0, 0)
     assert (of_both.code, [each["id"] for each in of_both.json["differences"]]) == (3, [order["id"]])
-    assert told.code == 3
-    assert "2 rows are not what the events say" in told.err
+    assert with_it.code == 3
+    assert "2 rows are not what the events say" in with_it.err
     assert "Left out: " in run("rebuild").err
 
 
 def test_a_swap(shop: Engine, folder: Path, run: Callable[..., command.Ran]) -> None:
-    """A swap refuses while something is archived, and changes nothing; with the archive it puts all right."""
+    """With archived events a swap without the archive is refused and changes nothing; with it the swap repairs all."""
     before = digests(shop)
     archived(shop, folder, HALF)
     ledger.execute(shop, "UPDATE orders SET amount_total = amount_total + 1")
@@ -298,7 +298,7 @@ def test_a_swap(shop: Engine, folder: Path, run: Callable[..., command.Ran]) -> 
 
 
 def test_reconcile(shop: Engine, folder: Path, run: Callable[..., command.Ran]) -> None:
-    """A reconciliation covers what is at hand, or all with the archive; it repairs only where it has all."""
+    """Reconciliation covers events with a payload, or all with the archive; it repairs only if it covers all."""
     archived(shop, folder, HALF)
 
     without, with_it = run("reconcile", "--format", "json"), run("reconcile", "--format", "json", "--archive", folder)
@@ -319,7 +319,7 @@ def test_reconcile(shop: Engine, folder: Path, run: Callable[..., command.Ran]) 
 
 
 def test_against_a_log(shop: Engine, folder: Path, tmp_path: Path, run: Callable[..., command.Ran]) -> None:
-    """What is archived is held against a log by its hash, and with the archive by what it says."""
+    """An archived event is compared with a log by its hash, and with the archive by its content."""
     path, other = tmp_path / "all.zst", tmp_path / "other.ndjson"
     assert run("events", "export", "-o", path).code == 0
     events = [event.payload() for event in SHOP.events]
@@ -339,14 +339,14 @@ def test_against_a_log(shop: Engine, folder: Path, tmp_path: Path, run: Callable
     assert [each["id"] for each in with_it.json["drift"]] == [changed["id"]]
 
 
-def test_what_goes_on_meanwhile(shop: Engine, folder: Path) -> None:
-    """Events that come while a rebuild runs are no difference, be their objects archived in part or not."""
+def test_events_during_a_rebuild(shop: Engine, folder: Path) -> None:
+    """Events that arrive during a rebuild are no difference, even of objects with archived events."""
     archived(shop, folder, HALF)
     sold = Account(seed=77)
     sold.complete(sold.open_session(amount=500))
     customer = next(event for event in SHOP.events if event.type == "customer.created")
-    told = customer.payload()
-    again = sample("customer.updated", told["data"]["object"], now=TIMES[-1] + 100)
+    created = customer.payload()
+    again = sample("customer.updated", created["data"]["object"], now=TIMES[-1] + 100)
 
     with with_archived(shop, None, progress=nobody) as made:
         rebuild.rebuild(made)
@@ -365,7 +365,7 @@ def test_what_goes_on_meanwhile(shop: Engine, folder: Path) -> None:
 
 
 def test_an_archive_that_is_not_whole(shop: Engine, folder: Path, run: Callable[..., command.Ran]) -> None:
-    """A missing log, a damaged one and a folder that is none are each told, and nothing is compared."""
+    """A missing log, a damaged log and a missing folder are each reported, and nothing is compared."""
     archived(shop, folder, HALF)
     archived(shop, folder)
     first, second = sorted(folder.iterdir())
@@ -389,7 +389,7 @@ def test_an_archive_that_is_not_whole(shop: Engine, folder: Path, run: Callable[
 
 
 def test_another_rendering_is_not_taken(shop: Engine, folder: Path) -> None:
-    """A payload that the archive has under another hash is none of the inbox's."""
+    """A payload in the archive with another hash than the inbox's is not used."""
     archived(shop, folder)
     ledger.execute(shop, "UPDATE inbox SET payload_sha256 = sha256('x') WHERE seq = (SELECT min(seq) FROM inbox)")
 
@@ -405,7 +405,7 @@ def test_another_rendering_is_not_taken(shop: Engine, folder: Path) -> None:
 
 @pytest.fixture
 def started(database_url: str, folder: Path, tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """Return a run of the command in a process of its own."""
+    """Return the command, running in a process of its own."""
     arguments = ("events", "archive", "--before", "2099-01-01", "--to", str(folder), "--yes")
     with command.started(
         *arguments,
@@ -421,11 +421,11 @@ HERE = "(SELECT oid FROM pg_database WHERE datname = current_database())"
 
 
 def waits(engine: Engine, *, for_lock: str) -> None:
-    """Return once some connection waits for a lock of that kind."""
+    """Wait until some connection waits for a lock of this kind."""
     for _ in range(100_000):
         if count(engine, f"pg_locks WHERE database = {HERE} AND locktype = '{for_lock}' AND NOT granted"):
             return
-    pytest.fail("nobody ever waited")
+    pytest.fail("no connection ever waited")
 
 
 def kill(process: subprocess.Popen[bytes]) -> None:
@@ -435,7 +435,7 @@ def kill(process: subprocess.Popen[bytes]) -> None:
 
 
 def let_go(engine: Engine) -> None:
-    """Return once the server has noticed that the killed command is gone, and undone what it had begun."""
+    """Wait until the server has noticed the end of the killed command and rolled its transaction back."""
     for _ in range(100_000):
         if not count(engine, f"pg_locks WHERE pid <> pg_backend_pid() AND database = {HERE}"):
             return
@@ -443,7 +443,7 @@ def let_go(engine: Engine) -> None:
 
 
 def whole(engine: Engine, folder: Path, before: list[Any]) -> None:
-    """Show that a second run archives all, and that nothing of it was lost."""
+    """Check that a second run archives all events, and that nothing was lost."""
     archived(engine, folder)
     assert payloads(engine) == {}
     assert at_rest(engine) == before
@@ -453,7 +453,7 @@ def whole(engine: Engine, folder: Path, before: list[Any]) -> None:
 
 
 def test_killed_between_file_and_drop(shop: Engine, folder: Path, request: pytest.FixtureRequest) -> None:
-    """Killed when the log has its name and before a payload goes, the next run knows the log for its own."""
+    """After a kill between the renaming of the log and the deletion of payloads, the next run recognises the log."""
     before, held = at_rest(shop), payloads(shop)
     with database.transaction(shop) as connection, database.cursor(connection) as cursor:
         keep_others_from_folding(cursor)
@@ -470,7 +470,7 @@ def test_killed_between_file_and_drop(shop: Engine, folder: Path, request: pytes
 
 
 def test_killed_between_partitions(shop: Engine, folder: Path, request: pytest.FixtureRequest) -> None:
-    """Killed when one partition is archived and the next is not, the next run archives the rest."""
+    """After a kill between two partitions the next run archives the second one."""
     ledger.execute(shop, "ALTER TABLE inbox ALTER COLUMN seq RESTART WITH 1000000")
     ledger.take_in(shop, link(5).body, link(6).body)
     before = at_rest(shop)
@@ -488,7 +488,7 @@ def test_killed_between_partitions(shop: Engine, folder: Path, request: pytest.F
 
 
 def test_what_a_killed_run_left_behind(shop: Engine, folder: Path, run: Callable[..., command.Ran]) -> None:
-    """A draft is nobody's archive, and a log of other events by the same name is left alone."""
+    """An unfinished log is ignored, and a log of other events with the same name is not overwritten."""
     before, held = at_rest(shop), payloads(shop)
     name = f"payfold-events-{min(held)}-{max(held)}"
     (folder / f"{name}.ndjson.zst.part").write_bytes(b"half a lo")
@@ -501,11 +501,11 @@ def test_what_a_killed_run_left_behind(shop: Engine, folder: Path, run: Callable
     assert (folder / f"{name}.ndjson.zst").read_bytes() == zstandard.compress(b"")
 
 
-# ---- Changes meanwhile ----
+# ---- Changes during archiving ----
 
 
-def archive_meanwhile(engine: Engine, folder: Path, work: Callable[[], None]) -> Done:
-    """Archive everything in a thread, do *work* when the log is written, and return what became of the payloads."""
+def archive_during(engine: Engine, folder: Path, work: Callable[[], None]) -> Done:
+    """Archive everything in a thread, do *work* when the log is written, and return the result of archiving."""
     found: list[Done] = []
     thread = threading.Thread(target=lambda: found.extend(archived(engine, folder)))
     with database.transaction(engine) as connection, database.cursor(connection) as cursor:
@@ -518,8 +518,8 @@ def archive_meanwhile(engine: Engine, folder: Path, work: Callable[[], None]) ->
     return done
 
 
-def test_a_newer_rendering_meanwhile(engine: Engine, folder: Path) -> None:
-    """A copy that comes while its event is archived is compared with that, and folded where it is newer."""
+def test_a_newer_rendering_during_archiving(engine: Engine, folder: Path) -> None:
+    """A copy that arrives while its event is archived is compared with the event, and folded if it is newer."""
     events = [render(event, "2024-06-20") for event in SHOP.events[:40]]
     ledger.record(engine, [ledger.delivery(event.body) for event in events])
     ledger.fold(engine)
@@ -528,7 +528,7 @@ def test_a_newer_rendering_meanwhile(engine: Engine, folder: Path) -> None:
     def record() -> None:
         ledger.record(engine, [ledger.delivery(newer.body)])
 
-    done = archive_meanwhile(engine, folder, record)
+    done = archive_during(engine, folder, record)
 
     assert (done.dropped, done.stayed) == (40, 0)
     ledger.fold(engine)
@@ -537,22 +537,22 @@ def test_a_newer_rendering_meanwhile(engine: Engine, folder: Path) -> None:
     assert event == {"api_version": newer.api_version}
 
 
-def test_events_meanwhile(shop: Engine, folder: Path) -> None:
-    """What is queued to be folded anew while it is archived stays, and so does what was recorded since."""
+def test_events_during_archiving(shop: Engine, folder: Path) -> None:
+    """An event keeps its payload if it is queued for folding or recorded while archiving runs."""
     queued = SHOP.events[7].id
 
     def work() -> None:
         ledger.execute(shop, "INSERT INTO pending SELECT seq, true FROM inbox WHERE id = :id", id=queued)
         ledger.record(shop, [ledger.delivery(link(5).body)])
 
-    done = archive_meanwhile(shop, folder, work)
+    done = archive_during(shop, folder, work)
 
     assert (done.dropped, done.stayed) == (len(SHOP.events) - 1, 1)
     assert count(shop, "payloads") == count(shop, "payloads JOIN pending USING (seq)") == 2
 
 
 def test_two_at_once(shop: Engine, folder: Path, run: Callable[..., command.Ran]) -> None:
-    """Only one archives into a folder at a time; two with a folder each have both, and lose nothing."""
+    """Only one command archives into a folder at a time; two into different folders both write all events."""
     with archive.alone(folder):
         ran = run("events", "archive", "--before", "2099-01-01", "--to", folder, "--yes")
 
@@ -572,7 +572,7 @@ def test_two_at_once(shop: Engine, folder: Path, run: Callable[..., command.Ran]
 
 
 def test_a_rebuild_that_goes_on(shop: Engine, folder: Path) -> None:
-    """A rebuild that has begun to read holds an archive off, and misses nothing."""
+    """Archiving waits for a rebuild that has begun to read, and the rebuild misses no event."""
     done: list[Done] = []
     thread = threading.Thread(target=lambda: done.extend(archived(shop, folder)))
     steps: list[str] = []
@@ -594,7 +594,7 @@ def test_a_rebuild_that_goes_on(shop: Engine, folder: Path) -> None:
 
 
 def of_one_link(engine: Engine, folder: Path) -> None:
-    """Fold a link's events, archive them, and fold one that comes too late and one that comes in its order."""
+    """Fold a link's events, archive them, and record two older events of the link, which are parked."""
     ledger.take_in(engine, link(10, active=True).body, link(20, active=False).body)
     archived(engine, folder)
     ledger.take_in(engine, link(15, active=True, url="https://a.example/15").body)
@@ -602,13 +602,13 @@ def of_one_link(engine: Engine, folder: Path) -> None:
 
 
 def states(engine: Engine) -> list[tuple[str, bool]]:
-    """Return the state of each event, and whether its payload is at hand."""
+    """Return the state of each event, and whether it has a payload."""
     found = ledger.rows(engine, "SELECT state, payload IS NOT NULL AS at_hand FROM events ORDER BY seq")
     return [(row["state"], row["at_hand"]) for row in found]
 
 
 def test_retry(engine: Engine, folder: Path, another: Engine, run: Callable[..., command.Ran]) -> None:
-    """An event that waits for the archive is folded with it, and so are the others that wait for the same."""
+    """An event that is parked for lack of archived payloads is folded with the archive, as are others like it."""
     of_one_link(engine, folder)
     (late,) = ledger.rows(engine, "SELECT id FROM events WHERE created = to_timestamp(15)")
     (old,) = ledger.rows(engine, "SELECT id FROM events WHERE created = to_timestamp(10)")
@@ -624,15 +624,15 @@ def test_retry(engine: Engine, folder: Path, another: Engine, run: Callable[...,
     ran = run("events", "retry", late["id"], "--archive", folder)
     assert (ran.code, ran.err) == (0, f"{late['id']} is folded.\n")
     assert states(engine) == [("folded", True)] * 4
-    told = [event.body for event in (link(10, active=True), link(20, active=False))]
+    folded_first = [event.body for event in (link(10, active=True), link(20, active=False))]
     more = [link(at, active=True, url=f"https://a.example/{at}").body for at in (15, 16)]
-    ledger.take_in(another, *told, *more)
+    ledger.take_in(another, *folded_first, *more)
     names = "SELECT active, url, as_of FROM payment_links"
     assert ledger.rows(engine, names) == ledger.rows(another, names)
 
 
 def test_retry_with_an_archive_at_fault(engine: Engine, folder: Path) -> None:
-    """An archive that lacks what is wanted leaves the event as it is."""
+    """A retry with an archive that lacks the payloads leaves the event as it is."""
     of_one_link(engine, folder)
     (log,) = folder.iterdir()
     (late,) = ledger.rows(engine, "SELECT id FROM events WHERE created = to_timestamp(15)")
@@ -647,7 +647,7 @@ def test_retry_with_an_archive_at_fault(engine: Engine, folder: Path) -> None:
 
 
 def test_rebuilt_where_it_was_parked(engine: Engine, folder: Path, run: Callable[..., command.Ran]) -> None:
-    """A swap with the archive folds what was parked for want of it."""
+    """A swap with the archive folds the events that were parked for lack of archived payloads."""
     of_one_link(engine, folder)
 
     assert run("rebuild", "--archive", folder, "--swap").code == 0
@@ -656,7 +656,7 @@ def test_rebuilt_where_it_was_parked(engine: Engine, folder: Path, run: Callable
 
 
 def test_an_archived_event_that_is_pending(engine: Engine, folder: Path) -> None:
-    """An archived event that somebody queues holds up nobody, and its outcome stays as it is."""
+    """An archived event that is queued for folding delays no other event, and its outcome does not change."""
     ledger.take_in(engine, link(10).body, link(20, "plink_2").body)
     archived(engine, folder)
     before = at_rest(engine)
@@ -671,7 +671,7 @@ def test_an_archived_event_that_is_pending(engine: Engine, folder: Path) -> None
 
 
 def test_an_older_fold_version(shop: Engine, folder: Path, run: Callable[..., command.Ran]) -> None:
-    """What an older fold version folded is folded anew where it is at hand; of the rest the operator is told."""
+    """Events folded by an older fold version are folded again if they have payloads; `status` counts the others."""
     ledger.execute(shop, "UPDATE outcomes SET fold_version = 1 + seq % 2")
     archived(shop, folder, HALF)
     at_hand, gone = count(shop, "payloads"), count(shop, "events WHERE payload IS NULL")
@@ -679,42 +679,43 @@ def test_an_older_fold_version(shop: Engine, folder: Path, run: Callable[..., co
     with database.transaction(shop) as connection, database.cursor(connection) as cursor:
         queued = [queue_outdated(cursor, limit=50) for _ in range(at_hand // 50 + 2)]
     ledger.execute(shop, "DELETE FROM pending")
-    told, row = run("status"), run("status", "--format", "json").json
+    status, row = run("status"), run("status", "--format", "json").json
     assert run("rebuild", "--archive", folder, "--swap").code == 0
 
     assert (queued[0], sum(queued), queued[-1]) == (50, at_hand, 0)
     assert (row["to_fold_anew"], row["to_fold_anew_archived"]) == (at_hand + gone, gone)
     assert (
-        f"{at_hand + gone:,} to fold anew, {gone:,} of them archived: payfold rebuild --archive DIR --swap" in told.out
+        f"{at_hand + gone:,} to fold anew, {gone:,} of them archived: payfold rebuild --archive DIR --swap"
+        in status.out
     )
     assert run("status", "--format", "json").json["to_fold_anew"] == 0
 
 
-# ---- What is said of it ----
+# ---- Commands about archived events ----
 
 
 def test_shown(shop: Engine, folder: Path, run: Callable[..., command.Ran]) -> None:
-    """Whoever looks at an archived event, or at a row made of some, is told so."""
+    """`events show` and `explain` mark archived events."""
     (order,) = ledger.rows(shop, "SELECT id, amount_total, event_id FROM orders WHERE status = 'paid' LIMIT 1")
     whole = run("orders", "explain", order["id"], "--format", "json").json
     archived(shop, folder)
 
     event = run("events", "show", order["event_id"], "--format", "json").json
-    told = run("orders", "explain", order["id"], "--format", "json").json
+    explained = run("orders", "explain", order["id"], "--format", "json").json
     earlier = run("orders", "explain", order["id"], "--as-of", "2099-01-01", "--format", "json").json
     shown = run("orders", "explain", order["id"])
 
     assert (event["payload"], event["archived"], event["state"]) == (None, True, "folded")
-    assert told["row"] == whole["row"]
-    assert {each["event_id"] for each in told["timeline"]} == {each["event_id"] for each in whole["timeline"]}
-    assert all(each["verdict"].endswith("archived") for each in told["timeline"])
+    assert explained["row"] == whole["row"]
+    assert {each["event_id"] for each in explained["timeline"]} == {each["event_id"] for each in whole["timeline"]}
+    assert all(each["verdict"].endswith("archived") for each in explained["timeline"])
     assert earlier["row"] is None
     assert (shown.code, "it decides; archived" in shown.out) == (0, True)
     assert "archived" in run("events", "show", order["event_id"]).err
 
 
 def test_exported(shop: Engine, folder: Path, tmp_path: Path, run: Callable[..., command.Ran]) -> None:
-    """An export counts what it leaves out, and with the archive is what it was before."""
+    """An export counts the events that it leaves out; with the archive it equals the export from before archiving."""
     run("events", "export", "-o", tmp_path / "before.ndjson")
     archived(shop, folder, HALF)
 
@@ -732,7 +733,7 @@ def test_exported(shop: Engine, folder: Path, tmp_path: Path, run: Callable[...,
 
 
 def test_the_command(shop: Engine, folder: Path, run: Callable[..., command.Ran]) -> None:
-    """It says what it would do and does nothing, until it is told to; then it says what it has done."""
+    """Without --yes the command lists its work and changes nothing; with --yes it archives and prints the result."""
     arguments = ("events", "archive", "--before", "2099-01-01", "--to", folder, "--format", "json")
     held = payloads(shop)
 
@@ -766,7 +767,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("kind", REFUSED)
 def test_refused(shop: Engine, folder: Path, run: Callable[..., command.Ran], kind: str) -> None:
-    """A folder that cannot hold an archive, or would lose it, is refused with what to use instead, whatever is said."""
+    """A folder that cannot hold an archive, or would lose it, is refused with a reason, even with --yes."""
     name, settings, words = REFUSED[kind]
     named = {key: value or str(folder) for key, value in settings.items()}
     arguments = ("events", "archive", "--before", "2099-01-01", "--to", name or folder, "--yes")
@@ -778,7 +779,7 @@ def test_refused(shop: Engine, folder: Path, run: Callable[..., command.Ran], ki
 
 
 def test_no_room(shop: Engine, folder: Path, tmp_path: Path, database_url: str) -> None:
-    """A log that does not fit is not there in part, and no payload goes."""
+    """If a log does not fit on the disk, no part of it is left, and no payload is deleted."""
     command_line = 'ulimit -f 20; exec "$0" -m deploy events archive --before 2099-01-01 --yes --to "$1"'
     settings = command.environment({"DATABASE_URL": database_url, "TMPDIR": str(tmp_path)})
     ran = subprocess.run(

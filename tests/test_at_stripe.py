@@ -1,4 +1,4 @@
-"""What Payfold reads from Stripe: open sessions, what events leave out, events that never came; and its secrets."""
+"""Payfold's reads at Stripe: open sessions, fields that events leave out, and missing events; and its secrets."""
 
 import subprocess
 import sys
@@ -34,28 +34,28 @@ def at(database_url: str, redis_url: str) -> Iterator[Stage]:
 
 
 def poll(at: Stage, context: JobContext | None = None) -> JobResult:
-    """Let the clock's job ask for open sessions, and fold what it brought."""
+    """Run the clock's job that lists open sessions, and fold the result."""
     found = discovery.run_once(context or at.context())
     at.fold()
     return found
 
 
 def fetch(at: Stage, context: JobContext | None = None) -> JobResult:
-    """Let the clock's job read what is to be read, and fold what it brought."""
+    """Run the clock's job that reads due objects, and fold the result."""
     found = fetches.run_once(context or at.context())
     at.fold()
     return found
 
 
 def fill(at: Stage, context: JobContext | None = None, **more: Any) -> JobResult:  # noqa: ANN401 - the job's own
-    """Let the clock's job fetch events that never came, and fold them."""
+    """Run the clock's job that fetches missing events, and fold them."""
     found = gaps.run_once(context or at.context(), **more)
     at.fold()
     return found
 
 
 def paths(at: Stage) -> list[str]:
-    """Return what was called, ids left out."""
+    """Return the paths of the calls, without ids."""
     words = (made.path.removeprefix("/v1/").split("/") for made in at.api.calls)
     return ["/".join(word for word in parts if word.islower() and not any(map(str.isdigit, word))) for parts in words]
 
@@ -64,7 +64,7 @@ def paths(at: Stage) -> list[str]:
 
 
 def test_sessions_of_visitors_are_found(at: Stage) -> None:
-    """A visitor of a payment link has an open session that only asking shows; found once, it is an open order."""
+    """A payment link's visitor has an open session that no event reports; the poll records it as an open order."""
     link = at.account.create_payment_link()
     visitor, cart = at.account.open_session(payment_link=link), at.account.open_session()
     at.account.complete(at.account.open_session())
@@ -78,7 +78,7 @@ def test_sessions_of_visitors_are_found(at: Stage) -> None:
 
 
 def test_all_pages_are_asked_for(at: Stage) -> None:
-    """Hundreds of open sessions are found by one call for each hundred of them."""
+    """Hundreds of open sessions are listed with one call for each hundred."""
     for _ in range(250):
         at.account.open_session()
 
@@ -87,7 +87,7 @@ def test_all_pages_are_asked_for(at: Stage) -> None:
 
 
 def test_windows_overlap(at: Stage) -> None:
-    """A session that Stripe lists some minutes late is found by a later round."""
+    """A session that Stripe lists some minutes late is found by a later poll."""
     poll(at)
     at.account.advance(200)
     late = at.account.open_session()
@@ -103,7 +103,7 @@ def test_windows_overlap(at: Stage) -> None:
 
 
 def test_open_sessions_bring_their_lines(at: Stage) -> None:
-    """The shop's own carts are found with their lines by the same call; those of links are left out by default."""
+    """The poll records the lines of the shop's own carts, and by default no lines of links' sessions."""
     cart = next(s for s in (at.account.open_session(amount=900) for _ in range(50)) if len(lines(at, s)) < MANY)
     visitor = at.account.open_session(payment_link=at.account.create_payment_link())
     poll(at)
@@ -118,10 +118,10 @@ def lines(at: Stage, session: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize(("setting", "expected"), [("off", [False, False]), ("all", [True, True])])
-def test_whose_lines_are_kept_is_a_setting(
+def test_a_setting_decides_which_lines_are_kept(
     database_url: str, redis_url: str, setting: str, expected: list[bool]
 ) -> None:
-    """Nobody's lines are asked for, or everybody's."""
+    """The lines of no session are read, or those of every session."""
     with stage(database_url, redis_url, PAYFOLD_OPEN_SESSION_LINES=setting) as at:
         for link in (None, at.account.create_payment_link()):
             at.account.open_session(payment_link=link)
@@ -130,7 +130,7 @@ def test_whose_lines_are_kept_is_a_setting(
         assert [row["lines_complete"] for row in at.rows("SELECT lines_complete FROM orders")] == expected
 
 
-# What events leave out.
+# Fields that events leave out.
 
 
 def long_session(at: Stage) -> str:
@@ -142,7 +142,7 @@ def long_session(at: Stage) -> str:
 
 
 def test_the_lines_of_a_completed_order_are_read_in_whole(at: Stage) -> None:
-    """All pages of them are read, and add up to the order."""
+    """All pages of the lines are read, and add up to the order's total."""
     session = long_session(at)
     at.account.complete(session)
     at.deliver()
@@ -155,7 +155,7 @@ def test_the_lines_of_a_completed_order_are_read_in_whole(at: Stage) -> None:
 
 
 def test_the_lines_of_a_registered_session_are_read(at: Stage) -> None:
-    """What the shop registers has no lines; they are read, so that its expiry can tell them."""
+    """A registered session has no lines; they are read, so that its expiry can report them."""
     (session,) = at.open(ago=HOUR)
     fetch(at)
     at.expire()
@@ -165,7 +165,7 @@ def test_the_lines_of_a_registered_session_are_read(at: Stage) -> None:
 
 
 def test_a_setup_session_sells_nothing(at: Stage) -> None:
-    """No lines are asked for of a session that only keeps a card."""
+    """No lines are read of a session that only saves a card."""
     at.account.complete(at.account.open_session(mode="setup"))
     at.deliver()
 
@@ -174,7 +174,7 @@ def test_a_setup_session_sells_nothing(at: Stage) -> None:
 
 
 def test_a_moved_balance_is_explained_by_its_ledger(at: Stage) -> None:
-    """All transactions of the customer are listed once, in every currency, and later only what is new."""
+    """All transactions of the customer are read once, in every currency, and later only new ones."""
     customer = at.account.create_customer(currency="usd")
     for amount in (-300, 100, -50):
         at.account.adjust_balance(customer, amount)
@@ -195,7 +195,7 @@ def test_a_moved_balance_is_explained_by_its_ledger(at: Stage) -> None:
 
 
 def test_a_long_ledger_is_listed_whole_or_not_at_all(at: Stage) -> None:
-    """When a page fails nothing of it is recorded, so that the next time does not stop at what it knows."""
+    """If a page fails, no page is recorded, since the next read would stop at the first known transaction."""
     customer = at.account.create_customer(currency="usd")
     for amount in range(1, 251):
         at.account.adjust_balance(customer, amount)
@@ -210,7 +210,7 @@ def test_a_long_ledger_is_listed_whole_or_not_at_all(at: Stage) -> None:
 
 
 def test_a_ledger_is_as_old_as_its_first_page(at: Stage) -> None:
-    """What later pages list may be older than what the first has missed since, so that all are dated by the first."""
+    """All pages are dated by the first one, since entries may be added between the first page and the last."""
     customer = at.account.create_customer(currency="usd")
     for amount in range(1, 251):
         at.account.adjust_balance(customer, amount)
@@ -219,12 +219,12 @@ def test_a_ledger_is_as_old_as_its_first_page(at: Stage) -> None:
 
     assert fetch(at).recorded == 250
     read = at.rows("SELECT DISTINCT created FROM inbox WHERE source = 'observation'")
-    # What is asked is dated by a whole second, less how long the answer took.
+    # An answer is dated by a whole second, less the duration of the call.
     assert [at.now - timedelta(seconds=30) - row["created"] <= timedelta(seconds=2) for row in read] == [True]
 
 
 def test_all_lines_of_a_long_credit_note(at: Stage) -> None:
-    """A note whose event shows a first page of its lines is completed."""
+    """All lines are read of a note if its event has only the first page."""
     customer = at.account.create_customer(currency="usd")
     invoice = at.account.create_invoice(customer, 5_000)
     at.account.finalize_invoice(invoice)
@@ -240,14 +240,14 @@ def test_all_lines_of_a_long_credit_note(at: Stage) -> None:
     ]
 
 
-def test_an_object_whose_order_is_in_doubt_is_read(at: Stage) -> None:
-    """Where several last states are possible, what Stripe says now decides, and the doubt is over."""
+def test_an_object_with_an_ambiguous_order_is_read(at: Stage) -> None:
+    """If several last states are possible, a read at Stripe decides, and the anomaly ends."""
     link = at.account.create_payment_link()
     at.deliver()
     at.account.advance(5)
     for campaign in ("spring", "autumn"):
-        told = at.account.payment_link(link) | {"metadata": {"campaign": campaign}}
-        at.account.emit("payment_link.updated", told)
+        changed = at.account.payment_link(link) | {"metadata": {"campaign": campaign}}
+        at.account.emit("payment_link.updated", changed)
     at.deliver()
     assert ledger.anomalies(at.engine) == ["ambiguous_order"]
     at.account.advance(30)
@@ -264,7 +264,7 @@ def thin(number: int, kind: str, **fields: Any) -> bytes:  # noqa: ANN401 - JSON
 
 
 def test_a_thin_event_brings_its_twin(at: Stage) -> None:
-    """Its snapshot is fetched once, unless the webhook brought it already; both are one event."""
+    """The snapshot of a thin event is fetched once, unless it was delivered already; both are one event."""
     first, second = at.account.open_session(), at.account.open_session()
     at.account.complete(first)
     at.account.complete(second)
@@ -285,7 +285,7 @@ def test_a_thin_event_brings_its_twin(at: Stage) -> None:
 
 @pytest.mark.parametrize("odd", [b'"\\u0000"', b'"\\ud800"', b"1e999999"])
 def test_an_odd_thin_event_holds_up_no_other(at: Stage, odd: bytes) -> None:
-    """What PostgreSQL takes for no JSON is recorded like any other, and what the next one wants is read."""
+    """A thin event that PostgreSQL does not accept as JSON is recorded, and the object of the next one is read."""
     session = at.account.open_session()
     at.account.complete(session)
     about = {"id": session, "type": "checkout.session", "url": "/v1/x"}
@@ -300,7 +300,7 @@ def test_an_odd_thin_event_holds_up_no_other(at: Stage, odd: bytes) -> None:
 
 
 def test_every_page_of_thin_events_is_read(at: Stage) -> None:
-    """However many thin events came of what nobody reads, one behind them has its object read."""
+    """The object of a thin event is read, even behind many thin events of objects that are not read."""
     session = at.account.open_session()
     at.account.complete(session)
     others = [
@@ -318,7 +318,7 @@ def test_every_page_of_thin_events_is_read(at: Stage) -> None:
 
 
 def test_an_event_that_was_never_generated(at: Stage) -> None:
-    """Stripe admits it by a thin event that names the object, which is read once."""
+    """Stripe reports an event that it did not generate by a thin event; the named object is read once."""
     customer = at.account.create_customer(currency="usd", email="buyer@example.com")
     about = {"id": customer, "type": "customer", "url": "/v1/customers/x"}
     kind = "v2.core.health.event_generation_failure.resolved"
@@ -331,7 +331,7 @@ def test_an_event_that_was_never_generated(at: Stage) -> None:
 
 
 def test_what_lags_behind_a_newer_event_changes_nothing(at: Stage) -> None:
-    """An answer is dated before its call, so an event that was not seen in it stays the last word."""
+    """An answer is dated before its call, so a newer event that it does not show still decides the row."""
     session = at.account.open_session()
     api = at.context().api
     answer = api.call(HERE, "get", "checkout", "sessions", session, lane=Lane.REFETCH)
@@ -348,23 +348,23 @@ def test_what_lags_behind_a_newer_event_changes_nothing(at: Stage) -> None:
 
 
 def test_what_happened_long_ago_is_not_read(at: Stage) -> None:
-    """A log of last year is folded, and asks Stripe nothing."""
+    """A log of last year is folded without a call to Stripe."""
     at.account.complete(at.account.open_session())
     at.deliver()
 
     assert fetch(at, at.context(later=timedelta(days=31))).counted == {}
 
 
-# Events that never came.
+# Missing events.
 
 
 def test_gaps_are_filled(at: Stage) -> None:
-    """What the inbox lacks of the events that Stripe lists is recorded, once, and counted; the tables are whole."""
+    """Events that Stripe lists and the inbox lacks are recorded once and counted; the tables are then complete."""
     for _ in range(30):
         at.account.complete(at.account.open_session())
         at.account.advance(60)
-    told = [event for event in at.account.events if event.type.startswith("checkout.")]
-    ledger.record(at.engine, [ledger.delivery(event.body) for event in told[::3]])
+    generated = [event for event in at.account.events if event.type.startswith("checkout.")]
+    ledger.record(at.engine, [ledger.delivery(event.body) for event in generated[::3]])
     at.account.advance(120)
 
     filled = fill(at, since=at.now - timedelta(days=1))
@@ -379,7 +379,7 @@ def test_gaps_are_filled(at: Stage) -> None:
 
 
 def test_a_look_at_the_last_hour_leaves_no_hole(at: Stage) -> None:
-    """Asked for from later than its checkpoint, the job fills that and goes on from the checkpoint afterwards."""
+    """A run with a later start than the checkpoint fills its own range; the next run continues from the checkpoint."""
     fill(at)
     at.account.complete(at.account.open_session())
     at.account.advance(3 * HOUR)
@@ -390,7 +390,7 @@ def test_a_look_at_the_last_hour_leaves_no_hole(at: Stage) -> None:
 
 
 def test_types_are_asked_for_by_the_twenty(at: Stage) -> None:
-    """Every type that a fold wants is asked for, in as few calls as Stripe allows."""
+    """Every type that a fold reads is requested, in as few calls as Stripe allows."""
     fill(at, since=at.now - timedelta(hours=1))
 
     asked = [set(made.params["types"].values()) for made in at.api.calls]
@@ -399,7 +399,7 @@ def test_types_are_asked_for_by_the_twenty(at: Stage) -> None:
 
 
 def test_a_long_gap_is_filled_in_steps(at: Stage) -> None:
-    """When its time is over the job leaves a checkpoint, from which its successor goes on."""
+    """When its time is over the job saves a checkpoint, from which the next run continues."""
     at.account.advance(3 * 24 * HOUR)
     at.account.complete(at.account.open_session())
     at.account.advance(300)
@@ -418,7 +418,7 @@ def test_a_long_gap_is_filled_in_steps(at: Stage) -> None:
 
 
 def test_a_full_window_is_left_between_its_pages(at: Stage) -> None:
-    """A job at the end of its slice is left after the page at hand, and is finished in further rounds."""
+    """A job at the end of its time budget stops after the current page, and further runs finish it."""
     for _ in range(250):
         at.account.complete(at.account.open_session())
         at.account.open_session()
@@ -441,20 +441,20 @@ def test_a_full_window_is_left_between_its_pages(at: Stage) -> None:
     assert at.rows("SELECT count(*) AS found FROM inbox WHERE source = 'observation'") == [{"found": 250}]
 
 
-def test_a_checkpoint_near_the_cliff_is_told(at: Stage, capsys: pytest.CaptureFixture[str]) -> None:
-    """Stripe lists thirty days: a job that has not run for twenty-six warns before it goes on."""
+def test_an_old_checkpoint_is_logged(at: Stage, capsys: pytest.CaptureFixture[str]) -> None:
+    """Stripe lists events of thirty days: a job that has not run for twenty-six days logs a warning and continues."""
     fill(at)
     at.account.advance(26 * 24 * HOUR)
 
     fill(at)
 
-    # To wherever another test of this process has told the logs to go.
+    # Another test of this process may have redirected the log to stdout or stderr.
     assert "stripe.checkpoint_is_old" in "".join(capsys.readouterr())
     assert not fill(at).is_more
 
 
 def test_a_quiet_hour_costs_less_than_a_hundred_calls(at: Stage) -> None:
-    """An hour of the clock's usual rounds in which nothing happens."""
+    """An hour of the clock's jobs without any event costs less than a hundred calls."""
     settings = at.settings
     jobs = {
         settings.payfold_expire_seconds: expiry.run_once,
@@ -472,11 +472,11 @@ def test_a_quiet_hour_costs_less_than_a_hundred_calls(at: Stage) -> None:
     assert 0 < len(at.api.calls) < 100
 
 
-# Whose keys, and what is never told.
+# Keys, and secrets.
 
 
 def test_a_connected_account_is_called_in_its_own_name(database_url: str, redis_url: str) -> None:
-    """Its sessions are expired with the platform's key and its own id in the header."""
+    """A connected account's sessions are expired with the platform's key and the account's id in the header."""
     with stage(database_url, redis_url) as at:
         theirs = Account(seed=9, account="acct_9")
         at.api._connected = {(KEY, "acct_9"): theirs}
@@ -497,7 +497,7 @@ def test_a_connected_account_is_called_in_its_own_name(database_url: str, redis_
 
 
 def test_an_account_that_is_not_connected_stops_nothing(at: Stage) -> None:
-    """Stripe gives no access to it: that account's jobs rest, and the shop's own go on."""
+    """Stripe refuses access to such an account: its jobs pause, and the shop's own jobs continue."""
     stranger = Account(seed=10, account="acct_stranger")
     stranger.complete(stranger.open_session())
     ledger.record(at.engine, [ledger.delivery(event.body) for event in stranger.events])
@@ -518,14 +518,14 @@ def test_no_key_serves_the_other_mode(at: Stage) -> None:
 
 
 def test_an_id_is_never_a_path(at: Stage) -> None:
-    """An id out of an event that holds slashes and question marks asks for an object of that name, and no other."""
+    """An event's id with slashes and question marks is encoded, so that no other path is called."""
     api = at.context().api
     with pytest.raises(Exception, match="no such object"):
         api.call(HERE, "get", "checkout", "sessions", "../events?limit=1", lane=Lane.REFETCH)
 
 
 def test_the_shop_expires_one_now(at: Stage, database_url: str, redis_url: str) -> None:
-    """The route expires an open order at Stripe and says so; where the buyer was faster it says that."""
+    """The route expires an open order at Stripe and answers with the result, also if the buyer was faster."""
     first, second = at.open(2, ago=60)
     at.account.complete(second)
     with serving(_web_settings(at, database_url, redis_url)) as web:
@@ -541,8 +541,8 @@ def test_the_shop_expires_one_now(at: Stage, database_url: str, redis_url: str) 
     assert (at.status(first), at.status(second)) == ("expired", "paid")
 
 
-def test_what_stripe_cannot_do_now_is_told_to_the_shop(at: Stage, database_url: str, redis_url: str) -> None:
-    """A lost answer is asked for again; what cannot be done is a 503, 502 or 404, and the order stays what it is."""
+def test_failures_of_stripe_are_answered_to_the_shop(at: Stage, database_url: str, redis_url: str) -> None:
+    """A lost answer is resolved by a read; a failure is answered 503, 502 or 404, and the order does not change."""
     lost, open_one, gone = at.open(3, ago=60)
     del at.account._objects["checkout.session"][gone]
     with serving(_web_settings(at, database_url, redis_url)) as web:
@@ -578,7 +578,7 @@ def _web_settings(at: Stage, database_url: str, redis_url: str) -> Any:  # noqa:
 def test_a_portal_url_is_answered_once_and_kept_nowhere(
     at: Stage, database_url: str, redis_url: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """The route answers it, and neither a log, nor the inbox, nor a table, nor Redis holds it; nor any API key."""
+    """The route answers with the url, and no log, table or Redis key contains it or any API key."""
     customer = at.account.create_customer(email="buyer@example.com")
     at.deliver()
     with serving(_web_settings(at, database_url, redis_url)) as web:
@@ -615,7 +615,7 @@ def test_a_portal_url_is_answered_once_and_kept_nowhere(
         assert KEY not in place
         assert url not in place
         assert url.rsplit("/", 1)[-1] not in place
-    # These two are all that is ever written at Stripe.
+    # Payfold writes nothing else at Stripe.
     written = {made.path.rsplit("/", 1)[-1] for made in at.api.calls if made.method != "GET"}
     assert written == {"sessions", "expire"}
     assert at.rows("SELECT customer, return_url FROM portal_sessions") == [
@@ -623,7 +623,7 @@ def test_a_portal_url_is_answered_once_and_kept_nowhere(
     ]
 
 
-# Everything that PostgreSQL and Redis hold, as text.
+# All data of PostgreSQL and Redis, as text.
 _DUMP = """
 import sys, psycopg, redis
 with psycopg.connect(sys.argv[1]) as connection:
@@ -638,7 +638,7 @@ with redis.Redis.from_url(sys.argv[2]) as client:
 
 
 def test_without_a_key_nothing_is_read(database_url: str, redis_url: str) -> None:
-    """The jobs that ask Stripe have nothing to do."""
+    """Without a key the jobs that call Stripe do nothing."""
     with stage(database_url, redis_url, STRIPE_API_KEY="") as at:
         at.account.complete(at.account.open_session())
         at.deliver()

@@ -1,4 +1,4 @@
-"""Stripe is asked for all that it has, through its own SDK, and every row that is not what it lists is found."""
+"""An audit lists all objects at Stripe, through its own SDK, and finds every row that differs."""
 
 import random
 from collections.abc import Iterator
@@ -26,30 +26,30 @@ ORDERS = 60
 
 @pytest.fixture
 def at(database_url: str, redis_url: str) -> Iterator[Stage]:
-    """Return a shop at the sandbox's Stripe, none of whose events was delivered yet."""
+    """Return a shop at the sandbox's Stripe; no event was delivered yet."""
     with stage(database_url, redis_url, history=lambda: shop_history(17, ORDERS, money=True)) as made:
         yield made
 
 
 def deliver(at: Stage, lost: set[str] = frozenset()) -> None:  # type: ignore[assignment]  # an empty one is a set
     """Take in every event of the account but the *lost*."""
-    told: list[Delivery] = [ledger.delivery(event.body) for event in at.account.events if event.id not in lost]
-    ledger.record(at.engine, told)
+    delivered: list[Delivery] = [ledger.delivery(event.body) for event in at.account.events if event.id not in lost]
+    ledger.record(at.engine, delivered)
     at.fold()
 
 
 def audited(at: Stage, **arguments: Any) -> tuple[dict[str, Listed], list[Difference]]:  # noqa: ANN401 - as audit's own
-    """Return what an audit listed, by the kind of object, and what it found."""
-    told = list(against_stripe.audit(at.context(), **arguments))
-    listed = {each.object: each for each in told if isinstance(each, Listed)}
-    found = [each for each in told if isinstance(each, Difference)]
+    """Return the tallies of an audit, by the kind of object, and its differences."""
+    results = list(against_stripe.audit(at.context(), **arguments))
+    listed = {each.object: each for each in results if isinstance(each, Listed)}
+    found = [each for each in results if isinstance(each, Difference)]
     for tally in listed.values():
         assert min(tally.missing, tally.extra, tally.different) >= 0
     return listed, found
 
 
-def test_a_shop_that_is_told_of_everything(at: Stage) -> None:
-    """Nothing differs but what no event tells: sessions that are open, and the ledger."""
+def test_a_shop_with_all_events_delivered(at: Stage) -> None:
+    """With all events delivered, only open sessions and the ledger differ, which no event reports."""
     deliver(at)
     against_stripe.repair(at.context())
 
@@ -66,7 +66,7 @@ def test_a_shop_that_is_told_of_everything(at: Stage) -> None:
 
 
 def test_pages_are_what_it_costs(at: Stage) -> None:
-    """An audit costs a call for each hundred objects of a kind, and one for each customer with a balance."""
+    """An audit needs one call for each hundred objects of a kind, and one for each customer with a balance."""
     deliver(at)
     against_stripe.repair(at.context())
     at.api.calls.clear()
@@ -82,7 +82,7 @@ def test_pages_are_what_it_costs(at: Stage) -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_events_that_never_came(at: Stage, seed: int) -> None:
-    """Whatever was lost of sessions, links, invoices, notes and refunds is found, put right, and then gone."""
+    """Lost events of sessions, links, invoices, notes and refunds are found and repaired, and then nothing differs."""
     chance = random.Random(seed)
     asked = ("checkout.session.", "payment_link.", "invoice.", "credit_note.", "refund.")
     candidates = [event.id for event in at.account.events if event.type.startswith(asked)]
@@ -97,7 +97,7 @@ def test_events_that_never_came(at: Stage, seed: int) -> None:
     assert left == []
     for session in at.account.session_ids():
         expected = at.account.expected_status(session)
-        # That a delayed payment has failed is told by an event alone, and by nothing that can be listed.
+        # Only an event reports that a delayed payment has failed; no list shows it.
         assert at.status(session) in ({"failed", "processing"} if expected == "failed" else {expected})
 
 
@@ -110,8 +110,8 @@ EDITS = {
 
 
 @pytest.mark.parametrize("edit", EDITS)
-def test_a_row_that_somebody_edited(at: Stage, edit: str) -> None:
-    """What was changed by hand is found though its events are all there, and a repair folds them anew."""
+def test_an_edited_row(at: Stage, edit: str) -> None:
+    """A row that was edited by hand is found although all its events are there, and a repair folds them again."""
     deliver(at)
     against_stripe.repair(at.context())
     paid = next(session for session in at.account.session_ids() if at.account.expected_status(session) == "paid")
@@ -128,7 +128,7 @@ def test_a_row_that_somebody_edited(at: Stage, edit: str) -> None:
 
 
 def test_a_row_that_stripe_does_not_know(at: Stage) -> None:
-    """A row that Stripe neither lists nor knows is extra; a repair notes that it is missing there."""
+    """A row that Stripe neither lists nor knows is extra; a repair records that the object is missing at Stripe."""
     deliver(at)
     against_stripe.repair(at.context())
     other = shop_history(18, 3)
@@ -146,7 +146,7 @@ def test_a_row_that_stripe_does_not_know(at: Stage) -> None:
 
 
 def test_a_draft_that_was_deleted(at: Stage) -> None:
-    """A draft may be deleted at Stripe: that Stripe does not know it any more is no difference."""
+    """A draft that was deleted at Stripe, and is unknown there now, is no difference."""
     deliver(at)
     against_stripe.repair(at.context())
     other = Account(seed=20)
@@ -159,7 +159,7 @@ def test_a_draft_that_was_deleted(at: Stage) -> None:
 
 
 def test_what_no_key_serves(at: Stage) -> None:
-    """Rows of another mode or account are told, and never called for."""
+    """Rows of a mode or account without a key are reported, and cause no call."""
     deliver(at)
     against_stripe.repair(at.context())
     live = shop_history(19, 5, livemode=True)
@@ -174,7 +174,7 @@ def test_what_no_key_serves(at: Stage) -> None:
 
 
 def test_a_key_that_stripe_refuses(database_url: str, redis_url: str) -> None:
-    """A refused key stops the audit with what Stripe said, and changes nothing."""
+    """A refused key stops the audit with Stripe's message, and changes nothing."""
     with stage(database_url, redis_url, STRIPE_API_KEY="sk_test_unknown") as at:
         at.account.create_payment_link()
         deliver(at)
@@ -184,7 +184,7 @@ def test_a_key_that_stripe_refuses(database_url: str, redis_url: str) -> None:
 
 
 def test_the_command(at: Stage) -> None:
-    """`reconcile --stripe --repair` finds it, puts it right, proves that it is gone, and shows no key."""
+    """`reconcile --stripe --repair` finds a difference, repairs it, audits again, and prints no key."""
     lost = {event.id for event in at.account.events if event.type.startswith("checkout.session.")}
     deliver(at, set(sorted(lost)[:10]))
     arguments = ("deploy", "reconcile", "--stripe", "--format", "json")
@@ -209,7 +209,7 @@ def test_the_command(at: Stage) -> None:
 @pytest.mark.parametrize(
     ("key", "kind", "to_do", "code", "listed"),
     [
-        # What is listed before the failure is held against the tables, and found.
+        # Objects listed before the failure are compared with the tables.
         (KEY, "StripeAway", "again", 3, ["checkout.session", "payment_link"]),
         ("sk_test_unknown", "KeyRefused", "STRIPE_API_KEY", 1, [against_stripe.REFUSED]),
     ],
@@ -217,7 +217,7 @@ def test_the_command(at: Stage) -> None:
 def test_a_failure_keeps_the_other_checks(
     at: Stage, tmp_path: Path, key: str, kind: str, to_do: str, code: int, listed: list[str]
 ) -> None:
-    """Where Stripe fails, what was found until then stands, is kept and shown with what failed and what to do."""
+    """If Stripe fails, the differences found so far are kept and shown with the failure and the remedy."""
     lost = {event.id for event in at.account.events if event.type.startswith("checkout.session.")}
     deliver(at, set(sorted(lost)[:10]))
     at.faults.add(Fault.UNAVAILABLE, "/v1/invoices", times=99)
@@ -252,7 +252,7 @@ def test_a_failure_keeps_the_other_checks(
 
 
 def test_a_repair_without_stripe(at: Stage) -> None:
-    """Where Stripe fails a repair puts right what the inbox shows, and names what it could not."""
+    """If Stripe fails, a repair fixes the differences that the inbox shows, and names the others."""
     deliver(at)
     ledger.execute(at.engine, "DELETE FROM orders WHERE id = (SELECT min(id) FROM orders)")
     settings = at.environment | {"STRIPE_API_KEY": "sk_test_unknown"}
@@ -265,7 +265,7 @@ def test_a_repair_without_stripe(at: Stage) -> None:
 
 
 def test_what_is_archived(at: Stage) -> None:
-    """A row whose events are archived is held against what Stripe lists, unless only all its events could tell."""
+    """A row with archived events is compared with Stripe's list, except for values that need all its events."""
     deliver(at)
     against_stripe.repair(at.context())
     ledger.execute(at.engine, "DELETE FROM payloads")
@@ -286,15 +286,15 @@ def test_what_is_archived(at: Stage) -> None:
     [("acct_2", False, True), ("", True, True), ("acct_2", True, True), ("", False, False)],
 )
 def test_what_is_on_the_way_elsewhere(at: Stage, account: str, *, livemode: bool, is_found: bool) -> None:
-    """A row is not compared while an event of its object is not folded yet; an event of another world is no reason."""
+    """A row is not compared while an event of its object is pending; an event of another world does not matter."""
     deliver(at)
     against_stripe.repair(at.context())
     paid = next(event for event in at.account.events if event.type == "checkout.session.completed")
     ledger.execute(at.engine, "UPDATE orders SET amount_total = 1 WHERE id = :id", id=paid.object_id)
-    told = paid.payload() | {"id": "evt_on_the_way", "livemode": livemode}
+    arriving = paid.payload() | {"id": "evt_on_the_way", "livemode": livemode}
 
     def arrive() -> None:
-        ledger.record(at.engine, [ledger.delivery(msgspec.json.encode(told), account=account)])
+        ledger.record(at.engine, [ledger.delivery(msgspec.json.encode(arriving), account=account)])
 
     at.faults.add(None, "/v1/checkout/sessions", before=arrive)
     _, found = audited(at)
@@ -306,7 +306,7 @@ def test_what_is_on_the_way_elsewhere(at: Stage, account: str, *, livemode: bool
 
 
 def test_what_only_the_map_finds(at: Stage) -> None:
-    """Of a refund a false event said that it failed, which outranks what Stripe lists: folding leaves the row so."""
+    """A false event of a failed refund outranks Stripe's list in the fold, so only a comparison by the map finds it."""
     deliver(at)
     against_stripe.repair(at.context())
     refund = next(each for each in at.account.newest("refund") if each["status"] == "succeeded")
@@ -329,7 +329,7 @@ def test_what_only_the_map_finds(at: Stage) -> None:
 
 @pytest.mark.parametrize("version", ["2024-09-30.acacia", "2025-05-28.basil"])
 def test_an_endpoint_of_an_older_version(at: Stage, version: str) -> None:
-    """Events of an older API version lack what Stripe lists by now: that is counted, and nothing differs."""
+    """Fields that events of an older API version lack are counted, and are no differences."""
     ledger.record(at.engine, [ledger.delivery(render(each, version).body) for each in at.account.events])
     at.fold()
     at.account.advance(3600)

@@ -1,4 +1,4 @@
-"""`reconcile --stripe` names every column of every table of which Stripe's list has another value.
+"""`reconcile --stripe` names every column of every table that differs from Stripe's list.
 
 Each table has an object as an event reported it, and as Stripe lists it: with another value in every column. They are
 written out by hand after Stripe's API reference, in the shape of the newest version, and where a column is of an older
@@ -24,7 +24,7 @@ DAY: Final = 86_400
 
 
 class Case(NamedTuple):
-    """An object: the *path* of its list, the event *type* that reported it, as it was *then* and as it is *now*."""
+    """An object: the *path* of its list, the event *type* that reported it, its fields *then* and *now*."""
 
     path: str
     type: str
@@ -33,14 +33,14 @@ class Case(NamedTuple):
 
 
 def case(path: str, type_: str, same: Body, **fields: tuple[object, object]) -> Case:
-    """Return the case of an object with the *same* fields then and now, and others that were and are."""
+    """Return the case of an object with the *same* fields then and now, and with pairs of changed fields."""
     both = ({name: values[at] for name, values in fields.items()} for at in (0, 1))
     then, now = ({"livemode": False, **same, **each} for each in both)
     return Case(path, type_, then, now)
 
 
 def lines(*items: Body) -> Body:
-    """Return a list that has all its items."""
+    """Return a complete list."""
     return {"object": "list", "data": list(items), "has_more": False}
 
 
@@ -212,7 +212,7 @@ CASES: Final = (
         post_payment_amount=(800, 1900),
         refunds=([{"refund": "re_1", "amount_refunded": 300}], [{"refund": "re_1", "amount_refunded": 500}]),
         out_of_band_amount=(100, 300),
-        # What is left of the post-payment amount: 800 - 300 - 100 = 400, and 1900 - 500 - 300 = 1100.
+        # The rest of the post-payment amount: 800 - 300 - 100 = 400, and 1900 - 500 - 300 = 1100.
         customer_balance_transaction=("cbtxn_1", "cbtxn_2"),
         customer=("cus_1", "cus_2"),
         invoice=("in_1", "in_2"),
@@ -280,7 +280,7 @@ CASES: Final = (
         payment_intent=("pi_1", "pi_2"),
         created=(T, T + 1),
     ),
-    # The invoice of a charge is named before basil.
+    # Before basil a charge names its invoice.
     case(
         "charges",
         "charge.succeeded",
@@ -331,7 +331,7 @@ TABLES: Final = sorted({each.table for each in witness.MAP} - NOT_LISTED)
 
 @pytest.fixture(scope="module")
 def found(services: Services, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, set[str]]]:
-    """Return by table the columns that `reconcile --stripe` names."""
+    """Return the columns that `reconcile --stripe` names, by table."""
     with migrated_database(services) as database_url:
         engine = database.engine(database_url)
         events = [envelopes.event(f"evt_{number}", each.type, T, each.then) for number, each in enumerate(CASES)]
@@ -371,7 +371,7 @@ def columns_of(ran: command.Ran) -> dict[str, set[str]]:
 
 @pytest.mark.parametrize("table", TABLES)
 def test_every_column_is_compared(found: dict[str, set[str]], table: str) -> None:
-    """Each column that Stripe's objects state is named where the row has another value."""
+    """Each column with a field in Stripe's objects is named if the row has another value."""
     wanted = {each.column for each in witness.MAP if each.table == table}
     wanted -= {column for name, column in ALWAYS_THE_SAME if name == table}
     assert wanted - found[table] == set()

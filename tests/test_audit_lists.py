@@ -1,4 +1,4 @@
-"""What an audit makes of lists written out by hand: lines, what other tables explain, samples, and interruptions."""
+"""Audits of lists written out by hand: lines, values that other tables explain, samples, and interruptions."""
 
 import fcntl
 from collections import Counter
@@ -36,7 +36,7 @@ PATHS: Final = (
 
 @dataclass
 class Stripe:
-    """A Stripe that lists what it is given, and a door to it: the calls that were made, and what a path answers."""
+    """A Stripe that lists given objects; it counts the calls and may answer a path with a status."""
 
     engine: Engine
     redis: Redis
@@ -50,17 +50,17 @@ class Stripe:
     now: int = T + DAY
 
     def door(self, path: str) -> int:
-        """Note a call, and return its status."""
+        """Count a call, and return the status of its answer."""
         self.calls.append(path)
         return self.refuses(path)
 
     def add(self, path: str, *objects: Body) -> None:
-        """Let Stripe list *objects*."""
+        """Add *objects* to Stripe's lists."""
         self.lists[path] += objects
 
     @property
     def context(self) -> JobContext:
-        """Return a context that calls it now, a day after all that happened."""
+        """Return a job context with the time a day after the last event."""
         settings = Settings.load(
             {
                 "DATABASE_URL": self.engine.url.render_as_string(hide_password=False),
@@ -75,19 +75,19 @@ class Stripe:
         return JobContext(self.engine, api, settings, now=lambda: datetime.fromtimestamp(self.now, UTC))
 
     def audited(self, **arguments: Any) -> tuple[dict[str, Listed], list[Difference]]:  # noqa: ANN401 - as audit's own
-        """Return what an audit listed, by the kind of object, and what it found."""
+        """Return the tallies of an audit, by the kind of object, and its differences."""
         sent = list(against_stripe.audit(self.context, **arguments))
         listed = {each.object: each for each in sent if isinstance(each, Listed)}
         return listed, [each for each in sent if isinstance(each, Difference)]
 
     def called(self, path: str) -> int:
-        """Return how often a path was called."""
+        """Return the number of calls of a path."""
         return sum(call.split("?")[0] == f"/v1/{path}" for call in self.calls)
 
 
 @pytest.fixture
 def at(engine: Engine, redis_url: str, tmp_path: Path) -> Iterator[Stripe]:
-    """Return a Stripe that lists nothing yet."""
+    """Return a Stripe with empty lists."""
     with serving(engine, redis_url, tmp_path / "data") as made:
         yield made
 
@@ -104,7 +104,7 @@ def serving(engine: Engine, redis_url: str, folder: Path) -> Iterator[Stripe]:
 
 
 def named(found: Sequence[Difference]) -> list[tuple[str, str, str, str | None]]:
-    """Return what each difference is: its table, kind, id and column."""
+    """Return table, kind, id and column of each difference."""
     return sorted(((each.table, each.kind, each.id, each.column) for each in found), key=str)
 
 
@@ -126,7 +126,7 @@ def customer(number: int, /, **fields: object) -> Body:
 
 
 def sell(at: Stripe, count: int) -> list[Body]:
-    """Let Stripe have so many customers, and report each."""
+    """Add so many customers at Stripe, and record the event of each."""
     customers = [customer(number) for number in range(count)]
     bodies = [event(f"evt_{each['id']}", "customer.created", each["created"], each) for each in customers]
     ledger.record(at.engine, map(ledger.delivery, bodies))
@@ -135,11 +135,11 @@ def sell(at: Stripe, count: int) -> list[Body]:
     return customers
 
 
-# ---- Lines, and what other tables explain ----
+# ---- Lines, and values that other tables explain ----
 
 
 def test_lines(at: Stripe) -> None:
-    """A line without a row and a row without a line are found once all lines are known, and not before."""
+    """A line without a row and a row without a line are differences only if all lines are known."""
     line = {"id": "li_1", "object": "item", "currency": "usd", "quantity": 1, "amount_total": 5000}
 
     def lines(id_: str) -> Body:
@@ -157,13 +157,13 @@ def test_lines(at: Stripe) -> None:
 
 
 def test_what_refunds_and_disputes_explain(at: Stripe) -> None:
-    """No event of a charge reports a dispute of it, or that a refund failed; what nothing explains is found."""
+    """A charge's dispute or failed refund is reported by no event of the charge, but explained by another table."""
     moved: tuple[tuple[Body, dict[str, object]], ...] = (
         (charge("ch_1", disputed=True), {"disputed": False}),
         (charge("ch_2", amount_refunded=0), {"amount_refunded": 1500}),
         (charge("ch_3", amount_refunded=5000, refunded=True), {"amount_refunded": 3500, "refunded": False}),
         (charge("ch_4", amount_refunded=700, disputed=True), {"amount_refunded": 0, "disputed": False}),
-        # Of a part that was captured alone it is not documented whether its refund is a full one.
+        # It is not documented whether the refund of a part that was captured alone is a full one.
         (
             charge("ch_5", amount_captured=1500, amount_refunded=1500, refunded=True),
             {"amount_refunded": 0, "refunded": False},
@@ -189,7 +189,7 @@ def test_what_refunds_and_disputes_explain(at: Stripe) -> None:
 
 
 def test_a_payment_that_was_captured_by_hand(at: Stripe) -> None:
-    """The charge of a hold reports its capture, and no event of its session does: Stripe's paid session is no news."""
+    """A capture is reported by the charge and by no event of the session, so Stripe's paid session is no difference."""
     for number in range(4):
         of = {"payment_intent": f"pi_{number}"}
         ended = session(f"cs_{number}", **of)
@@ -208,7 +208,7 @@ def test_a_payment_that_was_captured_by_hand(at: Stripe) -> None:
     ledger.execute(at.engine, "UPDATE orders SET amount_total = 1 WHERE id = 'cs_2'")
     ledger.execute(at.engine, "UPDATE orders SET paid_at = paid_at - interval '1 day' WHERE id = 'cs_3'")
 
-    # Nothing here captured the hold of cs_1, and a person edited cs_2 and cs_3.
+    # The hold of cs_1 was not captured, and cs_2 and cs_3 were edited by hand.
     assert named(at.audited()[1]) == [
         ("orders", "different", "cs_1", "paid_at"),
         ("orders", "different", "cs_1", "payment_status"),
@@ -227,7 +227,7 @@ def test_a_payment_that_was_captured_by_hand(at: Stripe) -> None:
 
 
 def test_deleted_customers(at: Stripe) -> None:
-    """A deleted customer is not listed: that is right where its event came, and else a difference."""
+    """A deleted customer is not listed, which is a difference only if its event is missing."""
     customers = sell(at, 3)
     at.lists["customers"][1:] = [{"id": each["id"], "object": "customer", "deleted": True} for each in customers[1:]]
     ledger.take_in(at.engine, event("evt_deleted", "customer.deleted", T + 60, customers[2]))
@@ -242,7 +242,7 @@ def test_deleted_customers(at: Stripe) -> None:
 
 
 def test_ledgers(at: Stripe) -> None:
-    """A row that no ledger lists is found, though its customer has no balance; a ledger that is missing is counted."""
+    """A row that no ledger lists is found even if its customer has no balance; a missing ledger is counted."""
 
     def row(customer: int, amount: int = -500) -> Body:
         return {
@@ -285,7 +285,7 @@ def test_ledgers(at: Stripe) -> None:
 
 
 def test_payments_before_basil(at: Stripe) -> None:
-    """A payment that an old invoice reports itself is listed by an id of its own, which is no missing row."""
+    """Stripe lists the payment of an old invoice under an id of its own, which is no missing row."""
     invoice = {
         "id": "in_1",
         "object": "invoice",
@@ -307,7 +307,7 @@ def test_payments_before_basil(at: Stripe) -> None:
 
 
 def test_an_older_api_version(at: Stripe) -> None:
-    """A null that no event of the endpoint's old version states is not known, and no difference; an edited one is."""
+    """A null in a field that the endpoint's old version lacks is no difference; an edited null is one."""
     invoice = {"id": "in_1", "object": "invoice", "created": T, "currency": "usd", "status": "open", "total": 500}
     configuration = {"id": "bpc_1", "object": "billing_portal.configuration", "created": T, "updated": T}
     features = {"invoice_history": {"enabled": True}}
@@ -332,7 +332,7 @@ def test_an_older_api_version(at: Stripe) -> None:
 
     listed, found = at.audited()
 
-    # The same null, of an event of the newest version, is no rendering of Stripe's.
+    # Events of the newest version have the field, so the same null is a difference.
     assert named(found) == [
         ("invoices", "different", "in_2", "total"),
         ("invoices", "different", "in_3", "amount_overpaid"),
@@ -341,7 +341,7 @@ def test_an_older_api_version(at: Stripe) -> None:
 
 
 def test_what_follows_from_what_an_old_version_lacks(at: Stripe) -> None:
-    """A session of 2019 has no payment status, so its order's status and when it was paid are not known either."""
+    """A session of 2019 has no payment status, so the status and the paid_at of its order are unknown too."""
     old = session("cs_1")
     del old["status"], old["payment_status"]
     ledger.take_in(
@@ -359,7 +359,7 @@ def test_what_follows_from_what_an_old_version_lacks(at: Stripe) -> None:
     ledger.execute(at.engine, "UPDATE orders SET completed_at = NULL WHERE id = 'cs_2'")
     ledger.execute(at.engine, "UPDATE orders SET status = NULL, paid_at = NULL WHERE id = 'cs_3'")
 
-    # The type of an event reports that a session is complete, and a person edited what else is null.
+    # The event's type reports that the session is complete; the other null was edited by hand.
     assert named(at.audited()[1]) == [
         ("orders", "different", "cs_2", "completed_at"),
         ("orders", "different", "cs_3", "paid_at"),
@@ -368,7 +368,7 @@ def test_what_follows_from_what_an_old_version_lacks(at: Stripe) -> None:
 
 
 def test_features_that_were_removed(at: Stripe) -> None:
-    """Portals could pause subscriptions until 2024-04-10, and in another way since 2026-10-28; the rest is compared."""
+    """Only the features that both versions have are compared: pausing was removed 2024-04-10 and is back in 2026."""
     pause, portal = {"enabled": True}, {"object": "billing_portal.configuration", "created": T, "updated": T}
     newer = {"enabled": False, "duration": {"type": "indefinite"}}
     then, now = (
@@ -378,7 +378,7 @@ def test_features_that_were_removed(at: Stripe) -> None:
     cases: dict[str, tuple[str, Body, Body]] = {
         "bpc_1": ("2023-10-16", {**then, "subscription_pause": pause}, now),
         "bpc_2": ("2023-10-16", {**then, "subscription_pause": pause}, {**now, "subscription_pause": newer}),
-        # Found: a feature that both have is another, one is gone that was never removed, or the version has them all.
+        # Differences: a common feature differs, a feature that was never removed is gone, or both versions have all.
         "bpc_3": ("2023-10-16", {"invoice_history": {"enabled": False}, "subscription_pause": pause}, now),
         "bpc_4": ("2023-10-16", {**then, "customer_update": {"enabled": True}}, now),
         "bpc_5": (NEWEST, {**now, "subscription_pause": pause}, now),
@@ -397,7 +397,7 @@ def test_features_that_were_removed(at: Stripe) -> None:
 
 
 def test_what_was_just_created(at: Stripe) -> None:
-    """An event takes up to a minute, and open sessions are found by a poll; what a test clock made is not young."""
+    """Objects younger than an event or a poll may take are no difference; those that a test clock dates later are."""
     now = T + DAY
     # Open sessions are polled every 120 seconds.
     for number, age in enumerate((0, 170, 200, -DAY)):
@@ -414,7 +414,7 @@ def test_what_was_just_created(at: Stripe) -> None:
 
 
 def test_what_has_just_changed(at: Stripe) -> None:
-    """An object of which Stripe has an event of the last minute is on its way; older events never came."""
+    """An object with an event of the last minute at Stripe is no difference yet; older events are missing."""
     intents = [{"payment_intent": f"pi_{number}"} for number in range(5)]
     held = {**session("cs_3", **intents[3]), "payment_status": "unpaid"}
     opened = session("cs_4", **intents[4], status="open", payment_status="unpaid")
@@ -449,7 +449,7 @@ def test_what_has_just_changed(at: Stripe) -> None:
     never_came = [("charges", "different", f"ch_{number}", "amount_refunded") for number in (1, 2)]
 
     assert named(at.audited()[1]) == never_came
-    # Without the right to list events, whatever differs is reported.
+    # Without the right to list events, every difference is reported.
     at.refuses = lambda path: 403 if "/v1/events" in path else 200
     assert {each.id for each in at.audited()[1]} == {"ch_0", "ch_1", "ch_2", "ch_3", "cs_3", "cs_4"}
     at.refuses = lambda _: 200
@@ -461,7 +461,7 @@ def test_what_has_just_changed(at: Stripe) -> None:
 
 
 def test_an_entry_of_a_ledger_never_changes(at: Stripe) -> None:
-    """A ledger that differs costs no call but its own: what changes it is a new entry, which is young."""
+    """A ledger that differs needs no call for events: each change of it is a new entry, with its own time."""
     owner = customer(1, balance=-500, currency="usd")
     entry = {
         "id": "cbtxn_1",
@@ -483,11 +483,11 @@ def test_an_entry_of_a_ledger_never_changes(at: Stripe) -> None:
     assert at.called("events") == 0
 
 
-# ---- Not all of it ----
+# ---- Partial audits ----
 
 
 def test_since(at: Stripe) -> None:
-    """Only what was created since is listed, and an older charge that moved since is not asked for one by one."""
+    """Only objects created since are listed; an older charge that changed since is not read by its id."""
     old, new, edited = charge("ch_1", created=T), charge("ch_2", created=T + 500), charge("ch_3", created=T + 600)
     ledger.take_in(
         at.engine,
@@ -506,7 +506,7 @@ def test_since(at: Stripe) -> None:
 
 
 def test_a_sample_of_customers(at: Stripe) -> None:
-    """Of too many customers the newest and some others are looked at; the tally counts both, and a seed chooses."""
+    """Of too many customers the newest and a random sample are audited; the tally counts both, a seed chooses."""
     customers = sell(at, 900)
     ledger.execute(at.engine, "UPDATE customers SET name = 'edited' WHERE id = 'cus_0899'")
 
@@ -526,7 +526,7 @@ def test_a_sample_of_customers(at: Stripe) -> None:
 
 
 def test_a_kind_that_the_key_may_not_list(at: Stripe) -> None:
-    """A restricted key may not list everything, and the rest is compared; one that may list nothing is refused."""
+    """A restricted key is enough to compare the kinds that it may list; a key that may list nothing is refused."""
     sell(at, 1)
     at.refuses = lambda path: 403 if "/v1/charges" in path else 200
 
@@ -539,7 +539,7 @@ def test_a_kind_that_the_key_may_not_list(at: Stripe) -> None:
 
 
 def test_a_restricted_key_without_sessions(at: Stripe) -> None:
-    """The kinds that a key may not list need not be the last ones."""
+    """A key that may not list sessions can still list the kinds that come later."""
     sell(at, 1)
     at.refuses = lambda path: 403 if "/v1/checkout" in path or "/v1/payment_links" in path else 200
 
@@ -554,7 +554,7 @@ def test_a_restricted_key_without_sessions(at: Stripe) -> None:
     [(KEY, "The unlabelled key has no access to acct_1"), (f"acct_1=sk_test_revoked,{KEY}", "Stripe answered 401")],
 )
 def test_a_world_that_is_not_let_in(at: Stripe, keys: str, reason: str) -> None:
-    """A disconnected account and a revoked key of one account cost no other account its audit."""
+    """A disconnected account or a revoked key of one account does not stop the audit of other accounts."""
     at.keys = keys
     sell(at, 1)
     ledger.execute(at.engine, "UPDATE customers SET name = 'edited'")
@@ -575,7 +575,7 @@ def test_a_world_that_is_not_let_in(at: Stripe, keys: str, reason: str) -> None:
 
 
 def test_a_key_of_another_sandbox(at: Stripe) -> None:
-    """Where Stripe lists no session of ours, none is recorded as missing, as often as a repair is tried."""
+    """If Stripe knows none of our sessions, repeated repairs record none of them as missing."""
     ledger.take_in(at.engine, event("evt_1", "checkout.session.completed", T, session("cs_1")))
     at.add("checkout/sessions", session("cs_other"), session("cs_\0"), session("cs_\ud800"))
     at.refuses = lambda path: 503 if "/v1/billing_portal" in path else 200
@@ -605,7 +605,7 @@ def test_a_key_of_another_sandbox(at: Stripe) -> None:
 
 
 def test_an_audit_goes_on_where_it_was(at: Stripe) -> None:
-    """Interrupted at any call, an audit asks again only for pages on which something differed, and finds the same."""
+    """After an interruption at any call, an audit repeats only pages with differences, and finds the same."""
     sell(at, 250)
     ledger.execute(at.engine, "UPDATE customers SET name = 'edited' WHERE id IN ('cus_0240', 'cus_0100', 'cus_0002')")
     ledger.execute(at.engine, "DELETE FROM customers WHERE id = 'cus_0150'")
@@ -637,7 +637,7 @@ def again(calls: Sequence[str], expected: Sequence[str]) -> list[str]:
 
 
 def test_what_was_put_right_in_the_interruption(at: Stripe) -> None:
-    """What differed before an interruption is looked at again, however often it goes on: pages, rows and ledgers."""
+    """Pages, rows and ledgers with differences before an interruption are audited again after each interruption."""
     customers = sell(at, 150)
     ledger.take_in(at.engine, event("evt_gone", "customer.created", T + 9, customer(9, id="cus_gone")))
     ledger.take_in(at.engine, event("evt_other", "customer.created", T + 8, customer(8, id="cus_other")))
@@ -652,7 +652,7 @@ def test_what_was_put_right_in_the_interruption(at: Stripe) -> None:
     interrupt()
     ledger.execute(at.engine, "UPDATE customers SET name = NULL WHERE id = 'cus_0140'")
     at.add("customers", customer(9, id="cus_gone"), customer(DAY - 600, id="cus_new"))
-    # So the first page has one more at its top, and one less at its end.
+    # So the first page has one more object at its top, and one less at its end.
     at.lists["customers"].remove(customers[60])
     at.add("customers", {**customers[60], "deleted": True})
     interrupt()
@@ -670,14 +670,14 @@ def test_what_was_put_right_in_the_interruption(at: Stripe) -> None:
 
 
 def delete(at: Stripe, *numbers: int) -> None:
-    """Let Stripe delete some customers."""
+    """Delete some customers at Stripe."""
     for index, each in enumerate(at.lists["customers"]):
         if each["created"] - T in numbers:
             at.lists["customers"][index] = {**each, "deleted": True}
 
 
-def test_a_page_whose_last_object_is_deleted(at: Stripe) -> None:
-    """A list goes on behind the last object of a page that is still there, and nothing is listed twice."""
+def test_the_last_object_of_a_page_is_deleted(at: Stripe) -> None:
+    """A list continues after the last object of a page that still exists, and no object is listed twice."""
     sell(at, 250)
 
     def door(path: str) -> int:
@@ -696,7 +696,7 @@ def test_a_page_whose_last_object_is_deleted(at: Stripe) -> None:
 
 @pytest.mark.parametrize("is_interrupted", [True, False])
 def test_a_page_that_is_deleted(at: Stripe, *, is_interrupted: bool) -> None:
-    """Without an object to go on behind, a list is followed from its top, and counted and reported once."""
+    """If all objects of a page are deleted, the list is read from its top, and counted and reported once."""
     customers = sell(at, 250)
     ledger.execute(at.engine, "UPDATE customers SET name = 'edited' WHERE id IN ('cus_0149', 'cus_0200')")
 
@@ -724,7 +724,7 @@ def test_a_page_that_is_deleted(at: Stripe, *, is_interrupted: bool) -> None:
 
 
 def test_other_keys_begin_another_audit(at: Stripe) -> None:
-    """What another key or another Stripe listed is not gone on with, and no key is written down."""
+    """An audit does not continue one of another key or another Stripe, and no key is written to disk."""
     sell(at, 1)
     ledger.execute(at.engine, "UPDATE customers SET name = 'edited'")
     kept = interrupted(at)
@@ -739,7 +739,7 @@ def test_other_keys_begin_another_audit(at: Stripe) -> None:
 
 
 def test_an_audit_that_is_closed(at: Stripe) -> None:
-    """What was found before Ctrl-C is kept, whatever came of the last line; other arguments begin another audit."""
+    """Differences found before Ctrl-C are kept, even with a broken last line; other arguments begin another audit."""
     sell(at, 250)
     ledger.execute(at.engine, "UPDATE customers SET name = 'edited' WHERE id = 'cus_0240'")
     kept = interrupted(at)
@@ -757,7 +757,7 @@ def test_an_audit_that_is_closed(at: Stripe) -> None:
 
 
 def interrupted(at: Stripe) -> Path:
-    """Interrupt an audit at its first difference, and return the file that is kept of it."""
+    """Interrupt an audit at its first difference, and return the file with its state."""
     with closing(against_stripe.audit(at.context)) as begun:
         next(each for each in begun if isinstance(each, Difference))
     (kept,) = at.folder.glob("*")
@@ -765,7 +765,7 @@ def interrupted(at: Stripe) -> Path:
 
 
 def test_an_audit_of_yesterday(at: Stripe) -> None:
-    """After a day an audit begins again; where nothing can be kept, or another process keeps it, it is made whole."""
+    """After a day an audit begins again; without a usable state file it runs from the start."""
     sell(at, 250)
     ledger.execute(at.engine, "UPDATE customers SET name = 'edited' WHERE id = 'cus_0240'")
     kept = interrupted(at)
@@ -788,7 +788,7 @@ def test_an_audit_of_yesterday(at: Stripe) -> None:
 
 
 def test_a_day_from_the_last_step(at: Stripe) -> None:
-    """An audit that takes days is gone on with within a day of its last page, and shows each page as it comes."""
+    """An audit can be continued within a day of its last page, however long it took, and yields each page at once."""
     sell(at, 250)
     ledger.execute(at.engine, "UPDATE customers SET name = 'edited' WHERE id IN ('cus_0240', 'cus_0010')")
     shown: list[tuple[str, int]] = []
@@ -810,7 +810,7 @@ def test_a_day_from_the_last_step(at: Stripe) -> None:
 
 
 def test_a_disk_that_is_full(tmp_path: Path) -> None:
-    """What cannot be written is not kept, and neither the audit nor its end fails for it."""
+    """If the state cannot be written, the audit runs without it and does not fail."""
     now = datetime.fromtimestamp(T, UTC)
     kept = walks.opened(tmp_path, [1], seed=1, now=now)
     kept.path.symlink_to("/dev/full")

@@ -1,4 +1,4 @@
-"""An audit of an honest account finds nothing: what Stripe lists in the end is what the tables hold.
+"""An audit of a consistent account finds no difference between Stripe's lists and the tables.
 
 The account is the one of tests/hidden, which knows nothing of the folds. Its objects are served as Stripe lists them.
 """
@@ -56,7 +56,7 @@ def engine(database_url: str) -> Iterator[Engine]:
 def test_an_honest_account(
     engine: Engine, redis_url: str, tmp_path: Path, request: pytest.FixtureRequest, histories: int
 ) -> None:
-    """No row differs, by joining or by the map; except one of which an anomaly says that it is in doubt."""
+    """No row differs, by joining or by the map, unless an anomaly marks its order as ambiguous."""
     seed = random.Random(str(request.config.getoption(SEED_OPTION))).randrange(10**9)
     print(f"the account's seed is {seed}")  # noqa: T201 - repeats a failure
     accounts = [shop.live(f"{seed}.{number}", number, twins=0.0) for number in range(histories)]
@@ -73,7 +73,7 @@ def test_an_honest_account(
 def audited(
     engine: Engine, redis_url: str, folder: Path, accounts: Sequence[Account]
 ) -> tuple[dict[str, int], list[Difference]]:
-    """Return how many objects of each kind were listed, and what differs."""
+    """Return the number of listed objects of each kind, and the differences."""
     now = max(account.now for account in accounts) + 86_400
     listed: dict[str, int] = defaultdict(int)
     found: list[Difference] = []
@@ -98,7 +98,7 @@ def audited(
 
 
 def served(accounts: Sequence[Account]) -> dict[str, stripe_lists.Lists]:
-    """Return what each key may list: what some event or a read made known, as it is in the end."""
+    """Return the objects of each key: those that an event or a read has reported, in their final state."""
     worlds: dict[str, dict[str, list[Body]]] = {key: {path: [] for path in PATHS.values()} for key in KEYS.values()}
     for account in accounts:
         lists = worlds[KEYS[account.world]]
@@ -112,12 +112,12 @@ def served(accounts: Sequence[Account]) -> dict[str, stripe_lists.Lists]:
 
 
 def is_there(thing: Thing) -> bool:
-    """Return whether Stripe can still be asked for an object; a draft that was deleted is gone."""
+    """Return whether an object can still be read at Stripe; a deleted draft cannot."""
     return thing.table != "invoices" or not thing.facts["deleted"]
 
 
 def shown(thing: Thing) -> Body:
-    """Return an object as it is listed: a session with its lines, a deleted customer as what is left of it."""
+    """Return an object as it is listed: a session with its lines, a deleted customer as its tombstone."""
     if thing.table == "customers" and thing.facts["deleted"]:
         return {"id": thing.id, "object": "customer", "deleted": True}
     if thing.table == "orders":
@@ -127,7 +127,7 @@ def shown(thing: Thing) -> Body:
 
 
 def is_in_doubt(engine: Engine, found: Difference) -> bool:
-    """Return whether an anomaly in force is about the row."""
+    """Return whether the row has an anomaly in force."""
     rows = ledger.rows(
         engine,
         "SELECT subject FROM anomalies WHERE resolved_at IS NULL AND (account, livemode, subject_id) = (:a, :l, :i)",

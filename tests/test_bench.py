@@ -1,4 +1,4 @@
-"""`payfold bench` counts what it sends, keeps what it has measured, and judges ratios alone."""
+"""`payfold bench` counts its requests, keeps finished measurements, and judges ratios alone."""
 
 import asyncio
 import io
@@ -25,7 +25,7 @@ REFUSED_EACH = 5
 
 
 class _Server(asyncio.Protocol):
-    """Answers each fifth delivery with 503, the others with 200, and whatever is no delivery with 405."""
+    """Answers each fifth delivery with 503, the others with 200, and any other request with 405."""
 
     seen = 0
 
@@ -78,7 +78,7 @@ def prepared(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("client", ["own", "wrk"])
 def test_answers_are_counted(prepared: Path, client: str) -> None:
-    """Either client sends each request once, waits for every answer, and tells the refused from the accepted."""
+    """Both clients send each request once, wait for every answer, and count refused and accepted ones separately."""
     if client == "wrk" and shutil.which("wrk") is None:
         pytest.skip("there is no wrk on this machine")
     _Server.seen = 0
@@ -91,7 +91,7 @@ def test_answers_are_counted(prepared: Path, client: str) -> None:
 
 
 def test_paced_load_keeps_its_pace(prepared: Path) -> None:
-    """A paced load tells of each request when it was due, and none is sent before that."""
+    """A paced load records the due time of each request, and sends none before it."""
     _Server.seen = 0
     with serving() as port:
         found = load.paced(port, prepared, rate=500)
@@ -102,7 +102,7 @@ def test_paced_load_keeps_its_pace(prepared: Path) -> None:
 
 
 def test_requests_come_back_as_written(prepared: Path) -> None:
-    """What is prepared are whole requests, each with its signature."""
+    """Prepared files hold complete requests, each with its signature."""
     requests = list(events.read_requests(prepared))
 
     assert len(requests) == REQUESTS
@@ -112,7 +112,7 @@ def test_requests_come_back_as_written(prepared: Path) -> None:
 def figure(
     *, measured: float = 10, limit: float = 20, plain: float | None = None, fault: str = "", floor: float | None = None
 ) -> Figure:
-    """Return a figure of one run, whose target is 0.4 of its limit and 20 times the plain alternative."""
+    """Return a figure of one run, with a target of 0.4 of its limit and 20 times the plain alternative."""
     return Figure(
         name="fold",
         title="fold rate",
@@ -126,7 +126,7 @@ def figure(
 
 
 def test_ratios_are_taken_pair_by_pair() -> None:
-    """The ratio is the median of the pairs' ratios, whatever the machine did between the pairs."""
+    """The ratio is the median of the pairs' ratios, so the machine's speed may change between pairs."""
     found = Figure(
         name="fold",
         title="fold rate",
@@ -143,10 +143,10 @@ def test_ratios_are_taken_pair_by_pair() -> None:
     ("found", "complaint"),
     [
         (figure(), None),
-        (figure(measured=5), None),  # misses its target, by what may be noise
+        (figure(measured=5), None),  # misses its target, but within noise
         (figure(measured=3), "fold: 0.15 of merging, where ≥ 0.4 is the target"),
         (figure(plain=2), "fold: 5.00 of the plain alternative, where ≥ 20 is the target"),
-        (figure(measured=2, floor=0.05), None),  # far from its target, as it is known to be
+        (figure(measured=2, floor=0.05), None),  # far from its target, but known to be
         (figure(measured=0.5, floor=0.05), "fold: 0.03 of merging, where ≥ 0.4 is the target"),
         (figure(fault="a delivery was lost"), "fold: a delivery was lost"),
         (Figure(name="latency", title="", unit="ms", runs=(Run(9_000),), target=Target(5, at_least=False)), None),
@@ -164,12 +164,12 @@ def test_ratios_are_taken_pair_by_pair() -> None:
     ],
 )
 def test_only_ratios_beyond_noise_are_complained_of(found: Figure, complaint: str | None) -> None:
-    """A ratio under half its target is a complaint, and so is a fault; an absolute figure never is."""
+    """A ratio under half its target, or a fault, is a complaint; an absolute figure never is."""
     assert report.below_floor([found]) == ([] if complaint is None else [complaint])
 
 
-def test_what_is_not_measured_says_so() -> None:
-    """Without the plain alternative the table still stands, and says what it lacks."""
+def test_a_missing_measurement_is_named() -> None:
+    """Without the plain alternative the table is still printed, and names the missing measurement."""
     console = Console(file=io.StringIO(), width=200)
     report.show([figure()], {"cores": 2}, console)
 
@@ -179,7 +179,7 @@ def test_what_is_not_measured_says_so() -> None:
 
 
 def test_a_disk_too_small_is_refused_before_anything_starts(tmp_path: Path) -> None:
-    """A full run says how much disk it wants, and what to do where there is less."""
+    """A full run names the disk space that it needs, and an alternative, if there is less."""
     with pytest.raises(ConflictError, match=r"1,000,000 events need about 9\.6 GB .* and 1\.0 GB are there: .* --keep"):
         run.require_disk(tmp_path, 1_000_000, free=lambda _: 10**9)
 
@@ -187,7 +187,7 @@ def test_a_disk_too_small_is_refused_before_anything_starts(tmp_path: Path) -> N
 
 
 def test_finished_steps_are_not_done_again(tmp_path: Path) -> None:
-    """A run that is taken up again has what was finished, and measures what was not."""
+    """A resumed run keeps finished measurements, and makes the others."""
     path = tmp_path / "steps.ndjson"
     measured = [figure()]
     first = run.Steps.kept_in(path, mode="full", count=5_000)
@@ -207,7 +207,7 @@ def test_finished_steps_are_not_done_again(tmp_path: Path) -> None:
 
 
 def test_growth_compares_rates_and_passes() -> None:
-    """What a long history costs is the ratio to a short one, of rates and of the time of passes, turn by turn."""
+    """The cost of a long history is the ratio to a short one, of rates and of pass times, turn by turn."""
 
     def turn(rate: float, passing: float) -> list[Figure]:
         return [figure(measured=rate), Figure(name="sweep", title="", unit="ms", runs=(Run(passing),))]
@@ -222,7 +222,7 @@ def test_growth_compares_rates_and_passes() -> None:
 
 
 def test_a_long_measurement_is_held_against_those_before_and_after_it() -> None:
-    """What is measured once with a long history stands beside the short ones on both sides of it."""
+    """A single measurement with a long history is compared with the short ones before and after it."""
     shorts = [[figure(measured=100)], [figure(measured=50)]]
 
     (found,) = run.compared(shorts, [[figure(measured=60)]])
@@ -232,12 +232,12 @@ def test_a_long_measurement_is_held_against_those_before_and_after_it() -> None:
 
 
 def test_loaded_has_one_shape() -> None:
-    """A rate is of what was accepted."""
+    """A rate counts accepted requests only."""
     assert Loaded(accepted=30, refused=10, seconds=2, client="own").rate == 15
 
 
 @pytest.mark.integration
-def test_one_figure_is_measured_beside_its_limit(tmp_path: Path) -> None:
+def test_one_figure_is_compared_with_its_limit(tmp_path: Path) -> None:
     """The command prints one document with the figure, its limit and the ratio, and leaves nothing behind."""
     ran = payfold("bench", "--quick", "--only", "fold", "--json", PAYFOLD_DATA_DIR=str(tmp_path))
 
@@ -254,14 +254,14 @@ def test_one_figure_is_measured_beside_its_limit(tmp_path: Path) -> None:
 
 
 def test_wrong_options_are_named() -> None:
-    """What cannot be measured is refused with a word on what can."""
+    """An unknown measurement is refused, with the known ones."""
     assert "acks" in payfold("bench", "--only", "nonsense").err
     assert payfold("bench", "--quick", "--full").code == 2
     assert payfold("bench", "--events", "5000").code == 2
 
 
 def test_the_picture_of_the_readme_is_drawn_from_what_was_measured() -> None:
-    """The curves are those of the runs that lie beside them."""
+    """The README's picture has the curves of the stored runs."""
     folder = Path(growth.__file__).parent
     documents = [msgspec.json.decode((folder / f"growth-{size}.json").read_bytes()) for size in ("1m", "3m")]
 

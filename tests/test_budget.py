@@ -1,4 +1,4 @@
-"""The budget of calls to Stripe: one for all processes, with lanes that leave each other room."""
+"""The budget of calls to Stripe: shared by all processes, with lanes that leave room for each other."""
 
 from collections.abc import Iterator
 
@@ -19,7 +19,7 @@ def redis(redis_url: str) -> Iterator[Redis]:
 
 
 def drawn(budget: Budget, *, most: int) -> int:
-    """Return how many calls *budget* gives at once, *most* at the most."""
+    """Return the number of calls that *budget* gives at once, up to *most*."""
     times = 0
     while times < most and budget.try_to_draw(CALL) == 0:
         times += 1
@@ -27,26 +27,26 @@ def drawn(budget: Budget, *, most: int) -> int:
 
 
 def emptied(budget: Budget) -> tuple[int, float]:
-    """Return how many calls *budget* gives until there is none, and after how many seconds it then has one."""
+    """Draw all calls of *budget*; return their number, and the seconds until the next one."""
     for times in range(100_000):
         if seconds := budget.try_to_draw(CALL):
             return times, seconds
     pytest.fail("it has no end")
 
 
-def test_a_second_gives_what_the_rate_says(redis: Redis) -> None:
-    """A full bucket holds a second's worth, and then says how long to wait."""
+def test_a_full_bucket_holds_one_second_of_calls(redis: Redis) -> None:
+    """A full bucket holds the calls of one second; an empty one returns the seconds to wait."""
     budget = Budget(redis, "t", Lane.EXPIRY, 100)
 
     times, seconds = emptied(budget)
 
-    # A busy machine takes long to draw so many, and the bucket fills again all the time.
+    # A busy machine is slow to draw so many, and the bucket is refilled all the time.
     assert times >= 100
     assert 0 < seconds <= 0.01 + 1e-9
 
 
 def test_all_processes_draw_from_one_bucket(redis: Redis) -> None:
-    """What one has drawn another cannot; another account's bucket is its own."""
+    """Processes share one bucket for each account."""
     emptied(Budget(redis, "t", Lane.EXPIRY, 1))
 
     assert Budget(redis, "t", Lane.EXPIRY, 1).try_to_draw(CALL) > 0
@@ -54,7 +54,7 @@ def test_all_processes_draw_from_one_bucket(redis: Redis) -> None:
 
 
 def test_each_lane_leaves_room_for_those_before_it(redis: Redis) -> None:
-    """A backfill takes the top of a full bucket only; then discovery, refetches and expiry still find calls."""
+    """A backfill takes only the top of a full bucket; discovery, refetches and expiry still find calls below it."""
     lanes = sorted(Lane, reverse=True)
 
     taken = [drawn(Budget(redis, "t", lane, 100), most=100) for lane in lanes]
@@ -65,19 +65,19 @@ def test_each_lane_leaves_room_for_those_before_it(redis: Redis) -> None:
 
 @pytest.mark.parametrize("lane", Lane)
 def test_no_lane_starves_where_nothing_else_calls(redis: Redis, lane: Lane) -> None:
-    """Even at one call a second a full bucket has a call for each lane."""
+    """Even at a rate of one call a second a full bucket has a call for each lane."""
     assert Budget(redis, "t", lane, 1).try_to_draw(CALL) == 0
 
 
 def test_a_global_limit_pauses_everything(redis: Redis) -> None:
-    """What Stripe says of the whole account holds for each lane and endpoint."""
+    """A rate limit of the whole account pauses every lane and endpoint."""
     Budget(redis, "t", Lane.BACKFILL, 100).pause(CALL, "global-rate")
 
     assert Budget(redis, "t", Lane.EXPIRY, 100).try_to_draw("post checkout/sessions/expire") > 0.5
 
 
 def test_an_endpoints_limit_pauses_that_endpoint(redis: Redis) -> None:
-    """What Stripe says of one endpoint leaves the others alone."""
+    """A rate limit of one endpoint does not pause the others."""
     budget = Budget(redis, "t", Lane.EXPIRY, 100)
 
     budget.pause(CALL, "endpoint-concurrency")
@@ -87,7 +87,7 @@ def test_an_endpoints_limit_pauses_that_endpoint(redis: Redis) -> None:
 
 
 def test_a_locked_object_pauses_nothing(redis: Redis) -> None:
-    """A 429 without a reason is about one object, and no matter of how often anybody calls."""
+    """A 429 without a reason concerns one locked object and not the rate, so it pauses nothing."""
     budget = Budget(redis, "t", Lane.EXPIRY, 100)
 
     budget.pause(CALL, "")
@@ -96,7 +96,7 @@ def test_a_locked_object_pauses_nothing(redis: Redis) -> None:
 
 
 def test_pauses_in_a_row_grow(redis: Redis) -> None:
-    """Each further 429 waits about twice as long as the one before, up to a bound."""
+    """Each further 429 doubles the pause, up to a bound."""
     budget = Budget(redis, "t", Lane.EXPIRY, 100)
     waits = []
     for _ in range(8):
@@ -108,6 +108,6 @@ def test_pauses_in_a_row_grow(redis: Redis) -> None:
 
 
 def test_without_redis_nothing_is_called() -> None:
-    """Nobody knows what others have called, so it waits until somebody does."""
-    with Redis(host="127.0.0.1", port=1) as nobody, pytest.raises(BrokerAway):
-        Budget(nobody, "t", Lane.EXPIRY, 100).draw(CALL)
+    """Without Redis the calls of other processes are unknown, so no call is made."""
+    with Redis(host="127.0.0.1", port=1) as no_redis, pytest.raises(BrokerAway):
+        Budget(no_redis, "t", Lane.EXPIRY, 100).draw(CALL)

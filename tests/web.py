@@ -72,7 +72,7 @@ def settings_of(database_url: str, redis_url: str, **more: str) -> Settings:
 
 
 def until(condition: Callable[[], object], seconds: float = 20.0) -> None:
-    """Return once *condition* holds, and fail when it does not in time."""
+    """Wait until *condition* holds, and fail if it does not in time."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not come to pass"
@@ -84,7 +84,7 @@ def signed(body: bytes, *, secret: str = SECRET, age: int = 0) -> dict[str, str]
     return {"Stripe-Signature": sign(body, secret, int(time.time()) - age)}
 
 
-def event(number: object = 1, **fields: Any) -> bytes:  # noqa: ANN401 - whatever JSON holds
+def event(number: object = 1, **fields: Any) -> bytes:  # noqa: ANN401 - any JSON
     """Return the smallest event that the inbox keeps, with *fields* laid over it."""
     least = {"id": f"evt_{number}", "type": "test.event", "created": 1_793_491_200, "data": {"object": {}}}
     return msgspec.json.encode(least | fields)
@@ -92,22 +92,22 @@ def event(number: object = 1, **fields: Any) -> bytes:  # noqa: ANN401 - whateve
 
 @dataclass(frozen=True)
 class Web:
-    """A running web process: where it is and what it stands on."""
+    """A running web process: its address, its database and its broker."""
 
     port: int
     settings: Settings
     client: httpx.Client
 
     def deliver(self, body: bytes, **headers: str) -> httpx.Response:
-        """Post *body*, signed now unless *headers* say otherwise."""
+        """Post *body*, signed now unless *headers* are given."""
         return self.client.post(PATH, content=body, headers=signed(body) | headers)
 
     def get(self, path: str, headers: Mapping[str, str] = READER) -> httpx.Response:
-        """Ask for *path* as a reader."""
+        """Request *path* with the token of a reader."""
         return self.client.get(path, headers=headers)
 
     def query(self, query: LiteralString, *values: object) -> list[tuple[Any, ...]]:
-        """Return the rows that the database answers to *query*, on a connection of its own."""
+        """Return the rows of *query*, read over a connection of its own."""
         with psycopg.connect(self.settings.libpq, autocommit=True) as connection:
             cursor = connection.execute(query, values)
             return cursor.fetchall() if cursor.description else []
@@ -117,7 +117,7 @@ class Web:
         return [row[0] for row in self.query("SELECT id FROM inbox ORDER BY id")]
 
     def fold_messages(self) -> int:
-        """Return how many wake-ups wait for a worker."""
+        """Return the number of wake-ups that wait for a worker."""
         with redis.Redis.from_url(self.settings.broker) as client:
             return int(client.llen(FOLD_QUEUE))
 
@@ -142,12 +142,12 @@ class Web:
 
 @dataclass(frozen=True)
 class Raw:
-    """A connection on which nobody but the test decides what is sent."""
+    """A connection on which the test decides every byte that is sent."""
 
     connection: socket.socket
 
     def answer(self) -> bytes:
-        """Return all that the server says until it closes the connection, and close it here."""
+        """Return everything the server sends until it closes the connection, and close our side."""
         answer = b""
         with self.connection:
             while True:
@@ -178,7 +178,7 @@ def migrated_database(services: Services) -> Iterator[str]:
 
 @contextmanager
 def serving_many(services: Services) -> Iterator[Web]:
-    """Serve for all tests of a file that leave nothing behind, on a database of their own."""
+    """Serve on one database for all tests of a file that leave nothing behind."""
     with migrated_database(services) as database_url, serving(settings_of(database_url, services.redis_url)) as web:
         yield web
 

@@ -2,8 +2,8 @@
 
     deploy/dev run python -m tests.wrong_engines [WORD…]
 
-Each break is made in a copy of the tree, and has to turn the tests red; with words, only breaks whose name holds
-one of them. Ends with 1 if a broken engine passes.
+Each break is made in a copy of the tree, and the tests have to fail on it. Words select the breaks that have one of
+them in their names. Ends with 1 if a broken engine passes.
 """
 
 import os
@@ -35,7 +35,7 @@ BREAK_SECONDS_MAX = 600
 
 @dataclass(frozen=True)
 class Break:
-    """One way to be wrong: in *file*, *right* becomes *wrong*."""
+    """One broken engine: in *file*, *right* is replaced by *wrong*."""
 
     name: str
     file: str
@@ -109,13 +109,13 @@ BREAKS = (
         "a doubt is forgotten", CHAIN, "    return list(distinct.values())[:COURSES_MAX]\n", "    return followed[:1]\n"
     ),
     Break(
-        "what moved the rank does not begin it",
+        "the event that moved the rank does not begin the second",
         CHAIN,
         "    if earlier.group[0].rank < edges[0].facts.rank:\n",
         "    if False:\n",
     ),
     Break(
-        "the ledger is no witness of twins",
+        "the ledger does not reveal twins",
         BALANCE,
         "testimony={} if ledger is None else _testimony(ledger)",
         "testimony={}",
@@ -225,7 +225,7 @@ BREAKS = (
         "    return False\n",
     ),
     Break(
-        "what a charge laid on is taken for the session's",
+        "values from a charge count as the session's own",
         "worker/folding/joining.py",
         "if row is not None and settling.is_laid_on(subject, row):",
         "if False:",
@@ -274,15 +274,22 @@ BREAKS = (
         "OR (i.account, i.livemode, i.id) IN (\n                SELECT * FROM",
         "OR i.id IN (\n                SELECT k.id FROM",
     ),
-    Break("whatever fails alone is parked", PROJECTION, "        if failure.is_of_data:\n", "        if failure:\n"),
     Break(
-        "what was folded meanwhile is parked",
+        "an event that fails alone is parked for any error",
+        PROJECTION,
+        "        if failure.is_of_data:\n",
+        "        if failure:\n",
+    ),
+    Break(
+        "an event that another worker folded is parked",
         PROJECTION,
         "        if claim(cursor, limit=1, only=(claimed.event.seq,)) != [claimed]:\n            return 0\n",
         "",
     ),
-    Break("a batch that fails is given up", PROJECTION, "apart.extendleft([seqs[half:], seqs[:half]])", "seqs[half:]"),
-    Break("what waits is not stepped over", "worker/folding/claim.py", "(due_at IS NULL OR due_at <= now())", "true"),
+    Break("a batch that fails is dropped", PROJECTION, "apart.extendleft([seqs[half:], seqs[:half]])", "seqs[half:]"),
+    Break(
+        "a waiting event is not passed over", "worker/folding/claim.py", "(due_at IS NULL OR due_at <= now())", "true"
+    ),
     Break(
         "anomalies of one id are one",
         "worker/folding/anomalies.py",
@@ -295,7 +302,12 @@ BREAKS = (
         "return _changes(cursor, _refunded(cursor, moved))",
         "return []",
     ),
-    Break("what was told is told again", "worker/folding/changes.py", "if cursor.fetchone() == (True,):", "if False:"),
+    Break(
+        "an announced change is announced again",
+        "worker/folding/changes.py",
+        "if cursor.fetchone() == (True,):",
+        "if False:",
+    ),
     Break("the old row is trusted", PROJECTION, "        if each.is_refold:\n", "        if False:\n"),
     Break(
         "changes at every event", SESSION, "if all(last.get(name) == now[name] for name in _CORRECTED_BY):", "if False:"
@@ -337,7 +349,7 @@ BREAKS = (
 
 
 def main(words: list[str]) -> int:
-    """Try every break and print what became of it; return how many were not noticed."""
+    """Try every break, print the verdict, and return the number of breaks that the tests did not notice."""
     chosen = [each for each in BREAKS if not words or any(word in each.name for word in words)]
     survivors = 0
     with (
@@ -384,7 +396,7 @@ def _is_noticed(each: Break, tree: Path, environment: dict[str, str]) -> bool:
     try:
         result = subprocess.run(run, cwd=tree, env=paths, capture_output=True, check=False, timeout=BREAK_SECONDS_MAX)
     except subprocess.TimeoutExpired:
-        # An engine that folds without end is wrong, and noticed.
+        # An engine that folds without end is wrong, so a timeout counts as noticed.
         return True
     if result.returncode not in (0, 1):
         raise SystemExit(f"{each.name}: the tests did not run\n{result.stdout.decode()[-2000:]}")

@@ -1,1 +1,1 @@
-"""What Payfold is measured beside."""
+"""The alternative that Payfold's benchmark is compared with."""

@@ -1,7 +1,7 @@
 """The plain alternative, as tutorials show it: a FastAPI route, one Celery task per event, one upsert per task.
 
-It verifies with Stripe's own library, keeps no event, and knows nothing of order or duplicates; what it is measured for
-is what it costs. `payfold bench` runs it with the same event loop and HTTP parser, on the same servers::
+It verifies with Stripe's own library, keeps no event, and ignores order and duplicates. `payfold bench` measures its
+cost with the same event loop and HTTP parser, on the same servers::
 
     python -m uvicorn tests.benchmarks.plain:app
     python -m celery -A tests.benchmarks.plain:celery worker --concurrency 2
@@ -36,7 +36,7 @@ class Base(DeclarativeBase):
 
 
 class Order(Base):
-    """An order, as the last delivery has it."""
+    """An order, with the values of the last delivery."""
 
     __tablename__ = "orders"
 
@@ -74,7 +74,7 @@ app = FastAPI(lifespan=lifespan)
 
 @app.post("/webhooks/stripe")
 async def webhook(request: Request) -> dict[str, bool]:
-    """Verify a delivery and leave it to the worker."""
+    """Verify a delivery and queue it for the worker."""
     body = await request.body()
     header = request.headers.get("stripe-signature", "")
     try:
@@ -87,7 +87,7 @@ async def webhook(request: Request) -> dict[str, bool]:
 
 @celery.task(name="plain.handle")
 def handle(payload: str) -> None:
-    """Write an order down as the event has it; events of other objects are of no interest."""
+    """Write an order with the values of the event; ignore events of other objects."""
     event = json.loads(payload)
     if not event["type"].startswith("checkout.session."):
         return

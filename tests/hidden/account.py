@@ -1,7 +1,7 @@
-"""An account of Stripe's by rules of its own: it keeps its objects, changes them as it lives, and reports by events.
+"""A simulated Stripe account, independent of the sandbox: it keeps objects, changes them, and reports them by events.
 
 Written from Stripe's documentation alone (docs.stripe.com/api, summed up in stripe-facts): nothing here knows what a
-fold reads, and nothing is computed from events. What the account holds of an object is the truth about its row.
+fold reads, and nothing is computed from events. The account's own object is the expected content of its row.
 
 Note [What the account does not do]
     Where Stripe's behaviour is not documented, the account avoids it: a refund of a charge after one of its refunds
@@ -11,11 +11,11 @@ Note [What the account does not do]
     a dispute in the second of another event of its charge (``charge.disputed`` becomes true, and no event is documented
     that would name what it was before).
 
-    Two things that happen within one second it avoids since only a guess could tell them from others: a refund that
-    fails in the second of its charge's last event (the charge may report it or not; by rule 10 of the design it does
-    not), and a refund in the second of a capture in part (of which the charge may report the rest as refunded). Nor is
-    a charge read in the second of its last change, or where an endpoint does not hear of its refunds: a read is dated a
-    second before it was made, and so before, or within, the events that do not know what it saw.
+    It also avoids two events within one second whose reports are ambiguous: a refund that fails in the second of its
+    charge's last event (the charge may report it or not; by rule 10 of the design it does not), and a refund in the
+    second of a capture in part (the charge may report the rest as refunded). Nor does it read a charge in the second
+    of the charge's last change, or where the endpoint receives no events of its refunds: a read is dated a second
+    before it was made, and so before, or within, events that do not contain what the read showed.
 """
 
 import json
@@ -33,10 +33,10 @@ from tests import envelopes, ledger
 
 Body = dict[str, Any]
 Key = tuple[str, str]
-"""A table, and what names a row of it within its world."""
+"""A table, and the key of a row of it within its world."""
 
 BEGINNING: Final = 1_793_200_000
-"""When the newest API version had just come out."""
+"""The day of the newest API version."""
 WORLDS: Final = (World("", livemode=False), World("", livemode=True), World("acct_1", livemode=False))
 OF_REFUNDS: Final = ("refund.created", "refund.updated", "refund.failed", "charge.refund.updated")
 UNHEARD: Final = ((), (), (), (), (), OF_REFUNDS, ("charge.refunded",))
@@ -50,11 +50,12 @@ def at(seconds: int | None) -> datetime | None:
 
 @dataclass
 class Thing:
-    """One object of the account: how Stripe shows it now, and what the account knows of it beyond that.
+    """One object of the account: its body as Stripe shows it now, and facts that the body does not show.
 
     *reported* is the body that the last event of it showed, *as_of* the second of that event; *facts* are columns that
-    the object itself does not show, such as when it was paid. Its *second* is that of its last change. It *came back*
-    where it was within a second what it had been in it before, and *was twinned* where two events report one change.
+    the object itself does not show, such as when it was paid; *second* is the second of its last change. It *came back*
+    if it returned within one second to a state that it had already had in that second. It *was twinned* if two events
+    report one change.
     """
 
     table: str
@@ -75,7 +76,7 @@ class Thing:
 
     @property
     def key(self) -> Key:
-        """The row that the object is."""
+        """The key of the object's row."""
         return (self.table, self.id)
 
     @property
@@ -90,7 +91,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Shape:
-    """Stripe's habits that are not documented, and what the endpoint hears: they vary from one history to the next."""
+    """Undocumented behaviour of Stripe, and the endpoint's subscriptions; both vary from one history to the next."""
 
     names_before: bool
     """Whether events that are no ``.updated`` have ``previous_attributes`` (charge.captured, refund.failed …)."""
@@ -110,17 +111,17 @@ class Shape:
 
 @dataclass(frozen=True)
 class Expected:
-    """A row that the account knows: its *columns*, and the rows of which an anomaly excuses that it is wrong."""
+    """A row that the account expects: its *columns*, and the rows of which an anomaly excuses a wrong value in it."""
 
     columns: Mapping[str, Any]
     relies: frozenset[Key] = frozenset()
 
 
 class Account:
-    """The account's clock, its objects, and what it reported so far."""
+    """The account's clock, its objects, and the events that it has reported so far."""
 
     def __init__(self, seed: str, number: int, *, twins: float) -> None:
-        """Begin history *number*; three that follow each other share their ids, in three worlds."""
+        """Begin history *number*; three consecutive histories share their ids, in three worlds."""
         self.rng = random.Random(seed)
         self.number = number
         self.suffix = f"{number // len(WORLDS)}"
@@ -185,12 +186,12 @@ class Account:
         thing.states.add(_text(thing.body))
 
     def _see_state(self, thing: Thing, *, moved: bool) -> None:
-        """Note where an object comes back within a second to what it was in it: its events are a circle."""
+        """Note when an object returns to a state that it had in the same second: its events are a circle."""
         if moved and _text(thing.body) in thing.states:
             self.circled = thing.came_back = True
 
     def emit(self, thing: Thing, type_: str, previous: Body | None = None) -> None:
-        """Report an object as it is, now and then twice under two ids; unless no one hears of it."""
+        """Report an object as it is, sometimes twice under two ids; do nothing if the endpoint is not subscribed."""
         if type_ in self.shape.unheard:
             return
         thing.reported, thing.as_of = thing.body, self.now
@@ -206,11 +207,11 @@ class Account:
         self.deliveries.append((thing.id, ledger.delivery(body)))
 
     def mention(self, type_: str, body: Body) -> None:
-        """Report an object that the account does not keep, since nothing here depends on it."""
+        """Report an object that the account does not keep, because nothing here depends on it."""
         self.emit(Thing("", {"livemode": self.livemode, "metadata": {}, **body}), type_)
 
     def observe(self, owner: str, type_: str, body: Body, created: int | None = None) -> None:
-        """Record that *body* was read just now: Stripe's ``Date`` less the duration of the call is a second before."""
+        """Record a read of *body*, dated one second before now: Stripe's ``Date`` less the duration of the call."""
         second = self.now - 1 if created is None else created
         read = observations.observe(
             type_, body, account=self.world.account, livemode=self.livemode, created=second, now=ledger.NOW
@@ -223,7 +224,7 @@ def _text(body: Body) -> str:
 
 
 def _difference(body: Body, fields: Mapping[str, object]) -> Body:
-    """Return the values before of what differs; of nested hashes only the keys that do, as Stripe names them."""
+    """Return the previous values of the fields that differ; of nested hashes only the keys that differ."""
     previous: Body = {}
     for name, value in fields.items():
         was = body.get(name)

@@ -1,4 +1,4 @@
-"""What the account does with customers, their credit ledgers, invoices, credit notes and the billing portal."""
+"""The account's actions on customers, their credit ledgers, invoices, credit notes and the billing portal."""
 
 from collections.abc import Callable
 from typing import Any, Final
@@ -14,7 +14,7 @@ NAMES: Final = ("Ada", "Bo", "Chris", None)
 
 
 def create_customer(account: Account, *, currency: str | None = None) -> Thing:
-    """Make a customer; now and then with a balance, which sets the default currency."""
+    """Make a customer, sometimes with a balance, which sets the default currency."""
     balance = -100 * account.rng.randrange(1, 9) if currency is None and account.chance(0.2) else 0
     customer = account.add(
         "customers",
@@ -79,7 +79,7 @@ def adjust_balance(account: Account) -> None:
 
 
 def balance_of(customer: Thing, currency: str) -> int:
-    """Return what the ledger of a currency ends at."""
+    """Return the ending balance of the ledger of a currency."""
     return next(
         (entry["ending_balance"] for entry in reversed(customer.facts["ledger"]) if entry["currency"] == currency), 0
     )
@@ -118,7 +118,7 @@ def _entry(account: Account, customer: Thing, currency: str, amount: int, **fiel
 
 
 def read_ledger(account: Account) -> None:
-    """Read the whole ledger of a customer; what was read before is not recorded again."""
+    """Read the whole ledger of a customer; record only entries that were not read before."""
     customer = account.rng.choice(alive(account))
     entries, known = customer.facts["ledger"], customer.facts["read_up_to"]
     account.circled |= _comes_back(entries[known:])
@@ -131,7 +131,7 @@ def read_ledger(account: Account) -> None:
 
 
 def _comes_back(entries: list[Body]) -> bool:
-    """Return whether what one read adds leads the ledger of a currency back to where it had been."""
+    """Return whether the new entries of one read lead the ledger of a currency back to an earlier balance."""
     been = set()
     for entry in entries:
         been.add((entry["currency"], entry["ending_balance"] - entry["amount"]))
@@ -202,7 +202,7 @@ def invoices_of(account: Account, *statuses: str) -> list[Thing]:
 
 
 def customer_of(account: Account, thing: Thing) -> Thing:
-    """Return whom an object is of."""
+    """Return the customer of an object."""
     return account.things["customers", thing["customer"]]
 
 
@@ -214,7 +214,7 @@ def delete_draft(account: Account) -> None:
 
 
 def change_invoice(account: Account, invoice: Thing, *types: str, moment: str | None = None, **fields: object) -> None:
-    """Change an invoice as Stripe reports it: by the *types*, and by an ``invoice.updated`` in some histories."""
+    """Change an invoice and report it by events of *types*, in some histories by an ``invoice.updated`` too."""
     found: Body = dict(fields)
     if moment is not None:
         found["status_transitions"] = {**invoice["status_transitions"], moment: account.now}
@@ -223,7 +223,7 @@ def change_invoice(account: Account, invoice: Thing, *types: str, moment: str | 
 
 
 def finalize(account: Account) -> None:
-    """Finalize a draft: the balance of its currency is applied, and what is then nothing is paid."""
+    """Finalize a draft: apply the balance of its currency, and mark the invoice as paid if nothing is left to pay."""
     finalize_invoice(account, account.rng.choice(invoices_of(account, "draft")))
 
 
@@ -264,7 +264,7 @@ def pay(account: Account) -> None:
 
 
 def pay_part(account: Account, invoice: Thing, amount: int) -> Thing:
-    """Pay *amount* of an invoice by a charge of its own, and return that."""
+    """Pay *amount* of an invoice by a charge of its own, and return the charge."""
     charge = add_charge(account, account.name("pi"), amount, str(invoice["currency"]))
     record_payment(account, invoice, charge, amount)
     return charge
@@ -323,7 +323,7 @@ def add_charge(account: Account, intent: str, amount: int, currency: str, **fiel
 
 
 def void_invoice(account: Account) -> None:
-    """Void an invoice: the balance that was applied returns."""
+    """Void an invoice and return the applied balance to the customer."""
     invoices = [one for one in invoices_of(account, "open", "uncollectible") if not one["amount_paid"]]
     invoice = account.rng.choice(invoices)
     used = invoice.facts["used"]
@@ -353,7 +353,7 @@ def credit(account: Account) -> None:
 
 
 def creditable(invoice: Thing) -> int:
-    """Return how much of an invoice may still be credited, on the one side that its status has."""
+    """Return the amount of an invoice that may still be credited: before payment if it is open, after it if paid."""
     credited = int(invoice["pre_payment_credit_notes_amount"]) + int(invoice["post_payment_credit_notes_amount"])
     rest = int(invoice["total"]) - credited
     return min(rest, int(invoice["amount_remaining"])) if invoice["status"] == "open" else rest
@@ -413,7 +413,7 @@ def _credit_before(account: Account, invoice: Thing, amount: int) -> None:
 
 
 def _credit_after(account: Account, invoice: Thing, amount: int) -> None:
-    """Credit a paid invoice: refund what its charges can give, the rest to the balance or outside of Stripe."""
+    """Credit a paid invoice: refund as much as its charges allow, the rest to the balance or outside of Stripe."""
     customer, currency = customer_of(account, invoice), str(invoice["currency"])
     note = _note(account, invoice, amount, post_payment_amount=amount, type="post_payment")
     refunds = _refunds_for(account, invoice, account.rng.choice((0, amount, amount // 2)))
@@ -458,7 +458,7 @@ def charges_of_invoice(account: Account, invoice: str) -> list[Thing]:
 
 
 def void_note(account: Account) -> None:
-    """Void a credit note of an open invoice, of which the amount due rises again."""
+    """Void a credit note of an open invoice; the amount due of the invoice rises again."""
     note = account.rng.choice(voidable(account))
     invoice, amount = account.things["invoices", note["invoice"]], int(note["amount"])
     types, before = ("credit_note.voided",), account.shape.names_before
@@ -492,7 +492,7 @@ def write_memo(account: Account) -> None:
 
 
 def refundable(account: Account, charge: Thing) -> int:
-    """Return how much of a charge may be refunded; see Note [What the account does not do]."""
+    """Return the amount of a charge that may be refunded; see Note [What the account does not do]."""
     if charge.facts["frozen"] or not charge["captured"] or charge["status"] != "succeeded":
         return 0
     return _rest(account, charge)
@@ -550,7 +550,7 @@ def configure_portal(account: Account) -> None:
 
 
 def change_portal(account: Account) -> None:
-    """Change a configuration; ``updated`` is when."""
+    """Change a configuration; ``updated`` is the time of the change."""
     made = account.rng.choice(account.all_of("portal_configurations"))
     history = {"enabled": account.chance(0.5)}
     choices: list[dict[str, Any]] = [

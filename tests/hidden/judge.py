@@ -1,4 +1,4 @@
-"""Histories lived, tangled, taken in and held against the tables, many in one database at once."""
+"""Runs histories, delivers them out of order, folds them, and compares the tables; many histories in one database."""
 
 import random
 import time
@@ -41,7 +41,7 @@ Place = tuple[World, Key]
 
 @dataclass
 class Report:
-    """What came of a number of histories; by table where a count has one."""
+    """The result of a number of histories, counted by table where a count belongs to a table."""
 
     histories: int = 0
     events: int = 0
@@ -55,13 +55,13 @@ class Report:
     untrue: Counter[str] = field(default_factory=Counter)
     flagged_plain: int = 0
     undecidable: int = 0
-    """Changes of balances that went and came back, of which twins leave open how often; the balance is sure."""
+    """Changes of balances that went back and forth; twins leave their number open, but the final balance is certain."""
     drift: int = 0
     broken: int = 0
     unfolded: int = 0
     faults: list[str] = field(default_factory=list)
     doubts: list[str] = field(default_factory=list)
-    """The rows that are flagged, and wrong."""
+    """The rows that are flagged and wrong."""
 
     @property
     def flagged_share(self) -> float:
@@ -99,7 +99,7 @@ def _line(name: str, rows: int, flagged: int, flagged_wrong: int, wrong: int) ->
 
 
 def tangled(account: Account) -> list[Delivery]:
-    """Return what an account reported in an order in which it may arrive, some of it twice."""
+    """Return the account's events in a possible order of arrival, some of them twice."""
     chance, found = account.rng, [delivery for _, delivery in account.deliveries]
     found += [one for one in found if chance.random() < 0.08]
     way = chance.choice(("permuted", "permuted", "nearly", "reversed"))
@@ -113,7 +113,7 @@ def tangled(account: Account) -> list[Delivery]:
 
 
 def interleaved(accounts: Sequence[Account], rng: random.Random) -> list[Delivery]:
-    """Return the deliveries of all accounts, each account's in its order, mixed with the others'."""
+    """Return the deliveries of all accounts, mixed; those of one account keep their order."""
     mixed = []
     for account in accounts:
         found = tangled(account)
@@ -126,7 +126,7 @@ def interleaved(accounts: Sequence[Account], rng: random.Random) -> list[Deliver
 
 
 def take_in(engine: Engine, accounts: Sequence[Account], rng: random.Random) -> None:
-    """Record and fold what the accounts reported, in batches of all sizes, by several workers."""
+    """Record and fold the accounts' events, in batches of all sizes, by several workers."""
     deliveries = interleaved(accounts, rng)
     sizes = [rng.choice((3, 20, 200, 1000, 4000)) for _ in deliveries]
     for batch in ledger.batches(deliveries, sizes):
@@ -138,7 +138,7 @@ def take_in(engine: Engine, accounts: Sequence[Account], rng: random.Random) -> 
 
 
 def read_rows(engine: Engine) -> dict[Place, Mapping[str, Any]]:
-    """Return every row of every table that an account knows of."""
+    """Return every row of the tables that an account has expectations about."""
     found: dict[Place, Mapping[str, Any]] = {}
     names = [each.name for each in tables.PROJECTIONS if each.name != "balance_changes"]
     for table in (*names, "order_book", "payment_link_funnel"):
@@ -149,7 +149,7 @@ def read_rows(engine: Engine) -> dict[Place, Mapping[str, Any]]:
 
 
 def read_flags(engine: Engine) -> dict[Place, str]:
-    """Return the rows with an anomaly in force, and its kind."""
+    """Return the rows with an anomaly in force, and the anomaly's kind."""
     statement = "SELECT account, livemode, subject, subject_id, kind FROM anomalies WHERE resolved_at IS NULL"
     return {
         (_world(row), (TABLE_OF.get(row["subject"], f"{row['subject']}s"), row["subject_id"])): row["kind"]
@@ -158,7 +158,7 @@ def read_flags(engine: Engine) -> dict[Place, str]:
 
 
 class Judge:
-    """Holds what the accounts know against the tables, and counts."""
+    """Compares the accounts' expectations with the tables, and counts the differences."""
 
     def __init__(self, engine: Engine, report: Report) -> None:
         """Read the tables once, for all accounts."""
@@ -171,7 +171,7 @@ class Judge:
 
     @staticmethod
     def _read_topics(engine: Engine) -> dict[tuple[World, truth.Topic], list[Mapping[str, Any]]]:
-        """Return what each change that repeats was followed by, in the feed's order."""
+        """Return for each topic of repeating changes their contents, in the feed's order."""
         found: dict[tuple[World, truth.Topic], list[Mapping[str, Any]]] = {}
         for row in ledger.rows(engine, IN_THE_FEED):
             if row["kind"] in REPEATED:
@@ -197,7 +197,7 @@ class Judge:
         )
 
     def judge(self, account: Account) -> None:
-        """Judge one history; what it knows is taken off, so that what is left in the end is no one's."""
+        """Judge one history and remove its rows, so that the rows left in the end belong to no account."""
         self.report.histories += 1
         self.report.events += len(account.deliveries)
         for key, expected in truth.rows(account):
@@ -208,7 +208,7 @@ class Judge:
             self._judge_topic(account, topic, last, relies)
 
     def _judge_topic(self, account: Account, topic: truth.Topic, last: truth.Last, relies: frozenset[Key]) -> None:
-        """What was announced last is how it is, and no two changes that follow each other hold the same."""
+        """Check that the last announcement is the final state, and that no two consecutive changes are equal."""
         found = self.last.pop((account.world, topic), [])
         if not found and last.is_silent:
             return
@@ -221,7 +221,7 @@ class Judge:
             )
 
     def rest(self) -> None:
-        """Count the rows, changes and balance changes that no account knows of."""
+        """Count the rows, changes and balance changes that no account expects."""
         for _, (table, name) in self.rows:
             self._fault(self.report.wrong, table, f"{table} {name}: no account knows of this row")
         for (_, news), count in self.announced.items():
@@ -255,7 +255,7 @@ class Judge:
             self._fault(self.report.wrong, key[0], _shown(account, key, wrong, expected.relies))
 
     def _judge_flag(self, account: Account, key: Key, flag: str) -> None:
-        """Without twins and circles nothing is in doubt."""
+        """Check that an object without twins and circles has no anomaly."""
         if not account.twinned and not account.circled:
             self.report.flagged_plain += 1
             self.report.faults.append(_shown(account, key, {"flag": flag}))
@@ -289,7 +289,7 @@ def _kind(row: Mapping[str, Any]) -> str:
 
 
 def _shown(account: Account, key: tuple[str, str], wrong: object, relies: Iterable[Key] = ()) -> str:
-    """Return a fault with the history's number and the events of its object and of what it *relies* on, shortened."""
+    """Return a fault with the history's number and the shortened events of its object and of those it *relies* on."""
     owners = {name.split(" ")[0] for _, name in (key, *relies)}
     events = [_shortened(delivery) for owner, delivery in account.deliveries if owner in owners]
     return "\n  ".join([f"history {account.number}, {key[0]} {key[1]}: (row, truth) {wrong}", *events])
@@ -312,7 +312,7 @@ def groups(histories: int) -> Iterator[range]:
 
 
 def run(engine: Engine, seed: int, histories: int, *, twins: float) -> Report:
-    """Live, take in and judge so many *histories*, a share of *twins* of their events under two ids."""
+    """Run, fold and judge so many *histories*, a share of *twins* of their events under two ids."""
     report, began = Report(), time.monotonic()
     for numbers in groups(histories):
         accounts = [shop.live(f"{seed}.{number}", number, twins=twins) for number in numbers]
@@ -333,7 +333,7 @@ def judge(engine: Engine, accounts: Sequence[Account], report: Report) -> None:
 
 
 def prove(engine: Engine, report: Report) -> None:
-    """Hold the tables against a rebuild and against money's own rules; every event is folded, or of no use to us."""
+    """Compare the tables with a rebuild and with the money rules; check that every event is folded or ignored."""
     (counted,) = ledger.rows(engine, "SELECT count(*) AS number FROM events WHERE state IN ('pending', 'parked')")
     report.unfolded += counted["number"]
     differences: list[Difference] = []

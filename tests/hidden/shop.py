@@ -1,4 +1,4 @@
-"""What the account sells: payment links, Checkout Sessions, charges, refunds and disputes; and a whole life of it."""
+"""The account's sales: payment links, Checkout Sessions, charges, refunds and disputes; and a whole history of them."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, Final
@@ -152,12 +152,12 @@ def _discount(session: Thing, amount: int) -> Body:
 
 
 def sessions_of(account: Account, *statuses: str) -> list[Thing]:
-    """Return the sessions of which the order has a status."""
+    """Return the sessions of the orders that have a status."""
     return [session for session in account.all_of("orders") if session.facts["status"] in statuses]
 
 
 def read_session(account: Account) -> None:
-    """Read a session with its lines; what is as it was read before is not recorded again."""
+    """Read a session with its lines; record the read only if it differs from the one before."""
     session = account.rng.choice(account.all_of("orders"))
     listed = {"object": "list", "data": session.facts["lines"], "has_more": False}
     whole = {**session.body, "line_items": listed}
@@ -173,12 +173,12 @@ def _totals(session: Thing) -> tuple[object, ...]:
 
 
 def lines_are_complete(session: Thing) -> bool:
-    """Return whether the lines were listed, and the totals are as they were then."""
+    """Return whether the lines were listed, and the totals have not changed since."""
     return session.facts["listed"] is not None and session.facts["listed_at"] == _totals(session)
 
 
 def move_order(account: Account, session: Thing, status: str, moment: str | None) -> None:
-    """Note what became of an order, and when."""
+    """Set the status of an order, and its time."""
     session.facts["status"] = status
     session.facts["passed"].append(f"order.{'completed' if status == 'complete' else status}")
     if moment is not None:
@@ -186,7 +186,7 @@ def move_order(account: Account, session: Thing, status: str, moment: str | None
 
 
 def overdue(account: Account) -> list[Thing]:
-    """Return the sessions that were seen open and are over by our clock, however they really ended."""
+    """Return the sessions that were seen open and have expired by our clock, however they really ended."""
     return [
         session
         for session in account.all_of("orders")
@@ -197,7 +197,7 @@ def overdue(account: Account) -> list[Thing]:
 
 
 def expire_by_clock(account: Account) -> None:
-    """Let our clock decide that a session is over; what Stripe reports, then or before, outranks it."""
+    """Let our clock expire a session; a report of Stripe's, before or after, outranks it."""
     session = account.rng.choice(overdue(account))
     session.facts["by_clock"] = session["expires_at"] + GRACE
     about = {"object": "checkout.session", "id": session.id}
@@ -205,7 +205,7 @@ def expire_by_clock(account: Account) -> None:
 
 
 def expire_session(account: Account) -> None:
-    """Expire an open session; now and then a buyer comes back by its recovery link."""
+    """Expire an open session; sometimes the buyer comes back by its recovery link."""
     session = account.rng.choice(sessions_of(account, "open"))
     fields: Body = {"status": "expired", "url": None}
     if session["after_expiration"]:
@@ -224,7 +224,7 @@ def payable(account: Account) -> list[Thing]:
 
 
 def complete_session(account: Account) -> None:
-    """Let a buyer finish a session, by a way that its mode has."""
+    """Let a buyer finish a session in one of the ways that its mode allows."""
     session = account.rng.choice(payable(account))
     details: Body = {"customer_details": {"email": "typed@example.com", "name": "Buyer"}}
     if session["mode"] == "payment" and account.chance(0.2):
@@ -278,7 +278,7 @@ def _buy(account: Account, session: Thing, details: Body) -> None:
 
 
 def _decline(account: Account, intent: str, total: int, currency: str) -> None:
-    """Let a first try fail now and then."""
+    """Let a first payment attempt fail in some cases."""
     if account.chance(0.2):
         declined = {"status": "failed", "captured": False, "amount_captured": 0, "paid": False}
         billing.add_charge(account, intent, total, currency, **declined)
@@ -331,7 +331,7 @@ def _buy_held(account: Account, session: Thing, total: int, details: Body) -> No
 
 
 def waiting(account: Account, way: str) -> list[Thing]:
-    """Return the sessions that are complete and wait for their money, by a delayed method or for a capture."""
+    """Return the complete sessions that wait for a delayed payment or for a capture."""
     return [session for session in sessions_of(account, "processing") if session.facts["way"] == way]
 
 
@@ -341,7 +341,7 @@ def charge_of(account: Account, session: Thing) -> Thing:
 
 
 def charges_of(account: Account, session: Thing) -> list[Thing]:
-    """Return the charges of a session: of its intent, else those that paid its invoice."""
+    """Return the charges of a session: those of its intent, else those that paid its invoice."""
     if session["payment_intent"] is None:
         return billing.charges_of_invoice(account, str(session["invoice"]))
     return [charge for charge in account.all_of("charges") if charge["payment_intent"] == session["payment_intent"]]
@@ -362,7 +362,7 @@ def clear(account: Account) -> None:
 
 
 def bounce(account: Account) -> None:
-    """Let a delayed payment fail: the session's snapshot stays as it was."""
+    """Let a delayed payment fail: the session's snapshot does not change."""
     session = account.rng.choice(waiting(account, "delayed"))
     charge = charge_of(account, session)
     account.change(
@@ -373,7 +373,7 @@ def bounce(account: Account) -> None:
 
 
 def capture(account: Account) -> None:
-    """Capture what was held, whole or in part: no event of the session reports it."""
+    """Capture a held payment, in whole or in part: no event of the session reports it."""
     session = account.rng.choice(waiting(account, "held"))
     charge = charge_of(account, session)
     amount = int(charge["amount"])
@@ -389,7 +389,7 @@ def capture(account: Account) -> None:
 
 
 def release(account: Account) -> None:
-    """Release what was held: by time or by canceling, with a refund that gives no money back in some cases."""
+    """Release a held payment, by time or by canceling; in some cases with a refund that returns no money."""
     session = account.rng.choice(waiting(account, "held"))
     charge = charge_of(account, session)
     amount, intent = charge["amount"], str(charge["payment_intent"])
@@ -439,7 +439,7 @@ def refund(account: Account) -> None:
 
 
 def refundable(account: Account) -> list[Thing]:
-    """Return the charges of which something may be refunded."""
+    """Return the charges that may be refunded in whole or in part."""
     return [
         charge
         for charge in account.all_of("charges")
@@ -449,7 +449,7 @@ def refundable(account: Account) -> list[Thing]:
 
 
 def movable(account: Account) -> list[Thing]:
-    """Return the refunds of which the status may still move."""
+    """Return the refunds that may still change their status."""
     return [
         refund
         for refund in account.all_of("refunds")
@@ -533,7 +533,7 @@ CLOSING: Final = ("won", "lost", "warning_closed")
 
 
 def movable_disputes(account: Account) -> list[Thing]:
-    """Return the disputes of which the status may still move; an appeal takes longer than a second."""
+    """Return the disputes that may still change their status; an appeal takes longer than a second."""
     return [
         dispute
         for dispute in account.all_of("disputes")
@@ -543,7 +543,7 @@ def movable_disputes(account: Account) -> list[Thing]:
 
 
 def move_dispute(account: Account) -> None:
-    """Move a dispute on."""
+    """Change the status of a dispute."""
     dispute = account.rng.choice(movable_disputes(account))
     was, status = dispute["status"], account.rng.choice(DISPUTE_STEPS[dispute["status"]])
     closes = status in CLOSING
@@ -580,7 +580,7 @@ def readable(account: Account) -> list[Thing]:
 
 
 def read_object(account: Account) -> None:
-    """Read an object as it is now; also what events have not reported is then known."""
+    """Read an object as it is now, which also makes fields known that no event has reported."""
     thing = account.rng.choice(readable(account))
     thing.reported, thing.was_read = thing.body, True
     account.observe(thing.id, f"payfold.{thing['object']}.observed", thing.body)
@@ -647,11 +647,11 @@ ACTIONS: Final[tuple[tuple[int, billing.Action, Need], ...]] = (
 
 
 def void(_: object) -> None:
-    """Drop what an action made."""
+    """Ignore the result of an action."""
 
 
 def live(seed: str, number: int, *, twins: float) -> Account:
-    """Return an account that lived through history *number*: one thing after the other, some of it again at once."""
+    """Return an account after history *number*: a sequence of actions, some of them repeated at once."""
     account = Account(seed, number, twins=twins)
     for _ in range(account.rng.randint(3, 30)):
         possible = [chosen for chosen in ACTIONS if chosen[2](account)]

@@ -1,4 +1,4 @@
-"""What the account knows of itself at the end of its life: its rows, and what was news."""
+"""The account's expectations at the end of its history: its rows, and the changes in the feed."""
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
@@ -114,12 +114,12 @@ MOMENTS: Final = ("completed_at", "paid_at", "failed_at", "expired_at")
 
 
 def is_over_by_clock(session: Thing) -> bool:
-    """Return whether nothing is known of how a session ended, and our clock decides."""
+    """Return whether no end of the session was reported, so that our clock decides."""
     return session["status"] == "open" and "by_clock" in session.facts
 
 
 def status_of(session: Thing) -> str:
-    """Return what an order's status is."""
+    """Return the status of an order."""
     return "expired" if is_over_by_clock(session) else str(session.facts["status"])
 
 
@@ -164,7 +164,7 @@ ROWS: Final[Mapping[str, Callable[[Thing], Columns]]] = {
 
 
 def rows(account: Account) -> Iterator[tuple[Key, Expected]]:
-    """Yield every row that the account knows; of ``balance_changes``, which are named by events, see below."""
+    """Yield every row that the account expects; ``balance_changes``, which are named by events, are counted below."""
     for thing in account.things.values():
         if thing.is_known:
             yield thing.key, Expected(_columns(thing), _relies(account, thing))
@@ -206,7 +206,7 @@ def _note_lines(note: Thing) -> Iterator[tuple[Key, Expected]]:
 
 
 def _balances(customer: Thing) -> Iterator[tuple[Key, Expected]]:
-    """Yield the balance of the default currency as it is, and the others as they were last read."""
+    """Yield the current balance of the default currency, and the others as they were last read."""
     amounts = dict(customer.facts["read"])
     if customer["currency"] is not None:
         amounts[customer["currency"]] = balance_of(customer, customer["currency"])
@@ -219,7 +219,7 @@ def _balances(customer: Thing) -> Iterator[tuple[Key, Expected]]:
 
 
 def _funnel(account: Account) -> Iterator[tuple[Key, Expected]]:
-    """Yield what became of the sessions of each link that are known to Payfold, by currency."""
+    """Yield, by link and currency, the outcomes of the sessions that Payfold knows."""
     found: dict[Key, Counter[str]] = defaultdict(Counter)
     for session in account.all_of("orders"):
         if session["payment_link"] and session.is_known:
@@ -256,7 +256,7 @@ def _of_book(account: Account, session: Thing) -> Expected:
 
 
 def _came_back(account: Account, session: Thing, refunds: list[Thing]) -> Columns:
-    """Return what was refunded, null where no event can have reported it."""
+    """Return the refunded amount, null where no event can have reported it."""
     charges = shop.charges_of(account, session)
     if not charges:
         return {"refunded_amount": None, "refund_status": None}
@@ -273,7 +273,7 @@ def _is_in_part(charge: Thing) -> bool:
 
 
 def _disputed(account: Account, session: Thing, disputes: list[Thing]) -> Columns:
-    """Return what was or may be lost by disputes, null where it is in another currency."""
+    """Return the amount that was or may be lost by disputes, null where it is in another currency."""
     if not shop.charges_of(account, session):
         return {"disputed_amount": None}
     counted = [one for one in disputes if one["status"] in (*shop.OPEN_DISPUTES, "lost")]
@@ -303,9 +303,9 @@ KNOWN_KINDS: Final = (
 
 
 def news(account: Account) -> dict[News, tuple[int, int]]:
-    """Return how often at least and at most each change is in the feed; what is not here is never in it.
+    """Return how often at least and at most each change is in the feed; a change that is not returned is never in it.
 
-    The last of a subject is there once. One before it is there once at most: it is no news where it arrives late.
+    The last change of a subject is there once. An earlier one is there at most once: it is left out if it arrives late.
     """
     found: dict[News, tuple[int, int]] = {}
     for session in account.all_of("orders"):
@@ -325,7 +325,7 @@ def news(account: Account) -> dict[News, tuple[int, int]]:
 def _news_of_dispute(dispute: Thing) -> dict[News, tuple[int, int]]:
     """A dispute is opened once if it ever was more than an inquiry, and closed once by each status that closes it.
 
-    What it is in the end is there surely; where that arrived first, what it was before is no news.
+    Its final status is always there; an earlier status is left out if it arrives after the final one.
     """
     opened: dict[News, tuple[int, int]] = {}
     if dispute.facts["was_real"]:
@@ -355,14 +355,14 @@ Topic = tuple[str, str, str]
 
 @dataclass(frozen=True)
 class Last:
-    """What the last change of a topic holds; where *is_silent*, there may be none since nothing ever moved."""
+    """The content of the last change of a topic; if *is_silent*, there may be no change, since nothing ever moved."""
 
     after: Columns
     is_silent: bool
 
 
 def last_announced(account: Account) -> Iterator[tuple[Topic, Last, frozenset[Key]]]:
-    """Yield what was announced last of each topic, and the rows of which an anomaly excuses that it is another."""
+    """Yield the last announcement of each topic, and the rows of which an anomaly excuses a different one."""
     for link in account.all_of("payment_links"):
         yield ("payment_link", link.id, ""), Last({"active": link["active"]}, is_silent=False), frozenset({link.key})
     for key, expected in rows(account):

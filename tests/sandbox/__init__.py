@@ -1,1 +1,1 @@
-"""The sandbox Stripe behaves as Stripe does."""
+"""Tests that the sandbox behaves as Stripe does."""

@@ -1,4 +1,4 @@
-"""Sessions and payment links: what may happen to them, and what Stripe then says."""
+"""Sessions and payment links: their transitions, and the events that Stripe sends of them."""
 
 from collections.abc import Callable
 from types import NoneType
@@ -72,7 +72,7 @@ def test_paid_at_once() -> None:
     [(Account.async_payment_succeeded, "paid", "paid"), (Account.async_payment_failed, "unpaid", "failed")],
 )
 def test_delayed_payment(act: Callable[[Account, str], None], payment_status: str, truth: str) -> None:
-    """A delayed payment is processing until it clears or fails; the failed snapshot is the unpaid one again."""
+    """A delayed payment is processing until it clears or fails; the failed snapshot equals the unpaid one."""
     account = Account(seed=1)
     session = account.open_session()
     account.complete(session, payment_status="unpaid")
@@ -89,7 +89,7 @@ def test_delayed_payment(act: Callable[[Account, str], None], payment_status: st
 
 
 def test_nothing_due() -> None:
-    """An order without cost completes without a payment intent, and setup mode has no amounts at all."""
+    """A free order completes without a payment intent, and setup mode has no amounts."""
     account = Account(seed=1)
     free = account.open_session(amount=900, discount=900)
     setup = account.open_session(mode="setup")
@@ -120,7 +120,7 @@ def test_subscription() -> None:
 
 
 def test_expired_and_recovered() -> None:
-    """An expired session keeps its expires_at and tells a recovery url, which opens a new session."""
+    """An expired session keeps its expires_at and has a recovery url, which opens a new session."""
     account = Account(seed=1)
     original = account.open_session(recoverable=True, metadata={"cart": "7"})
     opened = account.session(original)
@@ -146,7 +146,7 @@ def test_expired_and_recovered() -> None:
 
 
 def test_who_expired_it() -> None:
-    """The timer's event has no request, that of a call has one."""
+    """An expiry by the timer has no request in its event, an expiry by a call has one."""
     account = Account(seed=1)
     called, timed = account.open_session(), account.open_session()
     account.expire(called)
@@ -162,7 +162,7 @@ def test_who_expired_it() -> None:
 @pytest.mark.parametrize("end", [Account.complete, Account.expire])
 @pytest.mark.parametrize("act", [Account.complete, Account.expire])
 def test_terminal(end: Callable[[Account, str], None], act: Callable[[Account, str], None]) -> None:
-    """Complete and expired are final: nothing more happens, and no event tells of the attempt."""
+    """Complete and expired are final: every further transition is refused, without an event."""
     account = Account(seed=1)
     session = account.open_session()
     end(account, session)
@@ -176,7 +176,7 @@ def test_terminal(end: Callable[[Account, str], None], act: Callable[[Account, s
 
 
 def test_refusals() -> None:
-    """What Stripe refuses is refused by name."""
+    """The sandbox refuses the calls that Stripe refuses, and names the reason."""
     account = Account(seed=1)
     session = account.open_session()
     link = account.create_payment_link()
@@ -207,7 +207,7 @@ def test_refusals() -> None:
 
 
 def test_contradiction() -> None:
-    """Any event can be emitted, and the account's truth stays as it was."""
+    """Any event can be emitted; that does not change the account's objects."""
     account = Account(seed=1)
     session = account.open_session()
     account.complete(session)
@@ -221,7 +221,7 @@ def test_contradiction() -> None:
 
 
 def test_sold_by_link() -> None:
-    """A link's session takes its price and metadata, and names it."""
+    """A session of a link has the link's price and metadata, and names the link."""
     account = Account(seed=1)
     link = account.create_payment_link(currency="jpy", amount=3_000, metadata={"campaign": "spring"})
 
@@ -232,7 +232,7 @@ def test_sold_by_link() -> None:
 
 
 def test_link_updates() -> None:
-    """An update tells the keys that it changed: of metadata only those, and what is new was null."""
+    """previous_attributes has only the keys that an update changed, also of metadata; a new key was null before."""
     account = Account(seed=1)
     link = account.create_payment_link(metadata={"kept": "1", "changed": "2", "removed": "3"})
     assert only_event(account).type == "payment_link.created"
@@ -250,7 +250,7 @@ def test_link_updates() -> None:
 
 
 def test_previous_attributes_of_arrays_and_nulls() -> None:
-    """Arrays are told whole, and an object that was null was null."""
+    """previous_attributes has an array in whole, and null for an object that was null."""
     before = {"list": [1, 2], "none": None, "deep": {"kept": 1, "deeper": {"changed": 1}}, "same": [3]}
     after = {"list": [1], "none": {"a": 1}, "deep": {"kept": 1, "deeper": {"changed": 2}}, "same": [3]}
 
@@ -261,7 +261,7 @@ def test_previous_attributes_of_arrays_and_nulls() -> None:
 
 @given(SEEDS)
 def test_previous_attributes_chain(seed: int) -> None:
-    """Overlaid on its object, an update's previous_attributes give the object of the event before."""
+    """Overlaid on its object, an update's previous_attributes give the object of the previous event."""
     last: dict[str, dict[str, Any]] = {}
     for event in tangle(seed).events:
         if not event.type.startswith("payment_link."):
@@ -295,7 +295,7 @@ def test_deterministic(seed: int) -> None:
 
 
 def test_fields_are_those_of_the_sdk() -> None:
-    """Objects have the fields of Stripe's own types: none is unknown, and none that is never null is missing."""
+    """Objects have the fields of Stripe's own types: no unknown ones, and all that are never null."""
     account = Account(seed=1)
     session = account.open_session(presentment=("sek", 22_000))
     account.complete(session)
@@ -317,7 +317,7 @@ def test_fields_are_those_of_the_sdk() -> None:
 
 @pytest.mark.parametrize(("livemode", "kind"), [(True, "live"), (False, "test")])
 def test_envelope(livemode: bool, kind: str) -> None:  # noqa: FBT001 (pytest passes by name)
-    """The envelope has Stripe's keys in Stripe's layout, and agrees with what the event says of itself."""
+    """The envelope has Stripe's keys in Stripe's layout, and agrees with the attributes of the event."""
     account = Account(seed=1, livemode=livemode, account="acct_1connected")
     session = account.open_session()
     account.complete(session)
@@ -346,7 +346,7 @@ def _event_of_own_account() -> Event:
 
 
 def test_returned_objects_are_copies() -> None:
-    """Changing what the account returned changes nothing at the account."""
+    """Changing an object that the account returned does not change the account."""
     account = Account(seed=1)
     session = account.open_session()
     account.session(session)["invoice_creation"]["invoice_data"]["metadata"]["x"] = "y"

@@ -1,4 +1,4 @@
-"""Customers, their balance, and the portal in which they look after themselves."""
+"""Customers, their balances, and the billing portal."""
 
 import pytest
 
@@ -12,7 +12,7 @@ def shop() -> Account:
 
 
 def test_first_money_decides_the_currency() -> None:
-    """The first change of a balance sets the customer's currency, and one event tells both."""
+    """The first change of a balance sets the customer's currency, and one event reports both."""
     account = shop()
     customer = account.create_customer(email="buyer@example.com")
     account.take_events()
@@ -32,8 +32,8 @@ def test_first_money_decides_the_currency() -> None:
     )
 
 
-def test_other_currencies_are_told_by_nothing() -> None:
-    """A balance in another currency than the customer's own shows in the ledger alone."""
+def test_other_currencies_have_no_events() -> None:
+    """A balance in another currency than the customer's own is in the ledger alone."""
     account = shop()
     customer = account.create_customer(currency="usd")
     account.take_events()
@@ -47,7 +47,7 @@ def test_other_currencies_are_told_by_nothing() -> None:
 
 
 def test_balance_of_the_beginning() -> None:
-    """A customer that is created with a balance has it in its first event, and a row for it."""
+    """A customer that is created with a balance has it in its first event and in a ledger row."""
     account = shop()
 
     customer = account.create_customer(balance=-700)
@@ -58,7 +58,7 @@ def test_balance_of_the_beginning() -> None:
 
 
 def test_there_and_back_within_a_second() -> None:
-    """Each change is told once, however often the balance has been there before; the list is newest first."""
+    """Each change has one event, even if the balance had that value before; the list is newest first."""
     account = shop()
     customer = account.create_customer(currency="usd")
     account.take_events()
@@ -66,15 +66,15 @@ def test_there_and_back_within_a_second() -> None:
     for amount in (-500, 500, -500):
         account.adjust_balance(customer, amount)
 
-    told = [event.payload()["data"] for event in account.events]
-    moves = [(data["previous_attributes"]["balance"], data["object"]["balance"]) for data in told]
+    changes = [event.payload()["data"] for event in account.events]
+    moves = [(data["previous_attributes"]["balance"], data["object"]["balance"]) for data in changes]
     assert moves == [(0, -500), (-500, 0), (0, -500)]
     assert {event.created for event in account.events} == {account.now}
     assert [row["ending_balance"] for row in account.balance_transactions(customer)] == [-500, 0, -500]
 
 
 def test_updates() -> None:
-    """An update tells what it changed, metadata by its keys; one that changes nothing has no event."""
+    """An update's event has the changed fields, metadata by keys; an update that changes nothing has no event."""
     account = shop()
     customer = account.create_customer(name="Ada", metadata={"kept": "1", "gone": "2"})
     account.take_events()
@@ -88,7 +88,7 @@ def test_updates() -> None:
 
 
 def test_deletion() -> None:
-    """The event carries the customer whole, the API a tombstone; nothing happens to it any more."""
+    """The event carries the whole customer, the API returns a tombstone, and further calls are refused."""
     account = shop()
     customer = account.create_customer(name="Ada")
     account.adjust_balance(customer, -500)
@@ -107,7 +107,7 @@ def test_deletion() -> None:
 
 
 def test_one_call_is_one_request() -> None:
-    """All events of one call of the API tell the same request, another call another one."""
+    """All events of one API call have the same request, and those of another call another one."""
     account = shop()
     customer = account.create_customer(currency="usd", balance=-500)
     invoice = account.create_invoice(customer, 2_000)
@@ -124,7 +124,7 @@ def test_one_call_is_one_request() -> None:
 
 
 def test_refusals() -> None:
-    """What Stripe refuses is refused by name."""
+    """The sandbox refuses the calls that Stripe refuses, and names the reason."""
     account = shop()
     customer = account.create_customer()
 
@@ -137,7 +137,7 @@ def test_refusals() -> None:
 
 
 def test_portal_configuration() -> None:
-    """A configuration says when it was updated; a second within the same second says it again, unchanged."""
+    """A configuration has the time of its update; a second update in the same second leaves that unchanged."""
     account = shop()
     configuration = account.create_portal_configuration(name="Shop")
     account.take_events()
@@ -162,7 +162,7 @@ def test_portal_configuration() -> None:
 
 
 def test_portal_session() -> None:
-    """A portal session is told once, with the url that lets its holder in; the default configuration is its own."""
+    """A portal session has one event and a login url; the first one creates the default configuration."""
     account = shop()
     customer = account.create_customer()
     account.take_events()
@@ -174,7 +174,7 @@ def test_portal_session() -> None:
     requests = [event.payload()["request"]["id"] for event in account.events]
     assert requests[0] == requests[1] != requests[2]
     assert types == ["billing_portal.configuration.created", *["billing_portal.session.created"] * 2]
-    told, other = (account.object("billing_portal.session", each) for each in (first, second))
-    assert told["configuration"] == other["configuration"]
-    assert (told["flow"]["type"], other["flow"]) == ("payment_method_update", None)
-    assert told["url"].startswith("https://billing.stripe.com/p/session/")
+    session, other = (account.object("billing_portal.session", each) for each in (first, second))
+    assert session["configuration"] == other["configuration"]
+    assert (session["flow"]["type"], other["flow"]) == ("payment_method_update", None)
+    assert session["url"].startswith("https://billing.stripe.com/p/session/")

@@ -1,4 +1,4 @@
-"""Plans keep their promise, and deliveries try again over a real connection."""
+"""Delivery plans have the promised distortions, and deliveries are retried over a real connection."""
 
 import asyncio
 import itertools
@@ -22,7 +22,7 @@ SHARES = st.floats(min_value=0, max_value=1)
 DISTORTIONS = st.builds(Distortions, late=SHARES, twice=SHARES, twins=SHARES, out_of_order=SHARES, bursts=SHARES)
 AT_ONCE = Retries(tries_max=4, first_seconds=0.0)
 
-# What a receiver does with the number-th post of an event (from 1): answer with a status, hang up, or say nothing.
+# A receiver's reaction to the number-th post of an event (from 1): answer with a status, hang up, or stay silent.
 HANG_UP = 0
 SILENCE = -1
 Answer = Callable[[str, int], int]
@@ -30,7 +30,7 @@ Answer = Callable[[str, int], int]
 
 @dataclass
 class Receiver:
-    """A webhook of the plainest kind, on a port of its own."""
+    """A minimal webhook endpoint on a port of its own."""
 
     answer: Answer
     posts: list[str] = field(default_factory=list)
@@ -60,7 +60,7 @@ class Receiver:
             await reader.read()  # until the client gives up
         if status in {HANG_UP, SILENCE}:
             return False
-        writer.write(b"HTTP/1.1 %d Whatever\r\nlocation: /elsewhere\r\ncontent-length: 0\r\n\r\n" % status)
+        writer.write(b"HTTP/1.1 %d Reason\r\nlocation: /elsewhere\r\ncontent-length: 0\r\n\r\n" % status)
         await writer.drain()
         return True
 
@@ -73,7 +73,7 @@ def run(
     timeout_seconds: float = 20.0,
     on_progress: Callable[[DeliveryReport], None] | None = None,
 ) -> tuple[DeliveryReport, Receiver]:
-    """Deliver *attempts* to a receiver that answers by *answer*; a second passes at every look at the clock."""
+    """Deliver *attempts* to a receiver that reacts by *answer*; a second passes at every read of the clock."""
     receiver = Receiver(answer)
 
     async def main() -> DeliveryReport:
@@ -95,7 +95,7 @@ def run(
 
 
 def always(status: int) -> Answer:
-    """Return the answer of a receiver that never changes its mind."""
+    """Return the reaction of a receiver that always answers with the same status."""
     return lambda _event, _number: status
 
 
@@ -107,7 +107,7 @@ def events() -> list[Event]:
 
 @given(SEEDS, DISTORTIONS)
 def test_plan_attempts_everything(seed: int, distortions: Distortions) -> None:
-    """Every event is attempted first exactly once, whatever the distortions; attempts come by due time."""
+    """With any distortions, every event has exactly one first attempt, and attempts are sorted by due time."""
     events = tangle(seed).events
 
     attempts = plan(events, seed=seed, distortions=distortions)
@@ -122,7 +122,7 @@ def test_plan_attempts_everything(seed: int, distortions: Distortions) -> None:
 
 @given(SEEDS)
 def test_plan_repeats(seed: int) -> None:
-    """A duplicate is the same event after its first attempt, a twin the same content under an id of its own."""
+    """A duplicate is the same event after its first attempt; a twin has the same content under an id of its own."""
     events = tangle(seed).events
     attempts = plan(events, seed=seed, distortions=Distortions(twice=1, twins=1))
     first_due = {attempt.event.id: attempt.due for attempt in attempts if attempt.kind == "first"}
@@ -137,14 +137,14 @@ def test_plan_repeats(seed: int) -> None:
 
 
 def test_plan_without_distortions(events: list[Event]) -> None:
-    """A perfect plan is the true order, one post each."""
+    """A plan without distortions has the true order, with one post for each event."""
     attempts = plan(events, seed=1, distortions=PERFECT)
 
     assert [attempt.event for attempt in attempts] == events
 
 
 def test_plan_distorts() -> None:
-    """The shares come out: events change places, some come late, and bursts come at one moment."""
+    """The plan has the configured shares: events change places, some come late, and bursts come at one moment."""
     events = shop_history(seed=2, orders=2_000).events
     attempts = plan(events, seed=1, distortions=Distortions(late=0.1, twice=0.2, twins=0.1, bursts=0))
     bursts = plan(events, seed=1, distortions=Distortions(late=0, twice=0, twins=0, out_of_order=0, bursts=0.5))
@@ -159,7 +159,7 @@ def test_plan_distorts() -> None:
 
 
 def test_delivers(events: list[Event]) -> None:
-    """All is posted, signed as Stripe signs, and reported."""
+    """Every event is posted, signed as Stripe signs, and reported."""
     attempts = plan(events, seed=1, distortions=Distortions(twice=0.5, twins=0.5))
     seen: list[int] = []
 
@@ -175,7 +175,7 @@ def test_delivers(events: list[Event]) -> None:
 
 
 def test_order_of_the_plan(events: list[Event]) -> None:
-    """One post at a time keeps the order of the plan."""
+    """With one post at a time the events arrive in the order of the plan."""
     attempts = plan(events, seed=1, distortions=Distortions())
 
     _, receiver = run(attempts, always(200), concurrency=1)
@@ -185,7 +185,7 @@ def test_order_of_the_plan(events: list[Event]) -> None:
 
 @pytest.mark.parametrize("status", [503, 400, 302, 429])
 def test_refused_once(events: list[Event], status: int) -> None:
-    """Whatever is not a 2xx is tried again, redirects not followed, and signed afresh."""
+    """After an answer that is not a 2xx the event is posted again with a new signature; redirects are not followed."""
     attempts = plan(events, seed=1, distortions=PERFECT)
 
     report, receiver = run(attempts, lambda _event, number: status if number == 1 else 204)
@@ -240,7 +240,7 @@ def test_pace(events: list[Event], pace: dict[str, Any]) -> None:
 
 
 def test_gives_up(events: list[Event]) -> None:
-    """After the last try an event is given up and named, and its neighbours are not held up by it."""
+    """After the last try an event is given up and reported, and the other events are not delayed by it."""
     attempts = plan(events, seed=1, distortions=PERFECT)
     poisonous = events[0].id
 
@@ -252,8 +252,8 @@ def test_gives_up(events: list[Event]) -> None:
     assert report.accepted == len(events) - 1
 
 
-def test_nobody_listens(events: list[Event]) -> None:
-    """Where nobody listens, every try is a connection error."""
+def test_no_listener(events: list[Event]) -> None:
+    """Where no server listens, every try is a connection error."""
     attempts = plan(events[:3], seed=1, distortions=PERFECT)
 
     async def main() -> DeliveryReport:
@@ -270,7 +270,7 @@ def test_nobody_listens(events: list[Event]) -> None:
 
 
 def test_retries_grow_and_end() -> None:
-    """The wait doubles up to the longest, and ends with the tries or with the time."""
+    """The wait doubles up to a maximum; retries end after a number of tries or a time."""
     retries = Retries(tries_max=6, first_seconds=1, longest_seconds=5, total_seconds_max=100)
 
     assert [retries.wait_seconds(tries, 0) for tries in range(1, 7)] == [1, 2, 4, 5, 5, None]

@@ -1,4 +1,4 @@
-"""Seeded shops and tangles have what their users rely on."""
+"""Seeded shops and tangles have the properties that their users rely on."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -23,8 +23,8 @@ TRUTH_OF_EVENT = {
 }
 
 
-def told_statuses(events: Iterable[Event]) -> dict[str, str]:
-    """Return the status of each session as a reader of all events, in true order, would have it."""
+def statuses_after(events: Iterable[Event]) -> dict[str, str]:
+    """Return the status of each session after all *events*, in true order."""
     statuses = {}
     for event in events:
         if event.type.startswith("checkout.session."):
@@ -41,7 +41,7 @@ def shop() -> Account:
     return shop_history(seed=5, orders=1_000)
 
 
-def test_shop_is_told_in_order(shop: Account) -> None:
+def test_shop_events_are_in_order(shop: Account) -> None:
     """Events come in the order of their seconds, and every one has an id of its own."""
     moments = [event.created for event in shop.events]
 
@@ -49,16 +49,16 @@ def test_shop_is_told_in_order(shop: Account) -> None:
     assert len({event.id for event in shop.events}) == len(shop.events)
 
 
-def test_shop_tells_the_truth(shop: Account) -> None:
-    """What the events say in true order is the expected status of each session; the rest are open."""
-    told = told_statuses(shop.events)
+def test_shop_events_give_the_expected_status(shop: Account) -> None:
+    """The events in true order give the expected status of each session; sessions without events are open."""
+    statuses = statuses_after(shop.events)
 
     for session in shop.session_ids():
-        assert shop.expected_status(session) == told.get(session, "open")
+        assert shop.expected_status(session) == statuses.get(session, "open")
 
 
 def test_shop_has_everything(shop: Account) -> None:
-    """A shop sells by cart and link, in all kinds of currencies, and sees every way that a session ends."""
+    """A shop sells by cart and link, in all kinds of currencies, and its sessions end in every possible way."""
     sessions = [shop.session(session) for session in shop.session_ids()]
     statuses = Counter(shop.expected_status(session["id"]) for session in sessions)
 
@@ -99,18 +99,18 @@ def test_tangles_are_small(seed: int) -> None:
 
 
 @given(SEEDS)
-def test_tangles_tell_the_truth(seed: int) -> None:
-    """Without a contradiction, the events in true order tell each session's expected status."""
+def test_tangle_events_give_the_expected_status(seed: int) -> None:
+    """Without a contradiction, the events in true order give each session's expected status."""
     account = tangle(seed, contradictory=False)
-    told = told_statuses(account.events)
+    statuses = statuses_after(account.events)
 
     for session in account.session_ids():
-        assert account.expected_status(session) == told.get(session, "open")
+        assert account.expected_status(session) == statuses.get(session, "open")
 
 
 @given(SEEDS)
 def test_contradictory_tangles(seed: int) -> None:
-    """A contradictory tangle says both expired and completed of exactly one session."""
+    """A contradictory tangle has an expired and a completed event of exactly one session."""
     account = tangle(seed, contradictory=True)
     ends: dict[str, set[str]] = {}
     for event in account.events:
@@ -126,7 +126,7 @@ def test_contradictory_tangles(seed: int) -> None:
 
 
 def test_tangles_are_nasty() -> None:
-    """Among a few hundred tangles are links that changed five times in a second, and every kind of event."""
+    """A few hundred tangles contain links that changed five times in a second, and every kind of event."""
     tangles = [tangle(seed) for seed in range(300)]
 
     types = {event.type for account in tangles for event in account.events}

@@ -1,4 +1,4 @@
-"""The sandbox's HTTP API answers as Stripe does, and takes nothing that Stripe would not take."""
+"""The sandbox's HTTP API answers as Stripe does, and refuses every call that Stripe would refuse."""
 
 from typing import Any
 
@@ -19,14 +19,14 @@ def account() -> Account:
 
 
 def ask(account: Account, method: str, path: str, **params: Any) -> tuple[int, Any]:  # noqa: ANN401 - Stripe's own
-    """Return the status and the JSON that Stripe answers."""
+    """Return the status and the JSON of Stripe's answer."""
     answer = StripeApi({KEY: account}).answer(Call(method, path, params, {"authorization": f"Bearer {KEY}"}))
     return answer.status, msgspec.json.decode(answer.body)
 
 
 @pytest.mark.parametrize("status", ["complete", "expired"])
 def test_only_an_open_session_is_expired(account: Account, status: str) -> None:
-    """Any other is a 400 without a code, whose message names what it is."""
+    """To expire any other session is a 400 without a code, with the session's status in the message."""
     session = account.open_session()
     (account.complete if status == "complete" else account.expire)(session)
 
@@ -41,7 +41,7 @@ def test_only_an_open_session_is_expired(account: Account, status: str) -> None:
 
 
 def test_an_open_session_is_expired(account: Account) -> None:
-    """The answer is the session, without its url, and with the end that it had."""
+    """Expiring an open session answers with the session, without its url, and with its original expires_at."""
     session = account.open_session()
     ends = account.session(session)["expires_at"]
 
@@ -58,7 +58,7 @@ def test_an_open_session_is_expired(account: Account) -> None:
 
 @pytest.mark.parametrize(("method", "path"), [("POST", f"{SESSIONS}/cs_none/expire"), ("GET", f"{SESSIONS}/cs_none")])
 def test_an_unknown_session(account: Account, method: str, path: str) -> None:
-    """It is a 404 with the code that says so."""
+    """An unknown session is a 404 with the code resource_missing."""
     answered, body = ask(account, method, path)
 
     assert answered == 404
@@ -80,7 +80,7 @@ def test_an_unknown_session(account: Account, method: str, path: str) -> None:
     ],
 )
 def test_a_wrong_call_is_noticed(account: Account, path: str, params: dict[str, Any]) -> None:
-    """What Stripe does not know, or not so, is a 400."""
+    """An unknown parameter, or a wrong value of a known one, is a 400."""
     answered, body = ask(account, "GET", path, **params)
 
     assert answered == 400
@@ -88,7 +88,7 @@ def test_a_wrong_call_is_noticed(account: Account, path: str, params: dict[str, 
 
 
 def test_a_list_is_filtered_and_paged(account: Account) -> None:
-    """Newest first, forwards and backwards, within its times."""
+    """A list is newest first, is paged in both directions, and is limited to its times."""
     sessions = []
     for _ in range(5):
         sessions.append(account.open_session())
@@ -108,7 +108,7 @@ def test_a_list_is_filtered_and_paged(account: Account) -> None:
 
 
 def test_an_idempotency_key_answers_once(account: Account) -> None:
-    """The same key gets the stored answer, and with another call a 400."""
+    """A repeated key returns the stored answer; with another call it is a 400."""
     api, session, other = StripeApi({KEY: account}), account.open_session(), account.open_session()
     headers = {"authorization": f"Bearer {KEY}", "idempotency-key": "once"}
     first, again, wrong = (

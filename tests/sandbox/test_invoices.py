@@ -1,4 +1,4 @@
-"""Invoices and credit notes: what is due, what pays it, and what is taken back."""
+"""Invoices and credit notes: amounts due, payments, and amounts given back."""
 
 import pytest
 
@@ -12,7 +12,7 @@ def shop() -> Account:
 
 
 def open_invoice(shop: Account, amount: int = 2_000, *, balance: int = 0) -> str:
-    """Return a finalised invoice of a new customer, and forget how it came to be."""
+    """Return a finalised invoice of a new customer, and drop the events so far."""
     customer = shop.create_customer(currency="usd", balance=balance)
     invoice = shop.create_invoice(customer, amount)
     shop.finalize_invoice(invoice)
@@ -29,7 +29,7 @@ def paid_invoice(shop: Account, amount: int = 2_000, *, balance: int = 0) -> str
 
 
 def ledger(shop: Account, invoice: str) -> list[tuple[str, int, int]]:
-    """Return type, amount and ending balance of the rows of an invoice's customer, oldest first."""
+    """Return type, amount and ending balance of the ledger rows of an invoice's customer, oldest first."""
     rows = shop.balance_transactions(shop.object("invoice", invoice)["customer"])
     return [(row["type"], row["amount"], row["ending_balance"]) for row in reversed(rows)]
 
@@ -38,7 +38,7 @@ def ledger(shop: Account, invoice: str) -> list[tuple[str, int, int]]:
     ("balance", "due", "ending"), [(0, 2_000, 0), (-500, 1_500, 0), (-2_500, 0, -500), (300, 2_300, 0)]
 )
 def test_balance_is_applied(shop: Account, balance: int, due: int, ending: int) -> None:
-    """Finalising uses a credit as far as it goes and asks for what was owed; nothing due is paid at once."""
+    """Finalising uses up a credit and adds a debt; an invoice with nothing due is paid at once."""
     invoice = shop.object("invoice", open_invoice(shop, balance=balance))
 
     assert (invoice["starting_balance"], invoice["ending_balance"]) == (balance, ending)
@@ -47,26 +47,26 @@ def test_balance_is_applied(shop: Account, balance: int, due: int, ending: int) 
     assert (invoice["status_transitions"]["paid_at"] is None) == bool(due)
 
 
-def test_what_is_told_of_an_invoice(shop: Account) -> None:
-    """Draft, finalised and paid are told within one second, each by its own name and as an update."""
+def test_events_of_an_invoice(shop: Account) -> None:
+    """Draft, finalised and paid are reported within one second, each by its own event type and as an update."""
     customer = shop.create_customer(currency="usd", balance=-500)
     shop.take_events()
     invoice = shop.create_invoice(customer, 2_000, tax=200)
     shop.finalize_invoice(invoice)
     shop.pay_invoice(invoice)
 
-    told = [(event.type, event.payload()["data"]) for event in shop.events]
-    assert [kind for kind, _ in told] == [
+    reported = [(event.type, event.payload()["data"]) for event in shop.events]
+    assert [kind for kind, _ in reported] == [
         "invoice.created",
         *("customer.updated", "invoice.updated", "invoice.finalized"),
         *("charge.succeeded", "payment_intent.succeeded", "invoice_payment.paid"),
         *("invoice.updated", "invoice.paid", "invoice.payment_succeeded"),
     ]
-    draft, opened, paid = told[0][1]["object"], told[3][1]["object"], told[-1][1]["object"]
+    draft, opened, paid = reported[0][1]["object"], reported[3][1]["object"], reported[-1][1]["object"]
     assert (draft["status"], draft["starting_balance"], draft["ending_balance"]) == ("draft", -500, None)
     assert (opened["status"], opened["amount_due"], opened["amount_remaining"]) == ("open", 1_700, 1_700)
     assert (paid["status"], paid["amount_paid"], paid["amount_remaining"]) == ("paid", 1_700, 0)
-    assert told[7][1]["previous_attributes"]["status"] == "open"
+    assert reported[7][1]["previous_attributes"]["status"] == "open"
     (payment,) = (shop.object("invoice_payment", each) for each in shop.object_ids("invoice_payment"))
     assert (payment["invoice"], payment["amount_paid"]) == (invoice, 1_700)
     assert payment["payment"] == {"payment_intent": shop.invoice_intents(invoice)[0], "type": "payment_intent"}
@@ -74,7 +74,7 @@ def test_what_is_told_of_an_invoice(shop: Account) -> None:
 
 
 def test_void_gives_the_balance_back(shop: Account) -> None:
-    """A void invoice returns what it had used of the balance, and is final."""
+    """A void invoice returns the used balance, and is final."""
     invoice = open_invoice(shop, balance=-500)
 
     shop.void_invoice(invoice)
@@ -90,7 +90,7 @@ def test_void_gives_the_balance_back(shop: Account) -> None:
 
 
 def test_uncollectible_may_be_paid(shop: Account) -> None:
-    """What was given up may be paid after all, and then is not given up any more."""
+    """An uncollectible invoice may still be paid, and is then paid."""
     invoice = open_invoice(shop)
 
     shop.mark_uncollectible(invoice)
@@ -107,7 +107,7 @@ def test_uncollectible_may_be_paid(shop: Account) -> None:
 
 
 def test_failed_payment(shop: Account) -> None:
-    """A payment that fails leaves the invoice open and the customer late, until it is paid."""
+    """A payment that fails leaves the invoice open and the customer delinquent, until it is paid."""
     invoice = open_invoice(shop)
     customer = shop.object("invoice", invoice)["customer"]
 
@@ -121,7 +121,7 @@ def test_failed_payment(shop: Account) -> None:
 
 
 def test_three_destinations(shop: Account) -> None:
-    """What was paid goes back as a refund, to the balance and outside Stripe, and all of it is told at once."""
+    """A paid amount is given back as a refund, to the balance and outside Stripe, all reported in one second."""
     invoice = paid_invoice(shop)
 
     note = shop.issue_credit_note(invoice, 1_000, refund=500, credit=300, out_of_band=200, reason="duplicate")
@@ -129,19 +129,19 @@ def test_three_destinations(shop: Account) -> None:
     assert [event.type for event in shop.events] == [
         *("refund.created", "charge.refunded", "customer.updated", "credit_note.created", "invoice.updated")
     ]
-    told = shop.object("credit_note", note)
-    assert (told["type"], told["pre_payment_amount"], told["post_payment_amount"]) == ("post_payment", 0, 1_000)
-    (part,) = told["refunds"]
+    issued = shop.object("credit_note", note)
+    assert (issued["type"], issued["pre_payment_amount"], issued["post_payment_amount"]) == ("post_payment", 0, 1_000)
+    (part,) = issued["refunds"]
     assert (part["amount_refunded"], shop.object("refund", part["refund"])["amount"]) == (500, 500)
-    assert told["out_of_band_amount"] == 200
+    assert issued["out_of_band_amount"] == 200
     assert ledger(shop, invoice) == [("credit_note", -300, -300)]
-    row = shop.object("customer_balance_transaction", told["customer_balance_transaction"])
+    row = shop.object("customer_balance_transaction", issued["customer_balance_transaction"])
     assert row["credit_note"] == note
     assert shop.events[-1].payload()["data"]["previous_attributes"] == {"post_payment_credit_notes_amount": 0}
 
 
 def test_note_of_an_open_invoice(shop: Account) -> None:
-    """A note lowers what an open invoice asks for; voided, it asks for it again."""
+    """A note lowers the amount due of an open invoice; voiding the note raises it again."""
     invoice = open_invoice(shop)
 
     note = shop.issue_credit_note(invoice, 600)
@@ -158,13 +158,13 @@ def test_note_of_an_open_invoice(shop: Account) -> None:
 
 
 def test_mixed_note_pays_the_invoice(shop: Account) -> None:
-    """What exceeds the remaining amount had been paid, here by the balance; nothing left makes the invoice paid."""
+    """A note over more than remains credits the paid part too, here the balance; the invoice is then paid."""
     invoice = open_invoice(shop, balance=-500)
 
     note = shop.issue_credit_note(invoice, 2_000, credit=500)
 
-    told = shop.object("credit_note", note)
-    assert (told["type"], told["pre_payment_amount"], told["post_payment_amount"]) == ("mixed", 1_500, 500)
+    issued = shop.object("credit_note", note)
+    assert (issued["type"], issued["pre_payment_amount"], issued["post_payment_amount"]) == ("mixed", 1_500, 500)
     assert [event.type for event in shop.events][-2:] == ["invoice.updated", "invoice.paid"]
     assert shop.object("invoice", invoice)["status"] == "paid"
     assert shop.object("invoice", invoice)["amount_due"] == 0
@@ -173,7 +173,7 @@ def test_mixed_note_pays_the_invoice(shop: Account) -> None:
 
 
 def test_what_can_be_credited(shop: Account) -> None:
-    """Notes never exceed the invoice, and what was refunded beside them cannot be credited any more."""
+    """Notes never exceed the invoice, and amounts that were refunded without a note cannot be credited."""
     invoice = paid_invoice(shop)
     (intent,) = shop.invoice_intents(invoice)
     shop.refund(intent, 500)
@@ -190,7 +190,7 @@ def test_what_can_be_credited(shop: Account) -> None:
 
 
 def test_only_the_first_page_of_lines(shop: Account) -> None:
-    """A note holds its first ten lines; the first ones credit the invoice's own."""
+    """A note holds its first ten lines; the first of them credit the invoice's own lines."""
     invoice = paid_invoice(shop)
 
     note = shop.issue_credit_note(invoice, 1_200, out_of_band=1_200, lines=[100] * 12)
@@ -203,7 +203,7 @@ def test_only_the_first_page_of_lines(shop: Account) -> None:
 
 
 def test_memo(shop: Account) -> None:
-    """Of a note only memo and metadata change."""
+    """Only the memo and the metadata of a note can change."""
     note = shop.issue_credit_note(paid_invoice(shop), 500, refund=500)
     shop.take_events()
 
@@ -215,23 +215,23 @@ def test_memo(shop: Account) -> None:
 
 
 def test_invoice_of_an_order(shop: Account) -> None:
-    """A session with invoice_creation has payment intent and invoice; the invoice uses no balance."""
+    """A session with invoice_creation has a payment intent and an invoice; the invoice uses no balance."""
     customer = shop.create_customer(currency="usd", balance=-500)
     session = shop.open_session(amount=2_000, tax=100, customer=customer, invoice_creation=True)
 
     shop.complete(session)
 
-    told = shop.session(session)
-    invoice = shop.object("invoice", told["invoice"])
+    completed = shop.session(session)
+    invoice = shop.object("invoice", completed["invoice"])
     assert (invoice["status"], invoice["total"], invoice["amount_paid"]) == ("paid", 2_100, 2_100)
     assert (invoice["starting_balance"], invoice["ending_balance"]) == (-500, -500)
-    assert shop.invoice_intents(told["invoice"]) == [told["payment_intent"]] == shop.order_intents(session)
-    shop.issue_credit_note(told["invoice"], 700, refund=500, credit=200)
+    assert shop.invoice_intents(completed["invoice"]) == [completed["payment_intent"]] == shop.order_intents(session)
+    shop.issue_credit_note(completed["invoice"], 700, refund=500, credit=200)
     assert (shop.expected_credited(session), shop.expected_refunded(session)) == (700, 500)
 
 
 def test_invoice_of_a_delayed_order(shop: Account) -> None:
-    """Where the payment takes its time, the invoice is made when it has cleared, and never if it fails."""
+    """With a delayed payment the invoice is made when the payment has cleared, and never if it fails."""
     cleared, failed = (shop.open_session(invoice_creation=True) for _ in range(2))
     for session in (cleared, failed):
         shop.complete(session, payment_status="unpaid")
@@ -246,28 +246,28 @@ def test_invoice_of_a_delayed_order(shop: Account) -> None:
 
 
 def test_subscription(shop: Account) -> None:
-    """A subscription's session names its first invoice and no payment intent; later invoices are not the order's."""
+    """A subscription's session names its first invoice and no payment intent; later invoices are not of the order."""
     session = shop.open_session(mode="subscription", amount=1_200)
     shop.complete(session)
-    told = shop.session(session)
+    completed = shop.session(session)
 
-    renewed = shop.renew(told["subscription"])
+    renewed = shop.renew(completed["subscription"])
     shop.finalize_invoice(renewed)
     shop.pay_invoice(renewed)
     shop.issue_credit_note(renewed, 1_200, refund=1_200)
 
-    first, second = shop.object("invoice", told["invoice"]), shop.object("invoice", renewed)
+    first, second = shop.object("invoice", completed["invoice"]), shop.object("invoice", renewed)
     assert (first["billing_reason"], second["billing_reason"]) == ("subscription_create", "subscription_cycle")
     for invoice in (first, second):
-        assert invoice["parent"]["subscription_details"]["subscription"] == told["subscription"]
-    assert told["payment_intent"] is None
+        assert invoice["parent"]["subscription_details"]["subscription"] == completed["subscription"]
+    assert completed["payment_intent"] is None
     assert (shop.expected_credited(session), shop.expected_refunded(session)) == (0, 0)
-    shop.refund(shop.invoice_intents(told["invoice"])[0], 200)
+    shop.refund(shop.invoice_intents(completed["invoice"])[0], 200)
     assert shop.expected_refunded(session) == 200
 
 
 def test_trial(shop: Account) -> None:
-    """A trial has an invoice over nothing, which is paid, and no payment that could be refunded."""
+    """A trial has a paid invoice over 0, and no payment that could be refunded."""
     session = shop.open_session(mode="subscription", amount=0)
 
     shop.complete(session)
@@ -278,7 +278,7 @@ def test_trial(shop: Account) -> None:
 
 
 def test_refusals(shop: Account) -> None:
-    """What Stripe refuses is refused by name, and no event tells of the attempt."""
+    """The sandbox refuses the calls that Stripe refuses, names the reason, and emits no event."""
     opened, paid = open_invoice(shop), paid_invoice(shop)
     draft = shop.create_invoice(shop.create_customer(), 500)
     shop.take_events()

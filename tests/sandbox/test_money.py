@@ -1,4 +1,4 @@
-"""What holds of all that comes after a sale, whatever happened: rules over seeded tangles, and Stripe's own fields."""
+"""Invariants of everything after a sale, checked on seeded tangles, and the fields of Stripe's own types."""
 
 from collections import defaultdict
 from types import NoneType
@@ -19,15 +19,15 @@ SEEDS = st.integers(min_value=0, max_value=2**32)
 VERSIONS = (LATEST, "2026-02-25.clover", "2025-08-27.basil", "2025-04-30.basil", "2025-02-24.acacia", "2024-06-20")
 Snapshots = dict[tuple[str, str], dict[str, Any]]
 
-# Events that change their object and say nothing of its state before.
-UNTOLD_BEFORE = (
+# Events that change their object without previous_attributes.
+WITHOUT_PREVIOUS_ATTRIBUTES = (
     *("charge.succeeded", "charge.failed", "charge.dispute.closed", "charge.dispute.funds_reinstated"),
     *("credit_note.voided", "payment_intent.succeeded", "payment_intent.payment_failed"),
 )
 
 
 def without_nulls(value: Any) -> Any:  # noqa: ANN401 (JSON values)
-    """Return a value without what is null in it: a key that is absent comes back as null."""
+    """Return a value without its null keys: the overlay gives null for an absent key."""
     if isinstance(value, dict):
         return {key: without_nulls(part) for key, part in value.items() if part is not None}
     return value
@@ -43,7 +43,7 @@ def objects(account: Account, kind: str) -> list[dict[str, Any]]:
 @given(seed=SEEDS)
 @settings(max_examples=60)
 def test_previous_attributes_chain(version: str, seed: int) -> None:
-    """Overlaid on its object, what an event says of before gives the snapshot before, at every version."""
+    """Overlaid on its object, an event's previous_attributes give the previous snapshot, at every version."""
     last: Snapshots = {}
     for event in tangle(seed, money=True, contradictory=False).events:
         data = render(event, version).payload()["data"]
@@ -57,14 +57,14 @@ def test_previous_attributes_chain(version: str, seed: int) -> None:
                 assert snapshot == before  # the legacy twin of the refund.updated before it
                 continue
             assert without_nulls(overlay(snapshot, data["previous_attributes"])) == without_nulls(before)
-        elif before is not None and event.type not in UNTOLD_BEFORE:
+        elif before is not None and event.type not in WITHOUT_PREVIOUS_ATTRIBUTES:
             assert snapshot == before
         last[snapshot["object"], snapshot["id"]] = snapshot
 
 
 @given(SEEDS)
-def test_previous_attributes_tell_changes_only(seed: int) -> None:
-    """What an event says of before is never what is."""
+def test_previous_attributes_are_changes_only(seed: int) -> None:
+    """A value in previous_attributes always differs from the present value."""
 
     def assert_changed(now: dict[str, Any], was: dict[str, Any]) -> None:
         for key, value in was.items():
@@ -78,27 +78,27 @@ def test_previous_attributes_tell_changes_only(seed: int) -> None:
 
 
 @given(SEEDS)
-def test_events_tell_the_truth(seed: int) -> None:
-    """The last event of every object carries it as the account has it, and what is deleted stays so."""
+def test_last_events_carry_the_final_objects(seed: int) -> None:
+    """The last event of every object carries it as the account has it, and a deleted object stays deleted."""
     account = tangle(seed, money=True, contradictory=False)
-    told: Snapshots = {}
+    last: Snapshots = {}
     deleted = set()
     for event in account.events:
         snapshot = event.payload()["data"]["object"]
-        told[snapshot["object"], snapshot["id"]] = snapshot
+        last[snapshot["object"], snapshot["id"]] = snapshot
         if event.type.endswith(".deleted"):
             deleted.add(snapshot["id"])
 
-    for (kind, object_id), snapshot in told.items():
+    for (kind, object_id), snapshot in last.items():
         if object_id in deleted:
             assert account.object(kind, object_id) == {"id": object_id, "object": kind, "deleted": True}
-        elif kind != "payment_intent":  # which changes what it asks for silently
+        elif kind != "payment_intent":  # the amount of which changes without an event
             assert account.object(kind, object_id) == snapshot
 
 
 @given(SEEDS)
 def test_balance_chain(seed: int) -> None:
-    """Each row of a ledger goes on from the one before it, by currency; the customer has the last of its own."""
+    """Each ledger row continues the row before it, by currency; the customer's balance is the last in its currency."""
     account = tangle(seed, money=True)
 
     for customer in account.object_ids("customer"):
@@ -115,15 +115,15 @@ def test_balance_chain(seed: int) -> None:
 
 @given(SEEDS)
 def test_balance_events(seed: int) -> None:
-    """Each row in the default currency has one event, in its order; rows in others have none."""
+    """Each row in the default currency has one event, in the same order; rows in other currencies have none."""
     account = tangle(seed, money=True)
-    told: dict[str, list[tuple[int, int]]] = defaultdict(list)
+    reported: dict[str, list[tuple[int, int]]] = defaultdict(list)
     currencies = {}
     for event in account.events:
         data = event.payload()["data"]
         if event.type == "customer.updated" and "balance" in data["previous_attributes"]:
             move = data["previous_attributes"]["balance"], data["object"]["balance"]
-            told[event.object_id].append(move)
+            reported[event.object_id].append(move)
         if data["object"]["object"] == "customer":
             currencies[event.object_id] = data["object"]["currency"]
 
@@ -134,12 +134,12 @@ def test_balance_events(seed: int) -> None:
             for row in rows
             if row["currency"] == currencies[customer]
         ]
-        assert told[customer] == moves
+        assert reported[customer] == moves
 
 
 @given(SEEDS)
 def test_invoice_amounts(seed: int) -> None:
-    """In every snapshot due is the total less balance and pre-payment notes, and what remains is due and not paid."""
+    """In every snapshot due is the total less balance and pre-payment notes, and remaining is due less paid."""
     for event in tangle(seed, money=True).events:
         invoice = event.payload()["data"]["object"]
         if invoice["object"] != "invoice" or invoice["status"] == "draft":
@@ -154,7 +154,7 @@ def test_invoice_amounts(seed: int) -> None:
 
 @given(SEEDS)
 def test_credit_note_sums(seed: int) -> None:
-    """A note's parts add up to it, its destinations to what was paid, and an invoice's notes to what it says."""
+    """A note's parts add up to its amount, its destinations to the paid part, and the notes to the invoice's sums."""
     account = tangle(seed, money=True)
 
     credited: dict[str, list[dict[str, Any]]] = defaultdict(list)
@@ -183,7 +183,7 @@ def test_credit_note_sums(seed: int) -> None:
 
 @given(SEEDS)
 def test_refund_sums(seed: int) -> None:
-    """A charge says refunded what its refunds are, though it may keep those that failed."""
+    """A charge's refunded amount is the sum of its refunds, and may include those that failed."""
     account = tangle(seed, money=True)
 
     for charge in objects(account, "charge"):
@@ -197,7 +197,7 @@ def test_refund_sums(seed: int) -> None:
 
 @given(SEEDS)
 def test_order_money(seed: int) -> None:
-    """What is expected of a paid order's money lies between nothing and its total; of an unpaid one it is unknown."""
+    """The expected refunds and losses of a paid order are between 0 and its total; those of an unpaid one unknown."""
     account = tangle(seed, money=True)
 
     for session in map(account.session, account.session_ids()):
@@ -226,7 +226,7 @@ def test_tangles_stay_small(seed: int) -> None:
 
 
 def test_tangles_are_nasty() -> None:
-    """Among a few hundred tangles are all types, and five changes of one object within a second."""
+    """A few hundred tangles contain all types, and five changes of one object within a second."""
     tangles = [tangle(seed, money=True) for seed in range(600)]
 
     types = {event.type for account in tangles for event in account.events}
@@ -243,22 +243,22 @@ def test_balances_go_back_and_forth() -> None:
     """Some balance goes from 0 to -500 and back more than once within one second."""
     cycles = 0
     for seed in range(200):
-        told: dict[tuple[str, int], list[int]] = defaultdict(list)
+        reported: dict[tuple[str, int], list[int]] = defaultdict(list)
         for event in tangle(seed, money=True).events:
             if event.type == "customer.updated":
-                told[event.object_id, event.created].append(event.payload()["data"]["object"]["balance"])
-        cycles += any(balances.count(-500) > 1 and 0 in balances for balances in told.values())
+                reported[event.object_id, event.created].append(event.payload()["data"]["object"]["balance"])
+        cycles += any(balances.count(-500) > 1 and 0 in balances for balances in reported.values())
     assert cycles > 3
 
 
 @pytest.fixture(scope="module")
 def shop() -> Account:
-    """A shop of a thousand visits and all that came of them."""
+    """A shop of a thousand visits, with the payments, refunds and disputes that follow."""
     return shop_history(seed=5, orders=1_000, money=True)
 
 
 def test_shop_keeps_its_proportions(shop: Account) -> None:
-    """Most sales stay sales; a few are refunded, credited or disputed, and every way of that is there."""
+    """Most sales stay sales; a few are refunded, credited or disputed, in every possible way."""
     sold = [session for session in shop.session_ids() if shop.expected_status(session) == "paid"]
     refunded = [session for session in sold if shop.expected_refunded(session)]
 
@@ -275,7 +275,7 @@ def test_shop_keeps_its_proportions(shop: Account) -> None:
 
 
 def test_shops_come_to_their_end() -> None:
-    """Nothing of a shop's money is left undecided, and every renewal is paid, by card or by the balance alone."""
+    """No payment of a shop is left undecided, and every renewal is paid, by card or by the balance alone."""
     shops = [shop_history(seed, 500, money=True) for seed in (36, 61, 67)]
 
     for shop in shops:
@@ -292,15 +292,15 @@ def test_shops_come_to_their_end() -> None:
 
 
 def test_shop_is_deterministic(shop: Account) -> None:
-    """The same seed gives the same shop, streamed or whole, and no object twice."""
+    """The same seed gives the same shop, streamed or in whole, and no object twice."""
     streamed = list(stream_shop(Account(seed=5, payments=True), 5, 1_000))
 
     assert streamed == shop.events
     assert len({event.id for event in shop.events}) == len(shop.events)
 
 
-def test_shop_tells_late_what_was_before_a_deletion_only(shop: Account) -> None:
-    """Events come in the order of their seconds, but for changes of customers that are told after their deletion."""
+def test_only_changes_before_a_deletion_are_reported_late(shop: Account) -> None:
+    """Events are in the order of their seconds, but for customers' changes that are reported after their deletion."""
     now = 0
     for event in shop.events:
         if event.created < now:
@@ -338,9 +338,9 @@ MODELS: dict[str, Any] = {
 
 @pytest.mark.parametrize("kind", MODELS)
 def test_fields_are_those_of_the_sdk(shop: Account, kind: str) -> None:
-    """Objects have the fields of Stripe's own types: none is unknown, and none that is never null is missing."""
-    known = {name: told for name, told in MODELS[kind].__annotations__.items() if name != "OBJECT_NAME"}
-    required = {name for name, told in known.items() if NoneType not in get_args(told)}
+    """Objects have the fields of Stripe's own types: no unknown ones, and all that are never null."""
+    known = {name: type_ for name, type_ in MODELS[kind].__annotations__.items() if name != "OBJECT_NAME"}
+    required = {name for name, type_ in known.items() if NoneType not in get_args(type_)}
 
     for fields in objects(shop, kind)[:200]:
         assert fields.keys() <= known.keys()
@@ -349,12 +349,12 @@ def test_fields_are_those_of_the_sdk(shop: Account, kind: str) -> None:
 
 
 def test_lines_are_those_of_the_sdk(shop: Account) -> None:
-    """So are the lines of invoices and credit notes."""
+    """Lines of invoices and credit notes have the fields of Stripe's own types."""
     billed = [*objects(shop, "invoice"), *objects(shop, "credit_note")]
     models: dict[str, Any] = {"line_item": stripe.InvoiceLineItem, "credit_note_line_item": stripe.CreditNoteLineItem}
 
     for line in (line for each in billed for line in each["lines"]["data"]):
-        known = {name: told for name, told in models[line["object"]].__annotations__.items() if name != "OBJECT_NAME"}
-        required = {name for name, told in known.items() if NoneType not in get_args(told)}
+        known = {name: type_ for name, type_ in models[line["object"]].__annotations__.items() if name != "OBJECT_NAME"}
+        required = {name for name, type_ in known.items() if NoneType not in get_args(type_)}
         assert line.keys() <= known.keys()
         assert required <= line.keys()

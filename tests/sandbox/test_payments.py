@@ -1,4 +1,4 @@
-"""Payments, refunds and disputes: what they say, and what is left of an order's money."""
+"""Payments, refunds and disputes: their events, and the expected amounts of an order."""
 
 import pytest
 
@@ -12,7 +12,7 @@ def shop() -> Account:
 
 
 def sell(shop: Account, *, by_debit: bool = False) -> tuple[str, str]:
-    """Return a session that was paid, and its payment intent; forget how it came to be."""
+    """Return a session that was paid, and its payment intent; drop the events so far."""
     session = shop.open_session()
     if by_debit:
         shop.complete(session, payment_status="unpaid")
@@ -24,7 +24,7 @@ def sell(shop: Account, *, by_debit: bool = False) -> tuple[str, str]:
 
 
 def test_sessions_pay_only_when_asked() -> None:
-    """Without payments a session only names its intent; with them it is there, with a charge of the same amount."""
+    """Without payments a session only names its intent; with payments the intent and its charge exist."""
     named, made = Account(seed=1), Account(seed=1, payments=True)
 
     for account in (named, made):
@@ -52,7 +52,7 @@ def test_sessions_pay_only_when_asked() -> None:
     ],
 )
 def test_delayed_payment(shop: Account, clears: bool, types: list[str]) -> None:  # noqa: FBT001 (pytest passes by name)
-    """A delayed payment is pending, and then clears or fails, all of one charge."""
+    """A delayed payment is pending, and then clears or fails; all its events are of one charge."""
     session = shop.open_session()
     shop.complete(session, payment_status="unpaid")
     pending = [event.type for event in shop.take_events()]
@@ -65,14 +65,14 @@ def test_delayed_payment(shop: Account, clears: bool, types: list[str]) -> None:
 
 
 def test_refunds_add_up(shop: Account) -> None:
-    """Refunds in one second say what the charge had refunded before; the last one makes it refunded in full."""
+    """Refunds in one second carry the previous refunded amount; the last one makes the charge refunded in full."""
     session, intent = sell(shop)
 
     shop.refund(intent, 500)
     shop.refund(intent)
 
-    told = [event.payload()["data"] for event in shop.events if event.type == "charge.refunded"]
-    assert [(data["object"]["amount_refunded"], data["previous_attributes"]) for data in told] == [
+    refunded = [event.payload()["data"] for event in shop.events if event.type == "charge.refunded"]
+    assert [(data["object"]["amount_refunded"], data["previous_attributes"]) for data in refunded] == [
         (500, {"amount_refunded": 0}),
         (2_000, {"amount_refunded": 500, "refunded": False}),
     ]
@@ -84,7 +84,7 @@ def test_refunds_add_up(shop: Account) -> None:
 
 @pytest.mark.parametrize(("falls", "left"), [(True, 0), (False, 500)])
 def test_refund_that_fails_after_success(shop: Account, falls: bool, left: int) -> None:  # noqa: FBT001 (by name)
-    """The money comes back to the shop, whatever the charge then says, and the refund says why."""
+    """The money returns to the shop whether or not the charge's refunded amount falls; the refund has the reason."""
     session, intent = sell(shop)
     refund = shop.refund(intent, 500)
     assert shop.object("refund", refund)["status"] == "succeeded"
@@ -104,7 +104,7 @@ def test_refund_that_fails_after_success(shop: Account, falls: bool, left: int) 
 
 
 def test_refund_by_debit(shop: Account) -> None:
-    """A refund to a bank account takes its time, and each update of it has a twin of the old name."""
+    """A refund to a bank account is pending at first, and each update of it has a twin of the old event type."""
     session, intent = sell(shop, by_debit=True)
 
     refund = shop.refund(intent, 700)
@@ -120,7 +120,7 @@ def test_refund_by_debit(shop: Account) -> None:
 
 
 def test_canceled_refund(shop: Account) -> None:
-    """A refund that waits for the buyer may be canceled, and counts no more."""
+    """A refund that waits for the buyer may be canceled, and then does not count."""
     session, intent = sell(shop)
     refund = shop.refund(intent, status="requires_action")
     assert shop.expected_refunded(session) == 2_000
@@ -133,7 +133,7 @@ def test_canceled_refund(shop: Account) -> None:
 
 @pytest.mark.parametrize(("end", "at_risk"), [("won", 0), ("lost", 2_000)])
 def test_dispute(shop: Account, end: str, at_risk: int) -> None:
-    """A dispute takes the money at once and gives it back when it is won."""
+    """A dispute withdraws the money at once and reinstates it if it is won."""
     session, intent = sell(shop)
 
     dispute = shop.open_dispute(intent)
@@ -149,8 +149,8 @@ def test_dispute(shop: Account, end: str, at_risk: int) -> None:
         *(["charge.dispute.funds_reinstated"] if end == "won" else []),
     ]
     assert shop.events[1].payload()["data"]["previous_attributes"] == {"disputed": False}
-    told = shop.object("dispute", dispute)
-    assert (told["status"], sum(each["amount"] for each in told["balance_transactions"])) == (end, -at_risk)
+    ended = shop.object("dispute", dispute)
+    assert (ended["status"], sum(each["amount"] for each in ended["balance_transactions"])) == (end, -at_risk)
     assert shop.expected_disputed(session) == at_risk
     assert shop.session(session)["payment_status"] == "paid"
 
@@ -173,7 +173,7 @@ def test_inquiry(shop: Account) -> None:
 
 
 def test_unknown_money(shop: Account) -> None:
-    """Of an order without a payment nothing can be known, and null is not zero."""
+    """The amounts of an order without a payment are unknown: null and not 0."""
     opened, free = shop.open_session(), shop.open_session(amount=500, discount=500)
     shop.complete(free)
 
@@ -185,7 +185,7 @@ def test_unknown_money(shop: Account) -> None:
 
 
 def test_nothing_to_refund(shop: Account) -> None:
-    """What has not been paid, or has been given back already, cannot be refunded or disputed."""
+    """A payment that was not made, or was given back already, cannot be refunded or disputed."""
     session = shop.open_session()
     shop.complete(session, payment_status="unpaid")
     intent = shop.session(session)["payment_intent"]

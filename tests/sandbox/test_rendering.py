@@ -1,4 +1,4 @@
-"""One event in the shapes of several API versions, and its twin."""
+"""One event rendered by several API versions, and its twin."""
 
 from typing import Any
 
@@ -24,7 +24,7 @@ def test_same_version_is_the_same() -> None:
 
 
 def test_before_dahlia() -> None:
-    """Dahlia renamed the ui modes; everything of basil is in place before it."""
+    """Dahlia renamed the ui modes; the version before it has all changes of basil."""
     session = render(completed(), "2026-02-25.clover").payload()["data"]["object"]
 
     assert session["ui_mode"] == "hosted"
@@ -34,7 +34,7 @@ def test_before_dahlia() -> None:
 
 
 def test_before_basil() -> None:
-    """Before basil shipping details stood at the top; acacia's last month had them in both places."""
+    """Before basil shipping details were at the top level; acacia's last month has them in both places."""
     event = completed()
     details = event.payload()["data"]["object"]["collected_information"]["shipping_details"]
 
@@ -50,7 +50,7 @@ def test_before_basil() -> None:
 
 
 def test_presentment_before_basil() -> None:
-    """Before basil the amounts were the buyer's, and the shop's stood in the conversion."""
+    """Before basil the amounts were in the buyer's currency, and those of the shop's currency in the conversion."""
     session = render(completed(presentment=("sek", 26_000)), "2024-06-20").payload()["data"]["object"]
 
     assert "presentment_details" not in session
@@ -65,28 +65,28 @@ def test_presentment_before_basil() -> None:
 
 
 def test_context_of_connected_accounts() -> None:
-    """Events name their context since April 2025."""
+    """Events have a context since April 2025."""
     event = completed(account="acct_1connected")
 
     assert event.payload()["context"] == "acct_1connected"
     assert "context" not in render(event, "2025-03-31.basil").payload()
 
 
-def told(shop: Account, kind: str, version: str) -> dict[str, Any]:
-    """Return the object of the last event of a type at *version*."""
+def last_data(shop: Account, kind: str, version: str) -> dict[str, Any]:
+    """Return the ``data`` of the last event of a type at *version*."""
     event = [event for event in shop.events if event.type == kind][-1]
     data: dict[str, Any] = render(event, version).payload()["data"]
     return data
 
 
 def test_invoices_before_basil() -> None:
-    """Before basil an invoice said itself whether it was paid, by which payment, and for which subscription."""
+    """Before basil an invoice had ``paid``, its payment and its subscription as fields of its own."""
     shop = Account(seed=1, payments=True)
     session = shop.open_session(mode="subscription")
     shop.complete(session)
     (intent,) = shop.order_intents(session) or []
 
-    new, old = (told(shop, "invoice.paid", version)["object"] for version in ("2026-10-28.endive", "2024-06-20"))
+    new, old = (last_data(shop, "invoice.paid", version)["object"] for version in ("2026-10-28.endive", "2024-06-20"))
 
     assert not new.keys() & {"payment_intent", "charge", "paid", "subscription", "total_tax_amounts", "quote"}
     assert not old.keys() & {"parent", "total_taxes", "amount_overpaid", "status_details", "amount_paid_off_stripe"}
@@ -101,37 +101,37 @@ def test_invoices_before_basil() -> None:
 
 
 def test_invoice_tax_before_basil() -> None:
-    """The tax of an invoice was a sum, and each of it an amount."""
+    """Before basil an invoice had the sum of its taxes as ``tax``, and the single ones as ``total_tax_amounts``."""
     shop = Account(seed=1, payments=True)
     shop.create_invoice(shop.create_customer(), 2_000, tax=380)
 
-    old = told(shop, "invoice.created", "2024-06-20")["object"]
+    old = last_data(shop, "invoice.created", "2024-06-20")["object"]
 
     assert (old["tax"], old["total"]) == (380, 2_380)
     assert [(tax["amount"], tax["inclusive"]) for tax in old["total_tax_amounts"]] == [(380, False)]
 
 
 def test_charges_before_basil() -> None:
-    """Before basil charge and payment intent named their invoice, where they had one."""
+    """Before basil a charge and a payment intent named their invoice, if they had one."""
     shop = Account(seed=1, payments=True)
     session = shop.open_session(invoice_creation=True)
     shop.complete(session)
     invoice = shop.session(session)["invoice"]
 
     for kind in ("charge.succeeded", "payment_intent.succeeded"):
-        assert told(shop, kind, "2025-02-24.acacia")["object"]["invoice"] == invoice
-        assert "invoice" not in told(shop, kind, "2025-03-31.basil")["object"]
+        assert last_data(shop, kind, "2025-02-24.acacia")["object"]["invoice"] == invoice
+        assert "invoice" not in last_data(shop, kind, "2025-03-31.basil")["object"]
     shop.complete(shop.open_session())
-    assert told(shop, "charge.succeeded", "2024-06-20")["object"]["invoice"] is None
+    assert last_data(shop, "charge.succeeded", "2024-06-20")["object"]["invoice"] is None
 
 
 def test_credit_notes_of_old() -> None:
-    """A note told its one refund before basil, its two parts since May 2025, and kinds of refund since October."""
+    """A note had one refund before basil, has its two parts since May 2025, and kinds of refunds since October."""
     shop = Account(seed=1, payments=True)
     invoice = shop.create_invoice(shop.create_customer(currency="usd", balance=-500), 2_000)
     shop.finalize_invoice(invoice)
     shop.issue_credit_note(invoice, 2_000, credit=500)
-    mixed = told(shop, "credit_note.created", "2025-04-30.basil")["object"]
+    mixed = last_data(shop, "credit_note.created", "2025-04-30.basil")["object"]
     assert mixed["type"] == "pre_payment"
     assert not mixed.keys() & {"pre_payment_amount", "post_payment_amount", "customer_account"}
 
@@ -141,7 +141,7 @@ def test_credit_notes_of_old() -> None:
     refund = shop.object("credit_note", note)["refunds"][0]["refund"]
 
     clover, basil, old = (
-        told(shop, "credit_note.created", version)["object"]
+        last_data(shop, "credit_note.created", version)["object"]
         for version in ("2025-09-30.clover", "2025-03-31.basil", "2024-06-20")
     )
     assert clover["refunds"] == basil["refunds"] == [{"amount_refunded": 700, "refund": refund}]
@@ -153,7 +153,7 @@ def test_credit_notes_of_old() -> None:
 
 
 def test_what_came_later() -> None:
-    """Keys that later versions added to refunds and portal objects are not there before."""
+    """Older versions lack the keys that later ones added to refunds and portal objects."""
     shop = Account(seed=1, payments=True)
     session = shop.open_session()
     shop.complete(session)
@@ -161,23 +161,24 @@ def test_what_came_later() -> None:
     shop.create_portal_session(shop.create_customer(), flow="subscription_pause")
 
     basil = "2025-03-31.basil"
-    assert not told(shop, "refund.created", basil)["object"].keys() & {"pending_reason", "customer", "payment_method"}
-    configuration = told(shop, "billing_portal.configuration.created", basil)["object"]
+    refund = last_data(shop, "refund.created", basil)["object"]
+    assert not refund.keys() & {"pending_reason", "customer", "payment_method"}
+    configuration = last_data(shop, "billing_portal.configuration.created", basil)["object"]
     assert "name" not in configuration
     assert "subscription_pause" not in configuration["features"]
-    portal = told(shop, "billing_portal.session.created", basil)["object"]
+    portal = last_data(shop, "billing_portal.session.created", basil)["object"]
     assert "after_expiration" not in portal
     assert not portal["flow"].keys() & {"subscription_pause", "customer_update"}
 
 
 def test_newer_is_unknown() -> None:
-    """What a newer version would add to an old event cannot be known."""
+    """An event cannot be rendered by a newer version, since the added values are unknown."""
     with pytest.raises(ValueError, match="older than"):
         render(render(completed(), "2024-06-20"), "2026-10-28.endive")
 
 
 def test_twin() -> None:
-    """A twin differs in its id alone, and is the same for the same seed."""
+    """A twin differs in its id alone, and the same seed gives the same twin."""
     event = completed()
 
     other = twin(event, seed=3)

@@ -1,4 +1,4 @@
-"""Signatures are those that Stripe's own library accepts."""
+"""Stripe's own library accepts our signatures."""
 
 import pytest
 import stripe
@@ -30,7 +30,7 @@ VECTORS = [
 
 @pytest.mark.parametrize(("secret", "timestamp", "body", "expected"), VECTORS)
 def test_vectors(secret: str, timestamp: int, body: bytes, expected: str) -> None:
-    """The signature of fixed bytes is the one that openssl computes."""
+    """The signature of fixed bytes equals the one that openssl computes."""
     assert signature(body, secret, timestamp) == expected
     assert sign(body, secret, timestamp) == f"t={timestamp},v1={expected}"
 

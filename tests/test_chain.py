@@ -1,4 +1,4 @@
-"""Rule of the chain: a busy second is put in the right order, and a doubt is never silent."""
+"""The chain rule puts the events of a busy second in the right order, or reports an ambiguous order."""
 
 import random
 from collections import defaultdict
@@ -37,7 +37,7 @@ def listed(*transactions: tuple[int, int], at: int = 9, read_at: int = 10) -> li
 
 
 def folded(bodies: Sequence[bytes], subject: Subject = USD) -> join.Joined:
-    """Return the row *subject* of the events in *bodies*, which is the same in every order that is tried."""
+    """Return the row *subject* of the events in *bodies*; check that some other orders of them give the same row."""
     found: list[join.Joined] = []
     for order in (bodies, bodies[::-1], random.Random(3).sample(bodies, len(bodies))):
         known = histories.facts_of(list(order))
@@ -50,18 +50,18 @@ def folded(bodies: Sequence[bytes], subject: Subject = USD) -> join.Joined:
 
 
 def shown(bodies: Sequence[bytes]) -> tuple[object, list[Value], list[str]]:
-    """Return the balance in dollars, the amounts of its changes in the order of their ids, and what is wrong."""
+    """Return the balance in dollars, the amounts of its changes in the order of their ids, and the anomalies."""
     result = folded(bodies)
     changes = [row["amount"] for row in sorted(result.children, key=lambda row: str(row["id"]))]
     return result.row["amount"], changes, [anomaly.kind for anomaly in result.anomalies]
 
 
-# Reading the ledger never makes a balance worse.
+# A read of the ledger never makes a balance less certain.
 
 
 @pytest.mark.parametrize("read_at", [9, 10, 3_600])
 def test_the_ledger_confirms_an_honest_repeat(read_at: int) -> None:
-    """Three changes of one second, of which one comes twice, are three where the ledger lists three."""
+    """Three changes of one second, two of them equal, count as three if the ledger lists three."""
     ledger = listed((-500, -500), (500, 0), (-500, -500), read_at=read_at)
 
     assert shown([CREATED, *OFF_ON_OFF]) == (-500, [-500, 500, -500], ["ambiguous_order"])
@@ -71,7 +71,7 @@ def test_the_ledger_confirms_an_honest_repeat(read_at: int) -> None:
 
 
 def test_the_ledger_of_a_customer_that_had_no_currency() -> None:
-    """The change that gives a customer its currency begins the second, whatever the ledger lists of its end."""
+    """The change that gives a customer its currency is the first of its second, with or without the ledger."""
     history = [
         customer("evt_0", 0, 0, currency=None),
         customer("evt_1", 9, -500, {"balance": 0, "currency": None}),
@@ -87,7 +87,7 @@ def test_the_ledger_of_a_customer_that_had_no_currency() -> None:
 @pytest.mark.parametrize("currency", [None, "usd"])
 @pytest.mark.parametrize("balances", [(-500, 0, -500), (500, 0), (-500, 0, -500, 0)])
 def test_a_second_and_its_ledger_under_any_ids(currency: str | None, balances: Sequence[int]) -> None:
-    """A balance that goes back and forth in one second ends where the ledger does, whichever event has which id."""
+    """A balance that goes back and forth in one second ends as in the ledger, in any order of the event ids."""
     steps = list(pairwise((0, *balances)))
     ledger = listed(*((after - before, after) for before, after in steps))
     for ids in permutations(range(1, len(steps) + 1)):
@@ -100,7 +100,7 @@ def test_a_second_and_its_ledger_under_any_ids(currency: str | None, balances: S
 
 
 def test_the_ledger_shows_a_twin() -> None:
-    """Of two equal changes one is a twin where the ledger, read later, lists one."""
+    """Of two equal changes one is a twin if the ledger, read later, lists only one."""
     assert shown([CREATED, *OFF_ON_OFF, *listed((-500, -500), (500, 0))]) == (0, [500, -500], [])
 
 
@@ -120,7 +120,7 @@ def test_two_circles_around_a_rename() -> None:
 
 
 def test_a_circle_that_is_reported_twice() -> None:
-    """0 → 500 → 0, each step under two ids, may have been gone through once or twice: the ledger, read later, knows."""
+    """0 → 500 → 0, each step under two ids, may have happened once or twice; a later read of the ledger decides."""
     history = [
         CREATED,
         *(customer(f"evt_1{n}", 9, 500, {"balance": 0}) for n in (1, 2)),
@@ -135,7 +135,7 @@ def test_a_circle_that_is_reported_twice() -> None:
 
 
 def test_a_ledger_begins_with_nothing() -> None:
-    """Given and taken back in one second, in a currency of which the customer reports nothing, ends at 0."""
+    """A credit given and taken back in one second, in another than the customer's currency, ends at 0."""
     ledger = [
         transaction(f"cbtxn_{n}", *each, 9, read_at=10, currency="eur")
         for n, each in enumerate([(-500, 0), (500, 500)])
@@ -148,7 +148,7 @@ def test_a_ledger_begins_with_nothing() -> None:
 
 @pytest.mark.parametrize("steps", [chain.SPARE_MAX, chain.SPARE_MAX + 1])
 def test_a_long_circle_that_is_reported_twice(steps: int) -> None:
-    """Of as many steps as are tried, and of more, it is noted that they may have been gone through once."""
+    """A circle of twins is ambiguous, with as many steps as are tried and with more."""
     pairs = [(100 * n, 100 * ((n + 1) % steps)) for n in range(steps)]
     twice = [
         customer(f"evt_{n:02}{time}", 9, after, {"balance": before})
@@ -160,7 +160,7 @@ def test_a_long_circle_that_is_reported_twice(steps: int) -> None:
 
 
 def test_a_later_reading_of_one_transaction_is_of_all() -> None:
-    """A ledger that was read again and had one more had all of the earlier seconds, though nothing else is recorded."""
+    """A later read that records one new transaction also confirms that earlier seconds were complete."""
     again = customer("evt_4", 9, 0, {"balance": -500})
     ledger = [*listed((-500, -500), (500, 0), read_at=20), *listed((-500, -500), read_at=9)]
     ledger[2] = ledger[2].replace(b"cbtxn_0", b"cbtxn_2")
@@ -170,7 +170,7 @@ def test_a_later_reading_of_one_transaction_is_of_all() -> None:
 
 
 def test_the_ledger_ends_a_circle_that_may_begin_anywhere() -> None:
-    """Without the customer's first event a circle has two ends; the ledger, which begins at 0, knows which."""
+    """Without the customer's first event a circle has two possible ends; the ledger, which begins at 0, decides."""
     history = OFF_ON_OFF[:2]
 
     assert shown(history)[2] == ["ambiguous_order"]
@@ -178,7 +178,7 @@ def test_the_ledger_ends_a_circle_that_may_begin_anywhere() -> None:
 
 
 def test_the_ledger_is_read_between_two_changes() -> None:
-    """What the ledger lists is older than the customer's last change, also where both are of one second: no anomaly."""
+    """A ledger read before the customer's last change is no anomaly, even if both are of one second."""
     history = [CREATED, customer("evt_1", 9, -500, {"balance": 0})]
 
     for at in (9, 11):
@@ -188,17 +188,17 @@ def test_the_ledger_is_read_between_two_changes() -> None:
 
 
 def test_a_transaction_that_was_read_twice_is_one() -> None:
-    """A transaction's description may change, and then it is observed again: the ledger's chain is whole."""
+    """A transaction that is observed again with a new description does not break the ledger's chain."""
     ledger = [*listed((-500, -500)), transaction("cbtxn_0", -500, -500, 9, read_at=60, description="other")]
 
     assert shown([CREATED, customer("evt_1", 9, -500, {"balance": 0}), *ledger]) == (-500, [-500], [])
 
 
-# All kept columns decide, for all rows of the object.
+# The order is decided by all kept columns, for all rows of the object.
 
 
 def test_a_rename_orders_a_balance() -> None:
-    """0 → -500, rename, -500 → 0 in one second is one path, and no other column of the balance's own shows it."""
+    """0 → -500, rename, -500 → 0 in one second has one possible order, which only the name shows."""
     history = [
         CREATED,
         customer("evt_1", 9, -500, {"balance": 0}),
@@ -210,7 +210,7 @@ def test_a_rename_orders_a_balance() -> None:
 
 
 def test_a_twin_is_known_by_the_other_columns() -> None:
-    """Of two steps 250 → -250 one is a twin, since the rename leaves room for one: 250, by three changes."""
+    """Of two steps 250 → -250 one is a twin, since the rename allows only one: 250, by three changes."""
     history = [
         CREATED,
         customer("evt_1", 9, 250, {"balance": 0}),
@@ -224,7 +224,7 @@ def test_a_twin_is_known_by_the_other_columns() -> None:
 
 
 def test_a_default_currency_that_becomes_another() -> None:
-    """The balance in the old currency stays, the new one begins where it is said to be, and neither has changed."""
+    """A new default currency keeps the old balance, starts the new one at the reported value, and is no change."""
     history = [CREATED, OFF_ON_OFF[0], customer("evt_2", 20, 300, {"balance": -500, "currency": "usd"}, currency="eur")]
     euros = Subject("balances", "", False, busy.CUSTOMER, currency="eur")  # noqa: FBT003 - test mode
 
@@ -233,7 +233,7 @@ def test_a_default_currency_that_becomes_another() -> None:
 
 
 def test_the_newer_witness_decides_a_former_default_currency() -> None:
-    """Of a currency that is no longer the default the ledger knows more, where it was read later."""
+    """In a former default currency the ledger decides if it was read later than the last event."""
     history = [CREATED, OFF_ON_OFF[0], customer("evt_2", 20, 0, {"balance": -500, "currency": "usd"}, currency="eur")]
     ledger = [*listed((-500, -500)), transaction("cbtxn_9", 100, -400, 30, read_at=31)]
 
@@ -241,7 +241,7 @@ def test_the_newer_witness_decides_a_former_default_currency() -> None:
     assert shown([*history[:2], *ledger])[::2] == (-500, ["balance_differs"])
 
 
-# What an invoice says of its payment is in the invoice's order.
+# The payment columns of an invoice are in the order of the invoice's events.
 
 
 WAY: Mapping[str, object] = {"payment_intent": "pi_1"}
@@ -256,7 +256,7 @@ def invoice(
     way: Mapping[str, object] = WAY,
     **fields: object,
 ) -> bytes:
-    """Return an *event* of an invoice of before basil, which names its payment intent itself."""
+    """Return an *event* of an invoice of before basil, which has a payment_intent."""
     about: dict[str, object] = {"id": "in_1", "object": "invoice", "status": "open", "currency": "usd", **way}
     about |= {"number": None, "amount_paid": paid, **fields}
     kind = "invoice.created" if before is None else "invoice.updated"
@@ -264,7 +264,7 @@ def invoice(
 
 
 def test_an_invoice_orders_its_own_payment() -> None:
-    """0 → 500, 500 → 0, a number, 0 → 500 in one second: the number tells which of the two equal steps came last."""
+    """0 → 500, 500 → 0, a number, 0 → 500 in one second: the number shows which of the two equal steps came last."""
     history = [
         invoice("evt_0", 0, 0),
         invoice("evt_4", 9, 500, {"amount_paid": 0}),
@@ -282,7 +282,7 @@ def test_an_invoice_orders_its_own_payment() -> None:
 
 @pytest.mark.parametrize("order", [(0, 1, 2, 3, 4), (0, 1, 2, 4, 3), (3, 4, 2, 1, 0)])
 def test_a_payment_follows_its_invoice(engine: Engine, order: Sequence[int]) -> None:
-    """An event that does not name the payment orders those that do, also where it comes later than they."""
+    """An event without the payment orders the events with it, even if it arrives after them."""
     history = [
         invoice("evt_0", 0, 0),
         invoice("evt_4", 9, 500, {"amount_paid": 0}),
@@ -298,7 +298,7 @@ def test_a_payment_follows_its_invoice(engine: Engine, order: Sequence[int]) -> 
     assert ledger.rows(engine, "SELECT kind FROM anomalies WHERE resolved_at IS NULL") == []
 
 
-# Twins one at a time, and doubt.
+# Twins and ambiguous orders.
 
 SECOND = datetime(2026, 11, 1, tzinfo=UTC)
 
@@ -313,7 +313,7 @@ def event(
     rank: int = 0,
     is_first: bool = False,
 ) -> Facts:
-    """Return the facts of an event in a *second*: what a row of *table* is after it, and what of that was before."""
+    """Return the facts of an event in a *second*: a row's columns *after* it, and those that differed *before* it."""
     at = SECOND + timedelta(seconds=second)
     subject = Subject(table, "", False, "ch_1")  # noqa: FBT003 - test mode
     known = None if before is None else after | before
@@ -321,18 +321,18 @@ def event(
 
 
 def refunded(name: str, second: int, after: int, before: int | None) -> Facts:
-    """Return a charge's event, whose refunded amount was one and is another."""
+    """Return an event of a charge that changed its refunded amount."""
     history: Row | None = None if before is None else {"amount_refunded": before}
     return event(name, second, {"status": "succeeded", "amount_refunded": after}, history, rank=2)
 
 
 def switched(name: str, second: int, after: str, before: str) -> Facts:
-    """Return a link's event that turned it on or off."""
+    """Return an event of a payment link that changed its url."""
     return event(name, second, {"url": after}, {"url": before}, table="payment_links")
 
 
 def ended(*history: Facts) -> tuple[Row, list[str], set[str]]:
-    """Return the row of *history*, which is the same in every order, what is wrong with it, and which are twins."""
+    """Return the row of *history*, its anomalies and twins; check that every order gives the same."""
     shape = folds.ROW_SPECS[history[0].subject.table]
     found = []
     for order in permutations(history) if len(history) < 6 else (history, history[::-1]):
@@ -344,7 +344,7 @@ def ended(*history: Facts) -> tuple[Row, list[str], set[str]]:
 
 
 def test_one_twin_drops_no_other_step() -> None:
-    """Created (reported twice), off, on, off ends off: the equal steps off are not dropped with the twin."""
+    """Created (reported twice), off, on, off ends off: the twin of created is dropped, the second off is not."""
     created = [event(f"evt_{n}", 0, {"url": "on"}, table="payment_links", is_first=True) for n in (1, 2)]
     steps = [switched("evt_3", 0, "off", "on"), switched("evt_4", 0, "on", "off"), switched("evt_5", 0, "off", "on")]
 
@@ -353,8 +353,8 @@ def test_one_twin_drops_no_other_step() -> None:
     assert (row["url"], twins) == ("off", {"evt_1"})
 
 
-def test_steps_in_a_row_that_are_all_told_twice() -> None:
-    """Of two steps in a row, each reported twice, both lose a twin, although neither alone leaves fewer gaps."""
+def test_steps_in_a_row_that_are_all_reported_twice() -> None:
+    """Of two consecutive steps, each reported twice, both lose a twin, although dropping one alone closes no gap."""
     history = [switched(f"evt_{n}{step}", 1, step[1], step[0]) for n in (1, 2) for step in ("ab", "bc")]
 
     row, wrong, twins = ended(switched("evt_0", 0, "a", "z"), *history)
@@ -363,7 +363,7 @@ def test_steps_in_a_row_that_are_all_told_twice() -> None:
 
 
 def test_a_step_that_may_be_a_twin_is_a_doubt() -> None:
-    """Off (reported twice) and on cannot be decided, until a later second begins where one of the two ends."""
+    """Off (reported twice) and on is ambiguous, until a later second begins with one of the two ends."""
     on, off = switched("evt_0", 0, "on", "x"), [switched(f"evt_{n}", 1, "off", "on") for n in (1, 2)]
     history = [on, *off, switched("evt_3", 1, "on", "off")]
 
@@ -375,9 +375,9 @@ def test_a_step_that_may_be_a_twin_is_a_doubt() -> None:
 
 
 def test_a_reading_between_two_changes_of_the_next_second() -> None:
-    """On, then off and on in one second, and read as off between the two: a reading is dated too early, and it ends on.
+    """On, then off and on in one second, read as off between the two, ends on: a read is dated too early.
 
-    A reading that nothing of the second explains is where it begins.
+    A read of a state that the second does not contain is the state before the second.
     """
     off, on = switched("evt_2", 3, "off", "on"), switched("evt_1", 3, "on", "off")
     read = structs.replace(event("obs_1", 2, {"url": "off"}, table="payment_links"), source="observation")
@@ -388,7 +388,7 @@ def test_a_reading_between_two_changes_of_the_next_second() -> None:
     known = join.fold_all(folds.ROW_SPECS["payment_links"], [began, read])
     assert known is not None
     assert join.advance(folds.ROW_SPECS["payment_links"], known.row, [off, on]) is None
-    # Read long before, or with nothing before it that says where the second began.
+    # A read long before the second, or without an event before it that shows the state before the second.
     long_ago = structs.replace(read, created=SECOND - timedelta(60), stamp=(SECOND - timedelta(60),))
     assert ended(long_ago, off, on)[0]["url"] == "off"
     assert ended(read, off, on)[1] == ["ambiguous_order"]
@@ -397,7 +397,7 @@ def test_a_reading_between_two_changes_of_the_next_second() -> None:
 
 
 def test_two_readings_of_one_state() -> None:
-    """X → Z → X in one second, and read as Z in each of the two seconds before, since both are dated too early: X."""
+    """X → Z → X in one second, read as Z in both seconds before, ends at X: both reads are dated too early."""
     history = [switched("evt_2", 10, "z", "x"), switched("evt_1", 10, "x", "z")]
     began = event("evt_0", 0, {"url": "x"}, table="payment_links", is_first=True)
     readings = [
@@ -411,7 +411,7 @@ def test_two_readings_of_one_state() -> None:
 
 
 def test_a_reading_before_anything_else_is_the_likeliest_beginning() -> None:
-    """X was read, and X → Y → X follows: it is likelier that this began at X than at Y, and not sure."""
+    """X → Y → X after a read of X has more likely begun at X than at Y, and is ambiguous."""
     read = structs.replace(event("obs_1", 8, {"url": "x"}, table="payment_links"), source="observation")
     there, back = switched("evt_1", 9, "y", "x"), switched("evt_2", 9, "x", "y")
     there_again = switched("evt_3", 9, "y", "x")
@@ -422,7 +422,7 @@ def test_a_reading_before_anything_else_is_the_likeliest_beginning() -> None:
 
 
 def test_a_reading_within_a_batch_begins_no_second() -> None:
-    """A batch that holds a reading and what follows it is laid over no row: the reading may be of what follows."""
+    """A batch of a read and later events is never laid over a row, since the read may show a state of those events."""
     shape = folds.ROW_SPECS["payment_links"]
     began = join.fold_all(shape, [event("evt_0", 0, {"url": "z"}, table="payment_links", is_first=True)])
     read = structs.replace(event("obs_1", 9, {"url": "y"}, table="payment_links"), source="observation")
@@ -433,9 +433,9 @@ def test_a_reading_within_a_batch_begins_no_second() -> None:
 
 
 def test_busy_seconds_without_a_reading_are_soon_in_order() -> None:
-    """Six seconds of two hundred changes each, all around, are put in order for about six times what one takes.
+    """To order six seconds of two hundred changes each, all circles, takes about six times as long as one second.
 
-    To lay out each second again for the next one, to see whether a reading ends it, took thirty-five times.
+    It once took thirty-five times as long, because each second was ordered again for the next one.
     """
     seconds = [[switched(f"evt_{at}_{n:03}", at, str((n + 1) % 200), str(n)) for n in range(200)] for at in range(1, 7)]
 
@@ -443,7 +443,7 @@ def test_busy_seconds_without_a_reading_are_soon_in_order() -> None:
 
 
 def began_and_ended(seconds: Sequence[Sequence[Facts]]) -> float:
-    """Return how long the events of *seconds* take to be put in order, in seconds of the processor."""
+    """Return the processor time, in seconds, to put the events of *seconds* in order."""
     history = [each for second in seconds for each in second]
     began = process_time()
     join.in_order(folds.ROW_SPECS["payment_links"], history)
@@ -451,7 +451,7 @@ def began_and_ended(seconds: Sequence[Sequence[Facts]]) -> float:
 
 
 def test_a_choice_passes_its_doubt_on() -> None:
-    """A charge refunded and not in each of two seconds may be either, and is noted; the larger amount stands."""
+    """A charge refunded and reverted in each of two seconds is ambiguous, and keeps the larger amount."""
     history = [
         refunded(f"evt_{second}{n}", second, after, 400 - after)
         for second in (1, 2)
@@ -468,7 +468,7 @@ def test_a_choice_passes_its_doubt_on() -> None:
 
 
 def test_what_moves_the_rank_without_previous_attributes_begins_its_second() -> None:
-    """A charge that succeeds, is refunded and is not, all in a second, ends as it began that rank."""
+    """A charge that succeeds, is refunded and reverted in one second ends without a refund."""
     pending = event("evt_0", 0, {"status": "pending", "amount_refunded": 0})
     history = [refunded("evt_3", 1, 0, None), refunded("evt_2", 1, 400, 0), refunded("evt_1", 1, 0, 400)]
 
@@ -478,7 +478,7 @@ def test_what_moves_the_rank_without_previous_attributes_begins_its_second() -> 
 
 
 def test_a_lower_rank_of_a_later_second_begins_nothing() -> None:
-    """A second begins where the last event of an earlier one ended, not with what came later at a lower rank."""
+    """A second continues the last event of an earlier second, not a later event of a lower rank."""
     names: Row = {"name": "A", "deleted": False}
     late = event("evt_9", 9, {"name": "C", "deleted": False}, {"name": "B"}, table="customers")
     history = [
@@ -492,7 +492,7 @@ def test_a_lower_rank_of_a_later_second_begins_nothing() -> None:
 
 
 def test_a_second_of_hundreds_of_changes() -> None:
-    """Hundreds of changes in one second are put in order by their degrees: in a row, around, and all reported twice."""
+    """Hundreds of changes in one second are put in order: in a row, in a circle, and all reported twice."""
     ids = [f"evt_{n:03}" for n in random.Random(1).sample(range(300), 300)]
     began = switched("evt_", 0, "0", "x")
     row = [switched(id_, 1, str(n + 1), str(n)) for n, id_ in enumerate(ids)]
@@ -503,7 +503,7 @@ def test_a_second_of_hundreds_of_changes() -> None:
 
 
 def moves(pairs: Sequence[tuple[object, object]]) -> list[Facts]:
-    """Return a link's events of one second, of which each moved its url from one of a pair to the other."""
+    """Return a link's events of one second, one for each pair, which changed the url from the first to the second."""
     return [switched(f"evt_{n:04}", 1, str(after), str(before)) for n, (before, after) in enumerate(pairs)]
 
 
@@ -517,18 +517,18 @@ def moves(pairs: Sequence[tuple[object, object]]) -> list[Facts]:
     ids=["pairs that do not fit", "a circle told twice", "steps at random"],
 )
 def test_a_second_of_very_many_twins_and_gaps(pairs: Sequence[tuple[object, object]]) -> None:
-    """Sixteen hundred steps with twins and gaps are soon put in an order, and the end is noted as a doubt."""
+    """Sixteen hundred steps with twins and gaps are ordered in seconds, and the end is ambiguous."""
     began = process_time()
     row, wrong, _ = ended(switched("evt_", 0, "0", "z"), *moves(pairs))
 
     assert wrong == ["ambiguous_order"]
     assert row["url"] in {str(after) for _, after in pairs}
-    # Both orders that are tried, on a machine that does other things: it took minutes.
+    # For both orders that are tried, on a busy machine; it once took minutes.
     assert process_time() - began < 20
 
 
 def test_what_is_too_much_to_put_in_order_is_by_seniority() -> None:
-    """Beyond the limit the greatest id ends the second, no event is a twin, and what comes later decides the doubt."""
+    """Beyond the limit the greatest id ends the second, no event is a twin, and a later event can correct the end."""
     history = moves([(f"x{n // 2}", f"y{n // 2}") for n in range(500)])
 
     row, wrong, twins = ended(switched("evt_", 0, "0", "z"), *history)
@@ -539,11 +539,11 @@ def test_what_is_too_much_to_put_in_order_is_by_seniority() -> None:
     assert join.in_order(folds.ROW_SPECS["payment_links"], [*history, later]).steps[-2].after["url"] == "y248"
 
 
-# Against the reference, and against the truth.
+# Comparison with the reference, and with the true history.
 
 
 def hold(seed: int) -> tuple[int, int]:
-    """Hold a life's rows against the reference and the truth; return how many of them are in doubt, of how many."""
+    """Compare a life's rows with the reference and the truth; return the numbers of ambiguous rows and of all rows."""
     rng = random.Random(seed)
     share, read = rng.choice((0.0, 0.04, 0.3)), rng.random() < 0.5
     life = busy.live(rng, twins=share, read=read)
@@ -565,7 +565,7 @@ def hold(seed: int) -> tuple[int, int]:
 
 
 def test_the_ledger_orders_the_customer_too() -> None:
-    """The ledger shows that one of two equal changes is a twin: the name is that of the balance's last event."""
+    """A twin that the ledger reveals is a twin for the customer too: the name is that of the last event."""
     history = [
         CREATED,
         customer("evt_1", 9, -500, {"balance": 0, "name": "A"}, name="B"),
@@ -580,7 +580,7 @@ def test_the_ledger_orders_the_customer_too() -> None:
 
 
 def arrived(subject: Subject, known: dict[Subject, list[Facts]], rng: random.Random) -> join.Joined:
-    """Return the row *subject* after its events came in an order and in batches drawn by *rng*."""
+    """Return the row *subject* after its events arrived in random order and random batches."""
     shape = folds.ROW_SPECS[subject.table]
     by_event: dict[str, list[Facts]] = defaultdict(list)
     for each in join.with_leader(shape, subject, known):
@@ -604,13 +604,13 @@ def arrived(subject: Subject, known: dict[Subject, list[Facts]], rng: random.Ran
 @settings(max_examples=300)
 @given(st.integers(0, 2**32))
 def test_busy_seconds_are_put_in_order(seed: int) -> None:
-    """A balance is right, or in doubt, and the reference comes to the same, however its events and twins arrive."""
+    """In any order of arrival a balance is right or ambiguous, and equals that of the reference."""
     hold(seed)
 
 
 @pytest.mark.long
 def test_many_busy_seconds(capsys: pytest.CaptureFixture[str]) -> None:
-    """The same for thousands of lives; prints how many of their rows were in doubt."""
+    """The same holds for thousands of lives; the number of ambiguous rows is printed."""
     doubts, rows = map(sum, zip(*map(hold, range(LONG_LIVES)), strict=True))
     with capsys.disabled():
         print(f"\n{LONG_LIVES:,} lives, {rows:,} rows, {doubts:,} in doubt")  # noqa: T201 - the figure

@@ -1,4 +1,4 @@
-"""The change feed: whoever follows it with the cursor sees every change once, and soon."""
+"""A reader that follows the change feed by its cursor sees every change once, and soon."""
 
 import hashlib
 import random
@@ -43,7 +43,7 @@ def web(database_url: str, redis_url: str) -> Iterator[Web]:
 
 
 def changes(web: Web, **parameters: object) -> dict[str, Any]:
-    """Ask the feed."""
+    """Return a page of the feed."""
     query = "&".join(f"{name}={value}" for name, value in parameters.items())
     response = web.get(f"/v1/changes?{query}")
     assert response.status_code == 200
@@ -52,12 +52,12 @@ def changes(web: Web, **parameters: object) -> dict[str, Any]:
 
 
 def subjects(answer: dict[str, Any]) -> list[str]:
-    """Return what an answer is about."""
+    """Return the subject ids of the changes in an answer."""
     return [change["subject_id"] for change in answer["data"]]
 
 
 def test_pages(web: Web) -> None:
-    """The cursor leads through all changes in their order, and stays where it is at the end."""
+    """The cursor leads through all changes in order, and does not move at the end."""
     for number in range(5):
         web.query(CHANGE, f"plink_{number}")
     seen, after, more = [], 0, True
@@ -71,7 +71,7 @@ def test_pages(web: Web) -> None:
 
 
 def test_what_is_withheld(web: Web) -> None:
-    """What is withheld is not in the feed, and is no news for who waits."""
+    """A withheld change is not in the feed, and does not wake a waiting reader."""
     web.query(CHANGE, "plink_1")
     web.query(CHANGE, "plink_2")
     web.query("UPDATE changes SET withheld = 'import' WHERE subject_id = %s", "plink_2")
@@ -84,7 +84,7 @@ def test_what_is_withheld(web: Web) -> None:
 
 
 def test_there_already(web: Web) -> None:
-    """Who asks for what is there does not wait."""
+    """A reader does not wait if there are changes after its cursor."""
     web.query(CHANGE, "plink_1")
     started = time.monotonic()
 
@@ -92,16 +92,16 @@ def test_there_already(web: Web) -> None:
     assert time.monotonic() - started < 10
 
 
-def test_told_at_once(web: Web) -> None:
-    """All who wait are told as soon as there is a change, and only those who have not seen it."""
+def test_waiting_readers_are_woken(web: Web) -> None:
+    """A new change wakes all waiting readers that have not seen it, and no others."""
     web.query(GIVEN, 6)
     with ThreadPoolExecutor(11) as readers:
         started = time.monotonic()
         waiting = [readers.submit(changes, web, wait=25) for _ in range(10)]
         further = readers.submit(changes, web, after=6, wait=1)
-        # Who came last has waited by then, and so have the others.
+        # The last reader has begun to wait by then, and so have the others.
         assert changes(web, wait=0.3)["data"] == []
-        # By a number that was given before, so that there are readers who are beyond it.
+        # The change gets a number below the cursor of one reader.
         web.query(NUMBERED, 3, "plink_1")
 
         assert [subjects(each.result()) for each in waiting] == [["plink_1"]] * 10
@@ -109,8 +109,8 @@ def test_told_at_once(web: Web) -> None:
         assert time.monotonic() - started < 10
 
 
-def test_nothing_to_tell(web: Web) -> None:
-    """Where nothing changes the answer comes when the wait is over."""
+def test_a_wait_without_changes(web: Web) -> None:
+    """Without a change the answer comes at the end of the wait."""
     web.query(GIVEN, 7)
     started = time.monotonic()
 
@@ -119,7 +119,7 @@ def test_nothing_to_tell(web: Web) -> None:
 
 
 def test_misses_nothing(web: Web) -> None:
-    """A reader who follows while changes are made sees each of them, once, in their order."""
+    """A reader that follows while changes are made sees each of them once, in order."""
     count = 400
 
     def write() -> None:
@@ -142,11 +142,11 @@ def test_misses_nothing(web: Web) -> None:
 
 
 def test_postgresql_restarted(own_postgres: Postgres, redis_url: str) -> None:
-    """Who waits while PostgreSQL is restarted is told of the change that comes after."""
+    """A reader that waits during a restart of PostgreSQL gets the next change."""
     upgrade(own_postgres.url)
     with serving(settings_of(own_postgres.url, redis_url)) as web, ThreadPoolExecutor(1) as reader:
         waiting = reader.submit(changes, web, wait=25)
-        # Who came last has waited by then, and so has the other.
+        # The last reader has begun to wait by then, and so has the other.
         assert changes(web, wait=0.3)["data"] == []
         own_postgres.restart()
         web.query(CHANGE, "plink_1")
@@ -159,7 +159,7 @@ def test_postgresql_restarted(own_postgres: Postgres, redis_url: str) -> None:
     ["after=-1", f"after={2**63}", "after=x", "wait=26", "wait=-1", "wait=nan", "wait=inf", "limit=0", "limit=101"],
 )
 def test_bad_values(web: Web, query: str) -> None:
-    """A cursor, wait or limit that cannot be meant is told so."""
+    """An invalid cursor, wait or limit is refused by its name."""
     response = web.get(f"/v1/changes?{query}")
 
     assert response.status_code == 422
@@ -209,7 +209,7 @@ def read_all(web: Web, **filters: object) -> tuple[list[dict[str, Any]], int]:
 
 
 def a_filter(rng: random.Random) -> dict[str, Any]:
-    """Return what a reader may ask for."""
+    """Return a random filter."""
     wanted: dict[str, Any] = {}
     if rng.random() < 0.6:
         wanted["livemode"] = rng.random() < 0.5
@@ -223,7 +223,7 @@ def a_filter(rng: random.Random) -> dict[str, Any]:
 
 
 def is_wanted(change: Mapping[str, Any], wanted: dict[str, Any]) -> bool:
-    """Return whether *change* is what was asked for, read off the words of the filter."""
+    """Return whether *change* matches the filter *wanted*, without the product's code."""
     kinds = wanted.get("kind", ["*"])
     return all(change[name] == value for name, value in wanted.items() if name != "kind") and any(
         fnmatchcase(change["kind"], kind) for kind in kinds
@@ -233,7 +233,7 @@ def is_wanted(change: Mapping[str, Any], wanted: dict[str, Any]) -> bool:
 @settings(max_examples=30)
 @given(rng=st.randoms(use_true_random=False), scanned=st.sampled_from((5, 40, feed.SCAN_ROWS_MAX)))
 def test_a_filter_is_the_feed_filtered(engine_of_mixed: Engine, rng: random.Random, scanned: int) -> None:
-    """Read page by page with a filter, the feed is what is left of the whole feed, and its cursor ends at its end."""
+    """A filtered feed, read page by page, has the matching changes of the whole feed and the same last cursor."""
     wanted, limit = a_filter(rng), rng.choice((3, 100))
     kinds = chosen(wanted["kind"]) if "kind" in wanted else None
     selected = feed.selection(**{**wanted, "kind": kinds})
@@ -252,7 +252,7 @@ def test_a_filter_is_the_feed_filtered(engine_of_mixed: Engine, rng: random.Rand
 
 
 def test_filters_over_http(mixed: Web) -> None:
-    """The same filters as a query: each kind is a parameter of its own, and a star is every kind of a subject."""
+    """Filters work as query parameters: kinds are repeated parameters, and a star is every kind of a subject."""
     whole, end = read_all(mixed)
     wanted = {"livemode": True, "account": "acct_1", "kind": ["order.paid", "dispute.*"]}
 
@@ -263,7 +263,7 @@ def test_filters_over_http(mixed: Web) -> None:
 
 
 def test_one_subject(mixed: Web) -> None:
-    """What happened to one object is found by its id, among all that happened."""
+    """A filter by id finds the changes of one object."""
     whole, _ = read_all(mixed)
     last = whole[-1]
 
@@ -271,7 +271,7 @@ def test_one_subject(mixed: Web) -> None:
 
 
 def test_a_live_reader_sees_no_test_payment(web: Web) -> None:
-    """A shop that asks for live payments alone gets none of those that were made in test mode, however mixed."""
+    """A reader of live payments gets no payment of test mode."""
     live, test = (shop_history(seed=seed, orders=15, livemode=seed == 1) for seed in (1, 2))
     engine = database.engine(web.settings.postgresql)
     both = [ledger.delivery(event.body) for pair in zip(live.events, test.events, strict=False) for event in pair]
@@ -303,7 +303,7 @@ def test_a_live_reader_sees_no_test_payment(web: Web) -> None:
     ],
 )
 def test_bad_filters(mixed: Web, query: str, place: str, named: str) -> None:
-    """A filter that cannot be meant is refused with what is allowed: a shop must not read more than it asked for."""
+    """An invalid filter is refused with the allowed values, since a shop must not read more than it asked for."""
     response = mixed.get(f"/v1/changes?{query}")
 
     assert response.status_code == 422
@@ -313,7 +313,7 @@ def test_bad_filters(mixed: Web, query: str, place: str, named: str) -> None:
 
 
 def test_kinds_are_declared(mixed: Web) -> None:
-    """The OpenAPI page lists every kind and subject that may be asked for."""
+    """The OpenAPI page lists every kind and subject that a filter may have."""
     operation = mixed.client.get("/openapi.json").json()["paths"]["/v1/changes"]["get"]
     declared = {each["name"]: str(each["schema"]) for each in operation["parameters"]}
 
@@ -321,15 +321,15 @@ def test_kinds_are_declared(mixed: Web) -> None:
     assert all(f"'{subject}'" in declared["subject"] for subject in SUBJECTS)
 
 
-def test_a_filtered_reader_is_called_for_what_it_wants(web: Web) -> None:
-    """A reader who waits sleeps through what it does not want, and then has what it wants at once."""
+def test_a_filtered_reader_is_woken_by_matching_changes(web: Web) -> None:
+    """A waiting reader with a filter sleeps through other changes, and gets a matching one at once."""
     with ThreadPoolExecutor(2) as readers:
         started = time.monotonic()
         waiting = readers.submit(changes, web, wait=25, livemode="true", kind="order.*")
         in_vain = readers.submit(changes, web, wait=1.5, livemode="true", account="acct_1")
         for number in range(5):
             web.query(OF_A_WORLD, *TEST, "order", f"cs_{number}", "order.paid", None)
-            # The reader without a filter has it, so that those with one have had it to look at.
+            # A reader without a filter has the change, so the filtered readers have seen it too.
             assert changes(web, after=number, wait=20)["next_after"] == number + 1
         assert not waiting.done()
         web.query(OF_A_WORLD, *LIVE, "order", "cs_live", "order.opened", None)
@@ -337,15 +337,15 @@ def test_a_filtered_reader_is_called_for_what_it_wants(web: Web) -> None:
         answer = waiting.result()
         assert subjects(answer) == ["cs_live"]
         assert time.monotonic() - started < 20
-        # Who waited in vain does not have it all looked at again.
+        # A reader that waited in vain gets a cursor behind the changes that did not match.
         assert in_vain.result() == {"data": [], "next_after": 6, "has_more": False}
 
 
-# ---- A cursor that is beyond ----
+# ---- A cursor beyond the last number ----
 
 
 def test_a_cursor_beyond_the_last_number(web: Web) -> None:
-    """No such number was ever given, so the reader is ahead of this database, and is not left to wait for ever."""
+    """A cursor beyond the last number is ahead of this database and is refused, instead of waiting for ever."""
     assert changes(web, after=0)["data"] == []
     for filters in ("", "&livemode=true", "&wait=20"):
         response = web.get(f"/v1/changes?after=5{filters}")
@@ -365,7 +365,7 @@ def test_a_cursor_beyond_the_last_number(web: Web) -> None:
 
 
 def test_a_restored_backup(web: Web) -> None:
-    """The sequence goes back with the backup, or is set ahead by hand, and either counts."""
+    """The last number follows the sequence, after a restored backup as after a restart by hand."""
     for number in range(9):
         web.query(CHANGE, f"plink_{number}")
     web.query("DELETE FROM changes WHERE seq > 4")
@@ -378,11 +378,11 @@ def test_a_restored_backup(web: Web) -> None:
     assert web.get("/v1/changes?after=100").status_code == 410
 
 
-# ---- What is personal ----
+# ---- Personal data ----
 
 
 def test_personal_data_is_joined_for_its_scope_alone(database_url: str, redis_url: str) -> None:
-    """Email, metadata, address and descriptions are those of the rows as they are now, absent for any other token."""
+    """A token with the scope gets email, metadata, address and descriptions of the present rows; others do not."""
     tokens = {"a-reader": "read", "an-operator": "admin", "a-shop": "read+personal"}
     hashed = (f"t{n}:{scope}:{hashlib.sha256(t.encode()).hexdigest()}" for n, (t, scope) in enumerate(tokens.items()))
     with serving(settings_of(database_url, redis_url, PAYFOLD_TOKENS=",".join(hashed))) as web:
@@ -446,7 +446,7 @@ INSERT INTO credit_note_lines (account, livemode, id, credit_note, description, 
 
 
 def fill_with_people(web: Web) -> None:
-    """Insert rows that hold personal data, and a change of each."""
+    """Insert rows with personal data, and a change of each."""
     web.query(PEOPLE)
     for subject, subject_id, kind in (
         ("order", "cs_1", "order.paid"),
@@ -462,7 +462,7 @@ def fill_with_people(web: Web) -> None:
 
 
 def moves(engine: Engine, customer: str) -> list[tuple[str, int, int]]:
-    """Return the events that changed the balance of *customer*, and from where to where."""
+    """Return the balance changes of *customer*: event, balance before, balance after."""
     found = ledger.rows(
         engine,
         "SELECT event_id, before, after FROM changes WHERE subject_id = :id AND kind = 'balance.changed' ORDER BY seq",
@@ -472,14 +472,14 @@ def moves(engine: Engine, customer: str) -> list[tuple[str, int, int]]:
 
 
 def moved(number: int, before: int, after: int) -> bytes:
-    """Return the event of that number, which moves a customer's balance."""
+    """Return the event with this number, which moves a customer's balance."""
     about = {"id": "cus_1", "object": "customer", "currency": "usd", "balance": after}
     return event(f"evt_{number}", "customer.updated", 1000 + number, about, before={"balance": before})
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4])
 def test_each_step_of_a_balance_is_announced(engine: Engine, size: int) -> None:
-    """However many steps of a balance are folded at once, each is announced, by its own event."""
+    """Each step of a balance is announced by its own event, in batches of any size."""
     steps = [("evt_1", 0, -500), ("evt_2", -500, -200), ("evt_3", -200, 300), ("evt_4", 300, -100)]
     bodies = [moved(number, before, after) for number, (_, before, after) in enumerate(steps, 1)]
     for at in range(0, len(bodies), size):
@@ -490,7 +490,7 @@ def test_each_step_of_a_balance_is_announced(engine: Engine, size: int) -> None:
 
 
 def test_steps_of_a_balance_that_are_not_all_known(engine: Engine) -> None:
-    """Where a step is missing, what is known moves at once; when it comes late, or all comes back, nothing moves."""
+    """Around a missing step the known difference is one change; the late step, or a repeated fold, adds no change."""
     ledger.take_in(engine, moved(1, 0, -500))
     ledger.record(engine, [ledger.delivery(moved(3, -200, 300)), ledger.delivery(moved(4, 300, -100))])
     ledger.fold(engine)

@@ -1,4 +1,4 @@
-"""`payfold changes`: the feed in a terminal, and the release of what is kept from it."""
+"""`payfold changes`: the feed in a terminal, and the release of withheld changes."""
 
 import signal
 import threading
@@ -32,7 +32,7 @@ START = datetime(2026, 11, 20, tzinfo=UTC)
 
 
 def append(engine: Engine, *changes: tuple[str, str, int, str | None], livemode: bool = False) -> None:
-    """Append changes, each by its kind, its subject's id, its minute, and why it is withheld."""
+    """Append changes: kind, subject id, minute, and the reason to withhold the change or None."""
     rows = [
         {
             "account": "",
@@ -54,7 +54,7 @@ def append(engine: Engine, *changes: tuple[str, str, int, str | None], livemode:
 
 
 def shown(engine: Engine, after: int = 0) -> list[dict[str, Any]]:
-    """Return what a reader of the feed sees after a number."""
+    """Return the changes in the feed after a number."""
     with database.transaction(engine) as connection:
         return [dict(row) for row in feed.page(connection, after, 10_000).rows]
 
@@ -65,7 +65,7 @@ def briefly(changes: list[dict[str, Any]]) -> list[tuple[str, str]]:
 
 
 def counted(engine: Engine, wanted: WithheldChanges = ALL) -> dict[tuple[str, str], int]:
-    """Return how many changes are withheld, by reason and kind."""
+    """Return the numbers of withheld changes, by reason and kind."""
     with database.transaction(engine) as connection:
         return {(row["reason"], row["kind"]): row["changes"] for row in withheld.counts(connection, wanted)}
 
@@ -75,7 +75,7 @@ def counted(engine: Engine, wanted: WithheldChanges = ALL) -> dict[tuple[str, st
 
 @pytest.mark.parametrize("batch_max", [1, 2, withheld.RELEASE_BATCH_MAX])
 def test_released_in_their_old_order(engine: Engine, batch_max: int) -> None:
-    """What is released comes behind all that was shown, in its old order, as it was but for the number."""
+    """Released changes are appended to the feed in their old order, with nothing but their numbers changed."""
     append(
         engine,
         ("order.opened", "cs_1", 1, "import"),
@@ -102,7 +102,7 @@ def without(row: Mapping[str, Any], *names: str) -> dict[str, Any]:
 
 
 def test_only_what_is_asked_for_is_released(engine: Engine) -> None:
-    """By kind, by time, by world; the rest stays withheld and counted."""
+    """A release is limited by kind, time and world; other changes stay withheld and counted."""
     append(
         engine,
         ("order.paid", "cs_1", 1, "import"),
@@ -122,7 +122,7 @@ def test_only_what_is_asked_for_is_released(engine: Engine) -> None:
 
 
 def test_what_is_overtaken_stays_withheld(engine: Engine) -> None:
-    """An older state is not released behind a newer one, but a payment is, although it was refunded since."""
+    """An older state is not released after a newer one, but a payment is, even if it was refunded since."""
     append(
         engine,
         ("order.opened", "cs_1", 1, "import"),
@@ -151,7 +151,7 @@ def test_what_is_overtaken_stays_withheld(engine: Engine) -> None:
 
 
 def test_a_reader_of_the_feed_meets_each_change_once(engine: Engine) -> None:
-    """Released while workers fold and a reader follows: each change is read once, and none twice or never."""
+    """A reader that follows during folds and a release reads each change exactly once."""
     history = shop_history(seed=23, orders=60, money=True)
     half = len(history.events) // 2
     bodies = [event.body for event in history.events]
@@ -195,7 +195,7 @@ def test_a_reader_of_the_feed_meets_each_change_once(engine: Engine) -> None:
 
 
 def test_an_imported_history_is_announced_late(engine: Engine, tmp_path: Path) -> None:
-    """What an import kept from the feed is there after its release, by its own source, and is not announced again."""
+    """Changes withheld by an import are in the feed after a release, with their source, and are not announced again."""
     history = shop_history(seed=24, orders=10)
     log = tmp_path / "history.ndjson"
     log.write_bytes(b"\n".join(event.body for event in history.events))
@@ -211,7 +211,7 @@ def test_an_imported_history_is_announced_late(engine: Engine, tmp_path: Path) -
 
 
 def corrected(engine: Engine, before: Mapping[str, Any], after: Mapping[str, Any], reason: str | None) -> None:
-    """Append a correction of cs_1, by an event of the first minute, from what was *last* announced to what is so."""
+    """Append a correction of cs_1 from *before* to *after*, by an event of the first minute."""
     append(engine, ("order.corrected", "cs_1", 1, reason))
     ledger.execute(
         engine,
@@ -223,7 +223,7 @@ def corrected(engine: Engine, before: Mapping[str, Any], after: Mapping[str, Any
 
 
 def paid(engine: Engine, reason: str | None) -> dict[str, Any]:
-    """Append that cs_1 was paid in the third minute, and return what that says."""
+    """Append the payment of cs_1 in the third minute, and return its status and amount."""
     append(engine, ("order.paid", "cs_1", 3, reason))
     last = {"status": "paid", "amount_total": 1_500}
     ledger.execute(
@@ -236,7 +236,7 @@ def paid(engine: Engine, reason: str | None) -> dict[str, Any]:
 
 @pytest.mark.parametrize("batch_max", [1, withheld.RELEASE_BATCH_MAX])
 def test_a_correction_is_released_behind_what_it_corrects(engine: Engine, batch_max: int) -> None:
-    """Though the event that is left is older, and the payment gets a newer number first."""
+    """A correction is released after its payment, although its event is older."""
     last = paid(engine, "import")
     corrected(engine, last, {**last, "status": "processing"}, "fold_version")
 
@@ -245,7 +245,7 @@ def test_a_correction_is_released_behind_what_it_corrects(engine: Engine, batch_
 
 
 def test_a_correction_behind_a_later_step_stays_withheld(engine: Engine) -> None:
-    """The feed's last word would be the older one."""
+    """A correction that is older than a later step stays withheld, since the last change must be the newest."""
     before = {"status": "processing", "amount_total": 15}
     corrected(engine, before, {**before, "amount_total": 1_500}, "fold_version")
     paid(engine, None)
@@ -256,7 +256,7 @@ def test_a_correction_behind_a_later_step_stays_withheld(engine: Engine) -> None
 
 @pytest.mark.parametrize(("status", "released"), [("processing", 0), ("paid", 1)])
 def test_a_payment_that_was_corrected(engine: Engine, status: str, released: int) -> None:
-    """It stays withheld where the order went back; where the amount alone was corrected it is released."""
+    """A payment stays withheld if its status was corrected; it is released if only the amount was corrected."""
     last = paid(engine, "import")
     corrected(engine, last, {"status": status, "amount_total": 1_400}, None)
 
@@ -267,13 +267,13 @@ def test_a_payment_that_was_corrected(engine: Engine, status: str, released: int
 
 
 def here(monkeypatch: pytest.MonkeyPatch, database_url: str, *options: str) -> Result:
-    """Run the command in this process, which takes a tenth of the time of another."""
+    """Run the command in this process, which takes a tenth of the time of a process of its own."""
     monkeypatch.setenv("DATABASE_URL", database_url)
     return CliRunner().invoke(app, ["changes", *options])
 
 
 def test_follow(engine: Engine, database_url: str, tmp_path: Path) -> None:
-    """It prints what is there and what comes, as soon as it comes, and ends well when it is interrupted."""
+    """`follow` prints present changes and each new one at once, and exits with 0 when it is interrupted."""
     append(engine, ("order.opened", "cs_1", 1, None), ("order.paid", "cs_1", 2, None))
     out, err = tmp_path / "out", tmp_path / "err"
     options = ("--kind", "order.paid", "--kind", "dispute.*", "--test", "--format", "ndjson")
@@ -296,7 +296,7 @@ def test_follow(engine: Engine, database_url: str, tmp_path: Path) -> None:
 
 
 def test_follow_to_the_end(engine: Engine, database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A person sees a line for each change, with its money; and it ends where there is no more."""
+    """`follow --no-wait` prints a line for each change, with its amount, and ends after the last one."""
     append(engine, ("order.paid", "cs_1", 2, None), ("credit_note.issued", "cn_1", 3, None))
     append(engine, ("payment_link.activated", "plink_1", 4, "import"))
 
@@ -318,10 +318,10 @@ def test_follow_to_the_end(engine: Engine, database_url: str, monkeypatch: pytes
         (("withheld", "--yes"), ConfigurationError, "--release"),
     ],
 )
-def test_what_cannot_be_meant(
+def test_invalid_options(
     database_url: str, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], error: type[Exception], words: str
 ) -> None:
-    """The error has what is wrong and what is right; a cursor is a failure, and an option is bad usage."""
+    """The error names the fault and a valid choice; a cursor is a failure, an option is bad usage."""
     ran = here(monkeypatch, database_url, *options)
 
     assert ran.stdout == ""
@@ -330,7 +330,7 @@ def test_what_cannot_be_meant(
 
 
 def test_withheld(engine: Engine, database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It counts what is withheld; a release wants --yes, and until then shows what it would do."""
+    """`withheld` counts withheld changes; without --yes a release shows its effect, and changes nothing."""
     append(
         engine,
         ("order.opened", "cs_1", 1, "import"),
@@ -362,7 +362,7 @@ def test_withheld(engine: Engine, database_url: str, monkeypatch: pytest.MonkeyP
 
 
 def test_what_was_joined_is_released_in_the_order_of_its_times(engine: Engine) -> None:
-    """Of two withheld changes of one order, the older one is not released behind the newer one."""
+    """Of two withheld changes of one order, the older one is not released after the newer one."""
     append(engine, ("order.paid", "cs_1", 5, "rename"), ("order.opened", "cs_1", 3, "rename"))
 
     assert withheld.release(engine, ALL) == 1
@@ -371,7 +371,7 @@ def test_what_was_joined_is_released_in_the_order_of_its_times(engine: Engine) -
 
 
 def test_a_silent_connection_is_left(engine: Engine, database_url: str) -> None:
-    """A reader that waits goes on over a new connection where its own has fallen silent."""
+    """A waiting reader continues over a new connection if its own has fallen silent."""
     append(engine, ("order.paid", "cs_1", 1, None))
     with closing(Proxy(database_url)) as proxy:
         reading = database.engine(proxy.url, connections_max=1)

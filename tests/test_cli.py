@@ -1,4 +1,4 @@
-"""Each command prints data to stdout in the form asked for, speaks on stderr, and ends with the code it promises."""
+"""Each command prints data to stdout in the requested form and messages to stderr, and has a defined exit code."""
 
 import hashlib
 import http.server
@@ -41,7 +41,7 @@ def taken(engine: Engine, *bodies: bytes) -> None:
 
 @pytest.fixture
 def order(engine: Engine) -> str:
-    """Return the id of a paid order of 20.00 USD that its buyer saw in kronor, with a name that is not harmless."""
+    """Return the id of a paid order of 20.00 USD, presented in kronor, with control characters in its metadata."""
     account = Account(seed=1)
     account.open_session(amount=2_000, presentment=("sek", 22_000), metadata={"note": "[red]:smile: \x1b[2Jé"})
     (session,) = account.session_ids()
@@ -51,7 +51,7 @@ def order(engine: Engine) -> str:
 
 
 def in_another_zone(engine: Engine) -> None:
-    """Configure the database to speak of times in Kathmandu's."""
+    """Configure the database to print times in the zone of Kathmandu."""
     with database.transaction(engine) as connection:
         name = connection.execute(text("SELECT current_database()")).scalar_one()
         connection.execute(text(f"ALTER DATABASE {name} SET timezone = 'Asia/Kathmandu'"))
@@ -61,7 +61,7 @@ def in_another_zone(engine: Engine) -> None:
 
 
 def test_version(tmp_path: Path) -> None:
-    """The version is that of the checkout that runs, and of the installed package where there is no checkout."""
+    """The version is that of the running checkout, or of the installed package if there is no checkout."""
     here = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     (tmp_path / "pyproject.toml").write_text('[project]\nname = "another"\nversion = "7.0"\n')
 
@@ -73,7 +73,7 @@ def test_version(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("typed", "found"), [("payfold ev", ["events"]), ("payfold events arch", ["archive"])])
 def test_completion(typed: str, found: list[str]) -> None:
-    """A shell that has the completion installed is given the commands that begin as typed."""
+    """A shell with the installed completion gets the commands that begin with the typed text."""
     count = str(len(typed.split()) - 1)
 
     ran = payfold(_PAYFOLD_COMPLETE="complete_bash", COMP_WORDS=typed, COMP_CWORD=count)
@@ -85,23 +85,23 @@ def test_completion(typed: str, found: list[str]) -> None:
 
 
 def test_order(engine: Engine, database_url: str, order: str) -> None:
-    """`orders show` shows money as people write it and times in UTC, wherever PostgreSQL thinks it is."""
+    """`orders show` prints money as people write it, and times in UTC, in any time zone of PostgreSQL."""
     in_another_zone(engine)
 
     ran = payfold("orders", "show", order, DATABASE_URL=database_url)
 
-    told = {line.split()[0]: line.partition(" ")[2].strip() for line in ran.out.splitlines()}
+    printed = {line.split()[0]: line.partition(" ")[2].strip() for line in ran.out.splitlines()}
     paid = datetime.fromtimestamp(Account(seed=1).now, UTC)
     assert (ran.code, ran.err) == (0, "")
-    assert (told["id"], told["status"], told["amount_total"]) == (order, "paid", "20.00 USD")
-    assert told["presentment_amount"] == "220.00 SEK"
-    assert told["paid_at"] == f"{paid:%Y-%m-%d %H:%M:%S}"
-    assert told["livemode"] == "no"
-    assert told["failed_at"] == "-"
+    assert (printed["id"], printed["status"], printed["amount_total"]) == (order, "paid", "20.00 USD")
+    assert printed["presentment_amount"] == "220.00 SEK"
+    assert printed["paid_at"] == f"{paid:%Y-%m-%d %H:%M:%S}"
+    assert printed["livemode"] == "no"
+    assert printed["failed_at"] == "-"
 
 
 def test_order_is_shown_as_it_is(database_url: str, order: str) -> None:
-    """What a buyer or a shop wrote is neither markup nor a picture, and says nothing to the terminal."""
+    """Text from a buyer or a shop is not interpreted as markup or emoji, and sends no control characters."""
     ran = payfold("orders", "show", order, DATABASE_URL=database_url)
 
     (line,) = (line for line in ran.out.splitlines() if line.startswith("metadata"))
@@ -124,25 +124,25 @@ def test_order_as_json(engine: Engine, database_url: str, order: str, form: str)
 
 
 def test_no_such_order(database_url: str) -> None:
-    """An order that is not there is told with exit 1."""
+    """An unknown order is reported with exit 1."""
     ran = payfold("orders", "show", "cs_none", DATABASE_URL=database_url)
 
     assert (ran.code, ran.out, ran.err) == (1, "", "There is no cs_none here.\n")
 
 
 def test_order_of_two_accounts(engine: Engine, database_url: str, order: str) -> None:
-    """An id that several accounts have is shown only where it is said whose."""
+    """An id that several accounts have is shown only if the account is given."""
     account = Account(seed=1)
     account.complete(account.open_session())
     ledger.record(engine, [ledger.delivery(account.events[-1].body, account="acct_1")])
     ledger.fold(engine)
 
-    unsaid = payfold("orders", "show", order, DATABASE_URL=database_url)
-    said = payfold("orders", "show", order, "--account", "", "--test", "--format=json", DATABASE_URL=database_url)
+    ambiguous = payfold("orders", "show", order, DATABASE_URL=database_url)
+    named = payfold("orders", "show", order, "--account", "", "--test", "--format=json", DATABASE_URL=database_url)
 
-    assert (unsaid.code, unsaid.out) == (1, "")
-    assert "--account" in unsaid.err
-    assert (said.code, said.json["account"]) == (0, "")
+    assert (ambiguous.code, ambiguous.out) == (1, "")
+    assert "--account" in ambiguous.err
+    assert (named.code, named.json["account"]) == (0, "")
 
 
 # ---- events list and show ----
@@ -150,7 +150,7 @@ def test_order_of_two_accounts(engine: Engine, database_url: str, order: str) ->
 
 @pytest.fixture
 def events(engine: Engine) -> Account:
-    """Return an account whose three events and a parked one are in the inbox, in a database of another zone."""
+    """Return an account with three events and a parked one in the inbox, in a database of another time zone."""
     account = Account(seed=4)
     link = account.create_payment_link()
     account.complete(account.open_session(payment_link=link))
@@ -162,7 +162,7 @@ def events(engine: Engine) -> Account:
 
 
 def test_list(events: Account, database_url: str) -> None:
-    """`events list` is a line for each event, last recorded first, unbroken where no terminal has a width."""
+    """`events list` prints a line for each event, last recorded first, never broken without a terminal."""
     ran = payfold("events", "list", DATABASE_URL=database_url)
 
     heads, *lines = ran.out.splitlines()
@@ -175,7 +175,7 @@ def test_list(events: Account, database_url: str) -> None:
 
 @pytest.mark.parametrize("form", ["json", "ndjson"])
 def test_list_as_json(events: Account, database_url: str, form: str) -> None:
-    """As JSON, events come with account, mode and source; NDJSON is an object a line."""
+    """As JSON, events have account, mode and source; NDJSON has one object a line."""
     ran = payfold("events", "list", "--format", form, "--limit", "2", DATABASE_URL=database_url)
 
     rows = ran.json if form == "json" else [msgspec.json.decode(line) for line in ran.out.splitlines()]
@@ -203,7 +203,7 @@ def test_list_of_some(events: Account, database_url: str, options: tuple[str, ..
 
 
 def test_list_of_none(database_url: str) -> None:
-    """Where there is nothing to list, stdout stays empty and stderr says so."""
+    """Without any matching event, stdout is empty and stderr has a message."""
     ran = payfold("events", "list", DATABASE_URL=database_url)
 
     assert (ran.code, ran.out, ran.err) == (0, "", "No such event.\n")
@@ -214,7 +214,7 @@ def test_list_of_none(database_url: str) -> None:
     [(("--state", "lost"), "pending, folded, ignored, parked"), (("--limit", "0"), "limit"), (("--colour",), "colour")],
 )
 def test_list_refuses(database_url: str, options: tuple[str, ...], word: str) -> None:
-    """An option that cannot be meant is told with exit 2."""
+    """An invalid option is reported with exit 2."""
     ran = payfold("events", "list", *options, DATABASE_URL=database_url)
 
     assert (ran.code, ran.out) == (2, "")
@@ -247,7 +247,7 @@ def test_show(events: Account, database_url: str) -> None:
     ],
 )
 def test_an_odd_id(engine: Engine, database_url: str, event_id: str, line: str) -> None:
-    """An event is listed, shown and ignored by its id, whatever that is; what speaks to a terminal is spelled out."""
+    """An event with any id can be listed, shown and ignored; control characters in it are printed as escapes."""
     link = {"id": "plink_1", "object": "payment_link", "active": "maybe"}
     event = {"id": event_id, "type": "payment_link.updated", "created": 1_800_000_000, "data": {"object": link}}
     taken(engine, msgspec.json.encode({**event, "object": "event", "livemode": False}))
@@ -265,7 +265,7 @@ def test_an_odd_id(engine: Engine, database_url: str, event_id: str, line: str) 
 
 
 def test_closed_pipe(events: Account, database_url: str) -> None:
-    """A reader that has enough, as `head`, is no reason for a traceback."""
+    """A reader that closes the pipe, as `head` does, causes no traceback."""
     command = [sys.executable, "-m", "deploy", "events", "export"]
     read, write = os.pipe()
     os.close(read)
@@ -281,7 +281,7 @@ def test_closed_pipe(events: Account, database_url: str) -> None:
 
 
 def test_status(events: Account, database_url: str, redis_url: str) -> None:
-    """`status` counts what is pending and parked, and shows how the broker is; where nothing runs none is missed."""
+    """`status` counts pending and parked events and shows the broker's state; without processes none is missing."""
     ran = payfold("status", "--format", "json", DATABASE_URL=database_url, REDIS_URL=redis_url)
 
     assert ran.code == 0
@@ -293,7 +293,7 @@ def test_status(events: Account, database_url: str, redis_url: str) -> None:
 
 @pytest.mark.parametrize("url", [None, "redis://127.0.0.1:1"])
 def test_status_without_broker(database_url: str, url: str | None) -> None:
-    """A broker that is away is told and is no failure: what is recorded waits."""
+    """An unreachable broker is reported and is no failure, since recorded events wait."""
     given = {"DATABASE_URL": database_url} | ({"REDIS_URL": url} if url else {})
     ran = payfold("status", "--format", "json", **given)  # type: ignore[arg-type]  # settings only
 
@@ -306,7 +306,7 @@ def test_status_without_broker(database_url: str, url: str | None) -> None:
 
 
 def test_status_without_database() -> None:
-    """A database that is away is told on the screen, without the password, with exit 1."""
+    """An unreachable database is reported without its password, with exit 1."""
     ran = payfold("status", DATABASE_URL="postgres://u:hunter2@127.0.0.1:1/d")
 
     assert ran.code == 1
@@ -317,7 +317,7 @@ def test_status_without_database() -> None:
 
 @pytest.mark.parametrize("arguments", [("digest",), ("replay", "-")])
 def test_no_database(arguments: tuple[str, ...]) -> None:
-    """A command that needs the database says that none is named (exit 2) or that it does not answer (exit 1)."""
+    """A command that needs a database reports that none is configured (exit 2) or that it does not answer (exit 1)."""
     unnamed, away = payfold(*arguments), payfold(*arguments, DATABASE_URL="postgres://u:hunter2@127.0.0.1:1/d")
 
     assert (unnamed.code, away.code, unnamed.out, away.out) == (2, 1, "", "")
@@ -328,7 +328,7 @@ def test_no_database(arguments: tuple[str, ...]) -> None:
 
 
 def test_not_allowed(engine: Engine, database_url: str) -> None:
-    """What PostgreSQL refuses is told in its own words, in one line."""
+    """A refusal by PostgreSQL is reported in PostgreSQL's words, in one line."""
     with database.transaction(engine) as connection:
         connection.execute(text("DROP TABLE orders CASCADE"))
 
@@ -350,15 +350,15 @@ def test_not_allowed(engine: Engine, database_url: str) -> None:
     ],
 )
 def test_token(options: tuple[str, ...], scopes: set[Scope]) -> None:
-    """A new token's entry, copied as printed, is one that the settings take, and holds only the token's hash."""
+    """The printed entry of a new token is valid in the settings, and holds only the token's hash."""
     ran = payfold("tokens", "new", "shop", *options)
 
-    told = dict(line.split(maxsplit=1) for line in ran.out.splitlines())
-    (token,) = Settings.load({"PAYFOLD_TOKENS": told["PAYFOLD_TOKENS"]}).tokens
+    printed = dict(line.split(maxsplit=1) for line in ran.out.splitlines())
+    (token,) = Settings.load({"PAYFOLD_TOKENS": printed["PAYFOLD_TOKENS"]}).tokens
     assert (ran.code, ran.err) == (0, "")
     assert (token.name, set(token.scopes)) == ("shop", scopes)
-    assert token.sha256 == hashlib.sha256(told["token"].encode()).hexdigest()
-    assert told["token"] not in told["PAYFOLD_TOKENS"]
+    assert token.sha256 == hashlib.sha256(printed["token"].encode()).hexdigest()
+    assert printed["token"] not in printed["PAYFOLD_TOKENS"]
 
 
 def test_a_token_that_opens_nothing() -> None:
@@ -378,7 +378,7 @@ def test_a_token_that_opens_nothing() -> None:
     ],
 )
 def test_no_such_token(arguments: tuple[str, ...], word: str) -> None:
-    """A name or a scope that cannot be is told by its own name with exit 2."""
+    """An invalid name or scope is reported by its own name with exit 2."""
     ran = payfold("tokens", "new", *arguments)
 
     assert (ran.code, ran.out) == (2, "")
@@ -389,11 +389,11 @@ def test_no_such_token(arguments: tuple[str, ...], word: str) -> None:
 
 
 class Endpoint(http.server.BaseHTTPRequestHandler):
-    """An endpoint that keeps what it is sent and answers what it is told to."""
+    """An endpoint that keeps each post and answers with a configured status."""
 
     server: "EndpointServer"
 
-    def do_POST(self) -> None:  # noqa: D102 - the library says what it is for
+    def do_POST(self) -> None:  # noqa: D102 - documented by the library
         body = self.rfile.read(int(self.headers["Content-Length"]))
         self.server.taken.append((body, self.headers["Stripe-Signature"]))
         self.send_response(self.server.status)
@@ -405,7 +405,7 @@ class Endpoint(http.server.BaseHTTPRequestHandler):
 
 
 class EndpointServer(http.server.ThreadingHTTPServer):
-    """Where it listens, and what it was sent."""
+    """The server of an endpoint: its port, and the posts so far."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Endpoint)
@@ -415,7 +415,7 @@ class EndpointServer(http.server.ThreadingHTTPServer):
 
 @pytest.fixture
 def endpoint() -> Iterator[EndpointServer]:
-    """Return an endpoint that takes anything."""
+    """Return an endpoint that accepts every post."""
     with EndpointServer() as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
@@ -425,7 +425,7 @@ def endpoint() -> Iterator[EndpointServer]:
 
 
 def emit(endpoint: EndpointServer, kind: str, *options: str) -> tuple[Ran, dict[str, Any]]:
-    """Emit to *endpoint* and return how that ended and what arrived."""
+    """Emit to *endpoint* and return the command's result and the posted body."""
     url = f"http://127.0.0.1:{endpoint.server_port}/"
     ran = payfold("emit", kind, "--to", url, *options, STRIPE_WEBHOOK_SECRETS=f"{SECRET},whsec_other")
     return ran, msgspec.json.decode(endpoint.taken[-1][0])
@@ -433,7 +433,7 @@ def emit(endpoint: EndpointServer, kind: str, *options: str) -> tuple[Ran, dict[
 
 @pytest.mark.parametrize("kind", _STORIES)
 def test_sample(kind: str) -> None:
-    """The sandbox has a sample of every type that it says it knows."""
+    """The sandbox has a sample of every type that it lists."""
     assert sample(kind, {}, now=1_800_000_000).type == kind
 
 
@@ -452,7 +452,7 @@ def test_emit(endpoint: EndpointServer, kind: str) -> None:
 
 
 def test_emit_with_overrides(endpoint: EndpointServer) -> None:
-    """An override sets a key of the object by its path, as JSON where it is JSON and else as text."""
+    """An override sets a key of the object by its path, to a JSON value if it is JSON, else to a text."""
     overrides = ("amount_total=500", "metadata.cart=a b", "customer=null", 'payment_intent="pi_1"', "total_details={}")
     _, event = emit(
         endpoint, "checkout.session.completed", *(word for each in overrides for word in ("--override", each))
@@ -464,7 +464,7 @@ def test_emit_with_overrides(endpoint: EndpointServer) -> None:
 
 
 def test_emit_refused(endpoint: EndpointServer) -> None:
-    """An endpoint that refuses is told with its status and its words, and exit 1."""
+    """A refusal by the endpoint is reported with its status and its text, and exit 1."""
     endpoint.status = 400
 
     ran, _ = emit(endpoint, "payment_link.created")
@@ -488,7 +488,7 @@ def test_emit_refused(endpoint: EndpointServer) -> None:
     ],
 )
 def test_emit_refuses(arguments: tuple[str, ...], code: int, words: str) -> None:
-    """What cannot be sent is told in one line, with what would do."""
+    """An event that cannot be sent is reported in one line, with a valid choice."""
     ran = payfold("emit", *arguments, STRIPE_WEBHOOK_SECRETS=SECRET)
 
     assert (ran.code, ran.out) == (code, "")
@@ -497,14 +497,14 @@ def test_emit_refuses(arguments: tuple[str, ...], code: int, words: str) -> None
 
 
 def test_emit_unsigned() -> None:
-    """Without a secret nothing can be signed, and the setting is named."""
+    """Without a secret `emit` fails and names the setting."""
     ran = payfold("emit", "payment_link.created")
 
     assert (ran.code, ran.out) == (2, "")
     assert ran.err.startswith("STRIPE_WEBHOOK_SECRETS: ")
 
 
-# ---- How values are shown ----
+# ---- Forms of values ----
 
 
 @pytest.mark.parametrize(
@@ -535,7 +535,7 @@ def test_money(amount: int, currency: str, written: str) -> None:
     ],
 )
 def test_shown(value: object, written: str) -> None:
-    """A value is shown in one way, whatever it holds."""
+    """A value of any content is printed on one line, in one form."""
     assert shown(value) == written
 
 
@@ -545,7 +545,7 @@ LONG = "cs_live_" + "a1" * 29
 @pytest.mark.parametrize("width", [20, 40, 80, 200])
 @pytest.mark.parametrize("is_terminal", [True, False])
 def test_an_id_is_never_broken(width: int, is_terminal: bool) -> None:  # noqa: FBT001 - a parameter
-    """Every value stands whole in one line: a row becomes lines where a terminal is too narrow, and never elsewhere."""
+    """No value is broken: on a narrow terminal, and only there, a row is printed as one line for each value."""
     file = io.StringIO()
     to = output._console(file=file, width=width, force_terminal=is_terminal, color_system=None)
     found = [{"seq": seq, "id": f"{LONG}{seq}", "reason": reason} for seq, reason in ((1, None), (22, "a b \u4f60 c"))]
@@ -571,14 +571,14 @@ def test_an_id_is_never_broken(width: int, is_terminal: bool) -> None:  # noqa: 
 
 
 def test_no_command_makes_a_table_of_its_own() -> None:
-    """Rows are laid out by `output` alone, so that what holds for its tables holds for every command."""
+    """Only `output` makes tables, so that the properties of its tables hold for every command."""
     commands = [*(ROOT / "deploy" / "commands").glob("*.py"), ROOT / "deploy" / "cli.py"]
 
     assert not [path.name for path in commands if "rich.table" in path.read_text()]
 
 
 def test_every_command_has_help() -> None:
-    """Each command and each of its options says what it does."""
+    """Each command and each of its options has a help text."""
     from typer.main import get_command  # noqa: PLC0415
 
     from deploy.cli import app  # noqa: PLC0415

@@ -43,7 +43,7 @@ class Stripe:
 
     @property
     def settings(self) -> Settings:
-        """The settings that lead there."""
+        """The settings of this Stripe."""
         return Settings.load(self.environment)
 
     def listed(self, url: str | None = URL) -> list[endpoints.Endpoint]:
@@ -51,7 +51,7 @@ class Stripe:
         return endpoints.listed(endpoints.opened(self.settings), HERE, url=url)
 
     def advice(self) -> str:
-        """Return the sentences of `endpoints check` about them."""
+        """Return the findings of `endpoints check` about them."""
         return "\n".join(endpoints.advice(self.listed()))
 
 
@@ -67,7 +67,7 @@ def stripe() -> Iterator[Stripe]:
 
 
 def test_event_types() -> None:
-    """Each is one of Stripe's that an endpoint may choose, and each of Stripe's that a fold reads is there, once."""
+    """The list has every event type of Stripe's that a fold reads, once, and no type that an endpoint cannot choose."""
     assert set(STRIPE_TYPES) <= literals(WebhookEndpointCreateParams.__annotations__["enabled_events"])
     assert [kind for kind in FOLDS if kind not in STRIPE_TYPES and not kind.startswith("payfold.")] == []
     assert len(set(STRIPE_TYPES)) == len(STRIPE_TYPES)
@@ -89,7 +89,7 @@ Init = Callable[..., str]
 
 @pytest.fixture
 def init(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Init:
-    """Return what runs `init` with these settings and returns what it prints."""
+    """Return a function that runs `init` with these settings and returns its output."""
 
     def run(**settings: str) -> str:
         for name, value in settings.items():
@@ -103,7 +103,7 @@ def init(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_init(tmp_path: Path, init: Init) -> None:
-    """It writes a private file that changes nothing yet; a second run leaves alone what was set in it since."""
+    """`init` writes a private file that sets nothing yet; a second run does not change settings made since."""
     at, path = {"PAYFOLD_DATA_DIR": str(tmp_path / "data")}, tmp_path / "data" / ".env"
 
     first = init(**at)
@@ -127,7 +127,7 @@ def test_init(tmp_path: Path, init: Init) -> None:
 
 
 def test_a_full_disk(tmp_path: Path, init: Init) -> None:
-    """A file that cannot be written whole is not left behind in part, to be taken for another program's."""
+    """If the file cannot be written completely, no part of it is left."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
     try:
@@ -141,7 +141,7 @@ def test_a_full_disk(tmp_path: Path, init: Init) -> None:
 
 
 def test_every_example_in_the_file(tmp_path: Path, init: Init) -> None:
-    """Each setting is in the file, but for the folder that it is found by, and its example can be used as it is."""
+    """The file has every setting but its own folder's, and each example is a valid value."""
     at, path = {"PAYFOLD_DATA_DIR": str(tmp_path)}, tmp_path / ".env"
     init(**at)
     only_comments = re.sub(r"^[A-Z_]+=\n", "", path.read_text(), flags=re.MULTILINE)
@@ -154,7 +154,7 @@ def test_every_example_in_the_file(tmp_path: Path, init: Init) -> None:
 
 
 def test_init_elsewhere(tmp_path: Path, init: Init) -> None:
-    """--env-file names the file, for `init` and for what reads it; a file of another program is left alone."""
+    """--env-file names the file for `init` and for every reader; a file of another program is not changed."""
     path = tmp_path / "payfold.env"
 
     init(PAYFOLD_ENV_FILE=str(path))
@@ -173,7 +173,7 @@ def test_init_elsewhere(tmp_path: Path, init: Init) -> None:
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="runs curl")
 def test_the_call_that_init_prints(stripe: Stripe, tmp_path: Path, init: Init) -> None:
-    """The printed call makes an endpoint with exactly our event types, in which `check` finds no fault."""
+    """The printed call creates an endpoint with exactly our event types, and `check` finds no fault."""
     printed = init(PAYFOLD_DATA_DIR=str(tmp_path), STRIPE_API_BASE=stripe.environment["STRIPE_API_BASE"])
     assert "STRIPE_API_KEY in the shell is one key by itself, without a label and without others." in printed
     call = printed[printed.index("  curl ") :].replace("https://your-host/webhooks/stripe", URL)
@@ -194,7 +194,7 @@ def test_the_call_that_init_prints(stripe: Stripe, tmp_path: Path, init: Init) -
 
 
 def test_create(stripe: Stripe) -> None:
-    """`create` prints the one line with the secret and nothing else holds it; then `check` is content."""
+    """`create` prints the secret in one line and stores it nowhere; `check` then finds no fault."""
     made = python("deploy", "endpoints", "create", "--url", URL, "--yes", settings=stripe.environment)
     checked = python("deploy", "endpoints", "check", "--format", "json", settings=stripe.environment)
 
@@ -209,7 +209,7 @@ def test_create(stripe: Stripe) -> None:
 
 
 def test_create_for_a_label(stripe: Stripe) -> None:
-    """The secret is labelled as its key is, so that events are recorded under the account that they were before."""
+    """The secret has the label of its key, so that events are recorded under the same account as before."""
     settings = Settings.load(stripe.environment | {"STRIPE_API_KEY": f"acct_1={KEY}"})
 
     made = endpoints.create(endpoints.opened(settings), World("acct_1", livemode=False), URL)
@@ -219,7 +219,7 @@ def test_create_for_a_label(stripe: Stripe) -> None:
 
 
 def test_create_twice(stripe: Stripe) -> None:
-    """An endpoint that is there is named, and no second one is made."""
+    """An existing endpoint is reported, and no second one is created."""
     api = endpoints.opened(stripe.settings)
     made = endpoints.create(api, HERE, URL)
 
@@ -238,7 +238,7 @@ def test_create_twice(stripe: Stripe) -> None:
     ],
 )
 def test_create_fails(stripe: Stripe, fault: Fault, error: type[Exception], words: str) -> None:
-    """What Stripe declines, and what it leaves open, is an error with what to do."""
+    """A refusal by Stripe, or a missing answer, is an error with a remedy."""
     stripe.faults.add(fault, "/v1/webhook_endpoints", method="POST", times=3)
 
     with pytest.raises(error, match=words):
@@ -246,7 +246,7 @@ def test_create_fails(stripe: Stripe, fault: Fault, error: type[Exception], word
 
 
 def test_a_key_that_is_refused(stripe: Stripe) -> None:
-    """The error about a key that Stripe does not know is without the key."""
+    """The error about a refused key does not contain the key."""
     settings = Settings.load(stripe.environment | {"STRIPE_API_KEY": "sk_test_other"})
 
     with pytest.raises(KeyRefused) as raised:
@@ -255,7 +255,7 @@ def test_a_key_that_is_refused(stripe: Stripe) -> None:
 
 
 def test_check(stripe: Stripe) -> None:
-    """It names what is missing, superfluous, disabled, of another version, and there more than once."""
+    """`check` reports missing and superfluous types, and disabled, outdated and duplicate endpoints."""
     others = [*STRIPE_TYPES[1:], "payout.paid"]
     old = stripe.account.create_webhook_endpoint(f"{URL}/", others, api_version="2020-08-27")["id"]
     elsewhere = stripe.account.create_webhook_endpoint("https://shop.example.com/other", ["*"])["id"]
@@ -277,7 +277,7 @@ def test_check(stripe: Stripe) -> None:
 
 
 def test_several_endpoints_for_one_address(stripe: Stripe) -> None:
-    """Two endpoints bring each event twice, which is reported and harms nothing."""
+    """Two endpoints deliver each event twice, which is reported as harmless."""
     for _ in range(2):
         stripe.account.create_webhook_endpoint(URL, STRIPE_TYPES, api_version=API_VERSION)
 
@@ -288,7 +288,7 @@ def test_several_endpoints_for_one_address(stripe: Stripe) -> None:
 
 
 def test_check_of_each_key(stripe: Stripe) -> None:
-    """`check` looks at every mode with a key, and exits with 1 where one has no endpoint that sends everything."""
+    """`check` covers every mode with a key, and exits with 1 if a mode has no endpoint with all types."""
     stripe.live.create_webhook_endpoint(URL, ["*"], api_version=API_VERSION)
     both = stripe.environment | {"STRIPE_API_KEY": f"{KEY},{LIVE_KEY}"}
 
@@ -318,7 +318,7 @@ def test_usage(
     livemode: bool | None,  # noqa: FBT001 - a parameter of the test
     words: str,
 ) -> None:
-    """What cannot be done is an error before Stripe is asked."""
+    """An impossible call is an error before Stripe is called."""
     monkeypatch.setenv("STRIPE_API_BASE", "http://127.0.0.1:1")
     monkeypatch.setenv("STRIPE_API_KEY", key)
 
@@ -330,7 +330,7 @@ def test_usage(
 
 
 def test_create_without_a_word(stripe: Stripe, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without --yes nothing is made, with exit 2."""
+    """Without --yes no endpoint is created, and the exit code is 2."""
     for name, value in stripe.environment.items():
         monkeypatch.setenv(name, value)
 

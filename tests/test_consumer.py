@@ -1,4 +1,4 @@
-"""The consumer in the README, as it stands there: killed wherever it hurts, the shop acts once on each payment."""
+"""With the README's consumer, killed at its worst moments, the shop acts once on each payment."""
 
 import re
 import secrets
@@ -20,8 +20,8 @@ from tests.web import TOKENS, Web, serving, settings_of, until
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 ACTING, COMMITTING = 1, 2
-# The shop's own table, which takes an order twice where the consumer acts twice; and places at which a test can hold
-# the consumer: in the midst of its second act, and while its transaction commits.
+# The shop's own table, which would hold an order twice if the consumer acted twice; and places at which a test can
+# hold the consumer: in the middle of its second act, and while its transaction commits.
 SHOP = """
 CREATE TABLE shipments (number bigint GENERATED ALWAYS AS IDENTITY, order_id text NOT NULL, cart text NOT NULL);
 CREATE FUNCTION hold() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -41,7 +41,7 @@ CHANGE = """INSERT INTO changes (account, livemode, subject, subject_id, kind, e
 
 
 def shown(language: str) -> str:
-    """Return the one block in the README that is of *language* and about the consumer's cursor."""
+    """Return the README's one block in *language* about the consumer's cursor."""
     (block,) = [each for each in re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL) if "payfold_cursor" in each]
     return str(block)
 
@@ -77,7 +77,7 @@ class Shop:
             process.wait()
 
     def sell(self) -> None:
-        """Let two live orders be paid, among one in test mode and other changes."""
+        """Add two paid live orders, one in test mode, and other changes."""
         of = f"cs_{len(self.sold)}"
         orders = [(f"{of}_{number}", f"cart_{of}_{number}") for number in range(2)]
         for order, cart in orders:
@@ -87,16 +87,16 @@ class Shop:
         self.sold += orders
 
     def shipped(self) -> list[tuple[str, str]]:
-        """Return what was acted on, in its order."""
+        """Return the orders on which the shop acted, in order."""
         return [(order, cart) for order, cart in self.rows("SELECT order_id, cart FROM shipments ORDER BY number")]
 
     def rows(self, query: str) -> list[tuple[str, ...]]:
-        """Return what the shop's database answers."""
+        """Return the rows of *query* in the shop's database."""
         return self.connection.execute(query.encode()).fetchall()
 
     @contextmanager
     def held(self, place: int) -> Iterator[None]:
-        """Hold the consumer at *place* until the block ends, which begins once it is there."""
+        """Wait until the consumer is at *place*, and hold it there until the block ends."""
         self.connection.execute("SELECT pg_advisory_lock(%s)", [place])
         try:
             yield
@@ -104,19 +104,19 @@ class Shop:
             self.connection.execute("SELECT pg_advisory_unlock(%s)", [place])
 
     def is_held(self) -> bool:
-        """Return whether a consumer waits for what the test holds."""
+        """Return whether a consumer waits for the test's lock."""
         waiting = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'advisory'"
         return bool(self.rows(waiting))
 
     def is_alone(self) -> bool:
-        """Return whether the killed consumer's session has ended, with its transaction."""
+        """Return whether the killed consumer's session and transaction have ended."""
         others = "FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
         return not self.rows(f"SELECT 1 {others} AND backend_type = 'client backend'")
 
 
 @pytest.fixture
 def shop(services: Services, database_url: str, redis_url: str, tmp_path: Path) -> Iterator[Shop]:
-    """Return a shop whose consumer follows a web process, with a database of its own on the same server."""
+    """Return a shop with a database of its own on the same server, and a consumer that follows a web process."""
     name = f"payfold_shop_{secrets.token_hex(4)}"
     with psycopg.connect(services.database_url, autocommit=True) as server:
         server.execute(SQL("CREATE DATABASE {}").format(Identifier(name)))
@@ -124,7 +124,7 @@ def shop(services: Services, database_url: str, redis_url: str, tmp_path: Path) 
             with serving(settings_of(database_url, redis_url)) as web:
                 made = Shop(urlsplit(services.database_url)._replace(path=f"/{name}").geturl(), web, tmp_path)
                 yield made
-                # The web process ends once no reader waits for a change.
+                # The web process does not end while a reader waits for a change.
                 made.sell()
                 made.connection.close()
         finally:
@@ -138,10 +138,10 @@ def test_each_payment_is_acted_on_once(shop: Shop) -> None:
         with shop.held(place):
             with shop.consumer():
                 until(shop.is_held, seconds=60)
-            # It is dead, and its session does not know.
+            # The consumer is dead, but PostgreSQL has not noticed yet.
             assert shop.shipped() == shop.sold[: len(shop.shipped())]
         until(shop.is_alone, seconds=60)
-        # What was on its way to be committed is; what was not, is not.
+        # A transaction that was committing is committed, another one is rolled back.
         assert len(shop.shipped()) == len(shop.sold) - (0 if place == COMMITTING else 2)
         if place == COMMITTING:
             shop.sell()

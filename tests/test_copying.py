@@ -1,4 +1,4 @@
-"""Rows and arrays that we write ourselves are read by PostgreSQL as what they were."""
+"""PostgreSQL reads the rows and arrays that Payfold writes for COPY with their original values."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -14,7 +14,7 @@ from worker.folding import copy_rows
 
 pytestmark = pytest.mark.integration
 
-# What PostgreSQL's text holds; the characters that mean something to JSON, to CSV or to an array come up often.
+# Texts that PostgreSQL can hold; characters with a meaning in JSON, CSV or arrays are frequent.
 texts = st.text(
     st.one_of(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), st.sampled_from('\\"\b\n\r\t,{}'))
 )
@@ -33,9 +33,9 @@ FORM = copy_rows.Form(tables.payment_links)
 )
 @settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_rows_arrive_as_they_are(
-    engine: Engine, told: list[tuple[str | None, bool | None, Any, datetime | None]]
+    engine: Engine, written: list[tuple[str | None, bool | None, Any, datetime | None]]
 ) -> None:
-    """Any text, JSON, boolean or time comes out of COPY as it went in, a null as a null."""
+    """Any text, JSON, boolean, time or null has the same value after COPY."""
     rows = [
         {
             "account": "",
@@ -49,19 +49,19 @@ def test_rows_arrive_as_they_are(
             "created": created,
             "as_of": datetime(2026, 11, 1, tzinfo=UTC),
         }
-        for number, (url, active, metadata, created) in enumerate(told)
+        for number, (url, active, metadata, created) in enumerate(written)
     ]
     with database.transaction(engine) as connection, database.cursor(connection) as cursor:
         cursor.execute("TRUNCATE payment_links")
         copy_rows.into(cursor, sql.Identifier("payment_links"), FORM.columns, map(FORM.line, rows))
         cursor.execute("SELECT url, active, metadata, created FROM payment_links ORDER BY length(id), id")
-        assert cursor.fetchall() == told
+        assert cursor.fetchall() == written
 
 
 @given(st.lists(texts), st.lists(st.integers(-(2**63), 2**63 - 1)), st.lists(st.booleans()))
 @settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_arrays_arrive_as_they_are(engine: Engine, words: list[str], numbers: list[int], truths: list[bool]) -> None:
-    """Any texts, numbers and booleans are those of the array that is written of them."""
+    """PostgreSQL reads an array of any texts, numbers or booleans with the same elements."""
     with database.transaction(engine) as connection, database.cursor(connection) as cursor:
         cursor.execute(
             "SELECT %s::text[], %s::bigint[], %s::boolean[]",

@@ -1,4 +1,4 @@
-"""What the feed announces of an order is right in the end: steps back and other amounts are corrected."""
+"""The feed's last change of an order is right: steps back and other amounts are corrected."""
 
 import random
 from collections import Counter
@@ -28,18 +28,18 @@ ANNOUNCED = "SELECT kind, before, after, at, event_id FROM changes WHERE subject
 
 @pytest.fixture
 def account() -> Account:
-    """Return a shop's account with nothing in it."""
+    """Return an empty account of a shop."""
     return Account(seed=41)
 
 
 @pytest.fixture
 def paying() -> Account:
-    """Return an account that has charges, refunds and disputes as well."""
+    """Return an account that also has charges, refunds and disputes."""
     return Account(seed=41, payments=True)
 
 
-def set_aside(event: Sent) -> bytes:
-    """Return an operator's word that *event* is to be ignored."""
+def ignoring(event: Sent) -> bytes:
+    """Return the observation by which an operator ignores *event*."""
     about = {"object": "event", "id": event.id, "reason": "nobody sent it"}
     word = observations.observe(
         folds.EVENT_IGNORED, about, account="", livemode=False, created=event.created, now=ledger.NOW
@@ -48,7 +48,7 @@ def set_aside(event: Sent) -> bytes:
 
 
 def delayed(account: Account) -> tuple[str, list[Sent]]:
-    """Return an order that is opened, completed unpaid and then paid, a minute apart, and its events."""
+    """Return an order that is opened, completed unpaid, and then paid, a minute apart, with its events."""
     session = account.open_session(amount=2_000)
     account.advance(60)
     account.complete(session, payment_status="unpaid")
@@ -58,17 +58,17 @@ def delayed(account: Account) -> tuple[str, list[Sent]]:
 
 
 def announced(engine: Engine) -> list[tuple[str, str | None, int | None]]:
-    """Return the kind, the status and the total of each change of an order, in their order."""
+    """Return kind, status and total of each change of an order, in the feed's order."""
     found = ledger.rows(engine, ANNOUNCED)
     return [(row["kind"], row["after"]["status"], row["after"]["amount_total"]) for row in found]
 
 
-def assert_the_last_word_is_the_row(engine: Engine) -> None:
-    """Hold the last change of each order against its row, and see that no one-shot came twice."""
+def assert_the_last_change_is_the_row(engine: Engine) -> None:
+    """Check that the last change of each order equals its row, and that no one-shot is repeated."""
     changes = ledger.rows(engine, "SELECT * FROM changes WHERE subject = 'order' ORDER BY seq")
     last = {row["subject_id"]: row["after"] for row in changes if row["kind"] != "order.refund_changed"}
     held = {row["id"]: row for row in ledger.rows(engine, "SELECT id, status, amount_total, currency FROM orders")}
-    # Of a status that is not known nothing is announced.
+    # An unknown status is not announced.
     assert {order for order, row in held.items() if row["status"] is not None} <= last.keys()
     for order in held.keys() & last.keys():
         assert [last[order][name] for name in STEP] == [held[order][name] for name in STEP]
@@ -77,9 +77,9 @@ def assert_the_last_word_is_the_row(engine: Engine) -> None:
 
 
 def test_a_step_back_is_corrected(engine: Engine, account: Account) -> None:
-    """An order that was announced as paid, by an event that is then set aside, is corrected to what is left of it."""
+    """If the event that paid an order is ignored later, the order is corrected to the status of its other events."""
     session, events = delayed(account)
-    ledger.take_in(engine, *(event.body for event in events), set_aside(events[-1]))
+    ledger.take_in(engine, *(event.body for event in events), ignoring(events[-1]))
 
     assert announced(engine) == [
         ("order.processing", "processing", 2_000),
@@ -97,24 +97,24 @@ def test_a_step_back_is_corrected(engine: Engine, account: Account) -> None:
 
 
 def test_every_arrival_of_a_step_back(engine: Engine, account: Account) -> None:
-    """However it arrives, the last change is the row, none comes twice, and what was never paid is never paid."""
+    """In any order of arrival the last change equals the row, and no one-shot is repeated."""
     session, events = delayed(account)
     opened = seen(account, session, status="open", payment_status="unpaid")
-    bodies = [opened, *(event.body for event in events), set_aside(events[-1])]
+    bodies = [opened, *(event.body for event in events), ignoring(events[-1])]
 
     last = set()
     for batches in random.Random(41).sample(list(ledger.splits(bodies)), 60):
         ledger.take_in_batches(engine, batches)
-        assert_the_last_word_is_the_row(engine)
+        assert_the_last_change_is_the_row(engine)
         last.add(announced(engine)[-1][1:])
     assert last == {("processing", 2_000)}
 
 
 def test_a_step_back_is_never_a_one_shot(engine: Engine, account: Account) -> None:
-    """The status that is left may never have been announced: it is a correction, and stays one when amounts move."""
+    """A step back is a correction even to a status that was never announced, also when amounts change later."""
     session, events = delayed(account)
     ledger.take_in(engine, events[-1].body)
-    ledger.record(engine, map(ledger.delivery, (events[0].body, set_aside(events[-1]))))
+    ledger.record(engine, map(ledger.delivery, (events[0].body, ignoring(events[-1]))))
     ledger.fold(engine)
     assert announced(engine) == [("order.paid", "paid", 2_000), ("order.corrected", "processing", 2_000)]
 
@@ -125,9 +125,9 @@ def test_a_step_back_is_never_a_one_shot(engine: Engine, account: Account) -> No
     account.advance(5)
     again = {**account.session(session), "amount_total": 1_500}
     ledger.take_in(engine, account.emit("checkout.session.async_payment_succeeded", again).body)
-    # It has been announced as paid once, and once is all.
+    # A second payment is a correction, since order.paid is announced only once.
     assert announced(engine)[3:] == [("order.corrected", "paid", 1_500)]
-    assert_the_last_word_is_the_row(engine)
+    assert_the_last_change_is_the_row(engine)
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def test_a_step_back_is_never_a_one_shot(engine: Engine, account: Account) -> No
 def test_another_amount_is_corrected(
     engine: Engine, account: Account, fields: Mapping[str, Any], after: tuple[str, int, str] | None
 ) -> None:
-    """A newer rendering with another total or currency corrects the paid order; at once it is paid with the newer."""
+    """A newer rendering with another total or currency corrects a paid order; other fields do not."""
     session = account.open_session(amount=2_000)
     account.complete(session)
     (newer,) = account.events
@@ -152,7 +152,7 @@ def test_another_amount_is_corrected(
 
     for batches in ledger.splits(bodies):
         ledger.take_in_batches(engine, batches)
-        assert_the_last_word_is_the_row(engine)
+        assert_the_last_change_is_the_row(engine)
         assert ledger.kinds(engine, session).count("order.paid") == 1
     ledger.take_in_batches(engine, [bodies[:1], bodies[1:]])
     found = ledger.rows(engine, ANNOUNCED)
@@ -165,7 +165,7 @@ def test_another_amount_is_corrected(
 
 
 def test_an_amount_that_moves_with_a_step_is_no_correction(engine: Engine, account: Account) -> None:
-    """The one-shot has it; while the order stays open a moved amount is a correction."""
+    """A one-shot carries a changed amount; without a step the changed amount is a correction."""
     session = account.open_session(amount=2_000)
     bodies = [seen(account, session)]
     account.advance(60)
@@ -183,14 +183,14 @@ def test_an_amount_that_moves_with_a_step_is_no_correction(engine: Engine, accou
 
 
 def test_an_order_that_was_away_comes_back_otherwise(engine: Engine) -> None:
-    """Without a row nothing is announced; what comes back is held against what was announced before the row went."""
+    """An order without a row is not announced; when it is back, it is compared with its last announcement."""
     body = sample("checkout.session.completed", {}, now=1).payload()
     for version, amount in (("2025-01-01", 2_000), ("2025-02-01", "twenty"), ("2025-03-01", 1_500)):
         body["api_version"], body["data"]["object"]["amount_total"] = version, amount
         ledger.take_in(engine, msgspec.json.encode(body))
 
     assert announced(engine) == [("order.paid", "paid", 2_000), ("order.corrected", "paid", 1_500)]
-    assert_the_last_word_is_the_row(engine)
+    assert_the_last_change_is_the_row(engine)
 
 
 @pytest.mark.parametrize(
@@ -213,7 +213,7 @@ def test_an_order_that_was_away_comes_back_otherwise(engine: Engine) -> None:
     ],
 )
 def test_what_a_step_is(before: str | None, after: str | None, kinds: Sequence[str], kind: str | None) -> None:
-    """By the status alone: onward once, back never but as a correction, and nothing where nothing moved."""
+    """A step onward is announced once, a step back is a correction, and an equal status is no change."""
     money = {"amount_total": 500, "currency": "usd"}
     known = None if before is None else {"status": before, **money}
 
@@ -221,7 +221,7 @@ def test_what_a_step_is(before: str | None, after: str | None, kinds: Sequence[s
 
 
 def test_a_dispute_that_is_won_on_appeal(engine: Engine, paying: Account) -> None:
-    """It is closed once by each closing status, however its events arrive."""
+    """A dispute is closed once by each closing status, in any order of arrival."""
     session = paying.open_session(amount=2_000)
     paying.complete(session)
     intents = paying.order_intents(session)
@@ -250,7 +250,7 @@ def test_a_dispute_that_is_won_on_appeal(engine: Engine, paying: Account) -> Non
 
 
 def test_a_sum_that_is_not_known_any_more(engine: Engine, paying: Account) -> None:
-    """An order whose refunds come to a sum no more has a change; where no way to payments was ever known, none."""
+    """An order has a change if the sum of its refunds becomes unknown, but not if it was never known."""
     known, unknown = (paying.open_session(amount=2_000) for _ in range(2))
     for session in (known, unknown):
         paying.complete(session)

@@ -1,4 +1,4 @@
-"""What becomes of deliveries is counted for all web processes together, and the counts outlast each of them."""
+"""Outcomes of deliveries are counted for all web processes together, and the counts survive each process."""
 
 import re
 from datetime import UTC, datetime, timedelta
@@ -23,22 +23,22 @@ def metrics(web: Web) -> list[str]:
 
 
 def totals(web: Web) -> list[str]:
-    """Return its counters."""
+    """Return the counters in `/metrics`."""
     return [line for line in metrics(web) if "_total{" in line]
 
 
 def own(web: Web) -> dict[str, str]:
-    """Return the gauges that are one process's own, without the name of the process."""
+    """Return the gauges of one process, without the name of the process."""
     return dict(re.findall(r'^(\w+){instance="[^"]+"} (.+)$', "\n".join(metrics(web)), re.MULTILINE))
 
 
 def refuse(web: Web) -> None:
-    """Send a delivery that nobody signed."""
+    """Send an unsigned delivery."""
     assert web.client.post(PATH, content=event()).status_code == 400
 
 
 def test_outlasts_its_process(database_url: str, redis_url: str) -> None:
-    """Deliveries and refusals are counted on from where the process before was, and once each."""
+    """A new process continues the counts of the previous one, and counts each delivery and refusal once."""
     settings = settings_of(database_url, redis_url)
     began_at = datetime.now(UTC) - timedelta(seconds=1)
     with serving(settings) as web:
@@ -56,7 +56,7 @@ def test_outlasts_its_process(database_url: str, redis_url: str) -> None:
 
 
 def test_alike(database_url: str, redis_url: str) -> None:
-    """Every web process answers with the counts of all of them, and with what is its own under its name."""
+    """Every web process returns the counts of all processes, and its own gauges under its name."""
     settings = settings_of(database_url, redis_url)
     with serving(settings) as one, serving(settings) as other:
         for number, web in enumerate([one, one, other]):
@@ -71,7 +71,7 @@ def test_alike(database_url: str, redis_url: str) -> None:
 
 
 def test_nothing_new(database_url: str, redis_url: str) -> None:
-    """Where nothing was counted nothing is written."""
+    """Without a new count nothing is written."""
     with serving(settings_of(database_url, redis_url)) as web:
         refuse(web)
         metrics(web)
@@ -83,7 +83,7 @@ def test_nothing_new(database_url: str, redis_url: str) -> None:
 
 
 def test_away(own_postgres: Postgres, redis_url: str) -> None:
-    """While PostgreSQL is away counts are kept, and written by themselves once it is back; metrics are answered."""
+    """While PostgreSQL is down metrics are answered, and counts are kept and written once it is back."""
     upgrade(own_postgres.url)
     with serving(settings_of(own_postgres.url, redis_url), answer_seconds_max=0.5) as web:
         with paused(own_postgres):
@@ -100,7 +100,7 @@ def test_away(own_postgres: Postgres, redis_url: str) -> None:
 
 
 def test_gauges(engine: Engine, database_url: str, redis_url: str) -> None:
-    """The metrics show what waits and what is wrong, and the status shows the same as values."""
+    """The metrics show waiting work and faults, and the status shows the same values."""
     beats = "INSERT INTO heartbeats (kind, name, instance, at, since, outcome)"
     for kind, name, age, outcome in (
         ("web", "", 1, None),
@@ -143,7 +143,7 @@ def test_gauges(engine: Engine, database_url: str, redis_url: str) -> None:
         'payfold_stripe_calls{state="given_up"} 0.0',
         'payfold_account_faults{code="rename_unfinished"} 1.0',
     } <= set(shown)
-    # Nothing was received four weeks ago, since there was no inbox.
+    # No event was received four weeks ago, since there was no inbox.
     assert not [line for line in shown if 'weeks_ago="4"' in line]
     assert (status["database"], status["pending"], status["webhooks"]["last_hour"]) == ("ok", 1, 1)
     assert {each["process"] for each in status["silent"]} == {"worker", "clock"}

@@ -1,4 +1,4 @@
-"""What `payfold up` keeps with its data: the same at every start, for this user's eyes, and never a configured one."""
+"""`payfold up` keeps a secret and a token with its data: the same at every start, readable by this user alone."""
 
 import hashlib
 import os
@@ -15,7 +15,7 @@ NOTHING = Settings.load({})
 
 
 def test_kept(tmp_path: Path) -> None:
-    """A second start has the secret and the token of the first; the file is private, and settings hold only a hash."""
+    """A second start uses the secret and the token of the first; the file is private, and settings hold only a hash."""
     folder = tmp_path / "data" / "up"
     first = credentials.ensured(folder, NOTHING, port=8000)
     again = credentials.ensured(folder, NOTHING, port=8001)
@@ -40,7 +40,7 @@ def test_two_folders(tmp_path: Path) -> None:
 
 
 def test_what_is_configured_is_not_made(tmp_path: Path) -> None:
-    """A configured secret or token comes first and is not kept; what was kept stays for when it is taken away."""
+    """A configured secret or token is used and not kept; the kept one is used again when the setting is removed."""
     secret, token = {"STRIPE_WEBHOOK_SECRETS": "whsec_hunter2"}, {"PAYFOLD_TOKENS": TOKENS}
 
     both = credentials.ensured(tmp_path, Settings.load(secret | token), port=8000)
@@ -61,7 +61,7 @@ def test_what_is_configured_is_not_made(tmp_path: Path) -> None:
     ["", "{", "[]", '{"token": 1}', '{"password": "x"}', '{"signing_secret": "hunter2"}', '{"port": 70000}', "\xff"],
 )
 def test_damaged(tmp_path: Path, text: str) -> None:
-    """A damaged file is an error with what to do, and stays what it is."""
+    """A damaged file is an error with a remedy, and is not changed."""
     path = tmp_path / credentials.FILE
     path.write_bytes(text.encode("latin-1"))
     path.chmod(0o600)
@@ -75,7 +75,7 @@ def test_damaged(tmp_path: Path, text: str) -> None:
 
 
 def test_open_to_others(tmp_path: Path) -> None:
-    """A file that others can read is not used, until it is closed to them."""
+    """A file that others can read is not used, until its permissions are private."""
     made = credentials.ensured(tmp_path, NOTHING, port=8000)
     path = tmp_path / credentials.FILE
     path.chmod(0o640)
@@ -89,7 +89,7 @@ def test_open_to_others(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["folder", "link", "pipe"])
 def test_no_file_of_ours(tmp_path: Path, kind: str) -> None:
-    """What is no plain file of this user's is neither read nor replaced."""
+    """A path that is no regular file of this user is neither read nor replaced."""
     path = tmp_path / credentials.FILE
     if kind == "folder":
         path.mkdir()

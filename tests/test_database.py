@@ -1,4 +1,4 @@
-"""The door to PostgreSQL: no wait is without end, and no connection in doubt is used again."""
+"""Connections to PostgreSQL: every wait is bounded, and a connection in an unknown state is not reused."""
 
 import os
 import threading
@@ -19,7 +19,7 @@ SOON = Bounds(statement=20, lock=20, whole=0.5)
 
 
 def pid(engine: Engine) -> int:
-    """Return the number of the session that the engine's next transaction has."""
+    """Return the process id of the session of the engine's next transaction."""
     with database.transaction(engine) as connection:
         found: int = connection.execute(text("SELECT pg_backend_pid()")).scalar_one()
         return found
@@ -44,7 +44,7 @@ def _silence_and_ask(way: Proxy, connection: Connection) -> None:
 
 
 def test_a_silent_connection_in_the_pool_is_found_out(database_url: str) -> None:
-    """A connection that fell silent in the pool is asked first, and another one takes its place."""
+    """A connection that fell silent in the pool is tested before use, and replaced."""
     with closing(Proxy(database_url)) as way:
         engine = database.engine(way.url, connections_max=1)
         before = pid(engine)
@@ -57,7 +57,7 @@ def test_a_silent_connection_in_the_pool_is_found_out(database_url: str) -> None
 
 
 def test_a_pool_of_silent_connections(database_url: str) -> None:
-    """One silent connection is waited for, and not each of the pool in turn."""
+    """A pool of silent connections costs one wait, and not one for each connection."""
     with closing(Proxy(database_url)) as way, ExitStack() as held:
         engine = database.engine(way.url, connections_max=4)
         for connection in [held.enter_context(engine.connect()) for _ in range(4)]:
@@ -143,7 +143,7 @@ def raising(state: str) -> str:
 
 
 def test_obstacles(engine: Engine) -> None:
-    """What keeps PostgreSQL from doing something has a word, by which programs distinguish them."""
+    """Each reason for which PostgreSQL refuses work has a code, by which programs distinguish them."""
     words = {
         "SET LOCAL transaction_read_only = on; DELETE FROM pending": "read_only",
         "SET LOCAL statement_timeout = 10; SELECT pg_sleep(60)": "slow",
@@ -163,7 +163,7 @@ def test_obstacles(engine: Engine) -> None:
 
 
 def test_a_pool_that_is_in_use(database_url: str) -> None:
-    """Where every connection is in use for too long, the error names that."""
+    """If every connection is in use for too long, the error names the pool."""
     engine = database.engine(database_url, connections_max=1, pool_seconds_max=0.05)
     with database.transaction(engine), pytest.raises(DatabaseAway, match="in use"), database.transaction(engine):
         pytest.fail("there is one connection")
@@ -171,7 +171,7 @@ def test_a_pool_that_is_in_use(database_url: str) -> None:
 
 
 def test_a_fork_leaves_its_parents_connections_alone(database_url: str) -> None:
-    """A forked process watches its own connections: it ends none of its parent's."""
+    """A forked process watches only its own connections, and ends none of its parent's."""
     engine = database.engine(database_url)
     with database.transaction(engine) as connection:
         child = os.fork()
@@ -184,7 +184,7 @@ def test_a_fork_leaves_its_parents_connections_alone(database_url: str) -> None:
 
 
 def test_a_thread_that_fails_goes_on() -> None:
-    """A background thread that raises is started again until it returns."""
+    """A background thread that raises is restarted until it returns."""
     runs: list[int] = []
 
     def work() -> None:

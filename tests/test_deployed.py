@@ -1,4 +1,4 @@
-"""What is deployed, run as a platform runs it: requirements.txt and nothing else, a fresh clone, the Procfile's lines.
+"""Tests of a deployment as a platform runs it: a fresh clone, only requirements.txt installed, the Procfile's lines.
 
 `.ci/deployed` makes the folder that PAYFOLD_DEPLOYED names, with the clone in `checkout` and the environment in `env`,
 and runs this file; everywhere else it is skipped. The file itself runs in the development environment and plays the
@@ -43,7 +43,7 @@ SECRET = "whsec_of_the_shop"
 TOKEN = "pf_of_the_shop"
 HOUR = 3_600
 STOP_SECONDS_MAX = 30
-"""What a platform gives a process between SIGTERM and SIGKILL."""
+"""The seconds that a platform gives a process between SIGTERM and SIGKILL."""
 LINES_SHOWN = 25
 SOON = {f"PAYFOLD_{job}_SECONDS": "1" for job in ("SWEEP", "EXPIRE", "FETCH", "POLL")}
 
@@ -62,7 +62,7 @@ class Deployed:
 
     @property
     def checkout(self) -> Path:
-        """The clone, where a platform runs everything."""
+        """The clone, which is the working folder of every process."""
         return self.folder / "checkout"
 
     @property
@@ -72,7 +72,7 @@ class Deployed:
         return {name: command for name, _, command in (line.partition(": ") for line in lines)}
 
     def environment(self, settings: Mapping[str, str]) -> dict[str, str]:
-        """Return all that a process knows: *settings*, and a path that leads `python` to the deployed one."""
+        """Return the environment of a process: *settings*, and a path with the deployed `python`."""
         path = f"{self.folder / 'env' / 'bin'}{os.pathsep}{os.defpath}"
         return {"PATH": path, "HOME": str(self.folder), "LANG": "C.UTF-8", **settings}
 
@@ -92,7 +92,7 @@ class Deployed:
         return ran
 
     def payfold(self, *arguments: str, settings: Mapping[str, str] | None = None) -> Ran:
-        """Run `python -m deploy …`, with the settings of the deployment unless others are given."""
+        """Run `python -m deploy …`, by default with the settings of the deployment."""
         return self.python("-m", "deploy", *arguments, settings=self.settings if settings is None else settings)
 
     def start(self, name: str) -> "subprocess.Popen[bytes]":
@@ -110,18 +110,18 @@ class Deployed:
         return self.processes[name]
 
     def log(self, name: str) -> Path:
-        """Return the file of what a process prints."""
+        """Return the log file of a process."""
         return self.folder / f"{name}.log"
 
     def end(self) -> None:
-        """Leave nothing running."""
+        """Stop every process."""
         for process in self.processes.values():
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
 
     def until(self, holds: Callable[[], object], seconds: float = 60.0) -> None:
-        """Return once *holds* does; fail with the processes' last lines when time is up or a process has ended."""
+        """Wait until *holds* is true; fail with the processes' last lines after a timeout or if a process has ended."""
         deadline = time.monotonic() + seconds
         while not holds():
             ended = {name: process.returncode for name, process in self.processes.items() if process.poll() is not None}
@@ -130,12 +130,12 @@ class Deployed:
             time.sleep(0.05)
 
     def last_lines(self) -> str:
-        """Return the end of what each process printed."""
+        """Return the last lines of each process."""
         logs = {name: self.log(name).read_text().splitlines()[-LINES_SHOWN:] for name in self.processes}
         return "\n".join(f"{name} | {line}" for name, lines in logs.items() for line in lines)
 
     def get(self, path: str) -> httpx.Response:
-        """Ask over HTTP as the shop does; 599 where nothing answers."""
+        """Request over HTTP as the shop does; 599 if no server answers."""
         url = f"http://127.0.0.1:{self.settings['PORT']}{path}"
         try:
             return httpx.get(url, headers={"Authorization": f"Bearer {TOKEN}"}, timeout=10)
@@ -172,7 +172,7 @@ def servers(folder: Path) -> Iterator[dict[str, str]]:
 
 @pytest.fixture(scope="module")
 def deployed() -> Iterator[Deployed]:
-    """Return Payfold as it is deployed: released, started and ready."""
+    """Return a deployed Payfold: released, started and ready."""
     folder = Path(FOLDER or "")
     account = Account(seed=12, payments=True, start=int(time.time()) - 2 * HOUR)
     abandoned = account.open_session(recoverable=True)
@@ -202,7 +202,7 @@ def deployed() -> Iterator[Deployed]:
 
 @pytest.fixture(scope="module")
 def another_database(deployed: Deployed) -> dict[str, str]:
-    """Return the settings of an empty database, and none but these: no Redis, no Stripe."""
+    """Return the settings of an empty database, without Redis and Stripe."""
     name = f"payfold_{secrets.token_hex(4)}"
     with psycopg.connect(deployed.settings["DATABASE_URL"], autocommit=True) as connection:
         connection.execute(psycopg.sql.SQL("CREATE DATABASE {}").format(psycopg.sql.Identifier(name)))
@@ -213,7 +213,7 @@ def another_database(deployed: Deployed) -> dict[str, str]:
 
 
 def test_nothing_but_what_is_locked(deployed: Deployed) -> None:
-    """requirements.txt names every installed package; the quick HTTP parser, event loop and driver are installed."""
+    """requirements.txt names every installed package; the fast HTTP parser, event loop and driver are installed."""
     locked = re.findall(r"^([a-z0-9-]+)==", (deployed.checkout / "requirements.txt").read_text(), re.MULTILINE)
     listing = "import importlib.metadata as m; print(*(d.metadata['Name'] for d in m.distributions()))"
     listed = deployed.python("-c", listing, settings={}).out.lower().replace("_", "-").replace(".", "-").split()
@@ -224,7 +224,7 @@ def test_nothing_but_what_is_locked(deployed: Deployed) -> None:
 
 
 def test_without_settings(deployed: Deployed) -> None:
-    """Without settings every line of the Procfile ends with 2 and names the missing one."""
+    """Without settings every line of the Procfile exits with 2 and names the missing setting."""
     for command in deployed.procfile.values():
         ran = deployed.python(*command.split()[1:], settings={})
         assert (ran.code, "DATABASE_URL" in ran.err) == (2, True)
@@ -258,7 +258,7 @@ def test_a_stale_session_is_expired(deployed: Deployed) -> None:
 
 @pytest.mark.parametrize("path", ["/health/live", "/docs", "/openapi.json", "/metrics", "/v1/events", "/v1/anomalies"])
 def test_pages(deployed: Deployed, path: str) -> None:
-    """Pages that other packages make are served too: the API's documentation, the metrics."""
+    """Pages made by other packages are served too: the API's documentation, the metrics."""
     assert deployed.get(path).status_code == 200
 
 
@@ -266,7 +266,7 @@ def test_pages(deployed: Deployed, path: str) -> None:
 
 
 def test_status(deployed: Deployed) -> None:
-    """`status` ends with 0: database, broker, processes and the jobs at Stripe are fine."""
+    """`status` exits with 0: database, broker, processes and the jobs at Stripe are fine."""
     ran = deployed.payfold("status", "--format", "json")
 
     assert ran.code == 0, ran.err
@@ -285,7 +285,7 @@ def test_the_tables_are_right(deployed: Deployed, tmp_path: Path) -> None:
 
 
 def test_up(deployed: Deployed, another_database: dict[str, str], tmp_path: Path) -> None:
-    """`up` runs the processes on servers that are named, without the extra that brings others, until it is stopped."""
+    """`up` runs the processes on configured servers, without the extra that installs servers, until it is stopped."""
     redis_url = urlsplit(deployed.settings["REDIS_URL"])._replace(path="/1").geturl()
     more = {"REDIS_URL": redis_url, "PORT": str(free_port()), "PAYFOLD_DATA_DIR": str(tmp_path / "data")}
     log = tmp_path / "log"
@@ -320,7 +320,7 @@ def test_all_ends_when_asked(deployed: Deployed) -> None:
         for name, process in deployed.processes.items()
     }
 
-    # uvicorn ends in good order, and then by the signal that asked for it.
+    # uvicorn shuts down in good order, and then ends itself by the signal that it received.
     assert ended.pop("web") in {0, -signal.SIGTERM}, deployed.last_lines()
     assert ended == {"worker": 0, "clock": 0}, deployed.last_lines()
     assert "Traceback" not in deployed.last_lines()
@@ -345,7 +345,7 @@ def test_the_log_replays(deployed: Deployed, another_database: dict[str, str], t
 
 
 def test_drift_is_found_and_repaired(deployed: Deployed, another_database: dict[str, str]) -> None:
-    """A row that was changed by hand ends rebuild and reconcile with 3, until it is repaired."""
+    """Rebuild and reconcile exit with 3 if a row was edited by hand, until it is repaired."""
     with psycopg.connect(another_database["DATABASE_URL"]) as connection:
         connection.execute("UPDATE orders SET amount_total = amount_total + 1 WHERE status = 'paid'")
 
@@ -356,7 +356,7 @@ def test_drift_is_found_and_repaired(deployed: Deployed, another_database: dict[
 
 
 def test_an_empty_database(deployed: Deployed) -> None:
-    """A database that was never migrated ends a command with 4, and one that is not there with 1."""
+    """A command exits with 4 on a database that was never migrated, and with 1 if there is none."""
     url = urlsplit(deployed.settings["DATABASE_URL"])._replace(path="/template1").geturl()
     assert deployed.payfold("status", settings={"DATABASE_URL": url}).code == 4
     nowhere = f"postgresql://payfold@127.0.0.1:{free_port()}/payfold"

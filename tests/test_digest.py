@@ -1,4 +1,4 @@
-"""A digest tells any difference of the tables and nothing else; a rebuild comes to the same one and leaves nothing."""
+"""A digest depends on the content of the tables alone; a rebuild gives the same digest and leaves nothing behind."""
 
 import threading
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ COLUMNS = [column for table in tables.PROJECTIONS for column in table.columns]
 
 @pytest.fixture
 def engine(database_url: str) -> Iterator[Engine]:
-    """Return an engine on a database that holds a shop's orders."""
+    """Return an engine on a database with a shop's orders."""
     opened = database.engine(database_url)
     ledger.record(opened, [ledger.delivery(event.body) for event in SHOP.events])
     ledger.fold(opened)
@@ -54,7 +54,7 @@ OTHER_VALUES = {
 
 
 def other_value(column: Column[Any]) -> str:
-    """Return an expression for a value that a column does not have; what is null gets one."""
+    """Return an expression for another value than a column has, also for null."""
     for check in column.table.constraints:
         if isinstance(check, CheckConstraint) and check.name == f"{column.name}_is_known":
             first, second = str(check.sqltext).split("'")[1:4:2]
@@ -64,7 +64,7 @@ def other_value(column: Column[Any]) -> str:
 
 
 def one_row_at_least(engine: Engine, table: Table) -> None:
-    """Give a table without rows one."""
+    """Insert a row into an empty table."""
     needed = [column for column in table.columns if not column.nullable]
     names = ", ".join(column.name for column in needed)
     values = ", ".join(VALUES[str(column.type)] for column in needed)
@@ -72,7 +72,7 @@ def one_row_at_least(engine: Engine, table: Table) -> None:
 
 
 def test_one_cell(engine: Engine) -> None:
-    """A change of one cell, of any column, gives its table and the whole another hash, and no other table."""
+    """A change of one cell, of any column, changes the hash of its table and the digest, and no other table's hash."""
     for table in tables.PROJECTIONS:
         one_row_at_least(engine, table)
     before = digests(engine)
@@ -95,7 +95,7 @@ def of_orders(engine: Engine) -> Digest:
 
 @pytest.mark.parametrize("change", ["DELETE FROM orders WHERE ctid = (SELECT min(ctid) FROM orders)", "null"])
 def test_one_row(engine: Engine, change: str) -> None:
-    """A row less is another hash, and so is a null where there was nothing of a text."""
+    """A missing row changes the hash, and so does a null instead of an empty text."""
     run(engine, "UPDATE orders SET customer = ''")
     before = of_orders(engine)
     run(engine, "UPDATE orders SET customer = NULL" if change == "null" else change)
@@ -107,7 +107,7 @@ def test_one_row(engine: Engine, change: str) -> None:
 
 
 def test_order_of_rows(engine: Engine) -> None:
-    """In whatever order the rows lie on disk, the digest is the same."""
+    """The digest does not depend on the order of the rows on disk."""
     before = digests(engine)
     for table in ("orders", "payment_links"):
         run(engine, f"CREATE TABLE kept AS SELECT * FROM {table} ORDER BY md5(id)")  # noqa: S608 - our own name
@@ -118,7 +118,7 @@ def test_order_of_rows(engine: Engine) -> None:
 
 @pytest.mark.parametrize("setting", ["timezone = 'Asia/Kathmandu'", "datestyle = 'German, DMY'"])
 def test_settings_of_the_server(engine: Engine, database_url: str, setting: str) -> None:
-    """However the server is configured to write times, the digest is the same."""
+    """The digest does not depend on the server's settings for times."""
     before = digests(engine)
     (name,) = run(engine, "SELECT current_database()")[0]
     run(engine, f"ALTER DATABASE {name} SET {setting}")
@@ -130,7 +130,7 @@ def test_settings_of_the_server(engine: Engine, database_url: str, setting: str)
 
 
 def test_order_of_folding(engine: Engine) -> None:
-    """A rebuild folds the same events in another order, and comes to the same digest."""
+    """A rebuild folds the same events in another order, and gives the same digest."""
     for account in (tangle(seed) for seed in range(8)):
         ledger.record(engine, [ledger.delivery(event.body, account=f"acct_{id(account)}") for event in account.events])
     ledger.fold(engine)
@@ -142,7 +142,7 @@ def test_order_of_folding(engine: Engine) -> None:
 
 
 def test_command(engine: Engine, database_url: str) -> None:
-    """`digest` prints a line for each table and one for all, its hash last, and the same in JSON."""
+    """`digest` prints a line for each table and one for all, with the hash last, and the same in JSON."""
     found = [(each.table, each.rows, each.sha256) for each in digests(engine)]
 
     lines = payfold("digest", DATABASE_URL=database_url)
@@ -164,7 +164,7 @@ def test_command(engine: Engine, database_url: str) -> None:
 
 
 def test_rebuild_leaves_nothing(engine: Engine) -> None:
-    """A rebuild leaves the live tables, row for row, and no schema of its own."""
+    """A rebuild changes no row of the live tables, and leaves no schema behind."""
     names = ("inbox", "pending", "outcomes", "orders", "payment_links", "changes", "anomalies")
     before = [run(engine, f"SELECT ctid::text, xmin::text, * FROM {name}") for name in names]  # noqa: S608 - our own
 
@@ -176,7 +176,7 @@ def test_rebuild_leaves_nothing(engine: Engine) -> None:
 
 
 def test_rebuild_after_an_exception(engine: Engine) -> None:
-    """A rebuild whose result nobody could use leaves no schema either."""
+    """A rebuild that ends with an exception leaves no schema behind."""
 
     def use() -> None:
         with refolded(engine, seed=1):
@@ -189,7 +189,7 @@ def test_rebuild_after_an_exception(engine: Engine) -> None:
 
 
 def test_two_rebuilds_at_once(engine: Engine) -> None:
-    """Two rebuilds that run at once come to the same digest, each for itself."""
+    """Two simultaneous rebuilds give the same digest."""
     live, found, barrier = digests(engine), [], threading.Barrier(2, timeout=30)
 
     def rebuild(seed: int) -> None:
@@ -210,7 +210,7 @@ def test_two_rebuilds_at_once(engine: Engine) -> None:
 
 
 def test_rebuild_left_behind(engine: Engine) -> None:
-    """The schema of a killed rebuild goes with a later one; that of one that may still run stays."""
+    """A later rebuild removes the schema of a killed one, but not that of one that may still run."""
     now = int(datetime.now(UTC).timestamp())
     old, young = (f"{SCHEMA_PREFIX}{now - age}_ab" for age in (SCHEMA_HOURS_MAX * 3600 + 60, 60))
     run(engine, f"CREATE SCHEMA {old}; CREATE TABLE {old}.orders (); CREATE SCHEMA {young}")
@@ -222,7 +222,7 @@ def test_rebuild_left_behind(engine: Engine) -> None:
 
 
 def test_rebuild_of_what_postgresql_refuses(engine: Engine) -> None:
-    """An event whose row PostgreSQL refuses is parked in a rebuild as it was before, and the rest is folded."""
+    """If PostgreSQL refuses the row of an event, a rebuild parks the event as before, and folds the others."""
     run(engine, "DELETE FROM orders; DELETE FROM outcomes; ALTER TABLE orders ADD CHECK (amount_total < 9000)")
     run(engine, "INSERT INTO pending SELECT seq, true FROM inbox")
     ledger.fold(engine)

@@ -1,4 +1,4 @@
-"""The OpenAPI page and /docs: what they declare, and that the page works under its own policy."""
+"""The OpenAPI page and /docs: their declarations, and the page's content security policy."""
 
 import re
 from collections.abc import Iterator
@@ -61,14 +61,14 @@ def operations(page: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def test_short_names(page: dict[str, Any]) -> None:
-    """Each operation has a name of its own, which is a verb and a noun, and no path."""
+    """Each operation has a unique name of a verb and a noun."""
     names = [operation["operationId"] for operation in operations(page)]
 
     assert sorted(names) == sorted(FAULTS)
 
 
 def test_problems_are_declared(page: dict[str, Any]) -> None:
-    """Each operation declares how it may fail, as problem documents, and FastAPI's own shape is nowhere."""
+    """Each operation declares its failures as problem documents, and FastAPI's own error schema is not used."""
     found = {
         operation["operationId"]: {
             int(status): answer["content"].keys()
@@ -84,14 +84,14 @@ def test_problems_are_declared(page: dict[str, Any]) -> None:
 
 
 def test_every_reference_leads_somewhere(page: dict[str, Any]) -> None:
-    """What the page refers to stands on the page."""
+    """Every reference of the page leads to an entry of the page."""
     wanted = set(re.findall(r"#/components/schemas/(\w+)", str(page)))
 
     assert wanted <= page["components"]["schemas"].keys()
 
 
 def test_a_problem_is_as_declared(web: Web, page: dict[str, Any]) -> None:
-    """A refusal has the members of the declared schema, and no others."""
+    """A refusal has exactly the members of the declared schema."""
     schemas = page["components"]["schemas"]
     for refused in (web.client.get("/v1/orders"), web.get("/v1/orders?limit=0"), web.get("/v1/orders/none")):
         problem = refused.json()
@@ -101,7 +101,7 @@ def test_a_problem_is_as_declared(web: Web, page: dict[str, Any]) -> None:
 
 
 def test_policy(web: Web) -> None:
-    """The page may load from us alone, and runs no script but the bundle and the one that starts it."""
+    """The page may load only from our server, and runs only the bundle and the script that starts it."""
     answer = web.client.get("/docs")
     policy = dict(each.split(" ", 1) for each in answer.headers["content-security-policy"].split("; "))
 
@@ -113,7 +113,7 @@ def test_policy(web: Web) -> None:
 
 @pytest.mark.browser
 def test_the_page_works(web: Web) -> None:
-    """In a browser the page shows every operation, takes a token, asks the API, and breaks no policy."""
+    """In a browser the page shows every operation, accepts a token, calls the API, and violates no policy."""
     printed: list[str] = []
     asked: list[str] = []
     with chromium() as browser:

@@ -1,4 +1,4 @@
-"""What a stranger sends, or does not send, costs the web process a bounded amount of memory, time and log."""
+"""A stranger's requests cost the web process a bounded amount of memory, time and log."""
 
 import asyncio
 import os
@@ -44,12 +44,12 @@ from tests.web import (
 
 MIB = 1024 * 1024
 GROWTH_BYTES_MAX = 160 * MIB
-"""The room of 64 MiB, as much again for copies of it, and what connections and allocators hold."""
+"""The room of 64 MiB, the same again for copies of it, and the memory of connections and allocators."""
 SENT_BYTES_MAX = 96 * MIB
 SECONDS_MAX = 20
 STOP_SECONDS_MAX = 30
 START_SECONDS_MAX = 90
-"""Three processes import everything, on a machine that may be busy."""
+"""Long enough for three processes to start on a busy machine."""
 BODY_SECONDS_MAX = 2.0
 ANSWER_SECONDS_MAX = 2.0
 READ = Bounds(statement=1, lock=1, whole=2)
@@ -58,7 +58,7 @@ WITHOUT_TOKEN: dict[str, str] = {}
 
 
 def main() -> None:
-    """Serve as the web process does, but with less time for everything."""
+    """Serve as the web process does, but with shorter timeouts."""
     settings = Settings.load()
     application = app.create(
         settings, body_seconds_max=BODY_SECONDS_MAX, answer_seconds_max=ANSWER_SECONDS_MAX, read_bounds=READ
@@ -79,14 +79,14 @@ class Process:
     client: httpx.Client
 
     def is_up(self) -> bool:
-        """Return whether deliveries can be sent there."""
+        """Return whether the process accepts deliveries."""
         try:
             return self.client.get("/health/live").is_success
         except httpx.TransportError:
             return False
 
     def peak(self) -> int:
-        """Return the most memory that the process has had, in bytes."""
+        """Return the peak memory of the process, in bytes."""
         (found,) = re.findall(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{self.popen.pid}/status").read_text())
         return int(found) * 1024
 
@@ -102,7 +102,7 @@ class Process:
         return raw
 
     def stop(self) -> float:
-        """Ask the process to stop, and return how many seconds that took."""
+        """Stop the process by SIGTERM, and return the seconds that it took."""
         asked_at = time.monotonic()
         self.popen.terminate()
         self.popen.wait(STOP_SECONDS_MAX)
@@ -113,7 +113,7 @@ class Process:
 def running(
     environment: Mapping[str, str], stderr: int | Path = subprocess.DEVNULL, module: str = "tests.test_doors"
 ) -> Iterator[Process]:
-    """Run a web process, and kill it at the end if it is still there."""
+    """Run a web process, and kill it at the end if it is still running."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     more = {"PORT": str(port), "PAYFOLD_HOST": "127.0.0.1"}
@@ -149,7 +149,7 @@ def shared(services: Services) -> Iterator[Process]:
 
 
 def every_request() -> list[tuple[str, str]]:
-    """Return the method and the address of each operation of the OpenAPI page, and of what is not on it."""
+    """Return method and address of each operation of the OpenAPI page, and of the other routes."""
     listed = app.create(settings_of("postgresql://nowhere/none", "redis://nowhere")).fastapi.openapi()["paths"]
     operations = [
         (method.upper(), re.sub(r"{\w+}", "x", path)) for path, methods in listed.items() for method in methods
@@ -196,7 +196,7 @@ def is_cut_off(raw: Raw, chunk: bytes) -> bool:
 
 @pytest.mark.parametrize("headers", [WITHOUT_TOKEN, OPERATOR], ids=["without a token", "with a token"])
 def test_slow_bodies(shared: Process, headers: dict[str, str]) -> None:
-    """A body that does not come is not waited for at any route: each answers in time, and closes the connection."""
+    """Every route answers in time, and closes the connection, if the body does not arrive."""
     raws = [
         (shared.send(head(method, path, headers, "Content-Length: 100"), b"{"), f"{method} {path}")
         for method, path in every_request()
@@ -212,9 +212,9 @@ def test_slow_bodies(shared: Process, headers: dict[str, str]) -> None:
 
 
 def test_room(shared: Process) -> None:
-    """Bodies of strangers that do not end fill half of the room and no more; what is signed is taken all the while.
+    """Endless bodies of strangers use at most half of the room for bodies, while signed deliveries are accepted.
 
-    Once their time is over, all of it is free.
+    After their timeout all of the room is free again.
     """
     before = shared.peak()
     framing = f"Content-Length: {2 * MIB}"
@@ -224,21 +224,21 @@ def test_room(shared: Process) -> None:
         try:
             raw.connection.sendall(b" " * (2 * MIB - 100))
         except ConnectionError:
-            continue  # it was sent away
+            continue  # the server refused it
     taken, turned_away = shared.deliver(small), shared.deliver(large)
     answers = [raw.answer() for raw in raws]
     until(lambda: shared.deliver(large) == 200)
 
     assert taken == 200
     assert turned_away in {200, 503}
-    # On a slow machine the first are over before the last are sent.
+    # On a slow machine the first connections time out before the last are sent.
     assert {status(answer) for answer in answers if answer} <= {408, 503}
     assert all(b"retry-after: 5" in answer for answer in answers if b" 503 " in answer)
     assert shared.peak() - before < GROWTH_BYTES_MAX
 
 
 def test_late_answer(database_url: str, redis_url: str) -> None:
-    """A request whose answer does not come in time is answered that it is to come again."""
+    """A request that cannot be answered in time is answered 503 with a Retry-After."""
     with serving(settings_of(database_url, redis_url), request_seconds_max=0.3) as web:
         started = time.monotonic()
         late = web.get("/v1/changes?wait=25")
@@ -249,7 +249,7 @@ def test_late_answer(database_url: str, redis_url: str) -> None:
 
 
 def test_half_of_the_room() -> None:
-    """Bodies that have not arrived whole share half of the room; a whole one finds the rest; all of it comes free."""
+    """Incomplete bodies share half of the room; a complete one may use the rest; all of it is freed."""
     room = Room(bytes_max=100, reading_bytes_max=50)
     part = {"type": "http.request", "body": b" " * 40, "more_body": True}
 
@@ -274,7 +274,7 @@ def test_half_of_the_room() -> None:
 
 
 def test_a_failure_is_one_line(database_url: str, redis_url: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """An error that nothing foresaw is logged as its kind and place, without the words of the driver."""
+    """An unexpected error is logged with its type and place, without the driver's message."""
     with serving(settings_of(database_url, redis_url)) as web:
         web.query("ALTER TABLE orders RENAME COLUMN created TO of_a_buyer")
         assert web.get("/v1/orders").status_code == 500
@@ -285,7 +285,7 @@ def test_a_failure_is_one_line(database_url: str, redis_url: str, capsys: pytest
 
 
 def test_refusals_do_not_fill_the_log(environment: dict[str, str], tmp_path: Path) -> None:
-    """Of many refused requests the metrics count each, and the log has a few lines that count the rest."""
+    """The metrics count every refused request; the log has only a few lines, which count the others."""
     log = tmp_path / "log"
     with running(environment, log) as process:
         for _ in range(200):
@@ -313,7 +313,7 @@ def _pipe_without_reader() -> int:
     "unwritable", [lambda: os.open("/dev/full", os.O_WRONLY), _pipe_without_reader], ids=["full disk", "no reader"]
 )
 def test_unwritable_log(environment: dict[str, str], unwritable: Callable[[], int]) -> None:
-    """While standard error takes nothing a delivery fails, and afterwards others are recorded all the same."""
+    """While standard error cannot be written a delivery fails, and later ones are recorded."""
     stderr = unwritable()
     try:
         with running(environment, stderr) as process:
@@ -328,7 +328,7 @@ def test_unwritable_log(environment: dict[str, str], unwritable: Callable[[], in
 
 
 def poison(database_url: str, change: str) -> None:
-    """Change which rows the inbox takes."""
+    """Change the constraints of the inbox."""
     with psycopg.connect(database_url, autocommit=True) as connection:
         connection.execute(f"ALTER TABLE inbox {change}".encode())
 
@@ -337,7 +337,7 @@ def poison(database_url: str, change: str) -> None:
 
 
 def test_ends_with_a_long_poll(environment: dict[str, str]) -> None:
-    """A process that is to stop answers those who wait for a change, and does not wait with them."""
+    """A stopping process answers waiting readers of the feed at once."""
     with running(environment, module="api") as process:
         raw = process.send(head("GET", "/v1/changes?wait=25", READER, "Connection: close"))
         until(lambda: waits_in(environment["DATABASE_URL"]))
@@ -346,7 +346,7 @@ def test_ends_with_a_long_poll(environment: dict[str, str]) -> None:
 
 
 def waits_in(database_url: str) -> bool:
-    """Return whether the change feed was looked at, or a reader asked for it."""
+    """Return whether the change feed was queried for a reader."""
     with psycopg.connect(database_url) as connection:
         looks = (
             "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
@@ -356,7 +356,7 @@ def waits_in(database_url: str) -> bool:
 
 
 def test_ends_in_mid_delivery(environment: dict[str, str]) -> None:
-    """Deliveries that wait for a lock, and a body that does not come, are answered; then the process ends."""
+    """A stopping process answers deliveries that wait for a lock or a body, and then ends."""
     with running(environment) as process, held(environment["DATABASE_URL"]) as blocker:
         raws = [process.send(posted(event(number))) for number in range(3)]
         raws.append(process.send(head("POST", PATH, WITHOUT_TOKEN, "Content-Length: 100"), b"{"))
@@ -371,7 +371,7 @@ def test_ends_in_mid_delivery(environment: dict[str, str]) -> None:
 def test_silent_postgres(own_postgres: Postgres, redis_url: str, module: str, reads: int) -> None:
     """Reads and deliveries that wait for a silent PostgreSQL are answered, and the next ones are served.
 
-    All the while the process answers that it lives, and when it is asked to stop it does so in time.
+    The liveness route answers at any time, and SIGTERM ends the process in time.
     """
     upgrade(own_postgres.url)
     read = head("GET", "/v1/orders", READER, "Connection: close")
@@ -401,12 +401,12 @@ def test_silent_postgres(own_postgres: Postgres, redis_url: str, module: str, re
 
 
 def answered(raws: list[Raw]) -> int:
-    """Return on how many of the connections there is something to read."""
+    """Return the number of connections with unread data."""
     return len(select.select([raw.connection for raw in raws], [], [], 0)[0])
 
 
 def test_children_end_with_their_parent(environment: dict[str, str]) -> None:
-    """Of several web processes, none listens any more when the one that started them was killed."""
+    """If the parent of several web processes is killed, none of them listens any more."""
     with running({**environment, "WEB_CONCURRENCY": "2"}, module="api") as process:
         assert process.deliver(event(1)) == 200
         process.popen.kill()

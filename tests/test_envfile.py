@@ -1,4 +1,4 @@
-"""The .env file: where it is found, that the environment comes first, and that no other program's file is read."""
+"""The .env file: its place, the precedence of the environment, and the refusal of other programs' files."""
 
 import os
 import socket
@@ -19,7 +19,7 @@ Write = Callable[[str], dict[str, str]]
 
 @pytest.fixture
 def written(tmp_path: Path) -> Write:
-    """Return what writes lines into the data folder's file, and returns an environment that leads to it."""
+    """Return a function that writes lines into the data folder's file, and returns an environment that leads to it."""
 
     def write(lines: str, *, first: str = envfile.MARKER) -> dict[str, str]:
         (tmp_path / ".env").write_text(f"{first}\n{lines}\n")
@@ -30,12 +30,12 @@ def written(tmp_path: Path) -> Write:
 
 
 def loaded(environment: dict[str, str]) -> Settings:
-    """Return the settings as a process with *environment* has them."""
+    """Return the settings of a process with *environment*."""
     return Settings.load(envfile.completed(environment))
 
 
 def fault_of(environment: dict[str, str]) -> str:
-    """Return the error of a file that cannot be used."""
+    """Return the error message of an unusable file."""
     with pytest.raises(ConfigurationError) as raised:
         envfile.completed(environment)
     assert SECRET not in str(raised.value)
@@ -43,7 +43,7 @@ def fault_of(environment: dict[str, str]) -> str:
 
 
 def test_what_it_sets(written: Write) -> None:
-    """Values may be quoted, exported and followed by a comment; nothing in them is replaced by other variables."""
+    """Values may be quoted, exported and followed by a comment; variables in them are not expanded."""
     at = written(f"""
         # a comment
         PORT=81 # a port
@@ -78,7 +78,7 @@ def test_the_environment_comes_first(
     port: int,
     source: str,
 ) -> None:
-    """A variable that is set decides, be it by its name or by a file; one that is set to nothing does not."""
+    """A variable of the environment, or its _FILE variant, wins over the file; an empty variable does not."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "port").write_text("83\n")
     at = written("PORT=81") | environment
@@ -89,7 +89,7 @@ def test_the_environment_comes_first(
 
 
 def test_a_file_in_the_file(written: Write, tmp_path: Path) -> None:
-    """A relative path in it begins at its own folder, wherever the process works."""
+    """A relative path in the file is relative to the file's folder, in any working folder."""
     (tmp_path / "secret").write_text(SECRET)
     at = written("STRIPE_WEBHOOK_SECRETS_FILE=secret")
 
@@ -98,7 +98,7 @@ def test_a_file_in_the_file(written: Write, tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_named(written: Write, tmp_path: Path) -> None:
-    """PAYFOLD_ENV_FILE names another one, which has to be there."""
+    """PAYFOLD_ENV_FILE names another file, which has to exist."""
     written("PORT=81")
     named = {"PAYFOLD_ENV_FILE": str(tmp_path / ".env")}
 
@@ -108,7 +108,7 @@ def test_a_file_that_is_named(written: Write, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("mode", [0o602, 0o620, 0o666, 0o660])
 def test_a_file_that_others_can_change(written: Write, tmp_path: Path, mode: int) -> None:
-    """A file that was only found is not read where another user can change it; one that is named is."""
+    """A file that another user can change is read only if it is named, and not if it was only found."""
     at = written("PORT=81")
     (tmp_path / ".env").chmod(mode)
 
@@ -119,7 +119,7 @@ def test_a_file_that_others_can_change(written: Write, tmp_path: Path, mode: int
 
 @pytest.mark.parametrize(("mode", "is_open"), [(0o600, False), (0o640, True), (0o604, True), (0o644, True)])
 def test_a_file_that_others_can_read(written: Write, tmp_path: Path, mode: int, *, is_open: bool) -> None:
-    """A file that others can read is read, with one warning of each command, which shows none of its lines."""
+    """A file that others can read is used, with one warning per command, which shows none of its lines."""
     at = written(f"STRIPE_WEBHOOK_SECRETS={SECRET}")
     (tmp_path / ".env").chmod(mode)
 
@@ -134,7 +134,7 @@ def test_a_file_that_others_can_read(written: Write, tmp_path: Path, mode: int, 
 @pytest.mark.parametrize("is_named", [False, True])
 @pytest.mark.parametrize("kind", ["a pipe", "a folder", "a socket", "a device"])
 def test_no_regular_file(tmp_path: Path, kind: str, *, is_named: bool) -> None:
-    """What is no regular file is refused by its kind, found or named, and not opened: a pipe would wait for ever."""
+    """A path that is no regular file, found or named, is refused by its kind and not opened: a pipe would block."""
     path = tmp_path / ".env"
     with socket.socket(socket.AF_UNIX) as bound:
         make: dict[str, Callable[[Path], object]] = {"a pipe": os.mkfifo, "a folder": os.mkdir}
@@ -147,14 +147,14 @@ def test_no_regular_file(tmp_path: Path, kind: str, *, is_named: bool) -> None:
 
 
 def test_no_file(tmp_path: Path) -> None:
-    """Without a file, or a data folder, the environment is all there is."""
+    """Without a file or a data folder only the environment is read."""
     for folder in (tmp_path, tmp_path / "none"):
         assert envfile.completed({"PAYFOLD_DATA_DIR": str(folder)}) == {"PAYFOLD_DATA_DIR": str(folder)}
 
 
 @pytest.mark.parametrize("first", ["PORT=82", "", "# Payfold's settings", "#!/bin/sh"])
 def test_a_file_of_another_program(tmp_path: Path, first: str) -> None:
-    """A file that Payfold did not begin is an error, and none of its lines is used or shown."""
+    """A file without Payfold's first line is an error, and none of its lines is used or shown."""
     (tmp_path / ".env").write_text(f"{first}\nSTRIPE_WEBHOOK_SECRETS={SECRET}\n{envfile.MARKER}\n")
 
     fault = fault_of({"PAYFOLD_DATA_DIR": str(tmp_path)})
@@ -175,19 +175,19 @@ def test_a_file_of_another_program(tmp_path: Path, first: str) -> None:
     ],
 )
 def test_a_line_that_cannot_be_read(written: Write, lines: str, fault: str) -> None:
-    """A broken line, or a name that is set twice, is an error with its number and without its text."""
+    """A broken line, or a repeated name, is an error with the line's number and without its text."""
     assert fault in fault_of(written(lines))
 
 
 def test_too_large(written: Write) -> None:
-    """A file is read up to a limit, beyond which it is an error."""
+    """A file over the size limit is an error."""
     at = written("#" * (envfile.ENV_FILE_BYTES_MAX - len(envfile.MARKER) - 2))
     assert envfile.read(at) == {}
 
     assert "it is larger than 1,048,576 bytes" in fault_of(written("#" * envfile.ENV_FILE_BYTES_MAX))
 
 
-# ---- Names that are none ----
+# ---- Unknown names ----
 
 
 @pytest.mark.parametrize(
@@ -201,21 +201,21 @@ def test_too_large(written: Write) -> None:
     ],
 )
 def test_unknown_name(tmp_path: Path, name: str, nearest: str) -> None:
-    """A name that begins with PAYFOLD_ and is no setting is a fault that names the nearest one, and not its value."""
+    """An unknown name that begins with PAYFOLD_ is an error with the nearest setting, and without the value."""
     (found,) = unknown({"PAYFOLD_DATA_DIR": str(tmp_path), name: SECRET})
 
     assert found == f"{name.upper()}: there is no such setting; the nearest is {nearest}."
 
 
 def test_unknown_name_in_the_file(written: Write) -> None:
-    """In the file every name is ours, so that one without PAYFOLD_ is a fault as well."""
+    """In the file every unknown name is an error, also one without PAYFOLD_."""
     (found,) = unknown(written("STRIPE_WEBHOOK_SECRET=whsec_a\nPORT_FILE=x\nPAYFOLD_TOKENS="))
 
     assert found == "STRIPE_WEBHOOK_SECRET: there is no such setting; the nearest is STRIPE_WEBHOOK_SECRETS."
 
 
 def test_names_that_are_known(tmp_path: Path) -> None:
-    """Settings, their files, what the repository's own tools use, and what Kubernetes sets, are no fault."""
+    """Settings, their _FILE variants, variables of the repository's tools, and those of Kubernetes are no error."""
     settings = {each.upper() for each in Settings.model_fields}
     others = {"PAYFOLD_ENV_FILE", "PAYFOLD_CALLED_AS", "PAYFOLD_DEPLOYED", "PAYFOLD_TEST_POSTGRES_BIN"}
     kubernetes = {

@@ -1,4 +1,4 @@
-"""A log of any layout gives the same events, and a fault in it costs one entry and no more."""
+"""A log of any layout gives the same events, and a fault in it loses only one entry."""
 
 import gzip
 import hashlib
@@ -38,7 +38,7 @@ def page(events: list[dict[str, Any]]) -> dict[str, Any]:
 
 @pytest.fixture
 def read(tmp_path: Path) -> Callable[[bytes], list[str]]:
-    """Return what reads a log: of each entry the event's id, or the line and the fault."""
+    """Return a function that reads a log, and returns for each entry the event's id, or the line and the fault."""
 
     def entries(log: bytes) -> list[str]:
         path = tmp_path / "log"
@@ -76,7 +76,7 @@ LAYOUTS = {
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_layout(read: Callable[[bytes], list[str]], layout: str) -> None:
-    """Every layout gives the same events, in its order."""
+    """Every layout gives the same events, in the same order."""
     assert read(LAYOUTS[layout]) == IDS
 
 
@@ -98,7 +98,7 @@ COMPRESSED = {
 
 @pytest.mark.parametrize("kind", COMPRESSED)
 def test_compressed(read: Callable[[bytes], list[str]], kind: str) -> None:
-    """A compressed log is told by its content and gives the same events."""
+    """A compressed log is recognised by its content and gives the same events."""
     assert read(COMPRESSED[kind]) == IDS
 
 
@@ -114,12 +114,12 @@ EMPTY = {
 
 @pytest.mark.parametrize("log", EMPTY.values(), ids=EMPTY.keys())
 def test_empty(read: Callable[[bytes], list[str]], log: bytes) -> None:
-    """A log of nothing holds no event and no fault."""
+    """An empty log has no event and no fault."""
     assert read(log) == []
 
 
 def test_bytes_are_kept(tmp_path: Path) -> None:
-    """Each event's payload is the very bytes that the log has, whatever the layout around it."""
+    """Each event's payload has exactly the bytes of the log, in any layout."""
     body = '{ "id":"evt_1" ,"type":"x","created":1, "data":{"object":{"name":"Zoë \\u00e9","price":1.50}}}'.encode()
     for log in (body, b"[" + body + b"]", b"[\n\n" + body + b"\n]", b'{"object":"list",\n"data": [' + body + b"]}"):
         (tmp_path / "log").write_bytes(log)
@@ -128,7 +128,7 @@ def test_bytes_are_kept(tmp_path: Path) -> None:
         assert entry.delivery.envelope.payload == body
 
 
-# A line at fault, and a word of what is said of it.
+# A broken line, and a word of its fault.
 BROKEN_LINES = {
     "garbage": (b"garbage", "not JSON"),
     "cut in a key": (b'{"id": "evt_9", "ty', "not JSON"),
@@ -152,21 +152,21 @@ BROKEN_LINES = {
 @pytest.mark.parametrize("place", ["first", "middle", "last"])
 @pytest.mark.parametrize("kind", BROKEN_LINES)
 def test_broken_line(read: Callable[[bytes], list[str]], kind: str, place: str) -> None:
-    """A line that cannot be read is told with its number and its fault, and every other line is read."""
+    """A broken line is reported with its number and its fault, and every other line is read."""
     line, words = BROKEN_LINES[kind]
     at = {"first": 0, "middle": 1, "last": 3}[place]
     lines = [*COMPACT[:at], line, *COMPACT[at:]]
 
     entries = read(b"\n".join(lines) + b"\n")
 
-    told = entries.pop(at)
-    assert told.startswith(f": line {at + 1} ")
-    assert words in told or "ends before" in told
+    fault = entries.pop(at)
+    assert fault.startswith(f": line {at + 1} ")
+    assert words in fault or "ends before" in fault
     assert entries == IDS
 
 
 @pytest.mark.parametrize(
-    ("log", "told"),
+    ("log", "expected"),
     [
         (b'{"a": tru}\n' + NDJSON, ": line 1 it is not JSON: Expecting value (column 7)"),
         (NDJSON + '{"ä": "ö", }\n'.encode() + NDJSON, None),
@@ -191,30 +191,30 @@ def test_broken_line(read: Callable[[bytes], list[str]], kind: str, place: str) 
 )
 @pytest.mark.parametrize("compress", [bytes, gzip.compress, zstandard.compress])
 def test_one_place(
-    read: Callable[[bytes], list[str]], log: bytes, told: str | None, compress: Callable[[bytes], bytes]
+    read: Callable[[bytes], list[str]], log: bytes, expected: str | None, compress: Callable[[bytes], bytes]
 ) -> None:
-    """A fault has one place: the line of the file and the column in it; another line only of JSON over many lines."""
+    """A fault has one place: the line of the file and the column in it; a second line only in JSON over many lines."""
     faults = [entry for entry in read(compress(log)) if entry.startswith(": line")]
 
-    assert faults[0] == (told or ": line 4 it is not JSON: a key is missing (column 12)")
+    assert faults[0] == (expected or ": line 4 it is not JSON: a key is missing (column 12)")
 
 
 @pytest.mark.parametrize(
-    ("closed", "told"),
+    ("closed", "expected"),
     [
         (9_999, "it is not JSON: the line ends before the JSON that begins in it does"),
         (10_001, "it is not JSON, and nested too deeply for the place to be found"),
     ],
 )
-def test_no_place_in_what_is_nested_too_deeply(read: Callable[[bytes], list[str]], closed: int, told: str) -> None:
-    """Where Python's own reader gives up, the brackets still show whether the line was cut."""
+def test_no_place_in_what_is_nested_too_deeply(read: Callable[[bytes], list[str]], closed: int, expected: str) -> None:
+    """If the nesting is too deep for Python's reader, the brackets still show whether the line was cut."""
     fault, *others = read(b'{"a":' * 10_000 + b'"]}"' + b"}" * closed + b"\n" + NDJSON)
 
-    assert (fault, others) == (f": line 1 {told}", IDS)
+    assert (fault, others) == (f": line 1 {expected}", IDS)
 
 
 def test_one_place_of_a_long_array(read: Callable[[bytes], list[str]]) -> None:
-    """The column is that of the line, however much of it was read and let go of before."""
+    """The column counts from the start of the line, even if most of the line was dropped from memory."""
     before = b"[" + b",".join(COMPACT * 400)
     assert len(before) > 4 * reader.CHUNK_BYTES
 
@@ -224,7 +224,7 @@ def test_one_place_of_a_long_array(read: Callable[[bytes], list[str]]) -> None:
 
 
 def test_bracket_too_many(read: Callable[[bytes], list[str]]) -> None:
-    """What follows a whole event in its line and is none is told, and the event is read."""
+    """Junk after a complete event in its line is reported, and the event is read."""
     entries = read(COMPACT[0] + b"}\n" + COMPACT[1] + b"\n")
 
     assert (entries[0], entries[2]) == (IDS[0], IDS[1])
@@ -232,14 +232,14 @@ def test_bracket_too_many(read: Callable[[bytes], list[str]]) -> None:
 
 
 def test_broken_lines_in_a_row(read: Callable[[bytes], list[str]]) -> None:
-    """Each broken line is told, also where one follows the other, behind blank ones and a byte order mark."""
+    """Each of several broken lines is reported, also after blank lines and a byte order mark."""
     entries = read(b"\xef\xbb\xbf\n{broken\ngarbage\n\n[broken too\n" + NDJSON)
 
     assert [entry.partition(" it")[0] for entry in entries] == [": line 2", ": line 3", ": line 5", *IDS]
 
 
 def test_cut_last_line(read: Callable[[bytes], list[str]]) -> None:
-    """A log that was cut in its last line gives all the others and says where it ends."""
+    """A log that was cut in its last line gives all other events and a fault with the place."""
     assert read(NDJSON[:-100]) == [*IDS[:2], ": line 3 the file ends before the JSON that begins here does"]
 
 
@@ -260,7 +260,7 @@ def test_cut_text(read: Callable[[bytes], list[str]], value: object) -> None:
     ids=["array", "page", "an element a line"],
 )
 def test_broken_element(read: Callable[[bytes], list[str]], text: bytes) -> None:
-    """A broken element of an array over many lines costs that element."""
+    """A broken element of an array over many lines loses only that element."""
     mark = f'"{IDS[1]}"'.encode()
     line = text[: text.rindex(b"{", 0, text.index(mark))].count(b"\n") + 1
 
@@ -271,7 +271,7 @@ def test_broken_element(read: Callable[[bytes], list[str]], text: bytes) -> None
 
 
 def test_broken_element_in_one_line(read: Callable[[bytes], list[str]]) -> None:
-    """Where an array's broken line says no more, that is told, and the lines after it are read."""
+    """After a broken element the rest of a one-line array is skipped, which is reported; later lines are read."""
     mark = f'"{IDS[1]}"'.encode()
     array = b"[" + b",".join(COMPACT).replace(mark, mark[1:]) + b"]\n"
 
@@ -282,8 +282,8 @@ def test_broken_element_in_one_line(read: Callable[[bytes], list[str]]) -> None:
     assert entries[2:] == IDS
 
 
-def put_aside(path: Path) -> bytes:
-    """Return a log of what cannot be read in the one at *path*, each text below a remark."""
+def unread(path: Path) -> bytes:
+    """Return a log of the unreadable texts of the log at *path*, each below a remark."""
     return b"".join(
         log_writer.remark(entry.place, entry.fault) + b"".join(entry.text).rstrip(b"\r\n") + b"\n"
         for entry in reader.read(str(path), account="", now=NOW)
@@ -303,27 +303,27 @@ SPOILT = {
 @pytest.mark.parametrize("broken", IDS)
 @pytest.mark.parametrize("layout", SPOILT)
 def test_put_right(read: Callable[[bytes], list[str]], tmp_path: Path, layout: str, broken: str) -> None:
-    """What could not be read comes with the whole of its text, which can be put right and then be read."""
+    """A fault comes with the complete unreadable text, which can be corrected and then be read."""
     mark = f'"{broken}"'.encode()
     read(SPOILT[layout].replace(mark, mark[1:]))
 
-    aside = put_aside(tmp_path / "log")
+    rest = unread(tmp_path / "log")
 
-    (told,) = read(aside)
-    assert told.startswith(": line 2 it is not JSON: ")
-    assert read(aside.replace(mark[1:], mark)) == [broken]
+    (fault,) = read(rest)
+    assert fault.startswith(": line 2 it is not JSON: ")
+    assert read(rest.replace(mark[1:], mark)) == [broken]
 
 
 def test_put_right_where_it_was_cut(read: Callable[[bytes], list[str]], tmp_path: Path) -> None:
-    """Of a line or an element that was cut the rest can be given back."""
+    """A cut line or element can be completed and then be read."""
     for log in (NDJSON.rstrip(), pretty(EVENTS)[:-2].rstrip()):
         read(log[:-7])
-        aside = put_aside(tmp_path / "log")
-        assert read(aside.rstrip() + log[-7:]) == IDS[2:]
+        rest = unread(tmp_path / "log")
+        assert read(rest.rstrip() + log[-7:]) == IDS[2:]
 
 
-def test_a_long_line_is_put_aside_in_pieces(read: Callable[[bytes], list[str]], tmp_path: Path) -> None:
-    """The text of a line of 50 MB is handed on as it is read, and all of it is."""
+def test_a_long_unreadable_line_comes_in_pieces(read: Callable[[bytes], list[str]], tmp_path: Path) -> None:
+    """The text of an unreadable line of 50 MB is passed on completely, in pieces as it is read."""
     line = b'{"id": "' + b"x" * 50 * 1024**2 + b'"}'
     (tmp_path / "log").write_bytes(line + b"\n" + NDJSON)
 
@@ -338,17 +338,17 @@ def test_a_long_line_is_put_aside_in_pieces(read: Callable[[bytes], list[str]], 
 
 
 def test_progress_in_bytes(tmp_path: Path) -> None:
-    """Whoever waits is told of every byte of the file, compressed as it is."""
+    """Progress reports add up to the size of the compressed file."""
     path = tmp_path / "log"
     path.write_bytes(zstandard.compress(NDJSON * 1000))
-    told: list[int] = []
+    reported: list[int] = []
 
-    assert len(list(reader.read(str(path), account="", now=NOW, progress=told.append))) == 3000
-    assert sum(told) == path.stat().st_size
+    assert len(list(reader.read(str(path), account="", now=NOW, progress=reported.append))) == 3000
+    assert sum(reported) == path.stat().st_size
 
 
 def many(layout: Callable[[list[dict[str, Any]]], bytes]) -> tuple[bytes, list[str]]:
-    """Return a log that is hard to compress, and the ids in it."""
+    """Return a log that compresses badly, and the ids in it."""
     account = Account(seed=1)
     for _ in range(300):
         account.create_payment_link(metadata={"noise": os.urandom(150).hex()})
@@ -367,7 +367,7 @@ def test_cut_compressed_log(
     compress: Callable[[bytes], bytes],
     layout: Callable[[list[dict[str, Any]]], bytes],
 ) -> None:
-    """A compressed log that was cut gives what is whole before the cut, and one fault that says so."""
+    """A compressed log that was cut gives all complete events before the cut, and one fault."""
     log, ids = many(layout)
 
     *whole, fault = read(compress(log)[:-2000])
@@ -379,7 +379,7 @@ def test_cut_compressed_log(
 
 @pytest.mark.parametrize("compress", [gzip.compress, zstandard.compress], ids=["gzip", "Zstandard"])
 def test_junk_after_compressed_log(read: Callable[[bytes], list[str]], compress: Callable[[bytes], bytes]) -> None:
-    """What follows a compressed log and is none is told, after all that was read."""
+    """Junk after a compressed log is reported after all its events."""
     *whole, fault = read(compress(NDJSON) + b"junk, and more of it")
 
     assert whole == IDS
@@ -388,7 +388,7 @@ def test_junk_after_compressed_log(read: Callable[[bytes], list[str]], compress:
 
 @pytest.mark.parametrize("start", [b'{"id": "', b"x", b"[1, "], ids=["object", "garbage", "array"])
 def test_line_over_the_limit(read: Callable[[bytes], list[str]], start: bytes) -> None:
-    """A line without an end is told as too long, in bounded memory, and the next one is read."""
+    """An overlong line is reported, in bounded memory, and the next one is read."""
     entries = read(COMPACT[0] + b"\n" + start + b"x" * (reader.LINE_BYTES_MAX + 5) + b"\n" + COMPACT[1] + b"\n")
 
     assert (entries[0], entries[-1]) == (IDS[0], IDS[1])
@@ -402,14 +402,14 @@ def test_line_over_the_limit(read: Callable[[bytes], list[str]], start: bytes) -
     ids=["number", "float", "half", "deep"],
 )
 def test_an_odd_event_of_a_page(read: Callable[[bytes], list[str]], value: bytes) -> None:
-    """An event that no decoder takes whole costs its page nothing, and is read like the others."""
+    """An event with a value that no decoder accepts is read like the others of its page."""
     odd = COMPACT[1][:-1] + b',"note":' + value + b"}"
 
     assert read(b'{"object":"list","data":[' + b",".join((COMPACT[0], odd, COMPACT[2])) + b'],"has_more":false}') == IDS
 
 
 def test_a_number_without_end_over_many_lines(read: Callable[[bytes], list[str]]) -> None:
-    """A number of more digits than Python converts ends no reading of a log that is spread over many lines."""
+    """A number with more digits than Python converts does not stop the reading of a pretty-printed log."""
     assert (
         read(pretty(page(EVENTS)).replace(b'"livemode": false', b'"livemode": false, "n": ' + b"9" * 5_000, 1)) == IDS
     )
@@ -435,21 +435,21 @@ def test_array_over_the_limit_of_a_line(read: Callable[[bytes], list[str]]) -> N
     ],
 )
 def test_another_kind_of_file(read: Callable[[bytes], list[str]], log: bytes, words: str) -> None:
-    """A file of a known kind that is not read is told as such, once."""
+    """A file of a known but unsupported kind is reported once, with its kind."""
     (fault,) = read(log)
 
     assert words in fault
 
 
 def test_missing_file(tmp_path: Path) -> None:
-    """A file that cannot be opened is an entry with a fault, so that the others are read."""
+    """A file that cannot be opened is an entry with a fault, so that other files are still read."""
     (entry,) = reader.read(str(tmp_path / "missing"), account="", now=NOW)
 
     assert (entry.delivery, entry.fault) == (None, "it cannot be read: No such file or directory")
 
 
 def test_pipe(tmp_path: Path) -> None:
-    """A log may come through a pipe that ends when it ends."""
+    """A log can be read from a pipe."""
     os.mkfifo(tmp_path / "pipe")
     writer = threading.Thread(target=(tmp_path / "pipe").write_bytes, args=(COMPRESSED["gzip"],))
     writer.start()
@@ -460,7 +460,7 @@ def test_pipe(tmp_path: Path) -> None:
 
 
 def test_account_of_a_log(tmp_path: Path) -> None:
-    """An event that names its account keeps it, and the others get the log's."""
+    """An event that names its account keeps it, and other events get the log's account."""
     named = tangle(1).events[0].payload() | {"account": "acct_own"}
     (tmp_path / "log").write_bytes(COMPACT[0] + b"\n" + msgspec.json.encode(named))
 
@@ -485,7 +485,7 @@ def own_line(**changed: object) -> bytes:
 
 
 def test_own_line(tmp_path: Path) -> None:
-    """A line of our own log keeps account, signature, hash, what was blanked and when it was received."""
+    """A line of our own log keeps account, signature, hash, blanked fields and the time of receipt."""
     (tmp_path / "log").write_bytes(own_line(redacted=["data.object.url"], payload_sha256="ab" * 32))
 
     (entry,) = reader.read(str(tmp_path / "log"), account="acct_log", now=datetime.now(UTC))
@@ -498,7 +498,7 @@ def test_own_line(tmp_path: Path) -> None:
 
 
 def test_own_line_altered(read: Callable[[bytes], list[str]]) -> None:
-    """A payload that was altered after the export is told by its hash."""
+    """A payload that was altered after the export is recognised by its hash."""
     altered = own_line().replace(b"livemode", b"livem0de")
 
     assert read(own_line() + altered) == [
@@ -509,7 +509,7 @@ def test_own_line_altered(read: Callable[[bytes], list[str]]) -> None:
 
 @pytest.mark.parametrize("form", ["plain", "gzip", "Zstandard"])
 def test_writing(tmp_path: Path, read: Callable[[bytes], list[str]], form: log_writer.Compression) -> None:
-    """A log is compressed as it is asked for, and is there only once it is whole."""
+    """A log is written in the requested compression, and appears only once it is complete."""
     path = tmp_path / "events"
     with log_writer.writing(path, form) as stream:
         stream.write(NDJSON)
@@ -521,7 +521,7 @@ def test_writing(tmp_path: Path, read: Callable[[bytes], list[str]], form: log_w
 
 
 def test_writing_broken_off(tmp_path: Path) -> None:
-    """What is not written to its end leaves the log that was there before, and nothing else."""
+    """An interrupted write leaves the previous log unchanged, and no other file."""
     (tmp_path / "events.zst").write_bytes(b"before")
 
     def write() -> None:
@@ -537,7 +537,7 @@ def test_writing_broken_off(tmp_path: Path) -> None:
 
 
 def test_reading_is_lazy(tmp_path: Path) -> None:
-    """A log that is longer than memory would like is read as it goes, however it is laid out."""
+    """A log larger than memory is read piece by piece, in any layout."""
     element = pretty(EVENTS[0])
 
     class Endless(io.RawIOBase):
@@ -546,7 +546,7 @@ def test_reading_is_lazy(tmp_path: Path) -> None:
         def readable(self) -> bool:
             return True
 
-        def readinto(self, buffer: bytearray) -> int:  # type: ignore[override]  # what BufferedReader gives
+        def readinto(self, buffer: bytearray) -> int:  # type: ignore[override]  # BufferedReader passes this type
             text = (b"[" if not hasattr(self, "begun") else b",") + element
             self.begun = True
             buffer[: len(text)] = text
@@ -560,7 +560,7 @@ def test_reading_is_lazy(tmp_path: Path) -> None:
 @pytest.mark.parametrize("laid_out", [msgspec.json.encode, pretty], ids=["one line", "many lines"])
 @pytest.mark.parametrize("has_more", [True, False])
 def test_a_page_that_is_not_the_last(tmp_path: Path, laid_out: Callable[[object], bytes], *, has_more: bool) -> None:
-    """A page of Stripe's list after which there are others is read, with a warning that names its place."""
+    """A page of Stripe's list with has_more is read, with a warning that names its place."""
     path = tmp_path / "log"
     path.write_bytes(COMPACT[0] + b"\n" + laid_out({**page(EVENTS), "has_more": has_more}) + b"\n" + COMPACT[0])
     warnings: list[str] = []
@@ -573,7 +573,7 @@ def test_a_page_that_is_not_the_last(tmp_path: Path, laid_out: Callable[[object]
 
 @pytest.mark.parametrize("kind", ["pre_payment", "standard", "card"])
 def test_an_object_with_a_type_of_its_own(read: Callable[[bytes], list[str]], kind: str) -> None:
-    """A credit note, a charge's source or an account has an id, a type and a time, and is no event."""
+    """A credit note, a charge's source or an account has an id, a type and a time, but is refused as no event."""
     alone = {"id": "cn_1", "object": "credit_note", "type": kind, "created": 1, "data": {"object": {}}}
     (line,) = read(msgspec.json.encode(alone))
 
@@ -581,7 +581,7 @@ def test_an_object_with_a_type_of_its_own(read: Callable[[bytes], list[str]], ki
 
 
 def test_a_wrapped_event_in_a_log(read: Callable[[bytes], list[str]]) -> None:
-    """Each line that a tool has wrapped is refused for itself, with the place of its event; the others are read."""
+    """Each line with a wrapped event is refused with the place of its event; the other lines are read."""
     wrapped = msgspec.json.encode([{"headers": {}, "body": EVENTS[0]}])
     bridged = msgspec.json.encode({"version": "0", "id": "0f0f", "detail": EVENTS[0]})
     lines = read(b"\n".join([wrapped, COMPACT[0], bridged]))
@@ -594,7 +594,7 @@ def test_a_wrapped_event_in_a_log(read: Callable[[bytes], list[str]]) -> None:
 
 
 def test_a_remark_on_a_name_that_is_no_text(tmp_path: Path) -> None:
-    """A line that is refused for what no text can hold takes no other with it, and its remark can be written."""
+    """A line is refused for a name that is no valid text; its remark can be written, and other lines are read."""
     path = tmp_path / "log"
     path.write_bytes(b'{"\\ud800": ' + COMPACT[0] + b"}\n" + COMPACT[0] + b"\n")
 

@@ -1,4 +1,4 @@
-"""Stale sessions are expired at Stripe, whatever Stripe, the buyer and the network do meanwhile."""
+"""Stale sessions are expired at Stripe once, despite faults of Stripe and the network, and races with buyers."""
 
 import random
 import threading
@@ -25,13 +25,13 @@ EXPIRE = "*/expire"
 
 @pytest.fixture
 def at(database_url: str, redis_url: str) -> Iterator[Stage]:
-    """Return a shop at the sandbox with nothing in it."""
+    """Return an empty shop at the sandbox."""
     with stage(database_url, redis_url) as made:
         yield made
 
 
 def test_a_stale_session_is_expired(at: Stage) -> None:
-    """Open for longer than it may, it is expired at Stripe by one call, and so is the order, with its items."""
+    """A session that is open for too long is expired at Stripe by one call, and so is its order, with its items."""
     (session,) = at.open()
 
     found = at.expire()
@@ -45,7 +45,7 @@ def test_a_stale_session_is_expired(at: Stage) -> None:
 
 
 def test_a_session_in_time_is_left_alone(at: Stage) -> None:
-    """Nothing is called of a session that is open for less than an hour."""
+    """A session that is open for less than an hour causes no call."""
     at.open(ago=HOUR - 1)
 
     assert at.expire().counted == {}
@@ -66,7 +66,7 @@ def test_a_session_in_time_is_left_alone(at: Stage) -> None:
 def test_the_time_to_live_follows_the_mode(
     database_url: str, redis_url: str, ttl: str, fields: dict[str, Any], *, expires: bool
 ) -> None:
-    """A setting says after how many minutes a session of each mode is stale, or that it never is."""
+    """A setting has for each mode the minutes after which a session is stale, or off."""
     with stage(database_url, redis_url, PAYFOLD_SESSION_TTL_MINUTES=ttl) as at:
         (session,) = at.open(**fields)
         at.expire()
@@ -83,10 +83,10 @@ def test_the_time_to_live_follows_the_mode(
         ("90,link=90", {expiry.TTL_METADATA_KEY: "soon"}, True),
     ],
 )
-def test_a_link_tells_how_long_its_sessions_live(
+def test_a_link_sets_the_time_to_live_of_its_sessions(
     database_url: str, redis_url: str, ttl: str, metadata: dict[str, str], *, expires: bool
 ) -> None:
-    """Links are off unless the setting or their own metadata says otherwise; what cannot be read says nothing."""
+    """Sessions of links are never stale unless the setting or the link's metadata has a valid number of minutes."""
     with stage(database_url, redis_url, PAYFOLD_SESSION_TTL_MINUTES=ttl) as at:
         link = at.account.create_payment_link(metadata=metadata)
         at.deliver()
@@ -96,7 +96,7 @@ def test_a_link_tells_how_long_its_sessions_live(
 
 
 def test_the_oldest_goes_first(at: Stage) -> None:
-    """Sessions are expired in the order in which they were opened."""
+    """Sessions are expired in the order of their opening."""
     first = at.open(5, ago=60)
     second = at.open(5, ago=2 * HOUR)
 
@@ -108,7 +108,7 @@ def test_the_oldest_goes_first(at: Stage) -> None:
 
 
 def test_a_buyer_who_was_faster_has_paid(at: Stage) -> None:
-    """Stripe declines with a 400, the session is read, and what it really is gets recorded: paid, never expired."""
+    """If the buyer has paid, Stripe declines with a 400, the session is read, and the order is paid, never expired."""
     (session,) = at.open()
     at.account.complete(session)
 
@@ -120,8 +120,8 @@ def test_a_buyer_who_was_faster_has_paid(at: Stage) -> None:
     assert at.kinds(session) == ["order.opened", "order.paid"]
 
 
-def test_a_session_that_has_expired_meanwhile(at: Stage) -> None:
-    """The 400 of a session that is over already is read too, and folds once with the event that comes later."""
+def test_a_session_that_has_expired_already(at: Stage) -> None:
+    """A session that has expired already is read after the 400, and is announced once, despite the later event."""
     (session,) = at.open()
     at.account.expire(session)
 
@@ -133,7 +133,7 @@ def test_a_session_that_has_expired_meanwhile(at: Stage) -> None:
 
 
 def test_a_session_that_stripe_does_not_know(at: Stage) -> None:
-    """A 404 is an anomaly, changes no row, and is never tried again."""
+    """A 404 is an anomaly, changes no row, and is never retried."""
     (session,) = at.open()
     del at.account._objects["checkout.session"][session]
 
@@ -147,7 +147,7 @@ def test_a_session_that_stripe_does_not_know(at: Stage) -> None:
 
 
 def test_an_end_that_has_passed_is_read(at: Stage) -> None:
-    """A session whose own end has passed needs no expiring: one call reads what became of it."""
+    """A session past its expires_at is not expired but read, by one call."""
     (session,) = at.open(ago=26 * HOUR)
     assert [row["action"] for row in expiry.listed(at.context())] == ["read from Stripe"]
 
@@ -159,7 +159,7 @@ def test_an_end_that_has_passed_is_read(at: Stage) -> None:
 
 
 def test_stripes_timer_may_be_late(database_url: str, redis_url: str) -> None:
-    """While Stripe says that it is open it stays so, and where it is not to be expired it is only read again."""
+    """A session past its expires_at stays open while Stripe reports it open; if not to be expired it is only read."""
     with stage(database_url, redis_url, PAYFOLD_SESSION_TTL_MINUTES="off") as at:
         at.api._has_timer = False
         (session,) = at.open(ago=26 * HOUR)
@@ -174,7 +174,7 @@ def test_stripes_timer_may_be_late(database_url: str, redis_url: str) -> None:
 
 
 def test_what_has_ended_holds_up_nothing(at: Stage) -> None:
-    """However many have ended and cannot be read, the one that is stale is expired in the same round."""
+    """A stale session is expired in the same run as many ended sessions that cannot be read."""
     at.open(expiry.BATCH_MAX, ago=25 * HOUR)
     (session,) = at.open()
     at.faults.add(Fault.FAILED, method="GET", times=expiry.BATCH_MAX)
@@ -184,7 +184,7 @@ def test_what_has_ended_holds_up_nothing(at: Stage) -> None:
 
 
 def test_an_ended_session_that_stripe_does_not_know(at: Stage) -> None:
-    """A 404 is an anomaly when it is read, too, and it is not read again."""
+    """A 404 to a read is an anomaly too, and the session is not read again."""
     (session,) = at.open(ago=26 * HOUR)
     del at.account._objects["checkout.session"][session]
 
@@ -194,7 +194,7 @@ def test_an_ended_session_that_stripe_does_not_know(at: Stage) -> None:
 
 
 def test_a_session_that_can_neither_be_expired_nor_read(at: Stage) -> None:
-    """What Stripe declines is given up with the reason, and holds up no other."""
+    """A session that Stripe declines to expire and to read is given up with the reason, and delays no other."""
     first, second = at.open(2)
     at.faults.add(Fault.DECLINED, f"*/{first}*", times=2)
 
@@ -208,7 +208,7 @@ def test_a_session_that_can_neither_be_expired_nor_read(at: Stage) -> None:
 def test_a_refused_key_stops_the_job_loudly(
     at: Stage, redis_url: str, capsys: pytest.CaptureFixture[str], status: int
 ) -> None:
-    """One call is made, no row changes, the state says why, and the next one comes after a while, with a good key."""
+    """A refused key stops the job after one call, with the reason in its state; later it calls with a good key."""
     sessions = at.open(3)
     refused = SandboxApi({}) if status == 401 else SandboxApi({KEY: at.account}, forbidden={KEY: ["/v1/checkout"]})
     good = at.api._accounts, at.api._forbidden
@@ -234,7 +234,7 @@ def test_a_refused_key_stops_the_job_loudly(
 
 @pytest.mark.parametrize("fault", [Fault.LOCKED, Fault.CONFLICT, Fault.FAILED, Fault.UNAVAILABLE, Fault.DROP_BEFORE])
 def test_what_stripe_cannot_do_now_is_tried_again(at: Stage, fault: Fault) -> None:
-    """The call is put off, and the session is read before it is expired by a fresh idempotency key."""
+    """A failed call is postponed, and the session is read before it is expired with a new idempotency key."""
     (session,) = at.open()
     at.faults.add(fault, EXPIRE)
 
@@ -253,7 +253,7 @@ def test_what_stripe_cannot_do_now_is_tried_again(at: Stage, fault: Fault) -> No
 
 @pytest.mark.parametrize("fault", [Fault.DROP_AFTER, Fault.FAILED_AFTER, Fault.TIMED_OUT])
 def test_an_answer_that_was_lost_is_found_by_reading(at: Stage, fault: Fault) -> None:
-    """Stripe has acted and nobody knows: the session is read, and not expired a second time."""
+    """If Stripe's answer is lost, the session is read, and not expired a second time."""
     (session,) = at.open()
     at.faults.add(fault, EXPIRE)
 
@@ -268,7 +268,7 @@ def test_an_answer_that_was_lost_is_found_by_reading(at: Stage, fault: Fault) ->
 
 @pytest.mark.parametrize("fault", [Fault.FAILED, Fault.DROP_BEFORE, Fault.DROP_AFTER])
 def test_the_network_is_tried_again_with_the_same_key(at: Stage, fault: Fault) -> None:
-    """The SDK repeats a call whose connection was lost under one idempotency key, so that it acts once."""
+    """After a lost connection the SDK repeats the call with the same idempotency key, so that Stripe acts once."""
     (session,) = at.open()
     at.faults.add(fault, EXPIRE)
 
@@ -282,7 +282,7 @@ def test_the_network_is_tried_again_with_the_same_key(at: Stage, fault: Fault) -
 
 @pytest.mark.parametrize(("fault", "is_global"), [(Fault.RATE_LIMITED, True), (Fault.ENDPOINT_LIMITED, False)])
 def test_a_rate_limit_pauses_what_stripe_names(at: Stage, fault: Fault, *, is_global: bool) -> None:
-    """After a 429 the account, or only the endpoint, is left alone for a while, by every process, and then tried."""
+    """After a 429 no process calls the account, or only the endpoint, for a while; then the call is repeated."""
     sessions = at.open(2)
     at.faults.add(fault, EXPIRE)
 
@@ -300,7 +300,7 @@ def test_a_rate_limit_pauses_what_stripe_names(at: Stage, fault: Fault, *, is_gl
 
 
 def test_a_dead_worker_leaves_its_session_to_another(at: Stage) -> None:
-    """Between Stripe's answer and our commit the worker dies: when its lease is over the session is read, once."""
+    """If a worker dies between Stripe's answer and its commit, the session is read once, after the end of its lease."""
     (session,) = at.open()
     dying = at.context()
     dying.within(lambda opened: expiry._ask(opened, dying, HERE))
@@ -316,7 +316,7 @@ def test_a_dead_worker_leaves_its_session_to_another(at: Stage) -> None:
 
 
 def test_two_clocks_and_four_workers(at: Stage) -> None:
-    """However many look at once, each session is expired by one call and changes once."""
+    """With several concurrent jobs each session is expired by one call and changes once."""
     sessions = at.open(60)
     barrier = threading.Barrier(4)
 
@@ -338,7 +338,7 @@ def test_two_clocks_and_four_workers(at: Stage) -> None:
 
 
 def test_a_thousand_sessions_cost_a_thousand_calls(at: Stage) -> None:
-    """Expiring costs one call each, and finding them one for every fifty at the most."""
+    """Expiring a session costs one call, and finding sessions at most one call for every fifty."""
     for _ in range(1_000):
         at.account.open_session()
     assert discovery.run_once(at.context()).recorded == 1_000
@@ -353,7 +353,7 @@ def test_a_thousand_sessions_cost_a_thousand_calls(at: Stage) -> None:
 
 
 def test_a_slice_leaves_the_rest_to_its_successor(at: Stage) -> None:
-    """When its time is over a job ends with work left, and says so."""
+    """A job ends when its time is over, and reports that there is more work."""
     at.open(5)
 
     found = at.expire(at.context(seconds_max=0.0))
@@ -368,7 +368,7 @@ RACES = 1_000
 
 
 def test_a_buyer_who_pays_while_we_expire(at: Stage, request: pytest.FixtureRequest) -> None:
-    """A thousand races, in both orders and with every answer lost or late: no paid order ever ends expired."""
+    """In a thousand races, in both orders and with answers lost or late, no paid order ends expired."""
     rng = random.Random(str(request.config.getoption(SEED_OPTION)))
     sessions = at.open(RACES)
     paying = {session for session in sessions if rng.random() < 0.7}
@@ -398,7 +398,7 @@ def test_a_buyer_who_pays_while_we_expire(at: Stage, request: pytest.FixtureRequ
 
 
 def test_without_a_key_the_clock_decides(database_url: str, redis_url: str) -> None:
-    """Nobody is called; past its own end and the grace it is expired by our clock, which any real event outranks."""
+    """Without a key our clock expires a session past its expires_at and the grace; any real event outranks that."""
     with stage(database_url, redis_url, STRIPE_API_KEY="") as at:
         (stale, late) = at.open(2, ago=24 * HOUR + 59 * 60)
         assert at.expire().counted == {}
@@ -415,17 +415,17 @@ def test_without_a_key_the_clock_decides(database_url: str, redis_url: str) -> N
 
 
 def test_what_no_key_serves_is_never_called_for(at: Stage) -> None:
-    """Rows of another mode or account stay as they are, and are counted."""
+    """Rows of a mode or account without a key are not changed, and are counted."""
     (session,) = at.open()
     for account, livemode in (("", True), ("shop", False)):
-        told = at.account.session(session) | {"livemode": livemode}
+        body = at.account.session(session) | {"livemode": livemode}
         with database.transaction(at.engine) as connection, database.cursor(connection) as cursor:
             observed = observations.observe(
                 checkout.REGISTERED,
-                told,
+                body,
                 account=account,
                 livemode=livemode,
-                created=told["created"],
+                created=body["created"],
                 now=at.now,
             )
             inbox.record(cursor, [observed])
@@ -440,7 +440,7 @@ def test_what_no_key_serves_is_never_called_for(at: Stage) -> None:
 
 
 def test_a_pass_can_be_looked_at_first(at: Stage) -> None:
-    """A dry run lists what would go and why, oldest first, and calls nobody."""
+    """A dry run lists the sessions to expire with the reasons, oldest first, without a call."""
     (old,) = at.open(ago=HOUR)
     (stale,) = at.open(ago=HOUR)
 
@@ -454,11 +454,11 @@ def test_a_pass_can_be_looked_at_first(at: Stage) -> None:
 
 
 def test_nothing_is_called_without_redis(at: Stage) -> None:
-    """The budget is in Redis: while it is away the job waits, and no session is lost or called twice."""
+    """While Redis, which holds the budget, is down, the job waits, and no session is lost or called twice."""
     (session,) = at.open()
-    with Redis(host="127.0.0.1", port=1) as nobody:
+    with Redis(host="127.0.0.1", port=1) as no_redis:
         found = at.expire(
-            JobContext(at.engine, StripeApi(at.settings, nobody), at.settings, now=lambda: at.now, threads=1)
+            JobContext(at.engine, StripeApi(at.settings, no_redis), at.settings, now=lambda: at.now, threads=1)
         )
 
     assert "Redis does not answer" in found.failed[0]

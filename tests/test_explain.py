@@ -1,4 +1,4 @@
-"""An explanation is the join's own: its row is the row at rest, and each column is some event's word."""
+"""An explanation gives the stored row, and for each column the event that set it."""
 
 import random
 from datetime import UTC, datetime, timedelta
@@ -22,7 +22,7 @@ SEEDS = 60
 
 
 def subjects(engine: Engine) -> list[tuple[Subject, dict[str, Any]]]:
-    """Return every row that can be explained, by its subject."""
+    """Return every explainable row, with its subject."""
     found = []
     for table in TABLES:
         for row in ledger.rows(engine, f"SELECT * FROM {table}"):  # noqa: S608 - our own names
@@ -32,27 +32,27 @@ def subjects(engine: Engine) -> list[tuple[Subject, dict[str, Any]]]:
     return found
 
 
-def assert_it_is_true(told: Explanation) -> None:
-    """Show that each column is the word of the event that is named, and that each event has a verdict."""
-    assert told.row is not None
-    events = {each["event_id"]: each for each in told.timeline}
-    assert len(events) == len(told.timeline)
-    assert all(each["verdict"] for each in told.timeline)
-    empty = folds.ROW_SPECS[told.table].empty
-    for column in told.columns:
+def assert_it_is_true(explained: Explanation) -> None:
+    """Check that each column has the value of the event that is named for it, and that each event has a verdict."""
+    assert explained.row is not None
+    events = {each["event_id"]: each for each in explained.timeline}
+    assert len(events) == len(explained.timeline)
+    assert all(each["verdict"] for each in explained.timeline)
+    empty = folds.ROW_SPECS[explained.table].empty
+    for column in explained.columns:
         name, by = column["column"], column["event_id"]
-        assert column["value"] == told.row[name]
+        assert column["value"] == explained.row[name]
         assert (by is not None) == (column["how"] == "told")
         if by is not None:
             assert name in events[by]["sets"]
         elif column["how"] == "not told by any event":
-            assert told.row[name] == empty[name]
-    decided = [each for each in told.timeline if each["verdict"].startswith("it decides")]
-    assert [each["event_id"] for each in decided] == [told.row["event_id"]]
+            assert explained.row[name] == empty[name]
+    decided = [each for each in explained.timeline if each["verdict"].startswith("it decides")]
+    assert [each["event_id"] for each in decided] == [explained.row["event_id"]]
 
 
 def test_every_row_is_explained(engine: Engine, request: pytest.FixtureRequest) -> None:
-    """Of tangled histories, in any order, each explanation comes to the row at rest."""
+    """For tangled histories, in any order, each explanation gives the stored row."""
     first = random.Random(request.node.nodeid).randrange(10**6)
     print(f"seeds from {first}")  # noqa: T201 - repeats a failure
     for seed in range(first, first + SEEDS):
@@ -64,13 +64,13 @@ def test_every_row_is_explained(engine: Engine, request: pytest.FixtureRequest) 
     assert len(known) > SEEDS
 
     for subject, row in known:
-        told = explain.explain(engine, subject)
-        assert told.row == row
-        assert_it_is_true(told)
+        explained = explain.explain(engine, subject)
+        assert explained.row == row
+        assert_it_is_true(explained)
 
 
-def test_a_column_is_the_word_of_the_event_that_carries_it(engine: Engine) -> None:
-    """What is told of an order names the very event whose payload holds it."""
+def test_a_column_names_the_event_that_carries_it(engine: Engine) -> None:
+    """Each column of an order is explained by the event that carries its value."""
     account = Account(seed=3, payments=True)
     session = account.open_session(amount=4_000, client_reference_id="cart-7")
     account.advance(60)
@@ -83,22 +83,22 @@ def test_a_column_is_the_word_of_the_event_that_carries_it(engine: Engine) -> No
         for kind in ("completed", "async_payment_succeeded")
     )
 
-    told = explain.explain(engine, Subject("orders", "", False, session))  # noqa: FBT003 - the mode
-    by_column = {each["column"]: each for each in told.columns}
+    explained = explain.explain(engine, Subject("orders", "", False, session))  # noqa: FBT003 - the mode
+    by_column = {each["column"]: each for each in explained.columns}
 
     assert by_column["amount_total"]["event_id"] == paid.id
     assert by_column["completed_at"]["event_id"] == completed.id
     assert by_column["paid_at"]["event_id"] == paid.id
     assert by_column["status"]["how"] == "inferred from the other columns"
     assert by_column["expired_at"]["how"] == "not told by any event"
-    assert [(each["event_id"], each["verdict"]) for each in told.timeline] == [
+    assert [(each["event_id"], each["verdict"]) for each in explained.timeline] == [
         (completed.id, "it still stands, in part"),
         (paid.id, "it decides"),
     ]
 
 
 def test_why_an_event_lost(engine: Engine) -> None:
-    """A twin, an older state, an event set aside and one that is pending each say so."""
+    """A twin, an older state and a pending event each have a verdict with the reason."""
     account = Account(seed=4)
     link = account.create_payment_link()
     account.advance(5)
@@ -111,8 +111,8 @@ def test_why_an_event_lost(engine: Engine) -> None:
     account.update_payment_link(link, metadata={"late": "1"})
     ledger.record(engine, [ledger.delivery(account.events[-1].body)])
 
-    told = explain.explain(engine, Subject("payment_links", "", False, link))  # noqa: FBT003 - the mode
-    verdicts = {each["event_id"]: each["verdict"] for each in told.timeline}
+    explained = explain.explain(engine, Subject("payment_links", "", False, link))  # noqa: FBT003 - the mode
+    verdicts = {each["event_id"]: each["verdict"] for each in explained.timeline}
 
     assert verdicts[account.events[2].id] == "it decides"
     assert verdicts[account.events[3].id] == "pending"
@@ -122,7 +122,7 @@ def test_why_an_event_lost(engine: Engine) -> None:
 
 
 def test_a_tie(engine: Engine) -> None:
-    """Of two events of one second the one that lost says so, and to which."""
+    """Of two events of one second the verdict of the earlier one names the later one."""
     account = Account(seed=4)
     link = account.create_payment_link()
     account.advance(5)
@@ -131,8 +131,8 @@ def test_a_tie(engine: Engine) -> None:
     off, on = account.events[-2:]
     ledger.take_in(engine, *(event.body for event in reversed(account.events)))
 
-    told = explain.explain(engine, Subject("payment_links", "", False, link))  # noqa: FBT003 - the mode
-    verdicts = {each["event_id"]: each["verdict"] for each in told.timeline}
+    explained = explain.explain(engine, Subject("payment_links", "", False, link))  # noqa: FBT003 - the mode
+    verdicts = {each["event_id"]: each["verdict"] for each in explained.timeline}
 
     assert off.created == on.created
     assert (verdicts[off.id], verdicts[on.id]) == (
@@ -142,7 +142,7 @@ def test_a_tie(engine: Engine) -> None:
 
 
 def test_as_of(engine: Engine, request: pytest.FixtureRequest) -> None:
-    """At each time an explanation is of the row that was known then, however the events arrived."""
+    """An explanation as of a time gives the row of that time, in any order of arrival."""
     first = random.Random(request.node.nodeid).randrange(10**6)
     print(f"seeds from {first}")  # noqa: T201 - repeats a failure
     for seed in range(first, first + 8):
@@ -157,13 +157,13 @@ def test_as_of(engine: Engine, request: pytest.FixtureRequest) -> None:
             known.append((at, [each for each in subjects(engine) if each[0].account == label]))
         for then, rows in known:
             for subject, row in rows:
-                told = explain.explain(engine, subject, as_of=then)
-                assert told.row == row
-                assert all(each["received_at"] <= then for each in told.timeline)
+                explained = explain.explain(engine, subject, as_of=then)
+                assert explained.row == row
+                assert all(each["received_at"] <= then for each in explained.timeline)
 
 
 def test_the_commands(engine: Engine, database_url: str) -> None:
-    """Each object has its command, in a table and as JSON, and what is not there is told with exit 1."""
+    """Each object has an explain command, as a table and as JSON; a missing object is reported with exit 1."""
     account = Account(seed=9, payments=True)
     customer = account.create_customer()
     account.adjust_balance(customer, -500, currency="usd")
@@ -172,12 +172,12 @@ def test_the_commands(engine: Engine, database_url: str) -> None:
     account.complete(session)
     ledger.take_in(engine, *(event.body for event in account.events))
 
-    told = payfold("orders", "explain", session, "--format", "json", DATABASE_URL=database_url)
+    explained = payfold("orders", "explain", session, "--format", "json", DATABASE_URL=database_url)
     table = payfold("orders", "explain", session, DATABASE_URL=database_url)
     before = (ledger.NOW - timedelta(seconds=1)).astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
-    assert (told.code, told.json["table"], told.json["row"]["status"]) == (0, "orders", "paid")
-    assert told.json["dashboard"].startswith("https://dashboard.stripe.com/test/payments/pi_")
+    assert (explained.code, explained.json["table"], explained.json["row"]["status"]) == (0, "orders", "paid")
+    assert explained.json["dashboard"].startswith("https://dashboard.stripe.com/test/payments/pi_")
     assert table.code == 0
     assert "Timeline" in table.out
     assert "it decides" in table.out

@@ -1,6 +1,6 @@
-"""No process goes deaf, hangs or ends unseen through its broker or its database: each fault once.
+"""A fault of the broker or the database leaves no process deaf, hanging or dead: each fault once.
 
-The worker is alone: no clock sends it anything, so that what is folded is found by itself. `--long` has many of each.
+The worker runs without a clock, so that it finds pending events by itself. `--long` has many of each.
 """
 
 import os
@@ -40,18 +40,18 @@ SECONDS_MAX = 40.0
 
 @pytest.fixture
 def shop(engine: Engine) -> Shop:
-    """Return a shop with events that are not folded."""
+    """Return a shop with pending events."""
     return Shop(engine)
 
 
 @pytest.fixture
 def log(tmp_path: Path) -> Path:
-    """Return where a process logs."""
+    """Return the log file of a process."""
     return tmp_path / "log"
 
 
 def until_hears(worker: Started, redis_url: str) -> None:
-    """Return once the worker's consumer has taken a message, and is done with it."""
+    """Wait until the worker's consumer has received and handled a message."""
     with ExitStack() as stack:
         client = stack.enter_context(redis.Redis.from_url(redis_url))
         until(lambda: client.llen(broker.FOLD_QUEUE) == 0, SECONDS_MAX)
@@ -64,7 +64,7 @@ def until_hears(worker: Started, redis_url: str) -> None:
 
 
 def test_kombu_answers_through_the_method_that_we_watch(redis_url: str) -> None:
-    """The answer to a BRPOP, nil or a message, passes kombu's private `_brpop_read`; here a new name is noticed."""
+    """Every answer to a BRPOP, nil or a message, still passes kombu's private `_brpop_read`, which we watch."""
     celery = broker.celery(faults.settings_of(redis_url))
     with celery.connection_for_read() as connection, connection.SimpleQueue("watched") as watched:
         broker.ear.answered_at = 0
@@ -80,7 +80,7 @@ def test_kombu_answers_through_the_method_that_we_watch(redis_url: str) -> None:
 
 
 def test_a_failed_acknowledgement_costs_no_credit(redis_url: str) -> None:
-    """A consumer that could not acknowledge its message asks for the next one: it would be deaf otherwise."""
+    """A consumer that could not acknowledge its message still requests the next one, and does not go deaf."""
     celery = broker.celery(faults.settings_of(redis_url))
     with celery.connection_for_read() as connection, connection.SimpleQueue("watched") as watched:
         watched.consumer.qos(prefetch_count=1)
@@ -88,7 +88,7 @@ def test_a_failed_acknowledgement_costs_no_credit(redis_url: str) -> None:
             watched.put(text)
         message = watched.get(timeout=5)
         with redis.Redis.from_url(redis_url) as client:
-            # What holds the unacknowledged ones cannot be written to as what it is now.
+            # Writes to the key of unacknowledged messages fail, since it has another type now.
             client.delete("unacked_index")
             client.set("unacked_index", "no sorted set")
             with pytest.raises(redis.ResponseError):
@@ -98,7 +98,7 @@ def test_a_failed_acknowledgement_costs_no_credit(redis_url: str) -> None:
 
 
 def test_a_message_that_cannot_be_sent_is_no_failure(redis_url: str, own_valkey: Valkey) -> None:
-    """To a broker that is away, or silent, a message is sent in vain, within seconds."""
+    """Sending to a broker that is down or silent returns within seconds, without an error."""
     celery = broker.celery(faults.settings_of(own_valkey.url))
     assert broker.send(celery, broker.FOLD, queue=broker.FOLD_QUEUE)
     with faults.paused(own_valkey):
@@ -114,7 +114,7 @@ def test_a_message_that_cannot_be_sent_is_no_failure(redis_url: str, own_valkey:
 
 
 def test_the_timer_and_a_message_take_turns() -> None:
-    """While a job is done nothing else is: the timer leaves it, and a message waits for it."""
+    """While a job runs, the timer starts no other, and a message waits."""
     turns, begun, over = Turns(), threading.Event(), threading.Event()
     together: list[int] = []
     at_once = 0
@@ -145,7 +145,7 @@ def test_the_timer_and_a_message_take_turns() -> None:
 
 
 def test_the_timer_works_when_no_message_comes() -> None:
-    """It does each job at its own interval, and stops when a message came."""
+    """The timer runs each job at its own interval, and stops when a message has arrived."""
     turns = Turns()
     done: list[str] = []
     for job in ("often", "seldom"):
@@ -164,7 +164,7 @@ def test_the_timer_works_when_no_message_comes() -> None:
 
 
 def test_the_slots_know_their_most_frequent_message(celery_at_stripe: Celery) -> None:
-    """Folding has the sweep, and calls to Stripe have four jobs of which fetching is the most frequent."""
+    """The slot of folding is driven by the sweep, and that of calls to Stripe by fetching, its most frequent job."""
     assert app.periodic(celery_at_stripe, broker.FOLD_QUEUE) == [(broker.SWEEP, 5.0)]
     assert app.periodic(celery_at_stripe, broker.STRIPE_QUEUE)[0] == (broker.FETCH, 10.0)
     assert len(app.periodic(celery_at_stripe, broker.STRIPE_QUEUE)) == 4
@@ -172,7 +172,7 @@ def test_the_slots_know_their_most_frequent_message(celery_at_stripe: Celery) ->
 
 @pytest.fixture
 def celery_at_stripe(engine: Engine, redis_url: str) -> Celery:
-    """Return the application of a worker with a key of Stripe's."""
+    """Return the Celery application of a worker with a Stripe key."""
     return app.create(Settings.load({"REDIS_URL": redis_url, "STRIPE_API_KEY": "sk_test_a"}), engine)
 
 
@@ -180,24 +180,24 @@ def celery_at_stripe(engine: Engine, redis_url: str) -> Celery:
 
 
 def kill(server: Valkey, _: Callable[[], None]) -> None:
-    """Kill the broker and start it again, empty."""
+    """Kill the broker and restart it, empty."""
     server.kill()
     server.start()
 
 
 def pause(server: Valkey, until_noticed: Callable[[], None]) -> None:
-    """Let the broker stand still until that has been noticed."""
+    """Suspend the broker until a process has noticed it."""
     with faults.paused(server):
         until_noticed()
 
 
 def flush(server: Valkey, _: Callable[[], None]) -> None:
-    """Let the broker forget every message."""
+    """Delete every message of the broker."""
     faults.flush(server.url)
 
 
 def cut(server: Valkey, _: Callable[[], None]) -> None:
-    """Cut every connection to the broker."""
+    """Close every connection to the broker."""
     faults.cut(server.url)
 
 
@@ -212,7 +212,7 @@ def test_a_lone_worker_outlasts_its_broker(
     log: Path,
     fault: Callable[[Valkey, Callable[[], None]], None],
 ) -> None:
-    """What is recorded is folded without a message, and after the fault messages are taken again, in this process."""
+    """Events are folded without a message, and after the fault the same process receives messages again."""
 
     def until_folded_by_the_timer() -> None:
         shop.record()
@@ -232,7 +232,7 @@ def test_a_lone_worker_outlasts_its_broker(
 def test_a_consumer_that_goes_deaf_connects_again(
     database_url: str, own_valkey: Valkey, shop: Shop, log: Path
 ) -> None:  # fmt: skip
-    """A consumer that no longer asks for messages is found out, each time, and hears again in the same process."""
+    """A consumer that stops asking for messages is noticed each time, and reconnects in the same process."""
     settings = environment(database_url, own_valkey.url)
     with started(log, "tests.short_worker", "worker", "--deaf", "2", **settings) as worker:
         until(lambda: len(worker.lines("consumer.deaf")) == 2, SECONDS_MAX)
@@ -247,7 +247,7 @@ def test_a_consumer_that_goes_deaf_connects_again(
 
 
 def test_a_consumer_that_stays_deaf_ends_its_process(database_url: str, own_valkey: Valkey, log: Path) -> None:
-    """Where connecting again does not help the process ends with a line and a code of its own, and is forked again."""
+    """If reconnecting does not help, the process ends with a log line and an exit code of its own, and is replaced."""
     settings = environment(database_url, own_valkey.url)
     with started(log, "tests.short_worker", "worker", "--deaf", "99", "--asks", "0", **settings) as worker:
         until(lambda: bool(worker.children()), SECONDS_MAX)
@@ -263,7 +263,7 @@ def test_a_consumer_that_stays_deaf_ends_its_process(database_url: str, own_valk
 def test_a_long_task_is_not_deafness(
     database_url: str, own_valkey: Valkey, engine: Engine, shop: Shop, log: Path
 ) -> None:  # fmt: skip
-    """While a task works, here at a lock that it has to wait for, the watchdog leaves the consumer alone."""
+    """While a task runs, here waiting for a lock, the watchdog does not disconnect the consumer."""
     settings = environment(database_url, own_valkey.url)
     with started(log, "tests.short_worker", "worker", **settings) as worker:
         until_hears(worker, own_valkey.url)
@@ -272,7 +272,7 @@ def test_a_long_task_is_not_deafness(
             shop.record()
             faults.put(own_valkey.url, broker.FOLD, broker.FOLD_QUEUE)
             until(lambda: ledger.rows(engine, WHO_WAITS_FOR_A_LOCK) != [])
-            # Longer than what counts as deafness.
+            # Longer than the limit for deafness.
             waits_until = time.monotonic() + 1.5 * short_worker.LIMITS.deaf
             until(lambda: time.monotonic() > waits_until)
         shop.until_folded()
@@ -288,19 +288,19 @@ WHO_WAITS_FOR_A_LOCK = "SELECT FROM pg_stat_activity WHERE datname = current_dat
 
 
 def libpq(url: str) -> str:
-    """Return an address as the driver wants it."""
+    """Return an address in the driver's form."""
     return url.replace("postgresql+psycopg://", "postgresql://", 1)
 
 
 @contextmanager
 def read_only(engine: Engine) -> Iterator[None]:
-    """Let each session that begins within this be read-only."""
+    """Make each session that begins within the block read-only."""
     name = engine.url.database
     ledger.execute(engine, f'ALTER DATABASE "{name}" SET default_transaction_read_only = on')
     try:
         yield
     finally:
-        # Of a session that began before.
+        # A session that began before.
         with psycopg.connect(libpq(engine.url.render_as_string(hide_password=False)), autocommit=True) as connection:
             connection.execute("SET default_transaction_read_only = off")
             connection.execute(f'ALTER DATABASE "{name}" RESET default_transaction_read_only'.encode())
@@ -309,7 +309,7 @@ def read_only(engine: Engine) -> Iterator[None]:
 def test_a_read_only_minute_leaves_nothing_behind(
     database_url: str, redis_url: str, engine: Engine, shop: Shop, log: Path
 ) -> None:  # fmt: skip
-    """A session that was opened while the database took no writes is thrown away, and all of it is one line."""
+    """A session that was opened while the database was read-only is closed, and the log has one line about it."""
     with started(log, "tests.short_worker", "worker", **environment(database_url, redis_url)) as worker:
         until_hears(worker, redis_url)
         shop.record()
@@ -338,9 +338,9 @@ ROW = "a-buyer@example.com"
 
 
 def test_no_row_in_the_log(database_url: str, redis_url: str, log: Path) -> None:
-    """A statement that fails within a task is logged by its condition: its message, which quotes a row, is nowhere."""
+    """A failing statement in a task is logged by its condition, without its message, which quotes a row."""
     with psycopg.connect(libpq(database_url), autocommit=True) as connection:
-        # A portal session that is over, so that the sweep records its end.
+        # An expired portal session, so that the sweep records its end.
         connection.execute(
             "INSERT INTO portal_sessions (account, livemode, id, event_id, as_of, created)"
             " VALUES ('', false, 'bps_old', 'evt_old', now() - interval '1 year', now() - interval '1 year')"
@@ -371,7 +371,7 @@ def test_no_row_in_the_log(database_url: str, redis_url: str, log: Path) -> None
 def test_a_worker_that_is_asked_to_stop_ends(
     own_postgres: Postgres, own_valkey: Valkey, log: Path, state: str
 ) -> None:  # fmt: skip
-    """SIGTERM ends the worker with all of its processes in any wait; here in 5 seconds instead of 28."""
+    """SIGTERM ends the worker and all its processes in any state; here within 5 seconds instead of 28."""
     upgrade(own_postgres.url)
     settings = environment(own_postgres.url, own_valkey.url)
     with ExitStack() as stack:
@@ -401,12 +401,12 @@ def test_a_worker_that_is_asked_to_stop_ends(
 
 
 def children(pid: int) -> list[int]:
-    """Return the processes that the main thread of a process forked."""
+    """Return the child processes of a process's main thread."""
     return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def is_running(pid: int) -> bool:
-    """Return whether a process is there, and does not only wait for its parent's notice."""
+    """Return whether a process exists and is no zombie."""
     try:
         return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
     except FileNotFoundError:
@@ -420,7 +420,7 @@ def is_running(pid: int) -> bool:
 def test_the_clock_outlasts_its_broker(
     own_valkey: Valkey, database_url: str, log: Path, fault: Callable[[Valkey, Callable[[], None]], None]
 ) -> None:  # fmt: skip
-    """After each fault of the broker messages come again; what it logs of that is a line, not a traceback."""
+    """After each fault of the broker the clock sends messages again, and has logged a line without a traceback."""
     with started(log, "tests.short_worker", "clock", **environment(database_url, own_valkey.url)) as process:
         until(lambda: faults.waiting(own_valkey.url) > 0, SECONDS_MAX)
         fault(own_valkey, lambda: until(lambda: bool(process.lines("broker.away")), SECONDS_MAX))
@@ -433,7 +433,7 @@ def test_the_clock_outlasts_its_broker(
 
 
 def test_a_daily_message_is_sent_when_the_broker_is_back(own_valkey: Valkey, engine: Engine) -> None:
-    """What comes once a day and met no broker is sent later, once; the rest is sent again at its next time."""
+    """A daily message that met no broker is sent later, once; frequent ones are sent at their next time."""
     seldom = dict.fromkeys(("PAYFOLD_SWEEP_SECONDS", "PAYFOLD_EXPIRE_SECONDS"), "3600")
     settings = Settings.load({"REDIS_URL": own_valkey.url, "PAYFOLD_RECONCILE_AT": "03:30", **seldom})
     celery = app.create(settings, engine)
@@ -451,7 +451,7 @@ def test_a_daily_message_is_sent_when_the_broker_is_back(own_valkey: Valkey, eng
 
 
 def test_a_clock_without_a_broker_stops(own_valkey: Valkey, database_url: str, log: Path) -> None:
-    """SIGTERM ends a clock with a broker that is silent, or away since it began."""
+    """SIGTERM ends a clock with a silent broker, or with one that was down from the start."""
     settings = environment(database_url, own_valkey.url)
     with started(log, "tests.short_worker", "clock", **settings) as process:
         until(lambda: faults.waiting(own_valkey.url) > 0, SECONDS_MAX)
@@ -465,7 +465,7 @@ def test_a_clock_without_a_broker_stops(own_valkey: Valkey, database_url: str, l
 
 
 def test_a_clock_that_stands_still_ends(own_valkey: Valkey, database_url: str, log: Path) -> None:
-    """A clock that no longer looks at its timetable ends with one line, so that it is started again."""
+    """A clock that stops checking its schedule ends with one log line, so that it is restarted."""
     settings = environment(database_url, own_valkey.url)
     with started(log, "tests.short_worker", "clock", "--stuck", **settings) as process:
         assert process.process.wait(SECONDS_MAX) == DEAF_EXIT

@@ -1,4 +1,4 @@
-"""A lone worker through many faults of its broker and its database: after each, the backlog is folded without a hand.
+"""A worker without a clock survives many faults of broker and database, and folds the backlog after each by itself.
 
 About 18 minutes with `--long`; in parts with `-k`, as in `-k "pauses and 3"`. All faults of a run happen to one worker
 with the intervals of production, while messages come as from a web process. No clock runs, so that what a deaf consumer
@@ -39,7 +39,7 @@ HEARS_SECONDS_MAX = 120.0
 
 @dataclass(frozen=True)
 class Figure:
-    """What came of a fault: seconds from its end until all was folded, and until a message was taken again."""
+    """The result of a fault: seconds from its end until nothing was pending, and until a message was received."""
 
     fault: str
     lasted: float
@@ -57,7 +57,7 @@ class Figure:
 
 @dataclass
 class Stand:
-    """A worker alone on servers of its own, with a proxy before the database."""
+    """A worker without a clock on servers of its own, with a proxy before the database."""
 
     postgres: Postgres
     valkey: Valkey
@@ -68,7 +68,7 @@ class Stand:
     figures: list[Figure] = field(default_factory=list)
 
     def outlasts(self, name: str, fault: Callable[[], None]) -> Figure:
-        """Return what came of *fault*, which returns at its end; events and messages come all the time."""
+        """Run *fault*, which returns at its end, while events and messages arrive; return the result."""
         deaf, lost = (len(self.worker.lines(event)) for event in ("consumer.deaf", "consumer.deaf_for_good"))
         ended = len(self.worker.lines("worker.slot_ended"))
         began = time.monotonic()
@@ -79,7 +79,7 @@ class Stand:
         folded = time.monotonic()
         self._until_hears()
         assert self.worker.process.poll() is None
-        # An end that is not the watchdog's is a fault of ours.
+        # Any other end of a process than by the watchdog is a bug.
         exits = len(self.worker.lines("consumer.deaf_for_good")) - lost
         assert len(self.worker.lines("worker.slot_ended")) - ended == exits
         figure = Figure(
@@ -95,7 +95,7 @@ class Stand:
 
     @contextmanager
     def _busy(self) -> Iterator[None]:
-        """Within this, record events, and send messages where the broker takes them."""
+        """Record events, and send messages if the broker accepts them, until the block ends."""
         over = threading.Event()
 
         def record() -> None:
@@ -117,7 +117,7 @@ class Stand:
         for each in threads:
             each.start()
         try:
-            # So that the fault meets a worker that works.
+            # So that the fault meets a busy worker.
             begun = time.monotonic() + 1
             until(lambda: time.monotonic() > begun)
             yield
@@ -136,7 +136,7 @@ class Stand:
 
 @pytest.fixture(scope="module")
 def stand(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stand]:
-    """Return a worker that has begun to work, and print the figures at the end."""
+    """Return a running worker, and print the figures at the end."""
     folder = tmp_path_factory.mktemp("faults")
     with ExitStack() as stack:
         postgres = stack.enter_context(Postgres(folder / "postgres", durable=False))
@@ -165,20 +165,20 @@ def _print(figures: list[Figure], log: Path) -> None:
 
 
 def seconds(request: pytest.FixtureRequest, number: int, least: float, most: float) -> float:
-    """Return how long the fault of this *number* lasts, by the seed of the run, which is in its header."""
+    """Return the duration of the fault with this *number*, drawn by the run's seed, which is in its header."""
     seed = request.config.getoption("hypothesis_seed")
     return random.Random(f"{seed} {request.node.name} {number}").uniform(least, most)
 
 
 def last(length: float) -> None:
-    """Let a fault last for *length* seconds."""
+    """Wait for *length* seconds of a fault."""
     over = time.monotonic() + length
     until(lambda: time.monotonic() > over, length + 20)
 
 
 @pytest.mark.parametrize("number", range(20))
 def test_pauses(stand: Stand, request: pytest.FixtureRequest, number: int) -> None:
-    """The broker stands still for 5 to 40 seconds."""
+    """The worker survives a broker that is suspended for 5 to 40 seconds."""
 
     def pause() -> None:
         with faults.paused(stand.valkey):
@@ -189,7 +189,7 @@ def test_pauses(stand: Stand, request: pytest.FixtureRequest, number: int) -> No
 
 @pytest.mark.parametrize("number", range(7))
 def test_kills(stand: Stand, request: pytest.FixtureRequest, number: int) -> None:
-    """The broker is killed, and starts again after up to 20 seconds."""
+    """The worker survives a broker that is killed and restarts after up to 20 seconds."""
 
     def kill() -> None:
         stand.valkey.kill()
@@ -201,7 +201,7 @@ def test_kills(stand: Stand, request: pytest.FixtureRequest, number: int) -> Non
 
 @pytest.mark.parametrize("number", range(6))
 def test_flushes(stand: Stand, number: int) -> None:
-    """The broker forgets everything, several times in a second."""
+    """The worker survives a broker that loses everything, several times in a second."""
 
     def flush() -> None:
         for _ in range(5):
@@ -213,7 +213,7 @@ def test_flushes(stand: Stand, number: int) -> None:
 
 @pytest.mark.parametrize("number", range(7))
 def test_cuts(stand: Stand, number: int) -> None:
-    """Every connection to the broker is cut, several times in a second."""
+    """The worker survives a broker that closes every connection, several times in a second."""
 
     def cut() -> None:
         for _ in range(5):
@@ -225,7 +225,7 @@ def test_cuts(stand: Stand, number: int) -> None:
 
 @pytest.mark.parametrize("number", range(10))
 def test_silences(stand: Stand, request: pytest.FixtureRequest, number: int) -> None:
-    """The worker's connections to PostgreSQL fall silent for good, while TCP still acknowledges; new ones work."""
+    """The worker survives connections to PostgreSQL that fall silent for good, while TCP still acknowledges."""
 
     def silence() -> None:
         assert stand.proxy.fall_silent() > 0
@@ -236,7 +236,7 @@ def test_silences(stand: Stand, request: pytest.FixtureRequest, number: int) -> 
 
 @pytest.mark.parametrize("number", range(5))
 def test_read_only_spells(stand: Stand, number: int) -> None:
-    """For 30 seconds PostgreSQL takes no writes of sessions that begin then, and the sessions before are ended."""
+    """The worker survives 30 seconds in which PostgreSQL ends its sessions and makes new ones read-only."""
 
     def spell() -> None:
         name = stand.engine.url.database
@@ -244,7 +244,7 @@ def test_read_only_spells(stand: Stand, number: int) -> None:
             connection.execute(f'ALTER DATABASE "{name}" SET default_transaction_read_only = on'.encode())
             connection.execute("SET default_transaction_read_only = off")
             try:
-                # Those of the worker, which come through the proxy as ours do not.
+                # The worker's connections, which use the proxy.
                 connection.execute(
                     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database()"
                     " AND backend_type = 'client backend' AND pid <> pg_backend_pid() AND client_port = ANY (%s)",

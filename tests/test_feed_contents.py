@@ -1,4 +1,4 @@
-"""What the change feed holds: its kinds and subjects are the declared ones, and each change has what one acts on."""
+"""Contents of the change feed: the declared kinds and subjects, and in each change the values to act on."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -21,13 +21,13 @@ Change = dict[str, Any]
 
 @pytest.fixture(scope="module")
 def shop() -> Account:
-    """Return a shop that had everything happen to it."""
+    """Return a shop with every kind of event in its history."""
     return shop_history(seed=61, orders=80, money=True)
 
 
 @pytest.fixture(scope="module")
 def engine(services: Services, shop: Account) -> Iterator[Engine]:
-    """Return a database into which all of it was folded, shared by the tests, which leave nothing behind."""
+    """Return a database with the shop's history folded, shared by the tests, which change nothing."""
     with migrated_database(services) as database_url:
         engine = database.engine(database_url)
         opened = shop.session(shop.open_session())
@@ -38,13 +38,13 @@ def engine(services: Services, shop: Account) -> Iterator[Engine]:
         shop.finalize_invoice(invoice)
         note = shop.issue_credit_note(invoice, 500)
         ledger.record(engine, [*(ledger.delivery(event.body) for event in shop.events), registered])
-        # In small batches, so that what opens has a change before it closes.
+        # In small batches, so that an opening is announced before its closing.
         ledger.fold(engine, limit=8)
         known = len(shop.events)
         shop.void_credit_note(note)
         (link,) = ledger.rows(engine, "SELECT id FROM payment_links WHERE active LIMIT 1")
         shop.update_payment_link(link["id"], active=False)
-        # What was registered turns out to cost less than the page that is open by now.
+        # The registered session is then read with a smaller amount.
         cheaper = {**opened, "amount_total": opened["amount_total"] - 1}
         observed = observations.observe(
             checkout.OBSERVED, cheaper, account="", livemode=False, created=shop.now + 1, now=ledger.NOW
@@ -56,7 +56,7 @@ def engine(services: Services, shop: Account) -> Iterator[Engine]:
 
 
 def changes(engine: Engine, kind: str = "") -> list[Change]:
-    """Return the changes whose kind begins so."""
+    """Return the changes of kinds that begin with *kind*."""
     return ledger.rows(engine, "SELECT * FROM changes WHERE kind LIKE :kind || '%' ORDER BY seq", kind=kind)
 
 
@@ -71,7 +71,7 @@ def test_folds_make_no_other_kind(engine: Engine) -> None:
 
 
 def test_a_star_stands_for_every_kind_of_a_subject() -> None:
-    """Each subject has one, and it covers the subject's kinds and no other."""
+    """Each subject has a star, which covers the subject's kinds and no others."""
     assert set(CHOICES) == set(KINDS) | {f"{subject}.*" for subject in SUBJECTS}
     assert chosen(["dispute.*", "order.paid"]) == {"dispute.opened", "dispute.closed", "order.paid"}
 
@@ -88,7 +88,7 @@ def test_a_star_stands_for_every_kind_of_a_subject() -> None:
     ],
 )
 def test_each_change_has_its_money_and_what_it_belongs_to(engine: Engine, kind: str, names: set[str]) -> None:
-    """Amounts have a currency, and the ids lead to what the change is about, before as after."""
+    """A change has its amounts with a currency and the ids of related objects, in before as in after."""
     found = changes(engine, kind)
 
     assert found
@@ -97,8 +97,8 @@ def test_each_change_has_its_money_and_what_it_belongs_to(engine: Engine, kind: 
         assert change["before"] is None or change["before"].keys() == change["after"].keys() - {"lines"}
 
 
-def test_a_change_tells_what_the_table_does(engine: Engine) -> None:
-    """The order.paid of an order has the values of its row; a charge may pay it before its session does."""
+def test_a_change_has_the_values_of_its_row(engine: Engine) -> None:
+    """An order.paid has the values of the order's row; a charge may pay the order before its session does."""
     for change in changes(engine, "order.paid"):
         later = ("payment_status", "invoice") if change["after"]["payment_status"] == "unpaid" else ()
         held = {name: value for name, value in change["after"].items() if name not in ("lines", "status", *later)}
@@ -107,7 +107,7 @@ def test_a_change_tells_what_the_table_does(engine: Engine) -> None:
 
 
 def test_no_change_is_personal(engine: Engine) -> None:
-    """No email, no name, no metadata and no description of the history is in any change."""
+    """No change contains an email, a name, metadata or a description of the history."""
     personal = ledger.rows(
         engine,
         """
@@ -125,8 +125,8 @@ def test_no_change_is_personal(engine: Engine) -> None:
     assert '"customer_email"' not in text
 
 
-def test_a_refund_tells_whose_it_is(engine: Engine) -> None:
-    """The change of an order's refunds has what finds the order in the shop, and the amount before and after."""
+def test_a_refund_names_its_order(engine: Engine) -> None:
+    """An order.refund_changed has the ids that identify the order in the shop, and the amount before and after."""
     for change in changes(engine, "order.refund_changed"):
         (row,) = ledger.rows(engine, "SELECT * FROM orders WHERE id = :id", id=change["subject_id"])
         names = ("client_reference_id", "payment_intent", "payment_link", "customer", "currency", "amount_total")

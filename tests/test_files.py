@@ -1,4 +1,4 @@
-"""A command that reads or writes a file takes a regular one, and refuses at once what has no end or waits."""
+"""A command that reads or writes a file accepts a regular one, and refuses devices, pipes and sockets at once."""
 
 import os
 import socket
@@ -44,7 +44,7 @@ KINDS = {"a device": "/dev/zero", "a pipe": "pipe", "a socket": "socket", "a fol
 
 @pytest.fixture
 def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make one of each kind, in the folder where the test then runs."""
+    """Make one of each kind, in the working folder of the test."""
     monkeypatch.chdir(tmp_path)
     os.mkfifo("pipe")
     Path("folder").mkdir()
@@ -54,7 +54,7 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def options_of(command: Any, name: str = "") -> set[str]:  # noqa: ANN401 - of an untyped tree
-    """Return the options and arguments that name a file or a folder, below the names of their commands."""
+    """Return the options and arguments that name a file or a folder, prefixed with their commands."""
     found = {
         f"{name} {option.opts[0] if option.param_type_name == 'option' else option.name.upper()}".strip()
         for option in command.params
@@ -65,7 +65,7 @@ def options_of(command: Any, name: str = "") -> set[str]:  # noqa: ANN401 - of a
 
 
 def test_every_file_is_known() -> None:
-    """Each option that names a file or a folder is in the tests below."""
+    """The tests below cover every option that names a file or a folder."""
     assert options_of(get_command(app)) == {*READ, *WRITTEN, *SETTINGS, *FOLDERS}
 
 
@@ -73,7 +73,7 @@ def test_every_file_is_known() -> None:
 @pytest.mark.parametrize("option", [*READ, *WRITTEN])
 @pytest.mark.usefixtures("made")
 def test_only_a_file(option: str, kind: str) -> None:
-    """What is no file is refused by its kind before anything is opened: no end is waited for, and no other process."""
+    """A path that is no regular file is refused by its kind without being opened, so that the command never blocks."""
     ran = CliRunner().invoke(app, [*(READ | WRITTEN)[option], KINDS[kind]])
 
     assert isinstance(ran.exception, ConfigurationError), ran.exception
@@ -85,7 +85,7 @@ def test_only_a_file(option: str, kind: str) -> None:
 
 @pytest.mark.usefixtures("made")
 def test_an_archive_of_files_alone() -> None:
-    """A pipe by the name of an archive's log is refused, rather than waited for."""
+    """A pipe with the name of an archive's log is refused, and not waited for."""
     Path("pipe").rename("folder/payfold-events-1-2.ndjson")
 
     with pytest.raises(ConfigurationError, match=r"payfold-events-1-2\.ndjson is a pipe"):
@@ -94,7 +94,7 @@ def test_an_archive_of_files_alone() -> None:
 
 @pytest.mark.usefixtures("made")
 def test_the_null_device() -> None:
-    """What is not wanted may be written to the null device, but never be put in its place."""
+    """Output may be written to the null device, which is never replaced by a file."""
     require_writable(Path("/dev/null"), "--rejects")
     require_writable(Path("new.csv"), "--csv")
 
@@ -108,7 +108,7 @@ def test_the_null_device() -> None:
     ("device", "code", "words"), [("/dev/zero", 2, "Standard input is a device"), ("/dev/null", 0, "")]
 )
 def test_standard_input(database_url: str, device: str, code: int, words: str) -> None:
-    """Standard input is a file, a pipe or a terminal, or empty; no other device, which may have no end."""
+    """Standard input may be a file, a pipe, a terminal or empty; other devices, which may be endless, are refused."""
     with Path(device).open("rb") as stdin:
         ran = subprocess.run(
             [sys.executable, "-m", "deploy", "replay", "-"],
@@ -127,7 +127,7 @@ def test_standard_input(database_url: str, device: str, code: int, words: str) -
     [("<&-", "Standard input is closed: give it a file"), (">&-", "Standard output is closed, and data goes there.")],
 )
 def test_a_closed_stream(closed: str, words: str) -> None:
-    """A stream that a shell closed is an error of usage, and no fault of ours."""
+    """A standard stream that the shell closed is reported as a usage error."""
     command = f'exec "{sys.executable}" -m deploy replay - {closed}'
     ran = subprocess.run(["/bin/sh", "-c", command], capture_output=True, env=environment({}), timeout=60, check=False)
 

@@ -1,4 +1,4 @@
-"""The README's own commands lead from a fresh checkout to a signed event, a second terminal and a restart."""
+"""The README's commands work on a fresh checkout: a signed event, a second terminal and a restart."""
 
 import os
 import re
@@ -24,21 +24,21 @@ _BLOCK = re.compile(r"^### The first hour\n.*?^```sh\n(.*?)^```$", re.MULTILINE 
 
 
 def commands() -> list[str]:
-    """Return the lines of the README's block, comments left out."""
+    """Return the lines of the README's block, without comments."""
     found = _BLOCK.search((ROOT / "README.md").read_text(encoding="utf-8"))
     assert found is not None, "the README has no block under The first hour"
     return [line.partition("  #")[0].strip() for line in found[1].splitlines() if not line.startswith("#")]
 
 
 class Terminal:
-    """A shell in the checkout that knows nothing but where the data folder of a fresh one is."""
+    """A shell in the checkout with no other setting than a fresh data folder."""
 
     def __init__(self, folder: Path, **more: str) -> None:
         kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
         self._environment = {**kept, "PAYFOLD_DATA_DIR": str(folder / ".payfold"), **more}
 
     def run(self, command: str) -> str:
-        """Run *command* to its end, which is a good one, and return what it prints."""
+        """Run *command* successfully to its end, and return its output."""
         done = subprocess.run(
             shlex.split(command), cwd=ROOT, env=self._environment, capture_output=True, timeout=SECONDS_MAX, check=False
         )
@@ -47,7 +47,7 @@ class Terminal:
 
     @contextmanager
     def running(self, command: str, log: Path) -> Iterator[dict[str, str]]:
-        """Run *command* until the block ends, and yield its four lines by their labels."""
+        """Run *command* until the block ends, and yield its four printed lines by their labels."""
         with log.open("wb") as err:
             process = subprocess.Popen(
                 shlex.split(command), cwd=ROOT, env=self._environment, stderr=err, start_new_session=True
@@ -71,7 +71,7 @@ def _lines(log: Path, process: "subprocess.Popen[bytes]") -> dict[str, str]:
 
 
 def orders(printed: dict[str, str], curl: str) -> list[dict[str, str]]:
-    """Ask what the README asks with curl, with the printed token at the printed address, until there is an order."""
+    """Repeat the README's curl request, with the printed token and address, until there is an order."""
     _, _, header, url = shlex.split(curl)
     name, _, value = header.replace("$TOKEN", printed["bearer token"]).partition(": ")
     path = httpx.URL(url).raw_path.decode()
@@ -87,7 +87,7 @@ def orders(printed: dict[str, str], curl: str) -> list[dict[str, str]]:
 
 
 def test_from_any_folder(tmp_path: Path) -> None:
-    """deploy/dev finds its checkout through a link and from any folder, in which it leaves the command."""
+    """deploy/dev finds its checkout through a link and from any folder, and runs the command in that folder."""
     link, kept = tmp_path / "payfold", {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
     link.symlink_to(os.path.relpath(ROOT / "deploy" / "dev", tmp_path))
     shown = 'pwd; echo "$PAYFOLD_DATA_DIR"; command -v payfold'
@@ -106,9 +106,9 @@ def free_port() -> int:
 
 
 def test_the_first_hour(tmp_path: Path) -> None:
-    """`up`, a signed event from a second terminal, its order by the printed token; a restart keeps secret and token."""
+    """`up` accepts a signed event from a second terminal and serves its order; a restart keeps secret and token."""
     up, emit, events, init, curl = commands()
-    # The machine of a test may have a program on the usual port; the second terminal finds out which one it is.
+    # The usual port may be in use on the test's machine; the second terminal finds the chosen one by itself.
     first, second = Terminal(tmp_path, PORT=str(free_port())), Terminal(tmp_path)
 
     with first.running(up, tmp_path / "up.err") as printed:

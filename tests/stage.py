@@ -20,7 +20,7 @@ from tests import ledger
 from worker.stripe_jobs import expiry
 from worker.stripe_jobs.rounds import JobContext, JobResult
 
-KEY = "sk_test_sandbox_key_that_nobody_may_see"
+KEY = "sk_test_sandbox_key_that_must_stay_secret"
 HOUR = 3_600
 
 

@@ -514,7 +514,7 @@ def moves(pairs: Sequence[tuple[object, object]]) -> list[Facts]:
         [(n // 2, (n // 2 + 1) % 800) for n in range(1_600)],
         [divmod(n * n % 397, 20) for n in range(1_600)],
     ],
-    ids=["pairs that do not fit", "a circle told twice", "steps at random"],
+    ids=["pairs that do not fit", "a circle reported twice", "steps at random"],
 )
 def test_a_second_of_very_many_twins_and_gaps(pairs: Sequence[tuple[object, object]]) -> None:
     """Sixteen hundred steps with twins and gaps are ordered in seconds, and the end is ambiguous."""

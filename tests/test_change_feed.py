@@ -172,7 +172,7 @@ def test_bad_values(web: Web, query: str) -> None:
 
 @pytest.fixture(scope="module")
 def mixed(services: Services) -> Iterator[Web]:
-    """Return a web process whose feed has changes of every kind, account and mode in turn, some of them withheld."""
+    """Return a web process and a feed with changes of every kind, account and mode in turn, some of them withheld."""
     rng = random.Random(17)
     with serving_many(services) as running:
         with psycopg.connect(running.settings.libpq) as connection:

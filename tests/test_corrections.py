@@ -40,7 +40,7 @@ def paying() -> Account:
 
 def ignoring(event: Sent) -> bytes:
     """Return the observation by which an operator ignores *event*."""
-    about = {"object": "event", "id": event.id, "reason": "nobody sent it"}
+    about = {"object": "event", "id": event.id, "reason": "not sent by Stripe"}
     word = observations.observe(
         folds.EVENT_IGNORED, about, account="", livemode=False, created=event.created, now=ledger.NOW
     )
@@ -63,7 +63,7 @@ def announced(engine: Engine) -> list[tuple[str, str | None, int | None]]:
     return [(row["kind"], row["after"]["status"], row["after"]["amount_total"]) for row in found]
 
 
-def assert_the_last_change_is_the_row(engine: Engine) -> None:
+def assert_the_last_word_is_the_row(engine: Engine) -> None:
     """Check that the last change of each order equals its row, and that no one-shot is repeated."""
     changes = ledger.rows(engine, "SELECT * FROM changes WHERE subject = 'order' ORDER BY seq")
     last = {row["subject_id"]: row["after"] for row in changes if row["kind"] != "order.refund_changed"}
@@ -105,7 +105,7 @@ def test_every_arrival_of_a_step_back(engine: Engine, account: Account) -> None:
     last = set()
     for batches in random.Random(41).sample(list(ledger.splits(bodies)), 60):
         ledger.take_in_batches(engine, batches)
-        assert_the_last_change_is_the_row(engine)
+        assert_the_last_word_is_the_row(engine)
         last.add(announced(engine)[-1][1:])
     assert last == {("processing", 2_000)}
 
@@ -127,7 +127,7 @@ def test_a_step_back_is_never_a_one_shot(engine: Engine, account: Account) -> No
     ledger.take_in(engine, account.emit("checkout.session.async_payment_succeeded", again).body)
     # A second payment is a correction, since order.paid is announced only once.
     assert announced(engine)[3:] == [("order.corrected", "paid", 1_500)]
-    assert_the_last_change_is_the_row(engine)
+    assert_the_last_word_is_the_row(engine)
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ def test_another_amount_is_corrected(
 
     for batches in ledger.splits(bodies):
         ledger.take_in_batches(engine, batches)
-        assert_the_last_change_is_the_row(engine)
+        assert_the_last_word_is_the_row(engine)
         assert ledger.kinds(engine, session).count("order.paid") == 1
     ledger.take_in_batches(engine, [bodies[:1], bodies[1:]])
     found = ledger.rows(engine, ANNOUNCED)
@@ -190,7 +190,7 @@ def test_an_order_that_was_away_comes_back_otherwise(engine: Engine) -> None:
         ledger.take_in(engine, msgspec.json.encode(body))
 
     assert announced(engine) == [("order.paid", "paid", 2_000), ("order.corrected", "paid", 1_500)]
-    assert_the_last_change_is_the_row(engine)
+    assert_the_last_word_is_the_row(engine)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ Note [What the account does not do]
     a dispute in the second of another event of its charge (``charge.disputed`` becomes true, and no event is documented
     that would name what it was before).
 
-    It also avoids two events within one second whose reports are ambiguous: a refund that fails in the second of its
+    It also avoids two ambiguous combinations of events within one second: a refund that fails in the second of its
     charge's last event (the charge may report it or not; by rule 10 of the design it does not), and a refund in the
     second of a capture in part (the charge may report the rest as refunded). Nor does it read a charge in the second
     of the charge's last change, or where the endpoint receives no events of its refunds: a read is dated a second

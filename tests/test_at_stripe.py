@@ -378,7 +378,7 @@ def test_gaps_are_filled(at: Stage) -> None:
     assert at.rows("SELECT found FROM stripe_jobs") == [{"found": filled.recorded}]
 
 
-def test_a_look_at_the_last_hour_leaves_no_hole(at: Stage) -> None:
+def test_a_later_start_leaves_no_gap(at: Stage) -> None:
     """A run with a later start than the checkpoint fills its own range; the next run continues from the checkpoint."""
     fill(at)
     at.account.complete(at.account.open_session())
@@ -389,7 +389,7 @@ def test_a_look_at_the_last_hour_leaves_no_hole(at: Stage) -> None:
     assert at.rows("SELECT count(*) AS paid FROM orders WHERE status = 'paid'") == [{"paid": 1}]
 
 
-def test_types_are_asked_for_by_the_twenty(at: Stage) -> None:
+def test_types_are_requested_in_few_calls(at: Stage) -> None:
     """Every type that a fold reads is requested, in as few calls as Stripe allows."""
     fill(at, since=at.now - timedelta(hours=1))
 
@@ -518,7 +518,7 @@ def test_no_key_serves_the_other_mode(at: Stage) -> None:
 
 
 def test_an_id_is_never_a_path(at: Stage) -> None:
-    """An event's id with slashes and question marks is encoded, so that no other path is called."""
+    """An id with slashes and question marks is encoded, so that no other path is called."""
     api = at.context().api
     with pytest.raises(Exception, match="no such object"):
         api.call(HERE, "get", "checkout", "sessions", "../events?limit=1", lane=Lane.REFETCH)

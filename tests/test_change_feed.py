@@ -490,7 +490,7 @@ def test_each_step_of_a_balance_is_announced(engine: Engine, size: int) -> None:
 
 
 def test_steps_of_a_balance_that_are_not_all_known(engine: Engine) -> None:
-    """Around a missing step the known difference is one change; the late step, or a repeated fold, adds no change."""
+    """Around a missing step the net difference is one change; the late step, and a net of 0, add no change."""
     ledger.take_in(engine, moved(1, 0, -500))
     ledger.record(engine, [ledger.delivery(moved(3, -200, 300)), ledger.delivery(moved(4, 300, -100))])
     ledger.fold(engine)

@@ -255,7 +255,7 @@ def test_a_key_that_is_refused(stripe: Stripe) -> None:
 
 
 def test_check(stripe: Stripe) -> None:
-    """`check` reports missing and superfluous types, and disabled, outdated and duplicate endpoints."""
+    """`check` reports missing and superfluous types, and disabled and outdated endpoints."""
     others = [*STRIPE_TYPES[1:], "payout.paid"]
     old = stripe.account.create_webhook_endpoint(f"{URL}/", others, api_version="2020-08-27")["id"]
     elsewhere = stripe.account.create_webhook_endpoint("https://shop.example.com/other", ["*"])["id"]
@@ -277,7 +277,7 @@ def test_check(stripe: Stripe) -> None:
 
 
 def test_several_endpoints_for_one_address(stripe: Stripe) -> None:
-    """Two endpoints deliver each event twice, which is reported as harmless."""
+    """Two endpoints for one address deliver each event twice, which `check` reports."""
     for _ in range(2):
         stripe.account.create_webhook_endpoint(URL, STRIPE_TYPES, api_version=API_VERSION)
 
@@ -329,7 +329,7 @@ def test_usage(
     assert "hunter2" not in str(raised.value)
 
 
-def test_create_without_a_word(stripe: Stripe, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_create_without_yes(stripe: Stripe, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without --yes no endpoint is created, and the exit code is 2."""
     for name, value in stripe.environment.items():
         monkeypatch.setenv(name, value)

@@ -40,7 +40,7 @@ def test_two_folders(tmp_path: Path) -> None:
 
 
 def test_what_is_configured_is_not_made(tmp_path: Path) -> None:
-    """A configured secret or token is used and not kept; the kept one is used again when the setting is removed."""
+    """A configured secret or token is not kept; one that was kept before is used again without the setting."""
     secret, token = {"STRIPE_WEBHOOK_SECRETS": "whsec_hunter2"}, {"PAYFOLD_TOKENS": TOKENS}
 
     both = credentials.ensured(tmp_path, Settings.load(secret | token), port=8000)

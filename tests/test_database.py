@@ -129,7 +129,7 @@ def test_a_statement_and_a_lock_are_bounded(engine: Engine, database_url: str) -
     ],
 )
 def test_a_connection_in_doubt_is_thrown_away(engine: Engine, statement: str, *, is_kept: bool) -> None:
-    """Only an error that judges the data leaves its connection in the pool."""
+    """After an error about the data a connection stays in the pool; after any other error it is closed."""
     before = pid(engine)
     with pytest.raises(Exception, match=r"."), database.transaction(engine) as connection:
         connection.exec_driver_sql(statement)

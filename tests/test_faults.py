@@ -114,7 +114,7 @@ def test_a_message_that_cannot_be_sent_is_no_failure(redis_url: str, own_valkey:
 
 
 def test_the_timer_and_a_message_take_turns() -> None:
-    """While a job runs, the timer starts no other, and a message waits."""
+    """While a job runs, the timer does not start it again, and a message for it waits."""
     turns, begun, over = Turns(), threading.Event(), threading.Event()
     together: list[int] = []
     at_once = 0
@@ -164,7 +164,7 @@ def test_the_timer_works_when_no_message_comes() -> None:
 
 
 def test_the_slots_know_their_most_frequent_message(celery_at_stripe: Celery) -> None:
-    """The slot of folding is driven by the sweep, and that of calls to Stripe by fetching, its most frequent job."""
+    """The fold slot's timer runs the sweep; the Stripe slot's timer runs four jobs, the most frequent one first."""
     assert app.periodic(celery_at_stripe, broker.FOLD_QUEUE) == [(broker.SWEEP, 5.0)]
     assert app.periodic(celery_at_stripe, broker.STRIPE_QUEUE)[0] == (broker.FETCH, 10.0)
     assert len(app.periodic(celery_at_stripe, broker.STRIPE_QUEUE)) == 4

@@ -1,4 +1,4 @@
-"""Faults of the servers that a worker needs, and such a worker, for the tests that it survives them."""
+"""A worker, and faults of its servers, for the tests that show that it survives them."""
 
 import os
 import selectors

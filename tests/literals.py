@@ -1,6 +1,6 @@
 """Compares tables with expected rows that are written out by hand: every column of every row of every table.
 
-The literals stand in the tests, taken from Stripe's documentation; nothing here knows what a fold reads.
+The expected rows are in the tests, taken from Stripe's documentation and independent of the folds.
 """
 
 from collections.abc import Iterable, Mapping

@@ -87,7 +87,7 @@ class _Helper:
         command, pipe = [sys.executable, "-m", module, *arguments], subprocess.PIPE
         self._process = subprocess.Popen(command, cwd=tree, env=environment, stdin=pipe, stdout=pipe, text=True)
 
-    def ask(self, job: dict[str, object]) -> Any:  # noqa: ANN401 - what JSON holds
+    def ask(self, job: dict[str, object]) -> Any:  # noqa: ANN401 - any JSON
         """Return the answer to *job*."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None

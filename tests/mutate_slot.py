@@ -1,7 +1,7 @@
 """Runs tests on a tree that changes between the runs: a process for each, forked from one that imported the rest.
 
-Reads from stdin, a line each: the test files, the tests that come first, and the seconds it may take. Answers what
-became of it, and the test that noticed. ``tests.mutate`` starts it.
+Each line of stdin is a job: the test files, the tests to run first, and a timeout in seconds. Each line of stdout is
+its verdict and the test that noticed. ``tests.mutate`` starts this process.
 """
 
 import gc
@@ -32,17 +32,17 @@ class Watch:
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        """Sort them."""
+        """Move the favored tests to the front."""
         items.sort(key=lambda item: self._place.get(item.nodeid, len(self._place)))
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Keep it."""
+        """Keep the name of the test if it failed."""
         if report.failed:
             self.noticed_by = report.nodeid
 
 
 def preload() -> None:
-    """Import what the tests import, and forget those modules of ours that may change or that use such ones."""
+    """Import the modules that the tests import; unload our modules that may change, and those that use them."""
     for name in ("tests.command", "tests.stripe_payments", "worker.proof.explain"):
         import_module(name)
     for name in list(sys.modules):
@@ -52,7 +52,7 @@ def preload() -> None:
 
 
 def run(job: dict[str, Any]) -> tuple[str, str]:
-    """Run the *job* in a process of its own, and return what became of it and the test that noticed."""
+    """Run the *job* in a process of its own, and return the verdict and the test that noticed."""
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
@@ -63,7 +63,7 @@ def run(job: dict[str, Any]) -> tuple[str, str]:
     answer = os.read(reading, 65_536) if is_over else b""
     os.close(reading)
     if not is_over:
-        # Code that goes on without end is wrong, and noticed.
+        # Code that runs without end is wrong, so a timeout counts as noticed.
         os.killpg(child, signal.SIGKILL)
     os.waitpid(child, 0)
     verdict, by = json.loads(answer) if answer else ("broken" if is_over else "noticed", "")

@@ -31,7 +31,7 @@ class TooMany(Exception):
 class TwoShapes(TooMany):
     """A second holds one portal configuration in the shapes of two versions, of which the features cannot be compared.
 
-    What may follow what is then not decided: "the keys that both carry" orders A and B, and B and C, but not A and C.
+    The order is then undefined: "the keys that both carry" orders A and B, and B and C, but not A and C.
     """
 
 

@@ -93,7 +93,7 @@ def read(body: bytes, account: str = "") -> Report | None:
 def overlaid(after: Json, previous: Json) -> Json:
     """Return the object *after* a change as it was before, by its *previous* attributes.
 
-    A nested object lists what changed of it alone; a key of the metadata that was not there is listed as null.
+    A nested object has only its changed keys; a metadata key that was absent before is null.
     """
     before = dict(after)
     for name, value in previous.items():

@@ -52,7 +52,7 @@ class Chance(random.Random):
         """Return *value*, or null."""
         return value if self.flag() else None
 
-    def metadata(self) -> Any:  # noqa: ANN401 - an object, or what PHP writes for an empty one
+    def metadata(self) -> Any:  # noqa: ANN401 - an object, or PHP's form of an empty one
         """Return metadata, as sent or as written again by PHP."""
         return self.choice(({}, [], {"cart": self.text(), "note": self.text()}))
 
@@ -131,7 +131,7 @@ _KINDS_OF_SESSIONS: Final = {
 
 
 def session_of_endive(chance: Chance) -> tuple[str, str | None, Body]:
-    """Return a session as events show it: shipping among what was collected, amounts in the shop's currency."""
+    """Return a session as in events: shipping in collected_information, amounts in the shop's currency."""
     newer = {
         "collected_information": chance.choice(
             (None, {"shipping_details": None}, {"shipping_details": chance.recipient()})

@@ -1,7 +1,7 @@
 """Stripe's lists over HTTP, of objects that a test made: https://docs.stripe.com/api/pagination.
 
-Only what an audit calls: ``GET`` of a list with ``limit``, ``starting_after``, ``created[gte]`` and ``status``, and of
-one object. It does not depend on how Payfold uses the answers.
+Only the calls of an audit: ``GET`` of a list with ``limit``, ``starting_after``, ``created[gte]`` and ``status``, and
+of one object. It does not depend on how Payfold uses the answers.
 """
 
 import json

@@ -171,7 +171,7 @@ def test_events_that_both_names_have(engine: Engine) -> None:
     assert digest == recorded_in(engine, [*older, *newer[: len(newer) // 2]], "acct_1")
 
 
-def test_what_is_pending_is_announced(engine: Engine) -> None:
+def test_a_pending_event_is_announced(engine: Engine) -> None:
     """An event pending at the rename is announced when folded; changes from folding again are withheld."""
     account = Account(seed=1)
     session = account.open_session(amount=500)
@@ -385,7 +385,7 @@ SPLITS: Final[list[tuple[list[str], str, str, list[tuple[str, str]]]]] = [
 ]
 
 
-def test_what_splits_an_account(engine: Engine) -> None:
+def test_labels_that_split_an_account(engine: Engine) -> None:
     """A label that is added, changed or removed is a fault, reported with the command that mends it."""
     for named, secrets, keys, expected in SPLITS:
         ledger.execute(engine, "DELETE FROM inbox")

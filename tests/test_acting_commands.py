@@ -30,7 +30,7 @@ def payfold(at: Stage, *arguments: str, **settings: str) -> command.Ran:
     return ran
 
 
-def test_what_would_expire(at: Stage) -> None:
+def test_dry_run_of_expiry(at: Stage) -> None:
     """A dry run lists the stale sessions with reasons, without a call or a change; the command then expires these."""
     stale = at.open(2, ago=0)
     at.account.advance(2 * HOUR)
@@ -75,7 +75,7 @@ def test_a_key_that_stripe_refuses(at: Stage) -> None:
     assert at.status(session) == "expired"
 
 
-def test_what_another_worker_has_in_hand(at: Stage) -> None:
+def test_a_session_that_another_worker_expires(at: Stage) -> None:
     """The command skips a session that another worker is expiring, and exits with 1 and a message."""
     (session,) = at.open()
     context = at.context()

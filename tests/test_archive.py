@@ -121,7 +121,7 @@ def link(at: int, link_id: str = "plink_1", **fields: Any) -> Event:  # noqa: AN
 # ---- Archiving ----
 
 
-def test_nothing_but_payloads_goes(shop: Engine, folder: Path) -> None:
+def test_only_payloads_are_deleted(shop: Engine, folder: Path) -> None:
     """Archiving changes no table but the payloads, which are deleted, and their partition frees its space."""
     before, held, size = at_rest(shop), payloads(shop), size_of(shop)
 
@@ -135,7 +135,7 @@ def test_nothing_but_payloads_goes(shop: Engine, folder: Path) -> None:
     assert archive.plan(shop, before=LATER) == []
 
 
-def test_only_what_is_old(shop: Engine, folder: Path) -> None:
+def test_only_old_events_are_archived(shop: Engine, folder: Path) -> None:
     """Events created later keep their payloads; in a shared partition the old ones are deleted one by one."""
     held = payloads(shop)
     old = {row["seq"] for row in ledger.rows(shop, "SELECT seq FROM inbox WHERE created < :half", half=HALF)}
@@ -146,7 +146,7 @@ def test_only_what_is_old(shop: Engine, folder: Path) -> None:
     assert payloads(shop) == {seq: payload for seq, payload in held.items() if seq not in old}
 
 
-def test_what_stays_in_an_emptied_partition(shop: Engine, folder: Path) -> None:
+def test_parked_and_pending_events_keep_their_payloads(shop: Engine, folder: Path) -> None:
     """Parked and pending events keep their payloads, in a partition that is otherwise emptied."""
     odd = Account(seed=1).emit("refund.created", {"object": "charge", "id": "ch_odd"})
     ledger.record(shop, [ledger.delivery(odd.body)])
@@ -364,7 +364,7 @@ def test_events_during_a_rebuild(shop: Engine, folder: Path) -> None:
 # ---- An archive at fault ----
 
 
-def test_an_archive_that_is_not_whole(shop: Engine, folder: Path, run: Callable[..., command.Ran]) -> None:
+def test_an_incomplete_archive(shop: Engine, folder: Path, run: Callable[..., command.Ran]) -> None:
     """A missing log, a damaged log and a missing folder are each reported, and nothing is compared."""
     archived(shop, folder, HALF)
     archived(shop, folder)
@@ -487,7 +487,7 @@ def test_killed_between_partitions(shop: Engine, folder: Path, request: pytest.F
     assert len(list(folder.iterdir())) == 2
 
 
-def test_what_a_killed_run_left_behind(shop: Engine, folder: Path, run: Callable[..., command.Ran]) -> None:
+def test_files_of_a_killed_run(shop: Engine, folder: Path, run: Callable[..., command.Ran]) -> None:
     """An unfinished log is ignored, and a log of other events with the same name is not overwritten."""
     before, held = at_rest(shop), payloads(shop)
     name = f"payfold-events-{min(held)}-{max(held)}"
@@ -646,7 +646,7 @@ def test_retry_with_an_archive_at_fault(engine: Engine, folder: Path) -> None:
     assert len(payloads(engine)) == 2
 
 
-def test_rebuilt_where_it_was_parked(engine: Engine, folder: Path, run: Callable[..., command.Ran]) -> None:
+def test_a_swap_folds_parked_events(engine: Engine, folder: Path, run: Callable[..., command.Ran]) -> None:
     """A swap with the archive folds the events that were parked for lack of archived payloads."""
     of_one_link(engine, folder)
 

@@ -330,7 +330,7 @@ def test_an_event_that_was_never_generated(at: Stage) -> None:
     assert at.rows("SELECT email FROM customers") == [{"email": "buyer@example.com"}]
 
 
-def test_what_lags_behind_a_newer_event_changes_nothing(at: Stage) -> None:
+def test_an_answer_older_than_an_event_changes_nothing(at: Stage) -> None:
     """An answer is dated before its call, so a newer event that it does not show still decides the row."""
     session = at.account.open_session()
     api = at.context().api
@@ -347,7 +347,7 @@ def test_what_lags_behind_a_newer_event_changes_nothing(at: Stage) -> None:
     assert at.kinds(session) == ["order.paid"]
 
 
-def test_what_happened_long_ago_is_not_read(at: Stage) -> None:
+def test_objects_of_old_events_are_not_read(at: Stage) -> None:
     """A log of last year is folded without a call to Stripe."""
     at.account.complete(at.account.open_session())
     at.deliver()

@@ -65,7 +65,7 @@ def test_a_shop_with_all_events_delivered(at: Stage) -> None:
     assert listed["customer_balance_transaction"].listed > 0
 
 
-def test_pages_are_what_it_costs(at: Stage) -> None:
+def test_an_audit_costs_its_pages(at: Stage) -> None:
     """An audit needs one call for each hundred objects of a kind, and one for each customer with a balance."""
     deliver(at)
     against_stripe.repair(at.context())
@@ -158,7 +158,7 @@ def test_a_draft_that_was_deleted(at: Stage) -> None:
     assert audited(at)[1] == []
 
 
-def test_what_no_key_serves(at: Stage) -> None:
+def test_rows_without_a_key(at: Stage) -> None:
     """Rows of a mode or account without a key are reported, and cause no call."""
     deliver(at)
     against_stripe.repair(at.context())
@@ -264,7 +264,7 @@ def test_a_repair_without_stripe(at: Stage) -> None:
     assert "objects_put_right" not in ran.json["repaired"]
 
 
-def test_what_is_archived(at: Stage) -> None:
+def test_archived_events(at: Stage) -> None:
     """A row with archived events is compared with Stripe's list, except for values that need all its events."""
     deliver(at)
     against_stripe.repair(at.context())
@@ -285,7 +285,7 @@ def test_what_is_archived(at: Stage) -> None:
     ("account", "livemode", "is_found"),
     [("acct_2", False, True), ("", True, True), ("acct_2", True, True), ("", False, False)],
 )
-def test_what_is_on_the_way_elsewhere(at: Stage, account: str, *, livemode: bool, is_found: bool) -> None:
+def test_pending_events_of_this_and_other_worlds(at: Stage, account: str, *, livemode: bool, is_found: bool) -> None:
     """A row is not compared while an event of its object is pending; an event of another world does not matter."""
     deliver(at)
     against_stripe.repair(at.context())
@@ -305,7 +305,7 @@ def test_what_is_on_the_way_elsewhere(at: Stage, account: str, *, livemode: bool
 # ---- The second witness ----
 
 
-def test_what_only_the_map_finds(at: Stage) -> None:
+def test_a_difference_that_only_the_map_finds(at: Stage) -> None:
     """A false event of a failed refund outranks Stripe's list in the fold, so only a comparison by the map finds it."""
     deliver(at)
     against_stripe.repair(at.context())

@@ -156,7 +156,7 @@ def test_lines(at: Stripe) -> None:
     ]
 
 
-def test_what_refunds_and_disputes_explain(at: Stripe) -> None:
+def test_values_that_refunds_and_disputes_explain(at: Stripe) -> None:
     """A charge's dispute or failed refund is reported by no event of the charge, but explained by another table."""
     moved: tuple[tuple[Body, dict[str, object]], ...] = (
         (charge("ch_1", disputed=True), {"disputed": False}),
@@ -340,7 +340,7 @@ def test_an_older_api_version(at: Stripe) -> None:
     assert (listed["invoice"].unstated, listed["billing_portal.configuration"].unstated) == (2, 1)
 
 
-def test_what_follows_from_what_an_old_version_lacks(at: Stripe) -> None:
+def test_columns_derived_from_fields_that_an_old_version_lacks(at: Stripe) -> None:
     """A session of 2019 has no payment status, so the status and the paid_at of its order are unknown too."""
     old = session("cs_1")
     del old["status"], old["payment_status"]
@@ -396,7 +396,7 @@ def test_features_that_were_removed(at: Stripe) -> None:
 # ---- On its way ----
 
 
-def test_what_was_just_created(at: Stripe) -> None:
+def test_young_objects(at: Stripe) -> None:
     """Objects younger than an event or a poll may take are no difference; those that a test clock dates later are."""
     now = T + DAY
     # Open sessions are polled every 120 seconds.
@@ -413,7 +413,7 @@ def test_what_was_just_created(at: Stripe) -> None:
     ]
 
 
-def test_what_has_just_changed(at: Stripe) -> None:
+def test_objects_with_young_events(at: Stripe) -> None:
     """An object with an event of the last minute at Stripe is no difference yet; older events are missing."""
     intents = [{"payment_intent": f"pi_{number}"} for number in range(5)]
     held = {**session("cs_3", **intents[3]), "payment_status": "unpaid"}
@@ -553,7 +553,7 @@ def test_a_restricted_key_without_sessions(at: Stripe) -> None:
     ("keys", "reason"),
     [(KEY, "The unlabelled key has no access to acct_1"), (f"acct_1=sk_test_revoked,{KEY}", "Stripe answered 401")],
 )
-def test_a_world_that_is_not_let_in(at: Stripe, keys: str, reason: str) -> None:
+def test_a_world_without_access(at: Stripe, keys: str, reason: str) -> None:
     """A disconnected account or a revoked key of one account does not stop the audit of other accounts."""
     at.keys = keys
     sell(at, 1)
@@ -604,7 +604,7 @@ def test_a_key_of_another_sandbox(at: Stripe) -> None:
 # ---- Interrupted ----
 
 
-def test_an_audit_goes_on_where_it_was(at: Stripe) -> None:
+def test_an_interrupted_audit_continues(at: Stripe) -> None:
     """After an interruption at any call, an audit repeats only pages with differences, and finds the same."""
     sell(at, 250)
     ledger.execute(at.engine, "UPDATE customers SET name = 'edited' WHERE id IN ('cus_0240', 'cus_0100', 'cus_0002')")
@@ -636,7 +636,7 @@ def again(calls: Sequence[str], expected: Sequence[str]) -> list[str]:
     return list((Counter(calls) - Counter(expected)).elements())
 
 
-def test_what_was_put_right_in_the_interruption(at: Stripe) -> None:
+def test_differences_repaired_during_an_interruption(at: Stripe) -> None:
     """Pages, rows and ledgers with differences before an interruption are audited again after each interruption."""
     customers = sell(at, 150)
     ledger.take_in(at.engine, event("evt_gone", "customer.created", T + 9, customer(9, id="cus_gone")))

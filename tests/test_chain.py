@@ -467,7 +467,7 @@ def test_a_choice_passes_its_doubt_on() -> None:
     )
 
 
-def test_what_moves_the_rank_without_previous_attributes_begins_its_second() -> None:
+def test_an_event_that_moves_the_rank_begins_its_second() -> None:
     """A charge that succeeds, is refunded and reverted in one second ends without a refund."""
     pending = event("evt_0", 0, {"status": "pending", "amount_refunded": 0})
     history = [refunded("evt_3", 1, 0, None), refunded("evt_2", 1, 400, 0), refunded("evt_1", 1, 0, 400)]
@@ -527,7 +527,7 @@ def test_a_second_of_very_many_twins_and_gaps(pairs: Sequence[tuple[object, obje
     assert process_time() - began < 20
 
 
-def test_what_is_too_much_to_put_in_order_is_by_seniority() -> None:
+def test_a_second_beyond_the_limit_is_ordered_by_ids() -> None:
     """Beyond the limit the greatest id ends the second, no event is a twin, and a later event can correct the end."""
     history = moves([(f"x{n // 2}", f"y{n // 2}") for n in range(500)])
 

@@ -70,7 +70,7 @@ def test_pages(web: Web) -> None:
     assert changes(web, after=after) == {"data": [], "next_after": after, "has_more": False}
 
 
-def test_what_is_withheld(web: Web) -> None:
+def test_withheld_changes(web: Web) -> None:
     """A withheld change is not in the feed, and does not wake a waiting reader."""
     web.query(CHANGE, "plink_1")
     web.query(CHANGE, "plink_2")
@@ -83,7 +83,7 @@ def test_what_is_withheld(web: Web) -> None:
     assert time.monotonic() - started >= 1
 
 
-def test_there_already(web: Web) -> None:
+def test_present_changes_are_returned_at_once(web: Web) -> None:
     """A reader does not wait if there are changes after its cursor."""
     web.query(CHANGE, "plink_1")
     started = time.monotonic()

@@ -101,7 +101,7 @@ def without(row: Mapping[str, Any], *names: str) -> dict[str, Any]:
     return {name: value for name, value in row.items() if name not in names}
 
 
-def test_only_what_is_asked_for_is_released(engine: Engine) -> None:
+def test_a_release_is_limited_by_its_filter(engine: Engine) -> None:
     """A release is limited by kind, time and world; other changes stay withheld and counted."""
     append(
         engine,
@@ -121,7 +121,7 @@ def test_only_what_is_asked_for_is_released(engine: Engine) -> None:
     assert counted(engine) == {("import", "order.paid"): 2, ("import", "order.expired"): 1}
 
 
-def test_what_is_overtaken_stays_withheld(engine: Engine) -> None:
+def test_an_overtaken_change_stays_withheld(engine: Engine) -> None:
     """An older state is not released after a newer one, but a payment is, even if it was refunded since."""
     append(
         engine,
@@ -235,7 +235,7 @@ def paid(engine: Engine, reason: str | None) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("batch_max", [1, withheld.RELEASE_BATCH_MAX])
-def test_a_correction_is_released_behind_what_it_corrects(engine: Engine, batch_max: int) -> None:
+def test_a_correction_is_released_after_its_payment(engine: Engine, batch_max: int) -> None:
     """A correction is released after its payment, although its event is older."""
     last = paid(engine, "import")
     corrected(engine, last, {**last, "status": "processing"}, "fold_version")
@@ -361,7 +361,7 @@ def test_withheld(engine: Engine, database_url: str, monkeypatch: pytest.MonkeyP
     assert counted(engine) == {("import", "order.opened"): 1}
 
 
-def test_what_was_joined_is_released_in_the_order_of_its_times(engine: Engine) -> None:
+def test_joined_changes_are_released_by_time(engine: Engine) -> None:
     """Of two withheld changes of one order, the older one is not released after the newer one."""
     append(engine, ("order.paid", "cs_1", 5, "rename"), ("order.opened", "cs_1", 3, "rename"))
 

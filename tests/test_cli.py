@@ -362,7 +362,7 @@ def test_token(options: tuple[str, ...], scopes: set[Scope]) -> None:
 
 
 def test_a_token_that_opens_nothing() -> None:
-    """The scope personal alone opens no route, and the person who makes such a token is warned."""
+    """The scope personal alone opens no route, and a warning is printed for such a token."""
     ran = payfold("tokens", "new", "shop", "--scope", "personal")
 
     assert (ran.code, "read+personal" in ran.err) == (0, True)

@@ -212,7 +212,7 @@ def test_an_order_that_was_away_comes_back_otherwise(engine: Engine) -> None:
         (None, "open", ("order.paid",), "order.opened"),
     ],
 )
-def test_what_a_step_is(before: str | None, after: str | None, kinds: Sequence[str], kind: str | None) -> None:
+def test_kinds_of_steps(before: str | None, after: str | None, kinds: Sequence[str], kind: str | None) -> None:
     """A step onward is announced once, a step back is a correction, and an equal status is no change."""
     money = {"amount_total": 500, "currency": "usd"}
     known = None if before is None else {"status": before, **money}

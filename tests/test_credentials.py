@@ -39,7 +39,7 @@ def test_two_folders(tmp_path: Path) -> None:
     assert one.token != two.token
 
 
-def test_what_is_configured_is_not_made(tmp_path: Path) -> None:
+def test_a_configured_secret_is_not_kept(tmp_path: Path) -> None:
     """A configured secret or token is not kept; one that was kept before is used again without the setting."""
     secret, token = {"STRIPE_WEBHOOK_SECRETS": "whsec_hunter2"}, {"PAYFOLD_TOKENS": TOKENS}
 

@@ -221,7 +221,7 @@ def test_rebuild_left_behind(engine: Engine) -> None:
     assert schemas(engine) == [young]
 
 
-def test_rebuild_of_what_postgresql_refuses(engine: Engine) -> None:
+def test_rebuild_with_a_row_that_postgresql_refuses(engine: Engine) -> None:
     """If PostgreSQL refuses the row of an event, a rebuild parks the event as before, and folds the others."""
     run(engine, "DELETE FROM orders; DELETE FROM outcomes; ALTER TABLE orders ADD CHECK (amount_total < 9000)")
     run(engine, "INSERT INTO pending SELECT seq, true FROM inbox")

@@ -42,7 +42,7 @@ def fault_of(environment: dict[str, str]) -> str:
     return str(raised.value)
 
 
-def test_what_it_sets(written: Write) -> None:
+def test_values_in_the_file(written: Write) -> None:
     """Values may be quoted, exported and followed by a comment; variables in them are not expanded."""
     at = written(f"""
         # a comment

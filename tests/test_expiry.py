@@ -173,7 +173,7 @@ def test_stripes_timer_may_be_late(database_url: str, redis_url: str) -> None:
         assert [made.method for made in at.api.calls] == ["GET", "GET"]
 
 
-def test_what_has_ended_holds_up_nothing(at: Stage) -> None:
+def test_unreadable_ended_sessions_delay_no_other(at: Stage) -> None:
     """A stale session is expired in the same run as many ended sessions that cannot be read."""
     at.open(expiry.BATCH_MAX, ago=25 * HOUR)
     (session,) = at.open()
@@ -233,7 +233,7 @@ def test_a_refused_key_stops_the_job_loudly(
 
 
 @pytest.mark.parametrize("fault", [Fault.LOCKED, Fault.CONFLICT, Fault.FAILED, Fault.UNAVAILABLE, Fault.DROP_BEFORE])
-def test_what_stripe_cannot_do_now_is_tried_again(at: Stage, fault: Fault) -> None:
+def test_a_failed_call_is_retried(at: Stage, fault: Fault) -> None:
     """A failed call is postponed, and the session is read before it is expired with a new idempotency key."""
     (session,) = at.open()
     at.faults.add(fault, EXPIRE)
@@ -281,7 +281,7 @@ def test_the_network_is_tried_again_with_the_same_key(at: Stage, fault: Fault) -
 
 
 @pytest.mark.parametrize(("fault", "is_global"), [(Fault.RATE_LIMITED, True), (Fault.ENDPOINT_LIMITED, False)])
-def test_a_rate_limit_pauses_what_stripe_names(at: Stage, fault: Fault, *, is_global: bool) -> None:
+def test_a_rate_limit_pauses_the_account_or_endpoint(at: Stage, fault: Fault, *, is_global: bool) -> None:
     """After a 429 no process calls the account, or only the endpoint, for a while; then the call is repeated."""
     sessions = at.open(2)
     at.faults.add(fault, EXPIRE)
@@ -414,7 +414,7 @@ def test_without_a_key_the_clock_decides(database_url: str, redis_url: str) -> N
         assert (at.status(stale), at.status(late)) == ("expired", "paid")
 
 
-def test_what_no_key_serves_is_never_called_for(at: Stage) -> None:
+def test_rows_without_a_key_are_never_called_for(at: Stage) -> None:
     """Rows of a mode or account without a key are not changed, and are counted."""
     (session,) = at.open()
     for account, livemode in (("", True), ("shop", False)):

@@ -1,8 +1,8 @@
 """A worker without a clock survives many faults of broker and database, and folds the backlog after each by itself.
 
 About 18 minutes with `--long`; in parts with `-k`, as in `-k "pauses and 3"`. All faults of a run happen to one worker
-with the intervals of production, while messages come as from a web process. No clock runs, so that what a deaf consumer
-misses is found by the worker itself. At the end a table shows how long each took; `-n 0 -s` shows it.
+with the intervals of production, while messages arrive as from a web process. No clock runs, so that the worker itself
+has to find events that a deaf consumer misses. With `-n 0 -s` a table at the end shows the duration of each.
 """
 
 import random

@@ -87,7 +87,7 @@ def test_a_star_stands_for_every_kind_of_a_subject() -> None:
         ("payment_link.", {"active", "currency"}),
     ],
 )
-def test_each_change_has_its_money_and_what_it_belongs_to(engine: Engine, kind: str, names: set[str]) -> None:
+def test_each_change_has_its_amounts_and_ids(engine: Engine, kind: str, names: set[str]) -> None:
     """A change has its amounts with a currency and the ids of related objects, in before as in after."""
     found = changes(engine, kind)
 

@@ -170,7 +170,7 @@ class Account:
     def change(self, thing: Thing, *types: str, before: bool | None = None, **fields: object) -> None:
         """Change *fields* of an object and report it by an event of each of *types*, if any.
 
-        An event names what was *before* as Stripe's do: those of a type ``.updated`` always.
+        As at Stripe, an event of a type ``.updated`` always has the values *before* the change, other types sometimes.
         """
         previous = _difference(thing.body, fields)
         self._begin_second(thing)

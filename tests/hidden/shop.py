@@ -377,7 +377,7 @@ def capture(account: Account) -> None:
     session = account.rng.choice(waiting(account, "held"))
     charge = charge_of(account, session)
     amount = int(charge["amount"])
-    # Where the charge alone reports refunds, they never come to what was released: no one could know which is which.
+    # If only the charge reports refunds, their sum never equals the released amount: the two would look the same.
     most = amount if account.shape.hears_refunds else amount // 3
     taken = account.rng.randint(1, most) if account.chance(0.4) else amount
     rest = amount - taken if account.shape.rest_is_refunded else 0
@@ -428,7 +428,7 @@ def _refund_of_release(account: Account, charge: Thing) -> None:
     account.emit(account.add("refunds", body, failed_at=None), "refund.created")
 
 
-# ---- What comes back ----
+# ---- Refunds and disputes ----
 
 
 def refund(account: Account) -> None:

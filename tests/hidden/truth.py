@@ -90,7 +90,7 @@ def _payment_intent(intent: Thing) -> Columns:
 def _charge(charge: Thing) -> Columns:
     assert charge.reported is not None
     moments = {name: at(charge.facts[name]) for name in ("captured_at", "released_at")}
-    # What no event reported is known from the next one on.
+    # A column that no event has reported becomes known with the next event.
     last = {name: charge.reported[name] for name in ("amount_refunded", "refunded", "disputed")}
     return {"invoice": None, **last, **moments}
 
@@ -241,7 +241,7 @@ def balance_changes(account: Account) -> Counter[tuple[Any, ...]]:
     )
 
 
-# ---- What came back of an order ----
+# ---- Refunds and disputes of an order ----
 
 
 def _of_book(account: Account, session: Thing) -> Expected:
@@ -310,7 +310,7 @@ def news(account: Account) -> dict[News, tuple[int, int]]:
     found: dict[News, tuple[int, int]] = {}
     for session in account.all_of("orders"):
         if "by_clock" in session.facts:
-            # Where this arrives before the read that it came from, the amounts of the order are news too.
+            # If our clock's event arrives before the read that it is based on, the order's amounts are announced too.
             found["order", session.id, "order.expired"] = found["order", session.id, "order.corrected"] = (0, 1)
         passed = [*session.facts["passed"], *["order.expired"] * is_over_by_clock(session)]
         _add(found, ("order", session.id), passed)
@@ -347,7 +347,7 @@ def _add(found: dict[News, tuple[int, int]], subject: tuple[str, str], passed: l
         found[*subject, passed[-1]] = (1, 1)
 
 
-# ---- What was announced last ----
+# ---- Last announcements ----
 
 Topic = tuple[str, str, str]
 """The subject of a change that repeats, its id, and the currency of a balance (else '')."""

@@ -145,7 +145,7 @@ def test_expired_and_recovered() -> None:
         account.recover(original)
 
 
-def test_who_expired_it() -> None:
+def test_expired_by_call_or_timer() -> None:
     """An expiry by the timer has no request in its event, an expiry by a call has one."""
     account = Account(seed=1)
     called, timed = account.open_session(), account.open_session()

@@ -172,7 +172,7 @@ def test_mixed_note_pays_the_invoice(shop: Account) -> None:
         shop.void_credit_note(note)
 
 
-def test_what_can_be_credited(shop: Account) -> None:
+def test_creditable_amounts(shop: Account) -> None:
     """Notes never exceed the invoice, and amounts that were refunded without a note cannot be credited."""
     invoice = paid_invoice(shop)
     (intent,) = shop.invoice_intents(invoice)

@@ -152,7 +152,7 @@ def test_credit_notes_of_old() -> None:
     assert "taxes" not in old["lines"]["data"][0]
 
 
-def test_what_came_later() -> None:
+def test_keys_of_later_versions() -> None:
     """Older versions lack the keys that later ones added to refunds and portal objects."""
     shop = Account(seed=1, payments=True)
     session = shop.open_session()

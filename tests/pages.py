@@ -89,19 +89,20 @@ def _options(command: Command) -> list[str]:
 def _table_of_settings() -> list[str]:
     defaults = Settings.load({}).shown()
     rows = [
-        [f"`{name}`", _default(defaults[name]), field.description or "", _example((field.examples or [""])[0])]
+        [f"`{name}`", _default(defaults[name]), f"{field.description}{_example(field.examples, defaults[name])}"]
         for name, field in zip(settings(), Settings.model_fields.values(), strict=True)
     ]
-    return _table(("setting", "default", "meaning", "example"), rows)
+    return _table(("setting", "default", "meaning"), rows)
 
 
 def _default(shown: str) -> str:
     return "" if shown == "not set" else f"`{shown}`"
 
 
-def _example(value: object) -> str:
-    text = str(value)
-    return f"`{text}`" if len(text) <= EXAMPLE_LENGTH_MAX else f"`{text[:EXAMPLE_LENGTH_MAX]}…`"
+def _example(examples: Sequence[object] | None, default: str) -> str:
+    text = str((examples or [default])[0])
+    short = text if len(text) <= EXAMPLE_LENGTH_MAX else f"{text[:EXAMPLE_LENGTH_MAX]}…"
+    return "" if text == default else f"; example: `{short}`"
 
 
 def _table_of_routes() -> list[str]:

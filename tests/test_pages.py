@@ -29,7 +29,7 @@ _LINK: Final = re.compile(r"\]\((?!https?:)([^)\s#]*)(?:#([^)\s]+))?\)")
 _PATH: Final = re.compile(rf"[\w.<>*-]+(?:/[\w.<>*-]+)*(?:/|\.(?:{'|'.join(LINKED_SUFFIXES)}))")
 _NAME: Final = re.compile(r"[a-z]+(?:[._][a-z]+)+|[A-Z]+(?:_[A-Z]+)*")
 _SETTING: Final = re.compile(r"\b(?:PAYFOLD|STRIPE)_[A-Z_]*[A-Z]\b")
-_ROUTE: Final = re.compile(r"(?<![\w.])/(?:v1|health|metrics|webhooks)\b[\w/{}-]*")
+_ROUTE: Final = re.compile(r"(?:(?<=-host)|(?<=:8000)|(?<![\w.]))/(?:v1|health|metrics|webhooks)\b[\w/{}-]*")
 _COMMAND: Final = re.compile(r"(?:heroku run )?(?:\S*/)?(?P<by>payfold|deploy/dev|python -m deploy)(?: (?P<rest>.*))?$")
 _VERB: Final = re.compile(r"^([a-z]+)\)$", re.MULTILINE)
 _FIGURE: Final = re.compile(r"[\d.,]+ (?:/s|ms|MB)")
@@ -193,8 +193,17 @@ def test_commands_in_sentences_exist(page: Path) -> None:
             continue
         command, rest = parsed(words)
         known = {name for of in (command, whole()) for names in pages.options(of) for name in names} | WITHOUT_A_COMMAND
-        assert rest != words or words[0].startswith("-"), span
+        assert not hasattr(command, "commands") or not rest or rest[0].startswith("-"), span
         assert {word for word in rest if word.startswith("--")} <= known, span
+
+
+@pytest.mark.parametrize("page", PAGES, ids=ids)
+def test_options_in_sentences_exist(page: Path) -> None:
+    """Each option that stands in backticks by itself is one of some command."""
+    named = {name for span in spans(page) if span.startswith("--") for name in re.findall(r"--[a-z-]*", span)}
+    commands = (whole(), *pages.commands().values())
+
+    assert named <= {name for of in commands for names in pages.options(of) for name in names} | WITHOUT_A_COMMAND
 
 
 @pytest.mark.parametrize("page", PAGES, ids=ids)
@@ -204,6 +213,15 @@ def test_modules_exist(page: Path) -> None:
 
     for name in re.findall(r"python -m ((?:api|deploy|schemas|tests|worker)[\w.]*)", text):
         assert find_spec(name), name
+
+
+def test_the_tree_is_whole() -> None:
+    """Each package, and each folder of a package with code, stands in the tree for contributors."""
+    (tree,) = blocks(ROOT / ".github" / "CONTRIBUTING.md", "text")
+    shown = re.findall(r"^ *([a-z_]+)/ ", tree, re.MULTILINE)
+    packages = [path.parent for top in pages.FOLDERS for path in (ROOT / top).glob("**/__init__.py")]
+
+    assert {folder.name for folder in packages if len(folder.relative_to(ROOT).parts) <= 2} <= set(shown)
 
 
 def test_the_demo_prints_these_lines() -> None:

@@ -20,7 +20,7 @@ FOLDERS: Final = (".ci", ".github", "api", "deploy", "schemas", "tests", "worker
 EXAMPLE_LENGTH_MAX: Final = 40
 ON_MOST_ROUTES: Final = ("limit", "cursor", "account", "livemode")
 ON_MOST_COMMANDS: Final = ("--format", "--account", "--live")
-"""Named in the text above the table, and left out of its rows."""
+"""Named in the text above the tables, and left out of their rows."""
 _MARKED: Final = re.compile(r"(<!-- (\w+): written by .*? -->\n).*?(<!-- end -->)", re.DOTALL)
 
 Command = Any

@@ -167,7 +167,7 @@ def test_settings_exist(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=ids)
 def test_routes_exist(page: Path) -> None:
-    """Each address of ours is a route, whatever its parameter is called."""
+    """Each address of ours is a route, by any name of its parameter."""
     known = {re.sub(r"{\w+}", "{}", route.partition(" ")[2]) for route in pages.routes()}
     named = {re.sub(r"{\w+}", "{}", found) for found in _ROUTE.findall(page.read_text(encoding="utf-8"))}
 

@@ -260,7 +260,7 @@ def test_wrong_options_are_named() -> None:
     assert payfold("bench", "--events", "5000").code == 2
 
 
-def test_the_picture_of_the_readme_is_drawn_from_what_was_measured() -> None:
+def test_the_picture_of_growth_is_drawn_from_what_was_measured() -> None:
     """The curves are those of the runs that lie beside them."""
     folder = Path(growth.__file__).parent
     documents = [msgspec.json.decode((folder / f"growth-{size}.json").read_bytes()) for size in ("1m", "3m")]

@@ -1,4 +1,4 @@
-"""The consumer in the README, as it stands there: killed wherever it hurts, the shop acts once on each payment."""
+"""The consumer in api/README.md, as it stands there: killed at any point, the shop acts once on each payment."""
 
 import re
 import secrets
@@ -18,7 +18,7 @@ from tests.command import ROOT, environment
 from tests.databases import drop
 from tests.web import TOKENS, Web, serving, settings_of, until
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "api" / "README.md").read_text(encoding="utf-8")
 ACTING, COMMITTING = 1, 2
 # The shop's own table, which takes an order twice where the consumer acts twice; and places at which a test can hold
 # the consumer: in the midst of its second act, and while its transaction commits.
@@ -41,8 +41,8 @@ CHANGE = """INSERT INTO changes (account, livemode, subject, subject_id, kind, e
 
 
 def shown(language: str) -> str:
-    """Return the one block in the README that is of *language* and about the consumer's cursor."""
-    (block,) = [each for each in re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL) if "payfold_cursor" in each]
+    """Return the one block on the page that is of *language* and about the consumer's cursor."""
+    (block,) = [each for each in re.findall(rf"```{language}\n(.*?)```", PAGE, re.DOTALL) if "payfold_cursor" in each]
     return str(block)
 
 

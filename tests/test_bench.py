@@ -260,8 +260,8 @@ def test_wrong_options_are_named() -> None:
     assert payfold("bench", "--events", "5000").code == 2
 
 
-def test_the_picture_of_the_readme_shows_the_stored_runs() -> None:
-    """The README's picture has the curves of the stored runs."""
+def test_the_picture_of_growth_shows_the_stored_runs() -> None:
+    """The picture of growth has the curves of the stored runs."""
     folder = Path(growth.__file__).parent
     documents = [msgspec.json.decode((folder / f"growth-{size}.json").read_bytes()) for size in ("1m", "3m")]
 

@@ -1,4 +1,4 @@
-"""With the README's consumer, killed at its worst moments, the shop acts once on each payment."""
+"""With the consumer of api/README.md, killed at any point, the shop acts once on each payment."""
 
 import re
 import secrets
@@ -18,7 +18,7 @@ from tests.command import ROOT, environment
 from tests.databases import drop
 from tests.web import TOKENS, Web, serving, settings_of, until
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "api" / "README.md").read_text(encoding="utf-8")
 ACTING, COMMITTING = 1, 2
 # The shop's own table, which would hold an order twice if the consumer acted twice; and places at which a test can
 # hold the consumer: in the middle of its second act, and while its transaction commits.
@@ -41,8 +41,8 @@ CHANGE = """INSERT INTO changes (account, livemode, subject, subject_id, kind, e
 
 
 def shown(language: str) -> str:
-    """Return the README's one block in *language* about the consumer's cursor."""
-    (block,) = [each for each in re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL) if "payfold_cursor" in each]
+    """Return the page's one block in *language* about the consumer's cursor."""
+    (block,) = [each for each in re.findall(rf"```{language}\n(.*?)```", PAGE, re.DOTALL) if "payfold_cursor" in each]
     return str(block)
 
 

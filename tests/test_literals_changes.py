@@ -1,7 +1,7 @@
 """What a change of each kind holds: the row's money, currency and ids before and after, by small histories.
 
-The names are those that the feed promises (README, "Acting once"): amounts, currency and ids, of a paid or an expired
-order also its lines. `at` is when Stripe created the event that decided.
+The names are those that the feed promises (api/README.md, "Acting once"): amounts, currency and ids, of a paid or an
+expired order also its lines. `at` is when Stripe created the event that decided.
 """
 
 import json

@@ -247,7 +247,7 @@ def test_every_rule_explains_itself() -> None:
     for rule in money_rules.RULES:
         assert rule.title
         assert "https://docs.stripe.com/" in rule.explains
-        assert f"| `{rule.name}` |" in (ROOT / "README.md").read_text(encoding="utf-8")
+        assert f"| `{rule.name}` |" in (ROOT / "worker" / "proof" / "README.md").read_text(encoding="utf-8")
 
 
 # Orders, charges, refunds and invoices as they are at rest; all amounts by hand.

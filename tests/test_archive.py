@@ -109,7 +109,7 @@ def at_rest(engine: Engine) -> list[Any]:
 
 
 def payloads(engine: Engine) -> dict[int, bytes]:
-    """Return the payloads at hand."""
+    """Return the payloads that are not archived, by the numbers of their events."""
     return {row["seq"]: bytes(row["payload"]) for row in ledger.rows(engine, "SELECT * FROM payloads")}
 
 

@@ -50,7 +50,7 @@ SOON = {f"PAYFOLD_{job}_SECONDS": "1" for job in ("SWEEP", "EXPIRE", "FETCH", "P
 
 @dataclass(frozen=True, repr=False)
 class Deployed:
-    """Payfold as it is deployed, on servers of this machine, and a shop at the sandbox Stripe."""
+    """A deployed Payfold, on servers of this machine, and a shop at the sandbox Stripe."""
 
     folder: Path
     settings: Mapping[str, str]

@@ -302,7 +302,7 @@ def _shortened(delivery: Delivery) -> str:
     return f"{envelope.created} {envelope.type} {about} before {data.get('previous_attributes')}"
 
 
-# ---- The whole ----
+# ---- Runs ----
 
 
 def groups(histories: int) -> Iterator[range]:

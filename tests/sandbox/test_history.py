@@ -75,7 +75,7 @@ def test_shop_has_everything(shop: Account) -> None:
 
 
 def test_shop_is_deterministic(shop: Account) -> None:
-    """The same seed gives the same shop, streamed or whole."""
+    """The same seed gives the same shop, streamed or in whole."""
     streamed = list(stream_shop(Account(seed=5), 5, 1_000))
 
     assert streamed == shop.events

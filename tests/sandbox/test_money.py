@@ -92,7 +92,7 @@ def test_last_events_carry_the_final_objects(seed: int) -> None:
     for (kind, object_id), snapshot in last.items():
         if object_id in deleted:
             assert account.object(kind, object_id) == {"id": object_id, "object": kind, "deleted": True}
-        elif kind != "payment_intent":  # the amount of which changes without an event
+        elif kind != "payment_intent":  # its amount changes without an event
             assert account.object(kind, object_id) == snapshot
 
 

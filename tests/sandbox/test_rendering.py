@@ -72,7 +72,7 @@ def test_context_of_connected_accounts() -> None:
     assert "context" not in render(event, "2025-03-31.basil").payload()
 
 
-def last_data(shop: Account, kind: str, version: str) -> dict[str, Any]:
+def data_of(shop: Account, kind: str, version: str) -> dict[str, Any]:
     """Return the ``data`` of the last event of a type at *version*."""
     event = [event for event in shop.events if event.type == kind][-1]
     data: dict[str, Any] = render(event, version).payload()["data"]
@@ -86,7 +86,7 @@ def test_invoices_before_basil() -> None:
     shop.complete(session)
     (intent,) = shop.order_intents(session) or []
 
-    new, old = (last_data(shop, "invoice.paid", version)["object"] for version in ("2026-10-28.endive", "2024-06-20"))
+    new, old = (data_of(shop, "invoice.paid", version)["object"] for version in ("2026-10-28.endive", "2024-06-20"))
 
     assert not new.keys() & {"payment_intent", "charge", "paid", "subscription", "total_tax_amounts", "quote"}
     assert not old.keys() & {"parent", "total_taxes", "amount_overpaid", "status_details", "amount_paid_off_stripe"}
@@ -105,7 +105,7 @@ def test_invoice_tax_before_basil() -> None:
     shop = Account(seed=1, payments=True)
     shop.create_invoice(shop.create_customer(), 2_000, tax=380)
 
-    old = last_data(shop, "invoice.created", "2024-06-20")["object"]
+    old = data_of(shop, "invoice.created", "2024-06-20")["object"]
 
     assert (old["tax"], old["total"]) == (380, 2_380)
     assert [(tax["amount"], tax["inclusive"]) for tax in old["total_tax_amounts"]] == [(380, False)]
@@ -119,10 +119,10 @@ def test_charges_before_basil() -> None:
     invoice = shop.session(session)["invoice"]
 
     for kind in ("charge.succeeded", "payment_intent.succeeded"):
-        assert last_data(shop, kind, "2025-02-24.acacia")["object"]["invoice"] == invoice
-        assert "invoice" not in last_data(shop, kind, "2025-03-31.basil")["object"]
+        assert data_of(shop, kind, "2025-02-24.acacia")["object"]["invoice"] == invoice
+        assert "invoice" not in data_of(shop, kind, "2025-03-31.basil")["object"]
     shop.complete(shop.open_session())
-    assert last_data(shop, "charge.succeeded", "2024-06-20")["object"]["invoice"] is None
+    assert data_of(shop, "charge.succeeded", "2024-06-20")["object"]["invoice"] is None
 
 
 def test_credit_notes_of_old() -> None:
@@ -131,7 +131,7 @@ def test_credit_notes_of_old() -> None:
     invoice = shop.create_invoice(shop.create_customer(currency="usd", balance=-500), 2_000)
     shop.finalize_invoice(invoice)
     shop.issue_credit_note(invoice, 2_000, credit=500)
-    mixed = last_data(shop, "credit_note.created", "2025-04-30.basil")["object"]
+    mixed = data_of(shop, "credit_note.created", "2025-04-30.basil")["object"]
     assert mixed["type"] == "pre_payment"
     assert not mixed.keys() & {"pre_payment_amount", "post_payment_amount", "customer_account"}
 
@@ -141,7 +141,7 @@ def test_credit_notes_of_old() -> None:
     refund = shop.object("credit_note", note)["refunds"][0]["refund"]
 
     clover, basil, old = (
-        last_data(shop, "credit_note.created", version)["object"]
+        data_of(shop, "credit_note.created", version)["object"]
         for version in ("2025-09-30.clover", "2025-03-31.basil", "2024-06-20")
     )
     assert clover["refunds"] == basil["refunds"] == [{"amount_refunded": 700, "refund": refund}]
@@ -161,12 +161,15 @@ def test_keys_of_later_versions() -> None:
     shop.create_portal_session(shop.create_customer(), flow="subscription_pause")
 
     basil = "2025-03-31.basil"
-    refund = last_data(shop, "refund.created", basil)["object"]
-    assert not refund.keys() & {"pending_reason", "customer", "payment_method"}
-    configuration = last_data(shop, "billing_portal.configuration.created", basil)["object"]
+    assert not data_of(shop, "refund.created", basil)["object"].keys() & {
+        "pending_reason",
+        "customer",
+        "payment_method",
+    }
+    configuration = data_of(shop, "billing_portal.configuration.created", basil)["object"]
     assert "name" not in configuration
     assert "subscription_pause" not in configuration["features"]
-    portal = last_data(shop, "billing_portal.session.created", basil)["object"]
+    portal = data_of(shop, "billing_portal.session.created", basil)["object"]
     assert "after_expiration" not in portal
     assert not portal["flow"].keys() & {"subscription_pause", "customer_update"}
 

@@ -38,7 +38,7 @@ ASKED: Final = {
         "SELECT seq FROM inbox WHERE type LIKE 'v_.%' AND received_at >= now()",
     ),
     "inbox_set_aside": (
-        "whether an operator has set an event aside (claim)",
+        "whether an operator has ignored an event (claim)",
         f"SELECT seq FROM inbox WHERE type = 'payfold.event.ignored' AND {WORLD} AND object_id = 'evt_1'",
     ),
     "outcomes_fold_version": (

@@ -360,7 +360,7 @@ def test_an_odd_object_ends_no_comparison(at: Stage, odd: Callable[[bytes], byte
 
 
 def test_an_answer_that_comes_in_drops_ends(at: Stage) -> None:
-    """An answer whose bytes come in time and whose end does not ends the call with an unknown outcome."""
+    """An answer that is too slow as a whole, although each byte is in time, ends the call with an unknown outcome."""
     session = at.account.open_session()
     at.faults.add(None, "*", times=ALWAYS, trickle_seconds=0.05)
     context = at.context(body_seconds_max=0.5)

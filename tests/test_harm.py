@@ -157,7 +157,7 @@ def test_a_read_only_minute(engine: Engine, database_url: str) -> None:
     hasty.dispose()
 
 
-def test_when_it_is_tried_again(engine: Engine) -> None:
+def test_the_delays_between_tries(engine: Engine) -> None:
     """The second try comes after one second, and each delay is twice the one before, up to five minutes."""
     take_a_shop(engine)
     ledger.execute(engine, "DELETE FROM pending WHERE seq > 1")

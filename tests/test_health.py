@@ -1,4 +1,4 @@
-"""Whether the process runs, and whether it can take deliveries."""
+"""The health routes report whether the process runs, and whether it can record deliveries."""
 
 import itertools
 import time
@@ -22,9 +22,9 @@ from tests.web import READER, TOKENS, Raw, Web, event, serving, settings_of, unt
 
 WELL = {"ready": True, "database": "ok", "migrations": "ok", "broker": "ok", "stripe": "no key"}
 UNKNOWN = {"migrations": "unknown", "workers": "unknown", "clock": "unknown"}
-"""What is known of the rest where PostgreSQL cannot be asked."""
+"""The other values of the health where PostgreSQL does not answer."""
 ANSWER_SECONDS_MAX = 5.0
-"""An answer is promised within two seconds; the rest is for a busy machine, where it would else be 10 or more."""
+"""An answer is promised within two seconds; the rest is for a busy machine. An unbounded answer takes 10 or more."""
 READS = 120
 FULL = """
     CREATE FUNCTION disk_is_full() RETURNS trigger LANGUAGE plpgsql AS $$

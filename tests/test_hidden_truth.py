@@ -41,7 +41,7 @@ def seed(request: pytest.FixtureRequest) -> int:
 
 
 def assert_true(report: Report) -> None:
-    """Assert that nothing is wrong in silence, lost, doubled or untrue, and that rebuild and rules find nothing."""
+    """Assert that no row is silently wrong, lost, doubled or untrue, and that rebuild and rules find no fault."""
     print(report)  # noqa: T201 - the figures
     faults = (report.wrong, report.lost, report.doubled, report.untrue)
     assert [dict(counter) for counter in faults] == [{}, {}, {}, {}]

@@ -198,7 +198,7 @@ def test_every_index_has_a_query() -> None:
 
 
 @pytest.mark.parametrize("index", ASKED)
-def test_it_answers_the_query(database_url: str, index: str) -> None:
+def test_the_index_answers_its_query(database_url: str, index: str) -> None:
     """With sequential scans disabled, PostgreSQL chooses the index for its query."""
     _, query = ASKED[index]
     engine = database.engine(database_url)

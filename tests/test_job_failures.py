@@ -176,7 +176,7 @@ def test_one_worlds_failure_delays_no_other(database_url: str, redis_url: str) -
         assert health(at) == "failing: poll_sessions"
 
 
-def test_a_call_that_fails_holds_up_no_other(at: Stage, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_call_that_fails_delays_no_other(at: Stage, capsys: pytest.CaptureFixture[str]) -> None:
     """An unrecordable answer about one session is tried again and finally given up; the others are expired."""
     sessions = at.open(5)
     refuse_rows(at, "inbox", f"NEW.object_id = '{sessions[0]}' AND NEW.type = 'payfold.checkout.session.observed'")

@@ -272,7 +272,7 @@ def test_row_specs_fit_their_tables() -> None:
     from schemas import tables  # noqa: PLC0415 - only this test wants the tables
 
     steps = {shape.child for shape in folds.ROW_SPECS.values() if shape.child}
-    # The lines of orders are fetched, and nothing fetches them yet.
+    # Stripe lists the lines of orders on request, and no fetch does so yet.
     assert {*folds.ROW_SPECS} | steps | {"order_lines"} == {table.name for table in tables.PROJECTIONS}
     for name, shape in folds.ROW_SPECS.items():
         beyond = {"account", "livemode", *shape.key, "event_id", "as_of"}

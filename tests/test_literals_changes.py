@@ -20,7 +20,7 @@ from tests.stripe_payments import Body, T, charge, dispute, event, refund, relea
 from tests.web import migrated_database
 
 Expected = tuple[str, str, int, Mapping[str, Any] | None, Mapping[str, Any]]
-"""A kind, the event that decided, when it was created, what was before (None: nothing) and after, in part."""
+"""A kind, the deciding event, the time of its creation, and parts of the row before (None: no row) and after."""
 
 PERSONAL = {
     "customer_details": {"email": "buyer@example.com", "name": "Personal Name"},
@@ -530,7 +530,7 @@ def in_part(found: Mapping[str, Any] | None, expected: Mapping[str, Any] | None)
 
 
 @pytest.mark.parametrize("name", HISTORIES)
-def test_each_step_and_what_it_holds(arrived: Engine, name: str) -> None:
+def test_each_step_and_its_fields(arrived: Engine, name: str) -> None:
     """Each history records its kinds in order, each with its deciding event, time, and row before and after."""
     subject, subject_id, _, steps = HISTORIES[name]
     changes = ledger.rows(arrived, "SELECT * FROM changes WHERE subject_id = :id ORDER BY seq", id=subject_id)

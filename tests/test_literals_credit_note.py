@@ -173,7 +173,7 @@ BASIL_ROW = {
     "refunded_amount": 5024,
     "to_balance_amount": 3898,
 }
-# Before basil: one refund, of which the note does not hold the amount, and the old name of the taxes.
+# Before basil: one refund without its amount, and the old name of the taxes.
 OLD_LINES = [{**{key: line[key] for key in line if key != "taxes"}, "tax_amounts": []} for line in (LINE_1, LINE_2)]
 ACACIA: dict[str, Any] = {
     **{key: BASIL[key] for key in BASIL if key not in {"refunds", "total_taxes"}},
@@ -640,7 +640,7 @@ def test_lines_that_are_not_listed(engine: Engine) -> None:
 
 
 def test_an_update_of_a_note_is_no_change() -> None:
-    """Of an issued note only memo and metadata change (docs.stripe.com/api/credit_notes/update): no news of money."""
+    """Only an issued note's memo and metadata can be updated (docs.stripe.com/api/credit_notes/update): no change."""
     shape = folds.ROW_SPECS["credit_notes"]
     issued = {**shape.empty, "status": "issued", "type": "pre_payment", "amount": 300}
 
@@ -648,7 +648,7 @@ def test_an_update_of_a_note_is_no_change() -> None:
     assert [each.kind for each in shape.changes(issued, {**issued, "status": "void"})] == ["credit_note.voided"]
 
 
-def test_what_a_change_holds() -> None:
+def test_the_fields_of_a_change() -> None:
     """A change holds each part of the note's money and its customer; number, memo and times are read elsewhere."""
     shown: dict[str, Any] = {
         "status": "issued",

@@ -16,7 +16,7 @@ from tests.literals import assert_rows, at
 
 T = 1_700_000_000
 
-# Each value stands once, so that none can be read from another's place.
+# Each value occurs once, so that no column can hold another's by chance.
 FULL: dict[str, Any] = {
     "id": "cus_1",
     "object": "customer",
@@ -504,7 +504,7 @@ def test_deleted(engine: Engine) -> None:
     assert kinds(engine, "cus_1") == kinds(engine, "cus_2") == ["balance.changed"]
 
 
-def test_read_after_it_was_deleted(engine: Engine) -> None:
+def test_a_reading_of_a_deleted_customer(engine: Engine) -> None:
     """Reading a deleted customer gives a tombstone, which deletes it as the event would have."""
     take_in(
         engine,

@@ -315,7 +315,7 @@ LIVES: dict[str, tuple[list[bytes], str, int, list[str]]] = {
 
 @pytest.fixture(scope="module")
 def lives(services: Services) -> Iterator[Engine]:
-    """Return a database into which each life came in every order."""
+    """Return a database that took in each history in every order."""
     with arrived_in_every_order(services, {name: life[0] for name, life in LIVES.items()}, PAID) as engine:
         yield engine
 
@@ -400,7 +400,7 @@ def test_appeals_in_every_arrival(appealed: Engine, name: str) -> None:
 
 
 def test_a_rebuild_of_appeals(appealed: Engine) -> None:
-    """A rebuild comes to the same rows, and a swap to it announces nothing."""
+    """A rebuild gives the same rows, and a swap to it announces no change."""
     before = ledger.rows(appealed, "SELECT count(*) FROM changes")
     with shadow.shadow(appealed) as made:
         rebuild.rebuild(made)

@@ -184,7 +184,7 @@ def test_an_order(explained: str) -> None:
     assert {each["column"]: each["value"] for each in found["columns"]} == {name: row[name] for name in by}
 
 
-def test_what_each_event_set(explained: str) -> None:
+def test_the_columns_of_each_event(explained: str) -> None:
     """An event's `sets` are the columns that name it, and each event has a verdict and its times."""
     found = explain(explained, "orders", "cs_e")
     timeline = {each["event_id"]: each for each in found["timeline"]}
@@ -230,7 +230,7 @@ def test_an_order_as_of(
 
 
 def test_as_of_before_all(explained: str) -> None:
-    """Before the first event was received there was no row, which is found with exit 1 and no traceback."""
+    """As of a time before the first event there is no row, which the command reports with exit 1 and no traceback."""
     ran = payfold("orders", "explain", "cs_e", "--as-of", "2026-11-22T11:59:59", DATABASE_URL=explained)
 
     assert ran.code == 1

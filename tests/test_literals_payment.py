@@ -68,7 +68,7 @@ OF_2019 = event(
 
 @dataclass(frozen=True)
 class Case:
-    """A history, and what its order must be after it in any order of arrival."""
+    """A history, and its order after it in any order of arrival."""
 
     bodies: list[bytes]
     status: str | None

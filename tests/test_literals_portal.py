@@ -99,7 +99,7 @@ CONFIGURATIONS: Mapping[str, tuple[Sequence[Step], int, Json]] = {
         1,
         {"active": False, "updated": at(CHANGED)},
     ),
-    # Null is carried, and an absent key is not (rule 5): a login page may be closed again.
+    # A null clears a column and an absent key does not (rule 5): a login page may be closed again.
     "closed_login": (
         [
             (CREATED, MADE, {}, None, ()),
@@ -225,7 +225,7 @@ SESSIONS: Mapping[str, tuple[Json, Json]] = {
 
 
 def test_empty_lists_of_the_features_stay_lists(engine: Engine) -> None:
-    """Every list that Stripe's SDK knows in the features is kept as a list where it is empty."""
+    """Every list in the features that Stripe's SDK has is kept as a list when it is empty."""
     source = inspect.getsource(sys.modules[stripe.billing_portal.Configuration.__module__])
     lists = sorted(set(re.findall(r"^ +(\w+): (?:Optional\[)?List\[", source, re.MULTILINE)))
     assert "products" in lists
@@ -258,7 +258,7 @@ def test_a_portal_session(engine: Engine) -> None:
 
 
 def test_a_later_null_of_a_portal_session(engine: Engine) -> None:
-    """Null is carried, and an absent key is not (rule 5), however the two arrive."""
+    """A null clears a column and an absent key does not (rule 5), in either order of arrival."""
     observed = "payfold.billing_portal.session.observed"
     cleared: Json = {"flow_type": None, "return_url": None}
     for id_, order in (("null", (0, 1)), ("null_first", (1, 0)), ("absent", (0, 1)), ("absent_first", (1, 0))):

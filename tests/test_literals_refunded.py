@@ -1,4 +1,4 @@
-"""What was refunded of an order (design.md rule 10), each history in every order of arrival.
+"""The refunded amount of an order (design.md rule 10), each history in every order of arrival.
 
 An order is of 5000 usd and paid at 10, its charge is captured at 10 where no case has it otherwise. The arithmetic is
 with each case: *known* are the charge's refunds, *unseen* is its `amount_refunded` less those.
@@ -54,7 +54,7 @@ def failed(amount: int, made_at: int, failed_at: int, id_: str = "re@", status: 
 
 @dataclass(frozen=True)
 class Case:
-    """A history, and what was refunded of its order after it in any order of arrival."""
+    """A history, and its order's refunded amount after it in any order of arrival."""
 
     bodies: list[bytes]
     amount: int | None
@@ -572,7 +572,7 @@ def with_notes(services: Services) -> Iterator[Engine]:
 
 @pytest.mark.parametrize("name", NOTES)
 def test_the_credited_amount(with_notes: Engine, name: str) -> None:
-    """A note counts unless it is void, on the order's invoice alone; null where one is in another currency."""
+    """A note of the order's invoice counts unless it is void; a note in another currency makes the sum null."""
     for end in suffixes(name, [SUBSCRIPTION] * 3):
         (row,) = ledger.rows(
             with_notes,

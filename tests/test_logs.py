@@ -24,7 +24,7 @@ library = logging.getLogger("library")
 
 
 def work() -> None:
-    """Log what a unit of work logs."""
+    """Log the lines of a unit of work."""
     logs.configure(Settings.load())
     with structlog.contextvars.bound_contextvars(batch=7):
         log.info("events.folded", events=3)

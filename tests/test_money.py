@@ -117,7 +117,7 @@ def test_a_balance_is_the_customers_last(engine: Engine, account: Account) -> No
 
 @pytest.mark.parametrize("amounts", [(-500, 500, -500), (-500, 500), (-1, -1, -1, -1, -1), (100, -300, 200)])
 def test_no_change_within_a_second_is_lost(engine: Engine, account: Account, amounts: tuple[int, ...]) -> None:
-    """Honest repeats and circles within one second end where they ended, and none of them is dropped."""
+    """Repeated changes and circles within one second end where they ended, and none of them is dropped."""
     customer = account.create_customer(currency="usd")
     account.advance(1)
     for amount in amounts:
@@ -259,7 +259,7 @@ SECOND = (
     busy.customer("evt_2", 9, 0, {"balance": -500}),
     busy.customer("evt_3", 9, -500, {"balance": 0}),
 )
-"""A customer's balance goes down, up and down again within a second."""
+"""Events of a balance that goes down, up and down again within a second."""
 
 
 def test_the_ledger_makes_no_balance_worse(engine: Engine) -> None:

@@ -33,7 +33,7 @@ from worker.proof.explain import Explanation
 from worker.proof.rebuild import rebuilt
 
 Parts = tuple[int | None, int | None]
-"""What was refunded, and what went to the balance."""
+"""The refunded amount, and the amount to the balance."""
 NOT_KNOWN: Final = (None, None)
 SPLIT: Final = ("credit_note_split",)
 

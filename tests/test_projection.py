@@ -106,7 +106,7 @@ def test_a_rebuild_in_another_order_is_the_same(engine: Engine) -> None:
     assert again == ledger.digest_of(engine)
 
 
-def test_the_tables_show_what_happened_at_the_shop(engine: Engine) -> None:
+def test_the_tables_agree_with_the_shops_books(engine: Engine) -> None:
     """Every order has the status that the simulated shop's own books give it."""
     account = shop_history(seed=5, orders=200)
     deliveries = [ledger.delivery(event.body) for event in account.events]

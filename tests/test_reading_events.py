@@ -359,7 +359,7 @@ def test_several_wrapped_events() -> None:
 
 
 @pytest.mark.parametrize("key", ["buyer@example.com", "\ud800", "a" * 50, "line\nbreak"])
-def test_advice_shows_no_name_that_could_be_anything(key: str) -> None:
+def test_advice_shows_only_plain_names(key: str) -> None:
     """The path to a wrapped event shows only plain names, and the message is ASCII."""
     with pytest.raises(NotAnEvent, match=r"An event stands in it at \?: pass") as refusal:
         events.read(json.dumps({key: EVENT}).encode())
@@ -374,7 +374,7 @@ def test_an_object_without_its_event(kind: str) -> None:
 
 
 @pytest.mark.parametrize("body", [{}, [], {"object": "event"}, {"a": {"id": "x", "type": "y"}}, {"data": [1, None]}])
-def test_no_advice_where_none_is_known(body: object) -> None:
+def test_no_advice_without_an_event(body: object) -> None:
     """A body that holds no event is refused without advice."""
     with pytest.raises(NotAnEvent) as refusal:
         events.read(json.dumps(body).encode())

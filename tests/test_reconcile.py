@@ -218,7 +218,7 @@ def test_a_page_of_odd_orders(shop: Engine, database_url: str, tmp_path: Path) -
 
 
 def test_errors(shop: Engine, database_url: str, tmp_path: Path) -> None:
-    """A missing log, Stripe without a key, and a folder as report are refused before any check runs."""
+    """A missing log, Stripe without a key, and a folder as output file are refused before any check runs."""
     for arguments, words in (
         (("--log", str(tmp_path / "none.ndjson")), "There is no file"),
         (("--stripe",), "STRIPE_API_KEY"),

@@ -290,7 +290,7 @@ UNKNOWN = (
     "it is not known how much was captured",
     "in the buyer's currency",
 )
-"""Of these something was refunded, and it is announced that the sum is not known."""
+"""Histories with a refund whose sum is unknown, which is announced."""
 
 
 def worlds(bodies: Sequence[Body], name: str) -> dict[str, list[Body]]:
@@ -467,7 +467,7 @@ def test_a_rename_and_a_swap_find_an_unannounced_refund(engine: Engine) -> None:
 # Explanations.
 
 
-def test_an_explanation_shows_what_contradicts_the_order(engine: Engine, database_url: str) -> None:
+def test_an_explanation_shows_contradictions(engine: Engine, database_url: str) -> None:
     """An explanation lists the charges and refunds known at its time, and a charge that reports more than its refunds.
 
     A charge that reports 500 refunded without a known refund is shown so, now and as of that time.

@@ -133,7 +133,7 @@ def test_a_reader_may_not_register(web: Web) -> None:
 
 
 def test_a_session_gets_the_label_of_its_webhooks(database_url: str, redis_url: str) -> None:
-    """If all deliveries have one label, a registered session gets the same label, so that both are of one order."""
+    """If all deliveries have one label, a registered session gets the same label, and both give one order."""
     settings = settings_of(database_url, redis_url, STRIPE_WEBHOOK_SECRETS="acct_1=whsec_a,acct_1=whsec_b")
     session = opened(107)
     with serving(settings) as web:

@@ -316,7 +316,7 @@ def test_stripe_was_compared_since() -> None:
 
     assert f"Stripe: only in part ({words})." in read(found).text_of["p"]
     assert "Everything was checked." not in report.html(found)
-    # Without Stripe the sentence is left out.
+    # Without --stripe the page names Stripe as not checked.
     del found["stripe"]
     found["run"]["checks"] = ["rules", "rebuild", "log"]
     assert "Not checked: Stripe." in read(found).text_of["p"]
@@ -522,7 +522,7 @@ def of_days(*days: str | None, **changes: object) -> list[dict[str, Any]]:
     ids=str,
 )
 def test_a_distant_date_is_not_drawn(days: list[str | None], bars: int, names: list[str]) -> None:
-    """A chart covers the last 36 years and the next; the table has all dates, and a sentence counts those not drawn."""
+    """A chart covers 36 years, up to the next one; the table has all dates, and a sentence counts those not drawn."""
     page = read(result(money=of_days(*days)))
 
     table = page.table("Orders by ")
@@ -867,7 +867,7 @@ def test_the_screen_shows_the_result(page: "Page") -> None:
 
 
 @pytest.mark.browser
-def test_it_fits(page: "Page") -> None:
+def test_the_page_fits(page: "Page") -> None:
     """The page never scrolls sideways; a wide table scrolls on its own, and can be reached by keyboard."""
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     assert page.evaluate(CUT_OFF) == []
@@ -875,13 +875,13 @@ def test_it_fits(page: "Page") -> None:
 
 
 @pytest.mark.browser
-def test_it_can_be_read(page: "Page") -> None:
+def test_the_page_can_be_read(page: "Page") -> None:
     """Text has a contrast of 4.5 to 1 with the page, and bars of 3 to 1, in light and in dark."""
     assert page.evaluate(FAINT) == []
 
 
 @pytest.mark.browser
-def test_it_prints(page: "Page") -> None:
+def test_the_page_prints(page: "Page") -> None:
     """On A4 nothing is cut off at the side, and ink is dark on white in any color scheme."""
     page.emulate_media(media="print")
     page.set_viewport_size({"width": A4_PIXELS, "height": 900})

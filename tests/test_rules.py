@@ -843,7 +843,7 @@ def test_reasons_are_counted(engine: Engine) -> None:
     assert (found.checked, found.not_provable) == (6, 6)
 
 
-# A shop in which every rule but for ``balance-chain``, which a gap explains, can be broken in each of its amounts.
+# A shop in which each amount can break its rule, except for ``balance-chain``, where a gap may explain it.
 SMALL_SHOP: Rows = [
     (
         "orders",

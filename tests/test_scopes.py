@@ -22,7 +22,7 @@ from schemas.answers import Audience
 from tests.web import TOKENS, Web, bearer, event, migrated_database, serving, settings_of
 
 NAME: Final = "x_1"
-"""The id of everything that is planted, and of all that it refers to."""
+"""The id of every planted row, and of every row that it refers to."""
 MARK: Final = "planted"
 PERSONAL: Final = {
     "orders": ["customer_email", "recovery_url", "shipping", "metadata"],
@@ -35,7 +35,7 @@ PERSONAL: Final = {
     "portal_sessions": ["return_url"],
 }
 NOT_SHOWN: Final = {"customers"}
-"""No route shows their rows."""
+"""Tables that no route shows."""
 
 READ, REGISTER, ADMIN = "read", "register", "admin"
 ROUTES: Final = {
@@ -63,7 +63,7 @@ ROUTES: Final = {
     "POST /v1/customers/{customer_id}/portal-sessions": (ADMIN, 409),
 }
 OPENED: Final = {"read": {READ}, "personal": set[str](), "register": {READ, REGISTER}, "admin": {READ, REGISTER, ADMIN}}
-"""What each scope opens: admin includes register, register includes read, and personal is included by none."""
+"""The scopes that each scope includes: admin register, register read; none includes personal."""
 OPEN: Final = {"/webhooks/stripe", "/health/live", "/health/ready"}
 
 
@@ -200,7 +200,7 @@ def models(base: type[BaseModel]) -> set[type[BaseModel]]:
 
 
 ANSWERS: Final = sorted(models(answers.Answer) - {status.Health}, key=lambda model: model.__name__)
-"""The answers to a token; how this process is, is answered to everybody."""
+"""The answers that need a token; the health is answered without one."""
 
 
 def undeclared(kind: object) -> bool:

@@ -42,7 +42,7 @@ DAY: Final = 86_400
 Field = str | int | None
 Fields = dict[str, Field]
 Json = dict[str, Any]
-"""An event: its type, when it was created, and its object. Ids have a place for the history's own number."""
+"""An event: its type, its time and its object. Ids have a placeholder for the history's number."""
 
 
 def event(kind: str, when: int, /, **fields: Field) -> Json:

@@ -495,7 +495,7 @@ def test_a_job_ends_with_its_outcome() -> None:
 
 
 def test_the_fault_that_ends_a_round_is_its_outcome() -> None:
-    """A job that ends without an error names its fault as outcome, and the next run starts without it."""
+    """The fault that ended a round is its job's outcome, even without an exception; the next run starts without it."""
     turns, outcomes = Turns(), ["StripeAway"]
 
     def work() -> int:

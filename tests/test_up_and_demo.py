@@ -258,8 +258,8 @@ def test_up_on_a_port_that_is_taken(tmp_path: Path) -> None:
     assert command.process_ids() == []
 
 
-def test_up_starts_again_what_ended(up: Command) -> None:
-    """`up` starts a process that ended again, and shows its last lines; the third end within minutes ends `up`."""
+def test_up_restarts_a_process(up: Command) -> None:
+    """`up` restarts a process that ended, and shows its last lines; the third end within minutes ends `up`."""
     killed: set[int] = set()
     for times in (1, 2, 3):
         until(lambda: bool(up.child("-m", "worker.clock") - killed))

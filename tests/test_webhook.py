@@ -43,7 +43,7 @@ from tests.web import (
 
 Headers = Mapping[str, Any]  # one is no text
 BYTES_BETWEEN_MAX = 16 * 1024 * 1024
-"""What loopback's two buffers hold at the most."""
+"""The most that loopback's two buffers hold."""
 
 
 @pytest.fixture

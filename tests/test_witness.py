@@ -18,7 +18,7 @@ from worker.proof.witness import Statement
 ROUNDS: Final = 3
 """How many objects of each shape the property test folds with one event each, and how many with two."""
 STATE: Final = ("status", "payment_status", "captured", "refunded", "status_transitions", "voided_at", "finalized_at")
-"""What orders the events of an object before their times do, and since when it has its state."""
+"""Fields that order the events of an object before their times do, or date its state."""
 NOT_FOLDED: Final = {("charge", "refunds"), ("invoice", "invoice_payments")}
 """Lists within an object of which the folds make no rows: delete a line once they do."""
 

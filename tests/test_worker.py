@@ -52,7 +52,7 @@ def with_links(engine: Engine, count: int) -> None:
     ledger.record(engine, [ledger.delivery(event.body) for event in account.events])
 
 
-def test_a_fold_takes_all_that_is_pending(celery: Celery, engine: Engine) -> None:
+def test_a_fold_takes_every_pending_event(celery: Celery, engine: Engine) -> None:
     """One message folds any number of events, and an unknown argument is tolerated."""
     with_links(engine, 1_200)
 
@@ -60,7 +60,7 @@ def test_a_fold_takes_all_that_is_pending(celery: Celery, engine: Engine) -> Non
     assert celery.tasks[broker.FOLD]() == 0
 
 
-def test_a_waker_that_stops_sends_what_was_asked(settings: Settings, waiting: "redis.Redis") -> None:
+def test_a_stopping_waker_sends_the_requested_message(settings: Settings, waiting: "redis.Redis") -> None:
     """A wake-up requested while the waker pauses between two messages is sent when the waker stops."""
     for _ in range(20):
         waker = broker.Waker(settings)

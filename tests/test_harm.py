@@ -1,4 +1,4 @@
-"""One event harms no other: what fails alone is parked or tried again later, and everything else is folded."""
+"""One event harms no other: an event that fails alone is parked or tried again later, and all others are folded."""
 
 import threading
 from collections import deque
@@ -33,19 +33,19 @@ HASTY_STATEMENT = Bounds(statement=1, lock=10, whole=30)
 
 
 def run(engine: Engine, bounds: Bounds = HASTY) -> None:
-    """Fold what is due as a worker does, until nothing is."""
+    """Fold due events as a worker does, until none is due."""
     apart: projection.Apart = deque()
     while projection.run_once(engine, now=ledger.NOW, apart=apart, bounds=bounds) or apart:
         pass
 
 
 def make_due(engine: Engine) -> None:
-    """Let what waits to be tried again be due now."""
+    """Make every event that waits for its next try due now."""
     ledger.execute(engine, "UPDATE pending SET due_at = now() WHERE due_at IS NOT NULL")
 
 
 def states(engine: Engine) -> dict[str, set[str]]:
-    """Return the types of object that the events of each state have."""
+    """Return the object types of the events in each state."""
     found: dict[str, set[str]] = {}
     for row in ledger.rows(engine, "SELECT state, object_type FROM events"):
         found.setdefault(row["state"], set()).add(row["object_type"])
@@ -63,16 +63,16 @@ def take_a_shop(engine: Engine) -> None:
 
 
 def assert_all_folded(engine: Engine) -> None:
-    """Nothing is parked or pending, and every order that there is has its row."""
+    """Assert that no event is parked or pending, and that every order has its row."""
     assert set(states(engine)) == {"folded"}
     assert len(ledger.rows(engine, "SELECT id FROM orders")) == 3
 
 
-# ---- Four troubles that are not the data's, and park nothing ----
+# ---- Four faults that are not in the data, and park nothing ----
 
 
 def test_a_missing_grant(engine: Engine) -> None:
-    """Events of a table that may not be written stay pending with the cause, and their neighbours are folded."""
+    """Events of a table without a grant stay pending with the cause, and all other events are folded."""
     take_a_shop(engine)
     ledger.execute(engine, "REVOKE INSERT, UPDATE ON orders FROM CURRENT_USER")
 
@@ -97,7 +97,7 @@ def test_a_missing_grant(engine: Engine) -> None:
 
 
 def test_a_lock_that_is_held(engine: Engine, database_url: str) -> None:
-    """While a session holds a table for long, events that need it are tried again and again, and nothing is parked."""
+    """While a session locks a table, the events that need the table are tried again and again, and none is parked."""
     take_a_shop(engine)
     with psycopg.connect(database_url) as holder:
         holder.execute("LOCK TABLE orders IN ACCESS EXCLUSIVE MODE")
@@ -116,7 +116,7 @@ def test_a_lock_that_is_held(engine: Engine, database_url: str) -> None:
 
 
 def test_a_statement_that_takes_too_long(engine: Engine) -> None:
-    """One row that takes PostgreSQL too long costs its own event time, and no other."""
+    """A row that takes PostgreSQL too long delays its own event and no other."""
     take_a_shop(engine)
     (slow, *_) = ledger.rows(engine, "SELECT id, object_id FROM inbox WHERE object_type = 'checkout.session'")
     ledger.execute(
@@ -139,7 +139,7 @@ def test_a_statement_that_takes_too_long(engine: Engine) -> None:
 
 
 def test_a_read_only_minute(engine: Engine, database_url: str) -> None:
-    """While the database takes no writes nothing is claimed, and the same engine folds once it does."""
+    """While the database is read-only no event is claimed, and the same engine folds afterwards."""
     take_a_shop(engine)
     name = database_url.rpartition("/")[2]
     hasty = database.engine(database_url)
@@ -157,8 +157,8 @@ def test_a_read_only_minute(engine: Engine, database_url: str) -> None:
     hasty.dispose()
 
 
-def test_when_it_is_tried_again(engine: Engine) -> None:
-    """The first further try comes after a second, each next one twice as late, and never later than five minutes."""
+def test_the_delays_between_tries(engine: Engine) -> None:
+    """The second try comes after one second, and each delay is twice the one before, up to five minutes."""
     take_a_shop(engine)
     ledger.execute(engine, "DELETE FROM pending WHERE seq > 1")
     (claimed,) = _claimed(engine)
@@ -195,14 +195,14 @@ def test_trouble_that_lasts_longer_than_the_batch_does(engine: Engine) -> None:
 
 
 def _claimed(engine: Engine, only: list[int] | None = None) -> list[Claimed]:
-    """Return what a claim takes, and give it back."""
+    """Return the events that a claim takes, and release them."""
     with database.transaction(engine) as connection, database.cursor(connection) as cursor:
         claimed = claim(cursor, limit=500, only=only)
         connection.rollback()
     return claimed
 
 
-def test_what_another_worker_folded_is_not_parked(engine: Engine) -> None:
+def test_an_event_that_another_worker_folded_is_not_parked(engine: Engine) -> None:
     """An event that failed here, and was folded by another worker before it could be parked, stays folded."""
     account = Account(seed=13)
     account.complete(account.open_session())
@@ -217,7 +217,7 @@ def test_what_another_worker_folded_is_not_parked(engine: Engine) -> None:
 
 
 def test_a_newer_rendering_keeps_its_turn(engine: Engine) -> None:
-    """A copy that was recorded before the first was parked is compared with that, and folded in its place."""
+    """A second copy that is recorded before the first is parked is compared with the first, and folded in its place."""
     body = sample("checkout.session.completed", {}, now=1).payload()
     older, newer = ({**body, "api_version": version} for version in ("2025-01-01", "2025-02-01"))
     ledger.record(engine, [ledger.delivery(msgspec.json.encode(older))])
@@ -237,7 +237,7 @@ def test_a_newer_rendering_keeps_its_turn(engine: Engine) -> None:
 
 @contextmanager
 def refused_when_asked(engine: Engine, database_url: str, order: str) -> Iterator[psycopg.Connection]:
-    """Let PostgreSQL refuse the row of *order* that is paid, once the yielded connection has ended its transaction."""
+    """Let PostgreSQL refuse the paid row of *order* as soon as the yielded connection ends its transaction."""
     ledger.execute(
         engine,
         f"""
@@ -253,7 +253,7 @@ def refused_when_asked(engine: Engine, database_url: str, order: str) -> Iterato
 
 
 def test_a_newer_rendering_that_comes_while_the_older_fails(engine: Engine, database_url: str) -> None:
-    """A newer rendering that is being recorded while PostgreSQL refuses the older one is judged by itself."""
+    """A newer rendering that is recorded while PostgreSQL refuses the older one is judged by itself."""
     body = sample("checkout.session.completed", {}, now=1).payload()
     order = body["data"]["object"]["id"]
     older = {**body, "api_version": "2025-01-01"}
@@ -290,7 +290,7 @@ def _wait_for_locks(engine: Engine, count: int) -> None:
 
 
 def test_a_pending_event_can_be_ignored(engine: Engine) -> None:
-    """An event that waits to be tried again can be ignored like a parked one, and its neighbours stay."""
+    """A pending event can be ignored like a parked one, and no other event is touched."""
     take_a_shop(engine)
     (stuck, *_) = ledger.rows(engine, "SELECT id, object_id FROM inbox WHERE object_type = 'checkout.session'")
     ledger.execute(engine, "REVOKE INSERT, UPDATE ON orders FROM CURRENT_USER")
@@ -319,8 +319,8 @@ def test_a_pending_event_can_be_ignored(engine: Engine) -> None:
     ],
     ids=["NUL", "half a pair", "a number", "a list", "null", "twice", "deep"],
 )
-def test_an_odd_word_of_an_operator_stops_nothing(engine: Engine, reason: bytes) -> None:
-    """A replayed observation ignores its event for any reason, however odd, and the neighbours are folded."""
+def test_an_odd_reason_of_an_operator_stops_nothing(engine: Engine, reason: bytes) -> None:
+    """A replayed observation ignores its event for any reason, however odd, and all other events are folded."""
     take_a_shop(engine)
     (order, *_) = ledger.rows(engine, "SELECT id FROM inbox WHERE object_type = 'checkout.session'")
     word = (
@@ -351,7 +351,7 @@ def test_a_pending_event_can_be_tried_at_once(engine: Engine) -> None:
 
 
 def test_anomalies_of_two_worlds(engine: Engine) -> None:
-    """One session under two accounts and in both modes has its anomaly in each, and each is over by itself."""
+    """One session id under two accounts and in both modes has an anomaly in each, and each is resolved by itself."""
     account = Account(seed=14)
     session = account.open_session()
     account.expire(session)
@@ -372,7 +372,7 @@ def test_anomalies_of_two_worlds(engine: Engine) -> None:
 
     of_another = {"object": about | {"id": "cs_another"}}
     newer = paid | {"api_version": "2999-01-01"}
-    # In one batch, it goes on under the one account and is over under the other.
+    # In one batch the anomaly goes on under one account and is resolved under the other.
     both = [
         ledger.delivery(msgspec.json.encode(newer)),
         ledger.delivery(msgspec.json.encode(newer | {"livemode": True, "data": of_another}), account="acct_1"),
@@ -384,7 +384,7 @@ def test_anomalies_of_two_worlds(engine: Engine) -> None:
 
 
 def test_a_parked_event_of_another_world_stays_out(engine: Engine) -> None:
-    """An event that is at hand under one account does not bring the parked one of the same id under another back."""
+    """Folding an event of one account does not release the parked event of the same id under another account."""
     account = Account(seed=15)
     session = account.open_session()
     account.complete(session, payment_status="unpaid")
@@ -393,7 +393,7 @@ def test_a_parked_event_of_another_world_stays_out(engine: Engine) -> None:
     later = msgspec.json.decode(account.emit("checkout.session.async_payment_succeeded", account.session(session)).body)
     for label in ("", "acct_1"):
         ledger.take_in(engine, msgspec.json.encode(completed), msgspec.json.encode(failed), account=label)
-    # Of the one account the failure is parked, as by a release that could not fold it.
+    # One account's event is parked, as by a release that could not fold it.
     ledger.execute(
         engine,
         "UPDATE outcomes SET state = 'parked' WHERE seq = (SELECT seq FROM inbox WHERE account = '' AND id = :id)",
@@ -412,7 +412,7 @@ def test_a_parked_event_of_another_world_stays_out(engine: Engine) -> None:
 
 
 def test_names_of_keys() -> None:
-    """No two keys have one name, and usual ones read as they are."""
+    """No two keys share a name, and the names of ordinary keys are readable."""
     assert tables.key_name(["cus a"]) == "cus a"
     assert tables.key_name(["cus_1", "usd"]) == "cus_1 usd"
     assert tables.key_name(["cus a", "usd"]) == "cus%20a usd"
@@ -434,7 +434,7 @@ texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"
 
 
 def with_codes(value: Any, odd: str) -> Any:  # noqa: ANN401 - JSON
-    """Return a payload with *odd* laid into each id and code of it; ids differ as they did."""
+    """Return a payload with *odd* put into each of its ids and codes; different ids stay different."""
     if isinstance(value, list):
         return [with_codes(each, odd) for each in value]
     if not isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""Whether the process runs, and whether it can take deliveries."""
+"""The health routes report whether the process runs, and whether it can record deliveries."""
 
 import itertools
 import time
@@ -22,9 +22,9 @@ from tests.web import READER, TOKENS, Raw, Web, event, serving, settings_of, unt
 
 WELL = {"ready": True, "database": "ok", "migrations": "ok", "broker": "ok", "stripe": "no key"}
 UNKNOWN = {"migrations": "unknown", "workers": "unknown", "clock": "unknown"}
-"""What is known of the rest where PostgreSQL cannot be asked."""
+"""The other values of the health where PostgreSQL does not answer."""
 ANSWER_SECONDS_MAX = 5.0
-"""An answer is promised within two seconds; the rest is for a busy machine, where it would else be 10 or more."""
+"""An answer is promised within two seconds; the rest is for a busy machine. An unbounded answer takes 10 or more."""
 READS = 120
 FULL = """
     CREATE FUNCTION disk_is_full() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -45,7 +45,7 @@ def ready(web: Web) -> httpx.Response:
 
 
 def becomes(web: Web, **health: object) -> float:
-    """Return the seconds after which the health at *web* is WELL but for *health*, alive all the while."""
+    """Return the seconds until the health at *web* is WELL but for *health*; the process stays alive throughout."""
     began_at = time.monotonic()
     wanted = WELL | health
 
@@ -60,7 +60,7 @@ def becomes(web: Web, **health: object) -> float:
 
 
 def test_ready(web: Web) -> None:
-    """With everything there the process is alive and ready, and nothing stays of the tries to record."""
+    """With PostgreSQL and Redis up the process is alive and ready, and its trial recordings leave no row."""
     assert web.get("/health/live", {}).json() == {"status": "alive"}
     becomes(web)
     assert [web.client.head(f"/health/{which}").status_code for which in ("live", "ready")] == [200, 200]
@@ -71,7 +71,7 @@ def test_ready(web: Web) -> None:
 
 @pytest.mark.parametrize("undo", ["DROP TABLE alembic_version", "DELETE FROM alembic_version"])
 def test_behind(web: Web, undo: str) -> None:
-    """A schema that is behind is not ready, also where it was not behind when it was last asked."""
+    """With a schema that is behind the process is not ready, even if the schema was current at the last check."""
     becomes(web)
     with psycopg.connect(web.settings.libpq) as connection:
         connection.execute(undo.encode())
@@ -80,14 +80,14 @@ def test_behind(web: Web, undo: str) -> None:
 
 
 def test_ahead(web: Web) -> None:
-    """While a newer release has migrated and not yet replaced this one, this one goes on being ready."""
+    """After a newer release has migrated the schema, the older process stays ready until it is replaced."""
     web.query("UPDATE alembic_version SET version_num = '9999'")
 
     becomes(web)
 
 
 def test_one_try_for_all(web: Web) -> None:
-    """However many ask at once, recording is tried once a second at most."""
+    """However many clients ask at once, a trial recording runs at most once a second."""
     web.query("CREATE SEQUENCE tries")
     web.query("ALTER TABLE inbox ADD CONSTRAINT counted CHECK (nextval('tries') > 0)")
     began_at = time.monotonic()
@@ -100,7 +100,7 @@ def test_one_try_for_all(web: Web) -> None:
 
 
 def test_busy_reads(web: Web) -> None:
-    """Behind reads that keep every thread waiting, the process is alive and ready all the same."""
+    """While slow reads occupy every thread, the process stays alive and ready."""
     with psycopg.connect(web.settings.libpq) as blocker:
         blocker.execute("LOCK TABLE orders IN ACCESS EXCLUSIVE MODE")
         reads = [blocked_read(web) for _ in range(READS)]
@@ -124,12 +124,12 @@ def test_busy_reads(web: Web) -> None:
 
 
 def blocked_read(web: Web) -> Raw:
-    """Ask for what is locked, and do not wait for the answer."""
+    """Request a locked row, and do not wait for the answer."""
     token = f"Authorization: Bearer {TOKENS['read']}"
     return web.send_raw(f"GET /v1/orders HTTP/1.1\r\nHost: payfold\r\n{token}\r\n\r\n".encode())
 
 
-# ---- PostgreSQL takes nothing ----
+# ---- PostgreSQL takes no writes ----
 
 
 @contextmanager
@@ -144,7 +144,7 @@ def executed(web: Web, do: LiteralString, undo: LiteralString) -> Iterator[None]
 
 
 def read_only(web: Web) -> AbstractContextManager[object]:
-    """Let new sessions write nothing."""
+    """Make new sessions read-only."""
     return executed(
         web,
         "ALTER DATABASE SET default_transaction_read_only = on",
@@ -213,7 +213,7 @@ def killed(server: Postgres) -> Iterator[None]:
 
 
 def test_newer_attempt(web: Web) -> None:
-    """A delivery that could not be recorded counts for more than a try before it, and less than one after it."""
+    """A failed delivery outweighs an earlier trial recording, and a later trial outweighs the delivery."""
     web.query(
         FULL + "CREATE TRIGGER full_disk BEFORE INSERT ON inbox FOR EACH ROW WHEN (NEW.id = 'evt_1')"
         " EXECUTE FUNCTION disk_is_full()"
@@ -222,7 +222,7 @@ def test_newer_attempt(web: Web) -> None:
     def counts() -> bool:
         becomes(web)
         assert web.deliver(event(1)).status_code == 503
-        # On a busy machine a second passes in between, and recording was tried again.
+        # On a busy machine a second may pass in between, and then another trial recording has run.
         return bool(ready(web).json()["database"] == "full")
 
     until(counts)
@@ -230,7 +230,7 @@ def test_newer_attempt(web: Web) -> None:
 
 
 def test_full_for_all_but_small_rows(web: Web) -> None:
-    """Where a delivery found the disk full, a small row that finds a place proves nothing; a large one does."""
+    """After a delivery found the disk full, a small row that fits proves nothing, and a large one does."""
     web.query(FULL)
     web.query(
         "CREATE TRIGGER full_disk BEFORE INSERT ON payloads FOR EACH ROW WHEN (octet_length(NEW.payload) > 10000)"
@@ -246,7 +246,7 @@ def test_full_for_all_but_small_rows(web: Web) -> None:
 
 
 def test_no_new_session(web: Web, services: Services) -> None:
-    """Where PostgreSQL takes no further session, the one that is there records, and the process is ready."""
+    """Where PostgreSQL takes no further session, the recorder uses the session it has, and the process is ready."""
     assert web.deliver(event(1)).status_code == 200
     becomes(web)
     tried_again_at = time.monotonic() + 1.5
@@ -272,13 +272,13 @@ def test_no_session_at_all(web: Web, services: Services) -> None:
 
 
 def test_new_sessions_without_an_answer(database_url: str, redis_url: str) -> None:
-    """While the recorder records, a try in a new session that gets no answer does not count for more."""
+    """While the recorder records, an unanswered trial in a new session does not make the process unready."""
     with closing(Proxy(database_url)) as proxy, serving(settings_of(proxy.url, redis_url)) as web:
         numbers = itertools.count()
         assert web.deliver(event(next(numbers))).status_code == 200
         for migrations in ("unknown", "ok"):
             proxy.silences_new = True
-            # One answer may be of a try before, and serves for a second.
+            # One answer may come from an earlier trial, which is reused for a second.
             for _ in range(2):
                 answer = ready_while_delivering(web, numbers)
                 assert (answer["ready"], answer["database"], answer["migrations"]) == (True, "ok", migrations)
@@ -287,7 +287,7 @@ def test_new_sessions_without_an_answer(database_url: str, redis_url: str) -> No
 
 
 def ready_while_delivering(web: Web, numbers: Iterator[int]) -> dict[str, object]:
-    """Return the health that is answered while deliveries arrive, once what was found before is a second old."""
+    """Return the health that is answered while deliveries arrive, once the last trial is over a second old."""
 
     def ask() -> httpx.Response:
         time.sleep(1.1)
@@ -302,8 +302,8 @@ def ready_while_delivering(web: Web, numbers: Iterator[int]) -> dict[str, object
     return health
 
 
-def test_what_is_only_reported_is_locked(web: Web) -> None:
-    """While other sessions hold what only the report reads, the process goes on being ready."""
+def test_a_lock_on_rows_that_only_the_report_reads(web: Web) -> None:
+    """While other sessions lock rows that only the report reads, the process stays ready."""
     becomes(web)
     with psycopg.connect(web.settings.libpq) as blocker:
         blocker.execute("LOCK TABLE stripe_jobs, alembic_version IN ACCESS EXCLUSIVE MODE")
@@ -325,7 +325,7 @@ def test_fault_of_data(web: Web) -> None:
 
 
 def test_broker_away(database_url: str, own_valkey: Valkey) -> None:
-    """Without Redis, or with one that is silent, the process is ready all the same, and answers so in time."""
+    """Without Redis, or with a silent one, the process is ready, and its answer comes in time."""
     with serving(settings_of(database_url, own_valkey.url)) as web:
         becomes(web)
         with paused(own_valkey):

@@ -1,4 +1,4 @@
-"""A small account of Stripe's that lives by rules of its own: what it holds is what the tables must hold.
+"""The tables hold what a small simulated Stripe account did.
 
 The account (tests/hidden) is written from Stripe's documentation, and its truth is what it did, never what its events
 add up to. Many accounts live in one database at once; their events arrive in any order, some of them twice, and several
@@ -41,7 +41,7 @@ def seed(request: pytest.FixtureRequest) -> int:
 
 
 def assert_true(report: Report) -> None:
-    """Assert that nothing is wrong in silence, lost, doubled or untrue, and that rebuild and rules find nothing."""
+    """Assert that no row is silently wrong, lost, doubled or untrue, and that rebuild and rules find no fault."""
     print(report)  # noqa: T201 - the figures
     faults = (report.wrong, report.lost, report.doubled, report.untrue)
     assert [dict(counter) for counter in faults] == [{}, {}, {}, {}]
@@ -62,7 +62,7 @@ def test_tables_are_true(engine: Engine, seed: int, twins: float) -> None:
     ("histories", "twins", "flagged_max"), [pytest.param(3000, 0.0, 0.0005), pytest.param(1000, 0.04, 0.01)]
 )
 def test_tables_are_true_for_long(engine: Engine, seed: int, histories: int, twins: float, flagged_max: float) -> None:
-    """Many histories: hardly a row is in doubt, and none that nothing gives a reason for."""
+    """Many histories: hardly a row is in doubt, and each row in doubt has a reason."""
     report = judge.run(engine, seed, histories, twins=twins)
 
     assert_true(report)
@@ -74,7 +74,7 @@ def test_tables_are_true_for_long(engine: Engine, seed: int, histories: int, twi
 
 
 class Edit(NamedTuple):
-    """What is done to one row of a *table*, and the faults that must then be counted: counter, name, number."""
+    """The edit of one row of a *table*, and the faults that must then be counted: counter, name, number."""
 
     table: str
     statement: str
@@ -119,7 +119,7 @@ def test_the_comparison_notices(engine: Engine, seed: int) -> None:
 
 
 def judged(engine: Engine, accounts: Sequence[Account]) -> Report:
-    """Return what is wrong now."""
+    """Return the report on the tables as they are now."""
     report = Report()
     judge.judge(engine, accounts, report)
     return report
@@ -127,7 +127,7 @@ def judged(engine: Engine, accounts: Sequence[Account]) -> Report:
 
 @contextmanager
 def edited(engine: Engine, edit: Edit) -> Iterator[None]:
-    """Edit the first row of a table, or the one that the edit names, and put the table back in the end."""
+    """Edit the first row of a table, or the row that the edit names, and restore the table afterwards."""
     ledger.execute(engine, f"CREATE TABLE kept AS TABLE {edit.table}")
     ledger.execute(engine, f"{edit.statement} WHERE {edit.where or FIRST.format(edit.table)}")
     yield

@@ -1,4 +1,4 @@
-"""History is not news: what a new fold version finds in old events is kept from the feed, and new events are not."""
+"""A new fold version's findings in old events are withheld from the feed, and changes by new events are not."""
 
 import random
 from collections import Counter
@@ -37,7 +37,7 @@ def fold_by(engine: Engine, version: int) -> None:
 
 
 def conclude(engine: Engine, name: str, state: str, cause: str) -> None:
-    """Let the older release have come to another end with the events of an object, or of all of a type."""
+    """Give the events of an object, or of all objects of a type, the outcome that the older release recorded."""
     ledger.execute(engine, CONCLUDED, name=name, state=state, cause=cause)
 
 
@@ -47,13 +47,13 @@ def record(engine: Engine, *bodies: bytes) -> None:
 
 
 def queue(engine: Engine, limit: int = REFOLD_EVENTS_MAX) -> int:
-    """Queue as the clock does what an older version folded, and return how many events that was."""
+    """Queue, as the clock does, the events that an older version folded, and return their number."""
     with database.transaction(engine) as connection, database.cursor(connection) as cursor:
         return queue_outdated(cursor, limit=limit)
 
 
 def shown(engine: Engine) -> list[dict[str, Any]]:
-    """Return what a reader of the feed sees."""
+    """Return the changes that a reader of the feed sees."""
     with database.transaction(engine) as connection:
         return [dict(row) for row in feed.page(connection, 0, 100_000).rows]
 
@@ -66,13 +66,13 @@ def announced(engine: Engine, subject_id: str, name: str) -> list[tuple[str, str
     ]
 
 
-def test_an_upgrade_tells_nothing(engine: Engine) -> None:
-    """Whatever the new folds find in a shop's whole history, the feed shows none of it, and the tables are right."""
+def test_an_upgrade_announces_nothing(engine: Engine) -> None:
+    """The feed shows no change that new folds find in a shop's history, and the tables are right."""
     shop = shop_history(seed=44, orders=60, money=True)
     record(engine, *(event.body for event in shop.events))
     fold_by(engine, OLDER)
     right = ledger.digest_of(engine)
-    # An older release that knew of no payment, no refund and no charge, and summed balances another way.
+    # An older release had no payments, refunds or charges, and computed balances differently.
     for statement in (
         "UPDATE orders SET status = 'processing', payment_status = 'unpaid', paid_at = NULL WHERE status = 'paid'",
         "UPDATE balances SET amount = amount + 7",
@@ -104,7 +104,7 @@ Arrival = Callable[[Engine, bytes], None]
 
 
 def alone(engine: Engine, new: bytes) -> None:
-    """Let the new event come before the clock has queued anything."""
+    """Take the new event in before the clock has queued anything."""
     record(engine, new)
     ledger.fold(engine)
     queue(engine)
@@ -112,14 +112,14 @@ def alone(engine: Engine, new: bytes) -> None:
 
 
 def together(engine: Engine, new: bytes) -> None:
-    """Let it be folded in one batch with the history."""
+    """Fold the new event in one batch with the history."""
     queue(engine)
     record(engine, new)
     ledger.fold(engine)
 
 
 def one_by_one(engine: Engine, new: bytes) -> None:
-    """Let it be folded in a batch of its own, behind a part of the history."""
+    """Fold the new event in a batch of its own, after a part of the history."""
     queue(engine, limit=1)
     record(engine, new)
     ledger.fold(engine, limit=1)
@@ -128,7 +128,7 @@ def one_by_one(engine: Engine, new: bytes) -> None:
 
 
 def afterwards(engine: Engine, new: bytes) -> None:
-    """Let it come when all of the history is folded again."""
+    """Take the new event in after all of the history is folded again."""
     queue(engine)
     ledger.fold(engine)
     record(engine, new)
@@ -140,13 +140,13 @@ ARRIVALS = pytest.mark.parametrize("arrival", [alone, together, one_by_one, afte
 
 @ARRIVALS
 def test_a_new_event_of_an_object_whose_history_waits(engine: Engine, arrival: Arrival) -> None:
-    """What the history moves is withheld, and what the event moves beyond it is not, whichever is folded first."""
+    """Changes by the history are withheld and further changes by the event are not, whichever is folded first."""
     account = Account(seed=45)
     session, customer = account.open_session(amount=2_000), account.create_customer(currency="usd")
     account.adjust_balance(customer, -500)
     record(engine, seen(account, session), *(event.body for event in account.events))
     fold_by(engine, OLDER)
-    # An older release that read other amounts, and announced them.
+    # An older release read other amounts, and announced them.
     for statement in (
         "UPDATE orders SET amount_total = 15",
         "UPDATE balances SET amount = -100",
@@ -176,7 +176,7 @@ def test_a_new_event_of_an_object_whose_history_waits(engine: Engine, arrival: A
 
 @ARRIVALS
 def test_a_new_refund_of_an_order_whose_history_waits(engine: Engine, arrival: Arrival) -> None:
-    """The refunds that an older release had misread are found with the new one, and are withheld by themselves."""
+    """A new refund corrects the refunds that an older release misread, and only the correction is withheld."""
     account = Account(seed=46, payments=True)
     session = account.open_session(amount=2_000)
     account.complete(session)
@@ -209,7 +209,7 @@ def test_a_new_refund_of_an_order_whose_history_waits(engine: Engine, arrival: A
 
 
 @ARRIVALS
-def test_what_was_parked_is_news(engine: Engine, arrival: Arrival) -> None:
+def test_a_parked_event_that_folds_is_announced(engine: Engine, arrival: Arrival) -> None:
     """An event that an older release could not read is announced when it folds; one that it ignored is not."""
     account = Account(seed=47)
     parked, ignored, new = (account.open_session(amount=2_000) for _ in range(3))
@@ -230,7 +230,7 @@ def test_what_was_parked_is_news(engine: Engine, arrival: Arrival) -> None:
     assert announced(engine, new, "status") == [("order.paid", None, None, "paid")]
 
 
-def test_any_arrival_tells_the_same(engine: Engine) -> None:
+def test_any_arrival_announces_the_same(engine: Engine) -> None:
     """A shop in the middle of an upgrade: each object's last visible change is that of a shop that never upgraded."""
     shop = shop_history(seed=48, orders=25, money=True)
     bodies = [event.body for event in shop.events]
@@ -256,13 +256,13 @@ def test_any_arrival_tells_the_same(engine: Engine) -> None:
             ledger.fold(engine)
         ledger.fold(engine)
         assert ledger.digest_of(engine) == digest
-        assert last_words(shown(engine)) == last_words(expected)
-        # The folds of this test are the same ones, so the history moves nothing.
+        assert last_changes(shown(engine)) == last_changes(expected)
+        # Both releases of this test fold alike, so the history changes nothing.
         assert ledger.rows(engine, "SELECT kind FROM changes WHERE withheld IS NOT NULL") == []
 
 
-def last_words(changes: list[dict[str, Any]]) -> dict[str, tuple[str, bytes]]:
-    """Return what was last announced of each order, credit note and dispute, but for refunds, which may come and go."""
+def last_changes(changes: list[dict[str, Any]]) -> dict[str, tuple[str, bytes]]:
+    """Return the last change announced of each order, credit note and dispute, except refunds, which come and go."""
     return {
         row["subject_id"]: (row["kind"], msgspec.json.encode(row["after"]))
         for row in changes

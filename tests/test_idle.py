@@ -1,4 +1,4 @@
-"""On a host that ends transactions which wait for their client, long work comes to its end however slow its sink is."""
+"""On a host that ends transactions which wait for their client, long work ends well however slow its reader is."""
 
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -26,7 +26,7 @@ Linger = Callable[..., None]
 
 @pytest.fixture
 def shop(engine: Engine, database_url: str) -> Iterator[Engine]:
-    """Return an engine on the tables of a shop, in a database that ends what is idle in a transaction for 0.1 s."""
+    """Return an engine on a shop's tables, in a database that ends a session that idles in a transaction for 0.1 s."""
     ledger.record(engine, [ledger.delivery(event.body) for event in SHOP.events])
     ledger.fold(engine)
     name = conninfo_to_dict(database_url)["dbname"]
@@ -39,7 +39,7 @@ def shop(engine: Engine, database_url: str) -> Iterator[Engine]:
 
 @pytest.fixture
 def linger(engine: Engine) -> Linger:
-    """Return what takes longer than the host has patience, by the host's own clock."""
+    """Return a callback that waits longer than the host's idle limit, by the host's own clock."""
 
     def wait(*_: object) -> None:
         with database.transaction(engine) as connection:
@@ -57,7 +57,7 @@ def log(tmp_path: Path) -> str:
 
 
 def waiting(engine: Engine) -> list[str]:
-    """Return what the sessions that wait for their client in a transaction did last."""
+    """Return the last statement of each session that idles in a transaction."""
     return [
         row["query"]
         for row in ledger.rows(
@@ -69,7 +69,7 @@ def waiting(engine: Engine) -> list[str]:
 
 
 def test_archive(shop: Engine, engine: Engine, linger: Linger, tmp_path: Path) -> None:
-    """An archive holds no transaction open at all, between its steps or in them."""
+    """An archive leaves no transaction idle, between its steps or within them."""
     seen: list[str] = []
 
     def look(*_: object) -> None:
@@ -86,7 +86,7 @@ def test_archive(shop: Engine, engine: Engine, linger: Linger, tmp_path: Path) -
 
 
 def test_export(shop: Engine, engine: Engine, linger: Linger) -> None:
-    """An export into a pipe that is read slowly holds no transaction open, and is whole."""
+    """An export into a slowly read pipe leaves no transaction idle, and is complete."""
     lines = replay.export(shop, filters=LogFilters())
     first = next(lines)
     linger()
@@ -97,14 +97,14 @@ def test_export(shop: Engine, engine: Engine, linger: Linger) -> None:
 
 
 def test_replay(shop: Engine, linger: Linger, log: str) -> None:
-    """A log that comes slowly is replayed."""
+    """A log that arrives slowly is replayed."""
     replayed = replay.replay(shop, Reading([log], NOW, progress=linger))
 
     assert replayed.counts["duplicate"] == len(SHOP.events)
 
 
 def test_rebuild(shop: Engine, linger: Linger) -> None:
-    """A rebuild, its comparison and its swap need one moment's view, and keep it while they work or are listened to."""
+    """A rebuild, its comparison and its swap keep their snapshot of the tables, however slow their callbacks are."""
     right = digests(shop)
     ledger.execute(shop, "UPDATE orders SET amount_total = amount_total + 1 WHERE id = (SELECT min(id) FROM orders)")
 
@@ -118,7 +118,7 @@ def test_rebuild(shop: Engine, linger: Linger) -> None:
 
 
 def test_reconcile(shop: Engine, linger: Linger, log: str) -> None:
-    """A reconciliation by rules and by a log comes to its end, however slowly its findings are taken."""
+    """A reconciliation by rules and by a log ends well, however slowly its findings are consumed."""
     ledger.execute(shop, "DELETE FROM inbox WHERE seq = (SELECT max(seq) - 1 FROM inbox)")
 
     wanted = reconcile.ReconcileRequest(logs=[log], each=linger, progress=linger)

@@ -1,4 +1,4 @@
-"""Every index serves a query that somebody asks, and PostgreSQL answers that query by it."""
+"""Every index serves a query that Payfold makes, and PostgreSQL answers the query by that index."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
@@ -38,7 +38,7 @@ ASKED: Final = {
         "SELECT seq FROM inbox WHERE type LIKE 'v_.%' AND received_at >= now()",
     ),
     "inbox_set_aside": (
-        "whether an operator has set an event aside (claim)",
+        "whether an operator has ignored an event (claim)",
         f"SELECT seq FROM inbox WHERE type = 'payfold.event.ignored' AND {WORLD} AND object_id = 'evt_1'",
     ),
     "outcomes_fold_version": (
@@ -46,11 +46,11 @@ ASKED: Final = {
         "SELECT seq FROM outcomes WHERE fold_version = 1 AND seq >= 1 ORDER BY seq LIMIT 500",
     ),
     "outcomes_parked": (
-        "how much is parked (status, reconcile), and what waits for an archive (operator.retry)",
+        "how much is parked (status, reconcile), and which events wait for an archive (operator.retry)",
         "SELECT count(*) FROM outcomes WHERE state = 'parked'",
     ),
     "stripe_calls_due": (
-        "the calls whose turn it is (worker.stripe_jobs.queue)",
+        "the calls that are due (worker.stripe_jobs.queue)",
         "SELECT object_id FROM stripe_calls WHERE given_up IS NULL AND lane = 1 AND due_at <= now() ORDER BY due_at",
     ),
     "orders_newest": ("GET /v1/orders", f"SELECT * FROM orders {PAGE}"),
@@ -153,11 +153,11 @@ ASKED: Final = {
     ),
     "portal_sessions_newest": ("GET /v1/portal/sessions", f"SELECT * FROM portal_sessions {PAGE}"),
     "portal_sessions_open": (
-        "portal sessions whose time is up (timekeeping)",
+        "portal sessions that have expired (timekeeping)",
         "SELECT id FROM portal_sessions WHERE expired_at IS NULL AND created < now() ORDER BY created LIMIT 500",
     ),
     "changes_one_shot": (
-        "a change that is told once (projection, swap: ON CONFLICT)",
+        "a change that is announced once (projection, swap: ON CONFLICT)",
         f"SELECT seq FROM changes WHERE {WORLD} AND subject = 'order' AND subject_id = 'cs_1' AND kind = 'order.paid'",
     ),
     "changes_dispute_closed": (
@@ -165,15 +165,15 @@ ASKED: Final = {
         f"SELECT seq FROM changes WHERE {WORLD} AND kind = 'dispute.closed' AND subject_id = 'dp_1' AND after IS NULL",
     ),
     "changes_corrected": (
-        "what an order was last corrected to (correcting)",
+        "the last correction of an order (correcting)",
         f"SELECT seq FROM changes WHERE kind = 'order.corrected' AND {WORLD} AND subject_id = 'cs_1' ORDER BY seq",
     ),
     "changes_balance": (
-        "whether anything was announced of a balance (correcting)",
+        "whether a balance has an announced change (correcting)",
         f"SELECT seq FROM changes WHERE kind = 'balance.changed' AND {WORLD} AND subject_id = 'cus_1'",
     ),
     "changes_refund": (
-        "what was last told of an order's refunds (refunding)",
+        "the last announced change of an order's refunds (refunding)",
         f"SELECT seq FROM changes WHERE kind = 'order.refund_changed' AND {WORLD} AND subject_id = 'cs_1' ORDER BY seq",
     ),
     "changes_shown": (
@@ -189,17 +189,17 @@ ASKED: Final = {
         f"SELECT id FROM anomalies WHERE {WORLD} AND subject_id = 'cs_1' AND resolved_at IS NULL",
     ),
 }
-"""By index: who asks for what, and the query, with what of it the index is for."""
+"""By index: its purpose (and the module or route that needs it), and a query that it answers."""
 
 
 def test_every_index_has_a_query() -> None:
-    """No index is there that nobody asks for."""
+    """Every index has a query that needs it, and every query listed here has an index."""
     assert {index.name for table in tables.metadata.tables.values() for index in table.indexes} == set(ASKED)
 
 
 @pytest.mark.parametrize("index", ASKED)
-def test_it_answers_the_query(database_url: str, index: str) -> None:
-    """PostgreSQL takes the index where it may, which it would for a table that is worth one."""
+def test_the_index_answers_its_query(database_url: str, index: str) -> None:
+    """With sequential scans disabled, PostgreSQL chooses the index for its query."""
     _, query = ASKED[index]
     engine = database.engine(database_url)
     with database.transaction(engine) as connection:
@@ -216,7 +216,7 @@ def test_it_answers_the_query(database_url: str, index: str) -> None:
 )
 @pytest.mark.parametrize("account", [None, "acct_1"])
 def test_an_id_is_found_by_the_key(engine: Engine, table: Table, account: str | None) -> None:
-    """Who names no account has none of an index read but one entry in each account, by any PostgreSQL."""
+    """A query by id without an account reads one index entry in each account, on any PostgreSQL."""
     asked = {"id": "id_1", "modes": [True, False]} | ({} if account is None else {"account": account})
     query = lookup.query_of(table, of_account=account is not None).params(asked)
     plan = explained(engine, query, "SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off")
@@ -232,13 +232,13 @@ PAGES_MAX: Final = 100
 
 @pytest.mark.parametrize("world", [{}, {"account": "acct_1"}, {"livemode": True}], ids=str)
 def test_a_filter_without_a_world_looks_at_no_others(engine: Engine, world: dict[str, object]) -> None:
-    """A customer's orders are listed at the cost of what is listed, with or without account, by any PostgreSQL."""
+    """Listing a customer's orders reads no other orders, with or without an account, on any PostgreSQL."""
     fill(engine, _MANY_ORDERS)
     orders = tables.orders
     given = {"customer": "cus_8", "account": None, "livemode": None, **world}
     query = select(orders.c.id).where(*lookup.where(orders, given)).order_by(text(f"{tables.NEWEST} DESC")).limit(21)
 
-    found, pages = looked_at(engine, query)
+    found, pages = rows_and_pages(engine, query)
 
     assert [row.id for row in found] == ["cs_8"]
     assert pages < PAGES_MAX
@@ -246,14 +246,14 @@ def test_a_filter_without_a_world_looks_at_no_others(engine: Engine, world: dict
 
 @pytest.mark.parametrize("field", ["created_from", "created_before"])
 def test_a_time_is_found_by_the_index_that_a_list_pages_by(engine: Engine, field: str) -> None:
-    """Orders of a time long gone, or yet to come, are listed at the cost of what is listed."""
+    """Listing orders of the distant past or of the future reads no other orders."""
     fill(engine, _MANY_ORDERS)
     orders, far = tables.orders, timedelta(days=36_500)
     at = datetime.now(UTC) + (far if field == "created_from" else -far)
     filters = OrderFilters.model_validate({field: at})
     query = select(orders.c.id).where(*filters.wanted(orders)).order_by(text(f"{tables.NEWEST} DESC")).limit(21)
 
-    found, pages = looked_at(engine, query)
+    found, pages = rows_and_pages(engine, query)
 
     assert found == []
     assert pages < PAGES_MAX
@@ -261,37 +261,37 @@ def test_a_time_is_found_by_the_index_that_a_list_pages_by(engine: Engine, field
 
 @pytest.mark.parametrize("state", ["parked", "pending"])
 def test_few_events_of_many_are_found_without_looking_at_the_others(engine: Engine, state: str) -> None:
-    """What is parked or pending is listed at the cost of what is listed, however long the inbox is."""
+    """Listing parked or pending events reads no other events, however long the inbox is."""
     fill(engine, _LONG_INBOX)
     events = tables.events
     query = lookup.latest_events([events.c.seq, events.c.state], {"state": state}, before=None, limit=21)
 
-    found, pages = looked_at(engine, query)
+    found, pages = rows_and_pages(engine, query)
 
     assert [row.state for row in found] == [state] * 2
     assert pages < PAGES_MAX
 
 
 def test_an_object_s_events_are_found_without_looking_at_the_others(engine: Engine) -> None:
-    """What came of one object is listed at the cost of what is listed, however long the inbox is."""
+    """Listing one object's events reads no other events, however long the inbox is."""
     fill(engine, _LONG_INBOX)
     events = tables.events
     query = lookup.latest_events([events.c.seq, events.c.state], {"object_id": "cus_7"}, before=None, limit=21)
 
-    found, pages = looked_at(engine, query)
+    found, pages = rows_and_pages(engine, query)
 
     assert [row.seq for row in found] == [7]
     assert pages < PAGES_MAX
 
 
 def test_a_page_of_the_feed_looks_at_a_bounded_part_of_it(engine: Engine) -> None:
-    """A filter that nothing matches costs what one page looks at, however long the feed is, and what it skips."""
+    """A filter without matches scans a bounded part of the feed, however long the feed and its withheld part are."""
     fill(engine, _LONG_FEED)
     wanted = feed.selection(livemode=False, kind=frozenset(("order.paid", "order.expired")))
 
     with database.transaction(engine) as connection:
         page = feed.page(connection, 0, 100, wanted, scan_rows_max=200)
-    found, pages = looked_at(engine, feed.query_of(wanted, 0, page.next_after, 101, 200))
+    found, pages = rows_and_pages(engine, feed.query_of(wanted, 0, page.next_after, 101, 200))
 
     # The first half is withheld.
     assert (page.rows, page.next_after, page.has_more) == ([], ROWS // 2 + 200, True)
@@ -301,13 +301,13 @@ def test_a_page_of_the_feed_looks_at_a_bounded_part_of_it(engine: Engine) -> Non
 
 @pytest.mark.parametrize("order", ["cs_7", "cs_8"], ids=["by its intent", "by its invoice"])
 def test_an_order_s_money_is_found_without_looking_at_others(engine: Engine, order: str) -> None:
-    """What was refunded of one order costs the same however many charges, refunds and payments there are."""
+    """An order's refunded amount costs the same however many charges, refunds and payments there are."""
     fill(engine, _MUCH_MONEY)
     book = tables.order_book
     where = (book.c.account == "", book.c.livemode.is_(True), book.c.id == order)
     shown = select(book.c.refunded_amount, book.c.disputed_amount, book.c.refund_status).where(*where)
 
-    found, pages = looked_at(engine, shown)
+    found, pages = rows_and_pages(engine, shown)
 
     assert [tuple(row) for row in found] == [(500, 0, "partial")]
     assert pages < PAGES_MAX
@@ -315,7 +315,7 @@ def test_an_order_s_money_is_found_without_looking_at_others(engine: Engine, ord
 
 @pytest.mark.parametrize("table", ["orders", "charges", "refunds", "invoice_payments"])
 def test_a_batch_finds_its_refunds_without_looking_at_others(engine: Engine, table: str) -> None:
-    """Which orders a batch's rows refund is found at the cost of the batch, whichever side came last."""
+    """Finding the orders that a batch's rows refund reads no table whole, whichever side came last."""
     fill(engine, _MUCH_MONEY)
     prefix = {"orders": "cs", "charges": "ch", "refunds": "re", "invoice_payments": "inpay"}[table]
     subjects = [Subject(table, "", True, f"{prefix}_{number}") for number in (7, 8)]  # noqa: FBT003 - the mode
@@ -325,7 +325,7 @@ def test_a_batch_finds_its_refunds_without_looking_at_others(engine: Engine, tab
             subject: Joined(row, (), (), "webhook", is_whole=True, replace_all=False) for subject, row in rows.items()
         }
         found = order_refunds.changes(cursor, order_refunds.moved(joined, {}))
-        # Tables without rows are read whole, which costs nothing.
+        # Tables without rows are scanned too, which costs nothing.
         cursor.execute("SELECT relname FROM pg_stat_xact_user_tables WHERE seq_scan > 0 AND seq_tup_read > 0")
         read_whole = cursor.fetchall()
 
@@ -366,7 +366,7 @@ SELECT '', true, 'order', 'cs_' || n, 'order.paid', 'evt_' || n, 'webhook', now(
     CASE WHEN n <= %(rows)s / 2 THEN 'import' END
 FROM generate_series(1, %(rows)s) AS n
 """
-# The first events are the ones that are looked for, so that the newest lead nowhere.
+# The queries look for the first events, so that reading from the newest finds nothing early.
 _LONG_INBOX: Final = """
 WITH recorded AS (
     INSERT INTO inbox (account, livemode, id, seq, type, created, object_id, redacted, payload_sha256, source,
@@ -384,15 +384,15 @@ SELECT seq, CASE WHEN seq <= 4 THEN 'parked' ELSE 'folded' END, 'unreadable', 1,
 
 
 def fill(engine: Engine, statement: str) -> None:
-    """Insert as many rows as matter, and let the planner know of them."""
+    """Insert enough rows for plans to differ, and update the planner's statistics."""
     with database.transaction(engine) as connection, database.cursor(connection) as cursor:
         for each in statement.split(";"):
             cursor.execute(each, {"rows": ROWS})
         cursor.execute("ANALYZE")
 
 
-def looked_at(engine: Engine, query: Select[Any]) -> tuple[Sequence[Row[Any]], int]:
-    """Return what *query* finds, and how many pages are looked at for it."""
+def rows_and_pages(engine: Engine, query: Select[Any]) -> tuple[Sequence[Row[Any]], int]:
+    """Return the rows of *query*, and how many pages it read."""
     with database.transaction(engine) as connection:
         found = connection.execute(query).all()
     plan = explained(engine, query, "SELECT", options="(ANALYZE, BUFFERS)")

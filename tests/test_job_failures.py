@@ -1,4 +1,4 @@
-"""What ends a job at Stripe is kept with it and shown, and keeps no other world and no other job from its round."""
+"""A job's failure at Stripe is stored and shown, and delays no other world and no other job."""
 
 import socket
 import time
@@ -27,13 +27,13 @@ A_DAY: Final = timedelta(days=1)
 
 @pytest.fixture
 def at(database_url: str, redis_url: str) -> Iterator[Stage]:
-    """Return a shop at the sandbox with nothing in it, whose clock is about that of the command."""
+    """Return an empty shop at the sandbox, with a clock close to that of the command."""
     with stage(database_url, redis_url, start=int(time.time())) as made:
         yield made
 
 
 def job(at: Stage, name: str, account: str = "") -> dict[str, Any]:
-    """Return how a job of an account is."""
+    """Return the state of an account's job."""
     (row,) = at.rows(
         "SELECT leased_until, done_at, stopped, failed_at, failure FROM stripe_jobs"
         " WHERE (job, account) = (:job, :account)",
@@ -44,13 +44,13 @@ def job(at: Stage, name: str, account: str = "") -> dict[str, Any]:
 
 
 def status(at: Stage) -> dict[str, Any]:
-    """Return what the command shows of Stripe."""
+    """Return the part about Stripe of the command's status."""
     shown: dict[str, Any] = command.python("deploy", "status", "--format", "json", settings=at.environment).json
     return dict(shown["stripe"])
 
 
 def health(at: Stage) -> str:
-    """Return what the web process shows of Stripe."""
+    """Return the part about Stripe of the web process's health."""
     with serving(at.settings) as web:
         # A process that was just begun may not have read its status yet.
         until(lambda: web.get("/health/ready", {}).json()["stripe"] != "unknown")
@@ -76,8 +76,8 @@ def refuse_rows(at: Stage, table: str, condition: str) -> None:
 @pytest.mark.parametrize(
     ("fault", "words"), [(Fault.DECLINED, "Stripe answered 400"), (Fault.MISSING, "Stripe knows no such object")]
 )
-def test_what_stripe_declines_is_kept(at: Stage, fault: Fault, words: str) -> None:
-    """A job that Stripe declines has ended; `status` and health show it until a round ends well."""
+def test_a_declined_job_is_shown(at: Stage, fault: Fault, words: str) -> None:
+    """A job that Stripe declines ends its round; `status` and health show it until a round succeeds."""
     at.faults.add(fault, "/v1/events")
 
     found = gaps.run_once(at.context())
@@ -99,7 +99,7 @@ def test_what_stripe_declines_is_kept(at: Stage, fault: Fault, words: str) -> No
 
 
 def test_an_unforeseen_fault_is_kept_and_logged(at: Stage, capsys: pytest.CaptureFixture[str]) -> None:
-    """An unforeseen fault ends no task: one error line, the lease is given back, and no row is quoted."""
+    """An unforeseen fault ends no task: it logs one error line that quotes no row, and returns the lease."""
     at.account.complete(at.account.open_session())
     at.account.advance(120)
     refuse_rows(at, "inbox", "NEW.source = 'gap'")
@@ -117,8 +117,8 @@ def test_an_unforeseen_fault_is_kept_and_logged(at: Stage, capsys: pytest.Captur
 
 
 @pytest.mark.parametrize("fault", [Fault.FAILED, Fault.DROP_BEFORE, Fault.UNAVAILABLE])
-def test_what_passes_by_itself_is_shown_when_it_lasts(at: Stage, fault: Fault) -> None:
-    """Stripe may be away for some minutes; after ten the job is failing, until it ends well."""
+def test_an_outage_is_shown_when_it_lasts(at: Stage, fault: Fault) -> None:
+    """A job without Stripe is shown as failing after ten minutes, until a round succeeds."""
     at.faults.add(fault, "*", times=3)
 
     for minutes, is_shown in ((0, False), (9, False), (10, True)):
@@ -131,8 +131,8 @@ def test_what_passes_by_itself_is_shown_when_it_lasts(at: Stage, fault: Fault) -
     assert (job(at, "fill_gaps")["failure"], job(at, "fill_gaps")["failed_at"]) == (None, None)
 
 
-def test_what_passes_is_forgotten_when_it_has(at: Stage) -> None:
-    """Twice away for a moment, with a good round between, is never a failure."""
+def test_short_outages_are_no_failure(at: Stage) -> None:
+    """Two short outages with a successful round between them are never shown as a failure."""
     for minutes in (0, 30):
         at.faults.add(Fault.FAILED, "*", times=1)
         for more in (0, 1):
@@ -141,7 +141,7 @@ def test_what_passes_is_forgotten_when_it_has(at: Stage) -> None:
 
 
 def test_a_refused_key_is_no_second_fault(at: Stage) -> None:
-    """What Stripe stops is shown as stopped, and no more as failing."""
+    """A job that Stripe stops by refusing the key is shown as stopped, and not as failing too."""
     at.faults.add(Fault.DECLINED, "/v1/events")
     gaps.run_once(at.context())
     at.api._accounts = {}
@@ -152,8 +152,8 @@ def test_a_refused_key_is_no_second_fault(at: Stage) -> None:
     assert (shown["state"], shown["jobs"][0]["job"], shown["jobs"][0]["state"]) == ("stopped", "fill_gaps", "stopped")
 
 
-def test_a_worlds_failure_is_its_own(database_url: str, redis_url: str) -> None:
-    """What ends a job for one account keeps neither the next account nor the next job from its round."""
+def test_one_worlds_failure_delays_no_other(database_url: str, redis_url: str) -> None:
+    """A job that fails for one account still runs for the next account, and so does the next job."""
     with stage(database_url, redis_url) as at:
         theirs = {name: Account(seed=9, account=name) for name in ("acct_1", "acct_3")}
         at.api._connected = {(KEY, name): account for name, account in theirs.items()}
@@ -176,8 +176,8 @@ def test_a_worlds_failure_is_its_own(database_url: str, redis_url: str) -> None:
         assert health(at) == "failing: poll_sessions"
 
 
-def test_a_call_that_fails_holds_up_no_other(at: Stage, capsys: pytest.CaptureFixture[str]) -> None:
-    """What cannot be recorded of one session is tried again later, and given up in the end; the others are expired."""
+def test_a_call_that_fails_delays_no_other(at: Stage, capsys: pytest.CaptureFixture[str]) -> None:
+    """An unrecordable answer about one session is tried again and finally given up; the others are expired."""
     sessions = at.open(5)
     refuse_rows(at, "inbox", f"NEW.object_id = '{sessions[0]}' AND NEW.type = 'payfold.checkout.session.observed'")
 
@@ -195,7 +195,7 @@ def test_a_call_that_fails_holds_up_no_other(at: Stage, capsys: pytest.CaptureFi
 
 
 def test_our_own_clocks_failure_is_kept(database_url: str, redis_url: str) -> None:
-    """Without a key, too, what keeps our clock from ending sessions is kept and shown, and cleared."""
+    """Without a key too, a failure of our clock's expiry is stored, shown, and cleared afterwards."""
     with stage(database_url, redis_url, STRIPE_API_KEY="") as at:
         at.open(2, ago=26 * HOUR)
         refuse_rows(at, "inbox", "NEW.type = 'payfold.checkout.session.clock_expired'")
@@ -210,14 +210,14 @@ def test_our_own_clocks_failure_is_kept(database_url: str, redis_url: str) -> No
 
 @pytest.mark.parametrize(("is_by_hand", "bound"), [(False, f"{BATCH.statement:.0f}s"), (True, "0")])
 def test_a_jobs_transactions_are_bounded(at: Stage, bound: str, *, is_by_hand: bool) -> None:
-    """A worker's statements have a bound; a person who waits for a long one may end it."""
+    """A worker's statements have a time limit; a command's statements have none, since its user can end it."""
     context = at.context(is_by_hand=is_by_hand)
 
     assert context.within(lambda opened: opened.execute("SHOW statement_timeout").fetchone()) == (bound,)
 
 
 def test_no_call_waits_for_a_silent_redis(at: Stage) -> None:
-    """Where Redis takes a connection and does not answer, a call is put off within seconds, and the job with it."""
+    """Where Redis accepts a connection and does not answer, the call and its job are postponed within seconds."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         settings = Settings.load(at.environment | {"REDIS_URL": f"redis://127.0.0.1:{silent.getsockname()[1]}"})
         context = JobContext(at.engine, StripeApi(settings, broker.redis(settings)), settings, now=lambda: at.now)
@@ -231,7 +231,7 @@ def test_no_call_waits_for_a_silent_redis(at: Stage) -> None:
 
 
 def test_a_round_ends_with_its_slice(at: Stage) -> None:
-    """Where no lease can be had for as long as a slice takes, the further worlds are not waited for as well."""
+    """A round that gets no lease within its time slice does not wait for the other worlds either."""
     worlds = [World(account, livemode=False) for account in ("acct_1", "acct_2", "acct_3")]
     ledger.execute(at.engine, "ALTER TABLE stripe_jobs RENAME TO away")
 

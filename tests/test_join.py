@@ -47,7 +47,7 @@ def step(
 
 
 def arrive(batches: Sequence[Sequence[Facts]], of: Subject | None = None) -> join.Joined:
-    """Return the row *of* what *batches* are about, as the projection joins what arrives one after the other."""
+    """Return the row of the object *of*, or of the first fact's, as the projection joins *batches* one by one."""
     subject = batches[0][0].subject if of is None else of
     shape = folds.ROW_SPECS[subject.table]
     known: dict[Subject, list[Facts]] = defaultdict(list)
@@ -63,9 +63,9 @@ def arrive(batches: Sequence[Sequence[Facts]], of: Subject | None = None) -> joi
     return result
 
 
-def folded(*told: Facts) -> join.Joined:
-    """Return what a link's events come to when all are there."""
-    result = join.fold_all(payment_link.SHAPE, told)
+def folded(*all_facts: Facts) -> join.Joined:
+    """Return the row of a link from all of its events at once."""
+    result = join.fold_all(payment_link.SHAPE, all_facts)
     assert result is not None
     return result
 
@@ -81,7 +81,7 @@ def split(items: Sequence[Item], rng: random.Random) -> list[list[Item]]:
 
 
 def compare(seed: int, arrivals: int) -> tuple[int, int, int]:
-    """Hold a history's rows, in several arrivals, against the reference; return events, arrivals and differences."""
+    """Compare a history's rows, in several arrivals, with the reference; return events, arrivals and differences."""
     rng = random.Random(seed)
     bodies = histories.bodies_of(seed)
     tried = differences = 0
@@ -108,7 +108,7 @@ def compare(seed: int, arrivals: int) -> tuple[int, int, int]:
 @settings(max_examples=200)
 @given(seeds)
 def test_any_arrival_gives_the_reference_row(seed: int) -> None:
-    """Whatever the order and the batches, a history's rows are those of the plain reference: all objects and twins."""
+    """In any order and any batches a history's rows are those of the plain reference, twins included."""
     assert compare(seed, arrivals=8)[2] == 0
 
 
@@ -125,24 +125,24 @@ def test_many_histories(capsys: pytest.CaptureFixture[str]) -> None:
 
 @given(seeds, st.integers(2, 5))
 def test_changes_within_a_second_end_as_they_ended(seed: int, count: int) -> None:
-    """Two to five changes of a link in one second, told in any order, end where the link ended."""
+    """Two to five changes of a link in one second, delivered in any order, end where the link ended."""
     rng = random.Random(seed)
     account = Account(seed=seed)
     link = account.create_payment_link()
     account.advance(rng.choice((0, 1)))
     for _ in range(count):
         account.update_payment_link(link, active=rng.random() < 0.5, metadata={"step": str(rng.randrange(3))})
-    told = [facts for event in account.events for facts in folds.judge(histories.event_of(event.body)).facts]
-    rng.shuffle(told)
+    all_facts = [facts for event in account.events for facts in folds.judge(histories.event_of(event.body)).facts]
+    rng.shuffle(all_facts)
 
-    row = arrive(split(told, rng)).row
+    row = arrive(split(all_facts, rng)).row
 
     truth = account.payment_link(link)
     assert (row["active"], row["metadata"]) == (truth["active"], truth["metadata"])
 
 
 def test_the_survey_of_a_chain_is_exact() -> None:
-    """The fewest gaps and the possible last states, from degrees alone, are those of trying every order."""
+    """The fewest gaps and the possible last states, computed from degrees, are those found by trying every order."""
     rng = random.Random(20_261_122)
     for _ in range(3_000):
         states = rng.randint(1, 5)
@@ -166,7 +166,7 @@ def test_the_survey_of_a_chain_is_exact() -> None:
 
 
 def test_an_honest_repeat_is_no_duplicate() -> None:
-    """On, off, on, off within a second is off: the second switching off is not taken for the first's twin."""
+    """On, off, on, off within a second is off: the second "off" is not taken for a twin of the first."""
     steps = [step("evt_1", 1, 0), step("evt_2", 0, 1), step("evt_3", 1, 0)]
     earlier = step("evt_0", 0, 1, second=-1)
 
@@ -175,7 +175,7 @@ def test_an_honest_repeat_is_no_duplicate() -> None:
 
 
 def test_a_later_second_needs_no_history() -> None:
-    """Several changes of one later second are laid over a link's row, whatever its past; a gap asks for all of it."""
+    """Several changes of one later second advance a link's row without its history; a gap needs the history."""
     shape = folds.ROW_SPECS["payment_links"]
     row = folded(step("evt_0", 5, 0)).row
     chain = [step("evt_3", 0, 1, second=1), step("evt_1", 1, 2, second=1), step("evt_2", 2, 3, second=1)]
@@ -187,28 +187,28 @@ def test_a_later_second_needs_no_history() -> None:
     assert join.advance(shape, row, chain[1:]) is None
 
 
-def test_a_later_second_of_what_no_column_keeps() -> None:
-    """Changes of one second that carry something beyond the row's columns ask for all events, and break nothing."""
+def test_a_later_second_with_facts_beyond_the_columns() -> None:
+    """Changes of one second that carry facts beyond the row's columns ask for all events, and raise no error."""
     row = folded(step("evt_0", 5, 0)).row
-    told = [
+    steps = [
         structs.replace(step(name, 0, 0, second=1), columns={"_beyond": 1}, before=None) for name in ("evt_1", "evt_2")
     ]
 
-    assert join.advance(folds.ROW_SPECS["payment_links"], row, told) is None
+    assert join.advance(folds.ROW_SPECS["payment_links"], row, steps) is None
 
 
 def test_a_twin_does_not_break_the_chain() -> None:
-    """A change told twice, under two ids, does not hide the change that follows it."""
-    told = [step("evt_9", 0, 1), step("evt_2", 0, 1), step("evt_3", 1, 2)]
+    """A change reported twice, under two ids, does not hide the change that follows it."""
+    steps = [step("evt_9", 0, 1), step("evt_2", 0, 1), step("evt_3", 1, 2)]
     earlier = step("evt_0", 5, 0, second=-1)
 
-    for order in permutations([earlier, *told]):
+    for order in permutations([earlier, *steps]):
         row = arrive([[facts] for facts in order]).row
         assert (row["metadata"], row["event_id"]) == ({"step": 2}, "evt_3")
 
 
 def test_the_chain_begins_where_the_second_before_ended() -> None:
-    """A circle of changes ends where the earlier second left off, and nothing about it is a choice."""
+    """A circle of changes ends where the earlier second left off, and is not ambiguous."""
     circle = [step("evt_1", 0, 1), step("evt_2", 1, 2), step("evt_3", 2, 0)]
     earlier = step("evt_0", 7, 1, second=-1)
 
@@ -218,23 +218,23 @@ def test_the_chain_begins_where_the_second_before_ended() -> None:
     assert result.anomalies == ()
 
 
-def test_a_choice_is_said_to_be_one() -> None:
-    """Where the events leave two last states possible, a real event beats an observation, and it is noted."""
-    told = [step("evt_1", 1, 2), step("obs_9", 1, 3, source="observation"), step("evt_0", 0, 1, second=-1)]
+def test_an_ambiguous_order_is_noted() -> None:
+    """Where two last states are possible, a real event beats an observation, and the ambiguity is noted."""
+    steps = [step("evt_1", 1, 2), step("obs_9", 1, 3, source="observation"), step("evt_0", 0, 1, second=-1)]
 
-    result = folded(*told)
+    result = folded(*steps)
 
     assert result.row["event_id"] == "evt_1"
     assert [anomaly.kind for anomaly in result.anomalies] == [join.AMBIGUOUS_ORDER]
 
 
-def test_a_later_second_ends_the_choice() -> None:
-    """Once a later event decides, an ambiguous second no longer matters, by either way of joining."""
-    told = [step("evt_1", 1, 2), step("evt_2", 1, 3)]
+def test_a_later_second_ends_the_ambiguity() -> None:
+    """Once a later event decides, an earlier ambiguous second no longer matters, by either way of joining."""
+    steps = [step("evt_1", 1, 2), step("evt_2", 1, 3)]
     later = step("evt_3", 3, 4, second=1)
 
-    whole = folded(*told, later)
-    advanced = join.advance(payment_link.SHAPE, folded(*told).row, [later])
+    whole = folded(*steps, later)
+    advanced = join.advance(payment_link.SHAPE, folded(*steps).row, [later])
 
     assert whole.anomalies == ()
     assert advanced is not None
@@ -242,24 +242,24 @@ def test_a_later_second_ends_the_choice() -> None:
 
 
 def test_nothing_comes_before_the_created_event() -> None:
-    """An update of the second in which a link was created comes after its creation, whatever its state."""
-    told = [step("evt_9", None, 0, first=True), step("evt_1", 0, 1), step("evt_2", 1, 0)]
+    """An update in the second of a link's creation comes after the creation, even if it restores the first state."""
+    steps = [step("evt_9", None, 0, first=True), step("evt_1", 0, 1), step("evt_2", 1, 0)]
 
-    for order in permutations(told):
+    for order in permutations(steps):
         row = arrive([[facts] for facts in order]).row
         assert (row["metadata"], row["event_id"], row["created"]) == ({"step": 0}, "evt_2", SECOND)
 
 
 def test_a_long_second_is_put_in_order() -> None:
-    """Two hundred changes in one second, shuffled, end where they ended: no search grows with them."""
-    told = [step(f"evt_{index:03}", index, index + 1) for index in range(200)]
-    random.Random(7).shuffle(told)
+    """Two hundred shuffled changes in one second end where they ended, without a search of all orders."""
+    steps = [step(f"evt_{index:03}", index, index + 1) for index in range(200)]
+    random.Random(7).shuffle(steps)
 
-    assert folded(*told).row["metadata"] == {"step": 200}
+    assert folded(*steps).row["metadata"] == {"step": 200}
 
 
-def test_what_is_not_strictly_above_is_folded_anew() -> None:
-    """An older event, an equal one, and one that names another reference are never laid over a row."""
+def test_only_a_strictly_later_event_advances_a_row() -> None:
+    """An older event and an equally old one never advance a row; both need all events."""
     row = folded(step("evt_5", 0, 1, second=5)).row
 
     assert join.advance(payment_link.SHAPE, row, [step("evt_4", 0, 1, second=4)]) is None
@@ -267,12 +267,12 @@ def test_what_is_not_strictly_above_is_folded_anew() -> None:
     assert join.advance(payment_link.SHAPE, row, [step("evt_6", 0, 1, second=6)]) is not None
 
 
-def test_shapes_fit_their_tables() -> None:
-    """The columns that a shape fills are those of its table, no more and no fewer."""
+def test_row_specs_fit_their_tables() -> None:
+    """The columns that a row spec fills are exactly those of its table."""
     from schemas import tables  # noqa: PLC0415 - only this test wants the tables
 
     steps = {shape.child for shape in folds.ROW_SPECS.values() if shape.child}
-    # The lines of orders are fetched, and nothing fetches them yet.
+    # Stripe lists the lines of orders on request, and no fetch does so yet.
     assert {*folds.ROW_SPECS} | steps | {"order_lines"} == {table.name for table in tables.PROJECTIONS}
     for name, shape in folds.ROW_SPECS.items():
         beyond = {"account", "livemode", *shape.key, "event_id", "as_of"}

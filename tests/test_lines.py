@@ -1,4 +1,4 @@
-"""When an order's lines are complete: those that were listed with the totals that it has."""
+"""An order's lines are complete if they were listed with the order's current totals."""
 
 import random
 from collections.abc import Mapping, Sequence
@@ -39,12 +39,12 @@ SHIPPED: Mapping[str, Any] = {
 
 @pytest.fixture
 def account() -> Account:
-    """Return a shop's account with nothing in it."""
+    """Return an empty shop account."""
     return Account(seed=37)
 
 
 def bought(account: Account, session: str, **fields: Any) -> bytes:  # noqa: ANN401 - JSON values
-    """Let the buyer complete *session*, of which *fields* are by then so, and return the event."""
+    """Let the buyer complete *session* after changing *fields*, and return the event."""
     account.peek("checkout.session", session).update(fields)
     account.complete(session)
     return account.events[-1].body
@@ -58,7 +58,7 @@ def shown(engine: Engine) -> tuple[Any, ...]:
 
 
 def state_of_rule(engine: Engine) -> str:
-    """Return what the rule of an order's lines comes to for the one order."""
+    """Return the verdict of the rule about lines for the one order."""
     with database.transaction(engine) as connection, database.cursor(connection) as cursor:
         (tally,) = (tally for tally in money_rules.check(cursor)[0] if tally.rule == "order-lines")
     return next(state for state in ("holds", "broken", "not_provable") if getattr(tally, state))
@@ -68,7 +68,7 @@ def state_of_rule(engine: Engine) -> str:
 def test_other_totals_than_the_lines_were_listed_with(
     engine: Engine, account: Account, totals: Mapping[str, Any]
 ) -> None:
-    """The lines are not complete from then on, and nothing can be proven of them, whatever the arrival."""
+    """After other totals the lines are incomplete and cannot be checked, in any arrival."""
     session = account.open_session(amount=1_500)
     registered = seen(account, session, checkout.REGISTERED, line_items=ONE)
     account.advance(60)
@@ -85,7 +85,7 @@ def test_other_totals_than_the_lines_were_listed_with(
 
 
 def test_lines_that_are_listed_again_are_complete(engine: Engine, account: Account) -> None:
-    """With the totals that they have then; an event that repeats these changes nothing."""
+    """Lines that are listed again with new totals are complete; an event that repeats the totals changes nothing."""
     session = account.open_session(amount=1_500)
     registered = seen(account, session, checkout.REGISTERED, line_items=ONE)
     account.advance(60)
@@ -103,7 +103,7 @@ def test_lines_that_are_listed_again_are_complete(engine: Engine, account: Accou
 
 
 def test_totals_that_come_back_do_not_bring_the_lines_back(engine: Engine, account: Account) -> None:
-    """What was bought in between is not known, nor whether the lines are again those that were listed."""
+    """Totals that change and change back leave the lines incomplete: the purchases in between are unknown."""
     session = account.open_session(amount=1_500)
     bodies = [seen(account, session, checkout.REGISTERED, line_items=ONE)]
     account.advance(60)
@@ -123,15 +123,15 @@ def test_totals_that_come_back_do_not_bring_the_lines_back(engine: Engine, accou
         (ONE, OTHER_TOTALS[1], ["lines_differ"]),
         (ONE, OTHER_TOTALS[2], ["lines_differ"]),
         (THREE, OTHER_TOTALS[0], []),
-        # Shipping is no line's, nor is the tax on it; and what is not known is no difference.
+        # Neither shipping nor its tax belongs to a line; and an unknown amount is no difference.
         (THREE, SHIPPED, []),
         (listed([item(1, amount_subtotal=None, amount_total=None)]), OTHER_TOTALS[0], []),
     ],
 )
-def test_what_still_differs(
+def test_lines_listed_again_that_still_differ(
     engine: Engine, account: Account, lines: dict[str, Any], totals: Mapping[str, Any], anomalies: list[str]
 ) -> None:
-    """Lines that were listed again and are not those of the totals are an anomaly, until they are listed once more."""
+    """Lines that were listed again and do not add up to the totals are an anomaly, until they are listed once more."""
     session = account.open_session(amount=1_500)
     bodies = [seen(account, session, checkout.REGISTERED, line_items=ONE)]
     account.advance(60)
@@ -155,7 +155,7 @@ def test_what_still_differs(
 
 
 def test_equal_totals_need_no_other_event(account: Account) -> None:
-    """The usual completion of a registered session is laid over its row; other totals are as well known from it."""
+    """The usual completion of a registered session advances its row without its history, also with other totals."""
     session = account.open_session(amount=1_500)
     (registered,) = facts_of(seen(account, session, checkout.REGISTERED, line_items=ONE))
     whole = join.fold_all(folds.ROW_SPECS["orders"], [registered])
@@ -169,12 +169,12 @@ def test_equal_totals_need_no_other_event(account: Account) -> None:
 
 
 def facts_of(body: bytes) -> tuple[Facts, ...]:
-    """Return what the event in *body* says."""
+    """Return the facts of the event in *body*."""
     return folds.judge(histories.event_of(body)).facts
 
 
 def a_step(number: int, rng: random.Random) -> Facts:
-    """Return an event of an order that may list its lines, and carries some of its totals."""
+    """Return the facts of an event that may list an order's lines, and carries some of its totals."""
     at = SECOND + timedelta(seconds=number)
     columns: dict[str, Any] = {"payment_status": "unpaid", "session_status": "open"}
     names = rng.sample(("amount_subtotal", "amount_total", "currency"), rng.randint(0, 3))
@@ -197,15 +197,15 @@ def a_step(number: int, rng: random.Random) -> Facts:
 
 
 class Carried(NamedTuple):
-    """What a step carries, and whether it lists all lines."""
+    """The totals that a step carries, and whether it lists all lines."""
 
     after: Mapping[str, Any]
     is_whole: bool
 
 
 @given(rng=st.randoms(use_true_random=False))
-def test_complete_is_what_the_set_says(rng: random.Random) -> None:
-    """Laid over the row at rest or folded from all events, in any order and any batches: the same, as rule 11 says."""
+def test_complete_depends_on_the_set_of_events(rng: random.Random) -> None:
+    """Advancing the row and folding all events give the same in any order and any batches (rule 11)."""
     steps = [a_step(number, rng) for number in range(rng.randint(1, 7))]
     arrived = rng.sample(steps, len(steps))
 
@@ -219,7 +219,7 @@ def test_complete_is_what_the_set_says(rng: random.Random) -> None:
 
 
 def test_lines_are_read_again_once(database_url: str, redis_url: str) -> None:
-    """With a key: the buyer raises a quantity, the lines are read again and add up, and are asked for no more."""
+    """With a key: after the buyer raises a quantity, the lines are read once more, and add up."""
     with stage(database_url, redis_url) as at:
         (session,) = at.open(ago=HOUR, amount=1_500)
         fetch(at)

@@ -117,7 +117,7 @@ BEFORE_BASIL = {key: FULL[key] for key in FULL if key not in {"checkout_session"
     ],
 )
 def test_columns(engine: Engine, about: dict[str, Any], row: dict[str, Any]) -> None:
-    """Each field has its column, and the balance of that currency is what it ended at."""
+    """Each field has its column, and the balance of the currency is the transaction's ending balance."""
     take_in(engine, _observed("obs_1", T + 50, about))
 
     seen = {"event_id": "obs_1", "as_of": at(T + 50)}
@@ -129,7 +129,7 @@ def test_columns(engine: Engine, about: dict[str, Any], row: dict[str, Any]) -> 
 
 
 def test_description_is_edited(engine: Engine) -> None:
-    """Description and metadata are all that may change of a transaction (stripe-facts 2.4)."""
+    """Only description and metadata of a transaction may change (stripe-facts 2.4)."""
     take_in(
         engine,
         _observed("obs_1", T + 50, FULL),
@@ -163,7 +163,7 @@ TYPES = (
 
 
 def test_types(engine: Engine) -> None:
-    """A transaction keeps its type as Stripe calls it, also one that is not known yet."""
+    """A transaction keeps its type as Stripe names it, also an unknown one."""
     entries = [_entry(number, -1, -number, type=kind) for number, kind in enumerate(TYPES, 1)]
     take_in(engine, *(_observed(f"obs_{number}", T + 50, entry) for number, entry in enumerate(entries, 1)))
 
@@ -242,7 +242,7 @@ def test_each_currency_its_own(engine: Engine, arrival: tuple[int, ...]) -> None
 
 
 def test_a_later_read_goes_on(engine: Engine) -> None:
-    """What a later read adds moves the balance, and an older read that arrives after it does not."""
+    """A later read moves the balance, and an older read that arrives after it does not."""
     take_in(
         engine,
         _observed("obs_2", T + 60, _entry(2, 202, -499)),
@@ -289,7 +289,7 @@ def test_default_currency_is_the_customers(engine: Engine, read: int, ending: in
 
 
 def test_a_currency_that_is_the_default_no_more(engine: Engine) -> None:
-    """Since the customer's events report another currency, a later read of the ledger decides this one (rule 9)."""
+    """Once the customer's events report another currency, a later read of the ledger decides the old one (rule 9)."""
     take_in(
         engine,
         event("evt_1", "customer.created", T, CUSTOMER),

@@ -1,4 +1,4 @@
-"""What a change of each kind holds: the row's money, currency and ids before and after, by small histories.
+"""A change holds the row's money, currency and ids before and after; each kind is shown by a small history.
 
 The names are those that the feed promises (api/README.md, "Acting once"): amounts, currency and ids, of a paid or an
 expired order also its lines. `at` is when Stripe created the event that decided.
@@ -20,7 +20,7 @@ from tests.stripe_payments import Body, T, charge, dispute, event, refund, relea
 from tests.web import migrated_database
 
 Expected = tuple[str, str, int, Mapping[str, Any] | None, Mapping[str, Any]]
-"""A kind, the event that decided, when it was created, what was before (None: nothing) and after, in part."""
+"""A kind, the deciding event, the time of its creation, and parts of the row before (None: no row) and after."""
 
 PERSONAL = {
     "customer_details": {"email": "buyer@example.com", "name": "Personal Name"},
@@ -29,7 +29,7 @@ PERSONAL = {
 
 
 def whole(name: str, **fields: object) -> Body:
-    """Return a session with ids that end in *name*, with every id that a change may hold."""
+    """Return a session that has every id that a change may hold; the ids end in *name*."""
     return session(
         f"cs_{name}",
         **{
@@ -47,7 +47,7 @@ def whole(name: str, **fields: object) -> Body:
 
 
 def ids(name: str, status: str, **fields: object) -> dict[str, object]:
-    """Return what a change of that order holds at least."""
+    """Return the fields that a change of that order must hold."""
     return {
         "status": status,
         "currency": "usd",
@@ -173,7 +173,7 @@ DISPUTE = {
 
 
 def note(**fields: object) -> dict[str, object]:
-    """Return what a change of the credit note holds at least: post 300 = refunds 110 + balance 190."""
+    """Return the fields that a change of the credit note must hold: post 300 = refunds 110 + balance 190."""
     return {
         "currency": "usd",
         "amount": 300,
@@ -299,7 +299,7 @@ HISTORIES: dict[str, tuple[str, str, Sequence[bytes | Delivery], list[Expected]]
             ),
         ],
     ),
-    # Paid and failed by what is reported of the charge (rule 10): the change names the charge's event.
+    # Paid and failed by the charge's events (rule 10): the change names the charge's event.
     "paid_by_its_charge": (
         "order",
         "cs_capture",
@@ -349,7 +349,7 @@ HISTORIES: dict[str, tuple[str, str, Sequence[bytes | Delivery], list[Expected]]
             ("order.corrected", "evt_c2_cur", 30, ids("cur", "paid"), ids("cur", "paid", currency="cad")),
         ],
     ),
-    # Another total in the step that pays is part of being paid.
+    # Another total in the step that pays is no correction.
     "paid_with_another_total": (
         "order",
         "cs_new",
@@ -519,7 +519,7 @@ def arrived(services: Services) -> Iterator[Engine]:
 
 
 def in_part(found: Mapping[str, Any] | None, expected: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
-    """Return of *found* what *expected* names, and lines in the order of their prices."""
+    """Return the fields of *found* that *expected* has, with lines in the order of their prices."""
     if found is None or expected is None:
         return found
     assert set(expected) <= set(found)
@@ -530,8 +530,8 @@ def in_part(found: Mapping[str, Any] | None, expected: Mapping[str, Any] | None)
 
 
 @pytest.mark.parametrize("name", HISTORIES)
-def test_each_step_and_what_it_holds(arrived: Engine, name: str) -> None:
-    """The kinds in their order, with the deciding event, its time, and the row before and after."""
+def test_each_step_and_its_fields(arrived: Engine, name: str) -> None:
+    """Each history records its kinds in order, each with its deciding event, time, and row before and after."""
     subject, subject_id, _, steps = HISTORIES[name]
     changes = ledger.rows(arrived, "SELECT * FROM changes WHERE subject_id = :id ORDER BY seq", id=subject_id)
 
@@ -545,7 +545,7 @@ def test_each_step_and_what_it_holds(arrived: Engine, name: str) -> None:
         assert in_part(change["after"], after) == after
 
 
-def test_lines_are_of_paid_and_expired_orders_alone(arrived: Engine) -> None:
+def test_only_paid_and_expired_orders_have_lines(arrived: Engine) -> None:
     """`after` of order.paid and order.expired holds lines, null where they are not all known; no other change does."""
     with_lines = {row["kind"] for row in ledger.rows(arrived, "SELECT kind FROM changes WHERE after ? 'lines'")}
     without = {row["kind"] for row in ledger.rows(arrived, "SELECT kind FROM changes WHERE NOT after ? 'lines'")}
@@ -563,8 +563,8 @@ def test_nothing_personal(arrived: Engine) -> None:
     assert [word for word in ("buyer@example.com", "Personal", "metadata", "memo", "description") if word in text] == []
 
 
-def test_what_moves_nothing_is_no_change(engine: Engine) -> None:
-    """A later event that leaves status, total and currency as they were, or an older one, records nothing."""
+def test_an_event_that_moves_nothing_is_no_change(engine: Engine) -> None:
+    """An older event, or one that leaves status, total and currency as they were, records no change."""
     ledger.take_in(
         engine,
         completed("same", 10),

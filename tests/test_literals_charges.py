@@ -1,4 +1,4 @@
-"""What a charge's row means, by Stripe's documentation: every column, every status, in every order of arrival.
+"""A charge's row agrees with Stripe's documentation: every column and status, in every order of arrival.
 
 Fields as in docs.stripe.com/api/charges/object (types of the SDK 16.1.0) and the recorded ``charge.refunded`` of API
 2020-03-02; event types as in docs.stripe.com/api/events/types.
@@ -191,7 +191,7 @@ ROW_SPECS: dict[str, tuple[bytes, dict[str, Any]]] = {
             "as_of": at(T + 52),
         },
     ),
-    # Before PaymentIntents (2018) and before amount_captured a charge has neither key, which is not known, not 0.
+    # Before PaymentIntents (2018) and before amount_captured a charge lacks both keys, which means unknown, not 0.
     "of_2018": (
         event(
             "evt_old",
@@ -236,7 +236,7 @@ ROW_SPECS: dict[str, tuple[bytes, dict[str, Any]]] = {
 
 @pytest.mark.parametrize("shape", ROW_SPECS)
 def test_every_column(engine: Engine, shape: str) -> None:
-    """A charge's row is what the charge's page of Stripe's API reference gives its fields to mean, and nothing else."""
+    """A charge's row holds its fields as Stripe's API reference defines them, and nothing else."""
     body, row = ROW_SPECS[shape]
 
     ledger.take_in(engine, body)
@@ -262,13 +262,13 @@ def test_an_absent_key_erases_nothing(engine: Engine) -> None:
 
 
 def without_captured(**fields: object) -> dict[str, Any]:
-    """Return a charge that succeeded, of which it is not known whether it was captured."""
+    """Return a charge that succeeded and does not report whether it was captured."""
     return {name: value for name, value in charge(**fields).items() if name not in ("captured", "amount_captured")}
 
 
 PENDING = charge(status="pending", paid=False, captured=True)
 # Each history: its events, then status, captured, captured_at, released_at, refunded, event and anomalies.
-# The times run against the ranks, so that a rank which is not there would let the wrong event decide.
+# The times run against the ranks, so that without a rank the wrong event would decide.
 HISTORIES: dict[str, tuple[list[bytes], tuple[object, ...]]] = {
     "pending_is_not_captured": (
         [event("evt_p@", "charge.pending", 10, PENDING)],
@@ -305,7 +305,7 @@ HISTORIES: dict[str, tuple[list[bytes], tuple[object, ...]]] = {
         [event("evt_x@", "charge.expired", 10, released()), event("evt_h@", "charge.updated", 20, hold())],
         ("succeeded", False, None, at(T + 10), True, "evt_x@", []),
     ),
-    # Uncaptured is what is reported as not captured: a charge without the key is not known to be held.
+    # Only a charge that reports captured: false is uncaptured; one without the key is not known to be held.
     "without_captured_over_later_hold": (
         [event("evt_u@", "charge.updated", 10, without_captured()), event("evt_h@", "charge.succeeded", 20, hold())],
         ("succeeded", False, None, None, False, "evt_u@", []),
@@ -346,7 +346,7 @@ HISTORIES: dict[str, tuple[list[bytes], tuple[object, ...]]] = {
         ("succeeded", False, None, at(T + 20), True, "evt_u@", []),
     ),
     # By the type alone: docs.stripe.com/api/events/types "Occurs whenever an uncaptured charge expires."
-    # Only a hold is released by being refunded: without the key it is not known to be one.
+    # A refund releases only a hold, and a charge without the key is not known to be a hold.
     "refunded_without_captured": (
         [event("evt_r@", "charge.refunded", 10, without_captured(amount_refunded=5000, refunded=True))],
         ("succeeded", None, None, None, True, "evt_r@", []),
@@ -389,7 +389,7 @@ def arrived(services: Services) -> Iterator[Engine]:
 
 @pytest.mark.parametrize("name", HISTORIES)
 def test_statuses_in_every_order(arrived: Engine, name: str) -> None:
-    """Ranks are pending, uncaptured, then captured, failed and released alike; moments are the first event's."""
+    """Ranks are pending, uncaptured, then captured, failed and released alike; the first event sets a moment."""
     bodies, expected = HISTORIES[name]
 
     for end in suffixes(name, bodies):
@@ -408,8 +408,8 @@ def test_statuses_in_every_order(arrived: Engine, name: str) -> None:
         ), end
 
 
-def test_more_refunded_in_one_second(engine: Engine) -> None:
-    """Of two events of one second without what was before, the one that reports more refunded is the later (rule 4)."""
+def test_the_larger_refund_of_one_second_is_later(engine: Engine) -> None:
+    """Of two events of one second without previous attributes, the one with more refunded is the later (rule 4)."""
     for id_, (more, less) in {"ch_a": ("a", "b"), "ch_b": ("b", "a")}.items():
         bodies = [
             event(f"evt_{id_}_{more}", "charge.refunded", 10, charge(id_, amount_refunded=700)),
@@ -427,7 +427,7 @@ def test_more_refunded_in_one_second(engine: Engine) -> None:
     ]
 
 
-def test_a_charge_alone_is_no_change(engine: Engine) -> None:
+def test_a_charge_alone_records_no_change(engine: Engine) -> None:
     """A charge has no kinds of its own in the feed (design.md, Changes)."""
     ledger.take_in(engine, *(named(body, "alone") for body in HISTORIES["captured_at_is_the_first"][0]))
 

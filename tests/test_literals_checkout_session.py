@@ -1,4 +1,4 @@
-"""What a Checkout Session becomes: every column of its order and its lines, by each API version that moved a field.
+"""A Checkout Session's order and lines: every column, from each API version that moved a field.
 
 The objects are written after docs.stripe.com/api/checkout/sessions/object and .../sessions/line_items; where a field
 stood before is in Stripe's changelog (docs.stripe.com/changelog), summed up in stripe-facts, sections 2.1, 3.1, 6, 11.
@@ -95,7 +95,7 @@ SESSION: Json = {
     "url": None,
 }
 
-# What SESSION is as an order, when `checkout.session.completed` of DONE reports it. `shipping` is the object as sent.
+# The order of SESSION after `checkout.session.completed` of DONE. `shipping` is the object as sent.
 ORDER: Json = {
     "status": "paid",
     "session_status": "complete",
@@ -138,7 +138,7 @@ SUCCEEDED, FAILED = "checkout.session.async_payment_succeeded", "checkout.sessio
 
 
 def session(id_: str, *, without: Sequence[str] = (), **fields: object) -> dict[str, Any]:
-    """Return SESSION with other *fields*, and not the keys that a version has not."""
+    """Return SESSION with other *fields*, and without the keys that a version lacks."""
     return {name: value for name, value in {**SESSION, "id": id_, **fields}.items() if name not in without}
 
 
@@ -247,7 +247,7 @@ SINGLE: Sequence[tuple[str, str, Json, Json]] = (
         ),
     ),
     (SUCCEEDED, "2026-10-28.endive", session("cs_cleared"), order("cs_cleared")),
-    # The snapshot is that of an unpaid completion: the type alone reports the failure.
+    # The snapshot equals an unpaid completion's: only the type reports the failure.
     (
         FAILED,
         "2026-10-28.endive",
@@ -325,7 +325,7 @@ SINGLE: Sequence[tuple[str, str, Json, Json]] = (
             invoice="in_2",
         ),
     ),
-    # ---- where older versions keep it ----
+    # ---- where older versions keep a field ----
     # Both places from 2025-02-24.acacia until basil: the new one is read first, then the old one.
     (
         COMPLETED,
@@ -360,7 +360,7 @@ SINGLE: Sequence[tuple[str, str, Json, Json]] = (
         order("cs_2025_null", shipping=OLD_SHIPPING),
     ),
     # Between 2020 and 2021 it had neither `status` (since November 2021) nor `created`, `expires_at`, recovery and
-    # `shipping_cost`: what the event's type reports is its status (docs.stripe.com/api/events/types).
+    # `shipping_cost`: its status follows from the event's type (docs.stripe.com/api/events/types).
     (COMPLETED, "2020-08-27", session("cs_2021", without=NEW_SINCE_2021), order("cs_2021", **OF_2021)),
     (
         COMPLETED,
@@ -381,7 +381,7 @@ SINGLE: Sequence[tuple[str, str, Json, Json]] = (
         order("cs_2021_expired", **{**OF_2021, **EXPIRED_ORDER, "expired_at": at(DONE), "as_of": at(DONE)}),
     ),
     # Adaptive Pricing before basil: the session is in the buyer's currency, `currency_conversion` holds the shop's. It
-    # converts the two totals alone: what the discount, the shipping and the tax were in usd is not known.
+    # converts only the two totals: discount, shipping and tax in usd are unknown.
     (
         COMPLETED,
         "2024-06-20",
@@ -412,7 +412,7 @@ SINGLE: Sequence[tuple[str, str, Json, Json]] = (
 
 
 def test_a_session_by_each_status_and_version(engine: Engine) -> None:
-    """One event each: all columns, as the newest and the older versions report them."""
+    """One event gives all columns, in the newest version and in older ones."""
     for type_, version, object_, _ in SINGLE:
         take_in(engine, event(f"evt_{object_['id']}", type_, DONE, object_, version=version))
 
@@ -434,7 +434,7 @@ KIND_OF: Mapping[str, str] = {
 
 
 def test_a_session_of_a_connected_account(engine: Engine) -> None:
-    """The account is the event's, the mode too: neither meets the test session of the same id."""
+    """Account and mode are the event's, so the order is separate from the test session of the same id."""
     live = session("cs_1", livemode=True, amount_total=99)
     take_in(
         engine,
@@ -449,8 +449,8 @@ def test_a_session_of_a_connected_account(engine: Engine) -> None:
 # ---- Unknown words ----
 
 
-def test_a_status_that_is_not_known(engine: Engine) -> None:
-    """Stripe's enums are open: an unknown word is kept, and no order status is made of it (stripe-facts, enum rule)."""
+def test_an_unknown_status(engine: Engine) -> None:
+    """Stripe's enums are open: an unknown status is kept, and gives no order status (stripe-facts, enum rule)."""
     take_in(
         engine,
         event("evt_cs_a", COMPLETED, DONE, session("cs_a", payment_status="partially_paid")),
@@ -498,7 +498,7 @@ SESSION_OF_2019: Json = {
 
 
 def order_of_2019(id_: str, **columns: object) -> dict[str, Any]:
-    """Return what a session of 2019 is: completed, as its event's type reports, and no more than it reports."""
+    """Return the order of a session of 2019: completed, by its event's type, and without fields it does not report."""
     known: Json = {
         "session_status": "complete",
         "customer": "cus_9",
@@ -513,7 +513,7 @@ def order_of_2019(id_: str, **columns: object) -> dict[str, Any]:
 
 
 def test_a_session_of_2019(engine: Engine) -> None:
-    """No word of payment is kept of it, so whether it is paid is not known until a charge reports it (rule 10)."""
+    """A session of 2019 reports no payment, so the order's payment is unknown until a charge reports it (rule 10)."""
     paid: Json = {**SESSION_OF_2019, "id": "cs_a", "mode": "payment", "payment_intent": "pi_9", "subscription": None}
     sub: Json = {**SESSION_OF_2019, "id": "cs_b", "mode": "subscription", "payment_intent": None, "subscription": "s_9"}
     take_in(
@@ -531,8 +531,8 @@ def test_a_session_of_2019(engine: Engine) -> None:
     assert kinds(engine, "cs_a") == kinds(engine, "cs_b") == []
 
 
-def test_a_status_that_is_not_known_has_the_lowest_rank(engine: Engine) -> None:
-    """It comes after what is open, by its time, and before all else; a known word that follows ends the doubt."""
+def test_an_unknown_status_has_the_lowest_rank(engine: Engine) -> None:
+    """An unknown status ranks with open and below all others; a known status that follows resolves the anomaly."""
     partly: Json = {"payment_status": "partially_paid"}
     take_in(
         engine,
@@ -574,11 +574,11 @@ READ_EXPIRED: Json = {"expired_at": at(LATER), "as_of": at(LATER)}
 ASYNC_PAID: Json = {"paid_at": at(LATER), "as_of": at(LATER)}
 ASYNC_FAILED: Json = {**PROCESSING, "status": "failed", "failed_at": at(LATER), "as_of": at(LATER)}
 
-# Steps as they arrive, which of them decides, the columns, the kinds of change and the anomalies.
+# The steps in order of arrival, the deciding one, the columns, the kinds of change and the anomalies.
 Steps = Sequence[Step]
 HISTORIES: Mapping[str, tuple[Steps, int, Json, Sequence[str], Sequence[str]]] = {
     "opened_paid": ([OBSERVED_OPEN, COMPLETED_PAID], 1, {}, ["order.opened", "order.paid"], []),
-    # What a shop registers of the session that it just created.
+    # A shop registers the session that it just created.
     "registered": (
         [("payfold.checkout.session.registered", OPENED, OPEN), COMPLETED_PAID],
         1,
@@ -589,12 +589,12 @@ HISTORIES: Mapping[str, tuple[Steps, int, Json, Sequence[str], Sequence[str]]] =
     "opened_expired": ([OBSERVED_OPEN, RAN_OUT], 1, EXPIRED_ORDER, ["order.opened", "order.expired"], []),
     "cleared": ([COMPLETED_UNPAID, CLEARED], 1, ASYNC_PAID, ["order.processing", "order.paid"], []),
     "bounced": ([COMPLETED_UNPAID, BOUNCED], 1, ASYNC_FAILED, ["order.processing", "order.failed"], []),
-    # An older state that arrives later changes nothing but the moment that it reports.
+    # An older state that arrives later changes only the moment that it reports.
     "cleared_backwards": ([CLEARED, COMPLETED_UNPAID], 0, ASYNC_PAID, ["order.paid"], []),
     "bounced_backwards": ([BOUNCED, COMPLETED_UNPAID], 0, ASYNC_FAILED, ["order.failed"], []),
     "opened_late": ([COMPLETED_PAID, OBSERVED_OPEN], 0, {}, ["order.paid"], []),
     "expired_late": ([RAN_OUT, OBSERVED_OPEN], 0, EXPIRED_ORDER, ["order.expired"], []),
-    # Rank is before the time: a lower one with a later `created` changes nothing, and no earlier moment either.
+    # Rank beats time: an event of lower rank with a later `created` changes nothing, and no earlier moment either.
     "read_open_after_paid": ([COMPLETED_PAID, (OBSERVED, LATER, OPEN)], 0, {}, ["order.paid"], []),
     "read_open_after_expired": (
         [RAN_OUT, (OBSERVED, EXPIRES + 9, OPEN)],
@@ -640,7 +640,7 @@ HISTORIES: Mapping[str, tuple[Steps, int, Json, Sequence[str], Sequence[str]]] =
         ["order.paid"],
         [],
     ),
-    # Both terminal states: complete is above expired, and the contradiction is noted.
+    # Both terminal states: complete ranks above expired, and the contradiction is noted.
     "expired_then_paid": (
         [RAN_OUT, (COMPLETED, EXPIRES + 5, {})],
         1,
@@ -664,7 +664,7 @@ HISTORIES: Mapping[str, tuple[Steps, int, Json, Sequence[str], Sequence[str]]] =
     "completed_twice": ([(COMPLETED, DONE + 1, {}), COMPLETED_PAID], 0, {"as_of": at(DONE + 1)}, ["order.paid"], []),
     # A later read of a paid session is no earlier moment.
     "read_paid": ([COMPLETED_PAID, (OBSERVED, LATER, {})], 1, {"as_of": at(LATER)}, ["order.paid"], []),
-    # A reference is the last that is not null, another column the last that is carried, null included.
+    # A reference is the last value that is not null; another column is the last value carried, null included.
     "references": (
         [
             OBSERVED_OPEN,
@@ -682,7 +682,7 @@ HISTORIES: Mapping[str, tuple[Steps, int, Json, Sequence[str], Sequence[str]]] =
         ["order.opened", "order.paid"],
         [],
     ),
-    # A key that an older version has not erases nothing.
+    # A key that an older version lacks erases nothing.
     "older_version": (
         [COMPLETED_UNPAID, (SUCCEEDED, LATER, {"without": NEW_SINCE_2021})],
         1,
@@ -697,7 +697,7 @@ HISTORIES: Mapping[str, tuple[Steps, int, Json, Sequence[str], Sequence[str]]] =
         ["order.opened", "order.paid"],
         ["two_references"],
     ),
-    # Our clock's expiry is below Stripe's, and its moment counts only while it decides.
+    # Our clock's expiry ranks below Stripe's, and its moment counts only while it decides.
     "clock": (
         [OBSERVED_OPEN, CLOCK],
         1,
@@ -714,7 +714,7 @@ HISTORIES: Mapping[str, tuple[Steps, int, Json, Sequence[str], Sequence[str]]] =
     ),
     "expired_then_clock": ([RAN_OUT, CLOCK], 0, EXPIRED_ORDER, ["order.expired"], []),
     "clock_then_paid": ([CLOCK, COMPLETED_PAID], 1, {}, ["order.expired", "order.paid"], []),
-    # What was read at Stripe is a real moment, where no earlier event reports it.
+    # A reading at Stripe sets a moment where no earlier event reports it.
     "read_first": ([(OBSERVED, LATER, GONE)], 0, {**EXPIRED_ORDER, **READ_EXPIRED}, ["order.expired"], []),
     "read_before_paid": (
         [(OBSERVED, LATER, {}), COMPLETED_PAID],
@@ -727,7 +727,7 @@ HISTORIES: Mapping[str, tuple[Steps, int, Json, Sequence[str], Sequence[str]]] =
 
 
 def test_several_events_of_a_session(engine: Engine) -> None:
-    """Rank first, then the time: the order, its moments, its changes and its anomalies."""
+    """Rank decides first, then time: the order, its moments, its changes and its anomalies."""
     for name, (steps, *_) in HISTORIES.items():
         for number, (type_, created, fields) in enumerate(steps):
             take_in(engine, event(f"evt_{name}_{number}", type_, created, session(name, **fields)))
@@ -772,7 +772,7 @@ MOMENTS = ("completed_at", "paid_at", "failed_at", "expired_at")
 
 
 def test_an_explanation_names_the_event_of_each_moment(engine: Engine) -> None:
-    """A moment is the word of the earliest event that reports it, and not of the one that decides (rule 5)."""
+    """The earliest event that reports a moment sets it, not the event that decides the row (rule 5)."""
     for name in SET_BY:
         for number, (type_, created, fields) in enumerate(HISTORIES[name][0]):
             take_in(engine, event(f"evt_{name}_{number}", type_, created, session(name, **fields)))
@@ -783,7 +783,7 @@ def test_an_explanation_names_the_event_of_each_moment(engine: Engine) -> None:
 
 
 def explained(engine: Engine, id_: str) -> dict[str, str]:
-    """Return the event that is named for each moment of an order that has one."""
+    """Return the event that the explanation names for each moment of an order."""
     explanation = explain.explain(engine, Subject("orders", "", False, id_))  # noqa: FBT003 - the mode
     by_column = {each["column"]: each["event_id"] for each in explanation.columns}
     return {moment: by_column[moment] for moment in MOMENTS if by_column[moment] is not None}
@@ -792,7 +792,7 @@ def explained(engine: Engine, id_: str) -> dict[str, str]:
 # ---- Lines ----
 
 PRODUCT: Json = {"id": "prod_2", "object": "product", "name": "Cup", "default_price": "price_9"}
-# docs.stripe.com/api/checkout/sessions/line_items: the list is there only where it was asked for with `expand`.
+# docs.stripe.com/api/checkout/sessions/line_items: the list is present only if `expand` asked for it.
 LINE: Json = {
     "id": "li_1",
     "object": "item",
@@ -889,13 +889,13 @@ OLD_ROW: Json = {
 
 
 def test_the_lines_of_a_session(engine: Engine) -> None:
-    """A session that was read with its lines: they are complete where the list has no more."""
+    """The lines of a session that was read with them are complete if the list has no more."""
     take_in(
         engine,
         event("evt_cs_a", OBSERVED, DONE, session("cs_a", **OPEN, **listed(LINE, SECOND_LINE))),
         event("evt_cs_b", OBSERVED, DONE, session("cs_b", **OPEN, **listed(OLD_LINE))),
         event("evt_cs_c", OBSERVED, DONE, session("cs_c", **OPEN, **listed())),
-        # The first ten of more: which the others are is not known (docs.stripe.com/api/checkout/sessions/line_items).
+        # The first ten of more lines: the others are unknown (docs.stripe.com/api/checkout/sessions/line_items).
         event("evt_cs_d", OBSERVED, DONE, session("cs_d", **OPEN, **listed({**LINE, "id": "li_4"}, has_more=True))),
     )
 
@@ -918,7 +918,7 @@ def test_the_lines_of_a_session(engine: Engine) -> None:
 
 
 def test_lines_that_are_listed_again(engine: Engine) -> None:
-    """The last list holds: what it lists no longer is gone. An event without lines leaves them as they are."""
+    """The last list replaces earlier ones. An event without lines leaves them as they are."""
     first = session("cs_a", **OPEN, **listed(LINE, {**LINE, "id": "li_2"}))
     second = session("cs_a", **OPEN, **listed({**LINE, "id": "li_2", "quantity": 8}, {**LINE, "id": "li_3"}))
     take_in(
@@ -942,7 +942,7 @@ def test_lines_that_are_listed_again(engine: Engine) -> None:
 
 
 def test_the_order_book_has_every_column_of_the_order(engine: Engine) -> None:
-    """The view is the order, and what came back of it: nothing, of one whose intent and invoice are known."""
+    """The view has the order's columns and its returned money: zero where intent and invoice are known."""
     take_in(engine, event("evt_cs_1", COMPLETED, DONE, session("cs_1")))
 
     nothing: Json = {"refunded_amount": 0, "credited_amount": 0, "disputed_amount": 0, "refund_status": "none"}
@@ -953,7 +953,7 @@ def test_the_order_book_has_every_column_of_the_order(engine: Engine) -> None:
 # ---- Old names, old places, and copies that another language wrote ----
 
 
-def test_the_oldest_place_of_the_shipping_address(engine: Engine) -> None:
+def test_the_oldest_key_of_the_shipping_address(engine: Engine) -> None:
     """Before 2022-08-01 `shipping_details` was `shipping` (docs.stripe.com/changelog/2022-08-01)."""
     old: dict[str, Any] = {"shipping": OLD_SHIPPING, "without": NEW_SINCE_2021}
     both: dict[str, Any] = {
@@ -971,7 +971,7 @@ def test_the_oldest_place_of_the_shipping_address(engine: Engine) -> None:
     assert_rows(engine, {"orders": rows_})
 
 
-# What a later event holds of where the buyer's address was; and whether it clears the address.
+# The shipping keys of a later event; and whether they clear the address.
 LATER_SHIPPING: dict[str, tuple[Json, bool]] = {
     "cs_null": ({"collected_information": {"business_name": None, "shipping_details": None}}, True),
     "cs_nothing": ({"collected_information": None}, True),
@@ -984,7 +984,7 @@ LATER_SHIPPING: dict[str, tuple[Json, bool]] = {
 
 @pytest.mark.parametrize("order_", [(0, 1), (1, 0)], ids=["as it happened", "backwards"])
 def test_a_later_null_clears_the_shipping_address(engine: Engine, order_: tuple[int, int]) -> None:
-    """Null is carried, and an absent key is not (rule 5), whichever of its places a version has."""
+    """A null clears the address and an absent key does not (rule 5), whichever key a version uses."""
     for id_, (fields, _) in LATER_SHIPPING.items():
         bodies = [
             event(f"evt_{id_}_1", COMPLETED, DONE, session(id_)),
@@ -999,7 +999,7 @@ def test_a_later_null_clears_the_shipping_address(engine: Engine, order_: tuple[
 
 
 def test_a_setup_of_2019_is_complete(engine: Engine) -> None:
-    """Nothing is to be paid in setup mode, so that no word of payment is missing (rule 10)."""
+    """A session in setup mode has nothing to pay, so it is complete without a payment (rule 10)."""
     setup: Json = {**SESSION_OF_2019, "id": "cs_a", "mode": "setup", "payment_intent": None, "setup_intent": "seti_9"}
     take_in(engine, event("evt_cs_a", COMPLETED, DONE, setup, version="2019-05-16"))
 
@@ -1009,7 +1009,7 @@ def test_a_setup_of_2019_is_complete(engine: Engine) -> None:
 
 
 def test_empty_objects_and_decimals_of_other_languages(engine: Engine) -> None:
-    """PHP writes {} as [], others 1500 as 1500.0: no difference (rule 8; stripe-facts, section 11)."""
+    """PHP writes {} as [], other languages 1500 as 1500.0: the rows are equal (rule 8; stripe-facts, section 11)."""
     empty = session(
         "cs_a",
         after_expiration=[],
@@ -1037,7 +1037,7 @@ def test_empty_objects_and_decimals_of_other_languages(engine: Engine) -> None:
 
 
 def test_a_total_that_moved(engine: Engine) -> None:
-    """A total or a currency that moves without a new one-shot in the same step is a correction."""
+    """A total or a currency that changes without a new one-shot in the same step is a correction."""
     for id_, fields in (("cs_a", {"amount_total": 5000}), ("cs_b", {"currency": "eur"}), ("cs_c", {"metadata": {}})):
         take_in(
             engine,

@@ -59,8 +59,8 @@ def _lines(*lines: dict[str, Any], has_more: bool = False) -> dict[str, Any]:
     return {"object": "list", "data": list(lines), "has_more": has_more, "url": "/v1/credit_notes/cn_1/lines"}
 
 
-# 8101 before the payment and 1230 after it: 211 + 307 refunded, 409 outside of Stripe, so 303 to the balance. All other
-# amounts stand for nothing, but that each stands once.
+# 8101 before the payment and 1230 after it: 211 + 307 refunded, 409 outside of Stripe, so 303 to the balance. Each
+# other amount is arbitrary and occurs once.
 ENDIVE: dict[str, Any] = {
     "id": "cn_1",
     "object": "credit_note",
@@ -173,7 +173,7 @@ BASIL_ROW = {
     "refunded_amount": 5024,
     "to_balance_amount": 3898,
 }
-# Before basil: one refund, of which the note does not hold the amount, and the old name of the taxes.
+# Before basil: one refund without its amount, and the old name of the taxes.
 OLD_LINES = [{**{key: line[key] for key in line if key != "taxes"}, "tax_amounts": []} for line in (LINE_1, LINE_2)]
 ACACIA: dict[str, Any] = {
     **{key: BASIL[key] for key in BASIL if key not in {"refunds", "total_taxes"}},
@@ -217,7 +217,7 @@ VOIDED = {**ENDIVE, "status": "void", "voided_at": T + 3}
             {**ROW, "status": "void", "voided_at": at(T + 3)},
             id="voided",
         ),
-        # Where it does not carry its time, it was void when its event happened.
+        # A note without the time of its voiding was voided when its event happened.
         pytest.param(
             "credit_note.voided",
             "2026-10-28.endive",
@@ -228,7 +228,7 @@ VOIDED = {**ENDIVE, "status": "void", "voided_at": T + 3}
     ],
 )
 def test_columns(engine: Engine, kind: str, version: str | None, about: dict[str, Any], row: dict[str, Any]) -> None:
-    """Each field has its column, wherever the version keeps it."""
+    """Each field has its column, whichever key the version keeps it under."""
     take_in(engine, event("evt_1", kind, T + 9, about, version=version))
 
     seen = _seen("evt_1", T + 9)
@@ -300,7 +300,7 @@ REASONS = ("duplicate", "fraudulent", "order_change", "product_unsatisfactory", 
 
 
 def test_reasons(engine: Engine) -> None:
-    """The reason is kept as Stripe calls it, null and one to come included."""
+    """The reason is kept as Stripe names it, also null and a future one."""
     numbered = [(f"cn_{number}", f"evt_{number}", reason) for number, reason in enumerate(REASONS)]
     take_in(
         engine,
@@ -312,7 +312,7 @@ def test_reasons(engine: Engine) -> None:
 
 @pytest.mark.parametrize("newer_first", [True, False])
 def test_two_versions_of_one_note(engine: Engine, newer_first: bool) -> None:  # noqa: FBT001 - pytest's parameter
-    """What only one version reports stays: the single refund of the older shape does not undo a list of refunds."""
+    """Fields that only one version reports stay: the older version's single refund does not undo a list of refunds."""
     newer = {**ENDIVE, "type": "post_payment", "pre_payment_amount": 0, "post_payment_amount": 9331}
     newer["refunds"] = BASIL["refunds"]
     older = {**ACACIA, "customer_balance_transaction": "cbtxn_1"}
@@ -344,16 +344,16 @@ OLD_SPLITS: list[tuple[str | None, str | None, int | None, int | None, int | Non
     (None, "cbtxn_1", None, 0, 1009, []),
     (None, "cbtxn_1", 31, 0, 978, []),
     (None, None, 1009, 0, 0, []),
-    # 109 went somewhere that the note does not name.
+    # The note does not name where 109 went.
     (None, None, 900, 0, None, ["credit_note_split"]),
-    # Both, and how much to which it does not hold.
+    # The note names both, and not how much went to each.
     ("re_1", "cbtxn_1", None, None, None, []),
     ("re_1", "cbtxn_1", 31, None, None, []),
 ]
 
 
 def _split_anomalies(engine: Engine) -> dict[str, list[str]]:
-    """Return the kinds of the anomalies of each note that has any."""
+    """Return the kinds of anomaly of each note that has one."""
     found: dict[str, list[str]] = {}
     for row in rows(engine, "SELECT subject_id, kind FROM anomalies WHERE resolved_at IS NULL ORDER BY kind"):
         found.setdefault(row["subject_id"], []).append(row["kind"])
@@ -361,7 +361,7 @@ def _split_anomalies(engine: Engine) -> dict[str, list[str]]:
 
 
 def test_split_before_basil(engine: Engine) -> None:
-    """After the payment the amount is refunds, what was outside of Stripe and the balance; unknown is null."""
+    """After the payment a note's amount is split into refunds, money outside of Stripe and balance; unknown is null."""
     expected = []
     noted: dict[str, list[str]] = {}
     for number, (refund, transaction, outside, refunded, to_balance, found) in enumerate(OLD_SPLITS):
@@ -378,7 +378,7 @@ def test_split_before_basil(engine: Engine) -> None:
 
 
 def test_split_before_the_payment(engine: Engine) -> None:
-    """A note before the payment lowers what is due: nothing is refunded, nothing goes to the balance."""
+    """A note before the payment lowers the amount due: nothing is refunded or goes to the balance."""
     about = _note("cn_1", type="pre_payment", refund=None)
     take_in(engine, event("evt_1", "credit_note.created", T, about, version="2022-11-15"))
 
@@ -388,7 +388,7 @@ def test_split_before_the_payment(engine: Engine) -> None:
 
 
 def test_split_of_2019(engine: Engine) -> None:
-    """Until 2019-10 a note named its refund alone; what else became of the amount it did not hold.
+    """Until 2019-10 a note named only its refund, not where the rest of the amount went.
 
     https://stripe.com/docs/upgrades, 2019-12-03: the rest of an amount was allocated out of band by itself.
     """
@@ -417,7 +417,7 @@ def test_split_of_2019(engine: Engine) -> None:
 
 @pytest.mark.parametrize("arrival", [(0, 1), (1, 0)])
 def test_the_ledger_knows_the_split(engine: Engine, arrival: tuple[int, ...]) -> None:
-    """What went to the balance is the negative of the note's transaction (stripe-facts 2.5), whichever came first."""
+    """The amount to the balance is the negative of the note's transaction (stripe-facts 2.5), whichever came first."""
     transaction = {
         "id": "cbtxn_1",
         "object": "customer_balance_transaction",
@@ -484,7 +484,7 @@ NEW_SPLITS: list[tuple[int, int, list[int], int | None, str | None, int | None, 
 
 
 def test_split_since_basil(engine: Engine) -> None:
-    """The note carries both sides and each refund's part; what is left of the side after the payment is computed."""
+    """The note carries both sides and each refund's part; the rest of the side after the payment is computed."""
     expected = []
     noted: dict[str, list[str]] = {}
     for number, (pre, post, refunds, outside, transaction, to_balance, found) in enumerate(NEW_SPLITS):
@@ -511,7 +511,7 @@ def test_split_since_basil(engine: Engine) -> None:
 
 
 def test_void_outranks_issued(engine: Engine) -> None:
-    """What is issued changes nothing of a void note, later in its second, in a later one, or arriving first."""
+    """A void note stays void after an "issued" event of the same second, of a later one, or one that arrives first."""
     expected = []
     for number, (late, first) in enumerate(((T + 9, False), (T + 20, False), (T + 20, True), (T + 5, False))):
         note = f"cn_{number}"
@@ -567,7 +567,7 @@ def test_one_second(engine: Engine, arrival: tuple[int, ...]) -> None:
 
 
 def test_unknown_status(engine: Engine) -> None:
-    """A status that is not known yet is kept and noted, is no change, and outranks nothing."""
+    """An unknown status is kept and noted, records no change, and outranks no other."""
     take_in(
         engine,
         event("evt_1", "credit_note.updated", T, _note("cn_1", status="pending")),
@@ -618,7 +618,7 @@ def test_a_page_of_lines(engine: Engine) -> None:
 
 
 def test_lines_that_are_not_listed(engine: Engine) -> None:
-    """A note that was never listed with lines has none that are complete; an event without them removes none."""
+    """A note never listed with lines has incomplete lines; an event without lines removes none."""
     without = {key: value for key, value in _note("cn_2").items() if key != "lines"}
     take_in(
         engine,
@@ -640,7 +640,7 @@ def test_lines_that_are_not_listed(engine: Engine) -> None:
 
 
 def test_an_update_of_a_note_is_no_change() -> None:
-    """Of an issued note only memo and metadata change (docs.stripe.com/api/credit_notes/update): no news of money."""
+    """Only an issued note's memo and metadata can be updated (docs.stripe.com/api/credit_notes/update): no change."""
     shape = folds.ROW_SPECS["credit_notes"]
     issued = {**shape.empty, "status": "issued", "type": "pre_payment", "amount": 300}
 
@@ -648,8 +648,8 @@ def test_an_update_of_a_note_is_no_change() -> None:
     assert [each.kind for each in shape.changes(issued, {**issued, "status": "void"})] == ["credit_note.voided"]
 
 
-def test_what_a_change_holds() -> None:
-    """A reader acts on each part of the note's money and on whose it is; number, memo and times are read elsewhere."""
+def test_the_fields_of_a_change() -> None:
+    """A change holds each part of the note's money and its customer; number, memo and times are read elsewhere."""
     shown: dict[str, Any] = {
         "status": "issued",
         "type": "mixed",

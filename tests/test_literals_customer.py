@@ -16,7 +16,7 @@ from tests.literals import assert_rows, at
 
 T = 1_700_000_000
 
-# Each value stands once, so that none can be read from another's place.
+# Each value occurs once, so that no column can hold another's by chance.
 FULL: dict[str, Any] = {
     "id": "cus_1",
     "object": "customer",
@@ -46,7 +46,7 @@ FULL: dict[str, Any] = {
     "tax_exempt": "none",
     "test_clock": "clock_1",
 }
-# By a version of 2020: neither a customer account nor the two names beside ``name``.
+# By a version of 2020: neither a customer account nor the two further names.
 IN_2020 = {
     **{key: FULL[key] for key in FULL if key not in {"business_name", "customer_account", "individual_name"}},
     "sources": {"object": "list", "data": [], "has_more": False},
@@ -122,7 +122,7 @@ def _change(event_id: str, customer: str, currency: str, amount: int, ending: in
     ("version", "about"), [("2026-10-28.endive", FULL), ("2020-08-27", IN_2020)], ids=["endive", "2020"]
 )
 def test_created(engine: Engine, version: str, about: dict[str, Any]) -> None:
-    """A new customer's row and its balance in the default currency; what it started with is no balance change."""
+    """A new customer has a row and a balance in the default currency; the first balance is no balance change."""
     take_in(engine, event("evt_1", "customer.created", T + 2, about, version=version))
 
     seen = {"event_id": "evt_1", "as_of": at(T + 2)}
@@ -164,7 +164,7 @@ def test_updated(engine: Engine) -> None:
 
 
 def test_absent_keys_erase_nothing(engine: Engine) -> None:
-    """A later event that carries the id alone (an older version, a redacted copy) leaves every column as it was."""
+    """A later event with nothing but the id (an older version, a redacted copy) leaves every column as it was."""
     take_in(
         engine,
         event("evt_1", "customer.created", T + 2, FULL),
@@ -202,7 +202,7 @@ def test_default_currency_comes_later(engine: Engine) -> None:
 
 
 def test_default_currency_becomes_another(engine: Engine) -> None:
-    """The balance of another currency is another balance, not the old one moved (design rule 9)."""
+    """A new default currency gets a balance of its own; the old balance does not move (design rule 9)."""
     start, now = _customer("cus_1", balance=-2501), _customer("cus_1", balance=-502, currency="eur")
     take_in(
         engine,
@@ -307,13 +307,13 @@ def test_a_currency_announces_no_change(engine: Engine, name: str) -> None:
         is_last_first = batches[0] in ([GONE], [NAMED])
         take_in_batches(engine, batches)
 
-        # What is first known of a customer is all its balance: that a currency came between shows only later.
+        # The first known balance of a customer counts whole: that a currency came between shows only later.
         more = [("eur", 0, -502)] if is_last_first else []
         assert sorted(_announced(engine)) == sorted([*more, *expected]), batches
 
 
-def test_what_moves_after_a_currency_is_announced(engine: Engine) -> None:
-    """In the new currency the changes begin with what its balance was, unless nothing of the customer was known."""
+def test_balance_changes_after_a_new_currency_are_announced(engine: Engine) -> None:
+    """In the new currency the changes begin with its former balance, unless the customer was unknown."""
     for batches in splits([IN_DOLLARS, IN_EUROS, LESS_EUROS]):
         take_in_batches(engine, batches)
 
@@ -321,8 +321,8 @@ def test_what_moves_after_a_currency_is_announced(engine: Engine) -> None:
         assert sorted(_announced(engine)) == [("eur", began, -402), DOLLARS], batches
 
 
-def test_a_currency_that_comes_back_announces_what_moved_meanwhile(engine: Engine) -> None:
-    """-2501 dollars are -2401 when dollars are the default again: that balance moved, and the feed ends there."""
+def test_a_currency_that_comes_back_announces_its_changes(engine: Engine) -> None:
+    """-2501 dollars are -2401 when dollars are the default again: that change is the last in the feed."""
     for batches in splits([IN_DOLLARS, IN_EUROS, IN_DOLLARS_AGAIN]):
         take_in_batches(engine, batches)
 
@@ -333,7 +333,7 @@ def test_a_currency_that_comes_back_announces_what_moved_meanwhile(engine: Engin
 
 
 def test_account_balance(engine: Engine) -> None:
-    """Before 2019-10-17 the balance, and what it was before, are called ``account_balance``."""
+    """Before 2019-10-17 the balance, also in ``previous_attributes``, is called ``account_balance``."""
     about = {key: value for key, value in _customer("cus_1").items() if key != "balance"}
     steps = [(0, None), (-501, 0), (-202, -501)]
     take_in(
@@ -366,7 +366,7 @@ def test_account_balance(engine: Engine) -> None:
 
 
 def test_old_and_new_name_of_the_balance(engine: Engine) -> None:
-    """Two endpoints of two versions report one balance under two names."""
+    """Two endpoints of different versions report one balance under two names."""
     old = {key: value for key, value in _customer("cus_1").items() if key != "balance"}
     moved = {**old, "account_balance": -501}
     take_in(
@@ -434,7 +434,7 @@ def test_one_second(engine: Engine, arrival: tuple[int, ...]) -> None:
 
 
 def test_one_second_of_metadata(engine: Engine) -> None:
-    """Of a nested object ``previous_attributes`` lists what changed alone; null is a key that was not there."""
+    """``previous_attributes`` lists only the changed keys of a nested object; null means that the key was absent."""
     last = _customer("cus_1", metadata={"a": "1", "b": "2"})
     first = _customer("cus_1", metadata={"a": "1", "c": "3"})
     take_in(
@@ -449,7 +449,7 @@ def test_one_second_of_metadata(engine: Engine) -> None:
 
 
 def test_late_and_older(engine: Engine) -> None:
-    """An update that arrives late leaves the row and the balance; what it moved is a balance change all the same."""
+    """An update that arrives late changes neither row nor balance, and still gives its balance change."""
     last = _customer("cus_1", balance=-303, delinquent=True, test_clock="clock_2")
     first = _customer("cus_1", balance=-101, delinquent=False, test_clock=None, email="old@example.com")
     take_in(
@@ -473,7 +473,7 @@ def test_late_and_older(engine: Engine) -> None:
 
 
 def test_deleted(engine: Engine) -> None:
-    """A deletion carries the last full object or a tombstone, and nothing present outranks it."""
+    """A deletion carries the last full object or a tombstone, and outranks every other event of the customer."""
     whole, stub = _customer("cus_1", balance=-101), _customer("cus_2", balance=-202)
     tombstone = {"id": "cus_2", "object": "customer", "deleted": True}
     late = _customer("cus_1", email="late@example.com", name="Late", delinquent=True)
@@ -504,8 +504,8 @@ def test_deleted(engine: Engine) -> None:
     assert kinds(engine, "cus_1") == kinds(engine, "cus_2") == ["balance.changed"]
 
 
-def test_read_after_it_was_deleted(engine: Engine) -> None:
-    """Stripe answers a deleted customer by its tombstone, which deletes it as the event would have."""
+def test_a_reading_of_a_deleted_customer(engine: Engine) -> None:
+    """Reading a deleted customer gives a tombstone, which deletes it as the event would have."""
     take_in(
         engine,
         event("evt_1", "customer.created", T, _customer("cus_1", balance=-101)),
@@ -528,7 +528,7 @@ def test_read_after_it_was_deleted(engine: Engine) -> None:
 
 
 def test_deletion_outranks_a_later_balance(engine: Engine) -> None:
-    """A balance shares its customer's order, where a deletion comes last (design rules 3 and 4)."""
+    """A balance follows its customer's order of events, in which a deletion comes last (design rules 3 and 4)."""
     about = _customer("cus_1", balance=-101)
     late = _customer("cus_1", balance=-404)
     take_in(
@@ -574,15 +574,15 @@ OTHERS: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
-def test_what_is_no_customer(engine: Engine) -> None:
-    """Types that begin as a customer's, and the two other ledgers, make no row (stripe-facts sections 1 and 2.4)."""
+def test_other_types_make_no_customer(engine: Engine) -> None:
+    """Other types that begin with `customer.`, and the two other ledgers, make no row (stripe-facts 1 and 2.4)."""
     take_in(engine, *(event(f"evt_{number}", kind, T, about) for number, (kind, about) in enumerate(OTHERS)))
 
     assert_rows(engine, {})
 
 
 def test_a_customer_that_reports_no_balance(engine: Engine) -> None:
-    """A currency alone makes no row of a balance, and neither does a null."""
+    """A currency without a balance makes no balance row, and neither does a null balance."""
     about = {"object": "customer", "currency": "usd", "livemode": False, "metadata": {}}
     silent, null = {**about, "id": "cus_a"}, {**about, "id": "cus_b", "balance": None}
     take_in(engine, event("evt_a", "customer.created", T, silent), event("evt_b", "customer.created", T, null))

@@ -1,4 +1,4 @@
-"""What a dispute's row, its changes and an order's disputed amount mean, by docs.stripe.com/api/disputes/object.
+"""A dispute's row, its changes and an order's disputed amount, by docs.stripe.com/api/disputes/object.
 
 Statuses are those of the SDK 16.1.0. docs.stripe.com/api/events/types: `charge.dispute.closed` "occurs when a dispute
 is closed and the dispute status changes to `lost`, `warning_closed`, or `won`". An inquiry (`warning_*`) moves no money
@@ -56,7 +56,7 @@ NEWEST: dict[str, Any] = {
     "reason": "product_not_received",
     "status": "under_review",
 }
-# The recorded charge.dispute.closed of API 2020-03-02, in which nothing is null that is kept.
+# The recorded charge.dispute.closed of API 2020-03-02, in which no kept field is null.
 RECORDED: dict[str, Any] = {
     "id": "dp_recorded",
     "object": "dispute",
@@ -112,7 +112,7 @@ ROW_SPECS: dict[str, tuple[bytes, dict[str, Any]]] = {
             {
                 **{name: value for name, value in NEWEST.items() if name != "payment_intent"},
                 "id": "dp_old",
-                "charge": {"id": "ch_old", "object": "charge", "amount": 1003, "payment_intent": "pi_not_said"},
+                "charge": {"id": "ch_old", "object": "charge", "amount": 1003, "payment_intent": "pi_not_named"},
                 "reason": "unrecognized",
                 "status": "lost",
             },
@@ -159,7 +159,7 @@ ROW_SPECS: dict[str, tuple[bytes, dict[str, Any]]] = {
 
 @pytest.mark.parametrize("shape", ROW_SPECS)
 def test_every_column(engine: Engine, shape: str) -> None:
-    """A dispute's row is what the dispute's page of Stripe's API reference gives its fields to mean."""
+    """A dispute's row holds its fields as Stripe's API reference defines them."""
     body, row = ROW_SPECS[shape]
 
     ledger.take_in(engine, body)
@@ -201,8 +201,8 @@ def by_status(services: Services) -> Iterator[Engine]:
 
 
 @pytest.mark.parametrize("status", STATUSES)
-def test_what_a_status_takes_from_the_order(by_status: Engine, status: str) -> None:
-    """A dispute counts while its money is or may be gone; an inquiry, a prevented and a won one take nothing."""
+def test_the_disputed_amount_of_each_status(by_status: Engine, status: str) -> None:
+    """A dispute counts while its money is or may be gone; an inquiry, a prevented and a won dispute do not."""
     disputed = STATUSES[status][1]
     for end in (suffix(status, 0), suffix(status, 1)):
         (row,) = ledger.rows(by_status, "SELECT * FROM disputes WHERE id = :id", id=f"du{end}")
@@ -215,8 +215,8 @@ def test_what_a_status_takes_from_the_order(by_status: Engine, status: str) -> N
 
 
 @pytest.mark.parametrize("status", [status for status in STATUSES if status != "prevented"])
-def test_what_a_status_announces(by_status: Engine, status: str) -> None:
-    """An inquiry opens nothing; closed are the statuses that Stripe's `charge.dispute.closed` names."""
+def test_the_change_of_each_status(by_status: Engine, status: str) -> None:
+    """An inquiry records no opening; the statuses that Stripe's `charge.dispute.closed` names record a closing."""
     kind = STATUSES[status][2]
     for end in (suffix(status, 0), suffix(status, 1)):
         kinds = ledger.kinds(by_status, f"du{end}")
@@ -233,7 +233,7 @@ def test_an_unknown_status_counts(engine: Engine) -> None:
 
 
 def test_an_unknown_status_is_an_anomaly(engine: Engine) -> None:
-    """Stripe's own enumerations are open (stripe-facts, general enum rule): what is not in them is never silent."""
+    """Stripe's enumerations are open (stripe-facts, general enum rule): an unknown status is always noted."""
     ledger.take_in(engine, reported("evt_du@", UPDATED, 2000, "arbitration"))
 
     assert ledger.anomalies(engine) == ["unknown_status"]
@@ -315,7 +315,7 @@ LIVES: dict[str, tuple[list[bytes], str, int, list[str]]] = {
 
 @pytest.fixture(scope="module")
 def lives(services: Services) -> Iterator[Engine]:
-    """Return a database into which each life came in every order."""
+    """Return a database that took in each history in every order."""
     with arrived_in_every_order(services, {name: life[0] for name, life in LIVES.items()}, PAID) as engine:
         yield engine
 
@@ -352,7 +352,7 @@ OPENED = reported("evt_a@", CREATED, 2000, "needs_response")
 LOST = reported("evt_b@", CLOSED, 4000, "lost")
 REVIEWED = reported("evt_c@", UPDATED, 5000, "under_review")
 WON = reported("evt_d@", CLOSED, 7000, "won")
-# What is reported of a dispute, and the changes of one that is folded event by event as it happens: an appeal closes a
+# A dispute's events, and its changes when they are folded one by one as they happen: an appeal closes a
 # dispute again with another status, and does not open it again.
 APPEALS: dict[str, tuple[list[bytes], list[Step]]] = {
     "won_at_once": ([OPENED, LOST, WON], [OPENING, CLOSED_LOST, CLOSED_WON]),
@@ -379,7 +379,7 @@ def appealed(services: Services) -> Iterator[Engine]:
 
 @pytest.mark.parametrize("name", APPEALS)
 def test_appeals_in_every_arrival(appealed: Engine, name: str) -> None:
-    """The last change is the same in every arrival, each is announced once, and none that did not happen."""
+    """The last change is the same in every arrival, each is announced once, and no other is announced."""
     bodies, happened = APPEALS[name]
     for end, batches in ways(name, bodies):
         changes = ledger.rows(
@@ -388,7 +388,7 @@ def test_appeals_in_every_arrival(appealed: Engine, name: str) -> None:
             id=f"du{end}",
         )
         steps = [(change["kind"], change["status"]) for change in changes]
-        # It opens with the status of a dispute that is known first, whichever that is.
+        # The first known status of a dispute opens it, whichever status that is.
         found = [(kind, None if kind == "dispute.opened" else status) for kind, status in steps]
         known = [(kind, None if kind == "dispute.opened" else status) for kind, status in happened]
 
@@ -400,7 +400,7 @@ def test_appeals_in_every_arrival(appealed: Engine, name: str) -> None:
 
 
 def test_a_rebuild_of_appeals(appealed: Engine) -> None:
-    """A rebuild comes to the same rows, and a swap to it announces nothing."""
+    """A rebuild gives the same rows, and a swap to it announces no change."""
     before = ledger.rows(appealed, "SELECT count(*) FROM changes")
     with shadow.shadow(appealed) as made:
         rebuild.rebuild(made)
@@ -410,7 +410,7 @@ def test_a_rebuild_of_appeals(appealed: Engine) -> None:
     assert ledger.rows(appealed, "SELECT count(*) FROM changes") == before
 
 
-def test_in_every_column_the_last_word(engine: Engine) -> None:
+def test_the_last_event_decides_every_column(engine: Engine) -> None:
     """The values of a later event replace amount, currency and reason; an older one that comes late changes nothing."""
     late = dispute("du_1", amount=900, currency="eur", reason="duplicate", status="under_review")
     last = dispute("du_1", amount=1100, currency="usd", reason="general", status="needs_response")
@@ -422,7 +422,7 @@ def test_in_every_column_the_last_word(engine: Engine) -> None:
 
 
 def test_a_closing_in_the_second_of_an_update(engine: Engine) -> None:
-    """Of two events of one second that do not carry what was before, the closing is the later: it ends a dispute."""
+    """Of two events of one second without previous attributes, the closing is the later: it ends a dispute."""
     for one, other in (("a", "b"), ("b", "a")):
         id_ = f"du_{one}"
         ledger.take_in(
@@ -467,15 +467,15 @@ def found(services: Services) -> Iterator[Engine]:
 
 
 @pytest.mark.parametrize("name", FOUND)
-def test_whose_dispute_it_is(found: Engine, name: str) -> None:
-    """Rule 10: found by the intent, or the charge's; never in another world; null where it is in another currency."""
+def test_a_dispute_finds_its_order(found: Engine, name: str) -> None:
+    """A dispute's order is found by its or its charge's intent, in its world; another currency gives null (rule 10)."""
     for end in suffixes(name, [PAID] * 3):
         (order,) = ledger.rows(found, "SELECT disputed_amount FROM order_book WHERE id = :id", id=f"cs{end}")
         assert order["disputed_amount"] == FOUND[name][3], end
 
 
 def test_several_disputes_of_one_order(engine: Engine) -> None:
-    """What is or may be gone is added up, over all charges of the order's intent."""
+    """The amounts that are or may be gone are added up, over all charges of the order's intent."""
     ledger.take_in(
         engine,
         PAID,

@@ -1,4 +1,4 @@
-"""What `payfold … explain` prints of small histories: which event set which column, and what was known when.
+"""`payfold … explain` prints which event set which column, and what was known when, for small histories.
 
 Each event is received a minute after the one before, from 12:00 on, not at its `created`.
 """
@@ -19,7 +19,7 @@ from tests.literals import at
 from tests.stripe_payments import Body, T, canceled_intent, charge, event, hold, released, session
 from tests.web import migrated_database
 
-# The order: completed and unpaid at 10; paid at 400, found twice under two ids; and last comes an older completion.
+# The order: completed and unpaid at 10; paid at 400, under two ids; and last comes an older completion.
 ORDER: Body = session(
     "cs_e",
     amount_total=5004,
@@ -166,7 +166,7 @@ def moment(text: str | None) -> datetime | None:
 
 
 def test_an_order(explained: str) -> None:
-    """A column is the last event's that carries it, a reference's the last that is not null, a moment's the first."""
+    """The last event that carries a column sets it; for a reference the last not null, for a moment the first."""
     found = explain(explained, "orders", "cs_e")
     row, by = found["row"], set_by(found)
 
@@ -179,12 +179,12 @@ def test_an_order(explained: str) -> None:
     assert (moment(row["completed_at"]), by["completed_at"]) == (at(T + 5), "evt_e2")
     assert (moment(row["paid_at"]), by["paid_at"]) == (at(T + 400), "evt_e3")
     assert (row["expired_at"], by["expired_at"], by["failed_at"]) == (None, None, None)
-    # What is inferred from other columns, no event set.
+    # No event sets a column that is inferred from others.
     assert by["status"] is None
     assert {each["column"]: each["value"] for each in found["columns"]} == {name: row[name] for name in by}
 
 
-def test_what_each_event_set(explained: str) -> None:
+def test_the_columns_of_each_event(explained: str) -> None:
     """An event's `sets` are the columns that name it, and each event has a verdict and its times."""
     found = explain(explained, "orders", "cs_e")
     timeline = {each["event_id"]: each for each in found["timeline"]}
@@ -219,7 +219,7 @@ def test_an_order_as_of(
     completed_at: int,
     paid_at: int | None,
 ) -> None:
-    """With `--as-of` the row is of what had been received by then, the second included, whenever it was created."""
+    """With `--as-of` the row is from the events received up to that second, whenever they were created."""
     found = explain(explained, "orders", "cs_e", "--as-of", as_of)
     row = found["row"]
 
@@ -230,7 +230,7 @@ def test_an_order_as_of(
 
 
 def test_as_of_before_all(explained: str) -> None:
-    """Before the first event was received there was no row, which is found with exit 1 and no traceback."""
+    """As of a time before the first event there is no row, which the command reports with exit 1 and no traceback."""
     ran = payfold("orders", "explain", "cs_e", "--as-of", "2026-11-22T11:59:59", DATABASE_URL=explained)
 
     assert ran.code == 1
@@ -239,7 +239,7 @@ def test_as_of_before_all(explained: str) -> None:
 
 
 def test_a_payment_link(explained: str) -> None:
-    """`created` is the created event's; the rest is the last word; as of 12:00 the link was active."""
+    """`created` is the created event's, the rest the last event's; as of 12:00 the link was active."""
     found = explain(explained, "payment-links", "plink_e")
     before = explain(explained, "payment-links", "plink_e", "--as-of", "2026-11-22T12:00:00")
 
@@ -256,7 +256,7 @@ def test_a_payment_link(explained: str) -> None:
 
 
 def test_a_tie_and_a_twin(explained: str) -> None:
-    """In one second the chain decides, not arrival or id; of equal steps the greatest id stays (design.md rule 4)."""
+    """In one second the chain decides, not arrival or id; of equal steps the greatest id is kept (design.md rule 4)."""
     found = explain(explained, "payment-links", "plink_t")
     verdicts = {each["event_id"]: each["verdict"] for each in found["timeline"]}
 
@@ -269,7 +269,7 @@ def test_a_tie_and_a_twin(explained: str) -> None:
 
 
 def test_a_customer_and_a_balance(explained: str) -> None:
-    """A customer by its id, its balance with `--currency` in any case."""
+    """A customer is explained by its id, and its balance with `--currency` in upper or lower case."""
     found = explain(explained, "customers", "cus_e")
     balance = explain(explained, "customers", "cus_e", "--currency", "USD")
     before = explain(explained, "customers", "cus_e", "--currency", "usd", "--as-of", "2026-11-22T12:00:59")
@@ -281,7 +281,7 @@ def test_a_customer_and_a_balance(explained: str) -> None:
 
 
 def test_a_credit_note(explained: str) -> None:
-    """`voided_at` is the voiding event's; what went to the balance (210 - 110 - 20) no event reports."""
+    """`voided_at` is the voiding event's; no event reports the amount to the balance (210 - 110 - 20)."""
     found = explain(explained, "credit-notes", "cn_e")
     row, by = found["row"], set_by(found)
 
@@ -293,7 +293,7 @@ def test_a_credit_note(explained: str) -> None:
 
 
 def test_the_table_for_people(explained: str) -> None:
-    """Money has its currency and the timeline its events; the time asked for is repeated."""
+    """The table shows money with its currency, the timeline with its events, and the time of `--as-of`."""
     ran: Ran = payfold("orders", "explain", "cs_e", "--as-of", "2026-11-22T12:00:00", DATABASE_URL=explained)
 
     assert ran.code == 0
@@ -313,8 +313,8 @@ BY_CHARGE = [
 
 
 @pytest.mark.parametrize(("order", "status", "column", "seconds", "event_id"), BY_CHARGE)
-def test_what_a_charge_says(explained: str, order: str, status: str, column: str, seconds: int, event_id: str) -> None:
-    """Rule 10: the charge's event set the moment, and `--as-of` it was not yet known."""
+def test_ended_by_a_charge(explained: str, order: str, status: str, column: str, seconds: int, event_id: str) -> None:
+    """The charge's event set the moment (rule 10), which `--as-of` an earlier time was not yet known."""
     found = explain(explained, "orders", order)
     before = explain(explained, "orders", order, "--as-of", "2026-11-22T12:00:00")
 

@@ -18,7 +18,7 @@ from worker.proof import explain
 
 T = 1_700_000_000
 
-# Each value stands once, so that none can be read from another's place. Amounts need not add up: that is reconcile's.
+# Each value occurs once, so that no column can hold another's by chance. The amounts need not add up.
 ENDIVE: dict[str, Any] = {
     "id": "in_1",
     "object": "invoice",
@@ -159,7 +159,7 @@ def _moments(**values: int) -> dict[str, int | None]:
 
 
 def _of_status(status: str | None) -> dict[str, int]:
-    """Return when an invoice that has come to *status* by the shortest way was finalized, paid or given up."""
+    """Return the moments of an invoice that reached *status* by the shortest way: finalized, paid or given up."""
     finalized = {"finalized_at": T + 40} if status in {"open", "uncollectible", "paid", "void"} else {}
     last = {"uncollectible": "marked_uncollectible_at", "paid": "paid_at", "void": "voided_at"}.get(status or "")
     return finalized | ({last: T + 41} if last else {})
@@ -234,7 +234,7 @@ VOIDED = {
     "status_transitions": _moments(finalized_at=T + 17, marked_uncollectible_at=T + 18, voided_at=T + 21),
 }
 DRAFT = {**ENDIVE, "status": "draft", "number": None, "ending_balance": None, "status_transitions": _moments()}
-# Before 2019-03-14: `date` for `created`, and when it was finalized is the invoice's own key.
+# Before 2019-03-14: `date` for `created`, and the time of finalization is a key of the invoice itself.
 IN_2018: dict[str, Any] = {
     **{key: ACACIA[key] for key in ACACIA if key not in {"created", "status_transitions", "status"}},
     "status": "open",
@@ -291,7 +291,7 @@ IN_2018: dict[str, Any] = {
     ],
 )
 def test_columns(engine: Engine, kind: str, version: str | None, about: dict[str, Any], row: dict[str, Any]) -> None:
-    """Each field has its column, wherever the version keeps it."""
+    """Each field has its column, whichever key the version keeps it under."""
     take_in(engine, event("evt_1", kind, T + 30, about, version=version))
 
     assert_rows(engine, {"invoices": [{**row, "event_id": "evt_1", "as_of": at(T + 30)}]})
@@ -300,7 +300,7 @@ def test_columns(engine: Engine, kind: str, version: str | None, about: dict[str
 
 
 def test_an_older_version_erases_nothing(engine: Engine) -> None:
-    """What only one version has stays where the other reports later, in both directions; a reference survives null."""
+    """Fields of one version survive a later event of the other, in both directions; a reference survives null."""
     newer, older = _invoice("in_1", "open", amount_overpaid=909), _invoice("in_2", "open", subscription="sub_2")
     newer["parent"] = {"type": "subscription_details", "subscription_details": {"subscription": "sub_1"}}
     del older["parent"], older["amount_overpaid"]
@@ -325,7 +325,7 @@ def test_an_older_version_erases_nothing(engine: Engine) -> None:
 
 
 def test_two_references(engine: Engine) -> None:
-    """Another customer than before is what the row holds, and an anomaly (design rule 5)."""
+    """A second customer replaces the first in the row, and is an anomaly (design rule 5)."""
     take_in(
         engine,
         event("evt_1", "invoice.updated", T + 1, _invoice("in_1", "open")),
@@ -347,7 +347,7 @@ def test_moments_are_the_earliest(engine: Engine) -> None:
 
 
 def test_an_explanation_names_the_first_event_of_a_moment(engine: Engine) -> None:
-    """Every later event repeats when an invoice was finalized and paid; the first that said so set it (rule 5)."""
+    """Later events repeat when an invoice was finalized and paid; the first event with the moment set it (rule 5)."""
     steps = (("invoice.finalized", "open"), ("invoice.paid", "paid"), ("invoice.updated", "paid"))
     bodies = [event(f"evt_{n}", kind, T + 50 + n, _invoice("in_1", status)) for n, (kind, status) in enumerate(steps)]
     take_in(engine, *bodies)
@@ -361,7 +361,7 @@ def test_an_explanation_names_the_first_event_of_a_moment(engine: Engine) -> Non
 def test_one_second(engine: Engine, arrival: tuple[int, ...]) -> None:
     """Three updates of a paid invoice in one second are in the order of their ``previous_attributes``.
 
-    Credit notes still move it (stripe-facts 3.3). What is listed and not kept is no step.
+    Credit notes still change it (stripe-facts 3.3). Listed fields that are not kept make no step.
     """
     steps = [(70, 905, None), (500, 70, 80), (20, 500, 90)]
     bodies = [
@@ -437,7 +437,7 @@ def test_a_preview_is_no_invoice(engine: Engine) -> None:
 
 # ---- Statuses ----
 
-# Design rule 3, from the states of stripe-facts 3.3: the higher, the one that it outranks.
+# Design rule 3, from the states of stripe-facts 3.3: the higher status, and the one that it outranks.
 RANKS = (
     ("open", "draft"),
     ("uncollectible", "draft"),
@@ -473,7 +473,7 @@ def test_ranks(engine: Engine) -> None:
 
 
 def test_late_and_lower_is_no_change(engine: Engine) -> None:
-    """Each step of an invoice is one change; what arrives late and is lower is none."""
+    """Each step of an invoice is one change; a late event of lower rank is none."""
     steps = ("draft", "open", "uncollectible", "paid")
     bodies = [event(f"evt_{n}", "invoice.updated", T + n, _invoice("in_1", step)) for n, step in enumerate(steps)]
     take_in(engine, *bodies, event("evt_9", "invoice.updated", T + 9, _invoice("in_1", "open", total=1)))
@@ -484,7 +484,7 @@ def test_late_and_lower_is_no_change(engine: Engine) -> None:
 
 @pytest.mark.parametrize(("first", "second"), [("paid", "void"), ("void", "paid")])
 def test_paid_and_void(engine: Engine, first: str, second: str) -> None:
-    """Paid and void are alike in rank, so the later one decides; both seen is an anomaly."""
+    """Paid and void have equal rank, so the later one decides; having both is an anomaly."""
     bodies = [
         event("evt_1", "invoice.updated", T + 1, _invoice("in_1", first)),
         event("evt_2", "invoice.updated", T + 2, _invoice("in_1", second)),
@@ -497,7 +497,7 @@ def test_paid_and_void(engine: Engine, first: str, second: str) -> None:
 
 
 def test_unknown_status(engine: Engine) -> None:
-    """A status that is not known yet is kept and noted, and the lowest of all."""
+    """An unknown status is kept and noted, and has the lowest rank."""
     take_in(
         engine,
         event("evt_1", "invoice.updated", T + 1, _invoice("in_1", "dunning")),
@@ -516,7 +516,7 @@ def test_unknown_status(engine: Engine) -> None:
 
 
 def test_deleted_draft(engine: Engine) -> None:
-    """A draft can be deleted (stripe-facts section 1); nothing of it outranks that."""
+    """A draft can be deleted (stripe-facts section 1), and no other event outranks the deletion."""
     draft = _invoice("in_1", "draft")
     take_in(
         engine,
@@ -525,7 +525,7 @@ def test_deleted_draft(engine: Engine) -> None:
         event("evt_3", "invoice.updated", T + 9, _invoice("in_1", "draft", total=1), before={"total": 908}),
         event("evt_4", "invoice.updated", T + 20, _invoice("in_1", "draft", total=2), before={"total": 908}),
         event("evt_5", "invoice.deleted", T + 9, _invoice("in_2", "draft")),
-        # What the API answers of a deleted one; ``deleted`` is "always true for a deleted object".
+        # The API's answer for a deleted invoice; ``deleted`` is "always true for a deleted object".
         event("evt_6", "invoice.created", T, _invoice("in_3", "draft")),
         event("obs_7", "payfold.invoice.observed", T + 9, {"id": "in_3", "object": "invoice", "deleted": True}),
     )
@@ -544,7 +544,7 @@ def test_deleted_draft(engine: Engine) -> None:
 
 
 def test_only_a_draft_can_be_deleted(engine: Engine) -> None:
-    """An invoice that was finalized and is reported deleted all the same is an anomaly (design rule 3)."""
+    """A finalized invoice that is reported deleted is an anomaly (design rule 3)."""
     finalized = ("open", "paid", "uncollectible", "void")
     for status in finalized:
         invoice = f"in_{status}"
@@ -626,9 +626,9 @@ def _row_of_2015(invoice_id: str, status: str | None, **values: object) -> dict[
 
 
 def test_invoices_of_2015(engine: Engine) -> None:
-    """No status, but three booleans: paid is paid, forgiven uncollectible.
+    """Invoices of 2015 have three booleans and no status: paid means paid, forgiven means uncollectible.
 
-    Whether an invoice on which no attempt was made is a draft or open, these versions do not report; nor what became
+    These versions do not report whether an invoice without an attempt is a draft or open, nor what became
     of one that was closed although nothing was paid.
     """
     cases: list[tuple[str, str, dict[str, Any]]] = [
@@ -651,7 +651,7 @@ def test_invoices_of_2015(engine: Engine) -> None:
         engine,
         {
             "invoices": [
-                # The first event that reports it paid is when.
+                # It was paid at the time of the first event that reports so.
                 _row_of_2015("in_paid", "paid", paid_at=at(T + 9)),
                 _row_of_2015("in_forgiven", "uncollectible"),
                 _row_of_2015("in_paid_and_forgiven", "paid", paid_at=at(T + 9)),
@@ -677,7 +677,7 @@ def test_ranks_of_2015(engine: Engine) -> None:
 
 
 def test_status_is_believed_before_the_booleans(engine: Engine) -> None:
-    """From 2018 to 2025 an invoice carries its status and ``paid``; what is carried is not inferred (rule 6)."""
+    """From 2018 to 2025 an invoice carries its status and ``paid``; a carried status is not inferred (rule 6)."""
     about = _invoice("in_1", "open", paid=True, forgiven=True, closed=True, attempted=True)
     take_in(engine, event("evt_1", "invoice.updated", T + 1, about, version="2018-10-31"))
 

@@ -1,4 +1,4 @@
-"""What paid an invoice: every column, from every version, as literals.
+"""Payments of invoices: every column, from every version, as literals.
 
 The objects are those of https://docs.stripe.com/api/invoice-payment/object (since 2025-03-31.basil; the event
 ``invoice_payment.paid`` since 2025-05-28); before, an invoice names ``payment_intent`` and ``charge`` itself
@@ -17,7 +17,7 @@ from tests.literals import assert_rows, at
 T = 1_700_000_000
 OBSERVED = "payfold.invoice_payment.observed"
 
-# Each value stands once, so that none can be read from another's place.
+# Each value occurs once, so that no column can hold another's by chance.
 FULL: dict[str, Any] = {
     "id": "inpay_1",
     "object": "invoice_payment",
@@ -103,8 +103,8 @@ def test_several_payments_of_one_invoice(engine: Engine) -> None:
     )
 
 
-def test_the_later_word(engine: Engine) -> None:
-    """A payment has no ranks (design rule 3): what was seen later is so, and what arrives late is not."""
+def test_the_later_event_decides(engine: Engine) -> None:
+    """A payment has no ranks (design rule 3): the event created later decides, not the one that arrives later."""
     take_in(
         engine,
         event("obs_2", OBSERVED, T + 9, CANCELED, version=None),
@@ -169,7 +169,7 @@ OLD_INVOICE_ROW: dict[str, Any] = {
 
 
 def _id_of_the_only_payment(engine: Engine) -> str:
-    """Return the id that we give it: Stripe has none for it, so no document names one."""
+    """Return the id that Payfold gives the payment: Stripe has none for it, so no document names one."""
     [payment] = rows(engine, "SELECT id FROM invoice_payments")
     return str(payment["id"])
 
@@ -185,7 +185,7 @@ def _id_of_the_only_payment(engine: Engine) -> str:
 def test_payment_of_an_old_invoice(
     engine: Engine, kind: str, version: str, intent: str | None, charge: str | None
 ) -> None:
-    """Before basil a paid invoice is its own payment: who paid, how much of it, and when."""
+    """Before basil a paid invoice is its own payment: intent or charge, amount and time are the invoice's."""
     about = {**OLD_INVOICE, "payment_intent": intent, "charge": charge}
     take_in(engine, event("evt_1", kind, T + 9, about, version=version))
 
@@ -206,7 +206,7 @@ def test_payment_of_an_old_invoice(
 @pytest.mark.parametrize(
     ("version", "intent"), [("2025-02-24.acacia", {"payment_intent": None}), ("2018-11-08", {})], ids=["2025", "2018"]
 )
-def test_old_invoice_that_nothing_paid(engine: Engine, version: str, intent: dict[str, None]) -> None:
+def test_old_invoice_without_a_payment(engine: Engine, version: str, intent: dict[str, None]) -> None:
     """An invoice that the balance paid, or a payment outside of Stripe, names neither and has no payment."""
     about = {key: value for key, value in OLD_INVOICE.items() if key != "payment_intent"}
     about = {**about, "charge": None, **intent}
@@ -241,7 +241,7 @@ NOT_PAID_BY_IT: list[tuple[str, dict[str, Any], str | None, int | None]] = [
 
 
 def test_old_invoice_that_its_payment_intent_did_not_pay(engine: Engine) -> None:
-    """An old invoice names its payment intent from when it was finalized on; that is no payment yet."""
+    """An old invoice names its payment intent once it is finalized, which is no payment yet."""
     for number, (kind, values, *_) in enumerate(NOT_PAID_BY_IT):
         paid = OLD_INVOICE["status_transitions"] if values["paid"] else {"finalized_at": T + 2, "paid_at": None}
         about = {**OLD_INVOICE, "id": f"in_{number}", **values, "status_transitions": paid}
@@ -252,7 +252,7 @@ def test_old_invoice_that_its_payment_intent_did_not_pay(engine: Engine) -> None
 
 
 def test_invoice_of_2015_paid_by_a_charge(engine: Engine) -> None:
-    """The charge of an invoice of 2015 is its payment; how much of it was paid it does not carry."""
+    """The charge of an invoice of 2015 is its payment, of an unknown amount."""
     about = {
         "id": "in_1",
         "object": "invoice",
@@ -276,7 +276,7 @@ def test_invoice_of_2015_paid_by_a_charge(engine: Engine) -> None:
 
 
 def assert_rows_of_2015(engine: Engine, seen: dict[str, Any]) -> None:
-    """Compare the invoice and its payment; what 2015 did not carry is null, and paid is when it was reported so."""
+    """Compare the invoice and its payment: fields unknown in 2015 are null, and paid_at is the event's time."""
     unknown = dict.fromkeys(
         (
             "number",
@@ -302,7 +302,7 @@ def assert_rows_of_2015(engine: Engine, seen: dict[str, Any]) -> None:
 
 
 def test_an_old_invoice_that_is_void_after_it_was_paid(engine: Engine) -> None:
-    """The payment keeps the time at which it was made; its invoice is noted as paid and void elsewhere."""
+    """The payment keeps its time; the anomaly (paid and void) is the invoice's."""
     about = {**OLD_INVOICE, "id": "in_v", "payment_intent": "pi_v", "charge": "ch_v"}
     void = {**about, "status": "void", "status_transitions": {"paid_at": None, "voided_at": T + 20}}
     take_in(engine, event("evt_1", "invoice.paid", T + 9, about), event("evt_2", "invoice.voided", T + 20, void))

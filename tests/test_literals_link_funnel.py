@@ -1,4 +1,4 @@
-"""What the view `payment_link_funnel` counts: each status of a session, per link and currency, by one small history."""
+"""The view `payment_link_funnel` counts sessions by status, per link and currency."""
 
 from collections.abc import Sequence
 
@@ -35,7 +35,7 @@ EURO: Json = {"currency": "eur"}
 OTHER: Json = {"payment_link": "plink_b"}
 SETUP: Json = {"mode": "setup", **FREE, "currency": None}
 
-# Of a session: how it was reported, its total, and where it differs from SESSION. No total is part of another sum.
+# By session: its event's type, its total, and its differences from SESSION. No total is part of another sum.
 SESSIONS: Sequence[tuple[str, int | None, Json]] = (
     (OBSERVED, 1, OPEN),
     (OBSERVED, 2, OPEN),
@@ -59,7 +59,7 @@ SESSIONS: Sequence[tuple[str, int | None, Json]] = (
 
 
 def test_the_funnel_of_a_payment_link(engine: Engine) -> None:
-    """Opened is every session, completed those that the buyer finished, paid or not; the money is what was paid."""
+    """Every session is opened, every finished one completed, paid or not; the money is of the paid ones."""
     for number, (type_, total, fields) in enumerate(SESSIONS):
         object_ = {**SESSION, "id": f"cs_{number}", "amount_total": total, **fields}
         livemode = bool(object_["livemode"])

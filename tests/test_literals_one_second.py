@@ -21,7 +21,7 @@ PORTAL: Body = {"id": "bpc_1", "object": "billing_portal.configuration", "livemo
 CUSTOMER: Body = {"id": "cus_1", "object": "customer", "livemode": False, "metadata": {}}
 NOTE: Body = {"id": "cn_1", "object": "credit_note", "livemode": False, "status": "issued"}
 
-# By table: the object, its first event, the type of the two of one second, a field, and what it was and became in turn.
+# By table: the object, its first event, the type of the two of one second, a field, and its values in turn.
 STEPS: dict[str, tuple[Body, str, str, str, tuple[Any, Any, Any]]] = {
     "refunds": (
         refund("re_1", created=9, status="pending"),
@@ -62,7 +62,7 @@ STEPS: dict[str, tuple[Body, str, str, str, tuple[Any, Any, Any]]] = {
 
 
 def arrivals(table: str) -> list[bytes]:
-    """Return the first event of an object, in an earlier second, then what came last, then what came before it."""
+    """Return the first event of an object, in an earlier second, then the last event, then the one before it."""
     about, first, then, field, (was, became, ended) = STEPS[table]
     return [
         event(f"evt_0_{table}", first, 10, {**about, field: was}),
@@ -73,7 +73,7 @@ def arrivals(table: str) -> list[bytes]:
 
 @pytest.fixture(scope="module")
 def arrived(services: Services) -> Iterator[Engine]:
-    """Return a database that took in what is of one second in one batch."""
+    """Return a database that took in both events of one second in one batch."""
     with migrated_database(services) as database_url:
         engine = database.engine(database_url)
         for table in STEPS:
@@ -85,7 +85,7 @@ def arrived(services: Services) -> Iterator[Engine]:
 
 @pytest.mark.parametrize("table", STEPS)
 def test_the_event_that_continues_the_other_is_the_last(arrived: Engine, table: str) -> None:
-    """What an event reports as before is what the one before it reported as after."""
+    """The event whose previous attributes equal the other event's state is the later one."""
     found = ledger.rows(arrived, f"SELECT event_id FROM {table} WHERE event_id LIKE :own", own=f"%_{table}")  # noqa: S608 - our own names
 
     assert found == [{"event_id": f"evt_1_{table}"}]

@@ -1,6 +1,6 @@
-"""What came back of an order: the four columns that the view `order_book` adds, each condition by a small history.
+"""The money returned from an order: the four columns that the view `order_book` adds, each by a small history.
 
-The sums are arithmetic by hand. What Stripe's words mean is in docs.stripe.com/api/refunds/object, /charges/object,
+The sums are arithmetic by hand. Stripe's terms are defined in docs.stripe.com/api/refunds/object, /charges/object,
 /disputes/object, /credit_notes/object and /invoice-payment/object; stripe-facts, sections 2.5, 2.8 and 11. In a history
 `#` stands for its name, so that no two share an object.
 """
@@ -50,7 +50,7 @@ def subscribed(**fields: object) -> bytes:
 
 
 def charge(at: int = PAID, type_: str = "charge.succeeded", **fields: object) -> bytes:
-    """Return what Stripe reported at *at* of charge ch_#, captured whole unless *fields* say otherwise."""
+    """Return the event of *at* about charge ch_#, captured whole unless *fields* override it."""
     known: Json = {
         "id": "ch_#",
         "object": "charge",
@@ -192,7 +192,7 @@ HISTORIES: Histories = {
         ],
         (321, 0, "partial"),
     ),
-    # `status` may be null (docs.stripe.com/api/refunds/object#refund_object-status): nothing has taken it back.
+    # `status` may be null (docs.stripe.com/api/refunds/object#refund_object-status): such a refund has not failed.
     "without_status": ([session(), charge(), refund("re", 506, None)], (506, 0, "partial")),
     "by_charge": ([session(), charge(), refund("re", 502, payment_intent=None)], (502, 0, "partial")),
     "by_intent": ([session(), charge(), refund("re", 503, charge=None)], (503, 0, "partial")),
@@ -215,7 +215,7 @@ HISTORIES: Histories = {
         ],
         (507, 0, "partial"),
     ),
-    # A charge that was declined took nothing, whatever it reports of capture.
+    # A declined charge took no money, whether or not it reports capture.
     "declined_first": (
         [session(), charge(id="ch_#_1", status="failed"), charge(), refund("re", 1500)],
         (1500, 0, "full"),
@@ -298,7 +298,7 @@ HISTORIES: Histories = {
         ],
         (900, 0, "partial"),
     ),
-    # The refund is of a charge that no event has reported: it is held against what all charges took.
+    # The refund is of a charge that no event has reported: it is compared with the money of all charges.
     "invoiced_twice_one_unknown": (
         [
             subscribed(),
@@ -319,7 +319,7 @@ HISTORIES: Histories = {
         ],
         (96, 617, "partial"),
     ),
-    # Through the intent that it names, and not through its invoice too.
+    # Counted through the intent that it names, and not again through its invoice.
     "intent_first": (
         [
             session(invoice="in_#"),
@@ -358,12 +358,12 @@ HISTORIES: Histories = {
         ],
         (95, 616, "partial"),
     ),
-    # ---- with neither an intent nor a payment of an invoice nothing is known ----
+    # ---- with neither an intent nor a payment of an invoice the amounts are unknown ----
     "open": ([session(status="open", payment_status="unpaid", payment_intent=None)], (None, None, None)),
     "free": ([session(0, payment_status="no_payment_required", payment_intent=None)], (None, None, None)),
     "no_payment_known": ([subscribed(), refund("re", 510), note("na", 76)], (None, None, None)),
 }
-# What was credited by the notes of its invoice; of an order that names none that is not known.
+# The amount credited by the notes of the order's invoice; unknown for an order without an invoice.
 CREDITED: Mapping[str, int | None] = {
     "untouched": None,
     "free": None,
@@ -385,13 +385,13 @@ CREDITED: Mapping[str, int | None] = {
 }
 
 
-def test_what_came_back_of_an_order(engine: Engine) -> None:
-    """The money of each history, whichever order its events arrive in."""
+def test_the_money_returned_from_an_order(engine: Engine) -> None:
+    """Each history gives its money, whichever order its events arrive in."""
     assert_money(engine, HISTORIES, CREDITED)
 
 
 def assert_money(engine: Engine, histories: Histories, credited: Mapping[str, int | None]) -> None:
-    """Take in *histories*, every other one backwards, and compare what the view adds to each order."""
+    """Take in *histories*, every other one backwards, and compare the columns that the view adds to each order."""
     for number, (name, (steps, _)) in enumerate(histories.items()):
         bodies = [body.replace(b"#", name.encode()) for body in steps]
         take_in(engine, *(bodies if number % 2 else reversed(bodies)))
@@ -408,7 +408,7 @@ def money_of(row: Mapping[str, Any]) -> Money:
 
 
 def test_a_change_for_each_refund_that_counts(engine: Engine) -> None:
-    """The feed has one for each new sum, also where it falls, and none where nothing moves."""
+    """The feed has one change for each new sum, also for a lower one, and none for an equal one."""
     steps = [
         session(),
         charge(),
@@ -424,14 +424,14 @@ def test_a_change_for_each_refund_that_counts(engine: Engine) -> None:
     assert kinds(engine, "cs_2") == ["order.paid", "order.refund_changed"]
 
 
-# ---- Rule 10: inquiries, other currencies, what only the charge reports, holds ----
+# ---- Rule 10: inquiries, other currencies, refunds that only the charge reports, holds ----
 
 RULE_10: Histories = {
     # ---- an inquiry is no dispute: no money has moved (stripe-facts, section 11) ----
     "asked": ([session(), charge(), dispute("dp", 608, "warning_needs_response")], (0, 0, "none")),
     "answered": ([session(), charge(), dispute("dp", 609, "warning_under_review")], (0, 0, "none")),
     "settled": ([session(), charge(), dispute("dp", 610, "warning_closed")], (0, 0, "none")),
-    # ---- what is not in the order's currency cannot be known in it ----
+    # ---- an amount in another currency is unknown in the order's ----
     "dispute_in_euro": (
         [session(), charge(), dispute("da", 616, "lost"), dispute("db", 617, "lost", currency="eur")],
         (0, None, "none"),
@@ -462,7 +462,7 @@ RULE_10: Histories = {
         [session(None, currency=None), charge(), refund("ra", 513)],
         (None, 0, "partial"),
     ),
-    # ---- what a charge reports and no refund does ----
+    # ---- refunds that only a charge reports ----
     "unseen": ([session(), charge(LATER, "charge.refunded", amount_refunded=514)], (514, 0, "partial")),
     "unseen_whole": ([session(), charge(LATER, "charge.refunded", **ALL_OF_IT)], (1500, 0, "full")),
     "unseen_rest": (
@@ -473,7 +473,7 @@ RULE_10: Histories = {
         [session(), charge(LATER, "charge.refunded", amount_refunded=516), refund("ra", 516)],
         (516, 0, "partial"),
     ),
-    # A refund made after the charge's last word is not in it.
+    # The charge's last event does not include a refund made after it.
     "newer_refund": (
         [
             session(),
@@ -483,7 +483,7 @@ RULE_10: Histories = {
         ],
         (718, 0, "partial"),
     ),
-    # One that failed after it is in it, one that had failed before is not.
+    # It includes a refund that failed after it, and not one that failed before.
     "failed_after": (
         [
             session(),
@@ -513,7 +513,7 @@ RULE_10: Histories = {
         ],
         (804, 0, "partial"),
     ),
-    # Captured in part, and 300 is neither 0 nor 0 and the released 200: what came back of the second is not known.
+    # Captured in part, and 300 is neither 0 nor 0 and the released 200: the second charge's refunds are unknown.
     "unclear_of_two": (
         [
             subscribed(),
@@ -548,7 +548,7 @@ RULE_10: Histories = {
         [session(None, currency=None), charge(LATER, "charge.refunded", **ALL_OF_IT)],
         (None, 0, "full"),
     ),
-    # ---- what was not captured is no money that came back ----
+    # ---- the release of uncaptured money is no refund ----
     "released_refund": (
         [
             session(payment_status="unpaid"),
@@ -557,7 +557,7 @@ RULE_10: Histories = {
         ],
         (0, 0, "none"),
     ),
-    "said_by_a_held_charge": (
+    "reported_by_a_held_charge": (
         [
             session(payment_status="unpaid"),
             charge(captured=False, amount_captured=0),
@@ -572,7 +572,7 @@ RULE_10: Histories = {
         ],
         (0, 0, "none"),
     ),
-    # Captured in part: whether `amount_refunded` contains the 500 that were released is not known.
+    # Captured in part: it is unknown whether `amount_refunded` contains the 500 that were released.
     "captured_part": ([session(), charge(LATER, "charge.captured", amount_captured=1000)], (0, 0, "none")),
     "part_released": (
         [session(), charge(LATER, "charge.captured", amount_captured=1000, amount_refunded=500)],
@@ -638,21 +638,21 @@ CREDITED_BY_RULE_10: Mapping[str, int | None] = {
 }
 
 
-def test_what_came_back_by_rule_10(engine: Engine) -> None:
-    """What a charge reports counts once, and what cannot be known in the order's currency is null."""
+def test_the_money_returned_by_rule_10(engine: Engine) -> None:
+    """Refunds that a charge reports count once, and an amount unknown in the order's currency is null."""
     assert_money(engine, RULE_10, CREDITED_BY_RULE_10)
 
 
-def test_a_sum_that_cannot_be_known(engine: Engine) -> None:
-    """Of a charge captured in part that reports neither what is known nor that and the rest, the sum is null."""
+def test_an_unknown_sum(engine: Engine) -> None:
+    """A charge captured in part gives null if it reports neither the known refunds nor these and the released rest."""
     bodies = [session(), charge(LATER, "charge.refunded", amount_captured=1000, amount_refunded=700)]
     take_in(engine, *(body.replace(b"#", b"part") for body in bodies))
 
     assert [row["refunded_amount"] for row in rows(engine, "SELECT refunded_amount FROM order_book")] == [None]
 
 
-def test_a_change_of_what_was_refunded(engine: Engine) -> None:
-    """The feed has one for each sum that is new, whoever reports it, and one where the sum becomes null."""
+def test_a_change_for_each_refunded_sum(engine: Engine) -> None:
+    """The feed has one change for each new sum, by a refund or a charge, and one when the sum becomes null."""
     reported = [session(), charge(), charge(LATER, "charge.refunded", amount_refunded=524)]
     euro = refund("rb", 401, at=LATEST, currency="eur")
     for name, steps in (("twice", [*reported, refund("ra", 524)]), ("null", [*reported, euro])):

@@ -1,4 +1,4 @@
-"""Whether an order is paid, where its session does not report it: by the charges of its payment intent (rule 10).
+"""The charges of an order's payment intent decide whether it is paid where its session does not report it (rule 10).
 
 Manual capture, delayed methods and released holds after docs.stripe.com/payments/place-a-hold-on-a-payment-method,
 /api/charges/object and /api/events/types; stripe-facts, section 11. In a history `#` stands for its name.
@@ -38,7 +38,7 @@ def session(type_: str = "completed", created: int = DONE, *, without: Sequence[
 
 
 def charge(type_: str, created: int = DONE, *, number: int = 1, **fields: object) -> bytes:
-    """Return what `charge.TYPE` reports of a charge of pi_#, captured whole unless *fields* say otherwise."""
+    """Return a `charge.TYPE` event about a charge of pi_#, captured whole unless *fields* override it."""
     known: Json = {
         "id": f"ch_#_{number}",
         "object": "charge",
@@ -97,7 +97,7 @@ RELEASING_REFUND = event(
 
 
 def reported_late(body: bytes) -> bytes:
-    """Return the event *body* as one that Stripe created after what it reports."""
+    """Return the event *body* as one that Stripe created later than the reported moment."""
     return json.dumps({**json.loads(body), "created": LATEST}).encode()
 
 
@@ -112,13 +112,13 @@ HISTORIES: Mapping[str, tuple[Sequence[bytes], Outcome, Sequence[tuple[str, str]
         ("paid", at(LATER), None),
         [OPENED_PROCESSING, ("order.paid", "captured_1")],
     ),
-    # What the charge reports is known before the session is: it was never processing.
+    # The charge's event arrives before the session's: the order was never processing.
     "captured_first": (
         [charge("captured", LATER), charge("succeeded", **HELD), session()],
         ("paid", at(LATER), None),
         [("order.paid", "captured_1")],
     ),
-    # A later word of the charge is not the moment of its capture.
+    # A later event of the charge does not set the moment of its capture.
     "captured_and_more": (
         [session(), charge("updated", LATEST), charge("captured", LATER)],
         ("paid", at(LATER), None),
@@ -142,7 +142,7 @@ HISTORIES: Mapping[str, tuple[Sequence[bytes], Outcome, Sequence[tuple[str, str]
         ("paid", at(LATEST), None),
         [OPENED_PROCESSING, ("order.paid", "captured_1")],
     ),
-    # A charge that failed is an attempt: the buyer may try again.
+    # A failed charge is one attempt: the buyer may try again.
     "refused": ([session(), charge("failed", LATER, **NOT_PAID)], PROCESSING, [OPENED_PROCESSING]),
     "second_attempt": (
         [session(), charge("failed", **NOT_PAID), charge("succeeded", LATER, number=2)],
@@ -150,7 +150,7 @@ HISTORIES: Mapping[str, tuple[Sequence[bytes], Outcome, Sequence[tuple[str, str]
         [OPENED_PROCESSING, ("order.paid", "succeeded_2")],
     ),
     # A charge of a delayed method may fail after it succeeded: it pays nothing (rule 10: succeeded, and captured). The
-    # order is again what its own event reports, and so the correction names that one.
+    # order has the status of its session's event again, and so the correction names that event.
     "captured_and_failed_before": (
         [charge("succeeded"), charge("failed", LATER, paid=False, status="failed"), session()],
         PROCESSING,
@@ -197,7 +197,7 @@ HISTORIES: Mapping[str, tuple[Sequence[bytes], Outcome, Sequence[tuple[str, str]
         ("failed", None, at(LATER)),
         [OPENED_PROCESSING, ("order.failed", "canceled")],
     ),
-    # When Stripe canceled it, or made the refund, and not when it reported that.
+    # The moment is when Stripe canceled it, or made the refund, not when Stripe created the event.
     "canceled_before_its_event": (
         [session(), reported_late(CANCELED)],
         ("failed", None, at(LATER)),
@@ -208,7 +208,7 @@ HISTORIES: Mapping[str, tuple[Sequence[bytes], Outcome, Sequence[tuple[str, str]
         ("failed", None, at(LATER)),
         [OPENED_PROCESSING, ("order.failed", "refund")],
     ),
-    # Until the last of several holds was released, something was still held.
+    # Until the last of several holds is released, money is still held.
     "two_holds": (
         [
             session(),
@@ -235,8 +235,8 @@ HISTORIES: Mapping[str, tuple[Sequence[bytes], Outcome, Sequence[tuple[str, str]
         ("paid", at(LATEST), None),
         [("order.paid", "succeeded_2")],
     ),
-    # ---- what a charge does not change ----
-    "said_paid": (
+    # ---- orders that a charge does not change ----
+    "reported_paid": (
         [session(payment_status="paid"), charge("expired", LATER, **RELEASED)],
         ("paid", at(DONE), None),
         [("order.paid", "completed")],
@@ -258,8 +258,8 @@ HISTORIES: Mapping[str, tuple[Sequence[bytes], Outcome, Sequence[tuple[str, str]
 ANOMALIES = {("cs_held_in_2019", "unknown_status")}
 
 
-def test_what_charges_say_of_an_order(engine: Engine) -> None:
-    """The order, its moments, and its changes, which name the charge's event."""
+def test_charges_decide_an_order(engine: Engine) -> None:
+    """The charges set the order's status and moments, and its changes name the charge's event."""
     for name, (steps, *_) in HISTORIES.items():
         take_in(engine, *(body.replace(b"#", name.encode()) for body in steps))
 
@@ -273,7 +273,7 @@ def test_what_charges_say_of_an_order(engine: Engine) -> None:
 
 
 def test_a_charge_that_was_captured_and_released(engine: Engine) -> None:
-    """Captured beats released, and the contradiction is noted of the charge."""
+    """Captured beats released, and the contradiction is an anomaly of the charge."""
     steps = [session(), charge("succeeded", **HELD), charge("expired", LATER, **RELEASED), charge("captured", LATEST)]
     take_in(engine, *(body.replace(b"#", b"1") for body in steps))
 
@@ -284,7 +284,7 @@ def test_a_charge_that_was_captured_and_released(engine: Engine) -> None:
 
 @pytest.mark.parametrize("name", ["captured_and_failed", "captured_and_failed_and_again"])
 def test_a_charge_that_was_captured_and_failed_later(engine: Engine, name: str) -> None:
-    """It pays its order no longer, in whatever order and batches its events arrive; it was captured all the same."""
+    """A charge that failed no longer pays its order, in any order and any batches; its capture is still recorded."""
     steps, outcome, _ = HISTORIES[name]
     for batches in splits(steps):
         take_in_batches(engine, batches)

@@ -68,14 +68,14 @@ OF_2019 = event(
 
 @dataclass(frozen=True)
 class Case:
-    """A history, and what its order must be after it in any order of arrival."""
+    """A history, and its order after it in any order of arrival."""
 
     bodies: list[bytes]
     status: str | None
     paid_at: datetime | None = None
     failed_at: datetime | None = None
     payment_status: str | None = "unpaid"
-    # The kinds as it happened, and the event that the last one names; None where several may be named.
+    # The kinds in the order of events, and the event that the last kind names; None where several are right.
     kinds: tuple[str, ...] = ("order.processing",)
     by: str | None = "evt_cs@"
     anomalies: tuple[str, ...] = ()
@@ -94,7 +94,7 @@ CASES = {
         kinds=PAYS,
         by="evt_c@",
     ),
-    # A refund does not take back that it was paid, and the moment stays the capture's.
+    # A refund does not make the order unpaid, and the moment stays the capture's.
     "captured_then_refunded": Case(
         [UNPAID, CAPTURED, event("evt_r@", "charge.refunded", 95_000, charge(amount_refunded=5000, refunded=True))],
         "paid",
@@ -142,7 +142,7 @@ CASES = {
     "released_by_a_refund": Case(
         [UNPAID, HELD, RELEASING], "failed", failed_at=at(T + 80_000), kinds=FAILS, by="evt_re@"
     ),
-    # The refund names only the intent, as one may.
+    # The refund names only the intent, as a refund may.
     "released_by_a_refund_of_the_intent": Case(
         [
             UNPAID,
@@ -222,8 +222,8 @@ CASES = {
         by="evt_c@",
         anomalies=("released_and_captured",),
     ),
-    # The session's own word stands against its charges.
-    "said_paid_and_released": Case(
+    # The session's own status outranks its charges.
+    "reported_paid_and_released": Case(
         [event("evt_cs@", "checkout.session.completed", 10, session()), EXPIRED],
         "paid",
         payment_status="paid",
@@ -357,7 +357,7 @@ def steps(engine: Engine, end: str) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("name", CASES)
 def test_the_order_in_every_order(arrived: Engine, name: str) -> None:
-    """Status, moments and anomalies are the same in every order; the session's own words are kept."""
+    """Status, moments and anomalies are the same in every order; the session's own fields are kept."""
     case = CASES[name]
     for end in suffixes(name, case.bodies):
         (row,) = ledger.rows(
@@ -380,7 +380,7 @@ def test_the_order_in_every_order(arrived: Engine, name: str) -> None:
 
 @pytest.mark.parametrize("name", CASES)
 def test_the_changes_in_every_order(arrived: Engine, name: str) -> None:
-    """Each step is recorded as it happens, and in any order the last one, once, with the event that decided it."""
+    """Each step is recorded in the order of events; any order records the last step once, with its deciding event."""
     case = CASES[name]
     assert tuple(change["kind"] for change in steps(arrived, suffix(name))) == case.kinds
     for end in suffixes(name, case.bodies):
@@ -394,7 +394,7 @@ def test_the_changes_in_every_order(arrived: Engine, name: str) -> None:
             assert changes[-1]["event_id"] == case.by.replace("@", end), end
 
 
-def test_when_it_changed(arrived: Engine) -> None:
+def test_the_time_of_a_change(arrived: Engine) -> None:
     """`at` is "when Stripe created the event that decided": the capture, however late the session arrived."""
     for end in suffixes("captured_later", CASES["captured_later"].bodies):
         changes = ledger.rows(
@@ -419,7 +419,7 @@ def test_another_world_pays_nothing(engine: Engine, account: str | None, livemod
 
 @pytest.mark.parametrize("other", ["charge", "cancellation"])
 def test_an_open_session_is_not_paid_by_a_charge(engine: Engine, other: str) -> None:
-    """Only an order that is complete is changed: a charge may be known before the buyer's page is."""
+    """A charge decides only a complete order: its event may arrive before the session completes."""
     body = CAPTURED if other == "charge" else CANCELED
     opened = session(status="open", payment_status="unpaid")
     registered = observations.observe(
@@ -435,7 +435,7 @@ def test_an_open_session_is_not_paid_by_a_charge(engine: Engine, other: str) -> 
 
 
 def test_one_batch_is_like_many(engine: Engine) -> None:
-    """Order, charge and cancellation that are folded in one batch come to what they come to one by one."""
+    """Order, charge and cancellation give the same in one batch as one by one."""
     names = ("captured_later", "canceled_with_its_hold", "released_by_a_refund", "expired_hold", "of_2019_captured")
     ledger.record(engine, [ledger.delivery(named(body, name)) for name in names for body in CASES[name].bodies])
     ledger.fold(engine)

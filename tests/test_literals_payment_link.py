@@ -1,6 +1,6 @@
-"""What a payment link becomes, after docs.stripe.com/api/payment-link/object and stripe-facts, section 2.2.
+"""A payment link's row, after docs.stripe.com/api/payment-link/object and stripe-facts, section 2.2.
 
-The object has neither a `created` nor an `updated`: when it was made is known from `payment_link.created` alone.
+The object has neither a `created` nor an `updated`: only `payment_link.created` shows when it was made.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ LINK: Json = {
     },
     "allow_promotion_codes": False,
     "application_fee_amount": 12,
-    "created": 1_700_000_009,  # No version has one; were it there, it would not be the event's.
+    "created": 1_700_000_009,  # No version has this key; its value differs from the event's time.
     "currency": "chf",
     "custom_text": {"submit": {"message": "Buy"}},
     "customer_creation": "if_required",
@@ -53,7 +53,7 @@ ACTIVATED, DEACTIVATED = "payment_link.activated", "payment_link.deactivated"
 OFF: Json = {"active": False}
 ON: Json = {"active": True}
 
-# The steps as they arrive (type, created, fields, previous attributes), which decides, its columns, kinds of change.
+# The steps in order of arrival (type, created, fields, previous attributes), the deciding one, columns, changes.
 Step = tuple[str, int, Json, Json | None]
 HISTORIES: Mapping[str, tuple[Sequence[Step], int, Json, Sequence[str]]] = {
     "created": ([(CREATED, MADE, {}, None)], 0, {}, [ACTIVATED]),
@@ -67,7 +67,7 @@ HISTORIES: Mapping[str, tuple[Sequence[Step], int, Json, Sequence[str]]] = {
         {},
         [ACTIVATED, DEACTIVATED, ACTIVATED],
     ),
-    # What arrives late is older: it reports when the link was made, and nothing else.
+    # An older event that arrives late sets only the time at which the link was made.
     "backwards": (
         [
             (UPDATED, LATER, {**OFF, "metadata": {"sku": "2"}}, {**ON, "metadata": {"sku": "1"}}),
@@ -85,8 +85,8 @@ HISTORIES: Mapping[str, tuple[Sequence[Step], int, Json, Sequence[str]]] = {
         [ACTIVATED],
     ),
     "one_second_off": ([(UPDATED, MADE, OFF, ON), (CREATED, MADE, {}, None)], 0, OFF, [DEACTIVATED]),
-    # A version that would not report whether it is active: no change is known.
-    "not_said": ([(CREATED, MADE, {"active": None}, None)], 0, {"active": None}, []),
+    # A version that does not report whether the link is active records no change.
+    "not_reported": ([(CREATED, MADE, {"active": None}, None)], 0, {"active": None}, []),
     "renamed": (
         [(CREATED, MADE, {}, None), (UPDATED, CHANGED, {"metadata": {"sku": "3"}}, {"metadata": {"sku": "1"}})],
         1,
@@ -97,7 +97,7 @@ HISTORIES: Mapping[str, tuple[Sequence[Step], int, Json, Sequence[str]]] = {
 
 
 def test_a_payment_link(engine: Engine) -> None:
-    """Every column, by what was seen of the link and in which order it arrived."""
+    """Each history gives every column and the changes, in its order of arrival."""
     for name, (steps, *_) in HISTORIES.items():
         for number, (type_, created, fields, previous) in enumerate(steps):
             object_ = {**LINK, "id": name, **fields}

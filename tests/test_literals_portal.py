@@ -1,4 +1,4 @@
-"""What the billing portal's configurations and sessions become, by docs.stripe.com/api/customer_portal.
+"""The rows of the billing portal's configurations and sessions, by docs.stripe.com/api/customer_portal.
 
 Fields and versions are in stripe-facts, sections 2.7 and 6.
 """
@@ -66,7 +66,7 @@ ROW: Json = {
 }
 CREATED, UPDATED = "billing_portal.configuration.created", "billing_portal.configuration.updated"
 
-# The steps as they arrive (type, created, fields, previous attributes, keys a version has not); which decides; columns.
+# The steps in order of arrival (type, created, fields, previous attributes, absent keys); the deciding one; columns.
 Step = tuple[str, int, Json, Json | None, Sequence[str]]
 CONFIGURATIONS: Mapping[str, tuple[Sequence[Step], int, Json]] = {
     "created": ([(CREATED, MADE, {}, None, ())], 0, {}),
@@ -84,7 +84,7 @@ CONFIGURATIONS: Mapping[str, tuple[Sequence[Step], int, Json]] = {
     "of_2024": ([(CREATED, MADE, {}, None, ("name",))], 0, {"name": None}),
     "of_2021": ([(CREATED, MADE, {}, None, ("name", "login_page"))], 0, {"name": None, "login_page_url": None}),
     "bare": ([(CREATED, MADE, {"features": {}, "name": None}, None, ())], 0, {"features": {}, "name": None}),
-    # A rendering without a key leaves what is known of it.
+    # A rendering without a key leaves the column as it was.
     "older_version": (
         [
             (CREATED, MADE, {}, None, ()),
@@ -99,7 +99,7 @@ CONFIGURATIONS: Mapping[str, tuple[Sequence[Step], int, Json]] = {
         1,
         {"active": False, "updated": at(CHANGED)},
     ),
-    # Null is carried, and an absent key is not (rule 5): a login page may be closed again.
+    # A null clears a column and an absent key does not (rule 5): a login page may be closed again.
     "closed_login": (
         [
             (CREATED, MADE, {}, None, ()),
@@ -116,9 +116,9 @@ CONFIGURATIONS: Mapping[str, tuple[Sequence[Step], int, Json]] = {
         1,
         {"login_page_url": None, "name": None, "updated": at(CHANGED)},
     ),
-    # What was read at Stripe is folded like an event.
+    # A reading at Stripe is folded like an event.
     "read": ([("payfold.billing_portal.configuration.observed", LATER, {}, None, ())], 0, {}),
-    # Its own `updated` is before the event's `created`: the later delivery of an older state changes nothing.
+    # The object's own `updated` beats the event's `created`: a later event with an older state changes nothing.
     "own_time": (
         [
             (UPDATED, CHANGED, {"active": False, "updated": CHANGED}, {"active": True, "updated": MADE - 5}, ()),
@@ -127,7 +127,7 @@ CONFIGURATIONS: Mapping[str, tuple[Sequence[Step], int, Json]] = {
         0,
         {"active": False, "updated": at(CHANGED)},
     ),
-    # Of one second, of `updated` too: the state before each event shows which came after which.
+    # Events of one second with equal `updated`: the state before each event shows their order.
     "one_second": (
         [
             (UPDATED, CHANGED, {"name": "Third", "updated": CHANGED}, {"name": "Second"}, ()),
@@ -155,7 +155,7 @@ CONFIGURATIONS: Mapping[str, tuple[Sequence[Step], int, Json]] = {
 
 
 def test_a_portal_configuration(engine: Engine) -> None:
-    """Every column, by what was seen of the configuration and in which order it arrived."""
+    """Each history gives every column, in its order of arrival."""
     for name, (steps, *_) in CONFIGURATIONS.items():
         for number, (type_, created, fields, previous, without) in enumerate(steps):
             whole = {**CONFIGURATION, "id": name, **fields}
@@ -225,7 +225,7 @@ SESSIONS: Mapping[str, tuple[Json, Json]] = {
 
 
 def test_empty_lists_of_the_features_stay_lists(engine: Engine) -> None:
-    """Every list that Stripe's SDK knows in the features is kept as a list where it is empty."""
+    """Every list in the features that Stripe's SDK has is kept as a list when it is empty."""
     source = inspect.getsource(sys.modules[stripe.billing_portal.Configuration.__module__])
     lists = sorted(set(re.findall(r"^ +(\w+): (?:Optional\[)?List\[", source, re.MULTILINE)))
     assert "products" in lists
@@ -258,7 +258,7 @@ def test_a_portal_session(engine: Engine) -> None:
 
 
 def test_a_later_null_of_a_portal_session(engine: Engine) -> None:
-    """Null is carried, and an absent key is not (rule 5), however the two arrive."""
+    """A null clears a column and an absent key does not (rule 5), in either order of arrival."""
     observed = "payfold.billing_portal.session.observed"
     cleared: Json = {"flow_type": None, "return_url": None}
     for id_, order in (("null", (0, 1)), ("null_first", (1, 0)), ("absent", (0, 1)), ("absent_first", (1, 0))):
@@ -276,8 +276,8 @@ def test_a_later_null_of_a_portal_session(engine: Engine) -> None:
     assert_rows(engine, {"portal_sessions": expected})
 
 
-def test_a_portal_session_whose_time_is_up(engine: Engine) -> None:
-    """Stripe reports no end of a session: our clock does, whichever of the two arrives first."""
+def test_an_expired_portal_session(engine: Engine) -> None:
+    """Stripe reports no end of a portal session, our clock does, whichever event arrives first."""
     clock = "payfold.billing_portal.session.clock_expired"
     made = [event(f"evt_{id_}", "billing_portal.session.created", MADE, {**SESSION, "id": id_}) for id_ in ("a", "b")]
     ended = [event(f"evt_{id_}_end", clock, LATER, {**SESSION, "id": id_}) for id_ in ("a", "b")]
@@ -290,7 +290,7 @@ def test_a_portal_session_whose_time_is_up(engine: Engine) -> None:
 def test_a_configuration_that_an_older_event_follows(engine: Engine) -> None:
     """A configuration's own `updated` comes before the event's time, also where the older one arrives alone later."""
     updated = "billing_portal.configuration.updated"
-    # Updated between the event before and this one; and one that does not say when, which counts by its own time.
+    # bpc_1: the newer state has the earlier event. bpc_2: its newer event has no `updated`, so the event's time counts.
     newer = {**CONFIGURATION, "id": "bpc_1", "updated": CHANGED + 5}
     older = {**CONFIGURATION, "id": "bpc_1", "updated": CHANGED + 2}
     take_in(engine, event("evt_1_newer", updated, CHANGED, newer), event("evt_1_older", updated, LATER, older))
@@ -303,8 +303,8 @@ def test_a_configuration_that_an_older_event_follows(engine: Engine) -> None:
     assert found == [{"event_id": "evt_1_newer"}, {"event_id": "evt_2_newer"}]
 
 
-def test_what_is_reported_of_a_session_after_its_end(engine: Engine) -> None:
-    """Our clock's word outranks what is created later, which arrives on its own."""
+def test_a_late_event_does_not_reopen_a_portal_session(engine: Engine) -> None:
+    """Our clock's expiry outranks an event that is created later and arrives alone."""
     clock = "payfold.billing_portal.session.clock_expired"
     observed = "payfold.billing_portal.session.observed"
     ended = event("evt_end", clock, CHANGED, {**SESSION, "id": "bps_e"})

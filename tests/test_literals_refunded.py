@@ -1,7 +1,7 @@
-"""What was refunded of an order (design.md rule 10), each history in every order of arrival.
+"""The refunded amount of an order (design.md rule 10), each history in every order of arrival.
 
 An order is of 5000 usd and paid at 10, its charge is captured at 10 where no case has it otherwise. The arithmetic is
-with each case: *known* are the charge's refunds, *unseen* is its `amount_refunded` (*said* in design.md) less those.
+with each case: *known* are the charge's refunds, *unseen* is its `amount_refunded` less those.
 """
 
 from collections.abc import Iterator, Mapping
@@ -54,7 +54,7 @@ def failed(amount: int, made_at: int, failed_at: int, id_: str = "re@", status: 
 
 @dataclass(frozen=True)
 class Case:
-    """A history, and what was refunded of its order after it in any order of arrival."""
+    """A history, and its order's refunded amount after it in any order of arrival."""
 
     bodies: list[bytes]
     amount: int | None
@@ -62,7 +62,7 @@ class Case:
 
 
 def in_part(amount: int, *refunds: bytes, captured: int = 3000, at_: int = 100) -> list[bytes]:
-    """Return a history: of a charge of 5000 *captured* was captured, and *amount* is its `amount_refunded`."""
+    """Return a history: *captured* of a charge of 5000 was captured, and *amount* is its `amount_refunded`."""
     return [ORDER, charge_refunded(amount, at_, amount_captured=captured), *refunds]
 
 
@@ -115,7 +115,7 @@ INVOICE = event(
     },
     version="2024-06-20",
 )
-# Adaptive Pricing before basil: all was in the buyer's currency but the row, which is in the shop's.
+# Adaptive Pricing before basil: every object was in the buyer's currency, and the row is in the shop's.
 CONVERTED = event(
     "evt_cs@",
     "checkout.session.completed",
@@ -142,7 +142,7 @@ OF_2019 = event(
     version="2019-05-16",
 )
 
-# Before 2020 a charge has no amount_captured: whether all of it was captured is not known, and so no sum is.
+# Before 2020 a charge has no amount_captured: its captured part is unknown, and so is every sum.
 UNTIL_2020 = {"amount_captured": None}
 
 CASES = {
@@ -152,11 +152,11 @@ CASES = {
     "unseen": Case([ORDER, charge_refunded(1500, 100)], 1500, "partial"),
     "unseen_whole": Case([ORDER, charge_refunded(5000, 100)], 5000, "full"),
     # The last amount_refunded of the charge counts, 1500.
-    "said_again": Case([ORDER, charge_refunded(1000, 100), charge_refunded(1500, 200, "evt_ch2@")], 1500, "partial"),
+    "unseen_again": Case([ORDER, charge_refunded(1000, 100), charge_refunded(1500, 200, "evt_ch2@")], 1500, "partial"),
     # 1500 - known 1500, made in the charge's second = 0; counted 1500
     "known": Case([ORDER, charge_refunded(1500, 100), made(1500, 100)], 1500, "partial"),
     "known_alone": Case([ORDER, made(1500, 100)], 1500, "partial"),
-    # Without the charge's word the order's own total is what was paid.
+    # Without an event of the charge the order's own total is the paid amount.
     "known_alone_whole": Case([ORDER, made(5000, 100, charge=None)], 5000, "full"),
     "known_whole": Case([ORDER, charge_refunded(5000, 100), made(5000, 90)], 5000, "full"),
     # 1500 - known 500 = unseen 1000; counted 500
@@ -168,8 +168,8 @@ CASES = {
         [ORDER, charge_refunded(1000, 100), made(1000, 100), made(700, 200, "re_2@")], 1700, "partial"
     ),
     # known 1500 is more than 1000: unseen is never less than 0
-    "known_more_than_said": Case([ORDER, charge_refunded(1000, 100), made(1500, 99)], 1500, "partial"),
-    # made at 100 and failed at 200, after the charge spoke: known 1000, unseen 0; counted 0
+    "known_more_than_reported": Case([ORDER, charge_refunded(1000, 100), made(1500, 99)], 1500, "partial"),
+    # made at 100 and failed at 200, after the charge's event: known 1000, unseen 0; counted 0
     "failed_later": Case([ORDER, charge_refunded(1000, 100), made(1000, 100), failed(1000, 100, 200)], 0, "none"),
     "canceled_later": Case([ORDER, charge_refunded(1000, 100), failed(1000, 100, 200, status="canceled")], 0, "none"),
     # failed at 200, and at 300 the charge has 0: unseen 0; counted 0
@@ -212,7 +212,7 @@ CASES = {
         500,
         "partial",
     ),
-    # What one charge does not know of is not made up for by what another knows too much of: 0 + 300, counted 400
+    # The unseen of one charge does not offset the surplus of another: 0 + 300, counted 400
     "two_charges_apart": Case(
         [
             ORDER,
@@ -243,7 +243,7 @@ CASES = {
     "old_whole_of_a_part": Case([ORDER, charge_refunded(3000, 100, refunded=True, **UNTIL_2020)], None, "full"),
     "old_whole_known": Case([ORDER, charge_refunded(5000, 100, **UNTIL_2020), made(5000, 100)], 5000, "full"),
     "old_whole_with_refund": Case([ORDER, charge_refunded(5000, 100, **UNTIL_2020), made(500, 90)], None, "full"),
-    # 5000 by then, less 500 that failed since: not whole any more, and of how much is not known
+    # 5000 by then, less 500 that failed since: no longer whole, and the captured amount is unknown
     "old_whole_until_one_failed": Case(
         [ORDER, charge_refunded(5000, 100, **UNTIL_2020), failed(500, 90, 200)], None, None
     ),
@@ -270,7 +270,7 @@ CASES = {
         "partial",
     ),
     "old_released": Case([UNPAID, charge_refunded(5000, 100, captured=False, **UNTIL_2020)], 0, "none"),
-    # A hold that was released gave nothing back, for nothing had come.
+    # A hold that was released refunds no money, for none was taken.
     "released_hold": Case([UNPAID, event("evt_x@", "charge.expired", 100, released())], 0, "none"),
     "released_with_refund": Case(
         [
@@ -281,7 +281,7 @@ CASES = {
         0,
         "none",
     ),
-    "released_beside_captured": Case(
+    "released_and_captured": Case(
         [
             ORDER,
             event("evt_x@", "charge.expired", 100, released("ch_x@")),
@@ -374,26 +374,26 @@ def arrived(services: Services) -> Iterator[Engine]:
 
 @pytest.mark.parametrize("name", CASES)
 def test_the_book_in_every_order(arrived: Engine, name: str) -> None:
-    """The sum and its word are the same whichever event came first."""
+    """The sum and the status are the same whichever event came first."""
     case = CASES[name]
     for end in suffixes(name, case.bodies):
         (row,) = ledger.rows(
             arrived, "SELECT refunded_amount, refund_status FROM order_book WHERE id = :id", id=f"cs{end}"
         )
         assert row["refunded_amount"] == case.amount, end
-        # Whether a word is given where amount_refunded may or may not contain what was released is not settled.
+        # The status is undefined where amount_refunded may or may not contain the released amount.
         if not name.startswith("part_unclear"):
             assert row["refund_status"] == case.status, end
 
 
-def _sum(told: Mapping[str, Any]) -> tuple[int | None, str | None]:
-    """Return the sum, and how much of the order it is."""
-    return told["refunded_amount"], told["refund_status"]
+def _sum(row: Mapping[str, Any]) -> tuple[int | None, str | None]:
+    """Return the refunded sum and the refund status."""
+    return row["refunded_amount"], row["refund_status"]
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_the_changes_in_every_order(arrived: Engine, name: str) -> None:
-    """The last change of an order's refunds has the book's sum and word; none repeats both."""
+    """The last change of an order's refunds has the book's sum and status; no change repeats both."""
     case = CASES[name]
     for end in suffixes(name, case.bodies):
         changes = ledger.rows(
@@ -413,26 +413,26 @@ def test_the_changes_in_every_order(arrived: Engine, name: str) -> None:
         assert all(one != next_ for one, next_ in pairwise(sums)), end
 
 
-# The sum becomes null as soon as all of the history is known, and that is a change.
+# The sum becomes null as soon as all of the history has arrived, and the feed has that change.
 UNKNOWN = {
     name: case.bodies
     for name, case in CASES.items()
     if case.amount is None
-    # What no payment is known of was refunded nothing that is known; and what was not refunded at all moves nothing.
+    # An order without a known payment has no known refund; and without any refund the sum does not move.
     and name not in ("neither_intent_nor_payment", "payment_of_another_invoice", "order_without_currency_untouched")
 }
 
 
 @pytest.fixture(scope="module")
 def unknown(services: Services) -> Iterator[Engine]:
-    """Return a database into which the histories of sums that are not known came in every order and in all batches."""
+    """Return a database into which the histories of unknown sums came in every order and in all batches."""
     with arrived_in_every_way(services, UNKNOWN) as engine:
         yield engine
 
 
 @pytest.mark.parametrize("name", UNKNOWN)
-def test_a_sum_that_is_not_known_is_announced(unknown: Engine, name: str) -> None:
-    """In any arrival an `order.refund_changed` leads to null, from the sum that was known before or from 0."""
+def test_an_unknown_sum_is_announced(unknown: Engine, name: str) -> None:
+    """In any arrival an `order.refund_changed` leads to null, from the last known sum or from 0."""
     for end, batches in ways(name, UNKNOWN[name]):
         changes = ledger.rows(
             unknown,
@@ -447,8 +447,8 @@ def test_a_sum_that_is_not_known_is_announced(unknown: Engine, name: str) -> Non
         assert [_sum(change["before"]) for change in changes] == [(0, "none"), *sums[:-1]], batches
 
 
-def test_as_it_happened(engine: Engine) -> None:
-    """A refund, then another that the charge alone reports, then the first fails: 500, 1500, 1000."""
+def test_changes_in_order(engine: Engine) -> None:
+    """A refund, another that only the charge reports, and the failure of the first give 500, 1500, 1000."""
     ledger.take_in(
         engine,
         ORDER,
@@ -504,7 +504,7 @@ def test_another_world_pays_no_invoice(engine: Engine, account: str | None, live
 
 
 def test_the_book_is_the_order(engine: Engine) -> None:
-    """Every other column of the view is the order's."""
+    """Every other column of the view is the order's own."""
     ledger.take_in(engine, ORDER, made(1500, 100))
 
     (book,) = ledger.rows(engine, "SELECT * FROM order_book")
@@ -536,7 +536,7 @@ def credited(id_: str, amount: int, /, **fields: object) -> dict[str, object]:
     }
 
 
-# What one more note makes of an order that has one of 300: its fields, its world, and the sum.
+# A second note for an order that has one of 300: its fields, its world, and the sum.
 NOTES: dict[str, tuple[dict[str, object], str | None, bool, int | None]] = {
     "another": ({}, None, False, 370),
     "void": ({"status": "void", "voided_at": T + 60}, None, False, 300),
@@ -571,8 +571,8 @@ def with_notes(services: Services) -> Iterator[Engine]:
 
 
 @pytest.mark.parametrize("name", NOTES)
-def test_what_was_credited(with_notes: Engine, name: str) -> None:
-    """A note counts unless it is void, on the order's invoice alone; null where one is in another currency."""
+def test_the_credited_amount(with_notes: Engine, name: str) -> None:
+    """A note of the order's invoice counts unless it is void; a note in another currency makes the sum null."""
     for end in suffixes(name, [SUBSCRIPTION] * 3):
         (row,) = ledger.rows(
             with_notes,
@@ -596,7 +596,7 @@ def test_a_dispute_through_the_invoice(engine: Engine) -> None:
 
 
 def test_a_loose_refund_of_an_order_in_two_currencies(engine: Engine) -> None:
-    """What was captured has no one sum, so that it is not known whether a refund of an unknown charge is all of it."""
+    """The captured amounts have no common sum, so that a refund of an unknown charge may or may not be whole."""
     ledger.take_in(
         engine,
         event("evt_1", "checkout.session.completed", 10, session("cs_1", payment_intent="pi_1")),

@@ -1,4 +1,4 @@
-"""What a refund's row means, by docs.stripe.com/api/refunds/object: every column, every status, every order.
+"""A refund's row, by docs.stripe.com/api/refunds/object: every column, every status, every order.
 
 Types of the SDK 16.1.0: status is pending, requires_action, succeeded, failed or canceled; a refund has no `livemode`.
 """
@@ -149,7 +149,7 @@ ROW_SPECS: dict[str, tuple[bytes, dict[str, Any]]] = {
 
 @pytest.mark.parametrize("shape", ROW_SPECS)
 def test_every_column(engine: Engine, shape: str) -> None:
-    """A refund's row is what the refund's page of Stripe's API reference gives its fields to mean, and no other row."""
+    """A refund's row holds its fields as Stripe's API reference defines them, and no other row appears."""
     body, row = ROW_SPECS[shape]
 
     ledger.take_in(engine, body)

@@ -1,4 +1,4 @@
-"""What a row is called in the feed and among the anomalies: the word of Stripe's object, which readers filter by."""
+"""In the feed and the anomalies a row has the name of Stripe's object, which readers filter by."""
 
 import pytest
 
@@ -24,6 +24,6 @@ SUBJECTS = {
 
 
 @pytest.mark.parametrize("table", SUBJECTS)
-def test_what_a_row_is_called(table: str) -> None:
+def test_the_name_of_a_row(table: str) -> None:
     """An order is a Checkout Session to Stripe; all others have Stripe's own names."""
     assert folds.ROW_SPECS[table].subject == SUBJECTS[table]

@@ -1,4 +1,4 @@
-"""What `payfold up` and `payfold demo` do between the servers and the processes: the schema, and the port."""
+"""`payfold up` and `payfold demo` migrate the schema and choose a port before they start the processes."""
 
 import io
 import threading
@@ -20,7 +20,7 @@ EVENT = b'{"id": "evt_1", "object": "event", "type": "coupon.created", "created"
 
 
 def test_a_split_account_hinders_no_start(engine: Engine, database_url: str) -> None:
-    """A label that splits an account is a warning of `up`: the rename that mends it needs the servers of `up`."""
+    """A label that splits an account is only a warning: the rename that mends it needs the servers of `up`."""
     ledger.record(engine, [ledger.delivery(EVENT)])
     output = io.StringIO()
 
@@ -43,7 +43,7 @@ socket.socket().bind(("127.0.0.1", int(os.environ["PORT"])))
 
 
 class _Stranger(BaseHTTPRequestHandler):
-    """Another Payfold, or a program like it: it is ready, and knows no token of ours."""
+    """Another Payfold, or a similar program: it answers that it is ready, and does not know our tokens."""
 
     folder: Path
 
@@ -69,7 +69,7 @@ def stranger(tmp_path: Path) -> Iterator[int]:
 
 
 def test_a_stranger_is_not_ready_for_us(tmp_path: Path, stranger: int) -> None:
-    """Where another program took the port first, its answer does not count, and the end of our own process does."""
+    """The answer of another program on the port does not count; the end of our own process ends the start."""
     (tmp_path / "web.py").write_text(LOSER)
     (tmp_path / "Procfile").write_text("web: python web.py")
     output = io.StringIO()
@@ -92,7 +92,7 @@ def _start(port: int) -> Iterator[int]:
 
 
 def test_another_port_is_tried() -> None:
-    """A port that was lost is followed by the next; only the loss of the last one is an error."""
+    """After the loss of a port the next one is tried; only the loss of the last one is an error."""
     with local.on_first_free([1, 3], _start) as started:
         assert started == 3
     with local.on_first_free([3, 1], _start) as started:
@@ -100,4 +100,4 @@ def test_another_port_is_tried() -> None:
     with pytest.raises(local.PortLost, match="Port 2 is taken"), local.on_first_free([1, 2], _start):
         pass
     with pytest.raises(local.PortLost, match="Port 7 is taken"), local.on_first_free([3, 4], _start):
-        raise local.PortLost(7)  # by what runs there, which is not started again
+        raise local.PortLost(7)  # to another program, which is not started again

@@ -24,7 +24,7 @@ library = logging.getLogger("library")
 
 
 def work() -> None:
-    """Log what a unit of work logs."""
+    """Log the lines of a unit of work."""
     logs.configure(Settings.load())
     with structlog.contextvars.bound_contextvars(batch=7):
         log.info("events.folded", events=3)
@@ -36,7 +36,7 @@ def work() -> None:
 
 
 def fail() -> None:
-    """Log an error with where it came from."""
+    """Log an error with its traceback."""
     try:
         int("no number")
     except ValueError:
@@ -44,7 +44,7 @@ def fail() -> None:
 
 
 def work_without_log() -> None:
-    """Log to a standard error that takes nothing, before and after the set-up."""
+    """Log to a standard error that cannot be written, before and after the set-up."""
     UNWRITABLE[sys.argv[2]]()
     log.error("before.configured")
     library.error("before %s", "configured")
@@ -58,7 +58,7 @@ def work_without_log() -> None:
 
 
 def work_without_reader() -> None:
-    """Log more than a pipe holds, and once more when the test has read that."""
+    """Log more than a pipe holds, and once more after the test has read the pipe."""
     logs.configure(Settings.load())
     for _ in range(LINES):
         log.error("unit.done", text="x" * LINE_CHARACTERS)
@@ -82,8 +82,8 @@ UNWRITABLE = {
 }
 
 
-def said(**settings: str) -> Ran:
-    """Return what a process says whose settings are these."""
+def logged_by(**settings: str) -> Ran:
+    """Return the output of a process that logs with *settings*."""
     return python("tests.test_logs", "work", settings=settings)
 
 
@@ -105,7 +105,7 @@ def copy_a_row() -> None:
 
 
 def log_driver_errors() -> None:
-    """Log a COPY that is canceled in the midst of a row, in each way in which that is done."""
+    """Log a COPY that is canceled in the midst of a row, in each way in which errors are logged."""
     logs.configure(Settings.load())
     with pytest.raises(database.DriverError) as raised:
         copy_a_row()
@@ -124,8 +124,8 @@ if __name__ == "__main__":
 
 
 def test_json() -> None:
-    """By default each line on stderr is one JSON object with level, time and what was bound; stdout has none."""
-    ran = said()
+    """By default each line on stderr is one JSON object with level, time and bound values; stdout is empty."""
+    ran = logged_by()
 
     lines = [msgspec.json.decode(line) for line in ran.err.splitlines()]
     assert (ran.code, ran.out) == (0, "")
@@ -142,15 +142,15 @@ def test_json() -> None:
     [("debug", ["events.folded", "unit.detail", "unit.odd", "unit.failed", "heed this"]), ("error", ["unit.failed"])],
 )
 def test_level(level: str, events: list[str]) -> None:
-    """What is less severe than the level is not said; libraries say no more than warnings."""
-    lines = said(PAYFOLD_LOG_LEVEL=level).err.splitlines()
+    """Lines below the level are not logged; libraries log nothing below warnings."""
+    lines = logged_by(PAYFOLD_LOG_LEVEL=level).err.splitlines()
 
     assert [msgspec.json.decode(line)["event"] for line in lines] == events
 
 
 def test_console() -> None:
-    """For people a line is a sentence, without colour where nobody sees it."""
-    ran = said(PAYFOLD_LOG_FORMAT="console")
+    """The console format is readable, and has no colour outside a terminal."""
+    ran = logged_by(PAYFOLD_LOG_FORMAT="console")
 
     assert (ran.code, ran.out) == (0, "")
     assert "events.folded" in ran.err.splitlines()[0]
@@ -183,14 +183,14 @@ def test_no_row_of_a_drivers_error(database_url: str) -> None:
 @pytest.mark.parametrize("form", ["json", "console"])
 @pytest.mark.parametrize("case", UNWRITABLE)
 def test_unwritable(case: str, form: str) -> None:
-    """Where standard error takes no line, each call to log returns all the same, before and after the set-up."""
+    """While standard error cannot be written each logging call returns normally, before and after the set-up."""
     ran = python("tests.test_logs", "work_without_log", case, settings={"PAYFOLD_LOG_FORMAT": form})
 
     assert (ran.code, ran.out) == (0, "worked on\n")
 
 
 def test_reader_stops() -> None:
-    """A reader that stops reading does not stop the work; when it reads again, it learns how many lines it missed."""
+    """A reader that stops reading does not stop the work; when it reads again, a line counts the lines it missed."""
     reads, writes = os.pipe()
     command = [sys.executable, "-m", "tests.test_logs", "work_without_reader"]
     pipe = subprocess.PIPE
@@ -231,7 +231,7 @@ def drain(pipe: FileIO) -> bytes:
 
 
 def test_seldom() -> None:
-    """Of a kind one line a second is let through, the first at once, and each has the number of those left out."""
+    """One line a second of each kind is logged, the first at once, and each counts the lines left out."""
     now = 0.0
     seldom = logs.Seldom(seconds=1.0, now=lambda: now)
     first = [seldom.left_out("slow") for _ in range(1000)]

@@ -1,4 +1,4 @@
-"""The migrations make what the models declare, once, and say whether they have."""
+"""The migrations make the schema that the models declare, once, and report whether it is made."""
 
 import threading
 
@@ -15,7 +15,7 @@ from tests.command import payfold
 
 @pytest.fixture
 def empty_url(engine: Engine, database_url: str) -> str:
-    """Return the URL of a database with nothing in it."""
+    """Return the URL of an empty database."""
     with database.transaction(engine) as connection:
         connection.execute(text("DROP SCHEMA public CASCADE; CREATE SCHEMA public"))
     return database_url
@@ -38,15 +38,15 @@ WHERE schemaname = CAST(:schema AS text)
 
 
 def catalogue(connection: Connection, schema: str) -> set[str]:
-    """Return what PostgreSQL knows of the tables in *schema*, a line for each column, constraint and index."""
+    """Return PostgreSQL's description of the tables in *schema*: a line for each column, constraint and index."""
     rows = connection.execute(text(CATALOGUE), {"schema": schema})
     lines = {" ".join(map(str, row)).replace(f"{schema}.", "") for row in rows}
-    # Partitions are made as they are needed.
+    # Partitions are left out: they are made as they are needed.
     return {line for line in lines if "alembic_version" not in line and " payloads_" not in line}
 
 
 def test_models_are_migrations(engine: Engine) -> None:
-    """What PostgreSQL makes of the models is what it makes of the migrations, to the last default and index."""
+    """Models and migrations give the same schema, to the last default and index."""
     with engine.begin() as connection:
         migrated = catalogue(connection, "public")
         connection.execute(text("CREATE SCHEMA declared; SET LOCAL search_path = declared"))
@@ -59,11 +59,11 @@ def test_models_are_migrations(engine: Engine) -> None:
 
 
 def test_nothing_to_generate(engine: Engine) -> None:
-    """Alembic finds nothing that a migration would be missing."""
+    """Alembic finds no difference between models and migrations."""
     options = {
         "compare_type": True,
         "compare_server_default": True,
-        # It takes one spelling of an expression for another, which the test above holds, and partitions for tables.
+        # Alembic misreads equal expressions as different, which the test above compares, and partitions as tables.
         "include_object": lambda _, name, *__: (
             not str(name).endswith("_newest") and not str(name).startswith("payloads_")
         ),
@@ -82,9 +82,9 @@ def test_views_are_declared(engine: Engine, view: Table) -> None:
     dialect = postgresql.dialect()  # type: ignore[no-untyped-call]  # SQLAlchemy's own
     real = inspect(engine).get_columns(view.name)
 
-    told = [(column["name"], column["type"].compile(dialect)) for column in real]
+    found = [(column["name"], column["type"].compile(dialect)) for column in real]
     declared = [(column.name, column.type.compile(dialect)) for column in view.columns]
-    assert sorted(told) == sorted(declared)
+    assert sorted(found) == sorted(declared)
 
 
 def test_up_and_status(empty_url: str) -> None:
@@ -113,7 +113,7 @@ def test_up_and_status(empty_url: str) -> None:
     ids=" ".join,
 )
 def test_pending_stops_commands(empty_url: str, arguments: tuple[str, ...]) -> None:
-    """A command on a schema that is behind ends with 4 and says what to run."""
+    """A command on a schema that is behind ends with 4 and names the command to run."""
     ran = payfold(*arguments, DATABASE_URL=empty_url)
 
     assert ran.code == 4
@@ -122,7 +122,7 @@ def test_pending_stops_commands(empty_url: str, arguments: tuple[str, ...]) -> N
 
 
 def test_two_at_once(empty_url: str) -> None:
-    """Of several that migrate at once one applies everything, and the others find nothing to do."""
+    """Of several simultaneous migrations one applies everything, and the others find nothing to do."""
     applied: list[list[str]] = []
     barrier = threading.Barrier(4)
 
@@ -150,7 +150,7 @@ def test_newer_schema(engine: Engine, database_url: str) -> None:
 
 
 def test_down_and_up(engine: Engine, database_url: str) -> None:
-    """Without an event, the way down leaves nothing and the way up makes everything again."""
+    """In a database without events, migrating down removes every table, and migrating up makes them again."""
     config = migrate._config()
     with engine.begin() as connection:
         config.attributes["connection"] = connection
@@ -164,7 +164,7 @@ def test_down_and_up(engine: Engine, database_url: str) -> None:
 
 
 def test_no_database() -> None:
-    """Where PostgreSQL does not answer, `migrate up` says so in one line, without the password, and exits 1."""
+    """Without PostgreSQL `migrate up` exits 1 with one line that names the fault and not the password."""
     ran = payfold("migrate", "up", DATABASE_URL="postgres://u:hunter2@127.0.0.1:1/d")
 
     assert ran.code == 1

@@ -1,4 +1,4 @@
-"""When something came true: the earliest of Stripe's events that reports it, and our own reading where none does.
+"""A moment is the time of the first of Stripe's events that reports it, or of our own reading where no event does.
 
 An observation is dated by Stripe's answer less the call's duration, so it may seem older than what it saw (rule 5 and
 "Observations" of the design): a session that is read in the very second in which it completed is dated a second before.
@@ -58,14 +58,14 @@ def record(engine: Engine, body: bytes) -> None:
 
 
 def moments(engine: Engine, name: str) -> list[dict[str, Any]]:
-    """Return the columns of the case *name*, each way to have them once."""
+    """Return the distinct values of the columns of the case *name*."""
     table, columns, *_ = CASES[name]
     return ledger.rows(engine, f"SELECT DISTINCT {', '.join(columns)} FROM {table}")  # noqa: S608 - names of our own
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_reading_makes_no_moment_earlier(engine: Engine, name: str) -> None:
-    """In every order and every split the moment is that of the first real event, and a rebuild makes it too."""
+    """In every order and every split the first real event sets the moment, also in a rebuild."""
     ways = list(ledger.splits(sent(name, "#")))
     for place in range(3):
         for number, batches in enumerate(ways):
@@ -80,7 +80,7 @@ def test_a_reading_makes_no_moment_earlier(engine: Engine, name: str) -> None:
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_reading_long_before_any_event_is_the_moment(engine: Engine, name: str) -> None:
-    """What was read long before an event reports it came true when it was read: the first event was missed."""
+    """A reading long before the first event sets the moment: an earlier event was missed."""
     _, read, again = sent(name, "1")
     for body in (read, again):
         record(engine, body)
@@ -93,7 +93,7 @@ def test_a_reading_long_before_any_event_is_the_moment(engine: Engine, name: str
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_reading_is_a_moment_where_no_event_is(engine: Engine, name: str) -> None:
-    """What only readings report came true by the earliest of them."""
+    """Where only readings report a moment, the earliest reading sets it."""
     _, first, _ = sent(name, "1")
     again = json.dumps({**json.loads(first), "id": "obs_9", "created": T + 60}).encode()
 

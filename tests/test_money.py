@@ -1,4 +1,4 @@
-"""What the tables show of the money behind an order: history in, table out, in any order of arrival."""
+"""The money behind an order: history in, table out, in any order of arrival."""
 
 import random
 from datetime import UTC, datetime, timedelta
@@ -21,12 +21,12 @@ ARRIVALS = 4
 
 @pytest.fixture
 def account() -> Account:
-    """Return a shop's account whose sessions have their payments told too."""
+    """Return a shop's account that emits events of its sessions' payments too."""
     return Account(seed=51, payments=True)
 
 
 def show(engine: Engine, account: Account, table: str, *, order_by: str = "id") -> list[dict[str, Any]]:
-    """Return the rows of *table* after what happened at *account*, which are the same however it arrives."""
+    """Return the rows of *table* after the events of *account*, which are the same in any order of arrival."""
     bodies = [event.body for event in account.events]
     chance = random.Random(5)
     shown = []
@@ -45,7 +45,7 @@ def show(engine: Engine, account: Account, table: str, *, order_by: str = "id") 
 
 
 def listed(engine: Engine, account: Account, customer: str) -> None:
-    """Let Payfold have read the ledger of *customer*, as an observation of each transaction."""
+    """Record the ledger of *customer*, with an observation of each transaction."""
     found = [
         observations.observe(
             "payfold.customer_balance_transaction.observed",
@@ -71,7 +71,7 @@ def part(row: dict[str, Any], *names: str) -> tuple[Any, ...]:
 
 
 def test_a_customer(engine: Engine, account: Account) -> None:
-    """A customer shows what its last event says."""
+    """A customer's row holds the values of its last event."""
     customer = account.create_customer(email="first@example.com", name="First")
     account.update_customer(customer, email="second@example.com")
 
@@ -92,7 +92,7 @@ def test_a_deleted_customer_stays_deleted(engine: Engine, account: Account) -> N
 
 
 def test_a_subscription_is_no_customer(engine: Engine, account: Account) -> None:
-    """What begins with customer. is not thereby a customer: events go by exact type and object."""
+    """An event whose type begins with customer. need not be a customer's: type and object decide exactly."""
     account.emit("customer.subscription.created", {"id": "sub_1", "object": "subscription"})
 
     ledger.take_in(engine, *(event.body for event in account.events))
@@ -101,8 +101,8 @@ def test_a_subscription_is_no_customer(engine: Engine, account: Account) -> None
     assert ledger.rows(engine, "SELECT state FROM events") == [{"state": "ignored"}]
 
 
-def test_a_balance_is_what_the_customer_last_told(engine: Engine, account: Account) -> None:
-    """Credit is negative; each real change is a row, with what it was and what it came to."""
+def test_a_balance_is_the_customers_last(engine: Engine, account: Account) -> None:
+    """Credit is negative; each real change is a row with its amount and its ending balance."""
     customer = account.create_customer(currency="usd")
     for amount in (-500, 200, -100):
         account.advance(60)
@@ -116,8 +116,8 @@ def test_a_balance_is_what_the_customer_last_told(engine: Engine, account: Accou
 
 
 @pytest.mark.parametrize("amounts", [(-500, 500, -500), (-500, 500), (-1, -1, -1, -1, -1), (100, -300, 200)])
-def test_changes_within_a_second_are_all_there(engine: Engine, account: Account, amounts: tuple[int, ...]) -> None:
-    """Honest repeats and circles within one second end where they ended, and none of them is dropped."""
+def test_no_change_within_a_second_is_lost(engine: Engine, account: Account, amounts: tuple[int, ...]) -> None:
+    """Repeated changes and circles within one second end where they ended, and none of them is dropped."""
     customer = account.create_customer(currency="usd")
     account.advance(1)
     for amount in amounts:
@@ -145,7 +145,7 @@ def test_the_first_change_of_a_balance_is_the_first(engine: Engine, account: Acc
 
 
 def test_a_twin_of_a_change_is_no_second_change(engine: Engine, account: Account) -> None:
-    """One change that is told under two ids is one row and one word in the feed."""
+    """One change that is reported under two ids is one row and one change in the feed."""
     customer = account.create_customer(currency="usd")
     account.advance(1)
     account.adjust_balance(customer, -500)
@@ -160,7 +160,7 @@ def test_a_twin_of_a_change_is_no_second_change(engine: Engine, account: Account
 
 
 def test_every_currency_has_its_own_balance(engine: Engine, account: Account) -> None:
-    """The customer's events tell one currency; the ledger tells the others, and its chain is whole."""
+    """The customer's events have one currency; the ledger has the others, and its chain is whole."""
     customer = account.create_customer(currency="usd")
     account.adjust_balance(customer, -500)
     for amount in (-700, 300):
@@ -176,7 +176,7 @@ def test_every_currency_has_its_own_balance(engine: Engine, account: Account) ->
 
 
 def test_a_missing_transaction_is_an_anomaly(engine: Engine, account: Account) -> None:
-    """A gap in the ledger is told with the exact difference, no row is made up, and finding the row resolves it."""
+    """A gap in the ledger is an anomaly with the exact difference; no row is invented; the missing row resolves it."""
     customer = account.create_customer(currency="usd")
     account.adjust_balance(customer, -100, currency="eur")
     account.advance(60)
@@ -212,15 +212,15 @@ def test_a_missing_transaction_is_an_anomaly(engine: Engine, account: Account) -
     assert ledger.anomalies(engine) == []
 
 
-def test_a_transaction_that_is_set_aside(engine: Engine, account: Account) -> None:
-    """What only a transaction told of a balance is gone with it, as if it had never come."""
+def test_a_transaction_that_is_ignored(engine: Engine, account: Account) -> None:
+    """A balance that only an word transaction reported is gone, as if the transaction had never come."""
     customer = account.create_customer(currency="usd")
     account.adjust_balance(customer, -300, currency="eur")
     ledger.take_in(engine, *(event.body for event in account.events))
     listed(engine, account, customer)
     held = ledger.rows(engine, "SELECT currency FROM balances WHERE currency = 'eur'")
-    (told,) = ledger.rows(engine, "SELECT id FROM inbox WHERE object_type = 'customer_balance_transaction'")
-    about = {"object": "event", "id": told["id"], "reason": "a test"}
+    (recorded,) = ledger.rows(engine, "SELECT id FROM inbox WHERE object_type = 'customer_balance_transaction'")
+    about = {"object": "event", "id": recorded["id"], "reason": "a test"}
     at = int(ledger.NOW.timestamp())
     word = observations.observe("payfold.event.ignored", about, account="", livemode=False, created=at, now=ledger.NOW)
 
@@ -232,13 +232,13 @@ def test_a_transaction_that_is_set_aside(engine: Engine, account: Account) -> No
     assert ledger.rows(engine, "SELECT id FROM balance_transactions") == []
 
 
-def test_the_two_witnesses_of_a_balance_differ(engine: Engine, account: Account) -> None:
-    """Where the ledger, read later, ends elsewhere than the customer says, the customer stands and it is noted."""
+def test_customer_and_ledger_differ_on_a_balance(engine: Engine, account: Account) -> None:
+    """Where the ledger, read later, ends at another balance than the customer's, the customer's stays and is noted."""
     customer = account.create_customer(currency="usd")
     account.adjust_balance(customer, -500)
     (transaction,) = account.balance_transactions(customer)
     ledger.take_in(engine, *(event.body for event in account.events))
-    word = observations.observe(
+    observation = observations.observe(
         "payfold.customer_balance_transaction.observed",
         {**transaction, "amount": -400, "ending_balance": -400},
         account="",
@@ -246,7 +246,7 @@ def test_the_two_witnesses_of_a_balance_differ(engine: Engine, account: Account)
         created=account.now + 60,
         now=ledger.NOW,
     )
-    ledger.record(engine, [word])
+    ledger.record(engine, [observation])
     ledger.fold(engine)
 
     assert ledger.rows(engine, "SELECT amount FROM balances") == [{"amount": -500}]
@@ -259,11 +259,11 @@ SECOND = (
     busy.customer("evt_2", 9, 0, {"balance": -500}),
     busy.customer("evt_3", 9, -500, {"balance": 0}),
 )
-"""A customer's balance goes down, up and down again within a second."""
+"""Events of a balance that goes down, up and down again within a second."""
 
 
 def test_the_ledger_makes_no_balance_worse(engine: Engine) -> None:
-    """A busy second is a doubt until the ledger is read, and right after that: however both arrive, and rebuilt."""
+    """A busy second is ambiguous until the ledger is read and right afterwards, in any arrival and in a rebuild."""
     read = [
         busy.transaction(f"cbtxn_{n}", *each, 9, read_at=9)
         for n, each in enumerate(((-500, -500), (500, 0), (-500, -500)))
@@ -288,8 +288,8 @@ def test_the_ledger_makes_no_balance_worse(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize(("before", "amount", "changes"), [(-500, -500, 3), (0, 0, 2)])
-def test_an_event_of_another_currency_ends_a_doubt(engine: Engine, before: int, amount: int, changes: int) -> None:
-    """What a customer was before its default currency became another decides the balance in the old one."""
+def test_an_event_of_another_currency_ends_an_ambiguity(engine: Engine, before: int, amount: int, changes: int) -> None:
+    """The event that changes the default currency decides the last balance in the old currency."""
     switch = busy.customer("evt_4", 20, 300, {"balance": before, "currency": "usd"}, currency="eur")
     bodies = [*SECOND, switch]
     random_order = random.Random(9)
@@ -304,8 +304,8 @@ def test_an_event_of_another_currency_ends_a_doubt(engine: Engine, before: int, 
         random_order.shuffle(bodies)
 
 
-def test_a_doubt_is_not_laid_over(engine: Engine) -> None:
-    """A later event, which would be laid over the row of a link, decides which step of a second in doubt was a twin."""
+def test_a_later_event_resolves_an_ambiguous_second(engine: Engine) -> None:
+    """A later event of a link decides which step of an ambiguous second was a twin."""
     account = Account(seed=3)
     link = account.create_payment_link()
     account.advance(9)
@@ -329,7 +329,7 @@ def test_a_doubt_is_not_laid_over(engine: Engine) -> None:
 
 
 def test_an_invoice_is_paid(engine: Engine, account: Account) -> None:
-    """Created, finalised and paid within a second: paid, with its money, and a payment that leads to it."""
+    """An invoice that is created, finalised and paid within a second is paid, with its amounts and its payment."""
     customer = account.create_customer(currency="usd")
     invoice = account.create_invoice(customer, 2_000)
     account.finalize_invoice(invoice)
@@ -345,7 +345,7 @@ def test_an_invoice_is_paid(engine: Engine, account: Account) -> None:
 
 
 def test_a_paid_invoice_does_not_reopen(engine: Engine, account: Account) -> None:
-    """Marked uncollectible and then paid: what arrives late does not undo the payment."""
+    """An invoice marked uncollectible and then paid stays paid, also if the mark arrives late."""
     customer = account.create_customer(currency="usd")
     invoice = account.create_invoice(customer, 900)
     account.finalize_invoice(invoice)
@@ -359,7 +359,7 @@ def test_a_paid_invoice_does_not_reopen(engine: Engine, account: Account) -> Non
 
 
 def test_credit_is_used_by_an_invoice_and_returned_by_its_void(engine: Engine, account: Account) -> None:
-    """The balance pays what it can; voiding gives it back."""
+    """An invoice uses the customer's credit, and voiding it returns the credit."""
     customer = account.create_customer(currency="usd")
     account.adjust_balance(customer, -300)
     invoice = account.create_invoice(customer, 1_000)
@@ -374,7 +374,7 @@ def test_credit_is_used_by_an_invoice_and_returned_by_its_void(engine: Engine, a
 
 
 def test_a_preview_is_no_invoice(engine: Engine, account: Account) -> None:
-    """invoice.upcoming tells of an invoice that does not exist: it is ignored, with the reason."""
+    """invoice.upcoming is about an invoice that does not exist: it is ignored, with the reason."""
     account.emit("invoice.upcoming", {"id": "upcoming_in_1", "object": "invoice", "status": "draft"})
 
     ledger.take_in(engine, account.events[-1].body)
@@ -404,10 +404,10 @@ def paid_invoice(account: Account, amount: int = 2_000) -> str:
         ({"refund": 300, "credit": 200, "out_of_band": 100}, (300, 100, 200)),
     ],
 )
-def test_where_a_credit_note_goes(
+def test_the_split_of_a_credit_note(
     engine: Engine, account: Account, split: dict[str, Any], shown: tuple[int, int, int]
 ) -> None:
-    """After the payment a note goes to refunds, out of band and to the balance, which is what is left."""
+    """A note after the payment is split into refunds, out-of-band money and, for the rest, the balance."""
     note = account.issue_credit_note(paid_invoice(account), 600, **split)
 
     (row,) = show(engine, account, "credit_notes")
@@ -426,7 +426,7 @@ def test_where_a_credit_note_goes(
 
 
 def test_a_note_before_the_payment(engine: Engine, account: Account) -> None:
-    """A note on an open invoice lowers what is due; nothing of it goes anywhere else."""
+    """A note on an open invoice lowers the amount due and has no other effect."""
     invoice = account.create_invoice(account.create_customer(currency="usd"), 2_000)
     account.finalize_invoice(invoice)
     account.advance(5)
@@ -439,7 +439,7 @@ def test_a_note_before_the_payment(engine: Engine, account: Account) -> None:
 
 
 def test_a_void_note_stays_void(engine: Engine, account: Account) -> None:
-    """An update that arrives after the void does not issue the note again, and what it alone carried is kept."""
+    """An update that arrives after the void does not issue the note again, and its own fields are kept."""
     invoice = account.create_invoice(account.create_customer(currency="usd"), 2_000)
     account.finalize_invoice(invoice)
     note = account.issue_credit_note(invoice, 500)
@@ -453,8 +453,8 @@ def test_a_void_note_stays_void(engine: Engine, account: Account) -> None:
     assert "credit_note.voided" in ledger.kinds(engine, note)
 
 
-def test_lines_that_were_seen(engine: Engine, account: Account) -> None:
-    """A first page of lines is kept, and the note says that there may be more."""
+def test_a_first_page_of_lines(engine: Engine, account: Account) -> None:
+    """A first page of lines is kept, and the note's lines are marked incomplete."""
     account.issue_credit_note(paid_invoice(account, 6_000), 1_200, credit=1_200, lines=[100] * 12)
 
     (row,) = show(engine, account, "credit_notes")
@@ -464,8 +464,8 @@ def test_lines_that_were_seen(engine: Engine, account: Account) -> None:
     assert lines == [{"credit_note": row["id"], "amount": 100}] * 10
 
 
-def test_a_note_whose_lines_are_all_there(engine: Engine, account: Account) -> None:
-    """A page that has no more is all."""
+def test_a_note_with_all_of_its_lines(engine: Engine, account: Account) -> None:
+    """A page without more pages makes the note's lines complete."""
     account.issue_credit_note(paid_invoice(account), 300, credit=300, lines=[100, 200])
 
     (row,) = show(engine, account, "credit_notes")
@@ -488,7 +488,7 @@ def test_a_split_that_does_not_add_up(engine: Engine, account: Account) -> None:
 
 @pytest.mark.parametrize("split", [{"refund": 600}, {"credit": 600}])
 def test_the_old_shape_of_a_note(engine: Engine, account: Account, split: dict[str, Any]) -> None:
-    """Before basil a note told its type and one refund's id: where that is enough, the row is else the same."""
+    """Before basil a note has its type and one refund's id: where these suffice, the row is the same as today's."""
     account.issue_credit_note(paid_invoice(account), 600, **split)
     (event,) = [event for event in account.events if event.type == "credit_note.created"]
     rows = []
@@ -504,8 +504,8 @@ def test_the_old_shape_of_a_note(engine: Engine, account: Account, split: dict[s
     assert ledger.anomalies(engine) == []
 
 
-def test_what_the_old_shape_cannot_tell_is_null(engine: Engine, account: Account) -> None:
-    """A note of before basil that was refunded in part and credited in part does not say how much of each."""
+def test_an_old_note_without_its_split_is_null(engine: Engine, account: Account) -> None:
+    """A note from before basil that was partly refunded and partly credited does not report either amount."""
     account.issue_credit_note(paid_invoice(account), 600, refund=400, credit=200)
     (event,) = [event for event in account.events if event.type == "credit_note.created"]
 
@@ -516,22 +516,22 @@ def test_what_the_old_shape_cannot_tell_is_null(engine: Engine, account: Account
     assert ledger.anomalies(engine) == []
 
 
-def test_what_the_balance_transaction_tells_of_a_note(engine: Engine, account: Account) -> None:
-    """Once it is seen, before the note or after, the transaction completes the split; alone it makes no note."""
+def test_the_balance_transaction_completes_a_note(engine: Engine, account: Account) -> None:
+    """A transaction completes the note's split, whichever comes first; alone it makes no note."""
     invoice = paid_invoice(account)
     note = account.issue_credit_note(invoice, 600, refund=400, credit=200)
     (event,) = [event for event in account.events if event.type == "credit_note.created"]
-    told = ledger.delivery(render(event, "2024-06-20").body)
+    created = ledger.delivery(render(event, "2024-06-20").body)
     customer = account.object("invoice", invoice)["customer"]
     split = "SELECT refunded_amount, to_balance_amount FROM credit_notes"
 
     listed(engine, account, customer)
     assert ledger.rows(engine, split) == []
-    ledger.record(engine, [told])
+    ledger.record(engine, [created])
     ledger.fold(engine)
     before = ledger.rows(engine, split)
     ledger.clear(engine)
-    ledger.record(engine, [told])
+    ledger.record(engine, [created])
     ledger.fold(engine)
     listed(engine, account, customer)
 
@@ -553,14 +553,14 @@ def paid_order(account: Account, **options: Any) -> tuple[str, str]:  # noqa: AN
 
 
 def book(engine: Engine, order: str) -> tuple[Any, ...]:
-    """Return what the order book says of *order*'s money."""
+    """Return the order book's columns about *order*'s money."""
     (row,) = ledger.rows(engine, "SELECT * FROM order_book WHERE id = :id", id=order)
     return part(row, "refund_status", "refunded_amount", "disputed_amount")
 
 
 @pytest.mark.parametrize("kind", ["invoice", "credit_note", "refund", "charge"])
 def test_a_status_that_stripe_has_yet_to_invent(engine: Engine, account: Account, kind: str) -> None:
-    """It is stored as it is, and noted until one that is known follows."""
+    """An unknown status is stored as it is, and is an anomaly until a known one follows."""
     _, intent = paid_order(account, amount=2_000)
     made = {
         "invoice": lambda: account.create_invoice(account.create_customer(), 500),
@@ -583,7 +583,7 @@ def test_a_status_that_stripe_has_yet_to_invent(engine: Engine, account: Account
 
 
 def test_a_refund_counts_once(engine: Engine, account: Account) -> None:
-    """refund.* and charge.refund.updated tell of one refund; the order is refunded in part."""
+    """refund.* and charge.refund.updated report one refund; the order is partially refunded."""
     order, intent = paid_order(account, amount=2_000)
     account.advance(5)
     refund = account.refund(intent, 500)
@@ -596,7 +596,7 @@ def test_a_refund_counts_once(engine: Engine, account: Account) -> None:
 
 
 def test_a_refund_that_fails_after_it_succeeded(engine: Engine, account: Account) -> None:
-    """The bank sends it back: the money is the shop's again, and the feed tells both."""
+    """When the bank returns a refund the order has no refund again, and the feed has both changes."""
     order, intent = paid_order(account, amount=2_000)
     account.advance(5)
     refund = account.refund(intent)
@@ -606,8 +606,8 @@ def test_a_refund_that_fails_after_it_succeeded(engine: Engine, account: Account
     ledger.take_in(engine, *(event.body for event in account.events))
 
     assert book(engine, order) == ("none", 0, 0)
-    told = ledger.rows(engine, "SELECT before, after FROM changes WHERE kind = 'order.refund_changed' ORDER BY seq")
-    assert [(row["before"]["refunded_amount"], row["after"]["refunded_amount"]) for row in told] == [
+    changes = ledger.rows(engine, "SELECT before, after FROM changes WHERE kind = 'order.refund_changed' ORDER BY seq")
+    assert [(row["before"]["refunded_amount"], row["after"]["refunded_amount"]) for row in changes] == [
         (0, 2_000),
         (2_000, 0),
     ]
@@ -615,7 +615,7 @@ def test_a_refund_that_fails_after_it_succeeded(engine: Engine, account: Account
 
 
 def test_a_refund_before_its_order(engine: Engine, account: Account) -> None:
-    """A refund that arrives first waits for its order; the order's coming tells it, once."""
+    """A refund that arrives before its order is announced once, when the order arrives."""
     order, intent = paid_order(account, amount=2_000)
     account.advance(5)
     account.refund(intent)
@@ -627,7 +627,7 @@ def test_a_refund_before_its_order(engine: Engine, account: Account) -> None:
 
 
 def test_a_dispute_that_is_won(engine: Engine, account: Account) -> None:
-    """Once it is won nothing of the order is disputed any more."""
+    """After a dispute is won the order has no disputed amount."""
     order, intent = paid_order(account, amount=2_000)
     dispute = account.open_dispute(intent)
     account.advance(5)
@@ -639,7 +639,7 @@ def test_a_dispute_that_is_won(engine: Engine, account: Account) -> None:
 
 
 def test_a_dispute(engine: Engine, account: Account) -> None:
-    """Money at risk shows beside the order; opened and closed are told once each."""
+    """The order shows its disputed amount; opening and closing are announced once each."""
     order, intent = paid_order(account, amount=2_000)
     account.advance(5)
     dispute = account.open_dispute(intent)
@@ -655,7 +655,7 @@ def test_a_dispute(engine: Engine, account: Account) -> None:
 
 
 def test_a_charge_adds_up_its_refunds(engine: Engine, account: Account) -> None:
-    """The charge's own sum is the last that it told, however its events arrive."""
+    """A charge's refunded sum is that of its last event, in any order of arrival."""
     _, intent = paid_order(account, amount=2_000)
     for amount in (300, 400):
         account.refund(intent, amount)
@@ -665,8 +665,8 @@ def test_a_charge_adds_up_its_refunds(engine: Engine, account: Account) -> None:
     assert part(row, "payment_intent", "amount", "amount_refunded", "refunded") == (intent, 2_000, 700, False)
 
 
-def test_a_rebuild_tells_the_same_of_refunds(engine: Engine, account: Account) -> None:
-    """A rebuild finds an order's refunds in its own tables, and not in the live ones beside it."""
+def test_a_rebuild_announces_the_same_refunds(engine: Engine, account: Account) -> None:
+    """A rebuild reads an order's refunds from its own tables, and not from the live ones."""
     order, intent = paid_order(account, amount=2_000)
     account.advance(5)
     account.refund(intent, 500)
@@ -675,8 +675,8 @@ def test_a_rebuild_tells_the_same_of_refunds(engine: Engine, account: Account) -
         connection.execute(text("UPDATE refunds SET amount = 1"))
 
     with refolded(engine, seed=1) as made:
-        told = f"SELECT after FROM {made.schema}.changes WHERE kind = 'order.refund_changed' AND subject_id = :id"  # noqa: S608 - ours
-        changes = ledger.rows(engine, told, id=order)
+        statement = f"SELECT after FROM {made.schema}.changes WHERE kind = 'order.refund_changed' AND subject_id = :id"  # noqa: S608 - ours
+        changes = ledger.rows(engine, statement, id=order)
 
     assert [change["after"]["refunded_amount"] for change in changes] == [500]
 
@@ -685,7 +685,7 @@ def test_a_rebuild_tells_the_same_of_refunds(engine: Engine, account: Account) -
 
 
 def test_an_order_with_an_invoice(engine: Engine, account: Account) -> None:
-    """Refunds and credit notes of an order's own invoice are the order's, by the invoice's payments."""
+    """Refunds and credit notes of an order's own invoice count for the order, through the invoice's payments."""
     order, intent = paid_order(account, amount=2_000, invoice_creation=True)
     account.advance(5)
     account.refund(intent, 700)
@@ -698,7 +698,7 @@ def test_an_order_with_an_invoice(engine: Engine, account: Account) -> None:
 
 
 def test_later_invoices_are_not_the_orders(engine: Engine, account: Account) -> None:
-    """What is refunded of a subscription's next invoice does not touch the order that began it."""
+    """A refund of a subscription's next invoice does not count for the order that began the subscription."""
     customer = account.create_customer()
     session = account.open_session(mode="subscription", amount=1_500, customer=customer)
     account.complete(session)
@@ -713,8 +713,8 @@ def test_later_invoices_are_not_the_orders(engine: Engine, account: Account) -> 
     assert book(engine, session)[:2] == ("none", 0)
 
 
-def test_what_cannot_be_linked_is_null(engine: Engine, account: Account) -> None:
-    """An order of a subscription whose invoice payments were never told has no refunded amount, not even zero."""
+def test_an_order_without_a_known_payment_is_null(engine: Engine, account: Account) -> None:
+    """A subscription's order without known invoice payments has a null refunded amount, not zero."""
     session = account.open_session(mode="subscription", amount=1_500, customer=account.create_customer())
     account.complete(session)
     known = [event.body for event in account.events if not event.type.startswith("invoice_payment")]
@@ -728,7 +728,7 @@ def test_what_cannot_be_linked_is_null(engine: Engine, account: Account) -> None
 
 
 def test_a_portal_configuration(engine: Engine, account: Account) -> None:
-    """Its own time of update decides, then the event's."""
+    """A configuration's own time of update decides, then its event's time."""
     configuration = account.create_portal_configuration()
     account.advance(5)
     account.update_portal_configuration(configuration, name="Self service")
@@ -740,7 +740,7 @@ def test_a_portal_configuration(engine: Engine, account: Account) -> None:
 
 
 def test_a_portal_configuration_changed_twice_in_a_second(engine: Engine, account: Account) -> None:
-    """Two changes within its own second of update, features with lists included, end where they ended."""
+    """Two changes of a configuration within one second end where they ended, lists of features included."""
     configuration = account.create_portal_configuration()
     account.advance(5)
     for allowed in (["email"], ["email", "phone"]):
@@ -754,7 +754,7 @@ def test_a_portal_configuration_changed_twice_in_a_second(engine: Engine, accoun
 
 
 def test_a_portal_session_has_no_url(engine: Engine, account: Account) -> None:
-    """A portal session's url is a credential: it is in no table and in no payload, and the inbox says so."""
+    """A portal session's url is a credential: no table and no payload has it, and the inbox lists it as blanked."""
     customer = account.create_customer()
     session = account.create_portal_session(customer)
     url = account.object("billing_portal.session", session)["url"]
@@ -768,7 +768,7 @@ def test_a_portal_session_has_no_url(engine: Engine, account: Account) -> None:
 
 
 def test_our_clock_ends_a_portal_session(engine: Engine, account: Account) -> None:
-    """Stripe tells of no end, so the clock's observation is the end."""
+    """Stripe sends no event for the end of a portal session, so our clock's observation ends it."""
     session = account.create_portal_session(account.create_customer())
     word = observations.observe(
         SESSION_CLOCK_EXPIRED,
@@ -785,8 +785,8 @@ def test_our_clock_ends_a_portal_session(engine: Engine, account: Account) -> No
     assert row["expired_at"].timestamp() == account.now + 3_600
 
 
-def test_the_clock_finds_the_sessions_whose_time_is_up(engine: Engine, account: Account) -> None:
-    """A pass ends the portal sessions that are old enough, once, at the time at which they were over."""
+def test_the_clock_ends_old_portal_sessions(engine: Engine, account: Account) -> None:
+    """A pass of the clock ends each portal session that is old enough, once, as of the time at which it expired."""
     old = account.create_portal_session(account.create_customer())
     account.advance(3_600)
     account.create_portal_session(account.create_customer())
@@ -806,18 +806,18 @@ def test_the_clock_finds_the_sessions_whose_time_is_up(engine: Engine, account: 
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_every_version_is_the_same_to_the_tables(engine: Engine, account: Account, version: str) -> None:
-    """Invoices, refunds, charges, disputes, customers and the portal are the same rows at an older version."""
+def test_every_version_gives_the_same_rows(engine: Engine, account: Account, version: str) -> None:
+    """Invoices, refunds, charges, disputes, customers and the portal have the same rows from an older version."""
     order, intent = paid_order(account, amount=2_000, invoice_creation=True)
     account.refund(intent, 100)
     account.open_dispute(paid_order(account)[1])
     account.create_portal_session(account.create_customer(email="a@example.com"))
     account.complete(account.open_session(mode="subscription", amount=700, customer=account.create_customer()))
     tables = ("customers", "refunds", "charges", "disputes", "portal_sessions", "orders")
-    # A configuration's features are what the version knew of.
+    # A configuration's features depend on the version.
     configurations = "SELECT id, active, is_default, login_page_url, updated, event_id FROM portal_configurations"
 
-    # What was overpaid is told since basil, and is not to be known before.
+    # Versions before basil do not report an overpaid amount.
     invoices = (
         "SELECT id, number, status, currency, total, amount_due, amount_paid, amount_remaining, starting_balance,"
         " ending_balance, customer, subscription, created, finalized_at, paid_at, voided_at, event_id FROM invoices"

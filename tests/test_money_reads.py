@@ -1,4 +1,4 @@
-"""What the money's tables say over HTTP."""
+"""The tables of money over HTTP."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -28,7 +28,7 @@ def data(web: Web, path: str) -> list[dict[str, Any]]:
 
 
 def shop(engine: Engine) -> tuple[Account, dict[str, str]]:
-    """Return a shop that has one of everything, and the ids of it."""
+    """Return a shop that has one object of each kind, and their ids."""
     account = Account(seed=61, payments=True)
     customer = account.create_customer(currency="usd", email="buyer@example.com")
     account.adjust_balance(customer, -300)
@@ -50,7 +50,7 @@ def shop(engine: Engine) -> tuple[Account, dict[str, str]]:
 
 
 def test_every_list_and_its_filters(engine: Engine, web: Web) -> None:
-    """Each table of the money is listed, and found by what a shop looks for."""
+    """Each table of money is listed, and filtered by the fields that a shop looks for."""
     _, ids = shop(engine)
     wanted = {
         f"/v1/invoices?customer={ids['customer']}&status=paid": ids["invoice"],
@@ -69,7 +69,7 @@ def test_every_list_and_its_filters(engine: Engine, web: Web) -> None:
 
 
 def test_an_order_with_its_money(engine: Engine, web: Web) -> None:
-    """An order says what was refunded of it."""
+    """An order's answer has its refunded amount."""
     _, ids = shop(engine)
 
     order = web.get(f"/v1/orders/{ids['order']}").json()
@@ -78,7 +78,7 @@ def test_an_order_with_its_money(engine: Engine, web: Web) -> None:
 
 
 def test_a_credit_note_with_its_lines(engine: Engine, web: Web) -> None:
-    """A note shows where its money went, and its lines."""
+    """A note's answer has the split of its amount, and its lines."""
     _, ids = shop(engine)
 
     note = web.get(f"/v1/credit-notes/{ids['note']}").json()
@@ -88,7 +88,7 @@ def test_a_credit_note_with_its_lines(engine: Engine, web: Web) -> None:
 
 
 def test_a_balance(engine: Engine, web: Web) -> None:
-    """A balance shows its currency, its changes, and once its ledger is read whether that has a gap."""
+    """A balance's answer has its currency and its changes, and once its ledger is read, whether it has a gap."""
     account, ids = shop(engine)
     path = f"/v1/customers/{ids['customer']}/balance"
 
@@ -110,13 +110,13 @@ def test_a_balance(engine: Engine, web: Web) -> None:
 
 
 def test_a_customer_without_a_balance(web: Web) -> None:
-    """A customer that nothing is known of is not found; a filter that does not exist is said to be none."""
+    """An unknown customer is a 404; an unknown filter is refused by name."""
     assert web.get("/v1/customers/cus_none/balance").status_code == 404
     assert web.get("/v1/refunds?colour=red").status_code == 422
 
 
 def test_anomalies_are_listed(engine: Engine, web: Web) -> None:
-    """What should not be can be asked for, by whether it is over."""
+    """Anomalies can be listed, and filtered by whether they are resolved."""
     account = Account(seed=62)
     session = account.open_session()
     account.emit("checkout.session.completed", {**account.session(session), "status": "paused"})

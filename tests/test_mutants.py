@@ -1,4 +1,4 @@
-"""Mutants of what the folds mean: the lists keep up with the code, and a few mutants of each run are noticed."""
+"""Mutants of the folds: the lists agree with the code, and the literal tests notice a few mutants in each run."""
 
 import re
 import subprocess
@@ -15,16 +15,16 @@ NEVER_EXPLAINED = ("arithmetic", "rank", "sign")
 TIME = re.compile(r'"(\w+_at|as_of|created|updated)"')
 
 
-def test_what_is_listed_is_made() -> None:
-    """Each name that is explained, or left to tests with a database, is still that of one mutant."""
+def test_every_listed_name_is_a_mutants() -> None:
+    """Each name listed as explained, or as left to tests with a database, belongs to one mutant."""
     names = [each.name for each in made()]
 
     assert len(set(names)) == len(names)
     assert {*EXPLAINED, *BEYOND_MEMORY.read_text().splitlines()} - set(names) == set()
 
 
-def test_few_are_explained() -> None:
-    """At most one in twenty is explained, and none of a rank, a sign, or a column that is no time."""
+def test_few_mutants_are_explained() -> None:
+    """At most one mutant in twenty is excused by an explanation, and none of a rank, a sign, or a column but a time."""
     mutants = made()
     explained = [each for each in mutants if each.name in EXPLAINED]
 
@@ -34,7 +34,7 @@ def test_few_are_explained() -> None:
 
 
 def test_a_few_mutants_are_noticed(request: pytest.FixtureRequest) -> None:
-    """Mutants that the run's seed chooses turn the literal tests red; one that does not is printed with its change."""
+    """The literal tests fail for mutants that the run's seed chooses; a surviving mutant is printed with its change."""
     seed = str(request.config.getoption("hypothesis_seed"))
     options = ["--memory", "--sample", str(SAMPLE), "--slots", "1", "--seed", seed]
     ran = subprocess.run([sys.executable, "-m", "tests.mutate", *options], cwd=ROOT, capture_output=True, check=False)

@@ -1,4 +1,4 @@
-"""One odd object in what Stripe answers costs no other, ends no job, and is never dropped in silence."""
+"""An odd object in Stripe's answer affects no other object, ends no job, and is never dropped silently."""
 
 import hashlib
 import threading
@@ -24,7 +24,7 @@ from worker.stripe_jobs import discovery, fetches, gaps
 HERE: Final = World("", livemode=False)
 ALWAYS: Final = 10**9
 
-# What JSON allows, or a decoder of it may meet, in one member of an object.
+# Values of one member that JSON allows, or that a decoder may meet.
 ODD: Final = {
     "half a surrogate pair": rb'"\ud800"',
     "a NUL": rb'"\u0000"',
@@ -38,18 +38,18 @@ ODD: Final = {
 
 @pytest.fixture
 def at(database_url: str, redis_url: str) -> Iterator[Stage]:
-    """Return a shop at the sandbox with nothing in it."""
+    """Return an empty shop at the sandbox."""
     with stage(database_url, redis_url) as made:
         yield made
 
 
 def noted(value: bytes) -> Callable[[bytes], bytes]:
-    """Return what adds a note with *value*, written as JSON, to an object."""
+    """Return a function that adds a note with *value*, written as JSON, to an object."""
     return lambda item: item[:-1] + b',"note":' + value + b"}"
 
 
 def with_odd(object_id: str, odd: Callable[[bytes], bytes]) -> Callable[[bytes], bytes]:
-    """Return what makes the object *object_id* of a list page, or of an answer, *odd*."""
+    """Return a function that makes the object *object_id* of a list page, or of an answer, *odd*."""
 
     def rewrite(body: bytes) -> bytes:
         found = msgspec.json.decode(body)
@@ -63,12 +63,12 @@ def with_odd(object_id: str, odd: Callable[[bytes], bytes]) -> Callable[[bytes],
 
 
 def make_odd(at: Stage, path: str, object_id: str, odd: Callable[[bytes], bytes]) -> None:
-    """Let every answer of *path* hold *object_id* as an *odd* one."""
+    """Make the object *object_id* *odd* in every answer of *path*."""
     at.faults.add(None, path, times=ALWAYS, rewrite=with_odd(object_id, odd))
 
 
 def job(at: Stage) -> dict[str, Any]:
-    """Return how the only job is."""
+    """Return the state of the only job."""
     (row,) = at.rows("SELECT reached_at, leased_until, done_at, failed_at, failure FROM stripe_jobs")
     return row
 
@@ -77,7 +77,7 @@ def job(at: Stage) -> dict[str, Any]:
 
 
 def sold(at: Stage) -> list[str]:
-    """Sell to five buyers, and return the events of that."""
+    """Sell to five buyers, and return the ids of the events."""
     for _ in range(5):
         at.account.complete(at.account.open_session())
         at.account.advance(60)
@@ -87,7 +87,7 @@ def sold(at: Stage) -> list[str]:
 
 @pytest.mark.parametrize("value", ODD.values(), ids=ODD.keys())
 def test_an_odd_event_is_recorded_with_its_page(at: Stage, value: bytes) -> None:
-    """However odd one event of a page is, it is recorded as it was listed, all others are, and the checkpoint moves."""
+    """An odd event of a page is recorded as it was listed, so are all others, and the checkpoint moves."""
     sent = sold(at)
     make_odd(at, "/v1/events", sent[3], noted(value))
 
@@ -109,7 +109,7 @@ def test_an_odd_event_is_recorded_with_its_page(at: Stage, value: bytes) -> None
     ("old", "new"), [(b'"evt_', b'"evt a_'), (b'"currency":"usd"', b'"currency":"us d"'), (b'"cs_', b'"cs \\u2028_')]
 )
 def test_an_event_with_an_odd_name_is_recorded(at: Stage, old: bytes, new: bytes) -> None:
-    """Any text may stand in an id or a code: the page is recorded."""
+    """A page is recorded with any text in an id or a code."""
     sent = sold(at)
     odd = next(
         each.id for each in at.account.events if each.id in sent and old in msgspec.json.format(each.body, indent=-1)
@@ -120,7 +120,7 @@ def test_an_event_with_an_odd_name_is_recorded(at: Stage, old: bytes, new: bytes
 
 
 def test_an_event_is_kept_byte_for_byte(at: Stage) -> None:
-    """What is listed is recorded as from a webhook: its bytes, but for credentials, and the hash of the original."""
+    """A listed event is recorded as from a webhook: its bytes, without credentials, and the hash of the original."""
     at.account.finalize_invoice(at.account.create_invoice(at.account.create_customer(currency="usd"), 500))
     at.account.advance(120)
     listed: list[bytes] = []
@@ -156,7 +156,7 @@ UNREADABLE: Final = {
 
 @pytest.mark.parametrize("odd", UNREADABLE.values(), ids=UNREADABLE.keys())
 @pytest.mark.parametrize("place", [0, -1])
-def test_what_has_no_name_is_counted(
+def test_an_event_without_a_name_is_counted(
     at: Stage, capsys: pytest.CaptureFixture[str], odd: Callable[[bytes], bytes], place: int
 ) -> None:
     """An event without a readable id, type and created is counted and logged; the rest of the page is recorded."""
@@ -173,7 +173,7 @@ def test_what_has_no_name_is_counted(
 
 
 def test_the_last_of_a_page_may_have_no_name(at: Stage) -> None:
-    """Where the last of a page cannot be named, the next page is asked for behind the one before it."""
+    """If the last object of a page has no id, the next page is requested after the object before it."""
     sessions = [at.account.open_session() for _ in range(130)]
     hundredth = sessions[30]  # the newest are listed first
     make_odd(at, "/v1/checkout/sessions", hundredth, UNREADABLE["no object at all"])
@@ -185,7 +185,7 @@ def test_the_last_of_a_page_may_have_no_name(at: Stage) -> None:
 
 
 def test_an_odd_twin_is_read(at: Stage) -> None:
-    """The event that a thin one names is recorded however odd; one without a name is given up, with the reason."""
+    """The event that a thin event names is recorded however odd; one without an id is given up, with the reason."""
     session = at.account.open_session()
     at.account.complete(session)
     first, second = at.account.events[-2:]
@@ -211,7 +211,7 @@ def test_an_odd_twin_is_read(at: Stage) -> None:
 
 @pytest.mark.parametrize("value", ODD.values(), ids=ODD.keys())
 def test_an_odd_session_is_found_with_its_page(at: Stage, value: bytes) -> None:
-    """However odd one open session is, it is recorded, once, and so are the others."""
+    """An odd open session is recorded once, and so are the others of its page."""
     sessions = [at.account.open_session() for _ in range(5)]
     make_odd(at, "/v1/checkout/sessions", sessions[2], noted(value))
 
@@ -225,8 +225,8 @@ def test_an_odd_session_is_found_with_its_page(at: Stage, value: bytes) -> None:
     assert discovery.run_once(at.context()).recorded == 0
 
 
-def test_what_an_odd_session_becomes_is_news(at: Stage) -> None:
-    """Where an odd object is another than before it is recorded again, odd or not."""
+def test_an_odd_session_that_changes_is_recorded(at: Stage) -> None:
+    """An odd object that changes is recorded again, odd or not."""
     session = at.account.open_session()
     for value in (rb'"\ud800"', rb'"\udfff"', b'"whole"', rb'"\ud800"'):
         at.faults.add(None, "/v1/checkout/sessions", rewrite=with_odd(session, noted(value)))
@@ -246,7 +246,7 @@ def test_a_session_without_a_name_is_counted(at: Stage) -> None:
 
 @pytest.mark.parametrize("value", ODD.values(), ids=ODD.keys())
 def test_an_odd_transaction_is_read_with_its_ledger(at: Stage, value: bytes) -> None:
-    """However odd one transaction is, the ledger is recorded whole."""
+    """A ledger with an odd transaction is recorded whole."""
     customer = at.account.create_customer(currency="usd")
     transactions = [at.account.adjust_balance(customer, amount) for amount in (-300, 100, -50)]
     at.deliver()
@@ -260,7 +260,7 @@ def test_an_odd_transaction_is_read_with_its_ledger(at: Stage, value: bytes) -> 
 
 
 def test_a_transaction_without_a_name_is_given_up(at: Stage) -> None:
-    """The others of its ledger are recorded, and the call is given up with the reason."""
+    """The other transactions of the ledger are recorded, and the call is given up with the reason."""
     customer = at.account.create_customer(currency="usd")
     transactions = [at.account.adjust_balance(customer, amount) for amount in (-300, 100, -50)]
     at.deliver()
@@ -274,8 +274,8 @@ def test_a_transaction_without_a_name_is_given_up(at: Stage) -> None:
     ]
 
 
-def test_an_odd_line_leaves_its_note_as_it_is_known(at: Stage) -> None:
-    """Of a long credit note with one odd line the first page is recorded, and no other call is held up."""
+def test_an_odd_line_leaves_its_note_incomplete(at: Stage) -> None:
+    """A long credit note with an odd line keeps its first page, and delays no other call."""
     customer = at.account.create_customer(currency="usd")
     invoice = at.account.create_invoice(customer, 5_000)
     at.account.finalize_invoice(invoice)
@@ -298,7 +298,7 @@ def test_an_odd_line_leaves_its_note_as_it_is_known(at: Stage) -> None:
 
 
 def test_an_odd_answer_to_an_expire_call_is_recorded(at: Stage) -> None:
-    """The session is expired, what was answered is kept, and the others are expired too."""
+    """The session is expired, its odd answer is recorded, and the other sessions are expired too."""
     sessions = at.open(3)
     make_odd(at, f"/v1/checkout/sessions/{sessions[0]}/expire", sessions[0], noted(rb'"\ud800"'))
 
@@ -312,7 +312,7 @@ def test_an_odd_answer_to_an_expire_call_is_recorded(at: Stage) -> None:
 
 
 def test_an_answer_without_an_object_is_given_up(at: Stage) -> None:
-    """What Stripe answers of one session holds nothing to record: that call is given up, with the reason."""
+    """A call whose answer holds no object to record is given up, with the reason."""
     sessions = at.open(3)
     make_odd(at, f"/v1/checkout/sessions/{sessions[0]}/expire", sessions[0], lambda _: b'{"deleted":true}')
 
@@ -324,8 +324,8 @@ def test_an_answer_without_an_object_is_given_up(at: Stage) -> None:
     assert "nothing to record it by" in call["given_up"]
 
 
-def test_what_is_no_answer_is_asked_for_again(at: Stage) -> None:
-    """A page of a proxy's in the place of Stripe's is no answer, and nothing is concluded from it."""
+def test_a_proxys_page_is_no_answer(at: Stage) -> None:
+    """A proxy's page in place of Stripe's answer is tried again, and nothing is concluded from it."""
     (session,) = at.open()
     at.faults.add(None, "*/expire", rewrite=lambda _: b"<html>Sign in to this network</html>")
 
@@ -339,7 +339,7 @@ def test_what_is_no_answer_is_asked_for_again(at: Stage) -> None:
 
 @pytest.mark.parametrize("odd", [lambda item: item[:-1] + b',"amount_total":{}}', lambda _: b"{}"])
 def test_an_odd_object_ends_no_comparison(at: Stage, odd: Callable[[bytes], bytes]) -> None:
-    """The others are compared, what differs is found, and what could not be compared is counted."""
+    """An odd object is counted as not compared; the others are compared, and their differences are found."""
     sessions = [at.account.open_session() for _ in range(3)]
     for session in sessions:
         at.account.complete(session)
@@ -360,7 +360,7 @@ def test_an_odd_object_ends_no_comparison(at: Stage, odd: Callable[[bytes], byte
 
 
 def test_an_answer_that_comes_in_drops_ends(at: Stage) -> None:
-    """Each byte is in time, and the whole is not: the call ends, and is one whose outcome is not known."""
+    """An answer that is too slow as a whole, although each byte is in time, ends the call with an unknown outcome."""
     session = at.account.open_session()
     at.faults.add(None, "*", times=ALWAYS, trickle_seconds=0.05)
     context = at.context(body_seconds_max=0.5)
@@ -378,7 +378,7 @@ def test_an_answer_that_comes_in_drops_ends(at: Stage) -> None:
 
 
 def test_an_answer_that_breaks_off_is_no_answer(at: Stage) -> None:
-    """What was promised longer than it came is not taken for the whole."""
+    """An answer shorter than its announced length is not taken for a whole one."""
     session = at.account.open_session()
     at.faults.add(Fault.CUT_SHORT, "*")
 
@@ -390,7 +390,7 @@ def test_an_answer_that_breaks_off_is_no_answer(at: Stage) -> None:
 
 
 def test_a_page_is_cut_where_its_items_are() -> None:
-    """Odd as one item may be, the others are what they were, and so is whether there is more."""
+    """An odd item changes neither the other items nor the flag for more pages."""
     for value in ODD.values():
         items = [b'{"id":"a"}', b'{"id": "b", "note":' + value + b"}", b'"]},{["', b"17", b"[[],[1]]", b'{"c":"\\""}']
         page = b'{"object":"list", "data": [' + b" ,\n ".join(items) + b' ], "has_more":true,"url":"/v1/x"}'
@@ -408,8 +408,8 @@ def test_a_page_is_cut_where_its_items_are() -> None:
     ),
     st.sampled_from([b'{"x":"\\ud800"}', b'"\\udfff"', b"[" * 2_000 + b"]" * 2_000]),
 )
-def test_a_page_is_cut_slowly_as_it_is_quickly(items: list[Any], odd: bytes) -> None:
-    """With one item that the decoder refuses, the others are cut as they are without it."""
+def test_the_slow_cut_equals_the_quick_one(items: list[Any], odd: bytes) -> None:
+    """With an item that the decoder refuses, all items are cut as they were written."""
     texts = [msgspec.json.encode(item) for item in items if not _is_surrogate(item)]
 
     assert listing.cut(b'{"data":[' + b",".join([*texts, odd]) + b"]}") == listing.Page([*texts, odd])
@@ -427,6 +427,6 @@ def _is_surrogate(item: object) -> bool:
     "text",
     [b"", b"{}", b'"data"', b'{"object":"event","data":[1]}', b'{"data":{"object":1}}', b'{"data":[1', b"<html>"],
 )
-def test_what_is_no_page_is_not_cut(text: bytes) -> None:
-    """An event, a text or what ends in the midst has no items."""
+def test_a_body_that_is_no_page_is_not_cut(text: bytes) -> None:
+    """An event, a text or a truncated page has no items."""
     assert listing.cut(text) is None

@@ -1,4 +1,4 @@
-"""Objects as older API versions name what is kept, and invoices that are no more.
+"""Objects with the keys of older API versions, and deleted invoices.
 
 Sources: https://docs.stripe.com/upgrades (2018-11-08, 2019-10-17, 2025-03-31), https://docs.stripe.com/api/invoices/delete
 and the objects' own pages.
@@ -23,13 +23,13 @@ def event(number: int, kind: str, of: dict[str, Any], previous: dict[str, Any] |
     return msgspec.json.encode({"id": f"evt_{number}", "object": "event", "type": kind, "created": t, "data": data})
 
 
-def invoice(name: str, **fields: Any) -> dict[str, Any]:  # noqa: ANN401 - whatever JSON holds
-    """Return an invoice with *fields* alone."""
+def invoice(name: str, **fields: Any) -> dict[str, Any]:  # noqa: ANN401 - JSON values
+    """Return an invoice with only *fields*."""
     return {"id": name, "object": "invoice", "currency": "usd", **fields}
 
 
 def test_account_balance(engine: Engine) -> None:
-    """Before 2019-10-17 a customer's balance was its account_balance, before the event as well; in any order."""
+    """Before 2019-10-17 a customer's balance was its account_balance, also in previous_attributes, in any order."""
     bodies = []
     for number, order in enumerate(permutations(range(3))):
         cus = {"id": f"cus_{number}", "object": "customer", "email": "buyer@example.com"}
@@ -65,7 +65,7 @@ def test_account_balance(engine: Engine) -> None:
 
 
 def test_account_balance_in_a_busy_second(engine: Engine) -> None:
-    """Its steps within one second are put in order as those of a balance are, whatever their ids."""
+    """Steps of account_balance within one second are ordered as those of balance, independent of their ids."""
     cus = {"id": "cus_1", "object": "customer", "currency": "usd"}
     ledger.take_in(
         engine,
@@ -89,7 +89,7 @@ STATUSES_OF_2015 = {
 
 
 def test_invoices_of_2015(engine: Engine) -> None:
-    """Before 2018-11-08 an invoice had no status and its date was its created: what is certain of it is kept."""
+    """Before 2018-11-08 an invoice had no status, and `date` for `created`: its certain values are kept."""
     ledger.take_in(
         engine,
         *(
@@ -111,7 +111,7 @@ def test_invoices_of_2015(engine: Engine) -> None:
 
 
 def test_an_invoice_names_its_payment(engine: Engine) -> None:
-    """Before basil an invoice's own intent and charge are its payment, whatever its state and order of arrival."""
+    """Before basil an invoice's own intent and charge are its payment, in any state and order of arrival."""
     draft = invoice("in_1", status="draft", amount_paid=0, payment_intent=None, charge=None)
     finalized = {**draft, "status": "open", "payment_intent": "pi_1"}
     paid = {**finalized, "status": "paid", "charge": {"id": "ch_1", "object": "charge"}, "amount_paid": 900}
@@ -140,8 +140,8 @@ def test_an_invoice_names_its_payment(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("order", [*permutations(range(3))], ids=str)
-def test_an_invoice_that_was_tried_again(engine: Engine, order: tuple[int, ...]) -> None:
-    """Each attempt has a charge of its own: the last one is the payment's, and two are no contradiction."""
+def test_an_invoice_with_two_attempts(engine: Engine, order: tuple[int, ...]) -> None:
+    """Each attempt has a charge of its own: the last one pays, and two charges are no contradiction."""
     tried = invoice("in_1", status="open", amount_paid=0, payment_intent="pi_1", charge="ch_1")
     paid = {**tried, "status": "paid", "amount_paid": 900, "charge": "ch_3"}
     history = [
@@ -157,7 +157,7 @@ def test_an_invoice_that_was_tried_again(engine: Engine, order: tuple[int, ...])
 
 @pytest.mark.parametrize("draft_first", [True, False], ids=["in order", "deleted first"])
 def test_a_deleted_draft(engine: Engine, *, draft_first: bool) -> None:
-    """A draft that was deleted is marked so, and no later word of it makes it owed again; others cannot be deleted."""
+    """A deleted draft is marked so, and no later event makes it due again; only drafts can be deleted."""
     draft = invoice("in_1", status="draft", total=900, amount_due=900)
     history = [
         event(1, "invoice.created", draft),

@@ -1,4 +1,4 @@
-"""An operator tries an event again or sets it aside, and both hold when the inbox is replayed."""
+"""An operator can retry or ignore an event, and both hold when the inbox is replayed."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -27,7 +27,7 @@ def run(engine: Engine, statement: str) -> list[tuple[Any, ...]]:
 
 
 def parked_for_a_cause(engine: Engine) -> str:
-    """Park a good event for as long as a constraint refuses its row, and return its id."""
+    """Park a good event by a constraint that refuses its row, and return its id."""
     run(engine, "ALTER TABLE orders ADD CONSTRAINT cheap CHECK (amount_total < 100)")
     account = Account(seed=1)
     account.complete(account.open_session(amount=5_000))
@@ -52,7 +52,7 @@ def state_of(engine: Engine, event: str) -> tuple[Any, ...]:
 
 
 def test_retry_while_the_cause_lasts(engine: Engine, database_url: str) -> None:
-    """An event tried again too early is parked again, which is told with the reason and exit 1."""
+    """An event tried again too early is parked again, and the command prints the reason and exits 1."""
     event = parked_for_a_cause(engine)
 
     ran = payfold("events", "retry", event, DATABASE_URL=database_url)
@@ -63,7 +63,7 @@ def test_retry_while_the_cause_lasts(engine: Engine, database_url: str) -> None:
 
 
 def test_retry_after_the_cause(engine: Engine, database_url: str) -> None:
-    """An event tried again once its cause is gone is folded, and its row is there."""
+    """An event tried again after its cause is gone is folded into its row."""
     event = parked_for_a_cause(engine)
     run(engine, "ALTER TABLE orders DROP CONSTRAINT cheap")
 
@@ -73,7 +73,7 @@ def test_retry_after_the_cause(engine: Engine, database_url: str) -> None:
     assert run(engine, "SELECT status, amount_total FROM orders") == [("paid", 5_000)]
 
 
-def test_retry_what_was_folded(engine: Engine) -> None:
+def test_retry_a_folded_event(engine: Engine) -> None:
     """Trying a folded event again changes nothing."""
     account = Account(seed=1)
     account.create_payment_link()
@@ -86,7 +86,7 @@ def test_retry_what_was_folded(engine: Engine) -> None:
 
 
 def test_ignore(engine: Engine, database_url: str) -> None:
-    """A parked event is set aside with the operator's reason, as an observation of its own."""
+    """A parked event is ignored with the operator's reason, recorded as an observation."""
     event = parked_for_good(engine)
 
     ran = payfold("events", "ignore", event, "--reason", "a [bold] test", DATABASE_URL=database_url)
@@ -100,7 +100,7 @@ def test_ignore(engine: Engine, database_url: str) -> None:
 
 
 def test_ignored_in_a_rebuild(engine: Engine) -> None:
-    """What was set aside is aside in a rebuild too, in whatever order it comes to it, and nothing is left pending."""
+    """An ignored event is ignored in a rebuild too, in any order of events, and no event is left pending."""
     event = parked_for_good(engine)
     retry.ignore(engine, event, reason="a test", now=NOW)
     live = digests(engine)
@@ -113,19 +113,19 @@ def test_ignored_in_a_rebuild(engine: Engine) -> None:
             assert run(engine, f"SELECT * FROM {made.schema}.pending") == []  # noqa: S608 - the name is ours
 
 
-def test_ignore_what_is_not_parked(engine: Engine, database_url: str) -> None:
-    """A folded event cannot be set aside, nor one that is aside already; nothing is recorded."""
+def test_ignore_an_event_that_is_not_parked(engine: Engine, database_url: str) -> None:
+    """Neither a folded nor an ignored event can be ignored; nothing is recorded."""
     account = Account(seed=1)
     account.create_payment_link()
     ledger.record(engine, [ledger.delivery(account.events[0].body)])
     ledger.fold(engine)
-    aside = parked_for_good(engine)
-    retry.ignore(engine, aside, reason="", now=NOW)
+    ignored = parked_for_good(engine)
+    retry.ignore(engine, ignored, reason="", now=NOW)
     before = run(engine, "SELECT * FROM events")
 
     ran = payfold("events", "ignore", account.events[0].id, DATABASE_URL=database_url)
     with pytest.raises(ConflictError, match="is ignored"):
-        retry.ignore(engine, aside, reason="", now=NOW)
+        retry.ignore(engine, ignored, reason="", now=NOW)
 
     assert (ran.code, ran.out) == (1, "")
     assert "Only a parked or pending event can be set aside, and" in ran.err
@@ -134,7 +134,7 @@ def test_ignore_what_is_not_parked(engine: Engine, database_url: str) -> None:
 
 @pytest.mark.parametrize("command", ["retry", "ignore", "show"])
 def test_no_such_event(database_url: str, command: str) -> None:
-    """An id that is not there is told with exit 1."""
+    """An unknown id is an error with exit 1."""
     ran = payfold("events", command, "evt_none", DATABASE_URL=database_url)
 
     assert (ran.code, ran.out) == (1, "")
@@ -143,7 +143,7 @@ def test_no_such_event(database_url: str, command: str) -> None:
 
 
 def test_one_of_several(engine: Engine) -> None:
-    """An id that two accounts or modes have is acted upon only where it is said which."""
+    """An id that two accounts or modes have is refused until the operator names one."""
     body = msgspec.json.decode(Account(seed=1).emit("topup.created", {"object": "topup", "id": "tu_1"}).body)
     for mode in (False, True):
         for label in ("", "acct_1"):

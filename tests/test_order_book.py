@@ -1,6 +1,6 @@
-"""What the order book shows of an order's money, against an independent statement of the rule, and by small histories.
+"""The order book's money of an order, compared with an independent statement of the rule.
 
-The rule is rule 10 of the design: what charges report beyond the refunds that were known by then, and those refunds.
+The rule is rule 10 of the design: the known refunds, and the sums that charges report beyond them.
 """
 
 import random
@@ -25,22 +25,22 @@ SHOP, OTHER = "usd", "cad"
 
 @dataclass
 class Case:
-    """An order and the rows behind its money, in one world of its own."""
+    """An order and the rows behind its money, in a world of its own."""
 
     order: Row
     rows: dict[str, list[Row]] = field(default_factory=dict)
 
 
-# The rule, stated again. Nothing here is shared with the view.
+# The rule, stated again. It shares no code with the view.
 
 
 def is_captured(charge: Row) -> bool:
-    """Money of a charge was taken when it succeeded and was captured, even if some was released afterwards."""
+    """Return whether *charge* succeeded and was captured, even if a part was released afterwards."""
     return charge["captured_at"] is not None
 
 
 def unseen(charge: Row, refunds: Sequence[Row]) -> int | None:
-    """Return what *charge* reports beyond its *refunds* that were known by then; None where that is not known."""
+    """Return the refunded amount that *charge* reports beyond its known *refunds*; None if it is unknown."""
     reported: int = charge["amount_refunded"]
     if not is_captured(charge) or reported == 0:
         return 0
@@ -61,9 +61,9 @@ def unseen(charge: Row, refunds: Sequence[Row]) -> int | None:
 
 
 def seen_late(charge: Row, refunds: Sequence[Row]) -> list[int]:
-    """Return what refunds came to that *charge* may report although they are newer, by any second that it was read in.
+    """Return the sums of newer *refunds* that *charge* may include, one for each second of the reading.
 
-    A reading is dated up to a few seconds before what it saw.
+    A reading is dated up to a few seconds before the state that it returned.
     """
     if not charge["event_id"].startswith("obs_"):
         return []
@@ -76,15 +76,15 @@ def seen_late(charge: Row, refunds: Sequence[Row]) -> list[int]:
 
 
 def by_its_time(charge: Row, refunds: Sequence[Row]) -> list[Row]:
-    """Return those of *refunds* that *charge* can have reported; an event reports none that does not exist yet."""
+    """Return those of *refunds* that *charge* can include: created by then, and not yet failed."""
     there = [each for each in refunds if min(each["created"], each["as_of"]) <= charge["as_of"]]
     return [each for each in there if each["failed_at"] is None or each["failed_at"] > charge["as_of"]]
 
 
 def is_gone(charge: Row, refunds: Sequence[Row]) -> bool:
-    """A charge of an old version, which has no `amount_captured`, was refunded whole where it reports so.
+    """Return whether *charge*, of an old version without `amount_captured`, reports that it was refunded whole.
 
-    Unless one of its *refunds* has failed or was canceled since.
+    False if one of its *refunds* has failed or was canceled since.
     """
     if charge["amount_captured"] is not None or charge["amount_refunded"] == 0:
         return False
@@ -92,7 +92,7 @@ def is_gone(charge: Row, refunds: Sequence[Row]) -> bool:
 
 
 def counts(refund: Row) -> bool:
-    """A refund counts unless it failed or was canceled."""
+    """Return whether *refund* counts: it neither failed nor was canceled."""
     return refund["status"] not in ("failed", "canceled")
 
 
@@ -104,7 +104,7 @@ def expected(case: Case) -> tuple[int | None, str | None, int | None]:
     refunds = [each for each in refunds if each["reason"] != "expired_uncaptured_charge"]
     taken = [each for each in charges if is_captured(each)]
     released = {each["id"] for each in charges if each["released_at"] and not is_captured(each)}
-    # Of a hold that was released nothing came back, since nothing had come.
+    # A released hold refunds no money, since none was taken.
     refunds = [each for each in refunds if owner(each, taken) not in released]
     if not taken and released:
         refunds = [each for each in refunds if each["charge"] is not None]
@@ -131,13 +131,13 @@ def expected(case: Case) -> tuple[int | None, str | None, int | None]:
 
 
 def owner(refund: Row, taken: Sequence[Row]) -> str | None:
-    """Return the charge that *refund* is of: the one it names, else the captured one of its intent."""
+    """Return the charge of *refund*: the one it names, else the captured one of its intent."""
     found = [each["id"] for each in taken if each["payment_intent"] == refund["payment_intent"]]
     return refund["charge"] or next(iter(sorted(found)), None)
 
 
 def by_total(refunded: int | None, most: int | None) -> str | None:
-    """Return the status of an order of which only the sum can be compared."""
+    """Return the status of an order by its sums alone."""
     if refunded is None:
         return None
     if refunded == 0:
@@ -146,7 +146,7 @@ def by_total(refunded: int | None, most: int | None) -> str | None:
 
 
 def by_charge(state: Sequence[tuple[int | None, int]]) -> str | None:
-    """Return the status of an order of which each captured charge was refunded nothing, in part or whole."""
+    """Return the status of an order by the refunds of each of its captured charges."""
     if any(came is None for came, _ in state):
         return None
     if all(came == 0 for came, _ in state):
@@ -155,7 +155,7 @@ def by_charge(state: Sequence[tuple[int | None, int]]) -> str | None:
 
 
 def disputed(case: Case) -> int | None:
-    """Return how much is disputed or lost, None where some of it is in another currency."""
+    """Return the disputed or lost amount, None if a part is in another currency."""
     gone = [
         each
         for each in case.rows["disputes"]
@@ -202,7 +202,7 @@ def some_charge(chance: random.Random, number: str, intent: str | None, invoice:
 
 
 def some_refund(chance: random.Random, number: str, charge: str | None, intent: str | None, currency: str) -> Row:
-    """Return a refund that names its intent, its charge where that is known, or both, in any state."""
+    """Return a refund in any state that names its intent, its charge if known, or both."""
     names = chance.choice(("charge", "intent", "both")) if charge else "intent"
     status = chance.choice(("succeeded", "succeeded", "succeeded", "pending", "requires_action", "failed", "canceled"))
     return {
@@ -220,7 +220,7 @@ def some_refund(chance: random.Random, number: str, charge: str | None, intent: 
 
 
 def some_case(chance: random.Random, number: int) -> Case:
-    """Return an order that is paid through its intent, through an invoice, or in no way that is known."""
+    """Return an order that is paid through its intent, through an invoice, or in an unknown way."""
     way = chance.choice(("intent", "intent", "invoice", "charge of the invoice", "unknown"))
     intent = None if way == "unknown" else f"pi_{number}"
     invoice = None if way == "intent" else f"in_{number}"
@@ -276,7 +276,7 @@ def some_case(chance: random.Random, number: int) -> Case:
 
 
 def write(engine: Engine, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write *rows*, which name what is not null, as they are."""
+    """Write *rows*, which leave out null columns, as they are."""
     whole = dict.fromkeys(column.name for column in table.columns)
     world = {"account": "", "livemode": False, "event_id": "evt_1"}
     if rows:
@@ -292,13 +292,13 @@ def written(engine: Engine, cases: Sequence[Case]) -> None:
 
 
 def books(engine: Engine) -> Iterator[tuple[str, tuple[int | None, str | None, int | None]]]:
-    """Yield what the view shows of each order."""
+    """Yield each order's id and its money in the view."""
     for row in ledger.rows(engine, "SELECT * FROM order_book"):
         yield row["id"], (row["refunded_amount"], row["refund_status"], row["disputed_amount"])
 
 
 def test_the_view_is_the_rule(engine: Engine, request: pytest.FixtureRequest) -> None:
-    """Of random charges, refunds, disputes and ways to them the view shows what the rule gives."""
+    """For random orders, charges, refunds and disputes the view and the rule agree."""
     seed = random.Random(request.node.nodeid).randrange(10**6)
     print(f"seed {seed}")  # noqa: T201 - repeats a failure
     chance = random.Random(seed)

@@ -1,4 +1,4 @@
-"""What an order and a payment link show after a history: events in, table out."""
+"""The rows of orders and payment links after a history: events in, table out."""
 
 from collections.abc import Callable, Mapping
 from itertools import permutations
@@ -19,7 +19,7 @@ ShowAll = Callable[..., dict[str, Any]]
 
 @pytest.fixture
 def show_all(engine: Engine) -> ShowAll:
-    """Return what takes events in, in every order and one by one, and shows the one row that all orders give."""
+    """Return a function that takes events in, one by one and in every order, and returns the row of all orders."""
 
     def show(*events: Event, table: str = "orders") -> dict[str, Any]:
         shown = []
@@ -36,7 +36,7 @@ def show_all(engine: Engine) -> ShowAll:
 
 @pytest.fixture
 def account() -> Account:
-    """Return a shop's account with nothing in it."""
+    """Return an empty shop account."""
     return Account(seed=31)
 
 
@@ -46,7 +46,7 @@ def part(row: Mapping[str, Any], *names: str) -> tuple[Any, ...]:
 
 
 def seconds(account: Account, row: Mapping[str, Any], name: str) -> int | None:
-    """Return how long before *account*'s now the moment *name* of *row* was, None where it has none."""
+    """Return the seconds from the moment *name* of *row* to *account*'s now, None if the row has no such moment."""
     return None if row[name] is None else account.now - int(row[name].timestamp())
 
 
@@ -67,7 +67,7 @@ def test_paid_at_once(account: Account, show_all: ShowAll) -> None:
 
 
 def test_a_delayed_payment_that_clears(account: Account, show_all: ShowAll) -> None:
-    """Completed unpaid and paid later: paid, completed when the buyer finished, whatever came first."""
+    """An order completed unpaid and paid later is paid, and completed when the buyer finished, in any arrival."""
     session = account.open_session()
     account.complete(session, payment_status="unpaid")
     account.advance(3_600)
@@ -80,7 +80,7 @@ def test_a_delayed_payment_that_clears(account: Account, show_all: ShowAll) -> N
 
 
 def test_a_delayed_payment_that_fails(account: Account, show_all: ShowAll) -> None:
-    """The failure's snapshot looks like the unpaid completion, and the order still fails, even within a second."""
+    """The failure's snapshot equals the unpaid completion's, and the order still fails, even within a second."""
     session = account.open_session()
     account.complete(session, payment_status="unpaid")
     account.async_payment_failed(session)
@@ -92,7 +92,7 @@ def test_a_delayed_payment_that_fails(account: Account, show_all: ShowAll) -> No
 
 
 def test_failed_and_then_paid(engine: Engine, account: Account) -> None:
-    """Should Stripe tell of a payment after a failure, the order is paid, and each step was told once."""
+    """A payment after a failure makes the order paid, and each step is announced once."""
     session = account.open_session()
     account.complete(session, payment_status="unpaid")
     account.advance(5)
@@ -107,7 +107,7 @@ def test_failed_and_then_paid(engine: Engine, account: Account) -> None:
 
 
 def test_a_late_completion_undoes_nothing(engine: Engine, account: Account) -> None:
-    """The unpaid completion that arrives after the payment changes no status and tells nothing."""
+    """An unpaid completion that arrives after the payment changes no status and announces nothing."""
     session = account.open_session()
     account.complete(session, payment_status="unpaid")
     account.advance(60)
@@ -121,7 +121,7 @@ def test_a_late_completion_undoes_nothing(engine: Engine, account: Account) -> N
 
 
 def test_expired_with_a_way_back(engine: Engine, account: Account) -> None:
-    """An expired session keeps its recovery url; what is opened from it is an order of its own."""
+    """An expired session keeps its recovery url; a session opened from it is an order of its own."""
     lost = account.open_session(recoverable=True)
     account.advance(86_400)
     account.expire(lost)
@@ -163,7 +163,7 @@ def test_setup_takes_no_money(account: Account, show_all: ShowAll) -> None:
 
 
 def test_expired_and_complete_is_an_anomaly(engine: Engine, account: Account) -> None:
-    """Both seen, the completion stands, whichever came first, and the contradiction is on record."""
+    """Of an expiry and a completion the completion decides, whichever came first, and the contradiction is noted."""
     session = account.open_session()
     expired = account.emit(
         "checkout.session.expired", {**account.session(session), "status": "expired"}, created=account.now + 10
@@ -184,7 +184,7 @@ def test_expired_and_complete_is_an_anomaly(engine: Engine, account: Account) ->
 def test_an_unknown_value_is_kept_and_decides_nothing(
     engine: Engine, account: Account, field: str, value: str | None
 ) -> None:
-    """A status that Stripe has yet to invent is stored as it is; the order has no status of ours, and that is noted."""
+    """An unknown status is stored as it is; the order's own status is null, and the anomaly is noted."""
     session = account.open_session()
     account.complete(session)
     strange = account.emit("checkout.session.completed", {**account.session(session), field: value})
@@ -199,7 +199,7 @@ def test_an_unknown_value_is_kept_and_decides_nothing(
 
 
 def test_an_open_order_s_payment_may_be_strange(engine: Engine, account: Account) -> None:
-    """An open session is open, whatever Stripe says of its payment; that nobody knows the word is noted."""
+    """An open session with an unknown payment status is an open order, and the unknown status is noted."""
     session = account.open_session()
     strange = account.emit("payfold.checkout.session.observed", {**account.session(session), "payment_status": "lent"})
 
@@ -211,7 +211,7 @@ def test_an_open_order_s_payment_may_be_strange(engine: Engine, account: Account
     assert ledger.anomalies(engine) == ["unknown_status"]
 
 
-def test_what_is_known_later_resolves_the_anomaly(engine: Engine, account: Account) -> None:
+def test_a_later_event_resolves_the_anomaly(engine: Engine, account: Account) -> None:
     """An anomaly that the next event clears up stays in the table as resolved."""
     session = account.open_session()
     account.emit("checkout.session.completed", {**account.session(session), "status": "paused"})
@@ -225,7 +225,7 @@ def test_what_is_known_later_resolves_the_anomaly(engine: Engine, account: Accou
 
 
 def test_two_references_are_an_anomaly(engine: Engine, account: Account) -> None:
-    """Two customers told of one session: the last one stands, and both are on record, in either order of arrival."""
+    """Of two customers of one session the last one stays, and the anomaly names both, in either order of arrival."""
     session = account.open_session(customer="cus_1")
     account.complete(session, payment_status="unpaid")
     account.advance(5)
@@ -241,7 +241,7 @@ def test_two_references_are_an_anomaly(engine: Engine, account: Account) -> None
 
 
 def test_a_partial_object_erases_nothing(account: Account, show_all: ShowAll) -> None:
-    """A later event that lacks keys leaves what an earlier one carried; one that carries null takes it away."""
+    """A key that a later event lacks keeps its earlier value; a null in a later event clears it."""
     session = account.open_session(client_reference_id="cart-9", metadata={"a": "b"})
     account.complete(session, payment_status="unpaid")
     account.advance(5)
@@ -255,7 +255,7 @@ def test_a_partial_object_erases_nothing(account: Account, show_all: ShowAll) ->
 
 
 def test_a_reference_that_is_null_again(account: Account, show_all: ShowAll) -> None:
-    """A reference, once told, stays: a later null is no other customer."""
+    """A known reference stays: a later null is not another customer."""
     session = account.open_session(customer="cus_1")
     account.complete(session, payment_status="unpaid")
     account.advance(5)
@@ -266,7 +266,7 @@ def test_a_reference_that_is_null_again(account: Account, show_all: ShowAll) -> 
 
 
 def test_a_reference_given_in_whole(account: Account, show_all: ShowAll) -> None:
-    """Where an object stands in place of its id, the id is kept."""
+    """An expanded object is stored as its id."""
     session = account.open_session(customer="cus_1")
     account.complete(session)
     expanded = {**account.session(session), "customer": {"id": "cus_1", "object": "customer"}}
@@ -278,7 +278,7 @@ def test_a_reference_given_in_whole(account: Account, show_all: ShowAll) -> None
 
 @pytest.mark.parametrize("version", ["2024-06-20", "2025-03-31.basil", "2025-09-30.clover", "2026-03-25.dahlia"])
 def test_every_version_folds_to_the_same_columns(account: Account, show_all: ShowAll, version: str) -> None:
-    """The same order, told by an older API version, is the same row, address and money included."""
+    """The same order from an older API version gives the same row, address and money included."""
     session = account.open_session(shipping=500, metadata={"k": "v"}, customer="cus_1")
     account.complete(session)
     (event,) = account.events
@@ -287,7 +287,7 @@ def test_every_version_folds_to_the_same_columns(account: Account, show_all: Sho
 
 
 def test_the_buyers_currency_is_kept_apart(account: Account, show_all: ShowAll) -> None:
-    """What the buyer saw stands beside the shop's amounts, also where an older version swapped the two."""
+    """The buyer's amounts have columns apart from the shop's, also where an older version swapped the two."""
     session = account.open_session(amount=2_000, presentment=("sek", 22_000))
     account.complete(session)
     (event,) = account.events
@@ -298,7 +298,7 @@ def test_the_buyers_currency_is_kept_apart(account: Account, show_all: ShowAll) 
 
 
 def test_our_clock_counts_while_it_decides(engine: Engine, account: Account) -> None:
-    """Expired by our clock until a real event says otherwise; then nothing of the clock is left in the row."""
+    """An order is expired by our clock until a real event decides; then no trace of the clock is left in the row."""
     session = account.open_session()
     opened = observations.observe(
         "payfold.checkout.session.registered",
@@ -340,7 +340,7 @@ def test_our_clock_counts_while_it_decides(engine: Engine, account: Account) -> 
 
 
 def test_a_link_updated_before_it_was_created(account: Account, show_all: ShowAll) -> None:
-    """An update that arrives before its link's creation is kept, and the creation gives it its date."""
+    """An update that arrives before its link's creation is folded, and the creation adds the date."""
     link = account.create_payment_link(metadata={"a": "1"})
     account.advance(60)
     account.update_payment_link(link, active=False, metadata={"a": "2"})
@@ -352,29 +352,29 @@ def test_a_link_updated_before_it_was_created(account: Account, show_all: ShowAl
 
 
 def test_a_link_without_its_creation_has_no_date(account: Account, show_all: ShowAll) -> None:
-    """A payment link does not say when it was created: without the created event that is unknown, not guessed."""
+    """A payment link does not carry its creation time: without the created event it is null, not guessed."""
     link = account.create_payment_link()
     account.update_payment_link(link, active=False)
 
     assert show_all(account.events[-1], table="payment_links")["created"] is None
 
 
-def test_switching_a_link_is_told_each_time(engine: Engine, account: Account) -> None:
-    """Activation is repeatable; a twin, which tells of one change under two ids, tells it once."""
+def test_each_switch_of_a_link_is_announced(engine: Engine, account: Account) -> None:
+    """Each activation is announced; a twin, which reports one change under two ids, is announced once."""
     link = account.create_payment_link()
     for active in (False, True, False):
         account.advance(60)
         account.update_payment_link(link, active=active)
-    told = list(account.events)
+    events = list(account.events)
 
-    ledger.take_in(engine, *(event.body for event in (*told, twin(told[-1], seed=1))))
+    ledger.take_in(engine, *(event.body for event in (*events, twin(events[-1], seed=1))))
 
     on, off = "payment_link.activated", "payment_link.deactivated"
     assert ledger.kinds(engine, link) == [on, off, on, off]
 
 
 def test_the_funnel_of_a_link(engine: Engine, account: Account) -> None:
-    """Per link and currency: sessions known, completed, paid and expired, and what was paid."""
+    """Per link and currency the view counts sessions, completed, paid and expired, and sums the paid amounts."""
     link = account.create_payment_link(amount=700, currency="eur")
     paid, unpaid, lost = (account.open_session(payment_link=link) for _ in range(3))
     account.complete(paid)
@@ -398,8 +398,8 @@ def test_the_funnel_of_a_link(engine: Engine, account: Account) -> None:
     ]
 
 
-def test_a_change_holds_what_a_shop_acts_on(engine: Engine, account: Account) -> None:
-    """The money, and the ids by which the shop finds its cart, before and after; and nothing personal."""
+def test_a_change_holds_money_and_ids(engine: Engine, account: Account) -> None:
+    """A change holds the money, and the ids by which a shop finds its cart, before and after; and nothing personal."""
     session = account.open_session(
         amount=2_000,
         discount=200,
@@ -440,8 +440,8 @@ def test_a_change_holds_what_a_shop_acts_on(engine: Engine, account: Account) ->
 
 
 @pytest.mark.parametrize("end", ["complete", "expire"])
-def test_a_change_tells_the_items(engine: Engine, account: Account, end: str) -> None:
-    """Paid or expired, it carries price, product and quantity of what is known in whole, and null where it is not."""
+def test_a_change_lists_the_items(engine: Engine, account: Account, end: str) -> None:
+    """A paid or expired order's change has price, product and quantity of its lines, or null if not all are known."""
     known, empty, unknown = (account.open_session() for _ in range(3))
     ledger.take_in(
         engine,
@@ -454,8 +454,8 @@ def test_a_change_tells_the_items(engine: Engine, account: Account, end: str) ->
         getattr(account, end)(session)
     ledger.take_in(engine, *(event.body for event in account.events))
 
-    told = ledger.rows(engine, "SELECT subject_id, after FROM changes WHERE kind IN ('order.paid', 'order.expired')")
-    assert {row["subject_id"]: row["after"]["lines"] for row in told} == {
+    changes = ledger.rows(engine, "SELECT subject_id, after FROM changes WHERE kind IN ('order.paid', 'order.expired')")
+    assert {row["subject_id"]: row["after"]["lines"] for row in changes} == {
         known: [
             {"price": "price_1", "product": "prod_1", "quantity": 2},
             {"price": "price_2", "product": "prod_2", "quantity": 1},
@@ -466,7 +466,7 @@ def test_a_change_tells_the_items(engine: Engine, account: Account, end: str) ->
 
 
 def test_every_type_that_is_folded_has_an_outcome() -> None:
-    """Each type that a fold is registered for names its object, and a payload that fits nothing parks it."""
+    """Each type with a fold names its object, and an event whose payload fits no fold is parked."""
     for kind, (object_type, _) in folds.FOLDS.items():
         event = Account(seed=1).emit(kind, {"id": 7, "object": object_type})
         assert folds.judge(histories.event_of(event.body)).state == "parked"
@@ -478,13 +478,13 @@ def test_every_type_that_is_folded_has_an_outcome() -> None:
         )
 
 
-# What was read from Stripe.
+# Objects that were read from Stripe.
 
 
 def seen(account: Account, session: str, kind: str = checkout.OBSERVED, **fields: Any) -> bytes:  # noqa: ANN401 - JSON values
-    """Return the observation that *session* was as it is now, with *fields* laid over it."""
-    told = account.session(session) | fields
-    observed = observations.observe(kind, told, account="", livemode=False, created=account.now, now=ledger.NOW)
+    """Return an observation of *session* as it is now, with *fields* laid over it."""
+    content = account.session(session) | fields
+    observed = observations.observe(kind, content, account="", livemode=False, created=account.now, now=ledger.NOW)
     return observed.envelope.payload
 
 
@@ -508,13 +508,13 @@ def item(number: int, **fields: Any) -> dict[str, Any]:  # noqa: ANN401 - JSON v
 
 
 def lines_of(engine: Engine) -> list[tuple[Any, ...]]:
-    """Return the lines at rest."""
+    """Return the stored lines."""
     found = ledger.rows(engine, "SELECT id, price, product, quantity, amount_total FROM order_lines ORDER BY id")
     return [tuple(row.values()) for row in found]
 
 
 def test_lines_are_those_that_were_listed_last(engine: Engine, account: Account) -> None:
-    """A newer listing replaces an older one whole, in whichever order they arrive and whatever comes between."""
+    """A newer listing replaces an older one whole, in any order of arrival and with any events between."""
     session = account.open_session(amount=1_500)
     older = seen(account, session, line_items=listed([item(1), item(2)]))
     account.advance(60)
@@ -532,7 +532,7 @@ def test_lines_are_those_that_were_listed_last(engine: Engine, account: Account)
 
 
 def test_lines_that_are_read_in_the_second_of_an_event(engine: Engine, account: Account) -> None:
-    """An observation that tells the state of an event in its very second, and the lines beside, is heard."""
+    """The lines of an observation that repeats the state of an event in its very second are kept."""
     session = account.open_session(amount=500)
     account.advance(60)
     account.complete(session)
@@ -545,8 +545,8 @@ def test_lines_that_are_read_in_the_second_of_an_event(engine: Engine, account: 
         assert ledger.rows(engine, "SELECT lines_complete FROM orders") == [{"lines_complete": True}]
 
 
-def test_a_first_page_of_lines_says_nothing(engine: Engine, account: Account) -> None:
-    """Lines that are not all are not kept, and do not undo those that were."""
+def test_a_first_page_of_lines_changes_nothing(engine: Engine, account: Account) -> None:
+    """An incomplete list of lines is not kept, and does not replace a complete one."""
     session = account.open_session()
     ledger.take_in(engine, seen(account, session, line_items=listed([item(1)], has_more=True)))
     assert lines_of(engine) == []
@@ -560,7 +560,7 @@ def test_a_first_page_of_lines_says_nothing(engine: Engine, account: Account) ->
 
 
 def test_two_orders_that_claim_one_line_do_not_stop_the_batch(engine: Engine, account: Account) -> None:
-    """What Stripe never sends must still be folded, or nothing after it would be."""
+    """Two orders that list one line, which Stripe never sends, are folded, so that later events are not blocked."""
     bodies = [seen(account, account.open_session(), line_items=listed([item(1)])) for _ in range(2)]
     ledger.record(engine, map(ledger.delivery, bodies))
 
@@ -569,7 +569,7 @@ def test_two_orders_that_claim_one_line_do_not_stop_the_batch(engine: Engine, ac
 
 
 def test_a_session_that_stripe_does_not_know(engine: Engine, account: Account) -> None:
-    """It changes no column, and is an anomaly from then on, also after what is heard of it later."""
+    """A session unknown to Stripe changes no column, and stays an anomaly, also after later events."""
     session = account.open_session()
     ledger.take_in(engine, seen(account, session))
     (before,) = ledger.rows(engine, "SELECT * FROM orders")
@@ -585,8 +585,8 @@ def test_a_session_that_stripe_does_not_know(engine: Engine, account: Account) -
     assert ledger.anomalies(engine) == ["missing_at_stripe"]
 
 
-def test_a_thin_event_says_why_it_is_ignored(engine: Engine) -> None:
-    """It is kept and listed, and its reason says what becomes of it."""
+def test_a_thin_event_is_ignored_with_a_reason(engine: Engine) -> None:
+    """A thin event is kept and listed, and its reason explains how Payfold treats it."""
     thin = (
         b'{"id":"evt_thin","object":"v2.core.event","type":"v1.checkout.session.completed","livemode":false,'
         b'"created":"2026-11-20T10:00:00.000Z","related_object":{"id":"cs_1","type":"checkout.session","url":"/v1/x"}}'

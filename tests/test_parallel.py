@@ -1,4 +1,4 @@
-"""Folding in two processes: each lane has objects of its own, and what one cannot do the other does."""
+"""Two processes fold at once: each has objects of its own, and one takes over if the other fails."""
 
 import itertools
 import multiprocessing
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.integration
 
 @pytest.fixture
 def fold_process(database_url: str) -> Iterator[FoldProcess]:
-    """Return a lane that has not begun yet."""
+    """Return a fold process that has not started yet."""
     with closing(FoldProcess(database_url)) as made:
         yield made
 
@@ -42,7 +42,7 @@ WHO_IS_BUSY = (
 
 
 def record_shop(engine: Engine, *, seed: int) -> int:
-    """Record the events of a shop, several batches of them, and return how many they are."""
+    """Record the events of a shop, which fill several batches, and return their number."""
     events = shop_history(seed=seed, orders=400, money=True).events
     assert len(events) > 2 * FOLD_BATCH_MAX
     ledger.record(engine, [ledger.delivery(event.body) for event in events])
@@ -57,8 +57,8 @@ def record_links(engine: Engine, count: int) -> None:
     ledger.record(engine, [ledger.delivery(event.body) for event in account.events])
 
 
-def pid_of_lane() -> int:
-    """Return the process of the one lane that runs."""
+def pid_of_fold_process() -> int:
+    """Return the id of the one running fold process."""
     (process,) = [each for each in multiprocessing.active_children() if each.name == "fold process"]
     assert process.pid is not None
     return process.pid
@@ -71,15 +71,15 @@ def pending(engine: Engine) -> int:
 
 
 def claimed_of(engine: Engine, shard: Shard | None, *, limit: int) -> list[tuple[int, str | None]]:
-    """Return the number and the object of what a share would take, and leave it."""
+    """Return number and object of each event that a shard would take, and release them."""
     with database.transaction(engine) as connection, database.cursor(connection) as cursor:
         claimed = claim(cursor, limit=limit, shard=shard)
         connection.rollback()
     return [(each.event.seq, each.event.object_id) for each in claimed]
 
 
-def test_a_lane_folds_its_share(engine: Engine, fold_process: FoldProcess) -> None:
-    """It folds the events of its objects, says how many, and leaves the others."""
+def test_a_fold_process_folds_its_shard(engine: Engine, fold_process: FoldProcess) -> None:
+    """A fold process folds the events of its objects, returns their number, and leaves the others."""
     count = record_shop(engine, seed=2)
     wanted = len(claimed_of(engine, Shard(1, FOLD_PROCESSES), limit=count))
 
@@ -90,8 +90,8 @@ def test_a_lane_folds_its_share(engine: Engine, fold_process: FoldProcess) -> No
     assert 0 < pending(engine) == count - wanted
 
 
-def test_two_lanes_leave_what_one_leaves(engine: Engine, fold_process: FoldProcess) -> None:
-    """A backlog that is folded by two processes at once gives the tables that folding it step by step gives."""
+def test_two_processes_give_the_tables_of_one(engine: Engine, fold_process: FoldProcess) -> None:
+    """A backlog that two processes fold at once gives the same tables as folding it step by step."""
     fold_process.start()
     count = record_shop(engine, seed=8)
 
@@ -103,8 +103,8 @@ def test_two_lanes_leave_what_one_leaves(engine: Engine, fold_process: FoldProce
     assert ledger.rows(engine, "SELECT seq FROM outcomes WHERE state = 'parked'") == []
 
 
-def test_every_event_is_of_one_share_and_every_object_too(engine: Engine, request: pytest.FixtureRequest) -> None:
-    """The shares together are all that is pending, oldest first, and no object is dealt to two."""
+def test_every_event_and_object_is_in_one_shard(engine: Engine, request: pytest.FixtureRequest) -> None:
+    """The shards together hold all pending events, oldest first, and no object is in two shards."""
     count = record_shop(engine, seed=int(request.config.getoption("hypothesis_seed")))
 
     found = [claimed_of(engine, Shard(number, FOLD_PROCESSES), limit=count) for number in range(FOLD_PROCESSES)]
@@ -114,8 +114,8 @@ def test_every_event_is_of_one_share_and_every_object_too(engine: Engine, reques
     assert not set.intersection(*({of for _, of in shard} for shard in found))
 
 
-def test_a_share_takes_its_oldest_and_no_more_than_a_batch(engine: Engine) -> None:
-    """What a share takes of many is the beginning of what it would take of few."""
+def test_a_shard_takes_its_oldest_batch(engine: Engine) -> None:
+    """With a smaller limit a shard takes the oldest of the events that it takes with a larger limit."""
     count = record_shop(engine, seed=3)
 
     whole = claimed_of(engine, Shard(1, FOLD_PROCESSES), limit=count)
@@ -123,8 +123,8 @@ def test_a_share_takes_its_oldest_and_no_more_than_a_batch(engine: Engine) -> No
     assert claimed_of(engine, Shard(1, FOLD_PROCESSES), limit=20) == whole[:20]
 
 
-def test_a_share_does_not_look_through_all_that_is_of_another(engine: Engine) -> None:
-    """Where all that is near is of the other share there is nothing to take, however much comes later."""
+def test_a_shard_scans_few_events_of_another(engine: Engine) -> None:
+    """A shard takes nothing if the oldest pending events are the other shard's, even if it has later ones."""
     limit = 5
     record_links(engine, 400)
     of_each = {
@@ -138,67 +138,67 @@ def test_a_share_does_not_look_through_all_that_is_of_another(engine: Engine) ->
     assert [seq for seq, _ in claimed_of(engine, Shard(0, FOLD_PROCESSES), limit=limit)] == near[:limit]
 
 
-def test_a_lane_that_is_killed_is_replaced(engine: Engine, fold_process: FoldProcess) -> None:
-    """What it was to fold is folded all the same, and the next backlog has a lane again."""
+def test_a_killed_fold_process_is_replaced(engine: Engine, fold_process: FoldProcess) -> None:
+    """After a kill the parent folds the shard of its fold process, and starts a new one for the next backlog."""
     fold_process.start()
-    killed = pid_of_lane()
+    killed = pid_of_fold_process()
     os.kill(killed, signal.SIGKILL)
     count = record_shop(engine, seed=4)
-    with capture_logs() as said:
+    with capture_logs() as logged:
         assert parallel.fold(engine, partner=fold_process) == count
-    assert [(each["event"], each["exitcode"]) for each in said if each["log_level"] == "error"] == [
+    assert [(each["event"], each["exitcode"]) for each in logged if each["log_level"] == "error"] == [
         ("fold_process.ended", -signal.SIGKILL)
     ]
-    assert pid_of_lane() != killed
+    assert pid_of_fold_process() != killed
 
 
-def test_a_lane_that_is_killed_as_it_folds_loses_nothing(engine: Engine, fold_process: FoldProcess) -> None:
-    """Its batch is pending again, and whoever waits for it folds that."""
+def test_a_kill_while_folding_loses_no_event(engine: Engine, fold_process: FoldProcess) -> None:
+    """The batch of a fold process that is killed is pending again, and its parent folds it."""
     fold_process.start()
     count = record_shop(engine, seed=5)
     fold_process.begin(FoldRequest())
     while pending(engine) == count:
         assert fold_process.is_folding
-    os.kill(pid_of_lane(), signal.SIGKILL)
+    os.kill(pid_of_fold_process(), signal.SIGKILL)
 
-    by_lane = fold_process.end()
+    by_fold_process = fold_process.end()
 
     while ledger.rows(engine, WHO_IS_BUSY):
         pass  # The server notices when it next writes to the fold process.
     left = pending(engine)
-    # It may have been killed between a batch and its report.
-    assert count - left - FOLD_BATCH_MAX <= by_lane <= count - left
+    # The process may have been killed between a batch and its report.
+    assert count - left - FOLD_BATCH_MAX <= by_fold_process <= count - left
     assert parallel.fold(engine) == left
     assert ledger.rows(engine, "SELECT count(*) AS found FROM outcomes") == [{"found": count}]
 
 
-def test_a_lane_that_hangs_is_killed_and_replaced(engine: Engine, database_url: str) -> None:
-    """A lane that reports nothing for longer than a batch may take is replaced: its events are folded."""
+def test_a_hanging_fold_process_is_replaced(engine: Engine, database_url: str) -> None:
+    """A fold process without a report for longer than a batch may take is replaced, and its events are folded."""
     with closing(FoldProcess(database_url, report_seconds_max=1)) as fold_process:
         fold_process.start()
-        hung = pid_of_lane()
+        hung = pid_of_fold_process()
         os.kill(hung, signal.SIGSTOP)
         count = record_shop(engine, seed=14)
         with capture_logs() as lines:
             assert parallel.fold(engine, partner=fold_process) == count
         fold_process.start()
-        assert pid_of_lane() != hung
+        assert pid_of_fold_process() != hung
 
     errors = [(each["event"], each["reason"]) for each in lines if each["log_level"] == "error"]
     assert errors == [("fold_process.ended", "TimeoutError")]
 
 
-def test_a_lane_that_hangs_does_not_outlast_its_parent(engine: Engine, database_url: str) -> None:
-    """Closing a lane that hangs takes seconds, and then it is gone."""
+def test_closing_ends_a_hanging_fold_process(engine: Engine, database_url: str) -> None:
+    """Closing a hanging fold process takes seconds and ends it."""
     with closing(FoldProcess(database_url)) as fold_process:
         fold_process.start()
-        os.kill(pid_of_lane(), signal.SIGSTOP)
+        os.kill(pid_of_fold_process(), signal.SIGSTOP)
 
     assert [each for each in multiprocessing.active_children() if each.name == "fold process"] == []
 
 
-def test_a_lane_ends_after_the_batch_at_hand(engine: Engine, fold_process: FoldProcess) -> None:
-    """Who is interrupted does not wait until all is folded; what is left is pending."""
+def test_a_stopped_fold_process_ends_after_its_batch(engine: Engine, fold_process: FoldProcess) -> None:
+    """A fold process that is stopped ends after its current batch; the other events stay pending."""
     fold_process.start()
     record_links(engine, 20 * FOLD_BATCH_MAX)
     fold_process.begin(FoldRequest())
@@ -213,11 +213,11 @@ def test_a_lane_ends_after_the_batch_at_hand(engine: Engine, fold_process: FoldP
     assert parallel.fold(engine) == left
 
 
-def test_an_interrupted_fold_leaves_no_lane_at_work(engine: Engine, fold_process: FoldProcess) -> None:
-    """Whoever is interrupted goes after the batches at hand, and not when the lane has folded all of its share."""
+def test_an_interrupted_fold_stops_its_fold_process(engine: Engine, fold_process: FoldProcess) -> None:
+    """An interrupted fold ends after the current batches, and not after its fold process has folded the whole shard."""
     fold_process.start()
     record_links(engine, 20 * FOLD_BATCH_MAX)
-    # Beyond the beginning all is the lane's, so that it would go on to the end.
+    # All but the first batches are the fold process's, which would otherwise fold to the end.
     others = [seq for seq, _ in claimed_of(engine, Shard(0, FOLD_PROCESSES), limit=20 * FOLD_BATCH_MAX)][
         2 * FOLD_BATCH_MAX :
     ]
@@ -238,12 +238,12 @@ def test_an_interrupted_fold_leaves_no_lane_at_work(engine: Engine, fold_process
     assert parallel.fold(engine, partner=fold_process) == left
 
 
-def test_where_no_process_can_be_had_the_fold_is_alone(engine: Engine) -> None:
-    """A lane that cannot be begun is missed, and said to be; each backlog tries again."""
+def test_without_a_fold_process_the_parent_folds_alone(engine: Engine) -> None:
+    """A fold process that cannot start is an error line, and the parent folds alone; each backlog tries again."""
     count = record_shop(engine, seed=7)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with closing(FoldProcess("postgres://nobody:x@127.0.0.1:1/none")) as fold_process, capture_logs() as said:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))  # which have long been taken
+    with closing(FoldProcess("postgres://nobody:x@127.0.0.1:1/none")) as fold_process, capture_logs() as logged:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))  # all of which are in use
         try:
             fold_process.begin(FoldRequest())
         finally:
@@ -251,13 +251,13 @@ def test_where_no_process_can_be_had_the_fold_is_alone(engine: Engine) -> None:
         assert not fold_process.is_folding
         assert parallel.fold(engine, partner=fold_process) == count
 
-    assert [(each["event"], each["reason"]) for each in said if each["log_level"] == "error"] == [
+    assert [(each["event"], each["reason"]) for each in logged if each["log_level"] == "error"] == [
         ("fold_process.ended", "OSError")
     ] * 2
 
 
-def test_a_lane_stops_when_its_time_is_up(engine: Engine, fold_process: FoldProcess) -> None:
-    """Both share the time that the task has."""
+def test_a_fold_process_stops_at_the_time_limit(engine: Engine, fold_process: FoldProcess) -> None:
+    """Both processes stop at the time limit of the task."""
     record_links(engine, 3 * FOLD_BATCH_MAX)
     fold_process.begin(FoldRequest(until=time.monotonic()))
 
@@ -266,8 +266,8 @@ def test_a_lane_stops_when_its_time_is_up(engine: Engine, fold_process: FoldProc
     assert pending(engine) == 2 * FOLD_BATCH_MAX
 
 
-def test_a_lane_that_finds_no_database_leaves_it_to_its_parent(engine: Engine) -> None:
-    """It folds nothing and stays; the error is raised where the fold was asked for."""
+def test_a_fold_process_without_a_database_leaves_the_error_to_its_parent(engine: Engine) -> None:
+    """A fold process without a database folds nothing and stays; the parent raises the error."""
     away = database.engine("postgres://nobody:x@127.0.0.1:1/none")
     with closing(FoldProcess("postgres://nobody:x@127.0.0.1:1/none")) as fold_process:
         fold_process.begin(FoldRequest())

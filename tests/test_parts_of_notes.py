@@ -1,4 +1,4 @@
-"""Credit notes of old API versions, which name a refund by its id, and how much of the note it was.
+"""The parts of old API versions' credit notes, which name a refund only by its id.
 
 Before basil "the sum of refund, credit and outside of Stripe amounts must equal the credit note total"
 (https://docs.stripe.com/api/credit_notes/create); which fields a version has is in stripe-facts sections 2.4 to 2.6.
@@ -33,13 +33,13 @@ from worker.proof.explain import Explanation
 from worker.proof.rebuild import rebuilt
 
 Parts = tuple[int | None, int | None]
-"""What was refunded, and what went to the balance."""
+"""The refunded amount, and the amount to the balance."""
 NOT_KNOWN: Final = (None, None)
 SPLIT: Final = ("credit_note_split",)
 
 
 def about(kind: str, created: int, fields: Json) -> Json:
-    """Return an event as Stripe renders it, but for its id."""
+    """Return an event as Stripe renders it, without its id."""
     return {"object": "event", "type": kind, "created": created, "livemode": False, "data": {"object": fields}}
 
 
@@ -58,7 +58,7 @@ def refund(amount: int | None = 615, created: int = T + 5, kind: str = "created"
 
 
 def listed(amount: int = -363, **fields: object) -> Json:
-    """Return what was read of the ledger: the transaction that the note made; a credit is negative."""
+    """Return an observation of the ledger: the note's transaction; a credit is negative."""
     usual = {"id": "cbtxn_#", "object": "customer_balance_transaction", "credit_note": "cn_#", "customer": "cus_#"}
     money = {"amount": amount, "ending_balance": amount, "currency": "usd", "type": "credit_note", "created": T}
     return about("payfold.customer_balance_transaction.observed", T + 50, {**usual, **money, **fields})
@@ -66,7 +66,7 @@ def listed(amount: int = -363, **fields: object) -> Json:
 
 @dataclass(frozen=True)
 class Case:
-    """A history, the parts of its note at the end, and what is wrong then."""
+    """A history, the parts of its note at the end, and the anomalies in force then."""
 
     events: Sequence[Json]
     parts: Parts
@@ -102,11 +102,11 @@ CASES: Final = {
     # 700 + 363 + 31 is 85 too many.
     "the refund and the ledger are too many": Case([note(), refund(700), listed()], NOT_KNOWN, SPLIT),
     "the refund and the ledger are too few": Case([note(), refund(600), listed()], NOT_KNOWN, SPLIT),
-    # Nothing is left for the transaction that is named.
+    # No amount is left for the transaction that the note names.
     "the refund is all": Case([note(), refund(978)], NOT_KNOWN, SPLIT),
     "the refund is more than all": Case([note(), refund(2000)], NOT_KNOWN, SPLIT),
     "the refund is more than all, and the ledger": Case([note(), refund(2000), listed()], NOT_KNOWN, SPLIT),
-    # Nothing is left for the refund that is named.
+    # No amount is left for the refund that the note names.
     "the ledger is all": Case([note(), listed(-978)], NOT_KNOWN, SPLIT),
     "the ledger is more than all, and the refund": Case([note(), refund(), listed(-2000)], NOT_KNOWN, SPLIT),
     "the ledger lists a debit": Case([note(), refund(), listed(363)], NOT_KNOWN, SPLIT),
@@ -162,7 +162,7 @@ def assert_rebuilt(engine: Engine) -> None:
 
 @pytest.mark.parametrize("name", CASES)
 def test_every_arrival_of_a_history(engine: Engine, name: str) -> None:
-    """In every order and every split the note gets the same parts, is issued once, and a rebuild makes it too."""
+    """In every order and every split the note gets the same parts and is issued once, and a rebuild gives the same."""
     case = CASES[name]
     numbers = take_in_all_ways(engine, case.events, "h")
 
@@ -194,7 +194,7 @@ def test_arrival_changes_nothing(engine: Engine, names: list[str], chance: rando
 
 
 def test_worlds_never_meet(engine: Engine) -> None:
-    """A refund of another account or mode, by the same id, is none of the note."""
+    """A refund with the same id in another account or mode does not count for the note."""
     sent, gave = bodies([note(), refund()], "1")
     ledger.take_in(engine, sent, account="acct_1")
     ledger.take_in(engine, gave, account="acct_2")
@@ -206,7 +206,7 @@ def test_worlds_never_meet(engine: Engine) -> None:
 
 
 def test_a_refund_that_several_notes_name(engine: Engine) -> None:
-    """Every note at rest that names a refund is found when it comes."""
+    """A refund that arrives completes every stored note that names it."""
     ledger.take_in(engine, *(body(note(id=f"cn_{at}", refund="re_1"), f"1_{at}", 0) for at in range(3)))
     ledger.take_in(engine, body(refund(), "1", 1))
 
@@ -215,7 +215,7 @@ def test_a_refund_that_several_notes_name(engine: Engine) -> None:
 
 @pytest.mark.parametrize("first", [0, 1])
 def test_two_transactions_at_once(engine: Engine, first: int) -> None:
-    """Of a note's batch and its refund's the one that commits last gives the parts, whichever that is."""
+    """Of the batches of a note and of its refund the one that commits last sets the parts."""
     ledger.record(engine, [ledger.delivery(each) for each in bodies([note(), refund()], "1")])
     other = threading.Thread(target=lambda: projection.run_once(engine, now=ledger.NOW))
 
@@ -232,8 +232,8 @@ NOTE: Final = Subject("credit_notes", "", False, "cn_1")  # noqa: FBT003 - the m
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_a_note_that_another_holds(engine: Engine, *, fails: bool) -> None:
-    """A refund's batch passes a note over that another holds, and it gets its parts whether that commits or not."""
+def test_a_note_that_another_session_locks(engine: Engine, *, fails: bool) -> None:
+    """A refund's batch skips a locked note, which gets its parts whether the locking session commits or not."""
     ledger.take_in(engine, body(note(), "1", 0))
     ledger.record(engine, [ledger.delivery(body(refund(), "1", 1))])
     refunded = threading.Thread(target=lambda: projection.run_once(engine, now=ledger.NOW))
@@ -255,8 +255,8 @@ def test_a_note_that_another_holds(engine: Engine, *, fails: bool) -> None:
     assert ledger.rows(engine, "SELECT FROM unsettled") == []
 
 
-def test_what_is_owed_to_a_note_survives(engine: Engine) -> None:
-    """A note that was passed over gets its parts from a later turn, though nothing is pending."""
+def test_a_skipped_note_gets_its_parts_later(engine: Engine) -> None:
+    """A skipped note gets its parts in a later run, though no event is pending."""
     ledger.take_in(engine, body(note(), "1", 0))
     ledger.record(engine, [ledger.delivery(body(refund(), "1", 1))])
     with database.transaction(engine) as other, database.cursor(other) as holding:
@@ -274,8 +274,8 @@ def test_what_is_owed_to_a_note_survives(engine: Engine) -> None:
 
 @pytest.mark.parametrize("others", [[], [listed()]], ids=["the refund alone", "the ledger too"])
 @pytest.mark.parametrize("amount", [615, 700])
-def test_a_refund_that_is_set_aside(engine: Engine, amount: int, others: list[Json]) -> None:
-    """Once an operator ignores the refund, the note is as if it had never come."""
+def test_a_refund_that_is_ignored(engine: Engine, amount: int, others: list[Json]) -> None:
+    """After an operator ignores the refund the note is as if the refund had never come."""
     ledger.take_in(engine, *bodies([note(), refund(amount), *others], "1"))
     word = {"object": "event", "id": "evt_1_1", "reason": "a test"}
     ignored = observations.observe(
@@ -290,8 +290,8 @@ def test_a_refund_that_is_set_aside(engine: Engine, amount: int, others: list[Js
 
 
 @pytest.mark.parametrize("is_known", [True, False])
-def test_a_note_that_a_release_before_folded(engine: Engine, *, is_known: bool) -> None:
-    """A note without its refund's id gets its parts when the clock folds it again, and is issued once."""
+def test_a_note_that_an_older_release_folded(engine: Engine, *, is_known: bool) -> None:
+    """A stored note without its refund's id gets its parts when the clock folds it again, and is issued once."""
     sent, gave = bodies([note(), refund()], "1")
     ledger.take_in(engine, sent, *([gave] if is_known else []))
     ledger.execute(engine, "UPDATE credit_notes SET refund = NULL, refunded_amount = NULL, to_balance_amount = NULL")
@@ -306,14 +306,14 @@ def test_a_note_that_a_release_before_folded(engine: Engine, *, is_known: bool) 
 
 
 def explained(engine: Engine, *, hours: int | None = None) -> tuple[Explanation, dict[str, dict[str, Any]]]:
-    """Return the explanation of the note cn_1 as of some *hours* on, or now, and its columns by their names."""
+    """Return the explanation of the note cn_1, now or as of some *hours* later, and its columns by name."""
     as_of = None if hours is None else ledger.NOW + timedelta(hours=hours)
     found = explain.explain(engine, NOTE, as_of=as_of)
     return found, {each["column"]: each for each in found.columns}
 
 
 def test_an_explanation_names_the_refund(engine: Engine) -> None:
-    """The parts are by the refund's event, now and as of each time since that was received; before, they are null."""
+    """The refund's event set the parts, now and as of any time since it was received; before, they are null."""
     rows = []
     history = [note(), refund(status="pending"), refund(created=T + 9, kind="updated")]
     for hour, each in enumerate(bodies(history, "1")):
@@ -336,7 +336,7 @@ def test_an_explanation_names_the_refund(engine: Engine) -> None:
 
 
 def test_a_rename_joins_a_note_and_its_refund(engine: Engine) -> None:
-    """A note of the one name gets its parts by the refund of the other."""
+    """After a rename of accounts a note of one name gets its parts from the refund of the other."""
     sent, gave = bodies([note(), refund()], "1")
     ledger.record(engine, [ledger.delivery(sent, account="shop"), ledger.delivery(gave, account="acct_1")])
     ledger.fold(engine)
@@ -348,7 +348,7 @@ def test_a_rename_joins_a_note_and_its_refund(engine: Engine) -> None:
 
 
 def test_a_swap_lays_the_parts_on(engine: Engine) -> None:
-    """A swap writes the parts that a refund lays on, and has nothing to announce."""
+    """A swap writes the parts that a refund sets, and announces nothing."""
     ledger.take_in(engine, *bodies([note(), refund()], "1"))
     ledger.execute(engine, "UPDATE credit_notes SET refunded_amount = NULL, to_balance_amount = NULL")
 
@@ -360,7 +360,7 @@ def test_a_swap_lays_the_parts_on(engine: Engine) -> None:
 
 
 def test_a_dry_run_knows_the_refund(engine: Engine, tmp_path: Path) -> None:
-    """An older event of a note that has its parts would change nothing, and no part of it."""
+    """A dry run of an older event of a note with its parts foresees no change."""
     ledger.take_in(engine, *bodies([note(), refund()], "1"))
     path = tmp_path / "log.ndjson"
     path.write_bytes(body(note(T - 9), "1", 2) + b"\n")
@@ -372,7 +372,7 @@ def test_a_dry_run_knows_the_refund(engine: Engine, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("archived", ["refund", "credit_note"])
 def test_an_archived_event_is_no_drift(engine: Engine, archived: str) -> None:
-    """A note whose own payload, or its refund's, is archived is left out of a comparison, not shown as wrong."""
+    """A note is left out of a comparison, and is no drift, if its own or its refund's payload is archived."""
     ledger.take_in(engine, *bodies([note(), refund()], "1"))
     ledger.execute(
         engine, "DELETE FROM payloads WHERE seq IN (SELECT seq FROM inbox WHERE object_type = :type)", type=archived
@@ -385,7 +385,7 @@ def test_an_archived_event_is_no_drift(engine: Engine, archived: str) -> None:
 
 
 def test_a_refund_of_an_archived_note(engine: Engine) -> None:
-    """A refund is folded though the note that it would complete cannot be folded again; that stays as it is."""
+    """A refund of an archived note is folded, and the note stays as it is."""
     ledger.take_in(engine, body(note(), "1", 0), *bodies([note(), refund()], "2"))
     ledger.execute(engine, "DELETE FROM payloads WHERE seq = (SELECT seq FROM inbox WHERE object_id = 'cn_1')")
     ledger.take_in(engine, body(refund(), "1", 1))

@@ -1,4 +1,4 @@
-"""Payloads have partitions of their own, made ahead of need, and an event without one waits for it."""
+"""Payloads have partitions that are made ahead of need, and an event waits for the archive if it needs one."""
 
 import pytest
 from sqlalchemy import Engine, text
@@ -23,7 +23,7 @@ THIRD = ("payloads_from_3000000", "FOR VALUES FROM ('3000000') TO ('4000000')")
 
 
 def make_room(engine: Engine) -> int | None:
-    """Make the partitions that are needed next."""
+    """Make the partitions that will be needed next."""
     return inbox.make_room(engine)
 
 
@@ -32,7 +32,7 @@ def partitions(engine: Engine) -> list[tuple[str, str]]:
     return [(row["name"], row["bound"]) for row in ledger.rows(engine, PARTITIONS)]
 
 
-def told(at: int) -> bytes:
+def link_event(at: int) -> bytes:
     """Return an event of the one payment link, created *at*."""
     return sample("payment_link.updated", {"id": "plink_1"}, now=at).body
 
@@ -41,11 +41,11 @@ def record_as(engine: Engine, seq: int) -> None:
     """Record an event under the number *seq*."""
     with database.transaction(engine) as connection:
         connection.execute(text(f"ALTER TABLE inbox ALTER COLUMN seq RESTART WITH {seq}"))
-    ledger.record(engine, [ledger.delivery(told(seq))])
+    ledger.record(engine, [ledger.delivery(link_event(seq))])
 
 
-def test_room_is_made_ahead(engine: Engine) -> None:
-    """A partition is made while the one before it is still empty, once, and whatever stands in the one in use."""
+def test_a_partition_is_made_ahead(engine: Engine) -> None:
+    """The next partition is made once, as soon as the one before it is in use."""
     begun = partitions(engine)
     record_as(engine, 999_999)
     early = make_room(engine)
@@ -57,8 +57,8 @@ def test_room_is_made_ahead(engine: Engine) -> None:
     assert ledger.rows(engine, "SELECT count(*) AS found FROM ONLY payloads_rest") == [{"found": 0}]
 
 
-def test_room_that_comes_late(engine: Engine) -> None:
-    """What was recorded before anybody made room for it is kept with the rest, and the next partition begins after."""
+def test_a_partition_that_comes_late(engine: Engine) -> None:
+    """Payloads without a partition are kept in the default one, and the next partition begins after them."""
     record_as(engine, 2_000_005)
     make_room(engine)
     record_as(engine, 3_000_001)
@@ -69,26 +69,26 @@ def test_room_that_comes_late(engine: Engine) -> None:
     assert ledger.fold(engine) == 2
 
 
-def test_room_waits_for_nobody_for_long(engine: Engine) -> None:
-    """While somebody reads all payloads, as a rebuild does, no room is made, and nobody is kept from anything else."""
+def test_making_a_partition_waits_for_no_lock(engine: Engine) -> None:
+    """While a session reads all payloads, as a rebuild does, no partition is made, and recording goes on."""
     record_as(engine, 1_000_000)
     with database.transaction(engine) as connection:
         connection.execute(text("LOCK TABLE payloads IN ACCESS SHARE MODE"))
-        meanwhile = make_room(engine)
-        ledger.record(engine, [ledger.delivery(told(7))])
+        while_locked = make_room(engine)
+        ledger.record(engine, [ledger.delivery(link_event(7))])
 
-    assert (meanwhile, make_room(engine)) == (None, 1)
+    assert (while_locked, make_room(engine)) == (None, 1)
     assert partitions(engine) == [*FIRST, SECOND]
 
 
-def test_event_whose_past_is_archived(engine: Engine) -> None:
-    """An event later than all that is folded needs no payload but its own; an older one waits for the archive."""
-    ledger.take_in(engine, told(5), told(6))
+def test_event_of_an_archived_object(engine: Engine) -> None:
+    """An event later than all folded ones needs only its own payload; an older one waits for the archive."""
+    ledger.take_in(engine, link_event(5), link_event(6))
     with database.transaction(engine) as connection:
         connection.execute(text("DELETE FROM payloads"))
 
-    ledger.take_in(engine, told(7))
-    ledger.take_in(engine, told(4))
+    ledger.take_in(engine, link_event(7))
+    ledger.take_in(engine, link_event(4))
 
     states = ledger.rows(engine, "SELECT id, state, reason FROM events ORDER BY seq")
     assert [row["state"] for row in states] == ["folded", "folded", "folded", "parked"]

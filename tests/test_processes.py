@@ -13,7 +13,7 @@ import pytest
 
 from deploy.processes import PROCFILE, Ended, Processes, read_procfile
 
-on_linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, and only Linux tells of a parent's death")
+on_linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, and only Linux signals a parent's death")
 
 PROGRAM = """
 import os, pathlib, signal, subprocess, sys
@@ -40,7 +40,7 @@ with Processes(os.environ, procfile=pathlib.Path(sys.argv[1])) as processes:
 
 @pytest.fixture
 def procfile(tmp_path: Path) -> Path:
-    """Return a Procfile whose processes say that they run by a file of their name."""
+    """Return a Procfile of processes that each write a file of their name once they run."""
     (tmp_path / "program.py").write_text(PROGRAM)
     lines = [
         "release: python program.py release",
@@ -53,7 +53,7 @@ def procfile(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def output() -> io.StringIO:
-    """Return where the lines go."""
+    """Return the stream that receives the lines."""
     return io.StringIO()
 
 
@@ -66,7 +66,7 @@ def processes(procfile: Path, output: io.StringIO) -> Iterator[Processes]:
 
 
 def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
-    """Return once *condition* holds, and fail when it does not in time."""
+    """Return once *condition* holds, and fail if it does not in time."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not come to pass"
@@ -80,7 +80,7 @@ def until_up(procfile: Path, *names: str) -> None:
 
 
 def has_ended(process_id: int) -> bool:
-    """Say whether a process is gone, or gone but for its parent's notice."""
+    """Return whether a process has ended, even if its parent has not reaped it."""
     try:
         return "State:\tZ" in Path(f"/proc/{process_id}/status").read_text()
     except FileNotFoundError:
@@ -88,13 +88,13 @@ def has_ended(process_id: int) -> bool:
 
 
 def test_our_procfile() -> None:
-    """Payfold's own Procfile has a release phase, a web process, a worker and a clock, and is the one of the top."""
+    """Payfold's Procfile has a release phase, a web process, a worker and a clock, and is the one at the top level."""
     assert sorted(read_procfile(PROCFILE)) == ["clock", "release", "web", "worker"]
     assert PROCFILE.resolve() == Path(__file__).parent.parent / "Procfile"
 
 
 def test_lines(processes: Processes, output: io.StringIO) -> None:
-    """`python` is this interpreter, the environment is the given one, and each line comes under its name."""
+    """`python` is this interpreter, the environment is the given one, and each line begins with its process's name."""
     processes.stop()
 
     lines = sorted(line.partition(" ")[2] for line in output.getvalue().splitlines())
@@ -102,7 +102,7 @@ def test_lines(processes: Processes, output: io.StringIO) -> None:
 
 
 def test_the_release_phase_is_no_process(processes: Processes) -> None:
-    """What runs for long is all but the release phase."""
+    """The release phase is not among the processes that keep running."""
     assert processes.names == ("web", "worker")
 
 
@@ -123,13 +123,13 @@ def test_kill_one(processes: Processes, procfile: Path) -> None:
 
 @on_linux
 def test_its_process_id(processes: Processes, procfile: Path) -> None:
-    """The id is that of the program itself, not of a shell around it."""
+    """A process id is that of the program itself, not of a shell around it."""
     assert procfile.with_name("web").read_text() == str(processes.pid("web"))
 
 
 @on_linux
 def test_kill_takes_children(procfile: Path) -> None:
-    """A kill takes the children along, of the whole process group."""
+    """A kill ends the whole process group, children included."""
     procfile.write_text("worker: python program.py worker parent")
     with Processes({}, procfile=procfile, output=io.StringIO()) as processes:
         until_up(procfile, "worker")
@@ -139,8 +139,8 @@ def test_kill_takes_children(procfile: Path) -> None:
 
 
 @on_linux
-def test_stop_takes_children(procfile: Path) -> None:
-    """A process that ends without its children leaves none of them."""
+def test_the_children_of_an_ended_process(procfile: Path) -> None:
+    """After a process ends its children are ended too."""
     procfile.write_text("worker: python program.py worker parent")
     with Processes({}, procfile=procfile, output=io.StringIO()):
         until_up(procfile, "worker")
@@ -149,14 +149,14 @@ def test_stop_takes_children(procfile: Path) -> None:
 
 
 def test_stop(processes: Processes) -> None:
-    """Every process is asked to end, and has ended when the stop returns."""
+    """A stop asks every process to end, and returns once all have ended."""
     processes.stop()
 
     assert [processes.returncode(name) for name in processes.names] == [-signal.SIGTERM, -signal.SIGTERM]
 
 
 def test_stubborn(procfile: Path) -> None:
-    """What does not end in the grace is killed."""
+    """A process that does not end within the grace period is killed."""
     procfile.write_text("web: python program.py web stubborn")
     with Processes({}, procfile=procfile, output=io.StringIO(), grace_seconds=0.1) as processes:
         until_up(procfile, "web")
@@ -165,7 +165,7 @@ def test_stubborn(procfile: Path) -> None:
 
 
 def test_wait_for_an_end(procfile: Path) -> None:
-    """A process that ends by itself ends the wait, which returns how it ended and what it wrote last."""
+    """The wait ends when a process ends by itself, and returns its exit and its last output."""
     procfile.write_text("web: python program.py web\nworker: python program.py worker brief")
     with Processes({}, procfile=procfile, output=io.StringIO()) as processes:
         ended = processes.wait()
@@ -175,7 +175,7 @@ def test_wait_for_an_end(procfile: Path) -> None:
 
 
 def test_wait_until_asked(processes: Processes) -> None:
-    """A stop that is asked for ends the wait, and a kill of ours does not."""
+    """A requested stop ends the wait, and our own kill of a process does not."""
     processes.kill("worker")
     processes.ask_to_stop()
 
@@ -183,14 +183,14 @@ def test_wait_until_asked(processes: Processes) -> None:
 
 
 def test_running_already(processes: Processes) -> None:
-    """A process that runs is not started twice."""
+    """A running process is not started twice."""
     with pytest.raises(RuntimeError, match="web runs already"):
         processes.start_one("web")
 
 
 @on_linux
 def test_owner_killed(procfile: Path) -> None:
-    """A kill -9 of the process that started them ends them."""
+    """A kill -9 of their parent ends the processes."""
     command = [sys.executable, "-c", OWNER, str(procfile)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL) as owner:
         until_up(procfile, "web", "worker")

@@ -1,4 +1,4 @@
-"""From the inbox to the tables: whatever the arrival, the same set of events gives the same digest."""
+"""From the inbox to the tables: the same set of events gives the same digest in any arrival."""
 
 import random
 import threading
@@ -39,13 +39,13 @@ seeds = st.integers(0, 2**32)
 
 
 def assert_changes_keep_their_promise(engine: Engine) -> None:
-    """One-shot kinds come once, that of the final state is there, once, and the last word of an order is its row."""
+    """Assert that one-shot kinds come once, the final state's among them, and that the last change is the row."""
     assert_the_last_word_is_the_row(engine)
-    told = [(row["subject_id"], row["kind"]) for row in ledger.rows(engine, "SELECT subject_id, kind FROM changes")]
-    once = [each for each in told if each[1] in ONE_SHOT]
+    kinds = [(row["subject_id"], row["kind"]) for row in ledger.rows(engine, "SELECT subject_id, kind FROM changes")]
+    once = [each for each in kinds if each[1] in ONE_SHOT]
     assert len(once) == len(set(once))
     for order in ledger.rows(engine, "SELECT id, status FROM orders WHERE status IS NOT NULL"):
-        assert told.count((order["id"], KIND_OF_STATUS[order["status"]])) == 1
+        assert kinds.count((order["id"], KIND_OF_STATUS[order["status"]])) == 1
 
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -53,7 +53,7 @@ def assert_changes_keep_their_promise(engine: Engine) -> None:
 def test_any_delivery_gives_the_reference_digest(
     engine: Engine, seed: int, workers: int, limit: int, chance: random.Random
 ) -> None:
-    """Permuted, duplicated, redelivered after folding, split at will, by any number of workers: one digest."""
+    """Permuted, duplicated, redelivered after folding, split at will, by any number of workers: the digest is one."""
     ledger.clear(engine)
     bodies = histories.bodies_of(seed)
     try:
@@ -91,7 +91,7 @@ def test_every_permutation_one_by_one(engine: Engine, seed: int) -> None:
 
 
 def test_a_rebuild_in_another_order_is_the_same(engine: Engine) -> None:
-    """Folding a shop's inbox anew, shuffled, leaves what the workers left, anomalies included."""
+    """Folding a shop's inbox again in random order gives the same tables, anomalies included."""
     events = shop_history(seed=3, orders=150).events
     for batch in ledger.batches([ledger.delivery(event.body) for event in events], iter(lambda: 64, 0)):
         ledger.record(engine, batch)
@@ -106,8 +106,8 @@ def test_a_rebuild_in_another_order_is_the_same(engine: Engine) -> None:
     assert again == ledger.digest_of(engine)
 
 
-def test_the_tables_show_what_happened_at_the_shop(engine: Engine) -> None:
-    """Every order that Stripe told of has the status that the shop's own books give it."""
+def test_the_tables_agree_with_the_shops_books(engine: Engine) -> None:
+    """Every order has the status that the simulated shop's own books give it."""
     account = shop_history(seed=5, orders=200)
     deliveries = [ledger.delivery(event.body) for event in account.events]
     random.Random(5).shuffle(deliveries)
@@ -119,21 +119,21 @@ def test_the_tables_show_what_happened_at_the_shop(engine: Engine) -> None:
     assert len(held) > 150
 
 
-def test_an_order_that_was_away_is_not_paid_twice(engine: Engine) -> None:
-    """An order whose one event could not be read in a newer rendering, and then can, has been paid once."""
+def test_an_order_that_was_unreadable_is_not_paid_twice(engine: Engine) -> None:
+    """An order whose event is unreadable in a second rendering, and readable in a third, is announced as paid once."""
     body = sample("checkout.session.completed", {}, now=1).payload()
     for version, amount in (("2025-01-01", 2_000), ("2025-02-01", "twenty"), ("2025-03-01", 2_000)):
         body["api_version"], body["data"]["object"]["amount_total"] = version, amount
         ledger.take_in(engine, msgspec.json.encode(body))
 
-    told = ledger.rows(engine, "SELECT kind FROM changes")
-    assert [row["kind"] for row in told] == ["order.paid"]
+    changes = ledger.rows(engine, "SELECT kind FROM changes")
+    assert [row["kind"] for row in changes] == ["order.paid"]
     assert ledger.rows(engine, "SELECT state FROM events") == [{"state": "folded"}]
     assert ledger.rows(engine, "SELECT status FROM orders") == [{"status": "paid"}]
 
 
 def test_never_two_workers_on_one_object(engine: Engine) -> None:
-    """While one worker has not committed its object, a second one that claims an event of it waits, then sees it."""
+    """A second worker that claims an event of an object waits until the first has committed it, and sees its row."""
     account = Account(seed=1)
     session = account.open_session()
     account.complete(session, payment_status="unpaid")
@@ -163,9 +163,9 @@ def test_never_two_workers_on_one_object(engine: Engine) -> None:
 @pytest.mark.parametrize("mode", ["payment", "subscription"])
 @pytest.mark.parametrize("first", ["order", "refund"])
 def test_an_order_and_its_refund_at_once(engine: Engine, first: str, mode: Literal["payment", "subscription"]) -> None:
-    """Folded by two workers at once, whichever began, an order and its refund find each other, and it is told once.
+    """An order and its refund that two workers fold at once, in either order, give one announced refund.
 
-    A payment's order names the intent that the refund names; of a subscription's, an invoice stands between them.
+    A payment's order names the refund's intent; a subscription's order is linked through its invoice.
     """
     account = Account(seed=15, payments=True)
     session = account.open_session(amount=2_000, mode=mode, customer=account.create_customer())
@@ -190,12 +190,12 @@ def test_an_order_and_its_refund_at_once(engine: Engine, first: str, mode: Liter
         wait_for_a_lock(engine)
     thread.join(timeout=30)
 
-    told = ledger.rows(engine, "SELECT subject_id, after FROM changes WHERE kind = 'order.refund_changed'")
-    assert [(row["subject_id"], row["after"]["refund_status"]) for row in told] == [(session, "full")]
+    changes = ledger.rows(engine, "SELECT subject_id, after FROM changes WHERE kind = 'order.refund_changed'")
+    assert [(row["subject_id"], row["after"]["refund_status"]) for row in changes] == [(session, "full")]
 
 
 def test_a_reader_with_a_cursor_misses_no_change(engine: Engine) -> None:
-    """While one worker stands between its append and its commit, no other change gets a number that could pass it."""
+    """Between one worker's append and its commit no other change can get a later number and be read first."""
     account = Account(seed=2)
     first, other = account.create_payment_link(), account.create_payment_link()
     ledger.record(engine, [ledger.delivery(account.events[0].body)])
@@ -210,8 +210,8 @@ def test_a_reader_with_a_cursor_misses_no_change(engine: Engine) -> None:
         assert ledger.rows(engine, "SELECT seq FROM changes") == []
     thread.join(timeout=30)
 
-    told = ledger.rows(engine, "SELECT seq, subject_id FROM changes ORDER BY seq")
-    assert [row["subject_id"] for row in told] == [first, other]
+    changes = ledger.rows(engine, "SELECT seq, subject_id FROM changes ORDER BY seq")
+    assert [row["subject_id"] for row in changes] == [first, other]
 
 
 def wait_for_a_lock(engine: Engine) -> None:
@@ -223,11 +223,11 @@ def wait_for_a_lock(engine: Engine) -> None:
     for _ in range(100_000):
         if ledger.rows(engine, waiting)[0]["waiting"]:
             return
-    pytest.fail("nobody ever waited")
+    pytest.fail("no connection ever waited")
 
 
-def test_one_poisonous_event_is_parked_and_hurts_nobody(engine: Engine) -> None:
-    """An event that PostgreSQL refuses to save is parked with the reason; its batch is folded."""
+def test_one_poisonous_event_is_parked_alone(engine: Engine) -> None:
+    """An event that PostgreSQL refuses to save is parked with the reason; the rest of its batch is folded."""
     account = shop_history(seed=6, orders=20)
     ledger.record(engine, [ledger.delivery(event.body) for event in account.events])
     (victim,) = ledger.rows(engine, "SELECT object_id FROM inbox WHERE object_type = 'checkout.session' LIMIT 1")
@@ -245,8 +245,8 @@ def test_one_poisonous_event_is_parked_and_hurts_nobody(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("limit", [1, 2])
-def test_one_poisonous_event_leaves_its_own_object_what_others_say(engine: Engine, limit: int) -> None:
-    """An object's other events are folded, whether the one that PostgreSQL refuses comes with them or after them."""
+def test_one_poisonous_event_leaves_its_objects_other_events(engine: Engine, limit: int) -> None:
+    """An object's other events are folded, whether the refused event comes in their batch or later."""
     body = sample("credit_note.created", {}, now=1).payload()
     after = sample("credit_note.voided", {"id": body["data"]["object"]["id"]}, now=2)
     with database.transaction(engine) as connection:
@@ -260,8 +260,8 @@ def test_one_poisonous_event_leaves_its_own_object_what_others_say(engine: Engin
     assert ledger.rows(engine, "SELECT status FROM credit_notes") == [{"status": "issued"}]
 
 
-def test_what_a_newer_rendering_says_no_more_is_gone(engine: Engine) -> None:
-    """A balance that only an older rendering of a customer's event told has no row, as if that had never come."""
+def test_a_newer_rendering_removes_an_older_ones_row(engine: Engine) -> None:
+    """A balance that only an older rendering of a customer's event reported has no row."""
     body = sample("customer.updated", {}, now=1).payload()
     body["api_version"], customer = "2025-01-01", body["data"]["object"]
     customer |= {"balance": -500, "currency": "eur"}
@@ -297,8 +297,8 @@ def test_what_a_newer_rendering_says_no_more_is_gone(engine: Engine) -> None:
         (MemoryError(), "machine_short", False),
     ],
 )
-def test_what_parks_and_what_is_tried_again(error: Exception, cause: str, *, parks: bool) -> None:
-    """Only a reason in the data parks an event; the code is a known one, and the text quotes no error's words."""
+def test_which_failures_park_an_event(error: Exception, cause: str, *, parks: bool) -> None:
+    """Only a fault in the data parks an event; its code is a known one, and its text quotes no error message."""
     failure = projection.failure_of(error)
 
     assert (failure.cause, failure.is_of_data) == (cause, parks)
@@ -318,8 +318,8 @@ def test_what_parks_and_what_is_tried_again(error: Exception, cause: str, *, par
         ("customer", ["a list"], "at `$.data.object.customer`"),
     ],
 )
-def test_what_cannot_be_read_is_parked_with_the_place(engine: Engine, field: str, value: object, reason: str) -> None:
-    """An odd field parks its event: the reason names the place and the kind of the fault, never the value."""
+def test_an_unreadable_event_is_parked_with_the_place(engine: Engine, field: str, value: object, reason: str) -> None:
+    """An unreadable field parks its event: the reason names the place and the kind of the fault, never the value."""
     account = Account(seed=7)
     session = account.open_session()
     account.complete(session)
@@ -349,7 +349,7 @@ def test_a_nul_that_no_column_keeps_is_no_obstacle(engine: Engine) -> None:
 
 
 def test_ten_thousand_levels_are_parked(engine: Engine) -> None:
-    """An event nested beyond reading is kept, and parked with that reason."""
+    """An event nested too deeply to be read is kept, and parked with that reason."""
     body = Account(seed=9)
     link = body.create_payment_link()
     deep = b"[" * 10_000 + b"]" * 10_000
@@ -363,8 +363,8 @@ def test_ten_thousand_levels_are_parked(engine: Engine) -> None:
     ]
 
 
-def test_what_no_fold_wants_is_ignored_with_the_reason(engine: Engine) -> None:
-    """An event of a type that nobody folds is kept and says so; it changes nothing."""
+def test_an_event_without_a_fold_is_ignored(engine: Engine) -> None:
+    """An event of a type without a fold is kept and ignored with that reason; it changes no table."""
     account = Account(seed=10)
     event = account.emit("product.created", {"id": "prod_1", "object": "product"})
 
@@ -376,7 +376,7 @@ def test_what_no_fold_wants_is_ignored_with_the_reason(engine: Engine) -> None:
 
 
 def test_an_older_fold_version_is_folded_again(engine: Engine) -> None:
-    """What an older release folded, ignored ones included, is queued by the clock and folded by this one."""
+    """The clock queues events that an older release folded or ignored, and this release folds them."""
     account = Account(seed=11)
     session = account.open_session()
     account.complete(session)
@@ -398,7 +398,7 @@ def test_an_older_fold_version_is_folded_again(engine: Engine) -> None:
 
 
 def test_the_newer_rendering_decides(engine: Engine) -> None:
-    """Of two renderings of one event the newer API version's stays, in whichever order they come."""
+    """Of two renderings of one event the newer API version's decides, in either order of arrival."""
     account = Account(seed=12)
     session = account.open_session(presentment=("sek", 22_000))
     account.complete(session)
@@ -417,15 +417,15 @@ def test_the_newer_rendering_decides(engine: Engine) -> None:
 
 
 def test_a_newer_copy_that_cannot_be_read_changes_nothing(engine: Engine) -> None:
-    """A copy that no fold can read never takes the place of one that has made a row, however new its version is."""
+    """An unreadable copy never replaces one that has made a row, however new its version is."""
     account = Account(seed=14, api_version="2025-09-30.clover")
     session = account.open_session()
     account.complete(session)
-    (told,) = account.events
-    odd = told.body.replace(b"2025-09-30.clover", b"2026-10-28.endive")
+    (completed,) = account.events
+    odd = completed.body.replace(b"2025-09-30.clover", b"2026-10-28.endive")
     odd = odd.replace(b'"amount_total": 2000', b'"amount_total": "many"')
     assert odd.count(b'"many"') == 1
-    ledger.take_in(engine, told.body)
+    ledger.take_in(engine, completed.body)
     assert ledger.rows(engine, "SELECT id FROM orders") == [{"id": session}]
 
     ledger.take_in(engine, odd)
@@ -435,7 +435,7 @@ def test_a_newer_copy_that_cannot_be_read_changes_nothing(engine: Engine) -> Non
 
 
 def test_two_worlds_never_meet(engine: Engine) -> None:
-    """Test beside live and two accounts, with the same object ids, have rows of their own."""
+    """Test mode, live mode and two accounts have separate rows for the same object ids."""
     worlds: list[tuple[str | None, bool]] = [(None, False), (None, True), ("acct_1", False), ("acct_2", False)]
     for account, livemode in worlds:
         shop = Account(seed=13, livemode=livemode, account=account)

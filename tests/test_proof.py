@@ -1,4 +1,4 @@
-"""For any history: an export is the whole of it, a rebuild is what is there, and what was lost is found and closed."""
+"""For any history an export is complete, a rebuild equals the live tables, and lost events are found and repaired."""
 
 import random
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
 
 @pytest.fixture
 def other(another_database_url: str) -> Iterator[Engine]:
-    """Return an engine on another one."""
+    """Return an engine on another empty database."""
     opened = database.engine(another_database_url)
     yield opened
     opened.dispose()
@@ -32,12 +32,12 @@ def other(another_database_url: str) -> Iterator[Engine]:
 
 @pytest.fixture
 def chance(request: pytest.FixtureRequest) -> random.Random:
-    """Return what decides, by the seed that the run prints."""
+    """Return a random source with the seed that the run prints."""
     return random.Random(int(request.config.getoption("hypothesis_seed")))
 
 
 def happen(engine: Engine, chance: random.Random) -> None:
-    """Let small, nasty histories arrive, each in a world of its own, and be folded in the order in which they came."""
+    """Record small, nasty histories, each in a world of its own, and fold them in their order of arrival."""
     for number in range(HISTORIES):
         bodies = histories.bodies_of(chance.randrange(10**6))
         chance.shuffle(bodies)
@@ -58,8 +58,8 @@ def ids(engine: Engine) -> list[tuple[str, str]]:
         return [(row.account, row.id) for row in found]
 
 
-def test_an_export_is_the_whole_of_it(engine: Engine, other: Engine, chance: random.Random, tmp_path: Path) -> None:
-    """Replayed into an empty database an export gives the same digest, and then the same lines are exported."""
+def test_an_export_is_complete(engine: Engine, other: Engine, chance: random.Random, tmp_path: Path) -> None:
+    """An export replayed into an empty database gives the same digest, and exports the same lines again."""
     happen(engine, chance)
     log = exported(engine, tmp_path / "log")
 
@@ -72,8 +72,8 @@ def test_an_export_is_the_whole_of_it(engine: Engine, other: Engine, chance: ran
     assert sorted(again.splitlines()) == sorted(before.splitlines())
 
 
-def test_a_rebuild_is_what_is_there(engine: Engine, chance: random.Random) -> None:
-    """Nothing differs between what was folded step by step and what is folded at once."""
+def test_a_rebuild_equals_the_live_tables(engine: Engine, chance: random.Random) -> None:
+    """Folding step by step and folding at once give the same tables."""
     happen(engine, chance)
 
     with shadow.shadow(engine) as made:
@@ -83,10 +83,10 @@ def test_a_rebuild_is_what_is_there(engine: Engine, chance: random.Random) -> No
     assert differences == 0
 
 
-def test_what_was_lost_is_found_and_closed(
+def test_lost_events_are_found_and_repaired(
     engine: Engine, other: Engine, chance: random.Random, tmp_path: Path
 ) -> None:
-    """Of any events that were lost a log tells exactly those; a repair brings them in, and the tables are the same."""
+    """A comparison with a log finds exactly the lost events; a repair restores them, and the tables are the same."""
     happen(engine, chance)
     log = exported(engine, tmp_path / "log")
     lines = Path(log).read_bytes().splitlines(keepends=True)
@@ -104,10 +104,10 @@ def test_what_was_lost_is_found_and_closed(
     assert digests(other) == digests(engine)
 
 
-def test_what_never_came_is_found_and_fetched(
+def test_events_that_never_came_are_fetched(
     database_url: str, redis_url: str, chance: random.Random, tmp_path: Path
 ) -> None:
-    """Of any events that never came, of those that Stripe keeps, a log tells just those; a gap fill closes them."""
+    """A comparison with a log finds exactly the events that never came; a gap fill fetches those that Stripe keeps."""
     with stage(database_url, redis_url, history=lambda: shop_history(chance.randrange(1000), 40, money=True)) as at:
         at.account.advance(300)
         kept = (at.now - gaps.KEPT + timedelta(hours=1)).timestamp()

@@ -1,4 +1,4 @@
-"""Whatever is signed and readable is kept byte for byte, but for the credentials in it."""
+"""A signed and readable event is kept byte for byte, without the credentials in it."""
 
 import json
 import re
@@ -33,7 +33,7 @@ def about(kind: str, members: str, previous: str = "{}") -> bytes:
 
 
 def test_envelope() -> None:
-    """An event as Stripe sends it is keyed by what it says, and kept as it is."""
+    """An event as Stripe sends it is keyed by its own fields, and kept as it is."""
     account = Account(seed=1, account="acct_1", livemode=True)
     account.create_payment_link()
     sent = account.events[0]
@@ -98,7 +98,7 @@ REFUSED = {
 
 @pytest.mark.parametrize(("body", "error"), REFUSED.values(), ids=REFUSED.keys())
 def test_refused(body: bytes, error: type[Refused]) -> None:
-    """What no event can be keyed by is refused, by its own reason and with a clear word."""
+    """A body without the fields that key an event is refused, with a reason and a clear message of its own."""
     with pytest.raises(error) as raised:
         events.read(body)
 
@@ -126,7 +126,7 @@ ODD = {
 
 @pytest.mark.parametrize("body", ODD.values(), ids=ODD.keys())
 def test_odd(body: bytes) -> None:
-    """However odd the rest is, an event with an id, a type and a time is kept, byte for byte."""
+    """An event with an id, a type and a time is kept byte for byte, however odd its other fields are."""
     envelope = events.read(body)
 
     assert (envelope.id, envelope.type, envelope.created) == ("evt_1", "t", 1)
@@ -135,14 +135,14 @@ def test_odd(body: bytes) -> None:
 
 @pytest.mark.parametrize("body", [event(data=1), event(data=None), event(data={"object": []}), event(data={})])
 def test_odd_data(body: bytes) -> None:
-    """An event about nothing that can be made out is kept without an object."""
+    """An event without a recognizable object is kept without one."""
     envelope = events.read(body)
 
     assert (envelope.object_type, envelope.object_id, envelope.payload) == (None, None, body)
 
 
 def test_odd_objects_are_found() -> None:
-    """An event that the quick way cannot read is keyed by the same object as one that it can."""
+    """An event that only the slow reader can read is keyed by the same object as by the quick reader."""
     plain = about("checkout.session", '"amount_total":1')
     odd = plain.replace(b'"id":"evt_1"', b'"id":"evt_1","livemode":"x"')
 
@@ -174,8 +174,8 @@ def test_thin(created: str, seconds: int) -> None:
     ("context", "account"),
     [("acct_1", "acct_1"), ("acct_1/acct_2", "acct_2"), ("wksp_1", None), ("", None), (None, None), (7, None)],
 )
-def test_whose_a_thin_event_is(context: object, account: str | None) -> None:
-    """A thin event has no account but the one that its routing context leads to."""
+def test_the_account_of_a_thin_event(context: object, account: str | None) -> None:
+    """A thin event's account is the one in its routing context, or none."""
     thin = event(object="v2.core.event", created="2026-11-01T00:00:00.000Z", data=None, context=context)
 
     assert events.read(thin).account == account
@@ -183,7 +183,7 @@ def test_whose_a_thin_event_is(context: object, account: str | None) -> None:
 
 @pytest.mark.parametrize("created", ["yesterday", "", None, [], "99999-01-01T00:00:00Z", "1969-12-31T23:59:59Z"])
 def test_thin_without_a_time(created: object) -> None:
-    """A thin event whose time cannot be read is refused."""
+    """A thin event with an unreadable time is refused."""
     with pytest.raises(NotAnEvent):
         events.read(event(object="v2.core.event", created=created))
 
@@ -191,7 +191,7 @@ def test_thin_without_a_time(created: object) -> None:
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize(("kind", "key"), CREDENTIALS)
 def test_credentials(kind: str, key: str, place: str) -> None:
-    """A credential is blanked at its place, the place is told, and no other byte changes."""
+    """A credential is blanked at its place, the place is reported, and no other byte changes."""
     member = f'"{key}":"{SECRET}"'
     body = about(kind, member) if place == "data.object" else about(kind, '"a":1', f"{{{member}}}")
     envelope = events.read(body)
@@ -201,14 +201,14 @@ def test_credentials(kind: str, key: str, place: str) -> None:
 
 
 def test_credentials_of_others() -> None:
-    """The same key of an object that is none of these, a payment link's url say, is kept."""
+    """The same key of another kind of object is kept, such as a payment link's url."""
     body = about("payment_link", f'"url":"{SECRET}","pdf":"{SECRET}"')
 
     assert events.read(body).payload == body
 
 
 def test_all_credentials_of_a_session() -> None:
-    """Both of a session's credentials are blanked, now and before, and the recovery url is not one of them."""
+    """Both of a session's credentials are blanked, also in previous_attributes, and the recovery url is kept."""
     recovery = '"after_expiration":{"recovery":{"url":"https://buy.stripe.com/r/live_a1b2c3"}}'
     both = f'"client_secret":"cs_test_a1_secret_fid","url":"{SECRET}"'
     envelope = events.read(about("checkout.session", f"{both},{recovery}", f"{{{both}}}"))
@@ -223,11 +223,11 @@ ESCAPED = SECRET.replace("/", "\\/")
 RENDERINGS = {
     "escaped slashes": (f'"url":"{ESCAPED}"', '"url":""'),
     "escaped key": (f'"u\\u0072l":"{SECRET}"', '"u\\u0072l":""'),
-    "escaped key beside a plain one": (f'"url":null,"\\u0075rl":"{SECRET}"', '"url":null,"\\u0075rl":""'),
+    "escaped key and a plain one": (f'"url":null,"\\u0075rl":"{SECRET}"', '"url":null,"\\u0075rl":""'),
     "spaces": (f'"url"\t:\n "{SECRET}" ', '"url"\t:\n "" '),
     "the first of two": (f'"url":"{SECRET}","url":null', '"url":"","url":null'),
     "the second of two": (f'"url":"{SECRET}","url":"{SECRET}2"', '"url":"","url":""'),
-    "the first of two, beside a recovery": (
+    "the first of two, with a recovery": (
         f'"url":"{SECRET}","url":null,"after_expiration":{{"recovery":{{"url":"https://buy.stripe.com/r/a"}}}}',
         '"url":"","url":null,"after_expiration":{"recovery":{"url":"https://buy.stripe.com/r/a"}}',
     ),
@@ -237,15 +237,15 @@ RENDERINGS = {
     "a list": (f'"url":["{SECRET}"]', '"url":""'),
     "half a surrogate pair": (f'"url":"{SECRET}\\ud800"', '"url":""'),
     "escaped quote": (f'"url":"{SECRET}\\"more"', '"url":""'),
-    "told twice": (
+    "key given twice": (
         f'"url":"{SECRET}","metadata":{{"link":"{SECRET}"}}',
         '"url":"","metadata":{"link":""}',
     ),
-    "told twice, not readable quickly": (
+    "key given twice, not readable quickly": (
         f'"url":"{SECRET}","metadata":{{"link":"{SECRET}"}},"\\u0061":1',
         '"url":"","metadata":{"link":""},"\\u0061":1',
     ),
-    "beside 10,000 levels": (
+    "with 10,000 levels": (
         f'"url":"{SECRET}","deep":{"[" * 10_000}{"]" * 10_000}',
         f'"url":"","deep":{"[" * 10_000}{"]" * 10_000}',
     ),
@@ -255,14 +255,14 @@ RENDERINGS = {
 
 @pytest.mark.parametrize(("members", "expected"), RENDERINGS.values(), ids=RENDERINGS.keys())
 def test_odd_renderings(members: str, expected: str) -> None:
-    """However a credential is written, it is blanked and told, and nothing else changes."""
+    """A credential is blanked and reported however it is written, and nothing else changes."""
     envelope = events.read(about("checkout.session", members))
 
     assert envelope.payload == about("checkout.session", expected)
     assert envelope.redacted == ("data.object.url",)
 
 
-def test_data_told_twice() -> None:
+def test_two_data_keys() -> None:
     """A session in the first of two `data` keys has its credential blanked, though the second is read."""
     body = about("checkout.session", f'"url":"{SECRET}"')
     envelope = events.read(body[:-1] + b',"data":{"object":{"object":"thing","id":"y_1"}}}')
@@ -273,7 +273,7 @@ def test_data_told_twice() -> None:
 
 @pytest.mark.parametrize("members", ['"url":null', '"url":""', '"name":"url"', '"x":{"url":"kept, being elsewhere"}'])
 def test_nothing_to_blank(members: str) -> None:
-    """Where there is no credential nothing changes and nothing is told."""
+    """An event without a credential does not change, and no place is reported."""
     body = about("checkout.session", members)
 
     assert (events.read(body).payload, events.read(body).redacted) == (body, ())
@@ -297,7 +297,7 @@ def blanked(holder: dict[str, Any]) -> dict[str, Any]:
 
 @given(members=holders, before=holders, escaped=st.booleans(), indent=st.sampled_from([None, 2]))
 def test_any_session(members: dict[str, Any], before: dict[str, Any], escaped: bool, indent: int | None) -> None:  # noqa: FBT001 - a drawn value
-    """Of any session nothing but the credentials is blanked, whether it is read quickly or part by part."""
+    """Only the credentials of a session are blanked, by the quick reader and by the slow one."""
     session = members | {"object": "checkout.session", "id": "cs_1"}
     head = {"id": "evt_1", "type": "t", "created": 1}
     body = json.dumps(
@@ -317,7 +317,7 @@ def test_any_session(members: dict[str, Any], before: dict[str, Any], escaped: b
 
 @given(st.binary(max_size=200) | st.text('{}[]:,"\\ idtype1cre', max_size=60).map(str.encode))
 def test_any_bytes(body: bytes) -> None:
-    """Whatever the bytes are, they are read or refused, and nothing else."""
+    """Any bytes are either read or refused."""
     try:
         envelope = events.read(body)
     except Refused:
@@ -342,7 +342,7 @@ WRAPPED: dict[str, tuple[object, str]] = {
 
 @pytest.mark.parametrize("tool", WRAPPED)
 def test_the_place_of_a_wrapped_event(tool: str) -> None:
-    """What a tool has wrapped is refused with the place where the event stands in it."""
+    """An event that a tool has wrapped is refused with the place of the event in the body."""
     wrapped, place = WRAPPED[tool]
 
     with pytest.raises(NotAnEvent, match=re.escape(f"An event stands in it at {place}")):
@@ -350,7 +350,7 @@ def test_the_place_of_a_wrapped_event(tool: str) -> None:
 
 
 def test_several_wrapped_events() -> None:
-    """Where a message holds several events, each of them is to be passed on."""
+    """The refusal of a body with several events advises to pass each of them on."""
     records = {"Records": [{"body": json.dumps(EVENT)}, {"body": json.dumps(EVENT)}]}
     with pytest.raises(NotAnEvent, match=r"2 events stand in it, the first at Records\[0\]\.body"):
         events.read(json.dumps(records).encode())
@@ -359,8 +359,8 @@ def test_several_wrapped_events() -> None:
 
 
 @pytest.mark.parametrize("key", ["buyer@example.com", "\ud800", "a" * 50, "line\nbreak"])
-def test_advice_shows_no_name_that_could_be_anything(key: str) -> None:
-    """Of the way to a wrapped event only plain names are shown, and the message can be written anywhere."""
+def test_advice_shows_only_plain_names(key: str) -> None:
+    """The path to a wrapped event shows only plain names, and the message is ASCII."""
     with pytest.raises(NotAnEvent, match=r"An event stands in it at \?: pass") as refusal:
         events.read(json.dumps({key: EVENT}).encode())
     assert str(refusal.value).isascii()
@@ -368,14 +368,14 @@ def test_advice_shows_no_name_that_could_be_anything(key: str) -> None:
 
 @pytest.mark.parametrize("kind", ["checkout.session", "charge", "customer"])
 def test_an_object_without_its_event(kind: str) -> None:
-    """What the Dashboard shows as event data has no event around it."""
+    """An object without its event, as the Dashboard shows it, is refused with advice."""
     with pytest.raises(NotAnEvent, match="without its event"):
         events.read(json.dumps({"id": "x_1", "object": kind, "created": 1, "metadata": {}}).encode())
 
 
 @pytest.mark.parametrize("body", [{}, [], {"object": "event"}, {"a": {"id": "x", "type": "y"}}, {"data": [1, None]}])
-def test_no_advice_where_none_is_known(body: object) -> None:
-    """Nothing is guessed of what holds no event."""
+def test_no_advice_without_an_event(body: object) -> None:
+    """A body that holds no event is refused without advice."""
     with pytest.raises(NotAnEvent) as refusal:
         events.read(json.dumps(body).encode())
     assert "stands in it" not in str(refusal.value)
@@ -383,7 +383,7 @@ def test_no_advice_where_none_is_known(body: object) -> None:
 
 
 def test_advice_has_an_end() -> None:
-    """Ten thousand levels hide an event from the advice, and cost no more than the refusal."""
+    """An event below ten thousand levels gets no advice, and is refused all the same."""
     deep = b'{"a":' * 10_000 + json.dumps(EVENT).encode() + b"}" * 10_000
     with pytest.raises(NotAnEvent):
         events.read(deep)
@@ -391,6 +391,6 @@ def test_advice_has_an_end() -> None:
 
 @pytest.mark.parametrize("created", ["1700000000.0", "1.7e9"])
 def test_a_whole_float_is_a_time(created: str) -> None:
-    """Other languages write whole numbers with a point."""
+    """A whole number written as a float, as other languages do, is a time."""
     body = json.dumps(EVENT).replace('"created": 1', f'"created": {created}')
     assert events.read(body.encode()).created == 1_700_000_000

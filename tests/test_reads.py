@@ -1,4 +1,4 @@
-"""What the tables say over HTTP: pages, filters, single rows, and the documentation of it all."""
+"""The tables over HTTP: pages, filters, single rows, and their documentation."""
 
 import base64
 import random
@@ -35,7 +35,7 @@ def web(database_url: str, redis_url: str) -> Iterator[Web]:
 
 @pytest.fixture(scope="module")
 def shared(services: Services) -> Iterator[Web]:
-    """Return a running web process for the tests that leave nothing behind."""
+    """Return a running web process for the tests that change no data."""
     with serving_many(services) as running:
         yield running
 
@@ -66,16 +66,16 @@ def walk(web: Web, path: str, limit: int) -> Iterator[list[str]]:
 
 
 def is_problem(response: Any, status: int) -> bool:  # noqa: ANN401 - the client's answer
-    """Say whether the answer is a problem document of *status*."""
-    told = (response.status_code, response.headers["content-type"], response.json()["status"])
-    return told == (status, "application/problem+json", status)
+    """Return whether the answer is a problem document of *status*."""
+    found = (response.status_code, response.headers["content-type"], response.json()["status"])
+    return found == (status, "application/problem+json", status)
 
 
 @pytest.mark.parametrize("limit", [1, 3, 20])
 def test_order_pages(web: Web, limit: int) -> None:
     """The cursor visits every order once, newest first: same times by id, worlds apart, those without a time last.
 
-    Orders that are made meanwhile are newer, and disturb nothing.
+    Orders that are made while paging are newer, and do not disturb the pages.
     """
     seed = random.randrange(2**32)
     print(f"seed {seed}")  # noqa: T201 - repeats the run
@@ -93,7 +93,7 @@ def test_order_pages(web: Web, limit: int) -> None:
 
 
 def test_link_pages(web: Web) -> None:
-    """Links whose creation was not seen come last, and are all visited."""
+    """Links without a creation time come last, and all are visited."""
     for number, created in enumerate([None, 1, None, 2, None]):
         web.query(LINK, f"plink_{number}", created)
 
@@ -113,7 +113,7 @@ def test_event_pages(web: Web) -> None:
 
 
 def test_filters(web: Web) -> None:
-    """Filters leave what they say, alone and together, and go with the cursor."""
+    """Filters select the matching rows, alone and together, and work with the cursor."""
     order(web, 1, created=1000, customer="cus_1")
     order(web, 2, created=2000, customer="cus_1", status="open")
     order(web, 3, created=3000, customer="cus_2", livemode=True)
@@ -134,7 +134,7 @@ def test_filters(web: Web) -> None:
 
 
 def test_event_filters(web: Web) -> None:
-    """The inbox can be asked by type, state and object."""
+    """The inbox can be filtered by type, state and object."""
     web.deliver(event(1, type="a.b", data={"object": {"object": "a", "id": "a_1"}}))
     web.deliver(event(2))
     web.query("UPDATE pending SET again = false")
@@ -165,7 +165,7 @@ CURSORS = {
 
 @pytest.mark.parametrize("cursor", CURSORS.values(), ids=CURSORS.keys())
 def test_bad_cursors(shared: Web, cursor: str) -> None:
-    """A cursor that is not of this list is told so."""
+    """A cursor that is not of this list is refused by name."""
     for path in LISTS:
         response = shared.get(f"{path}?cursor={quote(cursor)}")
         assert is_problem(response, 422)
@@ -179,7 +179,7 @@ part = st.text(max_size=5) | st.integers() | st.floats() | st.none() | st.boolea
 @example(parts=[2**63])
 @settings(max_examples=40)
 def test_any_cursor(shared: Web, parts: list[object]) -> None:
-    """Whatever a cursor holds, the answer is a page or that it is none."""
+    """Any cursor is answered with a page or with a refusal."""
     cursor = base64.urlsafe_b64encode(msgspec.json.encode(parts)).decode()
 
     assert {shared.get(f"{path}?cursor={cursor}").status_code for path in LISTS} <= {200, 422}
@@ -200,7 +200,7 @@ def test_any_cursor(shared: Web, parts: list[object]) -> None:
     ],
 )
 def test_bad_values(shared: Web, query: str) -> None:
-    """A value that cannot be meant is told so by its name."""
+    """An impossible value is refused with the name of its parameter."""
     response = shared.get(f"/v1/orders?{query}")
 
     assert is_problem(response, 422)
@@ -209,7 +209,7 @@ def test_bad_values(shared: Web, query: str) -> None:
 
 @pytest.mark.parametrize("path", SINGLES)
 def test_not_there(shared: Web, path: str) -> None:
-    """What is not there is a 404, and what cannot be an id is told so."""
+    """An unknown id is a 404, and an impossible id is refused."""
     assert is_problem(shared.get(path.format("x_1"), OPERATOR), 404)
     assert is_problem(shared.get(path.format("a%FFb"), OPERATOR), 404)
     assert is_problem(shared.get(path.format("a%00b"), OPERATOR), 422)
@@ -217,7 +217,7 @@ def test_not_there(shared: Web, path: str) -> None:
 
 
 def test_single(web: Web) -> None:
-    """One order is shown by its id; where two accounts know it the question has to say which."""
+    """One order is shown by its id; if two accounts have it the request must name one."""
     order(web, 1)
     assert web.get("/v1/orders/cs_1").json()["status"] == "paid"
 
@@ -242,7 +242,7 @@ def test_payload(web: Web) -> None:
 
 
 def test_archived_payload(web: Web) -> None:
-    """Of an archived event all is shown but its payload, and that is said."""
+    """An archived event is shown without its payload, and marked as archived."""
     web.deliver(event())
     at_hand = web.get("/v1/events/evt_1", CLERK).json()
     web.query("DELETE FROM payloads")
@@ -256,7 +256,7 @@ def test_archived_payload(web: Web) -> None:
 
 @pytest.mark.parametrize("path", ["/v1/nothing", "/nothing", "/v1/orders/", "/v1", "/.env", "//"])
 def test_unknown_route(shared: Web, path: str) -> None:
-    """A path that is none is a problem document."""
+    """An unknown path is answered with a problem document."""
     response = shared.client.get(path, follow_redirects=True)
 
     assert response.status_code in {404, 401}
@@ -264,7 +264,7 @@ def test_unknown_route(shared: Web, path: str) -> None:
 
 
 def test_wrong_method(shared: Web) -> None:
-    """A method that a path does not know is a problem document that names the right one."""
+    """A wrong method is answered with a problem document that names the right one."""
     response = shared.client.post("/v1/orders")
 
     assert is_problem(response, 405)
@@ -272,7 +272,7 @@ def test_wrong_method(shared: Web) -> None:
 
 
 def test_documentation(shared: Web) -> None:
-    """The page of the API and all that it loads come from us, and from nobody else."""
+    """The page of the API loads every file from Payfold itself."""
     html = shared.client.get("/docs").text
     loaded = re.findall(r'(?:src|href)="([^"]+)"', html)
 
@@ -283,14 +283,14 @@ def test_documentation(shared: Web) -> None:
 
 
 def test_openapi(shared: Web) -> None:
-    """The description of the API has the webhook, with each of its answers."""
+    """The OpenAPI description has the webhook, with each of its answers."""
     operation = shared.client.get("/openapi.json").json()["paths"]["/webhooks/stripe"]["post"]
 
     assert set(operation["responses"]) == {"200", "400", "408", "413", "503"}
 
 
 def test_hanging(web: Web) -> None:
-    """Behind a lock that is not released, questions are answered in time, the one for readiness among them."""
+    """While a lock is held requests are answered in time, also the one for readiness."""
     with psycopg.connect(web.settings.libpq) as blocker, ThreadPoolExecutor(20) as readers:
         blocker.execute("LOCK TABLE orders, alembic_version IN ACCESS EXCLUSIVE MODE")
         paths = [*["/v1/orders"] * 4, "/health/ready"]

@@ -1,4 +1,4 @@
-"""A rebuild says what the live tables say, every edit of them is found and named, and a swap undoes it."""
+"""A rebuild equals the live tables, every edit of them is found and named, and a swap undoes it."""
 
 import random
 import threading
@@ -30,7 +30,7 @@ MANY_PROCESSES = Sizes(per_file=100, per_task=150, alone_max=0)
 
 @pytest.fixture
 def engine(database_url: str) -> Iterator[Engine]:
-    """Return an engine on the empty database."""
+    """Return an engine on an empty database."""
     made = database.engine(database_url, connections_max=9)
     yield made
     made.dispose()
@@ -45,7 +45,7 @@ def shop(engine: Engine) -> Engine:
 
 
 def run(engine: Engine, statement: str, **values: object) -> list[tuple[Any, ...]]:
-    """Execute a statement and return what it selects."""
+    """Execute a statement and return its rows."""
     with database.transaction(engine) as connection:
         found = connection.execute(text(statement), values)
         return [tuple(row) for row in found] if found.returns_rows else []
@@ -53,27 +53,27 @@ def run(engine: Engine, statement: str, **values: object) -> list[tuple[Any, ...
 
 def found_in(made: Shadow) -> list[Difference]:
     """Return every difference between the live tables and *made*."""
-    told: list[Difference] = []
-    compared = swap.compare(made, on_difference=told.append)
-    assert bool(told) == bool(compared.drift)
-    return told
+    differences: list[Difference] = []
+    compared = swap.compare(made, on_difference=differences.append)
+    assert bool(differences) == bool(compared.drift)
+    return differences
 
 
-def set_aside(engine: Engine, event: str) -> None:
-    """Record an operator's word that *event* is to be left aside."""
+def ignore(engine: Engine, event: str) -> None:
+    """Record an operator's observation that ignores *event*."""
     about = {"object": "event", "id": event, "reason": "a test"}
-    word = observations.observe(
+    observation = observations.observe(
         folds.EVENT_IGNORED, about, account="", livemode=False, created=int(ledger.NOW.timestamp()), now=ledger.NOW
     )
-    ledger.record(engine, [word])
+    ledger.record(engine, [observation])
 
 
 # ---- The same ----
 
 
 @pytest.mark.parametrize("sizes", [Sizes(), MANY_PROCESSES], ids=["one process", "many processes"])
-def test_a_rebuild_is_what_is_there(shop: Engine, sizes: Sizes) -> None:
-    """However the work is divided, every row, every anomaly, every outcome and every mention is the same."""
+def test_a_rebuild_equals_the_live_tables(shop: Engine, sizes: Sizes) -> None:
+    """With any division of the work every row, anomaly, outcome and mention is the same."""
     with shadow.shadow(shop) as made:
         rebuild.rebuild(made, sizes=sizes)
 
@@ -85,7 +85,7 @@ def test_a_rebuild_is_what_is_there(shop: Engine, sizes: Sizes) -> None:
 
 
 def test_tangled_histories(engine: Engine, request: pytest.FixtureRequest) -> None:
-    """What was folded step by step, in whatever order, is what is folded at once, oddities included."""
+    """Folding step by step in any order gives the same as folding at once, odd histories included."""
     first = random.Random(request.node.nodeid).randrange(10**6)
     print(f"seeds from {first}")  # noqa: T201 - repeats a failure
     for seed in range(first, first + 60):
@@ -99,10 +99,10 @@ def test_tangled_histories(engine: Engine, request: pytest.FixtureRequest) -> No
         assert found_in(made) == []
 
 
-def test_what_is_parked_and_set_aside(shop: Engine) -> None:
-    """An event that is parked or set aside is so in a rebuild too, and one that is pending is left to the workers."""
+def test_parked_and_ignored_events(shop: Engine) -> None:
+    """A parked or ignored event is so in a rebuild too, and a pending one is left to the workers."""
     paid = next(event for event in SHOP.events if event.type == "checkout.session.completed")
-    set_aside(shop, paid.id)
+    ignore(shop, paid.id)
     odd = Account(seed=1).emit("refund.created", {"object": "charge", "id": "ch_odd"})
     ledger.record(shop, [ledger.delivery(odd.body)])
     ledger.fold(shop)
@@ -115,7 +115,7 @@ def test_what_is_parked_and_set_aside(shop: Engine) -> None:
 
 
 def test_a_row_that_postgresql_refuses(engine: Engine) -> None:
-    """An event whose row PostgreSQL refuses is parked as it was live; a rebuild then goes step by step."""
+    """A rebuild parks the event of a row that PostgreSQL refuses, as the live fold did, by folding step by step."""
     run(engine, "ALTER TABLE orders ADD CHECK (amount_total < 9000)")
     ledger.record(engine, [ledger.delivery(event.body) for event in SHOP.events])
     ledger.fold(engine)
@@ -126,42 +126,42 @@ def test_a_row_that_postgresql_refuses(engine: Engine) -> None:
         assert found_in(made) == []
 
 
-def test_what_is_folded_meanwhile(shop: Engine) -> None:
-    """What workers fold while a rebuild runs, and after it, is no difference."""
+def test_events_folded_during_a_rebuild(shop: Engine) -> None:
+    """Events that workers fold during a rebuild and after it are no difference."""
     with rebuild.rebuilt(shop) as made:
         ledger.record(shop, [ledger.delivery(event.body, account="acct_2") for event in tangle(8, money=True).events])
         ledger.fold(shop)
         paid = next(event for event in SHOP.events if event.type == "checkout.session.completed")
-        set_aside(shop, paid.id)
+        ignore(shop, paid.id)
         ledger.fold(shop)
 
         assert found_in(made) == []
         assert digests(shop, schema=made.schema) == digests(shop)
 
 
-def test_a_comparison_holds_up_nobody(shop: Engine) -> None:
-    """While the tables are compared others fold, and what they change meanwhile is no difference."""
+def test_a_comparison_delays_no_fold(shop: Engine) -> None:
+    """Workers fold while the tables are compared, and their changes are no difference."""
     run(shop, "UPDATE orders SET amount_total = amount_total + 1 WHERE amount_total > 0")
-    told: list[Difference] = []
+    differences: list[Difference] = []
     others = tangle(9, money=True).events
     folding = threading.Thread(target=ledger.take_in, args=[shop, *(event.body for event in others)], daemon=True)
 
     def on_difference(difference: Difference) -> None:
-        if not told:
+        if not differences:
             folding.start()
             folding.join(timeout=60)
-        told.append(difference)
+        differences.append(difference)
 
     with rebuild.rebuilt(shop) as made:
         swap.compare(made, on_difference=on_difference)
 
     assert not folding.is_alive(), "folding waited for the comparison"
-    assert {each.column for each in told} == {"amount_total"}
+    assert {each.column for each in differences} == {"amount_total"}
     assert run(shop, "SELECT count(*) FROM pending") == [(0,)]
 
 
-def test_what_is_folded_once_the_pause_is_over(shop: Engine) -> None:
-    """What is compared is what was there when folding paused, however much is folded before it is looked at."""
+def test_events_folded_after_the_pause(shop: Engine) -> None:
+    """A comparison reads the tables as they were when folding paused, however much is folded afterwards."""
     with (
         rebuild.rebuilt(shop) as made,
         database.transaction(shop) as connection,
@@ -178,7 +178,7 @@ def test_what_is_folded_once_the_pause_is_over(shop: Engine) -> None:
 
 
 class Edits:
-    """Random edits of the live tables, each of another row, and what is to be said of them."""
+    """Random edits of the live tables, each of another row, and the differences to be found."""
 
     def __init__(self, engine: Engine, seed: int) -> None:
         self._engine = engine
@@ -216,7 +216,7 @@ class Edits:
 
     def _a_currency(self, table: Table, row: dict[str, Any]) -> bool:
         if table.name == "balances":
-            return False  # part of its key: that is a row less and a row more
+            return False  # part of the key: such an edit is a missing and an extra row
         return self._change(
             table, row, lambda column: column.name == "currency", lambda value: "eur" if value != "eur" else "usd"
         )
@@ -256,8 +256,8 @@ class Edits:
         return True
 
 
-def test_money_is_told_by_world(engine: Engine) -> None:
-    """What one account holds too much is not made up for by what another, or the other mode, lacks of the same row."""
+def test_money_is_summed_by_world(engine: Engine) -> None:
+    """A surplus in one account or mode does not offset a lack in another, even of the same row id."""
     account = Account(seed=1)
     account.complete(account.open_session())
     worlds = [("", False), ("acct_2", False), ("", True)]
@@ -284,7 +284,7 @@ def test_money_is_told_by_world(engine: Engine) -> None:
 
 
 def test_every_edit_is_named(shop: Engine, request: pytest.FixtureRequest) -> None:
-    """Of five hundred random edits each is found and named, a cent or a currency or a row, and nothing else is."""
+    """Each of five hundred random edits is found and named, a cent or a currency or a row, and nothing else is."""
     seed = random.Random(request.node.nodeid).randrange(10**6)
     print(f"seed {seed}")  # noqa: T201 - repeats a failure
     edits = Edits(shop, seed)
@@ -297,22 +297,22 @@ def test_every_edit_is_named(shop: Engine, request: pytest.FixtureRequest) -> No
     assert len(named) == EDITS
 
 
-def test_money_is_told_by_currency(shop: Engine) -> None:
-    """Differences of money are summed for each currency, a row that changed its currency counting in both."""
+def test_money_is_summed_by_currency(shop: Engine) -> None:
+    """Differences of money are summed for each currency; a row with a changed currency counts in both."""
     (one, held), (other, amount) = run(
         shop, "SELECT id, amount_total FROM orders WHERE currency = 'usd' AND amount_total > 0 ORDER BY id LIMIT 2"
     )
     run(shop, "UPDATE orders SET amount_total = amount_total - 7 WHERE id = :id", id=one)
     run(shop, "UPDATE orders SET currency = 'gbp' WHERE id = :id", id=other)
 
-    told: list[Difference] = []
+    differences: list[Difference] = []
     with rebuild.rebuilt(shop) as made:
-        compared = swap.compare(made, on_difference=told.append)
+        compared = swap.compare(made, on_difference=differences.append)
 
     assert held > 7
     assert compared.money["", False, "orders", "amount_total", "usd"] == -7 - amount
     assert compared.money["", False, "orders", "amount_total", "gbp"] == amount
-    assert {(each.id, each.column, each.currency, each.amount) for each in told} == {
+    assert {(each.id, each.column, each.currency, each.amount) for each in differences} == {
         (one, "amount_total", "usd", -7),
         (other, "currency", None, None),
     }
@@ -322,7 +322,7 @@ def test_money_is_told_by_currency(shop: Engine) -> None:
 
 
 def test_a_swap_undoes_every_edit(shop: Engine) -> None:
-    """After a swap the tables are what they were, and so are their places for others: grants, views and indexes."""
+    """A swap restores the tables' contents, and keeps their grants, views and indexes."""
     run(shop, "GRANT SELECT ON orders, order_book TO pg_monitor")
     run(shop, "CREATE VIEW of_the_shop AS SELECT id, amount_total FROM orders")
     before = digests(shop)
@@ -345,8 +345,8 @@ def test_a_swap_undoes_every_edit(shop: Engine) -> None:
     assert run(shop, "SELECT count(*) FROM changes") == [(changes[0][0] + appended,)]
 
 
-def test_a_swap_tells_what_it_moves(shop: Engine) -> None:
-    """A swap appends what it brings forward, each one-shot kind once; news is only what had never been folded."""
+def test_a_swap_announces_its_changes(shop: Engine) -> None:
+    """A swap appends its changes, each one-shot kind once; only changes by never-folded events are not withheld."""
     paid = [id_ for (id_,) in run(shop, "SELECT id FROM orders WHERE status = 'paid' ORDER BY id LIMIT 2")]
     refunded = run(
         shop,
@@ -366,22 +366,22 @@ def test_a_swap_tells_what_it_moves(shop: Engine) -> None:
     with rebuild.rebuilt(shop) as made:
         swap.swap(made)
 
-    told = ledger.rows(shop, "SELECT * FROM changes WHERE seq > :last ORDER BY seq", last=last)
-    kinds = [(row["subject_id"], row["kind"]) for row in told]
+    changes = ledger.rows(shop, "SELECT * FROM changes WHERE seq > :last ORDER BY seq", last=last)
+    kinds = [(row["subject_id"], row["kind"]) for row in changes]
     assert (paid[0], "order.paid") in kinds
-    assert (paid[1], "order.paid") not in kinds  # told before
+    assert (paid[1], "order.paid") not in kinds  # announced before
     assert (refunded[0][0], "order.refund_changed") in kinds
-    assert {row["source"] for row in told} <= {"webhook", "replay"}
-    news = [(row["subject_id"], row["withheld"]) for row in told if row["kind"] == "order.paid"]
+    assert {row["source"] for row in changes} <= {"webhook", "replay"}
+    news = [(row["subject_id"], row["withheld"]) for row in changes if row["kind"] == "order.paid"]
     assert news == [(paid[0], None)]
-    assert {row["withheld"] for row in told if row["subject_id"] != paid[0]} == {"swap"}
-    (again,) = (row for row in told if row["kind"] == "order.refund_changed" and row["subject_id"] == refunded[0][0])
+    assert {row["withheld"] for row in changes if row["subject_id"] != paid[0]} == {"swap"}
+    (again,) = (row for row in changes if row["kind"] == "order.refund_changed" and row["subject_id"] == refunded[0][0])
     assert again["after"]["refunded_amount"] == refunded[0][1]
 
 
 @contextmanager
 def going_on(*works: Callable[[], None]) -> Iterator[None]:
-    """Do each of *works* again and again, in a thread of its own, until the block ends; none of them may fail."""
+    """Repeat each of *works* in a thread of its own until the block ends, and fail if one of them fails."""
     is_over, faults = threading.Event(), list[BaseException]()
 
     def loop(work: Callable[[], None]) -> None:
@@ -404,7 +404,7 @@ def going_on(*works: Callable[[], None]) -> Iterator[None]:
 
 
 def test_a_swap_under_load(shop: Engine) -> None:
-    """While deliveries, workers and readers go on, no read fails or sees half a state, and no event is lost."""
+    """During deliveries, folds and reads a swap fails no read, shows no half state, and loses no event."""
     right = run(shop, "SELECT count(*), sum(amount_total), count(*) FROM orders")[0]
     run(shop, "UPDATE orders SET amount_total = amount_total + 1")
     wrong = run(shop, "SELECT count(*), sum(amount_total), count(*) FROM orders")[0]
@@ -447,7 +447,7 @@ def test_a_swap_under_load(shop: Engine) -> None:
 
 
 def test_the_command(shop: Engine, database_url: str) -> None:
-    """It lists as many differences as are asked for, counts all, hides what is personal, and ends with 3 on any."""
+    """The command lists the requested number of differences, counts all, hides personal data, and exits 3 on any."""
     run(shop, "UPDATE orders SET amount_total = amount_total + 1, customer_email = 'someone@example.com'")
     (orders,) = run(shop, "SELECT count(*) FROM orders")[0]
 
@@ -468,8 +468,8 @@ def test_the_command(shop: Engine, database_url: str) -> None:
     assert payfold("rebuild", DATABASE_URL=database_url).code == 0
 
 
-def test_the_command_counts_what_is_in_no_table(shop: Engine, database_url: str, tmp_path: Path) -> None:
-    """It says how many events are not folded, and so in no table, and how to see them."""
+def test_the_command_counts_unfolded_events(shop: Engine, database_url: str, tmp_path: Path) -> None:
+    """The command counts the events that are not folded, and so in no table, and names the command that lists them."""
     run(shop, "INSERT INTO pending (seq) SELECT seq FROM inbox LIMIT 3")
     run(shop, "DELETE FROM outcomes WHERE seq IN (SELECT seq FROM pending)")
     (tmp_path / "empty").touch()
@@ -481,8 +481,8 @@ def test_the_command_counts_what_is_in_no_table(shop: Engine, database_url: str,
     assert "3 pending events. `payfold events list --state pending`" in table.err
 
 
-def test_a_proof_is_of_one_moment(shop: Engine) -> None:
-    """Events that are recorded and folded between the two tables' digests make no difference: both have them."""
+def test_a_proof_compares_one_moment(shop: Engine) -> None:
+    """Events that are folded after the rebuild make no difference: a proof brings both sides up to one moment."""
     with refolded(shop, seed=5) as made:
         account = Account(seed=77)
         account.complete(account.open_session())
@@ -497,8 +497,8 @@ def test_a_proof_is_of_one_moment(shop: Engine) -> None:
     assert proof.live == naive[0]
 
 
-def test_what_is_folded_between_two_digests_is_in_neither(shop: Engine) -> None:
-    """What is recorded and folded between the digest of the one and of the other counts for neither."""
+def test_an_event_folded_between_two_digests_is_in_neither(shop: Engine) -> None:
+    """Events that are recorded and folded between the two digests count in neither."""
     with refolded(shop, seed=5) as made:
         with database.transaction(shop) as connection, database.cursor(connection) as cursor:
             cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
@@ -511,8 +511,8 @@ def test_what_is_folded_between_two_digests_is_in_neither(shop: Engine) -> None:
         assert live != digests(shop)
 
 
-def test_a_proof_names_what_differs(shop: Engine) -> None:
-    """Where the live tables are wrong, the table, the row and the column are named."""
+def test_a_proof_names_the_difference(shop: Engine) -> None:
+    """For wrong live tables the proof names the table, the row and the column."""
     (order,) = run(shop, "SELECT id, amount_total FROM orders WHERE amount_total IS NOT NULL LIMIT 1")
     run(shop, f"UPDATE orders SET amount_total = amount_total + 1 WHERE id = '{order[0]}'")  # noqa: S608 - our own id
 

@@ -1,4 +1,4 @@
-"""Reconciliation finds exactly what is wrong, says so in money, puts it right when told, and keeps what it came to."""
+"""Reconciliation finds exactly the errors, states them in money, repairs them on request, and keeps its result."""
 
 import csv
 import random
@@ -28,7 +28,7 @@ def shop(engine: Engine) -> Engine:
 
 @pytest.fixture
 def log(tmp_path: Path) -> Path:
-    """Return a log of all that happened at the shop."""
+    """Return a log of all events of the shop."""
     path = tmp_path / "shop.ndjson"
     path.write_bytes(b"\n".join(event.body.replace(b"\n", b"") for event in SHOP.events))
     return path
@@ -48,8 +48,8 @@ def reconcile(database_url: str, *arguments: str, **settings: str) -> command.Ra
     return ran
 
 
-def test_nothing_is_wrong(shop: Engine, database_url: str) -> None:
-    """Of a shop whose tables are right nothing is found, whatever is checked, and the run is kept."""
+def test_right_tables(shop: Engine, database_url: str) -> None:
+    """Every check passes on right tables, and the run is kept."""
     ran = reconcile(database_url)
 
     assert (ran.code, ran.json["drift"], ran.json["drift_total"], ran.json["drift_money"]) == (0, [], 0, [])
@@ -60,7 +60,7 @@ def test_nothing_is_wrong(shop: Engine, database_url: str) -> None:
     for each in ran.json["rules"]:
         assert each["not_provable"] == sum(reason["rows"] for reason in each["reasons"])
     (lines,) = (each for each in ran.json["rules"] if each["rule"] == "order-lines")
-    # No session was read, and a shop's events have no lines; all sessions ended.
+    # No session was read, and events have no lines; all sessions ended.
     assert lines["reasons"] == [{"reason": "not all lines are known", "rows": lines["checked"]}]
     assert ran.json["events"]["recorded"] == len(SHOP.events)
     sold = sum(each["amount"] for each in ran.json["money"] if (each["status"], each["currency"]) == ("paid", "usd"))
@@ -74,7 +74,7 @@ def test_nothing_is_wrong(shop: Engine, database_url: str) -> None:
 
 
 def test_a_cent(shop: Engine, database_url: str, tmp_path: Path) -> None:
-    """A cent too much is found by the rebuild and by the rule, is told once in money, and ends with 3."""
+    """A cent too much is found by the rebuild and by a rule, is counted once in money, and exits 3."""
     (order,) = ledger.rows(
         shop,
         "SELECT id, amount_total FROM orders WHERE currency = 'usd' AND status = 'paid' AND amount_total > 0 LIMIT 1",
@@ -101,8 +101,8 @@ def test_a_cent(shop: Engine, database_url: str, tmp_path: Path) -> None:
     assert reconcile(database_url).code == 0
 
 
-def test_personal_data_is_not_told(shop: Engine, database_url: str) -> None:
-    """That an address differs is told; the address is not."""
+def test_personal_data_is_not_shown(shop: Engine, database_url: str) -> None:
+    """A different address is reported without the address."""
     run(shop, "UPDATE orders SET customer_email = 'someone@example.com' WHERE customer_email IS NOT NULL")
     ran = reconcile(database_url)
 
@@ -115,7 +115,7 @@ def test_personal_data_is_not_told(shop: Engine, database_url: str) -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_events_that_never_came(engine: Engine, database_url: str, log: Path, seed: int) -> None:
-    """Of any events that were lost a log tells exactly those, a repair brings them in, and then nothing is wrong."""
+    """A comparison with a log finds exactly the lost events, a repair restores them, and then no error is left."""
     chance = random.Random(seed)
     lost = set(chance.sample([event.id for event in SHOP.events[1:-1]], chance.randint(1, 40)))
     ledger.record(engine, [ledger.delivery(event.body) for event in SHOP.events if event.id not in lost])
@@ -138,8 +138,8 @@ def test_events_that_never_came(engine: Engine, database_url: str, log: Path, se
     assert repaired.json["repaired"]["events_recorded"] == len(lost)
 
 
-def test_a_log_that_lacks_something(shop: Engine, database_url: str, tmp_path: Path) -> None:
-    """What a log lacks within its own time is told, what is told otherwise too, and a broken line ends with 1 or 3."""
+def test_an_incomplete_log(shop: Engine, database_url: str, tmp_path: Path) -> None:
+    """Events that a log lacks or holds differently are reported, and a broken line exits with 1 or 3."""
     events = [event.payload() for event in SHOP.events]
     changed = next(event for event in events if event["type"] == "checkout.session.completed")
     changed["data"]["object"]["amount_total"] += 1
@@ -159,10 +159,8 @@ def test_a_log_that_lacks_something(shop: Engine, database_url: str, tmp_path: P
     assert f"{path}: line {len(lines) + 1}" in ran.err
 
 
-def test_an_export_is_the_whole_of_it(
-    shop: Engine, database_url: str, another_database_url: str, tmp_path: Path
-) -> None:
-    """An export, replayed into an empty database, gives the same digest, and reconciles with where it came from."""
+def test_an_export_is_complete(shop: Engine, database_url: str, another_database_url: str, tmp_path: Path) -> None:
+    """An export replayed into an empty database gives the same digest, and reconciles with the first database."""
     path = tmp_path / "all.zst"
     assert payfold("events", "export", "-o", str(path), DATABASE_URL=database_url).code == 0
     assert payfold("replay", str(path), DATABASE_URL=another_database_url).code == 0
@@ -175,7 +173,7 @@ def test_an_export_is_the_whole_of_it(
 
 
 def test_the_page(shop: Engine, database_url: str, tmp_path: Path) -> None:
-    """The report is written, says what the command says, and asks nobody for anything."""
+    """The report is written, agrees with the command's output, and loads nothing from elsewhere."""
     run(shop, "DELETE FROM orders WHERE status = 'expired'")
     page = tmp_path / "report.html"
 
@@ -193,7 +191,7 @@ def test_the_page(shop: Engine, database_url: str, tmp_path: Path) -> None:
 
 
 def test_a_page_of_odd_orders(shop: Engine, database_url: str, tmp_path: Path) -> None:
-    """Orders of the year 9999 and of no date, and amounts beyond what PostgreSQL sums in a bigint, have a page."""
+    """Orders of the year 9999 or without a date, and sums beyond a bigint, have a page."""
     run(shop, "UPDATE orders SET completed_at = '9999-12-31T23:59:59Z' WHERE status = 'paid'")
     run(shop, "UPDATE orders SET created = NULL, completed_at = NULL WHERE status = 'expired'")
     run(
@@ -220,7 +218,7 @@ def test_a_page_of_odd_orders(shop: Engine, database_url: str, tmp_path: Path) -
 
 
 def test_errors(shop: Engine, database_url: str, tmp_path: Path) -> None:
-    """What cannot be done is told before anything is: a log that is not there, Stripe without a key, a folder."""
+    """A missing log, Stripe without a key, and a folder as output file are refused before any check runs."""
     for arguments, words in (
         (("--log", str(tmp_path / "none.ndjson")), "There is no file"),
         (("--stripe",), "STRIPE_API_KEY"),
@@ -235,7 +233,7 @@ def test_errors(shop: Engine, database_url: str, tmp_path: Path) -> None:
 
 
 def test_as_a_person_reads_it(shop: Engine, database_url: str) -> None:
-    """The tables in a terminal, and the sentence that sums them up."""
+    """A terminal shows the tables and the sentence that sums them up."""
     well = payfold("reconcile", DATABASE_URL=database_url)
     assert "The tables are what the events say." in well.err
     assert re.search(r"Of [\d,]+ rows: \d+ % of what the money rules checked is proven\.", well.err)

@@ -1,4 +1,4 @@
-"""An answer of success follows a commit, and no answer is waited for without end."""
+"""A success is answered after the commit, and every answer comes in time."""
 
 import hashlib
 import os
@@ -24,7 +24,7 @@ from tests.web import PATH, Web, event, serving, settings_of, signed, until
 
 @pytest.fixture
 def migrated(own_postgres: Postgres) -> Postgres:
-    """Return a PostgreSQL of the test's own, ready to record."""
+    """Return a migrated PostgreSQL of the test's own."""
     upgrade(own_postgres.url)
     return own_postgres
 
@@ -38,7 +38,7 @@ def hasty(database_url: str, redis_url: str) -> Iterator[Web]:
 
 @contextmanager
 def held(database_url: str) -> Iterator[psycopg.Connection]:
-    """Hold a lock for which whoever records has to wait; close the connection to release it."""
+    """Hold a lock that every recording waits for; close the connection to release it."""
     with psycopg.connect(database_url) as blocker:
         blocker.execute("LOCK TABLE inbox IN ACCESS EXCLUSIVE MODE")
         yield blocker
@@ -46,7 +46,7 @@ def held(database_url: str) -> Iterator[psycopg.Connection]:
 
 
 def posted(body: bytes) -> bytes:
-    """Return the bytes of a delivery whose connection ends with its answer."""
+    """Return the bytes of a delivery with `Connection: close`."""
     lines = [f"POST {PATH} HTTP/1.1", "Host: payfold", f"Stripe-Signature: {signed(body)['Stripe-Signature']}"]
     lines += [f"Content-Length: {len(body)}", "Connection: close", "", ""]
     return "\r\n".join(lines).encode() + body
@@ -58,16 +58,16 @@ def status(answer: bytes) -> int:
 
 
 def waits_for_a_lock(web: Web) -> bool:
-    """Say whether a statement is waiting for a lock."""
+    """Return whether a statement is waiting for a lock."""
     return bool(
         web.query("SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'")
     )
 
 
 def test_away_and_back(migrated: Postgres, redis_url: str) -> None:
-    """While PostgreSQL is away deliveries are told to come again, and once it is back they are taken.
+    """Without PostgreSQL deliveries are answered with a 503, and once it is back they are recorded.
 
-    It may be away when the process starts, be stopped, and be killed between two deliveries.
+    PostgreSQL may be away when the process starts, be stopped, or be killed between two deliveries.
     """
     migrated.stop()
     with serving(settings_of(migrated.url, redis_url)) as web:
@@ -81,16 +81,16 @@ def test_away_and_back(migrated: Postgres, redis_url: str) -> None:
             assert web.deliver(event(number)).status_code == 200
             end()
         migrated.start()
-        # The connection is dead, and nobody has said so yet.
+        # The connection is dead, and the recorder does not know yet.
         assert {web.deliver(event(3)).status_code, web.deliver(event(3)).status_code} <= {200, 503}
         assert web.deliver(event(4)).status_code == 200
         assert web.inbox() == ["evt_0", "evt_1", "evt_3", "evt_4"]
 
 
 def test_hanging(hasty: Web) -> None:
-    """Behind a lock that is not released, every delivery is answered in time, however many there are.
+    """While a lock is held every delivery is answered in time, however many there are.
 
-    What they left in PostgreSQL is called off, and once the lock is released the next are taken.
+    Their statements in PostgreSQL are canceled, and after the lock is released the next delivery is recorded.
     """
     bodies = [event(number) for number in range(300)]
     with held(hasty.settings.libpq):
@@ -105,7 +105,7 @@ def test_hanging(hasty: Web) -> None:
 
 
 def test_frozen(migrated: Postgres, redis_url: str) -> None:
-    """A PostgreSQL that says nothing at all holds up no answer either, and is used again when it wakes."""
+    """A silent PostgreSQL delays no answer either, and is used again when it wakes."""
     with serving(settings_of(migrated.url, redis_url), answer_seconds_max=0.5) as web:
         assert web.deliver(event(1)).status_code == 200
         processes = processes_in(migrated._working_folder, migrated.binary.name)
@@ -128,7 +128,7 @@ def signal_all(processes: list[int], number: signal.Signals) -> None:
 
 
 def test_overloaded(database_url: str, redis_url: str) -> None:
-    """Of more than 64 MiB that wait, the rest is sent away at once; what waits is taken."""
+    """Deliveries beyond 64 MiB of waiting ones are refused at once; the waiting ones are recorded."""
     bodies = [event(number, filling="x" * 2_000_000) for number in range(34)]
     with serving(settings_of(database_url, redis_url)) as web:
         with held(database_url):
@@ -144,7 +144,7 @@ def test_overloaded(database_url: str, redis_url: str) -> None:
 
 
 def test_stopped_in_mid_delivery(database_url: str, redis_url: str) -> None:
-    """A process that is asked to stop takes the deliveries that it has begun to take."""
+    """A process that is asked to stop records the deliveries that it has begun to receive."""
     with ExitStack() as running:
         web = running.enter_context(serving(settings_of(database_url, redis_url)))
         with held(database_url):
@@ -161,7 +161,7 @@ def test_stopped_in_mid_delivery(database_url: str, redis_url: str) -> None:
 
 
 def is_listening(web: Web) -> bool:
-    """Say whether new connections are taken."""
+    """Return whether new connections are accepted."""
     try:
         web.send_raw().connection.close()
     except ConnectionError:
@@ -195,14 +195,14 @@ def test_no_deadlock(database_url: str) -> None:
         return new
 
     with ThreadPoolExecutor(4) as recorders:
-        # Each is new to one of them exactly.
+        # Each is new to exactly one recorder.
         assert sum(recorders.map(record, range(4))) == rounds * 40
     with psycopg.connect(database_url) as connection:
         assert connection.execute("SELECT count(*), count(DISTINCT id) FROM inbox").fetchall() == [(rounds * 40,) * 2]
 
 
 def test_copies_in_one_batch(database_url: str) -> None:
-    """Of two copies in one batch the first is recorded and the other kept, apart from those of another world."""
+    """Of two copies in one batch the first is recorded and the other kept, apart from copies of another world."""
     versions = ["2024-01-01", "2026-01-01.endive"]
     given = [delivery(1, version, livemode) for version in versions for livemode in (True, False)]
     with psycopg.connect(database_url) as connection:

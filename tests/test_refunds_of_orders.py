@@ -1,4 +1,4 @@
-"""What is announced and shown of an order's refunds, however the events of its money arrive."""
+"""An order's refunds are announced and shown alike in any order of arrival."""
 
 import random
 from collections.abc import Mapping, Sequence
@@ -290,7 +290,7 @@ UNKNOWN = (
     "it is not known how much was captured",
     "in the buyer's currency",
 )
-"""Of these something was refunded, and it is announced that the sum is not known."""
+"""Histories with a refund whose sum is unknown, which is announced."""
 
 
 def worlds(bodies: Sequence[Body], name: str) -> dict[str, list[Body]]:
@@ -301,8 +301,8 @@ def worlds(bodies: Sequence[Body], name: str) -> dict[str, list[Body]]:
 
 
 @pytest.mark.parametrize("split", [False, True], ids=["one by one", "in batches"])
-def test_whichever_comes_last(engine: Engine, split: bool) -> None:  # noqa: FBT001 - pytest passes by name
-    """In every order of arrival, one by one or in batches, the same is shown, and was announced last."""
+def test_every_order_of_arrival(engine: Engine, split: bool) -> None:  # noqa: FBT001 - pytest passes by name
+    """In every order of arrival, one by one or in batches, the row and the last announced change are the same."""
     chance = random.Random(11)
     waiting: dict[str, list[Body]] = {}
     for name, (bodies, _, _) in HISTORIES.items():
@@ -371,7 +371,7 @@ def dispute(number: int, at: int, status: str, kind: str = "charge.dispute.updat
     ids=str,
 )
 def test_an_inquiry_is_no_dispute(engine: Engine, statuses: list[str], kinds: list[str], amount: int) -> None:
-    """A dispute opens at its first status that is no inquiry, closes by status, and counts while money may be gone."""
+    """A dispute opens at its first status but an inquiry, closes by status, and counts while money may be gone."""
     ledger.take_in(
         engine,
         session(),
@@ -384,7 +384,7 @@ def test_an_inquiry_is_no_dispute(engine: Engine, statuses: list[str], kinds: li
 
 
 def test_a_dispute_s_status_that_stripe_has_yet_to_invent(engine: Engine) -> None:
-    """It is kept, and noted until one that is known follows; the statuses that are known are no anomaly."""
+    """An unknown status is kept, and is an anomaly until a known one follows; known statuses are none."""
     ledger.take_in(engine, dispute(1, 1000, "pondered"))
     first = ledger.anomalies(engine)
     for number, status in enumerate(("warning_closed", "appeal_under_review", "won"), 2):
@@ -394,7 +394,7 @@ def test_a_dispute_s_status_that_stripe_has_yet_to_invent(engine: Engine) -> Non
 
 
 def test_a_dispute_that_closes_twice() -> None:
-    """A dispute that was lost, appealed and won has a step for each end, and none for the appeal."""
+    """A dispute that was lost, appealed and won has a change for each end, and none for the appeal."""
     statuses = ("needs_response", "lost", "appeal_needs_response", "won")
     rows: list[Row] = [{**ROW_SPECS["disputes"].empty, "status": status} for status in statuses]
 
@@ -409,8 +409,8 @@ def test_a_dispute_that_closes_twice() -> None:
 
 
 @pytest.mark.parametrize(("currency", "amount", "shown"), [("cad", 2055, None), ("cad", 0, 0), ("usd", 900, 900)])
-def test_what_is_credited_in_another_currency(engine: Engine, currency: str, amount: int, shown: int | None) -> None:
-    """What is credited in another currency than the order's is not known in the order's, and is not zero."""
+def test_a_credit_in_another_currency(engine: Engine, currency: str, amount: int, shown: int | None) -> None:
+    """A credit in another currency than the order's makes the credited amount null, not zero."""
     note = {
         "id": "cn_1",
         "object": "credit_note",
@@ -427,7 +427,7 @@ def test_what_is_credited_in_another_currency(engine: Engine, currency: str, amo
 
 
 def test_an_order_without_a_currency(engine: Engine) -> None:
-    """A session of 2019 has no currency: what was refunded has none either, its charge shows that it is nothing."""
+    """A session of 2019 has no currency, and so a refunded amount only if its charge shows that it is zero."""
     old = {"id": "cs_1", "object": "checkout.session", "mode": "payment", "payment_intent": "pi_1"}
 
     ledger.take_in(engine, event(1, "checkout.session.completed", 10, old), PAID)
@@ -436,8 +436,8 @@ def test_an_order_without_a_currency(engine: Engine) -> None:
     assert row == {"refunded_amount": None, "disputed_amount": 0, "refund_status": "none"}
 
 
-def test_a_refund_that_is_set_aside(engine: Engine) -> None:
-    """An order whose refund an operator sets aside was refunded nothing, and that is announced."""
+def test_a_refund_that_is_ignored(engine: Engine) -> None:
+    """After an operator ignores an order's refund the refunded amount is zero, and the change is announced."""
     ledger.take_in(engine, session(), PAID, refund(3, 1000, 1500))
     about = {"object": "event", "id": "evt_3", "reason": "a test"}
     at = int(ledger.NOW.timestamp())
@@ -450,8 +450,8 @@ def test_a_refund_that_is_set_aside(engine: Engine) -> None:
     assert [row["after"]["refunded_amount"] for row in changes] == [1500, 0]
 
 
-def test_a_rename_and_a_swap_find_what_was_not_announced(engine: Engine) -> None:
-    """An order of which the charge alone reports a refund is found where changes are looked for again."""
+def test_a_rename_and_a_swap_find_an_unannounced_refund(engine: Engine) -> None:
+    """A rename and a swap find an unannounced refund that only the charge reports."""
     ledger.take_in(engine, session(), charge(3, 1000, amount_refunded=500))
     ledger.execute(engine, "DELETE FROM changes WHERE kind = 'order.refund_changed'")
 
@@ -464,13 +464,13 @@ def test_a_rename_and_a_swap_find_what_was_not_announced(engine: Engine) -> None
     ]
 
 
-# What an explanation shows.
+# Explanations.
 
 
-def test_an_explanation_shows_what_contradicts_the_order(engine: Engine, database_url: str) -> None:
-    """At each time it lists the charges and refunds that were known, and where a charge reports more than its refunds.
+def test_an_explanation_shows_contradictions(engine: Engine, database_url: str) -> None:
+    """An explanation lists the charges and refunds known at its time, and a charge that reports more than its refunds.
 
-    A charge that reports 500 refunded where no refund is known is shown as what it is, now and as of then.
+    A charge that reports 500 refunded without a known refund is shown so, now and as of that time.
     """
     at = ledger.NOW
     for body in (session(), PAID, charge(3, 1000, amount_refunded=500), refund(4, 1000, 500)):
@@ -505,7 +505,7 @@ def test_an_explanation_shows_what_contradicts_the_order(engine: Engine, databas
     ],
 )
 def test_the_verdicts_of_an_explanation(engine: Engine, bodies: Sequence[Body], verdicts: dict[str, str]) -> None:
-    """Each charge and refund has its verdict, whichever way it leads to the order."""
+    """Each charge and refund has its verdict, whichever way it is linked to the order."""
     ledger.take_in(engine, *bodies)
     order = Subject("orders", "", False, "cs_1")  # noqa: FBT003 - the mode
 
@@ -515,7 +515,7 @@ def test_the_verdicts_of_an_explanation(engine: Engine, bodies: Sequence[Body], 
         assert all(found[id_].startswith(words) for id_, words in verdicts.items()), found
 
 
-# Of each history: what the refunds of the charge ch_1 come to, and the verdicts.
+# By history: the sum of the refunds of the charge ch_1, and the verdicts.
 VERDICTS: Mapping[str, tuple[Sequence[Body], int | None, Mapping[str, str]]] = {
     "refunds in two currencies": (
         [
@@ -609,7 +609,7 @@ VERDICTS: Mapping[str, tuple[Sequence[Body], int | None, Mapping[str, str]]] = {
             "re_1": "it does not count: it was canceled",
         },
     ),
-    # At 2500 the charge does not count the refund that failed at 2000: 300 is what the other comes to.
+    # At 2500 the charge does not count the refund that failed at 2000: 300 is the other's amount.
     "a refund failed before, and another counts": (
         [
             session(),
@@ -625,7 +625,7 @@ VERDICTS: Mapping[str, tuple[Sequence[Body], int | None, Mapping[str, str]]] = {
             "re_2": "it counts",
         },
     ),
-    # All the charge reports is a refund that failed since; the other is newer.
+    # The charge reports only a refund that failed since; the other is newer.
     "a refund failed since, and another is newer": (
         [
             session(),
@@ -676,8 +676,8 @@ VERDICTS: Mapping[str, tuple[Sequence[Body], int | None, Mapping[str, str]]] = {
 
 
 @pytest.mark.parametrize("name", VERDICTS)
-def test_what_an_explanation_says_of_a_charge_s_refunds(engine: Engine, name: str) -> None:
-    """Its refunds are added up in its own currency alone, and contradict it only where they were known by its word."""
+def test_an_explanation_of_a_charge_s_refunds(engine: Engine, name: str) -> None:
+    """A charge's refunds are summed in its currency, and contradict it only if they are older than its last event."""
     bodies, amount, verdicts = VERDICTS[name]
     ledger.take_in(engine, *bodies)
     order = Subject("orders", "", False, "cs_1")  # noqa: FBT003 - the mode

@@ -21,19 +21,19 @@ def web(services: Services) -> Iterator[Web]:
 
 
 def opened(seed: int, **fields: Any) -> dict[str, Any]:  # noqa: ANN401 - JSON values
-    """Return a session as Stripe returns it when it is created, with *fields* laid over it."""
+    """Return a session as Stripe returns it on creation, with *fields* laid over it."""
     account = Account(seed=seed)
     return account.session(account.open_session(amount=700)) | fields
 
 
 def put(web: Web, session: object, path: str | None = None, headers: dict[str, str] = SHOP) -> Any:  # noqa: ANN401 - a response
-    """Register *session*, at its own id unless told otherwise."""
+    """Register *session*, at *path* or else at its own id."""
     where = path or f"/v1/orders/{session['id']}"  # type: ignore[index]  # a session
     return web.client.put(where, content=msgspec.json.encode(session), headers=headers)
 
 
-def test_an_open_session_is_kept_once(web: Web) -> None:
-    """The first registration is 201 and recorded as an observation of its creation, the second is 200 and nothing."""
+def test_an_open_session_is_recorded_once(web: Web) -> None:
+    """The first registration is a 201 and recorded as an observation; the second is a 200 and records nothing."""
     session = opened(101)
 
     first, second = put(web, session), put(web, session)
@@ -47,7 +47,7 @@ def test_an_open_session_is_kept_once(web: Web) -> None:
 
 
 def test_an_old_name_of_its_account(web: Web) -> None:
-    """A session that is registered under an old name of its account is the new one's, and is answered so."""
+    """A session registered under an old name of its account belongs to the new name, and is answered so."""
     web.query("INSERT INTO account_names VALUES ('acct_old', 'acct_new', now(), now())")
     session = opened(109)
 
@@ -88,7 +88,7 @@ def test_its_credentials_are_not_kept(web: Web) -> None:
     ],
 )
 def test_anything_more_is_refused(web: Web, change: dict[str, Any], words: str) -> None:
-    """What is not an open, unpaid session is a 422 that says what to do, and nothing is kept."""
+    """Anything but an open, unpaid session is a 422 with advice, and is not recorded."""
     session = opened(103)
 
     answer = put(web, session | change, f"/v1/orders/{session['id']}")
@@ -109,7 +109,7 @@ def test_a_session_in_setup_mode_owes_nothing_and_is_open(web: Web) -> None:
 
 @pytest.mark.parametrize("body", [b"", b"not json", b"[]", b"null", b"\xff\xfe", b'{"object":'])
 def test_a_body_that_is_no_session_is_refused(web: Web, body: bytes) -> None:
-    """A body that cannot be read is a 422 and no failure of ours."""
+    """An unreadable body is a 422 and not a 500."""
     answer = web.client.put("/v1/orders/cs_test_x", content=body, headers=SHOP)
 
     assert answer.status_code == 422
@@ -117,14 +117,14 @@ def test_a_body_that_is_no_session_is_refused(web: Web, body: bytes) -> None:
 
 
 def test_an_endless_body_is_not_read(web: Web) -> None:
-    """A session is a few thousand bytes; hundreds of thousands are a 413."""
+    """A body of hundreds of thousands of bytes is a 413, since a session has a few thousand."""
     session = opened(105, metadata={"long": "x" * 300_000})
 
     assert put(web, session).status_code == 413
 
 
 def test_a_reader_may_not_register(web: Web) -> None:
-    """Registering wants its own scope, which an operator's token includes."""
+    """Registering needs a scope of its own, which an operator's token includes."""
     session = opened(106)
 
     assert put(web, session, headers=dict(READER)).status_code == 403
@@ -132,8 +132,8 @@ def test_a_reader_may_not_register(web: Web) -> None:
     assert put(web, session, headers=dict(OPERATOR)).status_code == 201
 
 
-def test_it_is_filed_under_the_account_of_its_webhooks(database_url: str, redis_url: str) -> None:
-    """Where every delivery is labelled alike, a registered session gets the same label, so that they meet."""
+def test_a_session_gets_the_label_of_its_webhooks(database_url: str, redis_url: str) -> None:
+    """If all deliveries have one label, a registered session gets the same label, and both give one order."""
     settings = settings_of(database_url, redis_url, STRIPE_WEBHOOK_SECRETS="acct_1=whsec_a,acct_1=whsec_b")
     session = opened(107)
     with serving(settings) as web:
@@ -142,27 +142,27 @@ def test_it_is_filed_under_the_account_of_its_webhooks(database_url: str, redis_
         assert named.json()["account"] == "acct_2"
 
 
-def test_whose_it_is_has_to_be_said_where_it_may_be_one_of_several(database_url: str, redis_url: str) -> None:
-    """Where webhooks are labelled with several accounts and none is the shop's own, nothing is guessed."""
+def test_one_of_several_accounts_has_to_be_named(database_url: str, redis_url: str) -> None:
+    """If webhooks have labels of several accounts, and none is the shop's own, the request must name one."""
     settings = settings_of(database_url, redis_url, STRIPE_WEBHOOK_SECRETS="acct_1=whsec_a,acct_2=whsec_b")
     session = opened(109)
     with serving(settings) as web:
-        unsaid = put(web, session)
-        said = put(web, session, f"/v1/orders/{session['id']}?account=acct_2")
+        unnamed = put(web, session)
+        named = put(web, session, f"/v1/orders/{session['id']}?account=acct_2")
 
-    assert (unsaid.status_code, "acct_1, acct_2" in unsaid.text) == (422, True)
-    assert (said.status_code, said.json()["account"]) == (201, "acct_2")
+    assert (unnamed.status_code, "acct_1, acct_2" in unnamed.text) == (422, True)
+    assert (named.status_code, named.json()["account"]) == (201, "acct_2")
 
 
 def test_nothing_is_done_at_stripe_without_a_key(web: Web) -> None:
-    """Without a key an order cannot be expired and no portal session be created, and the answer says why."""
+    """Without a key no order is expired and no portal session created, and the answer names the reason."""
     session = opened(108)
     put(web, session)
 
     expired = web.client.post(f"/v1/orders/{session['id']}/expire", headers=OPERATOR)
     portal = web.client.post("/v1/customers/cus_none/portal-sessions", headers=OPERATOR, json={})
 
-    # The order is not folded here, and the customer is nobody's.
+    # The order is not folded here, and the customer does not exist.
     assert expired.status_code == 404
     assert portal.status_code == 404
     assert "STRIPE_API_KEY" in portal.text

@@ -1,4 +1,4 @@
-"""A rename while other work goes on: archives, imports, jobs at Stripe, those who record, and tries that fail."""
+"""A rename during other work: archives, imports, jobs at Stripe, recording, and transactions that fail."""
 
 from collections.abc import Iterator
 from contextlib import suppress
@@ -33,7 +33,7 @@ def archive_all(engine: Engine, folder: Path) -> None:
 
 
 def killed_in_the_midst(engine: Engine, old: str, new: str) -> None:
-    """Rename *old* to *new*, and be killed when some objects are renamed."""
+    """Rename *old* to *new*, and die when some objects are renamed."""
 
     def die(_step: str, done: int, _total: int) -> None:
         if done > 5:
@@ -48,7 +48,7 @@ def killed_in_the_midst(engine: Engine, old: str, new: str) -> None:
 
 
 def test_two_accounts_of_which_one_is_archived(engine: Engine, tmp_path: Path) -> None:
-    """Without the payloads that name the accounts a rename wants the archive, and with it finds two accounts."""
+    """A rename without the payloads that name the accounts requires the archive, and with it finds two accounts."""
     ledger.take_in(engine, body("evt_1", account="acct_1"))
     archive_all(engine, tmp_path)
     ledger.take_in(engine, body("evt_2", account="acct_2"))
@@ -64,7 +64,7 @@ def test_two_accounts_of_which_one_is_archived(engine: Engine, tmp_path: Path) -
 
 
 def test_accounts_that_an_operator_vouches_for(engine: Engine, tmp_path: Path) -> None:
-    """Where the archive is lost, the operator's word that it is one account is enough; against payloads it is not."""
+    """An operator's assurance that it is one account replaces a lost archive, but does not overrule payloads."""
     for account in ("acct_1", "acct_2", "acct_3"):
         if account == "acct_3":
             archive_all(engine, tmp_path)
@@ -78,8 +78,8 @@ def test_accounts_that_an_operator_vouches_for(engine: Engine, tmp_path: Path) -
         renaming.rename(engine, "acct_2", "acct_3", now=NOW, is_one=True)
 
 
-def test_few_payloads_are_left(engine: Engine, tmp_path: Path) -> None:
-    """The newest deliveries are read, however many before them are archived."""
+def test_few_payloads_that_are_not_archived(engine: Engine, tmp_path: Path) -> None:
+    """The newest deliveries are read, however many earlier ones are archived."""
     old = [body(f"evt_{number:04}", account="acct_1") for number in range(40)]
     take_in(engine, old)
     archive_all(engine, tmp_path)
@@ -90,14 +90,14 @@ def test_few_payloads_are_left(engine: Engine, tmp_path: Path) -> None:
 
 
 def details(engine: Engine, secrets: str) -> list[tuple[str, str]]:
-    """Return detail and command of what splits an account where these are configured."""
+    """Return detail and command of each fault that splits an account, with *secrets* configured."""
     given = Settings.load({"STRIPE_WEBHOOK_SECRETS": secrets})
     with database.transaction(engine) as connection, database.cursor(connection) as cursor:
         return [(fault.detail, fault.command) for fault in accounts.faults(cursor, given)]
 
 
 def test_a_lost_label_of_archived_deliveries(engine: Engine, tmp_path: Path) -> None:
-    """A label that is lost is reported though no delivery under it can be read any more."""
+    """A lost label is reported although no delivery under it can be read any more."""
     ledger.take_in(engine, body("evt_1"), account="shop")
     archive_all(engine, tmp_path)
 
@@ -106,8 +106,8 @@ def test_a_lost_label_of_archived_deliveries(engine: Engine, tmp_path: Path) -> 
     assert command == "payfold accounts rename shop b --yes"
 
 
-def test_what_may_be_a_lost_label(engine: Engine, tmp_path: Path) -> None:
-    """A name as Stripe gives them may be a lost label, which is reported, unless accounts name themselves here."""
+def test_a_possible_lost_label(engine: Engine, tmp_path: Path) -> None:
+    """An account name of Stripe's form may be a lost label, which is reported unless deliveries name their account."""
     ledger.take_in(engine, body("evt_1"), account="acct_1")
     archive_all(engine, tmp_path)
 
@@ -119,8 +119,8 @@ def test_what_may_be_a_lost_label(engine: Engine, tmp_path: Path) -> None:
     assert details(engine, "b=whsec_1") == []
 
 
-def test_many_that_may_be_lost_labels(engine: Engine, tmp_path: Path) -> None:
-    """Many names of which it is not known are one fault, and not one each."""
+def test_many_possible_lost_labels(engine: Engine, tmp_path: Path) -> None:
+    """Many possible lost labels are one fault, and not one each."""
     for number in range(3):
         ledger.take_in(engine, body(f"evt_{number}"), account=f"acct_{number}")
     archive_all(engine, tmp_path)
@@ -132,7 +132,7 @@ def test_many_that_may_be_lost_labels(engine: Engine, tmp_path: Path) -> None:
 
 
 def test_archiving_while_a_rename_is_unfinished(engine: Engine, tmp_path: Path) -> None:
-    """Nothing is archived in the midst of a rename, and what was brought back for it is there when it goes on."""
+    """During an unfinished rename nothing is archived, and the payloads restored for it stay until it goes on."""
     bodies = [event.body for event in sold().events]
     take_in(engine, bodies[::2])
     take_in(engine, bodies[1::2], account="acct_1")
@@ -151,7 +151,7 @@ def test_archiving_while_a_rename_is_unfinished(engine: Engine, tmp_path: Path) 
 
 
 def test_archived_in_the_midst_of_a_rename(engine: Engine, tmp_path: Path) -> None:
-    """Payloads that a rename lost in its midst come back out of logs that call the accounts by any of their names."""
+    """Payloads that are lost during a rename are restored from logs under any of the account's names."""
     bodies = [event.body for event in sold().events]
     take_in(engine, bodies[::2], account="acct_0")
     take_in(engine, bodies[1::2], account="acct_1")
@@ -178,8 +178,8 @@ OF_ACCOUNT: Final = "SELECT min(seq) AS first, max(seq) AS last FROM changes WHE
 
 
 @pytest.mark.parametrize("has_row", [False, True])
-def test_changes_that_no_job_has_looked_at(engine: Engine, *, has_row: bool) -> None:
-    """Changes of a name that no key served are looked at after the rename, though the other name's job was ahead."""
+def test_changes_that_no_job_has_read(engine: Engine, *, has_row: bool) -> None:
+    """Changes under a name without a key are read after the rename, although the other name's job was ahead."""
     take_in(engine, [event.body for event in sold(5).events], account="acct_9")
     take_in(engine, [event.body for event in sold().events])
     ((first, last),) = [tuple(row.values()) for row in ledger.rows(engine, OF_ACCOUNT, account="")]
@@ -192,8 +192,8 @@ def test_changes_that_no_job_has_looked_at(engine: Engine, *, has_row: bool) -> 
     assert ledger.rows(engine, REACHED) == [{"account": "acct_1", "reached_seq": first - 1}]
 
 
-def test_what_the_new_name_has_not_looked_at(engine: Engine) -> None:
-    """A job that has not begun under the new name is not taken to have come as far as under the old one."""
+def test_a_job_that_has_not_begun_under_the_new_name(engine: Engine) -> None:
+    """A job that has not begun under the new name does not inherit the old name's progress."""
     take_in(engine, [event.body for event in sold().events])
     ledger.execute(engine, JOB, account="", seq=5)
     ledger.execute(engine, JOB, account="acct_1", seq=None)
@@ -204,7 +204,7 @@ def test_what_the_new_name_has_not_looked_at(engine: Engine) -> None:
 
 
 def test_a_round_that_meets_a_rename(engine: Engine) -> None:
-    """No round begins under an old name, so none leases the new name's job and loses its end."""
+    """No round begins under an old name, so that none leases a job that it cannot finish."""
     ledger.execute(engine, NAMED, old="", new="acct_1")
 
     with database.transaction(engine) as connection, database.cursor(connection) as cursor:
@@ -213,7 +213,7 @@ def test_a_round_that_meets_a_rename(engine: Engine) -> None:
 
 
 def test_a_call_that_spans_a_rename(engine: Engine) -> None:
-    """A call that was leased under the old name is done under the new one as well."""
+    """A call leased under the old name is finished under the new name too."""
     wanted = queue.CallRequest("object", "re_1", "refund", Lane.REFETCH)
     old = World("", livemode=False)
     with database.transaction(engine) as connection, database.cursor(connection) as cursor:
@@ -245,7 +245,7 @@ def observed(account: Account, session: str) -> bytes:
 
 
 def reading(engine: Engine, path: Path, statement: str) -> replay.Reading:
-    """Return a reading of the log at *path*, as it is read an account is renamed by *statement*."""
+    """Return a reading of the log at *path* during which *statement* renames an account."""
     steps = iter([statement])
 
     def progress(_entries: int, _more: int) -> None:
@@ -256,7 +256,7 @@ def reading(engine: Engine, path: Path, statement: str) -> replay.Reading:
 
 
 def test_a_rename_that_begins_in_a_silent_import(engine: Engine, tmp_path: Path) -> None:
-    """A silent import that meets an unfinished rename ends with its command, and leaves nothing to announce."""
+    """A silent import that meets an unfinished rename ends with the command to run, and leaves nothing to announce."""
     log = tmp_path / "log.ndjson"
     log.write_bytes(b"".join(event.body + b"\n" for event in sold().events))
 
@@ -267,7 +267,7 @@ def test_a_rename_that_begins_in_a_silent_import(engine: Engine, tmp_path: Path)
 
 
 def test_a_rename_within_a_silent_import(engine: Engine, tmp_path: Path) -> None:
-    """What the log observed is known by the new name too, and is not announced."""
+    """The log's observations are folded under the new name too, and are not announced."""
     account = Account(seed=1)
     log = tmp_path / "log.ndjson"
     log.write_bytes(observed(account, account.open_session(amount=500)))
@@ -281,7 +281,7 @@ def test_a_rename_within_a_silent_import(engine: Engine, tmp_path: Path) -> None
 
 
 def test_why_a_replay_leaves_events(engine: Engine) -> None:
-    """A replay that leaves events pending shows whether a rename holds them back, or when they are tried again."""
+    """A replay that leaves events pending reports whether a rename delays them, or when they are tried again."""
     ledger.record(engine, [ledger.delivery(body("evt_1"))])
 
     assert "other workers" in replay.why_pending(engine)
@@ -291,11 +291,11 @@ def test_why_a_replay_leaves_events(engine: Engine) -> None:
     assert "`payfold accounts rename '' acct_1 --yes`" in replay.why_pending(engine)
 
 
-# ---- Those who record, and tries that fail ----
+# ---- Recording, and transactions that fail ----
 
 
 def test_recording_while_objects_are_renamed(engine: Engine) -> None:
-    """However few the events are, deliveries are recorded while objects are folded again."""
+    """Deliveries are recorded while objects are folded again, however few events there are."""
     bodies = [event.body for event in sold().events]
     take_in(engine, bodies[::2])
     take_in(engine, bodies[1::2], account="acct_1")
@@ -325,14 +325,14 @@ CREATE TRIGGER fail_once BEFORE INSERT OR UPDATE ON account_names FOR EACH ROW E
 
 @pytest.fixture
 def failing_once(engine: Engine) -> Iterator[Engine]:
-    """Yield a database in which every second try to write a name, or to finish a rename, succeeds."""
+    """Yield a database in which only every second attempt to write a name, or to finish a rename, succeeds."""
     ledger.execute(engine, FAILING_ONCE)
     yield engine
     ledger.execute(engine, "DROP FUNCTION fail_once CASCADE; DROP SEQUENCE tries")
 
 
-def test_a_try_that_fails(failing_once: Engine) -> None:
-    """A transaction that PostgreSQL ends in a deadlock is done again, and what it counted is counted once."""
+def test_a_failed_transaction_is_repeated(failing_once: Engine) -> None:
+    """A transaction that PostgreSQL ends in a deadlock is repeated, and its work is counted once."""
     engine = failing_once
     account = Account(seed=1, payments=True)
     account.complete(session := account.open_session(amount=500))
@@ -340,7 +340,7 @@ def test_a_try_that_fails(failing_once: Engine) -> None:
     intents = account.order_intents(session)
     assert intents
     account.refund(intents[0], 200)
-    # The last step, which is to be done twice, withholds what the order comes to know of its refund.
+    # The last step, which runs twice, withholds the order's change by its refund.
     take_in(engine, orders)
     take_in(engine, [each.body for each in account.events if each.object_id.startswith("re_")], account="acct_1")
 
@@ -356,7 +356,7 @@ def test_a_try_that_fails(failing_once: Engine) -> None:
 
 
 class Counting:
-    """A cursor that counts what it executes."""
+    """A cursor that counts the statements that it executes."""
 
     def __init__(self, cursor: database.Cursor) -> None:
         self._cursor = cursor
@@ -372,7 +372,7 @@ class Counting:
 
 
 def test_many_connected_accounts(engine: Engine) -> None:
-    """What splits an account is found by as many statements for many accounts as for few, the lost label among them."""
+    """Faults that split an account, a lost label too, take as many statements for many accounts as for few."""
     given = Settings.load({"STRIPE_WEBHOOK_SECRETS": "b=whsec_1"})
     executed = set()
     for number in (3, 300):

@@ -1,4 +1,4 @@
-"""Copies of one event: which of several contents is folded, and what contradicts it."""
+"""Copies of one event: which of several contents is folded, and how a contradiction is noted."""
 
 import hashlib
 import random
@@ -67,7 +67,7 @@ def body(number: int = 1, *, account: str | None = None, version: str = VERSION,
 
 
 def replayed(engine: Engine, folder: Path, *bodies: bytes, **more: Any) -> dict[str, int]:  # noqa: ANN401 - of Reading
-    """Bring a log of *bodies* in, as a replay does, and return its counts that are not zero."""
+    """Replay a log of *bodies*, and return its counts that are not zero."""
     path = folder / "log.ndjson"
     path.write_bytes(b"".join(each.replace(b"\n", b" ") + b"\n" for each in bodies))
     logs = Reading([str(path)], ledger.NOW, **more)
@@ -78,7 +78,7 @@ def replayed(engine: Engine, folder: Path, *bodies: bytes, **more: Any) -> dict[
 
 
 def state(engine: Engine, event: str = "evt_1") -> dict[str, Any]:
-    """Return what the inbox shows of an event."""
+    """Return the inbox's columns of an event."""
     (found,) = ledger.rows(
         engine,
         "SELECT state, source, api_version, type, signature IS NOT NULL AS signed FROM events WHERE id = :id",
@@ -88,16 +88,16 @@ def state(engine: Engine, event: str = "evt_1") -> dict[str, Any]:
 
 
 def total(engine: Engine, order: str = "cs_1") -> object:
-    """Return the amount of an order; None where there is none."""
+    """Return the amount of an order; None if the order does not exist."""
     found = ledger.rows(engine, "SELECT amount_total FROM orders WHERE id = :id", id=order)
     return found[0]["amount_total"] if found else None
 
 
-# ---- What a content is ----
+# ---- Equal contents ----
 
 
-def test_what_is_no_difference() -> None:
-    """Spacing, order, credentials, what a delivery adds, an empty list for an object, 1500.0: the same content."""
+def test_equal_contents() -> None:
+    """Spacing, key order, credentials, fields that a delivery adds, [] for {}, 1500.0: the content is the same."""
     event = msgspec.json.decode(body())
     session = event["data"]["object"]
     same = [
@@ -121,7 +121,7 @@ def test_what_is_no_difference() -> None:
     assert len({contents.hash_of(each) for each in [body(), *others]}) == len(others) + 1
 
 
-# ---- Which is folded ----
+# ---- Which copy is folded ----
 
 
 SHOWN = """
@@ -140,9 +140,9 @@ WHERE account = :account ORDER BY content_sha256
 
 
 def test_every_order_of_arrival(web: Web, engine: Engine, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    """Copies with different contents end in the same rows, anomalies and view, however they come and are folded.
+    """Copies with different contents give the same rows, anomalies and view, however they arrive and are folded.
 
-    They come by signed deliveries and by replays, and in part are folded between.
+    They arrive by signed deliveries and by replays, and some are folded before others arrive.
     """
     seed = int(request.config.getoption("hypothesis_seed"))
     chance = random.Random(seed)
@@ -176,7 +176,7 @@ def test_every_order_of_arrival(web: Web, engine: Engine, tmp_path: Path, reques
     assert (event["state"], event["signed"], event["source"], event["api_version"]) == (
         "folded", True, "webhook", VERSION,
     )  # fmt: skip
-    # By the greatest hash, of those that a delivery signed.
+    # The copy with the greatest hash among the signed ones.
     best: dict[str, Any] = max(
         (fields for fields in delivered if fields["amount_total"] in (1500, 1600, 1700, 1900)),
         key=lambda fields: contents.hash_of(body(**fields)),
@@ -196,8 +196,8 @@ def _written(folder: Path, *bodies: bytes) -> str:
     return str(path)
 
 
-def test_a_signed_delivery_mends_what_is_parked(web: Web, engine: Engine, tmp_path: Path) -> None:
-    """A copy that no fold can read gives way to the genuine event, by delivery or by replay, which counts it."""
+def test_a_signed_delivery_replaces_a_parked_copy(web: Web, engine: Engine, tmp_path: Path) -> None:
+    """The genuine event replaces an unreadable copy, by delivery or by replay, and the replay counts it."""
     broken = [body(number, amount_total="a lot") for number in (1, 2, 3)]
     assert replayed(engine, tmp_path, *broken) == {"new": 3, "parked": 3}
 
@@ -210,13 +210,13 @@ def test_a_signed_delivery_mends_what_is_parked(web: Web, engine: Engine, tmp_pa
     assert [state(engine, f"evt_{number}")["state"] for number in (1, 2, 3)] == ["folded", "folded", "parked"]
     assert (state(engine)["signed"], state(engine, "evt_2")["signed"]) == (True, False)
     assert (total(engine), total(engine, "cs_2"), total(engine, "cs_3")) == (1500, 1500, None)
-    # What folds at last is news.
+    # The event that folds at last is announced.
     feed = ledger.rows(engine, "SELECT subject_id, kind, withheld FROM changes ORDER BY subject_id")
     assert feed == [{"subject_id": f"cs_{each}", "kind": "order.paid", "withheld": None} for each in (1, 2)]
 
 
-def test_reconciliation_mends(engine: Engine, database_url: str, tmp_path: Path) -> None:
-    """A reconciliation with a log finds what is parked here and readable there, and repairs all of it."""
+def test_reconciliation_repairs_parked_events(engine: Engine, database_url: str, tmp_path: Path) -> None:
+    """A reconciliation with a log finds the events that are parked here and readable there, and repairs them."""
     path = tmp_path / "log.ndjson"
     path.write_bytes(b"".join(body(number) + b"\n" for number in (1, 2)))
     ledger.take_in(engine, body(1, amount_total="a lot"), body(2, amount_total=1500.0))
@@ -230,8 +230,8 @@ def test_reconciliation_mends(engine: Engine, database_url: str, tmp_path: Path)
     assert (total(engine), total(engine, "cs_2")) == (1500, 1500)
 
 
-def test_what_was_signed_decides(web: Web, engine: Engine, tmp_path: Path) -> None:
-    """A delivery that we verified takes the place of an unsigned copy, and an anomaly reports the contradiction."""
+def test_the_signed_copy_decides(web: Web, engine: Engine, tmp_path: Path) -> None:
+    """A verified delivery replaces an unsigned copy, and an anomaly notes the contradiction."""
     replayed(engine, tmp_path, body(amount_total=15))
 
     assert web.deliver(body()).status_code == 200
@@ -240,7 +240,7 @@ def test_what_was_signed_decides(web: Web, engine: Engine, tmp_path: Path) -> No
     assert (total(engine), state(engine)["signed"], state(engine)["source"]) == (1500, True, "webhook")
     (anomaly,) = ledger.rows(engine, "SELECT kind, subject, subject_id FROM anomalies WHERE resolved_at IS NULL")
     assert anomaly == {"kind": "contents_differ", "subject": "event", "subject_id": "evt_1"}
-    # The other way round nothing moves, and nothing is announced.
+    # The other way round nothing changes, and nothing is announced.
     assert replayed(engine, tmp_path, body(amount_total=15), body(amount_total=16)) == {"duplicate": 2}
     assert total(engine) == 1500
     shown = web.get("/v1/events/evt_1", CLERK).json()
@@ -250,7 +250,7 @@ def test_what_was_signed_decides(web: Web, engine: Engine, tmp_path: Path) -> No
 
 
 def test_the_same_bytes_signed(web: Web, engine: Engine, tmp_path: Path) -> None:
-    """An event whose very bytes come signed later counts as signed, is not folded again, and has no further copy."""
+    """An event whose same bytes arrive signed later counts as signed, and is neither folded again nor copied."""
     replayed(engine, tmp_path, body())
 
     for _ in range(2):
@@ -265,7 +265,7 @@ def test_the_same_bytes_signed(web: Web, engine: Engine, tmp_path: Path) -> None
 
 
 def test_several_events_under_one_id(web: Web, engine: Engine) -> None:
-    """Three types under one id, as the Dashboard's old test webhooks had: each is kept, one is folded, all answered."""
+    """Three types under one id, as from the Dashboard's old test webhooks: each is kept and answered, one is folded."""
     fields = msgspec.json.decode(body())
     events = [
         msgspec.json.encode(fields | {"id": "evt_0", "type": kind, "data": {"object": object_}})
@@ -292,8 +292,8 @@ def test_several_events_under_one_id(web: Web, engine: Engine) -> None:
     assert len(web.get("/v1/events/evt_0").json()["renderings"]) == 2
 
 
-def test_a_balance_that_another_copy_told(engine: Engine) -> None:
-    """A row that only a replaced copy had made is gone, as if that copy had never come."""
+def test_a_balance_that_only_a_replaced_copy_reported(engine: Engine) -> None:
+    """A row that only a replaced copy had made is gone, as if that copy had never arrived."""
     fields = msgspec.json.decode(body())
 
     def customer(version: str, balance: int | None, name: str) -> bytes:
@@ -315,8 +315,8 @@ def test_a_balance_that_another_copy_told(engine: Engine) -> None:
 # ---- The feed ----
 
 
-def test_what_only_another_unsigned_copy_moves_is_withheld(web: Web, engine: Engine, tmp_path: Path) -> None:
-    """What another unsigned copy moves is withheld; what a signed delivery moves is announced."""
+def test_changes_by_another_unsigned_copy_are_withheld(web: Web, engine: Engine, tmp_path: Path) -> None:
+    """Changes by another unsigned copy are withheld; changes by a signed delivery are announced."""
     link = msgspec.json.decode(body()) | {"type": "payment_link.updated"}
 
     def fields(number: int, version: str, *, active: bool) -> bytes:
@@ -341,7 +341,7 @@ def test_what_only_another_unsigned_copy_moves_is_withheld(web: Web, engine: Eng
 
 
 def test_at_most_sixteen_others_are_kept(engine: Engine, capsys: pytest.CaptureFixture[str]) -> None:
-    """Of many contents the weightiest are kept in every order of arrival, and the number of dropped ones is logged."""
+    """Of many contents those of highest rank are kept in any order of arrival; the log counts the dropped ones."""
     bodies = [body(amount_total=amount) for amount in range(20)]
     ends = []
     for chance in (random.Random(1), random.Random(2)):
@@ -357,7 +357,7 @@ def test_at_most_sixteen_others_are_kept(engine: Engine, capsys: pytest.CaptureF
 
 
 def test_a_signature_in_a_log(engine: Engine, tmp_path: Path) -> None:
-    """A log's signature counts where a secret verifies it over a whole payload, and nowhere else."""
+    """A log's signature counts only if a secret verifies it over an unredacted payload."""
     secret = SigningSecret("", SECRET.encode())
     path = tmp_path / "own.ndjson"
 
@@ -385,14 +385,14 @@ def test_a_signature_in_a_log(engine: Engine, tmp_path: Path) -> None:
 
 
 def is_greater(copy: bytes, number: int) -> bool:
-    """Return whether *copy* is chosen over the usual one, where neither is signed."""
+    """Return whether *copy* is chosen over the usual one if neither is signed."""
     return contents.hash_of(copy) > contents.hash_of(body(number))
 
 
-def test_export_writes_what_is_folded(
+def test_an_export_has_the_folded_copies(
     web: Web, engine: Engine, tmp_path: Path, database_url: str, another_database_url: str
 ) -> None:
-    """A log of what is folded gives the same tables in an empty database; on request the others are written too."""
+    """An export of the folded copies gives the same tables in an empty database; on request it has the others too."""
     replayed(engine, tmp_path, body(1, amount_total=15), body(2, amount_total="a lot"), body(3))
     for number in (1, 2):
         assert web.deliver(body(number)).status_code == 200
@@ -414,8 +414,8 @@ def test_export_writes_what_is_folded(
     assert "not folded" in payfold("events", "show", "evt_1", DATABASE_URL=database_url).out
 
 
-def test_what_is_archived_is_compared_by_its_hash(engine: Engine, tmp_path: Path) -> None:
-    """A copy of an archived event is compared with what was archived, by the hash of its content."""
+def test_an_archived_event_is_compared_by_its_hash(engine: Engine, tmp_path: Path) -> None:
+    """A copy of an archived event is compared with the archived one by the hash of its content."""
     ledger.take_in(engine, body(1), body(2))
     later = datetime(2100, 1, 1, tzinfo=UTC)
     for part in archive.plan(engine, before=later):
@@ -428,14 +428,14 @@ def test_what_is_archived_is_compared_by_its_hash(engine: Engine, tmp_path: Path
     assert held == [{"id": "evt_2", "n": 1}]
     assert ledger.anomalies(engine) == ["contents_differ"]
     assert ledger.rows(engine, "SELECT state FROM events ORDER BY seq")[0] == {"state": "folded"}
-    # Where the other copy is chosen, what was archived is found again by its bytes.
+    # If the other copy is chosen, the archived one is found again by its bytes.
     with archived.with_archived(engine, tmp_path, progress=rebuild.nobody) as made:
         rebuild.rebuild(made, sizes=IN_ONE_PROCESS)
         assert swap.compare(made, on_difference=print).drift == 0
 
 
 def test_copies_that_come_while_others_are_folded(engine: Engine, request: pytest.FixtureRequest) -> None:
-    """Recorders and workers at once never wait for each other in a ring, and leave no copy that was not compared."""
+    """Recorders and workers at once never deadlock, and leave no copy uncompared."""
     seed = int(request.config.getoption("hypothesis_seed"))
     copies = {number: [body(number, amount_total=amount) for amount in range(6)] for number in range(30)}
 
@@ -471,17 +471,17 @@ def test_copies_that_come_while_others_are_folded(engine: Engine, request: pytes
     assert kept == [{"n": 150, "compared": 150}]
 
 
-# ---- What fails ----
+# ---- Failures ----
 
 
 def nested(levels: int, **fields: Any) -> bytes:  # noqa: ANN401 - JSON
-    """Return the usual event with a field that no fold reads: half of a surrogate pair, so many *levels* deep."""
+    """Return the usual event with a field that no fold reads: half of a surrogate pair, nested *levels* deep."""
     text = body(**fields, extra="X").decode()
     return text.replace('"X"', '{"a":' * levels + '"\\ud800"' + "}" * levels).encode()
 
 
 def test_there_is_always_a_hash() -> None:
-    """Nesting of any depth, half of a surrogate pair, endless numbers: each has a hash, whatever calls for it."""
+    """Nesting of any depth, half of a surrogate pair and endless numbers have a hash, at any depth of the stack."""
 
     def from_below(frames: int, payload: bytes) -> bytes:
         return contents.hash_of(payload) if not frames else from_below(frames - 1, payload)
@@ -494,7 +494,7 @@ def test_there_is_always_a_hash() -> None:
 
 
 def test_copies_with_other_spacing_are_hashed_once_and_alike() -> None:
-    """What several copies share of their hashes changes none, also where a copy is compared by its bytes."""
+    """Sharing work between the hashes of several copies changes none of them, also for a copy compared by its bytes."""
     wide = [nested(levels).replace(b":", b" : ") for levels in (10, 210, 700)]
     copies = [body(), msgspec.json.format(body(), indent=4), *wide, *(nested(levels) for levels in (10, 210, 700))]
     copies += [body()[:-1], body()[:-1] + b" ", b"", b" ", b"\xff", b'{"a": "\xff"}', b'{"a":"\xff"}']
@@ -503,7 +503,7 @@ def test_copies_with_other_spacing_are_hashed_once_and_alike() -> None:
         assert [hashes.of(each) for each in some] == [contents.hash_of(each) for each in some]
 
 
-def test_a_copy_that_is_hard_to_compare_holds_up_no_other(engine: Engine, tmp_path: Path) -> None:
+def test_a_copy_that_is_hard_to_compare_delays_no_other(engine: Engine, tmp_path: Path) -> None:
     """Copies that are nested too deeply are compared by their bytes; all others fold."""
     ledger.record(engine, [ledger.delivery(nested(700)), ledger.delivery(body(2))])
     ledger.record(engine, [ledger.delivery(nested(700, amount_total=1501))])
@@ -516,7 +516,7 @@ def test_a_copy_that_is_hard_to_compare_holds_up_no_other(engine: Engine, tmp_pa
 
 
 def test_a_comparison_that_fails_is_tried_again(engine: Engine) -> None:
-    """Where the database refuses what one comparison writes, that event waits, and all others fold."""
+    """If the database refuses the result of one comparison, that event waits, and all others fold."""
     ledger.record(engine, [ledger.delivery(body(number)) for number in (1, 2, 3)])
     ledger.record(engine, [ledger.delivery(body(number, version="2099-01-01")) for number in (1, 2, 3)])
     ledger.execute(
@@ -549,7 +549,7 @@ CREATE TRIGGER refuse BEFORE INSERT OR UPDATE ON orders FOR EACH ROW WHEN (NEW.a
 
 
 def test_a_better_copy_that_is_tried_again(web: Web, engine: Engine, tmp_path: Path) -> None:
-    """Until a copy that takes another's place can be folded the other stands, and then nothing is left of it."""
+    """A replaced copy's rows stay until the better copy can be folded, and then are gone."""
     replayed(engine, tmp_path, body(amount_total=15), body(2))
     ledger.execute(engine, REFUSING.format(code="53200"))
     assert web.deliver(body()).status_code == 200
@@ -565,7 +565,7 @@ def test_a_better_copy_that_is_tried_again(web: Web, engine: Engine, tmp_path: P
 
 
 def test_a_better_copy_that_cannot_be_folded(web: Web, engine: Engine, tmp_path: Path) -> None:
-    """Where PostgreSQL refuses the row of the better copy, the event is parked, and what the other had made is gone."""
+    """If PostgreSQL refuses the row of the better copy, the event is parked, and the other copy's rows are gone."""
     later = msgspec.json.encode(msgspec.json.decode(body(amount_total=16)) | {"id": "evt_0", "created": CREATED - 9})
     replayed(engine, tmp_path, later, body(amount_total=15))
     assert total(engine) == 15
@@ -578,8 +578,8 @@ def test_a_better_copy_that_cannot_be_folded(web: Web, engine: Engine, tmp_path:
     ledger.execute(engine, "DROP TRIGGER refuse ON orders")
 
 
-def test_what_only_claims_to_be_the_same(web: Web, engine: Engine, tmp_path: Path) -> None:
-    """A line that claims the hash of a signed body never passes for it, in whatever order all of them come."""
+def test_a_line_that_claims_a_signed_hash(web: Web, engine: Engine, tmp_path: Path) -> None:
+    """A log line that claims the hash of a signed body never counts as that body, in any order of arrival."""
     url = "https://checkout.stripe.com/c/pay/1"
     ends = []
     for number, order in enumerate(permutations(("other", "forged", "genuine", "raw"))):
@@ -617,7 +617,7 @@ def test_what_only_claims_to_be_the_same(web: Web, engine: Engine, tmp_path: Pat
 
 
 def test_recording_never_waits_for_a_fold(engine: Engine, database_url: str) -> None:
-    """While a fold has compared the copies of an event and has not committed, further copies are recorded at once."""
+    """Further copies of an event are recorded at once while a fold that compared the first has not committed."""
     ledger.take_in(engine, body())
     copies = [ledger.delivery(msgspec.json.format(body(), indent=2)), ledger.delivery(body(version="2020-01-01"))]
     ledger.record(engine, copies)
@@ -638,8 +638,8 @@ def test_recording_never_waits_for_a_fold(engine: Engine, database_url: str) -> 
     assert ledger.rows(engine, "SELECT count(*) AS n FROM renderings WHERE content_sha256 IS NULL") == [{"n": 0}]
 
 
-def test_one_anomaly_however_many_copies(engine: Engine) -> None:
-    """Of an event whose copies differ there is one anomaly, which shows what is kept now."""
+def test_many_copies_are_one_anomaly(engine: Engine) -> None:
+    """An event with differing copies has one anomaly, which shows the copies that are kept."""
     for amount in range(20):
         ledger.take_in(engine, body(amount_total=amount))
 
@@ -650,7 +650,7 @@ def test_one_anomaly_however_many_copies(engine: Engine) -> None:
 
 
 def test_a_signature_of_another_account(engine: Engine, tmp_path: Path) -> None:
-    """A log's signature counts for the account of the secret alone, by whichever of its names, or the event's own."""
+    """A log's signature counts only for the secret's account, under any of its names, or for the event's own."""
     keys = {label: f"whsec_{label or 'any'}" for label in ("shop", "later", "")}
     secrets = [SigningSecret(label, key.encode()) for label, key in keys.items()]
     ledger.execute(engine, "INSERT INTO account_names VALUES ('sooner', 'later', now(), now())")
@@ -684,7 +684,7 @@ def test_a_signature_of_another_account(engine: Engine, tmp_path: Path) -> None:
 
 
 def test_equal_contents_give_equal_rows(engine: Engine) -> None:
-    """Two copies whose contents compare alike end in the same rows, whichever comes first."""
+    """Two copies with equal contents give the same rows, whichever comes first."""
     link = "https://invoice.stripe.com/i/1"
     invoice = {"id": "in_1", "object": "invoice", "currency": "usd", "status": "paid", "hosted_invoice_url": link}
     portal = {"id": "bpc_1", "object": "billing_portal.configuration", "active": True}

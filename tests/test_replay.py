@@ -1,4 +1,4 @@
-"""A replay records what the inbox lacks, says what it met, and leaves the same tables however often it runs."""
+"""A replay records the events that the inbox lacks, counts its entries, and is idempotent."""
 
 import gzip
 import hashlib
@@ -63,7 +63,7 @@ def log(path: Path, events: Iterable[Event], *more: bytes) -> str:
 
 
 def met(engine: Engine, *paths: str, filters: LogFilters = NOTHING, account: str = "", dry_run: bool = False) -> Counts:
-    """Replay logs and return the counts that are not zero, which add up."""
+    """Replay logs, check that the counts add up, and return those that are not zero."""
     logs = Reading(paths, NOW, filters, account)
     counts = +(plan(engine, logs).counts if dry_run else replay(engine, logs).counts)
     assert counts["seen"] == sum(
@@ -76,14 +76,14 @@ def met(engine: Engine, *paths: str, filters: LogFilters = NOTHING, account: str
 
 
 def rows(engine: Engine, table: str) -> list[tuple[Any, ...]]:
-    """Return all of a table, in order."""
+    """Return all rows of a table, sorted."""
     with database.transaction(engine) as connection:
         found = connection.execute(text(f"SELECT * FROM {table}"))  # noqa: S608 - our own names
         return sorted((tuple(row) for row in found), key=repr)
 
 
 def odd(**changed: object) -> bytes:
-    """Return an event of a type that is folded, changed."""
+    """Return an event of a folded type with *changed* fields."""
     return msgspec.json.encode(SHOP.events[0].payload() | {"id": "evt_odd"} | changed)
 
 
@@ -97,7 +97,7 @@ MIXED = [
 
 
 def test_counts(engine: Engine, tmp_path: Path) -> None:
-    """Each entry of a log is counted once by what it was, and each new event once by what became of it."""
+    """Each entry of a log is counted once by its kind, and each new event once by its outcome."""
     counts = met(engine, log(tmp_path / "log", SHOP.events, *MIXED))
 
     shop = len(SHOP.events)
@@ -113,7 +113,7 @@ def test_counts(engine: Engine, tmp_path: Path) -> None:
 
 
 def test_second_run_draws_no_number(engine: Engine, tmp_path: Path) -> None:
-    """A second run only reads: not even the number of an event is drawn."""
+    """A second run only reads: it does not even draw a sequence number."""
     path = log(tmp_path / "log", SHOP.events)
     met(engine, path)
 
@@ -123,8 +123,8 @@ def test_second_run_draws_no_number(engine: Engine, tmp_path: Path) -> None:
     assert _of(engine, "SELECT max(seq) FROM inbox") == [(len(SHOP.events) + 1,)]
 
 
-def test_a_run_that_was_broken_off(engine: Engine, tmp_path: Path) -> None:
-    """What a killed run had recorded and not folded the next one folds, though all of it is a duplicate."""
+def test_a_killed_run(engine: Engine, tmp_path: Path) -> None:
+    """The next run folds the events that a killed run recorded and did not fold, although all are duplicates."""
     ledger.record(engine, [ledger.delivery(event.body) for event in SHOP.events])
 
     assert met(engine, log(tmp_path / "log", SHOP.events)) == {
@@ -135,7 +135,7 @@ def test_a_run_that_was_broken_off(engine: Engine, tmp_path: Path) -> None:
 
 
 def test_second_run(engine: Engine, tmp_path: Path) -> None:
-    """A second run records nothing, changes nothing, and says so."""
+    """A second run records nothing and changes nothing, and its counts show that."""
     path = log(tmp_path / "log", SHOP.events)
     met(engine, path)
     before = digests(engine), rows(engine, "inbox"), rows(engine, "changes"), rows(engine, "outcomes")
@@ -144,8 +144,8 @@ def test_second_run(engine: Engine, tmp_path: Path) -> None:
     assert (digests(engine), rows(engine, "inbox"), rows(engine, "changes"), rows(engine, "outcomes")) == before
 
 
-def test_long_events_are_taken_by_few(tmp_path: Path) -> None:
-    """However long its events are, a log is taken in by pieces that fit into memory."""
+def test_long_events_are_recorded_in_small_batches(tmp_path: Path) -> None:
+    """A log is recorded in batches that fit into memory, however long its events are."""
     long = [odd(id=f"evt_{number}", note="x" * 3 * 1024**2) for number in range(20)]
     counts = Counts()
 
@@ -156,7 +156,7 @@ def test_long_events_are_taken_by_few(tmp_path: Path) -> None:
 
 
 def test_many_files(engine: Engine, tmp_path: Path) -> None:
-    """Several logs, overlapping and in any order, come to what one of all events comes to."""
+    """Several logs, overlapping and in any order, give the same as one log of all events."""
     events = SHOP.events
     half = len(events) // 2
     first, second = log(tmp_path / "1", events[: half + 5]), log(tmp_path / "2", reversed(events[half:]))
@@ -168,26 +168,26 @@ def test_many_files(engine: Engine, tmp_path: Path) -> None:
     assert held == {session: SHOP.expected_status(session) for session in held}
 
 
-def test_folding_beside_the_recording(engine: Engine, other_url: str, tmp_path: Path) -> None:
-    """With a backlog another process folds what is recorded meanwhile; it comes to the same, and then it is gone."""
+def test_folding_in_a_second_process(engine: Engine, other_url: str, tmp_path: Path) -> None:
+    """With a backlog a second process folds during the recording; the tables are the same, and the process ends."""
     path = log(tmp_path / "log", shop_history(seed=8, orders=400, money=True).events, *MIXED)
     other = database.engine(other_url)
     alone = replay(other, Reading([path], NOW))
 
     at_work: list[int] = []
-    logs = Reading([path], NOW, progress=lambda *_: at_work.append(len(lanes())))
+    logs = Reading([path], NOW, progress=lambda *_: at_work.append(len(fold_processes())))
     partner = replay(engine, logs, backlog=1)
 
     assert max(at_work) == 1
     assert partner.counts == alone.counts
     assert alone.counts["seen"] > RECORD_ROWS_MAX
     assert digests(engine) == digests(other)
-    assert lanes() == []
+    assert fold_processes() == []
     other.dispose()
 
 
 def test_a_replay_makes_room_for_payloads(engine: Engine, tmp_path: Path) -> None:
-    """Without any clock, the next partition is there as soon as one is begun."""
+    """A replay without a clock makes the next partition as soon as it begins one."""
     path = log(tmp_path / "log", shop_history(seed=8, orders=400, money=True).events)
     with database.transaction(engine) as connection:
         connection.execute(text(f"ALTER TABLE inbox ALTER COLUMN seq RESTART WITH {inbox.PARTITION_EVENTS - 1}"))
@@ -199,8 +199,8 @@ def test_a_replay_makes_room_for_payloads(engine: Engine, tmp_path: Path) -> Non
         assert f"payloads_from_{2 * inbox.PARTITION_EVENTS}" in inbox.partitions(cursor)
 
 
-def lanes() -> list[multiprocessing.process.BaseProcess]:
-    """Return the processes that fold beside this one."""
+def fold_processes() -> list[multiprocessing.process.BaseProcess]:
+    """Return the fold processes of this process."""
     return [each for each in multiprocessing.active_children() if each.name == "fold process"]
 
 
@@ -210,14 +210,14 @@ def _of(engine: Engine, statement: str) -> list[tuple[Any, ...]]:
 
 
 def tables_at_rest(engine: Engine) -> list[list[tuple[Any, ...]]]:
-    """Return everything that a replay could have written."""
+    """Return all tables that a replay could have written."""
     names = ("inbox", "pending", "outcomes", "orders", "payment_links", "changes", "anomalies")
     return [rows(engine, name) for name in names]
 
 
-def words_of_an_operator(engine: Engine, tmp_path: Path) -> bytes:
-    """Return the observation by which an operator sets evt_parked aside, taken out of another inbox."""
-    met(engine, log(tmp_path / "aside", [], *MIXED[:2]))
+def operators_observation(engine: Engine, tmp_path: Path) -> bytes:
+    """Return an operator's observation that ignores evt_parked, exported from another inbox."""
+    met(engine, log(tmp_path / "ignored", [], *MIXED[:2]))
     retry.ignore(engine, "evt_parked", reason="a test", now=NOW)
     *_, line = export(engine, filters=NOTHING)
     return line.rstrip()
@@ -225,9 +225,9 @@ def words_of_an_operator(engine: Engine, tmp_path: Path) -> bytes:
 
 @pytest.mark.parametrize("known", ["nothing", "some", "all"])
 def test_dry_run(engine: Engine, other_url: str, tmp_path: Path, known: str) -> None:
-    """A dry run writes nothing, and foresees what the run then counts: duplicates over a thousand lines apart too."""
+    """A dry run writes nothing, and foresees the run's counts, with duplicates over a thousand lines apart too."""
     other = database.engine(other_url)
-    word = words_of_an_operator(other, tmp_path)
+    word = operators_observation(other, tmp_path)
     other.dispose()
     events = shop_history(5, 1000).events[::-1]
     later = [render(event, "2024-06-20") for event in events[-40:]]
@@ -245,10 +245,10 @@ def test_dry_run(engine: Engine, other_url: str, tmp_path: Path, known: str) -> 
     assert foreseen["ignored"] == 2
 
 
-def test_dry_run_of_what_is_set_aside(engine: Engine, other_url: str, tmp_path: Path) -> None:
-    """An event that the inbox has an operator's word on is foreseen as ignored."""
+def test_dry_run_of_an_ignored_event(engine: Engine, other_url: str, tmp_path: Path) -> None:
+    """An event that an operator's observation in the inbox ignores is foreseen as ignored."""
     other = database.engine(other_url)
-    met(engine, log(tmp_path / "word", [], words_of_an_operator(other, tmp_path)))
+    met(engine, log(tmp_path / "word", [], operators_observation(other, tmp_path)))
     other.dispose()
     path = log(tmp_path / "log", [], MIXED[1])
 
@@ -258,7 +258,7 @@ def test_dry_run_of_what_is_set_aside(engine: Engine, other_url: str, tmp_path: 
 
 
 def test_filters(engine: Engine, tmp_path: Path) -> None:
-    """Only events created from one time up to another, of a type like the one asked for, are taken."""
+    """Only events created from one time up to another, of a type that matches the pattern, are recorded."""
     path = log(tmp_path / "log", SHOP.events)
     times = sorted({event.created for event in SHOP.events})
     since, until = times[3], times[-3]
@@ -279,7 +279,7 @@ def test_filters(engine: Engine, tmp_path: Path) -> None:
 
 
 def test_filters_by_world(engine: Engine, tmp_path: Path) -> None:
-    """Only events of one account, and of one mode, are taken, whatever labels the rest."""
+    """Only events of one account and one mode are recorded, with any label for the events without an account."""
     live = shop_history(4, 10, livemode=True)
     path = log(tmp_path / "log", [*SHOP.events, *live.events], odd(account="acct_2"))
 
@@ -292,7 +292,7 @@ def test_filters_by_world(engine: Engine, tmp_path: Path) -> None:
 
 
 def test_account(engine: Engine, tmp_path: Path) -> None:
-    """A log's label goes to the events that name no account, so that two accounts' logs do not meet."""
+    """A log's label is given to events that name no account, so that two accounts' logs stay apart."""
     path = log(tmp_path / "log", SHOP.events)
 
     first, second = met(engine, path, account="acct_1"), met(engine, path, account="acct_2")
@@ -301,7 +301,7 @@ def test_account(engine: Engine, tmp_path: Path) -> None:
     assert _of(engine, "SELECT DISTINCT account FROM orders ORDER BY account") == [("acct_1",), ("acct_2",)]
 
 
-# ---- The plan ----
+# ---- Dry runs ----
 
 _PLANNED = [table for table in tables.PROJECTIONS if table.name in {shape.table for shape in folds.ROW_SPECS.values()}]
 _PLANNED += [tables.metadata.tables[shape.child] for shape in folds.ROW_SPECS.values() if shape.child]
@@ -318,7 +318,7 @@ def at_rest(engine: Engine) -> dict[tuple[Any, ...], dict[str, Any]]:
 
 
 def moved(before: dict[tuple[Any, ...], Any], after: dict[tuple[Any, ...], Any]) -> tuple[Counter[Any], Counter[Any]]:
-    """Return how many rows appeared and changed, by table, and how much their money grew, by table and currency."""
+    """Return the numbers of new and changed rows, by table, and the growth of their money, by table and currency."""
     counted, money = Counter[Any](), Counter[Any]()
     for key in before.keys() | after.keys():
         old, new = before.get(key), after.get(key)
@@ -332,7 +332,7 @@ def moved(before: dict[tuple[Any, ...], Any], after: dict[tuple[Any, ...], Any])
 
 
 def test_a_plan_comes_true(engine: Engine, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    """Of any history, some of which is known already, the plan tells the rows that then appear and change."""
+    """For any history, partly known already, the plan foresees the rows that then appear and change."""
     seed = int(request.config.getoption("hypothesis_seed"))
     chance = random.Random(seed)
     path = tmp_path / "log"
@@ -355,8 +355,8 @@ def test_a_plan_comes_true(engine: Engine, tmp_path: Path, request: pytest.Fixtu
     assert {would for _, would in changed} >= {"appear", "change"}
 
 
-def test_a_plan_beside_what_is_pending(engine: Engine, tmp_path: Path) -> None:
-    """What is recorded and still to be folded is folded by a replay, and so the plan reckons with it."""
+def test_a_plan_with_pending_events(engine: Engine, tmp_path: Path) -> None:
+    """A replay folds pending events too, and so the plan includes them."""
     account = Account(seed=21)
     session = account.open_session()
     account.emit("payfold.checkout.session.observed", account.session(session))
@@ -380,25 +380,25 @@ def _grouped(groups: Iterable[dict[str, Any]]) -> tuple[Counter[Any], Counter[An
 
 
 def test_a_plan_as_it_is_read(database_url: str, engine: Engine, tmp_path: Path) -> None:
-    """The command tells the rows by table, status and currency, with their money, and writes nothing."""
+    """The command prints the rows by table, status and currency, with their money, and writes nothing."""
     path = log(tmp_path / "log", SHOP.events)
     paid = [session for session in SHOP.session_ids() if SHOP.expected_status(session) == "paid"]
 
-    told = payfold("replay", path, "--dry-run", "--format", "json", DATABASE_URL=database_url)
+    as_json = payfold("replay", path, "--dry-run", "--format", "json", DATABASE_URL=database_url)
     table = payfold("replay", path, "--dry-run", DATABASE_URL=database_url)
 
-    assert (told.code, table.code, rows(engine, "inbox")) == (0, 0, [])
-    groups = [each for each in told.json["plan"] if each["table"] == "orders" and each["status"] == "paid"]
+    assert (as_json.code, table.code, rows(engine, "inbox")) == (0, 0, [])
+    groups = [each for each in as_json.json["plan"] if each["table"] == "orders" and each["status"] == "paid"]
     assert sum(each["rows"] for each in groups) == len(paid)
     total = output.money(groups[0]["amount"], groups[0]["currency"])
     assert any(line.split()[:3] == ["orders", "appear", "paid"] and total in line for line in table.out.splitlines())
 
 
-# ---- What cannot be read ----
+# ---- Rejects ----
 
 
-def test_rejects_are_put_right_and_replayed(database_url: str, engine: Engine, tmp_path: Path) -> None:
-    """Every line that cannot be read goes into a file, with its place, where it can be put right and be replayed."""
+def test_rejects_are_corrected_and_replayed(database_url: str, engine: Engine, tmp_path: Path) -> None:
+    """Every unreadable line is written to a file, with its place, and can be corrected there and replayed."""
     bodies = [msgspec.json.format(event.body, indent=-1) for event in SHOP.events]
     spoilt = list(bodies)
     spoilt[2] = bodies[2].replace(b'"', b"'", 1)
@@ -431,7 +431,7 @@ def test_rejects_are_put_right_and_replayed(database_url: str, engine: Engine, t
 
 
 def test_rejects_that_are_still_wrong(database_url: str, tmp_path: Path) -> None:
-    """A file of rejects may be its own file of rejects: what is still wrong stays in it."""
+    """A file of rejects may be replayed with itself as file of rejects: lines that are still wrong stay in it."""
     rejects = log(tmp_path / "rejects", SHOP.events[:2], b"{cut", b"42")
 
     ran = payfold("replay", rejects, "--rejects", rejects, DATABASE_URL=database_url)
@@ -441,7 +441,7 @@ def test_rejects_that_are_still_wrong(database_url: str, tmp_path: Path) -> None
 
 
 def test_rejects_without_a_name(database_url: str, tmp_path: Path) -> None:
-    """Where no file is named for what cannot be read, one appears in the folder of the command, and is told."""
+    """Without a named file rejects are written to one in the working folder, and the command prints its name."""
     path = log(tmp_path / "log", SHOP.events[:2], b"{cut")
     command = [sys.executable, "-m", "deploy", "replay", path]
 
@@ -455,8 +455,8 @@ def test_rejects_without_a_name(database_url: str, tmp_path: Path) -> None:
     assert rejects.read_bytes().splitlines()[1:] == [b"{cut"]
 
 
-def test_a_plan_sets_nothing_aside(database_url: str, tmp_path: Path) -> None:
-    """A plan tells what cannot be read, and writes no file of it."""
+def test_a_plan_writes_no_rejects(database_url: str, tmp_path: Path) -> None:
+    """A plan counts the unreadable lines, and writes no file of rejects."""
     path = log(tmp_path / "log", SHOP.events[:2], b"{cut")
 
     ran = payfold("replay", path, "--dry-run", "--rejects", str(tmp_path / "rejects"), DATABASE_URL=database_url)
@@ -469,12 +469,12 @@ def test_a_plan_sets_nothing_aside(database_url: str, tmp_path: Path) -> None:
 
 
 def announced(engine: Engine) -> list[tuple[Any, ...]]:
-    """Return what the feed has."""
+    """Return the changes in the feed."""
     return _of(engine, "SELECT kind, subject_id, event_id FROM changes WHERE withheld IS NULL ORDER BY seq")
 
 
 def test_no_announce(database_url: str, engine: Engine, other_url: str, tmp_path: Path) -> None:
-    """A first import may keep its changes from the feed; it tells how many there are, and the tables are the same."""
+    """A first import may withhold its changes from the feed; it counts them, and the tables are the same."""
     path = log(tmp_path / "log", SHOP.events, *MIXED[:2])
     other = database.engine(other_url)
     met(other, path)
@@ -488,8 +488,8 @@ def test_no_announce(database_url: str, engine: Engine, other_url: str, tmp_path
     other.dispose()
 
 
-def test_a_silent_import_of_what_cannot_be_folded(engine: Engine, other_url: str, tmp_path: Path) -> None:
-    """An event whose row PostgreSQL refuses is parked by itself in a silent import too, and nothing is announced."""
+def test_a_silent_import_of_an_event_that_cannot_be_folded(engine: Engine, other_url: str, tmp_path: Path) -> None:
+    """A silent import parks only the event of a row that PostgreSQL refuses, and announces nothing."""
     other = database.engine(other_url)
     for one in (engine, other):
         with database.transaction(one) as connection:
@@ -505,8 +505,8 @@ def test_a_silent_import_of_what_cannot_be_folded(engine: Engine, other_url: str
     other.dispose()
 
 
-def test_what_follows_a_silent_import_is_announced(database_url: str, engine: Engine, tmp_path: Path) -> None:
-    """What was not replayed is announced as ever, and after that nothing can be a first import."""
+def test_events_after_a_silent_import_are_announced(database_url: str, engine: Engine, tmp_path: Path) -> None:
+    """Events after a silent import are announced, and then no replay can be a first import."""
     paid = next(e for e in SHOP.events if e.type == "checkout.session.completed")
     path = log(tmp_path / "log", [event for event in SHOP.events if event is not paid])
     payfold("replay", path, "--no-announce", DATABASE_URL=database_url)
@@ -520,8 +520,8 @@ def test_what_follows_a_silent_import_is_announced(database_url: str, engine: En
     assert "no first import" in again.err
 
 
-def test_what_comes_beside_a_silent_import_is_announced(engine: Engine, tmp_path: Path) -> None:
-    """A delivery that waits while a silent import folds is told, though the import folds it."""
+def test_a_delivery_during_a_silent_import_is_announced(engine: Engine, tmp_path: Path) -> None:
+    """A delivery that waits while a silent import folds is announced, although the import folds it."""
     link = next(e for e in shop_history(7, 10).events if e.type == "payment_link.created")
     ledger.record(engine, [ledger.delivery(link.body)])
 
@@ -531,18 +531,18 @@ def test_what_comes_beside_a_silent_import_is_announced(engine: Engine, tmp_path
     assert [(kind, event) for kind, _, event in announced(engine)] == [("payment_link.activated", link.id)]
 
 
-def test_what_is_learnt_beside_a_silent_import_is_announced(engine: Engine, tmp_path: Path) -> None:
-    """A session that the clock finds at Stripe meanwhile is told; those that the log's observations tell of are not."""
+def test_a_reading_during_a_silent_import_is_announced(engine: Engine, tmp_path: Path) -> None:
+    """A session that the clock finds during a silent import is announced; sessions observed in the log are not."""
     observed = {name: shop_history(seed, 1) for name, seed in (("then", 11), ("now", 12))}
     kind = "payfold.checkout.session.observed"
     opened = {name: shop.open_session() for name, shop in observed.items()}
-    told = {name: shop.emit(kind, shop.session(opened[name])).body for name, shop in observed.items()}
+    bodies = {name: shop.emit(kind, shop.session(opened[name])).body for name, shop in observed.items()}
     lines = [
-        writer.line_of("", "observation", NOW, None, hashlib.sha256(told["then"]).hexdigest(), [], told["then"]),
+        writer.line_of("", "observation", NOW, None, hashlib.sha256(bodies["then"]).hexdigest(), [], bodies["then"]),
     ]
     path = tmp_path / "log"
     path.write_bytes(b"".join(lines))
-    ledger.record(engine, [ledger.delivery(told["now"], source="observation")])
+    ledger.record(engine, [ledger.delivery(bodies["now"], source="observation")])
 
     done = replay(engine, Reading([str(path)], NOW), withhold=True)
 
@@ -550,8 +550,8 @@ def test_what_is_learnt_beside_a_silent_import_is_announced(engine: Engine, tmp_
     assert [(kind, order) for kind, order, _ in announced(engine)] == [("order.opened", opened["now"])]
 
 
-def test_a_fault_beside_a_silent_import_announces_nothing(engine: Engine, tmp_path: Path) -> None:
-    """A delivery that cannot be folded is parked when a silent import meets it, and nothing of the log is told."""
+def test_a_fault_during_a_silent_import_announces_nothing(engine: Engine, tmp_path: Path) -> None:
+    """A silent import parks a delivery that cannot be folded, and announces no event of the log."""
     other = shop_history(13, 1)
     poisonous = other.open_session(amount=9_999)
     other.complete(poisonous)
@@ -570,18 +570,18 @@ def test_a_fault_beside_a_silent_import_announces_nothing(engine: Engine, tmp_pa
 
 
 def test_record_only(database_url: str, engine: Engine, other_url: str, tmp_path: Path) -> None:
-    """With --record-only others fold, however many, and it ends when they are done, with what they came to."""
+    """With --record-only any number of workers fold, and the command ends when they are done, with their outcomes."""
     path = log(tmp_path / "log", SHOP.events, *MIXED[:2])
     other = database.engine(other_url)
     foreseen = met(other, path)
-    said = tmp_path / "out"
+    output = tmp_path / "out"
     with started(
         "replay",
         path,
         "--record-only",
         "--format",
         "json",
-        stdout=said,
+        stdout=output,
         stderr=tmp_path / "err",
         DATABASE_URL=database_url,
     ) as process:
@@ -589,17 +589,17 @@ def test_record_only(database_url: str, engine: Engine, other_url: str, tmp_path
             ledger.fold_with_workers(engine, 2, limit=7)
 
     assert process.returncode == 1  # one event ends parked
-    came_to = msgspec.json.decode(said.read_bytes())
-    assert [each["example"] for each in came_to.pop("parked_by_cause")] == ["evt_parked"]
-    assert {name: count for name, count in came_to.items() if count} == foreseen
+    counted = msgspec.json.decode(output.read_bytes())
+    assert [each["example"] for each in counted.pop("parked_by_cause")] == ["evt_parked"]
+    assert {name: count for name, count in counted.items() if count} == foreseen
     assert digests(engine) == digests(other)
     other.dispose()
 
 
-def test_nobody_folds(engine: Engine) -> None:
-    """Who waits for others is told how far they are, wakes them, and gives up when nothing moves."""
+def test_no_worker_folds(engine: Engine) -> None:
+    """A replay that waits for workers reports their progress, wakes them, and gives up when they stop."""
     ledger.record(engine, [ledger.delivery(event.body) for event in SHOP.events[:10]])
-    told: list[tuple[int, int]] = []
+    reported: list[tuple[int, int]] = []
     woken: list[None] = []
 
     def pause(_: float) -> None:
@@ -609,21 +609,21 @@ def test_nobody_folds(engine: Engine) -> None:
     left = follow(
         engine,
         wake=lambda: woken.append(None),
-        progress=lambda done, total: told.append((done, total)),
+        progress=lambda done, total: reported.append((done, total)),
         patience_seconds=2,
         pause=pause,
     )
 
     assert left == 4
-    assert told[:4] == [(2, 10), (4, 10), (6, 10), (6, 10)]
-    assert len(woken) == len(told) == 3 + 4
+    assert reported[:4] == [(2, 10), (4, 10), (6, 10), (6, 10)]
+    assert len(woken) == len(reported) == 3 + 4
 
 
 # ---- Export ----
 
 
 def lived_in(engine: Engine) -> None:
-    """Fill an inbox with all that it may hold: signed deliveries, accounts, modes, odd ones, an operator's words."""
+    """Fill an inbox with every kind of entry: signed, of accounts and modes, odd, and an operator's observation."""
     webhooks = [
         *(ledger.delivery(event.body, account="acct_1") for event in SHOP.events),
         *(ledger.delivery(event.body) for event in shop_history(4, 10, livemode=True).events),
@@ -656,7 +656,7 @@ FROM events ORDER BY account, livemode, id
 
 @pytest.mark.parametrize("ending", ["ndjson", "gz", "zst", "log"])
 def test_export_and_replay(engine: Engine, database_url: str, other_url: str, tmp_path: Path, ending: str) -> None:
-    """An export replayed into an empty database gives the same digest, and every event as it was recorded."""
+    """An export replayed into an empty database gives the same digest, and each event as it was recorded."""
     lived_in(engine)
     path = str(tmp_path / f"events.{ending}")
 
@@ -675,7 +675,7 @@ def test_export_and_replay(engine: Engine, database_url: str, other_url: str, tm
 
 
 def test_hash_of_the_original(engine: Engine, tmp_path: Path) -> None:
-    """The hash of a delivery is that of its body with its credentials, which are gone from payload and export."""
+    """The hash of a delivery covers its body with the credentials, which payload and export no longer have."""
     lived_in(engine)
     secret = b"a-long-secret"
     exported = list(export(engine, filters=NOTHING))
@@ -687,7 +687,7 @@ def test_hash_of_the_original(engine: Engine, tmp_path: Path) -> None:
 
 
 def test_export_through_pipes(database_url: str, engine: Engine, other_url: str) -> None:
-    """An export to stdout is a log that can be compressed on the way and replayed from stdin."""
+    """An export to stdout can be compressed in a pipe and replayed from stdin."""
     lived_in(engine)
     exported = payfold("events", "export", "--plain", DATABASE_URL=database_url).out.encode()
 
@@ -699,7 +699,7 @@ def test_export_through_pipes(database_url: str, engine: Engine, other_url: str)
 
 
 def test_export_is_compressed_and_stable(database_url: str, engine: Engine, tmp_path: Path) -> None:
-    """An export is Zstandard unless another form is asked for, and two of them are the same, byte for byte."""
+    """An export is compressed by Zstandard unless another form is requested; two exports are equal byte for byte."""
     lived_in(engine)
     settings = environment({"DATABASE_URL": database_url})
     command = [sys.executable, "-m", "deploy", "events", "export"]
@@ -715,7 +715,7 @@ def test_export_is_compressed_and_stable(database_url: str, engine: Engine, tmp_
 
 
 def test_exported_signature(engine: Engine, other_url: str, tmp_path: Path) -> None:
-    """Whoever holds the secret can verify a delivery again, by its line in an export, also after a replay of that."""
+    """The secret verifies a delivery by its line in an export, and in an export after a replay of the first."""
     event = next(e for e in SHOP.events if e.type == "payment_link.created")
     header = sign(event.body, "whsec_test", event.created)
     ledger.record(engine, [replace(ledger.delivery(event.body), signature=header)])
@@ -730,7 +730,7 @@ def test_exported_signature(engine: Engine, other_url: str, tmp_path: Path) -> N
 
 
 def test_export_of_a_span(database_url: str, engine: Engine) -> None:
-    """An export may be of the events created from one time up to another."""
+    """An export may be limited to the events created from one time up to another."""
     lived_in(engine)
     times = sorted({event.created for event in SHOP.events})
     since, until = (f"{datetime.fromtimestamp(times[at], UTC):%Y-%m-%dT%H:%M:%S}" for at in (2, -2))
@@ -749,21 +749,21 @@ def test_export_of_a_span(database_url: str, engine: Engine) -> None:
 
 
 def test_command(database_url: str, engine: Engine, tmp_path: Path) -> None:
-    """The command tells each fault with file and line on stderr, the counts on stdout, and exits 1; the rest is in."""
+    """The command prints faults with file and line on stderr, counts on stdout, exits 1, and records the rest."""
     good, bad = log(tmp_path / "good", SHOP.events[:4]), log(tmp_path / "bad", SHOP.events[4:8], b"{cut", b"42")
 
     ran = payfold("replay", bad, good, "--rejects", str(tmp_path / "rejects"), DATABASE_URL=database_url)
 
     assert ran.code == 1
-    told = [line for line in ran.err.splitlines() if line.startswith(bad)]
-    assert [line.removeprefix(bad)[:9] for line in told] == [": line 5:", ": line 6:"]
+    faults = [line for line in ran.err.splitlines() if line.startswith(bad)]
+    assert [line.removeprefix(bad)[:9] for line in faults] == [": line 5:", ": line 6:"]
     counts = dict(line.rsplit(maxsplit=1) for line in ran.out.splitlines())
     assert (counts["seen"], counts["new"], counts["refused"]) == ("10", "8", "2")
     assert len(rows(engine, "inbox")) == 8
 
 
 def test_why_events_are_parked(database_url: str, engine: Engine, other_url: str, tmp_path: Path) -> None:
-    """What ends parked is listed by cause, with a count, an example and what to type, as JSON too, and exits 1."""
+    """Parked events are listed by cause, with a count, an example and a command, also as JSON, with exit 1."""
     other = database.engine(other_url)
     for one in (engine, other):
         with database.transaction(one) as connection:
@@ -774,15 +774,15 @@ def test_why_events_are_parked(database_url: str, engine: Engine, other_url: str
     path = log(tmp_path / "log", SHOP.events[:2], *parked, odd(id="evt_refused", data={"object": refused}))
 
     table = payfold("replay", path, DATABASE_URL=database_url)
-    told = payfold("replay", path, "--format", "json", DATABASE_URL=other_url)
+    as_json = payfold("replay", path, "--format", "json", DATABASE_URL=other_url)
 
     rows_of = ledger.rows(
         engine,
         "SELECT cause, reason, count(*) AS events, min(id) AS example FROM events WHERE state = 'parked'"
         " GROUP BY 1, 2 ORDER BY 3 DESC",
     )
-    assert (table.code, told.code, told.json["parked"]) == (1, 1, 3)
-    assert told.json["parked_by_cause"] == rows_of
+    assert (table.code, as_json.code, as_json.json["parked"]) == (1, 1, 3)
+    assert as_json.json["parked_by_cause"] == rows_of
     assert [(each["events"], each["example"]) for each in rows_of] == [(2, "evt_parked_0"), (1, "evt_refused")]
     lines = table.out.splitlines()
     heads = next(number for number, line in enumerate(lines) if line.startswith("parked because"))
@@ -796,14 +796,14 @@ def test_why_events_are_parked(database_url: str, engine: Engine, other_url: str
 
 
 def test_command_is_quiet(database_url: str, tmp_path: Path) -> None:
-    """Without a fault nothing is said but the counts."""
+    """Without a fault the command prints only the counts."""
     ran = payfold("replay", log(tmp_path / "log", SHOP.events), DATABASE_URL=database_url)
 
     assert (ran.code, ran.err) == (0, "")
 
 
-def test_what_cannot_be_meant_at_once(database_url: str, tmp_path: Path) -> None:
-    """A plan records nothing, and what others fold cannot be kept from the feed."""
+def test_options_that_exclude_each_other(database_url: str, tmp_path: Path) -> None:
+    """Changes that workers fold cannot be withheld, so that --record-only and --no-announce are refused together."""
     path = log(tmp_path / "log", SHOP.events)
 
     ran = payfold("replay", path, "--record-only", "--no-announce", DATABASE_URL=database_url)
@@ -813,7 +813,7 @@ def test_what_cannot_be_meant_at_once(database_url: str, tmp_path: Path) -> None
 
 
 def test_patterns(database_url: str, engine: Engine, tmp_path: Path) -> None:
-    """A pattern, which no shell has spelled out, stands for the files that are named like it."""
+    """A pattern that no shell has expanded stands for the files that match it."""
     log(tmp_path / "1.ndjson", SHOP.events[:5])
     (tmp_path / "deep").mkdir()
     log(tmp_path / "deep" / "2.ndjson", SHOP.events[5:9])
@@ -826,7 +826,7 @@ def test_patterns(database_url: str, engine: Engine, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["missing", "folder", "time", "pattern"])
 def test_command_refuses(database_url: str, engine: Engine, tmp_path: Path, kind: str) -> None:
-    """What cannot be meant is told with exit 2, before the first event is recorded."""
+    """An impossible option is refused with exit 2, before the first event is recorded."""
     good = log(tmp_path / "good", SHOP.events)
     more = {"missing": str(tmp_path / "missing"), "folder": str(tmp_path), "time": "--since=noon", "pattern": "*.none"}[
         kind
@@ -840,7 +840,7 @@ def test_command_refuses(database_url: str, engine: Engine, tmp_path: Path, kind
 
 
 def test_a_page_that_is_not_the_last(database_url: str, tmp_path: Path) -> None:
-    """Of a list page that has more the command warns, where people and where programs look, and ends well."""
+    """The command warns of a list page that has more, on stderr and in the JSON, and exits 0."""
     page = {"object": "list", "has_more": True, "data": [SHOP.events[0].payload()]}
     path = tmp_path / "page.json"
     path.write_bytes(msgspec.json.encode(page))

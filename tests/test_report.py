@@ -1,4 +1,4 @@
-"""The report says what the result says, to the unit; no text of a stranger is markup; in a browser it is whole."""
+"""The report shows the result, to the unit; no foreign text is markup; in a browser the page is whole."""
 
 import itertools
 import random
@@ -31,11 +31,11 @@ Result = dict[str, Any]
 Table = list[dict[str, str]]
 
 
-# ---- What is reported ----
+# ---- Results ----
 
 
 def result(drift: list[dict[str, Any]] | None = None, **changes: object) -> Result:
-    """Return a result in which all is well and nothing is recorded, but for *changes*."""
+    """Return a result without faults and events, but for *changes*."""
     return {
         "run": {
             "id": 7,
@@ -58,7 +58,7 @@ def result(drift: list[dict[str, Any]] | None = None, **changes: object) -> Resu
 
 
 def difference(**changes: object) -> dict[str, Any]:
-    """Return an order that a cent is missing from, but for *changes*."""
+    """Return the difference of an order that lacks a cent, but for *changes*."""
     return {
         "check": "rebuild",
         "kind": "different",
@@ -77,13 +77,13 @@ def difference(**changes: object) -> dict[str, Any]:
 
 
 def kinds_of(drift: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return how many differences there are of each kind."""
+    """Return the number of differences of each kind."""
     kinds = Counter((each["check"], each["kind"]) for each in drift)
     return [{"check": check, "kind": kind, "count": count} for (check, kind), count in sorted(kinds.items())]
 
 
 def sold(chance: random.Random, days: int, currencies: list[str]) -> list[dict[str, Any]]:
-    """Return what orders of *days*, some without any, came to."""
+    """Return the sums of orders of *days*, some of them without orders."""
     return [
         {
             "day": str(date(2026, 1, 31) - timedelta(days=back)),
@@ -166,11 +166,11 @@ def busy() -> Result:
     return full
 
 
-# ---- How the page is read ----
+# ---- Reading the page ----
 
 
 class Reader(HTMLParser):
-    """Reads a page into its elements, text and tables, and fails where an element is not closed by its own end."""
+    """Reads a page into its elements, text and tables, and fails if an element is not closed by its own end."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -183,7 +183,7 @@ class Reader(HTMLParser):
         assert self._open == []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        """Begin an element, and with it a row, a cell or what stands in one."""
+        """Begin an element, and with it a row, a cell or a part of one."""
         self.elements.append((tag, {name: value or "" for name, value in attrs}))
         if tag not in VOID:
             self._open.append(tag)
@@ -195,11 +195,11 @@ class Reader(HTMLParser):
             self.rows[self.text_of["caption"][-1]][-1].append("")
 
     def handle_endtag(self, tag: str) -> None:
-        """End the innermost element, which has to be this one."""
+        """End the innermost element, which must be *tag*."""
         assert self._open.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        """Add to what is open."""
+        """Add *data* to the open elements."""
         for tag in self._open:
             if tag in {"th", "td"}:
                 self.rows[self.text_of["caption"][-1]][-1][-1] += data
@@ -207,17 +207,17 @@ class Reader(HTMLParser):
                 self.text_of[tag][-1] += data
 
     def table(self, caption: str) -> Table:
-        """Return the lines under the one table whose caption begins so, each by its columns."""
+        """Return the lines of the one table with a caption that begins with *caption*, each by its columns."""
         (name,) = (each for each in self.rows if each.startswith(caption))
         heads, *lines = self.rows[name]
         return [dict(zip(heads, line, strict=True)) for line in lines]
 
     def all(self, tag: str, **attributes: str) -> list[dict[str, str]]:
-        """Return the attributes of each element *tag* that has these."""
+        """Return the attributes of each element *tag* that has *attributes*."""
         return [held for name, held in self.elements if name == tag and attributes.items() <= held.items()]
 
     def embedded(self) -> Result:
-        """Return the result that the page was made from."""
+        """Return the result that the page embeds."""
         (script,) = self.text_of["script"]
         decoded: Result = msgspec.json.decode(script)
         return decoded
@@ -240,7 +240,7 @@ def minor(shown: str, currency: str) -> int:
 
 
 def test_no_drift() -> None:
-    """Where a rebuild found nothing, the page says in a sentence what that proves, and what was not checked."""
+    """If a rebuild found no difference, the page states what that proves, and which checks did not run."""
     page = read(result())
 
     assert page.text_of["h1"] == ["The tables are what the events say."]
@@ -248,7 +248,7 @@ def test_no_drift() -> None:
 
 
 def rule(**changes: object) -> dict[str, Any]:
-    """Return what a rule came to that holds of the ten rows that it is about, but for *changes*."""
+    """Return the tally of a rule that holds for all of its ten rows, but for *changes*."""
     named = {"rule": "order-lines", "title": "Lines come to totals", "checked": 10, "holds": 10}
     return {**named, "broken": 0, "not_provable": 0, "reasons": [], **changes}
 
@@ -268,7 +268,7 @@ def rule(**changes: object) -> dict[str, Any]:
     ],
 )
 def test_how_much_is_proven(rows: list[dict[str, Any]], badge: str) -> None:
-    """The badge has the share of what the rules checked that is proven, rounded down, which the footnote defines."""
+    """The badge has the proven share of the rows that the rules checked, rounded down; the footnote defines it."""
     page = read(result(rules=rows))
 
     assert badge in page.text_of["p"]
@@ -276,7 +276,7 @@ def test_how_much_is_proven(rows: list[dict[str, Any]], badge: str) -> None:
 
 
 def test_a_broken_row_is_proven() -> None:
-    """A rule that is broken is proven to be: drift with nothing left open is proven in whole."""
+    """A broken rule counts as proven: drift without an open row is proven in whole."""
     page = read(result(rules=[rule(holds=9, broken=1)], drift_total=1, drift=[difference()]))
 
     assert "drift; proven: 100 % of 10 checked by rules" in page.text_of["p"]
@@ -295,8 +295,8 @@ LEFT_OUT: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("tally", "words"), LEFT_OUT)
-def test_stripe_was_asked_in_part(tally: dict[str, Any], words: str) -> None:
-    """What was not asked at Stripe is named next to the verdict, on the page and in the terminal."""
+def test_stripe_was_compared_in_part(tally: dict[str, Any], words: str) -> None:
+    """The parts not compared with Stripe are named next to the verdict, on the page and in the terminal."""
     found = result(stripe=[{**LISTED, "object": "dispute"}, {**LISTED, **tally}])
     found["run"]["checks"] = ["rules", "rebuild", "log", "stripe"]
     page = read(found)
@@ -307,8 +307,8 @@ def test_stripe_was_asked_in_part(tally: dict[str, Any], words: str) -> None:
     assert line["Result"] == "no difference, looked at only in part"
 
 
-def test_stripe_was_asked_since() -> None:
-    """What was created before `--since` was not looked at; all that was left out stands in one sentence, each once."""
+def test_stripe_was_compared_since() -> None:
+    """Objects created before `--since` were not compared; one sentence names everything left out, each once."""
     tallies = [{**LISTED, **tally} for tally, _ in LEFT_OUT]
     found = result(stripe=[*tallies, *tallies])
     found["run"] |= {"checks": ["rules", "rebuild", "log", "stripe"], "since": "2026-01-02T00:00:00Z", "seed": None}
@@ -316,14 +316,14 @@ def test_stripe_was_asked_since() -> None:
 
     assert f"Stripe: only in part ({words})." in read(found).text_of["p"]
     assert "Everything was checked." not in report.html(found)
-    # Without Stripe that is no part of what was checked.
+    # Without --stripe the page names Stripe as not checked.
     del found["stripe"]
     found["run"]["checks"] = ["rules", "rebuild", "log"]
     assert "Not checked: Stripe." in read(found).text_of["p"]
 
 
 def test_everything_was_checked() -> None:
-    """That everything was is claimed of a run that left out nothing: no objects, and no events of the logs."""
+    """The page claims that everything was checked only if the run left out no object and no event of the logs."""
     whole = {**LISTED, "object": "customer"}
     found = result(
         stripe=[whole], logs={"events": 9, "missing_here": 0, "missing_there": 0, "different": 0, "refused": 0}
@@ -340,7 +340,7 @@ def test_everything_was_checked() -> None:
 
 
 def test_why_not() -> None:
-    """Below each rule the page has how many rows could not be proven, by reason, and by each broken row why it is."""
+    """Below each rule the page counts the rows that could not be proven, by reason, and explains each broken row."""
     reasons = [
         {"reason": "lines of open sessions were not read", "rows": 900},
         {"reason": "an amount is not known", "rows": 74},
@@ -360,7 +360,7 @@ def test_why_not() -> None:
 
 
 def test_each_check_names_its_witness() -> None:
-    """The rules go by arithmetic, and the rebuild by the same folds, of which no wrong reading is found."""
+    """The page states that rules check arithmetic, and that a rebuild cannot find wrong folds, since it uses them."""
     compares = {row["Check"]: row["Compares"] for row in read(result()).table("The checks of this run")}
 
     assert compares["Money rules"].startswith("Money by its own arithmetic")
@@ -370,7 +370,7 @@ def test_each_check_names_its_witness() -> None:
 
 
 def test_no_rebuild() -> None:
-    """Without a rebuild the page claims no more than that nothing was found."""
+    """Without a rebuild the page claims only that no difference was found."""
     found = result(logs={"events": 9, "missing_here": 0, "missing_there": 0, "different": 0, "refused": 0})
     found["run"]["checks"] = ["log"]
     for name in ("rules", "not_provable"):
@@ -380,7 +380,7 @@ def test_no_rebuild() -> None:
 
 
 @pytest.mark.parametrize(
-    ("total", "money", "said"),
+    ("total", "money", "sentence"),
     [
         (1, [("usd", -1)], "1 difference, in total −0.01 USD."),  # noqa: RUF001
         (1200, [("usd", 250), ("jpy", -5)], "1,200 differences, in total +2.50 USD and −5 JPY."),  # noqa: RUF001
@@ -388,18 +388,18 @@ def test_no_rebuild() -> None:
         (2, [], "2 differences, none of them in money."),
     ],
 )
-def test_drift(total: int, money: list[tuple[str, int]], said: str) -> None:
-    """The verdict counts the differences and gives each currency's sum by itself, in that currency's units."""
+def test_drift(total: int, money: list[tuple[str, int]], sentence: str) -> None:
+    """The verdict counts the differences and gives the sum of each currency in its own units."""
     sums = [{"currency": currency, "amount": amount, "count": 1} for currency, amount in money]
 
     page = read(result(drift_total=total, drift_money=sums, drift=[difference()]))
 
-    assert page.text_of["h1"] == [said]
-    assert page.text_of["title"][0].endswith(said)
+    assert page.text_of["h1"] == [sentence]
+    assert page.text_of["title"][0].endswith(sentence)
 
 
 def test_caveats() -> None:
-    """Events in no table and results that prove nothing are said beside the verdict, whatever it is."""
+    """Next to any verdict the page names events in no table and results that prove nothing."""
     page = read({**busy(), "repaired": {"drift_total": 50}})
 
     assert (
@@ -409,11 +409,11 @@ def test_caveats() -> None:
     )
 
 
-# ---- What is whose ----
+# ---- Foreign text ----
 
 
 def hostile(value: object, name: str = "") -> object:
-    """Return *value* with every text in it that a stranger could have chosen begun by a hostile one."""
+    """Return *value* with a hostile prefix on every text in it that a stranger could have chosen."""
     if isinstance(value, dict):
         return {key: hostile(each, key) for key, each in value.items()}
     if isinstance(value, list):
@@ -422,8 +422,8 @@ def hostile(value: object, name: str = "") -> object:
     return f"{HOSTILE}{value}" if isinstance(value, str) and not ours else value
 
 
-def test_nothing_of_a_stranger_is_markup() -> None:
-    """Whatever text the result holds, and wherever, the page has the same elements as without it."""
+def test_no_foreign_text_is_markup() -> None:
+    """The page has the same elements with hostile text as without it."""
     (tame, wild) = (read(each) for each in (busy(), hostile(busy())) if isinstance(each, dict))
 
     assert [name for name, _ in wild.elements] == [name for name, _ in tame.elements]
@@ -432,13 +432,13 @@ def test_nothing_of_a_stranger_is_markup() -> None:
     assert "\\x1b[2J\\u202e" in wild.table("1 result that could not be proven")[0]["Why not"]
 
 
-def test_the_result_comes_out_again() -> None:
-    """The page holds the result as it was given."""
+def test_the_page_embeds_the_result() -> None:
+    """The page embeds the result unchanged."""
     assert read(busy()).embedded() == busy()
 
 
-def test_it_names_no_other_place() -> None:
-    """Nothing on the page is to be fetched from anywhere, and the browser is told to refuse it."""
+def test_the_page_loads_nothing() -> None:
+    """The page refers to no file elsewhere, and its policy makes the browser refuse any."""
     page = report.html(busy())
     reader = Reader(page)
 
@@ -453,8 +453,8 @@ def test_it_names_no_other_place() -> None:
 
 
 @given(seed=st.integers(0, 2**32), days=st.sampled_from([1, 2, 36, 37, 200, 366, 1_200, 9_000]))
-def test_money_is_the_results(seed: int, days: int) -> None:
-    """Each cell is the sum of the result's rows of that period, status and currency, and the last line of all."""
+def test_money_is_the_sum_of_rows(seed: int, days: int) -> None:
+    """Each cell is the sum of the result's rows of that period, status and currency; the last line sums all."""
     rows = sold(random.Random(seed), days, list(DECIMALS)) if days < 400 else sold(random.Random(seed), days, ["kwd"])
     page = read(result(money=rows))
 
@@ -487,7 +487,7 @@ def test_money_is_the_results(seed: int, days: int) -> None:
     ("days", "unit", "bars"), [(1, "day", 1), (36, "day", 36), (37, "week", 6), (366, "month", 13), (4_000, "year", 12)]
 )
 def test_many_days_are_grouped(days: int, unit: str, bars: int) -> None:
-    """A year of days is drawn by month, and no length of time has more bars than can be told apart."""
+    """A year of days is drawn by month, and no span of time has more bars than a reader can distinguish."""
     last = date(2026, 1, 31)
     money = [
         {"day": str(last - timedelta(days=back)), "status": "paid", "currency": "usd", "orders": 1, "amount": 100}
@@ -500,7 +500,7 @@ def test_many_days_are_grouped(days: int, unit: str, bars: int) -> None:
 
 
 def of_days(*days: str | None, **changes: object) -> list[dict[str, Any]]:
-    """Return what one order of a dollar on each of *days* came to."""
+    """Return the sums of one order of a dollar on each of *days*."""
     row = {"status": "paid", "currency": "usd", "orders": 1, "amount": 100, **changes}
     return [{**row, "day": day} for day in days]
 
@@ -521,8 +521,8 @@ def of_days(*days: str | None, **changes: object) -> list[dict[str, Any]]:
     ],
     ids=str,
 )
-def test_a_date_far_off_is_not_drawn(days: list[str | None], bars: int, names: list[str]) -> None:
-    """A chart is of the 36 years until the next; the table has what is before and after, and words count both."""
+def test_a_distant_date_is_not_drawn(days: list[str | None], bars: int, names: list[str]) -> None:
+    """A chart covers 36 years, up to the next one; the table has all dates, and a sentence counts those not drawn."""
     page = read(result(money=of_days(*days)))
 
     table = page.table("Orders by ")
@@ -536,7 +536,7 @@ def test_a_date_far_off_is_not_drawn(days: list[str | None], bars: int, names: l
 
 @given(first=st.dates(), last=st.dates())
 def test_any_dates_have_a_unit(first: date, last: date) -> None:
-    """The unit is the shortest that makes no more bars than can be seen apart, for any dates."""
+    """For any dates the unit is the shortest that makes no more bars than a reader can distinguish."""
     first, last = sorted((first, last))
     unit = charts.unit_of(first, last)
 
@@ -548,7 +548,7 @@ def test_any_dates_have_a_unit(first: date, last: date) -> None:
 
 
 def test_many_currencies_are_counted() -> None:
-    """Of thousands of currencies those of most orders are drawn, the rest is counted, and the verdict names a few."""
+    """Of thousands of currencies those with most orders are drawn, the rest counted, and the verdict names a few."""
     letters = "abcdefghijklmnopqrstuvwxyz"
     names = [f"{first}{second}{third}" for first in letters for second in letters for third in "xyz"]
     money = [row for name in names for row in of_days("2026-01-31", currency=name)]
@@ -564,7 +564,7 @@ def test_many_currencies_are_counted() -> None:
 
 
 def test_a_bar_is_as_high_as_its_amount() -> None:
-    """Heights are in proportion, pieces stand on each other, and a day without orders keeps its place."""
+    """Heights are in proportion, parts of a bar are stacked, and a day without orders keeps its place."""
     amounts = [("2026-01-01", "paid", 3000), ("2026-01-01", "open", 1500), ("2026-01-05", "paid", 4500)]
     money = [
         {"day": day, "status": status, "currency": "usd", "orders": 1, "amount": amount}
@@ -588,16 +588,16 @@ def test_a_bar_is_as_high_as_its_amount() -> None:
         ("krw", 8_100_000_000_000, ["0", "5,000,000,000,000", "10,000,000,000,000"]),
     ],
 )
-def test_an_axis_speaks_in_its_currency(currency: str, amount: int, ticks: list[str]) -> None:
-    """An axis has round amounts in units of its currency, as many decimals as it has, and none where all are whole."""
+def test_an_axis_has_units_of_its_currency(currency: str, amount: int, ticks: list[str]) -> None:
+    """An axis has round amounts in its currency's units, with its decimals, or none if all amounts are whole."""
     row = {"day": "2026-01-31", "status": "paid", "currency": currency, "orders": 1, "amount": amount}
 
     assert read(result(money=[row])).text_of["text"] == [*ticks, "31 Jan"]
 
 
 @given(low=st.integers(-(10**15), 0), high=st.integers(0, 10**15))
-def test_an_axis_holds_what_is_drawn(low: int, high: int) -> None:
-    """Any amounts find an axis of a few round steps that holds them, and zero."""
+def test_an_axis_spans_its_amounts(low: int, high: int) -> None:
+    """For any amounts the axis has a few round steps that span them and zero."""
     ticks = charts._ticks(low, high)
 
     steps = {after - before for before, after in itertools.pairwise(ticks)}
@@ -608,8 +608,8 @@ def test_an_axis_holds_what_is_drawn(low: int, high: int) -> None:
     assert len(ticks) <= charts._TICKS_MAX + 2
 
 
-def test_what_has_no_day_or_currency_is_said() -> None:
-    """An order that cannot be drawn is counted in words, and one without an amount counts as an order."""
+def test_orders_without_a_day_or_currency_are_counted() -> None:
+    """A sentence counts the orders that cannot be drawn, and an order without an amount counts as an order."""
     row = {"day": "2026-01-31", "status": "complete", "currency": "usd", "orders": 3, "amount": None}
     page = read(result(money=[row, {**row, "currency": None}, {**row, "day": None, "orders": 1, "amount": 5}]))
 
@@ -621,11 +621,11 @@ def test_what_has_no_day_or_currency_is_said() -> None:
     assert page.all("svg") == []
 
 
-# ---- What was checked ----
+# ---- Checks ----
 
 
 def test_each_check_is_shown() -> None:
-    """Every number of every check stands in its table, and the overview sums them up."""
+    """Every number of every check is in its table, and the overview sums them up."""
     found = busy()
     page = read(found)
 
@@ -660,7 +660,7 @@ def test_each_check_is_shown() -> None:
 
 
 def test_how_stripe_was_compared() -> None:
-    """The page names the witness, and what was left out of the comparison with Stripe."""
+    """The page names the independent reading, and the objects left out of the comparison with Stripe."""
     tally = {"account": "", "livemode": True, "listed": 400, "missing_here": 0, "missing_there": 0, "different": 2}
     page = read(
         result(
@@ -681,8 +681,8 @@ def test_how_stripe_was_compared() -> None:
     assert "Different by the map alone: 2." in words
 
 
-def test_what_was_not_checked() -> None:
-    """A check that did not run has no table, and the overview says that it did not."""
+def test_a_check_that_did_not_run() -> None:
+    """A check that did not run has no table, and the overview names it as not run."""
     page = read(result(tables=[]))
 
     assert [line["Result"] for line in page.table("The checks of this run")] == [
@@ -694,7 +694,7 @@ def test_what_was_not_checked() -> None:
     assert not any(caption.startswith(("Events in", "Objects that")) for caption in page.rows)
 
 
-def test_nothing_at_all() -> None:
+def test_an_empty_inbox() -> None:
     """An empty inbox has a page too."""
     page = read(result())
 
@@ -706,7 +706,7 @@ def test_nothing_at_all() -> None:
 
 
 def test_a_difference() -> None:
-    """Money is shown as money, other values as they are, nothing as nothing, and a long one is cut with its length."""
+    """Money is shown as money, null as a dash, other values as they are, and a long one is cut with its length."""
     drift = [
         difference(),
         difference(held=None, amount=2000, currency="jpy"),
@@ -729,7 +729,7 @@ def test_a_difference() -> None:
 
 
 def test_more_differences_than_are_shown() -> None:
-    """The first thousand are shown; how many more there are, and where the whole list is, is said."""
+    """The first thousand differences are shown, and a sentence counts the others and names the full list."""
     kinds = [{"check": "rebuild", "kind": "different", "count": 5_000}]
     page = read(result(drift=[difference()] * 1_200, drift_total=5_000, drift_kinds=kinds))
 
@@ -743,7 +743,7 @@ def test_more_differences_than_are_shown() -> None:
 
 
 def test_drift_by_kind_and_by_age() -> None:
-    """Both charts count every difference of the result once, and say in words what they draw."""
+    """Both charts count every difference of the result once, and describe themselves in words."""
     ages = ["2026-01-31T12:00:00Z", "2026-01-30T12:03:04Z", "2026-01-24T13:00:00Z", "2026-01-01T00:00:00Z", None]
     ages += ["2025-12-01T00:00:00Z", "2020-01-01T00:00:00Z"]
     drift = [difference(at=at) for at in ages]
@@ -762,7 +762,7 @@ def test_drift_by_kind_and_by_age() -> None:
 
 A4_PIXELS = round((210 - 2 * 16) / 25.4 * 96)
 
-# The words of charts that run over the page's sides.
+# The texts of charts that overflow the page's sides.
 CUT_OFF = """() => [...document.querySelectorAll("svg text")].filter(each => {
     const box = each.getBoundingClientRect();
     return box.left < 0 || box.right > innerWidth;
@@ -801,34 +801,34 @@ def browser() -> "Iterator[Browser]":
 
 @pytest.fixture(params=["light", "dark"])
 def scheme(request: pytest.FixtureRequest) -> str:
-    """Return what the reader's screen prefers."""
+    """Return the color scheme that the reader prefers."""
     return str(request.param)
 
 
 @pytest.fixture(params=[1280, 400])
 def page(request: pytest.FixtureRequest, browser: "Browser", scheme: str, tmp_path: Path) -> "Iterator[Page]":
-    """Return the busy report with hostile texts, opened as a file; it says, fetches and runs nothing."""
+    """Return the busy report with hostile texts, opened as a file; it logs, fetches and runs nothing."""
     where = tmp_path / "report.html"
     found = busy()
     found["drift"].append(difference(id=HOSTILE, held=HOSTILE, expected=None, amount=None))
     where.write_text(report.html(found), encoding="utf-8")
-    said: list[str] = []
+    messages: list[str] = []
     fetched: list[str] = []
     opened = browser.new_page(viewport={"width": request.param, "height": 900}, color_scheme=scheme)  # type: ignore[arg-type]  # a literal of the fixture's
-    opened.on("console", lambda message: said.append(message.text))
-    opened.on("pageerror", lambda error: said.append(str(error)))
-    opened.on("dialog", lambda dialog: said.append(dialog.message))
+    opened.on("console", lambda message: messages.append(message.text))
+    opened.on("pageerror", lambda error: messages.append(str(error)))
+    opened.on("dialog", lambda dialog: messages.append(dialog.message))
     opened.on("request", lambda request: fetched.append(request.url))
     opened.goto(where.as_uri())
     yield opened
     opened.close()
-    assert said == []
+    assert messages == []
     assert [each for each in fetched if not each.startswith("data:")] == [where.as_uri()]
 
 
 @pytest.mark.browser
 def test_bars_are_drawn(page: "Page") -> None:
-    """Every bar has a size on the screen and lies inside its chart, and every chart has one and words."""
+    """Every bar has a size on the screen and lies inside its chart, and every chart has a bar and text."""
     sizes = page.evaluate(
         """() => [...document.querySelectorAll("svg")].map(svg => {
             const whole = svg.getBoundingClientRect();
@@ -847,8 +847,8 @@ def test_bars_are_drawn(page: "Page") -> None:
 
 
 @pytest.mark.browser
-def test_what_is_on_the_screen_is_the_result(page: "Page") -> None:
-    """The figures that a reader sees are those of the JSON that the same page holds."""
+def test_the_screen_shows_the_result(page: "Page") -> None:
+    """The figures that a reader sees are those of the page's embedded JSON."""
     held = page.evaluate("() => JSON.parse(document.getElementById('result').textContent)")
     seen = page.locator("#money tfoot tr").evaluate_all(
         "rows => rows.map(row => [...row.cells].map(cell => cell.innerText))"
@@ -867,22 +867,22 @@ def test_what_is_on_the_screen_is_the_result(page: "Page") -> None:
 
 
 @pytest.mark.browser
-def test_it_fits(page: "Page") -> None:
-    """The page never scrolls sideways; a table that is too wide does so by itself, and can be reached by keyboard."""
+def test_the_page_fits(page: "Page") -> None:
+    """The page never scrolls sideways; a wide table scrolls on its own, and can be reached by keyboard."""
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     assert page.evaluate(CUT_OFF) == []
     assert page.locator(".wide:not([tabindex='0'])").count() == 0
 
 
 @pytest.mark.browser
-def test_it_can_be_read(page: "Page") -> None:
-    """Text stands out from the page by 4.5 to 1, and bars by 3 to 1, in light and in dark."""
+def test_the_page_can_be_read(page: "Page") -> None:
+    """Text has a contrast of 4.5 to 1 with the page, and bars of 3 to 1, in light and in dark."""
     assert page.evaluate(FAINT) == []
 
 
 @pytest.mark.browser
-def test_it_prints(page: "Page") -> None:
-    """On A4 nothing is cut off at the side, and ink is dark on white whatever the screen prefers."""
+def test_the_page_prints(page: "Page") -> None:
+    """On A4 nothing is cut off at the side, and ink is dark on white in any color scheme."""
     page.emulate_media(media="print")
     page.set_viewport_size({"width": A4_PIXELS, "height": 900})
 

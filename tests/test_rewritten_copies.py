@@ -1,4 +1,4 @@
-"""Events that another language has written again: what they mean is kept, and what they cannot mean is refused.
+"""Events that another language has written again: equal values are read alike, and impossible ones are refused.
 
 Source: https://www.php.net/manual/en/function.json-encode.php (an empty array is ``[]``), RFC 8259 section 6 (1500.0
 and 1500 are one number) and section 8.2 (half of a surrogate pair).
@@ -33,15 +33,15 @@ def rewritten(value: Any, *, inside: str = "") -> Any:  # noqa: ANN401 - any JSO
 
 
 def facts_of(event: dict[str, Any]) -> list[Facts]:
-    """Return what the folds read in *event*."""
+    """Return the facts that the folds read in *event*."""
     verdict = folds.judge(histories.event_of(json.dumps(event).encode()))
     assert verdict.state == "folded", verdict.reason
     return list(verdict.facts)
 
 
 @given(st.integers(0, 2**32))
-def test_rewritten_events_say_the_same(seed: int) -> None:
-    """Whatever object an event carries, and whatever was before it, its rewritten copy says the same."""
+def test_rewritten_events_give_the_same_facts(seed: int) -> None:
+    """The rewritten copy of an event gives the same facts, for any object and any previous attributes."""
     for body in histories.bodies_of(seed)[:20]:
         event = json.loads(body)
         copy = {**event, "data": rewritten(event["data"])}
@@ -56,15 +56,15 @@ def customer(**fields: object) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("balance", [1500.5, 1e300, "15.0", "1,500", "0x10", "", True, [], [1], {}, 2.0**63, "9" * 19])
-def test_what_is_no_amount_is_refused(balance: object) -> None:
-    """A number that is not whole, or too great, and a text that is no number are no amount; nor is an empty list."""
+def test_an_invalid_amount_is_refused(balance: object) -> None:
+    """A fractional or too large number, a text without a number and an empty list are refused as amounts."""
     with pytest.raises(AssertionError, match="cannot be read"):
         facts_of(customer(balance=balance))
 
 
 @pytest.mark.parametrize("field", ["name", "email", "description", "phone"])
 def test_half_a_surrogate_pair(field: str) -> None:
-    """It becomes U+FFFD where the text is kept, and is no matter where it is not."""
+    """Half a surrogate pair becomes U+FFFD in a kept text, and is ignored elsewhere."""
     (facts,) = facts_of(customer(**{field: f"cut {HALF}"}, metadata={"note": HALF, HALF: "x"}))
 
     assert facts.columns["metadata"] == {"note": "\ufffd", "\ufffd": "x"}
@@ -72,7 +72,7 @@ def test_half_a_surrogate_pair(field: str) -> None:
 
 
 def test_a_number_without_end() -> None:
-    """A number of ten thousand digits matters where it is kept, and nowhere else."""
+    """A number of ten thousand digits is refused in a kept field, and ignored elsewhere."""
     digits = "9" * 10_000
     body = json.dumps(customer(balance=-500, unknown=0, name=HALF)).replace('"unknown": 0', f'"unknown": {digits}')
     assert folds.judge(histories.event_of(body.encode())).state == "folded"
@@ -84,8 +84,8 @@ def test_a_number_without_end() -> None:
     assert "balance" in verdict.reason
 
 
-def test_at_the_signed_door(engine: Engine, database_url: str, redis_url: str) -> None:
-    """What was signed is kept as it came and folded, however it is written."""
+def test_a_signed_rewritten_event(engine: Engine, database_url: str, redis_url: str) -> None:
+    """A signed event is kept as it came and folded, however it is written."""
     account = Account(seed=3, payments=True)
     account.complete(account.open_session())
     with serving(settings_of(database_url, redis_url)) as web:

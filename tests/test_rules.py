@@ -1,4 +1,4 @@
-"""Money's own rules: never broken by what is merely not known, always by a cent."""
+"""The rules of money: an unknown value never breaks a rule, and a wrong cent always does."""
 
 import random
 from collections import defaultdict
@@ -30,7 +30,7 @@ LISTED = "payfold.customer_balance_transaction.observed"
 
 
 def reads_of(account: Account, *, label: str = "") -> list[list[Delivery]]:
-    """Return every session of *account* as it is read with all its lines, and each customer's ledger, read whole."""
+    """Return readings of every session of *account* with all lines, and of each customer's whole ledger."""
     read = []
     for session in account.session_ids():
         current = account.session(session)
@@ -49,13 +49,13 @@ def reads_of(account: Account, *, label: str = "") -> list[list[Delivery]]:
 
 
 def lines_of(account: Account) -> list[Delivery]:
-    """Return all that ``reads_of`` does, one after the other."""
+    """Return the readings of ``reads_of`` in one list."""
     return list(chain.from_iterable(reads_of(account)))
 
 
 @pytest.fixture
 def shop(engine: Engine) -> Engine:
-    """Return an engine on the tables of a shop whose lines and ledgers are known."""
+    """Return an engine on the tables of a shop with known lines and ledgers."""
     ledger.record(engine, [ledger.delivery(event.body) for event in SHOP.events])
     ledger.record(engine, lines_of(SHOP))
     ledger.fold(engine)
@@ -63,7 +63,7 @@ def shop(engine: Engine) -> Engine:
 
 
 def checked(engine: Engine) -> tuple[dict[str, Tally], list[Finding]]:
-    """Return the tally of each rule, and what was found."""
+    """Return the tally of each rule, and the findings."""
     with database.transaction(engine) as connection, database.cursor(connection) as cursor:
         tallies, findings = money_rules.check(cursor)
     assert all(tally.checked == tally.holds + tally.broken + tally.not_provable for tally in tallies)
@@ -71,19 +71,19 @@ def checked(engine: Engine) -> tuple[dict[str, Tally], list[Finding]]:
 
 
 def broken(engine: Engine) -> list[Finding]:
-    """Return what is broken."""
+    """Return the findings of broken rules."""
     return [finding for finding in checked(engine)[1] if finding.state == "broken"]
 
 
 def run(engine: Engine, statement: str, **values: object) -> list[tuple[Any, ...]]:
-    """Execute a statement and return what it selects."""
+    """Execute a statement and return its rows."""
     with database.transaction(engine) as connection:
         found = connection.execute(text(statement), values)
         return [tuple(row) for row in found] if found.returns_rows else []
 
 
 def test_a_shop_keeps_every_rule(shop: Engine) -> None:
-    """Where all is known every rule holds of something, and none is broken."""
+    """With complete data every rule holds for a row, and none is broken."""
     tallies, findings = checked(shop)
 
     assert [finding for finding in findings if finding.state == "broken"] == []
@@ -95,14 +95,14 @@ def test_a_shop_keeps_every_rule(shop: Engine) -> None:
 
 
 def test_what_is_not_known_is_never_broken(engine: Engine, request: pytest.FixtureRequest) -> None:
-    """Whichever events are missing, and in whatever order the others came, no rule is broken."""
+    """No rule is broken, whichever events are missing and in any order of the others."""
     first = random.Random(request.node.nodeid).randrange(10**6)
     print(f"seeds from {first}")  # noqa: T201 - repeats a failure
     for seed in range(first, first + SEEDS):
         chance, account = random.Random(seed), tangle(seed, money=True, contradictory=False)
-        told = [[ledger.delivery(event.body, account=f"acct_{seed}")] for event in account.events]
-        told += reads_of(account, label=f"acct_{seed}")
-        ledger.record(engine, chain.from_iterable(chance.sample(told, chance.randint(1, len(told)))))
+        deliveries = [[ledger.delivery(event.body, account=f"acct_{seed}")] for event in account.events]
+        deliveries += reads_of(account, label=f"acct_{seed}")
+        ledger.record(engine, chain.from_iterable(chance.sample(deliveries, chance.randint(1, len(deliveries)))))
     ledger.fold(engine)
 
     assert broken(engine) == []
@@ -110,11 +110,11 @@ def test_what_is_not_known_is_never_broken(engine: Engine, request: pytest.Fixtu
 
 
 def test_other_versions_keep_every_rule(engine: Engine) -> None:
-    """A shop of a version before basil, and one that moves from that to today's, break no rule, and keep them, too."""
+    """A shop of a version before basil, and one that upgrades to today's, break no rule, and rules hold there too."""
     old = [render(event, BEFORE_BASIL) for event in SHOP.events]
     mixed = [random.Random(event.id).choice((event, of_old)) for event, of_old in zip(SHOP.events, old, strict=True)]
-    for account, told in (("acct_old", old), ("acct_mixed", mixed)):
-        ledger.record(engine, [ledger.delivery(event.body, account=account) for event in told])
+    for account, events in (("acct_old", old), ("acct_mixed", mixed)):
+        ledger.record(engine, [ledger.delivery(event.body, account=account) for event in events])
         ledger.record(engine, chain.from_iterable(reads_of(SHOP, label=account)))
     ledger.fold(engine)
 
@@ -143,7 +143,7 @@ CENTS = {
 
 @pytest.mark.parametrize("rule", CENTS)
 def test_a_cent_breaks_it(engine: Engine, rule: str) -> None:
-    """A cent too much is found, of that row alone, with what is held and what is expected."""
+    """A cent too much is found, for that row alone, with the actual and the expected amount."""
     ledger.record(engine, [ledger.delivery(event.body) for event in SHOP.events])
     ledger.record(engine, [each for each in lines_of(SHOP) if each.envelope.type == checkout.OBSERVED])
     ledger.fold(engine)
@@ -162,7 +162,7 @@ def test_a_cent_breaks_it(engine: Engine, rule: str) -> None:
 
 
 def test_more_is_refunded_than_was_charged(shop: Engine) -> None:
-    """Refunds beyond their charge are found, and so is one in another currency, which is compared with nothing."""
+    """Refunds beyond their charge are found, and so is a refund in another currency, whose amount is not compared."""
     (refund, charge, amount) = run(
         shop,
         "SELECT r.id, c.id, c.amount FROM refunds AS r JOIN charges AS c ON c.id = r.charge"
@@ -178,7 +178,7 @@ def test_more_is_refunded_than_was_charged(shop: Engine) -> None:
 
 
 def test_a_charge_reports_less_than_was_refunded(shop: Engine) -> None:
-    """A charge that reports a cent where all of it was refunded in the same second is found."""
+    """A charge that reports a refund of a cent, while all of it was refunded in the same second, is found."""
     (charge, refunded) = run(
         shop,
         "SELECT c.id, c.amount_refunded FROM charges AS c JOIN refunds AS r ON r.charge = c.id"
@@ -206,7 +206,7 @@ def test_a_swapped_currency(shop: Engine) -> None:
 
 
 def test_a_gap_of_the_ledger_is_not_provable(shop: Engine) -> None:
-    """An entry that is not known leaves a gap, which proves nothing."""
+    """An unknown entry leaves a gap in the ledger, and the rule is not provable."""
     (customer,) = run(
         shop,
         "SELECT customer FROM balance_transactions GROUP BY 1, currency"
@@ -225,8 +225,8 @@ def test_a_gap_of_the_ledger_is_not_provable(shop: Engine) -> None:
     assert checked(shop)[0]["balance-chain"].not_provable > before
 
 
-def test_what_is_listed_is_bounded(engine: Engine) -> None:
-    """Of what is not provable the first are listed, and all are counted."""
+def test_the_list_is_bounded(engine: Engine) -> None:
+    """Of the rows that are not provable the first are listed, and all are counted."""
     bare = shop_history(5, money_rules.NOT_PROVABLE_LISTED_MAX + 50)
     ledger.record(engine, [ledger.delivery(event.body) for event in bare.events])
     ledger.fold(engine)
@@ -242,7 +242,7 @@ def test_what_is_listed_is_bounded(engine: Engine) -> None:
 
 
 def test_every_rule_explains_itself() -> None:
-    """Each has a title and says what it needs, and where Stripe says so."""
+    """Each rule has a title, its requirements, and the page of Stripe's that it rests on."""
     assert len({rule.name for rule in money_rules.RULES}) == len(money_rules.RULES)
     for rule in money_rules.RULES:
         assert rule.title
@@ -250,11 +250,11 @@ def test_every_rule_explains_itself() -> None:
         assert f"| `{rule.name}` |" in (ROOT / "worker" / "proof" / "README.md").read_text(encoding="utf-8")
 
 
-# Orders, charges, refunds and invoices as they are at rest; all amounts by hand.
+# Stored orders, charges, refunds and invoices; all amounts by hand.
 
 
 def written(engine: Engine, table: str, id_: str, **columns: object) -> None:
-    """Write one row as it is at rest."""
+    """Write one row."""
     row = {"account": "", "livemode": False, "id": id_, "event_id": "evt_1", "as_of": ledger.NOW, **columns}
     into = tables.metadata.tables[table]
     with database.transaction(engine) as connection:
@@ -262,7 +262,7 @@ def written(engine: Engine, table: str, id_: str, **columns: object) -> None:
 
 
 def at(second: int) -> datetime:
-    """Return the time so many seconds after that of every row."""
+    """Return the time *second* seconds after that of every row."""
     return ledger.NOW + timedelta(seconds=second)
 
 
@@ -270,7 +270,7 @@ PRESENTED = {"presentment_currency": "cad", "presentment_amount": 2055}
 
 
 def states(engine: Engine, rule: str) -> tuple[str, list[Finding]]:
-    """Return what came of *rule* where it is about one row, and what was found."""
+    """Return the state of *rule* for its one row, and the findings."""
     tallies, findings = checked(engine)
     tally = tallies[rule]
     assert tally.checked == 1
@@ -296,7 +296,7 @@ def states(engine: Engine, rule: str) -> tuple[str, list[Finding]]:
         ({}, {"amount": 1600, "amount_captured": None}, "not provable", "usd"),
         ({}, {"amount": 1600, "amount_captured": 1400}, "not provable", "usd"),
         (PRESENTED, {"currency": "cad", "amount": 2055, "amount_captured": 2100}, "not provable", "cad"),
-        # What was authorized never falls: less than the total, and more than that was captured, is no such case.
+        # The authorized amount never falls: less than the total, with more than that captured, is no such case.
         ({}, {"amount": 1400, "amount_captured": 1450}, "broken", "usd"),
         ({}, {"amount": 1400, "amount_captured": 1400}, "broken", "usd"),
         # Its session left it open, so that only a captured charge can have paid it.
@@ -314,7 +314,7 @@ def states(engine: Engine, rule: str) -> tuple[str, list[Finding]]:
         ({"amount_total": None}, {}, "not provable", "usd"),
     ],
 )
-def test_what_an_order_was_charged(
+def test_the_charged_amount_of_an_order(
     engine: Engine, order: dict[str, object], charge: dict[str, object], state: str, currency: str | None
 ) -> None:
     """A paid order's total is compared with its captured charge, in the order's or in the buyer's currency."""
@@ -344,10 +344,10 @@ def test_what_an_order_was_charged(
         ({"amount": 100, "currency": "cad"}, {}, "broken"),
     ],
 )
-def test_what_a_charge_gave_back(
+def test_the_refunded_amount_of_a_charge(
     engine: Engine, refund: dict[str, object], charge: dict[str, object], state: str
 ) -> None:
-    """No more is refunded than was charged; what is more than was captured may be a step that is not known."""
+    """Refunds never exceed the charge; more than the captured amount may come from an unknown step."""
     written(engine, "refunds", "re_1", **{"charge": "ch_1", "status": "succeeded", "currency": "usd", **refund})
     whole = {"status": "succeeded", "captured": True, "currency": "usd", "amount": 1500, "amount_captured": 1500}
     written(engine, "charges", "ch_1", **{**whole, **charge})
@@ -359,8 +359,8 @@ def test_what_a_charge_gave_back(
         assert findings[0].detail == "a refund is in another currency than its charge: CAD and USD"
 
 
-def test_refunds_that_were_made_again(engine: Engine) -> None:
-    """Of several refunds one may have failed before the next was made; the charge or one refund alone shows more."""
+def test_refunds_after_a_failed_one(engine: Engine) -> None:
+    """Of several refunds one may have failed before the next; a single refund, or the charge, proves an excess."""
     failed = "a refund may have failed before the next was made"
     more = f"{BROKEN}more was refunded than was charged"
     twice = [refund(1500, 5), refund(1500, 9, id_="re_#_again")]
@@ -390,7 +390,7 @@ def test_refunds_that_were_made_again(engine: Engine) -> None:
     [(300, 0, "not provable"), (None, 0, "not provable"), (0, 0, "broken"), (300, -300, "holds")],
 )
 def test_an_invoice_that_is_overpaid(engine: Engine, overpaid: int | None, remaining: int, state: str) -> None:
-    """Of 900 due and 1200 paid it is not documented what remains; without an overpaid amount that is no excuse."""
+    """The remaining amount of 900 due and 1200 paid is undocumented; without an overpaid amount the rule is broken."""
     amounts = {"amount_due": 900, "amount_paid": 1200, "amount_remaining": remaining, "amount_overpaid": overpaid}
     written(engine, "invoices", "in_1", currency="usd", status="paid", deleted=False, **amounts)
 
@@ -398,7 +398,7 @@ def test_an_invoice_that_is_overpaid(engine: Engine, overpaid: int | None, remai
 
 
 # Each rule by itself. A case is the row that the rule is about, rows of other tables, and the outcome: that it holds,
-# or why it is broken or not provable; nothing where the rule is not about it.
+# or why it is broken or not provable; None if the rule does not apply to it.
 
 Row = Mapping[str, Any]
 Rows = Sequence[tuple[str, Row]]
@@ -407,7 +407,7 @@ BROKEN = "broken: "
 
 
 def outcomes(engine: Engine, rule: str, ids: Sequence[str]) -> dict[str, str | None]:
-    """Return what *rule* comes to for each of *ids*: its reason, begun by ``BROKEN`` where it is broken."""
+    """Return the outcome of *rule* for each of *ids*: its reason, with the prefix ``BROKEN`` if it is broken."""
     tallies, findings = checked(engine)
     found = {
         each.id: f"{BROKEN if each.state == 'broken' else ''}{each.detail}" for each in findings if each.rule == rule
@@ -432,7 +432,7 @@ def place(engine: Engine, number: int, rows: Rows) -> None:
 
 
 def tried(engine: Engine, rule: str, table: str, usual: Row, cases: Sequence[tuple[Row, Rows, str | None]]) -> None:
-    """Write a row of *table* for each case, with what is *usual*, and the rows around it, and compare the outcomes."""
+    """Write a row of *table* for each case, with *usual* as defaults, and its other rows, and compare the outcomes."""
     for number, (row, others, _) in enumerate(cases):
         place(engine, number, [(table, {**usual, **row}), *others])
     ids = [f"{table}_{number}" for number in range(len(cases))]
@@ -464,7 +464,7 @@ def refund(amount: int | None, created: int, *, until: int | None = None, **colu
 
 
 def test_refunds_that_a_charge_reports(engine: Engine) -> None:
-    """A charge reports its refunds until then, less those that had failed: rule 10 of the design."""
+    """A charge reports its refunds up to its event, without those that had failed: rule 10 of the design."""
     in_part = {"amount_captured": 1000}
     failed: Row = {"status": "failed", "failed_at": at(8), "until": 8}
     tried(
@@ -480,7 +480,7 @@ def test_refunds_that_a_charge_reports(engine: Engine) -> None:
             ({"amount_refunded": 0}, [refund(500, 5, **failed)], HOLDS),
             ({}, [refund(500, 5, until=12, status="failed", failed_at=at(12))], HOLDS),
             ({"amount_refunded": 0}, [refund(500, 12)], HOLDS),
-            # A charge that was read may have been answered after a refund of the seconds that this took.
+            # A reading of a charge may include a refund made during the seconds of the call.
             ({"event_id": "obs_1"}, [refund(500, 12)], HOLDS),
             # Of 1500 held 1000 were captured: 500 were released, which may count as refunded, or not.
             ({**in_part, "amount_refunded": 200}, [refund(200, 5)], HOLDS),
@@ -509,7 +509,7 @@ def test_refunds_that_a_charge_reports(engine: Engine) -> None:
             ({"amount_refunded": None}, [], "an amount is not known"),
             ({}, [refund(None, 5)], "an amount is not known"),
             ({"captured": None, "captured_at": None}, [refund(500, 5)], "that it was captured is not known"),
-            # A hold gives nothing back.
+            # A hold has no refund.
             ({"captured": False, "captured_at": None}, [refund(500, 5)], None),
             ({"amount_refunded": 0}, [refund(500, 5, reason="expired_uncaptured_charge")], None),
         ],
@@ -537,8 +537,8 @@ def payment(amount: int | None, paid: int, **columns: object) -> tuple[str, Row]
     return "invoice_payments", {"id_": f"inpay_#_{amount}", **usual, **amounts, **columns}
 
 
-def test_what_was_paid_of_an_invoice(engine: Engine) -> None:
-    """An invoice reports what its payments come to; more may have come from elsewhere, and less only if it is late."""
+def test_the_paid_amount_of_an_invoice(engine: Engine) -> None:
+    """An invoice reports the sum of its payments; more may come from elsewhere, and less only if the event is late."""
     own: Row = {"id_": "invoices_#"}
     less = f"{BROKEN}less was paid than its payments had come to"
     more = "more was paid than is due, and how that is counted is not documented"
@@ -553,7 +553,7 @@ def test_what_was_paid_of_an_invoice(engine: Engine) -> None:
             # Before basil the invoice's own payment is the same as the other.
             ({}, [payment(1000, 5, **own)], HOLDS),
             ({}, [payment(1000, 5, **own), payment(1000, 5, id_="inpay_#")], HOLDS),
-            # Of 1000 in all, 300 of credit lower what is due and are no payment.
+            # Of 1000 in total, 300 of credit lower the amount due and are no payment.
             ({"amount_due": 700, "amount_paid": 700, "starting_balance": -300}, [payment(700, 5)], HOLDS),
             ({"status": "open", "paid_at": None, "amount_paid": 400}, [payment(400, 3)], HOLDS),
             ({"amount_paid": 999}, [payment(1000, 5)], less),
@@ -567,7 +567,7 @@ def test_what_was_paid_of_an_invoice(engine: Engine) -> None:
             ),
             ({}, [payment(400, 1)], OUTSIDE),
             ({}, [], OUTSIDE),
-            # Paid outside of Stripe, which the payment of old does not know.
+            # Paid outside of Stripe, which an old version's payment does not report.
             ({}, [payment(None, 5, **own, status=None)], OUTSIDE),
             ({"amount_paid": 1200, "amount_overpaid": 200}, [payment(1300, 5)], more),
             ({"amount_paid": 1200, "amount_overpaid": None}, [payment(1000, 5)], more),
@@ -591,8 +591,8 @@ def test_what_was_paid_of_an_invoice(engine: Engine) -> None:
     )
 
 
-def test_what_remains_of_an_invoice(engine: Engine) -> None:
-    """What remains is what is due less what was paid, where that arithmetic is known to hold."""
+def test_the_remaining_amount_of_an_invoice(engine: Engine) -> None:
+    """The remaining amount is the due amount less the paid one, where that arithmetic is known to hold."""
     rest = {"amount_paid": 400, "amount_remaining": 599}
     wrong = f"{BROKEN}what remains is not what is due less what was paid"
     given_up = "what remains of a void or uncollectible one is not documented"
@@ -615,7 +615,7 @@ def test_what_remains_of_an_invoice(engine: Engine) -> None:
             ({"status": "uncollectible", "amount_paid": 0}, [], given_up),
             ({"status": None, "amount_paid": 0}, [], "its status is not known"),
             ({"amount_paid": 0}, [], outside),
-            # All that was due came by payments of Stripe's, or nothing was due: so nothing came from elsewhere.
+            # Stripe's payments cover the due amount, or nothing was due: so no money came from elsewhere.
             ({"amount_remaining": 1}, [payment(1000, 5)], wrong),
             ({"amount_due": 0, "amount_paid": 0, "amount_remaining": 1}, [], wrong),
             ({"amount_remaining": 1}, [payment(1000, 5, payment_intent=None)], outside),
@@ -641,8 +641,8 @@ def entry(amount: int | None, ending: int, made: int = 0, **columns: object) -> 
     return "balance_transactions", {"id_": f"cbtxn_#_{ending}", **usual, "created": at(made), **read, **columns}
 
 
-def test_what_of_a_note_went_to_the_balance(engine: Engine) -> None:
-    """It is the negative of its balance transaction's amount, in one currency."""
+def test_the_balance_amount_of_a_note(engine: Engine) -> None:
+    """A note's amount to the balance is the negative of its balance transaction's, in one currency."""
     named: Row = {"id_": "cbtxn_#"}
     naming: Row = {"credit_note": "credit_notes_#"}
     unnamed = {"customer_balance_transaction": None}
@@ -685,7 +685,7 @@ def line(amount: int | None, discount: int | None = 0, *, custom: bool = True) -
 
 
 def test_the_lines_of_a_note(engine: Engine) -> None:
-    """A note is its lines less discounts, to which tax and shipping add; billing credits lower an invoice's lines."""
+    """A note's amount is its lines less discounts, plus tax and shipping; billing credits lower an invoice's lines."""
     less = f"{BROKEN}less is credited than its lines come to"
     added = "the rest may be tax or shipping, which are not kept"
     tried(
@@ -698,7 +698,7 @@ def test_the_lines_of_a_note(engine: Engine) -> None:
             ({}, [line(1000, 100)], HOLDS),
             ({}, [line(901)], less),
             ({}, [line(1000, 99)], less),
-            # With 20 % of exclusive tax 750 come to 900.
+            # With 20 % of exclusive tax 750 make 900.
             ({}, [line(750)], added),
             ({}, [], added),
             ({}, [line(901, custom=False)], "billing credits may have lowered it, which are not kept"),
@@ -717,7 +717,7 @@ def balance(amount: int | None, as_of: int, **columns: object) -> tuple[str, Row
 
 
 def test_a_balance_and_its_ledger(engine: Engine) -> None:
-    """A ledger that was read after the last event shows whether that balance is right; an event too few is no fault."""
+    """A ledger read after the customer's last event proves its balance; a missing event is no fault."""
     wrong = f"{BROKEN}the balance is not what its ledger ends at"
     early = "its ledger was not read since its last event"
     ahead = "its ledger may be ahead of its events, or behind them"
@@ -726,15 +726,15 @@ def test_a_balance_and_its_ledger(engine: Engine) -> None:
     cases: list[tuple[Rows, str]] = [
         ([balance(-500, 0), entry(-500, -500, 0)], HOLDS),
         ([balance(-900, 5), entry(-500, -500, 0), *within], HOLDS),
-        # Its last event came ten seconds later, and changed something else: it has the balance, too.
+        # The last event came ten seconds later and changed another field: it has the same balance.
         ([balance(-500, 10), entry(-500, -500, 0)], HOLDS),
-        # The ledger decides in a currency of its own.
+        # In another currency the ledger decides.
         ([balance(-500, 10, event_id="obs_#_-500"), entry(-500, -500, 0)], HOLDS),
         ([balance(-501, 10, event_id="obs_#_-500"), entry(-500, -500, 0)], wrong),
         ([balance(-499, 0), entry(-500, -500, 0)], wrong),
         ([balance(-500, 7), entry(-500, -500, 0), *within], wrong),
         ([balance(-901, 5), entry(-500, -500, 0), *within], wrong),
-        # An event of that second may be missing, or the last one's.
+        # An event of that second may be missing, or an entry of the last event.
         ([balance(-200, 5), entry(-500, -500, 0), *within], ahead),
         ([balance(-500, 0), entry(-500, -500, 0), *within], ahead),
         ([balance(-700, 10), entry(-500, -500, 0)], ahead),
@@ -748,7 +748,7 @@ def test_a_balance_and_its_ledger(engine: Engine) -> None:
         ([balance(-500, 0), entry(-300, -500, 0)], HOLDS),
         ([balance(-499, 0), entry(-300, -500, 0)], "not all of its ledger is known"),
         ([balance(-900, 5), *within], "not all of its ledger is known"),
-        # The balance is what all entries come to, and the last one says otherwise.
+        # The balance is the sum of all entries, and the last entry's ending balance differs.
         ([balance(-500, 0), entry(-500, -501, 0)], wrong),
         ([balance(-500, 0)], "its ledger was not read"),
         ([balance(-500, 0), entry(-500, -500, 0, currency="cad")], "its ledger was not read"),
@@ -762,7 +762,7 @@ def test_a_balance_and_its_ledger(engine: Engine) -> None:
 
 
 def test_a_ledger_is_proven_step_by_step(engine: Engine) -> None:
-    """The first entry that is known follows upon none, so that it proves nothing; nor does what has no amount."""
+    """The first known entry has no predecessor, so it proves nothing, and neither does an entry without an amount."""
     first, gap, unknown = (
         "it is the first entry that is known",
         "the entry before it is not known",
@@ -786,8 +786,8 @@ def test_a_ledger_is_proven_step_by_step(engine: Engine) -> None:
     assert outcomes(engine, "balance-chain", ids) == dict(zip(ids, (outcome for _, outcome in ledger_of), strict=True))
 
 
-def test_where_a_note_went(engine: Engine) -> None:
-    """What went out is compared with what was credited after payment, unless a part is known from the others alone."""
+def test_the_split_of_a_note(engine: Engine) -> None:
+    """The parts are compared with the amount credited after payment, unless one part is computed from the others."""
     parts = {"pre_payment_amount": 0, "post_payment_amount": 900, "refunded_amount": 400, "to_balance_amount": 500}
     inferred = "what went to the balance is known from its other parts alone"
     refunded = "what was refunded is known from its other parts alone"
@@ -814,10 +814,10 @@ def test_where_a_note_went(engine: Engine) -> None:
             ),
             ({"to_balance_amount": 501}, [], wrong),
             ({"refunded_amount": 399}, [entry(-500, -500, **named)], wrong),
-            # Nothing went to the balance, and its refunds come to all of it.
+            # Nothing went to the balance, and the refunds sum up to the whole.
             (whole, [], HOLDS),
             ({**whole, "pre_payment_amount": 900, "post_payment_amount": 0, "refunded_amount": 0}, [], HOLDS),
-            # Before basil it names its refund by the id alone, which may be known, or not.
+            # Before basil a note names only its refund's id, and the refund may be unknown.
             ({**whole, "refund": "re_#_900"}, [refund(900, 5)], HOLDS),
             ({**whole, "refund": "re_#_900"}, [], refunded),
             ({**whole, "refund": "re_#_900"}, [refund(900, 5, currency="cad")], refunded),
@@ -828,7 +828,7 @@ def test_where_a_note_went(engine: Engine) -> None:
 
 
 def test_reasons_are_counted(engine: Engine) -> None:
-    """Of what is not provable each reason has its number of rows, the most frequent first."""
+    """The rows that are not provable are counted by reason, the most frequent first."""
     for number in range(5):
         written(engine, "orders", f"cs_{number}", mode="payment", status="open" if number < 3 else "expired")
     written(engine, "orders", "cs_5", mode="payment", status="expired", lines_complete=True)
@@ -843,7 +843,7 @@ def test_reasons_are_counted(engine: Engine) -> None:
     assert (found.checked, found.not_provable) == (6, 6)
 
 
-# A shop in which every rule but for ``balance-chain``, which a gap explains, can be broken in each of its amounts.
+# A shop in which each amount can break its rule, except for ``balance-chain``, where a gap may explain it.
 SMALL_SHOP: Rows = [
     (
         "orders",
@@ -922,7 +922,7 @@ SMALL_SHOP: Rows = [
     entry(200, -500, -5, id_="cbtxn_2", customer="cus_1"),
     entry(-500, -1000, id_="cbtxn_1", customer="cus_1"),
     balance(-1000, 0, customer="cus_1"),
-    # A balance that no ledger is read of.
+    # A balance without a ledger that was read.
     balance(-70, 0, customer="cus_2", event_id="evt_2"),
     ("balance_changes", {"id_": "evt_2", "customer": "cus_2", "currency": "usd", "amount": -70, "ending_balance": -70}),
 ]
@@ -956,7 +956,7 @@ AMOUNTS: dict[str, dict[str, tuple[str, ...]]] = {
 
 
 def test_each_rule_notices_each_amount(engine: Engine) -> None:
-    """A cent more or less in any amount that a rule needs breaks that rule; put back, it holds again."""
+    """A cent more or less in any amount that a rule needs breaks the rule; with the cent undone it holds again."""
     place(engine, 0, SMALL_SHOP)
     assert set(AMOUNTS) == {rule.name for rule in money_rules.RULES} - {"balance-chain"}
     before, found = checked(engine)
@@ -970,7 +970,7 @@ def test_each_rule_notices_each_amount(engine: Engine) -> None:
 
 
 def noticed(engine: Engine, table: str, column: str) -> set[str]:
-    """Return the rules that one of the rows of *table* breaks where its *column* is a cent more, or a cent less."""
+    """Return the rules that break when *column* of one row of *table* is a cent more, or a cent less."""
     found: set[str] = set()
     for (row,) in run(engine, f"SELECT event_id FROM {table} WHERE {column} IS NOT NULL"):  # noqa: S608 - our own names
         for cent in (1, -1):

@@ -1,4 +1,4 @@
-"""Which scope opens which route, and that personal data is answered to the scope ``personal`` alone."""
+"""Each scope opens its routes, and only the scope ``personal`` gets personal data."""
 
 import ast
 import re
@@ -22,7 +22,7 @@ from schemas.answers import Audience
 from tests.web import TOKENS, Web, bearer, event, migrated_database, serving, settings_of
 
 NAME: Final = "x_1"
-"""The id of everything that is planted, and of all that it refers to."""
+"""The id of every planted row, and of every row that it refers to."""
 MARK: Final = "planted"
 PERSONAL: Final = {
     "orders": ["customer_email", "recovery_url", "shipping", "metadata"],
@@ -35,11 +35,11 @@ PERSONAL: Final = {
     "portal_sessions": ["return_url"],
 }
 NOT_SHOWN: Final = {"customers"}
-"""No route shows their rows."""
+"""Tables that no route shows."""
 
 READ, REGISTER, ADMIN = "read", "register", "admin"
 ROUTES: Final = {
-    # What opens it, and what then is the answer.
+    # The scope that opens the route, and the answer.
     "GET /v1/orders": (READ, 200),
     "GET /v1/orders/{order_id}": (READ, 200),
     "GET /v1/payment-links": (READ, 200),
@@ -58,22 +58,22 @@ ROUTES: Final = {
     "GET /v1/status": (READ, 200),
     "GET /metrics": (READ, 200),
     "PUT /v1/orders/{order_id}": (REGISTER, 200),
-    # It is paid; and no key serves this account.
+    # The order is paid; and no key serves this account.
     "POST /v1/orders/{order_id}/expire": (ADMIN, 409),
     "POST /v1/customers/{customer_id}/portal-sessions": (ADMIN, 409),
 }
 OPENED: Final = {"read": {READ}, "personal": set[str](), "register": {READ, REGISTER}, "admin": {READ, REGISTER, ADMIN}}
-"""What each scope opens: admin includes register, register includes read, and personal is included by none."""
+"""The scopes that each scope includes: admin register, register read; none includes personal."""
 OPEN: Final = {"/webhooks/stripe", "/health/live", "/health/ready"}
 
 
 def mark(table: str, column: str) -> str:
-    """Return the value that is planted there, and nowhere else."""
+    """Return the value that is planted only in this column."""
     return f"{MARK}-{table}-{column}"
 
 
 def planted(table: Table, column: Column[Any]) -> object:
-    """Return what is planted in *column*: a mark where it holds personal data, else the least that it takes."""
+    """Return the value planted in *column*: a mark if it holds personal data, else a minimal value."""
     text = mark(table.name, column.name)
     if column.name in PERSONAL.get(table.name, ()):
         return Jsonb({"note": text}) if isinstance(column.type, JSONB) else text
@@ -89,7 +89,7 @@ def planted(table: Table, column: Column[Any]) -> object:
 
 
 def plant(web: Web) -> None:
-    """Fill a row of each projection, and record an event; with a mark in everything that is personal."""
+    """Fill a row of each projection, and record an event, with a mark in every personal field."""
     with psycopg.connect(web.settings.libpq, autocommit=True) as connection:
         for table in tables.PROJECTIONS:
             names = [column.name for column in table.columns]
@@ -105,14 +105,14 @@ def plant(web: Web) -> None:
 
 @pytest.fixture(scope="module")
 def web(services: Services) -> Iterator[Web]:
-    """Return a running web process on tables in which everything personal is marked."""
+    """Return a running web process on tables with a mark in every personal field."""
     with migrated_database(services) as url, serving(settings_of(url, services.redis_url)) as running:
         plant(running)
         yield running
 
 
 def ask(web: Web, route: str, token: str) -> httpx.Response:
-    """Ask for *route* with the token of the scopes *token*."""
+    """Request *route* with the token of the scopes *token*."""
     method, path = route.split(" ")
     session = {
         "object": "checkout.session",
@@ -128,17 +128,17 @@ def ask(web: Web, route: str, token: str) -> httpx.Response:
 
 @pytest.fixture(scope="module")
 def walked(web: Web) -> dict[str, dict[str, httpx.Response]]:
-    """Return by token what each route of the OpenAPI page answers."""
+    """Return by token the answer of each route of the OpenAPI page."""
     listed = web.client.get("/openapi.json").json()["paths"]
     routes = {f"{method.upper()} {path}" for path, methods in listed.items() if path not in OPEN for method in methods}
     assert routes == ROUTES.keys(), "a route is declared here with the scope that opens it"
-    ask(web, "PUT /v1/orders/{order_id}", "register")  # so that it is there, and each token puts it again
+    ask(web, "PUT /v1/orders/{order_id}", "register")  # so that the order exists, and each token puts it again
     return {token: {route: ask(web, route, token) for route in ROUTES} for token in TOKENS}
 
 
 @pytest.mark.parametrize("token", TOKENS)
 def test_a_scope_opens_its_routes(walked: dict[str, dict[str, httpx.Response]], token: str) -> None:
-    """Every route answers the scopes that open it, and 403 to all others."""
+    """Every route answers the scopes that open it, and answers all others with 403."""
     opened = set[str]().union(*(OPENED[scope] for scope in token.split("+")))
 
     answered = {route: response.status_code for route, response in walked[token].items()}
@@ -160,16 +160,16 @@ def test_personal_data_is_left_out(walked: dict[str, dict[str, httpx.Response]],
 
 
 def test_personal_data_is_there(walked: dict[str, dict[str, httpx.Response]]) -> None:
-    """To a token of the scopes read and personal every route that reads shows what it has."""
+    """With a token of the scopes read and personal the reading routes show every personal value."""
     shown = set(re.findall(rf"{MARK}-\w+-\w+", "".join(response.text for response in walked["read+personal"].values())))
 
     expected = {mark(table, name) for table, names in PERSONAL.items() if table not in NOT_SHOWN for name in names}
-    # The session that was put is an event, and its payload is not asked for.
+    # The session that was put is an event, whose payload no route returns here.
     assert shown == expected | {mark("payloads", "payload"), mark("outcomes", "reason")}
 
 
 def test_filters_by_personal_data(web: Web) -> None:
-    """A filter by personal data wants the scope, since its answer would show whether the value is there."""
+    """A filter by personal data needs the scope, since its answer would show whether the value exists."""
     path = f"/v1/orders?customer_email={mark('orders', 'customer_email')}"
 
     for token in ("read", "admin"):
@@ -180,7 +180,7 @@ def test_filters_by_personal_data(web: Web) -> None:
 
 
 def test_headers(web: Web, walked: dict[str, dict[str, httpx.Response]]) -> None:
-    """Every answer, refusals among them, is kept by no cache, and is what it calls itself."""
+    """Every answer, refusals included, forbids caching and content sniffing."""
     answered = [response for responses in walked.values() for response in responses.values()]
     answered += [web.client.get("/v1/orders"), web.client.get("/v1/none"), web.get("/v1/orders?limit=x")]
     answered += [web.get("/v1/orders/none"), web.client.delete("/v1/orders"), web.client.get("/health/live")]
@@ -191,16 +191,16 @@ def test_headers(web: Web, walked: dict[str, dict[str, httpx.Response]]) -> None
         assert response.headers.get_list("x-content-type-options") == ["nosniff"]
 
 
-# ---- What is declared ----
+# ---- Declarations ----
 
 
 def models(base: type[BaseModel]) -> set[type[BaseModel]]:
-    """Return every model that is made from *base*."""
+    """Return every model that is derived from *base*."""
     return {base}.union(*(models(each) for each in base.__subclasses__()))
 
 
 ANSWERS: Final = sorted(models(answers.Answer) - {status.Health}, key=lambda model: model.__name__)
-"""The answers to a token; how this process is, is answered to everybody."""
+"""The answers that need a token; the health is answered without one."""
 
 
 def undeclared(kind: object) -> bool:
@@ -213,7 +213,7 @@ def undeclared(kind: object) -> bool:
 
 @pytest.mark.parametrize("model", ANSWERS)
 def test_every_text_is_declared(model: type[BaseModel]) -> None:
-    """Each field that holds text, or JSON, is declared as public or personal; so is one that is added."""
+    """Each field that holds text, or JSON, is declared as public or personal, also a new one."""
     kinds = typing.get_type_hints(model, include_extras=True)
 
     assert [name for name in model.model_fields if undeclared(kinds[name])] == []
@@ -221,7 +221,7 @@ def test_every_text_is_declared(model: type[BaseModel]) -> None:
 
 @pytest.mark.parametrize("table", PERSONAL)
 def test_the_columns_are_declared(table: str) -> None:
-    """What is planted above is what the models call personal, wherever they show such a column."""
+    """The columns with planted marks are those that the models declare as personal."""
     shown = {"orders": answers.OrderWithLines, "order_lines": answers.OrderLine, "payment_links": answers.PaymentLink}
     shown |= {"credit_notes": answers.CreditNoteWithLines, "credit_note_lines": answers.CreditNoteLine}
     shown |= {"balance_transactions": answers.BalanceTransaction, "portal_sessions": answers.PortalSession}
@@ -230,7 +230,7 @@ def test_the_columns_are_declared(table: str) -> None:
 
 
 def test_a_text_that_is_not_declared() -> None:
-    """The test above sees a text wherever it stands."""
+    """The test above finds an undeclared text at any place in an annotation."""
     for kind in (str, str | None, list[str], dict[str, Any] | None, list[dict[str, int]], Any):
         assert undeclared(kind)
     for declared in (
@@ -243,7 +243,7 @@ def test_a_text_that_is_not_declared() -> None:
         assert not undeclared(declared)
 
 
-# ---- The words that are ours ----
+# ---- Payfold's own enumerations ----
 
 
 def calls(name: str) -> Iterator[ast.Call]:
@@ -266,16 +266,16 @@ def test_every_kind_of_anomaly_is_listed() -> None:
 
 
 def test_every_subject_of_an_anomaly_is_listed() -> None:
-    """The list has the subject of each shape of row."""
+    """The list has the subject of each row spec."""
     named = [each.value for call in calls("Shape") for each in call.keywords if each.arg == "subject"]
     found = {each.value for each in named if isinstance(each, ast.Constant)}
 
-    # An event is no row, and yet its copies may contradict each other.
+    # An event has no row spec, but its copies may contradict each other.
     assert found | {"event"} == set(tables.ANOMALY_SUBJECTS)
 
 
 def test_the_lists_are_on_the_page(web: Web) -> None:
-    """The OpenAPI page lists the values of what is ours, and none of what is Stripe's."""
+    """The OpenAPI page lists the values of Payfold's own enumerations, and none of Stripe's."""
     schemas = web.client.get("/openapi.json").json()["components"]["schemas"]
 
     def listed(model: str, field: str) -> object:

@@ -1,4 +1,4 @@
-"""The embedded servers keep what they are given, end with their owner, and let nobody else in."""
+"""The embedded servers keep their data, end with their owner, and admit only clients with the password."""
 
 import os
 import signal
@@ -32,7 +32,7 @@ from deploy.services import (
 
 pytestmark = pytest.mark.integration
 
-as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 OWNER = """
@@ -54,7 +54,7 @@ def owner_of(folder: Path, prefix: Sequence[str] = ()) -> Iterator[tuple[subproc
 
 
 def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
-    """Return once *condition* holds, and fail when it does not in time."""
+    """Return once *condition* holds, and fail if it does not in time."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not come to pass"
@@ -62,21 +62,21 @@ def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
 
 
 def is_listening(url: str) -> bool:
-    """Say whether anything takes connections there."""
+    """Return whether a server accepts connections at *url*."""
     parts = urlsplit(url)
     with socket.socket() as client:
         return client.connect_ex((parts.hostname, parts.port)) == 0
 
 
 def write_row(database_url: str, value: int) -> None:
-    """Commit one more row to a table of our own."""
+    """Commit one more row to a table of the test's own."""
     with psycopg.connect(database_url) as connection:
         connection.execute("CREATE TABLE IF NOT EXISTS kept (value bigint)")
         connection.execute("INSERT INTO kept VALUES (%s)", (value,))
 
 
 def rows(database_url: str) -> list[int]:
-    """Return what `write_row` has committed."""
+    """Return the values that `write_row` has committed."""
     with psycopg.connect(database_url) as connection:
         return [value for (value,) in connection.execute("SELECT value FROM kept ORDER BY value")]
 
@@ -102,7 +102,7 @@ def server_processes(folder: Path) -> list[int]:
     ],
 )
 def test_owner_killed(tmp_path: Path, prefix: Sequence[str]) -> None:
-    """A kill -9 of the owner ends both servers, and the next start has every row."""
+    """A kill -9 of the owner ends both servers, and after the next start every row is there."""
     with owner_of(tmp_path / "data", prefix) as (process, services):
         write_row(services.database_url, 1)
         process.send_signal(signal.SIGKILL)
@@ -127,7 +127,7 @@ def test_everything_killed(tmp_path: Path) -> None:
 
 
 def test_next_start_at_once(tmp_path: Path) -> None:
-    """A start does not wait for what a killed owner left behind to go away by itself."""
+    """A start does not wait for a killed owner's processes to end by themselves."""
     with owner_of(tmp_path) as (process, services):
         write_row(services.database_url, 1)
         process.send_signal(signal.SIGKILL)
@@ -137,7 +137,7 @@ def test_next_start_at_once(tmp_path: Path) -> None:
 
 
 def test_leftover_server(tmp_path: Path, own_postgres: Postgres, postgres_bin: Path | None) -> None:
-    """A server that runs on without its owner is ended, and its rows are found."""
+    """A start ends a server that outlived its owner, and finds its rows."""
     write_row(own_postgres.url, 1)
 
     with Postgres(own_postgres.folder, durable=False, postgres_bin=postgres_bin) as next_one:
@@ -146,7 +146,7 @@ def test_leftover_server(tmp_path: Path, own_postgres: Postgres, postgres_bin: P
 
 
 def test_stale_process_file(own_postgres: Postgres) -> None:
-    """A process file that names a living program which is no server does not stop a start."""
+    """A process file that names a living program other than a server does not prevent a start."""
     write_row(own_postgres.url, 1)
     own_postgres.kill()
     process_file = own_postgres.folder / "cluster/postmaster.pid"
@@ -159,7 +159,7 @@ def test_stale_process_file(own_postgres: Postgres) -> None:
 
 
 def test_half_made_cluster(tmp_path: Path, postgres_bin: Path | None) -> None:
-    """What a first start left when it was killed is made again."""
+    """A cluster that a killed first start left unfinished is made again."""
     (tmp_path / "postgres/cluster.new/base").mkdir(parents=True)
 
     with Postgres(tmp_path / "postgres", durable=False, postgres_bin=postgres_bin) as server:
@@ -167,7 +167,7 @@ def test_half_made_cluster(tmp_path: Path, postgres_bin: Path | None) -> None:
 
 
 def test_restart_keeps_port(own_postgres: Postgres, own_valkey: Valkey) -> None:
-    """Clients find a restarted server where it was, with its rows."""
+    """A restarted server has the same port and its rows."""
     before = own_postgres.url, own_valkey.url
     write_row(own_postgres.url, 1)
 
@@ -191,7 +191,7 @@ def test_killed_and_started(own_postgres: Postgres) -> None:
 
 
 def test_flushed(own_valkey: Valkey) -> None:
-    """A client may wipe the broker, which then serves on."""
+    """The broker goes on after a client wipes it."""
     with redis.Redis.from_url(own_valkey.url) as client:
         client.set("key", "value")
         client.flushall()
@@ -200,7 +200,7 @@ def test_flushed(own_valkey: Valkey) -> None:
 
 
 def test_stopped(tmp_path: Path) -> None:
-    """Nothing listens and nothing is announced after the block."""
+    """After the block no server listens and no URL is announced."""
     with embedded_services(tmp_path, durable=False) as services:
         assert is_listening(services.database_url)
         assert is_listening(services.redis_url)
@@ -213,10 +213,10 @@ def test_stopped(tmp_path: Path) -> None:
 @as_root
 @on_linux
 def test_root_without_namespaces(tmp_path: Path, postgres_bin: Path | None) -> None:
-    """Where root cannot have a user namespace it becomes nobody, and the same data serves either way."""
+    """Where root cannot have a user namespace the server runs as another user, and the same data works either way."""
     folder = tmp_path / "postgres"
-    with Postgres(folder, durable=False, postgres_bin=postgres_bin, ways=RUN_AS_WAYS[1:]) as as_nobody:
-        write_row(as_nobody.url, 1)
+    with Postgres(folder, durable=False, postgres_bin=postgres_bin, ways=RUN_AS_WAYS[1:]) as as_another_user:
+        write_row(as_another_user.url, 1)
         (postmaster, *_) = processes_in(folder / "cluster", "postgres")
         assert Path(f"/proc/{postmaster}").stat().st_uid != 0
 
@@ -224,11 +224,11 @@ def test_root_without_namespaces(tmp_path: Path, postgres_bin: Path | None) -> N
         assert rows(in_a_namespace.url) == [1]
 
 
-# ---- Who gets in ----
+# ---- Access ----
 
 
 def test_no_password(own_postgres: Postgres, own_valkey: Valkey) -> None:
-    """Neither server lets anyone in without the password, the database's superuser least of all."""
+    """Neither server admits a client without the password, not even the database's superuser."""
     address = f"127.0.0.1:{own_postgres.port}"
     for stranger in ("payfold@", "payfold:guess@", "postgres@", "postgres:guess@"):
         for database in ("payfold", "postgres"):
@@ -257,7 +257,7 @@ def listening_addresses(process_ids: Sequence[int]) -> list[str]:
 
 @on_linux
 def test_secrets_stay_secret(tmp_path: Path) -> None:
-    """No password is on a command line, in a server's environment, in a log or in what Python prints of it."""
+    """No password is on a command line, in a server's environment, in a log or in a Python representation."""
     with embedded_services(tmp_path, durable=False) as services:
         passwords = [urlsplit(url).password or "" for url in (services.database_url, services.redis_url)]
         processes = [Path(f"/proc/{process}") for process in server_processes(tmp_path)]
@@ -270,7 +270,7 @@ def test_secrets_stay_secret(tmp_path: Path) -> None:
 
 
 def test_files_are_private(tmp_path: Path) -> None:
-    """Nobody else can look into the data folder, nor read a file with a password in it."""
+    """No other user can list the data folder or read a file with a password."""
     with embedded_services(tmp_path / "data", durable=False):
         assert (tmp_path / "data").stat().st_mode & 0o777 == 0o700
         for name in ("services.json", "postgres/password", "valkey/password", "valkey/valkey.conf"):
@@ -281,7 +281,7 @@ def test_files_are_private(tmp_path: Path) -> None:
 
 
 def test_second_owner(tmp_path: Path) -> None:
-    """A second owner is told which folder is taken, by whom, and what to do."""
+    """A second owner gets an error with the folder, its owner, and the remedy."""
     with (
         owner_of(tmp_path) as (process, _),
         pytest.raises(FolderInUse, match=f"{tmp_path} is in use by process {process.pid}: .* name another"),
@@ -291,7 +291,7 @@ def test_second_owner(tmp_path: Path) -> None:
 
 
 def test_two_folders(tmp_path: Path) -> None:
-    """Two data folders run beside each other."""
+    """The servers of two data folders run at the same time."""
     with embedded_services(tmp_path / "a", durable=False) as a, embedded_services(tmp_path / "b", durable=False) as b:
         write_row(a.database_url, 1)
         write_row(b.database_url, 2)
@@ -310,18 +310,18 @@ def test_found_by_others(tmp_path: Path) -> None:
 
 
 def test_given_server(tmp_path: Path, own_valkey: Valkey) -> None:
-    """A URL that is given stands in for its server."""
+    """A given URL replaces its embedded server."""
     with embedded_services(tmp_path / "data", durable=False, redis_url=own_valkey.url) as services:
         assert services.redis_url == own_valkey.url
 
     assert is_listening(own_valkey.url)
 
 
-# ---- What cannot be had ----
+# ---- Missing binaries, users and space ----
 
 
 def test_no_binary() -> None:
-    """Without a binary the message names the setting that makes one unnecessary."""
+    """Without a binary the error names the setting that makes the binary unnecessary."""
     with pytest.raises(ServerMissing, match=r"no PostgreSQL on this machine.*set DATABASE_URL"):
         first_binary([], "PostgreSQL", "DATABASE_URL")
 
@@ -337,7 +337,7 @@ def test_a_server_behind_a_link(tmp_path: Path) -> None:
 
 
 def test_postgres_behind_a_link(tmp_path: Path) -> None:
-    """PostgreSQL's tools are found in the folder of the binary itself, and not in that of a link to it."""
+    """PostgreSQL's tools are found in the folder of the binary itself, and not in the folder of a link to it."""
     program = tmp_path / "15" / "postgres"
     program.parent.mkdir()
     program.touch(0o755)
@@ -347,7 +347,7 @@ def test_postgres_behind_a_link(tmp_path: Path) -> None:
 
 
 def test_chosen_binaries_missing(tmp_path: Path) -> None:
-    """A folder that was named and has no server in it is an error, not a reason to take another."""
+    """A named folder without a server is an error, and no other folder is tried."""
     with pytest.raises(ServerMissing, match=str(tmp_path)):
         Postgres(tmp_path / "data", postgres_bin=tmp_path)
     with pytest.raises(ServerMissing, match="REDIS_URL"):
@@ -356,7 +356,7 @@ def test_chosen_binaries_missing(tmp_path: Path) -> None:
 
 @as_root
 def test_user_refused(tmp_path: Path, postgres_bin: Path | None) -> None:
-    """Where root cannot be made somebody else the message says what to do instead."""
+    """Where root cannot become another user the error names the remedy."""
     server = Postgres(tmp_path / "postgres", postgres_bin=postgres_bin, ways=())
 
     with pytest.raises(UserRefused, match="ordinary user, or set DATABASE_URL"):

@@ -1,4 +1,4 @@
-"""A setting that cannot be used stops every process at start, by its name and without the secret."""
+"""An invalid setting stops every process at start, with its name and without the secret."""
 
 import dataclasses
 import hashlib
@@ -79,7 +79,7 @@ BAD_VALUES = [
 
 
 def fault_of(**environment: str) -> str:
-    """Return what is said of an environment that cannot be used."""
+    """Return the message about an invalid environment."""
     with pytest.raises(ConfigurationError) as raised:
         Settings.load(environment)
     return str(raised.value)
@@ -87,25 +87,25 @@ def fault_of(**environment: str) -> str:
 
 @pytest.mark.parametrize(("name", "value"), BAD_VALUES)
 def test_bad_value(name: str, value: str) -> None:
-    """The fault of a bad value comes with the variable's name and an example that works, and without the value."""
-    said = fault_of(**{name: value})
+    """The message about a bad value has the variable's name and a valid example, and not the value."""
+    message = fault_of(**{name: value})
 
-    assert said.startswith(f"{name}: ")
-    assert "hunter2" not in said
-    assert SHA256 not in said
-    _, _, example = said.partition(f". Example: {name}=")
+    assert message.startswith(f"{name}: ")
+    assert "hunter2" not in message
+    assert SHA256 not in message
+    _, _, example = message.partition(f". Example: {name}=")
     assert Settings.load({name: example})
 
 
 def test_all_at_once() -> None:
-    """Every bad value is told at once, a line each."""
-    said = fault_of(PORT="x", DATABASE_URL="x", PAYFOLD_LOG_LEVEL="x").splitlines()
+    """All bad values are reported at once, a line each."""
+    lines = fault_of(PORT="x", DATABASE_URL="x", PAYFOLD_LOG_LEVEL="x").splitlines()
 
-    assert sorted(line.partition(":")[0] for line in said) == ["DATABASE_URL", "PAYFOLD_LOG_LEVEL", "PORT"]
+    assert sorted(line.partition(":")[0] for line in lines) == ["DATABASE_URL", "PAYFOLD_LOG_LEVEL", "PORT"]
 
 
 def test_secret_in_a_file(tmp_path: Path) -> None:
-    """A setting may stand in a file, with a line break at its end and an editor's byte order mark at its beginning."""
+    """A setting may be in a file, with a line break at its end and an editor's byte order mark at its beginning."""
     (tmp_path / "secret").write_text("whsec_kept\n", encoding="utf-8-sig")
 
     settings = Settings.load({"STRIPE_WEBHOOK_SECRETS_FILE": str(tmp_path / "secret")})
@@ -114,18 +114,18 @@ def test_secret_in_a_file(tmp_path: Path) -> None:
 
 
 def test_bad_secret_in_a_file(tmp_path: Path) -> None:
-    """A bad value in a file is told as one of the variable's own."""
+    """A bad value in a file is reported like a bad value of the variable."""
     (tmp_path / "secret").write_text("hunter2\n")
 
-    said = fault_of(STRIPE_WEBHOOK_SECRETS_FILE=str(tmp_path / "secret"))
+    message = fault_of(STRIPE_WEBHOOK_SECRETS_FILE=str(tmp_path / "secret"))
 
-    assert said.startswith("STRIPE_WEBHOOK_SECRETS: ")
-    assert "hunter2" not in said
+    assert message.startswith("STRIPE_WEBHOOK_SECRETS: ")
+    assert "hunter2" not in message
 
 
 @pytest.mark.parametrize("kind", ["missing", "folder", "bytes", "pipe", "device", "long"])
 def test_unreadable_file(tmp_path: Path, kind: str) -> None:
-    """A file that cannot be read is told by the variable that names it."""
+    """An unreadable file is reported by the variable that names it."""
     path = tmp_path / "secret"
     if kind == "folder":
         path.mkdir()
@@ -138,20 +138,20 @@ def test_unreadable_file(tmp_path: Path, kind: str) -> None:
     elif kind == "long":
         path.write_text("hunter2" * FILE_BYTES_MAX)
 
-    said = fault_of(DATABASE_URL_FILE=str(path))
+    message = fault_of(DATABASE_URL_FILE=str(path))
 
-    assert said.startswith("DATABASE_URL_FILE: the file that it names cannot be read: ")
-    assert "Example: DATABASE_URL_FILE=/" in said
-    assert "hunter2" not in said
+    assert message.startswith("DATABASE_URL_FILE: the file that it names cannot be read: ")
+    assert "Example: DATABASE_URL_FILE=/" in message
+    assert "hunter2" not in message
 
 
 def test_variable_before_file(tmp_path: Path) -> None:
-    """A variable that is set decides, and its file is not opened."""
+    """A variable that is set beats its file, which is not opened."""
     assert Settings.load({"PORT": "81", "PORT_FILE": str(tmp_path / "missing")}).port == 81
 
 
 def test_an_environment_that_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing of this process's own environment gets among what is given, and nothing of it can be at fault."""
+    """Settings from a given environment ignore this process's own environment, faults included."""
     monkeypatch.setenv("PORT", "81")
     monkeypatch.setenv("web_concurrency", "")
     monkeypatch.setenv("STRIPE_API_KEY", "sk_test_hunter2")
@@ -163,7 +163,7 @@ def test_an_environment_that_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_empty_is_not_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A variable that is set to nothing counts as not set, in what is given and in this process's own environment."""
+    """An empty variable counts as not set, in a given environment and in this process's own."""
     monkeypatch.setenv("PAYFOLD_DATA_DIR", str(tmp_path))
     monkeypatch.setenv("PORT", "")
 
@@ -182,7 +182,7 @@ def test_defaults() -> None:
 
 @pytest.mark.parametrize("scheme", ["postgres", "postgresql", "postgresql+psycopg"])
 def test_spellings_of_postgresql(scheme: str) -> None:
-    """Heroku's form of the database's address is as good as any."""
+    """Heroku's spelling of the database's URL is accepted."""
     settings = Settings.load({"DATABASE_URL": f"{scheme}://u:p@host:5432/name?sslmode=require"})
 
     assert settings.postgresql == "postgresql+psycopg://u:p@host:5432/name?sslmode=require"
@@ -193,12 +193,12 @@ def test_labelled_secrets() -> None:
     """Signing secrets are tried in the order given, each with its account's label or none."""
     settings = Settings.load({"STRIPE_WEBHOOK_SECRETS": " whsec_a, acct_1=whsec_b,shop_2=whsec_c= ,"})
 
-    told = [dataclasses.astuple(secret) for secret in settings.signing_secrets]
-    assert told == [("", b"whsec_a"), ("acct_1", b"whsec_b"), ("shop_2", b"whsec_c=")]
+    secrets = [dataclasses.astuple(secret) for secret in settings.signing_secrets]
+    assert secrets == [("", b"whsec_a"), ("acct_1", b"whsec_b"), ("shop_2", b"whsec_c=")]
 
 
 def test_keys_serve_their_own_accounts() -> None:
-    """Each key says its mode by its name and its account by its label; given again, it serves a connected one."""
+    """A key's prefix gives its mode and its label the account; a key given twice also serves a connected account."""
     settings = Settings.load({"STRIPE_API_KEY": "rk_live_a, acct_1=sk_test_b , acct_9=sk_test_b,acct_1=sk_live_c"})
 
     assert [(key.account, key.livemode, key.secret, key.acts_for) for key in settings.api_keys] == [
@@ -220,31 +220,31 @@ def test_keys_serve_their_own_accounts() -> None:
     ],
 )
 def test_times_to_live(text: str, minutes: dict[str, int | None]) -> None:
-    """One number holds for the shop's own sessions, and names tell where it differs; links are off unless named."""
+    """One number holds for the shop's own sessions; named kinds may differ; payment links are off unless named."""
     assert Settings.load({"PAYFOLD_SESSION_TTL_MINUTES": text}).session_ttl_minutes == minutes
 
 
 def test_the_budget_follows_the_mode() -> None:
     """Live mode allows more calls than test mode, unless one number is set for both."""
-    usual, told = Settings.load({}), Settings.load({"PAYFOLD_STRIPE_CALLS_PER_SECOND": "1000"})
+    usual, changed = Settings.load({}), Settings.load({"PAYFOLD_STRIPE_CALLS_PER_SECOND": "1000"})
 
     assert (usual.calls_per_second(livemode=True), usual.calls_per_second(livemode=False)) == (20, 5)
-    assert (told.calls_per_second(livemode=True), told.calls_per_second(livemode=False)) == (1000, 1000)
+    assert (changed.calls_per_second(livemode=True), changed.calls_per_second(livemode=False)) == (1000, 1000)
 
 
 def test_no_secret_in_a_representation() -> None:
-    """Printed by accident, settings show no secret."""
+    """The representation of settings shows no secret."""
     given = {"DATABASE_URL": "postgres://u:hunter2@h/d", "STRIPE_WEBHOOK_SECRETS": "whsec_hunter2"}
     settings = Settings.load({**given, "PAYFOLD_TOKENS": f"shop:read:{SHA256}"})
 
-    told = repr(settings) + repr(settings.signing_secrets) + repr(settings.tokens)
-    assert "hunter2" not in told
-    assert SHA256 not in told
+    printed = repr(settings) + repr(settings.signing_secrets) + repr(settings.tokens)
+    assert "hunter2" not in printed
+    assert SHA256 not in printed
 
 
 @pytest.mark.parametrize("name", ["DATABASE_URL", "REDIS_URL"])
 def test_missing_server(name: str) -> None:
-    """A server that is needed and not named is asked for by its variable, with an example."""
+    """The error for a missing server names its variable, with an example."""
     settings = Settings.load({})
 
     with pytest.raises(ConfigurationError, match=f"{name} is not set .*://.*@host"):
@@ -263,7 +263,7 @@ def test_missing_server(name: str) -> None:
     ],
 )
 def test_process_stops(module: str, arguments: tuple[str, ...]) -> None:
-    """Each process of the Procfile, and the command, ends with 2 and one line on stderr."""
+    """With a bad value each process of the Procfile, and the command, exits 2 with one line on stderr."""
     servers = {"DATABASE_URL": "postgres://u:p@h/d", "REDIS_URL": "redis://h"}
 
     ran = python(module, *arguments, settings={**servers, "STRIPE_WEBHOOK_SECRETS": "hunter2"})
@@ -276,7 +276,7 @@ def test_process_stops(module: str, arguments: tuple[str, ...]) -> None:
 
 @pytest.mark.parametrize("module", ["api", "worker", "worker.clock"])
 def test_process_without_servers(module: str, tmp_path: Path) -> None:
-    """A process without a server ends with 2 and names the variable it misses; an unknown name is one line before.
+    """A process without a server exits 2 and names the missing variable; an unknown name is reported one line before.
 
     It reads the .env file of its data folder, as every process does.
     """
@@ -293,7 +293,7 @@ def test_process_without_servers(module: str, tmp_path: Path) -> None:
 
 
 def test_unknown_name_stops_a_new_token() -> None:
-    """So does the command that makes a token, which a bad value does not stop: it may be the one to be mended."""
+    """An unknown name stops the command that makes a token; a bad value does not, since a new token may repair it."""
     arguments = ["tokens", "new", "shop"]
     unknown = CliRunner().invoke(app, arguments, env={"PAYFOLD_TOKEN": "hunter2"})
     bad = CliRunner().invoke(app, arguments, env={"PAYFOLD_TOKENS": "hunter2"})
@@ -303,7 +303,7 @@ def test_unknown_name_stops_a_new_token() -> None:
 
 
 def test_unknown_name_stops_the_release() -> None:
-    """The release phase, like every command, stops at a name that is none, with the nearest that is one."""
+    """An unknown name stops the release phase, like every command, with the nearest known name."""
     ran = payfold("migrate", "up", DATABASE_URL="postgres://u:p@127.0.0.1:1/d", PAYFOLD_TOKNS="hunter2")
 
     assert (ran.code, ran.out) == (2, "")
@@ -311,7 +311,7 @@ def test_unknown_name_stops_the_release() -> None:
 
 
 def test_config() -> None:
-    """`config` shows each setting with its meaning and where it comes from, and of a secret only that it is set."""
+    """`config` shows each setting with its meaning and its source, and of a secret only that it is set."""
     ran = payfold(
         "config",
         "--format",

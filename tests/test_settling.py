@@ -42,11 +42,11 @@ DAY: Final = 86_400
 Field = str | int | None
 Fields = dict[str, Field]
 Json = dict[str, Any]
-"""An event: its type, when it was created, and its object. Ids have a place for the history's own number."""
+"""An event: its type, its time and its object. Ids have a placeholder for the history's number."""
 
 
 def event(kind: str, when: int, /, **fields: Field) -> Json:
-    """Return an event as Stripe renders it, but for its id."""
+    """Return an event as Stripe renders it, without its id."""
     return {"object": "event", "type": kind, "created": when, "livemode": False, "data": {"object": fields}}
 
 
@@ -112,7 +112,7 @@ def of_2019(kind: str = "completed", **fields: Field) -> Json:
 
 @dataclass(frozen=True)
 class Case:
-    """A history, what its order is at the end, and the type of the event that its last change names."""
+    """A history, its order at the end, and the type of the event that its last change names."""
 
     events: Sequence[Json]
     status: str | None
@@ -258,7 +258,7 @@ def bodies(events: Sequence[Json], number: str) -> list[bytes]:
 
 
 def splits(count: int) -> Iterator[list[int]]:
-    """Yield for each way to cut *count* events into batches the batch of each."""
+    """Yield, for each way to cut *count* events into batches, the batch number of each event."""
     for cuts in range(2 ** (count - 1)):
         yield [(cuts & (2**place - 1)).bit_count() for place in range(count)]
 
@@ -266,7 +266,7 @@ def splits(count: int) -> Iterator[list[int]]:
 def take_in_all_ways(engine: Engine, events: Sequence[Json], name: str, workers: int = 1) -> list[str]:
     """Fold *events* in every order and every split, each as a history of its own; return their numbers.
 
-    The batches of all histories are folded side by side.
+    The batches of all histories are folded together.
     """
     batches: list[list[Delivery]] = [[] for _ in events]
     numbers = []
@@ -288,7 +288,7 @@ def orders(engine: Engine) -> dict[str, dict[str, Any]]:
 
 
 def last_changes(engine: Engine) -> dict[str, dict[str, Any]]:
-    """Return the last change of each order, but for its refunds."""
+    """Return the last change of each order, refunds excepted."""
     found = ledger.rows(
         engine, "SELECT * FROM changes WHERE subject = 'order' AND kind <> 'order.refund_changed' ORDER BY seq"
     )
@@ -296,7 +296,7 @@ def last_changes(engine: Engine) -> dict[str, dict[str, Any]]:
 
 
 def assert_announced(engine: Engine, order: dict[str, Any], status: str | None) -> None:
-    """Assert that the last one-shot of *order* is of its *status*, and that what was announced last is what it is.
+    """Assert that the last one-shot of *order* is of its *status*, and that the last change equals its row.
 
     Whether a correction follows depends on the arrival: only an order that was announced with another total gets one.
     """
@@ -309,13 +309,13 @@ def assert_announced(engine: Engine, order: dict[str, Any], status: str | None) 
 
 
 def time(seconds: int | None) -> datetime | None:
-    """Return *seconds* as a column holds them."""
+    """Return *seconds* as the datetime of a column."""
     return None if seconds is None else at(seconds)
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_every_arrival_of_a_history(engine: Engine, name: str) -> None:
-    """In every order and every split the order becomes the same, is announced once, and a rebuild makes it too."""
+    """In every order and every split the order is the same and announced once, and a rebuild gives the same."""
     case = CASES[name]
     numbers = take_in_all_ways(engine, case.events, "h")
 
@@ -350,7 +350,7 @@ def test_every_arrival_of_a_history(engine: Engine, name: str) -> None:
 
 @pytest.mark.parametrize("workers", [2, 3])
 def test_several_workers_settle_together(engine: Engine, workers: int) -> None:
-    """Histories of every kind, folded at once by several workers in small batches, end as they do alone."""
+    """Histories that several workers fold at once in small batches end as each does alone."""
     rng = random.Random(workers)
     deliveries, wanted = [], {}
     for place, case in enumerate(CASES.values()):
@@ -377,7 +377,7 @@ def claim_one(cursor: database.Cursor, event_id: str) -> list[Claimed]:
 
 @pytest.mark.parametrize("first", [0, 1])
 def test_two_transactions_at_once(engine: Engine, first: int) -> None:
-    """Of an order's batch and its charge's the one that commits last settles the order, whichever that is."""
+    """Of the batches of an order and of its charge the one that commits last settles the order."""
     sent = bodies([session(), captured()], "1")
     ledger.record(engine, [ledger.delivery(each) for each in sent])
     other = threading.Thread(target=lambda: projection.run_once(engine, now=ledger.NOW))
@@ -404,8 +404,8 @@ def wait_for_a_lock(engine: Engine, thread: threading.Thread) -> None:
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_an_order_that_another_holds_is_settled(engine: Engine, *, fails: bool) -> None:
-    """A charge's batch passes an order over that another holds, and it is settled whether that other commits or not."""
+def test_an_order_that_another_session_locks_is_settled(engine: Engine, *, fails: bool) -> None:
+    """A charge's batch skips a locked order, which is settled whether the locking session commits or not."""
     ledger.take_in(engine, *bodies([session(), held()], "1"))
     ledger.record(engine, [ledger.delivery(body(captured(), "1", 2))])
     order = Subject("orders", "", False, "cs_1")  # noqa: FBT003 - the mode
@@ -430,8 +430,8 @@ def test_an_order_that_another_holds_is_settled(engine: Engine, *, fails: bool) 
     assert ledger.kinds(engine, "cs_1") == ["order.processing", "order.paid"]
 
 
-def test_what_is_owed_to_an_order_survives(engine: Engine) -> None:
-    """An order that was passed over is owed its settling, and gets it from a later turn, though nothing is pending."""
+def test_a_skipped_order_is_settled_later(engine: Engine) -> None:
+    """A skipped order is settled in a later run, though no event is pending."""
     ledger.take_in(engine, *bodies([session(), held()], "1"))
     order = Subject("orders", "", False, "cs_1")  # noqa: FBT003 - the mode
     ledger.record(engine, [ledger.delivery(body(captured(), "1", 2))])
@@ -449,8 +449,8 @@ def test_what_is_owed_to_an_order_survives(engine: Engine) -> None:
     assert ledger.rows(engine, "SELECT FROM unsettled") == []
 
 
-def test_a_rename_of_others_keeps_no_order_waiting(engine: Engine) -> None:
-    """Of an account that is not being renamed an order is settled at once, of one that is only afterwards."""
+def test_a_rename_delays_only_its_own_orders(engine: Engine) -> None:
+    """An order is settled at once unless its account is being renamed, and then afterwards."""
     of_world = {"1": "", "2": "acct_old"}
     for name, account in of_world.items():
         ledger.take_in(engine, *bodies([session(), held(), captured()], name), account=account)
@@ -466,7 +466,7 @@ def test_a_rename_of_others_keeps_no_order_waiting(engine: Engine) -> None:
 
 
 def test_a_thousand_orders_are_settled_at_once(engine: Engine) -> None:
-    """A batch of a thousand captures settles a thousand orders at rest, each announced once by its charge's event."""
+    """A batch of a thousand captures settles a thousand stored orders, each announced once with its charge's event."""
     numbers = [str(number) for number in range(1_000)]
     opened, paid = session(), captured()
     ledger.record(engine, [ledger.delivery(body(opened, number, 0)) for number in numbers])
@@ -509,7 +509,7 @@ def explained(engine: Engine, *, as_of: datetime | None = None) -> tuple[Explana
 
 
 def test_an_explanation_names_the_charge(engine: Engine) -> None:
-    """What a charge set is by its event, now and as of each time since that was received; before, it is not known."""
+    """The charge's event set the order, now and as of any time since it was received, and not before."""
     known = []
     for hour, each in enumerate(bodies([session(), held(), captured(), captured(T + 2 * DAY)], "1")):
         received = ledger.NOW + timedelta(hours=hour)
@@ -530,7 +530,7 @@ def test_an_explanation_names_the_charge(engine: Engine) -> None:
         assert columns["status"]["event_id"] == ("evt_2_1" if row["status"] == "paid" else None)
 
 
-# Several events of one second report what the charge came to; the place of the one that is named.
+# Several events of one second report the charge's end; the place of the one that the explanation names.
 OF_ONE_SECOND: Final = {
     "a release that an update reports too": (
         [charge("updated", T + DAY, refunded=True, amount_refunded=1500), expired(T + DAY)],
@@ -557,7 +557,7 @@ OF_ONE_SECOND: Final = {
 
 @pytest.mark.parametrize("name", OF_ONE_SECOND)
 def test_an_explanation_names_the_same_charge_at_each_time(engine: Engine, name: str) -> None:
-    """Of several events of one second an explanation names the same one now and as of now, and the change does too."""
+    """Of several events of one second the change and the explanation, now and as of now, name the same one."""
     events, place = OF_ONE_SECOND[name]
     ledger.take_in(engine, *bodies([session(), *events], "1"))
 
@@ -567,7 +567,7 @@ def test_an_explanation_names_the_same_charge_at_each_time(engine: Engine, name:
 
 
 def test_a_session_is_read_again_when_its_charge_moves(database_url: str, redis_url: str) -> None:
-    """With a key, a session that left its payment open is read once after each movement of its charge, and no more."""
+    """With a key, a session with an open payment is read once after each new state of its charge."""
     with stage(database_url, redis_url) as shop:
         id_ = shop.account.open_session()
         shop.account.complete(id_, payment_status="unpaid")
@@ -597,7 +597,7 @@ def test_a_session_is_read_again_when_its_charge_moves(database_url: str, redis_
 
 
 def test_a_rename_joins_an_order_and_its_charge(engine: Engine) -> None:
-    """An order of the one name is settled by the charge of the other, and what that changes is withheld."""
+    """After a rename the charge of one name settles the order of the other, and the changes are withheld."""
     opened, held_, captured_ = bodies([session(), held(), captured()], "1")
     ledger.record(engine, [ledger.delivery(each, account="shop") for each in (opened, held_)])
     ledger.record(engine, [ledger.delivery(captured_, account="acct_1")])
@@ -610,8 +610,8 @@ def test_a_rename_joins_an_order_and_its_charge(engine: Engine) -> None:
     assert found == [{"kind": "order.processing", "withheld": None}, {"kind": "order.paid", "withheld": "rename"}]
 
 
-def test_a_charge_that_is_set_aside(engine: Engine) -> None:
-    """An order that its charge paid is processing again once an operator ignores the capture, as if it never came."""
+def test_a_charge_that_is_ignored(engine: Engine) -> None:
+    """After an operator ignores a capture its order is processing again, as if the capture had never come."""
     ledger.take_in(engine, *bodies([session(), held(), captured()], "1"))
     about = {"object": "event", "id": "evt_2_1", "reason": "a test"}
     word = observations.observe(
@@ -627,7 +627,7 @@ def test_a_charge_that_is_set_aside(engine: Engine) -> None:
 
 
 def test_a_swap_settles(engine: Engine) -> None:
-    """A swap writes what charges lay on, and its change names the charge's event."""
+    """A swap writes the columns that charges set, and its change names the charge's event."""
     ledger.take_in(engine, *bodies([session(), held(), captured()], "1"))
     ledger.execute(engine, "UPDATE orders SET status = 'processing', paid_at = NULL")
     ledger.execute(engine, "DELETE FROM changes WHERE kind = 'order.paid'")
@@ -642,7 +642,7 @@ def test_a_swap_settles(engine: Engine) -> None:
 
 
 def test_an_audit_sees_no_difference(database_url: str, redis_url: str) -> None:
-    """A session that Stripe still lists as unpaid is no difference from the order that its charge has paid."""
+    """An audit accepts a session that Stripe lists as unpaid for an order that its charge has paid."""
     with stage(database_url, redis_url) as shop:
         id_ = shop.account.open_session()
         shop.account.complete(id_, payment_status="unpaid")
@@ -660,7 +660,7 @@ def test_an_audit_sees_no_difference(database_url: str, redis_url: str) -> None:
 
 
 def test_an_archived_charge_is_no_drift(engine: Engine) -> None:
-    """An order whose charge's payload is archived is left out of a comparison, not shown as wrong."""
+    """An order is left out of a comparison, and is no drift, if its charge's payload is archived."""
     ledger.take_in(engine, *bodies([session(), held(), captured()], "1"))
     ledger.execute(engine, "DELETE FROM payloads WHERE seq IN (SELECT seq FROM inbox WHERE object_type = 'charge')")
 

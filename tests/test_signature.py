@@ -1,4 +1,4 @@
-"""Only what Stripe signed with a configured secret, and not long ago, gets in."""
+"""Only a delivery that Stripe signed recently with a configured secret is accepted."""
 
 import hashlib
 import hmac
@@ -32,7 +32,7 @@ bodies = st.text().map(str.encode)
 
 
 def verify(header: bytes | None, body: bytes, secrets: Sequence[SigningSecret], *, now: float) -> SigningSecret:
-    """Judge a delivery as the webhook does: its header, and then its body."""
+    """Verify a delivery as the webhook does: its header, and then its body."""
     return judge.verify(judge.read(header, now=now), body, secrets)
 
 
@@ -43,7 +43,7 @@ def header(body: bytes = FIRST) -> bytes:
 
 @pytest.mark.parametrize(("secret", "timestamp", "body", "expected"), VECTORS)
 def test_vectors(secret: str, timestamp: int, body: bytes, expected: str) -> None:
-    """The signatures that openssl computes are let in."""
+    """Signatures that openssl computes are accepted."""
     signer = SigningSecret("", secret.encode())
 
     assert verify(f"t={timestamp},v1={expected}".encode(), body, [signer], now=timestamp) is signer
@@ -55,33 +55,33 @@ def test_vectors(secret: str, timestamp: int, body: bytes, expected: str) -> Non
     ids=["newline lost", "newline added", "spaced", "unescaped"],
 )
 def test_other_bytes(body: bytes) -> None:
-    """The same JSON in other bytes is not what was signed."""
+    """A signature does not hold for the same JSON in other bytes."""
     with pytest.raises(SignatureMismatch):
         verify(header(LAST), body, SECRETS, now=NOW)
 
 
 @pytest.mark.parametrize("offset", [TOLERANCE_SECONDS, -TOLERANCE_SECONDS, 0])
 def test_within_tolerance(offset: int) -> None:
-    """A clock may be five minutes off, either way."""
+    """A signature may be five minutes old, or five minutes ahead."""
     assert verify(header(), FIRST, SECRETS, now=NOW + offset) is SECRETS[0]
 
 
 @pytest.mark.parametrize("offset", [TOLERANCE_SECONDS + 1, -TOLERANCE_SECONDS - 1, 0.5 + TOLERANCE_SECONDS])
 def test_beyond_tolerance(offset: float) -> None:
-    """A signature that is older or newer than that is refused, and told why."""
+    """A signature beyond five minutes, either way, is refused with the reason."""
     with pytest.raises(SignatureExpired, match="300 seconds"):
         verify(header(), FIRST, SECRETS, now=NOW + offset)
 
 
 def test_time_is_judged_first() -> None:
-    """A header that is too old is refused before a body is read, and so before the signature is known to be wrong."""
+    """A header that is too old is refused before the body is read and the signature compared."""
     with pytest.raises(SignatureExpired):
         judge.read(sign(FIRST, "whsec_other", 1).encode(), now=NOW)
 
 
 @pytest.mark.parametrize("given", [None, b""])
 def test_missing(given: bytes | None) -> None:
-    """No header, or an empty one, is missing."""
+    """Without a header, or with an empty one, the signature is missing."""
     with pytest.raises(SignatureMissing):
         verify(given, FIRST, SECRETS, now=NOW)
 
@@ -108,27 +108,27 @@ MALFORMED = {
 
 @pytest.mark.parametrize("given", MALFORMED.values(), ids=MALFORMED.keys())
 def test_malformed(given: str) -> None:
-    """A header that cannot be read is refused as such, though a signature in it may be right."""
+    """A malformed header is refused as malformed, even if a signature in it is right."""
     with pytest.raises(SignatureMalformed):
         verify(given.encode(), FIRST, SECRETS, now=NOW)
 
 
 @pytest.mark.parametrize("v1", [V1.upper(), V1[:-1], V1 + "0", "", V1[::-1], f" {V1}"])
 def test_other_signature(v1: str) -> None:
-    """A signature is right in every character or not at all."""
+    """A signature with one wrong character is refused."""
     with pytest.raises(SignatureMismatch):
         verify(f"t={NOW},v1={v1}".encode(), FIRST, SECRETS, now=NOW)
 
 
 def test_second_signature() -> None:
-    """One right signature is enough, wherever it stands among the wrong ones and the decoy."""
+    """One right signature is enough, at any place among the wrong ones and the decoy."""
     rolling = sign_rolling(FIRST, ["whsec_old", SECRET], NOW, decoy=True)
 
     assert verify(rolling.encode(), FIRST, SECRETS, now=NOW) is SECRETS[0]
 
 
 def test_rotation() -> None:
-    """With several secrets configured, the one that signed is told, and with it its account."""
+    """With several secrets configured, the result is the one that signed, with its account."""
     secrets = [SigningSecret("acct_1", b"whsec_one"), SigningSecret("acct_2", b"whsec_two")]
 
     for secret in secrets:
@@ -137,7 +137,7 @@ def test_rotation() -> None:
 
 
 def test_no_secret() -> None:
-    """Without a secret nothing gets in, not even what is signed with an empty key."""
+    """Without a secret no delivery is accepted, not even one signed with an empty key."""
     given = f"t={NOW},v1={hmac.digest(b'', b'%d.%b' % (NOW, FIRST), hashlib.sha256).hex()}"
 
     with pytest.raises(SignatureMismatch):
@@ -146,7 +146,7 @@ def test_no_secret() -> None:
 
 @given(body=bodies, secret=secret_texts, timestamp=st.integers(0, 10**10))
 def test_stripe_signs(body: bytes, secret: str, timestamp: int) -> None:
-    """What Stripe's library signs is let in."""
+    """A delivery signed by Stripe's library is accepted."""
     given = stripe.WebhookSignature.generate_signature_header(body.decode(), secret, timestamp)
     signer = SigningSecret("", secret.encode())
 
@@ -162,14 +162,14 @@ def test_stripe_signs(body: bytes, secret: str, timestamp: int) -> None:
     cut=st.integers(0, 60),
 )
 def test_stripe_agrees(body: bytes, other: bytes, secret: str, signers: list[str], decoy: bool, cut: int) -> None:  # noqa: FBT001 - a drawn value
-    """Whatever the header, body and secret, we let in what Stripe's library does, and nothing else."""
+    """For any header, body and secret we accept exactly what Stripe's library accepts."""
     for sent in (sign_rolling(body, signers, NOW, decoy=decoy), sign_rolling(body, [*signers, secret], NOW)[cut:]):
         for received in (body, other):
-            assert is_let_in(sent, received, secret) == is_let_in_by_stripe(sent, received, secret)
+            assert is_accepted(sent, received, secret) == is_accepted_by_stripe(sent, received, secret)
 
 
-def is_let_in(sent: str, body: bytes, secret: str) -> bool:
-    """Say whether we accept a delivery."""
+def is_accepted(sent: str, body: bytes, secret: str) -> bool:
+    """Return whether Payfold accepts a delivery."""
     try:
         verify(sent.encode(), body, [SigningSecret("", secret.encode())], now=NOW)
     except Refused:
@@ -177,8 +177,8 @@ def is_let_in(sent: str, body: bytes, secret: str) -> bool:
     return True
 
 
-def is_let_in_by_stripe(sent: str, body: bytes, secret: str) -> bool:
-    """Say whether Stripe's library accepts a delivery."""
+def is_accepted_by_stripe(sent: str, body: bytes, secret: str) -> bool:
+    """Return whether Stripe's library accepts a delivery."""
     try:
         stripe.WebhookSignature.verify_header(body.decode(), sent, secret)
     except stripe.SignatureVerificationError:
@@ -188,13 +188,13 @@ def is_let_in_by_stripe(sent: str, body: bytes, secret: str) -> bool:
 
 @given(st.binary(max_size=300))
 def test_any_header(given: bytes) -> None:
-    """Whatever bytes the header has, the answer is a refusal and nothing else."""
+    """A header of any bytes is refused without another error."""
     with pytest.raises(Refused):
         verify(given, FIRST, SECRETS, now=NOW)
 
 
 @given(st.text("tv10=,a", max_size=40))
 def test_any_header_of_its_alphabet(given: str) -> None:
-    """Nor does a header that looks like one come through without a signature."""
+    """A header of the right characters without a signature is refused."""
     with pytest.raises(Refused):
         verify(given.encode(), FIRST, SECRETS, now=NOW)

@@ -1,4 +1,4 @@
-"""The worker's process as it runs: folding and calls to Stripe have a slot each, and one that ends is forked again."""
+"""A worker has one slot for folding and one for calls to Stripe, and forks a slot that ends again."""
 
 import os
 import signal
@@ -32,14 +32,14 @@ SECONDS_MAX = 30
 
 @pytest.fixture
 def at(database_url: str, redis_url: str) -> Iterator[Stage]:
-    """Return a shop at the sandbox's Stripe whose clock is about that of the processes."""
+    """Return a shop at the sandbox's Stripe, with a clock close to that of the processes."""
     with stage(database_url, redis_url, start=int(time.time()) - 2 * HOUR) as made:
         yield made
 
 
 @contextmanager
 def worker(at: Stage, module: str = "worker", **settings: str) -> Iterator["subprocess.Popen[bytes]"]:
-    """Run ``python -m worker`` beside the test, and kill it at the end if it is still there."""
+    """Run ``python -m worker`` during the test, and kill it at the end if it still runs."""
     environment = command.environment(at.environment | settings)
     process = subprocess.Popen([sys.executable, "-m", module], env=environment, stderr=subprocess.PIPE)
     try:
@@ -50,7 +50,7 @@ def worker(at: Stage, module: str = "worker", **settings: str) -> Iterator["subp
 
 
 def until(condition: Callable[[], bool], seconds: float = SECONDS_MAX) -> None:
-    """Return once *condition* holds, and fail when it does not in time."""
+    """Return once *condition* holds, and fail if it does not in time."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not come to pass"
@@ -59,7 +59,7 @@ def until(condition: Callable[[], bool], seconds: float = SECONDS_MAX) -> None:
 
 @dataclass(frozen=True)
 class Forked:
-    """The processes of a worker but for the parent: the slot that folds, the one for Stripe, and the folder's lane."""
+    """The child processes of a worker: the fold slot, the slot for Stripe, and the fold process of the fold slot."""
 
     fold: int
     stripe: int
@@ -67,7 +67,7 @@ class Forked:
 
 
 def forked_by(process: "subprocess.Popen[bytes]") -> Forked:
-    """Return the processes of a worker, once they are there."""
+    """Return the processes of a worker, once they are started."""
     until(lambda: len(children(process.pid)) == 2 and len(children(children(process.pid)[0])) == 1)
     fold, stripe = children(process.pid)
     (fold_process,) = children(fold)
@@ -75,7 +75,7 @@ def forked_by(process: "subprocess.Popen[bytes]") -> Forked:
 
 
 def children(pid: int) -> list[int]:
-    """Return the processes that the main thread of a process began, in that order."""
+    """Return the processes that the main thread of a process started, in that order."""
     try:
         return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     except FileNotFoundError:
@@ -83,7 +83,7 @@ def children(pid: int) -> list[int]:
 
 
 def is_gone(process_id: int) -> bool:
-    """Say whether a process has ended."""
+    """Return whether a process has ended."""
     try:
         return "State:\tZ" in Path(f"/proc/{process_id}/status").read_text()
     except FileNotFoundError:
@@ -96,7 +96,7 @@ def send(at: Stage, task: str, queue: str) -> None:
 
 
 def test_folding_goes_on_while_stripe_is_silent(at: Stage) -> None:
-    """A call that Stripe does not answer holds up no event: the slot for calls waits for it alone."""
+    """A call that Stripe does not answer delays no event: only the slot for calls waits."""
     (session,) = at.open()
     called = threading.Event()
     at.faults.add(Fault.TIMED_OUT, "*/expire", before=called.set)
@@ -116,7 +116,7 @@ def test_folding_goes_on_while_stripe_is_silent(at: Stage) -> None:
 
 
 def test_a_worker_with_a_key_expires_and_folds(at: Stage) -> None:
-    """The slot for calls records what Stripe answered and wakes the other, which folds it."""
+    """The slot for calls records Stripe's answer and wakes the fold slot, which folds it."""
     sessions = at.open(3)
     with worker(at):
         send(at, broker.EXPIRE_SESSIONS, broker.STRIPE_QUEUE)
@@ -127,14 +127,14 @@ def test_a_worker_with_a_key_expires_and_folds(at: Stage) -> None:
 
 
 def test_two_clocks_and_four_workers(at: Stage) -> None:
-    """However many clocks and workers are there, each session is expired by one call, and changes once."""
+    """With several clocks and workers each session is expired by one call, and changes once."""
     sessions = at.open(40)
     with ExitStack() as running:
         for _ in range(4):
             running.enter_context(worker(at))
         for _ in range(2):
             running.enter_context(worker(at, "worker.clock", PAYFOLD_EXPIRE_SECONDS="1", PAYFOLD_SWEEP_SECONDS="1"))
-        # Ten processes take their time to start.
+        # Ten processes start slowly.
         until(lambda: at.rows("SELECT FROM orders WHERE status = 'open'") == [], seconds=4 * SECONDS_MAX)
 
     assert sorted(made.path.split("/")[-2] for made in at.api.calls if made.method == "POST") == sorted(sessions)
@@ -142,7 +142,7 @@ def test_two_clocks_and_four_workers(at: Stage) -> None:
 
 
 def test_a_worker_that_dies_between_an_answer_and_its_commit(at: Stage) -> None:
-    """Stripe has expired the session and the worker is killed: when its lease is over another reads it, once."""
+    """After Stripe expires a session and the worker is killed, another worker reads it once the lease has ended."""
     (session,) = at.open()
     with worker(at) as process:
         forked = forked_by(process)
@@ -161,8 +161,8 @@ def test_a_worker_that_dies_between_an_answer_and_its_commit(at: Stage) -> None:
     assert at.kinds(session) == ["order.opened", "order.expired"]
 
 
-def test_a_worker_without_a_key_says_so_once_and_takes_both_queues(at: Stage) -> None:
-    """Without a key one slot does all there is to do: it folds, and its clock expires what must have ended."""
+def test_a_worker_without_a_key_logs_it_once_and_takes_both_queues(at: Stage) -> None:
+    """Without a key one slot does all the work: it folds, and our clock expires sessions that must have ended."""
     (session,) = at.open(ago=0)
     at.account.advance(HOUR)
     with worker(at, STRIPE_API_KEY="", PAYFOLD_EXPIRY_GRACE_MINUTES="0") as process:
@@ -174,15 +174,15 @@ def test_a_worker_without_a_key_says_so_once_and_takes_both_queues(at: Stage) ->
         until(lambda: at.rows("SELECT FROM payment_links WHERE id = :id", id=link) != [])
         assert process.poll() is None
         process.send_signal(signal.SIGTERM)
-        _, said = process.communicate(timeout=SECONDS_MAX)
+        _, err = process.communicate(timeout=SECONDS_MAX)
 
-    assert said.count(b"stripe.idle") == 1
+    assert err.count(b"stripe.idle") == 1
     assert at.status(session) == "open"  # for a day
     assert at.api.calls == []
 
 
-def test_a_worker_that_is_asked_to_stop_takes_its_slots_along(at: Stage) -> None:
-    """SIGTERM ends all four, and that is no failure."""
+def test_a_worker_that_is_asked_to_stop_ends_its_slots(at: Stage) -> None:
+    """SIGTERM ends all four processes, with exit 0."""
     with worker(at) as process:
         forked = forked_by(process)
         send(at, broker.POLL_SESSIONS, broker.STRIPE_QUEUE)
@@ -197,7 +197,7 @@ def test_a_worker_that_is_asked_to_stop_takes_its_slots_along(at: Stage) -> None
 
 
 def test_a_killed_worker_leaves_no_slot_behind(at: Stage) -> None:
-    """After a kill -9 of the parent its slots end by themselves, and so does the lane."""
+    """After a kill -9 of the parent its slots end by themselves, and so does the fold process."""
     with worker(at) as process:
         forked = forked_by(process)
         send(at, broker.POLL_SESSIONS, broker.STRIPE_QUEUE)
@@ -209,7 +209,7 @@ def test_a_killed_worker_leaves_no_slot_behind(at: Stage) -> None:
 
 
 def test_the_parent_has_one_thread_and_no_connection(at: Stage) -> None:
-    """What only forks cannot hang: the parent has no other thread, and no socket."""
+    """The parent only forks and cannot hang: it has no other thread and no socket."""
     with worker(at) as process:
         forked_by(process)
         send(at, broker.POLL_SESSIONS, broker.STRIPE_QUEUE)
@@ -222,7 +222,7 @@ def test_the_parent_has_one_thread_and_no_connection(at: Stage) -> None:
 
 @pytest.mark.parametrize("name", ["fold", "stripe"])
 def test_a_slot_that_is_killed_is_forked_again(at: Stage, name: str) -> None:
-    """A slot that ends is replaced, whichever it is, and its queue is worked at; the other slot goes on."""
+    """Either slot is replaced when it ends, and its queue is processed; the other slot goes on."""
     with worker(at) as process:
         forked = forked_by(process)
         os.kill(getattr(forked, name), signal.SIGKILL)
@@ -243,16 +243,16 @@ def test_a_slot_that_is_killed_is_forked_again(at: Stage, name: str) -> None:
 
 
 def test_a_slot_that_ends_three_times_ends_the_worker(at: Stage) -> None:
-    """A slot that cannot go on ends the worker with 1, with all of its processes, and a line with the reason."""
+    """A slot that ends three times ends the worker and all of its processes with exit 1 and a line with the reason."""
     with worker(at) as process:
         until(lambda: len(children(process.pid)) == 2)
         other, _ = children(process.pid)
         for _ in range(3):
             until(lambda: len(children(process.pid)) == 2)
-            # Numbers of processes begin again some day, so the newest is not the one with the greatest.
+            # Process ids wrap around, so the newest process need not have the greatest id.
             (slot,) = set(children(process.pid)) - {other}
             os.kill(slot, signal.SIGKILL)
-            # Reaped by its parent: until then it is still among the children.
+            # Until its parent reaps it the process is still among the children.
             until(lambda slot=slot: slot not in children(process.pid))  # type: ignore[misc]  # its default
         assert process.wait(SECONDS_MAX) == 1
         assert process.stderr is not None
@@ -263,12 +263,12 @@ def test_a_slot_that_ends_three_times_ends_the_worker(at: Stage) -> None:
 
 
 def logged(err: bytes) -> list[bytes]:
-    """Return the lines of our log; Python writes some of its own."""
+    """Return the lines of our log, without those that Python writes itself."""
     return [line for line in err.splitlines() if line.startswith(b"{")]
 
 
-def test_a_worker_whose_lane_is_gone_goes_on(at: Stage) -> None:
-    """A lane that was killed is missed at the next backlog: the worker says so, folds it, and has a lane again."""
+def test_a_worker_replaces_a_killed_fold_process(at: Stage) -> None:
+    """At the next backlog a worker logs that its fold process was killed, folds the events, and starts another."""
     account = shop_history(seed=8, orders=400, money=True)
     with worker(at) as process:
         forked = forked_by(process)
@@ -279,8 +279,8 @@ def test_a_worker_whose_lane_is_gone_goes_on(at: Stage) -> None:
         assert forked.fold_process not in children(forked.fold)
         another = children(forked.fold)[-1]
         process.send_signal(signal.SIGTERM)
-        _, said = process.communicate(timeout=SECONDS_MAX)
+        _, err = process.communicate(timeout=SECONDS_MAX)
 
     assert len(account.events) > 2 * projection.FOLD_BATCH_MAX
-    assert said.count(b"fold_process.ended") == 1
+    assert err.count(b"fold_process.ended") == 1
     assert is_gone(another)

@@ -1,4 +1,4 @@
-"""What `status` knows: who lives, what waits, what came; as values, and null where it is not known."""
+"""`status` reports living processes, waiting events and received webhooks, with null for unknown values."""
 
 import asyncio
 import os
@@ -63,29 +63,29 @@ def beat(
     )
 
 
-def everyone(engine: Engine, *, age: float = 0) -> None:
-    """Let web, worker and clock have beaten *age* seconds ago."""
+def beat_all(engine: Engine, *, age: float = 0) -> None:
+    """Write heartbeats of web, worker and clock from *age* seconds ago."""
     for kind, name in (("web", ""), ("clock", ""), *WORKER):
         beat(engine, kind, name, age=age)
 
 
 def missed(engine: Engine, **settings: str) -> list[Silent]:
-    """Return who is silent, with all that is known of it."""
+    """Return the silent loops, with their details."""
     found = read(engine, Limits(), **settings).silent
     assert found is not None
     return found
 
 
 def silent(engine: Engine, **settings: str) -> list[tuple[str, str, str]]:
-    """Return who is silent."""
+    """Return kind and name of each silent loop."""
     return [(each.process, each.kind, each.name) for each in missed(engine, **settings)]
 
 
-# ---- Who is silent ----
+# ---- Silent processes ----
 
 
 def test_no_process_is_expected_where_nothing_runs(engine: Engine) -> None:
-    """Without a web process and without a webhook that waits, no process is missed; each kind is listed as unseen."""
+    """Without a web process and without a waiting webhook no process is missed; each kind is listed as unseen."""
     found = read(engine)
 
     assert (found.expected, found.silent) == ([], [])
@@ -99,8 +99,8 @@ def test_no_process_is_expected_where_nothing_runs(engine: Engine) -> None:
 
 
 def test_each_loop_is_judged(engine: Engine) -> None:
-    """While a web process runs each loop of the worker and the clock is missed after 30 seconds, and none before."""
-    everyone(engine, age=28)
+    """While a web process runs each loop of worker and clock is missed after 30 seconds of silence, and none before."""
+    beat_all(engine, age=28)
     assert silent(engine) == []
 
     for kind, name in (("clock", ""), *WORKER):
@@ -109,8 +109,8 @@ def test_each_loop_is_judged(engine: Engine) -> None:
         beat(engine, kind, name)
 
 
-def test_what_never_beat_is_silent(engine: Engine) -> None:
-    """Where no worker and no clock ever ran they are missed, once a web process has run for as long as they start."""
+def test_a_process_that_never_beat_is_silent(engine: Engine) -> None:
+    """A worker and a clock that never ran are missed once a web process has run for longer than they take to start."""
     beat(engine, "web", since=29)
     assert (read(engine).expected, silent(engine)) == (["worker", "clock"], [])
     ledger.execute(engine, "UPDATE heartbeats SET since = now() - interval '31 seconds'")
@@ -122,7 +122,7 @@ def test_what_never_beat_is_silent(engine: Engine) -> None:
 
 
 def test_a_start_after_a_pause_is_no_fault(engine: Engine) -> None:
-    """A worker and a clock that were not seen for days have as long to start as the web process runs."""
+    """A worker and a clock that were silent for days get their time to start from the start of the web process."""
     for kind, name in (("clock", ""), *WORKER):
         beat(engine, kind, name, age=86_400)
     beat(engine, "web", since=29)
@@ -131,9 +131,9 @@ def test_a_start_after_a_pause_is_no_fault(engine: Engine) -> None:
     assert len(silent(engine)) == 4
 
 
-def test_a_web_process_that_is_gone_expects_nobody(engine: Engine) -> None:
-    """A minute after the last web process was seen no process is missed, unless a webhook waits."""
-    everyone(engine, age=61)
+def test_without_a_web_process_no_process_is_missed(engine: Engine) -> None:
+    """A minute after the last heartbeat of a web process no process is missed, unless a webhook waits."""
+    beat_all(engine, age=61)
     assert silent(engine) == []
 
     receive(engine, "evt_1", timedelta(seconds=31), source="replay", pending=True)
@@ -146,8 +146,8 @@ def test_a_web_process_that_is_gone_expects_nobody(engine: Engine) -> None:
 
 
 def test_seldom_sweeps(engine: Engine) -> None:
-    """Where the sweep comes each minute, a fold turn may come after 4 of them and 10 seconds."""
-    everyone(engine)
+    """With a sweep each minute a fold may take 4 sweeps and 10 seconds to beat."""
+    beat_all(engine)
     beat(engine, "fold", age=249)
     assert silent(engine, PAYFOLD_SWEEP_SECONDS="60") == []
     beat(engine, "fold", age=251)
@@ -155,8 +155,8 @@ def test_seldom_sweeps(engine: Engine) -> None:
 
 
 def test_a_job_that_hangs_is_named(engine: Engine) -> None:
-    """The job that a silent slot was last seen at stands with it; the nightly reconcile has 10 minutes for a step."""
-    everyone(engine)
+    """A silent slot is shown with its last job; the nightly reconcile may take 10 minutes for a step."""
+    beat_all(engine)
     beat(engine, "consumer", "stripe", age=40)
     beat(engine, "job", "fetch", age=40, outcome=RUNNING)
     (hung,) = missed(engine)
@@ -169,8 +169,8 @@ def test_a_job_that_hangs_is_named(engine: Engine) -> None:
     assert silent(engine) == [("worker", "consumer", "stripe")]
 
 
-def test_a_job_that_was_never_ended(engine: Engine) -> None:
-    """Of a job that was running when its process ended, the outcome is not known once another process is there."""
+def test_a_job_of_a_process_that_ended(engine: Engine) -> None:
+    """The outcome of a job that was running when its process ended is unknown once another process runs."""
     beat(engine, "consumer", "stripe", since=3600)
     beat(engine, "job", "reconcile", age=1800, outcome=RUNNING)
     assert [each.outcome for each in read(engine).jobs or ()] == [RUNNING]
@@ -182,7 +182,7 @@ def test_a_job_that_was_never_ended(engine: Engine) -> None:
 
 
 def test_the_freshest_of_several_processes(engine: Engine) -> None:
-    """Of several processes the one that was seen last counts, and of each job its last run with its outcome."""
+    """The latest heartbeat of several processes counts, and the last outcome of each job."""
     for instance, age, outcome in (("a", 50, "ok"), ("b", 20, "StripeAway")):
         write(engine, beat_at(age, "job", "fetch", outcome), instance)
 
@@ -192,7 +192,7 @@ def test_the_freshest_of_several_processes(engine: Engine) -> None:
 
 
 def beat_at(age: float, kind: Any = "fold", name: str = "", outcome: str | None = None) -> Beat:  # noqa: ANN401 - a kind
-    """Return a heartbeat of a loop that was seen *age* seconds ago."""
+    """Return a heartbeat of a loop from *age* seconds ago."""
     return Beat(kind, name, time.monotonic() - age, outcome)
 
 
@@ -202,7 +202,7 @@ def write(engine: Engine, seen: Beat, instance: str) -> None:
 
 
 def test_rows_of_the_dead_are_pruned(engine: Engine) -> None:
-    """A row that is older than a day goes, unless it is the last that is known of its loop."""
+    """A row older than a day is deleted, unless it is the last one of its loop."""
     for instance, age in (("old", 90_000), ("older", 200_000)):
         for kind in ("web", "fold"):
             write(engine, beat_at(age, kind), instance)
@@ -212,8 +212,8 @@ def test_rows_of_the_dead_are_pruned(engine: Engine) -> None:
     assert [tuple(row.values()) for row in rows] == [("fold", "new"), ("web", "old")]
 
 
-def test_a_heart_writes_what_is_new(engine: Engine) -> None:
-    """What was written is not written again; the time at which a process began stays, but for a pause."""
+def test_a_heart_writes_only_news(engine: Engine) -> None:
+    """A heartbeat is not written twice; the start time of a process is kept, except after a pause."""
     seen = [beat_at(100)]
     heart = Heart(engine, lambda: seen)
     assert (heart.write(), heart.write()) == (1, 0)
@@ -226,14 +226,14 @@ def test_a_heart_writes_what_is_new(engine: Engine) -> None:
 
 @contextmanager
 def locked(engine: Engine, table: str) -> Iterator[None]:
-    """Let another session hold a table."""
+    """Let another session lock a table."""
     with psycopg.connect(engine.url.set(drivername="postgresql").render_as_string(hide_password=False)) as connection:
         connection.execute(f"LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE".encode())
         yield
 
 
 def test_a_locked_table_costs_a_log_line(engine: Engine, capsys: pytest.CaptureFixture[str]) -> None:
-    """While another session holds the table a heart goes on trying, logs it once, and writes when it can."""
+    """While another session locks the table a heart keeps trying, logs that once, and writes afterwards."""
     seen, tried = [beat_at(0)], threading.Semaphore(0)
 
     def beats() -> list[Beat]:
@@ -252,7 +252,7 @@ def test_a_locked_table_costs_a_log_line(engine: Engine, capsys: pytest.CaptureF
     assert capsys.readouterr().err.count("heartbeat.not_written") == 1
 
 
-# ---- What came ----
+# ---- Webhooks ----
 
 
 def receive(
@@ -274,7 +274,7 @@ def receive(
 
 
 def test_webhooks(engine: Engine) -> None:
-    """Webhooks of the last hour are counted, and those of the same hour of four weeks; other sources do not count."""
+    """Webhooks of the last hour are counted, and those of the same hour in four weeks; other sources are not."""
     week, minute = timedelta(weeks=1), timedelta(minutes=1)
     receive(engine, "first", 2 * week + 61 * minute)
     receive(engine, "three_weeks", 2 * week + 59 * minute, count=4)
@@ -292,7 +292,7 @@ def test_webhooks(engine: Engine) -> None:
 
 
 def test_no_webhook_yet(engine: Engine) -> None:
-    """Where none was received, there is no last one, and none in any hour since the first event was recorded."""
+    """Without a webhook there is no last one, and each hour since the first recorded event has none."""
     receive(engine, "evt_1", timedelta(weeks=5), source="replay")
     webhooks = read(engine).webhooks
 
@@ -302,7 +302,7 @@ def test_no_webhook_yet(engine: Engine) -> None:
 
 
 def test_the_last_webhook_is_kept(engine: Engine) -> None:
-    """What was looked at is not looked at again: the last webhook stands until a newer one, or an older backup."""
+    """The last webhook is remembered, and read again only for a newer one or after a restored backup."""
     memory = Memory()
 
     def age() -> float | None:
@@ -339,7 +339,7 @@ INSERT INTO reconciliations (started_at, finished_at, outcome, checks, drift, re
 
 
 def test_counts(engine: Engine) -> None:
-    """What is pending, parked, refused, withheld, of an older fold version, in force: each with its parts."""
+    """Pending, parked, refused, withheld and outdated events and anomalies in force are counted, each by its parts."""
     receive(engine, "evt", timedelta(minutes=2), count=5)
     for statement in COUNTED.strip().split(";\n"):
         ledger.execute(engine, statement)
@@ -366,8 +366,8 @@ def test_counts(engine: Engine) -> None:
     assert found.reconciliation.age_seconds == pytest.approx(60, abs=30)
 
 
-def test_what_takes_too_long_is_null(engine: Engine) -> None:
-    """A table that another session holds leaves its own values null, and the others stand."""
+def test_a_slow_value_is_null(engine: Engine) -> None:
+    """The values of a table that another session locks are null, and all others are shown."""
     receive(engine, "evt_1", timedelta(minutes=1))
     with locked(engine, "outcomes"):
         found = read(engine)
@@ -378,7 +378,7 @@ def test_what_takes_too_long_is_null(engine: Engine) -> None:
 
 
 def test_a_locked_inbox(engine: Engine) -> None:
-    """While another session holds the inbox, what splits an account is not known, and the rest stands."""
+    """While another session locks the inbox, the faults that split an account are unknown, and the rest is shown."""
     with locked(engine, "inbox"):
         found = read(engine, STRIPE_WEBHOOK_SECRETS="whsec_a")
 
@@ -389,8 +389,8 @@ def test_a_locked_inbox(engine: Engine) -> None:
     ]
 
 
-def test_the_command_shows_what_is_not_known(engine: Engine, database_url: str, redis_url: str) -> None:
-    """Where it cannot be judged whether a process is silent, the command exits 1 and claims nothing."""
+def test_the_command_shows_unknown_values(engine: Engine, database_url: str, redis_url: str) -> None:
+    """If silence cannot be judged the command exits 1, and claims neither silence nor health."""
     settings = {"DATABASE_URL": database_url, "REDIS_URL": redis_url}
     with locked(engine, "heartbeats, changes, inbox, reconciliations"):
         ran = command.python("deploy", "status", settings=settings)
@@ -403,7 +403,7 @@ def test_the_command_shows_what_is_not_known(engine: Engine, database_url: str, 
 
 
 def test_the_faults_end_with_the_read(engine: Engine) -> None:
-    """Statements that are short one by one take no more time than the whole read has."""
+    """Many short statements together do not exceed the time limit of the whole read."""
     ledger.execute(engine, "ALTER TABLE account_names RENAME TO names")
     ledger.execute(engine, "CREATE VIEW account_names AS SELECT names.* FROM pg_sleep(0.6) LEFT JOIN names ON true")
     with transaction(engine, status.READ) as connection:
@@ -414,7 +414,7 @@ def test_the_faults_end_with_the_read(engine: Engine) -> None:
 
 
 def test_faults_are_kept_for_a_while(engine: Engine) -> None:
-    """Who reads often looks for what splits an account once in minutes; who reads once finds what is so now."""
+    """A frequent reader looks for faults of accounts once in minutes; a single read finds the current ones."""
     memory = Memory()
 
     def codes(of: Memory | None = None) -> list[str]:
@@ -431,7 +431,7 @@ def test_faults_are_kept_for_a_while(engine: Engine) -> None:
 
 
 def test_a_schema_that_is_behind(engine: Engine) -> None:
-    """Of a schema that is behind only that is known, with what is pending."""
+    """For a schema that is behind `status` shows only that, with the pending migrations."""
     ledger.execute(engine, "UPDATE alembic_version SET version_num = '0008'")
 
     found = read(engine)
@@ -443,8 +443,8 @@ def test_a_schema_that_is_behind(engine: Engine) -> None:
 WAITS = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
 
 
-def test_one_read_for_all_who_ask(engine: Engine, database_url: str, redis_url: str) -> None:
-    """Who asks while a status is read shares the one read that follows; who waits too long learns that, and no more."""
+def test_simultaneous_readers_share_one_read(engine: Engine, database_url: str, redis_url: str) -> None:
+    """Requests during a read share the one read that follows; a request that waits too long gets only a timeout."""
     settings = settings_of(database_url, redis_url)
 
     async def ask() -> list[Status]:
@@ -466,7 +466,7 @@ def test_one_read_for_all_who_ask(engine: Engine, database_url: str, redis_url: 
     assert others[0] is not first
 
 
-# ---- What the worker's loops note ----
+# ---- Turns of the worker's loops ----
 
 
 def beats_of(turns: Turns) -> dict[str, str | None]:
@@ -475,7 +475,7 @@ def beats_of(turns: Turns) -> dict[str, str | None]:
 
 
 def test_a_job_ends_with_its_outcome() -> None:
-    """How each job ended is kept, and a job that ends otherwise than the time before is written at once."""
+    """The outcome of each job is kept, and a changed outcome is written at once."""
     turns, changed, ends = Turns(), [], [DatabaseAway(), None, None, KeyError("a key"), None]
     turns.outcome_changed = lambda: changed.append(beats_of(turns)["fetch"])
 
@@ -494,8 +494,8 @@ def test_a_job_ends_with_its_outcome() -> None:
     assert beats_of(turns) == {"fetch": "DatabaseAway"}
 
 
-def test_what_ended_a_round_is_the_outcome_of_its_job() -> None:
-    """A job that raises nothing names what ended it, and the next run starts afresh."""
+def test_the_fault_that_ends_a_round_is_its_outcome() -> None:
+    """The fault that ended a round is its job's outcome, even without an exception; the next run starts without it."""
     turns, outcomes = Turns(), ["StripeAway"]
 
     def work() -> int:
@@ -512,7 +512,7 @@ def test_what_ended_a_round_is_the_outcome_of_its_job() -> None:
 
 
 def test_a_long_job_beats_at_its_steps() -> None:
-    """A job at work for more than 5 seconds is running; its consumer lives as long as it comes further."""
+    """A job of more than 5 seconds is shown as running; its consumer counts as alive while the job makes progress."""
     turns, ear = Turns(), Ear()
     dog = Watchdog(turns, ear, Broken(None), deaf_seconds=30)  # type: ignore[arg-type]  # it is not asked here
     seen: list[tuple[float, list[Beat]]] = []
@@ -542,7 +542,7 @@ class Away:
 
 
 def test_a_consumer_without_a_broker_is_not_silent() -> None:
-    """A consumer is seen once Redis answered it, and where Redis is away, which is no fault of the consumer."""
+    """A consumer beats once Redis has answered it, and also while Redis is away, which is no fault of the consumer."""
     dog = Watchdog(Turns(), Ear(), Away(), deaf_seconds=0)  # type: ignore[arg-type]  # a ping is all that is asked
     assert list(dog.beats(["fold", "stripe"])) == []
     dog.look()
@@ -554,7 +554,7 @@ def test_a_consumer_without_a_broker_is_not_silent() -> None:
 
 
 def test_a_job_by_timer_that_hangs_is_seen_without_a_broker() -> None:
-    """While Redis is away, a slot whose timer is at a job is seen no later than the job came further."""
+    """While Redis is away a slot that runs a job by timer beats only as long as the job makes progress."""
     turns, seen = Turns(), []
     dog = Watchdog(turns, Ear(), Away(), deaf_seconds=0)  # type: ignore[arg-type]  # a ping is all that is asked
 
@@ -571,7 +571,7 @@ def test_a_job_by_timer_that_hangs_is_seen_without_a_broker() -> None:
 
 
 def test_a_start_is_no_heartbeat(engine: Engine, database_url: str, redis_url: str) -> None:
-    """A slot whose consumer Redis has not answered yet writes no heartbeat, however often it is begun."""
+    """A slot without a first answer from Redis writes no heartbeat, however often it is started."""
     settings, lane, turns = settings_of(database_url, redis_url), FoldProcess(database_url), Turns()
     made = Parts(app.create(settings, engine, lane, turns), settings, engine, lane, turns)
     seldom = watchdog.Limits(look=3600, beat=3600)
@@ -591,18 +591,18 @@ SELDOM = dict.fromkeys((f"PAYFOLD_{job}_SECONDS" for job in ("EXPIRE", "POLL", "
 
 
 class Watch:
-    """Looks at a running installation, the web process of which is a row."""
+    """Watches a running installation, in which a row stands for the web process."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
     def silent(self) -> list[Silent]:
-        """Return who is silent now."""
+        """Return the silent loops now."""
         beat(self._engine, "web")
         return read(self._engine, LIMITS, PAYFOLD_SWEEP_SECONDS="1").silent or []
 
     def until_silent(self, *who: tuple[str, str]) -> None:
-        """Return once these are silent and no other is."""
+        """Return once exactly these loops are silent."""
         began, pause = time.monotonic(), threading.Event()
         while sorted((each.kind, each.name) for each in self.silent()) != sorted(who):
             assert time.monotonic() - began < SECONDS_MAX, self.silent()
@@ -610,13 +610,13 @@ class Watch:
         print(f"{time.monotonic() - began:.1f} s until silent: {who}")  # noqa: T201 - the figures of a run with -s
 
     def outcomes(self) -> dict[str, str | None]:
-        """Return how each job last ended."""
+        """Return the last outcome of each job."""
         return {each.job: each.outcome for each in read(self._engine, LIMITS).jobs or ()}
 
 
 @contextmanager
 def stopped(*processes: int) -> Iterator[None]:
-    """Let processes stand still."""
+    """Stop processes by SIGSTOP."""
     for each in processes:
         os.kill(each, signal.SIGSTOP)
     try:
@@ -632,8 +632,8 @@ def begun(log: Path, process: str, settings: Mapping[str, str]) -> AbstractConte
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_who_stands_still_is_named(engine: Engine, database_url: str, redis_url: str, tmp_path: Path) -> None:
-    """A slot, a job, the clock and the worker that hang or are killed are named one by one, and only while they are."""
+def test_hanging_processes_are_named(engine: Engine, database_url: str, redis_url: str, tmp_path: Path) -> None:
+    """A slot, a job, the clock and the worker are named one by one while they hang or are dead, and only then."""
     watch = Watch(engine)
     with socket.create_server(("127.0.0.1", 0)) as listening:
         at = listening.getsockname()
@@ -672,7 +672,7 @@ def test_who_stands_still_is_named(engine: Engine, database_url: str, redis_url:
 
 
 def status_of(settings: Mapping[str, str]) -> tuple[int, str]:
-    """Return how `status` ends, and what it logs, with a limit as short as the test's."""
+    """Return exit and log of `status`, with a limit as short as the test's."""
     ran = command.python("deploy", "status", "--silent-after", str(LIMITS.silent), settings=settings)
     return ran.code, ran.err
 
@@ -680,7 +680,7 @@ def status_of(settings: Mapping[str, str]) -> tuple[int, str]:
 def test_a_locked_table_does_not_slow_folding(
     engine: Engine, database_url: str, redis_url: str, tmp_path: Path
 ) -> None:
-    """While another session holds the heartbeats, a worker folds at its pace and stays."""
+    """While another session locks the heartbeats a worker folds at its usual pace and does not end."""
     shop = faults.Shop(engine)
     settings = faults.environment(database_url, redis_url)
     with begun(tmp_path / "log", "worker", settings) as worker:
@@ -695,14 +695,14 @@ def test_a_locked_table_does_not_slow_folding(
 
 
 def test_the_clock_beats(engine: Engine, database_url: str, redis_url: str, tmp_path: Path) -> None:
-    """The clock of the Procfile notes each look at its timetable where its heartbeat and its own watch read it."""
+    """The Procfile's clock notes each check of its timetable for its heartbeat and its watchdog."""
     with faults.started(tmp_path / "log", "worker.clock", **faults.environment(database_url, redis_url)) as process:
         until(lambda: ledger.rows(engine, "SELECT FROM heartbeats WHERE kind = 'clock'"), SECONDS_MAX)
         assert process.stop() == 0
 
 
 def test_a_web_process_beats(engine: Engine, database_url: str, redis_url: str) -> None:
-    """A web process is seen as soon as its event loop turns."""
+    """A web process beats as soon as its event loop runs."""
     with serving(settings_of(database_url, redis_url)):
         until(lambda: ledger.rows(engine, "SELECT FROM heartbeats WHERE kind = 'web'"))
     assert read(engine).expected == ["worker", "clock"]

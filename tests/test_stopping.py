@@ -1,4 +1,4 @@
-"""A process that is asked to stop ends in time, even if a thread is blocked, and so does one without its parent."""
+"""A process that is asked to stop, or that loses its parent, ends in time, even if a thread is blocked."""
 
 import os
 import signal
@@ -20,7 +20,7 @@ FOREVER = 3600
 
 
 def wait_for_postgres() -> None:
-    """Wait for an answer that does not come, in a process that is asked to stop."""
+    """Wait in a thread for an answer that never comes, in a process that is asked to stop."""
     engine = database.engine(os.environ["DATABASE_URL"])
     stopping.begin(shut_down_seconds=0.3, end_seconds=FOREVER)
     try:
@@ -31,14 +31,14 @@ def wait_for_postgres() -> None:
 
 
 def wait_for_ever() -> None:
-    """Wait for nothing at all; asked again to stop, the process has no more time than before."""
+    """Wait for ever; a second request to stop gives the process no more time."""
     stopping.begin(shut_down_seconds=0.1, end_seconds=0.3)
     stopping.begin(shut_down_seconds=FOREVER, end_seconds=FOREVER)
     threading.Event().wait()
 
 
 def ignore_signals() -> None:
-    """Wait for nothing at all, and do no more at SIGTERM than to bound that."""
+    """Wait for ever, and at SIGTERM only start the time limit."""
     signal.signal(signal.SIGTERM, lambda *_: None)
     stopping.begin_at_sigterm(shut_down_seconds=0.1, end_seconds=0.3)
     os.kill(os.getpid(), signal.SIGTERM)
@@ -47,7 +47,7 @@ def ignore_signals() -> None:
 
 
 def fork() -> None:
-    """Ask this process to stop, and then one that is forked from it."""
+    """Ask this process to stop, and then a process that is forked from it."""
     stopping.begin(shut_down_seconds=FOREVER, end_seconds=FOREVER)
     child = os.fork()
     if child == 0:
@@ -82,7 +82,7 @@ def test_shuts_connections_down(database_url: str) -> None:
 
 @pytest.mark.parametrize("waiting", ["wait_for_ever", "ignore_signals"])
 def test_ends(waiting: str) -> None:
-    """A process that waits for something else ends all the same, with one line; asking again gives it no more time."""
+    """A process that waits for anything else ends too, with one line; a second request gives it no more time."""
     ran = python("tests.test_stopping", waiting)
 
     assert ran.code == 1
@@ -91,12 +91,12 @@ def test_ends(waiting: str) -> None:
 
 
 def test_forked() -> None:
-    """A process that was forked from one that is to stop is bounded when it is asked itself."""
+    """A process forked from a stopping one gets its time limit when it is asked to stop itself."""
     assert python("tests.test_stopping", "fork").code == 11
 
 
 def test_ends_with_a_full_log() -> None:
-    """A log that takes no line, since its reader has stopped reading, does not keep the process from its end."""
+    """A log that is full because its reader has stopped does not prevent the process from ending."""
     reads, writes = os.pipe()
     os.set_blocking(writes, False)
     try:
@@ -114,7 +114,7 @@ def test_ends_with_a_full_log() -> None:
 
 
 def test_ends_with_its_parent() -> None:
-    """A process ends when its parent is killed, and before that not."""
+    """A process ends when its parent is killed, and not before."""
     command = [sys.executable, "-m", "tests.test_stopping", "start_child"]
     parent = subprocess.Popen(command, env=environment({}), stdout=subprocess.PIPE)
     assert parent.stdout is not None
@@ -128,7 +128,7 @@ def test_ends_with_its_parent() -> None:
 
 
 def test_ends_without_its_parent() -> None:
-    """A process ends, too, if its parent had ended before it asked to end with it."""
+    """A process ends even if its parent had ended before the process asked to end with it."""
     command = [sys.executable, "-m", "tests.test_stopping", "be_child", "1"]
     running = subprocess.Popen(command, env=environment({}), stdout=subprocess.DEVNULL)
 
@@ -136,7 +136,7 @@ def test_ends_without_its_parent() -> None:
 
 
 def is_running(process: int) -> bool:
-    """Return whether a process runs, and does not only wait to be reaped."""
+    """Return whether a process runs and is no zombie."""
     try:
         with open(f"/proc/{process}/stat") as stat:  # noqa: PTH123 - no more than a line
             return stat.read().rpartition(")")[2].split()[0] != "Z"

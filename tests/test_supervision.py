@@ -1,4 +1,4 @@
-"""What runs in the background of the web process runs again after any error, and what waits for it is answered."""
+"""Background tasks of the web process run again after any error, and waiting requests are answered."""
 
 import asyncio
 from typing import Any
@@ -30,7 +30,7 @@ def settings(database_url: str, redis_url: str) -> Settings:
 
 
 class Broken:
-    """Fails at each use with an error that is not foreseen, for so many times, and then works."""
+    """Fails at each of the first *times* uses with an unforeseen error, and then works."""
 
     def __init__(self, real: object, times: int = 1) -> None:
         self._real = real
@@ -44,7 +44,7 @@ class Broken:
 
 
 def test_task(capsys: pytest.CaptureFixture[str], settings: Settings) -> None:
-    """A task that fails is logged by its name and runs again; one that returns is over."""
+    """A task that fails is logged by its name and runs again; a task that returns is not repeated."""
     ran: list[int] = []
 
     async def work() -> None:
@@ -61,7 +61,7 @@ def test_task(capsys: pytest.CaptureFixture[str], settings: Settings) -> None:
 
 
 def test_recorder(settings: Settings) -> None:
-    """After an error that nothing foresaw, its delivery is answered, and the next ones are recorded."""
+    """After an unforeseen error its delivery is answered, and the next ones are recorded."""
     sound = delivery(1, "2026-01-01")
     odd = msgspec.structs.replace(sound, envelope=Broken(sound.envelope, times=3))
 
@@ -87,7 +87,7 @@ def test_recorder(settings: Settings) -> None:
     ids=["read-only", "odd session"],
 )
 def test_recorder_keeps_no_odd_session(settings: Settings, refuse: str, allow: str) -> None:
-    """A session that was opened while the server was read-only, or set up otherwise, is not kept after its error."""
+    """A session opened while the server was read-only, or configured otherwise, is dropped after its error."""
     with psycopg.connect(settings.libpq, autocommit=True) as connection:
         name = connection.info.dbname
 
@@ -106,8 +106,8 @@ def test_recorder_keeps_no_odd_session(settings: Settings, refuse: str, allow: s
         assert asyncio.run(run()) is Recorded.NEW
 
 
-def test_lookout(engine: Engine, settings: Settings) -> None:
-    """After an error that nothing foresaw, the change feed is looked at again."""
+def test_feed_watcher(engine: Engine, settings: Settings) -> None:
+    """After an unforeseen error the change feed is read again."""
 
     async def run() -> None:
         feed_watcher = FeedWatcher(Broken(engine))  # type: ignore[arg-type]  # that is the fault
@@ -126,7 +126,7 @@ def test_lookout(engine: Engine, settings: Settings) -> None:
 
 
 def test_waker(settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:
-    """After an error that nothing foresaw, the message that was asked for is sent all the same."""
+    """After an unforeseen error the requested message is still sent."""
     broken: Any = Broken(broker.celery(settings), times=2)
     waker = broker.Waker(settings, app=broken)
     try:

@@ -1,4 +1,4 @@
-"""Who may ask what: a bearer token of the scope, or nothing."""
+"""Every closed route needs a bearer token of its scope."""
 
 from collections.abc import Iterator
 
@@ -12,13 +12,13 @@ OPEN = {"/webhooks/stripe", "/health/live", "/health/ready"}
 
 @pytest.fixture(scope="module")
 def shared(services: Services) -> Iterator[Web]:
-    """Return a running web process for the tests that leave nothing behind."""
+    """Return a running web process for the tests that change no data."""
     with serving_many(services) as running:
         yield running
 
 
 def closed_routes(web: Web) -> list[tuple[str, str]]:
-    """Return the method and the path of every route that wants a token."""
+    """Return the method and the path of every route that needs a token."""
     paths = web.client.get("/openapi.json").json()["paths"]
     assert paths.keys() >= OPEN
     routes = [
@@ -45,7 +45,7 @@ def closed_routes(web: Web) -> list[tuple[str, str]]:
     ids=str,
 )
 def test_no_token(shared: Web, headers: dict[str, str]) -> None:
-    """Without a known token everything is closed but the webhook and the health routes, and says how to ask."""
+    """Without a known token every route but the webhook and health refuses, and names the way to authenticate."""
     for method, path in closed_routes(shared):
         response = shared.client.request(method, path, headers=headers)
         assert (method, path, response.status_code) == (method, path, 401)
@@ -54,7 +54,7 @@ def test_no_token(shared: Web, headers: dict[str, str]) -> None:
 
 
 def test_none_configured(database_url: str, redis_url: str) -> None:
-    """Where no token is configured nobody is let in, not even with an empty one."""
+    """Without configured tokens no request is accepted, not even with an empty token."""
     with serving(settings_of(database_url, redis_url, PAYFOLD_TOKENS="")) as web:
         for method, path in closed_routes(web):
             for headers in ({}, {"Authorization": "Bearer"}, bearer(TOKENS["admin"])):

@@ -1,4 +1,4 @@
-"""`payfold up` and `payfold demo` run the whole of it on one machine, prove it, and leave nothing behind."""
+"""`payfold up` and `payfold demo` run all of Payfold on one machine, prove its tables, and leave no process behind."""
 
 import asyncio
 import os
@@ -40,7 +40,7 @@ SEED = 5
 
 
 def until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
-    """Return once *condition* holds, and fail when it does not in time."""
+    """Return once *condition* holds, and fail if it does not in time."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not come to pass"
@@ -49,23 +49,23 @@ def until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
 
 @dataclass(frozen=True)
 class Command:
-    """A running `payfold up` or `demo`, with what it has said so far and the folder that is its own."""
+    """A running `payfold up` or `demo`, with its output so far and its own data folder."""
 
     process: "subprocess.Popen[bytes]"
     folder: Path
 
     @property
     def out(self) -> str:
-        """What it printed."""
+        """Its standard output so far."""
         return self.folder.with_suffix(".out").read_text()
 
     @property
     def err(self) -> str:
-        """What it said."""
+        """Its standard error so far."""
         return self.folder.with_suffix(".err").read_text()
 
-    def told(self, label: str) -> str:
-        """Return what it says under *label*, once it does."""
+    def value_of(self, label: str) -> str:
+        """Return the value that it prints after *label*, once it does."""
         pattern = re.compile(rf"^  {label} +(\S.*)\n", re.MULTILINE)
         until(lambda: pattern.search(self.err) is not None or self.process.poll() is not None)
         found = pattern.search(self.err)
@@ -73,24 +73,24 @@ class Command:
         return found[1].strip()
 
     def stop(self, by: signal.Signals) -> int:
-        """Send a signal and return the exit code, which is there within seconds."""
+        """Send a signal and return the exit code, which must come within seconds."""
         self.process.send_signal(by)
         return self.process.wait(STOP_SECONDS_MAX)
 
     def child(self, *arguments: str) -> set[int]:
-        """Return the process that the command started whose command line ends with *arguments*, if it is there."""
+        """Return the child process with a command line that ends with *arguments*, if there is one."""
         pid = self.process.pid
         begun = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
         ends = "\0".join(arguments) + "\0"
         return {int(each) for each in begun if Path(f"/proc/{each}/cmdline").read_text().endswith(ends)}
 
-    def everyone(self) -> list[int]:
-        """Return the processes that were started for this folder, the command itself among them."""
+    def process_ids(self) -> list[int]:
+        """Return the ids of the processes that were started for this folder, the command itself included."""
         return [int(each.name) for each in Path("/proc").glob("[0-9]*") if str(self.folder) in _traces(each)]
 
 
 def _traces(process: Path) -> str:
-    """Return what tells whose a process is: its environment, and where it works; nothing of one that has ended."""
+    """Return environment and working folder of a process, by which its owner is known; empty if it has ended."""
     try:
         if "\nState:\tZ" in (process / "status").read_text():
             return ""
@@ -108,7 +108,7 @@ def running(folder: Path, *arguments: str, **settings: str) -> Iterator[Command]
 
 
 def free_port() -> int:
-    """Return a port that nobody listens on."""
+    """Return a port without a listener."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -118,7 +118,7 @@ def free_port() -> int:
 def up(tmp_path: Path) -> Iterator[Command]:
     """Return a running `payfold up`, past its introduction."""
     with running(tmp_path / "data", "up", PORT=str(free_port())) as command:
-        command.told("signing secret")
+        command.value_of("signing secret")
         yield command
         if command.process.poll() is None:
             command.stop(signal.SIGTERM)
@@ -130,27 +130,27 @@ def deliver(command: Command, orders: int = 1) -> list[str]:
     for _ in range(orders):
         shop.complete(shop.open_session())
     for event in shop.events:
-        signature = sign(event.body, command.told("signing secret"), int(time.time()))
-        answer = httpx.post(command.told("webhook"), content=event.body, headers={"Stripe-Signature": signature})
+        signature = sign(event.body, command.value_of("signing secret"), int(time.time()))
+        answer = httpx.post(command.value_of("webhook"), content=event.body, headers={"Stripe-Signature": signature})
         assert answer.status_code == 200
     return shop.session_ids()
 
 
 def asked(command: Command, path: str) -> httpx.Response:
-    """Ask the API with the token that was printed, at the address that was printed."""
-    address = command.told("API").removesuffix("/docs")
-    return httpx.get(f"{address}{path}", headers={"Authorization": f"Bearer {command.told('bearer token')}"})
+    """Request *path* from the API with the printed token, at the printed address."""
+    address = command.value_of("API").removesuffix("/docs")
+    return httpx.get(f"{address}{path}", headers={"Authorization": f"Bearer {command.value_of('bearer token')}"})
 
 
 def is_listening(url: str) -> bool:
-    """Say whether anything takes connections there."""
+    """Return whether a server accepts connections at *url*."""
     with socket.socket() as client:
         return client.connect_ex((httpx.URL(url).host, httpx.URL(url).port or 0)) == 0
 
 
 def assert_nothing_is_left(command: Command, url: str) -> None:
-    """Show that no process of the command is there, and nobody listens where it did."""
-    assert command.everyone() == []
+    """Assert that no process of the command is left, and that its port has no listener."""
+    assert command.process_ids() == []
     assert not is_listening(url)
 
 
@@ -158,7 +158,7 @@ def assert_nothing_is_left(command: Command, url: str) -> None:
 
 
 def test_up(up: Command) -> None:
-    """What `up` prints is enough to deliver an order, to read it, and to ask about it from another process."""
+    """The output of `up` is enough to deliver an order, to read it, and to query it from another process."""
     (session,) = deliver(up)
     until(lambda: asked(up, f"/v1/orders/{session}").status_code == 200)
     order = asked(up, f"/v1/orders/{session}").json()
@@ -174,7 +174,7 @@ def test_up(up: Command) -> None:
     assert digest.code == 0
     assert "orders                             1  " in digest.out
     assert (emitted.code, emitted.err) == (0, "")
-    assert f"sent_to  {up.told('webhook')}\n" in emitted.out
+    assert f"sent_to  {up.value_of('webhook')}\n" in emitted.out
     sources = {row["setting"]: row["source"] for row in config.json}
     assert (sources["DATABASE_URL"], sources["REDIS_URL"]) == ("embedded server", "embedded server")
     assert sources["STRIPE_WEBHOOK_SECRETS"] == sources["PAYFOLD_TOKENS"] == str(up.folder / "up/credentials.json")
@@ -182,8 +182,8 @@ def test_up(up: Command) -> None:
     assert "hidden" not in up.err
 
 
-def test_what_up_prints(up: Command) -> None:
-    """The four lines that a person needs come with nothing of the libraries before them, and then what to type next."""
+def test_the_output_of_up(up: Command) -> None:
+    """The four lines that a user needs come without library output before them, and then the next command to type."""
     before, _, after = up.err.partition("Payfold runs here until Ctrl-C:\n")
 
     assert [line for line in before.splitlines() if line and "stripe.idle" not in line] == []
@@ -193,12 +193,12 @@ def test_what_up_prints(up: Command) -> None:
 
 
 def test_up_with_a_secret_of_its_own(tmp_path: Path) -> None:
-    """A secret that is configured, here by a file that .env names, is used by all, and never printed or kept."""
+    """A configured secret, here in a file that .env names, is used by every process, and never printed or stored."""
     (tmp_path / "data").mkdir()
     (tmp_path / "secret").write_text("whsec_of_the_shop")
     (tmp_path / "data" / ".env").write_text(f"{envfile.MARKER}\nSTRIPE_WEBHOOK_SECRETS_FILE=../secret\n")
     with running(tmp_path / "data", "up", PORT=str(free_port())) as command:
-        printed = command.told("signing secret")
+        printed = command.value_of("signing secret")
         emitted = payfold("emit", "payment_link.created", PAYFOLD_DATA_DIR=str(command.folder))
         command.stop(signal.SIGTERM)
 
@@ -210,9 +210,9 @@ def test_up_with_a_secret_of_its_own(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGTERM], ids=lambda by: by.name)
 def test_up_stops(up: Command, by: signal.Signals) -> None:
-    """Ctrl-C and a supervisor's SIGTERM end everything within seconds, and that is no failure."""
-    url = up.told("API")
-    assert len(up.everyone()) > 6  # itself, three processes, two servers and those of PostgreSQL's own
+    """Ctrl-C and a supervisor's SIGTERM end every process within seconds, with exit 0."""
+    url = up.value_of("API")
+    assert len(up.process_ids()) > 6  # itself, three processes, two servers and PostgreSQL's own processes
 
     assert up.stop(by) == 0
 
@@ -222,11 +222,11 @@ def test_up_stops(up: Command, by: signal.Signals) -> None:
 
 
 def test_up_after_a_kill(up: Command) -> None:
-    """After a kill -9 nothing goes on running, and the next `up` has what was recorded, and folds it."""
+    """After a kill -9 no process goes on, and the next `up` has the recorded events, and folds them."""
     sessions = deliver(up, orders=3)
     os.kill(up.process.pid, signal.SIGKILL)
     up.process.wait()
-    until(lambda: up.everyone() == [])
+    until(lambda: up.process_ids() == [])
 
     with running(up.folder, "up", PORT=str(free_port())) as again:
         until(lambda: all(asked(again, f"/v1/orders/{session}").status_code == 200 for session in sessions))
@@ -234,7 +234,7 @@ def test_up_after_a_kill(up: Command) -> None:
 
 
 def test_up_twice(up: Command) -> None:
-    """A second `up` in the same folder says who has it, with exit 1, and leaves that one alone."""
+    """A second `up` in the same folder names the first with exit 1, and does not touch it."""
     ran = payfold("up", PAYFOLD_DATA_DIR=str(up.folder))
 
     assert (ran.code, ran.out) == (1, "")
@@ -244,7 +244,7 @@ def test_up_twice(up: Command) -> None:
 
 
 def test_up_on_a_port_that_is_taken(tmp_path: Path) -> None:
-    """A port that is taken is an error that names --port, before anything but the servers is started."""
+    """A taken port is an error that names --port, before any process but the servers starts."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -255,11 +255,11 @@ def test_up_on_a_port_that_is_taken(tmp_path: Path) -> None:
     assert f"Port {port} is taken by another program on this machine." in command.err
     assert f"Example: --port {port + 1}" in command.err
     assert len(command.err.splitlines()) == 1
-    assert command.everyone() == []
+    assert command.process_ids() == []
 
 
-def test_up_starts_again_what_ended(up: Command) -> None:
-    """A process that ends by itself is started again, with its last lines; the third end within minutes ends `up`."""
+def test_up_restarts_a_process(up: Command) -> None:
+    """`up` restarts a process that ended, and shows its last lines; the third end within minutes ends `up`."""
     killed: set[int] = set()
     for times in (1, 2, 3):
         until(lambda: bool(up.child("-m", "worker.clock") - killed))
@@ -273,7 +273,7 @@ def test_up_starts_again_what_ended(up: Command) -> None:
     assert up.process.wait(STOP_SECONDS_MAX) == 1
     assert up.err.count("The clock process ended by SIGKILL") == 3
     assert "It ended 3 times in 10 minutes, so the others were stopped." in up.err
-    assert up.everyone() == []
+    assert up.process_ids() == []
 
 
 # ---- demo ----
@@ -310,10 +310,10 @@ PARTS = (
 )
 
 
-def test_demos_beside_up(up: Command, tmp_path: Path) -> None:
-    """Two demos that start at once beside an `up` take free ports, prove their tables and leave nothing behind.
+def test_demos_during_up(up: Command, tmp_path: Path) -> None:
+    """Two simultaneous demos during an `up` take free ports, prove their tables and leave no process behind.
 
-    Of one seed, both sell the same; each at its own time of day, which its digest covers.
+    Both have one seed and sell the same, each at its own time of day, which its digest covers.
     """
     deliver(up)
     arguments = ("demo", "--exit", "--orders", str(ORDERS), "--seed", str(SEED))
@@ -323,37 +323,37 @@ def test_demos_beside_up(up: Command, tmp_path: Path) -> None:
 
     for demo in demos:
         assert [part for part in PARTS if not re.search(part, demo.out)] == []
-        assert demo.everyone() == []
+        assert demo.process_ids() == []
         assert list(demo.folder.iterdir()) == []
         assert "Traceback" not in demo.err
     assert address(one) != address(two)
     assert sold(one) == sold(two)
     history = shop_history(SEED, ORDERS, money=True)
     statuses = [history.expected_status(session) for session in history.session_ids()]
-    # Three buyers of carts left behind come back.
+    # Three buyers return to their abandoned carts.
     assert f"paid {statuses.count('paid') + 3}".split() in [line.split() for line in one.out.splitlines()]
     assert asked(up, "/v1/orders").status_code == 200
 
 
 def address(demo: Command) -> str:
-    """Return where a demo said that it runs."""
+    """Return the address that a demo printed."""
     (url,) = re.findall(r"Payfold runs at (http://\S+?),", demo.err)
     return str(url)
 
 
 def sold(demo: Command) -> list[str]:
-    """Return what a demo says of its shop, which follows from the seed: orders, money, carts and funnel."""
+    """Return a demo's lines about its shop, which depend on the seed: orders, money, carts and funnel."""
     _, _, after = demo.out.partition("Orders\n")
     return [line for line in after.splitlines() if not line.startswith(("digest of", "calls to Stripe"))]
 
 
 def test_demo_to_look_around(tmp_path: Path) -> None:
-    """Without --exit a demo goes on: its token opens its orders at its address, until its terminal is closed."""
+    """Without --exit a demo keeps running: its token opens its orders at its address, until its terminal is closed."""
     with running(
         tmp_path / "data", "demo", "--orders", str(ORDERS), "--seed", str(SEED), PORT=str(free_port())
     ) as demo:
         orders = asked(demo, "/v1/orders?limit=100").json()
-        url = demo.told("API")
+        url = demo.value_of("API")
 
         assert len(next(iter(orders.values()))) >= ORDERS
         assert payfold("digest", PAYFOLD_DATA_DIR=str(demo.folder)).code == 0
@@ -366,7 +366,7 @@ def test_demo_to_look_around(tmp_path: Path) -> None:
 
 
 def test_demo_interrupted(tmp_path: Path) -> None:
-    """A demo that is stopped before its proof is no success, and leaves nothing behind either."""
+    """A demo that is stopped before its proof fails, and leaves no process behind."""
     with running(tmp_path / "data", "demo", "--orders", "20000", PORT=str(free_port())) as demo:
         until(lambda: "Payfold runs at" in demo.err or demo.process.poll() is not None)
         url = address(demo)
@@ -379,8 +379,8 @@ def test_demo_interrupted(tmp_path: Path) -> None:
     assert demo.out == ""
 
 
-def test_demo_whose_worker_ends(tmp_path: Path) -> None:
-    """A demo ends with the first of its processes, and shows the last that it wrote; that is no success."""
+def test_demo_with_a_worker_that_ends(tmp_path: Path) -> None:
+    """A demo fails when one of its processes ends, and shows the last lines of the process."""
     with running(tmp_path / "data", "demo", "--orders", "20000", PORT=str(free_port())) as demo:
         until(lambda: "Payfold runs at" in demo.err or demo.process.poll() is not None)
         (worker,) = demo.child("-m", "worker")
@@ -391,20 +391,20 @@ def test_demo_whose_worker_ends(tmp_path: Path) -> None:
     assert "The worker process ended by SIGKILL" in demo.err
     assert "So the demo was stopped." in demo.err
     assert "Traceback" not in demo.err
-    assert demo.everyone() == []
+    assert demo.process_ids() == []
 
 
-def test_told_to_stop_within_a_callback() -> None:
-    """A signal stops what runs in an event loop even where it arrives while a transport calls back."""
+def test_a_signal_within_a_callback() -> None:
+    """A signal stops an event loop even if it arrives within a transport's callback."""
 
-    class _Told(asyncio.Protocol):
+    class _StoppedByData(asyncio.Protocol):
         def data_received(self, _: bytes) -> None:
             signal.raise_signal(signal.SIGTERM)
 
     async def wait_for_ever() -> None:
         ours, theirs = socket.socketpair()
         with ours, theirs:
-            await asyncio.get_running_loop().create_connection(_Told, sock=ours)
+            await asyncio.get_running_loop().create_connection(_StoppedByData, sock=ours)
             theirs.send(b"x")
             await asyncio.Event().wait()
 
@@ -415,8 +415,8 @@ def test_told_to_stop_within_a_callback() -> None:
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_told_to_stop_within_a_finalizer() -> None:
-    """A signal stops the block even where it arrives within a finalizer, which drops what its handler raises."""
+def test_a_signal_within_a_finalizer() -> None:
+    """A signal stops the block even if it arrives within a finalizer, which drops the handler's exception."""
     hook, left = sys.unraisablehook, threading.Event()
     for kind in local.STOP_SIGNALS:
         with pytest.raises(KeyboardInterrupt), local.stop_on_signal():
@@ -438,7 +438,7 @@ def stopped_within_a_finalizer(kind: signal.Signals, left: threading.Event) -> N
 
 
 def test_demo_among_others(database_url: str, tmp_path: Path) -> None:
-    """A demo refuses a database with events of others before it changes anything there."""
+    """A demo refuses a database with other events before it changes any row there."""
     engine = database.engine(database_url)
     ledger.record(engine, [ledger.delivery(sample("payment_link.created", {}, now=1).body)])
     with database.transaction(engine) as connection:

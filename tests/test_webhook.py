@@ -1,4 +1,4 @@
-"""Deliveries over HTTP: the good ones are kept and answered, the bad ones are told why and leave nothing."""
+"""Deliveries over HTTP: good ones are recorded and answered, bad ones are refused with a reason and not recorded."""
 
 import asyncio
 import hashlib
@@ -43,7 +43,7 @@ from tests.web import (
 
 Headers = Mapping[str, Any]  # one is no text
 BYTES_BETWEEN_MAX = 16 * 1024 * 1024
-"""What loopback's two buffers hold at the most."""
+"""The most that loopback's two buffers hold."""
 
 
 @pytest.fixture
@@ -55,13 +55,13 @@ def web(database_url: str, redis_url: str) -> Iterator[Web]:
 
 @pytest.fixture(scope="module")
 def shared(services: Services) -> Iterator[Web]:
-    """Return a running web process for the tests that leave nothing behind."""
+    """Return a running web process for the tests that change no data."""
     with serving_many(services) as running:
         yield running
 
 
 def is_problem(response: httpx.Response, status: int, reason: str) -> bool:
-    """Say whether the answer is a problem document that says what is wrong and nothing about us."""
+    """Return whether the answer is a problem document that names the fault and reveals no internals."""
     problem = response.json()
     assert response.status_code == status
     assert response.headers["content-type"] == "application/problem+json"
@@ -69,22 +69,22 @@ def is_problem(response: httpx.Response, status: int, reason: str) -> bool:
     assert problem["title"]
     assert len(problem["detail"]) > 15
     assert problem["type"] == f"urn:payfold:problem:{reason}"
-    return not tells_of_us(response)
+    return not reveals_internals(response)
 
 
-def tells_of_us(response: httpx.Response) -> bool:
-    """Say whether an answer has a stack trace, a path, a version or the name of what we are made of."""
-    told = str(response.headers) + response.text
+def reveals_internals(response: httpx.Response) -> bool:
+    """Return whether an answer has a stack trace, a path, a version or the name of a library."""
+    content = str(response.headers) + response.text
     return bool(
-        re.search(r"Traceback|File \"|\.py|/api/|uvicorn|python|fastapi|psycopg|whsec|'server'", told, re.IGNORECASE)
+        re.search(r"Traceback|File \"|\.py|/api/|uvicorn|python|fastapi|psycopg|whsec|'server'", content, re.IGNORECASE)
     )
 
 
-# ---- Taken in ----
+# ---- Recorded ----
 
 
 def test_recorded(web: Web) -> None:
-    """A signed event is in the inbox when it is answered, with all that is known of it, and a worker is woken."""
+    """A signed event is in the inbox when it is answered, with all of its columns, and a worker is woken."""
     sent = sample("checkout.session.completed", {}, now=int(time.time()))
     response = web.deliver(sent.body)
 
@@ -94,27 +94,27 @@ def test_recorded(web: Web) -> None:
         " payload, redacted, payload_sha256, source, state, attempts FROM events"
     )
     expected = ("", False, sent.id, sent.type, sent.created, sent.api_version, "checkout.session", sent.object_id)
-    told = hashlib.sha256(sent.body).hexdigest()
-    assert rows == [(*expected, sent.body, [], told, "webhook", "pending", 0)]
+    digest = hashlib.sha256(sent.body).hexdigest()
+    assert rows == [(*expected, sent.body, [], digest, "webhook", "pending", 0)]
     until(lambda: web.fold_messages() == 1)
 
 
 @pytest.mark.parametrize("number", range(4))
 def test_odd_events(web: Web, number: int) -> None:
-    """What cannot be folded is kept as well, byte for byte, and answered like the rest."""
+    """An event that cannot be folded is recorded too, byte for byte, and answered like any other."""
     deep = event(data={"object": {"id": "x"}}, deep=1).replace(b'"deep":1', b'"deep":' + b"[" * 10_000 + b"]" * 10_000)
     thin = event(object="v2.core.event", created="2026-11-01T00:00:00.000Z", data=None)
     body = (event(name="a\0b", amount=10**400, livemode="yes", account=7), deep, thin, event(name="?"))[number]
     body = body.replace(b'"?"', b'"\\ud800"')
 
     assert web.deliver(body).status_code == 200
-    (payload, told), *more = web.query("SELECT payload, payload_sha256 FROM inbox JOIN payloads USING (seq)")
+    (payload, digest), *more = web.query("SELECT payload, payload_sha256 FROM inbox JOIN payloads USING (seq)")
     assert not more
-    assert (payload, told) == (body, hashlib.sha256(body).digest())
+    assert (payload, digest) == (body, hashlib.sha256(body).digest())
 
 
 def test_accounts(database_url: str, redis_url: str) -> None:
-    """A delivery belongs to the account that it names, else to the one whose secret signed it; worlds never meet."""
+    """A delivery belongs to the account that it names, else to the account of its secret; worlds are separate."""
     secrets = f"{SECRET},acct_1=whsec_one,acct_2=whsec_two"
     with serving(settings_of(database_url, redis_url, STRIPE_WEBHOOK_SECRETS=secrets)) as web:
         for body, secret in [
@@ -150,7 +150,7 @@ def test_duplicates(web: Web) -> None:
 
 @pytest.mark.parametrize("chunks", [[b"", b" "], [b" "] * 5])
 def test_chunked(web: Web, chunks: list[bytes]) -> None:
-    """A body may come in pieces without its length."""
+    """A chunked body without a length is recorded."""
     body = event()
     pieces = [body[:1], *chunks, body[1:]]
     sent = b"".join(pieces)
@@ -172,7 +172,7 @@ def test_largest(web: Web) -> None:
 
 
 def swapped(body: bytes) -> dict[str, str]:
-    """Return the header of *body* as an endpoint with another secret would get it."""
+    """Return the header that Stripe would send for *body* to an endpoint with another secret."""
     return signed(body, secret="whsec_other")
 
 
@@ -197,7 +197,7 @@ BAD_HEADERS: dict[str, tuple[Callable[[], Headers], str]] = {
 
 @pytest.mark.parametrize(("headers", "reason"), BAD_HEADERS.values(), ids=BAD_HEADERS.keys())
 def test_bad_headers(shared: Web, headers: Callable[[], Headers], reason: str) -> None:
-    """What is not signed, or not now, is refused with its reason, counted, and not kept."""
+    """A delivery without a valid current signature is refused with its reason, counted, and not recorded."""
     before = shared.counters().get(reason, 0)
 
     assert is_problem(shared.client.post(PATH, content=BODY, headers=headers()), 400, reason)
@@ -221,7 +221,7 @@ BAD_BODIES = {
 
 @pytest.mark.parametrize(("body", "reason"), BAD_BODIES.values(), ids=BAD_BODIES.keys())
 def test_bad_bodies(shared: Web, body: bytes, reason: str) -> None:
-    """What is signed but cannot be kept is refused with its reason, counted, and not kept."""
+    """A signed body that is no event is refused with its reason, counted, and not recorded."""
     before = shared.counters().get(reason, 0)
 
     assert is_problem(shared.deliver(body), 400, reason)
@@ -237,17 +237,17 @@ def test_no_secret(database_url: str, redis_url: str) -> None:
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "PUT", "PATCH", "DELETE", "OPTIONS"])
 def test_wrong_method(shared: Web, method: str) -> None:
-    """Any method but POST is refused, and the right one is named."""
+    """Any method but POST is refused, and the answer names POST."""
     response = shared.client.request(method, PATH)
 
     assert (response.status_code, response.headers["allow"]) == (405, "POST")
-    assert not tells_of_us(response)
+    assert not reveals_internals(response)
     if method != "HEAD":
         assert response.json()["status"] == 405
 
 
 def head(*more: bytes) -> bytes:
-    """Return the beginning of a post with *more* headers, which may turn out to be signed."""
+    """Return the head of a POST with *more* headers and a signature that may be right."""
     return b"\r\n".join([b"POST /webhooks/stripe HTTP/1.1", b"Host: payfold", claim(), *more, b"", b""])
 
 
@@ -257,7 +257,7 @@ def claim() -> bytes:
 
 
 def test_announced_too_large(shared: Web) -> None:
-    """A body that says that it is too large is not waited for: 413, and the connection is closed."""
+    """A body with a too large Content-Length is not awaited: 413, and the connection is closed."""
     before = shared.counters().get("body_too_large", 0)
     answer = shared.send_raw(head(b"Content-Length: 5242880", b"Expect: 100-continue")).answer()
 
@@ -269,7 +269,7 @@ def test_announced_too_large(shared: Web) -> None:
 
 @pytest.mark.parametrize("length", [b"Content-Length: 5242880", b"Content-Length: " + b"9" * 19])
 def test_too_large_while_sending(shared: Web, length: bytes) -> None:
-    """A client that sends its too large body all the same gets to read the 413."""
+    """A client that sends its too large body anyway can still read the 413."""
     assert shared.send_raw(head(length) + b" " * 65_536).answer().startswith(b"HTTP/1.1 413 ")
 
 
@@ -283,7 +283,7 @@ def send_without_end(raw: Raw, chunk: bytes, bytes_max: int) -> None:
             except ConnectionError:
                 return
             sent += len(chunk)
-    pytest.fail("nobody stops it")
+    pytest.fail("the server did not close the connection")
 
 
 def test_endless_chunks(shared: Web) -> None:
@@ -297,7 +297,7 @@ def test_endless_chunks(shared: Web) -> None:
 
 
 def test_slow_body(database_url: str, redis_url: str) -> None:
-    """A body that does not come in time is no longer waited for: 408, and the connection is closed."""
+    """A body that does not arrive in time is refused: 408, and the connection is closed."""
     with serving(settings_of(database_url, redis_url), body_seconds_max=0.1) as web:
         before = web.counters().get("body_too_slow", 0)
         answer = web.send_raw(head(b"Content-Length: 100"), b"{").answer()
@@ -308,7 +308,7 @@ def test_slow_body(database_url: str, redis_url: str) -> None:
 
 
 def test_broken_off(web: Web) -> None:
-    """A client that goes away in the middle of its body leaves nothing, and the next is served."""
+    """A client that disconnects in the middle of its body leaves no event, and the next client is served."""
     before = web.counters().get("body_too_slow", 0)
     web.send_raw(head(b"Content-Length: 100"), BODY[:50]).connection.close()
 
@@ -317,20 +317,20 @@ def test_broken_off(web: Web) -> None:
 
 
 class HastyHttp(BoundedHttp):
-    """Waits a tenth of a second for a request to begin."""
+    """Waits a tenth of a second for the head of a request."""
 
     head_seconds_max = 0.1
 
 
 @pytest.mark.parametrize("sent", [b"", b"POST /webhooks/stripe HTTP/1.1\r\nHost: pay"])
 def test_slow_head(database_url: str, redis_url: str, sent: bytes) -> None:
-    """A client that does not get to the end of its headers is not waited for, nor one that says nothing."""
+    """A client that does not finish its headers in time gets a 408, and so does a silent one."""
     with serving(settings_of(database_url, redis_url), http=HastyHttp) as web:
         assert web.send_raw(sent).answer().startswith(b"HTTP/1.1 408 ")
 
 
 def test_hasty_only_with_heads(database_url: str, redis_url: str) -> None:
-    """The time for the headers does not run while the body comes, nor between two requests."""
+    """The time limit for headers applies neither to the body nor between two requests."""
     with serving(settings_of(database_url, redis_url), http=HastyHttp, body_seconds_max=0.3) as web:
         assert web.send_raw(head(b"Content-Length: 9")).answer().startswith(b"HTTP/1.1 408 ")
         answer = web.send_raw(head(b"Content-Length: 0"), head(b"Content-Length: 0", b"Connection: close")).answer()
@@ -339,7 +339,7 @@ def test_hasty_only_with_heads(database_url: str, redis_url: str) -> None:
 
 
 def test_endless_headers(shared: Web) -> None:
-    """Headers without end are read up to a limit and no further."""
+    """Endless headers are read up to a limit and no further."""
     before = shared.counters().get("head_too_large", 0)
     line = b"X-More: " + b"x" * 65_536 + b"\r\n"
     send_without_end(shared.send_raw(head()[:-2]), line, HEAD_BYTES_MAX + BYTES_BETWEEN_MAX)
@@ -349,7 +349,7 @@ def test_endless_headers(shared: Web) -> None:
 
 @pytest.mark.parametrize("path", ["/webhooks", "/webhooks/stripe/x", "/webhooks/stripe//", "/webhooks//stripe"])
 def test_elsewhere(shared: Web, path: str) -> None:
-    """Deliveries to another path are told that it is another path."""
+    """A delivery to another path is a 404 with a problem document."""
     response = shared.client.post(path, content=BODY, headers=signed(BODY))
 
     assert response.status_code == 404
@@ -357,7 +357,7 @@ def test_elsewhere(shared: Web, path: str) -> None:
 
 
 def test_a_slash_at_the_end(web: Web) -> None:
-    """An endpoint that was entered with a slash at its end works like the other, also where it refuses."""
+    """An endpoint with a slash at its end works like the one without, refusals included."""
     taken = web.client.post(f"{PATH}/", content=BODY, headers=signed(BODY))
     refused = web.client.get(f"{PATH}/")
 
@@ -371,7 +371,7 @@ def test_a_slash_at_the_end(web: Web) -> None:
 
 
 def test_a_copy_with_other_bytes(web: Web) -> None:
-    """A copy with other bytes is answered as a duplicate is, and kept once until the fold compares it."""
+    """A copy with other bytes is answered like a duplicate, and kept once until the fold compares it."""
     newer = sample("checkout.session.completed", {}, now=int(time.time()))
     older = render(newer, "2024-06-20")
     for each in (older, newer, older, newer):
@@ -383,7 +383,7 @@ def test_a_copy_with_other_bytes(web: Web) -> None:
 
 
 def test_two_endpoints_at_once(web: Web) -> None:
-    """Of what two endpoints of different versions deliver together nothing is lost."""
+    """Two endpoints of different versions that deliver the same events at once lose none."""
     now = int(time.time())
     newer = [sample("checkout.session.completed", {}, now=now + number) for number in range(20)]
     bodies = [each.body for event_ in newer for each in (event_, render(event_, "2024-06-20"))]
@@ -414,7 +414,7 @@ REFUSE_AT_COMMIT = """CREATE CONSTRAINT TRIGGER poison AFTER INSERT ON inbox DEF
 def together(web: Web, bodies: list[bytes]) -> list[int]:
     """Deliver *bodies* at one moment, each on a connection of its own, and return the statuses.
 
-    The first delivery waits for a lock that is held here, and behind it the others gather.
+    The first delivery waits for a lock of this function, and the others queue behind it.
     """
     with psycopg.connect(web.settings.libpq) as blocker:
         blocker.execute("LOCK TABLE inbox IN ROW EXCLUSIVE MODE")
@@ -426,7 +426,7 @@ def together(web: Web, bodies: list[bytes]) -> list[int]:
             )
         )
         raws += [web.send_raw(posted(body)) for body in bodies]
-        # What was sent before this was read before its answer.
+        # The server reads the earlier deliveries before it answers this one.
         assert web.get("/health/live").status_code == 200
         blocker.rollback()
     answers = [raw.answer() for raw in raws]
@@ -435,7 +435,7 @@ def together(web: Web, bodies: list[bytes]) -> list[int]:
 
 
 def posted(body: bytes) -> bytes:
-    """Return the bytes of a delivery whose connection ends with its answer."""
+    """Return the bytes of a delivery with `Connection: close`."""
     signature = signed(body)["Stripe-Signature"].encode()
     length = b"Content-Length: %d" % len(body)
     lines = [b"POST /webhooks/stripe HTTP/1.1", b"Host: payfold", b"Stripe-Signature: " + signature, length]
@@ -454,9 +454,9 @@ def test_one_statement(web: Web) -> None:
 
 @pytest.mark.parametrize("trigger", [REFUSE_AT_ONCE, REFUSE_AT_COMMIT], ids=["row", "commit"])
 def test_poison(web: Web, trigger: str) -> None:
-    """One delivery that PostgreSQL will not have hurts none of the 63 in flight with it.
+    """One delivery that PostgreSQL refuses affects none of the 63 in flight with it.
 
-    Nor is it answered with a 2xx where it is only the commit that fails.
+    It gets no 2xx either if only the commit fails.
     """
     web.query(REFUSE_POISON)
     with psycopg.connect(web.settings.libpq) as connection:
@@ -468,19 +468,19 @@ def test_poison(web: Web, trigger: str) -> None:
     assert web.inbox() == sorted(f"evt_{number}" for number in range(63))
 
 
-def test_poison_tells_nothing(web: Web) -> None:
-    """A delivery that PostgreSQL will not have is to be sent again, and not told what PostgreSQL said."""
+def test_poison_reveals_nothing(web: Web) -> None:
+    """The answer to a delivery that PostgreSQL refuses asks for a retry, and does not show PostgreSQL's message."""
     web.query(REFUSE_POISON + REFUSE_AT_ONCE)
     response = web.deliver(event("poison"))
 
     assert (response.status_code, response.headers["retry-after"]) == (503, "5")
     assert response.headers["content-type"] == "application/problem+json"
     assert "buyer" not in response.text
-    assert not tells_of_us(response)
+    assert not reveals_internals(response)
 
 
 def test_coalesced(web: Web) -> None:
-    """A thousand deliveries leave a worker a message or two."""
+    """A thousand deliveries send a worker one or two messages."""
     account = Account(seed=1)
     for _ in range(1000):
         account.create_payment_link()
@@ -494,7 +494,7 @@ def test_coalesced(web: Web) -> None:
 
 
 def test_redelivery_wakes(web: Web) -> None:
-    """A redelivery of an event that nobody folded wakes the worker again, though the inbox knows it."""
+    """A redelivery of an event that is not folded wakes the worker again, although the inbox has it."""
     assert web.deliver(BODY).status_code == 200
     until(lambda: web.fold_messages() == 1)
     web.forget_messages()
@@ -504,7 +504,7 @@ def test_redelivery_wakes(web: Web) -> None:
 
 
 def test_broker_away(database_url: str, own_valkey: Valkey) -> None:
-    """Deliveries are taken while Redis is away, without waiting for it, and once it is back a worker is woken."""
+    """While Redis is away deliveries are recorded without waiting for it, and once it is back a worker is woken."""
     with serving(settings_of(database_url, own_valkey.url)) as web:
         own_valkey.stop()
         started = time.monotonic()
@@ -550,10 +550,10 @@ def test_credentials_go_nowhere(database_url: str, redis_url: str, tmp_path: Pat
             client.get("/v1/orders", headers={"Authorization": "Bearer a-reader"}),
         ]
     assert [answer.status_code for answer in answers] == [200, 400, 400, 503, 200, 200, 200]
-    told = log.read_text()
-    assert "delivery.refused" in told
-    assert "deliveries.not_recorded" in told
-    assert [mark for mark in marks if mark in told] == []
+    logged = log.read_text()
+    assert "delivery.refused" in logged
+    assert "deliveries.not_recorded" in logged
+    assert [mark for mark in marks if mark in logged] == []
     assert [mark for mark in marks[:3] if any(mark in answer.text for answer in answers)] == []
     assert marks[3] in answers[4].text
     assert marks[3] not in answers[5].text
@@ -570,7 +570,7 @@ def test_credentials_go_nowhere(database_url: str, redis_url: str, tmp_path: Pat
 
 
 def test_several_processes(database_url: str, redis_url: str, tmp_path: Path) -> None:
-    """Several web processes share the port, and each is bounded as one is, and shows what all have counted."""
+    """Several web processes share the port, each with the limits of one, and each shows the counters of all."""
     environment = environment_of(database_url, redis_url) | {"WEB_CONCURRENCY": "2"}
     with process(environment, tmp_path / "log") as base_url, httpx.Client(base_url=base_url) as client:
         assert client.post(PATH, content=BODY, headers=signed(BODY)).status_code == 200
@@ -580,7 +580,7 @@ def test_several_processes(database_url: str, redis_url: str, tmp_path: Path) ->
         shown: dict[str, set[str]] = {}
 
         def show_the_same() -> bool:
-            # Each connection may be taken by either.
+            # Either process may accept a connection.
             text = httpx.get(f"{base_url}/metrics", headers=READER).text
             (instance,) = set(re.findall('instance="(.+?)"', text))
             shown[instance] = set(re.findall(r'_total{.+="(?:new|head_too_large)"} \S+', text))
@@ -591,7 +591,7 @@ def test_several_processes(database_url: str, redis_url: str, tmp_path: Path) ->
 
 @contextmanager
 def process(environment: Mapping[str, str], log: Path) -> Iterator[str]:
-    """Run the web process itself, with every line it logs in *log*, and return where it is."""
+    """Run the web process itself, with its log lines in *log*, and return its address."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     more = {"PORT": str(port), "PAYFOLD_HOST": "127.0.0.1", "PAYFOLD_LOG_LEVEL": "debug"}
@@ -601,7 +601,7 @@ def process(environment: Mapping[str, str], log: Path) -> Iterator[str]:
         )
     try:
         base_url = f"http://127.0.0.1:{port}"
-        # Several processes import everything, on a machine that may be busy.
+        # Several processes import all modules, on a machine that may be busy.
         until(lambda: running.poll() is not None or is_up(base_url), 90)
         yield base_url
     finally:
@@ -610,7 +610,7 @@ def process(environment: Mapping[str, str], log: Path) -> Iterator[str]:
 
 
 def is_up(base_url: str) -> bool:
-    """Say whether somebody answers there."""
+    """Return whether a server answers at *base_url*."""
     try:
         return httpx.get(f"{base_url}/health/live").is_success
     except httpx.TransportError:
@@ -618,7 +618,7 @@ def is_up(base_url: str) -> bool:
 
 
 def poison(body: bytes) -> bytes:
-    """Return *body* under the id that PostgreSQL will not have."""
+    """Return *body* under the id that PostgreSQL refuses."""
     return body.replace(b"evt_1", b"evt_poison")
 
 
@@ -626,7 +626,7 @@ def poison(body: bytes) -> bytes:
 
 
 def test_head_in_one_read(shared: Web) -> None:
-    """A head of 200,000 bytes is refused as well where it comes whole."""
+    """A head of 200,000 bytes is refused even if it comes in one read."""
     answer = shared.send_raw(head(*[b"X-More: " + b"x" * 20_000] * 10, b"Content-Length: 0")).answer()
 
     assert answer.startswith(b"HTTP/1.1 431 ")
@@ -643,7 +643,7 @@ def test_head_in_one_read(shared: Web) -> None:
     ids=["many headers", "long address", "not HTTP"],
 )
 def test_odd_heads(shared: Web, sent: bytes, reason: bytes) -> None:
-    """A head with too many headers, too long an address or no form is refused with its reason."""
+    """A head with too many headers, a too long address or a malformed line is refused with its reason."""
     answer = shared.send_raw(sent).answer()
 
     assert re.search(reason, answer, re.DOTALL)
@@ -651,7 +651,7 @@ def test_odd_heads(shared: Web, sent: bytes, reason: bytes) -> None:
 
 
 def test_endless_trailers(shared: Web) -> None:
-    """What follows the last chunk of a body is bounded as the head is."""
+    """The trailers after the last chunk of a body have the limits of the head."""
     chunked = b"POST /health/live HTTP/1.1\r\nHost: payfold\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n"
     raw = shared.send_raw(chunked)
 
@@ -659,7 +659,7 @@ def test_endless_trailers(shared: Web) -> None:
 
 
 def test_many_pipelined(shared: Web) -> None:
-    """A client that sends requests without reading an answer cannot make them wait in memory without end."""
+    """A client that sends requests without reading answers cannot fill the memory."""
     many = b"GET /v1/orders HTTP/1.1\r\nHost: payfold\r\n\r\n" * 5000
     answers = shared.send_raw(many).answer()
 
@@ -667,14 +667,14 @@ def test_many_pipelined(shared: Web) -> None:
 
 
 class ImpatientHttp(HastyHttp):
-    """Waits a tenth of a second for a client to read its answer, too, and has room for two connections."""
+    """Also waits a tenth of a second for a client to read its answer, and accepts two connections."""
 
     send_seconds_max = 0.1
     connections_max = 2
 
 
 def test_blank_lines_between_requests(database_url: str, redis_url: str) -> None:
-    """A client that sends blank lines between two requests does not hold its connection."""
+    """A client that sends blank lines between two requests is disconnected."""
     with serving(settings_of(database_url, redis_url), http=HastyHttp) as web:
         raw = web.send_raw(b"GET /health/live HTTP/1.1\r\nHost: payfold\r\n\r\n")
         assert raw.connection.recv(65_536).startswith(b"HTTP/1.1 200 ")
@@ -683,7 +683,7 @@ def test_blank_lines_between_requests(database_url: str, redis_url: str) -> None
 
 
 def test_unread_answers(database_url: str, redis_url: str) -> None:
-    """A client that does not read its answers does not hold its connection."""
+    """A client that does not read its answers is disconnected."""
     with serving(settings_of(database_url, redis_url), http=ImpatientHttp) as web:
         raw = web.send_raw()
         page = b"GET /openapi.json HTTP/1.1\r\nHost: payfold\r\n\r\n"
@@ -691,7 +691,7 @@ def test_unread_answers(database_url: str, redis_url: str) -> None:
 
 
 def test_many_connections(database_url: str, redis_url: str) -> None:
-    """Beyond so many connections the next one is sent away, and taken again once one of them has ended."""
+    """A connection beyond the limit is refused, and accepted again once another has ended."""
     with serving(settings_of(database_url, redis_url), http=ImpatientHttp) as web:
         web.client.close()
         first, second = web.send_raw(head()[:10]), web.send_raw(head()[:10])

@@ -1,4 +1,4 @@
-"""The wheel holds all that the code reads, so that an installed Payfold is the one of the checkout."""
+"""The wheel holds every file that the code reads, so that an installed Payfold equals the checkout."""
 
 import shutil
 import subprocess
@@ -28,7 +28,7 @@ def wheel(tmp_path: Path) -> Mapping[str, bytes]:
 
 
 def test_every_file_is_in_the_wheel(wheel: Mapping[str, bytes]) -> None:
-    """Code, migrations, style sheet, Procfile and the rest: what the packages hold here, they hold there."""
+    """The wheel has every file of the packages: code, migrations, style sheet, Procfile and the rest."""
     here = {
         str(path.relative_to(ROOT)): path.read_bytes()
         for package in PACKAGES

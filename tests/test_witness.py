@@ -1,4 +1,4 @@
-"""What the columns mean, stated a second time: of every column, from documentation, and as the folds have it."""
+"""An independent reading, from Stripe's documentation, states every column as the folds have it."""
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -18,7 +18,7 @@ from worker.proof.witness import Statement
 ROUNDS: Final = 3
 """How many objects of each shape the property test folds with one event each, and how many with two."""
 STATE: Final = ("status", "payment_status", "captured", "refunded", "status_transitions", "voided_at", "finalized_at")
-"""What orders the events of an object before their times do, and since when it has its state."""
+"""Fields that order the events of an object before their times do, or date its state."""
 NOT_FOLDED: Final = {("charge", "refunds"), ("invoice", "invoice_payments")}
 """Lists within an object of which the folds make no rows: delete a line once they do."""
 
@@ -30,7 +30,7 @@ Key: TypeAlias = tuple[str, str, str]
 
 
 def test_every_column_is_mapped_or_excepted() -> None:
-    """The map and its exceptions are together all columns of the projections beyond their keys, each once."""
+    """The map and its exceptions together name each column of the projections except the keys exactly once."""
     every = {
         (table.name, column.name)
         for table in tables.PROJECTIONS
@@ -54,7 +54,7 @@ def test_every_line_has_its_source_and_every_exception_its_reason() -> None:
         assert len(reason.split()) > 5
 
 
-# ---- As the folds have it ----
+# ---- Agreement with the folds ----
 
 
 def _key(statement: Statement) -> Key:
@@ -93,9 +93,9 @@ def _changed(before: Body, after: Body) -> Body:
 )
 @given(seed=st.integers(0, 2**32))
 def test_a_row_is_what_its_object_states(engine: Engine, seed: int) -> None:
-    """Each row has the columns that the object states, of any type and version, in the one event or in the last of two.
+    """A row has the columns that the witness states for its object, of any type and version, by one event or two.
 
-    It overwrites what an earlier event reported in the same state.
+    The second event of the same state overwrites the first.
     """
     chance = Chance(seed)
     alone = [shape(chance) for _ in range(ROUNDS) for shape in SHAPES]
@@ -114,7 +114,7 @@ def test_a_row_is_what_its_object_states(engine: Engine, seed: int) -> None:
 
 
 def test_the_objects_at_random_have_every_column() -> None:
-    """No column is compared with nothing: each has some value among the objects at random."""
+    """Each column has a value in some random object, so that no column goes uncompared."""
     chance = Chance(0)
     stated = {
         (statement.table, name)
@@ -157,20 +157,20 @@ def _places(json: Any) -> list[tuple[Any, Any]]:  # noqa: ANN401 - any JSON
 
 
 def _listed(body: Body) -> int:
-    """Return how many items the lists of *body* have."""
+    """Return the number of items in the lists of *body*."""
     pages = [value.get("data") for value in body.values() if isinstance(value, Mapping)]
     return sum(len(data) for data in pages if isinstance(data, list))
 
 
 def _fits(value: witness.Value, kind: type) -> bool:
-    """Tell whether *value* is null or of the *kind* that its column has; true is no number."""
+    """Return whether *value* is null or of the *kind* of its column; true is no number."""
     return value is None or (isinstance(value, kind) and isinstance(value, bool) == (kind is bool))
 
 
 @settings(max_examples=150)
 @given(seed=st.integers(0, 2**32), data=st.data())
 def test_no_json_is_too_odd(seed: int, data: st.DataObject) -> None:
-    """With any JSON in any place nothing is raised, no more rows are stated than are listed, and each value fits."""
+    """With any JSON in any place the witness raises no error, states at most the listed rows, and each value fits."""
     chance = Chance(seed)
     _, _, body = chance.choice(SHAPES)(chance)
     for _ in range(data.draw(st.integers(1, 4))):
@@ -189,7 +189,7 @@ def test_no_json_is_too_odd(seed: int, data: st.DataObject) -> None:
 
 @given(odd=_JSON, kind=st.sampled_from(sorted({each.object for each in witness.LISTED})))
 def test_any_json_may_be_asked(odd: Any, kind: str) -> None:  # noqa: ANN401 - any JSON
-    """What is no object, or an object of no known type, states nothing; nor does one without a readable id."""
+    """JSON without an object of a known type and a readable id states no row."""
     assert witness.statements(odd) == []
     assert witness.statements({"id": "x_1", "object": odd, "amount": 5}) == []
     assert witness.statements({"object": kind, "amount": 5, "status": odd}) == []
@@ -205,7 +205,7 @@ def _stated(body: Body, table: str) -> Mapping[str, Any]:
 
 
 def test_a_converted_session_counts_in_the_shops_currency() -> None:
-    """15.00 USD that its buyer paid as 20.55 CAD; the conversion leaves open what the tax was in USD."""
+    """15.00 USD that the buyer paid as 20.55 CAD: the conversion does not give the tax in USD, which is null."""
     session = {"id": "cs_1", "object": "checkout.session", "currency": "cad", "amount_subtotal": 2055}
     session |= {"amount_total": 2055, "total_details": {"amount_discount": 0, "amount_shipping": 0, "amount_tax": 137}}
     conversion = {"amount_subtotal": 1500, "amount_total": 1500, "fx_rate": "1.37", "source_currency": "usd"}
@@ -227,7 +227,7 @@ def test_a_converted_session_counts_in_the_shops_currency() -> None:
     }
 
 
-def test_a_session_of_today_says_what_its_buyer_saw() -> None:
+def test_a_session_of_today_has_the_buyers_currency() -> None:
     """Since basil amounts stay in the shop's currency, and presentment_details has the buyer's."""
     details = {"presentment_amount": 163400, "presentment_currency": "krw"}
     session = {"id": "cs_1", "object": "checkout.session", "currency": "usd", "amount_total": 1500}
@@ -263,8 +263,8 @@ def test_shipping_is_a_name_and_an_address(places: dict[str, Any]) -> None:
     assert _stated(body, "orders") == {"shipping": {"name": "Buyer", "address": address}}
 
 
-def test_what_the_buyer_typed_comes_before_what_the_shop_passed() -> None:
-    """`customer_email` is only what the session was created with."""
+def test_the_buyers_email_beats_the_shops() -> None:
+    """The buyer's email beats `customer_email`, with which the shop created the session."""
     session = {"id": "cs_1", "object": "checkout.session", "customer_email": "passed@example.com"}
 
     typed = {**session, "customer_details": {"email": "typed@example.com"}}
@@ -273,7 +273,7 @@ def test_what_the_buyer_typed_comes_before_what_the_shop_passed() -> None:
 
 
 def test_lines_are_stated_whole_or_not_at_all() -> None:
-    """A first page of lines is not what was ordered; a line knows its order, price and product by their ids."""
+    """An incomplete list of lines states no line; a line names its order, price and product by their ids."""
     price = {"id": "price_1", "object": "price", "product": {"id": "prod_1", "object": "product"}}
     line = {"id": "li_1", "object": "item", "amount_total": 300, "price": price, "quantity": 3}
     page = {"object": "list", "data": [line], "has_more": False}
@@ -306,14 +306,14 @@ def test_a_credit_note_adds_up() -> None:
 
 
 def test_an_old_credit_note_leaves_its_parts_open() -> None:
-    """Before basil a note names one refund by its id, and never how much that was."""
+    """Before basil a note names one refund by its id, and never its amount."""
     note = {"id": "cn_1", "object": "credit_note", "amount": 900, "refund": "re_1", "out_of_band_amount": None}
 
     assert _stated(note, "credit_notes") == {"amount": 900, "out_of_band_amount": None}
 
 
 def test_a_balance_is_in_the_customers_currency() -> None:
-    """Negative is credit; the balance had another name until 2019-10-17, and without a currency it is no money."""
+    """A negative balance is credit; its key was another until 2019-10-17; without a currency it is not stated."""
     for name in ("balance", "account_balance"):
         customer = {"id": "cus_1", "object": "customer", name: -200}
         (_, balance) = witness.statements({**customer, "currency": "usd"})
@@ -322,7 +322,7 @@ def test_a_balance_is_in_the_customers_currency() -> None:
 
 
 def test_an_invoice_was_dated_elsewhere_before_2019() -> None:
-    """`date` became `created`, and `finalized_at` went into status_transitions; null is for what did not happen yet."""
+    """`date` became `created`, and `finalized_at` moved into status_transitions; a moment still to come is null."""
     invoice = {"id": "in_1", "object": "invoice", "subscription": "sub_1"}
     older = {**invoice, "date": T, "finalized_at": T}
     newer = {"created": T, "status_transitions": {"finalized_at": T, "paid_at": None, "voided_at": None}}
@@ -332,16 +332,16 @@ def test_an_invoice_was_dated_elsewhere_before_2019() -> None:
     assert _stated({**invoice, **newer}, "invoices") == columns
 
 
-def test_a_reference_is_an_id_or_an_object_and_null_says_nothing() -> None:
-    """Answers may hold the whole object; basil moved an invoice's subscription into its parent."""
+def test_a_reference_is_an_id_or_an_object_or_null() -> None:
+    """An answer may hold the whole object instead of its id; basil moved an invoice's subscription into its parent."""
     parent = {"type": "subscription_details", "subscription_details": {"subscription": {"id": "sub_1"}}}
     invoice = {"id": "in_1", "object": "invoice", "customer": None, "parent": parent}
 
     assert _stated(invoice, "invoices") == {"subscription": "sub_1"}
 
 
-def test_what_is_deleted_says_only_that() -> None:
-    """A customer and a draft leave `deleted` behind."""
+def test_a_deleted_object_states_only_that() -> None:
+    """A deleted customer and a deleted draft state only `deleted`."""
     assert witness.statements({"id": "cus_1", "object": "customer", "deleted": True}) == [
         Statement("customers", "cus_1", {"deleted": True})
     ]
@@ -350,8 +350,8 @@ def test_what_is_deleted_says_only_that() -> None:
     ]
 
 
-def test_only_what_is_kept_is_stated() -> None:
-    """A preview is no invoice, and of payment intents only the canceled ones have a row."""
+def test_only_kept_objects_are_stated() -> None:
+    """A preview states no invoice, and only a canceled payment intent states a row."""
     intent = {"id": "pi_1", "object": "payment_intent", "canceled_at": T}
     canceled: Body = {"status": "canceled", "canceled_at": AT_T}
 
@@ -361,7 +361,7 @@ def test_only_what_is_kept_is_stated() -> None:
 
 
 def test_a_charge_of_2020_states_its_refunds_too() -> None:
-    """Until 2022-11-15 a charge lists refunds, of which each is whole, and until basil it names its invoice."""
+    """Until 2022-11-15 a charge lists its whole refunds, and until basil it names its invoice."""
     refund = {"id": "re_1", "object": "refund", "amount": 500, "charge": "ch_1", "status": "succeeded"}
     page = {"object": "list", "data": [refund], "has_more": True}
 

@@ -1,4 +1,4 @@
-"""The Celery side: a message carries no work, and a task never takes long."""
+"""Celery's tasks: a message carries no data, and a task has a time limit."""
 
 from collections.abc import Iterator
 
@@ -19,7 +19,7 @@ from worker.folding.claim import claim
 
 @pytest.fixture
 def settings(database_url: str, redis_url: str) -> Settings:
-    """Return settings on servers of this test's own."""
+    """Return settings for this test's own servers."""
     return Settings.load({"DATABASE_URL": database_url, "REDIS_URL": redis_url, "PAYFOLD_SWEEP_SECONDS": "3"})
 
 
@@ -39,7 +39,7 @@ def celery(settings: Settings, engine: Engine) -> Celery:
 
 @pytest.fixture
 def waiting(redis_url: str) -> Iterator["redis.Redis"]:
-    """Return a client of the broker, to see which messages wait."""
+    """Return a client of the broker, to read the waiting messages."""
     with redis.Redis.from_url(redis_url) as client:
         yield client
 
@@ -52,16 +52,16 @@ def with_links(engine: Engine, count: int) -> None:
     ledger.record(engine, [ledger.delivery(event.body) for event in account.events])
 
 
-def test_a_fold_takes_all_that_is_pending(celery: Celery, engine: Engine) -> None:
-    """One message is enough for any number of events, and tolerates words that an older worker does not know."""
+def test_a_fold_takes_every_pending_event(celery: Celery, engine: Engine) -> None:
+    """One message folds any number of events, and an unknown argument is tolerated."""
     with_links(engine, 1_200)
 
     assert celery.tasks[broker.FOLD](a_word_of_a_newer_release=True) == 1_200
     assert celery.tasks[broker.FOLD]() == 0
 
 
-def test_a_waker_that_stops_sends_what_was_asked(settings: Settings, waiting: "redis.Redis") -> None:
-    """What is asked for while the waker pauses between two messages is sent at its end."""
+def test_a_stopping_waker_sends_the_requested_message(settings: Settings, waiting: "redis.Redis") -> None:
+    """A wake-up requested while the waker pauses between two messages is sent when the waker stops."""
     for _ in range(20):
         waker = broker.Waker(settings)
         waker.wake()
@@ -75,16 +75,16 @@ def test_a_waker_that_stops_sends_what_was_asked(settings: Settings, waiting: "r
         waiting.delete(broker.FOLD_QUEUE)
 
 
-def test_a_fold_whose_time_is_up_wakes_its_successor(celery: Celery, engine: Engine, waiting: "redis.Redis") -> None:
-    """After its time a fold ends with work left, and a message waits for whoever goes on."""
+def test_a_fold_at_its_time_limit_wakes_its_successor(celery: Celery, engine: Engine, waiting: "redis.Redis") -> None:
+    """A fold at its time limit ends with events left, and leaves a message for the next fold."""
     with_links(engine, projection.FOLD_BATCH_MAX + 1)
 
     assert app.fold_until_done(celery, engine, seconds_max=0) == projection.FOLD_BATCH_MAX
     assert waiting.llen(broker.FOLD_QUEUE) == 1
 
 
-def test_a_fold_that_is_done_wakes_nobody(celery: Celery, engine: Engine, waiting: "redis.Redis") -> None:
-    """When nothing is pending no message is left behind."""
+def test_a_finished_fold_leaves_no_message(celery: Celery, engine: Engine, waiting: "redis.Redis") -> None:
+    """A fold without pending events at its end leaves no message."""
     with_links(engine, 3)
 
     app.fold_until_done(celery, engine)
@@ -92,8 +92,8 @@ def test_a_fold_that_is_done_wakes_nobody(celery: Celery, engine: Engine, waitin
     assert waiting.llen(broker.FOLD_QUEUE) == 0
 
 
-def test_a_sweep_finds_what_nobody_woke_for(celery: Celery, engine: Engine) -> None:
-    """The clock's sweep folds what is pending and what an older fold version folded."""
+def test_a_sweep_folds_events_without_a_wake_up(celery: Celery, engine: Engine) -> None:
+    """The clock's sweep folds pending events and those that an older fold version folded."""
     with_links(engine, 2)
     with database.transaction(engine) as connection, database.cursor(connection) as cursor:
         projection.project(cursor, claim(cursor, limit=1), now=ledger.NOW, fold_version=0)
@@ -102,14 +102,14 @@ def test_a_sweep_finds_what_nobody_woke_for(celery: Celery, engine: Engine) -> N
 
 
 def test_the_sweep_comes_as_often_as_it_is_set(celery: Celery) -> None:
-    """The timetable follows the setting, and a message that nobody took in time expires."""
+    """The timetable follows the setting, and a message that is not received in time expires."""
     entry = celery.conf.beat_schedule["sweep"]
 
     assert (entry["task"], entry["schedule"], entry["options"]["expires"]) == (broker.SWEEP, 3, 3)
 
 
 def test_a_reconciliation_each_night(database_url: str, redis_url: str, engine: Engine) -> None:
-    """At the time that is set the clock lets the tables be reconciled; the run is kept, and drift is an error."""
+    """At the configured time the clock reconciles the tables; the run is kept, and drift is an error line."""
     at = {"DATABASE_URL": database_url, "REDIS_URL": redis_url, "PAYFOLD_RECONCILE_AT": "03:30"}
     nightly = app.create(Settings.load(at), engine)
     with_links(engine, 3)
@@ -131,12 +131,12 @@ def test_a_reconciliation_each_night(database_url: str, redis_url: str, engine: 
 
 
 def test_no_reconciliation_unless_set(celery: Celery) -> None:
-    """Without a time there is none."""
+    """Without a configured time there is no reconciliation."""
     assert "reconcile" not in celery.conf.beat_schedule
 
 
 def test_a_database_that_is_away_postpones_the_fold(redis_url: str) -> None:
-    """A task that finds no PostgreSQL ends quietly: what is pending stays pending."""
+    """A task without PostgreSQL ends without an error: pending events stay pending."""
     nowhere = database.engine("postgres://nobody:x@127.0.0.1:1/none")
     celery = app.create(Settings.load({"REDIS_URL": redis_url}), nowhere)
 
@@ -145,7 +145,7 @@ def test_a_database_that_is_away_postpones_the_fold(redis_url: str) -> None:
 
 
 def test_a_wake_up_is_coalesced(settings: Settings, waiting: "redis.Redis") -> None:
-    """However often it is asked, the waker leaves one message; once that is gone, asking leaves another."""
+    """Any number of wake-ups leaves one message; after that is received the next wake-up leaves another."""
     waker = broker.Waker(settings)
     for _ in range(1_000):
         waker.wake()
@@ -167,8 +167,8 @@ def until_length(client: "redis.Redis", length: int) -> None:
     pytest.fail(f"there are never {length} messages")
 
 
-def test_a_sweep_that_fails_at_the_rest_folds_all_the_same(celery: Celery, engine: Engine) -> None:
-    """Where a table that is looked after cannot be read, what is pending is folded, and the failure is a line."""
+def test_a_sweep_folds_even_if_its_upkeep_fails(celery: Celery, engine: Engine) -> None:
+    """If a table of the upkeep cannot be read, pending events are folded, and the failure is a log line."""
     with_links(engine, 3)
     ledger.execute(engine, "REVOKE SELECT ON portal_sessions FROM CURRENT_USER")
 

@@ -428,14 +428,15 @@ def _settle(cursor: Cursor, left_open: Mapping[Subject, Joined | None], notes: _
     own = {subject: own for subject, own in left_open.items() if own is not None}
     own |= _joined(facts_of(cursor, at_rest, {}, with_pending=True))
     known = load_rows(cursor, own)
-    orders = {subject: joined for subject, joined in own.items() if subject.table == "orders"}
-    payments = settling.payments_of(cursor, settling.open_rows(orders))
-    named = {subject: joined for subject, joined in settling.open_rows(own).items() if subject.table == "credit_notes"}
+    is_open = settling.open_rows(own)
+    orders = {subject: joined for subject, joined in is_open.items() if subject.table == "orders"}
+    payments = _payments_then(cursor, orders, notes)
+    named = {subject: joined for subject, joined in is_open.items() if subject.table == "credit_notes"}
     refunds = settling.refunds_of(cursor, named)
     for subject, joined in own.items():
         row = joined.row
         if subject in payments:
-            row = payment.settle(joined, _with_news(payments[subject], joined.row, subject, notes)).row
+            row = payment.settle(joined, payments[subject]).row
         elif subject in named:
             refund = replace(subject, table="refunds", id=str(joined.row["refund"]))
             is_news, would_be = notes.settling_row(refund)
@@ -443,26 +444,42 @@ def _settle(cursor: Cursor, left_open: Mapping[Subject, Joined | None], notes: _
         groups.add(subject.table, known.get(subject), row)
 
 
-def _with_news(known: Payment, order: Row, subject: Subject, notes: _Notes) -> Payment:
-    """Return the payment *known* of an order with the rows that the log would make or change."""
-    intent = replace(subject, table="payment_intents", id=str(order["payment_intent"]))
-    new = dict(notes.settling_rows("intent", intent))
-    charges = _laid(subject, "charges", known.charges, new, notes)
-    charges = [row for row in charges if row["payment_intent"] == order["payment_intent"]]
+def _payments_then(cursor: Cursor, orders: Mapping[Subject, Joined], notes: _Notes) -> dict[Subject, Payment]:
+    """Return the payments of *orders* as they would be after the replay."""
+    intents = {
+        subject: replace(subject, table="payment_intents", id=str(joined.row["payment_intent"]))
+        for subject, joined in orders.items()
+    }
+    news = {subject: dict(notes.settling_rows("intent", intent)) for subject, intent in intents.items()}
+    # A refund may name its charge alone, and the charge be in the log.
+    charges = {each for new in news.values() for each in new if each.table == "charges"}
+    releases = settling.releases_of(cursor, charges)
+    found = {}
+    for subject, known in settling.payments_of(cursor, orders).items():
+        more = [row for charge in news[subject] for row in releases.get(charge, [])]
+        both = Payment(known.charges, [*known.releases, *more], known.cancellation)
+        found[subject] = _with_news(both, intents[subject], news[subject], notes)
+    return found
+
+
+def _with_news(known: Payment, intent: Subject, new: dict[Subject, Row], notes: _Notes) -> Payment:
+    """Return the payment *known* of *intent* with the rows *new* that the log would make or change."""
+    charges = _laid("charges", known.charges, intent, new, notes)
+    charges = [row for row in charges if row["payment_intent"] == intent.id]
     for row in charges:
-        new |= notes.settling_rows("charge", replace(subject, table="charges", id=str(row["id"])))
-    releases = _laid(subject, "refunds", known.releases, new, notes)
-    canceled = _laid(subject, "payment_intents", [known.cancellation] if known.cancellation else [], new, notes)
+        new |= notes.settling_rows("charge", replace(intent, table="charges", id=str(row["id"])))
+    releases = _laid("refunds", known.releases, intent, new, notes)
+    canceled = _laid("payment_intents", [known.cancellation] if known.cancellation else [], intent, new, notes)
     return Payment(charges, [row for row in releases if row["reason"] == payment.RELEASED], next(iter(canceled), None))
 
 
 def _laid(
-    order: Subject, table: str, known: Sequence[Row], new: Mapping[Subject, Row], notes: _Notes
+    table: str, known: Sequence[Row], intent: Subject, new: Mapping[Subject, Row], notes: _Notes
 ) -> list[Row]:  # fmt: skip
     """Return the rows *known* of a table, and those that are *new*, each as it would be after the replay."""
     found: dict[str, Row | None] = {}
     for row in known:
-        is_news, would_be = notes.settling_row(replace(order, table=table, id=str(row["id"])))
+        is_news, would_be = notes.settling_row(replace(intent, table=table, id=str(row["id"])))
         found[str(row["id"])] = would_be if is_news else row
     found |= {subject.id: row for subject, row in new.items() if subject.table == table}
     return [row for _, row in sorted(found.items()) if row is not None]

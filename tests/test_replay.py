@@ -27,7 +27,7 @@ from deploy.sandbox.rendering import render, twin
 from deploy.sandbox.signing import sign
 from schemas import database, inbox, tables
 from schemas.inbox import RECORD_ROWS_MAX
-from tests import ledger
+from tests import ledger, test_parts_of_notes, test_settling
 from tests.command import environment, payfold, started
 from tests.histories import bodies_of
 from worker import folds
@@ -342,17 +342,40 @@ def test_a_plan_comes_true(engine: Engine, tmp_path: Path, request: pytest.Fixtu
         known = chance.sample(bodies, chance.randint(0, len(bodies)))
         ledger.take_in(engine, *known, account=f"acct_{number}")
         path.write_bytes(b"".join(msgspec.json.format(body, indent=-1) + b"\n" for body in bodies))
-        before, inboxed = at_rest(engine), rows(engine, "inbox")
-        logs = Reading([str(path)], NOW, account=f"acct_{number}")
-
-        foreseen = _grouped(plan(engine, logs).rows)
-
-        assert rows(engine, "inbox") == inboxed
-        replay(engine, logs)
-        came = moved(before, at_rest(engine))
-        assert foreseen == came, f"seed {seed + number}"
-        changed += came[0]
+        changed += came_true(engine, path, f"acct_{number}", f"seed {seed + number}")
     assert {would for _, would in changed} >= {"appear", "change"}
+
+
+def came_true(engine: Engine, path: Path, account: str, name: str) -> Counter[Any]:
+    """Replay a log, and return the rows that appeared and changed after they are found to be those of the plan."""
+    before, inboxed = at_rest(engine), rows(engine, "inbox")
+    logs = Reading([str(path)], NOW, account=account)
+
+    foreseen = _grouped(plan(engine, logs).rows)
+
+    assert rows(engine, "inbox") == inboxed, name
+    replay(engine, logs)
+    came = moved(before, at_rest(engine))
+    assert foreseen == came, name
+    return came[0]
+
+
+def test_a_plan_reckons_with_what_settles(engine: Engine, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    """The plan of an order's charges, or of a note's refund, is right, whichever of both the database has already."""
+    seed = int(request.config.getoption("hypothesis_seed"))
+    chance = random.Random(seed)
+    path = tmp_path / "log"
+    changed = Counter[Any]()
+    cases = {name: case.events for name, case in test_settling.CASES.items()}
+    cases |= {name: case.events for name, case in test_parts_of_notes.CASES.items()}
+    for number, (name, events) in enumerate(cases.items()):
+        sent = test_settling.bodies(events, str(number))
+        known = chance.sample(sent, chance.randint(0, len(sent)))
+        account = f"acct_{number}"
+        ledger.take_in(engine, *known, account=account)
+        path.write_bytes(b"\n".join(sent) + b"\n")
+        changed += came_true(engine, path, account, f"{name}, seed {seed}")
+    assert changed.keys() >= {("orders", "change"), ("credit_notes", "change"), ("orders", "appear")}
 
 
 def test_a_plan_with_pending_events(engine: Engine, tmp_path: Path) -> None:

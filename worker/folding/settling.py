@@ -309,6 +309,22 @@ CROSS JOIN LATERAL (
 """
 
 
+def releases_of(cursor: Cursor, charges: Collection[Subject]) -> dict[Subject, list[Row]]:
+    """Return the refunds at rest that release one of *charges*, by the charge, which may not be at rest."""
+    found: dict[Subject, list[Row]] = defaultdict(list)
+    if charges:
+        with cursor.connection.cursor(row_factory=dict_row, binary=True) as rows:
+            for row in rows.execute(_RELEASES, (*_key_arrays(charges), payment.RELEASED)):
+                found[Subject("charges", row["account"], row["livemode"], row["charge"])].append(row)
+    return found
+
+
+_RELEASES: Final = """
+SELECT r.*, 'replay' AS source FROM unnest(%s::text[], %s::boolean[], %s::text[]) AS k (account, livemode, charge)
+JOIN refunds AS r USING (account, livemode, charge) WHERE r.reason = %s
+"""
+
+
 def payments_of(cursor: Cursor, orders: Mapping[Subject, Joined]) -> dict[Subject, Payment]:
     """Return the payments of *orders*, by the order."""
     intents = {_intent_of(subject, joined.row) for subject, joined in orders.items()}

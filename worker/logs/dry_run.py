@@ -5,6 +5,12 @@ Note [What is foreseen is kept in a file]
     new events are kept in a temporary SQLite file, by the object that they are about. Then the facts of a few objects
     at once are joined with all facts that the inbox has of them, and compared with their rows. The database is only
     read.
+
+Note [What settles is foreseen last]
+    An order that its own events leave open is settled by its charges, and a credit note by its refund: see
+    worker/folding/settling.py. The log may have the one at its beginning and the other at its end. So open orders and
+    notes are kept in the file, and the charges, refunds and cancellations that the log would make or change as well. At
+    the end the open rows, those of the database among them, are settled with both.
 """
 
 import pickle
@@ -18,6 +24,7 @@ from operator import itemgetter
 from typing import Any, Final, NamedTuple
 
 import msgspec
+from msgspec.structs import replace
 from psycopg import sql
 from psycopg.rows import dict_row
 from sqlalchemy import Engine
@@ -30,9 +37,10 @@ from worker.folding import settling
 from worker.folding.claim import event_of_delivery
 from worker.folding.joining import facts_of
 from worker.folding.rows import load_rows
-from worker.folds import join
+from worker.folds import credit_note, join, payment
 from worker.folds.facts import Event, Facts, Row, Subject
 from worker.folds.join import Joined, RowSpec
+from worker.folds.payment import Payment
 from worker.logs.replay import MENDED, NEWER, Counts, Held, Key, Reading, held
 
 OBJECTS_AT_ONCE: Final = 200
@@ -66,7 +74,10 @@ def plan(engine: Engine, logs: Reading) -> Plan:
         objects = notes.objects()
         while some := list(islice(objects, OBJECTS_AT_ONCE)):
             with database.transaction(engine) as connection, database.cursor(connection) as cursor:
-                _compare(cursor, some, groups)
+                _compare(cursor, some, notes, groups)
+        while left_open := notes.take_left_open(OBJECTS_AT_ONCE):
+            with database.transaction(engine) as connection, database.cursor(connection) as cursor:
+                _settle(cursor, left_open, notes, groups)
     return Plan(counts, groups.rows())
 
 
@@ -98,6 +109,10 @@ class _Notes:
             CREATE TABLE said (object BLOB, key BLOB, stands INT, facts BLOB, PRIMARY KEY (object, key, stands))
                 WITHOUT ROWID;
             CREATE INDEX said_by_event ON said (key);
+            CREATE TABLE left_open (subject BLOB PRIMARY KEY, own BLOB, is_taken INT) WITHOUT ROWID;
+            CREATE TABLE settling (subject BLOB PRIMARY KEY, intent BLOB, charge BLOB, row BLOB) WITHOUT ROWID;
+            CREATE INDEX settling_by_intent ON settling (intent);
+            CREATE INDEX settling_by_charge ON settling (charge);
             """
         )
 
@@ -140,6 +155,43 @@ class _Notes:
             [(of, key, stands, pickle.dumps(several, protocol=5)) for of, several in by_object.items()],
         )
 
+    def has_object_of(self, subject: Subject) -> bool:
+        """Return whether the log has events of the object of *subject*."""
+        key = (_encoded(subject.account, subject.livemode, subject.source),)
+        return self._file.execute("SELECT 1 FROM said WHERE object = ? LIMIT 1", key).fetchone() is not None
+
+    def leave_open(self, subject: Subject, own: Joined | None) -> None:
+        """Keep the order or the note *subject*, to be settled at the end; *own* is None where it is one at rest."""
+        self._file.execute("INSERT OR IGNORE INTO left_open VALUES (?, ?, 0)", (_key(subject), _pickled(own)))
+
+    def take_left_open(self, limit: int) -> dict[Subject, Joined | None]:
+        """Return some of the open orders and notes that were not returned yet."""
+        query = "SELECT subject, own FROM left_open WHERE NOT is_taken ORDER BY subject LIMIT ?"
+        found = self._file.execute(query, (limit,)).fetchall()
+        self._file.executemany("UPDATE left_open SET is_taken = 1 WHERE subject = ?", [(key,) for key, _ in found])
+        return {_subject(key): pickle.loads(own) for key, own in found}  # noqa: S301 - our own
+
+    def keep_settling(self, subject: Subject, row: Row | None) -> None:
+        """Keep a charge, a refund or a canceled intent as it would be; None where it would be gone."""
+        found: Row = {} if row is None else {"source": "replay", **row}
+        intent = subject.id if subject.table == "payment_intents" else found.get("payment_intent")
+        of = (_encoded(subject.account, subject.livemode, str(each or "")) for each in (intent, found.get("charge")))
+        self._file.execute(
+            "INSERT OR REPLACE INTO settling VALUES (?, ?, ?, ?)", (_key(subject), *of, _pickled(row and found))
+        )
+
+    def settling_row(self, subject: Subject) -> tuple[bool, Row | None]:
+        """Return whether the log would change the row *subject*, and the row as it would be."""
+        found = self._file.execute("SELECT row FROM settling WHERE subject = ?", (_key(subject),)).fetchone()
+        return (False, None) if found is None else (True, pickle.loads(found[0]))  # noqa: S301 - our own
+
+    def settling_rows(self, column: str, of: Subject) -> list[tuple[Subject, Row]]:
+        """Return the rows that the log would make or change which name *of* in *column*, the intent or the charge."""
+        key = _encoded(of.account, of.livemode, of.id)
+        found = self._file.execute(f"SELECT subject, row FROM settling WHERE {column} = ? ORDER BY subject", (key,))  # noqa: S608 - our own names
+        rows = [(_subject(subject), pickle.loads(row)) for subject, row in found]  # noqa: S301 - our own
+        return [(subject, row) for subject, row in rows if row is not None]
+
     def outcomes(self) -> Mapping[str, int]:
         """Return how many of the new events would have which state."""
         found = self._file.execute("SELECT state, sum(times) FROM events WHERE times > 0 GROUP BY state").fetchall()
@@ -154,6 +206,18 @@ class _Notes:
 
 def _encoded(account: str, livemode: bool, id_: str) -> bytes:  # noqa: FBT001 - the parts of a key
     return msgspec.json.encode([account, livemode, id_])
+
+
+def _key(subject: Subject) -> bytes:
+    return msgspec.json.encode([subject.table, subject.account, subject.livemode, subject.id])
+
+
+def _subject(key: bytes) -> Subject:
+    return Subject(*msgspec.json.decode(key, type=tuple[str, str, bool, str]))
+
+
+def _pickled(value: object) -> bytes:
+    return pickle.dumps(value, protocol=5)
 
 
 def _foresee(cursor: Cursor, notes: _Notes, deliveries: Sequence[Delivery]) -> Counts:
@@ -304,8 +368,13 @@ class _Groups:
         ]
 
 
-def _compare(cursor: Cursor, objects: Sequence[Sequence[tuple[bool, list[Facts]]]], groups: _Groups) -> None:
-    """Join the log's facts of *objects* with those of the inbox, and compare the results with the existing rows."""
+def _compare(
+    cursor: Cursor, objects: Sequence[Sequence[tuple[bool, list[Facts]]]], notes: _Notes, groups: _Groups
+) -> None:  # fmt: skip
+    """Join the log's facts of *objects* with those of the inbox, and compare the results with the existing rows.
+
+    Open orders and credit notes are kept for the end: see Note [What settles is foreseen last].
+    """
     reported: dict[Subject, list[Facts]] = defaultdict(list)
     replaced: set[tuple[Subject, str]] = set()
     for several in objects:
@@ -323,24 +392,97 @@ def _compare(cursor: Cursor, objects: Sequence[Sequence[tuple[bool, list[Facts]]
         for subject, facts in held.items()
     }
     children = {table: _children(cursor, folds.ROW_SPECS[table], of) for table, of in _by_table(reported).items()}
-    rows = _joined(cursor, reported)
+    rows = _joined(reported)
+    left_open = settling.open_rows(rows)
+    ways = settling.moved(rows, known, known.keys() - rows.keys())
+    for subject in settling.found_by(cursor, ways):
+        if not notes.has_object_of(subject):
+            notes.leave_open(subject, None)
     for subject in reported:
         spec, row, joined = folds.ROW_SPECS[subject.table], known.get(subject), rows.get(subject)
-        groups.add(subject.table, row, None if joined is None else joined.row)
+        if subject.table in settling.MOVING:
+            notes.keep_settling(subject, None if joined is None else joined.row)
+        if subject in left_open:
+            notes.leave_open(subject, joined)
+        else:
+            groups.add(subject.table, row, None if joined is None else joined.row)
         before = children[subject.table].get(subject, {})
         after = {} if joined is None else {each["id"]: each for each in joined.children}
         for id_ in before.keys() | after.keys():
             groups.add(spec.child, before.get(id_), after.get(id_))
 
 
-def _joined(cursor: Cursor, facts: Mapping[Subject, list[Facts]]) -> dict[Subject, Joined]:
-    """Return the joined rows. Charges and refunds that only the log has are not used to settle orders and notes yet."""
+def _joined(facts: Mapping[Subject, list[Facts]]) -> dict[Subject, Joined]:
+    """Return the rows that their own events make."""
     found = {}
     for subject, several in facts.items():
         joined = join.fold_all(folds.ROW_SPECS[subject.table], several) if several else None
         if joined is not None:
             found[subject] = joined
-    return found | settling.settled(cursor, settling.open_rows(found))
+    return found
+
+
+def _settle(cursor: Cursor, left_open: Mapping[Subject, Joined | None], notes: _Notes, groups: _Groups) -> None:
+    """Settle open orders and credit notes, and compare the results with the existing rows."""
+    at_rest = {subject for subject, own in left_open.items() if own is None}
+    own = {subject: own for subject, own in left_open.items() if own is not None}
+    own |= _joined(facts_of(cursor, at_rest, {}, with_pending=True))
+    known = load_rows(cursor, own)
+    is_open = settling.open_rows(own)
+    orders = {subject: joined for subject, joined in is_open.items() if subject.table == "orders"}
+    payments = _payments_then(cursor, orders, notes)
+    named = {subject: joined for subject, joined in is_open.items() if subject.table == "credit_notes"}
+    refunds = settling.refunds_of(cursor, named)
+    for subject, joined in own.items():
+        row = joined.row
+        if subject in payments:
+            row = payment.settle(joined, payments[subject]).row
+        elif subject in named:
+            refund = replace(subject, table="refunds", id=str(joined.row["refund"]))
+            is_news, would_be = notes.settling_row(refund)
+            row = credit_note.with_refund(joined, would_be if is_news else refunds.get(subject)).row
+        groups.add(subject.table, known.get(subject), row)
+
+
+def _payments_then(cursor: Cursor, orders: Mapping[Subject, Joined], notes: _Notes) -> dict[Subject, Payment]:
+    """Return the payments of *orders* as they would be after the replay."""
+    intents = {
+        subject: replace(subject, table="payment_intents", id=str(joined.row["payment_intent"]))
+        for subject, joined in orders.items()
+    }
+    news = {subject: dict(notes.settling_rows("intent", intent)) for subject, intent in intents.items()}
+    # A refund may name its charge alone, and the charge be in the log.
+    charges = {each for new in news.values() for each in new if each.table == "charges"}
+    releases = settling.releases_of(cursor, charges)
+    found = {}
+    for subject, known in settling.payments_of(cursor, orders).items():
+        more = [row for charge in news[subject] for row in releases.get(charge, [])]
+        both = Payment(known.charges, [*known.releases, *more], known.cancellation)
+        found[subject] = _with_news(both, intents[subject], news[subject], notes)
+    return found
+
+
+def _with_news(known: Payment, intent: Subject, new: dict[Subject, Row], notes: _Notes) -> Payment:
+    """Return the payment *known* of *intent* with the rows *new* that the log would make or change."""
+    charges = _laid("charges", known.charges, intent, new, notes)
+    charges = [row for row in charges if row["payment_intent"] == intent.id]
+    for row in charges:
+        new |= notes.settling_rows("charge", replace(intent, table="charges", id=str(row["id"])))
+    releases = _laid("refunds", known.releases, intent, new, notes)
+    canceled = _laid("payment_intents", [known.cancellation] if known.cancellation else [], intent, new, notes)
+    return Payment(charges, [row for row in releases if row["reason"] == payment.RELEASED], next(iter(canceled), None))
+
+
+def _laid(
+    table: str, known: Sequence[Row], intent: Subject, new: Mapping[Subject, Row], notes: _Notes
+) -> list[Row]:  # fmt: skip
+    """Return the rows *known* of a table, and those that are *new*, each as it would be after the replay."""
+    found: dict[str, Row | None] = {}
+    for row in known:
+        is_news, would_be = notes.settling_row(replace(intent, table=table, id=str(row["id"])))
+        found[str(row["id"])] = would_be if is_news else row
+    found |= {subject.id: row for subject, row in new.items() if subject.table == table}
+    return [row for _, row in sorted(found.items()) if row is not None]
 
 
 def _by_table(subjects: Iterable[Subject]) -> dict[str, list[Subject]]:

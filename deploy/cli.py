@@ -35,8 +35,8 @@ from deploy.commands import (
     up,
 )
 from deploy.commands.base import FAILED, MIGRATIONS_PENDING, USAGE, first_line
+from deploy.local.services import ServicesError
 from deploy.output import err
-from deploy.services import ServicesError
 from schemas import database, envfile
 from schemas.errors import ConfigurationError, DatabaseAway, MigrationsPendingError, PayfoldError
 from schemas.version import version

@@ -20,7 +20,7 @@ import redis
 from hypothesis import settings
 from psycopg.sql import SQL, Identifier
 
-from deploy.services import Postgres, Services, Valkey
+from deploy.local.services import Postgres, Services, Valkey
 from tests.databases import TEMPLATE_VARIABLE, drop, migrated
 
 if TYPE_CHECKING:

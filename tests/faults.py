@@ -18,8 +18,8 @@ import msgspec
 import redis
 from sqlalchemy import Engine
 
+from deploy.local.services import Postgres, Valkey, processes_in
 from deploy.sandbox.account import Account
-from deploy.services import Postgres, Valkey, processes_in
 from schemas import broker
 from tests import command, ledger
 from tests.web import until

@@ -24,13 +24,13 @@ import httpx
 import psycopg
 import pytest
 
-from deploy.leash import leashed
-from deploy.local import stop_on_signal
+from deploy.local.leash import leashed
+from deploy.local.running import stop_on_signal
+from deploy.local.services import Postgres, Valkey
 from deploy.sandbox.account import Account
 from deploy.sandbox.http_api import StripeApi
 from deploy.sandbox.server import serving
 from deploy.sandbox.signing import sign
-from deploy.services import Postgres, Valkey
 from tests.command import Ran
 
 FOLDER = os.environ.get("PAYFOLD_DEPLOYED")

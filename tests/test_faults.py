@@ -19,7 +19,7 @@ import redis
 from celery import Celery
 from sqlalchemy import Engine
 
-from deploy.services import Postgres, Valkey
+from deploy.local.services import Postgres, Valkey
 from schemas import broker
 from schemas.migrate import upgrade
 from schemas.settings import Settings

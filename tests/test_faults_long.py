@@ -19,7 +19,7 @@ import pytest
 import redis
 from sqlalchemy import Engine
 
-from deploy.services import Postgres, Valkey
+from deploy.local.services import Postgres, Valkey
 from schemas import broker, database
 from schemas.migrate import upgrade
 from tests import faults

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine
 
-from deploy import local
-from deploy.processes import Processes
+from deploy.local import running as local
+from deploy.local.processes import Processes
 from schemas.settings import Settings
 from tests import ledger
 

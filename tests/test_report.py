@@ -15,9 +15,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deploy import charts, output, report
+from deploy import output
 from deploy.commands.reconcile import verdict
 from deploy.output import money
+from deploy.report import charts
+from deploy.report import page as report
 from tests.browser import chromium
 
 if TYPE_CHECKING:

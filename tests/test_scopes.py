@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from sqlalchemy import Column, Table
 from sqlalchemy.dialects.postgresql import JSONB
 
-from deploy.services import Services
+from deploy.local.services import Services
 from schemas import answers, kinds, status, tables
 from schemas.answers import Audience
 from tests.web import TOKENS, Web, bearer, event, migrated_database, serving, settings_of

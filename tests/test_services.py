@@ -15,7 +15,7 @@ import psycopg
 import pytest
 import redis
 
-from deploy.services import (
+from deploy.local.services import (
     RUN_AS_WAYS,
     FolderInUse,
     Postgres,
@@ -37,7 +37,7 @@ on_linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 OWNER = """
 import sys, pathlib
-from deploy.services import embedded_services
+from deploy.local.services import embedded_services
 with embedded_services(pathlib.Path(sys.argv[1]), durable=False) as services:
     print(services.database_url, services.redis_url, flush=True)
     sys.stdin.read()

@@ -19,7 +19,7 @@ import httpx
 import pytest
 from sqlalchemy import text
 
-from deploy import local
+from deploy.local import running as local
 from deploy.sandbox.account import Account
 from deploy.sandbox.history import shop_history
 from deploy.sandbox.samples import sample

@@ -20,7 +20,7 @@ from typing import Final
 import msgspec
 from msgspec import Struct
 
-from deploy.leash import leashed
+from deploy.local.leash import leashed
 from schemas import database
 from schemas.errors import PayfoldError
 from schemas.settings import Settings

@@ -14,7 +14,7 @@ from typing import Any, Final
 import msgspec
 
 from deploy.bench.run import GROWTH, SMALL_EVENTS
-from deploy.markup import Html, tag
+from deploy.report.markup import Html, tag
 
 WIDTH: Final = 720
 HEIGHT: Final = 360

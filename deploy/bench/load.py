@@ -25,7 +25,7 @@ import uvloop
 from msgspec import Struct
 
 from deploy.bench.events import PATH, read_requests
-from deploy.leash import leashed
+from deploy.local.leash import leashed
 from schemas.errors import PayfoldError
 
 LOOPBACK: Final = "127.0.0.1"

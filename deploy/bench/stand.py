@@ -18,10 +18,10 @@ import psycopg
 from psycopg import sql
 from sqlalchemy import Engine, text
 
-from deploy import services
 from deploy.bench import apart
-from deploy.processes import RELEASE, Processes, read_procfile
-from deploy.services import Services
+from deploy.local import services
+from deploy.local.processes import RELEASE, Processes, read_procfile
+from deploy.local.services import Services
 from schemas import broker, database, envfile, migrate
 from schemas.errors import PayfoldError
 from schemas.settings import Settings

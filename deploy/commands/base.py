@@ -23,7 +23,7 @@ from rich.progress import (
 from sqlalchemy import Engine, Table
 from sqlalchemy.exc import DBAPIError
 
-from deploy import local
+from deploy.local import running as local
 from deploy.output import Format, err
 from schemas import database, files, logs, lookup, migrate
 from schemas.errors import ConfigurationError, ConflictError, MigrationsPendingError, NotFoundError

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from deploy import local, output
+from deploy import output
 from deploy.commands.base import FAILED
+from deploy.local import running as local
+from deploy.local.services import ServicesError
 from deploy.output import Format, err
-from deploy.services import ServicesError
 from schemas.errors import ConfigurationError, PayfoldError
 
 if TYPE_CHECKING:

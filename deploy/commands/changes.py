@@ -10,8 +10,9 @@ from rich.text import Text
 from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
-from deploy import local, output
+from deploy import output
 from deploy.commands.base import USAGE, AccountOption, FormatOption, ModeOption, Since, bars, opened_database, utc
+from deploy.local import running as local
 from deploy.output import Format, err
 from schemas import database, feed
 from schemas.database import Bounds

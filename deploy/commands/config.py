@@ -5,8 +5,9 @@ from typing import Final
 
 import typer
 
-from deploy import local, output
+from deploy import output
 from deploy.commands.base import FormatOption
+from deploy.local import running as local
 from deploy.output import Format
 from schemas import envfile
 from schemas.settings import Settings

@@ -9,12 +9,13 @@ from typing import Annotated, Final, TextIO
 
 import typer
 
-from deploy import local, output
+from deploy import output
 from deploy.commands.base import FAILED
 from deploy.commands.up import introduce, settings_with
+from deploy.local import running as local
+from deploy.local.processes import Ended
+from deploy.local.services import ServicesError
 from deploy.output import err
-from deploy.processes import Ended
-from deploy.services import ServicesError
 from schemas import envfile
 from schemas.errors import ConflictError, PayfoldError
 

@@ -7,8 +7,9 @@ from urllib.parse import urlsplit
 
 import typer
 
-from deploy import local, output
+from deploy import output
 from deploy.commands.base import FAILED, USAGE, AccountOption, FormatOption, ModeOption
+from deploy.local import running as local
 from deploy.output import Format, err
 from schemas.errors import ConfigurationError
 from schemas.settings import Settings

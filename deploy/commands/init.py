@@ -6,8 +6,9 @@ from typing import Final
 
 import typer
 
-from deploy import local, output
-from deploy.services import write_new_private
+from deploy import output
+from deploy.local import running as local
+from deploy.local.services import write_new_private
 from schemas import envfile
 from schemas.errors import ConfigurationError
 from schemas.settings import Settings

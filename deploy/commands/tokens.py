@@ -7,7 +7,8 @@ from typing import Annotated, Final
 
 import typer
 
-from deploy import local, output
+from deploy import output
+from deploy.local import running as local
 from deploy.output import Format, err
 from schemas.errors import ConfigurationError
 from schemas.settings import SCOPES, Settings

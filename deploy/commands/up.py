@@ -6,9 +6,9 @@ from typing import Annotated, Final
 
 import typer
 
-from deploy import local
+from deploy.local import running as local
+from deploy.local.processes import Processes
 from deploy.output import err
-from deploy.processes import Processes
 from schemas.errors import ConflictError
 from schemas.settings import Settings
 from schemas.slots import ENDS_MAX, ENDS_SECONDS, Ends

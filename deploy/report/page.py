@@ -12,8 +12,9 @@ from typing import Any, Final, TypeAlias
 
 import msgspec
 
-from deploy import charts, output
-from deploy.markup import (
+from deploy import output
+from deploy.report import charts
+from deploy.report.markup import (
     Html,
     amount,
     below,
@@ -92,7 +93,7 @@ def html(result: Row) -> str:
             "source, as JSON, in the element with the id “result”.",
         ),
     )
-    style = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
+    style = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
     # JSON can write this sign as an escape, and without the sign itself no value can end the element.
     data = encoded.decode().replace("<", "\\u003c")
     return (

@@ -15,8 +15,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple, NoReturn, TextIO, TypeVar
 
-from deploy import credentials, services
-from deploy.processes import Ended, Processes
+from deploy.local import credentials, services
+from deploy.local.processes import Ended, Processes
 from schemas import accounts, envfile, migrate
 from schemas.errors import ConfigurationError, PayfoldError
 from schemas.settings import Settings, unknown

@@ -44,7 +44,7 @@ from urllib.parse import urlsplit
 
 from filelock import FileLock, Timeout
 
-from deploy.leash import leashed
+from deploy.local.leash import leashed
 
 LOOPBACK: Final = "127.0.0.1"
 NOBODY: Final = 65534

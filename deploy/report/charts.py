@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import date, timedelta
 from typing import Final
 
-from deploy.markup import Html, amount, figure, listed, tag
+from deploy.report.markup import Html, amount, figure, listed, tag
 
 STATUSES: Final = ("paid", "processing", "open", "failed", "expired", "complete")
 """From the axis up; each has its colour, and any other status has one together."""

@@ -18,7 +18,9 @@ import msgspec
 import redis
 from sqlalchemy import Engine
 
-from deploy.local.services import Postgres, Valkey, processes_in
+from deploy.local.leftovers import processes_in
+from deploy.local.postgres import Postgres
+from deploy.local.valkey import Valkey
 from deploy.sandbox.account import Account
 from schemas import broker
 from tests import command, ledger

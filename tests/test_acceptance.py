@@ -14,9 +14,11 @@ import pytest
 import redis
 from sqlalchemy import Engine
 
+from deploy.local.ports import free_port
+from deploy.local.postgres import Postgres
 from deploy.local.processes import Processes
 from deploy.local.running import wait_until_ready
-from deploy.local.services import Postgres, Valkey, free_port
+from deploy.local.valkey import Valkey
 from deploy.sandbox.account import Account
 from deploy.sandbox.delivery import DeliveryReport, Distortions, Retries, deliver, plan
 from deploy.sandbox.history import shop_history

@@ -25,8 +25,9 @@ import psycopg
 import pytest
 
 from deploy.local.leash import leashed
-from deploy.local.running import stop_on_signal
-from deploy.local.services import Postgres, Valkey
+from deploy.local.postgres import Postgres
+from deploy.local.signals import stop_on_signal
+from deploy.local.valkey import Valkey
 from deploy.sandbox.account import Account
 from deploy.sandbox.http_api import StripeApi
 from deploy.sandbox.server import serving

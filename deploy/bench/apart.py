@@ -20,9 +20,9 @@ from typing import Final
 import msgspec
 from msgspec import Struct
 
+from deploy.bench.errors import ApartError
 from deploy.local.leash import leashed
 from schemas import database
-from schemas.errors import PayfoldError
 from schemas.settings import Settings
 
 ROOT: Final = Path(__file__).parent.parent.parent
@@ -30,10 +30,6 @@ IS_LINUX: Final = sys.platform == "linux"
 LOOK_SECONDS: Final = 0.2
 _PROC: Final = Path("/proc")
 _KIB: Final = 1024
-
-
-class ApartError(PayfoldError):
-    """A process that was to be measured failed."""
 
 
 class Inside(Struct, frozen=True):

@@ -1,57 +1,34 @@
 """Payfold on one machine: the Procfile's processes on embedded servers, for `payfold up` and `payfold demo`."""
 
-import asyncio
 import os
 import shutil
-import signal
-import socket
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, NamedTuple, NoReturn, TextIO, TypeVar
+from typing import Final, TextIO, TypeVar
 
 from deploy.local import credentials, services
+from deploy.local.discovery import DEMO_PREFIX, is_configured
+from deploy.local.errors import PortLost, StartError
+from deploy.local.ports import LOOPBACK, claimed_port, free_port
 from deploy.local.processes import Ended, Processes
+from deploy.local.server import START_SECONDS_MAX
 from schemas import accounts, envfile, migrate
-from schemas.errors import ConfigurationError, PayfoldError
-from schemas.settings import Settings, unknown
+from schemas.settings import Settings
 
-LOOPBACK: Final = "127.0.0.1"
 READY_SECONDS_MAX: Final = 60
 READY_POLL_SECONDS: Final = 0.05
-UP_FOLDER: Final = "up"
-DEMO_PREFIX: Final = "demo-"
 BENCH_PREFIX: Final = "bench-"
-PORT_MAX: Final = 65_535
 PORTS_TRIED: Final = 2
 """Where any port will do, a second one is tried if another program takes the first before it is bound."""
 ADDRESS_IN_USE: Final = "address already in use"
-PORT_SECONDS_MAX: Final = 1.0
-"""A listener on a port has this long to take a connection, before the port is tried by binding it."""
-STOP_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-DROPPED_SECONDS: Final = 0.01
-"""After this a request to stop that was dropped within a finalizer is repeated."""
 
-Result = TypeVar("Result")
-
-
-class StartError(PayfoldError):
-    """Payfold did not start."""
-
-
-class PortLost(StartError):
-    """Another program on this machine listens on the port of the web process."""
-
-    def __init__(self, port: int) -> None:
-        super().__init__(
-            f"Port {port} is taken by another program on this machine. Stop that one, or choose another port."
-            f" Example: --port {port + 1 if port < PORT_MAX else port - 1}"
-        )
+Started = TypeVar("Started")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,138 +45,6 @@ class Running:
     token: str | None
     secret: str
     is_secret_ours: bool
-
-
-def settings() -> Settings:
-    """Return the settings of a command, which stops at a name that looks like a setting and is none.
-
-    Raises:
-        ConfigurationError: with the nearest right name.
-    """
-    found = Settings.load()
-    refuse_unknown_names()
-    return found
-
-
-def refuse_unknown_names() -> None:
-    """Raise ConfigurationError at a name that looks like a setting and is none, with the nearest right name."""
-    if faults := unknown():
-        raise ConfigurationError("\n".join(faults))
-
-
-class Laid(NamedTuple):
-    """A setting that is not configured and that a running `payfold up` or demo provides."""
-
-    value: str
-    source: str
-
-
-def here(settings: Settings) -> Settings:
-    """Return *settings*, completed with those of a Payfold that runs in the data folder: see ``laid``."""
-    found = {name: each.value for name, each in laid(settings).items()}
-    return Settings.load({**envfile.completed(os.environ), **found}) if found else settings
-
-
-def laid(settings: Settings) -> dict[str, Laid]:
-    """Return the unconfigured settings that a running `up` or demo provides: servers, secret, token, port.
-
-    Where a database is configured, only one that runs on it counts.
-    """
-    folder = settings.payfold_data_dir
-    for each in (folder / UP_FOLDER, *sorted(folder.glob(f"{DEMO_PREFIX}*"))):
-        found = services.running_services(each)
-        if found is None or (settings.database_url and settings.database_url.get_secret_value() != found.database_url):
-            continue
-        servers = {} if settings.database_url else {"DATABASE_URL": found.database_url, "REDIS_URL": found.redis_url}
-        kept = credentials.kept(each).environment()
-        own = str(each.absolute() / credentials.FILE)
-        return {
-            **{name: Laid(value, "embedded server") for name, value in servers.items()},
-            **{name: Laid(value, own) for name, value in kept.items() if not _is_configured(name)},
-        }
-    return {}
-
-
-def _is_configured(name: str) -> bool:
-    return envfile.source_of(name, os.environ) is not None
-
-
-@contextmanager
-def stop_on_signal() -> Iterator[None]:
-    """Raise KeyboardInterrupt here at the first SIGINT, SIGTERM or SIGHUP; later ones do not disturb the shutdown.
-
-    Where Python drops what a signal handler raises, since it ran within a finalizer, it is raised again after that.
-    """
-    is_stopping = False
-
-    def stop(*_: object) -> None:
-        nonlocal is_stopping
-        if not is_stopping:
-            is_stopping = True
-            raise KeyboardInterrupt
-
-    def repeat_if_dropped(dropped: "sys.UnraisableHookArgs") -> None:
-        nonlocal is_stopping
-        if not issubclass(dropped.exc_type, KeyboardInterrupt):
-            hook(dropped)
-            return
-        is_stopping = False
-        signal.setitimer(signal.ITIMER_REAL, DROPPED_SECONDS)
-
-    hook = sys.unraisablehook
-    with _handlers_restored():
-        for each in STOP_SIGNALS:
-            signal.signal(each, stop)
-        signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT))
-        sys.unraisablehook = repeat_if_dropped
-        try:
-            yield
-        finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            sys.unraisablehook = hook
-
-
-def end_in_peace() -> None:
-    """Within ``stop_on_signal``, ignore signals from here on, so that the shutdown is not disturbed."""
-    for each in STOP_SIGNALS:
-        signal.signal(each, lambda *_: None)
-
-
-def wait_for_signal() -> NoReturn:
-    """Sleep until ``stop_on_signal`` raises KeyboardInterrupt."""
-    while True:
-        signal.pause()
-
-
-def run_until_signal(work: Coroutine[Any, Any, Result]) -> Result:
-    """Run *work* in an event loop of its own and return its result; ``stop_on_signal`` ends it too.
-
-    Raises:
-        KeyboardInterrupt: a signal asked for a stop, and *work* was cancelled.
-    """
-    import uvloop  # noqa: PLC0415 - as httpx below
-
-    async def cancellable() -> Result:
-        loop, task = asyncio.get_running_loop(), asyncio.create_task(work)
-        for each in STOP_SIGNALS:
-            loop.add_signal_handler(each, task.cancel)
-        return await task
-
-    # A handler that raises may run within a callback of a transport, where the loop swallows the error.
-    with suppress(asyncio.CancelledError), _handlers_restored():
-        return uvloop.run(cancellable())
-    signal.raise_signal(signal.SIGINT)
-    raise KeyboardInterrupt
-
-
-@contextmanager
-def _handlers_restored() -> Iterator[None]:
-    before = {each: signal.getsignal(each) for each in (*STOP_SIGNALS, signal.SIGALRM)}
-    try:
-        yield
-    finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
 
 
 @contextmanager
@@ -222,7 +67,7 @@ def temporary_folder(settings: Settings, *, prefix: str = DEMO_PREFIX) -> Iterat
 
 def _is_old(folder: Path) -> bool:
     """A folder may belong to a demo that is just starting."""
-    return time.time() - folder.stat().st_mtime > services.START_SECONDS_MAX
+    return time.time() - folder.stat().st_mtime > START_SECONDS_MAX
 
 
 @contextmanager
@@ -249,14 +94,14 @@ def running(
     )
     with named as found:
         start = partial(_started, settings, folder, found, environment=environment or {}, output=output)
-        is_free_to_choose = may_take_another_port and not _is_configured("PORT")
-        ports = [services.free_port() for _ in range(PORTS_TRIED)] if is_free_to_choose else [settings.port]
+        is_free_to_choose = may_take_another_port and not is_configured("PORT")
+        ports = [free_port() for _ in range(PORTS_TRIED)] if is_free_to_choose else [settings.port]
         with on_first_free(ports, start) as started:
             yield started
 
 
 @contextmanager
-def on_first_free(ports: Sequence[int], start: Callable[[int], AbstractContextManager[Result]]) -> Iterator[Result]:
+def on_first_free(ports: Sequence[int], start: Callable[[int], AbstractContextManager[Started]]) -> Iterator[Started]:
     """Enter what *start* returns for the first of *ports* that no other program takes before it is bound.
 
     Raises:
@@ -283,12 +128,12 @@ def _started(
     output: TextIO | None,
 ) -> Iterator[Running]:
     """Run the processes on the servers *found*, and the web process on *port*; arguments and errors as `running`."""
-    with _claimed_port(port):
+    with claimed_port(port):
         own = credentials.ensured(folder, settings, port=port)
         environment = {**_absolute(os.environ), **environment}
         environment |= {"DATABASE_URL": found.database_url, "REDIS_URL": found.redis_url}
         environment |= {"PAYFOLD_HOST": LOOPBACK, **own.environment()}
-        if not _is_configured("PAYFOLD_LOG_FORMAT"):
+        if not is_configured("PAYFOLD_LOG_FORMAT"):
             environment["PAYFOLD_LOG_FORMAT"] = "console"
         complete = Settings.load(envfile.completed(environment))
         migrate_here(complete, output or sys.stderr)
@@ -317,44 +162,6 @@ def migrate_here(settings: Settings, output: TextIO) -> None:
     """
     migrate.upgrade(settings.postgresql)
     output.writelines(f"Warning: {fault.detail}\n  {fault.command}\n" for fault in accounts.faults_here(settings))
-
-
-@contextmanager
-def _claimed_port(port: int) -> Iterator[None]:
-    """Keep other Payfolds on this machine from taking *port* for their web processes, until the block ends.
-
-    Raises:
-        StartError: it may not be opened, or, as a PortLost, it is taken.
-    """
-    # The web process binds the port seconds from now. Until the end, this socket holds the datagram port of the same
-    # number, so that another Payfold that is just starting finds it taken.
-    with socket.socket(type=socket.SOCK_DGRAM) as claim:
-        try:
-            claim.bind((LOOPBACK, port))
-        except PermissionError:
-            raise StartError(f"Port {port} may not be opened by this user. Example: --port 8000") from None
-        except OSError:
-            raise PortLost(port) from None
-        if is_taken(port):
-            raise PortLost(port)
-        yield
-
-
-def is_taken(port: int) -> bool:
-    """Return whether another program listens on a port of loopback."""
-    with socket.socket() as client:
-        client.settimeout(PORT_SECONDS_MAX)
-        if client.connect_ex((LOOPBACK, port)) == 0:
-            return True
-    with socket.socket() as probe:
-        # As the web process does: connections that have just ended are no listener.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((LOOPBACK, port))
-            probe.listen()
-        except OSError:
-            return True
-    return False
 
 
 def wait_until_ready(address: str, processes: Processes, *, token: str | None = None) -> None:

@@ -174,7 +174,7 @@ def _print(result: dict[str, Any], form: Format) -> None:
     if form is not Format.TABLE:
         output.one(result, form)
         return
-    from deploy.report.page import notes_on_stripe
+    from deploy.report.verdict import notes_on_stripe
 
     witnesses = result.get("witnesses", {})
     _section(

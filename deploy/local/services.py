@@ -20,8 +20,6 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
-from filelock import FileLock, Timeout
-
 from deploy.local.errors import FolderInUse
 from deploy.local.postgres import Postgres
 from deploy.local.private_files import private_folder, write_private
@@ -100,6 +98,8 @@ def _lock(folder: Path, timeout_seconds: float) -> AbstractContextManager[object
     Raises:
         FolderInUse: another process holds it.
     """
+    from filelock import FileLock, Timeout  # noqa: PLC0415 - a command that finds no servers starts sooner without it
+
     try:
         return FileLock(folder / "owner.lock", mode=0o600).acquire(timeout=timeout_seconds)
     except Timeout:

@@ -116,7 +116,7 @@ class Postgres(Server):
         # Only our role can connect: the superuser has no password, and no line admits it.
         (draft / "pg_hba.conf").write_text(f"host all payfold {LOOPBACK}/32 scram-sha-256\n")
         self._run_tool(
-            "postgres", "--single", "-c", "exit_on_error=on", "-D", str(draft), "postgres", say=self._roles()
+            "postgres", "--single", "-c", "exit_on_error=on", "-D", str(draft), "postgres", stdin=self._roles()
         )
         draft.rename(self._working_folder)
 
@@ -131,10 +131,10 @@ class Postgres(Server):
             f"CREATE ROLE payfold LOGIN CREATEDB PASSWORD '{self._password}'\nCREATE DATABASE payfold OWNER payfold\n"
         )
 
-    def _run_tool(self, tool: str, *arguments: str, say: str = "") -> None:
+    def _run_tool(self, tool: str, *arguments: str, stdin: str = "") -> None:
         command = [*self._prefix, *leashed([str(self.binary.with_name(tool)), *arguments], signal.SIGTERM)]
         done = subprocess.run(  # noqa: S603 - our own command
-            command, cwd=self.folder, env=plain_environment(), input=say, capture_output=True, text=True, check=False
+            command, cwd=self.folder, env=plain_environment(), input=stdin, capture_output=True, text=True, check=False
         )
         if done.returncode != 0:
             # The tool may quote its input in an error, and the input holds the password.

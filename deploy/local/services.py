@@ -84,8 +84,8 @@ def _announcement(folder: Path) -> Path:
 
 @contextmanager
 def _announced(folder: Path, services: Services) -> Iterator[None]:
-    told = {"pid": os.getpid(), "database_url": services.database_url, "redis_url": services.redis_url}
-    write_private(_announcement(folder), json.dumps(told))
+    announced = {"pid": os.getpid(), "database_url": services.database_url, "redis_url": services.redis_url}
+    write_private(_announcement(folder), json.dumps(announced))
     try:
         yield
     finally:

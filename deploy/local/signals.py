@@ -10,6 +10,7 @@ from typing import Any, Final, NoReturn, TypeVar
 STOP_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 DROPPED_SECONDS: Final = 0.01
 """After this a request to stop that was dropped within a finalizer is repeated."""
+
 Result = TypeVar("Result")
 
 
@@ -66,7 +67,7 @@ def run_until_signal(work: Coroutine[Any, Any, Result]) -> Result:
     Raises:
         KeyboardInterrupt: a signal asked for a stop, and *work* was cancelled.
     """
-    import uvloop  # noqa: PLC0415 - as httpx below
+    import uvloop  # noqa: PLC0415 - a command without an event loop starts sooner without it
 
     async def cancellable() -> Result:
         loop, task = asyncio.get_running_loop(), asyncio.create_task(work)

@@ -1,4 +1,4 @@
-"""Jinja2 as our pages and pictures use it: whatever a template inserts is escaped, and a missing value is an error."""
+"""Jinja2 for our pages and pictures: every value that a template inserts is escaped, and a missing one is an error."""
 
 from pathlib import Path
 

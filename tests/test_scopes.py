@@ -267,7 +267,7 @@ def test_every_kind_of_anomaly_is_listed() -> None:
 
 def test_every_subject_of_an_anomaly_is_listed() -> None:
     """The list has the subject of each shape of row."""
-    named = [each.value for call in calls("Shape") for each in call.keywords if each.arg == "subject"]
+    named = [each.value for call in calls("RowSpec") for each in call.keywords if each.arg == "subject"]
     found = {each.value for each in named if isinstance(each, ast.Constant)}
 
     # An event is no row, and yet its copies may contradict each other.

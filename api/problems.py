@@ -22,6 +22,7 @@ from schemas.errors import (
     NotFoundError,
     NotServed,
     PayfoldError,
+    Permanent,
     Refused,
     Transient,
 )
@@ -84,7 +85,7 @@ def declared(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: declaration(_DECLARED[status]) for status in statuses}
 
 
-class Unauthorized(HTTPException):
+class Unauthorized(HTTPException, Permanent):
     """The request has no token that is known here."""
 
     def __init__(self, detail: str) -> None:

@@ -34,11 +34,10 @@ from deploy.commands import (
     tokens,
     up,
 )
-from deploy.commands.base import FAILED, MIGRATIONS_PENDING, USAGE, first_line
+from deploy.commands.base import FAILED, first_line
 from deploy.output import err
-from deploy.services import ServicesError
 from schemas import database, envfile
-from schemas.errors import ConfigurationError, DatabaseAway, MigrationsPendingError, PayfoldError
+from schemas.errors import ConfigurationError, DatabaseAway, PayfoldError
 from schemas.version import version
 
 app: Final = typer.Typer(
@@ -96,16 +95,12 @@ def main() -> None:
     try:
         _settle_streams()
         app(prog_name="payfold")
-    except ConfigurationError as error:
-        _fail(error, USAGE)
-    except MigrationsPendingError as error:
-        _fail(error, MIGRATIONS_PENDING)
     except DatabaseAway as error:
         _fail(f"PostgreSQL does not answer, so check DATABASE_URL: {first_line(error.__cause__)}", FAILED)
     except (DBAPIError, database.DriverError) as error:
         _fail(f"PostgreSQL refused this: {_refusal(error)}", FAILED)
-    except (PayfoldError, ServicesError) as error:
-        _fail(error, FAILED)
+    except PayfoldError as error:
+        _fail(error, error.exit_code)
 
 
 def _settle_streams() -> None:

@@ -20,7 +20,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 from sqlalchemy import Engine, text
 
-from deploy.local import Running, run_until_signal
+from deploy.local.running import Running
+from deploy.local.signals import run_until_signal
 from deploy.output import money, table
 from deploy.sandbox.account import Account
 from deploy.sandbox.delivery import PERFECT, Attempt, DeliveryReport, Distortions, deliver, plan

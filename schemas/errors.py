@@ -1,29 +1,52 @@
 """Every error that Payfold raises on purpose.
 
-The docstring of an error is its message to the person who meets it::
+The docstring of an error is its message to the person who meets it, and a command that it stops ends with 1, or as
+noted. An error that only one room raises is defined there. A name with an underscore never leaves its module, and is
+not drawn::
 
     PayfoldError
     ├── ConfigurationError          the process does not start (exit 2)
     ├── MigrationsPendingError      the schema is behind the code (exit 4)
-    ├── NotFoundError               what a command was asked for is not there (exit 1)
-    ├── ConflictError               the thing is there, but not in the state that the act needs (exit 1)
-    ├── CursorBeyond                the change feed has never given that number (exit 1)
+    ├── NotFoundError               what a command was asked for is not there
+    ├── ConflictError               the thing is there, but not in the state that the act needs
+    ├── CursorBeyond                the change feed has never given that number
     ├── KeyRefused                  Stripe takes none of our calls with this key: the job stops, and reports it
     ├── Permanent                   trying again gives the same answer
     │   ├── Refused                 not recorded: the answer names the reason
     │   │   ├── SignatureMissing, SignatureMalformed, SignatureMismatch, SignatureExpired
-    │   │   ├── BodyEmpty, BodyTooLarge, BodyTooSlow, BodyNotText, BodyNotJson, NotAnEvent
+    │   │   └── BodyEmpty, BodyTooLarge, BodyTooSlow, BodyNotText, BodyNotJson, NotAnEvent
+    │   ├── Unauthorized            no token that is known here: answered 401
     │   ├── Unfoldable              recorded, then parked with this reason
     │   │   └── Archived
     │   ├── NotServed               no key of ours serves that account and mode, so Stripe is not called
     │   ├── MissingAtStripe         Stripe knows no such object
     │   ├── CallDeclined            Stripe understood the call and did not do it
     │   └── NotAnObject             what Stripe answered has nothing to record it by
-    └── Transient                   try again: nothing is lost, nothing is acknowledged
-        ├── DatabaseAway
-        ├── BrokerAway
-        ├── BudgetSpent
-        └── StripeAway              whether the call did anything is not known
+    ├── Transient                   try again: nothing is lost, nothing is acknowledged
+    │   ├── DatabaseAway
+    │   ├── Overloaded              more arrives than can be taken
+    │   ├── TooSlow                 the status took too long to read
+    │   ├── RowRefused              PostgreSQL refused the row of this delivery
+    │   ├── BrokerAway
+    │   ├── BudgetSpent
+    │   └── StripeAway              whether the call did anything is not known
+    ├── ServicesError               the servers of `payfold up` cannot run
+    │   ├── ServerMissing           no binary on this machine
+    │   ├── ServerFailed            a server did not start
+    │   │   └── PortTaken           another program was quicker to take the port
+    │   ├── UserRefused             PostgreSQL cannot be run by this user
+    │   ├── FolderInUse             another process owns the data folder
+    │   └── FolderNotOurs           the data folder belongs to another user
+    ├── StartError                  the processes of `payfold up` did not start
+    │   └── PortLost                another program listens on the port of the web process
+    ├── BenchError                  a figure cannot be measured
+    │   ├── ApartError              a process that was to be measured failed
+    │   └── LoadError               the load could not be sent
+    └── SandboxError                what Stripe would refuse
+        ├── TransitionError         the object's state does not allow it
+        ├── ParameterError          a value is not accepted
+        ├── UnknownObjectError      there is no such object
+        └── ApiError                with the answer that Stripe would give
 """
 
 from typing import ClassVar
@@ -32,6 +55,9 @@ from typing import ClassVar
 class PayfoldError(Exception):
     """Something went wrong inside Payfold."""
 
+    exit_code: ClassVar[int] = 1
+    """What the command ends with."""
+
     def __init__(self, detail: str | None = None) -> None:
         super().__init__(detail or (type(self).__doc__ or "").strip())
 
@@ -39,9 +65,13 @@ class PayfoldError(Exception):
 class ConfigurationError(PayfoldError):
     """A setting is missing or cannot be used."""
 
+    exit_code = 2
+
 
 class MigrationsPendingError(PayfoldError):
     """The database schema is behind this release: run `payfold migrate up`."""
+
+    exit_code = 4
 
 
 class NotFoundError(PayfoldError):

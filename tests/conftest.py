@@ -20,7 +20,9 @@ import redis
 from hypothesis import settings
 from psycopg.sql import SQL, Identifier
 
-from deploy.services import Postgres, Services, Valkey
+from deploy.local.postgres import Postgres
+from deploy.local.services import Services
+from deploy.local.valkey import Valkey
 from tests.databases import TEMPLATE_VARIABLE, drop, migrated
 
 if TYPE_CHECKING:

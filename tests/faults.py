@@ -18,8 +18,10 @@ import msgspec
 import redis
 from sqlalchemy import Engine
 
+from deploy.local.leftovers import processes_in
+from deploy.local.postgres import Postgres
+from deploy.local.valkey import Valkey
 from deploy.sandbox.account import Account
-from deploy.services import Postgres, Valkey, processes_in
 from schemas import broker
 from tests import command, ledger
 from tests.web import until

@@ -28,7 +28,7 @@ from queue import Empty, SimpleQueue
 from tempfile import TemporaryDirectory
 from typing import Any, Final
 
-from deploy.services import embedded_services
+from deploy.local.services import embedded_services
 from tests.databases import TEMPLATE_VARIABLE, migrated
 from tests.mutants import ROOT, VIEWS, Mutant, made
 from tests.mutants_explained import EXPLAINED

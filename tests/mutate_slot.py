@@ -18,7 +18,7 @@ import pytest
 
 from tests.databases import TEMPLATE_VARIABLE, migrated
 
-_STAYS: Final = ("deploy.sandbox", "deploy.services", "deploy.leash")
+_STAYS: Final = ("deploy.sandbox", "deploy.local")
 _LOADED: Final = "ignore::pytest.PytestAssertRewriteWarning"
 _CHANGES: Final = ("worker", "tests", "deploy", "schemas.migrations")
 

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from sqlalchemy import Engine
 
-from deploy.services import Services
+from deploy.local.services import Services
 from schemas import database
 from tests import envelopes, ledger
 from tests.web import migrated_database

@@ -14,12 +14,14 @@ import pytest
 import redis
 from sqlalchemy import Engine
 
-from deploy.local import wait_until_ready
-from deploy.processes import Processes
+from deploy.local.ports import free_port
+from deploy.local.postgres import Postgres
+from deploy.local.processes import Processes
+from deploy.local.running import wait_until_ready
+from deploy.local.valkey import Valkey
 from deploy.sandbox.account import Account
 from deploy.sandbox.delivery import DeliveryReport, Distortions, Retries, deliver, plan
 from deploy.sandbox.history import shop_history
-from deploy.services import Postgres, Valkey, free_port
 from schemas import broker, database
 from schemas.migrate import upgrade
 from tests import ledger

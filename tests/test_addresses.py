@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from deploy.services import Services
+from deploy.local.services import Services
 from tests.web import Web, bearer, event, serving_many
 
 OWNER: Final = bearer("an-owner")

@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 
 import pytest
 
-from deploy.services import Services
+from deploy.local.services import Services
 from schemas import database
 from tests import command, envelopes, ledger, stripe_lists
 from tests.web import migrated_database

@@ -4,6 +4,8 @@ import asyncio
 import io
 import shutil
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +15,7 @@ import msgspec
 import pytest
 from rich.console import Console
 
-from deploy.bench import events, growth, load, report, run
+from deploy.bench import apart, events, growth, load, report, run
 from deploy.bench.load import Loaded
 from deploy.bench.report import Figure, Run, Target
 from schemas.errors import ConfigurationError, ConflictError
@@ -266,3 +268,31 @@ def test_the_picture_of_growth_shows_the_stored_runs() -> None:
     documents = [msgspec.json.decode((folder / f"growth-{size}.json").read_bytes()) for size in ("1m", "3m")]
 
     assert (folder / "growth.svg").read_text() == f"{growth.drawn(documents)}\n"
+
+
+PARENT = """
+import subprocess, sys
+child = subprocess.Popen([sys.executable, "-c", "held = bytearray(64 * 2**20); print('ready', flush=True); input()"])
+child.wait()
+"""
+
+
+@pytest.mark.skipif(not apart.IS_LINUX, reason="only Linux shares out the memory that processes have in common")
+def test_a_process_and_its_children_are_measured_together() -> None:
+    """The memory of a child counts with its parent's, and what has ended counts nothing."""
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", PARENT], stdin=pipe, stdout=pipe, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        found = apart.family(process.pid)
+        sizes = apart.rss_bytes(found)
+
+        assert (len(found), found[0]) == (2, process.pid)
+        assert sizes[found[0]] < 64 * 2**20 < sizes[found[1]]
+        assert 64 * 2**20 < apart.pss_bytes(found) < sum(sizes.values())
+        assert apart.processor_seconds(found) > 0
+
+        process.communicate("\n")
+
+    assert apart.family(process.pid) == [process.pid]
+    assert (apart.pss_bytes(found), apart.processor_seconds(found), apart.rss_bytes(found)) == (0, 0, {})

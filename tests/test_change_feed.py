@@ -15,8 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Engine
 
+from deploy.local.postgres import Postgres
+from deploy.local.services import Services
 from deploy.sandbox.history import shop_history
-from deploy.services import Postgres, Services
 from schemas import database, feed
 from schemas.kinds import CHOICES, KINDS, SUBJECTS, chosen
 from schemas.migrate import upgrade

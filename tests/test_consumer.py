@@ -13,7 +13,7 @@ import psycopg
 import pytest
 from psycopg.sql import SQL, Identifier
 
-from deploy.services import Services
+from deploy.local.services import Services
 from tests.command import ROOT, environment
 from tests.databases import drop
 from tests.web import TOKENS, Web, serving, settings_of, until

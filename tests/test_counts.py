@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 
 from sqlalchemy import Engine
 
-from deploy.services import Postgres
+from deploy.local.postgres import Postgres
 from schemas.migrate import upgrade
 from tests import ledger
 from tests.faults import paused

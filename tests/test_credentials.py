@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy import credentials
+from deploy.local import credentials
 from schemas.errors import ConfigurationError
 from schemas.settings import Settings
 

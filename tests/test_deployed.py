@@ -24,13 +24,14 @@ import httpx
 import psycopg
 import pytest
 
-from deploy.leash import leashed
-from deploy.local import stop_on_signal
+from deploy.local.leash import leashed
+from deploy.local.postgres import Postgres
+from deploy.local.signals import stop_on_signal
+from deploy.local.valkey import Valkey
 from deploy.sandbox.account import Account
 from deploy.sandbox.http_api import StripeApi
 from deploy.sandbox.server import serving
 from deploy.sandbox.signing import sign
-from deploy.services import Postgres, Valkey
 from tests.command import Ran
 
 FOLDER = os.environ.get("PAYFOLD_DEPLOYED")

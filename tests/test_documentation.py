@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import pytest
 
-from deploy.services import Services
+from deploy.local.services import Services
 from tests.browser import chromium
 from tests.web import TOKENS, Web, serving_many
 

@@ -22,7 +22,8 @@ import uvicorn
 from api import app
 from api.__main__ import server_options
 from api.bodies import Overloaded, Room
-from deploy.services import Postgres, Services
+from deploy.local.postgres import Postgres
+from deploy.local.services import Services
 from schemas.database import Bounds
 from schemas.migrate import upgrade
 from schemas.settings import Settings

@@ -19,7 +19,8 @@ import redis
 from celery import Celery
 from sqlalchemy import Engine
 
-from deploy.services import Postgres, Valkey
+from deploy.local.postgres import Postgres
+from deploy.local.valkey import Valkey
 from schemas import broker
 from schemas.migrate import upgrade
 from schemas.settings import Settings

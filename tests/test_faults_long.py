@@ -19,7 +19,8 @@ import pytest
 import redis
 from sqlalchemy import Engine
 
-from deploy.services import Postgres, Valkey
+from deploy.local.postgres import Postgres
+from deploy.local.valkey import Valkey
 from schemas import broker, database
 from schemas.migrate import upgrade
 from tests import faults

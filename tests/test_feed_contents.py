@@ -7,9 +7,9 @@ import msgspec
 import pytest
 from sqlalchemy import Engine
 
+from deploy.local.services import Services
 from deploy.sandbox.account import Account
 from deploy.sandbox.history import shop_history
-from deploy.services import Services
 from schemas import checkout, database, observations
 from schemas.kinds import CHOICES, KINDS, SUBJECTS, chosen
 from schemas.tables import ONE_SHOT_KINDS

@@ -98,6 +98,26 @@ def test_from_any_folder(tmp_path: Path) -> None:
     assert done.stdout.decode().splitlines() == [str(tmp_path), f"{root}/.payfold", f"{root}/.venv/bin/payfold"]
 
 
+def test_without_words() -> None:
+    """deploy/dev alone lists its own verbs, one a line, then the product's commands, and ends as `payfold` does."""
+    done = subprocess.run(
+        [ROOT / "deploy" / "dev"], env={**os.environ, "COLUMNS": "200"}, capture_output=True, check=False
+    )
+
+    own, usage, commands = done.stdout.decode().partition("Usage: payfold")
+    assert re.findall(r"^ +deploy/dev (\S+) .* {2,}\S", own, re.MULTILINE) == [
+        "test",
+        "lint",
+        "shell",
+        "run",
+        "lock",
+        "COMMAND…",
+    ]
+    assert usage
+    assert re.search(r"^. reconcile +\S", commands, re.MULTILINE)
+    assert done.returncode == 2
+
+
 def free_port() -> int:
     """Return a port without a listener."""
     with socket.socket() as probe:

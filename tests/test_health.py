@@ -14,7 +14,9 @@ import pytest
 from psycopg.sql import SQL, Identifier
 
 from api.app import DATABASE_CONNECTIONS_MAX
-from deploy.services import Postgres, Services, Valkey
+from deploy.local.postgres import Postgres
+from deploy.local.services import Services
+from deploy.local.valkey import Valkey
 from schemas.migrate import upgrade
 from tests.faults import Proxy, paused
 from tests.test_recorder import held

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine
 
-from deploy.services import Services
+from deploy.local.services import Services
 from schemas import checkout, database, observations
 from schemas.inbox import Delivery
 from tests import ledger

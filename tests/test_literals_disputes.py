@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine
 
-from deploy.services import Services
+from deploy.local.services import Services
 from tests import ledger
 from tests.literals import assert_rows, at
 from tests.stripe_payments import (

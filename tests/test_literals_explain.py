@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from deploy.services import Services
+from deploy.local.services import Services
 from schemas import database
 from tests import ledger
 from tests.command import Ran, payfold

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine
 
-from deploy.services import Services
+from deploy.local.services import Services
 from schemas import database
 from tests import ledger
 from tests.stripe_payments import Body, canceled_intent, charge, dispute, event, refund

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine
 
-from deploy.services import Services
+from deploy.local.services import Services
 from schemas import checkout, observations
 from tests import ledger
 from tests.literals import at

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine
 
-from deploy.services import Services
+from deploy.local.services import Services
 from tests import ledger
 from tests.literals import at
 from tests.stripe_payments import (

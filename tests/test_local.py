@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine
 
-from deploy import local
-from deploy.processes import Processes
+from deploy.local.errors import PortLost
+from deploy.local.processes import Processes
+from deploy.local.running import migrate_here, on_first_free, wait_until_ready
 from schemas.settings import Settings
 from tests import ledger
 
@@ -24,9 +25,7 @@ def test_a_split_account_hinders_no_start(engine: Engine, database_url: str) -> 
     ledger.record(engine, [ledger.delivery(EVENT)])
     output = io.StringIO()
 
-    local.migrate_here(
-        Settings.load({"DATABASE_URL": database_url, "STRIPE_WEBHOOK_SECRETS": "acct_1=whsec_a"}), output
-    )
+    migrate_here(Settings.load({"DATABASE_URL": database_url, "STRIPE_WEBHOOK_SECRETS": "acct_1=whsec_a"}), output)
 
     assert output.getvalue().startswith("Warning: Events were recorded without an account")
     assert output.getvalue().endswith("\n  payfold accounts rename '' acct_1 --yes\n")
@@ -76,9 +75,9 @@ def test_a_stranger_is_not_ready_for_us(tmp_path: Path, stranger: int) -> None:
 
     with (
         Processes({"PORT": str(stranger)}, procfile=tmp_path / "Procfile", output=output) as processes,
-        pytest.raises(local.PortLost, match=f"Port {stranger} is taken by another program") as raised,
+        pytest.raises(PortLost, match=f"Port {stranger} is taken by another program") as raised,
     ):
-        local.wait_until_ready(f"http://127.0.0.1:{stranger}", processes, token="pf_ours")
+        wait_until_ready(f"http://127.0.0.1:{stranger}", processes, token="pf_ours")
 
     assert f"--port {stranger + 1}" in str(raised.value)
     assert "Address already in use" in output.getvalue()
@@ -87,17 +86,17 @@ def test_a_stranger_is_not_ready_for_us(tmp_path: Path, stranger: int) -> None:
 @contextmanager
 def _start(port: int) -> Iterator[int]:
     if port < 3:
-        raise local.PortLost(port)
+        raise PortLost(port)
     yield port
 
 
 def test_another_port_is_tried() -> None:
     """After the loss of a port the next one is tried; only the loss of the last one is an error."""
-    with local.on_first_free([1, 3], _start) as started:
+    with on_first_free([1, 3], _start) as started:
         assert started == 3
-    with local.on_first_free([3, 1], _start) as started:
+    with on_first_free([3, 1], _start) as started:
         assert started == 3
-    with pytest.raises(local.PortLost, match="Port 2 is taken"), local.on_first_free([1, 2], _start):
+    with pytest.raises(PortLost, match="Port 2 is taken"), on_first_free([1, 2], _start):
         pass
-    with pytest.raises(local.PortLost, match="Port 7 is taken"), local.on_first_free([3, 4], _start):
-        raise local.PortLost(7)  # to another program, which is not started again
+    with pytest.raises(PortLost, match="Port 7 is taken"), on_first_free([3, 4], _start):
+        raise PortLost(7)  # to another program, which is not started again

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.processes import PROCFILE, Ended, Processes, read_procfile
+from deploy.local.processes import PROCFILE, Ended, Processes, read_procfile
 
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, and only Linux signals a parent's death")
 
@@ -32,7 +32,7 @@ signal.pause()
 
 OWNER = """
 import os, pathlib, sys
-from deploy.processes import Processes
+from deploy.local.processes import Processes
 with Processes(os.environ, procfile=pathlib.Path(sys.argv[1])) as processes:
     sys.stdin.read()
 """

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from deploy.services import Services
+from deploy.local.services import Services
 from tests.web import CLERK, OPERATOR, Web, event, serving, serving_many, settings_of
 
 ORDER = """INSERT INTO orders (account, livemode, id, created, event_id, as_of, status, customer)

@@ -15,7 +15,8 @@ from datetime import UTC, datetime
 import psycopg
 import pytest
 
-from deploy.services import Postgres, processes_in
+from deploy.local.leftovers import processes_in
+from deploy.local.postgres import Postgres
 from schemas import events, inbox
 from schemas.inbox import Delivery, Recorded
 from schemas.migrate import upgrade

@@ -6,8 +6,8 @@ from typing import Any
 import msgspec
 import pytest
 
+from deploy.local.services import Services
 from deploy.sandbox.account import Account
-from deploy.services import Services
 from tests.web import OPERATOR, READER, TOKENS, Web, bearer, serving, serving_many, settings_of
 
 SHOP = bearer(TOKENS["register"])

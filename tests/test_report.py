@@ -15,9 +15,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deploy import charts, output, report
+from deploy import output
 from deploy.commands.reconcile import verdict
 from deploy.output import money
+from deploy.report import charts
+from deploy.report import page as report
+from deploy.report.money import CURRENCIES_MAX
 from tests.browser import chromium
 
 if TYPE_CHECKING:
@@ -557,7 +560,7 @@ def test_many_currencies_are_counted() -> None:
     page = read(result(money=money, drift_total=len(names), drift_money=drifted, drift=[difference()]))
 
     drawn = [name for name in page.rows if name.startswith("Orders by day")]
-    assert len(drawn) == report.CURRENCIES_MAX
+    assert len(drawn) == CURRENCIES_MAX
     assert page.table("Orders by day, amounts in USD")[0]["Paid"] == "46,116,860,184,273,879.04"
     assert any("2,005 orders of 2,005 more currencies are in the result alone" in words for words in page.text_of["p"])
     assert page.text_of["h1"][0].endswith(" and amounts in 2,023 more.")

@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from sqlalchemy import Column, Table
 from sqlalchemy.dialects.postgresql import JSONB
 
-from deploy.services import Services
+from deploy.local.services import Services
 from schemas import answers, kinds, status, tables
 from schemas.answers import Audience
 from tests.web import TOKENS, Web, bearer, event, migrated_database, serving, settings_of
@@ -267,7 +267,7 @@ def test_every_kind_of_anomaly_is_listed() -> None:
 
 def test_every_subject_of_an_anomaly_is_listed() -> None:
     """The list has the subject of each row spec."""
-    named = [each.value for call in calls("Shape") for each in call.keywords if each.arg == "subject"]
+    named = [each.value for call in calls("RowSpec") for each in call.keywords if each.arg == "subject"]
     found = {each.value for each in named if isinstance(each, ast.Constant)}
 
     # An event has no row spec, but its copies may contradict each other.

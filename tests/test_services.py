@@ -15,20 +15,12 @@ import psycopg
 import pytest
 import redis
 
-from deploy.services import (
-    RUN_AS_WAYS,
-    FolderInUse,
-    Postgres,
-    ServerMissing,
-    Services,
-    UserRefused,
-    Valkey,
-    embedded_services,
-    first_binary,
-    processes_in,
-    running_services,
-    wal_megabytes,
-)
+from deploy.local.errors import FolderInUse, ServerMissing, UserRefused
+from deploy.local.leftovers import processes_in
+from deploy.local.postgres import RUN_AS_WAYS, Postgres, wal_megabytes
+from deploy.local.server import first_binary
+from deploy.local.services import Services, embedded_services, running_services
+from deploy.local.valkey import Valkey
 
 pytestmark = pytest.mark.integration
 
@@ -37,7 +29,7 @@ on_linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 OWNER = """
 import sys, pathlib
-from deploy.services import embedded_services
+from deploy.local.services import embedded_services
 with embedded_services(pathlib.Path(sys.argv[1]), durable=False) as services:
     print(services.database_url, services.redis_url, flush=True)
     sys.stdin.read()

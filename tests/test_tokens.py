@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from deploy.services import Services
+from deploy.local.services import Services
 from tests.web import TOKENS, Web, bearer, serving, serving_many, settings_of
 
 OPEN = {"/webhooks/stripe", "/health/live", "/health/ready"}

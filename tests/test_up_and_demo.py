@@ -19,7 +19,7 @@ import httpx
 import pytest
 from sqlalchemy import text
 
-from deploy import local
+from deploy.local.signals import STOP_SIGNALS, run_until_signal, stop_on_signal
 from deploy.sandbox.account import Account
 from deploy.sandbox.history import shop_history
 from deploy.sandbox.samples import sample
@@ -409,8 +409,8 @@ def test_a_signal_within_a_callback() -> None:
             await asyncio.Event().wait()
 
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(KeyboardInterrupt), local.stop_on_signal():
-        local.run_until_signal(wait_for_ever())
+    with pytest.raises(KeyboardInterrupt), stop_on_signal():
+        run_until_signal(wait_for_ever())
 
     assert signal.getsignal(signal.SIGTERM) is before
 
@@ -418,8 +418,8 @@ def test_a_signal_within_a_callback() -> None:
 def test_a_signal_within_a_finalizer() -> None:
     """A signal stops the block even if it arrives within a finalizer, which drops the handler's exception."""
     hook, left = sys.unraisablehook, threading.Event()
-    for kind in local.STOP_SIGNALS:
-        with pytest.raises(KeyboardInterrupt), local.stop_on_signal():
+    for kind in STOP_SIGNALS:
+        with pytest.raises(KeyboardInterrupt), stop_on_signal():
             stopped_within_a_finalizer(kind, left)
 
     assert sys.unraisablehook is hook

@@ -21,11 +21,12 @@ import pytest
 
 from api.__main__ import HEAD_BYTES_MAX, HEADERS_MAX, PIPELINED_MAX, URL_BYTES_MAX, BoundedHttp
 from api.webhook import BODY_BYTES_MAX
+from deploy.local.services import Services
+from deploy.local.valkey import Valkey
 from deploy.sandbox.account import Account
 from deploy.sandbox.delivery import PERFECT, deliver, plan
 from deploy.sandbox.rendering import render
 from deploy.sandbox.samples import sample
-from deploy.services import Services, Valkey
 from tests.web import (
     PATH,
     READER,

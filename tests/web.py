@@ -22,8 +22,8 @@ from psycopg.sql import SQL, Identifier
 
 from api import app
 from api.__main__ import BoundedHttp, server_options
+from deploy.local.services import Services
 from deploy.sandbox.signing import sign
-from deploy.services import Services
 from schemas.broker import FOLD_QUEUE
 from schemas.migrate import upgrade
 from schemas.settings import Settings

@@ -15,7 +15,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from deploy.services import embedded_services
+from deploy.local.services import embedded_services
 
 ROOT = Path(__file__).parent.parent
 TESTS = (

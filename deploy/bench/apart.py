@@ -4,36 +4,32 @@
 and folds that. Both print how long it took. The database is the one that DATABASE_URL names.
 """
 
-import os
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import msgspec
+import psutil
 from msgspec import Struct
 
-from deploy.leash import leashed
+from deploy.bench.errors import ApartError
+from deploy.local.leash import leashed
 from schemas import database
-from schemas.errors import PayfoldError
 from schemas.settings import Settings
 
 ROOT: Final = Path(__file__).parent.parent.parent
 IS_LINUX: Final = sys.platform == "linux"
 LOOK_SECONDS: Final = 0.2
-_PROC: Final = Path("/proc")
-_KIB: Final = 1024
 
-
-class ApartError(PayfoldError):
-    """A process that was to be measured failed."""
+Reading = TypeVar("Reading")
 
 
 class Inside(Struct, frozen=True):
@@ -47,7 +43,8 @@ class Taken:
     """The memory and time of a whole process.
 
     *pss_bytes* is the peak of the proportional set sizes of the process and its children together, None where unknown.
-    *rss_bytes* has the peak resident set of each of them, the process's own first.
+    *rss_bytes* has the peak of the resident set of each of them, the process's own first. Both are looked at five times
+    a second.
     """
 
     seconds: float
@@ -90,7 +87,7 @@ def _taken(command: Sequence[str], environment: Mapping[str, str]) -> Taken:
             while process.poll() is None:
                 pids = family(process.pid) if IS_LINUX else []
                 peak = max(peak, pss_bytes(pids))
-                peaks |= {pid: size for pid in pids if (size := _reading(pid, "status", "VmHWM:"))}
+                peaks |= {pid: max(size, peaks.get(pid, 0)) for pid, size in rss_bytes(pids).items()}
                 time.sleep(LOOK_SECONDS)
         finally:
             if process.poll() is None:
@@ -109,49 +106,33 @@ def _taken(command: Sequence[str], environment: Mapping[str, str]) -> Taken:
 
 def family(pid: int) -> list[int]:
     """Return *pid* and the ids of all its descendants."""
-    children: dict[int, list[int]] = defaultdict(list)
-    for each in _PROC.glob("[0-9]*"):
-        fields = _stat(int(each.name))
-        if fields:
-            children[int(fields[1])].append(int(each.name))
-    found = [pid]
-    for each_pid in found:
-        found += children[each_pid]
-    return found
-
-
-def _stat(pid: int) -> list[str]:
-    """Return the fields after the name in a process's stat file; none for a process that has ended."""
-    try:
-        return (_PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return []
-
-
-_USER_TIME, _SYSTEM_TIME = 11, 12
+    children = _each([pid], lambda process: process.children(recursive=True))
+    return [pid, *(each.pid for each in children.get(pid, ()))]
 
 
 def processor_seconds(pids: Iterable[int]) -> float:
     """Return the processor time that *pids* have used."""
-    ticks = 0
-    for pid in pids:
-        fields = _stat(pid)
-        ticks += int(fields[_USER_TIME]) + int(fields[_SYSTEM_TIME]) if fields else 0
-    return ticks / os.sysconf("SC_CLK_TCK")
+    times = _each(pids, psutil.Process.cpu_times)
+    return sum(each.user + each.system for each in times.values())
 
 
 def pss_bytes(pids: Iterable[int]) -> int:
     """Return the memory of *pids* together; memory that several share counts once."""
-    return sum(_reading(pid, "smaps_rollup", "Pss:") for pid in pids)
+    return sum(_each(pids, lambda process: process.memory_full_info().pss).values())
 
 
-def _reading(pid: int, file: str, name: str) -> int:
-    """Return the bytes that *name* has in a process's *file*; 0 for a process that has ended."""
-    try:
-        lines = (_PROC / str(pid) / file).read_text().splitlines()
-    except OSError:
-        return 0
-    return sum(int(line.split()[1]) * _KIB for line in lines if line.startswith(name))
+def rss_bytes(pids: Iterable[int]) -> dict[int, int]:
+    """Return the resident set of each of *pids*."""
+    return _each(pids, lambda process: process.memory_info().rss)
+
+
+def _each(pids: Iterable[int], read: Callable[[psutil.Process], Reading]) -> dict[int, Reading]:
+    """Return what *read* finds of each of *pids*; a process that has ended is absent."""
+    found: dict[int, Reading] = {}
+    for pid in pids:
+        with suppress(psutil.NoSuchProcess):
+            found[pid] = read(psutil.Process(pid))
+    return found
 
 
 # ---- In the process ----

@@ -17,8 +17,10 @@ import psycopg
 from celery import Celery
 
 from deploy.bench import apart, events, limits, load
+from deploy.bench.errors import BenchError
 from deploy.bench.report import Figure, Run, Target
-from deploy.bench.stand import LOOPBACK, PLAIN, READY_SECONDS_MAX, BenchError, Site, Stand
+from deploy.bench.stand import PLAIN, READY_SECONDS_MAX, Site, Stand
+from deploy.local.ports import LOOPBACK
 from deploy.sandbox.account import START
 from schemas import database
 from schemas.stripe_api import StripeApi

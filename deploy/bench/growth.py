@@ -8,13 +8,14 @@ Each file is a run to another size; a line begins at 1.0, with the short history
 import math
 import sys
 from collections import defaultdict
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
 from deploy.bench.run import GROWTH, SMALL_EVENTS
-from deploy.markup import Html, tag
+from deploy.report.templates import environment
 
 WIDTH: Final = 720
 HEIGHT: Final = 360
@@ -24,25 +25,36 @@ _COLOURS: Final = ("#1b6ca8", "#c2571a", "#2f855a", "#8a3ffc", "#b0235f", "#6b6b
 _PREFIX: Final = "growth_"
 
 
-def drawn(documents: list[dict[str, Any]]) -> Html:
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """The shares of one rate that are left, and where its name stands."""
+
+    name: str
+    colour: str
+    points: list[tuple[str, str]]
+    y: int
+
+
+def drawn(documents: list[dict[str, Any]]) -> str:
     """Return the picture of *documents*, as a full run prints them."""
     lines = _lines(documents)
     sizes = sorted({SMALL_EVENTS, *(events for points in lines.values() for events in points)})
-    parts = [_axis_x(events, sizes) for events in sizes]
-    parts += [_axis_y(ratio) for ratio in (0.0, 0.5, 1.0, 1.5)]
-    parts.append(_level(GROWTH.bound))
     ends = sorted(lines, key=lambda title: lines[title][max(lines[title])], reverse=True)
-    for place, title in enumerate(ends):
-        parts += _line(title, {SMALL_EVENTS: 1.0} | lines[title], sizes, _COLOURS[place % len(_COLOURS)], place)
-    words = "Rates with a long history in the inbox, as a share of those with 100,000 events."
-    return tag(
-        "svg",
-        tag("title", words),
-        *parts,
-        xmlns="http://www.w3.org/2000/svg",
-        viewBox=f"0 0 {WIDTH} {HEIGHT}",
-        font_family="sans-serif",
-        font_size=12,
+    return (
+        environment(Path(__file__).parent)
+        .get_template("growth.svg.j2")
+        .render(
+            width=WIDTH,
+            height=HEIGHT,
+            left=_LEFT,
+            right=WIDTH - _RIGHT,
+            sizes=[{"name": f"{events:,}", "x": f"{_x(events, sizes):.1f}"} for events in sizes],
+            ratios=[{"name": f"{ratio:.1f}", "y": f"{_y(ratio):.1f}"} for ratio in (0.0, 0.5, 1.0, 1.5)],
+            level=f"{_y(GROWTH.bound):.1f}",
+            curves=[
+                _curve(title, {SMALL_EVENTS: 1.0} | lines[title], sizes, place) for place, title in enumerate(ends)
+            ],
+        )
     )
 
 
@@ -65,34 +77,14 @@ def _y(ratio: float) -> float:
     return _TOP + (1 - min(ratio, _RATIO_MAX) / _RATIO_MAX) * (HEIGHT - _TOP - _BOTTOM)
 
 
-def _axis_x(events: int, sizes: list[int]) -> Html:
-    return tag("text", f"{events:,} events", x=f"{_x(events, sizes):.1f}", y=HEIGHT - 14, text_anchor="middle")
-
-
-def _axis_y(ratio: float) -> Html:
-    y = f"{_y(ratio):.1f}"
-    return tag(
-        "g",
-        tag("line", x1=_LEFT, x2=WIDTH - _RIGHT, y1=y, y2=y, stroke="#dddddd"),
-        tag("text", f"{ratio:.1f}", x=_LEFT - 10, y=y, text_anchor="end", dominant_baseline="middle"),
+def _curve(title: str, points: dict[int, float], sizes: list[int], place: int) -> Curve:
+    return Curve(
+        name=f"{title}: {points[max(points)]:.2f}",
+        colour=_COLOURS[place % len(_COLOURS)],
+        points=[(f"{_x(events, sizes):.1f}", f"{_y(ratio):.1f}") for events, ratio in sorted(points.items())],
+        # Names stand below each other, since lines may end in one place.
+        y=_TOP + 14 + place * 18,
     )
-
-
-def _level(ratio: float) -> Html:
-    y = f"{_y(ratio):.1f}"
-    return tag("line", x1=_LEFT, x2=WIDTH - _RIGHT, y1=y, y2=y, stroke="#999999", stroke_dasharray="4 4")
-
-
-def _line(title: str, points: dict[int, float], sizes: list[int], colour: str, place: int) -> list[Html]:
-    at = [(_x(events, sizes), _y(ratio)) for events, ratio in sorted(points.items())]
-    # Names stand below each other, since lines may end in one place.
-    y = _TOP + 14 + place * 18
-    last = points[max(points)]
-    return [
-        tag("polyline", points=" ".join(f"{x:.1f},{y:.1f}" for x, y in at), fill="none", stroke=colour, stroke_width=2),
-        *(tag("circle", cx=f"{x:.1f}", cy=f"{y:.1f}", r=3, fill=colour) for x, y in at),
-        tag("text", f"{title}: {last:.2f}", x=WIDTH - _RIGHT + 20, y=y, fill=colour),
-    ]
 
 
 def main() -> None:

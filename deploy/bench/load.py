@@ -24,20 +24,16 @@ import msgspec
 import uvloop
 from msgspec import Struct
 
+from deploy.bench.errors import LoadError
 from deploy.bench.events import PATH, read_requests
-from deploy.leash import leashed
-from schemas.errors import PayfoldError
+from deploy.local.leash import leashed
+from deploy.local.ports import LOOPBACK
 
-LOOPBACK: Final = "127.0.0.1"
 CONNECTIONS: Final = 64
 SECONDS_MAX: Final = 300
 LEAD_SECONDS: Final = 0.05
 _LOST: Final = 0
 """Stands for the status of an answer that never came."""
-
-
-class LoadError(PayfoldError):
-    """The load could not be sent."""
 
 
 class Loaded(Struct, frozen=True):

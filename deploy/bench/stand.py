@@ -18,16 +18,15 @@ import psycopg
 from psycopg import sql
 from sqlalchemy import Engine, text
 
-from deploy import services
 from deploy.bench import apart
-from deploy.processes import RELEASE, Processes, read_procfile
-from deploy.services import Services
+from deploy.bench.errors import BenchError
+from deploy.local.ports import LOOPBACK, free_port
+from deploy.local.processes import RELEASE, Processes, read_procfile
+from deploy.local.services import Services, embedded_services
 from schemas import broker, database, envfile, migrate
-from schemas.errors import PayfoldError
 from schemas.settings import Settings
 
 ROOT: Final = Path(__file__).parent.parent.parent
-LOOPBACK: Final = "127.0.0.1"
 PLAIN: Final = ROOT / "tests" / "benchmarks" / "plain.py"
 TEMPLATE: Final = "payfold"
 """The database that the servers begin with is migrated and left empty: others are copied from it."""
@@ -36,10 +35,6 @@ READY_SECONDS_MAX: Final = 60
 FOLD_SECONDS_MAX: Final = 7_200
 POLL_SECONDS: Final = 0.01
 GRACE_SECONDS: Final = 10.0
-
-
-class BenchError(PayfoldError):
-    """A figure cannot be measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +87,7 @@ class Site:
 @contextmanager
 def site(folder: Path) -> Iterator[Site]:
     """Run servers in *folder*, migrated, until the block ends."""
-    with services.embedded_services(folder) as found, (folder / "processes.log").open("a") as log:
+    with embedded_services(folder) as found, (folder / "processes.log").open("a") as log:
         migrate.upgrade(database.sqlalchemy_url(found.database_url))
         _drop_leftovers(found.database_url)
         yield Site(found, folder, log)
@@ -125,7 +120,7 @@ class Stand:
         self.folder = at.folder
         self.secret = f"whsec_{secrets.token_urlsafe(24)}"
         self.token = f"pf_{secrets.token_urlsafe(24)}"
-        self.port, self.bare_port, self.plain_port = (services.free_port() for _ in range(3))
+        self.port, self.bare_port, self.plain_port = (free_port() for _ in range(3))
         self.environment = _foreign(os.environ) | {
             "DATABASE_URL": database_url,
             "REDIS_URL": redis_url,

@@ -23,16 +23,16 @@ from rich.progress import (
 from sqlalchemy import Engine, Table
 from sqlalchemy.exc import DBAPIError
 
-from deploy import local
+from deploy.local import discovery
 from deploy.output import Format, err
 from schemas import database, files, logs, lookup, migrate
-from schemas.errors import ConfigurationError, ConflictError, MigrationsPendingError, NotFoundError
+from schemas.errors import ConfigurationError, ConflictError, MigrationsPendingError, NotFoundError, PayfoldError
 from schemas.settings import Settings
 
-FAILED: Final = 1
-USAGE: Final = 2
+FAILED: Final = PayfoldError.exit_code
+USAGE: Final = ConfigurationError.exit_code
 DRIFT: Final = 3
-MIGRATIONS_PENDING: Final = 4
+MIGRATIONS_PENDING: Final = MigrationsPendingError.exit_code
 
 STANDARD_INPUT: Final = "-"
 
@@ -55,7 +55,7 @@ Until = Annotated[
 
 def settings_here() -> Settings:
     """Return the settings, with the embedded servers that run here if they name none, and set up logging by them."""
-    settings = local.here(local.settings())
+    settings = discovery.here(discovery.settings())
     logs.configure(settings)
     return settings
 

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from deploy import local, output
+from deploy import output
 from deploy.commands.base import FAILED
+from deploy.local import discovery, signals
+from deploy.local.running import BENCH_PREFIX, temporary_folder
 from deploy.output import Format, err
-from deploy.services import ServicesError
 from schemas.errors import ConfigurationError, PayfoldError
 
 if TYPE_CHECKING:
@@ -43,14 +44,14 @@ def bench(
     if only is not None and (only not in run.NAMES or (only == "growth" and not full)):
         raise ConfigurationError(f"--only is one of {', '.join(run.NAMES)}, the last with --full alone.")
     count = (events or run.FULL_EVENTS) if full else 0
-    with local.stop_on_signal(), ExitStack() as opened:
+    with signals.stop_on_signal(), ExitStack() as opened:
         try:
             folder = opened.enter_context(_folder(keep))
             if full:
                 err.print(run.require_disk(folder, count))
             steps = run.Steps.kept_in(folder / "steps.ndjson", mode=mode, count=count) if keep else run.Steps()
             at = opened.enter_context(stand.site(folder))
-            opened.callback(local.end_in_peace)
+            opened.callback(signals.end_in_peace)
             opened.enter_context(_log_shown_on_failure(folder / "processes.log"))
             whole = run.Bench(at, run.QUICK if quick else run.USUAL, steps, _progress(), only or "")
             found = whole.full(count) if full else whole.usual()
@@ -82,7 +83,7 @@ def _check(faults: Sequence[str]) -> None:
 @contextmanager
 def _folder(keep: Path | None) -> Iterator[Path]:
     if keep is None:
-        with local.temporary_folder(local.settings(), prefix=local.BENCH_PREFIX) as folder:
+        with temporary_folder(discovery.settings(), prefix=BENCH_PREFIX) as folder:
             yield folder
     else:
         keep.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -99,6 +100,6 @@ def _log_shown_on_failure(path: Path) -> Iterator[None]:
     """Show the last lines of the processes on a failure, since the folder may be gone afterwards."""
     try:
         yield
-    except (PayfoldError, ServicesError):
+    except PayfoldError:
         err.print("\n".join(path.read_text().splitlines()[-LOG_LINES_SHOWN:]))
         raise

@@ -10,8 +10,9 @@ from rich.text import Text
 from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
-from deploy import local, output
+from deploy import output
 from deploy.commands.base import USAGE, AccountOption, FormatOption, ModeOption, Since, bars, opened_database, utc
+from deploy.local import signals
 from deploy.output import Format, err
 from schemas import database, feed
 from schemas.database import Bounds
@@ -54,12 +55,12 @@ def follow(
     if wait and form is Format.JSON:
         raise ConfigurationError("--format json wants an end: add --no-wait, or take ndjson.")
     wanted = _selection(kind, subject=subject, subject_id=subject_id, account=account, livemode=livemode)
-    with local.stop_on_signal():
+    with signals.stop_on_signal():
         try:
             with opened_database() as engine:
                 _follow(engine, after, wanted, form, waits=wait)
         except KeyboardInterrupt:
-            local.end_in_peace()
+            signals.end_in_peace()
 
 
 def _follow(engine: Engine, after: int, wanted: Selection, form: Format, *, waits: bool) -> None:

@@ -9,12 +9,14 @@ from typing import Annotated, Final, TextIO
 
 import typer
 
-from deploy import local, output
+from deploy import output
 from deploy.commands.base import FAILED
 from deploy.commands.up import introduce, settings_with
+from deploy.local import signals
+from deploy.local.errors import PORT_MAX
+from deploy.local.processes import Ended
+from deploy.local.running import running, temporary_folder
 from deploy.output import err
-from deploy.processes import Ended
-from deploy.services import ServicesError
 from schemas import envfile
 from schemas.errors import ConflictError, PayfoldError
 
@@ -25,7 +27,7 @@ app: Final = typer.Typer()
 def demo(
     orders: Annotated[int, typer.Option(min=1, max=1_000_000, help="How many orders the sandbox shop sells.")] = 1000,
     port: Annotated[
-        int | None, typer.Option(min=1, max=local.PORT_MAX, help="Port of the web process; else PORT, else a free one.")
+        int | None, typer.Option(min=1, max=PORT_MAX, help="Port of the web process; else PORT, else a free one.")
     ] = None,
     leave: Annotated[bool, typer.Option("--exit", help="End after the summary.")] = False,
     seed: Annotated[int | None, typer.Option(help="Repeats an earlier demo.")] = None,
@@ -39,28 +41,28 @@ def demo(
     seed = random_secrets.randbelow(10**6) if seed is None else seed
     holds = False
     ended: Ended | None = None
-    with local.stop_on_signal():
+    with signals.stop_on_signal():
         try:
-            with local.temporary_folder(settings) as folder:
+            with temporary_folder(settings) as folder:
                 if envfile.source_of("PAYFOLD_LOG_LEVEL", os.environ) is None:
                     os.environ["PAYFOLD_LOG_LEVEL"] = "warning"
                 err.print(f"A sandbox shop of seed {seed} sells {orders:,} orders.")
                 with (
                     _shown_on_failure(folder / "processes.log") as log,
                     open_shop(seed, orders) as shop,
-                    local.running(
+                    running(
                         settings, folder, environment=shop.environment, output=log, may_take_another_port=True
-                    ) as running,
+                    ) as payfold,
                 ):
-                    err.print(f"Payfold runs at {running.address}, beside a sandbox Stripe.\n")
+                    err.print(f"Payfold runs at {payfold.address}, beside a sandbox Stripe.\n")
                     try:
-                        with running.processes.interrupting():
-                            holds = show.run(running, shop, seed=seed, progress_to=err, summary_to=output.out)
+                        with payfold.processes.interrupting():
+                            holds = show.run(payfold, shop, seed=seed, progress_to=err, summary_to=output.out)
                             if not leave:
-                                introduce(running)
-                                local.wait_for_signal()
+                                introduce(payfold)
+                                signals.wait_for_signal()
                     finally:
-                        ended = running.processes.ended
+                        ended = payfold.processes.ended
         except KeyboardInterrupt:
             err.print("Stopped.")
     if ended is not None:
@@ -75,6 +77,6 @@ def _shown_on_failure(path: Path) -> Iterator[TextIO]:
     with path.open("w") as log:
         try:
             yield log
-        except (PayfoldError, ServicesError):
+        except PayfoldError:
             err.print(path.read_text())
             raise

@@ -7,8 +7,9 @@ from urllib.parse import urlsplit
 
 import typer
 
-from deploy import local, output
+from deploy import output
 from deploy.commands.base import FAILED, USAGE, AccountOption, FormatOption, ModeOption
+from deploy.local import discovery
 from deploy.output import Format, err
 from schemas.errors import ConfigurationError
 from schemas.settings import Settings
@@ -32,7 +33,7 @@ def endpoints_check(
     """Compare Stripe's endpoints for --url, or for any /webhooks/stripe, with our event types; exit 1 if one lacks."""
     from deploy import endpoints
 
-    settings = local.here(local.settings())
+    settings = discovery.here(discovery.settings())
     api, worlds = endpoints.opened(settings), _worlds(settings, account, livemode)
     found = {world: endpoints.listed(api, world, url=url) for world in worlds}
     every = [each for of_world in found.values() for each in of_world]
@@ -58,7 +59,7 @@ def endpoints_create(
     from deploy import endpoints
     from worker.folds import STRIPE_TYPES
 
-    settings = local.here(local.settings())
+    settings = discovery.here(discovery.settings())
     _require_reachable(url)
     worlds = _worlds(settings, account, livemode)
     if len(worlds) > 1:

@@ -6,8 +6,9 @@ from typing import Final
 
 import typer
 
-from deploy import local, output
-from deploy.services import write_new_private
+from deploy import output
+from deploy.local import discovery
+from deploy.local.private_files import write_new_private
 from schemas import envfile
 from schemas.errors import ConfigurationError
 from schemas.settings import Settings
@@ -32,7 +33,7 @@ def init() -> None:
         _write(path)
         output.out.print(f"Wrote {path}, which only this user can read. Set in it what your deployment needs:")
         output.out.print(f"{', '.join(_FIRST)}. The environment comes before it, `payfold config` shows what holds.")
-    _show_connecting(local.here(local.settings()))
+    _show_connecting(discovery.here(discovery.settings()))
 
 
 def _write(path: Path) -> None:

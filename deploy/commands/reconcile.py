@@ -161,7 +161,7 @@ def _plain(value: object) -> str:
 
 
 def _write_report(path: Path, result: dict[str, Any]) -> None:
-    from deploy.report import html
+    from deploy.report.page import html
 
     try:
         path.write_text(html(output.plain(result)), encoding="utf-8")
@@ -174,7 +174,7 @@ def _print(result: dict[str, Any], form: Format) -> None:
     if form is not Format.TABLE:
         output.one(result, form)
         return
-    from deploy.report import notes_on_stripe
+    from deploy.report.verdict import notes_on_stripe
 
     witnesses = result.get("witnesses", {})
     _section(

@@ -7,7 +7,8 @@ from typing import Annotated, Final
 
 import typer
 
-from deploy import local, output
+from deploy import output
+from deploy.local import discovery
 from deploy.output import Format, err
 from schemas.errors import ConfigurationError
 from schemas.settings import SCOPES, Settings
@@ -24,7 +25,7 @@ def tokens_new(
     ] = None,
 ) -> None:
     """Make a bearer token: show it once, and the entry for PAYFOLD_TOKENS, which holds only its hash."""
-    local.refuse_unknown_names()  # and no bad value, since it may be the one that this command is to mend
+    discovery.refuse_unknown_names()  # and no bad value, since it may be the one that this command is to mend
     given = [each for text in scope or ["read"] for each in text.split("+")]
     if unknown := [each for each in given if each not in SCOPES]:
         raise ConfigurationError(

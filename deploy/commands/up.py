@@ -6,9 +6,11 @@ from typing import Annotated, Final
 
 import typer
 
-from deploy import local
+from deploy.local import discovery, signals
+from deploy.local.errors import PORT_MAX
+from deploy.local.processes import Processes
+from deploy.local.running import Running, running
 from deploy.output import err
-from deploy.processes import Processes
 from schemas.errors import ConflictError
 from schemas.settings import Settings
 from schemas.slots import ENDS_MAX, ENDS_SECONDS, Ends
@@ -16,7 +18,7 @@ from schemas.slots import ENDS_MAX, ENDS_SECONDS, Ends
 app: Final = typer.Typer()
 
 PortOption = Annotated[
-    int | None, typer.Option(min=1, max=local.PORT_MAX, help="Port of the web process; else PORT, else 8000.")
+    int | None, typer.Option(min=1, max=PORT_MAX, help="Port of the web process; else PORT, else 8000.")
 ]
 
 
@@ -27,12 +29,12 @@ def up(port: PortOption = None) -> None:
     Its signing secret and token stay with its data: a restart has the same ones.
     """
     settings = settings_with(port)
-    folder = settings.payfold_data_dir.absolute() / local.UP_FOLDER
-    with local.stop_on_signal():
+    folder = settings.payfold_data_dir.absolute() / discovery.UP_FOLDER
+    with signals.stop_on_signal():
         try:
-            with local.running(settings, folder) as running:
-                introduce(running)
-                _keep_running(running.processes)
+            with running(settings, folder) as payfold:
+                introduce(payfold)
+                _keep_running(payfold.processes)
         except KeyboardInterrupt:
             err.print("Stopped.")
 
@@ -41,7 +43,7 @@ def settings_with(port: int | None) -> Settings:
     """Return the settings, with *port* for the web process if it is given."""
     if port is not None:
         os.environ["PORT"] = str(port)  # the processes are to have it, too
-    return local.settings()
+    return discovery.settings()
 
 
 def _keep_running(processes: Processes) -> None:
@@ -59,11 +61,11 @@ def _keep_running(processes: Processes) -> None:
         processes.start_one(ended.name)
 
 
-def introduce(running: local.Running) -> None:
+def introduce(payfold: Running) -> None:
     """Print the addresses of the running parts, and the commands to type next."""
-    shown = {"webhook": f"{running.address}/webhooks/stripe", "API": f"{running.address}/docs"}
-    shown["bearer token"] = "as configured" if running.token is None else running.token
-    shown["signing secret"] = running.secret if running.is_secret_ours else "as configured"
+    shown = {"webhook": f"{payfold.address}/webhooks/stripe", "API": f"{payfold.address}/docs"}
+    shown["bearer token"] = "as configured" if payfold.token is None else payfold.token
+    shown["signing secret"] = payfold.secret if payfold.is_secret_ours else "as configured"
     err.print("\nPayfold runs here until Ctrl-C:\n", style="bold")
     for label, value in shown.items():
         err.print(f"  {label:<16}{value}", soft_wrap=True)

@@ -5,7 +5,7 @@ change of which Stripe sends an event leaves a snapshot :class:`Event`. ``lives`
 take, ``history`` makes whole shops of those, ``rendering`` shows an event at an older API version, ``signing`` signs
 as Stripe does, and ``delivery`` sends events to a webhook late, twice and out of order.
 
-It knows nothing of Payfold, and imports nothing of it.
+It knows nothing of Payfold, and imports nothing of it but the root of its tree of errors.
 """
 
 from deploy.sandbox.account import (

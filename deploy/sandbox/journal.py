@@ -12,6 +12,7 @@ import msgspec
 
 from deploy.sandbox import shapes
 from deploy.sandbox.chance import Chance
+from schemas.errors import PayfoldError
 
 LATEST: Final = "2026-10-28.endive"
 START: Final = 1_793_491_200  # 2026-11-01T00:00:00Z
@@ -25,7 +26,7 @@ Object = dict[str, Any]
 """One of Stripe's objects, decoded from its JSON."""
 
 
-class SandboxError(Exception):
+class SandboxError(PayfoldError):
     """Something that Stripe would refuse."""
 
 

@@ -22,10 +22,10 @@ from honcho.environ import parse_procfile
 from honcho.printer import Message, Printer
 from honcho.process import Popen
 
-from deploy.leash import leashed
+from deploy.local.leash import leashed
 from schemas.slots import ending
 
-PROCFILE: Final = Path(__file__).with_name("Procfile")
+PROCFILE: Final = Path(__file__).parent.with_name("Procfile")
 """In a checkout a link to the Procfile at the top, where Heroku looks for it; the wheel has the file itself here."""
 RELEASE: Final = "release"
 GRACE_SECONDS: Final = 30.0  # what Heroku gives a process between SIGTERM and SIGKILL

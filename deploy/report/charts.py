@@ -1,10 +1,11 @@
-"""Charts drawn into a page as SVG, without a script: amounts by period and status, and counts by name."""
+"""The layout of the charts, which a template draws as SVG: amounts by period and status, and counts by name."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import date, timedelta
 from typing import Final
 
-from deploy.markup import Html, amount, figure, listed, tag
+from deploy.report.words import amount, figure, listed
 
 STATUSES: Final = ("paid", "processing", "open", "failed", "expired", "complete")
 """From the axis up; each has its colour, and any other status has one together."""
@@ -28,74 +29,122 @@ _COUNT_HEIGHT: Final = 44
 # ---- Amounts ----
 
 
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A line across a chart at *y*, and the amount that it stands for."""
+
+    y: str
+    name: str
+    is_zero: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """A piece of a bar, its place and size in percent of the width and in pixels of the height."""
+
+    words: str
+    colour: str
+    x: str
+    y: str
+    width: str
+    height: str
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """The name of a period below its bar."""
+
+    name: str
+    x: str
+    anchor: str
+
+
+@dataclass(frozen=True, slots=True)
+class Stacked:
+    """A chart with a bar for each period, with a piece for each status."""
+
+    title: str
+    unit: str
+    words: str
+    height: int
+    margin: int
+    """How many characters wide the names of the lines are."""
+    lines: list[Line]
+    bars: list[Bar]
+    labels: list[Label]
+    labels_y: int
+
+
 def stacked(
     title: str, currency: str, unit: str, statuses: Sequence[str], amounts: Mapping[tuple[date, str], int]
-) -> Html:
-    """Draw a bar for each period, with a piece for each status; pieces below zero hang from the axis.
+) -> Stacked:
+    """Lay out a bar for each period, with a piece for each status; pieces below zero hang from the axis.
 
     *amounts* are in the smallest unit of *currency*, by the start of the period and the status.
     """
     days = [start for start, _ in amounts]
     starts = starts_of(min(days), max(days), unit)
-    columns = [[amounts.get((start, status), 0) for status in statuses] for start in starts]
+    columns = [{status: amounts.get((start, status), 0) for status in statuses} for start in starts]
     ticks = _ticks(
-        min(sum(min(each, 0) for each in column) for column in columns),
-        max(sum(max(each, 0) for each in column) for column in columns),
+        min(sum(min(each, 0) for each in column.values()) for column in columns),
+        max(sum(max(each, 0) for each in column.values()) for column in columns),
     )
     names = _tick_names(ticks, currency)
-    drawn = [_grid_line(_y(tick, ticks), name, is_zero=tick == 0) for tick, name in zip(ticks, names, strict=True)]
     slot = 100 / len(starts)
-    for place, (start, column) in enumerate(zip(starts, columns, strict=True)):
-        middle, pieces = slot * (place + 0.5), dict(zip(statuses, column, strict=True))
-        drawn += _bar(period(start, unit), currency, pieces, ticks, middle, min(slot * 0.72, _BAR_PERCENT_MAX))
-        if place % -(-len(starts) // _PERIOD_NAMES_MAX) == 0:
-            # A name that begins so near to the edge would run over it.
-            x, anchor = (f"{middle:.3f}%", "middle") if middle <= _MIDDLE_PERCENT_MAX else ("100%", "end")
-            drawn.append(tag("text", _short(start, unit), x=x, y=_BOTTOM + 20, text_anchor=anchor))
-    words = (
-        f"Bars by {unit} from {period(starts[0], unit)} to {period(starts[-1], unit)}, stacked by status "
-        f"({listed(statuses)}), in {currency.upper()}. The table below has the figures."
-    )
-    return tag(
-        "div",
-        tag("span", currency.upper(), class_="unit", aria_hidden="true"),
-        _picture(title, words, _BOTTOM + 28, drawn),
-        class_="plot",
-        style=f"padding-left:{max(map(len, names)) + 2}ch",
+    middles = [slot * (place + 0.5) for place in range(len(starts))]
+    width = min(slot * 0.72, _BAR_PERCENT_MAX)
+    return Stacked(
+        title=title,
+        unit=currency.upper(),
+        words=(
+            f"Bars by {unit} from {period(starts[0], unit)} to {period(starts[-1], unit)}, stacked by status "
+            f"({listed(statuses)}), in {currency.upper()}. The table below has the figures."
+        ),
+        height=_BOTTOM + 28,
+        margin=max(map(len, names)) + 2,
+        lines=[Line(f"{_y(tick, ticks):.2f}", name, tick == 0) for tick, name in zip(ticks, names, strict=True)],
+        bars=[
+            bar
+            for start, column, middle in zip(starts, columns, middles, strict=True)
+            for bar in _bars(period(start, unit), currency, column, ticks, middle, width)
+        ],
+        labels=_labels(starts, middles, unit),
+        labels_y=_BOTTOM + 20,
     )
 
 
-def _bar(
+def _bars(
     name: str, currency: str, pieces: Mapping[str, int], ticks: Sequence[int], middle: float, width: float
-) -> list[Html]:
-    drawn = []
+) -> Iterator[Bar]:
     up = down = 0
     for status, piece in pieces.items():
         base = up if piece > 0 else down
         top, bottom = _y(max(base, base + piece), ticks), _y(min(base, base + piece), ticks)
         up, down = up + max(piece, 0), down + min(piece, 0)
         if piece:
-            drawn.append(
-                tag(
-                    "rect",
-                    tag("title", f"{name}, {status}: {amount(piece, currency)}"),
-                    class_=colour(status),
-                    x=f"{middle - width / 2:.3f}%",
-                    y=f"{top:.2f}",
-                    width=f"{width:.3f}%",
-                    height=f"{bottom - top:.2f}",
-                )
+            yield Bar(
+                words=f"{name}, {status}: {amount(piece, currency)}",
+                colour=colour(status),
+                x=f"{middle - width / 2:.3f}%",
+                y=f"{top:.2f}",
+                width=f"{width:.3f}%",
+                height=f"{bottom - top:.2f}",
             )
-    return drawn
+
+
+def _labels(starts: Sequence[date], middles: Sequence[float], unit: str) -> list[Label]:
+    """Return the names of so many periods that they have room."""
+    every = -(-len(starts) // _PERIOD_NAMES_MAX)
+    found = []
+    for start, middle in list(zip(starts, middles, strict=True))[::every]:
+        # A name that begins so near to the edge would run over it.
+        x, anchor = (f"{middle:.3f}%", "middle") if middle <= _MIDDLE_PERCENT_MAX else ("100%", "end")
+        found.append(Label(_short(start, unit), x, anchor))
+    return found
 
 
 def _y(minor: int, ticks: Sequence[int]) -> float:
     return _TOP + _HEIGHT * (ticks[-1] - minor) / (ticks[-1] - ticks[0])
-
-
-def _grid_line(y: float, name: str, *, is_zero: bool) -> Html:
-    line = tag("line", x1=0, x2="100%", y1=f"{y:.2f}", y2=f"{y:.2f}", class_="axis" if is_zero else "grid")
-    return Html(line + tag("text", name, x=-8, y=f"{y:.2f}", dy="0.35em", text_anchor="end"))
 
 
 def _ticks(low: int, high: int) -> list[int]:
@@ -123,28 +172,38 @@ def colour(status: str) -> str:
 # ---- Counts ----
 
 
-def counts(title: str, numbers: Mapping[str, int]) -> Html:
-    """Draw a lying bar for each number, its name above it and the number at its end."""
+@dataclass(frozen=True, slots=True)
+class Count:
+    """A lying bar at *y*, its name above it and its number at its end."""
+
+    name: str
+    number: int
+    y: int
+    share: str
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """A chart of numbers by name."""
+
+    title: str
+    words: str
+    height: int
+    bars: list[Count]
+
+
+def counts(title: str, numbers: Mapping[str, int]) -> Counts:
+    """Lay out a lying bar for each number."""
     most = max(numbers.values(), default=0) or 1
-    drawn = []
-    for place, (name, number) in enumerate(numbers.items()):
-        y, share = _COUNT_HEIGHT * place, f"{_COUNT_PERCENT_MAX * number / most:.3f}%"
-        drawn += [
-            tag("text", name, x=0, y=y + 14),
-            tag("rect", x=0, y=y + 21, width=share, height=12, class_="count"),
-            tag("text", f"{number:,}", x=share, dx=8 if number else 0, y=y + 31, class_="number"),
-        ]
-    words = listed(f"{name} {number:,}" for name, number in numbers.items())
-    return tag(
-        "figure",
-        tag("figcaption", tag("h3", title)),
-        tag("div", _picture(title, words, _COUNT_HEIGHT * len(numbers), drawn), class_="plot"),
+    return Counts(
+        title=title,
+        words=listed(f"{name} {number:,}" for name, number in numbers.items()),
+        height=_COUNT_HEIGHT * len(numbers),
+        bars=[
+            Count(name, number, _COUNT_HEIGHT * place, f"{_COUNT_PERCENT_MAX * number / most:.3f}%")
+            for place, (name, number) in enumerate(numbers.items())
+        ],
     )
-
-
-def _picture(title: str, words: str, height: int, drawn: Iterable[str]) -> Html:
-    """Return an image as wide as there is room. Its text keeps its size, since widths are in percent."""
-    return tag("svg", *drawn, role="img", aria_label=f"{title}. {words}", width="100%", height=height)
 
 
 # ---- Periods ----

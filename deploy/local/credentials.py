@@ -13,7 +13,7 @@ from typing import Final
 
 import msgspec
 
-from deploy.services import private_folder, write_private
+from deploy.local.private_files import private_folder, write_private
 from schemas.errors import ConfigurationError
 from schemas.settings import Settings
 

@@ -76,7 +76,7 @@ def personal_fields(model: type[BaseModel]) -> frozenset[str]:
 
 
 class Answer(BaseModel):
-    """What every answer has in common: it says what it is, and cannot be changed."""
+    """The common part of all answers. An answer cannot be changed."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -98,7 +98,7 @@ class Shown(Answer):
 
 
 class Order(Shown):
-    """An order: a Checkout Session as the events tell it. Its id is the session's."""
+    """An order: a Checkout Session as its events report it. Its id is the session's."""
 
     status: OrderStatus | None = Field(description="null where Stripe's words are unknown")
     session_status: Word | None
@@ -152,23 +152,23 @@ class OrderLine(Shown):
 
 
 class OrderWithLines(Order):
-    """An order with its lines: none until all of them were read from Stripe, as `lines_complete` says."""
+    """An order with its lines: none until all of them were read from Stripe; `lines_complete` is then true."""
 
     lines: list[OrderLine]
 
 
 class PaymentLink(Shown):
-    """A payment link as the events tell it."""
+    """A payment link as its events report it."""
 
     active: bool | None
     url: Public[str] | None
     currency: Word | None
     metadata: Personal[dict[str, Any]] = None
-    created: datetime | None = Field(description="null until the created event is seen: the object does not say")
+    created: datetime | None = Field(description="null until the created event is seen: the object has no such time")
 
 
 class Invoice(Shown):
-    """An invoice as the events tell it."""
+    """An invoice as its events report it."""
 
     number: Id | None
     status: Word | None
@@ -229,13 +229,13 @@ class CreditNoteLine(Shown):
 
 
 class CreditNoteWithLines(CreditNote):
-    """A credit note with the lines that were seen; `lines_complete` says whether those are all."""
+    """A credit note with the lines that were seen; `lines_complete` is true where those are all."""
 
     lines: list[CreditNoteLine]
 
 
 class Refund(Shown):
-    """A refund as its own events tell it."""
+    """A refund as its own events report it."""
 
     status: Word | None
     currency: Word | None
@@ -271,7 +271,7 @@ class PortalSession(Shown):
 
 
 class BalanceChange(Shown):
-    """A change of a balance, as an event of its customer told it."""
+    """A change of a balance, as an event of its customer reported it."""
 
     amount: int
     ending_balance: int
@@ -364,9 +364,9 @@ class Event(Answer):
 
 
 class Rendering(Answer):
-    """A copy of an event that says something else than the one that is folded."""
+    """A copy of an event with another content than the copy that is folded."""
 
-    content_sha256: Public[str] | None = Field(description="of what it says; null until it has been compared")
+    content_sha256: Public[str] | None = Field(description="of its content; null until it has been compared")
     payload_sha256: Public[str] = Field(description="of the body as it came, in hexadecimal")
     signed: bool = Field(description="a verified delivery signed it")
     source: Source
@@ -385,7 +385,7 @@ class EventWithPayload(Event):
 
     payload: Personal[str] = Field(None, description="null where it is archived")
     archived: bool = Field(description="the payload is in an archive, no longer in the database")
-    renderings: list[Rendering] = Field(description="copies that say something else, and are not folded")
+    renderings: list[Rendering] = Field(description="copies with other contents, which are not folded")
 
 
 class DescribedLine(Answer):

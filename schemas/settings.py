@@ -163,13 +163,13 @@ class Settings(BaseSettings):
         60,
         ge=0,
         le=10_080,
-        description="after a session's own end, before our clock says that it is expired where Stripe cannot be asked",
+        description="after a session's own end, before our clock takes it for expired where Stripe cannot be asked",
         examples=["60"],
     )
     payfold_open_session_lines: Literal["off", "shop", "all"] = Field(
         "shop",
-        description="whose line items are kept while the session is open: nobody's, the shop's own, or payment"
-        " links' too",
+        description="of which sessions line items are kept while they are open: of none, of the shop's own, or of"
+        " those of payment links, too",
         examples=["all"],
     )
     payfold_expire_seconds: int = Field(

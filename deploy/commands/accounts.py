@@ -69,7 +69,7 @@ def _row(world: accounts.Known, settings: Settings) -> dict[str, Any]:
 def accounts_rename(
     old: Annotated[str, typer.Argument(metavar="OLD", help="The name until now; '' is the account without one.")],
     new: Annotated[str, typer.Argument(metavar="NEW", help="The name from now on: letters, digits and _, or ''.")],
-    yes: Annotated[bool, typer.Option("--yes", help="Do it; without it, only say what would be done.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do it; without it, only show what would be done.")] = False,
     archive: ArchiveOption = None,
     same_account: Annotated[
         bool, typer.Option("--same-account", help="You know that it is one account, where no payload is left to show.")
@@ -101,7 +101,7 @@ def accounts_rename(
         output.one(asdict(planned), form)
         err.print(
             f"{planned.events:,} events and {planned.orders:,} orders of {accounts.shown(old)} would be"
-            f" {accounts.shown(new)}'s; nothing has changed. Say --yes to do it."
+            f" {accounts.shown(new)}'s; nothing has changed. Add --yes to do it."
         )
         raise typer.Exit(USAGE)
     output.one(asdict(done), form)

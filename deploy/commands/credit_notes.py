@@ -19,5 +19,5 @@ def credit_notes_explain(
     livemode: ModeOption = None,
     form: FormatOption = Format.TABLE,
 ) -> None:
-    """Say which event set each column of a credit note, and what became of the others."""
+    """Show which event set each column of a credit note, and what became of the others."""
     explain_row("credit_notes", note, as_of, account=account, livemode=livemode, form=form)

@@ -20,7 +20,7 @@ def customers_explain(
     livemode: ModeOption = None,
     form: FormatOption = Format.TABLE,
 ) -> None:
-    """Say which event set each column of a customer, or of a balance, and what became of the others."""
+    """Show which event set each column of a customer, or of a balance, and what became of the others."""
     table = "customers" if currency is None else "balances"
     explain_row(
         table, customer, as_of, currency=(currency or "").lower(), account=account, livemode=livemode, form=form

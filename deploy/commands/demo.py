@@ -32,7 +32,7 @@ def demo(
     leave: Annotated[bool, typer.Option("--exit", help="End after the summary.")] = False,
     seed: Annotated[int | None, typer.Option(help="Repeats an earlier demo.")] = None,
 ) -> None:
-    """Run everything beside a sandbox Stripe that sells, and prove the tables; exit 0 only if the proof holds."""
+    """Run everything with a sandbox Stripe that sells, and prove the tables; exit 0 only if the proof holds."""
     from deploy import demo as show
     from deploy.sandbox_shop import open_shop
 
@@ -54,7 +54,7 @@ def demo(
                         settings, folder, environment=shop.environment, output=log, may_take_another_port=True
                     ) as payfold,
                 ):
-                    err.print(f"Payfold runs at {payfold.address}, beside a sandbox Stripe.\n")
+                    err.print(f"Payfold runs at {payfold.address}, with a sandbox Stripe.\n")
                     try:
                         with payfold.processes.interrupting():
                             holds = show.run(payfold, shop, seed=seed, progress_to=err, summary_to=output.out)

@@ -65,7 +65,7 @@ def events_list(
 def events_show(
     event_id: EventId, account: AccountOption = None, livemode: ModeOption = None, form: FormatOption = Format.TABLE
 ) -> None:
-    """Show one event with its payload, which holds personal data, and the copies of it that say something else."""
+    """Show one event with its payload, which holds personal data, and its copies with other contents."""
     with opened_database() as engine:
         row = one_row(engine, tables.events, event_id, account=account, livemode=livemode)
         with database.transaction(engine) as connection:
@@ -108,7 +108,7 @@ def events_retry(
 @app.command("ignore")
 def events_ignore(
     event_id: EventId,
-    reason: Annotated[str, typer.Option(help="Why, for whoever looks later.")] = "",
+    reason: Annotated[str, typer.Option(help="Why, for those who look later.")] = "",
     account: AccountOption = None,
     livemode: ModeOption = None,
 ) -> None:
@@ -131,7 +131,7 @@ def events_export(
         Path | None,
         typer.Option("--output", "-o", help="A file: .gz or .ndjson by its ending, else Zstandard; default is stdout."),
     ] = None,
-    plain: Annotated[bool, typer.Option("--plain", help="Do not compress, whatever the file is called.")] = False,
+    plain: Annotated[bool, typer.Option("--plain", help="Do not compress, no matter how the file is called.")] = False,
     since: Since = None,
     until: Until = None,
     archive: ArchiveOption = None,

@@ -25,7 +25,7 @@ def events_archive(
         datetime, typer.Option(formats=TIMES, metavar="DATE", help="Payloads of events created before then, UTC.")
     ],
     to: Annotated[Path, typer.Option("--to", metavar="DIR", help="A folder that lasts, for the logs.")],
-    yes: Annotated[bool, typer.Option("--yes", help="Do it; without it, only say what would be done.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do it; without it, only show what would be done.")] = False,
     form: FormatOption = Format.TABLE,
 ) -> None:
     """Move old payloads into logs: written, read back, compared, and only then dropped; exit 2 if --yes is missing."""
@@ -44,7 +44,7 @@ def events_archive(
         if not yes:
             shown = [{**asdict(part), "megabytes": round(part.bytes / 1e6, 1)} for part in parts]
             output.rows(shown, _PART_COLUMNS, form, empty="")
-            err.print(f"{_summed(parts)} would be archived; nothing has been. Say --yes to do it.")
+            err.print(f"{_summed(parts)} would be archived; nothing has been. Add --yes to do it.")
             raise typer.Exit(USAGE)
         show, done = shown_on(bar), list[dict[str, Any]]()
         for number, part in enumerate(parts):

@@ -16,7 +16,7 @@ app: Final = typer.Typer(help="Bring the schema to this release.", invoke_withou
 
 @app.callback()
 def migrate_default(context: typer.Context) -> None:
-    """Bring the schema to this release; `status` only tells."""
+    """Bring the schema to this release; `status` only reports."""
     if context.invoked_subcommand is None:
         migrate_up()
 

@@ -31,5 +31,5 @@ def orders_explain(
     livemode: ModeOption = None,
     form: FormatOption = Format.TABLE,
 ) -> None:
-    """Say which event set each column of an order, and what became of the others."""
+    """Show which event set each column of an order, and what became of the others."""
     explain_row("orders", order_id, as_of, account=account, livemode=livemode, form=form)

@@ -19,5 +19,5 @@ def payment_links_explain(
     livemode: ModeOption = None,
     form: FormatOption = Format.TABLE,
 ) -> None:
-    """Say which event set each column of a payment link, and what became of the others."""
+    """Show which event set each column of a payment link, and what became of the others."""
     explain_row("payment_links", link, as_of, account=account, livemode=livemode, form=form)

@@ -46,7 +46,7 @@ def rebuild(
     limit: Annotated[int, typer.Option(min=0, help="How many differences are listed.")] = DIFFERENCES_SHOWN,
     form: FormatOption = Format.TABLE,
 ) -> None:
-    """Fold the inbox beside the live tables and print every difference; exit 3 if there is one and no --swap."""
+    """Fold the inbox next to the live tables and print every difference; exit 3 if there is one and no --swap."""
     from worker.proof import archived, shadow
     from worker.proof import rebuild as rebuilding
     from worker.proof import swap as swapping

@@ -70,7 +70,7 @@ def replay(  # noqa: PLR0913 - an option each
         typer.Argument(help="Logs, or patterns as 'logs/*.zst': NDJSON, an array, list pages; .gz, .zst; - is stdin."),
     ],
     *,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Write nothing; say which rows would change.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Write nothing; show which rows would change.")] = False,
     since: Since = None,
     until: Until = None,
     kind: Annotated[str | None, typer.Option("--type", help="Only this type; * stands for anything.")] = None,

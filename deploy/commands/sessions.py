@@ -14,7 +14,9 @@ app: Final = typer.Typer(help="Open sessions at Stripe: find them, expire them."
 
 @app.command("expire")
 def sessions_expire(
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Expire nothing; say what would go, and why.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Expire nothing; list what would be expired, and why.")
+    ] = False,
     form: FormatOption = Format.TABLE,
 ) -> None:
     """Expire the open sessions that are stale, now; by our clock where no key serves them."""

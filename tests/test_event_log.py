@@ -16,7 +16,7 @@ import zstandard
 
 from deploy.sandbox.account import Account
 from deploy.sandbox.history import tangle
-from worker.logs import reader
+from worker.logs import compression, layout, reader
 from worker.logs import writer as log_writer
 
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
@@ -216,7 +216,7 @@ def test_no_place_in_what_is_nested_too_deeply(read: Callable[[bytes], list[str]
 def test_one_place_of_a_long_array(read: Callable[[bytes], list[str]]) -> None:
     """The column is that of the line, however much of it was read and let go of before."""
     before = b"[" + b",".join(COMPACT * 400)
-    assert len(before) > 4 * reader.CHUNK_BYTES
+    assert len(before) > 4 * compression.CHUNK_BYTES
 
     *_, fault = read(before + b', {"id": nil}]\n')
 
@@ -333,7 +333,7 @@ def test_a_long_line_is_put_aside_in_pieces(read: Callable[[bytes], list[str]], 
 
     assert long.fault is not None
     assert sum(sizes) in (len(line), len(line) + 1)
-    assert max(sizes) <= reader.LINE_BYTES_MAX
+    assert max(sizes) <= layout.LINE_BYTES_MAX
     assert [entry.delivery.envelope.id for entry in entries if entry.delivery] == IDS
 
 
@@ -389,7 +389,7 @@ def test_junk_after_compressed_log(read: Callable[[bytes], list[str]], compress:
 @pytest.mark.parametrize("start", [b'{"id": "', b"x", b"[1, "], ids=["object", "garbage", "array"])
 def test_line_over_the_limit(read: Callable[[bytes], list[str]], start: bytes) -> None:
     """A line without an end is told as too long, in bounded memory, and the next one is read."""
-    entries = read(COMPACT[0] + b"\n" + start + b"x" * (reader.LINE_BYTES_MAX + 5) + b"\n" + COMPACT[1] + b"\n")
+    entries = read(COMPACT[0] + b"\n" + start + b"x" * (layout.LINE_BYTES_MAX + 5) + b"\n" + COMPACT[1] + b"\n")
 
     assert (entries[0], entries[-1]) == (IDS[0], IDS[1])
     assert len(entries) == 3 + (start == b"[1, ")
@@ -419,7 +419,7 @@ def test_array_over_the_limit_of_a_line(read: Callable[[bytes], list[str]]) -> N
     """An array in one line may be longer than a line of single events: its elements are read one by one."""
     account = Account(seed=1)
     for _ in range(40):
-        account.create_payment_link(metadata={"noise": "x" * (reader.LINE_BYTES_MAX // 32)})
+        account.create_payment_link(metadata={"noise": "x" * (layout.LINE_BYTES_MAX // 32)})
 
     assert read(b"[" + b",".join(event.body for event in account.events) + b"]") == [
         event.id for event in account.events
@@ -552,7 +552,7 @@ def test_reading_is_lazy(tmp_path: Path) -> None:
             buffer[: len(text)] = text
             return len(text)
 
-    items = reader._items(reader._Lines(io.BufferedReader(Endless())))  # type: ignore[type-var]  # any raw stream will do
+    items = layout.items(layout.Lines(io.BufferedReader(Endless())))  # type: ignore[type-var]  # any raw stream will do
 
     assert [next(items).text for _ in range(200)] == [element] * 200
 

@@ -34,7 +34,9 @@ from worker import folds
 from worker.folding import projection
 from worker.logs import retry, writer
 from worker.logs.dry_run import plan
-from worker.logs.replay import Counts, LogFilters, Reading, export, follow, replay
+from worker.logs.export import export
+from worker.logs.replay import follow, replay
+from worker.logs.selection import Counts, LogFilters, Reading
 from worker.proof.digest import digests
 
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)

@@ -33,7 +33,8 @@ from worker.folding.rows import load_rows
 from worker.folds import join
 from worker.folds.facts import Event, Facts, Row, Subject
 from worker.folds.join import Joined, RowSpec
-from worker.logs.replay import MENDED, NEWER, Counts, Held, Key, Reading, held
+from worker.logs.recording import MENDED, NEWER, Held, Key, held
+from worker.logs.selection import Counts, Reading
 
 OBJECTS_AT_ONCE: Final = 200
 APPEAR: Final = "appear"

@@ -36,6 +36,11 @@ def page(events: list[dict[str, Any]]) -> dict[str, Any]:
     return {"object": "list", "data": events, "has_more": False, "url": "/v1/events"}
 
 
+def lines_of(events: list[dict[str, Any]]) -> bytes:
+    """Return *events* as NDJSON."""
+    return b"".join(msgspec.json.encode(event) + b"\n" for event in events)
+
+
 @pytest.fixture
 def read(tmp_path: Path) -> Callable[[bytes], list[str]]:
     """Return what reads a log: of each entry the event's id, or the line and the fault."""
@@ -184,7 +189,7 @@ def test_broken_line(read: Callable[[bytes], list[str]], kind: str, place: str) 
         (b'{\n  "a": 1,\n  "b": Infinity\n}\n', ": line 1 it is not JSON: Infinity is no value (line 3, column 8)"),
         (
             b'[\n  {"id": "evt_9",\n   "type": no\n  },\n  {}\n]\n',
-            ": line 2 it is not JSON: Expecting value (line 3, column 12)",
+            f": line 2 it is not JSON: Expecting value (line 3, column 12){layout.SKIPPED}",
         ),
     ],
     ids=str,
@@ -254,20 +259,28 @@ def test_cut_text(read: Callable[[bytes], list[str]], value: object) -> None:
     assert [": line 1 the file ends" in entry for entry in entries[2:]] == [True]
 
 
-@pytest.mark.parametrize(
-    "text",
-    [pretty(EVENTS), pretty(page(EVENTS), indent=4), LAYOUTS["array, an element a line"]],
-    ids=["array", "page", "an element a line"],
-)
+@pytest.mark.parametrize("text", [pretty(EVENTS), pretty(page(EVENTS), indent=4)], ids=["array", "page"])
 def test_broken_element(read: Callable[[bytes], list[str]], text: bytes) -> None:
-    """A broken element of an array over many lines costs that element."""
+    """A broken element of an array over many lines costs the rest of the array, and nothing after it."""
     mark = f'"{IDS[1]}"'.encode()
     line = text[: text.rindex(b"{", 0, text.index(mark))].count(b"\n") + 1
 
-    first, fault, last = read(text.replace(mark, mark[1:]))
+    first, fault, *after = read(text.replace(mark, mark[1:]) + b"\n" + NDJSON)
+
+    assert (first, after) == (IDS[0], IDS)
+    assert fault.startswith(f": line {line} it is not JSON: ")
+    assert fault.endswith("and what follows it in the array was skipped")
+
+
+def test_broken_element_in_the_first_column(read: Callable[[bytes], list[str]]) -> None:
+    """A broken element of an array with an element a line costs that element."""
+    mark = f'"{IDS[1]}"'.encode()
+
+    first, fault, last = read(LAYOUTS["array, an element a line"].replace(mark, mark[1:]))
 
     assert (first, last) == (IDS[0], IDS[2])
-    assert fault.startswith(f": line {line} it is not JSON: ")
+    assert fault.startswith(": line 3 it is not JSON: ")
+    assert "skipped" not in fault
 
 
 def test_broken_element_in_one_line(read: Callable[[bytes], list[str]]) -> None:
@@ -309,9 +322,42 @@ def test_put_right(read: Callable[[bytes], list[str]], tmp_path: Path, layout: s
 
     aside = put_aside(tmp_path / "log")
 
-    (told,) = read(aside)
-    assert told.startswith(": line 2 it is not JSON: ")
-    assert read(aside.replace(mark[1:], mark)) == [broken]
+    (fault,) = read(aside)
+    assert fault.startswith((": line 2 it is not JSON: ", ": line 3 it is not JSON: "))
+    assert put_aside(tmp_path / "log").partition(b"\n")[2] == aside.partition(b"\n")[2]
+    rest = IDS[IDS.index(broken) :] if layout.startswith("pretty") else [broken]
+    assert read(aside.replace(mark[1:], mark)) == rest
+
+
+AFTER = [event.payload() for event in tangle(1, contradictory=False).events][3:6]
+AFTER_IDS = [event["id"] for event in AFTER]
+FAULTS: dict[str, Callable[[bytes, bytes], bytes]] = {
+    "a quotation mark is missing": lambda log, mark: log.replace(mark, mark[1:]),
+    "a comma is missing": lambda log, mark: log.replace(mark + b",", mark),
+    "a bracket too many": lambda log, mark: log.replace(mark, mark + b"}"),
+    "cut": lambda log, mark: log[: log.index(mark) + 9],
+    "cut before a value": lambda log, mark: log[: log.index(mark)].rstrip(),
+}
+
+
+@pytest.mark.parametrize("following", [lines_of(AFTER), pretty(AFTER), pretty(page(AFTER)), pretty(AFTER[0])])
+@pytest.mark.parametrize("fault", FAULTS)
+def test_nothing_is_lost(read: Callable[[bytes], list[str]], tmp_path: Path, fault: str, following: bytes) -> None:
+    """However a log is laid out and wherever it breaks, each event is read or refused with its text."""
+    for layout_of_log in LAYOUTS.values():
+        for number, broken in enumerate(IDS):
+            spoilt = FAULTS[fault](layout_of_log, f'"{broken}"'.encode())
+            entries = read(spoilt + b"\n" + following)
+
+            refused = put_aside(tmp_path / "log")
+            read_well = [entry for entry in entries if not entry.startswith(": line")]
+            assert read_well[:number] == IDS[:number]
+            assert broken not in read_well
+            assert all(each in read_well or each.encode() in refused for each in IDS if each.encode() in spoilt)
+            assert read_well[-1] in AFTER_IDS
+            assert [each for each in read_well if each in AFTER_IDS] == [
+                each for each in AFTER_IDS if each.encode() in following
+            ]
 
 
 def test_put_right_where_it_was_cut(read: Callable[[bytes], list[str]], tmp_path: Path) -> None:
@@ -353,11 +399,6 @@ def many(layout: Callable[[list[dict[str, Any]]], bytes]) -> tuple[bytes, list[s
     for _ in range(300):
         account.create_payment_link(metadata={"noise": os.urandom(150).hex()})
     return layout([event.payload() for event in account.events]), [event.id for event in account.events]
-
-
-def lines_of(events: list[dict[str, Any]]) -> bytes:
-    """Return *events* as NDJSON."""
-    return b"".join(msgspec.json.encode(event) + b"\n" for event in events)
 
 
 @pytest.mark.parametrize("layout", [lines_of, pretty], ids=["lines", "pretty"])

@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime
-from itertools import chain
 from typing import Final
 
 import msgspec
@@ -26,7 +25,7 @@ from schemas import events, signature
 from schemas.errors import NotAnEvent, Refused
 from schemas.inbox import Delivery
 from schemas.settings import SigningSecret
-from worker.logs import compression, layout
+from worker.logs import compression, json_values, layout
 from worker.logs.writer import OWN_LINE, OwnLine
 
 HAS_MORE: Final = "this page of a list says has_more: there are older events that it does not hold"
@@ -111,7 +110,7 @@ def read(
             if item.fault is None:
                 yield _entry(item.text, place, account, now, by_whom)
             else:
-                yield Entry(place, None, item.fault, chain((item.text,), item.rest))
+                yield Entry(place, None, item.fault, item.refused)
         for number in lines.pages_with_more:
             warn(f"{name}: line {number}: {HAS_MORE}")
         if lines.damage is not None:
@@ -124,7 +123,7 @@ def _entry(item: bytes, place: str, account: str, now: datetime, signers: _Signe
     try:
         return Entry(place, _delivery(item, account, now, signers))
     except Refused as refusal:
-        return Entry(place, None, layout.fault_of(refusal, item), (item,))
+        return Entry(place, None, json_values.fault_of_item(item, refusal), (item,))
 
 
 def _delivery(item: bytes, account: str, now: datetime, signers: _Signers) -> Delivery:

@@ -5,6 +5,7 @@ import hashlib
 import io
 import os
 import threading
+import tracemalloc
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,12 +13,12 @@ from typing import Any
 
 import msgspec
 import pytest
-import zstandard
 
 from deploy.sandbox.account import Account
 from deploy.sandbox.history import tangle
 from worker.logs import compression, layout, reader
 from worker.logs import writer as log_writer
+from worker.logs.compression import zstd
 
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
 EVENTS = [event.payload() for event in tangle(1, contradictory=False).events][:3]
@@ -93,11 +94,11 @@ def test_one_pretty_event(read: Callable[[bytes], list[str]]) -> None:
 COMPRESSED = {
     "gzip": gzip.compress(NDJSON),
     "gzip, several members": b"".join(gzip.compress(line + b"\n") for line in COMPACT),
-    "Zstandard": zstandard.compress(NDJSON),
-    "Zstandard, several frames": b"".join(zstandard.compress(line + b"\n") for line in COMPACT),
-    "Zstandard, a frame cut within a line": zstandard.compress(NDJSON[:99]) + zstandard.compress(NDJSON[99:]),
-    "Zstandard, a frame to be skipped": b"\x50\x2a\x4d\x18\x04\x00\x00\x00note" + zstandard.compress(NDJSON),
-    "Zstandard, pretty": zstandard.compress(pretty(page(EVENTS))),
+    "Zstandard": zstd.compress(NDJSON),
+    "Zstandard, several frames": b"".join(zstd.compress(line + b"\n") for line in COMPACT),
+    "Zstandard, a frame cut within a line": zstd.compress(NDJSON[:99]) + zstd.compress(NDJSON[99:]),
+    "Zstandard, a frame to be skipped": b"\x50\x2a\x4d\x18\x04\x00\x00\x00note" + zstd.compress(NDJSON),
+    "Zstandard, pretty": zstd.compress(pretty(page(EVENTS))),
 }
 
 
@@ -111,7 +112,7 @@ EMPTY = {
     "nothing": b"",
     "white space": b"\n \r\n",
     "gzip": gzip.compress(b""),
-    "Zstandard": zstandard.compress(b""),
+    "Zstandard": zstd.compress(b""),
     "array": b"[]",
     "array, pretty": b"[\n]\n",
 }
@@ -194,7 +195,7 @@ def test_broken_line(read: Callable[[bytes], list[str]], kind: str, place: str) 
     ],
     ids=str,
 )
-@pytest.mark.parametrize("compress", [bytes, gzip.compress, zstandard.compress])
+@pytest.mark.parametrize("compress", [bytes, gzip.compress, zstd.compress])
 def test_one_place(
     read: Callable[[bytes], list[str]], log: bytes, told: str | None, compress: Callable[[bytes], bytes]
 ) -> None:
@@ -386,7 +387,7 @@ def test_a_long_line_is_put_aside_in_pieces(read: Callable[[bytes], list[str]], 
 def test_progress_in_bytes(tmp_path: Path) -> None:
     """Whoever waits is told of every byte of the file, compressed as it is."""
     path = tmp_path / "log"
-    path.write_bytes(zstandard.compress(NDJSON * 1000))
+    path.write_bytes(zstd.compress(NDJSON * 1000))
     told: list[int] = []
 
     assert len(list(reader.read(str(path), account="", now=NOW, progress=told.append))) == 3000
@@ -402,7 +403,7 @@ def many(layout: Callable[[list[dict[str, Any]]], bytes]) -> tuple[bytes, list[s
 
 
 @pytest.mark.parametrize("layout", [lines_of, pretty], ids=["lines", "pretty"])
-@pytest.mark.parametrize("compress", [gzip.compress, zstandard.compress], ids=["gzip", "Zstandard"])
+@pytest.mark.parametrize("compress", [gzip.compress, zstd.compress], ids=["gzip", "Zstandard"])
 def test_cut_compressed_log(
     read: Callable[[bytes], list[str]],
     compress: Callable[[bytes], bytes],
@@ -418,13 +419,55 @@ def test_cut_compressed_log(
     assert "the file breaks off: " in fault
 
 
-@pytest.mark.parametrize("compress", [gzip.compress, zstandard.compress], ids=["gzip", "Zstandard"])
+@pytest.mark.parametrize("compress", [gzip.compress, zstd.compress], ids=["gzip", "Zstandard"])
 def test_junk_after_compressed_log(read: Callable[[bytes], list[str]], compress: Callable[[bytes], bytes]) -> None:
     """What follows a compressed log and is none is told, after all that was read."""
     *whole, fault = read(compress(NDJSON) + b"junk, and more of it")
 
     assert whole == IDS
     assert fault.startswith(": line 4 the file breaks off: ")
+
+
+def test_a_frame_with_a_wide_window(read: Callable[[bytes], list[str]]) -> None:
+    """A frame of ``zstd --long=28``, whose window is wider than that program reads by default, is read."""
+    options: dict[int, int] = {zstd.CompressionParameter.window_log: 28, zstd.CompressionParameter.content_size_flag: 0}
+    compressor = zstd.ZstdCompressor(options=options)
+
+    log = compressor.compress(NDJSON, zstd.ZstdCompressor.FLUSH_BLOCK) + compressor.flush()
+
+    assert zstd.get_frame_info(log).decompressed_size is None
+    with pytest.raises(zstd.ZstdError, match="too much memory"):
+        zstd.decompress(log, options={zstd.DecompressionParameter.window_log_max: 27})
+    assert read(log) == IDS
+
+
+def test_much_in_a_small_frame(read: Callable[[bytes], list[str]]) -> None:
+    """A frame of some kilobytes that holds 256 MiB is read in pieces, in a fraction of the memory."""
+    log = zstd.compress(b"x" * 256 * 1024**2 + b"\n" + NDJSON)
+    assert len(log) < compression.CHUNK_BYTES
+    tracemalloc.start()
+    try:
+        fault, *others = read(log)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert (fault, others) == (": line 1 it is longer than 16 MiB", IDS)
+    assert peak < 4 * layout.LINE_BYTES_MAX
+
+
+@pytest.mark.parametrize("kind", ["an element", "keys"])
+def test_an_event_over_the_limit_over_many_lines(read: Callable[[bytes], list[str]], tmp_path: Path, kind: str) -> None:
+    """An event over many lines that is too long is refused with its whole text, and the next one is read."""
+    keys = b",\n".join(b'  "a": "' + b"x" * 1024**2 + b'"' for _ in range(20))
+    long = b"{\n" + keys + b"\n}\n"
+    long = b"[\n  {\n" + keys + b"\n  }\n]\n" if kind == "an element" else long
+
+    fault, *others = read(long + NDJSON)
+
+    assert fault.partition(" it")[2].startswith(" is longer than 16 MiB")
+    assert put_aside(tmp_path / "log").count(b"x") == keys.count(b"x")
+    assert others == IDS
 
 
 @pytest.mark.parametrize("start", [b'{"id": "', b"x", b"[1, "], ids=["object", "garbage", "array"])

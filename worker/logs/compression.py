@@ -9,11 +9,16 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Final
 
-import zstandard
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
+__all__ = ["CHUNK_BYTES", "DAMAGED", "NOT_READ", "STANDARD_INPUT", "opened", "reason_of", "zstd"]
 
 CHUNK_BYTES: Final = 64 * 1024
 STANDARD_INPUT: Final = "-"
-DAMAGED: Final = (EOFError, OSError, zlib.error, zstandard.ZstdError)
+DAMAGED: Final = (EOFError, OSError, zlib.error, zstd.ZstdError)
 
 
 def reason_of(error: BaseException) -> str:
@@ -47,6 +52,8 @@ class _Counted(io.RawIOBase):
 
 _GZIP: Final = b"\x1f\x8b"
 _ZSTANDARD: Final = re.compile(rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18")  # a frame, or one to be skipped
+# The greatest window that the format has: 2 GiB, which only a frame that asks for it takes.
+_READING: Final[Mapping[int, int]] = {zstd.DecompressionParameter.window_log_max: 31}
 NOT_READ: Final[Mapping[bytes, str]] = {
     b"BZh": "it is compressed by bzip2, and only gzip and Zstandard are read",
     b"\xfd7zX": "it is compressed by xz, and only gzip and Zstandard are read",
@@ -63,35 +70,5 @@ def _decompressed(stream: io.RawIOBase) -> io.BufferedIOBase:
     if start.startswith(_GZIP):
         return gzip.GzipFile(fileobj=buffered)
     if _ZSTANDARD.match(start):
-        return io.BufferedReader(_Zstandard(buffered), 1024 * 1024)
+        return zstd.ZstdFile(buffered, options=_READING)
     return buffered
-
-
-class _Zstandard(io.RawIOBase):
-    """The plain bytes of Zstandard frames. The library's own reader takes a cut frame for the end of the file."""
-
-    def __init__(self, compressed: io.BufferedIOBase) -> None:
-        self._compressed = compressed
-        self._library = zstandard.ZstdDecompressor(max_window_size=2**31)
-        self._frame = self._library.decompressobj()
-        self._is_inside = False
-        self._plain = memoryview(b"")
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]  # what BufferedReader gives
-        while not self._plain:
-            compressed = self._frame.unused_data if self._frame.eof else b""
-            if self._frame.eof:
-                self._frame, self._is_inside = self._library.decompressobj(), False
-            compressed = compressed or self._compressed.read(CHUNK_BYTES)
-            if not compressed:
-                if self._is_inside:
-                    raise EOFError("a Zstandard frame has no end")
-                return 0
-            self._is_inside = True
-            self._plain = memoryview(self._frame.decompress(compressed))
-        size = min(len(buffer), len(self._plain))
-        buffer[:size], self._plain = self._plain[:size], self._plain[size:]
-        return size

@@ -25,7 +25,7 @@ from tests import histories, ledger
 from tests.command import Ran, payfold
 from tests.stage import stage
 from tests.web import until
-from worker.logs import archive, export, renaming, replay, selection
+from worker.logs import archive, export, renamed_rows, renaming, replay, selection
 from worker.logs.dry_run import plan
 from worker.proof import against_logs, shadow
 from worker.proof.rebuild import rebuilt
@@ -289,7 +289,7 @@ def names(engine: Engine) -> dict[str, str]:
 
 def test_every_table_is_renamed() -> None:
     """A table that names an account, and that a rename does not know, would keep the old name."""
-    assert {table.name for table in renaming.MOVED} == {
+    assert {table.name for table in renamed_rows.MOVED} == {
         table.name for table in tables.metadata.sorted_tables if "account" in table.c
     }
 

@@ -19,6 +19,7 @@ from deploy.sandbox.history import tangle
 from worker.logs import compression, layout, reader
 from worker.logs import writer as log_writer
 from worker.logs.compression import zstd
+from worker.logs.lines import LINE_BYTES_MAX, Lines
 
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
 EVENTS = [event.payload() for event in tangle(1, contradictory=False).events][:3]
@@ -380,7 +381,7 @@ def test_a_long_line_is_put_aside_in_pieces(read: Callable[[bytes], list[str]], 
 
     assert long.fault is not None
     assert sum(sizes) in (len(line), len(line) + 1)
-    assert max(sizes) <= layout.LINE_BYTES_MAX
+    assert max(sizes) <= LINE_BYTES_MAX
     assert [entry.delivery.envelope.id for entry in entries if entry.delivery] == IDS
 
 
@@ -453,7 +454,7 @@ def test_much_in_a_small_frame(read: Callable[[bytes], list[str]]) -> None:
         tracemalloc.stop()
 
     assert (fault, others) == (": line 1 it is longer than 16 MiB", IDS)
-    assert peak < 4 * layout.LINE_BYTES_MAX
+    assert peak < 4 * LINE_BYTES_MAX
 
 
 @pytest.mark.parametrize("kind", ["an element", "keys"])
@@ -473,7 +474,7 @@ def test_an_event_over_the_limit_over_many_lines(read: Callable[[bytes], list[st
 @pytest.mark.parametrize("start", [b'{"id": "', b"x", b"[1, "], ids=["object", "garbage", "array"])
 def test_line_over_the_limit(read: Callable[[bytes], list[str]], start: bytes) -> None:
     """A line without an end is told as too long, in bounded memory, and the next one is read."""
-    entries = read(COMPACT[0] + b"\n" + start + b"x" * (layout.LINE_BYTES_MAX + 5) + b"\n" + COMPACT[1] + b"\n")
+    entries = read(COMPACT[0] + b"\n" + start + b"x" * (LINE_BYTES_MAX + 5) + b"\n" + COMPACT[1] + b"\n")
 
     assert (entries[0], entries[-1]) == (IDS[0], IDS[1])
     assert len(entries) == 3 + (start == b"[1, ")
@@ -503,7 +504,7 @@ def test_array_over_the_limit_of_a_line(read: Callable[[bytes], list[str]]) -> N
     """An array in one line may be longer than a line of single events: its elements are read one by one."""
     account = Account(seed=1)
     for _ in range(40):
-        account.create_payment_link(metadata={"noise": "x" * (layout.LINE_BYTES_MAX // 32)})
+        account.create_payment_link(metadata={"noise": "x" * (LINE_BYTES_MAX // 32)})
 
     assert read(b"[" + b",".join(event.body for event in account.events) + b"]") == [
         event.id for event in account.events
@@ -636,7 +637,7 @@ def test_reading_is_lazy(tmp_path: Path) -> None:
             buffer[: len(text)] = text
             return len(text)
 
-    items = layout.items(layout.Lines(io.BufferedReader(Endless())))  # type: ignore[type-var]  # any raw stream will do
+    items = layout.items(Lines(io.BufferedReader(Endless())))  # type: ignore[type-var]  # any raw stream will do
 
     assert [next(items).text for _ in range(200)] == [element] * 200
 

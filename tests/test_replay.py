@@ -432,6 +432,24 @@ def test_rejects_are_put_right_and_replayed(database_url: str, engine: Engine, t
     assert sorted(row[0] for row in _of(engine, "SELECT id FROM inbox")) == sorted(e.id for e in SHOP.events)
 
 
+def test_rejects_of_an_array_over_many_lines(database_url: str, engine: Engine, tmp_path: Path) -> None:
+    """The rest of a broken array goes into the file of rejects as an array, which is read once it is put right."""
+    events = [event.payload() for event in SHOP.events]
+    array, after = (msgspec.json.format(msgspec.json.encode(each)) for each in (events[:5], events[5]))
+    mark = f'"{events[2]["id"]}"'.encode()
+    (tmp_path / "log").write_bytes(array.replace(mark, mark[1:]) + b"\n" + after)
+    rejects = tmp_path / "rejects"
+
+    ran = payfold("replay", str(tmp_path / "log"), "--rejects", str(rejects), DATABASE_URL=database_url)
+    first = {row[0] for row in _of(engine, "SELECT id FROM inbox")}
+    rejects.write_bytes(rejects.read_bytes().replace(mark[1:], mark))
+    again = payfold("replay", str(rejects), DATABASE_URL=database_url)
+
+    assert (ran.code, first) == (1, {events[at]["id"] for at in (0, 1, 5)})
+    assert (again.code, again.err) == (0, "")
+    assert {row[0] for row in _of(engine, "SELECT id FROM inbox")} == {event["id"] for event in events[:6]}
+
+
 def test_rejects_that_are_still_wrong(database_url: str, tmp_path: Path) -> None:
     """A file of rejects may be its own file of rejects: what is still wrong stays in it."""
     rejects = log(tmp_path / "rejects", SHOP.events[:2], b"{cut", b"42")

@@ -26,6 +26,7 @@ from schemas.errors import NotAnEvent, Refused
 from schemas.inbox import Delivery
 from schemas.settings import SigningSecret
 from worker.logs import compression, json_values, layout
+from worker.logs.lines import Lines
 from worker.logs.writer import OWN_LINE, OwnLine
 
 HAS_MORE: Final = "this page of a list says has_more: there are older events that it does not hold"
@@ -101,7 +102,7 @@ def read(
     name = "standard input" if path == compression.STANDARD_INPUT else path
     with ExitStack() as stack:
         try:
-            lines = layout.Lines(stack.enter_context(compression.opened(path, progress)))
+            lines = Lines(stack.enter_context(compression.opened(path, progress)))
         except OSError as error:
             yield Entry(name, None, f"it cannot be read: {compression.reason_of(error)}")
             return

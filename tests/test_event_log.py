@@ -457,12 +457,15 @@ def test_much_in_a_small_frame(read: Callable[[bytes], list[str]]) -> None:
     assert peak < 4 * LINE_BYTES_MAX
 
 
-@pytest.mark.parametrize("kind", ["an element", "keys"])
+@pytest.mark.parametrize("kind", ["an element", "keys", "keys of a page"])
 def test_an_event_over_the_limit_over_many_lines(read: Callable[[bytes], list[str]], tmp_path: Path, kind: str) -> None:
     """An event over many lines that is too long is refused with its whole text, and the next one is read."""
     keys = b",\n".join(b'  "a": "' + b"x" * 1024**2 + b'"' for _ in range(20))
     long = b"{\n" + keys + b"\n}\n"
-    long = b"[\n  {\n" + keys + b"\n  }\n]\n" if kind == "an element" else long
+    if kind == "an element":
+        long = b"[\n  {\n" + keys + b"\n  }\n]\n"
+    elif kind == "keys of a page":
+        long = b'{\n  "data": [],\n' + keys + b"\n}\n"
 
     fault, *others = read(long + NDJSON)
 

@@ -169,7 +169,7 @@ class _Value:
                 kind = self._value()
             elif self._value() is True and key == "has_more":
                 has_more = True
-            if not is_page and self._at - start > LINE_BYTES_MAX:
+            if self._at - self._from > LINE_BYTES_MAX:
                 raise _Broken(_TOO_LONG)
         self._at += 1
         if is_page and has_more:

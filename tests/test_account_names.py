@@ -25,7 +25,7 @@ from tests import histories, ledger
 from tests.command import Ran, payfold
 from tests.stage import stage
 from tests.web import until
-from worker.logs import archive, renaming, replay
+from worker.logs import archive, export, renamed_rows, renaming, replay, selection
 from worker.logs.dry_run import plan
 from worker.proof import against_logs, shadow
 from worker.proof.rebuild import rebuilt
@@ -289,7 +289,7 @@ def names(engine: Engine) -> dict[str, str]:
 
 def test_every_table_is_renamed() -> None:
     """A rename covers every table with an account column."""
-    assert {table.name for table in renaming.MOVED} == {
+    assert {table.name for table in renamed_rows.MOVED} == {
         table.name for table in tables.metadata.sorted_tables if "account" in table.c
     }
 
@@ -498,14 +498,14 @@ def test_an_old_log_after_the_rename(engine: Engine, tmp_path: Path) -> None:
     bodies = [event.body for event in sold().events]
     take_in(engine, bodies[:-1])
     log = tmp_path / "old.ndjson"
-    log.write_bytes(b"".join(replay.export(engine, filters=replay.ALL_EVENTS)) + bodies[-1] + b"\n")
+    log.write_bytes(b"".join(export.export(engine, filters=selection.ALL_EVENTS)) + bodies[-1] + b"\n")
     renaming.rename(engine, "", "acct_1", now=NOW)
 
     for account in ("", "acct_1"):
-        reading = replay.Reading([str(log)], NOW, replay.LogFilters(account=account))
+        reading = selection.Reading([str(log)], NOW, selection.LogFilters(account=account))
         counts = plan(engine, reading).counts
         assert (counts["duplicate"], counts["new"], counts["filtered"]) == (len(bodies) - 1, 1, 0)
-    counts = replay.replay(engine, replay.Reading([str(log)], NOW)).counts
+    counts = replay.replay(engine, selection.Reading([str(log)], NOW)).counts
 
     assert (counts["duplicate"], counts["new"]) == (len(bodies) - 1, 1)
     assert world(engine) == {"acct_1"}

@@ -12,7 +12,6 @@ from typing import Any
 
 import msgspec
 import pytest
-import zstandard
 from sqlalchemy import Engine, text
 
 from deploy.sandbox.account import Account, Event
@@ -26,6 +25,7 @@ from tests.test_replay import lived_in
 from worker.folding.claim import keep_others_from_folding, queue_outdated
 from worker.logs import archive, retry
 from worker.logs.archive import Done
+from worker.logs.compression import zstd
 from worker.proof import rebuild, swap
 from worker.proof.archived import with_archived
 from worker.proof.digest import digests
@@ -492,13 +492,13 @@ def test_files_of_a_killed_run(shop: Engine, folder: Path, run: Callable[..., co
     before, held = at_rest(shop), payloads(shop)
     name = f"payfold-events-{min(held)}-{max(held)}"
     (folder / f"{name}.ndjson.zst.part").write_bytes(b"half a lo")
-    (folder / f"{name}.ndjson.zst").write_bytes(zstandard.compress(b""))
+    (folder / f"{name}.ndjson.zst").write_bytes(zstd.compress(b""))
 
     assert run("events", "archive", "--before", "2099-01-01", "--to", folder, "--yes").code == 0
 
     whole(shop, folder, before)
     assert sorted(path.name for path in folder.iterdir()) == [f"{name}-2.ndjson.zst", f"{name}.ndjson.zst"]
-    assert (folder / f"{name}.ndjson.zst").read_bytes() == zstandard.compress(b"")
+    assert (folder / f"{name}.ndjson.zst").read_bytes() == zstd.compress(b"")
 
 
 # ---- Changes during archiving ----
@@ -636,7 +636,7 @@ def test_retry_with_an_archive_at_fault(engine: Engine, folder: Path) -> None:
     of_one_link(engine, folder)
     (log,) = folder.iterdir()
     (late,) = ledger.rows(engine, "SELECT id FROM events WHERE created = to_timestamp(15)")
-    log.write_bytes(zstandard.compress(b""))
+    log.write_bytes(zstd.compress(b""))
     before = at_rest(engine)
 
     with pytest.raises(ConflictError, match="lacks the payloads of 2 events"):

@@ -25,7 +25,7 @@ from tests.faults import Proxy
 from tests.web import until
 from worker.folding import withheld
 from worker.folding.withheld import WithheldChanges
-from worker.logs import replay
+from worker.logs import replay, selection
 
 ALL = WithheldChanges(feed.ALL)
 START = datetime(2026, 11, 20, tzinfo=UTC)
@@ -199,7 +199,7 @@ def test_an_imported_history_is_announced_late(engine: Engine, tmp_path: Path) -
     history = shop_history(seed=24, orders=10)
     log = tmp_path / "history.ndjson"
     log.write_bytes(b"\n".join(event.body for event in history.events))
-    replay.replay(engine, replay.Reading([str(log)], ledger.NOW), withhold=True)
+    replay.replay(engine, selection.Reading([str(log)], ledger.NOW), withhold=True)
     assert shown(engine) == []
 
     withheld.release(engine, ALL)

@@ -5,6 +5,7 @@ import hashlib
 import io
 import os
 import threading
+import tracemalloc
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,12 +13,13 @@ from typing import Any
 
 import msgspec
 import pytest
-import zstandard
 
 from deploy.sandbox.account import Account
 from deploy.sandbox.history import tangle
-from worker.logs import reader
+from worker.logs import compression, layout, reader
 from worker.logs import writer as log_writer
+from worker.logs.compression import zstd
+from worker.logs.lines import LINE_BYTES_MAX, Lines
 
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
 EVENTS = [event.payload() for event in tangle(1, contradictory=False).events][:3]
@@ -34,6 +36,11 @@ def pretty(value: object, indent: int = 2) -> bytes:
 def page(events: list[dict[str, Any]]) -> dict[str, Any]:
     """Return a page of Stripe's list of events."""
     return {"object": "list", "data": events, "has_more": False, "url": "/v1/events"}
+
+
+def lines_of(events: list[dict[str, Any]]) -> bytes:
+    """Return *events* as NDJSON."""
+    return b"".join(msgspec.json.encode(event) + b"\n" for event in events)
 
 
 @pytest.fixture
@@ -88,11 +95,11 @@ def test_one_pretty_event(read: Callable[[bytes], list[str]]) -> None:
 COMPRESSED = {
     "gzip": gzip.compress(NDJSON),
     "gzip, several members": b"".join(gzip.compress(line + b"\n") for line in COMPACT),
-    "Zstandard": zstandard.compress(NDJSON),
-    "Zstandard, several frames": b"".join(zstandard.compress(line + b"\n") for line in COMPACT),
-    "Zstandard, a frame cut within a line": zstandard.compress(NDJSON[:99]) + zstandard.compress(NDJSON[99:]),
-    "Zstandard, a frame to be skipped": b"\x50\x2a\x4d\x18\x04\x00\x00\x00note" + zstandard.compress(NDJSON),
-    "Zstandard, pretty": zstandard.compress(pretty(page(EVENTS))),
+    "Zstandard": zstd.compress(NDJSON),
+    "Zstandard, several frames": b"".join(zstd.compress(line + b"\n") for line in COMPACT),
+    "Zstandard, a frame cut within a line": zstd.compress(NDJSON[:99]) + zstd.compress(NDJSON[99:]),
+    "Zstandard, a frame to be skipped": b"\x50\x2a\x4d\x18\x04\x00\x00\x00note" + zstd.compress(NDJSON),
+    "Zstandard, pretty": zstd.compress(pretty(page(EVENTS))),
 }
 
 
@@ -106,7 +113,7 @@ EMPTY = {
     "nothing": b"",
     "white space": b"\n \r\n",
     "gzip": gzip.compress(b""),
-    "Zstandard": zstandard.compress(b""),
+    "Zstandard": zstd.compress(b""),
     "array": b"[]",
     "array, pretty": b"[\n]\n",
 }
@@ -184,12 +191,12 @@ def test_broken_line(read: Callable[[bytes], list[str]], kind: str, place: str) 
         (b'{\n  "a": 1,\n  "b": Infinity\n}\n', ": line 1 it is not JSON: Infinity is no value (line 3, column 8)"),
         (
             b'[\n  {"id": "evt_9",\n   "type": no\n  },\n  {}\n]\n',
-            ": line 2 it is not JSON: Expecting value (line 3, column 12)",
+            f": line 2 it is not JSON: Expecting value (line 3, column 12){layout.SKIPPED}",
         ),
     ],
     ids=str,
 )
-@pytest.mark.parametrize("compress", [bytes, gzip.compress, zstandard.compress])
+@pytest.mark.parametrize("compress", [bytes, gzip.compress, zstd.compress])
 def test_one_place(
     read: Callable[[bytes], list[str]], log: bytes, expected: str | None, compress: Callable[[bytes], bytes]
 ) -> None:
@@ -216,7 +223,7 @@ def test_no_place_in_what_is_nested_too_deeply(read: Callable[[bytes], list[str]
 def test_one_place_of_a_long_array(read: Callable[[bytes], list[str]]) -> None:
     """The column counts from the start of the line, even if most of the line was dropped from memory."""
     before = b"[" + b",".join(COMPACT * 400)
-    assert len(before) > 4 * reader.CHUNK_BYTES
+    assert len(before) > 4 * compression.CHUNK_BYTES
 
     *_, fault = read(before + b', {"id": nil}]\n')
 
@@ -254,20 +261,28 @@ def test_cut_text(read: Callable[[bytes], list[str]], value: object) -> None:
     assert [": line 1 the file ends" in entry for entry in entries[2:]] == [True]
 
 
-@pytest.mark.parametrize(
-    "text",
-    [pretty(EVENTS), pretty(page(EVENTS), indent=4), LAYOUTS["array, an element a line"]],
-    ids=["array", "page", "an element a line"],
-)
+@pytest.mark.parametrize("text", [pretty(EVENTS), pretty(page(EVENTS), indent=4)], ids=["array", "page"])
 def test_broken_element(read: Callable[[bytes], list[str]], text: bytes) -> None:
-    """A broken element of an array over many lines loses only that element."""
+    """A broken element of an array over many lines costs the rest of the array, and nothing after it."""
     mark = f'"{IDS[1]}"'.encode()
     line = text[: text.rindex(b"{", 0, text.index(mark))].count(b"\n") + 1
 
-    first, fault, last = read(text.replace(mark, mark[1:]))
+    first, fault, *after = read(text.replace(mark, mark[1:]) + b"\n" + NDJSON)
+
+    assert (first, after) == (IDS[0], IDS)
+    assert fault.startswith(f": line {line} it is not JSON: ")
+    assert fault.endswith("and what follows it in the array was skipped")
+
+
+def test_broken_element_in_the_first_column(read: Callable[[bytes], list[str]]) -> None:
+    """A broken element of an array with an element a line costs that element."""
+    mark = f'"{IDS[1]}"'.encode()
+
+    first, fault, last = read(LAYOUTS["array, an element a line"].replace(mark, mark[1:]))
 
     assert (first, last) == (IDS[0], IDS[2])
-    assert fault.startswith(f": line {line} it is not JSON: ")
+    assert fault.startswith(": line 3 it is not JSON: ")
+    assert "skipped" not in fault
 
 
 def test_broken_element_in_one_line(read: Callable[[bytes], list[str]]) -> None:
@@ -310,8 +325,41 @@ def test_put_right(read: Callable[[bytes], list[str]], tmp_path: Path, layout: s
     rest = unread(tmp_path / "log")
 
     (fault,) = read(rest)
-    assert fault.startswith(": line 2 it is not JSON: ")
-    assert read(rest.replace(mark[1:], mark)) == [broken]
+    assert fault.startswith((": line 2 it is not JSON: ", ": line 3 it is not JSON: "))
+    assert unread(tmp_path / "log").partition(b"\n")[2] == rest.partition(b"\n")[2]
+    ids = IDS[IDS.index(broken) :] if layout.startswith("pretty") else [broken]
+    assert read(rest.replace(mark[1:], mark)) == ids
+
+
+AFTER = [event.payload() for event in tangle(1, contradictory=False).events][3:6]
+AFTER_IDS = [event["id"] for event in AFTER]
+FAULTS: dict[str, Callable[[bytes, bytes], bytes]] = {
+    "a quotation mark is missing": lambda log, mark: log.replace(mark, mark[1:]),
+    "a comma is missing": lambda log, mark: log.replace(mark + b",", mark),
+    "a bracket too many": lambda log, mark: log.replace(mark, mark + b"}"),
+    "cut": lambda log, mark: log[: log.index(mark) + 9],
+    "cut before a value": lambda log, mark: log[: log.index(mark)].rstrip(),
+}
+
+
+@pytest.mark.parametrize("following", [lines_of(AFTER), pretty(AFTER), pretty(page(AFTER)), pretty(AFTER[0])])
+@pytest.mark.parametrize("fault", FAULTS)
+def test_nothing_is_lost(read: Callable[[bytes], list[str]], tmp_path: Path, fault: str, following: bytes) -> None:
+    """However a log is laid out and wherever it breaks, each event is read or refused with its text."""
+    for layout_of_log in LAYOUTS.values():
+        for number, broken in enumerate(IDS):
+            spoilt = FAULTS[fault](layout_of_log, f'"{broken}"'.encode())
+            entries = read(spoilt + b"\n" + following)
+
+            refused = unread(tmp_path / "log")
+            read_well = [entry for entry in entries if not entry.startswith(": line")]
+            assert read_well[:number] == IDS[:number]
+            assert broken not in read_well
+            assert all(each in read_well or each.encode() in refused for each in IDS if each.encode() in spoilt)
+            assert read_well[-1] in AFTER_IDS
+            assert [each for each in read_well if each in AFTER_IDS] == [
+                each for each in AFTER_IDS if each.encode() in following
+            ]
 
 
 def test_put_right_where_it_was_cut(read: Callable[[bytes], list[str]], tmp_path: Path) -> None:
@@ -333,14 +381,14 @@ def test_a_long_unreadable_line_comes_in_pieces(read: Callable[[bytes], list[str
 
     assert long.fault is not None
     assert sum(sizes) in (len(line), len(line) + 1)
-    assert max(sizes) <= reader.LINE_BYTES_MAX
+    assert max(sizes) <= LINE_BYTES_MAX
     assert [entry.delivery.envelope.id for entry in entries if entry.delivery] == IDS
 
 
 def test_progress_in_bytes(tmp_path: Path) -> None:
     """Progress reports add up to the size of the compressed file."""
     path = tmp_path / "log"
-    path.write_bytes(zstandard.compress(NDJSON * 1000))
+    path.write_bytes(zstd.compress(NDJSON * 1000))
     reported: list[int] = []
 
     assert len(list(reader.read(str(path), account="", now=NOW, progress=reported.append))) == 3000
@@ -355,13 +403,8 @@ def many(layout: Callable[[list[dict[str, Any]]], bytes]) -> tuple[bytes, list[s
     return layout([event.payload() for event in account.events]), [event.id for event in account.events]
 
 
-def lines_of(events: list[dict[str, Any]]) -> bytes:
-    """Return *events* as NDJSON."""
-    return b"".join(msgspec.json.encode(event) + b"\n" for event in events)
-
-
 @pytest.mark.parametrize("layout", [lines_of, pretty], ids=["lines", "pretty"])
-@pytest.mark.parametrize("compress", [gzip.compress, zstandard.compress], ids=["gzip", "Zstandard"])
+@pytest.mark.parametrize("compress", [gzip.compress, zstd.compress], ids=["gzip", "Zstandard"])
 def test_cut_compressed_log(
     read: Callable[[bytes], list[str]],
     compress: Callable[[bytes], bytes],
@@ -377,7 +420,7 @@ def test_cut_compressed_log(
     assert "the file breaks off: " in fault
 
 
-@pytest.mark.parametrize("compress", [gzip.compress, zstandard.compress], ids=["gzip", "Zstandard"])
+@pytest.mark.parametrize("compress", [gzip.compress, zstd.compress], ids=["gzip", "Zstandard"])
 def test_junk_after_compressed_log(read: Callable[[bytes], list[str]], compress: Callable[[bytes], bytes]) -> None:
     """Junk after a compressed log is reported after all its events."""
     *whole, fault = read(compress(NDJSON) + b"junk, and more of it")
@@ -386,10 +429,55 @@ def test_junk_after_compressed_log(read: Callable[[bytes], list[str]], compress:
     assert fault.startswith(": line 4 the file breaks off: ")
 
 
+def test_a_frame_with_a_wide_window(read: Callable[[bytes], list[str]]) -> None:
+    """A frame of ``zstd --long=28``, whose window is wider than that program reads by default, is read."""
+    options: dict[int, int] = {zstd.CompressionParameter.window_log: 28, zstd.CompressionParameter.content_size_flag: 0}
+    compressor = zstd.ZstdCompressor(options=options)
+
+    log = compressor.compress(NDJSON, zstd.ZstdCompressor.FLUSH_BLOCK) + compressor.flush()
+
+    assert zstd.get_frame_info(log).decompressed_size is None
+    with pytest.raises(zstd.ZstdError, match="too much memory"):
+        zstd.decompress(log, options={zstd.DecompressionParameter.window_log_max: 27})
+    assert read(log) == IDS
+
+
+def test_much_in_a_small_frame(read: Callable[[bytes], list[str]]) -> None:
+    """A frame of some kilobytes that holds 256 MiB is read in pieces, in a fraction of the memory."""
+    log = zstd.compress(b"x" * 256 * 1024**2 + b"\n" + NDJSON)
+    assert len(log) < compression.CHUNK_BYTES
+    tracemalloc.start()
+    try:
+        fault, *others = read(log)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert (fault, others) == (": line 1 it is longer than 16 MiB", IDS)
+    assert peak < 4 * LINE_BYTES_MAX
+
+
+@pytest.mark.parametrize("kind", ["an element", "keys", "keys of a page"])
+def test_an_event_over_the_limit_over_many_lines(read: Callable[[bytes], list[str]], tmp_path: Path, kind: str) -> None:
+    """An event over many lines that is too long is refused with its whole text, and the next one is read."""
+    keys = b",\n".join(b'  "a": "' + b"x" * 1024**2 + b'"' for _ in range(20))
+    long = b"{\n" + keys + b"\n}\n"
+    if kind == "an element":
+        long = b"[\n  {\n" + keys + b"\n  }\n]\n"
+    elif kind == "keys of a page":
+        long = b'{\n  "data": [],\n' + keys + b"\n}\n"
+
+    fault, *others = read(long + NDJSON)
+
+    assert fault.partition(" it")[2].startswith(" is longer than 16 MiB")
+    assert unread(tmp_path / "log").count(b"x") == keys.count(b"x")
+    assert others == IDS
+
+
 @pytest.mark.parametrize("start", [b'{"id": "', b"x", b"[1, "], ids=["object", "garbage", "array"])
 def test_line_over_the_limit(read: Callable[[bytes], list[str]], start: bytes) -> None:
     """An overlong line is reported, in bounded memory, and the next one is read."""
-    entries = read(COMPACT[0] + b"\n" + start + b"x" * (reader.LINE_BYTES_MAX + 5) + b"\n" + COMPACT[1] + b"\n")
+    entries = read(COMPACT[0] + b"\n" + start + b"x" * (LINE_BYTES_MAX + 5) + b"\n" + COMPACT[1] + b"\n")
 
     assert (entries[0], entries[-1]) == (IDS[0], IDS[1])
     assert len(entries) == 3 + (start == b"[1, ")
@@ -419,7 +507,7 @@ def test_array_over_the_limit_of_a_line(read: Callable[[bytes], list[str]]) -> N
     """An array in one line may be longer than a line of single events: its elements are read one by one."""
     account = Account(seed=1)
     for _ in range(40):
-        account.create_payment_link(metadata={"noise": "x" * (reader.LINE_BYTES_MAX // 32)})
+        account.create_payment_link(metadata={"noise": "x" * (LINE_BYTES_MAX // 32)})
 
     assert read(b"[" + b",".join(event.body for event in account.events) + b"]") == [
         event.id for event in account.events
@@ -552,7 +640,7 @@ def test_reading_is_lazy(tmp_path: Path) -> None:
             buffer[: len(text)] = text
             return len(text)
 
-    items = reader._items(reader._Lines(io.BufferedReader(Endless())))  # type: ignore[type-var]  # any raw stream will do
+    items = layout.items(Lines(io.BufferedReader(Endless())))  # type: ignore[type-var]  # any raw stream will do
 
     assert [next(items).text for _ in range(200)] == [element] * 200
 

@@ -11,8 +11,8 @@ from sqlalchemy import Engine, text
 from deploy.sandbox.history import shop_history
 from schemas import database
 from tests import ledger
-from worker.logs import archive, replay
-from worker.logs.replay import LogFilters, Reading
+from worker.logs import archive, export, replay
+from worker.logs.selection import LogFilters, Reading
 from worker.proof import rebuild, reconcile, shadow, swap
 from worker.proof.digest import digests
 
@@ -87,7 +87,7 @@ def test_archive(shop: Engine, engine: Engine, linger: Linger, tmp_path: Path) -
 
 def test_export(shop: Engine, engine: Engine, linger: Linger) -> None:
     """An export into a slowly read pipe leaves no transaction idle, and is complete."""
-    lines = replay.export(shop, filters=LogFilters())
+    lines = export.export(shop, filters=LogFilters())
     first = next(lines)
     linger()
     held = waiting(engine)

@@ -27,7 +27,7 @@ from worker.folding.claim import claim, lock_objects, queue_outdated
 from worker.folds.facts import Subject
 from worker.logs import renaming
 from worker.logs.dry_run import plan
-from worker.logs.replay import Reading
+from worker.logs.selection import Reading
 from worker.proof import explain, swap
 from worker.proof.explain import Explanation
 from worker.proof.rebuild import rebuilt

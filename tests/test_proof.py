@@ -12,7 +12,9 @@ from deploy.sandbox.history import shop_history
 from schemas import database
 from tests import histories, ledger
 from tests.stage import stage
-from worker.logs.replay import ALL_EVENTS, Reading, export, replay
+from worker.logs.export import export
+from worker.logs.replay import replay
+from worker.logs.selection import ALL_EVENTS, Reading
 from worker.proof import rebuild, reconcile, shadow, swap
 from worker.proof.digest import digests
 from worker.proof.reconcile import LOG, REBUILD, ReconcileRequest

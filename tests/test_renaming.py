@@ -17,7 +17,7 @@ from schemas.observations import World
 from schemas.settings import Settings
 from tests import ledger
 from tests.test_account_names import body, feed, recorded_in, sold, take_in, world
-from worker.logs import archive, renaming, replay, writer
+from worker.logs import archive, export, renaming, replay, selection, writer
 from worker.stripe_jobs import queue
 
 LATER: Final = datetime(2099, 1, 1, tzinfo=UTC)
@@ -156,7 +156,7 @@ def test_archived_in_the_midst_of_a_rename(engine: Engine, tmp_path: Path) -> No
     take_in(engine, bodies[::2], account="acct_0")
     take_in(engine, bodies[1::2], account="acct_1")
     log = tmp_path / f"payfold-events-1-{len(bodies)}.ndjson"
-    log.write_bytes(b"".join(replay.export(engine, filters=replay.ALL_EVENTS)))
+    log.write_bytes(b"".join(export.export(engine, filters=selection.ALL_EVENTS)))
     renaming.rename(engine, "acct_0", "", now=NOW)
     killed_in_the_midst(engine, "", "acct_1")
     ledger.execute(engine, "DELETE FROM payloads")
@@ -244,7 +244,7 @@ def observed(account: Account, session: str) -> bytes:
     return writer.line_of("", "observation", NOW, None, seen.sha256.hex(), redacted, payload)
 
 
-def reading(engine: Engine, path: Path, statement: str) -> replay.Reading:
+def reading(engine: Engine, path: Path, statement: str) -> selection.Reading:
     """Return a reading of the log at *path* during which *statement* renames an account."""
     steps = iter([statement])
 
@@ -252,7 +252,7 @@ def reading(engine: Engine, path: Path, statement: str) -> replay.Reading:
         for step in steps:
             ledger.execute(engine, step, old="", new="acct_1")
 
-    return replay.Reading([str(path)], NOW, progress=progress)
+    return selection.Reading([str(path)], NOW, progress=progress)
 
 
 def test_a_rename_that_begins_in_a_silent_import(engine: Engine, tmp_path: Path) -> None:

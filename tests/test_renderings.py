@@ -23,7 +23,7 @@ from worker.folding import projection, renderings
 from worker.folding.claim import claim
 from worker.logs import archive, replay
 from worker.logs.dry_run import plan
-from worker.logs.replay import Reading
+from worker.logs.selection import Reading
 from worker.logs.writer import OwnLine, write
 from worker.proof import archived, rebuild, swap
 from worker.proof.digest import digests

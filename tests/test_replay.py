@@ -15,7 +15,6 @@ from typing import Any
 import msgspec
 import pytest
 import stripe
-import zstandard
 from msgspec.structs import replace
 from psycopg.conninfo import conninfo_to_dict
 from sqlalchemy import Engine, select, text
@@ -33,8 +32,11 @@ from tests.histories import bodies_of
 from worker import folds
 from worker.folding import projection
 from worker.logs import retry, writer
+from worker.logs.compression import zstd
 from worker.logs.dry_run import plan
-from worker.logs.replay import Counts, LogFilters, Reading, export, follow, replay
+from worker.logs.export import export
+from worker.logs.replay import follow, replay
+from worker.logs.selection import Counts, LogFilters, Reading
 from worker.proof.digest import digests
 
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
@@ -453,6 +455,24 @@ def test_rejects_are_corrected_and_replayed(database_url: str, engine: Engine, t
     assert sorted(row[0] for row in _of(engine, "SELECT id FROM inbox")) == sorted(e.id for e in SHOP.events)
 
 
+def test_rejects_of_an_array_over_many_lines(database_url: str, engine: Engine, tmp_path: Path) -> None:
+    """The rest of a broken array goes into the file of rejects as an array, which is read once it is put right."""
+    events = [event.payload() for event in SHOP.events]
+    array, after = (msgspec.json.format(msgspec.json.encode(each)) for each in (events[:5], events[5]))
+    mark = f'"{events[2]["id"]}"'.encode()
+    (tmp_path / "log").write_bytes(array.replace(mark, mark[1:]) + b"\n" + after)
+    rejects = tmp_path / "rejects"
+
+    ran = payfold("replay", str(tmp_path / "log"), "--rejects", str(rejects), DATABASE_URL=database_url)
+    first = {row[0] for row in _of(engine, "SELECT id FROM inbox")}
+    rejects.write_bytes(rejects.read_bytes().replace(mark[1:], mark))
+    again = payfold("replay", str(rejects), DATABASE_URL=database_url)
+
+    assert (ran.code, first) == (1, {events[at]["id"] for at in (0, 1, 5)})
+    assert (again.code, again.err) == (0, "")
+    assert {row[0] for row in _of(engine, "SELECT id FROM inbox")} == {event["id"] for event in events[:6]}
+
+
 def test_rejects_that_are_still_wrong(database_url: str, tmp_path: Path) -> None:
     """A file of rejects may be replayed with itself as file of rejects: lines that are still wrong stay in it."""
     rejects = log(tmp_path / "rejects", SHOP.events[:2], b"{cut", b"42")
@@ -715,7 +735,7 @@ def test_export_through_pipes(database_url: str, engine: Engine, other_url: str)
     exported = payfold("events", "export", "--plain", DATABASE_URL=database_url).out.encode()
 
     first = payfold("replay", "-", "--format", "json", stdin=gzip.compress(exported), DATABASE_URL=other_url)
-    second = payfold("replay", "-", "--format", "json", stdin=zstandard.compress(exported), DATABASE_URL=other_url)
+    second = payfold("replay", "-", "--format", "json", stdin=zstd.compress(exported), DATABASE_URL=other_url)
 
     assert (first.code, first.json["parked"], second.code) == (1, 1, 0)
     assert first.json["new"] == second.json["duplicate"] == exported.count(b"\n")
@@ -734,7 +754,7 @@ def test_export_is_compressed_and_stable(database_url: str, engine: Engine, tmp_
     assert piped == again
     for one in (piped, (tmp_path / "log").read_bytes()):
         assert one.startswith(b"\x28\xb5\x2f\xfd")
-        assert zstandard.ZstdDecompressor().stream_reader(one).read() == plain
+        assert zstd.decompress(one) == plain
 
 
 def test_exported_signature(engine: Engine, other_url: str, tmp_path: Path) -> None:

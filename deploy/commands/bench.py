@@ -35,7 +35,7 @@ def bench(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
     check: Annotated[bool, typer.Option("--check", help="Exit 1 where a ratio is far below its target.")] = False,
 ) -> None:
-    """Measure each figure next to the limit of the machine and the plain alternative, on its own servers; ratios count."""
+    """Measure each figure next to the machine's limit and the plain way, on servers of its own; ratios count."""
     from deploy.bench import report, run, stand
 
     mode = _mode(quick=quick, full=full)

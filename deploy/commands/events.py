@@ -143,7 +143,8 @@ def events_export(
 
     A line is an event; it is compressed by Zstandard unless the file's ending says otherwise, and not in a terminal.
     """
-    from worker.logs.replay import LogFilters, export, left_out
+    from worker.logs.export import export, left_out
+    from worker.logs.selection import LogFilters
     from worker.logs.writer import compressed, form_of, writing
     from worker.proof import archived
 

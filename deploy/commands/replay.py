@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
 
     from worker.logs.reader import Entry
-    from worker.logs.replay import Counts
+    from worker.logs.selection import Counts
 
 app: Final = typer.Typer()
 
@@ -93,6 +93,7 @@ def replay(  # noqa: PLR0913 - an option each
     from worker.folding import parallel
     from worker.logs import replay as logs_of_events
     from worker.logs.dry_run import plan
+    from worker.logs.selection import LogFilters, Reading
     from worker.logs.writer import remark
 
     if sum((dry_run, record_only, no_announce)) > 1:
@@ -100,7 +101,7 @@ def replay(  # noqa: PLR0913 - an option each
     paths = logs_named(files)
     if rejects is not None:
         require_writable(rejects, "--rejects")
-    filters = logs_of_events.LogFilters(utc(since), utc(until), kind, only_account, livemode)
+    filters = LogFilters(utc(since), utc(until), kind, only_account, livemode)
     more: dict[str, Any] = {}
     with opened_database() as engine, TemporaryFile() as aside, _bar() as bar:
 
@@ -118,7 +119,7 @@ def replay(  # noqa: PLR0913 - an option each
 
         show = _shown_on(bar, paths)
         secrets = settings_here().signing_secrets
-        logs = logs_of_events.Reading(paths, datetime.now(UTC), filters, account, refuse, show, warn, secrets=secrets)
+        logs = Reading(paths, datetime.now(UTC), filters, account, refuse, show, warn, secrets=secrets)
         if dry_run:
             foreseen = plan(engine, logs)
             counts, more["plan"] = foreseen.counts, foreseen.rows

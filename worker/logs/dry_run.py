@@ -41,7 +41,8 @@ from worker.folds import credit_note, join, payment
 from worker.folds.facts import Event, Facts, Row, Subject
 from worker.folds.join import Joined, RowSpec
 from worker.folds.payment import Payment
-from worker.logs.replay import MENDED, NEWER, Counts, Held, Key, Reading, held
+from worker.logs.recording import MENDED, NEWER, Held, Key, held
+from worker.logs.selection import Counts, Reading
 
 OBJECTS_AT_ONCE: Final = 200
 APPEAR: Final = "appear"

@@ -8,17 +8,17 @@ The bytes of the payload are thus kept as they were::
 
 import gzip
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Final, Literal, TypeAlias
 
 import msgspec
-import zstandard
 from msgspec import Struct
 
 from schemas.errors import ConfigurationError
+from worker.logs.compression import zstd
 
 OWN_LINE: Final = "payfold.delivery"
 REMARK: Final = b"# payfold: "
@@ -54,6 +54,10 @@ def write(line: OwnLine) -> bytes:
 
 
 Compression: TypeAlias = Literal["plain", "gzip", "Zstandard"]
+_WRITING: Final[Mapping[int, int]] = {
+    zstd.CompressionParameter.compression_level: 10,
+    zstd.CompressionParameter.checksum_flag: 1,
+}
 PLAIN_ENDINGS: Final = (".ndjson", ".json", ".jsonl", ".txt")
 
 
@@ -133,8 +137,8 @@ def _sync_folder(folder: Path) -> None:
 def compressed(file: IO[bytes], form: Compression) -> Iterator[IO[bytes]]:
     """Yield a stream that writes a log into *file*, in the given form."""
     if form == "Zstandard":
-        with zstandard.ZstdCompressor(level=10, write_checksum=True).stream_writer(file, closefd=False) as stream:
-            yield stream
+        with zstd.ZstdFile(file, "w", options=_WRITING) as stream:
+            yield stream  # type: ignore[misc]  # it is one in all but name
     elif form == "gzip":
         with gzip.GzipFile(fileobj=file, mode="wb") as stream:
             yield stream  # type: ignore[misc]  # it is one in all but name

@@ -13,8 +13,8 @@ from schemas.inbox import Recorded
 from schemas.settings import SigningSecret
 from worker import folds
 from worker.folds.facts import Event
-from worker.logs import replay
-from worker.logs.replay import Reading
+from worker.logs import recording, replay
+from worker.logs.selection import Reading
 from worker.proof.difference import DIFFERENT, EXTRA, MISSING, Difference
 from worker.proof.shadow import Shadow
 
@@ -134,4 +134,4 @@ def record_missing(
     Returns how many events were new, and how many parked ones could be folded thanks to a better copy.
     """
     done = replay.replay(engine, Reading(paths, datetime.now(UTC), account=account, secrets=secrets))
-    return done.counts[Recorded.NEW.value], done.counts[replay.MENDED]
+    return done.counts[Recorded.NEW.value], done.counts[recording.MENDED]

@@ -38,7 +38,7 @@ from msgspec import Struct
 from psycopg import sql
 from sqlalchemy import Engine
 
-from schemas import database, events
+from schemas import database, events, locks
 from schemas.database import Cursor, boolean_array, integer_array, text_array
 from schemas.events import Envelope
 
@@ -371,7 +371,7 @@ def make_room(of: Engine) -> int | None:
 
 
 def _make_room(cursor: Cursor) -> int:
-    cursor.execute("SELECT pg_advisory_xact_lock(hashtextextended(current_schema() || ' payloads', 0))")
+    locks.keep_others_from_making_partitions(cursor)
     cursor.execute(_NEXT_PARTITION, {"size": PARTITION_EVENTS})
     last, begins = cursor.fetchone() or (0, 0)
     made = 0

@@ -21,6 +21,7 @@ from deploy.sandbox.delivery import DeliveryReport, Distortions, Retries, delive
 from deploy.sandbox.history import shop_history
 from deploy.services import Postgres, Valkey, free_port
 from schemas import broker, database
+from schemas.locks import keep_others_from_appending
 from schemas.migrate import upgrade
 from tests import ledger
 from worker.proof.rebuild import refolded
@@ -93,10 +94,10 @@ def payfold(own_postgres: Postgres, own_valkey: Valkey, tmp_path: Path) -> Itera
 
 
 @contextmanager
-def nobody_may_append(payfold: Payfold) -> Iterator[None]:
+def append_lock_held(payfold: Payfold) -> Iterator[None]:
     """Hold the lock before the change feed, so that a worker stands in the middle of its transaction."""
-    with psycopg.connect(payfold.postgres.url) as connection:
-        connection.execute("SELECT pg_advisory_xact_lock(hashtextextended(current_schema() || ' changes', 0))")
+    with psycopg.connect(payfold.postgres.url) as connection, connection.cursor() as cursor:
+        keep_others_from_appending(cursor)
         yield
 
 
@@ -106,7 +107,7 @@ def test_a_worker_killed_in_mid_batch_loses_nothing(payfold: Payfold) -> None:
     waiting = (
         "SELECT count(*) AS n FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'advisory'"
     )
-    with nobody_may_append(payfold):
+    with append_lock_held(payfold):
         payfold.deliver(account)
         until(lambda: ledger.rows(payfold.engine, waiting)[0]["n"] > 0)
         payfold.processes.kill("worker")

@@ -21,9 +21,10 @@ from deploy.sandbox.rendering import render
 from deploy.sandbox.samples import sample
 from schemas import database
 from schemas.errors import ConfigurationError, ConflictError
+from schemas.locks import keep_others_from_folding
 from tests import command, ledger
 from tests.test_replay import lived_in
-from worker.folding.claim import keep_others_from_folding, queue_outdated
+from worker.folding.claim import queue_outdated
 from worker.logs import archive, retry
 from worker.logs.archive import Done
 from worker.proof import rebuild, swap

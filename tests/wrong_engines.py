@@ -202,7 +202,7 @@ BREAKS = (
     ),
     Break(
         "no lock on the object",
-        "worker/folding/claim.py",
+        "schemas/locks.py",
         "SELECT pg_advisory_xact_lock(number) FROM (",
         "SELECT number FROM (",
     ),
@@ -246,9 +246,9 @@ BREAKS = (
     ),
     Break(
         "no lock on the change feed",
-        "worker/folding/claim.py",
-        "SELECT pg_advisory_xact_lock(hashtextextended(current_schema() || ' changes', 0))",
-        "SELECT 1",
+        "schemas/locks.py",
+        "pg_advisory_xact_lock({_CHANGES})",
+        "1",
     ),
     Break(
         "refold from the batch alone",

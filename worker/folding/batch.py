@@ -3,19 +3,16 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Final, TypeAlias
+from typing import Final
 
 from msgspec import Struct
 
 from worker import folds
 from worker.folding.renderings import Choice
-from worker.folds.facts import Event, Facts, Row, Subject
+from worker.folds.facts import Event, Facts, Object, Row, Subject, object_of
 from worker.folds.join import Joined
 
 REASON_CHARACTERS_MAX: Final = 500
-
-Object: TypeAlias = tuple[str, bool, str]
-"""An object's account, mode and id."""
 
 
 class Claimed(Struct, frozen=True):
@@ -119,11 +116,6 @@ class Reasons:
 NOTHING: Final = Part((), {}, set(), set())
 NEWS: Final = Reasons(NOTHING, None)
 """No change is withheld."""
-
-
-def object_of(subject: Subject) -> Object:
-    """Return the object that has the events of the row *subject*."""
-    return (subject.account, subject.livemode, subject.source)
 
 
 def event_key_of(one: Facts) -> Object:

@@ -16,13 +16,13 @@ from psycopg import sql
 
 from schemas import tables
 from schemas.database import Cursor, boolean_array, text_array
+from schemas.locks import keep_others_from_appending
 from worker import folds
 from worker.folding import copy_rows, corrections, expired_items, order_refunds
-from worker.folding.batch import Object, Reasons, Saved
-from worker.folding.claim import keep_others_from_appending
+from worker.folding.batch import Reasons, Saved
 from worker.folding.order_refunds import Moved
 from worker.folds.checkout_session import CORRECTED
-from worker.folds.facts import Change, Row, Subject
+from worker.folds.facts import Change, Object, Row, Subject
 from worker.folds.join import Joined
 
 

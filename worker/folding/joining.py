@@ -10,11 +10,11 @@ from schemas.errors import Archived
 from worker import folds
 from worker.folding import settling
 from worker.folding.anomalies import row_name
-from worker.folding.batch import Object, Saved, event_key_of
+from worker.folding.batch import Saved, event_key_of
 from worker.folding.claim import ENVELOPE, IGNORED_BECAUSE, event_in
 from worker.folding.rows import load_rows, world_arrays
 from worker.folds import join
-from worker.folds.facts import Event, Facts, Subject
+from worker.folds.facts import Event, Facts, Object, Subject
 from worker.folds.join import Joined
 
 

@@ -10,13 +10,10 @@ Note [History is not news]
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Final, TypeAlias
+from typing import Final
 
 from schemas.database import Cursor, boolean_array, integer_array, text_array
-from worker.folds.facts import Facts, Subject
-
-Object: TypeAlias = tuple[str, bool, str]
-"""An object's account, mode and id."""
+from worker.folds.facts import Facts, Object, Subject
 
 
 def is_at_hand(cursor: Cursor, fold_version: int) -> bool:

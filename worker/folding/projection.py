@@ -13,6 +13,7 @@ from sqlalchemy.exc import DBAPIError
 from schemas import database
 from schemas.database import Bounds, Cursor, integer_array, text_array
 from schemas.errors import Archived, Transient
+from schemas.locks import keep_others_from_appending, share_folding
 from worker import folds
 from worker.folding import older_versions, renderings, settling
 from worker.folding.anomalies import note_anomalies, note_contradictions
@@ -25,15 +26,14 @@ from worker.folding.batch import (
     Reasons,
     Saved,
     every_copy,
-    object_of,
     rows_before,
 )
 from worker.folding.changes import announce
-from worker.folding.claim import Shard, claim, keep_others_from_appending, lock_objects, share_folding, try_locks
+from worker.folding.claim import Shard, claim, lock_objects, try_locks
 from worker.folding.joining import facts_at_hand, join_facts, mention, objects_of, rows_of
 from worker.folding.rows import load_rows, save_rows
 from worker.folds import join
-from worker.folds.facts import Event, Facts, Row, Subject
+from worker.folds.facts import Event, Facts, Row, Subject, object_of
 from worker.folds.join import Joined
 
 FOLD_BATCH_MAX: Final = 500

@@ -22,7 +22,7 @@ from sqlalchemy import ColumnElement, Connection, Engine, FromClause, and_, dele
 from schemas import database, tables
 from schemas.feed import Selection
 from schemas.kinds import Kind
-from worker.folding.claim import keep_others_from_appending, share_folding
+from schemas.locks import keep_others_from_appending, share_folding
 
 RELEASE_BATCH_MAX: Final = 5_000
 """Changes that are released in one transaction. Folding waits for that transaction."""

@@ -19,6 +19,8 @@ from schemas.kinds import Kind
 
 Value: TypeAlias = bool | int | str | datetime | Mapping[str, Any] | None
 Row: TypeAlias = dict[str, Value]
+Object: TypeAlias = tuple[str, bool, str]
+"""An object's account, mode and id."""
 
 
 class Event(Struct, frozen=True):
@@ -59,6 +61,11 @@ class Subject(Struct, frozen=True, order=True, cache_hash=True, array_like=True)
     def key(self) -> tuple[str, ...]:
         """The values of the row's key beyond its world."""
         return (self.id, self.currency) if self.currency else (self.id,)
+
+
+def object_of(subject: Subject) -> Object:
+    """Return the object that has the events of the row *subject*."""
+    return (subject.account, subject.livemode, subject.source)
 
 
 class Facts(Struct, frozen=True, array_like=True):

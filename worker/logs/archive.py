@@ -41,7 +41,7 @@ from sqlalchemy import Engine
 from schemas import accounts, contents, database, inbox
 from schemas.database import Cursor
 from schemas.errors import ConfigurationError, ConflictError
-from worker.folding.claim import keep_others_from_folding
+from schemas.locks import keep_others_from_folding
 from worker.logs import reader, writer
 from worker.logs.restore import NAME, ROWS_READ, SUFFIX
 

@@ -34,10 +34,11 @@ from schemas import accounts, database, inbox, tables
 from schemas.accounts import shown
 from schemas.database import Cursor, boolean_array, integer_array, text_array
 from schemas.errors import ConfigurationError, ConflictError, NotFoundError
+from schemas.locks import keep_others_from_appending, keep_others_from_folding
 from worker.folding import order_refunds, projection
 from worker.folding.batch import Claimed
 from worker.folding.changes import append_changes
-from worker.folding.claim import claim, keep_others_from_appending, keep_others_from_folding
+from worker.folding.claim import claim
 from worker.logs import restore
 
 OBJECTS_AT_ONCE: Final = 500

@@ -24,10 +24,11 @@ from schemas import accounts, database, inbox
 from schemas.database import Cursor, integer_array
 from schemas.errors import ConflictError, Transient
 from schemas.inbox import RECORD_ROWS_MAX, Delivery, Receipt, Recorded
+from schemas.locks import keep_others_from_folding
 from schemas.settings import SigningSecret
 from worker.folding import parallel, projection, renderings
 from worker.folding.batch import Claimed
-from worker.folding.claim import claim, keep_others_from_folding
+from worker.folding.claim import claim
 from worker.folding.parallel import FoldProcess, FoldRequest
 from worker.folds.facts import utc
 from worker.logs import reader, writer

@@ -56,7 +56,7 @@ from worker.folding.claim import event_of_delivery
 from worker.folding.joining import facts_at_hand
 from worker.folding.rows import load_rows
 from worker.folds import join, payment
-from worker.folds.facts import Facts, Row, Subject, utc
+from worker.folds.facts import Facts, Object, Row, Subject, object_of, utc
 from worker.folds.join import Joined
 from worker.proof import difference, witness
 from worker.proof.difference import DIFFERENT, Difference, Pair
@@ -116,8 +116,6 @@ def _without_lines(session: Answer) -> Answer:
     return Answer({name: value for name, value in session.body.items() if name != "line_items"}, session.at, odd)
 
 
-_Object: TypeAlias = tuple[str, bool, str]
-"""Account, mode and id."""
 _Place: TypeAlias = tuple[str, str]
 """Table, and the key of a row within its account and mode."""
 _Name: TypeAlias = tuple[str, str, str | None]
@@ -167,7 +165,7 @@ class _Joinings(NamedTuple):
     """Rows as they are and as joining makes them; objects with archived payloads; ids that a fold can read."""
 
     pairs: dict[Subject, Pair]
-    archived: set[_Object]
+    archived: set[Object]
     readable: set[str]
 
 
@@ -176,9 +174,9 @@ def _by_joining(cursor: Cursor, found: Compared) -> _Joinings:
     at_hand, readable = _facts(found)
     known = load_rows(cursor, at_hand)
     own = settling.at_rest(cursor, [subject for subject in known if subject.table == "orders"])
-    on_the_way = _on_the_way(cursor, map(_object_of, at_hand))
+    on_the_way = _on_the_way(cursor, map(object_of, at_hand))
     joined: dict[Subject, Joined] = {}
-    archived: set[_Object] = set()
+    archived: set[Object] = set()
     for subject, facts in facts_at_hand(cursor, set(at_hand)):
         if facts is None:
             row = own[subject][1].row if subject in own else known.get(subject)
@@ -186,8 +184,8 @@ def _by_joining(cursor: Cursor, found: Compared) -> _Joinings:
         else:
             made = _joined(subject, facts, at_hand)
         if made is None and facts is None:
-            archived.add(_object_of(subject))
-        elif made is not None and _object_of(subject) not in on_the_way:
+            archived.add(object_of(subject))
+        elif made is not None and object_of(subject) not in on_the_way:
             joined[subject] = made
     joined |= settling.settled(cursor, settling.open_rows(joined))
     pairs = {
@@ -223,11 +221,7 @@ def _joined(subject: Subject, facts: Iterable[Facts], at_hand: Mapping[Subject, 
     return join.fold_all(spec, read.values())
 
 
-def _object_of(subject: Subject) -> _Object:
-    return (subject.account, subject.livemode, subject.source)
-
-
-def _on_the_way(cursor: Cursor, objects: Iterable[_Object]) -> set[_Object]:
+def _on_the_way(cursor: Cursor, objects: Iterable[Object]) -> set[Object]:
     """Return the objects that have an event that is not folded yet: their next rows are not known."""
     wanted = sorted(set(objects))
     cursor.execute(

@@ -24,9 +24,10 @@ from sqlalchemy import Table
 from schemas import database, tables
 from schemas.database import Cursor
 from schemas.errors import ConflictError
+from schemas.locks import keep_others_from_appending, keep_others_from_folding
 from worker import folds
 from worker.folding import corrections, expired_items, order_refunds, projection, settling
-from worker.folding.claim import claim, keep_others_from_appending, keep_others_from_folding
+from worker.folding.claim import claim
 from worker.folds.facts import Subject
 from worker.proof import archived, difference, digest, rebuild, shadow
 from worker.proof.archived import LeftOut

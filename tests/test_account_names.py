@@ -17,9 +17,10 @@ from sqlalchemy import Engine
 from deploy.sandbox.account import Account
 from deploy.sandbox.history import tangle
 from deploy.sandbox.rendering import render
-from schemas import accounts, checkout, database, observations, tables
+from schemas import accounts, database, observations, tables
 from schemas.errors import ConfigurationError, ConflictError, NotFoundError
 from schemas.inbox import Recorded
+from schemas.own_events import SESSION_REGISTERED
 from schemas.settings import Settings
 from tests import histories, ledger
 from tests.command import Ran, payfold
@@ -177,7 +178,7 @@ def test_what_is_pending_is_announced(engine: Engine) -> None:
     session = account.open_session(amount=500)
     account.complete(session)
     registered = observations.observe(
-        checkout.REGISTERED,
+        SESSION_REGISTERED,
         account.session(session) | {"status": "open", "payment_status": "unpaid"},
         account="",
         livemode=False,

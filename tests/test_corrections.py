@@ -15,10 +15,10 @@ from deploy.sandbox.account import Event as Sent
 from deploy.sandbox.rendering import render
 from deploy.sandbox.samples import sample
 from schemas import database, observations
+from schemas.own_events import EVENT_IGNORED
 from schemas.tables import ONE_SHOT_KINDS
 from tests import ledger
 from tests.test_orders import seen
-from worker import folds
 from worker.folding import order_refunds
 from worker.folds.checkout_session import kind_of_step
 
@@ -41,9 +41,7 @@ def paying() -> Account:
 def set_aside(event: Sent) -> bytes:
     """Return an operator's word that *event* is to be ignored."""
     about = {"object": "event", "id": event.id, "reason": "nobody sent it"}
-    word = observations.observe(
-        folds.EVENT_IGNORED, about, account="", livemode=False, created=event.created, now=ledger.NOW
-    )
+    word = observations.observe(EVENT_IGNORED, about, account="", livemode=False, created=event.created, now=ledger.NOW)
     return word.envelope.payload
 
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from sqlalchemy import Engine
 
 from deploy.sandbox.account import Account
-from schemas import checkout, database
+from schemas import database
+from schemas.own_events import SESSION_REGISTERED
 from tests import histories, ledger, reference
 from tests.stage import HOUR, stage
 from tests.test_at_stripe import fetch
@@ -70,7 +71,7 @@ def test_other_totals_than_the_lines_were_listed_with(
 ) -> None:
     """The lines are not complete from then on, and nothing can be proven of them, whatever the arrival."""
     session = account.open_session(amount=1_500)
-    registered = seen(account, session, checkout.REGISTERED, line_items=ONE)
+    registered = seen(account, session, SESSION_REGISTERED, line_items=ONE)
     account.advance(60)
     completed = bought(account, session, **totals)
     expected = ledger.digest_of_reference(engine, reference.tables_of([registered, completed]))
@@ -87,7 +88,7 @@ def test_other_totals_than_the_lines_were_listed_with(
 def test_lines_that_are_listed_again_are_complete(engine: Engine, account: Account) -> None:
     """With the totals that they have then; an event that repeats these changes nothing."""
     session = account.open_session(amount=1_500)
-    registered = seen(account, session, checkout.REGISTERED, line_items=ONE)
+    registered = seen(account, session, SESSION_REGISTERED, line_items=ONE)
     account.advance(60)
     completed = bought(account, session, **OTHER_TOTALS[0])
     account.advance(60)
@@ -105,7 +106,7 @@ def test_lines_that_are_listed_again_are_complete(engine: Engine, account: Accou
 def test_totals_that_come_back_do_not_bring_the_lines_back(engine: Engine, account: Account) -> None:
     """What was bought in between is not known, nor whether the lines are again those that were listed."""
     session = account.open_session(amount=1_500)
-    bodies = [seen(account, session, checkout.REGISTERED, line_items=ONE)]
+    bodies = [seen(account, session, SESSION_REGISTERED, line_items=ONE)]
     account.advance(60)
     bodies.append(seen(account, session, **OTHER_TOTALS[0]))
     account.advance(60)
@@ -133,7 +134,7 @@ def test_what_still_differs(
 ) -> None:
     """Lines that were listed again and are not those of the totals are an anomaly, until they are listed once more."""
     session = account.open_session(amount=1_500)
-    bodies = [seen(account, session, checkout.REGISTERED, line_items=ONE)]
+    bodies = [seen(account, session, SESSION_REGISTERED, line_items=ONE)]
     account.advance(60)
     bodies.append(bought(account, session, **totals))
     account.advance(60)
@@ -157,7 +158,7 @@ def test_what_still_differs(
 def test_equal_totals_need_no_other_event(account: Account) -> None:
     """The usual completion of a registered session is laid over its row; other totals are as well known from it."""
     session = account.open_session(amount=1_500)
-    (registered,) = facts_of(seen(account, session, checkout.REGISTERED, line_items=ONE))
+    (registered,) = facts_of(seen(account, session, SESSION_REGISTERED, line_items=ONE))
     whole = join.fold_all(folds.ROW_SPECS["orders"], [registered])
     assert whole is not None
     account.advance(60)

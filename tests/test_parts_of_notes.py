@@ -19,6 +19,7 @@ from msgspec.structs import replace
 from sqlalchemy import Engine
 
 from schemas import database, observations
+from schemas.own_events import EVENT_IGNORED
 from tests import ledger
 from tests.test_settling import DAY, Json, T, bodies, body, claim_one, take_in_all_ways, wait_for_a_lock
 from worker import folds
@@ -278,9 +279,7 @@ def test_a_refund_that_is_set_aside(engine: Engine, amount: int, others: list[Js
     """Once an operator ignores the refund, the note is as if it had never come."""
     ledger.take_in(engine, *bodies([note(), refund(amount), *others], "1"))
     word = {"object": "event", "id": "evt_1_1", "reason": "a test"}
-    ignored = observations.observe(
-        folds.EVENT_IGNORED, word, account="", livemode=False, created=T + DAY, now=ledger.NOW
-    )
+    ignored = observations.observe(EVENT_IGNORED, word, account="", livemode=False, created=T + DAY, now=ledger.NOW)
     ledger.record(engine, [ignored])
     ledger.fold(engine)
 

@@ -14,9 +14,9 @@ from sqlalchemy import BigInteger, Engine, Table, text
 from deploy.sandbox.account import Account
 from deploy.sandbox.history import shop_history, tangle
 from schemas import database, observations, tables
+from schemas.own_events import EVENT_IGNORED
 from tests import histories, ledger
 from tests.command import payfold
-from worker import folds
 from worker.proof import difference, rebuild, shadow, swap
 from worker.proof.difference import Difference
 from worker.proof.digest import digests, digests_seen
@@ -63,7 +63,7 @@ def set_aside(engine: Engine, event: str) -> None:
     """Record an operator's word that *event* is to be left aside."""
     about = {"object": "event", "id": event, "reason": "a test"}
     word = observations.observe(
-        folds.EVENT_IGNORED, about, account="", livemode=False, created=int(ledger.NOW.timestamp()), now=ledger.NOW
+        EVENT_IGNORED, about, account="", livemode=False, created=int(ledger.NOW.timestamp()), now=ledger.NOW
     )
     ledger.record(engine, [word])
 

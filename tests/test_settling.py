@@ -21,10 +21,10 @@ from sqlalchemy import Engine
 
 from schemas import database, observations
 from schemas.inbox import Delivery
+from schemas.own_events import EVENT_IGNORED
 from tests import ledger, reference
 from tests.literals import at
 from tests.stage import stage
-from worker import folds
 from worker.folding import projection
 from worker.folding.batch import Claimed
 from worker.folding.claim import claim, lock_objects
@@ -614,9 +614,7 @@ def test_a_charge_that_is_set_aside(engine: Engine) -> None:
     """An order that its charge paid is processing again once an operator ignores the capture, as if it never came."""
     ledger.take_in(engine, *bodies([session(), held(), captured()], "1"))
     about = {"object": "event", "id": "evt_2_1", "reason": "a test"}
-    word = observations.observe(
-        folds.EVENT_IGNORED, about, account="", livemode=False, created=T + 2 * DAY, now=ledger.NOW
-    )
+    word = observations.observe(EVENT_IGNORED, about, account="", livemode=False, created=T + 2 * DAY, now=ledger.NOW)
     ledger.record(engine, [word])
     ledger.fold(engine)
 

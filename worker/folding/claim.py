@@ -19,6 +19,7 @@ from schemas.database import Cursor, integer_array
 from schemas.errors import Archived
 from schemas.inbox import Delivery
 from schemas.locks import share_folding
+from schemas.own_events import EVENT_IGNORED
 from worker import folds
 from worker.folding import renderings
 from worker.folding.batch import Claimed
@@ -42,9 +43,9 @@ class Shard(NamedTuple):
 
 ENVELOPE: Final = "i.seq, i.account, i.livemode, i.id, i.type, i.created, i.object_type, i.object_id, i.source"
 # Usually no event at all is ignored, and then nothing is looked up for the single events.
-IGNORED_BECAUSE: Final = """CASE WHEN (SELECT EXISTS (SELECT FROM inbox WHERE type = 'payfold.event.ignored')) THEN (
+IGNORED_BECAUSE: Final = f"""CASE WHEN (SELECT EXISTS (SELECT FROM inbox WHERE type = '{EVENT_IGNORED}')) THEN (
     SELECT a.seq FROM inbox AS a
-    WHERE a.type = 'payfold.event.ignored'
+    WHERE a.type = '{EVENT_IGNORED}'
         AND (a.account, a.livemode, a.object_id) = (i.account, i.livemode, i.id)
     ORDER BY a.seq LIMIT 1
 ) END"""

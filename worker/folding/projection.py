@@ -14,6 +14,7 @@ from schemas import database
 from schemas.database import Bounds, Cursor, integer_array, text_array
 from schemas.errors import Archived, Transient
 from schemas.locks import keep_others_from_appending, share_folding
+from schemas.own_events import EVENT_IGNORED
 from worker import folds
 from worker.folding import older_versions, renderings, settling
 from worker.folding.anomalies import note_anomalies, note_contradictions
@@ -276,7 +277,7 @@ def _project(cursor: Cursor, part: Part, now: datetime, fold_version: int, *, wi
     save_rows(cursor, saved)
     note_anomalies(cursor, saved, now)
     _conclude(cursor, part.outcomes, now, fold_version)
-    _note_ignored(cursor, [event for event in events if event.type == folds.EVENT_IGNORED])
+    _note_ignored(cursor, [event for event in events if event.type == EVENT_IGNORED])
     reasons = Reasons(part, withheld)
     owes = _settle(cursor, saved, left_open, reasons, now)
     announce(cursor, saved, reasons)

@@ -25,6 +25,7 @@ from sqlalchemy import Engine
 from schemas import contents, database, tables
 from schemas.database import Cursor, integer_array
 from schemas.inbox import Delivery, Recorded
+from schemas.own_events import EVENT_IGNORED
 from worker import folds
 from worker.folding import settling
 from worker.folding.claim import event_of_delivery
@@ -186,7 +187,7 @@ def _foresee(cursor: Cursor, notes: _Notes, deliveries: Sequence[Delivery]) -> C
             continue
         notes.add(key, verdict)
         news[key] = delivery
-    words = [each for each in news.values() if each.envelope.type == folds.EVENT_IGNORED]
+    words = [each for each in news.values() if each.envelope.type == EVENT_IGNORED]
     aside = [(each.account, each.envelope.livemode, str(each.envelope.object_id)) for each in words]
     for event in _held(cursor, [*(key for key in news if key in inboxed), *aside]):
         notes.pass_over(event)
@@ -241,10 +242,10 @@ SELECT i.seq, i.account, i.livemode, i.id, i.type, i.created, i.object_type, i.o
 FROM unnest(%s::text[], %s::boolean[], %s::text[]) AS k (account, livemode, id)
 JOIN inbox AS i USING (account, livemode, id) JOIN payloads AS b USING (seq)
 """
-_ASIDE: Final = """
+_ASIDE: Final = f"""
 SELECT DISTINCT account, livemode, object_id
 FROM unnest(%s::text[], %s::boolean[], %s::text[]) AS k (account, livemode, object_id)
-JOIN inbox USING (account, livemode, object_id) WHERE type = 'payfold.event.ignored'
+JOIN inbox USING (account, livemode, object_id) WHERE type = '{EVENT_IGNORED}'
 """
 
 

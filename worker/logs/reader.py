@@ -33,7 +33,7 @@ import msgspec
 import zstandard
 from msgspec import Raw, Struct
 
-from schemas import events, listing, signature
+from schemas import events, listing, own_events, signature
 from schemas.errors import BodyNotJson, BodyNotText, NotAnEvent, Refused
 from schemas.inbox import Delivery
 from schemas.settings import SigningSecret
@@ -666,7 +666,7 @@ def _delivery(item: bytes, account: str, now: datetime, signers: _Signers) -> De
         sha256=hashlib.sha256(item).digest(),
         signature=None,
         # Other programs' logs hold what Stripe sent, so it counts as replayed. An observation remains an observation.
-        source="observation" if envelope.type.startswith("payfold.") else "replay",
+        source="observation" if own_events.is_own(envelope.type) else "replay",
         received_at=now,
     )
 

@@ -35,6 +35,7 @@ from schemas.accounts import shown
 from schemas.database import Cursor, boolean_array, integer_array, text_array
 from schemas.errors import ConfigurationError, ConflictError, NotFoundError
 from schemas.locks import keep_others_from_appending, keep_others_from_folding
+from schemas.own_events import EVENT_IGNORED
 from worker.folding import order_refunds, projection
 from worker.folding.batch import Claimed
 from worker.folding.changes import append_changes
@@ -671,10 +672,10 @@ UPDATE mentions AS m SET account = %(new)s FROM {_OBJECTS}
 WHERE m.account = %(old)s AND (m.livemode, m.object_id) = (k.livemode, k.object_id)
 """
 # An event that an operator ignored under one name may have been folded under the other.
-_SET_ASIDE: Final = """
+_SET_ASIDE: Final = f"""
 SELECT i.seq FROM inbox AS w JOIN inbox AS i ON (i.account, i.livemode, i.id) = (w.account, w.livemode, w.object_id)
 JOIN outcomes AS o ON o.seq = i.seq
-WHERE w.type = 'payfold.event.ignored' AND w.account = %(new)s AND o.cause IS DISTINCT FROM 'set_aside'
+WHERE w.type = '{EVENT_IGNORED}' AND w.account = %(new)s AND o.cause IS DISTINCT FROM 'set_aside'
 """
 
 

@@ -39,6 +39,7 @@ from schemas import accounts, database, inbox, tables
 from schemas.database import Cursor
 from schemas.errors import DatabaseAway
 from schemas.inbox import RECORD_ROWS_MAX
+from schemas.own_events import EVENT_IGNORED
 from schemas.settings import SigningSecret
 from worker import folds
 from worker.folding import copy_rows, projection, renderings
@@ -303,7 +304,7 @@ def _planned(reader: Cursor, made: Shadow, folder: Path, sizes: Sizes) -> tuple[
     reader.execute(
         "SELECT DISTINCT ON (account, livemode, object_id) account, livemode, object_id, payload"
         " FROM inbox LEFT JOIN payloads USING (seq) WHERE type = %s ORDER BY account, livemode, object_id, seq",
-        (folds.EVENT_IGNORED,),
+        (EVENT_IGNORED,),
     )
     ignored = {(row[0], row[1], row[2]): reason_of(row[3]) for row in reader.fetchall()}
     job = _Job(

@@ -267,4 +267,6 @@ def test_a_sum_that_is_not_known_any_more(engine: Engine, paying: Account) -> No
         ((schema,),) = cursor.fetchall()
         found = order_refunds.unannounced(cursor, announced_in=schema)
     assert [(row["subject_id"], row["kind"]) for row in found] == [(known, "order.refund_changed")]
-    assert (found[0]["before"]["refunded_amount"], found[0]["after"]["refunded_amount"]) == (500, None)
+    before, after = found[0]["before"], found[0]["after"]
+    assert before is not None
+    assert (before["refunded_amount"], after["refunded_amount"]) == (500, None)

@@ -14,6 +14,7 @@ from deploy import local, output
 from deploy.commands.base import USAGE, AccountOption, FormatOption, ModeOption, Since, bars, opened_database, utc
 from deploy.output import Format, err
 from schemas import database, feed
+from schemas.change_rows import IN_FEED
 from schemas.database import Bounds
 from schemas.errors import ConfigurationError, DatabaseAway
 from schemas.feed import FeedPage, Selection
@@ -34,9 +35,7 @@ KindOption = Annotated[
     list[str] | None,
     typer.Option("--kind", help="Only this kind, as order.paid or order.*; may be given several times."),
 ]
-_COLUMNS: Final = (
-    *("seq", "account", "livemode", "subject", "subject_id", "kind", "event_id", "source", "at", "before", "after"),
-)
+_COLUMNS: Final = ("seq", *IN_FEED)
 
 
 @app.command()

@@ -14,7 +14,8 @@ from typing import Any, Final
 import msgspec
 from psycopg import sql
 
-from schemas import tables
+from schemas import change_rows, tables
+from schemas.change_rows import ChangeRow, DecidingEvent
 from schemas.database import Cursor, boolean_array, text_array
 from schemas.locks import keep_others_from_appending
 from worker import folds
@@ -29,7 +30,7 @@ from worker.folds.join import Joined
 def announce(cursor: Cursor, saved: Saved, reasons: Reasons) -> None:
     """Append the changes that the *saved* rows imply. Changes with one of *reasons* are withheld."""
     begun = saved.known | corrections.openings(cursor, saved.rows, saved.known)
-    found = [
+    found: list[ChangeRow] = [
         {
             "account": subject.account,
             "livemode": subject.livemode,
@@ -53,7 +54,7 @@ def announce(cursor: Cursor, saved: Saved, reasons: Reasons) -> None:
 
 def _implied(
     subject: Subject, joined: Joined, before: Row | None, saved: Saved
-) -> Iterator[tuple[Change, dict[str, object]]]:
+) -> Iterator[tuple[Change, DecidingEvent]]:
     """Yield the changes that the row *joined* implies, each with the event that it names.
 
     It is a change for every step where the new steps lead from the row before to this one, otherwise one change.
@@ -91,16 +92,16 @@ def _moved(saved: Saved, reasons: Reasons) -> dict[str | None, list[Moved]]:
     }
 
 
-def _refund_changes(cursor: Cursor, moved: Mapping[str | None, list[Moved]]) -> list[dict[str, Any]]:
+def _refund_changes(cursor: Cursor, moved: Mapping[str | None, list[Moved]]) -> list[ChangeRow]:
     """Return the changes of orders' refunds. A change is withheld only if no row that is news contributed to it."""
-    found: dict[Object, dict[str, Any]] = {}
+    found: dict[Object, ChangeRow] = {}
     for reason, rows in moved.items():
         for row in order_refunds.changes(cursor, rows):
             found.setdefault((row["account"], row["livemode"], row["subject_id"]), {**row, "withheld": reason})
     return list(found.values())
 
 
-def _named_by(joined: Joined) -> dict[str, object]:
+def _named_by(joined: Joined) -> DecidingEvent:
     """Return the event that a change of the row *joined* names: the one that decided the row's state."""
     by = joined.decided_by
     if by is not None:
@@ -108,7 +109,7 @@ def _named_by(joined: Joined) -> dict[str, object]:
     return {"event_id": joined.row["event_id"], "source": joined.source, "at": joined.row["as_of"]}
 
 
-def append_changes(cursor: Cursor, found: list[dict[str, Any]], withheld: str | None = None) -> None:
+def append_changes(cursor: Cursor, found: list[ChangeRow], withheld: str | None = None) -> None:
     """Append the changes *found*, without one-shots that the feed already has.
 
     *withheld* is a reason to keep them all from the feed. A change may also have such a reason of its own. The caller
@@ -173,13 +174,9 @@ SELECT EXISTS (
     ) AS announced
 )
 """
-_APPEND: Final = """
-INSERT INTO changes (account, livemode, subject, subject_id, kind, event_id, source, at, before, after, withheld)
-SELECT account, livemode, subject, subject_id, kind, event_id, source, at, before, after, withheld
+_APPEND: Final = f"""
+INSERT INTO changes ({change_rows.LISTED}) SELECT {change_rows.LISTED}
 FROM json_populate_recordset(NULL::changes, %s)
 ON CONFLICT DO NOTHING
 """
-_CHANGES: Final = copy_rows.Form(
-    tables.changes,
-    ("account", "livemode", "subject", "subject_id", "kind", "event_id", "source", "at", "before", "after", "withheld"),
-)
+_CHANGES: Final = copy_rows.Form(tables.changes, change_rows.COLUMNS)

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
 from schemas import tables
+from schemas.change_rows import ChangeRow
 from schemas.database import Cursor, boolean_array, text_array
 from worker.folding.order_refunds import KIND as REFUND_CHANGED
 from worker.folds import checkout_session
@@ -24,12 +25,12 @@ _Announced: TypeAlias = tuple[Mapping[str, Any] | None, Sequence[str]]
 """The last announced state of an order, and the kinds of one-shots that were announced of it."""
 
 
-def is_of_order(change: Mapping[str, Any]) -> bool:
+def is_of_order(change: ChangeRow) -> bool:
     """Return whether *change* is a step of an order itself, and not of its refunds."""
     return bool(change["subject"] == "order" and change["kind"] != REFUND_CHANGED)
 
 
-def against_the_feed(cursor: Cursor, found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def against_the_feed(cursor: Cursor, found: Sequence[ChangeRow]) -> list[ChangeRow]:
     """Return *found* with each step of an order compared with the feed: kept, dropped, or made a correction.
 
     The caller keeps others from appending.
@@ -38,7 +39,7 @@ def against_the_feed(cursor: Cursor, found: Sequence[dict[str, Any]]) -> list[di
     return [each for change in found for each in (_settled(change, announced) if is_of_order(change) else [change])]
 
 
-def _settled(change: dict[str, Any], announced: Mapping[_Order, _Announced]) -> list[dict[str, Any]]:
+def _settled(change: ChangeRow, announced: Mapping[_Order, _Announced]) -> list[ChangeRow]:
     last, kinds = announced.get((change["account"], change["livemode"], change["subject_id"]), (None, ()))
     kind = checkout_session.kind_of_step(last, change["after"], kinds)
     if kind is None:
@@ -52,7 +53,7 @@ def _settled(change: dict[str, Any], announced: Mapping[_Order, _Announced]) -> 
     return [{**change, "kind": kind, "before": before, "after": {**after, **more}}]
 
 
-def _announced(cursor: Cursor, changes: Sequence[Mapping[str, Any]]) -> dict[_Order, _Announced]:
+def _announced(cursor: Cursor, changes: Sequence[ChangeRow]) -> dict[_Order, _Announced]:
     """Return what the feed announced of the orders of *changes*. Orders without any announcement are left out."""
     if not changes:
         return {}

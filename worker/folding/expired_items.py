@@ -1,8 +1,9 @@
 """Adds an order's items to its change: those of a paid order to be sent, those of an expired one to be put back."""
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final
 
+from schemas.change_rows import ChangeRow
 from schemas.database import Cursor, boolean_array, text_array
 
 # See Note [A row is found by its key, whatever the planner believes].
@@ -22,7 +23,7 @@ WHERE l.lines IS NOT NULL
 """
 
 
-def add_lines(cursor: Cursor, changes: Sequence[dict[str, Any]]) -> None:
+def add_lines(cursor: Cursor, changes: Sequence[ChangeRow]) -> None:
     """Fill the ``lines`` of *changes* from the saved lines, if the order's lines are complete.
 
     A line is its price, product and quantity. It holds nothing about the buyer.

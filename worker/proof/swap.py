@@ -14,14 +14,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 import psycopg
 from psycopg import sql
 from sqlalchemy import Table
 
-from schemas import database, tables
+from schemas import change_rows, database, tables
+from schemas.change_rows import ChangeRow
 from schemas.database import Cursor
 from schemas.errors import ConflictError
 from schemas.locks import keep_others_from_appending, keep_others_from_folding
@@ -190,7 +191,7 @@ class _Implied:
     def __init__(self, cursor: Cursor, made: Shadow) -> None:
         self._cursor = cursor
         self._made = made
-        self._found: list[dict[str, Any]] = []
+        self._found: list[ChangeRow] = []
         cursor.execute(sql.SQL("TRUNCATE {}").format(sql.Identifier(made.schema, "changes")))
 
     def add(self, pair: Pair) -> None:
@@ -226,12 +227,7 @@ class _Implied:
         self._cursor.execute(
             sql.SQL(
                 """
-                INSERT INTO {made} (account, livemode, subject, subject_id, kind, event_id, source, at, before, after,
-                    withheld)
-                SELECT c.account, c.livemode, c.subject, c.subject_id, c.kind, c.event_id, i.source, c.at, c.before,
-                    c.after, CASE WHEN EXISTS (
-                        SELECT FROM {outcomes} AS o WHERE o.seq = i.seq AND o.state = 'folded'
-                    ) THEN 'swap' END
+                INSERT INTO {made} ({columns}) SELECT {values}
                 FROM json_populate_recordset(NULL::{made}, %s) AS c
                 JOIN {inbox} AS i ON (i.account, i.livemode, i.id) = (c.account, c.livemode, c.event_id)
                 ON CONFLICT DO NOTHING
@@ -239,7 +235,8 @@ class _Implied:
             ).format(
                 made=sql.Identifier(self._made.schema, "changes"),
                 inbox=sql.Identifier(self._made.live, "inbox"),
-                outcomes=sql.Identifier(self._made.live, "outcomes"),
+                columns=sql.SQL(change_rows.LISTED),
+                values=sql.SQL(_VALUES).format(outcomes=sql.Identifier(self._made.live, "outcomes")),
             ),
             (msgspec.json.encode(self._found).decode(),),
         )
@@ -257,7 +254,7 @@ class _Implied:
         for row in self._found:
             joined = settled.get(Subject("orders", row["account"], row["livemode"], row["subject_id"]))
             if joined is not None and joined.decided_by is not None and row["kind"] != order_refunds.KIND:
-                row.update(event_id=joined.decided_by.event_id, at=joined.decided_by.at)
+                row.update({"event_id": joined.decided_by.event_id, "at": joined.decided_by.at})
 
     def add_refunds(self) -> None:
         """Gather a change for each order with another refunded amount than the one last announced."""
@@ -327,10 +324,18 @@ def _settle_anomalies(cursor: Cursor, made: Shadow) -> None:
     )
 
 
+_LOOKED_UP: Final = {
+    "source": "i.source",
+    "withheld": "CASE WHEN EXISTS ("
+    "SELECT FROM {outcomes} AS o WHERE o.seq = i.seq AND o.state = 'folded') THEN 'swap' END",
+}
+_VALUES: Final = ", ".join(_LOOKED_UP.get(name, f"c.{name}") for name in change_rows.COLUMNS)
+
+
 def _append(cursor: Cursor, made: Shadow) -> int:
     """Append the gathered changes in the order of their times, and return how many there were."""
     keep_others_from_appending(cursor)
-    columns = sql.SQL("account, livemode, subject, subject_id, kind, event_id, source, at, before, after, withheld")
+    columns = sql.SQL(change_rows.LISTED)
     cursor.execute(
         sql.SQL(
             "INSERT INTO {live} ({columns}) SELECT {columns} FROM {made} ORDER BY at, subject, subject_id, seq"

@@ -21,6 +21,7 @@ from schemas import accounts, database, observations, tables
 from schemas.errors import ConfigurationError, ConflictError, NotFoundError
 from schemas.inbox import Recorded
 from schemas.own_events import SESSION_REGISTERED
+from schemas.progress import do_nothing
 from schemas.settings import Settings
 from tests import histories, ledger
 from tests.command import Ran, payfold
@@ -521,8 +522,8 @@ def test_an_old_log_after_the_rename(engine: Engine, tmp_path: Path) -> None:
 def reconciled_with(engine: Engine, log: Path) -> dict[str, int]:
     """Return how the inbox differs from *log*."""
     with shadow.shadow(engine, has_inbox=True) as made:
-        record_in(made, [str(log)], account="", now=NOW, refuse=lambda _: None)
-        return against_logs.compare(made, on_difference=lambda _: None)
+        record_in(made, [str(log)], account="", now=NOW, refuse=do_nothing)
+        return against_logs.compare(made, on_difference=do_nothing)
 
 
 def test_archived_payloads(engine: Engine, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from deploy.sandbox.samples import sample
 from schemas import database
 from schemas.errors import ConfigurationError, ConflictError
 from schemas.locks import keep_others_from_folding
+from schemas.progress import do_nothing
 from tests import command, ledger
 from tests.test_replay import lived_in
 from worker.folding.claim import queue_outdated
@@ -30,7 +31,7 @@ from worker.logs.archive import Done
 from worker.proof import rebuild, swap
 from worker.proof.archived import with_archived
 from worker.proof.digest import digests
-from worker.proof.rebuild import Sizes, nobody
+from worker.proof.rebuild import Sizes
 
 SHOP = shop_history(31, 120, money=True)
 TIMES = sorted(event.created for event in SHOP.events)
@@ -191,7 +192,7 @@ def test_whatever_an_inbox_holds(engine: Engine, folder: Path) -> None:
     assert (done.dropped, payloads(engine)) == (len(held) - 1, {parked: held.pop(parked)})
     assert at_rest(engine) == before
 
-    with with_archived(engine, folder, progress=nobody) as made:
+    with with_archived(engine, folder, progress=do_nothing) as made:
         rebuild.rebuild(made)
         assert digests(engine, schema=made.schema) == before[0]
         kept = ledger.rows(engine, f"SELECT * FROM {made.schema}.archived")  # noqa: S608 - our own name
@@ -233,9 +234,9 @@ def test_a_rebuild_with_the_archive(shop: Engine, folder: Path, sizes: Sizes, be
     """It is what it was before archiving, outcomes and mentions included."""
     archived(shop, folder, before)
 
-    with with_archived(shop, folder, progress=nobody) as made:
+    with with_archived(shop, folder, progress=do_nothing) as made:
         rebuild.rebuild(made, sizes=sizes)
-        found = swap.compare(made, on_difference=lambda _: None)
+        found = swap.compare(made, on_difference=do_nothing)
 
         assert digests(shop, schema=made.schema) == digests(shop)
         assert (found.drift, found.events_left_out) == (0, 0)
@@ -349,17 +350,17 @@ def test_what_goes_on_meanwhile(shop: Engine, folder: Path) -> None:
     told = customer.payload()
     again = sample("customer.updated", told["data"]["object"], now=TIMES[-1] + 100)
 
-    with with_archived(shop, None, progress=nobody) as made:
+    with with_archived(shop, None, progress=do_nothing) as made:
         rebuild.rebuild(made)
         ledger.record(shop, [ledger.delivery(event.body) for event in (*sold.events, again)])
         ledger.fold(shop)
-        assert swap.compare(made, on_difference=lambda _: None).drift == 0
+        assert swap.compare(made, on_difference=do_nothing).drift == 0
 
-    with with_archived(shop, folder, progress=nobody) as made:
+    with with_archived(shop, folder, progress=do_nothing) as made:
         rebuild.rebuild(made)
         ledger.record(shop, [ledger.delivery(link(TIMES[-1]).body)])
         ledger.fold(shop)
-        assert swap.compare(made, on_difference=lambda _: None).drift == 0
+        assert swap.compare(made, on_difference=do_nothing).drift == 0
 
 
 # ---- An archive at fault ----
@@ -396,7 +397,7 @@ def test_another_rendering_is_not_taken(shop: Engine, folder: Path) -> None:
 
     with (
         pytest.raises(ConflictError, match="lacks the payloads of 1 events"),
-        with_archived(shop, folder, progress=nobody),
+        with_archived(shop, folder, progress=do_nothing),
     ):
         pass
 
@@ -448,7 +449,7 @@ def whole(engine: Engine, folder: Path, before: list[Any]) -> None:
     archived(engine, folder)
     assert payloads(engine) == {}
     assert at_rest(engine) == before
-    with with_archived(engine, folder, progress=nobody) as made:
+    with with_archived(engine, folder, progress=do_nothing) as made:
         rebuild.rebuild(made)
         assert digests(engine, schema=made.schema) == before[0]
 
@@ -564,7 +565,7 @@ def test_two_at_once(shop: Engine, folder: Path, run: Callable[..., command.Ran]
     first.mkdir()
     second.mkdir()
     (part,) = archive.plan(shop, before=LATER)
-    held, path = archive._written(shop, part, LATER, second, lambda _: None)
+    held, path = archive._written(shop, part, LATER, second, do_nothing)
     earlier = archive.archive(shop, part, before=LATER, folder=first)
     later = archive._concluded(shop, part, held, path, is_known=False)
 
@@ -584,7 +585,7 @@ def test_a_rebuild_that_goes_on(shop: Engine, folder: Path) -> None:
             waits(shop, for_lock="relation")
         steps.append(step)
 
-    with with_archived(shop, None, progress=nobody) as made:
+    with with_archived(shop, None, progress=do_nothing) as made:
         rebuild.rebuild(made, progress=progress)
         assert digests(shop, schema=made.schema) == digests(shop)
     thread.join()

@@ -20,6 +20,7 @@ from sqlalchemy import Engine
 
 from schemas import database, observations
 from schemas.own_events import EVENT_IGNORED
+from schemas.progress import do_nothing
 from tests import ledger
 from tests.test_settling import DAY, Json, T, bodies, body, claim_one, take_in_all_ways, wait_for_a_lock
 from worker import folds
@@ -378,7 +379,7 @@ def test_an_archived_event_is_no_drift(engine: Engine, archived: str) -> None:
     )
 
     with rebuilt(engine) as made:
-        found = swap.compare(made, on_difference=lambda _: None)
+        found = swap.compare(made, on_difference=do_nothing)
 
     assert (found.drift, found.events_left_out) == (0, 1)
 

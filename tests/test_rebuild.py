@@ -15,6 +15,7 @@ from deploy.sandbox.account import Account
 from deploy.sandbox.history import shop_history, tangle
 from schemas import database, observations, tables
 from schemas.own_events import EVENT_IGNORED
+from schemas.progress import do_nothing
 from tests import histories, ledger
 from tests.command import payfold
 from worker.proof import difference, rebuild, shadow, swap
@@ -171,7 +172,7 @@ def test_what_is_folded_once_the_pause_is_over(shop: Engine) -> None:
         swap.at_one_moment(reader, made)
         ledger.take_in(shop, *(event.body for event in tangle(9, money=True).events))
 
-        assert difference.compare(reader, made, on_difference=lambda _: None).drift == 0
+        assert difference.compare(reader, made, on_difference=do_nothing).drift == 0
 
 
 # ---- Edits ----
@@ -274,7 +275,7 @@ def test_money_is_told_by_world(engine: Engine) -> None:
         )
 
     with rebuild.rebuilt(engine) as made:
-        compared = swap.compare(made, on_difference=lambda _: None)
+        compared = swap.compare(made, on_difference=do_nothing)
 
     assert {key[:4]: amount for key, amount in compared.money.items()} == {
         ("", False, "orders", "amount_total"): 5,

@@ -24,6 +24,7 @@ from schemas.change_rows import IN_FEED
 from schemas.feed import Selection
 from schemas.kinds import Kind
 from schemas.locks import keep_others_from_appending, share_folding
+from schemas.progress import do_nothing
 
 RELEASE_BATCH_MAX: Final = 5_000
 """Changes that are released in one transaction. Folding waits for that transaction."""
@@ -75,7 +76,7 @@ def release(
     engine: Engine,
     wanted: WithheldChanges,
     *,
-    progress: Callable[[int], None] = lambda _: None,
+    progress: Callable[[int], None] = do_nothing,
     batch_max: int = RELEASE_BATCH_MAX,
 ) -> int:
     """Append the *wanted* changes that are not overtaken to the feed, in their old order, and return how many.

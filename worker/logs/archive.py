@@ -42,6 +42,7 @@ from schemas import accounts, contents, database, inbox
 from schemas.database import Cursor
 from schemas.errors import ConfigurationError, ConflictError
 from schemas.locks import keep_others_from_folding
+from schemas.progress import do_nothing
 from worker.logs import reader, writer
 from worker.logs.restore import NAME, ROWS_READ, SUFFIX
 
@@ -54,8 +55,6 @@ LOCK_SECONDS_MAX: Final = 1
 TRIES_MAX: Final = 40
 ROOM_SHARE: Final = 4
 """A log takes a tenth of the size of its payloads, or less; room for a fourth is required."""
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,7 +203,7 @@ class _Held:
 
 
 def archive(
-    engine: Engine, part: Part, *, before: datetime, folder: Path, progress: Callable[[int], None] = lambda _: None
+    engine: Engine, part: Part, *, before: datetime, folder: Path, progress: Callable[[int], None] = do_nothing
 ) -> Done:
     """Write a log of *part* into *folder*, read it back, and then drop its payloads.
 
@@ -243,7 +242,7 @@ def _known(engine: Engine, part: Part, before: datetime, folder: Path) -> tuple[
     paths = [path for path, found in named if found and (int(found[1]), int(found[2])) == (part.first, part.last)]
     if not paths:
         return _Held(), None
-    held = _read(engine, part, before, None, lambda _: None)
+    held = _read(engine, part, before, None, do_nothing)
     return held, next((path for path in paths if _fingerprint_of(path) == held.fingerprint), None)
 
 

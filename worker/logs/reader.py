@@ -36,6 +36,7 @@ from msgspec import Raw, Struct
 from schemas import events, listing, own_events, signature
 from schemas.errors import BodyNotJson, BodyNotText, NotAnEvent, Refused
 from schemas.inbox import Delivery
+from schemas.progress import do_nothing
 from schemas.settings import SigningSecret
 from worker.logs.writer import OWN_LINE, REMARK, OwnLine
 
@@ -85,21 +86,13 @@ class Entry:
 # ---- Reading ----
 
 
-def nobody(_: int) -> None:
-    """Ignore how many bytes were read."""
-
-
-def _ignore(_: str) -> None:
-    """Ignore a warning."""
-
-
 def read(
     path: str,
     *,
     account: str,
     now: datetime,
-    progress: Callable[[int], None] = nobody,
-    warn: Callable[[str], None] = _ignore,
+    progress: Callable[[int], None] = do_nothing,
+    warn: Callable[[str], None] = do_nothing,
     secrets: Sequence[SigningSecret] = (),
     names: Mapping[str, str] = NO_NAMES,
 ) -> Iterator[Entry]:

@@ -36,6 +36,7 @@ from schemas.database import Cursor, boolean_array, integer_array, text_array
 from schemas.errors import ConfigurationError, ConflictError, NotFoundError
 from schemas.locks import keep_others_from_appending, keep_others_from_folding
 from schemas.own_events import EVENT_IGNORED
+from schemas.progress import Progress, do_nothing
 from worker.folding import order_refunds, projection
 from worker.folding.batch import Claimed
 from worker.folding.changes import append_changes
@@ -54,7 +55,6 @@ MOVED: Final = (
 )  # fmt: skip
 """Every table that names an account."""
 
-Progress = Callable[[str, int, int], None]
 _Object = tuple[bool, str]
 """Mode and id of an object."""
 
@@ -168,7 +168,7 @@ def rename(
     now: datetime,
     archive: Path | None = None,
     is_one: bool = False,
-    progress: Progress = lambda *_: None,
+    progress: Progress = do_nothing,
     objects_at_once: int = OBJECTS_AT_ONCE,
 ) -> Renamed:
     """Rename *old* to *new*: see Note [A rename leaves one world].

@@ -25,6 +25,7 @@ from schemas.database import Cursor, integer_array
 from schemas.errors import ConflictError, Transient
 from schemas.inbox import RECORD_ROWS_MAX, Delivery, Receipt, Recorded
 from schemas.locks import keep_others_from_folding
+from schemas.progress import do_nothing
 from schemas.settings import SigningSecret
 from worker.folding import parallel, projection, renderings
 from worker.folding.batch import Claimed
@@ -118,9 +119,9 @@ class Reading:
     now: datetime
     filters: LogFilters = ALL_EVENTS
     account: str = ""
-    refuse: Callable[[Entry], None] = lambda _: None
-    progress: Callable[[int, int], None] = lambda _, __: None
-    warn: Callable[[str], None] = lambda _: None
+    refuse: Callable[[Entry], None] = do_nothing
+    progress: Callable[[int, int], None] = do_nothing
+    warn: Callable[[str], None] = do_nothing
     names: Mapping[str, str] = field(default_factory=dict)
     secrets: Sequence[SigningSecret] = ()
 

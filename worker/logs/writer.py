@@ -19,6 +19,7 @@ import zstandard
 from msgspec import Struct
 
 from schemas.errors import ConfigurationError
+from schemas.progress import do_nothing
 
 OWN_LINE: Final = "payfold.delivery"
 REMARK: Final = b"# payfold: "
@@ -87,7 +88,7 @@ def line_of(
 
 
 @contextmanager
-def writing(path: Path, form: Compression, *, check: Callable[[Path], None] = lambda _: None) -> Iterator[IO[bytes]]:
+def writing(path: Path, form: Compression, *, check: Callable[[Path], None] = do_nothing) -> Iterator[IO[bytes]]:
     """Open a new log at *path*; it appears there when it is complete and on disk.
 
     *check* is called with the file before the file gets its name. If it raises, no file is left behind.

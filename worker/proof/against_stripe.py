@@ -31,6 +31,7 @@ from schemas.database import Cursor
 from schemas.errors import CallDeclined, KeyRefused, MissingAtStripe, NotAnObject, NotServed, Refused
 from schemas.inbox import Delivery
 from schemas.observations import Answer, World
+from schemas.progress import Progress, do_nothing
 from schemas.stripe_api import PAGE_ROWS, Page
 from schemas.version import version
 from worker import folds
@@ -39,7 +40,6 @@ from worker.folding.claim import event_of_delivery
 from worker.proof import comparison, difference, walks, witness
 from worker.proof.comparison import Compared
 from worker.proof.difference import EXTRA, Difference, Pair
-from worker.proof.rebuild import Progress, nobody
 from worker.proof.walks import Step, Walks
 from worker.stripe_jobs import gaps, rounds
 from worker.stripe_jobs.rounds import JobContext
@@ -262,7 +262,7 @@ def audit(
     context: JobContext,
     *,
     since: datetime | None = None,
-    progress: Progress = nobody,
+    progress: Progress = do_nothing,
     repair: bool = False,
     seed: int | None = None,
     customers_max: int = CUSTOMERS_MAX,
@@ -316,7 +316,7 @@ def _fingerprint(context: JobContext) -> str:
 
 
 def repair(
-    context: JobContext, *, since: datetime | None = None, progress: Progress = nobody, seed: int | None = None
+    context: JobContext, *, since: datetime | None = None, progress: Progress = do_nothing, seed: int | None = None
 ) -> int:
     """Correct the differences that an audit finds, and return how many there were."""
     with closing(audit(context, since=since, progress=progress, repair=True, seed=seed)) as found:

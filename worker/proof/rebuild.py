@@ -40,6 +40,7 @@ from schemas.database import Cursor
 from schemas.errors import DatabaseAway
 from schemas.inbox import RECORD_ROWS_MAX
 from schemas.own_events import EVENT_IGNORED
+from schemas.progress import Progress, do_nothing
 from schemas.settings import SigningSecret
 from worker import folds
 from worker.folding import copy_rows, projection, renderings
@@ -59,7 +60,6 @@ FACTS_BUFFERED_MAX: Final = 20_000
 ROWS_READ: Final = 1_000
 CATCH_UP_EVENTS: Final = 500
 
-Progress = Callable[[str, int, int], None]
 """Called with the name of the step, how much of it is done, and how much there is to do."""
 
 _log = structlog.get_logger()
@@ -83,19 +83,15 @@ IN_ONE_PROCESS: Final = Sizes(alone_max=2**63)
 """For a worker, which must not take every core from the processes that fold."""
 
 
-def nobody(_step: str, _done: int, _total: int) -> None:
-    """Ignore progress reports."""
-
-
 @contextmanager
-def rebuilt(engine: Engine, *, progress: Progress = nobody) -> Iterator[Shadow]:
+def rebuilt(engine: Engine, *, progress: Progress = do_nothing) -> Iterator[Shadow]:
     """Fold every event that has an outcome into a new schema, yield the schema, then drop it."""
     with shadow.shadow(engine) as made:
         rebuild(made, progress=progress)
         yield made
 
 
-def rebuild(made: Shadow, *, progress: Progress = nobody, sizes: Sizes = USUAL) -> None:
+def rebuild(made: Shadow, *, progress: Progress = do_nothing, sizes: Sizes = USUAL) -> None:
     """Fill *made* from its own inbox, or from the events of the live one that have an outcome."""
     try:
         _rebuild_at_once(made, progress, sizes)
@@ -112,7 +108,7 @@ def rebuild(made: Shadow, *, progress: Progress = nobody, sizes: Sizes = USUAL) 
 
 
 @contextmanager
-def refolded(engine: Engine, *, seed: int, progress: Progress = nobody) -> Iterator[Shadow]:
+def refolded(engine: Engine, *, seed: int, progress: Progress = do_nothing) -> Iterator[Shadow]:
     """Let the projection fold the inbox in an order drawn from *seed*, yield the tables it made, then drop them."""
     chance = random.Random(seed)  # noqa: S311 - an order to be repeated, not a secret
     with shadow.shadow(engine) as made:
@@ -161,7 +157,7 @@ def catch_up(made: Shadow) -> int:
     with database.transaction(made.engine) as connection, database.cursor(connection) as cursor:
         archived.leave_out(cursor, made)
         seqs = lacking(cursor, made)
-    _fold_in_steps(made, [seqs[at : at + CATCH_UP_EVENTS] for at in range(0, len(seqs), CATCH_UP_EVENTS)], nobody)
+    _fold_in_steps(made, [seqs[at : at + CATCH_UP_EVENTS] for at in range(0, len(seqs), CATCH_UP_EVENTS)], do_nothing)
     _take_over_attempts(made)
     return len(seqs)
 

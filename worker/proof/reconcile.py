@@ -19,13 +19,14 @@ from sqlalchemy import Engine
 from schemas import database, tables
 from schemas.database import Cursor
 from schemas.errors import BrokerAway, DatabaseAway, KeyRefused, NotServed, PayfoldError
+from schemas.progress import Progress, do_nothing
 from schemas.settings import SigningSecret
 from schemas.version import version
 from worker.folding import projection
 from worker.logs.reader import Entry
 from worker.proof import against_logs, against_stripe, archived, money_rules, rebuild, shadow, swap, witness
 from worker.proof.difference import Difference, shown_value
-from worker.proof.rebuild import USUAL, Progress, Sizes, nobody
+from worker.proof.rebuild import USUAL, Sizes
 from worker.stripe_jobs.rounds import JobContext
 
 RULES: Final = "rules"
@@ -43,10 +44,6 @@ WITNESSES: Final = {
 """By check, the thing that the tables were compared with."""
 DRIFT_LISTED_MAX: Final = 1_000
 """A result lists up to so many differences; ``ReconcileRequest.each`` is called with all of them."""
-
-
-def _ignore(_: object) -> None:
-    pass
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +65,9 @@ class ReconcileRequest:
     seed: int | None = None
     archive: Path | None = None
     repair: bool = False
-    each: Callable[[dict[str, Any]], None] = _ignore
-    refuse: Callable[[Entry], None] = _ignore
-    progress: Progress = nobody
+    each: Callable[[dict[str, Any]], None] = do_nothing
+    refuse: Callable[[Entry], None] = do_nothing
+    progress: Progress = do_nothing
     sizes: Sizes = USUAL
 
 

@@ -26,6 +26,7 @@ from schemas.change_rows import ChangeRow
 from schemas.database import Cursor
 from schemas.errors import ConflictError
 from schemas.locks import keep_others_from_appending, keep_others_from_folding
+from schemas.progress import do_nothing
 from worker import folds
 from worker.folding import corrections, expired_items, order_refunds, projection, settling
 from worker.folding.claim import claim
@@ -84,7 +85,7 @@ def prove(made: Shadow) -> Proof:
     return Proof(live, again, found[:PROOF_DIFFERENCES_MAX])
 
 
-def swap(made: Shadow, *, on_difference: Callable[[Difference], None] = lambda _: None) -> tuple[Comparison, int]:
+def swap(made: Shadow, *, on_difference: Callable[[Difference], None] = do_nothing) -> tuple[Comparison, int]:
     """Bring the live tables to *made*, in one transaction; return what differed, and how many changes were appended.
 
     *on_difference* is called with each difference that there was.

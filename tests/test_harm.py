@@ -1,7 +1,6 @@
 """One event harms no other: what fails alone is parked or tried again later, and everything else is folded."""
 
 import threading
-from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -22,7 +21,7 @@ from schemas.database import Bounds
 from schemas.errors import DatabaseAway
 from tests import ledger
 from worker import folds
-from worker.folding import projection
+from worker.folding import parallel, projection
 from worker.folding.batch import Claimed
 from worker.folding.claim import claim
 from worker.logs import retry
@@ -34,9 +33,7 @@ HASTY_STATEMENT = Bounds(statement=1, lock=10, whole=30)
 
 def run(engine: Engine, bounds: Bounds = HASTY) -> None:
     """Fold what is due as a worker does, until nothing is."""
-    apart: projection.Apart = deque()
-    while projection.run_once(engine, now=ledger.NOW, apart=apart, bounds=bounds) or apart:
-        pass
+    parallel.fold(engine, now=ledger.NOW, bounds=bounds)
 
 
 def make_due(engine: Engine) -> None:

@@ -3,7 +3,7 @@
 from collections import defaultdict, deque
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Final, TypeAlias
 
 import structlog
@@ -81,6 +81,21 @@ def run_once(
     folded = _run_batch(engine, parts, now=now, limit=limit, shard=shard, bounds=bounds)
     while apart is None and parts:
         folded += _run_batch(engine, parts, now=now, limit=limit, shard=shard, bounds=bounds)
+    return folded
+
+
+def fold_pending(engine: Engine, *, now: datetime | None = None, limit: int = FOLD_BATCH_MAX) -> int:
+    """Fold until nothing that is due is pending, up to *limit* events at a time, and return their number.
+
+    *now* replaces the current time, if it is given. The worker has a loop of its own, which ends in time: see
+    ``parallel.fold``.
+
+    Raises:
+        Transient: as from ``run_once``.
+    """
+    folded = 0
+    while batch := run_once(engine, now=now or datetime.now(UTC), limit=limit):
+        folded += batch
     return folded
 
 
@@ -259,6 +274,12 @@ def project(
     owes |= news is not None and _project(cursor, news, now, fold_version)
     note_contradictions(cursor, claimed, now)
     return owes
+
+
+def project_pending(cursor: Cursor, *, now: datetime, fold_version: int = folds.FOLD_VERSION) -> None:
+    """Fold all events that are due in the cursor's transaction, which keeps others from folding. Commit at once."""
+    while claimed := claim(cursor, limit=FOLD_BATCH_MAX):
+        project(cursor, claimed, now=now, fold_version=fold_version)
 
 
 def _project(cursor: Cursor, part: Part, now: datetime, fold_version: int, *, withheld: str | None = None) -> bool:

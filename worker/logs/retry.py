@@ -156,6 +156,5 @@ def ignore(
             now=now,
         )
         inbox.record(cursor, [word])
-    while projection.run_once(engine, now=now):
-        pass
+    projection.fold_pending(engine, now=now)
     return _at(engine, found.seq)

@@ -23,7 +23,6 @@ from typing import Any, Final
 
 import structlog
 from psycopg import sql
-from sqlalchemy import Engine
 
 from schemas import checkout, database, inbox, tables
 from schemas.budget import Lane
@@ -280,7 +279,7 @@ def audit(
         KeyRefused, NotServed: Stripe refuses every world; differences that were yielded until then are valid.
         Transient: Stripe cannot be asked now; the same holds.
     """
-    _fold(context.engine)
+    projection.fold_pending(context.engine)
     for world in rounds.unserved(context):
         yield Listed(world.account, world.livemode, NOT_ASKED)
     worlds = rounds.served(context)
@@ -321,11 +320,6 @@ def repair(
     """Correct the differences that an audit finds, and return how many there were."""
     with closing(audit(context, since=since, progress=progress, repair=True, seed=seed)) as found:
         return sum(isinstance(each, Difference) for each in found)
-
-
-def _fold(engine: Engine) -> None:
-    while projection.run_once(engine, now=datetime.now(UTC)):
-        pass
 
 
 def _run(audit: _Audit, worlds: Sequence[World]) -> Iterator[Listed | Difference]:
@@ -587,7 +581,7 @@ def _compared(
     tally.unstated += found.unstated
     if found.wrong and audit.repair:
         audit.context.within(lambda opened: _put_right(opened, audit.context, world, found))
-        _fold(audit.context.engine)
+        projection.fold_pending(audit.context.engine)
     return found.differences
 
 
@@ -857,4 +851,4 @@ def _is_draft(context: JobContext, world: World, invoice: str) -> bool:
 def _record(context: JobContext, delivery: Delivery) -> None:
     with database.transaction(context.engine) as connection, database.cursor(connection) as cursor:
         inbox.record(cursor, [delivery])
-    _fold(context.engine)
+    projection.fold_pending(context.engine)

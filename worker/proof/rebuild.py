@@ -233,8 +233,7 @@ def _fold_in_steps(made: Shadow, batches: Sequence[Sequence[int]], progress: Pro
     for batch in batches:
         with database.transaction(made.within) as connection, database.cursor(connection) as cursor:
             queue(cursor, batch)
-        while projection.run_once(made.within, now=datetime.now(UTC)):
-            pass
+        projection.fold_pending(made.within)
         folded += len(batch)
         progress("Folding", folded, total)
 

@@ -300,8 +300,7 @@ def _repair(engine: Engine, checks: Sequence[str], wanted: ReconcileRequest) -> 
             done["objects_put_right"] = against_stripe.repair(
                 wanted.context, since=wanted.since, progress=wanted.progress, seed=wanted.seed
             )
-    while projection.run_once(engine, now=datetime.now(UTC)):
-        pass
+    projection.fold_pending(engine)
     if REBUILD in checks or RULES in checks:
         with archived.with_archived(engine, wanted.archive, progress=wanted.progress) as made:
             rebuild.rebuild(made, progress=wanted.progress, sizes=wanted.sizes)

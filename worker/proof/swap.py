@@ -29,7 +29,6 @@ from schemas.locks import keep_others_from_appending, keep_others_from_folding
 from schemas.progress import do_nothing
 from worker import folds
 from worker.folding import corrections, expired_items, order_refunds, projection, settling
-from worker.folding.claim import claim
 from worker.folds.facts import Subject
 from worker.proof import archived, difference, digest, rebuild, shadow
 from worker.proof.archived import LeftOut
@@ -180,8 +179,7 @@ def _catch_up_here(cursor: Cursor, made: Shadow, seqs: list[int]) -> None:
         return
     cursor.execute(made.path())
     rebuild.queue(cursor, seqs)
-    while claimed := claim(cursor, limit=projection.FOLD_BATCH_MAX):
-        projection.project(cursor, claimed, now=datetime.now(UTC))
+    projection.project_pending(cursor, now=datetime.now(UTC))
     cursor.execute(sql.SQL("SET LOCAL search_path = {}").format(sql.Identifier(made.live)))
     rebuild.take_over_attempts(cursor, made)
 

@@ -22,7 +22,7 @@ from deploy.sandbox.account import Account
 from deploy.services import Postgres, Valkey, processes_in
 from schemas import broker
 from tests import command, ledger
-from tests.web import until
+from tests.waiting import until
 
 STOP_SECONDS_MAX = 40
 

@@ -3,8 +3,7 @@
 import asyncio
 import os
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -24,10 +23,10 @@ from schemas import broker, database
 from schemas.locks import keep_others_from_appending
 from schemas.migrate import upgrade
 from tests import ledger
+from tests.waiting import until, until_locked
 from worker.proof.rebuild import refolded
 
 SECRET = "whsec_acceptance"
-DEADLINE_SECONDS = 60
 
 
 class Payfold:
@@ -64,13 +63,6 @@ class Payfold:
             assert ledger.digest_of(self.engine, made.schema) == ledger.digest_of(self.engine)
 
 
-def until(holds: Callable[[], bool]) -> None:
-    """Return once *holds* does."""
-    deadline = time.monotonic() + DEADLINE_SECONDS
-    while not holds():
-        assert time.monotonic() < deadline, "it never came true"
-
-
 @pytest.fixture
 def payfold(own_postgres: Postgres, own_valkey: Valkey, tmp_path: Path) -> Iterator[Payfold]:
     """Return Payfold, running."""
@@ -104,12 +96,9 @@ def append_lock_held(payfold: Payfold) -> Iterator[None]:
 def test_a_worker_killed_in_mid_batch_loses_nothing(payfold: Payfold) -> None:
     """Killed with -9 between its writes and its commit, a worker leaves its batch to the next one."""
     account = shop_history(seed=21, orders=300)
-    waiting = (
-        "SELECT count(*) AS n FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'advisory'"
-    )
     with append_lock_held(payfold):
         payfold.deliver(account)
-        until(lambda: ledger.rows(payfold.engine, waiting)[0]["n"] > 0)
+        until_locked(payfold.engine)
         payfold.processes.kill("worker")
     assert payfold.count("orders") == 0
 

@@ -26,7 +26,7 @@ from schemas.settings import Settings
 from tests import histories, ledger
 from tests.command import Ran, payfold
 from tests.stage import stage
-from tests.web import until
+from tests.waiting import until
 from worker.logs import archive, renaming, replay
 from worker.logs.dry_run import plan
 from worker.proof import against_logs, shadow

@@ -25,6 +25,7 @@ from schemas.locks import keep_others_from_folding
 from schemas.progress import do_nothing
 from tests import command, ledger
 from tests.test_replay import lived_in
+from tests.waiting import until, until_locked
 from worker.folding.claim import queue_outdated
 from worker.logs import archive, retry
 from worker.logs.archive import Done
@@ -422,14 +423,6 @@ def started(database_url: str, folder: Path, tmp_path: Path) -> Iterator[subproc
 HERE = "(SELECT oid FROM pg_database WHERE datname = current_database())"
 
 
-def waits(engine: Engine, *, for_lock: str) -> None:
-    """Return once some connection waits for a lock of that kind."""
-    for _ in range(100_000):
-        if count(engine, f"pg_locks WHERE database = {HERE} AND locktype = '{for_lock}' AND NOT granted"):
-            return
-    pytest.fail("nobody ever waited")
-
-
 def kill(process: subprocess.Popen[bytes]) -> None:
     """Kill the command at once."""
     process.send_signal(signal.SIGKILL)
@@ -438,10 +431,7 @@ def kill(process: subprocess.Popen[bytes]) -> None:
 
 def let_go(engine: Engine) -> None:
     """Return once the server has noticed that the killed command is gone, and undone what it had begun."""
-    for _ in range(100_000):
-        if not count(engine, f"pg_locks WHERE pid <> pg_backend_pid() AND database = {HERE}"):
-            return
-    pytest.fail("the server never noticed")
+    until(lambda: not count(engine, f"pg_locks WHERE pid <> pg_backend_pid() AND database = {HERE}"))
 
 
 def whole(engine: Engine, folder: Path, before: list[Any]) -> None:
@@ -460,7 +450,7 @@ def test_killed_between_file_and_drop(shop: Engine, folder: Path, request: pytes
     with database.transaction(shop) as connection, database.cursor(connection) as cursor:
         keep_others_from_folding(cursor)
         process = request.getfixturevalue("started")
-        waits(shop, for_lock="advisory")
+        until_locked(shop)
         kill(process)
     (log,) = folder.iterdir()
     written = log.read_bytes()
@@ -479,7 +469,7 @@ def test_killed_between_partitions(shop: Engine, folder: Path, request: pytest.F
     with database.transaction(shop) as connection:
         connection.execute(text("SELECT FROM payloads_from_1000000"))  # which keeps it from being emptied
         process = request.getfixturevalue("started")
-        waits(shop, for_lock="relation")
+        until_locked(shop, kind="relation")
         kill(process)
     let_go(shop)
 
@@ -513,7 +503,7 @@ def archive_meanwhile(engine: Engine, folder: Path, work: Callable[[], None]) ->
     with database.transaction(engine) as connection, database.cursor(connection) as cursor:
         keep_others_from_folding(cursor)
         thread.start()
-        waits(engine, for_lock="advisory")
+        until_locked(engine)
         work()
     thread.join()
     (done,) = found
@@ -582,7 +572,7 @@ def test_a_rebuild_that_goes_on(shop: Engine, folder: Path) -> None:
     def progress(step: str, at: int, _: int) -> None:
         if not steps:
             thread.start()
-            waits(shop, for_lock="relation")
+            until_locked(shop, kind="relation")
         steps.append(step)
 
     with with_archived(shop, None, progress=do_nothing) as made:

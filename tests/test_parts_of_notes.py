@@ -22,7 +22,8 @@ from schemas import database, observations
 from schemas.own_events import EVENT_IGNORED
 from schemas.progress import do_nothing
 from tests import ledger
-from tests.test_settling import DAY, Json, T, bodies, body, claim_one, take_in_all_ways, wait_for_a_lock
+from tests.test_settling import DAY, Json, T, bodies, body, claim_one, take_in_all_ways
+from tests.waiting import until_locked
 from worker import folds
 from worker.folding import projection
 from worker.folding.claim import claim, lock_objects, queue_outdated
@@ -224,7 +225,7 @@ def test_two_transactions_at_once(engine: Engine, first: int) -> None:
     with database.transaction(engine) as connection, database.cursor(connection) as cursor:
         projection.project(cursor, claim_one(cursor, f"evt_{first}_1"), now=ledger.NOW)
         other.start()
-        wait_for_a_lock(engine, other)
+        until_locked(engine)
     other.join()
 
     assert parts_of(engine) == {"cn_1": (615, 363)}
@@ -243,7 +244,7 @@ def test_a_note_that_another_holds(engine: Engine, *, fails: bool) -> None:
     with database.transaction(engine) as connection, database.cursor(connection) as cursor:
         lock_objects(cursor, [NOTE], ())  # as a batch of the note holds it
         refunded.start()
-        wait_for_a_lock(engine, refunded)
+        until_locked(engine)
         assert ledger.rows(engine, "SELECT state FROM events WHERE id = 'evt_1_1'") == [{"state": "folded"}]
         assert parts_of(engine) == {"cn_1": NOT_KNOWN}
         if fails:

@@ -26,6 +26,7 @@ from schemas.progress import do_nothing
 from tests import ledger, reference
 from tests.literals import at
 from tests.stage import stage
+from tests.waiting import until_locked
 from worker.folding import projection
 from worker.folding.batch import Claimed
 from worker.folding.claim import claim, lock_objects
@@ -386,22 +387,12 @@ def test_two_transactions_at_once(engine: Engine, first: int) -> None:
     with database.transaction(engine) as connection, database.cursor(connection) as cursor:
         projection.project(cursor, claim_one(cursor, f"evt_{first}_1"), now=ledger.NOW)
         other.start()
-        wait_for_a_lock(engine, other)
+        until_locked(engine)
     other.join()
 
     assert orders(engine)["cs_1"]["status"] == "paid"
     expected = ["order.processing", "order.paid"] if first == 0 else ["order.paid"]
     assert ledger.kinds(engine, "cs_1") == expected
-
-
-def wait_for_a_lock(engine: Engine, thread: threading.Thread) -> None:
-    """Return once the transaction of *thread* waits for an advisory lock."""
-    asked = (
-        "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
-        " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
-    )
-    while not ledger.rows(engine, asked):
-        assert thread.is_alive(), "it did not wait"
 
 
 @pytest.mark.parametrize("fails", [False, True])
@@ -415,7 +406,7 @@ def test_an_order_that_another_holds_is_settled(engine: Engine, *, fails: bool) 
     with database.transaction(engine) as connection, database.cursor(connection) as cursor:
         lock_objects(cursor, [order], ())  # as a batch of the order holds it
         charged.start()
-        wait_for_a_lock(engine, charged)
+        until_locked(engine)
         folded = ledger.rows(engine, "SELECT state FROM events WHERE id = 'evt_2_1'")
         assert folded == [{"state": "folded"}]
         assert orders(engine)["cs_1"]["status"] == "processing"

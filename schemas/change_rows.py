@@ -1,9 +1,10 @@
 """A row of ``changes``: the one list of its columns, for those who append changes and those who show them."""
 
-from collections.abc import Mapping
-from typing import Any, Final, NotRequired, TypedDict
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, Literal, NotRequired, TypedDict
 
 from schemas import tables
+from schemas.database import boolean_array, text_array
 
 
 class DecidingEvent(TypedDict):
@@ -38,3 +39,12 @@ LISTED: Final = ", ".join(COLUMNS)
 """``COLUMNS`` as SQL."""
 IN_FEED: Final = tuple(name for name in COLUMNS if name != "withheld")
 """What a reader of the feed sees of a change, next to its number."""
+
+
+def arrays(rows: Sequence[ChangeRow], *names: Literal["subject", "subject_id", "kind"]) -> list[str]:
+    """Return the worlds of *rows* and their columns *names*, an array for each column."""
+    return [
+        text_array([row["account"] for row in rows]),
+        boolean_array(row["livemode"] for row in rows),
+        *(text_array([row[name] for row in rows]) for name in names),
+    ]

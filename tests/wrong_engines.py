@@ -65,7 +65,7 @@ BREAKS = (
     Break("a first page is all", SESSION, "or session.line_items.has_more:", "or False:"),
     Break(
         "lines that are gone stay",
-        "worker/folding/rows.py",
+        "worker/folding/saving.py",
         "if joined.replace_all and subject in saved.known]",
         "if joined.is_whole and subject in saved.known and not folds.ROW_SPECS[subject.table].child_key == ('order_id',)]",
     ),
@@ -221,7 +221,7 @@ BREAKS = (
     Break(
         "an order that another holds is passed over for good",
         PROJECTION,
-        "    settling.owe(cursor, passed, why.pop() if len(why) == 1 else None)\n    return bool(passed)\n",
+        "    unsettled.owe(cursor, passed, why.pop() if len(why) == 1 else None)\n    return bool(passed)\n",
         "    return False\n",
     ),
     Break(

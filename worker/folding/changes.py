@@ -9,14 +9,14 @@ Note [Changes come in commit order]
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 from psycopg import sql
 
 from schemas import change_rows, tables
 from schemas.change_rows import ChangeRow, DecidingEvent
-from schemas.database import Cursor, boolean_array, text_array
+from schemas.database import Cursor, boolean_array
 from schemas.locks import keep_others_from_appending
 from worker import folds
 from worker.folding import copy_rows, corrections, expired_items, order_refunds
@@ -128,25 +128,19 @@ def append_changes(cursor: Cursor, found: list[ChangeRow], withheld: str | None 
         copy_rows.into(cursor, sql.Identifier("changes"), _CHANGES.columns, map(_CHANGES.line, rows))
 
 
-def _may_be_announced(cursor: Cursor, rows: Sequence[Mapping[str, Any]]) -> bool:
+def _may_be_announced(cursor: Cursor, rows: Sequence[ChangeRow]) -> bool:
     """Return whether the feed may already have one of the changes *rows*.
 
     That is so if it has a change of the same kind, or any change of an object that had no row before.
     """
     closed = [row for row in rows if row["kind"] == tables.DISPUTE_CLOSED]
     if closed:
-        cursor.execute(_CLOSED_BEFORE, _names_of(closed, "subject_id"))
+        cursor.execute(_CLOSED_BEFORE, change_rows.arrays(closed, "subject_id"))
         if cursor.fetchone() == (True,):
             return True
     is_first = boolean_array(row["before"] is None for row in rows)
-    cursor.execute(_TOLD_BEFORE, [*_names_of(rows, "subject", "subject_id", "kind"), is_first])
+    cursor.execute(_TOLD_BEFORE, [*change_rows.arrays(rows, "subject", "subject_id", "kind"), is_first])
     return cursor.fetchone() == (True,)
-
-
-def _names_of(rows: Sequence[Mapping[str, Any]], *names: str) -> list[str]:
-    """Return the worlds of *rows* and their columns *names*, an array for each column."""
-    texts = [text_array([str(row[name]) for row in rows]) for name in ("account", *names)]
-    return [texts[0], boolean_array(row["livemode"] is True for row in rows), *texts[1:]]
 
 
 # A one-shot change is announced once, but an object that is folded again may reach its state a second time. The caller

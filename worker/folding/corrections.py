@@ -11,10 +11,11 @@ Note [The feed's last word of an order is its row]
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
-from schemas import tables
+from schemas import change_rows, tables
 from schemas.change_rows import ChangeRow
-from schemas.database import Cursor, boolean_array, text_array
+from schemas.database import Cursor
 from worker.folding.order_refunds import KIND as REFUND_CHANGED
+from worker.folding.rows import key_arrays
 from worker.folds import checkout_session
 from worker.folds.checkout_session import CORRECTED, KINDS_WITH_LINES
 from worker.folds.facts import Row, Subject
@@ -59,11 +60,7 @@ def _announced(cursor: Cursor, changes: Sequence[ChangeRow]) -> dict[_Order, _An
         return {}
     cursor.execute(
         _LAST_ANNOUNCED,
-        (
-            text_array([str(change["account"]) for change in changes]),
-            boolean_array(change["livemode"] is True for change in changes),
-            text_array([str(change["subject_id"]) for change in changes]),
-        ),
+        change_rows.arrays(changes, "subject_id"),
     )
     return {(account, livemode, order): (after, kinds) for account, livemode, order, after, kinds in cursor.fetchall()}
 
@@ -77,9 +74,7 @@ def openings(cursor: Cursor, rows: Mapping[Subject, Joined], known: Mapping[Subj
     found = {subject: joined.opening for subject, joined in rows.items() if joined.opening is not None}
     resting = [subject for subject in found if subject in known]
     if resting:
-        worlds = text_array([each.account for each in resting]), boolean_array(each.livemode for each in resting)
-        keys = zip(*(each.key for each in resting), strict=True)
-        cursor.execute(_BALANCES_ANNOUNCED, [*worlds, *map(text_array, keys)])
+        cursor.execute(_BALANCES_ANNOUNCED, key_arrays(resting))
         for number, *_ in cursor.fetchall():
             del found[resting[number - 1]]
     return found

@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from typing import Final
 
+from schemas import change_rows
 from schemas.change_rows import ChangeRow
-from schemas.database import Cursor, boolean_array, text_array
+from schemas.database import Cursor
 
 # See Note [A row is found by its key, whatever the planner believes].
 _LINES: Final = """
@@ -33,11 +34,7 @@ def add_lines(cursor: Cursor, changes: Sequence[ChangeRow]) -> None:
         return
     cursor.execute(
         _LINES,
-        (
-            text_array([change["account"] for change in chosen]),
-            boolean_array(change["livemode"] for change in chosen),
-            text_array([change["subject_id"] for change in chosen]),
-        ),
+        change_rows.arrays(chosen, "subject_id"),
     )
     known = {(account, livemode, order): lines for account, livemode, order, lines in cursor.fetchall()}
     for change in chosen:

@@ -5,14 +5,14 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Final
 
 from schemas import inbox
-from schemas.database import Cursor, boolean_array, integer_array, text_array
+from schemas.database import Cursor, boolean_array, integer_array, text_array, world_arrays
 from schemas.errors import Archived
 from worker import folds
 from worker.folding import settling
 from worker.folding.anomalies import row_name
 from worker.folding.batch import Saved, event_key_of
 from worker.folding.claim import ENVELOPE, IGNORED_BECAUSE, event_in
-from worker.folding.rows import load_rows, world_arrays
+from worker.folding.rows import load_rows
 from worker.folds import join
 from worker.folds.facts import Event, Facts, Object, Subject
 from worker.folds.join import Joined

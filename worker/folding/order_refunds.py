@@ -18,7 +18,7 @@ from psycopg import sql
 from psycopg.rows import dict_row
 
 from schemas.change_rows import ChangeRow
-from schemas.database import Cursor, boolean_array, text_array
+from schemas.database import Cursor, text_array, world_arrays
 from worker.folds.facts import Row, Subject, Value
 from worker.folds.join import Joined
 
@@ -174,8 +174,7 @@ def _refunded(cursor: Cursor, moved: list[Moved]) -> list[Moved]:
     cursor.execute(
         _REFUNDED,
         (
-            text_array([each.account for each in asked]),
-            boolean_array(each.livemode for each in asked),
+            *world_arrays(asked),
             *(
                 text_array([str(way or "") for way in ways])
                 for ways in zip(*(each[2:5] for each in asked), strict=True)

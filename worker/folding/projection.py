@@ -16,7 +16,7 @@ from schemas.errors import Archived, Transient
 from schemas.locks import keep_others_from_appending, share_folding
 from schemas.own_events import EVENT_IGNORED
 from worker import folds
-from worker.folding import older_versions, renderings, settling
+from worker.folding import older_versions, renderings, settling, unsettled
 from worker.folding.anomalies import note_anomalies, note_contradictions
 from worker.folding.batch import (
     NEWS,
@@ -32,7 +32,8 @@ from worker.folding.batch import (
 from worker.folding.changes import announce
 from worker.folding.claim import Shard, claim, lock_objects, try_locks
 from worker.folding.joining import facts_at_hand, join_facts, mention, objects_of, rows_of
-from worker.folding.rows import load_rows, save_rows
+from worker.folding.rows import load_rows
+from worker.folding.saving import save_rows
 from worker.folds import join
 from worker.folds.facts import Event, Facts, Row, Subject, object_of
 from worker.folds.join import Joined
@@ -126,7 +127,7 @@ def _run_batch(
                 claimed = claim(
                     cursor, limit=limit if only is None else len(only), only=only, shard=shard, compared=compared
                 )
-                owes = project(cursor, claimed, now=now) if claimed else bool(settling.owed(cursor))
+                owes = project(cursor, claimed, now=now) if claimed else bool(unsettled.owed(cursor))
     except Exception as error:
         failure = None if isinstance(error, Transient) or not (claimed or compared) else failure_of(error)
         if failure is None:
@@ -357,7 +358,7 @@ def _settle(cursor: Cursor, saved: Saved, left_open: dict[Subject, Joined], reas
     why = {reasons.of(subject, joined) for subject, joined in saved.rows.items() if subject.table in settling.MOVING}
     _save_settled(cursor, saved, left_open, held, now)
     passed = [subject for subject in found if subject not in held]
-    settling.owe(cursor, passed, why.pop() if len(why) == 1 else None)
+    unsettled.owe(cursor, passed, why.pop() if len(why) == 1 else None)
     return bool(passed)
 
 
@@ -394,10 +395,10 @@ def _settle_owed(engine: Engine, *, now: datetime, bounds: Bounds | None) -> Non
     try:
         with database.transaction(engine, bounds) as connection, database.cursor(connection) as cursor:
             share_folding(cursor)
-            subjects = settling.owed(cursor)
+            subjects = unsettled.owed(cursor)
             lock_objects(cursor, subjects, ())
             keep_others_from_appending(cursor)
-            for withheld, some in settling.take_owed(cursor, subjects).items():
+            for withheld, some in unsettled.take_owed(cursor, subjects).items():
                 _save_settled(cursor, saved := Saved({}, {}, []), {}, some, now)
                 announce(cursor, saved, Reasons(NOTHING, withheld))
     except (DBAPIError, database.DriverError) as error:

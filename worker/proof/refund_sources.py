@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from psycopg.rows import dict_row
 
-from schemas.database import Cursor, boolean_array, text_array
+from schemas.database import Cursor, id_arrays
 from worker import folds
 from worker.folding.rows import load_rows
 from worker.folds import join, payment
@@ -106,8 +106,7 @@ def _received(cursor: Cursor, subjects: Sequence[Subject], as_of: datetime) -> d
 
 def _events(cursor: Cursor, subjects: Sequence[Subject], as_of: datetime) -> list[dict[str, Any]]:
     with cursor.connection.cursor(row_factory=dict_row, binary=True) as rows:
-        worlds = text_array([each.account for each in subjects]), boolean_array(each.livemode for each in subjects)
-        return rows.execute(_RECEIVED, (*worlds, text_array([each.id for each in subjects]), as_of)).fetchall()
+        return rows.execute(_RECEIVED, (*id_arrays(subjects), as_of)).fetchall()
 
 
 _RECEIVED: Final = """

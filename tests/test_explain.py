@@ -1,6 +1,8 @@
 """An explanation is the join's own: its row is the row at rest, and each column is some event's word."""
 
 import random
+import subprocess
+import sys
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -19,6 +21,19 @@ from worker.proof.explain import Explanation
 
 TABLES = ("orders", "credit_notes", "payment_links", "customers", "balances")
 SEEDS = 60
+
+
+def test_it_loads_nothing_that_writes() -> None:
+    """The web process may load it: with it come the rooms that read, and neither Celery nor the writer."""
+    loaded = "import sys, worker.proof.explain; print(*sys.modules)"
+    ran = subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True, check=True, timeout=60)
+    names = set(ran.stdout.split())
+
+    assert {name for name in names if name.startswith("worker.folding.")} == {
+        "worker.folding.rows",
+        "worker.folding.settling",
+    }
+    assert not names & {"celery", "redis", "schemas.inbox", "schemas.locks", "worker.logs", "worker.stripe_jobs"}
 
 
 def subjects(engine: Engine) -> list[tuple[Subject, dict[str, Any]]]:

@@ -337,6 +337,11 @@ def boolean_array(values: Iterable[bool]) -> str:
     return f"{{{','.join('t' if value else 'f' for value in values)}}}"
 
 
+def take_snapshot(cursor: "Cursor", *, read_only: bool = True) -> None:
+    """Let the transaction of *cursor*, which has read nothing yet, see the database as it is at one moment."""
+    cursor.execute(f"SET TRANSACTION ISOLATION LEVEL REPEATABLE READ{' READ ONLY' if read_only else ''}")
+
+
 class InWorld(Protocol):
     """Anything that belongs to an account and a mode."""
 

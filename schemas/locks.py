@@ -4,8 +4,12 @@ A transaction that waits for several of them takes them in this order: folding, 
 transactions wait for each other.
 """
 
-from collections.abc import Iterable, Sequence
+import random
+import time
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final, TypeAlias
+
+import psycopg
 
 from schemas.database import Cursor, text_array
 
@@ -50,6 +54,21 @@ def keep_others_from_folding(cursor: Cursor) -> None:
 def keep_others_from_appending(cursor: Cursor) -> None:
     """Keep other transactions from appending to ``changes`` until this transaction ends."""
     cursor.execute(f"SELECT pg_advisory_xact_lock({_CHANGES})")
+
+
+def taken_in_time(cursor: Cursor, take: Callable[[], None], *, seconds_max: float) -> bool:
+    """Call *take*, which waits for locks, and return whether it got each of them within *seconds_max*.
+
+    If not, it holds none of them, and the caller may try again: this returns after a random pause.
+    """
+    cursor.execute(f"SET LOCAL lock_timeout = {round(seconds_max * 1000)}")
+    try:
+        with cursor.connection.transaction():
+            take()
+    except (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected):
+        time.sleep(random.uniform(0.05, 0.5))  # noqa: S311 - jitter
+        return False
+    return True
 
 
 def lock_objects(cursor: Cursor, objects: Iterable[Object]) -> None:

@@ -136,6 +136,11 @@ class Change(Struct, frozen=True):
     after: Mapping[str, Value | list[Row]]
 
 
+def event_of(row: Mapping[str, Any]) -> Event:
+    """Return the event of a *row* of ``events``, whose payload is not archived."""
+    return Event(*(row[name] for name in Event.__struct_fields__))
+
+
 def utc(seconds: int) -> datetime:
     """Return the aware time of *seconds*, in Unix time."""
     return datetime.fromtimestamp(seconds, UTC)

@@ -22,9 +22,7 @@ Note [An archive loses nothing]
 import fcntl
 import hashlib
 import os
-import random
 import shutil
-import time
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -34,14 +32,12 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Final
 
-import psycopg
 from psycopg import sql
 from sqlalchemy import Engine
 
-from schemas import accounts, contents, database, inbox
+from schemas import accounts, contents, database, inbox, locks
 from schemas.database import Cursor
 from schemas.errors import ConfigurationError, ConflictError
-from schemas.locks import keep_others_from_folding
 from schemas.progress import do_nothing
 from worker.logs import reader, writer
 from worker.logs.restore import NAME, ROWS_READ, SUFFIX
@@ -402,17 +398,13 @@ def _lock(cursor: Cursor, partition: str, mode: str) -> None:
     Raises:
         ConflictError: it is locked for too long, or a rename has begun, which may need any payload.
     """
-    cursor.execute(sql.SQL("SET LOCAL lock_timeout = {}").format(sql.Literal(f"{LOCK_SECONDS_MAX}s")))
+
+    def take() -> None:
+        locks.keep_others_from_folding(cursor)
+        cursor.execute(sql.SQL("LOCK TABLE ONLY {} IN {} MODE").format(sql.Identifier(partition), sql.SQL(mode)))
+
     for _ in range(TRIES_MAX):
-        try:
-            with cursor.connection.transaction():
-                keep_others_from_folding(cursor)
-                cursor.execute(
-                    sql.SQL("LOCK TABLE ONLY {} IN {} MODE").format(sql.Identifier(partition), sql.SQL(mode))
-                )
-        except psycopg.errors.LockNotAvailable:
-            time.sleep(random.uniform(0.05, 0.5))  # noqa: S311 - jitter
-        else:
+        if locks.taken_in_time(cursor, take, seconds_max=LOCK_SECONDS_MAX):
             # A rename writes its name, and takes each of its steps, under the lock on folding.
             accounts.require_settled(cursor)
             return

@@ -34,7 +34,7 @@ from schemas import accounts, database, inbox, tables
 from schemas.accounts import shown
 from schemas.database import Cursor, boolean_array, integer_array, text_array
 from schemas.errors import ConfigurationError, ConflictError, NotFoundError
-from schemas.locks import keep_others_from_appending, keep_others_from_folding
+from schemas.locks import keep_others_from_appending, keep_others_from_folding, taken_in_time
 from schemas.own_events import EVENT_IGNORED
 from schemas.progress import Progress, do_nothing
 from worker.folding import order_refunds, projection
@@ -264,16 +264,13 @@ def _write_name(cursor: Cursor, old: str, new: str, now: datetime, *, is_one: bo
 
 
 def _pause(cursor: Cursor) -> None:
-    cursor.execute(sql.SQL("SET LOCAL lock_timeout = {}").format(sql.Literal(f"{LOCK_SECONDS_MAX}s")))
+    def take() -> None:
+        keep_others_from_folding(cursor)
+        # The tables are in the order in which others write to them.
+        cursor.execute("LOCK TABLE inbox, renderings, stripe_calls, stripe_jobs IN SHARE ROW EXCLUSIVE MODE")
+
     for _ in range(TRIES_MAX):
-        try:
-            with cursor.connection.transaction():
-                keep_others_from_folding(cursor)
-                # The tables are in the order in which others write to them.
-                cursor.execute("LOCK TABLE inbox, renderings, stripe_calls, stripe_jobs IN SHARE ROW EXCLUSIVE MODE")
-        except (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected):
-            time.sleep(random.uniform(0.05, 0.5))  # noqa: S311 - jitter
-        else:
+        if taken_in_time(cursor, take, seconds_max=LOCK_SECONDS_MAX):
             cursor.execute("SET LOCAL lock_timeout = 0")
             return
     raise ConflictError(

@@ -45,7 +45,7 @@ from psycopg import sql
 from psycopg.rows import dict_row
 from sqlalchemy import Table
 
-from schemas import checkout, events, inbox, observations, tables
+from schemas import checkout, database, events, inbox, observations, tables
 from schemas.database import Cursor
 from schemas.errors import NotAnObject
 from schemas.inbox import Delivery
@@ -124,7 +124,7 @@ _Name: TypeAlias = tuple[str, str, str | None]
 
 def _compare(cursor: Cursor, world: World, objects: Sequence[Answer], found: Compared, *, by_map: bool) -> None:
     # An event that is recorded or folded between two of the queries would look like a difference.
-    cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+    database.take_snapshot(cursor, read_only=False)
     joined = _by_joining(cursor, found)
     pairs = list(joined.pairs.values())
     changed = {_row(pair) for pair in pairs if _differences(pair)}

@@ -273,7 +273,7 @@ def _rebuild_at_once(made: Shadow, progress: Progress, sizes: Sizes) -> None:
         database.transaction(made.engine, may_idle=True) as writing,
         database.cursor(writing) as writer,
     ):
-        reader.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        database.take_snapshot(reader)
         # A snapshot does not protect from TRUNCATE. This lock keeps archiving out until all is read.
         reader.execute("LOCK TABLE payloads IN ACCESS SHARE MODE")
         ranges, job = _planned(reader, made, Path(folder), sizes)
@@ -396,7 +396,7 @@ def _judge_range(bounds: tuple[int, int]) -> dict[str, Path]:
     try:
         with database.transaction(engine, may_idle=True) as connection:
             with database.cursor(connection) as cursor:
-                cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
+                database.take_snapshot(cursor)
                 cursor.execute(sql.SQL("SET TRANSACTION SNAPSHOT {}").format(sql.Literal(job.snapshot)))
                 path = sql.SQL(", ").join(map(sql.Identifier, job.path))
                 cursor.execute(sql.SQL("SET LOCAL search_path = {}").format(path))

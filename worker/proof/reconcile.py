@@ -315,7 +315,7 @@ def _repair(engine: Engine, checks: Sequence[str], wanted: ReconcileRequest) -> 
 @contextmanager
 def _at_one_moment(engine: Engine) -> Iterator[Cursor]:
     with database.transaction(engine) as connection, database.cursor(connection) as cursor:
-        cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        database.take_snapshot(cursor)
         yield cursor
 
 

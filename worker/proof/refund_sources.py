@@ -14,21 +14,9 @@ from schemas.database import Cursor, id_arrays
 from worker import folds
 from worker.folding.rows import load_rows
 from worker.folds import join, payment
-from worker.folds.facts import Event, Facts, Row, Subject
+from worker.folds.facts import Facts, Row, Subject, event_of
 
 _LOST: Final = {"failed": "it failed", "canceled": "it was canceled"}
-_EVENT: Final = (
-    "seq",
-    "account",
-    "livemode",
-    "id",
-    "type",
-    "created",
-    "object_type",
-    "object_id",
-    "payload",
-    "source",
-)
 
 
 def of_order(cursor: Cursor, order: Row, *, as_of: datetime | None) -> list[dict[str, Any]]:
@@ -94,7 +82,7 @@ def _received(cursor: Cursor, subjects: Sequence[Subject], as_of: datetime) -> d
         if event["payload"] is None:
             archived.add(event["object_id"])
             continue
-        for one in folds.judge(Event(*(event[name] for name in _EVENT))).facts:
+        for one in folds.judge(event_of(event)).facts:
             facts[one.subject].append(one)
     joined = {
         subject: join.fold_all(folds.ROW_SPECS[subject.table], facts[subject])

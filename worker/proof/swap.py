@@ -8,8 +8,6 @@ Note [A swap writes the difference]
     they were, including those that others have made. Folding waits for the swap, recording does not.
 """
 
-import random
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +15,6 @@ from datetime import UTC, datetime
 from typing import Final
 
 import msgspec
-import psycopg
 from psycopg import sql
 from sqlalchemy import Table
 
@@ -25,7 +22,7 @@ from schemas import change_rows, database, tables
 from schemas.change_rows import ChangeRow
 from schemas.database import Cursor
 from schemas.errors import ConflictError
-from schemas.locks import keep_others_from_appending, keep_others_from_folding
+from schemas.locks import keep_others_from_appending, keep_others_from_folding, taken_in_time
 from schemas.progress import do_nothing
 from worker import folds
 from worker.folding import corrections, expired_items, order_refunds, projection, settling
@@ -50,7 +47,7 @@ def compare(made: Shadow, *, on_difference: Callable[[Difference], None]) -> Com
     out, unless *made* has the payload. *on_difference* is called with each difference.
     """
     with database.transaction(made.engine, may_idle=True) as connection, database.cursor(connection) as cursor:
-        cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        database.take_snapshot(cursor, read_only=False)
         left = at_one_moment(cursor, made)
         found = difference.compare(cursor, made, on_difference=on_difference)
         found.objects_left_out, found.events_left_out = left.objects, left.events
@@ -75,7 +72,7 @@ def prove(made: Shadow) -> Proof:
     """Compare the digests of the live tables with those of *made*, once both have folded the same events."""
     found: list[Difference] = []
     with database.transaction(made.engine, may_idle=True) as connection, database.cursor(connection) as cursor:
-        cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        database.take_snapshot(cursor, read_only=False)
         at_one_moment(cursor, made)
         live = digest.digests_seen(cursor, schema=made.live)
         again = digest.digests_seen(cursor, schema=made.schema)
@@ -159,18 +156,13 @@ def _caught_up(cursor: Cursor, made: Shadow, *, is_last: bool) -> LeftOut | None
 
 def _pause(cursor: Cursor, *, is_last: bool) -> bool:
     """Keep others from folding until the transaction ends; False if they did not pause in time."""
-    cursor.execute(sql.SQL("SET LOCAL lock_timeout = {}").format(sql.Literal(f"{LOCK_SECONDS_MAX}s")))
-    try:
-        with cursor.connection.transaction():
-            keep_others_from_folding(cursor)
-    except psycopg.errors.LockNotAvailable:
-        if is_last:
-            raise ConflictError(
-                "Folding did not pause in time: is a transaction left open? Nothing has changed; try again."
-            ) from None
-        time.sleep(random.uniform(0.05, 0.5))  # noqa: S311 - jitter
-        return False
-    return True
+    if taken_in_time(cursor, lambda: keep_others_from_folding(cursor), seconds_max=LOCK_SECONDS_MAX):
+        return True
+    if is_last:
+        raise ConflictError(
+            "Folding did not pause in time: is a transaction left open? Nothing has changed; try again."
+        )
+    return False
 
 
 def _catch_up_here(cursor: Cursor, made: Shadow, seqs: list[int]) -> None:

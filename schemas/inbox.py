@@ -40,7 +40,7 @@ from sqlalchemy import Engine
 
 from schemas import database, events, locks
 from schemas.database import Cursor, boolean_array, integer_array, text_array
-from schemas.events import Envelope
+from schemas.events import Envelope, Key
 
 RECORD_ROWS_MAX = 1000
 """Deliveries in one statement: more bytes at once gain nothing and hold locks for longer."""
@@ -109,7 +109,7 @@ class Delivery(Struct, frozen=True):
         return hashlib.sha256(self.sha256 + self.envelope.payload).digest()
 
     @property
-    def key(self) -> tuple[str, bool, str]:
+    def key(self) -> Key:
         """What makes two deliveries the same event."""
         return (self.account, self.envelope.livemode, self.envelope.id)
 
@@ -268,7 +268,7 @@ def arguments(deliveries: Sequence[Delivery]) -> dict[str, str | bytes]:
 
 def first_of_each(deliveries: Sequence[Delivery]) -> list[Delivery]:
     """Return the first delivery of each event."""
-    first: dict[tuple[str, bool, str], Delivery] = {}
+    first: dict[Key, Delivery] = {}
     for delivery in deliveries:
         first.setdefault(delivery.key, delivery)
     return list(first.values())

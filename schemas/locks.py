@@ -7,14 +7,12 @@ transactions wait for each other.
 import random
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import Final, TypeAlias
+from typing import Final
 
 import psycopg
 
 from schemas.database import Cursor, text_array
-
-Object: TypeAlias = tuple[str, bool, str]
-"""An object's account, mode and id."""
+from schemas.events import Key
 
 # A schema to migrate may not exist yet, so this lock has one number for all. It is ours to choose and means nothing.
 _MIGRATION: Final = 7_041_776_001
@@ -71,18 +69,18 @@ def taken_in_time(cursor: Cursor, take: Callable[[], None], *, seconds_max: floa
     return True
 
 
-def lock_objects(cursor: Cursor, objects: Iterable[Object]) -> None:
+def lock_objects(cursor: Cursor, objects: Iterable[Key]) -> None:
     """Wait for the locks of *objects*, in one order for all, and hold them until the transaction ends."""
     cursor.execute(_LOCK_OBJECTS, (_names_of(objects),))
 
 
-def try_objects(cursor: Cursor, objects: Sequence[Object]) -> list[bool]:
+def try_objects(cursor: Cursor, objects: Sequence[Key]) -> list[bool]:
     """Return of each of *objects* whether no one else holds its lock, and hold those until the transaction ends."""
     cursor.execute(_TRY_OBJECTS, (_names_of(objects),))
     return [is_held for (is_held,) in cursor.fetchall()]
 
 
-def _names_of(objects: Iterable[Object]) -> str:
+def _names_of(objects: Iterable[Key]) -> str:
     return text_array([f"{account} {livemode} {id_}" for account, livemode, id_ in objects])
 
 

@@ -9,6 +9,7 @@ import msgspec
 
 from schemas import tables
 from schemas.database import Cursor, id_arrays, text_array, world_arrays
+from schemas.events import Key
 from worker import folds
 from worker.folding import renderings
 from worker.folding.batch import Claimed, Saved
@@ -47,9 +48,7 @@ def note_anomalies(cursor: Cursor, saved: Saved, now: datetime) -> None:
     write_anomalies(cursor, found, over, now)
 
 
-def write_anomalies(
-    cursor: Cursor, found: Sequence[Mapping[str, Any]], over: Sequence[tuple[str, bool, str]], now: datetime
-) -> None:
+def write_anomalies(cursor: Cursor, found: Sequence[Mapping[str, Any]], over: Sequence[Key], now: datetime) -> None:
     """Write the anomalies *found* as unresolved, and resolve those *over*: account, mode and id of each."""
     if over:
         cursor.execute(

@@ -7,9 +7,10 @@ from typing import Final
 
 from msgspec import Struct
 
+from schemas.events import Key
 from worker import folds
 from worker.folding.renderings import Choice
-from worker.folds.facts import Event, Facts, Object, Row, Subject, object_of
+from worker.folds.facts import Event, Facts, Row, Subject, object_of
 from worker.folds.join import Joined
 
 REASON_CHARACTERS_MAX: Final = 500
@@ -53,7 +54,7 @@ class Part:
     judged: Sequence[tuple[Claimed, folds.Verdict]]
     facts: dict[Subject, list[Facts]]
     refold: set[Subject]
-    objects: set[Object]
+    objects: set[Key]
 
     @property
     def outcomes(self) -> list[Outcome]:
@@ -74,7 +75,7 @@ class Saved:
     judged: Sequence[tuple[Claimed, folds.Verdict]] = ()
 
     @cached_property
-    def fresh(self) -> dict[Object, str]:
+    def fresh(self) -> dict[Key, str]:
         """The sources of the events that had no outcome before."""
         events = [each.event for each, _ in self.judged if not each.is_refold]
         return {(event.account, event.livemode, event.id): event.source for event in events}
@@ -118,7 +119,7 @@ NEWS: Final = Reasons(NOTHING, None)
 """No change is withheld."""
 
 
-def event_key_of(one: Facts) -> Object:
+def event_key_of(one: Facts) -> Key:
     """Return the key of the event that reports *one*."""
     return (one.subject.account, one.subject.livemode, one.event_id)
 

@@ -17,13 +17,14 @@ from psycopg import sql
 from schemas import change_rows, tables
 from schemas.change_rows import ChangeRow, DecidingEvent
 from schemas.database import Cursor, boolean_array
+from schemas.events import Key
 from schemas.locks import keep_others_from_appending
 from worker import folds
 from worker.folding import copy_rows, corrections, expired_items, order_refunds
 from worker.folding.batch import Reasons, Saved
 from worker.folding.order_refunds import Moved
 from worker.folds.checkout_session import CORRECTED
-from worker.folds.facts import Change, Object, Row, Subject
+from worker.folds.facts import Change, Row, Subject
 from worker.folds.join import Joined
 
 
@@ -94,7 +95,7 @@ def _moved(saved: Saved, reasons: Reasons) -> dict[str | None, list[Moved]]:
 
 def _refund_changes(cursor: Cursor, moved: Mapping[str | None, list[Moved]]) -> list[ChangeRow]:
     """Return the changes of orders' refunds. A change is withheld only if no row that is news contributed to it."""
-    found: dict[Object, ChangeRow] = {}
+    found: dict[Key, ChangeRow] = {}
     for reason, rows in moved.items():
         for row in order_refunds.changes(cursor, rows):
             found.setdefault((row["account"], row["livemode"], row["subject_id"]), {**row, "withheld": reason})

@@ -17,6 +17,7 @@ from msgspec import Struct
 from schemas import inbox, locks
 from schemas.database import Cursor, integer_array
 from schemas.errors import Archived
+from schemas.events import Key
 from schemas.inbox import Delivery
 from schemas.locks import share_folding
 from schemas.own_events import EVENT_IGNORED
@@ -24,7 +25,7 @@ from worker import folds
 from worker.folding import renderings
 from worker.folding.batch import Claimed
 from worker.folding.renderings import Choice
-from worker.folds.facts import Event, Object, Subject, object_of, utc
+from worker.folds.facts import Event, Subject, object_of, utc
 
 _log: Final = structlog.get_logger()
 
@@ -265,7 +266,7 @@ def try_locks(cursor: Cursor, subjects: Sequence[Subject]) -> set[Subject]:
     return set(compress(subjects, held))
 
 
-def lock_objects(cursor: Cursor, subjects: Iterable[Subject], objects: Iterable[Object]) -> None:
+def lock_objects(cursor: Cursor, subjects: Iterable[Subject], objects: Iterable[Key]) -> None:
     """Wait for the locks of *objects* and of the objects of *subjects*, and hold them until the transaction ends."""
     # A row is locked by the object that has its events, so that the row and its children share one lock.
     locks.lock_objects(cursor, {object_of(subject) for subject in subjects}.union(objects))

@@ -14,6 +14,7 @@ from typing import Any, Final, TypeAlias
 from schemas import change_rows, tables
 from schemas.change_rows import ChangeRow
 from schemas.database import Cursor
+from schemas.events import Key
 from worker.folding.order_refunds import KIND as REFUND_CHANGED
 from worker.folding.rows import key_arrays
 from worker.folds import checkout_session
@@ -21,7 +22,6 @@ from worker.folds.checkout_session import CORRECTED, KINDS_WITH_LINES
 from worker.folds.facts import Row, Subject
 from worker.folds.join import Joined
 
-_Order: TypeAlias = tuple[str, bool, str]
 _Announced: TypeAlias = tuple[Mapping[str, Any] | None, Sequence[str]]
 """The last announced state of an order, and the kinds of one-shots that were announced of it."""
 
@@ -40,7 +40,7 @@ def against_the_feed(cursor: Cursor, found: Sequence[ChangeRow]) -> list[ChangeR
     return [each for change in found for each in (_settled(change, announced) if is_of_order(change) else [change])]
 
 
-def _settled(change: ChangeRow, announced: Mapping[_Order, _Announced]) -> list[ChangeRow]:
+def _settled(change: ChangeRow, announced: Mapping[Key, _Announced]) -> list[ChangeRow]:
     last, kinds = announced.get((change["account"], change["livemode"], change["subject_id"]), (None, ()))
     kind = checkout_session.kind_of_step(last, change["after"], kinds)
     if kind is None:
@@ -54,7 +54,7 @@ def _settled(change: ChangeRow, announced: Mapping[_Order, _Announced]) -> list[
     return [{**change, "kind": kind, "before": before, "after": {**after, **more}}]
 
 
-def _announced(cursor: Cursor, changes: Sequence[ChangeRow]) -> dict[_Order, _Announced]:
+def _announced(cursor: Cursor, changes: Sequence[ChangeRow]) -> dict[Key, _Announced]:
     """Return what the feed announced of the orders of *changes*. Orders without any announcement are left out."""
     if not changes:
         return {}

@@ -15,12 +15,11 @@ from typing import Any, TypeAlias
 
 from msgspec import Struct
 
+from schemas.events import Key
 from schemas.kinds import Kind
 
 Value: TypeAlias = bool | int | str | datetime | Mapping[str, Any] | None
 Row: TypeAlias = dict[str, Value]
-Object: TypeAlias = tuple[str, bool, str]
-"""An object's account, mode and id."""
 
 
 class Event(Struct, frozen=True):
@@ -63,7 +62,7 @@ class Subject(Struct, frozen=True, order=True, cache_hash=True, array_like=True)
         return (self.id, self.currency) if self.currency else (self.id,)
 
 
-def object_of(subject: Subject) -> Object:
+def object_of(subject: Subject) -> Key:
     """Return the object that has the events of the row *subject*."""
     return (subject.account, subject.livemode, subject.source)
 

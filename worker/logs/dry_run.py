@@ -24,6 +24,7 @@ from sqlalchemy import Engine
 
 from schemas import contents, database, tables
 from schemas.database import Cursor, integer_array
+from schemas.events import Key
 from schemas.inbox import Delivery, Recorded
 from schemas.own_events import EVENT_IGNORED
 from worker import folds
@@ -34,7 +35,7 @@ from worker.folding.rows import load_rows
 from worker.folds import join
 from worker.folds.facts import Event, Facts, Row, Subject
 from worker.folds.join import Joined, RowSpec
-from worker.logs.replay import MENDED, NEWER, Counts, Held, Key, Reading, held
+from worker.logs.replay import MENDED, NEWER, Counts, Held, Reading, held
 
 OBJECTS_AT_ONCE: Final = 200
 APPEAR: Final = "appear"

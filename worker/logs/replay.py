@@ -23,6 +23,7 @@ from sqlalchemy import Engine
 from schemas import accounts, database, inbox
 from schemas.database import Cursor, integer_array
 from schemas.errors import ConflictError, Transient
+from schemas.events import Key
 from schemas.inbox import RECORD_ROWS_MAX, Delivery, Receipt, Recorded
 from schemas.locks import keep_others_from_folding
 from schemas.progress import do_nothing
@@ -71,8 +72,6 @@ class LogFilters:
 
 ALL_EVENTS: Final = LogFilters()
 
-Key: TypeAlias = tuple[str, bool, str]
-"""Account, mode and id of an event."""
 Counts: TypeAlias = Counter[str]
 """What a replay met.
 

@@ -48,6 +48,7 @@ from sqlalchemy import Table
 from schemas import checkout, database, events, inbox, observations, tables
 from schemas.database import Cursor
 from schemas.errors import NotAnObject
+from schemas.events import Key
 from schemas.inbox import Delivery
 from schemas.observations import Answer, World
 from worker import folds
@@ -56,7 +57,7 @@ from worker.folding.claim import event_of_delivery
 from worker.folding.joining import facts_at_hand
 from worker.folding.rows import load_rows
 from worker.folds import join, payment
-from worker.folds.facts import Facts, Object, Row, Subject, object_of, utc
+from worker.folds.facts import Facts, Row, Subject, object_of, utc
 from worker.folds.join import Joined
 from worker.proof import difference, witness
 from worker.proof.difference import DIFFERENT, Difference, Pair
@@ -165,7 +166,7 @@ class _Joinings(NamedTuple):
     """Rows as they are and as joining makes them; objects with archived payloads; ids that a fold can read."""
 
     pairs: dict[Subject, Pair]
-    archived: set[Object]
+    archived: set[Key]
     readable: set[str]
 
 
@@ -176,7 +177,7 @@ def _by_joining(cursor: Cursor, found: Compared) -> _Joinings:
     own = settling.at_rest(cursor, [subject for subject in known if subject.table == "orders"])
     on_the_way = _on_the_way(cursor, map(object_of, at_hand))
     joined: dict[Subject, Joined] = {}
-    archived: set[Object] = set()
+    archived: set[Key] = set()
     for subject, facts in facts_at_hand(cursor, set(at_hand)):
         if facts is None:
             row = own[subject][1].row if subject in own else known.get(subject)
@@ -221,7 +222,7 @@ def _joined(subject: Subject, facts: Iterable[Facts], at_hand: Mapping[Subject, 
     return join.fold_all(spec, read.values())
 
 
-def _on_the_way(cursor: Cursor, objects: Iterable[Object]) -> set[Object]:
+def _on_the_way(cursor: Cursor, objects: Iterable[Key]) -> set[Key]:
     """Return the objects that have an event that is not folded yet: their next rows are not known."""
     wanted = sorted(set(objects))
     cursor.execute(

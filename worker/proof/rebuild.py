@@ -38,6 +38,7 @@ from sqlalchemy.exc import DBAPIError
 from schemas import accounts, database, inbox, tables
 from schemas.database import Cursor
 from schemas.errors import DatabaseAway
+from schemas.events import Key
 from schemas.inbox import RECORD_ROWS_MAX
 from schemas.own_events import EVENT_IGNORED
 from schemas.progress import Progress, do_nothing
@@ -259,7 +260,7 @@ class _Job:
     snapshot: str
     has_inbox: bool
     has_archive: bool
-    ignored: Mapping[tuple[str, bool, str], str]
+    ignored: Mapping[Key, str]
     folder: Path
     files: int
     now: datetime

@@ -346,16 +346,16 @@ class InWorld(Protocol):
     """Anything that belongs to an account and a mode."""
 
     @property
-    def account(self) -> str: ...  # noqa: D102 - as the class says
+    def account(self) -> str: ...  # noqa: D102 - described by its class
     @property
-    def livemode(self) -> bool: ...  # noqa: D102 - as the class says
+    def livemode(self) -> bool: ...  # noqa: D102 - described by its class
 
 
 class Named(InWorld, Protocol):
     """Anything that has an id in an account and a mode."""
 
     @property
-    def id(self) -> str: ...  # noqa: D102 - as the class says
+    def id(self) -> str: ...  # noqa: D102 - described by its class
 
 
 def world_arrays(keys: Collection[InWorld]) -> tuple[str, str]:

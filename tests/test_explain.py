@@ -185,6 +185,7 @@ def test_the_commands(engine: Engine, database_url: str) -> None:
     link = account.create_payment_link()
     session = account.open_session(payment_link=link, customer=customer)
     account.complete(session)
+    account.refund(account.order_intents(session)[0], 500)
     ledger.take_in(engine, *(event.body for event in account.events))
 
     told = payfold("orders", "explain", session, "--format", "json", DATABASE_URL=database_url)
@@ -197,6 +198,8 @@ def test_the_commands(engine: Engine, database_url: str) -> None:
     assert "Timeline" in table.out
     assert "it decides" in table.out
     assert "20.00 USD" in table.out
+    refund = next(line for line in table.out.splitlines() if line.startswith("refund"))
+    assert ("5.00 USD" in refund, "it counts" in refund) == (True, True)
     for group, id_ in (("payment-links", link), ("customers", customer)):
         ran = payfold(group, "explain", id_, "--format", "json", DATABASE_URL=database_url)
         assert (ran.code, ran.json["id"]) == (0, id_)

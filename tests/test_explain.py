@@ -185,7 +185,9 @@ def test_the_commands(engine: Engine, database_url: str) -> None:
     link = account.create_payment_link()
     session = account.open_session(payment_link=link, customer=customer)
     account.complete(session)
-    account.refund(account.order_intents(session)[0], 500)
+    intents = account.order_intents(session)
+    assert intents
+    account.refund(intents[0], 500)
     ledger.take_in(engine, *(event.body for event in account.events))
 
     told = payfold("orders", "explain", session, "--format", "json", DATABASE_URL=database_url)

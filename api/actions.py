@@ -28,12 +28,12 @@ from schemas.errors import NotFoundError
 from schemas.events import CREATED_MAX, TEXT_CHARACTERS_MAX
 from schemas.inbox import Delivery, Receipt, Recorded
 from schemas.observations import World
+from schemas.own_events import PORTAL_SESSION_OBSERVED, SESSION_REGISTERED
 from schemas.settings import Settings
 from schemas.stripe_api import StripeApi
 
 SESSION_BYTES_MAX: Final = 256 * 1024
 PORTAL_BYTES_MAX: Final = 64 * 1024
-PORTAL_SESSION_OBSERVED: Final = "payfold.billing_portal.session.observed"
 
 router: Final = APIRouter(prefix="/v1", route_class=reads.Route)
 
@@ -101,7 +101,7 @@ def register_order(
     label = _label(request.app.state.settings) if account is None else account
     world = World(_names(request).get(label, label), session.livemode)
     delivery = observations.observe(
-        checkout.REGISTERED,
+        SESSION_REGISTERED,
         about,
         account=world.account,
         livemode=world.livemode,

@@ -11,18 +11,14 @@ import uuid
 from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
-from typing import Final
 
 from schemas import observations
 from schemas.budget import Lane
 from schemas.errors import CallDeclined, MissingAtStripe
 from schemas.inbox import Delivery
 from schemas.observations import Answer, Object, World
+from schemas.own_events import SESSION_MISSING, SESSION_OBSERVED
 from schemas.stripe_api import StripeApi
-
-OBSERVED: Final = "payfold.checkout.session.observed"
-REGISTERED: Final = "payfold.checkout.session.registered"
-MISSING: Final = "payfold.checkout.session.missing"
 
 
 class Ending(Enum):
@@ -108,13 +104,13 @@ def with_all_lines(api: StripeApi, world: World, answer: Answer, *, lane: Lane) 
 
 def observed(answer: Answer, world: World, *, now: datetime) -> Delivery:
     """Return the observation that a session was as Stripe answered."""
-    return observations.of_answer(OBSERVED, with_whole_lines_or_none(answer), world, now=now)
+    return observations.of_answer(SESSION_OBSERVED, with_whole_lines_or_none(answer), world, now=now)
 
 
 def missing(world: World, session_id: str, *, now: datetime) -> Delivery:
     """Return the observation that Stripe knows no such session."""
     return observations.observe(
-        MISSING,
+        SESSION_MISSING,
         {"object": "checkout.session", "id": session_id},
         account=world.account,
         livemode=world.livemode,

@@ -18,9 +18,9 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Protocol
 
 import msgspec
 import psycopg
@@ -335,6 +335,37 @@ def integer_array(values: Iterable[int]) -> str:
 def boolean_array(values: Iterable[bool]) -> str:
     """Return *values* as PostgreSQL writes a boolean[]."""
     return f"{{{','.join('t' if value else 'f' for value in values)}}}"
+
+
+def take_snapshot(cursor: "Cursor", *, read_only: bool = True) -> None:
+    """Let the transaction of *cursor*, which has read nothing yet, see the database as it is at one moment."""
+    cursor.execute(f"SET TRANSACTION ISOLATION LEVEL REPEATABLE READ{' READ ONLY' if read_only else ''}")
+
+
+class InWorld(Protocol):
+    """Anything that belongs to an account and a mode."""
+
+    @property
+    def account(self) -> str: ...  # noqa: D102 - described by its class
+    @property
+    def livemode(self) -> bool: ...  # noqa: D102 - described by its class
+
+
+class Named(InWorld, Protocol):
+    """Anything that has an id in an account and a mode."""
+
+    @property
+    def id(self) -> str: ...  # noqa: D102 - described by its class
+
+
+def world_arrays(keys: Collection[InWorld]) -> tuple[str, str]:
+    """Return the accounts and modes of *keys*, an array each."""
+    return text_array([key.account for key in keys]), boolean_array(key.livemode for key in keys)
+
+
+def id_arrays(keys: Collection[Named]) -> tuple[str, str, str]:
+    """Return the accounts, modes and ids of *keys*, an array each."""
+    return *world_arrays(keys), text_array([key.id for key in keys])
 
 
 @contextmanager

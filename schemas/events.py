@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from typing import TypeAlias
 
 import msgspec
 from msgspec import Raw, Struct
@@ -22,6 +23,9 @@ TEXT_CHARACTERS_MAX = 255
 """Stripe's ids are up to 255 characters long; no key of ours is longer."""
 OBSERVED = "obs_"
 """How the id of an observation begins; no event of Stripe's does."""
+Key: TypeAlias = tuple[str, bool, str]
+"""An account, a mode, and the id of an event or of an object there."""
+
 CREATED_MAX = 253_402_300_799
 """The last second of the year 9999, in Unix time."""
 

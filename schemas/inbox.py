@@ -38,9 +38,9 @@ from msgspec import Struct
 from psycopg import sql
 from sqlalchemy import Engine
 
-from schemas import database, events
+from schemas import database, events, locks
 from schemas.database import Cursor, boolean_array, integer_array, text_array
-from schemas.events import Envelope
+from schemas.events import Envelope, Key
 
 RECORD_ROWS_MAX = 1000
 """Deliveries in one statement: more bytes at once gain nothing and hold locks for longer."""
@@ -109,7 +109,7 @@ class Delivery(Struct, frozen=True):
         return hashlib.sha256(self.sha256 + self.envelope.payload).digest()
 
     @property
-    def key(self) -> tuple[str, bool, str]:
+    def key(self) -> Key:
         """What makes two deliveries the same event."""
         return (self.account, self.envelope.livemode, self.envelope.id)
 
@@ -268,7 +268,7 @@ def arguments(deliveries: Sequence[Delivery]) -> dict[str, str | bytes]:
 
 def first_of_each(deliveries: Sequence[Delivery]) -> list[Delivery]:
     """Return the first delivery of each event."""
-    first: dict[tuple[str, bool, str], Delivery] = {}
+    first: dict[Key, Delivery] = {}
     for delivery in deliveries:
         first.setdefault(delivery.key, delivery)
     return list(first.values())
@@ -371,7 +371,7 @@ def make_room(of: Engine) -> int | None:
 
 
 def _make_room(cursor: Cursor) -> int:
-    cursor.execute("SELECT pg_advisory_xact_lock(hashtextextended(current_schema() || ' payloads', 0))")
+    locks.keep_others_from_making_partitions(cursor)
     cursor.execute(_NEXT_PARTITION, {"size": PARTITION_EVENTS})
     last, begins = cursor.fetchone() or (0, 0)
     made = 0

@@ -9,13 +9,10 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import Connection
 
-from schemas import database
+from schemas import database, locks
 
 if TYPE_CHECKING:
     from alembic.config import Config
-
-# Two releases that migrate at once take turns. The number is ours to choose and means nothing else.
-_TURN = 7_041_776_001
 
 
 def _config() -> "Config":
@@ -57,7 +54,8 @@ def upgrade(database_url: str) -> list[str]:
     engine = database.engine(database_url)
     try:
         with database.transaction(engine) as connection:
-            connection.exec_driver_sql("SELECT pg_advisory_xact_lock(%s)", (_TURN,))
+            with database.cursor(connection) as cursor:
+                locks.keep_others_from_migrating(cursor)
             applied = pending(connection)
             if applied:
                 from alembic import command

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import msgspec
 
-from schemas import events, inbox
+from schemas import events, inbox, own_events
 from schemas.database import Cursor
 from schemas.errors import BodyNotJson, NotAnObject, Refused
 from schemas.inbox import Delivery
@@ -138,7 +138,7 @@ def of_answer(kind: str, answer: Answer, world: World, *, now: datetime) -> Deli
 
 def kind_of(answer: Answer) -> str:
     """Return the type of the observation that an object was as Stripe *answered*."""
-    return f"payfold.{answer.body.get('object')}.observed"
+    return own_events.observed(str(answer.body.get("object")))
 
 
 # The newest rendering is that of the latest second, and within one second the last received.

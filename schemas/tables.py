@@ -37,6 +37,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
 from schemas.kinds import Kind
+from schemas.own_events import EVENT_IGNORED
 
 metadata = MetaData()
 
@@ -197,7 +198,7 @@ inbox = Table(
         "account",
         "livemode",
         "object_id",
-        postgresql_where=text("type = 'payfold.event.ignored'"),
+        postgresql_where=text(f"type = '{EVENT_IGNORED}'"),
     ),
 )
 

@@ -24,7 +24,7 @@ from deploy.local.valkey import Valkey
 from deploy.sandbox.account import Account
 from schemas import broker
 from tests import command, ledger
-from tests.web import until
+from tests.waiting import until
 
 STOP_SECONDS_MAX = 40
 

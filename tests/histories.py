@@ -9,7 +9,8 @@ from deploy.sandbox.account import LATEST, Account
 from deploy.sandbox.history import tangle
 from deploy.sandbox.line_items import line_items
 from deploy.sandbox.rendering import render, twin
-from schemas import checkout, observations
+from schemas import observations
+from schemas.own_events import SESSION_MISSING, SESSION_OBSERVED, SESSION_REGISTERED
 from tests import ledger
 from worker import folds
 from worker.folding.claim import event_of_delivery
@@ -41,9 +42,9 @@ def observed(account: Account, rng: random.Random) -> list[bytes]:
         about: dict[str, Any] = event["data"]["object"]
         created = event["created"] + rng.choice((-1, 0, 0, 1))
         if about["object"] == "checkout.session":
-            kind = rng.choice((checkout.OBSERVED, checkout.OBSERVED, checkout.REGISTERED, checkout.MISSING))
+            kind = rng.choice((SESSION_OBSERVED, SESSION_OBSERVED, SESSION_REGISTERED, SESSION_MISSING))
             missing = {"id": about["id"], "object": "checkout.session"}
-            found.append(_observation(kind, missing if kind == checkout.MISSING else _with_lines(about, rng), created))
+            found.append(_observation(kind, missing if kind == SESSION_MISSING else _with_lines(about, rng), created))
         elif about["object"] == "customer":
             tombstone = {"id": about["id"], "object": "customer", "deleted": True}
             found.append(_observation("payfold.customer.observed", rng.choice((about, tombstone)), created))

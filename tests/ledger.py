@@ -10,7 +10,7 @@ from typing import Any
 
 from sqlalchemy import Engine, insert, text
 
-from schemas import database, events, inbox, tables
+from schemas import database, events, inbox, own_events, tables
 from schemas.inbox import Delivery
 from worker.folding import projection
 from worker.folds.facts import Row, Subject
@@ -28,7 +28,7 @@ def delivery(body: bytes, *, account: str = "", source: str | None = None) -> De
         account=envelope.account or account,
         sha256=hashlib.sha256(body).digest(),
         signature=None,
-        source=source or ("observation" if envelope.type.startswith("payfold.") else "webhook"),
+        source=source or ("observation" if own_events.is_own(envelope.type) else "webhook"),
         received_at=NOW,
     )
 
@@ -41,10 +41,7 @@ def record(engine: Engine, deliveries: Iterable[Delivery]) -> list[inbox.Receipt
 
 def fold(engine: Engine, *, limit: int = projection.FOLD_BATCH_MAX) -> int:
     """Fold until nothing is pending, *limit* events at a time, and return the number of folded events."""
-    folded = 0
-    while batch := projection.run_once(engine, now=NOW, limit=limit):
-        folded += batch
-    return folded
+    return projection.fold_pending(engine, now=NOW, limit=limit)
 
 
 def fold_with_workers(engine: Engine, workers: int, *, limit: int) -> None:

@@ -27,6 +27,7 @@ from msgspec import structs
 from sqlalchemy import JSON, Boolean, DateTime, Table
 
 from schemas import database, tables
+from schemas.change_rows import ChangeRow, DecidingEvent
 from schemas.inbox import Delivery
 from tests import ledger, literals, web
 from worker import folds
@@ -47,7 +48,7 @@ class World:
 
     def __init__(self) -> None:
         self.rows: dict[Subject, Joined] = {}
-        self.changes: list[dict[str, Any]] = []
+        self.changes: list[ChangeRow] = []
         self._events: dict[tuple[str, bool, str], Event] = {}
         self._facts: dict[Subject, list[Facts]] = defaultdict(list)
         self._own: dict[Subject, Joined] = {}
@@ -107,11 +108,20 @@ class World:
                 self._append(subject, change.kind, change.before, change.after, by)
 
     def _append(
-        self, subject: Subject, kind: str, before: object, after: Mapping[str, Any], by: dict[str, Any]
+        self, subject: Subject, kind: str, before: Mapping[str, Any] | None, after: Mapping[str, Any], by: DecidingEvent
     ) -> None:
         name = folds.ROW_SPECS[subject.table].subject
-        change = {"account": subject.account, "livemode": subject.livemode, "subject": name, "subject_id": subject.id}
-        change |= {"kind": kind, **by, "before": before, "after": dict(after), "withheld": None}
+        change: ChangeRow = {
+            **by,
+            "account": subject.account,
+            "livemode": subject.livemode,
+            "subject": name,
+            "subject_id": subject.id,
+            "kind": kind,
+            "before": before,
+            "after": dict(after),
+            "withheld": None,
+        }
         found = [change]
         if name == "order":
             own = [each for each in self.changes if each["subject_id"] == subject.id and each["subject"] == name]
@@ -174,7 +184,7 @@ class World:
             for subject, joined in self.rows.items()
             for each in joined.anomalies
         ]
-        numbered = [{**each, "seq": number} for number, each in enumerate(self.changes)]
+        numbered: list[dict[str, Any]] = [{**each, "seq": number} for number, each in enumerate(self.changes)]
         rows = {"changes": numbered, "anomalies": list({repr(each): each for each in anomalies}.values())}
         for table in _TABLES:
             _fill(made, table, rows[table.name] if table.name in rows else self.found(table.name))

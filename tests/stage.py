@@ -13,7 +13,8 @@ from sqlalchemy import Engine
 from deploy.sandbox.account import START, Account
 from deploy.sandbox.http_api import StripeApi as SandboxApi
 from deploy.sandbox.server import Faults, serving
-from schemas import checkout, database, inbox, observations
+from schemas import database, inbox, observations
+from schemas.own_events import SESSION_REGISTERED
 from schemas.settings import Settings
 from schemas.stripe_api import ANSWER_SECONDS_MAX, BODY_SECONDS_MAX, StripeApi
 from tests import ledger
@@ -73,7 +74,7 @@ class Stage:
         """Record *sessions* as the shop does when it has opened them, and fold them."""
         registered = [
             observations.observe(
-                checkout.REGISTERED,
+                SESSION_REGISTERED,
                 self.account.session(session),
                 account="",
                 livemode=False,

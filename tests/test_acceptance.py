@@ -3,8 +3,7 @@
 import asyncio
 import os
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,12 +22,13 @@ from deploy.sandbox.account import Account
 from deploy.sandbox.delivery import DeliveryReport, Distortions, Retries, deliver, plan
 from deploy.sandbox.history import shop_history
 from schemas import broker, database
+from schemas.locks import keep_others_from_appending
 from schemas.migrate import upgrade
 from tests import ledger
+from tests.waiting import until, until_locked
 from worker.proof.rebuild import refolded
 
 SECRET = "whsec_acceptance"
-DEADLINE_SECONDS = 60
 
 
 class Payfold:
@@ -65,13 +65,6 @@ class Payfold:
             assert ledger.digest_of(self.engine, made.schema) == ledger.digest_of(self.engine)
 
 
-def until(holds: Callable[[], bool]) -> None:
-    """Wait until *holds* is true."""
-    deadline = time.monotonic() + DEADLINE_SECONDS
-    while not holds():
-        assert time.monotonic() < deadline, "it never came true"
-
-
 @pytest.fixture
 def payfold(own_postgres: Postgres, own_valkey: Valkey, tmp_path: Path) -> Iterator[Payfold]:
     """Return a running Payfold."""
@@ -97,20 +90,17 @@ def payfold(own_postgres: Postgres, own_valkey: Valkey, tmp_path: Path) -> Itera
 @contextmanager
 def appending_is_locked(payfold: Payfold) -> Iterator[None]:
     """Hold the lock of the change feed, so that a worker waits in the middle of its transaction."""
-    with psycopg.connect(payfold.postgres.url) as connection:
-        connection.execute("SELECT pg_advisory_xact_lock(hashtextextended(current_schema() || ' changes', 0))")
+    with psycopg.connect(payfold.postgres.url) as connection, connection.cursor() as cursor:
+        keep_others_from_appending(cursor)
         yield
 
 
 def test_a_worker_killed_in_mid_batch_loses_nothing(payfold: Payfold) -> None:
     """The batch of a worker that is killed with -9 between its writes and its commit is folded by the next worker."""
     account = shop_history(seed=21, orders=300)
-    waiting = (
-        "SELECT count(*) AS n FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'advisory'"
-    )
     with appending_is_locked(payfold):
         payfold.deliver(account)
-        until(lambda: ledger.rows(payfold.engine, waiting)[0]["n"] > 0)
+        until_locked(payfold.engine)
         payfold.processes.kill("worker")
     assert payfold.count("orders") == 0
 

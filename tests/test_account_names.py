@@ -17,14 +17,16 @@ from sqlalchemy import Engine
 from deploy.sandbox.account import Account
 from deploy.sandbox.history import tangle
 from deploy.sandbox.rendering import render
-from schemas import accounts, checkout, database, observations, tables
+from schemas import accounts, database, observations, tables
 from schemas.errors import ConfigurationError, ConflictError, NotFoundError
 from schemas.inbox import Recorded
+from schemas.own_events import SESSION_REGISTERED
+from schemas.progress import do_nothing
 from schemas.settings import Settings
 from tests import histories, ledger
 from tests.command import Ran, payfold
 from tests.stage import stage
-from tests.web import until
+from tests.waiting import until
 from worker.logs import archive, export, renamed_rows, renaming, replay, selection
 from worker.logs.dry_run import plan
 from worker.proof import against_logs, shadow
@@ -177,7 +179,7 @@ def test_a_pending_event_is_announced(engine: Engine) -> None:
     session = account.open_session(amount=500)
     account.complete(session)
     registered = observations.observe(
-        checkout.REGISTERED,
+        SESSION_REGISTERED,
         account.session(session) | {"status": "open", "payment_status": "unpaid"},
         account="",
         livemode=False,
@@ -520,8 +522,8 @@ def test_an_old_log_after_the_rename(engine: Engine, tmp_path: Path) -> None:
 def reconciled_with(engine: Engine, log: Path) -> dict[str, int]:
     """Return the differences between the inbox and *log*."""
     with shadow.shadow(engine, has_inbox=True) as made:
-        record_in(made, [str(log)], account="", now=NOW, refuse=lambda _: None)
-        return against_logs.compare(made, on_difference=lambda _: None)
+        record_in(made, [str(log)], account="", now=NOW, refuse=do_nothing)
+        return against_logs.compare(made, on_difference=do_nothing)
 
 
 def test_archived_payloads(engine: Engine, tmp_path: Path) -> None:

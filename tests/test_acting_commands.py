@@ -9,7 +9,8 @@ import pytest
 from schemas.observations import World
 from tests import command
 from tests.stage import HOUR, KEY, Stage, stage
-from tests.web import serving, until
+from tests.waiting import until
+from tests.web import serving
 from worker.stripe_jobs import expiry, queue
 
 HERE = World("", livemode=False)

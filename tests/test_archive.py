@@ -20,16 +20,19 @@ from deploy.sandbox.rendering import render
 from deploy.sandbox.samples import sample
 from schemas import database
 from schemas.errors import ConfigurationError, ConflictError
+from schemas.locks import keep_others_from_folding
+from schemas.progress import do_nothing
 from tests import command, ledger
 from tests.test_replay import lived_in
-from worker.folding.claim import keep_others_from_folding, queue_outdated
+from tests.waiting import until, until_locked
+from worker.folding.claim import queue_outdated
 from worker.logs import archive, retry
 from worker.logs.archive import Done
 from worker.logs.compression import zstd
 from worker.proof import rebuild, swap
 from worker.proof.archived import with_archived
 from worker.proof.digest import digests
-from worker.proof.rebuild import Sizes, nobody
+from worker.proof.rebuild import Sizes
 
 SHOP = shop_history(31, 120, money=True)
 TIMES = sorted(event.created for event in SHOP.events)
@@ -190,7 +193,7 @@ def test_every_content_of_an_inbox(engine: Engine, folder: Path) -> None:
     assert (done.dropped, payloads(engine)) == (len(held) - 1, {parked: held.pop(parked)})
     assert at_rest(engine) == before
 
-    with with_archived(engine, folder, progress=nobody) as made:
+    with with_archived(engine, folder, progress=do_nothing) as made:
         rebuild.rebuild(made)
         assert digests(engine, schema=made.schema) == before[0]
         kept = ledger.rows(engine, f"SELECT * FROM {made.schema}.archived")  # noqa: S608 - our own name
@@ -232,9 +235,9 @@ def test_a_rebuild_with_the_archive(shop: Engine, folder: Path, sizes: Sizes, be
     """A rebuild with the archive gives the tables from before archiving, outcomes and mentions included."""
     archived(shop, folder, before)
 
-    with with_archived(shop, folder, progress=nobody) as made:
+    with with_archived(shop, folder, progress=do_nothing) as made:
         rebuild.rebuild(made, sizes=sizes)
-        found = swap.compare(made, on_difference=lambda _: None)
+        found = swap.compare(made, on_difference=do_nothing)
 
         assert digests(shop, schema=made.schema) == digests(shop)
         assert (found.drift, found.events_left_out) == (0, 0)
@@ -348,17 +351,17 @@ def test_events_during_a_rebuild(shop: Engine, folder: Path) -> None:
     created = customer.payload()
     again = sample("customer.updated", created["data"]["object"], now=TIMES[-1] + 100)
 
-    with with_archived(shop, None, progress=nobody) as made:
+    with with_archived(shop, None, progress=do_nothing) as made:
         rebuild.rebuild(made)
         ledger.record(shop, [ledger.delivery(event.body) for event in (*sold.events, again)])
         ledger.fold(shop)
-        assert swap.compare(made, on_difference=lambda _: None).drift == 0
+        assert swap.compare(made, on_difference=do_nothing).drift == 0
 
-    with with_archived(shop, folder, progress=nobody) as made:
+    with with_archived(shop, folder, progress=do_nothing) as made:
         rebuild.rebuild(made)
         ledger.record(shop, [ledger.delivery(link(TIMES[-1]).body)])
         ledger.fold(shop)
-        assert swap.compare(made, on_difference=lambda _: None).drift == 0
+        assert swap.compare(made, on_difference=do_nothing).drift == 0
 
 
 # ---- An archive at fault ----
@@ -395,7 +398,7 @@ def test_another_rendering_is_not_taken(shop: Engine, folder: Path) -> None:
 
     with (
         pytest.raises(ConflictError, match="lacks the payloads of 1 events"),
-        with_archived(shop, folder, progress=nobody),
+        with_archived(shop, folder, progress=do_nothing),
     ):
         pass
 
@@ -420,14 +423,6 @@ def started(database_url: str, folder: Path, tmp_path: Path) -> Iterator[subproc
 HERE = "(SELECT oid FROM pg_database WHERE datname = current_database())"
 
 
-def waits(engine: Engine, *, for_lock: str) -> None:
-    """Wait until some connection waits for a lock of this kind."""
-    for _ in range(100_000):
-        if count(engine, f"pg_locks WHERE database = {HERE} AND locktype = '{for_lock}' AND NOT granted"):
-            return
-    pytest.fail("no connection ever waited")
-
-
 def kill(process: subprocess.Popen[bytes]) -> None:
     """Kill the command at once."""
     process.send_signal(signal.SIGKILL)
@@ -436,10 +431,7 @@ def kill(process: subprocess.Popen[bytes]) -> None:
 
 def let_go(engine: Engine) -> None:
     """Wait until the server has noticed the end of the killed command and rolled its transaction back."""
-    for _ in range(100_000):
-        if not count(engine, f"pg_locks WHERE pid <> pg_backend_pid() AND database = {HERE}"):
-            return
-    pytest.fail("the server never noticed")
+    until(lambda: not count(engine, f"pg_locks WHERE pid <> pg_backend_pid() AND database = {HERE}"))
 
 
 def whole(engine: Engine, folder: Path, before: list[Any]) -> None:
@@ -447,7 +439,7 @@ def whole(engine: Engine, folder: Path, before: list[Any]) -> None:
     archived(engine, folder)
     assert payloads(engine) == {}
     assert at_rest(engine) == before
-    with with_archived(engine, folder, progress=nobody) as made:
+    with with_archived(engine, folder, progress=do_nothing) as made:
         rebuild.rebuild(made)
         assert digests(engine, schema=made.schema) == before[0]
 
@@ -458,7 +450,7 @@ def test_killed_between_file_and_drop(shop: Engine, folder: Path, request: pytes
     with database.transaction(shop) as connection, database.cursor(connection) as cursor:
         keep_others_from_folding(cursor)
         process = request.getfixturevalue("started")
-        waits(shop, for_lock="advisory")
+        until_locked(shop)
         kill(process)
     (log,) = folder.iterdir()
     written = log.read_bytes()
@@ -477,7 +469,7 @@ def test_killed_between_partitions(shop: Engine, folder: Path, request: pytest.F
     with database.transaction(shop) as connection:
         connection.execute(text("SELECT FROM payloads_from_1000000"))  # which keeps it from being emptied
         process = request.getfixturevalue("started")
-        waits(shop, for_lock="relation")
+        until_locked(shop, kind="relation")
         kill(process)
     let_go(shop)
 
@@ -511,7 +503,7 @@ def archive_during(engine: Engine, folder: Path, work: Callable[[], None]) -> Do
     with database.transaction(engine) as connection, database.cursor(connection) as cursor:
         keep_others_from_folding(cursor)
         thread.start()
-        waits(engine, for_lock="advisory")
+        until_locked(engine)
         work()
     thread.join()
     (done,) = found
@@ -563,7 +555,7 @@ def test_two_at_once(shop: Engine, folder: Path, run: Callable[..., command.Ran]
     first.mkdir()
     second.mkdir()
     (part,) = archive.plan(shop, before=LATER)
-    held, path = archive._written(shop, part, LATER, second, lambda _: None)
+    held, path = archive._written(shop, part, LATER, second, do_nothing)
     earlier = archive.archive(shop, part, before=LATER, folder=first)
     later = archive._concluded(shop, part, held, path, is_known=False)
 
@@ -580,10 +572,10 @@ def test_a_rebuild_that_goes_on(shop: Engine, folder: Path) -> None:
     def progress(step: str, at: int, _: int) -> None:
         if not steps:
             thread.start()
-            waits(shop, for_lock="relation")
+            until_locked(shop, kind="relation")
         steps.append(step)
 
-    with with_archived(shop, None, progress=nobody) as made:
+    with with_archived(shop, None, progress=do_nothing) as made:
         rebuild.rebuild(made, progress=progress)
         assert digests(shop, schema=made.schema) == digests(shop)
     thread.join()

@@ -18,7 +18,8 @@ from sqlalchemy import Engine
 from deploy.local.postgres import Postgres
 from deploy.local.services import Services
 from deploy.sandbox.history import shop_history
-from schemas import database, feed
+from schemas import answers, database, feed, tables
+from schemas.change_rows import COLUMNS, IN_FEED, ChangeRow
 from schemas.kinds import CHOICES, KINDS, SUBJECTS, chosen
 from schemas.migrate import upgrade
 from tests import ledger
@@ -55,6 +56,13 @@ def changes(web: Web, **parameters: object) -> dict[str, Any]:
 def subjects(answer: dict[str, Any]) -> list[str]:
     """Return the subject ids of the changes in an answer."""
     return [change["subject_id"] for change in answer["data"]]
+
+
+def test_a_row_of_changes_has_one_form() -> None:
+    """What is appended to the feed, what a reader is shown and what the API answers have the columns of the table."""
+    columns = {column.name for column in tables.changes.columns}
+    assert ChangeRow.__required_keys__ | ChangeRow.__optional_keys__ == {*COLUMNS} == columns - {"seq"}
+    assert {"seq", *IN_FEED} == columns - {"withheld"} == answers.Change.model_fields.keys() - {"personal"}
 
 
 def test_pages(web: Web) -> None:

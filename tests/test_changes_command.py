@@ -22,7 +22,7 @@ from schemas.errors import ConfigurationError, CursorBeyond
 from tests import ledger
 from tests.command import payfold, started
 from tests.faults import Proxy
-from tests.web import until
+from tests.waiting import until
 from worker.folding import withheld
 from worker.folding.withheld import WithheldChanges
 from worker.logs import replay, selection

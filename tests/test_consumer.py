@@ -16,7 +16,8 @@ from psycopg.sql import SQL, Identifier
 from deploy.local.services import Services
 from tests.command import ROOT, environment
 from tests.databases import drop
-from tests.web import TOKENS, Web, serving, settings_of, until
+from tests.waiting import WAITS_FOR_A_LOCK, until
+from tests.web import TOKENS, Web, serving, settings_of
 
 PAGE = (ROOT / "api" / "README.md").read_text(encoding="utf-8")
 ACTING, COMMITTING = 1, 2
@@ -105,8 +106,7 @@ class Shop:
 
     def is_held(self) -> bool:
         """Return whether a consumer waits for the test's lock."""
-        waiting = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'advisory'"
-        return bool(self.rows(waiting))
+        return bool(self.rows(f"{WAITS_FOR_A_LOCK} AND wait_event = 'advisory'"))
 
     def is_alone(self) -> bool:
         """Return whether the killed consumer's session and transaction have ended."""

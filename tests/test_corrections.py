@@ -15,10 +15,10 @@ from deploy.sandbox.account import Event as Sent
 from deploy.sandbox.rendering import render
 from deploy.sandbox.samples import sample
 from schemas import database, observations
+from schemas.own_events import EVENT_IGNORED
 from schemas.tables import ONE_SHOT_KINDS
 from tests import ledger
 from tests.test_orders import seen
-from worker import folds
 from worker.folding import order_refunds
 from worker.folds.checkout_session import kind_of_step
 
@@ -41,9 +41,7 @@ def paying() -> Account:
 def ignoring(event: Sent) -> bytes:
     """Return the observation by which an operator ignores *event*."""
     about = {"object": "event", "id": event.id, "reason": "not sent by Stripe"}
-    word = observations.observe(
-        folds.EVENT_IGNORED, about, account="", livemode=False, created=event.created, now=ledger.NOW
-    )
+    word = observations.observe(EVENT_IGNORED, about, account="", livemode=False, created=event.created, now=ledger.NOW)
     return word.envelope.payload
 
 
@@ -269,4 +267,6 @@ def test_a_sum_that_is_not_known_any_more(engine: Engine, paying: Account) -> No
         ((schema,),) = cursor.fetchall()
         found = order_refunds.unannounced(cursor, announced_in=schema)
     assert [(row["subject_id"], row["kind"]) for row in found] == [(known, "order.refund_changed")]
-    assert (found[0]["before"]["refunded_amount"], found[0]["after"]["refunded_amount"]) == (500, None)
+    before, after = found[0]["before"], found[0]["after"]
+    assert before is not None
+    assert (before["refunded_amount"], after["refunded_amount"]) == (500, None)

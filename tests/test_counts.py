@@ -9,7 +9,8 @@ from deploy.local.postgres import Postgres
 from schemas.migrate import upgrade
 from tests import ledger
 from tests.faults import paused
-from tests.web import PATH, READER, Web, event, serving, settings_of, signed, until
+from tests.waiting import until
+from tests.web import PATH, READER, Web, event, serving, settings_of, signed
 from worker.folds import FOLD_VERSION
 
 ANSWER_SECONDS_MAX = 10.0

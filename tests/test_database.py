@@ -13,7 +13,7 @@ from schemas import background, database
 from schemas.database import Bounds
 from schemas.errors import DatabaseAway
 from tests.faults import Proxy
-from tests.web import until
+from tests.waiting import until
 
 SOON = Bounds(statement=20, lock=20, whole=0.5)
 

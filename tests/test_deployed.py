@@ -33,6 +33,7 @@ from deploy.sandbox.http_api import StripeApi
 from deploy.sandbox.server import serving
 from deploy.sandbox.signing import sign
 from tests.command import Ran
+from tests.waiting import until
 
 FOLDER = os.environ.get("PAYFOLD_DEPLOYED")
 if FOLDER is None:
@@ -123,12 +124,13 @@ class Deployed:
 
     def until(self, holds: Callable[[], object], seconds: float = 60.0) -> None:
         """Wait until *holds* is true; fail with the processes' last lines after a timeout or if a process has ended."""
-        deadline = time.monotonic() + seconds
-        while not holds():
+
+        def holds_while_all_run() -> object:
             ended = {name: process.returncode for name, process in self.processes.items() if process.poll() is not None}
             assert not ended, f"ended by itself: {ended}\n{self.last_lines()}"
-            assert time.monotonic() < deadline, f"it did not come to pass\n{self.last_lines()}"
-            time.sleep(0.05)
+            return holds()
+
+        until(holds_while_all_run, seconds, why_not=lambda: f"it did not come to pass\n{self.last_lines()}")
 
     def last_lines(self) -> str:
         """Return the last lines of each process."""

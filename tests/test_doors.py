@@ -29,6 +29,7 @@ from schemas.migrate import upgrade
 from schemas.settings import Settings
 from tests import faults
 from tests.test_recorder import held, posted, status
+from tests.waiting import until
 from tests.web import (
     OPERATOR,
     PATH,
@@ -40,7 +41,6 @@ from tests.web import (
     serving,
     settings_of,
     signed,
-    until,
 )
 
 MIB = 1024 * 1024
@@ -361,6 +361,7 @@ def test_ends_in_mid_delivery(environment: dict[str, str]) -> None:
     with running(environment) as process, held(environment["DATABASE_URL"]) as blocker:
         raws = [process.send(posted(event(number))) for number in range(3)]
         raws.append(process.send(head("POST", PATH, WITHOUT_TOKEN, "Content-Length: 100"), b"{"))
+        # Within a transaction pg_stat_activity does not change, so WAITS_FOR_A_LOCK would not do.
         until(lambda: blocker.execute("SELECT 1 FROM pg_locks WHERE NOT granted").fetchone())
         assert process.stop() < STOP_SECONDS_MAX
         assert [status(raw.answer()) for raw in raws] == [503, 503, 503, 408]

@@ -13,6 +13,7 @@ from deploy.sandbox.http_api import StripeApi as SandboxApi
 from deploy.sandbox.server import Fault
 from schemas import checkout, database, inbox, observations
 from schemas.observations import World
+from schemas.own_events import SESSION_REGISTERED
 from schemas.stripe_api import StripeApi
 from tests.conftest import SEED_OPTION
 from tests.stage import HOUR, KEY, Stage, stage
@@ -421,7 +422,7 @@ def test_rows_without_a_key_are_never_called_for(at: Stage) -> None:
         body = at.account.session(session) | {"livemode": livemode}
         with database.transaction(at.engine) as connection, database.cursor(connection) as cursor:
             observed = observations.observe(
-                checkout.REGISTERED,
+                SESSION_REGISTERED,
                 body,
                 account=account,
                 livemode=livemode,

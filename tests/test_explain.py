@@ -1,6 +1,8 @@
 """An explanation gives the stored row, and for each column the event that set it."""
 
 import random
+import subprocess
+import sys
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -19,6 +21,19 @@ from worker.proof.explain import Explanation
 
 TABLES = ("orders", "credit_notes", "payment_links", "customers", "balances")
 SEEDS = 60
+
+
+def test_it_loads_nothing_that_writes() -> None:
+    """The web process may load it: with it come the rooms that read, and neither Celery nor the writer."""
+    loaded = "import sys, worker.proof.explain; print(*sys.modules)"
+    ran = subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True, check=True, timeout=60)
+    names = set(ran.stdout.split())
+
+    assert {name for name in names if name.startswith("worker.folding.")} == {
+        "worker.folding.rows",
+        "worker.folding.settling",
+    }
+    assert not names & {"celery", "redis", "schemas.inbox", "schemas.locks", "worker.logs", "worker.stripe_jobs"}
 
 
 def subjects(engine: Engine) -> list[tuple[Subject, dict[str, Any]]]:
@@ -170,6 +185,9 @@ def test_the_commands(engine: Engine, database_url: str) -> None:
     link = account.create_payment_link()
     session = account.open_session(payment_link=link, customer=customer)
     account.complete(session)
+    intents = account.order_intents(session)
+    assert intents
+    account.refund(intents[0], 500)
     ledger.take_in(engine, *(event.body for event in account.events))
 
     explained = payfold("orders", "explain", session, "--format", "json", DATABASE_URL=database_url)
@@ -182,6 +200,8 @@ def test_the_commands(engine: Engine, database_url: str) -> None:
     assert "Timeline" in table.out
     assert "it decides" in table.out
     assert "20.00 USD" in table.out
+    refund = next(line for line in table.out.splitlines() if line.startswith("refund"))
+    assert ("5.00 USD" in refund, "it counts" in refund) == (True, True)
     for group, id_ in (("payment-links", link), ("customers", customer)):
         ran = payfold(group, "explain", id_, "--format", "json", DATABASE_URL=database_url)
         assert (ran.code, ran.json["id"]) == (0, id_)

@@ -28,7 +28,7 @@ from schemas.turns import Periodic, Turns
 from schemas.watchdog import DEAF_EXIT, Timer
 from tests import faults, ledger, short_worker
 from tests.faults import Shop, Started, environment, started
-from tests.web import until
+from tests.waiting import WAITS_FOR_A_LOCK, until
 from worker import app, clock
 
 pytestmark = [
@@ -272,7 +272,7 @@ def test_a_long_task_is_not_deafness(
             connection.execute("LOCK TABLE payment_links IN ACCESS EXCLUSIVE MODE")
             shop.record()
             faults.put(own_valkey.url, broker.FOLD, broker.FOLD_QUEUE)
-            until(lambda: ledger.rows(engine, WHO_WAITS_FOR_A_LOCK) != [])
+            until(lambda: ledger.rows(engine, WAITS_FOR_A_LOCK) != [])
             # Longer than the limit for deafness.
             waits_until = time.monotonic() + 1.5 * short_worker.LIMITS.deaf
             until(lambda: time.monotonic() > waits_until)
@@ -280,9 +280,6 @@ def test_a_long_task_is_not_deafness(
 
         assert worker.lines("consumer.deaf") == []
         assert worker.stop() == 0
-
-
-WHO_WAITS_FOR_A_LOCK = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
 
 
 # ---- Faults of the database ----

@@ -25,7 +25,7 @@ from schemas import broker, database
 from schemas.migrate import upgrade
 from tests import faults
 from tests.faults import Proxy, Shop, Started, started
-from tests.web import until
+from tests.waiting import until
 
 pytestmark = [
     pytest.mark.integration,

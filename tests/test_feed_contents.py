@@ -10,8 +10,9 @@ from sqlalchemy import Engine
 from deploy.local.services import Services
 from deploy.sandbox.account import Account
 from deploy.sandbox.history import shop_history
-from schemas import checkout, database, observations
+from schemas import database, observations
 from schemas.kinds import CHOICES, KINDS, SUBJECTS, chosen
+from schemas.own_events import SESSION_OBSERVED, SESSION_REGISTERED
 from schemas.tables import ONE_SHOT_KINDS
 from tests import ledger
 from tests.web import migrated_database
@@ -32,7 +33,7 @@ def engine(services: Services, shop: Account) -> Iterator[Engine]:
         engine = database.engine(database_url)
         opened = shop.session(shop.open_session())
         registered = observations.observe(
-            checkout.REGISTERED, opened, account="", livemode=False, created=shop.now, now=ledger.NOW
+            SESSION_REGISTERED, opened, account="", livemode=False, created=shop.now, now=ledger.NOW
         )
         invoice = shop.create_invoice(shop.create_customer(currency="usd"), 2_000)
         shop.finalize_invoice(invoice)
@@ -47,7 +48,7 @@ def engine(services: Services, shop: Account) -> Iterator[Engine]:
         # The registered session is then read with a smaller amount.
         cheaper = {**opened, "amount_total": opened["amount_total"] - 1}
         observed = observations.observe(
-            checkout.OBSERVED, cheaper, account="", livemode=False, created=shop.now + 1, now=ledger.NOW
+            SESSION_OBSERVED, cheaper, account="", livemode=False, created=shop.now + 1, now=ledger.NOW
         )
         ledger.record(engine, [observed])
         ledger.take_in(engine, *(event.body for event in shop.events[known:]))

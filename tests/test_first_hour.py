@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +15,7 @@ import httpx
 import pytest
 
 from tests.command import ROOT
+from tests.waiting import until
 
 pytestmark = [pytest.mark.integration, pytest.mark.skipif(sys.platform != "linux", reason="starts real servers")]
 
@@ -62,11 +62,11 @@ class Terminal:
 
 
 def _lines(log: Path, process: "subprocess.Popen[bytes]") -> dict[str, str]:
-    deadline = time.monotonic() + SECONDS_MAX
-    while "signing secret" not in log.read_text() or not log.read_text().endswith("\n"):
+    def is_written() -> bool:
         assert process.poll() is None, log.read_text()
-        assert time.monotonic() < deadline, log.read_text()
-        time.sleep(0.02)
+        return "signing secret" in log.read_text() and log.read_text().endswith("\n")
+
+    until(is_written, SECONDS_MAX, why_not=log.read_text)
     return dict(re.findall(r"^  (webhook|API|bearer token|signing secret) +(\S+)$", log.read_text(), re.MULTILINE))
 
 
@@ -75,15 +75,16 @@ def orders(printed: dict[str, str], curl: str) -> list[dict[str, str]]:
     _, _, header, url = shlex.split(curl)
     name, _, value = header.replace("$TOKEN", printed["bearer token"]).partition(": ")
     path = httpx.URL(url).raw_path.decode()
-    deadline = time.monotonic() + SECONDS_MAX
-    while True:
+    found: list[dict[str, str]] = []
+
+    def has_found() -> bool:
         answer = httpx.get(printed["API"].removesuffix("/docs") + path, headers={name: value})
         assert answer.status_code == 200, answer.text
-        found: list[dict[str, str]] = next(value for value in answer.json().values() if isinstance(value, list))
-        if found:
-            return found
-        assert time.monotonic() < deadline, "the order did not appear"
-        time.sleep(0.05)
+        found[:] = next(value for value in answer.json().values() if isinstance(value, list))
+        return bool(found)
+
+    until(has_found, SECONDS_MAX, why_not=lambda: "the order did not appear")
+    return found
 
 
 def test_from_any_folder(tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """One event harms no other: an event that fails alone is parked or tried again later, and all others are folded."""
 
 import threading
-from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -21,8 +20,9 @@ from schemas import database, tables
 from schemas.database import Bounds
 from schemas.errors import DatabaseAway
 from tests import ledger
+from tests.waiting import until_locked
 from worker import folds
-from worker.folding import projection
+from worker.folding import parallel, projection
 from worker.folding.batch import Claimed
 from worker.folding.claim import claim
 from worker.logs import retry
@@ -34,9 +34,7 @@ HASTY_STATEMENT = Bounds(statement=1, lock=10, whole=30)
 
 def run(engine: Engine, bounds: Bounds = HASTY) -> None:
     """Fold due events as a worker does, until none is due."""
-    apart: projection.Apart = deque()
-    while projection.run_once(engine, now=ledger.NOW, apart=apart, bounds=bounds) or apart:
-        pass
+    parallel.fold(engine, now=ledger.NOW, bounds=bounds)
 
 
 def make_due(engine: Engine) -> None:
@@ -263,7 +261,7 @@ def test_a_newer_rendering_that_comes_while_the_older_fails(engine: Engine, data
     with refused_when_asked(engine, database_url, order) as gate:
         folding = threading.Thread(target=run, args=[engine, Bounds(statement=30, lock=30, whole=60)])
         folding.start()
-        _wait_for_locks(engine, 1)
+        until_locked(engine)
         recording = threading.Thread(target=ledger.record, args=[engine, [ledger.delivery(msgspec.json.encode(newer))]])
         recording.start()
         recording.join(timeout=60)
@@ -273,17 +271,6 @@ def test_a_newer_rendering_that_comes_while_the_older_fails(engine: Engine, data
     run(engine)
 
     assert ledger.rows(engine, "SELECT state, cause FROM events") == [{"state": "folded", "cause": None}]
-
-
-def _wait_for_locks(engine: Engine, count: int) -> None:
-    waiting = (
-        "SELECT count(*) AS waiting FROM pg_stat_activity"
-        " WHERE datname = current_database() AND wait_event_type = 'Lock'"
-    )
-    for _ in range(100_000):
-        if ledger.rows(engine, waiting)[0]["waiting"] >= count:
-            return
-    pytest.fail("too few wait for a lock")
 
 
 # ---- An operator's way out ----

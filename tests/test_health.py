@@ -20,7 +20,8 @@ from deploy.local.valkey import Valkey
 from schemas.migrate import upgrade
 from tests.faults import Proxy, paused
 from tests.test_recorder import held
-from tests.web import READER, TOKENS, Raw, Web, event, serving, settings_of, until
+from tests.waiting import WAITS_FOR_A_LOCK, until
+from tests.web import READER, TOKENS, Raw, Web, event, serving, settings_of
 
 WELL = {"ready": True, "database": "ok", "migrations": "ok", "broker": "ok", "stripe": "no key"}
 UNKNOWN = {"migrations": "unknown", "workers": "unknown", "clock": "unknown"}
@@ -106,16 +107,7 @@ def test_busy_reads(web: Web) -> None:
     with psycopg.connect(web.settings.libpq) as blocker:
         blocker.execute("LOCK TABLE orders IN ACCESS EXCLUSIVE MODE")
         reads = [blocked_read(web) for _ in range(READS)]
-        until(
-            lambda: (
-                len(
-                    web.query(
-                        "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
-                    )
-                )
-                >= DATABASE_CONNECTIONS_MAX
-            )
-        )
+        until(lambda: len(web.query(WAITS_FOR_A_LOCK)) >= DATABASE_CONNECTIONS_MAX)
 
         becomes(web)
         for path in ("/health/live", "/v1/status", "/metrics"):

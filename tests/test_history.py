@@ -16,7 +16,7 @@ from tests import ledger
 from tests.test_orders import seen
 from worker import folds
 from worker.folding import projection
-from worker.folding.claim import REFOLD_EVENTS_MAX, claim, queue_outdated
+from worker.folding.claim import REFOLD_EVENTS_MAX, queue_outdated
 
 OLDER = folds.FOLD_VERSION - 1
 
@@ -32,8 +32,7 @@ SELECT kind, withheld, before, after FROM changes WHERE subject_id = :id ORDER B
 def fold_by(engine: Engine, version: int) -> None:
     """Fold what is pending, as a release of the fold *version* noted it."""
     with database.transaction(engine) as connection, database.cursor(connection) as cursor:
-        while claimed := claim(cursor, limit=projection.FOLD_BATCH_MAX):
-            projection.project(cursor, claimed, now=ledger.NOW, fold_version=version)
+        projection.project_pending(cursor, now=ledger.NOW, fold_version=version)
 
 
 def conclude(engine: Engine, name: str, state: str, cause: str) -> None:

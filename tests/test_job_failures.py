@@ -18,7 +18,8 @@ from schemas.settings import Settings
 from schemas.stripe_api import StripeApi
 from tests import command, ledger
 from tests.stage import HOUR, KEY, Stage, stage
-from tests.web import serving, until
+from tests.waiting import until
+from tests.web import serving
 from worker.stripe_jobs import discovery, fetches, gaps, rounds
 from worker.stripe_jobs.rounds import JobContext
 

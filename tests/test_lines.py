@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from sqlalchemy import Engine
 
 from deploy.sandbox.account import Account
-from schemas import checkout, database
+from schemas import database
+from schemas.own_events import SESSION_REGISTERED
 from tests import histories, ledger, reference
 from tests.stage import HOUR, stage
 from tests.test_at_stripe import fetch
@@ -70,7 +71,7 @@ def test_other_totals_than_the_lines_were_listed_with(
 ) -> None:
     """After other totals the lines are incomplete and cannot be checked, in any arrival."""
     session = account.open_session(amount=1_500)
-    registered = seen(account, session, checkout.REGISTERED, line_items=ONE)
+    registered = seen(account, session, SESSION_REGISTERED, line_items=ONE)
     account.advance(60)
     completed = bought(account, session, **totals)
     expected = ledger.digest_of_reference(engine, reference.tables_of([registered, completed]))
@@ -87,7 +88,7 @@ def test_other_totals_than_the_lines_were_listed_with(
 def test_lines_that_are_listed_again_are_complete(engine: Engine, account: Account) -> None:
     """Lines that are listed again with new totals are complete; an event that repeats the totals changes nothing."""
     session = account.open_session(amount=1_500)
-    registered = seen(account, session, checkout.REGISTERED, line_items=ONE)
+    registered = seen(account, session, SESSION_REGISTERED, line_items=ONE)
     account.advance(60)
     completed = bought(account, session, **OTHER_TOTALS[0])
     account.advance(60)
@@ -105,7 +106,7 @@ def test_lines_that_are_listed_again_are_complete(engine: Engine, account: Accou
 def test_totals_that_come_back_do_not_bring_the_lines_back(engine: Engine, account: Account) -> None:
     """Totals that change and change back leave the lines incomplete: the purchases in between are unknown."""
     session = account.open_session(amount=1_500)
-    bodies = [seen(account, session, checkout.REGISTERED, line_items=ONE)]
+    bodies = [seen(account, session, SESSION_REGISTERED, line_items=ONE)]
     account.advance(60)
     bodies.append(seen(account, session, **OTHER_TOTALS[0]))
     account.advance(60)
@@ -133,7 +134,7 @@ def test_lines_listed_again_that_still_differ(
 ) -> None:
     """Lines that were listed again and do not add up to the totals are an anomaly, until they are listed once more."""
     session = account.open_session(amount=1_500)
-    bodies = [seen(account, session, checkout.REGISTERED, line_items=ONE)]
+    bodies = [seen(account, session, SESSION_REGISTERED, line_items=ONE)]
     account.advance(60)
     bodies.append(bought(account, session, **totals))
     account.advance(60)
@@ -157,7 +158,7 @@ def test_lines_listed_again_that_still_differ(
 def test_equal_totals_need_no_other_event(account: Account) -> None:
     """The usual completion of a registered session advances its row without its history, also with other totals."""
     session = account.open_session(amount=1_500)
-    (registered,) = facts_of(seen(account, session, checkout.REGISTERED, line_items=ONE))
+    (registered,) = facts_of(seen(account, session, SESSION_REGISTERED, line_items=ONE))
     whole = join.fold_all(folds.ROW_SPECS["orders"], [registered])
     assert whole is not None
     account.advance(60)

@@ -12,8 +12,9 @@ import pytest
 from sqlalchemy import Engine
 
 from deploy.local.services import Services
-from schemas import checkout, database, observations
+from schemas import database, observations
 from schemas.inbox import Delivery
+from schemas.own_events import SESSION_REGISTERED
 from tests import ledger
 from tests.literals import at
 from tests.stripe_payments import Body, T, charge, dispute, event, refund, released, session
@@ -63,7 +64,7 @@ def ids(name: str, status: str, **fields: object) -> dict[str, object]:
 def opened(name: str, **fields: object) -> Delivery:
     """Return the shop's registration of the open session, at 0."""
     about = whole(name, status="open", payment_status="unpaid", **fields)
-    return observations.observe(checkout.REGISTERED, about, account="", livemode=False, created=T, now=ledger.NOW)
+    return observations.observe(SESSION_REGISTERED, about, account="", livemode=False, created=T, now=ledger.NOW)
 
 
 def completed(name: str, created: int = 10, id_: str = "evt_c", **fields: object) -> bytes:

@@ -16,7 +16,8 @@ import pytest
 from sqlalchemy import Engine
 
 from deploy.local.services import Services
-from schemas import checkout, observations
+from schemas import observations
+from schemas.own_events import SESSION_REGISTERED
 from tests import ledger
 from tests.literals import at
 from tests.stripe_payments import (
@@ -422,9 +423,7 @@ def test_an_open_session_is_not_paid_by_a_charge(engine: Engine, other: str) -> 
     """A charge decides only a complete order: its event may arrive before the session completes."""
     body = CAPTURED if other == "charge" else CANCELED
     opened = session(status="open", payment_status="unpaid")
-    registered = observations.observe(
-        checkout.REGISTERED, opened, account="", livemode=False, created=T, now=ledger.NOW
-    )
+    registered = observations.observe(SESSION_REGISTERED, opened, account="", livemode=False, created=T, now=ledger.NOW)
     ledger.take_in(engine, body)
     ledger.record(engine, [registered])
     ledger.fold(engine)

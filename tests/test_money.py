@@ -10,9 +10,9 @@ from sqlalchemy import Engine, text
 from deploy.sandbox.account import Account
 from deploy.sandbox.rendering import render, twin
 from schemas import database, observations
+from schemas.own_events import PORTAL_SESSION_CLOCK_EXPIRED
 from tests import busy, ledger
 from worker.folding import portal_clock
-from worker.folds.portal import SESSION_CLOCK_EXPIRED
 from worker.proof.rebuild import refolded
 
 VERSIONS = ("2024-06-20", "2025-03-31.basil", "2025-09-30.clover", "2026-03-25.dahlia")
@@ -771,7 +771,7 @@ def test_our_clock_ends_a_portal_session(engine: Engine, account: Account) -> No
     """Stripe sends no event for the end of a portal session, so our clock's observation ends it."""
     session = account.create_portal_session(account.create_customer())
     word = observations.observe(
-        SESSION_CLOCK_EXPIRED,
+        PORTAL_SESSION_CLOCK_EXPIRED,
         {"object": "billing_portal.session", "id": session},
         account="",
         livemode=False,

@@ -9,10 +9,10 @@ from sqlalchemy import Engine
 
 from deploy.sandbox.account import Account, Event
 from deploy.sandbox.rendering import render, twin
-from schemas import checkout, observations
+from schemas import observations
+from schemas.own_events import SESSION_CLOCK_EXPIRED, SESSION_MISSING, SESSION_OBSERVED
 from tests import histories, ledger
 from worker import folds
-from worker.folds.checkout_session import CLOCK_EXPIRED
 
 ShowAll = Callable[..., dict[str, Any]]
 
@@ -310,7 +310,7 @@ def test_our_clock_counts_while_it_decides(engine: Engine, account: Account) -> 
     )
     late = account.now + 90_000
     clock = observations.observe(
-        CLOCK_EXPIRED,
+        SESSION_CLOCK_EXPIRED,
         {"object": "checkout.session", "id": session},
         account="",
         livemode=False,
@@ -481,7 +481,7 @@ def test_every_type_that_is_folded_has_an_outcome() -> None:
 # Objects that were read from Stripe.
 
 
-def seen(account: Account, session: str, kind: str = checkout.OBSERVED, **fields: Any) -> bytes:  # noqa: ANN401 - JSON values
+def seen(account: Account, session: str, kind: str = SESSION_OBSERVED, **fields: Any) -> bytes:  # noqa: ANN401 - JSON values
     """Return an observation of *session* as it is now, with *fields* laid over it."""
     content = account.session(session) | fields
     observed = observations.observe(kind, content, account="", livemode=False, created=account.now, now=ledger.NOW)
@@ -574,7 +574,7 @@ def test_a_session_that_stripe_does_not_know(engine: Engine, account: Account) -
     ledger.take_in(engine, seen(account, session))
     (before,) = ledger.rows(engine, "SELECT * FROM orders")
     account.advance(5)
-    ledger.take_in(engine, seen(account, session, kind=checkout.MISSING))
+    ledger.take_in(engine, seen(account, session, kind=SESSION_MISSING))
     (after,) = ledger.rows(engine, "SELECT * FROM orders")
 
     assert after == before

@@ -19,8 +19,11 @@ from msgspec.structs import replace
 from sqlalchemy import Engine
 
 from schemas import database, observations
+from schemas.own_events import EVENT_IGNORED
+from schemas.progress import do_nothing
 from tests import ledger
-from tests.test_settling import DAY, Json, T, bodies, body, claim_one, take_in_all_ways, wait_for_a_lock
+from tests.test_settling import DAY, Json, T, bodies, body, claim_one, take_in_all_ways
+from tests.waiting import until_locked
 from worker import folds
 from worker.folding import projection
 from worker.folding.claim import claim, lock_objects, queue_outdated
@@ -222,7 +225,7 @@ def test_two_transactions_at_once(engine: Engine, first: int) -> None:
     with database.transaction(engine) as connection, database.cursor(connection) as cursor:
         projection.project(cursor, claim_one(cursor, f"evt_{first}_1"), now=ledger.NOW)
         other.start()
-        wait_for_a_lock(engine, other)
+        until_locked(engine)
     other.join()
 
     assert parts_of(engine) == {"cn_1": (615, 363)}
@@ -241,7 +244,7 @@ def test_a_note_that_another_session_locks(engine: Engine, *, fails: bool) -> No
     with database.transaction(engine) as connection, database.cursor(connection) as cursor:
         lock_objects(cursor, [NOTE], ())  # as a batch of the note holds it
         refunded.start()
-        wait_for_a_lock(engine, refunded)
+        until_locked(engine)
         assert ledger.rows(engine, "SELECT state FROM events WHERE id = 'evt_1_1'") == [{"state": "folded"}]
         assert parts_of(engine) == {"cn_1": NOT_KNOWN}
         if fails:
@@ -278,9 +281,7 @@ def test_a_refund_that_is_ignored(engine: Engine, amount: int, others: list[Json
     """After an operator ignores the refund the note is as if the refund had never come."""
     ledger.take_in(engine, *bodies([note(), refund(amount), *others], "1"))
     word = {"object": "event", "id": "evt_1_1", "reason": "a test"}
-    ignored = observations.observe(
-        folds.EVENT_IGNORED, word, account="", livemode=False, created=T + DAY, now=ledger.NOW
-    )
+    ignored = observations.observe(EVENT_IGNORED, word, account="", livemode=False, created=T + DAY, now=ledger.NOW)
     ledger.record(engine, [ignored])
     ledger.fold(engine)
 
@@ -379,7 +380,7 @@ def test_an_archived_event_is_no_drift(engine: Engine, archived: str) -> None:
     )
 
     with rebuilt(engine) as made:
-        found = swap.compare(made, on_difference=lambda _: None)
+        found = swap.compare(made, on_difference=do_nothing)
 
     assert (found.drift, found.events_left_out) == (0, 1)
 

@@ -5,13 +5,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from deploy.local.processes import PROCFILE, Ended, Processes, read_procfile
+from tests.waiting import until
 
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, and only Linux signals a parent's death")
 
@@ -63,14 +63,6 @@ def processes(procfile: Path, output: io.StringIO) -> Iterator[Processes]:
     with Processes({"SHOP": "open"}, procfile=procfile, output=output) as running:
         until_up(procfile, *running.names)
         yield running
-
-
-def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
-    """Return once *condition* holds, and fail if it does not in time."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come to pass"
-        time.sleep(0.01)
 
 
 def until_up(procfile: Path, *names: str) -> None:

@@ -19,6 +19,7 @@ from deploy.sandbox.samples import sample
 from schemas import database, tables
 from tests import histories, ledger, reference
 from tests.test_corrections import assert_the_last_word_is_the_row
+from tests.waiting import until_locked
 from worker import folds
 from worker.folding import projection
 from worker.folding.claim import claim, queue_outdated
@@ -153,7 +154,7 @@ def test_never_two_workers_on_one_object(engine: Engine) -> None:
         thread = threading.Thread(target=second)
         thread.start()
         assert second_has_claimed.wait(timeout=30)
-        wait_for_a_lock(engine)
+        until_locked(engine)
     thread.join(timeout=30)
 
     assert ledger.rows(engine, "SELECT status FROM orders") == [{"status": "paid"}]
@@ -187,7 +188,7 @@ def test_an_order_and_its_refund_at_once(engine: Engine, first: str, mode: Liter
         ledger.record(engine, [ledger.delivery(body) for body in by_kind[second]])
         thread = threading.Thread(target=ledger.fold, args=[engine])
         thread.start()
-        wait_for_a_lock(engine)
+        until_locked(engine)
     thread.join(timeout=30)
 
     changes = ledger.rows(engine, "SELECT subject_id, after FROM changes WHERE kind = 'order.refund_changed'")
@@ -206,24 +207,12 @@ def test_a_reader_with_a_cursor_misses_no_change(engine: Engine) -> None:
         ledger.record(engine, [ledger.delivery(account.events[1].body)])
         thread = threading.Thread(target=ledger.fold, args=[engine])
         thread.start()
-        wait_for_a_lock(engine)
+        until_locked(engine)
         assert ledger.rows(engine, "SELECT seq FROM changes") == []
     thread.join(timeout=30)
 
     changes = ledger.rows(engine, "SELECT seq, subject_id FROM changes ORDER BY seq")
     assert [row["subject_id"] for row in changes] == [first, other]
-
-
-def wait_for_a_lock(engine: Engine) -> None:
-    """Return once some connection waits for an advisory lock."""
-    waiting = (
-        "SELECT count(*) AS waiting FROM pg_stat_activity"
-        " WHERE datname = current_database() AND wait_event = 'advisory'"
-    )
-    for _ in range(100_000):
-        if ledger.rows(engine, waiting)[0]["waiting"]:
-            return
-    pytest.fail("no connection ever waited")
 
 
 def test_one_poisonous_event_is_parked_alone(engine: Engine) -> None:

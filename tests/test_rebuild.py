@@ -14,9 +14,10 @@ from sqlalchemy import BigInteger, Engine, Table, text
 from deploy.sandbox.account import Account
 from deploy.sandbox.history import shop_history, tangle
 from schemas import database, observations, tables
+from schemas.own_events import EVENT_IGNORED
+from schemas.progress import do_nothing
 from tests import histories, ledger
 from tests.command import payfold
-from worker import folds
 from worker.proof import difference, rebuild, shadow, swap
 from worker.proof.difference import Difference
 from worker.proof.digest import digests, digests_seen
@@ -63,7 +64,7 @@ def ignore(engine: Engine, event: str) -> None:
     """Record an operator's observation that ignores *event*."""
     about = {"object": "event", "id": event, "reason": "a test"}
     observation = observations.observe(
-        folds.EVENT_IGNORED, about, account="", livemode=False, created=int(ledger.NOW.timestamp()), now=ledger.NOW
+        EVENT_IGNORED, about, account="", livemode=False, created=int(ledger.NOW.timestamp()), now=ledger.NOW
     )
     ledger.record(engine, [observation])
 
@@ -171,7 +172,7 @@ def test_events_folded_after_the_pause(shop: Engine) -> None:
         swap.at_one_moment(reader, made)
         ledger.take_in(shop, *(event.body for event in tangle(9, money=True).events))
 
-        assert difference.compare(reader, made, on_difference=lambda _: None).drift == 0
+        assert difference.compare(reader, made, on_difference=do_nothing).drift == 0
 
 
 # ---- Edits ----
@@ -274,7 +275,7 @@ def test_money_is_summed_by_world(engine: Engine) -> None:
         )
 
     with rebuild.rebuilt(engine) as made:
-        compared = swap.compare(made, on_difference=lambda _: None)
+        compared = swap.compare(made, on_difference=do_nothing)
 
     assert {key[:4]: amount for key, amount in compared.money.items()} == {
         ("", False, "orders", "amount_total"): 5,

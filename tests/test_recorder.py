@@ -20,7 +20,8 @@ from deploy.local.postgres import Postgres
 from schemas import events, inbox
 from schemas.inbox import Delivery, Recorded
 from schemas.migrate import upgrade
-from tests.web import PATH, Web, event, serving, settings_of, signed, until
+from tests.waiting import WAITS_FOR_A_LOCK, until
+from tests.web import PATH, Web, event, serving, settings_of, signed
 
 
 @pytest.fixture
@@ -60,9 +61,7 @@ def status(answer: bytes) -> int:
 
 def waits_for_a_lock(web: Web) -> bool:
     """Return whether a statement is waiting for a lock."""
-    return bool(
-        web.query("SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'")
-    )
+    return bool(web.query(WAITS_FOR_A_LOCK))
 
 
 def test_away_and_back(migrated: Postgres, redis_url: str) -> None:

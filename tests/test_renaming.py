@@ -10,10 +10,11 @@ import pytest
 from sqlalchemy import Engine
 
 from deploy.sandbox.account import Account
-from schemas import accounts, checkout, database, inbox, observations
+from schemas import accounts, database, inbox, observations
 from schemas.budget import Lane
 from schemas.errors import ConflictError
 from schemas.observations import World
+from schemas.own_events import SESSION_REGISTERED
 from schemas.settings import Settings
 from tests import ledger
 from tests.test_account_names import body, feed, recorded_in, sold, take_in, world
@@ -233,7 +234,7 @@ def test_a_call_that_spans_a_rename(engine: Engine) -> None:
 def observed(account: Account, session: str) -> bytes:
     """Return the line of a log for an observation of *session* that names no account."""
     seen = observations.observe(
-        checkout.REGISTERED,
+        SESSION_REGISTERED,
         account.session(session) | {"status": "open", "payment_status": "unpaid"},
         account="",
         livemode=False,

@@ -15,6 +15,7 @@ import pytest
 from sqlalchemy import Engine
 
 from schemas import contents, database, inbox
+from schemas.progress import do_nothing
 from schemas.settings import SigningSecret
 from tests import ledger
 from tests.command import payfold
@@ -429,7 +430,7 @@ def test_an_archived_event_is_compared_by_its_hash(engine: Engine, tmp_path: Pat
     assert ledger.anomalies(engine) == ["contents_differ"]
     assert ledger.rows(engine, "SELECT state FROM events ORDER BY seq")[0] == {"state": "folded"}
     # If the other copy is chosen, the archived one is found again by its bytes.
-    with archived.with_archived(engine, tmp_path, progress=rebuild.nobody) as made:
+    with archived.with_archived(engine, tmp_path, progress=do_nothing) as made:
         rebuild.rebuild(made, sizes=IN_ONE_PROCESS)
         assert swap.compare(made, on_difference=print).drift == 0
 

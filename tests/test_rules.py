@@ -14,8 +14,9 @@ from deploy.sandbox.account import Account
 from deploy.sandbox.history import shop_history, tangle
 from deploy.sandbox.line_items import line_items
 from deploy.sandbox.rendering import render
-from schemas import checkout, database, observations, tables
+from schemas import database, observations, tables
 from schemas.inbox import Delivery
+from schemas.own_events import SESSION_OBSERVED
 from tests import ledger
 from tests.command import ROOT
 from worker.proof import money_rules
@@ -35,7 +36,7 @@ def reads_of(account: Account, *, label: str = "") -> list[list[Delivery]]:
     for session in account.session_ids():
         current = account.session(session)
         listed = {"object": "list", "data": line_items(current), "has_more": False}
-        read.append([(checkout.OBSERVED, {**current, "line_items": listed})])
+        read.append([(SESSION_OBSERVED, {**current, "line_items": listed})])
     ledgers = defaultdict(list)
     for entry in account.newest("customer_balance_transaction"):
         ledgers[entry["customer"]].append((LISTED, dict(entry)))
@@ -145,7 +146,7 @@ CENTS = {
 def test_a_cent_breaks_it(engine: Engine, rule: str) -> None:
     """A cent too much is found, for that row alone, with the actual and the expected amount."""
     ledger.record(engine, [ledger.delivery(event.body) for event in SHOP.events])
-    ledger.record(engine, [each for each in lines_of(SHOP) if each.envelope.type == checkout.OBSERVED])
+    ledger.record(engine, [each for each in lines_of(SHOP) if each.envelope.type == SESSION_OBSERVED])
     ledger.fold(engine)
     assert broken(engine) == []
     table, column, condition = CENTS[rule]

@@ -5,8 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -21,6 +20,7 @@ from deploy.local.postgres import RUN_AS_WAYS, Postgres, wal_megabytes
 from deploy.local.server import first_binary
 from deploy.local.services import Services, embedded_services, running_services
 from deploy.local.valkey import Valkey
+from tests.waiting import until
 
 pytestmark = pytest.mark.integration
 
@@ -43,14 +43,6 @@ def owner_of(folder: Path, prefix: Sequence[str] = ()) -> Iterator[tuple[subproc
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         yield process, Services(*process.stdout.readline().split())
-
-
-def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
-    """Return once *condition* holds, and fail if it does not in time."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come to pass"
-        time.sleep(0.01)
 
 
 def is_listening(url: str) -> bool:

@@ -21,10 +21,12 @@ from sqlalchemy import Engine
 
 from schemas import database, observations
 from schemas.inbox import Delivery
+from schemas.own_events import EVENT_IGNORED
+from schemas.progress import do_nothing
 from tests import ledger, reference
 from tests.literals import at
 from tests.stage import stage
-from worker import folds
+from tests.waiting import until_locked
 from worker.folding import projection
 from worker.folding.batch import Claimed
 from worker.folding.claim import claim, lock_objects
@@ -385,22 +387,12 @@ def test_two_transactions_at_once(engine: Engine, first: int) -> None:
     with database.transaction(engine) as connection, database.cursor(connection) as cursor:
         projection.project(cursor, claim_one(cursor, f"evt_{first}_1"), now=ledger.NOW)
         other.start()
-        wait_for_a_lock(engine, other)
+        until_locked(engine)
     other.join()
 
     assert orders(engine)["cs_1"]["status"] == "paid"
     expected = ["order.processing", "order.paid"] if first == 0 else ["order.paid"]
     assert ledger.kinds(engine, "cs_1") == expected
-
-
-def wait_for_a_lock(engine: Engine, thread: threading.Thread) -> None:
-    """Return once the transaction of *thread* waits for an advisory lock."""
-    asked = (
-        "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
-        " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
-    )
-    while not ledger.rows(engine, asked):
-        assert thread.is_alive(), "it did not wait"
 
 
 @pytest.mark.parametrize("fails", [False, True])
@@ -414,7 +406,7 @@ def test_an_order_that_another_session_locks_is_settled(engine: Engine, *, fails
     with database.transaction(engine) as connection, database.cursor(connection) as cursor:
         lock_objects(cursor, [order], ())  # as a batch of the order holds it
         charged.start()
-        wait_for_a_lock(engine, charged)
+        until_locked(engine)
         folded = ledger.rows(engine, "SELECT state FROM events WHERE id = 'evt_2_1'")
         assert folded == [{"state": "folded"}]
         assert orders(engine)["cs_1"]["status"] == "processing"
@@ -614,9 +606,7 @@ def test_a_charge_that_is_ignored(engine: Engine) -> None:
     """After an operator ignores a capture its order is processing again, as if the capture had never come."""
     ledger.take_in(engine, *bodies([session(), held(), captured()], "1"))
     about = {"object": "event", "id": "evt_2_1", "reason": "a test"}
-    word = observations.observe(
-        folds.EVENT_IGNORED, about, account="", livemode=False, created=T + 2 * DAY, now=ledger.NOW
-    )
+    word = observations.observe(EVENT_IGNORED, about, account="", livemode=False, created=T + 2 * DAY, now=ledger.NOW)
     ledger.record(engine, [word])
     ledger.fold(engine)
 
@@ -665,6 +655,6 @@ def test_an_archived_charge_is_no_drift(engine: Engine) -> None:
     ledger.execute(engine, "DELETE FROM payloads WHERE seq IN (SELECT seq FROM inbox WHERE object_type = 'charge')")
 
     with rebuilt(engine) as made:
-        found = swap.compare(made, on_difference=lambda _: None)
+        found = swap.compare(made, on_difference=do_nothing)
 
     assert (found.drift, found.events_left_out) == (0, 2)

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from deploy.sandbox.server import Fault
 from schemas import broker
 from tests import command, ledger
 from tests.stage import HOUR, Stage, stage
+from tests.waiting import until
 from worker.folding import projection
 from worker.stripe_jobs import queue as call_queue
 
@@ -47,14 +48,6 @@ def worker(at: Stage, module: str = "worker", **settings: str) -> Iterator["subp
     finally:
         process.kill()
         process.communicate()
-
-
-def until(condition: Callable[[], bool], seconds: float = SECONDS_MAX) -> None:
-    """Return once *condition* holds, and fail if it does not in time."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come to pass"
-        time.sleep(0.02)
 
 
 @dataclass(frozen=True)

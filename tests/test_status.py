@@ -30,7 +30,8 @@ from schemas.turns import Turns
 from schemas.watchdog import Watchdog
 from tests import command, faults, ledger
 from tests.test_supervision import Broken
-from tests.web import serving, settings_of, until
+from tests.waiting import WAITS_FOR_A_LOCK, until
+from tests.web import serving, settings_of
 from worker import __main__ as worker_process
 from worker import app
 from worker.folding.parallel import FoldProcess
@@ -440,9 +441,6 @@ def test_a_schema_that_is_behind(engine: Engine) -> None:
     assert (found.database, found.migrations, found.pending, found.silent) == ("ok", behind, None, None)
 
 
-WAITS = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
-
-
 def test_simultaneous_readers_share_one_read(engine: Engine, database_url: str, redis_url: str) -> None:
     """Requests during a read share the one read that follows; a request that waits too long gets only a timeout."""
     settings = settings_of(database_url, redis_url)
@@ -451,7 +449,7 @@ def test_simultaneous_readers_share_one_read(engine: Engine, database_url: str, 
         with broker.redis(settings) as redis, locked(engine, "pending"):
             reader, hasty = (StatusReader(settings, redis, answer_seconds_max=most) for most in (20, 0))
             first = asyncio.create_task(reader.now())
-            await asyncio.to_thread(until, lambda: ledger.rows(engine, WAITS))
+            await asyncio.to_thread(until, lambda: ledger.rows(engine, WAITS_FOR_A_LOCK))
             with pytest.raises(TooSlow):
                 await hasty.now()
             found = await asyncio.gather(first, *[reader.now() for _ in range(20)])
@@ -603,10 +601,12 @@ class Watch:
 
     def until_silent(self, *who: tuple[str, str]) -> None:
         """Return once exactly these loops are silent."""
-        began, pause = time.monotonic(), threading.Event()
-        while sorted((each.kind, each.name) for each in self.silent()) != sorted(who):
-            assert time.monotonic() - began < SECONDS_MAX, self.silent()
-            pause.wait(0.1)
+        began = time.monotonic()
+        until(
+            lambda: sorted((each.kind, each.name) for each in self.silent()) == sorted(who),
+            SECONDS_MAX,
+            why_not=self.silent,
+        )
         print(f"{time.monotonic() - began:.1f} s until silent: {who}")  # noqa: T201 - the figures of a run with -s
 
     def outcomes(self) -> dict[str, str | None]:

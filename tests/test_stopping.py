@@ -14,7 +14,7 @@ from schemas import database, logs, stopping
 from schemas.errors import DatabaseAway
 from schemas.settings import Settings
 from tests.command import SECONDS_MAX, environment, python
-from tests.web import until
+from tests.waiting import until
 
 FOREVER = 3600
 

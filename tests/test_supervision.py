@@ -18,7 +18,8 @@ from schemas.errors import DatabaseAway
 from schemas.inbox import Recorded
 from schemas.settings import Settings
 from tests.test_recorder import delivery
-from tests.web import settings_of, until
+from tests.waiting import until
+from tests.web import settings_of
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +27,7 @@ from deploy.sandbox.signing import sign
 from schemas import database, envfile
 from tests import ledger
 from tests.command import payfold, started
+from tests.waiting import until
 
 if TYPE_CHECKING:
     import subprocess
@@ -37,14 +38,6 @@ STOP_SECONDS_MAX = 20
 FINALIZED_SECONDS_MAX = 10
 ORDERS = 30
 SEED = 5
-
-
-def until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
-    """Return once *condition* holds, and fail if it does not in time."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come to pass"
-        time.sleep(0.02)
 
 
 @dataclass(frozen=True)

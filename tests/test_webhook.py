@@ -27,6 +27,7 @@ from deploy.sandbox.account import Account
 from deploy.sandbox.delivery import PERFECT, deliver, plan
 from deploy.sandbox.rendering import render
 from deploy.sandbox.samples import sample
+from tests.waiting import WAITS_FOR_A_LOCK, until
 from tests.web import (
     PATH,
     READER,
@@ -39,7 +40,6 @@ from tests.web import (
     serving_many,
     settings_of,
     signed,
-    until,
 )
 
 Headers = Mapping[str, Any]  # one is no text
@@ -421,11 +421,7 @@ def together(web: Web, bodies: list[bytes]) -> list[int]:
         blocker.execute("LOCK TABLE inbox IN ROW EXCLUSIVE MODE")
         blocker.execute("LOCK TABLE pending IN ACCESS EXCLUSIVE MODE")
         raws = [web.send_raw(posted(event("first")))]
-        until(
-            lambda: web.query(
-                "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
-            )
-        )
+        until(lambda: web.query(WAITS_FOR_A_LOCK))
         raws += [web.send_raw(posted(body)) for body in bodies]
         # The server reads the earlier deliveries before it answers this one.
         assert web.get("/health/live").status_code == 200

@@ -12,6 +12,7 @@ from deploy.sandbox.account import Account
 from schemas import broker, database
 from schemas.settings import Settings
 from tests import ledger
+from tests.waiting import until
 from worker import app
 from worker.folding import projection
 from worker.folding.claim import claim
@@ -65,8 +66,7 @@ def test_a_stopping_waker_sends_the_requested_message(settings: Settings, waitin
     for _ in range(20):
         waker = broker.Waker(settings)
         waker.wake()
-        while waiting.llen(broker.FOLD_QUEUE) == 0:
-            pass
+        until(lambda: waiting.llen(broker.FOLD_QUEUE), pause_seconds=0)  # within the waker's own pause
         waiting.delete(broker.FOLD_QUEUE)
         waker.wake()
         waker.stop()
@@ -161,10 +161,7 @@ def test_a_wake_up_is_coalesced(settings: Settings, waiting: "redis.Redis") -> N
 
 def until_length(client: "redis.Redis", length: int) -> None:
     """Return once *length* messages wait."""
-    for _ in range(100_000):
-        if client.llen(broker.FOLD_QUEUE) == length:
-            return
-    pytest.fail(f"there are never {length} messages")
+    until(lambda: client.llen(broker.FOLD_QUEUE) == length)
 
 
 def test_a_sweep_folds_even_if_its_upkeep_fails(celery: Celery, engine: Engine) -> None:

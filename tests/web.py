@@ -6,7 +6,7 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, LiteralString
@@ -28,6 +28,7 @@ from schemas.broker import FOLD_QUEUE
 from schemas.migrate import upgrade
 from schemas.settings import Settings
 from tests.databases import TEMPLATE_VARIABLE, drop
+from tests.waiting import until
 
 SECRET: Final = "whsec_test"
 TOKENS: Final = {
@@ -69,14 +70,6 @@ def environment_of(database_url: str, redis_url: str) -> dict[str, str]:
 def settings_of(database_url: str, redis_url: str, **more: str) -> Settings:
     """Return the settings of that environment with *more* laid over it."""
     return Settings.load(environment_of(database_url, redis_url) | more)
-
-
-def until(condition: Callable[[], object], seconds: float = 20.0) -> None:
-    """Wait until *condition* holds, and fail if it does not in time."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come to pass"
-        time.sleep(0.005)
 
 
 def signed(body: bytes, *, secret: str = SECRET, age: int = 0) -> dict[str, str]:

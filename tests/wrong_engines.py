@@ -65,7 +65,7 @@ BREAKS = (
     Break("a first page is all", SESSION, "or session.line_items.has_more:", "or False:"),
     Break(
         "lines that are gone stay",
-        "worker/folding/rows.py",
+        "worker/folding/saving.py",
         "if joined.replace_all and subject in saved.known]",
         "if joined.is_whole and subject in saved.known and not folds.ROW_SPECS[subject.table].child_key == ('order_id',)]",
     ),
@@ -202,7 +202,7 @@ BREAKS = (
     ),
     Break(
         "no lock on the object",
-        "worker/folding/claim.py",
+        "schemas/locks.py",
         "SELECT pg_advisory_xact_lock(number) FROM (",
         "SELECT number FROM (",
     ),
@@ -221,7 +221,7 @@ BREAKS = (
     Break(
         "an order that another holds is passed over for good",
         PROJECTION,
-        "    settling.owe(cursor, passed, why.pop() if len(why) == 1 else None)\n    return bool(passed)\n",
+        "    unsettled.owe(cursor, passed, why.pop() if len(why) == 1 else None)\n    return bool(passed)\n",
         "    return False\n",
     ),
     Break(
@@ -246,9 +246,9 @@ BREAKS = (
     ),
     Break(
         "no lock on the change feed",
-        "worker/folding/claim.py",
-        "SELECT pg_advisory_xact_lock(hashtextextended(current_schema() || ' changes', 0))",
-        "SELECT 1",
+        "schemas/locks.py",
+        "pg_advisory_xact_lock({_CHANGES})",
+        "1",
     ),
     Break(
         "refold from the batch alone",

@@ -3,7 +3,7 @@
 import glob
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,7 +25,7 @@ from sqlalchemy.exc import DBAPIError
 
 from deploy.local import discovery
 from deploy.output import Format, err
-from schemas import database, files, logs, lookup, migrate
+from schemas import database, files, logs, lookup, migrate, progress
 from schemas.errors import ConfigurationError, ConflictError, MigrationsPendingError, NotFoundError, PayfoldError
 from schemas.settings import Settings
 
@@ -75,7 +75,7 @@ def bars() -> Progress:
     )
 
 
-def shown_on(bar: Progress) -> Callable[[str, int, int], None]:
+def shown_on(bar: Progress) -> progress.Progress:
     """Return a function that shows each step of long work as a line of *bar*."""
     tasks: dict[str, TaskID] = {}
 

@@ -15,6 +15,7 @@ from deploy.commands.base import USAGE, AccountOption, FormatOption, ModeOption,
 from deploy.local import signals
 from deploy.output import Format, err
 from schemas import database, feed
+from schemas.change_rows import IN_FEED
 from schemas.database import Bounds
 from schemas.errors import ConfigurationError, DatabaseAway
 from schemas.feed import FeedPage, Selection
@@ -35,9 +36,7 @@ KindOption = Annotated[
     list[str] | None,
     typer.Option("--kind", help="Only this kind, as order.paid or order.*; may be given several times."),
 ]
-_COLUMNS: Final = (
-    *("seq", "account", "livemode", "subject", "subject_id", "kind", "event_id", "source", "at", "before", "after"),
-)
+_COLUMNS: Final = ("seq", *IN_FEED)
 
 
 @app.command()

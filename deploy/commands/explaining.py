@@ -85,8 +85,9 @@ def _print(explanation: "Explanation", as_of: datetime | None) -> None:
     output.rows(columns, ("column", "value", "how", "type", "event", "created"), Format.TABLE, empty="")
     if explanation.money:
         out.print("\nThe charges and refunds behind refunded_amount", style="bold")
+        # A refund has no amounts of a charge.
         money = [
-            {name: output.amount(name, value, each["currency"]) for name, value in each.items()}
+            {name: output.amount(name, each.get(name), each["currency"]) for name in _MONEY}
             for each in explanation.money
         ]
         output.rows(money, _MONEY, Format.TABLE, empty="")

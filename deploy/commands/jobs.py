@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import typer
@@ -51,8 +50,7 @@ def run_job(context: "JobContext", run_once: "Callable[[JobContext], JobResult]"
             counted.update(found.counted)
             failed += found.failed
             bar.advance(task, sum(found.counted.values()) or found.recorded)
-            while projection.run_once(context.engine, now=datetime.now(UTC)):
-                pass
+            projection.fold_pending(context.engine)
             if failed or not found.is_more:
                 break
     output.one({"recorded": recorded, **counted}, form)

@@ -8,12 +8,12 @@ from typing import Any
 import msgspec
 
 from schemas import tables
-from schemas.database import Cursor, boolean_array, text_array
+from schemas.database import Cursor, id_arrays, text_array, world_arrays
+from schemas.events import Key
 from worker import folds
 from worker.folding import renderings
 from worker.folding.batch import Claimed, Saved
 from worker.folding.renderings import Choice
-from worker.folding.rows import world_arrays
 from worker.folds import join
 from worker.folds.facts import Anomaly, Row, Subject
 from worker.folds.join import Joined
@@ -48,9 +48,7 @@ def note_anomalies(cursor: Cursor, saved: Saved, now: datetime) -> None:
     write_anomalies(cursor, found, over, now)
 
 
-def write_anomalies(
-    cursor: Cursor, found: Sequence[Mapping[str, Any]], over: Sequence[tuple[str, bool, str]], now: datetime
-) -> None:
+def write_anomalies(cursor: Cursor, found: Sequence[Mapping[str, Any]], over: Sequence[Key], now: datetime) -> None:
     """Write the anomalies *found* as unresolved, and resolve those *over*: account, mode and id of each."""
     if over:
         cursor.execute(
@@ -92,11 +90,7 @@ def note_contradictions(cursor: Cursor, claimed: Sequence[Claimed], now: datetim
         FROM unnest(%s::text[], %s::boolean[], %s::text[]) AS k (account, livemode, subject_id)
         JOIN anomalies AS a USING (account, livemode, subject_id) WHERE a.resolved_at IS NULL AND a.subject = 'event'
         """,
-        (
-            text_array([event.account for event in events]),
-            boolean_array(event.livemode for event in events),
-            text_array([event.id for event in events]),
-        ),
+        id_arrays(events),
     )
     held = {(row["account"], row["livemode"], row["id"]) for row in found}
     write_anomalies(cursor, found, [row for row in cursor.fetchall() if row not in held], now)

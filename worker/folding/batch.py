@@ -3,19 +3,17 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Final, TypeAlias
+from typing import Final
 
 from msgspec import Struct
 
+from schemas.events import Key
 from worker import folds
 from worker.folding.renderings import Choice
-from worker.folds.facts import Event, Facts, Row, Subject
+from worker.folds.facts import Event, Facts, Row, Subject, object_of
 from worker.folds.join import Joined
 
 REASON_CHARACTERS_MAX: Final = 500
-
-Object: TypeAlias = tuple[str, bool, str]
-"""An object's account, mode and id."""
 
 
 class Claimed(Struct, frozen=True):
@@ -56,7 +54,7 @@ class Part:
     judged: Sequence[tuple[Claimed, folds.Verdict]]
     facts: dict[Subject, list[Facts]]
     refold: set[Subject]
-    objects: set[Object]
+    objects: set[Key]
 
     @property
     def outcomes(self) -> list[Outcome]:
@@ -77,7 +75,7 @@ class Saved:
     judged: Sequence[tuple[Claimed, folds.Verdict]] = ()
 
     @cached_property
-    def fresh(self) -> dict[Object, str]:
+    def fresh(self) -> dict[Key, str]:
         """The sources of the events that had no outcome before."""
         events = [each.event for each, _ in self.judged if not each.is_refold]
         return {(event.account, event.livemode, event.id): event.source for event in events}
@@ -121,12 +119,7 @@ NEWS: Final = Reasons(NOTHING, None)
 """No change is withheld."""
 
 
-def object_of(subject: Subject) -> Object:
-    """Return the object that has the events of the row *subject*."""
-    return (subject.account, subject.livemode, subject.source)
-
-
-def event_key_of(one: Facts) -> Object:
+def event_key_of(one: Facts) -> Key:
     """Return the key of the event that reports *one*."""
     return (one.subject.account, one.subject.livemode, one.event_id)
 

@@ -9,17 +9,19 @@ Note [Changes come in commit order]
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 from psycopg import sql
 
-from schemas import tables
-from schemas.database import Cursor, boolean_array, text_array
+from schemas import change_rows, tables
+from schemas.change_rows import ChangeRow, DecidingEvent
+from schemas.database import Cursor, boolean_array
+from schemas.events import Key
+from schemas.locks import keep_others_from_appending
 from worker import folds
 from worker.folding import copy_rows, corrections, expired_items, order_refunds
-from worker.folding.batch import Object, Reasons, Saved
-from worker.folding.claim import keep_others_from_appending
+from worker.folding.batch import Reasons, Saved
 from worker.folding.order_refunds import Moved
 from worker.folds.checkout_session import CORRECTED
 from worker.folds.facts import Change, Row, Subject
@@ -29,7 +31,7 @@ from worker.folds.join import Joined
 def announce(cursor: Cursor, saved: Saved, reasons: Reasons) -> None:
     """Append the changes that the *saved* rows imply. Changes with one of *reasons* are withheld."""
     begun = saved.known | corrections.openings(cursor, saved.rows, saved.known)
-    found = [
+    found: list[ChangeRow] = [
         {
             "account": subject.account,
             "livemode": subject.livemode,
@@ -53,7 +55,7 @@ def announce(cursor: Cursor, saved: Saved, reasons: Reasons) -> None:
 
 def _implied(
     subject: Subject, joined: Joined, before: Row | None, saved: Saved
-) -> Iterator[tuple[Change, dict[str, object]]]:
+) -> Iterator[tuple[Change, DecidingEvent]]:
     """Yield the changes that the row *joined* implies, each with the event that it names.
 
     It is a change for every step where the new steps lead from the row before to this one, otherwise one change.
@@ -91,16 +93,16 @@ def _moved(saved: Saved, reasons: Reasons) -> dict[str | None, list[Moved]]:
     }
 
 
-def _refund_changes(cursor: Cursor, moved: Mapping[str | None, list[Moved]]) -> list[dict[str, Any]]:
+def _refund_changes(cursor: Cursor, moved: Mapping[str | None, list[Moved]]) -> list[ChangeRow]:
     """Return the changes of orders' refunds. A change is withheld only if no row that is news contributed to it."""
-    found: dict[Object, dict[str, Any]] = {}
+    found: dict[Key, ChangeRow] = {}
     for reason, rows in moved.items():
         for row in order_refunds.changes(cursor, rows):
             found.setdefault((row["account"], row["livemode"], row["subject_id"]), {**row, "withheld": reason})
     return list(found.values())
 
 
-def _named_by(joined: Joined) -> dict[str, object]:
+def _named_by(joined: Joined) -> DecidingEvent:
     """Return the event that a change of the row *joined* names: the one that decided the row's state."""
     by = joined.decided_by
     if by is not None:
@@ -108,7 +110,7 @@ def _named_by(joined: Joined) -> dict[str, object]:
     return {"event_id": joined.row["event_id"], "source": joined.source, "at": joined.row["as_of"]}
 
 
-def append_changes(cursor: Cursor, found: list[dict[str, Any]], withheld: str | None = None) -> None:
+def append_changes(cursor: Cursor, found: list[ChangeRow], withheld: str | None = None) -> None:
     """Append the changes *found*, without one-shots that the feed already has.
 
     *withheld* is a reason to keep them all from the feed. A change may also have such a reason of its own. The caller
@@ -127,25 +129,19 @@ def append_changes(cursor: Cursor, found: list[dict[str, Any]], withheld: str | 
         copy_rows.into(cursor, sql.Identifier("changes"), _CHANGES.columns, map(_CHANGES.line, rows))
 
 
-def _may_be_announced(cursor: Cursor, rows: Sequence[Mapping[str, Any]]) -> bool:
+def _may_be_announced(cursor: Cursor, rows: Sequence[ChangeRow]) -> bool:
     """Return whether the feed may already have one of the changes *rows*.
 
     That is so if it has a change of the same kind, or any change of an object that had no row before.
     """
     closed = [row for row in rows if row["kind"] == tables.DISPUTE_CLOSED]
     if closed:
-        cursor.execute(_CLOSED_BEFORE, _names_of(closed, "subject_id"))
+        cursor.execute(_CLOSED_BEFORE, change_rows.arrays(closed, "subject_id"))
         if cursor.fetchone() == (True,):
             return True
     is_first = boolean_array(row["before"] is None for row in rows)
-    cursor.execute(_TOLD_BEFORE, [*_names_of(rows, "subject", "subject_id", "kind"), is_first])
+    cursor.execute(_TOLD_BEFORE, [*change_rows.arrays(rows, "subject", "subject_id", "kind"), is_first])
     return cursor.fetchone() == (True,)
-
-
-def _names_of(rows: Sequence[Mapping[str, Any]], *names: str) -> list[str]:
-    """Return the worlds of *rows* and their columns *names*, an array for each column."""
-    texts = [text_array([str(row[name]) for row in rows]) for name in ("account", *names)]
-    return [texts[0], boolean_array(row["livemode"] is True for row in rows), *texts[1:]]
 
 
 # A one-shot change is announced once, but an object that is folded again may reach its state a second time. The caller
@@ -173,13 +169,9 @@ SELECT EXISTS (
     ) AS announced
 )
 """
-_APPEND: Final = """
-INSERT INTO changes (account, livemode, subject, subject_id, kind, event_id, source, at, before, after, withheld)
-SELECT account, livemode, subject, subject_id, kind, event_id, source, at, before, after, withheld
+_APPEND: Final = f"""
+INSERT INTO changes ({change_rows.LISTED}) SELECT {change_rows.LISTED}
 FROM json_populate_recordset(NULL::changes, %s)
 ON CONFLICT DO NOTHING
 """
-_CHANGES: Final = copy_rows.Form(
-    tables.changes,
-    ("account", "livemode", "subject", "subject_id", "kind", "event_id", "source", "at", "before", "after", "withheld"),
-)
+_CHANGES: Final = copy_rows.Form(tables.changes, change_rows.COLUMNS)

@@ -7,21 +7,25 @@ Note [Folding one object is exclusive]
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import compress
 from typing import Any, Final, NamedTuple
 
 import msgspec
 import structlog
 from msgspec import Struct
 
-from schemas import inbox
-from schemas.database import Cursor, integer_array, text_array
+from schemas import inbox, locks
+from schemas.database import Cursor, integer_array
 from schemas.errors import Archived
+from schemas.events import Key
 from schemas.inbox import Delivery
+from schemas.locks import share_folding
+from schemas.own_events import EVENT_IGNORED
 from worker import folds
 from worker.folding import renderings
-from worker.folding.batch import Claimed, Object
+from worker.folding.batch import Claimed
 from worker.folding.renderings import Choice
-from worker.folds.facts import Event, Subject, utc
+from worker.folds.facts import Event, Subject, object_of, utc
 
 _log: Final = structlog.get_logger()
 
@@ -40,27 +44,12 @@ class Shard(NamedTuple):
 
 ENVELOPE: Final = "i.seq, i.account, i.livemode, i.id, i.type, i.created, i.object_type, i.object_id, i.source"
 # Usually no event at all is ignored, and then nothing is looked up for the single events.
-IGNORED_BECAUSE: Final = """CASE WHEN (SELECT EXISTS (SELECT FROM inbox WHERE type = 'payfold.event.ignored')) THEN (
+IGNORED_BECAUSE: Final = f"""CASE WHEN (SELECT EXISTS (SELECT FROM inbox WHERE type = '{EVENT_IGNORED}')) THEN (
     SELECT a.seq FROM inbox AS a
-    WHERE a.type = 'payfold.event.ignored'
+    WHERE a.type = '{EVENT_IGNORED}'
         AND (a.account, a.livemode, a.object_id) = (i.account, i.livemode, i.id)
     ORDER BY a.seq LIMIT 1
 ) END"""
-
-
-def share_folding(cursor: Cursor) -> None:
-    """Wait while a transaction keeps others from folding, and let none start to until this transaction ends."""
-    cursor.execute("SELECT pg_advisory_xact_lock_shared(hashtextextended(current_schema() || ' fold', 0))")
-
-
-def keep_others_from_folding(cursor: Cursor) -> None:
-    """Wait for all transactions that fold, then keep others from folding until this transaction ends."""
-    cursor.execute("SELECT pg_advisory_xact_lock(hashtextextended(current_schema() || ' fold', 0))")
-
-
-def keep_others_from_appending(cursor: Cursor) -> None:
-    """Keep other transactions from appending to ``changes`` until this transaction ends."""
-    cursor.execute("SELECT pg_advisory_xact_lock(hashtextextended(current_schema() || ' changes', 0))")
 
 
 def claim(
@@ -269,36 +258,18 @@ def reason_of(observation: bytes | None) -> str:
     return f"set aside by an operator: {kept}" if kept else "set aside by an operator"
 
 
-def _lock_key(subject: Subject) -> str:
-    # The key names the object that has the events, so that a row and its children share one lock.
-    return f"{subject.account} {subject.livemode} {subject.source}"
-
-
 def try_locks(cursor: Cursor, subjects: Sequence[Subject]) -> set[Subject]:
     """Return those of *subjects* that no one else holds, and hold them until the transaction ends."""
     if not subjects:
         return set()
-    cursor.execute(
-        "SELECT pg_try_advisory_xact_lock(hashtextextended(current_schema() || key, 0))"
-        " FROM unnest(%s::text[]) WITH ORDINALITY AS k (key, number) ORDER BY number",
-        (text_array([_lock_key(each) for each in subjects]),),
-    )
-    return {subject for subject, (is_held,) in zip(subjects, cursor.fetchall(), strict=True) if is_held}
+    held = locks.try_objects(cursor, [object_of(subject) for subject in subjects])
+    return set(compress(subjects, held))
 
 
-def lock_objects(cursor: Cursor, subjects: Iterable[Subject], objects: Iterable[Object]) -> None:
+def lock_objects(cursor: Cursor, subjects: Iterable[Subject], objects: Iterable[Key]) -> None:
     """Wait for the locks of *objects* and of the objects of *subjects*, and hold them until the transaction ends."""
-    keys = {_lock_key(each) for each in subjects}
-    keys |= {f"{account} {livemode} {id_}" for account, livemode, id_ in objects}
-    cursor.execute(
-        """
-        SELECT pg_advisory_xact_lock(number) FROM (
-            SELECT DISTINCT hashtextextended(current_schema() || key, 0) AS number FROM unnest(%s::text[]) AS key
-            ORDER BY number
-        ) AS sorted
-        """,
-        (text_array([*keys]),),
-    )
+    # A row is locked by the object that has its events, so that the row and its children share one lock.
+    locks.lock_objects(cursor, {object_of(subject) for subject in subjects}.union(objects))
 
 
 def queue_outdated(cursor: Cursor, *, limit: int = REFOLD_EVENTS_MAX, fold_version: int = folds.FOLD_VERSION) -> int:

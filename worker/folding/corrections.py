@@ -11,25 +11,27 @@ Note [The feed's last word of an order is its row]
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
-from schemas import tables
-from schemas.database import Cursor, boolean_array, text_array
+from schemas import change_rows, tables
+from schemas.change_rows import ChangeRow
+from schemas.database import Cursor
+from schemas.events import Key
 from worker.folding.order_refunds import KIND as REFUND_CHANGED
+from worker.folding.rows import key_arrays
 from worker.folds import checkout_session
 from worker.folds.checkout_session import CORRECTED, KINDS_WITH_LINES
 from worker.folds.facts import Row, Subject
 from worker.folds.join import Joined
 
-_Order: TypeAlias = tuple[str, bool, str]
 _Announced: TypeAlias = tuple[Mapping[str, Any] | None, Sequence[str]]
 """The last announced state of an order, and the kinds of one-shots that were announced of it."""
 
 
-def is_of_order(change: Mapping[str, Any]) -> bool:
+def is_of_order(change: ChangeRow) -> bool:
     """Return whether *change* is a step of an order itself, and not of its refunds."""
     return bool(change["subject"] == "order" and change["kind"] != REFUND_CHANGED)
 
 
-def against_the_feed(cursor: Cursor, found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def against_the_feed(cursor: Cursor, found: Sequence[ChangeRow]) -> list[ChangeRow]:
     """Return *found* with each step of an order compared with the feed: kept, dropped, or made a correction.
 
     The caller keeps others from appending.
@@ -38,7 +40,7 @@ def against_the_feed(cursor: Cursor, found: Sequence[dict[str, Any]]) -> list[di
     return [each for change in found for each in (_settled(change, announced) if is_of_order(change) else [change])]
 
 
-def _settled(change: dict[str, Any], announced: Mapping[_Order, _Announced]) -> list[dict[str, Any]]:
+def _settled(change: ChangeRow, announced: Mapping[Key, _Announced]) -> list[ChangeRow]:
     last, kinds = announced.get((change["account"], change["livemode"], change["subject_id"]), (None, ()))
     kind = checkout_session.kind_of_step(last, change["after"], kinds)
     if kind is None:
@@ -52,17 +54,13 @@ def _settled(change: dict[str, Any], announced: Mapping[_Order, _Announced]) -> 
     return [{**change, "kind": kind, "before": before, "after": {**after, **more}}]
 
 
-def _announced(cursor: Cursor, changes: Sequence[Mapping[str, Any]]) -> dict[_Order, _Announced]:
+def _announced(cursor: Cursor, changes: Sequence[ChangeRow]) -> dict[Key, _Announced]:
     """Return what the feed announced of the orders of *changes*. Orders without any announcement are left out."""
     if not changes:
         return {}
     cursor.execute(
         _LAST_ANNOUNCED,
-        (
-            text_array([str(change["account"]) for change in changes]),
-            boolean_array(change["livemode"] is True for change in changes),
-            text_array([str(change["subject_id"]) for change in changes]),
-        ),
+        change_rows.arrays(changes, "subject_id"),
     )
     return {(account, livemode, order): (after, kinds) for account, livemode, order, after, kinds in cursor.fetchall()}
 
@@ -76,9 +74,7 @@ def openings(cursor: Cursor, rows: Mapping[Subject, Joined], known: Mapping[Subj
     found = {subject: joined.opening for subject, joined in rows.items() if joined.opening is not None}
     resting = [subject for subject in found if subject in known]
     if resting:
-        worlds = text_array([each.account for each in resting]), boolean_array(each.livemode for each in resting)
-        keys = zip(*(each.key for each in resting), strict=True)
-        cursor.execute(_BALANCES_ANNOUNCED, [*worlds, *map(text_array, keys)])
+        cursor.execute(_BALANCES_ANNOUNCED, key_arrays(resting))
         for number, *_ in cursor.fetchall():
             del found[resting[number - 1]]
     return found

@@ -1,9 +1,11 @@
 """Adds an order's items to its change: those of a paid order to be sent, those of an expired one to be put back."""
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final
 
-from schemas.database import Cursor, boolean_array, text_array
+from schemas import change_rows
+from schemas.change_rows import ChangeRow
+from schemas.database import Cursor
 
 # See Note [A row is found by its key, whatever the planner believes].
 _LINES: Final = """
@@ -22,7 +24,7 @@ WHERE l.lines IS NOT NULL
 """
 
 
-def add_lines(cursor: Cursor, changes: Sequence[dict[str, Any]]) -> None:
+def add_lines(cursor: Cursor, changes: Sequence[ChangeRow]) -> None:
     """Fill the ``lines`` of *changes* from the saved lines, if the order's lines are complete.
 
     A line is its price, product and quantity. It holds nothing about the buyer.
@@ -32,11 +34,7 @@ def add_lines(cursor: Cursor, changes: Sequence[dict[str, Any]]) -> None:
         return
     cursor.execute(
         _LINES,
-        (
-            text_array([change["account"] for change in chosen]),
-            boolean_array(change["livemode"] for change in chosen),
-            text_array([change["subject_id"] for change in chosen]),
-        ),
+        change_rows.arrays(chosen, "subject_id"),
     )
     known = {(account, livemode, order): lines for account, livemode, order, lines in cursor.fetchall()}
     for change in chosen:

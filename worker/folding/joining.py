@@ -5,20 +5,21 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Final
 
 from schemas import inbox
-from schemas.database import Cursor, boolean_array, integer_array, text_array
+from schemas.database import Cursor, boolean_array, integer_array, text_array, world_arrays
 from schemas.errors import Archived
+from schemas.events import Key
 from worker import folds
 from worker.folding import settling
 from worker.folding.anomalies import row_name
-from worker.folding.batch import Object, Saved, event_key_of
+from worker.folding.batch import Saved, event_key_of
 from worker.folding.claim import ENVELOPE, IGNORED_BECAUSE, event_in
-from worker.folding.rows import load_rows, world_arrays
+from worker.folding.rows import load_rows
 from worker.folds import join
 from worker.folds.facts import Event, Facts, Subject
 from worker.folds.join import Joined
 
 
-def objects_of(cursor: Cursor, events: Sequence[Event]) -> set[Object]:
+def objects_of(cursor: Cursor, events: Sequence[Event]) -> set[Key]:
     """Return the customers and credit notes that earlier folds of *events* may have changed.
 
     They are the events' own objects, and the ones that a balance transaction mentions.
@@ -36,7 +37,7 @@ def objects_of(cursor: Cursor, events: Sequence[Event]) -> set[Object]:
     return found
 
 
-def rows_of(cursor: Cursor, objects: set[Object]) -> set[Subject]:
+def rows_of(cursor: Cursor, objects: set[Key]) -> set[Subject]:
     """Return the saved rows that are folded from the events of *objects*: customers, credit notes and invoices."""
     if not objects:
         return set()

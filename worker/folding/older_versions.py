@@ -10,13 +10,11 @@ Note [History is not news]
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Final, TypeAlias
+from typing import Final
 
 from schemas.database import Cursor, boolean_array, integer_array, text_array
+from schemas.events import Key
 from worker.folds.facts import Facts, Subject
-
-Object: TypeAlias = tuple[str, bool, str]
-"""An object's account, mode and id."""
 
 
 def is_at_hand(cursor: Cursor, fold_version: int) -> bool:
@@ -58,7 +56,7 @@ def outdated(cursor: Cursor, seqs: Sequence[int], fold_version: int) -> set[int]
     return {seq for (seq,) in cursor.fetchall()}
 
 
-def objects(cursor: Cursor, of: set[Object], fold_version: int) -> set[Object]:
+def objects(cursor: Cursor, of: set[Key], fold_version: int) -> set[Key]:
     """Return the objects among *of* that have an event of a version older than *fold_version*, and all payloads."""
     if not of:
         return set()
@@ -66,7 +64,7 @@ def objects(cursor: Cursor, of: set[Object], fold_version: int) -> set[Object]:
     return set(cursor.fetchall())
 
 
-def _arrays(of: Iterable[Object]) -> dict[str, str]:
+def _arrays(of: Iterable[Key]) -> dict[str, str]:
     accounts, modes, keys = zip(*of, strict=True)
     return {"accounts": text_array(accounts), "modes": boolean_array(modes), "keys": text_array(keys)}
 

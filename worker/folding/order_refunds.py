@@ -17,7 +17,8 @@ from typing import Any, Final, NamedTuple
 from psycopg import sql
 from psycopg.rows import dict_row
 
-from schemas.database import Cursor, boolean_array, text_array
+from schemas.change_rows import ChangeRow
+from schemas.database import Cursor, text_array, world_arrays
 from worker.folds.facts import Row, Subject, Value
 from worker.folds.join import Joined
 
@@ -105,7 +106,7 @@ def _ways(subject: Subject, row: Row) -> tuple[Value, Value, Value]:
     return row.get("payment_intent"), charge, None if is_by_intent else row.get("invoice")
 
 
-def changes(cursor: Cursor, moved: list[Moved]) -> list[dict[str, Any]]:
+def changes(cursor: Cursor, moved: list[Moved]) -> list[ChangeRow]:
     """Return a change for each order of *moved* with other refunds than its last announced change.
 
     The rows are saved. The caller keeps others from appending.
@@ -113,7 +114,7 @@ def changes(cursor: Cursor, moved: list[Moved]) -> list[dict[str, Any]]:
     return _changes(cursor, _refunded(cursor, moved))
 
 
-def _changes(cursor: Cursor, moved: list[Moved]) -> list[dict[str, Any]]:
+def _changes(cursor: Cursor, moved: list[Moved]) -> list[ChangeRow]:
     if not moved:
         return []
     with cursor.connection.cursor(row_factory=dict_row) as found:
@@ -121,7 +122,7 @@ def _changes(cursor: Cursor, moved: list[Moved]) -> list[dict[str, Any]]:
         return [_change(row) for row in found]
 
 
-def unannounced(cursor: Cursor, *, announced_in: str) -> list[dict[str, Any]]:
+def unannounced(cursor: Cursor, *, announced_in: str) -> list[ChangeRow]:
     """Return a change for each order with other refunds than its last change in the feed of the schema *announced_in*.
 
     The change names the event of the order's row, because no single event caused it.
@@ -132,7 +133,7 @@ def unannounced(cursor: Cursor, *, announced_in: str) -> list[dict[str, Any]]:
         return [_change(row) for row in found]
 
 
-def unannounced_of(cursor: Cursor, account: str) -> list[dict[str, Any]]:
+def unannounced_of(cursor: Cursor, account: str) -> list[ChangeRow]:
     """Return a change for each order of *account* with other refunds than its last change in the feed.
 
     The caller keeps others from appending.
@@ -141,7 +142,7 @@ def unannounced_of(cursor: Cursor, account: str) -> list[dict[str, Any]]:
     return list({(row["livemode"], row["subject_id"]): row for row in found}.values())
 
 
-def _changes_of(cursor: Cursor, account: str, query: str) -> Iterator[dict[str, Any]]:
+def _changes_of(cursor: Cursor, account: str, query: str) -> Iterator[ChangeRow]:
     after = (False, "")
     while True:
         cursor.execute(query, (account, *after, ROWS_AT_ONCE))
@@ -173,8 +174,7 @@ def _refunded(cursor: Cursor, moved: list[Moved]) -> list[Moved]:
     cursor.execute(
         _REFUNDED,
         (
-            text_array([each.account for each in asked]),
-            boolean_array(each.livemode for each in asked),
+            *world_arrays(asked),
             *(
                 text_array([str(way or "") for way in ways])
                 for ways in zip(*(each[2:5] for each in asked), strict=True)
@@ -340,7 +340,7 @@ JOIN inbox AS i ON (i.account, i.livemode, i.id) = (b.account, b.livemode, b.eve
 """
 
 
-def _change(row: Mapping[str, Any]) -> dict[str, Any]:
+def _change(row: Mapping[str, Any]) -> ChangeRow:
     now = {name: row[name] for name in _SHOWN}
     return {
         "account": row["account"],

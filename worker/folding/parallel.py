@@ -31,6 +31,7 @@ from sqlalchemy import Engine
 
 from schemas import database, logs, stopping
 from schemas.database import Bounds
+from schemas.progress import do_nothing
 from schemas.settings import Settings
 from worker.folding import projection
 from worker.folding.claim import Shard
@@ -121,7 +122,7 @@ def _run(
     request: FoldRequest,
     apart: Apart,
     step: Callable[[], None] = lambda: None,
-    report: Callable[[int], None] = lambda _: None,
+    report: Callable[[int], None] = do_nothing,
     is_over: Callable[[], bool] = lambda: False,
 ) -> int:
     folded = 0

@@ -5,7 +5,7 @@ from typing import Final
 
 from schemas import inbox, observations
 from schemas.database import Cursor
-from worker.folds.portal import SESSION_CLOCK_EXPIRED
+from schemas.own_events import PORTAL_SESSION_CLOCK_EXPIRED
 
 PORTAL_SESSIONS_MAX: Final = 500
 """Portal sessions that one pass ends."""
@@ -20,7 +20,7 @@ def end_portal_sessions(cursor: Cursor, *, now: datetime, after: timedelta, limi
     )
     ended = [
         observations.observe(
-            SESSION_CLOCK_EXPIRED,
+            PORTAL_SESSION_CLOCK_EXPIRED,
             {"object": "billing_portal.session", "id": session},
             account=account,
             livemode=livemode,

@@ -3,7 +3,7 @@
 from collections import defaultdict, deque
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Final, TypeAlias
 
 import structlog
@@ -13,8 +13,10 @@ from sqlalchemy.exc import DBAPIError
 from schemas import database
 from schemas.database import Bounds, Cursor, integer_array, text_array
 from schemas.errors import Archived, Transient
+from schemas.locks import keep_others_from_appending, share_folding
+from schemas.own_events import EVENT_IGNORED
 from worker import folds
-from worker.folding import older_versions, renderings, settling
+from worker.folding import older_versions, renderings, settling, unsettled
 from worker.folding.anomalies import note_anomalies, note_contradictions
 from worker.folding.batch import (
     NEWS,
@@ -25,15 +27,15 @@ from worker.folding.batch import (
     Reasons,
     Saved,
     every_copy,
-    object_of,
     rows_before,
 )
 from worker.folding.changes import announce
-from worker.folding.claim import Shard, claim, keep_others_from_appending, lock_objects, share_folding, try_locks
+from worker.folding.claim import Shard, claim, lock_objects, try_locks
 from worker.folding.joining import facts_at_hand, join_facts, mention, objects_of, rows_of
-from worker.folding.rows import load_rows, save_rows
+from worker.folding.rows import load_rows
+from worker.folding.saving import save_rows
 from worker.folds import join
-from worker.folds.facts import Event, Facts, Row, Subject
+from worker.folds.facts import Event, Facts, Row, Subject, object_of
 from worker.folds.join import Joined
 
 FOLD_BATCH_MAX: Final = 500
@@ -83,6 +85,21 @@ def run_once(
     return folded
 
 
+def fold_pending(engine: Engine, *, now: datetime | None = None, limit: int = FOLD_BATCH_MAX) -> int:
+    """Fold until nothing that is due is pending, up to *limit* events at a time, and return their number.
+
+    *now* replaces the current time, if it is given. The worker has a loop of its own, which ends in time: see
+    ``parallel.fold``.
+
+    Raises:
+        Transient: as from ``run_once``.
+    """
+    folded = 0
+    while batch := run_once(engine, now=now or datetime.now(UTC), limit=limit):
+        folded += batch
+    return folded
+
+
 def run_one(engine: Engine, seq: int, *, now: datetime) -> int:
     """Fold the pending event *seq* by itself, due or not, and return whether it had been pending."""
     return _run_batch(engine, deque([(seq,)]), now=now, limit=1, shard=None, bounds=None)
@@ -110,7 +127,7 @@ def _run_batch(
                 claimed = claim(
                     cursor, limit=limit if only is None else len(only), only=only, shard=shard, compared=compared
                 )
-                owes = project(cursor, claimed, now=now) if claimed else bool(settling.owed(cursor))
+                owes = project(cursor, claimed, now=now) if claimed else bool(unsettled.owed(cursor))
     except Exception as error:
         failure = None if isinstance(error, Transient) or not (claimed or compared) else failure_of(error)
         if failure is None:
@@ -260,6 +277,12 @@ def project(
     return owes
 
 
+def project_pending(cursor: Cursor, *, now: datetime, fold_version: int = folds.FOLD_VERSION) -> None:
+    """Fold all events that are due in the cursor's transaction, which keeps others from folding. Commit at once."""
+    while claimed := claim(cursor, limit=FOLD_BATCH_MAX):
+        project(cursor, claimed, now=now, fold_version=fold_version)
+
+
 def _project(cursor: Cursor, part: Part, now: datetime, fold_version: int, *, withheld: str | None = None) -> bool:
     """Fold *part*, with its objects locked. *withheld* is the reason to keep its changes from the feed, if any.
 
@@ -276,7 +299,7 @@ def _project(cursor: Cursor, part: Part, now: datetime, fold_version: int, *, wi
     save_rows(cursor, saved)
     note_anomalies(cursor, saved, now)
     _conclude(cursor, part.outcomes, now, fold_version)
-    _note_ignored(cursor, [event for event in events if event.type == folds.EVENT_IGNORED])
+    _note_ignored(cursor, [event for event in events if event.type == EVENT_IGNORED])
     reasons = Reasons(part, withheld)
     owes = _settle(cursor, saved, left_open, reasons, now)
     announce(cursor, saved, reasons)
@@ -335,7 +358,7 @@ def _settle(cursor: Cursor, saved: Saved, left_open: dict[Subject, Joined], reas
     why = {reasons.of(subject, joined) for subject, joined in saved.rows.items() if subject.table in settling.MOVING}
     _save_settled(cursor, saved, left_open, held, now)
     passed = [subject for subject in found if subject not in held]
-    settling.owe(cursor, passed, why.pop() if len(why) == 1 else None)
+    unsettled.owe(cursor, passed, why.pop() if len(why) == 1 else None)
     return bool(passed)
 
 
@@ -372,10 +395,10 @@ def _settle_owed(engine: Engine, *, now: datetime, bounds: Bounds | None) -> Non
     try:
         with database.transaction(engine, bounds) as connection, database.cursor(connection) as cursor:
             share_folding(cursor)
-            subjects = settling.owed(cursor)
+            subjects = unsettled.owed(cursor)
             lock_objects(cursor, subjects, ())
             keep_others_from_appending(cursor)
-            for withheld, some in settling.take_owed(cursor, subjects).items():
+            for withheld, some in unsettled.take_owed(cursor, subjects).items():
                 _save_settled(cursor, saved := Saved({}, {}, []), {}, some, now)
                 announce(cursor, saved, Reasons(NOTHING, withheld))
     except (DBAPIError, database.DriverError) as error:

@@ -21,7 +21,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from schemas import contents, inbox
-from schemas.database import Cursor, boolean_array, integer_array, text_array
+from schemas.database import Cursor, id_arrays, integer_array, text_array
 from worker import folds
 from worker.folds.facts import Anomaly, Event
 
@@ -394,9 +394,7 @@ ON CONFLICT (seq) DO UPDATE SET payload = excluded.payload
 def _keys(copies: Sequence[Rendering]) -> tuple[str, str, str, str]:
     events = [copy.event for copy in copies]
     return (
-        text_array([event.account for event in events]),
-        boolean_array(event.livemode for event in events),
-        text_array([event.id for event in events]),
+        *id_arrays(events),
         _hex(copy.sha256 for copy in copies),
     )
 

@@ -23,7 +23,7 @@ from typing import Any, Final, NamedTuple, cast
 from msgspec.structs import replace
 from psycopg.rows import dict_row
 
-from schemas.database import Cursor, boolean_array, text_array
+from schemas.database import Cursor, id_arrays
 from worker.folds import checkout_session, credit_note, payment
 from worker.folds.facts import Row, Subject
 from worker.folds.join import Joined
@@ -37,7 +37,8 @@ MOVING: Final = {
     "refunds": ("payment_intent", "charge", "reason", "created", "currency", "amount"),
 }
 """By table: the columns that decide whether a row settles an order or a credit note."""
-_IS_OPEN: Final = {"orders": payment.is_open, "credit_notes": credit_note.is_open}
+IS_OPEN: Final = {"orders": payment.is_open, "credit_notes": credit_note.is_open}
+"""By table: whether a row may be settled by the rows of other objects."""
 
 
 class Ways(NamedTuple):
@@ -53,7 +54,7 @@ def open_rows(rows: Mapping[Subject, Joined]) -> dict[Subject, Joined]:
     return {
         subject: joined
         for subject, joined in rows.items()
-        if subject.table in _IS_OPEN and _IS_OPEN[subject.table](joined.row)
+        if subject.table in IS_OPEN and IS_OPEN[subject.table](joined.row)
     }
 
 
@@ -95,10 +96,10 @@ def found_by(cursor: Cursor, ways: Ways) -> list[Subject]:
     """Return the saved open orders and notes that *ways* lead to. The caller keeps others from appending."""
     found: list[Subject] = []
     if ways.intents or ways.charges:
-        cursor.execute(_FOUND, (*_key_arrays(ways.intents), *_key_arrays(ways.charges)))
+        cursor.execute(_FOUND, (*id_arrays(ways.intents), *id_arrays(ways.charges)))
         found += [Subject("orders", *row) for row in cursor.fetchall()]
     if ways.refunds:
-        cursor.execute(_FOUND_NOTES, _key_arrays(ways.refunds))
+        cursor.execute(_FOUND_NOTES, id_arrays(ways.refunds))
         found += [Subject("credit_notes", *row) for row in cursor.fetchall()]
     return found
 
@@ -130,58 +131,6 @@ CROSS JOIN LATERAL (
 """
 
 
-def owe(cursor: Cursor, subjects: Collection[Subject], withheld: str | None) -> None:
-    """Add *subjects* to ``unsettled``. Their changes are *withheld* only if each call for them has such a reason."""
-    if subjects:
-        cursor.execute(_OWE, (withheld, *_key_arrays(subjects)))
-
-
-_OWE: Final = """
-INSERT INTO unsettled AS known (account, livemode, id, withheld)
-SELECT account, livemode, id, %s FROM unnest(%s::text[], %s::boolean[], %s::text[]) AS k (account, livemode, id)
-ON CONFLICT (account, livemode, id) DO UPDATE
-SET withheld = CASE WHEN excluded.withheld IS NOT NULL THEN known.withheld END
-"""
-
-
-def owed(cursor: Cursor) -> list[Subject]:
-    """Return some of the rows that are to be settled. Rows of an account wait while it is being renamed.
-
-    Each is returned as an order and as a credit note, although only one of the two exists.
-    """
-    cursor.execute(_OWED, (ORDERS_AT_ONCE,))
-    return [each for key in cursor.fetchall() for each in _either(*key)]
-
-
-def _either(account: str, livemode: bool, id_: str) -> list[Subject]:  # noqa: FBT001 - a row of its table
-    return [Subject(table, account, livemode, id_) for table in _IS_OPEN]
-
-
-_OWED: Final = """
-SELECT account, livemode, id FROM unsettled AS u
-WHERE NOT EXISTS (SELECT FROM account_names AS n WHERE n.finished_at IS NULL AND u.account IN (n.old, n.new)) LIMIT %s
-"""
-
-
-def take_owed(cursor: Cursor, subjects: Collection[Subject]) -> dict[str | None, list[Subject]]:
-    """Delete *subjects* from ``unsettled``, and return those that were there, by the reason to withhold their changes.
-
-    The caller holds their locks.
-    """
-    cursor.execute(_TAKE_OWED, _key_arrays(subjects))
-    found: dict[str | None, list[Subject]] = defaultdict(list)
-    for withheld, *key in cursor.fetchall():
-        found[withheld] += _either(*key)
-    return found
-
-
-_TAKE_OWED: Final = """
-DELETE FROM unsettled AS u USING unnest(%s::text[], %s::boolean[], %s::text[]) AS k (account, livemode, id)
-WHERE (u.account, u.livemode, u.id) = (k.account, k.livemode, k.id)
-RETURNING u.withheld, u.account, u.livemode, u.id
-"""
-
-
 def at_rest(cursor: Cursor, subjects: Collection[Subject]) -> dict[Subject, tuple[Row, Joined]]:
     """Return the open orders among *subjects*: each saved row, and the row that its own events alone make.
 
@@ -192,7 +141,7 @@ def at_rest(cursor: Cursor, subjects: Collection[Subject]) -> dict[Subject, tupl
         return {}
     found: dict[Subject, tuple[Row, Joined]] = {}
     with cursor.connection.cursor(row_factory=dict_row, binary=True) as rows:
-        for row in rows.execute(_AT_REST, _key_arrays(orders)):
+        for row in rows.execute(_AT_REST, id_arrays(orders)):
             failed_at, source = cast("datetime | None", row.pop("own_failed_at")), str(row.pop("source"))
             own = payment.base(row, failed_at=failed_at)
             anomalies = tuple(checkout_session.SHAPE.anomalies(own))
@@ -296,7 +245,7 @@ def refunds_of(cursor: Cursor, notes: Mapping[Subject, Joined]) -> dict[Subject,
         return {}
     found: dict[Subject, Row] = {}
     with cursor.connection.cursor(row_factory=dict_row, binary=True) as rows:
-        for row in rows.execute(_REFUNDS, _key_arrays(set(named.values()))):
+        for row in rows.execute(_REFUNDS, id_arrays(set(named.values()))):
             found[Subject("refunds", row["account"], row["livemode"], row["id"])] = row
     return {subject: found[refund] for subject, refund in named.items() if refund in found}
 
@@ -314,7 +263,7 @@ def releases_of(cursor: Cursor, charges: Collection[Subject]) -> dict[Subject, l
     found: dict[Subject, list[Row]] = defaultdict(list)
     if charges:
         with cursor.connection.cursor(row_factory=dict_row, binary=True) as rows:
-            for row in rows.execute(_RELEASES, (*_key_arrays(charges), payment.RELEASED)):
+            for row in rows.execute(_RELEASES, (*id_arrays(charges), payment.RELEASED)):
                 found[Subject("charges", row["account"], row["livemode"], row["charge"])].append(row)
     return found
 
@@ -344,7 +293,7 @@ def _intent_of(subject: Subject, row: Row) -> Subject:
 def _by_intent(cursor: Cursor, statement: str, intents: Collection[Subject]) -> dict[Subject, list[Row]]:
     found: dict[Subject, list[Row]] = defaultdict(list)
     with cursor.connection.cursor(row_factory=dict_row, binary=True) as rows:
-        for row in rows.execute(statement, _key_arrays(intents)):
+        for row in rows.execute(statement, id_arrays(intents)):
             found[Subject("payment_intents", row["account"], row["livemode"], row.pop("of_intent"))].append(row)
     return found
 
@@ -391,11 +340,3 @@ _OF_PAYMENT: Final = (
         event=_DECIDING,
     ),
 )
-
-
-def _key_arrays(subjects: Collection[Subject]) -> tuple[str, str, str]:
-    return (
-        text_array([each.account for each in subjects]),
-        boolean_array(each.livemode for each in subjects),
-        text_array([each.id for each in subjects]),
-    )

@@ -20,9 +20,11 @@ from typing import Any, Final
 from sqlalchemy import ColumnElement, Connection, Engine, FromClause, and_, delete, exists, func, insert, select
 
 from schemas import database, tables
+from schemas.change_rows import IN_FEED
 from schemas.feed import Selection
 from schemas.kinds import Kind
-from worker.folding.claim import keep_others_from_appending, share_folding
+from schemas.locks import keep_others_from_appending, share_folding
+from schemas.progress import do_nothing
 
 RELEASE_BATCH_MAX: Final = 5_000
 """Changes that are released in one transaction. Folding waits for that transaction."""
@@ -32,7 +34,6 @@ _CORRECTED: Final[Kind] = "order.corrected"
 """A correction may name an older event than the change that it corrects, so its number counts and not its time."""
 
 _changes: Final = tables.changes
-_NAMES: Final = [column.name for column in _changes.c if column.name not in ("seq", "withheld")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +76,7 @@ def release(
     engine: Engine,
     wanted: WithheldChanges,
     *,
-    progress: Callable[[int], None] = lambda _: None,
+    progress: Callable[[int], None] = do_nothing,
     batch_max: int = RELEASE_BATCH_MAX,
 ) -> int:
     """Append the *wanted* changes that are not overtaken to the feed, in their old order, and return how many.
@@ -97,8 +98,8 @@ def _release_batch(engine: Engine, wanted: WithheldChanges, batch_max: int) -> i
         oldest = select(_changes.c.seq).where(wanted.condition, ~_OVERTAKEN).order_by(_changes.c.seq).limit(batch_max)
         batch = oldest.correlate(None).scalar_subquery()
         gone = delete(_changes).where(_changes.c.seq.in_(batch)).returning(_changes).cte("gone")
-        again = select(*(gone.c[name] for name in _NAMES)).order_by(gone.c.seq)
-        statement = insert(_changes).from_select(_NAMES, again).execution_options(preserve_rowcount=True)
+        again = select(*(gone.c[name] for name in IN_FEED)).order_by(gone.c.seq)
+        statement = insert(_changes).from_select(IN_FEED, again).execution_options(preserve_rowcount=True)
         return connection.execute(statement).rowcount
 
 

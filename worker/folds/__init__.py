@@ -10,6 +10,7 @@ from typing import Final, TypeAlias
 from msgspec import Struct
 
 from schemas.errors import Unfoldable
+from schemas.own_events import EVENT_IGNORED, is_own
 from worker.folds import (
     balance,
     charge,
@@ -27,9 +28,6 @@ from worker.folds.facts import Event, Facts
 from worker.folds.join import RowSpec
 
 FOLD_VERSION: Final = 7
-
-EVENT_IGNORED: Final = "payfold.event.ignored"
-"""An operator's instruction to ignore another event. It has no row of its own."""
 
 Fold: TypeAlias = Callable[[Event], tuple[Facts, ...]]
 
@@ -50,7 +48,7 @@ FOLDS: Final[Mapping[str, tuple[str, Fold]]] = {
 }
 """By event type: the type of the object that the event must carry, and the fold that reads the event."""
 
-STRIPE_TYPES: Final = tuple(sorted(kind for kind in FOLDS if not kind.startswith("payfold.")))
+STRIPE_TYPES: Final = tuple(sorted(kind for kind in FOLDS if not is_own(kind)))
 """The types of Stripe's own events that a fold reads. A webhook endpoint has to send all of them."""
 
 API_VERSION: Final = "2026-10-28.endive"
@@ -143,7 +141,6 @@ def judge(event: Event) -> Verdict:
 
 __all__ = [
     "API_VERSION",
-    "EVENT_IGNORED",
     "FOLDS",
     "FOLD_VERSION",
     "SHAPES",

@@ -31,6 +31,7 @@ from typing import Final
 
 from msgspec import UNSET, Struct, UnsetType, structs
 
+from schemas.own_events import observed
 from worker.folds import chain
 from worker.folds.chain import Path, Rules, Stamp, Testimony
 from worker.folds.facts import Anomaly, Change, Event, Facts, Row, Subject, Value, utc
@@ -48,7 +49,7 @@ from worker.folds.reading import (
     references,
 )
 
-TRANSACTION_TYPES: Final = ("payfold.customer_balance_transaction.observed",)
+TRANSACTION_TYPES: Final = (observed("customer_balance_transaction"),)
 _BY_LEDGER, _BY_CUSTOMER = range(2)
 LISTED: Final = "_listed "
 """A transaction reports its amount to the credit note that made it, under this name followed by its id."""

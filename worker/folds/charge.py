@@ -10,6 +10,7 @@ from typing import Final
 
 from msgspec import UNSET, Struct, UnsetType
 
+from schemas.own_events import observed
 from worker.folds.facts import Anomaly, Event, Facts, Row
 from worker.folds.join import RowSpec, unknown_status
 from worker.folds.reading import Name, Reader, Reference, Reported, Whole, carried, make_facts, references
@@ -23,7 +24,7 @@ TYPES: Final = (
     "charge.refunded",
     "charge.succeeded",
     "charge.updated",
-    "payfold.charge.observed",
+    observed("charge"),
 )
 
 

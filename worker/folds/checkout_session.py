@@ -34,22 +34,21 @@ import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
 from schemas.kinds import Kind
+from schemas.own_events import SESSION_CLOCK_EXPIRED, SESSION_MISSING, SESSION_OBSERVED, SESSION_REGISTERED
 from worker.folds.facts import Anomaly, Change, Event, Facts, Row, Subject, Value
 from worker.folds.join import LINES_DIFFER, MISSING_AT_STRIPE, UNKNOWN_STATUS, RowSpec
 from worker.folds.reading import Metadata, Name, Reader, Reference, Seconds, Whole, carried, moment, references
 
-CLOCK_EXPIRED: Final = "payfold.checkout.session.clock_expired"
-MISSING: Final = "payfold.checkout.session.missing"
 ASYNC_PAYMENT_FAILED: Final = "checkout.session.async_payment_failed"
 TYPES: Final = (
     "checkout.session.completed",
     "checkout.session.async_payment_succeeded",
     ASYNC_PAYMENT_FAILED,
     "checkout.session.expired",
-    "payfold.checkout.session.observed",
-    "payfold.checkout.session.registered",
-    CLOCK_EXPIRED,
-    MISSING,
+    SESSION_OBSERVED,
+    SESSION_REGISTERED,
+    SESSION_CLOCK_EXPIRED,
+    SESSION_MISSING,
 )
 
 # The status that the type implies, for API versions where a session has no status.
@@ -175,13 +174,13 @@ def fold(event: Event) -> tuple[Facts, ...]:
     status = _STATUS_OF_TYPE.get(event.type, UNSET) if session.status is UNSET else session.status
     columns = _columns(session)
     # The clock knows that the session's time is up. It knows nothing new about the session's own status.
-    by_clock = event.type == CLOCK_EXPIRED
+    by_clock = event.type == SESSION_CLOCK_EXPIRED
     if status is not UNSET and not by_clock:
         columns["session_status"] = status
     lines = _lines(event, session)
     if lines is not None:
         columns["lines_complete"] = True
-    if event.type == MISSING:
+    if event.type == SESSION_MISSING:
         columns["_missing"] = True
     failed = event.type == ASYNC_PAYMENT_FAILED
     facts = Facts(
@@ -237,7 +236,7 @@ def _line(event: Event, session: CheckoutSession, line: _LineItem) -> Row:
 # An unknown status ranks lowest, so that it replaces no known status.
 _OPEN, _CLOCK_EXPIRED, _EXPIRED, _PROCESSING, _FAILED, _PAID = range(6)
 # A session that is missing at Stripe had some status before, so its event ranks below all and decides nothing.
-_RANK_OF_TYPE: Final = {CLOCK_EXPIRED: _CLOCK_EXPIRED, MISSING: _OPEN - 1}
+_RANK_OF_TYPE: Final = {SESSION_CLOCK_EXPIRED: _CLOCK_EXPIRED, SESSION_MISSING: _OPEN - 1}
 _SETTLED: Final = ("paid", "no_payment_required")
 
 
@@ -331,7 +330,7 @@ def _moments(event: Event, status: object, session: CheckoutSession) -> dict[str
             found["paid_at"] = event.created
     if event.type == ASYNC_PAYMENT_FAILED:
         found["failed_at"] = event.created
-    if status == "expired" or event.type == CLOCK_EXPIRED:
+    if status == "expired" or event.type == SESSION_CLOCK_EXPIRED:
         found["expired_at"] = event.created
     return found
 

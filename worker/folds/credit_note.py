@@ -23,6 +23,7 @@ from typing import Final, TypeAlias
 from msgspec import UNSET, Struct, UnsetType, structs
 
 from schemas.kinds import Kind
+from schemas.own_events import observed
 from worker.folds.balance import LISTED
 from worker.folds.facts import Anomaly, Change, Event, Facts, Row, Value
 from worker.folds.join import Joined, RowSpec, unknown_status
@@ -39,7 +40,7 @@ from worker.folds.reading import (
     references,
 )
 
-TYPES: Final = ("credit_note.created", "credit_note.updated", "credit_note.voided", "payfold.credit_note.observed")
+TYPES: Final = ("credit_note.created", "credit_note.updated", "credit_note.voided", observed("credit_note"))
 
 
 class _Refund(Struct):

@@ -9,6 +9,7 @@ from typing import Final
 
 from msgspec import UNSET, Struct, UnsetType
 
+from schemas.own_events import observed
 from worker.folds import balance
 from worker.folds.chain import Path
 from worker.folds.facts import Event, Facts
@@ -28,7 +29,7 @@ from worker.folds.reading import (
 )
 
 DELETED: Final = "customer.deleted"
-TYPES: Final = ("customer.created", "customer.updated", DELETED, "payfold.customer.observed")
+TYPES: Final = ("customer.created", "customer.updated", DELETED, observed("customer"))
 
 
 class Customer(Struct):

@@ -15,6 +15,7 @@ from typing import Final
 from msgspec import UNSET, Struct, UnsetType
 
 from schemas.kinds import Kind
+from schemas.own_events import observed
 from worker.folds.facts import Change, Event, Facts, Row
 from worker.folds.join import RowSpec, unknown_status
 from worker.folds.reading import Name, Reader, Reference, Reported, Whole, carried, make_facts, references
@@ -25,7 +26,7 @@ TYPES: Final = (
     "charge.dispute.funds_reinstated",
     "charge.dispute.funds_withdrawn",
     "charge.dispute.updated",
-    "payfold.dispute.observed",
+    observed("dispute"),
 )
 _CLOSED: Final = ("lost", "prevented", "warning_closed", "won")
 _INQUIRY: Final = "warning_"

@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 
 from msgspec import Struct
 
+from schemas.events import Key
 from schemas.kinds import Kind
 
 Value: TypeAlias = bool | int | str | datetime | Mapping[str, Any] | None
@@ -59,6 +60,11 @@ class Subject(Struct, frozen=True, order=True, cache_hash=True, array_like=True)
     def key(self) -> tuple[str, ...]:
         """The values of the row's key beyond its world."""
         return (self.id, self.currency) if self.currency else (self.id,)
+
+
+def object_of(subject: Subject) -> Key:
+    """Return the object that has the events of the row *subject*."""
+    return (subject.account, subject.livemode, subject.source)
 
 
 class Facts(Struct, frozen=True, array_like=True):
@@ -127,6 +133,11 @@ class Change(Struct, frozen=True):
     kind: Kind
     before: Mapping[str, Value] | None
     after: Mapping[str, Value | list[Row]]
+
+
+def event_of(row: Mapping[str, Any]) -> Event:
+    """Return the event of a *row* of ``events``, whose payload is not archived."""
+    return Event(*(row[name] for name in Event.__struct_fields__))
 
 
 def utc(seconds: int) -> datetime:

@@ -21,6 +21,7 @@ from typing import Final
 
 from msgspec import UNSET, Struct, UnsetType
 
+from schemas.own_events import observed
 from worker.folds.facts import Anomaly, Change, Event, Facts, Row, utc
 from worker.folds.join import UNKNOWN_STATUS, RowSpec, unknown_status
 from worker.folds.reading import (
@@ -55,9 +56,9 @@ TYPES: Final = (
     "invoice.updated",
     "invoice.voided",
     "invoice.will_be_due",
-    "payfold.invoice.observed",
+    observed("invoice"),
 )
-PAYMENT_TYPES: Final = ("invoice_payment.paid", "payfold.invoice_payment.observed")
+PAYMENT_TYPES: Final = ("invoice_payment.paid", observed("invoice_payment"))
 
 
 class _Transitions(Struct):

@@ -9,12 +9,13 @@ from typing import Final
 from msgspec import UNSET, Struct, UnsetType
 
 from schemas.kinds import Kind
+from schemas.own_events import observed
 from worker.folds.facts import Change, Event, Facts, Row
 from worker.folds.join import RowSpec
 from worker.folds.reading import Metadata, Name, Reader, Reported, carried, make_facts
 
 CREATED: Final = "payment_link.created"
-TYPES: Final = (CREATED, "payment_link.updated", "payfold.payment_link.observed")
+TYPES: Final = (CREATED, "payment_link.updated", observed("payment_link"))
 
 
 class PaymentLink(Struct):

@@ -10,6 +10,7 @@ from typing import Any, Final
 from msgspec import UNSET, Struct, UnsetType
 
 from schemas import contents
+from schemas.own_events import PORTAL_SESSION_CLOCK_EXPIRED, PORTAL_SESSION_OBSERVED, observed
 from worker.folds.facts import Event, Facts, Row, Value
 from worker.folds.join import RowSpec
 from worker.folds.reading import Name, Reader, Reference, Reported, Seconds, carried, make_facts, moment, references
@@ -17,13 +18,12 @@ from worker.folds.reading import Name, Reader, Reference, Reported, Seconds, car
 CONFIGURATION_TYPES: Final = (
     "billing_portal.configuration.created",
     "billing_portal.configuration.updated",
-    "payfold.billing_portal.configuration.observed",
+    observed("billing_portal.configuration"),
 )
-SESSION_CLOCK_EXPIRED: Final = "payfold.billing_portal.session.clock_expired"
 SESSION_TYPES: Final = (
     "billing_portal.session.created",
-    "payfold.billing_portal.session.observed",
-    SESSION_CLOCK_EXPIRED,
+    PORTAL_SESSION_OBSERVED,
+    PORTAL_SESSION_CLOCK_EXPIRED,
 )
 
 
@@ -138,7 +138,7 @@ def fold_session(event: Event) -> tuple[Facts, ...]:
         Unfoldable: when the session in it cannot be read.
     """
     session, _ = _sessions.read(event.payload)
-    by_clock = event.type == SESSION_CLOCK_EXPIRED
+    by_clock = event.type == PORTAL_SESSION_CLOCK_EXPIRED
     flow = session.flow.type if isinstance(session.flow, _Flow) else session.flow
     reported = Reported(
         carried(flow_type=flow, return_url=session.return_url, created=moment(session.created)),

@@ -8,6 +8,7 @@ from typing import Final
 
 from msgspec import UNSET, Struct, UnsetType
 
+from schemas.own_events import observed
 from worker.folds.facts import Event, Facts, Row
 from worker.folds.join import RowSpec, unknown_status
 from worker.folds.reading import (
@@ -28,7 +29,7 @@ TYPES: Final = (
     "refund.updated",
     "refund.failed",
     "charge.refund.updated",
-    "payfold.refund.observed",
+    observed("refund"),
 )
 
 

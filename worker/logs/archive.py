@@ -22,9 +22,7 @@ Note [An archive loses nothing]
 import fcntl
 import hashlib
 import os
-import random
 import shutil
-import time
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -34,14 +32,13 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Final
 
-import psycopg
 from psycopg import sql
 from sqlalchemy import Engine
 
-from schemas import accounts, contents, database, inbox
+from schemas import accounts, contents, database, inbox, locks
 from schemas.database import Cursor
 from schemas.errors import ConfigurationError, ConflictError
-from worker.folding.claim import keep_others_from_folding
+from schemas.progress import do_nothing
 from worker.logs import reader, writer
 from worker.logs.restore import NAME, ROWS_READ, SUFFIX
 
@@ -54,8 +51,6 @@ LOCK_SECONDS_MAX: Final = 1
 TRIES_MAX: Final = 40
 ROOM_SHARE: Final = 4
 """A log takes a tenth of the size of its payloads, or less; room for a fourth is required."""
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,7 +199,7 @@ class _Held:
 
 
 def archive(
-    engine: Engine, part: Part, *, before: datetime, folder: Path, progress: Callable[[int], None] = lambda _: None
+    engine: Engine, part: Part, *, before: datetime, folder: Path, progress: Callable[[int], None] = do_nothing
 ) -> Done:
     """Write a log of *part* into *folder*, read it back, and then drop its payloads.
 
@@ -243,7 +238,7 @@ def _known(engine: Engine, part: Part, before: datetime, folder: Path) -> tuple[
     paths = [path for path, found in named if found and (int(found[1]), int(found[2])) == (part.first, part.last)]
     if not paths:
         return _Held(), None
-    held = _read(engine, part, before, None, lambda _: None)
+    held = _read(engine, part, before, None, do_nothing)
     return held, next((path for path in paths if _fingerprint_of(path) == held.fingerprint), None)
 
 
@@ -403,17 +398,13 @@ def _lock(cursor: Cursor, partition: str, mode: str) -> None:
     Raises:
         ConflictError: it is locked for too long, or a rename has begun, which may need any payload.
     """
-    cursor.execute(sql.SQL("SET LOCAL lock_timeout = {}").format(sql.Literal(f"{LOCK_SECONDS_MAX}s")))
+
+    def take() -> None:
+        locks.keep_others_from_folding(cursor)
+        cursor.execute(sql.SQL("LOCK TABLE ONLY {} IN {} MODE").format(sql.Identifier(partition), sql.SQL(mode)))
+
     for _ in range(TRIES_MAX):
-        try:
-            with cursor.connection.transaction():
-                keep_others_from_folding(cursor)
-                cursor.execute(
-                    sql.SQL("LOCK TABLE ONLY {} IN {} MODE").format(sql.Identifier(partition), sql.SQL(mode))
-                )
-        except psycopg.errors.LockNotAvailable:
-            time.sleep(random.uniform(0.05, 0.5))  # noqa: S311 - jitter
-        else:
+        if locks.taken_in_time(cursor, take, seconds_max=LOCK_SECONDS_MAX):
             # A rename writes its name, and takes each of its steps, under the lock on folding.
             accounts.require_settled(cursor)
             return

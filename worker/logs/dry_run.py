@@ -31,7 +31,9 @@ from sqlalchemy import Engine
 
 from schemas import contents, database, tables
 from schemas.database import Cursor, integer_array
+from schemas.events import Key
 from schemas.inbox import Delivery, Recorded
+from schemas.own_events import EVENT_IGNORED
 from worker import folds
 from worker.folding import settling
 from worker.folding.claim import event_of_delivery
@@ -41,7 +43,7 @@ from worker.folds import credit_note, join, payment
 from worker.folds.facts import Event, Facts, Row, Subject
 from worker.folds.join import Joined, RowSpec
 from worker.folds.payment import Payment
-from worker.logs.recording import MENDED, NEWER, Held, Key, held
+from worker.logs.recording import MENDED, NEWER, Held, held
 from worker.logs.selection import Counts, Reading
 
 OBJECTS_AT_ONCE: Final = 200
@@ -189,7 +191,7 @@ class _Notes:
     def settling_rows(self, column: str, of: Subject) -> list[tuple[Subject, Row]]:
         """Return the rows that the log would make or change which name *of* in *column*, the intent or the charge."""
         key = _encoded(of.account, of.livemode, of.id)
-        found = self._file.execute(f"SELECT subject, row FROM settling WHERE {column} = ? ORDER BY subject", (key,))  # noqa: S608 - our own names
+        found = self._file.execute(f"SELECT subject, row FROM settling WHERE {column} = ? ORDER BY subject", (key,))
         rows = [(_subject(subject), pickle.loads(row)) for subject, row in found]  # noqa: S301 - our own
         return [(subject, row) for subject, row in rows if row is not None]
 
@@ -251,7 +253,7 @@ def _foresee(cursor: Cursor, notes: _Notes, deliveries: Sequence[Delivery]) -> C
             continue
         notes.add(key, verdict)
         news[key] = delivery
-    words = [each for each in news.values() if each.envelope.type == folds.EVENT_IGNORED]
+    words = [each for each in news.values() if each.envelope.type == EVENT_IGNORED]
     aside = [(each.account, each.envelope.livemode, str(each.envelope.object_id)) for each in words]
     for event in _held(cursor, [*(key for key in news if key in inboxed), *aside]):
         notes.pass_over(event)
@@ -306,10 +308,10 @@ SELECT i.seq, i.account, i.livemode, i.id, i.type, i.created, i.object_type, i.o
 FROM unnest(%s::text[], %s::boolean[], %s::text[]) AS k (account, livemode, id)
 JOIN inbox AS i USING (account, livemode, id) JOIN payloads AS b USING (seq)
 """
-_ASIDE: Final = """
+_ASIDE: Final = f"""
 SELECT DISTINCT account, livemode, object_id
 FROM unnest(%s::text[], %s::boolean[], %s::text[]) AS k (account, livemode, object_id)
-JOIN inbox USING (account, livemode, object_id) WHERE type = 'payfold.event.ignored'
+JOIN inbox USING (account, livemode, object_id) WHERE type = '{EVENT_IGNORED}'
 """
 
 

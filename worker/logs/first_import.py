@@ -17,11 +17,13 @@ from sqlalchemy import Engine
 from schemas import accounts, database, inbox
 from schemas.database import Cursor
 from schemas.errors import ConflictError, Transient
+from schemas.events import Key
 from schemas.inbox import Delivery, Receipt
+from schemas.locks import keep_others_from_folding
 from worker.folding import projection, renderings
 from worker.folding.batch import Claimed
-from worker.folding.claim import claim, keep_others_from_folding
-from worker.logs.recording import EventFolder, Key, Recording
+from worker.folding.claim import claim
+from worker.logs.recording import EventFolder, Recording
 
 
 class FirstImport(Recording):

@@ -21,9 +21,10 @@ from typing import Final
 import msgspec
 from msgspec import Struct
 
-from schemas import events, signature
+from schemas import events, own_events, signature
 from schemas.errors import NotAnEvent, Refused
 from schemas.inbox import Delivery
+from schemas.progress import do_nothing
 from schemas.settings import SigningSecret
 from worker.logs import compression, json_values, layout
 from worker.logs.lines import Lines
@@ -72,21 +73,13 @@ class Entry:
 # ---- Reading ----
 
 
-def nobody(_: int) -> None:
-    """Ignore how many bytes were read."""
-
-
-def _ignore(_: str) -> None:
-    """Ignore a warning."""
-
-
 def read(
     path: str,
     *,
     account: str,
     now: datetime,
-    progress: Callable[[int], None] = nobody,
-    warn: Callable[[str], None] = _ignore,
+    progress: Callable[[int], None] = do_nothing,
+    warn: Callable[[str], None] = do_nothing,
     secrets: Sequence[SigningSecret] = (),
     names: Mapping[str, str] = NO_NAMES,
 ) -> Iterator[Entry]:
@@ -140,7 +133,7 @@ def _delivery(item: bytes, account: str, now: datetime, signers: _Signers) -> De
         sha256=hashlib.sha256(item).digest(),
         signature=None,
         # Other programs' logs hold what Stripe sent, so it counts as replayed. An observation remains an observation.
-        source="observation" if envelope.type.startswith("payfold.") else "replay",
+        source="observation" if own_events.is_own(envelope.type) else "replay",
         received_at=now,
     )
 

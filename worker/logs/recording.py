@@ -5,20 +5,19 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final, TypeAlias
+from typing import Final
 
 from sqlalchemy import Engine
 
 from schemas import database, inbox
 from schemas.database import Cursor, integer_array
+from schemas.events import Key
 from schemas.inbox import Delivery, Receipt, Recorded
 from worker.folding import parallel
 from worker.folding.parallel import FoldProcess, FoldRequest
 from worker.logs.selection import Counts
 
 OUTCOMES_READ: Final = 100_000
-Key: TypeAlias = tuple[str, bool, str]
-"""Account, mode and id of an event."""
 NEWER: Final = "newer"
 MENDED: Final = "mended"
 

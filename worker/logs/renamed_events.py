@@ -6,6 +6,7 @@ from typing import Final
 
 from schemas import inbox
 from schemas.database import Cursor, boolean_array, integer_array, text_array
+from schemas.own_events import EVENT_IGNORED
 
 Object = tuple[bool, str]
 """Mode and id of an object."""
@@ -148,10 +149,10 @@ UPDATE mentions AS m SET account = %(new)s FROM {_OBJECTS}
 WHERE m.account = %(old)s AND (m.livemode, m.object_id) = (k.livemode, k.object_id)
 """
 # An event that an operator ignored under one name may have been folded under the other.
-SET_ASIDE: Final = """
+SET_ASIDE: Final = f"""
 SELECT i.seq FROM inbox AS w JOIN inbox AS i ON (i.account, i.livemode, i.id) = (w.account, w.livemode, w.object_id)
 JOIN outcomes AS o ON o.seq = i.seq
-WHERE w.type = 'payfold.event.ignored' AND w.account = %(new)s AND o.cause IS DISTINCT FROM 'set_aside'
+WHERE w.type = '{EVENT_IGNORED}' AND w.account = %(new)s AND o.cause IS DISTINCT FROM 'set_aside'
 """
 
 

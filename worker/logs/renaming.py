@@ -17,26 +17,23 @@ Note [A rename leaves one world]
     events of the two names wait.
 """
 
-import random
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Final
 
-import psycopg
-from psycopg import sql
 from sqlalchemy import Engine
 
 from schemas import accounts, database
 from schemas.accounts import shown
 from schemas.database import Cursor
 from schemas.errors import ConfigurationError, ConflictError, NotFoundError
-from worker.folding.claim import keep_others_from_folding
+from schemas.locks import keep_others_from_folding, taken_in_time
+from schemas.progress import Progress, do_nothing
 from worker.logs import restore
 from worker.logs.renamed_events import all_of_both, archived_of
-from worker.logs.renaming_steps import OBJECTS_AT_ONCE, TRIES_MAX, Progress, RenamingSteps, archive_wanted, retrying
+from worker.logs.renaming_steps import OBJECTS_AT_ONCE, TRIES_MAX, RenamingSteps, archive_wanted, retrying
 
 LOCK_SECONDS_MAX: Final = 1
 """How long one try waits for the processes that record; others wait behind it for as long."""
@@ -151,7 +148,7 @@ def rename(
     now: datetime,
     archive: Path | None = None,
     is_one: bool = False,
-    progress: Progress = lambda *_: None,
+    progress: Progress = do_nothing,
     objects_at_once: int = OBJECTS_AT_ONCE,
 ) -> Renamed:
     """Rename *old* to *new*: see Note [A rename leaves one world].
@@ -212,16 +209,13 @@ def _write_name(cursor: Cursor, old: str, new: str, now: datetime, *, is_one: bo
 
 
 def _pause(cursor: Cursor) -> None:
-    cursor.execute(sql.SQL("SET LOCAL lock_timeout = {}").format(sql.Literal(f"{LOCK_SECONDS_MAX}s")))
+    def take() -> None:
+        keep_others_from_folding(cursor)
+        # The tables are in the order in which others write to them.
+        cursor.execute("LOCK TABLE inbox, renderings, stripe_calls, stripe_jobs IN SHARE ROW EXCLUSIVE MODE")
+
     for _ in range(TRIES_MAX):
-        try:
-            with cursor.connection.transaction():
-                keep_others_from_folding(cursor)
-                # The tables are in the order in which others write to them.
-                cursor.execute("LOCK TABLE inbox, renderings, stripe_calls, stripe_jobs IN SHARE ROW EXCLUSIVE MODE")
-        except (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected):
-            time.sleep(random.uniform(0.05, 0.5))  # noqa: S311 - jitter
-        else:
+        if taken_in_time(cursor, take, seconds_max=LOCK_SECONDS_MAX):
             cursor.execute("SET LOCAL lock_timeout = 0")
             return
     raise ConflictError(

@@ -14,10 +14,12 @@ from schemas import database, tables
 from schemas.accounts import shown
 from schemas.database import Cursor, integer_array
 from schemas.errors import ConflictError
+from schemas.locks import keep_others_from_appending, keep_others_from_folding
+from schemas.progress import Progress
 from worker.folding import order_refunds, projection
 from worker.folding.batch import Claimed
 from worker.folding.changes import append_changes
-from worker.folding.claim import claim, keep_others_from_appending, keep_others_from_folding
+from worker.folding.claim import claim
 from worker.logs.renamed_events import (
     RELABEL_MENTIONS,
     SET_ASIDE,
@@ -37,8 +39,6 @@ from worker.logs.renamed_rows import ANOMALIES, BOUNDS, CHANGES, JOBS, ROWS_AT_O
 
 OBJECTS_AT_ONCE: Final = 500
 TRIES_MAX: Final = 40
-
-Progress = Callable[[str, int, int], None]
 
 
 def retrying(engine: Engine, step: Callable[[Cursor], None], *, prepare: Callable[[], None] = lambda: None) -> None:

@@ -15,6 +15,7 @@ from sqlalchemy import Engine
 from schemas import accounts, database, files
 from schemas.database import Cursor
 from schemas.errors import ConfigurationError, ConflictError
+from schemas.events import Key
 from schemas.inbox import Delivery
 from worker.logs import reader
 
@@ -130,7 +131,7 @@ def bring_back(engine: Engine, seqs: Sequence[int], folder: Path) -> None:
         names = accounts.names(cursor)
         cursor.execute("SELECT account, livemode, id FROM inbox WHERE seq = ANY (%s)", (list(seqs),))
         # During a rename the inbox has the account's old name too, and the log may have an even older one.
-        wanted = defaultdict[tuple[str, bool, str], list[str]](list)
+        wanted = defaultdict[Key, list[str]](list)
         for account, livemode, event in cursor.fetchall():
             wanted[names.get(account, account), livemode, event].append(account)
     for path in sorted(logs_in(folder), key=lambda each: not _may_hold(each, seqs)):

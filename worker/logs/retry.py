@@ -11,7 +11,7 @@ from sqlalchemy import Engine
 from schemas import database, inbox, observations
 from schemas.database import Cursor
 from schemas.errors import ConflictError, NotFoundError
-from worker import folds
+from schemas.own_events import EVENT_IGNORED
 from worker.folding import projection
 from worker.logs import archive as archives
 from worker.logs import restore
@@ -148,7 +148,7 @@ def ignore(
         if found.state not in ("parked", "pending"):
             raise ConflictError(f"Only a parked or pending event can be set aside, and {event_id} is {found.state}.")
         word = observations.observe(
-            folds.EVENT_IGNORED,
+            EVENT_IGNORED,
             {"object": "event", "id": found.id, "reason": reason},
             account=found.account,
             livemode=found.livemode,
@@ -156,6 +156,5 @@ def ignore(
             now=now,
         )
         inbox.record(cursor, [word])
-    while projection.run_once(engine, now=now):
-        pass
+    projection.fold_pending(engine, now=now)
     return _at(engine, found.seq)

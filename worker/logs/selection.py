@@ -11,6 +11,7 @@ from sqlalchemy import Engine
 
 from schemas import accounts, database
 from schemas.inbox import RECORD_ROWS_MAX, Delivery
+from schemas.progress import do_nothing
 from schemas.settings import SigningSecret
 from worker.folds.facts import utc
 from worker.logs import reader
@@ -70,9 +71,9 @@ class Reading:
     now: datetime
     filters: LogFilters = ALL_EVENTS
     account: str = ""
-    refuse: Callable[[Entry], None] = lambda _: None
-    progress: Callable[[int, int], None] = lambda _, __: None
-    warn: Callable[[str], None] = lambda _: None
+    refuse: Callable[[Entry], None] = do_nothing
+    progress: Callable[[int, int], None] = do_nothing
+    warn: Callable[[str], None] = do_nothing
     names: Mapping[str, str] = field(default_factory=dict)
     secrets: Sequence[SigningSecret] = ()
 

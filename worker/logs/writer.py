@@ -18,6 +18,7 @@ import msgspec
 from msgspec import Struct
 
 from schemas.errors import ConfigurationError
+from schemas.progress import do_nothing
 from worker.logs.compression import zstd
 
 OWN_LINE: Final = "payfold.delivery"
@@ -91,7 +92,7 @@ def line_of(
 
 
 @contextmanager
-def writing(path: Path, form: Compression, *, check: Callable[[Path], None] = lambda _: None) -> Iterator[IO[bytes]]:
+def writing(path: Path, form: Compression, *, check: Callable[[Path], None] = do_nothing) -> Iterator[IO[bytes]]:
     """Open a new log at *path*; it appears there when it is complete and on disk.
 
     *check* is called with the file before the file gets its name. If it raises, no file is left behind.

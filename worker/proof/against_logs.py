@@ -68,7 +68,7 @@ def compare(made: Shadow, *, on_difference: Callable[[Difference], None]) -> dic
     }
     counts = {"events": 0, "missing_here": 0, "missing_there": 0, "different": 0}
     with database.transaction(made.engine, may_idle=True) as connection, database.cursor(connection) as cursor:
-        cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        database.take_snapshot(cursor)
         cursor.execute(sql.SQL("SELECT count(*) FROM {log}").format(**names))
         (counts["events"],) = cursor.fetchone() or (0,)
         with cursor.connection.cursor("compared", binary=True) as rows:

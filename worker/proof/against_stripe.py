@@ -23,7 +23,6 @@ from typing import Any, Final
 
 import structlog
 from psycopg import sql
-from sqlalchemy import Engine
 
 from schemas import checkout, database, inbox, tables
 from schemas.budget import Lane
@@ -31,6 +30,7 @@ from schemas.database import Cursor
 from schemas.errors import CallDeclined, KeyRefused, MissingAtStripe, NotAnObject, NotServed, Refused
 from schemas.inbox import Delivery
 from schemas.observations import Answer, World
+from schemas.progress import Progress, do_nothing
 from schemas.stripe_api import PAGE_ROWS, Page
 from schemas.version import version
 from worker import folds
@@ -39,7 +39,6 @@ from worker.folding.claim import event_of_delivery
 from worker.proof import comparison, difference, walks, witness
 from worker.proof.comparison import Compared
 from worker.proof.difference import EXTRA, Difference, Pair
-from worker.proof.rebuild import Progress, nobody
 from worker.proof.walks import Step, Walks
 from worker.stripe_jobs import gaps, rounds
 from worker.stripe_jobs.rounds import JobContext
@@ -262,7 +261,7 @@ def audit(
     context: JobContext,
     *,
     since: datetime | None = None,
-    progress: Progress = nobody,
+    progress: Progress = do_nothing,
     repair: bool = False,
     seed: int | None = None,
     customers_max: int = CUSTOMERS_MAX,
@@ -280,7 +279,7 @@ def audit(
         KeyRefused, NotServed: Stripe refuses every world; differences that were yielded until then are valid.
         Transient: Stripe cannot be asked now; the same holds.
     """
-    _fold(context.engine)
+    projection.fold_pending(context.engine)
     for world in rounds.unserved(context):
         yield Listed(world.account, world.livemode, NOT_ASKED)
     worlds = rounds.served(context)
@@ -316,16 +315,11 @@ def _fingerprint(context: JobContext) -> str:
 
 
 def repair(
-    context: JobContext, *, since: datetime | None = None, progress: Progress = nobody, seed: int | None = None
+    context: JobContext, *, since: datetime | None = None, progress: Progress = do_nothing, seed: int | None = None
 ) -> int:
     """Correct the differences that an audit finds, and return how many there were."""
     with closing(audit(context, since=since, progress=progress, repair=True, seed=seed)) as found:
         return sum(isinstance(each, Difference) for each in found)
-
-
-def _fold(engine: Engine) -> None:
-    while projection.run_once(engine, now=datetime.now(UTC)):
-        pass
 
 
 def _run(audit: _Audit, worlds: Sequence[World]) -> Iterator[Listed | Difference]:
@@ -587,7 +581,7 @@ def _compared(
     tally.unstated += found.unstated
     if found.wrong and audit.repair:
         audit.context.within(lambda opened: _put_right(opened, audit.context, world, found))
-        _fold(audit.context.engine)
+        projection.fold_pending(audit.context.engine)
     return found.differences
 
 
@@ -857,4 +851,4 @@ def _is_draft(context: JobContext, world: World, invoice: str) -> bool:
 def _record(context: JobContext, delivery: Delivery) -> None:
     with database.transaction(context.engine) as connection, database.cursor(connection) as cursor:
         inbox.record(cursor, [delivery])
-    _fold(context.engine)
+    projection.fold_pending(context.engine)

@@ -3,7 +3,7 @@
 Payloads that are read out of the archive are kept in the schema, and are dropped with it.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +15,11 @@ from sqlalchemy import Engine
 from schemas import database
 from schemas.database import Cursor
 from schemas.errors import ConflictError
+from schemas.progress import Progress
 from worker.folds.payment import OF_ORDER_OPEN
 from worker.logs.restore import MATCHED, arguments, deliveries_in, logs_in, names_in, require_none_lacking
 from worker.proof import shadow
 from worker.proof.shadow import Shadow
-
-Progress = Callable[[str, int, int], None]
 
 
 @contextmanager

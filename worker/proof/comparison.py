@@ -45,9 +45,10 @@ from psycopg import sql
 from psycopg.rows import dict_row
 from sqlalchemy import Table
 
-from schemas import checkout, events, inbox, observations, tables
+from schemas import checkout, database, events, inbox, observations, tables
 from schemas.database import Cursor
 from schemas.errors import NotAnObject
+from schemas.events import Key
 from schemas.inbox import Delivery
 from schemas.observations import Answer, World
 from worker import folds
@@ -56,7 +57,7 @@ from worker.folding.claim import event_of_delivery
 from worker.folding.joining import facts_at_hand
 from worker.folding.rows import load_rows
 from worker.folds import join, payment
-from worker.folds.facts import Facts, Row, Subject, utc
+from worker.folds.facts import Facts, Row, Subject, object_of, utc
 from worker.folds.join import Joined
 from worker.proof import difference, witness
 from worker.proof.difference import DIFFERENT, Difference, Pair
@@ -116,8 +117,6 @@ def _without_lines(session: Answer) -> Answer:
     return Answer({name: value for name, value in session.body.items() if name != "line_items"}, session.at, odd)
 
 
-_Object: TypeAlias = tuple[str, bool, str]
-"""Account, mode and id."""
 _Place: TypeAlias = tuple[str, str]
 """Table, and the key of a row within its account and mode."""
 _Name: TypeAlias = tuple[str, str, str | None]
@@ -126,7 +125,7 @@ _Name: TypeAlias = tuple[str, str, str | None]
 
 def _compare(cursor: Cursor, world: World, objects: Sequence[Answer], found: Compared, *, by_map: bool) -> None:
     # An event that is recorded or folded between two of the queries would look like a difference.
-    cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+    database.take_snapshot(cursor, read_only=False)
     joined = _by_joining(cursor, found)
     pairs = list(joined.pairs.values())
     changed = {_row(pair) for pair in pairs if _differences(pair)}
@@ -167,7 +166,7 @@ class _Joinings(NamedTuple):
     """Rows as they are and as joining makes them; objects with archived payloads; ids that a fold can read."""
 
     pairs: dict[Subject, Pair]
-    archived: set[_Object]
+    archived: set[Key]
     readable: set[str]
 
 
@@ -176,9 +175,9 @@ def _by_joining(cursor: Cursor, found: Compared) -> _Joinings:
     at_hand, readable = _facts(found)
     known = load_rows(cursor, at_hand)
     own = settling.at_rest(cursor, [subject for subject in known if subject.table == "orders"])
-    on_the_way = _on_the_way(cursor, map(_object_of, at_hand))
+    on_the_way = _on_the_way(cursor, map(object_of, at_hand))
     joined: dict[Subject, Joined] = {}
-    archived: set[_Object] = set()
+    archived: set[Key] = set()
     for subject, facts in facts_at_hand(cursor, set(at_hand)):
         if facts is None:
             row = own[subject][1].row if subject in own else known.get(subject)
@@ -186,8 +185,8 @@ def _by_joining(cursor: Cursor, found: Compared) -> _Joinings:
         else:
             made = _joined(subject, facts, at_hand)
         if made is None and facts is None:
-            archived.add(_object_of(subject))
-        elif made is not None and _object_of(subject) not in on_the_way:
+            archived.add(object_of(subject))
+        elif made is not None and object_of(subject) not in on_the_way:
             joined[subject] = made
     joined |= settling.settled(cursor, settling.open_rows(joined))
     pairs = {
@@ -223,11 +222,7 @@ def _joined(subject: Subject, facts: Iterable[Facts], at_hand: Mapping[Subject, 
     return join.fold_all(spec, read.values())
 
 
-def _object_of(subject: Subject) -> _Object:
-    return (subject.account, subject.livemode, subject.source)
-
-
-def _on_the_way(cursor: Cursor, objects: Iterable[_Object]) -> set[_Object]:
+def _on_the_way(cursor: Cursor, objects: Iterable[Key]) -> set[Key]:
     """Return the objects that have an event that is not folded yet: their next rows are not known."""
     wanted = sorted(set(objects))
     cursor.execute(

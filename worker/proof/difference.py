@@ -12,6 +12,7 @@ from sqlalchemy import BigInteger, Table
 
 from schemas import tables
 from schemas.database import Cursor
+from schemas.progress import do_nothing
 from worker import folds
 from worker.proof.shadow import Shadow
 
@@ -140,7 +141,7 @@ def compare(
     made: Shadow,
     *,
     on_difference: Callable[[Difference], None],
-    pair: Callable[[Pair], None] = lambda _: None,
+    pair: Callable[[Pair], None] = do_nothing,
 ) -> Comparison:
     """Compare the live tables with those of *made*.
 

@@ -29,7 +29,7 @@ def digests(engine: Engine, *, schema: str | None = None) -> list[Digest]:
     Every column counts. *schema* is the schema of the tables, by default the one where the connection looks first.
     """
     with database.transaction(engine) as connection, database.cursor(connection) as cursor:
-        cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        database.take_snapshot(cursor)
         return digests_seen(cursor, schema=schema)
 
 

@@ -22,7 +22,7 @@ from worker.folding import settling
 from worker.folding.rows import load_rows
 from worker.folds import credit_note, join, payment
 from worker.folds.chain import Path
-from worker.folds.facts import Event, Facts, Row, Subject
+from worker.folds.facts import Facts, Row, Subject, event_of
 from worker.folds.join import Joined, RowSpec
 from worker.folds.payment import Payment
 from worker.proof import refund_sources
@@ -73,7 +73,7 @@ def explain(engine: Engine, subject: Subject, *, as_of: datetime | None = None) 
 
 def _explained(engine: Engine, subject: Subject, as_of: datetime | None) -> Explanation:
     with database.transaction(engine) as connection, database.cursor(connection) as cursor:
-        cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        database.take_snapshot(cursor)
         reports = _reports_of(cursor, subject, as_of)
         anomalies = [] if as_of is not None else _anomalies(cursor, subject)
         at_rest = None if as_of is not None else load_rows(cursor, [subject]).get(subject)
@@ -92,14 +92,26 @@ def _explained(engine: Engine, subject: Subject, as_of: datetime | None) -> Expl
     row = None if joined is None else joined.row
     setters = {} if row is None else _setters(path, row)
     by_id = {each["id"]: each for each in reports}
+    columns = [] if row is None else [_column(spec, name, row, setters, by_id, by) for name in row if name not in _KEY]
+    timeline = [*_timeline(reports, path, setters), *([] if by is None else [by.line])]
+    return _explanation(subject, row, columns, timeline, anomalies)
+
+
+def _explanation(
+    subject: Subject,
+    row: Row | None,
+    columns: list[dict[str, Any]],
+    timeline: list[dict[str, Any]],
+    anomalies: list[dict[str, Any]],
+) -> Explanation:
     return Explanation(
         subject.table,
         tables.key_name(subject.key),
         subject.account,
         subject.livemode,
         row,
-        [] if row is None else [_column(spec, name, row, setters, by_id, by) for name in row if name not in _KEY],
-        [*_timeline(reports, path, setters), *([] if by is None else [by.line])],
+        columns,
+        timeline,
         anomalies,
         None if row is None else _dashboard(subject, row),
     )
@@ -111,7 +123,7 @@ def _facts(subject: Subject, reports: list[dict[str, Any]]) -> list[Facts]:
     if any(each["payload"] is None for each in folded):
         return []
     wanted = (subject, join.leader_of(folds.ROW_SPECS[subject.table], subject))
-    return [one for each in folded for one in folds.judge(_event(each)).facts if one.subject in wanted]
+    return [one for each in folded for one in folds.judge(event_of(each)).facts if one.subject in wanted]
 
 
 # ---- Columns that an order's charges, or a note's refund, set ----
@@ -221,17 +233,7 @@ def _in_part(
         each | {"verdict": _verdict_in_part(by_id[each["event_id"]], decides)}
         for each in _timeline(reports, _NO_PATH, {})
     ]
-    return Explanation(
-        subject.table,
-        tables.key_name(subject.key),
-        subject.account,
-        subject.livemode,
-        row,
-        columns,
-        timeline,
-        anomalies,
-        None if row is None else _dashboard(subject, row),
-    )
+    return _explanation(subject, row, columns, timeline, anomalies)
 
 
 def _verdict_in_part(reports: dict[str, Any], decides: object) -> str:
@@ -267,11 +269,6 @@ def _anomalies(cursor: Cursor, subject: Subject) -> list[dict[str, Any]]:
             (subject.account, subject.livemode, folds.ROW_SPECS[subject.table].subject, tables.key_name(subject.key)),
         )
         return rows.fetchall()
-
-
-def _event(reports: dict[str, Any]) -> Event:
-    names = ("seq", "account", "livemode", "id", "type", "created", "object_type", "object_id", "payload", "source")
-    return Event(*(reports[name] for name in names))
 
 
 def _setters(path: Path, row: Row) -> dict[str, Facts]:

@@ -38,7 +38,10 @@ from sqlalchemy.exc import DBAPIError
 from schemas import accounts, database, inbox, tables
 from schemas.database import Cursor
 from schemas.errors import DatabaseAway
+from schemas.events import Key
 from schemas.inbox import RECORD_ROWS_MAX
+from schemas.own_events import EVENT_IGNORED
+from schemas.progress import Progress, do_nothing
 from schemas.settings import SigningSecret
 from worker import folds
 from worker.folding import copy_rows, projection, renderings
@@ -58,7 +61,6 @@ FACTS_BUFFERED_MAX: Final = 20_000
 ROWS_READ: Final = 1_000
 CATCH_UP_EVENTS: Final = 500
 
-Progress = Callable[[str, int, int], None]
 """Called with the name of the step, how much of it is done, and how much there is to do."""
 
 _log = structlog.get_logger()
@@ -82,19 +84,15 @@ IN_ONE_PROCESS: Final = Sizes(alone_max=2**63)
 """For a worker, which must not take every core from the processes that fold."""
 
 
-def nobody(_step: str, _done: int, _total: int) -> None:
-    """Ignore progress reports."""
-
-
 @contextmanager
-def rebuilt(engine: Engine, *, progress: Progress = nobody) -> Iterator[Shadow]:
+def rebuilt(engine: Engine, *, progress: Progress = do_nothing) -> Iterator[Shadow]:
     """Fold every event that has an outcome into a new schema, yield the schema, then drop it."""
     with shadow.shadow(engine) as made:
         rebuild(made, progress=progress)
         yield made
 
 
-def rebuild(made: Shadow, *, progress: Progress = nobody, sizes: Sizes = USUAL) -> None:
+def rebuild(made: Shadow, *, progress: Progress = do_nothing, sizes: Sizes = USUAL) -> None:
     """Fill *made* from its own inbox, or from the events of the live one that have an outcome."""
     try:
         _rebuild_at_once(made, progress, sizes)
@@ -111,7 +109,7 @@ def rebuild(made: Shadow, *, progress: Progress = nobody, sizes: Sizes = USUAL) 
 
 
 @contextmanager
-def refolded(engine: Engine, *, seed: int, progress: Progress = nobody) -> Iterator[Shadow]:
+def refolded(engine: Engine, *, seed: int, progress: Progress = do_nothing) -> Iterator[Shadow]:
     """Let the projection fold the inbox in an order drawn from *seed*, yield the tables it made, then drop them."""
     chance = random.Random(seed)  # noqa: S311 - an order to be repeated, not a secret
     with shadow.shadow(engine) as made:
@@ -160,7 +158,7 @@ def catch_up(made: Shadow) -> int:
     with database.transaction(made.engine) as connection, database.cursor(connection) as cursor:
         archived.leave_out(cursor, made)
         seqs = lacking(cursor, made)
-    _fold_in_steps(made, [seqs[at : at + CATCH_UP_EVENTS] for at in range(0, len(seqs), CATCH_UP_EVENTS)], nobody)
+    _fold_in_steps(made, [seqs[at : at + CATCH_UP_EVENTS] for at in range(0, len(seqs), CATCH_UP_EVENTS)], do_nothing)
     _take_over_attempts(made)
     return len(seqs)
 
@@ -236,8 +234,7 @@ def _fold_in_steps(made: Shadow, batches: Sequence[Sequence[int]], progress: Pro
     for batch in batches:
         with database.transaction(made.within) as connection, database.cursor(connection) as cursor:
             queue(cursor, batch)
-        while projection.run_once(made.within, now=datetime.now(UTC)):
-            pass
+        projection.fold_pending(made.within)
         folded += len(batch)
         progress("Folding", folded, total)
 
@@ -263,7 +260,7 @@ class _Job:
     snapshot: str
     has_inbox: bool
     has_archive: bool
-    ignored: Mapping[tuple[str, bool, str], str]
+    ignored: Mapping[Key, str]
     folder: Path
     files: int
     now: datetime
@@ -277,7 +274,7 @@ def _rebuild_at_once(made: Shadow, progress: Progress, sizes: Sizes) -> None:
         database.transaction(made.engine, may_idle=True) as writing,
         database.cursor(writing) as writer,
     ):
-        reader.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        database.take_snapshot(reader)
         # A snapshot does not protect from TRUNCATE. This lock keeps archiving out until all is read.
         reader.execute("LOCK TABLE payloads IN ACCESS SHARE MODE")
         ranges, job = _planned(reader, made, Path(folder), sizes)
@@ -303,7 +300,7 @@ def _planned(reader: Cursor, made: Shadow, folder: Path, sizes: Sizes) -> tuple[
     reader.execute(
         "SELECT DISTINCT ON (account, livemode, object_id) account, livemode, object_id, payload"
         " FROM inbox LEFT JOIN payloads USING (seq) WHERE type = %s ORDER BY account, livemode, object_id, seq",
-        (folds.EVENT_IGNORED,),
+        (EVENT_IGNORED,),
     )
     ignored = {(row[0], row[1], row[2]): reason_of(row[3]) for row in reader.fetchall()}
     job = _Job(
@@ -400,7 +397,7 @@ def _judge_range(bounds: tuple[int, int]) -> dict[str, Path]:
     try:
         with database.transaction(engine, may_idle=True) as connection:
             with database.cursor(connection) as cursor:
-                cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
+                database.take_snapshot(cursor)
                 cursor.execute(sql.SQL("SET TRANSACTION SNAPSHOT {}").format(sql.Literal(job.snapshot)))
                 path = sql.SQL(", ").join(map(sql.Identifier, job.path))
                 cursor.execute(sql.SQL("SET LOCAL search_path = {}").format(path))

@@ -19,13 +19,14 @@ from sqlalchemy import Engine
 from schemas import database, tables
 from schemas.database import Cursor
 from schemas.errors import BrokerAway, DatabaseAway, KeyRefused, NotServed, PayfoldError
+from schemas.progress import Progress, do_nothing
 from schemas.settings import SigningSecret
 from schemas.version import version
 from worker.folding import projection
 from worker.logs.reader import Entry
 from worker.proof import against_logs, against_stripe, archived, money_rules, rebuild, shadow, swap, witness
 from worker.proof.difference import Difference, shown_value
-from worker.proof.rebuild import USUAL, Progress, Sizes, nobody
+from worker.proof.rebuild import USUAL, Sizes
 from worker.stripe_jobs.rounds import JobContext
 
 RULES: Final = "rules"
@@ -43,10 +44,6 @@ WITNESSES: Final = {
 """By check, the thing that the tables were compared with."""
 DRIFT_LISTED_MAX: Final = 1_000
 """A result lists up to so many differences; ``ReconcileRequest.each`` is called with all of them."""
-
-
-def _ignore(_: object) -> None:
-    pass
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +65,9 @@ class ReconcileRequest:
     seed: int | None = None
     archive: Path | None = None
     repair: bool = False
-    each: Callable[[dict[str, Any]], None] = _ignore
-    refuse: Callable[[Entry], None] = _ignore
-    progress: Progress = nobody
+    each: Callable[[dict[str, Any]], None] = do_nothing
+    refuse: Callable[[Entry], None] = do_nothing
+    progress: Progress = do_nothing
     sizes: Sizes = USUAL
 
 
@@ -303,8 +300,7 @@ def _repair(engine: Engine, checks: Sequence[str], wanted: ReconcileRequest) -> 
             done["objects_put_right"] = against_stripe.repair(
                 wanted.context, since=wanted.since, progress=wanted.progress, seed=wanted.seed
             )
-    while projection.run_once(engine, now=datetime.now(UTC)):
-        pass
+    projection.fold_pending(engine)
     if REBUILD in checks or RULES in checks:
         with archived.with_archived(engine, wanted.archive, progress=wanted.progress) as made:
             rebuild.rebuild(made, progress=wanted.progress, sizes=wanted.sizes)
@@ -319,7 +315,7 @@ def _repair(engine: Engine, checks: Sequence[str], wanted: ReconcileRequest) -> 
 @contextmanager
 def _at_one_moment(engine: Engine) -> Iterator[Cursor]:
     with database.transaction(engine) as connection, database.cursor(connection) as cursor:
-        cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        database.take_snapshot(cursor)
         yield cursor
 
 

@@ -10,25 +10,13 @@ from typing import Any, Final
 
 from psycopg.rows import dict_row
 
-from schemas.database import Cursor, boolean_array, text_array
+from schemas.database import Cursor, id_arrays
 from worker import folds
 from worker.folding.rows import load_rows
 from worker.folds import join, payment
-from worker.folds.facts import Event, Facts, Row, Subject
+from worker.folds.facts import Facts, Row, Subject, event_of
 
 _LOST: Final = {"failed": "it failed", "canceled": "it was canceled"}
-_EVENT: Final = (
-    "seq",
-    "account",
-    "livemode",
-    "id",
-    "type",
-    "created",
-    "object_type",
-    "object_id",
-    "payload",
-    "source",
-)
 
 
 def of_order(cursor: Cursor, order: Row, *, as_of: datetime | None) -> list[dict[str, Any]]:
@@ -94,7 +82,7 @@ def _received(cursor: Cursor, subjects: Sequence[Subject], as_of: datetime) -> d
         if event["payload"] is None:
             archived.add(event["object_id"])
             continue
-        for one in folds.judge(Event(*(event[name] for name in _EVENT))).facts:
+        for one in folds.judge(event_of(event)).facts:
             facts[one.subject].append(one)
     joined = {
         subject: join.fold_all(folds.ROW_SPECS[subject.table], facts[subject])
@@ -106,8 +94,7 @@ def _received(cursor: Cursor, subjects: Sequence[Subject], as_of: datetime) -> d
 
 def _events(cursor: Cursor, subjects: Sequence[Subject], as_of: datetime) -> list[dict[str, Any]]:
     with cursor.connection.cursor(row_factory=dict_row, binary=True) as rows:
-        worlds = text_array([each.account for each in subjects]), boolean_array(each.livemode for each in subjects)
-        return rows.execute(_RECEIVED, (*worlds, text_array([each.id for each in subjects]), as_of)).fetchall()
+        return rows.execute(_RECEIVED, (*id_arrays(subjects), as_of)).fetchall()
 
 
 _RECEIVED: Final = """

@@ -8,25 +8,24 @@ Note [A swap writes the difference]
     they were, including those that others have made. Folding waits for the swap, recording does not.
 """
 
-import random
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Final
 
 import msgspec
-import psycopg
 from psycopg import sql
 from sqlalchemy import Table
 
-from schemas import database, tables
+from schemas import change_rows, database, tables
+from schemas.change_rows import ChangeRow
 from schemas.database import Cursor
 from schemas.errors import ConflictError
+from schemas.locks import keep_others_from_appending, keep_others_from_folding, taken_in_time
+from schemas.progress import do_nothing
 from worker import folds
 from worker.folding import corrections, expired_items, order_refunds, projection, settling
-from worker.folding.claim import claim, keep_others_from_appending, keep_others_from_folding
 from worker.folds.facts import Subject
 from worker.proof import archived, difference, digest, rebuild, shadow
 from worker.proof.archived import LeftOut
@@ -48,7 +47,7 @@ def compare(made: Shadow, *, on_difference: Callable[[Difference], None]) -> Com
     out, unless *made* has the payload. *on_difference* is called with each difference.
     """
     with database.transaction(made.engine, may_idle=True) as connection, database.cursor(connection) as cursor:
-        cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        database.take_snapshot(cursor, read_only=False)
         left = at_one_moment(cursor, made)
         found = difference.compare(cursor, made, on_difference=on_difference)
         found.objects_left_out, found.events_left_out = left.objects, left.events
@@ -73,7 +72,7 @@ def prove(made: Shadow) -> Proof:
     """Compare the digests of the live tables with those of *made*, once both have folded the same events."""
     found: list[Difference] = []
     with database.transaction(made.engine, may_idle=True) as connection, database.cursor(connection) as cursor:
-        cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        database.take_snapshot(cursor, read_only=False)
         at_one_moment(cursor, made)
         live = digest.digests_seen(cursor, schema=made.live)
         again = digest.digests_seen(cursor, schema=made.schema)
@@ -82,7 +81,7 @@ def prove(made: Shadow) -> Proof:
     return Proof(live, again, found[:PROOF_DIFFERENCES_MAX])
 
 
-def swap(made: Shadow, *, on_difference: Callable[[Difference], None] = lambda _: None) -> tuple[Comparison, int]:
+def swap(made: Shadow, *, on_difference: Callable[[Difference], None] = do_nothing) -> tuple[Comparison, int]:
     """Bring the live tables to *made*, in one transaction; return what differed, and how many changes were appended.
 
     *on_difference* is called with each difference that there was.
@@ -157,18 +156,13 @@ def _caught_up(cursor: Cursor, made: Shadow, *, is_last: bool) -> LeftOut | None
 
 def _pause(cursor: Cursor, *, is_last: bool) -> bool:
     """Keep others from folding until the transaction ends; False if they did not pause in time."""
-    cursor.execute(sql.SQL("SET LOCAL lock_timeout = {}").format(sql.Literal(f"{LOCK_SECONDS_MAX}s")))
-    try:
-        with cursor.connection.transaction():
-            keep_others_from_folding(cursor)
-    except psycopg.errors.LockNotAvailable:
-        if is_last:
-            raise ConflictError(
-                "Folding did not pause in time: is a transaction left open? Nothing has changed; try again."
-            ) from None
-        time.sleep(random.uniform(0.05, 0.5))  # noqa: S311 - jitter
-        return False
-    return True
+    if taken_in_time(cursor, lambda: keep_others_from_folding(cursor), seconds_max=LOCK_SECONDS_MAX):
+        return True
+    if is_last:
+        raise ConflictError(
+            "Folding did not pause in time: is a transaction left open? Nothing has changed; try again."
+        )
+    return False
 
 
 def _catch_up_here(cursor: Cursor, made: Shadow, seqs: list[int]) -> None:
@@ -177,8 +171,7 @@ def _catch_up_here(cursor: Cursor, made: Shadow, seqs: list[int]) -> None:
         return
     cursor.execute(made.path())
     rebuild.queue(cursor, seqs)
-    while claimed := claim(cursor, limit=projection.FOLD_BATCH_MAX):
-        projection.project(cursor, claimed, now=datetime.now(UTC))
+    projection.project_pending(cursor, now=datetime.now(UTC))
     cursor.execute(sql.SQL("SET LOCAL search_path = {}").format(sql.Identifier(made.live)))
     rebuild.take_over_attempts(cursor, made)
 
@@ -189,7 +182,7 @@ class _Implied:
     def __init__(self, cursor: Cursor, made: Shadow) -> None:
         self._cursor = cursor
         self._made = made
-        self._found: list[dict[str, Any]] = []
+        self._found: list[ChangeRow] = []
         cursor.execute(sql.SQL("TRUNCATE {}").format(sql.Identifier(made.schema, "changes")))
 
     def add(self, pair: Pair) -> None:
@@ -225,12 +218,7 @@ class _Implied:
         self._cursor.execute(
             sql.SQL(
                 """
-                INSERT INTO {made} (account, livemode, subject, subject_id, kind, event_id, source, at, before, after,
-                    withheld)
-                SELECT c.account, c.livemode, c.subject, c.subject_id, c.kind, c.event_id, i.source, c.at, c.before,
-                    c.after, CASE WHEN EXISTS (
-                        SELECT FROM {outcomes} AS o WHERE o.seq = i.seq AND o.state = 'folded'
-                    ) THEN 'swap' END
+                INSERT INTO {made} ({columns}) SELECT {values}
                 FROM json_populate_recordset(NULL::{made}, %s) AS c
                 JOIN {inbox} AS i ON (i.account, i.livemode, i.id) = (c.account, c.livemode, c.event_id)
                 ON CONFLICT DO NOTHING
@@ -238,7 +226,8 @@ class _Implied:
             ).format(
                 made=sql.Identifier(self._made.schema, "changes"),
                 inbox=sql.Identifier(self._made.live, "inbox"),
-                outcomes=sql.Identifier(self._made.live, "outcomes"),
+                columns=sql.SQL(change_rows.LISTED),
+                values=sql.SQL(_VALUES).format(outcomes=sql.Identifier(self._made.live, "outcomes")),
             ),
             (msgspec.json.encode(self._found).decode(),),
         )
@@ -256,7 +245,7 @@ class _Implied:
         for row in self._found:
             joined = settled.get(Subject("orders", row["account"], row["livemode"], row["subject_id"]))
             if joined is not None and joined.decided_by is not None and row["kind"] != order_refunds.KIND:
-                row.update(event_id=joined.decided_by.event_id, at=joined.decided_by.at)
+                row.update({"event_id": joined.decided_by.event_id, "at": joined.decided_by.at})
 
     def add_refunds(self) -> None:
         """Gather a change for each order with another refunded amount than the one last announced."""
@@ -326,10 +315,18 @@ def _settle_anomalies(cursor: Cursor, made: Shadow) -> None:
     )
 
 
+_LOOKED_UP: Final = {
+    "source": "i.source",
+    "withheld": "CASE WHEN EXISTS ("
+    "SELECT FROM {outcomes} AS o WHERE o.seq = i.seq AND o.state = 'folded') THEN 'swap' END",
+}
+_VALUES: Final = ", ".join(_LOOKED_UP.get(name, f"c.{name}") for name in change_rows.COLUMNS)
+
+
 def _append(cursor: Cursor, made: Shadow) -> int:
     """Append the gathered changes in the order of their times, and return how many there were."""
     keep_others_from_appending(cursor)
-    columns = sql.SQL("account, livemode, subject, subject_id, kind, event_id, source, at, before, after, withheld")
+    columns = sql.SQL(change_rows.LISTED)
     cursor.execute(
         sql.SQL(
             "INSERT INTO {live} ({columns}) SELECT {columns} FROM {made} ORDER BY at, subject, subject_id, seq"

@@ -18,8 +18,8 @@ from schemas.database import Cursor
 from schemas.errors import CallDeclined, DatabaseAway, MissingAtStripe, NotAnObject
 from schemas.inbox import Delivery
 from schemas.observations import World
+from schemas.own_events import SESSION_CLOCK_EXPIRED
 from schemas.settings import Settings
-from worker.folds.checkout_session import CLOCK_EXPIRED
 from worker.stripe_jobs import queue, rounds
 from worker.stripe_jobs.queue import Call, CallRequest, JobProgress
 from worker.stripe_jobs.rounds import CallResult, JobContext, JobResult, TimeBudget
@@ -210,7 +210,7 @@ def _expire_by_clock(context: JobContext, world: World, found: JobResult) -> int
         cursor.execute(_ENDED, (world.account, world.livemode, context.now() - grace, BATCH_MAX))
         ended = [
             observations.observe(
-                CLOCK_EXPIRED,
+                SESSION_CLOCK_EXPIRED,
                 {"object": "checkout.session", "id": session},
                 account=world.account,
                 livemode=world.livemode,

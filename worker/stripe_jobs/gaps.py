@@ -43,7 +43,7 @@ _log = structlog.get_logger()
 
 def wanted_types() -> list[str]:
     """Return the event types of Stripe that the folds use."""
-    return sorted(kind for kind in folds.FOLDS if not kind.startswith("payfold."))
+    return list(folds.STRIPE_TYPES)
 
 
 def run_once(context: JobContext, *, since: datetime | None = None) -> JobResult:

@@ -1,0 +1,94 @@
+"""Advisory locks, by name. Each is held until the transaction ends, and has its own number in each schema.
+
+A transaction that waits for several of them takes them in this order: folding, objects, appending. So no two
+transactions wait for each other.
+"""
+
+import random
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final
+
+import psycopg
+
+from schemas.database import Cursor, text_array
+from schemas.events import Key
+
+# A schema to migrate may not exist yet, so this lock has one number for all. It is ours to choose and means nothing.
+_MIGRATION: Final = 7_041_776_001
+
+
+def _number(name: str) -> str:
+    """Return SQL for the number of the lock that the SQL expression *name* names in this schema."""
+    return f"hashtextextended(current_schema() || {name}, 0)"
+
+
+_PARTITIONS: Final = _number("' payloads'")
+_FOLD: Final = _number("' fold'")
+_CHANGES: Final = _number("' changes'")
+_OBJECT: Final = _number("key")
+
+
+def keep_others_from_migrating(cursor: Cursor) -> None:
+    """Wait for other releases that migrate, then keep others from it until this transaction ends."""
+    cursor.execute(f"SELECT pg_advisory_xact_lock({_MIGRATION})")
+
+
+def keep_others_from_making_partitions(cursor: Cursor) -> None:
+    """Keep others from making partitions of ``payloads`` until this transaction ends."""
+    cursor.execute(f"SELECT pg_advisory_xact_lock({_PARTITIONS})")
+
+
+def share_folding(cursor: Cursor) -> None:
+    """Wait while a transaction keeps others from folding, and let none start to until this transaction ends."""
+    cursor.execute(f"SELECT pg_advisory_xact_lock_shared({_FOLD})")
+
+
+def keep_others_from_folding(cursor: Cursor) -> None:
+    """Wait for all transactions that fold, then keep others from folding until this transaction ends."""
+    cursor.execute(f"SELECT pg_advisory_xact_lock({_FOLD})")
+
+
+def keep_others_from_appending(cursor: Cursor) -> None:
+    """Keep other transactions from appending to ``changes`` until this transaction ends."""
+    cursor.execute(f"SELECT pg_advisory_xact_lock({_CHANGES})")
+
+
+def taken_in_time(cursor: Cursor, take: Callable[[], None], *, seconds_max: float) -> bool:
+    """Call *take*, which waits for locks, and return whether it got each of them within *seconds_max*.
+
+    If not, it holds none of them, and the caller may try again: this returns after a random pause.
+    """
+    cursor.execute(f"SET LOCAL lock_timeout = {round(seconds_max * 1000)}")
+    try:
+        with cursor.connection.transaction():
+            take()
+    except (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected):
+        time.sleep(random.uniform(0.05, 0.5))  # noqa: S311 - jitter
+        return False
+    return True
+
+
+def lock_objects(cursor: Cursor, objects: Iterable[Key]) -> None:
+    """Wait for the locks of *objects*, in one order for all, and hold them until the transaction ends."""
+    cursor.execute(_LOCK_OBJECTS, (_names_of(objects),))
+
+
+def try_objects(cursor: Cursor, objects: Sequence[Key]) -> list[bool]:
+    """Return of each of *objects* whether no one else holds its lock, and hold those until the transaction ends."""
+    cursor.execute(_TRY_OBJECTS, (_names_of(objects),))
+    return [is_held for (is_held,) in cursor.fetchall()]
+
+
+def _names_of(objects: Iterable[Key]) -> str:
+    return text_array([f"{account} {livemode} {id_}" for account, livemode, id_ in objects])
+
+
+_LOCK_OBJECTS: Final = f"""
+SELECT pg_advisory_xact_lock(number) FROM (
+    SELECT DISTINCT {_OBJECT} AS number FROM unnest(%s::text[]) AS key ORDER BY number
+) AS sorted
+"""
+_TRY_OBJECTS: Final = f"""
+SELECT pg_try_advisory_xact_lock({_OBJECT}) FROM unnest(%s::text[]) WITH ORDINALITY AS k (key, number) ORDER BY number
+"""

@@ -1,0 +1,90 @@
+"""Writes rows and deletes them by their keys."""
+
+from collections import defaultdict
+from functools import cache
+from typing import Final
+
+import msgspec
+from psycopg import sql
+
+from schemas import tables
+from schemas.database import Cursor, text_array
+from worker import folds
+from worker.folding import copy_rows
+from worker.folding.batch import Saved
+from worker.folding.rows import by_table, key_arrays, key_names, key_rows, listed, same
+from worker.folds.facts import Row, Value
+
+
+def save_rows(cursor: Cursor, saved: Saved) -> None:
+    """Write the rows of *saved* that differ from the known ones, with their children, and delete the rows gone."""
+    moved: dict[str, list[Row]] = defaultdict(list)
+    new: dict[str, list[Row]] = defaultdict(list)
+    for subject, joined in saved.rows.items():
+        known = saved.known.get(subject)
+        # A new row is appended: its object is locked, so no one else can have added it. A known row is merged.
+        if known is None:
+            new[subject.table].append(joined.row)
+        elif joined.row != known:
+            moved[subject.table].append(joined.row)
+        if joined.children:
+            moved[folds.ROW_SPECS[subject.table].child] += joined.children
+    _drop_strayed_children(cursor, saved)
+    for table, rows in new.items():
+        form = _FORMS[table]
+        copy_rows.into(cursor, sql.Identifier(table), form.columns, map(form.line, rows))
+    for table, rows in moved.items():
+        # If two objects claimed one child, the statement would fail, so one row wins. An id of Stripe's has one object.
+        distinct = {_identity(table, row): row for row in rows}
+        cursor.execute(_merge(table), (msgspec.json.encode(list(distinct.values())).decode(),))
+    for table, keys in by_table(saved.gone).items():
+        names = key_names(table)
+        cursor.execute(
+            sql.SQL("DELETE FROM {table} AS t USING {keys} WHERE {same}").format(
+                table=sql.Identifier(table), keys=key_rows(names), same=same(names)
+            ),
+            key_arrays(keys),
+        )
+
+
+_FORMS: Final = {table.name: copy_rows.Form(table) for table in tables.PROJECTIONS}
+
+
+def _drop_strayed_children(cursor: Cursor, saved: Saved) -> None:
+    """Delete all children of rows that are gone, and the former children of rows that have other ones now."""
+    whole = [subject for subject, joined in saved.rows.items() if joined.replace_all and subject in saved.known]
+    for table, keys in by_table([*whole, *saved.gone]).items():
+        spec = folds.ROW_SPECS[table]
+        if spec.child:
+            names = key_names(table)
+            child_names = ("account", "livemode", *spec.child_key)
+            kept = [str(child["id"]) for key in keys if key in saved.rows for child in saved.rows[key].children]
+            cursor.execute(
+                sql.SQL("DELETE FROM {table} AS t USING {keys} WHERE {same} AND NOT (t.id = ANY (%s::text[]))").format(
+                    table=sql.Identifier(spec.child), keys=key_rows(names), same=same(names, child_names)
+                ),
+                [*key_arrays(keys), text_array(kept)],
+            )
+
+
+def _identity(table: str, row: Row) -> tuple[Value, ...]:
+    return tuple(row[column.name] for column in tables.metadata.tables[table].primary_key)
+
+
+@cache
+def _merge(table: str) -> bytes:
+    columns = tables.metadata.tables[table].columns
+    values = [column.name for column in columns if not column.primary_key]
+    return (
+        sql.SQL(
+            "INSERT INTO {table} SELECT * FROM json_populate_recordset(NULL::{table}, %s)"
+            " ON CONFLICT ({key}) DO UPDATE SET ({columns}) = ROW ({values})"
+        )
+        .format(
+            table=sql.Identifier(table),
+            key=listed([column.name for column in columns if column.primary_key]),
+            columns=listed(values),
+            values=sql.SQL(", ").join(sql.Identifier("excluded", name) for name in values),
+        )
+        .as_bytes()
+    )

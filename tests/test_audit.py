@@ -17,9 +17,9 @@ from schemas.inbox import Delivery
 from tests import command, ledger
 from tests.envelopes import event
 from tests.stage import KEY, Stage, stage
-from worker.proof import against_stripe, money_rules, witness
-from worker.proof.against_stripe import Listed
+from worker.proof import against_stripe, kinds, money_rules, witness
 from worker.proof.difference import Difference
+from worker.proof.kinds import Listed
 
 ORDERS = 60
 
@@ -169,7 +169,7 @@ def test_what_no_key_serves(at: Stage) -> None:
     listed, found = audited(at)
 
     assert found == []
-    assert listed[against_stripe.NOT_ASKED].livemode
+    assert listed[kinds.NOT_ASKED].livemode
     assert not any(session in made.path for made in at.api.calls for session in live.session_ids())
 
 
@@ -211,7 +211,7 @@ def test_the_command(at: Stage) -> None:
     [
         # What is listed before the failure is held against the tables, and found.
         (KEY, "StripeAway", "again", 3, ["checkout.session", "payment_link"]),
-        ("sk_test_unknown", "KeyRefused", "STRIPE_API_KEY", 1, [against_stripe.REFUSED]),
+        ("sk_test_unknown", "KeyRefused", "STRIPE_API_KEY", 1, [kinds.REFUSED]),
     ],
 )
 def test_a_failure_keeps_the_other_checks(

@@ -20,9 +20,9 @@ from schemas.stripe_api import StripeApi
 from tests import ledger, stripe_lists
 from tests.envelopes import NEWEST, event
 from tests.stripe_payments import Body, T, charge, dispute, hold, refund, session
-from worker.proof import against_stripe, walks
-from worker.proof.against_stripe import Listed
+from worker.proof import against_stripe, kinds, walks
 from worker.proof.difference import Difference
+from worker.proof.kinds import Listed
 from worker.proof.walks import Step
 from worker.stripe_jobs.rounds import JobContext
 
@@ -563,7 +563,7 @@ def test_a_world_that_is_not_let_in(at: Stripe, keys: str, reason: str) -> None:
     sent = list(against_stripe.audit(at.context))
 
     (refused,) = [each for each in sent if isinstance(each, Listed) and each.account == "acct_1"]
-    assert refused.object == against_stripe.REFUSED
+    assert refused.object == kinds.REFUSED
     assert reason in refused.reason
     assert named([each for each in sent if isinstance(each, Difference)]) == [
         ("customers", "different", "cus_0000", "name")
@@ -582,7 +582,7 @@ def test_a_key_of_another_sandbox(at: Stripe) -> None:
     with pytest.raises(StripeAway):
         at.audited()
     at.refuses = lambda _: 200
-    assert at.audited()[0]["checkout.session"].reason == against_stripe.ANOTHER_SANDBOX
+    assert at.audited()[0]["checkout.session"].reason == kinds.ANOTHER_SANDBOX
 
     for _ in range(2):
         against_stripe.repair(at.context)

@@ -21,8 +21,8 @@ from tests.conftest import SEED_OPTION
 from tests.hidden import judge, shop
 from tests.hidden.account import Account, Body, Thing
 from worker.proof import against_stripe
-from worker.proof.against_stripe import Listed
 from worker.proof.difference import Difference
+from worker.proof.kinds import Listed
 from worker.stripe_jobs.rounds import JobContext
 
 SHORT = 10

@@ -25,6 +25,7 @@ from worker.folding import projection
 from worker.logs.reader import Entry
 from worker.proof import against_logs, against_stripe, archived, money_rules, rebuild, shadow, swap, witness
 from worker.proof.difference import Difference, shown_value
+from worker.proof.kinds import Listed
 from worker.proof.rebuild import USUAL, Progress, Sizes, nobody
 from worker.stripe_jobs.rounds import JobContext
 
@@ -32,7 +33,7 @@ RULES: Final = "rules"
 REBUILD: Final = "rebuild"
 LOG: Final = "log"
 STRIPE: Final = "stripe"
-# Stripe is not asked for the objects of these tables: see proof/against_stripe.py.
+# Stripe is not asked for the objects of these tables: see proof/kinds.py.
 _NOT_ASKED: Final = ("payment_intents", "portal_sessions")
 _COLUMNS: Final = sum(each.table not in _NOT_ASKED for each in witness.MAP)
 WITNESSES: Final = {
@@ -258,7 +259,7 @@ def _by_stripe(_: Engine, wanted: ReconcileRequest, drift: _Drift) -> dict[str, 
     # If this is interrupted the audit is closed at once, so that its progress is kept.
     with _kept_in(failed), closing(auditing) as found:
         for each in found:
-            if isinstance(each, against_stripe.Listed):
+            if isinstance(each, Listed):
                 tallies.append(_shown_tally(asdict(each)))
             else:
                 drift.add(STRIPE, each)

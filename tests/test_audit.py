@@ -237,6 +237,7 @@ def test_a_failure_keeps_the_other_checks(
     assert ran.json["tables"]
     assert [each["object"] for each in ran.json["stripe"]] == listed
     assert ran.json["run"]["checks"] == ["rules", "rebuild"]
+    assert ran.json["run"]["outcome"] == ("drift" if code == 3 else "incomplete")
     for shown in (page.read_text(), read.err):
         assert ran.json["stripe_error"]["to_do"] in shown
         assert "Stripe: only in part" in shown
@@ -249,6 +250,27 @@ def test_a_failure_keeps_the_other_checks(
     )
     assert kept["result"]["stripe_error"] == ran.json["stripe_error"]
     assert key not in ran.out + ran.err + page.read_text() + read.out + read.err
+
+
+def test_an_account_that_is_not_let_in(at: Stage, tmp_path: Path) -> None:
+    """Where one account refuses its key, and nothing differs elsewhere, the run is incomplete, and ends with 1."""
+    deliver(at)
+    against_stripe.repair(at.context())
+    other = shop_history(23, 3)
+    ledger.record(at.engine, [ledger.delivery(each.body, account="acct_gone") for each in other.events])
+    at.fold()
+    page, keys = tmp_path / "page.html", f"{KEY},acct_gone=sk_test_revoked"
+
+    ran = command.python(
+        *("deploy", "reconcile", "--stripe", "--format", "json", "--report", str(page)),
+        settings=at.environment | {"STRIPE_API_KEY": keys},
+    )
+
+    assert (ran.code, ran.json["drift_total"], ran.json["run"]["outcome"]) == (1, 0, "incomplete")
+    assert kinds.REFUSED in {each["object"] for each in ran.json["stripe"]}
+    assert "no drift found, incomplete" in page.read_text()
+    (kept,) = at.rows("SELECT outcome, drift FROM reconciliations")
+    assert kept == {"outcome": "incomplete", "drift": 0}
 
 
 def test_a_repair_without_stripe(at: Stage) -> None:

@@ -34,11 +34,12 @@ def audit(
     repair: bool = False,
     seed: int | None = None,
     customers_max: int = audits.CUSTOMERS_MAX,
+    ledgers_max: int = audits.LEDGERS_MAX,
 ) -> Generator[Listed | Difference, None, None]:
     """List Stripe's objects that were created *since*, and yield each difference, and a tally of each kind of object.
 
-    An interrupted audit goes on where it was: see Note [An audit goes on where it was]. *seed* chooses the sample of
-    *customers_max* customers; without a seed the date does.
+    An interrupted audit goes on where it was: see Note [An audit goes on where it was]. *seed* chooses the samples
+    of *customers_max* customers and of *ledgers_max* ledgers; without a seed the date does.
 
     With *repair* differing objects are recorded as they were listed, their rows are folded again, and sessions that
     Stripe does not know are recorded as missing. The map is then not used, since a repair cannot correct what only the
@@ -56,7 +57,7 @@ def audit(
     arguments = [
         *(version(), place.host, place.port, place.database, [str(world) for world in worlds]),
         *(context.settings.stripe_api_base, _fingerprint(context)),
-        *(since, repair, seed, customers_max),
+        *(since, repair, seed, customers_max, ledgers_max),
     ]
     kept = walks.opened(
         context.settings.payfold_data_dir,
@@ -68,7 +69,7 @@ def audit(
         _log.info("audit.resumed", begun=kept.begun.isoformat(), steps=sum(map(len, kept.taken.values())))
     try:
         shown = Shown(progress, len(worlds) * len(kinds.WALKED))
-        yield from _run(Audit(context, since, repair, customers_max, kept, shown), worlds)
+        yield from _run(Audit(context, since, repair, customers_max, ledgers_max, kept, shown), worlds)
         kept.end()
     finally:
         kept.write()

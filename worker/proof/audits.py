@@ -16,6 +16,10 @@ from worker.stripe_jobs.rounds import JobContext
 
 CUSTOMERS_MAX: Final = 10_000
 """Customers that a run looks at. If there are more, half are the newest, half are random pages of a hundred others."""
+LEDGERS_MAX: Final = 2_000
+"""Ledgers that a run looks at: each costs a call. Of more, half are the last that moved, half are random others."""
+LINES_MAX: Final = 1_000
+"""Objects with so many lines that a list shows only a part, of which a run reads the rest: each costs a call."""
 
 
 @dataclass(slots=True)
@@ -45,8 +49,11 @@ class Audit:
     since: datetime | None
     repair: bool
     customers_max: int
+    ledgers_max: int
     kept: Walks
     shown: Shown
+    spent: Counter[str] = field(default_factory=Counter)
+    """By table of lines, the number of objects with lines that were asked for."""
 
 
 @dataclass(slots=True)

@@ -25,22 +25,25 @@ from worker.proof.pairs import Place, key_of, place_of, table_of
 from worker.proof.witness import Statement
 
 
-class _Lines(NamedTuple):
-    """The key under which an object lists its lines, the *table* of their rows, and its *column* for the object."""
+class Lines(NamedTuple):
+    """The key under which an object lists its lines, the *table* of their rows, and its *column* for the object.
+
+    *parent* is the table of the object's own row. At Stripe all lines are listed behind *folder*, the object's id and
+    *listed*.
+    """
 
     listed: str
     table: str
     column: str
     parent: str
+    folder: tuple[str, ...]
 
 
-_LINES: Final = {
-    "checkout.session": _Lines("line_items", "order_lines", "order_id", "orders"),
-    "credit_note": _Lines("lines", "credit_note_lines", "credit_note", "credit_notes"),
+LINES: Final = {
+    "checkout.session": Lines("line_items", "order_lines", "order_id", "orders", ("checkout", "sessions")),
+    "credit_note": Lines("lines", "credit_note_lines", "credit_note", "credit_notes", ("credit_notes",)),
 }
-
-
-_PARENT_COLUMNS: Final = {each.table: each.column for each in _LINES.values()}
+_PARENT_COLUMNS: Final = {each.table: each.column for each in LINES.values()}
 
 
 def pairs_by_map(cursor: Cursor, world: World, objects: Sequence[Answer]) -> Iterator[Pair]:
@@ -52,7 +55,7 @@ def pairs_by_map(cursor: Cursor, world: World, objects: Sequence[Answer]) -> Ite
     for id_, (answer, statements) in stated.items():
         if id_ in busy:
             continue
-        lines = _LINES.get(str(answer.body.get("object")))
+        lines = LINES.get(str(answer.body.get("object")))
         has_lines = lines is not None and _has_all_lines(lines, answer, rows)
         for statement in statements:
             row = rows.get(place_of(statement))
@@ -93,7 +96,21 @@ def _rows_at_rest(
     return rows
 
 
-def _has_all_lines(lines: _Lines, answer: Answer, rows: Mapping[Place, dict[str, Any]]) -> bool:
+def lacks_lines(answer: Answer) -> bool:
+    """Return whether *answer* is an object with lines of which it lists only a part."""
+    lines = LINES.get(str(answer.body.get("object")))
+    page = None if lines is None else answer.body.get(lines.listed)
+    return isinstance(page, dict) and page.get("has_more") is not False
+
+
+def with_known_lines(cursor: Cursor, *, world: World, kind: str, ids: Sequence[str]) -> set[str]:
+    """Return those of the objects *ids* of which the tables hold all lines, so that they can be compared."""
+    query = sql.SQL("SELECT id FROM {} WHERE (account, livemode) = (%s, %s) AND id = ANY (%s) AND lines_complete")
+    cursor.execute(query.format(sql.Identifier(LINES[kind].parent)), (*key_of(world), list(ids)))
+    return {id_ for (id_,) in cursor.fetchall()}
+
+
+def _has_all_lines(lines: Lines, answer: Answer, rows: Mapping[Place, dict[str, Any]]) -> bool:
     """Return whether the lines can be compared: Stripe lists all, and the object's row is settled and has all."""
     parent, page = rows.get((lines.parent, str(answer.id))), answer.body.get(lines.listed)
     if parent is None or not isinstance(page, dict) or page.get("has_more") is not False:
@@ -103,7 +120,7 @@ def _has_all_lines(lines: _Lines, answer: Answer, rows: Mapping[Place, dict[str,
 
 def _missing_lines(
     world: World,
-    lines: _Lines,
+    lines: Lines,
     answer: Answer,
     statements: Sequence[Statement],
     rows: Mapping[Place, dict[str, Any]],

@@ -12,17 +12,11 @@ from typing import Any, Final
 from schemas import tables
 
 NOT_ASKED: Final = "not asked, since no key serves it"
-
-
 REFUSED: Final = "not asked any more, since Stripe refuses it"
-
-
 ANOTHER_SANDBOX: Final = (
     "Stripe lists no session that an event here is of: is the API key of another account or sandbox? --repair records"
     " no session as missing."
 )
-
-
 LONG_AGO: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -33,9 +27,12 @@ class Listed:
     Two kinds of objects are not compared: *archived* ones, since payloads that their rows are folded from are archived,
     and *unreadable* ones, which have no readable id in Stripe's answer, or which no fold can read. *only_by_map* counts
     differing rows that would stay the same if the listed objects were folded. *unstated* counts values that are absent
-    from the API version of the recorded events. If only a sample was looked at, the tables hold *sampled_of* objects.
-    *is_forbidden* is whether the key may not list the kind. If Stripe refuses a world, the world has a tally of its own
-    with the *reason*. The tally of sessions has a *reason* if all of them belong to another sandbox.
+    from the API version of the recorded events. The lines of *without_lines* objects were not compared, since Stripe
+    lists a part of them, and the rest was not read. If only a sample was looked at, the tables hold *sampled_of*
+    objects; of ledgers, *sampled* of *sampled_of* customers were asked for. The list was *cut_short* (1) if an answer
+    of Stripe's shows no object to go on after, and has a *reason* then. *is_forbidden* is whether the key may not list
+    the kind. If Stripe refuses a world, the world has a tally of its own with the *reason*. The tally of sessions has a
+    *reason* if all of them belong to another sandbox.
     """
 
     account: str
@@ -49,15 +46,16 @@ class Listed:
     unreadable: int = 0
     only_by_map: int = 0
     unstated: int = 0
+    without_lines: int = 0
+    sampled: int = 0
     sampled_of: int = 0
+    cut_short: int = 0
     is_forbidden: bool = False
     reason: str = ""
 
 
 COUNTS: Final = tuple(each.name for each in fields(Listed) if each.type is int)
-
-
-OF_PAGES: Final = ("listed", "sampled_of", "unreadable")
+OF_PAGES: Final = ("listed", "sampled", "sampled_of", "unreadable", "cut_short")
 """Counted once for a page, when it is first listed, and not when its objects are compared again."""
 
 
@@ -85,8 +83,6 @@ class Kind:
 
 
 SESSIONS: Final = Kind("checkout.session", "orders", ("checkout", "sessions"), params={"expand": ["data.line_items"]})
-
-
 _KINDS: Final = (
     SESSIONS,
     Kind("payment_link", "payment_links", ("payment_links",), by_age=False),
@@ -107,9 +103,5 @@ _KINDS: Final = (
     Kind("customer", "customers", ("customers",), rows="NOT deleted", is_sampled=True),
     Kind("billing_portal.configuration", "portal_configurations", ("billing_portal", "configurations"), by_age=False),
 )
-
-
 LEDGERS: Final = Kind("customer_balance_transaction", "balance_transactions", ("customers",))
-
-
 WALKED: Final = (*_KINDS, LEDGERS)

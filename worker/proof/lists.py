@@ -6,12 +6,13 @@ from datetime import datetime
 from functools import partial
 from typing import Any, Final
 
+import structlog
 from psycopg import sql
 
 from schemas import checkout
 from schemas.budget import Lane
 from schemas.database import Cursor
-from schemas.errors import CallDeclined, MissingAtStripe
+from schemas.errors import CallDeclined, MissingAtStripe, NotAnObject, PayfoldError
 from schemas.observations import World
 from schemas.stripe_api import PAGE_ROWS, Page
 from worker.proof import audits, in_flight, kinds, matching, witness
@@ -20,6 +21,8 @@ from worker.proof.difference import EXTRA, Difference
 from worker.proof.kinds import Kind, Listed
 from worker.proof.walks import Step
 from worker.stripe_jobs.rounds import JobContext
+
+_log = structlog.get_logger()
 
 WINDOW_PAGES: Final = 50
 """After so many pages the rows of the time that they span are searched for rows that no page listed."""
@@ -42,7 +45,9 @@ def audit_kind(audit: Audit, world: World, kind: Kind, walk: Walk) -> Iterator[D
             _look_at(audit, world, kind, walk, step, lowest, walk.above, above=lowest)
         yield from audits.taken(audit, walk, step, found)
     if not walk.is_listed:
-        yield from audits.taken(audit, walk, _bottom(audit, world, kind, walk), [])
+        is_short = walk.tally.cut_short
+        rest = audits.step_of(kind, walk, open=sorted(walk.open), above=walk.above, is_listed=True)
+        yield from audits.taken(audit, walk, rest if is_short else _bottom(audit, world, kind, walk), [])
     yield from _ask_for_open(audit, world, kind, walk)
 
 
@@ -102,20 +107,27 @@ def _followed(audit: Audit, world: World, kind: Kind, walk: Walk) -> Iterator[Pa
     """Follow a list from where the walk is.
 
     If the object to go on after was deleted, the list goes on after an earlier one of its page. If all objects of the
-    page were deleted, the list begins again at the top, once.
+    page were deleted, the list begins again at the top, once. A list that cannot be followed to its end is cut short.
     """
     while True:
         try:
             yield from pages_after(audit, world, kind, walk.after)
-        except (CallDeclined, MissingAtStripe):
-            if walk.after is None:
-                raise
-            if not walk.go_back():
-                if walk.has_restarted:
-                    raise
+        except NotAnObject as error:
+            _cut_short(walk, error)
+        except (CallDeclined, MissingAtStripe) as error:
+            if walk.after is not None and walk.go_back():
+                continue
+            if walk.after is not None and not walk.has_restarted:
                 _begin_again(audit, kind, walk)
-        else:
-            return
+                continue
+            _cut_short(walk, error)
+        return
+
+
+def _cut_short(walk: Walk, error: PayfoldError) -> None:
+    """Note that the rest of the list is not known. Its rows are not asked for one by one: there may be many."""
+    walk.tally.cut_short, walk.tally.reason = 1, str(error)
+    _log.warning("audit.cut_short", object=walk.tally.object, reason=str(error))
 
 
 def _begin_again(audit: Audit, kind: Kind, walk: Walk) -> None:

@@ -25,7 +25,7 @@ from worker.folding import projection
 from worker.logs.reader import Entry
 from worker.proof import against_logs, against_stripe, archived, money_rules, rebuild, shadow, swap, witness
 from worker.proof.difference import Difference, shown_value
-from worker.proof.kinds import Listed
+from worker.proof.kinds import REFUSED, Listed
 from worker.proof.rebuild import USUAL, Progress, Sizes, nobody
 from worker.stripe_jobs.rounds import JobContext
 
@@ -134,7 +134,8 @@ def run(engine: Engine, checks: Sequence[str], wanted: ReconcileRequest) -> dict
     ``tables``, ``logs`` or ``stripe``; after a repair also ``repaired``, which counts what had to be corrected; and
     where objects are archived, and no archive is given, how many objects and events are ``left_out`` of the rebuild.
     If Stripe refuses or fails, all that was found until then is kept: the check is not among those of ``run``, and
-    ``stripe_error`` holds the *kind* of the failure, its *detail*, and what is *to_do*.
+    ``stripe_error`` holds the *kind* of the failure, its *detail*, and what is *to_do*. The ``outcome`` of the run is
+    drift if there is any; else incomplete if a part that was asked for could not be looked at; else ok.
 
     Raises:
         ConflictError: folding did not pause in time, the archive lacks payloads that it should have, or no archive is
@@ -157,7 +158,7 @@ def run(engine: Engine, checks: Sequence[str], wanted: ReconcileRequest) -> dict
             "id": 0,
             "started_at": started,
             "finished_at": datetime.now(UTC),
-            "outcome": "drift" if drift.total else "ok",
+            "outcome": "drift" if drift.total else "incomplete" if _is_cut(parts) else "ok",
             "version": version(),
             "since": wanted.since,
             "seed": wanted.seed,
@@ -175,6 +176,15 @@ def run(engine: Engine, checks: Sequence[str], wanted: ReconcileRequest) -> dict
         result["repaired"] = repaired
     result["run"]["id"] = _keep(engine, result)
     return result
+
+
+def _is_cut(parts: dict[str, Any]) -> bool:
+    """Return whether a part that was asked for could not be looked at.
+
+    The rest is by choice: worlds without a key, kinds that a restricted key may not list, samples.
+    """
+    is_cut_at_stripe = any(each["object"] == REFUSED or "cut_short" in each for each in parts.get("stripe", ()))
+    return "stripe_error" in parts or is_cut_at_stripe or bool(parts.get("logs", {}).get("refused"))
 
 
 def _kinds(drift: _Drift) -> list[dict[str, Any]]:
@@ -288,8 +298,8 @@ def _kept_in(failed: dict[str, Any]) -> Iterator[None]:
 
 def _shown_tally(tally: dict[str, Any]) -> dict[str, Any]:
     renamed = {"missing": "missing_here", "extra": "missing_there"}
-    only_where_any = ("archived", "unreadable", "only_by_map", "unstated", "sampled_of", "is_forbidden", "reason")
-    return {renamed.get(name, name): value for name, value in tally.items() if value or name not in only_where_any}
+    always = ("account", "livemode", "object", "listed", "missing", "extra", "different")
+    return {renamed.get(name, name): value for name, value in tally.items() if value or name in always}
 
 
 def _repair(engine: Engine, checks: Sequence[str], wanted: ReconcileRequest) -> dict[str, Any]:

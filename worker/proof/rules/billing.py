@@ -6,14 +6,15 @@ from worker.proof.rules.rule import Rule
 
 # One of the parts that went out may have been inferred from the others, and then they add up in any case. So a second
 # source is needed. The part that went to the balance has one if the ledger lists it, or if nothing went there. The
-# refunded part has one, unless an old note names its refund only by the id, and that refund is not known.
+# refunded part has one, unless an old note names its refund only by the id, and that refund is not known. Versions
+# before 2025-05-28.basil do not carry the two sides, which are inferred from the type then: the whole amount is on one.
 _NOTE_SPLIT: Final = """
-SELECT account, livemode, id,
+SELECT n.account, n.livemode, n.id,
     CASE WHEN amount IS NULL OR pre_payment_amount IS NULL OR post_payment_amount IS NULL THEN 'not provable'
         WHEN amount <> pre_payment_amount::numeric + post_payment_amount THEN 'broken'
         WHEN refunded_amount IS NULL OR to_balance_amount IS NULL THEN 'not provable'
         WHEN post_payment_amount <> went THEN 'broken'
-        WHEN is_rest OR is_refund_open THEN 'not provable'
+        WHEN is_rest OR is_refund_open OR sides.are_inferred THEN 'not provable'
         ELSE 'holds' END,
     currency,
     CASE WHEN amount <> pre_payment_amount::numeric + post_payment_amount THEN amount ELSE post_payment_amount END,
@@ -24,8 +25,9 @@ SELECT account, livemode, id,
         WHEN amount <> pre_payment_amount::numeric + post_payment_amount THEN 'the amount is not its two sides'
         WHEN post_payment_amount <> went THEN 'what was credited after payment is not what went out'
         WHEN is_rest THEN 'what went to the balance is known from its other parts alone'
-        ELSE 'what was refunded is known from its other parts alone' END,
-    coalesce(created, as_of)
+        WHEN is_refund_open THEN 'what was refunded is known from its other parts alone'
+        ELSE 'its two sides are known from its type alone' END,
+    coalesce(n.created, n.as_of)
 FROM (
     SELECT n.*, n.refunded_amount::numeric + coalesce(n.out_of_band_amount, 0) + n.to_balance_amount AS went,
         n.to_balance_amount <> 0 AND NOT coalesce(
@@ -44,6 +46,11 @@ FROM (
             = (n.account, n.livemode, n.id, n.currency)
     LEFT JOIN refunds AS r ON (r.account, r.livemode, r.id) = (n.account, n.livemode, n.refund)
 ) AS n
+CROSS JOIN LATERAL (
+    SELECT coalesce(bool_and(coalesce(left(i.api_version, 10) < '2025-05-28', false)), false) AS are_inferred
+    FROM inbox AS i WHERE (i.account, i.livemode, i.object_id) = (n.account, n.livemode, n.id)
+        AND 0 IN (n.pre_payment_amount, n.post_payment_amount)
+) AS sides
 """
 
 # In the ledger a negative amount is a credit. The transaction is the one that the note names, else the one that names
@@ -196,7 +203,8 @@ RULES: Final = (
         "credit-note-split",
         "A credit note is what it took before payment and after, and the latter is what went out",
         "Needs every part: amount = pre + post, and post = refunds + out of band + to the balance. Where one of these"
-        " is known from the others alone, that they add up proves nothing."
+        " is known from the others alone, that they add up proves nothing; nor is anything proven by sides that old"
+        " versions do not carry."
         " Source: https://docs.stripe.com/api/credit_notes/object.",
         "credit_notes",
         _NOTE_SPLIT,

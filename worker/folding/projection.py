@@ -336,6 +336,7 @@ def _settle(cursor: Cursor, saved: Saved, left_open: dict[Subject, Joined], reas
     _save_settled(cursor, saved, left_open, held, now)
     passed = [subject for subject in found if subject not in held]
     settling.owe(cursor, passed, why.pop() if len(why) == 1 else None)
+    settling.fold_again(cursor, ways)
     return bool(passed)
 
 

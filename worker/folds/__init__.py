@@ -26,7 +26,7 @@ from worker.folds import (
 from worker.folds.facts import Event, Facts
 from worker.folds.join import RowSpec
 
-FOLD_VERSION: Final = 7
+FOLD_VERSION: Final = 8
 
 EVENT_IGNORED: Final = "payfold.event.ignored"
 """An operator's instruction to ignore another event. It has no row of its own."""

@@ -8,7 +8,7 @@ Note [What has just changed is on its way]
     key may not list events, the differences are reported.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from contextlib import suppress
 from datetime import timedelta
 from itertools import islice
@@ -48,9 +48,9 @@ def is_young(answer: Answer, context: JobContext) -> bool:
     return -SETTLED.total_seconds() < answer.at - created < young.total_seconds()
 
 
-def moved(context: JobContext, world: World, objects: Sequence[Answer]) -> set[str]:
-    """Return the ids in the events of the last minute: see Note [What has just changed is on its way]."""
-    since = min(each.at for each in objects) - int(SETTLED.total_seconds())
+def moved(context: JobContext, world: World, at: int) -> set[str]:
+    """Return the ids in the events since a minute before *at*: see Note [What has just changed is on its way]."""
+    since = at - int(SETTLED.total_seconds())
     found: set[str] = set()
     try:
         pages = context.api.pages(world, "events", lane=Lane.BACKFILL, created={"gte": since})

@@ -48,7 +48,9 @@ def differing_in_ledger(audit: Audit, world: World, tally: Listed, customer: str
             entries += [replace(each, at=entries[0].at if entries else page.at) for each in page.objects]
     except MissingAtStripe:
         # A deleted customer has no ledger any more.
-        tally.unreadable += not audit.context.within(partial(_is_deleted, world=world, customer=customer))
+        is_gone = audit.context.within(partial(_is_deleted, world=world, customer=customer))
+        at = int(asked_at.timestamp())
+        tally.unreadable += not is_gone and customer not in in_flight.moved(audit.context, world, at)
         return []
     except (CallDeclined, NotAnObject):
         tally.unreadable += 1

@@ -45,7 +45,7 @@ def compared(
     found = comparison.compare(audit.context, world, settled, by_map=not audit.repair)
     # An entry of a ledger never changes, so only a new one can be on its way, and those are not compared.
     is_fixed = tally.object == kinds.LEDGERS.name
-    if found.differences and not is_fixed and (moved := in_flight.moved(audit.context, world, settled)):
+    if found.differences and not is_fixed and (moved := in_flight.moved(audit.context, world, _earliest(settled))):
         settled = [each for each in settled if not moved & in_flight.names_of(each)]
         found = comparison.compare(audit.context, world, settled, by_map=not audit.repair)
     tally.archived += found.archived
@@ -56,6 +56,10 @@ def compared(
         audit.context.within(lambda opened: _put_right(opened, audit.context, world, found))
         fold_all(audit.context.engine)
     return found.differences
+
+
+def _earliest(objects: Sequence[Answer]) -> int:
+    return min(each.at for each in objects)
 
 
 def _with_all_lines(audit: Audit, world: World, tally: Listed, objects: Sequence[Answer]) -> list[Answer]:

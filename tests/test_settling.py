@@ -337,6 +337,19 @@ READ: Final[dict[str, tuple[Sequence[Json], int]]] = {
         ],
         T + 2 * DAY,
     ),
+    # The event is dated long after what the reading saw, so that is no time of the payment either.
+    "an event comes long after the reading": (
+        [
+            session(),
+            captured(),
+            reading(T + 2 * DAY),
+            session("async_payment_succeeded", T + 9 * DAY, payment_status="paid"),
+        ],
+        T + DAY,
+    ),
+    # Five seconds are the most by which a reading is dated wrongly.
+    "read at once": ([session(), captured(), reading(T + DAY + 5)], T + DAY + 5),
+    "read six seconds later": ([session(), captured(), reading(T + DAY + 6)], T + DAY),
     "a charge that failed after all": (
         [
             session(),

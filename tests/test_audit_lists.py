@@ -491,6 +491,30 @@ def test_what_follows_from_what_an_old_version_lacks(at: Stripe) -> None:
     ]
 
 
+def test_a_repair_of_a_session_of_2019(at: Stripe) -> None:
+    """A repair records what Stripe lists now, years later; the order was paid when its charge was captured."""
+    old = session("cs_1")
+    for name in ("status", "payment_status"):
+        del old[name]
+    ledger.take_in(
+        at.engine,
+        event("evt_1", "checkout.session.completed", T + 5, old, version="2019-11-05"),
+        event("evt_2", "charge.succeeded", T + 3, charge("ch_1"), version="2019-11-05"),
+    )
+    read = session("cs_1", client_reference_id="never reported")
+    at.add("checkout/sessions", read)
+    at.add("charges", charge("ch_1"))
+    ledger.take_in(at.engine, event("obs_1", "payfold.checkout.session.observed", T + DAY - 999, read))
+
+    against_stripe.repair(at.context)
+
+    statement = "SELECT status, paid_at, completed_at, client_reference_id FROM orders"
+    assert [tuple(row.values()) for row in ledger.rows(at.engine, statement)] == [
+        ("paid", datetime.fromtimestamp(T + 3, UTC), datetime.fromtimestamp(T + 5, UTC), "never reported")
+    ]
+    assert at.audited()[1] == []
+
+
 def test_features_that_were_removed(at: Stripe) -> None:
     """Portals could pause subscriptions until 2024-04-10, and in another way since 2026-10-28; the rest is compared."""
     pause, portal = {"enabled": True}, {"object": "billing_portal.configuration", "created": T, "updated": T}

@@ -30,7 +30,7 @@ from worker.stripe_jobs.rounds import JobContext
 
 SHORT = 10
 MIDST = 5
-MIDST_LONG = 40
+MIDST_LONG = 15
 LONG = 200
 PATHS = {
     "orders": "checkout/sessions",

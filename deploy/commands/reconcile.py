@@ -67,7 +67,7 @@ def reconcile(
         int | None,
         typer.Option(
             metavar="N",
-            help="Choose the customers that --stripe looks at, where there are too many; else the day does.",
+            help="Choose the customers and ledgers that --stripe looks at, where there are too many; else the day does.",
         ),
     ] = None,
     repair: Annotated[

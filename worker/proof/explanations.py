@@ -8,8 +8,8 @@ Note [What no event of a charge reports]
 Note [No event of a session reports its capture]
     If a payment is captured by hand, its session completes as unpaid, and its charge reports the capture later: see
     Note [A charge decides what its session leaves open] in worker/folds/payment.py. Stripe then shows the session as
-    paid, without an event of it. That is no difference if a charge of the intent was captured. A repair may not record
-    the session as it is shown: the order would be paid at the time Stripe was asked, not when the charge was captured.
+    paid, without an event of it. That is no difference if a charge of the intent was captured. A repair does
+    not record the session as it is shown, because that adds nothing: the charge decides, and dates the payment.
 """
 
 from collections import defaultdict

@@ -204,7 +204,12 @@ def _left_of(tally: Mapping[str, Any]) -> Iterator[str]:
         account, mode = tally["account"], "live" if tally["livemode"] else "test"
         yield f"{f'{account}, {mode}' if account else f'{mode} mode'}: {kind}"
     if known := tally.get("sampled_of"):
-        yield f"{kind}: {tally['listed']:,} of {known:,}"
+        looked_at, what = (tally["sampled"], " customers") if "sampled" in tally else (tally["listed"], "")
+        yield f"{kind}: {looked_at:,} of {known:,}{what}"
+    if without := tally.get("without_lines"):
+        yield f"{kind}: lines of {without:,} not compared"
+    if tally.get("cut_short"):
+        yield f"{kind}: cut short"
     if unreadable := tally.get("unreadable"):
         yield f"{kind}: without {unreadable:,} that could not be read"
     for name, value in tally.items():

@@ -147,7 +147,9 @@ class LastRun(Answer):
 
     finished_at: datetime
     age_seconds: float
-    outcome: Word = Field(description="ok or drift")
+    outcome: Word = Field(
+        description="ok, drift or incomplete: no difference, and a part that was asked for was not looked at"
+    )
     drift: int
 
 

@@ -64,7 +64,8 @@ CAUSES: Final = (
 ORDER_STATUSES: Final = ("open", "processing", "paid", "failed", "expired", "complete")
 REFUND_STATUSES: Final = ("none", "partial", "full")
 CALL_PURPOSES: Final = ("expire", "session", "ledger", "credit_note", "object", "event")
-RECONCILED: Final = ("ok", "drift")
+RECONCILED: Final = ("ok", "drift", "incomplete")
+"""Incomplete: no difference was found, and a part that was asked for could not be looked at."""
 WITHHELD: Final = ("import", "fold_version", "rename", "rendering", "swap")
 """Why a change is not in the feed: history that became known or was folded again is no news."""
 BEATS: Final = ("web", "clock", "fold", "consumer", "job")

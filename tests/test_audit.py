@@ -17,9 +17,9 @@ from schemas.inbox import Delivery
 from tests import command, ledger
 from tests.envelopes import event
 from tests.stage import KEY, Stage, stage
-from worker.proof import against_stripe, money_rules, witness
-from worker.proof.against_stripe import Listed
+from worker.proof import against_stripe, kinds, money_rules, witness
 from worker.proof.difference import Difference
+from worker.proof.kinds import Listed
 
 ORDERS = 60
 
@@ -169,7 +169,7 @@ def test_rows_without_a_key(at: Stage) -> None:
     listed, found = audited(at)
 
     assert found == []
-    assert listed[against_stripe.NOT_ASKED].livemode
+    assert listed[kinds.NOT_ASKED].livemode
     assert not any(session in made.path for made in at.api.calls for session in live.session_ids())
 
 
@@ -211,7 +211,7 @@ def test_the_command(at: Stage) -> None:
     [
         # Objects listed before the failure are compared with the tables.
         (KEY, "StripeAway", "again", 3, ["checkout.session", "payment_link"]),
-        ("sk_test_unknown", "KeyRefused", "STRIPE_API_KEY", 1, [against_stripe.REFUSED]),
+        ("sk_test_unknown", "KeyRefused", "STRIPE_API_KEY", 1, [kinds.REFUSED]),
     ],
 )
 def test_a_failure_keeps_the_other_checks(
@@ -237,6 +237,7 @@ def test_a_failure_keeps_the_other_checks(
     assert ran.json["tables"]
     assert [each["object"] for each in ran.json["stripe"]] == listed
     assert ran.json["run"]["checks"] == ["rules", "rebuild"]
+    assert ran.json["run"]["outcome"] == ("drift" if code == 3 else "incomplete")
     for shown in (page.read_text(), read.err):
         assert ran.json["stripe_error"]["to_do"] in shown
         assert "Stripe: only in part" in shown
@@ -249,6 +250,27 @@ def test_a_failure_keeps_the_other_checks(
     )
     assert kept["result"]["stripe_error"] == ran.json["stripe_error"]
     assert key not in ran.out + ran.err + page.read_text() + read.out + read.err
+
+
+def test_an_account_that_is_not_let_in(at: Stage, tmp_path: Path) -> None:
+    """Where one account refuses its key, and nothing differs elsewhere, the run is incomplete, and ends with 1."""
+    deliver(at)
+    against_stripe.repair(at.context())
+    other = shop_history(23, 3)
+    ledger.record(at.engine, [ledger.delivery(each.body, account="acct_gone") for each in other.events])
+    at.fold()
+    page, keys = tmp_path / "page.html", f"{KEY},acct_gone=sk_test_revoked"
+
+    ran = command.python(
+        *("deploy", "reconcile", "--stripe", "--format", "json", "--report", str(page)),
+        settings=at.environment | {"STRIPE_API_KEY": keys},
+    )
+
+    assert (ran.code, ran.json["drift_total"], ran.json["run"]["outcome"]) == (1, 0, "incomplete")
+    assert kinds.REFUSED in {each["object"] for each in ran.json["stripe"]}
+    assert "no drift found, incomplete" in page.read_text()
+    (kept,) = at.rows("SELECT outcome, drift FROM reconciliations")
+    assert kept == {"outcome": "incomplete", "drift": 0}
 
 
 def test_a_repair_without_stripe(at: Stage) -> None:

@@ -20,9 +20,9 @@ from schemas.stripe_api import StripeApi
 from tests import ledger, stripe_lists
 from tests.envelopes import NEWEST, event
 from tests.stripe_payments import Body, T, charge, dispute, hold, refund, session
-from worker.proof import against_stripe, walks
-from worker.proof.against_stripe import Listed
+from worker.proof import against_stripe, kinds, walks
 from worker.proof.difference import Difference
+from worker.proof.kinds import Listed
 from worker.proof.walks import Step
 from worker.stripe_jobs.rounds import JobContext
 
@@ -156,6 +156,51 @@ def test_lines(at: Stripe) -> None:
     ]
 
 
+def test_more_lines_than_a_list_shows(at: Stripe) -> None:
+    """Of an order or a note with more than ten lines the rest is read if possible, and counted otherwise."""
+
+    def page(lines: Sequence[Body], *, has_more: bool) -> Body:
+        return {"object": "list", "data": list(lines), "has_more": has_more}
+
+    line = {"object": "item", "currency": "usd", "quantity": 1, "amount_total": 100}
+    lines = [{**line, "id": f"li_{number:02}"} for number in range(12)]
+    note = {"id": "cn_1", "object": "credit_note", "created": T, "currency": "usd", "amount": 12, "status": "issued"}
+    of_note = [{"id": f"cnli_{number:02}", "object": "credit_note_line_item", "amount": 1} for number in range(12)]
+    for number in (1, 2, 3):
+        known = session(f"cs_{number}")
+        at.add("checkout/sessions", {**known, "line_items": page(lines[:10], has_more=True)})
+        under_names = [{**each, "id": f"{each['id']}_{number}"} for each in lines]
+        read = {**known, "line_items": page(under_names, has_more=False)} if number < 3 else known
+        kind = "payfold.checkout.session.observed" if number < 3 else "checkout.session.completed"
+        ledger.take_in(at.engine, event(f"evt_{number}", kind, T, read))
+    at.lists["checkout/sessions"] = [
+        {
+            **each,
+            "line_items": page([{**one, "id": f"{one['id']}_{each['id'][-1]}"} for one in lines[:10]], has_more=True),
+        }
+        for each in at.lists["checkout/sessions"]
+    ]
+    at.lists["checkout/sessions/cs_1/line_items"] = [
+        *({**each, "id": f"{each['id']}_1"} for each in lines[:11]),
+        {**line, "id": "li_new"},
+    ]
+    at.add("credit_notes", {**note, "lines": page(of_note[:10], has_more=True)})
+    at.lists["credit_notes/cn_1/lines"] = [*of_note[:11], {**of_note[11], "amount": 2}]
+    whole = {**note, "lines": page(of_note, has_more=False)}
+    ledger.take_in(at.engine, event("evt_note", "credit_note.created", T, whole))
+
+    listed, found = at.audited()
+
+    # Stripe declines to list the lines of cs_2, and those of cs_3 are not known here.
+    assert named(found) == [
+        ("credit_note_lines", "different", "cnli_11", "amount"),
+        ("order_lines", "extra", "li_11_1", None),
+        ("order_lines", "missing", "li_new", None),
+    ]
+    assert (listed["checkout.session"].without_lines, listed["credit_note"].without_lines) == (1, 0)
+    assert [call for call in at.calls if "cs_3" in call] == []
+
+
 def test_values_that_refunds_and_disputes_explain(at: Stripe) -> None:
     """A charge's dispute or failed refund is reported by no event of the charge, but explained by another table."""
     moved: tuple[tuple[Body, dict[str, object]], ...] = (
@@ -284,6 +329,85 @@ def test_ledgers(at: Stripe) -> None:
     assert (tally.listed, tally.extra, tally.unreadable) == (2, 2, 1)
 
 
+def owe(at: Stripe, number: int, *seconds: int) -> None:
+    """Let a customer have an entry of a ledger in each of *seconds* after ``T``, and report it and the balance."""
+    id_ = f"cus_{number:04}"
+    entries = [
+        {
+            "id": f"cbtxn_{number}_{place}",
+            "object": "customer_balance_transaction",
+            "amount": -100,
+            "created": T + second,
+            "currency": "usd",
+            "customer": id_,
+            "ending_balance": -100 * place,
+            "type": "adjustment",
+        }
+        for place, second in enumerate(seconds, 1)
+    ]
+    at.lists[f"customers/{id_}/balance_transactions"] = list(entries)
+    read = "payfold.customer_balance_transaction.observed"
+    ledger.record(
+        at.engine,
+        [ledger.delivery(event(f"evt_{each['id']}", read, T + seconds[-1] + 1, each)) for each in entries],
+    )
+
+
+def asked_ledgers(at: Stripe) -> list[str]:
+    """Return the customers whose ledgers were asked for since the last time."""
+    asked = [call.split("/")[3] for call in at.calls if call.split("?")[0].endswith("/balance_transactions")]
+    at.calls.clear()
+    return asked
+
+
+def test_a_sample_of_ledgers(at: Stripe) -> None:
+    """Of too many ledgers those that moved last and some others are looked at, by the seed, with or without a break."""
+    for number in range(40):
+        owe(at, number, number)
+    ledger.fold(at.engine)
+    ledger.execute(at.engine, "UPDATE balance_transactions SET amount = 1 WHERE id = 'cbtxn_39_1'")
+
+    listed, found = at.audited(ledgers_max=10, seed=1)
+    asked = asked_ledgers(at)
+
+    tally = listed["customer_balance_transaction"]
+    assert (len(asked), tally.sampled, tally.sampled_of, tally.listed) == (10, 10, 40, 10)
+    assert {f"cus_{number:04}" for number in range(35, 40)} < set(asked)
+    assert named(found) == [("balance_transactions", "different", "cbtxn_39_1", "amount")]
+    at.refuses = lambda path: 503 if asked[6] in path else 200
+    with pytest.raises(StripeAway):
+        at.audited(ledgers_max=10, seed=1)
+    at.refuses, at.calls = (lambda _: 200), []
+    assert (at.audited(ledgers_max=10, seed=1)[0]["customer_balance_transaction"], asked_ledgers(at)) == (
+        tally,
+        asked[6:],
+    )
+    assert any(at.audited(ledgers_max=10, seed=seed) and asked_ledgers(at) != asked for seed in range(2, 5))
+    assert at.audited(ledgers_max=40)[0]["customer_balance_transaction"].sampled_of == 0
+
+
+def test_ledgers_since(at: Stripe) -> None:
+    """Only ledgers that moved since are asked for, and only their newer entries count."""
+    owe(at, 1, 10, 20)
+    owe(at, 2, 10, 600, 700)
+    ledger.fold(at.engine)
+    ledger.execute(at.engine, "UPDATE balance_transactions SET amount = 1 WHERE id IN ('cbtxn_2_1', 'cbtxn_2_3')")
+    at.lists["customers/cus_0002/balance_transactions"].pop(1)
+    at.lists["customers/cus_0002/balance_transactions"].insert(
+        1, {**at.lists["customers/cus_0002/balance_transactions"][1], "id": "cbtxn_new", "created": T + 650}
+    )
+
+    listed, found = at.audited(since=datetime.fromtimestamp(T + 400, UTC))
+
+    assert asked_ledgers(at) == ["cus_0002"]
+    assert listed["customer_balance_transaction"].listed == 2
+    assert [each for each in named(found) if each[0] == "balance_transactions"] == [
+        ("balance_transactions", "different", "cbtxn_2_3", "amount"),
+        ("balance_transactions", "extra", "cbtxn_2_2", None),
+        ("balance_transactions", "missing", "cbtxn_new", None),
+    ]
+
+
 def test_payments_before_basil(at: Stripe) -> None:
     """Stripe lists the payment of an old invoice under an id of its own, which is no missing row."""
     invoice = {
@@ -365,6 +489,30 @@ def test_columns_derived_from_fields_that_an_old_version_lacks(at: Stripe) -> No
         ("orders", "different", "cs_3", "paid_at"),
         ("orders", "different", "cs_3", "status"),
     ]
+
+
+def test_a_repair_of_a_session_of_2019(at: Stripe) -> None:
+    """A repair records what Stripe lists now, years later; the order was paid when its charge was captured."""
+    old = session("cs_1")
+    for name in ("status", "payment_status"):
+        del old[name]
+    ledger.take_in(
+        at.engine,
+        event("evt_1", "checkout.session.completed", T + 5, old, version="2019-11-05"),
+        event("evt_2", "charge.succeeded", T + 3, charge("ch_1"), version="2019-11-05"),
+    )
+    read = session("cs_1", client_reference_id="never reported")
+    at.add("checkout/sessions", read)
+    at.add("charges", charge("ch_1"))
+    ledger.take_in(at.engine, event("obs_1", "payfold.checkout.session.observed", T + DAY - 999, read))
+
+    against_stripe.repair(at.context)
+
+    statement = "SELECT status, paid_at, completed_at, client_reference_id FROM orders"
+    assert [tuple(row.values()) for row in ledger.rows(at.engine, statement)] == [
+        ("paid", datetime.fromtimestamp(T + 3, UTC), datetime.fromtimestamp(T + 5, UTC), "never reported")
+    ]
+    assert at.audited()[1] == []
 
 
 def test_features_that_were_removed(at: Stripe) -> None:
@@ -563,7 +711,7 @@ def test_a_world_without_access(at: Stripe, keys: str, reason: str) -> None:
     sent = list(against_stripe.audit(at.context))
 
     (refused,) = [each for each in sent if isinstance(each, Listed) and each.account == "acct_1"]
-    assert refused.object == against_stripe.REFUSED
+    assert refused.object == kinds.REFUSED
     assert reason in refused.reason
     assert named([each for each in sent if isinstance(each, Difference)]) == [
         ("customers", "different", "cus_0000", "name")
@@ -582,7 +730,7 @@ def test_a_key_of_another_sandbox(at: Stripe) -> None:
     with pytest.raises(StripeAway):
         at.audited()
     at.refuses = lambda _: 200
-    assert at.audited()[0]["checkout.session"].reason == against_stripe.ANOTHER_SANDBOX
+    assert at.audited()[0]["checkout.session"].reason == kinds.ANOTHER_SANDBOX
 
     for _ in range(2):
         against_stripe.repair(at.context)
@@ -721,6 +869,72 @@ def test_a_page_that_is_deleted(at: Stripe, *, is_interrupted: bool) -> None:
     assert (listed["customer"].listed, listed["customer"].different) == (150, 1)
     at.calls.clear()
     assert at.audited()[0] == listed
+
+
+def test_a_list_that_loses_its_pages_twice(at: Stripe) -> None:
+    """A list that begins again once is not followed a second time: it is cut short, and the other kinds go on."""
+    customers = sell(at, 350)
+    ledger.take_in(at.engine, event("evt_gone", "customer.created", T - 60, customer(-60, id="cus_gone")))
+    ledger.execute(at.engine, "UPDATE customers SET name = 'edited' WHERE id = 'cus_0000'")
+
+    def door(path: str) -> int:
+        for end in (250, 150):
+            if f"starting_after=cus_{end:04}" in path and customers[end]["id"] in {
+                each["id"] for each in at.lists["customers"] if not each.get("deleted")
+            }:
+                delete(at, *range(end, end + 100))
+        return 200
+
+    at.refuses = door
+    listed, found = at.audited()
+
+    tally = listed["customer"]
+    assert (tally.listed, tally.cut_short) == (100, 1)
+    # Older rows are not asked for one by one, and no row that was not looked at is reported.
+    assert named(found) == []
+    assert not any("/customers/cus_" in call for call in at.calls if "balance" not in call)
+    assert "billing_portal.configuration" in listed
+    assert "declined" in tally.reason
+
+
+def test_a_page_without_ids(at: Stripe) -> None:
+    """Behind a page on which nothing has an id a list cannot be followed: that is named, and other kinds are listed."""
+    customers = sell(at, 150)
+    for each in customers[50:]:
+        ledger.execute(at.engine, "UPDATE customers SET name = 'edited' WHERE id = :id", id=each["id"])
+    at.add("charges", *(charge(f"ch_{number}", created=T + number) for number in range(150)))
+    at.lists["charges"] = [{**each, "id": None} for each in at.lists["charges"]]
+
+    listed, found = at.audited()
+
+    tally = listed["charge"]
+    assert (tally.listed, tally.unreadable, tally.cut_short) == (100, 100, 1)
+    assert listed["customer"].different == len(found) == 100
+    assert listed["customer"].cut_short == 0
+
+
+def test_a_sample_page_after_an_interruption(at: Stripe) -> None:
+    """Pages of a sample are the same after an interruption, and those on which something differed are read again."""
+    sell(at, 900)
+    ledger.execute(at.engine, "UPDATE customers SET name = 'edited' WHERE id < 'cus_0650'")
+    expected = at.audited(customers_max=400, seed=1)
+    pages = [call for call in at.calls if "/customers?" in call]
+    assert len(pages) == 4
+    for broken in pages[2:]:
+        at.calls.clear()
+        at.refuses = lambda path, broken=broken: 503 if path == broken else 200  # type: ignore[misc]
+        with pytest.raises(StripeAway):
+            at.audited(customers_max=400, seed=1)
+        at.refuses = lambda _: 200
+
+        listed, found = at.audited(customers_max=400, seed=1)
+
+        assert (listed, named(found)) == (expected[0], named(expected[1]))
+        asked = Counter(call for call in at.calls if "/customers?" in call)
+        expected_calls = Counter(pages)
+        # Something differed on the sample pages only.
+        expected_calls.update({broken: 1, **dict.fromkeys(pages[2 : pages.index(broken)], 1)})
+        assert asked == expected_calls
 
 
 def test_other_keys_begin_another_audit(at: Stripe) -> None:

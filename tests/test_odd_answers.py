@@ -18,7 +18,7 @@ from schemas.errors import StripeAway
 from schemas.observations import World
 from tests import ledger
 from tests.stage import Stage, stage
-from worker.proof import against_stripe
+from worker.proof import against_stripe, kinds
 from worker.stripe_jobs import discovery, fetches, gaps
 
 HERE: Final = World("", livemode=False)
@@ -351,7 +351,7 @@ def test_an_odd_object_ends_no_comparison(at: Stage, odd: Callable[[bytes], byte
 
     sent = list(against_stripe.audit(at.context()))
 
-    tally = next(each for each in sent if isinstance(each, against_stripe.Listed) and each.object == "checkout.session")
+    tally = next(each for each in sent if isinstance(each, kinds.Listed) and each.object == "checkout.session")
     assert (tally.listed, tally.different) == (3, 1)
     assert tally.unreadable >= 1
 

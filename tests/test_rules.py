@@ -19,6 +19,8 @@ from schemas.inbox import Delivery
 from schemas.own_events import SESSION_OBSERVED
 from tests import ledger
 from tests.command import ROOT
+from tests.envelopes import event
+from tests.stripe_payments import T
 from worker.proof import money_rules
 from worker.proof.money_rules import Finding, Tally
 
@@ -826,6 +828,35 @@ def test_the_split_of_a_note(engine: Engine) -> None:
             ({"amount": 901}, [], f"{BROKEN}the amount is not its two sides"),
         ],
     )
+
+
+def test_the_sides_of_an_old_note(engine: Engine) -> None:
+    """Sides that no event carries follow from the note's type, and prove nothing until a newer version carries them."""
+    old = "2024-06-20"
+    note = {"object": "credit_note", "amount": 900, "currency": "usd", "status": "issued", "created": T}
+    before = {**note, "id": "cn_before", "type": "pre_payment", "refund": None, "customer_balance_transaction": None}
+    after = {**note, "id": "cn_after", "type": "post_payment", "refund": "re_1", "customer_balance_transaction": None}
+    refunded = {"object": "refund", "id": "re_1", "amount": 900, "currency": "usd", "status": "succeeded", "created": T}
+    sides = {"pre_payment_amount": 900, "post_payment_amount": 0, "refunds": []}
+    ledger.take_in(
+        engine,
+        event("evt_1", "credit_note.created", T, before, version=old),
+        event("evt_2", "credit_note.created", T, after, version=old),
+        event("evt_3", "refund.created", T, refunded, version=old),
+    )
+    tally = checked(engine)[0]["credit-note-split"]
+    assert (tally.holds, tally.broken, tally.not_provable) == (0, 0, 2)
+    assert [(each.reason, each.rows) for each in tally.reasons] == [("its two sides are known from its type alone", 2)]
+
+    ledger.take_in(engine, event("evt_4", "credit_note.updated", T + 9, {**before, **sides}))
+    tally = checked(engine)[0]["credit-note-split"]
+    assert (tally.holds, tally.broken, tally.not_provable) == (1, 0, 1)
+
+    # What contradicts them is broken, as before.
+    run(engine, "UPDATE refunds SET amount = 800")
+    run(engine, "UPDATE credit_notes SET refunded_amount = 800 WHERE id = 'cn_after'")
+    (found,) = broken(engine)
+    assert (found.rule, found.id, found.held, found.expected) == ("credit-note-split", "cn_after", 900, 800)
 
 
 def test_reasons_are_counted(engine: Engine) -> None:

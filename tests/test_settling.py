@@ -315,6 +315,73 @@ def time(seconds: int | None) -> datetime | None:
     return None if seconds is None else at(seconds)
 
 
+def reading(created: int, place: str = "a", **fields: Field) -> Json:
+    """Return a reading of the session, which Stripe shows as paid."""
+    read = session("completed", created, **{"payment_status": "paid", **fields})
+    return {**read, "id": f"obs_{place}_#", "type": "payfold.checkout.session.observed"}
+
+
+# What only a reading shows as paid was paid when its charge was captured, where that is known (rule 10: no event of the
+# session says so); else when it was read.
+READ: Final[dict[str, tuple[Sequence[Json], int]]] = {
+    "captured by hand, and read a year later": ([session(), held(), captured(), reading(T + 365 * DAY)], T + DAY),
+    "read twice": ([session(), captured(), reading(T + 2 * DAY), reading(T + 9 * DAY, "b")], T + DAY),
+    "its completion was lost": ([captured(), reading(T + 2 * DAY)], T + DAY),
+    "no charge is known": ([session(), reading(T + 2 * DAY)], T + 2 * DAY),
+    "the charge is only held": ([session(), held(), reading(T + 2 * DAY)], T + 2 * DAY),
+    "2019": ([of_2019(), charge("succeeded", T - 1, captured=True), reading(T + 2000 * DAY)], T - 1),
+    "an event of the session says so": (
+        [
+            session(),
+            captured(),
+            session("async_payment_succeeded", T + 2 * DAY, payment_status="paid"),
+            reading(T + 3 * DAY),
+        ],
+        T + 2 * DAY,
+    ),
+    # The event is dated long after what the reading saw, so that is no time of the payment either.
+    "an event comes long after the reading": (
+        [
+            session(),
+            captured(),
+            reading(T + 2 * DAY),
+            session("async_payment_succeeded", T + 9 * DAY, payment_status="paid"),
+        ],
+        T + DAY,
+    ),
+    # Five seconds are the most by which a reading is dated wrongly.
+    "read at once": ([session(), captured(), reading(T + DAY + 5)], T + DAY + 5),
+    "read six seconds later": ([session(), captured(), reading(T + DAY + 6)], T + DAY),
+    "a charge that failed after all": (
+        [
+            session(),
+            charge("succeeded", T + DAY, captured=True),
+            charge("failed", T + 2 * DAY, status="failed", captured=True),
+            reading(T + 3 * DAY),
+        ],
+        T + 3 * DAY,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", READ)
+def test_a_reading_shows_that_it_was_paid_and_not_when(engine: Engine, name: str) -> None:
+    """In every order and every split the time of payment is that of the capture, and a rebuild makes it, too."""
+    events, paid_at = READ[name]
+    numbers = take_in_all_ways(engine, events, "r")
+
+    found = orders(engine)
+    assert len(found) == len(numbers)
+    assert {(row["status"], row["paid_at"]) for row in found.values()} == {("paid", at(paid_at))}
+    kinds = ledger.rows(engine, "SELECT subject_id, count(*) FROM changes WHERE kind = 'order.paid' GROUP BY 1")
+    assert {row["count"] for row in kinds} == {1}
+    explained = explain.explain(engine, Subject("orders", "", livemode=False, id=f"cs_{numbers[-1]}"))
+    assert explained.row is not None
+    assert explained.row["paid_at"] == at(paid_at)
+    with rebuilt(engine) as made:
+        assert ledger.digest_of(engine, made.schema) == ledger.digest_of(engine)
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_every_arrival_of_a_history(engine: Engine, name: str) -> None:
     """In every order and every split the order is the same and announced once, and a rebuild gives the same."""

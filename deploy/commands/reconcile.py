@@ -50,7 +50,6 @@ CSV_COLUMNS: Final = (
     "at",
     "detail",
 )
-# Which witness each check of the tables calls.
 
 app: Final = typer.Typer(help="Are the tables right?", invoke_without_command=True)
 
@@ -68,7 +67,7 @@ def reconcile(
         int | None,
         typer.Option(
             metavar="N",
-            help="Choose the customers that --stripe looks at, where there are too many; else the day does.",
+            help="Choose the customers and ledgers that --stripe looks at if there are too many; else the day does.",
         ),
     ] = None,
     repair: Annotated[
@@ -82,7 +81,10 @@ def reconcile(
     account: Annotated[str, typer.Option(help="The account of events of the logs that name none.")] = "",
     form: FormatOption = Format.TABLE,
 ) -> None:
-    """Check the tables by money's rules and by a rebuild, on request by logs and by Stripe; exit 3 on a difference."""
+    """Check the tables by money's rules and by a rebuild, on request by logs and by Stripe; exit 3 on a difference.
+
+    It exits 1 if there is none, and a part that was asked for could not be looked at.
+    """
     if context.invoked_subcommand is not None:
         return
     from worker.proof import reconcile as reconciling
@@ -118,7 +120,7 @@ def reconcile(
     _print(result, form)
     if result["drift_total"]:
         raise typer.Exit(DRIFT)
-    if result.get("logs", {}).get("refused") or "stripe_error" in result:
+    if result["run"]["outcome"] == "incomplete":
         raise typer.Exit(FAILED)
 
 

@@ -23,10 +23,13 @@ CHECKS: Final = {
 }
 
 
+_BADGES: Final = {"ok": "no drift", "incomplete": "no drift found, incomplete"}
+
+
 def verdict(found: Row) -> str:
     """Return the result in one sentence."""
     total = found["drift_total"]
-    if found["run"]["outcome"] == "ok" and not total:
+    if found["run"]["outcome"] != "drift" and not total:
         # Only a rebuild proves this sentence; the other checks merely find no difference.
         is_shown = "rebuild" in found["run"]["checks"]
         return "The tables are what the events say." if is_shown else "No difference was found."
@@ -39,7 +42,7 @@ def verdict(found: Row) -> str:
 def badge(found: Row) -> str:
     """Return whether there is drift, and how much of what the rules checked is proven."""
     proven = output.percent_proven(found.get("rules", ()))
-    words = ["no drift" if found["run"]["outcome"] == "ok" else "drift"]
+    words = [_BADGES.get(found["run"]["outcome"], "drift")]
     if proven is not None:
         percent, checked = proven
         words.append(f"proven: {percent} % of {checked:,} checked by rules")
@@ -86,13 +89,7 @@ def notes_on_stripe(tallies: Sequence[Row]) -> Iterator[str]:
     if unreadable := sum(each.get("unreadable", 0) for each in tallies):
         yield f"{unreadable:,} of Stripe's objects could not be read, and were not compared."
     for each in tallies:
-        if each.get("is_forbidden"):
-            yield f"{each['object']} was not compared: the API key may not list it."
-        if each.get("reason"):
-            yield f"{world(each)}: {each['object']}. {each['reason']}"
-        if each.get("sampled_of"):
-            known, listed = each["sampled_of"], each["listed"]
-            yield f"{each['object']}: a sample, {listed:,} of {known:,} were looked at; --seed N chooses another."
+        yield from _notes_on(each)
     if only := sum(each.get("only_by_map", 0) for each in tallies):
         yield (
             f"Different by the map alone: {only:,}. Folding what Stripe lists would leave these rows as they are, and "
@@ -101,3 +98,24 @@ def notes_on_stripe(tallies: Sequence[Row]) -> Iterator[str]:
         )
     if unstated := sum(each.get("unstated", 0) for each in tallies):
         yield f"{unstated:,} values that Stripe lists are not in the recorded events, of an older API version."
+
+
+def _notes_on(tally: Row) -> Iterator[str]:
+    """Yield sentences on the parts of one *tally* that were left out."""
+    if tally.get("is_forbidden"):
+        yield f"{tally['object']} was not compared: the API key may not list it."
+    if tally.get("reason"):
+        yield f"{world(tally)}: {tally['object']}. {tally['reason']}"
+    if tally.get("sampled_of"):
+        yield f"{tally['object']}: a sample, {_sampled(tally)} were looked at; --seed N chooses another."
+    if without := tally.get("without_lines"):
+        yield f"{tally['object']}: lines of {without:,} were not compared, since Stripe lists only a part of them."
+    if tally.get("cut_short"):
+        yield f"{tally['object']}: the list was cut short, and older rows were not compared."
+
+
+def _sampled(tally: Row) -> str:
+    known = tally["sampled_of"]
+    if "sampled" in tally:
+        return f"the ledgers of {tally['sampled']:,} of {known:,} customers"
+    return f"{tally['listed']:,} of {known:,}"

@@ -357,6 +357,7 @@ def _settle(cursor: Cursor, saved: Saved, left_open: dict[Subject, Joined], reas
     held = try_locks(cursor, found)
     why = {reasons.of(subject, joined) for subject, joined in saved.rows.items() if subject.table in settling.MOVING}
     _save_settled(cursor, saved, left_open, held, now)
+    settling.fold_again(cursor, ways)
     passed = [subject for subject in found if subject not in held]
     unsettled.owe(cursor, passed, why.pop() if len(why) == 1 else None)
     return bool(passed)

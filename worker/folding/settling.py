@@ -15,6 +15,7 @@ Note [The lock of an order at rest is only tried]
     commit, or by a later turn. The same holds for credit notes and their refunds.
 """
 
+import dataclasses
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
@@ -37,7 +38,7 @@ MOVING: Final = {
     "refunds": ("payment_intent", "charge", "reason", "created", "currency", "amount"),
 }
 """By table: the columns that decide whether a row settles an order or a credit note."""
-IS_OPEN: Final = {"orders": payment.is_open, "credit_notes": credit_note.is_open}
+IS_OPEN: Final = {"orders": payment.is_unsettled, "credit_notes": credit_note.is_open}
 """By table: whether a row may be settled by the rows of other objects."""
 
 
@@ -62,7 +63,7 @@ def is_laid_on(subject: Subject, row: Row) -> bool:
     """Return whether *row* is an order that its charges may have settled, so that no event may be laid over it."""
     if subject.table != "orders" or (row["paid_at"] is None and row["failed_at"] is None):
         return False
-    return payment.is_open(row)
+    return payment.is_open(row) or (payment.may_be_read(row) and row["paid_at"] != row["completed_at"])
 
 
 def moved(rows: Mapping[Subject, Joined], known: Mapping[Subject, Row], gone: Iterable[Subject]) -> Ways:
@@ -104,8 +105,8 @@ def found_by(cursor: Cursor, ways: Ways) -> list[Subject]:
     return found
 
 
-_FOUND: Final = f"""
-WITH ways AS MATERIALIZED (
+_WAYS: Final = """
+ways AS MATERIALIZED (
     SELECT * FROM unnest(%s::text[], %s::boolean[], %s::text[]) AS k (account, livemode, payment_intent)
     UNION
     SELECT k.account, k.livemode, c.payment_intent
@@ -115,6 +116,9 @@ WITH ways AS MATERIALIZED (
         WHERE (c.account, c.livemode, c.id) = (k.account, k.livemode, k.id) AND payment_intent IS NOT NULL OFFSET 0
     ) AS c
 )
+"""
+_FOUND: Final = f"""
+WITH {_WAYS}
 SELECT w.account, w.livemode, o.id FROM ways AS w CROSS JOIN LATERAL (
     SELECT id FROM orders
     WHERE (orders.account, orders.livemode, orders.payment_intent) = (w.account, w.livemode, w.payment_intent)
@@ -131,8 +135,51 @@ CROSS JOIN LATERAL (
 """
 
 
+def read_by(cursor: Cursor, ways: Ways) -> list[Subject]:
+    """Return the saved orders that *ways* lead to, and that a reading may have shown as paid."""
+    if not ways.intents and not ways.charges:
+        return []
+    cursor.execute(_READ, (*id_arrays(ways.intents), *id_arrays(ways.charges)))
+    return [Subject("orders", *row) for row in cursor.fetchall()]
+
+
+_READ: Final = f"""
+WITH {_WAYS}
+SELECT w.account, w.livemode, o.id FROM ways AS w CROSS JOIN LATERAL (
+    SELECT id FROM orders
+    WHERE (orders.account, orders.livemode, orders.payment_intent) = (w.account, w.livemode, w.payment_intent)
+        AND {payment.OF_ORDER_READ}
+    OFFSET 0
+) AS o ORDER BY 1, 2, 3
+"""
+
+
+def fold_again(cursor: Cursor, ways: Ways) -> None:
+    """Queue the deciding events of the saved orders that *ways* lead to, and that a reading may have shown as paid.
+
+    Only all their events show the time of the reading: see Note [A reading shows that it was paid, and not when] in
+    worker/folds/payment.py. Orders with an archived event stay as they are.
+    """
+    if ways.intents or ways.charges:
+        cursor.execute(_FOLD_AGAIN, (*id_arrays(ways.intents), *id_arrays(ways.charges)))
+
+
+_FOLD_AGAIN: Final = f"""
+WITH {_WAYS}
+INSERT INTO pending (seq, again)
+SELECT DISTINCT e.seq, true FROM ways AS w CROSS JOIN LATERAL (
+    SELECT account, livemode, event_id FROM orders
+    WHERE (orders.account, orders.livemode, orders.payment_intent) = (w.account, w.livemode, w.payment_intent)
+        AND {payment.OF_ORDER_READ}
+    OFFSET 0
+) AS o JOIN inbox AS e ON (e.account, e.livemode, e.id) = (o.account, o.livemode, o.event_id)
+WHERE EXISTS (SELECT FROM payloads AS p WHERE p.seq = e.seq)
+ON CONFLICT (seq) DO UPDATE SET again = true
+"""
+
+
 def at_rest(cursor: Cursor, subjects: Collection[Subject]) -> dict[Subject, tuple[Row, Joined]]:
-    """Return the open orders among *subjects*: each saved row, and the row that its own events alone make.
+    """Return the unsettled orders among *subjects*: each saved row, and the row that its own events alone make.
 
     The caller holds their locks.
     """
@@ -160,7 +207,9 @@ SELECT o.*, coalesce(e.source, 'replay') AS source, (
 FROM unnest(%s::text[], %s::boolean[], %s::text[]) AS k (account, livemode, id)
 CROSS JOIN LATERAL (
     SELECT * FROM orders AS o
-    WHERE (o.account, o.livemode, o.id) = (k.account, k.livemode, k.id) AND {payment.OF_ORDER_OPEN} OFFSET 0
+    WHERE (o.account, o.livemode, o.id) = (k.account, k.livemode, k.id)
+        AND (({payment.OF_ORDER_OPEN}) OR ({payment.OF_ORDER_READ}))
+    OFFSET 0
 ) AS o
 LEFT JOIN inbox AS e ON (e.account, e.livemode, e.id) = (o.account, o.livemode, o.event_id)
 """
@@ -179,6 +228,7 @@ def settled(cursor: Cursor, rows: Mapping[Subject, Joined]) -> dict[Subject, Joi
 def pages(cursor: Cursor, account: str | None) -> Iterator[list[Subject]]:
     """Yield pages of all open orders and of the notes that their refunds may change, or of those of one *account*."""
     yield from _pages_of_orders(cursor, account)
+    yield from _pages_of_read_orders(cursor, account)
     yield from _pages_of_notes(cursor, account)
 
 
@@ -193,6 +243,18 @@ def _pages_of_orders(cursor: Cursor, account: str | None) -> Iterator[list[Subje
         after = rows[-1]
 
 
+def _pages_of_read_orders(cursor: Cursor, account: str | None) -> Iterator[list[Subject]]:
+    after: Sequence[Any] = ("", False, "")
+    while True:
+        values = dict(zip(("of_account", "mode", "id"), after, strict=True))
+        cursor.execute(_PAGE_OF_READ, {"account": account, "limit": ORDERS_AT_ONCE, **values})
+        rows = cursor.fetchall()
+        if not rows:
+            return
+        yield [Subject("orders", *row) for row in rows]
+        after = rows[-1]
+
+
 def _named(after: Sequence[Any]) -> dict[str, Any]:
     return dict(zip(("of_account", "mode", "intent", "id"), after, strict=True))
 
@@ -202,6 +264,23 @@ SELECT account, livemode, payment_intent, id FROM orders
 WHERE {payment.OF_ORDER_OPEN} AND (%(account)s::text IS NULL OR account = %(account)s)
     AND (account, livemode, payment_intent, id) > (%(of_account)s, %(mode)s, %(intent)s, %(id)s)
 ORDER BY account, livemode, payment_intent, id LIMIT %(limit)s
+"""
+
+
+_IS_READ: Final = """
+EXISTS (
+    SELECT FROM inbox AS i WHERE (i.account, i.livemode, i.object_id) = (o.account, o.livemode, o.id)
+        AND i.created = o.paid_at AND i.source = 'observation'
+) AND NOT EXISTS (
+    SELECT FROM inbox AS i WHERE (i.account, i.livemode, i.object_id) = (o.account, o.livemode, o.id)
+        AND i.created = o.paid_at AND i.source <> 'observation'
+)
+"""
+_PAGE_OF_READ: Final = f"""
+SELECT account, livemode, id FROM orders AS o
+WHERE {payment.OF_ORDER_READ} AND (%(account)s::text IS NULL OR account = %(account)s) AND {_IS_READ}
+    AND (account, livemode, id) > (%(of_account)s, %(mode)s, %(id)s)
+ORDER BY account, livemode, id LIMIT %(limit)s
 """
 
 
@@ -283,7 +362,27 @@ def payments_of(cursor: Cursor, orders: Mapping[Subject, Joined]) -> dict[Subjec
     found = {
         intent: Payment(charges[intent], refunds[intent], next(iter(canceled[intent]), None)) for intent in intents
     }
-    return {subject: found[_intent_of(subject, joined.row)] for subject, joined in orders.items()}
+    read = _read_at(cursor, {subject: each.row for subject, each in orders.items() if not payment.is_open(each.row)})
+    return {
+        subject: dataclasses.replace(found[_intent_of(subject, joined.row)], read_at=read.get(subject))
+        for subject, joined in orders.items()
+    }
+
+
+def _read_at(cursor: Cursor, orders: Mapping[Subject, Row]) -> dict[Subject, datetime]:
+    """Return the times of payment of *orders* that are times of readings, and of no event of Stripe's."""
+    if not orders:
+        return {}
+    moments = [cast("datetime", row["paid_at"]) for row in orders.values()]
+    cursor.execute(_READ_AT, (*id_arrays(orders), moments))
+    return {Subject("orders", *key): at for *key, at in cursor.fetchall()}
+
+
+_READ_AT: Final = f"""
+SELECT account, livemode, id, paid_at
+FROM unnest(%s::text[], %s::boolean[], %s::text[], %s::timestamptz[]) AS o (account, livemode, id, paid_at)
+WHERE {_IS_READ}
+"""
 
 
 def _intent_of(subject: Subject, row: Row) -> Subject:

@@ -27,7 +27,7 @@ from worker.folds import (
 from worker.folds.facts import Event, Facts
 from worker.folds.join import RowSpec
 
-FOLD_VERSION: Final = 7
+FOLD_VERSION: Final = 8
 
 Fold: TypeAlias = Callable[[Event], tuple[Facts, ...]]
 

@@ -8,6 +8,12 @@ Note [A charge decides what its session leaves open]
     charge reports the capture, or the release of the hold. Sessions of 2019 have no payment status at all. The events
     of the session make the row, as with any other object. Last, ``settle`` lays the decision of the charges on that
     row. So the join never reads rows of other objects, and this module reads nothing but rows.
+
+Note [A reading shows that it was paid, and not when]
+    A session that was read at Stripe after its capture may report that it is paid, and no event of it does. The reading
+    is dated by its own time, which may be years later. So where only a reading shows that an order is paid, the time of
+    a capture before it is the time of the payment. Without a known capture it is the time of the reading, as with any
+    other moment, and a capture that becomes known later replaces that.
 """
 
 from collections.abc import Sequence
@@ -17,7 +23,9 @@ from typing import Final
 
 from msgspec import structs
 
+from schemas.events import OBSERVED
 from worker.folds import checkout_session
+from worker.folds.chain import READING_TIME_MAX
 from worker.folds.facts import Row, Witness
 from worker.folds.join import Joined
 
@@ -26,6 +34,11 @@ RELEASED: Final = "expired_uncaptured_charge"
 _SAYS_COMPLETE: Final = "session_status = 'complete' AND payment_intent IS NOT NULL"
 OF_ORDER_OPEN: Final = f"{_SAYS_COMPLETE} AND (payment_status IS NULL OR payment_status = 'unpaid')"
 """``is_open`` in SQL. It leaves out the mode, because a session in setup mode has no payment intent."""
+OF_ORDER_READ: Final = (
+    f"{_SAYS_COMPLETE} AND payment_status = 'paid' AND paid_at IS NOT NULL"
+    f" AND (starts_with(event_id, '{OBSERVED}') OR (paid_at <> as_of AND paid_at IS DISTINCT FROM completed_at))"
+)
+"""``may_be_read`` in SQL."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +46,13 @@ class Payment:
     """The rows of one payment intent: its ``charges``, the ``refunds`` that release holds, and its cancellation.
 
     Each row also has the *source* of its event. The event of a charge is the one that captured or released it.
+    *read_at* is the order's time of payment where it is that of a reading, and of no event of Stripe's.
     """
 
     charges: Sequence[Row] = ()
     releases: Sequence[Row] = ()
     cancellation: Row | None = None
+    read_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +70,29 @@ def is_open(row: Row) -> bool:
     return row["session_status"] == "complete" and row["payment_intent"] is not None and is_undecided
 
 
+def may_be_read(row: Row) -> bool:
+    """Return whether the order *row* is reported as paid, and its time of payment may be that of a reading.
+
+    Most rows are decided by the very event that reports the payment, or the completion with it.
+    """
+    is_paid = row["payment_status"] == "paid" and row["session_status"] == "complete"
+    if not is_paid or row["paid_at"] is None or row["payment_intent"] is None:
+        return False
+    return str(row["event_id"]).startswith(OBSERVED) or row["paid_at"] not in (row["as_of"], row["completed_at"])
+
+
+def is_unsettled(row: Row) -> bool:
+    """Return whether its charges may decide something about the order *row*."""
+    return is_open(row) or may_be_read(row)
+
+
 def base(row: Row, *, failed_at: datetime | None) -> Row:
-    """Return the open order *row* as it was before ``settle``; *failed_at* is the time of its session's failure."""
+    """Return the order *row* as it was before ``settle``; *failed_at* is the time of its session's failure.
+
+    A row that is not open stays as it is: a time of payment that was taken from a charge is none of a reading.
+    """
+    if not is_open(row):
+        return dict(row)
     own: Row = {**row, "paid_at": None, "failed_at": failed_at}
     checkout_session.SHAPE.infer(own)
     return own
@@ -78,15 +114,17 @@ def settle(joined: Joined, payment: Payment) -> Joined:
 def decide(row: Row, payment: Payment) -> Decision | None:
     """Return what *payment* decides about the order *row*; None if nothing is decided, or if the session decided.
 
-    A captured charge overrides a failure that the session reported. A released charge only confirms that failure.
+    A captured charge overrides a failure that the session reported. A released charge only confirms that failure. Of an
+    order that a reading shows as paid only the time is decided.
     """
-    if not is_open(row):
+    if not is_open(row) and payment.read_at is None:
         return None
     captures = [(at, str(each["id"]), each) for each in payment.charges if (at := _captured_at(each)) is not None]
     if captures:
         at, _, charge = min(captures, key=lambda capture: capture[:2])
-        return Decision("paid", at, _witness(charge))
-    return None if row["status"] == "failed" else _failure(payment)
+        is_older = payment.read_at is None or payment.read_at - at > READING_TIME_MAX
+        return Decision("paid", at, _witness(charge)) if is_older else None
+    return None if payment.read_at is not None or row["status"] == "failed" else _failure(payment)
 
 
 def _captured_at(charge: Row) -> datetime | None:

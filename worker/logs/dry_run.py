@@ -13,15 +13,17 @@ Note [What settles is foreseen last]
     the end the open rows, those of the database among them, are settled with both.
 """
 
+import dataclasses
 import pickle
 import sqlite3
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from datetime import datetime
 from itertools import groupby, islice
 from operator import itemgetter
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, cast
 
 import msgspec
 from msgspec.structs import replace
@@ -101,6 +103,23 @@ class _Foreseen(NamedTuple):
     is_taken: bool = False
 
 
+class _Open(NamedTuple):
+    """An order or a note that other objects may settle, as its own events make it.
+
+    *read_at* is the order's time of payment where it is that of a reading, and of no event of Stripe's.
+    """
+
+    joined: Joined
+    read_at: datetime | None
+
+
+def _read_at(row: Row, facts: Iterable[Facts]) -> datetime | None:
+    """Return the time of payment of *row* where only readings among its *facts* have this time."""
+    at = row.get("paid_at")
+    sources = {one.source for one in facts if one.created == at}
+    return cast("datetime", at) if sources == {"observation"} else None
+
+
 class _Notes:
     """The prediction for each event that would be new, and the facts of these events for each object."""
 
@@ -163,11 +182,11 @@ class _Notes:
         key = (_encoded(subject.account, subject.livemode, subject.source),)
         return self._file.execute("SELECT 1 FROM said WHERE object = ? LIMIT 1", key).fetchone() is not None
 
-    def leave_open(self, subject: Subject, own: Joined | None) -> None:
+    def leave_open(self, subject: Subject, own: "_Open | None") -> None:
         """Keep the order or the note *subject*, to be settled at the end; *own* is None where it is one at rest."""
         self._file.execute("INSERT OR IGNORE INTO left_open VALUES (?, ?, 0)", (_key(subject), _pickled(own)))
 
-    def take_left_open(self, limit: int) -> dict[Subject, Joined | None]:
+    def take_left_open(self, limit: int) -> "dict[Subject, _Open | None]":
         """Return some of the open orders and notes that were not returned yet."""
         query = "SELECT subject, own FROM left_open WHERE NOT is_taken ORDER BY subject LIMIT ?"
         found = self._file.execute(query, (limit,)).fetchall()
@@ -398,15 +417,15 @@ def _compare(
     rows = _joined(reported)
     left_open = settling.open_rows(rows)
     ways = settling.moved(rows, known, known.keys() - rows.keys())
-    for subject in settling.found_by(cursor, ways):
+    for subject in [*settling.found_by(cursor, ways), *settling.read_by(cursor, ways)]:
         if not notes.has_object_of(subject):
             notes.leave_open(subject, None)
     for subject in reported:
         spec, row, joined = folds.ROW_SPECS[subject.table], known.get(subject), rows.get(subject)
         if subject.table in settling.MOVING:
             notes.keep_settling(subject, None if joined is None else joined.row)
-        if subject in left_open:
-            notes.leave_open(subject, joined)
+        if joined is not None and subject in left_open:
+            notes.leave_open(subject, _Open(joined, _read_at(joined.row, reported[subject])))
         else:
             groups.add(subject.table, row, None if joined is None else joined.row)
         before = children[subject.table].get(subject, {})
@@ -425,15 +444,23 @@ def _joined(facts: Mapping[Subject, list[Facts]]) -> dict[Subject, Joined]:
     return found
 
 
-def _settle(cursor: Cursor, left_open: Mapping[Subject, Joined | None], notes: _Notes, groups: _Groups) -> None:
+def _settle(cursor: Cursor, left_open: Mapping[Subject, _Open | None], notes: _Notes, groups: _Groups) -> None:
     """Settle open orders and credit notes, and compare the results with the existing rows."""
-    at_rest = {subject for subject, own in left_open.items() if own is None}
-    own = {subject: own for subject, own in left_open.items() if own is not None}
-    own |= _joined(facts_of(cursor, at_rest, {}, with_pending=True))
+    at_rest = facts_of(
+        cursor, {subject for subject, found in left_open.items() if found is None}, {}, with_pending=True
+    )
+    found = {subject: each for subject, each in left_open.items() if each is not None}
+    found |= {subject: _Open(each, _read_at(each.row, at_rest[subject])) for subject, each in _joined(at_rest).items()}
+    own = {subject: each.joined for subject, each in found.items()}
     known = load_rows(cursor, own)
     is_open = settling.open_rows(own)
     orders = {subject: joined for subject, joined in is_open.items() if subject.table == "orders"}
-    payments = _payments_then(cursor, orders, notes)
+    payments = {
+        subject: dataclasses.replace(
+            each, read_at=None if payment.is_open(own[subject].row) else found[subject].read_at
+        )
+        for subject, each in _payments_then(cursor, orders, notes).items()
+    }
     named = {subject: joined for subject, joined in is_open.items() if subject.table == "credit_notes"}
     refunds = settling.refunds_of(cursor, named)
     for subject, joined in own.items():

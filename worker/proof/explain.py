@@ -179,7 +179,7 @@ def _payment_as_of(cursor: Cursor, subject: Subject, order: Row, known: Payment,
     charges = [row for row in then("charges", known.charges) if row["payment_intent"] == order["payment_intent"]]
     releases = [row for row in then("refunds", known.releases) if row["reason"] == payment.RELEASED]
     canceled = then("payment_intents", [] if known.cancellation is None else [known.cancellation])
-    return Payment(charges, releases, next(iter(canceled), None))
+    return Payment(charges, releases, next(iter(canceled), None), known.read_at)
 
 
 def _row_as_of(cursor: Cursor, subject: Subject, as_of: datetime) -> Row | None:

@@ -26,6 +26,7 @@ from worker.folding import projection
 from worker.logs.reader import Entry
 from worker.proof import against_logs, against_stripe, archived, money_rules, rebuild, shadow, swap, witness
 from worker.proof.difference import Difference, shown_value
+from worker.proof.kinds import REFUSED, Listed
 from worker.proof.rebuild import USUAL, Sizes
 from worker.stripe_jobs.rounds import JobContext
 
@@ -33,7 +34,7 @@ RULES: Final = "rules"
 REBUILD: Final = "rebuild"
 LOG: Final = "log"
 STRIPE: Final = "stripe"
-# Stripe is not asked for the objects of these tables: see proof/against_stripe.py.
+# Stripe is not asked for the objects of these tables: see proof/kinds.py.
 _NOT_ASKED: Final = ("payment_intents", "portal_sessions")
 _COLUMNS: Final = sum(each.table not in _NOT_ASKED for each in witness.MAP)
 WITNESSES: Final = {
@@ -130,7 +131,8 @@ def run(engine: Engine, checks: Sequence[str], wanted: ReconcileRequest) -> dict
     ``tables``, ``logs`` or ``stripe``; after a repair also ``repaired``, which counts what had to be corrected; and
     where objects are archived, and no archive is given, how many objects and events are ``left_out`` of the rebuild.
     If Stripe refuses or fails, all that was found until then is kept: the check is not among those of ``run``, and
-    ``stripe_error`` holds the *kind* of the failure, its *detail*, and what is *to_do*.
+    ``stripe_error`` holds the *kind* of the failure, its *detail*, and what is *to_do*. The ``outcome`` of the run is
+    drift if there is any; else incomplete if a part that was asked for could not be looked at; else ok.
 
     Raises:
         ConflictError: folding did not pause in time, the archive lacks payloads that it should have, or no archive is
@@ -153,7 +155,7 @@ def run(engine: Engine, checks: Sequence[str], wanted: ReconcileRequest) -> dict
             "id": 0,
             "started_at": started,
             "finished_at": datetime.now(UTC),
-            "outcome": "drift" if drift.total else "ok",
+            "outcome": "drift" if drift.total else "incomplete" if _is_cut(parts) else "ok",
             "version": version(),
             "since": wanted.since,
             "seed": wanted.seed,
@@ -171,6 +173,15 @@ def run(engine: Engine, checks: Sequence[str], wanted: ReconcileRequest) -> dict
         result["repaired"] = repaired
     result["run"]["id"] = _keep(engine, result)
     return result
+
+
+def _is_cut(parts: dict[str, Any]) -> bool:
+    """Return whether a part that was asked for could not be looked at.
+
+    The rest is by choice: worlds without a key, kinds that a restricted key may not list, samples.
+    """
+    is_cut_at_stripe = any(each["object"] == REFUSED or "cut_short" in each for each in parts.get("stripe", ()))
+    return "stripe_error" in parts or is_cut_at_stripe or bool(parts.get("logs", {}).get("refused"))
 
 
 def _kinds(drift: _Drift) -> list[dict[str, Any]]:
@@ -255,7 +266,7 @@ def _by_stripe(_: Engine, wanted: ReconcileRequest, drift: _Drift) -> dict[str, 
     # If this is interrupted the audit is closed at once, so that its progress is kept.
     with _kept_in(failed), closing(auditing) as found:
         for each in found:
-            if isinstance(each, against_stripe.Listed):
+            if isinstance(each, Listed):
                 tallies.append(_shown_tally(asdict(each)))
             else:
                 drift.add(STRIPE, each)
@@ -284,8 +295,8 @@ def _kept_in(failed: dict[str, Any]) -> Iterator[None]:
 
 def _shown_tally(tally: dict[str, Any]) -> dict[str, Any]:
     renamed = {"missing": "missing_here", "extra": "missing_there"}
-    only_where_any = ("archived", "unreadable", "only_by_map", "unstated", "sampled_of", "is_forbidden", "reason")
-    return {renamed.get(name, name): value for name, value in tally.items() if value or name not in only_where_any}
+    always = ("account", "livemode", "object", "listed", "missing", "extra", "different")
+    return {renamed.get(name, name): value for name, value in tally.items() if value or name in always}
 
 
 def _repair(engine: Engine, checks: Sequence[str], wanted: ReconcileRequest) -> dict[str, Any]:

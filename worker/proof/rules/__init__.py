@@ -1,0 +1,1 @@
+"""The rules of money, each with the query that checks it."""

@@ -129,6 +129,14 @@ class OrderFilters(DatedFilters):
     client_reference_id: FilterText = None
     invoice: FilterText = None
 
+    def wanted(self, table: Table) -> list[ColumnElement[bool]]:
+        """Return the conditions on *table* that were asked for."""
+        found = super().wanted(table)
+        if self.customer_email is not None:
+            # By this the index is used, which finds an address in any case.
+            found.append(func.lower(table.c.customer_email) == func.lower(self.customer_email))
+        return found
+
 
 class PaymentLinkFilters(Filters):
     """Filters of payment links."""

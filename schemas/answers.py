@@ -16,7 +16,7 @@ from typing import Annotated, Any, Final, Generic, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler
 from pydantic.json_schema import JsonSchemaValue
 
-from schemas import kinds, tables
+from schemas import kinds, search, tables
 
 T = TypeVar("T")
 
@@ -445,6 +445,38 @@ class Changes(Answer):
     data: list[Change]
     next_after: int = Field(description="pass it as `after`; it also moves past what the filters left out")
     has_more: bool = Field(description="ask again at once, even where this page is empty")
+
+
+class FoundOrder(Answer):
+    """An order that a hit leads to."""
+
+    id: Id
+    status: OrderStatus | None
+    currency: Word | None
+    amount_total: int | None
+    created: datetime | None
+
+
+class Hit(Answer):
+    """An object that was found, and its orders."""
+
+    kind: Annotated[Public[str], OneOf(search.KINDS)]
+    account: Id
+    livemode: bool
+    id: Id
+    matched: Public[str] = Field(description="the column that held what was searched for")
+    status: Word | None
+    currency: Word | None
+    amount: int | None
+    created: datetime | None
+    orders: list[FoundOrder] = Field(description=f"newest first, at most {search.ORDERS_MAX}")
+
+
+class Found(Answer):
+    """What a search found, newest first."""
+
+    data: list[Hit]
+    has_more: bool = Field(description="there is more than is shown: narrow the search")
 
 
 class Registered(Answer):

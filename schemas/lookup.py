@@ -126,10 +126,13 @@ def _indexed(table: Table) -> frozenset[str]:
     return frozenset(column for names in leads if names[:2] == ["account", "livemode"] for column in names[2:3])
 
 
+@cache
 def _accounts(table: Table) -> FromClause:
     """Return the accounts in *table*, by reading one index entry for each."""
     keys = _KEYS.get(table.name, table)
-    accounts = select(func.min(keys.c.account).label("account")).cte("accounts", recursive=True)
+    # A statement may look into several tables, and into one of them several times.
+    name = f"accounts_of_{table.name}"
+    accounts = select(func.min(keys.c.account).label("account")).cte(name, recursive=True)
     following = select(func.min(keys.c.account)).where(keys.c.account > accounts.c.account).scalar_subquery()
     return accounts.union_all(select(following).where(accounts.c.account.is_not(None)))
 

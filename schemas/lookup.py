@@ -29,6 +29,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import ARRAY
 
 from schemas import tables
+from schemas.errors import ConflictError, NotFoundError
 
 FOUND_MAX: Final = 2
 """Rows that are looked for: one, and a second one, which makes the id ambiguous."""
@@ -70,6 +71,26 @@ def query_of(table: Table, *, of_account: bool) -> Select[Any]:
     # The offset keeps this at one look at the index for each, no matter what the planner estimates.
     of_each = found.offset(0).lateral("found")
     return select(of_each).select_from(worlds.join(of_each, true())).limit(FOUND_MAX)
+
+
+def world_of(
+    connection: Connection, object_id: str, *, account: str | None, livemode: bool | None
+) -> tuple[str, bool]:  # fmt: skip
+    """Return the account and the mode of the events about the object *object_id*.
+
+    Raises:
+        NotFoundError: there is none, in the world that is asked for.
+        ConflictError: several accounts or modes have such an object.
+    """
+    inbox = tables.inbox
+    wanted = where(inbox, {"object_id": object_id, "account": account, "livemode": livemode})
+    query = select(inbox.c.account, inbox.c.livemode).where(*wanted).distinct().limit(2)
+    found = connection.execute(query).all()
+    if not found:
+        raise NotFoundError(f"There is no {object_id} here.")
+    if len(found) > 1:
+        raise ConflictError(f"Several accounts or modes have {object_id}: name one.")
+    return found[0].account, found[0].livemode
 
 
 def renderings_of(connection: Connection, event: Mapping[str, Any]) -> list[dict[str, Any]]:

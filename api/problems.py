@@ -163,7 +163,7 @@ def install(app: FastAPI, actions: Sequence[BaseRoute]) -> None:
     @app.exception_handler(NotAnObject)
     @app.exception_handler(KeyRefused)
     def known(_: Request, error: PayfoldError) -> Response:
-        status, reason = _KNOWN[type(error)]
+        status, reason = next(_KNOWN[each] for each in type(error).__mro__ if each in _KNOWN)
         return _response(status, str(error), reason=reason)
 
     @app.exception_handler(Refused)

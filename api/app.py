@@ -13,7 +13,20 @@ import structlog
 from fastapi import Depends, FastAPI
 from fastapi_offline import FastAPIOffline
 
-from api import actions, addresses, bodies, changes, documentation, headers, health, problems, reads, webhook
+from api import (
+    actions,
+    addresses,
+    bodies,
+    changes,
+    documentation,
+    explanations,
+    headers,
+    health,
+    problems,
+    reads,
+    search,
+    webhook,
+)
 from api.bodies import BODY_SECONDS_MAX, Receive, Room, Scope, Send
 from api.counts import DeliveryCounts
 from api.metrics import Instance
@@ -90,7 +103,8 @@ class Application:
         self.fastapi.state.room = self._room = Room()
         self.fastapi.state.body_seconds_max = body_seconds_max
         known = Depends(addresses.known_parameters)
-        for router in (reads.router, actions.router, changes.router, health.operations):
+        shown = (explanations.router, reads.router, search.router)
+        for router in (*shown, actions.router, changes.router, health.operations):
             self.fastapi.include_router(router, dependencies=[known], responses=problems.declared(401, 403, 422, 503))
         self.fastapi.include_router(health.probes)
         problems.install(self.fastapi, actions.router.routes)

@@ -15,6 +15,7 @@ from starlette.routing import BaseRoute, Match, Route
 
 from schemas.errors import (
     CallDeclined,
+    ConflictError,
     CursorBeyond,
     KeyRefused,
     MissingAtStripe,
@@ -115,7 +116,8 @@ def postponed(detail: str) -> Response:
     return _response(503, detail, {"Retry-After": str(RETRY_AFTER_SECONDS)})
 
 
-_AT_STRIPE: Final = {
+_KNOWN: Final = {
+    ConflictError: (409, "conflict"),
     NotServed: (409, "not_served"),
     CallDeclined: (422, "declined_by_stripe"),
     MissingAtStripe: (404, "missing_at_stripe"),
@@ -155,13 +157,14 @@ def install(app: FastAPI, actions: Sequence[BaseRoute]) -> None:
     def beyond(_: Request, error: CursorBeyond) -> Response:
         return _response(410, str(error), reason="cursor_beyond", last=error.last)
 
+    @app.exception_handler(ConflictError)
     @app.exception_handler(NotServed)
     @app.exception_handler(CallDeclined)
     @app.exception_handler(MissingAtStripe)
     @app.exception_handler(NotAnObject)
     @app.exception_handler(KeyRefused)
-    def at_stripe(_: Request, error: PayfoldError) -> Response:
-        status, reason = _AT_STRIPE[type(error)]
+    def known(_: Request, error: PayfoldError) -> Response:
+        status, reason = next(_KNOWN[each] for each in type(error).__mro__ if each in _KNOWN)
         return _response(status, str(error), reason=reason)
 
     @app.exception_handler(Refused)

@@ -33,6 +33,7 @@ ONE: Final = problems.declared(404, 409)
 """Further answers of a route that shows one row."""
 READ: Final = Bounds(statement=5, lock=5, whole=8)
 _BOUNDS: Final = "payfold_read_bounds"
+_LATE: Final = (psycopg.errors.QueryCanceled, psycopg.errors.LockNotAvailable)
 
 
 class Route(APIRoute):
@@ -70,6 +71,12 @@ def bounded(engine: Engine, bounds: Bounds) -> Engine:
     return engine.execution_options(**{_BOUNDS: bounds})
 
 
+def bounds_of(engine: Engine) -> Bounds:
+    """Return the bounds within which *engine* is read."""
+    found: Bounds = engine.get_execution_options().get(_BOUNDS, READ)
+    return found
+
+
 @contextmanager
 def reading(engine: Engine) -> Iterator[Connection]:
     """Open a transaction that is bounded in time, also behind another session's lock or a silent network.
@@ -77,11 +84,19 @@ def reading(engine: Engine) -> Iterator[Connection]:
     Raises:
         DatabaseAway: PostgreSQL does not answer, or not in time.
     """
+    with in_time(), transaction(engine, bounds_of(engine)) as connection:
+        yield connection
+
+
+@contextmanager
+def in_time() -> Iterator[None]:
+    """Raise DatabaseAway where PostgreSQL ends a statement because its time is up."""
     try:
-        with transaction(engine, engine.get_execution_options().get(_BOUNDS, READ)) as connection:
-            yield connection
+        yield
+    except _LATE as error:
+        raise DatabaseAway from error
     except sqlalchemy_errors.DBAPIError as error:
-        if isinstance(error.orig, (psycopg.errors.QueryCanceled, psycopg.errors.LockNotAvailable)):
+        if isinstance(error.orig, _LATE):
             raise DatabaseAway from error
         raise
 
@@ -128,6 +143,14 @@ class OrderFilters(DatedFilters):
     payment_link: FilterText = None
     client_reference_id: FilterText = None
     invoice: FilterText = None
+
+    def wanted(self, table: Table) -> list[ColumnElement[bool]]:
+        """Return the conditions on *table* that were asked for."""
+        found = super().wanted(table)
+        if self.customer_email is not None:
+            # By this the index is used, which finds an address in any case.
+            found.append(func.lower(table.c.customer_email) == func.lower(self.customer_email))
+        return found
 
 
 class PaymentLinkFilters(Filters):

@@ -3,7 +3,6 @@
 import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from decimal import Decimal
 from enum import StrEnum
 from typing import Any, Final
 
@@ -12,6 +11,8 @@ from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
+
+from schemas import currencies
 
 PIPE_COLUMNS: Final = 1000
 """A table's width without a terminal, so that no line in a file, a pipe or a copy is broken."""
@@ -29,11 +30,7 @@ _HAS_TERMINAL: Final = sys.stdout is not None and sys.stdout.isatty()  # None wh
 out: Final = _console(width=None if _HAS_TERMINAL else PIPE_COLUMNS)
 err: Final = _console(stderr=True)
 
-# Source: https://docs.stripe.com/currencies#zero-decimal and #three-decimal.
-_ZERO_DECIMAL: Final = frozenset(
-    ("bif", "clp", "djf", "gnf", "jpy", "kmf", "krw", "mga", "pyg", "rwf", "vnd", "vuv", "xaf", "xof", "xpf")
-)
-_THREE_DECIMAL: Final = frozenset(("bhd", "jod", "kwd", "omr", "tnd"))
+money: Final = currencies.written
 
 
 class Format(StrEnum):
@@ -225,9 +222,3 @@ def why_not_provable(rule: Mapping[str, Any]) -> str:
         return ""
     why = ", ".join(f"{each['rows']:,} {each['reason']}" for each in rule.get("reasons", ()))
     return f"{rule['not_provable']:,} of {rule['checked']:,} not provable" + (f": {why}" if why else "")
-
-
-def money(amount: int, currency: str) -> str:
-    """Return *amount*, in the smallest unit, as a person writes it: 2000 usd is 20.00 USD."""
-    digits = 0 if currency in _ZERO_DECIMAL else 3 if currency in _THREE_DECIMAL else 2
-    return f"{Decimal(amount).scaleb(-digits):,.{digits}f} {currency.upper()}"

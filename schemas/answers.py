@@ -16,7 +16,7 @@ from typing import Annotated, Any, Final, Generic, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler
 from pydantic.json_schema import JsonSchemaValue
 
-from schemas import kinds, tables
+from schemas import kinds, search, tables
 
 T = TypeVar("T")
 
@@ -445,6 +445,138 @@ class Changes(Answer):
     data: list[Change]
     next_after: int = Field(description="pass it as `after`; it also moves past what the filters left out")
     has_more: bool = Field(description="ask again at once, even where this page is empty")
+
+
+class Customer(Shown):
+    """A customer."""
+
+    email: Personal[str] = None
+    name: Personal[str] = None
+    currency: Word | None
+    delinquent: bool | None
+    deleted: bool
+    test_clock: Id | None
+    metadata: Personal[dict[str, Any]] = None
+    created: datetime | None
+
+
+class ExplainedColumn(Answer):
+    """A column of a row, and the event that set it."""
+
+    column: Public[str]
+    value: Public[Any] = Field(None, description="absent where it is personal data that the token may not see")
+    how: Public[str] = Field(description="how the value came about")
+    event_id: Id | None
+    type: Word | None
+    created: datetime | None
+
+
+class TimelineEvent(Answer):
+    """An event about a row: what it set, or why it set nothing."""
+
+    event_id: Id
+    type: Word
+    created: datetime
+    received_at: datetime
+    source: Source
+    api_version: Word | None
+    state: State
+    sets: Public[list[str]] = Field(description="the columns that have their values from this event")
+    verdict: Public[str]
+
+
+class ExplainedAnomaly(Answer):
+    """An anomaly of the row that is in force."""
+
+    kind: AnomalyKind
+    detail: Public[dict[str, Any]]
+    seen_at: datetime
+
+
+class MoneySource(Answer):
+    """A charge or a refund behind the refunded amount of an order."""
+
+    object: Word
+    id: Id
+    status: Word | None
+    currency: Word | None
+    amount: int | None
+    amount_captured: int | None
+    amount_refunded: int | None = Field(description="as the charge reports it")
+    amount_by_refunds: int | None = Field(description="the sum of its refunds that count; null where not known")
+    event_id: Id
+    as_of: datetime
+    verdict: Public[str]
+
+
+class Explanation(Answer):
+    """A row as its events make it: which event set each column, and what became of the others."""
+
+    table: Public[str]
+    id: Id
+    account: Id
+    livemode: bool
+    row: Public[dict[str, Any]] | None = Field(description="null where the events make no row; without personal data")
+    columns: list[ExplainedColumn]
+    timeline: list[TimelineEvent] = Field(description="in the order in which they are laid over each other")
+    anomalies: list[ExplainedAnomaly]
+    dashboard: Public[str] | None = Field(description="where Stripe's Dashboard shows the object")
+    money: list[MoneySource] = Field(description="of an order: the charges and refunds behind its refunded amount")
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any], *, personal: bool) -> Self:
+        """Return the explanation *row*, without the values of personal columns unless they are to be shown."""
+        hidden = frozenset[str]() if personal else personal_fields(_EXPLAINED[row["table"]])
+        shown = {
+            **row,
+            "row": None if row["row"] is None else {k: v for k, v in row["row"].items() if k not in hidden},
+            "columns": [
+                {name: value for name, value in each.items() if name != "value" or each["column"] not in hidden}
+                for each in row["columns"]
+            ],
+        }
+        return cls.model_validate(shown)
+
+
+_EXPLAINED: Final[Mapping[str, type[Shown]]] = {
+    "orders": Order,
+    "credit_notes": CreditNote,
+    "payment_links": PaymentLink,
+    "customers": Customer,
+}
+"""The answer that declares which columns of a table are personal data."""
+
+
+class FoundOrder(Answer):
+    """An order that a hit leads to."""
+
+    id: Id
+    status: OrderStatus | None
+    currency: Word | None
+    amount_total: int | None
+    created: datetime | None
+
+
+class Hit(Answer):
+    """An object that was found, and its orders."""
+
+    kind: Annotated[Public[str], OneOf(search.KINDS)]
+    account: Id
+    livemode: bool
+    id: Id
+    matched: Public[str] = Field(description="the column that held what was searched for")
+    status: Word | None
+    currency: Word | None
+    amount: int | None
+    created: datetime | None
+    orders: list[FoundOrder] = Field(description=f"newest first, at most {search.ORDERS_MAX}")
+
+
+class Found(Answer):
+    """What a search found, newest first."""
+
+    data: list[Hit]
+    has_more: bool = Field(description="there is more than is shown: narrow the search")
 
 
 class Registered(Answer):

@@ -29,6 +29,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import ARRAY
 
 from schemas import tables
+from schemas.errors import ConflictError, NotFoundError
 
 FOUND_MAX: Final = 2
 """Rows that are looked for: one, and a second one, which makes the id ambiguous."""
@@ -70,6 +71,26 @@ def query_of(table: Table, *, of_account: bool) -> Select[Any]:
     # The offset keeps this at one look at the index for each, no matter what the planner estimates.
     of_each = found.offset(0).lateral("found")
     return select(of_each).select_from(worlds.join(of_each, true())).limit(FOUND_MAX)
+
+
+def world_of(
+    connection: Connection, object_id: str, *, account: str | None, livemode: bool | None
+) -> tuple[str, bool]:  # fmt: skip
+    """Return the account and the mode of the events about the object *object_id*.
+
+    Raises:
+        NotFoundError: there is none, in the world that is asked for.
+        ConflictError: several accounts or modes have such an object.
+    """
+    inbox = tables.inbox
+    wanted = where(inbox, {"object_id": object_id, "account": account, "livemode": livemode})
+    query = select(inbox.c.account, inbox.c.livemode).where(*wanted).distinct().limit(2)
+    found = connection.execute(query).all()
+    if not found:
+        raise NotFoundError(f"There is no {object_id} here.")
+    if len(found) > 1:
+        raise ConflictError(f"Several accounts or modes have {object_id}: choose the account, and live or test.")
+    return found[0].account, found[0].livemode
 
 
 def renderings_of(connection: Connection, event: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -126,10 +147,13 @@ def _indexed(table: Table) -> frozenset[str]:
     return frozenset(column for names in leads if names[:2] == ["account", "livemode"] for column in names[2:3])
 
 
+@cache
 def _accounts(table: Table) -> FromClause:
     """Return the accounts in *table*, by reading one index entry for each."""
     keys = _KEYS.get(table.name, table)
-    accounts = select(func.min(keys.c.account).label("account")).cte("accounts", recursive=True)
+    # A statement may look into several tables, and into one of them several times.
+    name = f"accounts_of_{table.name}"
+    accounts = select(func.min(keys.c.account).label("account")).cte(name, recursive=True)
     following = select(func.min(keys.c.account)).where(keys.c.account > accounts.c.account).scalar_subquery()
     return accounts.union_all(select(following).where(accounts.c.account.is_not(None)))
 

@@ -138,6 +138,16 @@ def _of_one(table: str, column: str) -> Index:
     return Index(f"{table}_{column}", "account", "livemode", column, postgresql_where=text(f"{column} IS NOT NULL"))
 
 
+def _of_any_world(table: str, column: str) -> Index:
+    """Return the index that finds rows by a name that people write down, which is seldom in several worlds."""
+    return Index(f"{table}_{column}", column, postgresql_where=text(f"{column} IS NOT NULL"))
+
+
+def _by_email(table: str, column: str) -> Index:
+    """Return the index that finds rows by an email address in any case."""
+    return Index(f"{table}_{column}", text(f"lower({column})"), postgresql_where=text(f"{column} IS NOT NULL"))
+
+
 def _newest(table: str) -> Index:
     """Return the index by which lists page, newest first."""
     return Index(f"{table}_newest", text(f"{NEWEST} DESC"), text("id DESC"))
@@ -444,11 +454,10 @@ orders = _projection(
     _of_one("orders", "customer"),
     _of_one("orders", "payment_intent"),
     _of_one("orders", "invoice"),
-    # A shop finds an order by its own key, and by its buyer.
-    *(
-        Index(f"orders_{name}", name, postgresql_where=text(f"{name} IS NOT NULL"))
-        for name in ("client_reference_id", "customer_email")
-    ),
+    # A person finds an order by the shop's own key, by its buyer, and by its amount, the newest first.
+    _of_any_world("orders", "client_reference_id"),
+    _by_email("orders", "customer_email"),
+    Index("orders_amount", "currency", "amount_total", text(NEWEST)),
 )
 
 payment_links = _projection(
@@ -485,6 +494,7 @@ customers = _projection(
     Column("test_clock", Text),
     Column("metadata", JSONB(none_as_null=True)),
     _moment("created"),
+    _by_email("customers", "email"),
 )
 
 balances = Table(
@@ -545,6 +555,7 @@ invoices = _projection(
     _moment("paid_at"),
     _moment("voided_at"),
     _of_one("invoices", "customer"),
+    _of_any_world("invoices", "number"),
     _newest("invoices"),
 )
 
@@ -574,6 +585,7 @@ credit_notes = _projection(
     _of_one("credit_notes", "invoice"),
     _of_one("credit_notes", "customer"),
     _of_one("credit_notes", "refund"),
+    _of_any_world("credit_notes", "number"),
     _newest("credit_notes"),
 )
 

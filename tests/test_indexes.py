@@ -77,8 +77,18 @@ ASKED: Final = {
     ),
     "orders_customer_email": (
         "GET /v1/orders?customer_email=",
-        "SELECT * FROM orders WHERE customer_email = 'buyer@example.com'",
+        "SELECT * FROM orders WHERE lower(customer_email) = lower('Buyer@example.com')",
     ),
+    "orders_amount": (
+        "an amount in GET /v1/search",
+        f"SELECT * FROM orders WHERE currency = 'eur' AND amount_total = 4999 ORDER BY {tables.NEWEST} DESC LIMIT 21",
+    ),
+    "customers_email": (
+        "an email in GET /v1/search",
+        "SELECT * FROM customers WHERE lower(email) = lower('Buyer@example.com')",
+    ),
+    "invoices_number": ("a number in GET /v1/search", "SELECT * FROM invoices WHERE number = 'AB-0001'"),
+    "credit_notes_number": ("a number in GET /v1/search", "SELECT * FROM credit_notes WHERE number = 'AB-0001-CN-01'"),
     "orders_invoice": (
         "the order that an invoice's refund is of (refunding)",
         f"SELECT id FROM orders WHERE {WORLD} AND invoice = 'in_1'",

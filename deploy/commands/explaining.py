@@ -5,13 +5,11 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from sqlalchemy import Engine, select
 
 from deploy import output
 from deploy.commands.base import TIMES, opened_database, utc
 from deploy.output import Format, err
-from schemas import database, lookup, tables
-from schemas.errors import ConflictError, NotFoundError
+from schemas import database, lookup
 
 if TYPE_CHECKING:
     from worker.proof.explain import Explanation
@@ -40,25 +38,13 @@ def explain_row(
     from worker.proof import explain
 
     with opened_database() as engine:
-        world = _world_of(engine, id_, account=account, livemode=livemode)
+        with database.transaction(engine) as connection:
+            world = lookup.world_of(connection, id_, account=account, livemode=livemode)
         explanation = explain.explain(engine, Subject(table, *world, id_, currency=currency), as_of=utc(as_of))
     if form is Format.TABLE:
         _print(explanation, as_of)
     else:
         output.one(asdict(explanation), form)
-
-
-def _world_of(engine: Engine, object_id: str, *, account: str | None, livemode: bool | None) -> tuple[str, bool]:
-    inbox = tables.inbox
-    wanted = lookup.where(inbox, {"object_id": object_id, "account": account, "livemode": livemode})
-    query = select(inbox.c.account, inbox.c.livemode).where(*wanted).distinct().limit(2)
-    with database.transaction(engine) as connection:
-        found = connection.execute(query).all()
-    if not found:
-        raise NotFoundError(f"There is no {object_id} here.")
-    if len(found) > 1:
-        raise ConflictError(f"Several accounts or modes have {object_id}: say which (--account, --live, --test).")
-    return found[0].account, found[0].livemode
 
 
 _MONEY = ("object", "id", "status", "amount", "amount_captured", "amount_refunded", "amount_by_refunds", "verdict")

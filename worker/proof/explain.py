@@ -15,8 +15,8 @@ from psycopg.rows import dict_row
 from sqlalchemy import Engine
 
 from schemas import database, tables
-from schemas.database import Cursor
-from schemas.errors import NotFoundError
+from schemas.database import Bounds, Cursor
+from schemas.errors import ConflictError, NotFoundError
 from worker import folds
 from worker.folding import settling
 from worker.folding.rows import load_rows
@@ -58,22 +58,32 @@ class Explanation:
     money: list[dict[str, Any]] = field(default_factory=list)
 
 
-def explain(engine: Engine, subject: Subject, *, as_of: datetime | None = None) -> Explanation:
+def explain(
+    engine: Engine, subject: Subject, *, as_of: datetime | None = None, events_max: int | None = None,
+    bounds: Bounds | None = None,
+) -> Explanation:  # fmt: skip
     """Explain the row *subject* as it is, or from the events that had been received by *as_of*.
+
+    *bounds* limit each of the two transactions in time.
 
     Raises:
         NotFoundError: no event is about it, or none had been received by then.
+        ConflictError: more than *events_max* events are about it.
     """
-    explained = _explained(engine, subject, as_of)
+    explained = _explained(engine, subject, as_of, events_max, bounds)
     if subject.table != "orders" or explained.row is None:
         return explained
-    with database.transaction(engine) as connection, database.cursor(connection) as cursor:
+    with database.transaction(engine, bounds) as connection, database.cursor(connection) as cursor:
         return dataclasses.replace(explained, money=refund_sources.of_order(cursor, explained.row, as_of=as_of))
 
 
-def _explained(engine: Engine, subject: Subject, as_of: datetime | None) -> Explanation:
-    with database.transaction(engine) as connection, database.cursor(connection) as cursor:
+def _explained(
+    engine: Engine, subject: Subject, as_of: datetime | None, events_max: int | None, bounds: Bounds | None
+) -> Explanation:  # fmt: skip
+    with database.transaction(engine, bounds) as connection, database.cursor(connection) as cursor:
         database.take_snapshot(cursor)
+        if events_max is not None:
+            _require_few(cursor, subject, events_max)
         reports = _reports_of(cursor, subject, as_of)
         anomalies = [] if as_of is not None else _anomalies(cursor, subject)
         at_rest = None if as_of is not None else load_rows(cursor, [subject]).get(subject)
@@ -252,6 +262,16 @@ WITH spoken AS (
 SELECT e.* FROM spoken JOIN events AS e USING (seq)
 WHERE %(as_of)s::timestamptz IS NULL OR e.received_at <= %(as_of)s ORDER BY e.created, e.seq
 """
+
+
+def _require_few(cursor: Cursor, subject: Subject, events_max: int) -> None:
+    """Raise ConflictError where more than *events_max* events are about the object of *subject*."""
+    cursor.execute(
+        "SELECT count(*) FROM (SELECT FROM inbox WHERE (account, livemode, object_id) = (%s, %s, %s) LIMIT %s) AS few",
+        (subject.account, subject.livemode, subject.source, events_max + 1),
+    )
+    if cursor.fetchall()[0][0] > events_max:
+        raise ConflictError(f"More than {events_max:,} events are about {subject.id}: use the explain command for it.")
 
 
 def _reports_of(cursor: Cursor, subject: Subject, as_of: datetime | None) -> list[dict[str, Any]]:

@@ -1,0 +1,231 @@
+"""Finds orders by what a person has in hand: an id of any object, a number, an email, a reference, or an amount.
+
+Each hit leads to its orders: a refund by its charge's payment intent, an invoice by its payments.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from datetime import datetime
+from typing import Any, Final
+
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Connection,
+    DateTime,
+    RowMapping,
+    Select,
+    Table,
+    Text,
+    and_,
+    cast,
+    func,
+    literal,
+    literal_column,
+    null,
+    select,
+    union,
+    union_all,
+)
+from sqlalchemy.types import TypeEngine
+
+from schemas import currencies, lookup, tables
+
+HITS_MAX: Final = 20
+ORDERS_MAX: Final = 10
+"""Orders that one hit leads to: the newest."""
+
+_NEWEST: Final[ColumnElement[Any]] = literal_column(tables.NEWEST)
+_OBJECTS: Final[Mapping[str, Table]] = {
+    "order": tables.orders,
+    "charge": tables.charges,
+    "refund": tables.refunds,
+    "dispute": tables.disputes,
+    "invoice": tables.invoices,
+    "credit_note": tables.credit_notes,
+    "customer": tables.customers,
+    "payment_link": tables.payment_links,
+    "payment_intent": tables.payment_intents,
+    "event": tables.inbox,
+}
+"""The tables of the kinds of hits."""
+KINDS: Final = tuple(_OBJECTS)
+_SHOWN: Final[Mapping[str, TypeEngine[Any]]] = {
+    "status": Text(),
+    "currency": Text(),
+    "created": DateTime(timezone=True),
+}
+_OTHER_NAMES: Final = {
+    "order": ("payment_intent", "client_reference_id"),
+    "charge": ("payment_intent",),
+    "invoice": ("number",),
+    "credit_note": ("number",),
+}
+"""The columns by which an object is found, apart from its id."""
+_COLUMNS_OF_ORDERS: Final = {"order": "id"} | {
+    kind: kind for kind in ("payment_intent", "invoice", "customer", "payment_link")
+}
+"""The columns by which orders name an object of a kind."""
+_NAMED: Final = {
+    "charge": ("payment_intent", "invoice"),
+    "refund": ("payment_intent", "charge"),
+    "dispute": ("payment_intent", "charge"),
+    "credit_note": ("invoice",),
+}
+"""The columns in which an object names others, that lead to its orders."""
+_OTHER_SIDE: Final = {"payment_intent": "invoice", "invoice": "payment_intent"}
+"""The two that a row of ``invoice_payments`` joins."""
+_KINDS: Final = {"checkout.session": "order"}
+"""Kinds by Stripe's name for the object, where it is another one."""
+
+
+@dataclass(frozen=True, slots=True)
+class FoundOrder:
+    """An order that a hit leads to."""
+
+    id: str
+    status: str | None
+    currency: str | None
+    amount_total: int | None
+    created: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """An object that was found by the column *matched*, and the newest *orders* that it belongs to."""
+
+    kind: str
+    account: str
+    livemode: bool
+    id: str
+    matched: str
+    status: str | None
+    currency: str | None
+    amount: int | None
+    created: datetime | None
+    orders: Sequence[FoundOrder]
+
+
+def is_email(text: str) -> bool:
+    """Return whether *text* is looked up as an email address, which is personal data."""
+    return "@" in text
+
+
+def find(connection: Connection, text: str, *, account: str | None, livemode: bool | None) -> list[Hit]:
+    """Return the objects that *text* names, newest first: at most HITS_MAX, and one more where there are more.
+
+    An id, a number or a reference is found as it is written, an email in any case, an amount with its currency, as
+    ``49.99 eur``. *account* and *livemode* narrow the search to one world.
+    """
+    world = {"account": account, "livemode": livemode}
+    found = union_all(*_queries(text.strip(), world)).subquery()
+    order = (found.c.created.desc().nulls_last(), found.c.kind, found.c.id, found.c.account, found.c.livemode)
+    rows = connection.execute(select(found).order_by(*order).limit(HITS_MAX + 1)).mappings().all()
+    return [Hit(**row, orders=_orders_of(connection, row)) for row in _once(rows)]
+
+
+def _once(rows: Iterable[RowMapping]) -> list[dict[str, Any]]:
+    """Return each object once, though it may be found by several of its columns."""
+    found: dict[tuple[object, ...], dict[str, Any]] = {}
+    for row in rows:
+        found.setdefault(tuple(row[name] for name in ("kind", "account", "livemode", "id")), dict(row))
+    return list(found.values())
+
+
+def _queries(text: str, world: Mapping[str, Any]) -> Iterator[Select[Any]]:
+    if is_email(text):
+        for kind, column in (("order", tables.orders.c.customer_email), ("customer", tables.customers.c.email)):
+            yield _query(kind, column.name, [func.lower(column) == func.lower(text)], world)
+    elif (amount := currencies.read(text)) is not None:
+        orders = tables.orders.c
+        wanted = [orders.currency == amount.currency, orders.amount_total == amount.minor]
+        yield _query("order", "amount_total", wanted, world)
+    else:
+        for kind, table in _OBJECTS.items():
+            for name in ("id", *_OTHER_NAMES.get(kind, ())):
+                yield _query(kind, name, lookup.where(table, {name: text, **world}), {})
+
+
+def _query(
+    kind: str, matched: str, wanted: Sequence[ColumnElement[bool]], world: Mapping[str, Any]
+) -> Select[Any]:  # fmt: skip
+    """Return the query of the newest objects of a *kind* that are as *wanted*."""
+    table = _OBJECTS[kind]
+    amount = next((table.c[name] for name in tables.MAIN_AMOUNTS if name in table.c), null())
+    newest = _NEWEST if table is tables.orders else table.c.as_of if "as_of" in table.c else table.c.created
+    query = (
+        select(
+            literal(kind).label("kind"),
+            *(table.c[name] for name in ("account", "livemode", "id")),
+            literal(matched).label("matched"),
+            *(table.c.get(name, cast(null(), of)).label(name) for name, of in _SHOWN.items()),
+            cast(amount, BigInteger).label("amount"),
+        )
+        .where(*wanted, *lookup.where(table, world))
+        .order_by(newest.desc())
+        .limit(HITS_MAX + 1)
+    )
+    return select(query.subquery())
+
+
+def _orders_of(connection: Connection, hit: Mapping[str, Any]) -> list[FoundOrder]:
+    """Return the newest orders that *hit* belongs to."""
+    if hit["kind"] == "order":
+        return [FoundOrder(*(hit[name] for name in ("id", "status", "currency", "amount", "created")))]
+    names = _names_of_orders(connection, hit)
+    if not names:
+        return []
+    orders = tables.orders
+    columns = [orders.c[each.name] for each in fields(FoundOrder)]
+    of_each = [
+        select(
+            select(*columns)
+            .where(_is_of(orders, hit), orders.c[name] == value)
+            .order_by(_NEWEST.desc())
+            .limit(ORDERS_MAX)
+            .subquery()
+        )
+        for name, value in sorted(names)
+    ]
+    # An order may be found by its intent and by its invoice.
+    found = union(*of_each).subquery()
+    query = select(found).order_by(found.c.created.desc().nulls_last(), found.c.id).limit(ORDERS_MAX)
+    return [FoundOrder(*row) for row in connection.execute(query)]
+
+
+def _names_of_orders(connection: Connection, hit: Mapping[str, Any]) -> set[tuple[str, str]]:
+    """Return the columns of ``orders`` with the values by which the orders of *hit* are found."""
+    found: set[tuple[str, str]] = set()
+    known: set[tuple[str, str]] = set()
+    new = {(hit["kind"], hit["id"])}
+    while new:
+        known |= new
+        found |= {(_COLUMNS_OF_ORDERS[kind], id_) for kind, id_ in new if kind in _COLUMNS_OF_ORDERS}
+        new = {each for kind, id_ in new for each in _named_by(connection, hit, kind, id_)} - known
+    return found
+
+
+def _named_by(connection: Connection, hit: Mapping[str, Any], kind: str, id_: str) -> Iterator[tuple[str, str]]:
+    """Yield the kind and the id of each object that leads on from the object *id_* of a *kind* to its orders."""
+    if kind == "event":
+        inbox = tables.inbox
+        query = select(inbox.c.object_type, inbox.c.object_id).where(_is_of(inbox, hit), inbox.c.id == id_)
+        for type_, object_id in connection.execute(query):
+            if object_id is not None:
+                yield _KINDS.get(type_, type_), object_id
+    elif kind in _NAMED:
+        table = _OBJECTS[kind]
+        names = _NAMED[kind]
+        for row in connection.execute(
+            select(*(table.c[name] for name in names)).where(_is_of(table, hit), table.c.id == id_)
+        ):
+            yield from ((name, value) for name, value in zip(names, row, strict=True) if value is not None)
+    elif kind in _OTHER_SIDE:
+        table, other = tables.invoice_payments, _OTHER_SIDE[kind]
+        query = select(table.c[other]).where(_is_of(table, hit), table.c[kind] == id_, table.c[other].is_not(None))
+        yield from ((other, value) for value in connection.scalars(query.limit(ORDERS_MAX)))
+
+
+def _is_of(table: Table, hit: Mapping[str, Any]) -> ColumnElement[bool]:
+    """Return the condition that a row of *table* is of the world of *hit*."""
+    return and_(table.c.account == hit["account"], table.c.livemode == hit["livemode"])

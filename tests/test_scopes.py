@@ -55,6 +55,11 @@ ROUTES: Final = {
     "GET /v1/events": (READ, 200),
     "GET /v1/events/{event_id}": (READ, 200),
     "GET /v1/changes": (READ, 200),
+    "GET /v1/search": (READ, 200),
+    "GET /v1/orders/{order_id}/explanation": (READ, 200),
+    "GET /v1/payment-links/{link_id}/explanation": (READ, 200),
+    "GET /v1/credit-notes/{note_id}/explanation": (READ, 200),
+    "GET /v1/customers/{customer_id}/explanation": (READ, 200),
     "GET /v1/status": (READ, 200),
     "GET /metrics": (READ, 200),
     "PUT /v1/orders/{order_id}": (REGISTER, 200),
@@ -123,7 +128,8 @@ def ask(web: Web, route: str, token: str) -> httpx.Response:
     }
     more = {"livemode": False, "created": 0, "expires_at": 1, "metadata": {"note": mark("put", "metadata")}}
     json = {"GET": None, "PUT": {**session, **more}, "POST": {}}[method]
-    return web.client.request(method, re.sub(r"{\w+}", NAME, path), headers=bearer(TOKENS[token]), json=json)
+    address = re.sub(r"{\w+}", NAME, path) + ("?q=" + NAME if path.endswith("/search") else "")
+    return web.client.request(method, address, headers=bearer(TOKENS[token]), json=json)
 
 
 @pytest.fixture(scope="module")

@@ -10,13 +10,14 @@ import gc
 import json
 import os
 import re
+import signal
 import sqlite3
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
-from functools import cached_property
+from functools import cached_property, partial
 from importlib import import_module
 from types import FunctionType, ModuleType, SimpleNamespace
 from typing import Any, Final, cast
@@ -33,11 +34,13 @@ from worker import folds
 from worker.folding import changes, corrections, projection, settling
 from worker.folding.claim import event_of_delivery
 from worker.folds import credit_note, join, payment
+from worker.folds.chain import Path
 from worker.folds.facts import Event, Facts, Row, Subject
 from worker.folds.join import Joined
 from worker.folds.payment import Payment
 
 EVENTS_MAX: Final = 6_000
+SECONDS_MAX: Final = 120
 _TABLES: Final = (*tables.PROJECTIONS, tables.changes, tables.anomalies)
 _TYPES: Final = {column.name: column.type for table in _TABLES for column in table.columns}
 
@@ -294,16 +297,17 @@ class Tests:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_fixture_setup(self, fixturedef: Any, request: Any) -> object:  # noqa: ANN401 - pytest's own, without types
-        """Give a listener where a test asks for a database."""
-        made: dict[str, Callable[[], object]] = {
-            **dict.fromkeys(("services", "template_database", "database_url"), lambda: "none"),
-            "engine": Listener,
-        }
-        if fixturedef.argname not in made:
-            return None
-        value = made[fixturedef.argname]()
-        fixturedef.cached_result = (value, fixturedef.cache_key(request), None)
+        """Give a test what ``value_of`` has instead of a fixture."""
+        value = self.value_of(fixturedef.argname, request)
+        if value is not None:
+            fixturedef.cached_result = (value, fixturedef.cache_key(request), None)
         return value
+
+    def value_of(self, name: str, _request: Any) -> object:  # noqa: ANN401 - as above
+        """Return a listener where a test asks for a database; None for any other fixture *name*."""
+        if name in ("services", "template_database", "database_url"):
+            return "none"
+        return Listener() if name == "engine" else None
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_pyfunc_call(self, pyfuncitem: pytest.Function) -> None:
@@ -356,7 +360,7 @@ def put(module: ModuleType, text: str) -> None:
         elif isinstance(old, join.RowSpec):
             old.__dict__.clear()
             old.__dict__.update(vars(new))
-        elif isinstance(old, (str, int, tuple, Mapping)) and not name.startswith("__"):
+        elif isinstance(old, (str, int, tuple, Mapping, Path)) and not name.startswith("__"):
             setattr(module, name, new)
 
 
@@ -370,14 +374,20 @@ def noticed_by(tests: Tests, files: list[str], favored: list[str]) -> str:
 
 
 def run(tests: Tests, job: dict[str, Any]) -> str:
-    """Answer the *job* in a process of its own: the test that notices, '' for none."""
+    """Put the mutant of *job* in place, and return the test that notices; '' for none."""
+    put(import_module(job["module"]), job["text"])
+    return noticed_by(tests, job["files"], job["favored"])
+
+
+def in_a_process_of_its_own(work: Callable[[], str]) -> str:
+    """Return what *work* returns in a fork of this process; '' where it fails or takes too long."""
     reading, writing = os.pipe()
     if os.fork() == 0:
         os.close(reading)
+        signal.alarm(SECONDS_MAX)
         found = ""
         try:
-            put(import_module(job["module"]), job["text"])
-            found = noticed_by(tests, job["files"], job["favored"])
+            found = work()
         finally:  # what cannot even be put in place, the database judges
             os.write(writing, found.encode())
             os._exit(0)
@@ -393,4 +403,5 @@ if __name__ == "__main__":
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     able = listen(sys.argv[1:])
     for line in sys.stdin:
-        os.write(answers, json.dumps(run(able, json.loads(line))).encode() + b"\n")
+        asked = json.loads(line)
+        os.write(answers, json.dumps(in_a_process_of_its_own(partial(run, able, asked))).encode() + b"\n")

@@ -35,6 +35,9 @@ FOLDS: Final[Mapping[str, tuple[str, ...]]] = {
     "refund": ("refunds",),
 }
 """By module: the tables with the columns that it names, which are swapped with neighbours of their type."""
+JOINS: Final = ("chain", "join", "reading", "mending")
+"""The modules by which every fold reads and every row is made; they name no column."""
+_OF_JOINS: Final = ("arithmetic", "comparison", "condition", "flag", "function", "number", "sign")
 EXPLAIN: Final = "worker/proof/explain.py"
 VIEWS: Final[Mapping[str, str]] = {
     "schemas/migrations/versions/0001_spine.py": "CREATE VIEW payment_link_funnel",
@@ -118,6 +121,12 @@ def made() -> list[Mutant]:
     return list(chain.from_iterable(found))
 
 
+def made_of_joins() -> list[Mutant]:
+    """Return the mutants of how events are read and put in order, by file and line."""
+    found = chain.from_iterable(_python(f"worker/folds/{name}.py", ()) for name in JOINS)
+    return [each for each in found if each.kind in _OF_JOINS]
+
+
 def _numbered(found: Iterator[Mutant]) -> Iterator[Mutant]:
     seen: Counter[tuple[str, ...]] = Counter()
     places: set[tuple[int, int, str]] = set()
@@ -165,6 +174,9 @@ class _Maker:
         for node in self._tree.body:
             if isinstance(node, (ast.FunctionDef, ast.Assign, ast.AnnAssign)):
                 yield from self._walk(node, "module")
+            for each in node.body if isinstance(node, ast.ClassDef) else ():
+                if isinstance(each, ast.FunctionDef):
+                    yield from self._walk(each, node.name)
 
     def _fields_of_structs(self) -> Iterator[tuple[str, str]]:
         """Yield each field that is read of Stripe's objects, and the next one of the same type in its class."""
@@ -179,7 +191,7 @@ class _Maker:
         if isinstance(node, ast.Assert) or _names_columns(node):
             return
         if isinstance(node, ast.FunctionDef):
-            scope = node.name
+            scope = node.name if scope == "module" else f"{scope}.{node.name}"
         for kind, part, wrong in self._of(node):
             if kind == "number" and scope == "module":
                 continue  # a constant that is only compared, with others like it
@@ -420,4 +432,4 @@ def _of_sql(file: str, scope: str, text: str, offset: int, statement: str) -> It
             yield Mutant(file, scope, kind, text[line_start:line_end], wrong, 0, line, line_start, line_end)
 
 
-__all__ = ["EXPLAIN", "FOLDS", "VIEWS", "Mutant", "made", "statement_of"]
+__all__ = ["EXPLAIN", "FOLDS", "JOINS", "VIEWS", "Mutant", "made", "made_of_joins", "statement_of"]

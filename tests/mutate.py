@@ -1,15 +1,15 @@
 """Makes mutants of what the folds mean, and counts how many the tests notice.
 
     deploy/dev run python -m tests.mutate [--seed N] [--sample K] [--minutes M] [--slots S]
-                                          [--memory [--write] | --beyond] [WORD…]
+                                          [--memory [--write] | --beyond | --joins] [WORD…]
 
 Each mutant (see ``tests.mutants``) has to turn the tests of its file red: those of a fold first in memory, where most
 need milliseconds, those of what only reads on databases that are filled once, and what is left in a copy of the tree.
 With a sample, K of them chosen by the seed; with words, only those whose name holds all of them. What behaves as the
 code does is listed in ``tests.mutants_explained``, with the reason, and is not run. In ``--memory`` only mutants of
 folds are run, without those that take a database to notice: see ``tests/mutants_beyond_memory.txt``, which ``--write``
-makes again. With ``--beyond`` only what ``--memory`` leaves out. Prints a table and each survivor with its line. Ends
-with 1 if any mutant survived.
+makes again. With ``--beyond`` only what ``--memory`` leaves out, with ``--joins`` those of how every fold reads and
+joins, in memory. Prints a table and each survivor with its line. Ends with 1 if any mutant survived.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from typing import Any, Final
 
 from deploy.services import embedded_services
 from tests.databases import TEMPLATE_VARIABLE, migrated
-from tests.mutants import ROOT, VIEWS, Mutant, made, statement_of
+from tests.mutants import ROOT, VIEWS, Mutant, made, made_of_joins, statement_of
 from tests.mutants_explained import EXPLAINED
 
 TESTS: Final[dict[str, tuple[str, ...]]] = {
@@ -49,6 +49,10 @@ TESTS: Final[dict[str, tuple[str, ...]]] = {
     "payment_link": ("payment_link", "one_second", "changes"),
     "portal": ("rules", "portal", "one_second"),
     "refund": ("refunds", "one_second", "refunded"),
+    "chain": ("rules", "balance_transaction", "one_second", "customer", "changes"),
+    "join": ("rules", "balance_transaction", "one_second", "charges", "changes"),
+    "reading": ("rules", "customer", "invoice", "portal", "checkout_session"),
+    "mending": ("rules", "customer", "invoice", "portal", "checkout_session"),
     "explain": ("explanations", "explain", "checkout_session"),
     "0001_spine": ("link_funnel",),
     "0010_true_rows": ("order_book", "refunded"),
@@ -66,6 +70,13 @@ THEN: Final[dict[str, tuple[str, ...]]] = {
     "0010_true_rows": ("order_book", "refunds_of_orders"),
 }
 """By file: what other tests are run where those notice nothing."""
+OF_JOINS: Final[dict[str, tuple[str, ...]]] = {
+    "chain": ("chain", "join"),
+    "join": ("join", "moments", "chain"),
+    "reading": ("odd_answers", "rewritten_copies", "old_shapes"),
+    "mending": ("odd_answers", "rewritten_copies"),
+}
+"""By file that every fold uses: what other tests are tried in memory, after the literals."""
 BEYOND_MEMORY: Final = ROOT / "tests" / "mutants_beyond_memory.txt"
 FAVORED_MAX: Final = 12
 SECONDS_MAX: Final = 400
@@ -80,7 +91,9 @@ def stages(file: str) -> list[list[str]]:
 
 def literal_tests(file: str) -> list[str]:
     """Return the test files that are tried in memory for a mutant of *file*."""
-    return [f"tests/test_literals_{each}.py" for each in (*TESTS[Path(file).stem], "subjects")]
+    name = Path(file).stem
+    of_joins = [f"tests/test_{each}.py" for each in OF_JOINS.get(name, ())]
+    return [f"tests/test_literals_{each}.py" for each in (*TESTS[name], "subjects")] + of_joins
 
 
 class _Helper:
@@ -343,14 +356,15 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--slots", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--memory", action="store_true")
     parser.add_argument("--beyond", action="store_true")
+    parser.add_argument("--joins", action="store_true")
     parser.add_argument("--write", action="store_true")
     given = parser.parse_args(arguments)
     started, mutants = time.monotonic(), _chosen(given)[: given.sample]
     result = Run(mutants, deadline=time.monotonic() + given.minutes * 60)
     _in_threads(result.remember, [Memory(mutants, again=given.write) for _ in range(given.slots)])
-    if not given.memory:
+    if not (given.memory or given.joins):
         run_whole(result, mutants, slots=given.slots)
-    survivors = result.survivors(is_over=given.memory)
+    survivors = result.survivors(is_over=given.memory or given.joins)
     if given.write:
         BEYOND_MEMORY.write_text("".join(f"{name}\n" for name in sorted(each.name for each in survivors)))
     _report(result, survivors)
@@ -360,6 +374,10 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _chosen(given: argparse.Namespace) -> list[Mutant]:
+    if given.joins:
+        mutants = [each for each in made_of_joins() if all(word in each.name for word in given.words)]
+        random.Random(given.seed).shuffle(mutants)
+        return mutants
     return chosen(given.words, seed=given.seed, memory=given.memory, beyond=given.beyond, again=given.write)
 
 

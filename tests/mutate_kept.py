@@ -26,7 +26,7 @@ from deploy.services import Services
 from tests import ledger, web
 from tests.databases import TEMPLATE_VARIABLE, copied
 from tests.mutants import ROOT, VIEWS, statement_of
-from tests.mutate_pure import Tests, in_a_process_of_its_own, noticed_by, put
+from tests.mutate_pure import ENDLESS, Tests, in_a_process_of_its_own, noticed_by, put
 
 SECONDS_MAX: Final = 3
 _NOTHING: Final[tuple[tuple[ModuleType, str, Callable[..., Any]], ...]] = (
@@ -148,6 +148,14 @@ def _answer(tests: Kept, job: dict[str, Any]) -> str:
     return json.dumps(verdict_of(tests, job))
 
 
+def _read(answer: str) -> tuple[str, str]:
+    """Return the verdict in an *answer*; a mutant that ended its process survived, unless it went on without end."""
+    if answer == ENDLESS:
+        return "noticed", ENDLESS
+    verdict, by = json.loads(answer) if answer else ("survived", "")
+    return verdict, by
+
+
 if __name__ == "__main__":
     answers = os.dup(1)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -155,4 +163,4 @@ if __name__ == "__main__":
         able = listen(sys.argv[1:], databases)
         for line in sys.stdin:
             answer = in_a_process_of_its_own(partial(_answer, able, json.loads(line)))
-            os.write(answers, (answer or '["survived", ""]').encode() + b"\n")
+            os.write(answers, json.dumps(_read(answer)).encode() + b"\n")

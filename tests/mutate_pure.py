@@ -10,6 +10,7 @@ import gc
 import json
 import os
 import re
+import resource
 import signal
 import sqlite3
 import sys
@@ -24,6 +25,7 @@ from typing import Any, Final, cast
 
 import msgspec
 import pytest
+from hypothesis import Phase, settings
 from msgspec import structs
 from sqlalchemy import JSON, Boolean, DateTime, Table
 
@@ -40,7 +42,7 @@ from worker.folds.join import Joined
 from worker.folds.payment import Payment
 
 EVENTS_MAX: Final = 6_000
-SECONDS_MAX: Final = 120
+CPU_SECONDS_MAX: Final = 100
 _TABLES: Final = (*tables.PROJECTIONS, tables.changes, tables.anomalies)
 _TYPES: Final = {column.name: column.type for table in _TABLES for column in table.columns}
 
@@ -295,6 +297,12 @@ class Tests:
     def __init__(self) -> None:
         self.found: dict[str, tuple[Callable[..., object], dict[str, Any]]] = {}
 
+    def pytest_sessionstart(self) -> None:
+        """Have property tests stop at the first example that fails."""
+        phases = (Phase.explicit, Phase.generate)
+        settings.register_profile("mutants", parent=settings.get_profile("payfold"), phases=phases, database=None)
+        settings.load_profile("mutants")
+
     @pytest.hookimpl(tryfirst=True)
     def pytest_fixture_setup(self, fixturedef: Any, request: Any) -> object:  # noqa: ANN401 - pytest's own, without types
         """Give a test what ``value_of`` has instead of a fixture."""
@@ -353,7 +361,10 @@ def put(module: ModuleType, text: str) -> None:
     for name, new in vars(fresh).items():
         old = vars(module).get(name)
         if isinstance(old, FunctionType) and old.__module__ == module.__name__:
-            old.__code__, old.__defaults__, old.__kwdefaults__ = new.__code__, new.__defaults__, new.__kwdefaults__
+            _become(old, new)
+        elif isinstance(old, type) and old.__module__ == module.__name__:
+            for own, method in _methods(old).items():
+                _become(method, _methods(new)[own])
         elif name.endswith("TYPES") and isinstance(old, tuple):
             for kind in set(old) - set(new):
                 cast("dict[str, Any]", folds.FOLDS).pop(kind, None)
@@ -362,6 +373,23 @@ def put(module: ModuleType, text: str) -> None:
             old.__dict__.update(vars(new))
         elif isinstance(old, (str, int, tuple, Mapping, Path)) and not name.startswith("__"):
             setattr(module, name, new)
+
+
+def _become(old: FunctionType, new: FunctionType) -> None:
+    old.__code__, old.__defaults__, old.__kwdefaults__ = new.__code__, new.__defaults__, new.__kwdefaults__
+
+
+def _methods(of: type) -> dict[str, FunctionType]:
+    """Return the functions behind what the class *of* defines in its own text."""
+    found = {
+        name: getattr(value, "fget", None) or getattr(value, "func", None) or getattr(value, "__func__", value)
+        for name, value in vars(of).items()
+    }
+    return {
+        name: each
+        for name, each in found.items()
+        if isinstance(each, FunctionType) and each.__code__.co_filename.endswith(".py") and not each.__closure__
+    }
 
 
 def noticed_by(tests: Tests, files: list[str], favored: list[str]) -> str:
@@ -379,12 +407,16 @@ def run(tests: Tests, job: dict[str, Any]) -> str:
     return noticed_by(tests, job["files"], job["favored"])
 
 
+ENDLESS: Final = "a test that does not end"
+
+
 def in_a_process_of_its_own(work: Callable[[], str]) -> str:
-    """Return what *work* returns in a fork of this process; '' where it fails or takes too long."""
+    """Return what *work* returns in a fork of this process; '' where it fails, ``ENDLESS`` where it goes on and on."""
     reading, writing = os.pipe()
-    if os.fork() == 0:
+    child = os.fork()
+    if child == 0:
         os.close(reading)
-        signal.alarm(SECONDS_MAX)
+        resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS_MAX, CPU_SECONDS_MAX + 1))
         found = ""
         try:
             found = work()
@@ -394,8 +426,8 @@ def in_a_process_of_its_own(work: Callable[[], str]) -> str:
     os.close(writing)
     with os.fdopen(reading, "rb") as answer:
         found = answer.read().decode()
-    os.wait()
-    return found
+    _, status = os.waitpid(child, 0)
+    return ENDLESS if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGXCPU else found
 
 
 if __name__ == "__main__":

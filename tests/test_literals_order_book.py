@@ -5,9 +5,11 @@ The sums are arithmetic by hand. What Stripe's words mean is in docs.stripe.com/
 `#` stands for its name, so that no two share an object.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import pytest
 from sqlalchemy import Engine
 
 from tests.envelopes import Json, event
@@ -872,3 +874,58 @@ CREDITED_CLOSELY: Mapping[str, int | None] = {
 def test_each_condition_of_the_book(engine: Engine) -> None:
     """What a charge has seen, what it gave back, in which currency, and how much a column holds."""
     assert_money(engine, CLOSELY, CREDITED_CLOSELY)
+
+
+# ---- What has the same ids in another world ----
+
+
+def elsewhere(body: bytes) -> bytes:
+    """Mark *body* as of another world, which the test chooses."""
+    return body + b"elsewhere"
+
+
+OTHER_INTENT: Json = {"payment_intent": "pi_2#"}
+# An order that would have money behind it if it took what another world has for its own.
+WORLDS: Histories = {
+    "disputed_elsewhere": ([session(), charge(), elsewhere(dispute("dp", 621, "lost"))], (0, 0, "none")),
+    "refunded_elsewhere": ([session(), charge(), elsewhere(refund("re", 524))], (0, 0, "none")),
+    "charged_elsewhere": (
+        [
+            subscribed(),
+            invoice_payment("inpay", 1500, **BY_CHARGE),
+            elsewhere(charge(**OTHER_INTENT)),
+            refund("re", 525, charge=None, **OTHER_INTENT),
+        ],
+        (0, 0, "none"),
+    ),
+    "paid_elsewhere": (
+        [
+            subscribed(),
+            elsewhere(invoice_payment("inpay", 1500, **BY_CHARGE)),
+            elsewhere(charge(**OTHER_INTENT)),
+            refund("re", 526, charge=None, **OTHER_INTENT),
+        ],
+        (None, None, None),
+    ),
+    "invoiced_elsewhere": (
+        [
+            subscribed(),
+            elsewhere(charge(invoice="in_#", **OTHER_INTENT)),
+            refund("re", 527, charge=None, **OTHER_INTENT),
+        ],
+        (None, None, None),
+    ),
+    "credited_elsewhere": ([session(invoice="in_#"), charge(), elsewhere(note("na", 79))], (0, 0, "none")),
+}
+
+
+@pytest.mark.parametrize("world", [{"livemode": True}, {"account": "acct_2"}])
+def test_another_world(engine: Engine, world: dict[str, object]) -> None:
+    """Nothing of another mode or account counts, whatever its ids."""
+
+    def placed(body: bytes) -> bytes:
+        own = body.removesuffix(b"elsewhere")
+        return own if own == body else json.dumps(json.loads(own) | world).encode()
+
+    placed_all = {name: ([placed(body) for body in bodies], money) for name, (bodies, money) in WORLDS.items()}
+    assert_money(engine, placed_all, {"credited_elsewhere": 0, "disputed_elsewhere": None})

@@ -134,7 +134,7 @@ def _numbered(found: Iterator[Mutant]) -> Iterator[Mutant]:
         if each.right == each.wrong or (each.start, each.end, each.wrong) in places:
             continue
         places.add((each.start, each.end, each.wrong))
-        key = (each.scope, each.right, each.wrong)
+        key = (each.scope, *each.right.split(), "->", *each.wrong.split())  # as they are in the name
         yield replace(each, number=seen[key])
         seen[key] += 1
 

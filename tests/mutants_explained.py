@@ -25,7 +25,6 @@ EXPLAINED: Final[Mapping[str, str]] = {
     "worker/folds/balance.py _change_of: not isinstance(before, int) -> False": _ALWAYS_AMOUNTS,
     "worker/folds/balance.py _change_of: not isinstance(after, int) -> False": _ALWAYS_AMOUNTS,
     "worker/folds/balance.py _broken: {} -> False": _ALWAYS_AMOUNTS,
-    "worker/folds/checkout_session.py _follow: None -> False": "neither is a mapping, and only a mapping is reported",
     "worker/folds/checkout_session.py kind_of_step: 1 -> 2": "an unknown status is below all others, by 1 or by 2",
     "worker/folds/credit_note.py _split: refunded is not None -> True": (
         "without it the other part is known, so the next condition is false"

@@ -9,7 +9,7 @@ With a sample, K of them chosen by the seed; with words, only those whose name h
 code does is listed in ``tests.mutants_explained``, with the reason, and is not run. In ``--memory`` only mutants of
 folds are run, without those that take a database to notice: see ``tests/mutants_beyond_memory.txt``, which ``--write``
 makes again. With ``--beyond`` only what ``--memory`` leaves out, with ``--joins`` those of how every fold reads and
-joins, in memory. Prints a table and each survivor with its line. Ends with 1 if any mutant survived.
+joins instead. Prints a table and each survivor with its line. Ends with 1 if any mutant survived.
 """
 
 import argparse
@@ -362,12 +362,14 @@ def main(arguments: Sequence[str]) -> int:
     started, mutants = time.monotonic(), _chosen(given)[: given.sample]
     result = Run(mutants, deadline=time.monotonic() + given.minutes * 60)
     _in_threads(result.remember, [Memory(mutants, again=given.write) for _ in range(given.slots)])
-    if not (given.memory or given.joins):
+    if not given.memory:
         run_whole(result, mutants, slots=given.slots)
-    survivors = result.survivors(is_over=given.memory or given.joins)
+    survivors = result.survivors(is_over=given.memory)
     if given.write:
         BEYOND_MEMORY.write_text("".join(f"{name}\n" for name in sorted(each.name for each in survivors)))
     _report(result, survivors)
+    if unjudged := len(mutants) - len(result.found):
+        print(f"{unjudged} were not judged in time")  # noqa: T201 - its output
     minutes = (time.monotonic() - started) / 60
     print(f"{len(result.found)} mutants in {minutes:.1f} minutes; repeat with --seed {given.seed}")  # noqa: T201 - its output
     return min(len(survivors), 1)

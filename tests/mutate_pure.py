@@ -14,6 +14,7 @@ import resource
 import signal
 import sqlite3
 import sys
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -43,6 +44,7 @@ from worker.folds.payment import Payment
 
 EVENTS_MAX: Final = 6_000
 CPU_SECONDS_MAX: Final = 100
+TEST_CPU_SECONDS_MAX: Final = 3
 _TABLES: Final = (*tables.PROJECTIONS, tables.changes, tables.anomalies)
 _TYPES: Final = {column.name: column.type for table in _TABLES for column in table.columns}
 
@@ -344,9 +346,9 @@ def listen(files: Iterable[str]) -> Tests:
     if chosen := list(files):  # without any, all tests there are would be run
         pytest.main([*options, *chosen], plugins=[found])
     for each in list(found.found):
-        arguments = found.found[each][1].values()
+        arguments, began = found.found[each][1].values(), time.process_time()
         small = all(sum(map(len, one.batches)) <= EVENTS_MAX for one in arguments if isinstance(one, Listener))
-        if not small or not found.run(each):
+        if not small or not found.run(each) or time.process_time() - began > TEST_CPU_SECONDS_MAX:
             del found.found[each]
     for listener in Listener.made:
         listener.computed = (0, World())

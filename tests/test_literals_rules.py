@@ -448,6 +448,16 @@ def test_what_a_row_can_be_advanced_by() -> None:
     assert not advances(whole, session("evt_2", 600, line_items=lines(ONE, TWO)))
 
 
+def test_totals_that_move() -> None:
+    """Lines that were listed before the totals moved are not known to be complete, and not known to differ."""
+    row = joined(CS, session("evt_1", 1, line_items=lines(ONE, TWO))).row
+    (step,) = facts(session("evt_2", 600, amount_total=9))
+    after: Row = {**row, **step.columns}
+
+    assert not checkout_session.SHAPE.follow(row, step, after)
+    assert [after[name] for name in ("lines_complete", "_lines_moved", "_lines_differ")] == [False, True, None]
+
+
 # The state of a session, and its order's status.
 STATUSES: Sequence[tuple[str | None, str | None, str, str | None]] = (
     ("open", "unpaid", "payment", "open"),

@@ -174,9 +174,9 @@ class _Maker:
         for node in self._tree.body:
             if isinstance(node, (ast.FunctionDef, ast.Assign, ast.AnnAssign)):
                 yield from self._walk(node, "module")
-            for each in node.body if isinstance(node, ast.ClassDef) else ():
-                if isinstance(each, ast.FunctionDef):
-                    yield from self._walk(each, node.name)
+            if isinstance(node, ast.ClassDef):
+                methods = [each for each in node.body if isinstance(each, ast.FunctionDef)]
+                yield from chain.from_iterable(self._walk(each, node.name) for each in methods)
 
     def _fields_of_structs(self) -> Iterator[tuple[str, str]]:
         """Yield each field that is read of Stripe's objects, and the next one of the same type in its class."""

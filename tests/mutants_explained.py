@@ -10,7 +10,7 @@ _EVENT_ALONE: Final = (
     "an explanation names the event that decided, and neither its source nor its time as the payment has it"
 )
 _BINARY: Final = "both formats of the driver give the same values"
-_ALWAYS_AMOUNTS: Final = "whoever makes a step of a balance gives it whole amounts, and the ledger those before it too"
+_ALWAYS_AMOUNTS: Final = "every step of a balance has whole amounts, and one of the ledger those before it too"
 _LISTED: Final = "the values under such names are mappings, and no other value of a note is one"
 
 _BOOK: Final = "schemas/migrations/versions/0010_true_rows.py order_book: "

@@ -921,7 +921,7 @@ WORLDS: Histories = {
 
 @pytest.mark.parametrize("world", [{"livemode": True}, {"account": "acct_2"}])
 def test_another_world(engine: Engine, world: dict[str, object]) -> None:
-    """Nothing of another mode or account counts, whatever its ids."""
+    """Nothing of another mode or account counts, with the same ids too."""
 
     def placed(body: bytes) -> bytes:
         own = body.removesuffix(b"elsewhere")

@@ -367,7 +367,7 @@ def differs(column: str, order: object, of_lines: object) -> list[tuple[str, dic
     return [("lines_differ", {"column": column, "order": order, "lines": of_lines})]
 
 
-# What the order says, its lines, and what is wrong: 600 + 400 = 1000, 610 + 420 + 50 for shipping = 1080.
+# The totals of the order, its lines, and what is wrong: 600 + 400 = 1000, 610 + 420 + 50 for shipping = 1080.
 LISTED: Mapping[str, tuple[dict[str, Any], Sequence[Json], list[tuple[str, dict[str, object]]]]] = {
     "equal": ({}, [ONE, TWO], []),
     "another_subtotal": ({"amount_subtotal": 999}, [ONE, TWO], differs("amount_subtotal", 999, 1000)),

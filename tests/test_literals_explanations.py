@@ -633,15 +633,19 @@ def test_what_no_event_is_about(explained: Engine) -> None:
     assert str(not_yet.value) == "No event speaks of plink_z, or none had been received by 2001-01-01 00:00:00+00:00."
 
 
+WAITING = """
+SELECT FROM pg_locks JOIN pg_database AS d ON d.oid = database
+WHERE d.datname = current_database() AND relation = 'anomalies'::regclass AND NOT granted
+"""
+
+
 def test_an_explanation_is_of_one_moment(explained: Engine) -> None:
     """What is committed after the events were read, and before the rest, does not show."""
     with ThreadPoolExecutor(1) as thread:
         with database.transaction(explained) as connection:
             connection.execute(text("LOCK TABLE anomalies"))
             waiting = thread.submit(explain.explain, explained, subject("plink_z"))
-            while not ledger.rows(
-                explained, "SELECT FROM pg_locks WHERE relation = 'anomalies'::regclass AND NOT granted"
-            ):
+            while not ledger.rows(explained, WAITING):
                 assert not waiting.done()
             connection.execute(text("UPDATE anomalies SET resolved_at = now() WHERE subject_id = 'plink_z'"))
         found = waiting.result()

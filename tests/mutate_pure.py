@@ -43,7 +43,7 @@ from worker.folds.join import Joined
 from worker.folds.payment import Payment
 
 EVENTS_MAX: Final = 6_000
-CPU_SECONDS_MAX: Final = 100
+CPU_SECONDS_MAX: Final = 40
 TEST_CPU_SECONDS_MAX: Final = 3
 _TABLES: Final = (*tables.PROJECTIONS, tables.changes, tables.anomalies)
 _TYPES: Final = {column.name: column.type for table in _TABLES for column in table.columns}

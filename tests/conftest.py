@@ -8,22 +8,20 @@ number 1 on are flushed), else embedded ones, started at first use and once for 
 import os
 import secrets
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Protocol
 from urllib.parse import urlsplit
 
-import psycopg
 import pytest
 import redis
 from hypothesis import settings
-from psycopg.sql import SQL, Identifier
 
 from deploy.local.postgres import Postgres
 from deploy.local.services import Services
 from deploy.local.valkey import Valkey
-from tests.databases import TEMPLATE_VARIABLE, drop, migrated
+from tests.databases import TEMPLATE_VARIABLE, copied, migrated
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -140,9 +138,8 @@ def template_database(services: Services) -> Iterator[str]:
 @pytest.fixture
 def database_url(services: Services, template_database: str) -> Iterator[str]:
     """Return the URL of a migrated database that no other test has seen."""
-    name = f"payfold_test_{secrets.token_hex(4)}"
-    with _database(services.database_url, name, template_database):
-        yield _at_database(services.database_url, name)
+    with copied(services.database_url, template_database) as url:
+        yield url
 
 
 @pytest.fixture
@@ -158,9 +155,8 @@ def engine(database_url: str) -> Iterator["Engine"]:
 @pytest.fixture
 def another_database_url(services: Services, template_database: str) -> Iterator[str]:
     """Return the URL of a second such database, for the tests that compare two."""
-    name = f"payfold_test_{secrets.token_hex(4)}"
-    with _database(services.database_url, name, template_database):
-        yield _at_database(services.database_url, name)
+    with copied(services.database_url, template_database) as url:
+        yield url
 
 
 @pytest.fixture
@@ -197,19 +193,6 @@ def own_valkey(tmp_path: Path, valkey_bin: Path | None) -> Iterator[Valkey]:
     """Return a running Redis-protocol server that the test may stop, kill and flush."""
     with Valkey(tmp_path / "valkey", valkey_bin=valkey_bin) as server:
         yield server
-
-
-@contextmanager
-def _database(server_url: str, name: str, template: str = "template1") -> Iterator[None]:
-    # Copying files is faster than copying through the log, since this server forces nothing to disk.
-    create = SQL("CREATE DATABASE {} TEMPLATE {} STRATEGY file_copy").format(Identifier(name), Identifier(template))
-    with psycopg.connect(server_url, autocommit=True) as connection:
-        connection.execute(create)
-    try:
-        yield
-    finally:
-        with psycopg.connect(server_url, autocommit=True) as connection:
-            drop(connection, name)
 
 
 def _at_database(url: str, database: str) -> str:

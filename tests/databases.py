@@ -29,6 +29,21 @@ def drop(connection: "psycopg.Connection[tuple[object, ...]]", name: str) -> Non
 
 
 @contextmanager
+def copied(server_url: str, template: str, prefix: str = "payfold_test") -> Iterator[str]:
+    """Make a database like *template*, named *prefix* and more, and yield its URL."""
+    name = f"{prefix}_{secrets.token_hex(4)}"
+    # Copying files beats copying through the log where nothing is forced to disk.
+    create = SQL("CREATE DATABASE {} TEMPLATE {} STRATEGY file_copy").format(Identifier(name), Identifier(template))
+    with psycopg.connect(server_url, autocommit=True) as connection:
+        connection.execute(create)
+    try:
+        yield urlsplit(server_url)._replace(path=f"/{name}").geturl()
+    finally:
+        with psycopg.connect(server_url, autocommit=True) as connection:
+            drop(connection, name)
+
+
+@contextmanager
 def migrated(server_url: str) -> Iterator[str]:
     """Make an empty migrated database, and yield its name."""
     from schemas.migrate import upgrade  # noqa: PLC0415 - the tests of the servers themselves need no schema

@@ -15,6 +15,9 @@ from pathlib import Path
 from typing import Final
 
 from schemas import kinds, tables
+from worker.folds.facts import Change, Facts
+from worker.folds.join import RowSpec
+from worker.folds.reading import carried, make_facts, references
 
 ROOT: Final = Path(__file__).parent.parent
 FOLDS: Final[Mapping[str, tuple[str, ...]]] = {
@@ -32,6 +35,9 @@ FOLDS: Final[Mapping[str, tuple[str, ...]]] = {
     "refund": ("refunds",),
 }
 """By module: the tables with the columns that it names, which are swapped with neighbours of their type."""
+JOINS: Final = ("chain", "join", "reading", "mending")
+"""The modules by which every fold reads and every row is made; they name no column."""
+_OF_JOINS: Final = ("arithmetic", "comparison", "condition", "flag", "function", "number", "sign")
 EXPLAIN: Final = "worker/proof/explain.py"
 VIEWS: Final[Mapping[str, str]] = {
     "schemas/migrations/versions/0001_spine.py": "CREATE VIEW payment_link_funnel",
@@ -63,10 +69,14 @@ _OPTIONAL: Final = (
     "root",
     "currency",
     "references",
-    "by_clock",
     "parts",
 )
-_REQUIRED: Final = {"say": (), "Shape": ("table", "subject", "empty"), "Facts": ("currency", "rank", "stamp")}
+# By the names that the code has, so that none is left behind where the code renames one.
+_REQUIRED: Final = {
+    make_facts.__name__: (),
+    RowSpec.__name__: ("table", "subject", "empty"),
+    Facts.__name__: ("currency", "rank", "stamp"),
+}
 
 
 _OURS: Final = ("event", "step", "facts", "subject", "by", "charge_", "listed")
@@ -111,6 +121,12 @@ def made() -> list[Mutant]:
     return list(chain.from_iterable(found))
 
 
+def made_of_joins() -> list[Mutant]:
+    """Return the mutants of how events are read and put in order, by file and line."""
+    found = chain.from_iterable(_python(f"worker/folds/{name}.py", ()) for name in JOINS)
+    return [each for each in found if each.kind in _OF_JOINS]
+
+
 def _numbered(found: Iterator[Mutant]) -> Iterator[Mutant]:
     seen: Counter[tuple[str, ...]] = Counter()
     places: set[tuple[int, int, str]] = set()
@@ -118,7 +134,7 @@ def _numbered(found: Iterator[Mutant]) -> Iterator[Mutant]:
         if each.right == each.wrong or (each.start, each.end, each.wrong) in places:
             continue
         places.add((each.start, each.end, each.wrong))
-        key = (each.scope, each.right, each.wrong)
+        key = (each.scope, *each.right.split(), "->", *each.wrong.split())  # as they are in the name
         yield replace(each, number=seen[key])
         seen[key] += 1
 
@@ -158,6 +174,9 @@ class _Maker:
         for node in self._tree.body:
             if isinstance(node, (ast.FunctionDef, ast.Assign, ast.AnnAssign)):
                 yield from self._walk(node, "module")
+            if isinstance(node, ast.ClassDef):
+                methods = [each for each in node.body if isinstance(each, ast.FunctionDef)]
+                yield from chain.from_iterable(self._walk(each, node.name) for each in methods)
 
     def _fields_of_structs(self) -> Iterator[tuple[str, str]]:
         """Yield each field of Stripe's objects that is read, and the next field of the same type in its class."""
@@ -172,7 +191,7 @@ class _Maker:
         if isinstance(node, ast.Assert) or _names_columns(node):
             return
         if isinstance(node, ast.FunctionDef):
-            scope = node.name
+            scope = node.name if scope == "module" else f"{scope}.{node.name}"
         for kind, part, wrong in self._of(node):
             if kind == "number" and scope == "module":
                 continue  # a constant that is only compared with constants like it
@@ -286,18 +305,18 @@ class _Maker:
 
     def _call(self, node: ast.Call) -> Iterator[tuple[str, ast.expr | ast.keyword, str]]:
         name = ast.unparse(node.func)
-        if name in ("carried", "references"):
+        if name in (carried.__name__, references.__name__):
             for each in node.keywords:
                 if each.arg is not None and not self._has_neighbour(each.value):
-                    yield "column", each.value, "UNSET" if name == "carried" else "None"
+                    yield "column", each.value, "UNSET" if name == carried.__name__ else "None"
         elif name in _OTHER_NAMES:
             yield "function", node.func, _OTHER_NAMES[name]
         elif name in _REQUIRED:
             wanted = [each for each in node.keywords if each.arg and each.arg not in _REQUIRED[name]]
             for each in wanted:
-                if name == "Shape" or each.arg in _OPTIONAL:
+                if name == RowSpec.__name__ or each.arg in _OPTIONAL:
                     yield "argument", each, f"{each.arg}=None" if each.arg == "before" else f"**{{}}"  # noqa: F541
-        elif name == "Change" and ast.unparse(node.args[1]) != "None":
+        elif name == Change.__name__ and ast.unparse(node.args[1]) != "None":
             yield "change", node.args[1], "None"
 
     def _has_neighbour(self, value: ast.expr) -> bool:
@@ -346,6 +365,8 @@ def _names_columns(node: ast.AST) -> bool:
 
 # ---- SQL ----
 
+# The worlds of two rows, which then are not compared in the mode, or in the account.
+_WORLDS: Final = r"\((\w)\.account, \1\.livemode((?:, \w\.\w+)?)\) = \((\w)\.account, \3\.livemode"
 _SQL: Final[Sequence[tuple[str, str, str]]] = (
     ("comparison", r"<>", "="),
     ("comparison", r"(?<![<>:])=", "<>"),
@@ -370,9 +391,10 @@ _SQL: Final[Sequence[tuple[str, str, str]]] = (
     ("function", r"\bgreatest\b", "least"),
     ("function", r"\bsum\b", "max"),
     ("function", r"\bDESC\b", "ASC"),
-    ("column", r"\b(?<=\()(\w\.)?account, (?:\w\.)?livemode", r"\1account, \1account"),
-    ("column", r"\bamount_captured\b", "amount_refunded"),
-    ("column", r"\bamount_refunded\b", "amount_captured"),
+    ("column", _WORLDS, r"(\1.account, \3.livemode\2) = (\3.account, \3.livemode"),
+    ("column", _WORLDS, r"(\3.account, \1.livemode\2) = (\3.account, \3.livemode"),
+    ("column", r"\bamount_captured\b(?!, c\.amount_refunded)", "amount_refunded"),
+    ("column", r"(?<!amount_captured, c\.)\bamount_refunded\b", "amount_captured"),
     ("column", r"\bamount_total\b", "amount_subtotal"),
     ("word", r"'(\w+)'", r"'\1~'"),
     ("number", r"(?<=[ (])0(?=[ ,)\n])", "1"),
@@ -380,11 +402,22 @@ _SQL: Final[Sequence[tuple[str, str, str]]] = (
 )
 
 
+def statement_of(file: str, text: str) -> str:
+    """Return the statement that replaces the view of *file* by the one that its *text* has."""
+    start, end = _place_of(VIEWS[file], text)
+    return text[start:end].replace("CREATE VIEW", "CREATE OR REPLACE VIEW", 1)
+
+
+def _place_of(begin: str, text: str) -> tuple[int, int]:
+    start = text.index(begin)
+    return start, text.index(";\n", start)  # a comment may hold one too
+
+
 def _view(file: str, begin: str) -> Iterator[Mutant]:
     """Yield the mutants of the view that a statement in *file* makes, which starts with *begin*."""
     text = (ROOT / file).read_text()
-    start = text.index(begin)
-    statement = text[start : text.index(";", start)]
+    start, end = _place_of(begin, text)
+    statement = text[start:end]
     return _numbered(_of_sql(file, begin.rpartition(" ")[2], text, start, statement))
 
 
@@ -399,4 +432,4 @@ def _of_sql(file: str, scope: str, text: str, offset: int, statement: str) -> It
             yield Mutant(file, scope, kind, text[line_start:line_end], wrong, 0, line, line_start, line_end)
 
 
-__all__ = ["EXPLAIN", "FOLDS", "VIEWS", "Mutant", "made"]
+__all__ = ["EXPLAIN", "FOLDS", "JOINS", "VIEWS", "Mutant", "made", "made_of_joins", "statement_of"]

@@ -1,13 +1,15 @@
 """Makes mutants of the folds, and counts how many of them the tests notice.
 
-    deploy/dev run python -m tests.mutate [--seed N] [--sample K] [--minutes M] [--slots S] [--memory [--write]] [WORD…]
+    deploy/dev run python -m tests.mutate [--seed N] [--sample K] [--minutes M] [--slots S]
+                                          [--memory [--write] | --beyond | --joins] [WORD…]
 
-The tests of a mutant's file have to fail on it (see ``tests.mutants``): mutants of folds are tried first in memory,
-where most need milliseconds, then in a copy of the tree with a database. ``--sample`` runs K mutants chosen by the
-seed; words select the mutants that have all of them in their names. Mutants that behave exactly as the code does are
-listed with the reason in ``tests.mutants_explained``, and are not run. ``--memory`` runs only mutants of folds, and
-leaves out those that only tests with a database notice: they are listed in ``tests/mutants_beyond_memory.txt``, which
-``--write`` makes again. Prints a table and each survivor with its line. Ends with 1 if any mutant survived.
+Each mutant (see ``tests.mutants``) has to turn the tests of its file red: those of a fold first in memory, where most
+need milliseconds, those of what only reads on databases that are filled once, and what is left in a copy of the tree.
+With a sample, K of them chosen by the seed; with words, only those whose name holds all of them. What behaves as the
+code does is listed in ``tests.mutants_explained``, with the reason, and is not run. In ``--memory`` only mutants of
+folds are run, without those that take a database to notice: see ``tests/mutants_beyond_memory.txt``, which ``--write``
+makes again. With ``--beyond`` only what ``--memory`` leaves out, with ``--joins`` those of how every fold reads and
+joins instead. Prints a table and each survivor with its line. Ends with 1 if any mutant survived.
 """
 
 import argparse
@@ -21,8 +23,9 @@ import sys
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from tempfile import TemporaryDirectory
@@ -30,23 +33,27 @@ from typing import Any, Final
 
 from deploy.local.services import embedded_services
 from tests.databases import TEMPLATE_VARIABLE, migrated
-from tests.mutants import ROOT, VIEWS, Mutant, made
+from tests.mutants import ROOT, VIEWS, Mutant, made, made_of_joins, statement_of
 from tests.mutants_explained import EXPLAINED
 
 TESTS: Final[dict[str, tuple[str, ...]]] = {
-    "balance": ("balance_transaction", "customer", "changes"),
-    "charge": ("charges", "one_second", "payment", "order_payment", "refunded"),
-    "checkout_session": ("checkout_session", "changes", "payment", "order_payment"),
-    "credit_note": ("credit_note", "one_second", "changes"),
-    "customer": ("customer", "one_second", "balance_transaction"),
+    "balance": ("rules", "balance_transaction", "customer", "changes"),
+    "charge": ("rules", "charges", "one_second", "payment", "order_payment", "refunded"),
+    "checkout_session": ("rules", "checkout_session", "changes", "payment", "order_payment"),
+    "credit_note": ("rules", "credit_note", "one_second", "changes"),
+    "customer": ("rules", "customer", "one_second", "balance_transaction"),
     "dispute": ("disputes", "one_second", "changes"),
-    "invoice": ("invoice", "one_second", "invoice_payment", "changes"),
-    "payment": ("payment", "order_payment"),
+    "invoice": ("rules", "invoice", "one_second", "invoice_payment", "changes"),
+    "payment": ("rules", "payment", "order_payment"),
     "payment_intent": ("payment_intents", "one_second", "payment"),
     "payment_link": ("payment_link", "one_second", "changes"),
-    "portal": ("portal", "one_second"),
+    "portal": ("rules", "portal", "one_second"),
     "refund": ("refunds", "one_second", "refunded"),
-    "explain": ("explain", "checkout_session"),
+    "chain": ("rules", "balance_transaction", "one_second", "customer", "changes"),
+    "join": ("rules", "balance_transaction", "one_second", "charges", "changes"),
+    "reading": ("rules", "customer", "invoice", "portal", "checkout_session"),
+    "mending": ("rules", "customer", "invoice", "portal", "checkout_session"),
+    "explain": ("explanations", "explain", "checkout_session"),
     "0001_spine": ("link_funnel",),
     "0010_true_rows": ("order_book", "refunded"),
 }
@@ -62,7 +69,14 @@ THEN: Final[dict[str, tuple[str, ...]]] = {
     "explain": ("explain",),
     "0010_true_rows": ("order_book", "refunds_of_orders"),
 }
-"""By file: the other tests, which run if those notice nothing."""
+"""By file: what other tests are run where those notice nothing."""
+OF_JOINS: Final[dict[str, tuple[str, ...]]] = {
+    "chain": ("chain", "join"),
+    "join": ("join", "moments", "chain"),
+    "reading": ("odd_answers", "rewritten_copies", "old_shapes"),
+    "mending": ("odd_answers", "rewritten_copies"),
+}
+"""By file that every fold uses: what other tests are tried in memory, after the literals."""
 BEYOND_MEMORY: Final = ROOT / "tests" / "mutants_beyond_memory.txt"
 FAVORED_MAX: Final = 12
 SECONDS_MAX: Final = 400
@@ -77,7 +91,9 @@ def stages(file: str) -> list[list[str]]:
 
 def literal_tests(file: str) -> list[str]:
     """Return the test files that are tried in memory for a mutant of *file*."""
-    return [f"tests/test_literals_{each}.py" for each in (*TESTS[Path(file).stem], "subjects")]
+    name = Path(file).stem
+    of_joins = [f"tests/test_{each}.py" for each in OF_JOINS.get(name, ())]
+    return [f"tests/test_literals_{each}.py" for each in (*TESTS[name], "subjects")] + of_joins
 
 
 class _Helper:
@@ -87,7 +103,7 @@ class _Helper:
         command, pipe = [sys.executable, "-m", module, *arguments], subprocess.PIPE
         self._process = subprocess.Popen(command, cwd=tree, env=environment, stdin=pipe, stdout=pipe, text=True)
 
-    def ask(self, job: dict[str, object]) -> Any:  # noqa: ANN401 - any JSON
+    def ask(self, job: Mapping[str, object]) -> Any:  # noqa: ANN401 - what JSON holds
         """Return the answer to *job*."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
@@ -104,7 +120,8 @@ class _Helper:
 class Memory:
     """A process that runs tests on the mutants of folds without a database: see ``tests.mutate_pure``."""
 
-    def __init__(self, mutants: Iterable[Mutant]) -> None:
+    def __init__(self, mutants: Iterable[Mutant], *, again: bool) -> None:
+        self._again = again
         files = {test for each in mutants if each.is_of_fold for test in literal_tests(each.file)}
         self._helper = _Helper("tests.mutate_pure", ROOT, dict(os.environ), *sorted(files))
 
@@ -113,12 +130,32 @@ class Memory:
         self._helper.close()
 
     def run(self, mutant: Mutant, favored: Sequence[str]) -> tuple[str, str]:
-        """Run the tests that need no database on *mutant*; return noticed, with the test, or survived."""
-        if not mutant.is_of_fold:
+        """Return what the tests find of *mutant* that need no database: noticed, with the test, or survived."""
+        if not mutant.is_of_fold or (not self._again and mutant.name in beyond_memory()):
             return "survived", ""
         name, files = mutant.file[:-3].replace("/", "."), literal_tests(mutant.file)
         by = str(self._helper.ask({"module": name, "text": mutant.text(), "files": files, "favored": favored}))
         return "noticed" if by else "survived", by
+
+
+class Kept:
+    """A process that runs tests on mutants of what only reads: see ``tests.mutate_kept``."""
+
+    def __init__(self, mutants: Iterable[Mutant], environment: dict[str, str]) -> None:
+        files = {test for each in mutants if not each.is_of_fold for test in literal_tests(each.file)}
+        self._helper = _Helper("tests.mutate_kept", ROOT, environment, *sorted(files))
+
+    def close(self) -> None:
+        """End it, and drop its databases."""
+        self._helper.close()
+
+    def run(self, mutant: Mutant, favored: Sequence[str]) -> tuple[str, str]:
+        """Return what became of *mutant* on databases that are full already, and the test that noticed it."""
+        if mutant.is_of_fold:
+            return "survived", ""
+        job = {"file": mutant.file, "text": mutant.text(), "files": literal_tests(mutant.file), "favored": favored}
+        verdict, by = self._helper.ask(job)
+        return verdict, by
 
 
 class Slot:
@@ -145,7 +182,8 @@ class Slot:
         # Python identifies the source of compiled code by time and size, which two mutants may share.
         os.utime(path, (next(_times), next(_times)))
         try:
-            job = {"favored": favored, "seconds": SECONDS_MAX, "migrates": mutant.file in VIEWS}
+            view = statement_of(mutant.file, mutant.text()) if mutant.file in VIEWS else ""
+            job = {"favored": favored, "seconds": SECONDS_MAX, "view": view}
             found = ("survived", "")
             for tests in filter(None, stages(mutant.file)):
                 verdict, by = self._helper.ask({**job, "tests": tests})
@@ -161,6 +199,9 @@ class Slot:
 _times: Final = iter(range(1_000_000_000, 2**31))
 
 
+Runner = Callable[[Mutant, Sequence[str]], tuple[str, str]]
+
+
 class Run:
     """The mutants that are run, and the verdict on each."""
 
@@ -171,20 +212,28 @@ class Run:
             if each not in self.found:
                 self._waiting.put(each)
         self.left: SimpleQueue[Mutant] = SimpleQueue()
+        self._last: SimpleQueue[Mutant] = SimpleQueue()
         self._deadline = deadline
         self._lock = threading.Lock()
         self._killers: dict[str, Counter[str]] = defaultdict(Counter)
 
     def remember(self, memory: Memory) -> None:
-        """Try each mutant in memory, and leave the unnoticed ones for the database."""
-        for mutant in self._each(self._waiting):
-            if not self._try(memory.run, mutant, is_last=False):
-                self.left.put(mutant)
+        """Try each mutant in memory, and leave what is not noticed there."""
+        self._pass_on(self._waiting, memory.run, self.left)
+
+    def read(self, kept: Kept) -> None:
+        """Try each of what is left on databases that are kept, and leave what is not noticed there for the last."""
+        self._pass_on(self.left, kept.run, self._last)
 
     def work(self, slot: Slot) -> None:
-        """Try the mutants that are left, one after the other."""
-        for mutant in self._each(self.left):
+        """Try one after the other of what is left."""
+        for mutant in self._each(self._last):
             self._try(slot.run, mutant, is_last=True)
+
+    def _pass_on(self, waiting: SimpleQueue[Mutant], run: Runner, left: SimpleQueue[Mutant]) -> None:
+        for mutant in self._each(waiting):
+            if not self._try(run, mutant, is_last=False):
+                left.put(mutant)
 
     def _each(self, waiting: SimpleQueue[Mutant]) -> Iterator[Mutant]:
         while time.monotonic() < self._deadline:
@@ -193,7 +242,7 @@ class Run:
             except Empty:
                 return
 
-    def _try(self, run: Callable[[Mutant, Sequence[str]], tuple[str, str]], mutant: Mutant, *, is_last: bool) -> bool:
+    def _try(self, run: Runner, mutant: Mutant, *, is_last: bool) -> bool:
         started = time.monotonic()
         verdict, by = run(mutant, self._favored(mutant))
         is_known = is_last or verdict != "survived"
@@ -249,17 +298,27 @@ def table_of(found: dict[Mutant, str]) -> Iterator[str]:
         yield f"{name:<50}{len(group):>7}{of['noticed']:>9}{of['explained']:>11}{of['survived']:>10}"
 
 
-def chosen(words: Iterable[str], *, seed: int, memory: bool, again: bool) -> list[Mutant]:
-    """Return the mutants to run, in an order decided by the *seed*: in *memory* those that can be noticed there."""
+def chosen(words: Iterable[str], *, seed: int, memory: bool, beyond: bool, again: bool) -> list[Mutant]:
+    """Return the mutants to be run, in an order that the *seed* decides.
+
+    In *memory* they are those of folds that are noticed there, with *again* all of folds; *beyond* memory the others.
+    """
     mutants = [each for each in made() if all(word in each.name for word in words)]
     if memory:
-        beyond = set() if again else set(BEYOND_MEMORY.read_text().splitlines())
-        mutants = [each for each in mutants if each.is_of_fold and each.name not in beyond]
+        mutants = [each for each in mutants if each.is_of_fold and (again or each.name not in beyond_memory())]
+    if beyond:
+        mutants = [each for each in mutants if not each.is_of_fold or each.name in beyond_memory()]
     random.Random(seed).shuffle(mutants)
     return mutants
 
 
-def _in_threads(work: Callable[[Any], None], helpers: Sequence[Memory] | Sequence[Slot]) -> None:
+@cache
+def beyond_memory() -> frozenset[str]:
+    """Return the names of the mutants of folds that take a database to notice."""
+    return frozenset(BEYOND_MEMORY.read_text().splitlines())
+
+
+def _in_threads(work: Callable[[Any], None], helpers: Sequence[Memory] | Sequence[Kept] | Sequence[Slot]) -> None:
     threads = [threading.Thread(target=work, args=(each,)) for each in helpers]
     for thread in threads:
         thread.start()
@@ -269,8 +328,8 @@ def _in_threads(work: Callable[[Any], None], helpers: Sequence[Memory] | Sequenc
         each.close()
 
 
-def run_whole(result: Run, *, slots: int) -> None:
-    """Run the tests with a database on the mutants of *result* that are left."""
+def run_whole(result: Run, mutants: Sequence[Mutant], *, slots: int) -> None:
+    """Run the tests with a database on what is left of *result*."""
     given = (os.environ.get("DATABASE_URL"), os.environ.get("REDIS_URL"))
     with ExitStack() as running:
         folder = Path(running.enter_context(TemporaryDirectory(prefix="payfold-mutants-")))
@@ -279,10 +338,12 @@ def run_whole(result: Run, *, slots: int) -> None:
         )
         template = running.enter_context(migrated(services.database_url))
         urls = {"DATABASE_URL": services.database_url, "REDIS_URL": services.redis_url, TEMPLATE_VARIABLE: template}
+        environment = {**os.environ, **urls}
+        _in_threads(result.read, [Kept(mutants, environment)])
         trees = [folder / str(number) for number in range(slots)]
         for tree in trees:
             tree.mkdir()
-        _in_threads(result.work, [Slot(tree, {**os.environ, **urls}) for tree in trees])
+        _in_threads(result.work, [Slot(tree, environment) for tree in trees])
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -294,20 +355,32 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--minutes", type=float, default=100)
     parser.add_argument("--slots", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--memory", action="store_true")
+    parser.add_argument("--beyond", action="store_true")
+    parser.add_argument("--joins", action="store_true")
     parser.add_argument("--write", action="store_true")
     given = parser.parse_args(arguments)
-    started, mutants = time.monotonic(), chosen(given.words, seed=given.seed, memory=given.memory, again=given.write)
-    result = Run(mutants[: given.sample], deadline=time.monotonic() + given.minutes * 60)
-    _in_threads(result.remember, [Memory(mutants[: given.sample]) for _ in range(given.slots)])
+    started, mutants = time.monotonic(), _chosen(given)[: given.sample]
+    result = Run(mutants, deadline=time.monotonic() + given.minutes * 60)
+    _in_threads(result.remember, [Memory(mutants, again=given.write) for _ in range(given.slots)])
     if not given.memory:
-        run_whole(result, slots=given.slots)
+        run_whole(result, mutants, slots=given.slots)
     survivors = result.survivors(is_over=given.memory)
     if given.write:
         BEYOND_MEMORY.write_text("".join(f"{name}\n" for name in sorted(each.name for each in survivors)))
     _report(result, survivors)
+    if unjudged := len(mutants) - len(result.found):
+        print(f"{unjudged} were not judged in time")  # noqa: T201 - its output
     minutes = (time.monotonic() - started) / 60
     print(f"{len(result.found)} mutants in {minutes:.1f} minutes; repeat with --seed {given.seed}")  # noqa: T201 - its output
     return min(len(survivors), 1)
+
+
+def _chosen(given: argparse.Namespace) -> list[Mutant]:
+    if given.joins:
+        mutants = [each for each in made_of_joins() if all(word in each.name for word in given.words)]
+        random.Random(given.seed).shuffle(mutants)
+        return mutants
+    return chosen(given.words, seed=given.seed, memory=given.memory, beyond=given.beyond, again=given.write)
 
 
 def _report(result: Run, survivors: Sequence[Mutant]) -> None:

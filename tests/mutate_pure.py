@@ -10,19 +10,23 @@ import gc
 import json
 import os
 import re
+import resource
+import signal
 import sqlite3
 import sys
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
-from functools import cached_property
+from functools import cached_property, partial
 from importlib import import_module
 from types import FunctionType, ModuleType, SimpleNamespace
 from typing import Any, Final, cast
 
 import msgspec
 import pytest
+from hypothesis import Phase, settings
 from msgspec import structs
 from sqlalchemy import JSON, Boolean, DateTime, Table
 
@@ -34,11 +38,14 @@ from worker import folds
 from worker.folding import changes, corrections, projection, settling
 from worker.folding.claim import event_of_delivery
 from worker.folds import credit_note, join, payment
+from worker.folds.chain import Path
 from worker.folds.facts import Event, Facts, Row, Subject
 from worker.folds.join import Joined
 from worker.folds.payment import Payment
 
 EVENTS_MAX: Final = 6_000
+CPU_SECONDS_MAX: Final = 40
+TEST_CPU_SECONDS_MAX: Final = 3
 _TABLES: Final = (*tables.PROJECTIONS, tables.changes, tables.anomalies)
 _TYPES: Final = {column.name: column.type for table in _TABLES for column in table.columns}
 
@@ -302,18 +309,25 @@ class Tests:
     def __init__(self) -> None:
         self.found: dict[str, tuple[Callable[..., object], dict[str, Any]]] = {}
 
+    def pytest_sessionstart(self) -> None:
+        """Have property tests stop at the first example that fails."""
+        phases = (Phase.explicit, Phase.generate)
+        settings.register_profile("mutants", parent=settings.get_profile("payfold"), phases=phases, database=None)
+        settings.load_profile("mutants")
+
     @pytest.hookimpl(tryfirst=True)
     def pytest_fixture_setup(self, fixturedef: Any, request: Any) -> object:  # noqa: ANN401 - pytest's own, without types
-        """Give a test a listener instead of a database."""
-        made: dict[str, Callable[[], object]] = {
-            **dict.fromkeys(("services", "template_database", "database_url"), lambda: "none"),
-            "engine": Listener,
-        }
-        if fixturedef.argname not in made:
-            return None
-        value = made[fixturedef.argname]()
-        fixturedef.cached_result = (value, fixturedef.cache_key(request), None)
+        """Give a test what ``value_of`` has instead of a fixture."""
+        value = self.value_of(fixturedef.argname, request)
+        if value is not None:
+            fixturedef.cached_result = (value, fixturedef.cache_key(request), None)
         return value
+
+    def value_of(self, name: str, _request: Any) -> object:  # noqa: ANN401 - as above
+        """Return a listener where a test asks for a database; None for any other fixture *name*."""
+        if name in ("services", "template_database", "database_url"):
+            return "none"
+        return Listener() if name == "engine" else None
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_pyfunc_call(self, pyfuncitem: pytest.Function) -> None:
@@ -342,9 +356,9 @@ def listen(files: Iterable[str]) -> Tests:
     if chosen := list(files):  # without any argument, pytest would run all tests
         pytest.main([*options, *chosen], plugins=[found])
     for each in list(found.found):
-        arguments = found.found[each][1].values()
+        arguments, began = found.found[each][1].values(), time.process_time()
         small = all(sum(map(len, one.batches)) <= EVENTS_MAX for one in arguments if isinstance(one, Listener))
-        if not small or not found.run(each):
+        if not small or not found.run(each) or time.process_time() - began > TEST_CPU_SECONDS_MAX:
             del found.found[each]
     for listener in Listener.made:
         listener.computed = (0, World())
@@ -359,15 +373,35 @@ def put(module: ModuleType, text: str) -> None:
     for name, new in vars(fresh).items():
         old = vars(module).get(name)
         if isinstance(old, FunctionType) and old.__module__ == module.__name__:
-            old.__code__, old.__defaults__, old.__kwdefaults__ = new.__code__, new.__defaults__, new.__kwdefaults__
+            _become(old, new)
+        elif isinstance(old, type) and old.__module__ == module.__name__:
+            for own, method in _methods(old).items():
+                _become(method, _methods(new)[own])
         elif name.endswith("TYPES") and isinstance(old, tuple):
             for kind in set(old) - set(new):
                 cast("dict[str, Any]", folds.FOLDS).pop(kind, None)
         elif isinstance(old, join.RowSpec):
             old.__dict__.clear()
             old.__dict__.update(vars(new))
-        elif isinstance(old, (str, int, tuple, Mapping)) and not name.startswith("__"):
+        elif isinstance(old, (str, int, tuple, Mapping, Path)) and not name.startswith("__"):
             setattr(module, name, new)
+
+
+def _become(old: FunctionType, new: FunctionType) -> None:
+    old.__code__, old.__defaults__, old.__kwdefaults__ = new.__code__, new.__defaults__, new.__kwdefaults__
+
+
+def _methods(of: type) -> dict[str, FunctionType]:
+    """Return the functions behind what the class *of* defines in its own text."""
+    found = {
+        name: getattr(value, "fget", None) or getattr(value, "func", None) or getattr(value, "__func__", value)
+        for name, value in vars(of).items()
+    }
+    return {
+        name: each
+        for name, each in found.items()
+        if isinstance(each, FunctionType) and each.__code__.co_filename.endswith(".py") and not each.__closure__
+    }
 
 
 def noticed_by(tests: Tests, files: list[str], favored: list[str]) -> str:
@@ -380,22 +414,32 @@ def noticed_by(tests: Tests, files: list[str], favored: list[str]) -> str:
 
 
 def run(tests: Tests, job: dict[str, Any]) -> str:
-    """Run the *job* in a process of its own and return the test that notices, '' for none."""
+    """Put the mutant of *job* in place, and return the test that notices; '' for none."""
+    put(import_module(job["module"]), job["text"])
+    return noticed_by(tests, job["files"], job["favored"])
+
+
+ENDLESS: Final = "a test that does not end"
+
+
+def in_a_process_of_its_own(work: Callable[[], str]) -> str:
+    """Return what *work* returns in a fork of this process; '' where it fails, ``ENDLESS`` where it goes on and on."""
     reading, writing = os.pipe()
-    if os.fork() == 0:
+    child = os.fork()
+    if child == 0:
         os.close(reading)
+        resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS_MAX, CPU_SECONDS_MAX + 1))
         found = ""
         try:
-            put(import_module(job["module"]), job["text"])
-            found = noticed_by(tests, job["files"], job["favored"])
-        finally:  # a mutant that cannot be put in place is left to the database
+            found = work()
+        finally:  # what cannot even be put in place, the database judges
             os.write(writing, found.encode())
             os._exit(0)
     os.close(writing)
     with os.fdopen(reading, "rb") as answer:
         found = answer.read().decode()
-    os.wait()
-    return found
+    _, status = os.waitpid(child, 0)
+    return ENDLESS if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGXCPU else found
 
 
 if __name__ == "__main__":
@@ -403,4 +447,5 @@ if __name__ == "__main__":
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     able = listen(sys.argv[1:])
     for line in sys.stdin:
-        os.write(answers, json.dumps(run(able, json.loads(line))).encode() + b"\n")
+        asked = json.loads(line)
+        os.write(answers, json.dumps(in_a_process_of_its_own(partial(run, able, asked))).encode() + b"\n")

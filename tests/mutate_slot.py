@@ -13,10 +13,12 @@ import sys
 from contextlib import suppress
 from importlib import import_module
 from typing import Any, Final
+from urllib.parse import urlsplit
 
+import psycopg
 import pytest
 
-from tests.databases import TEMPLATE_VARIABLE, migrated
+from tests.databases import TEMPLATE_VARIABLE, copied
 
 _STAYS: Final = ("deploy.sandbox", "deploy.local")
 _LOADED: Final = "ignore::pytest.PytestAssertRewriteWarning"
@@ -76,15 +78,17 @@ def _work(job: dict[str, Any], writing: int) -> None:
     os.dup2(silence, 1)
     os.dup2(silence, 2)
     with suppress(Exception):
-        answer = _migrate_and_test(job) if job["migrates"] else _test(job)
+        answer = _replace_and_test(job) if job["view"] else _test(job)
         os.write(writing, json.dumps(answer).encode())
     os._exit(0)
 
 
-def _migrate_and_test(job: dict[str, Any]) -> tuple[str, str]:
-    """Run the *job* on databases that the tree's own migrations made."""
-    with migrated(os.environ["DATABASE_URL"]) as name:
-        os.environ[TEMPLATE_VARIABLE] = name
+def _replace_and_test(job: dict[str, Any]) -> tuple[str, str]:
+    """Run the *job* on databases with its view."""
+    with copied(os.environ["DATABASE_URL"], os.environ[TEMPLATE_VARIABLE], "payfold_template") as url:
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute(job["view"])
+        os.environ[TEMPLATE_VARIABLE] = urlsplit(url).path[1:]
         return _test(job)
 
 

@@ -65,7 +65,7 @@ def arrive(batches: Sequence[Sequence[Facts]], of: Subject | None = None) -> joi
 
 def folded(*all_facts: Facts) -> join.Joined:
     """Return the row of a link from all of its events at once."""
-    result = join.fold_all(payment_link.SHAPE, all_facts)
+    result = join.fold_all(payment_link.ROW_SPEC, all_facts)
     assert result is not None
     return result
 
@@ -234,7 +234,7 @@ def test_a_later_second_ends_the_ambiguity() -> None:
     later = step("evt_3", 3, 4, second=1)
 
     whole = folded(*steps, later)
-    advanced = join.advance(payment_link.SHAPE, folded(*steps).row, [later])
+    advanced = join.advance(payment_link.ROW_SPEC, folded(*steps).row, [later])
 
     assert whole.anomalies == ()
     assert advanced is not None
@@ -262,9 +262,9 @@ def test_only_a_strictly_later_event_advances_a_row() -> None:
     """An older event and an equally old one never advance a row; both need all events."""
     row = folded(step("evt_5", 0, 1, second=5)).row
 
-    assert join.advance(payment_link.SHAPE, row, [step("evt_4", 0, 1, second=4)]) is None
-    assert join.advance(payment_link.SHAPE, row, [step("evt_6", 0, 1, second=5)]) is None
-    assert join.advance(payment_link.SHAPE, row, [step("evt_6", 0, 1, second=6)]) is not None
+    assert join.advance(payment_link.ROW_SPEC, row, [step("evt_4", 0, 1, second=4)]) is None
+    assert join.advance(payment_link.ROW_SPEC, row, [step("evt_6", 0, 1, second=5)]) is None
+    assert join.advance(payment_link.ROW_SPEC, row, [step("evt_6", 0, 1, second=6)]) is not None
 
 
 def test_row_specs_fit_their_tables() -> None:

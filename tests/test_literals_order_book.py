@@ -5,9 +5,11 @@ The sums are arithmetic by hand. Stripe's terms are defined in docs.stripe.com/a
 `#` stands for its name, so that no two share an object.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import pytest
 from sqlalchemy import Engine
 
 from tests.envelopes import Json, event
@@ -108,6 +110,11 @@ def failed(id_: str, amount: int, *, made: int, at: int) -> bytes:
         "status": "failed",
     }
     return event(f"evt_{id_}_#_failed", "refund.failed", at, whole)
+
+
+def failed_in_euro(id_: str, amount: int, *, made: int, at: int) -> bytes:
+    """Return a refund in euro that was made at *made* and failed at *at*."""
+    return failed(id_, amount, made=made, at=at).replace(b'"usd"', b'"eur"')
 
 
 def dispute(id_: str, amount: int, status: str, **fields: object) -> bytes:
@@ -660,3 +667,265 @@ def test_a_change_for_each_refunded_sum(engine: Engine) -> None:
 
     assert kinds(engine, "cs_twice") == ["order.paid", "order.refund_changed"]
     assert kinds(engine, "cs_null") == ["order.paid", "order.refund_changed", "order.refund_changed"]
+
+
+# ---- Each condition of the view by itself ----
+
+MOST = 9_223_372_036_854_775_807
+"""The greatest amount that a column holds."""
+UNSTATED: Json = {"amount_captured": None}
+RELEASED: Json = {"captured": False, "amount_captured": 0, **ALL_OF_IT}
+
+
+def reading(at: int = LATER, **fields: object) -> bytes:
+    """Return a charge that we read ourselves, dated up to 5 seconds before the state that was seen."""
+    body = charge(at, "payfold.charge.observed", **fields)
+    return body.replace(b'"evt_ch_', b'"obs_ch_')
+
+
+CLOSELY: Histories = {
+    # ---- what a reading has seen: 100 were known, and what was made within 5 seconds after it may be in it ----
+    "late": (
+        [session(), reading(amount_refunded=300), refund("ra", 100, at=PAID + 5), refund("rb", 200, at=LATER + 5)],
+        (300, 0, "partial"),
+    ),
+    "late_alone": ([session(), reading(amount_refunded=100), refund("ra", 100, at=LATER + 3)], (100, 0, "partial")),
+    "too_late": ([session(), reading(amount_refunded=100), refund("ra", 100, at=LATER + 6)], (200, 0, "partial")),
+    "late_after_an_event": (
+        [session(), charge(LATER, "charge.refunded", amount_refunded=100), refund("ra", 100, at=LATER + 3)],
+        (200, 0, "partial"),
+    ),
+    "the_first_of_two_late": (
+        [
+            session(),
+            reading(amount_refunded=300),
+            refund("ra", 100, at=PAID + 5),
+            refund("rb", 200, at=LATER + 2),
+            refund("rc", 50, at=LATER + 4),
+        ],
+        (350, 0, "partial"),
+    ),
+    "both_of_two_late": (
+        [
+            session(),
+            reading(amount_refunded=300),
+            refund("ra", 100, at=PAID + 5),
+            refund("rb", 150, at=LATER + 2),
+            refund("rc", 50, at=LATER + 4),
+        ],
+        (300, 0, "partial"),
+    ),
+    "late_and_something_else": (
+        [session(), reading(amount_refunded=250), refund("ra", 100, at=PAID + 5), refund("rb", 200, at=LATER + 2)],
+        (None, 0, None),
+    ),
+    "late_and_more_known": (
+        [session(), reading(amount_refunded=250), refund("ra", 300, at=PAID + 5), refund("rb", 200, at=LATER + 2)],
+        (500, 0, "partial"),
+    ),
+    # Made in the second of the reading it is known, and not late: 200 of 400 are unseen.
+    "in_time": (
+        [session(), reading(amount_refunded=400), refund("ra", 100, at=PAID + 5), refund("rb", 100, at=LATER)],
+        (400, 0, "partial"),
+    ),
+    # Captured in part: 800 may contain the 500 that were released.
+    "late_with_the_rest": (
+        [
+            session(),
+            reading(amount_captured=1000, amount_refunded=800),
+            refund("ra", 100, at=PAID + 5),
+            refund("rb", 200, at=LATER + 2),
+        ],
+        (300, 0, "partial"),
+    ),
+    "late_without_the_rest": (
+        [
+            session(),
+            reading(amount_captured=1000, amount_refunded=300),
+            refund("ra", 100, at=PAID + 5),
+            refund("rb", 200, at=LATER + 2),
+        ],
+        (300, 0, "partial"),
+    ),
+    # ---- what a charge reports ----
+    "known_of_two": (
+        [
+            session(),
+            charge(LATEST, "charge.refunded", amount_refunded=300),
+            refund("ra", 100),
+            refund("rb", 200),
+        ],
+        (300, 0, "partial"),
+    ),
+    "a_cent_unseen": ([session(), charge(LATER, "charge.refunded", amount_refunded=1)], (1, 0, "partial")),
+    "not_reported": ([session(), charge(amount_refunded=None)], (None, 0, None)),
+    "reported_as_refunded_and_0": ([session(), charge(**UNSTATED, refunded=True)], (0, 0, "none")),
+    # Of 1500 that were refunded 500 came back to the shop after the report.
+    "lessened": (
+        [
+            session(),
+            charge(LATER, "charge.refunded", **UNSTATED, **ALL_OF_IT),
+            refund("ra", 1000, at=PAID + 5),
+            failed("rb", 500, made=PAID + 6, at=LATEST),
+        ],
+        (1000, 0, "partial"),
+    ),
+    "of_no_known_amount": (
+        [session(), charge(LATEST, amount=None, **UNSTATED, amount_refunded=300), refund("ra", 300)],
+        (300, 0, None),
+    ),
+    "a_cent_of_no_known_amount": (
+        [session(), charge(LATEST, amount=None, **UNSTATED, amount_refunded=1), refund("ra", 1)],
+        (1, 0, None),
+    ),
+    "a_cent": (
+        [session(1), charge(amount=1, amount_captured=1), refund("ra", 1)],
+        (1, 0, "full"),
+    ),
+    "a_cent_of_an_unknown_charge": ([session(), charge(), refund("ra", 1, charge="ch_3#")], (1, 0, "partial")),
+    # ---- other currencies ----
+    "in_two_currencies": (
+        [session(), charge(), refund("ra", 100), refund("rb", 200, currency="eur")],
+        (None, 0, None),
+    ),
+    "a_cent_in_euro": ([session(), charge(), refund("ra", 1, currency="eur")], (None, 0, None)),
+    "nothing_in_euro": ([session(), charge(), refund("ra", 0, currency="eur")], (0, 0, "none")),
+    "disputed_a_cent_in_euro": ([session(), charge(), dispute("dp", 1, "lost", currency="eur")], (0, None, "none")),
+    "credited_a_cent_in_euro": ([session(invoice="in_#"), charge(), note("na", 1, currency="eur")], (0, 0, "none")),
+    # Known in euro by the report, and failed since: what the report of 300 contains is not known, 0 contains nothing.
+    "failed_in_euro_after": (
+        [
+            session(),
+            charge(LATER, "charge.refunded", amount_refunded=300),
+            refund("ra", 100, at=PAID + 5),
+            failed_in_euro("rb", 200, made=PAID + 6, at=LATEST),
+        ],
+        (None, 0, None),
+    ),
+    "failed_in_euro_after_0": (
+        [session(), charge(LATER), failed_in_euro("rb", 200, made=PAID + 6, at=LATEST)],
+        (0, 0, "none"),
+    ),
+    # ---- which charge gave back ----
+    "released_and_refunded": (
+        [session(payment_status="unpaid"), charge(LATER, "charge.expired", **RELEASED), refund("ra", 1500)],
+        (0, 0, "none"),
+    ),
+    "held_and_refunded": (
+        [session(payment_status="unpaid"), charge(captured=False, amount_captured=0), refund("ra", 400)],
+        (400, 0, "partial"),
+    ),
+    "by_the_captured_one": (
+        [
+            session(),
+            charge(PAID, "charge.expired", id="ch_#_1", **RELEASED),
+            charge(),
+            refund("ra", 500, charge=None),
+        ],
+        (500, 0, "partial"),
+    ),
+    "of_the_captured_one": (
+        [session(), charge(PAID, "charge.expired", id="ch_#_1", **RELEASED), charge(), refund("ra", 501)],
+        (501, 0, "partial"),
+    ),
+    "of_the_released_one": (
+        [
+            session(),
+            charge(PAID, "charge.expired", id="ch_#_1", **RELEASED),
+            charge(),
+            refund("ra", 502, charge="ch_#_1"),
+        ],
+        (0, 0, "none"),
+    ),
+    "neither_captured_nor_not": (
+        [session(), charge(captured=None, status=None, **UNSTATED, amount_refunded=300)],
+        (None, 0, None),
+    ),
+    "pending": ([session(), charge(status="pending", amount_refunded=300)], (0, 0, "none")),
+    # A bank debit that was captured and fell through: its own amount counts, and not the order's.
+    "captured_and_failed": (
+        [
+            session(),
+            charge(amount=1000, amount_captured=1000),
+            charge(LATER, "charge.failed", amount=1000, amount_captured=1000, status="failed"),
+            refund("ra", 1000),
+        ],
+        (1000, 0, "full"),
+    ),
+    "no_charge_known": ([session(amount_subtotal=2000), refund("ra", 1500)], (1500, 0, "full")),
+    # ---- as much as a column holds, and more ----
+    "most": ([session(), charge(), refund("ra", MOST)], (MOST, 0, "full")),
+    "more_than_most": ([session(), charge(), refund("ra", MOST), refund("rb", 1)], (None, 0, "full")),
+    "most_disputed": ([session(), charge(), dispute("dp", MOST, "lost")], (0, MOST, "none")),
+    "most_credited": ([session(invoice="in_#"), charge(), note("na", MOST)], (0, 0, "none")),
+    "more_than_most_credited": (
+        [session(invoice="in_#"), charge(), note("na", MOST), note("nb", MOST)],
+        (0, 0, "none"),
+    ),
+}
+CREDITED_CLOSELY: Mapping[str, int | None] = {
+    "credited_a_cent_in_euro": None,
+    "most_credited": MOST,
+    "more_than_most_credited": None,
+    "late": None,
+}
+
+
+def test_each_condition_of_the_book(engine: Engine) -> None:
+    """What a charge has seen, what it gave back, in which currency, and how much a column holds."""
+    assert_money(engine, CLOSELY, CREDITED_CLOSELY)
+
+
+# ---- What has the same ids in another world ----
+
+
+def elsewhere(body: bytes) -> bytes:
+    """Mark *body* as of another world, which the test chooses."""
+    return body + b"elsewhere"
+
+
+OTHER_INTENT: Json = {"payment_intent": "pi_2#"}
+# An order that would have money behind it if it took what another world has for its own.
+WORLDS: Histories = {
+    "disputed_elsewhere": ([session(), charge(), elsewhere(dispute("dp", 621, "lost"))], (0, 0, "none")),
+    "refunded_elsewhere": ([session(), charge(), elsewhere(refund("re", 524))], (0, 0, "none")),
+    "charged_elsewhere": (
+        [
+            subscribed(),
+            invoice_payment("inpay", 1500, **BY_CHARGE),
+            elsewhere(charge(**OTHER_INTENT)),
+            refund("re", 525, charge=None, **OTHER_INTENT),
+        ],
+        (0, 0, "none"),
+    ),
+    "paid_elsewhere": (
+        [
+            subscribed(),
+            elsewhere(invoice_payment("inpay", 1500, **BY_CHARGE)),
+            elsewhere(charge(**OTHER_INTENT)),
+            refund("re", 526, charge=None, **OTHER_INTENT),
+        ],
+        (None, None, None),
+    ),
+    "invoiced_elsewhere": (
+        [
+            subscribed(),
+            elsewhere(charge(invoice="in_#", **OTHER_INTENT)),
+            refund("re", 527, charge=None, **OTHER_INTENT),
+        ],
+        (None, None, None),
+    ),
+    "credited_elsewhere": ([session(invoice="in_#"), charge(), elsewhere(note("na", 79))], (0, 0, "none")),
+}
+
+
+@pytest.mark.parametrize("world", [{"livemode": True}, {"account": "acct_2"}])
+def test_another_world(engine: Engine, world: dict[str, object]) -> None:
+    """Nothing of another mode or account counts, with the same ids too."""
+
+    def placed(body: bytes) -> bytes:
+        own = body.removesuffix(b"elsewhere")
+        return own if own == body else json.dumps(json.loads(own) | world).encode()
+
+    placed_all = {name: ([placed(body) for body in bodies], money) for name, (bodies, money) in WORLDS.items()}
+    assert_money(engine, placed_all, {"credited_elsewhere": 0, "disputed_elsewhere": None})

@@ -23,6 +23,22 @@ def test_every_listed_name_is_a_mutants() -> None:
     assert {*EXPLAINED, *BEYOND_MEMORY.read_text().splitlines()} - set(names) == set()
 
 
+def test_every_operator_makes_mutants() -> None:
+    """None is left without work because the code names something in another way now."""
+    kinds = {each.kind for each in made()}
+    arguments = {(each.file, each.right) for each in made() if each.kind == "argument"}
+
+    assert kinds == {
+        *("argument", "arithmetic", "change", "column", "comparison", "condition", "flag", "function"),
+        *("number", "rank", "sign", "statement", "word"),
+    }
+    assert {
+        ("worker/folds/credit_note.py", "root=note.id"),
+        ("worker/folds/credit_note.py", 'leader="credit_notes"'),
+        ("worker/folds/refund.py", "rank=rank"),
+    } <= arguments
+
+
 def test_few_mutants_are_explained() -> None:
     """At most one mutant in twenty is excused by an explanation, and none of a rank, a sign, or a column but a time."""
     mutants = made()

@@ -87,7 +87,7 @@ def _order_row(delivery: Delivery) -> Row | None:
     event = event_of_delivery(delivery)
     if event.object_type != "checkout.session":
         return None
-    joined = join.fold_all(checkout_session.SHAPE, list(checkout_session.fold(event)))
+    joined = join.fold_all(checkout_session.ROW_SPEC, list(checkout_session.fold(event)))
     return None if joined is None else joined.row
 
 

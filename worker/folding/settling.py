@@ -191,7 +191,7 @@ def at_rest(cursor: Cursor, subjects: Collection[Subject]) -> dict[Subject, tupl
         for row in rows.execute(_AT_REST, id_arrays(orders)):
             failed_at, source = cast("datetime | None", row.pop("own_failed_at")), str(row.pop("source"))
             own = payment.base(row, failed_at=failed_at)
-            anomalies = tuple(checkout_session.SHAPE.anomalies(own))
+            anomalies = tuple(checkout_session.ROW_SPEC.anomalies(own))
             joined = Joined(own, anomalies, (), source, is_whole=False, replace_all=False, is_at_rest=True)
             found[Subject("orders", row["account"], row["livemode"], row["id"])] = (row, joined)
     return found
@@ -302,7 +302,7 @@ SELECT account, livemode, id FROM credit_notes AS n
 WHERE refund IS NOT NULL AND (%(account)s::text IS NULL OR account = %(account)s)
     AND EXISTS (SELECT FROM refunds AS r WHERE (r.account, r.livemode, r.id) = (n.account, n.livemode, n.refund))
     AND NOT EXISTS (
-        SELECT FROM anomalies AS a WHERE a.resolved_at IS NULL AND a.subject = '{credit_note.SHAPE.subject}'
+        SELECT FROM anomalies AS a WHERE a.resolved_at IS NULL AND a.subject = '{credit_note.ROW_SPEC.subject}'
             AND a.kind = '{credit_note.SPLIT}'
             AND (a.account, a.livemode, a.subject_id) = (n.account, n.livemode, n.id)
     )
@@ -313,7 +313,7 @@ ORDER BY account, livemode, id LIMIT %(limit)s
 
 def note_as_it_is(row: Row) -> Joined:
     """Return a note of ``pages`` as it is. Its refund may be laid on already, and can be laid on again."""
-    anomalies = tuple(credit_note.SHAPE.anomalies(row))
+    anomalies = tuple(credit_note.ROW_SPEC.anomalies(row))
     return Joined(row, anomalies, (), "replay", is_whole=False, replace_all=False, is_at_rest=True)
 
 

@@ -57,21 +57,21 @@ API_VERSION: Final = "2026-10-28.endive"
 ROW_SPECS: Final[Mapping[str, RowSpec]] = {
     spec.table: spec
     for spec in (
-        balance.SHAPE,
-        balance.TRANSACTION_SHAPE,
-        charge.SHAPE,
-        checkout_session.SHAPE,
-        credit_note.LINE_SHAPE,
-        credit_note.SHAPE,
-        customer.SHAPE,
-        dispute.SHAPE,
-        invoice.PAYMENT_SHAPE,
-        invoice.SHAPE,
-        payment_intent.SHAPE,
-        payment_link.SHAPE,
-        portal.CONFIGURATION_SHAPE,
-        portal.SESSION_SHAPE,
-        refund.SHAPE,
+        balance.ROW_SPEC,
+        balance.TRANSACTION_SPEC,
+        charge.ROW_SPEC,
+        checkout_session.ROW_SPEC,
+        credit_note.LINE_SPEC,
+        credit_note.ROW_SPEC,
+        customer.ROW_SPEC,
+        dispute.ROW_SPEC,
+        invoice.PAYMENT_SPEC,
+        invoice.ROW_SPEC,
+        payment_intent.ROW_SPEC,
+        payment_link.ROW_SPEC,
+        portal.CONFIGURATION_SPEC,
+        portal.SESSION_SPEC,
+        refund.ROW_SPEC,
     )
 }
 """By table: how the rows of the table are joined."""

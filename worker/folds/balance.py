@@ -359,7 +359,7 @@ def _whole(value: Value) -> int:
     return value
 
 
-TRANSACTION_SHAPE: Final = RowSpec(
+TRANSACTION_SPEC: Final = RowSpec(
     table="balance_transactions",
     subject="balance_transaction",
     empty=dict.fromkeys(
@@ -370,7 +370,7 @@ TRANSACTION_SHAPE: Final = RowSpec(
     ),
 )
 
-SHAPE: Final = RowSpec(
+ROW_SPEC: Final = RowSpec(
     table="balances",
     subject="balance",
     key=("customer", "currency"),

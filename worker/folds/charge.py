@@ -122,7 +122,7 @@ _COLUMNS: Final = (
     *("payment_intent", "invoice", "status", "currency", "amount", "captured", "amount_captured"),
     *("captured_at", "released_at", "amount_refunded", "refunded", "disputed"),
 )
-SHAPE: Final = RowSpec(
+ROW_SPEC: Final = RowSpec(
     table="charges",
     subject="charge",
     empty=dict.fromkeys(_COLUMNS),

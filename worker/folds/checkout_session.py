@@ -174,8 +174,7 @@ def fold(event: Event) -> tuple[Facts, ...]:
     status = _STATUS_OF_TYPE.get(event.type, UNSET) if session.status is UNSET else session.status
     columns = _columns(session)
     # The clock knows that the session's time is up. It knows nothing new about the session's own status.
-    by_clock = event.type == SESSION_CLOCK_EXPIRED
-    if status is not UNSET and not by_clock:
+    if status is not UNSET and event.type != SESSION_CLOCK_EXPIRED:
         columns["session_status"] = status
     lines = _lines(event, session)
     if lines is not None:
@@ -194,7 +193,6 @@ def fold(event: Event) -> tuple[Facts, ...]:
         references=_references(session),
         moments=_moments(event, status, session),
         before=None if before is None else {**_columns(before), **_references(before)},
-        by_clock=by_clock,
         parts=lines,
     )
     return (facts,)
@@ -502,7 +500,7 @@ _LINE_COLUMNS: Final = (
     *("amount_subtotal", "amount_discount", "amount_tax", "amount_total"),
 )
 
-SHAPE: Final = RowSpec(
+ROW_SPEC: Final = RowSpec(
     table="orders",
     subject="order",
     empty={**dict.fromkeys(_COLUMNS), "lines_complete": False},

@@ -336,7 +336,7 @@ def _changes(before: Row | None, after: Row) -> list[Change]:
     return [Change(kind, known, {name: after[name] for name in _SHOWN})]
 
 
-SHAPE: Final = RowSpec(
+ROW_SPEC: Final = RowSpec(
     table="credit_notes",
     subject="credit_note",
     empty={
@@ -357,7 +357,7 @@ SHAPE: Final = RowSpec(
     keeps_all=False,
 )
 
-LINE_SHAPE: Final = RowSpec(
+LINE_SPEC: Final = RowSpec(
     table="credit_note_lines",
     subject="credit_note_line",
     empty=dict.fromkeys(

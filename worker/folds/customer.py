@@ -106,10 +106,10 @@ def _reported(customer: Customer) -> Reported:
 
 
 def _order(facts: Sequence[Facts]) -> Path:
-    return balance.order_of_customer(facts, SHAPE.names)
+    return balance.order_of_customer(facts, ROW_SPEC.names)
 
 
-SHAPE: Final[RowSpec] = RowSpec(
+ROW_SPEC: Final[RowSpec] = RowSpec(
     table="customers",
     subject="customer",
     empty={

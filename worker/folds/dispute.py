@@ -93,7 +93,7 @@ def _changes(before: Row | None, after: Row) -> list[Change]:
     return [Change(kind, known, {name: after[name] for name in _SHOWN})]
 
 
-SHAPE: Final = RowSpec(
+ROW_SPEC: Final = RowSpec(
     table="disputes",
     subject="dispute",
     empty=dict.fromkeys(("charge", "payment_intent", "status", "reason", "currency", "amount")),

@@ -73,9 +73,9 @@ class Facts(Struct, frozen=True, array_like=True):
     ``stamp`` orders events of one rank: a tuple of times, compared from the left. ``columns`` and ``references`` hold
     the keys that the event carries. ``before`` holds the values of both before the event, under the same names; None
     where the event does not report them. ``moments`` are the times at which the states that it reports began.
-    ``is_first`` marks a ``.created`` event, which no event precedes. ``by_clock`` marks an event of our clock, which
-    every real event outranks. ``is_witness`` marks an event of another object, which adds to the row but does not make
-    one. ``parts`` are rows of another table that belong to this row; None where the event does not list all of them.
+    ``is_first`` marks a ``.created`` event, which no event precedes. ``is_witness`` marks an event of another object,
+    which adds to the row but does not make one. ``parts`` are rows of another table that belong to this row; None
+    where the event does not list all of them.
     """
 
     subject: Subject
@@ -89,7 +89,6 @@ class Facts(Struct, frozen=True, array_like=True):
     moments: Mapping[str, datetime] = {}
     before: Mapping[str, Value] | None = None
     is_first: bool = False
-    by_clock: bool = False
     is_witness: bool = False
     parts: tuple[Row, ...] | None = None
 

@@ -272,7 +272,7 @@ def _changes(before: Row | None, after: Row) -> list[Change]:
     return [Change("invoice.changed", known, {name: after[name] for name in _SHOWN})]
 
 
-SHAPE: Final = RowSpec(
+ROW_SPEC: Final = RowSpec(
     table="invoices",
     subject="invoice",
     empty={
@@ -328,7 +328,7 @@ def _rank_of_payment(row: Row) -> int:
     return _RANKS["uncollectible"] if row["status"] == "open" else _RANKS["paid"]
 
 
-PAYMENT_SHAPE: Final = RowSpec(
+PAYMENT_SPEC: Final = RowSpec(
     table="invoice_payments",
     subject="invoice_payment",
     rank_of=_rank_of_payment,

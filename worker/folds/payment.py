@@ -94,7 +94,7 @@ def base(row: Row, *, failed_at: datetime | None) -> Row:
     if not is_open(row):
         return dict(row)
     own: Row = {**row, "paid_at": None, "failed_at": failed_at}
-    checkout_session.SHAPE.infer(own)
+    checkout_session.ROW_SPEC.infer(own)
     return own
 
 
@@ -104,10 +104,10 @@ def settle(joined: Joined, payment: Payment) -> Joined:
     if decision is None:
         return joined
     row: Row = {**joined.row, "status": decision.status, f"{decision.status}_at": decision.at}
-    own = checkout_session.SHAPE.anomalies(joined.row)
+    own = checkout_session.ROW_SPEC.anomalies(joined.row)
     others = [each for each in joined.anomalies if each not in own]
     return structs.replace(
-        joined, row=row, anomalies=(*others, *checkout_session.SHAPE.anomalies(row)), decided_by=decision.by
+        joined, row=row, anomalies=(*others, *checkout_session.ROW_SPEC.anomalies(row)), decided_by=decision.by
     )
 
 

@@ -41,6 +41,6 @@ def _reported(intent: PaymentIntent) -> Reported:
     return Reported(carried(status=intent.status, canceled_at=moment(intent.canceled_at)))
 
 
-SHAPE: Final = RowSpec(
+ROW_SPEC: Final = RowSpec(
     table="payment_intents", subject="payment_intent", empty=dict.fromkeys(("status", "canceled_at"))
 )

@@ -59,7 +59,7 @@ def _changes(before: Row | None, after: Row) -> list[Change]:
     return [Change(kind, known, {name: after[name] for name in _SHOWN})]
 
 
-SHAPE: Final = RowSpec(
+ROW_SPEC: Final = RowSpec(
     table="payment_links",
     subject="payment_link",
     empty=dict.fromkeys(("active", "url", "currency", "metadata", "created")),

@@ -123,7 +123,7 @@ def _stamp_of(row: Row) -> tuple[Value, ...]:
     return (max(updated, as_of) if updated is not None else as_of, as_of)  # type: ignore[type-var]  # both are times
 
 
-CONFIGURATION_SHAPE: Final = RowSpec(
+CONFIGURATION_SPEC: Final = RowSpec(
     table="portal_configurations",
     subject="portal_configuration",
     empty=dict.fromkeys(("active", "is_default", "name", "features", "login_page_url", "created", "updated")),
@@ -153,7 +153,7 @@ def fold_session(event: Event) -> tuple[Facts, ...]:
     )
 
 
-SESSION_SHAPE: Final = RowSpec(
+SESSION_SPEC: Final = RowSpec(
     table="portal_sessions",
     subject="portal_session",
     empty=dict.fromkeys(("configuration", "customer", "flow_type", "return_url", "created", "expired_at")),

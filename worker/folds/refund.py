@@ -93,7 +93,7 @@ _COLUMNS: Final = (
     *("status", "currency", "amount", "charge", "payment_intent", "reason", "failure_reason"),
     *("created", "failed_at"),
 )
-SHAPE: Final = RowSpec(
+ROW_SPEC: Final = RowSpec(
     table="refunds",
     subject="refund",
     empty=dict.fromkeys(_COLUMNS),

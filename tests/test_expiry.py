@@ -180,7 +180,10 @@ def test_unreadable_ended_sessions_delay_no_other(at: Stage) -> None:
     (session,) = at.open()
     at.faults.add(Fault.FAILED, method="GET", times=expiry.BATCH_MAX)
 
-    assert at.expire().counted == {"postponed": expiry.BATCH_MAX, "expired": 1}
+    # So many answers may take longer than a job has on a busy machine.
+    found = at.expire(at.context(seconds_max=60.0))
+
+    assert found.counted == {"postponed": expiry.BATCH_MAX, "expired": 1}
     assert at.status(session) == "expired"
 
 

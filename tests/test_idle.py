@@ -19,14 +19,14 @@ from worker.proof.digest import digests
 SHOP = shop_history(31, 30, money=True)
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
 LATER = datetime(2099, 1, 1, tzinfo=UTC)
-PATIENCE_MS = 100
+PATIENCE_MS = 300
 
 Linger = Callable[..., None]
 
 
 @pytest.fixture
 def shop(engine: Engine, database_url: str) -> Iterator[Engine]:
-    """Return an engine on a shop's tables, in a database that ends a session that idles in a transaction for 0.1 s."""
+    """Return an engine on a shop's tables, in a database that ends a session that idles in a transaction for 0.3 s."""
     ledger.record(engine, [ledger.delivery(event.body) for event in SHOP.events])
     ledger.fold(engine)
     name = conninfo_to_dict(database_url)["dbname"]

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Final, Generic, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler
 from pydantic.json_schema import JsonSchemaValue
 
-from schemas import kinds, search, tables
+from schemas import kinds, tables
 
 T = TypeVar("T")
 
@@ -48,6 +48,13 @@ class OneOf:
 
 
 SET_ASIDE: Final = "set_aside"
+FOUND_KINDS: Final = (
+    *("order", "charge", "refund", "dispute", "invoice", "credit_note"),
+    *("customer", "payment_link", "payment_intent", "event"),
+)
+"""What a search finds."""
+FOUND_ORDERS_MAX: Final = 10
+"""Orders that one hit of a search leads to: the newest."""
 EVERY_READER: Final = Audience(wants_personal=False)
 PERSONAL: Final = Audience(wants_personal=True)
 
@@ -560,7 +567,7 @@ class FoundOrder(Answer):
 class Hit(Answer):
     """An object that was found, and its orders."""
 
-    kind: Annotated[Public[str], OneOf(search.KINDS)]
+    kind: Annotated[Public[str], OneOf(FOUND_KINDS)]
     account: Id
     livemode: bool
     id: Id
@@ -569,7 +576,7 @@ class Hit(Answer):
     currency: Word | None
     amount: int | None
     created: datetime | None
-    orders: list[FoundOrder] = Field(description=f"newest first, at most {search.ORDERS_MAX}")
+    orders: list[FoundOrder] = Field(description=f"newest first, at most {FOUND_ORDERS_MAX}")
 
 
 class Found(Answer):

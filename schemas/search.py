@@ -30,26 +30,16 @@ from sqlalchemy import (
 from sqlalchemy.types import TypeEngine
 
 from schemas import currencies, lookup, tables
+from schemas.answers import FOUND_KINDS, FOUND_ORDERS_MAX
 
 HITS_MAX: Final = 20
-ORDERS_MAX: Final = 10
-"""Orders that one hit leads to: the newest."""
 
 _NEWEST: Final[ColumnElement[Any]] = literal_column(tables.NEWEST)
-_OBJECTS: Final[Mapping[str, Table]] = {
-    "order": tables.orders,
-    "charge": tables.charges,
-    "refund": tables.refunds,
-    "dispute": tables.disputes,
-    "invoice": tables.invoices,
-    "credit_note": tables.credit_notes,
-    "customer": tables.customers,
-    "payment_link": tables.payment_links,
-    "payment_intent": tables.payment_intents,
-    "event": tables.inbox,
-}
-"""The tables of the kinds of hits."""
-KINDS: Final = tuple(_OBJECTS)
+_TABLES: Final = (
+    *(tables.orders, tables.charges, tables.refunds, tables.disputes, tables.invoices, tables.credit_notes),
+    *(tables.customers, tables.payment_links, tables.payment_intents, tables.inbox),
+)
+_OBJECTS: Final[Mapping[str, Table]] = dict(zip(FOUND_KINDS, _TABLES, strict=True))
 _SHOWN: Final[Mapping[str, TypeEngine[Any]]] = {
     "status": Text(),
     "currency": Text(),
@@ -182,14 +172,14 @@ def _orders_of(connection: Connection, hit: Mapping[str, Any]) -> list[FoundOrde
             select(*columns)
             .where(_is_of(orders, hit), orders.c[name] == value)
             .order_by(_NEWEST.desc())
-            .limit(ORDERS_MAX)
+            .limit(FOUND_ORDERS_MAX)
             .subquery()
         )
         for name, value in sorted(names)
     ]
     # An order may be found by its intent and by its invoice.
     found = union(*of_each).subquery()
-    query = select(found).order_by(found.c.created.desc().nulls_last(), found.c.id).limit(ORDERS_MAX)
+    query = select(found).order_by(found.c.created.desc().nulls_last(), found.c.id).limit(FOUND_ORDERS_MAX)
     return [FoundOrder(*row) for row in connection.execute(query)]
 
 
@@ -223,7 +213,7 @@ def _named_by(connection: Connection, hit: Mapping[str, Any], kind: str, id_: st
     elif kind in _OTHER_SIDE:
         table, other = tables.invoice_payments, _OTHER_SIDE[kind]
         query = select(table.c[other]).where(_is_of(table, hit), table.c[kind] == id_, table.c[other].is_not(None))
-        yield from ((other, value) for value in connection.scalars(query.limit(ORDERS_MAX)))
+        yield from ((other, value) for value in connection.scalars(query.limit(FOUND_ORDERS_MAX)))
 
 
 def _is_of(table: Table, hit: Mapping[str, Any]) -> ColumnElement[bool]:

@@ -11,7 +11,10 @@ NOTE_SECONDS: Final = 1.0
 
 
 class Pulse:
-    """Beats from now on, over a connection of its own: those of the reads may all be in use."""
+    """Writes the heartbeat of this web process from now on.
+
+    It has a connection of its own, because all connections for reads may be in use.
+    """
 
     def __init__(self, database_url: str) -> None:
         self._engine = database.engine(database_url, connections_max=1)

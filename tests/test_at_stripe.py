@@ -41,7 +41,7 @@ def poll(at: Stage, context: JobContext | None = None) -> JobResult:
 
 
 def fetch(at: Stage, context: JobContext | None = None) -> JobResult:
-    """Run the clock's job that reads due objects, and fold the result."""
+    """Run the clock's job that reads the objects that are due from Stripe, and fold what it recorded."""
     found = fetches.run_once(context or at.context())
     at.fold()
     return found

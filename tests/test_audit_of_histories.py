@@ -183,7 +183,7 @@ def is_there(thing: Thing) -> bool:
 
 
 def shown(thing: Thing) -> Body:
-    """Return an object as it is listed: a session with its lines, a deleted customer as its tombstone."""
+    """Return an object as Stripe lists it: a session with its lines, a deleted customer as id, type and ``deleted``."""
     if thing.table == "customers" and thing.facts["deleted"]:
         return {"id": thing.id, "object": "customer", "deleted": True}
     if thing.table == "orders":

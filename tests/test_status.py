@@ -147,7 +147,7 @@ def test_without_a_web_process_no_process_is_missed(engine: Engine) -> None:
 
 
 def test_seldom_sweeps(engine: Engine) -> None:
-    """With a sweep each minute a fold may take 4 sweeps and 10 seconds to beat."""
+    """With a sweep each minute, a fold slot is silent only after 4 sweeps and 10 seconds without a heartbeat."""
     beat_all(engine)
     beat(engine, "fold", age=249)
     assert silent(engine, PAYFOLD_SWEEP_SECONDS="60") == []

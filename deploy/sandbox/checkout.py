@@ -265,7 +265,7 @@ class Checkout(Invoices):
         return self.object_ids("payment_link")
 
     def expected_status(self, session: str) -> str:
-        """Return the truth of an order: open, processing, paid, failed, expired, or complete in setup mode.
+        """Return the status an order really has: open, processing, paid, failed, expired, or complete in setup mode.
 
         Events made with :meth:`emit` do not change it.
         """

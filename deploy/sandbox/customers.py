@@ -126,7 +126,7 @@ class Customers(Journal):
         return [copy_of(row) for row in reversed(self._ledgers[customer])]
 
     def expected_balance(self, customer: str, currency: str) -> int:
-        """Return the truth of a balance in minor units, negative for credit; 0 in a currency never used."""
+        """Return the balance a customer really has in minor units, negative for credit; 0 in a currency never used."""
         rows = [row for row in self._ledgers[customer] if row["currency"] == currency]
         return int(rows[-1]["ending_balance"]) if rows else 0
 

@@ -121,7 +121,7 @@ def test_failed_payment(shop: Account) -> None:
 
 
 def test_three_destinations(shop: Account) -> None:
-    """A paid amount is given back as a refund, to the balance and outside Stripe, all reported in one second."""
+    """A credit note gives a paid amount back in three parts: as a refund, to the balance, and outside Stripe."""
     invoice = paid_invoice(shop)
 
     note = shop.issue_credit_note(invoice, 1_000, refund=500, credit=300, out_of_band=200, reason="duplicate")

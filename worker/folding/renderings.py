@@ -244,8 +244,9 @@ SELECT (SELECT count(*) FROM marked) + (SELECT count(*) FROM queued)
 def examine(cursor: Cursor, seqs: Sequence[int]) -> dict[int, Choice]:
     """Choose among the copies of the events numbered *seqs*, which the caller has claimed, and write the choice.
 
-    Returns the choice for each event that has several copies. In a rebuild's schema nothing is written, because the
-    inbox belongs to the live schema, and copies that the live schema has not compared yet do not count.
+    Returns the choice for each event that has several copies. A rebuild's schema reads the inbox of the live schema and
+    may not change it. So in a rebuild nothing is written, and copies that the live schema has not compared yet are left
+    out.
     """
     is_own = _is_own(cursor)
     cursor.execute(_COPIES, (integer_array(seqs),), binary=True)

@@ -127,7 +127,7 @@ def _reports(after: Mapping[str, Any], previous: Mapping[str, Any]) -> bool:
 
 
 def _untyped(payload: bytes) -> Any:  # noqa: ANN401 - any JSON
-    """Return the JSON in *payload*, with its texts and numbers written in any way; None where it is not JSON."""
+    """Return the JSON in *payload*, decoded without types by ``mending.decode``; None if it is not JSON."""
     try:
         return mending.decode(payload)
     except ValueError:

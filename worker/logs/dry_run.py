@@ -178,7 +178,7 @@ class _Notes:
         )
 
     def has_object_of(self, subject: Subject) -> bool:
-        """Return whether the log has events of the object of *subject*."""
+        """Return whether the log has an event that may change the facts of the object that makes the row *subject*."""
         key = (_encoded(subject.account, subject.livemode, subject.source),)
         return self._file.execute("SELECT 1 FROM said WHERE object = ? LIMIT 1", key).fetchone() is not None
 

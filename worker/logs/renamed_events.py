@@ -193,7 +193,7 @@ class _Pair:
 
 
 def pairs_of(cursor: Cursor, new: str, seqs: Sequence[int]) -> list[_Pair]:
-    """Return those of the old name's events *seqs* that the *new* one has too."""
+    """Return a pair for each of the old name's events *seqs* that the *new* name has too; the lower number is kept."""
     cursor.execute(_DOUBLED, {"new": new, "seqs": integer_array(seqs)})
     return [_Pair(*row) for row in cursor.fetchall()]
 

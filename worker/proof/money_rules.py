@@ -3,9 +3,9 @@
 Note [Broken, or not provable]
     A rule is broken only if all values that it needs are known and disagree. If a value is not known, because no event
     reported it or its list is not complete, the row is *not provable*: a gap in knowledge, and no drift. Each rule
-    compares amounts of one currency. If two currencies may not differ and do, the rule is broken; amounts of two
-    currencies are never added up. A disagreement that one missing event can explain breaks no rule either, so a report
-    is compared only with what had ended before it.
+    compares amounts of one currency. If two amounts have to be in one currency and are not, the rule is broken; amounts
+    of two currencies are never added up. A disagreement that one missing event can explain breaks no rule either. So an
+    amount that an object reported at some time is compared only with what is known to have happened by then.
 """
 
 from collections import Counter

@@ -34,12 +34,16 @@ _log = structlog.get_logger()
 
 
 class Step(Struct, omit_defaults=True):
-    """The result of one page of the list of a *kind*, in the world of *account* and *livemode*.
+    """One step of an audit of a *kind*, in the world of *account* and *livemode*: usually one page of its list.
 
-    This step adds *tally* to that of the kind. The next page begins after the object *after*. *ids* were on the page.
-    If the rows created since *above* were looked at, *open* are those of them that no page listed. *starts* are the
-    objects after which the remaining pages of a sample begin. Once all *is listed*, only the objects of the *open* rows
-    are left to be asked for. A step that *is restart* makes the audit list all earlier pages again.
+    This step adds *tally* to the counts of the kind. *ids* are the objects that it looked at. The next page begins
+    after the object *after*. *starts* are the objects after which the remaining pages of a sample begin; None as long
+    as the list is followed page by page.
+
+    From time to time the tables are searched for rows that no page has listed so far. The step then has these rows in
+    *open*, and in *above* the time from which the next search goes on to older rows. With *is_listed* no page is left
+    to be listed, and only the objects of the *open* rows are asked for, one by one. With *is_done* these are done, too.
+    With *is_restart* the steps before this one no longer count, and the list begins again at its top.
     """
 
     account: str

@@ -12,6 +12,8 @@ _ZERO_DECIMAL: Final = frozenset(
 )
 _THREE_DECIMAL: Final = frozenset(("bhd", "jod", "kwd", "omr", "tnd"))
 AMOUNT_MAX: Final = 2**63 - 1
+TEXT_MAX: Final = 64
+"""Characters of a text that is read as an amount."""
 _WRITTEN: Final = re.compile(r"(?:([a-z]{3})\s*)?([0-9](?:[0-9.,' ]*[0-9])?)\s*([a-z]{3})?", re.IGNORECASE | re.ASCII)
 _SEPARATORS: Final = ".,' "
 
@@ -40,7 +42,7 @@ def read(text: str) -> Amount | None:
 
     The last separator is the decimal one where no more digits follow it than the currency has; the others group.
     """
-    found = _WRITTEN.fullmatch(text.strip())
+    found = _WRITTEN.fullmatch(text.strip()) if len(text) <= TEXT_MAX else None
     if found is None or (found[1] is None) == (found[3] is None):
         return None
     currency = (found[1] or found[3]).lower()

@@ -126,11 +126,12 @@ def _queries(text: str, world: Mapping[str, Any]) -> Iterator[Select[Any]]:
     if is_email(text):
         for kind, column in (("order", tables.orders.c.customer_email), ("customer", tables.customers.c.email)):
             yield _query(kind, column.name, [func.lower(column) == func.lower(text)], world)
-    elif (amount := currencies.read(text)) is not None:
-        orders = tables.orders.c
-        wanted = [orders.currency == amount.currency, orders.amount_total == amount.minor]
-        yield _query("order", "amount_total", wanted, world)
     else:
+        # A reference may look like an amount, as ORD1001 does.
+        if (amount := currencies.read(text)) is not None:
+            orders = tables.orders.c
+            wanted = [orders.currency == amount.currency, orders.amount_total == amount.minor]
+            yield _query("order", "amount_total", wanted, world)
         for kind, table in _OBJECTS.items():
             for name in ("id", *_OTHER_NAMES.get(kind, ())):
                 yield _query(kind, name, lookup.where(table, {name: text, **world}), {})

@@ -117,6 +117,11 @@ def test_every_object_leads_to_its_order(engine: Engine) -> None:
         ("49.99 EUR", "order", "amount_total"),
     ]
 
+    ledger.execute(engine, ORDER, account="", livemode=False, id="cs_2", at=1)
+    ledger.execute(engine, "UPDATE orders SET client_reference_id = 'ORD1001' WHERE id = 'cs_2'")
+
+    # It looks like an amount of a currency ORD.
+    assert shown(found(engine, "ORD1001")) == [("order", "client_reference_id", ["cs_2"])]
     assert [(text, shown(found(engine, text))) for text, _, _ in names] == [
         (text, [(kind, matched, [paid])]) for text, kind, matched in names
     ]

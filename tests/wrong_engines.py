@@ -111,8 +111,8 @@ BREAKS = (
     Break(
         "the event that moved the rank does not begin the second",
         CHAIN,
-        "    if earlier.group[0].rank < edges[0].facts.rank:\n",
-        "    if False:\n",
+        "    if earlier.group[0].rank < edges[0].facts.rank and not any(",
+        "    if False and not any(",
     ),
     Break(
         "the ledger does not reveal twins",

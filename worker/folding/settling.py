@@ -158,7 +158,9 @@ def fold_again(cursor: Cursor, ways: Ways) -> None:
     """Queue the deciding events of the saved orders that *ways* lead to, and that a reading may have shown as paid.
 
     Only all their events show the time of the reading: see Note [A reading shows that it was paid, and not when] in
-    worker/folds/payment.py. Orders with an archived event stay as they are.
+    worker/folds/payment.py. Orders with an archived event stay as they are. An event that another worker has claimed is
+    passed over, because a transaction that holds the lock to append must not wait for another: that worker settles the
+    order later, and then sees what this one saved.
     """
     if ways.intents or ways.charges:
         cursor.execute(_FOLD_AGAIN, (*id_arrays(ways.intents), *id_arrays(ways.charges)))
@@ -166,15 +168,20 @@ def fold_again(cursor: Cursor, ways: Ways) -> None:
 
 _FOLD_AGAIN: Final = f"""
 WITH {_WAYS}
-INSERT INTO pending (seq, again)
-SELECT DISTINCT e.seq, true FROM ways AS w CROSS JOIN LATERAL (
-    SELECT account, livemode, event_id FROM orders
-    WHERE (orders.account, orders.livemode, orders.payment_intent) = (w.account, w.livemode, w.payment_intent)
-        AND {payment.OF_ORDER_READ}
-    OFFSET 0
-) AS o JOIN inbox AS e ON (e.account, e.livemode, e.id) = (o.account, o.livemode, o.event_id)
-WHERE EXISTS (SELECT FROM payloads AS p WHERE p.seq = e.seq)
-ON CONFLICT (seq) DO UPDATE SET again = true
+, due AS (
+    SELECT DISTINCT e.seq FROM ways AS w CROSS JOIN LATERAL (
+        SELECT account, livemode, event_id FROM orders
+        WHERE (orders.account, orders.livemode, orders.payment_intent) = (w.account, w.livemode, w.payment_intent)
+            AND {payment.OF_ORDER_READ}
+        OFFSET 0
+    ) AS o JOIN inbox AS e ON (e.account, e.livemode, e.id) = (o.account, o.livemode, o.event_id)
+    WHERE EXISTS (SELECT FROM payloads AS p WHERE p.seq = e.seq)
+), added AS (
+    INSERT INTO pending (seq, again) SELECT seq, true FROM due ON CONFLICT (seq) DO NOTHING
+), free AS (
+    SELECT p.seq FROM pending AS p JOIN due USING (seq) WHERE NOT p.again FOR UPDATE OF p SKIP LOCKED
+)
+UPDATE pending AS p SET again = true FROM free WHERE p.seq = free.seq
 """
 
 

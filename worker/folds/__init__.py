@@ -143,10 +143,10 @@ __all__ = [
     "API_VERSION",
     "FOLDS",
     "FOLD_VERSION",
-    "SHAPES",
+    "ROW_SPECS",
     "STRIPE_TYPES",
     "TABLES_OF_OBJECT",
     "Verdict",
+    "ignored_by_operator",
     "judge",
-    "set_aside",
 ]

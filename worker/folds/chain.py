@@ -103,7 +103,7 @@ class Rules:
     possible. *rows* holds, by event, the facts of another row of the object that shares its order. *testimony* holds,
     by stamp, the steps that another source lists. The chain begins in the state *start*, if that fits. Without
     *may_repeat* no event is the twin of another. With *counts* there is also a doubt if it is uncertain how often that
-    other row was moved.
+    other row was moved. *ranks* are the ranks of the states, by their ``status``.
     """
 
     names: Collection[str]
@@ -113,6 +113,14 @@ class Rules:
     start: Mapping[str, Value] = field(default_factory=dict)
     may_repeat: bool = True
     counts: bool = False
+    ranks: Mapping[str, int] = field(default_factory=dict)
+
+    def shows_rise(self, facts: Facts) -> bool:
+        """Return whether the previous attributes of an event show that it raised the rank."""
+        if facts.before is None:
+            return False
+        rank = self.ranks.get(str(facts.before.get("status")))
+        return rank is not None and rank < facts.rank
 
     def moves(self, facts: Facts) -> bool:
         """Return whether an event moved the row that shares its order; False if that is not to be counted."""
@@ -401,11 +409,12 @@ def _beginnings(
     """
     earlier = course.earlier_than(edges[0].facts.position)
     before = _before_readings(earlier, edges, names, rules)
-    return [_starts(edges, names, course, each) for each in ([earlier] if before is earlier else [before, earlier])]
+    ways = [earlier] if before is earlier else [before, earlier]
+    return [_starts(edges, names, course, each, rules) for each in ways]
 
 
 def _starts(
-    edges: Sequence[_Edge], names: Sequence[str], course: _Course, earlier: _Course | None
+    edges: Sequence[_Edge], names: Sequence[str], course: _Course, earlier: _Course | None, rules: Rules
 ) -> list[Hashable | None]:
     """Return the states in which *edges* of *course* may begin after *earlier*. None stands for any state."""
     found: list[Hashable | None] = [_NOTHING] if any(edge.before is _NOTHING for edge in edges) else []
@@ -419,7 +428,7 @@ def _starts(
         edge.before for edge in edges if edge.before is not _NOTHING and _state(_before(edge.facts), shared) == known
     ]
     found += fitting or [known]
-    if earlier.group[0].rank < edges[0].facts.rank:
+    if earlier.group[0].rank < edges[0].facts.rank and not any(rules.shows_rise(edge.facts) for edge in edges):
         found += _movers(edges)
     return list(dict.fromkeys(found))
 
@@ -479,7 +488,10 @@ def _known_of(carried: Mapping[str, Value], names: Sequence[str]) -> Hashable | 
 
 
 def _movers(edges: Sequence[_Edge]) -> Iterator[Hashable]:
-    """Yield the states after events that may have raised the rank, but do not report the state before."""
+    """Yield the states after events that may have raised the rank, but do not report the state before.
+
+    They are needed only where no event shows that it raised the rank.
+    """
     for edge in edges:
         if edge.facts.before is None and not edge.facts.is_observation:
             yield edge.after

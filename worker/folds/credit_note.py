@@ -355,6 +355,7 @@ ROW_SPEC: Final = RowSpec(
     changes=_changes,
     # A note may report that it has no refund or no balance transaction, and no column keeps that.
     keeps_all=False,
+    ranks=_RANKS,
 )
 
 LINE_SPEC: Final = RowSpec(
@@ -365,4 +366,5 @@ LINE_SPEC: Final = RowSpec(
     ),
     keeps_all=False,
     leader="credit_notes",
+    ranks=_RANKS,
 )

@@ -288,6 +288,7 @@ ROW_SPEC: Final = RowSpec(
         "deleted": False,
     },
     rank_of=_rank_of,
+    ranks=_RANKS,
     anomalies=_anomalies,
     changes=_changes,
 )
@@ -335,5 +336,6 @@ PAYMENT_SPEC: Final = RowSpec(
     empty=dict.fromkeys(("invoice", "payment_intent", "charge", "status", "currency", "amount_paid", "paid_at")),
     # A payment that was read from its invoice follows the invoice's order.
     leader="invoices",
+    ranks=_RANKS,
     is_led=lambda subject: not subject.id.startswith("inpay_"),
 )

@@ -9,7 +9,7 @@ Note [The row depends on the set alone]
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import cached_property
 from typing import Final
@@ -67,6 +67,8 @@ class RowSpec:
     ``leader`` is the table of another object, if the row shares that object's order; ``is_led`` picks the rows that
     have a leader. ``order`` orders the facts of a row and its leader where the chain alone does not.
 
+    ``ranks`` are those of the object by its ``status``, where previous attributes may report a lower one.
+
     With ``announces_steps`` the last step that implies a change is announced, even if later steps imply none.
 
     ``follow`` gets the row before a step, the step, and the row with the step laid over. In the last it sets what the
@@ -96,6 +98,7 @@ class RowSpec:
     order: Callable[[Sequence[Facts]], Path] | None = None
     announces_steps: bool = False
     follow: Callable[[Row, Facts, Row], bool] = _follow_nothing
+    ranks: Mapping[str, int] = field(default_factory=dict)
 
     @cached_property
     def names(self) -> frozenset[str]:
@@ -228,8 +231,9 @@ def in_order(spec: RowSpec, facts: Iterable[Facts]) -> Path:
         return spec.order(known)
     leading = [each for each in known if each.subject.table == spec.leader]
     if not leading:
-        return chain.order(known, Rules(spec.names, prefer=spec.prefer))
-    rules = Rules(spec.names, rows={each.event_id: each for each in known if each.subject.table == spec.table})
+        return chain.order(known, Rules(spec.names, prefer=spec.prefer, ranks=spec.ranks))
+    rows = {each.event_id: each for each in known if each.subject.table == spec.table}
+    rules = Rules(spec.names, rows=rows, ranks=spec.ranks)
     led_by = {each.event_id for each in leading}
     alone = [each for each in rules.rows.values() if each.event_id not in led_by]
     return chain.of_rows(chain.order([*leading, *alone], rules), rules)

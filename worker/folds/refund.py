@@ -98,5 +98,6 @@ ROW_SPEC: Final = RowSpec(
     subject="refund",
     empty=dict.fromkeys(_COLUMNS),
     rank_of=_rank_of,
+    ranks=_RANKS,
     anomalies=lambda row: unknown_status(row, _RANKS),
 )

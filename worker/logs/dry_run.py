@@ -39,7 +39,7 @@ from schemas.own_events import EVENT_IGNORED
 from worker import folds
 from worker.folding import settling
 from worker.folding.claim import event_of_delivery
-from worker.folding.joining import facts_of
+from worker.folding.joining import facts_at_hand, facts_of
 from worker.folding.rows import load_rows
 from worker.folds import credit_note, join, payment
 from worker.folds.facts import Event, Facts, Row, Subject
@@ -80,7 +80,7 @@ def plan(engine: Engine, logs: Reading) -> Plan:
         while some := list(islice(objects, OBJECTS_AT_ONCE)):
             with database.transaction(engine) as connection, database.cursor(connection) as cursor:
                 _compare(cursor, some, notes, groups)
-        while left_open := notes.take_left_open(OBJECTS_AT_ONCE):
+        for left_open in notes.left_open(OBJECTS_AT_ONCE):
             with database.transaction(engine) as connection, database.cursor(connection) as cursor:
                 _settle(cursor, left_open, notes, groups)
     return Plan(counts, groups.rows())
@@ -120,6 +120,9 @@ def _read_at(row: Row, facts: Iterable[Facts]) -> datetime | None:
     return cast("datetime", at) if sources == {"observation"} else None
 
 
+_LEFT_OPEN: Final = "SELECT subject, own FROM left_open WHERE subject > ? ORDER BY subject LIMIT ?"
+
+
 class _Notes:
     """The prediction for each event that would be new, and the facts of these events for each object."""
 
@@ -131,7 +134,7 @@ class _Notes:
             CREATE TABLE said (object BLOB, key BLOB, stands INT, facts BLOB, PRIMARY KEY (object, key, stands))
                 WITHOUT ROWID;
             CREATE INDEX said_by_event ON said (key);
-            CREATE TABLE left_open (subject BLOB PRIMARY KEY, own BLOB, is_taken INT) WITHOUT ROWID;
+            CREATE TABLE left_open (subject BLOB PRIMARY KEY, own BLOB) WITHOUT ROWID;
             CREATE TABLE settling (subject BLOB PRIMARY KEY, intent BLOB, charge BLOB, row BLOB) WITHOUT ROWID;
             CREATE INDEX settling_by_intent ON settling (intent);
             CREATE INDEX settling_by_charge ON settling (charge);
@@ -184,14 +187,14 @@ class _Notes:
 
     def leave_open(self, subject: Subject, own: "_Open | None") -> None:
         """Keep the order or the note *subject*, to be settled at the end; *own* is None where it is one at rest."""
-        self._file.execute("INSERT OR IGNORE INTO left_open VALUES (?, ?, 0)", (_key(subject), _pickled(own)))
+        self._file.execute("INSERT OR IGNORE INTO left_open VALUES (?, ?)", (_key(subject), _pickled(own)))
 
-    def take_left_open(self, limit: int) -> "dict[Subject, _Open | None]":
-        """Return some of the open orders and notes that were not returned yet."""
-        query = "SELECT subject, own FROM left_open WHERE NOT is_taken ORDER BY subject LIMIT ?"
-        found = self._file.execute(query, (limit,)).fetchall()
-        self._file.executemany("UPDATE left_open SET is_taken = 1 WHERE subject = ?", [(key,) for key, _ in found])
-        return {_subject(key): pickle.loads(own) for key, own in found}  # noqa: S301 - our own
+    def left_open(self, limit: int) -> "Iterator[dict[Subject, _Open | None]]":
+        """Yield the open orders and notes, *limit* at a time."""
+        after = b""
+        while found := self._file.execute(_LEFT_OPEN, (after, limit)).fetchall():
+            yield {_subject(key): pickle.loads(own) for key, own in found}  # noqa: S301 - our own
+            after = found[-1][0]
 
     def keep_settling(self, subject: Subject, row: Row | None) -> None:
         """Keep a charge, a refund or a canceled intent as it would be; None where it would be gone."""
@@ -446,11 +449,13 @@ def _joined(facts: Mapping[Subject, list[Facts]]) -> dict[Subject, Joined]:
 
 def _settle(cursor: Cursor, left_open: Mapping[Subject, _Open | None], notes: _Notes, groups: _Groups) -> None:
     """Settle open orders and credit notes, and compare the results with the existing rows."""
-    at_rest = facts_of(
-        cursor, {subject for subject, found in left_open.items() if found is None}, {}, with_pending=True
-    )
+    resting = {subject for subject, each in left_open.items() if each is None}
+    # An order with archived events is settled as it is. A note needs all its events, so it stays as it is.
+    archived = {subject for subject, facts in facts_at_hand(cursor, resting) if facts is None}
+    at_rest = facts_of(cursor, resting - archived, {}, with_pending=True)
     found = {subject: each for subject, each in left_open.items() if each is not None}
     found |= {subject: _Open(each, _read_at(each.row, at_rest[subject])) for subject, each in _joined(at_rest).items()}
+    found |= {subject: _Open(each, None) for subject, (_, each) in settling.at_rest(cursor, archived).items()}
     own = {subject: each.joined for subject, each in found.items()}
     known = load_rows(cursor, own)
     is_open = settling.open_rows(own)

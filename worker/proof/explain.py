@@ -253,22 +253,26 @@ def _verdict_in_part(reports: dict[str, Any], decides: object) -> str:
     return f"it decides; {what}" if reports["id"] == decides else what
 
 
-_TOLD: Final = """
+_SPOKEN: Final = """
 WITH spoken AS (
     SELECT seq FROM inbox WHERE (account, livemode, object_id) = (%(account)s, %(livemode)s, %(source)s)
     UNION
     SELECT seq FROM mentions WHERE (account, livemode, object_id) = (%(account)s, %(livemode)s, %(source)s)
 )
+"""
+_TOLD: Final = f"""
+{_SPOKEN}
 SELECT e.* FROM spoken JOIN events AS e USING (seq)
 WHERE %(as_of)s::timestamptz IS NULL OR e.received_at <= %(as_of)s ORDER BY e.created, e.seq
 """
 
 
 def _require_few(cursor: Cursor, subject: Subject, events_max: int) -> None:
-    """Raise ConflictError where more than *events_max* events are about the object of *subject*."""
+    """Raise ConflictError where more than *events_max* events are about the object of *subject*, or mention it."""
+    wanted = {"account": subject.account, "livemode": subject.livemode, "source": subject.source}
     cursor.execute(
-        "SELECT count(*) FROM (SELECT FROM inbox WHERE (account, livemode, object_id) = (%s, %s, %s) LIMIT %s) AS few",
-        (subject.account, subject.livemode, subject.source, events_max + 1),
+        f"{_SPOKEN} SELECT count(*) FROM (SELECT FROM spoken LIMIT %(limit)s) AS few",
+        {**wanted, "limit": events_max + 1},
     )
     if cursor.fetchall()[0][0] > events_max:
         raise ConflictError(f"More than {events_max:,} events are about {subject.id}: use the explain command for it.")

@@ -61,8 +61,6 @@ FACTS_BUFFERED_MAX: Final = 20_000
 ROWS_READ: Final = 1_000
 CATCH_UP_EVENTS: Final = 500
 
-"""Called with the name of the step, how much of it is done, and how much there is to do."""
-
 _log = structlog.get_logger()
 
 

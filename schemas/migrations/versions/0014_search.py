@@ -8,13 +8,15 @@ branch_labels = None
 depends_on = None
 
 _STATEMENTS = """
-DROP INDEX orders_customer_email;
+ALTER INDEX orders_customer_email RENAME TO orders_customer_email_as_written;
 CREATE INDEX orders_customer_email ON orders (lower(customer_email)) WHERE customer_email IS NOT NULL;
 CREATE INDEX orders_amount ON orders
     (currency, amount_total, (COALESCE(created, '-infinity'::timestamp with time zone)));
 CREATE INDEX customers_email ON customers (lower(email)) WHERE email IS NOT NULL;
 CREATE INDEX invoices_number ON invoices (number) WHERE number IS NOT NULL;
 CREATE INDEX credit_notes_number ON credit_notes (number) WHERE number IS NOT NULL;
+-- Last, since it keeps readers away until the end of the transaction.
+DROP INDEX orders_customer_email_as_written;
 """
 _BACK = """
 DROP INDEX credit_notes_number;

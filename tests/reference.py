@@ -43,6 +43,13 @@ class ReadWithin(TooMany):
     """
 
 
+class RefundOfNote(TooMany):
+    """A note of an old API version names a refund that is known, and that may show how much of the note it was.
+
+    The reference does not lay refunds on notes: tests/test_parts_of_notes.py has these cases by hand.
+    """
+
+
 @dataclass(frozen=True)
 class Known:
     """A row before charges settle it, the rows that are its parts, and whether the order of its events is in doubt."""
@@ -56,13 +63,16 @@ def tables_of(bodies: Iterable[bytes], *, account: str = "") -> dict[Subject, Ro
     """Return the rows of the events in *bodies*; the first rendering of each id counts.
 
     Raises:
-        TooMany: the orders of a second cannot all be tried.
+        TooMany: the orders of a second cannot all be tried, or a refund may show the parts of a note.
     """
     found: dict[Subject, Row] = {}
     for subject, known in account_of(bodies, account=account).items():
         if known is None:
             raise TooMany
         found |= {subject: known.row, **known.parts}
+    notes = {subject: row for subject, row in found.items() if subject.table == "credit_notes" and row.get("refund")}
+    if any(Subject("refunds", note.account, note.livemode, row["refund"]) in found for note, row in notes.items()):
+        raise RefundOfNote
     return found | settled(found)
 
 

@@ -1125,3 +1125,52 @@ def test_empty_features() -> None:
         object_ = {"id": "bpc_1", "object": "billing_portal.configuration", "features": features}
         (found,) = facts(envelopes.event("evt_1", "billing_portal.configuration.updated", T, object_))
         assert found.columns["features"] == read
+
+
+READ_ORDER: Row = {
+    **OPEN_ORDER,
+    "status": "paid",
+    "payment_status": "paid",
+    "paid_at": at(T + 100),
+    "completed_at": at(T + 1),
+    "as_of": at(T + 200),
+}
+
+
+@pytest.mark.parametrize(
+    ("known", "expected"),
+    [
+        (Payment([of_charge("ch_1", captured_at=at(T + 20))], [], read_at=at(T + 100)), (20, "evt_ch_1")),
+        # A reading is dated up to five seconds before the state that it saw.
+        (Payment([of_charge("ch_1", captured_at=at(T + 94))], [], read_at=at(T + 100)), (94, "evt_ch_1")),
+        (Payment([of_charge("ch_1", captured_at=at(T + 95))], [], read_at=at(T + 100)), None),
+        (Payment([of_charge("ch_1", captured_at=at(T + 150))], [], read_at=at(T + 100)), None),
+        (Payment([HELD], [], read_at=at(T + 100)), None),
+        (Payment([RELEASED], [], read_at=at(T + 100)), None),
+        (Payment([of_charge("ch_1", captured_at=at(T + 20))], []), None),
+    ],
+)
+def test_what_a_reading_leaves_to_a_charge(known: Payment, expected: tuple[int, str] | None) -> None:
+    """Where only a reading shows that an order is paid, a capture well before it gives the time, and nothing else."""
+    found = payment.decide(READ_ORDER, known)
+
+    shown = None if found is None else (found.status, found.at, found.by.event_id)
+    assert shown == (None if expected is None else ("paid", at(T + expected[0]), expected[1]))
+
+
+def test_which_orders_a_reading_may_have_shown() -> None:
+    """Those that are paid at a time that is neither the one of the deciding event nor that of the completion."""
+    assert payment.may_be_read({**READ_ORDER, "event_id": "evt_1"})
+    assert payment.is_unsettled({**READ_ORDER, "event_id": "evt_1"})
+    for name, value in (
+        ("payment_status", "unpaid"),
+        ("session_status", "open"),
+        ("paid_at", None),
+        ("payment_intent", None),
+        ("as_of", at(T + 100)),
+        ("completed_at", at(T + 100)),
+    ):
+        assert not payment.may_be_read({**READ_ORDER, "event_id": "evt_1", name: value}), name
+    decided_by_a_reading = {**READ_ORDER, "event_id": "obs_1", "as_of": at(T + 100)}
+    assert payment.may_be_read(decided_by_a_reading)
+    assert payment.base(READ_ORDER, failed_at=at(T + 5)) == READ_ORDER

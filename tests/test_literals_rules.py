@@ -1174,3 +1174,50 @@ def test_which_orders_a_reading_may_have_shown() -> None:
     decided_by_a_reading = {**READ_ORDER, "event_id": "obs_1", "as_of": at(T + 100)}
     assert payment.may_be_read(decided_by_a_reading)
     assert payment.base(READ_ORDER, failed_at=at(T + 5)) == READ_ORDER
+
+
+RISES: Mapping[str, tuple[Json, str, Json, Json, str, str]] = {
+    # An object as it was a second before; the event of its new state, and the changed keys; the event that lists what
+    # it was, a state that no other event shows.
+    "invoices": (
+        {"id": "in_1", "object": "invoice", "status": "draft", "number": None, "currency": "usd"},
+        "invoice.paid",
+        {"status": "paid", "number": "A-1"},
+        {"status": "open"},
+        "invoice.created",
+        "invoice.updated",
+    ),
+    "credit_notes": (
+        {"id": "cn_1", "object": "credit_note", "status": "issued", "memo": None, "currency": "usd"},
+        "credit_note.voided",
+        {"status": "void", "memo": "b"},
+        {"status": "issued", "memo": "a"},
+        "credit_note.created",
+        "credit_note.updated",
+    ),
+    "refunds": (
+        {"id": "re_1", "object": "refund", "status": "pending", "reason": None, "currency": "usd"},
+        "refund.updated",
+        {"status": "succeeded", "reason": "b"},
+        {"status": "pending", "reason": "a"},
+        "refund.created",
+        "refund.updated",
+    ),
+}
+
+
+@pytest.mark.parametrize("table", RISES)
+def test_the_event_that_lists_the_rise_comes_first(table: str) -> None:
+    """Of three events of one second the one that lists the state before it is the first, whatever its id is."""
+    about, kind, changes, before, created, updated = RISES[table]
+    after = {**about, **changes}
+    bodies = [
+        envelopes.event("evt_0", created, T, about),
+        envelopes.event("evt_1", kind, T + 1, after),
+        envelopes.event("evt_2", kind, T + 1, after),
+        envelopes.event("evt_9", updated, T + 1, after, before=before),
+    ]
+
+    found = joined(Subject(table, "", False, str(about["id"])), *bodies)  # noqa: FBT003 - a part of the key
+
+    assert (found.row["status"], found.row["event_id"]) == (changes["status"], "evt_2")

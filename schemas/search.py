@@ -3,7 +3,7 @@
 Each hit leads to its orders: a refund by its charge's payment intent, an invoice by its payments.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime
 from typing import Any, Final
@@ -13,7 +13,6 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     DateTime,
-    RowMapping,
     Select,
     Table,
     Text,
@@ -27,6 +26,7 @@ from sqlalchemy import (
     union,
     union_all,
 )
+from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.types import TypeEngine
 
 from schemas import currencies, lookup, tables
@@ -109,17 +109,12 @@ def find(connection: Connection, text: str, *, account: str | None, livemode: bo
     """
     world = {"account": account, "livemode": livemode}
     found = union_all(*_queries(text.strip(), world)).subquery()
-    order = (found.c.created.desc().nulls_last(), found.c.kind, found.c.id, found.c.account, found.c.livemode)
-    rows = connection.execute(select(found).order_by(*order).limit(HITS_MAX + 1)).mappings().all()
-    return [Hit(**row, orders=_orders_of(connection, row)) for row in _once(rows)]
-
-
-def _once(rows: Iterable[RowMapping]) -> list[dict[str, Any]]:
-    """Return each object once, though it may be found by several of its columns."""
-    found: dict[tuple[object, ...], dict[str, Any]] = {}
-    for row in rows:
-        found.setdefault(tuple(row[name] for name in ("kind", "account", "livemode", "id")), dict(row))
-    return list(found.values())
+    # An object may be found by several of its columns.
+    key = [found.c[name] for name in ("kind", "account", "livemode", "id")]
+    once = select(found).ext(distinct_on(*key)).order_by(*key, found.c.matched).subquery()
+    order = (once.c.created.desc().nulls_last(), once.c.kind, once.c.id, once.c.account, once.c.livemode)
+    rows = connection.execute(select(once).order_by(*order).limit(HITS_MAX + 1)).mappings().all()
+    return [Hit(**row, orders=_orders_of(connection, dict(row))) for row in rows]
 
 
 def _queries(text: str, world: Mapping[str, Any]) -> Iterator[Select[Any]]:

@@ -117,15 +117,23 @@ ways AS MATERIALIZED (
     ) AS c
 )
 """
-_FOUND: Final = f"""
-WITH {_WAYS}
-SELECT w.account, w.livemode, o.id FROM ways AS w CROSS JOIN LATERAL (
-    SELECT id FROM orders
-    WHERE (orders.account, orders.livemode, orders.payment_intent) = (w.account, w.livemode, w.payment_intent)
-        AND {payment.OF_ORDER_OPEN}
-    OFFSET 0
-) AS o ORDER BY 1, 2, 3
-"""
+
+
+def _leading_to(condition: str) -> str:
+    """Return the statement that finds the saved orders of some ways that meet a *condition*."""
+    return f"""
+    WITH {_WAYS}
+    SELECT w.account, w.livemode, o.id FROM ways AS w CROSS JOIN LATERAL (
+        SELECT id FROM orders
+        WHERE (orders.account, orders.livemode, orders.payment_intent) = (w.account, w.livemode, w.payment_intent)
+            AND {condition}
+        OFFSET 0
+    ) AS o ORDER BY 1, 2, 3
+    """
+
+
+_FOUND: Final = _leading_to(payment.OF_ORDER_OPEN)
+_READ: Final = _leading_to(payment.OF_ORDER_READ)
 _FOUND_NOTES: Final = """
 SELECT k.account, k.livemode, n.id FROM unnest(%s::text[], %s::boolean[], %s::text[]) AS k (account, livemode, refund)
 CROSS JOIN LATERAL (
@@ -143,17 +151,6 @@ def read_by(cursor: Cursor, ways: Ways) -> list[Subject]:
     return [Subject("orders", *row) for row in cursor.fetchall()]
 
 
-_READ: Final = f"""
-WITH {_WAYS}
-SELECT w.account, w.livemode, o.id FROM ways AS w CROSS JOIN LATERAL (
-    SELECT id FROM orders
-    WHERE (orders.account, orders.livemode, orders.payment_intent) = (w.account, w.livemode, w.payment_intent)
-        AND {payment.OF_ORDER_READ}
-    OFFSET 0
-) AS o ORDER BY 1, 2, 3
-"""
-
-
 def fold_again(cursor: Cursor, ways: Ways) -> None:
     """Queue the deciding events of the saved orders that *ways* lead to, and that a reading may have shown as paid.
 
@@ -162,18 +159,16 @@ def fold_again(cursor: Cursor, ways: Ways) -> None:
     passed over, because a transaction that holds the lock to append must not wait for another: that worker settles the
     order later, and then sees what this one saved.
     """
-    if ways.intents or ways.charges:
-        cursor.execute(_FOLD_AGAIN, (*id_arrays(ways.intents), *id_arrays(ways.charges)))
+    if read := read_by(cursor, ways):
+        cursor.execute(_FOLD_AGAIN, id_arrays(read))
 
 
-_FOLD_AGAIN: Final = f"""
-WITH {_WAYS}
-, due AS (
-    SELECT DISTINCT e.seq FROM ways AS w CROSS JOIN LATERAL (
-        SELECT account, livemode, event_id FROM orders
-        WHERE (orders.account, orders.livemode, orders.payment_intent) = (w.account, w.livemode, w.payment_intent)
-            AND {payment.OF_ORDER_READ}
-        OFFSET 0
+_FOLD_AGAIN: Final = """
+WITH due AS (
+    SELECT DISTINCT e.seq FROM unnest(%s::text[], %s::boolean[], %s::text[]) AS k (account, livemode, id)
+    CROSS JOIN LATERAL (
+        SELECT account, livemode, event_id FROM orders AS o
+        WHERE (o.account, o.livemode, o.id) = (k.account, k.livemode, k.id) OFFSET 0
     ) AS o JOIN inbox AS e ON (e.account, e.livemode, e.id) = (o.account, o.livemode, o.event_id)
     WHERE EXISTS (SELECT FROM payloads AS p WHERE p.seq = e.seq)
 ), added AS (

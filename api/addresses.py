@@ -3,7 +3,7 @@
 Note [An id may be any text]
     Stripe's ids are plain, but the inbox keeps every signed event, and an id may hold a slash, a question mark or a
     percent sign. A server decodes the path as a whole, after which ``/v1/orders/a%2Fexpire`` (the order ``a/expire``)
-    and ``/v1/orders/a/expire`` (the act on the order ``a``) are the same. So the path of a request to ``/v1`` is
+    and ``/v1/orders/a/expire`` (the act on the order ``a``) are the same. So the path of a request is
     written again from the bytes that were sent, each segment encoded on its own, and ``Id`` decodes the segment that a
     route took as an id. An id may also hold an unencoded slash, as long as the address then means no other route: a
     route's id is declared as ``{...:id}``, and routes with more segments come before.
@@ -23,7 +23,6 @@ from api.tokens import require
 from schemas.events import TEXT_CHARACTERS_MAX
 from schemas.settings import Token
 
-PREFIX: Final = b"/v1/"
 # PostgreSQL's texts hold any character but this one.
 NO_NUL: Final = r"^[^\x00]*$"
 
@@ -48,9 +47,9 @@ Id = Annotated[str, BeforeValidator(unquote), Path(max_length=TEXT_CHARACTERS_MA
 
 
 def encode_segments(scope: Scope) -> None:
-    """Write the path of *scope* again, with each segment percent-encoded, where it is one of ``/v1``."""
+    """Write the path of *scope* again, with each segment percent-encoded."""
     sent: bytes = scope.get("raw_path") or b""
-    if sent.startswith(PREFIX):
+    if sent:
         scope["path"] = "/".join(quote(unquote(segment), safe="") for segment in sent.decode("ascii").split("/"))
 
 

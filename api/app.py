@@ -22,8 +22,10 @@ from api import (
     explanations,
     headers,
     health,
+    pages,
     problems,
     reads,
+    related,
     search,
     webhook,
 )
@@ -103,12 +105,13 @@ class Application:
         self.fastapi.state.room = self._room = Room()
         self.fastapi.state.body_seconds_max = body_seconds_max
         known = Depends(addresses.known_parameters)
-        shown = (explanations.router, reads.router, search.router)
+        shown = (explanations.router, related.router, reads.router, search.router)
         for router in (*shown, actions.router, changes.router, health.operations):
             self.fastapi.include_router(router, dependencies=[known], responses=problems.declared(401, 403, 422, 503))
         self.fastapi.include_router(health.probes)
         problems.install(self.fastapi, actions.router.routes)
         documentation.install(self.fastapi)
+        pages.install(self.fastapi)
         self._webhook: Webhook | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

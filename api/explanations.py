@@ -25,7 +25,11 @@ AsOf = Annotated[
 ]
 
 
-def _explained(request: Request, table: str, id_: str, **asked: Any) -> answers.Explanation:  # noqa: ANN401 - parameters of the routes
+def explained(request: Request, table: str, id_: str, **asked: Any) -> answers.Explanation:  # noqa: ANN401 - parameters of the routes
+    """Return the explanation of the row *id_* of *table*, as it was *asked* for: ``account``, ``livemode``, ``as_of``.
+
+    Without ``sees`` it is without personal data.
+    """
     engine = request.app.state.engine
     with reads.reading(engine) as connection:
         world = lookup.world_of(connection, id_, account=asked["account"], livemode=asked["livemode"])
@@ -45,7 +49,7 @@ def explain_order(
     livemode: Livemode = None,
 ) -> answers.Explanation:
     """Explain an order."""
-    return _explained(request, "orders", order_id, sees=sees, as_of=as_of, account=account, livemode=livemode)
+    return explained(request, "orders", order_id, sees=sees, as_of=as_of, account=account, livemode=livemode)
 
 
 @router.get("/credit-notes/{note_id:id}/explanation", tags=["credit notes"], responses=problems.declared(404, 409))
@@ -58,7 +62,7 @@ def explain_credit_note(
     livemode: Livemode = None,
 ) -> answers.Explanation:
     """Explain a credit note."""
-    return _explained(request, "credit_notes", note_id, sees=sees, as_of=as_of, account=account, livemode=livemode)
+    return explained(request, "credit_notes", note_id, sees=sees, as_of=as_of, account=account, livemode=livemode)
 
 
 @router.get("/payment-links/{link_id:id}/explanation", tags=["payment links"], responses=problems.declared(404, 409))
@@ -71,7 +75,7 @@ def explain_payment_link(
     livemode: Livemode = None,
 ) -> answers.Explanation:
     """Explain a payment link."""
-    return _explained(request, "payment_links", link_id, sees=sees, as_of=as_of, account=account, livemode=livemode)
+    return explained(request, "payment_links", link_id, sees=sees, as_of=as_of, account=account, livemode=livemode)
 
 
 @router.get("/customers/{customer_id:id}/explanation", tags=["customers"], responses=problems.declared(404, 409))
@@ -84,4 +88,4 @@ def explain_customer(
     livemode: Livemode = None,
 ) -> answers.Explanation:
     """Explain a customer; a balance is explained by the command."""
-    return _explained(request, "customers", customer_id, sees=sees, as_of=as_of, account=account, livemode=livemode)
+    return explained(request, "customers", customer_id, sees=sees, as_of=as_of, account=account, livemode=livemode)

@@ -43,8 +43,13 @@ def _holder(tokens: tuple[Token, ...], credentials: HTTPAuthorizationCredentials
         raise Unauthorized("No token is configured here: make one with `payfold tokens new` and set PAYFOLD_TOKENS.")
     if credentials is None:
         raise Unauthorized("This wants a bearer token.")
-    given = hashlib.sha256(credentials.credentials.encode()).hexdigest()
-    found = [token for token in tokens if hmac.compare_digest(token.sha256, given)]
-    if not found:
+    found = of_text(tokens, credentials.credentials)
+    if found is None:
         raise Unauthorized("This bearer token is not known here.")
-    return found[0]
+    return found
+
+
+def of_text(tokens: tuple[Token, ...], text: str) -> Token | None:
+    """Return the one of *tokens* that *text* is; None where it is none of them."""
+    given = hashlib.sha256(text.encode()).hexdigest()
+    return next((token for token in tokens if hmac.compare_digest(token.sha256, given)), None)

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from schemas import currencies
+from schemas.visible import visible
 
 PIPE_COLUMNS: Final = 1000
 """A table's width without a terminal, so that no line in a file, a pipe or a copy is broken."""
@@ -145,8 +146,7 @@ def shown(value: object) -> str:
     if isinstance(value, datetime):
         return f"{value.astimezone(UTC):%Y-%m-%d %H:%M:%S}"
     text = msgspec.json.encode(value).decode() if isinstance(value, (dict, list)) else str(value)
-    # A buyer's name could otherwise send control codes to the terminal.
-    return "".join(each if each.isprintable() or each == "\n" else repr(each)[1:-1] for each in text)
+    return visible(text)
 
 
 _IN_LINES: Final = ("payload",)

@@ -313,6 +313,32 @@ class Balance(Answer):
     )
 
 
+class Dispute(Shown):
+    """A dispute, or an inquiry that may become one, as its events report it."""
+
+    charge: Id | None
+    payment_intent: Id | None
+    status: Word | None
+    reason: Word | None
+    currency: Word | None
+    amount: int | None
+
+
+class RelatedTransaction(BalanceTransaction):
+    """A transaction of a balance, with its currency."""
+
+    currency: Word | None
+
+
+class Related(Answer):
+    """What else moved the money of an order, newest first; its charges and refunds are in its explanation."""
+
+    invoice: Invoice | None
+    credit_notes: list[CreditNote] = Field(description="of its invoice")
+    disputes: list[Dispute]
+    balance_transactions: list[RelatedTransaction] = Field(description="that name the order")
+
+
 class CustomerBalance(Answer):
     """A customer's balances, one for each currency; they are never added."""
 

@@ -1,0 +1,96 @@
+"""Orders: found by whatever a person has in hand, listed, and each with all that is known of it."""
+
+from typing import Annotated, Any, Final
+
+from fastapi import APIRouter, Query, Request, Response
+
+from api import actions, explanations, reads, related as money, search
+from api.addresses import Id
+from api.pages.rendering import PageRoute, back, link_within, page
+from api.pages.viewers import Operator, Reader
+from api.pages.worlds import Shown, Worlds
+from schemas import tables
+from schemas.errors import NotFoundError
+from schemas.search import is_email
+
+router: Final = APIRouter(route_class=PageRoute, include_in_schema=False)
+
+Text = Annotated[str, Query(max_length=255)]
+"""A field of a form that was left empty is an empty text."""
+
+
+@router.get("/search")
+def show_search(request: Request, viewer: Reader, worlds: Shown, q: Text = "") -> Response:
+    """Find what a person has in hand; a single order is shown at once."""
+    text, world = q.strip(), worlds.shown
+    if not text:
+        return page(request, "search.html.j2", viewer, worlds, text="", found=None, fault=None, elsewhere=[])
+    if is_email(text) and not viewer.sees:
+        fault = "An email is searched for with a token of the scope personal."
+        return page(request, "search.html.j2", viewer, worlds, text=text, found=None, fault=fault, elsewhere=[])
+    found = search.find(request, text, viewer.sees, world.account, world.livemode)
+    elsewhere = [] if found.data else _elsewhere(request, text, viewer.sees, worlds)
+    return page(request, "search.html.j2", viewer, worlds, text=text, found=found, fault=None, elsewhere=elsewhere)
+
+
+def _elsewhere(request: Request, text: str, sees: bool, worlds: Worlds) -> list[Any]:  # noqa: FBT001 - as the route has it
+    """Return the other worlds in which *text* is found."""
+    hits = search.find(request, text, sees).data
+    return [each for each in worlds.known if any((hit.account, hit.livemode) == (each.account, each.livemode) for hit in hits)]
+
+
+@router.get("/orders")
+def list_orders(
+    request: Request,
+    viewer: Reader,
+    worlds: Shown,
+    status: Text = "",
+    customer: Text = "",
+    payment_link: Text = "",
+    cursor: str | None = None,
+) -> Response:
+    """List the orders of a world, newest first."""
+    world = worlds.shown
+    asked = {"status": status, "customer": customer, "payment_link": payment_link}
+    given = {name: value for name, value in asked.items() if value}
+    filters = reads.OrderFilters(**given, **world.asked, cursor=cursor)  # type: ignore[arg-type]  # read as from an address
+    found = reads.list_orders(request, filters, viewer.sees)
+    return page(
+        request, "orders.html.j2", viewer, worlds,
+        found=found, given=given, statuses=tables.ORDER_STATUSES,
+    )  # fmt: skip
+
+
+@router.get("/orders/{order_id:id}")
+def show_order(
+    request: Request,
+    viewer: Reader,
+    worlds: Shown,
+    order_id: Id,
+    as_of: explanations.AsOf = None,
+    done: str | None = None,
+) -> Response:
+    """Show an order: its columns, its money, and the timeline that explains them."""
+    world = worlds.shown
+    explained = explanations.explained(
+        request, "orders", order_id, sees=viewer.sees, as_of=as_of, account=world.account, livemode=world.livemode
+    )
+    try:
+        order = reads.show_order(request, order_id, viewer.sees, world.account, world.livemode)
+    except NotFoundError:
+        order = None
+    related = None
+    if order is not None:
+        related = money.show_related(request, order_id, viewer.sees, world.account, world.livemode)
+    return page(
+        request, "order.html.j2", viewer, worlds,
+        order_id=order_id, order=order, explained=explained, as_of=as_of, done=done, related=related,
+    )  # fmt: skip
+
+
+@router.post("/orders/{order_id:id}/expire")
+def expire_order(request: Request, viewer: Operator, worlds: Shown, order_id: Id) -> Response:
+    """Expire an open order's session at Stripe."""
+    world = worlds.shown
+    actions.expire_order(request, order_id, world.account, world.livemode)
+    return back(link_within(worlds)("orders", order_id, done="Stripe has expired the session."))

@@ -1,0 +1,33 @@
+"""The first page: is it working?"""
+
+from typing import Annotated, Final
+
+from fastapi import APIRouter, Depends, Request, Response
+
+from api.pages.rendering import PageRoute, page
+from api.pages.verdicts import verdict
+from api.pages.viewers import Reader
+from api.pages.worlds import Shown
+from api.status import StatusReader
+from schemas.status import Status
+
+STATUS_AGE_SECONDS_MAX: Final = 2.0
+"""A status this young is shown to all who look at the page, so that many of them cost what one costs."""
+STATUS_SECONDS_MAX: Final = 5.0
+
+router: Final = APIRouter(route_class=PageRoute, include_in_schema=False)
+
+
+async def latest_status(request: Request) -> Status | None:
+    """Return the status of everything; None where it cannot be known now."""
+    reader: StatusReader = request.app.state.status
+    return await reader.latest(age_max=STATUS_AGE_SECONDS_MAX, wait_max=STATUS_SECONDS_MAX)
+
+
+LatestStatus = Annotated[Status | None, Depends(latest_status)]
+
+
+@router.get("/")
+def show_overview(request: Request, viewer: Reader, worlds: Shown, status: LatestStatus) -> Response:
+    """Show whether everything works."""
+    return page(request, "overview.html.j2", viewer, worlds, status=200, found=status, verdict=verdict(status))

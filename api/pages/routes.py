@@ -1,0 +1,14 @@
+"""Puts the pages into the application."""
+
+from fastapi import FastAPI
+
+from api.pages import entry, orders, overview
+from api.pages.viewers import Attempts
+
+
+def install(app: FastAPI) -> None:
+    """Serve the pages of *app*."""
+    app.state.attempts = Attempts()
+    app.mount("/static", entry.STATIC)
+    for router in (entry.router, overview.router, orders.router):
+        app.include_router(router)

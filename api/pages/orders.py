@@ -51,9 +51,8 @@ def list_orders(
 ) -> Response:
     """List the orders of a world, newest first."""
     world = worlds.shown
-    asked = {"status": status, "customer": customer, "payment_link": payment_link}
-    given = {name: value for name, value in asked.items() if value}
-    filters = reads.OrderFilters(**given, **world.asked, cursor=cursor)  # type: ignore[arg-type]  # read as from an address
+    given = {"status": status, "customer": customer, "payment_link": payment_link}
+    filters = reads.OrderFilters(**{name: value or None for name, value in given.items()}, **world.asked, cursor=cursor)  # type: ignore[arg-type]  # read as from an address
     found = reads.list_orders(request, filters, viewer.sees)
     return page(
         request, "orders.html.j2", viewer, worlds,

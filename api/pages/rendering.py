@@ -66,7 +66,8 @@ def link_within(worlds: Worlds | None) -> Callable[..., str]:
     def link(*parts: str, **parameters: object) -> str:
         path = "/" + "/".join(quote(part, safe="") for part in parts)
         world = {} if worlds is None else worlds.shown.asked
-        given = {name: value for name, value in {**world, **parameters}.items() if value is not None}
+        # The account without a name is asked for by an empty text; of all else that is a field left empty.
+        given = {k: v for k, v in {**world, **parameters}.items() if v is not None and (v != "" or k == "account")}
         return f"{path}?{urlencode(given)}" if given else path
 
     return link

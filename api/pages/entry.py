@@ -73,11 +73,11 @@ def log_out(request: Request) -> Response:
     """Forget the cookie."""
     require_own_origin(request)
     response = back("/login")
-    clear_cookie(response, request)
+    clear_cookie(response)
     return response
 
 
 def _local(path: str) -> str:
-    """Return *path* where it is one of ours, else that of the first page: no link may lead elsewhere after the login."""
+    """Return *path* where it is one of ours, else that of the first page: a login leads nowhere else."""
     is_ours = path.startswith("/") and not path.startswith(("//", "/\\"))
     return path if is_ours and path.isprintable() else "/"

@@ -2,13 +2,14 @@
 
 from typing import Annotated, Any, Final
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 
-from api import actions, explanations, reads, related as money, search
+from api import actions, explanations, reads, search
 from api.addresses import Id
 from api.pages.rendering import PageRoute, back, link_within, page
-from api.pages.viewers import Operator, Reader
+from api.pages.viewers import Reader, require
 from api.pages.worlds import Shown, Worlds
+from api.related import show_related
 from schemas import tables
 from schemas.errors import NotFoundError
 from schemas.search import is_email
@@ -36,7 +37,11 @@ def show_search(request: Request, viewer: Reader, worlds: Shown, q: Text = "") -
 def _elsewhere(request: Request, text: str, sees: bool, worlds: Worlds) -> list[Any]:  # noqa: FBT001 - as the route has it
     """Return the other worlds in which *text* is found."""
     hits = search.find(request, text, sees).data
-    return [each for each in worlds.known if any((hit.account, hit.livemode) == (each.account, each.livemode) for hit in hits)]
+    return [
+        each
+        for each in worlds.known
+        if any((hit.account, hit.livemode) == (each.account, each.livemode) for hit in hits)
+    ]
 
 
 @router.get("/orders")
@@ -80,15 +85,15 @@ def show_order(
         order = None
     related = None
     if order is not None:
-        related = money.show_related(request, order_id, viewer.sees, world.account, world.livemode)
+        related = show_related(request, order_id, viewer.sees, world.account, world.livemode)
     return page(
         request, "order.html.j2", viewer, worlds,
         order_id=order_id, order=order, explained=explained, as_of=as_of, done=done, related=related,
     )  # fmt: skip
 
 
-@router.post("/orders/{order_id:id}/expire")
-def expire_order(request: Request, viewer: Operator, worlds: Shown, order_id: Id) -> Response:
+@router.post("/orders/{order_id:id}/expire", dependencies=[Depends(require("admin"))])
+def expire_order(request: Request, worlds: Shown, order_id: Id) -> Response:
     """Expire an open order's session at Stripe."""
     world = worlds.shown
     actions.expire_order(request, order_id, world.account, world.livemode)

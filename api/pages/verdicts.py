@@ -121,7 +121,7 @@ def _remarks(status: Status) -> Iterator[Remark]:
 
 
 def _of_processes(status: Status) -> Iterator[Remark]:
-    silent = {each.process for each in status.silent or ()}
+    silent: set[str] = {each.process for each in status.silent or ()}
     for process in sorted(silent):
         yield Remark(Level.FAULT, f"The {process} gives no sign of life.", command="payfold status")
     if status.expected:
@@ -142,7 +142,9 @@ def _of_webhooks(status: Status) -> Iterator[Remark]:
         yield Remark(Level.WARNING, words, command="payfold endpoints check")
     fetched = status.stripe.events_fetched if status.stripe is not None else None
     if webhooks.last_received_at is None and fetched:
-        words = f"No webhook ever came, and {fetched:,} events were fetched from Stripe: the endpoint's address is wrong."
+        words = (
+            f"No webhook ever came, and {fetched:,} events were fetched from Stripe: the endpoint's address is wrong."
+        )
         yield Remark(Level.FAULT, words, command="payfold endpoints check")
 
 

@@ -83,18 +83,15 @@ def token_of(cookie: str, tokens: Iterable[Token]) -> Token | None:
 
 def set_cookie(response: Response, request: Request, token: Token) -> None:
     """Log the browser in as the holder of *token*."""
+    secure = not is_loopback(request.url.hostname)
     response.set_cookie(
-        COOKIE, cookie_of(token), max_age=COOKIE_SECONDS_MAX, **_attributes(request)
-    )  # fmt: skip
+        COOKIE, cookie_of(token), max_age=COOKIE_SECONDS_MAX, httponly=True, samesite="strict", secure=secure
+    )
 
 
-def clear_cookie(response: Response, request: Request) -> None:
+def clear_cookie(response: Response) -> None:
     """Log the browser out."""
-    response.delete_cookie(COOKIE, **_attributes(request))
-
-
-def _attributes(request: Request) -> "dict[str, bool | str]":
-    return {"path": "/", "httponly": True, "samesite": "strict", "secure": not is_loopback(request.url.hostname)}
+    response.delete_cookie(COOKIE, httponly=True, samesite="strict")
 
 
 def is_loopback(host: str | None) -> bool:
@@ -129,7 +126,6 @@ def require(scope: Scope) -> Callable[[Request], Viewer]:
 
 
 Reader = Annotated[Viewer, Depends(require("read"))]
-Operator = Annotated[Viewer, Depends(require("admin"))]
 
 
 def require_own_origin(request: Request) -> None:

@@ -43,6 +43,8 @@ RECONCILE_STEP_SECONDS_MAX: Final = 600.0
 QUERY_SECONDS_MAX: Final = 1.0
 READ_SECONDS_MAX: Final = 3.0
 """For all queries together."""
+LATENCY_SEQS_MAX: Final = 500
+"""Events by which the time from Stripe to the tables is judged: the last that were recorded."""
 FAULTS_SECONDS: Final = 120.0
 """For this long the faults that were found are kept: they change only with the settings, or with a rename."""
 READ: Final = Bounds(statement=2, lock=1, whole=5)
@@ -135,6 +137,25 @@ class Refused(Answer):
     last_at: datetime
 
 
+class Delivered(Answer):
+    """Deliveries that ended in one way, since they are counted."""
+
+    outcome: Word = Field(description="new, copy, duplicate, postponed (503, since the database was away) or failed")
+    count: int
+    since: datetime
+    last_at: datetime
+
+
+class Latency(Answer):
+    """The time from Stripe to the tables, of the last webhooks: the median, and the longest but one in twenty."""
+
+    webhooks: int = Field(description=f"how many were looked at, of the last {LATENCY_SEQS_MAX:,} events")
+    to_us_median: float = Field(description="seconds from Stripe's event to our commit; Stripe counts whole seconds")
+    to_us_p95: float
+    to_row_median: float = Field(description="seconds from our commit to the folded row")
+    to_row_p95: float
+
+
 class Withheld(Answer):
     """Changes that are kept out of the feed for one reason."""
 
@@ -194,6 +215,8 @@ class Status(Answer):
     stripe: Stripe | None = None
     webhooks: Webhooks | None = None
     refused: list[Refused] | None = None
+    deliveries: list[Delivered] | None = Field(default=None, description="those that were not refused, by outcome")
+    latency: Latency | None = Field(default=None, description="null where no webhook is among the last events")
     pending: int | None = None
     pending_to_be_tried_again: int | None = None
     oldest_pending_received_at: datetime | None = None
@@ -329,6 +352,7 @@ def read(
     # The queries on the inbox come last: if another session holds it, they take all the time that is left.
     parts: list[Callable[[], Values]] = [
         lambda: {"refused": query.answers(Refused, _REFUSED)},
+        lambda: {"deliveries": query.answers(Delivered, _DELIVERED)},
         lambda: _grouped(query.answers(Cause, _PARKED), "parked", "parked_by_cause"),
         lambda: _grouped(query.answers(Withheld, _WITHHELD), "withheld", "withheld_by_reason"),
         lambda: _folding(query, fold_version),
@@ -341,6 +365,7 @@ def read(
         lambda: query.row(_LAST_EVENT),
         lambda: {"faults": _faults(query, settings, memory)},
         lambda: {"webhooks": _webhooks(query, now, memory)},
+        lambda: {"latency": _latency(query)},
     ]
     found: Values = {"at": now}
     not_known: list[str] = []
@@ -597,6 +622,11 @@ _REFUSED: Final = (
     .where(_counts.c.outcome == "refused")
     .order_by(_counts.c.reason)
 )
+_DELIVERED: Final = (
+    select(_counts.c.outcome, _counts.c.count, _counts.c.since, _counts.c.last_at)
+    .where(_counts.c.outcome != "refused")
+    .order_by(_counts.c.outcome)
+)
 
 
 def _folding(query: _Bounded, fold_version: int) -> dict[str, Any]:
@@ -644,6 +674,35 @@ def _last_webhook(query: _Bounded, memory: "Memory") -> datetime | None:
     memory.webhook_seq = max(0, last_seq - UNCOMMITTED_SEQS_MAX)
     memory.webhook_at = memory.webhook_at if found is None else found
     return memory.webhook_at
+
+
+_LAST_SEQS: Final = select(func.max(_inbox.c.seq) - LATENCY_SEQS_MAX).scalar_subquery()
+_TO_US: Final = func.extract("epoch", _inbox.c.received_at - _inbox.c.created)
+_TO_ROW: Final = func.extract("epoch", _outcomes.c.folded_at - _inbox.c.received_at)
+
+
+def _quantile(of: float, seconds: Any) -> Any:  # noqa: ANN401 - an expression
+    return func.percentile_cont(of).within_group(seconds)
+
+
+_LATENCY: Final = (
+    select(
+        func.count().label("webhooks"),
+        *(
+            _quantile(of, seconds).label(f"{name}_{label}")
+            for name, seconds in (("to_us", _TO_US), ("to_row", _TO_ROW))
+            for label, of in (("median", 0.5), ("p95", 0.95))
+        ),
+    )
+    .join(_outcomes, _outcomes.c.seq == _inbox.c.seq)
+    # One that was folded again has the time of the last fold.
+    .where(_IS_WEBHOOK, _inbox.c.seq > _LAST_SEQS, _outcomes.c.state == "folded", _outcomes.c.attempts == 1)
+)
+
+
+def _latency(query: _Bounded) -> Latency | None:
+    found = query.row(_LATENCY)
+    return Latency(**found) if found["webhooks"] else None
 
 
 def _received_within_hour(query: _Bounded, until: datetime) -> int | None:

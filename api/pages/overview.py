@@ -4,16 +4,26 @@ from typing import Annotated, Final
 
 from fastapi import APIRouter, Depends, Request, Response
 
+from api import webhook
 from api.pages.rendering import PageRoute, page
 from api.pages.verdicts import verdict
 from api.pages.viewers import Reader
 from api.pages.worlds import Shown
 from api.status import StatusReader
 from schemas.status import Status
+from worker.folds import STRIPE_TYPES
 
 STATUS_AGE_SECONDS_MAX: Final = 2.0
 """A status this young is shown to all who look at the page, so that many of them cost what one costs."""
 STATUS_SECONDS_MAX: Final = 5.0
+
+_OUTCOMES: Final = {
+    "new": "new, recorded",
+    "copy": "another copy of a known event",
+    "duplicate": "again, known already",
+    "postponed": "postponed with 503",
+    "failed": "failed",
+}
 
 router: Final = APIRouter(route_class=PageRoute, include_in_schema=False)
 
@@ -30,4 +40,14 @@ LatestStatus = Annotated[Status | None, Depends(latest_status)]
 @router.get("/")
 def show_overview(request: Request, viewer: Reader, worlds: Shown, status: LatestStatus) -> Response:
     """Show whether everything works."""
-    return page(request, "overview.html.j2", viewer, worlds, status=200, found=status, verdict=verdict(status))
+    return page(
+        request,
+        "overview.html.j2",
+        viewer,
+        worlds,
+        found=status,
+        verdict=verdict(status),
+        outcomes=_OUTCOMES,
+        webhook=f"{str(request.base_url).rstrip('/')}{webhook.PATH}",
+        event_types=STRIPE_TYPES,
+    )

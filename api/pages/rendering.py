@@ -131,6 +131,7 @@ def _templates() -> Environment:
         "number": _number,
         "pretty": pretty,
         "short": _short,
+        "span": span,
         "utc": utc,
         "words": _words,
     }
@@ -161,6 +162,13 @@ def ago(seconds: float | None) -> str:
         if count:
             return f"{count:,} {name}{'' if count == 1 else 's'}"
     return "0 seconds"
+
+
+def span(seconds: float) -> str:
+    """Return how long something took: 12 ms, 1.4 seconds, 3 minutes."""
+    if seconds < 1:
+        return f"{max(seconds, 0) * 1000:.0f} ms"
+    return f"{seconds:.1f} seconds" if seconds < 60 else ago(seconds)  # noqa: PLR2004 - a minute
 
 
 def amount(minor: int | None, currency: str | None) -> str:

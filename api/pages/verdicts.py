@@ -117,7 +117,9 @@ def _remarks(status: Status) -> Iterator[Remark]:
         words = f"The last reconciliation ended with {status.reconciliation.outcome}."
         yield Remark(level, words, page="reconciliations")
     if status.anomalies_in_force:
-        yield Remark(Level.OK, f"{status.anomalies_in_force:,} anomalies are in force.", page="anomalies")
+        one = status.anomalies_in_force == 1
+        words = f"{status.anomalies_in_force:,} {'anomaly is' if one else 'anomalies are'} in force."
+        yield Remark(Level.OK, words, page="anomalies")
 
 
 def _of_processes(status: Status) -> Iterator[Remark]:

@@ -55,12 +55,13 @@ def show_login(request: Request, next: Next = "/") -> Response:  # noqa: A002 - 
 def log_in(request: Request, form: Form, attempts: Annotated[Attempts, Depends(attempts_of)]) -> Response:
     """Exchange a token for a cookie."""
     require_own_origin(request)
-    attempts.require_few(request)
+    address = request.client.host if request.client else ""
+    attempts.require_few(address)
     wanted = _local(form.get("next", "/"))
     known = request.app.state.settings.tokens
     token = tokens.of_text(known, form.get("token", "").strip())
     if token is None:
-        attempts.add(request)
+        attempts.add(address)
         fault = "This token is not known here."
         return page(request, "login.html.j2", status=401, next=wanted, fault=fault, has_tokens=bool(known))
     response = back(wanted)

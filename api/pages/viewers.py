@@ -59,21 +59,22 @@ class Viewer:
         return "admin" in self.token.scopes
 
 
-def _serializer(token: Token) -> URLSafeTimedSerializer:
+def serializer_of(token: Token) -> URLSafeTimedSerializer:
+    """Return what signs the cookies of *token*, and checks them."""
     key = hmac.digest(token.sha256.encode(), _PURPOSE.encode(), "sha256")
     return URLSafeTimedSerializer(key, salt=_PURPOSE, signer_kwargs={"digest_method": hashlib.sha256})
 
 
 def cookie_of(token: Token) -> str:
     """Return the value of a cookie that stands for *token*."""
-    return str(_serializer(token).dumps(token.name))
+    return str(serializer_of(token).dumps(token.name))
 
 
 def token_of(cookie: str, tokens: Iterable[Token]) -> Token | None:
     """Return the one of *tokens* that *cookie* stands for; None where it is none of them, or ended."""
     for token in tokens:
         try:
-            name = _serializer(token).loads(cookie, max_age=COOKIE_SECONDS_MAX)
+            name = serializer_of(token).loads(cookie, max_age=COOKIE_SECONDS_MAX)
         except BadData:
             continue
         if name == token.name:
@@ -141,24 +142,19 @@ class Attempts:
 
     failed: "OrderedDict[str, deque[float]]" = field(default_factory=OrderedDict)
 
-    def require_few(self, request: Request) -> None:
-        """Refuse an attempt from an address that failed ATTEMPTS_MAX times within ATTEMPTS_SECONDS."""
-        times = self.failed.get(_address(request), ())
+    def require_few(self, address: str) -> None:
+        """Refuse an attempt from an *address* that failed ATTEMPTS_MAX times within ATTEMPTS_SECONDS."""
+        times = self.failed.get(address, ())
         recent = [at for at in times if at > time.monotonic() - ATTEMPTS_SECONDS]
         if len(recent) >= ATTEMPTS_MAX:
             wait = {"Retry-After": str(int(ATTEMPTS_SECONDS))}
             raise HTTPException(429, "Too many attempts to log in: try again in a minute.", headers=wait)
 
-    def add(self, request: Request) -> None:
-        """Count and log an attempt that failed."""
-        address = _address(request)
+    def add(self, address: str) -> None:
+        """Count and log an attempt from *address* that failed."""
         times = self.failed.setdefault(address, deque(maxlen=ATTEMPTS_MAX))
         times.append(time.monotonic())
         self.failed.move_to_end(address)
         while len(self.failed) > ADDRESSES_MAX:
             self.failed.popitem(last=False)
         _log.warning("login.failed", attempts=len(times))
-
-
-def _address(request: Request) -> str:
-    return request.client.host if request.client else ""

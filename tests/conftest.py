@@ -169,13 +169,13 @@ def redis_url(services: Services, worker_id: str) -> str:
     return url
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def postgres_bin() -> Path | None:
     """Return the folder of PostgreSQL's binaries to test with, None for the installed ones."""
     return _path_in("PAYFOLD_TEST_POSTGRES_BIN")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def valkey_bin() -> Path | None:
     """Return the Valkey binary to test with, None for the installed one."""
     return _path_in("PAYFOLD_TEST_VALKEY_BIN")

@@ -26,7 +26,7 @@ PAGES: Final = sorted(
     for router in ROUTERS
     for route in router.routes
     if isinstance(route, PageRoute)
-    for method in route.methods
+    for method in route.methods or ()
 )
 """The method and the address of each page, with an id where it wants one."""
 

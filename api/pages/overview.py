@@ -4,18 +4,23 @@ from typing import Annotated, Final
 
 from fastapi import APIRouter, Depends, Request, Response
 
-from api import webhook
+from api import reads, webhook
 from api.pages.rendering import PageRoute, page
 from api.pages.verdicts import verdict
 from api.pages.viewers import Reader
-from api.pages.worlds import Shown
+from api.pages.worlds import Shown, World
 from api.status import StatusReader
+from schemas import parked
+from schemas.parked import ParkedGroups
 from schemas.status import Status
 from worker.folds import STRIPE_TYPES
 
 STATUS_AGE_SECONDS_MAX: Final = 2.0
 """A status this young is shown to all who look at the page, so that many of them cost what one costs."""
 STATUS_SECONDS_MAX: Final = 5.0
+PARKED_EVENTS_MAX: Final = 5_000
+"""Parked events, and payloads of them, that are looked at for a page that refreshes; their own page looks at more."""
+PARKED_PAYLOADS_MAX: Final = 200
 
 _OUTCOMES: Final = {
     "new": "new, recorded",
@@ -50,4 +55,17 @@ def show_overview(request: Request, viewer: Reader, worlds: Shown, status: Lates
         outcomes=_OUTCOMES,
         webhook=f"{str(request.base_url).rstrip('/')}{webhook.PATH}",
         event_types=STRIPE_TYPES,
+        parked=_parked(request, worlds.shown) if status is not None and status.parked else None,
     )
+
+
+def _parked(request: Request, world: World) -> ParkedGroups:
+    """Return the parked events of *world* by cause and type."""
+    with reads.reading(request.app.state.engine) as connection:
+        return parked.groups(
+            connection,
+            account=world.account,
+            livemode=world.livemode,
+            events_max=PARKED_EVENTS_MAX,
+            payloads_max=PARKED_PAYLOADS_MAX,
+        )

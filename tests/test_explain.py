@@ -57,10 +57,10 @@ def assert_it_is_true(explained: Explanation) -> None:
     for column in explained.columns:
         name, by = column["column"], column["event_id"]
         assert column["value"] == explained.row[name]
-        assert (by is not None) == (column["how"] == "told")
+        assert (by is not None) == (column["how"] == "reported")
         if by is not None:
             assert name in events[by]["sets"]
-        elif column["how"] == "not told by any event":
+        elif column["how"] == "no event reports it":
             assert explained.row[name] == empty[name]
     decided = [each for each in explained.timeline if each["verdict"].startswith("it decides")]
     assert [each["event_id"] for each in decided] == [explained.row["event_id"]]
@@ -105,7 +105,7 @@ def test_a_column_names_the_event_that_carries_it(engine: Engine) -> None:
     assert by_column["completed_at"]["event_id"] == completed.id
     assert by_column["paid_at"]["event_id"] == paid.id
     assert by_column["status"]["how"] == "inferred from the other columns"
-    assert by_column["expired_at"]["how"] == "not told by any event"
+    assert by_column["expired_at"]["how"] == "no event reports it"
     assert [(each["event_id"], each["verdict"]) for each in explained.timeline] == [
         (completed.id, "it still stands, in part"),
         (paid.id, "it decides"),

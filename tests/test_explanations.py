@@ -76,3 +76,25 @@ def test_an_id_in_several_worlds(web: Web, engine: Engine) -> None:
     assert web.get("/v1/customers/cus_1/explanation").status_code == 409
     assert web.get("/v1/customers/cus_1/explanation?account=acct_2").json()["account"] == "acct_2"
     assert web.get("/v1/customers/cus_2/explanation").status_code == 404
+
+
+def test_an_object_of_another_kind(web: Web, engine: Engine) -> None:
+    """The id of another kind of object is 404 at each route, also where events mention it; its own route knows it."""
+    account = Account(seed=5)
+    customer = account.create_customer()
+    session = account.open_session(customer=customer)
+    account.complete(session)
+    ledger.take_in(engine, *(each.body for each in account.events))
+
+    found = {
+        kind: {
+            path: web.get(f"/v1/{path}/{id_}/explanation").status_code
+            for path in ("orders", "customers", "credit-notes", "payment-links")
+        }
+        for kind, id_ in (("orders", session), ("customers", customer))
+    }
+
+    assert found == {
+        "orders": {"orders": 200, "customers": 404, "credit-notes": 404, "payment-links": 404},
+        "customers": {"orders": 404, "customers": 200, "credit-notes": 404, "payment-links": 404},
+    }

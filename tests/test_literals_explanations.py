@@ -296,7 +296,7 @@ def by_event(found: Explanation) -> dict[str, dict[str, Any]]:
     """Return the columns by the event that set them and how, or by how alone; that an event told them is not named."""
     grouped: dict[str, dict[str, Any]] = defaultdict(dict)
     for each in found.columns:
-        how = "" if each["how"] == "told" else each["how"]
+        how = "" if each["how"] == "reported" else each["how"]
         grouped[f"{each['event_id'] or ''} {how}".strip()][each["column"]] = each["value"]
     return dict(grouped)
 
@@ -314,7 +314,7 @@ TABLES_OF_PREFIX = {
     "plink": "payment_links",
     "re": "refunds",
 }
-KEY, NOT_TOLD = "the key", "not told by any event"
+KEY, NOT_TOLD = "the key", "no event reports it"
 INFERRED, ARCHIVED = "inferred from the other columns", "not known: events are archived"
 SHOWN: Body = {"active": False, "currency": "usd", "metadata": {"a": "1"}, "url": "https://buy.stripe.com/l"}
 SHOWN_ON: Body = {**SHOWN, "active": True}
@@ -629,8 +629,8 @@ def test_what_no_event_is_about(explained: Engine) -> None:
     with pytest.raises(NotFoundError) as not_yet:
         explain.explain(explained, subject("plink_z"), as_of=long_ago)
 
-    assert str(never.value) == "No event speaks of plink_none."
-    assert str(not_yet.value) == "No event speaks of plink_z, or none had been received by 2001-01-01 00:00:00+00:00."
+    assert str(never.value) == "No event is about plink_none."
+    assert str(not_yet.value) == "No event is about plink_z, or none had been received by 2001-01-01 00:00:00+00:00."
 
 
 WAITING = """

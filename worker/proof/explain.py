@@ -8,6 +8,7 @@ import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import chain
 from typing import Any, Final
 
 from msgspec.structs import replace
@@ -30,6 +31,7 @@ from worker.proof import refund_sources
 _KEY: Final = ("account", "livemode", "event_id", "as_of")
 
 
+_TABLES_OF_OBJECTS: Final = frozenset(chain.from_iterable(folds.TABLES_OF_OBJECT.values()))
 _INFERRED: Final = "inferred from the other columns"
 _NO_PATH: Final = Path([], set(), is_ambiguous=False)
 
@@ -91,9 +93,9 @@ def _explained(
         own = join.fold_all(folds.ROW_SPECS[subject.table], facts)
         joined, event_id = (None, None) if own is None else _settled(cursor, subject, own, as_of)
         by = _decider(cursor, subject, own, joined, event_id)
-    if not reports:
+    if at_rest is None and not any(_may_make(subject, each) for each in reports):
         raise NotFoundError(
-            f"No event speaks of {subject.id}" + ("." if as_of is None else f", or none had been received by {as_of}.")
+            f"No event is about {subject.id}" + ("." if as_of is None else f", or none had been received by {as_of}.")
         )
     spec = folds.ROW_SPECS[subject.table]
     if any(each["payload"] is None and each["state"] == "folded" for each in reports):
@@ -105,6 +107,12 @@ def _explained(
     columns = [] if row is None else [_column(spec, name, row, setters, by_id, by) for name in row if name not in _KEY]
     timeline = [*_timeline(reports, path, setters), *([] if by is None else [by.line])]
     return _explanation(subject, row, columns, timeline, anomalies)
+
+
+def _may_make(subject: Subject, event: dict[str, Any]) -> bool:
+    """Return whether *event* is about an object that has a row in the table of *subject*, and not only mentions it."""
+    is_own = subject.table in folds.TABLES_OF_OBJECT.get(str(event["object_type"]), ())
+    return is_own or subject.table not in _TABLES_OF_OBJECTS
 
 
 def _explanation(
@@ -322,7 +330,7 @@ def _column(
     step = setters.get(name)
     reports = None if step is None else by_id[step.event_id]
     is_empty = row[name] == spec.empty.get(name)
-    how = "told" if reports is not None else "not told by any event" if is_empty else _INFERRED
+    how = "reported" if reports is not None else "no event reports it" if is_empty else _INFERRED
     if name in spec.key and reports is None:
         how = "the key"
     return {

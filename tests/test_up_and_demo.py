@@ -176,12 +176,12 @@ def test_up(up: Command) -> None:
 
 
 def test_the_output_of_up(up: Command) -> None:
-    """The four lines that a user needs come without library output before them, and then the next command to type."""
+    """The five lines that a user needs come without library output before them, and then the next command to type."""
     before, _, after = up.err.partition("Payfold runs here until Ctrl-C:\n")
 
     assert [line for line in before.splitlines() if line and "stripe.idle" not in line] == []
     labels = re.findall(r"^  ([a-zA-Z ]+?)  +\S+$", after, re.MULTILINE)
-    assert labels == ["webhook", "API", "bearer token", "signing secret"]
+    assert labels == ["pages", "webhook", "API", "bearer token", "signing secret"]
     assert "  payfold emit checkout.session.completed\n" in after
 
 

@@ -63,7 +63,8 @@ def _keep_running(processes: Processes) -> None:
 
 def introduce(payfold: Running) -> None:
     """Print the addresses of the running parts, and the commands to type next."""
-    shown = {"webhook": f"{payfold.address}/webhooks/stripe", "API": f"{payfold.address}/docs"}
+    shown = {"pages": f"{payfold.address}/", "webhook": f"{payfold.address}/webhooks/stripe"}
+    shown["API"] = f"{payfold.address}/docs"
     shown["bearer token"] = "as configured" if payfold.token is None else payfold.token
     shown["signing secret"] = payfold.secret if payfold.is_secret_ours else "as configured"
     err.print("\nPayfold runs here until Ctrl-C:\n", style="bold")

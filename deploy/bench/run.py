@@ -14,6 +14,7 @@ from msgspec import Struct, structs
 
 from deploy.bench import events, figures
 from deploy.bench.figures import Announce, Sizes
+from deploy.bench.pages import pages
 from deploy.bench.report import Figure, Run, Target
 from deploy.bench.stand import Site, Stand
 from schemas.errors import ConfigurationError, ConflictError
@@ -52,7 +53,7 @@ DISK_SPARE: Final = 1.6
 GROWN: Final = "grown"
 SHORT: Final = "short"
 
-NAMES: Final = ("acks", "latency", "fold", "delivered", "rebuild", "replay", "reads", "idle", "growth")
+NAMES: Final = ("acks", "latency", "fold", "delivered", "rebuild", "replay", "reads", "pages", "idle", "growth")
 """What ``--only`` takes; ``growth`` is part of a full run alone."""
 
 GROWTH: Final = Target(0.85)
@@ -138,7 +139,7 @@ class Bench:
     def usual(self) -> list[Figure]:
         """Measure everything on small histories."""
         found = self._on_empty_tables()
-        if self.wants("rebuild", "reads"):
+        if self.wants("rebuild", "reads", "pages"):
             found += self.steps.figures("history", self._history)
         if self.wants("replay"):
             found += self.steps.figures("replay", lambda: figures.replay(self.site, self.sizes, self.announce))
@@ -147,7 +148,7 @@ class Bench:
     def full(self, count: int) -> list[Figure]:
         """Measure everything, and how it changes while the inbox grows to *count* events."""
         found = self._on_empty_tables()
-        if self.wants("rebuild", "replay", "reads", "growth"):
+        if self.wants("rebuild", "replay", "reads", "pages", "growth"):
             found += self._grow(min(SMALL_EVENTS, count), count)
         return self._wanted(found)
 
@@ -175,6 +176,9 @@ class Bench:
                 found += figures.rebuild(stand, self.sizes.runs, self.announce)
             if self.wants("reads"):
                 found += figures.reads(stand, self.sizes, self.announce)
+            if self.wants("pages"):
+                self.announce("pages")
+                found += pages(stand)
         return found
 
     # ---- Growing ----
@@ -223,6 +227,7 @@ class Bench:
             ("rebuild", 1, lambda stand: figures.rebuild(stand, 1, self.announce)),
             ("replay", 1, lambda stand: [figures.replay_of(self.site, stand, 1, self.announce)]),
             ("reads", self.sizes.runs, lambda stand: figures.reads(stand, once, self.announce)),
+            ("pages", 1, pages),
             ("fold", self.sizes.runs, lambda stand: _fold(stand, once, sold)),
             ("acks", self.sizes.runs, lambda stand: figures.acks_on(stand, once, self.announce, mixed, alone=True)),
             ("delivered", self.sizes.runs, lambda stand: figures.delivered_on(stand, once, self.announce, mixed)),

@@ -130,7 +130,7 @@ class Stand:
             "PAYFOLD_DATA_DIR": str(at.folder),
             "PAYFOLD_LOG_LEVEL": "warning",
             "STRIPE_WEBHOOK_SECRETS": self.secret,
-            "PAYFOLD_TOKENS": f"bench:admin:{hashlib.sha256(self.token.encode()).hexdigest()}",
+            "PAYFOLD_TOKENS": f"bench:admin+personal:{hashlib.sha256(self.token.encode()).hexdigest()}",
             "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))),
             # The plain alternative has tables and queues of its own.
             "PLAIN_DATABASE_URL": database.sqlalchemy_url(database_url),

@@ -36,21 +36,10 @@ _PAGES: Final = (
     *("/anomalies", "/reconciliations", "/expiring"),
 )
 _ROUTES: Final = (
-    *("/v1/orders", "/v1/orders?status=paid&limit=100", "/v1/orders/{order}", "/v1/orders/{order}/explanation"),
-    *(
-        "/v1/orders/{order}/related",
-        "/v1/orders?customer_email={email}",
-        "/v1/payment-links",
-        "/v1/payment-links/{link}",
-    ),
-    *("/v1/payment-links/{link}/explanation", "/v1/funnel", "/v1/customers"),
-    *(
-        "/v1/customers/{customer}",
-        "/v1/customers/{customer}/explanation",
-        "/v1/credit-notes",
-        "/v1/credit-notes/{note}",
-        "/v1/invoices",
-    ),
+    *("/v1/orders", "/v1/orders?status=paid&limit=100", "/v1/orders?customer_email={email}", "/v1/orders/{order}"),
+    *("/v1/orders/{order}/explanation", "/v1/orders/{order}/related", "/v1/payment-links", "/v1/payment-links/{link}"),
+    *("/v1/payment-links/{link}/explanation", "/v1/funnel", "/v1/customers", "/v1/customers/{customer}"),
+    *("/v1/customers/{customer}/explanation", "/v1/credit-notes", "/v1/credit-notes/{note}", "/v1/invoices"),
     *("/v1/credit-notes/{note}/explanation", "/v1/refunds", "/v1/events", "/v1/events/{event}", "/v1/events/parked"),
     *("/v1/events?type=invoice.*", "/v1/search?q={order}", "/v1/search?q={email}", "/v1/search?q=20.00+usd"),
     *("/v1/summary", "/v1/summary?since=2020-01-01T00:00:00Z", "/v1/anomalies", "/v1/reconciliations", "/v1/status"),

@@ -493,6 +493,34 @@ class Customer(Shown):
     created: datetime | None
 
 
+class ExpiringOrder(Answer):
+    """An order whose session is open, and when the session ends unless the buyer completes it before."""
+
+    account: Id
+    livemode: bool
+    id: Id
+    mode: Word | None
+    currency: Word | None
+    amount_total: int | None
+    customer: Id | None
+    customer_email: Personal[str] = None
+    payment_link: Id | None
+    created: datetime | None
+    expires_at: datetime | None = Field(description="when Stripe ends it")
+    allowed_until: datetime | None = Field(
+        description="when it is expired at Stripe by PAYFOLD_SESSION_TTL_MINUTES; null where there is no limit, or no"
+        " key for its account and mode"
+    )
+    ends_at: datetime | None = Field(description="the earlier of the two; a time that has passed means any moment now")
+
+
+class Expiring(Answer):
+    """Open sessions, the next to end first."""
+
+    data: list[ExpiringOrder]
+    has_more: bool
+
+
 class ExplainedColumn(Answer):
     """A column of a row, and the event that set it."""
 

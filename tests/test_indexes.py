@@ -87,6 +87,7 @@ ASKED: Final = {
         "an email in GET /v1/search",
         "SELECT * FROM customers WHERE lower(email) = lower('Buyer@example.com')",
     ),
+    "customers_newest": ("GET /v1/customers", f"SELECT * FROM customers {PAGE}"),
     "invoices_number": ("a number in GET /v1/search", "SELECT * FROM invoices WHERE number = 'AB-0001'"),
     "credit_notes_number": ("a number in GET /v1/search", "SELECT * FROM credit_notes WHERE number = 'AB-0001-CN-01'"),
     "orders_invoice": (

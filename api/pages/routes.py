@@ -2,7 +2,7 @@
 
 from fastapi import FastAPI
 
-from api.pages import entry, orders, overview
+from api.pages import anomalies, customers, entry, expiring, orders, overview, payment_links
 from api.pages.viewers import Attempts
 
 
@@ -10,5 +10,5 @@ def install(app: FastAPI) -> None:
     """Serve the pages of *app*."""
     app.state.attempts = Attempts()
     app.mount("/static", entry.STATIC)
-    for router in (entry.router, overview.router, orders.router):
-        app.include_router(router)
+    for each in (entry, overview, orders, payment_links, customers, anomalies, expiring):
+        app.include_router(each.router)

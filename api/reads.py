@@ -511,6 +511,16 @@ def _check_scope(filters: Filters, *, sees: bool) -> None:
         raise HTTPException(403, f"Rows are found by {', '.join(sorted(asked))} with a token of the scope personal.")
 
 
+def cursor_after(*key: str) -> str:
+    """Return the cursor of the page after the row with this *key*."""
+    return _cursor(*key)
+
+
+def key_in(cursor: str, length: int) -> list[str]:
+    """Return the key of *length* texts that ``cursor_after`` put into *cursor*; no other cursor is accepted."""
+    return _read_cursor(cursor, str, length)
+
+
 def _key_of(row: Any) -> str:  # noqa: ANN401 - a row's mapping
     return _cursor(str(row["newest"]), row["id"], row["account"], str(row["livemode"]).lower())
 

@@ -31,6 +31,7 @@ from deploy.commands import (
     replay,
     sessions,
     status,
+    summary,
     tokens,
     up,
 )
@@ -46,7 +47,7 @@ app: Final = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for each in (init, config, up, demo, status, emit, replay, digest, rebuild, bench):
+for each in (init, config, up, demo, status, summary, emit, replay, digest, rebuild, bench):
     app.add_typer(each.app)
 _GROUPS: Final = {
     "migrate": migrate,

@@ -640,6 +640,59 @@ class Found(Answer):
     has_more: bool = Field(description="there is more than is shown: narrow the search")
 
 
+class CountOfStatus(Answer):
+    """How many orders have a status, in any currency."""
+
+    status: OrderStatus | None = Field(description="null where Stripe's words are unknown")
+    count: int
+
+
+class Sum(Answer):
+    """How many have a status and a currency, and their money, which is never added across currencies."""
+
+    status: Word | None
+    currency: Word | None
+    count: int
+    amount: int | None = Field(description="of those with an amount and a currency; null where none has")
+    without_amount: int = Field(description="how many of them have no amount, or no currency")
+
+
+class Summary(Answer):
+    """The orders, refunds and disputes of one account and mode in a period."""
+
+    account: Id
+    livemode: bool
+    orders_by_status: list[CountOfStatus]
+    orders: list[Sum] = Field(description="those created in the period, with their `amount_total`")
+    refunds: list[Sum] = Field(description="those created in the period")
+    disputes: list[Sum] = Field(description="those with their deciding event, the last, in the period")
+    undated_orders: int = Field(description="orders without a time of creation, which are in no period")
+    undated_refunds: int = Field(description="the same of refunds")
+
+
+class SummaryOfPeriod(Answer):
+    """Summaries of a period of whole hours, for each account and mode that has any rows."""
+
+    since: datetime = Field(description="what was asked for, or a day before `until`, rounded down to the hour")
+    until: datetime = Field(description="what was asked for, or now, rounded up to the hour")
+    data: list[Summary]
+
+
+class LinkFunnel(Answer):
+    """How far the sessions of one payment link came that are in one currency."""
+
+    account: Id
+    livemode: bool
+    payment_link: Id
+    currency: Word | None
+    opened: int
+    completed: int
+    paid: int
+    expired: int
+    amount_paid: int = Field(description="of the paid sessions")
+    without_amount: int = Field(description="paid sessions of which the amount is not known")
+
+
 class Registered(Answer):
     """The session is kept; *recorded* is false where it was already. The order follows once it is folded."""
 

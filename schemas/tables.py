@@ -26,6 +26,7 @@ from sqlalchemy import (
     Integer,
     LargeBinary,
     MetaData,
+    Numeric,
     PrimaryKeyConstraint,
     SmallInteger,
     Table,
@@ -896,6 +897,68 @@ reconciliations = Table(
     _one_of("outcome", RECONCILED),
 )
 
+# What summaries and the funnel read, kept by triggers on the tables of rows: see Note [Sums follow the rows] in
+# schemas/summary.py. Each table of sums has one with the deltas that are not added to it yet.
+SUMMED: Final = ("order", "refund", "dispute")
+
+
+def _hourly(name: str, *more: Index, **options: Any) -> Table:  # noqa: ANN401 - SQLAlchemy's own
+    return Table(
+        name,
+        metadata,
+        *_world(),
+        Column("subject", Text, nullable=False),
+        # Of an order and a refund the hour in which it was created, null where that is not known; of a dispute the
+        # hour of its deciding event.
+        _moment("hour"),
+        Column("status", Text),
+        Column("currency", Text),
+        Column("counted", BigInteger, nullable=False),
+        # Of the rows with an amount and a currency. It may be more than a bigint can hold.
+        Column("amount", Numeric, nullable=False),
+        Column("without_amount", BigInteger, nullable=False),
+        _one_of("subject", SUMMED),
+        *more,
+        **options,
+    )
+
+
+def _of_links(name: str, *more: Index, **options: Any) -> Table:  # noqa: ANN401 - SQLAlchemy's own
+    return Table(
+        name,
+        metadata,
+        *_world(),
+        Column("payment_link", Text, nullable=False),
+        Column("currency", Text),
+        Column("opened", BigInteger, nullable=False),
+        Column("completed", BigInteger, nullable=False),
+        Column("paid", BigInteger, nullable=False),
+        Column("expired", BigInteger, nullable=False),
+        Column("amount_paid", Numeric, nullable=False),
+        # How many of the paid have no amount.
+        Column("without_amount", BigInteger, nullable=False),
+        *more,
+        **options,
+    )
+
+
+def _key_of_sums(name: str, *columns: str) -> Index:
+    return Index(name, *columns, unique=True, postgresql_nulls_not_distinct=True)
+
+
+# Rewritten often, in place.
+_REWRITTEN: Final = {"postgresql_with": {"fillfactor": 50}}
+hourly_sums = _hourly(
+    "hourly_sums",
+    _key_of_sums("hourly_sums_key", "hour", "account", "livemode", "subject", "status", "currency"),
+    **_REWRITTEN,
+)
+hourly_deltas = _hourly("hourly_deltas")
+link_sums = _of_links(
+    "link_sums", _key_of_sums("link_sums_key", "account", "livemode", "payment_link", "currency"), **_REWRITTEN
+)
+link_deltas = _of_links("link_deltas")
+
 PROJECTIONS: Final = (
     balance_changes,
     balance_transactions,
@@ -917,6 +980,8 @@ PROJECTIONS: Final = (
 )
 """The tables that are a function of the inbox: what the digest covers and a rebuild rebuilds."""
 
+SUMS: Final = (hourly_sums, hourly_deltas, link_sums, link_deltas)
+"""The tables that PostgreSQL keeps by the rows of others."""
 REBUILT: Final = (pending, mentions, outcomes, *PROJECTIONS, changes, anomalies)
 """A rebuild makes a second one of each of these tables, to fold the same inbox next to the live ones."""
 MAIN_AMOUNTS: Final = ("amount_total", "total", "amount")

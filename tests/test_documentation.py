@@ -33,6 +33,8 @@ FAULTS: Final = {
     "list_events": READS,
     "show_event": ONE,
     "find": READS,
+    "summarize": READS,
+    "show_funnel": READS,
     "explain_order": ONE,
     "explain_credit_note": ONE,
     "explain_payment_link": ONE,

@@ -1,5 +1,6 @@
 """Every index serves a query that Payfold makes, and PostgreSQL answers the query by that index."""
 
+import re
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
@@ -8,7 +9,7 @@ import pytest
 from sqlalchemy import Engine, Row, Select, Table, select, text
 
 from api.reads import OrderFilters
-from schemas import database, feed, lookup, tables
+from schemas import database, feed, lookup, summary, tables
 from worker.folding import order_refunds
 from worker.folding.rows import load_rows
 from worker.folds import payment
@@ -166,6 +167,14 @@ ASKED: Final = {
     "portal_sessions_open": (
         "portal sessions that have expired (timekeeping)",
         "SELECT id FROM portal_sessions WHERE expired_at IS NULL AND created < now() ORDER BY created LIMIT 500",
+    ),
+    "hourly_sums_key": (
+        "the sums of a period (GET /v1/summary)",
+        "SELECT * FROM hourly_sums WHERE hour >= now() - interval '1 day' AND hour < now()",
+    ),
+    "link_sums_key": (
+        "the funnel of a payment link (GET /v1/funnel)",
+        f"SELECT * FROM link_sums WHERE {WORLD} AND payment_link = 'plink_1'",
     ),
     "changes_one_shot": (
         "a change that is announced once (projection, swap: ON CONFLICT)",
@@ -345,6 +354,57 @@ def test_a_batch_finds_its_refunds_without_looking_at_others(engine: Engine, tab
     assert read_whole == []
 
 
+@pytest.mark.parametrize("world", [{}, {"account": "acct_1"}, {"livemode": True}], ids=str)
+def test_a_summary_reads_the_sums_of_its_hours(engine: Engine, world: dict[str, Any]) -> None:
+    """The summary of 30 days reads its sums, and no row of another table or hour, in a history of two years."""
+    fill(engine, _LONG_HISTORY)
+    vacuum(engine)
+    until = datetime(2026, 11, 1, tzinfo=UTC)
+    period = summary.Period(until - timedelta(days=30), until)
+    asked = {"account": None, "livemode": None, **world}
+
+    found, pages = rows_and_pages(engine, summary.query_of(period, **asked))
+    plan = "\n".join(explained(engine, summary.query_of(period, **asked), "SELECT"))
+
+    # Of each hour there is an order in usd and one in eur, of one account and mode.
+    assert sum(row.counted for row in found if not row.is_undated) == 2 * 30 * 24
+    assert set(re.findall(r" on (\w+)", plan)) - {"rows"} == {"hourly_sums", "hourly_deltas", "hourly_sums_key"}
+    assert pages < PAGES_MAX
+
+
+@pytest.mark.parametrize("world", [{}, {"account": "acct_1", "livemode": True}], ids=str)
+@pytest.mark.parametrize("after", [None, summary.LinkKey("acct_1", True, "plink_8", "usd")])  # noqa: FBT003 - live
+def test_a_page_of_the_funnel_reads_the_sums_of_its_links(
+    engine: Engine, world: dict[str, Any], after: summary.LinkKey | None
+) -> None:
+    """The end of a page is found without looking at other links, and a page sums no more than the links on it."""
+    fill(engine, _MANY_LINKS)
+    vacuum(engine)
+
+    (end, _), pages = rows_and_pages(engine, summary.end_query_of(world, after, 20))
+    query = summary.funnel_query_of(world, after, summary.LinkKey._make(end))
+    found, _ = rows_and_pages(engine, query)
+    plan = "\n".join(explained(engine, query, "SELECT"))
+
+    assert len(found) == 20
+    assert pages < PAGES_MAX
+    assert set(re.findall(r" on (\w+)", plan)) - {"rows"} <= {"link_sums", "link_deltas", "link_sums_key"}
+
+
+# The last of the hours are before November 2026.
+_LONG_HISTORY: Final = """
+INSERT INTO orders (account, livemode, id, status, currency, amount_total, created, as_of, event_id)
+SELECT 'acct_1', true, 'cs_' || n || currency, 'paid', currency, 1500,
+    '2026-11-01 00:00Z'::timestamptz - n * interval '1 hour', now(), 'evt_' || n
+FROM generate_series(1, %(rows)s) AS n CROSS JOIN unnest(ARRAY['usd', 'eur']) AS currency;
+SELECT merge_sums()
+"""
+_MANY_LINKS: Final = """
+INSERT INTO orders (account, livemode, id, status, currency, amount_total, payment_link, created, as_of, event_id)
+SELECT 'acct_1', true, 'cs_' || n, 'paid', 'usd', 1500, 'plink_' || n, now(), now(), 'evt_' || n
+FROM generate_series(1, %(rows)s) AS n;
+SELECT merge_sums()
+"""
 # Orders with an even number have an invoice. Each was paid 1500, of which 500 were refunded.
 _MUCH_MONEY: Final = """
 INSERT INTO orders (account, livemode, id, status, currency, amount_total, payment_intent, invoice, as_of, event_id)
@@ -400,6 +460,12 @@ def fill(engine: Engine, statement: str) -> None:
         for each in statement.split(";"):
             cursor.execute(each, {"rows": ROWS})
         cursor.execute("ANALYZE")
+
+
+def vacuum(engine: Engine) -> None:
+    """Remove the deltas that were added to the sums, as PostgreSQL does within a minute."""
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(text("VACUUM ANALYZE hourly_deltas, hourly_sums, link_deltas, link_sums"))
 
 
 def rows_and_pages(engine: Engine, query: Select[Any]) -> tuple[Sequence[Row[Any]], int]:

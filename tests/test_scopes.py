@@ -56,6 +56,8 @@ ROUTES: Final = {
     "GET /v1/events/{event_id}": (READ, 200),
     "GET /v1/changes": (READ, 200),
     "GET /v1/search": (READ, 200),
+    "GET /v1/summary": (READ, 200),
+    "GET /v1/funnel": (READ, 200),
     "GET /v1/orders/{order_id}/explanation": (READ, 200),
     "GET /v1/payment-links/{link_id}/explanation": (READ, 200),
     "GET /v1/credit-notes/{note_id}/explanation": (READ, 200),

@@ -1,17 +1,16 @@
 """How far the sessions of payment links came, laid out as bars: opened, completed, paid, and those that expired."""
 
-from collections import defaultdict
-from collections.abc import Collection
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
 from fastapi import Request
-from sqlalchemy import Text, any_, literal, select
-from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy import Connection
 
 from api import reads
 from api.pages.worlds import World
-from schemas import tables
+from schemas import summary
+from schemas.summary import LinkFunnel
 
 _STEPS: Final = {"opened": "open", "completed": "complete", "paid": "paid", "expired": "expired"}
 """By step, the status whose colour it has."""
@@ -29,11 +28,10 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Funnel:
-    """The sessions of one payment link in one currency. *amount_paid* is in the currency's smallest unit."""
+    """The sessions of one payment link in one currency, and their bars."""
 
-    currency: str | None
+    row: LinkFunnel
     steps: list[Step]
-    amount_paid: int
 
     @property
     def words(self) -> str:
@@ -41,24 +39,18 @@ class Funnel:
         return ", ".join(f"{step.count:,} {step.name}" for step in self.steps)
 
 
-def funnels(request: Request, world: World, links: Collection[str]) -> dict[str, list[Funnel]]:
-    """Return the funnels of *links* by link, the currency with most sessions first."""
-    view = tables.payment_link_funnel
-    query = (
-        select(view)
-        .where(view.c.account == world.account, view.c.livemode == world.livemode)
-        .where(view.c.payment_link == any_(literal(list(links), ARRAY(Text))))
-        .order_by(view.c.opened.desc(), view.c.currency)
-    )
-    found: dict[str, list[Funnel]] = defaultdict(list)
+def funnels(request: Request, world: World, links: Iterable[str]) -> dict[str, list[Funnel]]:
+    """Return the funnels of those of *links* that have sessions, the currency with most of them first."""
     with reads.reading(request.app.state.engine) as connection:
-        for row in connection.execute(query).mappings():
-            counts = {name: row[name] for name in _STEPS}
-            found[row["payment_link"]].append(Funnel(row["currency"], steps(counts), row["amount_paid"]))
-    return found
+        found = {link: _of_link(connection, world, link) for link in links}
+    return {link: drawn for link, drawn in found.items() if drawn}
 
 
-def steps(counts: dict[str, int]) -> list[Step]:
-    """Return the bars of *counts*, which has a count of sessions for each step."""
-    whole = max(counts["opened"], 1)
-    return [Step(name, colour, counts[name], round(100 * counts[name] / whole, 1)) for name, colour in _STEPS.items()]
+def _of_link(connection: Connection, world: World, link: str) -> list[Funnel]:
+    found = summary.funnel(connection, account=world.account, livemode=world.livemode, payment_link=link).rows
+    return [Funnel(row, _steps(row)) for row in sorted(found, key=lambda row: -row.opened)]
+
+
+def _steps(row: LinkFunnel) -> list[Step]:
+    counts = {name: int(getattr(row, name)) for name in _STEPS}
+    return [Step(name, _STEPS[name], count, round(100 * count / row.opened, 1)) for name, count in counts.items()]

@@ -12,7 +12,7 @@ from schemas.database import Cursor
 ROWS_AT_ONCE: Final = 5_000
 MOVED: Final = (
     tables.inbox, tables.renderings, tables.mentions, tables.unsettled, tables.stripe_calls, tables.stripe_jobs,
-    tables.anomalies, tables.changes, *tables.PROJECTIONS,
+    tables.anomalies, tables.changes, *tables.PROJECTIONS, *tables.SUMS,
 )  # fmt: skip
 """Every table that names an account."""
 
@@ -92,6 +92,8 @@ ANOMALIES: Final = (
     """,
     "UPDATE anomalies SET account = %(new)s WHERE account = %(old)s",
 )
+# The sums follow the rows, so all that is left under the old name adds up to nothing.
+SUMS: Final = tuple(f"DELETE FROM {table.name} WHERE account = %(old)s" for table in tables.SUMS)
 BOUNDS: Final = "SELECT coalesce(min(seq), 0), coalesce(max(seq), -1) FROM changes WHERE account = %(old)s"
 _ONE_SHOT: Final = f"""
 o.seq BETWEEN %(first)s AND %(last)s AND o.account = %(old)s AND n.account = %(new)s

@@ -35,7 +35,7 @@ from worker.logs.renamed_events import (
     pairs_of,
     with_neighbours,
 )
-from worker.logs.renamed_rows import ANOMALIES, BOUNDS, CHANGES, JOBS, ROWS_AT_ONCE, mover_of
+from worker.logs.renamed_rows import ANOMALIES, BOUNDS, CHANGES, JOBS, ROWS_AT_ONCE, SUMS, mover_of
 
 OBJECTS_AT_ONCE: Final = 500
 TRIES_MAX: Final = 40
@@ -112,6 +112,7 @@ class RenamingSteps:
         yield self._executing(ANOMALIES)
         for table in (tables.stripe_calls, tables.unsettled, *tables.PROJECTIONS):
             yield from self._again_and_again(mover_of(table))
+        yield self._executing(SUMS)
         yield from self._changes()
         yield from self._again_and_again(self._move_some)
         yield self._finish

@@ -27,7 +27,7 @@ from schemas.progress import do_nothing
 from worker import folds
 from worker.folding import corrections, expired_items, order_refunds, projection, settling
 from worker.folds.facts import Subject
-from worker.proof import archived, difference, digest, rebuild, shadow
+from worker.proof import archived, difference, digest, rebuild, shadow, sums
 from worker.proof.archived import LeftOut
 from worker.proof.difference import Comparison, Difference, Pair
 from worker.proof.digest import Digest
@@ -50,6 +50,7 @@ def compare(made: Shadow, *, on_difference: Callable[[Difference], None]) -> Com
         database.take_snapshot(cursor, read_only=False)
         left = at_one_moment(cursor, made)
         found = difference.compare(cursor, made, on_difference=on_difference)
+        sums.compare(cursor, made.live, found, on_difference=on_difference)
         found.objects_left_out, found.events_left_out = left.objects, left.events
         return found
 
@@ -96,8 +97,10 @@ def swap(made: Shadow, *, on_difference: Callable[[Difference], None] = do_nothi
         found = difference.compare(cursor, made, on_difference=on_difference, pair=implied.add)
         implied.flush()
         implied.add_refunds()
+        sums.compare(cursor, made.live, found, on_difference=on_difference)
         for table in REPLACED:
             _write(cursor, made, table)
+        sums.correct(cursor, made.live)
         _settle_anomalies(cursor, made)
         return found, _append(cursor, made)
 

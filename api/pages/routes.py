@@ -1,14 +1,26 @@
 """Puts the pages into the application."""
 
+from typing import Final
+
 from fastapi import FastAPI
 
 from api.pages import anomalies, customers, entry, expiring, orders, overview, payment_links
 from api.pages.viewers import Attempts
+
+ROUTERS: Final = (
+    entry.router,
+    overview.router,
+    orders.router,
+    payment_links.router,
+    customers.router,
+    anomalies.router,
+    expiring.router,
+)
 
 
 def install(app: FastAPI) -> None:
     """Serve the pages of *app*."""
     app.state.attempts = Attempts()
     app.mount("/static", entry.STATIC)
-    for each in (entry, overview, orders, payment_links, customers, anomalies, expiring):
-        app.include_router(each.router)
+    for router in ROUTERS:
+        app.include_router(router)

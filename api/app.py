@@ -26,6 +26,7 @@ from api import (
     pages,
     problems,
     reads,
+    reconciliations,
     related,
     search,
     summaries,
@@ -108,7 +109,7 @@ class Application:
         self.fastapi.state.body_seconds_max = body_seconds_max
         known = Depends(addresses.known_parameters)
         shown = (explanations.router, related.router, expiring.router, reads.router, search.router, summaries.router)
-        for router in (*shown, actions.router, changes.router, health.operations):
+        for router in (*shown, actions.router, changes.router, health.operations, reconciliations.router):
             self.fastapi.include_router(router, dependencies=[known], responses=problems.declared(401, 403, 422, 503))
         self.fastapi.include_router(health.probes)
         problems.install(self.fastapi, actions.router.routes)
@@ -148,7 +149,8 @@ class Application:
         app.state.redis = broker.redis(settings)
         app.state.feed_watcher = changes.FeedWatcher(app.state.engine)
         app.state.stripe = StripeApi(settings, app.state.redis)
-        app.state.waker = waker = broker.Waker(settings)
+        app.state.celery = broker.celery(settings)
+        app.state.waker = waker = broker.Waker(settings, app=app.state.celery)
         recorder = Recorder(settings.libpq, answer_seconds_max=self._answer_seconds_max)
         app.state.instance = Instance(heartbeats.instance_name(), time.time())
         app.state.counts = counts = DeliveryCounts(settings.libpq)

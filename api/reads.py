@@ -421,7 +421,7 @@ def list_events(
 ) -> Page[answers.Event]:
     """List the inbox, last recorded first, without payloads."""
     limit = filters.limit
-    before = None if filters.cursor is None else _read_cursor(filters.cursor, int, 1)[0]
+    before = None if filters.cursor is None else number_in(filters.cursor)
     given = filters.model_dump(exclude={"limit", "cursor"})
     query = lookup.latest_events(_ENVELOPE, given, before=before, limit=limit + 1)
     with reading(request.app.state.engine) as connection:
@@ -537,6 +537,21 @@ def _read_cursor(cursor: str, kind: type[Any], length: int) -> list[Any]:
     except (binascii.Error, msgspec.DecodeError, UnicodeError):
         pass
     raise _no_cursor()
+
+
+def cursor_of(number: int) -> str:
+    """Return the cursor of the rows after the one with this *number*."""
+    return _cursor(number)
+
+
+def number_in(cursor: str) -> int:
+    """Return the number in a *cursor*.
+
+    Raises:
+        RequestValidationError: it is none.
+    """
+    number: int = _read_cursor(cursor, int, 1)[0]
+    return number
 
 
 def _is_storable(part: object) -> bool:

@@ -693,6 +693,35 @@ class LinkFunnel(Answer):
     without_amount: int = Field(description="paid sessions of which the amount is not known")
 
 
+class Reconciliation(Answer):
+    """A reconciliation: of all accounts and modes together."""
+
+    id: int
+    state: Annotated[Word, OneOf(tables.REQUEST_STATES)] = Field(description="done, or of one that was asked for")
+    outcome: Annotated[Word, OneOf(tables.RECONCILED)] | None = Field(
+        description="ok, drift or incomplete: no difference, and a part that was asked for was not looked at; null"
+        " before it is done"
+    )
+    checks: Public[list[str]]
+    drift: int | None = Field(description="how many differences it found; null before it is done")
+    asked_at: datetime | None = Field(description="null where no token asked for it")
+    asked_by: Word | None = Field(description="the name of the token")
+    started_at: datetime | None
+    finished_at: datetime | None = Field(description="when it was done, or failed")
+    failure: Word | None = Field(description="why it has no result: lost where its worker ended, else a kind of error")
+    detail: Word | None = Field(description="the failure in words")
+    has_report: bool = Field(description="whether its differences are kept: those of the last runs are")
+
+
+class ReconciliationWithResult(Reconciliation):
+    """A reconciliation with its result."""
+
+    result: Public[dict[str, Any]] | None = Field(
+        description="as `payfold reconcile --format json` prints it, with its differences where these are kept; null"
+        " before it is done"
+    )
+
+
 class Registered(Answer):
     """The session is kept; *recorded* is false where it was already. The order follows once it is folded."""
 

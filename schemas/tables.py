@@ -67,6 +67,8 @@ REFUND_STATUSES: Final = ("none", "partial", "full")
 CALL_PURPOSES: Final = ("expire", "session", "ledger", "credit_note", "object", "event")
 RECONCILED: Final = ("ok", "drift", "incomplete")
 """Incomplete: no difference was found, and a part that was asked for could not be looked at."""
+REQUEST_STATES: Final = ("waiting", "running", "failed", "done")
+"""Of a reconciliation that was asked for."""
 WITHHELD: Final = ("import", "fold_version", "rename", "rendering", "swap")
 """Why a change is not in the feed: history that became known or was folded again is no news."""
 BEATS: Final = ("web", "clock", "fold", "consumer", "job")
@@ -891,10 +893,40 @@ reconciliations = Table(
     _moment("finished_at", nullable=False),
     Column("outcome", Text, nullable=False),
     Column("checks", ARRAY(Text), nullable=False),
-    # How many differences there were; which they were is not kept.
+    # How many differences there were.
     Column("drift", BigInteger, nullable=False),
     Column("result", JSONB, nullable=False),
+    # The rest of the result, in JSON: which they were, up to a thousand. Null of older runs. It is no JSONB, since a
+    # value of Stripe's may hold characters that PostgreSQL's texts do not.
+    Column("details", Text),
     _one_of("outcome", RECONCILED),
+)
+
+# A reconciliation that was asked for; ``reconciliations`` has its result under the same number.
+reconciliation_requests = Table(
+    "reconciliation_requests",
+    metadata,
+    Column("id", BigInteger, primary_key=True, autoincrement=False),
+    Column("state", Text, nullable=False),
+    _moment("asked_at", nullable=False),
+    # The name of a token.
+    Column("asked_by", Text, nullable=False),
+    Column("checks", ARRAY(Text), nullable=False),
+    _moment("begun_at"),
+    # Until then a worker has it. One that does not extend this has ended.
+    _moment("leased_until"),
+    # Why there is no result: a code, and words of ours.
+    _moment("failed_at"),
+    Column("failure", Text),
+    Column("detail", Text),
+    _one_of("state", REQUEST_STATES),
+    # At most one waits or runs: all such rows have the same value.
+    Index(
+        "reconciliation_requests_open",
+        text("(asked_by IS NOT NULL)"),
+        unique=True,
+        postgresql_where=text("state IN ('waiting', 'running')"),
+    ),
 )
 
 # What summaries and the funnel read, kept by triggers on the tables of rows: see Note [Sums follow the rows] in

@@ -4,7 +4,7 @@ from typing import Final
 
 from fastapi import FastAPI
 
-from api.pages import anomalies, customers, entry, expiring, orders, overview, payment_links
+from api.pages import anomalies, customers, entry, expiring, orders, overview, payment_links, reconciliations
 from api.pages.viewers import Attempts
 
 ROUTERS: Final = (
@@ -14,6 +14,8 @@ ROUTERS: Final = (
     payment_links.router,
     customers.router,
     anomalies.router,
+    reconciliations.router,
+    reconciliations.reports,
     expiring.router,
 )
 

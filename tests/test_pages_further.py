@@ -1,4 +1,4 @@
-"""Pages of payment links, customers, anomalies and sessions about to expire, each within one account and mode."""
+"""Pages of payment links, customers, anomalies, reconciliations, and sessions about to expire."""
 
 import html
 import re
@@ -12,9 +12,10 @@ from sqlalchemy import Engine
 
 from deploy.local.services import Services
 from deploy.sandbox.account import Account
-from schemas import database, tables
+from schemas import broker, database, tables
 from tests import ledger
 from tests.web import CLERK, READER, TOKENS, Web, migrated_database, serving, settings_of
+from worker import app
 
 pytestmark = pytest.mark.integration
 
@@ -355,6 +356,44 @@ def test_who_may_expire(served: Shop) -> None:
     assert "/expire" not in served.see("/expiring", WAITING, TOKENS["read+personal"]).text
 
 
+# ---- Reconciliations ----
+
+
+def test_a_reconciliation_is_started(shop: Shop) -> None:
+    """An operator starts one on the page, which shows that it waits, then its outcome with a link to its report."""
+    engine = database.engine(shop.web.settings.postgresql)
+    with shop.web.looking() as client:
+        empty = client.get("/reconciliations").text
+        started = client.post("/reconciliations", data={})
+        again = client.post("/reconciliations", data={})
+        waiting = client.get(started.headers["location"]).text
+        app.create(shop.web.settings, engine).tasks[broker.RECONCILE_ASKED]()
+        done = client.get("/reconciliations?outcome=drift").text
+        (address,) = re.findall(r'href="(/reconciliations/\d+/report[^"]*)"', done)
+        report = client.get(html.unescape(address))
+        missing = client.get("/reconciliations/999999/report")
+        unknown = client.get("/reconciliations?outcome=odd")
+    engine.dispose()
+
+    assert ("payfold reconcile" in empty, ">Start one</button>" in empty) == (True, True)
+    assert (started.status_code, again.status_code) == (303, 409)
+    assert "A worker begins it within a minute." in waiting
+    assert re.fullmatch(r"\d+ waiting . . not yet . rules, rebuild admin.personal .* UTC", rows(waiting)[1])
+    # Rows were planted that no event makes.
+    assert " drift " in rows(done)[1]
+    assert (report.status_code, "<h1>" in report.text) == (200, True)
+    assert "default-src 'none'" in report.headers["content-security-policy"]
+    assert (missing.status_code, unknown.status_code) == (404, 422)
+    assert shop.web.client.get(address).status_code == 303
+
+
+def test_a_reader_starts_no_reconciliation(shop: Shop) -> None:
+    """Without the scope admin there is no button, and the act is refused."""
+    with shop.web.looking(TOKENS["read+personal"]) as client:
+        assert "Start one</button>" not in client.get("/reconciliations").text
+        assert client.post("/reconciliations", data={}).status_code == 403
+
+
 # ---- All of them ----
 
 
@@ -393,7 +432,7 @@ def test_empty_pages_teach(shop: Shop, path: str) -> None:
     assert "<a href=" in words or "<code>" in words
 
 
-@pytest.mark.parametrize("path", LISTS)
+@pytest.mark.parametrize("path", [*LISTS, "/reconciliations"])
 def test_pages_want_a_login(shop: Shop, path: str) -> None:
     """Without a cookie a page leads to the login."""
     answer = shop.web.client.get(path)

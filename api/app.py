@@ -20,12 +20,14 @@ from api import (
     changes,
     documentation,
     events,
+    expiring,
     explanations,
     headers,
     health,
     pages,
     problems,
     reads,
+    reconciliations,
     related,
     search,
     summaries,
@@ -107,8 +109,9 @@ class Application:
         self.fastapi.state.room = self._room = Room()
         self.fastapi.state.body_seconds_max = body_seconds_max
         known = Depends(addresses.known_parameters)
-        shown = (explanations.router, events.router, related.router, reads.router, search.router, summaries.router)
-        for router in (*shown, actions.router, changes.router, health.operations):
+        shown = (explanations.router, events.router, related.router, expiring.router, reads.router, search.router)
+        acting = (actions.router, changes.router, health.operations, reconciliations.router)
+        for router in (*shown, summaries.router, *acting):
             self.fastapi.include_router(router, dependencies=[known], responses=problems.declared(401, 403, 422, 503))
         self.fastapi.include_router(health.probes)
         problems.install(self.fastapi, [*actions.router.routes, *events.router.routes])
@@ -148,7 +151,8 @@ class Application:
         app.state.redis = broker.redis(settings)
         app.state.feed_watcher = changes.FeedWatcher(app.state.engine)
         app.state.stripe = StripeApi(settings, app.state.redis)
-        app.state.waker = waker = broker.Waker(settings)
+        app.state.celery = broker.celery(settings)
+        app.state.waker = waker = broker.Waker(settings, app=app.state.celery)
         recorder = Recorder(settings.libpq, answer_seconds_max=self._answer_seconds_max)
         app.state.instance = Instance(heartbeats.instance_name(), time.time())
         app.state.counts = counts = DeliveryCounts(settings.libpq)

@@ -57,4 +57,6 @@ async def show_metrics(request: Request) -> Response:
         state.counts.totals(), state.status.latest(age_max=STATUS_AGE_SECONDS_MAX, wait_max=STATUS_SECONDS_MAX)
     )
     own = Own(state.instance, in_flight=state.recorder.in_flight, unwritten=state.counts.unwritten)
-    return Response(metrics.exposition(totals, status, own), media_type=CONTENT_TYPE_LATEST)
+    is_daily = state.settings.payfold_reconcile_at is not None
+    text = metrics.exposition(totals, status, own, reconciles_daily=is_daily)
+    return Response(text, media_type=CONTENT_TYPE_LATEST)

@@ -5,7 +5,7 @@ is the same from each process.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -14,7 +14,9 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from api.counts import CONNECTION, OUTCOMES, REFUSED, Kind
-from schemas.status import Status
+from schemas.broker import RECONCILE, short_name
+from schemas.heartbeats import OK, RUNNING
+from schemas.status import Job, Reconciliation, Status
 
 _DELIVERIES: Final = "Webhook deliveries answered, by what became of them."
 _REFUSED: Final = "Webhook deliveries turned away for good, by reason."
@@ -48,9 +50,15 @@ class _Families(Collector):
         return iter(self.families)
 
 
-def exposition(totals: Mapping[Kind, int] | None, status: Status | None, own: Own) -> bytes:
-    """Return as text the *totals* of all processes, None where PostgreSQL does not answer, the status, and *own*."""
-    families = [_gauge("payfold_database_up", "Whether PostgreSQL answered just now.", int(totals is not None))]
+def exposition(totals: Mapping[Kind, int] | None, status: Status | None, own: Own, *, reconciles_daily: bool) -> bytes:
+    """Return as text the *totals* of all processes, None where PostgreSQL does not answer, the status, and *own*.
+
+    *reconciles_daily* is whether the clock is to ask for a reconciliation each day.
+    """
+    families = [
+        _gauge("payfold_database_up", "Whether PostgreSQL answered just now.", int(totals is not None)),
+        _gauge("payfold_reconciliation_is_daily", "Whether PAYFOLD_RECONCILE_AT is set.", int(reconciles_daily)),
+    ]
     families += _of_process(own)
     if totals is not None:
         families += _deliveries(totals)
@@ -133,6 +141,11 @@ def _of_stripe(status: Status) -> Iterator[Metric]:
     yield _gauge("payfold_stripe_jobs", "Accounts and modes of a job, by its state there.", jobs, "job", "state")
     calls = {("waiting",): status.stripe.calls_waiting, ("given_up",): status.stripe.calls_given_up}
     yield _gauge("payfold_stripe_calls", "Calls to Stripe that wait, or were given up.", calls, "state")
+    fetched = CounterMetricFamily("payfold_events_fetched", "Events that were fetched since they never came.")
+    # Before the first job at Stripe there is no sum. Without a sample of 0 its first events would be no increase.
+    if (count := status.stripe.events_fetched if status.stripe.jobs else 0) is not None:
+        fetched.add_metric([], count)
+    yield fetched
 
 
 def _of_processes(status: Status) -> Iterator[Metric]:
@@ -156,10 +169,20 @@ def _of_proof(status: Status) -> Iterator[Metric]:
     yield _gauge(
         "payfold_anomalies_in_force", "Rows of which something is not as it should be.", status.anomalies_in_force
     )
+    if status.jobs is not None:
+        text = "Whether the worker's last one failed or was lost, and none has ended since."
+        yield _gauge("payfold_reconciliation_failed", text, int(_has_failed(status.jobs, status.reconciliation)))
     if (run := status.reconciliation) is not None:
         finished_at = run.finished_at.timestamp()
         yield _gauge("payfold_reconciliation_time_seconds", "When the last one ended, in Unix seconds.", finished_at)
         yield _gauge("payfold_reconciliation_drift", "Differences that the last one found.", run.drift)
+        outcome = {(run.outcome,): 1}
+        yield _gauge("payfold_reconciliation_outcome", "1 for the outcome of the last one.", outcome, "outcome")
+
+
+def _has_failed(jobs: Sequence[Job], last: Reconciliation | None) -> bool:
+    ran = next((each for each in jobs if each.job == short_name(RECONCILE)), None)
+    return ran is not None and ran.outcome not in (OK, RUNNING) and (last is None or last.finished_at < ran.at)
 
 
 def _gauge(name: str, text: str, value: float | Values | None, *labels: str) -> Metric:

@@ -5,7 +5,7 @@ import binascii
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Annotated, Any, Final, TypeVar
+from typing import Annotated, Any, ClassVar, Final, TypeVar
 
 import msgspec
 import psycopg
@@ -109,6 +109,9 @@ def in_time() -> Iterator[None]:
 class Filters(BaseModel):
     """The filters that every list takes. Any other filter of a list is the name of a column, with its value."""
 
+    APART: ClassVar[frozenset[str]] = frozenset({"limit", "cursor", "created_from", "created_before"})
+    """Parameters that are no column with its value."""
+
     model_config = ConfigDict(extra="forbid")
 
     limit: int = Field(ROWS_DEFAULT, ge=1, le=ROWS_MAX, description="rows on a page")
@@ -118,7 +121,7 @@ class Filters(BaseModel):
 
     def wanted(self, table: Table) -> list[ColumnElement[bool]]:
         """Return the conditions on *table* that were asked for."""
-        return lookup.where(table, self.model_dump(exclude={"limit", "cursor", "created_from", "created_before"}))
+        return lookup.where(table, self.model_dump(exclude=set(self.APART)))
 
 
 class DatedFilters(Filters):
@@ -155,6 +158,23 @@ class OrderFilters(DatedFilters):
         if self.customer_email is not None:
             # By this the index is used, which finds an address in any case.
             found.append(func.lower(table.c.customer_email) == func.lower(self.customer_email))
+        return found
+
+
+class CustomerFilters(DatedFilters):
+    """Filters of customers."""
+
+    APART = DatedFilters.APART | {"email"}
+
+    email: Annotated[FilterText, PERSONAL] = Field(None, description="in any case")
+    delinquent: bool | None = None
+    deleted: bool | None = None
+
+    def wanted(self, table: Table) -> list[ColumnElement[bool]]:
+        """Return the conditions on *table* that were asked for."""
+        found = super().wanted(table)
+        if self.email is not None:
+            found.append(func.lower(table.c.email) == func.lower(self.email))
         return found
 
 
@@ -298,6 +318,14 @@ def list_portal_sessions(
     return _page(request, tables.portal_sessions, filters, answers.PortalSession, sees=sees)
 
 
+@router.get("/customers", tags=["customers"])
+def list_customers(
+    request: Request, filters: Annotated[CustomerFilters, Query()], sees: SeesPersonalData
+) -> Page[answers.Customer]:
+    """List customers, newest first; those whose creation was not seen come last."""
+    return _page(request, tables.customers, filters, answers.Customer, sees=sees)
+
+
 @router.get("/customers/{customer_id:id}/balance", tags=["customers"], responses=problems.declared(404))
 def show_balance(
     request: Request, customer_id: Id, sees: SeesPersonalData, account: Account = None, livemode: Livemode = None
@@ -334,6 +362,14 @@ def show_balance(
     return answers.CustomerBalance(customer=customer_id, balances=found)
 
 
+@router.get("/customers/{customer_id:id}", tags=["customers"], responses=ONE)
+def show_customer(
+    request: Request, customer_id: Id, sees: SeesPersonalData, account: Account = None, livemode: Livemode = None
+) -> answers.Customer:
+    """Show one customer."""
+    return answers.Customer.of(one(request, tables.customers, customer_id, account, livemode), personal=sees)
+
+
 def _world(row: Any) -> tuple[str, bool, str]:  # noqa: ANN401 - a row's mapping
     return (row["account"], row["livemode"], row["currency"])
 
@@ -350,6 +386,8 @@ def _broken_chains(connection: Connection, customer: str) -> set[tuple[str, bool
 class AnomalyFilters(Filters):
     """Filters of anomalies."""
 
+    APART = Filters.APART | {"resolved"}
+
     kind: Annotated[answers.AnomalyKind, only(tables.ANOMALY_KINDS)] | None = None
     subject: Annotated[answers.AnomalySubject, only(tables.ANOMALY_SUBJECTS)] | None = None
     subject_id: FilterText = None
@@ -357,7 +395,7 @@ class AnomalyFilters(Filters):
 
     def wanted(self, table: Table) -> list[ColumnElement[bool]]:
         """Return the conditions on *table* that were asked for."""
-        found = lookup.where(table, self.model_dump(exclude={"limit", "cursor", "resolved"}))
+        found = super().wanted(table)
         if self.resolved is not None:
             found.append(table.c.resolved_at.is_not(None) if self.resolved else table.c.resolved_at.is_(None))
         return found
@@ -436,16 +474,6 @@ def _check_scope(filters: Filters, *, sees: bool) -> None:
     asked = filters.model_fields_set & answers.personal_fields(type(filters))
     if asked and not sees:
         raise HTTPException(403, f"Rows are found by {', '.join(sorted(asked))} with a token of the scope personal.")
-
-
-def cursor_after(*key: str) -> str:
-    """Return the cursor of the page after the row with this *key*."""
-    return _cursor(*key)
-
-
-def key_in(cursor: str, length: int) -> list[str]:
-    """Return the key of *length* texts that ``cursor_after`` put into *cursor*; no other cursor is accepted."""
-    return _read_cursor(cursor, str, length)
 
 
 def _key_of(row: Any) -> str:  # noqa: ANN401 - a row's mapping

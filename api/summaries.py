@@ -72,9 +72,9 @@ def show_funnel(request: Request, filters: Annotated[FunnelFilters, Query()]) ->
 
 def _cursor_of(key: LinkKey) -> str:
     currency = "" if key.currency is None else f"={key.currency}"
-    return reads.cursor_after(key.account, str(key.livemode).lower(), key.payment_link, currency)
+    return reads.cursor_of(key.account, str(key.livemode).lower(), key.payment_link, currency)
 
 
 def _key_of(cursor: str) -> LinkKey:
-    account, mode, link, currency = reads.key_in(cursor, 4)
+    account, mode, link, currency = reads.read_cursor(cursor, str, 4)
     return LinkKey(account, mode == "true", link, currency[1:] if currency else None)

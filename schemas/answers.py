@@ -547,6 +547,34 @@ class Customer(Shown):
     created: datetime | None
 
 
+class ExpiringOrder(Answer):
+    """An order whose session is open, and when the session ends unless the buyer completes it before."""
+
+    account: Id
+    livemode: bool
+    id: Id
+    mode: Word | None
+    currency: Word | None
+    amount_total: int | None
+    customer: Id | None
+    customer_email: Personal[str] = None
+    payment_link: Id | None
+    created: datetime | None
+    expires_at: datetime | None = Field(description="when Stripe ends it")
+    allowed_until: datetime | None = Field(
+        description="when it is expired at Stripe by PAYFOLD_SESSION_TTL_MINUTES; null where there is no limit, or no"
+        " key for its account and mode"
+    )
+    ends_at: datetime | None = Field(description="the earlier of the two; a time that has passed means any moment now")
+
+
+class Expiring(Answer):
+    """Open sessions, the next to end first."""
+
+    data: list[ExpiringOrder]
+    has_more: bool
+
+
 class ExplainedColumn(Answer):
     """A column of a row, and the event that set it."""
 
@@ -717,6 +745,35 @@ class LinkFunnel(Answer):
     expired: int
     amount_paid: int = Field(description="of the paid sessions")
     without_amount: int = Field(description="paid sessions of which the amount is not known")
+
+
+class Reconciliation(Answer):
+    """A reconciliation: of all accounts and modes together."""
+
+    id: int
+    state: Annotated[Word, OneOf(tables.REQUEST_STATES)] = Field(description="done, or of one that was asked for")
+    outcome: Annotated[Word, OneOf(tables.RECONCILED)] | None = Field(
+        description="ok, drift or incomplete: no difference, and a part that was asked for was not looked at; null"
+        " before it is done"
+    )
+    checks: Public[list[str]]
+    drift: int | None = Field(description="how many differences it found; null before it is done")
+    asked_at: datetime | None = Field(description="null where no token asked for it")
+    asked_by: Word | None = Field(description="the name of the token")
+    started_at: datetime | None
+    finished_at: datetime | None = Field(description="when it was done, or failed")
+    failure: Word | None = Field(description="why it has no result: lost where its worker ended, else a kind of error")
+    detail: Word | None = Field(description="the failure in words")
+    has_report: bool = Field(description="whether its differences are kept: those of the last runs are")
+
+
+class ReconciliationWithResult(Reconciliation):
+    """A reconciliation with its result."""
+
+    result: Public[dict[str, Any]] | None = Field(
+        description="as `payfold reconcile --format json` prints it, with its differences where these are kept; null"
+        " before it is done"
+    )
 
 
 class Registered(Answer):

@@ -36,6 +36,7 @@ POLL_SESSIONS: Final = "payfold.poll_sessions"
 FETCH: Final = "payfold.fetch"
 FILL_GAPS: Final = "payfold.fill_gaps"
 RECONCILE: Final = "payfold.reconcile"
+RECONCILE_ASKED: Final = "payfold.reconcile_asked"
 FOLD_QUEUE: Final = "fold"
 STRIPE_QUEUE: Final = "stripe"
 

@@ -25,9 +25,9 @@ from redis.exceptions import RedisError
 from sqlalchemy import ColumnElement, Connection, Select, case, exists, func, select
 from sqlalchemy.exc import DBAPIError
 
-from schemas import accounts, database, migrate, tables
+from schemas import accounts, database, migrate, reconciliations, tables
 from schemas.answers import Answer, Id, Public, Word
-from schemas.broker import FOLD, FOLD_QUEUE, RECONCILE, STRIPE_QUEUE, SWEEP, short_name
+from schemas.broker import FOLD, FOLD_QUEUE, RECONCILE, RECONCILE_ASKED, STRIPE_QUEUE, SWEEP, short_name
 from schemas.database import Bounds, Cursor, DriverError
 from schemas.heartbeats import RUNNING
 from schemas.settings import Settings
@@ -38,8 +38,9 @@ WEB_SECONDS: Final = 60.0
 """A web process that beat within this is there, so that a worker and a clock are expected."""
 SWEEPS_MISSED: Final = 4
 """So many intervals of the sweep may pass without a fold turn: the worker's own timer begins after three."""
-RECONCILE_STEP_SECONDS_MAX: Final = 600.0
-"""How long one step of the nightly reconcile may take, which keeps its slot busy: a query over a whole table."""
+RECONCILE_STEP_SECONDS_MAX: Final = reconciliations.STEP_SECONDS_MAX
+"""For so long a slot is not silent that is at a step of a reconciliation."""
+_RECONCILING: Final = frozenset(map(short_name, (RECONCILE, RECONCILE_ASKED)))
 QUERY_SECONDS_MAX: Final = 1.0
 READ_SECONDS_MAX: Final = 3.0
 """For all queries together."""
@@ -564,8 +565,8 @@ def _silent(
 
 
 def _is_reconciling(job: Job | None) -> bool:
-    """Return whether a slot is at the nightly reconcile, the steps of which are long."""
-    return job is not None and job.job == short_name(RECONCILE) and job.age_seconds <= RECONCILE_STEP_SECONDS_MAX
+    """Return whether a slot is at a reconciliation, the steps of which are long."""
+    return job is not None and job.job in _RECONCILING and job.age_seconds <= RECONCILE_STEP_SECONDS_MAX
 
 
 # ---- What came, and what became of it ----
@@ -762,5 +763,6 @@ def _stripe(query: _Bounded, settings: Settings) -> Stripe | None:
 def _reconciliation(query: _Bounded, now: datetime) -> Reconciliation | None:
     runs = tables.reconciliations
     names = (runs.c.id, runs.c.finished_at, runs.c.outcome, runs.c.drift, runs.c.checks)
-    rows = query.rows(select(*names).order_by(runs.c.id.desc()).limit(1))
+    # By their ends: the number of one that was asked for is older than its result.
+    rows = query.rows(select(*names).order_by(runs.c.finished_at.desc(), runs.c.id.desc()).limit(1))
     return Reconciliation(**rows[0], age_seconds=_seconds(rows[0]["finished_at"], now)) if rows else None

@@ -62,6 +62,8 @@ REFUND_STATUSES: Final = ("none", "partial", "full")
 CALL_PURPOSES: Final = ("expire", "session", "ledger", "credit_note", "object", "event")
 RECONCILED: Final = ("ok", "drift", "incomplete")
 """Incomplete: no difference was found, and a part that was asked for could not be looked at."""
+REQUEST_STATES: Final = ("waiting", "running", "failed", "done")
+"""Of a reconciliation that was asked for."""
 WITHHELD: Final = ("import", "fold_version", "rename", "rendering", "swap")
 """Why a change is not in the feed: history that became known or was folded again is no news."""
 BEATS: Final = ("web", "clock", "fold", "consumer", "job")
@@ -102,6 +104,30 @@ ANOMALY_KINDS: Final = (
     "two_references",
     "unknown_status",
 )
+ANOMALY_MEANINGS: Final[Mapping[str, str]] = {
+    "ambiguous_order": (
+        "Several of its events are of the same second, and nothing in them decides which came last. Until something"
+        " does, the row may be an older state than Stripe's."
+    ),
+    "balance_differs": "The customer and the ledger that Stripe lists report different balances.",
+    "broken_chain": (
+        "A transaction of the ledger does not begin with the balance that the one before left: one between them is"
+        " missing."
+    ),
+    "contents_differ": "One event was received with different contents of the same API version. One of them is used.",
+    "credit_note_sides": "What the note took off the invoice and what it gave back do not add up to its amount.",
+    "credit_note_split": "What the note gave back is not explained by its refunds and the credit on the balance.",
+    "deleted_and_final": "An event reports the invoice as deleted, another as finalized. Only a draft can be deleted.",
+    "expired_and_complete": "Events report the session both as expired and as completed. Only one can have happened.",
+    "id_reused": "Different events were received under one id. One of them is used.",
+    "lines_differ": "The lines that were listed last do not add up to the order's total, or have another currency.",
+    "missing_at_stripe": "Stripe knows no such session in this account and mode, although it was reported here.",
+    "paid_and_void": "Events report the invoice both as paid and as void. Only one can be final.",
+    "released_and_captured": "Events report the held money both as released and as captured. The capture is believed.",
+    "two_references": "Events name two different objects where only one can be, such as two customers of an order.",
+    "unknown_status": "Stripe reports a status that this release does not know, so what follows from it is not known.",
+}
+"""What each kind of anomaly means, for people."""
 STRIPE_JOBS: Final = ("expire_sessions", "poll_sessions", "fetch", "fill_gaps")
 
 
@@ -118,6 +144,11 @@ def key_name(key: Sequence[str]) -> str:
     if len(key) == 1:
         return key[0]
     return " ".join(value.replace("%", "%25").replace(" ", "%20") for value in key)
+
+
+def key_of_name(name: str) -> list[str]:
+    """Return the values of a key of several that ``key_name`` gave the *name*."""
+    return [value.replace("%20", " ").replace("%25", "%") for value in name.split(" ")]
 
 
 def _one_of(column: str, values: tuple[str, ...]) -> CheckConstraint:
@@ -488,6 +519,7 @@ customers = _projection(
     Column("metadata", JSONB(none_as_null=True)),
     _moment("created"),
     _by_email("customers", "email"),
+    _newest("customers"),
 )
 
 balances = Table(
@@ -853,10 +885,40 @@ reconciliations = Table(
     _moment("finished_at", nullable=False),
     Column("outcome", Text, nullable=False),
     Column("checks", ARRAY(Text), nullable=False),
-    # How many differences there were; which they were is not kept.
+    # How many differences there were.
     Column("drift", BigInteger, nullable=False),
     Column("result", JSONB, nullable=False),
+    # The rest of the result, in JSON: which they were, up to a thousand. Null of older runs. It is no JSONB, since a
+    # value of Stripe's may hold characters that PostgreSQL's texts do not.
+    Column("details", Text),
     _one_of("outcome", RECONCILED),
+)
+
+# A reconciliation that was asked for; ``reconciliations`` has its result under the same number.
+reconciliation_requests = Table(
+    "reconciliation_requests",
+    metadata,
+    Column("id", BigInteger, primary_key=True, autoincrement=False),
+    Column("state", Text, nullable=False),
+    _moment("asked_at", nullable=False),
+    # The name of a token.
+    Column("asked_by", Text, nullable=False),
+    Column("checks", ARRAY(Text), nullable=False),
+    _moment("begun_at"),
+    # Until then a worker has it. One that does not extend this has ended.
+    _moment("leased_until"),
+    # Why there is no result: a code, and words of ours.
+    _moment("failed_at"),
+    Column("failure", Text),
+    Column("detail", Text),
+    _one_of("state", REQUEST_STATES),
+    # At most one waits or runs: all such rows have the same value.
+    Index(
+        "reconciliation_requests_open",
+        text("(asked_by IS NOT NULL)"),
+        unique=True,
+        postgresql_where=text("state IN ('waiting', 'running')"),
+    ),
 )
 
 # What summaries and the funnel read, kept by triggers on the tables of rows: see Note [Sums follow the rows] in

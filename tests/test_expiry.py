@@ -11,7 +11,7 @@ from redis import Redis
 
 from deploy.sandbox.http_api import StripeApi as SandboxApi
 from deploy.sandbox.server import Fault
-from schemas import checkout, database, inbox, observations
+from schemas import checkout, database, inbox, observations, session_ends
 from schemas.observations import World
 from schemas.own_events import SESSION_REGISTERED
 from schemas.stripe_api import StripeApi
@@ -79,9 +79,9 @@ def test_the_time_to_live_follows_the_mode(
     [
         ("90", {}, False),
         ("90,link=90", {}, True),
-        ("90", {expiry.TTL_METADATA_KEY: "90"}, True),
-        ("90,link=90", {expiry.TTL_METADATA_KEY: "off"}, False),
-        ("90,link=90", {expiry.TTL_METADATA_KEY: "soon"}, True),
+        ("90", {session_ends.TTL_METADATA_KEY: "90"}, True),
+        ("90,link=90", {session_ends.TTL_METADATA_KEY: "off"}, False),
+        ("90,link=90", {session_ends.TTL_METADATA_KEY: "soon"}, True),
     ],
 )
 def test_a_link_sets_the_time_to_live_of_its_sessions(

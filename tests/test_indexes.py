@@ -63,6 +63,10 @@ ASKED: Final = {
         "the calls that are due (worker.stripe_jobs.queue)",
         "SELECT object_id FROM stripe_calls WHERE given_up IS NULL AND lane = 1 AND due_at <= now() ORDER BY due_at",
     ),
+    "reconciliation_requests_open": (
+        "the reconciliation that waits, or that a worker has (reconciliations)",
+        "SELECT id FROM reconciliation_requests WHERE state = 'waiting'",
+    ),
     "orders_newest": ("GET /v1/orders", f"SELECT * FROM orders {PAGE}"),
     "orders_open": (
         "sessions that have been open for too long (expiry)",
@@ -97,6 +101,7 @@ ASKED: Final = {
         "an email in GET /v1/search",
         "SELECT * FROM customers WHERE lower(email) = lower('Buyer@example.com')",
     ),
+    "customers_newest": ("GET /v1/customers", f"SELECT * FROM customers {PAGE}"),
     "invoices_number": ("a number in GET /v1/search", "SELECT * FROM invoices WHERE number = 'AB-0001'"),
     "credit_notes_number": ("a number in GET /v1/search", "SELECT * FROM credit_notes WHERE number = 'AB-0001-CN-01'"),
     "orders_invoice": (

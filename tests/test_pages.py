@@ -59,8 +59,10 @@ def spans(page: Path) -> list[str]:
 
 @cache
 def names_in_the_code() -> frozenset[str]:
-    """Return the settings, and each word of the packages and tests, as well as its parts between dots."""
-    sources = (path for folder in pages.FOLDERS for path in (ROOT / folder).rglob("*.py"))
+    """Return the settings, and each word of the packages, tests and alerts, as well as its parts between dots."""
+    sources = (
+        path for folder in pages.FOLDERS for kind in ("py", "yml") for path in (ROOT / folder).rglob(f"*.{kind}")
+    )
     words = {word for path in sources for word in re.findall(r"[\w.]+", path.read_text(encoding="utf-8"))}
     return frozenset(words | {part for word in words for part in word.split(".")} | set(pages.settings()))
 

@@ -15,12 +15,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deploy import output
+from api.report import charts, results
+from api.report import page as report
+from api.report.money import CURRENCIES_MAX
 from deploy.commands.reconcile import verdict
 from deploy.output import money
-from deploy.report import charts
-from deploy.report import page as report
-from deploy.report.money import CURRENCIES_MAX
 from tests.browser import chromium
 
 if TYPE_CHECKING:
@@ -354,7 +353,7 @@ def test_why_not() -> None:
     assert found["Rule"].endswith(
         "900 not provable: lines of open sessions were not read74 not provable: an amount is not known"
     )
-    assert output.why_not_provable(of_lines) == (
+    assert results.why_not_provable(of_lines) == (
         "974 of 1,058 not provable: 900 lines of open sessions were not read, 74 an amount is not known"
     )
     assert [row["What"] for row in read(busy()).table("43 differences") if "not the sum" in row["What"]] == [
@@ -449,7 +448,9 @@ def test_the_page_loads_nothing() -> None:
     assert {held["href"] for held in reader.all("a")} <= {f"#{held['id']}" for held in reader.all("section")}
     assert reader.all("script") == [{"type": "application/json", "id": "result"}]
     (policy,) = reader.all("meta", **{"http-equiv": "Content-Security-Policy"})
-    assert policy["content"].startswith("default-src 'none'")
+    assert policy["content"].startswith("default-src 'none'; style-src 'sha256-")
+    assert "unsafe" not in policy["content"]
+    assert not [tag for tag, held in reader.elements if "style" in held]
 
 
 # ---- Money ----

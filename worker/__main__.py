@@ -51,10 +51,8 @@ def start(parts: Parts, limits: Limits = Limits()) -> int:  # noqa: B008 - it is
         _log.info(
             "stripe.idle", reason="STRIPE_API_KEY is not set, so nothing is asked of Stripe and nothing expired there"
         )
-    has_jobs_at_stripe = bool(settings.api_keys) or settings.payfold_reconcile_at is not None
-    queues: dict[str, tuple[str, ...]] = {"fold": (FOLD_QUEUE, STRIPE_QUEUE)}
-    if has_jobs_at_stripe:
-        queues = {"fold": (FOLD_QUEUE,), "stripe": (STRIPE_QUEUE,)}
+    # Without a key too: a reconciliation that is asked for takes minutes, in which folding goes on.
+    queues = {"fold": (FOLD_QUEUE,), "stripe": (STRIPE_QUEUE,)}
     # Celery warns of running as root because of pickled messages, but here only JSON messages are read.
     warnings.filterwarnings("ignore", category=RunsAsRoot)
     for module in _SHARED:

@@ -3,9 +3,10 @@
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 import structlog
 from celery import Celery
@@ -22,6 +23,7 @@ from worker.folding import parallel, portal_clock
 from worker.folding.claim import queue_outdated
 from worker.folding.parallel import FoldProcess
 from worker.folding.projection import Apart
+from worker.proof import asked
 from worker.proof import reconcile as reconciling
 from worker.proof.rebuild import IN_ONE_PROCESS
 from worker.stripe_jobs import discovery, expiry, fetches, gaps
@@ -74,6 +76,8 @@ def create(
         _add(app, turns, name, partial(_act, app, turns, name, run_once, context))
     # Acknowledged at once, because the job is long and the broker would give the message to another worker as well.
     _add(app, turns, broker.RECONCILE, partial(_reconcile, engine, turns), acks_late=False)
+    by_hand = replace(context, is_by_hand=True)
+    _add(app, turns, broker.RECONCILE_ASKED, partial(_reconcile_asked, by_hand, turns), acks_late=False)
     app.conf.beat_schedule = _timetable(settings)
     return app
 
@@ -119,6 +123,21 @@ def _reconcile(engine: Engine, turns: Turns) -> int:
         _log.warning("reconcile.postponed", reason=str(error))
         turns.fail(condition(error))
         return 0
+    return _report(result)
+
+
+def _reconcile_asked(context: JobContext, turns: Turns) -> int:
+    """Do the reconciliation that was asked for, if any."""
+    try:
+        result = asked.run_once(context, stepped_at=lambda: turns.stepped_at)
+    except ConflictError as error:
+        turns.fail(condition(error))
+        return 0
+    return 0 if result is None else _report(result)
+
+
+def _report(result: dict[str, Any]) -> int:
+    """Log the *result* of a reconciliation, as an error on drift, and return the number of differences."""
     drift, left_out = int(result["drift_total"]), result.get("left_out", {"objects": 0})["objects"]
     (_log.error if drift else _log.info)(
         "reconcile.done", run=result["run"]["id"], drift=drift, objects_left_out=left_out
@@ -146,6 +165,8 @@ def _timetable(settings: Settings) -> dict[str, dict[str, object]]:
         "sweep": entry(broker.SWEEP, settings.payfold_sweep_seconds, broker.FOLD_QUEUE),
         # Sent without a key as well: then our clock decides which sessions have expired.
         "expire": entry(broker.EXPIRE_SESSIONS, settings.payfold_expire_seconds, broker.STRIPE_QUEUE),
+        # Finds a reconciliation that was asked for where the message of that was lost.
+        "asked": entry(broker.RECONCILE_ASKED, settings.payfold_expire_seconds, broker.STRIPE_QUEUE),
     }
     if settings.api_keys:
         found["fetch"] = entry(broker.FETCH, settings.payfold_fetch_seconds, broker.STRIPE_QUEUE)

@@ -6,6 +6,7 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 
 from api import actions, explanations, reads, search
 from api.addresses import Id
+from api.pages.filters import filters_of
 from api.pages.rendering import PageRoute, back, link_within, page
 from api.pages.viewers import Reader, require
 from api.pages.worlds import Shown, Worlds
@@ -55,10 +56,8 @@ def list_orders(
     cursor: str | None = None,
 ) -> Response:
     """List the orders of a world, newest first."""
-    world = worlds.shown
     given = {"status": status, "customer": customer, "payment_link": payment_link}
-    filters = reads.OrderFilters(**{name: value or None for name, value in given.items()}, **world.asked, cursor=cursor)  # type: ignore[arg-type]  # read as from an address
-    found = reads.list_orders(request, filters, viewer.sees)
+    found = reads.list_orders(request, filters_of(reads.OrderFilters, given, worlds.shown, cursor), viewer.sees)
     return page(
         request, "orders.html.j2", viewer, worlds,
         found=found, given=given, statuses=tables.ORDER_STATUSES,

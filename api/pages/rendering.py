@@ -70,8 +70,8 @@ def back(address: str) -> RedirectResponse:
     return RedirectResponse(address, 303, headers=HEADERS)
 
 
-class PageRoute(APIRoute):
-    """A route of a page: whoever is not logged in is led to the login, and an error is a page."""
+class PersonRoute(APIRoute):
+    """A route for a person: without a login it leads to the login, and an error is a page."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """Return the handler of requests."""
@@ -86,6 +86,10 @@ class PageRoute(APIRoute):
                 return _error_page(request, error)
 
         return answer
+
+
+class PageRoute(PersonRoute):
+    """A route of a page."""
 
 
 def _to_login(request: Request) -> Response:

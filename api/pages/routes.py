@@ -4,10 +4,20 @@ from typing import Final
 
 from fastapi import FastAPI
 
-from api.pages import entry, orders, overview
+from api.pages import anomalies, customers, entry, expiring, orders, overview, payment_links, reconciliations
 from api.pages.viewers import Attempts
 
-ROUTERS: Final = (entry.router, overview.router, orders.router)
+ROUTERS: Final = (
+    entry.router,
+    overview.router,
+    orders.router,
+    payment_links.router,
+    customers.router,
+    anomalies.router,
+    reconciliations.router,
+    reconciliations.reports,
+    expiring.router,
+)
 
 
 def install(app: FastAPI) -> None:

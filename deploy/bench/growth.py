@@ -14,8 +14,8 @@ from typing import Any, Final
 
 import msgspec
 
+from api.report.templates import environment
 from deploy.bench.run import GROWTH, SMALL_EVENTS
-from deploy.report.templates import environment
 
 WIDTH: Final = 720
 HEIGHT: Final = 360

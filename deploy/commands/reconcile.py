@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 from rich.progress import Progress
 
+from api.report import results
 from deploy import output
 from deploy.commands.base import (
     DRIFT,
@@ -163,7 +164,7 @@ def _plain(value: object) -> str:
 
 
 def _write_report(path: Path, result: dict[str, Any]) -> None:
-    from deploy.report.page import html
+    from api.report.page import html
 
     try:
         path.write_text(html(output.plain(result)), encoding="utf-8")
@@ -176,7 +177,7 @@ def _print(result: dict[str, Any], form: Format) -> None:
     if form is not Format.TABLE:
         output.one(result, form)
         return
-    from deploy.report.verdict import notes_on_stripe
+    from api.report.verdict import notes_on_stripe
 
     witnesses = result.get("witnesses", {})
     _section(
@@ -210,7 +211,7 @@ def _print(result: dict[str, Any], form: Format) -> None:
         there_were = result["repaired"]["drift_total"]
         err.print(f"There were {there_were:,} differences before the repair, and {result['drift_total']:,} are left.")
     err.print(verdict(result))
-    if (proven := output.percent_proven(result.get("rules", ()))) is not None:
+    if (proven := results.percent_proven(result.get("rules", ()))) is not None:
         percent, checked = proven
         err.print(f"Of {checked:,} rows: {percent} % of what the money rules checked is proven.")
     if "left_out" in result:
@@ -231,7 +232,7 @@ def _title(name: str, witness: str | None) -> str:
 def verdict(result: dict[str, Any]) -> str:
     """Return a sentence on the result of a run, and another on the parts that it did not look at."""
     names = {"log": "Event logs", "stripe": "Stripe"}
-    left = [f"{names[check]}: only in part ({'; '.join(words)})." for check, words in output.in_part(result).items()]
+    left = [f"{names[check]}: only in part ({'; '.join(words)})." for check, words in results.in_part(result).items()]
     return output.in_one_line(" ".join([_verdict(result), *left]))
 
 
@@ -244,7 +245,7 @@ def _verdict(result: dict[str, Any]) -> str:
 
 def _unproven(rules: Sequence[Mapping[str, Any]]) -> None:
     """Print why rules could not be proven, a line each."""
-    lines = [(rule["rule"], why) for rule in rules if (why := output.why_not_provable(rule))]
+    lines = [(rule["rule"], why) for rule in rules if (why := results.why_not_provable(rule))]
     for name, why in lines:
         output.out.print(f"{name}: {why}")
     if lines:

@@ -12,11 +12,10 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, Final
 
-import msgspec
 from psycopg.rows import dict_row
 from sqlalchemy import Engine
 
-from schemas import database, tables
+from schemas import database, reconciliations, tables
 from schemas.database import Cursor
 from schemas.errors import BrokerAway, DatabaseAway, KeyRefused, NotServed, PayfoldError
 from schemas.progress import Progress, do_nothing
@@ -30,10 +29,10 @@ from worker.proof.kinds import REFUSED, Listed
 from worker.proof.rebuild import USUAL, Sizes
 from worker.stripe_jobs.rounds import JobContext
 
-RULES: Final = "rules"
-REBUILD: Final = "rebuild"
+RULES: Final = reconciliations.RULES
+REBUILD: Final = reconciliations.REBUILD
 LOG: Final = "log"
-STRIPE: Final = "stripe"
+STRIPE: Final = reconciliations.STRIPE
 # Stripe is not asked for the objects of these tables: see proof/kinds.py.
 _NOT_ASKED: Final = ("payment_intents", "portal_sessions")
 _COLUMNS: Final = sum(each.table not in _NOT_ASKED for each in witness.MAP)
@@ -55,8 +54,10 @@ class ReconcileRequest:
     *secrets* verifies it. Through *context* Stripe is asked for objects that were created *since*, and *seed* chooses
     the sample where there are too many customers to ask for all. *archive* is the folder of archived payloads. With
     *repair* the run corrects what it can, and then checks again. *each* is called with every difference, *refuse* with
-    every entry of a log that cannot be read.
+    every entry of a log that cannot be read. *number* is that of the request, where the run was asked for.
     """
+
+    number: int | None = None
 
     logs: Sequence[str] = ()
     account: str = ""
@@ -171,7 +172,8 @@ def run(engine: Engine, checks: Sequence[str], wanted: ReconcileRequest) -> dict
     }
     if repaired is not None:
         result["repaired"] = repaired
-    result["run"]["id"] = _keep(engine, result)
+    with database.transaction(engine) as connection, database.cursor(connection) as cursor:
+        reconciliations.keep(cursor, result, number=wanted.number)
     return result
 
 
@@ -358,25 +360,6 @@ def _whole(amount: Decimal | None) -> int | None:
 
 
 # ---- History ----
-
-
-def _keep(engine: Engine, result: dict[str, Any]) -> int:
-    kept = {name: value for name, value in result.items() if name not in ("drift", "money", "not_provable")}
-    with database.transaction(engine) as connection, database.cursor(connection) as cursor:
-        cursor.execute(
-            "INSERT INTO reconciliations (started_at, finished_at, outcome, checks, drift, result)"
-            " VALUES (%s, %s, %s, %s, %s, %s) RETURNING id",
-            (
-                result["run"]["started_at"],
-                result["run"]["finished_at"],
-                result["run"]["outcome"],
-                result["run"]["checks"],
-                result["drift_total"],
-                msgspec.json.encode(kept).decode(),
-            ),
-        )
-        (number,) = cursor.fetchone() or (0,)
-        return int(number)
 
 
 def history(engine: Engine, *, limit: int) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import structlog
 
-from schemas import checkout, inbox, observations
+from schemas import checkout, inbox, observations, session_ends
 from schemas.budget import Lane
 from schemas.checkout import Ending
 from schemas.database import Cursor
@@ -25,8 +25,6 @@ from worker.stripe_jobs.queue import Call, CallRequest, JobProgress
 from worker.stripe_jobs.rounds import CallResult, JobContext, JobResult, TimeBudget
 
 JOB: Final = "expire_sessions"
-TTL_METADATA_KEY: Final = "payfold_session_ttl_minutes"
-"""Key in a payment link's metadata; its value is the minutes for the sessions of this link, or off."""
 BATCH_MAX: Final = 200
 LISTED_MAX: Final = 10_000
 EXPIRE: Final = "expire"
@@ -54,19 +52,10 @@ class Stale:
         return f"open for {minutes:,.0f} minutes, of {self.minutes_allowed} allowed"
 
 
-_STALE: Final = """
+_STALE: Final = f"""
 SELECT o.id, o.created, o.expires_at, allowed.minutes, o.expires_at <= %(now)s - %(grace)s AS has_ended
 FROM orders AS o
-LEFT JOIN payment_links AS l ON (l.account, l.livemode, l.id) = (o.account, o.livemode, o.payment_link)
-CROSS JOIN LATERAL (SELECT coalesce(l.metadata ->> %(key)s, o.metadata ->> %(key)s) AS told) AS link
-CROSS JOIN LATERAL (
-    SELECT CASE
-        WHEN o.payment_link IS NULL THEN (%(ttl)s::jsonb ->> coalesce(o.mode, 'payment'))::int
-        WHEN link.told ~ '^[1-9][0-9]{0,3}$' THEN link.told::int
-        WHEN link.told = 'off' THEN NULL
-        ELSE (%(ttl)s::jsonb ->> 'link')::int
-    END AS minutes
-) AS allowed
+{session_ends.ALLOWED}
 WHERE (o.account, o.livemode, o.status) = (%(account)s, %(livemode)s, 'open')
     AND (o.created <= %(now)s - make_interval(mins => allowed.minutes) OR o.expires_at <= %(now)s - %(grace)s)
     AND NOT EXISTS (
@@ -98,8 +87,7 @@ def stale(cursor: Cursor, world: World, settings: Settings, *, now: datetime, li
             "livemode": world.livemode,
             "now": now,
             "grace": timedelta(minutes=settings.payfold_expiry_grace_minutes),
-            "ttl": _ttl(settings),
-            "key": TTL_METADATA_KEY,
+            **session_ends.rule(settings),
             "lane": int(Lane.EXPIRY),
             "limit": limit,
         },
@@ -108,12 +96,6 @@ def stale(cursor: Cursor, world: World, settings: Settings, *, now: datetime, li
         Stale(world, row[0], READ if row[4] else EXPIRE, created=row[1], expires_at=row[2], minutes_allowed=row[3])
         for row in cursor.fetchall()
     ]
-
-
-def _ttl(settings: Settings) -> str:
-    minutes = settings.session_ttl_minutes
-    told = ", ".join(f'"{mode}": {"null" if allowed is None else allowed}' for mode, allowed in minutes.items())
-    return f"{{{told}}}"
 
 
 def run_once(context: JobContext) -> JobResult:

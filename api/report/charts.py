@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import date, timedelta
 from typing import Final
 
-from deploy.report.words import amount, figure, listed
+from api.report.words import amount, figure, listed
 
 STATUSES: Final = ("paid", "processing", "open", "failed", "expired", "complete")
 """From the axis up; each has its colour, and any other status has one together."""

@@ -4,6 +4,8 @@ The page is complete in itself: no script runs, nothing is fetched, and the JSON
 and markup are in the template ``page.html.j2``; what this module computes is what the template inserts.
 """
 
+import base64
+import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,11 +18,10 @@ from typing import Any, Final
 import msgspec
 from jinja2 import Template
 
-from deploy import output
-from deploy.report import charts, words
-from deploy.report.money import money
-from deploy.report.templates import environment
-from deploy.report.verdict import CHECKS, Row, badge, caveats, notes_on_stripe, unproven, verdict
+from api.report import charts, results, words
+from api.report.money import Money, money
+from api.report.templates import environment
+from api.report.verdict import CHECKS, Row, badge, caveats, notes_on_stripe, unproven, verdict
 
 DIFFERENCES_MAX: Final = 1_000
 
@@ -32,16 +33,49 @@ _NO_AGE: Final = "no date"
 _AMOUNT: Final = re.compile(r"(\S+ [A-Z]{3}\b)")
 
 
+@dataclass(frozen=True, slots=True)
+class Page:
+    """The text of a page, and its Content-Security-Policy, which an answer also has as a header."""
+
+    html: str
+    policy: str
+
+
 def html(result: Row) -> str:
     """Return the page of *result*, which is what `payfold reconcile --format json` prints."""
+    return page(result).html
+
+
+def page(result: Row) -> Page:
+    """Return the page of *result* with its policy."""
     found: Row = msgspec.json.decode(msgspec.json.encode(result))
-    return _template().render(_values(found))
+    values = _values(found)
+    style = _style(values["money"])
+    policy = _policy(style)
+    return Page(_template().render(values, style=style, policy=policy), policy)
+
+
+def _style(shown: Money) -> str:
+    """Return the style sheet, with the width that the figures of each chart take."""
+    margins = sorted({each.chart.margin for each in shown.currencies if each.chart is not None})
+    return _css() + "".join(f".margin-{margin} {{ padding-left: {margin}ch; }}\n" for margin in margins)
+
+
+@cache
+def _css() -> str:
+    return (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
+
+
+def _policy(style: str) -> str:
+    """Return the policy by which a browser shows the page with its own *style*, and refuses everything else."""
+    hashed = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    return f"default-src 'none'; style-src 'sha256-{hashed}'; img-src data:; base-uri 'none'; form-action 'none'"
 
 
 def _values(found: Row) -> dict[str, Any]:
     """Return everything that the page shows, by the names in its template."""
     run = found["run"]
-    is_proven = output.percent_proven(found.get("rules", ())) is not None
+    is_proven = results.percent_proven(found.get("rules", ())) is not None
     return {
         "found": found,
         "run": run,
@@ -99,16 +133,16 @@ class Outcome:
 
 
 def _checks(found: Row) -> Iterator[Check]:
-    results: dict[str, Sequence[Row] | None] = {
+    by_check: dict[str, Sequence[Row] | None] = {
         "rules": found.get("rules"),
         "rebuild": found.get("tables"),
         "log": [found["logs"]] if found.get("logs") else None,
         "stripe": found.get("stripe"),
     }
-    made, in_part = found["run"]["checks"], output.in_part(found)
+    made, in_part = found["run"]["checks"], results.in_part(found)
     for name in dict.fromkeys((*CHECKS, *made)):
         title, compares = CHECKS.get(name, (name, ""))
-        rows = results.get(name)
+        rows = by_check.get(name)
         is_known = name in in_part or (name in made and rows is not None)
         yield Check(
             name=name,

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from deploy import output
+from api.report import words
 
 
 def environment(folder: Path) -> Environment:
@@ -21,4 +21,4 @@ def environment(folder: Path) -> Environment:
 
 def _visible(value: object) -> object:
     # Invisible characters are spelled out, since a stranger may have put them there to mislead.
-    return value if hasattr(value, "__html__") else output.shown(value)
+    return value if hasattr(value, "__html__") else words.shown(value)

@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
-from deploy import output
-from deploy.report.words import counted, listed, signed, world
+from api.report import results
+from api.report.words import counted, listed, signed, world
 
 Row: TypeAlias = Mapping[str, Any]
 """An object of the result: its values are any JSON."""
@@ -41,7 +41,7 @@ def verdict(found: Row) -> str:
 
 def badge(found: Row) -> str:
     """Return whether there is drift, and how much of what the rules checked is proven."""
-    proven = output.percent_proven(found.get("rules", ()))
+    proven = results.percent_proven(found.get("rules", ()))
     words = [_BADGES.get(found["run"]["outcome"], "drift")]
     if proven is not None:
         percent, checked = proven
@@ -51,7 +51,7 @@ def badge(found: Row) -> str:
 
 def caveats(found: Row) -> str:
     """Return sentences on what the verdict leaves out."""
-    in_part = output.in_part(found)
+    in_part = results.in_part(found)
     left = [name for name in CHECKS if name not in found["run"]["checks"] and name not in in_part]
     open_results = unproven(found)
     waiting = found["events"]["parked"] + found["events"]["pending"]

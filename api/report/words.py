@@ -4,7 +4,10 @@ from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from deploy import output
+import msgspec
+
+from schemas import currencies
+from schemas.visible import visible
 
 TEXT_MAX: Final = 300
 """A longer value is cut in a table."""
@@ -12,7 +15,7 @@ TEXT_MAX: Final = 300
 
 def amount(minor: int, currency: str) -> str:
     """Return *minor* units as a person writes them, with a minus that is one."""
-    return output.money(minor, currency).replace("-", "−")  # noqa: RUF001 - not a hyphen
+    return currencies.written(minor, currency).replace("-", "−")  # noqa: RUF001 - not a hyphen
 
 
 def figure(minor: int, currency: str) -> str:
@@ -41,9 +44,26 @@ def listed(names: Iterable[str]) -> str:
     return f"{', '.join(most)} and {last}" if most else last
 
 
+def shown(value: object) -> str:
+    """Return *value* as a table shows it, without invisible characters."""
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, datetime):
+        return f"{value.astimezone(UTC):%Y-%m-%d %H:%M:%S}"
+    text = msgspec.json.encode(value).decode() if isinstance(value, (dict, list)) else str(value)
+    return visible(text)
+
+
+def in_one_line(value: object) -> str:
+    """Return *value* as a table shows it, without line breaks: an id with one could look like two rows."""
+    return shown(value).replace("\n", "\\n")
+
+
 def cut(value: object) -> str:
     """Return *value* as a table shows it; of a long one the beginning, and how long it is."""
-    text = output.shown(value)
+    text = shown(value)
     return text if len(text) <= TEXT_MAX else f"{text[:TEXT_MAX]}… (of {len(text):,} characters)"
 
 

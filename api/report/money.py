@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from datetime import date
 from typing import Final
 
-from deploy.report import charts
-from deploy.report.verdict import Row
-from deploy.report.words import amount, counted, figure
+from api.report import charts
+from api.report.verdict import Row
+from api.report.words import amount, counted, figure
 
 CURRENCIES_MAX: Final = 24
 """At most this many currencies are drawn, those with the most orders."""

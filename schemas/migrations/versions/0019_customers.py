@@ -1,0 +1,25 @@
+"""The index by which the list of customers pages, newest first."""
+
+from alembic import op
+
+revision = "0019"
+down_revision = "0018"
+branch_labels = None
+depends_on = None
+
+_STATEMENTS = """
+CREATE INDEX customers_newest ON customers
+    ((COALESCE(created, '-infinity'::timestamp with time zone)) DESC, id DESC);
+"""
+
+
+def upgrade() -> None:
+    """Make it."""
+    op.execute("SET LOCAL lock_timeout = '5s'")
+    op.execute(_STATEMENTS)
+
+
+def downgrade() -> None:
+    """Drop it."""
+    op.execute("SET LOCAL lock_timeout = '5s'")
+    op.execute("DROP INDEX customers_newest")

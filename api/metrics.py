@@ -170,7 +170,7 @@ def _of_proof(status: Status) -> Iterator[Metric]:
         "payfold_anomalies_in_force", "Rows of which something is not as it should be.", status.anomalies_in_force
     )
     if status.jobs is not None:
-        text = "Whether the worker's last one failed or was lost, and none has ended since."
+        text = "Whether the last nightly one failed or was lost, and none has ended since."
         yield _gauge("payfold_reconciliation_failed", text, int(_has_failed(status.jobs, status.reconciliation)))
     if (run := status.reconciliation) is not None:
         finished_at = run.finished_at.timestamp()

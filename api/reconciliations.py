@@ -89,7 +89,8 @@ def ask_for_reconciliation(
     if stripe and not settings.api_keys:
         raise ConflictError("STRIPE_API_KEY is not set here, so Stripe cannot be asked.")
     checks = [RULES, REBUILD, *([STRIPE] if stripe else [])]
-    with transaction(request.app.state.engine) as connection, cursor(connection) as opened:
+    engine = request.app.state.engine
+    with reads.in_time(), transaction(engine, reads.bounds_of(engine)) as connection, cursor(connection) as opened:
         number = reconciliations.ask(opened, checks, by=token.name)
     app: Celery = request.app.state.celery
     broker.send(app, broker.RECONCILE_ASKED, queue=broker.STRIPE_QUEUE)

@@ -1,4 +1,4 @@
-"""A worker has one slot for folding and one for calls to Stripe, and forks a slot that ends again."""
+"""A worker has a slot for folding and one for calls to Stripe and long work, and forks a slot that ends again."""
 
 import os
 import signal
@@ -155,7 +155,7 @@ def test_a_worker_that_dies_between_an_answer_and_its_commit(at: Stage) -> None:
 
 
 def test_a_worker_without_a_key_logs_it_once_and_takes_both_queues(at: Stage) -> None:
-    """Without a key one slot does all the work: it folds, and our clock expires sessions that must have ended."""
+    """Without a key the worker folds, and our clock expires sessions that must have ended."""
     (session,) = at.open(ago=0)
     at.account.advance(HOUR)
     with worker(at, STRIPE_API_KEY="", PAYFOLD_EXPIRY_GRACE_MINUTES="0") as process:

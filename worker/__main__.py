@@ -1,4 +1,4 @@
-"""The worker process: ``python -m worker``. Folding has its own slot, and calls to Stripe have another.
+"""The worker process: ``python -m worker``. Folding has its own slot; calls to Stripe and reconciliations have another.
 
 Note [Each slot is a process]
     A fold keeps a processor busy and a call to Stripe waits for its answer, so neither may hold up the other. The

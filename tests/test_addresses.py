@@ -69,6 +69,7 @@ FOUND: Final = {
     "GET /v1/orders/{}": 200,
     "PUT /v1/orders/{}": 200,
     "POST /v1/orders/{}/expire": 409,
+    "POST /v1/orders/{}/read": 409,
     "GET /v1/orders/{}/explanation": 200,
     "GET /v1/payment-links/{}/explanation": 200,
     "GET /v1/credit-notes/{}/explanation": 200,

@@ -42,6 +42,7 @@ FAULTS: Final = {
     "show_status": READS,
     "register_order": READS | {408, 413},
     "expire_order": ONE | {502},
+    "read_order": ONE | {502},
     "create_portal_session": ONE | {408, 413, 502},
     "take_delivery": {400, 408, 413, 503},
     "show_metrics": READS,

@@ -66,6 +66,7 @@ ROUTES: Final = {
     "PUT /v1/orders/{order_id}": (REGISTER, 200),
     # The order is paid; and no key serves this account.
     "POST /v1/orders/{order_id}/expire": (ADMIN, 409),
+    "POST /v1/orders/{order_id}/read": (ADMIN, 409),
     "POST /v1/customers/{customer_id}/portal-sessions": (ADMIN, 409),
     "POST /v1/events/retry": (ADMIN, 200),
     # The event is ignored already.

@@ -1,4 +1,4 @@
-"""``payfold events list|retry`` and ``payfold orders list|search``: rows chosen, followed and acted on in a terminal."""
+"""``payfold events list|retry`` and ``payfold orders list|search``: rows chosen, followed and acted on."""
 
 import signal
 from datetime import UTC, datetime, timedelta
@@ -140,15 +140,15 @@ def test_retry_all_that_match(engine: Engine, database_url: str) -> None:
     counted = retry(database_url, "--type", "checkout.*")
     assert (counted.code, counted.err) == (
         2,
-        "1 events would be folded again; nothing has been done. Add --yes to do it.\n",
+        "Events to fold again: 1. Nothing has been done: add --yes to do it.\n",
     )
     assert ledger.rows(engine, "SELECT id FROM orders") == []
 
     done = retry(database_url, "--type", "checkout.*", "--yes")
-    assert (done.code, done.err) == (0, "1 events were tried again: 1 are folded.\n")
+    assert (done.code, done.err) == (0, "Events tried again: 1. They are now: 1 folded.\n")
     assert ledger.rows(engine, "SELECT status FROM orders") == [{"status": "paid"}]
     again = retry(database_url, "--cause", "object_unexpected", "--yes")
-    assert (again.code, again.err) == (1, "2 events were tried again: 2 are parked.\n")
+    assert (again.code, again.err) == (1, "Events tried again: 2. They are now: 2 parked.\n")
     none = retry(database_url, "--type", "checkout.*", "--yes")
     assert (none.code, none.err) == (0, "No such event.\n")
     attempts = ledger.rows(engine, "SELECT attempts FROM events ORDER BY seq")

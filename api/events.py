@@ -18,8 +18,8 @@ from api.tokens import SeesPersonalData, require
 from schemas import answers, database, event_acts, event_filters, lookup, parked, tables
 from schemas.answers import Page
 from schemas.database import Bounds, transaction
-from schemas.errors import ConflictError, CountDiffers
-from schemas.event_acts import REASON_CHARACTERS_MAX, RETRY_EVENTS_MAX
+from schemas.errors import CountDiffers
+from schemas.event_acts import REASON_CHARACTERS_MAX
 from schemas.event_filters import TYPE_HELP, EventFilters, Position
 from schemas.settings import Token
 
@@ -152,24 +152,19 @@ def retry_events(request: Request, wanted: Annotated[RetriedEvents, Query()]) ->
     if wanted.confirm is None or wanted.until is None:
         with reads.in_time(), transaction(request.app.state.engine, ACT) as connection:
             found = event_acts.matching(connection, wanted.filters())
-        _require_not_too_many(found)
+        event_acts.require_not_too_many(found)
         return answers.MatchingEvents(count=found.count, until=found.until, queued=None)
     with _acting(request) as connection:
         done = event_acts.retry_matching(connection, wanted.filters(), confirm=wanted.confirm, until=wanted.until)
-    _require_not_too_many(done)
+    event_acts.require_not_too_many(done)
     if done.count != wanted.confirm:
         raise CountDiffers(done.count, done.until)
-    return answers.MatchingEvents(count=done.count, until=done.until, queued=done.queued)
+    return answers.MatchingEvents(count=done.count, until=done.until, queued=len(done.queued))
 
 
 def _incomplete(name: str) -> RequestValidationError:
     fault = "`confirm` and `until` go together, as they were answered"
     return RequestValidationError([{"type": "missing", "loc": ("query", name), "msg": fault, "input": None}])
-
-
-def _require_not_too_many(found: event_acts.Matching) -> None:
-    if found.is_too_many:
-        raise ConflictError(f"More than {RETRY_EVENTS_MAX:,} events match: narrow the filters, as by type or by time.")
 
 
 @router.post(

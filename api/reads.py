@@ -13,7 +13,7 @@ from fastapi import APIRouter, Depends, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints
-from sqlalchemy import ColumnElement, Connection, Engine, Table, and_, func, literal_column, select, true, tuple_
+from sqlalchemy import ColumnElement, Connection, Engine, Table, func, select, tuple_
 from sqlalchemy import exc as sqlalchemy_errors
 from starlette.exceptions import HTTPException
 
@@ -57,7 +57,6 @@ Text = Annotated[str | None, Query(max_length=255, pattern=NO_NUL)]
 FilterText = Annotated[str | None, StringConstraints(max_length=255, pattern=NO_NUL)]
 FilterMoment = AwareDatetime | None
 Row = TypeVar("Row", bound=answers.Answer)
-_NEWEST: Final[ColumnElement[Any]] = literal_column(tables.NEWEST)
 
 
 def only(values: tuple[str, ...]) -> AfterValidator:
@@ -132,14 +131,7 @@ class DatedFilters(Filters):
 
     def wanted(self, table: Table) -> list[ColumnElement[bool]]:
         """Return the conditions on *table* that were asked for."""
-        found = super().wanted(table)
-        # Both columns, since the index by which a list pages has no null.
-        for moment in (table.c.created, _NEWEST):
-            if self.created_from is not None:
-                found.append(moment >= self.created_from)
-            if self.created_before is not None:
-                found.append(moment < self.created_before)
-        return found
+        return super().wanted(table) + lookup.created_within(table, self.created_from, self.created_before)
 
 
 class OrderFilters(DatedFilters):
@@ -156,8 +148,7 @@ class OrderFilters(DatedFilters):
         """Return the conditions on *table* that were asked for."""
         found = super().wanted(table)
         if self.customer_email is not None:
-            # By this the index is used, which finds an address in any case.
-            found.append(func.lower(table.c.customer_email) == func.lower(self.customer_email))
+            found.append(lookup.has_email(table.c.customer_email, self.customer_email))
         return found
 
 
@@ -425,9 +416,6 @@ def row_of(connection: Connection, table: Table, key: str, account: str | None, 
     return rows[0]
 
 
-_KEY: Final = ("account", "livemode", "id")
-
-
 def _page(
     request: Request,
     table: Table,
@@ -435,7 +423,7 @@ def _page(
     answer: type[Row],
     *,
     sees: bool,
-    newest: ColumnElement[Any] = _NEWEST,
+    newest: ColumnElement[Any] = lookup.NEWEST,
     shown: Table | None = None,
 ) -> Page[Row]:
     """Return the page of *table* that *filters* ask for, newest first, with the cursor of the next page.
@@ -445,23 +433,11 @@ def _page(
     """
     _check_scope(filters, sees=sees)
     wanted = filters.wanted(table)
-    order = (newest, table.c.id, table.c.account, table.c.livemode)
     if filters.cursor is not None:
         at, *key = read_cursor(filters.cursor, str, 4)
-        wanted.append(tuple_(*order) < tuple_(func.to_timestamp(_seconds(at)), *key[:2], key[2] == "true"))
-    epoch = func.extract("epoch", newest).label("newest")
-    columns = table.c if shown is None else [table.c[name] for name in _KEY]
-    query = (
-        select(*columns, epoch)
-        .where(and_(*wanted) if wanted else true())
-        .order_by(*(column.desc() for column in order))
-        .limit(filters.limit + 1)
-    )
-    if shown is not None:
-        page = query.cte("page")
-        same = and_(*(page.c[name] == shown.c[name] for name in _KEY))
-        last = (page.c[name].desc() for name in ("newest", "id", "account", "livemode"))
-        query = select(shown, page.c.newest).select_from(page.join(shown, same)).order_by(*last)
+        place = tuple_(func.to_timestamp(_seconds(at)), *key[:2], key[2] == "true")
+        wanted.append(tuple_(*lookup.order_of(table, newest)) < place)
+    query = lookup.newest(table, wanted, limit=filters.limit + 1, by=newest, shown=shown)
     with reading(request.app.state.engine) as connection:
         rows = connection.execute(query).mappings().all()
     data = rows[: filters.limit]

@@ -14,8 +14,8 @@ from dataclasses import dataclass, fields, replace
 from datetime import datetime
 from typing import Any, Final
 
-from sqlalchemy import CTE, Connection, RowMapping, ScalarSelect, Select, func, literal, select, true
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy import CTE, BigInteger, Connection, RowMapping, ScalarSelect, Select, any_, func, literal, select, true
+from sqlalchemy.dialects.postgresql import ARRAY, insert
 
 from schemas import inbox, lookup, observations, tables
 from schemas.database import Cursor, integer_array
@@ -49,11 +49,11 @@ class FoundEvent:
 
 @dataclass(frozen=True, slots=True)
 class Matching:
-    """How many events match, of those with a number up to *until*, and how many of them were *queued*."""
+    """How many events match, of those with a number up to *until*, and the numbers of those that were *queued*."""
 
     count: int
     until: int
-    queued: int = 0
+    queued: Sequence[int] = ()
 
     @property
     def is_too_many(self) -> bool:
@@ -191,8 +191,23 @@ def retry_matching(connection: Connection, filters: EventFilters, *, confirm: in
     statement = insert(pending).from_select(["seq", "again"], chosen)
     again = statement.on_conflict_do_update(index_elements=[pending.c.seq], set_=_AGAIN)
     queued = again.returning(pending.c.seq).cte("queued")
-    count, done = connection.execute(select(_count(wanted), _count(queued))).one()
+    numbers = func.array(select(queued.c.seq).scalar_subquery())
+    count, done = connection.execute(select(_count(wanted), numbers)).one()
     return Matching(count, until, done)
+
+
+def states_of(connection: Connection, seqs: Sequence[int]) -> dict[str, int]:
+    """Return how many of the events numbered *seqs* are in each state."""
+    events = tables.events
+    is_one = events.c.seq == any_(literal(list(seqs), ARRAY(BigInteger)))
+    query = select(events.c.state, func.count().label("number")).where(is_one).group_by(events.c.state)
+    return {row.state: row.number for row in connection.execute(query)}
+
+
+def require_not_too_many(found: Matching) -> None:
+    """Raise ConflictError where more events match than one act queues."""
+    if found.is_too_many:
+        raise ConflictError(f"More than {RETRY_EVENTS_MAX:,} events match: narrow the filters, as by type or by time.")
 
 
 def _wanted(connection: Connection, filters: EventFilters, *, until: int | None) -> Select[Any]:

@@ -173,6 +173,18 @@ def latest(
     return rows
 
 
+def following(
+    connection: Connection, filters: EventFilters, columns: Collection[ColumnElement[Any]], *, after: int, limit: int
+) -> list[dict[str, Any]]:
+    """Return *columns* of the first *limit* events with a number above *after*, in the order of their numbers.
+
+    An event with a lower number may be committed later.
+    """
+    wanted = (_events.c.seq > after, *filters.conditions)
+    query = select(*columns).where(*wanted).order_by(_events.c.seq).limit(limit)
+    return [dict(row) for row in connection.execute(query).mappings()]
+
+
 def _page(connection: Connection, query: Select[Any], limit: int) -> EventPage:
     rows = [dict(row) for row in connection.execute(query).mappings()]
     places = [Position(row.pop("at_received"), row.pop("at_seq")) for row in rows]

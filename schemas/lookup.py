@@ -6,7 +6,8 @@ Note [An id is looked up in every account]
     the index leads from each to the next. So the accounts are listed first, and the id is then looked up in each.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
 from functools import cache
 from typing import Any, Final
 
@@ -19,10 +20,12 @@ from sqlalchemy import (
     RowMapping,
     Select,
     Table,
+    and_,
     any_,
     bindparam,
     func,
     literal,
+    literal_column,
     select,
     true,
 )
@@ -33,6 +36,8 @@ from schemas.errors import ConflictError, NotFoundError
 
 FOUND_MAX: Final = 2
 """Rows that are looked for: one, and a second one, which makes the id ambiguous."""
+NEWEST: Final[ColumnElement[Any]] = literal_column(tables.NEWEST)
+_KEY: Final = ("account", "livemode", "id")
 _KEYS: Final = {tables.order_book.name: tables.orders, tables.events.name: tables.inbox}
 """By view, the table that has the keys of its rows."""
 
@@ -116,6 +121,49 @@ def where(table: Table, given: Mapping[str, object]) -> list[ColumnElement[bool]
     if _indexed(_KEYS.get(table.name, table)) & asked.keys():
         found += [_OF_ANY[name](table) for name in _OF_ANY if name not in asked]
     return found
+
+
+def order_of(table: Table, by: ColumnElement[Any] = NEWEST) -> tuple[ColumnElement[Any], ...]:
+    """Return the columns by which a list of *table* is sorted, all of them falling."""
+    return (by, table.c.id, table.c.account, table.c.livemode)
+
+
+def newest(
+    table: Table,
+    wanted: Sequence[ColumnElement[bool]],
+    *,
+    limit: int,
+    by: ColumnElement[Any] = NEWEST,
+    shown: Table | None = None,
+) -> Select[Any]:
+    """Return the query of the *limit* newest rows of *table* that are as *wanted*, with the time *by* in Unix seconds.
+
+    That column is called ``newest``. *shown* is a view over the table, which then computes its added columns for these
+    rows alone.
+    """
+    epoch = func.extract("epoch", by).label("newest")
+    columns = table.c if shown is None else [table.c[name] for name in _KEY]
+    falling = (column.desc() for column in order_of(table, by))
+    query = select(*columns, epoch).where(and_(true(), *wanted)).order_by(*falling).limit(limit)
+    if shown is None:
+        return query
+    page = query.cte("page")
+    same = and_(*(page.c[name] == shown.c[name] for name in _KEY))
+    last = (page.c[name].desc() for name in ("newest", "id", "account", "livemode"))
+    return select(shown, page.c.newest).select_from(page.join(shown, same)).order_by(*last)
+
+
+def created_within(table: Table, since: datetime | None, before: datetime | None) -> list[ColumnElement[bool]]:
+    """Return the conditions that rows of *table* were created from *since* on, and before *before*; None is any."""
+    # Both columns, since the index by which a list pages has no null.
+    moments: tuple[ColumnElement[Any], ...] = (table.c.created, NEWEST)
+    found: list[ColumnElement[bool]] = [] if since is None else [moment >= since for moment in moments]
+    return found if before is None else [*found, *(moment < before for moment in moments)]
+
+
+def has_email(column: ColumnElement[Any], email: str) -> ColumnElement[bool]:
+    """Return the condition that *column* has *email*, in any case, as its index finds it."""
+    return func.lower(column) == func.lower(email)
 
 
 def in_world(table: Table, *, account: str | None, livemode: bool | None) -> list[ColumnElement[bool]]:

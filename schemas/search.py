@@ -18,9 +18,7 @@ from sqlalchemy import (
     Text,
     and_,
     cast,
-    func,
     literal,
-    literal_column,
     null,
     select,
     union,
@@ -34,7 +32,6 @@ from schemas.answers import FOUND_KINDS, FOUND_ORDERS_MAX
 
 HITS_MAX: Final = 20
 
-_NEWEST: Final[ColumnElement[Any]] = literal_column(tables.NEWEST)
 _TABLES: Final = (
     *(tables.orders, tables.charges, tables.refunds, tables.disputes, tables.invoices, tables.credit_notes),
     *(tables.customers, tables.payment_links, tables.payment_intents, tables.inbox),
@@ -120,7 +117,7 @@ def find(connection: Connection, text: str, *, account: str | None, livemode: bo
 def _queries(text: str, world: Mapping[str, Any]) -> Iterator[Select[Any]]:
     if is_email(text):
         for kind, column in (("order", tables.orders.c.customer_email), ("customer", tables.customers.c.email)):
-            yield _query(kind, column.name, [func.lower(column) == func.lower(text)], world)
+            yield _query(kind, column.name, [lookup.has_email(column, text)], world)
     else:
         # A reference may look like an amount, as ORD1001 does.
         if (amount := currencies.read(text)) is not None:
@@ -138,7 +135,7 @@ def _query(
     """Return the query of the newest objects of a *kind* that are as *wanted*."""
     table = _OBJECTS[kind]
     amount = next((table.c[name] for name in tables.MAIN_AMOUNTS if name in table.c), null())
-    newest = _NEWEST if table is tables.orders else table.c.as_of if "as_of" in table.c else table.c.created
+    newest = lookup.NEWEST if table is tables.orders else table.c.as_of if "as_of" in table.c else table.c.created
     query = (
         select(
             literal(kind).label("kind"),
@@ -167,7 +164,7 @@ def _orders_of(connection: Connection, hit: Mapping[str, Any]) -> list[FoundOrde
         select(
             select(*columns)
             .where(_is_of(orders, hit), orders.c[name] == value)
-            .order_by(_NEWEST.desc())
+            .order_by(lookup.NEWEST.desc())
             .limit(FOUND_ORDERS_MAX)
             .subquery()
         )

@@ -3,11 +3,12 @@
 import glob
 import os
 import sys
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, TypeVar
 
 import typer
 from rich.progress import (
@@ -26,7 +27,15 @@ from sqlalchemy.exc import DBAPIError
 from deploy.local import discovery
 from deploy.output import Format, err
 from schemas import database, files, logs, lookup, migrate, progress
-from schemas.errors import ConfigurationError, ConflictError, MigrationsPendingError, NotFoundError, PayfoldError
+from schemas.database import Bounds
+from schemas.errors import (
+    ConfigurationError,
+    ConflictError,
+    DatabaseAway,
+    MigrationsPendingError,
+    NotFoundError,
+    PayfoldError,
+)
 from schemas.settings import Settings
 
 FAILED: Final = PayfoldError.exit_code
@@ -35,6 +44,11 @@ DRIFT: Final = 3
 MIGRATIONS_PENDING: Final = MigrationsPendingError.exit_code
 
 STANDARD_INPUT: Final = "-"
+LOOK_SECONDS: Final = 0.5
+"""The pause between two looks for what is new, of a command that follows."""
+PAGE_BOUNDS: Final = Bounds(statement=5, lock=5, whole=8)
+"""For reading a page; a connection that takes longer is taken for silent."""
+Result = TypeVar("Result")
 
 FormatOption = Annotated[Format, typer.Option("--format", help="How rows are printed.")]
 AccountOption = Annotated[str | None, typer.Option("--account", help="Only this Stripe account.")]
@@ -168,6 +182,21 @@ def opened_database(*, behind_is_fine: bool = False, connections_max: int = 5) -
         yield engine
     finally:
         engine.dispose()
+
+
+def patiently(read: Callable[[], Result], *, waits: bool) -> Result:
+    """Return what *read* reads; a command that *waits* also waits for a database that is away, silent or busy."""
+    is_away = False
+    while True:
+        try:
+            return read()
+        except (DatabaseAway, DBAPIError) as error:
+            if not waits or not (isinstance(error, DatabaseAway) or database.is_busy(error)):
+                raise
+            if not is_away:
+                err.print("PostgreSQL does not answer; going on once it does.")
+            is_away = True
+            time.sleep(LOOK_SECONDS)
 
 
 def utc(moment: datetime | None) -> datetime | None:

@@ -8,27 +8,34 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 from rich.text import Text
 from sqlalchemy import Engine
-from sqlalchemy.exc import DBAPIError
 
 from deploy import output
-from deploy.commands.base import USAGE, AccountOption, FormatOption, ModeOption, Since, bars, opened_database, utc
+from deploy.commands.base import (
+    LOOK_SECONDS,
+    PAGE_BOUNDS,
+    USAGE,
+    AccountOption,
+    FormatOption,
+    ModeOption,
+    Since,
+    bars,
+    opened_database,
+    patiently,
+    utc,
+)
 from deploy.local import signals
 from deploy.output import Format, err
 from schemas import database, feed
 from schemas.change_rows import IN_FEED
 from schemas.database import Bounds
-from schemas.errors import ConfigurationError, DatabaseAway
+from schemas.errors import ConfigurationError
 from schemas.feed import FeedPage, Selection
 from schemas.kinds import CHOICES, SUBJECTS, chosen
 
 if TYPE_CHECKING:
     from worker.folding.withheld import WithheldChanges
 
-LOOK_SECONDS: Final = 0.5
-"""The pause between two looks for new changes."""
 PAGE_ROWS: Final = 500
-PAGE_BOUNDS: Final = Bounds(statement=5, lock=5, whole=8)
-"""For reading a page; a connection that takes longer is taken for silent."""
 
 app: Final = typer.Typer(help="The change feed.", no_args_is_help=True)
 
@@ -81,18 +88,12 @@ def _next(
     engine: Engine, after: int, wanted: Selection, *, waits: bool, bounds: Bounds = PAGE_BOUNDS
 ) -> FeedPage:  # fmt: skip
     """Return the next page; a command that *waits* also waits for a database that is away, silent or busy."""
-    is_away = False
-    while True:
-        try:
-            with database.transaction(engine, bounds) as connection:
-                return feed.page(connection, after, PAGE_ROWS, wanted)
-        except (DatabaseAway, DBAPIError) as error:
-            if not waits or not (isinstance(error, DatabaseAway) or database.is_busy(error)):
-                raise
-            if not is_away:
-                err.print("PostgreSQL does not answer; going on once it does.")
-            is_away = True
-            time.sleep(LOOK_SECONDS)
+    return patiently(lambda: _page(engine, after, wanted, bounds), waits=waits)
+
+
+def _page(engine: Engine, after: int, wanted: Selection, bounds: Bounds) -> FeedPage:
+    with database.transaction(engine, bounds) as connection:
+        return feed.page(connection, after, PAGE_ROWS, wanted)
 
 
 def _print(rows: Sequence[Mapping[str, Any]], form: Format) -> None:

@@ -4,13 +4,15 @@ import sys
 from contextlib import nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import Annotated, Any, Final
 
 import typer
+from sqlalchemy import Engine
 
 from deploy import output
 from deploy.commands.base import (
     FAILED,
+    USAGE,
     AccountOption,
     ArchiveOption,
     FormatOption,
@@ -25,40 +27,25 @@ from deploy.commands.base import (
     utc,
 )
 from deploy.commands.events_archive import events_archive
+from deploy.commands.events_chosen import (
+    CauseOption,
+    ObjectOption,
+    ReceivedSince,
+    ReceivedUntil,
+    SourceOption,
+    TypeOption,
+    chosen,
+    events_list,
+)
 from deploy.output import Format, err
-from schemas import database, event_filters, lookup, tables
-from schemas.errors import ConfigurationError
+from schemas import database, event_acts, lookup, tables
+from schemas.errors import ConfigurationError, CountDiffers
+from schemas.event_acts import FoundEvent, Matching
 from schemas.event_filters import EventFilters
-
-if TYPE_CHECKING:
-    from schemas.event_acts import FoundEvent
-
 
 app: Final = typer.Typer(help="The inbox.", no_args_is_help=True)
 EventId = Annotated[str, typer.Argument(metavar="EVENT", help="Its id, as evt_1…; behind -- if it begins with -.")]
-_EVENT_COLUMNS: Final = ("seq", "id", "type", "object_id", "created", "state", "cause", "reason")
-_FURTHER_COLUMNS: Final = ("attempts", "due_at", "account", "livemode", "source", "received_at")
-
-
-@app.command("list")
-def events_list(
-    state: Annotated[str | None, typer.Option(help=f"Only those {', '.join(tables.STATES)}.")] = None,
-    kind: Annotated[str | None, typer.Option("--type", help="Only this type.")] = None,
-    object_id: Annotated[str | None, typer.Option("--object", help="Only those of this object.")] = None,
-    account: AccountOption = None,
-    livemode: ModeOption = None,
-    limit: Annotated[int, typer.Option(min=1, max=10_000, help="How many.")] = 50,
-    form: FormatOption = Format.TABLE,
-) -> None:
-    """List events, last recorded first."""
-    if state is not None and state not in tables.STATES:
-        raise ConfigurationError(f"--state is one of {', '.join(tables.STATES)}.")
-    filters = EventFilters(state=state, type=kind, object_id=object_id, account=account, livemode=livemode)
-    columns = [tables.events.c[column] for column in (*_EVENT_COLUMNS, *_FURTHER_COLUMNS)]
-    with opened_database() as engine, database.transaction(engine) as connection:
-        found = event_filters.latest(connection, filters, columns, limit=limit)
-    shown = _EVENT_COLUMNS if form is Format.TABLE else [column.name for column in columns]
-    output.rows([dict(row) for row in found], shown, form, empty="No such event.")
+app.command("list")(events_list)
 
 
 @app.command("show")
@@ -90,18 +77,82 @@ def _copied(rendering: dict[str, Any]) -> str:
 
 
 @app.command("retry")
-def events_retry(
-    event_id: EventId, archive: ArchiveOption = None, account: AccountOption = None, livemode: ModeOption = None
+def events_retry(  # noqa: PLR0913, PLR0917 - an option each
+    event_id: Annotated[
+        str | None, typer.Argument(metavar="[EVENT]", help="One event, as evt_1…; behind -- if it begins with -.")
+    ] = None,
+    archive: ArchiveOption = None,
+    state: Annotated[
+        str | None, typer.Option("--state", help=f"Retry all that are {' or '.join(event_acts.OPEN_STATES)}.")
+    ] = None,
+    cause: CauseOption = None,
+    kind: TypeOption = None,
+    object_id: ObjectOption = None,
+    source: SourceOption = None,
+    since: ReceivedSince = None,
+    until: ReceivedUntil = None,
+    account: AccountOption = None,
+    livemode: ModeOption = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do it; without it, only count the events that match.")] = False,
 ) -> None:
-    """Fold an event again, now and in this process; exit 1 if it fails again."""
+    """Fold one event, or all that match, again, now and in this process; exit 1 if one fails again, 2 without --yes."""
+    named = {"state": state, "cause": cause, "type": kind, "object_id": object_id, "source": source}
+    filters = chosen(since, until, **named, account=account, livemode=livemode)
+    if event_id is None:
+        _retry_all(filters, archive, yes=yes)
+    elif yes or filters != EventFilters(account=account, livemode=livemode):
+        raise ConfigurationError("Name one event, or choose events by their state and more, not both.")
+    else:
+        _retry_one(event_id, filters, archive)
+
+
+def _retry_one(event_id: str, world: EventFilters, archive: Path | None) -> None:
     from worker.logs import retry
 
     with opened_database() as engine:
         found = retry.retry(
-            engine, event_id, now=datetime.now(UTC), account=account, livemode=livemode, archive=archive
+            engine, event_id, now=datetime.now(UTC), account=world.account, livemode=world.livemode, archive=archive
         )
     _announce(found)
-    if found.state in ("parked", "pending"):
+    if found.is_open:
+        raise typer.Exit(FAILED)
+
+
+def _retry_all(filters: EventFilters, archive: Path | None, *, yes: bool) -> None:
+    """Fold all events again that match *filters*; without *yes* only count them, and exit 2."""
+    if filters.state is None:
+        raise ConfigurationError("Name an event, or choose events: --state parked, and more to narrow them.")
+    if archive is not None:
+        raise ConfigurationError("--archive is for one event.")
+    with opened_database() as engine:
+        with database.transaction(engine) as connection:
+            found = event_acts.matching(connection, filters)
+        event_acts.require_not_too_many(found)
+        if not found.count:
+            err.print("No such event.")
+            return
+        if not yes:
+            err.print(f"Events to fold again: {found.count:,}. Nothing has been done: add --yes to do it.")
+            raise typer.Exit(USAGE)
+        _fold_again(engine, filters, found)
+
+
+def _fold_again(engine: Engine, filters: EventFilters, counted: Matching) -> None:
+    from worker.folding import projection
+
+    with database.transaction(engine) as connection:
+        done = event_acts.retry_matching(connection, filters, confirm=counted.count, until=counted.until)
+    if done.count != counted.count:
+        raise CountDiffers(done.count, done.until)
+    with bars() as bar:
+        task = bar.add_task("Folding", total=done.count)
+        while folded := projection.run_once(engine, now=datetime.now(UTC)):
+            bar.advance(task, folded)
+    with database.transaction(engine) as connection:
+        states = event_acts.states_of(connection, done.queued)
+    became = ", ".join(f"{states[state]:,} {state}" for state in tables.STATES if state in states)
+    err.print(f"Events tried again: {done.count:,}. They are now: {became}.")
+    if states.keys() & set(event_acts.OPEN_STATES):
         raise typer.Exit(FAILED)
 
 
@@ -120,7 +171,7 @@ def events_ignore(
         _announce(retry.ignore(engine, event_id, reason=reason, now=now, account=account, livemode=livemode))
 
 
-def _announce(found: "FoundEvent") -> None:
+def _announce(found: FoundEvent) -> None:
     reason = f": {output.shown(found.reason)}" if found.reason else "."
     err.print(f"{output.in_one_line(found.id)} is {found.state}{reason}")
 

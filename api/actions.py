@@ -4,18 +4,16 @@ The outcome is recorded in the inbox like every other fact; nothing here writes 
 """
 
 import uuid
-from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
-from typing import Annotated, Any, Final, Literal, TypeVar
+from typing import Annotated, Any, Final, Literal
 
-import msgspec
 from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr
 from sqlalchemy import select
 from starlette.exceptions import HTTPException
 
-from api import bodies, problems, reads
+from api import posted, problems, reads
 from api.addresses import Id
 from api.reads import Account, Livemode
 from api.tokens import SeesPersonalData, require
@@ -38,7 +36,6 @@ PORTAL_BYTES_MAX: Final = 64 * 1024
 router: Final = APIRouter(prefix="/v1", route_class=reads.Route)
 
 Seconds = Annotated[StrictInt, Field(ge=0, le=CREATED_MAX)]
-Body = TypeVar("Body", bound=BaseModel)
 Name = Annotated[StrictStr, Field(min_length=1, max_length=TEXT_CHARACTERS_MAX)]
 
 
@@ -59,22 +56,6 @@ class OpenSession(BaseModel):
     amount_total: StrictInt | None = None
 
 
-def _body(bytes_max: int) -> Callable[[Request], AsyncIterator[bytes]]:
-    """Return a dependency that reads a body.
-
-    FastAPI reads a declared body before any dependency, and so before the token is checked.
-    """
-
-    async def read(request: Request) -> AsyncIterator[bytes]:
-        app = request.app.state
-        async with bodies.taken(
-            request.scope, request.receive, app.room, bytes_max=bytes_max, seconds_max=app.body_seconds_max
-        ) as body:
-            yield body
-
-    return read
-
-
 @router.put(
     "/orders/{order_id:id}",
     tags=["orders"],
@@ -92,11 +73,11 @@ def register_order(
     request: Request,
     response: Response,
     order_id: Id,
-    body: Annotated[bytes, Depends(_body(SESSION_BYTES_MAX))],
+    body: Annotated[bytes, Depends(posted.body(SESSION_BYTES_MAX))],
     account: Account = None,
 ) -> answers.Registered:
     """Register the session that the shop has just opened: Stripe sends no event of it."""
-    about = _object_in(body)
+    about = posted.object_in(body)
     session = _open_session(about, order_id)
     label = _label(request.app.state.settings) if account is None else account
     world = World(_names(request).get(label, label), session.livemode)
@@ -116,38 +97,14 @@ def register_order(
     )
 
 
-def _object_in(body: bytes) -> dict[str, Any]:
-    if b"\\u0000" in body:
-        raise _fault((), "it holds a NUL character, which is not kept")
-    try:
-        found = msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        raise _fault((), "it is not JSON") from None
-    if not isinstance(found, dict):
-        raise _fault((), "it is not a JSON object")
-    return found
-
-
-def _read(model: type[Body], body: dict[str, Any]) -> Body:
-    try:
-        return model.model_validate(body)
-    except ValidationError as error:
-        faults = error.errors(include_url=False, include_input=False, include_context=False)
-        raise RequestValidationError([{**fault, "loc": ("body", *fault["loc"])} for fault in faults]) from None
-
-
 def _open_session(body: dict[str, Any], order_id: str) -> OpenSession:
-    session = _read(OpenSession, body)
+    session = posted.read(OpenSession, body)
     if session.id != order_id:
-        raise _fault(("id",), "it is not the id in the address")
+        raise posted.fault(("id",), "it is not the id in the address")
     if session.status != "open" or session.payment_status == "paid":
         told = f"this one is {session.status} and {session.payment_status}: wait for its webhook"
-        raise _fault(("status",), f"only an open, unpaid session is registered; {told}")
+        raise posted.fault(("status",), f"only an open, unpaid session is registered; {told}")
     return session
-
-
-def _fault(place: tuple[str, ...], fault: str) -> RequestValidationError:
-    return RequestValidationError([{"type": "value_error", "loc": ("body", *place), "msg": fault, "input": None}])
 
 
 def _label(settings: Settings) -> str:
@@ -240,13 +197,13 @@ class PortalSessionRequest(BaseModel):
 def create_portal_session(
     request: Request,
     customer_id: Id,
-    body: Annotated[bytes, Depends(_body(PORTAL_BYTES_MAX))],
+    body: Annotated[bytes, Depends(posted.body(PORTAL_BYTES_MAX))],
     sees: SeesPersonalData,
     account: Annotated[str | None, Query(max_length=TEXT_CHARACTERS_MAX)] = None,
     livemode: Livemode = None,
 ) -> answers.NewPortalSession:
     """Open a billing portal session. Its url lets its bearer in: it is answered once, and kept nowhere."""
-    wanted = _read(PortalSessionRequest, _object_in(body))
+    wanted = posted.read(PortalSessionRequest, posted.object_in(body))
     world = _world_of(request, customer_id, account, livemode)
     given = wanted.model_dump(exclude_none=True, exclude={"flow_type"})
     if wanted.flow_type is not None:

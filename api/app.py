@@ -19,6 +19,7 @@ from api import (
     bodies,
     changes,
     documentation,
+    events,
     explanations,
     headers,
     health,
@@ -105,11 +106,11 @@ class Application:
         self.fastapi.state.room = self._room = Room()
         self.fastapi.state.body_seconds_max = body_seconds_max
         known = Depends(addresses.known_parameters)
-        shown = (explanations.router, related.router, reads.router, search.router)
+        shown = (explanations.router, events.router, related.router, reads.router, search.router)
         for router in (*shown, actions.router, changes.router, health.operations):
             self.fastapi.include_router(router, dependencies=[known], responses=problems.declared(401, 403, 422, 503))
         self.fastapi.include_router(health.probes)
-        problems.install(self.fastapi, actions.router.routes)
+        problems.install(self.fastapi, [*actions.router.routes, *events.router.routes])
         documentation.install(self.fastapi)
         pages.install(self.fastapi)
         self._webhook: Webhook | None = None

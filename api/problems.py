@@ -16,6 +16,7 @@ from starlette.routing import BaseRoute, Match, Route
 from schemas.errors import (
     CallDeclined,
     ConflictError,
+    CountDiffers,
     CursorBeyond,
     KeyRefused,
     MissingAtStripe,
@@ -125,6 +126,11 @@ _KNOWN: Final = {
     # Our own credentials are wrong, and not those of the client.
     KeyRefused: (502, "key_refused"),
 }
+_COUNTED: Final[dict[type[PayfoldError], tuple[int, str, tuple[str, ...]]]] = {
+    CursorBeyond: (410, "cursor_beyond", ("last",)),
+    CountDiffers: (409, "count_differs", ("count", "until")),
+}
+"""By error: its status, its name for programs, and the numbers that its answer has as further members."""
 
 
 def _methods_of_actions(actions: Sequence[BaseRoute], request: Request) -> str:
@@ -154,8 +160,10 @@ def install(app: FastAPI, actions: Sequence[BaseRoute]) -> None:
         return _response(404, str(error))
 
     @app.exception_handler(CursorBeyond)
-    def beyond(_: Request, error: CursorBeyond) -> Response:
-        return _response(410, str(error), reason="cursor_beyond", last=error.last)
+    @app.exception_handler(CountDiffers)
+    def counted(_: Request, error: PayfoldError) -> Response:
+        status, reason, members = _COUNTED[type(error)]
+        return _response(status, str(error), reason=reason, **{name: getattr(error, name) for name in members})
 
     @app.exception_handler(ConflictError)
     @app.exception_handler(NotServed)

@@ -33,7 +33,12 @@ ONE: Final = problems.declared(404, 409)
 """Further answers of a route that shows one row."""
 READ: Final = Bounds(statement=5, lock=5, whole=8)
 _BOUNDS: Final = "payfold_read_bounds"
-_LATE: Final = (psycopg.errors.QueryCanceled, psycopg.errors.LockNotAvailable)
+_LATE: Final = (
+    psycopg.errors.QueryCanceled,
+    psycopg.errors.LockNotAvailable,
+    # Two acts on the same rows.
+    psycopg.errors.DeadlockDetected,
+)
 
 
 class Route(APIRoute):
@@ -212,7 +217,7 @@ def show_order(
 ) -> answers.OrderWithLines:
     """Show one order with its lines."""
     with reading(request.app.state.engine) as connection:
-        order = _row(connection, tables.order_book, order_id, account, livemode)
+        order = row_of(connection, tables.order_book, order_id, account, livemode)
         lines = _lines(connection, tables.order_lines, tables.order_lines.c.order_id, order)
     shown = [answers.OrderLine.of(line, personal=sees) for line in lines]
     return answers.OrderWithLines.of({**order, "lines": shown}, personal=sees)
@@ -256,7 +261,7 @@ def show_credit_note(
 ) -> answers.CreditNoteWithLines:
     """Show one credit note with its lines."""
     with reading(request.app.state.engine) as connection:
-        note = _row(connection, tables.credit_notes, note_id, account, livemode)
+        note = row_of(connection, tables.credit_notes, note_id, account, livemode)
         lines = _lines(connection, tables.credit_note_lines, tables.credit_note_lines.c.credit_note, note)
     shown = [answers.CreditNoteLine.of(line, personal=sees) for line in lines]
     return answers.CreditNoteWithLines.of({**note, "lines": shown}, personal=sees)
@@ -366,54 +371,14 @@ def list_anomalies(
     return _page(request, tables.anomalies, filters, answers.Anomaly, sees=sees, newest=tables.anomalies.c.seen_at)
 
 
-_ENVELOPE: Final = [column for column in tables.events.c if column.name not in ("payload", "signature")]
-
-
-class EventFilters(Filters):
-    """Filters of the inbox."""
-
-    state: Annotated[answers.State, only(tables.STATES)] | None = None
-    type: FilterText = None
-    object_id: FilterText = None
-
-
-@router.get("/events", tags=["events"])
-def list_events(
-    request: Request, filters: Annotated[EventFilters, Query()], sees: SeesPersonalData
-) -> Page[answers.Event]:
-    """List the inbox, last recorded first, without payloads."""
-    limit = filters.limit
-    before = None if filters.cursor is None else _read_cursor(filters.cursor, int, 1)[0]
-    given = filters.model_dump(exclude={"limit", "cursor"})
-    query = lookup.latest_events(_ENVELOPE, given, before=before, limit=limit + 1)
-    with reading(request.app.state.engine) as connection:
-        rows = connection.execute(query).mappings().all()
-    following = _cursor(rows[limit - 1]["seq"]) if len(rows) > limit else None
-    return Page(data=[answers.Event.of(dict(row), personal=sees) for row in rows[:limit]], next_cursor=following)
-
-
-@router.get("/events/{event_id:id}", tags=["events"], responses=ONE)
-def show_event(
-    request: Request, event_id: Id, sees: SeesPersonalData, account: Account = None, livemode: Livemode = None
-) -> answers.EventWithPayload:
-    """Show one event, and to a token with the scope personal its payload."""
-    with reading(request.app.state.engine) as connection:
-        row = _row(connection, tables.events, event_id, account, livemode)
-        others = lookup.renderings_of(connection, row)
-    payload = row["payload"]
-    text = None if payload is None else payload.decode(errors="replace")
-    shown = [answers.Rendering.of(other, personal=sees) for other in others]
-    found = {**row, "payload": text, "archived": payload is None, "renderings": shown}
-    return answers.EventWithPayload.of(found, personal=sees)
-
-
 def one(request: Request, table: Table, key: str, account: str | None, livemode: bool | None) -> Any:  # noqa: ANN401, FBT001 - a row's mapping, and a part of the address
     """Return the row of *table* with the id *key*, in the world that was asked for."""
     with reading(request.app.state.engine) as connection:
-        return _row(connection, table, key, account, livemode)
+        return row_of(connection, table, key, account, livemode)
 
 
-def _row(connection: Connection, table: Table, key: str, account: str | None, livemode: bool | None) -> Any:  # noqa: ANN401, FBT001 - as above
+def row_of(connection: Connection, table: Table, key: str, account: str | None, livemode: bool | None) -> Any:  # noqa: ANN401, FBT001 - as above
+    """Return the row of *table*, or of a view, with the id *key*, in the world that was asked for."""
     rows = lookup.by_id(connection, table, key, account=account, livemode=livemode)
     if not rows:
         raise NotFoundError("There is no such row here.")
@@ -444,7 +409,7 @@ def _page(
     wanted = filters.wanted(table)
     order = (newest, table.c.id, table.c.account, table.c.livemode)
     if filters.cursor is not None:
-        at, *key = _read_cursor(filters.cursor, str, 4)
+        at, *key = read_cursor(filters.cursor, str, 4)
         wanted.append(tuple_(*order) < tuple_(func.to_timestamp(_seconds(at)), *key[:2], key[2] == "true"))
     epoch = func.extract("epoch", newest).label("newest")
     columns = table.c if shown is None else [table.c[name] for name in _KEY]
@@ -474,21 +439,27 @@ def _check_scope(filters: Filters, *, sees: bool) -> None:
 
 
 def _key_of(row: Any) -> str:  # noqa: ANN401 - a row's mapping
-    return _cursor(str(row["newest"]), row["id"], row["account"], str(row["livemode"]).lower())
+    return cursor_of(str(row["newest"]), row["id"], row["account"], str(row["livemode"]).lower())
 
 
-def _cursor(*parts: object) -> str:
+def cursor_of(*parts: object) -> str:
+    """Return the cursor of the page that begins behind *parts*."""
     return base64.urlsafe_b64encode(msgspec.json.encode(parts)).decode()
 
 
-def _read_cursor(cursor: str, kind: type[Any], length: int) -> list[Any]:
+def read_cursor(cursor: str, kind: type[Any], length: int) -> list[Any]:
+    """Return the parts of *cursor*, which are *length* values of a *kind*.
+
+    Raises:
+        RequestValidationError: it is no cursor of this list.
+    """
     try:
         parts = msgspec.json.decode(base64.urlsafe_b64decode(cursor.encode()), type=list[Any])
         if len(parts) == length and all(type(part) is kind and _is_storable(part) for part in parts):
             return parts
     except (binascii.Error, msgspec.DecodeError, UnicodeError):
         pass
-    raise _no_cursor()
+    raise no_cursor()
 
 
 def _is_storable(part: object) -> bool:
@@ -501,12 +472,13 @@ def _seconds(at: str) -> float:
     try:
         seconds = float(at)
     except ValueError:
-        raise _no_cursor() from None
+        raise no_cursor() from None
     if seconds != -math.inf and not 0 <= seconds <= CREATED_MAX:
-        raise _no_cursor()
+        raise no_cursor()
     return seconds
 
 
-def _no_cursor() -> RequestValidationError:
+def no_cursor() -> RequestValidationError:
+    """Return the error that the cursor is not of this list."""
     fault = {"type": "value_error", "loc": ("query", "cursor"), "msg": "it is no cursor of this list", "input": None}
     return RequestValidationError([fault])

@@ -421,6 +421,60 @@ class EventWithPayload(Event):
     renderings: list[Rendering] = Field(description="copies with other contents, which are not folded")
 
 
+class EventState(Answer):
+    """An event that an operator acts on, and the state that it has now; a worker folds it soon."""
+
+    account: Id
+    livemode: bool
+    id: Id
+    state: State
+
+
+class IgnoredEvent(EventState):
+    """An event that is ignored once a worker has folded the observation of it."""
+
+    observation_id: Id = Field(description="the event that records who ignores it, and why")
+
+
+class MatchingEvents(Answer):
+    """How many events match, and how many of them were queued."""
+
+    count: int
+    until: int = Field(description="the number up to which they were counted: pass it with `confirm`")
+    queued: int | None = Field(description="null where nothing was to be done yet: pass `confirm` and `until`")
+
+
+class MoneyOfGroup(Answer):
+    """An amount in one currency, of so many objects."""
+
+    currency: Word
+    amount: int
+    objects: int
+
+
+class ParkedGroup(Answer):
+    """The parked events of one account, mode, cause and type."""
+
+    account: Id
+    livemode: bool
+    cause: Cause | None
+    type: Word
+    count: int
+    first_received_at: datetime
+    last_received_at: datetime
+    money: list[MoneyOfGroup] | None = Field(
+        description="the amounts of the objects that they are about, each object once; null where none is known"
+    )
+    unknown: int = Field(description="events of which no amount is known: they have none, or were not read")
+
+
+class ParkedGroups(Answer):
+    """The groups of parked events, the largest first."""
+
+    data: list[ParkedGroup]
+    is_cut: bool = Field(description="there are more groups, or more events, than were looked at")
+
+
 class DescribedLine(Answer):
     """A line with its description; of a credit note price and product are not known."""
 

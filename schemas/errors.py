@@ -9,6 +9,7 @@ not drawn::
     ├── MigrationsPendingError      the schema is behind the code (exit 4)
     ├── NotFoundError               what a command was asked for is not there
     ├── ConflictError               the thing is there, but not in the state that the act needs
+    │   └── CountDiffers            another number of things than was confirmed
     ├── CursorBeyond                the change feed has never given that number
     ├── KeyRefused                  Stripe takes none of our calls with this key: the job stops, and reports it
     ├── Permanent                   trying again gives the same answer
@@ -80,6 +81,15 @@ class NotFoundError(PayfoldError):
 
 class ConflictError(PayfoldError):
     """It is not in a state that allows this."""
+
+
+class CountDiffers(ConflictError):
+    """Another number of events matches than was confirmed."""
+
+    def __init__(self, count: int, until: int) -> None:
+        super().__init__(f"{count:,} events match now, and nothing was done: look at them, and confirm that number.")
+        self.count = count
+        self.until = until
 
 
 class CursorBeyond(PayfoldError):

@@ -6,7 +6,7 @@ Note [An id is looked up in every account]
     the index leads from each to the next. So the accounts are listed first, and the id is then looked up in each.
 """
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any, Final
 
@@ -35,11 +35,6 @@ FOUND_MAX: Final = 2
 """Rows that are looked for: one, and a second one, which makes the id ambiguous."""
 _KEYS: Final = {tables.order_book.name: tables.orders, tables.events.name: tables.inbox}
 """By view, the table that has the keys of its rows."""
-_FEW: Final = {
-    "parked": select(tables.outcomes.c.seq).where(tables.outcomes.c.state == "parked"),
-    "pending": select(tables.pending.c.seq),
-}
-"""Tables that hold the events of one state; the view computes the state, and would have to look at all events."""
 
 
 def by_id(
@@ -123,20 +118,10 @@ def where(table: Table, given: Mapping[str, object]) -> list[ColumnElement[bool]
     return found
 
 
-def latest_events(
-    columns: Collection[ColumnElement[Any]], given: Mapping[str, object], *, before: int | None, limit: int
-) -> Select[Any]:
-    """Return the query of *columns* of the *limit* events that were recorded last, of those that are as *given*.
-
-    With *before*, only of those that have a smaller number.
-    """
-    events = tables.events
-    wanted = where(events, given)
-    if (state := given.get("state")) in _FEW:
-        wanted.append(events.c.seq.in_(_FEW[str(state)]))
-    if before is not None:
-        wanted.append(events.c.seq < before)
-    return select(*columns).where(*wanted).order_by(events.c.seq.desc()).limit(limit)
+def in_world(table: Table, *, account: str | None, livemode: bool | None) -> list[ColumnElement[bool]]:
+    """Return the conditions that its key finds the rows of *table* of *account* and *livemode* by; None is any."""
+    asked: dict[str, object] = {"account": account, "livemode": livemode}
+    return [_OF_ANY[name](table) if value is None else table.c[name] == value for name, value in asked.items()]
 
 
 @cache

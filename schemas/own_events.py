@@ -27,3 +27,5 @@ PORTAL_SESSION_CLOCK_EXPIRED: Final = f"{PREFIX}billing_portal.session.clock_exp
 """A portal session expired by our clock."""
 EVENT_IGNORED: Final = f"{PREFIX}event.ignored"
 """An operator's instruction to ignore another event. It has no row of its own."""
+BY_COMMAND: Final = "command"
+"""Stands in such an instruction for the person at a command, whose name is not asked for."""

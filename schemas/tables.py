@@ -44,22 +44,17 @@ metadata = MetaData()
 SOURCES: Final = ("webhook", "replay", "gap", "observation")
 OUTCOMES: Final = ("folded", "ignored", "parked")
 STATES: Final = ("pending", *OUTCOMES)
-CAUSES: Final = (
-    # parked
+PARKED_CAUSES: Final = (
     "fold_failed",
     "object_unexpected",
     "payload_archived",
     "payload_unreadable",
     "row_refused",
-    # ignored
-    "set_aside",
-    "thin_event",
-    "type_unwanted",
-    # pending, to be tried again
-    "database_refused",
-    "database_busy",
-    "machine_short",
 )
+IGNORED_CAUSES: Final = ("set_aside", "thin_event", "type_unwanted")
+PENDING_CAUSES: Final = ("database_refused", "database_busy", "machine_short")
+"""Of a pending event that failed and is tried again."""
+CAUSES: Final = (*PARKED_CAUSES, *IGNORED_CAUSES, *PENDING_CAUSES)
 """Why an event has the state that it has, for programs; its ``reason`` is for people."""
 ORDER_STATUSES: Final = ("open", "processing", "paid", "failed", "expired", "complete")
 REFUND_STATUSES: Final = ("none", "partial", "full")
@@ -192,13 +187,10 @@ inbox = Table(
     Column("verified", Boolean, nullable=False, server_default=true()),
     _one_of("source", SOURCES),
     PrimaryKeyConstraint("account", "livemode", "id"),
-    # When webhooks were received. A block range index, since rows come in the order of their times.
-    Index(
-        "inbox_received",
-        "received_at",
-        postgresql_using="brin",
-        postgresql_with={"autosummarize": "on"},
-    ),
+    # When webhooks were received. The list of events, newest received first: all, of a type, or not from a webhook.
+    Index("inbox_received", "received_at", "seq"),
+    Index("inbox_type", "type", "received_at", "seq"),
+    Index("inbox_source", "source", "received_at", "seq", postgresql_where=text("source <> 'webhook'")),
     # Refolding an object reads all its events.
     Index("inbox_object", "account", "livemode", "object_id", postgresql_where=text("object_id IS NOT NULL")),
     # The clock looks for events that only name their object.

@@ -8,7 +8,8 @@ import pytest
 from sqlalchemy import Engine, Row, Select, Table, select, text
 
 from api.reads import OrderFilters
-from schemas import database, feed, lookup, tables
+from schemas import database, event_filters, feed, lookup, tables
+from schemas.event_filters import EventFilters, EventPage, Position
 from worker.folding import order_refunds
 from worker.folding.rows import load_rows
 from worker.folds import payment
@@ -26,8 +27,16 @@ ASKED: Final = {
         "SELECT EXISTS (SELECT FROM renderings WHERE content_sha256 IS NULL)",
     ),
     "inbox_received": (
-        "how many webhooks came within an hour (status)",
-        "SELECT count(*) FROM inbox WHERE source = 'webhook' AND received_at > now() - interval '1 hour'",
+        "GET /v1/events, and how many webhooks came within an hour (status)",
+        "SELECT seq FROM inbox WHERE received_at < now() ORDER BY received_at DESC, seq DESC LIMIT 21",
+    ),
+    "inbox_type": (
+        "GET /v1/events?type=",
+        "SELECT seq FROM inbox WHERE type = 'charge.succeeded' ORDER BY received_at DESC, seq DESC LIMIT 21",
+    ),
+    "inbox_source": (
+        "GET /v1/events?source= of those that no webhook brought",
+        "SELECT seq FROM inbox WHERE source = 'gap' ORDER BY received_at DESC, seq DESC LIMIT 21",
     ),
     "inbox_object": (
         "all events of an object (facts_of, explain, observations.news)",
@@ -269,29 +278,81 @@ def test_a_time_is_found_by_the_index_that_a_list_pages_by(engine: Engine, field
     assert pages < PAGES_MAX
 
 
-@pytest.mark.parametrize("state", ["parked", "pending"])
-def test_few_events_of_many_are_found_without_looking_at_the_others(engine: Engine, state: str) -> None:
-    """Listing parked or pending events reads no other events, however long the inbox is."""
+OLDEST: Final = datetime(2026, 1, 1, tzinfo=UTC)
+RARE: Final[dict[str, tuple[EventFilters, list[int]]]] = {
+    # Filters that find a few of the oldest events, and their numbers, newest received first.
+    "state pending": (EventFilters(state="pending"), [2, 1]),
+    "state parked": (EventFilters(state="parked"), [4, 3]),
+    "cause parked": (EventFilters(cause="row_refused"), [4, 3]),
+    "cause pending": (EventFilters(cause="machine_short"), [1]),
+    "cause of an operator": (EventFilters(cause="set_aside"), [5]),
+    "cause thin": (EventFilters(cause="thin_event"), [7]),
+    "type": (EventFilters(type="charge.dispute.closed"), [6]),
+    "types": (EventFilters(type="*.dispute.*"), [6]),
+    "no type": (EventFilters(type="invoice.*"), []),
+    "source": (EventFilters(source="gap"), [9, 8]),
+    "account": (EventFilters(account="acct_rare"), [10]),
+    "mode": (EventFilters(livemode=False), [11]),
+    "object": (EventFilters(object_id="cus_12"), [12]),
+    "received before": (EventFilters(received_before=OLDEST + timedelta(seconds=3)), [2, 1]),
+    "received within": (
+        EventFilters(received_from=OLDEST + timedelta(seconds=5), received_before=OLDEST + timedelta(seconds=7)),
+        [6, 5],
+    ),
+    "several": (EventFilters(type="customer.*", source="gap", livemode=True, account="acct_1"), [8]),
+}
+ROWS_READ_MAX: Final = 2_500
+"""Of all tables, where a page looks at a thousand events at most."""
+
+
+@pytest.mark.parametrize("rare", RARE)
+def test_few_events_of_many_are_found_without_looking_at_the_others(engine: Engine, rare: str) -> None:
+    """Listing events by any filter that an index serves reads no other events, however long the inbox is."""
     fill(engine, _LONG_INBOX)
-    events = tables.events
-    query = lookup.latest_events([events.c.seq, events.c.state], {"state": state}, before=None, limit=21)
+    filters, expected = RARE[rare]
 
-    found, pages = rows_and_pages(engine, query)
+    found, read = _page_and_rows_read(engine, filters, None)
 
-    assert [row.state for row in found] == [state] * 2
-    assert pages < PAGES_MAX
+    assert ([row["seq"] for row in found.rows], found.following) == (expected, None)
+    assert read < ROWS_READ_MAX
 
 
-def test_an_object_s_events_are_found_without_looking_at_the_others(engine: Engine) -> None:
-    """Listing one object's events reads no other events, however long the inbox is."""
+@pytest.mark.parametrize(
+    "filters", [EventFilters(state="ignored"), EventFilters(type="*", cause="type_unwanted")], ids=str
+)
+def test_a_page_of_events_looks_at_a_bounded_part_of_them(engine: Engine, filters: EventFilters) -> None:
+    """A filter without an index looks at a bounded number of events a page, and the pages lead to all that match."""
     fill(engine, _LONG_INBOX)
-    events = tables.events
-    query = lookup.latest_events([events.c.seq, events.c.state], {"object_id": "cus_7"}, before=None, limit=21)
+    seen: list[int] = []
+    after: Position | None = None
+    for page in range(ROWS // 1_000 + 1):
+        found, read = _page_and_rows_read(engine, filters, after)
+        # Of each event the outcome and what is pending are read, too.
+        assert read < ROWS_READ_MAX * 3
+        seen += [row["seq"] for row in found.rows]
+        after = found.following
+        assert (after is None) == (page == ROWS // 1_000)
 
-    found, pages = rows_and_pages(engine, query)
+    assert seen == ([13, 7, 5] if filters.state else [13])
 
-    assert [row.seq for row in found] == [7]
-    assert pages < PAGES_MAX
+
+def _page_and_rows_read(engine: Engine, filters: EventFilters, after: Position | None) -> tuple[EventPage, int]:
+    """Return a page of events, and how many rows were read for it, none of them by a scan of the inbox."""
+    columns = [tables.events.c.seq]
+    with database.transaction(engine) as connection, database.cursor(connection) as cursor:
+        # The counters may still have what earlier transactions of this session read.
+        scanned_before, read_before = cursor.execute(_ROWS_READ).fetchall()[0]
+        found = event_filters.page(connection, filters, columns, after=after, limit=21, scan_rows_max=1_000)
+        scanned, read = cursor.execute(_ROWS_READ).fetchall()[0]
+    assert scanned == scanned_before
+    return found, read - read_before
+
+
+_ROWS_READ: Final = """
+SELECT coalesce(sum(seq_tup_read) FILTER (WHERE relname IN ('inbox', 'payloads')), 0)::bigint,
+    sum(coalesce(seq_tup_read, 0) + coalesce(idx_tup_fetch, 0))::bigint
+FROM pg_stat_xact_user_tables
+"""
 
 
 def test_a_page_of_the_feed_looks_at_a_bounded_part_of_it(engine: Engine) -> None:
@@ -382,14 +443,23 @@ WITH recorded AS (
     INSERT INTO inbox (account, livemode, id, seq, type, created, object_id, redacted, payload_sha256, source,
         received_at)
     OVERRIDING SYSTEM VALUE
-    SELECT 'acct_' || n %% 7, true, 'evt_' || n, n, 'customer.updated', now(), 'cus_' || n, '{}', '', 'webhook', now()
+    SELECT CASE n WHEN 10 THEN 'acct_rare' WHEN 20000 THEN 'acct_5' ELSE 'acct_' || n %% 7 END, n <> 11, 'evt_' || n, n,
+        CASE n WHEN 6 THEN 'charge.dispute.closed' WHEN 7 THEN 'v1.thin' WHEN 20000 THEN 'payfold.event.ignored'
+            ELSE 'customer.updated' END,
+        now(), CASE n WHEN 20000 THEN 'evt_5' ELSE 'cus_' || n END, '{}', '',
+        CASE WHEN n IN (8, 9) THEN 'gap' ELSE 'webhook' END,
+        timestamptz '2026-01-01T00:00:00Z' + n * interval '1 second'
     FROM generate_series(1, %(rows)s) AS n
     RETURNING seq
 ), waiting AS (
-    INSERT INTO pending (seq, again) SELECT seq, false FROM recorded WHERE seq <= 2
+    INSERT INTO pending (seq, again, cause)
+    SELECT seq, false, CASE seq WHEN 1 THEN 'machine_short' END FROM recorded WHERE seq <= 2
 )
-INSERT INTO outcomes (seq, state, reason, attempts, folded_at, fold_version)
-SELECT seq, CASE WHEN seq <= 4 THEN 'parked' ELSE 'folded' END, 'unreadable', 1, now(), 1 FROM recorded WHERE seq > 2
+INSERT INTO outcomes (seq, state, cause, attempts, folded_at, fold_version)
+SELECT seq, CASE WHEN seq <= 4 THEN 'parked' WHEN seq IN (5, 7, 13) THEN 'ignored' ELSE 'folded' END,
+    CASE WHEN seq <= 4 THEN 'row_refused' WHEN seq = 5 THEN 'set_aside' WHEN seq = 7 THEN 'thin_event'
+        WHEN seq = 13 THEN 'type_unwanted' END, 1, now(), 1
+FROM recorded WHERE seq > 2
 """
 
 

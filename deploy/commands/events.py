@@ -26,11 +26,12 @@ from deploy.commands.base import (
 )
 from deploy.commands.events_archive import events_archive
 from deploy.output import Format, err
-from schemas import database, lookup, tables
+from schemas import database, event_filters, lookup, tables
 from schemas.errors import ConfigurationError
+from schemas.event_filters import EventFilters
 
 if TYPE_CHECKING:
-    from worker.logs.retry import FoundEvent
+    from schemas.event_acts import FoundEvent
 
 
 app: Final = typer.Typer(help="The inbox.", no_args_is_help=True)
@@ -52,11 +53,10 @@ def events_list(
     """List events, last recorded first."""
     if state is not None and state not in tables.STATES:
         raise ConfigurationError(f"--state is one of {', '.join(tables.STATES)}.")
-    given = {"state": state, "type": kind, "object_id": object_id, "account": account, "livemode": livemode}
+    filters = EventFilters(state=state, type=kind, object_id=object_id, account=account, livemode=livemode)
     columns = [tables.events.c[column] for column in (*_EVENT_COLUMNS, *_FURTHER_COLUMNS)]
-    query = lookup.latest_events(columns, given, before=None, limit=limit)
     with opened_database() as engine, database.transaction(engine) as connection:
-        found = connection.execute(query).mappings().all()
+        found = event_filters.latest(connection, filters, columns, limit=limit)
     shown = _EVENT_COLUMNS if form is Format.TABLE else [column.name for column in columns]
     output.rows([dict(row) for row in found], shown, form, empty="No such event.")
 

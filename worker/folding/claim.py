@@ -20,7 +20,7 @@ from schemas.errors import Archived
 from schemas.events import Key
 from schemas.inbox import Delivery
 from schemas.locks import share_folding
-from schemas.own_events import EVENT_IGNORED
+from schemas.own_events import BY_COMMAND, EVENT_IGNORED
 from worker import folds
 from worker.folding import renderings
 from worker.folding.batch import Claimed
@@ -231,6 +231,7 @@ def event_of_delivery(delivery: Delivery) -> Event:
 
 class _Ignored(Struct):
     reason: str | None = None
+    by: str | None = None
 
 
 class _IgnoredData(Struct):
@@ -250,12 +251,13 @@ def reason_of(observation: bytes | None) -> str:
     The observation ignores its event even where it is malformed, as one from a replayed log may be.
     """
     try:
-        reason = None if observation is None else _decode_ignored(observation).data.object.reason
+        word = _Ignored() if observation is None else _decode_ignored(observation).data.object
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        reason = None
+        word = _Ignored()
     # NUL is the only character that PostgreSQL's text cannot hold.
-    kept = (reason or "").replace("\0", "")
-    return f"set aside by an operator: {kept}" if kept else "set aside by an operator"
+    reason, by = ((text or "").replace("\0", "") for text in (word.reason, word.by))
+    who = f"the token {by}" if by and by != BY_COMMAND else "an operator"
+    return f"set aside by {who}: {reason}" if reason else f"set aside by {who}"
 
 
 def try_locks(cursor: Cursor, subjects: Sequence[Subject]) -> set[Subject]:

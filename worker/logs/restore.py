@@ -95,28 +95,6 @@ def require_none_lacking(cursor: Cursor, lacking: sql.Composable, folder: Path) 
         raise ConflictError(f"The archive in {folder} lacks the payloads of {count:,} events: {named}.")
 
 
-def archived_with(cursor: Cursor, seq: int) -> list[int]:
-    """Return the archived events that are needed to fold event *seq* again: those about the same objects."""
-    cursor.execute(_ARCHIVED_WITH, {"seq": seq})
-    return [found for (found,) in cursor.fetchall()]
-
-
-_ARCHIVED_WITH: Final = """
-WITH objects AS (
-    SELECT account, livemode, object_id FROM inbox WHERE seq = %(seq)s AND object_id IS NOT NULL
-    UNION
-    SELECT account, livemode, object_id FROM mentions WHERE seq = %(seq)s
-), logged AS (
-    SELECT %(seq)s::bigint AS seq
-    UNION
-    SELECT i.seq FROM objects JOIN inbox AS i USING (account, livemode, object_id)
-    UNION
-    SELECT m.seq FROM objects JOIN mentions AS m USING (account, livemode, object_id)
-)
-SELECT seq FROM logged WHERE NOT EXISTS (SELECT FROM payloads AS b WHERE b.seq = logged.seq) ORDER BY seq
-"""
-
-
 def bring_back(engine: Engine, seqs: Sequence[int], folder: Path) -> None:
     """Bring the payloads of the events numbered *seqs* from the archive in *folder* back into the database.
 

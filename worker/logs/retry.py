@@ -1,61 +1,18 @@
-"""The actions of an operator on single events: fold one again, or ignore one."""
+"""The acts of an operator on single events, done in this process: fold one again, or ignore one."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Final
 
 from sqlalchemy import Engine
 
-from schemas import database, inbox, observations
-from schemas.database import Cursor
-from schemas.errors import ConflictError, NotFoundError
-from schemas.own_events import EVENT_IGNORED
+from schemas import database, event_acts
+from schemas.event_acts import FoundEvent
+from schemas.own_events import BY_COMMAND
 from worker.folding import projection
 from worker.logs import archive as archives
 from worker.logs import restore
-
-
-@dataclass(frozen=True, slots=True)
-class FoundEvent:
-    """An event in the inbox, and its outcome."""
-
-    seq: int
-    account: str
-    livemode: bool
-    id: str
-    state: str
-    reason: str | None
-
-
-def find(cursor: Cursor, event_id: str, *, account: str | None = None, livemode: bool | None = None) -> FoundEvent:
-    """Return the event *event_id*, of any account and mode unless *account* or *livemode* is given.
-
-    Raises:
-        NotFoundError: the inbox has no event of that id.
-        ConflictError: several accounts or modes have one.
-    """
-    cursor.execute(
-        "SELECT seq, account, livemode, id, state, reason FROM events WHERE id = %(id)s"
-        " AND (%(account)s::text IS NULL OR account = %(account)s)"
-        " AND (%(livemode)s::boolean IS NULL OR livemode = %(livemode)s) LIMIT 2",
-        {"id": event_id, "account": account, "livemode": livemode},
-    )
-    rows = cursor.fetchall()
-    if not rows:
-        raise NotFoundError(f"The inbox has no event {event_id}.")
-    if len(rows) > 1:
-        raise ConflictError(
-            f"Several accounts or modes have an event {event_id}: say which (--account, --live, --test)."
-        )
-    return FoundEvent(*rows[0])
-
-
-def _at(engine: Engine, seq: int) -> FoundEvent:
-    with database.transaction(engine) as connection, database.cursor(connection) as cursor:
-        cursor.execute("SELECT seq, account, livemode, id, state, reason FROM events WHERE seq = %s", (seq,))
-        return FoundEvent(*cursor.fetchall()[0])
 
 
 def retry(
@@ -76,22 +33,16 @@ def retry(
         ConflictError: payloads are archived, and no *archive* is given or it lacks them; nothing has changed.
     """
     with database.transaction(engine) as connection, database.cursor(connection) as cursor:
-        found = find(cursor, event_id, account=account, livemode=livemode)
-        archived = restore.archived_with(cursor, found.seq)
-    if archived and archive is None:
-        raise ConflictError(
-            f"{event_id} cannot be folded anew, since {len(archived):,} events of its objects are archived; it stays"
-            f" {found.state}. `payfold events retry {event_id} --archive DIR` brings them back."
-        )
-    waiting = [found.seq]
+        found = event_acts.find(connection, event_id, account=account, livemode=livemode)
+        archived = event_acts.archived_with(cursor, found.seq)
+    if archive is None:
+        event_acts.require_at_hand(found, archived)
     if archived and archive is not None:
         restore.logs_in(archive)
         with archives.alone(archive):
             restore.bring_back(engine, archived, archive)
-            waiting += _queue(engine, found.seq, archived=archived)
-            return _folded(engine, waiting, now)
-    _queue(engine, found.seq)
-    return _folded(engine, waiting, now)
+            return _folded(engine, found, _queue(engine, found.seq, archived=archived), now)
+    return _folded(engine, found, _queue(engine, found.seq), now)
 
 
 def _queue(engine: Engine, seq: int, *, archived: Sequence[int] = ()) -> list[int]:
@@ -99,19 +50,19 @@ def _queue(engine: Engine, seq: int, *, archived: Sequence[int] = ()) -> list[in
     with database.transaction(engine) as connection, database.cursor(connection) as cursor:
         cursor.execute(_WAITING, {"archived": list(archived)})
         waiting = [other for (other,) in cursor.fetchall() if other != seq]
-        cursor.execute(
-            "INSERT INTO pending (seq, again) SELECT unnest(%s::bigint[]), true"
-            " ON CONFLICT (seq) DO UPDATE SET"
-            " again = true, attempts = 0, due_at = NULL, cause = NULL, reason = NULL",
-            ([seq, *waiting],),
-        )
+        event_acts.queue(cursor, [seq, *waiting])
     return waiting
 
 
-def _folded(engine: Engine, seqs: Sequence[int], now: datetime) -> FoundEvent:
-    for seq in seqs:
+def _folded(engine: Engine, found: FoundEvent, waiting: Sequence[int], now: datetime) -> FoundEvent:
+    for seq in (found.seq, *waiting):
         projection.run_one(engine, seq, now=now)
-    return _at(engine, seqs[0])
+    return _now(engine, found.seq)
+
+
+def _now(engine: Engine, seq: int) -> FoundEvent:
+    with database.transaction(engine) as connection:
+        return event_acts.at(connection, seq)
 
 
 # Parked events of the objects that the archived events are about.
@@ -144,17 +95,7 @@ def ignore(
         ConflictError: it is neither, so rows of the tables depend on it.
     """
     with database.transaction(engine) as connection, database.cursor(connection) as cursor:
-        found = find(cursor, event_id, account=account, livemode=livemode)
-        if found.state not in ("parked", "pending"):
-            raise ConflictError(f"Only a parked or pending event can be set aside, and {event_id} is {found.state}.")
-        word = observations.observe(
-            EVENT_IGNORED,
-            {"object": "event", "id": found.id, "reason": reason},
-            account=found.account,
-            livemode=found.livemode,
-            created=int(now.timestamp()),
-            now=now,
-        )
-        inbox.record(cursor, [word])
+        found = event_acts.find(connection, event_id, account=account, livemode=livemode)
+        event_acts.ignore(cursor, found, reason=reason, by=BY_COMMAND, now=now)
     projection.fold_pending(engine, now=now)
-    return _at(engine, found.seq)
+    return _now(engine, found.seq)

@@ -28,6 +28,7 @@ from api import (
     reads,
     related,
     search,
+    trace,
     webhook,
 )
 from api.bodies import BODY_SECONDS_MAX, Receive, Room, Scope, Send
@@ -106,7 +107,7 @@ class Application:
         self.fastapi.state.room = self._room = Room()
         self.fastapi.state.body_seconds_max = body_seconds_max
         known = Depends(addresses.known_parameters)
-        shown = (explanations.router, events.router, related.router, reads.router, search.router)
+        shown = (explanations.router, trace.router, events.router, related.router, reads.router, search.router)
         for router in (*shown, actions.router, changes.router, health.operations):
             self.fastapi.include_router(router, dependencies=[known], responses=problems.declared(401, 403, 422, 503))
         self.fastapi.include_router(health.probes)

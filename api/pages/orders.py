@@ -1,11 +1,13 @@
 """Orders: found by whatever a person has in hand, listed, and each with all that is known of it."""
 
-from typing import Annotated, Any, Final
+from typing import Any, Final
 
-from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi import APIRouter, Depends, Request, Response
 
 from api import actions, explanations, reads, search
 from api.addresses import Id
+from api.pages import forms
+from api.pages.forms import Text
 from api.pages.rendering import PageRoute, back, link_within, page
 from api.pages.viewers import Reader, require
 from api.pages.worlds import Shown, Worlds
@@ -15,9 +17,6 @@ from schemas.errors import NotFoundError
 from schemas.search import is_email
 
 router: Final = APIRouter(route_class=PageRoute, include_in_schema=False)
-
-Text = Annotated[str, Query(max_length=255)]
-"""A field of a form that was left empty is an empty text."""
 
 
 @router.get("/search")
@@ -57,7 +56,7 @@ def list_orders(
     """List the orders of a world, newest first."""
     world = worlds.shown
     given = {"status": status, "customer": customer, "payment_link": payment_link}
-    filters = reads.OrderFilters(**{name: value or None for name, value in given.items()}, **world.asked, cursor=cursor)  # type: ignore[arg-type]  # read as from an address
+    filters = forms.read(reads.OrderFilters, {**given, **world.asked, "cursor": cursor})
     found = reads.list_orders(request, filters, viewer.sees)
     return page(
         request, "orders.html.j2", viewer, worlds,

@@ -2,7 +2,7 @@
 
 from fastapi import FastAPI
 
-from api.pages import entry, orders, overview
+from api.pages import entry, events, orders, overview, retrying
 from api.pages.viewers import Attempts
 
 
@@ -10,5 +10,5 @@ def install(app: FastAPI) -> None:
     """Serve the pages of *app*."""
     app.state.attempts = Attempts()
     app.mount("/static", entry.STATIC)
-    for router in (entry.router, overview.router, orders.router):
+    for router in (entry.router, overview.router, orders.router, events.router, retrying.router):
         app.include_router(router)

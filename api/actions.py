@@ -10,7 +10,7 @@ from typing import Annotated, Any, Final, Literal
 from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr
-from sqlalchemy import select
+from sqlalchemy import Connection, select
 from starlette.exceptions import HTTPException
 
 from api import posted, problems, reads
@@ -22,7 +22,7 @@ from schemas.broker import Waker
 from schemas.budget import Lane
 from schemas.checkout import Ending
 from schemas.database import cursor, transaction
-from schemas.errors import NotFoundError
+from schemas.errors import MissingAtStripe, NotFoundError
 from schemas.events import CREATED_MAX, TEXT_CHARACTERS_MAX
 from schemas.inbox import Delivery, Receipt, Recorded
 from schemas.observations import World
@@ -32,6 +32,7 @@ from schemas.stripe_api import StripeApi
 
 SESSION_BYTES_MAX: Final = 256 * 1024
 PORTAL_BYTES_MAX: Final = 64 * 1024
+_MISSING: Final = "Stripe knows no such session in this account and mode; that is recorded."
 
 router: Final = APIRouter(prefix="/v1", route_class=reads.Route)
 
@@ -156,7 +157,7 @@ def expire_order(request: Request, order_id: Id, account: Account = None, livemo
     _record(request, list(outcome.deliveries))
     session = outcome.session or {}
     if outcome.ending is Ending.MISSING:
-        raise NotFoundError("Stripe knows no such session in this account and mode; that is recorded.")
+        raise NotFoundError(_MISSING)
     if session.get("status") == "complete":
         raise HTTPException(409, "The buyer has completed it meanwhile, so it is not expired; that is recorded.")
     if outcome.ending is Ending.STILL_OPEN:
@@ -168,6 +169,56 @@ def expire_order(request: Request, order_id: Id, account: Account = None, livemo
         session_status=session["status"],
         payment_status=session.get("payment_status"),
     )
+
+
+_SETTLED_BY_READING: Final = ("ambiguous_order", "expired_and_complete", "missing_at_stripe")
+"""Anomalies of an order that a session read at Stripe may end, also one that shows nothing new."""
+
+
+@router.post(
+    "/orders/{order_id:id}/read",
+    tags=["orders"],
+    dependencies=[Depends(require("admin"))],
+    responses=problems.declared(404, 409, 502),
+)
+def read_order(request: Request, order_id: Id, account: Account = None, livemode: Livemode = None) -> answers.ReadOrder:
+    """Read an order's session at Stripe, now. What differs from its last event is recorded."""
+    order = reads.one(request, tables.orders, order_id, account, livemode)
+    world = World(order["account"], order["livemode"])
+    _names(request)
+    now = datetime.now(UTC)
+    try:
+        answer = checkout.read(request.app.state.stripe, world, order_id, lane=Lane.EXPIRY)
+    except MissingAtStripe:
+        _record(request, [checkout.missing(world, order_id, now=now)])
+        raise NotFoundError(_MISSING) from None
+    return answers.ReadOrder(
+        id=order_id,
+        account=world.account,
+        livemode=world.livemode,
+        recorded=_record_news(request, checkout.observed(answer, world, now=now)),
+        session_status=_word(answer.body.get("status")),
+        payment_status=_word(answer.body.get("payment_status")),
+    )
+
+
+def _word(value: object) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _record_news(request: Request, delivery: Delivery) -> bool:
+    """Record *delivery*, of an order, if it shows something new or may end a doubt, and return whether it was new."""
+    with transaction(request.app.state.engine) as connection, cursor(connection) as opened:
+        is_wanted = bool(observations.news(opened, [delivery])) or _is_in_doubt(connection, delivery)
+    return is_wanted and _record(request, [delivery])[0].recorded is Recorded.NEW
+
+
+def _is_in_doubt(connection: Connection, delivery: Delivery) -> bool:
+    anomalies = tables.anomalies
+    world = (anomalies.c.account == delivery.account, anomalies.c.livemode == delivery.envelope.livemode)
+    in_force = (anomalies.c.subject_id == delivery.envelope.object_id, anomalies.c.resolved_at.is_(None))
+    is_doubt = anomalies.c.kind.in_(_SETTLED_BY_READING)
+    return connection.execute(select(select(anomalies.c.id).where(*world, *in_force, is_doubt).exists())).scalar_one()
 
 
 class PortalSessionRequest(BaseModel):

@@ -724,6 +724,17 @@ class Expired(Answer):
     payment_status: Word | None
 
 
+class ReadOrder(Answer):
+    """The session of an order as Stripe has it now. The order follows once it is folded."""
+
+    id: Id
+    account: Id
+    livemode: bool
+    recorded: bool = Field(description="it differs from its last event, or its order was in doubt")
+    session_status: Word | None
+    payment_status: Word | None
+
+
 class NewPortalSession(Answer):
     """A billing portal session. The url is a credential, and answered this once."""
 

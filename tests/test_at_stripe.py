@@ -19,6 +19,7 @@ from schemas.observations import World
 from schemas.stripe_api import StripeApi
 from tests import ledger
 from tests.stage import HOUR, KEY, Stage, stage
+from tests.waiting import until
 from tests.web import OPERATOR, READER, serving, settings_of
 from worker.stripe_jobs import discovery, expiry, fetches, gaps
 from worker.stripe_jobs.rounds import JobContext, JobResult
@@ -563,6 +564,60 @@ def test_failures_of_stripe_are_answered_to_the_shop(at: Stage, database_url: st
     at.fold()
     assert [at.status(session) for session in (lost, open_one, gone)] == ["expired", "open", "open"]
     assert ledger.anomalies(at.engine) == ["missing_at_stripe"]
+
+
+def test_an_order_is_read_now(at: Stage, database_url: str, redis_url: str) -> None:
+    """The route reads a session at Stripe and records what is new, once, and a session that Stripe does not know."""
+    paid, gone = at.open(2, ago=60)
+    at.account.complete(paid)
+    del at.account._objects["checkout.session"][gone]
+    with serving(_web_settings(at, database_url, redis_url)) as web:
+
+        def read(session: str, headers: dict[str, str] = OPERATOR, query: str = "") -> tuple[int, dict[str, Any]]:
+            answer = web.client.post(f"/v1/orders/{session}/read{query}", headers=headers)
+            return answer.status_code, answer.json()
+
+        first, second = read(paid), read(paid)
+        assert [each[1].pop("recorded") for each in (first, second)] == [True, False]
+        shown = {"id": paid, "account": "", "livemode": False, "session_status": "complete", "payment_status": "paid"}
+        assert first == second == (200, shown)
+        until(lambda: web.fold_messages() == 1)
+        assert (read(gone)[0], read("cs_none")[0], read(paid, READER)[0]) == (404, 404, 403)
+        assert read(paid, query="?livemode=true")[0] == 404
+        ledger.execute(
+            at.engine,
+            "INSERT INTO orders (account, livemode, id, event_id, as_of)"
+            " VALUES ('acct_1', true, 'cs_1', 'evt_1', now())",
+        )
+        assert (read("cs_1")[0], read("cs_1")[1]["type"]) == (409, "urn:payfold:problem:not_served")
+        at.faults.add(Fault.UNAVAILABLE, f"*/{paid}")
+        assert read(paid)[0] == 503
+        at.api._forbidden = {KEY: ("/v1/checkout",)}
+        assert (read(paid)[0], read(paid)[1]["type"]) == (502, "urn:payfold:problem:key_refused")
+    at.fold()
+    assert (at.status(paid), at.status(gone)) == ("paid", "open")
+    assert ledger.anomalies(at.engine) == ["missing_at_stripe"]
+    assert {made.method for made in at.api.calls} == {"GET"}
+
+
+def test_an_order_in_doubt_is_read_again(at: Stage, database_url: str, redis_url: str) -> None:
+    """What is read of an order in doubt is recorded although it is not new, since it may end the doubt."""
+    (session,) = at.open(ago=60)
+    with serving(_web_settings(at, database_url, redis_url)) as web:
+
+        def recorded() -> bool:
+            found: bool = web.client.post(f"/v1/orders/{session}/read", headers=OPERATOR).json()["recorded"]
+            return found
+
+        assert [recorded(), recorded()] == [True, False]
+        ledger.execute(
+            at.engine,
+            "INSERT INTO anomalies (account, livemode, id, kind, subject, subject_id, detail, event_id, as_of, seen_at)"
+            " VALUES ('', false, 'anm_1', 'ambiguous_order', 'order', :id, '{}', 'evt_1', now(), now())",
+            id=session,
+        )
+        at.account.advance(1)
+        assert recorded()
 
 
 def _web_settings(at: Stage, database_url: str, redis_url: str) -> Any:  # noqa: ANN401 - settings

@@ -53,6 +53,7 @@ ROUTES: Final = {
     "GET /v1/customers/{customer_id}/balance": (READ, 200),
     "GET /v1/anomalies": (READ, 200),
     "GET /v1/events": (READ, 200),
+    "GET /v1/events/parked": (READ, 200),
     "GET /v1/events/{event_id}": (READ, 200),
     "GET /v1/changes": (READ, 200),
     "GET /v1/search": (READ, 200),
@@ -65,7 +66,12 @@ ROUTES: Final = {
     "PUT /v1/orders/{order_id}": (REGISTER, 200),
     # The order is paid; and no key serves this account.
     "POST /v1/orders/{order_id}/expire": (ADMIN, 409),
+    "POST /v1/orders/{order_id}/read": (ADMIN, 409),
     "POST /v1/customers/{customer_id}/portal-sessions": (ADMIN, 409),
+    "POST /v1/events/retry": (ADMIN, 200),
+    # The event is ignored already.
+    "POST /v1/events/{event_id}/retry": (ADMIN, 409),
+    "POST /v1/events/{event_id}/ignore": (ADMIN, 409),
 }
 OPENED: Final = {"read": {READ}, "personal": set[str](), "register": {READ, REGISTER}, "admin": {READ, REGISTER, ADMIN}}
 """The scopes that each scope includes: admin register, register read; none includes personal."""
@@ -127,7 +133,8 @@ def ask(web: Web, route: str, token: str) -> httpx.Response:
         "mode": "payment",
     }
     more = {"livemode": False, "created": 0, "expires_at": 1, "metadata": {"note": mark("put", "metadata")}}
-    json = {"GET": None, "PUT": {**session, **more}, "POST": {}}[method]
+    posted = {"reason": mark("posted", "reason")} if path.endswith("/ignore") else {}
+    json = {"GET": None, "PUT": {**session, **more}, "POST": posted}[method]
     address = re.sub(r"{\w+}", NAME, path) + ("?q=" + NAME if path.endswith("/search") else "")
     return web.client.request(method, address, headers=bearer(TOKENS[token]), json=json)
 

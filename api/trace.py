@@ -40,6 +40,9 @@ def trace_event(
         signed = _signature(connection, event, state.settings.signing_secrets)
     row = _row(request, event)
     return answers.EventTrace(
+        account=event["account"],
+        livemode=event["livemode"],
+        id=event["id"],
         signature=signed,
         row=None if row is None else answers.EventRow.model_validate(row),
         orders=[answers.FoundOrder.model_validate(asdict(order)) for order in orders],
@@ -105,8 +108,8 @@ def _balances(connection: Connection, event: Mapping[str, Any]) -> list[str]:
     owner = select(ledger.c.customer).where(*of_world(ledger), ledger.c.id == event["object_id"])
     customers = [event["object_id"], *connection.scalars(owner)]
     query = select(balances.c.customer, balances.c.currency)
-    found = connection.execute(query.where(*of_world(balances), balances.c.customer.in_(customers))).tuples()
-    return [tables.key_name(key) for key in found]
+    found = connection.execute(query.where(*of_world(balances), balances.c.customer.in_(customers)))
+    return [tables.key_name(tuple(row)) for row in found]
 
 
 _ONE_SHOT: Final = ", ".join(f"'{kind}'" for kind in tables.ONE_SHOT_KINDS)

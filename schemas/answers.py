@@ -673,6 +673,9 @@ class RecordedChange(Change):
 class EventTrace(Answer):
     """Where an event came from, and what it did."""
 
+    account: Id
+    livemode: bool
+    id: Id
     signature: EventSignature | None = Field(description="null where it came without one")
     row: EventRow | None = Field(description="null where it is not folded, or makes no row of its object")
     orders: list[FoundOrder] = Field(description="that its object belongs to, newest first")

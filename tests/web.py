@@ -99,6 +99,18 @@ class Web:
         """Request *path* with the token of a reader."""
         return self.client.get(path, headers=headers)
 
+    @contextmanager
+    def looking(self, token: str = TOKENS["admin+personal"]) -> Iterator[httpx.Client]:
+        """Open a browser's session that is logged in with *token*, and names its origin."""
+        with httpx.Client(base_url=self.client.base_url, timeout=60, headers={"Origin": self.origin}) as client:
+            assert client.post("/login", data={"token": token}).status_code == 303
+            yield client
+
+    @property
+    def origin(self) -> str:
+        """The origin of the pages, as a browser names it."""
+        return f"http://127.0.0.1:{self.port}"
+
     def query(self, query: LiteralString, *values: object) -> list[tuple[Any, ...]]:
         """Return the rows of *query*, read over a connection of its own."""
         with psycopg.connect(self.settings.libpq, autocommit=True) as connection:

@@ -61,14 +61,14 @@ def show_progress(
     viewer: Reader,
     worlds: Shown,
     given: Filters,
-    until: Number,
-    queued: Number,
-    since: AwareDatetime,
+    until: Number = 0,
+    queued: Number = 0,
+    since: AwareDatetime | None = None,
 ) -> Response:
     """Show how many of the events that were queued still wait."""
     filters = forms.read(events.RetriedEvents, asked(given, worlds.shown)).filters()
     with reads.reading(request.app.state.engine) as connection:
-        left = event_acts.progress(connection, filters, until=until, since=since)
+        left = event_acts.progress(connection, filters, until=until, since=since or datetime.now(UTC))
     # Events that matched and were queued by another act since then are not part of this one.
     waiting = min(left.waiting, queued)
     parked = min(left.parked, queued - waiting)

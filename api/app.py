@@ -31,6 +31,7 @@ from api import (
     related,
     search,
     summaries,
+    trace,
     webhook,
 )
 from api.bodies import BODY_SECONDS_MAX, Receive, Room, Scope, Send
@@ -109,9 +110,9 @@ class Application:
         self.fastapi.state.room = self._room = Room()
         self.fastapi.state.body_seconds_max = body_seconds_max
         known = Depends(addresses.known_parameters)
-        shown = (explanations.router, events.router, related.router, expiring.router, reads.router, search.router)
-        acting = (actions.router, changes.router, health.operations, reconciliations.router)
-        for router in (*shown, summaries.router, *acting):
+        shown = (explanations.router, trace.router, events.router, related.router, expiring.router, reads.router)
+        more = (search.router, summaries.router, actions.router, changes.router, health.operations)
+        for router in (*shown, *more, reconciliations.router):
             self.fastapi.include_router(router, dependencies=[known], responses=problems.declared(401, 403, 422, 503))
         self.fastapi.include_router(health.probes)
         problems.install(self.fastapi, [*actions.router.routes, *events.router.routes])

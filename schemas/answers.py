@@ -672,6 +672,47 @@ class FoundOrder(Answer):
     created: datetime | None
 
 
+class EventSignature(Answer):
+    """The signature that came with an event."""
+
+    verified: bool = Field(description="one of our secrets made it; false where a log only quotes it")
+    signed_at: datetime | None = Field(description="the time that it states")
+    secret: int | None = Field(
+        description="which of STRIPE_WEBHOOK_SECRETS made it, from 1; null where that cannot be checked again, since"
+        " the secret is no longer set or the bytes are not kept as they came"
+    )
+
+
+class EventRow(Answer):
+    """The row of an event's own object, and what the event set in it."""
+
+    table: Public[str]
+    id: Id
+    sets: Public[list[str]] = Field(description="the columns that have their values from this event")
+    verdict: Public[str]
+
+
+class RecordedChange(Change):
+    """A change, in the feed or withheld from it."""
+
+    withheld: Word | None = Field(description="why it is not in the feed; null where it is")
+
+
+class EventTrace(Answer):
+    """Where an event came from, and what it did."""
+
+    account: Id
+    livemode: bool
+    id: Id
+    signature: EventSignature | None = Field(description="null where it came without one")
+    row: EventRow | None = Field(description="null where it is not folded, or makes no row of its object")
+    orders: list[FoundOrder] = Field(description="that its object belongs to, newest first")
+    changes: list[RecordedChange] = Field(
+        description="of its object, of these orders and of its customer's balances, in the order of their commits;"
+        " without those of invoices and payment links"
+    )
+
+
 class Hit(Answer):
     """An object that was found, and its orders."""
 

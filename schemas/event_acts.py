@@ -14,7 +14,20 @@ from dataclasses import dataclass, fields, replace
 from datetime import datetime
 from typing import Any, Final
 
-from sqlalchemy import CTE, BigInteger, Connection, RowMapping, ScalarSelect, Select, any_, func, literal, select, true
+from sqlalchemy import (
+    CTE,
+    BigInteger,
+    ColumnElement,
+    Connection,
+    RowMapping,
+    ScalarSelect,
+    Select,
+    any_,
+    func,
+    literal,
+    select,
+    true,
+)
 from sqlalchemy.dialects.postgresql import ARRAY, insert
 
 from schemas import inbox, lookup, observations, tables
@@ -208,6 +221,26 @@ def require_not_too_many(found: Matching) -> None:
     """Raise ConflictError where more events match than one act queues."""
     if found.is_too_many:
         raise ConflictError(f"More than {RETRY_EVENTS_MAX:,} events match: narrow the filters, as by type or by time.")
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Of the events that one act queued, how many still wait, and how many were parked again."""
+
+    waiting: int
+    parked: int
+
+
+def progress(connection: Connection, filters: EventFilters, *, until: int, since: datetime) -> Progress:
+    """Return what became of the events that ``retry_matching`` queued at *since*, by the same *filters* and *until*."""
+    events, queued = tables.events, select(tables.pending.c.seq).where(tables.pending.c.again)
+
+    def of(state: str, wanted: ColumnElement[bool]) -> int:
+        # An event that failed again has a cause of its own.
+        left = _wanted(connection, replace(filters, state=state, cause=None), until=until).where(wanted)
+        return connection.execute(select(func.count()).select_from(left.subquery())).scalar_one()
+
+    return Progress(of("pending", events.c.seq.in_(queued)), of("parked", events.c.folded_at >= since))
 
 
 def _wanted(connection: Connection, filters: EventFilters, *, until: int | None) -> Select[Any]:

@@ -7,6 +7,7 @@ the raw body; the key is the whole text of the endpoint's secret.
 import hmac
 import re
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import Final, NamedTuple
 
 from schemas.errors import SignatureExpired, SignatureMalformed, SignatureMismatch, SignatureMissing
@@ -62,11 +63,23 @@ def verify(claim: Claim, body: bytes, secrets: Sequence[SigningSecret]) -> Signi
 
 def is_by_any(header: str, body: bytes, secrets: Sequence[SigningSecret]) -> bool:
     """Return whether one of *secrets* signed *body*, however long ago, by the *header* that came with it."""
+    return signer_of(header, body, secrets) is not None
+
+
+def signer_of(header: str, body: bytes, secrets: Sequence[SigningSecret]) -> SigningSecret | None:
+    """Return the one of *secrets* that signed *body*, however long ago, by the *header* that came with it, or None."""
     try:
-        verify(_parse(header.encode()), body, secrets)
+        return verify(_parse(header.encode()), body, secrets)
     except (SignatureMalformed, SignatureMismatch):
-        return False
-    return True
+        return None
+
+
+def signed_at(header: str) -> datetime | None:
+    """Return when the signature of the *header* was made, None where it has no time that can be read."""
+    try:
+        return datetime.fromtimestamp(int(_parse(header.encode()).timestamp), UTC)
+    except (SignatureMalformed, ValueError, OverflowError, OSError):
+        return None
 
 
 def _parse(header: bytes) -> Claim:

@@ -81,6 +81,7 @@ FOUND: Final = {
     "GET /v1/customers/{}/balance": 200,
     "POST /v1/customers/{}/portal-sessions": 409,
     "GET /v1/events/{}": 200,
+    "GET /v1/events/{}/trace": 200,
     "POST /v1/events/{}/retry": 202,
     "POST /v1/events/{}/ignore": 202,
 }

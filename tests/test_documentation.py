@@ -33,6 +33,7 @@ FAULTS: Final = {
     "list_events": READS,
     "list_parked": READS,
     "show_event": ONE,
+    "trace_event": ONE,
     "retry_events": READS | {409},
     "retry_event": ONE,
     "ignore_event": ONE | {408, 413},

@@ -58,6 +58,7 @@ ROUTES: Final = {
     "GET /v1/events": (READ, 200),
     "GET /v1/events/parked": (READ, 200),
     "GET /v1/events/{event_id}": (READ, 200),
+    "GET /v1/events/{event_id}/trace": (READ, 200),
     "GET /v1/changes": (READ, 200),
     "GET /v1/search": (READ, 200),
     "GET /v1/summary": (READ, 200),

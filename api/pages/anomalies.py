@@ -7,8 +7,7 @@ from typing import Any, Final
 from fastapi import APIRouter, Request, Response
 
 from api import reads
-from api.pages.filters import filters_of
-from api.pages.orders import Text
+from api.pages.forms import Text, filters_of
 from api.pages.rendering import PageRoute, page
 from api.pages.viewers import Reader
 from api.pages.worlds import Shown

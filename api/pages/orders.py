@@ -1,12 +1,12 @@
 """Orders: found by whatever a person has in hand, listed, and each with all that is known of it."""
 
-from typing import Annotated, Any, Final
+from typing import Any, Final
 
-from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi import APIRouter, Depends, Request, Response
 
 from api import actions, explanations, reads, search
 from api.addresses import Id
-from api.pages.filters import filters_of
+from api.pages.forms import Text, filters_of
 from api.pages.rendering import PageRoute, back, link_within, page
 from api.pages.viewers import Reader, require
 from api.pages.worlds import Shown, Worlds
@@ -16,9 +16,6 @@ from schemas.errors import NotFoundError
 from schemas.search import is_email
 
 router: Final = APIRouter(route_class=PageRoute, include_in_schema=False)
-
-Text = Annotated[str, Query(max_length=255)]
-"""A field of a form that was left empty is an empty text."""
 
 
 @router.get("/search")

@@ -6,9 +6,8 @@ from fastapi import APIRouter, Request, Response
 
 from api import explanations, reads
 from api.addresses import Id
-from api.pages.filters import filters_of
+from api.pages.forms import Text, filters_of
 from api.pages.funnels import funnels
-from api.pages.orders import Text
 from api.pages.rendering import PageRoute, page
 from api.pages.subjects import explained, latest_orders
 from api.pages.viewers import Reader

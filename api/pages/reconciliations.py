@@ -6,8 +6,7 @@ from fastapi import APIRouter, Depends, Request, Response
 
 from api import reconciliations
 from api.pages.entry import Form
-from api.pages.filters import filters_of
-from api.pages.orders import Text
+from api.pages.forms import Text, filters_of
 from api.pages.rendering import PageRoute, PersonRoute, back, link_within, page
 from api.pages.viewers import Reader, Viewer, require
 from api.pages.worlds import Shown

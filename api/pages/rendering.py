@@ -136,6 +136,7 @@ def _templates() -> Environment:
         "pretty": pretty,
         "short": _short,
         "span": span,
+        "unlike": _unlike,
         "utc": utc,
         "words": _words,
     }
@@ -211,6 +212,11 @@ def _json(value: object) -> str:
 def _short(key: str) -> str:
     """Return the beginning and the end of a long id."""
     return key if len(key) <= _SHORT_MAX else f"{key[:14]}…{key[-6:]}"
+
+
+def _unlike(values: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those of *values* that *other* has not; a null is like no value."""
+    return {name: value for name, value in values.items() if value != other.get(name)}
 
 
 def _is_money(column: str) -> bool:

@@ -4,13 +4,26 @@ from typing import Final
 
 from fastapi import FastAPI
 
-from api.pages import anomalies, customers, entry, expiring, orders, overview, payment_links, reconciliations
+from api.pages import (
+    anomalies,
+    customers,
+    entry,
+    events,
+    expiring,
+    orders,
+    overview,
+    payment_links,
+    reconciliations,
+    retrying,
+)
 from api.pages.viewers import Attempts
 
 ROUTERS: Final = (
     entry.router,
     overview.router,
     orders.router,
+    events.router,
+    retrying.router,
     payment_links.router,
     customers.router,
     anomalies.router,

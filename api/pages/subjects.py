@@ -7,7 +7,7 @@ from typing import Final
 from fastapi import Request
 
 from api import explanations, reads
-from api.pages.filters import filters_of
+from api.pages.forms import filters_of
 from api.pages.viewers import Viewer
 from api.pages.worlds import World
 from schemas import answers

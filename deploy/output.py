@@ -149,6 +149,14 @@ def shown(value: object) -> str:
     return "".join(each if each.isprintable() or each == "\n" else repr(each)[1:-1] for each in text)
 
 
+def lasting(seconds: float) -> str:
+    """Return a duration in its largest unit, as a person reads it."""
+    for unit, size in (("d", 86_400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
 _IN_LINES: Final = ("payload",)
 
 

@@ -1,0 +1,138 @@
+"""`payfold doctor`: checks a deployment, and names the fix for each finding."""
+
+import textwrap
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+from rich.text import Text
+
+from deploy import output
+from deploy.commands.base import FAILED, MIGRATIONS_PENDING, USAGE, FormatOption
+from deploy.local import discovery
+from deploy.output import Format, err, out
+from schemas import logs
+from schemas.errors import ConfigurationError
+from schemas.settings import Settings, unknown
+
+if TYPE_CHECKING:
+    from deploy.doctor.findings import Finding
+
+app: Final = typer.Typer()
+_COLUMNS: Final = ("check", "level", "found", "fix")
+_STYLES: Final = {"ok": "green", "warning": "yellow", "fault": "bold red", "skipped": "dim"}
+_PLURALS: Final = {"ok": "ok", "warning": "warnings", "fault": "faults", "skipped": "skipped"}
+_WORST_FIRST: Final = ("fault", "warning", "ok", "skipped")
+_WIDTH_MAX: Final = 120
+"""In a wider terminal sentences are broken to this width."""
+_COMMAND: Final = "  "
+"""How a line of a fix begins that is a command: it is to be copied, and so is never broken."""
+
+
+@app.command()
+def doctor(
+    send: Annotated[
+        bool, typer.Option("--send", help="Send a signed test delivery; it leaves one ignored event in the inbox.")
+    ] = False,
+    to: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL", help="The webhook's public address; for --send the one on this machine by default."
+        ),
+    ] = None,
+    form: FormatOption = Format.TABLE,
+) -> None:
+    """Check this deployment, and name the fix for each finding; exit 1 if there is a fault.
+
+    Exit 2 if the settings have one, 4 with migrations pending. Warnings change no exit code. Nothing is changed, and no
+    secret is shown.
+    """
+    with err.status("Looking at the deployment …") if err.is_terminal else nullcontext():
+        findings = list(_findings(to, is_sending=send))
+    if form is Format.TABLE:
+        _print(findings)
+    else:
+        output.rows([asdict(each) for each in findings], _COLUMNS, form, empty="")
+    if code := _code(findings):
+        raise typer.Exit(code)
+
+
+def _findings(to: str | None, *, is_sending: bool) -> "Iterator[Finding]":
+    from deploy.doctor import configured, examination
+    from deploy.doctor.delivery import address
+
+    try:
+        settings = discovery.here(Settings.load())
+        logs.configure(settings)
+        names = unknown()
+    except ConfigurationError as error:
+        yield from configured.unusable(str(error))
+        return
+    url = address(to, settings)
+    yield from examination.of_names(names, settings)
+    yield from examination.of_system(settings, url=None if to is None else url)
+    if is_sending:
+        yield examination.of_delivery(settings, url)
+
+
+def _code(findings: "Sequence[Finding]") -> int:
+    from deploy.doctor.configured import SETTINGS
+    from deploy.doctor.engines import MIGRATIONS
+
+    faulty = {each.check for each in findings if each.level == "fault"}
+    if SETTINGS in faulty:
+        return USAGE
+    if MIGRATIONS in faulty:
+        return MIGRATIONS_PENDING
+    return FAILED if faulty else 0
+
+
+# ---- The screen ----
+
+
+def _print(findings: "Sequence[Finding]") -> None:
+    """Print a line for each finding with its fix beneath it, and a line that counts them."""
+    width = max(len(each.check) for each in findings)
+    for each in findings:
+        _print_one(each, width)
+    counts = Counter(each.level.value for each in findings)
+    levels = [level for level in _WORST_FIRST if counts[level]]
+    counted = ", ".join(_counted(level, counts[level]) for level in levels)
+    out.print()
+    out.print(Text(f"{len(findings)} findings: {counted}", _STYLES[levels[0]]))
+
+
+def _counted(level: str, times: int) -> str:
+    return f"{times} {level if times == 1 else _PLURALS[level]}"
+
+
+def _print_one(finding: "Finding", width: int) -> None:
+    level = finding.level.value
+    indent = " " * (width + 11)
+    first, *rest = _broken(finding.found, len(indent))
+    line = Text(f"{level:<7}  ", _STYLES[level]).append(f"{finding.check:<{width}}  ", "not bold default")
+    out.print(line.append(first, "not bold default"))
+    for each in rest:
+        out.print(f"{indent}{each}")
+    for each in finding.fix.splitlines():
+        _print_fix(each, indent)
+
+
+def _print_fix(line: str, indent: str) -> None:
+    if line.startswith(_COMMAND):
+        out.print(Text(f"{indent}{_COMMAND}{output.shown(line.strip())}", "bold"))
+        return
+    for each in _broken(line, len(indent)):
+        out.print(f"{indent}{each}")
+
+
+def _broken(text: str, indent: int) -> list[str]:
+    """Return the lines of *text*, broken between words where this is a terminal."""
+    plain = output.in_one_line(text)
+    if not out.is_terminal:
+        return [plain]
+    room = max(30, min(out.width, _WIDTH_MAX) - indent)
+    return textwrap.wrap(plain, room, break_long_words=False, break_on_hyphens=False) or [""]

@@ -4,7 +4,7 @@ import textwrap
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
@@ -95,14 +95,28 @@ def _code(findings: "Sequence[Finding]") -> int:
 
 def _print(findings: "Sequence[Finding]") -> None:
     """Print a line for each finding with its fix beneath it, and a line that counts them."""
-    width = max(len(each.check) for each in findings)
-    for each in findings:
+    shown = list(_together(findings))
+    width = max(len(each.check) for each in shown)
+    for each in shown:
         _print_one(each, width)
     counts = Counter(each.level.value for each in findings)
     levels = [level for level in _WORST_FIRST if counts[level]]
     counted = ", ".join(_counted(level, counts[level]) for level in levels)
     out.print()
     out.print(Text(f"{len(findings)} findings: {counted}", _STYLES[levels[0]]))
+
+
+def _together(findings: "Sequence[Finding]") -> "Iterator[Finding]":
+    """Yield the findings, and those that were skipped for one reason as one, at the place of the first."""
+    skipped: dict[str, list[Finding]] = {}
+    for each in findings:
+        if each.level == "skipped" and not each.fix:
+            skipped.setdefault(each.found, []).append(each)
+    for each in findings:
+        alike = skipped.get(each.found, [each])
+        if alike[0] is each:
+            others = ", ".join(other.check for other in alike[1:])
+            yield replace(each, found=f"{each.found}; nor {others}") if others else each
 
 
 def _counted(level: str, times: int) -> str:

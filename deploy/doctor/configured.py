@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
-from deploy.doctor.findings import Finding, fault, skipped, warning
+from deploy.doctor.findings import Finding, counted, fault, skipped, warning
 from schemas.settings import Settings
 
 SETTINGS: Final = "settings"
@@ -71,7 +71,7 @@ def secrets(settings: Settings) -> Iterator[Finding]:
 
 def secrets_in_words(settings: Settings) -> str:
     """Return how many secrets there are, and their labels."""
-    return f"{_count(len(settings.signing_secrets), 'secret')}, {_labels(settings.signing_secrets)}"
+    return f"{counted(len(settings.signing_secrets), 'secret')}, {_labels(settings.signing_secrets)}"
 
 
 def keys(settings: Settings) -> Iterator[Finding]:
@@ -99,7 +99,7 @@ def keys_in_words(settings: Settings) -> str:
     mode = "live" if known and known[0].livemode else "test"
     default = Settings.model_fields["stripe_api_base"].default
     elsewhere = "" if settings.stripe_api_base == default else f", used at {settings.stripe_api_base}"
-    return f"{_count(len(known), f'{mode} key')}, {_labels(known)}{elsewhere}"
+    return f"{counted(len(known), f'{mode} key')}, {_labels(known)}{elsewhere}"
 
 
 def _short(check: str, texts: Sequence[str], name: str) -> Iterator[Finding]:
@@ -162,7 +162,3 @@ def labels(settings: Settings, renamed: Mapping[str, str]) -> Iterator[Finding]:
 def _labels(of: Sequence[object]) -> str:
     found = Counter(getattr(each, "account", "") for each in of)
     return ", ".join(label or "without a label" for label in sorted(found))
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

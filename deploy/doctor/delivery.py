@@ -25,7 +25,7 @@ from deploy.output import shown
 from deploy.sandbox.signing import sign
 from schemas import accounts, database
 from schemas.database import Bounds, Cursor
-from schemas.errors import ConfigurationError
+from schemas.errors import ConfigurationError, SignatureExpired, SignatureMismatch, SignatureMissing
 from schemas.observations import World
 from schemas.settings import Settings
 from worker.folds import API_VERSION
@@ -44,11 +44,15 @@ Found = TypeVar("Found")
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """What was sent, and how it was answered after so many *seconds*."""
+    """What was sent, and how it was answered after so many *seconds*.
+
+    *reason* and *detail* are those of our own problem documents, else empty.
+    """
 
     event: str
     url: str
     status: int
+    reason: str
     detail: str
     seconds: float
 
@@ -125,7 +129,7 @@ def _send(settings: Settings, url: str, world: World) -> Sent | Finding:
         )  # fmt: skip
     except httpx.HTTPError as error:
         return unanswered(url, error)
-    return Sent(event, url, answer.status_code, _detail(answer), time.monotonic() - began)
+    return Sent(event, url, answer.status_code, *_problem(answer), time.monotonic() - began)
 
 
 _JSON: Final = {"Content-Type": "application/json; charset=utf-8", "User-Agent": "Payfold doctor"}
@@ -147,16 +151,18 @@ def _body(event: str, world: World) -> bytes:
     )
 
 
-def _detail(answer: httpx.Response) -> str:
-    """Return the reason and the detail of our problem document, or nothing: another server may answer anything."""
+def _problem(answer: httpx.Response) -> tuple[str, str]:
+    """Return the word and the detail of our problem document, or nothing: another server may answer anything."""
     try:
-        found = msgspec.json.decode(answer.content)
+        found = msgspec.json.decode(answer.content, type=_Problem)
     except msgspec.DecodeError:
-        return ""
-    if not isinstance(found, dict):
-        return ""
-    words = ": ".join(str(found[name]) for name in ("reason", "detail") if found.get(name))
-    return shown(words)[:DETAIL_CHARACTERS_MAX]
+        return "", ""
+    return shown(found.type.rpartition(":")[2]), shown(found.detail)[:DETAIL_CHARACTERS_MAX]
+
+
+class _Problem(msgspec.Struct):
+    type: str = ""
+    detail: str = ""
 
 
 # ---- Its row ----
@@ -197,21 +203,28 @@ def unanswered(url: str, error: httpx.HTTPError) -> Finding:
 
 def refused(sent: Sent) -> Finding:
     """Judge an answer other than a 2xx."""
-    found = f"{shown(sent.url)} answered {sent.status}{f' ({sent.detail})' if sent.detail else ''}"
-    if 300 <= sent.status < 400:  # noqa: PLR2004 - HTTP's numbers
-        fix = "Name the address that it leads to, at Stripe as well: Stripe follows no redirect."
-    elif sent.status in {404, 405}:
-        fix = f"The address does not lead to the web process: it wants the path {PATH}."
-    elif "signature" in sent.detail:
-        fix = (
-            "The web process knows other secrets than this command: give it the same STRIPE_WEBHOOK_SECRETS, and"
-            " restart it. If they are the same, something on the way changes the body."
-        )
-    elif sent.status >= 500:  # noqa: PLR2004 - HTTP's number
-        fix = "Look at the log of the web process, or of the proxy in front of it; /health/ready names the obstacle."
-    else:
-        fix = "Look at what answers there: a proxy or a firewall may stand in front of the web process."
-    return fault(DELIVERY, found, fix)
+    words = f" ({sent.detail})" if sent.detail else ""
+    return fault(DELIVERY, f"{shown(sent.url)} answered {sent.status}{words}", _remedy(sent))
+
+
+_BY_REASON: Final = {
+    SignatureMismatch.reason: "The web process knows other secrets than this command: give it the same"
+    " STRIPE_WEBHOOK_SECRETS, and restart it. If they are the same, something on the way changes the body.",
+    SignatureExpired.reason: "The clocks of this machine and of the web process differ: let both follow a time server.",
+    SignatureMissing.reason: "Something on the way takes the header Stripe-Signature away: let the proxy pass it on.",
+}
+_BY_STATUS: Final = {
+    3: "Name the address that it leads to, at Stripe as well: Stripe follows no redirect.",
+    4: "Look at what answers there: a proxy or a firewall may stand in front of the web process.",
+    5: "Look at the log of the web process and of the proxy in front of it; /health/ready names the obstacle.",
+}
+_ELSEWHERE: Final = (404, 405)
+
+
+def _remedy(sent: Sent) -> str:
+    if sent.status in _ELSEWHERE:
+        return f"The address does not lead to the web process: it wants the path {PATH}."
+    return _BY_REASON.get(sent.reason) or _BY_STATUS.get(sent.status // 100, _BY_STATUS[4])
 
 
 def followed(sent: Sent, row: Outcome | None) -> Finding:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Final
 
-from deploy.doctor.findings import Finding, fault, ok, skipped, warning
+from deploy.doctor.findings import Finding, counted, fault, ok, skipped, warning
 from deploy.doctor.postgres import Grants, Server, Sessions
 from deploy.doctor.redis import VALKEY, Engine, Memory
 from schemas.settings import Settings
@@ -172,7 +172,7 @@ def _room(found: Sessions) -> int:
 
 def _in_words(found: Sessions, settings: Settings) -> str:
     web, workers = _processes(found, settings)
-    return f"{web} web {'process' if web == 1 else 'processes'}, {workers} worker{'s' * (workers != 1)} and the clock"
+    return f"{counted(web, 'web process', 'web processes')}, {counted(workers, 'worker')} and the clock"
 
 
 # ---- Clocks ----

@@ -80,6 +80,11 @@ def judged(
     yield from found or [ok(check, well)]
 
 
+def counted(number: int, one: str, several: str = "") -> str:
+    """Return *number* with its noun: *one*, or *several*, which is *one* and an s unless it is given."""
+    return f"{number:,} {one if number == 1 else several or f'{one}s'}"
+
+
 def attempt(read: Callable[[], Known]) -> Known | Unread:
     """Return what *read* returns, or the reason why it could not be read."""
     try:

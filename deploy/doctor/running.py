@@ -4,9 +4,10 @@ from collections.abc import Iterator
 from datetime import datetime
 from typing import Final
 
-from deploy.doctor.findings import Finding, fault, skipped, warning
+from deploy.doctor.findings import Finding, counted, fault, skipped, warning
 from deploy.doctor.postgres import SEQS_MAX, Arrivals
 from deploy.output import lasting, shown
+from schemas.errors import SignatureMismatch
 from schemas.settings import Settings
 from schemas.status import Heartbeat, Limits, Silent, Status
 
@@ -97,7 +98,7 @@ def jobs(status: Status) -> Iterator[Finding]:
     if status.stripe.calls_given_up:
         yield warning(
             JOBS,
-            f"{status.stripe.calls_given_up:,} calls were given up",
+            f"{counted(status.stripe.calls_given_up, 'call was', 'calls were')} given up",
             "See what is missing, and repair it:\n  payfold reconcile --stripe --repair",
         )
 
@@ -111,49 +112,66 @@ def jobs_in_words(status: Status) -> str:
 # ---- Webhooks ----
 
 
+_TRY: Final = "  payfold doctor --send --to https://YOUR-HOST/webhooks/stripe"
+
+
 def webhooks(found: Arrivals, status: Status) -> Iterator[Finding]:
-    """Judge the last delivery, next to the last event that had to be fetched and to the last refusal."""
-    refused = [each for each in status.refused or () if each.reason == "signature_mismatch"]
-    for each in refused:
-        if found.webhook is None or each.last_at > found.webhook:
-            # A stranger may send something too, so that where deliveries came this is only a sign.
-            yield (fault if found.webhook is None else warning)(
-                WEBHOOKS,
-                f"{each.count:,} deliveries were refused for their signature, the last {_since(each.last_at, found)},"
-                f" and none was accepted {_ever(found) if found.webhook is None else 'since'}",
-                "Set STRIPE_WEBHOOK_SECRETS to the signing secret of the endpoint, as Stripe's Dashboard shows it, and"
-                " restart the web process. Stripe sends what was refused again, for three days.",
-            )
-            return
-    if found.webhook is None and found.gaps:
-        yield fault(
-            WEBHOOKS,
-            f"{found.gaps:,} events were fetched from Stripe, and no webhook came {_ever(found)}: the address is wrong",
-            "Compare the address of the endpoint with the one of the web process, and send a test delivery:\n"
-            "  payfold endpoints check\n  payfold doctor --send --to https://YOUR-HOST/webhooks/stripe",
-        )
-    elif found.webhook is None:
-        yield warning(
-            WEBHOOKS,
-            "none has come yet",
-            "Send one through the public address:\n  payfold doctor --send --to https://YOUR-HOST/webhooks/stripe",
-        )
-    elif found.gap is not None and found.gap > found.webhook:
-        yield warning(
-            WEBHOOKS,
-            f"since the last one, {_since(found.webhook, found)}, events had to be fetched from Stripe (the last"
-            f" {_since(found.gap, found)})",
-            "See in Stripe's Dashboard why deliveries to the endpoint fail, and send a test delivery:\n"
-            "  payfold doctor --send --to https://YOUR-HOST/webhooks/stripe",
-        )
-    elif _is_quiet(status):
-        usual = ", ".join(str(each) for each in _weeks_before(status))
-        yield warning(
-            WEBHOOKS,
-            f"none in the last hour, and in the same hour of the weeks before {usual}; the last came"
-            f" {_since(found.webhook, found)}",
-            "See in Stripe's Dashboard whether deliveries to the endpoint fail.",
-        )
+    """Judge the last delivery, next to the last refusal and the last event that had to be fetched."""
+    findings = (_refusals(found, status), _none_ever(found), _gaps(found), _quiet(found, status))
+    yield from [each for each in findings if each is not None][:1]
+
+
+def _refusals(found: Arrivals, status: Status) -> Finding | None:
+    """Judge deliveries that were refused for their signature and not followed by a good one."""
+    refused = next((each for each in status.refused or () if each.reason == SignatureMismatch.reason), None)
+    if refused is None or (found.webhook is not None and refused.last_at < found.webhook):
+        return None
+    # A stranger may send something too, so that this is only a sign where deliveries came.
+    level, since = (fault, _ever(found)) if found.webhook is None else (warning, "since")
+    return level(
+        WEBHOOKS,
+        f"{counted(refused.count, 'delivery was', 'deliveries were')} refused for a wrong signature, the last"
+        f" {_since(refused.last_at, found)}, and none was accepted {since}",
+        "Set STRIPE_WEBHOOK_SECRETS to the signing secret of the endpoint, as Stripe's Dashboard shows it, and restart"
+        " the web process. Stripe sends what was refused again, for three days.",
+    )
+
+
+def _none_ever(found: Arrivals) -> Finding | None:
+    if found.webhook is not None:
+        return None
+    if not found.gaps:
+        return warning(WEBHOOKS, "none has come yet", f"Send one through the public address:\n{_TRY}")
+    return fault(
+        WEBHOOKS,
+        f"{counted(found.gaps, 'event was', 'events were')} fetched from Stripe, and no webhook came {_ever(found)}:"
+        " the address is wrong",
+        "Compare the address of the endpoint with the one of the web process, and send a test delivery:\n"
+        f"  payfold endpoints check\n{_TRY}",
+    )
+
+
+def _gaps(found: Arrivals) -> Finding | None:
+    if found.gap is None or found.webhook is None or found.gap <= found.webhook:
+        return None
+    return warning(
+        WEBHOOKS,
+        f"since the last one, {_since(found.webhook, found)}, events had to be fetched from Stripe (the last"
+        f" {_since(found.gap, found)})",
+        f"See in Stripe's Dashboard why deliveries to the endpoint fail, and send a test delivery:\n{_TRY}",
+    )
+
+
+def _quiet(found: Arrivals, status: Status) -> Finding | None:
+    if found.webhook is None or not _is_quiet(status):
+        return None
+    usual = ", ".join(str(each) for each in _weeks_before(status))
+    return warning(
+        WEBHOOKS,
+        f"none in the last hour, and in the same hour of the weeks before {usual}; the last came"
+        f" {_since(found.webhook, found)}",
+        "See in Stripe's Dashboard whether deliveries to the endpoint fail.",
+    )
 
 
 def _is_quiet(status: Status) -> bool:

@@ -28,6 +28,11 @@ _PLURALS: Final = {"ok": "ok", "warning": "warnings", "fault": "faults", "skippe
 _WORST_FIRST: Final = ("fault", "warning", "ok", "skipped")
 _WIDTH_MAX: Final = 120
 """In a wider terminal sentences are broken to this width."""
+_LEVEL: Final = 9
+"""The width of a level, and of the space after it."""
+_GAP: Final = 2
+_FIX: Final = f"{' ' * _LEVEL}fix: "
+"""How the first line of a fix begins."""
 _COMMAND: Final = "  "
 """How a line of a fix begins that is a command: it is to be copied, and so is never broken."""
 
@@ -113,7 +118,7 @@ def _together(findings: "Sequence[Finding]") -> "Iterator[Finding]":
         if each.level == "skipped" and not each.fix:
             skipped.setdefault(each.found, []).append(each)
     for each in findings:
-        alike = skipped.get(each.found, [each])
+        alike = [each] if each.fix else skipped.get(each.found, [each])
         if alike[0] is each:
             others = ", ".join(other.check for other in alike[1:])
             yield replace(each, found=f"{each.found}; nor {others}") if others else each
@@ -125,22 +130,27 @@ def _counted(level: str, times: int) -> str:
 
 def _print_one(finding: "Finding", width: int) -> None:
     level = finding.level.value
-    indent = " " * (width + 11)
+    indent = " " * (_LEVEL + width + _GAP)
     first, *rest = _broken(finding.found, len(indent))
-    line = Text(f"{level:<7}  ", _STYLES[level]).append(f"{finding.check:<{width}}  ", "not bold default")
-    out.print(line.append(first, "not bold default"))
+    line = Text(f"{level:<{_LEVEL}}", _STYLES[level]).append(
+        f"{finding.check:<{width + _GAP}}", "not bold not dim default"
+    )
+    out.print(line.append(first, "not bold not dim default"))
     for each in rest:
         out.print(f"{indent}{each}")
+    start = _FIX
     for each in finding.fix.splitlines():
-        _print_fix(each, indent)
+        _print_fix(each, start)
+        start = " " * len(_FIX)
 
 
-def _print_fix(line: str, indent: str) -> None:
+def _print_fix(line: str, start: str) -> None:
     if line.startswith(_COMMAND):
-        out.print(Text(f"{indent}{_COMMAND}{output.shown(line.strip())}", "bold"))
+        out.print(Text(f"{start}{_COMMAND}{output.shown(line.strip())}", "bold"))
         return
-    for each in _broken(line, len(indent)):
-        out.print(f"{indent}{each}")
+    for each in _broken(line, len(start)):
+        out.print(f"{start}{each}")
+        start = " " * len(start)
 
 
 def _broken(text: str, indent: int) -> list[str]:

@@ -6,7 +6,7 @@ from typing import Final
 from deploy import endpoints
 from deploy.doctor import engines
 from deploy.doctor.findings import Finding, Unread, fault, ok, skipped, warning
-from deploy.doctor.stripe import EVENTS, READ, AtStripe
+from deploy.doctor.stripe import EVENTS, FORBIDDEN, READ, AtStripe
 from deploy.endpoints import Endpoint, Fault
 from schemas.observations import World
 from worker.folds import STRIPE_TYPES
@@ -27,8 +27,8 @@ def key(found: AtStripe) -> Iterator[Finding]:
     if isinstance(found.let_in, Unread):
         yield fault(
             check,
-            f"Stripe does not answer: {found.let_in.reason}",
-            "Check that this machine may call STRIPE_API_BASE by HTTPS, and https://status.stripe.com.",
+            f"the key cannot be tried: {found.let_in.reason}",
+            "Check that this machine can reach STRIPE_API_BASE, and what https://status.stripe.com reports.",
         )
     elif not found.let_in:
         yield fault(
@@ -61,7 +61,8 @@ def endpoint(found: AtStripe, *, api_base: str, url: str | None, has_deliveries:
     """
     check = f"{ENDPOINT} ({named(found.world)})"
     if isinstance(found.endpoints, Unread):
-        yield skipped(check, found.endpoints.reason, "Let the key read webhook endpoints, or compare by: payfold init")
+        allow = "Let it read them, or compare the event types in the Dashboard with those of:\n  payfold init"
+        yield skipped(check, found.endpoints.reason, allow if found.endpoints == FORBIDDEN else "")
         return
     if not found.endpoints:
         yield _none(check, found.world, url, has_deliveries=has_deliveries)

@@ -107,7 +107,7 @@ def _short(check: str, texts: Sequence[str], name: str) -> Iterator[Finding]:
     if short:
         yield warning(
             check,
-            f"{short} of {len(texts)} in {name} is shorter than any that Stripe makes",
+            f"{short} of {len(texts)} in {name} {'is' if short == 1 else 'are'} shorter than any that Stripe makes",
             "Copy it again, whole, from Stripe's Dashboard.",
         )
 

@@ -21,6 +21,7 @@ from sqlalchemy import Engine
 from deploy.doctor.findings import Finding, fault, ok, skipped, warning
 from deploy.doctor.postgres import TEST_DELIVERY
 from deploy.endpoints import PATH
+from deploy.local.ports import LOOPBACK
 from deploy.output import shown
 from deploy.sandbox.signing import sign
 from schemas import accounts, database
@@ -73,7 +74,7 @@ def address(to: str | None, settings: Settings) -> str:
         ConfigurationError: *to* is no address.
     """
     if to is None:
-        return f"http://127.0.0.1:{settings.port}{PATH}"
+        return f"http://{LOOPBACK}:{settings.port}{PATH}"
     try:
         parts = urlsplit(to)
         is_address = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
@@ -197,7 +198,11 @@ def unanswered(url: str, error: httpx.HTTPError) -> Finding:
     kind = type(error).__name__
     fix = "Check that the web process runs there, and that its host, its port and the firewall let it be reached."
     if "CERTIFICATE" in str(error).upper() or "SSL" in str(error).upper():
-        fix = "Check the certificate of this host: Stripe delivers to no host whose certificate is not valid."
+        fix = "Check the certificate of this host: Stripe delivers only where it is valid."
+    if urlsplit(url).hostname == LOOPBACK:
+        fix = (
+            f"{fix} From another machine name the public address:\n  payfold doctor --send --to https://YOUR-HOST{PATH}"
+        )
     return fault(DELIVERY, f"{shown(url)} does not answer ({kind})", fix)
 
 
@@ -243,7 +248,7 @@ def followed(sent: Sent, row: Outcome | None) -> Finding:
             f"{shown(sent.url)} answered {took}, and the event still waits after {row.seconds:.0f} s; {left}",
             "The worker does not fold: look at its log, and start it:\n  python -m worker",
         )
-    words = f"{took}, seq {row.seq}, {row.state} after {row.seconds:.1f} s; {left}"
+    words = f"answered {took}; seq {row.seq}, {row.state} after {row.seconds:.1f} s; {left}"
     if row.state != "ignored":
         return warning(DELIVERY, words, "The event ought to be ignored: look at it by `payfold events show`.")
     return ok(DELIVERY, words)

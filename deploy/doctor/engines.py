@@ -126,7 +126,7 @@ def _statement(kind: str, found: Grants) -> str:
 
 
 def grants_in_words(found: Grants) -> str:
-    """Return whose rights were looked at."""
+    """Return the role that was looked at."""
     return f"the role {found.role} may do all that processes and commands do"
 
 
@@ -178,10 +178,10 @@ def _in_words(found: Sessions, settings: Settings) -> str:
 # ---- Clocks ----
 
 
-def clock(ahead_seconds: float, check: str, whose: str) -> Finding:
-    """Judge how far this machine's clock is from *whose* clock."""
+def clock(ahead_seconds: float, check: str, owner: str) -> Finding:
+    """Judge how far this machine's clock is from the *owner*'s clock."""
     size = abs(ahead_seconds)
-    where = f"{size:,.1f} s {'ahead of' if ahead_seconds > 0 else 'behind'} {whose}"
+    where = f"{size:,.1f} s {'ahead of' if ahead_seconds > 0 else 'behind'} {owner}"
     fix = "Let this machine's clock follow a time server (chrony, systemd-timesyncd), and look at the other one too."
     if size > AHEAD_SECONDS_MAX:
         return fault(check, f"this machine's clock is {where}: signatures are refused when they seem old", fix)

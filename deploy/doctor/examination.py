@@ -87,7 +87,7 @@ def _postgres(settings: Settings, found: Postgres) -> Iterator[Finding]:
     )
     ahead = server if isinstance(server, Unread) else server.ahead_seconds
     yield from judged(
-        engines.CLOCK, ahead, partial(engines.clock, check=engines.CLOCK, whose="PostgreSQL's")
+        engines.CLOCK, ahead, partial(engines.clock, check=engines.CLOCK, owner="PostgreSQL's")
     )  # fmt: skip
 
 

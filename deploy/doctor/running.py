@@ -90,11 +90,11 @@ def jobs(status: Status) -> Iterator[Finding]:
     for each in status.stripe.jobs:
         if each.state == "ok":
             continue
-        whose = f"{each.account or 'the default account'} ({'live' if each.livemode else 'test'})"
+        owner = f"{each.account or 'the default account'} ({'live' if each.livemode else 'test'})"
         fix = "It goes on by itself when the cause is gone."
         if each.state == "stopped":
             fix = "Give the key what the job needs, or set another one. It is tried again every 10 minutes."
-        yield fault(JOBS, f"{each.job} of {whose} is {each.state}: {each.cause}", fix)
+        yield fault(JOBS, f"{each.job} of {owner} is {each.state}: {each.cause}", fix)
     if status.stripe.calls_given_up:
         yield warning(
             JOBS,

@@ -18,6 +18,7 @@ ANSWER_SECONDS_MAX: Final = 5.0
 """For one answer; no call is tried twice."""
 _NO_CUSTOMER: Final = "cus_payfold_doctor"
 """The id of no customer: Stripe answers 404 where the key may read ledgers, and 403 where it may not."""
+FORBIDDEN: Final = Unread("the key may not read webhook endpoints")
 EVENTS: Final = ("events",)
 READ: Final = (
     EVENTS,
@@ -65,13 +66,23 @@ def fill(settings: Settings, url: str | None, found: AtStripe) -> None:
             _probe(api, path, found)
     except (PayfoldError, OSError) as error:
         if found.let_in is NOT_IN_TIME or isinstance(error, KeyRefused):
-            found.let_in = False if isinstance(error, (KeyRefused, NotServed)) else Unread(reason_of(error))
-            found.ahead_seconds = found.endpoints = Unread(reason_of(error))
+            why = Unread(reason_of(error).partition(". ")[0].removesuffix("."))
+            found.let_in = False if isinstance(error, (KeyRefused, NotServed)) else why
+            found.ahead_seconds = found.endpoints = why
             return
     if found.ahead_seconds is NOT_IN_TIME:
         found.ahead_seconds = Unread("no call was answered that has a time")
     if found.acts_for is None:
-        found.endpoints = attempt(lambda: endpoints.listed(api, found.world, url=url))
+        found.endpoints = attempt(lambda: _endpoints(api, found.world, url))
+
+
+def _endpoints(api: StripeApi, world: World, url: str | None) -> list[Endpoint] | Unread:
+    try:
+        return endpoints.listed(api, world, url=url)
+    except KeyRefused as error:
+        if not error.is_forbidden:
+            raise
+        return FORBIDDEN
 
 
 def _probe(api: StripeApi, path: tuple[str, ...], found: AtStripe) -> None:

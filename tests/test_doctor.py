@@ -35,6 +35,7 @@ from deploy.sandbox.http_api import StripeApi as SandboxApi
 from deploy.sandbox.server import Fault, Faults
 from deploy.sandbox.server import serving as serving_stripe
 from schemas.errors import ConfigurationError
+from schemas.observations import World
 from schemas.settings import Settings
 from tests import ledger
 from tests.command import Ran, python
@@ -708,6 +709,21 @@ def test_no_webhook_yet(deployment: Deployment) -> None:
     assert deployment.look()["webhooks"][0][:2] == ("warning", "none has come yet")
 
 
+def test_an_unusually_quiet_hour(deployment: Deployment) -> None:
+    """An hour without a webhook is a warning where the same hour of at least two weeks before had some."""
+    engine, account = deployment.engine, deployment.account
+    ledger.execute(engine, "UPDATE inbox SET received_at = now() - interval '14 days 2 hours'")
+    receive(engine, account, age=timedelta(days=14, minutes=10).total_seconds())
+    receive(engine, account, age=timedelta(days=7, minutes=10).total_seconds())
+
+    (found,) = deployment.look()["webhooks"]
+
+    assert found[:2][0] == "warning"
+    assert found[1].startswith(
+        "none in the last hour, and in the same hour of the weeks before 1, 1; the last came 7 d ago"
+    )
+
+
 # ---- A test delivery ----
 
 
@@ -731,7 +747,9 @@ def test_a_test_delivery(deployment: Deployment) -> None:
         deployment.engine, "SELECT id, state, livemode FROM events WHERE type = :type", type=TEST_DELIVERY
     )
     assert (row["state"], row["livemode"]) == ("ignored", False)
-    assert f"it leaves the ignored event {row['id']} in the inbox, and nothing in the tables" in sent["found"]
+    assert (
+        f"it leaves the ignored event {row['id']} in the inbox (test mode), and nothing in the tables" in sent["found"]
+    )
     assert ledger.digest_of(deployment.engine) == before
     arrivals = Postgres()
     postgres.fill(Settings.load(deployment.environment), arrivals)
@@ -749,11 +767,16 @@ def test_deliveries_that_get_lost(deployment: Deployment, another_database_url: 
     settings = Settings.load(deployment.environment)
     elsewhere = Settings.load(deployment.environment | {"DATABASE_URL": another_database_url})
     with serving(elsewhere) as web:
-        lost = examination.of_delivery(settings, f"http://127.0.0.1:{web.port}{PATH}")
+        address = f"http://user:{HIDDEN}@127.0.0.1:{web.port}{PATH}"
+        lost = examination.of_delivery(settings, address, livemode=True)
     away = examination.of_delivery(settings, f"http://127.0.0.1:1{PATH}")
 
     assert lost.level == "fault"
-    assert "and the event is not in this database" in lost.found
+    assert re.match(
+        rf"http://127.0.0.1:\d+{PATH} answered 200 after \d+ ms, and the event is not in this database", lost.found
+    )
+    with psycopg.connect(elsewhere.libpq) as connection:
+        assert connection.execute("SELECT type, livemode FROM inbox").fetchall() == [(TEST_DELIVERY, True)]
     assert "another DATABASE_URL" in lost.fix
     assert (away.level, away.found) == ("fault", f"http://127.0.0.1:1{PATH} does not answer (ConnectError)")
     assert commands(away.fix) == [f"payfold doctor --send --to https://YOUR-HOST{PATH}"]
@@ -763,7 +786,7 @@ def test_a_delivery_that_waits() -> None:
     """An event that is recorded and not folded in time points to the worker."""
     sent = Sent("evt_1", URL, 200, "", "", seconds=0.034)
 
-    found = delivery.followed(sent, Outcome(7, None, 20.4))
+    found = delivery.followed(sent, World("", livemode=False), Outcome(7, None, 20.4))
 
     assert found.level == "fault"
     assert found.found.startswith(f"{URL} answered 200 after 34 ms, and the event still waits after 20 s")

@@ -48,6 +48,14 @@ def doctor(
             metavar="URL", help="The webhook's public address; for --send the one on this machine by default."
         ),
     ] = None,
+    livemode: Annotated[
+        bool | None,
+        typer.Option(
+            "--live/--test",
+            help="The mode of the test delivery; that of the events here, or of the key, by default.",
+            show_default=False,
+        ),
+    ] = None,
     form: FormatOption = Format.TABLE,
 ) -> None:
     """Check this deployment, and name the fix for each finding; exit 1 if there is a fault.
@@ -56,7 +64,7 @@ def doctor(
     secret is shown.
     """
     with err.status("Looking at the deployment …") if err.is_terminal else nullcontext():
-        findings = list(_findings(to, is_sending=send))
+        findings = list(_findings(to, is_sending=send, livemode=livemode))
     if form is Format.TABLE:
         _print(findings)
     else:
@@ -65,7 +73,7 @@ def doctor(
         raise typer.Exit(code)
 
 
-def _findings(to: str | None, *, is_sending: bool) -> "Iterator[Finding]":
+def _findings(to: str | None, *, is_sending: bool, livemode: bool | None) -> "Iterator[Finding]":
     from deploy.doctor import configured, examination
     from deploy.doctor.delivery import address
 
@@ -80,7 +88,7 @@ def _findings(to: str | None, *, is_sending: bool) -> "Iterator[Finding]":
     yield from examination.of_names(names, settings)
     yield from examination.of_system(settings, url=None if to is None else url)
     if is_sending:
-        yield examination.of_delivery(settings, url)
+        yield examination.of_delivery(settings, url, livemode=livemode)
 
 
 def _code(findings: "Sequence[Finding]") -> int:

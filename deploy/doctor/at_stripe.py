@@ -5,7 +5,7 @@ from typing import Final
 
 from deploy import endpoints
 from deploy.doctor import engines
-from deploy.doctor.findings import Finding, Unread, fault, ok, skipped, warning
+from deploy.doctor.findings import Finding, Unread, fault, ok, public, skipped, warning
 from deploy.doctor.stripe import EVENTS, FORBIDDEN, READ, AtStripe
 from deploy.endpoints import Endpoint, Fault
 from schemas.observations import World
@@ -72,15 +72,15 @@ def endpoint(found: AtStripe, *, api_base: str, url: str | None, has_deliveries:
     if len(serving) > 1:
         yield warning(check, f"{len(serving)} endpoints send here, so each event comes as often", "Keep one of them.")
     for each in serving[:1]:
-        yield ok(check, f"{each.id} sends all {len(STRIPE_TYPES)} event types to {each.url}")
+        yield ok(check, f"{each.id} sends all {len(STRIPE_TYPES)} event types to {public(each.url)}")
 
 
 def _none(check: str, world: World, url: str | None, *, has_deliveries: bool) -> Finding:
     options = "".join(
         [f" --account {world.account}" * bool(world.account), " --live" if world.livemode else " --test", " --yes"]
     )
-    create = f"payfold endpoints create --url {url or f'https://YOUR-HOST{endpoints.PATH}'}{options}"
-    found = f"Stripe has no endpoint for {url or endpoints.PATH}"
+    create = f"payfold endpoints create --url {public(url) if url else f'https://YOUR-HOST{endpoints.PATH}'}{options}"
+    found = f"Stripe has no endpoint for {public(url) if url else endpoints.PATH}"
     if has_deliveries:
         return warning(
             check,

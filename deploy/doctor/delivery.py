@@ -18,7 +18,7 @@ import httpx
 import msgspec
 from sqlalchemy import Engine
 
-from deploy.doctor.findings import Finding, fault, ok, skipped, warning
+from deploy.doctor.findings import Finding, fault, ok, public, skipped, warning
 from deploy.doctor.postgres import TEST_DELIVERY
 from deploy.endpoints import PATH
 from deploy.local.ports import LOOPBACK
@@ -85,20 +85,25 @@ def address(to: str | None, settings: Settings) -> str:
     return to if parts.path.strip("/") else f"{to.rstrip('/')}{PATH}"
 
 
-def check(settings: Settings, url: str) -> Finding:
-    """Send a test delivery to *url*, follow it, and judge what became of it. See Note [What a test delivery leaves]."""
+def check(settings: Settings, url: str, *, livemode: bool | None) -> Finding:
+    """Send a test delivery to *url*, follow it, and judge what became of it. See Note [What a test delivery leaves].
+
+    It is of the mode *livemode*, of which None is the mode of what is there.
+    """
     if not settings.signing_secrets:
         return skipped(DELIVERY, "STRIPE_WEBHOOK_SECRETS is not set, so nothing can be signed")
     engine = database.engine(settings.postgresql, connections_max=1)
     try:
         account = settings.signing_secrets[0].account
         world = _within(engine, lambda cursor: _world(cursor, account, settings))
+        if livemode is not None:
+            world = World(world.account, livemode)
         sent = _send(settings, url, world)
         if isinstance(sent, Finding):
             return sent
         if not 200 <= sent.status < 300:  # noqa: PLR2004 - HTTP's numbers
             return refused(sent)
-        return followed(sent, _follow(engine, world, sent.event))
+        return followed(sent, world, _follow(engine, world, sent.event))
     finally:
         engine.dispose()
 
@@ -109,7 +114,7 @@ def _within(engine: Engine, read: Callable[[Cursor], Found]) -> Found:
 
 
 def _world(cursor: Cursor, label: str, settings: Settings) -> World:
-    """Return the world in which the event is recorded: of the label's newest name, and in the mode of the last one."""
+    """Return the world of the event: its label's newest name, and a mode that is there, in the inbox or by a key."""
     account = accounts.names(cursor).get(label, label)
     cursor.execute(
         "SELECT livemode FROM inbox WHERE account = %s ORDER BY account DESC, livemode DESC LIMIT 1", (account,)
@@ -203,13 +208,13 @@ def unanswered(url: str, error: httpx.HTTPError) -> Finding:
         fix = (
             f"{fix} From another machine name the public address:\n  payfold doctor --send --to https://YOUR-HOST{PATH}"
         )
-    return fault(DELIVERY, f"{shown(url)} does not answer ({kind})", fix)
+    return fault(DELIVERY, f"{public(url)} does not answer ({kind})", fix)
 
 
 def refused(sent: Sent) -> Finding:
     """Judge an answer other than a 2xx."""
     words = f" ({sent.detail})" if sent.detail else ""
-    return fault(DELIVERY, f"{shown(sent.url)} answered {sent.status}{words}", _remedy(sent))
+    return fault(DELIVERY, f"{public(sent.url)} answered {sent.status}{words}", _remedy(sent))
 
 
 _BY_REASON: Final = {
@@ -232,20 +237,21 @@ def _remedy(sent: Sent) -> str:
     return _BY_REASON.get(sent.reason) or _BY_STATUS.get(sent.status // 100, _BY_STATUS[4])
 
 
-def followed(sent: Sent, row: Outcome | None) -> Finding:
+def followed(sent: Sent, world: World, row: Outcome | None) -> Finding:
     """Judge what became of a delivery that was acknowledged."""
     took = f"{sent.status} after {sent.seconds * 1000:.0f} ms"
     if row is None:
         return fault(
             DELIVERY,
-            f"{shown(sent.url)} answered {took}, and the event is not in this database",
+            f"{public(sent.url)} answered {took}, and the event is not in this database",
             "The web process there has another DATABASE_URL, or another server answers in its place.",
         )
-    left = f"it leaves the ignored event {sent.event} in the inbox, and nothing in the tables"
+    mode = "live" if world.livemode else "test"
+    left = f"it leaves the ignored event {sent.event} in the inbox ({mode} mode), and nothing in the tables"
     if row.state is None:
         return fault(
             DELIVERY,
-            f"{shown(sent.url)} answered {took}, and the event still waits after {row.seconds:.0f} s; {left}",
+            f"{public(sent.url)} answered {took}, and the event still waits after {row.seconds:.0f} s; {left}",
             "The worker does not fold: look at its log, and start it:\n  python -m worker",
         )
     words = f"answered {took}; seq {row.seq}, {row.state} after {row.seconds:.1f} s; {left}"

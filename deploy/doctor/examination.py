@@ -37,9 +37,11 @@ def of_system(settings: Settings, *, url: str | None) -> Iterator[Finding]:
     yield from _running(settings, found)
 
 
-def of_delivery(settings: Settings, url: str) -> Finding:
-    """Return what became of a test delivery to *url*."""
-    sent = Reading(_Delivered(), partial(_deliver, settings, url), seconds_max=DELIVERY_SECONDS_MAX).result()
+def of_delivery(settings: Settings, url: str, *, livemode: bool | None = None) -> Finding:
+    """Return what became of a test delivery to *url*, in the mode *livemode*; None for that of what is there."""
+    sent = Reading(
+        _Delivered(), partial(_deliver, settings, url, livemode=livemode), seconds_max=DELIVERY_SECONDS_MAX
+    ).result()
     if isinstance(sent.finding, Unread):
         return fault(delivery.DELIVERY, f"it was not followed to its end: {sent.finding.reason}", "Try again.")
     return sent.finding
@@ -50,8 +52,8 @@ class _Delivered:
     finding: Finding | Unread = NOT_IN_TIME
 
 
-def _deliver(settings: Settings, url: str, found: _Delivered) -> None:
-    found.finding = attempt(lambda: delivery.check(settings, url))
+def _deliver(settings: Settings, url: str, found: _Delivered, *, livemode: bool | None) -> None:
+    found.finding = attempt(lambda: delivery.check(settings, url, livemode=livemode))
 
 
 # ---- The checks of each part ----

@@ -4,9 +4,11 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final, TypeVar
+from urllib.parse import urlsplit
 
 from sqlalchemy.exc import DBAPIError
 
+from deploy.output import shown
 from schemas import database
 from schemas.errors import DatabaseAway, PayfoldError
 
@@ -78,6 +80,12 @@ def judged(
     except Exception as error:  # noqa: BLE001 - no check may stop the others
         found = [fault(check, f"the check itself failed: {type(error).__name__}", "Report this as a bug of Payfold.")]
     yield from found or [ok(check, well)]
+
+
+def public(url: str) -> str:
+    """Return *url* as it may be shown: without a user and a password."""
+    parts = urlsplit(url)
+    return shown(parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl())
 
 
 def counted(number: int, one: str, several: str = "") -> str:

@@ -532,6 +532,8 @@ def test_a_redis_that_is_away(deployment: Deployment) -> None:
     assert "ConnectionError" in found["redis"][0][1]
     assert found["redis memory"] == [("skipped", "not looked at: Redis cannot be reached", "")]
     assert found["webhooks"][0][0] == "ok"
+    unreadable = deployment.look(REDIS_URL="redis://127.0.0.1:1/0?db=that_must_stay_hidden")
+    assert [unreadable[check][0][0] for check in ("redis", "redis memory", "webhooks")] == ["fault", "skipped", "ok"]
 
 
 # ---- Stripe ----

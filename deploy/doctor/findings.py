@@ -1,7 +1,7 @@
 """The result of a check: a level, what was found, and the fix."""
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import StrEnum
 from typing import Final, TypeVar
 from urllib.parse import urlsplit
@@ -45,6 +45,13 @@ class Unread:
 
 
 NOT_IN_TIME: Final = Unread("there was no answer in time")
+
+
+def give_up(part: object, why: Unread) -> None:
+    """Let each value of *part*, a dataclass, that is not read yet be unread for the reason *why*."""
+    for each in fields(part):  # type: ignore[arg-type]  # it is a dataclass
+        if getattr(part, each.name) is NOT_IN_TIME:
+            setattr(part, each.name, why)
 
 
 def ok(check: str, found: str) -> Finding:

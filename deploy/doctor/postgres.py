@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, Engine
 
-from deploy.doctor.findings import NOT_IN_TIME, Known, Unread, attempt
+from deploy.doctor.findings import NOT_IN_TIME, Known, Unread, attempt, give_up
 from schemas import accounts, database, migrate, status, tables
 from schemas.database import Bounds, Cursor
 from schemas.heartbeats import Kind
@@ -103,13 +103,13 @@ class Postgres:
 def fill(settings: Settings, found: Postgres) -> None:
     """Read everything into *found*, one after the other over one connection."""
     if settings.database_url is None:
-        _give_up(found, Unread("DATABASE_URL is not set"))
+        give_up(found, Unread("DATABASE_URL is not set"))
         return
     engine = database.engine(settings.postgresql, connections_max=1)
     try:
         found.server = attempt(lambda: _server(engine))
         if isinstance(found.server, Unread):
-            _give_up(found, Unread("PostgreSQL cannot be reached"))
+            give_up(found, Unread("PostgreSQL cannot be reached"))
             return
         found.grants = attempt(lambda: _within(engine, _grants))
         found.migrations = attempt(lambda: _transacted(engine, migrate.pending))
@@ -126,12 +126,6 @@ def fill(settings: Settings, found: Postgres) -> None:
 
 def _why_behind(migrations: list[str] | Unread) -> str:
     return migrations.reason if isinstance(migrations, Unread) else "migrations are pending"
-
-
-def _give_up(found: Postgres, why: Unread) -> None:
-    for name in Postgres.__dataclass_fields__:
-        if getattr(found, name) is NOT_IN_TIME:
-            setattr(found, name, why)
 
 
 @contextmanager

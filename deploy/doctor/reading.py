@@ -12,6 +12,8 @@ from collections.abc import Callable
 from copy import copy
 from typing import Final, Generic, TypeVar
 
+from deploy.doctor.findings import Unread, give_up, reason_of
+
 SECONDS_MAX: Final = 20.0
 """For each part. All parts are read at the same time."""
 
@@ -24,8 +26,15 @@ class Reading(Generic[Part]):
     def __init__(self, part: Part, fill: Callable[[Part], None], *, seconds_max: float = SECONDS_MAX) -> None:
         self._part = part
         self._until = time.monotonic() + seconds_max
-        self._thread = threading.Thread(target=fill, args=(part,), name="doctor", daemon=True)
+        self._fill = fill
+        self._thread = threading.Thread(target=self._run, name="doctor", daemon=True)
         self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._fill(self._part)
+        except Exception as error:  # noqa: BLE001 - an address that no library can read, for example
+            give_up(self._part, Unread(reason_of(error)))
 
     def result(self) -> Part:
         """Return the part as it is when its time is over, or when all of it is read."""

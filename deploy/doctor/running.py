@@ -187,8 +187,10 @@ def _weeks_before(status: Status) -> list[int]:
 def webhooks_in_words(found: Arrivals) -> str:
     """Return when the last delivery came, and when the last event had to be fetched."""
     last = "never" if found.webhook is None else _since(found.webhook, found)
-    gap = "never" if found.gap is None else _since(found.gap, found)
-    return f"the last came {last}; one that never came was last fetched: {gap}"
+    gap = (
+        "none had to be fetched" if found.gap is None else f"the last that was fetched came {_since(found.gap, found)}"
+    )
+    return f"the last came {last}; {gap}"
 
 
 def has_deliveries(found: Arrivals) -> bool:

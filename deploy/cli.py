@@ -18,6 +18,7 @@ from deploy.commands import (
     customers,
     demo,
     digest,
+    doctor,
     emit,
     endpoints,
     events,
@@ -35,7 +36,7 @@ from deploy.commands import (
     tokens,
     up,
 )
-from deploy.commands.base import FAILED, first_line
+from deploy.commands.base import FAILED
 from deploy.output import err
 from schemas import database, envfile
 from schemas.errors import ConfigurationError, DatabaseAway, PayfoldError
@@ -47,7 +48,7 @@ app: Final = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for each in (init, config, up, demo, status, summary, emit, replay, digest, rebuild, bench):
+for each in (init, config, up, demo, doctor, status, summary, emit, replay, digest, rebuild, bench):
     app.add_typer(each.app)
 _GROUPS: Final = {
     "migrate": migrate,
@@ -97,7 +98,7 @@ def main() -> None:
         _settle_streams()
         app(prog_name="payfold")
     except DatabaseAway as error:
-        _fail(f"PostgreSQL does not answer, so check DATABASE_URL: {first_line(error.__cause__)}", FAILED)
+        _fail(f"PostgreSQL does not answer, so check DATABASE_URL: {database.first_line(error.__cause__)}", FAILED)
     except (DBAPIError, database.DriverError) as error:
         _fail(f"PostgreSQL refused this: {_refusal(error)}", FAILED)
     except PayfoldError as error:
@@ -124,4 +125,4 @@ def _fail(words: object, code: int) -> None:
 
 def _refusal(error: DBAPIError | database.DriverError) -> str:
     # The message of a fault in data may quote the data.
-    return database.condition(error) if database.is_fault_of_data(error) else first_line(error)
+    return database.condition(error) if database.is_fault_of_data(error) else database.first_line(error)

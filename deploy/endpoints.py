@@ -54,6 +54,24 @@ class NewEndpoint:
         return f"{self.account}={self.secret}" if self.account else self.secret
 
 
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """What was *found* about an endpoint, and the *remedy*, if there is one.
+
+    Harmful is what keeps events away; *types* are those that it lacks.
+    """
+
+    found: str
+    remedy: str = ""
+    is_harmful: bool = False
+    types: tuple[str, ...] = ()
+
+    @property
+    def sentence(self) -> str:
+        """Both in one sentence, or in two."""
+        return f"{self.found}: {self.remedy}" if self.is_harmful else f"{self.found} {self.remedy}".rstrip()
+
+
 def opened(settings: Settings) -> StripeApi:
     """Return Stripe's API for the few calls that are made here."""
     return StripeApi(settings, None, is_paced=False)
@@ -118,28 +136,34 @@ def advice(found: Iterable[Endpoint]) -> list[str]:
         for (_, _, url), count in urls.items()
         if count > 1
     ]
-    return [sentence for each in endpoints for sentence in _faults(each)] + several
+    return [each.sentence for endpoint in endpoints for each in faults(endpoint)] + several
 
 
-def _faults(endpoint: Endpoint) -> list[str]:
+def faults(endpoint: Endpoint) -> list[Fault]:
+    """Return what is not as it should be with *endpoint*, the harmful first."""
     found = []
     if endpoint.status != "enabled":
-        found.append(f"{endpoint.id} is {endpoint.status}, so Stripe sends it nothing: enable it in the Dashboard.")
+        resting = f"{endpoint.id} is {endpoint.status}, so Stripe sends it nothing"
+        found.append(Fault(resting, "enable it in the Dashboard.", is_harmful=True))
     if endpoint.missing:
-        found.append(
-            f"{endpoint.id} lacks {', '.join(endpoint.missing)}: choose these events for it in the Dashboard, else"
-            " what they report stays unknown."
-        )
+        remedy = "choose these events for it in the Dashboard, else what they report stays unknown."
+        lacking = f"{endpoint.id} lacks {', '.join(endpoint.missing)}"
+        found.append(Fault(lacking, remedy, is_harmful=True, types=endpoint.missing))
     if endpoint.superfluous:
         found.append(
-            f"{endpoint.id} sends {len(endpoint.superfluous)} event types that are recorded and not folded; they do no"
-            " harm and take room."
+            Fault(
+                f"{endpoint.id} sends {len(endpoint.superfluous)} event types that are recorded and not folded; they"
+                " do no harm and take room."
+            )
         )
     if endpoint.api_version != API_VERSION:
         version = endpoint.api_version or "the account's default version"
         found.append(
-            f"{endpoint.id} sends objects as of {version}; the folds were written for {API_VERSION} and read what an"
-            " older one has. The version of an endpoint cannot be changed: make another one, then disable this one."
+            Fault(
+                f"{endpoint.id} sends objects as of {version}; the folds were written for {API_VERSION} and read what"
+                " an older one has.",
+                "The version of an endpoint cannot be changed: make another one, then disable this one.",
+            )
         )
     return found
 

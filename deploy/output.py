@@ -139,4 +139,12 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
+def lasting(seconds: float) -> str:
+    """Return a duration in its largest unit, as a person reads it."""
+    for unit, size in (("d", 86_400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
 _IN_LINES: Final = ("payload",)

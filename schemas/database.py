@@ -290,6 +290,11 @@ def condition(error: BaseException) -> str:
     return type(_cause(error)).__name__
 
 
+def first_line(error: BaseException | None) -> str:
+    """Return the first line of *error*'s message; the lines after it may quote data."""
+    return str(None if error is None else _cause(error)).strip().partition("\n")[0]
+
+
 # By SQLSTATE or the beginning of one; the first that fits.
 _OBSTACLES: Final = {
     "25006": "read_only",

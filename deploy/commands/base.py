@@ -22,7 +22,6 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from sqlalchemy import Engine, Table
-from sqlalchemy.exc import DBAPIError
 
 from deploy.local import discovery
 from deploy.output import Format, err
@@ -218,9 +217,3 @@ def one_row(engine: Engine, table: Table, key: str, *, account: str | None, live
     if len(found) > 1:
         raise ConflictError(f"Several accounts or modes have {key}: say which (--account, --live, --test).")
     return dict(found[0])
-
-
-def first_line(error: BaseException | None) -> str:
-    """Return the first line of *error*'s message; the lines after it may quote data."""
-    cause = error.orig if isinstance(error, DBAPIError) else error
-    return str(cause).partition("\n")[0]

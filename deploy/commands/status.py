@@ -7,8 +7,8 @@ import typer
 from rich.text import Text
 
 from deploy import output
-from deploy.commands.base import FAILED, MIGRATIONS_PENDING, FormatOption, first_line, settings_here
-from deploy.output import Format, err, shown
+from deploy.commands.base import FAILED, MIGRATIONS_PENDING, FormatOption, settings_here
+from deploy.output import Format, err, lasting, shown
 from schemas import database
 from schemas.errors import DatabaseAway
 from schemas.settings import Settings
@@ -74,7 +74,9 @@ def _read(settings: Settings, limits: "Limits") -> "Status":
         with database.transaction(engine, status.READ) as connection:
             return status.read(connection, settings, broker=state, fold_version=folds.FOLD_VERSION, limits=limits)
     except DatabaseAway as error:
-        err.print(f"PostgreSQL does not answer, so check DATABASE_URL: {first_line(error.__cause__)}", style="red")
+        err.print(
+            f"PostgreSQL does not answer, so check DATABASE_URL: {database.first_line(error.__cause__)}", style="red"
+        )
         return status.away(state)
     finally:
         engine.dispose()
@@ -248,10 +250,5 @@ def _at(at: object, age: float | None) -> str:
 
 
 def _ago(seconds: float | None) -> str:
-    """Return an age in its largest unit, as a person reads it."""
-    if seconds is None:
-        return "never seen"
-    for unit, size in (("d", 86_400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.0f} {unit} ago"
-    return f"{seconds:.0f} s ago"
+    """Return an age as a person reads it."""
+    return "never seen" if seconds is None else f"{lasting(seconds)} ago"

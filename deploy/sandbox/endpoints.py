@@ -42,6 +42,13 @@ class Endpoints(Journal):
         self._store(endpoint)
         return {**endpoint, "secret": f"whsec_{self._chance.token(32)}"}
 
+    def update_webhook_endpoint(self, endpoint: str, enabled_events: Sequence[str]) -> None:
+        """Let an endpoint have these event types in place of its own, as the API does."""
+        found = self._find(KIND, endpoint)
+        if not enabled_events:
+            raise ParameterError("Missing required param: enabled_events.")
+        self._change(found, enabled_events=list(enabled_events))
+
     def disable_webhook_endpoint(self, endpoint: str) -> None:
         """Let an endpoint rest, as the Dashboard does."""
         self._change(self._find(KIND, endpoint), status="disabled")

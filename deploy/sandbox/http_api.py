@@ -508,6 +508,12 @@ def _create_endpoint(account: Account, params: Params) -> Object:
     )
 
 
+def _update_endpoint(account: Account, params: Params, endpoint: str) -> Object:
+    if "enabled_events" in params:
+        account.update_webhook_endpoint(endpoint, _listed(params["enabled_events"]))
+    return account.object("webhook_endpoint", endpoint)
+
+
 _CREATED: Final = {"created": _times}
 _SESSION_EXPAND: Final = {"expand": _expand("line_items")}
 _ROUTES: Final = [
@@ -640,6 +646,7 @@ _ROUTES: Final = [
             _create_endpoint,
             {"url": _text, "enabled_events": _anything, "api_version": _text, "description": _text},
         ),
+        ("POST", "/v1/webhook_endpoints/{id}", _update_endpoint, {"enabled_events": _anything}),
     )
 ]
 

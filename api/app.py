@@ -106,10 +106,11 @@ class Application:
         self.fastapi.state.body_seconds_max = body_seconds_max
         known = Depends(addresses.known_parameters)
         shown = (explanations.router, related.router, reads.router, search.router)
-        for router in (*shown, actions.router, changes.router, health.operations):
+        guarded = (*shown, actions.router, changes.router, health.operations)
+        for router in guarded:
             self.fastapi.include_router(router, dependencies=[known], responses=problems.declared(401, 403, 422, 503))
         self.fastapi.include_router(health.probes)
-        problems.install(self.fastapi, actions.router.routes)
+        problems.install(self.fastapi, [route for each in (*guarded, health.probes) for route in each.routes])
         documentation.install(self.fastapi)
         pages.install(self.fastapi)
         self._webhook: Webhook | None = None

@@ -127,19 +127,32 @@ _KNOWN: Final = {
 }
 
 
-def _methods_of_actions(actions: Sequence[BaseRoute], request: Request) -> str:
-    """Return the methods of those of *actions* that have the address of *request* but another method."""
-    # The address was taken for that of an object with an id that ends like an act.
-    matching = (route for route in actions if isinstance(route, Route) and not route.path.endswith("}"))
-    found = (route.methods or () for route in matching if route.matches(request.scope)[0] is Match.PARTIAL)
-    return ", ".join(sorted({method for methods in found for method in methods}))
+def _at_address(routes: Sequence[BaseRoute], request: Request) -> tuple[set[str], set[str]]:
+    """Return the methods that the address of *request* has: as that of an act or a list, and as that of an object.
+
+    An address of the first kind is also one of the second, of an object with an id that ends like an act.
+    """
+    found = [each for each in routes if isinstance(each, Route) and each.matches(request.scope)[0] is not Match.NONE]
+    exact, objects = set[str](), set[str]()
+    for route in found:
+        (objects if route.path.endswith("}") else exact).update(route.methods or ())
+    return exact, objects
 
 
-def install(app: FastAPI, actions: Sequence[BaseRoute]) -> None:
-    """Answer every error of *app* with a problem document; *actions* are the routes that act on an object."""
+def _not_allowed(methods: set[str]) -> Response:
+    allowed = ", ".join(sorted(methods))
+    return _response(405, f"This address takes {allowed} only.", {"Allow": allowed})
+
+
+def install(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
+    """Answer every error of *app* with a problem document; *routes* are those of the OpenAPI page."""
 
     @app.exception_handler(HTTPException)
-    def http(_: Request, error: HTTPException) -> Response:
+    def http(request: Request, error: HTTPException) -> Response:
+        # Starlette names the methods of the first route that has the address, and not of all.
+        exact, objects = _at_address(routes, request) if error.status_code == 405 else (set(), set())  # noqa: PLR2004
+        if methods := exact or objects:
+            return _not_allowed(methods)
         return _response(error.status_code, str(error.detail), dict(error.headers or {}))
 
     @app.exception_handler(RequestValidationError)
@@ -149,8 +162,9 @@ def install(app: FastAPI, actions: Sequence[BaseRoute]) -> None:
 
     @app.exception_handler(NotFoundError)
     def missing(request: Request, error: NotFoundError) -> Response:
-        if allowed := _methods_of_actions(actions, request):
-            return _response(405, f"This address takes {allowed} only.", {"Allow": allowed})
+        exact, _ = _at_address(routes, request)
+        if exact and request.method not in exact:
+            return _not_allowed(exact)
         return _response(404, str(error))
 
     @app.exception_handler(CursorBeyond)

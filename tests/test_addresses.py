@@ -159,6 +159,26 @@ def test_an_act_is_not_read(web: Web) -> None:
     assert web.client.get("/v1/orders/none/other", headers=OWNER).status_code == 404
 
 
+@pytest.mark.parametrize(
+    ("address", "methods"),
+    [
+        ("/v1/orders", "GET"),
+        ("/v1/orders/none", "GET, PUT"),
+        ("/v1/orders/none/expire", "POST"),
+        ("/v1/orders/none/explanation", "GET"),
+        ("/v1/customers/none/portal-sessions", "POST"),
+        ("/health/live", "GET, HEAD"),
+        ("/webhooks/stripe", "POST"),
+    ],
+)
+def test_methods_of_an_address(web: Web, address: str, methods: str) -> None:
+    """Another method is answered with all methods that the address has, also where several routes have it."""
+    for method in ("OPTIONS", "DELETE", "PATCH"):
+        answer = web.client.request(method, address, headers=OWNER)
+        assert (answer.status_code, answer.headers["allow"]) == (405, methods)
+        assert answer.json()["status"] == 405
+
+
 @given(key=st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=20))
 @example(key="%252F")
 @settings(max_examples=30)

@@ -60,7 +60,7 @@ def test_the_money_of_a_refunded_order(web: Web, engine: Engine) -> None:
 
 
 def test_as_it_was_known(web: Web, engine: Engine) -> None:
-    """Before any event of an order was received, there is nothing to explain; a time without an offset is refused."""
+    """Before any event of an order was received, there is nothing to explain; a time without an offset, or a number, is refused."""
     account = Account(seed=3)
     session = account.open_session()
     account.complete(session)
@@ -71,6 +71,8 @@ def test_as_it_was_known(web: Web, engine: Engine) -> None:
     assert web.get(f"{path}?as_of=2026-11-22T12:00:00Z").json()["row"]["status"] == "paid"
     assert web.get(f"{path}?as_of=2026-11-22T11:59:59Z").status_code == 404
     assert web.get(f"{path}?as_of=2026-11-22T12:00:00").status_code == 422
+    # It may be seconds or milliseconds.
+    assert web.get(f"{path}?as_of=1795348800").status_code == 422
 
 
 def test_an_object_with_too_many_events(web: Web, engine: Engine) -> None:

@@ -127,19 +127,18 @@ _KNOWN: Final = {
 }
 
 
-def _at_address(routes: Sequence[BaseRoute], request: Request) -> tuple[set[str], set[str]]:
-    """Return the methods that the address of *request* has: as that of an act or a list, and as that of an object.
+def _not_allowed(routes: Sequence[BaseRoute], request: Request) -> Response | None:
+    """Return the refusal of a request by a method that its address does not have, with those that it has; else None.
 
-    An address of the first kind is also one of the second, of an object with an id that ends like an act.
+    An address of an act is also one of an object with an id that ends like an act, and is then no less an act's.
     """
-    found = [each for each in routes if isinstance(each, Route) and each.matches(request.scope)[0] is not Match.NONE]
-    exact, objects = set[str](), set[str]()
-    for route in found:
-        (objects if route.path.endswith("}") else exact).update(route.methods or ())
-    return exact, objects
-
-
-def _not_allowed(methods: set[str]) -> Response:
+    acts, objects = set[str](), set[str]()
+    for route in routes:
+        if isinstance(route, Route) and route.matches(request.scope)[0] is not Match.NONE:
+            (objects if route.path.endswith("}") else acts).update(route.methods or ())
+    methods = acts or objects
+    if not methods or request.method in methods:
+        return None
     allowed = ", ".join(sorted(methods))
     return _response(405, f"This address takes {allowed} only.", {"Allow": allowed})
 
@@ -150,10 +149,8 @@ def install(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
     @app.exception_handler(HTTPException)
     def http(request: Request, error: HTTPException) -> Response:
         # Starlette names the methods of the first route that has the address, and not of all.
-        exact, objects = _at_address(routes, request) if error.status_code == 405 else (set(), set())  # noqa: PLR2004
-        if methods := exact or objects:
-            return _not_allowed(methods)
-        return _response(error.status_code, str(error.detail), dict(error.headers or {}))
+        refused = _not_allowed(routes, request) if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED else None
+        return refused or _response(error.status_code, str(error.detail), dict(error.headers or {}))
 
     @app.exception_handler(RequestValidationError)
     def invalid(_: Request, error: RequestValidationError) -> Response:
@@ -162,10 +159,7 @@ def install(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
 
     @app.exception_handler(NotFoundError)
     def missing(request: Request, error: NotFoundError) -> Response:
-        exact, _ = _at_address(routes, request)
-        if exact and request.method not in exact:
-            return _not_allowed(exact)
-        return _response(404, str(error))
+        return _not_allowed(routes, request) or _response(404, str(error))
 
     @app.exception_handler(CursorBeyond)
     def beyond(_: Request, error: CursorBeyond) -> Response:

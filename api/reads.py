@@ -68,7 +68,7 @@ def only(values: tuple[str, ...]) -> AfterValidator:
 
 
 def _dated(value: object) -> object:
-    """Return *value*, but refuse a bare number, which pydantic takes for seconds, or for milliseconds if it is large."""
+    """Return *value*, but refuse a bare number, which pydantic takes for seconds, or milliseconds if large."""
     if isinstance(value, str) and not _DATE.match(value):
         raise ValueError("it is no time with its offset, as 2026-11-01T00:00:00Z")
     return value

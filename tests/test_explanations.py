@@ -60,7 +60,10 @@ def test_the_money_of_a_refunded_order(web: Web, engine: Engine) -> None:
 
 
 def test_as_it_was_known(web: Web, engine: Engine) -> None:
-    """Before any event of an order was received, there is nothing to explain; a time without an offset, or a number, is refused."""
+    """Before any event of an order was received, there is nothing to explain.
+
+    A time without an offset is refused, and so is a number.
+    """
     account = Account(seed=3)
     session = account.open_session()
     account.complete(session)

@@ -144,6 +144,25 @@ def test_slashes_as_they_are(web: Web, key: str) -> None:
     assert ask(web, "POST /v1/orders/{}/expire", key, key)[0] == 409
 
 
+def test_no_parameter_takes_a_nul(web: Web) -> None:
+    """Every route refuses a NUL in an id and in any text of its query, since PostgreSQL cannot hold one."""
+    listed = web.client.get("/openapi.json").json()["paths"]
+    places = [
+        (method, path, each["in"], each["name"])
+        for path, methods in listed.items()
+        for method, operation in methods.items()
+        for each in operation.get("parameters", ())
+        if each["in"] in {"path", "query"}
+    ]
+
+    for method, path, where, name in places:
+        address = re.sub(r"{.+?}", "%00" if where == "path" else "none", path)
+        address += f"?{name}=%00" if where == "query" else ""
+        answer = web.client.request(method, address, headers=OWNER, json=None if method == "get" else {})
+        assert (method, path, name, answer.status_code) == (method, path, name, 422)
+        assert any(fault["place"].startswith(f"{where}.{name}") for fault in answer.json()["errors"])
+
+
 @pytest.mark.parametrize("listed", ["orders", "payment-links", "credit-notes", "events"])
 def test_no_id(web: Web, listed: str) -> None:
     """A slash after the address of a list is no id."""

@@ -7,7 +7,7 @@ import uuid
 from datetime import UTC, datetime
 from typing import Annotated, Any, Final, Literal
 
-from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi import APIRouter, Depends, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr
 from sqlalchemy import Connection, select
@@ -47,8 +47,9 @@ class OpenSession(BaseModel):
 
     object: Literal["checkout.session"]
     id: Name
-    status: StrictStr
-    payment_status: StrictStr
+    # Any other value has a fault of its own, which names the remedy.
+    status: Annotated[StrictStr, Field(json_schema_extra={"const": "open"})]
+    payment_status: Annotated[StrictStr, Field(json_schema_extra={"not": {"const": "paid"}})]
     mode: StrictStr
     livemode: StrictBool
     created: Seconds
@@ -66,7 +67,7 @@ class OpenSession(BaseModel):
         "requestBody": {
             "required": True,
             "description": "The Checkout Session as Stripe returned it; its url and client_secret are not kept.",
-            "content": {"application/json": {"schema": {"type": "object"}}},
+            "content": {"application/json": {"schema": OpenSession.model_json_schema()}},
         }
     },
 )
@@ -250,7 +251,7 @@ def create_portal_session(
     customer_id: Id,
     body: Annotated[bytes, Depends(posted.body(PORTAL_BYTES_MAX))],
     sees: SeesPersonalData,
-    account: Annotated[str | None, Query(max_length=TEXT_CHARACTERS_MAX)] = None,
+    account: Account = None,
     livemode: Livemode = None,
 ) -> answers.NewPortalSession:
     """Open a billing portal session. Its url lets its bearer in: it is answered once, and kept nowhere."""

@@ -112,10 +112,11 @@ class Application:
         known = Depends(addresses.known_parameters)
         shown = (explanations.router, trace.router, events.router, related.router, expiring.router, reads.router)
         more = (search.router, summaries.router, actions.router, changes.router, health.operations)
-        for router in (*shown, *more, reconciliations.router):
+        guarded = (*shown, *more, reconciliations.router)
+        for router in guarded:
             self.fastapi.include_router(router, dependencies=[known], responses=problems.declared(401, 403, 422, 503))
         self.fastapi.include_router(health.probes)
-        problems.install(self.fastapi, [*actions.router.routes, *events.router.routes])
+        problems.install(self.fastapi, [route for each in (*guarded, health.probes) for route in each.routes])
         documentation.install(self.fastapi)
         pages.install(self.fastapi)
         self._webhook: Webhook | None = None

@@ -4,11 +4,10 @@ from dataclasses import asdict
 from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Depends, Query, Request
-from pydantic import AwareDatetime
 
 from api import problems, reads
 from api.addresses import Id
-from api.reads import Account, Livemode
+from api.reads import Account, Livemode, Moment
 from api.tokens import SeesPersonalData, require
 from schemas import answers, lookup
 from worker.folds.facts import Subject
@@ -20,7 +19,7 @@ EVENTS_MAX: Final = 1_000
 router: Final = APIRouter(prefix="/v1", dependencies=[Depends(require("read"))], route_class=reads.Route)
 
 AsOf = Annotated[
-    AwareDatetime | None,
+    Moment | None,
     Query(description="as it was known then, by the events that had been received: a time with its offset"),
 ]
 

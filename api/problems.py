@@ -133,20 +133,30 @@ _COUNTED: Final[dict[type[PayfoldError], tuple[int, str, tuple[str, ...]]]] = {
 """By error: its status, its name for programs, and the numbers that its answer has as further members."""
 
 
-def _methods_of_actions(actions: Sequence[BaseRoute], request: Request) -> str:
-    """Return the methods of those of *actions* that have the address of *request* but another method."""
-    # The address was taken for that of an object with an id that ends like an act.
-    matching = (route for route in actions if isinstance(route, Route) and not route.path.endswith("}"))
-    found = (route.methods or () for route in matching if route.matches(request.scope)[0] is Match.PARTIAL)
-    return ", ".join(sorted({method for methods in found for method in methods}))
+def _not_allowed(routes: Sequence[BaseRoute], request: Request) -> Response | None:
+    """Return the refusal of a request by a method that its address does not have, with those that it has; else None.
+
+    An address of an act is also one of an object with an id that ends like an act, and is then no less an act's.
+    """
+    acts, objects = set[str](), set[str]()
+    for route in routes:
+        if isinstance(route, Route) and route.matches(request.scope)[0] is not Match.NONE:
+            (objects if route.path.endswith("}") else acts).update(route.methods or ())
+    methods = acts or objects
+    if not methods or request.method in methods:
+        return None
+    allowed = ", ".join(sorted(methods))
+    return _response(405, f"This address takes {allowed} only.", {"Allow": allowed})
 
 
-def install(app: FastAPI, actions: Sequence[BaseRoute]) -> None:
-    """Answer every error of *app* with a problem document; *actions* are the routes that act on an object."""
+def install(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
+    """Answer every error of *app* with a problem document; *routes* are those of the OpenAPI page."""
 
     @app.exception_handler(HTTPException)
-    def http(_: Request, error: HTTPException) -> Response:
-        return _response(error.status_code, str(error.detail), dict(error.headers or {}))
+    def http(request: Request, error: HTTPException) -> Response:
+        # Starlette names the methods of the first route that has the address, and not of all.
+        refused = _not_allowed(routes, request) if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED else None
+        return refused or _response(error.status_code, str(error.detail), dict(error.headers or {}))
 
     @app.exception_handler(RequestValidationError)
     def invalid(_: Request, error: RequestValidationError) -> Response:
@@ -155,9 +165,7 @@ def install(app: FastAPI, actions: Sequence[BaseRoute]) -> None:
 
     @app.exception_handler(NotFoundError)
     def missing(request: Request, error: NotFoundError) -> Response:
-        if allowed := _methods_of_actions(actions, request):
-            return _response(405, f"This address takes {allowed} only.", {"Allow": allowed})
-        return _response(404, str(error))
+        return _not_allowed(routes, request) or _response(404, str(error))
 
     @app.exception_handler(CursorBeyond)
     @app.exception_handler(CountDiffers)

@@ -3,6 +3,7 @@
 import base64
 import binascii
 import math
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Annotated, Any, ClassVar, Final, TypeVar
@@ -12,7 +13,7 @@ import psycopg
 from fastapi import APIRouter, Depends, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
-from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 from sqlalchemy import ColumnElement, Connection, Engine, Table, func, select, tuple_
 from sqlalchemy import exc as sqlalchemy_errors
 from starlette.exceptions import HTTPException
@@ -55,8 +56,8 @@ Account = Annotated[str | None, Query(max_length=255, pattern=NO_NUL, descriptio
 Livemode = Annotated[bool | None, Query(description="only live rows, or only test rows")]
 Text = Annotated[str | None, Query(max_length=255, pattern=NO_NUL)]
 FilterText = Annotated[str | None, StringConstraints(max_length=255, pattern=NO_NUL)]
-FilterMoment = AwareDatetime | None
 Row = TypeVar("Row", bound=answers.Answer)
+_DATE: Final = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 
 
 def only(values: tuple[str, ...]) -> AfterValidator:
@@ -68,6 +69,18 @@ def only(values: tuple[str, ...]) -> AfterValidator:
         return value
 
     return AfterValidator(check)
+
+
+def _dated(value: object) -> object:
+    """Return *value*, but refuse a bare number, which pydantic takes for seconds, or milliseconds if large."""
+    if isinstance(value, str) and not _DATE.match(value):
+        raise ValueError("it is no time with its offset, as 2026-11-01T00:00:00Z")
+    return value
+
+
+Moment = Annotated[AwareDatetime, BeforeValidator(_dated)]
+"""A time with its offset, as ISO 8601 writes it."""
+FilterMoment = Moment | None
 
 
 def bounded(engine: Engine, bounds: Bounds) -> Engine:

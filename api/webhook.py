@@ -151,6 +151,8 @@ async def _answer(send: Send, status: int, body: bytes, media_type: bytes, *more
     await send({"type": "http.response.body", "body": body})
 
 
+_NAME: Final = {"type": "string", "minLength": 1, "maxLength": events.TEXT_CHARACTERS_MAX}
+
 OPERATION: Final[dict[str, Any]] = {
     "post": {
         "tags": ["webhook"],
@@ -171,7 +173,23 @@ OPERATION: Final[dict[str, Any]] = {
                 "description": "t=<unix seconds>,v1=<hexadecimal HMAC-SHA256>, as Stripe signs.",
             }
         ],
-        "requestBody": {"required": True, "content": {"application/json": {"schema": {"type": "object"}}}},
+        "requestBody": {
+            "required": True,
+            "description": "The event as Stripe sent it, byte for byte: with these fields it is recorded.",
+            "content": {
+                "application/json": {
+                    "schema": {
+                        "type": "object",
+                        "properties": {
+                            "id": _NAME,
+                            "type": _NAME,
+                            "created": {"type": "integer", "minimum": 0, "maximum": events.CREATED_MAX},
+                        },
+                        "required": ["id", "type", "created"],
+                    }
+                }
+            },
+        },
         "responses": {
             "200": {
                 "description": "Recorded, now or before.",

@@ -616,9 +616,11 @@ class MoneySource(Answer):
     status: Word | None
     currency: Word | None
     amount: int | None
-    amount_captured: int | None
-    amount_refunded: int | None = Field(description="as the charge reports it")
-    amount_by_refunds: int | None = Field(description="the sum of its refunds that count; null where not known")
+    amount_captured: int | None = Field(None, description="of a charge; absent of a refund")
+    amount_refunded: int | None = Field(None, description="as the charge reports it; absent of a refund")
+    amount_by_refunds: int | None = Field(
+        None, description="the sum of the charge's refunds that count, null where not known; absent of a refund"
+    )
     event_id: Id
     as_of: datetime
     verdict: Public[str]

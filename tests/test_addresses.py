@@ -155,6 +155,25 @@ def test_slashes_as_they_are(web: Web, key: str) -> None:
     assert ask(web, "POST /v1/orders/{}/expire", key, key)[0] == 409
 
 
+def test_no_parameter_takes_a_nul(web: Web) -> None:
+    """Every route refuses a NUL in an id and in any text of its query, since PostgreSQL cannot hold one."""
+    listed = web.client.get("/openapi.json").json()["paths"]
+    places = [
+        (method, path, each["in"], each["name"])
+        for path, methods in listed.items()
+        for method, operation in methods.items()
+        for each in operation.get("parameters", ())
+        if each["in"] in {"path", "query"}
+    ]
+
+    for method, path, where, name in places:
+        address = re.sub(r"{.+?}", "%00" if where == "path" else "none", path)
+        address += f"?{name}=%00" if where == "query" else ""
+        answer = web.client.request(method, address, headers=OWNER, json=None if method == "get" else {})
+        assert (method, path, name, answer.status_code) == (method, path, name, 422)
+        assert any(fault["place"].startswith(f"{where}.{name}") for fault in answer.json()["errors"])
+
+
 @pytest.mark.parametrize("listed", ["orders", "payment-links", "customers", "credit-notes", "events"])
 def test_no_id(web: Web, listed: str) -> None:
     """A slash after the address of a list is no id."""
@@ -168,6 +187,26 @@ def test_an_act_is_not_read(web: Web) -> None:
     answer = web.client.get("/v1/orders/none/expire", headers=OWNER)
     assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
     assert web.client.get("/v1/orders/none/other", headers=OWNER).status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("address", "methods"),
+    [
+        ("/v1/orders", "GET"),
+        ("/v1/orders/none", "GET, PUT"),
+        ("/v1/orders/none/expire", "POST"),
+        ("/v1/orders/none/explanation", "GET"),
+        ("/v1/customers/none/portal-sessions", "POST"),
+        ("/health/live", "GET, HEAD"),
+        ("/webhooks/stripe", "POST"),
+    ],
+)
+def test_methods_of_an_address(web: Web, address: str, methods: str) -> None:
+    """Another method is answered with all methods that the address has, also where several routes have it."""
+    for method in ("OPTIONS", "DELETE", "PATCH"):
+        answer = web.client.request(method, address, headers=OWNER)
+        assert (answer.status_code, answer.headers["allow"]) == (405, methods)
+        assert answer.json()["status"] == 405
 
 
 @given(key=st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=20))

@@ -42,8 +42,28 @@ def test_an_order_is_explained(web: Web, engine: Engine) -> None:
     assert email not in web.get(path, READER).text
 
 
+def test_the_money_of_a_refunded_order(web: Web, engine: Engine) -> None:
+    """The charge has its sums and each refund its amount; the sums of a charge are absent of a refund."""
+    account = Account(seed=3, payments=True)
+    session = account.open_session(amount=700)
+    account.complete(session)
+    account.refund(account.session(session)["payment_intent"], amount=200)
+    ledger.take_in(engine, *(each.body for each in account.events))
+
+    answer = web.get(f"/v1/orders/{session}/explanation")
+
+    assert answer.status_code == 200
+    sums = ("amount", "amount_captured", "amount_refunded", "amount_by_refunds")
+    money = [(each["object"], {name: each[name] for name in sums if name in each}) for each in answer.json()["money"]]
+    of_charge = {"amount": 700, "amount_captured": 700, "amount_refunded": 200, "amount_by_refunds": 200}
+    assert money == [("charge", of_charge), ("refund", {"amount": 200})]
+
+
 def test_as_it_was_known(web: Web, engine: Engine) -> None:
-    """Before any event of an order was received, there is nothing to explain; a time without an offset is refused."""
+    """Before any event of an order was received, there is nothing to explain.
+
+    A time without an offset is refused, and so is a number.
+    """
     account = Account(seed=3)
     session = account.open_session()
     account.complete(session)
@@ -54,6 +74,8 @@ def test_as_it_was_known(web: Web, engine: Engine) -> None:
     assert web.get(f"{path}?as_of=2026-11-22T12:00:00Z").json()["row"]["status"] == "paid"
     assert web.get(f"{path}?as_of=2026-11-22T11:59:59Z").status_code == 404
     assert web.get(f"{path}?as_of=2026-11-22T12:00:00").status_code == 422
+    # It may be seconds or milliseconds.
+    assert web.get(f"{path}?as_of=1795348800").status_code == 422
 
 
 def test_an_object_with_too_many_events(web: Web, engine: Engine) -> None:

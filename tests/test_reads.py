@@ -196,6 +196,8 @@ def test_any_cursor(shared: Web, parts: list[object]) -> None:
         "status=a%00b",
         f"customer={'x' * 256}",
         "created_from=yesterday",
+        "created_from=0.5",
+        "created_before=1793491200",
         "created_from=2026-11-01T00:00:00",
     ],
 )

@@ -22,6 +22,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from sqlalchemy import Engine, Table
+from sqlalchemy.exc import DBAPIError
 
 from deploy.local import discovery
 from deploy.output import Format, err

@@ -36,7 +36,7 @@ def trace_event(
     event = reads.one(request, tables.events, event_id, account, livemode)
     with reads.reading(state.engine) as connection:
         orders = _orders(connection, event)
-        changes = _changes(connection, event, [order.id for order in orders])
+        changes = changes_of(connection, event, [order.id for order in orders])
         signed = _signature(connection, event, state.settings.signing_secrets)
     row = _row(request, event)
     return answers.EventTrace(
@@ -90,7 +90,7 @@ def _orders(connection: Connection, event: Mapping[str, Any]) -> list[FoundOrder
     return list({order.id: order for hit in named for order in hit.orders}.values())
 
 
-def _changes(connection: Connection, event: Mapping[str, Any], orders: Collection[str]) -> Sequence[Any]:
+def changes_of(connection: Connection, event: Mapping[str, Any], orders: Collection[str]) -> Sequence[Any]:
     """Return the changes that *event* made of its object, of *orders*, and of its customer's balances."""
     subjects = [*orders, *([] if event["object_id"] is None else [event["object_id"], *_balances(connection, event)])]
     world = {"account": event["account"], "livemode": event["livemode"]}

@@ -8,6 +8,7 @@ from typing import Any, Final
 import pytest
 from sqlalchemy import Engine, Row, Select, Table, select, text
 
+from api import trace
 from api.reads import OrderFilters
 from schemas import database, event_filters, feed, lookup, summary, tables
 from schemas.event_filters import EventFilters, EventPage, Position
@@ -366,6 +367,35 @@ _ROWS_READ: Final = """
 SELECT coalesce(sum(seq_tup_read) FILTER (WHERE relname IN ('inbox', 'payloads')), 0)::bigint,
     sum(coalesce(seq_tup_read, 0) + coalesce(idx_tup_fetch, 0))::bigint
 FROM pg_stat_xact_user_tables
+"""
+
+
+def test_the_changes_of_an_event_are_found_without_looking_at_others(engine: Engine) -> None:
+    """What an event changed of its object and its orders costs the same in a feed of any length."""
+    fill(engine, _CHANGES_OF_MANY)
+    event = {"account": "", "livemode": True, "id": "evt_8", "object_id": "ch_8"}
+
+    with database.transaction(engine) as connection, database.cursor(connection) as cursor:
+        scanned_before, read_before = cursor.execute(_CHANGES_READ).fetchall()[0]
+        found = trace.changes_of(connection, event, ["cs_8"])
+        scanned, read = cursor.execute(_CHANGES_READ).fetchall()[0]
+
+    # The balance is that of a customer whom the event does not name.
+    assert {row["kind"] for row in found} == {"order.paid", "order.refund_changed", "order.corrected", "dispute.closed"}
+    assert scanned == scanned_before
+    assert read - read_before < PAGES_MAX
+
+
+_CHANGES_READ: Final = """
+SELECT coalesce(sum(seq_tup_read), 0)::bigint, sum(coalesce(seq_tup_read, 0) + coalesce(idx_tup_fetch, 0))::bigint
+FROM pg_stat_xact_user_tables WHERE relname = 'changes'
+"""
+_CHANGES_OF_MANY: Final = """
+INSERT INTO changes (account, livemode, subject, subject_id, kind, event_id, source, at, after)
+SELECT '', true, subject, name || '_' || n, kind, 'evt_' || n, 'webhook', now(), '{"status": "lost"}'
+FROM (VALUES ('order', 'cs', 'order.paid'), ('order', 'cs', 'order.refund_changed'), ('order', 'cs', 'order.corrected'),
+    ('balance', 'cus', 'balance.changed'), ('dispute', 'ch', 'dispute.closed')) AS kinds (subject, name, kind),
+    generate_series(1, %(rows)s) AS n
 """
 
 

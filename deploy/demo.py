@@ -26,9 +26,10 @@ from deploy.output import money, table
 from deploy.sandbox.account import Account
 from deploy.sandbox.delivery import PERFECT, Attempt, DeliveryReport, Distortions, deliver, plan
 from deploy.sandbox_shop import ACCOUNT, SandboxShop
-from schemas import database
+from schemas import database, summary
 from schemas.errors import ConflictError
 from schemas.settings import Settings
+from schemas.summary import LinkFunnel, Summary
 from worker.proof import swap
 from worker.proof.rebuild import refolded
 
@@ -210,15 +211,13 @@ def _summarize(console: Console, engine: Engine, shop: SandboxShop, report: Deli
             "delivery to folded": f"p50 {latency[49] * 1000:,.0f} ms, p99 {latency[98] * 1000:,.0f} ms",
         },
     )
-    counted = _rows(engine, "SELECT status, count(*) AS orders FROM orders GROUP BY status ORDER BY orders DESC")
-    _lines(console, "Orders", {str(row["status"]): f"{row['orders']:,}" for row in counted})
-    taken = _rows(engine, _MONEY)
-    _lines(
-        console, "Money of paid orders", {row["currency"]: money(int(row["amount"]), row["currency"]) for row in taken}
-    )
+    with database.transaction(engine) as connection:
+        sums, links = summary.read(connection, None, account=ACCOUNT), summary.funnel(connection, account=ACCOUNT).rows
+    for sold in sums:
+        _sold(console, sold)
     _carts(console, engine, shop)
     _after_the_sale(console, _rows(engine, _AFTER))
-    _funnel(console, _rows(engine, "SELECT * FROM payment_link_funnel ORDER BY opened DESC, payment_link"))
+    _funnel(console, sorted(links, key=lambda link: (-link.opened, link.payment_link)))
     _proof(console, proof)
 
 
@@ -247,10 +246,14 @@ FROM portal_configurations GROUP BY 3
 UNION ALL SELECT 7, 'portal sessions', 'created', NULL, count(*), NULL FROM portal_sessions HAVING count(*) > 0
 ORDER BY place, status, currency
 """
-_MONEY: Final = """
-SELECT currency, sum(amount_total) AS amount FROM orders
-WHERE status = 'paid' AND currency IS NOT NULL GROUP BY currency ORDER BY currency
-"""
+
+
+def _sold(console: Console, sums: Summary) -> None:
+    counts = sorted(sums.orders_by_status.items(), key=lambda item: -item[1])
+    _lines(console, "Orders", {str(status): f"{count:,}" for status, count in counts})
+    paid = {each.currency: each.amount for each in sums.orders if each.status == "paid"}
+    taken = {currency: money(amount, currency) for currency, amount in paid.items() if currency and amount is not None}
+    _lines(console, "Money of paid orders", taken)
 
 
 def _lines(console: Console, title: str, lines: dict[str, str]) -> None:
@@ -306,13 +309,13 @@ def _after_the_sale(console: Console, found: list[dict[str, Any]]) -> None:
     console.print()
 
 
-def _funnel(console: Console, found: list[dict[str, Any]]) -> None:
+def _funnel(console: Console, found: Sequence[LinkFunnel]) -> None:
     numbers = ("opened", "completed", "paid", "expired")
     rows = [
         [
-            row["payment_link"],
-            *(f"{row[name]:,}" for name in numbers),
-            money(int(row["amount_paid"]), row["currency"] or ""),
+            row.payment_link,
+            *(f"{getattr(row, name):,}" for name in numbers),
+            money(row.amount_paid, row.currency or ""),
         ]
         for row in found
     ]

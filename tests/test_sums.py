@@ -7,11 +7,12 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from alembic import command
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Engine
 
-from schemas import database
+from schemas import database, migrate
 from tests import histories, ledger
 from tests.command import payfold
 from worker.folding.claim import queue_outdated
@@ -197,6 +198,21 @@ def test_wrong_sums_are_reported_and_corrected(engine: Engine, database_url: str
     require_sums(engine)
     # No event says that there is such an order.
     assert (hourly_sums(engine), link_sums(engine), differences(engine)) == ({}, {}, [])
+
+
+def test_a_database_with_a_history(engine: Engine, database_url: str) -> None:
+    """A release that brings the sums sums the rows that there are, and the release before it may go on writing rows."""
+    config = migrate._config()
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.downgrade(config, "0015")
+    ledger.take_in(engine, *histories.bodies_of(5), account="acct_1")
+    assert migrate.upgrade(database_url)[0] == "0016"
+
+    require_sums(engine)
+    assert hourly_sums(engine)
+    ledger.take_in(engine, *histories.bodies_of(6))
+    require_sums(engine)
 
 
 def test_a_sum_of_any_size(engine: Engine) -> None:

@@ -64,13 +64,17 @@ _SUMS: Final = (
 )
 
 
-def compare(cursor: Cursor, live: str, found: Comparison, *, on_difference: Callable[[Difference], None]) -> None:
-    """Compare the sums in the schema *live* with its rows, and add the result to *found*."""
-    for sums in _SUMS:
-        tally = Tally(str(sums.table.name))
+def compare(cursor: Cursor, live: str, found: Comparison, *, on_difference: Callable[[Difference], None]) -> bool:
+    """Compare the sums in the schema *live* with its rows, add the result to *found*, and return whether they differ.
+
+    *on_difference* is called with each difference.
+    """
+    tallies = [Tally(str(sums.table.name)) for sums in _SUMS]
+    for sums, tally in zip(_SUMS, tallies, strict=True):
         for difference in _differences(cursor, live, sums, tally):
             on_difference(difference)
-        found.tallies.append(tally)
+    found.tallies += tallies
+    return any(tally.drift for tally in tallies)
 
 
 def correct(cursor: Cursor, live: str) -> None:

@@ -97,10 +97,11 @@ def swap(made: Shadow, *, on_difference: Callable[[Difference], None] = do_nothi
         found = difference.compare(cursor, made, on_difference=on_difference, pair=implied.add)
         implied.flush()
         implied.add_refunds()
-        sums.compare(cursor, made.live, found, on_difference=on_difference)
+        are_sums_wrong = sums.compare(cursor, made.live, found, on_difference=on_difference)
         for table in REPLACED:
             _write(cursor, made, table)
-        sums.correct(cursor, made.live)
+        if are_sums_wrong:
+            sums.correct(cursor, made.live)
         _settle_anomalies(cursor, made)
         return found, _append(cursor, made)
 

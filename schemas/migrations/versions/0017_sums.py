@@ -189,6 +189,8 @@ DROP TABLE hourly_sums, hourly_deltas, link_sums, link_deltas;
 def upgrade() -> None:
     """Make the tables and the triggers, and then, while no one writes the rows, fill the tables."""
     op.execute("SET LOCAL lock_timeout = '5s'")
+    # Waits until no one folds: a batch locks these tables in any order, so that the two could wait for each other.
+    op.execute("SELECT pg_advisory_xact_lock(hashtextextended(current_schema() || ' fold', 0))")
     op.execute(_TABLES + _MERGE)
     for table in _READ:
         op.execute(_function(table))

@@ -320,7 +320,8 @@ def test_a_database_that_is_away(deployment: Deployment) -> None:
     (database,) = found["database"]
     assert database[0] == "fault"
     assert "Connection refused" in database[1]
-    assert found["migrations"] == [("skipped", "not looked at: PostgreSQL cannot be reached", "")]
+    for check in ("migrations", "clock of PostgreSQL", "webhooks"):
+        assert found[check] == [("skipped", "not looked at: PostgreSQL cannot be reached", "")]
     assert [found[check][0][0] for check in ("redis", "key (default account, test)")] == ["ok", "ok"]
 
 
